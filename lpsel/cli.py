@@ -1,0 +1,130 @@
+"""The commands: `lpsel train|select|evaluate`, and train.py, select.py, evaluate.py beside the package.
+
+Nothing heavy is imported before a job starts, so that --help and mistakes answer at once.
+"""
+
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lpsel.distributed import is_main_process, started_by_torchrun
+from lpsel.errors import UserError
+
+COMMANDS = {
+    "train": "find or make scores and a subset, train a model on it",
+    "select": "find or make scores, write a subset",
+    "evaluate": "compare models on held-out rows",
+}
+TINY_MODELS = ("tiny", "tiny-target")
+
+
+def console() -> None:
+    """The console command `lpsel COMMAND [OVERRIDE ...]`."""
+    # Lightning starts the other ranks with this process's arguments, from which the command's name is gone by then.
+    started_as = os.environ.get("LPSEL_COMMAND")
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] in COMMANDS:
+        run(arguments[0], arguments[1:])
+    elif started_as in COMMANDS and os.environ.get("LOCAL_RANK", "0") != "0":
+        run(started_as, arguments)
+    elif arguments in ([], ["-h"], ["--help"]):
+        print("usage: lpsel COMMAND [OVERRIDE ...]   (lpsel COMMAND --help lists what can be overridden)\n")
+        print("\n".join(f"  {name:<10}{what}" for name, what in COMMANDS.items()))
+    else:
+        _fail("lpsel", f"{arguments[0]}: no such command; give one of {', '.join(COMMANDS)}.")
+
+
+def run(command: str, arguments: Sequence[str] | None = None) -> None:
+    """Run one command under Hydra.
+
+    Exit status 0 when it is done and 2 for a user's mistake, which is one line on standard error.
+    """
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from lpsel.config import config_dir
+
+    prog = f"lpsel {command}"
+    os.environ["LPSEL_COMMAND"] = command
+    debug = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # hands exceptions to us instead of printing them
+    sys.argv[1:] = overrides(command, list(sys.argv[1:] if arguments is None else arguments))
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(_job(command))()
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        if debug:
+            raise
+        _fail(prog, str(error))
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _job(command: str) -> Callable[[Any], dict[str, Any]]:
+    def job(config: Any) -> dict[str, Any]:
+        from hydra.core.hydra_config import HydraConfig
+
+        from lpsel.config import Job
+
+        hush()
+        started = Job.of(command, config, Path(HydraConfig.get().runtime.output_dir))
+        result = started.run()
+        if is_main_process():
+            print(started.run_dir, flush=True)
+        return result
+
+    return job
+
+
+def hush() -> None:
+    """Leave to our own lines what libraries say about themselves, and to the main process what all would say."""
+    lightning = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero")
+    for name in (*lightning, "httpx", "sentence_transformers", "datasets"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+    # The modules are in evaluation mode on purpose: dropout stays off.
+    warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")
+    if not is_main_process():
+        logging.disable(logging.INFO)
+
+
+def overrides(command: str, arguments: list[str]) -> list[str]:
+    """What the user wrote, in the form Hydra needs.
+
+    - `model.path=X` alone means `model=local model.path=X`, so that the path does not meet the recipe of another model;
+      the same for scorer and dataset.
+    - A real model brings the paper's data set and scorer where none are named, in place of the embedded ones.
+    - evaluate's `model=` takes run folders too, which no config group can, so it is handed on as `models=`.
+    - Of several ranks that torchrun starts, only the main one owns the time-stamped run folder.
+    """
+    if command == "evaluate":
+        arguments = [f"models={a.removeprefix('model=')}" if a.startswith("model=") else a for a in arguments]
+    named = {a.split("=", 1)[0]: a.split("=", 1)[1] for a in arguments if "=" in a and not a.startswith("-")}
+    implied = [
+        f"{group}=local"
+        for group in ("model", "scorer", "dataset")
+        if f"{group}.path" in named and group not in named and not (group == "model" and command != "train")
+    ]
+    real_model = command == "train" and ("model.path" in named or named.get("model", "tiny") not in TINY_MODELS)
+    if real_model:
+        paper = {"dataset": "alpaca", "scorer": "opt-350m"}
+        implied += [f"{g}={c}" for g, c in paper.items() if g not in named and f"{g}.path" not in named]
+    if started_by_torchrun() and not is_main_process() and "hydra.run.dir" not in named:
+        implied += [f"hydra.run.dir={tempfile.mkdtemp(prefix='lpsel-rank-')}", "hydra.output_subdir=null"]
+    return implied + arguments
+
+
+def _fail(prog: str, message: str) -> None:
+    print(f"{prog}: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def entry_point(script: str) -> None:
+    """Run the command that a script at the root of the repository is named after."""
+    run(Path(script).stem)

@@ -1,0 +1,113 @@
+"""Where the configuration files are, and from a composed configuration to the objects of a job."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from lpsel.distributed import is_main_process
+from lpsel.errors import UserError
+from lpsel.files import write_json
+from lpsel.tracking.base import Tracker
+
+log = logging.getLogger(__name__)
+
+
+def _user_cache() -> str:
+    from platformdirs import user_cache_dir
+
+    return user_cache_dir("lpsel")
+
+
+def _stem(path: str) -> str:
+    """What a file, folder or Hub id is called: `data/dolly.jsonl.xz` is dolly, `org/opt-350m` is opt-350m."""
+    name = Path(path).name
+    for ending in (".xz", ".gz", ".zst", ".jsonl", ".json", ".csv", ".parquet"):
+        name = name.removesuffix(ending)
+    return name
+
+
+OmegaConf.register_new_resolver("lpsel_user_cache", _user_cache, replace=True)
+OmegaConf.register_new_resolver("lpsel_stem", _stem, replace=True)
+
+
+def config_dir() -> Path:
+    """The folder with the configuration files: in a checkout beside the package, in a wheel inside it."""
+    package = Path(__file__).resolve().parent
+    return next(folder for folder in (package.parent / "conf", package / "conf") if (folder / "base.yaml").is_file())
+
+
+def build(node: DictConfig) -> Any:
+    """Instantiate a configuration node; a mistake its class finds stays the user's one-line error."""
+    try:
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        if isinstance(cause, TypeError | ValueError):
+            raise UserError(f"{node.get('_target_')}: {cause}") from error
+        raise
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command's run: its configuration, its folder, the shared cache and the tracker."""
+
+    command: str
+    config: DictConfig
+    run_dir: Path
+    cache_dir: Path
+    tracker: Tracker
+
+    @classmethod
+    def of(cls, command: str, config: DictConfig, run_dir: Path) -> "Job":
+        return cls(
+            command=command,
+            config=config,
+            run_dir=run_dir.resolve(),
+            cache_dir=Path(config.cache_dir).expanduser().resolve(),
+            tracker=build(config.tracker) if is_main_process() else Tracker(),
+        )
+
+    def start_tracking(self) -> None:
+        """Begin the tracked run; called once what can be wrong with the user's input has been looked at."""
+        config: Any = OmegaConf.to_container(self.config, resolve=True)
+        self.tracker.start(self.command, config, self.run_dir)
+
+    def run(self) -> dict[str, Any]:
+        """Run the command, write its result.json, end the tracked run whatever happens."""
+        result = None
+        try:
+            result = import_module(f"lpsel.jobs.{self.command}").run(self)
+            if is_main_process():
+                write_json(self.run_dir / "result.json", result)
+            return result
+        finally:
+            line = self.tracker.finish(result)
+            if line:
+                log.info(line)
+
+
+def run(command: str, overrides: Sequence[str], run_dir: Path) -> dict[str, Any]:
+    """Run a command from Python, as `lpsel COMMAND OVERRIDE...` does from a shell, and return its result.
+
+    Args:
+        command: train, select or evaluate.
+        overrides: as on the command line; `models=` in place of evaluate's `model=`.
+        run_dir: the run folder.
+
+    Raises:
+        UserError: what the command line would print in one line.
+    """
+    with initialize_config_dir(str(config_dir()), version_base="1.3", job_name=command):
+        config = compose(command, overrides=list(overrides))
+        run_dir.mkdir(parents=True, exist_ok=True)
+        return Job.of(command, config, run_dir).run()

@@ -1,0 +1,85 @@
+"""Which rows go through the model together: token budgets, length-sorted windows, equal shares for every rank.
+
+Pure functions of lengths; a plan is a list of row-index arrays, and every rank's plan has the same number of
+entries, since ranks that disagree on the number of forward passes wait for each other for ever.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.int64]
+NO_ROWS: Rows = np.empty(0, dtype=np.int64)
+
+
+def pack(rows: Rows, lengths: NDArray[np.int32], budget: int) -> list[Rows]:
+    """Cut length-sorted `rows` into batches of at most `budget` tokens, padding counted.
+
+    A row longer than the budget is a batch of its own. Longest rows come first, so that a batch that does not fit
+    into memory shows at the start.
+    """
+    if len(rows) == 0:
+        return []
+    rows = rows[np.lexsort((rows, -lengths[rows]))]
+    batches, start = [], 0
+    while start < len(rows):
+        stop = start + max(1, budget // int(lengths[rows[start]]))
+        batches.append(rows[start:stop])
+        start = stop
+    return batches
+
+
+def recording_plan(rows: Rows, lengths: NDArray[np.int32], budget: int, rank: int, world: int) -> list[Rows]:
+    """The batches of a pass over `rows` that this rank computes.
+
+    Batches are dealt in turn, so that ranks get like lengths. Ranks that come out a batch short compute the shortest
+    batch once more; records are kept by row, so the second result changes nothing.
+    """
+    batches = pack(rows, lengths, budget)
+    short = -len(batches) % world
+    return (batches + batches[-1:] * short)[rank::world]
+
+
+def epoch_order(ids: Sequence[str], seed: int, epoch: int) -> Rows:
+    """A shuffle of the rows that depends on their content, the seed and the epoch, not on their order in the file.
+
+    Args:
+        ids: content ids, hexadecimal, at least 16 digits each.
+
+    Returns:
+        Row numbers, shape (N,), in the order of the epoch.
+    """
+    keys = np.fromiter((int(i[:16], 16) for i in ids), dtype=np.uint64, count=len(ids))
+    mixed = _splitmix64(keys ^ _splitmix64(np.array([(seed * 1_000_003 + epoch) % 2**64], dtype=np.uint64)))
+    return np.argsort(mixed, kind="stable")
+
+
+def _splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Steele, Lea and Flood (2014), Fast Splittable Pseudorandom Number Generators: the SplitMix64 finaliser."""
+    with np.errstate(over="ignore"):
+        x = x + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+def training_plan(
+    order: Rows, lengths: NDArray[np.int32], batch_size: int, budget: int, rank: int, world: int
+) -> list[list[Rows]]:
+    """For every optimiser step, the micro-batches that this rank computes.
+
+    A step's global batch is the next `batch_size` rows of `order` (the last may be smaller). Its rows are sorted by
+    length, dealt to the ranks there and back, and each rank packs its share by the token budget. A rank with fewer
+    micro-batches than another gets empty ones.
+    """
+    steps = []
+    for start in range(0, len(order), batch_size):
+        window = order[start : start + batch_size]
+        window = window[np.lexsort((window, -lengths[window]))]
+        position = np.arange(len(window)) % (2 * world)
+        dealt_to = np.where(position < world, position, 2 * world - 1 - position)
+        shares = [pack(window[dealt_to == r], lengths, budget) for r in range(world)]
+        passes = max(len(share) for share in shares)
+        steps.append(shares[rank] + [NO_ROWS] * (passes - len(shares[rank])))
+    return steps

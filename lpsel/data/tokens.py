@@ -1,0 +1,291 @@
+"""Rows as token ids, made once and kept in a memory-mapped Arrow file.
+
+The cache is keyed by everything the ids depend on: the rows, the tokenizer, the template and the length.
+"""
+
+# N rows, T tokens of a row (fed to the model, after truncation)
+import hashlib
+import json
+import os
+from bisect import bisect_left
+from collections.abc import Iterator
+from functools import cached_property
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from lpsel.data.source import Row, Source
+from lpsel.data.template import Rendered, render, template_hash
+from lpsel.errors import UserError
+from lpsel.progress import track
+
+FORMAT = 1
+ROWS_PER_BATCH = 1024  # of every record batch but the last, so that row i lies in batch i // ROWS_PER_BATCH
+MANIFEST = "manifest.json"
+DATA = "tokens.arrow"
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("input_ids", pa.list_(pa.int32())),
+        ("supervised_spans", pa.list_(pa.int32())),  # first, end, first, end, ... positions in input_ids
+        ("prompt_tokens", pa.int32()),
+        ("response_tokens", pa.int32()),
+        ("truncated", pa.bool_()),
+    ]
+)
+
+
+class _Batch(NamedTuple):
+    """The list columns of a record batch: views of the file, row j from offsets[j] to offsets[j + 1]."""
+
+    ids: np.ndarray
+    id_offsets: np.ndarray
+    spans: np.ndarray
+    span_offsets: np.ndarray
+
+
+class Tokens:
+    """The token ids of a data set, read-only, from a memory-mapped file; rows in the order of the source.
+
+    Attributes:
+        folder: where they are kept.
+        reused: whether they were there already.
+        prompt_tokens: tokens fed that are not supervised, int32 (N,).
+        response_tokens: supervised tokens after truncation, int32 (N,).
+        truncated: whether something was cut off, bool (N,).
+        lengths: tokens fed, int32 (N,), the sum of the first two.
+    """
+
+    def __init__(self, folder: Path, reused: bool = True) -> None:
+        self.folder = folder
+        self.reused = reused
+        self._file = pa.ipc.open_file(pa.memory_map(str(folder / DATA)))
+        batches = [self._file.get_batch(place) for place in range(self._file.num_record_batches)]
+        self._batches = [_views(batch) for batch in batches]
+        self.prompt_tokens = _column(batches, "prompt_tokens", np.int32)
+        self.response_tokens = _column(batches, "response_tokens", np.int32)
+        self.truncated = _column(batches, "truncated", np.bool_)
+        self.lengths = self.prompt_tokens + self.response_tokens
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tokens, (self.folder, self.reused)
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The content id of every row."""
+        batches = (self._file.get_batch(place) for place in range(self._file.num_record_batches))
+        return [row_id for batch in batches for row_id in batch.column("id").to_pylist()]
+
+    @property
+    def n_truncated(self) -> int:
+        """Rows of which something was cut off."""
+        return int(self.truncated.sum())
+
+    @property
+    def n_unsupervised(self) -> int:
+        """Rows without a supervised token: no answer, or one that was cut off whole."""
+        return int((self.response_tokens == 0).sum())
+
+    def input_ids(self, i: int) -> np.ndarray:
+        """The tokens of row i, int32 (T,): a read-only view of the file."""
+        place, row = divmod(i, ROWS_PER_BATCH)
+        batch = self._batches[place]
+        return batch.ids[batch.id_offsets[row] : batch.id_offsets[row + 1]]
+
+    def supervised(self, i: int) -> np.ndarray:
+        """Which tokens of row i are labels, bool (T,): label t is what position t - 1 predicts, so never t = 0."""
+        place, row = divmod(i, ROWS_PER_BATCH)
+        batch = self._batches[place]
+        mask_T = np.zeros(batch.id_offsets[row + 1] - batch.id_offsets[row], dtype=np.bool_)
+        spans = batch.spans[batch.span_offsets[row] : batch.span_offsets[row + 1]]
+        for first, end in spans.reshape(-1, 2):
+            mask_T[first:end] = True
+        return mask_T
+
+
+def tokenize(source: Source, tokenizer: Any, template: str, max_length: int, cache_dir: Path) -> Tokens:
+    """The tokens of every row of `source`, from the cache where they are there.
+
+    Rows are cut to `max_length` tokens from the right, after the end of sequence was added, as the paper's released
+    code does: a long row loses its end, or its whole answer.
+
+    Args:
+        source: the rows.
+        tokenizer: a fast tokenizer of transformers with an end-of-sequence token.
+        template: alpaca, chat or plain, see `lpsel.data.template`.
+        max_length: tokens.
+        cache_dir: `tokens/<key>` is made in it. Processes that ask for the same tokens wait for the first.
+
+    Raises:
+        UserError: the tokenizer is not a fast one or has no EOS, the template does not fit, the cache cannot be
+            written, or what `Source` raises.
+    """
+    from filelock import FileLock
+
+    name = tokenizer.name_or_path or type(tokenizer).__name__
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(f"tokenizer of {name}: not a fast one, which lpsel needs. Convert it to a tokenizer.json.")
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"tokenizer of {name}: no end-of-sequence token. Set eos_token in its tokenizer_config.json.")
+    key = {
+        "format": FORMAT,
+        "data": source.fingerprint,
+        "tokenizer": tokenizer_hash(tokenizer),
+        "template": template_hash(template, tokenizer),
+        "max_length": max_length,
+    }
+    folder = Path(cache_dir).expanduser() / "tokens" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+    if _complete(folder):
+        return Tokens(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "lock"):
+            if _complete(folder):
+                return Tokens(folder)
+            _write(folder / DATA, source, _encoded(source, tokenizer, template, max_length))
+            manifest = {**key, "rows": len(source), "bytes": (folder / DATA).stat().st_size}
+            temporary = folder / f"{MANIFEST}.tmp"
+            temporary.write_text(json.dumps(manifest, indent=2) + "\n")
+            os.replace(temporary, folder / MANIFEST)
+    except OSError as error:
+        raise UserError(
+            f"cache_dir={cache_dir}: cannot be written ({error.strerror or error}). Name another folder."
+        ) from error
+    return Tokens(folder, reused=False)
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """SHA-256 of all that a fast tokenizer's ids depend on: its backend and its special tokens."""
+    state = tokenizer.backend_tokenizer.to_str()
+    state = state[state.index('"added_tokens"') :]  # before it stand truncation and padding, which are set per call
+    special = json.dumps([tokenizer.special_tokens_map, tokenizer.eos_token_id], sort_keys=True, default=str)
+    return hashlib.sha256((state + special).encode()).hexdigest()
+
+
+def _complete(folder: Path) -> bool:
+    """Whether the manifest, written last, is there and tells of the data file that is there."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        return manifest["bytes"] == (folder / DATA).stat().st_size
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _write(path: Path, source: Source, batches: Iterator[pa.RecordBatch]) -> None:
+    temporary = path.with_suffix(".tmp")
+    with (
+        track("Tokenising", total=len(source), unit="rows") as advance,
+        pa.ipc.new_file(temporary, SCHEMA) as file,
+    ):
+        for batch in batches:
+            file.write_batch(batch)
+            advance(batch.num_rows, tokens=len(batch.column("input_ids").values))
+    os.replace(temporary, path)
+
+
+class _Encoded(NamedTuple):
+    """A row cut to length: its ids, its supervised spans in tokens, and whether something was cut off."""
+
+    ids: list[int]
+    spans: list[tuple[int, int]]
+    truncated: bool
+
+
+def _encoded(source: Source, tokenizer: Any, template: str, max_length: int) -> Iterator[pa.RecordBatch]:
+    backend = _untrimmed(tokenizer)
+    rows = iter(source)
+    while batch := list(islice(rows, ROWS_PER_BATCH)):
+        rendered = [_render(row, template, tokenizer) for row in batch]
+        encodings = backend.encode_batch(
+            [text.text for text in rendered], add_special_tokens=rendered[0].add_special_tokens
+        )
+        encoded = [
+            _cut(encoding.ids, encoding.offsets, text, tokenizer.eos_token_id, max_length)
+            for encoding, text in zip(encodings, rendered, strict=True)
+        ]
+        yield _record_batch([row.example.content_id() for row in batch], encoded)
+
+
+def _render(row: Row, template: str, tokenizer: Any) -> Rendered:
+    try:
+        return render(row.example, template, tokenizer)
+    except UserError as error:
+        raise UserError(f"row {row.index}: {error}") from None
+
+
+def _untrimmed(tokenizer: Any) -> Any:
+    """A copy of the tokenizer's backend that neither cuts nor pads, and counts a token's leading space as its own.
+
+    Byte-level tokenizers such as GPT-2's leave the space of ` foo` out of its offsets (trim_offsets), and then a token
+    that begins in the prompt would seem to begin in the answer, and a lone space to have no place at all.
+    """
+    from tokenizers import Tokenizer
+
+    state = tokenizer.backend_tokenizer.to_str().replace('"trim_offsets":true', '"trim_offsets":false')
+    backend = Tokenizer.from_str(state)
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _cut(ids: list[int], offsets: list[tuple[int, int]], rendered: Rendered, eos: int, max_length: int) -> _Encoded:
+    """Supervise the tokens that begin inside a supervised span, add EOS, then cut.
+
+    A token that begins in the prompt and ends in the answer is not supervised: the paper masks the length of the
+    prompt tokenised alone, which has that token too.
+    """
+    end_of_text = len(ids)
+    while end_of_text and offsets[end_of_text - 1] == (0, 0):  # what the tokenizer itself added at the end
+        end_of_text -= 1
+    spans = []
+    for start, end in rendered.supervised:
+        first = bisect_left(offsets, (start,), 0, end_of_text)
+        last = bisect_left(offsets, (end,), first, end_of_text)
+        while first < last and offsets[first][0] == offsets[first][1]:
+            first += 1
+        spans.append((first, last))
+    if rendered.append_eos:
+        if ids[end_of_text:] != [eos]:
+            ids = [*ids, eos]
+        # The answer that ends the text runs on to its EOS.
+        spans[-1] = (min(spans[-1][0], len(ids) - 1), len(ids))
+    # Nothing predicts the first token, so it cannot be supervised.
+    cut = [(max(first, 1), min(last, max_length)) for first, last in spans]
+    return _Encoded(ids[:max_length], [span for span in cut if span[0] < span[1]], len(ids) > max_length)
+
+
+def _record_batch(row_ids: list[str], rows: list[_Encoded]) -> pa.RecordBatch:
+    lengths = np.array([len(row.ids) for row in rows], dtype=np.int32)
+    spans = [list(chain.from_iterable(row.spans)) for row in rows]
+    response = np.array([sum(last - first for first, last in row.spans) for row in rows], dtype=np.int32)
+    columns = [
+        pa.array(row_ids, pa.string()),
+        _lists([row.ids for row in rows]),
+        _lists(spans),
+        pa.array(lengths - response),
+        pa.array(response),
+        pa.array([row.truncated for row in rows], pa.bool_()),
+    ]
+    return pa.record_batch(columns, schema=SCHEMA)
+
+
+def _lists(rows: list[list[int]]) -> pa.ListArray:
+    offsets = np.zeros(len(rows) + 1, dtype=np.int32)
+    np.cumsum([len(row) for row in rows], out=offsets[1:])
+    values = np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(offsets[-1]))
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+
+
+def _views(batch: pa.RecordBatch) -> _Batch:
+    ids, spans = batch.column("input_ids"), batch.column("supervised_spans")
+    return _Batch(*(part.to_numpy() for lists in (ids, spans) for part in (lists.values, lists.offsets)))
+
+
+def _column(batches: list[pa.RecordBatch], name: str, dtype: Any) -> np.ndarray:
+    return np.concatenate([batch.column(name).to_numpy(zero_copy_only=False) for batch in batches]).astype(dtype)

@@ -1,0 +1,53 @@
+"""How likely a model finds the reference responses, and how many bytes of them it was asked about."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lpsel.data.batching import pack
+from lpsel.data.module import collate
+from lpsel.data.source import Example
+from lpsel.data.tokens import Tokens
+from lpsel.model.loss import PerSampleLoss
+from lpsel.progress import track
+
+
+@torch.inference_mode()
+def reference_nll(loss: PerSampleLoss, tokens: Tokens, batch_tokens: int, title: str) -> NDArray[np.float64]:
+    """Negative log-likelihood of every row's supervised tokens, summed, in nats, shape (N,).
+
+    0 where a row has no supervised token. Summed in float64 whatever the model's precision.
+
+    Args:
+        loss: the model, in evaluation mode, on its device.
+        tokens: the reference rows, N of them.
+        batch_tokens: largest batch, padding counted.
+        title: of the progress bar.
+    """
+    nll_N = np.zeros(len(tokens.ids))
+    supervised = np.flatnonzero(tokens.response_tokens > 0)
+    with track(title, total=len(supervised), unit="rows") as advance:
+        for rows in pack(supervised, tokens.lengths, batch_tokens):
+            batch = collate(tokens, rows)
+            on_device = batch.to(loss.model.device)
+            token_nll = loss(on_device.input_ids_BT, on_device.predicts_N, on_device.labels_N).cpu().double().numpy()
+            nll_N[rows] = np.bincount(batch.row_N.numpy(), weights=token_nll, minlength=len(rows))
+            advance(len(rows), tokens=batch.tokens)
+    return nll_N
+
+
+def response_bytes(example: Example, tokens: Tokens, i: int, tokenizer: Any) -> int:
+    """UTF-8 bytes of the response text that row i supervises.
+
+    A row that was not cut supervises the whole text of its assistant's turns, the same bytes for every tokenizer and
+    template. Of one that was cut, the supervised tokens that are left are decoded and counted.
+    """
+    if tokens.response_tokens[i] == 0:
+        return 0
+    whole = sum(len(turn.content.encode()) for turn in example.turns if turn.role == "assistant")
+    if not tokens.truncated[i]:
+        return whole
+    left = tokens.input_ids(i)[tokens.supervised(i)]
+    return min(whole, len(tokenizer.decode(left.tolist(), skip_special_tokens=True).encode()))

@@ -1,0 +1,148 @@
+"""One call of Lightning's Trainer, as scoring and target training both need it."""
+
+import resource
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+
+from lpsel.config import Job, build
+from lpsel.data.module import MicroBatch, OptimiserStep, SubsetDataModule
+from lpsel.errors import UserError
+from lpsel.model.flops import forward_flops
+from lpsel.model.module import FineTuner
+from lpsel.progress import Advance, track
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a fit took.
+
+    Attributes:
+        tokens: fed in training and recording passes, padding aside, over all ranks.
+        flops: model floating-point operations, attention counted.
+        seconds: wall-clock, loading the model included.
+        device_seconds: `seconds` times the number of devices.
+        peak_memory_bytes: of this process so far, and of its GPU where it has one.
+    """
+
+    tokens: int
+    flops: float
+    seconds: float
+    device_seconds: float
+    peak_memory_bytes: dict[str, int]
+
+
+def resolve_precision(requested: str) -> str:
+    """Lightning's name of the precision that `auto` stands for on this machine."""
+    if requested != "auto":
+        return str(requested)
+    return "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def device_of(accelerator: str) -> torch.device:
+    """The device that a run in one process uses.
+
+    Raises:
+        UserError: a GPU is asked for where there is none.
+    """
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(f"trainer.accelerator={accelerator}: this machine has no CUDA device; say trainer=cpu.")
+    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def fit(
+    job: Job,
+    module: FineTuner,
+    data: SubsetDataModule,
+    *,
+    epochs: int,
+    title: str,
+    callbacks: list[L.Callback],
+) -> tuple[L.Trainer, Cost]:
+    """Train for `epochs` passes; where the data module records, also run a pass before training and after each epoch."""
+    started = time.monotonic()
+    node = job.config.trainer.copy()
+    node.precision = resolve_precision(node.precision)
+    device_of(node.accelerator)
+    L.seed_everything(module.spec.recipe.seed, verbose=False)
+    trainer = build(node)(
+        max_epochs=epochs,
+        callbacks=[*callbacks, FitProgress(title, data)],
+        logger=job.tracker.logger(),
+        log_every_n_steps=1,
+        num_sanity_val_steps=-1 if data.record else 0,
+        limit_val_batches=1.0 if data.record else 0,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=job.run_dir,
+    )
+    trainer.fit(module, datamodule=data)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    seconds = time.monotonic() - started
+    return trainer, _cost(trainer, module, data, epochs, seconds)
+
+
+def _cost(trainer: L.Trainer, module: FineTuner, data: SubsetDataModule, epochs: int, seconds: float) -> Cost:
+    tokens, model = data.tokens, module.language_model
+
+    def forward(mask: Any) -> float:
+        return forward_flops(model, tokens.lengths[mask], tokens.response_tokens[mask])
+
+    passes = epochs + 1 if data.record else 0
+    recorded = int(tokens.lengths[data.supervised].sum(dtype="int64"))
+    # ru_maxrss counts kibibytes on Linux, bytes on macOS.
+    memory = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)}
+    if torch.cuda.is_available():
+        memory["gpu"] = torch.cuda.max_memory_allocated()
+    return Cost(
+        tokens=epochs * data.tokens_per_epoch + passes * recorded,
+        flops=3 * epochs * forward(data.trained) + passes * forward(data.supervised),
+        seconds=round(seconds, 3),
+        device_seconds=round(seconds * trainer.world_size, 3),
+        peak_memory_bytes=memory,
+    )
+
+
+class FitProgress(L.Callback):
+    """A bar for each training epoch and each recording pass, in this rank's batches, with its tokens per second."""
+
+    def __init__(self, title: str, data: SubsetDataModule) -> None:
+        self.title, self.data = title, data
+        self.bar = ExitStack()
+        self.advance: Advance
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._open(f"{self.title}: epoch {trainer.current_epoch + 1}", self.data.steps_per_epoch, "steps")
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: OptimiserStep, batch_idx: int
+    ) -> None:
+        self.advance(1, tokens=sum(m.tokens for m in batch.micro_batches))
+        if batch_idx + 1 == self.data.steps_per_epoch:
+            self.bar.close()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        when = "before training" if trainer.sanity_checking else f"after epoch {trainer.current_epoch + 1}"
+        self._open(f"{self.title}: recording {when}", len(self.data.val_dataloader()), "batches")
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: MicroBatch, *_: Any
+    ) -> None:
+        self.advance(1, tokens=batch.tokens)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.bar.close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.bar.close()
+
+    def _open(self, title: str, total: int, unit: str) -> None:
+        self.advance = self.bar.enter_context(track(title, total, unit))

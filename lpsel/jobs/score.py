@@ -1,0 +1,182 @@
+"""Scores: found in the cache, or made by training the scorer with its per-sample records."""
+
+import json
+import logging
+import platform
+import subprocess
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from omegaconf import OmegaConf
+
+from lpsel import __version__
+from lpsel.config import Job, build
+from lpsel.data.source import Source
+from lpsel.distributed import agree, is_main_process
+from lpsel.errors import UserError
+from lpsel.files import digest
+from lpsel.model.load import identity, load_tokenizer, locate
+from lpsel.model.spec import ModelSpec
+from lpsel.records.store import MANIFEST, SCORES, Parts, find_scores, write_scores
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # of the records: raised when the same recipe would give other numbers
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A scores folder, and whether this run made it."""
+
+    folder: Path
+    reused: bool
+
+    @property
+    def table(self) -> Path:
+        return self.folder / SCORES
+
+    def manifest(self) -> dict[str, Any]:
+        return json.loads((self.folder / MANIFEST).read_text())
+
+
+def check_scorer(job: Job, scorer: ModelSpec, epochs: int) -> None:
+    """Find what is wrong with a scorer before it is loaded.
+
+    Raises:
+        UserError: no such model, or more recorded epochs asked for than its recipe has.
+    """
+    if epochs > scorer.recipe.epochs:
+        raise UserError(
+            f"scorer.recipe.epochs={scorer.recipe.epochs}: the selection needs {epochs} recorded epochs; raise it, or "
+            "choose a rule that needs fewer (selection=lp_app needs 1)."
+        )
+    if scorer.path:
+        locate(scorer, job.cache_dir)
+
+
+def scores_for(job: Job, scorer: ModelSpec, source: Source, epochs: int) -> Scores:
+    """Scores of `source` with at least `epochs` recorded epochs: those in the cache, else new ones.
+
+    The recipe's schedule is laid out over its own epochs even where fewer are recorded, so that LP_app's one epoch is the
+    first of the very run whose three epochs LP needs.
+
+    Raises:
+        UserError: more epochs are asked for than the scorer's recipe has.
+    """
+    from lpsel.jobs.fitting import resolve_precision
+
+    check_scorer(job, scorer, epochs)
+    path = locate(scorer, job.cache_dir)
+    described = {
+        "format": FORMAT,
+        "dataset_fingerprint": source.fingerprint,
+        "scorer": scorer.name,
+        "scorer_identity": identity(path, scorer.revision),
+        "template": scorer.template,
+        "max_length": scorer.max_length,
+        "recipe": asdict(scorer.recipe),
+        "optimizer": OmegaConf.to_container(job.config.optimizer, resolve=True),
+        "precision": resolve_precision(job.config.trainer.precision),
+    }
+    key = digest({k: v for k, v in described.items() if k != "scorer"})[:16]
+    folder = job.cache_dir / "scores" / f"{scorer.name}-{job.config.dataset.name}-{key}-e{epochs}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    if is_main_process():
+        lock.acquire()
+    try:
+        found = agree(find_scores(job.cache_dir, key, epochs))
+        if found:
+            log.info("Scores: reused from %s", found / SCORES)
+            return Scores(found, reused=True)
+        log.info("Scores: none yet of %s for %s with this recipe; training the scorer", source.spec.name, scorer.name)
+        _make(job, scorer, path, source, epochs, folder, described)
+    finally:
+        if is_main_process():
+            lock.release()
+    return Scores(folder, reused=False)
+
+
+def _make(
+    job: Job, scorer: ModelSpec, path: str, source: Source, epochs: int, folder: Path, described: dict[str, Any]
+) -> None:
+    from lpsel.data.module import SubsetDataModule
+    from lpsel.data.template import template_hash
+    from lpsel.data.tokens import tokenize, tokenizer_hash
+    from lpsel.jobs.fitting import fit
+    from lpsel.model.module import FineTuner
+    from lpsel.records.recorder import NLLRecorder
+
+    tokenizer = load_tokenizer(scorer, path)
+    tokens = tokenize(source, tokenizer, scorer.template, scorer.max_length, job.cache_dir)
+    report_tokens(tokens, scorer)
+    data = SubsetDataModule(
+        tokens,
+        batch_size=scorer.recipe.batch_size,
+        seed=scorer.recipe.seed,
+        train_tokens=job.config.train_tokens,
+        score_tokens=job.config.score_tokens,
+        record=True,
+    )
+    if not data.steps_per_epoch:
+        raise UserError(
+            f"dataset {source.spec.name}: no row has a supervised token within scorer.max_length={scorer.max_length}; raise it."
+        )
+    module = FineTuner(scorer, path, build(job.config.optimizer), data.steps_per_epoch * scorer.recipe.epochs)
+    parts = Parts(folder.with_name(f"{folder.name}.parts"))
+    trainer, cost = fit(
+        job, module, data, epochs=epochs, title=f"Scorer {scorer.name}", callbacks=[NLLRecorder(parts)]
+    )
+    if trainer.is_global_zero:
+        manifest = described | {
+            "epochs": epochs,
+            "rows": len(tokens),
+            "rows_truncated": int(tokens.truncated.sum()),
+            "rows_without_supervised_token": int((tokens.response_tokens == 0).sum()),
+            "tokenizer_hash": tokenizer_hash(tokenizer),
+            "template_hash": template_hash(scorer.template, tokenizer),
+            "trust_remote_code": scorer.trust_remote_code,
+            "seed": scorer.recipe.seed,
+            "world_size": trainer.world_size,
+            "versions": versions(),
+            "git_commit": git_commit(),
+            **asdict(cost),
+            "wall_seconds": cost.seconds,
+        }
+        write_scores(folder, tokens, parts.collect(epochs, len(tokens)), manifest)
+        parts.clear()
+        parts.folder.rmdir()
+        log.info("Scores: written to %s", folder / SCORES)
+    trainer.strategy.barrier("scores written")
+
+
+def report_tokens(tokens: Any, model: ModelSpec) -> None:
+    """Say how many rows lost something to the length limit."""
+    cut, empty = int(tokens.truncated.sum()), int((tokens.response_tokens == 0).sum())
+    if cut:
+        log.info(
+            "Tokens: %s of %s rows are cut off at %s tokens for %s; %s keep no supervised token",
+            f"{cut:,}",
+            f"{len(tokens):,}",
+            model.max_length,
+            model.name,
+            f"{empty:,}",
+        )
+
+
+def versions() -> dict[str, str]:
+    names = ("torch", "lightning", "transformers", "numpy", "pyarrow")
+    return {"lpsel": __version__, "python": platform.python_version()} | {name: version(name) for name in names}
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that this package runs from, if it does."""
+    here = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

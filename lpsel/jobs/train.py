@@ -1,0 +1,100 @@
+"""`train`: find or make scores and a subset, train the target on it, leave a Hugging Face folder."""
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lpsel.config import Job, build
+from lpsel.data.source import Source
+from lpsel.distributed import is_main_process
+from lpsel.errors import UserError
+from lpsel.jobs.select import choose, describe_model, prepare, write_selection
+from lpsel.model.load import load_tokenizer, locate
+from lpsel.model.spec import ModelSpec
+from lpsel.tracking.base import Artifact
+
+log = logging.getLogger(__name__)
+
+MODEL = "model"
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Select, train, save. The run folder is a selection folder of the contract with the model beside it."""
+    from lpsel.data.module import SubsetDataModule
+    from lpsel.data.tokens import tokenize
+    from lpsel.jobs.fitting import fit
+    from lpsel.jobs.score import report_tokens
+    from lpsel.model.module import FineTuner
+
+    target: ModelSpec = build(job.config.model)
+    plan = prepare(job, tokens_of=target)
+    path = locate(target, job.cache_dir)
+    job.start_tracking()
+
+    chosen = choose(job, plan)
+    result = write_selection(job, plan, chosen) if is_main_process() else {}
+
+    tokenizer = load_tokenizer(target, path)
+    tokens = tokenize(plan.source, tokenizer, target.template, target.max_length, job.cache_dir)
+    report_tokens(tokens, target)
+    data = SubsetDataModule(
+        tokens,
+        mask=chosen.selection.selected,
+        batch_size=target.recipe.batch_size,
+        seed=target.recipe.seed,
+        train_tokens=job.config.train_tokens,
+        score_tokens=job.config.score_tokens,
+    )
+    if not data.steps_per_epoch:
+        raise UserError(f"model.max_length={target.max_length}: leaves no supervised token in any chosen row; raise it.")
+    untrained = int(chosen.selection.n_selected - data.trained.sum())
+    if untrained:
+        log.warning("Target: %s chosen rows keep no supervised token for %s and are not trained on", untrained, target.name)
+
+    epochs = target.recipe.epochs
+    module = FineTuner(target, path, build(job.config.optimizer), data.steps_per_epoch * epochs)
+    trainer, cost = fit(job, module, data, epochs=epochs, title=f"Target {target.name}", callbacks=[])
+    nll = float(trainer.callback_metrics["train/nll"])
+    folder = job.run_dir / MODEL
+    save_model(trainer, module, tokenizer, folder)
+    if not is_main_process():
+        return {}
+
+    result = {"command": "train", **result}
+    result |= {
+        "model": str(folder),
+        "base_model": describe_model(target),
+        "training": {
+            "rows": int(data.trained.sum()),
+            "steps": trainer.global_step,
+            "epochs": epochs,
+            "last_step_nll": nll,
+            "precision": str(trainer.precision),
+            "world_size": trainer.world_size,
+            **asdict(cost),
+        },
+    }
+    name = f"model-{job.run_dir.parent.name}-{job.run_dir.name}".replace("/", "-")[:120]
+    job.tracker.made(Artifact("model", name, folder, by_reference=True, metadata=result["training"]))
+    result["artifact"] = name
+    log.info(
+        "Trained %s on %s rows: %s steps, %s tokens, %.1f s, NLL of the last step %.4f",
+        target.name,
+        f"{int(data.trained.sum()):,}",
+        trainer.global_step,
+        f"{cost.tokens:,}",
+        cost.seconds,
+        nll,
+    )
+    return result
+
+
+def save_model(trainer: Any, module: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a folder that AutoModelForCausalLM and AutoTokenizer load, under a temporary name first."""
+    if trainer.is_global_zero:
+        temporary = folder.with_name(f".{folder.name}.tmp")
+        module.language_model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        temporary.replace(folder)
+    trainer.strategy.barrier("model saved")

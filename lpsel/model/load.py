@@ -1,0 +1,97 @@
+"""From a ModelSpec to a tokenizer, a model, and an identity that names its exact weights."""
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from lpsel.errors import UserError
+from lpsel.model.spec import ModelSpec
+
+HASHED = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py")
+
+
+def locate(spec: ModelSpec, cache_dir: Path) -> str:
+    """The folder or Hub id to load from; a tiny model is made first where there is none yet.
+
+    Raises:
+        UserError: neither a folder with a model in it nor a model the Hub has, said before anything is loaded.
+    """
+    if not spec.path:
+        from lpsel.model.tiny import make_tiny
+
+        return str(make_tiny(cache_dir=cache_dir, **(spec.tiny or {})))
+    path = Path(spec.path).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"{spec.path}: has no config.json; give a folder that save_pretrained wrote.")
+        if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
+            raise UserError(f"{spec.path}: has no weights (*.safetensors); give a folder that save_pretrained wrote.")
+        return str(path)
+    if path.is_absolute() or spec.path.startswith((".", "~")) or spec.path.count("/") > 1:
+        raise UserError(f"{spec.path}: no such folder; give a model folder or a Hugging Face id.")
+    _config_file(spec)
+    return spec.path
+
+
+@lru_cache(maxsize=32)
+def identity(spec_path: str, revision: str | None) -> str:
+    """SHA-256 of a local folder's model and tokenizer files, or the commit of a Hub model."""
+    folder = Path(spec_path)
+    if not folder.is_dir():
+        return f"{spec_path}@{_commit(spec_path, revision)}"
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in HASHED and file.is_file():
+            with file.open("rb") as opened:
+                digest.update(f"{file.name}:{hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _config_file(spec: ModelSpec) -> str:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return hf_hub_download(str(spec.path), "config.json", revision=spec.revision)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{spec.path}: no such folder, and the Hub does not give it ({reason}); give a model folder, a Hugging Face "
+            "id, or HF_TOKEN in the environment for a gated model."
+        ) from error
+
+
+def _commit(path: str, revision: str | None) -> str:
+    """The commit a Hub model resolves to: the name of its snapshot folder in the local Hub cache."""
+    return Path(_config_file(ModelSpec(name=path, path=path, revision=revision))).parent.name
+
+
+def load_tokenizer(spec: ModelSpec, path: str) -> Any:
+    """The tokenizer that belongs to the model."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: its tokenizer cannot be loaded ({_first_line(error)}); give a complete model folder."
+        ) from error
+
+
+def load_model(spec: ModelSpec, path: str, dtype: Any) -> Any:
+    """The causal language model with its weights in `dtype`, in evaluation mode (no dropout)."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path, revision=spec.revision, trust_remote_code=spec.trust_remote_code, dtype=dtype, weights_only=True
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be loaded as a causal language model ({_first_line(error)}).") from error
+    return model.eval()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

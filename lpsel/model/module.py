@@ -1,0 +1,99 @@
+"""The LightningModule: one optimiser step over micro-batches, and the per-sample losses of a recording pass."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from lpsel.data.module import MicroBatch, OptimiserStep
+from lpsel.model.load import load_model
+from lpsel.model.loss import PerSampleLoss, check_head, per_sample_nll
+from lpsel.model.spec import ModelSpec
+
+
+class FineTuner(L.LightningModule):
+    """Fine-tunes a causal language model on responses.
+
+    The loss of a step is the mean NLL over the supervised tokens of the whole global batch, however it is cut into
+    micro-batches and ranks. Dropout stays off, so that the same holds for the gradient.
+
+    Args:
+        spec: the model and its recipe.
+        path: folder or Hub id to load it from.
+        optimizer: called with the parameters and `lr=`.
+        total_steps: horizon of the learning-rate schedule, in optimiser steps.
+    """
+
+    def __init__(self, spec: ModelSpec, path: str, optimizer: Callable[..., Any], total_steps: int) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.spec, self.path = spec, path
+        self.make_optimizer, self.total_steps = optimizer, total_steps
+        self.loss: PerSampleLoss | None = None
+
+    def configure_model(self) -> None:
+        if self.loss is not None:
+            return
+        precision = self.trainer.precision
+        dtype = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}.get(
+            str(precision), torch.float32
+        )
+        self.loss = PerSampleLoss(load_model(self.spec, self.path, dtype))
+        check_head(self.loss)
+        self.loss.eval()
+
+    @property
+    def language_model(self) -> Any:
+        """The transformers model inside."""
+        assert self.loss is not None, "configure_model has not run"
+        return self.loss.model
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        from transformers import get_scheduler
+
+        recipe = self.spec.recipe
+        optimizer = self.make_optimizer(
+            [p for p in self.language_model.parameters() if p.requires_grad], lr=recipe.learning_rate
+        )
+        scheduler = get_scheduler(
+            "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule,
+            optimizer,
+            num_warmup_steps=round(recipe.warmup * self.total_steps),
+            num_training_steps=self.total_steps,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def training_step(self, step: OptimiserStep, _batch_idx: int) -> None:
+        optimizer: Any = self.optimizers()
+        scheduler: Any = self.lr_schedulers()
+        total = torch.zeros((), device=self.device)
+        for i, batch in enumerate(step.micro_batches):
+            self._reduce_gradients(i == len(step.micro_batches) - 1)
+            # Strategies average gradients over ranks; the loss is a sum over them.
+            loss = self._token_nll(batch).sum() * (self.trainer.world_size / step.supervised_tokens)
+            self.manual_backward(loss)
+            total += loss.detach()
+        self.clip_gradients(optimizer, self.spec.recipe.max_grad_norm, "norm")
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+        self.log("train/nll", total, batch_size=step.rows, sync_dist=self.trainer.world_size > 1)
+        self.log("train/learning_rate", scheduler.get_last_lr()[0], batch_size=step.rows)
+
+    def validation_step(self, batch: MicroBatch, _batch_idx: int) -> Tensor:
+        """Mean NLL of each row, in nats per supervised token, shape (B,)."""
+        return per_sample_nll(self._token_nll(batch), batch.row_N, len(batch.index_B))
+
+    def _token_nll(self, batch: MicroBatch) -> Tensor:
+        assert self.loss is not None
+        return self.loss(batch.input_ids_BT, batch.predicts_N, batch.labels_N)
+
+    def _reduce_gradients(self, now: bool) -> None:
+        """Reduce gradients over ranks with the last micro-batch of a step only."""
+        model = self.trainer.strategy.model
+        if isinstance(model, DistributedDataParallel):
+            model.require_backward_grad_sync = now

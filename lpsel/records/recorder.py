@@ -1,0 +1,53 @@
+"""The logging hook: keeps every sample's NLL before training and after each epoch."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from lpsel.data.module import MicroBatch
+from lpsel.records.store import Parts
+
+BATCHES_PER_PART = 64
+
+
+class NLLRecorder(L.Callback):
+    """Writes what the validation passes over the training set return, keyed by row index.
+
+    The pass before training is Lightning's sanity check over all batches (`num_sanity_val_steps=-1`), so that it runs
+    where every strategy allows a forward pass. Each rank writes parts of its own; nothing is gathered, and
+    nothing depends on the order or size of batches or on the number of ranks.
+
+    Args:
+        parts: where the parts go; a folder that all ranks see.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.index_B: list[Tensor] = []
+        self.nll_B: list[Tensor] = []
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if trainer.is_global_zero:
+            self.parts.clear()
+        trainer.strategy.barrier("parts cleared")
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: MicroBatch, *_: Any
+    ) -> None:
+        self.index_B.append(batch.index_B)
+        self.nll_B.append(outputs)
+        if len(self.nll_B) >= BATCHES_PER_PART:
+            self._flush(trainer)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._flush(trainer)
+        self.parts.wait()
+        trainer.strategy.barrier("epoch recorded")
+
+    def _flush(self, trainer: L.Trainer) -> None:
+        if self.nll_B:
+            epoch = 0 if trainer.sanity_checking else trainer.current_epoch + 1
+            self.parts.add(epoch, trainer.global_rank, torch.cat(self.index_B).cpu(), torch.cat(self.nll_B).cpu())
+        self.index_B, self.nll_B = [], []

@@ -1,0 +1,104 @@
+"""The scores folder: parts while passes run, then scores.parquet, and manifest.json last."""
+
+import json
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import ArrayLike, NDArray
+
+from lpsel.data.tokens import Tokens
+from lpsel.files import sha256_of, write_atomically, write_json
+
+SCORES = "scores.parquet"
+MANIFEST = "manifest.json"
+
+
+class Parts:
+    """Recorded losses on their way into scores.parquet: one small Parquet file per rank and few dozen batches.
+
+    Files are written by a thread, so that the pass goes on meanwhile. Called off-thread errors surface in `wait`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.writer = ThreadPoolExecutor(max_workers=1)
+        self.pending: list[Future[None]] = []
+        self.written = 0
+
+    def clear(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+
+    def add(self, epoch: int, rank: int, index: ArrayLike, nll: ArrayLike) -> None:
+        """Queue rows for writing: `index` their row numbers (-1: not a row), `nll` in nats per supervised token."""
+        path = self.folder / f"epoch{epoch:03d}-rank{rank:05d}-{self.written:06d}.parquet"
+        self.written += 1
+        rows, values = np.asarray(index, dtype=np.int64), np.asarray(nll, dtype=np.float64)
+        kept = rows >= 0
+        table = pa.table({"index": rows[kept], "nll": values[kept]})
+        self.pending.append(self.writer.submit(write_atomically, path, lambda file: pq.write_table(table, file)))
+
+    def wait(self) -> None:
+        """Return when all queued rows are on disk; raise what writing raised."""
+        pending, self.pending = self.pending, []
+        for write in pending:
+            write.result()
+
+    def collect(self, epochs: int, rows: int) -> NDArray[np.float64]:
+        """Everything recorded, by epoch and row, shape (epochs + 1, rows); NaN where nothing was."""
+        nll_EN = np.full((epochs + 1, rows), np.nan)
+        for epoch in range(epochs + 1):
+            # Reversed, so that of a row computed twice to keep ranks in step the first result stays.
+            for path in sorted(self.folder.glob(f"epoch{epoch:03d}-*.parquet"), reverse=True):
+                part = pq.read_table(path)
+                nll_EN[epoch, part["index"].to_numpy()] = part["nll"].to_numpy()
+        return nll_EN
+
+
+def write_scores(folder: Path, tokens: Tokens, nll_EN: NDArray[np.float64], manifest: dict[str, Any]) -> Path:
+    """Write the scores folder of the contract and return the path of its scores.parquet.
+
+    Args:
+        tokens: the tokenised data set, N rows.
+        nll_EN: mean NLL per supervised token in nats, before training and after each epoch.
+        manifest: what the scores came from; the SHA-256 of the file is added.
+
+    Raises:
+        RuntimeError: a row with supervised tokens has no record.
+    """
+    missing = np.isnan(nll_EN) & (tokens.response_tokens > 0)
+    if missing.any():
+        epoch, row = np.argwhere(missing)[0]
+        raise RuntimeError(
+            f"{int(missing.sum())} records are missing, the first of row {row} after epoch {epoch}: "
+            "every rank must see the same cache_dir, and every loss must be a number."
+        )
+    columns: dict[str, Any] = {
+        "index": pa.array(np.arange(len(tokens)), pa.int64()),
+        "id": pa.array(tokens.ids, pa.string()),
+        "prompt_tokens": pa.array(tokens.prompt_tokens, pa.int32()),
+        "response_tokens": pa.array(tokens.response_tokens, pa.int32()),
+        "truncated": pa.array(tokens.truncated, pa.bool_()),
+    }
+    for epoch, nll_N in enumerate(nll_EN):
+        columns[f"nll_{epoch}"] = pa.array(nll_N, pa.float64(), mask=np.isnan(nll_N))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / SCORES
+    write_atomically(path, lambda file: pq.write_table(pa.table(columns), file))
+    write_json(folder / MANIFEST, manifest | {"sha256": {SCORES: sha256_of(path)}})
+    return path
+
+
+def find_scores(cache_dir: Path, key: str, epochs: int) -> Path | None:
+    """The complete scores folder for `key` with at least `epochs` recorded epochs, the shortest of them, if any."""
+    found = []
+    for manifest in (cache_dir / "scores").glob(f"*-{key}-e*/{MANIFEST}"):
+        recorded = json.loads(manifest.read_text())["epochs"]
+        if recorded >= epochs and (manifest.parent / SCORES).is_file():
+            found.append((recorded, manifest.parent))
+    return min(found)[1] if found else None

@@ -1,0 +1,126 @@
+"""How many rows to choose, how many of every cluster, and which.
+
+N rows, M rows that can be chosen, C clusters
+
+Nothing here loops over rows or clusters.
+"""
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lpsel.errors import UserError
+
+PARTS_OF_BUCKETS = 3
+
+
+def check_pct(pct: Any) -> float:
+    """The share in percent as a float.
+
+    Raises:
+        UserError: no number in (0, 100].
+    """
+    if isinstance(pct, bool) or not isinstance(pct, int | float | np.integer) or not 0 < pct <= 100:
+        raise UserError(f"pct={pct}: must be above 0 and at most 100. For everything, say selection=full.")
+    return float(pct)
+
+
+def rows_of(pct: float, n_total: int) -> int:
+    """pct/100 x n_total, rounded half up, exactly: pct counts as the decimal number it is written as.
+
+    Raises:
+        UserError: pct is no share, or less than half a row; the message names the smallest that gives one row.
+    """
+    share = Fraction(repr(check_pct(pct))) / 100
+    rows = math.floor(share * n_total + Fraction(1, 2))
+    if rows == 0:
+        raise UserError(
+            f"pct={pct}: is {float(share * n_total):.2g} of {n_total} rows, which rounds to none. "
+            f"Give at least pct={_at_least(Fraction(50, n_total))}, which is one row."
+        )
+    return rows
+
+
+def _at_least(value: Fraction) -> str:
+    """The shortest decimal of at most four significant digits that is not below `value`."""
+    exponent = 3 - math.floor(math.log10(value))
+    return f"{float(Fraction(math.ceil(value * Fraction(10) ** exponent)) / Fraction(10) ** exponent):.4g}"
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """M rows sorted by cluster and, inside it, from first to last choice.
+
+    Attributes:
+        row: the rows' positions, in that order, int64 (M,).
+        size: rows of every cluster, int64 (C,).
+        place: place of each in its cluster, from 0, in the order of `row`, int64 (M,).
+    """
+
+    row: NDArray[np.int64]
+    size: NDArray[np.int64]
+    place: NDArray[np.int64]
+
+    def first(self, take_C: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Positions of the first take_C[c] rows of every cluster c."""
+        return self.row[self.place < np.repeat(take_C, self.size)]
+
+
+def rank_in_clusters(
+    rows_M: NDArray[np.int64],
+    cluster_N: NDArray[np.int32] | None,
+    key_N: NDArray[np.float64],
+    index_N: NDArray[np.int64],
+) -> Ranked:
+    """Sort rows by cluster, key ascending, then index. Without clusters, all rows are in one."""
+    if cluster_N is None:
+        row = rows_M[np.lexsort((index_N[rows_M], key_N[rows_M]))]
+        size = np.array([len(row)])
+    else:
+        row = rows_M[np.lexsort((index_N[rows_M], key_N[rows_M], cluster_N[rows_M]))]
+        cluster = cluster_N[row]
+        bounds = np.flatnonzero(np.diff(cluster, prepend=cluster[:1] - 1, append=cluster[-1:] + 1))
+        size = np.diff(bounds)
+    start = np.cumsum(size) - size
+    return Ranked(row, size, np.arange(len(row)) - np.repeat(start, size))
+
+
+def exact_shares(size_C: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """Share n rows over clusters in proportion to their size, by largest remainder, int64 (C,).
+
+    Adds up to n, at most size_C, and within one of the exact share. Equal remainders go to the lower cluster.
+    Whole-number arithmetic throughout.
+    """
+    total = int(size_C.sum())
+    assert 0 <= n <= total < 2**31
+    if total == 0:
+        return np.zeros_like(size_C)
+    take_C, remainder_C = np.divmod(size_C * n, total)
+    left = n - int(take_C.sum())
+    take_C[np.argsort(-remainder_C, kind="stable")[:left]] += 1
+    return take_C
+
+
+def paper_shares(size_C: NDArray[np.int64], pct: float) -> NDArray[np.int64]:
+    """Rows of every cluster as the paper's released selection takes them, int64 (C,).
+
+    The first of round(100/pct) near-equal parts of each cluster, so ceil(size / round(100/pct)) rows: 1 % of many small
+    clusters is more than 1 % of the rows, and everything from 67 % on is all.
+    """
+    parts = min(round(100 / pct), int(size_C.max(initial=1)))
+    return -(-size_C // parts)
+
+
+def thirds(ranked: Ranked) -> NDArray[np.int8]:
+    """0, 1 or 2: which of three near-equal parts of its cluster a row is in, first to last, in the order of `ranked.row`.
+
+    Where three does not divide a cluster, the first parts get a row more, as numpy.array_split does it.
+    """
+    share_C, over_C = np.divmod(ranked.size, PARTS_OF_BUCKETS)
+    first_end = np.repeat(share_C + (over_C > 0), ranked.size)
+    second_end = np.repeat(2 * share_C + over_C, ranked.size)
+    return (ranked.place >= first_end).astype(np.int8) + (ranked.place >= second_end)

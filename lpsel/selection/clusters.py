@@ -1,0 +1,171 @@
+"""Clusters of rows, so that a selection covers the kinds of instruction there are.
+
+N rows, U different contents, D dimensions
+
+Each class here is a choice in conf/cluster.
+"""
+
+import hashlib
+import logging
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from lpsel.data.source import DatasetSpec, Source
+from lpsel.errors import UserError
+from lpsel.files import digest, write_atomically
+from lpsel.selection.embeddings import check_embedder, embed, identity
+from lpsel.selection.table import ScoreTable
+
+log = logging.getLogger(__name__)
+
+ROWS_PER_CLUSTER = 50  # the paper: 1,000 clusters for 52,002 rows, 300 for 15,011
+
+
+class Clusters(Protocol):
+    """A way to cluster rows."""
+
+    def check(self, dataset: DatasetSpec) -> None:
+        """Raise UserError for what can be known to fail before anything is read, scored or loaded."""
+
+    def assign(self, source: Source, cache_dir: Path, seed: int) -> NDArray[np.int32] | None:
+        """The cluster of every row of the source, int32 (N,), or None for no clusters."""
+
+
+def with_clusters(table: ScoreTable, clusters: Clusters, source: Source, cache_dir: Path, seed: int) -> ScoreTable:
+    """The table with the clusters it came with, else those its rows have in the source; without for cluster=none."""
+    if isinstance(clusters, NoClusters):
+        return replace(table, cluster=None)
+    if table.cluster is not None:
+        return table
+    cluster_N = clusters.assign(source, cache_dir, seed)
+    return replace(table, cluster=None if cluster_N is None else cluster_N[table.index])
+
+
+@dataclass(frozen=True)
+class NoClusters:
+    """The data set as one."""
+
+    def check(self, dataset: DatasetSpec) -> None:
+        pass
+
+    def assign(self, source: Source, cache_dir: Path, seed: int) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A cluster for every value of a column of the source, numbered in sorted order.
+
+    Attributes:
+        column: its name; null for the one that the data set names.
+    """
+
+    column: str | None = None
+
+    def check(self, dataset: DatasetSpec) -> None:
+        self._name(dataset)
+
+    def assign(self, source: Source, cache_dir: Path, seed: int) -> NDArray[np.int32]:
+        name = self._name(source.spec)
+        values: list[Any] = []
+        for row in source:
+            if name not in row.raw:
+                found = ", ".join(map(str, row.raw))
+                raise UserError(f"cluster.column={name}: row {row.index} has only {found}. Name a column of every row.")
+            value = row.raw[name]
+            if isinstance(value, list | dict):
+                kind = type(value).__name__
+                raise UserError(
+                    f"cluster.column={name}: row {row.index} holds a {kind}. Name a column of single values."
+                )
+            values.append(value)
+        known = sorted(set(values), key=lambda value: (type(value).__name__, value))
+        code = {value: place for place, value in enumerate(known)}
+        return np.array([code[value] for value in values], np.int32)
+
+    def _name(self, dataset: DatasetSpec) -> str:
+        name = self.column if self.column is not None else dataset.cluster_column
+        if name is None:
+            raise UserError(f"cluster=column: data set {dataset.name} names no column for it. Say cluster.column=NAME.")
+        return name
+
+
+@dataclass(frozen=True)
+class KMeans:
+    """k-means on sentence embeddings (Mekala, Nguyen, Shang 2024: all-MiniLM-L6-v2, seed 42).
+
+    The same rows, embedder and seed give the same clusters in whatever order the rows stand, and a content that is
+    there twice weighs twice. One start by k-means++ (scikit-learn's own choice for it).
+
+    Attributes:
+        n_clusters: null for one per 50 rows, as the paper's two data sets have; never more than there are contents.
+        embedder: a sentence-transformers folder or Hub id.
+    """
+
+    n_clusters: int | None = None
+    embedder: str = "sentence-transformers/all-MiniLM-L6-v2"
+
+    def __post_init__(self) -> None:
+        if self.n_clusters is not None and self.n_clusters < 1:
+            raise UserError(f"cluster.n_clusters={self.n_clusters}: must be at least 1, or null for one per 50 rows.")
+
+    def check(self, dataset: DatasetSpec) -> None:
+        check_embedder(self.embedder)
+
+    def assign(self, source: Source, cache_dir: Path, seed: int) -> NDArray[np.int32]:
+        ids_U, place_N, count_U = np.unique(np.array(source.ids), return_inverse=True, return_counts=True)
+        wanted = max(round(len(place_N) / ROWS_PER_CLUSTER), 1) if self.n_clusters is None else self.n_clusters
+        k = min(wanted, len(ids_U))
+        described = {
+            "rows": hashlib.sha256("\n".join(sorted(source.ids)).encode()).hexdigest(),
+            "embedder": identity(self.embedder),
+            "clusters": k,
+            "seed": seed,
+        }
+        file = cache_dir / "clusters" / f"kmeans-{k}-{digest(described)[:16]}.npy"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_suffix(".lock")):
+            if file.is_file():
+                log.info("Clusters: %s, reused from %s", f"{k:,}", file)
+                return np.load(file, allow_pickle=False)[place_N]
+            vectors_UD = embed(source, self.embedder, cache_dir)
+            log.info("Clusters: k-means of %s rows into %s", f"{len(place_N):,}", f"{k:,}")
+            cluster_U = k_means(vectors_UD, count_U, k, seed)
+            write_atomically(file, lambda opened: np.save(opened, cluster_U, allow_pickle=False))
+        return cluster_U[place_N]
+
+
+@dataclass(frozen=True)
+class Auto(KMeans):
+    """The data set's own cluster column where it names one, else k-means."""
+
+    def check(self, dataset: DatasetSpec) -> None:
+        self._choice(dataset).check(dataset)
+
+    def assign(self, source: Source, cache_dir: Path, seed: int) -> NDArray[np.int32]:
+        cluster_N = self._choice(source.spec).assign(source, cache_dir, seed)
+        assert cluster_N is not None
+        return cluster_N
+
+    def _choice(self, dataset: DatasetSpec) -> Clusters:
+        return KMeans(self.n_clusters, self.embedder) if dataset.cluster_column is None else Column()
+
+
+def k_means(vectors_UD: NDArray[np.float32], count_U: NDArray[np.int64], k: int, seed: int) -> NDArray[np.int32]:
+    """k-means of vectors that are there count_U times each: their clusters, int32 (U,), numbered from 0."""
+    from sklearn.cluster import KMeans as Lloyd
+    from sklearn.exceptions import ConvergenceWarning
+
+    # In float64, so that the order in which threads add up their sums does not decide where a row goes.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different vectors than clusters
+        fitted = Lloyd(n_clusters=k, n_init=1, random_state=seed).fit(
+            vectors_UD.astype(np.float64), sample_weight=count_U
+        )
+    return fitted.labels_.astype(np.int32)

@@ -1,0 +1,180 @@
+"""Sentence embeddings of rows, computed once for every content and embedder.
+
+U different contents, D dimensions
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from lpsel.data.source import Source
+from lpsel.errors import UserError
+from lpsel.files import write_atomically
+
+MAX_TOKENS = 256  # of a row; what the paper's embedder reads
+BATCH_ROWS = 64
+PART_ROWS = 16_384  # sorted by length together, and kept together
+HASHED = (".safetensors", ".bin", ".json", ".txt", ".model")
+
+
+def check_embedder(embedder: str) -> None:
+    """See that there is such an embedder, without loading it.
+
+    Raises:
+        UserError: neither a folder that holds a model nor a model that the Hub gives.
+    """
+    _config_file(embedder)
+
+
+def embed(source: Source, embedder: str, cache_dir: Path) -> NDArray[np.float32]:
+    """Embeddings of all different contents of a source, in ascending order of their ids, float32 (U, D).
+
+    Those that are not in the cache are computed and kept there.
+
+    Args:
+        embedder: a sentence-transformers folder or Hub id; its own modules normalise or not. Rows are cut at 256 tokens.
+        cache_dir: holds the embeddings under the hash of the embedder.
+
+    Raises:
+        UserError: the embedder cannot be loaded.
+    """
+    folder = cache_dir / "embeddings" / identity(embedder)[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = sorted(set(source.ids))
+    with FileLock(folder / "lock"):
+        known = pc.is_in(pa.array(ids), value_set=_cached_ids(folder)).to_numpy(zero_copy_only=False)
+        missing = {id_ for id_, is_known in zip(ids, known, strict=True) if not is_known}
+        if missing:
+            _embed_missing(source, missing, embedder, folder)
+        return _cached(folder, ids)
+
+
+def identity(embedder: str) -> str:
+    """A SHA-256 that names what makes the embeddings: the files of a folder, or a Hub id and its commit."""
+    digest = hashlib.sha256(f"{MAX_TOKENS} tokens\n".encode())
+    config, folder = _config_file(embedder), Path(embedder).expanduser()
+    if not folder.is_dir():
+        digest.update(f"{embedder}@{config.parent.name}".encode())
+        return digest.hexdigest()
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder)
+        if file.suffix in HASHED and file.is_file() and not any(part.startswith(".") for part in name.parts):
+            with file.open("rb") as opened:
+                digest.update(f"{name.as_posix()}:{hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _config_file(embedder: str) -> Path:
+    """The embedder's config.json (a Hub model's lies in a folder with the commit's name)."""
+    remedy = "Give cluster.embedder=FOLDER (a sentence-transformers model), or cluster=none."
+    folder = Path(embedder).expanduser()
+    if folder.is_dir():
+        for name in ("config.json", "modules.json"):
+            if (folder / name).is_file():
+                return folder / name
+        raise UserError(f"cluster.embedder={embedder}: has neither config.json nor modules.json. {remedy}")
+    if folder.is_absolute() or embedder.startswith((".", "~")) or embedder.count("/") > 1:
+        raise UserError(f"cluster.embedder={embedder}: no such folder. {remedy}")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(embedder, "config.json"))
+    except Exception as error:  # the Hub's client raises many kinds, of several libraries
+        raise UserError(
+            f"cluster.embedder={embedder}: no such folder, and the Hub says: {_first_line(error)}. {remedy}"
+        ) from error
+
+
+def _embed_missing(source: Source, missing: set[str], embedder: str, folder: Path) -> None:
+    from lpsel.progress import track
+
+    model = _load(embedder)
+    with track("Embedding", total=len(missing), unit="rows") as advance:
+        for part in _parts(source, missing):
+            part.sort(key=lambda row: (len(row[1]), row[0]), reverse=True)
+            vectors = []
+            for start in range(0, len(part), BATCH_ROWS):
+                texts = [text for _, text in part[start : start + BATCH_ROWS]]
+                batch = model.encode(texts, batch_size=BATCH_ROWS, convert_to_numpy=True, show_progress_bar=False)
+                vectors.append(np.asarray(batch, np.float32))
+                advance(len(texts))
+            _write(folder, [id_ for id_, _ in part], np.concatenate(vectors))
+
+
+def _load(embedder: str) -> Any:
+    from sentence_transformers import SentenceTransformer
+
+    folder = Path(embedder).expanduser()
+    try:
+        model = SentenceTransformer(str(folder) if folder.is_dir() else embedder)
+    except Exception as error:  # transformers, the Hub's client and safetensors each raise their own
+        raise UserError(
+            f"cluster.embedder={embedder}: cannot be loaded ({_first_line(error)}). "
+            "Give cluster.embedder=FOLDER (a sentence-transformers model), or cluster=none."
+        ) from error
+    model.max_seq_length = min(model.max_seq_length or MAX_TOKENS, MAX_TOKENS)
+    return model
+
+
+def _parts(source: Source, missing: set[str]) -> Iterator[list[tuple[str, str]]]:
+    """Content id and text of what is missing, each content once, in lists of at most PART_ROWS."""
+    left, part = set(missing), []
+    for row in source:
+        id_ = row.example.content_id()
+        if id_ in left:
+            left.remove(id_)
+            part.append((id_, row.example.embedding_text()))
+        if len(part) == PART_ROWS:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+def _write(folder: Path, ids: list[str], vectors: NDArray[np.float32]) -> None:
+    name = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
+    flat = pa.array(vectors.reshape(-1), pa.float32())
+    columns = {"id": pa.array(ids), "embedding": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])}
+    table = pa.table(columns)
+
+    def write(file: Any) -> None:
+        with pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+
+    write_atomically(folder / f"{name}.arrow", write)
+
+
+def _read_parts(folder: Path) -> Iterator[pa.Table]:
+    for file in sorted(folder.glob("[!.]*.arrow")):
+        with pa.memory_map(str(file)) as mapped:
+            yield pa.ipc.open_file(mapped).read_all()
+
+
+def _cached_ids(folder: Path) -> pa.Array:
+    ids = [chunk for part in _read_parts(folder) for chunk in part["id"].chunks]
+    return pa.concat_arrays(ids) if ids else pa.array([], pa.string())
+
+
+def _cached(folder: Path, ids: list[str]) -> NDArray[np.float32]:
+    wanted, vectors_UD = pa.array(ids), None
+    for part in _read_parts(folder):
+        place = pc.index_in(part["id"], value_set=wanted).combine_chunks()
+        rows = np.flatnonzero(place.is_valid().to_numpy(zero_copy_only=False))
+        dimensions = part.schema.field("embedding").type.list_size
+        if vectors_UD is None:
+            vectors_UD = np.empty((len(ids), dimensions), np.float32)
+        vectors = part["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, dimensions)
+        vectors_UD[place.drop_null().to_numpy()] = vectors[rows]
+    assert vectors_UD is not None
+    return vectors_UD
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

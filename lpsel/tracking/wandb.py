@@ -1,0 +1,119 @@
+"""Weights & Biases: a run per command, artifacts with their parents (`tracker=wandb`)."""
+
+import logging
+import netrc
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lpsel.errors import UserError
+from lpsel.files import finite
+from lpsel.tracking.base import Artifact, Tracker
+
+MODES = ("online", "offline")
+HISTOGRAM_BINS = 64
+
+
+class WandbTracker(Tracker):
+    """Tracks a run with Weights & Biases, offline where there is no account, and never asks.
+
+    Parents are linked by content: an artifact that a run used is declared with the name and the files its maker gave
+    it, which the server recognises as the same version. So lineage also survives offline runs that are synced later.
+
+    Args:
+        project, entity, group, tags: as wandb.init takes them.
+        mode: online, offline, or None for online where there is an account.
+    """
+
+    def __init__(
+        self,
+        project: str,
+        entity: str | None = None,
+        group: str | None = None,
+        tags: Sequence[str] = (),
+        mode: str | None = None,
+    ) -> None:
+        if mode is not None and mode not in MODES:
+            raise UserError(f"tracker.mode={mode}: must be online or offline; to switch tracking off say tracker=none.")
+        self.project, self.entity, self.group, self.tags = project, entity, group, list(tags)
+        self.run: Any = None
+        self.mode = mode or os.environ.get("WANDB_MODE") or ("online" if has_account() else "offline")
+
+    def start(self, job: str, config: dict[str, Any], run_dir: Path) -> None:
+        import wandb
+
+        logging.getLogger("wandb").setLevel(logging.ERROR)
+        self.run = wandb.init(
+            project=self.project,
+            entity=self.entity,
+            group=self.group,
+            tags=[job, *self.tags],
+            job_type=job,
+            name=run_dir.name,
+            config=config,
+            dir=run_dir,
+            mode=self.mode,
+            settings=wandb.Settings(silent=True, console="off", save_code=False, disable_git=True, disable_code=True),
+        )
+        self.directory = Path(self.run.dir).parent
+
+    def logger(self) -> Any:
+        from lightning.pytorch.loggers import WandbLogger
+
+        return WandbLogger(experiment=self.run)
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        self.run.log(dict(metrics))
+
+    def histogram(self, name: str, values: ArrayLike) -> None:
+        import wandb
+
+        numbers = np.asarray(values, dtype=np.float64)
+        numbers = numbers[np.isfinite(numbers)]
+        if len(numbers):
+            self.run.log({name: wandb.Histogram(np_histogram=np.histogram(numbers, bins=HISTOGRAM_BINS))})
+
+    def used(self, artifact: Artifact) -> None:
+        self.run.use_artifact(_wandb_artifact(artifact))
+
+    def made(self, artifact: Artifact) -> None:
+        self.run.log_artifact(_wandb_artifact(artifact))
+
+    def finish(self, result: Mapping[str, Any] | None) -> str | None:
+        if self.run is None:
+            return None
+        if result is not None:
+            self.run.summary.update({"result": finite(dict(result))})
+        self.run.finish(exit_code=0 if result is not None else 1)
+        if self.mode == "offline":
+            return f"Tracked offline; to upload: wandb sync {self.directory}"
+        return f"Tracked at {self.run.url}"
+
+
+def has_account() -> bool:
+    """Whether an API key for the W&B server is in the environment or in the user's netrc file."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return netrc.netrc().authenticators(host or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _wandb_artifact(artifact: Artifact) -> Any:
+    import wandb
+
+    made = wandb.Artifact(artifact.name, type=artifact.kind, metadata=finite(artifact.metadata))
+    if artifact.by_reference:
+        made.add_reference(artifact.path.resolve().as_uri(), max_objects=1000)
+    elif artifact.path.is_dir():
+        made.add_dir(str(artifact.path))
+    else:
+        made.add_file(str(artifact.path))
+    return made

@@ -1,0 +1,75 @@
+"""Batches: every row once, never over budget, as many passes on every rank."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lpsel.data.batching import epoch_order, pack, recording_plan, training_plan
+
+LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=80).map(lambda x: np.array(x, dtype=np.int32))
+WORLDS = st.integers(1, 5)
+
+
+def content_ids(n):
+    return [f"{i * 2654435761 % 2**64:016x}{'0' * 16}" for i in range(n)]
+
+
+def test_longest_rows_come_first_and_padding_counts():
+    lengths = np.array([3, 10, 5, 4], dtype=np.int32)
+    assert [batch.tolist() for batch in pack(np.arange(4), lengths, budget=10)] == [[1], [2, 3], [0]]
+
+
+def test_a_row_longer_than_the_budget_goes_alone():
+    assert [b.tolist() for b in pack(np.arange(2), np.array([50, 2], dtype=np.int32), budget=8)] == [[0], [1]]
+
+
+@given(LENGTHS, st.integers(1, 200))
+def test_packing_keeps_every_row_once_and_the_budget(lengths, budget):
+    batches = pack(np.arange(len(lengths)), lengths, budget)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * lengths[batch].max() <= budget
+
+
+@given(LENGTHS, st.integers(1, 200), WORLDS)
+def test_recording_reaches_every_row_with_equal_passes_on_every_rank(lengths, budget, world):
+    plans = [recording_plan(np.arange(len(lengths)), lengths, budget, rank, world) for rank in range(world)]
+    assert len({len(plan) for plan in plans}) == 1
+    assert set(np.concatenate([rows for plan in plans for rows in plan]).tolist()) == set(range(len(lengths)))
+
+
+@given(LENGTHS, st.integers(1, 200), st.integers(1, 40), WORLDS)
+def test_training_steps_are_the_same_rows_for_any_budget_and_world_size(lengths, budget, batch_size, world):
+    order = np.random.default_rng(0).permutation(len(lengths))
+    plans = [training_plan(order, lengths, batch_size, budget, rank, world) for rank in range(world)]
+    assert {len(plan) for plan in plans} == {-(-len(lengths) // batch_size)}
+    for i, step in enumerate(zip(*plans, strict=True)):
+        assert len({len(micro_batches) for micro_batches in step}) == 1
+        rows = np.concatenate([rows for micro_batches in step for rows in micro_batches])
+        assert sorted(rows) == sorted(order[i * batch_size : (i + 1) * batch_size])
+
+
+def test_ranks_get_like_numbers_of_tokens():
+    lengths = np.arange(1, 65, dtype=np.int32)
+    plans = [training_plan(np.arange(64), lengths, 64, 512, rank, 4) for rank in range(4)]
+    assert {sum(int(lengths[rows].sum()) for rows in plan[0]) for plan in plans} == {520}
+
+
+def test_an_epochs_order_depends_on_content_not_on_position():
+    ids = content_ids(50)
+    shuffled = np.random.default_rng(3).permutation(50)
+    order = [ids[i] for i in epoch_order(ids, seed=42, epoch=1)]
+    moved = [ids[i] for i in shuffled]
+    assert [moved[i] for i in epoch_order(moved, seed=42, epoch=1)] == order
+
+
+@pytest.mark.parametrize("other", [dict(seed=43, epoch=0), dict(seed=42, epoch=1)])
+def test_another_seed_or_epoch_is_another_order(other):
+    ids = content_ids(50)
+    assert epoch_order(ids, **other).tolist() != epoch_order(ids, seed=42, epoch=0).tolist()
+
+
+def test_negative_and_huge_seeds_are_orders_too():
+    assert sorted(epoch_order(content_ids(9), seed=-1, epoch=0)) == list(range(9))
+    assert sorted(epoch_order(content_ids(9), seed=2**63, epoch=0)) == list(range(9))

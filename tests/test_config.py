@@ -1,0 +1,69 @@
+"""Every configuration file composes and instantiates."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from lpsel.config import build, config_dir
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
+CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
+COMMANDS = {"evaluator": "evaluate", "model": "train"}
+# What a user has to give for the choices that cannot do without.
+NEEDED = {
+    ("dataset", "local"): ["dataset.path=rows.jsonl"],
+    ("model", "local"): ["model.path=folder"],
+    ("scorer", "local"): ["scorer.path=folder"],
+    ("cluster", "column"): ["cluster.column=topic"],
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def hydra():
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        yield
+
+
+def composed(group, choice):
+    command = COMMANDS.get(group, "select")
+    override = f"recipe@scorer.recipe={choice}" if group == "recipe" else f"{group}={choice}"
+    given = ["models=x"] if command == "evaluate" else []
+    return compose(command, overrides=[override, *given, *NEEDED.get((group, choice), [])])
+
+
+def test_the_checkouts_own_files_are_tested():
+    assert config_dir() == CONF
+    assert {"model", "scorer", "dataset", "selection", "evaluator", "trainer", "optimizer", "tracker"} <= set(GROUPS)
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES, ids=lambda part: part)
+def test_every_file_composes_and_instantiates(group, choice):
+    config = composed(group, choice)
+    node = config.scorer.recipe if group == "recipe" else config[group]
+    built = build(node)
+    if group in ("model", "scorer", "dataset") and choice not in ("local", "embedded-held-out"):
+        assert built.name == choice
+
+
+def test_any_model_can_score():
+    names = {group: {choice for g, choice in CHOICES if g == group} for group in ("model", "scorer")}
+    assert names["model"] == names["scorer"]
+
+
+@pytest.mark.parametrize("name", [choice for group, choice in CHOICES if group == "model" and choice != "local"])
+def test_a_scorer_is_its_model(name):
+    assert build(composed("scorer", name).scorer) == build(composed("model", name).model)
+
+
+def test_the_papers_recipe():
+    recipe = build(composed("scorer", "opt-350m").scorer).recipe
+    assert (recipe.epochs, recipe.learning_rate, recipe.warmup, recipe.schedule) == (3, 2e-5, 0.03, "cosine")
+
+
+def test_a_scorers_recipe_can_differ_from_the_targets():
+    config = compose("train", overrides=["scorer=opt-350m", "model=opt-1.3b", "scorer.recipe.epochs=1", "seed=7"])
+    assert build(config.scorer).recipe.epochs == 1
+    assert build(config.model).recipe.epochs == 3
+    assert build(config.model).recipe.seed == 7
