@@ -89,8 +89,8 @@ class ReferenceEvaluator:
         Args:
             models: the first is the baseline.
             source: the held-out rows.
-            folder: gets generations/NAME.jsonl for every model, as soon as it is done. Names are made distinct, and safe
-                as file names.
+            folder: gets generations/NAME.jsonl for every model, as soon as it is done; names are made distinct
+                and safe.
             cache_dir: for tokens and for tiny models.
             device: where the models run.
             dtype: of their weights.
@@ -109,7 +109,7 @@ class ReferenceEvaluator:
         examples = [row.example for row in source]
         paths = [locate(spec, cache_dir) for spec in models]
         names = distinct([spec.name for spec in models])
-        files = [Path("generations") / f"{name}.jsonl" for name in file_names(names)]
+        files = [Path("generations") / f"{name}.jsonl" for name in file_names([spec.name for spec in models])]
         prepared = [
             self._prepare(name, spec, path, source, examples, cache_dir)
             for name, spec, path in zip(names, models, paths, strict=True)

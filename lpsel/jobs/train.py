@@ -1,6 +1,7 @@
 """`train`: find or make scores and a subset, train the target on it, leave a Hugging Face folder."""
 
 import logging
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -96,5 +97,6 @@ def save_model(trainer: Any, module: Any, tokenizer: Any, folder: Path) -> None:
         temporary = folder.with_name(f".{folder.name}.tmp")
         module.language_model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)
     trainer.strategy.barrier("model saved")

@@ -1,8 +1,8 @@
 """Tiny Llama-style models with a tokenizer of their own, made on the spot: no download, less than a minute on a CPU.
 
 A model with random weights learns nothing from a few hundred rows, so each is pre-trained for a short while, as a real
-base model has been: next-token prediction on lines that show the skills of `lpsel.data.synthetic` as formulas
-(`reverse(red cat)=cat red`), never as instructions and never with a problem that may be held out.
+base model has been: next-token prediction on formulas that show the skills of `lpsel.data.synthetic`, such as
+`reverse(red cat)=cat red`, never worded as instructions and never with a problem that may be held out.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ CHAT_TEMPLATE = (
     "{{ '" + EOS + "\n' if message['role'] == 'assistant' else '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
-# How the pre-training text writes a problem; the answer follows without a space, as it does in the Alpaca template.
+# How formulas write a problem; the answer follows without a space, as it does in the Alpaca template.
 FORMATS = (
     "{task}({about}{given})=",
     "{about}{given} -> {task}:",

@@ -116,7 +116,7 @@ def paper_shares(size_C: NDArray[np.int64], pct: float) -> NDArray[np.int64]:
 
 
 def thirds(ranked: Ranked) -> NDArray[np.int8]:
-    """0, 1 or 2: which of three near-equal parts of its cluster a row is in, first to last, in the order of `ranked.row`.
+    """0, 1 or 2: which of three near-equal parts of its cluster a row is in, in the order of `ranked.row`.
 
     Where three does not divide a cluster, the first parts get a row more, as numpy.array_split does it.
     """

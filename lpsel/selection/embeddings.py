@@ -39,7 +39,7 @@ def embed(source: Source, embedder: str, cache_dir: Path) -> NDArray[np.float32]
     Those that are not in the cache are computed and kept there.
 
     Args:
-        embedder: a sentence-transformers folder or Hub id; its own modules normalise or not. Rows are cut at 256 tokens.
+        embedder: a sentence-transformers folder or Hub id; its own modules normalise or not. It reads 256 tokens.
         cache_dir: holds the embeddings under the hash of the embedder.
 
     Raises:

@@ -86,8 +86,8 @@ class ScoreTable:
         """
         if len(self) != len(ids) or not np.array_equal(self.index, np.arange(len(ids))):
             raise UserError(
-                f"scores: have {len(self)} rows, index {self.index.min()} to {self.index.max()}, data set {name} has {len(ids)} "
-                "from 0; score these rows (leave scores= out), or name the data set that was scored."
+                f"scores: have {len(self)} rows, index {self.index.min()} to {self.index.max()}, data set {name} has "
+                f"{len(ids)} from 0; score these rows (leave scores= out), or name the data set that was scored."
             )
         theirs = pa.array(ids, pa.large_string())
         if self.id is not None and CONTENT_ID.fullmatch(self.id[0].as_py()):
@@ -95,8 +95,8 @@ class ScoreTable:
             if pc.any(differs).as_py():
                 row = pc.index(differs, True).as_py()
                 raise UserError(
-                    f"scores: row {row} has id {self.id[row]}, in data set {name} it is {theirs[row]}: scores of other rows; "
-                    "score these (leave scores= out), or name the data set that was scored."
+                    f"scores: row {row} has id {self.id[row]}, in data set {name} it is {theirs[row]}: scores of other "
+                    "rows; score these (leave scores= out), or name the data set that was scored."
                 )
         return replace(self, id=theirs)
 

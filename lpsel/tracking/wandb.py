@@ -24,6 +24,7 @@ class WandbTracker(Tracker):
 
     Parents are linked by content: an artifact that a run used is declared with the name and the files its maker gave
     it, which the server recognises as the same version. So lineage also survives offline runs that are synced later.
+    The names stand in the run's configuration too, under `parents`.
 
     Args:
         project, entity, group, tags: as wandb.init takes them.
@@ -42,6 +43,7 @@ class WandbTracker(Tracker):
             raise UserError(f"tracker.mode={mode}: must be online or offline; to switch tracking off say tracker=none.")
         self.project, self.entity, self.group, self.tags = project, entity, group, list(tags)
         self.run: Any = None
+        self.parents: list[str] = []
         self.mode = mode or os.environ.get("WANDB_MODE") or ("online" if has_account() else "offline")
 
     def start(self, job: str, config: dict[str, Any], run_dir: Path) -> None:
@@ -79,7 +81,13 @@ class WandbTracker(Tracker):
             self.run.log({name: wandb.Histogram(np_histogram=np.histogram(numbers, bins=HISTOGRAM_BINS))})
 
     def used(self, artifact: Artifact) -> None:
-        self.run.use_artifact(_wandb_artifact(artifact))
+        self.parents.append(f"{artifact.kind}: {artifact.name}")
+        self.run.config.update({"parents": self.parents}, allow_val_change=True)
+        if self.mode == "offline":
+            # use_artifact refuses to work offline; this is the record it writes online, and `wandb sync` sends it.
+            self.run._log_artifact(_wandb_artifact(artifact), is_user_created=True, use_after_commit=True)
+        else:
+            self.run.use_artifact(_wandb_artifact(artifact))
 
     def made(self, artifact: Artifact) -> None:
         self.run.log_artifact(_wandb_artifact(artifact))

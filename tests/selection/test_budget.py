@@ -1,0 +1,120 @@
+"""How many rows, and how many of every cluster."""
+
+from decimal import ROUND_HALF_UP, Decimal
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as nps
+
+from lpsel.errors import UserError
+from lpsel.selection.budget import check_pct, exact_shares, paper_shares, rank_in_clusters, rows_of, thirds
+
+sizes = nps.arrays(np.int64, st.integers(1, 40), elements=st.integers(1, 200))
+shares = st.floats(0, 100, exclude_min=True, allow_subnormal=False)
+
+
+@pytest.mark.parametrize(
+    ("pct", "n_total", "rows"),
+    [
+        (10, 400, 40),
+        (33.3, 1000, 333),
+        (33.35, 1000, 334),  # 333.5; in binary 33.35 is a little less
+        (0.1 * 3, 500, 2),  # 1.5
+        (1.1, 50, 1),  # 0.55
+        (2.5, 100, 3),  # half up, not to even
+        (0.5, 100, 1),
+        (100, 7, 7),
+        (29, 50, 15),  # 14.5; 0.29 * 50 is 14.499999999999998 in floats
+        (1e-05, 10_000_000, 1),
+    ],
+)
+def test_rows_are_the_decimal_share_rounded_half_up(pct, n_total, rows):
+    assert rows_of(pct, n_total) == rows
+
+
+@given(shares, st.integers(1, 10**8))
+def test_rows_are_what_decimal_arithmetic_gives(pct, n_total):
+    expected = (Decimal(repr(pct)) * n_total / 100).quantize(Decimal(1), ROUND_HALF_UP)
+    assume(expected > 0)
+    assert rows_of(pct, n_total) == expected
+
+
+@pytest.mark.parametrize("pct", [0, -1, 100.1, float("nan"), float("inf"), "ten", None, True])
+def test_a_share_that_is_none_says_what_it_must_be(pct):
+    with pytest.raises(UserError) as error:
+        check_pct(pct)
+    assert str(error.value) == f"pct={pct}: must be above 0 and at most 100. For everything, say selection=full."
+
+
+def test_a_share_of_less_than_half_a_row_names_the_smallest_that_gives_one():
+    with pytest.raises(UserError, match=r"pct=1: is 0\.4 of 40 rows, which rounds to none\. Give at least pct=1\.25,"):
+        rows_of(1, 40)
+
+
+@given(st.integers(1, 10**9))
+def test_the_smallest_share_that_is_named_gives_one_row(n_total):
+    with pytest.raises(UserError) as error:
+        rows_of(1e-300, n_total)
+    assert rows_of(float(str(error.value).split("pct=")[2].split(",")[0]), n_total) == 1
+
+
+def test_exact_shares_by_hand():
+    # 5 of 10 rows: 1.5, 2.5 and 1 of clusters of 3, 5 and 2. One is left over; of the equal remainders the first gets it.
+    assert exact_shares(np.array([3, 5, 2]), 5).tolist() == [2, 2, 1]
+    # 4 of 10 rows: 2.4, 1.2 and 0.4. The larger remainder of the first two; equal to the last, and lower.
+    assert exact_shares(np.array([6, 3, 1]), 4).tolist() == [3, 1, 0]
+
+
+@given(sizes, st.data())
+def test_exact_shares_add_up_and_stay_within_one_of_the_quota(size, data):
+    total = int(size.sum())
+    n = data.draw(st.integers(0, total))
+    take = exact_shares(size, n)
+    assert take.sum() == n
+    assert (take <= size).all()
+    assert (take >= 0).all()
+    assert (abs(take * total - size * n) < total).all()
+
+
+def test_paper_shares_are_ceilings_of_whole_parts():
+    size = np.array([1, 50, 101, 300])
+    assert paper_shares(size, 1).tolist() == [1, 1, 2, 3]
+    assert paper_shares(size, 3).tolist() == [1, 2, 4, 10]  # 33 parts
+    assert paper_shares(size, 25).tolist() == [1, 13, 26, 75]
+
+
+@pytest.mark.parametrize(("pct", "parts"), [(39, 3), (40, 2), (50, 2), (66, 2), (67, 1), (100, 1)])
+def test_paper_shares_jump_between_a_third_a_half_and_all(pct, parts):
+    assert paper_shares(np.array([60]), pct).tolist() == [60 // parts]
+
+
+def test_a_share_too_small_for_parts_is_one_row_of_every_cluster():
+    assert paper_shares(np.array([1, 7]), 1e-300).tolist() == [1, 1]
+
+
+@given(sizes, shares)
+def test_paper_shares_are_the_first_part_of_array_split(size, pct):
+    assume(pct > 0.1)
+    first = [len(np.array_split(np.arange(s), round(100 / pct))[0]) for s in size]
+    assert paper_shares(size, pct).tolist() == first
+
+
+def test_rows_are_ranked_by_cluster_then_key_then_index():
+    cluster = np.array([7, -1, 7, -1, 7], np.int32)
+    ranked = rank_in_clusters(
+        np.arange(5), cluster, np.array([0.5, 2.0, 0.1, 2.0, 0.5]), index_N=np.array([9, 3, 5, 1, 4])
+    )
+    assert ranked.row.tolist() == [3, 1, 2, 4, 0]
+    assert ranked.size.tolist() == [2, 3]
+    assert ranked.place.tolist() == [0, 1, 0, 1, 2]
+    assert ranked.first(np.array([1, 2])).tolist() == [3, 2, 4]
+
+
+@given(sizes)
+def test_thirds_are_the_parts_of_array_split(size):
+    cluster = np.repeat(np.arange(len(size), dtype=np.int32), size)
+    ranked = rank_in_clusters(np.arange(len(cluster)), cluster, np.zeros(len(cluster)), np.arange(len(cluster)))
+    expected = [np.repeat([0, 1, 2], [len(part) for part in np.array_split(np.arange(s), 3)]) for s in size]
+    assert (thirds(ranked) == np.concatenate(expected)).all()
