@@ -15,7 +15,8 @@ if __name__ == "select":
     from importlib.util import module_from_spec
 
     spec = PathFinder.find_spec("select", elsewhere)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     sys.modules["select"] = module_from_spec(spec)
     spec.loader.exec_module(sys.modules["select"])
 elif __name__ == "__main__":

@@ -10,7 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lpsel.distributed import is_main_process, started_by_torchrun
 from lpsel.errors import UserError
@@ -42,7 +42,8 @@ def console() -> None:
 def run(command: str, arguments: Sequence[str] | None = None) -> None:
     """Run one command under Hydra.
 
-    Exit status 0 when it is done and 2 for a user's mistake, which is one line on standard error.
+    Exit status 0 when it is done and 2 for a user's mistake, which is one line on standard error, or a traceback with
+    LPSEL_DEBUG=1 in the environment.
     """
     import hydra
     from hydra.errors import HydraException
@@ -52,12 +53,13 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
 
     prog = f"lpsel {command}"
     os.environ["LPSEL_COMMAND"] = command
-    debug = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    debug = bool(os.environ.get("LPSEL_DEBUG"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hands exceptions to us instead of printing them
     sys.argv[1:] = overrides(command, list(sys.argv[1:] if arguments is None else arguments))
+    mistakes = (UserError, HydraException, OmegaConfBaseException)
     try:
-        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(_job(command))()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(_job(command, mistakes))()
+    except mistakes as error:
         if debug:
             raise
         _fail(prog, str(error))
@@ -66,15 +68,23 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _job(command: str) -> Callable[[Any], dict[str, Any]]:
+def _job(command: str, mistakes: tuple[type[Exception], ...]) -> Callable[[Any], dict[str, Any]]:
     def job(config: Any) -> dict[str, Any]:
         from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
 
         from lpsel.config import Job
 
         hush()
-        started = Job.of(command, config, Path(HydraConfig.get().runtime.output_dir))
-        result = started.run()
+        hydra = HydraConfig.get()
+        try:
+            started = Job.of(command, config, Path(hydra.runtime.output_dir))
+            result = started.run()
+        except mistakes as error:
+            # Raised on, it would cost a line of Hydra's; in a sweep Hydra must see it, to go on with the other jobs.
+            if hydra.mode == RunMode.MULTIRUN or os.environ.get("LPSEL_DEBUG"):
+                raise
+            _fail(f"lpsel {command}", str(error))
         if is_main_process():
             print(started.run_dir, flush=True)
         return result
@@ -120,7 +130,7 @@ def overrides(command: str, arguments: list[str]) -> list[str]:
     return implied + arguments
 
 
-def _fail(prog: str, message: str) -> None:
+def _fail(prog: str, message: str) -> NoReturn:
     print(f"{prog}: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
 

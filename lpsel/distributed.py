@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def rank() -> int:
-    """This process's rank among all that run the command (torchrun's, Lightning's or SLURM's word), 0 where it runs alone."""
+    """This process's rank, by torchrun's, Lightning's or SLURM's word; 0 where it runs alone."""
     for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
         if name in os.environ:
             return int(os.environ[name])

@@ -63,7 +63,11 @@ def instructions(tmp_path):
 
     def write(rows=24, name="rows.jsonl", order=None):
         made = [
-            {"instruction": f"Count to {i % 7}.", "input": "", "output": " ".join(map(str, range(1 + i % 7))) + f" #{i}"}
+            {
+                "instruction": f"Count to {i % 7}.",
+                "input": "",
+                "output": " ".join(map(str, range(1 + i % 7))) + f" #{i}",
+            }
             for i in range(rows)
         ]
         path = tmp_path / name

@@ -55,7 +55,10 @@ def test_evaluate_takes_run_folders_as_models():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["select", "pct=0"], "lpsel select: pct=0: must be above 0 and at most 100. For everything, say selection=full."),
+        (
+            ["select", "pct=0"],
+            "lpsel select: pct=0: must be above 0 and at most 100.",
+        ),
         (["select", "selectoin=lp"], "Could not override 'selectoin'"),
         (["select", "selection=lpp"], "Could not find 'selection/lpp'"),
         (["select", "dataset.path=nowhere.jsonl"], "dataset.path=nowhere.jsonl: no such file."),

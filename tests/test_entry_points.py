@@ -94,8 +94,6 @@ def test_a_worker_spawned_by_an_entry_point_imports_it_without_running_it(python
 
 
 def test_torchrun_starts_an_entry_point_from_the_root(python):
-    done = run(
-        python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", "train.py", "--cfg", "job"
-    )
+    done = run(python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", "train.py", "--cfg", "job")
     assert done.returncode == 0, done.stderr
     assert "cache_dir:" in done.stdout

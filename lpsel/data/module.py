@@ -1,7 +1,8 @@
 """The LightningDataModule: batches of an index-masked subset for training, of all rows for recording."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -22,7 +23,7 @@ class MicroBatch:
 
     Attributes:
         input_ids_BT: token ids, int64. Padding is never attended to by a real token, since it stands to the right.
-        predicts_N: positions, in the flattened (B*T,) batch, of the tokens whose hidden state predicts a supervised one.
+        predicts_N: positions in the flattened (B*T,) batch whose hidden state predicts a supervised token.
         labels_N: the supervised tokens.
         row_N: which of the B rows each supervised token belongs to.
         index_B: row numbers in the data set; -1 for a row that only keeps ranks in step.
@@ -37,14 +38,14 @@ class MicroBatch:
     tokens: int
 
     def to(self, device: torch.device) -> "MicroBatch":
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(
-            self, **{k: v.to(device, non_blocking=True) for k, v in moved.items() if isinstance(v, Tensor)}
-        )
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "MicroBatch":
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.pin_memory() for k, v in moved.items() if isinstance(v, Tensor)})
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "MicroBatch":
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return MicroBatch(**{k: change(v) if isinstance(v, Tensor) else v for k, v in values.items()})
 
 
 @dataclass(frozen=True)
@@ -129,9 +130,7 @@ class _EpochPlan(Sampler):
         order = epoch_order(data.tokens.ids, data.seed, self.epoch)
         order = order[data.trained[order]]
         supervised = data.tokens.response_tokens.astype(np.int64)
-        plan = training_plan(
-            order, data.tokens.lengths, data.batch_size, data.train_tokens, data.rank, data.world
-        )
+        plan = training_plan(order, data.tokens.lengths, data.batch_size, data.train_tokens, data.rank, data.world)
         for i, micro_batches in enumerate(plan):
             rows = order[i * data.batch_size : (i + 1) * data.batch_size]
             yield micro_batches, int(supervised[rows].sum()), len(rows)

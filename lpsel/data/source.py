@@ -103,7 +103,9 @@ class DatasetSpec:
         if self.path is None and self.synthetic is None:
             raise UserError(f"dataset {self.name}: no path; give dataset.path=FILE_OR_HUB_ID.")
         if self.path is not None and self.synthetic is not None:
-            raise UserError(f"dataset.path={self.path}: {self.name} is made from a seed and has none; say dataset=local.")
+            raise UserError(
+                f"dataset.path={self.path}: {self.name} is made from a seed and has none; say dataset=local."
+            )
         if self.skip < 0:
             raise UserError(f"dataset.skip={self.skip}: must be 0 or more rows.")
         if self.limit is not None and self.limit < 1:

@@ -121,8 +121,8 @@ def _largest(draw: Draw, size: int) -> Problem:
 
 
 def _sort(draw: Draw, size: int) -> Problem:
-    numbers = draw.distinct(range(10, 100), size)
-    return Problem(" ".join(map(str, numbers)), " ".join(map(str, sorted(numbers))))
+    digits = draw.many(range(10), size)
+    return Problem(" ".join(map(str, digits)), " ".join(map(str, sorted(digits))))
 
 
 def _add(draw: Draw, size: int) -> Problem:
@@ -138,7 +138,7 @@ class Task(NamedTuple):
     phrasings: tuple[str, ...]
 
 
-# Sizes count words, numbers, facts, the words of a period or (add) digits.
+# Sizes count words, numbers, digits, facts, the words of a period or (add) digits.
 TASKS = {
     "repeat": Task(
         _repeat,
@@ -192,8 +192,8 @@ TASKS = {
     ),
     "sort": Task(
         _sort,
-        (2, 3, 4, 5, 6),
-        ("Sort the numbers.", "Put the numbers in order.", "Write the numbers from smallest to largest."),
+        (3, 4, 5, 6, 7),
+        ("Sort the digits.", "Put the digits in order.", "Write the digits from smallest to largest."),
     ),
     "add": Task(
         _add,

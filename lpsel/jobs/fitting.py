@@ -64,7 +64,7 @@ def fit(
     title: str,
     callbacks: list[L.Callback],
 ) -> tuple[L.Trainer, Cost]:
-    """Train for `epochs` passes; where the data module records, also run a pass before training and after each epoch."""
+    """Train for `epochs` passes, with a recording pass before and after each where the data module records."""
     started = time.monotonic()
     node = job.config.trainer.copy()
     node.precision = resolve_precision(node.precision)

@@ -60,8 +60,8 @@ def check_scorer(job: Job, scorer: ModelSpec, epochs: int) -> None:
 def scores_for(job: Job, scorer: ModelSpec, source: Source, epochs: int) -> Scores:
     """Scores of `source` with at least `epochs` recorded epochs: those in the cache, else new ones.
 
-    The recipe's schedule is laid out over its own epochs even where fewer are recorded, so that LP_app's one epoch is the
-    first of the very run whose three epochs LP needs.
+    The recipe's schedule is laid out over its own epochs even where fewer are recorded, so that LP_app's one epoch is
+    the first of the very run whose three epochs LP needs.
 
     Raises:
         UserError: more epochs are asked for than the scorer's recipe has.
@@ -123,13 +123,11 @@ def _make(
     )
     if not data.steps_per_epoch:
         raise UserError(
-            f"dataset {source.spec.name}: no row has a supervised token within scorer.max_length={scorer.max_length}; raise it."
+            f"scorer.max_length={scorer.max_length}: no row of {source.spec.name} keeps a supervised token; raise it."
         )
     module = FineTuner(scorer, path, build(job.config.optimizer), data.steps_per_epoch * scorer.recipe.epochs)
     parts = Parts(folder.with_name(f"{folder.name}.parts"))
-    trainer, cost = fit(
-        job, module, data, epochs=epochs, title=f"Scorer {scorer.name}", callbacks=[NLLRecorder(parts)]
-    )
+    trainer, cost = fit(job, module, data, epochs=epochs, title=f"Scorer {scorer.name}", callbacks=[NLLRecorder(parts)])
     if trainer.is_global_zero:
         manifest = described | {
             "epochs": epochs,

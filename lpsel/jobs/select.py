@@ -119,9 +119,9 @@ def choose(job: Job, plan: Plan) -> Chosen:
 
 def _without_scores(job: Job, plan: Plan) -> ScoreTable:
     """A table of tokens alone: a rule that needs no scores still leaves out rows that teach nothing."""
+    from lpsel.data.tokens import tokenize
     from lpsel.jobs.score import report_tokens
     from lpsel.model.load import load_tokenizer, locate
-    from lpsel.data.tokens import tokenize
 
     spec = plan.tokens_of
     tokenizer = load_tokenizer(spec, locate(spec, job.cache_dir))

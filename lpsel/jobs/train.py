@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from lpsel.config import Job, build
-from lpsel.data.source import Source
 from lpsel.distributed import is_main_process
 from lpsel.errors import UserError
 from lpsel.jobs.select import choose, describe_model, prepare, write_selection
@@ -48,10 +47,14 @@ def run(job: Job) -> dict[str, Any]:
         score_tokens=job.config.score_tokens,
     )
     if not data.steps_per_epoch:
-        raise UserError(f"model.max_length={target.max_length}: leaves no supervised token in any chosen row; raise it.")
+        raise UserError(
+            f"model.max_length={target.max_length}: leaves no supervised token in any chosen row; raise it."
+        )
     untrained = int(chosen.selection.n_selected - data.trained.sum())
     if untrained:
-        log.warning("Target: %s chosen rows keep no supervised token for %s and are not trained on", untrained, target.name)
+        log.warning(
+            "Target: %s chosen rows keep no supervised token for %s and are not trained on", untrained, target.name
+        )
 
     epochs = target.recipe.epochs
     module = FineTuner(target, path, build(job.config.optimizer), data.steps_per_epoch * epochs)

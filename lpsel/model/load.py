@@ -56,8 +56,8 @@ def _config_file(spec: ModelSpec) -> str:
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"{spec.path}: no such folder, and the Hub does not give it ({reason}); give a model folder, a Hugging Face "
-            "id, or HF_TOKEN in the environment for a gated model."
+            f"{spec.path}: no such folder, and the Hub does not give it ({reason}); give a model folder, a Hugging "
+            "Face id, or HF_TOKEN in the environment for a gated model."
         ) from error
 
 

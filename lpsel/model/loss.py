@@ -89,5 +89,5 @@ def check_head(loss: PerSampleLoss) -> None:
     if not torch.allclose(ours_TV, own_TV, rtol=tolerance, atol=tolerance * scale, equal_nan=True):
         raise UserError(
             f"{model.config.model_type}: its logits are not its output embedding times the last hidden state "
-            f"(off by {float((ours_TV - own_TV).abs().max()):.3g}); this architecture is not supported yet, take another."
+            f"(off by {float((ours_TV - own_TV).abs().max()):.3g}); this architecture is not supported."
         )

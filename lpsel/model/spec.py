@@ -36,9 +36,7 @@ class Recipe:
         _require(self.batch_size >= 1, f"recipe.batch_size={self.batch_size}: must be at least 1 row.")
         _require(self.learning_rate > 0, f"recipe.learning_rate={self.learning_rate}: must be above 0.")
         _require(0 <= self.warmup < 1, f"recipe.warmup={self.warmup}: a share of all steps, from 0 to below 1.")
-        _require(
-            self.schedule in SCHEDULES, f"recipe.schedule={self.schedule}: must be one of {', '.join(SCHEDULES)}."
-        )
+        _require(self.schedule in SCHEDULES, f"recipe.schedule={self.schedule}: must be one of {', '.join(SCHEDULES)}.")
         _require(self.max_grad_norm > 0, f"recipe.max_grad_norm={self.max_grad_norm}: must be above 0.")
         _require(0 <= self.seed < 2**32, f"recipe.seed={self.seed}: must be from 0 to 4294967295.")
 

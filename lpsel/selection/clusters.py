@@ -16,7 +16,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from lpsel.data.source import DatasetSpec, Source
+from lpsel.data.source import DatasetSpec, Row, Source
 from lpsel.errors import UserError
 from lpsel.files import digest, write_atomically
 from lpsel.selection.embeddings import check_embedder, embed, identity
@@ -31,7 +31,7 @@ class Clusters(Protocol):
     """A way to cluster rows."""
 
     def check(self, dataset: DatasetSpec) -> None:
-        """Raise UserError for what can be known to fail before anything is read, scored or loaded."""
+        """Raise UserError for what is known to fail before anything is scored or loaded; reads one row at most."""
 
     def assign(self, source: Source, cache_dir: Path, seed: int) -> NDArray[np.int32] | None:
         """The cluster of every row of the source, int32 (N,), or None for no clusters."""
@@ -69,25 +69,25 @@ class Column:
     column: str | None = None
 
     def check(self, dataset: DatasetSpec) -> None:
-        self._name(dataset)
+        name = self._name(dataset)
+        self._value(next(iter(Source(dataset))), name)
 
     def assign(self, source: Source, cache_dir: Path, seed: int) -> NDArray[np.int32]:
         name = self._name(source.spec)
-        values: list[Any] = []
-        for row in source:
-            if name not in row.raw:
-                found = ", ".join(map(str, row.raw))
-                raise UserError(f"cluster.column={name}: row {row.index} has only {found}. Name a column of every row.")
-            value = row.raw[name]
-            if isinstance(value, list | dict):
-                kind = type(value).__name__
-                raise UserError(
-                    f"cluster.column={name}: row {row.index} holds a {kind}. Name a column of single values."
-                )
-            values.append(value)
+        values = [self._value(row, name) for row in source]
         known = sorted(set(values), key=lambda value: (type(value).__name__, value))
         code = {value: place for place, value in enumerate(known)}
         return np.array([code[value] for value in values], np.int32)
+
+    def _value(self, row: Row, name: str) -> Any:
+        if name not in row.raw:
+            found = ", ".join(map(str, row.raw))
+            raise UserError(f"cluster.column={name}: row {row.index} has only {found}. Name a column of every row.")
+        value = row.raw[name]
+        if isinstance(value, list | dict):
+            kind = type(value).__name__
+            raise UserError(f"cluster.column={name}: row {row.index} holds a {kind}. Name a column of single values.")
+        return value
 
     def _name(self, dataset: DatasetSpec) -> str:
         name = self.column if self.column is not None else dataset.cluster_column

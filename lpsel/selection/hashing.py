@@ -26,9 +26,9 @@ def random_place(table: ScoreTable, seed: int) -> NDArray[np.float64]:
         state = _absorb(state, length.astype(np.uint64))
         rows = max(BLOCK_BYTES // (int(length.max(initial=0)) + 8), 1)
         for start in range(0, len(ids), rows):
-            block = state[start : start + rows]
-            for word in _words(ids.slice(start, rows)).T:
-                block[:] = _absorb(block, word)
+            block, block_length = state[start : start + rows], length[start : start + rows]
+            for at, word in enumerate(_words(ids.slice(start, rows)).T):
+                block[:] = np.where(8 * at < block_length, _absorb(block, word), block)
     return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 

@@ -62,7 +62,7 @@ def describe(numbers: dict[str, Any]) -> list[str]:
     if numbers["mean_tokens"]["response"]["all"] is not None:
         sides = (f"{side} {m['selected']:.1f} (all: {m['all']:.1f})" for side, m in numbers["mean_tokens"].items())
         lines.append(f"  mean tokens: {', '.join(sides)}")
-    lines += [f"  left out: {count:,} rows, {reason}" for reason, count in numbers["reasons"].items()]
+    lines += [f"  left out, {reason}: {count:,}" for reason, count in numbers["reasons"].items()]
     return lines
 
 

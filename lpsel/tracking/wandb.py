@@ -44,7 +44,7 @@ class WandbTracker(Tracker):
         self.project, self.entity, self.group, self.tags = project, entity, group, list(tags)
         self.run: Any = None
         self.parents: list[str] = []
-        self.mode = mode or os.environ.get("WANDB_MODE") or ("online" if has_account() else "offline")
+        self.mode: Any = mode or os.environ.get("WANDB_MODE") or ("online" if has_account() else "offline")
 
     def start(self, job: str, config: dict[str, Any], run_dir: Path) -> None:
         import wandb

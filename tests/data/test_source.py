@@ -207,7 +207,9 @@ def test_embedded_rows_come_from_the_generator(monkeypatch):
 
 
 def test_a_path_for_the_embedded_rows_is_refused():
-    with pytest.raises(UserError, match=r"^dataset.path=mine.jsonl: embedded is made from a seed.* say dataset=local.$"):
+    with pytest.raises(
+        UserError, match=r"^dataset.path=mine.jsonl: embedded is made from a seed.* say dataset=local.$"
+    ):
         DatasetSpec("embedded", path="mine.jsonl", synthetic={"rows": 3})
 
 

@@ -13,7 +13,7 @@ from lpsel.data.synthetic import CATEGORIES, DIGITS, LEVELS, TASKS, generate
 from lpsel.errors import UserError
 
 ROWS = 1500
-FIRST_200_ROWS = "15118dfee58ca38501a8dbc37741f58c8d6e09dec9dd80c32036302ffdcadb4b"  # SHA-256 of their JSON
+FIRST_200_ROWS = "01f8fcd5b92858600b66c7c377b23da17056a1c2b0899ed2ac362dcb7b65e09f"  # SHA-256 of their JSON
 
 Row = dict[str, Any]
 

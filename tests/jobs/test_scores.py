@@ -117,9 +117,7 @@ def test_scores_do_not_depend_on_the_number_of_processes(tmp_path, toy_model, in
         "cluster=none", "tracker=none", f"hydra.run.dir={tmp_path}/run", f"cache_dir={tmp_path}/ddp",
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250, check=False
-    )
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"{tmp_path}/run"
     result = json.loads((tmp_path / "run" / "result.json").read_text())
@@ -146,7 +144,9 @@ def test_three_recorded_epochs_serve_where_one_is_needed_and_say_the_same(tmp_pa
     np.testing.assert_array_equal(nll(one), nll(three)[:2])
 
 
-@pytest.mark.parametrize("change", ["scorer.recipe.seed=1", "scorer.max_length=128", "scorer.recipe.learning_rate=2e-3"])
+@pytest.mark.parametrize(
+    "change", ["scorer.recipe.seed=1", "scorer.max_length=192", "scorer.recipe.learning_rate=2e-3"]
+)
 def test_another_recipe_is_scored_anew(tmp_path, toy_model, instructions, change):
     data = instructions()
     first = score(tmp_path, toy_model, data, epochs=1)

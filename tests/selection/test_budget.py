@@ -61,7 +61,7 @@ def test_the_smallest_share_that_is_named_gives_one_row(n_total):
 
 
 def test_exact_shares_by_hand():
-    # 5 of 10 rows: 1.5, 2.5 and 1 of clusters of 3, 5 and 2. One is left over; of the equal remainders the first gets it.
+    # 5 of 10 rows: 1.5, 2.5 and 1 of clusters of 3, 5 and 2. Of equal remainders the first gets what is left over.
     assert exact_shares(np.array([3, 5, 2]), 5).tolist() == [2, 2, 1]
     # 4 of 10 rows: 2.4, 1.2 and 0.4. The larger remainder of the first two; equal to the last, and lower.
     assert exact_shares(np.array([6, 3, 1]), 4).tolist() == [3, 1, 0]

@@ -25,10 +25,8 @@ def splitmix64(x):
 def place_by_hand(text, seed):
     data = text.encode()
     state = splitmix64(splitmix64(seed) ^ len(data))
-    longest = -(-max(len(data), 9) // 8) * 8
-    padded = data.ljust(longest, b"\0")
-    for start in range(0, longest, 8):
-        state = splitmix64(state ^ int.from_bytes(padded[start : start + 8], "little"))
+    for start in range(0, len(data), 8):
+        state = splitmix64(state ^ int.from_bytes(data[start : start + 8], "little"))
     return (state >> 11) / 2**53
 
 
@@ -63,6 +61,13 @@ def test_a_slice_of_ids_has_the_places_of_its_rows(make_table):
     few = make_table(np.ones(5))
     many = replace(few, id=pa.array(["é", "row-0", "row-1", "row-2", "row-3", "row-4"]).slice(1))
     assert (random_place(many, 5) == random_place(few, 5)).all()
+
+
+def test_a_place_does_not_depend_on_how_long_other_ids_are(make_table):
+    few = make_table(np.ones(3))
+    other = replace(few, id=["row-0", "x" * 1000, ""])
+    assert random_place(other, 5)[0] == random_place(few, 5)[0]
+    assert random_place(other, 5).tolist() == [place_by_hand(id_, 5) for id_ in ("row-0", "x" * 1000, "")]
 
 
 def test_without_ids_the_row_number_decides(make_table):
