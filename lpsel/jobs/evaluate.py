@@ -12,6 +12,8 @@ from rich.console import Console
 from lpsel.config import Job, build, config_dir
 from lpsel.data.source import Source
 from lpsel.errors import UserError
+from lpsel.model.device import device_of, resolve_precision
+from lpsel.model.load import locate
 from lpsel.model.spec import ModelSpec
 from lpsel.tracking.base import Artifact
 
@@ -25,15 +27,18 @@ def run(job: Job) -> dict[str, Any]:
     candidates = [candidate(str(name), job) for name in [*baseline, *named]]
     evaluator = build(job.config.evaluator)
     source = Source(build(job.config.dataset))
-    log.info("Evaluating %s on %s rows of %s", ", ".join(c.name for c in candidates), len(source), source.spec.name)
+
+    for spec in candidates:
+        if spec.path:
+            locate(spec, job.cache_dir)
 
     import torch
 
     from lpsel.evaluation.table import reference_table
-    from lpsel.jobs.fitting import device_of, resolve_precision
 
     device = device_of(job.config.trainer.accelerator)
     precision = resolve_precision(job.config.trainer.precision)
+    log.info("Evaluating %s on %s rows of %s", ", ".join(c.name for c in candidates), len(source), source.spec.name)
     job.start_tracking()
     for run_folder in {str(name) for name in [*baseline, *named]}:
         for parent in _made_by(run_folder):

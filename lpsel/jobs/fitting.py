@@ -12,7 +12,7 @@ import torch
 
 from lpsel.config import Job, build
 from lpsel.data.module import MicroBatch, OptimiserStep, SubsetDataModule
-from lpsel.errors import UserError
+from lpsel.model.device import resolve_precision
 from lpsel.model.flops import forward_flops
 from lpsel.model.module import FineTuner
 from lpsel.progress import Advance, track
@@ -37,24 +37,6 @@ class Cost:
     peak_memory_bytes: dict[str, int]
 
 
-def resolve_precision(requested: str) -> str:
-    """Lightning's name of the precision that `auto` stands for on this machine."""
-    if requested != "auto":
-        return str(requested)
-    return "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"
-
-
-def device_of(accelerator: str) -> torch.device:
-    """The device that a run in one process uses.
-
-    Raises:
-        UserError: a GPU is asked for where there is none.
-    """
-    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise UserError(f"trainer.accelerator={accelerator}: this machine has no CUDA device; say trainer=cpu.")
-    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
-
-
 def fit(
     job: Job,
     module: FineTuner,
@@ -68,7 +50,6 @@ def fit(
     started = time.monotonic()
     node = job.config.trainer.copy()
     node.precision = resolve_precision(node.precision)
-    device_of(node.accelerator)
     L.seed_everything(module.spec.recipe.seed, verbose=False)
     trainer = build(node)(
         max_epochs=epochs,

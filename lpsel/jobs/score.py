@@ -18,6 +18,7 @@ from lpsel.data.source import Source
 from lpsel.distributed import agree, is_main_process
 from lpsel.errors import UserError
 from lpsel.files import digest
+from lpsel.model.device import device_of, resolve_precision
 from lpsel.model.load import identity, load_tokenizer, locate
 from lpsel.model.spec import ModelSpec
 from lpsel.records.store import MANIFEST, SCORES, Parts, find_scores, write_scores
@@ -53,6 +54,7 @@ def check_scorer(job: Job, scorer: ModelSpec, epochs: int) -> None:
             f"scorer.recipe.epochs={scorer.recipe.epochs}: the selection needs {epochs} recorded epochs; raise it, or "
             "choose a rule that needs fewer (selection=lp_app needs 1)."
         )
+    device_of(job.config.trainer.accelerator)
     if scorer.path:
         locate(scorer, job.cache_dir)
 
@@ -66,8 +68,6 @@ def scores_for(job: Job, scorer: ModelSpec, source: Source, epochs: int) -> Scor
     Raises:
         UserError: more epochs are asked for than the scorer's recipe has.
     """
-    from lpsel.jobs.fitting import resolve_precision
-
     check_scorer(job, scorer, epochs)
     path = locate(scorer, job.cache_dir)
     described = {

@@ -10,6 +10,7 @@ from lpsel.config import Job, build
 from lpsel.distributed import is_main_process
 from lpsel.errors import UserError
 from lpsel.jobs.select import choose, describe_model, prepare, write_selection
+from lpsel.model.device import device_of
 from lpsel.model.load import load_tokenizer, locate
 from lpsel.model.spec import ModelSpec
 from lpsel.tracking.base import Artifact
@@ -21,16 +22,17 @@ MODEL = "model"
 
 def run(job: Job) -> dict[str, Any]:
     """Select, train, save. The run folder is a selection folder of the contract with the model beside it."""
+    target: ModelSpec = build(job.config.model)
+    plan = prepare(job, tokens_of=target)
+    device_of(job.config.trainer.accelerator)
+    path = locate(target, job.cache_dir)
+    job.start_tracking()
+
     from lpsel.data.module import SubsetDataModule
     from lpsel.data.tokens import tokenize
     from lpsel.jobs.fitting import fit
     from lpsel.jobs.score import report_tokens
     from lpsel.model.module import FineTuner
-
-    target: ModelSpec = build(job.config.model)
-    plan = prepare(job, tokens_of=target)
-    path = locate(target, job.cache_dir)
-    job.start_tracking()
 
     chosen = choose(job, plan)
     result = write_selection(job, plan, chosen) if is_main_process() else {}

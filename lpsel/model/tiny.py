@@ -11,6 +11,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -83,10 +84,10 @@ def make_tiny(
             with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
                 made = Path(temporary) / key
                 tokenizer = _tokenizer(vocabulary, seed)
-                with torch.random.fork_rng(devices=[]):
+                with torch.random.fork_rng(devices=[]), _one_thread():
                     torch.manual_seed(seed)
                     model = _initial(layers, hidden, heads, tokenizer)
-                _pretrain(model, tokenizer, pretrain_steps, seed)
+                    _pretrain(model, tokenizer, pretrain_steps, seed)
                 tokenizer.save_pretrained(made)
                 model.save_pretrained(made)
                 os.replace(made, folder)
@@ -99,6 +100,17 @@ def formulas(seed: int) -> Iterator[tuple[str, str]]:
     for task, _, problem in problems(draw, "train"):
         about = f"{problem.about}; " if problem.about else ""
         yield draw.one(FORMATS).format(task=task, about=about, given=problem.given), problem.answer
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread is faster than two on matrices this small, and sums do not depend on the number of cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _check(arguments: dict[str, int]) -> None:

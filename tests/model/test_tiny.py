@@ -71,9 +71,10 @@ def test_chat_template_writes_the_turns_and_opens_the_answer(folder: Path) -> No
 
 def test_the_same_arguments_give_the_same_weights(folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(99)
-    before = torch.get_rng_state()
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
     again = make_tiny(**ARGUMENTS, cache_dir=tmp_path)
     assert torch.equal(torch.get_rng_state(), before), "the caller's random numbers were used up"
+    assert torch.get_num_threads() == threads
     assert again.name == folder.name
     assert (again / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
     one, other = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (folder, again))

@@ -1,0 +1,112 @@
+"""The main job on the embedded data: score, select, train a target four times, evaluate; one table (`make demo`).
+
+Every row is what came out, whether LP wins or not. Full data and subsets use the same recipe, so that a subset costs
+its share of the training.
+"""
+
+import logging
+import os
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lpsel.cli import hush
+from lpsel.config import run
+
+PCT = 25
+# Name in the table -> what `lpsel train` is told. LP (three recorded epochs) comes first: its scores serve LP_app too.
+RUNS = {
+    "all rows": ["selection=full"],
+    f"lp, hardest {PCT} %": ["selection=lp", f"pct={PCT}"],
+    f"lp_app, hardest {PCT} %": ["selection=lp_app", f"pct={PCT}"],
+    f"lp_app, easy third, {PCT} %": ["selection=lp_app", "selection.bucket=high", f"pct={PCT}"],
+    f"random {PCT} %": ["selection=random", f"pct={PCT}"],
+}
+UNTRAINED = "tiny-target"
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    hush()
+    started = time.monotonic()
+    folder = Path("runs") / "demo" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    common = sys.argv[1:] or ["trainer=cpu", f"tracker={os.environ.get('LPSEL_DEMO_TRACKER', 'csv')}"]
+    trained: dict[str, dict[str, Any]] = {}
+    for number, (name, overrides) in enumerate(RUNS.items(), 1):
+        print(f"\n[{number}/{len(RUNS) + 1}] {name}", flush=True)
+        trained[name] = run("train", [*overrides, *common], folder / f"train-{number}")
+    print(f"\n[{len(RUNS) + 1}/{len(RUNS) + 1}] evaluation on held-out rows", flush=True)
+    models = ",".join(str(Path(made["model"]).parent) for made in trained.values())
+    evaluation = run("evaluate", [f"models=[{UNTRAINED},{models}]", *common], folder / "evaluate")
+
+    console = Console(width=None if Console().is_terminal else 140)
+    console.print(comparison(trained, evaluation))
+    print("\n".join(against_known_difficulty(trained[f"lp, hardest {PCT} %"])))
+    minutes = (time.monotonic() - started) / 60
+    print(f"Everything together: {minutes:.1f} minutes.\n{folder}")
+
+
+def comparison(trained: dict[str, dict[str, Any]], evaluation: dict[str, Any]) -> Table:
+    """Held-out quality beside what it took, a row for every model."""
+    table = Table(title="The same target, trained on all rows and on subsets of one size", title_justify="left")
+    for heading in ("trained on", "rows", "exact match %", "NLL", "selection s", "training s", "training tokens"):
+        table.add_column(heading, justify="left" if heading == "trained on" else "right")
+    for name, measured in zip(["nothing", *trained], evaluation["models"], strict=True):
+        made = trained.get(name)
+        match, nll = measured["metrics"]["exact_match"], measured["metrics"]["nll"]
+        table.add_row(
+            name,
+            f"{made['training']['rows']:,}" if made else "0",
+            f"{100 * match['value']:.1f} [{100 * match['low']:.1f}, {100 * match['high']:.1f}]",
+            f"{nll['value']:.3f} [{nll['low']:.3f}, {nll['high']:.3f}]",
+            f"{made['scoring']['seconds']:.1f}" if made and made["scoring"] else "0",
+            f"{made['training']['seconds']:.1f}" if made else "0",
+            f"{made['training']['tokens']:,}" if made else "0",
+        )
+    table.caption = f"{evaluation['n']} held-out rows, 95 % bootstrap intervals over rows."
+    return table
+
+
+def against_known_difficulty(made: dict[str, Any]) -> list[str]:
+    """How LP and LP_app rank against the difficulty and the wrong answers that the generator knows of."""
+    import numpy as np
+    import pyarrow.parquet as pq
+    from scipy.stats import spearmanr
+    from sklearn.metrics import roc_auc_score
+
+    from lpsel.data.source import DatasetSpec, Source
+    from lpsel.selection.metrics import learning_percentage, learning_percentage_app, perplexity
+
+    table = pq.read_table(made["scores"])
+    ppl_EN = perplexity(np.array([table[f"nll_{epoch}"].to_numpy() for epoch in range(4)]))
+    rows = [row.raw for row in Source(DatasetSpec("embedded", synthetic=_embedded()))]
+    difficulty, wrong = np.array([r["difficulty"] for r in rows]), np.array([r["wrong"] for r in rows])
+    task = np.array([r["task"] for r in rows])
+    lines = ["Low LP is hard. Against what the generator knows of the rows:"]
+    for name, lp in (("LP", learning_percentage(ppl_EN)), ("LP_app", learning_percentage_app(ppl_EN))):
+        ok = np.isfinite(lp)
+        inside = [spearmanr(-lp[ok & (task == t)], difficulty[ok & (task == t)]).statistic for t in np.unique(task)]
+        lines.append(
+            f"  {name:<7} hardness and difficulty: Spearman {spearmanr(-lp[ok], difficulty[ok]).statistic:+.2f}"
+            f" (inside a task, on average {np.mean(inside):+.2f});"
+            f" wrong answers found as hard: AUC {roc_auc_score(wrong[ok], -lp[ok]):.2f}"
+        )
+    return lines
+
+
+def _embedded() -> dict[str, Any]:
+    from hydra import compose, initialize_config_dir
+
+    from lpsel.config import build, config_dir
+
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return build(compose("select").dataset).synthetic
+
+
+if __name__ == "__main__":
+    main()
