@@ -7,7 +7,6 @@ import logging
 import os
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -97,9 +96,6 @@ def hush() -> None:
     lightning = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero")
     for name in (*lightning, "httpx", "sentence_transformers", "datasets"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
-    # The modules are in evaluation mode on purpose: dropout stays off.
-    warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")
     if not is_main_process():
         logging.disable(logging.INFO)
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lpsel.distributed import is_main_process
 from lpsel.errors import UserError
-from lpsel.files import write_json
+from lpsel.files import finite, write_json
 from lpsel.tracking.base import Tracker
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class Job:
         """Run the command, write its result.json, end the tracked run whatever happens."""
         result = None
         try:
-            result = import_module(f"lpsel.jobs.{self.command}").run(self)
+            result = finite(import_module(f"lpsel.jobs.{self.command}").run(self))
             if is_main_process():
                 write_json(self.run_dir / "result.json", result)
             return result

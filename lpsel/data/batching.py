@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from lpsel.mixing import splitmix64
+
 Rows = NDArray[np.int64]
 NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 
@@ -51,17 +53,8 @@ def epoch_order(ids: Sequence[str], seed: int, epoch: int) -> Rows:
         Row numbers, shape (N,), in the order of the epoch.
     """
     keys = np.fromiter((int(i[:16], 16) for i in ids), dtype=np.uint64, count=len(ids))
-    mixed = _splitmix64(keys ^ _splitmix64(np.array([(seed * 1_000_003 + epoch) % 2**64], dtype=np.uint64)))
-    return np.argsort(mixed, kind="stable")
-
-
-def _splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Steele, Lea and Flood (2014), Fast Splittable Pseudorandom Number Generators: the SplitMix64 finaliser."""
-    with np.errstate(over="ignore"):
-        x = x + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+    key = splitmix64(splitmix64(np.array([seed % 2**64], dtype=np.uint64)) + np.uint64(epoch))
+    return np.argsort(splitmix64(keys ^ key), kind="stable")
 
 
 def training_plan(

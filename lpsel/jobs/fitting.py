@@ -3,6 +3,7 @@
 import resource
 import sys
 import time
+import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +65,12 @@ def fit(
         enable_model_summary=False,
         default_root_dir=job.run_dir,
     )
-    trainer.fit(module, datamodule=data)
+    with warnings.catch_warnings():
+        # The modules are in evaluation mode on purpose: dropout stays off.
+        warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+        warnings.filterwarnings("ignore", message=".*does not have many workers")
+        trainer.fit(module, datamodule=data)
     if trainer.interrupted:
         raise KeyboardInterrupt
     seconds = time.monotonic() - started

@@ -42,7 +42,13 @@ class FineTuner(L.LightningModule):
         dtype = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}.get(
             str(precision), torch.float32
         )
-        self.loss = PerSampleLoss(load_model(self.spec, self.path, dtype))
+        model = load_model(self.spec, self.path, dtype)
+        if model.config is not model.config.get_text_config():
+            # A model that sees as well: text alone gives its other parts no gradient, and DDP waits for every gradient.
+            model.requires_grad_(False)
+            model.get_decoder().requires_grad_(True)
+            model.get_output_embeddings().requires_grad_(True)
+        self.loss = PerSampleLoss(model)
         check_head(self.loss)
         self.loss.eval()
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 from lpsel.data.source import Example, Turn
 from lpsel.data.synthetic import Draw, generate, problems
@@ -76,6 +77,7 @@ def make_tiny(
         "seed": seed,
     }
     _check(arguments)
+    disable_progress_bar()
     key = hashlib.sha256(json.dumps([VERSION, arguments], sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(cache_dir) / "tiny" / key
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -110,6 +110,9 @@ def _embed_missing(source: Source, missing: set[str], embedder: str, folder: Pat
 
 def _load(embedder: str) -> Any:
     from sentence_transformers import SentenceTransformer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
 
     folder = Path(embedder).expanduser()
     try:

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from lpsel.mixing import splitmix64
 from lpsel.selection.table import ScoreTable
 
 BLOCK_BYTES = 2**26
@@ -17,7 +18,7 @@ def random_place(table: ScoreTable, seed: int) -> NDArray[np.float64]:
     Neither the order of rows, nor which others are there, nor the machine changes it. Rows with the same content have
     the same place. Where the table has no ids, the row number takes their place.
     """
-    state = _mix(np.full(len(table), seed % 2**64, np.uint64))
+    state = splitmix64(np.full(len(table), seed % 2**64, np.uint64))
     if table.id is None:
         state = _absorb(state, table.index.astype(np.uint64))
     else:
@@ -33,15 +34,7 @@ def random_place(table: ScoreTable, seed: int) -> NDArray[np.float64]:
 
 
 def _absorb(state: NDArray[np.uint64], word: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    return _mix(state ^ word)
-
-
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64 (Steele, Lea, Flood 2014): one step, a bijection of 64 bits that spreads every one of them."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    return splitmix64(state ^ word)
 
 
 def _words(ids: Any) -> NDArray[np.uint64]:

@@ -1,5 +1,6 @@
 """Metrics as a CSV file in the run folder (`tracker=csv`)."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ class CSVTracker(Tracker):
         if self._logger is None:
             from lightning.pytorch.loggers import CSVLogger
 
-            self._logger = CSVLogger(self.run_dir, name="", version="")
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Experiment logs directory .* is not empty")
+                self._logger = CSVLogger(self.run_dir, name="", version="")
+                _ = self._logger.experiment
         return self._logger
 
     def log(self, metrics: Mapping[str, float]) -> None:

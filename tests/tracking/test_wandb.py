@@ -64,7 +64,9 @@ def test_an_offline_run_holds_config_metrics_artifacts_and_parents(tmp_path):
     run = next(r.run for r in found if r.HasField("run"))
     assert (run.project, run.run_group, run.job_type, run.display_name) == ("lpsel", "tests", "select", "first")
     assert set(run.tags) == {"select", "one"}
-    assert json.loads(next(u.value_json for u in run.config.update if u.key == "pct")) == 10
+    config = {u.key or u.nested_key[0]: u.value_json for r in found for u in (*r.run.config.update, *r.config.update)}
+    assert config["pct"] == "10"
+    assert json.loads(config["parents"]) == ["scores: scores-abc"]
     artifacts = {a.name: a for r in found if r.HasField("request") for a in [r.request.log_artifact.artifact] if a.name}
     artifacts |= {r.artifact.name: r.artifact for r in found if r.HasField("artifact")}
     assert artifacts["scores-abc"].use_after_commit

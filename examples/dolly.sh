@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# The main job on real rows with real models: a 135M scorer chooses 40 of 400 Dolly rows, a target learns from them and is
+# compared with itself untrained and with itself on 40 random rows. Minutes on two cores.
+#     examples/dolly.sh MODELS DOLLY OUT
+# MODELS holds smollm2-135m, gemma3-270m and all-minilm-l6-v2 as Hugging Face folders; DOLLY is a file of Dolly's rows.
+set -euo pipefail
+models=$1 dolly=$2 out=$3
+scored="dataset.path=$dolly dataset.limit=400 scorer=smollm2-135m scorer.path=$models/smollm2-135m
+  cluster.embedder=$models/all-minilm-l6-v2 pct=10 trainer=cpu trainer.precision=bf16-mixed train_tokens=2048 score_tokens=4096"
+held_out="dataset.path=$dolly dataset.skip=400 dataset.limit=100 trainer=cpu evaluator.max_new_tokens=64"
+for target in smollm2-135m gemma3-270m; do
+  for rule in lp_app random; do
+    # shellcheck disable=SC2086
+    python train.py $scored model=$target model.path="$models/$target" selection=$rule hydra.run.dir="$out/$target-$rule"
+  done
+  # shellcheck disable=SC2086
+  python evaluate.py $held_out baseline="$models/$target" model="[$out/$target-lp_app,$out/$target-random]" \
+    hydra.run.dir="$out/$target-evaluation"
+done

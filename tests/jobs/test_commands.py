@@ -1,0 +1,157 @@
+"""The three commands from end to end, in one process, on a toy model."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lpsel.config import run
+from lpsel.errors import UserError
+
+SHARED_CHECK = Path(__file__).resolve().parent.parent.parent.parent / "shared" / "tools" / "check-contract"
+
+
+def given(tmp_path, toy_model, data, *more):
+    return [
+        "dataset=local", f"dataset.path={data}", "trainer=cpu", "tracker=none", f"cache_dir={tmp_path}/cache", *more,
+    ]  # fmt: skip
+
+
+def scorer(toy_model):
+    return ["scorer=local", f"scorer.path={toy_model}", "cluster=none", "pct=25"]
+
+
+def model(toy_model):
+    return ["model=local", f"model.path={toy_model}", "model.recipe.learning_rate=1e-3", "model.recipe.epochs=1"]
+
+
+@pytest.fixture
+def trained(tmp_path, toy_model, instructions):
+    overrides = given(tmp_path, toy_model, instructions(), *scorer(toy_model), *model(toy_model), "selection=lp_app")
+    return run("train", overrides, tmp_path / "runs" / "train")
+
+
+def test_the_subset_is_the_sources_own_rows_in_their_order(trained, tmp_path):
+    source = (tmp_path / "rows.jsonl").read_text().splitlines()
+    subset = Path(trained["subset"]).read_text().splitlines()
+    selected = pq.read_table(trained["selection"])
+    chosen = [i for i, s in zip(selected["index"].to_pylist(), selected["selected"].to_pylist(), strict=True) if s]
+    assert len(subset) == trained["n_selected"] == 6  # 25 % of 24
+    assert [json.loads(line) for line in subset] == [json.loads(source[i]) for i in chosen]
+
+
+def test_the_chosen_rows_are_those_with_the_lowest_lp_app(trained):
+    table = pq.read_table(trained["scores"]).to_pandas()
+    import numpy as np
+
+    before, after = np.exp(table["nll_0"]), np.exp(table["nll_1"])
+    expected = set(np.argsort(((before - after) / before).to_numpy(), kind="stable")[:6])
+    selected = pq.read_table(trained["selection"]).to_pandas()
+    assert set(selected.loc[selected["selected"], "index"]) == expected
+
+
+def test_the_trained_folder_loads_with_transformers_and_has_moved(trained, toy_model):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    before, after = (AutoModelForCausalLM.from_pretrained(p) for p in (toy_model, trained["model"]))
+    assert AutoTokenizer.from_pretrained(trained["model"]).eos_token == "<eos>"
+    assert not torch.equal(before.lm_head.weight, after.lm_head.weight)
+    assert not list(Path(trained["model"]).glob("*.bin"))
+
+
+def test_result_json_is_what_the_run_returned(trained, tmp_path):
+    written = json.loads((tmp_path / "runs" / "train" / "result.json").read_text())
+    assert written["n_selected"] == 6
+    assert written["rule"] == "lp_app"
+    assert written["training"]["steps"] == 1
+    assert written["training"]["rows"] == 6
+    assert written["scorer"]["path"] == trained["scorer"]["path"]
+
+
+@pytest.mark.skipif(not SHARED_CHECK.is_file(), reason="../shared/tools/check-contract is not there")
+def test_run_folders_are_as_the_contract_says(trained, tmp_path):
+    folders = [tmp_path / "runs" / "train", Path(trained["scores"]).parent]
+    done = subprocess.run([sys.executable, SHARED_CHECK, *folders], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "as the contract says"
+
+
+def test_select_chooses_what_train_trained_on(trained, tmp_path, toy_model):
+    overrides = given(tmp_path, toy_model, tmp_path / "rows.jsonl", *scorer(toy_model), "selection=lp_app")
+    selected = run("select", overrides, tmp_path / "runs" / "select")
+    assert selected["scores_reused"]
+    assert Path(selected["subset"]).read_text() == Path(trained["subset"]).read_text()
+
+
+def test_runs_stand_side_by_side_with_untrained_models(trained, tmp_path, toy_model, capsys):
+    overrides = given(tmp_path, toy_model, tmp_path / "rows.jsonl", "dataset.limit=5", "evaluator.max_new_tokens=4")
+    models = f"models=[{Path(trained['model']).parent}]"
+    result = run("evaluate", [*overrides, f"baseline={toy_model}", models], tmp_path / "runs" / "evaluate")
+    untrained, after = result["models"]
+    assert result["n"] == 5
+    assert result["baseline"] == "toy-llama"
+    assert after["name"] == "toy-llama, lp_app, 25 %"
+    assert after["metrics"]["nll"]["value"] < untrained["metrics"]["nll"]["value"]
+    assert after["difference"]["nll"]["high"] < 0
+    lines = (tmp_path / "runs" / "evaluate" / after["generations"]).read_text().splitlines()
+    assert [json.loads(line)["reference"] for line in lines][:2] == ["0 #0", "0 1 #1"]
+    assert "toy-llama, lp_app" in capsys.readouterr().out
+
+
+def test_scores_from_a_file_need_neither_scorer_nor_torch(tmp_path, instructions):
+    table = pa.table({"ppl_0": [10.0, 10.0, 10.0, 10.0], "ppl_1": [9.0, 2.0, 5.0, 8.0], "cluster": [0, 0, 1, 1]})
+    pq.write_table(table, tmp_path / "scores.parquet")
+    data = instructions(rows=4)
+    code = (
+        "import sys; from pathlib import Path; from lpsel.config import run; "
+        f"result = run('select', ['dataset=local', 'dataset.path={data}', 'scores={tmp_path}/scores.parquet', "
+        f"'tracker=none', 'pct=50'], Path('{tmp_path}/run')); "
+        "print(result['n_selected'], [m for m in ('torch', 'transformers', 'lightning') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "2 []", done.stderr
+    # LP_app is .1, .8, .5, .2: rows 0 and 3 are the hardest of their clusters.
+    chosen = pq.read_table(tmp_path / "run" / "selection.parquet")["selected"].to_pylist()
+    assert chosen == [True, False, False, True]
+
+
+def test_scores_of_other_data_are_refused(trained, tmp_path, toy_model, instructions):
+    other = instructions(rows=24, name="other.jsonl", order=list(reversed(range(24))))
+    overrides = given(tmp_path, toy_model, other, f"scores={trained['scores']}", "cluster=none")
+    with pytest.raises(UserError, match=r"scores: row 0 has id .* scores of other rows"):
+        run("select", overrides, tmp_path / "runs" / "other")
+
+
+def test_full_trains_on_everything_that_has_a_supervised_token(tmp_path, toy_model, instructions):
+    data = instructions(rows=6)
+    data.write_text(data.read_text() + json.dumps({"instruction": "x" * 600, "output": "cut off"}) + "\n")
+    overrides = given(tmp_path, toy_model, data, *model(toy_model), "selection=full")
+    result = run("train", overrides, tmp_path / "run")
+    assert (result["n_total"], result["n_eligible"], result["n_selected"]) == (7, 6, 6)
+    assert result["reasons"] == {"no supervised token": 1}
+    assert result["scores"] is None
+    assert result["training"]["rows"] == 6
+
+
+def test_random_needs_no_scorer_and_does_not_depend_on_row_order(tmp_path, toy_model, instructions):
+    order = [5, 3, 1, 7, 0, 2, 6, 4]
+    texts = []
+    for name, rows in (("a.jsonl", None), ("b.jsonl", order)):
+        data = instructions(rows=8, name=name, order=rows)
+        overrides = given(tmp_path, toy_model, data, *scorer(toy_model), "selection=random")
+        result = run("select", overrides, tmp_path / name.removesuffix(".jsonl"))
+        texts.append(sorted(Path(result["subset"]).read_text().splitlines()))
+        assert result["scores"] is None
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == 2
+
+
+def test_metrics_go_into_a_csv_file_where_asked(tmp_path, toy_model, instructions):
+    overrides = given(tmp_path, toy_model, instructions(rows=8), *model(toy_model), "selection=full")
+    run("train", [*overrides, "tracker=csv"], tmp_path / "run")
+    header = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"train/nll", "train/learning_rate", "step"} <= set(header)
