@@ -145,15 +145,16 @@ def write_selection(job: Job, plan: Plan, chosen: Chosen) -> dict[str, Any]:
     write_atomically(subset_path, lambda file: file.writelines(_chosen_lines(plan.source, selection)))
 
     if scores:
-        made_from = Artifact("scores", f"scores-{scores.folder.name}", scores.folder, metadata=scores.manifest())
-        (job.tracker.used if scores.reused else job.tracker.made)(made_from)
+        name = f"scores-{scores.folder.name}"
+        job.tracker.used(Artifact("scores", name, scores.folder, metadata=scores.manifest()))
     job.tracker.histogram("lp/selected", selection.score[selection.selected])
     job.tracker.histogram("lp/all", selection.score)
     for epoch, nll_N in enumerate(chosen.table.nll):
         job.tracker.histogram(f"nll/epoch_{epoch}", nll_N)
     figures = summary(selection, chosen.table)
     subset = Artifact("subset", f"subset-{sha256_of(subset_path)[:16]}", subset_path, metadata=figures)
-    job.tracker.made(subset)
+    # A run that goes on to train has the subset as its input, so that the model's parent is known.
+    (job.tracker.made if job.command == "select" else job.tracker.used)(subset)
     return {
         **figures,
         "subset": subset_path,

@@ -43,7 +43,7 @@ class Tracker:
         """Record how finite `values` are distributed."""
 
     def used(self, artifact: Artifact) -> None:
-        """Link a parent: something this run read."""
+        """Link a parent: something that what this run makes comes from, new or made by an earlier run."""
 
     def made(self, artifact: Artifact) -> None:
         """Keep something this run made."""

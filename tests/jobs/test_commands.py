@@ -1,6 +1,7 @@
 """The three commands from end to end, in one process, on a toy model."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from lpsel.config import run
 from lpsel.errors import UserError
@@ -55,7 +57,6 @@ def test_the_chosen_rows_are_those_with_the_lowest_lp_app(trained):
 
 
 def test_the_trained_folder_loads_with_transformers_and_has_moved(trained, toy_model):
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     before, after = (AutoModelForCausalLM.from_pretrained(p) for p in (toy_model, trained["model"]))
@@ -155,3 +156,23 @@ def test_metrics_go_into_a_csv_file_where_asked(tmp_path, toy_model, instruction
     run("train", [*overrides, "tracker=csv"], tmp_path / "run")
     header = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"train/nll", "train/learning_rate", "step"} <= set(header)
+
+
+def test_two_processes_train_the_same_target(tmp_path, toy_model, instructions):
+    """The console command, with a scorer and a target to train: two fits in one run, on both ranks."""
+    from safetensors.torch import load_file
+
+    common = given(tmp_path, toy_model, instructions(), *scorer(toy_model), *model(toy_model), "selection=lp_app")
+    one = run("train", common, tmp_path / "one")
+    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", f"cache_dir={tmp_path}/cache-of-two"]
+    command = [sys.executable, "-m", "lpsel", "train", *common, *two, f"hydra.run.dir={tmp_path}/two"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "two" / "result.json").read_text())
+    assert result["training"]["world_size"] == 2
+    assert Path(result["subset"]).read_text() == Path(one["subset"]).read_text()
+    assert (result["training"]["tokens"], result["training"]["steps"]) == (one["training"]["tokens"], 1)
+    ours, theirs = (load_file(Path(folder) / "model.safetensors") for folder in (one["model"], result["model"]))
+    for name, weight in ours.items():
+        torch.testing.assert_close(theirs[name], weight, rtol=0, atol=1e-5)

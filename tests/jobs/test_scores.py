@@ -106,13 +106,21 @@ def test_scores_do_not_depend_on_the_order_of_the_rows(tmp_path, toy_model, inst
     np.testing.assert_allclose(nll(second), nll(first)[:, order], rtol=1e-5)
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_scores_do_not_depend_on_the_number_of_processes(tmp_path, toy_model, instructions, processes):
+LAUNCHERS = {
+    "2 started by Lightning": (2, [sys.executable]),
+    "3 started by Lightning": (3, [sys.executable]),
+    "2 started by torchrun": (2, [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]),
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_scores_do_not_depend_on_the_number_of_processes(tmp_path, toy_model, instructions, launcher):
     """25 rows: neither 2 nor 3 processes get equal numbers of them."""
+    processes, python = LAUNCHERS[launcher]
     data = instructions(rows=25)
     one = score(tmp_path, toy_model, data)
     command = [
-        sys.executable, "select.py", f"scorer.path={toy_model}", f"dataset.path={data}", *RECIPE, "trainer=ddp",
+        *python, "select.py", f"scorer.path={toy_model}", f"dataset.path={data}", *RECIPE, "trainer=ddp",
         "trainer.accelerator=cpu", f"trainer.devices={processes}", "selection=lp", "selection.epochs=2", "pct=20",
         "cluster=none", "tracker=none", f"hydra.run.dir={tmp_path}/run", f"cache_dir={tmp_path}/ddp",
     ]  # fmt: skip
