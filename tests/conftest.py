@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+# Tests run side by side: threads of one that wait for a core make the other wait as well.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 
 

@@ -1,6 +1,5 @@
 """Weights & Biases: a run per command, artifacts with their parents (`tracker=wandb`)."""
 
-import logging
 import netrc
 import os
 from collections.abc import Mapping, Sequence
@@ -47,9 +46,9 @@ class WandbTracker(Tracker):
         self.mode: Any = mode or os.environ.get("WANDB_MODE") or ("online" if has_account() else "offline")
 
     def start(self, job: str, config: dict[str, Any], run_dir: Path) -> None:
+        os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
-        logging.getLogger("wandb").setLevel(logging.ERROR)
         self.run = wandb.init(
             project=self.project,
             entity=self.entity,
