@@ -85,6 +85,10 @@ def _job(command: str, mistakes: tuple[type[Exception], ...]) -> Callable[[Any],
                 raise
             _fail(f"lpsel {command}", str(error))
         if is_main_process():
+            if command == "evaluate":
+                from lpsel.jobs.evaluate import show
+
+                show(result)
             print(started.run_dir, flush=True)
         return result
 

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Evaluate, write generations and figures, print one table."""
+    """Evaluate, write generations and figures."""
     named = job.config.models if isinstance(job.config.models, ListConfig) else [job.config.models]
     baseline = [] if job.config.baseline is None else [job.config.baseline]
     candidates = [candidate(str(name), job) for name in [*baseline, *named]]
@@ -34,11 +34,9 @@ def run(job: Job) -> dict[str, Any]:
 
     import torch
 
-    from lpsel.evaluation.table import reference_table
-
     device = device_of(job.config.trainer.accelerator)
     precision = resolve_precision(job.config.trainer.precision)
-    log.info("Evaluating %s on %s rows of %s", ", ".join(c.name for c in candidates), len(source), source.spec.name)
+    log.info("Evaluating %s on %s rows of %s", "; ".join(c.name for c in candidates), len(source), source.spec.name)
     job.start_tracking()
     for run_folder in {str(name) for name in [*baseline, *named]}:
         for parent in _made_by(run_folder):
@@ -55,8 +53,14 @@ def run(job: Job) -> dict[str, Any]:
         figures = measured["metrics"]
         job.tracker.log({f"{measured['name']}/{k}": v["value"] for k, v in figures.items() if v["value"] is not None})
     job.tracker.made(Artifact("evaluation", f"evaluation-{job.run_dir.name}", job.run_dir / "generations"))
-    Console(width=None if Console().is_terminal else 140).print(reference_table(result))
     return {"command": "evaluate", "dataset": source.spec.name, "device": str(device), **result}
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the models side by side."""
+    from lpsel.evaluation.table import reference_table
+
+    Console(width=None if Console().is_terminal else 140).print(reference_table(result))
 
 
 def candidate(name: str, job: Job) -> ModelSpec:
@@ -103,7 +107,8 @@ def _elsewhere(name: str, path: str, job: Job) -> ModelSpec:
 def _run_name(folder: Path, made: dict[str, Any]) -> str:
     """What sets a run apart in a table: its target, rule and share."""
     rows = "all" if made["rule"] == "full" else f"{made['pct']:g} %"
-    return f"{made['base_model']['name']}, {made['rule']}, {rows}"
+    bucket = f" {made['bucket']} bucket" if made.get("bucket") else ""
+    return f"{made['base_model']['name']}, {made['rule']}{bucket}, {rows}"
 
 
 def _made_by(name: str) -> list[Artifact]:

@@ -157,6 +157,7 @@ def write_selection(job: Job, plan: Plan, chosen: Chosen) -> dict[str, Any]:
     (job.tracker.made if job.command == "select" else job.tracker.used)(subset)
     return {
         **figures,
+        "bucket": plan.rule.bucket,
         "subset": subset_path,
         "selection": table_path,
         "scores": _scores_path(job, plan, scores),
