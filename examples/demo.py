@@ -5,8 +5,6 @@ its share of the training.
 """
 
 import logging
-import os
-import sys
 import time
 from datetime import datetime
 from pathlib import Path
@@ -36,7 +34,7 @@ def main() -> None:
     hush()
     started = time.monotonic()
     folder = Path("runs") / "demo" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    common = sys.argv[1:] or ["trainer=cpu", f"tracker={os.environ.get('LPSEL_DEMO_TRACKER', 'csv')}"]
+    common = ["trainer=cpu", "tracker=csv"]
     trained: dict[str, dict[str, Any]] = {}
     for number, (name, overrides) in enumerate(RUNS.items(), 1):
         print(f"\n[{number}/{len(RUNS) + 1}] {name}", flush=True)

@@ -19,7 +19,7 @@ COMMANDS = {
     "select": "find or make scores, write a subset",
     "evaluate": "compare models on held-out rows",
 }
-TINY_MODELS = ("tiny", "tiny-target")
+TINY_MODELS = {"tiny", "tiny-target"}
 
 
 def console() -> None:
@@ -121,12 +121,14 @@ def overrides(command: str, arguments: list[str]) -> list[str]:
         for group in ("model", "scorer", "dataset")
         if f"{group}.path" in named and group not in named and not (group == "model" and command != "train")
     ]
-    real_model = command == "train" and ("model.path" in named or named.get("model", "tiny") not in TINY_MODELS)
+    real_model = command == "train" and (
+        "model.path" in named or not set(named.get("model", "tiny").split(",")) <= set(TINY_MODELS)
+    )
     if real_model:
         paper = {"dataset": "alpaca", "scorer": "opt-350m"}
         implied += [f"{g}={c}" for g, c in paper.items() if g not in named and f"{g}.path" not in named]
     if started_by_torchrun() and not is_main_process() and "hydra.run.dir" not in named:
-        implied += [f"hydra.run.dir={tempfile.mkdtemp(prefix='lpsel-rank-')}", "hydra.output_subdir=null"]
+        implied += [f"hydra.run.dir={tempfile.gettempdir()}/lpsel-ranks", "hydra.output_subdir=null"]
     return implied + arguments
 
 

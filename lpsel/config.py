@@ -69,11 +69,18 @@ class Job:
 
     @classmethod
     def of(cls, command: str, config: DictConfig, run_dir: Path) -> "Job":
+        cache_dir = Path(config.cache_dir or "~/.cache/lpsel").expanduser().resolve()
+        try:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cache_dir={cache_dir}: cannot be made ({error.strerror}); give cache_dir=FOLDER or LPSEL_CACHE."
+            ) from error
         return cls(
             command=command,
             config=config,
             run_dir=run_dir.resolve(),
-            cache_dir=Path(config.cache_dir).expanduser().resolve(),
+            cache_dir=cache_dir,
             tracker=build(config.tracker) if is_main_process() else Tracker(),
         )
 
@@ -85,6 +92,8 @@ class Job:
     def run(self) -> dict[str, Any]:
         """Run the command, write its result.json, end the tracked run whatever happens."""
         result = None
+        if is_main_process():
+            (self.run_dir / "result.json").unlink(missing_ok=True)  # of an earlier run in the same folder
         try:
             result = finite(import_module(f"lpsel.jobs.{self.command}").run(self))
             if is_main_process():

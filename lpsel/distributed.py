@@ -11,11 +11,14 @@ T = TypeVar("T")
 
 
 def rank() -> int:
-    """This process's rank, by torchrun's, Lightning's or SLURM's word; 0 where it runs alone."""
-    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
+    """This process's rank, by torchrun's, SLURM's or Lightning's word; 0 where it runs alone.
+
+    Where Lightning starts a node's processes, a rank on another node than the first is only known not to be 0.
+    """
+    for name in ("RANK", "SLURM_PROCID"):
         if name in os.environ:
             return int(os.environ[name])
-    return 0
+    return int(os.environ.get("NODE_RANK", "0")) + int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def is_main_process() -> bool:

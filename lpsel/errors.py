@@ -6,3 +6,8 @@ class UserError(ValueError):
 
     The message is one line that names the value and the remedy; commands print it and exit with status 2.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception of a library says, in one line without its full stop."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

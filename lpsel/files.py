@@ -43,6 +43,15 @@ def finite(value: Any) -> Any:
     return value
 
 
+def json_line(value: Any) -> bytes:
+    """One line of strict JSON in UTF-8; half a surrogate pair, which UTF-8 cannot hold, stays an escape."""
+    plain = finite(value)
+    try:
+        return json.dumps(plain, ensure_ascii=False, default=str).encode() + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(plain, default=str).encode() + b"\n"
+
+
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -43,7 +43,7 @@ def test_a_real_model_brings_the_papers_data_set_and_scorer():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("given", [[], ["pct=5"], ["model=tiny-target"]])
+@pytest.mark.parametrize("given", [[], ["pct=5"], ["model=tiny-target"], ["-m", "model=tiny,tiny-target"]])
 def test_the_embedded_default_stays_whole(given):
     assert overrides("train", given) == given
 
@@ -69,7 +69,11 @@ def test_evaluate_takes_run_folders_as_models():
         (["select", "trainer=gpu"], "trainer.accelerator=gpu: this machine has no CUDA device; say trainer=cpu."),
         (["select", "tracker.mode=sometimes"], "tracker.mode=sometimes: must be online or offline"),
         (["evaluate", "model=./nowhere"], "./nowhere: no such folder"),
-        (["evaluate"], "models"),
+        (["evaluate"], "lpsel evaluate: model: none given; say model=RUN_OR_MODEL, or model=[A,B] for several."),
+        (["select", "trainer.precision=16-mixed"], "trainer.precision=16-mixed: must be auto, 32-true, bf16-mixed"),
+        (["select", "dataset.limit=1.5"], "dataset.limit=1.5: must be at least 1 row"),
+        (["select", "seed=abc"], "recipe.seed=abc: must be a whole number."),
+        (["select", "cache_dir=/proc/nowhere"], "cache_dir=/proc/nowhere: cannot be made"),
         (["publsh"], "lpsel: publsh: no such command; give one of train, select, evaluate."),
     ],
 )

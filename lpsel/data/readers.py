@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
-from lpsel.errors import UserError
+from lpsel.errors import UserError, first_line
 
 CHUNK_BYTES = 1 << 18
 WHITESPACE = " \t\r\n"
@@ -86,7 +86,7 @@ def _parquet(path: Path, split: str) -> Iterator[Numbered]:
                     number += 1
                     yield Numbered(number, row)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not readable as Parquet ({_first_line(error)}). Write it again.") from None
+        raise UserError(f"{path}: not readable as Parquet ({first_line(error)}). Write it again.") from None
 
 
 def _json(path: Path, split: str) -> Iterator[Numbered]:
@@ -169,7 +169,7 @@ class _JsonText:
                 return value
             if not self._fill(wanted):
                 if failure is not None:
-                    raise self.error(f"not a whole JSON value, {_first_line(failure).split(':')[0]}")
+                    raise self.error(f"not a whole JSON value, {first_line(failure).split(':')[0]}")
                 self._move(end)
                 return value
             wanted *= 2
@@ -238,17 +238,13 @@ def _not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> UserError:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path}: cannot be read to its end ({_first_line(error)}). Fetch or compress it again.")
+    return UserError(f"{path}: cannot be read to its end ({first_line(error)}). Fetch or compress it again.")
 
 
 def _damage() -> tuple[type[Exception], ...]:
     import zstandard
 
     return (EOFError, OSError, lzma.LZMAError, zlib.error, zstandard.ZstdError)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _open(path: Path) -> IO[bytes]:

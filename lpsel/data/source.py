@@ -106,9 +106,9 @@ class DatasetSpec:
             raise UserError(
                 f"dataset.path={self.path}: {self.name} is made from a seed and has none; say dataset=local."
             )
-        if self.skip < 0:
+        if not isinstance(self.skip, int) or self.skip < 0:
             raise UserError(f"dataset.skip={self.skip}: must be 0 or more rows.")
-        if self.limit is not None and self.limit < 1:
+        if self.limit is not None and (not isinstance(self.limit, int) or self.limit < 1):
             raise UserError(f"dataset.limit={self.limit}: must be at least 1 row, or null for all.")
         if self.columns and not any(form.keys() - OPTIONAL <= self.columns.keys() <= form.keys() for form in FORMS):
             raise UserError(

@@ -4,6 +4,7 @@ import gc
 import json
 import logging
 import re
+import shutil
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from lpsel.evaluation.comparison import Measured, compare
 from lpsel.evaluation.match import exact_match, rouge_l
 from lpsel.evaluation.statistics import UNDEFINED
 from lpsel.files import finite, write_atomically
-from lpsel.model.load import load_model, load_tokenizer, locate
+from lpsel.model.load import load_config, load_model, load_tokenizer, locate
 from lpsel.model.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ class ReferenceEvaluator:
             self._prepare(name, spec, path, source, examples, cache_dir)
             for name, spec, path in zip(names, models, paths, strict=True)
         ]
+        shutil.rmtree(folder / "generations", ignore_errors=True)  # of an earlier run in the same folder
         measured, described = [], []
         for model, file in zip(prepared, files, strict=True):
             of_rows, about = self._measure(model, examples, folder / file, device, dtype)
@@ -140,14 +142,11 @@ class ReferenceEvaluator:
     def _prepare(
         self, name: str, spec: ModelSpec, path: str, source: Source, examples: list[Example], cache_dir: Path
     ) -> Prepared:
-        from transformers import AutoConfig
-
         from lpsel.data.template import render_prompt
         from lpsel.data.tokens import tokenize
         from lpsel.evaluation.generate import prompt_room
 
-        remote = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
-        prompt_room(AutoConfig.from_pretrained(path, **remote), self.max_new_tokens)
+        prompt_room(load_config(spec, path), self.max_new_tokens)
         tokenizer = load_tokenizer(spec, path)
         tokens = tokenize(source, tokenizer, spec.template, spec.max_length, cache_dir)
         prompts = [render_prompt(example, spec.template, tokenizer) for example in examples]

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 def run(job: Job) -> dict[str, Any]:
     """Evaluate, write generations and figures."""
+    if job.config.models is None:
+        raise UserError("model: none given; say model=RUN_OR_MODEL, or model=[A,B] for several.")
     named = job.config.models if isinstance(job.config.models, ListConfig) else [job.config.models]
     baseline = [] if job.config.baseline is None else [job.config.baseline]
     candidates = [candidate(str(name), job) for name in [*baseline, *named]]
@@ -38,7 +40,7 @@ def run(job: Job) -> dict[str, Any]:
     precision = resolve_precision(job.config.trainer.precision)
     log.info("Evaluating %s on %s rows of %s", "; ".join(c.name for c in candidates), len(source), source.spec.name)
     job.start_tracking()
-    for run_folder in {str(name) for name in [*baseline, *named]}:
+    for run_folder in dict.fromkeys(str(name) for name in [*baseline, *named]):
         for parent in _made_by(run_folder):
             job.tracker.used(parent)
     result = evaluator.evaluate(
@@ -116,4 +118,6 @@ def _made_by(name: str) -> list[Artifact]:
     if not result.is_file():
         return []
     made = json.loads(result.read_text())
-    return [Artifact("model", made["artifact"], Path(made["model"]), by_reference=True)] if "artifact" in made else []
+    return (
+        [Artifact("model", made["artifact"], result.parent / "model", by_reference=True)] if "artifact" in made else []
+    )

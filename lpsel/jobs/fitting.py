@@ -10,9 +10,12 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig
 
 from lpsel.config import Job, build
 from lpsel.data.module import MicroBatch, OptimiserStep, SubsetDataModule
+from lpsel.errors import UserError, first_line
 from lpsel.model.device import resolve_precision
 from lpsel.model.flops import forward_flops
 from lpsel.model.module import FineTuner
@@ -52,7 +55,8 @@ def fit(
     node = job.config.trainer.copy()
     node.precision = resolve_precision(node.precision)
     L.seed_everything(module.spec.recipe.seed, verbose=False)
-    trainer = build(node)(
+    trainer = _trainer(
+        node,
         max_epochs=epochs,
         callbacks=[*callbacks, FitProgress(title, data)],
         logger=job.tracker.logger(),
@@ -75,6 +79,14 @@ def fit(
         raise KeyboardInterrupt
     seconds = time.monotonic() - started
     return trainer, _cost(trainer, module, data, epochs, seconds)
+
+
+def _trainer(node: DictConfig, **arguments: Any) -> L.Trainer:
+    try:
+        return build(node)(**arguments)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        asked = f"trainer.accelerator={node.accelerator} trainer.devices={node.devices} trainer.strategy={node.strategy}"
+        raise UserError(f"{asked}: {first_line(error)}; mend it, or say trainer=cpu.") from error
 
 
 def _cost(trainer: L.Trainer, module: FineTuner, data: SubsetDataModule, epochs: int, seconds: float) -> Cost:

@@ -84,7 +84,7 @@ def scores_for(job: Job, scorer: ModelSpec, source: Source, epochs: int) -> Scor
     key = digest({k: v for k, v in described.items() if k != "scorer"})[:16]
     folder = job.cache_dir / "scores" / f"{scorer.name}-{job.config.dataset.name}-{key}-e{epochs}"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    lock = FileLock(folder.with_name(f"{key}.lock"))
     if is_main_process():
         lock.acquire()
     try:
@@ -125,7 +125,7 @@ def _make(
         raise UserError(
             f"scorer.max_length={scorer.max_length}: no row of {source.spec.name} keeps a supervised token; raise it."
         )
-    module = FineTuner(scorer, path, build(job.config.optimizer), data.steps_per_epoch * scorer.recipe.epochs)
+    module = FineTuner("scorer", scorer, path, build(job.config.optimizer), data.steps_per_epoch * scorer.recipe.epochs)
     parts = Parts(folder.with_name(f"{folder.name}.parts"))
     trainer, cost = fit(job, module, data, epochs=epochs, title=f"Scorer {scorer.name}", callbacks=[NLLRecorder(parts)])
     if trainer.is_global_zero:
@@ -154,7 +154,7 @@ def _make(
 def report_tokens(tokens: Any, model: ModelSpec) -> None:
     """Say how many rows lost something to the length limit."""
     cut, empty = int(tokens.truncated.sum()), int((tokens.response_tokens == 0).sum())
-    if cut:
+    if cut or empty:
         log.info(
             "Tokens: %s of %s rows are cut off at %s tokens for %s; %s keep no supervised token",
             f"{cut:,}",
@@ -172,7 +172,9 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """The commit of the checkout that this package runs from, if it does."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[2]
+    if not (here / "conf" / "base.yaml").is_file():
+        return None
     try:
         done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

@@ -1,6 +1,5 @@
 """`select`: find or make scores and clusters, choose rows, write the selection folder."""
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,13 @@ import pyarrow.parquet as pq
 from lpsel.config import Job, build
 from lpsel.data.source import Source
 from lpsel.distributed import is_main_process
-from lpsel.files import sha256_of, write_atomically
+from lpsel.files import json_line, sha256_of, write_atomically
 from lpsel.model.spec import ModelSpec
 from lpsel.selection.choose import Selection, select
-from lpsel.selection.clusters import Clusters, with_clusters
+from lpsel.selection.clusters import Clusters, brings_clusters, with_clusters
 from lpsel.selection.spec import SelectionSpec
 from lpsel.selection.summary import describe, summary
-from lpsel.selection.table import ScoreTable, read_scores
+from lpsel.selection.table import SCORES_FILE, ScoreTable, read_scores
 from lpsel.tracking.base import Artifact
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ def prepare(job: Job, tokens_of: ModelSpec) -> Plan:
     if config.scores is not None:
         given = read_scores(config.scores).of_dataset(source.ids, source.spec.name)
     plan = Plan(source, rule, rule.share(config.pct, len(source)), clusters, scorer, given, tokens_of)
-    if rule.uses_clusters and (given is None or given.cluster is None):
+    if rule.uses_clusters and not (given is not None and brings_clusters(given, clusters)):
         clusters.check(source.spec)
     if plan.needs_scorer:
         from lpsel.jobs.score import check_scorer
@@ -147,8 +146,9 @@ def write_selection(job: Job, plan: Plan, chosen: Chosen) -> dict[str, Any]:
     if scores:
         name = f"scores-{scores.folder.name}"
         job.tracker.used(Artifact("scores", name, scores.folder, metadata=scores.manifest()))
-    job.tracker.histogram("lp/selected", selection.score[selection.selected])
-    job.tracker.histogram("lp/all", selection.score)
+    if plan.rule.epochs:
+        job.tracker.histogram(f"{plan.rule.name}/selected", selection.score[selection.selected])
+        job.tracker.histogram(f"{plan.rule.name}/all", selection.score)
     for epoch, nll_N in enumerate(chosen.table.nll):
         job.tracker.histogram(f"nll/epoch_{epoch}", nll_N)
     figures = summary(selection, chosen.table)
@@ -176,13 +176,16 @@ def write_selection(job: Job, plan: Plan, chosen: Chosen) -> dict[str, Any]:
 def _chosen_lines(source: Source, selection: Selection) -> Any:
     for row in source:
         if selection.selected[row.index]:
-            yield json.dumps(row.raw, ensure_ascii=False, default=str).encode() + b"\n"
+            yield json_line(row.raw)
 
 
 def _scores_path(job: Job, plan: Plan, scores: "Scores | None") -> Path | None:
     if scores:
         return scores.table
-    return Path(job.config.scores).expanduser().resolve() if plan.given is not None else None
+    if plan.given is None:
+        return None
+    given = Path(job.config.scores).expanduser().resolve()
+    return given / SCORES_FILE if given.is_dir() else given
 
 
 def _cost(scores: "Scores | None") -> dict[str, Any] | None:

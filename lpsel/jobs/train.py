@@ -59,9 +59,9 @@ def run(job: Job) -> dict[str, Any]:
         )
 
     epochs = target.recipe.epochs
-    module = FineTuner(target, path, build(job.config.optimizer), data.steps_per_epoch * epochs)
+    module = FineTuner("target", target, path, build(job.config.optimizer), data.steps_per_epoch * epochs)
     trainer, cost = fit(job, module, data, epochs=epochs, title=f"Target {target.name}", callbacks=[])
-    nll = float(trainer.callback_metrics["train/nll"])
+    nll = float(trainer.callback_metrics["target/nll"])
     folder = job.run_dir / MODEL
     save_model(trainer, module, tokenizer, folder)
     if not is_main_process():
@@ -73,6 +73,7 @@ def run(job: Job) -> dict[str, Any]:
         "base_model": describe_model(target),
         "training": {
             "rows": int(data.trained.sum()),
+            "rows_truncated": int(tokens.truncated[data.trained].sum()),
             "steps": trainer.global_step,
             "epochs": epochs,
             "last_step_nll": nll,
@@ -81,7 +82,7 @@ def run(job: Job) -> dict[str, Any]:
             **asdict(cost),
         },
     }
-    name = f"model-{job.run_dir.parent.name}-{job.run_dir.name}".replace("/", "-")[:120]
+    name = f"model-{job.run_dir.parent.name}-{job.run_dir.name}"
     job.tracker.made(Artifact("model", name, folder, by_reference=True, metadata=result["training"]))
     result["artifact"] = name
     log.info(

@@ -7,11 +7,23 @@ from lpsel.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
+ALIASES = {"32": "32-true", "bf16": "bf16-mixed"}
+
 
 def resolve_precision(requested: str) -> str:
-    """Lightning's name of the precision that `auto` stands for: bf16-mixed where a GPU computes it, else 32-true."""
+    """Lightning's name of the precision asked for; `auto` is bf16-mixed where a GPU computes it, else 32-true.
+
+    float16 is not among them: its loss scaling does not go with losses that are summed over micro-batches here.
+
+    Raises:
+        UserError: any other precision.
+    """
     if requested != "auto":
-        return str(requested)
+        named = ALIASES.get(str(requested), str(requested))
+        if named not in PRECISIONS:
+            raise UserError(f"trainer.precision={requested}: must be auto, {', '.join(PRECISIONS)}.")
+        return named
     import torch
 
     return "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"

@@ -5,7 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lpsel.errors import UserError
+from lpsel.errors import UserError, first_line
 from lpsel.model.spec import ModelSpec
 
 HASHED = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py")
@@ -54,7 +54,7 @@ def _config_file(spec: ModelSpec) -> str:
     try:
         return hf_hub_download(str(spec.path), "config.json", revision=spec.revision)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"{spec.path}: no such folder, and the Hub does not give it ({reason}); give a model folder, a Hugging "
             "Face id, or HF_TOKEN in the environment for a gated model."
@@ -74,24 +74,40 @@ def load_tokenizer(spec: ModelSpec, path: str) -> Any:
         return AutoTokenizer.from_pretrained(path, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path}: its tokenizer cannot be loaded ({_first_line(error)}); give a complete model folder."
+            f"{path}: its tokenizer cannot be loaded ({first_line(error)}); give a complete model folder."
         ) from error
+
+
+def load_config(spec: ModelSpec, path: str) -> Any:
+    """The model's configuration, once it is sure that transformers knows it and that rows fit into its context."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(path, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: its config.json cannot be used ({first_line(error)}); give a model that transformers knows."
+        ) from error
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and spec.max_length > context:
+        raise UserError(
+            f"max_length={spec.max_length}: {spec.name} has a context of {context} tokens; give {context} or less."
+        )
+    return config
 
 
 def load_model(spec: ModelSpec, path: str, dtype: Any) -> Any:
     """The causal language model with its weights in `dtype`, in evaluation mode (no dropout)."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    load_config(spec, path)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             path, revision=spec.revision, trust_remote_code=spec.trust_remote_code, dtype=dtype, weights_only=True
         )
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be loaded as a causal language model ({_first_line(error)}).") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be loaded as a causal language model ({first_line(error)}).") from error
     return model.eval()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

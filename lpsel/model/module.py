@@ -22,26 +22,26 @@ class FineTuner(L.LightningModule):
     micro-batches and ranks. Dropout stays off, so that the same holds for the gradient.
 
     Args:
+        role: scorer or target, what its metrics are logged under.
         spec: the model and its recipe.
         path: folder or Hub id to load it from.
         optimizer: called with the parameters and `lr=`.
         total_steps: horizon of the learning-rate schedule, in optimiser steps.
     """
 
-    def __init__(self, spec: ModelSpec, path: str, optimizer: Callable[..., Any], total_steps: int) -> None:
+    def __init__(
+        self, role: str, spec: ModelSpec, path: str, optimizer: Callable[..., Any], total_steps: int
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.spec, self.path = spec, path
+        self.role, self.spec, self.path = role, spec, path
         self.make_optimizer, self.total_steps = optimizer, total_steps
         self.loss: PerSampleLoss | None = None
 
     def configure_model(self) -> None:
         if self.loss is not None:
             return
-        precision = self.trainer.precision
-        dtype = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}.get(
-            str(precision), torch.float32
-        )
+        dtype = torch.bfloat16 if self.trainer.precision == "bf16-true" else torch.float32
         model = load_model(self.spec, self.path, dtype)
         if model.config is not model.config.get_text_config():
             # A model that sees as well: text alone gives its other parts no gradient, and DDP waits for every gradient.
@@ -87,8 +87,8 @@ class FineTuner(L.LightningModule):
         optimizer.step()
         optimizer.zero_grad()
         scheduler.step()
-        self.log("train/nll", total, batch_size=step.rows, sync_dist=self.trainer.world_size > 1)
-        self.log("train/learning_rate", scheduler.get_last_lr()[0], batch_size=step.rows)
+        self.log(f"{self.role}/nll", total, batch_size=step.rows, sync_dist=self.trainer.world_size > 1)
+        self.log(f"{self.role}/learning_rate", scheduler.get_last_lr()[0], batch_size=step.rows)
 
     def validation_step(self, batch: MicroBatch, _batch_idx: int) -> Tensor:
         """Mean NLL of each row, in nats per supervised token, shape (B,)."""

@@ -20,7 +20,7 @@ class Recipe:
         warmup: share of all optimiser steps over which the rate rises from 0.
         schedule: what the rate does after warm-up: cosine or linear to 0, or constant.
         max_grad_norm: the gradient's 2-norm is clipped to this.
-        seed: of the order of the rows and of dropout.
+        seed: of the order of the rows.
     """
 
     epochs: int = 3
@@ -32,6 +32,12 @@ class Recipe:
     seed: int = 42
 
     def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "seed"):
+            value = getattr(self, name)
+            _require(isinstance(value, int), f"recipe.{name}={value}: must be a whole number.")
+        for name in ("learning_rate", "warmup", "max_grad_norm"):
+            value = getattr(self, name)
+            _require(isinstance(value, int | float), f"recipe.{name}={value}: must be a number.")
         _require(self.epochs >= 1, f"recipe.epochs={self.epochs}: must be at least 1.")
         _require(self.batch_size >= 1, f"recipe.batch_size={self.batch_size}: must be at least 1 row.")
         _require(self.learning_rate > 0, f"recipe.learning_rate={self.learning_rate}: must be above 0.")
@@ -67,6 +73,7 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         _require(self.template in TEMPLATES, f"template={self.template}: must be one of {', '.join(TEMPLATES)}.")
+        _require(isinstance(self.max_length, int), f"max_length={self.max_length}: must be a whole number of tokens.")
         _require(self.max_length >= 2, f"max_length={self.max_length}: must be at least 2 tokens.")
         _require(
             bool(self.path) or self.tiny is not None,

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from lpsel.data.tokens import Tokens
+from lpsel.errors import UserError
 from lpsel.files import sha256_of, write_atomically, write_json
 
 SCORES = "scores.parquet"
@@ -69,14 +70,14 @@ def write_scores(folder: Path, tokens: Tokens, nll_EN: NDArray[np.float64], mani
         manifest: what the scores came from; the SHA-256 of the file is added.
 
     Raises:
-        RuntimeError: a row with supervised tokens has no record.
+        UserError: a row with supervised tokens has no record.
     """
     missing = np.isnan(nll_EN) & (tokens.response_tokens > 0)
     if missing.any():
         epoch, row = np.argwhere(missing)[0]
-        raise RuntimeError(
-            f"{int(missing.sum())} records are missing, the first of row {row} after epoch {epoch}: "
-            "every rank must see the same cache_dir, and every loss must be a number."
+        raise UserError(
+            f"{int(missing.sum())} records are missing or not a number, the first of row {row} after epoch {epoch}: "
+            "lower scorer.recipe.learning_rate if training diverged, and give a cache_dir that all ranks see."
         )
     columns: dict[str, Any] = {
         "index": pa.array(np.arange(len(tokens)), pa.int64()),

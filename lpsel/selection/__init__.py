@@ -1,1 +1,1 @@
-"""From scores to a subset: pure functions of tables, without torch or transformers."""
+"""From scores to a subset, without torch: pure functions of tables, and the clusters that they may need."""

@@ -37,11 +37,16 @@ class Clusters(Protocol):
         """The cluster of every row of the source, int32 (N,), or None for no clusters."""
 
 
+def brings_clusters(table: ScoreTable, clusters: Clusters) -> bool:
+    """Whether the table's own clusters are used: for cluster=auto, where it has any."""
+    return table.cluster is not None and isinstance(clusters, Auto)
+
+
 def with_clusters(table: ScoreTable, clusters: Clusters, source: Source, cache_dir: Path, seed: int) -> ScoreTable:
     """The table with the clusters it came with, else those its rows have in the source; without for cluster=none."""
     if isinstance(clusters, NoClusters):
         return replace(table, cluster=None)
-    if table.cluster is not None:
+    if brings_clusters(table, clusters):
         return table
     cluster_N = clusters.assign(source, cache_dir, seed)
     return replace(table, cluster=None if cluster_N is None else cluster_N[table.index])

@@ -15,7 +15,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from lpsel.data.source import Source
-from lpsel.errors import UserError
+from lpsel.errors import UserError, first_line
 from lpsel.files import write_atomically
 
 MAX_TOKENS = 256  # of a row; what the paper's embedder reads
@@ -88,7 +88,7 @@ def _config_file(embedder: str) -> Path:
         return Path(hf_hub_download(embedder, "config.json"))
     except Exception as error:  # the Hub's client raises many kinds, of several libraries
         raise UserError(
-            f"cluster.embedder={embedder}: no such folder, and the Hub says: {_first_line(error)}. {remedy}"
+            f"cluster.embedder={embedder}: no such folder, and the Hub says: {first_line(error)}. {remedy}"
         ) from error
 
 
@@ -104,7 +104,8 @@ def _embed_missing(source: Source, missing: set[str], embedder: str, folder: Pat
                 texts = [text for _, text in part[start : start + BATCH_ROWS]]
                 batch = model.encode(texts, batch_size=BATCH_ROWS, convert_to_numpy=True, show_progress_bar=False)
                 vectors.append(np.asarray(batch, np.float32))
-                advance(len(texts))
+                fed = model.tokenizer(texts, truncation=True, max_length=model.max_seq_length)["input_ids"]
+                advance(len(texts), tokens=sum(map(len, fed)))
             _write(folder, [id_ for id_, _ in part], np.concatenate(vectors))
 
 
@@ -119,7 +120,7 @@ def _load(embedder: str) -> Any:
         model = SentenceTransformer(str(folder) if folder.is_dir() else embedder)
     except Exception as error:  # transformers, the Hub's client and safetensors each raise their own
         raise UserError(
-            f"cluster.embedder={embedder}: cannot be loaded ({_first_line(error)}). "
+            f"cluster.embedder={embedder}: cannot be loaded ({first_line(error)}). "
             "Give cluster.embedder=FOLDER (a sentence-transformers model), or cluster=none."
         ) from error
     model.max_seq_length = min(model.max_seq_length or MAX_TOKENS, MAX_TOKENS)
@@ -177,7 +178,3 @@ def _cached(folder: Path, ids: list[str]) -> NDArray[np.float32]:
         vectors_UD[place.drop_null().to_numpy()] = vectors[rows]
     assert vectors_UD is not None
     return vectors_UD
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

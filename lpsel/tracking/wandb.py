@@ -2,6 +2,7 @@
 
 import netrc
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,11 @@ from urllib.parse import urlparse
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lpsel.errors import UserError
+from lpsel.errors import UserError, first_line
 from lpsel.files import finite
 from lpsel.tracking.base import Artifact, Tracker
 
-MODES = ("online", "offline")
+MODES = ("online", "offline", "disabled")
 HISTOGRAM_BINS = 64
 
 
@@ -38,18 +39,30 @@ class WandbTracker(Tracker):
         tags: Sequence[str] = (),
         mode: str | None = None,
     ) -> None:
-        if mode is not None and mode not in MODES:
+        mode = mode or os.environ.get("WANDB_MODE") or ("online" if has_account() else "offline")
+        if mode not in MODES:
             raise UserError(f"tracker.mode={mode}: must be online or offline; to switch tracking off say tracker=none.")
         self.project, self.entity, self.group, self.tags = project, entity, group, list(tags)
         self.run: Any = None
         self.parents: list[str] = []
-        self.mode: Any = mode or os.environ.get("WANDB_MODE") or ("online" if has_account() else "offline")
+        self.mode: Any = mode
 
     def start(self, job: str, config: dict[str, Any], run_dir: Path) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
-        self.run = wandb.init(
+        try:
+            self.run = wandb.init(**self._arguments(job, config, run_dir))
+        except wandb.errors.Error as error:
+            raise UserError(
+                f"tracker=wandb: no run can be started ({first_line(error)}); say tracker.mode=offline or tracker=none."
+            ) from error
+        self.directory = Path(self.run.dir).parent
+
+    def _arguments(self, job: str, config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
+        import wandb
+
+        return dict(
             project=self.project,
             entity=self.entity,
             group=self.group,
@@ -61,7 +74,6 @@ class WandbTracker(Tracker):
             mode=self.mode,
             settings=wandb.Settings(silent=True, console="off", save_code=False, disable_git=True, disable_code=True),
         )
-        self.directory = Path(self.run.dir).parent
 
     def logger(self) -> Any:
         from lightning.pytorch.loggers import WandbLogger
@@ -99,7 +111,7 @@ class WandbTracker(Tracker):
         self.run.finish(exit_code=0 if result is not None else 1)
         if self.mode == "offline":
             return f"Tracked offline; to upload: wandb sync {self.directory}"
-        return f"Tracked at {self.run.url}"
+        return f"Tracked at {self.run.url}" if self.run.url else None
 
 
 def has_account() -> bool:
@@ -113,10 +125,15 @@ def has_account() -> bool:
         return False
 
 
+def _safe(name: str) -> str:
+    """A name W&B takes: letters, digits, dots, dashes and underscores, at most 128; a longer one keeps its end."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[-128:]
+
+
 def _wandb_artifact(artifact: Artifact) -> Any:
     import wandb
 
-    made = wandb.Artifact(artifact.name, type=artifact.kind, metadata=finite(artifact.metadata))
+    made = wandb.Artifact(_safe(artifact.name), type=artifact.kind, metadata=finite(artifact.metadata))
     if artifact.by_reference:
         made.add_reference(artifact.path.resolve().as_uri(), max_objects=1000)
     elif artifact.path.is_dir():

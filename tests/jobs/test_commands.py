@@ -157,7 +157,7 @@ def test_metrics_go_into_a_csv_file_where_asked(tmp_path, toy_model, instruction
     overrides = given(tmp_path, toy_model, instructions(rows=8), *model(toy_model), "selection=full")
     run("train", [*overrides, "tracker=csv"], tmp_path / "run")
     header = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0].split(",")
-    assert {"train/nll", "train/learning_rate", "step"} <= set(header)
+    assert {"target/nll", "target/learning_rate", "step"} <= set(header)
 
 
 def test_two_processes_train_the_same_target(tmp_path, toy_model, instructions):
