@@ -85,7 +85,9 @@ def _trainer(node: DictConfig, **arguments: Any) -> L.Trainer:
     try:
         return build(node)(**arguments)
     except (MisconfigurationException, ValueError, TypeError) as error:
-        asked = f"trainer.accelerator={node.accelerator} trainer.devices={node.devices} trainer.strategy={node.strategy}"
+        asked = (
+            f"trainer.accelerator={node.accelerator} trainer.devices={node.devices} trainer.strategy={node.strategy}"
+        )
         raise UserError(f"{asked}: {first_line(error)}; mend it, or say trainer=cpu.") from error
 
 

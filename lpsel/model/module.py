@@ -29,9 +29,7 @@ class FineTuner(L.LightningModule):
         total_steps: horizon of the learning-rate schedule, in optimiser steps.
     """
 
-    def __init__(
-        self, role: str, spec: ModelSpec, path: str, optimizer: Callable[..., Any], total_steps: int
-    ) -> None:
+    def __init__(self, role: str, spec: ModelSpec, path: str, optimizer: Callable[..., Any], total_steps: int) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.role, self.spec, self.path = role, spec, path

@@ -104,9 +104,16 @@ def _embed_missing(source: Source, missing: set[str], embedder: str, folder: Pat
                 texts = [text for _, text in part[start : start + BATCH_ROWS]]
                 batch = model.encode(texts, batch_size=BATCH_ROWS, convert_to_numpy=True, show_progress_bar=False)
                 vectors.append(np.asarray(batch, np.float32))
-                fed = model.tokenizer(texts, truncation=True, max_length=model.max_seq_length)["input_ids"]
-                advance(len(texts), tokens=sum(map(len, fed)))
+                advance(len(texts), tokens=_tokens(model, texts))
             _write(folder, [id_ for id_, _ in part], np.concatenate(vectors))
+
+
+def _tokens(model: Any, texts: list[str]) -> int:
+    """Tokens fed, for the progress bar; 0 where the embedder is none that has a tokenizer."""
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        return 0
+    return sum(map(len, tokenizer(texts, truncation=True, max_length=model.max_seq_length)["input_ids"]))
 
 
 def _load(embedder: str) -> Any:
