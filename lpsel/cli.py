@@ -129,7 +129,9 @@ def overrides(command: str, arguments: list[str]) -> list[str]:
         implied += [f"{g}={c}" for g, c in paper.items() if g not in named and f"{g}.path" not in named]
     if started_by_torchrun() and not is_main_process() and "hydra.run.dir" not in named:
         implied += [f"hydra.run.dir={tempfile.gettempdir()}/lpsel-ranks", "hydra.output_subdir=null"]
-    return implied + arguments
+    # Beside the user's own: argparse takes overrides from one place only, before or after flags such as --multirun.
+    place = next((i for i, a in enumerate(arguments) if "=" in a and not a.startswith("-")), len(arguments))
+    return [*arguments[:place], *implied, *arguments[place:]]
 
 
 def _fail(prog: str, message: str) -> NoReturn:

@@ -43,6 +43,12 @@ def test_a_real_model_brings_the_papers_data_set_and_scorer():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("flags", [["--multirun"], ["--cfg", "job"]])
+def test_what_is_implied_stands_beside_the_users_overrides(flags):
+    assert overrides("select", [*flags, "scorer.path=x"]) == [*flags, "scorer=local", "scorer.path=x"]
+    assert overrides("select", ["scorer.path=x", *flags]) == ["scorer=local", "scorer.path=x", *flags]
+
+
 @pytest.mark.parametrize("given", [[], ["pct=5"], ["model=tiny-target"], ["-m", "model=tiny,tiny-target"]])
 def test_the_embedded_default_stays_whole(given):
     assert overrides("train", given) == given
