@@ -73,9 +73,6 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Tokens, (self.folder, self.reused)
-
     @cached_property
     def ids(self) -> list[str]:
         """The content id of every row."""

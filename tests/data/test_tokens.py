@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 
 from lpsel.data.source import DatasetSpec, Source
 from lpsel.data.template import render, render_prompt
-from lpsel.data.tokens import ROWS_PER_BATCH, Tokens, tokenize
+from lpsel.data.tokens import ROWS_PER_BATCH, tokenize
 from lpsel.errors import UserError
 
 from .conftest import CHATML
@@ -169,15 +168,6 @@ def test_what_was_not_finished_is_made_again(make_tokenizer, source, tmp_path, b
     tokens = tokenize(source(("a", "b")), tokenizer, "plain", 16, tmp_path)
     assert not tokens.reused
     assert fed(tokens, tokenizer) == ["a", "b", "</s>"]
-
-
-def test_tokens_go_to_another_process_as_a_file_name(make_tokenizer, source, tmp_path):
-    tokens = tokenize(source(("a", "b" * 10_000)), make_tokenizer(), "plain", 20_000, tmp_path)
-    packed = pickle.dumps(tokens)
-    assert len(packed) < 1000
-    copy = pickle.loads(packed)
-    assert isinstance(copy, Tokens)
-    assert copy.input_ids(0).tolist() == tokens.input_ids(0).tolist()
 
 
 def _build(make_tokenizer, source, cache_dir, reused):
