@@ -15,15 +15,13 @@ Rows = NDArray[np.int64]
 NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 
 
-def pack(rows: Rows, lengths: NDArray[np.int32], budget: int) -> list[Rows]:
-    """Cut length-sorted `rows` into batches of at most `budget` tokens, padding counted.
+def padded(rows: Rows, lengths: NDArray[np.int32], budget: int) -> list[Rows]:
+    """Cut length-sorted `rows` into batches of at most `budget` tokens, padding to the longest counted.
 
     A row longer than the budget is a batch of its own. Longest rows come first, so that a batch that does not fit
     into memory shows at the start.
     """
-    if len(rows) == 0:
-        return []
-    rows = rows[np.lexsort((rows, -lengths[rows]))]
+    rows = _longest_first(rows, lengths)
     batches, start = [], 0
     while start < len(rows):
         stop = start + max(1, budget // int(lengths[rows[start]]))
@@ -32,13 +30,30 @@ def pack(rows: Rows, lengths: NDArray[np.int32], budget: int) -> list[Rows]:
     return batches
 
 
+def packed(rows: Rows, lengths: NDArray[np.int32], budget: int) -> list[Rows]:
+    """Cut length-sorted `rows` into packs of at most `budget` tokens, which have no padding. Otherwise as `padded`."""
+    rows = _longest_first(rows, lengths)
+    ends = np.cumsum(lengths[rows], dtype=np.int64)
+    packs, start = [], 0
+    while start < len(rows):
+        before = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + budget, side="right")))
+        packs.append(rows[start:stop])
+        start = stop
+    return packs
+
+
+def _longest_first(rows: Rows, lengths: NDArray[np.int32]) -> Rows:
+    return rows[np.lexsort((rows, -lengths[rows]))]
+
+
 def recording_plan(rows: Rows, lengths: NDArray[np.int32], budget: int, rank: int, world: int) -> list[Rows]:
     """The batches of a pass over `rows` that this rank computes.
 
     Batches are dealt in turn, so that ranks get like lengths. Ranks that come out a batch short compute the shortest
     batch once more; records are kept by row, so the second result changes nothing.
     """
-    batches = pack(rows, lengths, budget)
+    batches = packed(rows, lengths, budget)
     short = -len(batches) % world
     return (batches + batches[-1:] * short)[rank::world]
 
@@ -69,10 +84,10 @@ def training_plan(
     steps = []
     for start in range(0, len(order), batch_size):
         window = order[start : start + batch_size]
-        window = window[np.lexsort((window, -lengths[window]))]
+        window = _longest_first(window, lengths)
         position = np.arange(len(window)) % (2 * world)
         dealt_to = np.where(position < world, position, 2 * world - 1 - position)
-        shares = [pack(window[dealt_to == r], lengths, budget) for r in range(world)]
+        shares = [packed(window[dealt_to == r], lengths, budget) for r in range(world)]
         passes = max(len(share) for share in shares)
         steps.append(shares[rank] + [NO_ROWS] * (passes - len(shares[rank])))
     return steps

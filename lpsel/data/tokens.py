@@ -38,7 +38,7 @@ SCHEMA = pa.schema(
 )
 
 
-class _Batch(NamedTuple):
+class Batch(NamedTuple):
     """The list columns of a record batch: views of the file, row j from offsets[j] to offsets[j + 1]."""
 
     ids: np.ndarray
@@ -94,6 +94,10 @@ class Tokens:
         place, row = divmod(i, ROWS_PER_BATCH)
         batch = self._batches[place]
         return batch.ids[batch.id_offsets[row] : batch.id_offsets[row + 1]]
+
+    def batches(self) -> list[Batch]:
+        """The list columns of all rows, in order, as views of the file: `ROWS_PER_BATCH` rows each but the last."""
+        return self._batches
 
     def supervised(self, i: int) -> np.ndarray:
         """Which tokens of row i are labels, bool (T,): label t is what position t - 1 predicts, so never t = 0."""
@@ -279,9 +283,9 @@ def _lists(rows: list[list[int]]) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
 
 
-def _views(batch: pa.RecordBatch) -> _Batch:
+def _views(batch: pa.RecordBatch) -> Batch:
     ids, spans = batch.column("input_ids"), batch.column("supervised_spans")
-    return _Batch(*(part.to_numpy() for lists in (ids, spans) for part in (lists.values, lists.offsets)))
+    return Batch(*(part.to_numpy() for lists in (ids, spans) for part in (lists.values, lists.offsets)))
 
 
 def _column(batches: list[pa.RecordBatch], name: str, dtype: Any) -> np.ndarray:

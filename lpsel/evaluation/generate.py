@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lpsel.data.batching import pack
+from lpsel.data.batching import padded
 from lpsel.data.template import Rendered
 from lpsel.errors import UserError
 from lpsel.progress import track
@@ -76,7 +76,7 @@ def generate(
     lengths = np.array([len(ids) + max_new_tokens for ids in fed], dtype=np.int32)
     generations: dict[int, Generation] = {}
     with track(title, total=len(fed), unit="rows") as advance:
-        for rows in pack(np.arange(len(fed)), lengths, batch_tokens):
+        for rows in padded(np.arange(len(fed)), lengths, batch_tokens):
             answers = _continue(model, [fed[i] for i in rows], max_new_tokens, stops)
             for i, answer in zip(rows.tolist(), answers, strict=True):
                 stopped = bool(answer) and answer[-1] in stops

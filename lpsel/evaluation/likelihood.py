@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lpsel.data.batching import pack
-from lpsel.data.module import collate
+from lpsel.data.batch import collate
+from lpsel.data.batching import packed
 from lpsel.data.source import Example
+from lpsel.data.prefixes import find_prefixes
 from lpsel.data.tokens import Tokens
 from lpsel.model.loss import PerSampleLoss
 from lpsel.progress import track
@@ -23,16 +24,17 @@ def reference_nll(loss: PerSampleLoss, tokens: Tokens, batch_tokens: int, title:
     Args:
         loss: the model, in evaluation mode, on its device.
         tokens: the reference rows, N of them.
-        batch_tokens: largest batch, padding counted.
+        batch_tokens: largest pack.
         title: of the progress bar.
     """
     nll_N = np.zeros(len(tokens.ids))
     supervised = np.flatnonzero(tokens.response_tokens > 0)
+    prefixes = find_prefixes(tokens)
+    on_gpu = loss.model.device.type == "cuda"
     with track(title, total=len(supervised), unit="rows") as advance:
-        for rows in pack(supervised, tokens.lengths, batch_tokens):
-            batch = collate(tokens, rows)
-            on_device = batch.to(loss.model.device)
-            token_nll = loss(on_device.input_ids_BT, on_device.predicts_N, on_device.labels_N).cpu().double().numpy()
+        for rows in packed(supervised, tokens.lengths, batch_tokens):
+            batch = collate(tokens, rows, prefixes, varlen=on_gpu)
+            token_nll = loss(batch.to(loss.model.device)).cpu().double().numpy()
             nll_N[rows] = np.bincount(batch.row_N.numpy(), weights=token_nll, minlength=len(rows))
             advance(len(rows), tokens=batch.tokens)
     return nll_N

@@ -172,6 +172,7 @@ class ReferenceEvaluator:
         check_head(loss)
         loaded = time.perf_counter()
         nll = reference_nll(loss, tokens, self.batch_tokens, f"References, {name}")
+        loss.release()
         scored = time.perf_counter()
         answers = generate(
             model,

@@ -14,7 +14,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from lpsel.config import Job, build
-from lpsel.data.module import MicroBatch, OptimiserStep, SubsetDataModule
+from lpsel.data.batch import MicroBatch, OptimiserStep
+from lpsel.data.module import SubsetDataModule
 from lpsel.errors import UserError, first_line
 from lpsel.model.device import resolve_precision
 from lpsel.model.flops import forward_flops

@@ -1,28 +1,33 @@
 """Per-sample loss: the NLL of every supervised token, without logits for any other.
 
-Only a token that predicts a supervised one needs the output head. Its hidden states are taken out of the batch,
-pushed through the head in chunks and reduced at once, so that the (batch, length, vocabulary) tensor never exists.
+Only a token that predicts a supervised one needs the output head. Its hidden states are taken out of the pack,
+pushed through the head in chunks and reduced at once, so that the (tokens, vocabulary) tensor never exists.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from lpsel.data.batch import MicroBatch, Segment, varlen_of
 from lpsel.errors import UserError
+from lpsel.model.attention import PackedAttention, can_pack
 
-# B rows of a batch, T tokens of a row (padded), N supervised tokens of the batch, H hidden size, V vocabulary
+# B rows of a pack, T tokens of it, N supervised tokens of it, H hidden size, V vocabulary
 
-LOGIT_BYTES = 128 * 2**20  # of one chunk in float32; a handful of such chunks is what the head needs above the weights
+# Of one chunk in float32, of which the head needs a handful: what stays in a CPU's cache, what keeps a GPU busy
+LOGIT_BYTES = 32 * 2**20
+GPU_LOGIT_BYTES = 128 * 2**20
 
 
 class PerSampleLoss(nn.Module):
     """A causal language model of transformers, reduced to the losses of its supervised tokens.
 
     Works for every architecture whose logits are its output embedding times the last hidden state, scaled or
-    soft-capped as the configuration says; `check_head` compares against the model's own logits.
+    soft-capped as the configuration says; `check` compares against the model's own logits. The model attends by
+    `lpsel.model.attention` from here on, where its kind allows that, until `release`.
     """
 
     def __init__(self, model: Any) -> None:
@@ -32,23 +37,40 @@ class PerSampleLoss(nn.Module):
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)  # Gemma 2
         self.scale = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere
         self.scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite
-        head = model.get_output_embeddings()
-        self.chunk = max(1, LOGIT_BYTES // (4 * head.weight.shape[0]))
+        self.own_attention = config._attn_implementation
+        self.attention = PackedAttention() if can_pack(model) else None
+        if self.attention:
+            self.attention.install(model)
 
-    def forward(self, input_ids_BT: Tensor, predicts_N: Tensor, labels_N: Tensor) -> Tensor:
-        """NLL of every supervised token, in nats, float32, shape (N,).
+    def forward(self, batch: MicroBatch, summed: bool = False) -> Tensor:
+        """NLL of every supervised token, in nats, float32, shape (N,), without a gradient; or their sum, with one."""
+        hidden_NH = self.hidden(batch)
+        if summed:
+            weights = list(self.model.get_output_embeddings().parameters())
+            return _SummedNLL.apply(hidden_NH, batch.labels_N, self._token_nll, self._chunk(hidden_NH), *weights)
+        with torch.no_grad():
+            size = self._chunk(hidden_NH)
+            chunks = zip(hidden_NH.split(size), batch.labels_N.split(size), strict=True)
+            return torch.cat([self._token_nll(h, y) for h, y in chunks])
 
-        Args:
-            input_ids_BT: right-padded token ids. No attention mask: a causal model never looks at what stands right.
-            predicts_N: flat positions (in B*T) whose hidden state predicts a label.
-            labels_N: token ids.
-        """
-        hidden_BTH = self.model.base_model(input_ids=input_ids_BT, use_cache=False).last_hidden_state
-        hidden_NH = hidden_BTH.flatten(0, 1).index_select(0, predicts_N)
-        chunks = zip(hidden_NH.split(self.chunk), labels_N.split(self.chunk), strict=True)
-        if torch.is_grad_enabled() and len(labels_N) > self.chunk:
-            return torch.cat([checkpoint(self._token_nll, h, y, use_reentrant=False) for h, y in chunks])
-        return torch.cat([self._token_nll(h, y) for h, y in chunks])
+    def hidden(self, batch: MicroBatch) -> Tensor:
+        """The last hidden states that predict a supervised token, shape (N, H)."""
+        if self.attention is None:
+            return self._hidden_of_padded(batch)
+        self.attention.batch = batch
+        hidden_1TH = self.model.base_model(
+            input_ids=batch.input_ids_T[None], position_ids=batch.positions_T[None], use_cache=False
+        ).last_hidden_state
+        return hidden_1TH[0].index_select(0, batch.predicts_N)
+
+    def _hidden_of_padded(self, batch: MicroBatch) -> Tensor:
+        """Rows padded on the right; no mask, since a causal model never looks at what stands to the right."""
+        whole = [[*range(s.prefix_start, s.prefix_stop), *range(s.start, s.stop)] for s in batch.rows]
+        width = max(map(len, whole))
+        place_BT = torch.tensor([row + row[-1:] * (width - len(row)) for row in whole], device=batch.input_ids_T.device)
+        hidden_BTH = self.model.base_model(input_ids=batch.input_ids_T[place_BT], use_cache=False).last_hidden_state
+        flat_N = batch.row_N * width + batch.positions_T[batch.predicts_N]
+        return hidden_BTH.flatten(0, 1).index_select(0, flat_N)
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """The model's logits of hidden states, shape (N, V)."""
@@ -59,35 +81,114 @@ class PerSampleLoss(nn.Module):
             logits_NV = self.softcap * torch.tanh(logits_NV / self.softcap)
         return logits_NV
 
+    def release(self) -> None:
+        """Give the model its own attention back."""
+        self.model.set_attn_implementation(self.own_attention)
+
+    def _chunk(self, hidden_NH: Tensor) -> int:
+        bytes_per_token = 4 * self.model.get_output_embeddings().weight.shape[0]
+        return max(1, (GPU_LOGIT_BYTES if hidden_NH.is_cuda else LOGIT_BYTES) // bytes_per_token)
+
     def _token_nll(self, hidden_NH: Tensor, labels_N: Tensor) -> Tensor:
         return F.cross_entropy(self.logits(hidden_NH).float(), labels_N, reduction="none")
 
 
-def per_sample_nll(token_nll_N: Tensor, row_N: Tensor, rows: int) -> Tensor:
-    """Mean negative log-likelihood of each row, in nats per supervised token, float32, shape (rows,).
+class _SummedNLL(torch.autograd.Function):
+    """The sum of the NLLs, whose gradient is computed with it, chunk by chunk, so that no logits are made twice."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_NH: Tensor,
+        labels_N: Tensor,
+        token_nll: Callable[[Tensor, Tensor], Tensor],
+        chunk: int,
+        *weights: Tensor,
+    ) -> Tensor:
+        trained = [weight for weight in weights if weight.requires_grad]
+        hidden_gradient = torch.empty_like(hidden_NH)
+        gradients = [torch.zeros_like(weight, dtype=torch.float32) for weight in trained]
+        total = torch.zeros((), device=hidden_NH.device)
+        for start in range(0, len(hidden_NH), chunk):
+            part = slice(start, start + chunk)
+            with torch.enable_grad():
+                hidden = hidden_NH[part].detach().requires_grad_()
+                nll = token_nll(hidden, labels_N[part]).sum()
+                of_hidden, *of_weights = torch.autograd.grad(nll, [hidden, *trained])
+            hidden_gradient[part] = of_hidden
+            for gradient, more in zip(gradients, of_weights, strict=True):
+                gradient += more
+            total += nll.detach()
+        ctx.save_for_backward(hidden_gradient, *gradients)
+        ctx.weights = [(weight.requires_grad, weight.dtype) for weight in weights]
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> Any:
+        hidden_gradient, *gradients = ctx.saved_tensors
+        trained = iter(gradients)
+        of_weights = [(next(trained) * outer[0]).to(dtype) if needed else None for needed, dtype in ctx.weights]
+        return hidden_gradient * outer[0], None, None, None, *of_weights
+
+
+def per_sample_nll(token_nll_N: Tensor, row_N: Tensor, supervised_B: Tensor) -> Tensor:
+    """Mean negative log-likelihood of each row, in nats per supervised token, float32, shape (B,).
 
     NaN where a row has no supervised token: the caller decides, this function does not invent a number.
+
+    Args:
+        token_nll_N: of every supervised token.
+        row_N: its row.
+        supervised_B: supervised tokens of each row.
     """
-    sums_B = token_nll_N.new_zeros(rows).index_add_(0, row_N, token_nll_N)
-    return sums_B / torch.bincount(row_N, minlength=rows)
+    sums_B = token_nll_N.new_zeros(len(supervised_B)).index_add_(0, row_N, token_nll_N)
+    return sums_B / supervised_B
 
 
 @torch.no_grad()
 def check_head(loss: PerSampleLoss) -> None:
-    """Compare the logits computed here with the model's own on a few tokens.
+    """Compare the logits computed here with the model's own: two rows with a common beginning, packed.
 
     Raises:
-        UserError: an architecture that does more to its logits than scaling or soft-capping them.
+        UserError: an architecture that does more to its logits than scaling or soft-capping them, or that attends in
+            a way that is not known here.
     """
     model = loss.model
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    ids_BT = (torch.arange(8, device=model.device) * 7919 % vocabulary)[None]
-    own_TV = model(input_ids=ids_BT, use_cache=False).logits[0].float()
-    ours_TV = loss.logits(model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state[0]).float()
+    device, vocabulary = model.device, model.get_output_embeddings().weight.shape[0]
+    ids_T = torch.arange(16, device=device) * 7919 % vocabulary
+    rows = torch.stack([ids_T[:11], torch.cat([ids_T[:6], ids_T[11:]])])
+    batch = _two_rows(ids_T)
+    try:
+        ours_NV = loss.logits(loss.hidden(batch)).float()
+    except NotImplementedError as error:
+        raise UserError(f"{model.config.model_type}: {error} is not supported.") from error
+    loss.release()
+    asked_N = batch.row_N * 11 + batch.positions_T[batch.predicts_N]
+    own_NV = model(input_ids=rows, use_cache=False).logits.float().flatten(0, 1)[asked_N]
+    if loss.attention:
+        loss.attention.install(model)
     tolerance = 1e-4 if model.dtype == torch.float32 else 5e-2
-    scale = float(own_TV.nan_to_num().abs().max())
-    if not torch.allclose(ours_TV, own_TV, rtol=tolerance, atol=tolerance * scale, equal_nan=True):
+    scale = float(own_NV.nan_to_num().abs().max())
+    if not torch.allclose(ours_NV, own_NV, rtol=tolerance, atol=tolerance * scale, equal_nan=True):
         raise UserError(
             f"{model.config.model_type}: its logits are not its output embedding times the last hidden state "
-            f"(off by {float((ours_TV - own_TV).abs().max()):.3g}); this architecture is not supported."
+            f"(off by {float((ours_NV - own_NV).abs().max()):.3g}); this architecture is not supported."
         )
+
+
+def _two_rows(ids_T: Tensor) -> MicroBatch:
+    """Tokens 0 to 5 begin both rows; 6 to 10 end the first, 11 to 15 the second: a pack that asks for all of these."""
+    shared, rows = (Segment(0, 6),), (Segment(6, 11, 0, 6), Segment(11, 16, 0, 6))
+    return MicroBatch(
+        input_ids_T=ids_T,
+        positions_T=torch.tensor([*range(11), *range(6, 11)]),
+        predicts_N=torch.arange(6, 16),
+        labels_N=ids_T[6:],
+        row_N=torch.arange(10) // 5,
+        supervised_B=torch.tensor([5, 5]),
+        index_B=torch.arange(2),
+        shared=shared,
+        rows=rows,
+        tokens=22,
+        varlen=varlen_of([*shared, *rows]),
+    ).to(ids_T.device)

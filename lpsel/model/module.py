@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from lpsel.data.module import MicroBatch, OptimiserStep
+from lpsel.data.batch import MicroBatch, OptimiserStep
 from lpsel.model.load import load_model
 from lpsel.model.loss import PerSampleLoss, check_head, per_sample_nll
 from lpsel.model.spec import ModelSpec
@@ -78,7 +78,8 @@ class FineTuner(L.LightningModule):
         for i, batch in enumerate(step.micro_batches):
             self._reduce_gradients(i == len(step.micro_batches) - 1)
             # Strategies average gradients over ranks; the loss is a sum over them.
-            loss = self._token_nll(batch).sum() * (self.trainer.world_size / step.supervised_tokens)
+            assert self.loss is not None
+            loss = self.loss(batch, summed=True) * (self.trainer.world_size / step.supervised_tokens)
             self.manual_backward(loss)
             total += loss.detach()
         self.clip_gradients(optimizer, self.spec.recipe.max_grad_norm, "norm")
@@ -90,11 +91,8 @@ class FineTuner(L.LightningModule):
 
     def validation_step(self, batch: MicroBatch, _batch_idx: int) -> Tensor:
         """Mean NLL of each row, in nats per supervised token, shape (B,)."""
-        return per_sample_nll(self._token_nll(batch), batch.row_N, len(batch.index_B))
-
-    def _token_nll(self, batch: MicroBatch) -> Tensor:
         assert self.loss is not None
-        return self.loss(batch.input_ids_BT, batch.predicts_N, batch.labels_N)
+        return per_sample_nll(self.loss(batch), batch.row_N, batch.supervised_B)
 
     def _reduce_gradients(self, now: bool) -> None:
         """Reduce gradients over ranks with the last micro-batch of a step only."""

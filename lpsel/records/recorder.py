@@ -6,7 +6,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from lpsel.data.module import MicroBatch
+from lpsel.data.batch import MicroBatch
 from lpsel.records.store import Parts
 
 BATCHES_PER_PART = 64

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpsel.data.batching import epoch_order, pack, recording_plan, training_plan
+from lpsel.data.batching import epoch_order, packed, padded, recording_plan, training_plan
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=80).map(lambda x: np.array(x, dtype=np.int32))
 WORLDS = st.integers(1, 5)
@@ -17,19 +17,25 @@ def content_ids(n):
 
 def test_longest_rows_come_first_and_padding_counts():
     lengths = np.array([3, 10, 5, 4], dtype=np.int32)
-    assert [batch.tolist() for batch in pack(np.arange(4), lengths, budget=10)] == [[1], [2, 3], [0]]
+    assert [batch.tolist() for batch in padded(np.arange(4), lengths, budget=10)] == [[1], [2, 3], [0]]
 
 
-def test_a_row_longer_than_the_budget_goes_alone():
-    assert [b.tolist() for b in pack(np.arange(2), np.array([50, 2], dtype=np.int32), budget=8)] == [[0], [1]]
+def test_packs_have_no_padding_to_count():
+    lengths = np.array([3, 10, 5, 4, 1], dtype=np.int32)
+    assert [batch.tolist() for batch in packed(np.arange(5), lengths, budget=13)] == [[1], [2, 3, 0, 4]]
+
+
+@pytest.mark.parametrize("cut", [padded, packed])
+def test_a_row_longer_than_the_budget_goes_alone(cut):
+    assert [b.tolist() for b in cut(np.arange(2), np.array([50, 2], dtype=np.int32), budget=8)] == [[0], [1]]
 
 
 @given(LENGTHS, st.integers(1, 200))
-def test_packing_keeps_every_row_once_and_the_budget(lengths, budget):
-    batches = pack(np.arange(len(lengths)), lengths, budget)
-    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
-    for batch in batches:
-        assert len(batch) == 1 or len(batch) * lengths[batch].max() <= budget
+def test_every_row_is_in_one_batch_within_the_budget(lengths, budget):
+    for cut, size in [(padded, lambda row: len(row) * row.max()), (packed, lambda row: row.sum())]:
+        batches = cut(np.arange(len(lengths)), lengths, budget)
+        assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+        assert all(len(batch) == 1 or size(lengths[batch]) <= budget for batch in batches)
 
 
 @given(LENGTHS, st.integers(1, 200), WORLDS)

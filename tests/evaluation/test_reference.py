@@ -75,7 +75,9 @@ def two_models(saved, tmp_path_factory):
 def test_the_nll_of_every_reference_is_transformers_own(random_models, byte_tokenizer, tmp_path, kind):
     model = random_models[kind]
     tokens = tokenize(source_of(tmp_path, ROWS), byte_tokenizer, "plain", 32, tmp_path / "cache")
-    nll = reference_nll(PerSampleLoss(model), tokens, 70, "References")
+    loss = PerSampleLoss(model)
+    nll = reference_nll(loss, tokens, 70, "References")
+    loss.release()
     for i in range(len(ROWS)):
         ids = torch.from_numpy(tokens.input_ids(i).astype(np.int64))
         labels = ids.masked_fill(~torch.from_numpy(tokens.supervised(i).copy()), -100)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lpsel.config import run
-from lpsel.data.module import collate
+from lpsel.data.batch import collate
 from lpsel.data.source import DatasetSpec, Source
 from lpsel.data.tokens import tokenize
 from lpsel.model.load import load_model, load_tokenizer
@@ -87,7 +87,8 @@ def test_per_sample_nll_is_transformers_own_loss_with_real_weights(name, real_mo
     check_head(loss)
     batch = collate(tokens, np.flatnonzero(tokens.response_tokens > 0))
     with torch.no_grad():
-        ours = per_sample_nll(loss(batch.input_ids_BT, batch.predicts_N, batch.labels_N), batch.row_N, 4)
+        ours = per_sample_nll(loss(batch), batch.row_N, batch.supervised_B)
+        loss.release()
         for b, i in enumerate(batch.index_B.tolist()):
             ids = torch.tensor(tokens.input_ids(i).tolist())
             labels = torch.where(torch.tensor(tokens.supervised(i)), ids, -100)

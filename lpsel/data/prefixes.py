@@ -1,0 +1,80 @@
+"""Beginnings that many rows share, such as a template's preamble: a pass computes each once for all rows of a pack."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lpsel.data.tokens import Tokens
+
+LONGEST = 256  # tokens of a prefix that are looked for
+SHORTEST = 8  # below this, sharing saves less than it costs to keep track of
+ROWS_PER_PACK = 16  # expected, to weigh what a prefix saves against its own tokens in every pack
+SAMPLE = 4096  # rows that prefixes are looked for in
+
+
+@dataclass(frozen=True)
+class Prefixes:
+    """Which rows begin alike.
+
+    Attributes:
+        ids: the token ids of every prefix, int32; the first is empty.
+        group_N: the prefix of each row, int16 (N,).
+        length_N: its tokens, int32 (N,). They stand before the row's first supervised token and never are the whole row.
+    """
+
+    ids: list[NDArray[np.int32]]
+    group_N: NDArray[np.int16]
+    length_N: NDArray[np.int32]
+
+
+def find_prefixes(tokens: Tokens) -> Prefixes:
+    """Look for prefixes in a sample of the rows, then find every row that begins with one of them."""
+    every = max(1, len(tokens) // SAMPLE)
+    sample = [heads[:: min(every, len(heads))] for heads, _ in _heads(tokens)]
+    ids = [np.empty(0, dtype=np.int32)]
+    if sample:
+        ids += sorted(_shared(np.concatenate(sample)), key=len)
+    group_N = np.zeros(len(tokens), dtype=np.int16)
+    start = 0
+    for heads_RW, free_R in _heads(tokens):
+        part = group_N[start : start + len(heads_RW)]
+        for number, prefix in enumerate(ids[1:], start=1):  # a longer one overrules a shorter one
+            begins = (heads_RW[:, : len(prefix)] == prefix).all(axis=1)
+            part[begins & (free_R >= len(prefix))] = number
+        start += len(heads_RW)
+    return Prefixes(ids, group_N, np.array([len(prefix) for prefix in ids], dtype=np.int32)[group_N])
+
+
+def _heads(tokens: Tokens) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
+    """For some rows at a time: their first tokens, -1 beyond the end, and how many of them a prefix may take."""
+    for batch in tokens.batches():
+        lengths = np.diff(batch.id_offsets)
+        column_W = np.arange(min(LONGEST, int(lengths.max(initial=0))))
+        inside_RW = column_W < lengths[:, None]
+        place_RW = np.where(inside_RW, batch.id_offsets[:-1, None] + column_W, 0)
+        heads_RW = np.where(inside_RW, batch.ids[place_RW] if len(batch.ids) else 0, -1).astype(np.int32)
+        free_R = lengths.astype(np.int64) - 1
+        labelled = np.diff(batch.span_offsets) > 0
+        first_label = batch.spans[batch.span_offsets[:-1][labelled]]
+        free_R[labelled] = np.minimum(free_R[labelled], first_label)
+        yield heads_RW, free_R
+
+
+def _shared(heads_RW: NDArray[np.int32], total: int | None = None, parent: int = 0) -> list[NDArray[np.int32]]:
+    """The prefixes worth sharing among rows that have `parent` tokens in common already."""
+    total = total or len(heads_RW)
+    differs_W = (heads_RW != heads_RW[0]).any(axis=0)
+    common = int(differs_W.argmax()) if differs_W.any() else heads_RW.shape[1]
+    common = min(common, int((heads_RW[0] >= 0).sum()))
+    expected = ROWS_PER_PACK * len(heads_RW) / total  # rows of a pack that begin so
+    found = []
+    if common >= SHORTEST and expected * (common - parent) > common:
+        found, parent = [heads_RW[0, :common].copy()], common
+    if common < heads_RW.shape[1]:
+        following, counts = np.unique(heads_RW[:, common], return_counts=True)
+        for token, count in zip(following, counts, strict=True):
+            if token >= 0 and ROWS_PER_PACK * count / total >= 2:
+                found += _shared(heads_RW[heads_RW[:, common] == token], total, parent)
+    return found

@@ -1,0 +1,160 @@
+"""Attention inside a pack: every segment sees its prefix and itself, causally, and no padding is ever computed.
+
+It takes the place of a transformers model's own attention (`ALL_ATTENTION_FUNCTIONS`), so that the model itself stays
+as it is. On a GPU all segments go through one variable-length flash-attention kernel; on a CPU one after the other.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from lpsel.data.batch import MicroBatch, Segment
+
+# T tokens of a pack, Q queries and K keys of a segment, H query heads, G key heads, D head dimension
+
+LAYER_TYPES = {"full_attention", "sliding_attention"}
+KNOWN_ARGUMENTS = {"position_ids", "use_cache", "output_attentions", "output_hidden_states", "cache_position"}
+
+
+def can_pack(model: Any) -> bool:
+    """Whether all that mixes tokens in `model` is softmax attention that can be replaced.
+
+    Not so for state-space, linear-attention, chunked-attention and ALiBi models: their rows are padded instead.
+    """
+    config = model.config.get_text_config()
+    stateful = getattr(model, "_is_stateful", False)
+    layers = getattr(config, "layer_types", None) or ["full_attention"]
+    position_biased = getattr(config, "alibi", False) or config.model_type in ("bloom", "mpt")
+    return bool(
+        getattr(model, "_supports_attention_backend", False)
+        and not stateful
+        and not position_biased
+        and not getattr(config, "num_experts", None)
+        and set(layers) <= LAYER_TYPES
+    )
+
+
+class PackedAttention:
+    """The attention function of one model. `batch` is the pack that its next forward and backward pass is about."""
+
+    def __init__(self) -> None:
+        self.batch: MicroBatch | None = None
+        self.name = f"lpsel_packed_{id(self)}"
+        self.masks: dict[tuple[int | None, torch.device], Tensor] = {}
+
+    def install(self, model: Any) -> None:
+        """Let `model` attend with this object."""
+        AttentionInterface.register(self.name, self.__call__)
+        model.set_attn_implementation(self.name)
+
+    @torch.compiler.disable
+    def __call__(
+        self,
+        module: nn.Module,
+        query_1HTD: Tensor,
+        key_1GTD: Tensor,
+        value_1GTD: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        **others: Any,
+    ) -> tuple[Tensor, None]:
+        """Attend; arguments and result as transformers has them, the result of shape (1, T, H, D)."""
+        unknown = [name for name, value in others.items() if value is not None and name not in KNOWN_ARGUMENTS]
+        if unknown:
+            raise NotImplementedError(f"attention with {', '.join(unknown)}")
+        assert self.batch is not None, "a pass without a pack"
+        dtype = _autocast_dtype(value_1GTD)
+        query, key, value = (each[0].to(dtype) for each in (query_1HTD, key_1GTD, value_1GTD))
+        if scaling is None:
+            scaling = query.shape[-1] ** -0.5
+        if query.is_cuda and dtype != torch.float32 and softcap is None:  # flash attention has no float32
+            attended_THD = self._on_gpu(query, key, value, scaling, sliding_window)
+        else:
+            parts = [
+                self._segment(query, key, value, segment, scaling, sliding_window, softcap)
+                for segment in self._segments(query.shape[1])
+            ]
+            attended_THD = torch.cat(parts, dim=1).transpose(0, 1)
+        return attended_THD[None], None
+
+    def _segments(self, tokens: int) -> list[Segment]:
+        assert self.batch is not None
+        segments = [*self.batch.shared, *self.batch.rows]
+        end = segments[-1].stop
+        return segments if end == tokens else [*segments, Segment(end, tokens)]
+
+    def _segment(
+        self,
+        query_HTD: Tensor,
+        key_GTD: Tensor,
+        value_GTD: Tensor,
+        segment: Segment,
+        scaling: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """One segment's result, shape (H, Q, D)."""
+        start, stop, prefix_start, prefix_stop = segment
+        query_HQD = query_HTD[:, start:stop]
+        key_GKD, value_GKD = key_GTD[:, start:stop], value_GTD[:, start:stop]
+        before = prefix_stop - prefix_start
+        if before:
+            key_GKD = torch.cat([key_GTD[:, prefix_start:prefix_stop], key_GKD], dim=1)
+            value_GKD = torch.cat([value_GTD[:, prefix_start:prefix_stop], value_GKD], dim=1)
+        length = key_GKD.shape[1]
+        mask_QK = self._mask(length, window, query_HTD.device)[before:length, :length]
+        if query_HQD.dtype == torch.float32 and softcap is None:
+            return F.scaled_dot_product_attention(
+                query_HQD, key_GKD, value_GKD, attn_mask=mask_QK, scale=scaling, enable_gqa=True
+            )
+        # In bfloat16 the CPU's fused kernel takes twice as long as these products do.
+        heads, groups = len(query_HQD), len(key_GKD)
+        query_GQD = query_HQD.reshape(groups, heads // groups * (stop - start), -1)
+        score_GQK = torch.bmm(query_GQD * scaling, key_GKD.transpose(1, 2))
+        if softcap is not None:
+            score_GQK = softcap * torch.tanh(score_GQK / softcap)
+        score_GRQK = score_GQK.view(groups, heads // groups, stop - start, length)
+        share_GRQK = torch.softmax(score_GRQK.masked_fill(~mask_QK, float("-inf")), dim=-1)
+        return torch.bmm(share_GRQK.view_as(score_GQK), value_GKD).view(heads, stop - start, -1)
+
+    def _mask(self, length: int, window: int | None, device: torch.device) -> Tensor:
+        """Which key each query sees, by their positions in the row, bool (at least length, at least length)."""
+        known = self.masks.get((window, device))
+        if known is None or len(known) < length:
+            known = torch.ones(length, length, dtype=torch.bool, device=device).tril_()
+            if window is not None:
+                known.triu_(1 - window)
+            self.masks[window, device] = known
+        return known
+
+    def _on_gpu(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
+        from torch.nn.attention.varlen import varlen_attn
+
+        assert self.batch is not None and self.batch.varlen is not None
+        varlen = self.batch.varlen
+        seen_KGD = key.transpose(0, 1).index_select(0, varlen.seen_K)
+        value_KGD = value.transpose(0, 1).index_select(0, varlen.seen_K)
+        attended_THD: Any = varlen_attn(
+            query.transpose(0, 1).contiguous(),
+            seen_KGD,
+            value_KGD,
+            varlen.query_ends_S1,
+            varlen.key_ends_S1,
+            varlen.longest_query,
+            varlen.longest_key,
+            scale=scaling,
+            window_size=(-1 if window is None else window - 1, 0),
+            enable_gqa=True,
+        )
+        return attended_THD
+
+
+def _autocast_dtype(tensor: Tensor) -> torch.dtype:
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
