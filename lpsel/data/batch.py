@@ -126,7 +126,7 @@ def collate(
         width: fill up to this many tokens, so that all packs have one shape.
     """
     if len(rows) == 0:
-        pieces, shared, segments = [np.zeros(2, dtype=np.int32)], [], [Segment(0, 2)]
+        pieces, shared, segments = [np.zeros(2, dtype=np.int32)], list[Segment](), [Segment(0, 2)]
         positions, labels = [np.arange(2)], [np.zeros(2, dtype=bool)]
         rows, fed = np.array([-1]), 0
     else:
@@ -166,10 +166,11 @@ def _lay_out(tokens: Tokens, rows: Rows, prefixes: Prefixes | None) -> tuple[lis
     groups = prefixes.group_N[rows] if prefixes else np.zeros(len(rows), dtype=np.int16)
     place = {0: Segment(0, 0)}
     end = 0
-    for group in np.unique(groups[groups > 0]) if prefixes else ():
+    for group in np.unique(groups[groups > 0]).tolist():
+        assert prefixes is not None
         ids = prefixes.ids[group]
-        place[int(group)] = Segment(end, end + len(ids))
-        shared.append(place[int(group)])
+        place[group] = Segment(end, end + len(ids))
+        shared.append(place[group])
         pieces.append(ids)
         positions.append(np.arange(len(ids)))
         end += len(ids)

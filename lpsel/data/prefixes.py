@@ -21,7 +21,7 @@ class Prefixes:
     Attributes:
         ids: the token ids of every prefix, int32; the first is empty.
         group_N: the prefix of each row, int16 (N,).
-        length_N: its tokens, int32 (N,). They stand before the row's first supervised token and never are the whole row.
+        length_N: its tokens, int32 (N,). Before the row's first supervised token, and never the whole row.
     """
 
     ids: list[NDArray[np.int32]]
@@ -32,7 +32,7 @@ class Prefixes:
 def find_prefixes(tokens: Tokens) -> Prefixes:
     """Look for prefixes in a sample of the rows, then find every row that begins with one of them."""
     every = max(1, len(tokens) // SAMPLE)
-    sample = [heads[:: min(every, len(heads))] for heads, _ in _heads(tokens)]
+    sample = [heads[::every] for heads, _ in _heads(tokens) if len(heads)]
     ids = [np.empty(0, dtype=np.int32)]
     if sample:
         ids += sorted(_shared(np.concatenate(sample)), key=len)

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from lpsel.data.batch import collate
 from lpsel.data.batching import packed
-from lpsel.data.source import Example
 from lpsel.data.prefixes import find_prefixes
+from lpsel.data.source import Example
 from lpsel.data.tokens import Tokens
 from lpsel.model.loss import PerSampleLoss
 from lpsel.progress import track

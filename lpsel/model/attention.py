@@ -136,8 +136,9 @@ class PackedAttention:
     def _on_gpu(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn
 
-        assert self.batch is not None and self.batch.varlen is not None
+        assert self.batch is not None, "a pass without a pack"
         varlen = self.batch.varlen
+        assert varlen is not None, "a pack for a CPU"
         seen_KGD = key.transpose(0, 1).index_select(0, varlen.seen_K)
         value_KGD = value.transpose(0, 1).index_select(0, varlen.seen_K)
         attended_THD: Any = varlen_attn(
