@@ -1,4 +1,4 @@
-"""How far scorers agree on which rows are hard: rank correlations, and the rows both would choose. Pure numbers, no I/O.
+"""How far scorers agree on which rows are hard: rank correlations, and rows that both would choose. No I/O.
 
 N rows, S scorers (tables), E recorded columns, C clusters, P shares in percent, Q quartiles
 

@@ -45,7 +45,7 @@ def read_npz(path: Path, name: str) -> ScoreTable:
     ppl_EN = read_array(path, name)
     if ppl_EN.ndim != 2 or not ppl_EN.size or not np.issubdtype(ppl_EN.dtype, np.number):
         raise UserError(
-            f"scores={path}:{name}: is {ppl_EN.dtype} of shape {ppl_EN.shape}, must be numbers of shape (records, rows)."
+            f"scores={path}:{name}: is {ppl_EN.dtype} of shape {ppl_EN.shape}, must be numbers, (records, rows)."
         )
     ppl_EN = ppl_EN.astype(np.float64)
     if (ppl_EN <= 0).any():
@@ -80,7 +80,9 @@ def read_array(path: Path, name: str) -> Any:
         try:
             return archive[name]
         except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"scores={path}:{name}: cannot be read ({str(error).rstrip('.')}). Give numbers.") from error
+            raise UserError(
+                f"scores={path}:{name}: cannot be read ({str(error).rstrip('.')}). Give numbers."
+            ) from error
 
 
 def _open(path: Path) -> Any:
