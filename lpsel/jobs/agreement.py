@@ -1,8 +1,9 @@
 """`agreement`: how far several tables of scores agree; writes the numbers, figures and a page."""
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -111,7 +112,7 @@ def run(
         "metrics": made.metrics,
         "n_total": said["n"],
         "n_defined": said["n_defined"],
-        "numbers": folder / NUMBERS,
+        "agreement": folder / NUMBERS,
         "page": folder / PAGE,
         "tables": tables,
         "figures": drawn,
@@ -142,7 +143,7 @@ def _write_tables(folder: Path, said: dict[str, Any]) -> list[Path]:
         if said[name]:
             table = pa.Table.from_pylist(_flat(said[name]))
             path = folder / f"{name}.csv"
-            write_atomically(path, lambda file, table=table: csv.write_csv(table, file))
+            write_atomically(path, partial(csv.write_csv, table))
             written.append(path)
     return written
 
@@ -183,7 +184,6 @@ def show(said: dict[str, Any]) -> None:
     left_out = said["n"] - said["n_defined"]
     caption = [f"{said['n_defined']:,} rows" + (f"; {left_out:,} without a score are left out." if left_out else ".")]
     caption += [escape(note) for note in said["notes"]]
-    shared: Callable[[dict[str, Any]], str] = lambda at: f"{_figure(at['share'])} ({_figure(at['chance'])})"  # noqa: E731
     table = Table(caption="\n".join(caption), caption_justify="left")
     for title in ("metric", "scorer", "and"):
         table.add_column(title, overflow="fold")
@@ -196,9 +196,13 @@ def show(said: dict[str, Any]) -> None:
                 table.add_section()
             metric = METRICS[pair["metric"]] if pair["metric"] != previous else ""
             previous = pair["metric"]
-            numbers = [_figure(pair["spearman"]), _figure(pair["kendall_tau_b"]), *map(shared, pair["lowest"])]
+            numbers = [_figure(pair["spearman"]), _figure(pair["kendall_tau_b"]), *map(_share, pair["lowest"])]
             table.add_row(metric, escape(pair["a"]), escape(pair["b"]), *numbers)
     Console(width=None if Console().is_terminal else 140).print(table)
+
+
+def _share(at: dict[str, Any]) -> str:
+    return f"{_figure(at['share'])} ({_figure(at['chance'])})"
 
 
 def _figure(value: float | None) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from lpsel.files import finite
 from lpsel.report import figures
 from lpsel.selection.agreement import METRICS, ROWS_OF_A_CLUSTER
 from lpsel.selection.agreement_study import ALL, DEFINED, Study
@@ -81,7 +82,7 @@ def _rank_ranks(made: Study, metric: str) -> list[dict[str, Any]]:
             {
                 "across": made.names[a],
                 "up": made.names[b],
-                "spearman": float(found.spearman[a, b]),
+                "spearman": finite(found.spearman[a, b]),
                 "svg": Markup(figures.svg(figure, f"rank-rank-{metric}-{a}-{b}", str(label))),
             }
         )

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import combinations
-from math import ceil, sqrt
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -45,18 +45,18 @@ def heatmap(names: Sequence[str], values_SS: Floats, title: str, ink: str = INK)
     with _style(ink):
         figure = Figure(figsize=(0.62 * s + 0.3, 0.62 * s + 0.3))
         axes = figure.add_subplot()
-        shown = np.ma.masked_invalid(np.where(np.eye(s, dtype=bool), np.nan, values_SS))
-        low = 0.0 if shown.count() == 0 or shown.min() >= 0 else -1.0
-        image = axes.imshow(shown, cmap=COLOURS, vmin=low, vmax=1.0)
+        shown_SS = np.where(np.eye(s, dtype=bool), np.nan, values_SS)
+        low = -1.0 if (shown_SS < 0).any() else 0.0
+        image = axes.imshow(np.ma.masked_invalid(shown_SS), cmap=COLOURS, vmin=low, vmax=1.0)
         axes.set_xticks(range(s), [_short(n) for n in names], rotation=40, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(s), [_short(n) for n in names])
         axes.tick_params(length=0)
         axes.set_title(title, loc="left", fontsize=10.5, pad=8)
-        for a, b in np.ndindex(s, s):
-            if s <= MOST_NUMBERED and not shown.mask[a, b]:
-                red, green, blue, _ = image.cmap(image.norm(shown[a, b]))
-                dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
-                axes.text(b, a, _decimal(shown[a, b]), ha="center", va="center", color="white" if dark else "black")
+        for a, b in np.argwhere(np.isfinite(shown_SS)):
+            if s <= MOST_NUMBERED:
+                value = float(shown_SS[a, b])
+                colour = _readable_on(image.to_rgba(value))
+                axes.text(b, a, _decimal(value), ha="center", va="center", color=colour)
         for spine in axes.spines.values():
             spine.set_visible(False)
     return figure
@@ -65,21 +65,19 @@ def heatmap(names: Sequence[str], values_SS: Floats, title: str, ink: str = INK)
 def rank_rank(names: Sequence[str], scores_SN: Floats, pcts: Sequence[float], title: str) -> Figure:
     """Ranks by one scorer against ranks by another, a panel for every two scorers."""
     pairs = list(combinations(range(len(names)), 2))
-    columns = min(len(pairs), max(2, ceil(sqrt(len(pairs)))))
-    rows = ceil(len(pairs) / columns)
+    columns = len(names) - 1 + len(names) % 2  # so that no place is left over
+    rows = len(pairs) // columns
     ranks_SN = percent_ranks(scores_SN)
     with _style(INK):
-        figure = Figure(figsize=(2.5 * columns + 0.9, 2.5 * rows + 0.6), layout="constrained")
+        figure = Figure(figsize=(2.1 * columns + 1.0, 2.1 * rows + 0.4), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False)
         image = None
-        for axes, (a, b) in zip(grid.flat, pairs, strict=False):
+        for axes, (a, b) in zip(grid.flat, pairs, strict=True):
             image = _panel(axes, ranks_SN[a], ranks_SN[b], pcts, INK)
             axes.set_xlabel(_short(names[a]))
             axes.set_ylabel(_short(names[b]))
-        for axes in grid.flat[len(pairs) :]:
-            axes.set_visible(False)
         if image is not None:
-            bar = figure.colorbar(image, ax=grid, shrink=min(1.0, 0.5 + 0.5 / rows), aspect=30)
+            bar = figure.colorbar(image, ax=grid, shrink=0.9, aspect=12 * rows)
             _label_times_chance(bar)
             bar.set_label("rows, times what chance gives")
         figure.suptitle(title, fontsize=11)
@@ -198,6 +196,13 @@ def _label_times_chance(bar: Any) -> None:
     bar.set_ticks([0.1, 0.3, 1, 3, 10], labels=["≤ 0.1", "0.3", "1", "3", "≥ 10"])
     bar.minorticks_off()
     bar.outline.set_visible(False)
+
+
+def _readable_on(colour: Any) -> str:
+    """Black or white, whichever stands out more (relative luminance of WCAG 2.1)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "black" if luminance > 0.179 else "white"
 
 
 def _short(name: str) -> str:
