@@ -62,12 +62,13 @@ def heatmap_values(made: Study, metric: str) -> list[tuple[str, str, Any]]:
     return drawn
 
 
-def _heatmaps(made: Study, metric: str) -> list[Markup]:
+def _heatmaps(made: Study, metric: str) -> list[dict[str, Any]]:
     drawn = []
     for name, title, values in heatmap_values(made, metric):
-        figure = figures.heatmap(made.names, values, title, figures.INK_IN_SVG)
+        # The title stands in the page's text: inside, a long one would make its figure smaller than the others.
+        figure = figures.heatmap(made.names, values, "", figures.INK_IN_SVG)
         label = escape(f"Matrix. {title}")
-        drawn.append(Markup(figures.svg(figure, f"heatmap-{metric}-{name}", str(label))))
+        drawn.append({"title": title, "svg": Markup(figures.svg(figure, f"heatmap-{metric}-{name}", str(label)))})
     return drawn
 
 

@@ -55,7 +55,7 @@ def heatmap(names: Sequence[str], values_SS: Floats, title: str, ink: str = INK)
         for a, b in np.argwhere(np.isfinite(shown_SS)):
             if s <= MOST_NUMBERED:
                 value = float(shown_SS[a, b])
-                colour = _readable_on(image.to_rgba(value))
+                colour = _readable_on(image.to_rgba(np.asarray(value)))
                 axes.text(b, a, _decimal(value), ha="center", va="center", color=colour)
         for spine in axes.spines.values():
             spine.set_visible(False)
