@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
         UserError: whatever the user can mend.
     """
     given = _parser().parse_args(arguments)
-    result = run(given.tables, given.out, given.pct or [10.0], given.clusters)
+    result = run(given.tables, given.out, _shares(given.pct), given.clusters)
     show(result["numbers"])
     print(result["run_dir"], flush=True)
 
@@ -49,9 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("tables", nargs="+", metavar="TABLE", help="two or more tables of scores of the same rows")
-    parser.add_argument(
-        "--pct", action="extend", type=_shares, metavar="P[,P...]", help="lowest shares to compare, in percent (10)"
-    )
+    parser.add_argument("--pct", default="10", metavar="P[,P...]", help="lowest shares to compare, in percent (10)")
     parser.add_argument(
         "--clusters", metavar="FILE", help="table or FILE.npz with a cluster for every row (else those of a table)"
     )
