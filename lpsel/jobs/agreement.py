@@ -104,7 +104,7 @@ def run(
     result = {
         "command": "agreement",
         "scorers": made.names,
-        "scores": [scored.source for scored in found],
+        "sources": [scored.source for scored in found],
         "clusters": cluster_source,
         "pct": pcts,
         "metrics": made.metrics,

@@ -135,7 +135,7 @@ def svg(figure: Figure, name: str, label: str) -> str:
     drawn = drawn[drawn.index("<svg") :].strip()
     drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
     drawn = re.sub(r' (xmlns(:\w+)?|version)="[^"]*"', "", drawn)
-    drawn = re.sub(r' id="[a-zA-Z.]+_\d+"', "", drawn)  # figure_1 and the like, in every figure again
+    drawn = re.sub(r' id="[a-zA-Z0-9.]+_\d+"', "", drawn)  # figure_1 and the like, in every figure again
     drawn = drawn.replace("xlink:href", "href").replace(INK_IN_SVG, "currentColor")
     width, height = (float(drawn.split(f'{side}="')[1].split('pt"')[0]) for side in ("width", "height"))
     drawn = re.sub(r'<svg width="[^"]*" height="[^"]*"', "<svg", drawn, count=1)
