@@ -1,4 +1,4 @@
-"""The commands: `lpsel train|select|evaluate`, and train.py, select.py, evaluate.py beside the package.
+"""The commands: `lpsel train|select|evaluate|agreement`, and train.py, select.py, evaluate.py beside the package.
 
 Nothing heavy is imported before a job starts, so that --help and mistakes answer at once.
 """
@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +20,8 @@ COMMANDS = {
     "select": "find or make scores, write a subset",
     "evaluate": "compare models on held-out rows",
 }
+# Commands that take paths and flags, not overrides: their job's module has `main(arguments)`.
+PLAIN = {"agreement": "compare scorers: do they find the same rows hard"}
 TINY_MODELS = {"tiny", "tiny-target"}
 
 
@@ -31,11 +34,13 @@ def console() -> None:
         run(arguments[0], arguments[1:])
     elif started_as in COMMANDS and os.environ.get("LOCAL_RANK", "0") != "0":
         run(started_as, arguments)
+    elif arguments and arguments[0] in PLAIN:
+        run_plain(arguments[0], arguments[1:])
     elif arguments in ([], ["-h"], ["--help"]):
         print("usage: lpsel COMMAND [OVERRIDE ...]   (lpsel COMMAND --help lists what can be overridden)\n")
-        print("\n".join(f"  {name:<10}{what}" for name, what in COMMANDS.items()))
+        print("\n".join(f"  {name:<11}{what}" for name, what in (COMMANDS | PLAIN).items()))
     else:
-        _fail("lpsel", f"{arguments[0]}: no such command; give one of {', '.join(COMMANDS)}.")
+        _fail("lpsel", f"{arguments[0]}: no such command; give one of {', '.join(COMMANDS | PLAIN)}.")
 
 
 def run(command: str, arguments: Sequence[str] | None = None) -> None:
@@ -64,6 +69,19 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
         _fail(prog, str(error))
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def run_plain(command: str, arguments: Sequence[str]) -> None:
+    """Run a command that takes paths and flags; mistakes end as in `run`."""
+    try:
+        import_module(f"lpsel.jobs.{command}").main(arguments)
+    except UserError as error:
+        if os.environ.get("LPSEL_DEBUG"):
+            raise
+        _fail(f"lpsel {command}", str(error))
+    except KeyboardInterrupt:
+        print(f"lpsel {command}: interrupted", file=sys.stderr)
         sys.exit(130)
 
 

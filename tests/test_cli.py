@@ -80,11 +80,21 @@ def test_evaluate_takes_run_folders_as_models():
         (["select", "dataset.limit=1.5"], "dataset.limit=1.5: must be at least 1 row"),
         (["select", "seed=abc"], "recipe.seed=abc: must be a whole number."),
         (["select", "cache_dir=/proc/nowhere"], "cache_dir=/proc/nowhere: cannot be made"),
-        (["publsh"], "lpsel: publsh: no such command; give one of train, select, evaluate."),
+        (["publsh"], "lpsel: publsh: no such command; give one of train, select, evaluate, agreement."),
+        (
+            ["agreement", "nowhere.csv", "b.csv"],
+            "lpsel agreement: nowhere.csv: no such file. Name a scores folder, or a",
+        ),
+        (
+            ["agreement", "--pct", "ten", "a", "b"],
+            "lpsel agreement: --pct ten: give numbers above 0 and at most 100, with",
+        ),
+        (["agreement", "--pct", "0", "a", "b"], "lpsel agreement: pct=0.0: must be above 0 and at most 100."),
+        (["agreement"], "the following arguments are required: TABLE; see lpsel agreement --help."),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(arguments, message, tmp_path):
-    run_dir = [] if arguments == ["publsh"] else [f"hydra.run.dir={tmp_path}/run"]
+    run_dir = [] if arguments[0] in ("publsh", "agreement") else [f"hydra.run.dir={tmp_path}/run"]
     done = lpsel(*arguments, *run_dir, cwd=tmp_path, LPSEL_CACHE=str(tmp_path / "cache"), CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
@@ -93,4 +103,5 @@ def test_a_mistake_is_one_line_and_status_2(arguments, message, tmp_path):
 
 
 def test_help_names_the_commands():
-    assert [line.split()[0] for line in lpsel("--help").stdout.splitlines()[2:]] == ["train", "select", "evaluate"]
+    names = [line.split()[0] for line in lpsel("--help").stdout.splitlines()[2:]]
+    assert names == ["train", "select", "evaluate", "agreement"]

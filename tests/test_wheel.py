@@ -42,6 +42,10 @@ def test_commands_work_from_the_wheel_in_another_folder(unpacked, tmp_path, comm
     assert done.returncode == 0
 
 
+def test_the_wheel_holds_the_page_that_agreement_fills(unpacked):
+    assert (unpacked / "lpsel" / "report" / "templates" / "agreement.html.j2").is_file()
+
+
 def test_the_wheel_declares_the_console_command(unpacked):
     entry_points = next(unpacked.glob("lpsel-*.dist-info/entry_points.txt")).read_text()
     assert "lpsel = lpsel.cli:console" in entry_points
