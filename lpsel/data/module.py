@@ -17,7 +17,7 @@ from lpsel.data.tokens import Tokens
 # B rows of a batch, T tokens of a row (padded), N supervised tokens of the batch
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning's bf16-true refuses to convert a frozen one
 class MicroBatch:
     """Rows that go through the model together, padded on the right.
 
@@ -49,7 +49,7 @@ class MicroBatch:
         return replace(self, **changed)
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen, as above
 class OptimiserStep:
     """This rank's share of one global batch.
 
