@@ -25,7 +25,7 @@ from harness import (
 
 from lpsel.data.tokens import Tokens
 
-LPSEL = "lpsel"
+LPSEL, RECIPE, TRAINER = "lpsel", "released recipe's loop", "transformers Trainer"
 NO_LM_EVAL = "lm-eval is not installed and left out: pip install '.[bench]'"
 NOTES = (
     "tokens/s: real tokens, padding aside. lpsel/it: median [range] of the rounds' speed ratios, lpsel's over its",
@@ -35,18 +35,16 @@ NOTES = (
 
 
 def scorers(
-    model: Path, tokens: Path, precision: str, device: str, lm_eval_batches: tuple[int, ...] = ()
+    model: Path, tokens: Path, precision: str, device: str, *, recipe: bool = False, lm_eval: tuple[int, ...] = ()
 ) -> dict[str, Callable[..., Run]]:
-    """lpsel and what it is compared with when scoring; lm-eval with each of the batch sizes, where it is installed."""
-    found: dict[str, Callable[..., Run]] = {
-        LPSEL: partial(ours.score, model, tokens, precision, device=device),
-        "released recipe's loop": partial(contestants.recipe_score, model, tokens, precision, device=device),
-    }
-    if contestants.HAS_LM_EVAL:
-        for size in lm_eval_batches:
-            found[f"lm-eval, batch size {size}"] = partial(
-                contestants.lm_eval_score, model, tokens, precision, batch_size=size, device=device
-            )
+    """lpsel and what it is compared with: the recipe's loop, lm-eval with batch sizes, where it is installed."""
+    found: dict[str, Callable[..., Run]] = {LPSEL: partial(ours.score, model, tokens, precision, device=device)}
+    if recipe:
+        found[RECIPE] = partial(contestants.recipe_score, model, tokens, precision, device=device)
+    for size in lm_eval if contestants.HAS_LM_EVAL else ():
+        found[f"lm-eval, batch size {size}"] = partial(
+            contestants.lm_eval_score, model, tokens, precision, batch_size=size, device=device
+        )
     return found
 
 
@@ -56,7 +54,7 @@ def trainers(
     sizes: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "device": device}
     return {
         LPSEL: partial(ours.train, model, tokens, precision, **sizes),
-        "transformers Trainer": partial(contestants.trainer_train, model, tokens, precision, **sizes),
+        TRAINER: partial(contestants.trainer_train, model, tokens, precision, **sizes),
     }
 
 

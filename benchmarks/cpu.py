@@ -46,12 +46,14 @@ def main(argv: list[str] | None = None) -> Path:
         figures: dict[str, Any] = {"model": name, "data": data_name, "rows": counts, "comparisons": []}
 
         for precision in ("32-true", "bf16-true"):
-            two = scorers(model, tokens["scored"], precision, "cpu")
+            two = scorers(model, tokens["scored"], precision, "cpu", recipe=True)
             title = f"Scoring {options.rows} rows of {data_name}, {name}, {precision}"
             figures["comparisons"].append(compare(title, two, options.rounds, model, "cpu"))
         if contestants.HAS_LM_EVAL:
             for precision in ("32-true", "bf16-true"):
-                entrants = scorers(model, tokens["lm-eval"], precision, "cpu", lm_eval_batches=(4, 16))
+                entrants = scorers(
+                    model, tokens["lm-eval"], precision, "cpu", lm_eval=(4,) if options.tiny else (4, 16)
+                )
                 title = f"Scoring {options.lm_eval_rows} of these rows with lm-eval, {name}, {precision}"
                 figures["comparisons"].append(compare(title, entrants, options.rounds, model, "cpu"))
         for precision in ("32-true", "bf16-mixed"):

@@ -13,7 +13,7 @@ from typing import Any
 import contestants
 import ours
 import torch
-from compare import LPSEL, NO_LM_EVAL, NOTES, compare, nominal_peak, scorers, trainers
+from compare import LPSEL, NO_LM_EVAL, NOTES, RECIPE, TRAINER, compare, nominal_peak, scorers, trainers
 from harness import arguments, check_agreement, hush, show, write
 from material import ALPACA_ROWS, alpaca_lengths, random_model
 from transformers import LlamaConfig, OPTConfig
@@ -90,10 +90,13 @@ def _measure(
         what: ours.made_up_tokens(*alpaca_lengths(count), vocabulary, rows / what).folder
         for what, count in counts.items()
     }
-    exact = {who: score() for who, score in scorers(model, tokens["checked"], "32-true", device, (4,)).items()}
+    exact = {
+        who: score()
+        for who, score in scorers(model, tokens["checked"], "32-true", device, recipe=True, lm_eval=(4,)).items()
+    }
     for who, run in exact.items():
         check_agreement(exact[LPSEL].nll, run.nll, f"{name}, float32: {who}")
-    entrants = scorers(model, tokens["scored"], "bf16-true", device, (4, 64))
+    entrants = scorers(model, tokens["scored"], "bf16-true", device, recipe=True, lm_eval=(4, 64))
     scoring = compare(f"Scoring {options.rows} rows, {name}", entrants, options.rounds, model, device)
     both = trainers(model, tokens["trained"], "bf16-mixed", device, options.steps, batch_size)
     title = f"Training, {options.steps} steps of {batch_size} rows, {name}"
@@ -113,13 +116,13 @@ def _measure(
 
 def end_to_end(name: str, scoring: dict[str, Any], training: dict[str, Any]) -> dict[str, Any]:
     """Minutes for a scoring pass, an epoch and a scoring pass over Alpaca, from the rates measured."""
-    tokens = sum(each["contestants"][LPSEL]["rounds"][0].tokens for each in (scoring[LPSEL], training[LPSEL]))
+    tokens = sum(each["contestants"][LPSEL]["rounds"][0].tokens for each in (scoring, training))
     rows = scoring["rows"] + training["rows"]
     alpaca = ALPACA_ROWS * tokens / rows
     minutes = {}
     for who, scorer, trainer in (
         ("lpsel", LPSEL, LPSEL),
-        ("others", "released recipe's loop", "transformers Trainer"),
+        ("others", RECIPE, TRAINER),
     ):
         passes = 2 / scoring["contestants"][scorer]["tokens_per_second"]["median"]
         epoch = 1 / training["contestants"][trainer]["tokens_per_second"]["median"]

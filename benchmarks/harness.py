@@ -164,7 +164,7 @@ def peak_above_weights(device: str, contestant: Contestant, *args: Any, **kwargs
     """
     context = multiprocessing.get_context("forkserver")
     # Imports are done once; no computation happens in the process that others are forked from.
-    context.set_forkserver_preload(["torch", "transformers", "lightning", "lpsel.model.module", "harness"])
+    context.set_forkserver_preload(["transformers", "lpsel.model.module", "lm_eval.models.huggingface", "harness"])
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as executor:
         return executor.submit(_measure_peak, device, torch.get_num_threads(), contestant, args, kwargs).result()
 

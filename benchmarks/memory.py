@@ -4,7 +4,8 @@
 
 Random Llamas of a small hidden size, so that the output head is what counts, and the model given (SmolLM2-135M in the
 folder that LPSEL_TEST_MODELS names). Each figure comes from a process of its own. Weights are bfloat16. Beside it
-stands the released recipe's loop on the same rows, four rows a batch with the logits of every token.
+stands the released recipe's loop, four rows a batch with the logits of every token. Every budget gets just enough rows
+to fill a batch; the loop, whose memory depends on its longest batch alone, those of the second budget.
 """
 
 import os
@@ -42,12 +43,14 @@ def main(argv: list[str] | None = None) -> Path:
             folders[options.model.name] = options.model
         figures, rows = [], []
         for name, model in folders.items():
-            tokens = _rows_that_fill(max(budgets), min(vocabularies), work / name)
+            rows_of = {
+                budget: _rows_that_fill(budget, min(vocabularies), work / name / str(budget)) for budget in budgets
+            }
             print(f"{name}: peak of the recipe's loop and of {len(budgets)} budgets", flush=True)
-            recipe = peak_above_weights("cpu", contestants.recipe_score, model, tokens, PRECISION)
+            recipe = peak_above_weights("cpu", contestants.recipe_score, model, rows_of[budgets[1]], PRECISION)
             peaks = {
                 budget: peak_above_weights("cpu", ours.score, model, tokens, PRECISION, score_tokens=budget)
-                for budget in budgets
+                for budget, tokens in rows_of.items()
             }
             figures += [
                 {
@@ -70,8 +73,8 @@ def main(argv: list[str] | None = None) -> Path:
 
 
 def _rows_that_fill(budget: int, vocabulary: int, folder: Path) -> Path:
-    """Rows of Alpaca's lengths whose tokens, without padding, are a little more than one batch of `budget`."""
-    prompt, response = alpaca_lengths(budget // 80)
+    """Rows of Alpaca's lengths that fill one batch of `budget` tokens even where padding does not count."""
+    prompt, response = alpaca_lengths(budget // 100)
     return ours.made_up_tokens(prompt, response, vocabulary, folder).folder
 
 
