@@ -6,7 +6,6 @@ Without them SmolLM2-135M in the folder that LPSEL_TEST_MODELS names and Alpaca 
 those a random Llama and the embedded rows. Under 25 minutes on two cores; --rounds and --rows make it shorter.
 """
 
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,16 @@ import contestants
 import ours
 from compare import NO_LM_EVAL, NOTES, compare, scorers, trainers
 from harness import arguments, hush, interleave, show, spread, write
-from material import ALPACA, random_llama, sample
+from material import ALPACA, existing, random_llama, sample, smollm2
 
 FULL = {"layers": 8, "hidden": 256, "vocabulary": 49_152}
 TINY = {"layers": 2, "hidden": 32, "vocabulary": 512}
 
 
 def main(argv: list[str] | None = None) -> Path:
-    models = os.environ.get("LPSEL_TEST_MODELS", "")
     parser = arguments(__doc__)
-    parser.add_argument("--model", type=Path, default=Path(models) / "smollm2-135m" if models else None)
-    parser.add_argument("--data", type=Path, default=ALPACA)
+    parser.add_argument("--model", type=existing, default=smollm2())
+    parser.add_argument("--data", type=existing, default=ALPACA if ALPACA.is_file() else None)
     parser.add_argument("--rows", type=int, default=120, help="rows that are scored in every round")
     parser.add_argument("--lm-eval-rows", type=int, default=32, help="fewer for lm-eval, which takes longest")
     parser.add_argument("--training-rounds", type=int, default=3)
@@ -39,7 +37,7 @@ def main(argv: list[str] | None = None) -> Path:
         files = {rows: sample(options.data, rows, work) for rows in set(counts.values())}
         text, data_name = files[options.rows]
         model = options.model
-        if options.tiny or model is None or not model.is_dir():
+        if options.tiny or model is None:
             model = random_llama(work / "model", text, **(TINY if options.tiny else FULL))
         tokens = {what: ours.tokens_of(files[rows][0], model, work / "cache").folder for what, rows in counts.items()}
         name = "random Llama" if model.parent == work else model.name
@@ -72,8 +70,8 @@ def recording(model: Path, tokens: Path, batch_size: int, options: Any) -> dict[
     def run() -> Any:
         return ours.train(model, tokens, "32-true", steps=options.steps, batch_size=batch_size, record=True)
 
-    runs = interleave({"training that records": run}, min(options.rounds, options.training_rounds))
-    runs = runs["training that records"]
+    name = "training that records"
+    runs = interleave({name: run}, min(options.rounds, options.training_rounds))[name]
     percent = spread([100 * (r.extra["passes"] - r.extra["forward"]) / r.extra["whole"] for r in runs])
     passes = spread([100 * r.extra["forward"] / r.extra["whole"] for r in runs])
     show(

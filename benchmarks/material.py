@@ -1,6 +1,8 @@
 """Rows and models to measure with where no real ones are given: Alpaca's lengths, random weights."""
 
+import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +21,32 @@ PROMPT_TOKENS = (33, 34, 36, 37, 39, 40, 42, 45, 54, 61, 66, 74, 83, 118, 180, 5
 RESPONSE_TOKENS = (1, 2, 5, 8, 12, 18, 27, 43, 61, 77, 96, 124, 157, 263, 440, 1091)
 
 
+def smollm2() -> Path | None:
+    """SmolLM2-135M in the folder that LPSEL_TEST_MODELS names, if it is there."""
+    folder = Path(os.environ.get("LPSEL_TEST_MODELS", "")) / "smollm2-135m"
+    return folder if folder.is_dir() else None
+
+
+def existing(path: str) -> Path:
+    """A path given on the command line."""
+    if not Path(path).exists():
+        raise argparse.ArgumentTypeError(f"{path}: not there; give another, or leave it out.")
+    return Path(path)
+
+
 def alpaca_lengths(rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Prompt and response tokens of `rows` rows, each drawn from its own percentiles above, shape (rows,) each."""
     draw = np.random.default_rng(0)
-    return tuple(
+    prompt_N, response_N = (
         np.interp(100 * draw.random(rows), PERCENTILES, tokens).round().astype(np.int64)
         for tokens in (PROMPT_TOKENS, RESPONSE_TOKENS)
-    )  # type: ignore[return-value]
+    )
+    return prompt_N, response_N
 
 
-def sample(data: Path, rows: int, folder: Path) -> tuple[Path, str]:
+def sample(data: Path | None, rows: int, folder: Path) -> tuple[Path, str]:
     """A file of `rows` rows drawn by a fixed seed, and their name: of `data`, else of the embedded generator."""
-    if data.is_file():
+    if data is not None:
         source, name = Source(DatasetSpec("data", str(data))), data.name
     else:
         made = {"rows": 10 * rows, "held_out": 0, "seed": 0, "wrong": 0.0}

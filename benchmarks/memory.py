@@ -8,14 +8,13 @@ stands the released recipe's loop, four rows a batch with the logits of every to
 to fill a batch; the loop, whose memory depends on its longest batch alone, those of the second budget.
 """
 
-import os
 import tempfile
 from pathlib import Path
 
 import contestants
 import ours
 from harness import arguments, hush, peak_above_weights, show, write
-from material import alpaca_lengths, random_llama
+from material import alpaca_lengths, existing, random_llama, smollm2
 
 VOCABULARIES = (32_000, 128_256, 262_144)
 BUDGETS = (2_048, 16_384, 65_536)
@@ -23,9 +22,8 @@ PRECISION = "bf16-true"
 
 
 def main(argv: list[str] | None = None) -> Path:
-    models = os.environ.get("LPSEL_TEST_MODELS", "")
     parser = arguments(__doc__)
-    parser.add_argument("--model", type=Path, default=Path(models) / "smollm2-135m" if models else None)
+    parser.add_argument("--model", type=existing, default=smollm2())
     options = parser.parse_args(argv)
     hush()
     vocabularies, budgets = ((512,), (512, 1024)) if options.tiny else (VOCABULARIES, BUDGETS)
@@ -39,7 +37,7 @@ def main(argv: list[str] | None = None) -> Path:
             )
             for size in vocabularies
         }
-        if not options.tiny and options.model is not None and options.model.is_dir():
+        if not options.tiny and options.model is not None:
             folders[options.model.name] = options.model
         figures, rows = [], []
         for name, model in folders.items():

@@ -34,8 +34,9 @@ def finite(ratio):
     return all(math.isfinite(ratio[part]) and ratio[part] > 0 for part in ("median", "min", "max"))
 
 
-def test_cpu(benchmark, tmp_path):
-    figures = benchmark("cpu", "--rows=8", "--lm-eval-rows=8", "--steps=1", f"--data={tmp_path / 'none'}")
+def test_cpu(benchmark, monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.import_module("cpu"), "ALPACA", tmp_path / "none")
+    figures = benchmark("cpu", "--rows=8", "--lm-eval-rows=8", "--steps=1")
     assert figures["data"] == "embedded synthetic rows"
     scored, trained = figures["comparisons"][:2], figures["comparisons"][-2:]
     assert [sorted(each["contestants"]) for each in trained] == [["lpsel", "transformers Trainer"]] * 2
@@ -61,6 +62,12 @@ def test_gpu_on_the_cpu(benchmark):
     projected = figures["alpaca_end_to_end"][0]
     assert 52_002 * 60 < projected["tokens"] < 52_002 * 200
     assert projected["ratio"] == pytest.approx(projected["others"] / projected["lpsel"])
+
+
+def test_a_path_that_is_not_there(benchmark, capsys):
+    with pytest.raises(SystemExit):
+        benchmark("cpu", "--model=no/such/folder")
+    assert "--model: no/such/folder: not there; give another, or leave it out." in capsys.readouterr().err
 
 
 def test_gpu_without_one(benchmark, monkeypatch):
