@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> Path:
         figures, table = [], []
         for name, (command, other_name, other) in pairs.items():
             measured = interleave(
-                {name: lambda c=command: _seconds(c, work), other_name: lambda c=other: _seconds(c, work)},
+                {name: partial(_seconds, command, work), other_name: partial(_seconds, other, work)},
                 options.rounds,
             )
             ratio = ratios(measured[name], measured[other_name])

@@ -151,7 +151,8 @@ def trainer_train(
 def _load(model_folder: Path, dtype: torch.dtype, device: str) -> Any:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(model_folder, dtype=dtype).to(device)
+    model: Any = AutoModelForCausalLM.from_pretrained(model_folder, dtype=dtype)
+    return model.to(device)
 
 
 def _rows(tokens: Tokens) -> list[int]:

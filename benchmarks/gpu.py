@@ -52,11 +52,11 @@ def main(argv: list[str] | None = None) -> Path:
 def configs(tiny: bool) -> dict[str, Any]:
     """The published shapes of OPT-350M, OPT-1.3B and Llama 3.2 1B; without dropout, which lpsel does not use either."""
     if tiny:
-        small = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+        small: dict[str, Any] = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
         return {
             "tiny OPT": OPTConfig(**small, ffn_dim=64, word_embed_proj_dim=32, max_position_embeddings=512, dropout=0.0)
         }
-    opt = {"num_hidden_layers": 24, "dropout": 0.0}
+    opt: dict[str, Any] = {"num_hidden_layers": 24, "dropout": 0.0}
     return {
         "OPT-350M": OPTConfig(
             hidden_size=1024,

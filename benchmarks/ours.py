@@ -201,14 +201,15 @@ class _Clock(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.state.fn == "validate":
-            self._load(pl_module)
+            self.on_ready(pl_module.language_model)
         self.pass_started = self._now()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.passes += self._now() - self.pass_started
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self._load(pl_module)
+        self.on_ready(pl_module.language_model)
+        self._time_forward_passes(pl_module)
         self.started = self._now()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -221,8 +222,7 @@ class _Clock(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.whole = self._now() - self.started
 
-    def _load(self, pl_module: Any) -> None:
-        self.on_ready(pl_module.language_model)
+    def _time_forward_passes(self, pl_module: Any) -> None:
         step = pl_module.validation_step
 
         def timed_step(*args: Any) -> Any:
