@@ -78,11 +78,12 @@ def _seconds(command: list[str], work: Path) -> float:
 def _data(work: Path, rows: int) -> Path:
     """Instructions and answers of Alpaca's lengths, in words that no two rows share all of."""
     prompt, response = alpaca_lengths(rows)
+    shortest = int(prompt.min())
     path = work / "rows.jsonl"
     with path.open("w") as file:
         for number, (asked, said) in enumerate(zip(prompt.tolist(), response.tolist(), strict=True)):
             words = f"row {number} says " * (CHARACTERS_A_TOKEN * (asked + said) // 14 + 1)
-            cut = CHARACTERS_A_TOKEN * (asked - min(prompt)) + 16
+            cut = CHARACTERS_A_TOKEN * (asked - shortest) + 16
             row = {"instruction": words[:cut], "input": "", "output": words[: CHARACTERS_A_TOKEN * said]}
             file.write(json.dumps(row) + "\n")
     return path
