@@ -51,7 +51,7 @@ def _heads(tokens: Tokens) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64
     """For some rows at a time: their first tokens, -1 beyond the end, and how many of them a prefix may take."""
     for batch in tokens.batches():
         lengths = np.diff(batch.id_offsets)
-        column_W = np.arange(min(LONGEST, int(lengths.max(initial=0))))
+        column_W = np.arange(LONGEST)
         inside_RW = column_W < lengths[:, None]
         place_RW = np.where(inside_RW, batch.id_offsets[:-1, None] + column_W, 0)
         heads_RW = np.where(inside_RW, batch.ids[place_RW] if len(batch.ids) else 0, -1).astype(np.int32)

@@ -59,7 +59,7 @@ class Rows:
 
 
 def rows_of_different_lengths():
-    """Four rows; the last begins with the same five tokens as the second, the third with the same eight as the first."""
+    """Four rows; the last begins with five tokens of the second, the third with eight of the first."""
     generator = torch.Generator().manual_seed(1)
     rows = [(torch.randint(3, 97, (n,), generator=generator), s) for n, s in [(17, 8), (19, 10), (12, 11), (30, 5)]]
     rows[3][0][:5] = rows[1][0][:5]

@@ -1,0 +1,176 @@
+"""What lpsel is compared with: the released recipe's loop, lm-eval, transformers' Trainer.
+
+All take the rows' token ids from the same file, so that they work on the very same tokens. Loading is not timed.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ours
+import torch
+import torch.nn.functional as F
+from harness import Run, stopwatch, touch
+from torch import Tensor
+
+from lpsel.data.tokens import Tokens
+
+IGNORED = -100
+ROWS_A_BATCH = 4  # the released settings: 4 rows a pass, 8 passes a step
+DTYPES = {"32-true": torch.float32, "bf16-true": torch.bfloat16}
+
+HAS_LM_EVAL = find_spec("lm_eval") is not None
+OnReady = Callable[[Any], None]
+
+
+def recipe_score(
+    model_folder: Path, tokens_folder: Path, precision: str, *, device: str = "cpu", on_ready: OnReady = touch
+) -> Run:
+    """The released recipe's loop: batches of 4 in data set order, padded, logits of every token, exp(mean) of a row.
+
+    Logits are made float32 before the cross entropy, as the models' own loss in transformers does.
+    """
+    tokens = Tokens(tokens_folder)
+    model = _load(model_folder, DTYPES[precision], device).eval()
+    rows = _rows(tokens)
+    on_ready(model)
+    perplexities = []
+    seconds = stopwatch(device)
+    with torch.inference_mode():
+        for start in range(0, len(rows), ROWS_A_BATCH):
+            batch = {
+                name: tensor.to(device)
+                for name, tensor in _padded([_row(tokens, i) for i in rows[start : start + ROWS_A_BATCH]]).items()
+            }
+            labels_BT = batch.pop("labels")[:, 1:]
+            logits_BTV = model(**batch, use_cache=False).logits[:, :-1].float()
+            losses_BT = F.cross_entropy(
+                logits_BTV.flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORED, reduction="none"
+            ).view(labels_BT.shape)
+            count_B = (labels_BT != IGNORED).sum(1)
+            perplexities += (losses_BT.sum(1) / count_B).exp().tolist()
+    return Run(seconds(), int(tokens.lengths[rows].sum()), np.log(perplexities))
+
+
+def lm_eval_score(
+    model_folder: Path,
+    tokens_folder: Path,
+    precision: str,
+    *,
+    batch_size: int,
+    device: str = "cpu",
+    on_ready: OnReady = touch,
+) -> Run:
+    """lm-eval's loglikelihood of every response after its prompt, from token ids."""
+    import logging
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    from lm_eval.models.huggingface import HFLM
+
+    tokens = Tokens(tokens_folder)
+    rows = _rows(tokens)
+    model = HFLM(str(model_folder), dtype=DTYPES[precision], device=device, batch_size=batch_size)
+    requests = []
+    for i in rows:
+        ids, prompt = tokens.input_ids(i).tolist(), int(tokens.prompt_tokens[i])
+        requests.append((("", ""), ids[:prompt], ids[prompt:]))
+    on_ready(model.model)
+    seconds = stopwatch(device)
+    answers = model._loglikelihood_tokens(requests, disable_tqdm=True)
+    took = seconds()
+    nll = [-total / len(response) for (total, _), (_, _, response) in zip(answers, requests, strict=True)]
+    return Run(took, int(tokens.lengths[rows].sum()), np.array(nll))
+
+
+def trainer_train(
+    model_folder: Path,
+    tokens_folder: Path,
+    precision: str,
+    *,
+    steps: int,
+    batch_size: int = 32,
+    device: str = "cpu",
+    on_ready: OnReady = touch,
+) -> Run:
+    """transformers' Trainer: 4 rows a pass, accumulated to the same rows a step as lpsel takes, its own AdamW."""
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+    tokens = Tokens(tokens_folder)
+    rows = ours.order_of(tokens)[: steps * batch_size]
+    model = _load(model_folder, torch.float32, device)
+    losses: list[Tensor] = []
+
+    class Recorded(Trainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+            losses.append(super().training_step(*args, **kwargs))
+            return losses[-1]
+
+    class Timed(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            on_ready(model)
+            self.seconds = stopwatch(device)
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.took = self.seconds()
+
+    timed = Timed()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Recorded(
+            model=model,
+            args=TrainingArguments(
+                output_dir=folder,
+                max_steps=steps,
+                per_device_train_batch_size=ROWS_A_BATCH,
+                gradient_accumulation_steps=batch_size // ROWS_A_BATCH,
+                train_sampling_strategy="sequential",
+                learning_rate=ours.LEARNING_RATE,
+                lr_scheduler_type="constant",
+                bf16=precision == "bf16-mixed",
+                use_cpu=device == "cpu",
+                logging_strategy="no",
+                save_strategy="no",
+                report_to=[],
+                disable_tqdm=True,
+                remove_unused_columns=False,
+                dataloader_pin_memory=device == "cuda",
+                seed=ours.SEED,
+            ),
+            train_dataset=[_row(tokens, i) for i in rows],
+            data_collator=_padded,
+            callbacks=[timed],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    per_step = torch.stack(losses).view(steps, -1).sum(1)
+    return Run(timed.took, int(tokens.lengths[rows].sum()), per_step.double().cpu().numpy())
+
+
+def _load(model_folder: Path, dtype: torch.dtype, device: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(model_folder, dtype=dtype)
+    return model.to(device)
+
+
+def _rows(tokens: Tokens) -> list[int]:
+    """Rows that have something to score, in the order of the data set."""
+    return np.flatnonzero(tokens.response_tokens).tolist()
+
+
+def _row(tokens: Tokens, i: int) -> dict[str, Tensor]:
+    ids_T = torch.tensor(tokens.input_ids(i), dtype=torch.int64)
+    return {"input_ids": ids_T, "labels": ids_T.where(torch.tensor(tokens.supervised(i)), IGNORED)}
+
+
+def _padded(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """A batch padded on the right, with its attention mask."""
+    pad = torch.nn.utils.rnn.pad_sequence
+    ids = [row["input_ids"] for row in rows]
+    return {
+        "input_ids": pad(ids, batch_first=True),
+        "attention_mask": pad([torch.ones_like(row) for row in ids], batch_first=True),
+        "labels": pad([row["labels"] for row in rows], batch_first=True, padding_value=IGNORED),
+    }

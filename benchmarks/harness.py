@@ -1,0 +1,250 @@
+"""What all benchmarks share: interleaved rounds, ratios, agreement, the matrix-product rate, peak memory, tables, JSON.
+
+A ratio compares two contestants in the same round, so that what else the machine does in the meantime weighs on both;
+its median and range over the rounds are what is printed.
+"""
+
+import argparse
+import ctypes
+import json
+import logging
+import multiprocessing
+import os
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+HERE = Path(__file__).resolve().parent
+PACKAGES = ("lpsel", "torch", "lightning", "transformers", "accelerate", "lm-eval", "numpy", "pandas")
+AGREEMENT = 1e-3  # nats; in float32, contestants that differ by more do not compute the same thing
+# Dense bfloat16 products of the SXM boards, from NVIDIA's data sheets, FLOP/s
+NOMINAL_PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
+
+
+@dataclass
+class Run:
+    """One contestant in one round.
+
+    Attributes:
+        seconds: of the timed part; loading and tokenising are outside it.
+        tokens: fed, padding aside, the same for all contestants of a comparison.
+        nll: what came out, for the check that contestants agree: of each row, or of each optimiser step.
+        extra: further figures of this contestant.
+    """
+
+    seconds: float
+    tokens: int
+    nll: NDArray[np.float64] = field(repr=False)
+    extra: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second."""
+        return self.tokens / self.seconds
+
+
+Contestant = Callable[..., Run]
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """The command line that every benchmark has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds; 5 when left out")
+    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder for the JSON beside the tables")
+    parser.add_argument("--tiny", action="store_true", help="the smallest form, to see that everything runs")
+    return parser
+
+
+def hush() -> None:
+    """Silence what the contestants and their libraries print, all but errors."""
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    set_verbosity_error()
+    disable_progress_bar()
+    for name in ("lm_eval", "lm-eval", "lightning.pytorch", "lightning.fabric", "accelerate", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+
+
+def interleave(contestants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[Any]]:
+    """Every contestant once a round, in an order that is rotated by one from round to round."""
+    names = list(contestants)
+    results: dict[str, list[Any]] = {name: [] for name in names}
+    for number in range(rounds):
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            print(f"round {number + 1} of {rounds}: {name}", flush=True)
+            results[name].append(contestants[name]())
+    return results
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def ratios(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str, float]:
+    """Median and range of the per-round ratios."""
+    return spread([a / b for a, b in zip(numerator, denominator, strict=True)])
+
+
+def in_words(ratio: Mapping[str, float]) -> str:
+    return f"{ratio['median']:.2f} [{ratio['min']:.2f}, {ratio['max']:.2f}]"
+
+
+def check_agreement(
+    ours: NDArray[np.float64], theirs: NDArray[np.float64], who: str, limit: float = AGREEMENT
+) -> float:
+    """The largest difference between the NLL that two contestants computed, in nats.
+
+    Raises:
+        SystemExit: it is beyond `limit`, so that their speeds must not be compared.
+    """
+    difference = float(np.abs(ours - theirs).max())
+    if not difference <= limit:
+        raise SystemExit(f"{who}: differs from lpsel by {difference:.3g} nats (at most {limit:g}); nothing compared.")
+    return difference
+
+
+def synchronise(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def stopwatch(device: str) -> Callable[[], float]:
+    """Start now; gives a function that waits for the device and returns the seconds since then."""
+    synchronise(device)
+    started = time.perf_counter()
+
+    def seconds() -> float:
+        synchronise(device)
+        return time.perf_counter() - started
+
+    return seconds
+
+
+def matmul_rate(dtype: torch.dtype, hidden: int, intermediate: int, device: str, repeats: int = 5) -> float:
+    """FLOP/s of plain matrix products: the best of a model's own shape and two large squares, best of `repeats`."""
+    shapes = [(4096, hidden, intermediate)]
+    if hidden > 64:  # of a model that is more than a toy
+        shapes += [(side, side, side) for side in ((4096, 8192) if device == "cuda" else (2048, 4096))]
+    best = 0.0
+    for rows, inner, columns in shapes:
+        a = torch.randn(rows, inner, device=device).to(dtype)
+        b = torch.randn(inner, columns, device=device).to(dtype)
+        a @ b
+        for _ in range(repeats):
+            seconds = stopwatch(device)
+            a @ b
+            best = max(best, 2 * rows * inner * columns / seconds())
+    return best
+
+
+def touch(model: Any) -> None:
+    """Read every weight once: weights mapped from a file are in memory only then."""
+    for weight in model.parameters():
+        weight.sum()
+
+
+def peak_above_weights(device: str, contestant: Contestant, *args: Any, **kwargs: Any) -> int:
+    """Largest memory of `contestant` above what it had with its weights loaded, in bytes, in a process of its own.
+
+    On a CPU resident memory as Linux counts it (VmHWM - VmRSS), on a GPU what PyTorch's allocator handed out.
+    """
+    context = multiprocessing.get_context("forkserver")
+    # Imports are done once; no computation happens in the process that others are forked from.
+    context.set_forkserver_preload(["transformers", "lpsel.model.module", "lm_eval.models.huggingface", "harness"])
+    with ProcessPoolExecutor(max_workers=1, mp_context=context) as executor:
+        return executor.submit(_measure_peak, device, torch.get_num_threads(), contestant, args, kwargs).result()
+
+
+def _measure_peak(device: str, threads: int, contestant: Contestant, args: Any, kwargs: Any) -> int:
+    torch.set_num_threads(threads)
+    hush()
+    loaded = 0
+
+    def on_ready(model: Any) -> None:
+        nonlocal loaded
+        touch(model)
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            loaded = torch.cuda.memory_allocated()
+        else:
+            ctypes.CDLL(None).malloc_trim(0)  # what loading left behind would hide what comes
+            Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+            loaded = _status("VmRSS")
+
+    contestant(*args, **kwargs, on_ready=on_ready)
+    return (torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")) - loaded
+
+
+def _status(name: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1]) * 1024
+
+
+def show(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:
+    """Print a table; its first column is text, all others are figures."""
+    table = Table(title=title, title_justify="left")
+    for place, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(width=None if Console().is_terminal else 150)
+    console.print(table)
+    for note in notes:
+        console.print(note, highlight=False)
+
+
+def write(out: Path, name: str, options: argparse.Namespace, device: str, figures: Mapping[str, Any]) -> Path:
+    """Write OUT/NAME.json: machine, versions, options, and the figures with every round's raw numbers."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{name}.json"
+    about = {
+        "benchmark": name,
+        "date": time.strftime("%Y-%m-%d"),
+        "device": _describe(device),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": {package: _version(package) for package in PACKAGES},
+        "options": {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()},
+    }
+    path.write_text(json.dumps({**about, **figures}, indent=2, allow_nan=False, default=_plain) + "\n")
+    print(f"\n{path}")
+    return path
+
+
+def _plain(value: Any) -> Any:
+    """Runs as JSON, without the NLL of every row."""
+    if isinstance(value, Run):
+        return {"seconds": value.seconds, "tokens": value.tokens, "tokens_per_second": value.rate, **value.extra}
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
+
+
+def _describe(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,98 @@
+"""Rows and models to measure with where no real ones are given: Alpaca's lengths, random weights."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from harness import HERE
+from numpy.typing import NDArray
+
+from lpsel.data.source import DatasetSpec, Source
+
+ALPACA = HERE.parent.parent / "shared" / "data" / "alpaca.jsonl.xz"
+ALPACA_ROWS = 52_002
+# Tokens of Alpaca's 52,002 rows by SmolLM2's tokenizer: prompt with its template; response with its end of sequence.
+PERCENTILES = (0, 1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 99, 99.9, 100)
+PROMPT_TOKENS = (33, 34, 36, 37, 39, 40, 42, 45, 54, 61, 66, 74, 83, 118, 180, 592)
+RESPONSE_TOKENS = (1, 2, 5, 8, 12, 18, 27, 43, 61, 77, 96, 124, 157, 263, 440, 1091)
+
+
+def smollm2() -> Path | None:
+    """SmolLM2-135M in the folder that LPSEL_TEST_MODELS names, if it is there."""
+    folder = Path(os.environ.get("LPSEL_TEST_MODELS", "")) / "smollm2-135m"
+    return folder if folder.is_dir() else None
+
+
+def existing(path: str) -> Path:
+    """A path given on the command line."""
+    if not Path(path).exists():
+        raise argparse.ArgumentTypeError(f"{path}: not there; give another, or leave it out.")
+    return Path(path)
+
+
+def alpaca_lengths(rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Prompt and response tokens of `rows` rows, each drawn from its own percentiles above, shape (rows,) each."""
+    draw = np.random.default_rng(0)
+    prompt_N, response_N = (
+        np.interp(100 * draw.random(rows), PERCENTILES, tokens).round().astype(np.int64)
+        for tokens in (PROMPT_TOKENS, RESPONSE_TOKENS)
+    )
+    return prompt_N, response_N
+
+
+def sample(data: Path | None, rows: int, folder: Path) -> tuple[Path, str]:
+    """A file of `rows` rows drawn by a fixed seed, and their name: of `data`, else of the embedded generator."""
+    if data is not None:
+        source, name = Source(DatasetSpec("data", str(data))), data.name
+    else:
+        made = {"rows": 10 * rows, "held_out": 0, "seed": 0, "wrong": 0.0}
+        source, name = Source(DatasetSpec("embedded", synthetic=made)), "embedded synthetic rows"
+    raw = [row.raw for row in source]
+    chosen = np.random.default_rng(0).permutation(len(raw))[:rows]
+    path = folder / f"rows-{rows}.jsonl"
+    path.write_text("".join(json.dumps(raw[i]) + "\n" for i in chosen))
+    return path, name
+
+
+def random_llama(folder: Path, text: Path, *, layers: int, hidden: int, vocabulary: int) -> Path:
+    """A Llama with random weights, and a byte-level tokenizer learned from the lines of `text`."""
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=4 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=max(hidden // 32, 1),
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=0,
+    )
+    return random_model(folder, config, text.read_text().splitlines())
+
+
+def random_model(folder: Path, config: Any, text: list[str], dtype: torch.dtype = torch.float32) -> Path:
+    """A model folder with random weights; its tokenizer needs no more than a few thousand of the vocabulary's ids."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    learner = trainers.BpeTrainer(
+        vocab_size=min(config.vocab_size, 4096),
+        special_tokens=["<eos>"],
+        initial_alphabet=sorted(alphabet),
+        show_progress=False,
+    )
+    backend.train_from_iterator(text, learner)
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>").save_pretrained(folder)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(folder)
+    return folder

@@ -1,0 +1,238 @@
+"""lpsel as a contestant: every call into its internals that a benchmark makes is in this file."""
+
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pyarrow as pa
+import torch
+from harness import Run, stopwatch, synchronise, touch
+from numpy.typing import NDArray
+
+from lpsel.data.batching import epoch_order
+from lpsel.data.module import SubsetDataModule
+from lpsel.data.source import DatasetSpec, Source
+from lpsel.data.tokens import DATA, ROWS_PER_BATCH, SCHEMA, Tokens, tokenize
+from lpsel.model.flops import forward_flops
+from lpsel.model.load import load_tokenizer
+from lpsel.model.module import FineTuner
+from lpsel.model.spec import ModelSpec, Recipe
+from lpsel.records.recorder import NLLRecorder
+from lpsel.records.store import Parts
+
+SEED = 42
+TRAIN_TOKENS, SCORE_TOKENS = 4096, 16384  # conf/choosing.yaml
+MAX_LENGTH = 512
+LEARNING_RATE = 2e-5
+
+
+def tokens_of(rows: Path, model_folder: Path, cache: Path) -> Tokens:
+    """The rows of a file as the model's tokens, in the paper's template."""
+    tokenizer = load_tokenizer(_spec(model_folder), str(model_folder))
+    return tokenize(Source(DatasetSpec("benchmark", str(rows))), tokenizer, "alpaca", MAX_LENGTH, cache)
+
+
+def made_up_tokens(prompt_N: NDArray[np.int64], response_N: NDArray[np.int64], vocabulary: int, folder: Path) -> Tokens:
+    """Random token ids in rows of the given lengths, cut to MAX_LENGTH as lpsel cuts rows."""
+    draw = np.random.default_rng(SEED)
+    folder.mkdir(parents=True)
+    rows = []
+    for number, (prompt, response) in enumerate(zip(prompt_N.tolist(), response_N.tolist(), strict=True)):
+        length = min(prompt + response, MAX_LENGTH)
+        supervised = max(length - prompt, 0)
+        rows.append(
+            {
+                "id": f"{draw.integers(2**62):016x}{number:016x}",
+                "input_ids": draw.integers(vocabulary, size=length).tolist(),
+                "supervised_spans": [prompt, length] if supervised else [],
+                "prompt_tokens": length - supervised,
+                "response_tokens": supervised,
+                "truncated": prompt + response > length,
+            }
+        )
+    with pa.ipc.new_file(folder / DATA, SCHEMA) as file:
+        for start in range(0, len(rows), ROWS_PER_BATCH):
+            file.write_batch(pa.RecordBatch.from_pylist(rows[start : start + ROWS_PER_BATCH], schema=SCHEMA))
+    return Tokens(folder)
+
+
+def order_of(tokens: Tokens) -> NDArray[np.int64]:
+    """Row numbers in the order of the first epoch."""
+    order = epoch_order(tokens.ids, SEED, 0)
+    return order[tokens.response_tokens[order] > 0]
+
+
+def flops(model_folder: Path, tokens: Tokens, rows: NDArray[np.int64]) -> dict[str, float]:
+    """FLOPs of a forward pass over `rows`: `needed` with the head on supervised tokens only, `full` on every token."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_folder))
+    lengths = tokens.lengths[rows]
+    return {
+        "needed": forward_flops(model, lengths, tokens.response_tokens[rows]),
+        "full": forward_flops(model, lengths, lengths),
+    }
+
+
+def score(
+    model_folder: Path,
+    tokens_folder: Path,
+    precision: str,
+    *,
+    device: str = "cpu",
+    score_tokens: int = SCORE_TOKENS,
+    on_ready: Callable[[Any], None] = touch,
+) -> Run:
+    """A recording pass over all rows, records on disk included.
+
+    Args:
+        tokens_folder: of the tokenised rows.
+        precision: as `trainer.precision`.
+        score_tokens: as on the command line.
+        on_ready: called with the model once it is loaded, before the clock starts.
+    """
+    tokens = Tokens(tokens_folder)
+    module = _module(model_folder, steps=1)
+    data = _data(tokens, 32, score_tokens, record=True)
+    with tempfile.TemporaryDirectory() as folder:
+        parts = Parts(Path(folder) / "parts")
+        clock = _Clock(device, on_ready)
+        trainer = _trainer(device, precision, [NLLRecorder(parts), clock])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer.validate(module, datamodule=data, verbose=False)
+        nll_N = parts.collect(1, len(tokens))[1]
+    supervised = data.supervised
+    return Run(clock.passes, int(tokens.lengths[supervised].sum()), nll_N[supervised])
+
+
+def train(
+    model_folder: Path,
+    tokens_folder: Path,
+    precision: str,
+    *,
+    steps: int,
+    batch_size: int = 32,
+    device: str = "cpu",
+    record: bool = False,
+    on_ready: Callable[[Any], None] = touch,
+) -> Run:
+    """`steps` optimiser steps over the first rows of `order_of`.
+
+    With `record`, a recording pass over all rows before and after; `extra` then has `whole`, the seconds of everything
+    after loading, `forward`, those inside the passes' forward passes, and `passes`, those of the passes as a whole.
+    """
+    tokens = Tokens(tokens_folder)
+    module = _module(model_folder, steps)
+    data = _data(tokens, batch_size, SCORE_TOKENS, record)
+    clock = _Clock(device, on_ready)
+    with tempfile.TemporaryDirectory() as folder:
+        callbacks: list[L.Callback] = [clock]
+        if record:
+            callbacks.insert(0, NLLRecorder(Parts(Path(folder) / "parts")))
+        trainer = _trainer(
+            device,
+            precision,
+            callbacks,
+            max_epochs=1,
+            limit_train_batches=steps,
+            num_sanity_val_steps=-1 if record else 0,
+            limit_val_batches=1.0 if record else 0,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer.fit(module, datamodule=data)
+    trained = order_of(tokens)[: steps * batch_size]
+    extra = {"whole": clock.whole, "passes": clock.passes, "forward": clock.forward} if record else {}
+    return Run(clock.training, int(tokens.lengths[trained].sum()), np.array(clock.losses), extra)
+
+
+def _spec(model_folder: Path) -> ModelSpec:
+    recipe = Recipe(epochs=1, learning_rate=LEARNING_RATE, warmup=0.0, schedule="constant", seed=SEED)
+    return ModelSpec("benchmark", str(model_folder), max_length=MAX_LENGTH, recipe=recipe)
+
+
+def _module(model_folder: Path, steps: int) -> FineTuner:
+    adamw = partial(torch.optim.AdamW, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)  # conf/optimizer/adamw.yaml
+    return FineTuner("target", _spec(model_folder), str(model_folder), adamw, steps)
+
+
+def _data(tokens: Tokens, batch_size: int, score_tokens: int, record: bool) -> SubsetDataModule:
+    return SubsetDataModule(
+        tokens,
+        batch_size=batch_size,
+        seed=SEED,
+        train_tokens=TRAIN_TOKENS,
+        score_tokens=score_tokens,
+        record=record,
+    )
+
+
+def _trainer(device: str, precision: str, callbacks: list[L.Callback], **options: Any) -> L.Trainer:
+    """Lightning's Trainer as `lpsel.jobs.fitting` sets it up, without a logger."""
+    return L.Trainer(
+        accelerator="gpu" if device == "cuda" else "cpu",
+        devices=1,
+        precision=precision,  # type: ignore[arg-type]
+        callbacks=callbacks,
+        logger=False,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+
+
+class _Clock(L.Callback):
+    """Seconds of recording passes, of the forward passes in them, of training, and of everything after loading."""
+
+    def __init__(self, device: str, on_ready: Callable[[Any], None]) -> None:
+        self.device, self.on_ready = device, on_ready
+        self.passes = self.forward = self.training = self.whole = 0.0
+        self.losses: list[float] = []
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if trainer.state.fn == "validate":
+            self.on_ready(pl_module.language_model)
+        self.pass_started = self._now()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.passes += self._now() - self.pass_started
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.on_ready(pl_module.language_model)
+        self._time_forward_passes(pl_module)
+        self.started = self._now()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.training_started = self._now()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+        self.training = self._now() - self.training_started
+        self.losses.append(float(trainer.callback_metrics["target/nll"]))
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.whole = self._now() - self.started
+
+    def _time_forward_passes(self, pl_module: Any) -> None:
+        step = pl_module.validation_step
+
+        def timed_step(*args: Any) -> Any:
+            seconds = stopwatch(self.device)
+            result = step(*args)
+            self.forward += seconds()
+            return result
+
+        pl_module.validation_step = timed_step
+
+    def _now(self) -> float:
+        synchronise(self.device)
+        return time.perf_counter()

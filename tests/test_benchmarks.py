@@ -1,0 +1,106 @@
+"""Every benchmark runs in its smallest form and writes finite ratios."""
+
+import importlib
+import json
+import math
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPE = {"released recipe's loop"}
+LM_EVAL = {"lm-eval, batch size 4"} if find_spec("lm_eval") else set()
+
+
+@pytest.fixture
+def benchmark(monkeypatch, tmp_path):
+    """Run a benchmark's smallest form; returns what its JSON holds."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.delenv("LPSEL_TEST_MODELS", raising=False)
+    # As in a script's process: first in line, the checkout's evaluate.py would hide the package of that name.
+    others = [folder for folder in sys.path if folder not in ("", str(ROOT))]
+    monkeypatch.setattr(sys, "path", [*others, str(ROOT)])
+
+    def run(name, *options):
+        written = importlib.import_module(name).main(["--tiny", "--rounds", "1", "--out", str(tmp_path), *options])
+        return json.loads(written.read_text())
+
+    return run
+
+
+def finite(ratio):
+    return all(math.isfinite(ratio[part]) and ratio[part] > 0 for part in ("median", "min", "max"))
+
+
+def test_cpu(benchmark, monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.import_module("cpu"), "ALPACA", tmp_path / "none")
+    figures = benchmark("cpu", "--rows=8", "--lm-eval-rows=8", "--steps=1")
+    assert figures["data"] == "embedded synthetic rows"
+    scored, trained = figures["comparisons"][:2], figures["comparisons"][-2:]
+    assert [sorted(each["contestants"]) for each in trained] == [["lpsel", "transformers Trainer"]] * 2
+    assert [each["contestants"].keys() for each in scored] == [{"lpsel"} | RECIPE] * 2
+    assert [each["contestants"].keys() for each in figures["comparisons"][2:-2]] == [{"lpsel"} | LM_EVAL] * 2 * len(
+        LM_EVAL
+    )
+    for comparison in figures["comparisons"]:
+        for contestant in comparison["contestants"].values():
+            assert finite(contestant["ratio"])
+            assert contestant["peak_bytes_above_weights"] >= 0
+            assert contestant["rounds"][0]["tokens"] == comparison["contestants"]["lpsel"]["rounds"][0]["tokens"]
+            if comparison["precision"] == "32-true":
+                assert contestant["largest_difference_nats"] < 1e-3
+    assert 0 <= figures["recording"]["percent_beyond_forward_passes"]["median"] < 100
+
+
+def test_gpu_on_the_cpu(benchmark):
+    figures = benchmark("gpu", "--device=cpu", "--rows=8", "--steps=1")
+    scoring, training = figures["comparisons"]
+    assert scoring["contestants"].keys() >= {"lpsel"} | RECIPE | LM_EVAL
+    assert all(finite(each["ratio"]) for each in [*scoring["contestants"].values(), *training["contestants"].values()])
+    projected = figures["alpaca_end_to_end"][0]
+    assert 52_002 * 60 < projected["tokens"] < 52_002 * 200
+    assert projected["ratio"] == pytest.approx(projected["others"] / projected["lpsel"])
+
+
+def test_a_path_that_is_not_there(benchmark, capsys):
+    with pytest.raises(SystemExit):
+        benchmark("cpu", "--model=no/such/folder")
+    assert "--model: no/such/folder: not there; give another, or leave it out." in capsys.readouterr().err
+
+
+def test_gpu_without_one(benchmark, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match=r"^--device=cuda: this machine has no CUDA device; say --device cpu --tiny"):
+        benchmark("gpu")
+
+
+def test_memory(benchmark):
+    figures = benchmark("memory")
+    assert [row["score_tokens"] for row in figures["comparisons"]] == [512, 1024]
+    assert all(math.isfinite(row["ratio"]) and row["peak_bytes"] > 0 for row in figures["comparisons"])
+
+
+def test_commands(benchmark):
+    figures = benchmark("commands")
+    assert [row["command"].split()[0] for row in figures["comparisons"]] == ["select.py", "train.py"]
+    assert all(finite(row["ratio"]) for row in figures["comparisons"])
+
+
+def test_contestants_that_disagree_are_not_compared(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import numpy as np
+    from harness import check_agreement, in_words, interleave, ratios
+
+    assert check_agreement(np.array([1.0, 2.0]), np.array([1.0, 2.0005]), "other") == pytest.approx(5e-4)
+    for wrong in (2.002, math.nan):
+        with pytest.raises(SystemExit, match="other: differs from lpsel by"):
+            check_agreement(np.array([1.0, 2.0]), np.array([1.0, wrong]), "other")
+    assert in_words(ratios([4.0, 9.0, 2.0], [2.0, 3.0, 2.0])) == "2.00 [1.00, 3.00]"
+
+    order = []
+    interleave({name: lambda name=name: order.append(name) for name in "abc"}, 2)
+    assert order == ["a", "b", "c", "b", "c", "a"]
