@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lpsel.distributed import is_main_process, started_by_torchrun
-from lpsel.errors import UserError
+from lpsel.errors import ToldElsewhere, UserError
 
 COMMANDS = {
     "train": "find or make scores and a subset, train a model on it",
@@ -61,7 +61,7 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
     except mistakes as error:
         if debug:
             raise
-        _fail(prog, str(error))
+        _fail(prog, error)
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -83,7 +83,7 @@ def _job(command: str, mistakes: tuple[type[Exception], ...]) -> Callable[[Any],
             # Raised on, it would cost a line of Hydra's; in a sweep Hydra must see it, to go on with the other jobs.
             if hydra.mode == RunMode.MULTIRUN or os.environ.get("LPSEL_DEBUG"):
                 raise
-            _fail(f"lpsel {command}", str(error))
+            _fail(f"lpsel {command}", error)
         if is_main_process():
             if command == "evaluate":
                 from lpsel.jobs.evaluate import show
@@ -134,8 +134,9 @@ def overrides(command: str, arguments: list[str]) -> list[str]:
     return [*arguments[:place], *implied, *arguments[place:]]
 
 
-def _fail(prog: str, message: str) -> NoReturn:
-    print(f"{prog}: {' '.join(message.split())}", file=sys.stderr)
+def _fail(prog: str, mistake: str | Exception) -> NoReturn:
+    if not isinstance(mistake, ToldElsewhere):
+        print(f"{prog}: {' '.join(str(mistake).split())}", file=sys.stderr)
     sys.exit(2)
 
 

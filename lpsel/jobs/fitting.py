@@ -84,10 +84,11 @@ def fit(
 def _trainer(node: DictConfig, **arguments: Any) -> L.Trainer:
     try:
         return build(node)(**arguments)
+    except UserError:
+        raise
     except (MisconfigurationException, ValueError, TypeError) as error:
-        asked = (
-            f"trainer.accelerator={node.accelerator} trainer.devices={node.devices} trainer.strategy={node.strategy}"
-        )
+        strategy = node.strategy if isinstance(node.strategy, str) else "fsdp"
+        asked = f"trainer.accelerator={node.accelerator} trainer.devices={node.devices} trainer.strategy={strategy}"
         raise UserError(f"{asked}: {first_line(error)}; mend it, or say trainer=cpu.") from error
 
 
