@@ -83,10 +83,15 @@ def instructions(tmp_path):
     return write
 
 
-def free_port():
+def any_free_port():
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         return str(listening.getsockname()[1])
+
+
+@pytest.fixture
+def free_port():
+    return any_free_port
 
 
 def torchrun(rank, world, port):
@@ -102,7 +107,7 @@ def as_ranks(tmp_path):
     """Run `work()` in several forked processes, which have imported all that the tests have, as ranks of one job."""
 
     def start(world, work, environment=torchrun):
-        port = free_port()
+        port = any_free_port()
         context = multiprocessing.get_context("fork")
         ranks = [
             context.Process(target=one_rank, args=(work, environment(rank, world, port), tmp_path / f"rank{rank}.txt"))

@@ -1,11 +1,12 @@
-"""FSDP2: every rank keeps a slice of the weights, gradients and optimiser states, and borrows a layer when it needs it.
+"""FSDP2: every rank keeps a slice of the weights, gradients and optimiser states, and borrows a layer while it uses it.
 
-The model is cut along its own list of decoder layers; embeddings, last norm and head belong to the root, the module whose
-forward is called. Loading never gives a rank a second full copy: all build the model without memory, rank 0 alone
-reads the file, and its tensors are broadcast one by one, of which each rank keeps its slice.
+The model is cut along its own list of decoder layers; embeddings, last norm and head belong to the root, the module
+whose forward is called. No rank ever has a second full copy: all build the model without memory, rank 0 alone reads
+the file, and its tensors are broadcast one by one, of which each rank keeps its slice.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -128,14 +129,15 @@ def _whole_on_rank_0(spec: ModelSpec, path: str, dtype: torch.dtype, strategy: S
 def _shard(loss: PerSampleLoss, strategy: ShardedStrategy, precision: str) -> None:
     """Cut the decoder's layers one by one, then what is left of the module."""
     mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    policies = {
-        "mesh": strategy.device_mesh["data_parallel"],
-        "mp_policy": mixed if precision == "bf16-mixed" else MixedPrecisionPolicy(),
-        "offload_policy": CPUOffloadPolicy() if strategy.cpu_offload else OffloadPolicy(),
-    }
+    cut = partial(
+        fully_shard,
+        mesh=strategy.device_mesh["data_parallel"],
+        mp_policy=mixed if precision == "bf16-mixed" else MixedPrecisionPolicy(),
+        offload_policy=CPUOffloadPolicy() if strategy.cpu_offload else OffloadPolicy(),
+    )
     for layer in decoder_layers(loss.model):
-        fully_shard(layer, **policies)
-    fully_shard(loss, **policies)
+        cut(layer)
+    cut(loss)
 
 
 def _fill(model: Any, whole: Any, strategy: ShardedStrategy) -> None:

@@ -1,4 +1,4 @@
-"""Sharded training against one process: losses, gradients, weights and the exported folder, for several architectures."""
+"""Sharded training against one process: losses, gradients, weights and the exported folder, by architecture."""
 
 import shutil
 
