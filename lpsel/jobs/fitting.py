@@ -1,5 +1,6 @@
 """One call of Lightning's Trainer, as scoring and target training both need it."""
 
+import os
 import resource
 import sys
 import time
@@ -15,6 +16,7 @@ from omegaconf import DictConfig
 
 from lpsel.config import Job, build
 from lpsel.data.module import MicroBatch, OptimiserStep, SubsetDataModule
+from lpsel.distributed import started_together
 from lpsel.errors import UserError, first_line
 from lpsel.model.device import resolve_precision
 from lpsel.model.flops import forward_flops
@@ -82,6 +84,11 @@ def fit(
 
 
 def _trainer(node: DictConfig, **arguments: Any) -> L.Trainer:
+    if node.num_nodes != 1 and not started_together() and "NODE_RANK" not in os.environ:
+        raise UserError(
+            f"trainer.num_nodes={node.num_nodes}: this process runs alone and would wait for the others for ever; start "
+            "it on every node with torchrun or srun."
+        )
     try:
         return build(node)(**arguments)
     except UserError:

@@ -87,11 +87,35 @@ def test_what_only_the_main_rank_finds_wrong_ends_all_with_one_line(
     assert "Traceback" not in (tmp_path / "err0").read_text() + (tmp_path / "err1").read_text()
 
 
-def test_nothing_to_offload_without_a_gpu(tmp_path, toy_model, instructions):
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (
+            "trainer.strategy.cpu_offload=true",
+            "trainer.strategy.cpu_offload=true: without a GPU all is on the CPU already; leave it out.",
+        ),
+        (
+            "trainer.num_nodes=2",
+            "trainer.num_nodes=2: this process runs alone and would wait for the others for ever; start it on every node "
+            "with torchrun or srun.",
+        ),
+    ],
+)
+def test_what_cannot_run_is_said_before_other_ranks_start(tmp_path, toy_model, instructions, asked, message):
     overrides = given(toy_model, instructions(rows=4), tmp_path / "cache")
     overrides += ["model=local", "scorer=local", "dataset=local", *FSDP, "trainer.devices=2", "selection=full"]
-    with pytest.raises(UserError, match=r"trainer.strategy.cpu_offload=true: without a GPU all is on the CPU already"):
-        run("train", [*overrides, "trainer.strategy.cpu_offload=true"], tmp_path / "run")
+    with pytest.raises(UserError) as mistake:
+        run("train", [*overrides, asked], tmp_path / "run")
+    assert str(mistake.value) == message
+
+
+def test_ranks_and_trainer_must_agree_on_their_number(tmp_path, toy_model, instructions, as_ranks, capfd):
+    overrides = [*given(toy_model, instructions(rows=4), tmp_path / "cache"), *FSDP, "trainer.devices=3"]
+    with capfd.disabled():
+        as_ranks(2, lambda: from_command_line(tmp_path, "train", *overrides, "selection=full"))
+    assert [(tmp_path / f"status{rank}").read_text() for rank in range(2)] == ["2", "2"]
+    line = (tmp_path / "err0").read_text().splitlines()[-1]
+    assert line.startswith("lpsel train: trainer.accelerator=cpu trainer.devices=3 trainer.strategy=fsdp: ")
 
 
 def test_a_sweep_becomes_an_array_of_jobs_of_the_trainers_size(tmp_path, as_ranks, capfd, monkeypatch):

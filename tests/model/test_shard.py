@@ -14,10 +14,12 @@ from lpsel.config import Job, build, config_dir
 from lpsel.data.module import SubsetDataModule
 from lpsel.data.source import Source
 from lpsel.data.tokens import tokenize
+from lpsel.errors import UserError
 from lpsel.jobs.fitting import fit
 from lpsel.model.export import save_model
 from lpsel.model.load import load_tokenizer
 from lpsel.model.module import FineTuner
+from lpsel.model.shard import decoder_layers
 from lpsel.records.recorder import NLLRecorder
 from lpsel.records.store import Parts
 from lpsel.tracking.base import Tracker
@@ -134,3 +136,22 @@ def test_gradients_are_clipped_over_all_slices(tmp_path, toy_model, instructions
     gradients = load_file(tmp_path / "run" / "gradients.safetensors")
     norm = torch.cat([g.flatten() for g in gradients.values()]).norm().item()
     assert norm == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize(("precision", "stored"), [("bf16-mixed", torch.float32), ("bf16-true", torch.bfloat16)])
+def test_bfloat16_stays_near_float32(tmp_path, toy_model, instructions, as_ranks, precision, stored):
+    data = instructions(rows=11)
+    for name, asked in (("half", precision), ("full", "32-true")):
+        fsdp = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", f"trainer.precision={asked}"]
+        as_ranks(2, lambda name=name, fsdp=fsdp: train(tmp_path / name, toy_model, data, *fsdp))
+    half, full = (np.load(tmp_path / name / "result.npz")["nll"] for name in ("half", "full"))
+    np.testing.assert_allclose(half, full, rtol=1e-2)
+    assert not np.array_equal(half, full)
+    assert {w.dtype for w in load_file(tmp_path / "half" / "model" / "model.safetensors").values()} == {stored}
+
+
+def test_a_model_without_a_list_of_its_layers_is_refused(toy_model):
+    model = AutoModelForCausalLM.from_pretrained(toy_model)
+    model.model.layers = model.model.layers[:1]
+    with pytest.raises(UserError, match="trainer=fsdp: llama has no list of 2 layers to shard; say trainer=ddp"):
+        decoder_layers(model)
