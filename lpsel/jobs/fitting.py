@@ -86,8 +86,8 @@ def fit(
 def _trainer(node: DictConfig, **arguments: Any) -> L.Trainer:
     if node.num_nodes != 1 and not started_together() and "NODE_RANK" not in os.environ:
         raise UserError(
-            f"trainer.num_nodes={node.num_nodes}: this process runs alone and would wait for the others for ever; start "
-            "it on every node with torchrun or srun."
+            f"trainer.num_nodes={node.num_nodes}: this process runs alone and would wait for ever; start it on every "
+            "node with torchrun or srun."
         )
     try:
         return build(node)(**arguments)

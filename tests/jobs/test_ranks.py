@@ -96,8 +96,8 @@ def test_what_only_the_main_rank_finds_wrong_ends_all_with_one_line(
         ),
         (
             "trainer.num_nodes=2",
-            "trainer.num_nodes=2: this process runs alone and would wait for the others for ever; start it on every node "
-            "with torchrun or srun.",
+            "trainer.num_nodes=2: this process runs alone and would wait for ever; start it on every node with "
+            "torchrun or srun.",
         ),
     ],
 )
