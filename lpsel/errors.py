@@ -14,4 +14,4 @@ def first_line(error: BaseException) -> str:
 
 
 class ToldElsewhere(UserError):
-    """A mistake that the main process found and prints; the other ranks end with it in silence."""
+    """A mistake that the main process prints; the other ranks end with it in silence."""

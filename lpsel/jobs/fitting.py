@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 
 from lpsel.config import Job, build
 from lpsel.data.module import MicroBatch, OptimiserStep, SubsetDataModule
-from lpsel.distributed import started_together
-from lpsel.errors import UserError, first_line
+from lpsel.distributed import is_main_process, started_together
+from lpsel.errors import ToldElsewhere, UserError, first_line
 from lpsel.model.device import resolve_precision
 from lpsel.model.flops import forward_flops
 from lpsel.model.module import FineTuner
@@ -90,13 +90,19 @@ def _trainer(node: DictConfig, **arguments: Any) -> L.Trainer:
             "node with torchrun or srun."
         )
     try:
-        return build(node)(**arguments)
+        trainer = build(node)(**arguments)
     except UserError:
         raise
     except (MisconfigurationException, ValueError, TypeError) as error:
         strategy = node.strategy if isinstance(node.strategy, str) else "fsdp"
         asked = f"trainer.accelerator={node.accelerator} trainer.devices={node.devices} trainer.strategy={strategy}"
         raise UserError(f"{asked}: {first_line(error)}; mend it, or say trainer=cpu.") from error
+    if started_together() and trainer.world_size not in (1, trainer.num_devices * trainer.num_nodes):
+        raise (UserError if is_main_process() else ToldElsewhere)(
+            f"trainer.num_nodes={trainer.num_nodes} trainer.devices={trainer.num_devices}: {trainer.world_size} ranks "
+            "were started; give both as torchrun or srun has them."
+        )
+    return trainer
 
 
 def _cost(trainer: L.Trainer, module: FineTuner, data: SubsetDataModule, epochs: int, seconds: float) -> Cost:

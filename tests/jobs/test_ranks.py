@@ -109,13 +109,17 @@ def test_what_cannot_run_is_said_before_other_ranks_start(tmp_path, toy_model, i
     assert str(mistake.value) == message
 
 
-def test_ranks_and_trainer_must_agree_on_their_number(tmp_path, toy_model, instructions, as_ranks, capfd):
+def test_ranks_and_trainer_must_agree_on_their_number(tmp_path, toy_model, instructions, as_ranks, capfd, monkeypatch):
+    monkeypatch.setattr(cli, "GRACE", 0.1)
     overrides = [*given(toy_model, instructions(rows=4), tmp_path / "cache"), *FSDP, "trainer.devices=3"]
     with capfd.disabled():
         as_ranks(2, lambda: from_command_line(tmp_path, "train", *overrides, "selection=full"))
     assert [(tmp_path / f"status{rank}").read_text() for rank in range(2)] == ["2", "2"]
-    line = (tmp_path / "err0").read_text().splitlines()[-1]
-    assert line.startswith("lpsel train: trainer.accelerator=cpu trainer.devices=3 trainer.strategy=fsdp: ")
+    assert (tmp_path / "err0").read_text().splitlines()[-1] == (
+        "lpsel train: trainer.num_nodes=1 trainer.devices=3: 2 ranks were started; give both as torchrun or srun has "
+        "them."
+    )
+    assert "lpsel train:" not in (tmp_path / "err1").read_text()
 
 
 def test_a_sweep_becomes_an_array_of_jobs_of_the_trainers_size(tmp_path, as_ranks, capfd, monkeypatch):
@@ -142,17 +146,11 @@ def test_a_sweep_becomes_an_array_of_jobs_of_the_trainers_size(tmp_path, as_rank
 
 def test_a_job_that_submitit_starts_runs_the_command(tmp_path, toy_model, instructions, as_ranks, capfd):
     """Its executor for this machine stands in for SLURM: the job is a process that reads it from a file."""
-    overrides = given(toy_model, instructions(rows=10), tmp_path / "cache")
-    sweep = [
-        "-m",
-        "hydra/launcher=submitit_local",
-        "selection=random",
-        "pct=30,50",
-        f"hydra.sweep.dir={tmp_path}/sweep",
+    ours = [
+        o for o in given(toy_model, instructions(rows=10), tmp_path / "cache") if not o.startswith(("model", "pct"))
     ]
+    sweep = ["-m", "hydra/launcher=submitit_local", "selection=random", "pct=30,50", f"hydra.sweep.dir={tmp_path}/jobs"]
     with capfd.disabled():
-        as_ranks(
-            1, lambda: from_command_line(tmp_path, "select", *sweep, *overrides[1:4], "tracker=none", overrides[-1])
-        )
-    chosen = [json.loads((tmp_path / "s" / str(n) / "result.json").read_text())["n_selected"] for n in (0, 1)]
+        as_ranks(1, lambda: from_command_line(tmp_path, "select", *sweep, *ours))
+    chosen = [json.loads((tmp_path / "jobs" / n / "result.json").read_text())["n_selected"] for n in "01"]
     assert chosen == [3, 5]
