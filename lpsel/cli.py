@@ -7,13 +7,14 @@ import logging
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lpsel.distributed import is_main_process, started_by_torchrun
-from lpsel.errors import UserError
+from lpsel.distributed import is_main_process, started_together
+from lpsel.errors import ToldElsewhere, UserError
 
 COMMANDS = {
     "train": "find or make scores and a subset, train a model on it",
@@ -23,6 +24,7 @@ COMMANDS = {
 # Commands that take paths and flags, not overrides: their job's module has `main(arguments)`.
 PLAIN = {"agreement": "compare scorers: do they find the same rows hard"}
 TINY_MODELS = {"tiny", "tiny-target"}
+GRACE = 5  # seconds the main process gets to say what is wrong: torchrun ends all ranks when the first has ended
 
 
 def console() -> None:
@@ -66,7 +68,7 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
     except mistakes as error:
         if debug:
             raise
-        _fail(prog, str(error))
+        _fail(prog, error)
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -101,7 +103,7 @@ def _job(command: str, mistakes: tuple[type[Exception], ...]) -> Callable[[Any],
             # Raised on, it would cost a line of Hydra's; in a sweep Hydra must see it, to go on with the other jobs.
             if hydra.mode == RunMode.MULTIRUN or os.environ.get("LPSEL_DEBUG"):
                 raise
-            _fail(f"lpsel {command}", str(error))
+            _fail(f"lpsel {command}", error)
         if is_main_process():
             if command == "evaluate":
                 from lpsel.jobs.evaluate import show
@@ -115,8 +117,8 @@ def _job(command: str, mistakes: tuple[type[Exception], ...]) -> Callable[[Any],
 
 def hush() -> None:
     """Leave to our own lines what libraries say about themselves, and to the main process what all would say."""
-    lightning = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero")
-    for name in (*lightning, "httpx", "sentence_transformers", "datasets"):
+    lightning = ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.distributed")
+    for name in (*(f"lightning.{name}" for name in lightning), "httpx", "sentence_transformers", "datasets"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if not is_main_process():
         logging.disable(logging.INFO)
@@ -129,7 +131,7 @@ def overrides(command: str, arguments: list[str]) -> list[str]:
       the same for scorer and dataset.
     - A real model brings the paper's data set and scorer where none are named, in place of the embedded ones.
     - evaluate's `model=` takes run folders too, which no config group can, so it is handed on as `models=`.
-    - Of several ranks that torchrun starts, only the main one owns the time-stamped run folder.
+    - Of several ranks that start together, only the main one owns the time-stamped run folder.
     """
     if command == "evaluate":
         arguments = [f"models={a.removeprefix('model=')}" if a.startswith("model=") else a for a in arguments]
@@ -145,15 +147,18 @@ def overrides(command: str, arguments: list[str]) -> list[str]:
     if real_model:
         paper = {"dataset": "alpaca", "scorer": "opt-350m"}
         implied += [f"{g}={c}" for g, c in paper.items() if g not in named and f"{g}.path" not in named]
-    if started_by_torchrun() and not is_main_process() and "hydra.run.dir" not in named:
+    if started_together() and not is_main_process() and "hydra.run.dir" not in named:
         implied += [f"hydra.run.dir={tempfile.gettempdir()}/lpsel-ranks", "hydra.output_subdir=null"]
     # Beside the user's own: argparse takes overrides from one place only, before or after flags such as --multirun.
     place = next((i for i, a in enumerate(arguments) if "=" in a and not a.startswith("-")), len(arguments))
     return [*arguments[:place], *implied, *arguments[place:]]
 
 
-def _fail(prog: str, message: str) -> NoReturn:
-    print(f"{prog}: {' '.join(message.split())}", file=sys.stderr)
+def _fail(prog: str, mistake: str | Exception) -> NoReturn:
+    if isinstance(mistake, ToldElsewhere):
+        time.sleep(GRACE)
+    else:
+        print(f"{prog}: {' '.join(str(mistake).split())}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -5,7 +5,9 @@ themselves from the shared cache.
 """
 
 import os
-from typing import TypeVar
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeVar, cast
 
 T = TypeVar("T")
 
@@ -30,19 +32,47 @@ def started_by_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def agree(value: T) -> T:
-    """The main process's `value` on every rank.
+def started_together() -> bool:
+    """Whether torchrun or srun started all ranks at once; those that Lightning starts come after the main process."""
+    return started_by_torchrun() or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
 
-    Under torchrun all ranks start together and could read a changing cache differently. Ranks that Lightning
-    starts need no agreement: they begin when the main process has already decided to train.
+
+def agree(decide: Callable[[], T]) -> T:
+    """What `decide` returns in the main process, on every rank; it may wait there for hours, for another run's lock.
+
+    Ranks that start together could read a changing cache differently. Ranks that Lightning starts need no agreement,
+    and call `decide` themselves: they begin when the main process has already decided to train.
     """
-    if not started_by_torchrun():
-        return value
+    if not started_together():
+        return decide()
     import torch
     import torch.distributed as dist
 
-    if not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    box = [value]
-    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-    return box[0]
+    _connect()
+    patient = dist.new_group(backend="gloo", timeout=timedelta(days=7))
+    box = [decide() if is_main_process() else None]
+    dist.broadcast_object_list(box, src=0, group=patient, device=torch.device("cpu"))
+    dist.destroy_process_group(patient)
+    return cast(T, box[0])
+
+
+def _connect() -> None:
+    """Make the process group that Lightning then uses."""
+    import torch
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        return
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    if started_by_torchrun():
+        dist.init_process_group(backend)
+        return
+    from lightning.fabric.plugins.environments import SLURMEnvironment
+
+    slurm = SLURMEnvironment()
+    dist.init_process_group(
+        backend,
+        init_method=f"tcp://{slurm.main_address}:{slurm.main_port}",
+        rank=slurm.global_rank(),
+        world_size=slurm.world_size(),
+    )

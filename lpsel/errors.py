@@ -11,3 +11,7 @@ class UserError(ValueError):
 def first_line(error: BaseException) -> str:
     """What an exception of a library says, in one line without its full stop."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+class ToldElsewhere(UserError):
+    """A mistake that the main process prints; the other ranks end with it in silence."""

@@ -1,7 +1,10 @@
 """Models and data that every stage's tests use: a random Llama of a few thousand weights, real ones where they are."""
 
 import json
+import multiprocessing
 import os
+import socket
+import traceback
 from pathlib import Path
 
 import pytest
@@ -78,3 +81,57 @@ def instructions(tmp_path):
         return path
 
     return write
+
+
+def any_free_port():
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return str(listening.getsockname()[1])
+
+
+@pytest.fixture
+def free_port():
+    return any_free_port
+
+
+def torchrun(rank, world, port):
+    """What torchrun tells a process."""
+    return {
+        "RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world),
+        "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test",
+    }  # fmt: skip
+
+
+@pytest.fixture
+def as_ranks(tmp_path):
+    """Run `work()` in several forked processes, which have imported all that the tests have, as ranks of one job."""
+
+    def start(world, work, environment=torchrun):
+        port = any_free_port()
+        context = multiprocessing.get_context("fork")
+        ranks = [
+            context.Process(target=one_rank, args=(work, environment(rank, world, port), tmp_path / f"rank{rank}.txt"))
+            for rank in range(world)
+        ]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join(120)
+            if process.is_alive():
+                process.kill()
+        said = [path.read_text() for path in sorted(tmp_path.glob("rank*.txt"))]
+        assert [process.exitcode for process in ranks] == [0] * world, "\n".join(said)
+
+    return start
+
+
+def one_rank(work, environment, complaint):
+    os.environ |= environment
+    status = 1
+    try:
+        work()
+        status = 0
+    except BaseException:
+        complaint.write_text(traceback.format_exc())
+    finally:
+        os._exit(status)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 
 from lpsel.config import build, config_dir
 
@@ -67,3 +68,10 @@ def test_a_scorers_recipe_can_differ_from_the_targets():
     assert build(config.scorer).recipe.epochs == 1
     assert build(config.model).recipe.epochs == 3
     assert build(config.model).recipe.seed == 7
+
+
+def test_the_slurm_launcher_asks_for_what_the_trainer_uses():
+    given = ["hydra/launcher=slurm", "trainer=fsdp", "trainer.num_nodes=4", "trainer.devices=8", "model=opt-13b"]
+    launcher = compose("train", overrides=given, return_hydra_config=True).hydra.launcher
+    assert (launcher.nodes, launcher.tasks_per_node, launcher.gpus_per_node) == (4, 8, 8)
+    assert type(instantiate(launcher)).__name__ == "SlurmLauncher"

@@ -1,5 +1,6 @@
 """One call of Lightning's Trainer, as scoring and target training both need it."""
 
+import os
 import resource
 import sys
 import time
@@ -16,7 +17,8 @@ from omegaconf import DictConfig
 from lpsel.config import Job, build
 from lpsel.data.batch import MicroBatch, OptimiserStep
 from lpsel.data.module import SubsetDataModule
-from lpsel.errors import UserError, first_line
+from lpsel.distributed import is_main_process, started_together
+from lpsel.errors import ToldElsewhere, UserError, first_line
 from lpsel.model.device import resolve_precision
 from lpsel.model.flops import forward_flops
 from lpsel.model.module import FineTuner
@@ -83,13 +85,25 @@ def fit(
 
 
 def _trainer(node: DictConfig, **arguments: Any) -> L.Trainer:
-    try:
-        return build(node)(**arguments)
-    except (MisconfigurationException, ValueError, TypeError) as error:
-        asked = (
-            f"trainer.accelerator={node.accelerator} trainer.devices={node.devices} trainer.strategy={node.strategy}"
+    if node.num_nodes != 1 and not started_together() and "NODE_RANK" not in os.environ:
+        raise UserError(
+            f"trainer.num_nodes={node.num_nodes}: this process runs alone and would wait for ever; start it on every "
+            "node with torchrun or srun."
         )
+    try:
+        trainer = build(node)(**arguments)
+    except UserError:
+        raise
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        strategy = node.strategy if isinstance(node.strategy, str) else "fsdp"
+        asked = f"trainer.accelerator={node.accelerator} trainer.devices={node.devices} trainer.strategy={strategy}"
         raise UserError(f"{asked}: {first_line(error)}; mend it, or say trainer=cpu.") from error
+    if started_together() and trainer.world_size not in (1, trainer.num_devices * trainer.num_nodes):
+        raise (UserError if is_main_process() else ToldElsewhere)(
+            f"trainer.num_nodes={trainer.num_nodes} trainer.devices={trainer.num_devices}: {trainer.world_size} ranks "
+            "were started; give both as torchrun or srun has them."
+        )
+    return trainer
 
 
 def _cost(trainer: L.Trainer, module: FineTuner, data: SubsetDataModule, epochs: int, seconds: float) -> Cost:

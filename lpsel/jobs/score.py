@@ -85,10 +85,14 @@ def scores_for(job: Job, scorer: ModelSpec, source: Source, epochs: int) -> Scor
     folder = job.cache_dir / "scores" / f"{scorer.name}-{job.config.dataset.name}-{key}-e{epochs}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f"{key}.lock"))
-    if is_main_process():
-        lock.acquire()
+
+    def look() -> Path | None:
+        if is_main_process():
+            lock.acquire()
+        return find_scores(job.cache_dir, key, epochs)
+
     try:
-        found = agree(find_scores(job.cache_dir, key, epochs))
+        found = agree(look)
         if found:
             log.info("Scores: reused from %s", found / SCORES)
             return Scores(found, reused=True)

@@ -1,9 +1,7 @@
 """`train`: find or make scores and a subset, train the target on it, leave a Hugging Face folder."""
 
 import logging
-import shutil
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from lpsel.config import Job, build
@@ -32,6 +30,7 @@ def run(job: Job) -> dict[str, Any]:
     from lpsel.data.tokens import tokenize
     from lpsel.jobs.fitting import fit
     from lpsel.jobs.score import report_tokens
+    from lpsel.model.export import save_model
     from lpsel.model.module import FineTuner
 
     chosen = choose(job, plan)
@@ -95,14 +94,3 @@ def run(job: Job) -> dict[str, Any]:
         nll,
     )
     return result
-
-
-def save_model(trainer: Any, module: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a folder that AutoModelForCausalLM and AutoTokenizer load, under a temporary name first."""
-    if trainer.is_global_zero:
-        temporary = folder.with_name(f".{folder.name}.tmp")
-        module.language_model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.replace(folder)
-    trainer.strategy.barrier("model saved")

@@ -111,3 +111,14 @@ def load_model(spec: ModelSpec, path: str, dtype: Any) -> Any:
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be loaded as a causal language model ({first_line(error)}).") from error
     return model.eval()
+
+
+def freeze_other_parts(model: Any) -> None:
+    """Leave only the text decoder and the head to be trained of a model that sees as well.
+
+    Text alone gives the other parts no gradient, and DDP waits for every gradient.
+    """
+    if model.config is not model.config.get_text_config():
+        model.requires_grad_(False)
+        model.get_decoder().requires_grad_(True)
+        model.get_output_embeddings().requires_grad_(True)

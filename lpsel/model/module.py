@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lpsel.data.batch import MicroBatch, OptimiserStep
-from lpsel.model.load import load_model
+from lpsel.model.load import freeze_other_parts, load_model
 from lpsel.model.loss import PerSampleLoss, check_head, per_sample_nll
+from lpsel.model.shard import ShardedStrategy, load_sharded
 from lpsel.model.spec import ModelSpec
 
 
@@ -40,14 +41,14 @@ class FineTuner(L.LightningModule):
         if self.loss is not None:
             return
         dtype = torch.bfloat16 if self.trainer.precision == "bf16-true" else torch.float32
-        model = load_model(self.spec, self.path, dtype)
-        if model.config is not model.config.get_text_config():
-            # A model that sees as well: text alone gives its other parts no gradient, and DDP waits for every gradient.
-            model.requires_grad_(False)
-            model.get_decoder().requires_grad_(True)
-            model.get_output_embeddings().requires_grad_(True)
-        self.loss = PerSampleLoss(model)
-        check_head(self.loss)
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            strategy, precision = self.trainer.strategy, str(self.trainer.precision)
+            self.loss = load_sharded(self.spec, self.path, dtype, strategy, precision, prepare=freeze_other_parts)
+        else:
+            model = load_model(self.spec, self.path, dtype)
+            freeze_other_parts(model)
+            self.loss = PerSampleLoss(model)
+            check_head(self.loss)
         self.loss.eval()
 
     @property
@@ -74,7 +75,7 @@ class FineTuner(L.LightningModule):
     def training_step(self, step: OptimiserStep, _batch_idx: int) -> None:
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
-        total = torch.zeros((), device=self.device)
+        total = torch.zeros((), device=self.trainer.strategy.root_device)
         for i, batch in enumerate(step.micro_batches):
             self._reduce_gradients(i == len(step.micro_batches) - 1)
             # Strategies average gradients over ranks; the loss is a sum over them.
@@ -82,7 +83,9 @@ class FineTuner(L.LightningModule):
             loss = self.loss(batch, summed=True) * (self.trainer.world_size / step.supervised_tokens)
             self.manual_backward(loss)
             total += loss.detach()
-        self.clip_gradients(optimizer, self.spec.recipe.max_grad_norm, "norm")
+        # Over all ranks' slices where the weights are sharded, which Lightning's own clipping leaves to the strategy.
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(weights, self.spec.recipe.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         scheduler.step()

@@ -15,6 +15,7 @@ from lpsel.config import run
 from lpsel.errors import UserError
 from lpsel.jobs.evaluate import show
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 SHARED_CHECK = Path(__file__).resolve().parent.parent.parent.parent / "shared" / "tools" / "check-contract"
 
 
@@ -160,21 +161,49 @@ def test_metrics_go_into_a_csv_file_where_asked(tmp_path, toy_model, instruction
     assert {"target/nll", "target/learning_rate", "step"} <= set(header)
 
 
-def test_two_processes_train_the_same_target(tmp_path, toy_model, instructions):
-    """The console command, with a scorer and a target to train: two fits in one run, on both ranks."""
+TORCHRUN = ["-m", "torch.distributed.run"]
+LAUNCHERS = {
+    "ddp, started by Lightning": ["trainer=ddp", "trainer.devices=2"],
+    "fsdp, started by torchrun": ["trainer=fsdp", "trainer.devices=2"],
+    "fsdp, two nodes of torchrun": ["trainer=fsdp", "trainer.devices=1", "trainer.num_nodes=2"],
+}
+
+
+def started(launcher, port):
+    """What follows `python` on the command lines that start it, one for each node."""
+    nodes = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}"]
+    return {
+        "ddp, started by Lightning": [["-m", "lpsel", "train"]],
+        "fsdp, started by torchrun": [[*TORCHRUN, "--standalone", "--nproc-per-node=2", "train.py"]],
+        "fsdp, two nodes of torchrun": [[*TORCHRUN, *nodes, "train.py"]] * 2,
+    }[launcher]
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_train_the_same_target(tmp_path, toy_model, instructions, free_port, launcher):
+    """With a scorer and a target to train: two fits in one run, on both ranks."""
     from safetensors.torch import load_file
 
     common = given(tmp_path, toy_model, instructions(), *scorer(toy_model), *model(toy_model), "selection=lp_app")
     one = run("train", common, tmp_path / "one")
-    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", f"cache_dir={tmp_path}/cache-of-two"]
-    command = [sys.executable, "-m", "lpsel", "train", *common, *two, f"hydra.run.dir={tmp_path}/two"]
+    two = [*LAUNCHERS[launcher], "trainer.accelerator=cpu", f"cache_dir={tmp_path}/cache-of-two"]
+    overrides = [*common, *two, f"hydra.run.dir={tmp_path}/two"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250, check=False)
-    assert done.returncode == 0, done.stderr
+    nodes = [
+        subprocess.Popen(
+            [sys.executable, *start, *overrides], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+        )
+        for start in started(launcher, free_port())
+    ]
+    for node in nodes:
+        _, complaint = node.communicate(timeout=250)
+        assert node.returncode == 0, complaint
     result = json.loads((tmp_path / "two" / "result.json").read_text())
     assert result["training"]["world_size"] == 2
     assert Path(result["subset"]).read_text() == Path(one["subset"]).read_text()
-    assert (result["training"]["tokens"], result["training"]["steps"]) == (one["training"]["tokens"], 1)
+    for count in ("tokens", "flops", "steps"):
+        assert result["training"][count] == one["training"][count]
     ours, theirs = (load_file(Path(folder) / "model.safetensors") for folder in (one["model"], result["model"]))
+    assert ours.keys() == theirs.keys()
     for name, weight in ours.items():
         torch.testing.assert_close(theirs[name], weight, rtol=0, atol=1e-5)

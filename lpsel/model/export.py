@@ -1,0 +1,40 @@
+"""A trained model as a Hugging Face folder."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lpsel.model.shard import ShardedStrategy
+
+
+def save_model(trainer: Any, module: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a folder that AutoModelForCausalLM and AutoTokenizer load, under a temporary name first.
+
+    To be called by all ranks: slices of a sharded model are gathered in the memory of the main process's host.
+    """
+    model = module.language_model
+    weights = gather(model) if isinstance(trainer.strategy, ShardedStrategy) else None
+    if trainer.is_global_zero:
+        temporary = folder.with_name(f".{folder.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        model.save_pretrained(temporary, state_dict=weights)
+        tokenizer.save_pretrained(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.replace(folder)
+    trainer.strategy.barrier("model saved")
+
+
+def gather(model: Any) -> dict[str, Any]:
+    """The full state dict of a sharded model, on the CPU of rank 0; empty on the other ranks.
+
+    Tied weights are one tensor again, so that they are written once.
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    first: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        twin = first.setdefault(id(parameter), name)
+        if name in weights:
+            weights[name] = weights[twin]
+    return weights

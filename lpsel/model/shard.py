@@ -1,0 +1,161 @@
+"""FSDP2: every rank keeps a slice of the weights, gradients and optimiser states, and borrows a layer while it uses it.
+
+The model is cut along its own list of decoder layers; embeddings, last norm and head belong to the root, the module
+whose forward is called. No rank ever has a second full copy: all build the model without memory, rank 0 alone reads
+the file, and its tensors are broadcast one by one, of which each rank keeps its slice.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
+from lpsel.errors import ToldElsewhere, UserError, first_line
+from lpsel.model.load import load_config, load_model
+from lpsel.model.loss import PerSampleLoss, check_head
+from lpsel.model.spec import ModelSpec
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """Lightning's strategy for FSDP2, over all devices of all nodes.
+
+    Args:
+        cpu_offload: keep weights, gradients and optimiser states in the host's memory, and step the optimiser there.
+
+    Raises:
+        UserError: `cpu_offload` where there is no GPU to take anything off.
+    """
+
+    def __init__(self, cpu_offload: bool = False) -> None:
+        # The gradient's norm is then reduced on the host, which NCCL cannot.
+        backend = "cpu:gloo,cuda:nccl" if cpu_offload else None
+        super().__init__(data_parallel_size=1, tensor_parallel_size=1, process_group_backend=backend)
+        self.cpu_offload = cpu_offload
+
+    def _configure_launcher(self) -> None:
+        # The first hook that knows the devices, before any other process is started.
+        if self.cpu_offload and self.root_device.type == "cpu":
+            raise UserError("trainer.strategy.cpu_offload=true: without a GPU all is on the CPU already; leave it out.")
+        super()._configure_launcher()
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def model_to_device(self) -> None:
+        if not self.cpu_offload:  # else load_sharded has put every tensor where it belongs
+            super().model_to_device()
+
+
+def load_sharded(
+    spec: ModelSpec,
+    path: str,
+    dtype: torch.dtype,
+    strategy: ShardedStrategy,
+    precision: str,
+    prepare: Callable[[Any], None],
+) -> PerSampleLoss:
+    """The model in slices, checked and filled with its weights; to be called by all ranks together.
+
+    Args:
+        dtype: of the weights that the optimiser steps on.
+        strategy: once its process group and device mesh are there.
+        precision: Lightning's name; with bf16-mixed a layer is borrowed and computed in bfloat16, and its gradient
+            reduced in float32.
+        prepare: called with the model before it is cut, to freeze some of its parts.
+
+    Raises:
+        UserError: on all ranks, what rank 0 found wrong with the model or its file.
+    """
+    whole = _whole_on_rank_0(spec, path, dtype, strategy)
+    model = empty_model(spec, path, dtype)
+    prepare(model)
+    loss = PerSampleLoss(model)
+    _shard(loss, strategy, precision)
+    _fill(model, whole, strategy)
+    return loss
+
+
+def empty_model(spec: ModelSpec, path: str, dtype: torch.dtype) -> Any:
+    """The model as its config.json describes it, in evaluation mode, all of it on the meta device: without memory."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            load_config(spec, path), dtype=dtype, trust_remote_code=spec.trust_remote_code
+        )
+    return model.eval()
+
+
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """The decoder's own list of layers: as many entries as its configuration says.
+
+    Raises:
+        UserError: there is no such list.
+    """
+    layers = model.config.get_text_config().num_hidden_layers
+    for module in model.get_decoder().modules():
+        if isinstance(module, nn.ModuleList) and len(module) == layers:
+            return module
+    raise UserError(
+        f"trainer=fsdp: {model.config.model_type} has no list of {layers} layers to shard; say trainer=ddp."
+    )
+
+
+def _whole_on_rank_0(spec: ModelSpec, path: str, dtype: torch.dtype, strategy: ShardedStrategy) -> Any:
+    """The full model on the CPU of rank 0, None elsewhere; a failure there ends every rank."""
+    whole, failure = None, None
+    if strategy.is_global_zero:
+        try:
+            whole = load_model(spec, path, dtype)
+            check_head(PerSampleLoss(whole))
+            decoder_layers(whole)
+        except Exception as error:
+            failure = error
+    told = strategy.broadcast(None if failure is None else first_line(failure))
+    if failure is not None:
+        raise failure
+    if told is not None:
+        raise ToldElsewhere(told)
+    return whole
+
+
+def _shard(loss: PerSampleLoss, strategy: ShardedStrategy, precision: str) -> None:
+    """Cut the decoder's layers one by one, then what is left of the module."""
+    mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    cut = partial(
+        fully_shard,
+        mesh=strategy.device_mesh["data_parallel"],
+        mp_policy=mixed if precision == "bf16-mixed" else MixedPrecisionPolicy(),
+        offload_policy=CPUOffloadPolicy() if strategy.cpu_offload else OffloadPolicy(),
+    )
+    for layer in decoder_layers(loss.model):
+        cut(layer)
+    cut(loss)
+
+
+def _fill(model: Any, whole: Any, strategy: ShardedStrategy) -> None:
+    """Give every slice and buffer its values from rank 0's full model, and let go of that."""
+    device = strategy.root_device
+    model.to_empty(device=torch.device("cpu") if strategy.cpu_offload else device)
+    set_model_state_dict(
+        model,
+        whole.state_dict() if whole is not None else {},
+        options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False),
+    )
+    # Buffers that no file holds too: rotary frequencies, Gemma's embedding scale.
+    for prefix, module in model.named_modules():
+        for name, buffer in module.named_buffers(prefix=prefix, recurse=False):
+            values = buffer.to(device) if whole is None else whole.get_buffer(name).to(device, buffer.dtype)
+            dist.broadcast(values, src=0)
+            setattr(module, name.rpartition(".")[2], values)
+    model.tie_weights()
+    if whole is not None and hasattr(whole, "generation_config"):
+        model.generation_config = whole.generation_config
+    assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())), "a tensor has no memory"
