@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lpsel.data.module import MicroBatch, OptimiserStep
+from lpsel.model.adapter import Adapted, Adapter
+from lpsel.model.checkpointing import checkpoint_layers
 from lpsel.model.load import load_model
 from lpsel.model.loss import PerSampleLoss, check_head, per_sample_nll
 from lpsel.model.spec import ModelSpec
@@ -27,25 +29,46 @@ class FineTuner(L.LightningModule):
         path: folder or Hub id to load it from.
         optimizer: called with the parameters and `lr=`.
         total_steps: horizon of the learning-rate schedule, in optimiser steps.
+        adapter: trained in place of all weights.
+        activation_checkpointing: layers keep their inputs alone for the backward pass.
     """
 
-    def __init__(self, role: str, spec: ModelSpec, path: str, optimizer: Callable[..., Any], total_steps: int) -> None:
+    def __init__(
+        self,
+        role: str,
+        spec: ModelSpec,
+        path: str,
+        optimizer: Callable[..., Any],
+        total_steps: int,
+        *,
+        adapter: Adapter | None = None,
+        activation_checkpointing: bool = False,
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.role, self.spec, self.path = role, spec, path
         self.make_optimizer, self.total_steps = optimizer, total_steps
+        self.adapter, self.activation_checkpointing = adapter, activation_checkpointing
+        self.adapted: Adapted | None = None
         self.loss: PerSampleLoss | None = None
 
     def configure_model(self) -> None:
         if self.loss is not None:
             return
         dtype = torch.bfloat16 if self.trainer.precision == "bf16-true" else torch.float32
-        model = load_model(self.spec, self.path, dtype)
-        if model.config is not model.config.get_text_config():
+        if self.adapter is not None:
+            device = self.trainer.strategy.root_device
+            self.adapted = self.adapter.load(self.spec, self.path, str(self.trainer.precision), device)
+            model = self.adapted.model
+        else:
+            model = load_model(self.spec, self.path, dtype)
+        if self.adapter is None and model.config is not model.config.get_text_config():
             # A model that sees as well: text alone gives its other parts no gradient, and DDP waits for every gradient.
             model.requires_grad_(False)
             model.get_decoder().requires_grad_(True)
             model.get_output_embeddings().requires_grad_(True)
+        if self.activation_checkpointing:
+            checkpoint_layers(model)
         self.loss = PerSampleLoss(model)
         check_head(self.loss)
         self.loss.eval()
