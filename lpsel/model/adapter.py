@@ -118,7 +118,7 @@ class Adapter:
             task_type=peft.TaskType.CAUSAL_LM,
             revision=spec.revision,
         )
-        with torch.random.fork_rng(devices=[]), _without_conv1d_warning():
+        with torch.random.fork_rng(devices=[]), _quietly():
             torch.manual_seed(spec.recipe.seed)
             wrapped = peft.get_peft_model(model, config).eval()
         adapted = Adapted(self, spec, path, precision, wrapped)
@@ -202,7 +202,7 @@ class Adapted:
         from lpsel.model.load import load_model
 
         base = load_model(self.spec, self.path, torch.bfloat16 if self.precision == "bf16-true" else torch.float32)
-        with _without_conv1d_warning():
+        with _quietly():
             return peft.PeftModel.from_pretrained(base, str(saved), torch_device="cpu").merge_and_unload()
 
     def describe(self, run_dir: Path) -> dict[str, Any]:
@@ -236,7 +236,9 @@ def _load_in_4_bits(spec: ModelSpec, path: str, dtype: Any, device: Any) -> Any:
 
 
 @contextmanager
-def _without_conv1d_warning() -> Iterator[None]:
+def _quietly() -> Iterator[None]:
+    """Without peft's warnings of what it mends itself (GPT-2's layers) and of what it asks transformers for."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # GPT-2; peft mends it
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         yield
