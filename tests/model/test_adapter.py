@@ -12,6 +12,7 @@ from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
+from transformers.pytorch_utils import Conv1D
 
 from lpsel.errors import UserError
 from lpsel.model import extras
@@ -155,8 +156,8 @@ def unquantised(model, path):
     for name, module in model.named_modules():
         if isinstance(module, Linear4bit):
             weight = dequantize_4bit(module.weight.data, module.weight.quant_state)
-            target = plain.get_submodule(name.removesuffix(".base_layer")).weight
-            target.data = weight.T if target.shape != weight.shape else weight
+            target = plain.get_submodule(name.removesuffix(".base_layer"))
+            target.weight.data = weight.T.contiguous() if isinstance(target, Conv1D) else weight
     return plain
 
 

@@ -20,7 +20,7 @@ ATTENTION = 2 * 2 * 32 * (10**2 + 30**2)  # 2 x layers x hidden x T^2
 
 def adapted(path, quantization):
     adapter = Adapter(rank=4, quantization=quantization)
-    return adapter.load(ModelSpec("small", path=path), path, "32-true", torch.device("cpu")).model
+    return adapter.load(ModelSpec("small", path=path, max_length=64), path, "32-true", torch.device("cpu")).model
 
 
 @pytest.mark.parametrize("kind", ["llama", "tied"])
