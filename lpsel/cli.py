@@ -120,6 +120,7 @@ def hush() -> None:
     lightning = ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.distributed")
     for name in (*(f"lightning.{name}" for name in lightning), "httpx", "sentence_transformers", "datasets"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels it would fetch if it could
     if not is_main_process():
         logging.disable(logging.INFO)
 

@@ -1,5 +1,6 @@
 """Every configuration file composes and instantiates."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from lpsel.config import build, config_dir
 CONF = Path(__file__).resolve().parent.parent / "conf"
 GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
 CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
-COMMANDS = {"evaluator": "evaluate", "model": "train"}
+COMMANDS = {"evaluator": "evaluate", "model": "train", "adapter": "train"}
 # What a user has to give for the choices that cannot do without.
 NEEDED = {
     ("dataset", "local"): ["dataset.path=rows.jsonl"],
@@ -36,7 +37,17 @@ def composed(group, choice):
 
 def test_the_checkouts_own_files_are_tested():
     assert config_dir() == CONF
-    assert {"model", "scorer", "dataset", "selection", "evaluator", "trainer", "optimizer", "tracker"} <= set(GROUPS)
+    assert {
+        "model",
+        "scorer",
+        "dataset",
+        "selection",
+        "evaluator",
+        "trainer",
+        "optimizer",
+        "adapter",
+        "tracker",
+    } <= set(GROUPS)
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=lambda part: part)
@@ -75,3 +86,24 @@ def test_the_slurm_launcher_asks_for_what_the_trainer_uses():
     launcher = compose("train", overrides=given, return_hydra_config=True).hydra.launcher
     assert (launcher.nodes, launcher.tasks_per_node, launcher.gpus_per_node) == (4, 8, 8)
     assert type(instantiate(launcher)).__name__ == "SlurmLauncher"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "rate"),
+    [
+        (["model=opt-1.3b"], 2e-5),
+        (["model=opt-1.3b", "adapter=lora"], 2e-4),
+        (["adapter=qlora", "model=opt-1.3b"], 2e-4),
+        (["model.recipe.learning_rate=1e-4", "model=opt-1.3b", "adapter=qlora"], 1e-4),
+    ],
+)
+def test_an_adapter_brings_its_learning_rate_unless_the_user_gives_one(overrides, rate):
+    config = compose("train", overrides=overrides)
+    assert build(config.model).recipe.learning_rate == rate
+    assert build(config.scorer).recipe.learning_rate == 2e-3, "the scorer trains whole"
+
+
+def test_qlora_is_lora_in_four_bits():
+    lora, qlora = (build(compose("train", overrides=[f"adapter={name}"]).adapter) for name in ("lora", "qlora"))
+    assert (lora.quantization, qlora.quantization) == (None, "nf4")
+    assert replace(qlora, quantization=None) == lora

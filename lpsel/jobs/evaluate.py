@@ -78,7 +78,8 @@ def candidate(name: str, job: Job) -> ModelSpec:
         try:
             made = json.loads((folder / "result.json").read_text())
             base = made["base_model"]
-            return ModelSpec(
+            merged = made["model"] is not None
+            spec = ModelSpec(
                 name=_run_name(folder, made),
                 path=str(folder / "model"),
                 template=base["template"],
@@ -90,6 +91,12 @@ def candidate(name: str, job: Job) -> ModelSpec:
                 f"model={name}: neither a finished run of train.py (result.json with a model) nor a model folder "
                 "(config.json); give one of these, a name in conf/model or a Hugging Face id."
             ) from None
+        if not merged:
+            raise UserError(
+                f"model={name}: its adapter is not merged (adapter.merge=false); merge it into {folder / 'model'} as "
+                "docs/memory.md says, and give that."
+            )
+        return spec
     if (config_dir() / "model" / f"{name}.yaml").is_file():
         return build(compose("evaluate", overrides=[f"+model={name}", "models=null"]).model)
     return _elsewhere(name.rsplit("/", 1)[-1], name, job)
@@ -110,7 +117,8 @@ def _run_name(folder: Path, made: dict[str, Any]) -> str:
     """What sets a run apart in a table: its target, rule and share."""
     rows = "all" if made["rule"] == "full" else f"{made['pct']:g} %"
     bucket = f" {made['bucket']} bucket" if made.get("bucket") else ""
-    return f"{made['base_model']['name']}, {made['rule']}{bucket}, {rows}"
+    adapter = f", {made['adapter']['method']}" if made.get("adapter") else ""
+    return f"{made['base_model']['name']}, {made['rule']}{bucket}, {rows}{adapter}"
 
 
 def _made_by(name: str) -> list[Artifact]:

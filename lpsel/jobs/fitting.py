@@ -5,6 +5,7 @@ import resource
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from lpsel.data.module import SubsetDataModule
 from lpsel.distributed import is_main_process, started_together
 from lpsel.errors import ToldElsewhere, UserError, first_line
 from lpsel.model.device import resolve_precision
-from lpsel.model.flops import forward_flops
+from lpsel.model.flops import forward_flops, training_flops
 from lpsel.model.module import FineTuner
 from lpsel.progress import Advance, track
 
@@ -109,8 +110,8 @@ def _trainer(node: DictConfig, **arguments: Any) -> L.Trainer:
 def _cost(trainer: L.Trainer, module: FineTuner, data: SubsetDataModule, epochs: int, seconds: float) -> Cost:
     tokens, model = data.tokens, module.language_model
 
-    def forward(mask: Any) -> float:
-        return forward_flops(model, tokens.lengths[mask], tokens.response_tokens[mask])
+    def flops(count: Callable[..., float], mask: Any) -> float:
+        return count(model, tokens.lengths[mask], tokens.response_tokens[mask])
 
     passes = epochs + 1 if data.record else 0
     recorded = int(tokens.lengths[data.supervised].sum(dtype="int64"))
@@ -120,7 +121,7 @@ def _cost(trainer: L.Trainer, module: FineTuner, data: SubsetDataModule, epochs:
         memory["gpu"] = torch.cuda.max_memory_allocated()
     return Cost(
         tokens=epochs * data.tokens_per_epoch + passes * recorded,
-        flops=3 * epochs * forward(data.trained) + passes * forward(data.supervised),
+        flops=epochs * flops(training_flops, data.trained) + passes * flops(forward_flops, data.supervised),
         seconds=round(seconds, 3),
         device_seconds=round(seconds * trainer.world_size, 3),
         peak_memory_bytes=memory,

@@ -19,6 +19,7 @@ from lpsel.distributed import agree, is_main_process
 from lpsel.errors import UserError
 from lpsel.files import digest
 from lpsel.model.device import device_of, resolve_precision
+from lpsel.model.extras import check_training
 from lpsel.model.load import identity, load_tokenizer, locate
 from lpsel.model.spec import ModelSpec
 from lpsel.records.store import MANIFEST, SCORES, Parts, find_scores, write_scores
@@ -55,6 +56,7 @@ def check_scorer(job: Job, scorer: ModelSpec, epochs: int) -> None:
             "choose a rule that needs fewer (selection=lp_app needs 1)."
         )
     device_of(job.config.trainer.accelerator)
+    check_training(job.config)
     if scorer.path:
         locate(scorer, job.cache_dir)
 
@@ -129,7 +131,14 @@ def _make(
         raise UserError(
             f"scorer.max_length={scorer.max_length}: no row of {source.spec.name} keeps a supervised token; raise it."
         )
-    module = FineTuner("scorer", scorer, path, build(job.config.optimizer), data.steps_per_epoch * scorer.recipe.epochs)
+    module = FineTuner(
+        "scorer",
+        scorer,
+        path,
+        build(job.config.optimizer),
+        data.steps_per_epoch * scorer.recipe.epochs,
+        activation_checkpointing=job.config.activation_checkpointing,
+    )
     parts = Parts(folder.with_name(f"{folder.name}.parts"))
     trainer, cost = fit(job, module, data, epochs=epochs, title=f"Scorer {scorer.name}", callbacks=[NLLRecorder(parts)])
     if trainer.is_global_zero:

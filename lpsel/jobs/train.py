@@ -2,13 +2,16 @@
 
 import logging
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from lpsel.config import Job, build
 from lpsel.distributed import is_main_process
 from lpsel.errors import UserError
 from lpsel.jobs.select import choose, describe_model, prepare, write_selection
+from lpsel.model.adapter import Adapter
 from lpsel.model.device import device_of
+from lpsel.model.extras import check_training
 from lpsel.model.load import load_tokenizer, locate
 from lpsel.model.spec import ModelSpec
 from lpsel.tracking.base import Artifact
@@ -21,6 +24,10 @@ MODEL = "model"
 def run(job: Job) -> dict[str, Any]:
     """Select, train, save. The run folder is a selection folder of the contract with the model beside it."""
     target: ModelSpec = build(job.config.model)
+    adapter: Adapter | None = build(job.config.adapter)
+    check_training(job.config)
+    if adapter is not None:
+        adapter.check(job.config.trainer)
     plan = prepare(job, tokens_of=target)
     device_of(job.config.trainer.accelerator)
     path = locate(target, job.cache_dir)
@@ -58,7 +65,15 @@ def run(job: Job) -> dict[str, Any]:
         )
 
     epochs = target.recipe.epochs
-    module = FineTuner("target", target, path, build(job.config.optimizer), data.steps_per_epoch * epochs)
+    module = FineTuner(
+        "target",
+        target,
+        path,
+        build(job.config.optimizer),
+        data.steps_per_epoch * epochs,
+        adapter=adapter,
+        activation_checkpointing=job.config.activation_checkpointing,
+    )
     trainer, cost = fit(job, module, data, epochs=epochs, title=f"Target {target.name}", callbacks=[])
     nll = float(trainer.callback_metrics["target/nll"])
     folder = job.run_dir / MODEL
@@ -68,8 +83,9 @@ def run(job: Job) -> dict[str, Any]:
 
     result = {"command": "train", **result}
     result |= {
-        "model": str(folder),
+        "model": str(folder) if folder.is_dir() else None,
         "base_model": describe_model(target),
+        "adapter": module.adapted.describe(job.run_dir) if module.adapted else None,
         "training": {
             "rows": int(data.trained.sum()),
             "rows_truncated": int(tokens.truncated[data.trained].sum()),
@@ -82,8 +98,17 @@ def run(job: Job) -> dict[str, Any]:
         },
     }
     name = f"model-{job.run_dir.parent.name}-{job.run_dir.name}"
-    job.tracker.made(Artifact("model", name, folder, by_reference=True, metadata=result["training"]))
+    kept = folder if result["model"] else Path(result["adapter"]["folder"])
+    job.tracker.made(Artifact("model", name, kept, by_reference=True, metadata=result["training"]))
     result["artifact"] = name
+    if result["adapter"]:
+        log.info(
+            "Adapter: %s weights trained beside %s, at a learning rate of %g; kept in %s",
+            f"{result['adapter']['trainable_parameters']:,}",
+            target.name,
+            target.recipe.learning_rate,
+            result["adapter"]["folder"],
+        )
     log.info(
         "Trained %s on %s rows: %s steps, %s tokens, %.1f s, NLL of the last step %.4f",
         target.name,

@@ -1,9 +1,9 @@
 """A trained model as a Hugging Face folder."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
+from lpsel.files import folder_atomically
 from lpsel.model.shard import ShardedStrategy
 
 
@@ -13,14 +13,16 @@ def save_model(trainer: Any, module: Any, tokenizer: Any, folder: Path) -> None:
     To be called by all ranks: slices of a sharded model are gathered in the memory of the main process's host.
     """
     model = module.language_model
+    if module.adapted is not None:
+        if trainer.is_global_zero:
+            module.adapted.save(tokenizer, folder.parent, folder.name)
+        trainer.strategy.barrier("model saved")
+        return
     weights = gather(model) if isinstance(trainer.strategy, ShardedStrategy) else None
     if trainer.is_global_zero:
-        temporary = folder.with_name(f".{folder.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        model.save_pretrained(temporary, state_dict=weights)
-        tokenizer.save_pretrained(temporary)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.replace(folder)
+        with folder_atomically(folder) as temporary:
+            model.save_pretrained(temporary, state_dict=weights)
+            tokenizer.save_pretrained(temporary)
     trainer.strategy.barrier("model saved")
 
 

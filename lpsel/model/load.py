@@ -96,8 +96,11 @@ def load_config(spec: ModelSpec, path: str) -> Any:
     return config
 
 
-def load_model(spec: ModelSpec, path: str, dtype: Any) -> Any:
-    """The causal language model with its weights in `dtype`, in evaluation mode (no dropout)."""
+def load_model(spec: ModelSpec, path: str, dtype: Any, **how: Any) -> Any:
+    """The causal language model with its weights in `dtype`, in evaluation mode (no dropout).
+
+    `how` is for from_pretrained: quantisation and device.
+    """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
@@ -106,7 +109,12 @@ def load_model(spec: ModelSpec, path: str, dtype: Any) -> Any:
     load_config(spec, path)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            path, revision=spec.revision, trust_remote_code=spec.trust_remote_code, dtype=dtype, weights_only=True
+            path,
+            revision=spec.revision,
+            trust_remote_code=spec.trust_remote_code,
+            dtype=dtype,
+            weights_only=True,
+            **how,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be loaded as a causal language model ({first_line(error)}).") from error

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lpsel.data.batch import MicroBatch, OptimiserStep
+from lpsel.model.adapter import Adapted, Adapter
+from lpsel.model.layers import checkpoint_layers
 from lpsel.model.load import freeze_other_parts, load_model
 from lpsel.model.loss import PerSampleLoss, check_head, per_sample_nll
 from lpsel.model.shard import ShardedStrategy, load_sharded
@@ -28,28 +30,50 @@ class FineTuner(L.LightningModule):
         path: folder or Hub id to load it from.
         optimizer: called with the parameters and `lr=`.
         total_steps: horizon of the learning-rate schedule, in optimiser steps.
+        adapter: trained in place of all weights.
+        activation_checkpointing: layers keep their inputs alone for the backward pass.
     """
 
-    def __init__(self, role: str, spec: ModelSpec, path: str, optimizer: Callable[..., Any], total_steps: int) -> None:
+    def __init__(
+        self,
+        role: str,
+        spec: ModelSpec,
+        path: str,
+        optimizer: Callable[..., Any],
+        total_steps: int,
+        *,
+        adapter: Adapter | None = None,
+        activation_checkpointing: bool = False,
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.role, self.spec, self.path = role, spec, path
         self.make_optimizer, self.total_steps = optimizer, total_steps
+        self.adapter, self.activation_checkpointing = adapter, activation_checkpointing
+        self.adapted: Adapted | None = None
         self.loss: PerSampleLoss | None = None
 
     def configure_model(self) -> None:
         if self.loss is not None:
             return
-        dtype = torch.bfloat16 if self.trainer.precision == "bf16-true" else torch.float32
-        if isinstance(self.trainer.strategy, ShardedStrategy):
-            strategy, precision = self.trainer.strategy, str(self.trainer.precision)
-            self.loss = load_sharded(self.spec, self.path, dtype, strategy, precision, prepare=freeze_other_parts)
+        strategy, precision = self.trainer.strategy, str(self.trainer.precision)
+        dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
+        if isinstance(strategy, ShardedStrategy):
+            self.loss = load_sharded(self.spec, self.path, dtype, strategy, precision, prepare=self._prepare)
         else:
-            model = load_model(self.spec, self.path, dtype)
-            freeze_other_parts(model)
+            if self.adapter is not None:
+                self.adapted = self.adapter.load(self.spec, self.path, precision, strategy.root_device)
+            model = self.adapted.model if self.adapted else load_model(self.spec, self.path, dtype)
+            self._prepare(model)
             self.loss = PerSampleLoss(model)
             check_head(self.loss)
         self.loss.eval()
+
+    def _prepare(self, model: Any) -> None:
+        if self.adapter is None:
+            freeze_other_parts(model)
+        if self.activation_checkpointing:
+            checkpoint_layers(model)
 
     @property
     def language_model(self) -> Any:

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from lpsel.errors import ToldElsewhere, UserError, first_line
+from lpsel.model.layers import decoder_layers
 from lpsel.model.load import load_config, load_model
 from lpsel.model.loss import PerSampleLoss, check_head
 from lpsel.model.spec import ModelSpec
@@ -91,21 +91,6 @@ def empty_model(spec: ModelSpec, path: str, dtype: torch.dtype) -> Any:
             load_config(spec, path), dtype=dtype, trust_remote_code=spec.trust_remote_code
         )
     return model.eval()
-
-
-def decoder_layers(model: Any) -> nn.ModuleList:
-    """The decoder's own list of layers: as many entries as its configuration says.
-
-    Raises:
-        UserError: there is no such list.
-    """
-    layers = model.config.get_text_config().num_hidden_layers
-    for module in model.get_decoder().modules():
-        if isinstance(module, nn.ModuleList) and len(module) == layers:
-            return module
-    raise UserError(
-        f"trainer=fsdp: {model.config.model_type} has no list of {layers} layers to shard; say trainer=ddp."
-    )
 
 
 def _whole_on_rank_0(spec: ModelSpec, path: str, dtype: torch.dtype, strategy: ShardedStrategy) -> Any:

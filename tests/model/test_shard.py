@@ -17,9 +17,9 @@ from lpsel.data.tokens import tokenize
 from lpsel.errors import UserError
 from lpsel.jobs.fitting import fit
 from lpsel.model.export import save_model
+from lpsel.model.layers import decoder_layers
 from lpsel.model.load import load_tokenizer
 from lpsel.model.module import FineTuner
-from lpsel.model.shard import decoder_layers
 from lpsel.records.recorder import NLLRecorder
 from lpsel.records.store import Parts
 from lpsel.tracking.base import Tracker
@@ -153,5 +153,5 @@ def test_bfloat16_layers_on_float32_weights_stay_near_float32(tmp_path, toy_mode
 def test_a_model_without_a_list_of_its_layers_is_refused(toy_model):
     model = AutoModelForCausalLM.from_pretrained(toy_model)
     model.model.layers = model.model.layers[:1]
-    with pytest.raises(UserError, match="trainer=fsdp: llama has no list of 2 layers to shard; say trainer=ddp"):
+    with pytest.raises(UserError, match="llama: has no list of 2 decoder layers, which trainer=fsdp"):
         decoder_layers(model)

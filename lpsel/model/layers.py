@@ -1,0 +1,48 @@
+"""A model's decoder layers, and activation checkpointing of them: a layer keeps its input alone for the backward pass.
+
+(Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost.) transformers' own switch acts in training mode only,
+and models stay in evaluation mode here so that dropout is off.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from lpsel.errors import UserError
+
+
+def checkpoint_layers(model: Any) -> None:
+    """Checkpoint every decoder layer of a transformers model in passes that have gradients; names stay as they are.
+
+    Raises:
+        UserError: a model without a list of its decoder layers.
+    """
+    for layer in decoder_layers(model):
+        layer.forward = partial(_recomputed, layer.forward)
+
+
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """The decoder's own list of layers: as many entries as its configuration says.
+
+    Raises:
+        UserError: there is no such list.
+    """
+    layers = model.config.get_text_config().num_hidden_layers
+    for module in model.get_decoder().modules():
+        if isinstance(module, nn.ModuleList) and len(module) == layers:
+            return module
+    raise UserError(
+        f"{model.config.model_type}: has no list of {layers} decoder layers, which trainer=fsdp and "
+        "activation_checkpointing=true need; say trainer=ddp activation_checkpointing=false."
+    )
+
+
+def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    # Nothing in a layer draws random numbers: dropout is off.
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)

@@ -1,0 +1,93 @@
+"""Activation checkpointing: the same losses and gradients, less kept for the backward pass."""
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from lpsel.errors import UserError
+from lpsel.model.adapter import Adapter
+from lpsel.model.layers import checkpoint_layers
+from lpsel.model.loss import PerSampleLoss
+from lpsel.model.spec import ModelSpec
+
+
+def run(model, batch):
+    """Loss, gradients, and the bytes that a forward pass keeps besides weights."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor, so that its address is not used again
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = PerSampleLoss(model)(batch, summed=True) / len(batch.labels_N)
+    held = sum(size for size, _ in kept.values())
+    loss.backward()
+    return loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}, held
+
+
+@pytest.mark.parametrize("kind", ["llama", "tied", "opt-350m-like", "gpt2"])
+def test_gradients_are_the_same_and_fewer_activations_are_held(make_model, kind, batch):
+    layers = {"n_layer" if kind == "gpt2" else "num_hidden_layers": 6}
+    plain, checkpointed = make_model(kind, **layers), make_model(kind, **layers)
+    names = [name for name, _ in checkpointed.named_parameters()]
+    checkpoint_layers(checkpointed)
+    assert [name for name, _ in checkpointed.named_parameters()] == names
+    assert list(checkpointed.state_dict()) == list(plain.state_dict())
+    loss, gradients, held = run(plain, batch)
+    again, recomputed, held_now = run(checkpointed, batch)
+    torch.testing.assert_close(again, loss, rtol=0, atol=0)
+    assert recomputed.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(recomputed[name], gradient, rtol=0, atol=1e-6)
+    assert held_now < held / 3
+
+
+@pytest.mark.parametrize("quantization", [None, "nf4"], ids=["lora", "qlora"])
+def test_an_adapters_gradients_are_the_same(make_folder, batch, quantization):
+    path = make_folder()
+
+    def made():
+        adapter = Adapter(rank=4, quantization=quantization)
+        model = adapter.load(ModelSpec("small", path=path, max_length=64), path, "32-true", torch.device("cpu")).model
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                torch.nn.init.constant_(parameter, 0.01)
+        return model
+
+    plain, checkpointed = made(), made()
+    checkpoint_layers(checkpointed)
+    loss, gradients, held = run(plain, batch)
+    again, recomputed, held_now = run(checkpointed, batch)
+    torch.testing.assert_close(again, loss, rtol=0, atol=0)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(recomputed[name], gradient, rtol=0, atol=1e-6)
+    assert held_now < held
+
+
+def test_a_layer_runs_twice_in_training_and_once_in_a_recording_pass(make_model, batch):
+    model = make_model()
+    runs = []
+    for layer in model.model.layers:
+        layer.self_attn.register_forward_hook(lambda *_: runs.append(1))
+    checkpoint_layers(model)
+    loss = PerSampleLoss(model)
+    with torch.no_grad():
+        loss(batch)
+    assert len(runs) == 2
+    (loss(batch, summed=True) / len(batch.labels_N)).backward()
+    assert len(runs) == 2 + 2 * 2
+
+
+def test_a_model_without_a_list_of_layers_is_refused(make_model):
+    model = make_model()
+    model.config.num_hidden_layers = 7
+    with pytest.raises(UserError) as caught:
+        checkpoint_layers(model)
+    assert str(caught.value) == (
+        "llama: has no list of 7 decoder layers, which trainer=fsdp and activation_checkpointing=true need; say "
+        "trainer=ddp activation_checkpointing=false."
+    )
