@@ -19,6 +19,7 @@ from lpsel.data.batching import epoch_order
 from lpsel.data.module import SubsetDataModule
 from lpsel.data.source import DatasetSpec, Source
 from lpsel.data.tokens import DATA, ROWS_PER_BATCH, SCHEMA, Tokens, tokenize
+from lpsel.model.device import lightning_precision
 from lpsel.model.flops import forward_flops
 from lpsel.model.load import load_tokenizer
 from lpsel.model.module import FineTuner
@@ -99,7 +100,7 @@ def score(
         on_ready: called with the model once it is loaded, before the clock starts.
     """
     tokens = Tokens(tokens_folder)
-    module = _module(model_folder, steps=1)
+    module = _module(model_folder, 1, precision)
     data = _data(tokens, 32, score_tokens, record=True)
     with tempfile.TemporaryDirectory() as folder:
         parts = Parts(Path(folder) / "parts")
@@ -130,7 +131,7 @@ def train(
     after loading, `forward`, those inside the passes' forward passes, and `passes`, those of the passes as a whole.
     """
     tokens = Tokens(tokens_folder)
-    module = _module(model_folder, steps)
+    module = _module(model_folder, steps, precision)
     data = _data(tokens, batch_size, SCORE_TOKENS, record)
     clock = _Clock(device, on_ready)
     with tempfile.TemporaryDirectory() as folder:
@@ -159,9 +160,9 @@ def _spec(model_folder: Path) -> ModelSpec:
     return ModelSpec("benchmark", str(model_folder), max_length=MAX_LENGTH, recipe=recipe)
 
 
-def _module(model_folder: Path, steps: int) -> FineTuner:
+def _module(model_folder: Path, steps: int, precision: str) -> FineTuner:
     adamw = partial(torch.optim.AdamW, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)  # conf/optimizer/adamw.yaml
-    return FineTuner("target", _spec(model_folder), str(model_folder), adamw, steps)
+    return FineTuner("target", _spec(model_folder), str(model_folder), adamw, steps, precision=precision)
 
 
 def _data(tokens: Tokens, batch_size: int, score_tokens: int, record: bool) -> SubsetDataModule:
@@ -180,7 +181,7 @@ def _trainer(device: str, precision: str, callbacks: list[L.Callback], **options
     return L.Trainer(
         accelerator="gpu" if device == "cuda" else "cpu",
         devices=1,
-        precision=precision,  # type: ignore[arg-type]
+        precision=lightning_precision(precision),  # type: ignore[arg-type]
         callbacks=callbacks,
         logger=False,
         use_distributed_sampler=False,

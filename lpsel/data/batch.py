@@ -29,7 +29,7 @@ class Segment(NamedTuple):
     prefix_stop: int = 0
 
 
-@dataclass  # not frozen, as below
+@dataclass(frozen=True)
 class Varlen:
     """The segments of a pack as variable-length attention kernels want them, segments in the order of the pack.
 
@@ -46,7 +46,7 @@ class Varlen:
     longest_key: int
 
 
-@dataclass  # not frozen: Lightning's bf16-true refuses to convert a frozen one
+@dataclass(frozen=True)
 class MicroBatch:
     """A pack.
 
@@ -83,7 +83,7 @@ class MicroBatch:
         return replace(_each(self, Tensor.pin_memory), index_B=self.index_B)
 
 
-@dataclass  # not frozen, as above
+@dataclass(frozen=True)
 class OptimiserStep:
     """This rank's share of one global batch.
 

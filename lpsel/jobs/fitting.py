@@ -20,7 +20,7 @@ from lpsel.data.batch import MicroBatch, OptimiserStep
 from lpsel.data.module import SubsetDataModule
 from lpsel.distributed import is_main_process, started_together
 from lpsel.errors import ToldElsewhere, UserError, first_line
-from lpsel.model.device import resolve_precision
+from lpsel.model.device import lightning_precision
 from lpsel.model.flops import forward_flops, training_flops
 from lpsel.model.module import FineTuner
 from lpsel.progress import Advance, track
@@ -57,7 +57,7 @@ def fit(
     """Train for `epochs` passes, with a recording pass before and after each where the data module records."""
     started = time.monotonic()
     node = job.config.trainer.copy()
-    node.precision = resolve_precision(node.precision)
+    node.precision = lightning_precision(module.precision)
     L.seed_everything(module.spec.recipe.seed, verbose=False)
     trainer = _trainer(
         node,

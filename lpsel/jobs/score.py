@@ -137,6 +137,7 @@ def _make(
         path,
         build(job.config.optimizer),
         data.steps_per_epoch * scorer.recipe.epochs,
+        precision=described["precision"],
         activation_checkpointing=job.config.activation_checkpointing,
     )
     parts = Parts(folder.with_name(f"{folder.name}.parts"))

@@ -10,7 +10,7 @@ from lpsel.distributed import is_main_process
 from lpsel.errors import UserError
 from lpsel.jobs.select import choose, describe_model, prepare, write_selection
 from lpsel.model.adapter import Adapter
-from lpsel.model.device import device_of
+from lpsel.model.device import device_of, resolve_precision
 from lpsel.model.extras import check_training
 from lpsel.model.load import load_tokenizer, locate
 from lpsel.model.spec import ModelSpec
@@ -71,6 +71,7 @@ def run(job: Job) -> dict[str, Any]:
         path,
         build(job.config.optimizer),
         data.steps_per_epoch * epochs,
+        precision=resolve_precision(job.config.trainer.precision),
         adapter=adapter,
         activation_checkpointing=job.config.activation_checkpointing,
     )
@@ -92,7 +93,7 @@ def run(job: Job) -> dict[str, Any]:
             "steps": trainer.global_step,
             "epochs": epochs,
             "last_step_nll": nll,
-            "precision": str(trainer.precision),
+            "precision": module.precision,
             "world_size": trainer.world_size,
             **asdict(cost),
         },

@@ -29,6 +29,12 @@ def resolve_precision(requested: str) -> str:
     return "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"
 
 
+def lightning_precision(precision: str) -> str:
+    """What Lightning is told. Its own bf16-true would round rotary frequencies as well as weights to bfloat16; here the
+    weights are loaded in bfloat16, and nothing else changes."""
+    return "32-true" if precision == "bf16-true" else precision
+
+
 def device_of(accelerator: str) -> "torch.device":
     """The device that a run in one process uses.
 

@@ -30,6 +30,7 @@ class FineTuner(L.LightningModule):
         path: folder or Hub id to load it from.
         optimizer: called with the parameters and `lr=`.
         total_steps: horizon of the learning-rate schedule, in optimiser steps.
+        precision: of the weights and of the passes, as `lpsel.model.device` names it.
         adapter: trained in place of all weights.
         activation_checkpointing: layers keep their inputs alone for the backward pass.
     """
@@ -42,6 +43,7 @@ class FineTuner(L.LightningModule):
         optimizer: Callable[..., Any],
         total_steps: int,
         *,
+        precision: str = "32-true",
         adapter: Adapter | None = None,
         activation_checkpointing: bool = False,
     ) -> None:
@@ -49,6 +51,7 @@ class FineTuner(L.LightningModule):
         self.automatic_optimization = False
         self.role, self.spec, self.path = role, spec, path
         self.make_optimizer, self.total_steps = optimizer, total_steps
+        self.precision = precision
         self.adapter, self.activation_checkpointing = adapter, activation_checkpointing
         self.adapted: Adapted | None = None
         self.loss: PerSampleLoss | None = None
@@ -56,7 +59,7 @@ class FineTuner(L.LightningModule):
     def configure_model(self) -> None:
         if self.loss is not None:
             return
-        strategy, precision = self.trainer.strategy, str(self.trainer.precision)
+        strategy, precision = self.trainer.strategy, self.precision
         dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
         if isinstance(strategy, ShardedStrategy):
             self.loss = load_sharded(self.spec, self.path, dtype, strategy, precision, prepare=self._prepare)

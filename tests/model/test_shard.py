@@ -16,6 +16,7 @@ from lpsel.data.source import Source
 from lpsel.data.tokens import tokenize
 from lpsel.errors import UserError
 from lpsel.jobs.fitting import fit
+from lpsel.model.device import resolve_precision
 from lpsel.model.export import save_model
 from lpsel.model.layers import decoder_layers
 from lpsel.model.load import load_tokenizer
@@ -74,7 +75,14 @@ def train(folder, model, data, *overrides):
     tokens = tokenize(Source(build(config.dataset)), tokenizer, spec.template, spec.max_length, job.cache_dir)
     data = SubsetDataModule(tokens, batch_size=8, seed=0, train_tokens=1000, score_tokens=2000, record=True)
     # AdamW divides a gradient that is nothing but rounding by itself, hence the larger eps.
-    module = FineTuner("target", spec, spec.path, lambda w, lr: torch.optim.AdamW(w, lr=lr, eps=1e-3), 6)
+    module = FineTuner(
+        "target",
+        spec,
+        spec.path,
+        lambda w, lr: torch.optim.AdamW(w, lr=lr, eps=1e-3),
+        6,
+        precision=resolve_precision(config.trainer.precision),
+    )
     parts = Parts(folder / "parts")
     hooks = [NLLRecorder(parts), FirstGradients(folder / "gradients.safetensors")]
     trainer, cost = fit(job, module, data, epochs=2, title="test", callbacks=hooks)
