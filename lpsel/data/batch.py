@@ -116,14 +116,14 @@ def _each(holder: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def collate(
-    tokens: Tokens, rows: Rows, prefixes: Prefixes | None = None, *, varlen: bool = False, width: int = 0
+    tokens: Tokens, rows: Rows, prefixes: Prefixes | None = None, *, varlen: bool = False, round_to: int = 1
 ) -> MicroBatch:
     """Pack `rows` of `tokens`; no rows make a pack of two tokens without a label.
 
     Args:
         prefixes: share these beginnings.
         varlen: give the segments in the form of a GPU's kernels too.
-        width: fill up to this many tokens, so that all packs have one shape.
+        round_to: fill up to a multiple of this many tokens, so that packs have few shapes.
     """
     if len(rows) == 0:
         pieces, shared, segments = [np.zeros(2, dtype=np.int32)], list[Segment](), [Segment(0, 2)]
@@ -133,10 +133,11 @@ def collate(
         pieces, positions, labels, shared, segments = _lay_out(tokens, rows, prefixes)
         fed = int(tokens.lengths[rows].sum(dtype=np.int64))
     used = segments[-1].stop
+    width = -(-used // round_to) * round_to
     filler = [Segment(used, width)] if width > used else []
     if filler:
         pieces.append(np.zeros(width - used, dtype=np.int32))
-        positions.append(np.minimum(np.arange(width - used), int(max(map(len, positions))) - 1))
+        positions.append(np.zeros(width - used, dtype=np.int64))
     input_ids_T = np.concatenate(pieces)
     position_T = np.concatenate(positions)
     within = [np.flatnonzero(mask) for mask in labels]

@@ -14,6 +14,8 @@ from lpsel.data.batching import Rows, epoch_order, recording_plan, training_plan
 from lpsel.data.prefixes import Prefixes, find_prefixes
 from lpsel.data.tokens import Tokens
 
+SHAPES = 4  # sizes of a pack that keeps to its budget, for a compiled model
+
 
 class _Steps(Dataset[OptimiserStep]):
     def __init__(self, data: "SubsetDataModule") -> None:
@@ -72,6 +74,7 @@ class SubsetDataModule(L.LightningDataModule):
         seed: of the order of the rows.
         train_tokens, score_tokens: largest pack in tokens; a longer row goes alone.
         record: whether validation passes run over all rows.
+        few_shapes: fill packs up, for a compiled model that is compiled again for each size.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class SubsetDataModule(L.LightningDataModule):
         train_tokens: int,
         score_tokens: int,
         record: bool = False,
+        few_shapes: bool = False,
     ) -> None:
         super().__init__()
         self.tokens = tokens
@@ -92,6 +96,7 @@ class SubsetDataModule(L.LightningDataModule):
         self.batch_size, self.seed = batch_size, seed
         self.train_tokens, self.score_tokens = train_tokens, score_tokens
         self.record = record
+        self.few_shapes = few_shapes
 
     @cached_property
     def prefixes(self) -> Prefixes:
@@ -108,9 +113,9 @@ class SubsetDataModule(L.LightningDataModule):
         return max(1, budget - sum(map(len, self.prefixes.ids)))
 
     def pack(self, rows: Rows, budget: int) -> MicroBatch:
-        """A pack of `rows`; on a GPU all packs that keep to the budget have the budget's shape."""
-        on_gpu = torch.cuda.is_available()
-        return collate(self.tokens, rows, self.prefixes, varlen=on_gpu, width=budget if on_gpu else 0)
+        """A pack of `rows`, of one in SHAPES sizes where sizes are few."""
+        round_to = -(-budget // SHAPES) if self.few_shapes else 1
+        return collate(self.tokens, rows, self.prefixes, varlen=torch.cuda.is_available(), round_to=round_to)
 
     @property
     def steps_per_epoch(self) -> int:

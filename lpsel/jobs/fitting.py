@@ -107,6 +107,15 @@ def _trainer(node: DictConfig, **arguments: Any) -> L.Trainer:
     return trainer
 
 
+def full_training(module: FineTuner, data: SubsetDataModule, epochs: int) -> dict[str, float]:
+    """Tokens and FLOPs of training the same model for as many epochs on every row that has a supervised token."""
+    lengths, supervised = data.tokens.lengths[data.supervised], data.tokens.response_tokens[data.supervised]
+    return {
+        "tokens": epochs * int(lengths.sum(dtype="int64")),
+        "flops": epochs * training_flops(module.language_model, lengths, supervised),
+    }
+
+
 def _cost(trainer: L.Trainer, module: FineTuner, data: SubsetDataModule, epochs: int, seconds: float) -> Cost:
     tokens, model = data.tokens, module.language_model
 

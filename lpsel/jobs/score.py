@@ -20,7 +20,8 @@ from lpsel.errors import UserError
 from lpsel.files import digest
 from lpsel.model.device import device_of, resolve_precision
 from lpsel.model.extras import check_training
-from lpsel.model.load import identity, load_tokenizer, locate
+from lpsel.model.load import identity, load_config, load_tokenizer, locate
+from lpsel.model.memory import pass_tokens
 from lpsel.model.spec import ModelSpec
 from lpsel.records.store import MANIFEST, SCORES, Parts, find_scores, write_scores
 
@@ -124,7 +125,8 @@ def _make(
         batch_size=scorer.recipe.batch_size,
         seed=scorer.recipe.seed,
         train_tokens=job.config.train_tokens,
-        score_tokens=job.config.score_tokens,
+        score_tokens=pass_tokens(load_config(scorer, path), described["precision"], job.config.score_tokens),
+        few_shapes=job.config.compile,
         record=True,
     )
     if not data.steps_per_epoch:
@@ -139,6 +141,7 @@ def _make(
         data.steps_per_epoch * scorer.recipe.epochs,
         precision=described["precision"],
         activation_checkpointing=job.config.activation_checkpointing,
+        compiled=job.config.compile,
     )
     parts = Parts(folder.with_name(f"{folder.name}.parts"))
     trainer, cost = fit(job, module, data, epochs=epochs, title=f"Scorer {scorer.name}", callbacks=[NLLRecorder(parts)])

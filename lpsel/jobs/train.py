@@ -8,6 +8,7 @@ from typing import Any
 from lpsel.config import Job, build
 from lpsel.distributed import is_main_process
 from lpsel.errors import UserError
+from lpsel.jobs.ledger import describe_ledger, ledger
 from lpsel.jobs.select import choose, describe_model, prepare, write_selection
 from lpsel.model.adapter import Adapter
 from lpsel.model.device import device_of, resolve_precision
@@ -35,7 +36,7 @@ def run(job: Job) -> dict[str, Any]:
 
     from lpsel.data.module import SubsetDataModule
     from lpsel.data.tokens import tokenize
-    from lpsel.jobs.fitting import fit
+    from lpsel.jobs.fitting import fit, full_training
     from lpsel.jobs.score import report_tokens
     from lpsel.model.export import save_model
     from lpsel.model.module import FineTuner
@@ -53,6 +54,7 @@ def run(job: Job) -> dict[str, Any]:
         seed=target.recipe.seed,
         train_tokens=job.config.train_tokens,
         score_tokens=job.config.score_tokens,
+        few_shapes=job.config.compile,
     )
     if not data.steps_per_epoch:
         raise UserError(
@@ -74,6 +76,7 @@ def run(job: Job) -> dict[str, Any]:
         precision=resolve_precision(job.config.trainer.precision),
         adapter=adapter,
         activation_checkpointing=job.config.activation_checkpointing,
+        compiled=job.config.compile,
     )
     trainer, cost = fit(job, module, data, epochs=epochs, title=f"Target {target.name}", callbacks=[])
     nll = float(trainer.callback_metrics["target/nll"])
@@ -98,6 +101,7 @@ def run(job: Job) -> dict[str, Any]:
             **asdict(cost),
         },
     }
+    result["ledger"] = ledger(result["scoring"], asdict(cost), full_training(module, data, epochs))
     name = f"model-{job.run_dir.parent.name}-{job.run_dir.name}"
     kept = folder if result["model"] else Path(result["adapter"]["folder"])
     job.tracker.made(Artifact("model", name, kept, by_reference=True, metadata=result["training"]))
@@ -110,6 +114,7 @@ def run(job: Job) -> dict[str, Any]:
             target.recipe.learning_rate,
             result["adapter"]["folder"],
         )
+    log.info(describe_ledger(result["ledger"]))
     log.info(
         "Trained %s on %s rows: %s steps, %s tokens, %.1f s, NLL of the last step %.4f",
         target.name,

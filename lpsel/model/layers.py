@@ -1,4 +1,4 @@
-"""A model's decoder layers, and activation checkpointing of them: a layer keeps its input alone for the backward pass.
+"""A model's decoder layers, compiled or checkpointed: of the latter, each keeps its input alone for the backward pass.
 
 (Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost.) transformers' own switch acts in training mode only,
 and models stay in evaluation mode here so that dropout is off.
@@ -25,6 +25,16 @@ def checkpoint_layers(model: Any) -> None:
         layer.forward = partial(_recomputed, layer.forward)
 
 
+def compile_layers(model: Any) -> None:
+    """Compile every decoder layer for packs of a few fixed shapes; attention itself stays a kernel call.
+
+    Raises:
+        UserError: a model without a list of its decoder layers.
+    """
+    for layer in decoder_layers(model):
+        layer.compile(dynamic=False)
+
+
 def decoder_layers(model: Any) -> nn.ModuleList:
     """The decoder's own list of layers: as many entries as its configuration says.
 
@@ -36,8 +46,8 @@ def decoder_layers(model: Any) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == layers:
             return module
     raise UserError(
-        f"{model.config.model_type}: has no list of {layers} decoder layers, which trainer=fsdp and "
-        "activation_checkpointing=true need; say trainer=ddp activation_checkpointing=false."
+        f"{model.config.model_type}: has no list of {layers} decoder layers, which trainer=fsdp, "
+        "activation_checkpointing=true and compile=true need; leave these out."
     )
 
 

@@ -4,7 +4,8 @@ Only a token that predicts a supervised one needs the output head. Its hidden st
 pushed through the head in chunks and reduced at once, so that the (tokens, vocabulary) tensor never exists.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from lpsel.model.attention import PackedAttention, can_pack
 # B rows of a pack, T tokens of it, N supervised tokens of it, H hidden size, V vocabulary
 
 # Of one chunk in float32, of which the head needs a handful: what stays in a CPU's cache, what keeps a GPU busy
-LOGIT_BYTES = 32 * 2**20
+LOGIT_BYTES = 64 * 2**20
 GPU_LOGIT_BYTES = 128 * 2**20
 
 
@@ -44,11 +45,13 @@ class PerSampleLoss(nn.Module):
 
     def forward(self, batch: MicroBatch, summed: bool = False) -> Tensor:
         """NLL of every supervised token, in nats, float32, shape (N,), without a gradient; or their sum, with one."""
-        hidden_NH = self.hidden(batch)
         if summed:
+            hidden_NH = self.hidden(batch)
             weights = list(self.model.get_output_embeddings().parameters())
             return _SummedNLL.apply(hidden_NH, batch.labels_N, self._token_nll, self._chunk(hidden_NH), *weights)
         with torch.no_grad():
+            with _weights_cast_for_one_use():
+                hidden_NH = self.hidden(batch)
             size = self._chunk(hidden_NH)
             chunks = zip(hidden_NH.split(size), batch.labels_N.split(size), strict=True)
             return torch.cat([self._token_nll(h, y) for h, y in chunks])
@@ -129,6 +132,17 @@ class _SummedNLL(torch.autograd.Function):
         trained = iter(gradients)
         of_weights = [(next(trained) * outer[0]).to(dtype) if needed else None for needed, dtype in ctx.weights]
         return hidden_gradient * outer[0], None, None, None, *of_weights
+
+
+@contextmanager
+def _weights_cast_for_one_use() -> Iterator[None]:
+    """Without autocast's copies of all weights, which a forward pass alone uses once each."""
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(cached)
 
 
 def per_sample_nll(token_nll_N: Tensor, row_N: Tensor, supervised_B: Tensor) -> Tensor:

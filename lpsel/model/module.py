@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lpsel.data.batch import MicroBatch, OptimiserStep
 from lpsel.model.adapter import Adapted, Adapter
-from lpsel.model.layers import checkpoint_layers
+from lpsel.model.layers import checkpoint_layers, compile_layers
 from lpsel.model.load import freeze_other_parts, load_model
 from lpsel.model.loss import PerSampleLoss, check_head, per_sample_nll
 from lpsel.model.shard import ShardedStrategy, load_sharded
@@ -33,6 +33,7 @@ class FineTuner(L.LightningModule):
         precision: of the weights and of the passes, as `lpsel.model.device` names it.
         adapter: trained in place of all weights.
         activation_checkpointing: layers keep their inputs alone for the backward pass.
+        compiled: layers run as torch.compile makes them.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class FineTuner(L.LightningModule):
         precision: str = "32-true",
         adapter: Adapter | None = None,
         activation_checkpointing: bool = False,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -53,6 +55,7 @@ class FineTuner(L.LightningModule):
         self.make_optimizer, self.total_steps = optimizer, total_steps
         self.precision = precision
         self.adapter, self.activation_checkpointing = adapter, activation_checkpointing
+        self.compiled = compiled
         self.adapted: Adapted | None = None
         self.loss: PerSampleLoss | None = None
 
@@ -77,6 +80,8 @@ class FineTuner(L.LightningModule):
             freeze_other_parts(model)
         if self.activation_checkpointing:
             checkpoint_layers(model)
+        if self.compiled:
+            compile_layers(model)
 
     @property
     def language_model(self) -> Any:

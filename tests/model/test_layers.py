@@ -1,12 +1,16 @@
 """Activation checkpointing: the same losses and gradients, less kept for the backward pass."""
 
+import shutil
+
+import numpy as np
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from lpsel.data.batch import collate
 from lpsel.errors import UserError
 from lpsel.model.adapter import Adapter
-from lpsel.model.layers import checkpoint_layers
+from lpsel.model.layers import checkpoint_layers, compile_layers
 from lpsel.model.loss import PerSampleLoss
 from lpsel.model.spec import ModelSpec
 
@@ -88,6 +92,39 @@ def test_a_model_without_a_list_of_layers_is_refused(make_model):
     with pytest.raises(UserError) as caught:
         checkpoint_layers(model)
     assert str(caught.value) == (
-        "llama: has no list of 7 decoder layers, which trainer=fsdp and activation_checkpointing=true need; say "
-        "trainer=ddp activation_checkpointing=false."
+        "llama: has no list of 7 decoder layers, which trainer=fsdp, activation_checkpointing=true and "
+        "compile=true need; leave these out."
     )
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_layers_are_compiled_once_for_each_size_of_pack(make_model):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    plain, model = make_model(), make_model()
+    compile_layers(model)
+    ours, expected = PerSampleLoss(model), PerSampleLoss(plain)
+    graphs = []
+    for lengths in ([20, 11], [9, 9, 9], [25], [3, 30, 6, 2], [31, 8]):
+        rows = Rows(lengths)
+        batch = collate(rows, np.arange(len(lengths)), round_to=32)
+        with torch.no_grad():
+            torch.testing.assert_close(ours(batch), expected(batch), rtol=1e-4, atol=1e-5)
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    # 32 tokens, then 64; the other three packs have these sizes too
+    assert graphs[0] < graphs[3]
+    assert graphs[:3] == graphs[:1] * 3
+    assert graphs[3:] == graphs[3:4] * 2
+
+
+class Rows:
+    """Rows of random tokens as Tokens has them, supervised from the second token on."""
+
+    def __init__(self, lengths):
+        self.lengths = np.array(lengths, dtype=np.int32)
+
+    def input_ids(self, i):
+        return np.random.default_rng(i).integers(3, 97, self.lengths[i]).astype(np.int32)
+
+    def supervised(self, i):
+        return np.arange(self.lengths[i]) > 0

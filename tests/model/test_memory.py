@@ -1,0 +1,21 @@
+"""The size of a recording pack, by hand."""
+
+import pytest
+from transformers import GPT2Config, LlamaConfig, OPTConfig
+
+from lpsel.model.memory import pass_tokens
+
+
+@pytest.mark.parametrize(
+    ("config", "precision", "tokens"),
+    [
+        # SmolLM2-135M: 4 x (6 x 576 + 4 x 1536) + 12 x 576 bytes a token
+        (LlamaConfig(hidden_size=576, intermediate_size=1536), "32-true", 2**28 // 45312),
+        (LlamaConfig(hidden_size=576, intermediate_size=1536), "bf16-mixed", 2**28 // 26112),
+        (OPTConfig(hidden_size=2048, ffn_dim=8192), "bf16-true", 2**28 // 114688),
+        (GPT2Config(n_embd=768), "32-true", 2**28 // (4 * (6 * 768 + 16 * 768) + 12 * 768)),
+    ],
+)
+def test_activations_bound_a_pack_whatever_was_asked_for(config, precision, tokens):
+    assert pass_tokens(config, precision, 10**9) == tokens
+    assert pass_tokens(config, precision, 100) == 100
