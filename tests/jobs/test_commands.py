@@ -122,10 +122,19 @@ def test_scores_from_a_file_need_neither_scorer_nor_torch(tmp_path, instructions
     assert chosen == [True, False, False, True]
 
 
-def test_scores_of_other_data_are_refused(trained, tmp_path, toy_model, instructions):
+def test_scores_of_the_same_rows_in_another_order_are_matched(trained, tmp_path, toy_model, instructions):
     other = instructions(rows=24, name="other.jsonl", order=list(reversed(range(24))))
+    overrides = given(tmp_path, toy_model, other, f"scores={trained['scores']}", "cluster=none", "pct=25")
+    selected = run("select", [*overrides, "selection=lp_app"], tmp_path / "runs" / "other")
+    ours, theirs = (Path(result["subset"]).read_text().splitlines() for result in (selected, trained))
+    assert ours == theirs[::-1]
+
+
+def test_scores_of_other_data_are_refused(trained, tmp_path, toy_model, instructions):
+    other = instructions(rows=24, name="other.jsonl")
+    other.write_text(other.read_text().replace("#23", "#24"))
     overrides = given(tmp_path, toy_model, other, f"scores={trained['scores']}", "cluster=none")
-    with pytest.raises(UserError, match=r"scores: row 0 has id .* scores of other rows"):
+    with pytest.raises(UserError, match=r"scores: none with id \w{32}, row 23 of data set other: scores of other rows"):
         run("select", overrides, tmp_path / "runs" / "other")
 
 

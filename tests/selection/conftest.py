@@ -10,7 +10,16 @@ from lpsel.selection.spec import SelectionSpec
 from lpsel.selection.table import ScoreTable
 
 SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
-EPOCHS = {"full": 0, "random": 0, "lp": 3, "lp_app": 1}
+EPOCHS = {
+    "lp": 3,
+    "lp_app": 1,
+    "forgetting": 3,
+    "learning_speed": 3,
+    "perplexity": 0,
+    "ifd": 0,
+    "superfilter": 0,
+    "el2n": 0,
+}
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +48,7 @@ def make_spec():
     """The specification of a rule by its name, as conf/selection has it."""
 
     def make(name, **fields):
-        return SelectionSpec(**{"name": name, "rule": getattr(rules, name), "epochs": EPOCHS[name], **fields})
+        return SelectionSpec(**{"name": name, "rule": getattr(rules, name), "epochs": EPOCHS.get(name), **fields})
 
     return make
 
