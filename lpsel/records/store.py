@@ -109,7 +109,7 @@ def write_scores(
 
 
 def find_scores(cache_dir: Path, key: str, epochs: int, columns: Collection[str] = ()) -> Path | None:
-    """The complete scores folder for `key` with `columns` and at least `epochs` epochs, the shortest of them, if any."""
+    """The complete scores folder for `key` with `columns` and at least `epochs` epochs, the shortest, if any."""
     found = []
     for file in (cache_dir / "scores").glob(f"*-{key}-e*/{MANIFEST}"):
         manifest = json.loads(file.read_text())
