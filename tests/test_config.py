@@ -19,6 +19,8 @@ NEEDED = {
     ("model", "local"): ["model.path=folder"],
     ("scorer", "local"): ["scorer.path=folder"],
     ("cluster", "column"): ["cluster.column=topic"],
+    ("selection", "score_column"): ["selection.column=reward"],
+    ("selection", "deita"): ["selection.complexity=complexity", "selection.quality=quality"],
 }
 
 

@@ -12,8 +12,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lpsel.errors import UserError, first_line
-from lpsel.selection.npz import names_in_npz, read_array, read_npz, split_npz
-from lpsel.selection.table import CONTENT_ID, INT32_MAX, SCORES_FILE, ScoreTable, cluster_codes, read_scores
+from lpsel.selection.npz import names_in_npz, read_array, split_npz
+from lpsel.selection.reader import INT32_MAX, SCORES_FILE, cluster_codes, read_scores
+from lpsel.selection.table import CONTENT_ID, ScoreTable
 
 MANIFEST = "manifest.json"
 RESULT = "result.json"
@@ -60,7 +61,9 @@ def _read(given: str) -> list[Scored]:
     if named:
         file, scorer = named
         scorers = names_in_npz(file) if scorer is None else [scorer]
-        return [Scored(name, f"{file}:{name}", file.stem, f"{file}:{name}", read_npz(file, name)) for name in scorers]
+        return [
+            Scored(name, f"{file}:{name}", file.stem, f"{file}:{name}", read_scores(file, key=name)) for name in scorers
+        ]
     path = Path(given).expanduser()
     if not path.is_dir():
         return [_read_table(given, path)]

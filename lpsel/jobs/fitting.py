@@ -5,7 +5,7 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,7 @@ from lpsel.model.device import lightning_precision
 from lpsel.model.flops import forward_flops, training_flops
 from lpsel.model.module import FineTuner
 from lpsel.progress import Advance, track
+from lpsel.records.recorder import before_training
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,17 @@ class Cost:
     device_seconds: float
     peak_memory_bytes: dict[str, int]
 
+    def __add__(self, other: "Cost") -> "Cost":
+        """What two fits of one process took, one after the other."""
+        memory, others = self.peak_memory_bytes, other.peak_memory_bytes
+        return Cost(
+            tokens=self.tokens + other.tokens,
+            flops=self.flops + other.flops,
+            seconds=round(self.seconds + other.seconds, 3),
+            device_seconds=round(self.device_seconds + other.device_seconds, 3),
+            peak_memory_bytes={name: max(memory[name], others[name]) for name in memory},
+        )
+
 
 def fit(
     job: Job,
@@ -52,9 +64,12 @@ def fit(
     *,
     epochs: int,
     title: str,
-    callbacks: list[L.Callback],
+    callbacks: Sequence[L.Callback],
 ) -> tuple[L.Trainer, Cost]:
-    """Train for `epochs` passes, with a recording pass before and after each where the data module records."""
+    """Train for `epochs` passes, with a recording pass before and after each where the data module records.
+
+    With 0 epochs, the recording pass before training is all there is.
+    """
     started = time.monotonic()
     node = job.config.trainer.copy()
     node.precision = lightning_precision(module.precision)
@@ -78,7 +93,10 @@ def fit(
         warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
         warnings.filterwarnings("ignore", message=".*does not have many workers")
-        trainer.fit(module, datamodule=data)
+        if epochs:
+            trainer.fit(module, datamodule=data)
+        else:
+            trainer.validate(module, datamodule=data, verbose=False)
     if trainer.interrupted:
         raise KeyboardInterrupt
     seconds = time.monotonic() - started
@@ -156,7 +174,7 @@ class FitProgress(L.Callback):
             self.bar.close()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        when = "before training" if trainer.sanity_checking else f"after epoch {trainer.current_epoch + 1}"
+        when = "before training" if before_training(trainer) else f"after epoch {trainer.current_epoch + 1}"
         self._open(f"{self.title}: recording {when}", len(self.data.val_dataloader()), "batches")
 
     def on_validation_batch_end(

@@ -4,6 +4,7 @@ import json
 import logging
 import platform
 import subprocess
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -62,11 +63,15 @@ def check_scorer(job: Job, scorer: ModelSpec, epochs: int) -> None:
         locate(scorer, job.cache_dir)
 
 
-def scores_for(job: Job, scorer: ModelSpec, source: Source, epochs: int) -> Scores:
-    """Scores of `source` with at least `epochs` recorded epochs: those in the cache, else new ones.
+def scores_for(job: Job, scorer: ModelSpec, source: Source, epochs: int, columns: Collection[str] = ()) -> Scores:
+    """Scores of `source` with at least `epochs` recorded epochs and `columns`: those in the cache, else new ones.
 
-    The recipe's schedule is laid out over its own epochs even where fewer are recorded, so that LP_app's one epoch is
-    the first of the very run whose three epochs LP needs.
+    With 0 epochs only the pass before training is made, and nothing is trained. The recipe's schedule is laid out over
+    its own epochs even where fewer are recorded, so that LP_app's one epoch is the first of the very run whose three
+    epochs LP needs.
+
+    Args:
+        columns: further columns to record in passes before training, names that `lpsel.records.extra` knows.
 
     Raises:
         UserError: more epochs are asked for than the scorer's recipe has.
@@ -86,21 +91,23 @@ def scores_for(job: Job, scorer: ModelSpec, source: Source, epochs: int) -> Scor
     }
     key = digest({k: v for k, v in described.items() if k != "scorer"})[:16]
     folder = job.cache_dir / "scores" / f"{scorer.name}-{job.config.dataset.name}-{key}-e{epochs}"
+    folder = folder.with_name("+".join([folder.name, *sorted(columns)]))
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f"{key}.lock"))
 
     def look() -> Path | None:
         if is_main_process():
             lock.acquire()
-        return find_scores(job.cache_dir, key, epochs)
+        return find_scores(job.cache_dir, key, epochs, columns)
 
     try:
         found = agree(look)
         if found:
             log.info("Scores: reused from %s", found / SCORES)
             return Scores(found, reused=True)
-        log.info("Scores: none yet of %s for %s with this recipe; training the scorer", source.spec.name, scorer.name)
-        _make(job, scorer, path, source, epochs, folder, described)
+        what = "training the scorer" if epochs else "the pass before training is enough"
+        log.info("Scores: none yet of %s for %s with this recipe; %s", source.spec.name, scorer.name, what)
+        _make(job, scorer, path, source, epochs, sorted(columns), folder, described)
     finally:
         if is_main_process():
             lock.release()
@@ -108,46 +115,77 @@ def scores_for(job: Job, scorer: ModelSpec, source: Source, epochs: int) -> Scor
 
 
 def _make(
-    job: Job, scorer: ModelSpec, path: str, source: Source, epochs: int, folder: Path, described: dict[str, Any]
+    job: Job,
+    scorer: ModelSpec,
+    path: str,
+    source: Source,
+    epochs: int,
+    columns: list[str],
+    folder: Path,
+    described: dict[str, Any],
 ) -> None:
     from lpsel.data.module import SubsetDataModule
     from lpsel.data.template import template_hash
     from lpsel.data.tokens import tokenize, tokenizer_hash
     from lpsel.jobs.fitting import fit
     from lpsel.model.module import FineTuner
+    from lpsel.records.extra import extra_pass
     from lpsel.records.recorder import NLLRecorder
 
     tokenizer = load_tokenizer(scorer, path)
     tokens = tokenize(source, tokenizer, scorer.template, scorer.max_length, job.cache_dir)
     report_tokens(tokens, scorer)
-    data = SubsetDataModule(
-        tokens,
-        batch_size=scorer.recipe.batch_size,
-        seed=scorer.recipe.seed,
-        train_tokens=job.config.train_tokens,
-        score_tokens=pass_tokens(load_config(scorer, path), described["precision"], job.config.score_tokens),
-        few_shapes=job.config.compile,
-        record=True,
-    )
+    score_tokens = pass_tokens(load_config(scorer, path), described["precision"], job.config.score_tokens)
+
+    def recording(fed: Any) -> SubsetDataModule:
+        return SubsetDataModule(
+            fed,
+            batch_size=scorer.recipe.batch_size,
+            seed=scorer.recipe.seed,
+            train_tokens=job.config.train_tokens,
+            score_tokens=score_tokens,
+            few_shapes=job.config.compile,
+            record=True,
+        )
+
+    data = recording(tokens)
     if not data.steps_per_epoch:
         raise UserError(
             f"scorer.max_length={scorer.max_length}: no row of {source.spec.name} keeps a supervised token; raise it."
         )
-    module = FineTuner(
-        "scorer",
-        scorer,
-        path,
-        build(job.config.optimizer),
-        data.steps_per_epoch * scorer.recipe.epochs,
-        precision=described["precision"],
-        activation_checkpointing=job.config.activation_checkpointing,
-        compiled=job.config.compile,
-    )
+    steps = data.steps_per_epoch * scorer.recipe.epochs
+
+    def module(kind: type[FineTuner]) -> FineTuner:
+        return kind(
+            "scorer",
+            scorer,
+            path,
+            build(job.config.optimizer),
+            steps,
+            precision=described["precision"],
+            activation_checkpointing=job.config.activation_checkpointing,
+            compiled=job.config.compile,
+        )
+
+    further, costs = {}, []
+    for column in columns:
+        fed, kind = extra_pass(column, tokens, tokenizer.bos_token_id)
+        parts = Parts(folder.with_name(f"{folder.name}.{column}.parts"))
+        recorder = [NLLRecorder(parts)]
+        trainer, cost = fit(job, module(kind), recording(fed), epochs=0, title=f"Scorer, {column}", callbacks=recorder)
+        costs.append(cost)
+        if trainer.is_global_zero:
+            further[column] = parts.collect(0, len(tokens))[0]
+            parts.remove()
     parts = Parts(folder.with_name(f"{folder.name}.parts"))
-    trainer, cost = fit(job, module, data, epochs=epochs, title=f"Scorer {scorer.name}", callbacks=[NLLRecorder(parts)])
+    trainer, cost = fit(
+        job, module(FineTuner), data, epochs=epochs, title=f"Scorer {scorer.name}", callbacks=[NLLRecorder(parts)]
+    )
     if trainer.is_global_zero:
+        total = sum(costs, start=cost)
         manifest = described | {
             "epochs": epochs,
+            "columns": columns,
             "rows": len(tokens),
             "rows_truncated": int(tokens.truncated.sum()),
             "rows_without_supervised_token": int((tokens.response_tokens == 0).sum()),
@@ -158,12 +196,11 @@ def _make(
             "world_size": trainer.world_size,
             "versions": versions(),
             "git_commit": git_commit(),
-            **asdict(cost),
-            "wall_seconds": cost.seconds,
+            **asdict(total),
+            "wall_seconds": total.seconds,
         }
-        write_scores(folder, tokens, parts.collect(epochs, len(tokens)), manifest)
-        parts.clear()
-        parts.folder.rmdir()
+        write_scores(folder, tokens, parts.collect(epochs, len(tokens)), manifest, further)
+        parts.remove()
         log.info("Scores: written to %s", folder / SCORES)
     trainer.strategy.barrier("scores written")
 

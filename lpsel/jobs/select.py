@@ -1,7 +1,8 @@
 """`select`: find or make scores and clusters, choose rows, write the selection folder."""
 
 import logging
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,15 +10,18 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from lpsel.config import Job, build
-from lpsel.data.source import Source
+from lpsel.data.source import Row, Source
 from lpsel.distributed import is_main_process
+from lpsel.errors import UserError
 from lpsel.files import json_line, sha256_of, write_atomically
 from lpsel.model.spec import ModelSpec
 from lpsel.selection.choose import Selection, select
-from lpsel.selection.clusters import Clusters, brings_clusters, with_clusters
+from lpsel.selection.clusters import Clusters, NoClusters, brings_clusters, with_clusters
+from lpsel.selection.embeddings import check_embedder, embed
+from lpsel.selection.reader import SCORES_FILE, read_scores
 from lpsel.selection.spec import SelectionSpec
-from lpsel.selection.summary import describe, summary
-from lpsel.selection.table import SCORES_FILE, ScoreTable, read_scores
+from lpsel.selection.summary import describe, describe_examples, ends, examples, summary
+from lpsel.selection.table import ScoreTable
 from lpsel.tracking.base import Artifact
 
 if TYPE_CHECKING:
@@ -53,7 +57,7 @@ class Plan:
 
     @property
     def needs_scorer(self) -> bool:
-        return self.given is None and self.rule.epochs > 0
+        return self.given is None and self.rule.epochs is not None
 
 
 @dataclass(frozen=True)
@@ -86,15 +90,52 @@ def prepare(job: Job, tokens_of: ModelSpec) -> Plan:
     source = Source(build(config.dataset))
     given = None
     if config.scores is not None:
-        given = read_scores(config.scores).of_dataset(source.ids, source.spec.name)
+        columns = [name for name in rule.columns if name is not None]
+        given = read_scores(config.scores, config.scores_key, columns)
+        rule.check_records(given)
+        given = given.of_dataset(source.ids, source.spec.name)
+    elif config.scores_key is not None:
+        raise UserError(f"scores_key={config.scores_key}: names an array of scores=FILE.npz. Say which file, too.")
     plan = Plan(source, rule, rule.share(config.pct, len(source)), clusters, scorer, given, tokens_of)
     if rule.uses_clusters and not (given is not None and brings_clusters(given, clusters)):
+        if rule.clusters == "rule" and isinstance(clusters, NoClusters):
+            raise UserError(
+                f"cluster=none: selection={rule.name} is about clusters. Leave it out, or name another rule."
+            )
         clusters.check(source.spec)
+    for name in _from_data(plan):
+        _number(next(iter(source)), name)
+    if rule.needs_vectors:
+        assert rule.embedder is not None
+        check_embedder(rule.embedder)
     if plan.needs_scorer:
         from lpsel.jobs.score import check_scorer
 
+        assert rule.epochs is not None
         check_scorer(job, scorer, rule.epochs)
     return plan
+
+
+def _from_data(plan: Plan) -> list[str]:
+    """The columns that the rule ranks by and that neither a scorer records nor the given scores have."""
+    known = plan.rule.records if plan.given is None else plan.given.columns
+    return [name for name in plan.rule.columns if name is not None and name not in known]
+
+
+def _number(row: Row, name: str) -> float:
+    if name not in row.raw:
+        found = ", ".join(map(str, row.raw))
+        raise UserError(
+            f"selection.column={name}: neither in scores= nor in row {row.index} of the data set, which has {found}. "
+            "Name a column of numbers."
+        )
+    value = row.raw[name]
+    try:
+        return float("nan") if value is None or value == "" else float(value)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"selection.column={name}: row {row.index} holds {str(value)[:40]!r}. Name a column of numbers."
+        ) from None
 
 
 def choose(job: Job, plan: Plan) -> Chosen:
@@ -105,15 +146,21 @@ def choose(job: Job, plan: Plan) -> Chosen:
     elif plan.needs_scorer:
         from lpsel.jobs.score import scores_for
 
-        scores = scores_for(job, plan.scorer, plan.source, plan.rule.epochs)
-        table = read_scores(scores.table)
+        assert plan.rule.epochs is not None
+        scores = scores_for(job, plan.scorer, plan.source, plan.rule.epochs, plan.rule.records)
+        table = read_scores(scores.table, columns=plan.rule.records)
     else:
         table = _without_scores(job, plan)
     if plan.rule.uses_clusters:
         table = with_clusters(table, plan.clusters, plan.source, job.cache_dir, job.config.seed)
-    selection = select(table, plan.rule, plan.pct, job.config.seed)
-    log.info("\n".join(describe(summary(selection, table))))
-    return Chosen(selection, table, scores)
+    if further := _from_data(plan):
+        rows = np.array([[_number(row, name) for name in further] for row in plan.source])
+        table = replace(table, columns={**table.columns, **dict(zip(further, rows.T, strict=True))})
+    if plan.rule.needs_vectors:
+        assert plan.rule.embedder is not None
+        place_N = np.unique(np.array(plan.source.ids), return_inverse=True)[1]
+        table = replace(table, vectors=embed(plan.source, plan.rule.embedder, job.cache_dir)[place_N])
+    return Chosen(select(table, plan.rule, plan.pct, job.config.seed), table, scores)
 
 
 def _without_scores(job: Job, plan: Plan) -> ScoreTable:
@@ -137,26 +184,30 @@ def _without_scores(job: Job, plan: Plan) -> ScoreTable:
 
 
 def write_selection(job: Job, plan: Plan, chosen: Chosen) -> dict[str, Any]:
-    """Write the selection folder of the contract, track it, and return its part of result.json."""
+    """Write the selection folder of the contract, say what was chosen, track it, and return its part of result.json."""
     selection, scores = chosen.selection, chosen.scores
     table_path, subset_path = job.run_dir / SELECTION, job.run_dir / SUBSET
     write_atomically(table_path, lambda file: pq.write_table(selection.to_arrow(), file))
-    write_atomically(subset_path, lambda file: file.writelines(_chosen_lines(plan.source, selection)))
+    texts = dict.fromkeys(np.concatenate([*ends(selection).values()]).tolist(), "")
+    write_atomically(subset_path, lambda file: file.writelines(_chosen_lines(plan.source, selection, texts)))
+    figures, shown = summary(selection, chosen.table), examples(selection, texts)
+    lines = describe(figures) + describe_examples(shown, shutil.get_terminal_size((120, 24)).columns)
+    log.info("\n".join(lines))
 
     if scores:
         name = f"scores-{scores.folder.name}"
         job.tracker.used(Artifact("scores", name, scores.folder, metadata=scores.manifest()))
-    if plan.rule.epochs:
+    if plan.rule.epochs is not None:
         job.tracker.histogram(f"{plan.rule.name}/selected", selection.score[selection.selected])
         job.tracker.histogram(f"{plan.rule.name}/all", selection.score)
     for epoch, nll_N in enumerate(chosen.table.nll):
         job.tracker.histogram(f"nll/epoch_{epoch}", nll_N)
-    figures = summary(selection, chosen.table)
     subset = Artifact("subset", f"subset-{sha256_of(subset_path)[:16]}", subset_path, metadata=figures)
     # A run that goes on to train has the subset as its input, so that the model's parent is known.
     (job.tracker.made if job.command == "select" else job.tracker.used)(subset)
     return {
         **figures,
+        "examples": shown,
         "bucket": plan.rule.bucket,
         "subset": subset_path,
         "selection": table_path,
@@ -173,8 +224,11 @@ def write_selection(job: Job, plan: Plan, chosen: Chosen) -> dict[str, Any]:
     }
 
 
-def _chosen_lines(source: Source, selection: Selection) -> Any:
+def _chosen_lines(source: Source, selection: Selection, texts: dict[int, str]) -> Any:
+    """The chosen rows as lines; on the way, the instructions of the rows in `texts` are put there."""
     for row in source:
+        if row.index in texts:
+            texts[row.index] = next((turn.content for turn in row.example.turns if turn.role == "user"), "")
         if selection.selected[row.index]:
             yield json_line(row.raw)
 

@@ -22,6 +22,8 @@ from lpsel.model.attention import PackedAttention, can_pack
 LOGIT_BYTES = 64 * 2**20
 GPU_LOGIT_BYTES = 128 * 2**20
 
+Measure = Callable[[Tensor, Tensor], Tensor]  # of logits (N, V) and labels (N,), shape (N,)
+
 
 class PerSampleLoss(nn.Module):
     """A causal language model of transformers, reduced to the losses of its supervised tokens.
@@ -43,18 +45,22 @@ class PerSampleLoss(nn.Module):
         if self.attention:
             self.attention.install(model)
 
-    def forward(self, batch: MicroBatch, summed: bool = False) -> Tensor:
-        """NLL of every supervised token, in nats, float32, shape (N,), without a gradient; or their sum, with one."""
+    def forward(self, batch: MicroBatch, summed: bool = False, measure: Measure | None = None) -> Tensor:
+        """NLL of every supervised token, in nats, float32, shape (N,), without a gradient; or their sum, with one.
+
+        Args:
+            measure: in place of the NLL, where no sum is asked for.
+        """
         if summed:
             hidden_NH = self.hidden(batch)
             weights = list(self.model.get_output_embeddings().parameters())
-            return _SummedNLL.apply(hidden_NH, batch.labels_N, self._token_nll, self._chunk(hidden_NH), *weights)
+            return _SummedNLL.apply(hidden_NH, batch.labels_N, self.logits, self._chunk(hidden_NH), *weights)
         with torch.no_grad():
             with _weights_cast_for_one_use():
                 hidden_NH = self.hidden(batch)
             size = self._chunk(hidden_NH)
             chunks = zip(hidden_NH.split(size), batch.labels_N.split(size), strict=True)
-            return torch.cat([self._token_nll(h, y) for h, y in chunks])
+            return torch.cat([(measure or token_nll)(self.logits(h), y) for h, y in chunks])
 
     def hidden(self, batch: MicroBatch) -> Tensor:
         """The last hidden states that predict a supervised token, shape (N, H)."""
@@ -92,8 +98,10 @@ class PerSampleLoss(nn.Module):
         bytes_per_token = 4 * self.model.get_output_embeddings().weight.shape[0]
         return max(1, (GPU_LOGIT_BYTES if hidden_NH.is_cuda else LOGIT_BYTES) // bytes_per_token)
 
-    def _token_nll(self, hidden_NH: Tensor, labels_N: Tensor) -> Tensor:
-        return F.cross_entropy(self.logits(hidden_NH).float(), labels_N, reduction="none")
+
+def token_nll(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
+    """-log softmax(z)_y of every token, in nats, float32, shape (N,)."""
+    return F.cross_entropy(logits_NV.float(), labels_N, reduction="none")
 
 
 class _SummedNLL(torch.autograd.Function):
@@ -104,7 +112,7 @@ class _SummedNLL(torch.autograd.Function):
         ctx: Any,
         hidden_NH: Tensor,
         labels_N: Tensor,
-        token_nll: Callable[[Tensor, Tensor], Tensor],
+        logits: Callable[[Tensor], Tensor],
         chunk: int,
         *weights: Tensor,
     ) -> Tensor:
@@ -116,7 +124,7 @@ class _SummedNLL(torch.autograd.Function):
             part = slice(start, start + chunk)
             with torch.enable_grad():
                 hidden = hidden_NH[part].detach().requires_grad_()
-                nll = token_nll(hidden, labels_N[part]).sum()
+                nll = token_nll(logits(hidden), labels_N[part]).sum()
                 of_hidden, *of_weights = torch.autograd.grad(nll, [hidden, *trained])
             hidden_gradient[part] = of_hidden
             for gradient, more in zip(gradients, of_weights, strict=True):

@@ -4,6 +4,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lpsel.data.batch import MicroBatch
@@ -12,12 +13,18 @@ from lpsel.records.store import Parts
 BATCHES_PER_PART = 64
 
 
+def before_training(trainer: L.Trainer) -> bool:
+    """Whether the pass that runs is the one before training, ahead of it or on its own."""
+    return trainer.sanity_checking or trainer.state.fn == TrainerFn.VALIDATING
+
+
 class NLLRecorder(L.Callback):
     """Writes what the validation passes over the training set return, keyed by row index.
 
     The pass before training is Lightning's sanity check over all batches (`num_sanity_val_steps=-1`), so that it runs
-    where every strategy allows a forward pass. Each rank writes parts of its own; nothing is gathered, and
-    nothing depends on the order or size of batches or on the number of ranks.
+    where every strategy allows a forward pass. Where nothing is trained, it is a validation of its own. Each rank
+    writes parts of its own; nothing is gathered, and nothing depends on the order or size of batches or on the number
+    of ranks.
 
     Args:
         parts: where the parts go; a folder that all ranks see.
@@ -48,6 +55,6 @@ class NLLRecorder(L.Callback):
 
     def _flush(self, trainer: L.Trainer) -> None:
         if self.nll_B:
-            epoch = 0 if trainer.sanity_checking else trainer.current_epoch + 1
+            epoch = 0 if before_training(trainer) else trainer.current_epoch + 1
             self.parts.add(epoch, trainer.global_rank, torch.cat(self.index_B).cpu(), torch.cat(self.nll_B).cpu())
         self.index_B, self.nll_B = [], []

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ class Parts:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
 
+    def remove(self) -> None:
+        shutil.rmtree(self.folder)
+
     def add(self, epoch: int, rank: int, index: ArrayLike, nll: ArrayLike) -> None:
         """Queue rows for writing: `index` their row numbers (-1: not a row), `nll` in nats per supervised token."""
         path = self.folder / f"epoch{epoch:03d}-rank{rank:05d}-{self.written:06d}.parquet"
@@ -61,13 +65,20 @@ class Parts:
         return nll_EN
 
 
-def write_scores(folder: Path, tokens: Tokens, nll_EN: NDArray[np.float64], manifest: dict[str, Any]) -> Path:
+def write_scores(
+    folder: Path,
+    tokens: Tokens,
+    nll_EN: NDArray[np.float64],
+    manifest: dict[str, Any],
+    further: Mapping[str, NDArray[np.float64]] | None = None,
+) -> Path:
     """Write the scores folder of the contract and return the path of its scores.parquet.
 
     Args:
         tokens: the tokenised data set, N rows.
         nll_EN: mean NLL per supervised token in nats, before training and after each epoch.
         manifest: what the scores came from; the SHA-256 of the file is added.
+        further: more columns, (N,) each; NaN where a row has none.
 
     Raises:
         UserError: a row with supervised tokens has no record.
@@ -88,6 +99,8 @@ def write_scores(folder: Path, tokens: Tokens, nll_EN: NDArray[np.float64], mani
     }
     for epoch, nll_N in enumerate(nll_EN):
         columns[f"nll_{epoch}"] = pa.array(nll_N, pa.float64(), mask=np.isnan(nll_N))
+    for name, column in (further or {}).items():
+        columns[name] = pa.array(column, pa.float64(), mask=np.isnan(column))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / SCORES
     write_atomically(path, lambda file: pq.write_table(pa.table(columns), file))
@@ -95,11 +108,12 @@ def write_scores(folder: Path, tokens: Tokens, nll_EN: NDArray[np.float64], mani
     return path
 
 
-def find_scores(cache_dir: Path, key: str, epochs: int) -> Path | None:
-    """The complete scores folder for `key` with at least `epochs` recorded epochs, the shortest of them, if any."""
+def find_scores(cache_dir: Path, key: str, epochs: int, columns: Collection[str] = ()) -> Path | None:
+    """The complete scores folder for `key` with `columns` and at least `epochs` epochs, the shortest, if any."""
     found = []
-    for manifest in (cache_dir / "scores").glob(f"*-{key}-e*/{MANIFEST}"):
-        recorded = json.loads(manifest.read_text())["epochs"]
-        if recorded >= epochs and (manifest.parent / SCORES).is_file():
-            found.append((recorded, manifest.parent))
+    for file in (cache_dir / "scores").glob(f"*-{key}-e*/{MANIFEST}"):
+        manifest = json.loads(file.read_text())
+        enough = manifest["epochs"] >= epochs and set(columns) <= set(manifest.get("columns", []))
+        if enough and (file.parent / SCORES).is_file():
+            found.append((manifest["epochs"], file.parent))
     return min(found)[1] if found else None

@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpsel.errors import UserError
+from lpsel.selection.metrics import mid_ranks
 
 PARTS_OF_BUCKETS = 3
+ROUNDING = 1e-9  # of a row, what arithmetic in floats may be off
 
 
 def check_pct(pct: Any) -> float:
@@ -103,6 +105,47 @@ def exact_shares(size_C: NDArray[np.int64], n: int) -> NDArray[np.int64]:
     left = n - int(take_C.sum())
     take_C[np.argsort(-remainder_C, kind="stable")[:left]] += 1
     return take_C
+
+
+def capped_shares(weight_C: NDArray[np.float64], size_C: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """Share n rows over clusters in proportion to weights, none more than it has, int64 (C,).
+
+    Water-filling: what a cluster is too small for goes to the others in proportion to theirs, so that for one level
+    every cluster gets min(size, level x weight). Rounded by largest remainder; equal ones go to the lower cluster.
+
+    Args:
+        weight_C: above 0.
+        size_C: rows that there are, at least n in all.
+    """
+    assert 0 <= n <= size_C.sum()
+    order = np.argsort(size_C / weight_C, kind="stable")  # clusters in the order in which they fill up
+    size, weight = size_C[order], weight_C[order]
+    open_weight = np.cumsum(weight[::-1])[::-1]
+    level = (n - (np.cumsum(size) - size)) / open_weight
+    full = int((level * weight >= size).argmin()) if (level * weight < size).any() else len(size)
+    quota_C = size_C.astype(np.float64)
+    if full < len(size):
+        still_open = order[full:]
+        quota_C[still_open] = np.minimum(level[full] * weight_C[still_open], size_C[still_open])
+    take_C = np.floor(quota_C + ROUNDING).astype(np.int64)
+    remainder_C = np.where(take_C < size_C, np.round(quota_C - take_C, 9), -1.0)
+    left = n - int(take_C.sum())
+    take_C[np.argsort(-remainder_C, kind="stable")[:left]] += 1
+    return take_C
+
+
+def hardness_weights(ranked: Ranked, key_M: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The size of every cluster times its mean hardness, (C,).
+
+    A row's hardness is the share of all rows that come after it, ties counted half: near 1 for the first to be chosen,
+    near 0 for the last, whatever the scale of the scores.
+
+    Args:
+        key_M: keys in the order of `ranked.row`, lower is chosen first.
+    """
+    hardness_M = 1 - (mid_ranks(key_M) + 0.5) / len(key_M)
+    start = np.cumsum(ranked.size) - ranked.size
+    return np.add.reduceat(hardness_M, start)
 
 
 def paper_shares(size_C: NDArray[np.int64], pct: float) -> NDArray[np.int64]:

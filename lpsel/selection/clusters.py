@@ -6,8 +6,11 @@ Each class here is a choice in conf/cluster.
 """
 
 import hashlib
+import io
 import logging
+import re
 import warnings
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,11 +22,15 @@ from numpy.typing import NDArray
 from lpsel.data.source import DatasetSpec, Row, Source
 from lpsel.errors import UserError
 from lpsel.files import digest, write_atomically
+from lpsel.progress import Advance, track
 from lpsel.selection.embeddings import check_embedder, embed, identity
 from lpsel.selection.table import ScoreTable
 
 log = logging.getLogger(__name__)
 
+FORMAT = 1  # of kept clusters: raised when the same rows would come out in others
+MINIBATCH_ABOVE = 200_000  # rows; below, all of them are looked at in every round
+INERTIA = re.compile(r"inertia:? (\d[\d.e+-]*\d)")
 ROWS_PER_CLUSTER = 50  # the paper: 1,000 clusters for 52,002 rows, 300 for 15,011
 
 
@@ -106,7 +113,8 @@ class KMeans:
     """k-means on sentence embeddings (Mekala, Nguyen, Shang 2024: all-MiniLM-L6-v2, seed 42).
 
     The same rows, embedder and seed give the same clusters in whatever order the rows stand, and a content that is
-    there twice weighs twice. One start by k-means++ (scikit-learn's own choice for it).
+    there twice weighs twice. One start by k-means++ (scikit-learn's own choice for it). Above 200,000 different
+    contents, k-means by mini-batches.
 
     Attributes:
         n_clusters: null for one per 50 rows, as the paper's two data sets have; never more than there are contents.
@@ -128,6 +136,7 @@ class KMeans:
         wanted = max(round(len(place_N) / ROWS_PER_CLUSTER), 1) if self.n_clusters is None else self.n_clusters
         k = min(wanted, len(ids_U))
         described = {
+            "format": FORMAT,
             "rows": hashlib.sha256("\n".join(sorted(source.ids)).encode()).hexdigest(),
             "embedder": identity(self.embedder),
             "clusters": k,
@@ -163,14 +172,40 @@ class Auto(KMeans):
 
 
 def k_means(vectors_UD: NDArray[np.float32], count_U: NDArray[np.int64], k: int, seed: int) -> NDArray[np.int32]:
-    """k-means of vectors that are there count_U times each: their clusters, int32 (U,), numbered from 0."""
+    """k-means of vectors that are there count_U times each: their clusters, int32 (U,), numbered from 0.
+
+    Above MINIBATCH_ABOVE vectors by mini-batches (Sculley 2010), which sees a sample of them in every round.
+    """
     from sklearn.cluster import KMeans as Lloyd
+    from sklearn.cluster import MiniBatchKMeans
     from sklearn.exceptions import ConvergenceWarning
 
-    # In float64, so that the order in which threads add up their sums does not decide where a row goes.
-    with warnings.catch_warnings():
+    if len(vectors_UD) > MINIBATCH_ABOVE:
+        log.info("Clusters: more than %s rows, so k-means by mini-batches", f"{MINIBATCH_ABOVE:,}")
+        batch = max(4 * k, 1024)
+        fitting = MiniBatchKMeans(n_clusters=k, n_init=1, random_state=seed, batch_size=batch, verbose=1)
+        rounds = fitting.max_iter * len(vectors_UD) // min(batch, len(vectors_UD))
+    else:
+        # In float64, so that the order in which threads add up their sums does not decide where a row goes.
+        fitting = Lloyd(n_clusters=k, n_init=1, random_state=seed, verbose=1)
+        rounds = fitting.max_iter
+        vectors_UD = vectors_UD.astype(np.float64)
+    with warnings.catch_warnings(), track("k-means", total=rounds, unit="rounds") as advance:
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different vectors than clusters
-        fitted = Lloyd(n_clusters=k, n_init=1, random_state=seed).fit(
-            vectors_UD.astype(np.float64), sample_weight=count_U
-        )
+        with redirect_stdout(_Rounds(advance)):
+            fitted = fitting.fit(vectors_UD, sample_weight=count_U)
     return fitted.labels_.astype(np.int32)
+
+
+class _Rounds(io.StringIO):
+    """Takes what scikit-learn prints of its rounds, the only sign of life it gives, and moves a progress bar."""
+
+    def __init__(self, advance: Advance) -> None:
+        super().__init__()
+        self.advance = advance
+
+    def write(self, text: str) -> int:
+        if text.startswith(("Iteration", "Minibatch step")):
+            inertia = INERTIA.search(text)
+            self.advance(1, note=f"inertia {float(inertia[1]):.4g}" if inertia else "")
+        return len(text)

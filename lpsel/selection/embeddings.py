@@ -18,6 +18,7 @@ from lpsel.data.source import Source
 from lpsel.errors import UserError, first_line
 from lpsel.files import write_atomically
 
+FORMAT = 1  # of kept embeddings: raised when the same row and embedder would give another vector
 MAX_TOKENS = 256  # of a row; what the paper's embedder reads
 BATCH_ROWS = 64
 PART_ROWS = 16_384  # sorted by length together, and kept together
@@ -58,7 +59,7 @@ def embed(source: Source, embedder: str, cache_dir: Path) -> NDArray[np.float32]
 
 def identity(embedder: str) -> str:
     """A SHA-256 that names what makes the embeddings: the files of a folder, or a Hub id and its commit."""
-    digest = hashlib.sha256(f"{MAX_TOKENS} tokens\n".encode())
+    digest = hashlib.sha256(f"format {FORMAT}, {MAX_TOKENS} tokens\n".encode())
     config, folder = _config_file(embedder), Path(embedder).expanduser()
     if not folder.is_dir():
         digest.update(f"{embedder}@{config.parent.name}".encode())

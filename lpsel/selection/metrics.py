@@ -3,7 +3,7 @@
 E recorded columns (0 = before training, then one after each epoch), N rows
 
 Formulas: Mekala, Nguyen, Shang, Smaller Language Models are capable of selecting Instruction-Tuning Training Data for
-Larger Language Models, Findings of ACL 2024, arXiv 2402.10430.
+Larger Language Models, Findings of ACL 2024, arXiv 2402.10430, where no other source is named.
 """
 
 import numpy as np
@@ -47,6 +47,38 @@ def learning_percentage_app(ppl_EN: NDArray[np.float64], epoch: int = 1) -> NDAr
     """
     with np.errstate(invalid="ignore"):
         return _quotient(ppl_EN[epoch - 1] - ppl_EN[epoch], ppl_EN[0], ppl_EN[: epoch + 1])
+
+
+def forgetting_events(nll_EN: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How often NLL rises from one recorded pass to the next, plus a fraction below 1 that orders ties, shape (N,).
+
+    Toneva et al., An Empirical Study of Example Forgetting during Deep Neural Network Learning, ICLR 2019, section 3,
+    count changes from classified rightly to wrongly; a response has no such bit, and a rise of its loss takes its
+    place. The fraction is (rank + 1) / (N + 1) of the last NLL, so of equal counts the higher loss comes out higher.
+    NaN where a record is not finite.
+    """
+    defined_N = np.isfinite(nll_EN).all(axis=0)
+    events_N = np.full(nll_EN.shape[1], np.nan)
+    nll_EM = nll_EN[:, defined_N]
+    fraction_M = (mid_ranks(nll_EM[-1]) + 1) / (nll_EM.shape[1] + 1)
+    events_N[defined_N] = (np.diff(nll_EM, axis=0) > 0).sum(axis=0) + fraction_M
+    return events_N
+
+
+def mean_relative_drop(nll_EN: NDArray[np.float64]) -> NDArray[np.float64]:
+    """1/n sum over e = 1..n of (L_0 - L_e) / L_0, with L_e the NLL after epoch e, shape (N,): low is learnt slowly.
+
+    One minus the area under the NLL curve by its right ends, in units of L_0. Jiang et al., Characterizing Structural
+    Regularities of Labeled Data in Overparameterized Models, ICML 2021, section 5, rank by the same average over
+    training of accuracy or probability ("cumulative learning speed"). NaN where a record is not finite or L_0 = 0.
+    """
+    return 1 - _quotient(nll_EN[1:].mean(axis=0), nll_EN[0], nll_EN)
+
+
+def mid_ranks(values_N: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Ranks from 0; equal values share the mean of theirs, shape (N,)."""
+    _, place_N, count = np.unique(values_N, return_inverse=True, return_counts=True)
+    return (np.cumsum(count) - (count + 1) / 2)[place_N]
 
 
 def _quotient(

@@ -1,7 +1,4 @@
-"""The paper's released perplexities: NumPy archives with one array (E, N) per scorer.
-
-E recorded columns (0 = before training, then one after each epoch), N rows
-"""
+"""NumPy archives with one array per scorer, as the paper's perplexities were released, or of clusters."""
 
 import zipfile
 from pathlib import Path
@@ -10,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from lpsel.errors import UserError
-from lpsel.selection.table import ScoreTable
 
 SUFFIX = ".npz"
 
@@ -24,48 +20,13 @@ def split_npz(name: str) -> tuple[Path, str | None] | None:
 
 
 def names_in_npz(path: Path) -> list[str]:
-    """The arrays of an archive.
+    """The arrays of an archive, clusters aside.
 
     Raises:
         UserError: no such file, or no archive.
     """
     with _open(path) as archive:
-        return list(archive.files)
-
-
-def read_npz(path: Path, name: str) -> ScoreTable:
-    """One scorer's perplexities as a table of scores; rows count from 0.
-
-    A row whose perplexity is 1 in every record has no supervised token: so do the released tables show it. NaN is taken
-    for the same.
-
-    Raises:
-        UserError: no such file or array, or an array that is not of perplexities by record and row.
-    """
-    ppl_EN = read_array(path, name)
-    if ppl_EN.ndim != 2 or not ppl_EN.size or not np.issubdtype(ppl_EN.dtype, np.number):
-        raise UserError(
-            f"scores={path}:{name}: is {ppl_EN.dtype} of shape {ppl_EN.shape}, must be numbers, (records, rows)."
-        )
-    ppl_EN = ppl_EN.astype(np.float64)
-    if (ppl_EN <= 0).any():
-        epoch, row = np.argwhere(ppl_EN <= 0)[0]
-        raise UserError(
-            f"scores={path}:{name}: perplexity {epoch} of row {row} is {ppl_EN[epoch, row]}, perplexities are above 0."
-        )
-    nll_EN = np.log(ppl_EN)
-    n = nll_EN.shape[1]
-    supervised_N = ~np.isnan(nll_EN[0]) & (nll_EN != 0).any(axis=0)
-    return ScoreTable(
-        index=np.arange(n),
-        id=None,
-        prompt_tokens=np.zeros(n, np.int32),
-        response_tokens=supervised_N.astype(np.int32),
-        truncated=np.zeros(n, np.bool_),
-        nll=nll_EN,
-        ppl=ppl_EN,
-        tokens_known=False,
-    )
+        return [name for name in archive.files if name != "cluster"]
 
 
 def read_array(path: Path, name: str) -> Any:

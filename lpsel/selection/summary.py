@@ -1,5 +1,6 @@
 """What a selection amounts to, as numbers and as a few lines of text."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,58 @@ from numpy.typing import NDArray
 
 from lpsel.selection.choose import Selection
 from lpsel.selection.table import ScoreTable
+
+ODD = {
+    "undefined": "undefined",
+    "not_finite": "of these with a record that is not finite",
+    "above_1": "above 1",
+    "below_0": "below 0",
+}
+EXAMPLES = 10  # of each end of the ranking
+TEXT = 200  # characters of a row's text that are kept
+
+
+def ends(selection: Selection) -> dict[str, NDArray[np.int64]]:
+    """Positions of the rows that come first and last in the ranking, at most EXAMPLES each, in its order.
+
+    Rows that cannot be chosen or have no score are left out.
+    """
+    rows = np.flatnonzero((selection.reason < 0) & ~np.isnan(selection.score))
+    sign = -1 if selection.descending else 1
+    key, index = sign * selection.score[rows], selection.index[rows]
+    return {"first": rows[_lowest(key, index)], "last": rows[_lowest(-key, -index)][::-1]}
+
+
+def examples(selection: Selection, texts: Mapping[int, str]) -> dict[str, list[dict[str, Any]]]:
+    """Rows of both ends as result.json has them.
+
+    Args:
+        texts: by row number, the instruction of every row of `ends`.
+    """
+    return {
+        name: [
+            {
+                "index": int(selection.index[row]),
+                "id": None if selection.id is None else selection.id[int(row)].as_py(),
+                "score": float(selection.score[row]),
+                "selected": bool(selection.selected[row]),
+                "text": next(iter(texts[int(selection.index[row])].strip().splitlines()), "")[:TEXT],
+            }
+            for row in rows
+        ]
+        for name, rows in ends(selection).items()
+    }
+
+
+def describe_examples(found: dict[str, list[dict[str, Any]]], width: int) -> list[str]:
+    """`examples` as lines of at most `width` characters."""
+    titles = {"first": "first in the ranking", "last": "last in the ranking"}
+    lines = []
+    for name, rows in found.items():
+        if rows:
+            lines.append(f"  {titles[name]}:")
+            lines += [f"    {row['score']:>9.4g}  row {row['index']}: {row['text']}"[:width] for row in rows]
+    return lines
 
 
 def summary(selection: Selection, table: ScoreTable) -> dict[str, Any]:
@@ -23,7 +76,9 @@ def summary(selection: Selection, table: ScoreTable) -> dict[str, Any]:
         "n_total": selection.n_total,
         "n_eligible": selection.n_eligible,
         "n_selected": selection.n_selected,
+        "settings": selection.settings,
         "reasons": selection.counts,
+        "odd_scores": selection.odd,
         "clusters": None if cluster is None else len(np.unique(cluster)),
         "clusters_selected": None if cluster is None else len(np.unique(cluster[chosen])),
         "score": {
@@ -63,7 +118,22 @@ def describe(numbers: dict[str, Any]) -> list[str]:
         sides = (f"{side} {m['selected']:.1f} (all: {m['all']:.1f})" for side, m in numbers["mean_tokens"].items())
         lines.append(f"  mean tokens: {', '.join(sides)}")
     lines += [f"  left out, {reason}: {count:,}" for reason, count in numbers["reasons"].items()]
+    odd = {ODD[name]: count for name, count in numbers["odd_scores"].items() if count}
+    if odd:
+        lines.append(f"  odd scores: {', '.join(f'{count:,} {what}' for what, count in odd.items())}")
     return lines
+
+
+def _lowest(key_M: NDArray[np.float64], index_M: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Places of the EXAMPLES lowest keys, lowest first, ties by index, without sorting all."""
+    n = min(EXAMPLES, len(key_M))
+    if n == 0:
+        return np.empty(0, np.int64)
+    highest = np.partition(key_M, n - 1)[n - 1]
+    below, ties = np.flatnonzero(key_M < highest), np.flatnonzero(key_M == highest)
+    ties = ties[np.argpartition(index_M[ties], n - len(below) - 1)[: n - len(below)]]
+    places = np.concatenate([below, ties])
+    return places[np.lexsort((index_M[places], key_M[places]))]
 
 
 def _range(score: NDArray[np.float64]) -> dict[str, float] | None:

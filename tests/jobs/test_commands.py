@@ -123,10 +123,19 @@ def test_scores_from_a_file_need_neither_scorer_nor_torch(tmp_path, instructions
     assert chosen == [True, False, False, True]
 
 
-def test_scores_of_other_data_are_refused(trained, tmp_path, toy_model, instructions):
+def test_scores_of_the_same_rows_in_another_order_are_matched(trained, tmp_path, toy_model, instructions):
     other = instructions(rows=24, name="other.jsonl", order=list(reversed(range(24))))
+    overrides = given(tmp_path, toy_model, other, f"scores={trained['scores']}", "cluster=none", "pct=25")
+    selected = run("select", [*overrides, "selection=lp_app"], tmp_path / "runs" / "other")
+    ours, theirs = (Path(result["subset"]).read_text().splitlines() for result in (selected, trained))
+    assert ours == theirs[::-1]
+
+
+def test_scores_of_other_data_are_refused(trained, tmp_path, toy_model, instructions):
+    other = instructions(rows=24, name="other.jsonl")
+    other.write_text(other.read_text().replace("#23", "#24"))
     overrides = given(tmp_path, toy_model, other, f"scores={trained['scores']}", "cluster=none")
-    with pytest.raises(UserError, match=r"scores: row 0 has id .* scores of other rows"):
+    with pytest.raises(UserError, match=r"scores: none with id \w{32}, row 23 of data set other: scores of other rows"):
         run("select", overrides, tmp_path / "runs" / "other")
 
 
@@ -152,6 +161,64 @@ def test_random_needs_no_scorer_and_does_not_depend_on_row_order(tmp_path, toy_m
         assert result["scores"] is None
     assert texts[0] == texts[1]
     assert len(texts[0]) == 2
+
+
+@pytest.mark.parametrize("rule", ["perplexity", "ifd", "superfilter", "el2n"])
+def test_a_rule_of_the_pass_before_training_selects(rule, tmp_path, toy_model, instructions):
+    data = instructions(rows=12)
+    overrides = given(tmp_path, toy_model, data, *scorer(toy_model), f"selection={rule}")
+    result = run("select", overrides, tmp_path / "run")
+    assert result["n_selected"] == min(3, result["n_eligible"])
+    assert result["scoring"]["tokens"] > 0
+    assert Path(result["scores"]).parent.name.split("-e")[-1].startswith("0")
+    ends = result["examples"]
+    assert ends["first"][0]["selected"]
+    assert ends["first"][0]["score"] == result["score"]["selected"]["highest"]
+
+
+def test_a_rule_ranks_by_a_column_of_the_data_set(tmp_path, toy_model, instructions):
+    data = instructions(rows=8)
+    rows = [json.loads(line) | {"reward": i % 4} for i, line in enumerate(data.read_text().splitlines())]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = given(tmp_path, toy_model, data, *scorer(toy_model), "selection=score_column")
+    result = run("select", [*common, "selection.column=reward"], tmp_path / "run")
+    assert [json.loads(line)["reward"] for line in Path(result["subset"]).read_text().splitlines()] == [0, 0]
+    first = result["examples"]["first"]
+    assert [(row["index"], row["score"], row["selected"], row["text"]) for row in first[:3]] == [
+        (0, 0.0, True, "Count to 0."), (4, 0.0, True, "Count to 4."), (1, 1.0, False, "Count to 1."),
+    ]  # fmt: skip
+    assert result["examples"]["last"][-1]["index"] == 7
+    assert len(first[0]["id"]) == 32
+    with pytest.raises(UserError, match=r"selection.column=price: neither in scores= nor in row 0 of the data"):
+        run("select", [*common, "selection.column=price"], tmp_path / "run")
+    with pytest.raises(UserError, match=r"selection.column=output: row 0 holds '0 #0'\. Name a column of numbers\."):
+        run("select", [*common, "selection.column=output"], tmp_path / "run")
+
+
+def test_released_arrays_are_scores(tmp_path, toy_model, instructions):
+    import numpy as np
+
+    np.savez(tmp_path / "scores.npz", small=[[10.0] * 4, [9.0, 2, 5, 8]], large=[[10.0] * 4, [1.0, 2, 9, 8]])
+    overrides = given(tmp_path, toy_model, instructions(rows=4), f"scores={tmp_path}/scores.npz", "cluster=none")
+    result = run("select", [*overrides, "scores_key=large", "pct=25"], tmp_path / "run")
+    assert pq.read_table(result["selection"])["selected"].to_pylist() == [False, False, True, False]
+    with pytest.raises(UserError, match=r"has the arrays small, large\. Say which with scores_key=NAME\."):
+        run("select", overrides, tmp_path / "run")
+    with pytest.raises(UserError, match=r"scores_key=small: names an array of scores=FILE\.npz\. Say which"):
+        run("select", [*overrides, "scores=null", "scores_key=small"], tmp_path / "run")
+
+
+def test_what_scores_lack_is_known_before_the_data_set_is_read(tmp_path, toy_model):
+    pq.write_table(pa.table({"nll_0": [1.0], "nll_1": [0.5]}), tmp_path / "scores.parquet")
+    overrides = given(tmp_path, toy_model, tmp_path / "none.jsonl", f"scores={tmp_path}/scores.parquet", "cluster=none")
+    with pytest.raises(UserError, match=r"selection=lp: needs 3 recorded epochs, these scores have 1"):
+        run("select", [*overrides, "selection=lp"], tmp_path / "run")
+
+
+def test_clusters_cannot_be_drawn_where_there_are_none(tmp_path, toy_model, instructions):
+    overrides = given(tmp_path, toy_model, instructions(rows=4), *scorer(toy_model), "selection=cluster_random")
+    with pytest.raises(UserError, match=r"cluster=none: selection=cluster_random is about clusters\. Leave it out"):
+        run("select", overrides, tmp_path / "run")
 
 
 def test_metrics_go_into_a_csv_file_where_asked(tmp_path, toy_model, instructions):

@@ -24,12 +24,12 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 RECIPE = ["scorer.recipe.learning_rate=1e-3", "scorer.recipe.batch_size=8", "scorer.max_length=256"]
 
 
-def score(tmp_path, model, data, *overrides, epochs=2, cache="cache"):
+def score(tmp_path, model, data, *overrides, epochs=2, columns=(), cache="cache"):
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         given = [f"scorer.path={model}", f"dataset.path={data}", *RECIPE, *overrides]
         config = compose("select", overrides=["scorer=local", "dataset=local", "trainer=cpu", *given])
     job = Job("select", config, tmp_path / "run", tmp_path / cache, Tracker())
-    return scores_for(job, build(config.scorer), Source(build(config.dataset)), epochs)
+    return scores_for(job, build(config.scorer), Source(build(config.dataset)), epochs, columns)
 
 
 def nll(scores):
@@ -177,3 +177,61 @@ def test_rows_without_a_supervised_token_have_null_records(tmp_path, toy_model, 
 def test_more_epochs_than_the_recipe_has_are_refused(tmp_path, toy_model, instructions):
     with pytest.raises(UserError, match=r"scorer.recipe.epochs=1: the selection needs 3 recorded epochs; raise it, or"):
         score(tmp_path, toy_model, instructions(), "scorer.recipe.epochs=1", epochs=3)
+
+
+def test_a_rule_that_needs_no_epoch_trains_nothing(tmp_path, toy_model, instructions):
+    data = instructions()
+    none = score(tmp_path, toy_model, data, epochs=0)
+    one = score(tmp_path, toy_model, data, epochs=1)
+    assert not one.reused
+    np.testing.assert_allclose(nll(none), nll(one)[:1], rtol=1e-6)
+    lengths = sum(np.array(pq.read_table(none.table)[f"{side}_tokens"]).sum() for side in ("prompt", "response"))
+    assert (none.manifest()["epochs"], none.manifest()["tokens"]) == (0, lengths)
+    assert one.manifest()["tokens"] == 3 * lengths
+    assert score(tmp_path, toy_model, data, epochs=0).folder == none.folder
+
+
+def test_more_epochs_serve_where_none_is_needed(tmp_path, toy_model, instructions):
+    data = instructions()
+    one = score(tmp_path, toy_model, data, epochs=1)
+    assert score(tmp_path, toy_model, data, epochs=0).folder == one.folder
+
+
+def test_further_columns_are_recorded_before_training(tmp_path, toy_model, instructions):
+    import torch
+    from torch.nn.functional import one_hot
+
+    data = instructions(rows=6)
+    long = {"instruction": "x" * 300, "input": "", "output": "never seen"}
+    data.write_text(data.read_text() + json.dumps(long) + "\n")
+    scores = score(tmp_path, toy_model, data, epochs=0, columns=("nll_0_noprompt", "el2n_0"))
+    table = pq.read_table(scores.table)
+    assert table.column_names[-3:] == ["nll_0", "el2n_0", "nll_0_noprompt"]
+    assert scores.manifest()["columns"] == ["el2n_0", "nll_0_noprompt"]
+
+    spec = build(compose_scorer(toy_model))
+    model, tokenizer = load_model(spec, str(toy_model), torch.float32), load_tokenizer(spec, str(toy_model))
+    for i, line in enumerate(data.read_text().splitlines()[:6]):
+        row = json.loads(line)
+        answer = torch.tensor([[*tokenizer(row["output"])["input_ids"], tokenizer.eos_token_id]])
+        prompt = tokenizer(
+            "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+            f"\n\n### Instruction:\n{row['instruction']}\n\n### Response:", return_tensors="pt",
+        )["input_ids"]  # fmt: skip
+        with torch.no_grad():
+            alone = model(input_ids=answer, labels=answer).loss.item()  # no BOS: the first token is not predicted
+            logits = model(input_ids=torch.cat([prompt, answer], dim=1)).logits[0, prompt.shape[1] - 1 : -1]
+        error = (logits.softmax(-1) - one_hot(answer[0], logits.shape[1])).norm(dim=-1).mean().item()
+        assert table["nll_0_noprompt"][i].as_py() == pytest.approx(alone, rel=1e-4)
+        assert table["el2n_0"][i].as_py() == pytest.approx(error, rel=1e-4)
+    assert [table[name][6].as_py() for name in ("nll_0", "nll_0_noprompt", "el2n_0")] == [None] * 3
+
+
+def test_a_folder_without_the_column_is_not_reused_and_one_with_more_is(tmp_path, toy_model, instructions):
+    data = instructions(rows=8)
+    plain = score(tmp_path, toy_model, data, epochs=0)
+    both = score(tmp_path, toy_model, data, epochs=0, columns=("nll_0_noprompt", "el2n_0"))
+    assert not both.reused
+    assert both.folder != plain.folder
+    assert score(tmp_path, toy_model, data, epochs=0, columns=("el2n_0",)).folder == both.folder
+    assert score(tmp_path, toy_model, data, epochs=0).reused

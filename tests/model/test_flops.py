@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lpsel.model.adapter import Adapter
 from lpsel.model.flops import forward_flops, training_flops
-from lpsel.model.loss import PerSampleLoss
+from lpsel.model.loss import PerSampleLoss, token_nll
 from lpsel.model.spec import ModelSpec
 
 # A layer: q and o 32 x 32, k and v 32 x 16, three of 32 x 48, two norms of 32; two layers and the last norm.
@@ -48,7 +48,7 @@ def test_torch_counts_about_as_many(make_model, make_folder, batch, adapter):
     loss.attention = None  # rows padded, with products that the counter sees
     model.config._attn_implementation = "eager"
     with FlopCounterMode(display=False) as counter:
-        loss._token_nll(loss.hidden(batch), batch.labels_N).sum().backward()
+        token_nll(loss.logits(loss.hidden(batch)), batch.labels_N).sum().backward()
     # It counts attention to what stands right too, but not norms nor the first layer's input gradient where that is
     # not needed: 4 rows, 2 layers, 3 x 2 x 32 x 24^2 more, and 2 x 32 x (32 + 16 + 16) less for each of 96 tokens.
     ours = training_flops(model, lengths, supervised)

@@ -14,7 +14,8 @@ from lpsel.errors import UserError
 from lpsel.selection import agreement as module
 from lpsel.selection.agreement import agreement, agreement_in_clusters, auc, kendall, lowest, score, spearman
 from lpsel.selection.agreement_study import ALL, DEFINED, numbers, study
-from lpsel.selection.npz import names_in_npz, read_npz, split_npz
+from lpsel.selection.npz import names_in_npz, split_npz
+from lpsel.selection.reader import read_scores
 
 OPT = ("opt-350m", "opt-1.3b", "opt-2.7b", "opt-6.7b")
 TIES = np.array([[1.0, 2.0, 2.0, 4.0], [1.0, 3.0, 2.0, 4.0]])
@@ -172,7 +173,7 @@ def archive(tmp_path):
 
 
 def test_a_released_archive_is_read_as_scores(archive):
-    table = read_npz(archive(opt=np.array([[8.0, 1, 4], [4, 1, 2]])), "opt")
+    table = read_scores(archive(opt=np.array([[8.0, 1, 4], [4, 1, 2]])), "opt")
     assert table.ppl.tolist() == [[8, 1, 4], [4, 1, 2]]
     assert table.nll[:, 0] == pytest.approx([math.log(8), math.log(4)])
     assert table.response_tokens.tolist() == [1, 0, 1], "1 throughout: no supervised token"
@@ -190,27 +191,27 @@ def test_a_scorer_in_an_archive_has_an_address(archive):
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.ones(3), r"opt: is float64 of shape \(3,\), must be numbers, \(records, rows\)"),
-        (np.array([["a"]]), r"opt: is <U1 of shape"),
-        (np.array([[1.0], [0.0]]), r"opt: perplexity 1 of row 0 is 0\.0, perplexities are above 0"),
-        (np.array([[{}]]), r"opt: cannot be read \(Object arrays cannot be loaded"),
+        (np.ones(3), r"array opt is float64 of shape \(3,\), must be perplexities \(epochs \+ 1, rows\)"),
+        (np.array([["a"]]), r"array opt is <U1 of shape"),
+        (np.array([[1.0], [0.0]]), r"ppl_1 of row 0 is 0\.0, perplexities are above 0"),
+        (np.array([[{}]]), r"cannot be read \(Object arrays cannot be loaded"),
     ],
 )
 def test_an_array_that_is_no_perplexities_says_why(archive, array, message):
     with pytest.raises(UserError, match=message) as error:
-        read_npz(archive(opt=array), "opt")
+        read_scores(archive(opt=array), "opt")
     assert "\n" not in str(error.value)
 
 
 def test_an_archive_that_cannot_be_read_says_why(archive, tmp_path):
     file = archive(opt=np.ones((2, 3)))
-    with pytest.raises(UserError, match=r"released\.npz:gpt: no such array; give one of opt\."):
-        read_npz(file, "gpt")
+    with pytest.raises(UserError, match=r"gpt: no such array in released\.npz, which has opt\."):
+        read_scores(file, "gpt")
     with pytest.raises(UserError, match=r"nowhere\.npz: no such file"):
-        read_npz(tmp_path / "nowhere.npz", "opt")
+        read_scores(tmp_path / "nowhere.npz", "opt")
     file.write_text("nothing of the kind")
     with pytest.raises(UserError, match=r"released\.npz: cannot be read"):
-        read_npz(file, "opt")
+        read_scores(file, "opt")
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +222,7 @@ def released(shared_data):
     def compare(dataset):
         file = Path(shared_data(f"perplexities_{dataset}.npz").zip.filename)
         names = names_in_npz(file)
-        return study(names, [read_npz(file, name) for name in names], [10.0])
+        return study(names, [read_scores(file, name) for name in names], [10.0])
 
     return compare
 

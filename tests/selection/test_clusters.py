@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +13,7 @@ import pytest
 
 from lpsel.data.source import DatasetSpec, Source
 from lpsel.errors import UserError
-from lpsel.selection import embeddings
+from lpsel.selection import clusters, embeddings
 from lpsel.selection.clusters import Auto, Column, KMeans, NoClusters, k_means, with_clusters
 from lpsel.selection.embeddings import check_embedder, embed, identity
 
@@ -148,6 +149,43 @@ def test_vectors_count_as_often_as_they_are_there():
     once, often = (k_means(vectors, np.array(weights), 2, seed=0) for weights in ([1, 1, 1], [1, 20, 1000]))
     assert once[1] == once[2] != once[0]
     assert often[0] == often[1] != often[2]
+
+
+@pytest.fixture
+def blobs():
+    """300 points around three corners, and which corner each is at."""
+    corner = np.arange(300) % 3
+    noise = np.random.default_rng(0).normal(scale=0.1, size=(300, 2))
+    return (np.array([[0, 0], [5, 0], [0, 5]])[corner] + noise).astype(np.float32), corner
+
+
+def test_many_rows_are_clustered_by_mini_batches(blobs, monkeypatch, caplog):
+    vectors, corner = blobs
+    once = np.ones(300, np.int64)
+    assert not (k_means(vectors, once, 3, 42) - k_means(vectors, once, 3, 42)).any()
+    assert "mini-batches" not in caplog.text
+    monkeypatch.setattr(clusters, "MINIBATCH_ABOVE", 299)
+    with caplog.at_level("INFO"):
+        cluster = k_means(vectors, once, 3, 42)
+    assert "more than 299 rows, so k-means by mini-batches" in caplog.text
+    assert len(set(zip(cluster.tolist(), corner.tolist(), strict=True))) == 3, "one cluster for every corner"
+    assert (k_means(vectors, once, 3, 42) == cluster).all(), "the same seed gives the same clusters"
+
+
+@pytest.mark.parametrize("above", [200_000, 10])
+def test_rounds_move_a_bar_and_print_nothing(blobs, monkeypatch, capsys, above):
+    seen = []
+
+    @contextmanager
+    def track(title, total, unit):
+        yield lambda done, note="": seen.append((title, done, note))
+
+    monkeypatch.setattr(clusters, "track", track)
+    monkeypatch.setattr(clusters, "MINIBATCH_ABOVE", above)
+    k_means(blobs[0], np.ones(300, np.int64), 3, 42)
+    assert len(seen) >= 2
+    assert all(title == "k-means" and done == 1 and "inertia" in note for title, done, note in seen)
+    assert capsys.readouterr().out == ""
 
 
 def test_auto_takes_the_column_of_the_data_set_and_else_kmeans(source, encoder, tmp_path):

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lpsel.selection.choose import select
-from lpsel.selection.table import read_scores
+from lpsel.selection.reader import read_scores
 
 SCORERS = ("opt-350m", "opt-1.3b", "opt-2.7b", "opt-6.7b", "opt-13b", "llama2-7b", "llama2-13b")
 DOLLY_SIZES = {1: 307, 3: 604, 5: 881, 10: 1628, 25: 3861, 33: 5102}

@@ -18,7 +18,9 @@ def node(group, *overrides):
         return compose(overrides=[f"+{group}={overrides[0]}", *overrides[1:]])[group]
 
 
-@pytest.mark.parametrize(("name", "epochs"), [("full", 0), ("random", 0), ("lp", 3), ("lp_app", 1), ("buckets", 3)])
+@pytest.mark.parametrize(
+    ("name", "epochs"), [("full", None), ("random", None), ("lp", 3), ("lp_app", 1), ("buckets", 3)]
+)
 def test_every_rule_is_a_file(make_table, name, epochs):
     spec = instantiate(node("selection", name))
     assert (spec.name, spec.epochs, spec.budget) == (name, epochs, "exact")

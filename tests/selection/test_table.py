@@ -11,7 +11,7 @@ from pyarrow import csv
 
 from lpsel.errors import UserError
 from lpsel.selection.choose import select
-from lpsel.selection.table import cluster_codes, read_scores
+from lpsel.selection.reader import cluster_codes, read_scores
 
 SCORES = {
     "index": [0, 1, 2],
@@ -131,7 +131,8 @@ def test_a_table_that_cannot_be_used_says_why_in_one_line(save, columns, message
     ("name", "text", "message"),
     [
         ("nowhere.csv", None, "no such file"),
-        ("scores.npz", "", "unknown kind of file"),
+        ("scores.pkl", "", "unknown kind of file"),
+        ("scores.npz", "", "cannot be read"),
         ("scores.parquet", "not parquet", "cannot be read"),
         ("scores.csv", "", "cannot be read"),
     ],
@@ -153,12 +154,77 @@ def test_scores_of_the_data_set_get_its_content_ids(make_table):
     assert replace(own, id=ids).of_dataset(ids, "mine").id.to_pylist() == ids
 
 
+def test_scores_in_another_order_are_matched_by_content_id(make_table, caplog):
+    a, b, c = ("0" * 31 + digit for digit in "abc")
+    table = replace(make_table([[2.0, 3.0, 4.0, 5.0]], cluster=[0, 1, 2, 3]), id=[b, a, c, a])
+    with caplog.at_level("INFO"):
+        matched = table.of_dataset([a, a, b, c], "mine")
+    assert np.asarray(matched.ppl)[0].tolist() == [3, 5, 2, 4], "the first of two with the same content is the first"
+    assert np.asarray(matched.cluster).tolist() == [1, 3, 0, 2]
+    assert matched.id.to_pylist() == [a, a, b, c]
+    assert matched.index.tolist() == [0, 1, 2, 3]
+    assert "in another order than data set mine; matched by content id" in caplog.text
+
+
 def test_scores_of_other_rows_are_refused(make_table):
     ids = ["0" * 31 + "a", "0" * 31 + "b"]
     table = replace(make_table([[2.0, 3.0]]), id=ids)
-    with pytest.raises(UserError, match=f"row 0 has id {ids[0]}, in data set mine it is {ids[1]}"):
-        table.of_dataset(ids[::-1], "mine")
+    with pytest.raises(UserError, match=f"none with id {'0' * 31}c, row 1 of data set mine: scores of other rows"):
+        table.of_dataset([ids[0], "0" * 31 + "c"], "mine")
+    with pytest.raises(UserError, match=f"none with id {ids[0]}, row 1"):
+        table.of_dataset([ids[0]] * 2, "mine")
     with pytest.raises(UserError, match=r"have 2 rows, index 0 to 1, data set mine has 1 from 0"):
         table.of_dataset(ids[:1], "mine")
     with pytest.raises(UserError, match="index 1 to 2"):
         replace(table, index=np.array([1, 2])).of_dataset(ids, "mine")
+
+
+def test_released_perplexities_are_taken_as_they_are(tmp_path):
+    ppl = np.array([[10.0, 1, 8], [5, 1, 6], [4, 1, 5], [2, 1, 4]])
+    np.savez(tmp_path / "one.npz", small=ppl)
+    table = read_scores(tmp_path / "one.npz")
+    assert (np.asarray(table.ppl) == ppl).all()
+    assert (table.epochs, table.response_tokens.tolist(), table.tokens_known) == (3, [1, 0, 1], False)
+    np.savez(tmp_path / "two.npz", small=ppl, large=ppl + 1, cluster=np.array([4, 4, 9]))
+    table = read_scores(tmp_path / "two.npz", "large")
+    assert (np.asarray(table.ppl) == ppl + 1).all()
+    assert np.asarray(table.cluster).tolist() == [4, 4, 9]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "key", "message"),
+    [
+        ({"a": np.ones((4, 2)), "b": np.ones((4, 2))}, None, r"has the arrays a, b\. Say which with scores_key=NAME\."),
+        ({"a": np.ones((4, 2))}, "c", r"scores_key=c: no such array in scores\.npz, which has a\. Name one of them\."),
+        ({"a": np.ones(4)}, None, r"array a is float64 of shape \(4,\), must be perplexities"),
+        ({"a": np.array([["x"]])}, "a", r"array a is <U1 of shape \(1, 1\), must be perplexities"),
+        ({"a": np.ones((4, 2)), "cluster": np.ones(3)}, None, r"cluster has shape \(3,\), must be \(2,\)"),
+        ({"a": np.array([[1, None]], object)}, None, r"cannot be read \(Object arrays cannot be loaded"),
+    ],
+)
+def test_arrays_that_cannot_be_used_say_why(tmp_path, arrays, key, message):
+    np.savez(tmp_path / "scores.npz", **arrays)
+    with pytest.raises(UserError, match=message) as error:
+        read_scores(tmp_path / "scores.npz", key)
+    assert "\n" not in str(error.value)
+
+
+def test_a_key_without_arrays_is_refused(save):
+    with pytest.raises(UserError, match=r"scores_key=x: names an array of an \.npz file, scores\.\w+ is none"):
+        read_scores(save({"nll_0": [1.0]}), "x")
+
+
+def test_further_columns_are_kept_where_they_are_asked_for(save):
+    file = save({"nll_0": [1.0, 2.0], "reward": [3, None], "ppl_0_noprompt": [1.0, 10.0], "other": ["x", "y"]})
+    table = read_scores(file, columns=["reward", "nll_0_noprompt", "missing"])
+    assert table.columns.keys() == {"reward", "nll_0_noprompt"}
+    assert table.columns["reward"] == pytest.approx([3, np.nan], nan_ok=True)
+    assert table.columns["nll_0_noprompt"] == pytest.approx([0, math.log(10)])
+    assert read_scores(file).columns == {}
+    with pytest.raises(UserError, match="column other is string, must be numbers, empty where a row has none"):
+        read_scores(file, columns=["other"])
+
+
+def test_a_table_may_have_nothing_but_the_column_to_rank_by(save):
+    table = read_scores(save({"reward": [1.0, 2.0]}), columns=["reward"])
+    assert (len(table), table.epochs, table.response_tokens.tolist()) == (2, 0, [1, 1])

@@ -1,0 +1,147 @@
+"""Rules that pick rows one after another, each with a view to those picked before: by embeddings.
+
+N rows, M rows that can be chosen, n rows to pick, D dimensions, B rows of a block
+
+Time is of the order of M x n x D for k_center and deita, and M x M x D for facility_location; memory is a few blocks
+above the embeddings, since the M x M similarities are never held. Ties go to the row that stands first.
+"""
+
+import heapq
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lpsel.selection.rules import Greedy
+from lpsel.selection.table import ScoreTable
+
+BLOCK_BYTES = 2**26  # of similarities held at once
+REFRESHED = 32  # bounds that lazy greedy renews at a time, in one matrix product
+
+
+def k_center(table: ScoreTable, *, seed: int) -> Greedy:
+    """Greedy k-center: always the row that is farthest from all picked ones (Sener, Savarese 2018, Algorithm 1).
+
+    Begins with the row nearest to the mean embedding, since there is no pool of labelled rows to begin with.
+    """
+    return Greedy(partial(_farthest_first, _vectors(table), table.index))
+
+
+def facility_location(table: ScoreTable, *, seed: int) -> Greedy:
+    """The rows that stand for all others: greedy maximum of sum_i max_j max(0, cos(i, j)) over picked j.
+
+    Lazy greedy (Minoux 1978): a gain only shrinks as rows are picked, so that an old one is an upper bound.
+    """
+    return Greedy(partial(_most_representative, _vectors(table), table.index))
+
+
+def deita(table: ScoreTable, *, seed: int, complexity: str, quality: str, threshold: float | None = None) -> Greedy:
+    """Complexity x quality, highest first, and nothing near to what is picked already (Liu et al. 2024).
+
+    With a threshold, a row whose highest cosine similarity with a picked one is not below it is passed over (DEITA's
+    Repr Filter, 0.9 there). Where too few rows pass, the ones passed over follow in the order of their score.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        score_N = table.columns[complexity] * table.columns[quality]
+    vectors_ND = None if threshold is None else _vectors(table)
+    return Greedy(partial(_best_and_different, score_N, table.index, vectors_ND, threshold), score_N)
+
+
+def _vectors(table: ScoreTable) -> NDArray[np.float32]:
+    assert table.vectors is not None, "the specification says that the rule looks at embeddings"
+    return table.vectors
+
+
+def _in_order(rows_M: NDArray[np.int64], index_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    return rows_M[np.argsort(index_N[rows_M], kind="stable")]
+
+
+def _farthest_first(
+    vectors_ND: NDArray[np.float32], index_N: NDArray[np.int64], rows_M: NDArray[np.int64], n: int
+) -> NDArray[np.int64]:
+    rows_M = _in_order(rows_M, index_N)
+    vectors_MD = vectors_ND[rows_M]
+    square_M = np.einsum("md,md->m", vectors_MD, vectors_MD)
+
+    def distance_to(centre_D: NDArray[np.float32]) -> NDArray[np.float32]:
+        return square_M - 2 * (vectors_MD @ centre_D) + centre_D @ centre_D
+
+    picked = np.empty(n, np.int64)
+    nearest_M = np.full(len(rows_M), np.inf, np.float32)
+    place = int(distance_to(vectors_MD.mean(axis=0)).argmin())
+    for turn in range(n):
+        picked[turn] = place
+        np.minimum(nearest_M, distance_to(vectors_MD[place]), out=nearest_M)
+        nearest_M[place] = -np.inf  # picked, though others with the same content may still be at distance 0
+        place = int(nearest_M.argmax())
+    return rows_M[picked]
+
+
+def _most_representative(
+    vectors_ND: NDArray[np.float32], index_N: NDArray[np.int64], rows_M: NDArray[np.int64], n: int
+) -> NDArray[np.int64]:
+    rows_M = _in_order(rows_M, index_N)
+    vectors_MD = _unit(vectors_ND[rows_M])
+    covered_M = np.zeros(len(rows_M), np.float32)  # how well each row is represented by the picked ones
+    gain = np.concatenate([_similarity(vectors_MD, block).sum(axis=0, dtype=np.float64) for block in _blocks(rows_M)])
+    bounds = [(-g, place, 0) for place, g in enumerate(gain)]
+    heapq.heapify(bounds)
+    picked: list[int] = []
+    while len(picked) < n:
+        if bounds[0][2] == len(picked):
+            place = heapq.heappop(bounds)[1]
+            picked.append(place)
+            np.maximum(covered_M, _similarity(vectors_MD, [place])[:, 0], out=covered_M)
+            continue
+        stale: list[int] = []
+        while bounds and len(stale) < REFRESHED and bounds[0][2] < len(picked):
+            stale.append(heapq.heappop(bounds)[1])
+        similarity_MB = _similarity(vectors_MD, stale)
+        fresh_B = np.maximum(similarity_MB - covered_M[:, None], 0).sum(axis=0, dtype=np.float64)
+        for place, g in zip(stale, fresh_B, strict=True):
+            heapq.heappush(bounds, (-g, place, len(picked)))
+    return rows_M[picked]
+
+
+def _best_and_different(
+    score_N: NDArray[np.float64],
+    index_N: NDArray[np.int64],
+    vectors_ND: NDArray[np.float32] | None,
+    threshold: float | None,
+    rows_M: NDArray[np.int64],
+    n: int,
+) -> NDArray[np.int64]:
+    rows_M = rows_M[np.lexsort((index_N[rows_M], -score_N[rows_M]))]
+    if threshold is None or vectors_ND is None:
+        return rows_M[:n]
+    unit_MD = _unit(vectors_ND[rows_M])
+    picked: list[int] = []
+    passed_over: list[int] = []
+    kept_KD = np.empty((n, unit_MD.shape[1]), np.float32)
+    for place, vector_D in enumerate(unit_MD):
+        if len(picked) == n:
+            break
+        if len(picked) and (kept_KD[: len(picked)] @ vector_D).max() >= threshold:
+            passed_over.append(place)
+            continue
+        kept_KD[len(picked)] = vector_D
+        picked.append(place)
+    return rows_M[(picked + passed_over)[:n]]
+
+
+def _unit(vectors_MD: NDArray[np.float32]) -> NDArray[np.float32]:
+    norm_M1 = np.linalg.norm(vectors_MD, axis=1, keepdims=True)
+    return np.divide(vectors_MD, norm_M1, out=np.zeros_like(vectors_MD), where=norm_M1 > 0)
+
+
+def _similarity(unit_MD: NDArray[np.float32], places_B: list[int] | NDArray[np.int64]) -> NDArray[np.float32]:
+    """max(0, cosine) of every row with some, (M, B)."""
+    similarity_MB = unit_MD @ unit_MD[places_B].T
+    return np.maximum(similarity_MB, 0, out=similarity_MB)
+
+
+def _blocks(rows_M: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    step = max(BLOCK_BYTES // (4 * len(rows_M)), 1)
+    for start in range(0, len(rows_M), step):
+        yield np.arange(start, min(start + step, len(rows_M)))
