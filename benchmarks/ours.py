@@ -109,7 +109,7 @@ def score(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             trainer.validate(module, datamodule=data, verbose=False)
-        nll_N = parts.collect(1, len(tokens))[1]
+        nll_N = parts.collect(0, len(tokens))[0]
     supervised = data.supervised
     return Run(clock.passes, int(tokens.lengths[supervised].sum()), nll_N[supervised])
 

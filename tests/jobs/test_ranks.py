@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -122,21 +123,30 @@ def test_ranks_and_trainer_must_agree_on_their_number(tmp_path, toy_model, instr
     assert "lpsel train:" not in (tmp_path / "err1").read_text()
 
 
-def test_a_sweep_becomes_an_array_of_jobs_of_the_trainers_size(tmp_path, as_ranks, capfd, monkeypatch):
-    import submitit
-    from submitit.slurm.slurm import SlurmExecutor
+SUBMITTED = """
+import sys
+import submitit
+from submitit.slurm.slurm import SlurmExecutor
+from lpsel.cli import run
 
-    def show(executor, *_):
-        (tmp_path / "sbatch").write_text(executor._executor._make_submission_file_text("COMMAND", "id"))
-        raise KeyboardInterrupt
+written, *given = sys.argv[1:]
 
-    monkeypatch.setattr(SlurmExecutor, "affinity", classmethod(lambda cls: 1))
-    monkeypatch.setattr(submitit.AutoExecutor, "map_array", show)
+def show(executor, *_):
+    open(written, "w").write(executor._executor._make_submission_file_text("COMMAND", "id"))
+    raise KeyboardInterrupt
+
+SlurmExecutor.affinity = classmethod(lambda cls: 1)
+submitit.AutoExecutor.map_array = show
+run("train", given)
+"""
+
+
+def test_a_sweep_becomes_an_array_of_jobs_of_the_trainers_size(tmp_path):
     sweep = ["-m", "hydra/launcher=slurm", "trainer=fsdp", "trainer.num_nodes=4", "trainer.devices=8", "model=opt-13b",
              "pct=5,10", "hydra.launcher.partition=big", f"hydra.sweep.dir={tmp_path}/sweep"]  # fmt: skip
-    with capfd.disabled():
-        as_ranks(1, lambda: from_command_line(tmp_path, "train", *sweep))
-    lines = (tmp_path / "sbatch").read_text().splitlines()
+    written = tmp_path / "sbatch"
+    subprocess.run([sys.executable, "-c", SUBMITTED, written, *sweep], capture_output=True, timeout=120)
+    lines = written.read_text().splitlines()
     wanted = {"--nodes=4", "--ntasks-per-node=8", "--gpus-per-node=8", "--partition=big", "--job-name=train"}
     assert {f"#SBATCH {option}" for option in wanted} <= set(lines)
     command = next(i for i, line in enumerate(lines) if line.startswith("srun "))
@@ -144,13 +154,13 @@ def test_a_sweep_becomes_an_array_of_jobs_of_the_trainers_size(tmp_path, as_rank
     assert "export SLURM_KILL_BAD_EXIT=1" in lines[:command]
 
 
-def test_a_job_that_submitit_starts_runs_the_command(tmp_path, toy_model, instructions, as_ranks, capfd):
+def test_a_job_that_submitit_starts_runs_the_command(tmp_path, toy_model, instructions):
     """Its executor for this machine stands in for SLURM: the job is a process that reads it from a file."""
     ours = [
         o for o in given(toy_model, instructions(rows=10), tmp_path / "cache") if not o.startswith(("model", "pct"))
     ]
     sweep = ["-m", "hydra/launcher=submitit_local", "selection=random", "pct=30,50", f"hydra.sweep.dir={tmp_path}/jobs"]
-    with capfd.disabled():
-        as_ranks(1, lambda: from_command_line(tmp_path, "select", *sweep, *ours))
+    command = [sys.executable, "-m", "lpsel", "select", *sweep, *ours]
+    subprocess.run(command, check=True, capture_output=True, timeout=240)
     chosen = [json.loads((tmp_path / "jobs" / n / "result.json").read_text())["n_selected"] for n in "01"]
     assert chosen == [3, 5]
