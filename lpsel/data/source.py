@@ -4,17 +4,21 @@ Whatever form a row comes in, it becomes an `Example`: turns of a conversation, 
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from json.encoder import encode_basestring as quoted
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lpsel.data.readers import ENDINGS, Numbered, reader_of
 from lpsel.errors import UserError
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ID_BYTES = 16  # of a SHA-256, so that an id is 32 hexadecimal digits
 ROLES = {
     "system": "system",
     "user": "user",
@@ -51,9 +55,16 @@ class Example:
 
     def content_id(self) -> str:
         """32 hexadecimal digits of the SHA-256 of what is trained on; the same on every machine and in every form."""
-        content = {"input": self.input, "turns": self.turns}
-        canonical = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+        return self.content_digest().hex()
+
+    def content_digest(self) -> bytes:
+        """The 16 bytes of `content_id`: of the JSON, without spaces, {"input":...,"turns":[[role,content],...]}."""
+        turns = ",".join([f"[{quoted(role)},{quoted(content)}]" for role, content in self.turns])
+        return hashlib.sha256(f'{{"input":{quoted(self.input)},"turns":[{turns}]}}'.encode()).digest()[:ID_BYTES]
+
+    def instruction(self) -> str:
+        """What the user says first."""
+        return next((turn.content for turn in self.turns if turn.role == "user"), "")
 
     def embedding_text(self) -> str:
         """What is embedded for clustering: `Instruction: {instruction} {input} Response: {output}`, fields stripped.
@@ -152,17 +163,51 @@ class Source:
             raise UserError(f"{place}: no rows{after}. Give a data set that has some.")
 
     @cached_property
-    def ids(self) -> list[str]:
+    def id_array(self) -> "pa.LargeStringArray":
         """The content id of every row, in order; takes one pass the first time."""
-        return [row.example.content_id() for row in self]
+        from lpsel.data.ids import id_array, in_blocks
+
+        by_column = self._digests_by_column()
+        return id_array(in_blocks(row.example.content_digest() for row in self) if by_column is None else by_column)
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """`id_array` as a list."""
+        return self.id_array.to_pylist()
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the ids in order: the same for the same rows, whatever file, form or name they have."""
-        return hashlib.sha256("\n".join(self.ids).encode()).hexdigest()
+        from lpsel.data.ids import fingerprint
+
+        return fingerprint(self.id_array)
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.id_array)
+
+    def example(self, raw: Mapping[str, Any]) -> Example:
+        """A row as the source has it, as an example."""
+        return _example(raw, self.spec.columns or _recognise(raw), strict=self.spec.columns is not None)
+
+    def _digests_by_column(self) -> Iterator[bytes] | None:
+        """Digests without a row at a time, where the source is a Parquet file of texts."""
+        from lpsel.data.ids import parquet_digests
+
+        spec = self.spec
+        if not self.is_parquet:
+            return None
+        columns = spec.columns or _recognise(next(iter(self)).raw)
+        if "messages" in columns or "conversations" in columns:
+            return None
+        stop = None if spec.limit is None else spec.skip + spec.limit
+        assert spec.path is not None
+        return parquet_digests(Path(spec.path).expanduser(), columns, spec.skip, stop)
+
+    @property
+    def is_parquet(self) -> bool:
+        """Whether the rows are those of a local Parquet file."""
+        path = self.spec.path
+        return path is not None and path.lower().endswith(".parquet") and Path(path).expanduser().is_file()
 
     def _open(self) -> tuple[str, str, Iterator[Numbered]]:
         """Where rows come from, what they are counted in there, and the rows."""

@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 
 from lpsel.config import Job, build
 from lpsel.data.source import Row, Source
+from lpsel.data.subset import write_subset
 from lpsel.distributed import is_main_process
 from lpsel.errors import UserError
-from lpsel.files import json_line, sha256_of, write_atomically
+from lpsel.files import sha256_of, write_atomically
 from lpsel.model.spec import ModelSpec
 from lpsel.selection.choose import Selection, select
 from lpsel.selection.clusters import Clusters, NoClusters, brings_clusters, with_clusters
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SELECTION = "selection.parquet"
-SUBSET = "subset.jsonl"
+REPEATING = ["bucket", "reason"]  # columns of few different texts
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def prepare(job: Job, tokens_of: ModelSpec) -> Plan:
         columns = [name for name in rule.columns if name is not None]
         given = read_scores(config.scores, config.scores_key, columns)
         rule.check_records(given)
-        given = given.of_dataset(source.ids, source.spec.name)
+        given = given.of_dataset(source.id_array, source.spec.name)
     elif config.scores_key is not None:
         raise UserError(f"scores_key={config.scores_key}: names an array of scores=FILE.npz. Say which file, too.")
     plan = Plan(source, rule, rule.share(config.pct, len(source)), clusters, scorer, given, tokens_of)
@@ -186,10 +187,11 @@ def _without_scores(job: Job, plan: Plan) -> ScoreTable:
 def write_selection(job: Job, plan: Plan, chosen: Chosen) -> dict[str, Any]:
     """Write the selection folder of the contract, say what was chosen, track it, and return its part of result.json."""
     selection, scores = chosen.selection, chosen.scores
-    table_path, subset_path = job.run_dir / SELECTION, job.run_dir / SUBSET
-    write_atomically(table_path, lambda file: pq.write_table(selection.to_arrow(), file))
-    texts = dict.fromkeys(np.concatenate([*ends(selection).values()]).tolist(), "")
-    write_atomically(subset_path, lambda file: file.writelines(_chosen_lines(plan.source, selection, texts)))
+    table_path = job.run_dir / SELECTION
+    write_atomically(table_path, lambda file: pq.write_table(selection.to_arrow(), file, use_dictionary=REPEATING))
+    wanted = np.concatenate([*ends(selection).values()])
+    subset_path, found = write_subset(plan.source, selection.selected, job.run_dir, selection.index[wanted].tolist())
+    texts = {row: example.instruction() for row, example in found.items()}
     figures, shown = summary(selection, chosen.table), examples(selection, texts)
     lines = describe(figures) + describe_examples(shown, shutil.get_terminal_size((120, 24)).columns)
     log.info("\n".join(lines))
@@ -222,15 +224,6 @@ def write_selection(job: Job, plan: Plan, chosen: Chosen) -> dict[str, Any]:
         },
         "seed": job.config.seed,
     }
-
-
-def _chosen_lines(source: Source, selection: Selection, texts: dict[int, str]) -> Any:
-    """The chosen rows as lines; on the way, the instructions of the rows in `texts` are put there."""
-    for row in source:
-        if row.index in texts:
-            texts[row.index] = next((turn.content for turn in row.example.turns if turn.role == "user"), "")
-        if selection.selected[row.index]:
-            yield json_line(row.raw)
 
 
 def _scores_path(job: Job, plan: Plan, scores: "Scores | None") -> Path | None:

@@ -61,7 +61,7 @@ class ErrorNorms(FineTuner):
 def error_norm(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
     """|| softmax(z) - onehot(y) ||_2 of every token, float32 (N,), from 0 to the square root of 2.
 
-    Paul, Ganguli, Dziugaite, Deep Learning on a Data Diet, NeurIPS 2021, Definition 2.2 (EL2N).
+    Paul, Ganguli, Dziugaite, Deep Learning on a Data Diet, NeurIPS 2021 (EL2N).
     """
     p_NV = logits_NV.float().softmax(dim=-1)
     p_N = p_NV.gather(1, labels_N[:, None])[:, 0]

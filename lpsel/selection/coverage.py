@@ -2,8 +2,8 @@
 
 N rows, M rows that can be chosen, n rows to pick, D dimensions, B rows of a block
 
-Time is of the order of M x n x D for k_center and deita, and M x M x D for facility_location; memory is a few blocks
-above the embeddings, since the M x M similarities are never held. Ties go to the row that stands first.
+Time is of the order of M x n x D for k_center and deita, and M x M x D for facility_location; memory is at
+most KEPT_BYTES above the embeddings. Ties go to the row that stands first.
 """
 
 import heapq
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from lpsel.selection.rules import Greedy
 from lpsel.selection.table import ScoreTable
 
-BLOCK_BYTES = 2**26  # of similarities held at once
+BLOCK_BYTES = 2**26  # of similarities that are computed at once
+KEPT_BYTES = 2**30  # of all similarities; more rows than 16,384 have theirs computed again when they are needed
 REFRESHED = 32  # bounds that lazy greedy renews at a time, in one matrix product
 
 
@@ -82,26 +83,41 @@ def _most_representative(
     vectors_ND: NDArray[np.float32], index_N: NDArray[np.int64], rows_M: NDArray[np.int64], n: int
 ) -> NDArray[np.int64]:
     rows_M = _in_order(rows_M, index_N)
-    vectors_MD = _unit(vectors_ND[rows_M])
+    similarity = _Similarity(_unit(vectors_ND[rows_M]))
     covered_M = np.zeros(len(rows_M), np.float32)  # how well each row is represented by the picked ones
-    gain = np.concatenate([_similarity(vectors_MD, block).sum(axis=0, dtype=np.float64) for block in _blocks(rows_M)])
-    bounds = [(-g, place, 0) for place, g in enumerate(gain)]
+    gain = np.concatenate([similarity(block).sum(axis=1, dtype=np.float64) for block in _blocks(len(rows_M))])
+    bounds = [(-g, place, 0) for place, g in enumerate(gain.tolist())]
     heapq.heapify(bounds)
     picked: list[int] = []
     while len(picked) < n:
         if bounds[0][2] == len(picked):
             place = heapq.heappop(bounds)[1]
             picked.append(place)
-            np.maximum(covered_M, _similarity(vectors_MD, [place])[:, 0], out=covered_M)
+            np.maximum(covered_M, similarity(np.array([place]))[0], out=covered_M)
             continue
         stale: list[int] = []
         while bounds and len(stale) < REFRESHED and bounds[0][2] < len(picked):
             stale.append(heapq.heappop(bounds)[1])
-        similarity_MB = _similarity(vectors_MD, stale)
-        fresh_B = np.maximum(similarity_MB - covered_M[:, None], 0).sum(axis=0, dtype=np.float64)
-        for place, g in zip(stale, fresh_B, strict=True):
+        fresh_BM = similarity(np.array(stale)) - covered_M
+        fresh_B = np.maximum(fresh_BM, 0, out=fresh_BM).sum(axis=1, dtype=np.float64)
+        for place, g in zip(stale, fresh_B.tolist(), strict=True):
             heapq.heappush(bounds, (-g, place, len(picked)))
     return rows_M[picked]
+
+
+class _Similarity:
+    """max(0, cosine) of some rows with all, (B, M): all kept where KEPT_BYTES hold them, else computed on demand."""
+
+    def __init__(self, unit_MD: NDArray[np.float32]) -> None:
+        self.unit_MD = unit_MD
+        self.kept_MM = self._computed(np.arange(len(unit_MD))) if 4 * len(unit_MD) ** 2 <= KEPT_BYTES else None
+
+    def __call__(self, places_B: NDArray[np.int64]) -> NDArray[np.float32]:
+        return self._computed(places_B) if self.kept_MM is None else self.kept_MM[places_B]
+
+    def _computed(self, places_B: NDArray[np.int64]) -> NDArray[np.float32]:
+        cosine_BM = self.unit_MD[places_B] @ self.unit_MD.T
+        return np.maximum(cosine_BM, 0, out=cosine_BM)
 
 
 def _best_and_different(
@@ -135,13 +151,7 @@ def _unit(vectors_MD: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.divide(vectors_MD, norm_M1, out=np.zeros_like(vectors_MD), where=norm_M1 > 0)
 
 
-def _similarity(unit_MD: NDArray[np.float32], places_B: list[int] | NDArray[np.int64]) -> NDArray[np.float32]:
-    """max(0, cosine) of every row with some, (M, B)."""
-    similarity_MB = unit_MD @ unit_MD[places_B].T
-    return np.maximum(similarity_MB, 0, out=similarity_MB)
-
-
-def _blocks(rows_M: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    step = max(BLOCK_BYTES // (4 * len(rows_M)), 1)
-    for start in range(0, len(rows_M), step):
-        yield np.arange(start, min(start + step, len(rows_M)))
+def _blocks(m: int) -> Iterator[NDArray[np.int64]]:
+    step = max(BLOCK_BYTES // (4 * m), 1)
+    for start in range(0, m, step):
+        yield np.arange(start, min(start + step, m))

@@ -69,8 +69,8 @@ def mean_relative_drop(nll_EN: NDArray[np.float64]) -> NDArray[np.float64]:
     """1/n sum over e = 1..n of (L_0 - L_e) / L_0, with L_e the NLL after epoch e, shape (N,): low is learnt slowly.
 
     One minus the area under the NLL curve by its right ends, in units of L_0. Jiang et al., Characterizing Structural
-    Regularities of Labeled Data in Overparameterized Models, ICML 2021, section 5, rank by the same average over
-    training of accuracy or probability ("cumulative learning speed"). NaN where a record is not finite or L_0 = 0.
+    Regularities of Labeled Data in Overparameterized Models, ICML 2021, rank by the same average over training of
+    accuracy or probability ("cumulative learning speed"). NaN where a record is not finite or L_0 = 0.
     """
     return 1 - _quotient(nll_EN[1:].mean(axis=0), nll_EN[0], nll_EN)
 

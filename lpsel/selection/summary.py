@@ -43,7 +43,7 @@ def examples(selection: Selection, texts: Mapping[int, str]) -> dict[str, list[d
                 "id": None if selection.id is None else selection.id[int(row)].as_py(),
                 "score": float(selection.score[row]),
                 "selected": bool(selection.selected[row]),
-                "text": next(iter(texts[int(selection.index[row])].strip().splitlines()), "")[:TEXT],
+                "text": _first_line(texts[int(selection.index[row])]),
             }
             for row in rows
         ]
@@ -79,8 +79,8 @@ def summary(selection: Selection, table: ScoreTable) -> dict[str, Any]:
         "settings": selection.settings,
         "reasons": selection.counts,
         "odd_scores": selection.odd,
-        "clusters": None if cluster is None else len(np.unique(cluster)),
-        "clusters_selected": None if cluster is None else len(np.unique(cluster[chosen])),
+        "clusters": None if cluster is None else _different(cluster),
+        "clusters_selected": None if cluster is None else _different(cluster[chosen]),
         "score": {
             "selected": _range(selection.score[chosen]),
             "all": _range(selection.score[~np.isnan(selection.score)]),
@@ -124,6 +124,11 @@ def describe(numbers: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _first_line(text: str) -> str:
+    line = next(iter(text.strip().splitlines()), "")[:TEXT]
+    return "".join(character if character.isprintable() else " " for character in line)
+
+
 def _lowest(key_M: NDArray[np.float64], index_M: NDArray[np.int64]) -> NDArray[np.int64]:
     """Places of the EXAMPLES lowest keys, lowest first, ties by index, without sorting all."""
     n = min(EXAMPLES, len(key_M))
@@ -134,6 +139,13 @@ def _lowest(key_M: NDArray[np.float64], index_M: NDArray[np.int64]) -> NDArray[n
     ties = ties[np.argpartition(index_M[ties], n - len(below) - 1)[: n - len(below)]]
     places = np.concatenate([below, ties])
     return places[np.lexsort((index_M[places], key_M[places]))]
+
+
+def _different(cluster: NDArray[np.int32]) -> int:
+    lowest, highest = int(cluster.min()), int(cluster.max())
+    if highest - lowest > 2 * len(cluster):
+        return len(np.unique(cluster))
+    return int(np.count_nonzero(np.bincount(cluster - lowest)))
 
 
 def _range(score: NDArray[np.float64]) -> dict[str, float] | None:

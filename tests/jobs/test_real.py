@@ -60,6 +60,23 @@ def test_a_real_scorer_learns(smollm2):
     assert scores["nll_1"].mean() < scores["nll_0"].mean()
 
 
+@pytest.mark.parametrize("rule", ["k_center", "facility_location"])
+def test_real_embeddings_cover_the_data_set(rule, select, tmp_path):
+    result = run("select", [*select, f"selection={rule}"], tmp_path / rule)
+    table = pq.read_table(result["selection"]).to_pandas()
+    assert table["selected"].sum() == CHOSEN
+    assert sorted(table.loc[table["selected"], "score"]) == list(range(CHOSEN)), "turns in which rows were picked"
+
+
+def test_ifd_of_a_real_scorer_is_around_1(select, tmp_path):
+    result = run("select", [*select, "selection=ifd", "pct=10"], tmp_path / "ifd")
+    scores = pq.read_table(result["scores"]).to_pandas()
+    assert list(scores.columns[-2:]) == ["nll_0", "nll_0_noprompt"]
+    ratio = scores["nll_0"] / scores["nll_0_noprompt"]
+    assert 0.3 < ratio.median() < 1, "prompts help with their responses"
+    assert result["score"]["selected"]["highest"] < 1
+
+
 def test_a_target_with_another_tokenizer_trains_on_the_same_rows_and_is_evaluated(
     smollm2, select, given, real_models, tmp_path
 ):

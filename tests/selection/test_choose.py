@@ -12,7 +12,7 @@ from lpsel.errors import UserError
 from lpsel.selection.choose import select
 from lpsel.selection.hashing import random_place
 from lpsel.selection.rules import Ranking
-from lpsel.selection.summary import describe, summary
+from lpsel.selection.summary import describe, describe_examples, ends, examples, summary
 
 # LP_app (P_0 = 10): .9 .1 .5 | .2 .8 .3 .7 .6 | .4 and a row without response
 PPL_0 = [10.0] * 10
@@ -282,3 +282,40 @@ def test_the_order_of_rows_does_not_matter(make_table, make_spec, data, rule, bu
     except UserError:
         return
     assert (select(shuffled, spec, pct, seed=1).selected == selected[order]).all()
+
+
+def test_the_summary_shows_both_ends_of_the_ranking(table, make_spec):
+    # LP_app .1 .2 .3 .4 ... .9 of rows 1 3 5 8 | 2 7 6 4 0; row 9 cannot be chosen
+    selection = select(table, make_spec("lp_app"), 40, 0)
+    found = ends(selection)
+    assert found["first"].tolist() == found["last"].tolist() == [1, 3, 5, 8, 2, 7, 6, 4, 0]
+    texts = {row: f"  Task {row}\nsecond line" for row in range(10)}
+    shown = examples(selection, texts)
+    assert shown["first"][0] == {"index": 1, "id": "row-1", "score": 0.1, "selected": True, "text": "Task 1"}
+    lines = describe_examples(shown, width=30)
+    assert lines[:2] == ["  first in the ranking:", "          0.1  row 1: Task 1"]
+    assert len(lines) == 2 * (1 + 9)
+    assert describe_examples(shown, width=20)[1] == "          0.1  row 1"
+
+
+@given(st.lists(st.sampled_from([0.0, 1.0, 2.0, 3.0, np.nan]), min_size=1, max_size=60), st.booleans())
+def test_ends_are_the_lowest_and_the_highest_in_order(make_table, make_spec, values, descending):
+    values = np.array(values)
+    table = make_table([[2.0] * len(values)], columns={"x": values})
+    try:
+        selection = select(table, make_spec("score_column", column="x", columns=["x"], descending=descending), 100, 0)
+    except UserError:  # nothing but NaN
+        return
+    key = -values if descending else values
+    order = [row for row in np.lexsort((np.arange(len(values)), key)) if not np.isnan(values[row])]
+    found = ends(selection)
+    assert found["first"].tolist() == order[:10]
+    assert found["last"].tolist() == order[-10:]
+
+
+def test_selecting_prefers_high_scores_where_the_rule_says_so(make_table, make_spec):
+    table = make_table([[2.0] * 4], columns={"x": np.array([1.0, 5.0, 3.0, 2.0])})
+    selection = select(table, make_spec("score_column", column="x", columns=["x"], descending=True), 50, 0)
+    assert chosen(selection) == [1, 2]
+    buckets = select(table, make_spec("score_column", column="x", columns=["x"], descending=True, bucket="high"), 50, 0)
+    assert chosen(buckets) == [1], "buckets are thirds by score, whichever end is chosen first"

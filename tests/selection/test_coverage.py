@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lpsel.selection import coverage
 from lpsel.selection.choose import select
 
 
@@ -51,6 +52,15 @@ def test_facility_location_stands_for_the_most_rows(make_table, make_spec):
     vectors = plane([1, 0], [2, 0], [1, 0], [0, 1], [0, 5], [-1, 0])
     table = make_table([[2.0] * 6], vectors=vectors)
     assert picked(table, make_spec("facility_location", clusters="none", embedder="any"), 4) == [0, 3, 5, 1]
+
+
+def test_similarities_that_do_not_fit_are_computed_again(make_table, make_spec, monkeypatch):
+    table = make_table([[2.0] * 90], vectors=np.random.default_rng(0).normal(size=(90, 4)).astype(np.float32))
+    spec = make_spec("facility_location", clusters="none", embedder="any")
+    kept = picked(table, spec, 40)
+    monkeypatch.setattr(coverage, "KEPT_BYTES", 0)
+    monkeypatch.setattr(coverage, "BLOCK_BYTES", 4 * 90 * 7)
+    assert picked(table, spec, 40) == kept
 
 
 @settings(max_examples=30, deadline=None)
