@@ -164,6 +164,7 @@ class ReferenceEvaluator:
         from lpsel.evaluation.generate import generate
         from lpsel.evaluation.likelihood import reference_nll, response_bytes
         from lpsel.model.loss import PerSampleLoss, check_head
+        from lpsel.model.memory import pass_tokens
 
         name, spec, path, tokenizer, tokens, prompts = prepared
         started = time.perf_counter()
@@ -171,7 +172,9 @@ class ReferenceEvaluator:
         loss = PerSampleLoss(model)
         check_head(loss)
         loaded = time.perf_counter()
-        nll = reference_nll(loss, tokens, self.batch_tokens, f"References, {name}")
+        precision = "32-true" if str(dtype) == "torch.float32" else "bf16-true"
+        largest = pass_tokens(model.config, precision, self.batch_tokens)
+        nll = reference_nll(loss, tokens, largest, f"References, {name}")
         loss.release()
         scored = time.perf_counter()
         answers = generate(

@@ -73,6 +73,10 @@ def test_result_json_is_what_the_run_returned(trained, tmp_path):
     assert written["rule"] == "lp_app"
     assert written["training"]["steps"] == 1
     assert written["training"]["rows"] == 6
+    spent = written["ledger"]
+    assert spent["selection"]["flops"] == written["scoring"]["flops"] > 0
+    assert spent["total"]["tokens"] == written["scoring"]["tokens"] + written["training"]["tokens"]
+    assert spent["everything"]["flops"] > spent["training"]["flops"]
     assert written["scorer"]["path"] == trained["scorer"]["path"]
 
 
