@@ -10,10 +10,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lpsel.data.source import ID_BYTES
+from lpsel.data.source import ID_BYTES, Source
 
 ROWS_AT_ONCE = 65_536
 HEX_PAIRS = np.frombuffer(bytes(range(256)).hex().encode(), np.uint16)  # the two digits of every byte
+
+
+def ids_of(source: Source) -> pa.LargeStringArray:
+    """The content id of every row of a source, in order."""
+    return id_array(_by_column(source) or _in_blocks(row.example.content_digest() for row in source))
 
 
 def id_array(blocks: Iterable[bytes]) -> pa.LargeStringArray:
@@ -25,7 +30,7 @@ def id_array(blocks: Iterable[bytes]) -> pa.LargeStringArray:
     return pa.LargeStringArray.from_buffers(n, pa.py_buffer(offsets), pa.py_buffer(digits))
 
 
-def in_blocks(digests: Iterator[bytes]) -> Iterator[bytes]:
+def _in_blocks(digests: Iterator[bytes]) -> Iterator[bytes]:
     """Digests joined in blocks, so that no more than a block of them are objects of their own at once."""
     while block := b"".join(islice(digests, ROWS_AT_ONCE)):
         yield block
@@ -38,22 +43,23 @@ def fingerprint(ids: pa.LargeStringArray) -> str:
     return hashlib.sha256(lines.reshape(-1)[:-1].data).hexdigest()
 
 
-def parquet_digests(path: Path, fields: dict[str, str], skip: int, stop: int | None) -> Iterator[bytes] | None:
-    """The digests of rows of texts in blocks, read column by column; None where the columns are no texts.
-
-    Args:
-        fields: our field -> the column that holds it: instruction, output and maybe input, or prompt and completion.
-        skip, stop: the rows taken are those from `skip` to before `stop`.
-    """
+def _by_column(source: Source) -> Iterator[bytes] | None:
+    """Digests without a row at a time, where the source is a Parquet file of texts, else None."""
     import pyarrow.parquet as pq
 
-    texts = (pa.string(), pa.large_string())
+    spec = source.spec
+    if not source.is_parquet:
+        return None
+    assert spec.path is not None
+    path = Path(spec.path).expanduser()
+    fields = source.columns_of(next(iter(source)).raw)
     with pq.ParquetFile(path) as file:
         schema = file.schema_arrow
-        there = {field: column for field, column in fields.items() if column in schema.names}
-        if not all(schema.field(column).type in texts for column in there.values()):
-            return None
-    return _parquet_digests(path, there, skip, stop)
+    there = {field: column for field, column in fields.items() if column in schema.names}
+    texts = (pa.string(), pa.large_string())
+    if "messages" in fields or not all(schema.field(column).type in texts for column in there.values()):
+        return None
+    return _parquet_digests(path, there, spec.skip, source.stop)
 
 
 def _parquet_digests(path: Path, fields: dict[str, str], skip: int, stop: int | None) -> Iterator[bytes]:

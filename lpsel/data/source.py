@@ -142,10 +142,9 @@ class Source:
     def __iter__(self) -> Iterator[Row]:
         spec = self.spec
         place, unit, rows = self._open()
-        stop = None if spec.limit is None else spec.skip + spec.limit
         index = -1
         columns = spec.columns
-        for index, (number, raw) in enumerate(islice(rows, spec.skip, stop)):
+        for index, (number, raw) in enumerate(islice(rows, spec.skip, self.stop)):
             try:
                 if columns is None:
                     columns = _recognise(raw)
@@ -162,13 +161,21 @@ class Source:
             after = f" after dataset.skip={spec.skip}" if spec.skip else ""
             raise UserError(f"{place}: no rows{after}. Give a data set that has some.")
 
+    def raw_rows(self) -> Iterator[dict[str, Any]]:
+        """The rows as the source has them, without a look at what is in them."""
+        return (raw for _, raw in islice(self._open()[2], self.spec.skip, self.stop))
+
+    @property
+    def stop(self) -> int | None:
+        """The row of the file or data set before which the source ends, None for its end."""
+        return None if self.spec.limit is None else self.spec.skip + self.spec.limit
+
     @cached_property
     def id_array(self) -> "pa.LargeStringArray":
         """The content id of every row, in order; takes one pass the first time."""
-        from lpsel.data.ids import id_array, in_blocks
+        from lpsel.data.ids import ids_of
 
-        by_column = self._digests_by_column()
-        return id_array(in_blocks(row.example.content_digest() for row in self) if by_column is None else by_column)
+        return ids_of(self)
 
     @cached_property
     def ids(self) -> list[str]:
@@ -185,23 +192,13 @@ class Source:
     def __len__(self) -> int:
         return len(self.id_array)
 
+    def columns_of(self, raw: Mapping[str, Any]) -> Mapping[str, str]:
+        """Our field -> the column of a row that holds it."""
+        return self.spec.columns or _recognise(raw)
+
     def example(self, raw: Mapping[str, Any]) -> Example:
         """A row as the source has it, as an example."""
-        return _example(raw, self.spec.columns or _recognise(raw), strict=self.spec.columns is not None)
-
-    def _digests_by_column(self) -> Iterator[bytes] | None:
-        """Digests without a row at a time, where the source is a Parquet file of texts."""
-        from lpsel.data.ids import parquet_digests
-
-        spec = self.spec
-        if not self.is_parquet:
-            return None
-        columns = spec.columns or _recognise(next(iter(self)).raw)
-        if "messages" in columns or "conversations" in columns:
-            return None
-        stop = None if spec.limit is None else spec.skip + spec.limit
-        assert spec.path is not None
-        return parquet_digests(Path(spec.path).expanduser(), columns, spec.skip, stop)
+        return _example(raw, self.columns_of(raw), strict=self.spec.columns is not None)
 
     @property
     def is_parquet(self) -> bool:

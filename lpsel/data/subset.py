@@ -38,11 +38,11 @@ def _write_lines(
     file: IO[bytes], source: Source, selected: NDArray[np.bool_], wanted: set[int], found: dict[int, Example]
 ) -> None:
     def lines() -> Iterator[bytes]:
-        for row in source:
-            if row.index in wanted:
-                found[row.index] = row.example
-            if selected[row.index]:
-                yield json_line(row.raw)
+        for row, (raw, chosen) in enumerate(zip(source.raw_rows(), selected.tolist(), strict=True)):
+            if row in wanted:
+                found[row] = source.example(raw)
+            if chosen:
+                yield json_line(raw)
 
     file.writelines(lines())
 

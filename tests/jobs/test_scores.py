@@ -235,3 +235,19 @@ def test_a_folder_without_the_column_is_not_reused_and_one_with_more_is(tmp_path
     assert both.folder != plain.folder
     assert score(tmp_path, toy_model, data, epochs=0, columns=("el2n_0",)).folder == both.folder
     assert score(tmp_path, toy_model, data, epochs=0).reused
+
+
+def test_columns_before_training_do_not_depend_on_the_number_of_processes(tmp_path, toy_model, instructions):
+    data, columns = instructions(rows=25), ("el2n_0", "nll_0_noprompt")
+    one = pq.read_table(score(tmp_path, toy_model, data, epochs=0, columns=columns).table)
+    command = [
+        sys.executable, "select.py", f"scorer.path={toy_model}", f"dataset.path={data}", *RECIPE, "trainer=ddp",
+        "trainer.accelerator=cpu", "trainer.devices=2", "selection=ifd", "selection.columns=[nll_0_noprompt,el2n_0]",
+        "pct=20", "cluster=none", "tracker=none", f"hydra.run.dir={tmp_path}/run", f"cache_dir={tmp_path}/ddp",
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr
+    two = pq.read_table(json.loads((tmp_path / "run" / "result.json").read_text())["scores"])
+    for name in ("nll_0", *columns):
+        np.testing.assert_allclose(two[name].to_numpy(), one[name].to_numpy(), rtol=1e-5)
