@@ -1,0 +1,53 @@
+"""The call that a GPU gets, against what a CPU computes: the kernel is stood in for by its documented definition."""
+
+import pytest
+import torch
+from torch.nn.attention import varlen
+
+from lpsel.data.batch import MicroBatch, Segment, varlen_of
+from lpsel.model.attention import PackedAttention
+
+SHARED = (Segment(0, 5), Segment(5, 14))
+ROWS = (Segment(14, 21, 0, 5), Segment(21, 24, 5, 14), Segment(24, 30), Segment(30, 32, 0, 5))
+TOKENS = 35  # the last three fill the pack up
+
+
+def defined(query, key, value, query_ends, key_ends, longest_query, longest_key, *, scale, window_size, enable_gqa):
+    """varlen_attn by its documentation: each sequence for itself, causal from its end, `left` keys before a query."""
+    left, right = window_size
+    assert (right, enable_gqa) == (0, True)
+    out = torch.zeros_like(query)
+    for i in range(len(query_ends) - 1):
+        q, k, v = (
+            tensor[int(ends[i]) : int(ends[i + 1])]
+            for tensor, ends in ((query, query_ends), (key, key_ends), (value, key_ends))
+        )
+        assert len(q) <= longest_query
+        assert len(k) <= longest_key
+        place = torch.arange(len(q))[:, None] + len(k) - len(q)
+        seen = torch.arange(len(k)) <= place
+        if left >= 0:
+            seen &= torch.arange(len(k)) >= place - left
+        k, v = (tensor.repeat_interleave(q.shape[1] // tensor.shape[1], dim=1) for tensor in (k, v))
+        score = torch.einsum("qhd,khd->hqk", q, k) * scale
+        share = score.masked_fill(~seen, float("-inf")).softmax(dim=-1)
+        out[int(query_ends[i]) : int(query_ends[i + 1])] = torch.einsum("hqk,khd->qhd", share, v)
+    return out
+
+
+@pytest.mark.parametrize("window", [None, 1, 4, 100])
+def test_the_gpu_kernel_is_asked_for_what_the_cpu_computes(monkeypatch, window):
+    monkeypatch.setattr(varlen, "varlen_attn", defined)
+    attention = PackedAttention()
+    nothing = torch.empty(0, dtype=torch.int64)
+    segments = [*SHARED, *ROWS, Segment(32, TOKENS)]
+    attention.batch = MicroBatch(
+        nothing, nothing, nothing, nothing, nothing, nothing, nothing, SHARED, ROWS, 0, varlen_of(segments)
+    )
+    torch.manual_seed(0)
+    query, key, value = torch.randn(4, TOKENS, 8), torch.randn(2, TOKENS, 8), torch.randn(2, TOKENS, 8)
+    on_cpu, _ = attention(
+        torch.nn.Module(), query[None], key[None], value[None], None, scaling=0.3, sliding_window=window
+    )
+    on_gpu = attention._on_gpu(query, key, value, 0.3, window)
+    torch.testing.assert_close(on_gpu, on_cpu[0], rtol=1e-5, atol=1e-6)
