@@ -62,7 +62,7 @@ Contestant = Callable[..., Run]
 def arguments(description: str | None) -> argparse.ArgumentParser:
     """The command line that every benchmark has."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds; 5 when left out")
+    parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder for the JSON beside the tables")
     parser.add_argument("--tiny", action="store_true", help="the smallest form, to see that everything runs")
     return parser
