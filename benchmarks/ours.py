@@ -21,7 +21,8 @@ from lpsel.data.source import DatasetSpec, Source
 from lpsel.data.tokens import DATA, ROWS_PER_BATCH, SCHEMA, Tokens, tokenize
 from lpsel.model.device import lightning_precision
 from lpsel.model.flops import forward_flops
-from lpsel.model.load import load_tokenizer
+from lpsel.model.load import load_config, load_tokenizer
+from lpsel.model.memory import pass_tokens
 from lpsel.model.module import FineTuner
 from lpsel.model.spec import ModelSpec, Recipe
 from lpsel.records.recorder import NLLRecorder
@@ -101,7 +102,8 @@ def score(
     """
     tokens = Tokens(tokens_folder)
     module = _module(model_folder, 1, precision)
-    data = _data(tokens, 32, score_tokens, record=True)
+    largest = pass_tokens(load_config(_spec(model_folder), str(model_folder)), precision, score_tokens)
+    data = _data(tokens, 32, largest, record=True)
     with tempfile.TemporaryDirectory() as folder:
         parts = Parts(Path(folder) / "parts")
         clock = _Clock(device, on_ready)
