@@ -32,7 +32,6 @@ def can_pack(model: Any) -> bool:
         getattr(model, "_supports_attention_backend", False)
         and not stateful
         and not position_biased
-        and not getattr(config, "num_experts", None)
         and set(layers) <= LAYER_TYPES
     )
 

@@ -29,11 +29,15 @@ class PerSampleLoss(nn.Module):
     """A causal language model of transformers, reduced to the losses of its supervised tokens.
 
     Works for every architecture whose logits are its output embedding times the last hidden state, scaled or
-    soft-capped as the configuration says; `check` compares against the model's own logits. The model attends by
+    soft-capped as the configuration says; `check_head` compares against the model's own logits. The model attends by
     `lpsel.model.attention` from here on, where its kind allows that, until `release`.
+
+    Args:
+        model: the model.
+        packed: whether it can attend so, where that is known already.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, packed: bool | None = None) -> None:
         super().__init__()
         self.model = model
         config = model.config.get_text_config()
@@ -41,7 +45,8 @@ class PerSampleLoss(nn.Module):
         self.scale = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere
         self.scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite
         self.own_attention = config._attn_implementation
-        self.attention = PackedAttention() if can_pack(model) else None
+        packed = can_pack(model) if packed is None else packed
+        self.attention = PackedAttention() if packed else None
         if self.attention:
             self.attention.install(model)
 
@@ -171,9 +176,10 @@ def per_sample_nll(token_nll_N: Tensor, row_N: Tensor, supervised_B: Tensor) -> 
 def check_head(loss: PerSampleLoss) -> None:
     """Compare the logits computed here with the model's own: two rows with a common beginning, packed.
 
+    A model that asks more of attention than is known here gets padded rows from here on.
+
     Raises:
-        UserError: an architecture that does more to its logits than scaling or soft-capping them, or that attends in
-            a way that is not known here.
+        UserError: an architecture that does more to its logits than scaling or soft-capping them.
     """
     model = loss.model
     device, vocabulary = model.device, model.get_output_embeddings().weight.shape[0]
@@ -182,8 +188,10 @@ def check_head(loss: PerSampleLoss) -> None:
     batch = _two_rows(ids_T)
     try:
         ours_NV = loss.logits(loss.hidden(batch)).float()
-    except NotImplementedError as error:
-        raise UserError(f"{model.config.model_type}: {error} is not supported.") from error
+    except NotImplementedError:
+        loss.release()
+        loss.attention = None
+        ours_NV = loss.logits(loss.hidden(batch)).float()
     loss.release()
     asked_N = batch.row_N * 11 + batch.positions_T[batch.predicts_N]
     own_NV = model(input_ids=rows, use_cache=False).logits.float().flatten(0, 1)[asked_N]

@@ -73,10 +73,10 @@ def load_sharded(
     Raises:
         UserError: on all ranks, what rank 0 found wrong with the model or its file.
     """
-    whole = _whole_on_rank_0(spec, path, dtype, strategy)
+    whole, packed = _whole_on_rank_0(spec, path, dtype, strategy)
     model = empty_model(spec, path, dtype)
     prepare(model)
-    loss = PerSampleLoss(model)
+    loss = PerSampleLoss(model, packed)
     _shard(loss, strategy, precision)
     _fill(model, whole, strategy)
     return loss
@@ -93,22 +93,26 @@ def empty_model(spec: ModelSpec, path: str, dtype: torch.dtype) -> Any:
     return model.eval()
 
 
-def _whole_on_rank_0(spec: ModelSpec, path: str, dtype: torch.dtype, strategy: ShardedStrategy) -> Any:
-    """The full model on the CPU of rank 0, None elsewhere; a failure there ends every rank."""
-    whole, failure = None, None
+def _whole_on_rank_0(
+    spec: ModelSpec, path: str, dtype: torch.dtype, strategy: ShardedStrategy
+) -> tuple[Any, bool | None]:
+    """The full model on the CPU of rank 0, None elsewhere, and whether it takes packs; a failure ends every rank."""
+    whole, packed, failure = None, None, None
     if strategy.is_global_zero:
         try:
             whole = load_model(spec, path, dtype)
-            check_head(PerSampleLoss(whole))
+            loss = PerSampleLoss(whole)
+            check_head(loss)
+            packed = loss.attention is not None
             decoder_layers(whole)
         except Exception as error:
             failure = error
-    told = strategy.broadcast(None if failure is None else first_line(failure))
+    told, packed = strategy.broadcast((None if failure is None else first_line(failure), packed))
     if failure is not None:
         raise failure
     if told is not None:
         raise ToldElsewhere(told)
-    return whole
+    return whole, packed
 
 
 def _shard(loss: PerSampleLoss, strategy: ShardedStrategy, precision: str) -> None:

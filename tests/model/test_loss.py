@@ -13,6 +13,7 @@ from lpsel.model.loss import PerSampleLoss, check_head, per_sample_nll
 
 SMALL = dict(vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64)
 LLAMA_LIKE = SMALL | dict(intermediate_size=48, num_key_value_heads=2)
+MOE = dict(head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
 ARCHITECTURES = {
     # OPT-350M: embeddings narrower than the layers, normalisation after them
     "opt-350m-like": ("opt", SMALL | dict(ffn_dim=48, word_embed_proj_dim=16, do_layer_norm_before=False)),
@@ -22,6 +23,10 @@ ARCHITECTURES = {
     "gemma2, capped logits": ("gemma2", LLAMA_LIKE | dict(head_dim=8, final_logit_softcapping=2.0)),
     "qwen3": ("qwen3", LLAMA_LIKE | dict(head_dim=8)),
     "gpt2": ("gpt2", dict(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64)),
+    "qwen3 mixture of experts": ("qwen3_moe", LLAMA_LIKE | MOE),
+    "mistral": ("mistral", LLAMA_LIKE | dict(sliding_window=8)),
+    "phi, biased head": ("phi", SMALL | dict(intermediate_size=48)),
+    "gpt_neox": ("gpt_neox", SMALL | dict(intermediate_size=48)),
     "granite, divided logits": ("granite", LLAMA_LIKE | dict(logits_scaling=4.0)),
     "cohere, scaled logits": ("cohere", LLAMA_LIKE | dict(logit_scale=0.0625)),
 }
@@ -165,6 +170,21 @@ def test_a_model_that_mixes_tokens_in_its_own_way_gets_padded_rows():
     loss = PerSampleLoss(model)
     assert loss.attention is None
     check_head(loss)
+    batch = batch_of(rows)
+    with torch.no_grad():
+        ours = per_sample_nll(loss(batch), batch.row_N, batch.supervised_B)
+        own = torch.stack([transformers_own_loss(model, ids, start) for ids, start in rows])
+    torch.testing.assert_close(ours, own, rtol=1e-5, atol=0)
+
+
+def test_a_model_whose_attention_asks_for_more_gets_padded_rows():
+    torch.manual_seed(0)
+    sizes = LLAMA_LIKE | dict(head_dim=8, num_local_experts=2, num_experts_per_tok=1, sliding_window=8)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt_oss", **sizes)).eval()  # attention sinks
+    rows = rows_of_different_lengths()
+    loss = PerSampleLoss(model)
+    check_head(loss)
+    assert loss.attention is None
     batch = batch_of(rows)
     with torch.no_grad():
         ours = per_sample_nll(loss(batch), batch.row_N, batch.supervised_B)
