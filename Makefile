@@ -25,7 +25,7 @@ $(VENV)/.bench: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	@touch $@
 
-bench: $(VENV)/.bench ## Speed and memory beside the released recipe, lm-eval and Trainer (half an hour on two cores)
+bench: $(VENV)/.bench ## Speed and memory beside the released recipe, lm-eval and Trainer (about an hour on two cores)
 	$(BIN)/python benchmarks/cpu.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/commands.py

@@ -3,7 +3,7 @@
     python benchmarks/cpu.py --model FOLDER --data FILE
 
 Without them SmolLM2-135M in the folder that LPSEL_TEST_MODELS names and Alpaca beside the checkout are taken; without
-those a random Llama and the embedded rows. About half an hour on two cores; --rounds and --rows make it shorter.
+those a random Llama and the embedded rows. About an hour on two cores; --rounds and --rows make it shorter.
 """
 
 import tempfile
