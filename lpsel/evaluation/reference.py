@@ -144,7 +144,7 @@ class ReferenceEvaluator:
     ) -> Prepared:
         from lpsel.data.template import render_prompt
         from lpsel.data.tokens import tokenize
-        from lpsel.evaluation.generate import prompt_room
+        from lpsel.generation.generate import prompt_room
 
         prompt_room(load_config(spec, path), self.max_new_tokens)
         tokenizer = load_tokenizer(spec, path)
@@ -161,7 +161,7 @@ class ReferenceEvaluator:
         dtype: "torch.dtype",
     ) -> tuple[Measured, dict[str, Any]]:
         from lpsel.data.tokens import tokenizer_hash
-        from lpsel.evaluation.generate import generate
+        from lpsel.generation.generate import generate
         from lpsel.evaluation.likelihood import reference_nll, response_bytes
         from lpsel.model.loss import PerSampleLoss, check_head
         from lpsel.model.memory import pass_tokens

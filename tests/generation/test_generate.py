@@ -8,7 +8,7 @@ from transformers import GenerationConfig
 
 from lpsel.data.template import Rendered
 from lpsel.errors import UserError
-from lpsel.evaluation.generate import generate, prompt_room, stop_ids
+from lpsel.generation.generate import generate, prompt_room, stop_ids
 
 ARCHITECTURES = ("llama", "gpt2", "opt", "gemma3")
 CONTEXT = 64  # of every random model, in tokens
