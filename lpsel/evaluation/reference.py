@@ -161,8 +161,8 @@ class ReferenceEvaluator:
         dtype: "torch.dtype",
     ) -> tuple[Measured, dict[str, Any]]:
         from lpsel.data.tokens import tokenizer_hash
-        from lpsel.generation.generate import generate
         from lpsel.evaluation.likelihood import reference_nll, response_bytes
+        from lpsel.generation.generate import generate
         from lpsel.model.loss import PerSampleLoss, check_head
         from lpsel.model.memory import pass_tokens
 
