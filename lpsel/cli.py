@@ -108,7 +108,7 @@ def _job(command: str, mistakes: tuple[type[Exception], ...]) -> Callable[[Any],
             if command == "evaluate":
                 from lpsel.jobs.evaluate import show
 
-                show(result)
+                show(config, result)
             print(started.run_dir, flush=True)
         return result
 
@@ -121,7 +121,6 @@ def hush() -> None:
     for name in (*(f"lightning.{name}" for name in lightning), "httpx", "sentence_transformers", "datasets"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels it would fetch if it could
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which CPU kernels it does without
     if not is_main_process():
         logging.disable(logging.INFO)
 

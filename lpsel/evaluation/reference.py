@@ -13,17 +13,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from lpsel.data.source import Example, Source
+from lpsel.data.source import DatasetSpec, Example, Source
 from lpsel.errors import UserError
 from lpsel.evaluation.comparison import Measured, compare
+from lpsel.evaluation.evaluator import Candidates, Place
 from lpsel.evaluation.match import exact_match, rouge_l
 from lpsel.evaluation.statistics import UNDEFINED
+from lpsel.evaluation.table import reference_table
 from lpsel.files import finite, write_atomically
 from lpsel.model.load import load_config, load_model, load_tokenizer, locate
 from lpsel.model.spec import ModelSpec
 
 if TYPE_CHECKING:
     import torch
+    from rich.table import Table
 
     from lpsel.data.template import Rendered
     from lpsel.data.tokens import Tokens
@@ -59,12 +62,14 @@ class ReferenceEvaluator:
     all agree (no exact match at all), the interval has no width, which is no certainty.
 
     Attributes:
+        dataset: the held-out rows.
         max_new_tokens: a greedy answer is cut here.
         batch_tokens: largest batch, in tokens with padding; changes speed and memory, not float32 results.
         resamples: of the rows, for the intervals.
         seed: of the resamples.
     """
 
+    dataset: DatasetSpec
     max_new_tokens: int = 256
     batch_tokens: int = 16_384
     resamples: int = 10_000
@@ -75,26 +80,11 @@ class ReferenceEvaluator:
             if getattr(self, name) < 1:
                 raise UserError(f"evaluator.{name}={getattr(self, name)}: must be at least 1.")
 
-    def evaluate(
-        self,
-        models: Sequence[ModelSpec],
-        source: Source,
-        *,
-        folder: Path,
-        cache_dir: Path,
-        device: "torch.device",
-        dtype: "torch.dtype",
-    ) -> dict[str, Any]:
+    def evaluate(self, candidates: Candidates, place: Place) -> dict[str, Any]:
         """Measure the models one after the other, each freed before the next is loaded.
 
-        Args:
-            models: the first is the baseline.
-            source: the held-out rows.
-            folder: gets generations/NAME.jsonl for every model, as soon as it is done; names are made distinct
-                and safe.
-            cache_dir: for tokens and for tiny models.
-            device: where the models run.
-            dtype: of their weights.
+        The run folder gets generations/NAME.jsonl for every model, as soon as it is done; names are made distinct and
+        safe. Without a baseline the first model is it.
 
         Returns:
             Plain numbers, strings, lists and dictionaries, None where a figure is not defined; `models` in their order,
@@ -102,11 +92,11 @@ class ReferenceEvaluator:
             in NLL is None where the tokenizers differ.
 
         Raises:
-            UserError: no models, no rows (the source says so), a model that is not there, a template that does not fit,
-                no room for a prompt in a model's context: before any model is loaded. An unsupported architecture.
+            UserError: no rows (the source says so), a model that is not there, a template that does not fit, no room
+                for a prompt in a model's context: before any model is loaded. An unsupported architecture.
         """
-        if not models:
-            raise UserError("models=[]: nothing to evaluate; give model=RUN_OR_MODEL.")
+        models, cache_dir, folder = candidates.all, place.cache_dir, place.folder
+        source = Source(self.dataset)
         examples = [row.example for row in source]
         paths = [locate(spec, cache_dir) for spec in models]
         names = distinct([spec.name for spec in models])
@@ -118,7 +108,7 @@ class ReferenceEvaluator:
         shutil.rmtree(folder / "generations", ignore_errors=True)  # of an earlier run in the same folder
         measured, described = [], []
         for model, file in zip(prepared, files, strict=True):
-            of_rows, about = self._measure(model, examples, folder / file, device, dtype)
+            of_rows, about = self._measure(model, examples, folder / file, place.device, place.dtype)
             measured.append(of_rows)
             described.append({**about, "generations": file.as_posix()})
             _free()
@@ -129,6 +119,7 @@ class ReferenceEvaluator:
         return finite(
             {
                 "evaluator": "reference",
+                "dataset": source.spec.name,
                 "n": len(examples),
                 "data_fingerprint": source.fingerprint,
                 "baseline": names[0],
@@ -138,6 +129,18 @@ class ReferenceEvaluator:
                 "models": [{**about, **figure} for about, figure in zip(described, figures, strict=True)],
             }
         )
+
+    def metrics(self, result: dict[str, Any]) -> dict[str, float | None]:
+        """Every figure of every model, `NAME/METRIC`."""
+        return {
+            f"{model['name']}/{metric}": figure["value"]
+            for model in result["models"]
+            for metric, figure in model["metrics"].items()
+        }
+
+    def table(self, result: dict[str, Any]) -> "Table":
+        """The models side by side."""
+        return reference_table(result)
 
     def _prepare(
         self, name: str, spec: ModelSpec, path: str, source: Source, examples: list[Example], cache_dir: Path

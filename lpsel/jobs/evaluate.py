@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose
-from omegaconf import ListConfig
+from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
 from lpsel.config import Job, build, config_dir
-from lpsel.data.source import Source
 from lpsel.errors import UserError
+from lpsel.evaluation.evaluator import Candidates, Place
 from lpsel.model.device import device_of, resolve_precision
 from lpsel.model.load import locate
 from lpsel.model.spec import ModelSpec
@@ -22,47 +22,40 @@ log = logging.getLogger(__name__)
 
 def run(job: Job) -> dict[str, Any]:
     """Evaluate, write generations and figures."""
-    if job.config.models is None:
+    config = job.config
+    if config.models is None:
         raise UserError("model: none given; say model=RUN_OR_MODEL, or model=[A,B] for several.")
-    named = job.config.models if isinstance(job.config.models, ListConfig) else [job.config.models]
-    baseline = [] if job.config.baseline is None else [job.config.baseline]
-    candidates = [candidate(str(name), job) for name in [*baseline, *named]]
-    evaluator = build(job.config.evaluator)
-    source = Source(build(job.config.dataset))
-
-    for spec in candidates:
+    named = [str(name) for name in (config.models if isinstance(config.models, ListConfig) else [config.models])]
+    if not named:
+        raise UserError("model=[]: nothing to evaluate; give model=RUN_OR_MODEL.")
+    baseline = None if config.baseline is None else str(config.baseline)
+    candidates = Candidates(
+        tuple(candidate(name, job) for name in named), None if baseline is None else candidate(baseline, job)
+    )
+    evaluator = build(config.evaluator)
+    for spec in candidates.all:
         if spec.path:
             locate(spec, job.cache_dir)
 
     import torch
 
-    device = device_of(job.config.trainer.accelerator)
-    precision = resolve_precision(job.config.trainer.precision)
-    log.info("Evaluating %s on %s rows of %s", "; ".join(c.name for c in candidates), len(source), source.spec.name)
+    device = device_of(config.trainer.accelerator)
+    precision = resolve_precision(config.trainer.precision)
+    log.info("Evaluating %s", "; ".join(c.name for c in candidates.all))
     job.start_tracking()
-    for run_folder in dict.fromkeys(str(name) for name in [*baseline, *named]):
-        for parent in _made_by(run_folder):
+    for name in dict.fromkeys([*([baseline] if baseline else []), *named]):
+        for parent in _made_by(name):
             job.tracker.used(parent)
-    result = evaluator.evaluate(
-        candidates,
-        source,
-        folder=job.run_dir,
-        cache_dir=job.cache_dir,
-        device=device,
-        dtype=torch.float32 if precision == "32-true" else torch.bfloat16,
-    )
-    for measured in result["models"]:
-        figures = measured["metrics"]
-        job.tracker.log({f"{measured['name']}/{k}": v["value"] for k, v in figures.items() if v["value"] is not None})
+    dtype = torch.float32 if precision == "32-true" else torch.bfloat16
+    result = evaluator.evaluate(candidates, Place(job.run_dir, job.cache_dir, device, dtype))
+    job.tracker.log({name: value for name, value in evaluator.metrics(result).items() if value is not None})
     job.tracker.made(Artifact("evaluation", f"evaluation-{job.run_dir.name}", job.run_dir / "generations"))
-    return {"command": "evaluate", "dataset": source.spec.name, "device": str(device), **result}
+    return {"command": "evaluate", "device": str(device), **result}
 
 
-def show(result: dict[str, Any]) -> None:
+def show(config: DictConfig, result: dict[str, Any]) -> None:
     """Print the models side by side."""
-    from lpsel.evaluation.table import reference_table
-
-    Console(width=None if Console().is_terminal else 140).print(reference_table(result))
+    Console(width=None if Console().is_terminal else 140).print(build(config.evaluator).table(result))
 
 
 def candidate(name: str, job: Job) -> ModelSpec:

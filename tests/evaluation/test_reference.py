@@ -10,16 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from lpsel.config import build
 from lpsel.data.source import DatasetSpec, Example, Source, Turn
 from lpsel.data.template import render
 from lpsel.data.tokens import tokenize
 from lpsel.errors import UserError
 from lpsel.evaluation import reference
 from lpsel.evaluation.comparison import METRICS
+from lpsel.evaluation.evaluator import Candidates, Place
 from lpsel.evaluation.likelihood import reference_nll, response_bytes
 from lpsel.evaluation.reference import ReferenceEvaluator, file_names, reference_of
 from lpsel.evaluation.table import reference_table
@@ -33,7 +34,8 @@ ROWS = [
     {"instruction": "Nothing", "input": "please", "output": ""},
     {"instruction": "Count", "input": "", "output": "one two three four five six"},
 ]
-SMALL = ReferenceEvaluator(max_new_tokens=8, batch_tokens=200, resamples=200)
+HELD_OUT = DatasetSpec(name="rows", path="rows.jsonl")
+SMALL = ReferenceEvaluator(HELD_OUT, max_new_tokens=8, batch_tokens=200, resamples=200)
 
 
 def source_of(folder, rows):
@@ -55,14 +57,9 @@ def saved(tmp_path_factory, random_models, byte_tokenizer):
 
 
 def evaluated(evaluator, specs, rows, folder):
-    return evaluator.evaluate(
-        specs,
-        source_of(folder, rows),
-        folder=folder,
-        cache_dir=folder / "cache",
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-    )
+    evaluator = dataclasses.replace(evaluator, dataset=source_of(folder, rows).spec)
+    place = Place(folder, folder / "cache", torch.device("cpu"), torch.float32)
+    return evaluator.evaluate(Candidates(tuple(specs)), place)
 
 
 @pytest.fixture(scope="module")
@@ -195,12 +192,10 @@ def test_mistakes_are_said_before_a_model_is_loaded(saved, tmp_path, monkeypatch
     monkeypatch.setattr("lpsel.evaluation.reference.load_model", lambda *_: pytest.fail("loaded a model"))
     with pytest.raises(UserError, match="no rows"):
         evaluated(SMALL, [saved["llama"]], [], tmp_path)
-    with pytest.raises(UserError, match="model=RUN_OR_MODEL"):
-        evaluated(SMALL, [], ROWS, tmp_path)
     with pytest.raises(UserError, match="no such folder"):
         evaluated(SMALL, [saved["llama"], ModelSpec(name="x", path=str(tmp_path / "none"))], ROWS, tmp_path)
     with pytest.raises(UserError, match=r"evaluator.max_new_tokens=64: .* 64 tokens of context"):
-        evaluated(ReferenceEvaluator(max_new_tokens=64), [saved["gpt2"]], ROWS, tmp_path)
+        evaluated(ReferenceEvaluator(HELD_OUT, max_new_tokens=64), [saved["gpt2"]], ROWS, tmp_path)
 
 
 def test_a_template_that_does_not_fit_is_said_before_the_first_model_is_loaded(saved, tmp_path, monkeypatch):
@@ -239,14 +234,16 @@ def test_nll_is_not_compared_between_tokenizers(saved, byte_tokenizer, tmp_path)
 
 
 def test_the_configuration_gives_the_defaults():
-    node = OmegaConf.create({"seed": 42, "evaluator": OmegaConf.load(CONF / "evaluator" / "reference.yaml")})
-    assert instantiate(node).evaluator == ReferenceEvaluator()
+    dataset = {"_target_": "lpsel.data.source.DatasetSpec", "name": "rows", "path": "rows.jsonl"}
+    evaluator = OmegaConf.load(CONF / "evaluator" / "reference.yaml")
+    node = OmegaConf.create({"seed": 42, "dataset": dataset, "evaluator": evaluator})
+    assert build(node.evaluator) == ReferenceEvaluator(HELD_OUT)
 
 
 @pytest.mark.parametrize("name", ["max_new_tokens", "batch_tokens", "resamples"])
 def test_settings_below_one_are_refused(name):
     with pytest.raises(UserError, match=f"evaluator.{name}=0: must be at least 1"):
-        ReferenceEvaluator(**{name: 0})
+        ReferenceEvaluator(HELD_OUT, **{name: 0})
 
 
 def test_the_reference_is_the_last_turn_of_the_assistant():

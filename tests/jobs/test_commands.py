@@ -13,7 +13,6 @@ import torch
 
 from lpsel.config import run
 from lpsel.errors import UserError
-from lpsel.jobs.evaluate import show
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SHARED_CHECK = Path(__file__).resolve().parent.parent.parent.parent / "shared" / "tools" / "check-contract"
@@ -106,7 +105,6 @@ def test_runs_stand_side_by_side_with_untrained_models(trained, tmp_path, toy_mo
     assert after["difference"]["nll"]["high"] < 0
     lines = (tmp_path / "runs" / "evaluate" / after["generations"]).read_text().splitlines()
     assert [json.loads(line)["reference"] for line in lines][:2] == ["0 #0", "0 1 #1"]
-    show(result)
     assert "toy-llama, lp_app" in capsys.readouterr().out
 
 

@@ -1,0 +1,56 @@
+"""What every evaluator is given and gives back."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from lpsel.model.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import torch
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The models of an evaluation: `models`, and what they are compared with, where one was named."""
+
+    models: tuple[ModelSpec, ...]
+    baseline: ModelSpec | None = None
+
+    @property
+    def all(self) -> tuple[ModelSpec, ...]:
+        """The baseline first."""
+        return self.models if self.baseline is None else (self.baseline, *self.models)
+
+
+class Place(NamedTuple):
+    """Where an evaluation runs and leaves its files.
+
+    Attributes:
+        folder: the run folder.
+        cache_dir: for tokens, answers, judgements and tiny models.
+        device, dtype: where the models run, and the type of their weights.
+    """
+
+    folder: Path
+    cache_dir: Path
+    device: "torch.device"
+    dtype: "torch.dtype"
+
+
+class Evaluator(Protocol):
+    """Compares models. Built from a file in conf/evaluator."""
+
+    def evaluate(self, candidates: Candidates, place: Place) -> dict[str, Any]:
+        """The figures, plain numbers, strings, lists and dictionaries; files go to the run folder.
+
+        Raises:
+            UserError: before any model is loaded where a mistake can be known by then.
+        """
+
+    def metrics(self, result: dict[str, Any]) -> dict[str, float | None]:
+        """The figures to track."""
+
+    def table(self, result: dict[str, Any]) -> "Table":
+        """The result for the terminal."""
