@@ -2,17 +2,16 @@
 
 import json
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
-from lpsel.data.tokens import Tokens
 from lpsel.errors import UserError
 from lpsel.files import sha256_of, write_atomically, write_json
 
@@ -54,6 +53,10 @@ class Parts:
         for write in pending:
             write.result()
 
+    def recorded(self, epoch: int) -> bool:
+        """Whether there are records of an epoch."""
+        return any(self.folder.glob(f"epoch{epoch:03d}-*.parquet"))
+
     def collect(self, epochs: int, rows: int) -> NDArray[np.float64]:
         """Everything recorded, by epoch and row, shape (epochs + 1, rows); NaN where nothing was."""
         nll_EN = np.full((epochs + 1, rows), np.nan)
@@ -65,9 +68,23 @@ class Parts:
         return nll_EN
 
 
+class Rows(Protocol):
+    """What is known of N rows beside their losses; `lpsel.data.tokens.Tokens` has it."""
+
+    @property
+    def ids(self) -> Sequence[str]: ...
+    @property
+    def prompt_tokens(self) -> NDArray[np.int32]: ...
+    @property
+    def response_tokens(self) -> NDArray[np.int32]: ...
+    @property
+    def truncated(self) -> NDArray[np.bool_]: ...
+    def __len__(self) -> int: ...
+
+
 def write_scores(
     folder: Path,
-    tokens: Tokens,
+    tokens: Rows,
     nll_EN: NDArray[np.float64],
     manifest: dict[str, Any],
     further: Mapping[str, NDArray[np.float64]] | None = None,
@@ -75,7 +92,7 @@ def write_scores(
     """Write the scores folder of the contract and return the path of its scores.parquet.
 
     Args:
-        tokens: the tokenised data set, N rows.
+        tokens: of the data set, N rows.
         nll_EN: mean NLL per supervised token in nats, before training and after each epoch.
         manifest: what the scores came from; the SHA-256 of the file is added.
         further: more columns, (N,) each; NaN where a row has none.

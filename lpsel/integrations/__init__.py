@@ -1,0 +1,1 @@
+"""Scores from the training loops of other frameworks."""
