@@ -22,7 +22,10 @@ COMMANDS = {
     "evaluate": "compare models on held-out rows",
 }
 # Commands that take paths and flags, not overrides: their job's module has `main(arguments)`.
-PLAIN = {"agreement": "compare scorers: do they find the same rows hard"}
+PLAIN = {
+    "agreement": "compare scorers: do they find the same rows hard",
+    "publish": "a subset as a data set with a card, for the Hub",
+}
 TINY_MODELS = {"tiny", "tiny-target"}
 GRACE = 5  # seconds the main process gets to say what is wrong: torchrun ends all ranks when the first has ended
 

@@ -98,6 +98,7 @@ class DatasetSpec:
         skip: rows left out at the beginning.
         limit: at most so many rows after those.
         cluster_column: a column of the source that names clusters.
+        licence: of the rows, as the Hub names it.
         synthetic: arguments of `lpsel.data.synthetic.generate`, used when path is null.
     """
 
@@ -108,6 +109,7 @@ class DatasetSpec:
     skip: int = 0
     limit: int | None = None
     cluster_column: str | None = None
+    licence: str | None = None
     synthetic: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
