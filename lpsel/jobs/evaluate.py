@@ -33,14 +33,14 @@ def run(job: Job) -> dict[str, Any]:
         tuple(candidate(name, job) for name in named), None if baseline is None else candidate(baseline, job)
     )
     evaluator = build(config.evaluator)
+    device = device_of(config.trainer.accelerator)
+    precision = resolve_precision(config.trainer.precision)
     for spec in candidates.all:
         if spec.path:
             locate(spec, job.cache_dir)
 
     import torch
 
-    device = device_of(config.trainer.accelerator)
-    precision = resolve_precision(config.trainer.precision)
     log.info("Evaluating %s", "; ".join(c.name for c in candidates.all))
     job.start_tracking()
     for name in dict.fromkeys([*([baseline] if baseline else []), *named]):

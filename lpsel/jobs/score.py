@@ -58,6 +58,7 @@ def check_scorer(job: Job, scorer: ModelSpec, epochs: int) -> None:
             "choose a rule that needs fewer (selection=lp_app needs 1)."
         )
     device_of(job.config.trainer.accelerator)
+    resolve_precision(job.config.trainer.precision)
     check_training(job.config)
     if scorer.path:
         locate(scorer, job.cache_dir)

@@ -31,6 +31,7 @@ def run(job: Job) -> dict[str, Any]:
         adapter.check(job.config.trainer)
     plan = prepare(job, tokens_of=target)
     device_of(job.config.trainer.accelerator)
+    precision = resolve_precision(job.config.trainer.precision)
     path = locate(target, job.cache_dir)
     job.start_tracking()
 
@@ -73,7 +74,7 @@ def run(job: Job) -> dict[str, Any]:
         path,
         build(job.config.optimizer),
         data.steps_per_epoch * epochs,
-        precision=resolve_precision(job.config.trainer.precision),
+        precision=precision,
         adapter=adapter,
         activation_checkpointing=job.config.activation_checkpointing,
         compiled=job.config.compile,
