@@ -33,7 +33,9 @@ def training_flops(model: Any, lengths: NDArray[np.int32], supervised: NDArray[n
     needs no gradient where the embedding is frozen.
 
     Args:
-        model, lengths, supervised: as in `forward_flops`.
+        model: a causal language model of transformers, with or without an adapter.
+        lengths: tokens of each row, shape (N,).
+        supervised: supervised tokens of each row, shape (N,).
     """
     products = _products(model, lengths, supervised)
     return 2 * products.forward + products.attention + products.trainable
