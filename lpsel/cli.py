@@ -1,4 +1,4 @@
-"""The commands: `lpsel train|select|evaluate|agreement`, and train.py, select.py, evaluate.py beside the package.
+"""The commands: `lpsel train|select|evaluate|agreement|votes`, and train.py, select.py, evaluate.py beside the package.
 
 Nothing heavy is imported before a job starts, so that --help and mistakes answer at once.
 """
@@ -22,7 +22,10 @@ COMMANDS = {
     "evaluate": "compare models on held-out rows",
 }
 # Commands that take paths and flags, not overrides: their job's module has `main(arguments)`.
-PLAIN = {"agreement": "compare scorers: do they find the same rows hard"}
+PLAIN = {
+    "agreement": "compare scorers: do they find the same rows hard",
+    "votes": "count what people said of blinded pairs",
+}
 TINY_MODELS = {"tiny", "tiny-target"}
 GRACE = 5  # seconds the main process gets to say what is wrong: torchrun ends all ranks when the first has ended
 
