@@ -63,20 +63,18 @@ def run(given: Sequence[Path], key_path: Path | None = None, run_dir: Path | Non
         raise UserError(f"{given[0]}: has no vote but skipped pairs; give files with votes.")
 
     folder = run_folder("votes", run_dir)
-    majority_N = ballots.majority(preference_AN)
-    mean_N = ballots.mean_preference(preference_AN)
     _write_table(folder / JUDGEMENTS, _judgements(votes, set(counted), key))
-    _write_table(folder / OUTCOMES, _outcomes(preference_AN, majority_N, mean_N, key))
     voted = sorted({vote.pair for vote in counted})  # the rest was not looked at
+    _write_table(folder / OUTCOMES, _outcomes(voted, preference_AN, key))
     result = {
         "command": "votes",
         "judge": {"kind": "people", "annotators": len(names)},
         "baseline": key.baseline,
         "model": key.model,
-        **_figures(majority_N[voted]),
+        **_figures(ballots.majority(preference_AN)[voted]),
         "pairs": len(key.pairs),
         "pairs_without_votes": len(key.pairs) - len(voted),
-        "mean_of_votes": _figures(mean_N[voted]),
+        "mean_of_votes": _figures(ballots.mean_preference(preference_AN)[voted]),
         "annotators": [
             _annotator(name, preference_N, votes, counted)
             for name, preference_N in zip(names, preference_AN, strict=True)
@@ -86,11 +84,8 @@ def run(given: Sequence[Path], key_path: Path | None = None, run_dir: Path | Non
             "level": "nominal",
             "pairs_with_several_votes": int((np.isfinite(preference_AN).sum(axis=0) > 1).sum()),
         },
-        "mean_output_length": {
-            "baseline": float(np.mean([key.pairs[pair].baseline_length for pair in voted])),
-            "model": float(np.mean([key.pairs[pair].model_length for pair in voted])),
-            "unit": "characters",
-        },
+        "model_mean_chars": np.mean([key.pairs[pair].model_chars for pair in voted]),
+        "baseline_mean_chars": np.mean([key.pairs[pair].baseline_chars for pair in voted]),
         "page": key.page,
         "key": key_path.resolve(),
         "files": [file.path.resolve() for file in files],
@@ -148,7 +143,7 @@ def _figures(preference_N: NDArray[np.float64]) -> dict[str, Any]:
         "standard_error": error,
         "ci_low": low,
         "ci_high": high,
-        "p_value": stats.binomtest(wins, wins + losses).pvalue if wins + losses else None,
+        "p_value": float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else None,
     }
 
 
@@ -169,19 +164,26 @@ def _judgements(votes: Sequence[Vote], counted: set[Vote], key: Key) -> list[dic
     ]
 
 
-def _outcomes(
-    preference_AN: NDArray[np.float64], majority_N: NDArray[np.float64], mean_N: NDArray[np.float64], key: Key
-) -> list[dict[str, Any]]:
+def _outcomes(voted: Sequence[int], preference_AN: NDArray[np.float64], key: Key) -> list[dict[str, Any]]:
+    """A row for every pair that was voted on, as tables of judgements have it: `preference` is the majority."""
+    majority_N = ballots.majority(preference_AN)
+    mean_N = ballots.mean_preference(preference_AN)
+    votes_N = np.isfinite(preference_AN).sum(axis=0)
     return [
         {
-            "id": pair.id,
-            "prompt_set": pair.prompt_set,
-            "category": pair.category,
-            "votes": int(np.isfinite(preference_A).sum()),
-            "majority": finite(majority_N[n]),
-            "mean": finite(mean_N[n]),
+            "id": key.pairs[n].id,
+            "preference": finite(majority_N[n]),
+            "mean_preference": finite(mean_N[n]),
+            "votes": int(votes_N[n]),
+            "judge": "people",
+            "model": key.model,
+            "baseline": key.baseline,
+            "model_chars": key.pairs[n].model_chars,
+            "baseline_chars": key.pairs[n].baseline_chars,
+            "prompt_set": key.pairs[n].prompt_set,
+            "category": key.pairs[n].category,
         }
-        for n, (pair, preference_A) in enumerate(zip(key.pairs, preference_AN.T, strict=True))
+        for n in voted
     ]
 
 
@@ -190,11 +192,10 @@ def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     import pyarrow.parquet as pq
 
     types = {
-        "id": pa.string(), "order": pa.string(), "preference": pa.float64(), "raw": pa.string(),
-        "annotator": pa.string(), "at": pa.timestamp("ms", "UTC"), "counted": pa.bool_(), "prompt_set": pa.string(),
-        "category": pa.string(), "votes": pa.int32(), "majority": pa.float64(), "mean": pa.float64(),
+        "preference": pa.float64(), "mean_preference": pa.float64(), "votes": pa.int32(), "counted": pa.bool_(),
+        "at": pa.timestamp("ms", "UTC"), "model_chars": pa.int64(), "baseline_chars": pa.int64(),
     }  # fmt: skip
-    table = pa.Table.from_pylist(rows, schema=pa.schema([(name, types[name]) for name in rows[0]]))
+    table = pa.Table.from_pylist(rows, schema=pa.schema([(name, types.get(name, pa.string())) for name in rows[0]]))
     write_atomically(path, lambda file: pq.write_table(table, file))
 
 

@@ -28,15 +28,15 @@ class KeyPair:
     Attributes:
         id, prompt_set, category: as the pair's.
         a: whose answer is answer A.
-        baseline_length, model_length: of the answers, in characters.
+        baseline_chars, model_chars: lengths of the answers.
     """
 
     id: str
     a: Writer
     prompt_set: str
     category: str | None
-    baseline_length: int
-    model_length: int
+    baseline_chars: int
+    model_chars: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,7 @@ def test_counts_by_hand(votes, key, tmp_path):
     # n = 7, with 3 W, 2 T, 2 L: 1 - 6 x 6 / (49 - 9 - 4 - 4)
     assert result["agreement"]["krippendorff_alpha"] == pytest.approx(1 - 6 * 6 / 32)
     assert result["agreement"]["pairs_with_several_votes"] == 3
-    assert result["mean_output_length"] == {"baseline": 6, "model": 5, "unit": "characters"}
+    assert (result["model_mean_chars"], result["baseline_mean_chars"]) == (5, 6)
     assert (result["baseline"], result["model"]) == ("opt-125m", "opt-350m")
 
 
@@ -90,12 +90,13 @@ def test_the_tables(votes, key, tmp_path):
         assert row["order"] == ("model_first" if pair.a == "model" else "baseline_first")
         assert (row["prompt_set"], row["category"]) == ("vicuna", "writing")
     outcomes = pq.read_table(tmp_path / "out" / "outcomes.parquet").to_pylist()
-    assert [(r["id"], r["votes"], r["majority"], r["mean"]) for r in outcomes] == [
+    assert [(r["id"], r["votes"], r["preference"], r["mean_preference"]) for r in outcomes] == [
         ("p0", 2, 1.5, 1.5),
         ("p1", 2, 1.5, 1.75),
         ("p2", 0, None, None),
-        ("p3", 0, None, None),
     ]
+    names = ("judge", "model", "baseline", "model_chars", "baseline_chars", "prompt_set", "category")
+    assert [outcomes[1][name] for name in names] == ["people", "opt-350m", "opt-125m", 5, 6, "vicuna", "writing"]
 
 
 def test_a_vote_given_again_replaces_the_earlier_and_is_told(votes, key, tmp_path, capsys):

@@ -40,7 +40,7 @@ def test_any_text_comes_back_from_the_page_and_the_key_says_whose_it_is(texts, q
     for pair, on_page, secret in zip(some, data["pairs"], key.pairs, strict=True):
         sides = ("a", "b") if secret.a == "model" else ("b", "a")
         assert (on_page["prompt"], *(on_page[side] for side in sides)) == (pair.prompt, pair.model, pair.baseline)
-        assert (secret.id, secret.model_length) == (pair.id, len(pair.model))
+        assert (secret.id, secret.model_chars) == (pair.id, len(pair.model))
 
 
 def test_the_page_knows_nothing_but_what_it_shows():

@@ -167,6 +167,17 @@ def test_votes_from_two_tabs_are_all_kept(page_in_chromium, write):
     assert page.inner_text("#progress") == "Pair 3 of 8, 2 judged"
 
 
+def test_a_browser_that_keeps_nothing_says_so_and_can_be_used(page_in_chromium, write, tmp_path):
+    page = page_in_chromium(write())
+    page.add_init_script("Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError'); }")
+    page.reload()
+    begin(page, "Ann")
+    assert page.inner_text("#notice").startswith("This browser does not let the page keep your votes: download them")
+    for _ in range(8):
+        page.keyboard.press("t")
+    assert len(json.loads(downloaded(page, tmp_path).read_text())["votes"]) == 8
+
+
 def test_what_models_and_people_write_is_text(page_in_chromium, write, tmp_path):
     """The fixture fails the test where the page reports a broken policy, asks for anything, or throws."""
     hostile = [Pair(HOSTILE, HOSTILE, f"{HOSTILE}1", f"{HOSTILE}2", HOSTILE, HOSTILE)]
