@@ -1,4 +1,4 @@
-"""The commands: `lpsel train|select|evaluate|agreement`, and train.py, select.py, evaluate.py beside the package.
+"""The commands: `lpsel train|select|evaluate|agreement|votes`, and train.py, select.py, evaluate.py beside the package.
 
 Nothing heavy is imported before a job starts, so that --help and mistakes answer at once.
 """
@@ -24,6 +24,7 @@ COMMANDS = {
 # Commands that take paths and flags, not overrides: their job's module has `main(arguments)`.
 PLAIN = {
     "agreement": "compare scorers: do they find the same rows hard",
+    "votes": "count what people said of blinded pairs",
     "publish": "a subset as a data set with a card, for the Hub",
 }
 TINY_MODELS = {"tiny", "tiny-target"}

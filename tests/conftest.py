@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import socket
 import traceback
 from pathlib import Path
@@ -193,3 +194,41 @@ def random_models():
                 torch.nn.init.normal_(parameter, std=0.6)
         made[kind.removesuffix("_text")] = model
     return made
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium. Of one file of tests: while it runs, its event loop is in the way of asyncio.run."""
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if executable is None:
+        pytest.skip("neither chromium nor google-chrome is on the PATH")
+    playwright = pytest.importorskip("playwright.sync_api")
+    quiet = ["--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=executable, args=["--no-sandbox", *quiet])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page_in_chromium(browser):
+    """Opens an HTML file in a new profile. The page must log no error, throw none, and ask for nothing but the file."""
+    contexts, complaints = [], []
+
+    def watch(page, url):
+        page.on("console", lambda said: said.type in ("error", "warning") and complaints.append(said.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda asked: asked.url.split("#")[0] != url and complaints.append(asked.url))
+
+    def open_file(path, **options):
+        context = browser.new_context(**options)
+        contexts.append(context)
+        context.on("page", lambda page: watch(page, path.as_uri()))
+        page = context.new_page()
+        page.goto(path.as_uri())
+        return page
+
+    yield open_file
+    for context in contexts:
+        context.close()
+    assert complaints == []

@@ -2,10 +2,9 @@
 
 import argparse
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pyarrow as pa
 from rich.console import Console
@@ -14,18 +13,14 @@ from rich.table import Table
 
 from lpsel.errors import UserError
 from lpsel.files import finite, write_atomically, write_json
-from lpsel.jobs.agreement_inputs import RESULT, read_all, read_clusters
+from lpsel.jobs.agreement_inputs import read_all, read_clusters
+from lpsel.jobs.plain import RESULT, OneLineParser, run_folder
 from lpsel.selection.agreement import METRICS
 from lpsel.selection.agreement_study import DEFINED, Study, numbers, study
 from lpsel.selection.budget import check_pct
 
 NUMBERS = "agreement.json"
 PAGE = "agreement.html"
-
-
-class _OneLine(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see lpsel agreement --help.")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -41,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _OneLine(
+    parser = OneLineParser(
         prog="lpsel agreement",
         description="How far scorers agree on which rows are hard.",
         epilog="TABLE is a scores folder, a run folder of select or train, a .parquet or .csv table with nll_0.. or "
@@ -86,7 +81,7 @@ def run(
                 cluster, cluster_source = scored.table.cluster, scored.source
     made = study([scored.name for scored in found], [scored.table for scored in found], pcts, cluster)
 
-    folder = _run_folder(run_dir)
+    folder = run_folder("agreement", run_dir)
     said = numbers(made)
     for table, scored in zip(said["tables"], found, strict=True):
         table["source"] = scored.source
@@ -117,19 +112,6 @@ def run(
     }
     write_json(folder / RESULT, result)
     return result | {"numbers": said, "run_dir": folder}
-
-
-def _run_folder(given: Path | None) -> Path:
-    folder = given or Path("runs") / "agreement" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
-    folder = folder.expanduser().resolve()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"--out {folder}: cannot be made ({error.strerror}); give a folder you may write to."
-        ) from error
-    (folder / RESULT).unlink(missing_ok=True)  # of an earlier run in the same folder
-    return folder
 
 
 def _write_tables(folder: Path, said: dict[str, Any]) -> list[Path]:

@@ -12,12 +12,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lpsel.errors import UserError, first_line
+from lpsel.jobs.plain import RESULT
 from lpsel.selection.npz import names_in_npz, read_array, split_npz
 from lpsel.selection.reader import INT32_MAX, SCORES_FILE, cluster_codes, read_scores
 from lpsel.selection.table import CONTENT_ID, ScoreTable
 
 MANIFEST = "manifest.json"
-RESULT = "result.json"
 SELECTION = "selection.parquet"
 
 
