@@ -67,7 +67,8 @@ class KeptAnswers:
         for line in self.path.read_bytes().split(b"\n"):
             try:
                 answer = json.loads(line)
-                found[answer.pop("asked")] = Generation(**answer)
+                asked = answer.pop("asked")
+                found[asked] = Generation(**answer)
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue  # the first line, or half a line
         return found
