@@ -71,8 +71,10 @@ class Endpoint:
         with self._client() as client, self._mistakes():
             try:
                 client.with_options(timeout=SECONDS_TO_CONNECT, max_retries=1).models.list()
-            except (openai.NotFoundError, openai.APIResponseValidationError):
-                return  # not all servers list their models
+            except (openai.AuthenticationError, openai.PermissionDeniedError):
+                raise
+            except (openai.APIStatusError, openai.APIResponseValidationError):
+                return  # it is there; not all servers can list their models
 
     def complete(
         self, conversations: Sequence[list[dict[str, str]]], sampling: Sampling, keep: Callable[[int, Generation], None]

@@ -21,7 +21,8 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
-        self.reply(200, {"object": "list", "data": []}) if self.allowed() else self.refuse(401, "Wrong key: sk-sec")
+        # As `transformers serve` without a cache of the Hub does.
+        self.refuse(500, "Internal server error") if self.allowed() else self.refuse(401, "Wrong key: sk-sec")
 
     def do_POST(self):
         global now

@@ -138,7 +138,7 @@ def test_a_server_with_a_real_model_gives_that_models_greedy_answers(tmp_path, r
     log = (tmp_path / "server.txt").open("wb")
     with subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "HF_HUB_OFFLINE": "1"}) as process:
         try:
-            until_up(f"http://127.0.0.1:{port}/v1/models", process)
+            until_up(f"http://127.0.0.1:{port}/health", process)
             endpoint = Endpoint(model, f"http://127.0.0.1:{port}/v1", concurrency=1)
             prompts = said("What is the capital of France?", "Name three colours.")
             check(endpoint, prompts, Sampling(12), cache_dir=tmp_path)
