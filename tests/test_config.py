@@ -12,7 +12,14 @@ from lpsel.config import build, config_dir
 CONF = Path(__file__).resolve().parent.parent / "conf"
 GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
 CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
-COMMANDS = {"evaluator": "evaluate", "model": "train", "adapter": "train"}
+COMMANDS = {
+    "evaluator": "evaluate",
+    "model": "train",
+    "adapter": "train",
+    "engine": "evaluate",
+    "prompt_set": "evaluate",
+}
+ON_THEIR_OWN = {"engine", "prompt_set"}  # in no command's defaults
 # What a user has to give for the choices that cannot do without.
 NEEDED = {
     ("dataset", "local"): ["dataset.path=rows.jsonl"],
@@ -33,6 +40,7 @@ def hydra():
 def composed(group, choice):
     command = COMMANDS.get(group, "select")
     override = f"recipe@scorer.recipe={choice}" if group == "recipe" else f"{group}={choice}"
+    override = f"+{override}" if group in ON_THEIR_OWN else override
     given = ["models=x"] if command == "evaluate" else []
     return compose(command, overrides=[override, *given, *NEEDED.get((group, choice), [])])
 
@@ -57,7 +65,7 @@ def test_every_file_composes_and_instantiates(group, choice):
     config = composed(group, choice)
     node = config.scorer.recipe if group == "recipe" else config[group]
     built = build(node)
-    if group in ("model", "scorer", "dataset") and choice not in ("local", "embedded-held-out"):
+    if group in ("model", "scorer", "dataset", "prompt_set", "engine") and choice not in ("local", "embedded-held-out"):
         assert built.name == choice
 
 

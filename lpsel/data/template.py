@@ -69,7 +69,7 @@ def render_prompt(example: Example, template: str, tokenizer: Any) -> Rendered:
     answers = [place for place, turn in enumerate(example.turns) if turn.role == "assistant"]
     before = example.turns[: answers[-1]] if answers else example.turns
     if template == "chat":
-        text = _apply_chat(_messages(Example(before, example.input)), tokenizer, add_generation_prompt=True)
+        text = _apply_chat(chat_messages(Example(before, example.input)), tokenizer, add_generation_prompt=True)
         return Rendered(text, [], append_eos=False, add_special_tokens=False)
     # An empty answer brings what the template writes before an answer.
     opened = render(Example((*before, Turn("assistant", "")), example.input), template, tokenizer)
@@ -137,7 +137,7 @@ def _chat(example: Example, tokenizer: Any) -> Rendered:
     not the answer, so what lies between is, whatever the template strips, adds or leaves out elsewhere. The
     special token that ends the turn belongs to the answer.
     """
-    messages = _messages(example)
+    messages = chat_messages(example)
     text = _apply_chat(messages, tokenizer)
     supervised = []
     for place, message in enumerate(messages):
@@ -154,7 +154,8 @@ def _chat(example: Example, tokenizer: Any) -> Rendered:
     return Rendered(text, supervised, append_eos=False, add_special_tokens=False)
 
 
-def _messages(example: Example) -> list[dict[str, str]]:
+def chat_messages(example: Example) -> list[dict[str, str]]:
+    """The turns as a chat template or an endpoint takes them, Alpaca's input below the first user turn."""
     return [turn._asdict() for turn in _with_input(example)]
 
 

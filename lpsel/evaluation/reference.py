@@ -1,6 +1,5 @@
 """Models side by side on held-out rows: how likely the reference responses are, and how like them the answers are."""
 
-import gc
 import json
 import logging
 import re
@@ -21,6 +20,7 @@ from lpsel.evaluation.match import exact_match, rouge_l
 from lpsel.evaluation.statistics import UNDEFINED
 from lpsel.evaluation.table import reference_table
 from lpsel.files import finite, write_atomically
+from lpsel.model.device import free_memory
 from lpsel.model.load import load_config, load_model, load_tokenizer, locate
 from lpsel.model.spec import ModelSpec
 
@@ -111,7 +111,7 @@ class ReferenceEvaluator:
             of_rows, about = self._measure(model, examples, folder / file, place.device, place.dtype)
             measured.append(of_rows)
             described.append({**about, "generations": file.as_posix()})
-            _free()
+            free_memory()
         figures = compare(measured, self.resamples, self.seed)
         for about, figure in zip(described[1:], figures[1:], strict=True):
             if about["tokenizer"] != described[0]["tokenizer"]:
@@ -166,6 +166,7 @@ class ReferenceEvaluator:
         from lpsel.data.tokens import tokenizer_hash
         from lpsel.evaluation.likelihood import reference_nll, response_bytes
         from lpsel.generation.generate import generate
+        from lpsel.generation.sampling import Sampling
         from lpsel.model.loss import PerSampleLoss, check_head
         from lpsel.model.memory import pass_tokens
 
@@ -184,7 +185,7 @@ class ReferenceEvaluator:
             model,
             tokenizer,
             prompts,
-            max_new_tokens=self.max_new_tokens,
+            Sampling(self.max_new_tokens),
             batch_tokens=self.batch_tokens,
             title=f"Answers, {name}",
         )
@@ -235,7 +236,7 @@ class ReferenceEvaluator:
             "prompts_cut": sum(answer.prompt_cut > 0 for answer in answers),
             "answers_cut": sum(not answer.stopped for answer in answers),
             "answers_empty": sum(not answer.text.strip() for answer in answers),
-            "generated_tokens": sum(answer.tokens for answer in answers),
+            "generated_tokens": sum(answer.tokens or 0 for answer in answers),
             "seconds": {
                 "load": round(loaded - started, 3),
                 "nll": round(scored - loaded, 3),
@@ -272,11 +273,3 @@ def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     write_atomically(path, lambda file: file.writelines(line.encode() for line in lines))
-
-
-def _free() -> None:
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

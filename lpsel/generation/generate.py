@@ -1,63 +1,55 @@
-"""Greedy answers of a causal language model, batched by length."""
+"""Answers of a causal language model of transformers, greedy or sampled, batched by length."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+# B rows of a batch, T tokens of a row (padded on the left), G tokens generated, V vocabulary
+import hashlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from lpsel.data.batching import padded
 from lpsel.data.template import Rendered
 from lpsel.errors import UserError
+from lpsel.generation.sampling import Generation, Sampling
 from lpsel.progress import track
-
-# B rows of a batch, T tokens of a row (padded on the left), G tokens generated
 
 BATCH_TOKENS = 16_384
 
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """What a model wrote after one prompt.
-
-    Attributes:
-        text: without the token that ended it and without special tokens.
-        tokens: generated, the one that ended it counted.
-        stopped: it ended by itself, not at the limit of new tokens.
-        prompt_tokens: fed.
-        prompt_cut: tokens of the prompt left out, from its beginning, since the model's context has no room for them.
-    """
-
-    text: str
-    tokens: int
-    stopped: bool
-    prompt_tokens: int
-    prompt_cut: int
+Keep = Callable[[dict[int, Generation]], None]
 
 
 def generate(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[Rendered | str],
+    sampling: Sampling,
     *,
-    max_new_tokens: int,
     batch_tokens: int = BATCH_TOKENS,
     title: str = "Generating",
+    keep: Keep | None = None,
 ) -> list[Generation]:
-    """Continue every prompt with the most likely token, over and over, until the model ends its answer.
+    """Continue every prompt until the model ends its answer.
 
     Prompts of like length go through the model together. In float32 an answer does not depend on the others of its
-    batch; in a lower precision a near tie may fall either way. What the model's own generation settings say of
-    sampling, penalties or beams is not used.
+    batch, sampled or not; in a lower precision a near tie may fall either way. What the model's own generation
+    settings say of sampling, penalties or beams is not used.
 
     Args:
         model: a causal language model of transformers in evaluation mode, on its device.
         tokenizer: its tokenizer. No padding token is needed, and nothing of it is changed.
         prompts: a string is tokenised with the tokenizer's special tokens.
-        max_new_tokens: an answer is cut here.
+        sampling: how tokens are chosen, and how many at most.
         batch_tokens: largest batch, in tokens of prompts and answers together, padding counted.
         title: of the progress bar.
+        keep: called after every batch with its generations by the prompts' places, before the next is begun.
 
     Returns:
         A generation for every prompt, in their order.
@@ -65,24 +57,21 @@ def generate(
     Raises:
         UserError: max_new_tokens leaves no room for a prompt in the model's context.
     """
-    room = prompt_room(model.config, max_new_tokens)
-    fed, cut = [], []
-    for prompt in prompts:
-        ids = _prompt_ids(tokenizer, prompt)
-        fed.append(_fit(ids, room, tokenizer.bos_token_id))
-        cut.append(len(ids) - len(fed[-1]))
-
-    stops = stop_ids(model, tokenizer)
-    lengths = np.array([len(ids) + max_new_tokens for ids in fed], dtype=np.int32)
+    fed, cut = fit_prompts(model.config, tokenizer, prompts, sampling.max_new_tokens)
+    stops = stop_ids(tokenizer, model.config, model.generation_config)
+    lengths = np.array([len(ids) + sampling.max_new_tokens for ids in fed], dtype=np.int32)
     generations: dict[int, Generation] = {}
     with track(title, total=len(fed), unit="rows") as advance:
         for rows in padded(np.arange(len(fed)), lengths, batch_tokens):
-            answers = _continue(model, [fed[i] for i in rows], max_new_tokens, stops)
-            for i, answer in zip(rows.tolist(), answers, strict=True):
-                stopped = bool(answer) and answer[-1] in stops
-                text = tokenizer.decode(answer[:-1] if stopped else answer, skip_special_tokens=True)
-                generations[i] = Generation(text, len(answer), stopped, len(fed[i]), cut[i])
-            advance(len(rows), tokens=sum(map(len, answers)))
+            new = _continue(model, [fed[i] for i in rows], sampling, stops)
+            done = {
+                i: generation_of(tokenizer, ids, stops, len(fed[i]), cut[i])
+                for i, ids in zip(rows.tolist(), new, strict=True)
+            }
+            if keep is not None:
+                keep(done)
+            generations |= done
+            advance(len(rows), tokens=sum(map(len, new)))
     return [generations[i] for i in range(len(fed))]
 
 
@@ -103,10 +92,20 @@ def prompt_room(config: Any, max_new_tokens: int) -> int | None:
     return context - max_new_tokens
 
 
-def stop_ids(model: Any, tokenizer: Any) -> list[int]:
+def fit_prompts(
+    config: Any, tokenizer: Any, prompts: Sequence[Rendered | str], max_new_tokens: int
+) -> tuple[list[list[int]], list[int]]:
+    """The ids fed of every prompt, and how many were left out in front since the context has no room for them."""
+    room = prompt_room(config, max_new_tokens)
+    whole = [_prompt_ids(tokenizer, prompt) for prompt in prompts]
+    fed = [_fit(ids, room, tokenizer.bos_token_id) for ids in whole]
+    return fed, [len(ids) - len(kept) for ids, kept in zip(whole, fed, strict=True)]
+
+
+def stop_ids(tokenizer: Any, config: Any, generation_config: Any) -> list[int]:
     """Tokens that end an answer: the tokenizer's and the model's EOS, and the chat template's end of turn."""
     stops: set[int] = set()
-    for holder in (tokenizer, model.config.get_text_config(), model.generation_config):
+    for holder in (tokenizer, config.get_text_config(), generation_config):
         eos = getattr(holder, "eos_token_id", None)
         stops.update([eos] if isinstance(eos, int) else eos or [])
     if tokenizer.chat_template:
@@ -117,6 +116,13 @@ def stop_ids(model: Any, tokenizer: Any) -> list[int]:
         if following and following[0] in tokenizer.added_tokens_decoder:
             stops.add(following[0])
     return sorted(stops)
+
+
+def generation_of(tokenizer: Any, new: list[int], stops: list[int], prompt_tokens: int, prompt_cut: int) -> Generation:
+    """New tokens, up to and with the one that ended the answer, as a generation."""
+    stopped = bool(new) and new[-1] in stops
+    text = tokenizer.decode(new[:-1] if stopped else new, skip_special_tokens=True)
+    return Generation(text, len(new), stopped, prompt_tokens, prompt_cut)
 
 
 def _prompt_ids(tokenizer: Any, prompt: Rendered | str) -> list[int]:
@@ -137,10 +143,8 @@ def _fit(ids: list[int], room: int | None, bos: int | None) -> list[int]:
 
 
 @torch.inference_mode()
-def _continue(model: Any, prompts: list[list[int]], max_new_tokens: int, stops: list[int]) -> list[list[int]]:
+def _continue(model: Any, prompts: list[list[int]], sampling: Sampling, stops: list[int]) -> list[list[int]]:
     """New tokens of every prompt, up to and with the first that ends the answer."""
-    from transformers import GenerationConfig
-
     width = max(map(len, prompts))
     padding = stops[0] if stops else 0
     input_ids_BT = torch.full((len(prompts), width), padding)
@@ -150,8 +154,8 @@ def _continue(model: Any, prompts: list[list[int]], max_new_tokens: int, stops: 
         attended_BT[b, width - len(ids) :] = 1
 
     greedy = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
+        do_sample=False,  # a sample is drawn by _Drawn, which leaves one token to choose from
+        max_new_tokens=sampling.max_new_tokens,
         eos_token_id=stops or None,
         pad_token_id=padding,
         use_cache=True,
@@ -160,7 +164,10 @@ def _continue(model: Any, prompts: list[list[int]], max_new_tokens: int, stops: 
     model.generation_config = GenerationConfig()  # else its values fill in what `greedy` leaves open
     try:
         output_BT = model.generate(
-            input_ids_BT.to(model.device), attention_mask=attended_BT.to(model.device), generation_config=greedy
+            input_ids_BT.to(model.device),
+            attention_mask=attended_BT.to(model.device),
+            generation_config=greedy,
+            logits_processor=_processors(prompts, sampling, model.device),
         )
     finally:
         model.generation_config = own
@@ -170,3 +177,39 @@ def _continue(model: Any, prompts: list[list[int]], max_new_tokens: int, stops: 
 def _until(new_G: list[int], stops: list[int]) -> list[int]:
     ends = next((g for g, token in enumerate(new_G) if token in stops), None)
     return new_G if ends is None else new_G[: ends + 1]
+
+
+def _processors(prompts: list[list[int]], sampling: Sampling, device: torch.device) -> LogitsProcessorList:
+    if sampling.greedy:
+        return LogitsProcessorList()
+    chance_BG = torch.stack([_chances(ids, sampling) for ids in prompts]).to(device)
+    nucleus = [TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else []
+    return LogitsProcessorList([TemperatureLogitsWarper(float(sampling.temperature)), *nucleus, _Drawn(chance_BG)])
+
+
+def _chances(ids: list[int], sampling: Sampling) -> torch.Tensor:
+    """A number in [0, 1) for every token of a prompt's answer, shape (G,), from the seed and the prompt alone."""
+    seed = hashlib.sha256(f"{sampling.seed}:{ids}".encode()).digest()[:8]
+    generator = torch.Generator().manual_seed(int.from_bytes(seed, "little", signed=True))
+    return torch.rand(sampling.max_new_tokens, generator=generator)
+
+
+class _Drawn(LogitsProcessor):
+    """Leaves of every row's tokens the one that its next number in [0, 1) falls on.
+
+    The tokens share the interval in the order of the vocabulary, each as much as it is likely (inversion of the
+    distribution function). One number a token, drawn beforehand, makes a row's sample its own in any batch.
+    """
+
+    def __init__(self, chance_BG: torch.Tensor) -> None:
+        self.chance_BG = chance_BG
+        self.g = 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        cumulative_BV = scores.double().softmax(-1).cumsum(-1)
+        # float32 chances: the product stays below the sum of all, so a token of some probability is hit.
+        aim_B1 = self.chance_BG[:, self.g, None].double() * cumulative_BV[:, -1:]
+        self.g += 1
+        last = scores.shape[-1] - 1  # where a model's logits are not numbers
+        token_B1 = torch.searchsorted(cumulative_BV, aim_B1, right=True).clamp_(max=last)
+        return torch.full_like(scores, -torch.inf).scatter_(1, token_B1, 0.0)

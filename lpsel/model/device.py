@@ -46,3 +46,14 @@ def device_of(accelerator: str) -> "torch.device":
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError(f"trainer.accelerator={accelerator}: this machine has no CUDA device; say trainer=cpu.")
     return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def free_memory() -> None:
+    """Give back what a model that was just let go of has taken, before the next is loaded."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from lpsel.errors import UserError, first_line
+from lpsel.files import sha256_of, write_atomically
 from lpsel.model.spec import ModelSpec
 
+WORTH_KEEPING = 1 << 20  # bytes of a file whose hash is kept
 HASHED = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py")
 
 
@@ -34,18 +36,38 @@ def locate(spec: ModelSpec, cache_dir: Path) -> str:
     return spec.path
 
 
-@lru_cache(maxsize=32)
-def identity(spec_path: str, revision: str | None) -> str:
-    """SHA-256 of a local folder's model and tokenizer files, or the commit of a Hub model."""
+def identity(spec_path: str, revision: str | None, cache_dir: Path | None = None) -> str:
+    """SHA-256 of a local folder's model and tokenizer files, or the commit of a Hub model.
+
+    A file is hashed again when its size, times or inode have changed. With `cache_dir`, hashes are kept there, so that
+    another process need not read the weights to know them.
+    """
     folder = Path(spec_path)
     if not folder.is_dir():
         return f"{spec_path}@{_commit(spec_path, revision)}"
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
         if file.suffix in HASHED and file.is_file():
-            with file.open("rb") as opened:
-                digest.update(f"{file.name}:{hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
+            digest.update(f"{file.name}:{_file_hash(file, cache_dir)}\n".encode())
     return digest.hexdigest()
+
+
+def _file_hash(file: Path, cache_dir: Path | None) -> str:
+    about = file.stat()
+    state = f"{file.resolve()}:{about.st_size}:{about.st_mtime_ns}:{about.st_ctime_ns}:{about.st_ino}"
+    if cache_dir is None or about.st_size < WORTH_KEEPING:
+        return _hash_once(file, state)
+    kept = cache_dir / "hashes" / hashlib.sha256(state.encode()).hexdigest()[:32]
+    if not kept.is_file():
+        known = _hash_once(file, state).encode()
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(kept, lambda opened: opened.write(known))
+    return kept.read_text()
+
+
+@lru_cache(maxsize=1024)
+def _hash_once(file: Path, state: str) -> str:
+    return sha256_of(file)
 
 
 def _config_file(spec: ModelSpec) -> str:

@@ -9,6 +9,7 @@ from transformers import GenerationConfig
 from lpsel.data.template import Rendered
 from lpsel.errors import UserError
 from lpsel.generation.generate import generate, prompt_room, stop_ids
+from lpsel.generation.sampling import Sampling
 
 ARCHITECTURES = ("llama", "gpt2", "opt", "gemma3")
 CONTEXT = 64  # of every random model, in tokens
@@ -24,6 +25,10 @@ def greedy_by_hand(model, ids, steps, stops):
     return new
 
 
+def stops_of(model, tokenizer):
+    return stop_ids(tokenizer, model.config, model.generation_config)
+
+
 def with_end_of_turn(tokenizer):
     """A copy whose chat template closes an answer with <turn>."""
     chat = copy.deepcopy(tokenizer)
@@ -34,20 +39,20 @@ def with_end_of_turn(tokenizer):
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_batched_answers_are_those_of_one_prompt_at_a_time(random_models, byte_tokenizer, kind):
     model = random_models[kind]
-    together = generate(model, byte_tokenizer, PROMPTS, max_new_tokens=12, batch_tokens=10_000)
+    together = generate(model, byte_tokenizer, PROMPTS, Sampling(12), batch_tokens=10_000)
     for prompt, answer in zip(PROMPTS, together, strict=True):
         new = greedy_by_hand(model, byte_tokenizer(prompt)["input_ids"], 12, [256])
         assert answer.text == byte_tokenizer.decode(new, skip_special_tokens=True)
         assert answer.tokens == len(new)
-    assert generate(model, byte_tokenizer, PROMPTS, max_new_tokens=12, batch_tokens=1) == together
+    assert generate(model, byte_tokenizer, PROMPTS, Sampling(12), batch_tokens=1) == together
     assert len({answer.text for answer in together}) > 3
 
 
 def test_answers_come_in_the_order_of_the_prompts(random_models, byte_tokenizer):
-    texts = [answer.text for answer in generate(random_models["llama"], byte_tokenizer, PROMPTS, max_new_tokens=5)]
+    texts = [answer.text for answer in generate(random_models["llama"], byte_tokenizer, PROMPTS, Sampling(5))]
     order = list(range(len(PROMPTS)))
     random.Random(1).shuffle(order)
-    shuffled = generate(random_models["llama"], byte_tokenizer, [PROMPTS[i] for i in order], max_new_tokens=5)
+    shuffled = generate(random_models["llama"], byte_tokenizer, [PROMPTS[i] for i in order], Sampling(5))
     assert [answer.text for answer in shuffled] == [texts[i] for i in order]
 
 
@@ -57,7 +62,7 @@ def test_an_answer_ends_at_the_models_end_token_and_does_not_show_it(random_mode
     free = greedy_by_hand(model, ids, 12, [])
     own, model.generation_config = model.generation_config, GenerationConfig(eos_token_id=[256, free[3]])
     try:
-        first, *_ = generate(model, byte_tokenizer, PROMPTS, max_new_tokens=12)
+        first, *_ = generate(model, byte_tokenizer, PROMPTS, Sampling(12))
     finally:
         model.generation_config = own
     expected = greedy_by_hand(model, ids, 12, [256, free[3]])
@@ -71,29 +76,29 @@ def test_an_answer_may_be_empty(random_models, byte_tokenizer):
     (first,) = greedy_by_hand(model, byte_tokenizer("a")["input_ids"], 1, [])
     own, model.generation_config = model.generation_config, GenerationConfig(eos_token_id=first)
     try:
-        (answer,) = generate(model, byte_tokenizer, ["a"], max_new_tokens=12)
+        (answer,) = generate(model, byte_tokenizer, ["a"], Sampling(12))
     finally:
         model.generation_config = own
     assert (answer.text, answer.tokens, answer.stopped) == ("", 1, True)
 
 
 def test_an_answer_at_the_limit_has_not_stopped(random_models, byte_tokenizer):
-    (answer,) = generate(random_models["llama"], byte_tokenizer, ["a"], max_new_tokens=1)
+    (answer,) = generate(random_models["llama"], byte_tokenizer, ["a"], Sampling(1))
     assert (answer.tokens, answer.stopped) == (1, False)
 
 
 def test_the_end_of_turn_of_the_chat_template_ends_an_answer(random_models, byte_tokenizer):
     model = random_models["llama"]
-    assert stop_ids(model, byte_tokenizer) == [256]
+    assert stops_of(model, byte_tokenizer) == [256]
     chat = with_end_of_turn(byte_tokenizer)
-    assert stop_ids(model, chat) == [256, 258]
+    assert stops_of(model, chat) == [256, 258]
     chat.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    assert stop_ids(model, chat) == [256]
+    assert stops_of(model, chat) == [256]
 
 
 def test_the_models_own_sampling_and_penalties_are_not_used(random_models, byte_tokenizer):
     model = random_models["llama"]
-    plain = generate(model, byte_tokenizer, PROMPTS, max_new_tokens=12)
+    plain = generate(model, byte_tokenizer, PROMPTS, Sampling(12))
     own = model.generation_config
     model.generation_config = GenerationConfig(
         do_sample=True, temperature=9.0, repetition_penalty=3.0, num_beams=2, max_length=3, eos_token_id=256
@@ -101,7 +106,7 @@ def test_the_models_own_sampling_and_penalties_are_not_used(random_models, byte_
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert generate(model, byte_tokenizer, PROMPTS, max_new_tokens=12) == plain
+            assert generate(model, byte_tokenizer, PROMPTS, Sampling(12)) == plain
         assert model.generation_config.num_beams == 2
     finally:
         model.generation_config = own
@@ -111,7 +116,7 @@ def test_the_models_own_sampling_and_penalties_are_not_used(random_models, byte_
 def test_a_prompt_too_long_for_the_context_loses_its_beginning_and_keeps_its_bos(random_models, byte_tokenizer, kind):
     model = random_models[kind]
     prompt = "x" * 30 + "the end of a long prompt counts, not its beginning"
-    answers = generate(model, byte_tokenizer, [prompt, "a"], max_new_tokens=10)
+    answers = generate(model, byte_tokenizer, [prompt, "a"], Sampling(10))
     room = CONTEXT - 10
     assert [answer.prompt_cut for answer in answers] == [1 + len(prompt) - room, 0]
     assert answers[0].prompt_tokens == room
@@ -121,7 +126,7 @@ def test_a_prompt_too_long_for_the_context_loses_its_beginning_and_keeps_its_bos
 
 def test_a_rendered_prompt_says_itself_whether_it_takes_special_tokens(random_models, byte_tokenizer):
     bare, full = (Rendered("abc", [], False, special) for special in (False, True))
-    answers = generate(random_models["llama"], byte_tokenizer, [bare, full, "abc"], max_new_tokens=6)
+    answers = generate(random_models["llama"], byte_tokenizer, [bare, full, "abc"], Sampling(6))
     assert [answer.prompt_tokens for answer in answers] == [3, 4, 4]
     assert answers[1] == answers[2]
 
@@ -135,9 +140,7 @@ def test_an_eos_that_the_tokenizer_puts_behind_a_prompt_is_not_fed(random_models
     )
     assert ends("abc")["input_ids"][-1] == 256
     model = random_models["llama"]
-    assert generate(model, ends, ["abc"], max_new_tokens=6) == generate(
-        model, byte_tokenizer, ["abc"], max_new_tokens=6
-    )
+    assert generate(model, ends, ["abc"], Sampling(6)) == generate(model, byte_tokenizer, ["abc"], Sampling(6))
 
 
 def test_no_room_for_a_prompt_is_said_with_the_remedy(random_models):
@@ -147,4 +150,4 @@ def test_no_room_for_a_prompt_is_said_with_the_remedy(random_models):
 
 
 def test_no_prompts_give_no_answers(random_models, byte_tokenizer):
-    assert generate(random_models["llama"], byte_tokenizer, [], max_new_tokens=5) == []
+    assert generate(random_models["llama"], byte_tokenizer, [], Sampling(5)) == []
