@@ -4,8 +4,9 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -44,6 +45,12 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write strict JSON lines; the folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.writelines(map(json_line, rows)))
+
+
 def finite(value: Any) -> Any:
     """The same value with None in place of every NaN and infinity, and plain types in place of NumPy's and paths."""
     if isinstance(value, dict):
@@ -76,3 +83,22 @@ def sha256_of(path: Path) -> str:
 def digest(value: Any) -> str:
     """SHA-256 of a JSON-like value, the same for equal values on every machine."""
     return hashlib.sha256(json.dumps(finite(value), sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """The same names, one that comes again (capitals aside) with a number behind it."""
+    taken: set[str] = set()
+    made = []
+    for name in names:
+        unique, count = name, 1
+        while unique.lower() in taken:
+            count += 1
+            unique = f"{name}-{count}"
+        taken.add(unique.lower())
+        made.append(unique)
+    return made
+
+
+def file_names(names: Sequence[str]) -> list[str]:
+    """Distinct names of files that are safe in any file system, without an ending."""
+    return distinct([re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:100] or "model" for name in names])

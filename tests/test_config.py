@@ -17,9 +17,10 @@ COMMANDS = {
     "model": "train",
     "adapter": "train",
     "engine": "evaluate",
+    "judge": "evaluate",
     "prompt_set": "evaluate",
 }
-ON_THEIR_OWN = {"engine", "prompt_set"}  # in no command's defaults
+ON_THEIR_OWN = {"prompt_set"}  # in no command's defaults
 # What a user has to give for the choices that cannot do without.
 NEEDED = {
     ("dataset", "local"): ["dataset.path=rows.jsonl"],

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from lpsel.errors import UserError
+from lpsel.generation.endpoint import Endpoint
 from lpsel.model.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -15,13 +17,31 @@ if TYPE_CHECKING:
 class Candidates:
     """The models of an evaluation: `models`, and what they are compared with, where one was named."""
 
-    models: tuple[ModelSpec, ...]
-    baseline: ModelSpec | None = None
+    models: tuple[ModelSpec | Endpoint, ...]
+    baseline: ModelSpec | Endpoint | None = None
 
     @property
-    def all(self) -> tuple[ModelSpec, ...]:
+    def all(self) -> tuple[ModelSpec | Endpoint, ...]:
         """The baseline first."""
         return self.models if self.baseline is None else (self.baseline, *self.models)
+
+    def on_this_machine(self) -> list[ModelSpec]:
+        """All of them, for an evaluator that computes with their weights.
+
+        Raises:
+            UserError: none, or one behind an endpoint.
+        """
+        if not self.all:
+            raise UserError("model: none given; say model=RUN_OR_MODEL, or model=[A,B] for several.")
+        specs = []
+        for model in self.all:
+            if isinstance(model, Endpoint):
+                raise UserError(
+                    f"model={model.model}@{model.base_url}: has no weights here; give a run folder or a model, or say "
+                    "evaluator=pairwise."
+                )
+            specs.append(model)
+        return specs
 
 
 class Place(NamedTuple):

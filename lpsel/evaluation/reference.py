@@ -1,11 +1,8 @@
 """Models side by side on held-out rows: how likely the reference responses are, and how like them the answers are."""
 
-import json
 import logging
-import re
 import shutil
 import time
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +16,7 @@ from lpsel.evaluation.evaluator import Candidates, Place
 from lpsel.evaluation.match import exact_match, rouge_l
 from lpsel.evaluation.statistics import UNDEFINED
 from lpsel.evaluation.table import reference_table
-from lpsel.files import finite, write_atomically
+from lpsel.files import distinct, file_names, finite, write_lines
 from lpsel.model.device import free_memory
 from lpsel.model.load import load_config, load_model, load_tokenizer, locate
 from lpsel.model.spec import ModelSpec
@@ -95,7 +92,7 @@ class ReferenceEvaluator:
             UserError: no rows (the source says so), a model that is not there, a template that does not fit, no room
                 for a prompt in a model's context: before any model is loaded. An unsupported architecture.
         """
-        models, cache_dir, folder = candidates.all, place.cache_dir, place.folder
+        models, cache_dir, folder = candidates.on_this_machine(), place.cache_dir, place.folder
         source = Source(self.dataset)
         examples = [row.example for row in source]
         paths = [locate(spec, cache_dir) for spec in models]
@@ -203,7 +200,7 @@ class ReferenceEvaluator:
         not_finite = int((~np.isfinite(nll)).sum())
         if not_finite:
             log.warning("%s: the NLL of %d rows is not finite, so its NLL is not defined.", name, not_finite)
-        _write_lines(
+        write_lines(
             file,
             (
                 {
@@ -248,28 +245,3 @@ class ReferenceEvaluator:
 def reference_of(example: Example) -> str:
     """The last turn of the assistant; empty where there is none."""
     return next((turn.content for turn in reversed(example.turns) if turn.role == "assistant"), "")
-
-
-def distinct(names: Sequence[str]) -> list[str]:
-    """The same names, one that comes again (capitals aside) with a number behind it."""
-    taken: set[str] = set()
-    made = []
-    for name in names:
-        unique, count = name, 1
-        while unique.lower() in taken:
-            count += 1
-            unique = f"{name}-{count}"
-        taken.add(unique.lower())
-        made.append(unique)
-    return made
-
-
-def file_names(names: Sequence[str]) -> list[str]:
-    """Distinct names of files that are safe in any file system, without an ending."""
-    return distinct([re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:100] or "model" for name in names])
-
-
-def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    write_atomically(path, lambda file: file.writelines(line.encode() for line in lines))

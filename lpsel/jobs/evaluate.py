@@ -12,6 +12,7 @@ from rich.console import Console
 from lpsel.config import Job, build, config_dir
 from lpsel.errors import UserError
 from lpsel.evaluation.evaluator import Candidates, Place
+from lpsel.generation.endpoint import Endpoint
 from lpsel.model.device import device_of, resolve_precision
 from lpsel.model.load import locate
 from lpsel.model.spec import ModelSpec
@@ -23,11 +24,8 @@ log = logging.getLogger(__name__)
 def run(job: Job) -> dict[str, Any]:
     """Evaluate, write generations and figures."""
     config = job.config
-    if config.models is None:
-        raise UserError("model: none given; say model=RUN_OR_MODEL, or model=[A,B] for several.")
-    named = [str(name) for name in (config.models if isinstance(config.models, ListConfig) else [config.models])]
-    if not named:
-        raise UserError("model=[]: nothing to evaluate; give model=RUN_OR_MODEL.")
+    models = [] if config.models is None else config.models
+    named = [str(name) for name in (models if isinstance(models, list | ListConfig) else [models])]
     baseline = None if config.baseline is None else str(config.baseline)
     candidates = Candidates(
         tuple(candidate(name, job) for name in named), None if baseline is None else candidate(baseline, job)
@@ -36,12 +34,13 @@ def run(job: Job) -> dict[str, Any]:
     device = device_of(config.trainer.accelerator)
     precision = resolve_precision(config.trainer.precision)
     for spec in candidates.all:
-        if spec.path:
+        if isinstance(spec, ModelSpec) and spec.path:
             locate(spec, job.cache_dir)
 
     import torch
 
-    log.info("Evaluating %s", "; ".join(c.name for c in candidates.all))
+    if candidates.all:
+        log.info("Evaluating %s", "; ".join(c.name for c in candidates.all))
     job.start_tracking()
     for name in dict.fromkeys([*([baseline] if baseline else []), *named]):
         for parent in _made_by(name):
@@ -49,7 +48,9 @@ def run(job: Job) -> dict[str, Any]:
     dtype = torch.float32 if precision == "32-true" else torch.bfloat16
     result = evaluator.evaluate(candidates, Place(job.run_dir, job.cache_dir, device, dtype))
     job.tracker.log({name: value for name, value in evaluator.metrics(result).items() if value is not None})
-    job.tracker.made(Artifact("evaluation", f"evaluation-{job.run_dir.name}", job.run_dir / "generations"))
+    for made in (job.run_dir / "generations", job.run_dir / "judgements.parquet"):
+        if made.exists():
+            job.tracker.made(Artifact("evaluation", f"{made.stem}-{job.run_dir.name}", made))
     return {"command": "evaluate", "device": str(device), **result}
 
 
@@ -58,12 +59,15 @@ def show(config: DictConfig, result: dict[str, Any]) -> None:
     Console(width=None if Console().is_terminal else 140).print(build(config.evaluator).table(result))
 
 
-def candidate(name: str, job: Job) -> ModelSpec:
-    """What `model=NAME` means: a run folder of train.py, a model folder, a name in conf/model, or a Hub id.
+def candidate(name: str, job: Job) -> ModelSpec | Endpoint:
+    """What `model=NAME` means: a run folder of train.py, a model folder, a name in conf/model, a Hub id, or MODEL@URL.
 
     Raises:
         UserError: a folder that is neither a finished training run nor a model.
     """
+    endpoint = Endpoint.of(name)
+    if endpoint is not None:
+        return endpoint
     folder = Path(name).expanduser()
     if folder.is_dir():
         if (folder / "config.json").is_file():
