@@ -12,13 +12,14 @@ from lpsel.config import build, config_dir
 CONF = Path(__file__).resolve().parent.parent / "conf"
 GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
 CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
-COMMANDS = {"evaluator": "evaluate", "model": "train", "adapter": "train"}
+COMMANDS = {"evaluator": "evaluate", "judge": "evaluate", "model": "train", "adapter": "train"}
 # What a user has to give for the choices that cannot do without.
 NEEDED = {
     ("dataset", "local"): ["dataset.path=rows.jsonl"],
     ("model", "local"): ["model.path=folder"],
     ("scorer", "local"): ["scorer.path=folder"],
     ("cluster", "column"): ["cluster.column=topic"],
+    ("judge", "hf"): ["judge.model.path=folder"],
     ("selection", "score_column"): ["selection.column=reward"],
     ("selection", "deita"): ["selection.complexity=complexity", "selection.quality=quality"],
 }
@@ -32,7 +33,7 @@ def hydra():
 
 def composed(group, choice):
     command = COMMANDS.get(group, "select")
-    override = f"recipe@scorer.recipe={choice}" if group == "recipe" else f"{group}={choice}"
+    override = {"recipe": f"recipe@scorer.recipe={choice}", "judge": f"+judge={choice}"}.get(group, f"{group}={choice}")
     given = ["models=x"] if command == "evaluate" else []
     return compose(command, overrides=[override, *given, *NEEDED.get((group, choice), [])])
 

@@ -16,9 +16,9 @@ import numpy as np
 from lpsel.data.source import Example, Source
 from lpsel.errors import UserError
 from lpsel.evaluation.comparison import Measured, compare
-from lpsel.evaluation.match import exact_match, rouge_l
 from lpsel.evaluation.statistics import UNDEFINED
 from lpsel.files import finite, write_atomically
+from lpsel.judging.match import exact_match, rouge_l
 from lpsel.model.load import load_config, load_model, load_tokenizer, locate
 from lpsel.model.spec import ModelSpec
 
