@@ -27,6 +27,7 @@ NEEDED = {
     ("model", "local"): ["model.path=folder"],
     ("scorer", "local"): ["scorer.path=folder"],
     ("cluster", "column"): ["cluster.column=topic"],
+    ("judge", "hf"): ["judge.model.path=folder"],
     ("selection", "score_column"): ["selection.column=reward"],
     ("selection", "deita"): ["selection.complexity=complexity", "selection.quality=quality"],
 }

@@ -13,10 +13,10 @@ from lpsel.data.source import DatasetSpec, Example, Source
 from lpsel.errors import UserError
 from lpsel.evaluation.comparison import Measured, compare
 from lpsel.evaluation.evaluator import Candidates, Place
-from lpsel.evaluation.match import exact_match, rouge_l
 from lpsel.evaluation.statistics import UNDEFINED
 from lpsel.evaluation.table import reference_table
 from lpsel.files import distinct, file_names, finite, write_lines
+from lpsel.judging.match import exact_match, rouge_l
 from lpsel.model.device import free_memory
 from lpsel.model.load import load_config, load_model, load_tokenizer, locate
 from lpsel.model.spec import ModelSpec

@@ -7,6 +7,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 Order = Literal["baseline_first", "model_first"]
 ORDERS: tuple[Order, ...] = ("baseline_first", "model_first")
 WIN, TIE, LOSS = 2.0, 1.5, 1.0
+UNREADABLE = "unreadable"  # failures that are final; others are asked again by the next run
+NO_REFERENCE = "no reference"
+TOO_LONG = "longer than the judge's context"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,15 @@ class Pair:
     prompt_set: str = ""
     category: str | None = None
     reference: str | None = None
+
+    def shown(self, order: Order) -> tuple[str, str]:
+        """The answers, the one that is shown first in front."""
+        return (self.baseline, self.model) if order == "baseline_first" else (self.model, self.baseline)
+
+
+def preference_of(verdict: float, order: Order) -> float:
+    """From a verdict on the answers as shown (1: the first is better, 2: the second) to a preference, and back."""
+    return verdict if order == "baseline_first" else WIN + LOSS - verdict
 
 
 class Judgement(NamedTuple):
@@ -74,8 +86,15 @@ class Judge(Protocol):
             UserError: with one line that names the value and the remedy.
         """
 
+    def cost(self, judgement: Judgement) -> float | None:
+        """Dollars that a judgement cost, None where no price or no token count is known."""
+
     def judge(self, asked: Sequence[tuple[Pair, Order]], keep: Callable[[Judgement], None]) -> None:
         """Judge pairs, and hand each judgement to `keep`, which puts it on disk, before the next is asked for.
 
-        May stop before all are judged (a price cap); what is missing then is known from what was kept.
+        `keep` may be called from several threads. May stop before all are judged (a price cap); what is missing then
+        is known from what was kept.
+
+        Raises:
+            UserError: what no further question could mend, such as a wrong key. What was kept stays.
         """

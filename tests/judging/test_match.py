@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from lpsel.evaluation.match import exact_match, rouge_l
+from lpsel.judging.match import exact_match, rouge_l
 
 
 def test_exact_match_ignores_white_space_around_the_text_only():

@@ -1,0 +1,122 @@
+"""A chat completions server that knows the truth and misbehaves on purpose, the same way for the same seed.
+
+Answers hold their worth as `worth N`. A request that holds `always A` gets verdict A whichever answer stands first.
+What the n-th request for a question meets depends on seed, question and n alone, whatever the order of arrival. Every
+request is a line of the log: question, what was done, verdict.
+"""
+
+import argparse
+import hashlib
+import json
+import random
+import re
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+USAGE = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+MIX = {"429": 10, "500": 8, "slow": 2, "cut": 4, "not json": 5, "html": 3, "empty": 5, "two verdicts": 6, "odd": 4}
+lock = threading.Lock()
+asked = {}
+
+
+def completion(content):
+    message = {"role": "assistant", "content": content}
+    return {
+        "id": "x", "object": "chat.completion", "created": 0, "model": "judge", "usage": USAGE,
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+    }  # fmt: skip
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        text = body["messages"][0]["content"]
+        key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        with lock:
+            asked[key] = asked.get(key, 0) + 1
+            dice = random.Random(f"{options.seed} {key} {asked[key]}")
+        kinds = [*MIX, "good"]
+        weights = [*MIX.values(), 53] if options.misbehave else [0] * len(MIX) + [1]
+        kind = dice.choices(kinds, weights)[0]
+        first, second = (int(n) for n in re.findall(r"worth (\d+)", text))
+        verdict = "A" if first > second or "always A" in text else "B" if second > first else "C"
+        if options.status:
+            kind = str(options.status)
+        elif options.key and self.headers["Authorization"] != f"Bearer {options.key}":
+            kind = "401"
+        elif options.model and body["model"] != options.model:
+            kind = "404"
+        time.sleep(options.delay)
+        try:
+            self.answer(kind, verdict)
+        except (BrokenPipeError, ConnectionResetError):
+            kind = f"{kind}, not taken"
+        line = {"question": key, "kind": kind, "verdict": verdict if kind == "good" else None}
+        with lock, open(options.log, "a") as log:
+            log.write(json.dumps(line) + "\n")
+
+    def answer(self, kind, verdict):
+        good = completion(f"I have thought of both.\n[[{verdict}]]")
+        if kind.isdigit():
+            told = f"status {kind} for {self.headers['Authorization']}"
+            self.send(json.dumps({"error": {"message": told}}), status=int(kind))
+        elif kind == "slow":
+            time.sleep(options.slow)
+            self.send(json.dumps(good))
+        elif kind == "cut":
+            self.send(json.dumps(good), cut=True)
+        elif kind == "not json":
+            self.send(json.dumps(good)[:-20])
+        elif kind == "html":
+            self.send("<html>Welcome</html>", type="text/html")
+        elif kind == "empty":
+            self.send(json.dumps(completion("")))
+        elif kind == "two verdicts":
+            self.send(json.dumps(completion("[[A]], though one may well say\n[[B]]")))
+        elif kind == "odd":
+            self.send(json.dumps({"choices": [{"message": None}], "usage": "none"}))
+        else:
+            if not options.usage:
+                del good["usage"]
+            self.send(json.dumps(good))
+
+    def send(self, text, status=200, type="application/json", cut=False):
+        data = text.encode()
+        self.send_response(status)
+        self.send_header("Content-Type", type)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("retry-after-ms", "20")
+        self.end_headers()
+        if cut:
+            self.wfile.write(data[: len(data) // 2])
+            self.wfile.flush()
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+        else:
+            self.wfile.write(data)
+
+    def log_message(self, *args):
+        pass
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("log")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--misbehave", action="store_true")
+    parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--slow", type=float, default=1.5)
+    parser.add_argument("--status", type=int)
+    parser.add_argument("--key")
+    parser.add_argument("--model")
+    parser.add_argument("--no-usage", dest="usage", action="store_false")
+    options = parser.parse_args()
+    open(options.log, "w").close()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    print(server.server_address[1], flush=True)
+    server.serve_forever()
