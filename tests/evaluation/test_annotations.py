@@ -12,7 +12,7 @@ from lpsel.evaluation.annotations import read_judgements
 from lpsel.evaluation.head_to_head import figures
 from lpsel.evaluation.length_control import length_controlled_win_rate
 
-# What the fit of alpaca_eval 0.6.6 gives for its `length_controlled_minimal`; its liblinear stops at a tolerance of 1e-4.
+# What the fit of alpaca_eval 0.6.6 gives for `length_controlled_minimal`; its liblinear stops at a tolerance of 1e-4.
 MINIMAL = (
     84.709517, 66.343213, 25.773115, 19.549396, 12.290591, 9.713562, 30.695135, 9.953044, 6.341180, 73.533496,
     39.624065, 6.496353, 80.342858, 50.0, 18.398170, 4.160864, 4.321522, 21.135522, 17.154352, 9.308404, 65.797383,
