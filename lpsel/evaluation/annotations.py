@@ -4,7 +4,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lpsel.data.readers import ENDINGS, reader_of
 from lpsel.errors import UserError
+from lpsel.evaluation.judge_agreement import combined
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ def read_judgements(path: str | Path) -> list[Judged]:
     if not path.is_file():
         raise UserError(f"judgements={path}: no such file.")
     verdicts, unreadable = [], []
-    for number, row in reader.read(path, "judgements"):
+    for number, row in list(reader.read(path, "judgements")):  # the file is closed before a row is refused
         place = f"{path}, {reader.unit} {number}"
         column = next((name for name in ("preference", "verdict") if name in row), None)
         if column is None:
@@ -106,6 +107,20 @@ def read_judgements(path: str | Path) -> list[Judged]:
             "%s: %d verdicts cannot be read and count as failed, %s first.", path, len(unreadable), unreadable[0]
         )
     return _put_together(verdicts, path)
+
+
+def aligned(judged: Sequence[Judged]) -> dict[str, NDArray[np.float64]]:
+    """What several judges said of the same model, for `judges_agreement`: by judge, a preference for each prompt.
+
+    The prompts are all that any of them was shown; NaN where a judge was not, or has no verdict.
+    """
+    places = {identity: i for i, identity in enumerate(dict.fromkeys(i for one in judged for i in one.ids))}
+    by_judge = {}
+    for one in judged:
+        preference_N = np.full(len(places), np.nan)
+        preference_N[[places[identity] for identity in one.ids]] = combined(one.preference_NO)
+        by_judge[one.judge] = preference_N
+    return by_judge
 
 
 def read_preference(value: Any) -> float | None:

@@ -19,8 +19,8 @@ def combined(preference_NO: ArrayLike) -> Floats:
     """One preference for every prompt of those in each order, shape (N,); NaN where any of them is missing.
 
     Shares are averaged. Plain verdicts (win, tie, loss) become one again: the answer that won in both orders, or won
-    in one and tied in the other, wins; all else is a tie (AlpaGasus, Chen et al. 2024, and Cherry LLM, Li et al. 2024,
-    count so). A prompt that was read in one order alone would bring in the judge's liking for the first place.
+    in one and tied in the other, wins; one win each, or two ties, is a tie (as Cherry LLM counts, Li et al. 2024). A
+    prompt that was read in one order alone would bring in the judge's liking for the first place.
     """
     preference_NO = _by_order(preference_NO)
     mean_N = preference_NO.mean(axis=1)
@@ -32,7 +32,7 @@ def flip_rate(preference_NO: ArrayLike) -> float | None:
     """Percentage of the prompts read in both orders whose verdict (win, tie or loss) was not the same in both.
 
     None where no prompt was read in both. 100 minus it is the consistency of Zheng et al. 2023, Judging
-    LLM-as-a-judge, section 3.4.
+    LLM-as-a-judge.
     """
     preference_NO = _by_order(preference_NO)
     if preference_NO.shape[1] != 2:

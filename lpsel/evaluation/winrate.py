@@ -35,7 +35,7 @@ class WinRate:
         discrete_win_rate: 100 x (wins + ties / 2) / n; differs from the win rate where preferences are shares.
         wilson_low, wilson_high: 95 % Wilson score interval of the discrete win rate.
         p_value: two-sided exact sign test of wins against losses.
-        winning_score: (wins - losses) / n + 1, from 0 to 2, as AlpaGasus and Cherry LLM report it.
+        winning_score: (wins - losses) / n + 1, from 0 to 2, as Cherry LLM reports it (Li et al. 2024).
     """
 
     n: int
@@ -110,7 +110,7 @@ def checked(preference_N: ArrayLike) -> Floats:
 
 
 def wilson(successes: float, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """Wilson's score interval of a share, in percent (Wilson 1927; Brown, Cai and DasGupta 2001, section 3.1.1).
+    """Wilson's score interval of a share, in percent (Wilson 1927; Brown, Cai and DasGupta 2001).
 
     Ties count as half a success and half a failure. Their variance is smaller than a coin's, so that with many ties
     the interval is wider than it need be.

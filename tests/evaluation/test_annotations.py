@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lpsel.errors import UserError
-from lpsel.evaluation.annotations import read_judgements
+from lpsel.evaluation.annotations import aligned, read_judgements
 from lpsel.evaluation.head_to_head import figures
 from lpsel.evaluation.length_control import length_controlled_win_rate
 
@@ -147,6 +147,14 @@ def test_models_and_judges_are_told_apart(tmp_path):
     assert [(j.model, j.judge, len(j.ids)) for j in read_judgements(path)] == [
         ("a", "x", 3), ("a", "y", 3), ("b", "x", 3), ("b", "y", 3),
     ]  # fmt: skip
+
+
+def test_two_judges_of_unlike_prompts_are_aligned(tmp_path):
+    path = tmp_path / "judges.csv"
+    path.write_text("judge,id,preference\nx,a,2\nx,b,1\ny,c,1\ny,b,1\n")
+    both = aligned(read_judgements(path))
+    np.testing.assert_array_equal(both["x"], [2, 1, math.nan])
+    np.testing.assert_array_equal(both["y"], [math.nan, 1, 1])
 
 
 def test_what_is_there_and_cannot_be_read_counts_as_failed_and_is_said(tmp_path, caplog):

@@ -101,11 +101,11 @@ def test_the_penalty_is_chosen_from_alpaca_evals_grid():
 
 
 def test_its_interval_covers_the_win_rate_at_equal_length():
-    # Of 200 draws the share inside has a standard deviation of 1.5 points. benchmarks/win_rates.py draws 1,000.
+    # Of 150 draws the share inside has a standard deviation of 1.8 points. benchmarks/win_rates.py draws 1,000.
     generator = np.random.default_rng(6)
     true = 100 * expit(0.4)
     inside = 0
-    for draw in range(200):
+    for draw in range(150):
         found = length_controlled_win_rate(*drawn(generator, 200, theta=0.4, phi=-1.5), resamples=200, seed=draw)
         inside += found.low <= true <= found.high
-    assert 0.91 <= inside / 200 <= 0.985
+    assert 0.9 <= inside / 150 <= 0.99
