@@ -87,7 +87,7 @@ def bootstrap_ratios(
     both = np.hstack([numerator, denominator])
     resampled = np.empty((resamples, columns))
     done = 0
-    for counts in _draws(rows, resamples, seed):
+    for counts in draws(rows, resamples, seed):
         sums = counts @ both
         resampled[done : done + len(counts)] = _ratio(sums[:, :columns], sums[:, columns:])
         done += len(counts)
@@ -127,7 +127,7 @@ def _ratio(numerator: Floats, denominator: Floats) -> Floats:
     return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=defined)
 
 
-def _draws(rows: int, resamples: int, seed: int) -> Iterator[Floats]:
+def draws(rows: int, resamples: int, seed: int) -> Iterator[Floats]:
     """How often each row is drawn in each resample, in blocks of shape (resamples of the block, rows)."""
     generator = np.random.default_rng(seed)
     block = max(1, DRAWS_AT_ONCE // rows)

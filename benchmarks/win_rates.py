@@ -1,0 +1,72 @@
+"""Prints the tables of docs/win-rates.md: length control on the 21 AlpacaEval sets, and how often intervals cover.
+
+python benchmarks/win_rates.py ../shared/data/alpaca_eval_annotations.json.gz [DRAWS]
+"""
+
+import gzip
+import json
+import sys
+import time
+
+import numpy as np
+from scipy.special import expit
+
+from lpsel.evaluation.length_control import length_controlled_win_rate
+from lpsel.evaluation.winrate import win_rate
+
+PROMPTS = (50, 100, 200, 805)
+RATES = ((0.5, 0.0), (0.45, 0.1), (0.25, 0.1), (0.85, 0.05))  # P(win), P(tie)
+
+
+def length_control(entries: list[dict]) -> None:
+    """Each set's win rate, length-controlled ones, and the interval."""
+    print("| set | judge | win rate | published, length-controlled | ours, minimal | 95 % interval | s |")
+    print("|---|---|---|---|---|---|---|")
+    distance = []
+    for entry in entries:
+        published = entry["published"]
+        started = time.perf_counter()
+        found = length_controlled_win_rate(entry["preference"], entry["model_chars"], entry["baseline_chars"], seed=1)
+        seconds = time.perf_counter() - started
+        distance.append(abs(found.value - published["length_controlled_winrate"]))
+        judge = "GPT-4" if entry["annotator"] == "alpaca_eval_gpt4" else "GPT-4 Turbo, shares"
+        print(
+            f"| {entry['model']} | {judge} | {published['win_rate']:.2f} | "
+            f"{published['length_controlled_winrate']:.2f} | {found.value:.2f} | "
+            f"{found.low:.2f} to {found.high:.2f} | {seconds:.1f} |",
+            flush=True,
+        )
+    print(f"\nDistance to the published figure: median {np.median(distance):.2f}, largest {max(distance):.2f} points.")
+
+
+def coverage(draws: int) -> None:
+    """How many percent of simulated sets have the true win rate inside their 95 % interval."""
+    print("\n| prompts | wins, ties | bootstrap | Wilson |\n|---|---|---|---|")
+    generator = np.random.default_rng(0)
+    for prompts in PROMPTS:
+        for win, tie in RATES:
+            true = 100 * (win + tie / 2)
+            inside = np.zeros(2)
+            for draw in range(draws):
+                verdicts = generator.choice([2, 1.5, 1], size=prompts, p=[win, tie, 1 - win - tie])
+                found = win_rate(verdicts, resamples=1000, seed=draw)
+                inside += [found.ci_low <= true <= found.ci_high, found.wilson_low <= true <= found.wilson_high]
+            plain, wilson = 100 * inside / draws
+            print(f"| {prompts} | {100 * win:g} %, {100 * tie:g} % | {plain:.1f} | {wilson:.1f} |", flush=True)
+    print("\n| prompts | theta, phi | length-controlled bootstrap |\n|---|---|---|")
+    for prompts, theta, phi in ((100, 0.4, -1.5), (250, 0.4, -1.5), (250, -1.5, -2.0)):
+        inside = 0
+        for draw in range(draws):
+            baseline = generator.integers(200, 2000, prompts)
+            model = np.maximum(1, baseline + generator.normal(150, 400, prompts).astype(int))
+            shorter = (baseline - model).astype(float)
+            wins = generator.random(prompts) < expit(theta + phi * np.tanh(shorter / shorter.std(ddof=1)))
+            found = length_controlled_win_rate(np.where(wins, 2.0, 1.0), model, baseline, resamples=500, seed=draw)
+            inside += found.low <= 100 * expit(theta) <= found.high
+        print(f"| {prompts} | {theta}, {phi} | {100 * inside / draws:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    with gzip.open(sys.argv[1]) as file:
+        length_control(json.load(file)["entries"])
+    coverage(int(sys.argv[2]) if len(sys.argv) > 2 else 1000)

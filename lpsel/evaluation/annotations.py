@@ -1,0 +1,225 @@
+"""Verdicts that were made elsewhere: our own table, or a list as AlpacaEval writes it."""
+
+# N prompts, O orders in which the two answers were shown
+
+import logging
+import math
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lpsel.data.readers import ENDINGS, reader_of
+from lpsel.errors import UserError
+from lpsel.evaluation.judge_agreement import combined
+
+log = logging.getLogger(__name__)
+
+ONE_ORDER = ""
+K = TypeVar("K", bound=Hashable)
+PREFERENCE_IS = (
+    "A preference is 1 (the baseline's answer is better), 2 (the model's), a number between, 0 or 1.5 (a tie), or null."
+)
+WORDS = {"win": 2.0, "model": 2.0, "tie": 1.5, "loss": 1.0, "baseline": 1.0}
+
+
+class Verdict(NamedTuple):
+    """A judge's verdict on one prompt, answers shown in one order.
+
+    Attributes:
+        id: of the prompt.
+        preference: as in `winrate`; None where there is none, or none that can be read.
+        order: in which the answers were shown, "" where the file does not say.
+        model, baseline, judge: names, "" where the file does not say.
+        category, prompt_set: of the prompt.
+        model_chars, baseline_chars: lengths of the answers in characters.
+    """
+
+    id: str
+    preference: float | None
+    order: str = ONE_ORDER
+    model: str = ""
+    baseline: str = ""
+    judge: str = ""
+    category: str | None = None
+    prompt_set: str | None = None
+    model_chars: float | None = None
+    baseline_chars: float | None = None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The verdicts of one judge on one model, as `head_to_head.figures` takes them."""
+
+    model: str
+    judge: str
+    baseline: str
+    ids: list[str]
+    preference_NO: NDArray[np.float64]
+    model_chars_N: NDArray[np.float64]
+    baseline_chars_N: NDArray[np.float64]
+    category_N: list[str | None]
+    prompt_set_N: list[str | None]
+
+
+def read_judgements(path: str | Path) -> list[Judged]:
+    """Read verdicts and put them together by model and judge, in the order in which they come.
+
+    A verdict that is there and cannot be read (a word, a number outside 1 to 2) counts as not judged, with a warning
+    that names the first.
+
+    Args:
+        path: .json or .jsonl of objects with `preference`, as AlpacaEval's annotations.json; or a table (.parquet,
+            .csv) with `id`, `preference` or `verdict` (win, tie, loss), and, if they are there, `order`, `model`,
+            `judge`, `category`, `prompt_set`, `model_chars`, `baseline_chars`. Compressed as data sets may be.
+
+    Raises:
+        UserError: no such file, no verdicts in it, none that can be read, two verdicts on the same answers by the same
+            judge, two baselines.
+    """
+    path = Path(path).expanduser()
+    reader = reader_of(str(path))
+    if reader is None:
+        raise UserError(f"judgements={path}: no known ending; give {ENDINGS}.")
+    if not path.is_file():
+        raise UserError(f"judgements={path}: no such file.")
+    verdicts, unreadable = [], []
+    for number, row in list(reader.read(path, "judgements")):  # the file is closed before a row is refused
+        place = f"{path}, {reader.unit} {number}"
+        column = next((name for name in ("preference", "verdict") if name in row), None)
+        if column is None:
+            raise UserError(f"{place}: neither preference nor verdict; a row needs one of them. {PREFERENCE_IS}")
+        try:
+            preference = read_preference(row[column])
+        except ValueError:
+            unreadable.append(f"{column} {row[column]!r} in {reader.unit} {number}")
+            preference = None
+        verdicts.append(_verdict(row, preference, place))
+    if not verdicts:
+        raise UserError(f"judgements={path}: no verdicts in it.")
+    if len(unreadable) == len(verdicts):
+        raise UserError(f"judgements={path}: no verdict can be read, {unreadable[0]} first. {PREFERENCE_IS}")
+    if unreadable:
+        log.warning(
+            "%s: %d verdicts cannot be read and count as failed, %s first.", path, len(unreadable), unreadable[0]
+        )
+    return _put_together(verdicts, path)
+
+
+def aligned(judged: Sequence[Judged]) -> dict[str, NDArray[np.float64]]:
+    """What several judges said of the same model, for `judges_agreement`: by judge, a preference for each prompt.
+
+    The prompts are all that any of them was shown; NaN where a judge was not, or has no verdict.
+    """
+    places = {identity: i for i, identity in enumerate(dict.fromkeys(i for one in judged for i in one.ids))}
+    by_judge = {}
+    for one in judged:
+        preference_N = np.full(len(places), np.nan)
+        preference_N[[places[identity] for identity in one.ids]] = combined(one.preference_NO)
+        by_judge[one.judge] = preference_N
+    return by_judge
+
+
+def read_preference(value: Any) -> float | None:
+    """A preference of a file: a number or its text, or win, tie, loss; None for null, NaN and "".
+
+    Raises:
+        ValueError: anything else.
+    """
+    if value is None or value == "":
+        return None
+    if isinstance(value, str) and value.strip().lower() in WORDS:
+        return WORDS[value.strip().lower()]
+    if isinstance(value, bool | list | dict):
+        raise ValueError(f"{value!r} is no preference")
+    number = float(value)
+    if math.isnan(number):
+        return None
+    if not (number == 0 or 1 <= number <= 2):
+        raise ValueError(f"{value!r} is no preference")
+    return number
+
+
+def _verdict(row: dict[str, Any], preference: float | None, place: str) -> Verdict:
+    identity = row["id"] if "id" in row else row.get("instruction")
+    if identity is None or identity == "":
+        raise UserError(f"{place}: no id and no instruction; a row needs one of them, to tell the prompts apart.")
+    return Verdict(
+        id=str(identity),
+        preference=preference,
+        order=str(row.get("order") or ONE_ORDER),
+        model=str(row.get("model") or row.get("generator_2") or ""),
+        baseline=str(row.get("baseline") or row.get("generator_1") or ""),
+        judge=str(row.get("judge") or row.get("annotator") or ""),
+        category=_text(row.get("category") or row.get("dataset")),  # AlpacaEval's name for its five parts
+        prompt_set=_text(row.get("prompt_set")),
+        model_chars=_length(row, "model_chars", "output_2", place),
+        baseline_chars=_length(row, "baseline_chars", "output_1", place),
+    )
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None or value == "" else str(value)
+
+
+def _length(row: dict[str, Any], column: str, output: str, place: str) -> float | None:
+    if isinstance(row.get(output), str):
+        return float(len(row[output]))
+    value = row.get(column)
+    if value is None or value == "":
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise UserError(f"{place}: {column} {value!r} is no number of characters.") from None
+
+
+def _put_together(verdicts: list[Verdict], path: Path) -> list[Judged]:
+    baselines = list(dict.fromkeys(v.baseline for v in verdicts))
+    if len(baselines) > 1:
+        raise UserError(
+            f"judgements={path}: two baselines, {baselines[0] or '(none)'} and {baselines[1] or '(none)'}; give a file "
+            "for each."
+        )
+    together = []
+    for (model, judge), own in _grouped(verdicts, lambda v: (v.model, v.judge)).items():
+        prompts = _grouped(own, lambda v: v.id)
+        orders = list(dict.fromkeys(v.order for v in own))
+        if len(orders) > 2:
+            raise UserError(f"judgements={path}: {len(orders)} orders, {', '.join(orders)}; two answers have two.")
+        preference_NO = np.full((len(prompts), len(orders)), np.nan)
+        for i, (identity, on_prompt) in enumerate(prompts.items()):
+            for order, again in _grouped(on_prompt, lambda v: v.order).items():
+                if len(again) > 1:
+                    by = f" by {judge}" if judge else ""
+                    raise UserError(
+                        f"judgements={path}: {len(again)} verdicts{by} on {model or 'the model'} for the same prompt, "
+                        f"{identity[:60]!r}; leave one, or say which order each is of in a column order."
+                    )
+                value = again[0].preference
+                preference_NO[i, orders.index(order)] = math.nan if value is None else value
+        first = [on_prompt[0] for on_prompt in prompts.values()]
+        together.append(
+            Judged(
+                model=model,
+                judge=judge,
+                baseline=baselines[0],
+                ids=[v.id for v in first],
+                preference_NO=preference_NO,
+                model_chars_N=np.array([v.model_chars for v in first], dtype=np.float64),
+                baseline_chars_N=np.array([v.baseline_chars for v in first], dtype=np.float64),
+                category_N=[v.category for v in first],
+                prompt_set_N=[v.prompt_set for v in first],
+            )
+        )
+    return together
+
+
+def _grouped(verdicts: Iterable[Verdict], key: Callable[[Verdict], K]) -> dict[K, list[Verdict]]:
+    groups: dict[K, list[Verdict]] = {}
+    for verdict in verdicts:
+        groups.setdefault(key(verdict), []).append(verdict)
+    return groups
