@@ -58,6 +58,7 @@ class Judged:
     judge: str
     baseline: str
     ids: list[str]
+    orders: list[str]
     preference_NO: NDArray[np.float64]
     model_chars_N: NDArray[np.float64]
     baseline_chars_N: NDArray[np.float64]
@@ -208,6 +209,7 @@ def _put_together(verdicts: list[Verdict], path: Path) -> list[Judged]:
                 judge=judge,
                 baseline=baselines[0],
                 ids=[v.id for v in first],
+                orders=orders,
                 preference_NO=preference_NO,
                 model_chars_N=np.array([v.model_chars for v in first], dtype=np.float64),
                 baseline_chars_N=np.array([v.baseline_chars for v in first], dtype=np.float64),

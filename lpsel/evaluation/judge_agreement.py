@@ -18,14 +18,16 @@ Floats = NDArray[np.float64]
 def combined(preference_NO: ArrayLike) -> Floats:
     """One preference for every prompt of those in each order, shape (N,); NaN where any of them is missing.
 
-    Shares are averaged. Plain verdicts (win, tie, loss) become one again: the answer that won in both orders, or won
-    in one and tied in the other, wins; one win each, or two ties, is a tie (as Cherry LLM counts, Li et al. 2024). A
-    prompt that was read in one order alone would bring in the judge's liking for the first place.
+    Shares are averaged. Plain verdicts (win, tie, loss) that are not the same in every order are a tie: they say which
+    place the judge liked (Zheng et al. 2023, section 3.4, count a win only where both orders give it). A prompt that
+    was read in one order alone would bring in that liking.
     """
     preference_NO = _by_order(preference_NO)
     mean_N = preference_NO.mean(axis=1)
-    plain = np.isin(preference_NO[~np.isnan(preference_NO)], (1.0, TIE, 2.0)).all()
-    return TIE + np.sign(mean_N - TIE) / 2 if plain else mean_N
+    if not np.isin(preference_NO[~np.isnan(preference_NO)], (1.0, TIE, 2.0)).all():
+        return mean_N
+    same_N = (preference_NO == preference_NO[:, :1]).all(axis=1)
+    return np.where(same_N | np.isnan(mean_N), mean_N, TIE)
 
 
 def flip_rate(preference_NO: ArrayLike) -> float | None:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lpsel.errors import UserError, first_line
 from lpsel.evaluation.evaluator import Candidates, Place
-from lpsel.evaluation.reference import distinct, file_names
-from lpsel.files import finite, json_line, write_atomically
+from lpsel.files import distinct, file_names, finite, json_line, write_atomically
 from lpsel.model.extras import need
 from lpsel.model.load import load_model, load_tokenizer, locate
 from lpsel.model.spec import ModelSpec
@@ -71,7 +70,7 @@ class LmEvalEvaluator:
             raise UserError("tasks=null: nothing to run; say tasks=[hellaswag,arc_easy], or a task file.")
         for name in ("lm_eval", "evaluate"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        specs = candidates.all
+        specs = candidates.on_this_machine()
         paths = [locate(spec, place.cache_dir) for spec in specs]
         tokenizers = [load_tokenizer(spec, path) for spec, path in zip(specs, paths, strict=True)]
         chats = [self._chat(spec, tokenizer) for spec, tokenizer in zip(specs, tokenizers, strict=True)]

@@ -14,7 +14,9 @@ from lpsel.errors import UserError
 from lpsel.evaluation.annotations import Judged, read_judgements
 from lpsel.evaluation.evaluator import Candidates, Place
 from lpsel.evaluation.head_to_head import compare_models, figures
+from lpsel.evaluation.judge_agreement import combined, judges_agreement
 from lpsel.evaluation.table import pairwise_table
+from lpsel.evaluation.winrate import TIE
 from lpsel.files import distinct, file_names, finite, write_atomically, write_lines
 from lpsel.generation.answers import answers, check
 from lpsel.generation.engines import Engine
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 JUDGEMENTS = "judgements.parquet"
+NUMBERS = {"preference": "float64", "model_chars": "float64", "baseline_chars": "float64"}
+COUNTS = ("prompt_tokens", "completion_tokens", "attempts")
 GENERATIONS = "generations"
 
 
@@ -113,7 +117,7 @@ class PairwiseEvaluator:
         common = {
             "evaluator": "pairwise",
             "baseline": names[0],
-            "prompts": [prompt_set for prompt_set in dict.fromkeys(prompt.prompt_set for prompt in prompts)],
+            "prompts": list(dict.fromkeys(prompt.prompt_set for prompt in prompts)),
             "n_prompts": len(prompts),
             "sampling": sampling.settings(),
             "answers": about,
@@ -178,9 +182,7 @@ class PairwiseEvaluator:
     def _imported(self, folder: Path) -> dict[str, Any]:
         assert self.judgements is not None
         judged = read_judgements(self.judgements)
-        names = distinct(
-            [f"{each.model or 'model'}, {each.judge}" if each.judge else each.model or "model" for each in judged]
-        )
+        names = distinct([", ".join(filter(None, (each.model or "model", each.judge))) for each in judged])
         figures_of = {
             name: figures(
                 each.preference_NO,
@@ -252,7 +254,7 @@ def _rows(
             "baseline": baseline,
             "judge": judge,
             "order": said.order,
-            "verdict": verdict_of(said.preference),
+            "verdict": _verdict(said.preference),
             "preference": said.preference,
             "raw": said.raw,
             "failure": said.failure,
@@ -276,7 +278,7 @@ def _imported_rows(judged: Judged) -> Iterator[dict[str, Any]]:
                 "baseline": judged.baseline,
                 "judge": judged.judge,
                 "order": order,
-                "verdict": verdict_of(said),
+                "verdict": _verdict(said),
                 "preference": said,
                 "model_chars": judged.model_chars_N[i],
                 "baseline_chars": judged.baseline_chars_N[i],
@@ -299,9 +301,16 @@ def _between_judges(judged: Sequence[Judged]) -> dict[str, Any]:
     return found
 
 
+def _verdict(preference: float | None) -> str | None:
+    """The model's: win, tie or loss."""
+    return None if preference is None else "win" if preference > TIE else "loss" if preference < TIE else "tie"
+
+
 def _write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.Table.from_pylist(list(rows), schema=pa.schema([(name, COLUMNS[name]) for name in rows[0]]))
+    types = {**NUMBERS, **dict.fromkeys(COUNTS, "int64")}
+    schema = pa.schema([(name, types.get(name, "string")) for name in rows[0]])
+    table = pa.Table.from_pylist(finite(list(rows)), schema=schema)
     write_atomically(path, lambda file: pq.write_table(table, file))

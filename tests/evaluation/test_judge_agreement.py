@@ -6,9 +6,9 @@ import pytest
 from lpsel.evaluation.judge_agreement import combined, flip_rate, judges_agreement
 
 
-def test_an_answer_that_wins_twice_or_wins_and_ties_wins():
+def test_a_verdict_that_is_not_the_same_in_both_orders_is_a_tie():
     both = [(2, 2), (2, 1.5), (0, 2), (1.5, 0), (2, 1), (1, 2), (1, 1.5), (1, 1), (2, None), (None, None)]
-    expected = [2, 2, 2, 1.5, 1.5, 1.5, 1, 1, math.nan, math.nan]
+    expected = [2, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1, math.nan, math.nan]
     np.testing.assert_array_equal(combined(both), expected)
 
 
