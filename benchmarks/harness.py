@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import platform
 import statistics
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -172,6 +173,7 @@ def peak_above_weights(device: str, contestant: Contestant, *args: Any, **kwargs
 
 
 def _measure_peak(device: str, threads: int, contestant: Contestant, args: Any, kwargs: Any) -> int:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     hush()
     loaded = 0
@@ -189,6 +191,14 @@ def _measure_peak(device: str, threads: int, contestant: Contestant, args: Any, 
 
     contestant(*args, **kwargs, on_ready=on_ready)
     return (torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")) - loaded
+
+
+def _end_with_parent() -> None:
+    """End this process when the benchmark is killed, and with it the server that it was forked from."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "in a process of its own"
+    parent.join()
+    os._exit(1)
 
 
 def _status(name: str) -> int:

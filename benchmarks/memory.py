@@ -5,20 +5,26 @@
 Random Llamas of a small hidden size, so that the output head is what counts, and the model given (SmolLM2-135M in the
 folder that LPSEL_TEST_MODELS names). Each figure comes from a process of its own. Weights are bfloat16. Beside it
 stands the released recipe's loop, four rows a batch with the logits of every token. Every budget gets just enough rows
-to fill a batch; the loop, whose memory depends on its longest batch alone, those of the second budget.
+to fill a pack of the size that lpsel gives it; the loop, whose memory depends on its longest batch alone, gets that of
+the rows that fill 16,384 tokens.
 """
 
 import tempfile
 from pathlib import Path
 
 import contestants
+import numpy as np
 import ours
 from harness import arguments, hush, peak_above_weights, show, write
 from material import alpaca_lengths, existing, random_llama, smollm2
+from numpy.typing import NDArray
 
-VOCABULARIES = (32_000, 128_256, 262_144)
+VOCABULARIES = (32_000, 262_144)  # Llama 2's and Gemma 3's
 BUDGETS = (2_048, 16_384, 65_536)
 PRECISION = "bf16-true"
+TOKENS_A_ROW = 100  # a little less than Alpaca's rows have on average, so that a pack is sure to be filled
+
+Lengths = NDArray[np.int64]
 
 
 def main(argv: list[str] | None = None) -> Path:
@@ -41,15 +47,15 @@ def main(argv: list[str] | None = None) -> Path:
             folders[options.model.name] = options.model
         figures, rows = [], []
         for name, model in folders.items():
-            rows_of = {
-                budget: _rows_that_fill(budget, min(vocabularies), work / name / str(budget)) for budget in budgets
-            }
             print(f"{name}: peak of the recipe's loop and of {len(budgets)} budgets", flush=True)
-            recipe = peak_above_weights("cpu", contestants.recipe_score, model, rows_of[budgets[1]], PRECISION)
-            peaks = {
-                budget: peak_above_weights("cpu", ours.score, model, tokens, PRECISION, score_tokens=budget)
-                for budget, tokens in rows_of.items()
-            }
+            longest = _longest_batch(*alpaca_lengths(budgets[1] // TOKENS_A_ROW))
+            batch = ours.made_up_tokens(*longest, min(vocabularies), work / name / "batch").folder
+            recipe = peak_above_weights("cpu", contestants.recipe_score, model, batch, PRECISION)
+            peaks = {}
+            for budget in budgets:
+                rows_that_fill = alpaca_lengths(ours.largest_pack(model, PRECISION, budget) // TOKENS_A_ROW)
+                tokens = ours.made_up_tokens(*rows_that_fill, min(vocabularies), work / name / str(budget)).folder
+                peaks[budget] = peak_above_weights("cpu", ours.score, model, tokens, PRECISION, score_tokens=budget)
             figures += [
                 {
                     "model": name,
@@ -70,10 +76,11 @@ def main(argv: list[str] | None = None) -> Path:
     return write(options.out, "memory", options, "cpu", {"comparisons": figures})
 
 
-def _rows_that_fill(budget: int, vocabulary: int, folder: Path) -> Path:
-    """Rows of Alpaca's lengths that fill one batch of `budget` tokens even where padding does not count."""
-    prompt, response = alpaca_lengths(budget // 100)
-    return ours.made_up_tokens(prompt, response, vocabulary, folder).folder
+def _longest_batch(prompt_N: Lengths, response_N: Lengths) -> tuple[Lengths, Lengths]:
+    """Of the batches that the recipe's loop cuts these rows into, the one with the longest row."""
+    first = int((prompt_N + response_N).argmax()) // contestants.ROWS_A_BATCH * contestants.ROWS_A_BATCH
+    batch = slice(first, first + contestants.ROWS_A_BATCH)
+    return prompt_N[batch], response_N[batch]
 
 
 if __name__ == "__main__":

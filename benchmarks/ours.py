@@ -83,6 +83,11 @@ def flops(model_folder: Path, tokens: Tokens, rows: NDArray[np.int64]) -> dict[s
     }
 
 
+def largest_pack(model_folder: Path, precision: str, score_tokens: int) -> int:
+    """Tokens of the largest pack that a recording pass makes where `score_tokens` are asked for."""
+    return pass_tokens(load_config(_spec(model_folder), str(model_folder)), precision, score_tokens)
+
+
 def score(
     model_folder: Path,
     tokens_folder: Path,
@@ -102,8 +107,7 @@ def score(
     """
     tokens = Tokens(tokens_folder)
     module = _module(model_folder, 1, precision)
-    largest = pass_tokens(load_config(_spec(model_folder), str(model_folder)), precision, score_tokens)
-    data = _data(tokens, 32, largest, record=True)
+    data = _data(tokens, 32, largest_pack(model_folder, precision, score_tokens), record=True)
     with tempfile.TemporaryDirectory() as folder:
         parts = Parts(Path(folder) / "parts")
         clock = _Clock(device, on_ready)

@@ -3,7 +3,10 @@
 import importlib
 import json
 import math
+import os
+import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -82,6 +85,35 @@ def test_memory(benchmark):
     figures = benchmark("memory")
     assert [row["score_tokens"] for row in figures["comparisons"]] == [512, 1024]
     assert all(math.isfinite(row["ratio"]) and row["peak_bytes"] > 0 for row in figures["comparisons"])
+
+
+def test_a_killed_benchmark_leaves_no_process_behind(tmp_path):
+    (tmp_path / "endless.py").write_text(
+        "import os, pathlib, time\n"
+        "def contestant(path, on_ready):\n"
+        "    pathlib.Path(path).write_text(str(os.getpid()))\n"
+        "    time.sleep(600)\n"
+    )
+    (tmp_path / "start.py").write_text(
+        "import harness, endless\n"
+        "if __name__ == '__main__':\n"
+        f"    harness.peak_above_weights('cpu', endless.contestant, {str(tmp_path / 'pid')!r})\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(ROOT / "benchmarks")])
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "start.py")], env=os.environ | {"PYTHONPATH": path})
+    wait_until(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text(), 200)
+    child = Path("/proc") / (tmp_path / "pid").read_text()
+    assert child.is_dir()
+    parent.kill()
+    parent.wait()
+    wait_until(lambda: not child.is_dir(), 20)
+
+
+def wait_until(true, seconds):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
 
 
 def test_commands(benchmark):

@@ -1,5 +1,6 @@
 """One call of Lightning's Trainer, as scoring and target training both need it."""
 
+import gc
 import os
 import resource
 import sys
@@ -71,6 +72,7 @@ def fit(
     With 0 epochs, the recording pass before training is all there is.
     """
     started = time.monotonic()
+    gc.collect()  # a model trained before this one and its trainer hold each other, and a device's memory
     node = job.config.trainer.copy()
     node.precision = lightning_precision(module.precision)
     L.seed_everything(module.spec.recipe.seed, verbose=False)

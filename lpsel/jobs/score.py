@@ -173,9 +173,9 @@ def _make(
         fed, kind = extra_pass(column, tokens, tokenizer.bos_token_id)
         parts = Parts(folder.with_name(f"{folder.name}.{column}.parts"))
         recorder = [NLLRecorder(parts)]
-        trainer, cost = fit(job, module(kind), recording(fed), epochs=0, title=f"Scorer, {column}", callbacks=recorder)
-        costs.append(cost)
-        if trainer.is_global_zero:
+        # The trainer is not kept: the next pass needs its model's memory.
+        costs.append(fit(job, module(kind), recording(fed), epochs=0, title=f"Scorer, {column}", callbacks=recorder)[1])
+        if is_main_process():
             further[column] = parts.collect(0, len(tokens))[0]
             parts.remove()
     parts = Parts(folder.with_name(f"{folder.name}.parts"))

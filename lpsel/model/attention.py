@@ -72,7 +72,7 @@ class PackedAttention:
         query, key, value = (each[0].to(dtype) for each in (query_1HTD, key_1GTD, value_1GTD))
         if scaling is None:
             scaling = query.shape[-1] ** -0.5
-        if query.is_cuda and dtype != torch.float32 and softcap is None:  # flash attention has no float32
+        if softcap is None and _flash_takes(query, value):
             attended_THD = self._on_gpu(query, key, value, scaling, sliding_window)
         else:
             parts = [
@@ -155,6 +155,18 @@ class PackedAttention:
             enable_gqa=True,
         )
         return attended_THD
+
+
+def _flash_takes(query: Tensor, value: Tensor) -> bool:
+    """Whether PyTorch's flash attention has a kernel for heads of this kind: (H, T, D) and (G, T, D)."""
+    size = query.shape[-1]
+    return (
+        query.is_cuda
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and value.shape[-1] == size <= 256
+        and size % 8 == 0
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
 
 
 def _autocast_dtype(tensor: Tensor) -> torch.dtype:

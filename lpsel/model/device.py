@@ -26,7 +26,9 @@ def resolve_precision(requested: str) -> str:
         return named
     import torch
 
-    return "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"
+    # Older GPUs emulate it, slowly.
+    computed = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if computed else "32-true"
 
 
 def lightning_precision(precision: str) -> str:

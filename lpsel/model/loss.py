@@ -81,7 +81,9 @@ class PerSampleLoss(nn.Module):
         """Rows padded on the right; no mask, since a causal model never looks at what stands to the right."""
         whole = [[*range(s.prefix_start, s.prefix_stop), *range(s.start, s.stop)] for s in batch.rows]
         width = max(map(len, whole))
-        place_BT = torch.tensor([row + row[-1:] * (width - len(row)) for row in whole], device=batch.input_ids_T.device)
+        device = batch.input_ids_T.device
+        padded = [row + row[-1:] * (width - len(row)) for row in whole]
+        place_BT = torch.tensor(padded, pin_memory=device.type == "cuda").to(device, non_blocking=True)
         hidden_BTH = self.model.base_model(input_ids=batch.input_ids_T[place_BT], use_cache=False).last_hidden_state
         flat_N = batch.row_N * width + batch.positions_T[batch.predicts_N]
         return hidden_BTH.flatten(0, 1).index_select(0, flat_N)

@@ -67,12 +67,14 @@ class FineTuner(L.LightningModule):
         if isinstance(strategy, ShardedStrategy):
             self.loss = load_sharded(self.spec, self.path, dtype, strategy, precision, prepare=self._prepare)
         else:
-            if self.adapter is not None:
-                self.adapted = self.adapter.load(self.spec, self.path, precision, strategy.root_device)
-            model = self.adapted.model if self.adapted else load_model(self.spec, self.path, dtype)
-            self._prepare(model)
-            self.loss = PerSampleLoss(model)
-            check_head(self.loss)
+            # Lightning makes the GPU the default device here, which transformers would load onto with accelerate alone.
+            with torch.device("cpu"):
+                if self.adapter is not None:
+                    self.adapted = self.adapter.load(self.spec, self.path, precision, strategy.root_device)
+                model = self.adapted.model if self.adapted else load_model(self.spec, self.path, dtype)
+                self._prepare(model)
+                self.loss = PerSampleLoss(model)
+                check_head(self.loss)
         self.loss.eval()
 
     def _prepare(self, model: Any) -> None:
@@ -123,6 +125,11 @@ class FineTuner(L.LightningModule):
         scheduler.step()
         self.log(f"{self.role}/nll", total, batch_size=step.rows, sync_dist=self.trainer.world_size > 1)
         self.log(f"{self.role}/learning_rate", scheduler.get_last_lr()[0], batch_size=step.rows)
+
+    def on_train_end(self) -> None:
+        # Lightning would move the optimiser's states to the host's memory.
+        for optimizer in self.trainer.optimizers:
+            optimizer.state.clear()
 
     def validation_step(self, batch: MicroBatch, _batch_idx: int) -> Tensor:
         """Mean NLL of each row, in nats per supervised token, shape (B,)."""

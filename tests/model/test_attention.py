@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import varlen
 
 from lpsel.data.batch import MicroBatch, Segment, varlen_of
-from lpsel.model.attention import PackedAttention
+from lpsel.model.attention import PackedAttention, _flash_takes
 
 SHARED = (Segment(0, 5), Segment(5, 14))
 ROWS = (Segment(14, 21, 0, 5), Segment(21, 24, 5, 14), Segment(24, 30), Segment(30, 32, 0, 5))
@@ -51,3 +52,25 @@ def test_the_gpu_kernel_is_asked_for_what_the_cpu_computes(monkeypatch, window):
     )
     on_gpu = attention._on_gpu(query, key, value, 0.3, window)
     torch.testing.assert_close(on_gpu, on_cpu[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("size", "value_size", "dtype", "capability", "takes"),
+    [
+        (64, 64, torch.bfloat16, (8, 0), True),
+        (256, 256, torch.bfloat16, (9, 0), True),
+        (64, 64, torch.float32, (9, 0), False),
+        (64, 64, torch.bfloat16, (7, 5), False),
+        (512, 512, torch.bfloat16, (9, 0), False),
+        (20, 20, torch.bfloat16, (9, 0), False),
+        (192, 128, torch.bfloat16, (9, 0), False),
+    ],
+)
+def test_the_gpu_kernel_is_asked_only_for_heads_it_takes(monkeypatch, size, value_size, dtype, capability, takes):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    with FakeTensorMode():  # tensors of a GPU without its memory
+        query, value = (
+            torch.empty(heads, 7, d, dtype=dtype, device="cuda") for heads, d in ((4, size), (2, value_size))
+        )
+        assert _flash_takes(query, value) is takes
+    assert not _flash_takes(torch.empty(4, 7, 64), torch.empty(2, 7, 64))
