@@ -4,13 +4,13 @@ Only a token that predicts a supervised one needs the output head. Its hidden st
 pushed through the head in chunks and reduced at once, so that the (tokens, vocabulary) tensor never exists.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from lpsel.data.batch import MicroBatch, Segment, varlen_of
 from lpsel.errors import UserError
@@ -61,11 +61,11 @@ class PerSampleLoss(nn.Module):
             weights = list(self.model.get_output_embeddings().parameters())
             return _SummedNLL.apply(hidden_NH, batch.labels_N, self.logits, self._chunk(hidden_NH), *weights)
         with torch.no_grad():
-            with _weights_cast_for_one_use():
-                hidden_NH = self.hidden(batch)
+            hidden_NH = self.hidden(batch)
+            weights = [_as_multiplied(weight) for weight in self.model.get_output_embeddings().parameters()]
             size = self._chunk(hidden_NH)
             chunks = zip(hidden_NH.split(size), batch.labels_N.split(size), strict=True)
-            return torch.cat([(measure or token_nll)(self.logits(h), y) for h, y in chunks])
+            return torch.cat([(measure or token_nll)(self.logits(h, weights), y) for h, y in chunks])
 
     def hidden(self, batch: MicroBatch) -> Tensor:
         """The last hidden states that predict a supervised token, shape (N, H)."""
@@ -88,9 +88,13 @@ class PerSampleLoss(nn.Module):
         flat_N = batch.row_N * width + batch.positions_T[batch.predicts_N]
         return hidden_BTH.flatten(0, 1).index_select(0, flat_N)
 
-    def logits(self, hidden_NH: Tensor) -> Tensor:
-        """The model's logits of hidden states, shape (N, V)."""
-        logits_NV = self.model.get_output_embeddings()(hidden_NH)
+    def logits(self, hidden_NH: Tensor, weights: Sequence[Tensor] | None = None) -> Tensor:
+        """The model's logits of hidden states, shape (N, V); with other weights of the head in place of its own."""
+        head = self.model.get_output_embeddings()
+        if weights is None:
+            weights = list(head.parameters())
+        named = {name: weight for (name, _), weight in zip(head.named_parameters(), weights, strict=True)}
+        logits_NV = functional_call(head, named, (hidden_NH,))
         if self.scale != 1.0:
             logits_NV = logits_NV * self.scale
         if self.softcap:
@@ -119,11 +123,12 @@ class _SummedNLL(torch.autograd.Function):
         ctx: Any,
         hidden_NH: Tensor,
         labels_N: Tensor,
-        logits: Callable[[Tensor], Tensor],
+        logits: Callable[[Tensor, Sequence[Tensor]], Tensor],
         chunk: int,
         *weights: Tensor,
     ) -> Tensor:
-        trained = [weight for weight in weights if weight.requires_grad]
+        used = [_as_multiplied(weight).detach().requires_grad_(weight.requires_grad) for weight in weights]
+        trained = [weight for weight in used if weight.requires_grad]
         hidden_gradient = torch.empty_like(hidden_NH)
         gradients = [torch.zeros_like(weight, dtype=torch.float32) for weight in trained]
         total = torch.zeros((), device=hidden_NH.device)
@@ -131,7 +136,7 @@ class _SummedNLL(torch.autograd.Function):
             part = slice(start, start + chunk)
             with torch.enable_grad():
                 hidden = hidden_NH[part].detach().requires_grad_()
-                nll = token_nll(logits(hidden), labels_N[part]).sum()
+                nll = token_nll(logits(hidden, used), labels_N[part]).sum()
                 of_hidden, *of_weights = torch.autograd.grad(nll, [hidden, *trained])
             hidden_gradient[part] = of_hidden
             for gradient, more in zip(gradients, of_weights, strict=True):
@@ -149,15 +154,11 @@ class _SummedNLL(torch.autograd.Function):
         return hidden_gradient * outer[0], None, None, None, *of_weights
 
 
-@contextmanager
-def _weights_cast_for_one_use() -> Iterator[None]:
-    """Without autocast's copies of all weights, which a forward pass alone uses once each."""
-    cached = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(cached)
+def _as_multiplied(weight: Tensor) -> Tensor:
+    """A weight in the type that autocast multiplies it in: cast here once, not anew for every chunk."""
+    kind = weight.device.type
+    casts = weight.is_floating_point() and torch.is_autocast_enabled(kind)
+    return weight.to(torch.get_autocast_dtype(kind)) if casts else weight
 
 
 def per_sample_nll(token_nll_N: Tensor, row_N: Tensor, supervised_B: Tensor) -> Tensor:
