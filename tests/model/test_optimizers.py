@@ -55,7 +55,8 @@ def test_steps_are_adamws_up_to_the_rounding_of_the_moments():
 
 def test_same_settings_as_the_papers_adamw():
     eight, exact = configured("optimizer=adamw8bit").optimizer, configured("optimizer=adamw").optimizer
-    assert {k: v for k, v in eight.items() if k != "_target_"} == {k: v for k, v in exact.items() if k != "_target_"}
+    own = {"_target_", "fused"}  # how they compute
+    assert {k: v for k, v in eight.items() if k not in own} == {k: v for k, v in exact.items() if k not in own}
 
 
 @pytest.mark.parametrize(
