@@ -23,10 +23,8 @@ def one_line(error):
 
 def test_a_server_that_works_passes_the_check(serve, make_judge):
     server = serve()
-    # The check's own pair has no `worth` in it, which this server needs: a refusal is told, too.
-    with pytest.raises(UserError):
-        make_judge("http://127.0.0.1:9/v1", max_retries=0).check()
-    assert server.requests() == []
+    make_judge(server.url).check()
+    assert server.kinds() == {"good": 1}
 
 
 @pytest.mark.parametrize("how", ["check", "judge"])
