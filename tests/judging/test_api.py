@@ -34,8 +34,8 @@ def test_a_server_that_is_not_there(make_judge, free_port, tmp_path, how):
     with pytest.raises(UserError) as error:
         judge.check() if how == "check" else judge_pairs(judge, [Pair("a", "Q", "x", "y")], tmp_path)
     assert re.fullmatch(
-        rf"judge.base_url={url}: does not answer \(\[Errno 111\] Connection refused\); check that the server runs there, "
-        "has the model judge and takes judge.request, then start again: verdicts so far are kept.",
+        rf"judge.base_url={url}: does not answer \(\[Errno 111\] Connection refused\); check that the server runs "
+        "there, has the model judge and takes judge.request, then start again: verdicts so far are kept.",
         one_line(error),
     )
 

@@ -14,7 +14,8 @@ import pytest
 from lpsel.errors import UserError
 from lpsel.judging.api import OpenAIJudge
 from lpsel.judging.ask import judge_pairs
-from lpsel.judging.judgement import UNREADABLE, Pair
+from lpsel.judging.combine import combine
+from lpsel.judging.judgement import UNREADABLE, Pair, preference_of
 from lpsel.judging.parse import pairwise
 
 pytestmark = pytest.mark.real
@@ -58,17 +59,22 @@ def healthy(port):
         return False
 
 
+def opening_letter(reply):
+    """A parser for a model that is too small to end a reply with [[A]] or [[B]]."""
+    return {"A": 1.0, "B": 2.0}.get(reply.strip()[:1])
+
+
 def test_a_served_model_is_judge(served, tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     url, model = served
     prompt = tmp_path / "short.txt"
     prompt.write_text(
-        "Which answer is better?\n{nonce} request: {prompt}\n{nonce} answer A: {first}\n{nonce} answer B: {second}\n"
-        "Say [[A]] or [[B]].\n"
+        "Which answer is better?\nRequest ({nonce}): {prompt}\nAnswer A: {first}\nAnswer B: {second}\n"
+        "Reply with one of these two lines:\n[[A]]\n[[B]]\n"
     )
     judge = OpenAIJudge(
         model=model,
-        parser=pairwise,
+        parser=opening_letter,
         base_url=url,
         prompt=str(prompt),
         request={"temperature": 0, "max_tokens": 8},
@@ -84,10 +90,14 @@ def test_a_served_model_is_judge(served, tmp_path, monkeypatch):
     for said in judgements:
         print(said)
         assert said.raw, "the model wrote something"
-        assert said.preference == (None if said.failure else pairwise_preference(said))
+        assert said.preference == (None if said.failure else preference_of(opening_letter(said.raw), said.order))
         assert said.failure in (None, UNREADABLE)
         assert said.prompt_tokens > 40
         assert 0 < said.completion_tokens <= 8 * said.attempts
+    assert any(said.preference for said in judgements), "the prompt is one that this model follows now and then"
+    outcomes = combine(judgements)
+    print(outcomes, ledger)
+    assert [outcome.id for outcome in outcomes] == ["sum", "sky"]
     assert ledger["cost"] == pytest.approx((0.1 * ledger["prompt_tokens"] + 0.4 * ledger["completion_tokens"]) / 1e6)
     again, second = judge_pairs(judge, pairs, tmp_path)
     assert (again, second["asked"]) == (judgements, 0)
@@ -96,8 +106,3 @@ def test_a_served_model_is_judge(served, tmp_path, monkeypatch):
         OpenAIJudge(model="nothing", parser=pairwise, base_url=url).check()
     with pytest.raises(UserError, match=r"or nothing at that address \(404.*\); check judge.model= and the address"):
         OpenAIJudge(model=model, parser=pairwise, base_url=url.removesuffix("/v1")).check()
-
-
-def pairwise_preference(said):
-    verdict = pairwise(said.raw)
-    return verdict if said.order == "baseline_first" else 3 - verdict
