@@ -1,7 +1,6 @@
 """A real server, a real model, the openai client: `transformers serve` on loopback, from start to end."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -21,12 +20,12 @@ from lpsel.judging.parse import pairwise
 pytestmark = pytest.mark.real
 
 
-@pytest.fixture(scope="module")
-def served(real_models, tmp_path_factory):
+@pytest.fixture
+def served(real_models, tmp_path, free_port):
     pytest.importorskip("fastapi", reason="transformers serve needs transformers[serving]")
-    folder, port = real_models / "smollm2-135m", any_free_port()
+    folder, port = real_models / "smollm2-135m", free_port()
     script = Path(sys.executable).parent / "transformers"
-    log = tmp_path_factory.mktemp("serve") / "log"
+    log = tmp_path / "log"
     with log.open("w") as said:
         server = subprocess.Popen(
             [str(script), "serve", str(folder), "--host", "127.0.0.1", "--port", port, "--device", "cpu"],
@@ -44,12 +43,6 @@ def served(real_models, tmp_path_factory):
     finally:
         server.terminate()
         server.wait(20)
-
-
-def any_free_port():
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return str(listening.getsockname()[1])
 
 
 def healthy(port):
