@@ -136,6 +136,7 @@ class HFJudge:
         from lpsel.data.source import Example, Turn
         from lpsel.data.template import render_prompt
 
+        question = question.strip()  # many chat templates do
         rendered = render_prompt(Example((Turn("user", question),), ""), self.model.template, tokenizer)
         before, found, after = rendered.text.partition(question)
         if not found:

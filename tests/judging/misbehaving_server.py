@@ -42,7 +42,7 @@ class Handler(BaseHTTPRequestHandler):
         kinds = [*MIX, "good"]
         weights = [*MIX.values(), 53] if options.misbehave else [0] * len(MIX) + [1]
         kind = dice.choices(kinds, weights)[0]
-        first, second = (int(n) for n in re.findall(r"worth (\d+)", text))
+        first, second = [int(n) for n in re.findall(r"worth (\d+)", text)] or (0, 0)
         verdict = "A" if first > second or "always A" in text else "B" if second > first else "C"
         if options.status:
             kind = str(options.status)

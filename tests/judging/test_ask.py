@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -33,7 +34,7 @@ def test_no_verdict_is_lost_or_doubled_by_a_server_that_misbehaves(serve, make_p
     delivered = server.verdicts_by_question()
     assert set(delivered.values()) == {1}, "no question was answered twice"
     assert len(delivered) == len(read), "every answer has arrived"
-    lines = [json.loads(line) for line in open(ledger["kept"])]
+    lines = [json.loads(line) for line in Path(ledger["kept"]).read_text().splitlines()]
     assert len(lines) == len({line["question"] for line in lines}) == 80
 
     outcomes = combine(judgements)
@@ -65,7 +66,7 @@ def test_the_ledger_adds_up_tokens_and_dollars(serve, make_pairs, make_judge, tm
 
 
 def test_a_price_cap_stops_cleanly_and_the_next_run_asks_the_rest(serve, make_pairs, make_judge, tmp_path):
-    # $0.00015 a verdict: the cap of $0.001 is reached by the 7th; three may be under way besides the one that reaches it
+    # $0.00015 a verdict: the cap of $0.001 is reached by the 7th, when three more may be under way
     server, prices = serve(), {"prompt_price": 1, "completion_price": 5}
     capped = make_judge(server.url, max_cost=0.001, concurrency=4, **prices)
     judgements, ledger = judge_pairs(capped, make_pairs(20), tmp_path)
@@ -154,11 +155,12 @@ def test_a_torn_last_line_is_asked_again_and_a_damaged_one_inside_is_told(serve,
     server = serve()
     judge = make_judge(server.url)
     judgements, ledger = judge_pairs(judge, make_pairs(3), tmp_path)
-    whole = open(ledger["kept"], "rb").read()
-    open(ledger["kept"], "wb").write(whole[:-25])
+    file = Path(ledger["kept"])
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-25])
     assert judge_pairs(judge, make_pairs(3), tmp_path) == (judgements, ledger | {"asked": 1, "reused": 5})
-    assert sorted(open(ledger["kept"], "rb").read().splitlines()) == sorted(whole.splitlines())
-    open(ledger["kept"], "wb").write(b"damage\n" + whole)
+    assert sorted(file.read_bytes().splitlines()) == sorted(whole.splitlines())
+    file.write_bytes(b"damage\n" + whole)
     with pytest.raises(UserError, match=r"judgements.jsonl: line 1 cannot be read; delete that line, or the file."):
         judge_pairs(judge, make_pairs(3), tmp_path)
 

@@ -10,6 +10,7 @@ from lpsel.judging.ask import judge_pairs
 from lpsel.judging.judgement import TOO_LONG, Pair
 from lpsel.judging.local import HFJudge, answer_tokens, letter_probabilities
 from lpsel.judging.prompt import fill, load_prompt
+from lpsel.model.load import load_tokenizer
 from lpsel.model.spec import ModelSpec
 
 
@@ -65,7 +66,7 @@ def test_letters_are_tokens_with_and_without_a_space(byte_tokenizer):
 
 
 def test_a_model_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match="nowhere: no such folder; give a model folder or a Hugging Face id."):
+    with pytest.raises(UserError, match=r"nowhere: no such folder; give a model folder or a Hugging Face id."):
         HFJudge(ModelSpec("x", str(tmp_path / "nowhere")), str(tmp_path)).check()
 
 
@@ -81,9 +82,8 @@ def test_a_real_model_judges(real_models, tmp_path):
         p = json.loads(said.raw)
         assert 0 < p["A"] + p["B"] <= 1
         print(said.id, said.order, said.preference, p)
-    tokenizer = __import__("transformers").AutoTokenizer.from_pretrained(spec.path)
-    [letters] = {tuple(tokenizer.decode(i) for i in tokens) for tokens in [answer_tokens(tokenizer)[0]]}
-    assert set(letters) == {"A", " A"}
+    tokenizer = load_tokenizer(spec, str(spec.path))
+    assert {tokenizer.decode(i) for i in answer_tokens(tokenizer)[0]} == {"A", " A"}
     ids = judge._ids(tokenizer, fill(load_prompt("letter"), "Q", attack, "4"))
     [start] = tokenizer.convert_tokens_to_ids(["<|im_start|>"])
     assert ids.count(start) == 3, "system, user and assistant, and none from the answer"

@@ -106,10 +106,8 @@ def test_scores_from_1_to_10(reply, verdict):
     assert score(reply) == verdict
 
 
-PIECES = st.lists(
-    st.sampled_from(["[[A]]", "[[B]]", "[[C]]", "[[A: 3]]", "[[B: 6]]", "[[", "]]", " ", "\n", ".", "</think>", "x"])
-    | st.text()
-)
+MARKS = ["[[A]]", "[[B]]", "[[C]]", "[[A: 3]]", "[[B: 6]]", "[[", "]]", " ", "\n", ".", "</think>", "x"]
+PIECES = st.lists(st.sampled_from(MARKS) | st.text())
 
 
 @given(PIECES.map("".join))
@@ -117,10 +115,7 @@ def test_a_verdict_is_never_guessed(reply):
     said = reply.rpartition("</think>")[2]
     letters = set(re.findall(r"\[\[([ABC])\]\]", said))
     verdict = pairwise(reply)
-    if verdict is None:
-        assert len(letters) != 1 or not said.rstrip(" \t\n\r*_`.").endswith("]]") or said.strip()[-1:] not in "]"
-    else:
-        assert letters == {{1.0: "A", 2.0: "B", 1.5: "C"}[verdict]}
+    assert verdict is None or letters == {{1.0: "A", 2.0: "B", 1.5: "C"}[verdict]}
     assert score(reply) is None or {"[[A: 3]]", "[[B: 6]]"} <= set(re.findall(r"\[\[.: .\]\]", said))
 
 

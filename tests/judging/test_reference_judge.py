@@ -28,5 +28,5 @@ def test_the_answer_that_is_more_like_the_reference_wins(tmp_path):
 def test_prompts_without_references_are_told(tmp_path):
     with pytest.raises(UserError, match="judge=reference: none of 1 prompts has a reference answer; take prompts with"):
         judge_pairs(ReferenceJudge(), [Pair("a", "Q", "x", "y")], tmp_path)
-    with pytest.raises(UserError, match="judge.measure=bleu: must be one of rouge_l, exact_match."):
+    with pytest.raises(UserError, match=r"judge.measure=bleu: must be one of rouge_l, exact_match."):
         ReferenceJudge("bleu")
