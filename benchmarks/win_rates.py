@@ -53,6 +53,11 @@ def coverage(draws: int) -> None:
                 inside += [found.ci_low <= true <= found.ci_high, found.wilson_low <= true <= found.wilson_high]
             plain, wilson = 100 * inside / draws
             print(f"| {prompts} | {100 * win:g} %, {100 * tie:g} % | {plain:.1f} | {wilson:.1f} |", flush=True)
+
+
+def coverage_at_equal_length(draws: int) -> None:
+    """The same of the length-controlled win rate, on data that follow its model."""
+    generator = np.random.default_rng(0)
     print("\n| prompts | theta, phi | length-controlled bootstrap |\n|---|---|---|")
     for prompts, theta, phi in ((100, 0.4, -1.5), (250, 0.4, -1.5), (250, -1.5, -2.0)):
         inside = 0
@@ -69,4 +74,6 @@ def coverage(draws: int) -> None:
 if __name__ == "__main__":
     with gzip.open(sys.argv[1]) as file:
         length_control(json.load(file)["entries"])
-    coverage(int(sys.argv[2]) if len(sys.argv) > 2 else 1000)
+    sets = int(sys.argv[2]) if len(sys.argv) > 2 else 1000
+    coverage(sets)
+    coverage_at_equal_length(sets)

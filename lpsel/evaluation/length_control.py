@@ -43,8 +43,9 @@ def length_controlled_win_rate(
     """The length-controlled win rate, in percent, with its 95 % percentile bootstrap interval over prompts.
 
     scikit-learn fits it as alpaca_eval does: preferences as weights of both outcomes, an L1 penalty on both
-    coefficients, its strength from 5-fold cross-validation. The folds and the resamples, which keep that strength and
-    s, are fitted by `penalised`, all at once.
+    coefficients, its strength from 5-fold cross-validation. The folds and the resamples are fitted by `penalised`, all
+    at once. The resamples keep s and have the weakest penalty of all, close to maximum likelihood: a stronger one draws
+    them towards 50, and fewer intervals cover the truth.
 
     Args:
         preference_N: as in `winrate`.
@@ -69,9 +70,9 @@ def length_controlled_win_rate(
     if scale == 0:  # all differ by the same
         return UNDEFINED
     features_n2 = np.column_stack([np.ones(len(share_n)), np.tanh(shorter_N[used] / scale)])
-    coefficients_2, strength = fit(features_n2, share_n)
+    coefficients_2, _ = fit(features_n2, share_n)
     resampled = [
-        penalised(features_n2, share_n, counts, strength, coefficients_2)[:, 0]
+        penalised(features_n2, share_n, counts, STRENGTHS[-1], coefficients_2)[:, 0]
         for counts in draws(len(share_n), resamples, seed)
     ]
     percent_R = 100 * expit(np.concatenate(resampled))

@@ -1,5 +1,6 @@
 """EleutherAI's lm-evaluation-harness on trained models, several side by side."""
 
+import gc
 import logging
 import math
 import shutil
@@ -91,6 +92,7 @@ class LmEvalEvaluator:
             model = load_model(spec, path, place.dtype).to(place.device)
             found = self._run(model, tokenizer, manager, chat)
             del model
+            gc.collect()
             generations = Path("generations") / f"{file}.jsonl"
             write_atomically(place.folder / generations, lambda opened, found=found: opened.writelines(_rows(found)))  # type: ignore[misc]
             models.append(

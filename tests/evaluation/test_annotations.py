@@ -95,8 +95,8 @@ def test_all_sets_in_one_compressed_file_are_told_apart(alpaca_eval, tmp_path):
 def test_the_interval_at_equal_length_is_that_of_the_set(alpaca_eval):
     entry = next(entry for entry in alpaca_eval if entry["model"] == "llama-2-7b-chat-hf")
     found = length_controlled_win_rate(entry["preference"], entry["model_chars"], entry["baseline_chars"], seed=1)
-    assert found.low == pytest.approx(10.8, abs=0.4)
-    assert found.high == pytest.approx(28.0, abs=0.4)
+    assert found.low == pytest.approx(10.2, abs=0.4)
+    assert found.high == pytest.approx(27.1, abs=0.4)
 
 
 def our_rows():
