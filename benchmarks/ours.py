@@ -167,7 +167,8 @@ def _spec(model_folder: Path) -> ModelSpec:
 
 
 def _module(model_folder: Path, steps: int, precision: str) -> FineTuner:
-    adamw = partial(torch.optim.AdamW, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True)  # as conf/optimizer/adamw.yaml
+    # As conf/optimizer/adamw.yaml
+    adamw = partial(torch.optim.AdamW, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True)
     return FineTuner("target", _spec(model_folder), str(model_folder), adamw, steps, precision=precision)
 
 

@@ -122,7 +122,7 @@ def _job(command: str, mistakes: tuple[type[Exception], ...]) -> Callable[[Any],
 def hush() -> None:
     """Leave to our own lines what libraries say about themselves, and to the main process what all would say."""
     lightning = ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.distributed")
-    for name in (*(f"lightning.{name}" for name in lightning), "httpx", "sentence_transformers", "datasets"):
+    for name in (*(f"lightning.{name}" for name in lightning), "httpx", "httpx2", "sentence_transformers", "datasets"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels it would fetch if it could
     if not is_main_process():

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lpsel.errors import UserError
-from lpsel.evaluation.annotations import Judged, read_judgements
+from lpsel.evaluation.annotations import Judged, aligned, read_judgements
 from lpsel.evaluation.evaluator import Candidates, Place
 from lpsel.evaluation.head_to_head import compare_models, figures
-from lpsel.evaluation.judge_agreement import combined, judges_agreement
+from lpsel.evaluation.judge_agreement import judges_agreement
 from lpsel.evaluation.table import pairwise_table
 from lpsel.evaluation.winrate import TIE
 from lpsel.files import distinct, file_names, finite, write_atomically, write_lines
@@ -91,9 +91,9 @@ class PairwiseEvaluator:
         folder = None if self.prompts_dir is None else Path(self.prompts_dir).expanduser()
         prompts = load_prompts(self.prompts, self.limit, cache_dir=place.cache_dir, folder=folder)
         sampling = Sampling(self.max_new_tokens, self.temperature, self.top_p, self.seed)
-        self.judge.check()
-        for model in candidates.all:
-            check(model, prompts, sampling, cache_dir=place.cache_dir, engine=self.engine)
+        kept: dict[str, Any] = {"cache_dir": place.cache_dir, "dtype": place.dtype, "engine": self.engine}
+        if sum([check(model, prompts, sampling, **kept) for model in candidates.all]):
+            self.judge.check()  # before answers are paid for that could not be judged
 
         shutil.rmtree(place.folder / GENERATIONS, ignore_errors=True)  # of an earlier run in the same folder
         names = distinct([model.name for model in candidates.all])
@@ -103,11 +103,9 @@ class PairwiseEvaluator:
                 model,
                 prompts,
                 sampling,
-                cache_dir=place.cache_dir,
                 device=place.device,
-                dtype=place.dtype,
                 batch_tokens=self.batch_tokens,
-                engine=self.engine,
+                **kept,
             )
             path = Path(GENERATIONS) / f"{file}.jsonl"
             write_lines(place.folder / path, _lines(prompts, of_model))
@@ -286,19 +284,9 @@ def _imported_rows(judged: Judged) -> Iterator[dict[str, Any]]:
 
 
 def _between_judges(judged: Sequence[Judged]) -> dict[str, Any]:
-    """Agreement of the judges of each model that has several, on the prompts that all of them saw."""
-    found = {}
-    for model in dict.fromkeys(each.model for each in judged):
-        of_model = [each for each in judged if each.model == model]
-        shared = [name for name in of_model[0].ids if all(name in each.ids for each in of_model)]
-        if len(of_model) > 1:
-            found[model] = judges_agreement(
-                {
-                    each.judge: combined(each.preference_NO)[[each.ids.index(name) for name in shared]]
-                    for each in of_model
-                }
-            )
-    return found
+    """Agreement of the judges of each model that has several."""
+    by_model = {model: [each for each in judged if each.model == model] for model in {each.model for each in judged}}
+    return {model: judges_agreement(aligned(each)) for model, each in by_model.items() if len(each) > 1}
 
 
 def _verdict(preference: float | None) -> str | None:

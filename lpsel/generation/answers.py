@@ -39,9 +39,12 @@ def check(
     sampling: Sampling,
     *,
     cache_dir: Path,
+    dtype: "torch.dtype",
     engine: Engine = TRANSFORMERS,
-) -> None:
-    """Look for what can be wrong before any model is loaded or asked. An endpoint whose answers are kept is left alone.
+) -> int:
+    """Look for what can be wrong before any model is loaded or asked, and count the prompts without a kept answer.
+
+    An endpoint all of whose answers are kept is left alone.
 
     Raises:
         UserError: a model that is not there, a context without room for a prompt, a template that does not fit, an
@@ -49,11 +52,14 @@ def check(
     """
     if isinstance(model, Endpoint):
         known = _kept_of_endpoint(model, sampling, cache_dir).read()
-        if any(digest(conversation(prompt)) not in known for prompt in prompts):
+        missing = sum(digest(conversation(prompt)) not in known for prompt in prompts)
+        if missing:
             model.check()
-    else:
-        engine.check()
-        _prepare(model, prompts, sampling, cache_dir)
+        return missing
+    engine.check()
+    local = _prepare(model, prompts, sampling, cache_dir)
+    known = _kept_of_local(model, local, sampling, cache_dir, engine, dtype).read()
+    return sum(key not in known for key in _keys(local))
 
 
 def answers(
@@ -118,7 +124,7 @@ def answers(
                 batch_tokens=batch_tokens,
             )
 
-        keys = [digest([prompt.text, prompt.add_special_tokens]) for prompt in local.prompts]
+        keys = _keys(local)
 
     started = time.perf_counter()
     with kept.mine():
@@ -152,6 +158,10 @@ def _prepare(spec: ModelSpec, prompts: Sequence[Prompt], sampling: Sampling, cac
     prompt_room(load_config(spec, path), sampling.max_new_tokens)
     tokenizer = load_tokenizer(spec, path)
     return _Local(path, tokenizer, [render_prompt(_open(p.example), spec.template, tokenizer) for p in prompts])
+
+
+def _keys(local: _Local) -> list[str]:
+    return [digest([prompt.text, prompt.add_special_tokens]) for prompt in local.prompts]
 
 
 def _open(example: Example) -> Example:

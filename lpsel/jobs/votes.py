@@ -1,6 +1,7 @@
 """`votes`: what people said of blinded pairs, unblinded: win rate, agreement, a table of all votes."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ def run(given: Sequence[Path], key_path: Path | None = None, run_dir: Path | Non
     Raises:
         UserError: a file that is not one of votes, votes on another page, no key, nothing but skipped pairs.
     """
+
     files = [ballots.read_file(path.expanduser()) for path in given]
     key_path = _find_key(files[0]) if key_path is None else key_path.expanduser()
     key_path = key_path / KEY if key_path.is_dir() else key_path
@@ -71,7 +73,13 @@ def run(given: Sequence[Path], key_path: Path | None = None, run_dir: Path | Non
         "judge": {"kind": "people", "annotators": len(names)},
         "baseline": key.baseline,
         "model": key.model,
-        **_figures(ballots.majority(preference_AN)[voted]),
+        **figures(
+            ballots.majority(preference_AN)[voted],
+            model_chars_N=[key.pairs[pair].model_chars for pair in voted],
+            baseline_chars_N=[key.pairs[pair].baseline_chars for pair in voted],
+            category_N=[key.pairs[pair].category for pair in voted],
+            prompt_set_N=[key.pairs[pair].prompt_set for pair in voted],
+        ),
         "pairs": len(key.pairs),
         "pairs_without_votes": len(key.pairs) - len(voted),
         "mean_of_votes": _figures(ballots.mean_preference(preference_AN)[voted]),
@@ -84,8 +92,6 @@ def run(given: Sequence[Path], key_path: Path | None = None, run_dir: Path | Non
             "level": "nominal",
             "pairs_with_several_votes": int((np.isfinite(preference_AN).sum(axis=0) > 1).sum()),
         },
-        "model_mean_chars": np.mean([key.pairs[pair].model_chars for pair in voted]),
-        "baseline_mean_chars": np.mean([key.pairs[pair].baseline_chars for pair in voted]),
         "page": key.page,
         "key": key_path.resolve(),
         "files": [file.path.resolve() for file in files],
@@ -122,29 +128,9 @@ def _annotator(
 
 
 def _figures(preference_N: NDArray[np.float64]) -> dict[str, Any]:
-    """Counts and win rate in percent with its interval; NaN is a pair without a preference."""
-    from scipy import stats
+    from lpsel.evaluation.winrate import win_rate
 
-    from lpsel.evaluation.statistics import bootstrap_means
-
-    said = preference_N[np.isfinite(preference_N)]
-    wins, losses = int((said > 1.5).sum()), int((said < 1.5).sum())
-    value = low = high = error = None
-    if len(said):
-        value, low, high = bootstrap_means(100 * (said - 1)[:, None]).estimate(0)
-        error = 100 * said.std(ddof=1) / len(said) ** 0.5 if len(said) > 1 else None
-    return {
-        "n": len(said),
-        "wins": wins,
-        "ties": len(said) - wins - losses,
-        "losses": losses,
-        "failed": len(preference_N) - len(said),
-        "win_rate": value,
-        "standard_error": error,
-        "ci_low": low,
-        "ci_high": high,
-        "p_value": float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else None,
-    }
+    return asdict(win_rate(preference_N))
 
 
 def _judgements(votes: Sequence[Vote], counted: set[Vote], key: Key) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from lpsel.judging.judgement import TIE, Judge, Judgement, Order, Pair
+from lpsel.judging.judgement import TIE, Judge, Judgement, Order, Pair, preference_of
 from lpsel.judging.store import Store, question
 from lpsel.progress import track
 
@@ -28,7 +28,8 @@ def judge_pairs(judge: Judge, pairs: Sequence[Pair], cache_dir: Path) -> tuple[l
         A judgement for every pair and order, pairs in their order; of those that a price cap left out the failure is
         "price cap". And the ledger: `judgements`, `equal` answers, `asked` now, `reused` from earlier runs, `failed`,
         `prompt_tokens`, `completion_tokens` and `cost` in dollars of all of them whenever asked (None where the judge
-        reports none), `cost_now` of those asked now, `stopped_by_cap`, `kept` (the file).
+        reports none), `cost_now` of those asked now, `first_shown_wins` (percentage of the judgements with a winner
+        that the answer shown first has won), `stopped_by_cap`, `kept` (the file).
 
     Raises:
         UserError: what no further question could mend; what the judge has said by then is kept.
@@ -76,6 +77,7 @@ def judge_pairs(judge: Judge, pairs: Sequence[Pair], cache_dir: Path) -> tuple[l
         "completion_tokens": _sum([j.completion_tokens for j in every]),
         "cost": _sum([judge.cost(j) for j in every]),
         "cost_now": _sum([judge.cost(j) for j in asked_now]),
+        "first_shown_wins": _first_shown_wins(judgements),
         "stopped_by_cap": any(judgement.failure == NOT_ASKED for judgement in judgements),
         "kept": str(store.path),
     }
@@ -103,6 +105,16 @@ def _seen_from(said: Judgement, order: Order) -> float | None:
     if said.preference is None or said.order == order:
         return said.preference
     return 2 * TIE - said.preference
+
+
+def _first_shown_wins(judgements: Sequence[Judgement]) -> float | None:
+    """Percentage of the judgements with a winner that the answer shown first has won; None where there are none.
+
+    In both orders 50 is a judge whom the order does not sway.
+    """
+    verdicts = [preference_of(j.preference, j.order) for j in judgements if j.preference is not None]
+    decided = [verdict < TIE for verdict in verdicts if verdict != TIE]
+    return 100 * sum(decided) / len(decided) if decided else None
 
 
 def _sum(values: Sequence[int | float | None]) -> float | None:

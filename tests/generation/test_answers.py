@@ -155,8 +155,8 @@ def test_mistakes_are_found_before_a_model_is_loaded(tmp_path, toy_model, toy_sp
     ]
     for spec, sampling, how, complaint in cases:
         with pytest.raises(UserError, match=complaint):
-            check(spec, questions(2), sampling, cache_dir=tmp_path, **how)
-    check(toy_spec, questions(2), SHORT, cache_dir=tmp_path)
+            check(spec, questions(2), sampling, cache_dir=tmp_path, dtype=torch.float32, **how)
+    check(toy_spec, questions(2), SHORT, cache_dir=tmp_path, dtype=torch.float32)
 
 
 @pytest.mark.real

@@ -113,17 +113,19 @@ def test_models_with_the_new_name_of_the_limit_and_servers_without_counts(tmp_pa
 
 
 def test_a_wrong_key_or_address_is_said_before_anything_is_asked(tmp_path, server, monkeypatch, free_port):
-    check(Endpoint("m", server.url), said("a"), FOUR, cache_dir=tmp_path)
+    check(Endpoint("m", server.url), said("a"), FOUR, cache_dir=tmp_path, dtype=torch.float32)
     gone = Endpoint("m", f"http://127.0.0.1:{free_port()}/v1")
     with pytest.raises(UserError, match=r"model=m@http://127.*: cannot be reached \(.*refused\); check the address"):
-        check(gone, said("a"), FOUR, cache_dir=tmp_path)
+        check(gone, said("a"), FOUR, cache_dir=tmp_path, dtype=torch.float32)
     answers(Endpoint("m", server.url), said("a"), FOUR, cache_dir=tmp_path, **HOW)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-wrong")
-    check(Endpoint("m", server.url), said("a"), FOUR, cache_dir=tmp_path)  # nothing is missing: nobody is asked
+    check(
+        Endpoint("m", server.url), said("a"), FOUR, cache_dir=tmp_path, dtype=torch.float32
+    )  # nothing is missing: nobody is asked
     with pytest.raises(
         UserError, match=r"the server does not take the key; put the right one into OPENAI_API_KEY"
     ) as no:
-        check(Endpoint("m", server.url), said("a", "b"), FOUR, cache_dir=tmp_path)
+        check(Endpoint("m", server.url), said("a", "b"), FOUR, cache_dir=tmp_path, dtype=torch.float32)
     assert "sk-sec" not in str(no.value)
     assert len(server()) == 1
 
@@ -141,7 +143,7 @@ def test_a_server_with_a_real_model_gives_that_models_greedy_answers(tmp_path, r
             until_up(f"http://127.0.0.1:{port}/health", process)
             endpoint = Endpoint(model, f"http://127.0.0.1:{port}/v1", concurrency=1)
             prompts = said("What is the capital of France?", "Name three colours.")
-            check(endpoint, prompts, Sampling(12), cache_dir=tmp_path)
+            check(endpoint, prompts, Sampling(12), cache_dir=tmp_path, dtype=torch.float32)
             served, about = answers(endpoint, prompts, Sampling(12), cache_dir=tmp_path, **HOW)
         finally:
             process.kill()

@@ -13,11 +13,15 @@ import pytest
 
 from lpsel.errors import UserError
 from lpsel.judging.ask import NOT_ASKED, judge_pairs
-from lpsel.judging.combine import combine, first_shown_rate, flip_rate
 from lpsel.judging.judgement import UNREADABLE, Pair
 
 # worth 0, 1, 2, 3 beside 2, and one the judge always prefers when it stands first
 PREFERENCES = [1.0, 1.0, 1.5, 2.0, 1.5]
+
+
+def in_both_orders(judgements):
+    """The preferences of each pair, baseline first and model first."""
+    return [(a.preference, b.preference) for a, b in zip(judgements[::2], judgements[1::2], strict=True)]
 
 
 def test_no_verdict_is_lost_or_doubled_by_a_server_that_misbehaves(serve, make_pairs, make_judge, tmp_path):
@@ -37,10 +41,10 @@ def test_no_verdict_is_lost_or_doubled_by_a_server_that_misbehaves(serve, make_p
     lines = [json.loads(line) for line in Path(ledger["kept"]).read_text().splitlines()]
     assert len(lines) == len({line["question"] for line in lines}) == 80
 
-    outcomes = combine(judgements)
-    for i, outcome in enumerate(outcomes):
-        assert outcome.failure or outcome.preference == PREFERENCES[i % 5]
-        assert outcome.failure or outcome.flipped == (i % 5 == 4)
+    for i, (first, second) in enumerate(in_both_orders(judgements)):
+        if first is not None and second is not None:
+            assert (first if first == second else 1.5) == PREFERENCES[i % 5]
+            assert (first != second) == (i % 5 == 4)
 
     before = len(server.requests())
     again, second = judge_pairs(judge, pairs, tmp_path)
@@ -60,9 +64,9 @@ def test_the_ledger_adds_up_tokens_and_dollars(serve, make_pairs, make_judge, tm
     assert (ledger["asked"], ledger["reused"]) == (10, 20)
     assert ledger["cost"] == pytest.approx(0.0045)
     assert ledger["cost_now"] == pytest.approx(0.0015)
-    # 3 in 15 flip. Of 24 verdicts that decide (3 of 15 pairs are ties), the first won 9 + 6: half of 18, all of 6
-    assert flip_rate(combine(judgements)) == pytest.approx(3 / 15)
-    assert first_shown_rate(judgements) == pytest.approx(15 / 24)
+    # Of 24 verdicts that decide (3 of 15 pairs are ties, 3 flip), the first shown won 9 + 6: half of 18, all of 6.
+    assert sum(first != second for first, second in in_both_orders(judgements)) == 3
+    assert ledger["first_shown_wins"] == pytest.approx(100 * 15 / 24)
 
 
 def test_a_price_cap_stops_cleanly_and_the_next_run_asks_the_rest(serve, make_pairs, make_judge, tmp_path):
@@ -73,7 +77,7 @@ def test_a_price_cap_stops_cleanly_and_the_next_run_asks_the_rest(serve, make_pa
     assert 7 <= ledger["asked"] <= 10
     assert ledger["stopped_by_cap"]
     assert sum(j.failure == NOT_ASKED for j in judgements) == ledger["failed"] == 40 - ledger["asked"]
-    assert combine(judgements)[-1] == ("p19", None, None, NOT_ASKED)
+    assert (judgements[-1].id, judgements[-1].preference, judgements[-1].failure) == ("p19", None, NOT_ASKED)
     _, rest = judge_pairs(make_judge(server.url, **prices), make_pairs(20), tmp_path)
     assert (rest["reused"], rest["asked"], rest["failed"]) == (ledger["asked"], 40 - ledger["asked"], 0)
     assert len(server.requests()) == 40
@@ -141,7 +145,7 @@ def test_a_killed_run_resumes_and_asks_nothing_twice(serve, make_judge, tmp_path
     assert len(times) == 60
     assert max(times.values()) <= 2
     assert sum(times.values()) <= 63, "asked again: only what was under way when the run was killed"
-    assert [o.preference for o in combine(judgements)][:5] == [1.0, 1.0, 1.5, 2.0, 2.0]
+    assert in_both_orders(judgements)[:5] == [(1.0, 1.0), (1.0, 1.0), (1.5, 1.5), (2.0, 2.0), (2.0, 2.0)]
 
 
 def test_two_runs_at_once_ask_every_question_once(serve, tmp_path):
