@@ -52,6 +52,8 @@ def run(given: Sequence[Path], key_path: Path | None = None, run_dir: Path | Non
         UserError: a file that is not one of votes, votes on another page, no key, nothing but skipped pairs.
     """
 
+    from lpsel.evaluation.head_to_head import figures
+
     files = [ballots.read_file(path.expanduser()) for path in given]
     key_path = _find_key(files[0]) if key_path is None else key_path.expanduser()
     key_path = key_path / KEY if key_path.is_dir() else key_path
