@@ -1,8 +1,8 @@
 """From what a judge wrote to a verdict on the answers as they were shown.
 
 1 the first is better, 2 the second, 1.5 neither; None where the reply does not say so beyond doubt. Nothing is guessed:
-a verdict counts only at the very end of the reply, and only if no other verdict stands anywhere before it, since a
-judge may quote an answer that names one.
+a marked verdict counts only at the very end of the reply, and only if no other verdict stands anywhere before it, since
+a judge may quote an answer that names one.
 """
 
 import re
@@ -15,6 +15,7 @@ Parser = Callable[[str], float | None]
 _END = r"[\s.*_`]*\Z"
 _LETTER = re.compile(r"\[\[([ABC])\]\]")
 _LAST_LETTER = re.compile(_LETTER.pattern + _END)
+_ALONE = re.compile(r"\s*[*_`]*([AB])[.*_`)]*[ \t]*(?:\n|\Z)")
 _NUMBER = r"(10(?:\.0+)?|[1-9](?:\.[0-9]+)?)"
 _SCORES = re.compile(rf"\[\[A: ?{_NUMBER}\]\][\s,;*_`]*\[\[B: ?{_NUMBER}\]\]")
 _LAST_SCORES = re.compile(_SCORES.pattern + _END)
@@ -28,6 +29,12 @@ def pairwise(reply: str) -> float | None:
     if found is None or len(set(_LETTER.findall(reply))) > 1:
         return None
     return {"A": LOSS, "B": WIN, "C": TIE}[found[1]]
+
+
+def letter(reply: str) -> float | None:
+    """A or B alone on the first line, for a model too small to explain itself; what it goes on to say is not read."""
+    found = _ALONE.match(_without_thoughts(reply))
+    return {"A": LOSS, "B": WIN}[found[1]] if found else None
 
 
 def score(reply: str) -> float | None:

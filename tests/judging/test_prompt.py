@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lpsel.errors import UserError
-from lpsel.judging.parse import pairwise, score
+from lpsel.judging.parse import letter, pairwise, score
 from lpsel.judging.prompt import PROMPTS, fill, load_prompt
 
 OURS = sorted(file.stem for file in PROMPTS.glob("*.txt"))
@@ -108,6 +108,25 @@ def test_scores_from_1_to_10(reply, verdict):
 
 MARKS = ["[[A]]", "[[B]]", "[[C]]", "[[A: 3]]", "[[B: 6]]", "[[", "]]", " ", "\n", ".", "</think>", "x"]
 PIECES = st.lists(st.sampled_from(MARKS) | st.text())
+
+
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    [
+        ("A", 1.0),
+        (" B.\n", 2.0),
+        ("**B**\nSince A is wrong.", 2.0),
+        ("A)", 1.0),
+        ("A good answer", None),
+        ("A B", None),
+        ("Answer A", None),
+        ("a", None),
+        ("C", None),
+        ("", None),
+    ],
+)
+def test_a_letter_alone_on_the_first_line(reply, verdict):
+    assert letter(reply) == verdict
 
 
 @given(PIECES.map("".join))
