@@ -72,9 +72,8 @@ def show(folders: list[Path]) -> list[dict[str, Any]]:
     defined_N = np.isfinite(score_SN).all(axis=0)
     compared = agreement(score_SN[:, defined_N], [PCT])
     low_SN = lowest(score_SN[:, defined_N], PCT)
-    print(
-        f"{compared.n:,} rows; lowest {PCT} %: {compared.lowest[0]:,} rows, by chance {compared.chance[0]:.2f} in common"
-    )
+    rows = f"{compared.lowest[0]:,} of {compared.n:,} rows"
+    print(f"lowest {PCT} %: {rows}, of which chance has {compared.chance[0]:.2f} in common")
     print(f"| training | rows trained on | FLOPs | Spearman | lowest {PCT} % in common | not trained on, of these |")
     print("|---|---|---|---|---|---|")
     figures = []
