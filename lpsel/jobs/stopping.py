@@ -20,7 +20,7 @@ from lpsel.data.module import SubsetDataModule
 from lpsel.data.tokens import Tokens
 from lpsel.errors import UserError
 from lpsel.model.flops import Times, spent
-from lpsel.model.spec import ScorerSpec
+from lpsel.model.spec import FEWEST_STOP_ROWS, ScorerSpec
 from lpsel.selection.agreement import spearman
 from lpsel.selection.metrics import learning_percentage_app, scaled_perplexity
 
@@ -137,11 +137,19 @@ class StopWhenStable(L.Callback):
         data: the data set of the fit.
         rows: how many rows to follow.
         bound: rank correlation of two successive checks at which the ranking has settled.
+
+    Raises:
+        UserError: too few rows to rank.
     """
 
     def __init__(self, title: str, data: SubsetDataModule, *, rows: int, bound: float) -> None:
         self.title, self.data, self.bound = title, data, bound
         self.sample = random_rows(data.supervised, data.tokens.ids, data.seed, SAMPLE, rows)
+        if len(self.sample) < FEWEST_STOP_ROWS:
+            raise UserError(
+                f"scorer.stop=stable: {len(self.sample)} rows with a supervised token are too few to rank; leave it "
+                f"out below {FEWEST_STOP_ROWS}."
+            )
         self.steps = check_steps(data.steps_per_epoch)
         self.own_S = np.full(len(self.sample), np.nan)
         self.nll_ES: list[Floats] = []

@@ -246,6 +246,14 @@ def test_a_part_without_a_row_is_refused(tmp_path, toy_model, instructions):
     )
 
 
+def test_too_few_rows_to_rank_are_refused(tmp_path, toy_model, instructions):
+    with pytest.raises(UserError) as mistake:
+        score(tmp_path, toy_model, instructions(rows=19), *STABLE)
+    assert str(mistake.value) == (
+        "scorer.stop=stable: 19 rows with a supervised token are too few to rank; leave it out below 20."
+    )
+
+
 def test_a_mistake_ends_the_command_before_anything_is_read():
     given = [sys.executable, "-m", "lpsel", "select", "scorer=opt-350m", "scorer.stop=foo"]
     done = subprocess.run(given, capture_output=True, text=True, timeout=100, check=False)
