@@ -136,3 +136,23 @@ def test_contestants_that_disagree_are_not_compared(monkeypatch):
     order = []
     interleave({name: lambda name=name: order.append(name) for name in "abc"}, 2)
     assert order == ["a", "b", "c", "b", "c", "a"]
+
+
+def test_stopping(monkeypatch, toy_model, instructions, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    main = importlib.import_module("stopping").main
+    recipe = ["scorer.recipe.learning_rate=1e-3", "scorer.max_length=256", "trainer=cpu", "scorer.stop_bound=.5"]
+    given = [str(toy_model), str(instructions(rows=600)), "--rows=600", "--precision=32-true"]
+    whole, another, stopped, half, quarter = main([*given, "--also", *recipe])
+    assert (whole["spearman"], whole["common"], whole["flops"], whole["unseen"]) == (pytest.approx(1), 1, 1, 0)
+    assert (half["rows_trained"], quarter["rows_trained"], another["rows_trained"]) == (300, 150, 600)
+    assert stopped["unseen"] == pytest.approx(1 - stopped["rows_trained"] / 600)
+    # Two passes cost 1 each, a trained epoch 3.
+    assert (half["flops"], quarter["flops"]) == (pytest.approx(3.5 / 5, abs=0.02), pytest.approx(2.75 / 5, abs=0.02))
+    assert "| `scorer.train_fraction=.25` | 150 | 0.55 |" in capsys.readouterr().out
+
+
+def test_stopping_without_its_material(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    assert importlib.import_module("stopping").main([str(tmp_path / "model"), str(tmp_path / "rows")]) == []
+    assert "model is not there: nothing to measure" in capsys.readouterr().out

@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from lpsel.config import build, config_dir
+from lpsel.model.spec import ScorerSpec
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
@@ -78,7 +79,8 @@ def test_any_model_can_score():
 
 @pytest.mark.parametrize("name", [choice for group, choice in CHOICES if group == "model" and choice != "local"])
 def test_a_scorer_is_its_model(name):
-    assert build(composed("scorer", name).scorer) == build(composed("model", name).model)
+    model = build(composed("model", name).model)
+    assert build(composed("scorer", name).scorer) == ScorerSpec(**vars(model))
 
 
 def test_the_papers_recipe():

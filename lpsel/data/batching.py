@@ -13,6 +13,7 @@ from lpsel.mixing import splitmix64
 
 Rows = NDArray[np.int64]
 NO_ROWS: Rows = np.empty(0, dtype=np.int64)
+PART, SAMPLE = 2**32, 2**32 + 1  # orders beside those of the epochs: rows to train on, rows to follow
 
 
 def padded(rows: Rows, lengths: NDArray[np.int32], budget: int) -> list[Rows]:
@@ -70,6 +71,12 @@ def epoch_order(ids: Sequence[str], seed: int, epoch: int) -> Rows:
     keys = np.fromiter((int(i[:16], 16) for i in ids), dtype=np.uint64, count=len(ids))
     key = splitmix64(splitmix64(np.array([seed % 2**64], dtype=np.uint64)) + np.uint64(epoch))
     return np.argsort(splitmix64(keys ^ key), kind="stable")
+
+
+def random_rows(among_N: NDArray[np.bool_], ids: Sequence[str], seed: int, order: int, count: int) -> Rows:
+    """At most `count` of the rows of a mask, the first of an `epoch_order` of their content, ascending."""
+    shuffled = epoch_order(ids, seed, order)
+    return np.sort(shuffled[among_N[shuffled]][:count])
 
 
 def training_plan(

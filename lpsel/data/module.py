@@ -52,8 +52,7 @@ class _EpochPlan(Sampler):
 
     def __iter__(self) -> Iterator[tuple[list[Rows], int, int]]:
         data = self.data
-        order = epoch_order(data.tokens.ids, data.seed, self.epoch)
-        order = order[data.trained[order]]
+        order = data.order(self.epoch)
         supervised = data.tokens.response_tokens.astype(np.int64)
         budget = data.room(data.train_tokens)
         plan = training_plan(order, data.own_lengths, data.batch_size, budget, data.rank, data.world)
@@ -117,15 +116,22 @@ class SubsetDataModule(L.LightningDataModule):
         round_to = -(-budget // SHAPES) if self.few_shapes else 1
         return collate(self.tokens, rows, self.prefixes, varlen=torch.cuda.is_available(), round_to=round_to)
 
+    def order(self, epoch: int) -> Rows:
+        """The trained rows in the order of an epoch."""
+        order = epoch_order(self.tokens.ids, self.seed, epoch)
+        return order[self.trained[order]]
+
+    def times_trained(self, steps: Sequence[int]) -> NDArray[np.int64]:
+        """How often each row has been trained on after so many steps of each epoch, shape (N,)."""
+        times_N = np.zeros(len(self.tokens), np.int64)
+        for epoch, done in enumerate(steps):
+            times_N[self.order(epoch)[: done * self.batch_size]] += 1
+        return times_N
+
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps of one pass over the trained rows; the last batch may be smaller."""
         return -(-int(self.trained.sum()) // self.batch_size)
-
-    @property
-    def tokens_per_epoch(self) -> int:
-        """Tokens, padding aside, that one pass over the trained rows feeds, over all ranks."""
-        return int(self.tokens.lengths[self.trained].sum(dtype=np.int64))
 
     @property
     def rank(self) -> int:
@@ -141,7 +147,10 @@ class SubsetDataModule(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader | Sequence:
         if not self.record:
             return []
-        rows = np.flatnonzero(self.supervised)
+        return self.recording(np.flatnonzero(self.supervised))
+
+    def recording(self, rows: Rows) -> DataLoader:
+        """This rank's batches of a pass over `rows`."""
         plan = recording_plan(rows, self.own_lengths, self.room(self.score_tokens), self.rank, self.world)
         return self._loader(_Passes(self, plan))
 

@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +21,9 @@ from lpsel.data.batch import MicroBatch, OptimiserStep
 from lpsel.data.module import SubsetDataModule
 from lpsel.distributed import is_main_process, started_together
 from lpsel.errors import ToldElsewhere, UserError, first_line
+from lpsel.jobs.stopping import StopWhenStable
 from lpsel.model.device import lightning_precision
-from lpsel.model.flops import forward_flops, training_flops
+from lpsel.model.flops import spent, training_flops
 from lpsel.model.module import FineTuner
 from lpsel.progress import Advance, track
 from lpsel.records.recorder import before_training
@@ -66,20 +67,25 @@ def fit(
     epochs: int,
     title: str,
     callbacks: Sequence[L.Callback],
+    stop: StopWhenStable | None = None,
 ) -> tuple[L.Trainer, Cost]:
     """Train for `epochs` passes, with a recording pass before and after each where the data module records.
 
     With 0 epochs, the recording pass before training is all there is.
+
+    Args:
+        stop: may end the training of an epoch before its last step.
     """
     started = time.monotonic()
     gc.collect()  # a model trained before this one and its trainer hold each other, and a device's memory
     node = job.config.trainer.copy()
     node.precision = lightning_precision(module.precision)
     L.seed_everything(module.spec.recipe.seed, verbose=False)
+    progress = FitProgress(title, data)
     trainer = _trainer(
         node,
         max_epochs=epochs,
-        callbacks=[*callbacks, FitProgress(title, data)],
+        callbacks=[*callbacks, *([stop] if stop else []), progress],
         logger=job.tracker.logger(),
         log_every_n_steps=1,
         num_sanity_val_steps=-1 if data.record else 0,
@@ -102,7 +108,9 @@ def fit(
     if trainer.interrupted:
         raise KeyboardInterrupt
     seconds = time.monotonic() - started
-    return trainer, _cost(trainer, module, data, epochs, seconds)
+    trained_N = data.times_trained(progress.steps)
+    recorded_N = data.supervised * (epochs + 1 if data.record else 0) + (stop.times_checked if stop else 0)
+    return trainer, _cost(trainer, spent(module.language_model, data.tokens, trained_N, recorded_N), seconds)
 
 
 def _trainer(node: DictConfig, **arguments: Any) -> L.Trainer:
@@ -136,21 +144,13 @@ def full_training(module: FineTuner, data: SubsetDataModule, epochs: int) -> dic
     }
 
 
-def _cost(trainer: L.Trainer, module: FineTuner, data: SubsetDataModule, epochs: int, seconds: float) -> Cost:
-    tokens, model = data.tokens, module.language_model
-
-    def flops(count: Callable[..., float], mask: Any) -> float:
-        return count(model, tokens.lengths[mask], tokens.response_tokens[mask])
-
-    passes = epochs + 1 if data.record else 0
-    recorded = int(tokens.lengths[data.supervised].sum(dtype="int64"))
+def _cost(trainer: L.Trainer, work: dict[str, Any], seconds: float) -> Cost:
     # ru_maxrss counts kibibytes on Linux, bytes on macOS.
     memory = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)}
     if torch.cuda.is_available():
         memory["gpu"] = torch.cuda.max_memory_allocated()
     return Cost(
-        tokens=epochs * data.tokens_per_epoch + passes * recorded,
-        flops=epochs * flops(training_flops, data.trained) + passes * flops(forward_flops, data.supervised),
+        **work,
         seconds=round(seconds, 3),
         device_seconds=round(seconds * trainer.world_size, 3),
         peak_memory_bytes=memory,
@@ -158,19 +158,26 @@ def _cost(trainer: L.Trainer, module: FineTuner, data: SubsetDataModule, epochs:
 
 
 class FitProgress(L.Callback):
-    """A bar for each training epoch and each recording pass, in this rank's batches, with its tokens per second."""
+    """A bar for each training epoch and each recording pass, in this rank's batches, with its tokens per second.
+
+    Attributes:
+        steps: optimiser steps made, by epoch.
+    """
 
     def __init__(self, title: str, data: SubsetDataModule) -> None:
         self.title, self.data = title, data
         self.bar = ExitStack()
         self.advance: Advance
+        self.steps: list[int] = []
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.steps.append(0)
         self._open(f"{self.title}: epoch {trainer.current_epoch + 1}", self.data.steps_per_epoch, "steps")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: OptimiserStep, batch_idx: int
     ) -> None:
+        self.steps[-1] += 1
         self.advance(1, tokens=sum(m.tokens for m in batch.micro_batches))
         if batch_idx + 1 == self.data.steps_per_epoch:
             self.bar.close()
@@ -191,4 +198,5 @@ class FitProgress(L.Callback):
         self.bar.close()
 
     def _open(self, title: str, total: int, unit: str) -> None:
+        self.bar.close()  # of an epoch that ended before its last step
         self.advance = self.bar.enter_context(track(title, total, unit))

@@ -23,7 +23,7 @@ from lpsel.model.device import device_of, resolve_precision
 from lpsel.model.extras import check_training
 from lpsel.model.load import identity, load_config, load_tokenizer, locate
 from lpsel.model.memory import pass_tokens
-from lpsel.model.spec import ModelSpec
+from lpsel.model.spec import ModelSpec, ScorerSpec
 from lpsel.records.store import MANIFEST, SCORES, Parts, find_scores, write_scores
 
 log = logging.getLogger(__name__)
@@ -64,12 +64,12 @@ def check_scorer(job: Job, scorer: ModelSpec, epochs: int) -> None:
         locate(scorer, job.cache_dir)
 
 
-def scores_for(job: Job, scorer: ModelSpec, source: Source, epochs: int, columns: Collection[str] = ()) -> Scores:
+def scores_for(job: Job, scorer: ScorerSpec, source: Source, epochs: int, columns: Collection[str] = ()) -> Scores:
     """Scores of `source` with at least `epochs` recorded epochs and `columns`: those in the cache, else new ones.
 
-    With 0 epochs only the pass before training is made, and nothing is trained. The recipe's schedule is laid out over
-    its own epochs even where fewer are recorded, so that LP_app's one epoch is the first of the very run whose three
-    epochs LP needs.
+    With 0 epochs only the pass before training is made, and nothing is trained, so that the scorer's `train_fraction`
+    and `stop` change nothing. The recipe's schedule is laid out over its own epochs even where fewer are recorded, so
+    that LP_app's one epoch is the first of the very run whose three epochs LP needs. Stopping does not change it.
 
     Args:
         columns: further columns to record in passes before training, names that `lpsel.records.extra` knows.
@@ -90,6 +90,11 @@ def scores_for(job: Job, scorer: ModelSpec, source: Source, epochs: int, columns
         "optimizer": OmegaConf.to_container(job.config.optimizer, resolve=True),
         "precision": resolve_precision(job.config.trainer.precision),
     }
+    less = scorer.less_training()
+    if epochs:
+        described |= less
+    elif less:
+        log.info("Scorer %s: nothing is trained; scorer.%s left aside", scorer.name, " and scorer.".join(less))
     key = digest({k: v for k, v in described.items() if k != "scorer"})[:16]
     folder = job.cache_dir / "scores" / f"{scorer.name}-{job.config.dataset.name}-{key}-e{epochs}"
     folder = folder.with_name("+".join([folder.name, *sorted(columns)]))
@@ -117,7 +122,7 @@ def scores_for(job: Job, scorer: ModelSpec, source: Source, epochs: int, columns
 
 def _make(
     job: Job,
-    scorer: ModelSpec,
+    scorer: ScorerSpec,
     path: str,
     source: Source,
     epochs: int,
@@ -129,6 +134,7 @@ def _make(
     from lpsel.data.template import template_hash
     from lpsel.data.tokens import tokenize, tokenizer_hash
     from lpsel.jobs.fitting import fit
+    from lpsel.jobs.stopping import StopWhenStable, random_part
     from lpsel.model.module import FineTuner
     from lpsel.records.extra import extra_pass
     from lpsel.records.recorder import NLLRecorder
@@ -138,9 +144,10 @@ def _make(
     report_tokens(tokens, scorer)
     score_tokens = pass_tokens(load_config(scorer, path), described["precision"], job.config.score_tokens)
 
-    def recording(fed: Any) -> SubsetDataModule:
+    def recording(fed: Any, mask: Any = None) -> SubsetDataModule:
         return SubsetDataModule(
             fed,
+            mask=mask,
             batch_size=scorer.recipe.batch_size,
             seed=scorer.recipe.seed,
             train_tokens=job.config.train_tokens,
@@ -149,11 +156,12 @@ def _make(
             record=True,
         )
 
-    data = recording(tokens)
-    if not data.steps_per_epoch:
+    supervised = tokens.response_tokens > 0
+    if not supervised.any():
         raise UserError(
             f"scorer.max_length={scorer.max_length}: no row of {source.spec.name} keeps a supervised token; raise it."
         )
+    data = recording(tokens, random_part(tokens, scorer) if "train_fraction" in described else None)
     steps = data.steps_per_epoch * scorer.recipe.epochs
 
     def module(kind: type[FineTuner]) -> FineTuner:
@@ -179,9 +187,11 @@ def _make(
             further[column] = parts.collect(0, len(tokens))[0]
             parts.remove()
     parts = Parts(folder.with_name(f"{folder.name}.parts"))
-    trainer, cost = fit(
-        job, module(FineTuner), data, epochs=epochs, title=f"Scorer {scorer.name}", callbacks=[NLLRecorder(parts)]
-    )
+    title, stop = f"Scorer {scorer.name}", None
+    if "stop" in described:
+        stop = StopWhenStable(title, data, rows=scorer.stop_rows, bound=scorer.stop_bound)
+    recorder = [NLLRecorder(parts)]
+    trainer, cost = fit(job, module(FineTuner), data, epochs=epochs, title=title, callbacks=recorder, stop=stop)
     if trainer.is_global_zero:
         total = sum(costs, start=cost)
         manifest = described | {
@@ -189,7 +199,8 @@ def _make(
             "columns": columns,
             "rows": len(tokens),
             "rows_truncated": int(tokens.truncated.sum()),
-            "rows_without_supervised_token": int((tokens.response_tokens == 0).sum()),
+            "rows_without_supervised_token": int((~supervised).sum()),
+            "rows_trained": stop.rows_trained if stop else int(data.trained.sum()) if epochs else 0,
             "tokenizer_hash": tokenizer_hash(tokenizer),
             "template_hash": template_hash(scorer.template, tokenizer),
             "trust_remote_code": scorer.trust_remote_code,
@@ -197,6 +208,7 @@ def _make(
             "world_size": trainer.world_size,
             "versions": versions(),
             "git_commit": git_commit(),
+            **({"checked_epochs": [asdict(epoch) for epoch in stop.epochs]} if stop else {}),
             **asdict(total),
             "wall_seconds": total.seconds,
         }

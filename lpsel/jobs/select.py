@@ -15,7 +15,7 @@ from lpsel.data.subset import write_subset
 from lpsel.distributed import is_main_process
 from lpsel.errors import UserError
 from lpsel.files import sha256_of, write_atomically
-from lpsel.model.spec import ModelSpec
+from lpsel.model.spec import ModelSpec, ScorerSpec
 from lpsel.selection.choose import Selection, select
 from lpsel.selection.clusters import Clusters, NoClusters, brings_clusters, with_clusters
 from lpsel.selection.embeddings import check_embedder, embed
@@ -52,7 +52,7 @@ class Plan:
     rule: SelectionSpec
     pct: float
     clusters: Clusters
-    scorer: ModelSpec
+    scorer: ScorerSpec
     given: ScoreTable | None
     tokens_of: ModelSpec
 
@@ -87,7 +87,7 @@ def prepare(job: Job, tokens_of: ModelSpec) -> Plan:
     config = job.config
     rule: SelectionSpec = build(config.selection)
     clusters: Clusters = build(config.cluster)
-    scorer: ModelSpec = build(config.scorer)
+    scorer: ScorerSpec = build(config.scorer)
     source = Source(build(config.dataset))
     given = None
     if config.scores is not None:

@@ -7,6 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lpsel.data.tokens import Tokens
+
+Times = NDArray[np.int64]  # how often each row has been fed, shape (N,)
+
 
 def forward_flops(model: Any, lengths: NDArray[np.int32], supervised: NDArray[np.int32]) -> float:
     """Floating-point operations of one forward pass over rows, with the output head on supervised tokens only.
@@ -39,6 +43,24 @@ def training_flops(model: Any, lengths: NDArray[np.int32], supervised: NDArray[n
     """
     products = _products(model, lengths, supervised)
     return 2 * products.forward + products.attention + products.trainable
+
+
+def spent(model: Any, tokens: Tokens, trained_N: Times, recorded_N: Times) -> dict[str, float]:
+    """Tokens, padding aside, and FLOPs of passes over rows.
+
+    Args:
+        model: as in `forward_flops`.
+        tokens: the tokenised rows, N of them.
+        trained_N, recorded_N: how often each row went forward and backward, and forward alone, shape (N,).
+    """
+
+    def rows(times_N: Times) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        return np.repeat(tokens.lengths, times_N), np.repeat(tokens.response_tokens, times_N)
+
+    return {
+        "tokens": int((tokens.lengths * (trained_N + recorded_N)).sum()),
+        "flops": training_flops(model, *rows(trained_N)) + forward_flops(model, *rows(recorded_N)),
+    }
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from lpsel.errors import UserError
 
 SCHEDULES = ("cosine", "linear", "constant")
 TEMPLATES = ("alpaca", "chat", "plain")
+STOPS = ("stable",)
+FEWEST_STOP_ROWS = 20  # a rank correlation of fewer says little
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,50 @@ class ModelSpec:
             bool(self.path) or self.tiny is not None,
             f"model {self.name}: no path; give model.path=FOLDER_OR_HUB_ID (scorer.path= for the scorer).",
         )
+
+
+@dataclass(frozen=True)
+class ScorerSpec(ModelSpec):
+    """A model as scorer, and how much of its recipe's training it gets: docs/stopping.md.
+
+    Attributes:
+        train_fraction: share of the rows with a supervised token, chosen at random, that it is trained on.
+        stop: `stable` ends an epoch's training once the ranking has settled; null trains whole epochs.
+        stop_bound: the ranking has settled when its rank correlation with the checkpoint before reaches this.
+        stop_rows: rows, chosen at random, by which the ranking is followed.
+    """
+
+    train_fraction: float = 1.0
+    stop: str | None = None
+    stop_bound: float = 0.9
+    stop_rows: int = 256
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("train_fraction", "stop_bound"):
+            value = getattr(self, name)
+            _require(isinstance(value, int | float), f"scorer.{name}={value}: must be a number.")
+        _require(
+            0 < self.train_fraction <= 1,
+            f"scorer.train_fraction={self.train_fraction}: a share of the rows, above 0 and at most 1.",
+        )
+        _require(
+            self.stop is None or self.stop in STOPS,
+            f"scorer.stop={self.stop}: must be {' or '.join(STOPS)}, or null to train whole epochs.",
+        )
+        _require(
+            0 < self.stop_bound < 1, f"scorer.stop_bound={self.stop_bound}: a rank correlation, above 0 and below 1."
+        )
+        _require(
+            isinstance(self.stop_rows, int) and self.stop_rows >= FEWEST_STOP_ROWS,
+            f"scorer.stop_rows={self.stop_rows}: must be a whole number of rows, at least {FEWEST_STOP_ROWS}.",
+        )
+
+    def less_training(self) -> dict[str, Any]:
+        """What is asked for in place of training on every row of every epoch; empty where nothing is."""
+        part = {"train_fraction": self.train_fraction} if self.train_fraction < 1 else {}
+        rule = {"rule": self.stop, "bound": self.stop_bound, "rows": self.stop_rows} if self.stop else {}
+        return part | ({"stop": rule} if rule else {})
 
 
 def _require(ok: bool, message: str) -> None:

@@ -1,0 +1,120 @@
+"""What a scorer that trains less still says: LP_app after less training beside LP_app after the whole epoch.
+
+    python benchmarks/stopping.py MODEL_FOLDER DATA_FILE                # 1,000 rows; the table of docs/stopping.md
+    python benchmarks/stopping.py MODEL_FOLDER DATA_FILE --rows 200 --cache FOLDER
+
+Each line is one `lpsel select`. Scores that are in the cache are not made again. The seed of the second line is of the
+order of the rows alone: two whole epochs do not rank the rows alike either.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from lpsel.config import run
+from lpsel.data.batching import PART, epoch_order, random_rows
+from lpsel.selection.agreement import agreement, lowest
+from lpsel.selection.metrics import learning_percentage_app, scaled_perplexity
+
+PCT = 10
+BATCH = 32
+SEED = 42
+SETTINGS = {
+    "the whole epoch": [],
+    "the whole epoch in another order": ["scorer.recipe.seed=43"],
+    "`scorer.stop=stable`": ["scorer.stop=stable"],
+    "`scorer.train_fraction=.5`": ["scorer.train_fraction=.5"],
+    "`scorer.train_fraction=.25`": ["scorer.train_fraction=.25"],
+}
+
+
+def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--rows", type=int, default=1000)
+    parser.add_argument("--precision", default="bf16-true")
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--also", nargs="*", default=[], help="overrides of all runs")
+    asked = parser.parse_args(argv)
+    for path in (asked.model, asked.data):
+        if not path.exists():
+            print(f"{path} is not there: nothing to measure. Give a model folder and a data file.")
+            return []
+    with tempfile.TemporaryDirectory() as work:
+        common = [
+            "scorer=local", f"scorer.path={asked.model}", "dataset=local", f"dataset.path={asked.data}",
+            f"dataset.limit={asked.rows}", f"cache_dir={asked.cache or work}", "selection=lp_app", "cluster=none",
+            f"trainer.precision={asked.precision}", f"scorer.recipe.seed={SEED}", f"scorer.recipe.batch_size={BATCH}",
+            "tracker=none", *asked.also,
+        ]  # fmt: skip
+        folders = []
+        for i, overrides in enumerate(SETTINGS.values()):
+            result = run("select", [*common, *overrides], Path(work) / str(i))
+            folders.append(Path(result["scores"]).parent)
+            print(f"{' '.join(overrides) or 'whole'}: {folders[-1]}", flush=True)
+        return show(folders)
+
+
+def show(folders: list[Path]) -> list[dict[str, Any]]:
+    """Print the table; the first folder is what the others are compared with."""
+    tables = [pq.read_table(folder / "scores.parquet") for folder in folders]
+    manifests = [json.loads((folder / "manifest.json").read_text()) for folder in folders]
+    score_SN = np.array(
+        [learning_percentage_app(scaled_perplexity(np.array([t["nll_0"], t["nll_1"]], np.float64))) for t in tables]
+    )
+    defined_N = np.isfinite(score_SN).all(axis=0)
+    compared = agreement(score_SN[:, defined_N], [PCT])
+    low_SN = lowest(score_SN[:, defined_N], PCT)
+    rows = f"{compared.lowest[0]:,} of {compared.n:,} rows"
+    print(f"lowest {PCT} %: {rows}, of which chance has {compared.chance[0]:.2f} in common")
+    print(f"| training | rows trained on | FLOPs | Spearman | lowest {PCT} % in common | not trained on, of these |")
+    print("|---|---|---|---|---|---|")
+    figures = []
+    for i, (name, table, manifest) in enumerate(zip(SETTINGS, tables, manifests, strict=True)):
+        unseen_N = ~_trained(table, manifest)[defined_N]
+        figures.append(
+            {
+                "training": name,
+                "rows_trained": manifest.get("rows_trained", compared.n),
+                "flops": manifest["flops"] / manifests[0]["flops"],
+                "spearman": compared.spearman[0, i],
+                "common": compared.share[0, 0, i],
+                "unseen": unseen_N.mean(),
+                "unseen_of_lowest": unseen_N[low_SN[i]].mean(),
+                "checked_epochs": manifest.get("checked_epochs"),
+            }
+        )
+        f = figures[-1]
+        print(
+            f"| {name} | {f['rows_trained']:,} | {f['flops']:.2f} | {f['spearman']:.3f} | {f['common']:.2f} | "
+            f"{f['unseen_of_lowest']:.0%} (of all {f['unseen']:.0%}) |"
+        )
+        for epoch in f["checked_epochs"] or []:
+            print(json.dumps(epoch))
+    return figures
+
+
+def _trained(table: Any, manifest: dict[str, Any]) -> NDArray[np.bool_]:
+    """Which rows the scorer has been trained on, bool (N,)."""
+    ids, some_N = table["id"].to_pylist(), table["response_tokens"].to_numpy() > 0
+    seed, batch = manifest["recipe"]["seed"], manifest["recipe"]["batch_size"]
+    if fraction := manifest.get("train_fraction"):
+        rows = random_rows(some_N, ids, seed, PART, int(fraction * some_N.sum() + 0.5))
+    else:
+        order = epoch_order(ids, seed, 0)
+        stopped = [epoch["stopped"] for epoch in manifest.get("checked_epochs", [])]
+        rows = order[some_N[order]][: stopped[0] * batch if stopped and stopped[0] else None]
+    trained_N = np.zeros(len(ids), np.bool_)
+    trained_N[rows] = True
+    return trained_N
+
+
+if __name__ == "__main__":
+    main()
