@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?= -m "not real"
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo bench test lint clean
+.PHONY: help venv demo bench docs test lint clean
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,14 +21,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: venv ## Score, select, train and evaluate on the embedded data; prints one table (under 5 minutes on two cores)
 	$(BIN)/python examples/demo.py
 
-$(VENV)/.bench: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
-	@touch $@
-
-bench: $(VENV)/.bench ## Speed and memory beside the released recipe, lm-eval and Trainer (about an hour on two cores)
+bench: venv ## Speed and memory beside the released recipe, lm-eval and Trainer (about an hour on two cores)
 	$(BIN)/python benchmarks/cpu.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/commands.py
+
+docs: venv ## Build the documentation into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 lint: venv ## Check style and types
 	$(BIN)/ruff check .

@@ -26,7 +26,7 @@ from harness import (
 from lpsel.data.tokens import Tokens
 
 LPSEL, RECIPE, TRAINER = "lpsel", "released recipe's loop", "transformers Trainer"
-NO_LM_EVAL = "lm-eval is not installed and left out: pip install '.[bench]'"
+NO_LM_EVAL = "lm-eval is not installed and left out: pip install '.[lm-eval]'"
 NOTES = (
     "tokens/s: real tokens, padding aside. lpsel/it: median [range] of the rounds' speed ratios, lpsel's over its",
     "of matmul: share of the matrix-product rate measured in the same round. needed: FLOPs with the output head on",

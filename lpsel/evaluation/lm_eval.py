@@ -66,7 +66,7 @@ class LmEvalEvaluator:
             UserError: lm_eval is not installed; no task, one that is not known or whose data cannot be read; a model
                 without a chat template that was to have one. Before any model is loaded.
         """
-        need("lm_eval", "bench", "evaluator=lm_eval")
+        need("lm_eval", "lm-eval", "evaluator=lm_eval")
         if not self.tasks:
             raise UserError("tasks=null: nothing to run; say tasks=[hellaswag,arc_easy], or a task file.")
         for name in ("lm_eval", "evaluate"):
