@@ -182,7 +182,7 @@ def test_without_the_package_the_extra_is_named(toy_model, tmp_path, monkeypatch
 
     monkeypatch.setattr(extras, "find_spec", lambda name: None)
     with pytest.raises(
-        UserError, match=r"^evaluator=lm_eval: needs the package lm_eval; pip install 'lpsel\[bench\]'\.$"
+        UserError, match=r"^evaluator=lm_eval: needs the package lm_eval; pip install 'lpsel\[lm-eval\]'\.$"
     ):
         run(LmEvalEvaluator(["x"]), [ModelSpec("toy", str(toy_model))], tmp_path)
 
