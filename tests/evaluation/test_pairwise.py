@@ -1,5 +1,6 @@
 """`evaluator=pairwise`, from prompts to win rates, with random models, real files and a real server."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -144,3 +145,32 @@ def test_an_endpoint_has_no_weights_for_other_evaluators(tmp_path):
     overrides = ["models=x@http://127.0.0.1:9/v1", "tracker=none", "trainer=cpu", f"cache_dir={tmp_path}"]
     with pytest.raises(UserError, match=r"model=x@http://127.0.0.1:9/v1: has no weights here; .* evaluator=pairwise\."):
         run("evaluate", overrides, tmp_path / "run")
+
+
+def test_verdicts_of_alpacaevals_form_give_the_published_figures(shared_data, tmp_path):
+    with gzip.open(shared_data / "alpaca_eval_annotations.json.gz") as file:
+        entry = next(e for e in json.load(file)["entries"] if e["model"] == "alpaca-7b")
+    rows = [
+        {
+            "instruction": f"prompt {i}",
+            "output_1": "a" * baseline,
+            "output_2": "b" * model,
+            "generator_1": entry["baseline"],
+            "generator_2": entry["generator"],
+            "annotator": entry["annotator"],
+            "preference": preference,
+        }
+        for i, (preference, baseline, model) in enumerate(
+            zip(entry["preference"], entry["baseline_chars"], entry["model_chars"], strict=True)
+        )
+    ]
+    (tmp_path / "annotations.json").write_text(json.dumps(rows))
+    verdicts = [f"judgements={tmp_path}/annotations.json", "evaluator=pairwise", "evaluator.resamples=200"]
+    result = run("evaluate", [*verdicts, "tracker=none", f"cache_dir={tmp_path}/cache"], tmp_path / "run")
+    published = entry["published"]
+    assert result["win_rate"] == pytest.approx(published["win_rate"], rel=1e-9)
+    assert result["standard_error"] == pytest.approx(published["standard_error"], rel=1e-9)
+    counts = [published[name] for name in ("n_wins", "n_draws", "n_wins_base", "n_total")]
+    assert [result[name] for name in ("wins", "ties", "losses", "n")] == counts
+    assert (result["name"], result["baseline"]) == ("alpaca-7b, alpaca_eval_gpt4", "text_davinci_003")
+    assert result["model_mean_chars"] == pytest.approx(published["avg_length"], abs=0.5)
