@@ -1,4 +1,4 @@
-"""The commands: `lpsel train|select|evaluate|agreement|votes|publish|report`, and train.py, select.py, evaluate.py beside the package.
+"""The commands: `lpsel COMMAND`, and train.py, select.py, evaluate.py beside the package.
 
 Nothing heavy is imported before a job starts, so that --help and mistakes answer at once.
 """

@@ -39,12 +39,18 @@ def share_figure(points: Sequence[Point], ink: str) -> Figure | None:
             for p in of_rule:
                 at[p.run.pct].append(p)
             shares = sorted(s for s in at if s is not None)
-            axes.plot(shares, [_mean([p.value for p in at[s]]) for s in shares], color=colour, linewidth=1.4)
+            aside = 1.025 ** (k - (len(by_series) - 1) / 2)  # so that intervals at one share do not hide each other
+            axes.plot(
+                [s * aside for s in shares],
+                [np.mean([p.value for p in at[s]]) for s in shares],
+                color=colour,
+                linewidth=1.4,
+            )
             for s in shares:
                 for p in at[s]:
                     if p.low is not None and p.high is not None:
-                        axes.plot([s, s], [p.low, p.high], color=colour, linewidth=1, alpha=0.7)
-                    axes.plot([s], [p.value], marker, color=colour, markersize=5)
+                        axes.plot([s * aside] * 2, [p.low, p.high], color=colour, linewidth=1, alpha=0.7)
+                    axes.plot([s * aside], [p.value], marker, color=colour, markersize=5)
             axes.plot([], [], color=colour, marker=marker, markersize=5, label=name)
         if goal is not None:
             axes.axhline(goal, color=QUIET, linewidth=1, linestyle="--")
@@ -110,7 +116,7 @@ def bucket_figure(points: Sequence[Point], ink: str) -> Figure | None:
                 of = [p for p in points if (p.run.rule, p.run.pct) == group and p.run.bucket == bucket]
                 x = g + (k - (len(buckets) - 1) / 2) * width
                 if of:
-                    axes.bar(x, _mean([p.value for p in of]), width * 0.92, color=SERIES[k], alpha=0.85)
+                    axes.bar(x, float(np.mean([p.value for p in of])), width * 0.92, color=SERIES[k], alpha=0.85)
                 for p in of:
                     if p.low is not None and p.high is not None:
                         axes.plot([x, x], [p.low, p.high], color=ink, linewidth=1)
@@ -214,7 +220,7 @@ def length_figure(run: Run, ink: str) -> Figure | None:
     if not selected.any() or selected.all():
         return None
     top = max(2, int(np.percentile(tokens, 99)) + 1)
-    bins = np.linspace(0, top, min(top, 40) + 1)
+    bins = np.linspace(0, top, min(top, 40) + 1).tolist()
     with style(ink):
         figure, axes = _axes()
         for name, of, colour in (("all rows", tokens, QUIET), ("chosen", tokens[selected], SERIES[0])):
@@ -274,7 +280,7 @@ def _quiet(axes: Axes) -> None:
 
 
 def _legend(axes: Axes) -> None:
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.22), ncols=2, borderaxespad=0)
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1.01), ncols=2, borderaxespad=0)
 
 
 def _mean(values: Sequence[float]) -> float | None:

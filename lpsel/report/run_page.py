@@ -147,14 +147,14 @@ def point_rows(measured: Sequence[Point]) -> list[dict[str, Any]]:
 
 def seed_rows(measured: Sequence[Point]) -> list[dict[str, Any]]:
     """Mean, lowest, highest and standard deviation over the seeds of what was run more than once."""
-    groups = defaultdict(dict)
+    groups: dict[tuple[Any, ...], dict[Any, float]] = defaultdict(dict)
     for p in measured:
-        groups[draw.series_of(p.run), p.run.pct, p.metric, p.against][p.run.folder] = p.value
+        groups[draw.series_of(p.run), p.run.pct, p.metric, p.against][p.run.get("seed")] = p.value
     rows = []
     for (series, pct, metric, against), values in groups.items():
         of = list(values.values())
         if len(of) > 1:
-            rows.append({"series": series, "pct": pct, "metric": metric, "runs": len(of), "mean": float(np.mean(of)),
+            rows.append({"series": series, "pct": pct, "metric": metric, "seeds": len(of), "mean": float(np.mean(of)),
                          "lowest": min(of), "highest": max(of), "sd": float(np.std(of, ddof=1)),
                          "against": against})  # fmt: skip
     return rows
