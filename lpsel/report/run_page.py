@@ -181,7 +181,8 @@ def example_rows(found: Found) -> list[dict[str, Any]]:
         seen.add(of)
         for end, at_end in examples.items():
             rows += [{"rule": run.rule, "bucket": run.bucket, "end": end, "index": e.get("index"),
-                      "score": e.get("score"), "chosen": e.get("selected"), "text": e.get("text"), "folder": str(run.folder)}
+                      "score": e.get("score"),
+                      "chosen": e.get("selected"), "text": e.get("text"), "folder": str(run.folder)}
                      for e in at_end]  # fmt: skip
     return rows
 
