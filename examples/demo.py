@@ -15,6 +15,7 @@ from rich.table import Table
 
 from lpsel.cli import hush
 from lpsel.config import run
+from lpsel.jobs.report import report
 
 PCT = 25
 # Name in the table -> what `lpsel train` is told. LP_app comes before LP: its one recorded epoch is what it costs, and
@@ -47,7 +48,7 @@ def main() -> None:
     console.print(comparison(trained, evaluation))
     print("\n".join(against_known_difficulty(trained[f"lp, hardest {PCT} %"])))
     minutes = (time.monotonic() - started) / 60
-    print(f"Everything together: {minutes:.1f} minutes.\n{folder}")
+    print(f"Everything together: {minutes:.1f} minutes.\n{report([str(folder)], folder / 'report')}")
 
 
 def comparison(trained: dict[str, dict[str, Any]], evaluation: dict[str, Any]) -> Table:

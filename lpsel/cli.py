@@ -1,4 +1,4 @@
-"""The commands: `lpsel train|select|evaluate|agreement|votes`, and train.py, select.py, evaluate.py beside the package.
+"""The commands: `lpsel COMMAND`, and train.py, select.py, evaluate.py beside the package.
 
 Nothing heavy is imported before a job starts, so that --help and mistakes answer at once.
 """
@@ -26,6 +26,7 @@ PLAIN = {
     "agreement": "compare scorers: do they find the same rows hard",
     "votes": "count what people said of blinded pairs",
     "publish": "a subset as a data set with a card, for the Hub",
+    "report": "runs as one page, with figures and tables",
 }
 TINY_MODELS = {"tiny", "tiny-target"}
 GRACE = 5  # seconds the main process gets to say what is wrong: torchrun ends all ranks when the first has ended

@@ -80,7 +80,10 @@ def test_evaluate_takes_run_folders_as_models():
         (["select", "dataset.limit=1.5"], "dataset.limit=1.5: must be at least 1 row"),
         (["select", "seed=abc"], "recipe.seed=abc: must be a whole number."),
         (["select", "cache_dir=/proc/nowhere"], "cache_dir=/proc/nowhere: cannot be made"),
-        (["publsh"], "lpsel: publsh: no such command; give one of train, select, evaluate, agreement, votes, publish."),
+        (
+            ["publsh"],
+            "lpsel: publsh: no such command; give one of train, select, evaluate, agreement, votes, publish, report.",
+        ),
         (
             ["agreement", "nowhere.csv", "b.csv"],
             "lpsel agreement: nowhere.csv: no such file. Name a scores folder, or a",
@@ -104,4 +107,4 @@ def test_a_mistake_is_one_line_and_status_2(arguments, message, tmp_path):
 
 def test_help_names_the_commands():
     names = [line.split()[0] for line in lpsel("--help").stdout.splitlines()[2:]]
-    assert names == ["train", "select", "evaluate", "agreement", "votes", "publish"]
+    assert names == ["train", "select", "evaluate", "agreement", "votes", "publish", "report"]

@@ -42,7 +42,7 @@ Floats = NDArray[np.float64]
 def heatmap(names: Sequence[str], values_SS: Floats, title: str, ink: str = INK) -> Figure:
     """One number for every two scorers; the diagonal, where a scorer meets itself, stays empty."""
     s = len(names)
-    with _style(ink):
+    with style(ink):
         figure = Figure(figsize=(0.62 * s + 0.3, 0.62 * s + 0.3))
         axes = figure.add_subplot()
         shown_SS = np.where(np.eye(s, dtype=bool), np.nan, values_SS)
@@ -68,7 +68,7 @@ def rank_rank(names: Sequence[str], scores_SN: Floats, pcts: Sequence[float], ti
     columns = len(names) - 1 + len(names) % 2  # so that no place is left over
     rows = len(pairs) // columns
     ranks_SN = percent_ranks(scores_SN)
-    with _style(INK):
+    with style(INK):
         figure = Figure(figsize=(2.1 * columns + 1.0, 2.1 * rows + 0.4), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False)
         image = None
@@ -86,7 +86,7 @@ def rank_rank(names: Sequence[str], scores_SN: Floats, pcts: Sequence[float], ti
 
 def rank_panel(ranks_a_N: Floats, ranks_b_N: Floats, pcts: Sequence[float], ink: str = INK) -> Figure:
     """One panel of `rank_rank`, without names."""
-    with _style(ink):
+    with style(ink):
         figure = Figure(figsize=(2.5, 2.5))
         _panel(figure.add_subplot(), ranks_a_N, ranks_b_N, pcts, ink)
     return figure
@@ -94,7 +94,7 @@ def rank_panel(ranks_a_N: Floats, ranks_b_N: Floats, pcts: Sequence[float], ink:
 
 def density_scale(ink: str = INK) -> Figure:
     """The colour scale that all panels share."""
-    with _style(ink):
+    with style(ink):
         figure = Figure(figsize=(3.2, 0.16))
         bar = matplotlib.colorbar.Colorbar(
             figure.add_subplot(),
@@ -144,7 +144,8 @@ def svg(figure: Figure, name: str, label: str) -> str:
 
 
 @contextmanager
-def _style(ink: str) -> Iterator[None]:
+def style(ink: str) -> Iterator[None]:
+    """Text and axes in one colour while a figure is made."""
     with matplotlib.rc_context(
         {
             "font.family": ["DejaVu Sans"],

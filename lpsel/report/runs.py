@@ -1,0 +1,178 @@
+"""Run folders as plain rows of a table: what was run, what it cost, and what evaluations found of it.
+
+A folder that is unfinished or not ours is kept as a line with the reason: a report of a sweep that is still going is
+a report all the same.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lpsel.errors import UserError
+
+RESULT = "result.json"
+COMMANDS = ("train", "select", "evaluate")
+LOGS = tuple(f"{command}.log" for command in COMMANDS)  # what a run leaves before its result
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder and what its result.json says."""
+
+    folder: Path
+    result: dict[str, Any]
+
+    @property
+    def command(self) -> str:
+        return str(self.result["command"])
+
+    def get(self, *path: str) -> Any:
+        """The value under nested keys, None where it is not there."""
+        value: Any = self.result
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    @property
+    def rule(self) -> str:
+        return str(self.get("rule") or "?")
+
+    @property
+    def pct(self) -> float | None:
+        """Share of the rows, in percent: what was asked for, 100 for everything."""
+        return 100.0 if self.rule == "full" else number(self.get("pct"))
+
+    @property
+    def target(self) -> str:
+        return str(self.get("base_model", "name") or "–")
+
+    @property
+    def scorer(self) -> str:
+        return str(self.get("scorer", "name") or "–")
+
+    @property
+    def bucket(self) -> str | None:
+        return self.get("bucket")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One figure that an evaluation found of one training run.
+
+    Attributes:
+        metric: "win_rate" (in percent) or "nll" (nats per token).
+        against: what makes figures comparable: held-out rows, baseline, judge.
+        value, low, high: the figure and its 95 % interval, None where it has none.
+    """
+
+    run: Run
+    evaluation: Run
+    metric: str
+    against: str
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass
+class Found:
+    """Everything below the folders that were named."""
+
+    runs: list[Run] = field(default_factory=list)
+    left_out: list[tuple[Path, str]] = field(default_factory=list)
+
+    def of(self, *commands: str) -> list[Run]:
+        return [run for run in self.runs if run.command in commands]
+
+
+def collect(given: Sequence[str]) -> Found:
+    """Read the run folders named, and those inside a folder that is none itself.
+
+    Raises:
+        UserError: a name that is no folder, or no run at all.
+    """
+    found = Found()
+    seen: set[Path] = set()
+    for name in given:
+        path = Path(name).expanduser()
+        if not path.is_dir():
+            raise UserError(f"{name}: no such folder; name run folders, or one that contains them.")
+        for folder in _folders(path):
+            if (real := folder.resolve()) not in seen:
+                seen.add(real)
+                _read(real, found)
+    if not found.runs:
+        why = "; ".join(reason for _, reason in found.left_out[:1]) or "no result.json in it"
+        raise UserError(f"{' '.join(given)}: no finished run ({why}); name folders of train, select or evaluate.")
+    return found
+
+
+def _folders(path: Path) -> Iterator[Path]:
+    for folder, inside, files in os.walk(path):
+        if RESULT in files or any(log in files for log in LOGS) or (Path(folder) == path and not inside):
+            inside.clear()  # what is inside a run is its own
+            yield Path(folder)
+        inside[:] = sorted(name for name in inside if not name.startswith("."))
+
+
+def _read(folder: Path, found: Found) -> None:
+    try:
+        result = json.loads((folder / RESULT).read_text())
+    except FileNotFoundError:
+        found.left_out.append((folder, "not finished: no result.json"))
+    except (OSError, ValueError):
+        found.left_out.append((folder, "result.json cannot be read"))
+    else:
+        if isinstance(result, dict) and result.get("command") in COMMANDS:
+            found.runs.append(Run(folder, result))
+        else:
+            found.left_out.append((folder, f"not a run of {', '.join(COMMANDS)}"))
+
+
+def points(found: Found) -> list[Point]:
+    """What evaluations found of the training runs, linked by the model's folder."""
+    trained = {(run.folder / "model").resolve(): run for run in found.of("train")}
+    made = []
+    for evaluation in found.of("evaluate"):
+        models = evaluation.get("models")
+        for measured in models if isinstance(models, list) else [evaluation.result]:
+            where = measured.get("model") if isinstance(measured, dict) else None
+            if not isinstance(where, str):
+                continue
+            place = Path(where).expanduser().resolve()
+            run = trained.get(place) or trained.get(place / "model")
+            figure = _figure(measured)
+            if run is not None and figure is not None:
+                made.append(Point(run, evaluation, figure[0], _against(evaluation, measured, figure[0]), *figure[1:]))
+    return made
+
+
+def _figure(measured: dict[str, Any]) -> tuple[str, float, float | None, float | None] | None:
+    if (rate := number(measured.get("win_rate"))) is not None:
+        return "win_rate", rate, number(measured.get("ci_low")), number(measured.get("ci_high"))
+    metrics = measured.get("metrics")
+    nll = metrics.get("nll") if isinstance(metrics, dict) else None
+    if isinstance(nll, dict) and (value := number(nll.get("value"))) is not None:
+        return "nll", value, number(nll.get("low")), number(nll.get("high"))
+    return None
+
+
+def _against(evaluation: Run, measured: dict[str, Any], metric: str) -> str:
+    def said(key: str) -> str | None:
+        value = measured.get(key, evaluation.get(key))
+        value = value.get("name") if isinstance(value, dict) else value
+        return str(value) if value is not None else None
+
+    if metric == "win_rate":
+        parts = {"against": said("baseline"), "judged by": said("judge"), "on": said("prompts") or said("dataset")}
+    else:
+        parts = {"on": said("dataset"), "rows": said("n"), "data": (said("data_fingerprint") or "")[:8] or None}
+    return ", ".join(f"{word} {value}" for word, value in parts.items() if value)
+
+
+def number(value: Any) -> float | None:
+    """The value where it is a number, else None."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
