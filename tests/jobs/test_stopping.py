@@ -303,3 +303,18 @@ def test_rows_without_a_number_do_not_rank():
     assert rank_correlation(a, b) == pytest.approx(0.5)
     assert math.isnan(rank_correlation(np.zeros(4), b))
     assert math.isnan(rank_correlation(np.full(4, np.nan), b))
+
+
+@pytest.mark.real
+def test_a_real_scorer_stops(tmp_path, shared_data, real_models):
+    given = ["scorer=smollm2-135m", f"scorer.path={real_models}/smollm2-135m", "scorer.max_length=64", "trainer=cpu",
+             "dataset=local", f"dataset.path={shared_data}/dolly.jsonl.xz", "dataset.limit=48", "cluster=none",
+             "scorer.recipe.batch_size=4", "scorer.recipe.epochs=1", "scorer.stop=stable", "scorer.stop_rows=24",
+             "scorer.stop_bound=.2", "pct=25", "tracker=none", f"cache_dir={tmp_path}/cache"]  # fmt: skip
+    result = run("select", given, tmp_path / "run")
+    manifest = json.loads((Path(result["scores"]).parent / "manifest.json").read_text())
+    (epoch,) = manifest["checked_epochs"]
+    assert epoch["stopped"] == epoch["checked"][-1] < epoch["steps"]
+    assert manifest["rows_trained"] == 4 * epoch["stopped"]
+    assert epoch["expected"]["low"] < epoch["expected"]["spearman"] < epoch["expected"]["high"]
+    assert result["n_selected"] == 12
