@@ -1,7 +1,7 @@
 """Where the configuration files are, and from a composed configuration to the objects of a job."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -57,6 +57,15 @@ def build(node: DictConfig) -> Any:
         raise
 
 
+def _missing(node: Any, key: str = "") -> Iterator[str]:
+    """The keys under `node` whose value is still ???."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from _missing(value, f"{key}.{name}" if key else str(name))
+    elif node == "???":
+        yield key
+
+
 @dataclass(frozen=True)
 class Job:
     """One command's run: its configuration, its folder, the shared cache and the tracker."""
@@ -89,9 +98,17 @@ class Job:
         config: Any = OmegaConf.to_container(self.config, resolve=True)
         self.tracker.start(self.command, config, self.run_dir)
 
+    def _check_given(self) -> None:
+        """Name what a choice cannot do without and was not given; a judge that is not asked may lack what it likes."""
+        pairwise = str(self.config.get("evaluator", {}).get("_target_", "")).endswith("PairwiseEvaluator")
+        for key in _missing(OmegaConf.to_container(self.config, resolve=False)):
+            if pairwise or not key.startswith("judge."):
+                raise UserError(f"{key}: not given, and {key.split('.')[0]} cannot do without; say {key}=...")
+
     def run(self) -> dict[str, Any]:
         """Run the command, write its result.json, end the tracked run whatever happens."""
         result = None
+        self._check_given()
         if is_main_process():
             (self.run_dir / "result.json").unlink(missing_ok=True)  # of an earlier run in the same folder
         try:

@@ -81,6 +81,10 @@ def test_evaluate_takes_run_folders_as_models():
         (["select", "seed=abc"], "recipe.seed=abc: must be a whole number."),
         (["select", "cache_dir=/proc/nowhere"], "cache_dir=/proc/nowhere: cannot be made"),
         (
+            ["evaluate", "evaluator=pairwise", "judge=hf", "model=a"],
+            "judge.model.path: not given, and judge cannot do without; say judge.model.path=...",
+        ),
+        (
             ["publsh"],
             "lpsel: publsh: no such command; give one of train, select, evaluate, agreement, votes, publish, report.",
         ),

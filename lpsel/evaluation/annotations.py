@@ -87,7 +87,8 @@ def read_judgements(path: str | Path) -> list[Judged]:
         raise UserError(f"judgements={path}: no known ending; give {ENDINGS}.")
     if not path.is_file():
         raise UserError(f"judgements={path}: no such file.")
-    verdicts, unreadable = [], []
+    verdicts: list[Verdict] = []
+    unreadable: list[str] = []
     for number, row in list(reader.read(path, "judgements")):  # the file is closed before a row is refused
         place = f"{path}, {reader.unit} {number}"
         column = next((name for name in ("preference", "verdict") if name in row), None)
@@ -96,7 +97,7 @@ def read_judgements(path: str | Path) -> list[Judged]:
         try:
             preference = read_preference(row[column])
         except ValueError:
-            unreadable.append(f"{column} {row[column]!r} in {reader.unit} {number}")
+            unreadable.append(f"{column} {row[column]!r} in row {len(verdicts) + 1}")
             preference = None
         verdicts.append(_verdict(row, preference, place))
     if not verdicts:
@@ -104,9 +105,8 @@ def read_judgements(path: str | Path) -> list[Judged]:
     if len(unreadable) == len(verdicts):
         raise UserError(f"judgements={path}: no verdict can be read, {unreadable[0]} first. {PREFERENCE_IS}")
     if unreadable:
-        log.warning(
-            "%s: %d verdicts cannot be read and count as failed, %s first.", path, len(unreadable), unreadable[0]
-        )
+        told = "%s: verdicts that cannot be read count as failed, %d in all, %s first."
+        log.warning(told, path, len(unreadable), unreadable[0])
     return _put_together(verdicts, path)
 
 

@@ -93,7 +93,7 @@ class PairwiseEvaluator:
         sampling = Sampling(self.max_new_tokens, self.temperature, self.top_p, self.seed)
         kept: dict[str, Any] = {"cache_dir": place.cache_dir, "dtype": place.dtype, "engine": self.engine}
         if sum([check(model, prompts, sampling, **kept) for model in candidates.all]):
-            self.judge.check()  # before answers are paid for that could not be judged
+            self.judge.check(prompts)  # before answers are paid for that could not be judged
 
         shutil.rmtree(place.folder / GENERATIONS, ignore_errors=True)  # of an earlier run in the same folder
         names = distinct([model.name for model in candidates.all])

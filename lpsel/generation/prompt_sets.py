@@ -88,7 +88,7 @@ def known_sets(folder: Path | None = None) -> list[str]:
 
 
 def _named(name: str, folder: Path | None) -> PromptSet:
-    if folder is not None:
+    if folder is not None and "/" not in name:
         here = folder.expanduser().glob(f"{glob.escape(name)}.*")
         file = next((file for file in sorted(here) if reader_of(file.name)), None)
         if file is not None:

@@ -13,6 +13,7 @@ from lpsel.files import finite, write_atomically, write_json
 from lpsel.jobs.plain import RESULT, OneLineParser, run_folder
 from lpsel.judging import votes as ballots
 from lpsel.judging.human import KEY, Key, read_key
+from lpsel.judging.judgement import TIE
 from lpsel.judging.votes import Vote, VoteFile
 
 # A annotators, N pairs
@@ -70,21 +71,27 @@ def run(given: Sequence[Path], key_path: Path | None = None, run_dir: Path | Non
     _write_table(folder / JUDGEMENTS, _judgements(votes, set(counted), key))
     voted = sorted({vote.pair for vote in counted})  # the rest was not looked at
     _write_table(folder / OUTCOMES, _outcomes(voted, preference_AN, key))
+    counted_pairs = [*(key.pairs[pair] for pair in voted), *key.equal]
+
+    def with_equal(preference_N: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.concatenate([preference_N[voted], np.full(len(key.equal), TIE)])
+
     result = {
         "command": "votes",
         "judge": {"kind": "people", "annotators": len(names)},
         "baseline": key.baseline,
         "model": key.model,
         **figures(
-            ballots.majority(preference_AN)[voted],
-            model_chars_N=[key.pairs[pair].model_chars for pair in voted],
-            baseline_chars_N=[key.pairs[pair].baseline_chars for pair in voted],
-            category_N=[key.pairs[pair].category for pair in voted],
-            prompt_set_N=[key.pairs[pair].prompt_set for pair in voted],
+            with_equal(ballots.majority(preference_AN)),
+            model_chars_N=[pair.model_chars for pair in counted_pairs],
+            baseline_chars_N=[pair.baseline_chars for pair in counted_pairs],
+            category_N=[pair.category for pair in counted_pairs],
+            prompt_set_N=[pair.prompt_set for pair in counted_pairs],
         ),
         "pairs": len(key.pairs),
         "pairs_without_votes": len(key.pairs) - len(voted),
-        "mean_of_votes": _figures(ballots.mean_preference(preference_AN)[voted]),
+        "equal_answers": len(key.equal),
+        "mean_of_votes": _figures(with_equal(ballots.mean_preference(preference_AN))),
         "annotators": [
             _annotator(name, preference_N, votes, counted)
             for name, preference_N in zip(names, preference_AN, strict=True)
@@ -153,25 +160,30 @@ def _judgements(votes: Sequence[Vote], counted: set[Vote], key: Key) -> list[dic
 
 
 def _outcomes(voted: Sequence[int], preference_AN: NDArray[np.float64], key: Key) -> list[dict[str, Any]]:
-    """A row for every pair that was voted on, as tables of judgements have it: `preference` is the majority."""
+    """A row for every pair that was voted on, as tables of judgements have it: `preference` is the majority.
+
+    Pairs with equal answers follow, ties without a vote.
+    """
     majority_N = ballots.majority(preference_AN)
     mean_N = ballots.mean_preference(preference_AN)
     votes_N = np.isfinite(preference_AN).sum(axis=0)
+    found = [(key.pairs[n], finite(majority_N[n]), finite(mean_N[n]), int(votes_N[n])) for n in voted]
+    found += [(pair, TIE, TIE, 0) for pair in key.equal]
     return [
         {
-            "id": key.pairs[n].id,
-            "preference": finite(majority_N[n]),
-            "mean_preference": finite(mean_N[n]),
-            "votes": int(votes_N[n]),
+            "id": pair.id,
+            "preference": preference,
+            "mean_preference": mean,
+            "votes": votes,
             "judge": "people",
             "model": key.model,
             "baseline": key.baseline,
-            "model_chars": key.pairs[n].model_chars,
-            "baseline_chars": key.pairs[n].baseline_chars,
-            "prompt_set": key.pairs[n].prompt_set,
-            "category": key.pairs[n].category,
+            "model_chars": pair.model_chars,
+            "baseline_chars": pair.baseline_chars,
+            "prompt_set": pair.prompt_set,
+            "category": pair.category,
         }
-        for n in voted
+        for pair, preference, mean, votes in found
     ]
 
 

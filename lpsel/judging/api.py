@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lpsel.errors import UserError
+from lpsel.generation.prompt import Prompt
 from lpsel.judging.judgement import ORDERS, UNREADABLE, Judgement, Order, Pair, preference_of
 from lpsel.judging.parse import Parser
 from lpsel.judging.prompt import check_orders, fill, load_prompt
@@ -112,7 +113,7 @@ class OpenAIJudge:
         ]
         return None if None in parts else sum(part for part in parts if part is not None)
 
-    def check(self) -> None:
+    def check(self, prompts: Sequence[Prompt] = ()) -> None:
         """Ask the server for one short reply, with everything as it will be: address, key, model, parameters."""
         with self._client(max_retries=min(self.max_retries, 2)) as client:
             said = self._ask(client, Pair("check", "Say hello.", "Hello.", "Hi."), "baseline_first", attempts=1)

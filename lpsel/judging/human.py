@@ -13,6 +13,7 @@ import numpy as np
 
 from lpsel.errors import UserError
 from lpsel.files import write_atomically, write_json
+from lpsel.generation.prompt import Prompt
 from lpsel.judging.judgement import Pair
 
 PAGE = "annotate.html"
@@ -47,12 +48,14 @@ class Key:
         page: SHA-256 of what the page shows; its votes carry it too.
         baseline, model: names of the two that wrote the answers.
         pairs: in the order of the page's data.
+        equal: those whose answers are the same: ties that nobody is asked about.
     """
 
     page: str
     baseline: str
     model: str
     pairs: tuple[KeyPair, ...]
+    equal: tuple[KeyPair, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ class HumanJudge:
     question: str = "Which answer is better?"
     seed: int = 0
 
-    def check(self) -> None:
+    def check(self, prompts: Sequence[Prompt] = ()) -> None:
         """Raise UserError where there is no question."""
         if not self.question.strip():
             raise UserError("judge.question: is empty; say what people shall judge, as in 'Which answer is better?'.")
@@ -76,12 +79,15 @@ class HumanJudge:
         """Write the page and its key into `folder`, and return their paths.
 
         Args:
-            pairs: at least one, each with an id of its own.
+            pairs: each with an id of its own, at least one with answers that differ.
             baseline, model: names of those that wrote the answers; the key has them, the page does not.
 
         Raises:
-            UserError: the folder has the key of another page, without which votes on that page would be worth nothing.
+            UserError: all answers are equal; the folder has the key of another page, without which votes on that page
+                would be worth nothing.
         """
+        if all(pair.baseline == pair.model for pair in pairs):
+            raise UserError(f"judge=human: {model} and {baseline} gave equal answers throughout; compare other models.")
         html, key = blinded(pairs, question=self.question, seed=self.seed, baseline=baseline, model=model)
         page_path, key_path = folder / PAGE, folder / KEY
         if key_path.is_file() and read_key(key_path).page != key.page:
@@ -99,6 +105,8 @@ def blinded(pairs: Sequence[Pair], *, question: str, seed: int, baseline: str, m
     The page has prompts, answers, the question and the SHA-256 of these, no more: neither ids nor the seed, from which
     sides could be worked out. Every text stands in a block of JSON, and the page's policy allows no script but its own.
     """
+    equal = [pair for pair in pairs if pair.baseline == pair.model]
+    pairs = [pair for pair in pairs if pair.baseline != pair.model]
     model_is_a = np.random.default_rng(seed).integers(0, 2, len(pairs)).astype(bool)
     shown = [
         {"prompt": pair.prompt, "a": pair.model, "b": pair.baseline}
@@ -112,19 +120,14 @@ def blinded(pairs: Sequence[Pair], *, question: str, seed: int, baseline: str, m
         digest,
         baseline,
         model,
-        tuple(
-            KeyPair(
-                pair.id,
-                "model" if model_first else "baseline",
-                pair.prompt_set,
-                pair.category,
-                len(pair.baseline),
-                len(pair.model),
-            )
-            for pair, model_first in zip(pairs, model_is_a, strict=True)
-        ),
+        tuple(_key_pair(pair, "model" if first else "baseline") for pair, first in zip(pairs, model_is_a, strict=True)),
+        tuple(_key_pair(pair, "baseline") for pair in equal),
     )
     return _html({"page": digest, "question": question, "pairs": shown}), key
+
+
+def _key_pair(pair: Pair, a: Writer) -> KeyPair:
+    return KeyPair(pair.id, a, pair.prompt_set, pair.category, len(pair.baseline), len(pair.model))
 
 
 def _html(data: dict[str, Any]) -> str:
@@ -158,7 +161,8 @@ def read_key(path: Path) -> Key:
     """
     try:
         value = json.loads(path.read_bytes())
-        return Key(value["page"], value["baseline"], value["model"], tuple(KeyPair(**pair) for pair in value["pairs"]))
+        pairs, equal = (tuple(KeyPair(**pair) for pair in value[kind]) for kind in ("pairs", "equal"))
+        return Key(value["page"], value["baseline"], value["model"], pairs, equal)
     except OSError as error:
         raise UserError(f"--key {path}: cannot be read ({error.strerror}); give the {KEY} beside the page.") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
+from lpsel.generation.prompt import Prompt
+
 Order = Literal["baseline_first", "model_first"]
 ORDERS: tuple[Order, ...] = ("baseline_first", "model_first")
 WIN, TIE, LOSS = 2.0, 1.5, 1.0
@@ -79,8 +81,8 @@ class Judge(Protocol):
     def identity(self) -> dict[str, Any]:
         """All that its verdicts depend on but the pair: model, prompt, settings. No secrets."""
 
-    def check(self) -> None:
-        """Look for what can be wrong with its configuration before any answer is generated.
+    def check(self, prompts: Sequence[Prompt] = ()) -> None:
+        """Look for what can be wrong with its configuration or the prompts before any answer is generated.
 
         Raises:
             UserError: with one line that names the value and the remedy.

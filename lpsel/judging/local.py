@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lpsel.errors import UserError
+from lpsel.generation.prompt import Prompt
 from lpsel.judging.judgement import LOSS, ORDERS, TIE, TOO_LONG, WIN, Judgement, Order, Pair, preference_of
 from lpsel.judging.prompt import check_orders, fill, load_prompt
 from lpsel.model.device import device_of, resolve_precision
@@ -72,7 +73,7 @@ class HFJudge:
     def cost(self, judgement: Judgement) -> float | None:
         return None
 
-    def check(self) -> None:
+    def check(self, prompts: Sequence[Prompt] = ()) -> None:
         """Look for the model, its tokenizer and template, and the tokens of its answers; no weights are loaded."""
         path = self._path()
         load_config(self.model, path)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lpsel.errors import UserError
+from lpsel.generation.prompt import Prompt
 from lpsel.judging.judgement import LOSS, NO_REFERENCE, TIE, WIN, Judgement, Order, Pair
 from lpsel.judging.match import exact_match, rouge_l
 
@@ -32,8 +33,9 @@ class ReferenceJudge:
     def identity(self) -> dict[str, Any]:
         return {"judge": "reference", "measure": self.measure}
 
-    def check(self) -> None:
-        """Nothing can be wrong before there are pairs."""
+    def check(self, prompts: Sequence[Prompt] = ()) -> None:
+        """Whether any of the prompts has a reference."""
+        _require_references([prompt.reference for prompt in prompts])
 
     def cost(self, judgement: Judgement) -> float | None:
         return None
@@ -44,11 +46,7 @@ class ReferenceJudge:
         Raises:
             UserError: none of several has a reference.
         """
-        if asked and all(pair.reference is None for pair, _ in asked):
-            raise UserError(
-                f"judge=reference: none of {len(asked)} prompts has a reference answer; take prompts with references, "
-                "or judge=openai or judge=hf."
-            )
+        _require_references([pair.reference for pair, _ in asked])
         measure = MEASURES[self.measure]
         for pair, order in asked:
             if pair.reference is None:
@@ -57,3 +55,11 @@ class ReferenceJudge:
             baseline, model = measure(pair.baseline, pair.reference), measure(pair.model, pair.reference)
             preference = TIE if baseline == model else LOSS if baseline > model else WIN
             keep(Judgement(pair.id, order, preference))
+
+
+def _require_references(references: Sequence[str | None]) -> None:
+    if references and all(reference is None for reference in references):
+        raise UserError(
+            f"judge=reference: none of {len(references)} prompts has a reference answer; take prompts with references, "
+            "or judge=openai or judge=hf."
+        )

@@ -165,7 +165,7 @@ def test_what_is_there_and_cannot_be_read_counts_as_failed_and_is_said(tmp_path,
     found = figures(judged.preference_NO, model_chars_N=judged.model_chars_N, baseline_chars_N=judged.baseline_chars_N)
     assert (found["n"], found["failed"]) == (1, 4)
     [warning] = caplog.messages
-    assert warning == f"{path}: 3 verdicts cannot be read and count as failed, preference 'x' in line 1 first."
+    assert warning == f"{path}: verdicts that cannot be read count as failed, 3 in all, preference 'x' in row 2 first."
 
 
 ROW = {"instruction": "a", "generator_1": "base", "generator_2": "m", "preference": 2}
@@ -180,8 +180,8 @@ ROW = {"instruction": "a", "generator_1": "base", "generator_2": "m", "preferenc
         ("[]", "no verdicts in it."),
         ([{"instruction": "a"}], "line 1: neither preference nor verdict; a row needs one of them. A preference is 1"),
         ([{"preference": 2}], "line 1: no id and no instruction"),
-        ([{**ROW, "preference": "x"}], "no verdict can be read, preference 'x' in line 1 first. A preference is 1"),
-        ([{**ROW, "preference": 3.7}], "no verdict can be read, preference 3.7 in line 1 first. A preference is 1"),
+        ([{**ROW, "preference": "x"}], "no verdict can be read, preference 'x' in row 1 first. A preference is 1"),
+        ([{**ROW, "preference": 3.7}], "no verdict can be read, preference 3.7 in row 1 first. A preference is 1"),
         ([ROW, ROW], "2 verdicts on m for the same prompt, 'a'; leave one"),
         ([ROW, {**ROW, "generator_1": "other"}], "two baselines, base and other; give a file for each."),
         ([{**ROW, "model_chars": "long"}], "model_chars 'long' is no number of characters."),

@@ -93,7 +93,7 @@ def test_select_chooses_what_train_trained_on(trained, tmp_path, toy_model):
     assert Path(selected["subset"]).read_text() == Path(trained["subset"]).read_text()
 
 
-def test_runs_stand_side_by_side_with_untrained_models(trained, tmp_path, toy_model, capsys):
+def test_runs_stand_side_by_side_with_untrained_models(trained, tmp_path, toy_model):
     overrides = given(tmp_path, toy_model, tmp_path / "rows.jsonl", "dataset.limit=5", "evaluator.max_new_tokens=4")
     models = f"models=[{Path(trained['model']).parent}]"
     result = run("evaluate", [*overrides, f"baseline={toy_model}", models], tmp_path / "runs" / "evaluate")
@@ -105,7 +105,6 @@ def test_runs_stand_side_by_side_with_untrained_models(trained, tmp_path, toy_mo
     assert after["difference"]["nll"]["high"] < 0
     lines = (tmp_path / "runs" / "evaluate" / after["generations"]).read_text().splitlines()
     assert [json.loads(line)["reference"] for line in lines][:2] == ["0 #0", "0 1 #1"]
-    assert "toy-llama, lp_app" in capsys.readouterr().out
 
 
 def test_scores_from_a_file_need_neither_scorer_nor_torch(tmp_path, instructions):

@@ -36,8 +36,9 @@ def test_any_text_comes_back_from_the_page_and_the_key_says_whose_it_is(texts, q
     some = [Pair(str(i), *three) for i, three in enumerate(texts)]
     html, key = make(some, seed, question)
     data = shown(html)
-    assert (data["question"], len(data["pairs"])) == (question, len(some))
-    for pair, on_page, secret in zip(some, data["pairs"], key.pairs, strict=True):
+    asked = [pair for pair in some if pair.baseline != pair.model]
+    assert (data["question"], len(data["pairs"])) == (question, len(asked))
+    for pair, on_page, secret in zip(asked, data["pairs"], key.pairs, strict=True):
         sides = ("a", "b") if secret.a == "model" else ("b", "a")
         assert (on_page["prompt"], *(on_page[side] for side in sides)) == (pair.prompt, pair.model, pair.baseline)
         assert (secret.id, secret.model_chars) == (pair.id, len(pair.model))
@@ -100,3 +101,13 @@ def test_a_file_that_is_no_key(tmp_path, text):
         read_key(path)
     with pytest.raises(UserError, match=r"nowhere/key\.json: cannot be read \(No such file or directory\); give the"):
         read_key(tmp_path / "nowhere" / "key.json")
+
+
+def test_nobody_is_asked_about_equal_answers(tmp_path):
+    pairs = [Pair("a", "Q", "x", "y"), Pair("b", "Q", "same", "same", "set", "kind")]
+    html, key = blinded(pairs, question="?", seed=0, baseline="old", model="new")
+    assert '"same"' not in html
+    assert [pair.id for pair in key.pairs] == ["a"]
+    assert [(pair.id, pair.prompt_set, pair.category) for pair in key.equal] == [("b", "set", "kind")]
+    with pytest.raises(UserError, match="judge=human: new and old gave equal answers throughout; compare other"):
+        HumanJudge().write(pairs[1:], tmp_path, baseline="old", model="new")
