@@ -33,7 +33,9 @@ def share_figure(points: Sequence[Point], ink: str) -> Figure | None:
         by_series = defaultdict(list)
         for p in points:
             by_series[series_of(p.run)].append(p)
-        for k, (name, of_rule) in enumerate(sorted(by_series.items())):
+        # Training on all rows comes last: it is no line, and a rule keeps its colour in panels without it.
+        ordered = sorted(by_series.items(), key=lambda item: (item[1][0].run.rule == "full", item[0]))
+        for k, (name, of_rule) in enumerate(ordered):
             colour, marker = SERIES[k % len(SERIES)], MARKERS[k % len(MARKERS)]
             at = defaultdict(list)
             for p in of_rule:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from lpsel.files import folder_atomically, write_atomically
 from lpsel.report import run_figures as draw
 from lpsel.report.figures import INK, INK_IN_SVG, save_png, svg
-from lpsel.report.runs import Found, Point, number, points
+from lpsel.report.runs import BESIDE, Found, Point, number, points
 
 MOST_OF_A_KIND = 6  # trajectories and length figures: one for every score table or selection would bury the others
 
@@ -94,7 +94,7 @@ def figures(found: Found, measured: Sequence[Point]) -> list[Drawn]:
         ("scorers", "Scorer against target", draw.scorer_target_figure, "Means over runs"),
     )  # fmt: skip
     for kind, section, make, reading in kinds:
-        for k, ((metric, against), of) in enumerate(sorted(groups.items()), 1):
+        for k, ((metric, against), of) in enumerate(reversed(groups.items()), 1):  # the figures at hand first
             caption = f"{draw.LABELS[metric]}; {against}. {reading}."
             made.append(Drawn(f"{kind}-{k}", section, caption, _bound(make, of)))
     chosen = found.of("train", "select")
@@ -122,7 +122,7 @@ def run_rows(found: Found, measured: Sequence[Point]) -> list[dict[str, Any]]:
         p = of_run.get(run.folder)
         saved = number(run.get("ledger", "saved", "share"))
         train_rows = run.get("training", "rows")
-        own = run.command != "evaluate"
+        own = run.command in ("train", "select")
         rows.append(dict(zip(RUN_COLUMNS, (
             run.folder.name, run.command, run.target if own else None, run.scorer if own else None,
             run.rule if own else None, run.bucket, run.pct if own else None,
@@ -137,9 +137,11 @@ def run_rows(found: Found, measured: Sequence[Point]) -> list[dict[str, Any]]:
 
 def point_rows(measured: Sequence[Point]) -> list[dict[str, Any]]:
     """A row for every figure that an evaluation found of a run."""
+    told = [name for name in BESIDE if any(p.beside[name] is not None for p in measured)]
     return [
         {"run": p.run.folder.name, "series": draw.series_of(p.run), "pct": p.run.pct, "seed": p.run.get("seed"),
-         "metric": p.metric, "value": p.value, "low": p.low, "high": p.high, "against": p.against,
+         "metric": p.metric, "value": p.value, "low": p.low, "high": p.high,
+         **{name.replace("_", " "): p.beside[name] for name in told}, "against": p.against,
          "folder": str(p.run.folder), "evaluation": str(p.evaluation.folder)}
         for p in measured
     ]  # fmt: skip

@@ -6,6 +6,7 @@ a report all the same.
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any
 from lpsel.errors import UserError
 
 RESULT = "result.json"
-COMMANDS = ("train", "select", "evaluate")
+COMMANDS = ("train", "select", "evaluate", "votes")
+BESIDE = ("n", "standard_error", "p_value", "flip_rate", "length_controlled_win_rate")
 LOGS = tuple(f"{command}.log" for command in COMMANDS)  # what a run leaves before its result
 
 
@@ -66,6 +68,7 @@ class Point:
         metric: "win_rate" (in percent) or "nll" (nats per token).
         against: what makes figures comparable: held-out rows, baseline, judge.
         value, low, high: the figure and its 95 % interval, None where it has none.
+        beside: other figures of the same comparison, by their names in result.json.
     """
 
     run: Run
@@ -75,6 +78,7 @@ class Point:
     value: float
     low: float | None
     high: float | None
+    beside: dict[str, float | None]
 
 
 @dataclass
@@ -106,7 +110,9 @@ def collect(given: Sequence[str]) -> Found:
                 _read(real, found)
     if not found.runs:
         why = "; ".join(reason for _, reason in found.left_out[:1]) or "no result.json in it"
-        raise UserError(f"{' '.join(given)}: no finished run ({why}); name folders of train, select or evaluate.")
+        raise UserError(
+            f"{' '.join(given)}: no finished run ({why}); name folders of train, select, evaluate or votes."
+        )
     return found
 
 
@@ -133,21 +139,44 @@ def _read(folder: Path, found: Found) -> None:
 
 
 def points(found: Found) -> list[Point]:
-    """What evaluations found of the training runs, linked by the model's folder."""
+    """What evaluations and people's votes found of the training runs, linked by the model's folder.
+
+    Win rates come last, those of the most runs at the very end: a run's last figure is the one at hand.
+    """
     trained = {(run.folder / "model").resolve(): run for run in found.of("train")}
     made = []
-    for evaluation in found.of("evaluate"):
+    for evaluation in found.of("evaluate", "votes"):
+        answers = _answers(evaluation, found)
         models = evaluation.get("models")
         for measured in models if isinstance(models, list) else [evaluation.result]:
-            where = measured.get("model") if isinstance(measured, dict) else None
-            if not isinstance(where, str):
+            if not isinstance(measured, dict):
+                continue
+            where = answers.get(measured.get("name", measured.get("model")), measured.get("model"))
+            figure = _figure(measured)
+            if not isinstance(where, str) or figure is None:
                 continue
             place = Path(where).expanduser().resolve()
             run = trained.get(place) or trained.get(place / "model")
-            figure = _figure(measured)
-            if run is not None and figure is not None:
-                made.append(Point(run, evaluation, figure[0], _against(evaluation, measured, figure[0]), *figure[1:]))
-    return made
+            if run is not None:
+                beside = {name: number(measured.get(name)) for name in BESIDE}
+                against = _against(evaluation, measured, figure[0])
+                made.append(Point(run, evaluation, figure[0], against, *figure[1:], beside))
+    size = Counter((p.metric, p.against) for p in made)
+    return sorted(made, key=lambda p: (p.metric == "win_rate", size[p.metric, p.against]))
+
+
+def _answers(evaluation: Run, found: Found) -> dict[Any, Any]:
+    """The folder of every model that wrote answers, by its name there."""
+    if evaluation.command == "votes":  # the page that people voted on lies in the folder of an evaluation
+        key = Path(str(evaluation.get("key")))
+        asked = [run for run in found.of("evaluate") if run.folder in key.parents]
+        return _answers(asked[0], found) if asked else {}
+    answers = evaluation.get("answers")
+    return {
+        answer.get("name"): answer.get("model")
+        for answer in (answers if isinstance(answers, list) else [])
+        if isinstance(answer, dict)
+    }
 
 
 def _figure(measured: dict[str, Any]) -> tuple[str, float, float | None, float | None] | None:
@@ -163,7 +192,10 @@ def _figure(measured: dict[str, Any]) -> tuple[str, float, float | None, float |
 def _against(evaluation: Run, measured: dict[str, Any], metric: str) -> str:
     def said(key: str) -> str | None:
         value = measured.get(key, evaluation.get(key))
-        value = value.get("name") if isinstance(value, dict) else value
+        if isinstance(value, dict):
+            value = value.get("name") or value.get("kind")
+        if isinstance(value, list):
+            value = " and ".join(map(str, value))
         return str(value) if value is not None else None
 
     if metric == "win_rate":

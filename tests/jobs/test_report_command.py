@@ -9,6 +9,9 @@ import pytest
 
 from lpsel.errors import UserError
 from lpsel.jobs.report import report
+from lpsel.jobs.votes import run as count_votes
+from lpsel.judging.human import HumanJudge, read_key
+from lpsel.judging.judgement import Pair
 from lpsel.report.run_figures import smallest_passing
 from lpsel.report.run_page import seed_rows
 from lpsel.report.runs import collect, points
@@ -67,6 +70,41 @@ def test_evaluations_are_linked_by_the_folder_of_the_model_and_the_smallest_shar
     assert {(p.run.folder.name, p.evaluation.folder.name, p.value) for p in made} == {
         ("0", "e0", 48), ("1", "e1", 53), ("2", "e2", 49), ("3", "e3", 58)}  # fmt: skip
     assert smallest_passing(made) == 10
+
+
+def test_one_evaluation_of_several_models_and_votes_on_its_page_are_linked_by_the_names_of_answers(sweep):
+    asked = sweep / "asked"
+    asked.mkdir()
+    pairs = [Pair(f"p{i}", f"prompt {i}", "old", "newer", "vicuna", None) for i in range(2)]
+    _, key = HumanJudge().write(pairs, asked, baseline="full", model="lp, 10 %")
+    names = {"full": "elsewhere", "lp, 5 %": "0", "lp, 10 %": "1", "lp, 25 %": "3"}  # as in result.json of pairwise
+    answers = [{"name": name, "model": str(sweep / run / "model")} for name, run in names.items()]
+    models = [
+        {"name": name, "win_rate": 40.0 + i, "ci_low": 30.0, "ci_high": 60.0, "n": 40}
+        for i, name in enumerate(list(names)[1:])
+    ]
+    made = {"command": "evaluate", **models[0], "models": models, "answers": answers, "prompts": ["koala", "lima"],
+            "baseline": "full", "judge": {"judge": "openai", "name": "a judge"}}  # fmt: skip
+    (asked / "result.json").write_text(json.dumps(made))
+    secret = read_key(key)
+    votes = [
+        {"pair": i, "vote": "a" if pair.a == "model" else "b", "at": "2026-01-01T12:00:00.000Z"}
+        for i, pair in enumerate(secret.pairs)
+    ]
+    file = sweep.parent / "ann.json"
+    file.write_text(json.dumps({"page": secret.page, "annotator": "Ann", "votes": votes}))
+    count_votes([file], key, sweep / "counted")
+
+    found = points(collect([str(sweep)]))
+    judged = [p for p in found if p.evaluation.folder.name == "asked"]
+    assert {(p.run.folder.name, p.value, p.beside["n"]) for p in judged} == {
+        ("0", 40, 40),
+        ("1", 41, 40),
+        ("3", 42, 40),
+    }
+    assert {p.against for p in judged} == {"against full, judged by a judge, on koala and lima"}
+    (people,) = [p for p in found if p.evaluation.folder.name == "counted"]
+    assert (people.run.folder.name, people.value, people.against) == ("1", 100, "against full, judged by people")
 
 
 def test_spread_is_over_seeds_alone(sweep):
