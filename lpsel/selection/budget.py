@@ -79,11 +79,13 @@ def rank_in_clusters(
     index_N: NDArray[np.int64],
 ) -> Ranked:
     """Sort rows by cluster, key ascending, then index. Without clusters, all rows are in one."""
+    # One stable sort after another: with millions of rows, quicker than np.lexsort.
+    row = rows_M if (np.diff(index_N[rows_M]) > 0).all() else rows_M[np.argsort(index_N[rows_M], kind="stable")]
+    row = row[np.argsort(key_N[row], kind="stable")]
     if cluster_N is None:
-        row = rows_M[np.lexsort((index_N[rows_M], key_N[rows_M]))]
         size = np.array([len(row)])
     else:
-        row = rows_M[np.lexsort((index_N[rows_M], key_N[rows_M], cluster_N[rows_M]))]
+        row = row[np.argsort(cluster_N[row], kind="stable")]
         cluster = cluster_N[row]
         bounds = np.flatnonzero(np.diff(cluster, prepend=cluster[:1] - 1, append=cluster[-1:] + 1))
         size = np.diff(bounds)
