@@ -100,7 +100,7 @@ def _measures(run: Run, found: Found) -> list[Measure]:
 
 
 def _measure(p: Point) -> Measure:
-    return Measure(p.run.folder.name, p.metric, p.value, p.low, p.high)
+    return Measure(p.run.name, p.metric, p.value, p.low, p.high)
 
 
 def _key_figures(found: Found) -> dict[Path, str]:

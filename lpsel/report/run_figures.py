@@ -34,7 +34,7 @@ def share_figure(points: Sequence[Point], ink: str) -> Figure | None:
     metric = points[0].metric
     goal = 50.0 if metric == "win_rate" else _mean([p.value for p in points if p.run.rule == "full"])
     with style(ink):
-        figure, axes = new_axes(height=3.4)
+        figure, axes = new_axes(height=2.7 + _names_height(points))
         _lines(axes, points, [(p.value, p.low, p.high) for p in points])
         if goal is not None:
             _across(axes, goal, "50 %" if metric == "win_rate" else "all rows")
@@ -48,20 +48,35 @@ def share_figure(points: Sequence[Point], ink: str) -> Figure | None:
 
 
 def difference_figure(points: Sequence[Point], ink: str) -> Figure | None:
-    """The paired difference to the evaluation's baseline against the share.
+    """The NLL less that of training on all rows, in the same evaluation, against the share.
 
-    Rows differ more than models do: intervals of the metric overlap where those of the difference leave out 0.
+    Rows differ more than models do: intervals of the NLL overlap where those of the paired difference leave out 0.
     """
-    points = [p for p in points if p.run.pct is not None and p.difference is not None]
-    if not points:
+    found = differences(points)
+    if not found:
         return None
     with style(ink):
-        figure, axes = new_axes(height=3.4)
-        _lines(axes, points, [p.difference for p in points if p.difference is not None])
-        _across(axes, 0.0, "as the baseline")
-        axes.set_ylabel("difference in NLL, nats per token")
+        figure, axes = new_axes(height=2.7 + _names_height([p for p, _ in found]))
+        _lines(axes, [p for p, _ in found], [less for _, less in found])
+        _across(axes, 0.0, "as all rows")
+        axes.set_ylabel("NLL less that of all rows, nats")
         legend(axes)
     return figure
+
+
+def differences(points: Sequence[Point]) -> list[tuple[Point, tuple[float, float | None, float | None]]]:
+    """The differences of `difference_figure`: with its paired interval where training on all rows was the baseline."""
+    full = {p.evaluation.folder: p for p in points if p.run.rule == "full" and p.metric == "nll"}
+    made: list[tuple[Point, tuple[float, float | None, float | None]]] = []
+    for p in points:
+        of = full.get(p.evaluation.folder)
+        if of is None or p.run.rule == "full" or p.run.pct is None:
+            continue
+        if of.difference is None and p.difference is not None:
+            made.append((p, p.difference))
+        else:
+            made.append((p, (p.value - of.value, None, None)))
+    return made
 
 
 def smallest_passing(points: Sequence[Point]) -> float | None:
@@ -113,19 +128,24 @@ def bucket_figure(points: Sequence[Point], ink: str) -> Figure | None:
 
 
 def scorer_target_figure(points: Sequence[Point], ink: str) -> Figure | None:
-    """The metric for every scorer and target, at the share that most pairs have; needs two scorers."""
-    points = [p for p in points if p.run.scorer != "–" and p.run.pct is not None]
-    scorers, targets = sorted({p.run.scorer for p in points}), sorted({p.run.target for p in points})
+    """The metric for every scorer and target, at the rule and share that most pairs have; needs two scorers."""
+    pairs = defaultdict(set)
+    for p in points:
+        if p.run.scorer != "–" and p.run.pct is not None:
+            pairs[_way(p)].add((p.run.scorer, p.run.target))
+    if not pairs:
+        return None
+    way = max(pairs, key=lambda at: (len(pairs[at]), at))
+    scorers, targets = sorted({s for s, _ in pairs[way]}), sorted({t for _, t in pairs[way]})
     if len(scorers) < 2:
         return None
-    pct = max(
-        {p.run.pct for p in points}, key=lambda s: len({(p.run.scorer, p.run.target) for p in points if p.run.pct == s})
-    )
     with style(ink):
         figure, axes = new_axes(max(WIDTH, 1.1 * len(targets) + 1), 0.45 * len(scorers) + 0.9)
         values = np.full((len(scorers), len(targets)), np.nan)
         for a, b in np.ndindex(values.shape):
-            of = [p.value for p in points if (p.run.scorer, p.run.target, p.run.pct) == (scorers[a], targets[b], pct)]
+            of = [
+                p.value for p in points if _way(p) == way and (p.run.scorer, p.run.target) == (scorers[a], targets[b])
+            ]
             if of:
                 values[a, b] = np.mean(of)
                 axes.text(
@@ -140,7 +160,8 @@ def scorer_target_figure(points: Sequence[Point], ink: str) -> Figure | None:
         axes.imshow(np.ma.masked_invalid(values), cmap="viridis", aspect="auto")
         axes.set_xticks(range(len(targets)), targets)
         axes.set_yticks(range(len(scorers)), scorers)
-        axes.set_xlabel(f"target, at {pct:g} %")
+        rule, bucket, pct = way
+        axes.set_xlabel(f"target; {rule}{f', {bucket}' if bucket else ''}, {pct:g} %")
         axes.set_ylabel("scorer")
     return figure
 
@@ -155,14 +176,14 @@ def dots_figure(dots: Sequence[Dot], label: str, ink: str, line: float | None = 
     with style(ink):
         figure, axes = new_axes(height=max(0.3, 0.15 * len(series)) * len(rows) + 0.5 + 0.2 * len(series))
         for k, name in enumerate(series):
-            colour = SERIES[k % len(SERIES)]
+            colour, marker = look(k)
             for d in dots:
                 if d.series == name:
                     y = rows.index(d.row) + (k - (len(series) - 1) / 2) * step
                     if d.low is not None and d.high is not None:
                         axes.plot([d.low, d.high], [y, y], color=colour, linewidth=1, alpha=0.7)
-                    axes.plot([d.value], [y], MARKERS[k % len(MARKERS)], color=colour, markersize=4.5)
-            axes.plot([], [], MARKERS[k % len(MARKERS)], color=colour, markersize=4.5, label=name)
+                    axes.plot([d.value], [y], marker, color=colour, markersize=4.5)
+            axes.plot([], [], marker, color=colour, markersize=4.5, label=name)
         if line is not None:
             axes.axvline(line, color=QUIET, linewidth=1, linestyle="--")
         axes.set_yticks(range(len(rows)), rows)
@@ -174,13 +195,14 @@ def dots_figure(dots: Sequence[Dot], label: str, ink: str, line: float | None = 
 
 def _lines(axes: Axes, points: Sequence[Point], values: Sequence[tuple[float, float | None, float | None]]) -> None:
     """A line for every series through the means at its shares, a mark and an interval for every run."""
+    one_target = len({p.run.target for p in points}) == 1
     by_series = defaultdict(list)
     for p, of in zip(points, values, strict=True):
-        by_series[p.run.series].append((p.run.rule == "full", p.run.pct or 0.0, of))
+        by_series[p.run.chosen if one_target else p.run.series].append((p.run.rule == "full", p.run.pct or 0.0, of))
     # Training on all rows comes last: it is no line, and a rule keeps its colour in panels without it.
     ordered = sorted(by_series.items(), key=lambda item: (item[1][0][0], item[0]))
     for k, (name, of_rule) in enumerate(ordered):
-        colour, marker = SERIES[k % len(SERIES)], MARKERS[k % len(MARKERS)]
+        colour, marker = look(k)
         at = defaultdict(list)
         for _, share, of in of_rule:
             at[share].append(of)
@@ -202,10 +224,23 @@ def _lines(axes: Axes, points: Sequence[Point], values: Sequence[tuple[float, fl
     axes.set_xlabel("share of the rows, %")
 
 
+def _names_height(points: Sequence[Point]) -> float:
+    return 0.17 * len({p.run.series for p in points})
+
+
+def look(k: int) -> tuple[str, str]:
+    """Colour and marker of the k-th series: 36 that differ."""
+    return SERIES[k % len(SERIES)], MARKERS[(k + k // len(SERIES)) % len(MARKERS)]
+
+
 def _across(axes: Axes, value: float, word: str) -> None:
     axes.axhline(value, color=QUIET, linewidth=1, linestyle="--")
     axes.annotate(word, (1, value), xycoords=("axes fraction", "data"), xytext=(-2, 3), ha="right",
                   textcoords="offset points", color=QUIET)  # fmt: skip
+
+
+def _way(p: Point) -> tuple[str, str, float]:
+    return p.run.rule, p.run.bucket or "", p.run.pct or 0.0
 
 
 def _group(p: Point) -> tuple[str, float, str]:

@@ -128,7 +128,8 @@ def figures(found: Found, measured: Sequence[Point], made: dict[str, list[dict[s
         ("share", QUALITY, draw.share_figure,
          "Lines run through means over seeds, every mark is one run, bars are 95 % intervals"),
         ("difference", QUALITY, draw.difference_figure,
-         "The same less the baseline's, row by row: 95 % intervals of the paired difference"),
+         "The same less that of all rows; bars are 95 % intervals of the paired difference, where the evaluation had "
+         "training on all rows as its baseline"),
         ("buckets", "Buckets", draw.bucket_figure, "Means over runs with 95 % intervals"),
         ("scorers", "Scorer against target", draw.scorer_target_figure, "Means over runs"),
     )  # fmt: skip
@@ -150,7 +151,7 @@ def figures(found: Found, measured: Sequence[Point], made: dict[str, list[dict[s
     for k, run in enumerate(list(reversed(told.values()))[:MOST_OF_A_KIND], 1):
         caption = f"{run.series}, {run.pct:g} %." if run.pct else f"{run.series}."
         drawn.append(Drawn(f"lengths-{k}", "Lengths of chosen rows", caption, _bound(rows.length_figure, run)))
-    names = [f"{r.folder.name}: {r.rule}{f' {r.pct:g} %' if r.pct else ''}" for r in found.of("train")]
+    names = [f"{r.name}: {r.rule}{f' {r.pct:g} %' if r.pct else ''}" for r in found.of("train")]
     drawn.append(Drawn("costs", COSTS, "Spent on choosing and on training; left of the dashed line is saved.",
                        lambda ink: rows.ledger_figure(found.of("train"), names, ink)))  # fmt: skip
     return drawn

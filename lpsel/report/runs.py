@@ -60,11 +60,20 @@ class Run:
         return self.get("bucket")
 
     @property
-    def series(self) -> str:
-        """What sets a line apart from another in a figure: rule, bucket, scorer and target."""
+    def name(self) -> str:
+        """The folder's name; with its parent's where it is but the number of a sweep's job."""
+        return f"{self.folder.parent.name}/{self.folder.name}" if self.folder.name.isdigit() else self.folder.name
+
+    @property
+    def chosen(self) -> str:
+        """How rows were chosen: rule, bucket and scorer."""
         bucket = f", {self.bucket}" if self.bucket else ""
-        scorer = "" if self.scorer == "–" else f" ({self.scorer})"
-        return f"{self.rule}{bucket}{scorer} → {self.target}"
+        return self.rule + bucket + ("" if self.scorer == "–" else f" ({self.scorer})")
+
+    @property
+    def series(self) -> str:
+        """What sets a line apart from another in a figure: how rows were chosen, and the target."""
+        return f"{self.chosen} → {self.target}"
 
     @property
     def flops(self) -> float | None:
@@ -177,7 +186,7 @@ def find(given: Sequence[str]) -> Found:
 
 def _folders(path: Path) -> Iterator[Path]:
     for folder, inside, files in os.walk(path):
-        if RESULT in files or any(log in files for log in LOGS) or (Path(folder) == path and not inside):
+        if RESULT in files or any(log in files for log in LOGS) or (Path(folder) == path and files and not inside):
             inside.clear()  # what is inside a run is its own
             yield Path(folder)
         inside[:] = sorted(name for name in inside if not name.startswith("."))

@@ -38,7 +38,7 @@ def run_rows(found: Found, measured: Sequence[Point]) -> list[dict[str, Any]]:
         train_rows = run.get("training", "rows")
         own = run.command in ("train", "select")
         rows.append(dict(zip(RUN_COLUMNS, (
-            run.folder.name, run.command, run.target if own else None, run.scorer if own else None,
+            run.name, run.command, run.target if own else None, run.scorer if own else None,
             run.rule if own else None, run.bucket, run.pct if own else None,
             train_rows if train_rows is not None else run.get("n_selected") if own else run.get("n"),
             run.get("seed"), p.metric if p else None, p.value if p else None, p.low if p else None,
@@ -53,7 +53,7 @@ def point_rows(measured: Sequence[Point]) -> list[dict[str, Any]]:
     """A row for every figure that an evaluation found of a run."""
     told = [name for name in BESIDE if any(p.beside[name] is not None for p in measured)]
     return [
-        {"run": p.run.folder.name, "series": p.run.series, "pct": p.run.pct, "seed": p.run.get("seed"),
+        {"run": p.run.name, "series": p.run.series, "pct": p.run.pct, "seed": p.run.get("seed"),
          "metric": p.metric, "value": p.value, "low": p.low, "high": p.high,
          **{name.replace("_", " "): p.beside[name] for name in told}, "against": p.against,
          "folder": str(p.run.folder), "evaluation": str(p.evaluation.folder)}
@@ -79,7 +79,7 @@ def seed_rows(measured: Sequence[Point]) -> list[dict[str, Any]]:
 def cost_rows(found: Found) -> list[dict[str, Any]]:
     """The ledger of every training run."""
     return [
-        {"run": r.folder.name, "choosing FLOPs": r.get("ledger", "selection", "flops"),
+        {"run": r.name, "choosing FLOPs": r.get("ledger", "selection", "flops"),
          "training FLOPs": r.get("ledger", "training", "flops"),
          "everything FLOPs": r.get("ledger", "everything", "flops"), "saved FLOPs": r.get("ledger", "saved", "flops"),
          "pays below %": r.get("ledger", "break_even_pct"), "folder": str(r.folder)}
