@@ -251,9 +251,10 @@ def few_runs(toy_model, tmp_path_factory):
     target = ["model=local", f"model.path={toy_model}", "model.recipe.epochs=1", "model.recipe.learning_rate=1e-3"]
     trained = folder / "runs" / "train"
     run("train", [*shared, *target, "selection=full"], trained / "full")
-    for scorer in (toy_model, folder / "other-scorer"):
+    for scorer, rate in ((toy_model, 1e-3), (folder / "other-scorer", 1e-2)):
         for bucket in ("low", "high"):
-            choice = ["scorer=local", f"scorer.path={scorer}", "cluster=none", "pct=25", f"selection.bucket={bucket}"]
+            choice = ["scorer=local", f"scorer.path={scorer}", f"scorer.recipe.learning_rate={rate}", "cluster=none",
+                      "pct=25", f"selection.bucket={bucket}"]  # fmt: skip
             run("train", [*shared, *target, *choice], trained / f"{scorer.name}-{bucket}")
     models = ",".join(str(made) for made in sorted(trained.glob("*-*")))
     asked = [f"models=[{models}]", f"baseline={trained}/full", "evaluator.max_new_tokens=2", "dataset.limit=8"]

@@ -16,12 +16,12 @@ def shown(capsys, *arguments):
 
 
 def test_a_training_run_says_what_was_chosen_trained_and_spent_and_where_its_scores_are(few_runs, capsys):
-    folder = few_runs / "train" / "other-scorer-low"
+    folder = few_runs / "train" / "other-scorer-high"
     result = json.loads((folder / "result.json").read_text())
     title, told = shown(capsys, folder)
     assert title.split() == ["train", str(folder)]
     assert told["Selection lp_app"].startswith("6 of 24 rows (25 %, asked for 25 %")
-    assert told["Scores from"] == f"made: {result['scores']}"
+    assert told["Scores from"] == f"reused: {result['scores']}"
     assert told["Scorer"].startswith(f"other-scorer: {result['scoring']['tokens']:,} tokens")
     assert f"{result['training']['tokens']:,} tokens" in told["Target"]
     assert told["Cost"].startswith(f"{result['ledger']['selection']['flops']:.3g} FLOPs to choose")

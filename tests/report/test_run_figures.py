@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from lpsel.report import row_figures, run_figures, tables
@@ -74,9 +75,11 @@ def test_trajectories_lengths_and_costs_can_be_drawn_of_real_runs(found):
 def test_agreement_is_spearmans_of_two_scorers(found):
     scored = [r for r in found.of("train") if r.bucket == "low"]
     (axes,) = row_figures.agreement_figure(scored, INK).axes
-    value = axes.images[0].get_array()[0, 1]
-    assert value == pytest.approx(1), "the same model under two names"
-    assert np.ma.is_masked(axes.images[0].get_array()[0, 0])
+    found_SS = axes.images[0].get_array()
+    scores = [pq.read_table(r.get("selection")).to_pandas()["score"] for r in scored]
+    assert found_SS[0, 1] == pytest.approx(scores[0].corr(scores[1], method="spearman"))  # by pandas
+    assert found_SS[0, 1] < 0.99
+    assert np.ma.is_masked(found_SS[0, 0])
 
 
 def test_costs_are_those_of_the_ledgers(found):
