@@ -27,6 +27,9 @@ PLAIN = {
     "votes": "count what people said of blinded pairs",
     "publish": "a subset as a data set with a card, for the Hub",
     "report": "runs as one page, with figures and tables",
+    "runs": "run folders with their key figures",
+    "show": "one run folder",
+    "rows": "the hardest and easiest rows of scores",
 }
 TINY_MODELS = {"tiny", "tiny-target"}
 GRACE = 5  # seconds the main process gets to say what is wrong: torchrun ends all ranks when the first has ended

@@ -3,8 +3,11 @@
 import json
 import multiprocessing
 import os
+import pty
 import shutil
 import socket
+import subprocess
+import sys
 import traceback
 from pathlib import Path
 
@@ -232,3 +235,59 @@ def page_in_chromium(browser):
     for context in contexts:
         context.close()
     assert complaints == []
+
+
+@pytest.fixture(scope="session")
+def few_runs(toy_model, tmp_path_factory):
+    """A folder of real runs: trained on all rows and on two buckets by two scorers, one cut off; their evaluation."""
+    from lpsel.config import run
+
+    folder = tmp_path_factory.mktemp("few")
+    rows = [{"instruction": f"Count to {i % 7}.", "output": " ".join(map(str, range(1 + i % 7)))} for i in range(24)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shutil.copytree(toy_model, folder / "other-scorer")
+    shared = ["dataset=local", f"dataset.path={folder}/rows.jsonl", "trainer=cpu", "tracker=none",
+              f"cache_dir={folder}/cache"]  # fmt: skip
+    target = ["model=local", f"model.path={toy_model}", "model.recipe.epochs=1", "model.recipe.learning_rate=1e-3"]
+    trained = folder / "runs" / "train"
+    run("train", [*shared, *target, "selection=full"], trained / "full")
+    for scorer, rate in ((toy_model, 1e-3), (folder / "other-scorer", 1e-2)):
+        for bucket in ("low", "high"):
+            choice = ["scorer=local", f"scorer.path={scorer}", f"scorer.recipe.learning_rate={rate}", "cluster=none",
+                      "pct=25", f"selection.bucket={bucket}"]  # fmt: skip
+            run("train", [*shared, *target, *choice], trained / f"{scorer.name}-{bucket}")
+    models = ",".join(str(made) for made in sorted(trained.glob("*-*")))
+    asked = [f"models=[{models}]", f"baseline={trained}/full", "evaluator.max_new_tokens=2", "dataset.limit=8"]
+    run("evaluate", [*shared, *asked], folder / "runs" / "evaluate" / "held-out")
+    (trained / "cut-off").mkdir()
+    (trained / "cut-off" / "train.log").write_text("")
+    return folder / "runs"
+
+
+@pytest.fixture(scope="session")
+def on_a_terminal():
+    """Runs Python on a terminal of 80 columns, a real one of the operating system, and returns what it writes there."""
+
+    def run(*command, **environment):
+        """The output of Python with these arguments."""
+        ours, theirs = pty.openpty()
+        inherited = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR", "TERM", "COLUMNS")}
+        environment = inherited | {"TERM": "xterm-256color", "COLUMNS": "80"} | environment
+        process = subprocess.Popen(
+            [sys.executable, *command], stdout=theirs, stderr=theirs, stdin=theirs, env=environment
+        )
+        os.close(theirs)
+        written = b""
+        while True:
+            try:
+                part = os.read(ours, 65_536)
+            except OSError:  # how Linux says that the other side has closed it
+                break
+            if not part:
+                break
+            written += part
+        os.close(ours)
+        assert process.wait(60) == 0, written.decode()
+        return written
+
+    return run

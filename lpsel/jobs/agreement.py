@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lpsel import terminal
 from lpsel.errors import UserError
 from lpsel.files import finite, write_atomically, write_json
 from lpsel.jobs.agreement_inputs import read_all, read_clusters
@@ -178,7 +178,7 @@ def show(said: dict[str, Any]) -> None:
             previous = pair["metric"]
             numbers = [_figure(pair["spearman"]), _figure(pair["kendall_tau_b"]), *map(_share, pair["lowest"])]
             table.add_row(metric, escape(pair["a"]), escape(pair["b"]), *numbers)
-    Console(width=None if Console().is_terminal else 140).print(table)
+    terminal.show(table)
 
 
 def _share(at: dict[str, Any]) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 
 from hydra import compose
 from omegaconf import DictConfig, ListConfig
-from rich.console import Console
 
+from lpsel import terminal
 from lpsel.config import Job, build, config_dir
 from lpsel.errors import UserError
 from lpsel.evaluation.evaluator import Candidates, Place
@@ -56,7 +56,7 @@ def run(job: Job) -> dict[str, Any]:
 
 def show(config: DictConfig, result: dict[str, Any]) -> None:
     """Print the models side by side."""
-    Console(width=None if Console().is_terminal else 140).print(build(config.evaluator).table(result))
+    terminal.show(build(config.evaluator).table(result))
 
 
 def candidate(name: str, job: Job) -> ModelSpec | Endpoint:

@@ -5,7 +5,7 @@ import logging
 import platform
 import subprocess
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -195,6 +195,7 @@ def _make(
     if trainer.is_global_zero:
         total = sum(costs, start=cost)
         manifest = described | {
+            "dataset": asdict(replace(source.spec, path=_from_anywhere(source.spec.path))),
             "epochs": epochs,
             "columns": columns,
             "rows": len(tokens),
@@ -216,6 +217,12 @@ def _make(
         parts.remove()
         log.info("Scores: written to %s", folder / SCORES)
     trainer.strategy.barrier("scores written")
+
+
+def _from_anywhere(path: str | None) -> str | None:
+    """The path of a local file in full; a Hub id as it is."""
+    file = None if path is None else Path(path).expanduser()
+    return str(file.resolve()) if file is not None and file.is_file() else path
 
 
 def report_tokens(tokens: Any, model: ModelSpec) -> None:

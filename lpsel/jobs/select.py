@@ -1,7 +1,6 @@
 """`select`: find or make scores and clusters, choose rows, write the selection folder."""
 
 import logging
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,14 +14,16 @@ from lpsel.data.subset import write_subset
 from lpsel.distributed import is_main_process
 from lpsel.errors import UserError
 from lpsel.files import sha256_of, write_atomically
+from lpsel.jobs import outline
 from lpsel.model.spec import ModelSpec, ScorerSpec
 from lpsel.selection.choose import Selection, select
 from lpsel.selection.clusters import Clusters, NoClusters, brings_clusters, with_clusters
 from lpsel.selection.embeddings import check_embedder, embed
 from lpsel.selection.reader import SCORES_FILE, read_scores
 from lpsel.selection.spec import SelectionSpec
-from lpsel.selection.summary import describe, describe_examples, ends, examples, summary
+from lpsel.selection.summary import ends, examples, summary
 from lpsel.selection.table import ScoreTable
+from lpsel.terminal import as_text, lines
 from lpsel.tracking.base import Artifact
 
 if TYPE_CHECKING:
@@ -75,7 +76,11 @@ def run(job: Job) -> dict[str, Any]:
     plan = prepare(job, tokens_of=build(job.config.scorer))
     job.start_tracking()
     chosen = choose(job, plan)
-    return {"command": "select"} | write_selection(job, plan, chosen) if is_main_process() else {}
+    if not is_main_process():
+        return {}
+    result = {"command": "select"} | write_selection(job, plan, chosen)
+    log.info(as_text(lines([*outline.selection(result), *outline.scores(result)])))
+    return result
 
 
 def prepare(job: Job, tokens_of: ModelSpec) -> Plan:
@@ -185,7 +190,7 @@ def _without_scores(job: Job, plan: Plan) -> ScoreTable:
 
 
 def write_selection(job: Job, plan: Plan, chosen: Chosen) -> dict[str, Any]:
-    """Write the selection folder of the contract, say what was chosen, track it, and return its part of result.json."""
+    """Write the selection folder of the contract, track it, and return its part of result.json."""
     selection, scores = chosen.selection, chosen.scores
     table_path = job.run_dir / SELECTION
     write_atomically(table_path, lambda file: pq.write_table(selection.to_arrow(), file, use_dictionary=REPEATING))
@@ -193,8 +198,6 @@ def write_selection(job: Job, plan: Plan, chosen: Chosen) -> dict[str, Any]:
     subset_path, found = write_subset(plan.source, selection.selected, job.run_dir, selection.index[wanted].tolist())
     texts = {row: example.instruction() for row, example in found.items()}
     figures, shown = summary(selection, chosen.table), examples(selection, texts)
-    lines = describe(figures) + describe_examples(shown, shutil.get_terminal_size((120, 24)).columns)
-    log.info("\n".join(lines))
 
     if scores:
         name = f"scores-{scores.folder.name}"

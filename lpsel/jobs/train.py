@@ -8,13 +8,15 @@ from typing import Any
 from lpsel.config import Job, build
 from lpsel.distributed import is_main_process
 from lpsel.errors import UserError
-from lpsel.jobs.ledger import describe_ledger, ledger
+from lpsel.jobs import outline
+from lpsel.jobs.ledger import ledger
 from lpsel.jobs.select import choose, describe_model, prepare, write_selection
 from lpsel.model.adapter import Adapter
 from lpsel.model.device import device_of, resolve_precision
 from lpsel.model.extras import check_training
 from lpsel.model.load import load_tokenizer, locate
 from lpsel.model.spec import ModelSpec
+from lpsel.terminal import as_text, lines
 from lpsel.tracking.base import Artifact
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,13 @@ def run(job: Job) -> dict[str, Any]:
 
     chosen = choose(job, plan)
     result = write_selection(job, plan, chosen) if is_main_process() else {}
+    log.info(
+        "Selection %s: %s of %s rows, to train %s on",
+        plan.rule.name,
+        f"{chosen.selection.n_selected:,}",
+        f"{chosen.selection.n_total:,}",
+        target.name,
+    )
 
     tokenizer = load_tokenizer(target, path)
     tokens = tokenize(plan.source, tokenizer, target.template, target.max_length, job.cache_dir)
@@ -107,22 +116,5 @@ def run(job: Job) -> dict[str, Any]:
     kept = folder if result["model"] else Path(result["adapter"]["folder"])
     job.tracker.made(Artifact("model", name, kept, by_reference=True, metadata=result["training"]))
     result["artifact"] = name
-    if result["adapter"]:
-        log.info(
-            "Adapter: %s weights trained beside %s, at a learning rate of %g; kept in %s",
-            f"{result['adapter']['trainable_parameters']:,}",
-            target.name,
-            target.recipe.learning_rate,
-            result["adapter"]["folder"],
-        )
-    log.info(describe_ledger(result["ledger"]))
-    log.info(
-        "Trained %s on %s rows: %s steps, %s tokens, %.1f s, NLL of the last step %.4f",
-        target.name,
-        f"{int(data.trained.sum()):,}",
-        trainer.global_step,
-        f"{cost.tokens:,}",
-        cost.seconds,
-        nll,
-    )
+    log.info(as_text(lines([*outline.selection(result), *outline.scores(result), *outline.training(result)])))
     return result

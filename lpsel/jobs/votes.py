@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lpsel import terminal
 from lpsel.errors import UserError
 from lpsel.files import finite, write_atomically, write_json
 from lpsel.jobs.plain import RESULT, OneLineParser, run_folder
@@ -201,7 +202,6 @@ def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def show(result: dict[str, Any]) -> None:
     """Print what every annotator said and what all said together."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -229,7 +229,7 @@ def show(result: dict[str, Any]) -> None:
     table.add_section()
     table.add_row("majority", *_cells(result))
     table.add_row("mean of votes", *_cells(result["mean_of_votes"]))
-    Console(width=None if Console().is_terminal else 140).print(table)
+    terminal.show(table)
 
 
 def _cells(figures: dict[str, Any]) -> list[str]:

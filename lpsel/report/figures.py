@@ -27,6 +27,9 @@ from lpsel.files import write_atomically
 
 COLOURS = "viridis"  # even steps for the eye, and told apart without red and green
 POINTS = "#3b7fc4"
+SERIES = ("#3b7fc4", "#d9772b", "#3f9a6b", "#b0579c", "#8a7a3c", "#6b6fd0")  # readable on white and on near-black
+QUIET = "#8b949e"
+WIDTH = 3.6  # inches, of which a browser makes 96 pixels each: a phone shows 358
 INK = "#1f2328"
 INK_IN_SVG = "#010203"  # becomes the page's text colour, light or dark
 LONGEST_NAME = 26
@@ -143,13 +146,28 @@ def svg(figure: Figure, name: str, label: str) -> str:
     return drawn.replace("<svg", f'<svg role="img" aria-label="{label}" {size}', 1)
 
 
+def new_axes(width: float = WIDTH, height: float = 2.9) -> tuple[Figure, Axes]:
+    """A figure as wide as a phone, so that its text is not made smaller there, and its only axes."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def legend(axes: Axes) -> None:
+    """Names above the axes, in one column where they are long."""
+    names = axes.get_legend_handles_labels()[1]
+    columns = 2 if names and max(map(len, names)) <= 18 else 1
+    axes.figure.legend(frameon=False, loc="outside upper left", ncols=columns, borderaxespad=0.2)
+
+
 @contextmanager
 def style(ink: str) -> Iterator[None]:
     """Text and axes in one colour while a figure is made."""
     with matplotlib.rc_context(
         {
             "font.family": ["DejaVu Sans"],
-            "font.size": 9,
+            "font.size": 9.1,  # points: a browser makes 12 pixels of 9
             "text.color": ink,
             "axes.labelcolor": ink,
             "axes.edgecolor": ink,

@@ -1,24 +1,29 @@
-"""The report's figures: each takes runs or points and returns a figure, or None where the runs do not allow it."""
+"""The report's figures of quality: each takes points or measures and returns a figure, or None where they do not
+allow it."""
 
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lpsel.report.figures import heatmap, style
-from lpsel.report.runs import Point, Run
-from lpsel.selection.metrics import learning_percentage_app, perplexity
+from lpsel.report.figures import QUIET, SERIES, WIDTH, legend, new_axes, style
+from lpsel.report.runs import Point
 
-SERIES = ("#3b7fc4", "#d9772b", "#3f9a6b", "#b0579c", "#8a7a3c", "#6b6fd0")  # readable on white and on near-black
 MARKERS = "osD^vP"
-QUIET = "#8b949e"
-SIZE = (6.4, 3.5)
 LABELS = {"win_rate": "win rate, %", "nll": "held-out NLL, nats per token"}
+
+
+class Dot(NamedTuple):
+    """A value with its interval in a row of `dots_figure`."""
+
+    row: str
+    series: str
+    value: float
+    low: float | None
+    high: float | None
 
 
 def share_figure(points: Sequence[Point], ink: str) -> Figure | None:
@@ -29,62 +34,49 @@ def share_figure(points: Sequence[Point], ink: str) -> Figure | None:
     metric = points[0].metric
     goal = 50.0 if metric == "win_rate" else _mean([p.value for p in points if p.run.rule == "full"])
     with style(ink):
-        figure, axes = _axes()
-        by_series = defaultdict(list)
-        for p in points:
-            by_series[series_of(p.run)].append(p)
-        # Training on all rows comes last: it is no line, and a rule keeps its colour in panels without it.
-        ordered = sorted(by_series.items(), key=lambda item: (item[1][0].run.rule == "full", item[0]))
-        for k, (name, of_rule) in enumerate(ordered):
-            colour, marker = SERIES[k % len(SERIES)], MARKERS[k % len(MARKERS)]
-            at = defaultdict(list)
-            for p in of_rule:
-                at[p.run.pct].append(p)
-            shares = sorted(s for s in at if s is not None)
-            aside = 1.025 ** (k - (len(by_series) - 1) / 2)  # so that intervals at one share do not hide each other
-            axes.plot(
-                [s * aside for s in shares],
-                [np.mean([p.value for p in at[s]]) for s in shares],
-                color=colour,
-                linewidth=1.4,
-            )
-            for s in shares:
-                for p in at[s]:
-                    if p.low is not None and p.high is not None:
-                        axes.plot([s * aside] * 2, [p.low, p.high], color=colour, linewidth=1, alpha=0.7)
-                    axes.plot([s * aside], [p.value], marker, color=colour, markersize=5)
-            axes.plot([], [], color=colour, marker=marker, markersize=5, label=name)
+        figure, axes = new_axes(height=2.7 + _names_height(points))
+        _lines(axes, points, [(p.value, p.low, p.high) for p in points])
         if goal is not None:
-            axes.axhline(goal, color=QUIET, linewidth=1, linestyle="--")
-            word = "50 %" if metric == "win_rate" else "all rows"
-            axes.annotate(
-                word,
-                (1, goal),
-                xycoords=("axes fraction", "data"),
-                xytext=(-2, 3),
-                ha="right",
-                textcoords="offset points",
-                color=QUIET,
-            )
+            _across(axes, goal, "50 %" if metric == "win_rate" else "all rows")
             if (passed := smallest_passing(points)) is not None:
                 axes.axvline(passed, color=QUIET, linewidth=0.8, linestyle=":")
-                axes.annotate(
-                    f"{passed:g} % passes",
-                    (passed, 1),
-                    xycoords=("data", "axes fraction"),
-                    xytext=(3, -10),
-                    textcoords="offset points",
-                    color=QUIET,
-                )
-        axes.set_xscale("log")
-        ticks = sorted({p.run.pct for p in points if p.run.pct})
-        axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
-        axes.minorticks_off()
-        axes.set_xlim(min(ticks) / 1.3, max(ticks) * 1.3)
-        axes.set_xlabel("share of the rows, %")
+                axes.annotate(f"{passed:g} % passes", (passed, 1), xycoords=("data", "axes fraction"),
+                              xytext=(3, -10), textcoords="offset points", color=QUIET)  # fmt: skip
         axes.set_ylabel(LABELS[metric])
-        _legend(axes)
+        legend(axes)
     return figure
+
+
+def difference_figure(points: Sequence[Point], ink: str) -> Figure | None:
+    """The NLL less that of training on all rows, in the same evaluation, against the share.
+
+    Rows differ more than models do: intervals of the NLL overlap where those of the paired difference leave out 0.
+    """
+    found = differences(points)
+    if not found:
+        return None
+    with style(ink):
+        figure, axes = new_axes(height=2.7 + _names_height([p for p, _ in found]))
+        _lines(axes, [p for p, _ in found], [less for _, less in found])
+        _across(axes, 0.0, "as all rows")
+        axes.set_ylabel("NLL less that of all rows, nats")
+        legend(axes)
+    return figure
+
+
+def differences(points: Sequence[Point]) -> list[tuple[Point, tuple[float, float | None, float | None]]]:
+    """The differences of `difference_figure`: with its paired interval where training on all rows was the baseline."""
+    full = {p.evaluation.folder: p for p in points if p.run.rule == "full" and p.metric == "nll"}
+    made: list[tuple[Point, tuple[float, float | None, float | None]]] = []
+    for p in points:
+        of = full.get(p.evaluation.folder)
+        if of is None or p.run.rule == "full" or p.run.pct is None:
+            continue
+        if of.difference is None and p.difference is not None:
+            made.append((p, p.difference))
+        else:
+            made.append((p, (p.value - of.value, None, None)))
+    return made
 
 
 def smallest_passing(points: Sequence[Point]) -> float | None:
@@ -92,7 +84,7 @@ def smallest_passing(points: Sequence[Point]) -> float | None:
     at = defaultdict(list)
     for p in points:
         if p.run.rule != "full" and p.run.pct is not None:
-            at[series_of(p.run), p.run.pct].append(p.value)
+            at[p.run.series, p.run.pct].append(p.value)
     if not at:
         return None
     if points[0].metric == "win_rate":
@@ -104,46 +96,56 @@ def smallest_passing(points: Sequence[Point]) -> float | None:
 
 
 def bucket_figure(points: Sequence[Point], ink: str) -> Figure | None:
-    """Bars per bucket, groups of one share; needs two buckets."""
+    """Bars per bucket, groups of one rule, scorer and share; needs two buckets."""
     points = [p for p in points if p.run.bucket and p.run.pct is not None]
     buckets = [b for b in ("low", "mid", "high") if any(p.run.bucket == b for p in points)]
     if len(buckets) < 2:
         return None
-    groups = sorted({(p.run.rule, p.run.pct) for p in points})
+    groups = sorted({_group(p) for p in points})
     width = 0.8 / len(buckets)
     with style(ink):
-        figure, axes = _axes()
+        figure, axes = new_axes()
         for k, bucket in enumerate(buckets):
             for g, group in enumerate(groups):
-                of = [p for p in points if (p.run.rule, p.run.pct) == group and p.run.bucket == bucket]
+                of = [p for p in points if _group(p) == group and p.run.bucket == bucket]
                 x = g + (k - (len(buckets) - 1) / 2) * width
                 if of:
-                    axes.bar(x, float(np.mean([p.value for p in of])), width * 0.92, color=SERIES[k], alpha=0.85)
+                    mean = float(np.mean([p.value for p in of]))
+                    axes.bar(x, mean, width * 0.92, color=SERIES[k], alpha=0.85)
+                    top = max([mean, *(p.high for p in of if p.high is not None)])
+                    axes.text(x, top, f" {mean:.3g}", ha="center", va="bottom", rotation=90)
                 for p in of:
                     if p.low is not None and p.high is not None:
                         axes.plot([x, x], [p.low, p.high], color=ink, linewidth=1)
             axes.bar([0], [0], color=SERIES[k], label=f"{bucket} bucket")
-        axes.set_xticks(range(len(groups)), [f"{rule}, {pct:g} %" for rule, pct in groups])
+        if points[0].metric == "win_rate":
+            _across(axes, 50.0, "50 %")
+        axes.margins(y=0.16)
+        axes.set_xticks(range(len(groups)), [f"{rule}, {pct:g} %\n{scorer}" for rule, pct, scorer in groups])
         axes.set_ylabel(LABELS[points[0].metric])
-        _legend(axes)
+        legend(axes)
     return figure
 
 
 def scorer_target_figure(points: Sequence[Point], ink: str) -> Figure | None:
-    """The metric for every scorer and target, at the share that most pairs have; needs two scorers."""
-    points = [p for p in points if p.run.scorer != "–" and p.run.pct is not None]
-    scorers, targets = sorted({p.run.scorer for p in points}), sorted({p.run.target for p in points})
+    """The metric for every scorer and target, at the rule and share that most pairs have; needs two scorers."""
+    pairs = defaultdict(set)
+    for p in points:
+        if p.run.scorer != "–" and p.run.pct is not None:
+            pairs[_way(p)].add((p.run.scorer, p.run.target))
+    if not pairs:
+        return None
+    way = max(pairs, key=lambda at: (len(pairs[at]), at))
+    scorers, targets = sorted({s for s, _ in pairs[way]}), sorted({t for _, t in pairs[way]})
     if len(scorers) < 2:
         return None
-    pct = max(
-        {p.run.pct for p in points}, key=lambda s: len({(p.run.scorer, p.run.target) for p in points if p.run.pct == s})
-    )
     with style(ink):
-        figure = Figure(figsize=(1.5 * len(targets) + 1, 0.6 * len(scorers) + 0.6))
-        axes = figure.add_subplot()
+        figure, axes = new_axes(max(WIDTH, 1.1 * len(targets) + 1), 0.45 * len(scorers) + 0.9)
         values = np.full((len(scorers), len(targets)), np.nan)
         for a, b in np.ndindex(values.shape):
-            of = [p.value for p in points if (p.run.scorer, p.run.target, p.run.pct) == (scorers[a], targets[b], pct)]
+            of = [
+                p.value for p in points if _way(p) == way and (p.run.scorer, p.run.target) == (scorers[a], targets[b])
+            ]
             if of:
                 values[a, b] = np.mean(of)
                 axes.text(
@@ -158,141 +160,92 @@ def scorer_target_figure(points: Sequence[Point], ink: str) -> Figure | None:
         axes.imshow(np.ma.masked_invalid(values), cmap="viridis", aspect="auto")
         axes.set_xticks(range(len(targets)), targets)
         axes.set_yticks(range(len(scorers)), scorers)
-        axes.set_xlabel(f"target, at {pct:g} %")
+        rule, bucket, pct = way
+        axes.set_xlabel(f"target; {rule}{f', {bucket}' if bucket else ''}, {pct:g} %")
         axes.set_ylabel("scorer")
     return figure
 
 
-def agreement_figure(runs: Sequence[Run], ink: str) -> Figure | None:
-    """Spearman of the scores that different rules and scorers gave the same rows; needs two."""
-    from scipy.stats import spearmanr
-
-    scored: dict[str, Any] = {}
-    data = None
-    for run in runs:
-        name = run.rule + ("" if run.scorer == "–" else f", {run.scorer}")
-        data = data or run.get("dataset", "fingerprint")
-        if name in scored or run.get("scores") is None or run.get("dataset", "fingerprint") != data:
-            continue
-        if (table := _table(run.folder / "selection.parquet", ["index", "score"])) is not None:
-            scored[name] = table["score"]
-    if len(scored) < 2 or len({len(s) for s in scored.values()}) > 1:
+def dots_figure(dots: Sequence[Dot], label: str, ink: str, line: float | None = None) -> Figure | None:
+    """Values with intervals side by side, a row for every group or task and a colour for every model."""
+    rows = list(dict.fromkeys(d.row for d in dots))
+    series = list(dict.fromkeys(d.series for d in dots))
+    if not rows:
         return None
-    names = list(scored)
-    values = np.array([[spearmanr(scored[a], scored[b], nan_policy="omit").statistic for b in names] for a in names])
-    return heatmap(names, values, "", ink)
-
-
-def trajectory_figure(scores: Path, ink: str) -> Figure | None:
-    """NLL by epoch of the hardest and the easiest tenth by LP_app(1): median and quartiles."""
-    table = _table(scores, None)
-    if table is None or "nll_1" not in table:
-        return None
-    epochs = sum(name.startswith("nll_") and name[4:].isdigit() for name in table)
-    nll_EN = np.array([table[f"nll_{e}"] for e in range(epochs)])
-    lp_N = learning_percentage_app(perplexity(nll_EN))
-    known = np.flatnonzero(np.isfinite(lp_N))
-    if len(known) < 2:
-        return None
-    order = known[np.argsort(lp_N[known], kind="stable")]
-    tenth = max(1, len(order) // 10)
+    step = 0.8 / len(series)
     with style(ink):
-        figure, axes = _axes()
-        for name, rows, colour in (
-            ("hardest tenth", order[:tenth], SERIES[1]),
-            ("easiest tenth", order[-tenth:], SERIES[0]),
-        ):
-            low, middle, high = np.nanpercentile(nll_EN[:, rows], [25, 50, 75], axis=1)
-            axes.fill_between(range(epochs), low, high, color=colour, alpha=0.2, linewidth=0)
-            axes.plot(range(epochs), middle, marker="o", markersize=4, color=colour, label=name)
-        axes.set_xticks(range(epochs))
-        axes.set_xlabel("epochs of the scorer")
-        axes.set_ylabel("NLL, nats per token")
-        _legend(axes)
+        figure, axes = new_axes(height=max(0.3, 0.15 * len(series)) * len(rows) + 0.5 + 0.2 * len(series))
+        for k, name in enumerate(series):
+            colour, marker = look(k)
+            for d in dots:
+                if d.series == name:
+                    y = rows.index(d.row) + (k - (len(series) - 1) / 2) * step
+                    if d.low is not None and d.high is not None:
+                        axes.plot([d.low, d.high], [y, y], color=colour, linewidth=1, alpha=0.7)
+                    axes.plot([d.value], [y], marker, color=colour, markersize=4.5)
+            axes.plot([], [], marker, color=colour, markersize=4.5, label=name)
+        if line is not None:
+            axes.axvline(line, color=QUIET, linewidth=1, linestyle="--")
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlabel(label)
+        legend(axes)
     return figure
 
 
-def length_figure(run: Run, ink: str) -> Figure | None:
-    """Response tokens of chosen rows against all."""
-    chosen = _table(run.folder / "selection.parquet", ["index", "selected"])
-    scores = _table(Path(str(run.get("scores"))), ["index", "response_tokens"])
-    if chosen is None or scores is None or not np.array_equal(chosen["index"], scores["index"]):
-        return None
-    selected, tokens = chosen["selected"].astype(bool), scores["response_tokens"]
-    if not selected.any() or selected.all():
-        return None
-    top = max(2, int(np.percentile(tokens, 99)) + 1)
-    bins = np.linspace(0, top, min(top, 40) + 1).tolist()
-    with style(ink):
-        figure, axes = _axes()
-        for name, of, colour in (("all rows", tokens, QUIET), ("chosen", tokens[selected], SERIES[0])):
-            axes.hist(
-                np.clip(of, 0, top),
-                bins=bins,
-                weights=np.full(len(of), 100 / len(of)),
-                histtype="step",
-                linewidth=1.6,
-                color=colour,
-                label=name,
-            )
-        axes.set_xlabel("response tokens")
-        axes.set_ylabel("rows, %")
-        _legend(axes)
-    return figure
+def _lines(axes: Axes, points: Sequence[Point], values: Sequence[tuple[float, float | None, float | None]]) -> None:
+    """A line for every series through the means at its shares, a mark and an interval for every run."""
+    one_target = len({p.run.target for p in points}) == 1
+    by_series = defaultdict(list)
+    for p, of in zip(points, values, strict=True):
+        by_series[p.run.chosen if one_target else p.run.series].append((p.run.rule == "full", p.run.pct or 0.0, of))
+    # Training on all rows comes last: it is no line, and a rule keeps its colour in panels without it.
+    ordered = sorted(by_series.items(), key=lambda item: (item[1][0][0], item[0]))
+    for k, (name, of_rule) in enumerate(ordered):
+        colour, marker = look(k)
+        at = defaultdict(list)
+        for _, share, of in of_rule:
+            at[share].append(of)
+        aside = 1.025 ** (k - (len(by_series) - 1) / 2)  # so that intervals at one share do not hide each other
+        shares = sorted(at)
+        axes.plot([s * aside for s in shares], [np.mean([of[0] for of in at[s]]) for s in shares], color=colour,
+                  linewidth=1.4)  # fmt: skip
+        for share in shares:
+            for value, low, high in at[share]:
+                if low is not None and high is not None:
+                    axes.plot([share * aside] * 2, [low, high], color=colour, linewidth=1, alpha=0.7)
+                axes.plot([share * aside], [value], marker, color=colour, markersize=5)
+        axes.plot([], [], color=colour, marker=marker, markersize=5, label=name)
+    axes.set_xscale("log")
+    ticks = sorted({p.run.pct for p in points if p.run.pct})
+    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axes.minorticks_off()
+    axes.set_xlim(min(ticks) / 1.3, max(ticks) * 1.3)
+    axes.set_xlabel("share of the rows, %")
 
 
-def ledger_figure(runs: Sequence[Run], names: Sequence[str], ink: str) -> Figure | None:
-    """FLOPs to choose and to train beside training on everything, as a share of the latter."""
-    known = [(n, r) for n, r in zip(names, runs, strict=True) if r.get("ledger", "everything", "flops")]
-    if not known:
-        return None
-    with style(ink):
-        figure = Figure(figsize=(SIZE[0], 0.32 * len(known) + 1.0))
-        axes = figure.add_subplot()
-        _quiet(axes)
-        for y, (_, run) in enumerate(known):
-            of_all = run.get("ledger", "everything", "flops") / 100
-            chose, trained = (run.get("ledger", part, "flops") / of_all for part in ("selection", "training"))
-            axes.barh(y, chose, color=SERIES[1], height=0.6, label="choosing" if not y else None)
-            axes.barh(y, trained, left=chose, color=SERIES[0], height=0.6, label="training" if not y else None)
-        axes.axvline(100, color=QUIET, linestyle="--", linewidth=1)
-        axes.set_yticks(range(len(known)), [n for n, _ in known])
-        axes.invert_yaxis()
-        axes.set_xlabel("FLOPs, % of training on everything")
-        _legend(axes)
-    return figure
+def _names_height(points: Sequence[Point]) -> float:
+    return 0.17 * len({p.run.series for p in points})
 
 
-def series_of(run: Run) -> str:
-    """What sets a line apart from another in a figure of one target."""
-    bucket = f", {run.bucket}" if run.bucket else ""
-    scorer = "" if run.scorer == "–" else f" ({run.scorer})"
-    return f"{run.rule}{bucket}{scorer} → {run.target}"
+def look(k: int) -> tuple[str, str]:
+    """Colour and marker of the k-th series: 36 that differ."""
+    return SERIES[k % len(SERIES)], MARKERS[(k + k // len(SERIES)) % len(MARKERS)]
 
 
-def _axes() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=SIZE)
-    axes = figure.add_subplot()
-    _quiet(axes)
-    return figure, axes
+def _across(axes: Axes, value: float, word: str) -> None:
+    axes.axhline(value, color=QUIET, linewidth=1, linestyle="--")
+    axes.annotate(word, (1, value), xycoords=("axes fraction", "data"), xytext=(-2, 3), ha="right",
+                  textcoords="offset points", color=QUIET)  # fmt: skip
 
 
-def _quiet(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
+def _way(p: Point) -> tuple[str, str, float]:
+    return p.run.rule, p.run.bucket or "", p.run.pct or 0.0
 
 
-def _legend(axes: Axes) -> None:
-    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1.01), ncols=2, borderaxespad=0)
+def _group(p: Point) -> tuple[str, float, str]:
+    return p.run.rule, p.run.pct or 0.0, p.run.scorer
 
 
 def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if len(values) else None
-
-
-def _table(path: Path, columns: list[str] | None) -> dict[str, Any] | None:
-    """Columns as arrays, None where the table is not there any more or has not got them."""
-    try:
-        table = pq.read_table(path, columns=columns)
-    except (OSError, ValueError):
-        return None
-    return {name: table[name].to_numpy() for name in table.column_names}

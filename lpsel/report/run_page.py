@@ -4,28 +4,43 @@ import base64
 import csv
 import hashlib
 import io
+import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from lpsel.files import folder_atomically, write_atomically
+from lpsel.report import row_figures as rows
 from lpsel.report import run_figures as draw
+from lpsel.report import tables
 from lpsel.report.figures import INK, INK_IN_SVG, save_png, svg
-from lpsel.report.runs import BESIDE, Found, Point, number, points
+from lpsel.report.runs import COMMANDS, Found, Point, points
 
 MOST_OF_A_KIND = 6  # trajectories and length figures: one for every score table or selection would bury the others
 
-RUN_COLUMNS = (
-    "run", "command", "target", "scorer", "rule", "bucket", "pct", "rows", "seed", "metric", "value", "low", "high",
-    "selection FLOPs", "training FLOPs", "saved %", "seconds", "folder",
-)  # fmt: skip
+QUALITY, GROUPS, VOTES = "Quality against share", "By category and prompt set", "Votes of people"
+HARNESS, COSTS = "lm-evaluation-harness", "Costs"
+# The page's parts in their order, and the tables that stand in each, with what they are called.
+SECTIONS: dict[str, dict[str, str]] = {
+    QUALITY: {"evaluations": "The figures as a table", "seeds": "Spread over seeds"},
+    "Buckets": {},
+    "Scorer against target": {},
+    GROUPS: {"groups": "Win rates"},
+    VOTES: {"votes": "What people said"},
+    HARNESS: {"harness": "Tasks"},
+    "Agreement of scores": {},
+    "Hard and easy rows": {"examples": "First and last rows of each ranking"},
+    "Lengths of chosen rows": {},
+    COSTS: {"costs": "Ledgers"},
+}
 
 
 @dataclass(frozen=True)
@@ -41,25 +56,25 @@ class Drawn:
 def write_report(found: Found, out: Path) -> Path:
     """Write index.html, figures/ and tables/ in place of `out`; returns the page's path."""
     measured = points(found)
-    rows = run_rows(found, measured)
-    tables = {"runs": rows, "evaluations": point_rows(measured), "seeds": seed_rows(measured),
-              "costs": cost_rows(found), "examples": example_rows(found)}  # fmt: skip
+    made = tables.every(found, measured)
     with folder_atomically(out) as folder:
         (folder / "figures").mkdir()
         (folder / "tables").mkdir()
         shown = defaultdict(list)
-        for drawn in figures(found, measured):
+        for drawn in figures(found, measured, made):
             if (image := _write_figure(drawn, folder / "figures")) is not None:
                 shown[drawn.section].append({"name": drawn.name, "caption": drawn.caption, "svg": image})
-        for name, of_table in tables.items():
+        for name, of_table in made.items():
             if of_table:
                 _write_csv(folder / "tables" / f"{name}.csv", of_table)
-        page = render(found, tables, dict(shown))
+        page = render(found, made, dict(shown), out)
         write_atomically(folder / "index.html", lambda file: file.write(page.encode(errors="replace")))
     return out / "index.html"
 
 
-def render(found: Found, tables: dict[str, list[dict[str, Any]]], shown: dict[str, list[dict[str, Any]]]) -> str:
+def render(
+    found: Found, made: dict[str, list[dict[str, Any]]], shown: dict[str, list[dict[str, Any]]], out: Path
+) -> str:
     """The page; every text of a run is escaped, and only the page's own script may run."""
     environment = Environment(
         loader=PackageLoader("lpsel.report", "templates"),
@@ -69,124 +84,89 @@ def render(found: Found, tables: dict[str, list[dict[str, Any]]], shown: dict[st
         lstrip_blocks=True,
     )
     environment.filters["figure"] = _figure
-    environment.filters["uri"] = lambda folder: Path(folder).as_uri()
+    environment.filters["link"] = lambda folder: link(Path(folder), out)
     script = (Path(__file__).parent / "templates" / "report.js").read_text()
     return environment.get_template("report.html.j2").render(
         found=found,
-        tables=tables,
-        figures=shown,
-        columns=[c for c in RUN_COLUMNS[1:-1] if any(row[c] is not None for row in tables["runs"])],
+        commands=[command for command in COMMANDS if found.of(command)],
+        tables=made,
+        sections=sections(made, shown),
+        columns=[c for c in tables.RUN_COLUMNS[1:-1] if any(row[c] is not None for row in made["runs"])],
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
-def figures(found: Found, measured: Sequence[Point]) -> list[Drawn]:
+def sections(
+    made: dict[str, list[dict[str, Any]]], shown: dict[str, list[dict[str, Any]]]
+) -> list[tuple[str, list[dict[str, Any]], list[tuple[str, list[dict[str, Any]]]]]]:
+    """Title, figures and tables of each part of the page that has any, tables with their titles."""
+    return [
+        (title, shown.get(title, []), [(name, made[table]) for table, name in of.items() if made[table]])
+        for title, of in SECTIONS.items()
+        if shown.get(title) or any(made[table] for table in of)
+    ]
+
+
+def link(folder: Path, out: Path) -> str:
+    """Where a run folder is, seen from the page in `out`.
+
+    Relative for folders beside the report or below its neighbours, so that all of them can be moved together.
+    """
+    if folder.is_relative_to(out.parent):
+        return quote(Path(os.path.relpath(folder, out)).as_posix()) + "/"
+    return folder.as_uri()
+
+
+def figures(found: Found, measured: Sequence[Point], made: dict[str, list[dict[str, Any]]]) -> list[Drawn]:
     """Every figure that could be made of these runs, in the page's order."""
-    made = []
+    drawn = []
     groups = defaultdict(list)
     for p in measured:
         groups[p.metric, p.against].append(p)
     kinds = (
-        ("share", "Quality against share", draw.share_figure,
+        ("share", QUALITY, draw.share_figure,
          "Lines run through means over seeds, every mark is one run, bars are 95 % intervals"),
+        ("difference", QUALITY, draw.difference_figure,
+         "The same less that of all rows; bars are 95 % intervals of the paired difference, where the evaluation had "
+         "training on all rows as its baseline"),
         ("buckets", "Buckets", draw.bucket_figure, "Means over runs with 95 % intervals"),
         ("scorers", "Scorer against target", draw.scorer_target_figure, "Means over runs"),
     )  # fmt: skip
-    for kind, section, make, reading in kinds:
-        for k, ((metric, against), of) in enumerate(reversed(groups.items()), 1):  # the figures at hand first
+    for k, ((metric, against), of) in enumerate(reversed(groups.items()), 1):  # the figures at hand first
+        for kind, section, make, reading in kinds:
             caption = f"{draw.LABELS[metric]}; {against}. {reading}."
-            made.append(Drawn(f"{kind}-{k}", section, caption, _bound(make, of)))
+            drawn.append(Drawn(f"{kind}-{k}", section, caption, _bound(make, of)))
+    drawn += _dots("groups", GROUPS, made["groups"], "group", "win rate, %", 50.0)
+    drawn += _dots("harness", HARNESS, made["harness"], "task", "value", None)
     chosen = found.of("train", "select")
-    made.append(Drawn("agreement", "Agreement of scores", "Spearman correlation of scores of the same rows.",
-                      _bound(draw.agreement_figure, chosen)))  # fmt: skip
+    drawn.append(Drawn("agreement", "Agreement of scores", "Spearman correlation of scores of the same rows.",
+                       _bound(rows.agreement_figure, chosen)))  # fmt: skip
     scores = list(dict.fromkeys(str(r.get("scores")) for r in chosen if r.get("scores")))
     for k, path in enumerate(scores[:MOST_OF_A_KIND], 1):
         caption = f"{Path(path).parent.name}: median and quartiles of each tenth, ranked by LP_app(1)."
-        made.append(Drawn(f"trajectory-{k}", "Hard and easy rows", caption, _bound(draw.trajectory_figure, Path(path))))
+        trajectory = _bound(rows.trajectory_figure, Path(path))
+        drawn.append(Drawn(f"trajectory-{k}", "Hard and easy rows", caption, trajectory))
     told = {(r.rule, r.pct, r.bucket, r.scorer): r for r in reversed(chosen) if r.get("scores")}
     for k, run in enumerate(list(reversed(told.values()))[:MOST_OF_A_KIND], 1):
-        caption = f"{draw.series_of(run)}, {run.pct:g} %." if run.pct else f"{draw.series_of(run)}."
-        made.append(Drawn(f"lengths-{k}", "Lengths of chosen rows", caption, _bound(draw.length_figure, run)))
-    names = [f"{r.folder.name}: {r.rule}{f' {r.pct:g} %' if r.pct else ''}" for r in found.of("train")]
-    made.append(Drawn("costs", "Costs", "Spent on choosing and on training; left of the dashed line is saved.",
-                      lambda ink: draw.ledger_figure(found.of("train"), names, ink)))  # fmt: skip
-    return made
+        caption = f"{run.series}, {run.pct:g} %." if run.pct else f"{run.series}."
+        drawn.append(Drawn(f"lengths-{k}", "Lengths of chosen rows", caption, _bound(rows.length_figure, run)))
+    names = [f"{r.name}: {r.rule}{f' {r.pct:g} %' if r.pct else ''}" for r in found.of("train")]
+    drawn.append(Drawn("costs", COSTS, "Spent on choosing and on training; left of the dashed line is saved.",
+                       lambda ink: rows.ledger_figure(found.of("train"), names, ink)))  # fmt: skip
+    return drawn
 
 
-def run_rows(found: Found, measured: Sequence[Point]) -> list[dict[str, Any]]:
-    """A row for every run."""
-    of_run = {p.run.folder: p for p in measured}
-    rows = []
-    for run in found.runs:
-        p = of_run.get(run.folder)
-        saved = number(run.get("ledger", "saved", "share"))
-        train_rows = run.get("training", "rows")
-        own = run.command in ("train", "select")
-        rows.append(dict(zip(RUN_COLUMNS, (
-            run.folder.name, run.command, run.target if own else None, run.scorer if own else None,
-            run.rule if own else None, run.bucket, run.pct if own else None,
-            train_rows if train_rows is not None else run.get("n_selected") if own else run.get("n"),
-            run.get("seed"), p.metric if p else None, p.value if p else None, p.low if p else None,
-            p.high if p else None, number(run.get("ledger", "selection", "flops")),
-            number(run.get("ledger", "training", "flops") or run.get("training", "flops")),
-            None if saved is None else 100 * saved, number(run.get("training", "seconds")), str(run.folder),
-        ), strict=True)))  # fmt: skip
-    return rows
-
-
-def point_rows(measured: Sequence[Point]) -> list[dict[str, Any]]:
-    """A row for every figure that an evaluation found of a run."""
-    told = [name for name in BESIDE if any(p.beside[name] is not None for p in measured)]
-    return [
-        {"run": p.run.folder.name, "series": draw.series_of(p.run), "pct": p.run.pct, "seed": p.run.get("seed"),
-         "metric": p.metric, "value": p.value, "low": p.low, "high": p.high,
-         **{name.replace("_", " "): p.beside[name] for name in told}, "against": p.against,
-         "folder": str(p.run.folder), "evaluation": str(p.evaluation.folder)}
-        for p in measured
-    ]  # fmt: skip
-
-
-def seed_rows(measured: Sequence[Point]) -> list[dict[str, Any]]:
-    """Mean, lowest, highest and standard deviation over the seeds of what was run more than once."""
-    groups: dict[tuple[Any, ...], dict[Any, float]] = defaultdict(dict)
-    for p in measured:
-        groups[draw.series_of(p.run), p.run.pct, p.metric, p.against][p.run.get("seed")] = p.value
-    rows = []
-    for (series, pct, metric, against), values in groups.items():
-        of = list(values.values())
-        if len(of) > 1:
-            rows.append({"series": series, "pct": pct, "metric": metric, "seeds": len(of), "mean": float(np.mean(of)),
-                         "lowest": min(of), "highest": max(of), "sd": float(np.std(of, ddof=1)),
-                         "against": against})  # fmt: skip
-    return rows
-
-
-def cost_rows(found: Found) -> list[dict[str, Any]]:
-    """The ledger of every training run."""
-    return [
-        {"run": r.folder.name, "choosing FLOPs": r.get("ledger", "selection", "flops"),
-         "training FLOPs": r.get("ledger", "training", "flops"),
-         "everything FLOPs": r.get("ledger", "everything", "flops"), "saved FLOPs": r.get("ledger", "saved", "flops"),
-         "pays below %": r.get("ledger", "break_even_pct"), "folder": str(r.folder)}
-        for r in found.of("train") if r.get("ledger")
-    ]  # fmt: skip
-
-
-def example_rows(found: Found) -> list[dict[str, Any]]:
-    """First and last rows of the rankings, once for every rule, scorer and bucket."""
-    rows, seen = [], set()
-    for run in found.of("train", "select"):
-        of, examples = (run.rule, run.scorer, run.bucket), run.get("examples")
-        if of in seen or not run.get("scores") or not isinstance(examples, dict):
-            continue
-        seen.add(of)
-        for end, at_end in examples.items():
-            rows += [{"rule": run.rule, "bucket": run.bucket, "end": end, "index": e.get("index"),
-                      "score": e.get("score"),
-                      "chosen": e.get("selected"), "text": e.get("text"), "folder": str(run.folder)}
-                     for e in at_end]  # fmt: skip
-    return rows
+def _dots(
+    name: str, section: str, table: list[dict[str, Any]], row: str, label: str, line: float | None
+) -> Iterator[Drawn]:
+    """A figure for every evaluation, and for every kind of group or metric in it: they have one scale."""
+    by = defaultdict(list)
+    for of in table:
+        by[of["evaluation"], of["kind"]].append(draw.Dot(of[row], of["model"], of["value"], of["low"], of["high"]))
+    for k, ((evaluation, kind), dots) in enumerate(by.items(), 1):
+        caption = f"{Path(evaluation).name}, {kind}. 95 % intervals."
+        yield Drawn(f"{name}-{k}", section, caption, partial(draw.dots_figure, dots, label, line=line))
 
 
 def _bound(make: Callable[[Any, str], Figure | None], of: Any) -> Callable[[str], Figure | None]:

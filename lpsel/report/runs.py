@@ -15,7 +15,7 @@ from typing import Any
 from lpsel.errors import UserError
 
 RESULT = "result.json"
-COMMANDS = ("train", "select", "evaluate", "votes")
+COMMANDS = ("train", "select", "evaluate", "votes", "agreement")
 BESIDE = ("n", "standard_error", "p_value", "flip_rate", "length_controlled_win_rate")
 LOGS = tuple(f"{command}.log" for command in COMMANDS)  # what a run leaves before its result
 
@@ -59,6 +59,64 @@ class Run:
     def bucket(self) -> str | None:
         return self.get("bucket")
 
+    @property
+    def name(self) -> str:
+        """The folder's name; with its parent's where it is but the number of a sweep's job."""
+        return f"{self.folder.parent.name}/{self.folder.name}" if self.folder.name.isdigit() else self.folder.name
+
+    @property
+    def chosen(self) -> str:
+        """How rows were chosen: rule, bucket and scorer."""
+        bucket = f", {self.bucket}" if self.bucket else ""
+        return self.rule + bucket + ("" if self.scorer == "–" else f" ({self.scorer})")
+
+    @property
+    def series(self) -> str:
+        """What sets a line apart from another in a figure: how rows were chosen, and the target."""
+        return f"{self.chosen} → {self.target}"
+
+    @property
+    def flops(self) -> float | None:
+        """What choosing and training took; of a selection what its scores took, whoever made them."""
+        return number(self.get("ledger", "total", "flops") or self.get("scoring", "flops"))
+
+    @property
+    def seconds(self) -> float | None:
+        """Device seconds of the same; of an evaluation the seconds of its models."""
+        spent = self.get("ledger", "total", "device_seconds") or self.get("scoring", "device_seconds")
+        if self.command != "evaluate":
+            return number(spent)
+        parts = [entry.get("seconds") for entry in [*self.entries("models"), *self.entries("answers")]]
+        known = [number(n) for part in parts for n in (part.values() if isinstance(part, dict) else [part])]
+        return sum(n for n in known if n is not None) if any(n is not None for n in known) else None
+
+    @property
+    def measured(self) -> list[dict[str, Any]]:
+        """What an evaluation says of each model."""
+        return self.entries("models") or [self.result]
+
+    def entries(self, *path: str) -> list[dict[str, Any]]:
+        """The dictionaries of a list, none where there is no list."""
+        value = self.get(*path)
+        return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure of one model.
+
+    Attributes:
+        model: its name in the evaluation.
+        metric: "win_rate" (in percent), "nll" (nats per token), or a TASK/METRIC of lm_eval.
+        value, low, high: the figure and its 95 % interval, None where it has none.
+    """
+
+    model: str
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+
 
 @dataclass(frozen=True)
 class Point:
@@ -69,6 +127,7 @@ class Point:
         against: what makes figures comparable: held-out rows, baseline, judge.
         value, low, high: the figure and its 95 % interval, None where it has none.
         beside: other figures of the same comparison, by their names in result.json.
+        difference: of the metric to the evaluation's baseline, on the same rows: value, low and high.
     """
 
     run: Run
@@ -79,6 +138,7 @@ class Point:
     low: float | None
     high: float | None
     beside: dict[str, float | None]
+    difference: tuple[float, float | None, float | None] | None = None
 
 
 @dataclass
@@ -96,7 +156,20 @@ def collect(given: Sequence[str]) -> Found:
     """Read the run folders named, and those inside a folder that is none itself.
 
     Raises:
-        UserError: a name that is no folder, or no run at all.
+        UserError: a name that is no folder, or no finished run at all.
+    """
+    found = find(given)
+    if not found.runs:
+        why = "; ".join(reason for _, reason in found.left_out[:1]) or "no result.json in it"
+        raise UserError(f"{' '.join(given)}: no finished run ({why}); name folders of {', '.join(COMMANDS)}.")
+    return found
+
+
+def find(given: Sequence[str]) -> Found:
+    """`collect`, where there may be none that is finished.
+
+    Raises:
+        UserError: a name that is no folder.
     """
     found = Found()
     seen: set[Path] = set()
@@ -108,17 +181,12 @@ def collect(given: Sequence[str]) -> Found:
             if (real := folder.resolve()) not in seen:
                 seen.add(real)
                 _read(real, found)
-    if not found.runs:
-        why = "; ".join(reason for _, reason in found.left_out[:1]) or "no result.json in it"
-        raise UserError(
-            f"{' '.join(given)}: no finished run ({why}); name folders of train, select, evaluate or votes."
-        )
     return found
 
 
 def _folders(path: Path) -> Iterator[Path]:
     for folder, inside, files in os.walk(path):
-        if RESULT in files or any(log in files for log in LOGS) or (Path(folder) == path and not inside):
+        if RESULT in files or any(log in files for log in LOGS) or (Path(folder) == path and files and not inside):
             inside.clear()  # what is inside a run is its own
             yield Path(folder)
         inside[:] = sorted(name for name in inside if not name.startswith("."))
@@ -147,10 +215,7 @@ def points(found: Found) -> list[Point]:
     made = []
     for evaluation in found.of("evaluate", "votes"):
         answers = _answers(evaluation, found)
-        models = evaluation.get("models")
-        for measured in models if isinstance(models, list) else [evaluation.result]:
-            if not isinstance(measured, dict):
-                continue
+        for measured in evaluation.measured:
             where = answers.get(measured.get("name", measured.get("model")), measured.get("model"))
             figure = _figure(measured)
             if not isinstance(where, str) or figure is None:
@@ -160,7 +225,8 @@ def points(found: Found) -> list[Point]:
             if run is not None:
                 beside = {name: number(measured.get(name)) for name in BESIDE}
                 against = _against(evaluation, measured, figure[0])
-                made.append(Point(run, evaluation, figure[0], against, *figure[1:], beside))
+                less = _interval(measured.get("difference"), figure[0])
+                made.append(Point(run, evaluation, figure[0], against, *figure[1:], beside, less))
     size = Counter((p.metric, p.against) for p in made)
     return sorted(made, key=lambda p: (p.metric == "win_rate", size[p.metric, p.against]))
 
@@ -171,22 +237,44 @@ def _answers(evaluation: Run, found: Found) -> dict[Any, Any]:
         key = Path(str(evaluation.get("key")))
         asked = [run for run in found.of("evaluate") if run.folder in key.parents]
         return _answers(asked[0], found) if asked else {}
-    answers = evaluation.get("answers")
-    return {
-        answer.get("name"): answer.get("model")
-        for answer in (answers if isinstance(answers, list) else [])
-        if isinstance(answer, dict)
-    }
+    return {answer.get("name"): answer.get("model") for answer in evaluation.entries("answers")}
+
+
+def measures(evaluation: Run) -> list[Measure]:
+    """The figures of an evaluation or of votes, those of every model."""
+    return [m for measured in evaluation.measured for m in measures_of(measured)]
+
+
+def measures_of(measured: dict[str, Any]) -> list[Measure]:
+    """The figures of one model, as an evaluation's result.json has them.
+
+    Intervals of lm_eval's figures are 1.96 standard errors to either side.
+    """
+    name = str(measured.get("name", measured.get("model", "–")))
+    if (figure := _figure(measured)) is not None:
+        return [Measure(name, *figure)]
+    made = []
+    metrics = measured.get("metrics")
+    for metric, of in (metrics if isinstance(metrics, dict) else {}).items():
+        if isinstance(of, dict) and (value := number(of.get("value"))) is not None:
+            error = number(of.get("standard_error"))
+            ends = (None, None) if error is None else (value - 1.96 * error, value + 1.96 * error)
+            made.append(Measure(name, metric, value, *ends))
+    return made
 
 
 def _figure(measured: dict[str, Any]) -> tuple[str, float, float | None, float | None] | None:
     if (rate := number(measured.get("win_rate"))) is not None:
         return "win_rate", rate, number(measured.get("ci_low")), number(measured.get("ci_high"))
-    metrics = measured.get("metrics")
-    nll = metrics.get("nll") if isinstance(metrics, dict) else None
-    if isinstance(nll, dict) and (value := number(nll.get("value"))) is not None:
-        return "nll", value, number(nll.get("low")), number(nll.get("high"))
-    return None
+    nll = _interval(measured.get("metrics"), "nll")
+    return None if nll is None else ("nll", *nll)
+
+
+def _interval(figures: Any, metric: str) -> tuple[float, float | None, float | None] | None:
+    figure = figures.get(metric) if isinstance(figures, dict) else None
+    if not isinstance(figure, dict) or (value := number(figure.get("value"))) is None:
+        return None
+    return value, number(figure.get("low")), number(figure.get("high"))
 
 
 def _against(evaluation: Run, measured: dict[str, Any], metric: str) -> str:

@@ -51,17 +51,6 @@ def examples(selection: Selection, texts: Mapping[int, str]) -> dict[str, list[d
     }
 
 
-def describe_examples(found: dict[str, list[dict[str, Any]]], width: int) -> list[str]:
-    """`examples` as lines of at most `width` characters."""
-    titles = {"first": "first in the ranking", "last": "last in the ranking"}
-    lines = []
-    for name, rows in found.items():
-        if rows:
-            lines.append(f"  {titles[name]}:")
-            lines += [f"    {row['score']:>9.4g}  row {row['index']}: {row['text']}"[:width] for row in rows]
-    return lines
-
-
 def summary(selection: Selection, table: ScoreTable) -> dict[str, Any]:
     """The selection in numbers, with the names that result.json has for them.
 

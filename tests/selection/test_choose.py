@@ -12,7 +12,7 @@ from lpsel.errors import UserError
 from lpsel.selection.choose import select
 from lpsel.selection.hashing import random_place
 from lpsel.selection.rules import Ranking
-from lpsel.selection.summary import describe, describe_examples, ends, examples, summary
+from lpsel.selection.summary import describe, ends, examples, summary
 
 # LP_app (P_0 = 10): .9 .1 .5 | .2 .8 .3 .7 .6 | .4 and a row without response
 PPL_0 = [10.0] * 10
@@ -292,10 +292,6 @@ def test_the_summary_shows_both_ends_of_the_ranking(table, make_spec):
     texts = {row: f"  Task {row}\nsecond line" for row in range(10)}
     shown = examples(selection, texts)
     assert shown["first"][0] == {"index": 1, "id": "row-1", "score": 0.1, "selected": True, "text": "Task 1"}
-    lines = describe_examples(shown, width=30)
-    assert lines[:2] == ["  first in the ranking:", "          0.1  row 1: Task 1"]
-    assert len(lines) == 2 * (1 + 9)
-    assert describe_examples(shown, width=20)[1] == "          0.1  row 1"
 
 
 @given(st.lists(st.sampled_from([0.0, 1.0, 2.0, 3.0, np.nan]), min_size=1, max_size=60), st.booleans())

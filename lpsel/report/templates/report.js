@@ -25,3 +25,4 @@ filter.addEventListener("input", () => {
   for (const row of rows) row.hidden = !words.every(word => row.textContent.toLowerCase().includes(word));
   document.getElementById("shown").textContent = `${rows.filter(row => !row.hidden).length} of ${rows.length} shown`;
 });
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(part => { part.open = true; }));
