@@ -64,6 +64,7 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     from lpsel.config import config_dir
+    from lpsel.sweep import Watch
 
     prog = f"lpsel {command}"
     os.environ["LPSEL_COMMAND"] = command
@@ -73,6 +74,8 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
     mistakes = (UserError, HydraException, OmegaConfBaseException)
     try:
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(_job(command, mistakes))()
+        if Watch.sweep is not None:
+            sys.exit(_end_of_sweep(command, Watch.sweep))
     except mistakes as error:
         if debug:
             raise
@@ -104,13 +107,18 @@ def _job(command: str, mistakes: tuple[type[Exception], ...]) -> Callable[[Any],
 
         hush()
         hydra = HydraConfig.get()
+        if hydra.mode == RunMode.MULTIRUN:
+            from lpsel.sweep import run_one
+
+            run_one(command, config, mistakes)
+            return {}
         try:
             started = Job.of(command, config, Path(hydra.runtime.output_dir))
             result = started.run()
         except mistakes as error:
-            # Raised on, it would cost a line of Hydra's; in a sweep Hydra must see it, to go on with the other jobs.
-            if hydra.mode == RunMode.MULTIRUN or os.environ.get("LPSEL_DEBUG"):
+            if os.environ.get("LPSEL_DEBUG"):
                 raise
+            # Raised on, it would cost a line of Hydra's.
             _fail(f"lpsel {command}", error)
         if is_main_process():
             if command == "evaluate":
@@ -121,6 +129,26 @@ def _job(command: str, mistakes: tuple[type[Exception], ...]) -> Callable[[Any],
         return result
 
     return job
+
+
+def _end_of_sweep(command: str, sweep: Any) -> int:
+    """Say what became of its jobs, evaluate and report an experiment's; returns the exit status."""
+    from lpsel.sweep import folder_of, outcomes_of, show
+
+    if not is_main_process():
+        return 0
+    folder = folder_of(sweep)
+    outcomes = outcomes_of(folder)
+    show(outcomes, folder)
+    finished = [Path(outcome.folder) for outcome in outcomes if outcome.state in ("done", "found")]
+    page = None
+    if finished and sweep.get("experiment"):
+        from lpsel.jobs.experiment import conclude
+
+        page = conclude(sweep, folder, finished)
+    print(page or folder, flush=True)
+    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
+    return 0 if not failed else 2 if all(outcome.mistake for outcome in failed) else 1
 
 
 def hush() -> None:
@@ -138,7 +166,8 @@ def overrides(command: str, arguments: list[str]) -> list[str]:
 
     - `model.path=X` alone means `model=local model.path=X`, so that the path does not meet the recipe of another model;
       the same for scorer and dataset.
-    - A real model brings the paper's data set and scorer where none are named, in place of the embedded ones.
+    - A real model brings the paper's data set and scorer where none are named, in place of the embedded ones. An
+      experiment has its own.
     - evaluate's `model=` takes run folders too, which no config group can, so it is handed on as `models=`.
     - Of several ranks that start together, only the main one owns the time-stamped run folder.
     """
@@ -150,8 +179,10 @@ def overrides(command: str, arguments: list[str]) -> list[str]:
         for group in ("model", "scorer", "dataset")
         if f"{group}.path" in named and group not in named and not (group == "model" and command != "train")
     ]
-    real_model = command == "train" and (
-        "model.path" in named or not set(named.get("model", "tiny").split(",")) <= set(TINY_MODELS)
+    real_model = (
+        command == "train"
+        and "experiment" not in named
+        and ("model.path" in named or not set(named.get("model", "tiny").split(",")) <= set(TINY_MODELS))
     )
     if real_model:
         paper = {"dataset": "alpaca", "scorer": "opt-350m"}

@@ -12,6 +12,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from lpsel.asked import RESULT, Asked
 from lpsel.distributed import is_main_process
 from lpsel.errors import UserError
 from lpsel.files import finite, write_json
@@ -68,16 +69,20 @@ def _missing(node: Any, key: str = "") -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Job:
-    """One command's run: its configuration, its folder, the shared cache and the tracker."""
+    """One command's run: its configuration, its folder, the shared cache and the tracker.
+
+    In a sweep a model that was trained before in the same way is taken in place of a new one.
+    """
 
     command: str
     config: DictConfig
     run_dir: Path
     cache_dir: Path
     tracker: Tracker
+    in_sweep: bool = False
 
     @classmethod
-    def of(cls, command: str, config: DictConfig, run_dir: Path) -> "Job":
+    def of(cls, command: str, config: DictConfig, run_dir: Path, in_sweep: bool = False) -> "Job":
         cache_dir = Path(config.cache_dir or "~/.cache/lpsel").expanduser().resolve()
         try:
             cache_dir.mkdir(parents=True, exist_ok=True)
@@ -91,10 +96,17 @@ class Job:
             run_dir=run_dir.resolve(),
             cache_dir=cache_dir,
             tracker=build(config.tracker) if is_main_process() else Tracker(),
+            in_sweep=in_sweep,
         )
+
+    def asked(self) -> Asked:
+        """What the run folder is for."""
+        return Asked.of(self.command, self.config)
 
     def start_tracking(self) -> None:
         """Begin the tracked run; called once what can be wrong with the user's input has been looked at."""
+        if is_main_process():
+            self.asked().keep(self.run_dir)
         config: Any = OmegaConf.to_container(self.config, resolve=True)
         self.tracker.start(self.command, config, self.run_dir)
 
@@ -110,11 +122,12 @@ class Job:
         result = None
         self._check_given()
         if is_main_process():
-            (self.run_dir / "result.json").unlink(missing_ok=True)  # of an earlier run in the same folder
+            self.asked().check(self.run_dir)
+            (self.run_dir / RESULT).unlink(missing_ok=True)  # of an earlier run in the same folder
         try:
             result = finite(import_module(f"lpsel.jobs.{self.command}").run(self))
             if is_main_process():
-                write_json(self.run_dir / "result.json", result)
+                write_json(self.run_dir / RESULT, result)
             return result
         finally:
             line = self.tracker.finish(result)
@@ -122,13 +135,14 @@ class Job:
                 log.info(line)
 
 
-def run(command: str, overrides: Sequence[str], run_dir: Path) -> dict[str, Any]:
+def run(command: str, overrides: Sequence[str], run_dir: Path, in_sweep: bool = False) -> dict[str, Any]:
     """Run a command from Python, as `lpsel COMMAND OVERRIDE...` does from a shell, and return its result.
 
     Args:
         command: train, select or evaluate.
         overrides: as on the command line; `models=` in place of evaluate's `model=`.
         run_dir: the run folder.
+        in_sweep: a run that is done already is found in its folder.
 
     Raises:
         UserError: what the command line would print in one line.
@@ -136,4 +150,6 @@ def run(command: str, overrides: Sequence[str], run_dir: Path) -> dict[str, Any]
     with initialize_config_dir(str(config_dir()), version_base="1.3", job_name=command):
         config = compose(command, overrides=list(overrides))
         run_dir.mkdir(parents=True, exist_ok=True)
-        return Job.of(command, config, run_dir).run()
+        job = Job.of(command, config, run_dir, in_sweep)
+        found = job.asked().finished(run_dir) if in_sweep else None
+        return found if found is not None else job.run()

@@ -5,12 +5,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lpsel.config import Job, build
+from lpsel.data.source import Source
 from lpsel.distributed import is_main_process
 from lpsel.errors import UserError
 from lpsel.jobs import outline
 from lpsel.jobs.ledger import ledger
 from lpsel.jobs.select import choose, describe_model, prepare, write_selection
+from lpsel.jobs.trained import MODEL, trained_once, training_key
 from lpsel.model.adapter import Adapter
 from lpsel.model.device import device_of, resolve_precision
 from lpsel.model.extras import check_training
@@ -20,8 +25,6 @@ from lpsel.terminal import as_text, lines
 from lpsel.tracking.base import Artifact
 
 log = logging.getLogger(__name__)
-
-MODEL = "model"
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -37,13 +40,6 @@ def run(job: Job) -> dict[str, Any]:
     path = locate(target, job.cache_dir)
     job.start_tracking()
 
-    from lpsel.data.module import SubsetDataModule
-    from lpsel.data.tokens import tokenize
-    from lpsel.jobs.fitting import fit, full_training
-    from lpsel.jobs.score import report_tokens
-    from lpsel.model.export import save_model
-    from lpsel.model.module import FineTuner
-
     chosen = choose(job, plan)
     result = write_selection(job, plan, chosen) if is_main_process() else {}
     log.info(
@@ -53,13 +49,41 @@ def run(job: Job) -> dict[str, Any]:
         f"{chosen.selection.n_total:,}",
         target.name,
     )
+    rows_N = chosen.selection.selected
+    key = training_key(job, target, path, precision, plan.source.ids, rows_N)
+    trained = trained_once(job, key, lambda: _train(job, target, adapter, precision, path, plan.source, rows_N))
+    if not is_main_process():
+        return {}
+
+    result = {"command": "train", **result, **trained}
+    result["ledger"] = ledger(result["scoring"], result["training"], result.pop("full_training"))
+    log.info(as_text(lines([*outline.selection(result), *outline.scores(result), *outline.training(result)])))
+    return result
+
+
+def _train(
+    job: Job,
+    target: ModelSpec,
+    adapter: Adapter | None,
+    precision: str,
+    path: str,
+    source: Source,
+    rows_N: NDArray[np.bool_],
+) -> dict[str, Any]:
+    """Train the target on the chosen rows and save it; its part of result.json, on the main process."""
+    from lpsel.data.module import SubsetDataModule
+    from lpsel.data.tokens import tokenize
+    from lpsel.jobs.fitting import fit, full_training
+    from lpsel.jobs.score import report_tokens
+    from lpsel.model.export import save_model
+    from lpsel.model.module import FineTuner
 
     tokenizer = load_tokenizer(target, path)
-    tokens = tokenize(plan.source, tokenizer, target.template, target.max_length, job.cache_dir)
+    tokens = tokenize(source, tokenizer, target.template, target.max_length, job.cache_dir)
     report_tokens(tokens, target)
     data = SubsetDataModule(
         tokens,
-        mask=chosen.selection.selected,
+        mask=rows_N,
         batch_size=target.recipe.batch_size,
         seed=target.recipe.seed,
         train_tokens=job.config.train_tokens,
@@ -70,7 +94,7 @@ def run(job: Job) -> dict[str, Any]:
         raise UserError(
             f"model.max_length={target.max_length}: leaves no supervised token in any chosen row; raise it."
         )
-    untrained = int(chosen.selection.n_selected - data.trained.sum())
+    untrained = int(rows_N.sum() - data.trained.sum())
     if untrained:
         log.warning(
             "Target: %s chosen rows keep no supervised token for %s and are not trained on", untrained, target.name
@@ -95,8 +119,7 @@ def run(job: Job) -> dict[str, Any]:
     if not is_main_process():
         return {}
 
-    result = {"command": "train", **result}
-    result |= {
+    result: dict[str, Any] = {
         "model": str(folder) if folder.is_dir() else None,
         "base_model": describe_model(target),
         "adapter": module.adapted.describe(job.run_dir) if module.adapted else None,
@@ -111,10 +134,9 @@ def run(job: Job) -> dict[str, Any]:
             **asdict(cost),
         },
     }
-    result["ledger"] = ledger(result["scoring"], asdict(cost), full_training(module, data, epochs))
+    result["full_training"] = full_training(module, data, epochs)
     name = f"model-{job.run_dir.parent.name}-{job.run_dir.name}"
     kept = folder if result["model"] else Path(result["adapter"]["folder"])
     job.tracker.made(Artifact("model", name, kept, by_reference=True, metadata=result["training"]))
     result["artifact"] = name
-    log.info(as_text(lines([*outline.selection(result), *outline.scores(result), *outline.training(result)])))
     return result

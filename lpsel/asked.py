@@ -1,0 +1,94 @@
+"""What a run was asked for, kept in its folder, so that the folder is never given to another configuration."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lpsel.errors import UserError
+from lpsel.files import finite, write_json
+
+ASKED = "asked.json"
+RESULT = "result.json"
+# Where and how a run is made, which changes no result; of the trainer only the precision does.
+WHERE_AND_HOW = (
+    "cache_dir", "tracker", "experiment", "prompts_dir", "train_tokens", "score_tokens", "activation_checkpointing",
+    "compile", "dry_run", "device_memory",
+)  # fmt: skip
+SHOWN = 3  # differences named in a message
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A command and those parts of its resolved configuration that its result depends on."""
+
+    command: str
+    config: dict[str, Any]
+
+    @classmethod
+    def of(cls, command: str, config: DictConfig) -> "Asked":
+        resolved: Any = OmegaConf.to_container(config, resolve=True)
+        kept = {name: value for name, value in resolved.items() if name not in (*WHERE_AND_HOW, "trainer")}
+        kept["precision"] = resolved["trainer"]["precision"]
+        unused = unused_keys(command, resolved)
+        # As it comes back from a file.
+        return cls(command, json.loads(json.dumps(finite({k: v for k, v in kept.items() if k not in unused}))))
+
+    def keep(self, run_dir: Path) -> None:
+        """Leave it in the run folder, once there is a run."""
+        write_json(run_dir / ASKED, {"command": self.command, "config": self.config})
+
+    def check(self, run_dir: Path) -> None:
+        """Refuse a folder with the result of another configuration.
+
+        Raises:
+            UserError: names what differs.
+        """
+        there = _read(run_dir / ASKED)
+        if there is None or not (run_dir / RESULT).is_file():
+            return
+        ours = {"command": self.command, **self.config}
+        theirs = {"command": there["command"], **there["config"]}
+        differing = list(_differences(theirs, ours))
+        if differing:
+            more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
+            has, asks = (", ".join(f"{key}={pair[i]}" for key, *pair in differing[:SHOWN]) for i in (0, 1))
+            raise UserError(
+                f"{run_dir}: holds a run with {has}; this one has {asks}{more}; give another "
+                "hydra.run.dir (in a sweep hydra.sweep.dir)."
+            )
+
+    def finished(self, run_dir: Path) -> dict[str, Any] | None:
+        """The result of the same configuration in this folder, None where there is none or its files are gone."""
+        there, result = _read(run_dir / ASKED), _read(run_dir / RESULT)
+        if there is None or result is None or (there["command"], there["config"]) != (self.command, self.config):
+            return None
+        made = [result.get(name) for name in ("subset", "selection", "model")]
+        return result if all(Path(path).exists() for path in made if path) else None
+
+
+def unused_keys(command: str, config: Any) -> set[str]:
+    """Keys of a configuration that its selection does not look at: a rule without scores needs no scorer to train."""
+    if command != "train":
+        return set()
+    rule = config["selection"]
+    scorer = {"scorer"} if rule.get("epochs") is None else set()
+    return scorer | ({"pct"} if rule.get("pct") is not None else set())
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _differences(theirs: Any, ours: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        for name in dict.fromkeys([*ours, *theirs]):
+            yield from _differences(theirs.get(name), ours.get(name), f"{key}.{name}" if key else name)
+    elif theirs != ours:
+        yield key, "null" if theirs is None else theirs, "null" if ours is None else ours

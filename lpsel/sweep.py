@@ -1,0 +1,236 @@
+"""A sweep: where its jobs go, one job among others, and what became of all of them.
+
+A job that is done already is found, one that fails is written down, and the next one starts. A launcher may run jobs in
+other processes or on other machines, so each leaves its outcome as a file in the sweep's folder.
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from lpsel.asked import WHERE_AND_HOW, unused_keys
+from lpsel.config import Job
+from lpsel.distributed import agree, is_main_process, started_together
+from lpsel.errors import UserError, first_line
+from lpsel.files import digest, write_json
+
+log = logging.getLogger(__name__)
+
+OUTCOMES = ".jobs"
+ERROR = "error.txt"
+LONGEST_NAME = 100  # characters of a job's folder; file systems take 255 bytes
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job.
+
+    Attributes:
+        number: in the sweep, from 0.
+        folder: its run folder.
+        state: done, found (was done before), failed or planned (of a dry run).
+        reason: why it failed, in one line.
+        mistake: whether the user can mend that.
+        plan: what a dry run says of it.
+    """
+
+    number: int
+    folder: str
+    state: str
+    reason: str = ""
+    mistake: bool = False
+    plan: dict[str, Any] | None = None
+
+
+class Watch(Callback):
+    """Tells `lpsel.cli` which sweep Hydra has run, since Hydra returns nothing."""
+
+    sweep: DictConfig | None = None
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        Watch.sweep = config
+        if is_main_process():
+            shutil.rmtree(folder_of(config) / OUTCOMES, ignore_errors=True)
+
+
+def folder_of(sweep: DictConfig) -> Path:
+    """The sweep's folder; asking for it here first makes it that of every job, which has other overrides."""
+    HydraConfig.instance().set_config(sweep)
+    return Path(str(sweep.hydra.sweep.dir)).expanduser().resolve()
+
+
+def run_one(command: str, config: DictConfig, mistakes: tuple[type[Exception], ...]) -> None:
+    """Run one job of a sweep, or find that it is done; never raises what only this job suffers from."""
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    outcomes = Path(str(hydra.sweep.dir)).expanduser().resolve() / OUTCOMES
+
+    def ended(state: str, **more: Any) -> None:
+        if is_main_process():
+            outcomes.mkdir(parents=True, exist_ok=True)
+            outcome = Outcome(int(hydra.job.num), str(folder.resolve()), state, **more)
+            write_json(outcomes / f"{outcome.number}.json", asdict(outcome))
+
+    try:
+        if config.get("dry_run"):
+            from lpsel.jobs.dry_run import planned
+
+            ended("planned", plan=planned(command, config, folder))
+            return
+        with _alone(hydra, config):
+            found = _run_or_find(command, config, folder)
+        ended("found" if found else "done")
+        if is_main_process():
+            print(folder.resolve(), flush=True)
+    except Exception as error:
+        mistake = isinstance(error, mistakes)
+        reason = " ".join(str(error).split()) if mistake else f"{type(error).__name__}: {first_line(error)}"
+        ended("failed", reason=reason, mistake=mistake)
+        log.error("Failed: %s", reason)
+        if not mistake:
+            (folder / ERROR).write_text(traceback.format_exc())
+            log.error("Where: %s", folder / ERROR)
+        if os.environ.get("LPSEL_DEBUG"):
+            traceback.print_exc()
+    finally:
+        if "torch" in sys.modules:
+            from lpsel.model.device import free_memory
+
+            free_memory()
+
+
+def _run_or_find(command: str, config: DictConfig, folder: Path) -> bool:
+    """Whether the job was done before."""
+    from filelock import FileLock
+
+    job = Job.of(command, config, folder, in_sweep=True)
+    lock = FileLock(folder / ".lock")  # two calls of the same sweep, or two jobs that come to the same
+
+    def look() -> bool:
+        if is_main_process():
+            lock.acquire()
+        return job.asked().finished(folder) is not None
+
+    try:
+        if agree(look):
+            log.info("Done before: %s", folder)
+            return True
+        (folder / ERROR).unlink(missing_ok=True)
+        job.run()
+        return False
+    finally:
+        if is_main_process():
+            lock.release()
+
+
+@contextmanager
+def _alone(hydra: Any, config: DictConfig) -> Iterator[None]:
+    """Let the ranks that Lightning starts for this job run this job only, and leave nothing of them to the next.
+
+    Lightning gives them this process's arguments and Hydra's run folder.
+    """
+    trainer = config.get("trainer", {})
+    alone = str(trainer.get("devices")) in ("1", "auto") or started_together()
+    if not alone and "joblib" in str(hydra.launcher.get("_target_")):
+        raise UserError(
+            f"trainer.devices={trainer.devices}: hydra/launcher=joblib runs jobs side by side, each on one device; say "
+            "trainer.devices=1, or leave the launcher out."
+        )
+    arguments, environment = sys.argv[1:], dict(os.environ)
+    sys.argv[1:] = [*hydra.overrides.task, "hydra.mode=RUN"]
+    with read_write(hydra), open_dict(hydra):
+        hydra.run.dir = hydra.runtime.output_dir
+    try:
+        yield
+    finally:
+        sys.argv[1:] = arguments
+        if not started_together():
+            os.environ.clear()
+            os.environ.update(environment)
+            if (distributed := sys.modules.get("torch.distributed")) and distributed.is_initialized():
+                distributed.destroy_process_group()
+
+
+def outcomes_of(folder: Path) -> list[Outcome]:
+    """The outcomes of a sweep's last call, one for each run folder, in the order of the jobs."""
+    read = [Outcome(**json.loads(file.read_text())) for file in (folder / OUTCOMES).glob("[!.]*.json")]
+    first: dict[str, Outcome] = {}
+    for outcome in sorted(read, key=lambda o: o.number):
+        first.setdefault(outcome.folder, outcome)
+    return list(first.values())
+
+
+def show(outcomes: Sequence[Outcome], folder: Path) -> None:
+    """Print what became of the jobs."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("job", "outcome", "reason", title=str(folder), title_justify="left")
+    for outcome in outcomes:
+        table.add_row(Path(outcome.folder).name, outcome.state, outcome.reason)
+    Console(width=None if Console().is_terminal else 140).print(table)
+    failed = sum(outcome.state == "failed" for outcome in outcomes)
+    if failed:
+        print(f"{failed} of {len(outcomes)} jobs failed; the same command again runs only these.", file=sys.stderr)
+
+
+def sweep_name(overrides: Any, params: Any) -> str:
+    """The folder of a sweep: what it is over and a digest of all it was asked, the same at every call."""
+    given = _by_key([*(f"{key}={value}" for key, value in (params or {}).items()), *overrides])
+    experiment = given.get("experiment")
+    asked = {key: value for key, value in given.items() if _matters(key) or key == "experiment"}
+    swept = [key for key, value in asked.items() if "," in value or "range(" in value]
+    return f"{_safe(experiment or '-'.join(swept) or 'sweep')[:60]}-{_short(asked)}"
+
+
+def job_name(overrides: Any, command: str, *, _root_: DictConfig) -> str:
+    """The folder of a job inside its sweep's: its overrides, as far as this job looks at them.
+
+    So jobs that come to the same are one: training on everything is the same for every share.
+    """
+    unused = unused_keys(command, _root_)
+    kept = {key: value for key, value in _by_key(overrides).items() if _matters(key) and _group(key) not in unused}
+    told = ",".join(f"{key}={value}" for key, value in kept.items())
+    name = _safe(",".join(f"{key}={value.rsplit('/', 1)[-1]}" for key, value in kept.items()))
+    if name == told and len(name) <= LONGEST_NAME:
+        return name or "job"
+    return f"{name[: LONGEST_NAME - 9]}-{_short(kept)}"
+
+
+def _by_key(overrides: Any) -> dict[str, str]:
+    """Key -> value, sorted; of several for a key the last, as in Hydra."""
+    return dict(sorted(tuple(override.lstrip("+").split("=", 1)) for override in overrides if "=" in override))
+
+
+def _matters(key: str) -> bool:
+    """Whether an override is about what is run, and not where and how."""
+    return key == "trainer.precision" or _group(key) not in (*WHERE_AND_HOW, "trainer")
+
+
+def _group(key: str) -> str:
+    return re.split("[.@]", key, maxsplit=1)[0]
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._,=+-]+", "-", name)
+
+
+def _short(asked: dict[str, str]) -> str:
+    return digest(asked)[:8]
+
+
+OmegaConf.register_new_resolver("lpsel_sweep", sweep_name, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("lpsel_job", job_name, replace=True)
