@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from lpsel.distributed import is_main_process, started_together
 from lpsel.errors import ToldElsewhere, UserError
+from lpsel.mistakes import check_arguments, in_our_words
 
 COMMANDS = {
     "train": "find or make scores and a subset, train a model on it",
@@ -66,14 +67,16 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
     os.environ["LPSEL_COMMAND"] = command
     debug = bool(os.environ.get("LPSEL_DEBUG"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hands exceptions to us instead of printing them
-    sys.argv[1:] = overrides(command, list(sys.argv[1:] if arguments is None else arguments))
+    given = list(sys.argv[1:] if arguments is None else arguments)
     mistakes = (UserError, HydraException, OmegaConfBaseException)
     try:
+        check_arguments(given)
+        sys.argv[1:] = overrides(command, given)
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(_job(command, mistakes))()
     except mistakes as error:
         if debug:
             raise
-        _fail(prog, error)
+        _fail(prog, error if isinstance(error, UserError) else in_our_words(error, command))
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         sys.exit(130)

@@ -13,7 +13,7 @@ from lpsel.jobs.select import choose, describe_model, prepare, write_selection
 from lpsel.model.adapter import Adapter
 from lpsel.model.device import device_of, resolve_precision
 from lpsel.model.extras import check_training
-from lpsel.model.load import load_tokenizer, locate
+from lpsel.model.load import check_model, load_tokenizer, locate
 from lpsel.model.spec import ModelSpec
 from lpsel.tracking.base import Artifact
 
@@ -32,6 +32,7 @@ def run(job: Job) -> dict[str, Any]:
     plan = prepare(job, tokens_of=target)
     device_of(job.config.trainer.accelerator)
     precision = resolve_precision(job.config.trainer.precision)
+    check_model(target, job.cache_dir)
     path = locate(target, job.cache_dir)
     job.start_tracking()
 
