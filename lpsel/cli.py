@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from lpsel.distributed import is_main_process, started_together
 from lpsel.errors import ToldElsewhere, UserError
 from lpsel.mistakes import check_arguments, in_our_words
+from lpsel.redact import redact, show_traceback
 
 COMMANDS = {
     "train": "find or make scores and a subset, train a model on it",
@@ -66,6 +67,7 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
     prog = f"lpsel {command}"
     os.environ["LPSEL_COMMAND"] = command
     debug = bool(os.environ.get("LPSEL_DEBUG"))
+    sys.excepthook = show_traceback
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hands exceptions to us instead of printing them
     given = list(sys.argv[1:] if arguments is None else arguments)
     mistakes = (UserError, HydraException, OmegaConfBaseException)
@@ -84,6 +86,7 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
 
 def run_plain(command: str, arguments: Sequence[str]) -> None:
     """Run a command that takes paths and flags; mistakes end as in `run`."""
+    sys.excepthook = show_traceback
     try:
         import_module(f"lpsel.jobs.{command}").main(arguments)
     except UserError as error:
@@ -167,7 +170,7 @@ def _fail(prog: str, mistake: str | Exception) -> NoReturn:
     if isinstance(mistake, ToldElsewhere):
         time.sleep(GRACE)
     else:
-        print(f"{prog}: {' '.join(str(mistake).split())}", file=sys.stderr)
+        print(f"{prog}: {redact(' '.join(str(mistake).split()))}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -52,6 +52,12 @@ def read_json(path: Path) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def open_as(folder: Path, like: str) -> None:
+    """Give the weights in a folder the permissions of the file `like` beside them: safetensors makes them private."""
+    for file in folder.glob("*.safetensors"):
+        file.chmod((folder / like).stat().st_mode)
+
+
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write strict JSON: a number that is not finite becomes null."""
     text = json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"

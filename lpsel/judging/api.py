@@ -14,6 +14,7 @@ from lpsel.generation.prompt import Prompt
 from lpsel.judging.judgement import ORDERS, UNREADABLE, Judgement, Order, Pair, preference_of
 from lpsel.judging.parse import Parser
 from lpsel.judging.prompt import check_orders, fill, load_prompt
+from lpsel.redact import redact, remember
 
 OPENAI = "https://api.openai.com/v1"
 GIVE_UP = 10  # questions in a row that the server did not answer
@@ -168,6 +169,7 @@ class OpenAIJudge:
                 f"{self.key_env}: not set; export {self.key_env}=KEY for {self.base_url}, or give judge.base_url= of a "
                 "server of your own."
             )
+        remember(key or "")
         return OpenAI(base_url=self.base_url, api_key=key or "none", timeout=self.timeout, max_retries=max_retries)
 
     def _ask(self, client: Any, pair: Pair, order: Order, attempts: int) -> Judgement:
@@ -234,9 +236,8 @@ class OpenAIJudge:
             return " ".join(str(error.__cause__ or error).split())[:200] or type(error).__name__
         body = error.body if isinstance(error.body, dict) else {}
         told = body.get("message") or body.get("detail") or ""
-        key = os.environ.get(self.key_env)
-        line = " ".join(str(told).split())[:200].rstrip(".")
-        return f"{error.status_code}: {line.replace(key, '***') if key else line}".rstrip(": ")
+        line = redact(" ".join(str(told).split()))[:200].rstrip(".")
+        return f"{error.status_code}: {line}".rstrip(": ")
 
 
 def _text(reply: Any) -> str | None:

@@ -199,7 +199,6 @@ def load_model(spec: ModelSpec, path: str, dtype: Any, **how: Any) -> Any:
 
     `how` is for from_pretrained: quantisation and device.
     """
-    from safetensors import SafetensorError
     from torch import OutOfMemoryError
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
@@ -216,11 +215,12 @@ def load_model(spec: ModelSpec, path: str, dtype: Any, **how: Any) -> Any:
             weights_only=True,
             **how,
         )
-    except OutOfMemoryError:
+    except (OutOfMemoryError, MemoryError):
         raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # RuntimeError: weights of other shapes
+    except Exception as error:  # of transformers, safetensors, PyTorch's unpickler, and code that comes with a model
+        reason = "its pickle holds more than tensors" if "Weights only load failed" in str(error) else first_line(error)
         raise UserError(
-            f"{path}: cannot be loaded as a causal language model ({first_line(error)}); give one that save_pretrained "
+            f"{path}: cannot be loaded as a causal language model ({reason}); give one that save_pretrained "
             "wrote, or bin_weights=true for one with pickled weights only."
         ) from error
     return model.eval()

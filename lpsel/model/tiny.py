@@ -30,6 +30,7 @@ from lpsel.data.source import Example, Turn
 from lpsel.data.synthetic import Draw, generate, problems
 from lpsel.data.template import render
 from lpsel.errors import UserError, is_whole
+from lpsel.files import open_as
 from lpsel.progress import track
 
 VERSION = 1  # of what comes out of the same arguments: raise it when this file or the synthetic tasks change
@@ -93,6 +94,7 @@ def make_tiny(
                     _pretrain(model, tokenizer, pretrain_steps, seed)
                 tokenizer.save_pretrained(made)
                 model.save_pretrained(made)
+                open_as(made, "config.json")
                 os.replace(made, folder)
     return folder
 

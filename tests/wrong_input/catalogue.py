@@ -3,8 +3,6 @@
 Names of files are those of wrong_files.py; commands run in their folder, without a GPU and without the Hub.
 """
 
-# ruff: noqa: E501  (a line a case)
-
 from typing import NamedTuple
 
 
