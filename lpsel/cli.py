@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 
 from lpsel.distributed import is_main_process, started_together
 from lpsel.errors import ToldElsewhere, UserError
+from lpsel.mistakes import check_arguments, in_our_words
+from lpsel.redact import redact, show_traceback
 
 COMMANDS = {
     "train": "find or make scores and a subset, train a model on it",
@@ -69,17 +71,20 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
     prog = f"lpsel {command}"
     os.environ["LPSEL_COMMAND"] = command
     debug = bool(os.environ.get("LPSEL_DEBUG"))
+    sys.excepthook = show_traceback
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hands exceptions to us instead of printing them
-    sys.argv[1:] = overrides(command, list(sys.argv[1:] if arguments is None else arguments))
+    given = list(sys.argv[1:] if arguments is None else arguments)
     mistakes = (UserError, HydraException, OmegaConfBaseException)
     try:
+        check_arguments(given)
+        sys.argv[1:] = overrides(command, given)
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(_job(command, mistakes))()
         if Watch.sweep is not None:
             sys.exit(_end_of_sweep(command, Watch.sweep))
     except mistakes as error:
         if debug:
             raise
-        _fail(prog, error)
+        _fail(prog, error if isinstance(error, UserError) else in_our_words(error, command))
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -87,6 +92,7 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
 
 def run_plain(command: str, arguments: Sequence[str]) -> None:
     """Run a command that takes paths and flags; mistakes end as in `run`."""
+    sys.excepthook = show_traceback
     try:
         import_module(f"lpsel.jobs.{command}").main(arguments)
     except UserError as error:
@@ -198,7 +204,7 @@ def _fail(prog: str, mistake: str | Exception) -> NoReturn:
     if isinstance(mistake, ToldElsewhere):
         time.sleep(GRACE)
     else:
-        print(f"{prog}: {' '.join(str(mistake).split())}", file=sys.stderr)
+        print(f"{prog}: {redact(' '.join(str(mistake).split()))}", file=sys.stderr)
     sys.exit(2)
 
 

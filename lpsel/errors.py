@@ -1,4 +1,6 @@
-"""The one exception a user's mistake ends in."""
+"""The one exception a user's mistake ends in, and what values are asked before it."""
+
+import math
 
 
 class UserError(ValueError):
@@ -8,9 +10,24 @@ class UserError(ValueError):
     """
 
 
+def is_whole(value: object) -> bool:
+    """Whether a value of a configuration is a whole number; true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether a value of a configuration is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def first_line(error: BaseException) -> str:
     """What an exception of a library says, in one line without its full stop."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def shown(error: BaseException) -> str:
+    """`first_line` of an exception that repeats bytes of a file: at most 200 characters, all of them printable."""
+    return "".join(c if c.isprintable() else "?" for c in first_line(error)[:200])
 
 
 class ToldElsewhere(UserError):

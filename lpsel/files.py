@@ -39,6 +39,25 @@ def folder_atomically(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def read_json(path: Path) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON, or nested beyond measure.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def open_as(folder: Path, like: str) -> None:
+    """Give the weights in a folder the permissions of the file `like` beside them: safetensors makes them private."""
+    for file in folder.glob("*.safetensors"):
+        file.chmod((folder / like).stat().st_mode)
+
+
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write strict JSON: a number that is not finite becomes null."""
     text = json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"

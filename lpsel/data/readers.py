@@ -6,15 +6,17 @@ import gzip
 import io
 import json
 import lzma
+import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
+from lpsel.data.bounds import VALUE_BYTES, check_expansion, lines_within, too_long
 from lpsel.errors import UserError, first_line
 
 CHUNK_BYTES = 1 << 18
-WHITESPACE = " \t\r\n"
+WHITESPACE = re.compile(r"[ \t\r\n]*")
 
 
 class Numbered(NamedTuple):
@@ -48,13 +50,14 @@ def _json_lines(path: Path, split: str) -> Iterator[Numbered]:
             continue
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}: not a whole JSON object ({error}). Mend or remove it.") from None
+        except (ValueError, RecursionError) as error:  # ValueError also of a number of thousands of digits
+            reason = first_line(error)
+            raise UserError(f"{path}, line {number}: not a whole JSON object ({reason}). Mend or remove it.") from None
         yield Numbered(number, _object(row, path, number))
 
 
 def _csv(path: Path, split: str) -> Iterator[Numbered]:
-    csv.field_size_limit(2**31 - 1)
+    csv.field_size_limit(VALUE_BYTES)
     lines = csv.reader((line for _, line in _lines(path)), strict=True)
     header: list[str] = []
     begins = 1
@@ -62,6 +65,7 @@ def _csv(path: Path, split: str) -> Iterator[Numbered]:
         for fields in lines:
             if not header:
                 header = fields
+                _check_columns(header, path)
             elif fields and len(fields) != len(header):
                 raise UserError(
                     f"{path}, line {begins}: {len(fields)} fields where the header has {len(header)}. "
@@ -81,12 +85,21 @@ def _parquet(path: Path, split: str) -> Iterator[Numbered]:
     number = 0
     try:
         with pq.ParquetFile(path) as file:
+            groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+            check_expansion(path, sum(group.total_byte_size for group in groups))
+            _check_columns(file.schema_arrow.names, path)
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
                     yield Numbered(number, row)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not readable as Parquet ({first_line(error)}). Write it again.") from None
+
+
+def _check_columns(names: Sequence[str], path: Path) -> None:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{path}: has {names.count(twice)} columns {twice!r}; rename all but one.")
 
 
 def _json(path: Path, split: str) -> Iterator[Numbered]:
@@ -139,12 +152,11 @@ class _JsonText:
     def peek(self) -> str:
         """The next character that is not white space, "" at the end."""
         while True:
-            rest = self._position
-            while rest < len(self._buffer) and self._buffer[rest] in WHITESPACE:
-                rest += 1
-            self._move(rest)
-            if rest < len(self._buffer):
-                return self._buffer[rest]
+            space = WHITESPACE.match(self._buffer, self._position)
+            assert space is not None
+            self._move(space.end())
+            if space.end() < len(self._buffer):
+                return self._buffer[space.end()]
             if not self._fill(1):
                 return ""
 
@@ -161,8 +173,10 @@ class _JsonText:
             failure = None
             try:
                 value, end = self._decoder.raw_decode(self._buffer, self._position)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:  # ValueError also of a number of thousands of digits
                 failure = error
+            if (len(self._buffer) if failure else end) - self._position > VALUE_BYTES:
+                raise too_long(self.path, self.line)
             # A number that ends where the buffer does may go on in the next chunk.
             if failure is None and end < len(self._buffer):
                 self._move(end)
@@ -175,7 +189,9 @@ class _JsonText:
             wanted *= 2
 
     def error(self, what: str) -> UserError:
-        return UserError(f"{self.path}, line {self.line}: not the JSON expected: {what}.")
+        return UserError(
+            f"{self.path}, line {self.line}: not the JSON expected: {what}. Mend the file or write it again."
+        )
 
     def _move(self, position: int) -> None:
         self.line += self._buffer.count("\n", self._position, position)
@@ -208,7 +224,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     number = 0
     try:
         with _open(path) as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(lines_within(file, path, _compressed(path)), 1):
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise _not_utf8(path, number, error) from None
@@ -218,10 +234,13 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _chunks(path: Path) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    line = 1
+    line, total = 1, 0
     try:
         with _open(path) as file:
             while block := file.read(CHUNK_BYTES):
+                total += len(block)
+                if _compressed(path):
+                    check_expansion(path, total)
                 text = decoder.decode(block)
                 line += text.count("\n")
                 yield text
@@ -242,14 +261,15 @@ def _damaged(path: Path, error: Exception) -> UserError:
 
 
 def _damage() -> tuple[type[Exception], ...]:
-    import zstandard
+    return (EOFError, OSError, lzma.LZMAError, zlib.error)
 
-    return (EOFError, OSError, lzma.LZMAError, zlib.error, zstandard.ZstdError)
+
+def _compressed(path: Path) -> bool:
+    return path.suffix.lower() in COMPRESSIONS
 
 
 def _open(path: Path) -> IO[bytes]:
-    ending = path.suffix.lower()
-    return COMPRESSIONS.get(ending, _open_plain)(path)
+    return COMPRESSIONS.get(path.suffix.lower(), _open_plain)(path)
 
 
 def _open_plain(path: Path) -> IO[bytes]:
@@ -265,10 +285,9 @@ def _open_xz(path: Path) -> IO[bytes]:
 
 
 def _open_zstandard(path: Path) -> IO[bytes]:
-    import zstandard
+    import pyarrow as pa  # the package zstandard takes half a frame for a whole one
 
-    stream = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True, closefd=True)
-    return io.BufferedReader(stream, CHUNK_BYTES)
+    return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"), CHUNK_BYTES)
 
 
 COMPRESSIONS: dict[str, Callable[[Path], IO[bytes]]] = {".xz": _open_xz, ".gz": _open_gzip, ".zst": _open_zstandard}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lpsel.data.readers import ENDINGS, Numbered, reader_of
-from lpsel.errors import UserError
+from lpsel.errors import UserError, is_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -119,10 +119,15 @@ class DatasetSpec:
             raise UserError(
                 f"dataset.path={self.path}: {self.name} is made from a seed and has none; say dataset=local."
             )
-        if not isinstance(self.skip, int) or self.skip < 0:
+        if not is_whole(self.skip) or self.skip < 0:
             raise UserError(f"dataset.skip={self.skip}: must be 0 or more rows.")
-        if self.limit is not None and (not isinstance(self.limit, int) or self.limit < 1):
+        if self.limit is not None and (not is_whole(self.limit) or self.limit < 1):
             raise UserError(f"dataset.limit={self.limit}: must be at least 1 row, or null for all.")
+        if self.columns is not None and not isinstance(self.columns, Mapping):
+            raise UserError(
+                f"dataset.columns={self.columns}: must say which column is which, as in "
+                "dataset.columns={instruction: question, output: answer}."
+            )
         if self.columns and not any(form.keys() - OPTIONAL <= self.columns.keys() <= form.keys() for form in FORMS):
             raise UserError(
                 f"dataset.columns={dict(self.columns)}: must name instruction and output (and input), prompt and "

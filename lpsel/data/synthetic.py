@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from lpsel.errors import UserError
+from lpsel.errors import UserError, is_number, is_whole
 
 T = TypeVar("T")
 
@@ -223,9 +223,9 @@ def generate(split: str, rows: int, held_out: int, seed: int, wrong: float) -> I
     if split not in SPLITS:
         raise UserError(f"split={split}: the synthetic data has {' and '.join(SPLITS)}.")
     for name, count in (("rows", rows), ("held_out", held_out)):
-        if count < 0:
-            raise UserError(f"{name}={count}: must be 0 or more.")
-    if not 0 <= wrong <= 1:
+        if not is_whole(count) or count < 0:
+            raise UserError(f"{name}={count}: must be a whole number of rows, 0 or more.")
+    if not is_number(wrong) or not 0 <= wrong <= 1:
         raise UserError(f"wrong={wrong}: must be a share from 0 to 1.")
     return _rows(split, rows if split == "train" else held_out, seed, wrong if split == "train" else 0.0)
 

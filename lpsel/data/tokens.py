@@ -180,14 +180,17 @@ def _complete(folder: Path) -> bool:
 
 def _write(path: Path, source: Source, batches: Iterator[pa.RecordBatch]) -> None:
     temporary = path.with_suffix(".tmp")
-    with (
-        track("Tokenising", total=len(source), unit="rows") as advance,
-        pa.ipc.new_file(temporary, SCHEMA) as file,
-    ):
-        for batch in batches:
-            file.write_batch(batch)
-            advance(batch.num_rows, tokens=len(batch.column("input_ids").values))
-    os.replace(temporary, path)
+    try:
+        with (
+            track("Tokenising", total=len(source), unit="rows") as advance,
+            pa.ipc.new_file(temporary, SCHEMA) as file,
+        ):
+            for batch in batches:
+                file.write_batch(batch)
+                advance(batch.num_rows, tokens=len(batch.column("input_ids").values))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class _Encoded(NamedTuple):

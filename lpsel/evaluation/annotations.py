@@ -86,7 +86,7 @@ def read_judgements(path: str | Path) -> list[Judged]:
     if reader is None:
         raise UserError(f"judgements={path}: no known ending; give {ENDINGS}.")
     if not path.is_file():
-        raise UserError(f"judgements={path}: no such file.")
+        raise UserError(f"judgements={path}: no such file. Check the name and the folder you start from.")
     verdicts: list[Verdict] = []
     unreadable: list[str] = []
     for number, row in list(reader.read(path, "judgements")):  # the file is closed before a row is refused
@@ -101,7 +101,7 @@ def read_judgements(path: str | Path) -> list[Judged]:
             preference = None
         verdicts.append(_verdict(row, preference, place))
     if not verdicts:
-        raise UserError(f"judgements={path}: no verdicts in it.")
+        raise UserError(f"judgements={path}: no verdicts in it; give a file that has some.")
     if len(unreadable) == len(verdicts):
         raise UserError(f"judgements={path}: no verdict can be read, {unreadable[0]} first. {PREFERENCE_IS}")
     if unreadable:
@@ -175,7 +175,9 @@ def _length(row: dict[str, Any], column: str, output: str, place: str) -> float 
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise UserError(f"{place}: {column} {value!r} is no number of characters.") from None
+        raise UserError(
+            f"{place}: {column} {value!r} is no number of characters; give one, or leave it empty."
+        ) from None
 
 
 def _put_together(verdicts: list[Verdict], path: Path) -> list[Judged]:
@@ -190,7 +192,10 @@ def _put_together(verdicts: list[Verdict], path: Path) -> list[Judged]:
         prompts = _grouped(own, lambda v: v.id)
         orders = list(dict.fromkeys(v.order for v in own))
         if len(orders) > 2:
-            raise UserError(f"judgements={path}: {len(orders)} orders, {', '.join(orders)}; two answers have two.")
+            raise UserError(
+                f"judgements={path}: {len(orders)} orders, {', '.join(orders)}; two answers have two: give each "
+                "row one of two."
+            )
         preference_NO = np.full((len(prompts), len(orders)), np.nan)
         for i, (identity, on_prompt) in enumerate(prompts.items()):
             for order, again in _grouped(on_prompt, lambda v: v.order).items():

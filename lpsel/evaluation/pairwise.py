@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lpsel.errors import UserError
+from lpsel.errors import UserError, is_whole
 from lpsel.evaluation.annotations import Judged, aligned, read_judgements
-from lpsel.evaluation.evaluator import Candidates, Place
+from lpsel.evaluation.evaluator import Candidates, Place, check_seed
 from lpsel.evaluation.head_to_head import compare_models, figures
 from lpsel.evaluation.judge_agreement import judges_agreement
 from lpsel.evaluation.table import pairwise_table
@@ -68,6 +68,17 @@ class PairwiseEvaluator:
     resamples: int = 10_000
     seed: int = 42
 
+    def __post_init__(self) -> None:
+        for name in ("batch_tokens", "resamples"):
+            value = getattr(self, name)
+            if not is_whole(value) or value < 1:
+                raise UserError(f"evaluator.{name}={value}: must be a whole number, at least 1.")
+        check_seed(self.seed)
+        self._sampling()
+
+    def _sampling(self) -> Sampling:
+        return Sampling(self.max_new_tokens, self.temperature, self.top_p, self.seed)
+
     def evaluate(self, candidates: Candidates, place: Place) -> dict[str, Any]:
         """Generate, judge, count.
 
@@ -90,7 +101,7 @@ class PairwiseEvaluator:
             raise UserError("prompts: none given; say prompts=NAME_OR_FILE, as in prompts=koala or prompts=my.jsonl.")
         folder = None if self.prompts_dir is None else Path(self.prompts_dir).expanduser()
         prompts = load_prompts(self.prompts, self.limit, cache_dir=place.cache_dir, folder=folder)
-        sampling = Sampling(self.max_new_tokens, self.temperature, self.top_p, self.seed)
+        sampling = self._sampling()
         kept: dict[str, Any] = {"cache_dir": place.cache_dir, "dtype": place.dtype, "engine": self.engine}
         if sum([check(model, prompts, sampling, **kept) for model in candidates.all]):
             self.judge.check(prompts)  # before answers are paid for that could not be judged

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from lpsel.data.source import DatasetSpec, Example, Source
-from lpsel.errors import UserError
+from lpsel.errors import UserError, is_whole
 from lpsel.evaluation.comparison import Measured, compare
-from lpsel.evaluation.evaluator import Candidates, Place
+from lpsel.evaluation.evaluator import Candidates, Place, check_seed
 from lpsel.evaluation.statistics import UNDEFINED
 from lpsel.evaluation.table import reference_table
 from lpsel.files import distinct, file_names, finite, write_lines
@@ -74,8 +74,10 @@ class ReferenceEvaluator:
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "batch_tokens", "resamples"):
-            if getattr(self, name) < 1:
-                raise UserError(f"evaluator.{name}={getattr(self, name)}: must be at least 1.")
+            value = getattr(self, name)
+            if not is_whole(value) or value < 1:
+                raise UserError(f"evaluator.{name}={value}: must be a whole number, at least 1.")
+        check_seed(self.seed)
 
     def evaluate(self, candidates: Candidates, place: Place) -> dict[str, Any]:
         """Measure the models one after the other, each freed before the next is loaded.

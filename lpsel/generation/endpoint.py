@@ -13,6 +13,7 @@ from lpsel.errors import UserError, first_line
 from lpsel.generation.prompt import Prompt
 from lpsel.generation.sampling import Generation, Sampling
 from lpsel.progress import track
+from lpsel.redact import redact
 
 NAMED = re.compile(r"(?P<model>.+)@(?P<base_url>https?://.+)")
 RETRIES = 5  # of the client, with growing pauses: connections, time-outs, 408, 409, 429 and 5xx
@@ -122,7 +123,9 @@ class Endpoint:
                 "server runs."
             ) from error
         except openai.OpenAIError as error:
-            raise UserError(f"{place}: the server refuses ({first_line(error)}).") from error
+            raise UserError(
+                f"{place}: the server refuses ({redact(first_line(error))[:200]}); check the model's name and settings."
+            ) from error
 
 
 def conversation(prompt: Prompt) -> list[dict[str, str]]:

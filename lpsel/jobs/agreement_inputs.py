@@ -1,6 +1,5 @@
 """The tables that `agreement` compares: found from what the user names, and sure to be of the same rows."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lpsel.errors import UserError, first_line
+from lpsel.errors import UserError, shown
+from lpsel.files import read_json
 from lpsel.jobs.plain import RESULT
 from lpsel.selection.npz import names_in_npz, read_array, split_npz
 from lpsel.selection.reader import INT32_MAX, SCORES_FILE, cluster_codes, read_scores
@@ -110,7 +110,7 @@ def _read_run(given: str, folder: Path) -> Scored:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        value = json.loads(file.read_text())
+        value = read_json(file)
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
@@ -205,7 +205,7 @@ def _cluster_columns(given: str) -> pa.Table:
 
             table = pq.read_table(file)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"--clusters {given}: cannot be read ({first_line(error)}). Give a whole table.") from error
+        raise UserError(f"--clusters {given}: cannot be read ({shown(error)}). Give a whole table.") from error
     if "cluster" not in table.column_names:
         raise UserError(f"--clusters {given}: has no column cluster; give a table that has one.")
     return table

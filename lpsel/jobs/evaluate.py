@@ -1,6 +1,5 @@
 """`evaluate`: one or several models side by side on held-out rows."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from lpsel import terminal
 from lpsel.config import Job, build, config_dir
 from lpsel.errors import UserError
 from lpsel.evaluation.evaluator import Candidates, Place
+from lpsel.files import read_json
 from lpsel.generation.endpoint import Endpoint
 from lpsel.model.device import device_of, resolve_precision
 from lpsel.model.load import locate
@@ -73,7 +73,7 @@ def candidate(name: str, job: Job) -> ModelSpec | Endpoint:
         if (folder / "config.json").is_file():
             return _elsewhere(folder.resolve().name, str(folder), job)
         try:
-            made = json.loads((folder / "result.json").read_text())
+            made = read_json(folder / "result.json")
             base = made["base_model"]
             merged = made["model"] is not None
             spec = ModelSpec(
@@ -83,7 +83,7 @@ def candidate(name: str, job: Job) -> ModelSpec | Endpoint:
                 max_length=base["max_length"],
                 trust_remote_code=base["trust_remote_code"],
             )
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise UserError(
                 f"model={name}: neither a finished run of train.py (result.json with a model) nor a model folder "
                 "(config.json); give one of these, a name in conf/model or a Hugging Face id."
@@ -107,6 +107,7 @@ def _elsewhere(name: str, path: str, job: Job) -> ModelSpec:
         template=config.template,
         max_length=config.max_length,
         trust_remote_code=config.trust_remote_code,
+        bin_weights=config.bin_weights,
     )
 
 
@@ -122,7 +123,7 @@ def _made_by(name: str) -> list[Artifact]:
     result = Path(name).expanduser() / "result.json"
     if not result.is_file():
         return []
-    made = json.loads(result.read_text())
+    made = read_json(result)
     return (
         [Artifact("model", made["artifact"], result.parent / "model", by_reference=True)] if "artifact" in made else []
     )

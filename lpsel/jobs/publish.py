@@ -1,14 +1,13 @@
 """`publish`: a run's subset as a data set folder with a card, uploaded to the Hugging Face Hub when told to."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lpsel.data.readers import reader_of
 from lpsel.errors import UserError, first_line
-from lpsel.files import folder_atomically
+from lpsel.files import folder_atomically, read_json
 from lpsel.jobs.plain import RESULT, OneLineParser
 from lpsel.selection.summary import describe
 
@@ -87,7 +86,11 @@ def publish(run: Path, out: Path | None = None, licence: str | None = None) -> P
         data.parent.mkdir()
         data.write_bytes(subset.read_bytes())
         (made / selection.name).write_bytes(selection.read_bytes())
-        card(result, data.relative_to(made), licence).save(made / "README.md")
+        try:
+            about = card(result, data.relative_to(made), licence)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{run / RESULT}: {error} is not as select writes it; select again.") from error
+        about.save(made / "README.md")
     return folder
 
 
@@ -152,7 +155,7 @@ def card(result: dict[str, Any], data: Path, licence: str) -> "DatasetCard":
 
 def _result(run: Path) -> dict[str, Any]:
     try:
-        result = json.loads((run.expanduser() / RESULT).read_text())
+        result = read_json(run.expanduser() / RESULT)
         _ = result["subset"], result["selection"], result["dataset"]["name"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(

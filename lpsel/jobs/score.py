@@ -18,10 +18,10 @@ from lpsel.config import Job, build
 from lpsel.data.source import Source
 from lpsel.distributed import agree, is_main_process
 from lpsel.errors import UserError
-from lpsel.files import digest
+from lpsel.files import digest, file_names
 from lpsel.model.device import device_of, resolve_precision
 from lpsel.model.extras import check_training
-from lpsel.model.load import identity, load_config, load_tokenizer, locate
+from lpsel.model.load import check_model, identity, load_config, load_tokenizer, locate
 from lpsel.model.memory import pass_tokens
 from lpsel.model.spec import ModelSpec, ScorerSpec
 from lpsel.records.store import MANIFEST, SCORES, Parts, find_scores, write_scores
@@ -60,8 +60,7 @@ def check_scorer(job: Job, scorer: ModelSpec, epochs: int) -> None:
     device_of(job.config.trainer.accelerator)
     resolve_precision(job.config.trainer.precision)
     check_training(job.config)
-    if scorer.path:
-        locate(scorer, job.cache_dir)
+    check_model(scorer, job.cache_dir)
 
 
 def scores_for(job: Job, scorer: ScorerSpec, source: Source, epochs: int, columns: Collection[str] = ()) -> Scores:
@@ -96,7 +95,8 @@ def scores_for(job: Job, scorer: ScorerSpec, source: Source, epochs: int, column
     elif less:
         log.info("Scorer %s: nothing is trained; scorer.%s left aside", scorer.name, " and scorer.".join(less))
     key = digest({k: v for k, v in described.items() if k != "scorer"})[:16]
-    folder = job.cache_dir / "scores" / f"{scorer.name}-{job.config.dataset.name}-{key}-e{epochs}"
+    named = file_names([f"{scorer.name}-{job.config.dataset.name}"])[0]
+    folder = job.cache_dir / "scores" / f"{named}-{key}-e{epochs}"
     folder = folder.with_name("+".join([folder.name, *sorted(columns)]))
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f"{key}.lock"))

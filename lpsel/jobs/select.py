@@ -256,4 +256,5 @@ def describe_model(spec: ModelSpec) -> dict[str, Any]:
         "template": spec.template,
         "max_length": spec.max_length,
         "trust_remote_code": spec.trust_remote_code,
+        "bin_weights": spec.bin_weights,
     }

@@ -19,7 +19,7 @@ from lpsel.jobs.trained import MODEL, trained_once, training_key
 from lpsel.model.adapter import Adapter
 from lpsel.model.device import device_of, resolve_precision
 from lpsel.model.extras import check_training
-from lpsel.model.load import load_tokenizer, locate
+from lpsel.model.load import check_model, load_tokenizer, locate
 from lpsel.model.spec import ModelSpec
 from lpsel.terminal import as_text, lines
 from lpsel.tracking.base import Artifact
@@ -37,6 +37,7 @@ def run(job: Job) -> dict[str, Any]:
     plan = prepare(job, tokens_of=target)
     device_of(job.config.trainer.accelerator)
     precision = resolve_precision(job.config.trainer.precision)
+    check_model(target, job.cache_dir)
     path = locate(target, job.cache_dir)
     job.start_tracking()
 

@@ -9,11 +9,12 @@ from threading import Event, Lock
 from typing import Any
 from urllib.parse import urlsplit
 
-from lpsel.errors import UserError
+from lpsel.errors import UserError, is_number, is_whole
 from lpsel.generation.prompt import Prompt
 from lpsel.judging.judgement import ORDERS, UNREADABLE, Judgement, Order, Pair, preference_of
 from lpsel.judging.parse import Parser
 from lpsel.judging.prompt import check_orders, fill, load_prompt
+from lpsel.redact import redact, remember
 
 OPENAI = "https://api.openai.com/v1"
 GIVE_UP = 10  # questions in a row that the server did not answer
@@ -64,12 +65,19 @@ class OpenAIJudge:
     def __post_init__(self) -> None:
         for name in ("attempts", "concurrency"):
             value = getattr(self, name)
-            _require(isinstance(value, int) and value >= 1, f"judge.{name}={value}: must be a whole number, 1 or more.")
-        _require(self.timeout > 0, f"judge.timeout={self.timeout}: must be above 0 seconds.")
-        _require(self.max_retries >= 0, f"judge.max_retries={self.max_retries}: must be 0 or more.")
+            _require(is_whole(value) and value >= 1, f"judge.{name}={value}: must be a whole number, 1 or more.")
+        _require(
+            is_number(self.timeout) and self.timeout > 0, f"judge.timeout={self.timeout}: must be above 0 seconds."
+        )
+        _require(
+            is_whole(self.max_retries) and self.max_retries >= 0,
+            f"judge.max_retries={self.max_retries}: must be a whole number, 0 or more.",
+        )
         for name in ("prompt_price", "completion_price", "max_cost"):
             value = getattr(self, name)
-            _require(value is None or value >= 0, f"judge.{name}={value}: must be 0 dollars or more.")
+            _require(
+                value is None or (is_number(value) and value >= 0), f"judge.{name}={value}: must be 0 dollars or more."
+            )
         _require(
             self.max_cost is None or None not in (self.prompt_price, self.completion_price),
             f"judge.max_cost={self.max_cost}: needs judge.prompt_price and judge.completion_price, in dollars a "
@@ -161,6 +169,7 @@ class OpenAIJudge:
                 f"{self.key_env}: not set; export {self.key_env}=KEY for {self.base_url}, or give judge.base_url= of a "
                 "server of your own."
             )
+        remember(key or "")
         return OpenAI(base_url=self.base_url, api_key=key or "none", timeout=self.timeout, max_retries=max_retries)
 
     def _ask(self, client: Any, pair: Pair, order: Order, attempts: int) -> Judgement:
@@ -227,9 +236,8 @@ class OpenAIJudge:
             return " ".join(str(error.__cause__ or error).split())[:200] or type(error).__name__
         body = error.body if isinstance(error.body, dict) else {}
         told = body.get("message") or body.get("detail") or ""
-        key = os.environ.get(self.key_env)
-        line = " ".join(str(told).split())[:200].rstrip(".")
-        return f"{error.status_code}: {line.replace(key, '***') if key else line}".rstrip(": ")
+        line = redact(" ".join(str(told).split()))[:200].rstrip(".")
+        return f"{error.status_code}: {line}".rstrip(": ")
 
 
 def _text(reply: Any) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lpsel.errors import UserError
-from lpsel.files import write_atomically, write_json
+from lpsel.files import read_json, write_atomically, write_json
 from lpsel.generation.prompt import Prompt
 from lpsel.judging.judgement import Pair
 
@@ -160,7 +160,7 @@ def read_key(path: Path) -> Key:
         UserError: no such file, or not a key.
     """
     try:
-        value = json.loads(path.read_bytes())
+        value = read_json(path)
         pairs, equal = (tuple(KeyPair(**pair) for pair in value[kind]) for kind in ("pairs", "equal"))
         return Key(value["page"], value["baseline"], value["model"], pairs, equal)
     except OSError as error:

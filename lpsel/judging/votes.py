@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpsel.errors import UserError
+from lpsel.files import read_json
 from lpsel.judging.human import Key
 from lpsel.judging.judgement import LOSS, TIE, WIN, Order
 
@@ -58,7 +59,7 @@ def read_file(path: Path) -> VoteFile:
         UserError: no such file, or something else.
     """
     try:
-        value = json.loads(path.read_bytes())
+        value = read_json(path)
         page, name, entries = value["page"], value["annotator"].strip(), value["votes"]
         if not (name and isinstance(page, str) and isinstance(entries, list)):
             raise TypeError

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     import torch
 
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
 ALIASES = {"32": "32-true", "bf16": "bf16-mixed"}
 
 
@@ -41,8 +42,10 @@ def device_of(accelerator: str) -> "torch.device":
     """The device that a run in one process uses.
 
     Raises:
-        UserError: a GPU is asked for where there is none.
+        UserError: a GPU is asked for where there is none, or a device that is not known here.
     """
+    if accelerator not in ACCELERATORS:
+        raise UserError(f"trainer.accelerator={accelerator}: must be one of {', '.join(ACCELERATORS)}.")
     import torch
 
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():

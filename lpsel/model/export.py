@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lpsel.files import folder_atomically
+from lpsel.files import folder_atomically, open_as
 from lpsel.model.shard import ShardedStrategy
 
 
@@ -23,6 +23,7 @@ def save_model(trainer: Any, module: Any, tokenizer: Any, folder: Path) -> None:
         with folder_atomically(folder) as temporary:
             model.save_pretrained(temporary, state_dict=weights)
             tokenizer.save_pretrained(temporary)
+            open_as(temporary, "config.json")
     trainer.strategy.barrier("model saved")
 
 

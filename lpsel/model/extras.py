@@ -3,7 +3,9 @@
 from importlib.util import find_spec
 from typing import Any
 
-from lpsel.errors import UserError
+from omegaconf import ListConfig
+
+from lpsel.errors import UserError, first_line, is_whole
 
 
 def need(package: str, extra: str, asked: str) -> None:
@@ -34,15 +36,44 @@ def check_training(config: Any) -> None:
         config: a command's configuration: optimizer, trainer, activation_checkpointing.
 
     Raises:
-        UserError: an optimiser without its package or with a strategy it does not know.
+        UserError: an optimiser without its package, with a strategy it does not know or with an argument it does not
+            take; a number of devices or tokens that is none.
     """
-    if not isinstance(config.activation_checkpointing, bool):
-        raise UserError(f"activation_checkpointing={config.activation_checkpointing}: must be true or false.")
-    if not config.optimizer["_target_"].startswith("bitsandbytes."):
-        return
-    need("bitsandbytes", "quantized", "optimizer=adamw8bit")
-    if shards(config.trainer):
+    for name in ("activation_checkpointing", "compile"):
+        if not isinstance(config[name], bool):
+            raise UserError(f"{name}={config[name]}: must be true or false.")
+    for name in ("train_tokens", "score_tokens"):
+        if not is_whole(config[name]) or config[name] < 1:
+            raise UserError(f"{name}={config[name]}: must be a whole number of tokens, at least 1.")
+    _check_devices(config.trainer)
+    if config.optimizer["_target_"].startswith("bitsandbytes."):
+        need("bitsandbytes", "quantized", "optimizer=adamw8bit")
+        if shards(config.trainer):
+            raise UserError(
+                "trainer=fsdp optimizer=adamw8bit: bitsandbytes' optimiser does not know sharded weights; say "
+                "optimizer=adamw, or trainer=ddp."
+            )
+    _check_optimizer(config.optimizer)
+
+
+def _check_optimizer(node: Any) -> None:
+    """Make the optimiser of one weight."""
+    import torch
+    from hydra.utils import instantiate
+
+    try:
+        instantiate(node, _convert_="all")([torch.nn.Parameter(torch.zeros(1))], lr=1e-5)
+    except Exception as error:  # PyTorch and bitsandbytes each raise their own
+        given = ", ".join(f"{name}={value}" for name, value in node.items() if not name.startswith("_"))
         raise UserError(
-            "trainer=fsdp optimizer=adamw8bit: bitsandbytes' optimiser does not know sharded weights; say "
-            "optimizer=adamw, or trainer=ddp."
-        )
+            f"optimizer: {node['_target_']} does not take {given} ({first_line(error)}); leave out what you changed."
+        ) from error
+
+
+def _check_devices(trainer: Any) -> None:
+    if not is_whole(trainer.num_nodes) or trainer.num_nodes < 1:
+        raise UserError(f"trainer.num_nodes={trainer.num_nodes}: must be a whole number of machines, at least 1.")
+    devices = trainer.devices
+    known = isinstance(devices, ListConfig) or devices in ("auto", -1) or (is_whole(devices) and devices >= 1)
+    if not known:
+        raise UserError(f"trainer.devices={devices}: must be auto, a number of devices, at least 1, or a list of them.")

@@ -1,6 +1,7 @@
 """From a ModelSpec to a tokenizer, a model, and an identity that names its exact weights."""
 
 import hashlib
+import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from lpsel.errors import UserError, first_line
 from lpsel.files import sha256_of, write_atomically
 from lpsel.model.spec import ModelSpec
 
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
 WORTH_KEEPING = 1 << 20  # bytes of a file whose hash is kept
 HASHED = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py")
 
@@ -17,7 +19,8 @@ def locate(spec: ModelSpec, cache_dir: Path) -> str:
     """The folder or Hub id to load from; a tiny model is made first where there is none yet.
 
     Raises:
-        UserError: neither a folder with a model in it nor a model the Hub has, said before anything is loaded.
+        UserError: neither a folder with a model in it nor a model the Hub has, or one with less context than asked
+            for; said before anything is loaded.
     """
     if not spec.path:
         from lpsel.model.tiny import make_tiny
@@ -27,13 +30,77 @@ def locate(spec: ModelSpec, cache_dir: Path) -> str:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(f"{spec.path}: has no config.json; give a folder that save_pretrained wrote.")
-        if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
-            raise UserError(f"{spec.path}: has no weights (*.safetensors); give a folder that save_pretrained wrote.")
+        _check_weights(spec, path)
+        if not any((path / name).is_file() for name in TOKENIZERS):
+            raise UserError(f"{spec.path}: has no tokenizer ({TOKENIZERS[0]}); give a folder that has one.")
+        _check_config(spec, path / "config.json")
         return str(path)
     if path.is_absolute() or spec.path.startswith((".", "~")) or spec.path.count("/") > 1:
         raise UserError(f"{spec.path}: no such folder; give a model folder or a Hugging Face id.")
-    _config_file(spec)
+    _check_config(spec, Path(_config_file(spec)))
     return spec.path
+
+
+def check_model(spec: ModelSpec, cache_dir: Path) -> None:
+    """`locate` that makes nothing.
+
+    Raises:
+        UserError: as `locate`.
+    """
+    if spec.path:
+        locate(spec, cache_dir)
+    else:
+        from lpsel.model.tiny import CONTEXT, check_tiny
+
+        check_tiny(spec.tiny or {})
+        _check_context(spec, CONTEXT)
+
+
+def _check_weights(spec: ModelSpec, folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            named = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise UserError(f"{index}: is no index of weights; copy the model's folder again.") from None
+        lost = [name for name in named if not (folder / str(name)).is_file()]
+        if lost:
+            raise UserError(f"{spec.path}: has no {lost[0]}, which {index.name} names; copy the model's folder again.")
+    if any(folder.glob("*.safetensors")):
+        return
+    pickled = sorted(folder.glob("*.bin"))
+    if not pickled:
+        raise UserError(f"{spec.path}: has no weights (*.safetensors); give a folder that save_pretrained wrote.")
+    if not spec.bin_weights:
+        raise UserError(
+            f"{spec.path}: its weights are pickled ({pickled[0].name}); say model.bin_weights=true if you trust where "
+            "they are from (scorer.bin_weights, for evaluate bin_weights), or save them as safetensors."
+        )
+
+
+def _check_config(spec: ModelSpec, file: Path) -> None:
+    """What the JSON tells without transformers: whether it describes a model, and a context that is long enough."""
+    try:
+        described = json.loads(file.read_bytes())
+        kind, decoder = described["model_type"], described.get("text_config") or described
+        context = decoder.get("max_position_embeddings")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(
+            f"{spec.path}: its config.json describes no model (model_type); give a folder that save_pretrained wrote."
+        ) from None
+    if not isinstance(kind, str):
+        raise UserError(
+            f"{spec.path}: model_type {kind!r} in its config.json is no name; give a model of transformers."
+        )
+    if isinstance(context, int):
+        _check_context(spec, context)
+
+
+def _check_context(spec: ModelSpec, context: int) -> None:
+    if spec.max_length > context:
+        raise UserError(
+            f"max_length={spec.max_length}: {spec.name} has a context of {context} tokens; give {context} or less."
+        )
 
 
 def identity(spec_path: str, revision: str | None, cache_dir: Path | None = None) -> str:
@@ -93,11 +160,21 @@ def load_tokenizer(spec: ModelSpec, path: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(path, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, revision=spec.revision, trust_remote_code=spec.trust_remote_code
+        )
+    except Exception as error:  # the Rust library raises bare ones
         raise UserError(
             f"{path}: its tokenizer cannot be loaded ({first_line(error)}); give a complete model folder."
         ) from error
+    vocabulary = getattr(load_config(spec, path).get_text_config(), "vocab_size", None)
+    # Added tokens aside: they come of no text, and Gemma 3 has one more than its model.
+    if vocabulary is not None and tokenizer.vocab_size > vocabulary:
+        raise UserError(
+            f"{path}: its tokenizer has {tokenizer.vocab_size:,} tokens, its model knows {vocabulary:,}; give the "
+            "model with its own tokenizer."
+        )
+    return tokenizer
 
 
 def load_config(spec: ModelSpec, path: str) -> Any:
@@ -106,15 +183,14 @@ def load_config(spec: ModelSpec, path: str) -> Any:
 
     try:
         config = AutoConfig.from_pretrained(path, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path}: its config.json cannot be used ({first_line(error)}); give a model that transformers knows."
+            f"{path}: its config.json cannot be used ({first_line(error)}); give a model that transformers knows, or "
+            "say trust_remote_code=true if you trust the code that comes with it."
         ) from error
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if context is not None and spec.max_length > context:
-        raise UserError(
-            f"max_length={spec.max_length}: {spec.name} has a context of {context} tokens; give {context} or less."
-        )
+    if context is not None:
+        _check_context(spec, context)
     return config
 
 
@@ -123,7 +199,7 @@ def load_model(spec: ModelSpec, path: str, dtype: Any, **how: Any) -> Any:
 
     `how` is for from_pretrained: quantisation and device.
     """
-    from safetensors import SafetensorError
+    from torch import OutOfMemoryError
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
@@ -135,11 +211,18 @@ def load_model(spec: ModelSpec, path: str, dtype: Any, **how: Any) -> Any:
             revision=spec.revision,
             trust_remote_code=spec.trust_remote_code,
             dtype=dtype,
+            use_safetensors=None if spec.bin_weights else True,
             weights_only=True,
             **how,
         )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be loaded as a causal language model ({first_line(error)}).") from error
+    except (OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # of transformers, safetensors, PyTorch's unpickler, and code that comes with a model
+        reason = "its pickle holds more than tensors" if "Weights only load failed" in str(error) else first_line(error)
+        raise UserError(
+            f"{path}: cannot be loaded as a causal language model ({reason}); give one that save_pretrained "
+            "wrote, or bin_weights=true for one with pickled weights only."
+        ) from error
     return model.eval()
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from lpsel.errors import UserError
+from lpsel.errors import UserError, is_number, is_whole
 
 SCHEDULES = ("cosine", "linear", "constant")
 TEMPLATES = ("alpaca", "chat", "plain")
@@ -36,10 +36,10 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "seed"):
             value = getattr(self, name)
-            _require(isinstance(value, int), f"recipe.{name}={value}: must be a whole number.")
+            _require(is_whole(value), f"recipe.{name}={value}: must be a whole number.")
         for name in ("learning_rate", "warmup", "max_grad_norm"):
             value = getattr(self, name)
-            _require(isinstance(value, int | float), f"recipe.{name}={value}: must be a number.")
+            _require(is_number(value), f"recipe.{name}={value}: must be a number.")
         _require(self.epochs >= 1, f"recipe.epochs={self.epochs}: must be at least 1.")
         _require(self.batch_size >= 1, f"recipe.batch_size={self.batch_size}: must be at least 1 row.")
         _require(self.learning_rate > 0, f"recipe.learning_rate={self.learning_rate}: must be above 0.")
@@ -60,6 +60,8 @@ class ModelSpec:
         template: how a row becomes text: alpaca, chat (the tokenizer's own) or plain.
         max_length: rows are cut to this many tokens.
         trust_remote_code: run Python code that comes with the model. Off unless asked for.
+        bin_weights: read pickled weights (pytorch_model.bin) where there are no safetensors, tensors only. Off unless
+            asked for.
         tiny: arguments of `lpsel.model.tiny.make_tiny`, used when path is null.
         recipe: how it is fine-tuned.
     """
@@ -70,12 +72,16 @@ class ModelSpec:
     template: str = "alpaca"
     max_length: int = 512
     trust_remote_code: bool = False
+    bin_weights: bool = False
     tiny: dict[str, Any] | None = None
     recipe: Recipe = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
         _require(self.template in TEMPLATES, f"template={self.template}: must be one of {', '.join(TEMPLATES)}.")
-        _require(isinstance(self.max_length, int), f"max_length={self.max_length}: must be a whole number of tokens.")
+        _require(is_whole(self.max_length), f"max_length={self.max_length}: must be a whole number of tokens.")
+        for name in ("trust_remote_code", "bin_weights"):
+            value = getattr(self, name)
+            _require(isinstance(value, bool), f"{name}={value}: must be true or false.")
         _require(self.max_length >= 2, f"max_length={self.max_length}: must be at least 2 tokens.")
         _require(
             bool(self.path) or self.tiny is not None,
@@ -103,7 +109,7 @@ class ScorerSpec(ModelSpec):
         super().__post_init__()
         for name in ("train_fraction", "stop_bound"):
             value = getattr(self, name)
-            _require(isinstance(value, int | float), f"scorer.{name}={value}: must be a number.")
+            _require(is_number(value), f"scorer.{name}={value}: must be a number.")
         _require(
             0 < self.train_fraction <= 1,
             f"scorer.train_fraction={self.train_fraction}: a share of the rows, above 0 and at most 1.",
@@ -116,7 +122,7 @@ class ScorerSpec(ModelSpec):
             0 < self.stop_bound < 1, f"scorer.stop_bound={self.stop_bound}: a rank correlation, above 0 and below 1."
         )
         _require(
-            isinstance(self.stop_rows, int) and self.stop_rows >= FEWEST_STOP_ROWS,
+            is_whole(self.stop_rows) and self.stop_rows >= FEWEST_STOP_ROWS,
             f"scorer.stop_rows={self.stop_rows}: must be a whole number of rows, at least {FEWEST_STOP_ROWS}.",
         )
 

@@ -10,11 +10,12 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -28,7 +29,8 @@ from transformers.utils.logging import disable_progress_bar
 from lpsel.data.source import Example, Turn
 from lpsel.data.synthetic import Draw, generate, problems
 from lpsel.data.template import render
-from lpsel.errors import UserError
+from lpsel.errors import UserError, is_whole
+from lpsel.files import open_as
 from lpsel.progress import track
 
 VERSION = 1  # of what comes out of the same arguments: raise it when this file or the synthetic tasks change
@@ -43,7 +45,7 @@ CHAT_TEMPLATE = (
 FORMATS = ("{task}({about}{given})=", "## {task} {about}\n{given}\n\n## Answer:")
 SMALLEST_VOCABULARY = 258  # the 256 bytes, EOS and PAD
 TOKENIZER_ROWS = 4000  # instructions, and as many formulas, that the tokenizer's merges are learned from
-MAX_POSITIONS = 1024
+CONTEXT = 1024
 
 BATCH_SIZE = 48  # formulas of an optimiser step
 MUON_LEARNING_RATE = 0.02  # of the weight matrices; both after WARMUP_STEPS, then a cosine down to 0
@@ -76,7 +78,7 @@ def make_tiny(
         "pretrain_steps": pretrain_steps,
         "seed": seed,
     }
-    _check(arguments)
+    check_tiny(arguments)
     disable_progress_bar()
     key = hashlib.sha256(json.dumps([VERSION, arguments], sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(cache_dir) / "tiny" / key
@@ -92,6 +94,7 @@ def make_tiny(
                     _pretrain(model, tokenizer, pretrain_steps, seed)
                 tokenizer.save_pretrained(made)
                 model.save_pretrained(made)
+                open_as(made, "config.json")
                 os.replace(made, folder)
     return folder
 
@@ -115,11 +118,17 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _check(arguments: dict[str, int]) -> None:
+def check_tiny(arguments: Mapping[str, Any]) -> None:
+    """See that a tiny model can be made with these arguments.
+
+    Raises:
+        UserError: one is out of range.
+    """
     smallest = {"layers": 1, "hidden": 2, "heads": 1, "vocabulary": SMALLEST_VOCABULARY, "pretrain_steps": 0}
     for name, least in smallest.items():
-        if arguments[name] < least:
-            raise UserError(f"tiny.{name}={arguments[name]}: must be at least {least}.")
+        value = arguments[name]
+        if not is_whole(value) or value < least:
+            raise UserError(f"tiny.{name}={value}: must be a whole number, at least {least}.")
     if arguments["hidden"] % (2 * arguments["heads"]):
         raise UserError(
             f"tiny.hidden={arguments['hidden']}: must be a multiple of twice tiny.heads={arguments['heads']}."
@@ -161,7 +170,7 @@ def _initial(layers: int, hidden: int, heads: int, tokenizer: PreTrainedTokenize
             num_hidden_layers=layers,
             num_attention_heads=heads,
             num_key_value_heads=heads,
-            max_position_embeddings=MAX_POSITIONS,
+            max_position_embeddings=CONTEXT,
             initializer_range=0.05,
             tie_word_embeddings=True,
             bos_token_id=None,

@@ -4,7 +4,6 @@ A folder that is unfinished or not ours is kept as a line with the reason: a rep
 a report all the same.
 """
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lpsel.errors import UserError
+from lpsel.files import read_json
 
 RESULT = "result.json"
 COMMANDS = ("train", "select", "evaluate", "votes", "agreement")
@@ -194,7 +194,7 @@ def _folders(path: Path) -> Iterator[Path]:
 
 def _read(folder: Path, found: Found) -> None:
     try:
-        result = json.loads((folder / RESULT).read_text())
+        result = read_json(folder / RESULT)
     except FileNotFoundError:
         found.left_out.append((folder, "not finished: no result.json"))
     except (OSError, ValueError):

@@ -20,7 +20,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from lpsel.data.source import DatasetSpec, Row, Source
-from lpsel.errors import UserError
+from lpsel.errors import UserError, is_whole
 from lpsel.files import digest, write_atomically
 from lpsel.progress import Advance, track
 from lpsel.selection.embeddings import check_embedder, embed, identity
@@ -125,7 +125,7 @@ class KMeans:
     embedder: str = "sentence-transformers/all-MiniLM-L6-v2"
 
     def __post_init__(self) -> None:
-        if self.n_clusters is not None and self.n_clusters < 1:
+        if self.n_clusters is not None and (not is_whole(self.n_clusters) or self.n_clusters < 1):
             raise UserError(f"cluster.n_clusters={self.n_clusters}: must be at least 1, or null for one per 50 rows.")
 
     def check(self, dataset: DatasetSpec) -> None:

@@ -125,7 +125,9 @@ def _load(embedder: str) -> Any:
 
     folder = Path(embedder).expanduser()
     try:
-        model = SentenceTransformer(str(folder) if folder.is_dir() else embedder)
+        model = SentenceTransformer(
+            str(folder) if folder.is_dir() else embedder, model_kwargs={"use_safetensors": True}
+        )
     except Exception as error:  # transformers, the Hub's client and safetensors each raise their own
         raise UserError(
             f"cluster.embedder={embedder}: cannot be loaded ({first_line(error)}). "

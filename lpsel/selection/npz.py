@@ -1,14 +1,18 @@
 """NumPy archives with one array per scorer, as the paper's perplexities were released, or of clusters."""
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lpsel.errors import UserError
+from lpsel.data.bounds import check_archive
+from lpsel.errors import UserError, shown
 
 SUFFIX = ".npz"
+# What NumPy and zipfile raise of a damaged archive; RuntimeError of an encrypted one.
+UNREADABLE = (ValueError, OSError, EOFError, MemoryError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error)
 
 
 def split_npz(name: str) -> tuple[Path, str | None] | None:
@@ -40,19 +44,19 @@ def read_array(path: Path, name: str) -> Any:
             raise UserError(f"scores={path}:{name}: no such array; give one of {', '.join(archive.files)}.")
         try:
             return archive[name]
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(
-                f"scores={path}:{name}: cannot be read ({str(error).rstrip('.')}). Give numbers."
-            ) from error
+        except UNREADABLE as error:
+            raise UserError(f"scores={path}:{name}: cannot be read ({shown(error)}). Give numbers.") from error
 
 
 def _open(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"scores={path}: no such file. Name a .npz archive of perplexities, as FILE.npz:SCORER.")
     try:
-        archive = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"scores={path}: cannot be read ({str(error).rstrip('.')}). Give a whole .npz file.") from error
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise UserError(f"scores={path}: is one array, not an archive of named ones. Save it with numpy.savez.")
-    return archive
+        check_archive(path, f"scores={path}")
+        return np.load(path, allow_pickle=False)
+    except UserError:
+        raise
+    except UNREADABLE as error:
+        raise UserError(
+            f"scores={path}: cannot be read ({shown(error)}). Give a whole .npz, as numpy.savez writes it."
+        ) from error

@@ -4,7 +4,6 @@ N rows, E recorded columns (0 = before training, then one after each epoch)
 """
 
 import re
-import zipfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lpsel.errors import UserError
+from lpsel.data.bounds import check_archive, check_expansion
+from lpsel.errors import UserError, shown
+from lpsel.selection.npz import UNREADABLE
 from lpsel.selection.table import ScoreTable
 
 SCORES_FILE = "scores.parquet"  # in a scores folder
@@ -40,7 +41,7 @@ def read_scores(path: str | Path, key: str | None = None, columns: Collection[st
     Raises:
         UserError: no such file, no or missing epochs, a column that is not of the kind it must be, no such array.
     """
-    file = Path(path).expanduser()
+    file = Path(str(path)).expanduser()
     if file.is_dir():
         file = file / SCORES_FILE
     if not file.is_file():
@@ -93,23 +94,30 @@ def _read(file: Path, columns: Collection[str]) -> pa.Table:
     further = {form for name in columns for form in (name, _as_perplexity(name))}
 
     def wanted(names: list[str]) -> list[str]:
-        return [name for name in names if name in OPTIONAL or RECORDED.fullmatch(name) or name in further]
+        found = [name for name in names if name in OPTIONAL or RECORDED.fullmatch(name) or name in further]
+        twice = next((name for name in found if found.count(name) > 1), None)
+        if twice is not None:
+            raise UserError(f"scores={file}: has {found.count(twice)} columns {twice}. Keep one of them.")
+        return found
 
     try:
         if file.suffix == ".parquet":
             import pyarrow.parquet as pq
 
             with pq.ParquetFile(file) as parquet:
+                groups = [parquet.metadata.row_group(i) for i in range(parquet.num_row_groups)]
+                check_expansion(file, sum(group.total_byte_size for group in groups), f"scores={file}")
                 return parquet.read(columns=wanted(parquet.schema_arrow.names))
         if file.suffix == ".csv":
             from pyarrow import csv
 
             table = csv.read_csv(file, convert_options=csv.ConvertOptions(column_types={"id": pa.large_string()}))
             return table.select(wanted(table.column_names))
+    except UserError:
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"scores={file}: cannot be read ({reason}). Give a whole .parquet, .csv or .npz file."
+            f"scores={file}: cannot be read ({shown(error)}). Give a whole .parquet, .csv or .npz file."
         ) from error
     raise UserError(f"scores={file}: unknown kind of file. Give a .parquet, .csv or .npz file.")
 
@@ -117,6 +125,7 @@ def _read(file: Path, columns: Collection[str]) -> pa.Table:
 def _read_arrays(file: Path, key: str | None) -> pa.Table:
     """The perplexities of one scorer, and `cluster` where it is there, as a table."""
     try:
+        check_archive(file, f"scores={file}")
         with np.load(file, allow_pickle=False) as arrays:
             names = [name for name in arrays.files if name != "cluster"]
             listed = ", ".join(names) or "none"
@@ -129,11 +138,12 @@ def _read_arrays(file: Path, key: str | None) -> pa.Table:
             key = names[0] if key is None else key
             ppl_EN = arrays[key]
             cluster = arrays["cluster"] if "cluster" in arrays.files else None
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        if isinstance(error, UserError):
-            raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"scores={file}: cannot be read ({reason}). Give a whole .npz without pickles.") from error
+    except UserError:
+        raise
+    except UNREADABLE as error:
+        raise UserError(
+            f"scores={file}: cannot be read ({shown(error)}). Give a whole .npz without pickles."
+        ) from error
     if ppl_EN.ndim != 2 or ppl_EN.dtype.kind not in "fiu":
         raise UserError(
             f"scores={file}: array {key} is {ppl_EN.dtype} of shape {ppl_EN.shape}, must be perplexities (epochs + 1, "

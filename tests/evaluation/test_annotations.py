@@ -177,14 +177,17 @@ ROW = {"instruction": "a", "generator_1": "base", "generator_2": "m", "preferenc
         ('"preference"', "the file must be a list of objects"),
         ('{"preference": 2}', "no list under data or judgements"),
         ("[2, 1]", "a row must be a JSON object"),
-        ("[]", "no verdicts in it."),
+        ("[]", "no verdicts in it; give a file that has some."),
         ([{"instruction": "a"}], "line 1: neither preference nor verdict; a row needs one of them. A preference is 1"),
         ([{"preference": 2}], "line 1: no id and no instruction"),
         ([{**ROW, "preference": "x"}], "no verdict can be read, preference 'x' in row 1 first. A preference is 1"),
         ([{**ROW, "preference": 3.7}], "no verdict can be read, preference 3.7 in row 1 first. A preference is 1"),
         ([ROW, ROW], "2 verdicts on m for the same prompt, 'a'; leave one"),
         ([ROW, {**ROW, "generator_1": "other"}], "two baselines, base and other; give a file for each."),
-        ([{**ROW, "model_chars": "long"}], "model_chars 'long' is no number of characters."),
+        (
+            [{**ROW, "model_chars": "long"}],
+            "model_chars 'long' is no number of characters; give one, or leave it empty.",
+        ),
     ],
 )
 def test_mistakes_are_one_line_with_the_place(tmp_path, content, message):
@@ -198,7 +201,9 @@ def test_mistakes_are_one_line_with_the_place(tmp_path, content, message):
 
 
 def test_files_that_are_not_there_or_of_another_kind(tmp_path):
-    with pytest.raises(UserError, match=r"^judgements=.*gone\.json: no such file\.$"):
+    with pytest.raises(
+        UserError, match=r"^judgements=.*gone\.json: no such file\. Check the name and the folder you start from\.$"
+    ):
         read_judgements(tmp_path / "gone.json")
     with pytest.raises(UserError, match=r"no known ending; give \.json"):
         read_judgements(tmp_path / "verdicts.txt")

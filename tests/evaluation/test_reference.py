@@ -242,7 +242,7 @@ def test_the_configuration_gives_the_defaults():
 
 @pytest.mark.parametrize("name", ["max_new_tokens", "batch_tokens", "resamples"])
 def test_settings_below_one_are_refused(name):
-    with pytest.raises(UserError, match=f"evaluator.{name}=0: must be at least 1"):
+    with pytest.raises(UserError, match=f"evaluator.{name}=0: must be a whole number, at least 1"):
         ReferenceEvaluator(HELD_OUT, **{name: 0})
 
 

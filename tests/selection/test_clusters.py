@@ -43,7 +43,7 @@ def encoder(monkeypatch, tmp_path):
     class SentenceTransformer:
         max_seq_length = 512
 
-        def __init__(self, folder):
+        def __init__(self, folder, **more):
             seen.append(f"loaded {Path(folder).name}")
 
         def encode(self, texts, **_):
