@@ -86,7 +86,8 @@ def test_evaluate_takes_run_folders_as_models():
         ),
         (
             ["publsh"],
-            "lpsel: publsh: no such command; give one of train, select, evaluate, agreement, votes, publish, report.",
+            "lpsel: publsh: no such command; give one of train, select, evaluate, agreement, votes, publish, report, "
+            "runs, show, rows.",
         ),
         (
             ["agreement", "nowhere.csv", "b.csv"],
@@ -111,4 +112,4 @@ def test_a_mistake_is_one_line_and_status_2(arguments, message, tmp_path):
 
 def test_help_names_the_commands():
     names = [line.split()[0] for line in lpsel("--help").stdout.splitlines()[2:]]
-    assert names == ["train", "select", "evaluate", "agreement", "votes", "publish", "report"]
+    assert names == ["train", "select", "evaluate", "agreement", "votes", "publish", "report", "runs", "show", "rows"]
