@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lpsel.distributed import is_main_process, started_together
-from lpsel.errors import ToldElsewhere, UserError
+from lpsel.errors import ToldElsewhere, UserError, files_within_reach
 from lpsel.mistakes import check_arguments, in_our_words
 from lpsel.redact import redact, show_traceback
 
@@ -78,7 +78,9 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
     try:
         check_arguments(given)
         sys.argv[1:] = overrides(command, given)
-        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(_job(command, mistakes))()
+        start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)
+        with files_within_reach():
+            start(_job(command, mistakes))()
         if Watch.sweep is not None:
             sys.exit(_end_of_sweep(command, Watch.sweep))
     except mistakes as error:
@@ -94,7 +96,8 @@ def run_plain(command: str, arguments: Sequence[str]) -> None:
     """Run a command that takes paths and flags; mistakes end as in `run`."""
     sys.excepthook = show_traceback
     try:
-        import_module(f"lpsel.jobs.{command}").main(arguments)
+        with files_within_reach():
+            import_module(f"lpsel.jobs.{command}").main(arguments)
     except UserError as error:
         if os.environ.get("LPSEL_DEBUG"):
             raise
@@ -119,8 +122,9 @@ def _job(command: str, mistakes: tuple[type[Exception], ...]) -> Callable[[Any],
             run_one(command, config, mistakes)
             return {}
         try:
-            started = Job.of(command, config, Path(hydra.runtime.output_dir))
-            result = started.run()
+            with files_within_reach():
+                started = Job.of(command, config, Path(hydra.runtime.output_dir))
+                result = started.run()
         except mistakes as error:
             if os.environ.get("LPSEL_DEBUG"):
                 raise

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from lpsel.asked import RESULT, Asked
 from lpsel.distributed import is_main_process
 from lpsel.errors import UserError
-from lpsel.files import finite, write_json
+from lpsel.files import finite, writable, write_json
 from lpsel.tracking.base import Tracker
 
 log = logging.getLogger(__name__)
@@ -85,10 +85,10 @@ class Job:
     def of(cls, command: str, config: DictConfig, run_dir: Path, in_sweep: bool = False) -> "Job":
         cache_dir = Path(config.cache_dir or "~/.cache/lpsel").expanduser().resolve()
         try:
-            cache_dir.mkdir(parents=True, exist_ok=True)
+            writable(cache_dir)
         except OSError as error:
             raise UserError(
-                f"cache_dir={cache_dir}: cannot be made ({error.strerror}); give cache_dir=FOLDER or LPSEL_CACHE."
+                f"cache_dir={cache_dir}: cannot be written ({error.strerror}); give cache_dir=FOLDER or LPSEL_CACHE."
             ) from error
         return cls(
             command=command,

@@ -1,6 +1,11 @@
 """The one exception a user's mistake ends in, and what values are asked before it."""
 
+import errno
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+OUT_OF_REACH = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR}
 
 
 class UserError(ValueError):
@@ -18,6 +23,19 @@ def is_whole(value: object) -> bool:
 def is_number(value: object) -> bool:
     """Whether a value of a configuration is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@contextmanager
+def files_within_reach() -> Iterator[None]:
+    """A file that the system does not let us read or write is the user's to mend: a UserError names it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in OUT_OF_REACH or error.filename is None:
+            raise
+        raise UserError(
+            f"{error.filename}: {error.strerror}; check the name, and that you may read it (or write there)."
+        ) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -6,10 +6,21 @@ import math
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+
+def writable(folder: Path) -> None:
+    """Make a folder and see that files can be made in it.
+
+    Raises:
+        OSError: it cannot be made, or nothing can be written there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lpsel.errors import UserError
+from lpsel.files import writable
 
 SECRET = re.compile(
     r"(?:^|[\W_])(?P<name>\w*(?:api_?key|access_?key|passw(?:or)?d|secret|authorization|auth_?token)|(?:hf_)?token)"
@@ -42,10 +43,10 @@ def check_arguments(arguments: Sequence[str]) -> None:
         name, _, folder = argument.partition("=")
         if name == "hydra.run.dir" and "${" not in folder and "--cfg" not in arguments:
             try:
-                Path(folder).mkdir(parents=True, exist_ok=True)
+                writable(Path(folder))
             except OSError as error:
                 raise UserError(
-                    f"hydra.run.dir={folder}: cannot be made ({error.strerror}); give hydra.run.dir=FOLDER that you "
+                    f"hydra.run.dir={folder}: cannot be written ({error.strerror}); give hydra.run.dir=FOLDER that you "
                     "may write to."
                 ) from error
 

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from lpsel.asked import WHERE_AND_HOW, unused_keys
 from lpsel.config import Job
 from lpsel.distributed import agree, is_main_process, started_together
-from lpsel.errors import UserError, first_line
+from lpsel.errors import UserError, files_within_reach, first_line
 from lpsel.files import digest, write_json
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def run_one(command: str, config: DictConfig, mistakes: tuple[type[Exception], .
 
             ended("planned", plan=planned(command, config, folder))
             return
-        with _alone(hydra, config):
+        with _alone(hydra, config), files_within_reach():
             found = _run_or_find(command, config, folder)
         ended("found" if found else "done")
         if is_main_process():

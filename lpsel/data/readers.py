@@ -83,6 +83,7 @@ def _parquet(path: Path, split: str) -> Iterator[Numbered]:
     import pyarrow.parquet as pq
 
     number = 0
+    path.open("rb").close()  # Arrow's own error would not name the file
     try:
         with pq.ParquetFile(path) as file:
             groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
@@ -222,21 +223,21 @@ def _object(row: Any, path: Path, number: int) -> dict[str, Any]:
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines with their line ends, split at line feeds only."""
     number = 0
-    try:
-        with _open(path) as file:
+    with _open(path) as file:
+        try:
             for number, line in enumerate(lines_within(file, path, _compressed(path)), 1):
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path, number, error) from None
-    except _damage() as error:
-        raise _damaged(path, error) from None
+        except UnicodeDecodeError as error:
+            raise _not_utf8(path, number, error) from None
+        except _damage() as error:
+            raise _damaged(path, error) from None
 
 
 def _chunks(path: Path) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     line, total = 1, 0
-    try:
-        with _open(path) as file:
+    with _open(path) as file:
+        try:
             while block := file.read(CHUNK_BYTES):
                 total += len(block)
                 if _compressed(path):
@@ -245,11 +246,11 @@ def _chunks(path: Path) -> Iterator[str]:
                 line += text.count("\n")
                 yield text
             decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
-        line += error.object[: error.start].count(b"\n")
-        raise _not_utf8(path, line, error) from None
-    except _damage() as error:
-        raise _damaged(path, error) from None
+        except UnicodeDecodeError as error:
+            line += error.object[: error.start].count(b"\n")
+            raise _not_utf8(path, line, error) from None
+        except _damage() as error:
+            raise _damaged(path, error) from None
 
 
 def _not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> UserError:
@@ -287,7 +288,7 @@ def _open_xz(path: Path) -> IO[bytes]:
 def _open_zstandard(path: Path) -> IO[bytes]:
     import pyarrow as pa  # the package zstandard takes half a frame for a whole one
 
-    return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"), CHUNK_BYTES)
+    return io.BufferedReader(pa.CompressedInputStream(path.open("rb"), "zstd"), CHUNK_BYTES)
 
 
 COMPRESSIONS: dict[str, Callable[[Path], IO[bytes]]] = {".xz": _open_xz, ".gz": _open_gzip, ".zst": _open_zstandard}

@@ -227,7 +227,8 @@ class Source:
                 raise UserError(f"dataset.path={spec.path}: unknown kind of file, must end in {ENDINGS}.")
             return str(path), reader.unit, reader.read(path, spec.split)
         if path.exists():
-            raise UserError(f"dataset.path={spec.path}: is a folder; name a file that ends in {ENDINGS}.")
+            what = "a folder" if path.is_dir() else "no plain file"
+            raise UserError(f"dataset.path={spec.path}: is {what}; name a file that ends in {ENDINGS}.")
         if reader is not None:
             raise UserError(f"dataset.path={spec.path}: no such file. Check the name and the folder you start from.")
         return f"{spec.path} ({spec.split})", "row", _numbered(self._hub)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lpsel.errors import UserError
+from lpsel.files import writable
 
 RESULT = "result.json"
 
@@ -26,10 +27,10 @@ def run_folder(command: str, given: Path | None) -> Path:
     folder = given or Path("runs") / command / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     folder = folder.expanduser().resolve()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        writable(folder)
     except OSError as error:
         raise UserError(
-            f"--out {folder}: cannot be made ({error.strerror}); give a folder you may write to."
+            f"--out {folder}: cannot be written ({error.strerror}); give a folder you may write to."
         ) from error
     (folder / RESULT).unlink(missing_ok=True)
     return folder

@@ -157,6 +157,8 @@ def _result(run: Path) -> dict[str, Any]:
     try:
         result = read_json(run.expanduser() / RESULT)
         _ = result["subset"], result["selection"], result["dataset"]["name"]
+    except PermissionError:
+        raise
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"{run}: not a finished run of select or train (result.json with a subset); give one."

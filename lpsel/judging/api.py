@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from threading import Event, Lock
@@ -82,6 +82,10 @@ class OpenAIJudge:
             self.max_cost is None or None not in (self.prompt_price, self.completion_price),
             f"judge.max_cost={self.max_cost}: needs judge.prompt_price and judge.completion_price, in dollars a "
             "million tokens.",
+        )
+        _require(
+            isinstance(self.request, Mapping),
+            f"judge.request={self.request}: must be parameters of a request, as in judge.request={{temperature: 0}}.",
         )
         check_orders(self.orders)
         url = urlsplit(self.base_url)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lpsel.errors import UserError
 from lpsel.files import read_json
@@ -185,11 +185,15 @@ def find(given: Sequence[str]) -> Found:
 
 
 def _folders(path: Path) -> Iterator[Path]:
-    for folder, inside, files in os.walk(path):
+    for folder, inside, files in os.walk(path, onerror=_raise):
         if RESULT in files or any(log in files for log in LOGS) or (Path(folder) == path and files and not inside):
             inside.clear()  # what is inside a run is its own
             yield Path(folder)
         inside[:] = sorted(name for name in inside if not name.startswith("."))
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
 
 
 def _read(folder: Path, found: Found) -> None:

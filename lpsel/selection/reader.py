@@ -46,6 +46,7 @@ def read_scores(path: str | Path, key: str | None = None, columns: Collection[st
         file = file / SCORES_FILE
     if not file.is_file():
         raise UserError(f"scores={path}: no such file. Name a scores folder, or a .parquet, .csv or .npz file.")
+    file.open("rb").close()  # Arrow's own error would not name the file
     if key is not None and file.suffix != ".npz":
         raise UserError(f"scores_key={key}: names an array of an .npz file, {file.name} is none. Leave it out.")
     table = _read_arrays(file, key) if file.suffix == ".npz" else _read(file, columns)

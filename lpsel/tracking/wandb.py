@@ -5,8 +5,11 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from ssl import SSLError
 from typing import Any
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlparse
+from urllib.request import urlopen
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,6 +20,8 @@ from lpsel.tracking.base import Artifact, Tracker
 
 MODES = ("online", "offline", "disabled")
 HISTOGRAM_BINS = 64
+REMEDY = "say tracker.mode=offline or tracker=none"
+SECONDS = 15  # to wait for the server's first answer; wandb itself tries for a minute and a half
 
 
 class WandbTracker(Tracker):
@@ -49,14 +54,16 @@ class WandbTracker(Tracker):
 
     def start(self, job: str, config: dict[str, Any], run_dir: Path) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
+        if self.mode == "online":
+            _check_server()
         import wandb
 
         try:
             self.run = wandb.init(**self._arguments(job, config, run_dir))
         except wandb.errors.Error as error:
-            raise UserError(
-                f"tracker=wandb: no run can be started ({first_line(error)}); say tracker.mode=offline or tracker=none."
-            ) from error
+            said = first_line(error)
+            reason = type(error).__name__ if said == "<no message>" else said
+            raise UserError(f"tracker=wandb: no run can be started ({reason}); {REMEDY}.") from error
         self.directory = Path(self.run.dir).parent
 
     def _arguments(self, job: str, config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
@@ -118,11 +125,28 @@ def has_account() -> bool:
     """Whether an API key for the W&B server is in the environment or in the user's netrc file."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    host = urlparse(_server()).hostname
     try:
         return netrc.netrc().authenticators(host or "") is not None
     except (OSError, netrc.NetrcParseError):
         return False
+
+
+def _server() -> str:
+    return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+
+
+def _check_server() -> None:
+    """See that something answers there, whatever it says."""
+    try:
+        urlopen(_server(), timeout=SECONDS).close()
+    except HTTPError:
+        return
+    except (OSError, ValueError) as error:
+        reason = error.reason if isinstance(error, URLError) else error
+        if isinstance(reason, SSLError):  # there it is; wandb has certificates of its own
+            return
+        raise UserError(f"tracker=wandb: {_server()} does not answer ({reason}); {REMEDY}.") from error
 
 
 def _safe(name: str) -> str:

@@ -1,6 +1,7 @@
 """Wrong inputs: a command line, and what its one line must hold: the value at fault, and the remedy.
 
-Names of files are those of wrong_files.py; commands run in their folder, without a GPU and without the Hub.
+Names of files are those of wrong_files.py; commands run in their folder, without a GPU and without the Hub. NAME=VALUE
+before a command is for its environment; SERVER is a judge's server with a key, "right", and one model, "judge".
 """
 
 from typing import NamedTuple
@@ -26,6 +27,7 @@ TRAIN = "train cluster=none dataset.path=good.jsonl scorer.path=models/good mode
 REFERENCE = "evaluate tracker=none model=models/good "
 PAIR = "evaluate evaluator=pairwise tracker=none model=models/good baseline=models/good evaluator.max_new_tokens=8 "
 JUDGE = PAIR + "prompts=prompts/good.jsonl "
+SELECT = "select dataset.path=good.jsonl scores=scores/good.csv cluster=none tracker.mode=online"
 IMPORT = "evaluate evaluator=pairwise tracker=none judgements=judgements/"
 AGREE = "agreement scores/good.csv "
 CONVERT = "Convert the file: iconv -f ENCODING -t UTF-8."
@@ -483,4 +485,76 @@ FURTHER = [
     Case("publish runs/lost-subset --too x", "--too x", "see lpsel publish --help"),
 ]
 
-CASES = [*COMMAND_LINE, *RANGES, *ROWS, *TABLES, *MODELS, *EVALUATIONS, *FURTHER]
+LONG = "x" * 300 + ".jsonl"
+OUT_OF_REACH = [
+    Case(DATA + "locked-good.jsonl", "locked-good.jsonl: ", "may read"),
+    Case(DATA + "locked-good.parquet", "locked-good.parquet: ", "may read"),
+    Case(DATA + "locked/good.jsonl", "locked/good.jsonl: ", "may read"),
+    Case(DATA + "locked", "locked", "name a file"),
+    Case(DATA + "loop.jsonl", "loop.jsonl", "Check the name"),
+    Case(DATA + "dangling.jsonl", "dangling.jsonl", "Check the name"),
+    Case(DATA + "device.jsonl", "device.jsonl: is no plain file", "name a file that ends in"),
+    Case(DATA + "folder.jsonl", "folder.jsonl", "name a file that ends in"),
+    Case(DATA + "pipe.jsonl", "pipe.jsonl: is no plain file", "name a file that ends in"),
+    Case(DATA + "good.jsonl/x.jsonl", "good.jsonl/x.jsonl", "Check the name"),
+    Case(DATA + LONG, f"{LONG}: File name too long", "check the name"),
+    *[
+        Case(f"select dataset.path=good.jsonl scores={name}", f"{name}", "may read")
+        for name in ("locked-good.csv", "locked-good.parquet", "locked-good.npz", "scores/locked")
+    ],
+    Case(f"select dataset.path=good.jsonl scores={LONG}", f"{LONG}: File name too long", "check the name"),
+    Case("select dataset.path=good.jsonl scores=pipe.jsonl", "pipe.jsonl", "Name a scores folder"),
+    Case(SCORER + "locked", "models/locked", "may read"),
+    Case(SCORER + "locked-config", "models/locked-config", "may read"),
+    late(SCORER + "locked-weights tracker=none", "models/locked-weights", "may read"),
+    Case(f"select scorer.path=./{LONG}", f"{LONG}: File name too long", "check the name"),
+    Case("select dataset.path=good.jsonl cache_dir=read-only/x", "read-only/x", "give cache_dir=FOLDER or LPSEL_CACHE"),
+    Case(SCORER + "good cache_dir=read-only tracker=none", "read-only", "give cache_dir=FOLDER or LPSEL_CACHE"),
+    Case("select hydra.run.dir=read-only/x", "read-only/x", "give hydra.run.dir="),
+    Case("select hydra.run.dir=read-only", "read-only", "give hydra.run.dir="),
+    Case("evaluate model=runs/locked", "runs/locked", "may read"),
+    Case("evaluate model=models/locked", "models/locked", "may read"),
+    Case(PAIR + "prompts=locked-good.jsonl", "locked-good.jsonl", "may read"),
+    Case(PAIR + "prompts=locked/good.jsonl", "locked/good.jsonl", "may read"),
+    Case(PAIR + "prompts=pipe.jsonl", "pipe.jsonl", "Check the name"),
+    Case(PAIR + "prompts=good prompts_dir=locked", "locked", "may read"),
+    Case(JUDGE + "judge.prompt=locked-prompt.txt", "locked-prompt.txt", "the path of a UTF-8 file"),
+    Case(JUDGE + "judge.prompt=locked/prompt.txt", "locked/prompt.txt", "the path of a UTF-8 file"),
+    Case(IMPORT + "../locked-good.jsonl", "locked-good.jsonl", "may read"),
+    Case(AGREE + "locked-good.csv", "locked-good.csv", "may read"),
+    Case(AGREE + "scores/locked", "scores/locked", "may read"),
+    Case(AGREE + "scores/good.csv --out read-only/x", "read-only/x", "give a folder you may write to"),
+    Case(AGREE + "runs/locked", "runs/locked", "may read"),
+    Case("votes locked-vote.json", "locked-vote.json: cannot be read (Permission denied)", "give files that"),
+    Case("votes locked/vote.json", "locked/vote.json: cannot be read (Permission denied)", "give files that"),
+    Case("votes votes/good.json --key locked-vote.json", "cannot be read (Permission denied)", "give the key.json"),
+    Case("report runs/locked", "runs/locked", "may read"),
+    Case("report runs/no-scores --out read-only/x", "read-only/x", "name a folder you may write to"),
+    Case("publish runs/locked", "runs/locked", "may read"),
+]
+
+WITH_KEY = "OPENAI_API_KEY=sk-canary "
+SERVICES = [
+    late(WITH_KEY + JUDGE + "judge.base_url=SERVER", "does not take the key (401)", "variable OPENAI_API_KEY"),
+    late("MINE=canary " + JUDGE + "judge.base_url=SERVER judge.key_env=MINE", "does not take the key", "variable MINE"),
+    late(JUDGE + "judge.base_url=SERVER", "does not take the key (401)", "put the right one"),
+    late("OPENAI_API_KEY=right " + JUDGE + "judge.base_url=SERVER judge.model=other", "no model other", "judge.model="),
+    Case(JUDGE + "judge.request=7", "judge.request=7", "must be parameters"),
+    Case(JUDGE + "judge.request=warm", "judge.request=warm", "must be parameters"),
+    late(
+        JUDGE + "judge.base_url=http://nowhere.invalid/v1 judge.max_retries=0", "nowhere.invalid", "server runs there"
+    ),
+    late(
+        WITH_KEY + JUDGE.replace("model=models/good", "model=m@SERVER judge=human", 1),
+        "does not take the key",
+        "into OPENAI_API_KEY",
+    ),
+    late(JUDGE.replace("model=models/good", "model=m@http://nowhere.invalid/v1", 1), "nowhere.invalid", "check the ad"),
+    Case(f"WANDB_API_KEY={'canary' * 7} WANDB_BASE_URL=http://127.0.0.1:9 {SELECT}", "127.0.0.1:9", "tracker.mode=off"),
+    Case(f"WANDB_BASE_URL=http://127.0.0.1:9 {SELECT}", "127.0.0.1:9 does not answer", "say tracker.mode=offline or"),
+    Case(f"WANDB_BASE_URL=http://nowhere.invalid {SELECT}", "http://nowhere.invalid", "say tracker.mode=offline or"),
+    Case(f"WANDB_BASE_URL=nowhere {SELECT}", "nowhere does not answer", "say tracker.mode=offline or tracker=none"),
+    Case("select dataset.path=no-such/rows", "no-such/rows", "Hub data set that you can"),
+]
+
+CASES = [*COMMAND_LINE, *RANGES, *ROWS, *TABLES, *MODELS, *EVALUATIONS, *FURTHER, *OUT_OF_REACH, *SERVICES]

@@ -1,6 +1,7 @@
 """The folder of wrong files, and a machine without a GPU and without the Hub."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -30,3 +31,13 @@ def alone(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("WANDB_MODE", "offline")
     return os.environ
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """The address of a judge's server that takes one key and has one model."""
+    script = Path(__file__).parent.parent / "judging/misbehaving_server.py"
+    command = [sys.executable, script, tmp_path_factory.mktemp("server") / "log", "--key", "right", "--model", "judge"]
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as process:
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
+        process.kill()

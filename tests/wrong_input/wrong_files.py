@@ -3,6 +3,7 @@
 import gzip
 import json
 import lzma
+import os
 import random
 import shutil
 import struct
@@ -38,6 +39,7 @@ def make(folder: Path, model: Path) -> None:
     _tables(folder)
     _models(folder, model)
     _runs(folder)
+    _locked(folder, model)
 
 
 def _data():
@@ -328,3 +330,28 @@ def _runs(folder):
     (folder / "report-in-the-way").mkdir()
     (folder / "report-in-the-way/thesis.txt").write_text("mine")
     (folder / "a-file").write_text("x")
+
+
+def _locked(folder, model):
+    """What may not be read, what may not be written to, and what is no file at all."""
+    for copied in ("good.jsonl", "good.csv", "good.parquet", "good.npz", "vote.json", "prompt.txt"):
+        source = {"good.csv": "scores/good.csv", "good.npz": "scores/two.npz", "vote.json": "votes/good.json",
+                  "prompt.txt": "judge-without-places.txt"}.get(copied, copied)  # fmt: skip
+        shutil.copy(folder / source, folder / f"locked-{copied}")
+        (folder / f"locked-{copied}").chmod(0)
+    shutil.copytree(model, folder / "models/locked-weights")
+    shutil.copytree(model, folder / "models/locked-config")
+    (folder / "models/locked-weights/model.safetensors").chmod(0)
+    (folder / "models/locked-config/config.json").chmod(0)
+    for name in ("locked", "models/locked", "runs/locked", "scores/locked"):
+        (folder / name).mkdir()
+        for inside in ("good.jsonl", "scores.parquet", "config.json", "result.json", "prompt.txt"):
+            (folder / name / inside).write_text("{}")
+        (folder / name).chmod(0)
+    (folder / "read-only").mkdir()
+    (folder / "read-only").chmod(0o555)
+    (folder / "loop.jsonl").symlink_to("loop.jsonl")
+    (folder / "dangling.jsonl").symlink_to("nothing.jsonl")
+    (folder / "device.jsonl").symlink_to("/dev/zero")
+    (folder / "folder.jsonl").mkdir()
+    os.mkfifo(folder / "pipe.jsonl")
