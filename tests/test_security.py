@@ -119,7 +119,8 @@ def found_canaries(folder, *printed):
 def test_no_key_of_the_environment_is_written_or_printed(lpsel, small_run, serve, tmp_path, toy_model):
     """The servers here send every request's Authorization header back in what they say of it."""
     given, run = small_run
-    done = lpsel("train", *given, f"hydra.run.dir={run}", **CANARIES)
+    # At such a rate the model answers unlike the baseline, so that the judge is asked.
+    done = lpsel("train", *given, "model.recipe.learning_rate=.1", f"hydra.run.dir={run}", **CANARIES)
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"instruction": f"Say {n}."}) + "\n" for n in range(3)))
     pairwise = [
         "evaluate", "evaluator=pairwise", f"baseline={toy_model}", "prompts=prompts.jsonl",
@@ -142,6 +143,7 @@ def test_no_key_of_the_environment_is_written_or_printed(lpsel, small_run, serve
     report = lpsel("report", "runs", "--out", "report", **CANARIES)
     publish = lpsel("publish", run, **CANARIES)
     assert [end.status for end in (done, good, report, publish)] == [None] * 4
+    assert json.loads((tmp_path / "runs/a-b/result.json").read_text())["judging"]["asked"] > 0
     assert [end.status for end in (wrong_key, refused, by_name)] == [2] * 3
     assert "status 400 for Bearer ***" in refused.err
     assert "Traceback" in traced.stderr

@@ -7,8 +7,10 @@ entries, since ranks that disagree on the number of forward passes wait for each
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from lpsel.data.ids import first_words
 from lpsel.mixing import splitmix64
 
 Rows = NDArray[np.int64]
@@ -59,7 +61,7 @@ def recording_plan(rows: Rows, lengths: NDArray[np.int32], budget: int, rank: in
     return (batches + batches[-1:] * short)[rank::world]
 
 
-def epoch_order(ids: Sequence[str], seed: int, epoch: int) -> Rows:
+def epoch_order(ids: pa.Array | Sequence[str], seed: int, epoch: int) -> Rows:
     """A shuffle of the rows that depends on their content, the seed and the epoch, not on their order in the file.
 
     Args:
@@ -68,12 +70,11 @@ def epoch_order(ids: Sequence[str], seed: int, epoch: int) -> Rows:
     Returns:
         Row numbers, shape (N,), in the order of the epoch.
     """
-    keys = np.fromiter((int(i[:16], 16) for i in ids), dtype=np.uint64, count=len(ids))
     key = splitmix64(splitmix64(np.array([seed % 2**64], dtype=np.uint64)) + np.uint64(epoch))
-    return np.argsort(splitmix64(keys ^ key), kind="stable")
+    return np.argsort(splitmix64(first_words(ids) ^ key), kind="stable")
 
 
-def random_rows(among_N: NDArray[np.bool_], ids: Sequence[str], seed: int, order: int, count: int) -> Rows:
+def random_rows(among_N: NDArray[np.bool_], ids: pa.Array | Sequence[str], seed: int, order: int, count: int) -> Rows:
     """At most `count` of the rows of a mask, the first of an `epoch_order` of their content, ascending."""
     shuffled = epoch_order(ids, seed, order)
     return np.sort(shuffled[among_N[shuffled]][:count])

@@ -2,18 +2,21 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import chain, islice, pairwise
 from json.encoder import encode_basestring as quoted
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
+from lpsel.data.parquet import batches
 from lpsel.data.source import ID_BYTES, Source
 
 ROWS_AT_ONCE = 65_536
@@ -39,6 +42,34 @@ def id_array(blocks: Iterable[bytes]) -> pa.LargeStringArray:
     n = len(digits) // ID_BYTES
     offsets = np.arange(n + 1, dtype=np.int64) * (2 * ID_BYTES)
     return pa.LargeStringArray.from_buffers(n, pa.py_buffer(offsets), pa.py_buffer(digits))
+
+
+class Contents(NamedTuple):
+    """The different contents of N rows.
+
+    Attributes:
+        ids: content ids in ascending order, U of them.
+        place: where each row's stands there, int32 (N,).
+    """
+
+    ids: pa.Array
+    place: NDArray[np.int32]
+
+
+def contents_of(ids: pa.Array) -> Contents:
+    """The different ones among the ids of N rows."""
+    encoded = ids.dictionary_encode()
+    order_U = pc.sort_indices(encoded.dictionary)
+    place_U = np.empty(len(order_U), np.int32)
+    place_U[order_U.to_numpy()] = np.arange(len(order_U))
+    return Contents(encoded.dictionary.take(order_U), place_U[encoded.indices.to_numpy()])
+
+
+def first_words(ids: pa.Array | Sequence[str]) -> NDArray[np.uint64]:
+    """The number that the first 16 hexadecimal digits of every id are, uint64 (N,)."""
+    strings = ids if isinstance(ids, pa.Array) else pa.array(ids, pa.string())
+    digits = pc.utf8_slice_codeunits(strings, 0, 16).buffers()[2]
+    return np.frombuffer(bytes.fromhex(digits.to_pybytes().decode() if digits else ""), ">u8").astype(np.uint64)
 
 
 def _in_blocks(digests: Iterator[bytes]) -> Iterator[bytes]:
@@ -92,23 +123,19 @@ def _parquet_digests(path: Path, fields: dict[str, str], groups: list[int], rows
 
 def _group_digests(path: Path, fields: dict[str, str], part: tuple[int, range]) -> bytes:
     """As `Example.content_digest` has it for a question and its answer; null counts as empty."""
-    import pyarrow.parquet as pq
-
     group, rows = part
     names = ("input", "prompt", "completion") if "prompt" in fields else ("input", "instruction", "output")
     sha256, size, start, blocks = hashlib.sha256, ID_BYTES, 0, []
-    with pq.ParquetFile(path) as file:
-        columns = list(dict.fromkeys(fields.values()))
-        for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns, row_groups=[group]):
-            taken = range(max(rows.start - start, 0), min(rows.stop - start, len(batch)))
-            start += len(batch)
-            if taken:
-                batch = batch.slice(taken.start, len(taken))
-                texts = [_quoted(batch.column(fields[name])) if name in fields else EMPTY for name in names]
-                contents = pc.binary_join_element_wise(*chain(*zip(AROUND, texts, strict=False)), AROUND[-1], NOTHING)
-                ends = np.frombuffer(contents.buffers()[1], np.int64)[: len(contents) + 1].tolist()
-                data = contents.buffers()[2].to_pybytes()
-                blocks.append(b"".join([sha256(data[a:b]).digest()[:size] for a, b in pairwise(ends)]))
+    for batch in batches(path, columns=list(dict.fromkeys(fields.values())), groups=[group]):
+        taken = range(max(rows.start - start, 0), min(rows.stop - start, len(batch)))
+        start += len(batch)
+        if taken:
+            batch = batch.slice(taken.start, len(taken))
+            texts = [_quoted(batch.column(fields[name])) if name in fields else EMPTY for name in names]
+            contents = pc.binary_join_element_wise(*chain(*zip(AROUND, texts, strict=False)), AROUND[-1], NOTHING)
+            ends = np.frombuffer(contents.buffers()[1], np.int64)[: len(contents) + 1].tolist()
+            data = memoryview(contents.buffers()[2])
+            blocks.append(b"".join([sha256(data[a:b]).digest()[:size] for a, b in pairwise(ends)]))
     return b"".join(blocks)
 
 

@@ -16,6 +16,7 @@ from lpsel.data.bounds import VALUE_BYTES, check_expansion, lines_within, too_lo
 from lpsel.errors import UserError, first_line
 
 CHUNK_BYTES = 1 << 18
+PARQUET_ROWS = 256  # that are dictionaries at once
 WHITESPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -82,6 +83,8 @@ def _parquet(path: Path, split: str) -> Iterator[Numbered]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from lpsel.data.parquet import batches
+
     number = 0
     path.open("rb").close()  # Arrow's own error would not name the file
     try:
@@ -89,8 +92,9 @@ def _parquet(path: Path, split: str) -> Iterator[Numbered]:
             groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
             check_expansion(path, sum(group.total_byte_size for group in groups))
             _check_columns(file.schema_arrow.names, path)
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
+        for batch in batches(path):
+            for start in range(0, len(batch), PARQUET_ROWS):
+                for row in batch.slice(start, PARQUET_ROWS).to_pylist():
                     number += 1
                     yield Numbered(number, row)
     except (pa.ArrowException, OSError) as error:

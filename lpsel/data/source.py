@@ -178,26 +178,21 @@ class Source:
         return None if self.spec.limit is None else self.spec.skip + self.spec.limit
 
     @cached_property
-    def id_array(self) -> "pa.LargeStringArray":
+    def ids(self) -> "pa.LargeStringArray":
         """The content id of every row, in order; takes one pass the first time."""
         from lpsel.data.ids import ids_of
 
         return ids_of(self)
 
     @cached_property
-    def ids(self) -> list[str]:
-        """`id_array` as a list."""
-        return self.id_array.to_pylist()
-
-    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the ids in order: the same for the same rows, whatever file, form or name they have."""
         from lpsel.data.ids import fingerprint
 
-        return fingerprint(self.id_array)
+        return fingerprint(self.ids)
 
     def __len__(self) -> int:
-        return len(self.id_array)
+        return len(self.ids)
 
     def columns_of(self, raw: Mapping[str, Any]) -> Mapping[str, str]:
         """Our field -> the column of a row that holds it."""

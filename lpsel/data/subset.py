@@ -11,7 +11,6 @@ from lpsel.data.source import Example, Source
 from lpsel.files import json_line, write_atomically
 
 NAMES = {False: "subset.jsonl", True: "subset.parquet"}  # by whether the source is a Parquet file
-ROWS_AT_ONCE = 65_536
 
 
 def write_subset(
@@ -53,12 +52,15 @@ def _write_parquet(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from lpsel.data.parquet import batches
+
     spec = source.spec
     assert spec.path is not None
     first, last = spec.skip, spec.skip + len(selected)
     start = 0
-    with pq.ParquetFile(Path(spec.path).expanduser()) as rows, pq.ParquetWriter(file, rows.schema_arrow) as writer:
-        for batch in rows.iter_batches(batch_size=ROWS_AT_ONCE):
+    path = Path(spec.path).expanduser()
+    with pq.ParquetWriter(file, pq.read_schema(path)) as writer:
+        for batch in batches(path):
             end = start + len(batch)
             if taken := range(max(first, start), min(last, end)):
                 part = batch.slice(taken[0] - start, len(taken))

@@ -10,7 +10,7 @@ import os
 from bisect import bisect_left
 from collections.abc import Iterator
 from functools import cached_property
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from lpsel.progress import track
 
 FORMAT = 1
 ROWS_PER_BATCH = 1024  # of every record batch but the last, so that row i lies in batch i // ROWS_PER_BATCH
+CHARACTERS_AT_ONCE = 1 << 20  # through the tokenizer, which needs some hundred bytes for each token
 MANIFEST = "manifest.json"
 DATA = "tokens.arrow"
 SCHEMA = pa.schema(
@@ -74,10 +75,10 @@ class Tokens:
         return len(self.lengths)
 
     @cached_property
-    def ids(self) -> list[str]:
+    def ids(self) -> pa.StringArray:
         """The content id of every row."""
         batches = (self._file.get_batch(place) for place in range(self._file.num_record_batches))
-        return [row_id for batch in batches for row_id in batch.column("id").to_pylist()]
+        return pa.concat_arrays([batch.column("id") for batch in batches])
 
     @property
     def n_truncated(self) -> int:
@@ -203,17 +204,31 @@ class _Encoded(NamedTuple):
 
 def _encoded(source: Source, tokenizer: Any, template: str, max_length: int) -> Iterator[pa.RecordBatch]:
     backend = _untrimmed(tokenizer)
-    rows = iter(source)
-    while batch := list(islice(rows, ROWS_PER_BATCH)):
-        rendered = [_render(row, template, tokenizer) for row in batch]
-        encodings = backend.encode_batch(
-            [text.text for text in rendered], add_special_tokens=rendered[0].add_special_tokens
-        )
-        encoded = [
+
+    def encode(texts: list[Rendered]) -> list[_Encoded]:
+        encodings = backend.encode_batch([t.text for t in texts], add_special_tokens=texts[0].add_special_tokens)
+        return [
             _cut(encoding.ids, encoding.offsets, text, tokenizer.eos_token_id, max_length)
-            for encoding, text in zip(encodings, rendered, strict=True)
+            for encoding, text in zip(encodings, texts, strict=True)
         ]
-        yield _record_batch([row.example.content_id() for row in batch], encoded)
+
+    rows = ((row.example.content_id(), _render(row, template, tokenizer)) for row in source)
+    ids: list[str] = []
+    encoded: list[_Encoded] = []
+    texts: list[Rendered] = []
+    characters = 0
+    for row_id, text in rows:
+        ids.append(row_id)
+        texts.append(text)
+        characters += len(text.text)
+        if len(ids) == ROWS_PER_BATCH or characters >= CHARACTERS_AT_ONCE:
+            encoded += encode(texts)
+            texts, characters = [], 0
+        if len(ids) == ROWS_PER_BATCH:
+            yield _record_batch(ids, encoded)
+            ids, encoded = [], []
+    if ids:
+        yield _record_batch(ids, encoded + (encode(texts) if texts else []))
 
 
 def _render(row: Row, template: str, tokenizer: Any) -> Rendered:

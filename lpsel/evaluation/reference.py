@@ -206,7 +206,7 @@ class ReferenceEvaluator:
             file,
             (
                 {
-                    "id": tokens.ids[i],
+                    "id": tokens.ids[i].as_py(),
                     "prompt": prompts[i].text,
                     "output": answers[i].text,
                     "reference": references[i],

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -40,7 +41,7 @@ TEMPLATE = "the trainer's own"
 class Counted:
     """What a scores folder says of every row beside its NLLs, each of length N."""
 
-    ids: list[str]
+    ids: pa.StringArray
     lengths: NDArray[np.int32]
     response_tokens: NDArray[np.int32]
     truncated: NDArray[np.bool_]
@@ -173,7 +174,7 @@ class ScoresCallback(TrainerCallback):
             features = self.collate([self.dataset[i]])
             fed_T = features.get("attention_mask", torch.ones_like(features["input_ids"]))[0]
             lengths[i], labels[i] = int(fed_T.sum()), int((features["labels"][0, 1:] != IGNORED).sum())
-        return Counted(self.id_array.to_pylist(), lengths, labels, np.zeros(n, dtype=np.bool_))
+        return Counted(self.id_array.cast(pa.string()), lengths, labels, np.zeros(n, dtype=np.bool_))
 
     @torch.no_grad()
     def _record(self, epoch: int, args: TrainingArguments, model: Any) -> None:

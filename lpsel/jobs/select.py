@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from lpsel.config import Job, build
+from lpsel.data.ids import contents_of
 from lpsel.data.source import Row, Source
 from lpsel.data.subset import write_subset
 from lpsel.distributed import is_main_process
@@ -99,7 +100,7 @@ def prepare(job: Job, tokens_of: ModelSpec) -> Plan:
         columns = [name for name in rule.columns if name is not None]
         given = read_scores(config.scores, config.scores_key, columns)
         rule.check_records(given)
-        given = given.of_dataset(source.id_array, source.spec.name)
+        given = given.of_dataset(source.ids, source.spec.name)
     elif config.scores_key is not None:
         raise UserError(f"scores_key={config.scores_key}: names an array of scores=FILE.npz. Say which file, too.")
     plan = Plan(source, rule, rule.share(config.pct, len(source)), clusters, scorer, given, tokens_of)
@@ -164,8 +165,8 @@ def choose(job: Job, plan: Plan) -> Chosen:
         table = replace(table, columns={**table.columns, **dict(zip(further, rows.T, strict=True))})
     if plan.rule.needs_vectors:
         assert plan.rule.embedder is not None
-        place_N = np.unique(np.array(plan.source.ids), return_inverse=True)[1]
-        table = replace(table, vectors=embed(plan.source, plan.rule.embedder, job.cache_dir)[place_N])
+        vectors_UD = embed(plan.source, plan.rule.embedder, job.cache_dir)
+        table = replace(table, vectors=vectors_UD[contents_of(plan.source.ids).place])
     return Chosen(select(table, plan.rule, plan.pct, job.config.seed), table, scores)
 
 

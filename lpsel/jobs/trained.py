@@ -4,17 +4,19 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from filelock import FileLock
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from lpsel.config import Job
+from lpsel.data.ids import fingerprint
 from lpsel.distributed import agree, is_main_process
 from lpsel.files import digest, folder_atomically, write_json
 from lpsel.model.adapter import ADAPTER
@@ -29,14 +31,14 @@ MODEL = "model"
 
 
 def training_key(
-    job: Job, target: ModelSpec, path: str, precision: str, ids: Sequence[str], selected_N: NDArray[np.bool_]
+    job: Job, target: ModelSpec, path: str, precision: str, ids: pa.LargeStringArray, selected_N: NDArray[np.bool_]
 ) -> str:
     """A digest of all that a target's weights depend on: the model, the chosen rows in order, and how it is trained."""
     return digest(
         {
             "format": FORMAT,
             "model": identity(path, target.revision),
-            "rows": [row_id for row_id, chosen in zip(ids, selected_N, strict=True) if chosen],
+            "rows": fingerprint(ids.filter(pa.array(selected_N))),
             "index": np.flatnonzero(selected_N).tolist(),
             "template": target.template,
             "max_length": target.max_length,

@@ -5,7 +5,6 @@ N rows, U different contents, D dimensions
 Each class here is a choice in conf/cluster.
 """
 
-import hashlib
 import io
 import logging
 import re
@@ -16,9 +15,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from lpsel.data.ids import contents_of, fingerprint
 from lpsel.data.source import DatasetSpec, Row, Source
 from lpsel.errors import UserError, is_whole
 from lpsel.files import digest, write_atomically
@@ -132,12 +133,13 @@ class KMeans:
         check_embedder(self.embedder)
 
     def assign(self, source: Source, cache_dir: Path, seed: int) -> NDArray[np.int32]:
-        ids_U, place_N, count_U = np.unique(np.array(source.ids), return_inverse=True, return_counts=True)
+        ids_U, place_N = contents_of(source.ids)
+        count_U = np.bincount(place_N)
         wanted = max(round(len(place_N) / ROWS_PER_CLUSTER), 1) if self.n_clusters is None else self.n_clusters
         k = min(wanted, len(ids_U))
         described = {
             "format": FORMAT,
-            "rows": hashlib.sha256("\n".join(sorted(source.ids)).encode()).hexdigest(),
+            "rows": fingerprint(ids_U.take(pa.array(np.sort(place_N)))),
             "embedder": identity(self.embedder),
             "clusters": k,
             "seed": seed,

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from lpsel.data.ids import contents_of
 from lpsel.data.source import Source
 from lpsel.errors import UserError, first_line
 from lpsel.files import write_atomically
@@ -48,13 +49,15 @@ def embed(source: Source, embedder: str, cache_dir: Path) -> NDArray[np.float32]
     """
     folder = cache_dir / "embeddings" / identity(embedder)[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    ids = sorted(set(source.ids))
+    ids_U, place_N = contents_of(source.ids)
+    first_U = np.unique(place_N, return_index=True)[1]
     with FileLock(folder / "lock"):
-        known = pc.is_in(pa.array(ids), value_set=_cached_ids(folder)).to_numpy(zero_copy_only=False)
-        missing = {id_ for id_, is_known in zip(ids, known, strict=True) if not is_known}
-        if missing:
-            _embed_missing(source, missing, embedder, folder)
-        return _cached(folder, ids)
+        known_U = pc.is_in(ids_U, value_set=_cached_ids(folder)).to_numpy(zero_copy_only=False)
+        missing_N = np.zeros(len(place_N), np.bool_)
+        missing_N[first_U[~known_U]] = True
+        if missing_N.any():
+            _embed_missing(source, missing_N, embedder, folder)
+        return _cached(folder, ids_U)
 
 
 def identity(embedder: str) -> str:
@@ -93,12 +96,12 @@ def _config_file(embedder: str) -> Path:
         ) from error
 
 
-def _embed_missing(source: Source, missing: set[str], embedder: str, folder: Path) -> None:
+def _embed_missing(source: Source, missing_N: NDArray[np.bool_], embedder: str, folder: Path) -> None:
     from lpsel.progress import track
 
     model = _load(embedder)
-    with track("Embedding", total=len(missing), unit="rows") as advance:
-        for part in _parts(source, missing):
+    with track("Embedding", total=int(missing_N.sum()), unit="rows") as advance:
+        for part in _parts(source, missing_N):
             part.sort(key=lambda row: (len(row[1]), row[0]), reverse=True)
             vectors = []
             for start in range(0, len(part), BATCH_ROWS):
@@ -137,14 +140,12 @@ def _load(embedder: str) -> Any:
     return model
 
 
-def _parts(source: Source, missing: set[str]) -> Iterator[list[tuple[str, str]]]:
-    """Content id and text of what is missing, each content once, in lists of at most PART_ROWS."""
-    left, part = set(missing), []
-    for row in source:
-        id_ = row.example.content_id()
-        if id_ in left:
-            left.remove(id_)
-            part.append((id_, row.example.embedding_text()))
+def _parts(source: Source, missing_N: NDArray[np.bool_]) -> Iterator[list[tuple[str, str]]]:
+    """Content id and text of the rows that are missing, in lists of at most PART_ROWS."""
+    part = []
+    for row, missing in zip(source, missing_N, strict=True):
+        if missing:
+            part.append((row.example.content_id(), row.example.embedding_text()))
         if len(part) == PART_ROWS:
             yield part
             part = []
@@ -173,17 +174,17 @@ def _read_parts(folder: Path) -> Iterator[pa.Table]:
 
 def _cached_ids(folder: Path) -> pa.Array:
     ids = [chunk for part in _read_parts(folder) for chunk in part["id"].chunks]
-    return pa.concat_arrays(ids) if ids else pa.array([], pa.string())
+    return pa.concat_arrays(ids).cast(pa.large_string()) if ids else pa.array([], pa.large_string())
 
 
-def _cached(folder: Path, ids: list[str]) -> NDArray[np.float32]:
-    wanted, vectors_UD = pa.array(ids), None
+def _cached(folder: Path, ids_U: pa.LargeStringArray) -> NDArray[np.float32]:
+    vectors_UD = None
     for part in _read_parts(folder):
-        place = pc.index_in(part["id"], value_set=wanted).combine_chunks()
+        place = pc.index_in(part["id"].cast(pa.large_string()), value_set=ids_U).combine_chunks()
         rows = np.flatnonzero(place.is_valid().to_numpy(zero_copy_only=False))
         dimensions = part.schema.field("embedding").type.list_size
         if vectors_UD is None:
-            vectors_UD = np.empty((len(ids), dimensions), np.float32)
+            vectors_UD = np.empty((len(ids_U), dimensions), np.float32)
         vectors = part["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, dimensions)
         vectors_UD[place.drop_null().to_numpy()] = vectors[rows]
     assert vectors_UD is not None

@@ -244,7 +244,14 @@ ROWS = [
     Case(DATA + "gigantic.json.xz", "gigantic.json.xz, line 1: a value of more than 64 MiB", "Split or remove it"),
     *[
         Case(DATA + name, f"{name}: ", UNPACK)
-        for name in ("bomb.jsonl.gz", "bomb.jsonl.xz", "bomb.jsonl.zst", "bomb.json.zst", "bomb.parquet")
+        for name in (
+            "bomb.jsonl.gz",
+            "bomb.jsonl.xz",
+            "bomb.jsonl.zst",
+            "bomb.json.zst",
+            "bomb.parquet",
+            "repeated.parquet",
+        )
     ],
     *[
         Case(DATA + name, f"{name}: not readable as Parquet", "Write it again.")

@@ -244,6 +244,10 @@ def _tables(folder):
     # One page that is 400 MiB of the same letter: 20 KiB as zstd.
     bomb = pa.table({"instruction": ["a"], "output": pa.array(["b" * (400 * MIB)], pa.large_string())})
     pq.write_table(bomb, folder / "bomb.parquet", compression="zstd", use_dictionary=False, write_statistics=False)
+    # Each row is the same text of 1 MiB, which a page of the file holds once: 20,000 rows in some KiB.
+    repeated = pa.DictionaryArray.from_arrays(pa.array([0] * 20_000, pa.int32()), pa.array(["b" * MIB]))
+    bomb = pa.table({"instruction": ["a"] * 20_000, "output": repeated})
+    pq.write_table(bomb, folder / "repeated.parquet", compression="zstd", write_statistics=False)
     scores = folder / "scores"
     pq.write_table(pa.table({"nll_0": ["high"], "nll_1": ["low"]}), scores / "words.parquet")
     pq.write_table(pa.table({"nll_0": [1.0], "nll_1": [0.5], "id": [None]}), scores / "no-id.parquet")
