@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 
+import lpsel.sweep  # noqa: F401  names the folders of sweeps in conf/base.yaml
 from lpsel.config import build, config_dir
 from lpsel.model.spec import ScorerSpec
 
@@ -17,6 +19,7 @@ COMMANDS = {
     "evaluator": "evaluate",
     "model": "train",
     "adapter": "train",
+    "experiment": "train",
     "engine": "evaluate",
     "judge": "evaluate",
     "prompt_set": "evaluate",
@@ -97,7 +100,9 @@ def test_a_scorers_recipe_can_differ_from_the_targets():
 
 def test_the_slurm_launcher_asks_for_what_the_trainer_uses():
     given = ["hydra/launcher=slurm", "trainer=fsdp", "trainer.num_nodes=4", "trainer.devices=8", "model=opt-13b"]
-    launcher = compose("train", overrides=given, return_hydra_config=True).hydra.launcher
+    config = compose("train", overrides=given, return_hydra_config=True)
+    HydraConfig.instance().set_config(config)  # as every command does
+    launcher = config.hydra.launcher
     assert (launcher.nodes, launcher.tasks_per_node, launcher.gpus_per_node) == (4, 8, 8)
     assert type(instantiate(launcher)).__name__ == "SlurmLauncher"
 

@@ -191,9 +191,9 @@ def test_a_rule_ranks_by_a_column_of_the_data_set(tmp_path, toy_model, instructi
     assert result["examples"]["last"][-1]["index"] == 7
     assert len(first[0]["id"]) == 32
     with pytest.raises(UserError, match=r"selection.column=price: neither in scores= nor in row 0 of the data"):
-        run("select", [*common, "selection.column=price"], tmp_path / "run")
+        run("select", [*common, "selection.column=price"], tmp_path / "other")
     with pytest.raises(UserError, match=r"selection.column=output: row 0 holds '0 #0'\. Name a column of numbers\."):
-        run("select", [*common, "selection.column=output"], tmp_path / "run")
+        run("select", [*common, "selection.column=output"], tmp_path / "other")
 
 
 def test_released_arrays_are_scores(tmp_path, toy_model, instructions):
@@ -204,9 +204,9 @@ def test_released_arrays_are_scores(tmp_path, toy_model, instructions):
     result = run("select", [*overrides, "scores_key=large", "pct=25"], tmp_path / "run")
     assert pq.read_table(result["selection"])["selected"].to_pylist() == [False, False, True, False]
     with pytest.raises(UserError, match=r"has the arrays small, large\. Say which with scores_key=NAME\."):
-        run("select", overrides, tmp_path / "run")
+        run("select", overrides, tmp_path / "other")
     with pytest.raises(UserError, match=r"scores_key=small: names an array of scores=FILE\.npz\. Say which"):
-        run("select", [*overrides, "scores=null", "scores_key=small"], tmp_path / "run")
+        run("select", [*overrides, "scores=null", "scores_key=small"], tmp_path / "other")
 
 
 def test_what_scores_lack_is_known_before_the_data_set_is_read(tmp_path, toy_model):

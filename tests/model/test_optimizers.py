@@ -1,7 +1,6 @@
 """AdamW with its moments in 8 bits, as conf/optimizer/adamw8bit.yaml makes it."""
 
 import warnings
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -70,11 +69,8 @@ def test_same_settings_as_the_papers_adamw():
     ],
 )
 def test_sharded_weights_are_refused(strategy, refused):
-    config = SimpleNamespace(
-        optimizer=configured("optimizer=adamw8bit").optimizer,
-        trainer=SimpleNamespace(strategy=strategy),
-        activation_checkpointing=False,
-    )
+    config = configured("optimizer=adamw8bit")
+    config.trainer.strategy = strategy
     if not refused:
         check_training(config)
         return
