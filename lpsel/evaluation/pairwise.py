@@ -207,7 +207,7 @@ class PairwiseEvaluator:
         }
         _write_table(folder / JUDGEMENTS, [row for each in judged for row in _imported_rows(each)])
         judges = list(dict.fromkeys(each.judge for each in judged))
-        compared = {}
+        compared: dict[str, dict[str, Any]] = {}
         for judge in judges:  # as many tests as models; a second judge is no further model
             compared |= compare_models(
                 {n: figures_of[n] for n, each in zip(names, judged, strict=True) if each.judge == judge}
