@@ -66,48 +66,63 @@ class Judged:
     prompt_set_N: list[str | None]
 
 
-def read_judgements(path: str | Path) -> list[Judged]:
+def read_judgements(files: str | Path | Sequence[str | Path]) -> list[Judged]:
     """Read verdicts and put them together by model and judge, in the order in which they come.
 
     A verdict that is there and cannot be read (a word, a number outside 1 to 2) counts as not judged, with a warning
-    that names the first.
+    that names the first. Where no row of a file says which prompt it is of, every row is of a prompt of its own. A name
+    that some rows leave out is that of the others, where they have but one.
 
     Args:
-        path: .json or .jsonl of objects with `preference`, as AlpacaEval's annotations.json; or a table (.parquet,
-            .csv) with `id`, `preference` or `verdict` (win, tie, loss), and, if they are there, `order`, `model`,
-            `judge`, `category`, `prompt_set`, `model_chars`, `baseline_chars`. Compressed as data sets may be.
+        files: one or several, each .json or .jsonl of objects with `preference`, as AlpacaEval's annotations.json; or a
+            table (.parquet, .csv) with `id`, `preference` or `verdict` (win, tie, loss), and, if they are there,
+            `order`, `model`, `baseline`, `judge`, `category`, `prompt_set`, `model_chars`, `baseline_chars`.
+            Compressed as data sets may be.
 
     Raises:
         UserError: no such file, no verdicts in it, none that can be read, two verdicts on the same answers by the same
             judge, two baselines.
     """
-    path = Path(path).expanduser()
+    several = files if isinstance(files, list | tuple) else [files]
+    paths = [Path(str(file)).expanduser() for file in several]
+    if not paths:
+        raise UserError("judgements=[]: no file; give judgements=FILE, or [FILE,FILE].")
+    where = ", ".join(map(str, paths))
+    return _put_together(_with_names([verdict for path in paths for verdict in _verdicts(path)], where), where)
+
+
+def _verdicts(path: Path) -> list[Verdict]:
     reader = reader_of(str(path))
     if reader is None:
         raise UserError(f"judgements={path}: no known ending; give {ENDINGS}.")
     if not path.is_file():
         raise UserError(f"judgements={path}: no such file. Check the name and the folder you start from.")
+    rows = list(reader.read(path, "judgements"))  # the file is closed before a row is refused
+    if not rows:
+        raise UserError(f"judgements={path}: no verdicts in it; give a file that has some.")
+    one_a_row = not any(_prompt_of(row) or row.get("order") for _, row in rows)
     verdicts: list[Verdict] = []
     unreadable: list[str] = []
-    for number, row in list(reader.read(path, "judgements")):  # the file is closed before a row is refused
-        place = f"{path}, {reader.unit} {number}"
+    for place, (number, row) in enumerate(rows, start=1):
+        at = f"{path}, {reader.unit} {number}"
         column = next((name for name in ("preference", "verdict") if name in row), None)
         if column is None:
-            raise UserError(f"{place}: neither preference nor verdict; a row needs one of them. {PREFERENCE_IS}")
+            raise UserError(f"{at}: neither preference nor verdict; a row needs one of them. {PREFERENCE_IS}")
+        prompt = str(place) if one_a_row else _prompt_of(row)
+        if prompt is None:
+            raise UserError(f"{at}: no id and no instruction; a row needs one of them, to tell the prompts apart.")
         try:
             preference = read_preference(row[column])
         except ValueError:
-            unreadable.append(f"{column} {row[column]!r} in row {len(verdicts) + 1}")
+            unreadable.append(f"{column} {row[column]!r} in row {place}")
             preference = None
-        verdicts.append(_verdict(row, preference, place))
-    if not verdicts:
-        raise UserError(f"judgements={path}: no verdicts in it; give a file that has some.")
+        verdicts.append(_verdict(row, prompt, preference, at))
     if len(unreadable) == len(verdicts):
         raise UserError(f"judgements={path}: no verdict can be read, {unreadable[0]} first. {PREFERENCE_IS}")
     if unreadable:
         told = "%s: verdicts that cannot be read count as failed, %d in all, %s first."
         log.warning(told, path, len(unreadable), unreadable[0])
-    return _put_together(verdicts, path)
+    return verdicts
 
 
 def aligned(judged: Sequence[Judged]) -> dict[str, NDArray[np.float64]]:
@@ -144,12 +159,13 @@ def read_preference(value: Any) -> float | None:
     return number
 
 
-def _verdict(row: dict[str, Any], preference: float | None, place: str) -> Verdict:
-    identity = row["id"] if "id" in row else row.get("instruction")
-    if identity is None or identity == "":
-        raise UserError(f"{place}: no id and no instruction; a row needs one of them, to tell the prompts apart.")
+def _prompt_of(row: dict[str, Any]) -> str | None:
+    return _text(row.get("id")) or _text(row.get("instruction"))
+
+
+def _verdict(row: dict[str, Any], prompt: str, preference: float | None, place: str) -> Verdict:
     return Verdict(
-        id=str(identity),
+        id=prompt,
         preference=preference,
         order=str(row.get("order") or ONE_ORDER),
         model=str(row.get("model") or row.get("generator_2") or ""),
@@ -173,20 +189,33 @@ def _length(row: dict[str, Any], column: str, output: str, place: str) -> float 
     if value is None or value == "":
         return None
     try:
-        return float(value)
+        length = float(value)
+        if length < 0 or math.isinf(length):
+            raise ValueError
     except (TypeError, ValueError):
         raise UserError(
             f"{place}: {column} {value!r} is no number of characters; give one, or leave it empty."
         ) from None
+    return length
 
 
-def _put_together(verdicts: list[Verdict], path: Path) -> list[Judged]:
+def _with_names(verdicts: list[Verdict], path: str) -> list[Verdict]:
+    for field in ("model", "judge", "baseline"):
+        names = list(dict.fromkeys(getattr(v, field) for v in verdicts))
+        named = [name for name in names if name]
+        if len(named) == 1 < len(names):
+            verdicts = [v._replace(**{field: named[0]}) for v in verdicts]
+        elif len(named) < len(names) and len(named) > 1:
+            raise UserError(
+                f"judgements={path}: rows without a {field} beside those of {named[0]} and {named[1]}; name it in all."
+            )
+    return verdicts
+
+
+def _put_together(verdicts: list[Verdict], path: str) -> list[Judged]:
     baselines = list(dict.fromkeys(v.baseline for v in verdicts))
     if len(baselines) > 1:
-        raise UserError(
-            f"judgements={path}: two baselines, {baselines[0] or '(none)'} and {baselines[1] or '(none)'}; give a file "
-            "for each."
-        )
+        raise UserError(f"judgements={path}: two baselines, {baselines[0]} and {baselines[1]}; give a file for each.")
     together = []
     for (model, judge), own in _grouped(verdicts, lambda v: (v.model, v.judge)).items():
         prompts = _grouped(own, lambda v: v.id)

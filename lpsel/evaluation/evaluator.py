@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from lpsel.errors import UserError, is_whole
 from lpsel.generation.endpoint import Endpoint
+from lpsel.model.device import device_of, resolve_precision
 from lpsel.model.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -56,13 +57,25 @@ class Place(NamedTuple):
     Attributes:
         folder: the run folder.
         cache_dir: for tokens, answers, judgements and tiny models.
-        device, dtype: where the models run, and the type of their weights.
+        accelerator, precision: as the trainer's.
     """
 
     folder: Path
     cache_dir: Path
-    device: "torch.device"
-    dtype: "torch.dtype"
+    accelerator: str
+    precision: str
+
+    @property
+    def device(self) -> "torch.device":
+        """Where the models run. Torch is imported for it, so that verdicts made elsewhere are counted without."""
+        return device_of(self.accelerator)
+
+    @property
+    def dtype(self) -> "torch.dtype":
+        """The type of the models' weights."""
+        import torch
+
+        return torch.float32 if resolve_precision(self.precision) == "32-true" else torch.bfloat16
 
 
 class Evaluator(Protocol):

@@ -48,7 +48,7 @@ class PairwiseEvaluator:
         prompts: names of prompt sets, files or Hub ids.
         prompts_dir: a folder in which names of prompt sets are looked for first.
         limit: at most so many prompts of each set.
-        judgements: a file of verdicts to use in place of prompts, models and judge.
+        judgements: a file of verdicts to use in place of prompts, models and judge, or several.
         max_new_tokens, temperature, top_p: of the answers, see `Sampling`.
         batch_tokens: largest batch, in tokens with padding; changes speed and memory.
         resamples: of the prompts, for the intervals.
@@ -60,7 +60,7 @@ class PairwiseEvaluator:
     prompts: str | list[str] | None = None
     prompts_dir: str | None = None
     limit: int | None = None
-    judgements: str | None = None
+    judgements: str | list[str] | None = None
     max_new_tokens: int = 512
     temperature: float = 0.0
     top_p: float = 1.0
@@ -191,6 +191,7 @@ class PairwiseEvaluator:
     def _imported(self, folder: Path) -> dict[str, Any]:
         assert self.judgements is not None
         judged = read_judgements(self.judgements)
+        files = self.judgements if isinstance(self.judgements, list) else [self.judgements]
         names = distinct([", ".join(filter(None, (each.model or "model", each.judge))) for each in judged])
         figures_of = {
             name: figures(
@@ -205,14 +206,20 @@ class PairwiseEvaluator:
             for name, each in zip(names, judged, strict=True)
         }
         _write_table(folder / JUDGEMENTS, [row for each in judged for row in _imported_rows(each)])
-        models = [{"name": name, **of_model} for name, of_model in compare_models(figures_of).items()]
+        judges = list(dict.fromkeys(each.judge for each in judged))
+        compared: dict[str, dict[str, Any]] = {}
+        for judge in judges:  # as many tests as models; a second judge is no further model
+            compared |= compare_models(
+                {n: figures_of[n] for n, each in zip(names, judged, strict=True) if each.judge == judge}
+            )
+        models = [{"name": name, **compared[name]} for name in names]
         return finite(
             {
                 "evaluator": "pairwise",
                 "baseline": judged[0].baseline or "baseline",
                 **models[0],
-                "judge": {"kind": "imported", "name": judged[0].judge or None},
-                "imported": str(Path(self.judgements).expanduser().resolve()),
+                "judge": {"kind": "imported", "name": ", ".join(filter(None, judges)) or None},
+                "imported": [Path(file).expanduser().resolve() for file in files],
                 "models": models,
                 "judges": _between_judges(judged),
                 "judgements": folder / JUDGEMENTS,

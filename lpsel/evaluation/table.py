@@ -55,6 +55,8 @@ def pairwise_table(result: dict[str, Any]) -> Table:
     ]
     if any(model["failed"] for model in result["models"]):
         notes.append("Failed: no verdict that could be read in every order; not among wins, ties and losses.")
+    for of_model, pairs in (result.get("judges") or {}).items():
+        notes += [escape(_agreement(of_model, pair)) for pair in pairs if pair["n"]]
     table = Table(caption="\n".join(notes), caption_justify="left")
     table.add_column("model", overflow="fold")
     for title in ("wins", "ties", "losses", "failed", "win rate %", "p", "flips %", "length-controlled %", "chars"):
@@ -75,6 +77,13 @@ def pairwise_table(result: dict[str, Any]) -> Table:
             _lengths(model["model_mean_chars"], model["baseline_mean_chars"]),
         )
     return table
+
+
+def _agreement(model: str, pair: dict[str, Any]) -> str:
+    kappa = "not defined" if pair["kappa"] is None else f"{pair['kappa']:.2f}"
+    on = f" on {model}" if model else ""
+    both = " and ".join(pair["judges"])
+    return f"{both} agree{on} in {pair['agreement']:.1f} % of {pair['n']:,} prompts; Cohen's kappa {kappa}."
 
 
 def _interval(value: float | None, low: float | None, high: float | None) -> str:

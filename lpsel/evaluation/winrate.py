@@ -72,17 +72,20 @@ def win_rate(preference_N: ArrayLike, *, resamples: int = RESAMPLES, seed: int =
     ties, failed = n - wins - losses, len(preference_N) - n
     if n == 0:
         return WinRate(n, wins, ties, losses, failed, *[None] * 9)
+    rate = 100 * float(share_n.mean())
     estimate = bootstrap_means(100 * share_n[:, None], resamples=resamples, seed=seed).estimate(0)
+    # Every resample of one verdict is that verdict. Of equal ones the resampled means are off by a rounding error.
+    low, high = (rate if end is None else end for end in estimate[1:])
     return WinRate(
         n=n,
         wins=wins,
         ties=ties,
         losses=losses,
         failed=failed,
-        win_rate=100 * float(share_n.mean()),
+        win_rate=rate,
         standard_error=100 * float(share_n.std(ddof=1)) / math.sqrt(n) if n > 1 else None,
-        ci_low=estimate.low,
-        ci_high=estimate.high,
+        ci_low=min(low, rate),
+        ci_high=max(high, rate),
         discrete_win_rate=100 * (wins + ties / 2) / n,
         **dict(zip(("wilson_low", "wilson_high"), wilson(wins + ties / 2, n), strict=True)),
         p_value=sign_test(wins, losses),

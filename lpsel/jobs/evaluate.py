@@ -13,7 +13,7 @@ from lpsel.errors import UserError
 from lpsel.evaluation.evaluator import Candidates, Place
 from lpsel.files import read_json
 from lpsel.generation.endpoint import Endpoint
-from lpsel.model.device import device_of, resolve_precision
+from lpsel.model.device import resolve_precision
 from lpsel.model.load import locate
 from lpsel.model.spec import ModelSpec
 from lpsel.tracking.base import Artifact
@@ -31,13 +31,14 @@ def run(job: Job) -> dict[str, Any]:
         tuple(candidate(name, job) for name in named), None if baseline is None else candidate(baseline, job)
     )
     evaluator = build(config.evaluator)
-    device = device_of(config.trainer.accelerator)
-    precision = resolve_precision(config.trainer.precision)
+    place = Place(job.run_dir, job.cache_dir, config.trainer.accelerator, config.trainer.precision)
+    device = None
+    if candidates.all:  # verdicts made elsewhere are counted without torch, which takes seconds to import
+        device = str(place.device)
+        resolve_precision(place.precision)
     for spec in candidates.all:
         if isinstance(spec, ModelSpec) and spec.path:
             locate(spec, job.cache_dir)
-
-    import torch
 
     if candidates.all:
         log.info("Evaluating %s", "; ".join(c.name for c in candidates.all))
@@ -45,13 +46,12 @@ def run(job: Job) -> dict[str, Any]:
     for name in dict.fromkeys([*([baseline] if baseline else []), *named]):
         for parent in _made_by(name):
             job.tracker.used(parent)
-    dtype = torch.float32 if precision == "32-true" else torch.bfloat16
-    result = evaluator.evaluate(candidates, Place(job.run_dir, job.cache_dir, device, dtype))
+    result = evaluator.evaluate(candidates, place)
     job.tracker.log({name: value for name, value in evaluator.metrics(result).items() if value is not None})
     for made in (job.run_dir / "generations", job.run_dir / "judgements.parquet"):
         if made.exists():
             job.tracker.made(Artifact("evaluation", f"{made.stem}-{job.run_dir.name}", made))
-    return {"command": "evaluate", "device": str(device), **result}
+    return {"command": "evaluate", "device": device, **result}
 
 
 def show(config: DictConfig, result: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from lpsel.redact import redact, remember
 
 OPENAI = "https://api.openai.com/v1"
 GIVE_UP = 10  # questions in a row that the server did not answer
+GARBLED = "not a chat completion"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class OpenAIJudge:
         max_cost: dollars that a run may spend; it stops once they are spent, so that the questions then under way
             come on top.
         orders: in which every pair is shown.
+        spent: dollars so far; of a comparison of several models, of all of them.
     """
 
     model: str
@@ -61,6 +63,7 @@ class OpenAIJudge:
     max_cost: float | None = None
     orders: tuple[Order, ...] = ORDERS
     text: str = field(init=False, repr=False)
+    spent: float = field(init=False, repr=False, compare=False, default=0.0)
 
     def __post_init__(self) -> None:
         for name in ("attempts", "concurrency"):
@@ -127,29 +130,31 @@ class OpenAIJudge:
 
     def check(self, prompts: Sequence[Prompt] = ()) -> None:
         """Ask the server for one short reply, with everything as it will be: address, key, model, parameters."""
+        pair = Pair("check", "Say hello.", "Hello.", "Hi.")
         with self._client(max_retries=min(self.max_retries, 2)) as client:
-            said = self._ask(client, Pair("check", "Say hello.", "Hello.", "Hi."), "baseline_first", attempts=1)
-        if said.failure and said.failure != UNREADABLE:
+            for _ in range(self.attempts):
+                said = self._ask(client, pair, "baseline_first", attempts=1)
+                if said.failure in (None, UNREADABLE):
+                    break
+        if said.failure not in (None, UNREADABLE):
             raise UserError(self._unusable(said.failure))
         self._check_cost(said)
 
     def judge(self, asked: Sequence[tuple[Pair, Order]], keep: Callable[[Judgement], None]) -> None:
         stop, lock = Event(), Lock()
-        spent, in_a_row = 0.0, 0
+        in_a_row = 0
 
         def one(client: Any, pair: Pair, order: Order) -> None:
-            nonlocal spent, in_a_row
-            if stop.is_set():
+            nonlocal in_a_row
+            if stop.is_set() or (self.max_cost is not None and self.spent >= self.max_cost):
                 return
             judgement = self._ask(client, pair, order, self.attempts)
             keep(judgement)
             self._check_cost(judgement)
             unanswered = judgement.failure not in (None, UNREADABLE)
             with lock:
-                spent += self.cost(judgement) or 0.0
+                object.__setattr__(self, "spent", self.spent + (self.cost(judgement) or 0.0))
                 in_a_row = in_a_row + 1 if unanswered else 0
-                if self.max_cost is not None and spent >= self.max_cost:
-                    stop.set()
                 if in_a_row >= GIVE_UP:
                     raise UserError(self._unusable(f"{judgement.failure}, {in_a_row} times in a row"))
 
@@ -179,13 +184,16 @@ class OpenAIJudge:
     def _ask(self, client: Any, pair: Pair, order: Order, attempts: int) -> Judgement:
         """Ask until a reply can be read.
 
+        A request that the server does not answer as it should, whatever the openai client has tried, is a failure that
+        the next run asks again; one that the model does not answer as it should is the judge's last word.
+
         Raises:
             UserError: the key is wrong, or the address, or the server is gone.
         """
         import openai
 
         messages = [{"role": "user", "content": fill(self.text, pair.prompt, *pair.shown(order))}]
-        said = Judgement(pair.id, order, None, failure=UNREADABLE)
+        said = Judgement(pair.id, order, None, failure=GARBLED)
         for attempt in range(1, attempts + 1):
             said = said._replace(attempts=attempt)
             try:
@@ -203,13 +211,18 @@ class OpenAIJudge:
             except openai.APITimeoutError:
                 return said._replace(failure=f"no answer within {self.timeout:g} s")
             except openai.APIConnectionError as error:
-                raise UserError(self._unusable(self._said(error))) from None
+                if type(error.__cause__).__name__ == "ConnectError":  # of httpx: nobody is there; else it broke off
+                    raise UserError(self._unusable(self._said(error))) from None
+                return said._replace(failure=self._said(error))
             except openai.APIError as error:
                 return said._replace(failure=self._said(error))
             except ValueError:  # JSON is announced, something else comes
                 continue
             text = _text(reply)
             said = _counted(said, reply)
+            if text is None:
+                continue
+            said = said._replace(failure=UNREADABLE)
             if not text:
                 continue
             verdict = self.parser(text)
@@ -245,12 +258,12 @@ class OpenAIJudge:
 
 
 def _text(reply: Any) -> str | None:
-    """What the model wrote, None where that is nothing, or the server sent something else."""
+    """What the model wrote, "" where that is nothing, None where the server sent something else."""
     try:
         text = reply.choices[0].message.content
     except (AttributeError, IndexError, TypeError):
         return None
-    return text if isinstance(text, str) and text.strip() else None
+    return text if isinstance(text, str) and text.strip() else ""
 
 
 def _counted(said: Judgement, reply: Any) -> Judgement:

@@ -16,7 +16,9 @@ PROMPTS = Path(__file__).parent / "prompts"
 PLACES = ("nonce", "prompt", "first", "second")
 _PLACE = re.compile("{(" + "|".join(PLACES) + ")}")
 # What chat templates write between turns, as a server would read it in the middle of a text: <|im_end|>, </s>, [INST].
-_CONTROL = re.compile(r"<(?=[|｜][^<>\s]{1,60}[|｜]>|/?s>|(?:start|end)_of_turn>|<SYS>|</SYS>)|\[(?=/?INST\])")
+_CONTROL = re.compile(
+    r"<(?=[|｜][^<>\s]{1,60}[|｜]>|/?s>|(?:bos|eos|pad|unk)>|(?:start|end)_of_turn>|<SYS>|</SYS>)|\[(?=/?INST\])"
+)
 
 
 def load_prompt(prompt: str) -> str:

@@ -168,6 +168,44 @@ def test_what_is_there_and_cannot_be_read_counts_as_failed_and_is_said(tmp_path,
     assert warning == f"{path}: verdicts that cannot be read count as failed, 3 in all, preference 'x' in row 2 first."
 
 
+@pytest.mark.parametrize("ending", ["json", "json.gz", "jsonl.xz", "csv"])
+def test_a_list_of_preferences_alone_has_a_prompt_a_row(tmp_path, ending):
+    import lzma
+
+    # 2 wins (1.9 and 2), a tie in each of its two codes, a loss, one not judged: shares .9 1 .5 .5 0
+    preference = [2, 1.9, 0, 1.5, 1, None]
+    text = json.dumps([{"preference": p} for p in preference])
+    if "jsonl" in ending:
+        text = "".join(json.dumps({"preference": p}) + "\n" for p in preference)
+    elif ending == "csv":
+        text = "preference,model\n" + "".join(f"{'' if p is None else p},m\n" for p in preference)
+    packed = {"gz": gzip.compress, "xz": lzma.compress}.get(ending.rpartition(".")[2], bytes)
+    path = tmp_path / f"annotations.{ending}"
+    path.write_bytes(packed(text.encode()))
+    [judged] = read_judgements(path)
+    found = figures(judged.preference_NO, model_chars_N=judged.model_chars_N, baseline_chars_N=judged.baseline_chars_N)
+    assert [found[k] for k in ("n", "wins", "ties", "losses", "failed")] == [5, 2, 2, 1, 1]
+    assert found["win_rate"] == pytest.approx(100 * 2.9 / 5)
+    assert found["length_controlled_win_rate"] is None
+
+
+def test_judges_of_several_files_stand_side_by_side(tmp_path):
+    for judge, verdicts in (("x", "212"), ("y", "221")):
+        rows = [f"{i},{verdict},{judge}" for i, verdict in enumerate(verdicts)]
+        (tmp_path / f"{judge}.csv").write_text("id,preference,judge\n" + "\n".join(rows))
+    both = aligned(read_judgements([tmp_path / "x.csv", tmp_path / "y.csv"]))
+    assert {judge: values.tolist() for judge, values in both.items()} == {"x": [2, 1, 2], "y": [2, 2, 1]}
+
+
+def test_a_name_that_some_rows_leave_out_is_the_others(tmp_path):
+    path = tmp_path / "annotations.json"
+    rows = [{**ROW, "instruction": str(i)} for i in range(3)]
+    del rows[1]["generator_1"], rows[1]["generator_2"], rows[2]["generator_1"]
+    path.write_text(json.dumps(rows))
+    [judged] = read_judgements(path)
+    assert (judged.model, judged.baseline, len(judged.ids)) == ("m", "base", 3)
+
+
 ROW = {"instruction": "a", "generator_1": "base", "generator_2": "m", "preference": 2}
 
 
@@ -179,7 +217,12 @@ ROW = {"instruction": "a", "generator_1": "base", "generator_2": "m", "preferenc
         ("[2, 1]", "a row must be a JSON object"),
         ("[]", "no verdicts in it; give a file that has some."),
         ([{"instruction": "a"}], "line 1: neither preference nor verdict; a row needs one of them. A preference is 1"),
-        ([{"preference": 2}], "line 1: no id and no instruction"),
+        ([{"preference": 2, "order": "model_first"}], "line 1: no id and no instruction"),
+        ([ROW, {"preference": 2}], "line 1: no id and no instruction"),
+        (
+            [ROW, {**ROW, "generator_2": "n"}, {**ROW, "generator_2": None}],
+            "rows without a model beside those of m and n; name it in all.",
+        ),
         ([{**ROW, "preference": "x"}], "no verdict can be read, preference 'x' in row 1 first. A preference is 1"),
         ([{**ROW, "preference": 3.7}], "no verdict can be read, preference 3.7 in row 1 first. A preference is 1"),
         ([ROW, ROW], "2 verdicts on m for the same prompt, 'a'; leave one"),
@@ -188,6 +231,8 @@ ROW = {"instruction": "a", "generator_1": "base", "generator_2": "m", "preferenc
             [{**ROW, "model_chars": "long"}],
             "model_chars 'long' is no number of characters; give one, or leave it empty.",
         ),
+        ([{**ROW, "model_chars": -3}], "model_chars -3 is no number of characters"),
+        ([{**ROW, "model_chars": 1e999}], "model_chars inf is no number of characters"),
     ],
 )
 def test_mistakes_are_one_line_with_the_place(tmp_path, content, message):
@@ -205,5 +250,7 @@ def test_files_that_are_not_there_or_of_another_kind(tmp_path):
         UserError, match=r"^judgements=.*gone\.json: no such file\. Check the name and the folder you start from\.$"
     ):
         read_judgements(tmp_path / "gone.json")
+    with pytest.raises(UserError, match=r"^judgements=\[\]: no file; give judgements=FILE, or \[FILE,FILE\]\.$"):
+        read_judgements([])
     with pytest.raises(UserError, match=r"no known ending; give \.json"):
         read_judgements(tmp_path / "verdicts.txt")

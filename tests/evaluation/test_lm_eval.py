@@ -62,7 +62,7 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def run(evaluator, models, tmp_path):
-    return evaluator.evaluate(Candidates(tuple(models)), Place(tmp_path, tmp_path, torch.device("cpu"), torch.float32))
+    return evaluator.evaluate(Candidates(tuple(models)), Place(tmp_path, tmp_path, "cpu", "32-true"))
 
 
 def by_hand(folder):

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -115,6 +117,29 @@ def test_people_get_a_page_and_no_figures_yet(given, toy_model, second_model, tm
     assert "win_rate" not in result
     assert not (tmp_path / "run" / "judgements.parquet").exists()
     assert pairwise_table(result).row_count == 1
+
+
+def test_two_judges_of_two_files_agree_so_far_and_are_one_test_each(tmp_path):
+    # 10 prompts: both say win on 5 and loss on 3, and differ on 2; chance agrees on .6 x .6 + .4 x .4 = .52
+    for judge, verdicts in (("x", "2222211121"), ("y", "2222211112")):
+        rows = [f"{i},{verdict},{judge},m,base" for i, verdict in enumerate(verdicts)]
+        (tmp_path / f"{judge}.csv").write_text("id,preference,judge,model,baseline\n" + "\n".join(rows))
+    files = f"judgements=[{tmp_path}/x.csv,{tmp_path}/y.csv]"
+    result = run("evaluate", ["evaluator=pairwise", files, "tracker=none", f"cache_dir={tmp_path}"], tmp_path / "run")
+    [agreed] = result["judges"]["m"]
+    assert (agreed["agreement"], agreed["kappa"]) == (80, pytest.approx((0.8 - 0.52) / (1 - 0.52)))
+    assert [model["p_value_holm"] for model in result["models"]] == [model["p_value"] for model in result["models"]]
+    assert "x and y agree on m in 80.0 % of 10 prompts; Cohen's kappa 0.58." in pairwise_table(result).caption
+
+
+def test_verdicts_made_elsewhere_are_counted_without_torch(tmp_path):
+    (tmp_path / "verdicts.csv").write_text("id,preference\na,2\nb,1\n")
+    given = ["evaluator=pairwise", f"judgements={tmp_path}/verdicts.csv", "tracker=none", f"cache_dir={tmp_path}"]
+    code = (
+        "import sys; from pathlib import Path; from lpsel.config import run; "
+        f"run('evaluate', {given}, Path({str(tmp_path / 'run')!r})); print('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
 @pytest.mark.parametrize(

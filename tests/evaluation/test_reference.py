@@ -58,7 +58,7 @@ def saved(tmp_path_factory, random_models, byte_tokenizer):
 
 def evaluated(evaluator, specs, rows, folder):
     evaluator = dataclasses.replace(evaluator, dataset=source_of(folder, rows).spec)
-    place = Place(folder, folder / "cache", torch.device("cpu"), torch.float32)
+    place = Place(folder, folder / "cache", "cpu", "32-true")
     return evaluator.evaluate(Candidates(tuple(specs)), place)
 
 

@@ -38,10 +38,17 @@ def test_nothing_judged_has_counts_and_no_figures():
         assert {found.win_rate, found.standard_error, found.ci_low, found.p_value, found.winning_score} == {None}
 
 
-def test_one_verdict_has_a_value_and_no_spread():
+def test_every_resample_of_one_verdict_is_that_verdict_and_wilsons_interval_says_how_little_it_is():
     found = win_rate([2])
     assert (found.win_rate, found.winning_score, found.p_value) == (100, 2, 1)
-    assert (found.standard_error, found.ci_low, found.ci_high) == (None, None, None)
+    assert (found.standard_error, found.ci_low, found.ci_high) == (None, 100, 100)
+    assert found.wilson_low < 21
+
+
+@given(st.floats(1, 2), st.integers(1, 40))
+def test_the_rate_of_equal_verdicts_lies_in_its_interval_to_the_last_bit(preference, prompts):
+    found = win_rate([preference] * prompts, resamples=20)
+    assert found.ci_low <= found.win_rate <= found.ci_high
 
 
 def test_all_ties():

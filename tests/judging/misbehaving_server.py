@@ -44,8 +44,8 @@ class Handler(BaseHTTPRequestHandler):
         kind = dice.choices(kinds, weights)[0]
         first, second = [int(n) for n in re.findall(r"worth (\d+)", text)] or (0, 0)
         verdict = "A" if first > second or "always A" in text else "B" if second > first else "C"
-        if options.status:
-            kind = str(options.status)
+        if options.only and ("always A" in text or not options.some):
+            kind = options.only
         elif options.key and self.headers["Authorization"] != f"Bearer {options.key}":
             kind = "401"
         elif options.model and body["model"] != options.model:
@@ -110,7 +110,8 @@ if __name__ == "__main__":
     parser.add_argument("--misbehave", action="store_true")
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--slow", type=float, default=1.5)
-    parser.add_argument("--status", type=int)
+    parser.add_argument("--only", help="what every request meets: a status, html, cut, ...")
+    parser.add_argument("--some", action="store_true", help="of requests that hold `always A` alone")
     parser.add_argument("--key")
     parser.add_argument("--model")
     parser.add_argument("--no-usage", dest="usage", action="store_false")

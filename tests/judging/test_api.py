@@ -53,8 +53,8 @@ def test_a_server_that_is_not_there(make_judge, free_port, tmp_path, how):
             r"has no model judge, or nothing at that address \(404: status 404 for Bearer \*\*\*\); check judge.model= "
             r"and the address, which mostly ends in /v1.",
         ),
-        (["--status", "400"], r"does not answer \(400: status 400 for Bearer \*\*\*\); check that .*"),
-        (["--status", "429"], r"does not answer \(429: status 429 for Bearer \*\*\*\); check that .*"),
+        (["--only", "400"], r"does not answer \(400: status 400 for Bearer \*\*\*\); check that .*"),
+        (["--only", "429"], r"does not answer \(429: status 429 for Bearer \*\*\*\); check that .*"),
     ],
     ids=["wrong key", "unknown model", "refused", "quota"],
 )
@@ -67,11 +67,25 @@ def test_what_a_server_refuses_ends_in_one_line(serve, make_judge, monkeypatch, 
 
 
 def test_a_server_that_refuses_everything_is_not_asked_for_ever(serve, make_judge, tmp_path):
-    server = serve("--status", "503")
+    server = serve("--only", "503")
     pairs = [Pair(f"p{i}", "Q", f"worth {i}", f"worth {i + 1}") for i in range(50)]
     with pytest.raises(UserError, match=r"does not answer \(503: .*, 10 times in a row\); check that the server runs"):
         judge_pairs(make_judge(server.url, max_retries=0, concurrency=2), pairs, tmp_path)
     assert len(server.requests()) <= 12
+
+
+@pytest.mark.parametrize("how", ["check", "judge"])
+def test_a_web_page_where_a_server_should_be_is_no_judge(serve, make_judge, tmp_path, how):
+    judge = make_judge(serve("--only", "html").url, attempts=2, concurrency=1)
+    pairs = [Pair(f"p{i}", "Q", "worth 1", f"worth {i + 2}") for i in range(5)]
+    with pytest.raises(UserError, match=r"does not answer \(not a chat completion.*\); check that the server runs"):
+        judge.check() if how == "check" else judge_pairs(judge, pairs, tmp_path)
+
+
+def test_the_check_is_patient_with_a_server_that_fails_now_and_then(serve, make_judge):
+    # 47 % of the replies cannot be used; with one attempt a check in four or so would end the run
+    for seed in range(6):
+        make_judge(serve("--misbehave", "--seed", str(seed)).url, attempts=8, timeout=5).check()
 
 
 def test_a_cap_without_token_counts_is_told_at_once(serve, make_judge, tmp_path):
@@ -88,7 +102,7 @@ def test_the_key_is_nowhere_but_in_the_request(serve, monkeypatch, tmp_path, cap
     judge = OpenAIJudge(model="judge", parser=parse.pairwise, base_url=serve("--key", SECRET).url)
     judgements, ledger = judge_pairs(judge, [Pair("a", "Q", "worth 1", "worth 2")], tmp_path)
     assert [j.preference for j in judgements] == [2.0, 2.0]
-    refused = OpenAIJudge(model="judge", parser=parse.pairwise, base_url=serve("--status", "500").url, max_retries=0)
+    refused = OpenAIJudge(model="judge", parser=parse.pairwise, base_url=serve("--only", "500").url, max_retries=0)
     failed, _ = judge_pairs(refused, [Pair("a", "Q", "worth 1", "worth 2")], tmp_path)
     files = [file.read_text() for file in tmp_path.glob("judgements/**/*") if file.is_file()]
     assert len(files) >= 4

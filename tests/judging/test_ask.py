@@ -83,6 +83,26 @@ def test_a_price_cap_stops_cleanly_and_the_next_run_asks_the_rest(serve, make_pa
     assert len(server.requests()) == 40
 
 
+def test_the_price_cap_is_for_all_models_of_a_run(serve, make_pairs, make_judge, tmp_path):
+    server = serve()
+    capped = make_judge(server.url, max_cost=0.001, concurrency=1, prompt_price=1, completion_price=5)
+    _, first = judge_pairs(capped, make_pairs(3), tmp_path)
+    assert (first["asked"], first["stopped_by_cap"]) == (6, False)
+    others = [Pair(p.id, f"{p.prompt}?", p.baseline, p.model) for p in make_pairs(3)]
+    _, second = judge_pairs(capped, others, tmp_path)
+    assert (second["asked"], second["failed"], second["stopped_by_cap"]) == (1, 5, True)
+    assert len(server.requests()) == 7
+
+
+def test_a_question_that_always_breaks_off_fails_alone_and_is_asked_again(serve, make_pairs, make_judge, tmp_path):
+    server = serve("--only", "cut", "--some")  # every fifth pair
+    judgements, ledger = judge_pairs(make_judge(server.url, max_retries=0, concurrency=1), make_pairs(10), tmp_path)
+    assert [j.id for j in judgements if j.preference is None] == ["p4", "p4", "p9", "p9"]
+    assert ledger["failed"] == 4
+    _, again = judge_pairs(make_judge(server.url, max_retries=0, concurrency=1), make_pairs(10), tmp_path)
+    assert (again["asked"], again["reused"]) == (4, 16)
+
+
 def test_equal_answers_are_a_tie_that_nobody_is_asked_about(serve, make_judge, tmp_path):
     server = serve()
     judgements, ledger = judge_pairs(make_judge(server.url), [Pair("a", "Q", "worth 1", "worth 1")], tmp_path)
@@ -170,7 +190,7 @@ def test_a_torn_last_line_is_asked_again_and_a_damaged_one_inside_is_told(serve,
 
 
 def test_what_a_server_refused_is_asked_again_by_the_next_run(serve, make_pairs, make_judge, tmp_path):
-    broken = serve("--status", "500")
+    broken = serve("--only", "500")
     judgements, ledger = judge_pairs(make_judge(broken.url, max_retries=1), make_pairs(3), tmp_path)
     assert {j.failure for j in judgements} == {"500: status 500 for Bearer none"}
     assert (ledger["failed"], ledger["asked"], len(broken.requests())) == (6, 6, 12)
