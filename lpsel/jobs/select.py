@@ -195,9 +195,10 @@ def write_selection(job: Job, plan: Plan, chosen: Chosen) -> dict[str, Any]:
     table_path = job.run_dir / SELECTION
     write_atomically(table_path, lambda file: pq.write_table(selection.to_arrow(), file, use_dictionary=REPEATING))
     wanted = np.concatenate([*ends(selection).values()])
-    subset_path, found = write_subset(plan.source, selection.selected, job.run_dir, selection.index[wanted].tolist())
-    texts = {row: example.instruction() for row, example in found.items()}
-    figures, shown = summary(selection, chosen.table), examples(selection, texts)
+    subset_path, seen = write_subset(plan.source, selection.selected, job.run_dir, selection.index[wanted].tolist())
+    texts = {row: example.instruction() for row, example in seen.rows.items()}
+    characters = seen.mean_characters(selection.n_selected, selection.n_total)
+    figures, shown = summary(selection, chosen.table, characters), examples(selection, texts)
 
     if scores:
         name = f"scores-{scores.folder.name}"
