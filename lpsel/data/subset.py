@@ -105,13 +105,14 @@ def _characters(source: Source, batch: "pa.RecordBatch") -> tuple[int, int]:
 
     columns = text_columns(source, batch.schema)
     if columns is None:
-        prompt, response = zip(*(source.example(raw).characters() for raw in batch.to_pylist()), strict=True)
-        return sum(prompt), sum(response)
-    prompt, response = (
-        sum(pc.sum(pc.utf8_length(batch.column(columns[name]))).as_py() or 0 for name in side if name in columns)
-        for side in SIDES.values()
-    )
-    return prompt, response
+        lengths = np.array([source.example(raw).characters() for raw in batch.to_pylist()])
+        return int(lengths[:, 0].sum()), int(lengths[:, 1].sum())
+
+    def length(side: str) -> int:
+        texts = [batch.column(columns[name]) for name in SIDES[side] if name in columns]
+        return sum(pc.sum(pc.utf8_length(text)).as_py() or 0 for text in texts)
+
+    return length("prompt"), length("response")
 
 
 def _sum(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:

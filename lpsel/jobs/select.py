@@ -17,7 +17,7 @@ from lpsel.files import sha256_of, write_atomically
 from lpsel.jobs import outline
 from lpsel.model.spec import ModelSpec, ScorerSpec
 from lpsel.selection.choose import Selection, select
-from lpsel.selection.clusters import Clusters, NoClusters, brings_clusters, with_clusters
+from lpsel.selection.clusters import Auto, Clusters, NoClusters, brings_clusters, with_clusters
 from lpsel.selection.embeddings import check_embedder, embed
 from lpsel.selection.reader import SCORES_FILE, read_scores
 from lpsel.selection.spec import SelectionSpec
@@ -97,7 +97,7 @@ def prepare(job: Job, tokens_of: ModelSpec) -> Plan:
     given = None
     if config.scores is not None:
         columns = [name for name in rule.columns if name is not None]
-        given = read_scores(config.scores, config.scores_key, columns)
+        given = read_scores(config.scores, config.scores_key, columns, clusters=isinstance(clusters, Auto))
         rule.check_records(given)
         given = given.of_dataset(source.id_array, source.spec.name)
     elif config.scores_key is not None:

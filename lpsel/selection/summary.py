@@ -115,9 +115,12 @@ def describe(numbers: dict[str, Any]) -> list[str]:
     sides = (f"{side} {m['selected']:.1f} (all: {m['all']:.1f})" for side, m in numbers[f"mean_{unit}"].items())
     lines.append(f"  mean {unit}: {', '.join(sides)}")
     lines += [f"  left out, {reason}: {count:,}" for reason, count in numbers["reasons"].items()]
-    odd = {ODD[name]: count for name, count in numbers["odd_scores"].items() if count}
+    odd = [f"{count:,} {ODD[name]}" for name, count in numbers["odd_scores"].items() if count]
     if odd:
-        lines.append(f"  odd scores: {', '.join(f'{count:,} {what}' for what, count in odd.items())}")
+        zero = (
+            "; the undefined count as 0" if numbers["budget"] == "paper" and numbers["odd_scores"]["undefined"] else ""
+        )
+        lines.append(f"  odd scores: {', '.join(odd)}{zero}")
     return lines
 
 

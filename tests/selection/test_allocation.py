@@ -126,6 +126,7 @@ def test_odd_scores_are_counted(make_table, make_spec):
     released = select(table, make_spec("lp", budget="paper"), 50, 0)
     assert released.odd == {"undefined": 3, "not_finite": 1, "above_1": 1, "below_0": 1}
     assert released.score[[2, 3, 5]].tolist() == [0, 0, 0]
+    assert describe(summary(released, table, CHARACTERS))[-1].endswith("1 below 0; the undefined count as 0")
 
 
 @pytest.mark.parametrize("name", ["opt-350m", "opt-13b"])
