@@ -85,6 +85,14 @@ def fingerprint(ids: pa.LargeStringArray) -> str:
     return hashlib.sha256(lines.reshape(-1)[:-1].data).hexdigest()
 
 
+def text_columns(source: Source, schema: pa.Schema) -> dict[str, str] | None:
+    """Our field -> the column of a Parquet file that holds it, where all of them hold texts; else None."""
+    fields = source.columns_of(dict.fromkeys(schema.names))
+    there = {field: column for field, column in fields.items() if column in schema.names}
+    texts = (pa.string(), pa.large_string())
+    return there if all(schema.field(column).type in texts for column in there.values()) else None
+
+
 def _by_column(source: Source) -> Iterator[bytes] | None:
     """Digests without a row at a time, where the source is a Parquet file of texts, else None."""
     import pyarrow.parquet as pq
@@ -94,15 +102,15 @@ def _by_column(source: Source) -> Iterator[bytes] | None:
         return None
     assert spec.path is not None
     path = Path(spec.path).expanduser()
-    fields = source.columns_of(next(iter(source)).raw)
+    next(iter(source))  # finds what is wrong with the file or its form, and says so
     with pq.ParquetFile(path) as file:
         schema, metadata = file.schema_arrow, file.metadata
         groups = [metadata.row_group(place).num_rows for place in range(metadata.num_row_groups)]
-    there = {field: column for field, column in fields.items() if column in schema.names}
-    texts = (pa.string(), pa.large_string())
-    if "messages" in fields or not all(schema.field(column).type in texts for column in there.values()):
+    fields = text_columns(source, schema)
+    if fields is None:
         return None
-    return _parquet_digests(path, there, groups, range(spec.skip, sum(groups) if source.stop is None else source.stop))
+    rows = range(spec.skip, sum(groups) if source.stop is None else source.stop)
+    return _parquet_digests(path, fields, groups, rows)
 
 
 def _parquet_digests(path: Path, fields: dict[str, str], groups: list[int], rows: range) -> Iterator[bytes]:

@@ -66,6 +66,11 @@ class Example:
         """What the user says first."""
         return next((turn.content for turn in self.turns if turn.role == "user"), "")
 
+    def characters(self) -> tuple[int, int]:
+        """Characters of the prompt, which is all that is not the assistant's, and of the response."""
+        response = sum(len(turn.content) for turn in self.turns if turn.role == "assistant")
+        return sum(len(turn.content) for turn in self.turns) + len(self.input) - response, response
+
     def embedding_text(self) -> str:
         """What is embedded for clustering: `Instruction: {instruction} {input} Response: {output}`, fields stripped.
 

@@ -7,7 +7,6 @@ from lpsel.jobs.ledger import describe_ledger
 from lpsel.selection.summary import describe
 
 Pairs = list[tuple[str, str]]
-EXAMPLES = 3  # of each end of the ranking
 TEXT = 60  # characters of an example
 
 
@@ -15,9 +14,8 @@ def selection(result: Mapping[str, Any]) -> Pairs:
     """What was chosen, and the rows at both ends of the ranking."""
     pairs = [_split(line) for line in describe(dict(result))]
     for end, rows in result["examples"].items():
-        shown = rows[:EXAMPLES] if end == "first" else rows[-EXAMPLES:]
-        for row in shown:
-            name = f"{end} in ranking" if row is shown[0] else ""
+        for row in rows:
+            name = f"{end.capitalize()} in ranking" if row is rows[0] else ""
             pairs.append((name, f"{row['score']:.4g}  row {row['index']}: {row['text'][:TEXT]}"))
     return pairs
 

@@ -18,7 +18,7 @@ from lpsel.files import sha256_of, write_atomically
 from lpsel.jobs import outline
 from lpsel.model.spec import ModelSpec, ScorerSpec
 from lpsel.selection.choose import Selection, select
-from lpsel.selection.clusters import Clusters, NoClusters, brings_clusters, with_clusters
+from lpsel.selection.clusters import Auto, Clusters, NoClusters, brings_clusters, with_clusters
 from lpsel.selection.embeddings import check_embedder, embed
 from lpsel.selection.reader import SCORES_FILE, read_scores
 from lpsel.selection.spec import SelectionSpec
@@ -98,7 +98,7 @@ def prepare(job: Job, tokens_of: ModelSpec) -> Plan:
     given = None
     if config.scores is not None:
         columns = [name for name in rule.columns if name is not None]
-        given = read_scores(config.scores, config.scores_key, columns)
+        given = read_scores(config.scores, config.scores_key, columns, clusters=isinstance(clusters, Auto))
         rule.check_records(given)
         given = given.of_dataset(source.ids, source.spec.name)
     elif config.scores_key is not None:
@@ -196,9 +196,10 @@ def write_selection(job: Job, plan: Plan, chosen: Chosen) -> dict[str, Any]:
     table_path = job.run_dir / SELECTION
     write_atomically(table_path, lambda file: pq.write_table(selection.to_arrow(), file, use_dictionary=REPEATING))
     wanted = np.concatenate([*ends(selection).values()])
-    subset_path, found = write_subset(plan.source, selection.selected, job.run_dir, selection.index[wanted].tolist())
-    texts = {row: example.instruction() for row, example in found.items()}
-    figures, shown = summary(selection, chosen.table), examples(selection, texts)
+    subset_path, seen = write_subset(plan.source, selection.selected, job.run_dir, selection.index[wanted].tolist())
+    texts = {row: example.instruction() for row, example in seen.rows.items()}
+    characters = seen.mean_characters(selection.n_selected, selection.n_total)
+    figures, shown = summary(selection, chosen.table, characters), examples(selection, texts)
 
     if scores:
         name = f"scores-{scores.folder.name}"

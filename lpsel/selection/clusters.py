@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 FORMAT = 1  # of kept clusters: raised when the same rows would come out in others
 MINIBATCH_ABOVE = 200_000  # rows; below, all of them are looked at in every round
 INERTIA = re.compile(r"inertia:? (\d[\d.e+-]*\d)")
-ROWS_PER_CLUSTER = 50  # the paper: 1,000 clusters for 52,002 rows, 300 for 15,011
+ROWS_PER_CLUSTER = 50
 
 
 class Clusters(Protocol):
@@ -118,7 +118,7 @@ class KMeans:
     contents, k-means by mini-batches.
 
     Attributes:
-        n_clusters: null for one per 50 rows, as the paper's two data sets have; never more than there are contents.
+        n_clusters: null for one per 50 rows (`clusters_for`); never more than there are contents.
         embedder: a sentence-transformers folder or Hub id.
     """
 
@@ -135,7 +135,7 @@ class KMeans:
     def assign(self, source: Source, cache_dir: Path, seed: int) -> NDArray[np.int32]:
         ids_U, place_N = contents_of(source.ids)
         count_U = np.bincount(place_N)
-        wanted = max(round(len(place_N) / ROWS_PER_CLUSTER), 1) if self.n_clusters is None else self.n_clusters
+        wanted = clusters_for(len(place_N)) if self.n_clusters is None else self.n_clusters
         k = min(wanted, len(ids_U))
         described = {
             "format": FORMAT,
@@ -171,6 +171,11 @@ class Auto(KMeans):
 
     def _choice(self, dataset: DatasetSpec) -> Clusters:
         return KMeans(self.n_clusters, self.embedder) if dataset.cluster_column is None else Column()
+
+
+def clusters_for(rows: int) -> int:
+    """One cluster per 50 rows, to one significant digit: the paper's 1,000 for 52,002 rows and 300 for 15,011."""
+    return max(int(float(f"{rows / ROWS_PER_CLUSTER:.0e}")), 1)
 
 
 def k_means(vectors_UD: NDArray[np.float32], count_U: NDArray[np.int64], k: int, seed: int) -> NDArray[np.int32]:

@@ -22,9 +22,13 @@ SCORES_FILE = "scores.parquet"  # in a scores folder
 RECORDED = re.compile(r"(nll|ppl)_(0|[1-9][0-9]*)")
 OPTIONAL = ("index", "id", "prompt_tokens", "response_tokens", "truncated", "cluster")
 INT32_MAX = 2**31 - 1
+LEAST = {"nll": (0, "losses"), "ppl": (1, "perplexities")}
+ROUNDING = 1e-3  # that a record may be below the least
 
 
-def read_scores(path: str | Path, key: str | None = None, columns: Collection[str] = ()) -> ScoreTable:
+def read_scores(
+    path: str | Path, key: str | None = None, columns: Collection[str] = (), clusters: bool = True
+) -> ScoreTable:
     """Read a scores folder, a Parquet or CSV table of scores, or an .npz of perplexities, sorted by its `index`.
 
     Needed of a table are the columns nll_0 .. nll_n or ppl_0 .. ppl_n, or one of `columns`; where both are there, nll
@@ -37,6 +41,7 @@ def read_scores(path: str | Path, key: str | None = None, columns: Collection[st
     Args:
         key: the name of the array in an .npz that has several.
         columns: other columns to keep where the table has them; `ppl_X` stands in for `nll_X`.
+        clusters: whether to look at the column `cluster`.
 
     Raises:
         UserError: no such file, no or missing epochs, a column that is not of the kind it must be, no such array.
@@ -52,19 +57,9 @@ def read_scores(path: str | Path, key: str | None = None, columns: Collection[st
     table = _read_arrays(file, key) if file.suffix == ".npz" else _read(file, columns)
     reader = _Columns(table, file)
 
-    ppl = None
     kind, epochs = _recorded(table.column_names, file, optional=any(name in columns for name in table.column_names))
-    if kind == "nll":
-        nll = reader.records("nll", epochs)
-    else:
-        ppl = reader.records("ppl", epochs)
-        if (ppl <= 0).any():
-            epoch, row = np.argwhere(ppl <= 0)[0]
-            raise UserError(
-                f"scores={file}: ppl_{epoch} of row {row} is {ppl[epoch, row]}, perplexities are above 0. "
-                "Leave it empty where the row has no supervised token."
-            )
-        nll = np.log(ppl)
+    records_EN = reader.records(kind, epochs)
+    ppl, nll = (records_EN, np.log(records_EN)) if kind == "ppl" else (None, records_EN)
     n = nll.shape[1]
     supervised = ~np.isnan(nll[0]) & (nll != 0).any(axis=0) if len(nll) else np.ones(n, np.bool_)
 
@@ -75,7 +70,7 @@ def read_scores(path: str | Path, key: str | None = None, columns: Collection[st
         response_tokens=reader.integers("response_tokens", np.int32, default=supervised.astype(np.int32)),
         truncated=reader.flags("truncated"),
         nll=nll,
-        cluster=reader.clusters(),
+        cluster=reader.clusters() if clusters else None,
         ppl=ppl,
         tokens_known={"prompt_tokens", "response_tokens"} <= set(table.column_names),
         columns={name: column for name in columns if (column := reader.further(name)) is not None},
@@ -203,6 +198,14 @@ class _Columns:
         records_EN = np.empty((epochs, len(self.table)))
         for epoch in range(epochs):
             records_EN[epoch] = self._numbers(f"{kind}_{epoch}", "numbers, empty where a row has no supervised token")
+        least, records = LEAST[kind]
+        if (low_EN := records_EN < least - ROUNDING).any():
+            epoch, row = np.argwhere(low_EN)[0]
+            raise UserError(
+                f"scores={self.file}: {kind}_{epoch} of row {row} is {records_EN[epoch, row]}, {records} are "
+                f"{least} or more (a log-likelihood has the other sign). Leave it empty where the row has no "
+                "supervised token."
+            )
         return records_EN
 
     def further(self, name: str) -> NDArray[np.float64] | None:

@@ -51,10 +51,14 @@ def examples(selection: Selection, texts: Mapping[int, str]) -> dict[str, list[d
     }
 
 
-def summary(selection: Selection, table: ScoreTable) -> dict[str, Any]:
+def summary(selection: Selection, table: ScoreTable, mean_characters: Mapping[str, Any]) -> dict[str, Any]:
     """The selection in numbers, with the names that result.json has for them.
 
-    Scores and token counts are of the chosen rows and of all rows; tokens are None where the table does not know them.
+    Scores and lengths are of the chosen rows and of all rows; tokens are None where the table does not know them.
+    A cluster below 0 is none: its rows give a share together, and are counted for themselves.
+
+    Args:
+        mean_characters: of `prompt` and `response`, each `selected` and `all`, as result.json has it.
     """
     chosen, everything = selection.selected, np.ones(selection.n_total, np.bool_)
     cluster = selection.cluster
@@ -70,6 +74,9 @@ def summary(selection: Selection, table: ScoreTable) -> dict[str, Any]:
         "odd_scores": selection.odd,
         "clusters": None if cluster is None else _different(cluster),
         "clusters_selected": None if cluster is None else _different(cluster[chosen]),
+        "rows_in_no_cluster": None
+        if cluster is None
+        else {"selected": int((cluster[chosen] < 0).sum()), "all": int((cluster < 0).sum())},
         "score": {
             "selected": _range(selection.score[chosen]),
             "all": _range(selection.score[~np.isnan(selection.score)]),
@@ -81,17 +88,18 @@ def summary(selection: Selection, table: ScoreTable) -> dict[str, Any]:
             }
             for side, counts in (("prompt", table.prompt_tokens), ("response", table.response_tokens))
         },
+        "mean_characters": mean_characters,
     }
 
 
 def describe(numbers: dict[str, Any]) -> list[str]:
     """`summary` as lines to print."""
     n_total, n_selected = numbers["n_total"], numbers["n_selected"]
-    clusters = (
-        ""
-        if numbers["clusters"] is None
-        else f", from {numbers['clusters_selected']:,} of {numbers['clusters']:,} clusters"
-    )
+    clusters = ""
+    if numbers["clusters"] is not None:
+        clusters = f", from {numbers['clusters_selected']:,} of {numbers['clusters']:,} clusters"
+        if numbers["rows_in_no_cluster"]["all"]:
+            clusters += " and {selected:,} of {all:,} rows in none".format(**numbers["rows_in_no_cluster"])
     lines = [
         f"Selection {numbers['rule']}: {n_selected:,} of {n_total:,} rows ({100 * n_selected / n_total:.3g} %, "
         f"asked for {numbers['pct']:g} %, budget {numbers['budget']}){clusters}"
@@ -103,13 +111,16 @@ def describe(numbers: dict[str, Any]) -> list[str]:
     ]
     if scores:
         lines.append(f"  scores: {'; '.join(scores)}")
-    if numbers["mean_tokens"]["response"]["all"] is not None:
-        sides = (f"{side} {m['selected']:.1f} (all: {m['all']:.1f})" for side, m in numbers["mean_tokens"].items())
-        lines.append(f"  mean tokens: {', '.join(sides)}")
+    unit = "characters" if numbers["mean_tokens"]["response"]["all"] is None else "tokens"
+    sides = (f"{side} {m['selected']:.1f} (all: {m['all']:.1f})" for side, m in numbers[f"mean_{unit}"].items())
+    lines.append(f"  mean {unit}: {', '.join(sides)}")
     lines += [f"  left out, {reason}: {count:,}" for reason, count in numbers["reasons"].items()]
-    odd = {ODD[name]: count for name, count in numbers["odd_scores"].items() if count}
+    odd = [f"{count:,} {ODD[name]}" for name, count in numbers["odd_scores"].items() if count]
     if odd:
-        lines.append(f"  odd scores: {', '.join(f'{count:,} {what}' for what, count in odd.items())}")
+        zero = (
+            "; the undefined count as 0" if numbers["budget"] == "paper" and numbers["odd_scores"]["undefined"] else ""
+        )
+        lines.append(f"  odd scores: {', '.join(odd)}{zero}")
     return lines
 
 
@@ -131,10 +142,11 @@ def _lowest(key_M: NDArray[np.float64], index_M: NDArray[np.int64]) -> NDArray[n
 
 
 def _different(cluster: NDArray[np.int32]) -> int:
-    lowest, highest = int(cluster.min()), int(cluster.max())
-    if highest - lowest > 2 * len(cluster):
-        return len(np.unique(cluster))
-    return int(np.count_nonzero(np.bincount(cluster - lowest)))
+    """How many clusters there are; a number below 0 is none."""
+    known = cluster[cluster >= 0]
+    if known.max(initial=0) > 2 * len(cluster):
+        return len(np.unique(known))
+    return int(np.count_nonzero(np.bincount(known)))
 
 
 def _range(score: NDArray[np.float64]) -> dict[str, float] | None:

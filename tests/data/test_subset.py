@@ -66,20 +66,41 @@ def test_ids_of_parquet_columns_that_are_no_texts_are_made_row_by_row(tmp_path):
 def test_a_parquet_source_gives_a_parquet_subset_with_its_own_types(parquet, tmp_path, skip, limit):
     source = Source(DatasetSpec("rows", path=str(parquet), skip=skip, limit=limit))
     selected = np.arange(len(source)) % 2 == 0
-    path, found = write_subset(source, selected, tmp_path, wanted=[1, 2])
+    path, seen = write_subset(source, selected, tmp_path, wanted=[1, 2])
     assert path == tmp_path / "subset.parquet"
     every = pa.table(COLUMNS)
     assert pq.read_table(path).equals(every.slice(skip, limit).filter(pa.array(selected)))
-    assert {row: example.instruction() for row, example in found.items()} == {
+    assert {row: example.instruction() for row, example in seen.rows.items()} == {
         row: COLUMNS["instruction"][skip + row] or "" for row in (1, 2)
     }
 
 
 def test_any_other_source_gives_lines(lines, tmp_path):
     source = Source(DatasetSpec("rows", path=str(lines)))
-    path, found = write_subset(source, np.array([False, True, False, True, False]), tmp_path, wanted=[4])
+    path, seen = write_subset(source, np.array([False, True, False, True, False]), tmp_path, wanted=[4])
     assert path == tmp_path / "subset.jsonl"
     rows = [json.loads(line) for line in lines.read_text().splitlines()]
     assert [json.loads(line) for line in path.read_bytes().splitlines()] == [rows[1], rows[3]]
-    assert found.keys() == {4}
-    assert found[4].instruction() == "Last"
+    assert seen.rows.keys() == {4}
+    assert seen.rows[4].instruction() == "Last"
+
+
+@pytest.mark.parametrize("form", ["parquet", "lines"])
+def test_lengths_of_all_rows_and_of_the_chosen_are_seen_on_the_way(form, tmp_path, request):
+    source = Source(DatasetSpec("rows", path=str(request.getfixturevalue(form)), skip=1))
+    _, seen = write_subset(source, np.array([False, False, True, True]), tmp_path, wanted=[])
+    # Prompts "x", "", 'Say "\u00fc\u2028\\"' + "y" and "Last" + "z": 1, 0, 10, 5 characters; responses 1, 1, 0, 1.
+    assert (seen.all, seen.selected) == ((16, 3), (15, 1))
+    means = seen.mean_characters(2, 4)
+    assert means == {"prompt": {"selected": 7.5, "all": 4.0}, "response": {"selected": 0.5, "all": 0.75}}
+
+
+def test_lengths_of_conversations_are_of_either_side(tmp_path):
+    turns = [("system", "Be kind."), ("user", "Hi"), ("assistant", "Ho"), ("user", "And?"), ("assistant", "So.")]
+    pq.write_table(
+        pa.table({"messages": [[{"role": role, "content": text} for role, text in turns]]}), tmp_path / "chat.parquet"
+    )
+    _, seen = write_subset(
+        Source(DatasetSpec("chat", path=str(tmp_path / "chat.parquet"))), np.array([True]), tmp_path, []
+    )
+    assert seen.selected == seen.all == (8 + 2 + 4, 2 + 3)

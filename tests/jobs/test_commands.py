@@ -209,6 +209,16 @@ def test_released_arrays_are_scores(tmp_path, toy_model, instructions):
         run("select", [*overrides, "scores=null", "scores_key=small"], tmp_path / "other")
 
 
+def test_empty_clusters_of_the_scores_do_not_matter_where_none_are_wanted(tmp_path, toy_model, instructions):
+    table = pa.table({"ppl_0": [10.0] * 4, "ppl_1": [9.0, 2.0, 5.0, 8.0], "cluster": [0, None, 1, 1]})
+    pq.write_table(table, tmp_path / "scores.parquet")
+    overrides = given(tmp_path, toy_model, instructions(rows=4), f"scores={tmp_path}/scores.parquet", "pct=50")
+    result = run("select", [*overrides, "cluster=none"], tmp_path / "run")
+    assert pq.read_table(result["selection"])["selected"].to_pylist() == [True, False, False, True]
+    with pytest.raises(UserError, match=r"column cluster is int64 with 1 empty, .* \(or say cluster=none\)"):
+        run("select", [*overrides, "cluster=auto"], tmp_path / "other")
+
+
 def test_what_scores_lack_is_known_before_the_data_set_is_read(tmp_path, toy_model):
     pq.write_table(pa.table({"nll_0": [1.0], "nll_1": [0.5]}), tmp_path / "scores.parquet")
     overrides = given(tmp_path, toy_model, tmp_path / "none.jsonl", f"scores={tmp_path}/scores.parquet", "cluster=none")

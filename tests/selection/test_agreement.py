@@ -193,7 +193,7 @@ def test_a_scorer_in_an_archive_has_an_address(archive):
     [
         (np.ones(3), r"array opt is float64 of shape \(3,\), must be perplexities \(epochs \+ 1, rows\)"),
         (np.array([["a"]]), r"array opt is <U1 of shape"),
-        (np.array([[1.0], [0.0]]), r"ppl_1 of row 0 is 0\.0, perplexities are above 0"),
+        (np.array([[1.0], [0.0]]), r"ppl_1 of row 0 is 0\.0, perplexities are 1 or more"),
         (np.array([[{}]]), r"cannot be read \(Object arrays cannot be loaded"),
     ],
 )

@@ -11,6 +11,7 @@ from lpsel.selection.budget import capped_shares, hardness_weights, rank_in_clus
 from lpsel.selection.choose import select
 from lpsel.selection.summary import describe, summary
 
+CHARACTERS = {side: {"selected": 1.0, "all": 1.0} for side in ("prompt", "response")}
 sizes = nps.arrays(np.int64, st.integers(1, 30), elements=st.integers(1, 50))
 
 
@@ -119,12 +120,13 @@ def test_odd_scores_are_counted(make_table, make_spec):
     selection = select(table, make_spec("lp"), 50, 0)
     assert selection.odd == {"undefined": 2, "not_finite": 1, "above_1": 1, "below_0": 1}
     assert selection.counts == {"no supervised token": 1, "score is undefined": 2}
-    assert describe(summary(selection, table))[-1] == (
+    assert describe(summary(selection, table, CHARACTERS))[-1] == (
         "  odd scores: 2 undefined, 1 of these with a record that is not finite, 1 above 1, 1 below 0"
     )
     released = select(table, make_spec("lp", budget="paper"), 50, 0)
     assert released.odd == {"undefined": 3, "not_finite": 1, "above_1": 1, "below_0": 1}
     assert released.score[[2, 3, 5]].tolist() == [0, 0, 0]
+    assert describe(summary(released, table, CHARACTERS))[-1].endswith("1 below 0; the undefined count as 0")
 
 
 @pytest.mark.parametrize("name", ["opt-350m", "opt-13b"])

@@ -19,6 +19,7 @@ PPL_0 = [10.0] * 10
 PPL_1 = [1.0, 9.0, 5.0, 8.0, 2.0, 7.0, 3.0, 4.0, 6.0, 10.0]
 CLUSTER = [0, 0, 0, 5, 5, 5, 5, 5, 9, 9]
 RESPONSE_TOKENS = [4, 4, 4, 4, 4, 4, 4, 4, 4, 0]
+CHARACTERS = {"prompt": {"selected": 30.0, "all": 40.0}, "response": {"selected": 9.04, "all": 5.0}}
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +204,7 @@ def test_undefined_scores_are_null_in_the_table(make_table, make_spec):
 def test_the_summary_compares_the_chosen_with_all(table, make_spec):
     prompt_tokens = np.arange(10, dtype=np.int32)
     table = replace(table, prompt_tokens=prompt_tokens)
-    numbers = summary(select(table, make_spec("lp_app"), 40, 0), table)
+    numbers = summary(select(table, make_spec("lp_app"), 40, 0), table, CHARACTERS)
     assert (numbers["n_total"], numbers["n_eligible"], numbers["n_selected"]) == (10, 9, 4)
     assert (numbers["clusters"], numbers["clusters_selected"]) == (3, 3)
     assert numbers["score"]["selected"] == {
@@ -221,11 +222,17 @@ def test_the_summary_compares_the_chosen_with_all(table, make_spec):
     ]
 
 
-def test_the_summary_says_nothing_of_tokens_that_are_not_known(table, make_spec):
+def test_where_tokens_are_not_known_the_summary_counts_characters(table, make_spec):
     table = replace(table, tokens_known=False)
-    numbers = summary(select(table, make_spec("lp_app"), 40, 0), table)
+    numbers = summary(select(table, make_spec("lp_app"), 40, 0), table, CHARACTERS)
     assert numbers["mean_tokens"]["prompt"] == {"selected": None, "all": None}
-    assert not any("tokens:" in line for line in describe(numbers))
+    assert "  mean characters: prompt 30.0 (all: 40.0), response 9.0 (all: 5.0)" in describe(numbers)
+
+
+def test_a_cluster_below_0_is_none(table, make_spec):
+    table = replace(table, cluster=np.where(table.cluster == 5, -1, table.cluster))
+    numbers = summary(select(table, make_spec("lp_app"), 40, 0), table, CHARACTERS)
+    assert describe(numbers)[0].endswith(", from 2 of 2 clusters and 2 of 5 rows in none")
 
 
 @st.composite

@@ -14,7 +14,7 @@ import pytest
 from lpsel.data.source import DatasetSpec, Source
 from lpsel.errors import UserError
 from lpsel.selection import clusters, embeddings
-from lpsel.selection.clusters import Auto, Column, KMeans, NoClusters, k_means, with_clusters
+from lpsel.selection.clusters import Auto, Column, KMeans, NoClusters, clusters_for, k_means, with_clusters
 from lpsel.selection.embeddings import check_embedder, embed, identity
 
 KINDS = ("add", "bake", "code")
@@ -130,6 +130,11 @@ def test_another_embedder_has_other_embeddings(encoder, tmp_path):
     (folder / "pooling").mkdir()
     (folder / "pooling" / "config.json").write_text("{}")
     assert identity(str(folder)) != before
+
+
+@pytest.mark.parametrize(("rows", "count"), [(52_002, 1000), (15_011, 300), (10_000_000, 200_000), (1, 1), (40, 1)])
+def test_as_many_clusters_as_the_paper_has(rows, count):
+    assert clusters_for(rows) == count
 
 
 def test_the_number_of_clusters_is_one_for_fifty_rows(source, encoder, tmp_path):

@@ -2,11 +2,14 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lpsel.config import run
+from lpsel.jobs import outline
 from lpsel.selection.choose import select
 from lpsel.selection.reader import read_scores
 
@@ -78,15 +81,40 @@ def test_dolly_subsets_have_the_published_sizes(shared_data, make_table, make_sp
         assert {b: selection.n_selected for b, selection in buckets.items()} == DOLLY_BUCKETS
 
 
+@pytest.fixture
+def dolly_table(shared_data, tmp_path):
+    """Writes a scorer's released perplexities and the clusters as a table."""
+
+    def write(scorer):
+        ppl = shared_data("perplexities_dolly.npz")[scorer]
+        columns = {f"ppl_{epoch}": ppl[epoch] for epoch in range(4)}
+        columns["cluster"] = shared_data("clusters_dolly.npz")["cluster"]
+        pq.write_table(pa.table(columns), tmp_path / "dolly.parquet")
+        return tmp_path / "dolly.parquet"
+
+    return write
+
+
+def test_the_command_reads_such_a_table_and_says_what_it_chose(shared_data, dolly_table, tmp_path):
+    data = f"dataset.path={shared_data.folder / 'dolly.jsonl.xz'}"
+    asked = ["dataset=local", data, f"scores={dolly_table('opt-350m')}", "selection=lp", "pct=1", "tracker=none"]
+    result = run("select", [*asked, "selection.budget=paper"], tmp_path / "run")
+    assert result["n_selected"] == Path(result["subset"]).read_bytes().count(b"\n") == DOLLY_SIZES[1]
+    told = outline.selection(result)
+    assert told[0] == (
+        "Selection lp",
+        "307 of 15,011 rows (2.05 %, asked for 1 %, budget paper), from 300 of 300 clusters",
+    )
+    assert [name for name, _ in told if name][1:] == [
+        "Scores", "Mean characters", "Odd scores", "First in ranking", "Last in ranking",
+    ]  # fmt: skip
+    rows = [what for _, what in told if ": " in what and "  row " in what]
+    assert len(rows) == 20, "ten of each end"
+
+
 @pytest.mark.parametrize(("scorer", "empty"), [("opt-350m", 544), ("llama2-13b", 765)])
-def test_rows_without_response_fill_the_released_subsets_and_no_exact_one(
-    shared_data, make_spec, tmp_path, scorer, empty
-):
-    ppl = shared_data("perplexities_dolly.npz")[scorer]
-    columns = {f"ppl_{epoch}": ppl[epoch] for epoch in range(4)}
-    columns["cluster"] = shared_data("clusters_dolly.npz")["cluster"]
-    pq.write_table(pa.table(columns), tmp_path / "dolly.parquet")
-    table = read_scores(tmp_path / "dolly.parquet")
+def test_rows_without_response_fill_the_released_subsets_and_no_exact_one(dolly_table, make_spec, scorer, empty):
+    table = read_scores(dolly_table(scorer))
     unsupervised = table.response_tokens == 0
     assert unsupervised.sum() == empty
 

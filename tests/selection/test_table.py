@@ -99,6 +99,15 @@ def test_text_clusters_are_numbered_in_sorted_order(save):
     assert np.asarray(table.cluster).tolist() == [2, 0, 2, 1]
 
 
+def test_clusters_that_nobody_wants_are_not_looked_at(save):
+    file = save({"nll_0": [1.0, 2.0], "cluster": [4, None]})
+    assert read_scores(file, clusters=False).cluster is None
+
+
+def test_a_loss_of_0_may_be_off_by_rounding(save):
+    assert read_scores(save({"ppl_0": [0.9999999, 2.0]})).response_tokens.tolist() == [1, 1]
+
+
 def test_cluster_codes_of_several_kinds():
     assert cluster_codes([2.5, -1.0, 2.5]).tolist() == [1, 0, 1]
     assert cluster_codes(pa.array([2**40, 0])).tolist() == [1, 0]
@@ -111,7 +120,12 @@ def test_cluster_codes_of_several_kinds():
         ({"nll_0": [1.0], "nll_2": [1.0]}, r"has nll_2 and no nll_1\. Give every epoch"),
         ({"ppl_1": [1.0]}, r"has ppl_1 and no ppl_0\. Give every epoch"),
         ({"nll_0": [1.0], "nll_1": ["low"]}, r"column nll_1 is string, must be numbers"),
-        ({"ppl_0": [2.0, -3.0]}, r"ppl_0 of row 1 is -3\.0, perplexities are above 0"),
+        ({"ppl_0": [2.0, -3.0]}, r"ppl_0 of row 1 is -3\.0, perplexities are 1 or more"),
+        ({"ppl_0": [2.0, 0.5]}, r"ppl_0 of row 1 is 0\.5, perplexities are 1 or more"),
+        (
+            {"nll_0": [2.0], "nll_1": [-1.5]},
+            r"nll_1 of row 0 is -1\.5, losses are 0 or more \(a log-likelihood has the",
+        ),
         ({"nll_0": [1.0], "index": [0.5]}, r"column index is double, must be a whole number in every row"),
         ({"nll_0": [1.0, 1.0], "index": [4, 4]}, r"index 4 stands there twice"),
         ({"nll_0": [1.0, 1.0], "response_tokens": [4, None]}, r"column response_tokens is int64 with 1 empty, must be"),
