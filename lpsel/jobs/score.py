@@ -18,17 +18,15 @@ from lpsel.config import Job, build
 from lpsel.data.source import Source
 from lpsel.distributed import agree, is_main_process
 from lpsel.errors import UserError
-from lpsel.files import digest, file_names
+from lpsel.files import file_names
 from lpsel.model.device import device_of, resolve_precision
 from lpsel.model.extras import check_training
 from lpsel.model.load import check_model, identity, load_config, load_tokenizer, locate
 from lpsel.model.memory import pass_tokens
 from lpsel.model.spec import ModelSpec, ScorerSpec
-from lpsel.records.store import MANIFEST, SCORES, Parts, find_scores, write_scores
+from lpsel.records.store import FORMAT, MANIFEST, SCORES, Parts, find_scores, scores_key, write_scores
 
 log = logging.getLogger(__name__)
-
-FORMAT = 1  # of the records: raised when the same recipe would give other numbers
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,8 @@ def scores_for(job: Job, scorer: ScorerSpec, source: Source, epochs: int, column
         described |= less
     elif less:
         log.info("Scorer %s: nothing is trained; scorer.%s left aside", scorer.name, " and scorer.".join(less))
-    key = digest({k: v for k, v in described.items() if k != "scorer"})[:16]
+    depends_on = [name for name in described if name != "scorer"]
+    key = scores_key({name: described[name] for name in depends_on})
     named = file_names([f"{scorer.name}-{job.config.dataset.name}"])[0]
     folder = job.cache_dir / "scores" / f"{named}-{key}-e{epochs}"
     folder = folder.with_name("+".join([folder.name, *sorted(columns)]))
@@ -104,7 +103,7 @@ def scores_for(job: Job, scorer: ScorerSpec, source: Source, epochs: int, column
     def look() -> Path | None:
         if is_main_process():
             lock.acquire()
-        return find_scores(job.cache_dir, key, epochs, columns)
+        return find_scores(job.cache_dir, key, epochs, columns, depends_on)
 
     try:
         found = agree(look)
