@@ -134,6 +134,7 @@ def _make(
     from lpsel.data.tokens import tokenize, tokenizer_hash
     from lpsel.jobs.fitting import fit
     from lpsel.jobs.stopping import StopWhenStable, random_part
+    from lpsel.model.diverged import LossSpikes
     from lpsel.model.module import FineTuner
     from lpsel.records.extra import extra_pass
     from lpsel.records.recorder import NLLRecorder
@@ -189,8 +190,9 @@ def _make(
     title, stop = f"Scorer {scorer.name}", None
     if "stop" in described:
         stop = StopWhenStable(title, data, rows=scorer.stop_rows, bound=scorer.stop_bound)
-    recorder = [NLLRecorder(parts)]
-    trainer, cost = fit(job, module(FineTuner), data, epochs=epochs, title=title, callbacks=recorder, stop=stop)
+    spikes = LossSpikes(title)
+    hooks = [NLLRecorder(parts), spikes]
+    trainer, cost = fit(job, module(FineTuner), data, epochs=epochs, title=title, callbacks=hooks, stop=stop)
     if trainer.is_global_zero:
         total = sum(costs, start=cost)
         manifest = described | {
@@ -201,6 +203,7 @@ def _make(
             "rows_truncated": int(tokens.truncated.sum()),
             "rows_without_supervised_token": int((~supervised).sum()),
             "rows_trained": stop.rows_trained if stop else int(data.trained.sum()) if epochs else 0,
+            "loss_spikes": spikes.described(),
             "tokenizer_hash": tokenizer_hash(tokenizer),
             "template_hash": template_hash(scorer.template, tokenizer),
             "trust_remote_code": scorer.trust_remote_code,
