@@ -1,6 +1,7 @@
 """What a run was asked for, kept in its folder, so that the folder is never given to another configuration."""
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from lpsel.errors import UserError
 from lpsel.files import finite, write_json
+from lpsel.sealed import Damaged, check_files
+
+log = logging.getLogger(__name__)
 
 ASKED = "asked.json"
 RESULT = "result.json"
+FORMAT = 1  # of result.json, which a file without a format has too
 # Where and how a run is made, which changes no result; of the trainer only the precision does.
 WHERE_AND_HOW = (
     "cache_dir", "tracker", "experiment", "prompts_dir", "train_tokens", "score_tokens", "activation_checkpointing",
@@ -62,12 +67,19 @@ class Asked:
             )
 
     def finished(self, run_dir: Path) -> dict[str, Any] | None:
-        """The result of the same configuration in this folder, None where there is none or its files are gone."""
+        """The result of the same configuration in this folder, None where there is none or its files have changed."""
         there, result = _read(run_dir / ASKED), _read(run_dir / RESULT)
         if there is None or result is None or (there["command"], there["config"]) != (self.command, self.config):
             return None
         made = [result.get(name) for name in ("subset", "selection", "model")]
-        return result if all(Path(path).exists() for path in made if path) else None
+        if result.get("format", FORMAT) != FORMAT or not all(Path(path).exists() for path in made if path):
+            return None
+        try:
+            check_files(run_dir, result.get("sha256") or {})
+        except Damaged as damage:
+            log.warning("%s; done again", damage)
+            return None
+        return result
 
 
 def unused_keys(command: str, config: Any) -> set[str]:

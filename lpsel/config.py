@@ -12,7 +12,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from lpsel.asked import RESULT, Asked
+from lpsel.asked import FORMAT, RESULT, Asked
 from lpsel.distributed import is_main_process
 from lpsel.errors import UserError
 from lpsel.files import finite, writable, write_json
@@ -125,7 +125,7 @@ class Job:
             self.asked().check(self.run_dir)
             (self.run_dir / RESULT).unlink(missing_ok=True)  # of an earlier run in the same folder
         try:
-            result = finite(import_module(f"lpsel.jobs.{self.command}").run(self))
+            result = finite({"format": FORMAT, **import_module(f"lpsel.jobs.{self.command}").run(self)})
             if is_main_process():
                 write_json(self.run_dir / RESULT, result)
             return result

@@ -32,22 +32,36 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def folder_atomically(path: Path) -> Iterator[Path]:
-    """An empty folder to write in, which takes the place of `path` once all is written."""
+    """An empty folder to write in, which takes the place of `path` once all in it is on disk."""
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
+        for inside in temporary.rglob("*"):
+            sync(inside)
+        sync(temporary)
         shutil.rmtree(path, ignore_errors=True)
         temporary.replace(path)
+        sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Return when a file, or the names in a folder, are on disk: a rename alone does not outlive a loss of power."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def read_json(path: Path) -> Any:

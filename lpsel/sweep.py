@@ -25,7 +25,7 @@ from lpsel.asked import WHERE_AND_HOW, unused_keys
 from lpsel.config import Job
 from lpsel.distributed import agree, is_main_process, started_together
 from lpsel.errors import UserError, files_within_reach, first_line
-from lpsel.files import digest, write_json
+from lpsel.files import digest, write_atomically, write_json
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def run_one(command: str, config: DictConfig, mistakes: tuple[type[Exception], .
         ended("failed", reason=reason, mistake=mistake)
         log.error("Failed: %s", reason)
         if not mistake:
-            (folder / ERROR).write_text(traceback.format_exc())
+            write_atomically(folder / ERROR, lambda file: file.write(traceback.format_exc().encode(errors="replace")))
             log.error("Where: %s", folder / ERROR)
         if os.environ.get("LPSEL_DEBUG"):
             traceback.print_exc()

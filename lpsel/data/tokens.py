@@ -6,7 +6,7 @@ The cache is keyed by everything the ids depend on: the rows, the tokenizer, the
 # N rows, T tokens of a row (fed to the model, after truncation)
 import hashlib
 import json
-import os
+import logging
 from bisect import bisect_left
 from collections.abc import Iterator
 from functools import cached_property
@@ -20,9 +20,13 @@ import pyarrow as pa
 from lpsel.data.source import Row, Source
 from lpsel.data.template import Rendered, render, template_hash
 from lpsel.errors import UserError
+from lpsel.files import write_atomically
 from lpsel.progress import track
+from lpsel.sealed import Damaged, seal, unseal
 
-FORMAT = 1
+log = logging.getLogger(__name__)
+
+FORMAT = 2  # of the file: raised when the same key would give other tokens
 ROWS_PER_BATCH = 1024  # of every record batch but the last, so that row i lies in batch i // ROWS_PER_BATCH
 CHARACTERS_AT_ONCE = 1 << 20  # through the tokenizer, which needs some hundred bytes for each token
 MANIFEST = "manifest.json"
@@ -122,7 +126,8 @@ def tokenize(source: Source, tokenizer: Any, template: str, max_length: int, cac
         tokenizer: a fast tokenizer of transformers with an end-of-sequence token.
         template: alpaca, chat or plain, see `lpsel.data.template`.
         max_length: tokens.
-        cache_dir: `tokens/<key>` is made in it. Processes that ask for the same tokens wait for the first.
+        cache_dir: `tokens/<key>` is made in it. Processes that ask for the same tokens wait for the first. A file that
+            is no longer what was written is made again, with a warning.
 
     Raises:
         UserError: the tokenizer is not a fast one or has no EOS, the template does not fit, the cache cannot be
@@ -143,18 +148,18 @@ def tokenize(source: Source, tokenizer: Any, template: str, max_length: int, cac
         "max_length": max_length,
     }
     folder = Path(cache_dir).expanduser() / "tokens" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
-    if _complete(folder):
+    if _damage(folder, key) is None:
         return Tokens(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "lock"):
-            if _complete(folder):
+            damage = _damage(folder, key)
+            if damage is None:
                 return Tokens(folder)
+            if (folder / MANIFEST).exists():
+                log.warning("%s; tokenising again", damage)
             _write(folder / DATA, source, _encoded(source, tokenizer, template, max_length))
-            manifest = {**key, "rows": len(source), "bytes": (folder / DATA).stat().st_size}
-            temporary = folder / f"{MANIFEST}.tmp"
-            temporary.write_text(json.dumps(manifest, indent=2) + "\n")
-            os.replace(temporary, folder / MANIFEST)
+            seal(folder / MANIFEST, [DATA], {**key, "rows": len(source)})
     except OSError as error:
         raise UserError(
             f"cache_dir={cache_dir}: cannot be written ({error.strerror or error}). Name another folder."
@@ -170,28 +175,28 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return hashlib.sha256((state + special).encode()).hexdigest()
 
 
-def _complete(folder: Path) -> bool:
-    """Whether the manifest, written last, is there and tells of the data file that is there."""
+def _damage(folder: Path, key: dict[str, Any]) -> Damaged | None:
+    """What is wrong, if the manifest, written last, is not there or not that of `key`, or the data not as it says."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        return manifest["bytes"] == (folder / DATA).stat().st_size
-    except (OSError, ValueError, KeyError):
-        return False
+        manifest = unseal(folder / MANIFEST, FORMAT)
+        if {name: manifest.get(name) for name in key} != key:
+            raise Damaged(f"{folder / MANIFEST}: is the manifest of other tokens")
+    except Damaged as damage:
+        return damage
+    return None
 
 
 def _write(path: Path, source: Source, batches: Iterator[pa.RecordBatch]) -> None:
-    temporary = path.with_suffix(".tmp")
-    try:
+    def write(file: Any) -> None:
         with (
             track("Tokenising", total=len(source), unit="rows") as advance,
-            pa.ipc.new_file(temporary, SCHEMA) as file,
+            pa.ipc.new_file(file, SCHEMA) as written,
         ):
             for batch in batches:
-                file.write_batch(batch)
+                written.write_batch(batch)
                 advance(batch.num_rows, tokens=len(batch.column("input_ids").values))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    write_atomically(path, write)
 
 
 class _Encoded(NamedTuple):

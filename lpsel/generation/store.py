@@ -1,6 +1,5 @@
 """Answers that are kept: one JSON-lines file for a model with its settings, a line for a prompt."""
 
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -10,19 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from lpsel.errors import UserError
-from lpsel.files import digest, json_line
+from lpsel.files import digest, sync
 from lpsel.generation.sampling import Generation
+from lpsel.sealed import open_line, sealed_line
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # counted up when the same model, prompt and settings would give another answer
+FORMAT = 2  # counted up when the same model, prompt and settings would give another answer
 
 
 class KeptAnswers:
     """The answers of one model under one setting, by what it was asked.
 
     Every append is on disk when it returns, so that a run that is killed goes on where it stopped; half a line, as a
-    crash may leave, counts as no answer.
+    crash may leave, counts as no answer. A line that has changed since it was written counts as none either, and is
+    told of.
 
     Attributes:
         path: `generations/KEY.jsonl`. Its first line says what KEY stands for. Deleting it forgets the answers.
@@ -63,25 +64,30 @@ class KeptAnswers:
         """Every answer there is, by the digest of what was asked."""
         if not self.path.is_file():
             return {}
-        found = {}
-        for line in self.path.read_bytes().split(b"\n"):
+        found, damaged = {}, 0
+        for line in self.path.read_bytes().split(b"\n")[1:-1]:  # behind the first, whole ones
             try:
-                answer = json.loads(line)
+                answer = open_line(line)
                 asked = answer.pop("asked")
                 found[asked] = Generation(**answer)
-            except (ValueError, KeyError, TypeError, AttributeError):
-                continue  # the first line, or half a line
+            except (ValueError, KeyError, TypeError):
+                damaged += 1
+        if damaged:
+            log.warning("%s: lines that are not whole: %s; what they held is asked again", self.path, damaged)
         return found
 
     def append(self, answers: Mapping[str, Generation]) -> None:
         """Add answers, on disk when this returns."""
-        lines = b"".join(json_line({"asked": asked, **asdict(answer)}) for asked, answer in answers.items())
+        lines = b"".join(sealed_line({"asked": asked, **asdict(answer)}) for asked, answer in answers.items())
+        new = not self.path.exists()
         with self.path.open("ab+") as file:
             if file.tell() == 0:
-                lines = json_line({"answers_of": self.identity}) + lines
+                lines = sealed_line({"answers_of": self.identity}) + lines
             else:
                 file.seek(-1, os.SEEK_END)
                 lines = lines if file.read(1) == b"\n" else b"\n" + lines
             file.write(lines)
             file.flush()
             os.fsync(file.fileno())
+        if new:
+            sync(self.path.parent)

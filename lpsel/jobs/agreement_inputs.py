@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from lpsel.errors import UserError, shown
 from lpsel.files import read_json
 from lpsel.jobs.plain import RESULT
+from lpsel.sealed import Damaged, check_files
 from lpsel.selection.npz import names_in_npz, read_array, split_npz
 from lpsel.selection.reader import INT32_MAX, SCORES_FILE, cluster_codes, read_scores
 from lpsel.selection.table import CONTENT_ID, ScoreTable
@@ -192,7 +193,14 @@ def read_clusters(given: str, index: NDArray[np.int64]) -> NDArray[np.int32]:
 
 def _cluster_columns(given: str) -> pa.Table:
     file = Path(given).expanduser()
-    file = file / SELECTION if file.is_dir() else file
+    if file.is_dir():
+        sealed = _json(file / RESULT).get("sha256")
+        file = file / SELECTION
+        if isinstance(sealed, dict) and SELECTION in sealed:
+            try:
+                check_files(file.parent, {SELECTION: sealed[SELECTION]})
+            except Damaged as damage:
+                raise damage.remedied("select again") from None
     if not file.is_file():
         raise UserError(f"--clusters {given}: no such file. Give a .parquet or .csv table, or FILE.npz.")
     try:

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lpsel.asked import FORMAT
 from lpsel.data.readers import reader_of
 from lpsel.errors import UserError, first_line
 from lpsel.files import folder_atomically, read_json
 from lpsel.jobs.plain import RESULT, OneLineParser
+from lpsel.sealed import Damaged, check_files
 from lpsel.selection.summary import describe
 
 if TYPE_CHECKING:
@@ -74,9 +76,13 @@ def publish(run: Path, out: Path | None = None, licence: str | None = None) -> P
     """
     result = _result(run)
     subset, selection = Path(result["subset"]), Path(result["selection"])
-    for file in (subset, selection):
-        if not file.is_file():
-            raise UserError(f"{file}: is not there any more; select again.")
+    hashes = result.get("sha256") or {}
+    try:
+        check_files(Path(), {str(file): hashes[file.name] for file in (subset, selection) if file.name in hashes})
+    except Damaged as damage:
+        raise damage.remedied("select again") from None
+    if lost := [file for file in (subset, selection) if not file.is_file()]:
+        raise UserError(f"{lost[0]}: is not there any more; select again.")
     licence = licence or result["dataset"].get("licence")
     if not licence:
         raise UserError(f"dataset {result['dataset']['name']}: its licence is not known; give --licence ID.")
@@ -163,4 +169,9 @@ def _result(run: Path) -> dict[str, Any]:
         raise UserError(
             f"{run}: not a finished run of select or train (result.json with a subset); give one."
         ) from None
+    if result.get("format", FORMAT) != FORMAT:
+        raise UserError(
+            f"{run / RESULT}: has format {result['format']}, this lpsel reads {FORMAT}; publish with the lpsel that "
+            "chose."
+        )
     return result

@@ -18,17 +18,15 @@ from lpsel.config import Job, build
 from lpsel.data.source import Source
 from lpsel.distributed import agree, is_main_process
 from lpsel.errors import UserError
-from lpsel.files import digest, file_names
+from lpsel.files import file_names
 from lpsel.model.device import device_of, resolve_precision
 from lpsel.model.extras import check_training
 from lpsel.model.load import check_model, identity, load_config, load_tokenizer, locate
 from lpsel.model.memory import pass_tokens
 from lpsel.model.spec import ModelSpec, ScorerSpec
-from lpsel.records.store import MANIFEST, SCORES, Parts, find_scores, write_scores
+from lpsel.records.store import FORMAT, MANIFEST, SCORES, Parts, find_scores, scores_key, write_scores
 
 log = logging.getLogger(__name__)
-
-FORMAT = 1  # of the records: raised when the same recipe would give other numbers
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,8 @@ def scores_for(job: Job, scorer: ScorerSpec, source: Source, epochs: int, column
         described |= less
     elif less:
         log.info("Scorer %s: nothing is trained; scorer.%s left aside", scorer.name, " and scorer.".join(less))
-    key = digest({k: v for k, v in described.items() if k != "scorer"})[:16]
+    depends_on = [name for name in described if name != "scorer"]
+    key = scores_key({name: described[name] for name in depends_on})
     named = file_names([f"{scorer.name}-{job.config.dataset.name}"])[0]
     folder = job.cache_dir / "scores" / f"{named}-{key}-e{epochs}"
     folder = folder.with_name("+".join([folder.name, *sorted(columns)]))
@@ -104,7 +103,7 @@ def scores_for(job: Job, scorer: ScorerSpec, source: Source, epochs: int, column
     def look() -> Path | None:
         if is_main_process():
             lock.acquire()
-        return find_scores(job.cache_dir, key, epochs, columns)
+        return find_scores(job.cache_dir, key, epochs, columns, depends_on)
 
     try:
         found = agree(look)
@@ -135,6 +134,7 @@ def _make(
     from lpsel.data.tokens import tokenize, tokenizer_hash
     from lpsel.jobs.fitting import fit
     from lpsel.jobs.stopping import StopWhenStable, random_part
+    from lpsel.model.diverged import LossSpikes
     from lpsel.model.module import FineTuner
     from lpsel.records.extra import extra_pass
     from lpsel.records.recorder import NLLRecorder
@@ -190,8 +190,9 @@ def _make(
     title, stop = f"Scorer {scorer.name}", None
     if "stop" in described:
         stop = StopWhenStable(title, data, rows=scorer.stop_rows, bound=scorer.stop_bound)
-    recorder = [NLLRecorder(parts)]
-    trainer, cost = fit(job, module(FineTuner), data, epochs=epochs, title=title, callbacks=recorder, stop=stop)
+    spikes = LossSpikes(title)
+    hooks = [NLLRecorder(parts), spikes]
+    trainer, cost = fit(job, module(FineTuner), data, epochs=epochs, title=title, callbacks=hooks, stop=stop)
     if trainer.is_global_zero:
         total = sum(costs, start=cost)
         manifest = described | {
@@ -202,6 +203,7 @@ def _make(
             "rows_truncated": int(tokens.truncated.sum()),
             "rows_without_supervised_token": int((~supervised).sum()),
             "rows_trained": stop.rows_trained if stop else int(data.trained.sum()) if epochs else 0,
+            "loss_spikes": spikes.described(),
             "tokenizer_hash": tokenizer_hash(tokenizer),
             "template_hash": template_hash(scorer.template, tokenizer),
             "trust_remote_code": scorer.trust_remote_code,

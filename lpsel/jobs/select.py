@@ -209,7 +209,8 @@ def write_selection(job: Job, plan: Plan, chosen: Chosen) -> dict[str, Any]:
         job.tracker.histogram(f"{plan.rule.name}/all", selection.score)
     for epoch, nll_N in enumerate(chosen.table.nll):
         job.tracker.histogram(f"nll/epoch_{epoch}", nll_N)
-    subset = Artifact("subset", f"subset-{sha256_of(subset_path)[:16]}", subset_path, metadata=figures)
+    hashes = {path.name: sha256_of(path) for path in (subset_path, table_path)}
+    subset = Artifact("subset", f"subset-{hashes[subset_path.name][:16]}", subset_path, metadata=figures)
     # A run that goes on to train has the subset as its input, so that the model's parent is known.
     (job.tracker.made if job.command == "select" else job.tracker.used)(subset)
     return {
@@ -218,6 +219,7 @@ def write_selection(job: Job, plan: Plan, chosen: Chosen) -> dict[str, Any]:
         "bucket": plan.rule.bucket,
         "subset": subset_path,
         "selection": table_path,
+        "sha256": hashes,
         "scores": _scores_path(job, plan, scores),
         "scorer": describe_model(plan.scorer) if plan.needs_scorer else None,
         "scores_reused": scores.reused if scores else None,

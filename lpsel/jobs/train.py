@@ -76,6 +76,7 @@ def _train(
     from lpsel.data.tokens import tokenize
     from lpsel.jobs.fitting import fit, full_training
     from lpsel.jobs.score import report_tokens
+    from lpsel.model.diverged import LossSpikes
     from lpsel.model.export import save_model
     from lpsel.model.module import FineTuner
 
@@ -113,7 +114,9 @@ def _train(
         activation_checkpointing=job.config.activation_checkpointing,
         compiled=job.config.compile,
     )
-    trainer, cost = fit(job, module, data, epochs=epochs, title=f"Target {target.name}", callbacks=[])
+    title = f"Target {target.name}"
+    spikes = LossSpikes(title)
+    trainer, cost = fit(job, module, data, epochs=epochs, title=title, callbacks=[spikes])
     nll = float(trainer.callback_metrics["target/nll"])
     folder = job.run_dir / MODEL
     save_model(trainer, module, tokenizer, folder)
@@ -130,6 +133,7 @@ def _train(
             "steps": trainer.global_step,
             "epochs": epochs,
             "last_step_nll": nll,
+            "loss_spikes": spikes.described(),
             "precision": module.precision,
             "world_size": trainer.world_size,
             **asdict(cost),

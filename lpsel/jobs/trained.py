@@ -1,6 +1,5 @@
 """Models that were trained before: a sweep finds the one that its job would train again."""
 
-import json
 import logging
 import os
 import shutil
@@ -18,15 +17,16 @@ from omegaconf import OmegaConf
 from lpsel.config import Job
 from lpsel.data.ids import fingerprint
 from lpsel.distributed import agree, is_main_process
-from lpsel.files import digest, folder_atomically, write_json
+from lpsel.files import digest, folder_atomically, sha256_of, write_json
 from lpsel.model.adapter import ADAPTER
 from lpsel.model.load import identity
 from lpsel.model.spec import ModelSpec
+from lpsel.sealed import Damaged, check_files, check_format
 from lpsel.tracking.base import Artifact
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of trained models: raised when the same training would give other weights
+FORMAT = 2  # of trained models: raised when the same training would give other weights
 MODEL = "model"
 
 
@@ -73,8 +73,8 @@ def trained_once(job: Job, key: str, train: Callable[[], dict[str, Any]]) -> dic
             made = train()
             if is_main_process():
                 folders = [name for name in (MODEL, ADAPTER) if (job.run_dir / name).is_dir()]
-                files = {name: _state(job.run_dir / name) for name in folders}
-                write_json(kept, {"run": str(job.run_dir), "files": files, "made": made})
+                files = {name: _hashes(job.run_dir / name) for name in folders}
+                write_json(kept, {"format": FORMAT, "run": str(job.run_dir), "files": files, "made": made})
             return made | {"reused_from": None} if made else {}
         if not is_main_process():
             return {}
@@ -96,19 +96,29 @@ def trained_once(job: Job, key: str, train: Callable[[], dict[str, Any]]) -> dic
 
 
 def _find(kept: Path) -> dict[str, Any] | None:
-    """What is known of an earlier training whose files are all as it left them."""
-    try:
-        known = json.loads(kept.read_text())
-        whole = all(_state(Path(known["run"]) / name) == files for name, files in known["files"].items())
-    except (OSError, ValueError, KeyError):
+    """What is known of an earlier training whose files are all as it left them; they are read for that.
+
+    One whose run folder is gone is nothing to speak of, one that has changed is.
+    """
+    if not kept.is_file():
         return None
-    return known if whole and known["files"] else None
+    try:
+        known = check_format(kept, FORMAT)
+        folders = {name: (Path(known["run"]) / name, hashes) for name, hashes in known["files"].items()}
+        if not folders or not all(folder.is_dir() for folder, _ in folders.values()):
+            return None
+        for folder, hashes in folders.values():
+            check_files(folder, hashes)
+            if more := {file.name for file in folder.iterdir() if file.is_file()} - hashes.keys():
+                raise Damaged(f"{folder / min(more)}: was not there when training ended")
+    except Damaged as damage:
+        log.warning("Target: %s; trained again", damage)
+        return None
+    return known
 
 
-def _state(folder: Path) -> dict[str, list[int]]:
-    """Size and time of change of every file: what tells one that was written again."""
-    about = {file.name: file.stat() for file in sorted(folder.iterdir()) if file.is_file()}
-    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in about.items()}
+def _hashes(folder: Path) -> dict[str, str]:
+    return {file.name: sha256_of(file) for file in sorted(folder.iterdir()) if file.is_file()}
 
 
 def _link(there: Path, here: Path) -> None:

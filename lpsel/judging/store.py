@@ -1,6 +1,5 @@
 """Judgements that are kept: one folder a judge, one line a judgement, on disk before the next is asked for."""
 
-import json
 import logging
 import os
 import re
@@ -12,11 +11,13 @@ from typing import Any, BinaryIO
 from filelock import FileLock, Timeout
 
 from lpsel.errors import UserError
-from lpsel.files import digest, json_line, write_json
+from lpsel.files import digest, sync, write_json
 from lpsel.judging.judgement import NO_REFERENCE, TOO_LONG, UNREADABLE, Judge, Judgement, Order, Pair, preference_of
+from lpsel.sealed import open_line, sealed_line
 
 log = logging.getLogger(__name__)
 
+FORMAT = 2  # of kept judgements
 JUDGEMENTS = "judgements.jsonl"
 FINAL = (UNREADABLE, TOO_LONG, NO_REFERENCE)
 
@@ -42,9 +43,9 @@ class Store:
         """The judge's own store, opened for this process alone: another one waits, then finds what this one asked.
 
         Raises:
-            UserError: a line in the middle of the file cannot be read.
+            UserError: a line in the middle of the file cannot be read, or has changed since it was written.
         """
-        identity = judge.identity()
+        identity = {"format": FORMAT, **judge.identity()}
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", judge.name).strip(".-")[-60:]
         folder = cache_dir / "judgements" / f"{name}-{digest(identity)[:16]}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,6 +60,7 @@ class Store:
             write_json(folder / "judge.json", identity)
             store._known = _read(store.path)
             with store.path.open("ab") as store._file:
+                sync(folder)
                 yield store
         finally:
             lock.release()
@@ -82,7 +84,7 @@ class Store:
         key = question(pair, order)
         line = {"question": key, "verdict": None if preference is None else preference_of(preference, order), **said}
         assert self._file is not None, "a store is written inside `with Store.of(...)`"
-        self._file.write(json_line(line))
+        self._file.write(sealed_line(line))
         self._file.flush()
         os.fsync(self._file.fileno())
         self._known[key] = line
@@ -103,8 +105,10 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
     known = {}
     for number, text in enumerate(whole.splitlines() if whole else [], start=1):
         try:
-            line = json.loads(text)
+            line = open_line(text)
             known[line["question"]] = line
         except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path}: line {number} cannot be read; delete that line, or the file.") from error
+            raise UserError(
+                f"{path}: line {number} is not as it was written; delete that line to have it judged again."
+            ) from error
     return known

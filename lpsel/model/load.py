@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from lpsel.errors import UserError, first_line
-from lpsel.files import sha256_of, write_atomically
+from lpsel.files import write_atomically
 from lpsel.model.spec import ModelSpec
+from lpsel.sealed import sha256_once
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
 WORTH_KEEPING = 1 << 20  # bytes of a file whose hash is kept
@@ -123,18 +123,13 @@ def _file_hash(file: Path, cache_dir: Path | None) -> str:
     about = file.stat()
     state = f"{file.resolve()}:{about.st_size}:{about.st_mtime_ns}:{about.st_ctime_ns}:{about.st_ino}"
     if cache_dir is None or about.st_size < WORTH_KEEPING:
-        return _hash_once(file, state)
+        return sha256_once(file)
     kept = cache_dir / "hashes" / hashlib.sha256(state.encode()).hexdigest()[:32]
     if not kept.is_file():
-        known = _hash_once(file, state).encode()
+        known = sha256_once(file).encode()
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(kept, lambda opened: opened.write(known))
     return kept.read_text()
-
-
-@lru_cache(maxsize=1024)
-def _hash_once(file: Path, state: str) -> str:
-    return sha256_of(file)
 
 
 def _config_file(spec: ModelSpec) -> str:

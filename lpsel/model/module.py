@@ -1,5 +1,6 @@
 """The LightningModule: one optimiser step over micro-batches, and the per-sample losses of a recording pass."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -7,10 +8,12 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lpsel.data.batch import MicroBatch, OptimiserStep
 from lpsel.model.adapter import Adapted, Adapter
+from lpsel.model.diverged import diverged
 from lpsel.model.layers import checkpoint_layers, compile_layers
 from lpsel.model.load import freeze_other_parts, load_model
 from lpsel.model.loss import PerSampleLoss, check_head, per_sample_nll
@@ -20,6 +23,8 @@ from lpsel.model.spec import ModelSpec
 
 class FineTuner(L.LightningModule):
     """Fine-tunes a causal language model on responses.
+
+    A step whose loss or gradient is not finite ends the training before the weights have moved.
 
     The loss of a step is the mean NLL over the supervised tokens of the whole global batch, however it is cut into
     micro-batches and ranks. Dropout stays off, so that the same holds for the gradient.
@@ -34,6 +39,9 @@ class FineTuner(L.LightningModule):
         adapter: trained in place of all weights.
         activation_checkpointing: layers keep their inputs alone for the backward pass.
         compiled: layers run as torch.compile makes them.
+
+    Attributes:
+        step_nll: mean NLL of the last optimiser step, over all ranks.
     """
 
     def __init__(
@@ -58,6 +66,7 @@ class FineTuner(L.LightningModule):
         self.compiled = compiled
         self.adapted: Adapted | None = None
         self.loss: PerSampleLoss | None = None
+        self.step_nll = math.nan
 
     def configure_model(self) -> None:
         if self.loss is not None:
@@ -106,7 +115,7 @@ class FineTuner(L.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
-    def training_step(self, step: OptimiserStep, _batch_idx: int) -> None:
+    def training_step(self, step: OptimiserStep, batch_idx: int) -> None:
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
         total = torch.zeros((), device=self.trainer.strategy.root_device)
@@ -119,11 +128,17 @@ class FineTuner(L.LightningModule):
             total += loss.detach()
         # Over all ranks' slices where the weights are sharded, which Lightning's own clipping leaves to the strategy.
         weights = [p for group in optimizer.param_groups for p in group["params"]]
-        torch.nn.utils.clip_grad_norm_(weights, self.spec.recipe.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(weights, self.spec.recipe.max_grad_norm)
+        total = self.trainer.strategy.reduce(total, reduce_op="mean")
+        # The one wait for the device in a step; both numbers are the same on every rank, so all end together.
+        norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).to(total.device)
+        self.step_nll, gradient = torch.stack([total, norm.float()]).tolist()
+        if not (math.isfinite(self.step_nll) and math.isfinite(gradient)):
+            raise diverged(self, step, batch_idx, self.step_nll, gradient)
         optimizer.step()
         optimizer.zero_grad()
         scheduler.step()
-        self.log(f"{self.role}/nll", total, batch_size=step.rows, sync_dist=self.trainer.world_size > 1)
+        self.log(f"{self.role}/nll", total, batch_size=step.rows)
         self.log(f"{self.role}/learning_rate", scheduler.get_last_lr()[0], batch_size=step.rows)
 
     def on_train_end(self) -> None:

@@ -8,8 +8,6 @@ base model has been: next-token prediction on formulas that show the skills of `
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -30,7 +28,7 @@ from lpsel.data.source import Example, Turn
 from lpsel.data.synthetic import Draw, generate, problems
 from lpsel.data.template import render
 from lpsel.errors import UserError, is_whole
-from lpsel.files import open_as
+from lpsel.files import folder_atomically, open_as
 from lpsel.progress import track
 
 VERSION = 1  # of what comes out of the same arguments: raise it when this file or the synthetic tasks change
@@ -85,17 +83,15 @@ def make_tiny(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-                made = Path(temporary) / key
-                tokenizer = _tokenizer(vocabulary, seed)
-                with torch.random.fork_rng(devices=[]), _one_thread():
-                    torch.manual_seed(seed)
-                    model = _initial(layers, hidden, heads, tokenizer)
-                    _pretrain(model, tokenizer, pretrain_steps, seed)
+            tokenizer = _tokenizer(vocabulary, seed)
+            with torch.random.fork_rng(devices=[]), _one_thread():
+                torch.manual_seed(seed)
+                model = _initial(layers, hidden, heads, tokenizer)
+                _pretrain(model, tokenizer, pretrain_steps, seed)
+            with folder_atomically(folder) as made:
                 tokenizer.save_pretrained(made)
                 model.save_pretrained(made)
                 open_as(made, "config.json")
-                os.replace(made, folder)
     return folder
 
 

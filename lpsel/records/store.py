@@ -1,6 +1,5 @@
 """The scores folder: parts while passes run, then scores.parquet, and manifest.json last."""
 
-import json
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,10 +12,12 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from lpsel.errors import UserError
-from lpsel.files import sha256_of, write_atomically, write_json
+from lpsel.files import digest, write_atomically
+from lpsel.sealed import Damaged, seal, unseal
 
 SCORES = "scores.parquet"
 MANIFEST = "manifest.json"
+FORMAT = 1  # of the folder and its records: raised when the same recipe would give other numbers
 
 
 class Parts:
@@ -39,10 +40,14 @@ class Parts:
         shutil.rmtree(self.folder)
 
     def add(self, epoch: int, rank: int, index: ArrayLike, nll: ArrayLike) -> None:
-        """Queue rows for writing: `index` their row numbers (-1: not a row), `nll` in nats per supervised token."""
+        """Queue rows for writing: `index` their row numbers (-1: not a row), `nll` in nats per supervised token.
+
+        What is not a finite number is kept as infinity.
+        """
         path = self.folder / f"epoch{epoch:03d}-rank{rank:05d}-{self.written:06d}.parquet"
         self.written += 1
         rows, values = np.asarray(index, dtype=np.int64), np.asarray(nll, dtype=np.float64)
+        values = np.nan_to_num(values, nan=np.inf, posinf=np.inf, neginf=np.inf)  # NaN stands for no record
         kept = rows >= 0
         table = pa.table({"index": rows[kept], "nll": values[kept]})
         self.pending.append(self.writer.submit(write_atomically, path, lambda file: pq.write_table(table, file)))
@@ -93,8 +98,10 @@ def write_scores(
 
     Args:
         tokens: of the data set, N rows.
-        nll_EN: mean NLL per supervised token in nats, before training and after each epoch.
-        manifest: what the scores came from; the SHA-256 of the file is added.
+        nll_EN: mean NLL per supervised token in nats, before training and after each epoch; infinite where it was
+            recorded and was not a finite number, NaN where there is no record.
+        manifest: what the scores came from; the format, how many rows have a record that is not finite, and the
+            SHA-256 of the file are added.
         further: more columns, (N,) each; NaN where a row has none.
 
     Raises:
@@ -104,8 +111,8 @@ def write_scores(
     if missing.any():
         epoch, row = np.argwhere(missing)[0]
         raise UserError(
-            f"{int(missing.sum())} records are missing or not a number, the first of row {row} after epoch {epoch}: "
-            "lower scorer.recipe.learning_rate if training diverged, and give a cache_dir that all ranks see."
+            f"{int(missing.sum())} records are missing, the first of row {row} after epoch {epoch}: give a cache_dir "
+            "that all ranks see."
         )
     columns: dict[str, Any] = {
         "index": pa.array(np.arange(len(tokens)), pa.int64()),
@@ -121,16 +128,39 @@ def write_scores(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / SCORES
     write_atomically(path, lambda file: pq.write_table(pa.table(columns), file))
-    write_json(folder / MANIFEST, manifest | {"sha256": {SCORES: sha256_of(path)}})
+    not_finite = int(np.isinf(nll_EN).any(axis=0).sum())
+    seal(folder / MANIFEST, [SCORES], {"format": FORMAT, **manifest, "rows_not_finite": not_finite})
     return path
 
 
-def find_scores(cache_dir: Path, key: str, epochs: int, columns: Collection[str] = ()) -> Path | None:
-    """The complete scores folder for `key` with `columns` and at least `epochs` epochs, the shortest, if any."""
+def find_scores(
+    cache_dir: Path, key: str, epochs: int, columns: Collection[str] = (), described: Collection[str] = ()
+) -> Path | None:
+    """The complete scores folder for `key` with `columns` and at least `epochs` epochs, the shortest, if any.
+
+    Args:
+        described: names in the manifest whose values `key` is made of (`scores_key`).
+
+    Raises:
+        UserError: a folder that would do and is damaged, of another format or of other data. Scores are dear: whether
+            to make them again is the user's decision.
+    """
     found = []
-    for file in (cache_dir / "scores").glob(f"*-{key}-e*/{MANIFEST}"):
-        manifest = json.loads(file.read_text())
-        enough = manifest["epochs"] >= epochs and set(columns) <= set(manifest.get("columns", []))
-        if enough and (file.parent / SCORES).is_file():
-            found.append((manifest["epochs"], file.parent))
+    for file in sorted((cache_dir / "scores").glob(f"*-{key}-e*/{MANIFEST}")):
+        try:
+            manifest = unseal(file, FORMAT)
+            if described and scores_key({name: manifest.get(name) for name in described}) != key:
+                raise Damaged(f"{file}: is the manifest of other scores")
+            epochs_there, columns_there = manifest.get("epochs"), manifest.get("columns", [])
+            if not isinstance(epochs_there, int) or not isinstance(columns_there, list):
+                raise Damaged(f"{file}: does not say which epochs and columns there are")
+        except Damaged as damage:
+            raise damage.remedied(f"delete {file.parent} to have these scores made again") from None
+        if epochs_there >= epochs and set(columns) <= set(columns_there):
+            found.append((epochs_there, file.parent))
     return min(found)[1] if found else None
+
+
+def scores_key(described: Mapping[str, Any]) -> str:
+    """Names scores by all that they depend on."""
+    return digest(described)[:16]

@@ -1,5 +1,6 @@
 """The report's figures of rows and costs: each takes runs and returns a figure, or None where they do not allow it."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,12 @@ from matplotlib.figure import Figure
 
 from lpsel.report.figures import QUIET, SERIES, heatmap, legend, new_axes, style
 from lpsel.report.runs import Run
+from lpsel.sealed import Damaged, check_files
 from lpsel.selection.metrics import learning_percentage_app, perplexity
+
+log = logging.getLogger(__name__)
+
+SELECTION = "selection.parquet"
 
 
 def agreement_figure(runs: Sequence[Run], ink: str) -> Figure | None:
@@ -24,7 +30,7 @@ def agreement_figure(runs: Sequence[Run], ink: str) -> Figure | None:
         data = data or run.get("dataset", "fingerprint")
         if name in scored or run.get("scores") is None or run.get("dataset", "fingerprint") != data:
             continue
-        if (table := _table(run.folder / "selection.parquet", ["index", "score"])) is not None:
+        if (table := _selection(run, ["index", "score"])) is not None:
             scored[name] = table["score"]
     if len(scored) < 2 or len({len(s) for s in scored.values()}) > 1:
         return None
@@ -64,7 +70,7 @@ def trajectory_figure(scores: Path, ink: str) -> Figure | None:
 
 def length_figure(run: Run, ink: str) -> Figure | None:
     """Response tokens of chosen rows against all."""
-    chosen = _table(run.folder / "selection.parquet", ["index", "selected"])
+    chosen = _selection(run, ["index", "selected"])
     scores = _table(Path(str(run.get("scores"))), ["index", "response_tokens"])
     if chosen is None or scores is None or not np.array_equal(chosen["index"], scores["index"]):
         return None
@@ -110,6 +116,16 @@ def ledger_figure(runs: Sequence[Run], names: Sequence[str], ink: str) -> Figure
         axes.set_xlabel("FLOPs, % of training on everything")
         legend(axes)
     return figure
+
+
+def _selection(run: Run, columns: list[str]) -> dict[str, Any] | None:
+    """Columns of the run's selection.parquet, None where it has not got them or is not as it was written."""
+    try:
+        check_files(run.folder, {SELECTION: sha256} if (sha256 := run.get("sha256", SELECTION)) else {})
+    except Damaged as damage:
+        log.warning("%s; left out of the figures", damage)
+        return None
+    return _table(run.folder / SELECTION, columns)
 
 
 def _table(path: Path, columns: list[str] | None) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lpsel.asked import FORMAT
 from lpsel.errors import UserError
 from lpsel.files import read_json
 
@@ -204,7 +205,10 @@ def _read(folder: Path, found: Found) -> None:
     except (OSError, ValueError):
         found.left_out.append((folder, "result.json cannot be read"))
     else:
-        if isinstance(result, dict) and result.get("command") in COMMANDS:
+        if isinstance(result, dict) and result.get("format", FORMAT) != FORMAT:
+            why = f"result.json has format {result['format']}, this lpsel reads {FORMAT}"
+            found.left_out.append((folder, why))
+        elif isinstance(result, dict) and result.get("command") in COMMANDS:
             found.runs.append(Run(folder, result))
         else:
             found.left_out.append((folder, f"not a run of {', '.join(COMMANDS)}"))

@@ -28,6 +28,7 @@ from lpsel.selection.spec import BUCKETS, SelectionSpec
 from lpsel.selection.table import ScoreTable
 
 NO_SUPERVISED_TOKEN = "no supervised token"
+NOT_FINITE = "nll is not finite"
 UNDEFINED = "score is undefined"
 DUPLICATE = "duplicate"
 
@@ -126,6 +127,8 @@ def select(table: ScoreTable, spec: SelectionSpec, pct: float, seed: int) -> Sel
     reasons = _Reasons(len(table))
     if spec.budget == "exact":
         reasons.add(NO_SUPERVISED_TOKEN, table.response_tokens == 0)
+        if spec.epochs is not None:
+            reasons.add(NOT_FINITE, ~np.isfinite(table.nll[: spec.epochs + 1]).all(axis=0))
     if isinstance(ranking, Ranking):
         scores = _Scores.of(ranking, table, spec, reasons)
     elif ranking.score is None:

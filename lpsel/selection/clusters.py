@@ -24,12 +24,13 @@ from lpsel.data.source import DatasetSpec, Row, Source
 from lpsel.errors import UserError, is_whole
 from lpsel.files import digest, write_atomically
 from lpsel.progress import Advance, track
+from lpsel.sealed import Damaged, seal, unseal
 from lpsel.selection.embeddings import check_embedder, embed, identity
 from lpsel.selection.table import ScoreTable
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of kept clusters: raised when the same rows would come out in others
+FORMAT = 2  # of kept clusters: raised when the same rows would come out in others
 MINIBATCH_ABOVE = 200_000  # rows; below, all of them are looked at in every round
 INERTIA = re.compile(r"inertia:? (\d[\d.e+-]*\d)")
 ROWS_PER_CLUSTER = 50
@@ -147,14 +148,30 @@ class KMeans:
         file = cache_dir / "clusters" / f"kmeans-{k}-{digest(described)[:16]}.npy"
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
-            if file.is_file():
+            if _whole(file, described):
                 log.info("Clusters: %s, reused from %s", f"{k:,}", file)
                 return np.load(file, allow_pickle=False)[place_N]
             vectors_UD = embed(source, self.embedder, cache_dir)
             log.info("Clusters: k-means of %s rows into %s", f"{len(place_N):,}", f"{k:,}")
             cluster_U = k_means(vectors_UD, count_U, k, seed)
             write_atomically(file, lambda opened: np.save(opened, cluster_U, allow_pickle=False))
+            seal(file.with_suffix(".json"), [file.name], described)
         return cluster_U[place_N]
+
+
+def _whole(file: Path, described: dict[str, Any]) -> bool:
+    """Whether the manifest, written last, is there, is that of these clusters, and their file is as it says."""
+    manifest = file.with_suffix(".json")
+    if not manifest.exists():
+        return False
+    try:
+        said = unseal(manifest, FORMAT)
+        if {name: said.get(name) for name in described} != described:
+            raise Damaged(f"{manifest}: is the manifest of other clusters")
+    except Damaged as damage:
+        log.warning("%s; clustering again", damage)
+        return False
+    return True
 
 
 @dataclass(frozen=True)

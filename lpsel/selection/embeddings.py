@@ -4,6 +4,7 @@ U different contents, D dimensions
 """
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,15 @@ from lpsel.data.ids import contents_of
 from lpsel.data.source import Source
 from lpsel.errors import UserError, first_line
 from lpsel.files import write_atomically
+from lpsel.sealed import sha256_once
 
-FORMAT = 1  # of kept embeddings: raised when the same row and embedder would give another vector
+log = logging.getLogger(__name__)
+
+FORMAT = 2  # of kept embeddings: raised when the same row and embedder would give another vector
 MAX_TOKENS = 256  # of a row; what the paper's embedder reads
 BATCH_ROWS = 64
 PART_ROWS = 16_384  # sorted by length together, and kept together
+NAME_DIGITS = 32  # of a SHA-256, in a kept file's name
 HASHED = (".safetensors", ".bin", ".json", ".txt", ".model")
 
 
@@ -38,7 +43,8 @@ def check_embedder(embedder: str) -> None:
 def embed(source: Source, embedder: str, cache_dir: Path) -> NDArray[np.float32]:
     """Embeddings of all different contents of a source, in ascending order of their ids, float32 (U, D).
 
-    Those that are not in the cache are computed and kept there.
+    Those that are not in the cache are computed and kept there. A kept file is named by its SHA-256; one that has
+    changed is taken away, with a warning, and what was in it is computed again.
 
     Args:
         embedder: a sentence-transformers folder or Hub id; its own modules normalise or not. It reads 256 tokens.
@@ -52,6 +58,7 @@ def embed(source: Source, embedder: str, cache_dir: Path) -> NDArray[np.float32]
     ids_U, place_N = contents_of(source.ids)
     first_U = np.unique(place_N, return_index=True)[1]
     with FileLock(folder / "lock"):
+        _take_away_damaged(folder)
         known_U = pc.is_in(ids_U, value_set=_cached_ids(folder)).to_numpy(zero_copy_only=False)
         missing_N = np.zeros(len(place_N), np.bool_)
         missing_N[first_U[~known_U]] = True
@@ -154,20 +161,31 @@ def _parts(source: Source, missing_N: NDArray[np.bool_]) -> Iterator[list[tuple[
 
 
 def _write(folder: Path, ids: list[str], vectors: NDArray[np.float32]) -> None:
-    name = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
     flat = pa.array(vectors.reshape(-1), pa.float32())
     columns = {"id": pa.array(ids), "embedding": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])}
     table = pa.table(columns)
 
-    def write(file: Any) -> None:
-        with pa.ipc.new_file(file, table.schema) as writer:
-            writer.write_table(table)
+    buffer = pa.BufferOutputStream()
+    with pa.ipc.new_file(buffer, table.schema) as writer:
+        writer.write_table(table)
+    content = buffer.getvalue()
+    name = hashlib.sha256(content).hexdigest()[:NAME_DIGITS]
+    write_atomically(folder / f"{name}.arrow", lambda file: file.write(content))
 
-    write_atomically(folder / f"{name}.arrow", write)
+
+def _parts_in(folder: Path) -> list[Path]:
+    return sorted(folder.glob("[!.]*.arrow"))
+
+
+def _take_away_damaged(folder: Path) -> None:
+    for file in _parts_in(folder):
+        if sha256_once(file)[:NAME_DIGITS] != file.stem:
+            log.warning("%s: has changed since it was written; its rows are embedded again", file)
+            file.unlink()
 
 
 def _read_parts(folder: Path) -> Iterator[pa.Table]:
-    for file in sorted(folder.glob("[!.]*.arrow")):
+    for file in _parts_in(folder):
         with pa.memory_map(str(file)) as mapped:
             yield pa.ipc.open_file(mapped).read_all()
 

@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from lpsel.data.bounds import check_archive, check_expansion
 from lpsel.errors import UserError, shown
+from lpsel.records.store import FORMAT, MANIFEST
+from lpsel.records.store import SCORES as SCORES_FILE
+from lpsel.sealed import Damaged, unseal
 from lpsel.selection.npz import UNREADABLE
 from lpsel.selection.table import ScoreTable
 
-SCORES_FILE = "scores.parquet"  # in a scores folder
 RECORDED = re.compile(r"(nll|ppl)_(0|[1-9][0-9]*)")
 OPTIONAL = ("index", "id", "prompt_tokens", "response_tokens", "truncated", "cluster")
 INT32_MAX = 2**31 - 1
@@ -36,6 +38,9 @@ def read_scores(
     record is null, or where its NLL is exactly 0 in every record, which is how the paper's released perplexities (all
     1) show such rows.
 
+    A scores folder is read by its manifest: its file must be as it was written, and its rows those of the data set
+    that the manifest names.
+
     An .npz has arrays of perplexities, (E, N) each, as released, and may have `cluster`, (N,).
 
     Args:
@@ -49,6 +54,12 @@ def read_scores(
     file = Path(str(path)).expanduser()
     if file.is_dir():
         file = file / SCORES_FILE
+        if file.is_file() and not file.with_name(MANIFEST).is_file():
+            raise UserError(
+                f"scores={path}: has no {MANIFEST}, which is written last, so it is not complete; score again, or name "
+                f"{file} where that is a table of your own."
+            )
+    manifest = _manifest(file)
     if not file.is_file():
         raise UserError(f"scores={path}: no such file. Name a scores folder, or a .parquet, .csv or .npz file.")
     file.open("rb").close()  # Arrow's own error would not name the file
@@ -75,7 +86,27 @@ def read_scores(
         tokens_known={"prompt_tokens", "response_tokens"} <= set(table.column_names),
         columns={name: column for name in columns if (column := reader.further(name)) is not None},
     )
-    return _sorted(scores, file)
+    scores = _sorted(scores, file)
+    scored, found = manifest.get("dataset_fingerprint"), scores.fingerprint()
+    if scored not in (None, found):
+        raise UserError(
+            f"scores={file}: its rows have fingerprint {str(found)[:12]}, {MANIFEST} beside it is of rows with "
+            f"{str(scored)[:12]}. Put the manifest back that belongs to it, or score again."
+        )
+    return scores
+
+
+def _manifest(file: Path) -> dict[str, Any]:
+    """The manifest beside the file of a scores folder; of any other file none."""
+    manifest = file.with_name(MANIFEST)
+    if file.name != SCORES_FILE or not manifest.exists():
+        return {}
+    try:
+        return unseal(manifest, FORMAT)
+    except Damaged as damage:
+        raise damage.remedied(
+            f"delete {file.parent} and score again, or rename {file.name} where it is a table of your own"
+        ) from None
 
 
 def cluster_codes(values: Any) -> NDArray[np.int32]:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lpsel.data.ids import fingerprint
 from lpsel.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,13 @@ class ScoreTable:
             vectors=None if self.vectors is None else self.vectors[order],
         )
 
+    def fingerprint(self) -> str | None:
+        """Of a data set with these content ids in this order; None where ids are the user's own."""
+        if self.id is None or not CONTENT_ID.fullmatch(self.id[0].as_py()):
+            return None
+        alike = pc.all(pc.equal(pc.binary_length(self.id), len(self.id[0].as_py()))).as_py()
+        return fingerprint(self.id.cast(pa.large_string())) if alike else None
+
     def of_dataset(self, ids: Sequence[str] | pa.Array, name: str) -> "ScoreTable":
         """The same scores in the order of the data set and with its content ids.
 
@@ -103,12 +111,16 @@ class ScoreTable:
         Raises:
             UserError: another number of rows, or a row with another content id.
         """
+        theirs = ids if isinstance(ids, pa.Array) else pa.array(ids, pa.large_string())
+        prints = ""
+        if (scored := self.fingerprint()) is not None:
+            prints = f" (fingerprint {scored[:12]}, of {name} {fingerprint(theirs)[:12]})"
         if len(self) != len(ids) or self.index[0] != 0 or self.index[-1] != len(ids) - 1:
             raise UserError(
                 f"scores: have {len(self)} rows, index {self.index.min()} to {self.index.max()}, data set {name} has "
-                f"{len(ids)} from 0; score these rows (leave scores= out), or name the data set that was scored."
+                f"{len(ids)} from 0{prints}; score these rows (leave scores= out), or name the data set that was "
+                "scored."
             )
-        theirs = ids if isinstance(ids, pa.Array) else pa.array(ids, pa.large_string())
         if self.id is None or not CONTENT_ID.fullmatch(self.id[0].as_py()) or self.id.equals(theirs):
             return replace(self, id=theirs)
         place = np.empty(len(self), np.int64)
@@ -118,8 +130,9 @@ class ScoreTable:
             unknown = pc.invert(pc.is_in(theirs, value_set=self.id))
             row = pc.index(unknown if pc.any(unknown).as_py() else differs, True).as_py()
             raise UserError(
-                f"scores: none with id {theirs[row]}, row {row} of data set {name}: scores of other rows; score these "
-                "(leave scores= out), name the data set that was scored, or leave column id out if it is your own."
+                f"scores: none with id {theirs[row]}, row {row} of data set {name}: scores of other rows{prints}; "
+                "score these (leave scores= out), name the data set that was scored, or leave column id out if it is "
+                "your own."
             )
         log.info("Scores: in another order than data set %s; matched by content id", name)
         return replace(self.take(place), index=np.arange(len(self)), id=theirs)

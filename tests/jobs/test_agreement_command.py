@@ -1,6 +1,7 @@
 """The agreement command: what it writes, what it reads, how mistakes end."""
 
 import csv
+import hashlib
 import json
 import re
 import subprocess
@@ -16,6 +17,7 @@ from lpsel.errors import UserError
 from lpsel.files import write_json
 from lpsel.jobs.agreement import main, run
 from lpsel.jobs.agreement_inputs import read_all, read_clusters
+from lpsel.sealed import seal
 
 N = 40
 CONTENT = [f"{i:032x}" for i in range(N)]
@@ -25,7 +27,7 @@ CONTENT = [f"{i:032x}" for i in range(N)]
 def scores(tmp_path):
     """Writes a scores folder of a scorer, as recording does."""
 
-    def write(name, scorer=None, seed=0, ids=CONTENT, fingerprint="f" * 64, epochs=3, empty=()):
+    def write(name, scorer=None, seed=0, ids=CONTENT, fingerprint=None, epochs=3, empty=()):
         generator = np.random.default_rng(seed)
         folder = tmp_path / name
         folder.mkdir()
@@ -41,7 +43,9 @@ def scores(tmp_path):
         }
         columns |= {f"nll_{e}": pa.array(row, mask=tokens == 0) for e, row in enumerate(nll)}
         pq.write_table(pa.table(columns), folder / "scores.parquet")
-        write_json(folder / "manifest.json", {"scorer": scorer or name, "dataset_fingerprint": fingerprint})
+        scored = hashlib.sha256("\n".join(ids).encode()).hexdigest() if fingerprint is None else fingerprint
+        about = {"format": 1, "scorer": scorer or name, "dataset_fingerprint": scored}
+        seal(folder / "manifest.json", ["scores.parquet"], about)
         return folder
 
     return write
@@ -172,7 +176,10 @@ def test_a_run_that_chose_without_scores_is_refused(tmp_path, scores):
     [
         ({"ids": CONTENT[:30]}, r"b: has 30 rows, \S*a has 40; give scores of the same rows\."),
         ({"ids": [*CONTENT[1:], "f" * 32]}, r"b: row 0 has id 0{31}1, in \S*a it is 0{32}; give scores of the same"),
-        ({"fingerprint": "0" * 64}, r"b: is of the data set with fingerprint 0{12}, \S*a of f{12}; give scores of the"),
+        (
+            {"fingerprint": "0" * 64},
+            r"b/scores.parquet: its rows have fingerprint \w{12}, manifest.json beside it is of",
+        ),
     ],
 )
 def test_tables_of_other_rows_are_refused(scores, tmp_path, other, message):

@@ -185,7 +185,7 @@ def test_a_torn_last_line_is_asked_again_and_a_damaged_one_inside_is_told(serve,
     assert judge_pairs(judge, make_pairs(3), tmp_path) == (judgements, ledger | {"asked": 1, "reused": 5})
     assert sorted(file.read_bytes().splitlines()) == sorted(whole.splitlines())
     file.write_bytes(b"damage\n" + whole)
-    with pytest.raises(UserError, match=r"judgements.jsonl: line 1 cannot be read; delete that line, or the file."):
+    with pytest.raises(UserError, match=r"judgements.jsonl: line 1 is not as it was written; delete that line"):
         judge_pairs(judge, make_pairs(3), tmp_path)
 
 

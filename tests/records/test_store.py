@@ -48,7 +48,7 @@ def test_of_a_row_computed_twice_the_first_result_stays(tmp_path):
 
 def test_a_row_without_a_record_is_an_error_not_a_null(tmp_path):
     nll = np.array([[1.0, np.nan, np.nan]])
-    with pytest.raises(UserError, match="1 records are missing or not a number, the first of row 2 after epoch 0"):
+    with pytest.raises(UserError, match="1 records are missing, the first of row 2 after epoch 0"):
         write_scores(tmp_path / "scores", three_rows(), nll, {"epochs": 0})
     assert not (tmp_path / "scores").exists()
 

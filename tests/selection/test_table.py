@@ -10,6 +10,7 @@ import pytest
 from pyarrow import csv
 
 from lpsel.errors import UserError
+from lpsel.sealed import seal
 from lpsel.selection.choose import select
 from lpsel.selection.reader import cluster_codes, read_scores
 
@@ -56,7 +57,15 @@ def test_a_scores_table_is_read_as_it_is(save):
 
 def test_a_scores_folder_is_as_good_as_its_table(tmp_path):
     pq.write_table(pa.table(SCORES), tmp_path / "scores.parquet")
+    seal(tmp_path / "manifest.json", ["scores.parquet"], {"format": 1})
     assert len(read_scores(tmp_path)) == 3
+
+
+def test_a_folder_without_a_manifest_is_not_complete_and_its_table_alone_is_the_users_own(tmp_path):
+    pq.write_table(pa.table(SCORES), tmp_path / "scores.parquet")
+    with pytest.raises(UserError, match=r"has no manifest\.json, which is written last, so it is not complete; score"):
+        read_scores(tmp_path)
+    assert len(read_scores(tmp_path / "scores.parquet")) == 3
 
 
 def test_what_a_table_lacks_is_filled_in(save):
