@@ -1,5 +1,6 @@
 """The one exception a user's mistake ends in, and what values are asked before it."""
 
+import errno
 import math
 
 
@@ -18,6 +19,13 @@ def is_whole(value: object) -> bool:
 def is_number(value: object) -> bool:
     """Whether a value of a configuration is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def no_room(error: BaseException) -> bool:
+    """Whether an exception, of any library, says that a disk is full, a quota used up, or a file at its limit."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    # safetensors, in Rust, gives the number in its text alone.
+    return getattr(error, "errno", None) in numbers or any(f"(os error {number})" in str(error) for number in numbers)
 
 
 def first_line(error: BaseException) -> str:
