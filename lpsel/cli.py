@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lpsel.distributed import is_main_process, started_together
-from lpsel.errors import ToldElsewhere, UserError, files_within_reach
+from lpsel.errors import ToldElsewhere, UserError, files_within_reach, first_line, no_room
+from lpsel.interrupt import Ended, endings
 from lpsel.mistakes import check_arguments, in_our_words
 from lpsel.redact import redact, show_traceback
 
@@ -59,7 +60,7 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
     """Run one command under Hydra.
 
     Exit status 0 when it is done and 2 for a user's mistake, which is one line on standard error, or a traceback with
-    LPSEL_DEBUG=1 in the environment.
+    LPSEL_DEBUG=1 in the environment; 128 and the signal's number where a signal has ended it.
     """
     import hydra
     from hydra.errors import HydraException
@@ -76,20 +77,20 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     mistakes = (UserError, HydraException, OmegaConfBaseException)
     try:
-        check_arguments(given)
-        sys.argv[1:] = overrides(command, given)
-        start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)
-        with files_within_reach():
-            start(_job(command, mistakes))()
-        if Watch.sweep is not None:
-            sys.exit(_end_of_sweep(command, Watch.sweep))
+        with endings():
+            check_arguments(given)
+            sys.argv[1:] = overrides(command, given)
+            start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)
+            with files_within_reach():
+                start(_job(command, mistakes))()
+            if Watch.sweep is not None:
+                sys.exit(_end_of_sweep(command, Watch.sweep))
     except mistakes as error:
         if debug:
             raise
         _fail(prog, error if isinstance(error, UserError) else in_our_words(error, command))
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except Ended as end:
+        _end(prog, end)
 
 
 def run_plain(command: str, arguments: Sequence[str]) -> None:
@@ -130,6 +131,11 @@ def _job(command: str, mistakes: tuple[type[Exception], ...]) -> Callable[[Any],
                 raise
             # Raised on, it would cost a line of Hydra's.
             _fail(f"lpsel {command}", error)
+        except Exception as error:
+            if os.environ.get("LPSEL_DEBUG") or not no_room(error):
+                raise
+            remedy = "make room, and the same command goes on from what is finished."
+            _fail(f"lpsel {command}", f"{first_line(error)}: no room to write; {remedy}")
         if is_main_process():
             if command == "evaluate":
                 from lpsel.jobs.evaluate import show
@@ -210,6 +216,14 @@ def _fail(prog: str, mistake: str | Exception) -> NoReturn:
     else:
         print(f"{prog}: {redact(' '.join(str(mistake).split()))}", file=sys.stderr)
     sys.exit(2)
+
+
+def _end(prog: str, end: Ended) -> NoReturn:
+    if end.together and not is_main_process():
+        sys.exit(0)  # one that fails would have launchers kill the main process before it has ended well
+    if is_main_process():
+        print(f"{prog}: {end}", file=sys.stderr)
+    sys.exit(end.status)
 
 
 def entry_point(script: str) -> None:

@@ -1,8 +1,9 @@
 """Where the configuration files are, and from a composed configuration to the objects of a job."""
 
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,9 @@ class Job:
     """One command's run: its configuration, its folder, the shared cache and the tracker.
 
     In a sweep a model that was trained before in the same way is taken in place of a new one.
+
+    Attributes:
+        leftovers: folders that only an unfinished run needs, removed once its result is on disk.
     """
 
     command: str
@@ -80,6 +84,7 @@ class Job:
     cache_dir: Path
     tracker: Tracker
     in_sweep: bool = False
+    leftovers: list[Path] = field(default_factory=list)
 
     @classmethod
     def of(cls, command: str, config: DictConfig, run_dir: Path, in_sweep: bool = False) -> "Job":
@@ -128,6 +133,8 @@ class Job:
             result = finite({"format": FORMAT, **import_module(f"lpsel.jobs.{self.command}").run(self)})
             if is_main_process():
                 write_json(self.run_dir / RESULT, result)
+                for folder in self.leftovers:
+                    shutil.rmtree(folder, ignore_errors=True)
             return result
         finally:
             line = self.tracker.finish(result)

@@ -38,6 +38,13 @@ def files_within_reach() -> Iterator[None]:
         ) from error
 
 
+def no_room(error: BaseException) -> bool:
+    """Whether an exception, of any library, says that a disk is full, a quota used up, or a file at its limit."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    # safetensors, in Rust, gives the number in its text alone.
+    return getattr(error, "errno", None) in numbers or any(f"(os error {number})" in str(error) for number in numbers)
+
+
 def first_line(error: BaseException) -> str:
     """What an exception of a library says, in one line without its full stop."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -88,7 +88,7 @@ class OptimiserStep:
     """This rank's share of one global batch.
 
     Attributes:
-        micro_batches: at least one; as many on every rank.
+        micro_batches: at least one; as many on every rank. None of a step that was made before this process began.
         supervised_tokens: of the global batch, over all ranks and micro-batches.
         rows: of the global batch, over all ranks.
     """

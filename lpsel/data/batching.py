@@ -51,14 +51,19 @@ def _longest_first(rows: Rows, lengths: NDArray[np.int32]) -> Rows:
 
 
 def recording_plan(rows: Rows, lengths: NDArray[np.int32], budget: int, rank: int, world: int) -> list[Rows]:
-    """The batches of a pass over `rows` that this rank computes.
+    """The batches of a pass over `rows` that this rank computes: its own of every round."""
+    return [batches[rank] for batches in recording_rounds(rows, lengths, budget, world)]
+
+
+def recording_rounds(rows: Rows, lengths: NDArray[np.int32], budget: int, world: int) -> list[list[Rows]]:
+    """The batches of a pass over `rows`, one for each rank in every round. They do not depend on the number of ranks.
 
     Batches are dealt in turn, so that ranks get like lengths. Ranks that come out a batch short compute the shortest
     batch once more; records are kept by row, so the second result changes nothing.
     """
     batches = packed(rows, lengths, budget)
-    short = -len(batches) % world
-    return (batches + batches[-1:] * short)[rank::world]
+    batches += batches[-1:] * (-len(batches) % world)
+    return [batches[first : first + world] for first in range(0, len(batches), world)]
 
 
 def epoch_order(ids: pa.Array | Sequence[str], seed: int, epoch: int) -> Rows:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lpsel.data.batch import MicroBatch, OptimiserStep, collate
-from lpsel.data.batching import Rows, epoch_order, recording_plan, training_plan
+from lpsel.data.batching import Rows, epoch_order, recording_plan, recording_rounds, training_plan
 from lpsel.data.prefixes import Prefixes, find_prefixes
 from lpsel.data.tokens import Tokens
 
@@ -37,6 +37,19 @@ class _Passes(Dataset[MicroBatch]):
         return self.data.pack(self.plan[i], self.data.score_tokens)
 
 
+class _Unrecorded(Sampler):
+    """The places in this rank's plan of a pass that are left when it starts."""
+
+    def __init__(self, data: "SubsetDataModule") -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data.rounds())
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.data.rounds_left())
+
+
 class _EpochPlan(Sampler):
     """The steps of the current epoch. Lightning calls `set_epoch`."""
 
@@ -56,7 +69,11 @@ class _EpochPlan(Sampler):
         supervised = data.tokens.response_tokens.astype(np.int64)
         budget = data.room(data.train_tokens)
         plan = training_plan(order, data.own_lengths, data.batch_size, budget, data.rank, data.world)
+        made_epoch, made = data.made
         for i, micro_batches in enumerate(plan):
+            if self.epoch == made_epoch and i < made:
+                yield [], 0, 0
+                continue
             rows = order[i * data.batch_size : (i + 1) * data.batch_size]
             yield micro_batches, int(supervised[rows].sum()), len(rows)
 
@@ -74,6 +91,11 @@ class SubsetDataModule(L.LightningDataModule):
         train_tokens, score_tokens: largest pack in tokens; a longer row goes alone.
         record: whether validation passes run over all rows.
         few_shapes: fill packs up, for a compiled model that is compiled again for each size.
+
+    Attributes:
+        made: an epoch and how many of its steps were made before, which come empty.
+        recorded_N: what the pass that begins has recorded before, NaN elsewhere, (N,). Rounds of batches in which
+            nothing is missing are left out: the others stay as they are, so that their numbers do.
     """
 
     def __init__(
@@ -96,6 +118,8 @@ class SubsetDataModule(L.LightningDataModule):
         self.train_tokens, self.score_tokens = train_tokens, score_tokens
         self.record = record
         self.few_shapes = few_shapes
+        self.made = (0, 0)
+        self.recorded_N = np.full(len(tokens), np.nan)
 
     @cached_property
     def prefixes(self) -> Prefixes:
@@ -147,7 +171,18 @@ class SubsetDataModule(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader | Sequence:
         if not self.record:
             return []
-        return self.recording(np.flatnonzero(self.supervised))
+        plan = [batches[self.rank] for batches in self.rounds()]
+        return self._loader(_Passes(self, plan), sampler=_Unrecorded(self))
+
+    def rounds(self) -> list[list[Rows]]:
+        """The batches of a recording pass, one for each rank in every round."""
+        rows = np.flatnonzero(self.supervised)
+        return recording_rounds(rows, self.own_lengths, self.room(self.score_tokens), self.world)
+
+    def rounds_left(self) -> list[int]:
+        """The rounds of the pass that begins in which some row is not recorded."""
+        missing_N = np.isnan(self.recorded_N)
+        return [i for i, batches in enumerate(self.rounds()) if any(missing_N[rows].any() for rows in batches)]
 
     def recording(self, rows: Rows) -> DataLoader:
         """This rank's batches of a pass over `rows`."""

@@ -4,11 +4,11 @@ import gc
 import os
 import resource
 import sys
-import time
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -21,6 +21,8 @@ from lpsel.data.batch import MicroBatch, OptimiserStep
 from lpsel.data.module import SubsetDataModule
 from lpsel.distributed import is_main_process, started_together
 from lpsel.errors import ToldElsewhere, UserError, first_line
+from lpsel.interrupt import put_off
+from lpsel.jobs.resume import Resume
 from lpsel.jobs.stopping import StopWhenStable
 from lpsel.model.device import lightning_precision
 from lpsel.model.flops import spent, training_flops
@@ -36,7 +38,7 @@ class Cost:
     Attributes:
         tokens: fed in training and recording passes, padding aside, over all ranks.
         flops: model floating-point operations, attention counted.
-        seconds: wall-clock, loading the model included.
+        seconds: wall-clock, loading the model included, over all attempts up to what they saved.
         device_seconds: `seconds` times the number of devices.
         peak_memory_bytes: of this process so far, and of its GPU where it has one.
     """
@@ -67,16 +69,22 @@ def fit(
     epochs: int,
     title: str,
     callbacks: Sequence[L.Callback],
+    kept: Path,
     stop: StopWhenStable | None = None,
 ) -> tuple[L.Trainer, Cost]:
     """Train for `epochs` passes, with a recording pass before and after each where the data module records.
 
-    With 0 epochs, the recording pass before training is all there is.
+    With 0 epochs, the recording pass before training is all there is. A training of which `kept` has a checkpoint goes
+    on from there.
 
     Args:
+        kept: the folder of this training's checkpoints, for the caller to remove once its result is on disk.
         stop: may end the training of an epoch before its last step.
+
+    Raises:
+        Ended: a signal asks to end; what is done is kept.
     """
-    started = time.monotonic()
+    resume = Resume(title, kept, data, job.config.checkpoint_steps)
     gc.collect()  # a model trained before this one and its trainer hold each other, and a device's memory
     node = job.config.trainer.copy()
     node.precision = lightning_precision(module.precision)
@@ -85,7 +93,7 @@ def fit(
     trainer = _trainer(
         node,
         max_epochs=epochs,
-        callbacks=[*callbacks, *([stop] if stop else []), progress],
+        callbacks=[*callbacks, *([stop] if stop else []), progress, resume],
         logger=job.tracker.logger(),
         log_every_n_steps=1,
         num_sanity_val_steps=-1 if data.record else 0,
@@ -96,7 +104,9 @@ def fit(
         enable_model_summary=False,
         default_root_dir=job.run_dir,
     )
-    with warnings.catch_warnings():
+    # Lightning's own would broadcast from inside the handler, and save a pickle for SLURM.
+    trainer._signal_connector.register_signal_handlers = lambda: None
+    with put_off(), warnings.catch_warnings():
         # The modules are in evaluation mode on purpose: dropout stays off.
         warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
@@ -105,12 +115,9 @@ def fit(
             trainer.fit(module, datamodule=data)
         else:
             trainer.validate(module, datamodule=data, verbose=False)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    seconds = time.monotonic() - started
     trained_N = data.times_trained(progress.steps)
     recorded_N = data.supervised * (epochs + 1 if data.record else 0) + (stop.times_checked if stop else 0)
-    return trainer, _cost(trainer, spent(module.language_model, data.tokens, trained_N, recorded_N), seconds)
+    return trainer, _cost(spent(module.language_model, data.tokens, trained_N, recorded_N), resume.cost(trainer))
 
 
 def _trainer(node: DictConfig, **arguments: Any) -> L.Trainer:
@@ -144,17 +151,12 @@ def full_training(module: FineTuner, data: SubsetDataModule, epochs: int) -> dic
     }
 
 
-def _cost(trainer: L.Trainer, work: dict[str, Any], seconds: float) -> Cost:
+def _cost(work: dict[str, Any], time_taken: dict[str, float]) -> Cost:
     # ru_maxrss counts kibibytes on Linux, bytes on macOS.
     memory = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)}
     if torch.cuda.is_available():
         memory["gpu"] = torch.cuda.max_memory_allocated()
-    return Cost(
-        **work,
-        seconds=round(seconds, 3),
-        device_seconds=round(seconds * trainer.world_size, 3),
-        peak_memory_bytes=memory,
-    )
+    return Cost(**work, **time_taken, peak_memory_bytes=memory)
 
 
 class FitProgress(L.Callback):
@@ -170,6 +172,12 @@ class FitProgress(L.Callback):
         self.advance: Advance
         self.steps: list[int] = []
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"][:-1]  # those of the last epoch come once more, empty
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.steps.append(0)
         self._open(f"{self.title}: epoch {trainer.current_epoch + 1}", self.data.steps_per_epoch, "steps")
@@ -184,7 +192,7 @@ class FitProgress(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         when = "before training" if before_training(trainer) else f"after epoch {trainer.current_epoch + 1}"
-        self._open(f"{self.title}: recording {when}", len(self.data.val_dataloader()), "batches")
+        self._open(f"{self.title}: recording {when}", len(self.data.rounds_left()), "batches")
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: MicroBatch, *_: Any

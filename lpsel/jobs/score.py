@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock
 from omegaconf import OmegaConf
 
@@ -18,7 +19,7 @@ from lpsel.config import Job, build
 from lpsel.data.source import Source
 from lpsel.distributed import agree, is_main_process
 from lpsel.errors import UserError
-from lpsel.files import file_names
+from lpsel.files import file_names, read_json, write_json
 from lpsel.model.device import device_of, resolve_precision
 from lpsel.model.extras import check_training
 from lpsel.model.load import check_model, identity, load_config, load_tokenizer, locate
@@ -132,7 +133,7 @@ def _make(
     from lpsel.data.module import SubsetDataModule
     from lpsel.data.template import template_hash
     from lpsel.data.tokens import tokenize, tokenizer_hash
-    from lpsel.jobs.fitting import fit
+    from lpsel.jobs.fitting import Cost, fit
     from lpsel.jobs.stopping import StopWhenStable, random_part
     from lpsel.model.diverged import LossSpikes
     from lpsel.model.module import FineTuner
@@ -176,23 +177,30 @@ def _make(
             compiled=job.config.compile,
         )
 
+    parts = Parts(folder.with_name(f"{folder.name}.parts"))
     further, costs = {}, []
     for column in columns:
         fed, kind = extra_pass(column, tokens, tokenizer.bos_token_id)
-        parts = Parts(folder.with_name(f"{folder.name}.{column}.parts"))
-        recorder = [NLLRecorder(parts)]
+        own = Parts(parts.folder / column)
+        done = own.folder / "cost.json"  # of the pass, once it is done
+        further[column] = own.of_epoch(0, len(tokens))
+        if done.is_file() and not np.isnan(further[column][fed.response_tokens > 0]).any():
+            costs.append(Cost(**read_json(done)))
+            continue
+        name, recorder = f"Scorer, {column}", [NLLRecorder(own)]
         # The trainer is not kept: the next pass needs its model's memory.
-        costs.append(fit(job, module(kind), recording(fed), epochs=0, title=f"Scorer, {column}", callbacks=recorder)[1])
+        costs.append(
+            fit(job, module(kind), recording(fed), epochs=0, title=name, callbacks=recorder, kept=own.folder)[1]
+        )
+        further[column] = own.of_epoch(0, len(tokens))
         if is_main_process():
-            further[column] = parts.collect(0, len(tokens))[0]
-            parts.remove()
-    parts = Parts(folder.with_name(f"{folder.name}.parts"))
+            write_json(done, asdict(costs[-1]))
     title, stop = f"Scorer {scorer.name}", None
     if "stop" in described:
         stop = StopWhenStable(title, data, rows=scorer.stop_rows, bound=scorer.stop_bound)
-    spikes = LossSpikes(title)
+    spikes, kept = LossSpikes(title), parts.folder / "checkpoints"
     hooks = [NLLRecorder(parts), spikes]
-    trainer, cost = fit(job, module(FineTuner), data, epochs=epochs, title=title, callbacks=hooks, stop=stop)
+    trainer, cost = fit(job, module(FineTuner), data, epochs=epochs, title=title, callbacks=hooks, kept=kept, stop=stop)
     if trainer.is_global_zero:
         total = sum(costs, start=cost)
         manifest = described | {

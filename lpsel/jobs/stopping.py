@@ -5,7 +5,7 @@ S rows of the sample, W ranks, E recorded passes (0 = before training, then one 
 
 import logging
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import lightning as L
@@ -169,6 +169,19 @@ class StopWhenStable(L.Callback):
         times_N = self.data.times_trained([epoch.stopped or epoch.steps for epoch in self.epochs])
         return int((times_N > 0).sum())
 
+    def state_dict(self) -> dict[str, Any]:
+        score = None if self.score_S is None else self.score_S.tolist()
+        passes = [nll_S.tolist() for nll_S in self.nll_ES]
+        return {"nll": passes, "epochs": [asdict(epoch) for epoch in self.epochs], "score": score}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.nll_ES = [np.array(nll_S, np.float64) for nll_S in state["nll"]]
+        self.epochs = [EpochChecks(**epoch) for epoch in state["epochs"]]
+        self.score_S = None if state["score"] is None else np.array(state["score"], np.float64)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.own_S = self.data.recorded_N[self.sample]
+
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: MicroBatch, *_: Any
     ) -> None:
@@ -178,13 +191,17 @@ class StopWhenStable(L.Callback):
         self.nll_ES.append(self._gather(trainer))
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.epochs.append(EpochChecks(epoch=trainer.current_epoch + 1, steps=self.data.steps_per_epoch))
-        self.score_S = None
+        if len(self.epochs) == trainer.current_epoch:  # else it has begun before
+            self.epochs.append(EpochChecks(epoch=trainer.current_epoch + 1, steps=self.data.steps_per_epoch))
+            self.score_S = None
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: OptimiserStep, batch_idx: int
     ) -> None:
         step = batch_idx + 1
+        if not batch.micro_batches:  # made before
+            trainer.should_stop = step == self.epochs[-1].stopped
+            return
         if step not in self.steps:
             return
         epoch, before_S = self.epochs[-1], self.score_S

@@ -52,7 +52,9 @@ def run(job: Job) -> dict[str, Any]:
     )
     rows_N = chosen.selection.selected
     key = training_key(job, target, path, precision, plan.source.ids, rows_N)
-    trained = trained_once(job, key, lambda: _train(job, target, adapter, precision, path, plan.source, rows_N))
+    kept = job.cache_dir / "training" / key
+    job.leftovers.append(kept)
+    trained = trained_once(job, key, lambda: _train(job, target, adapter, precision, path, plan.source, rows_N, kept))
     if not is_main_process():
         return {}
 
@@ -70,8 +72,13 @@ def _train(
     path: str,
     source: Source,
     rows_N: NDArray[np.bool_],
+    kept: Path,
 ) -> dict[str, Any]:
-    """Train the target on the chosen rows and save it; its part of result.json, on the main process."""
+    """Train the target on the chosen rows and save it; its part of result.json, on the main process.
+
+    Args:
+        kept: where its checkpoints go.
+    """
     from lpsel.data.module import SubsetDataModule
     from lpsel.data.tokens import tokenize
     from lpsel.jobs.fitting import fit, full_training
@@ -116,7 +123,7 @@ def _train(
     )
     title = f"Target {target.name}"
     spikes = LossSpikes(title)
-    trainer, cost = fit(job, module, data, epochs=epochs, title=title, callbacks=[spikes])
+    trainer, cost = fit(job, module, data, epochs=epochs, title=title, callbacks=[spikes], kept=kept)
     nll = float(trainer.callback_metrics["target/nll"])
     folder = job.run_dir / MODEL
     save_model(trainer, module, tokenizer, folder)

@@ -54,18 +54,16 @@ def trained_once(job: Job, key: str, train: Callable[[], dict[str, Any]]) -> dic
     """What `train` returns, a part of result.json; or, in a sweep, what it returned in an earlier run.
 
     An earlier run's model is linked into this run's folder, so that either folder may go. Of runs that start together
-    one trains and the others wait for it.
+    one trains, with checkpoints of its own, and the others wait for it.
     """
     kept = job.cache_dir / "trained" / f"{key}.json"
     kept.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(kept.with_suffix(".lock"))
 
     def look() -> dict[str, Any] | None:
-        if not job.in_sweep:
-            return None
         if is_main_process():
             lock.acquire()
-        return _find(kept)
+        return _find(kept) if job.in_sweep else None
 
     try:
         found = agree(look)

@@ -45,6 +45,9 @@ def check_training(config: Any) -> None:
     for name in ("train_tokens", "score_tokens"):
         if not is_whole(config[name]) or config[name] < 1:
             raise UserError(f"{name}={config[name]}: must be a whole number of tokens, at least 1.")
+    every = config.checkpoint_steps
+    if every != "auto" and not (is_whole(every) and every >= 1):
+        raise UserError(f"checkpoint_steps={every}: must be auto or a whole number of optimiser steps, at least 1.")
     _check_devices(config.trainer)
     if config.optimizer["_target_"].startswith("bitsandbytes."):
         need("bitsandbytes", "quantized", "optimizer=adamw8bit")

@@ -116,6 +116,8 @@ class FineTuner(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def training_step(self, step: OptimiserStep, batch_idx: int) -> None:
+        if not step.micro_batches:
+            return
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
         total = torch.zeros((), device=self.trainer.strategy.root_device)

@@ -8,6 +8,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lpsel.data.batch import MicroBatch
+from lpsel.interrupt import Ended
 from lpsel.records.store import Parts
 
 BATCHES_PER_PART = 64
@@ -18,13 +19,17 @@ def before_training(trainer: L.Trainer) -> bool:
     return trainer.sanity_checking or trainer.state.fn == TrainerFn.VALIDATING
 
 
+def _epoch(trainer: L.Trainer) -> int:
+    return 0 if before_training(trainer) else trainer.current_epoch + 1
+
+
 class NLLRecorder(L.Callback):
     """Writes what the validation passes over the training set return, keyed by row index.
 
     The pass before training is Lightning's sanity check over all batches (`num_sanity_val_steps=-1`), so that it runs
     where every strategy allows a forward pass. Where nothing is trained, it is a validation of its own. Each rank
     writes parts of its own; nothing is gathered, and nothing depends on the order or size of batches or on the number
-    of ranks.
+    of ranks. What an earlier process has recorded of a pass stays, and is told to the data module.
 
     Args:
         parts: where the parts go; a folder that all ranks see.
@@ -37,8 +42,13 @@ class NLLRecorder(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if trainer.is_global_zero:
-            self.parts.clear()
-        trainer.strategy.barrier("parts cleared")
+            self.parts.folder.mkdir(parents=True, exist_ok=True)
+        trainer.strategy.barrier("folder of parts made")
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data.recorded_N = self.parts.of_epoch(_epoch(trainer), len(data.tokens))
+        trainer.strategy.barrier("all ranks have read the same parts")
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: MicroBatch, *_: Any
@@ -53,8 +63,14 @@ class NLLRecorder(L.Callback):
         self.parts.wait()
         trainer.strategy.barrier("epoch recorded")
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, Ended):
+            self._flush(trainer)
+            self.parts.wait()
+
     def _flush(self, trainer: L.Trainer) -> None:
         if self.nll_B:
-            epoch = 0 if before_training(trainer) else trainer.current_epoch + 1
-            self.parts.add(epoch, trainer.global_rank, torch.cat(self.index_B).cpu(), torch.cat(self.nll_B).cpu())
+            self.parts.add(
+                _epoch(trainer), trainer.global_rank, torch.cat(self.index_B).cpu(), torch.cat(self.nll_B).cpu()
+            )
         self.index_B, self.nll_B = [], []

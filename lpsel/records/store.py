@@ -1,6 +1,8 @@
 """The scores folder: parts while passes run, then scores.parquet, and manifest.json last."""
 
+import logging
 import shutil
+import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -11,9 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
-from lpsel.errors import UserError
+from lpsel.errors import UserError, first_line
 from lpsel.files import digest, write_atomically
 from lpsel.sealed import Damaged, seal, unseal
+
+log = logging.getLogger(__name__)
 
 SCORES = "scores.parquet"
 MANIFEST = "manifest.json"
@@ -23,7 +27,8 @@ FORMAT = 1  # of the folder and its records: raised when the same recipe would g
 class Parts:
     """Recorded losses on their way into scores.parquet: one small Parquet file per rank and few dozen batches.
 
-    Files are written by a thread, so that the pass goes on meanwhile. Called off-thread errors surface in `wait`.
+    Files are written by a thread, so that the pass goes on meanwhile. Called off-thread errors surface in `wait`. What
+    a process leaves is there for the next one, which writes files of its own.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -31,6 +36,7 @@ class Parts:
         self.writer = ThreadPoolExecutor(max_workers=1)
         self.pending: list[Future[None]] = []
         self.written = 0
+        self.process = f"{time.time_ns():020d}"
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -44,13 +50,13 @@ class Parts:
 
         What is not a finite number is kept as infinity.
         """
-        path = self.folder / f"epoch{epoch:03d}-rank{rank:05d}-{self.written:06d}.parquet"
+        path = self.folder / f"epoch{epoch:03d}-rank{rank:05d}-{self.process}-{self.written:06d}.parquet"
         self.written += 1
         rows, values = np.asarray(index, dtype=np.int64), np.asarray(nll, dtype=np.float64)
         values = np.nan_to_num(values, nan=np.inf, posinf=np.inf, neginf=np.inf)  # NaN stands for no record
         kept = rows >= 0
         table = pa.table({"index": rows[kept], "nll": values[kept]})
-        self.pending.append(self.writer.submit(write_atomically, path, lambda file: pq.write_table(table, file)))
+        self.pending.append(self.writer.submit(write_atomically, path, lambda file: _write(table, file)))
 
     def wait(self) -> None:
         """Return when all queued rows are on disk; raise what writing raised."""
@@ -60,17 +66,31 @@ class Parts:
 
     def recorded(self, epoch: int) -> bool:
         """Whether there are records of an epoch."""
-        return any(self.folder.glob(f"epoch{epoch:03d}-*.parquet"))
+        return any(self._of(epoch))
+
+    def of_epoch(self, epoch: int, rows: int) -> NDArray[np.float64]:
+        """What is recorded of an epoch, shape (rows,), NaN elsewhere. A damaged part is left out with a warning."""
+        nll_N = np.full(rows, np.nan)
+        # Reversed, so that of a row computed twice to keep ranks in step the first result stays.
+        for path in reversed(self._of(epoch)):
+            try:
+                part = pq.read_table(path, page_checksum_verification=True)
+            except (OSError, pa.ArrowException) as error:
+                log.warning("Records %s are damaged (%s): computed again", path, first_line(error))
+                continue
+            nll_N[part["index"].to_numpy()] = part["nll"].to_numpy()
+        return nll_N
 
     def collect(self, epochs: int, rows: int) -> NDArray[np.float64]:
         """Everything recorded, by epoch and row, shape (epochs + 1, rows); NaN where nothing was."""
-        nll_EN = np.full((epochs + 1, rows), np.nan)
-        for epoch in range(epochs + 1):
-            # Reversed, so that of a row computed twice to keep ranks in step the first result stays.
-            for path in sorted(self.folder.glob(f"epoch{epoch:03d}-*.parquet"), reverse=True):
-                part = pq.read_table(path)
-                nll_EN[epoch, part["index"].to_numpy()] = part["nll"].to_numpy()
-        return nll_EN
+        return np.stack([self.of_epoch(epoch, rows) for epoch in range(epochs + 1)])
+
+    def _of(self, epoch: int) -> list[Path]:
+        return sorted(self.folder.glob(f"epoch{epoch:03d}-*.parquet"))
+
+
+def _write(table: pa.Table, file: Any) -> None:
+    pq.write_table(table, file, write_page_checksum=True)
 
 
 class Rows(Protocol):
