@@ -147,10 +147,12 @@ class ReferenceEvaluator:
         from lpsel.data.template import render_prompt
         from lpsel.data.tokens import tokenize
         from lpsel.generation.generate import prompt_room
+        from lpsel.model.vocabulary import check_vocabulary
 
         prompt_room(load_config(spec, path), self.max_new_tokens)
         tokenizer = load_tokenizer(spec, path)
         tokens = tokenize(source, tokenizer, spec.template, spec.max_length, cache_dir)
+        check_vocabulary(tokens, tokenizer, spec, path)
         prompts = [render_prompt(example, spec.template, tokenizer) for example in examples]
         return Prepared(name, spec, path, tokenizer, tokens, prompts)
 

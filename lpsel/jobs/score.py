@@ -137,12 +137,14 @@ def _make(
     from lpsel.jobs.stopping import StopWhenStable, random_part
     from lpsel.model.diverged import LossSpikes
     from lpsel.model.module import FineTuner
+    from lpsel.model.vocabulary import UntrainedTokens, check_vocabulary
     from lpsel.records.extra import extra_pass
     from lpsel.records.recorder import NLLRecorder
 
     tokenizer = load_tokenizer(scorer, path)
     tokens = tokenize(source, tokenizer, scorer.template, scorer.max_length, job.cache_dir)
     report_tokens(tokens, scorer)
+    check_vocabulary(tokens, tokenizer, scorer, path)
     score_tokens = pass_tokens(load_config(scorer, path), described["precision"], job.config.score_tokens)
 
     def recording(fed: Any, mask: Any = None) -> SubsetDataModule:
@@ -198,8 +200,8 @@ def _make(
     title, stop = f"Scorer {scorer.name}", None
     if "stop" in described:
         stop = StopWhenStable(title, data, rows=scorer.stop_rows, bound=scorer.stop_bound)
-    spikes, kept = LossSpikes(title), parts.folder / "checkpoints"
-    hooks = [NLLRecorder(parts), spikes]
+    spikes, untrained = LossSpikes(title), UntrainedTokens(title, tokens, tokenizer)
+    hooks, kept = [NLLRecorder(parts), spikes, untrained], parts.folder / "checkpoints"
     trainer, cost = fit(job, module(FineTuner), data, epochs=epochs, title=title, callbacks=hooks, kept=kept, stop=stop)
     if trainer.is_global_zero:
         total = sum(costs, start=cost)
@@ -212,6 +214,7 @@ def _make(
             "rows_without_supervised_token": int((~supervised).sum()),
             "rows_trained": stop.rows_trained if stop else int(data.trained.sum()) if epochs else 0,
             "loss_spikes": spikes.described(),
+            "untrained_tokens": untrained.found,
             "tokenizer_hash": tokenizer_hash(tokenizer),
             "template_hash": template_hash(scorer.template, tokenizer),
             "trust_remote_code": scorer.trust_remote_code,

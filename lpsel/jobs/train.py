@@ -86,10 +86,12 @@ def _train(
     from lpsel.model.diverged import LossSpikes
     from lpsel.model.export import save_model
     from lpsel.model.module import FineTuner
+    from lpsel.model.vocabulary import UntrainedTokens, check_vocabulary
 
     tokenizer = load_tokenizer(target, path)
     tokens = tokenize(source, tokenizer, target.template, target.max_length, job.cache_dir)
     report_tokens(tokens, target)
+    check_vocabulary(tokens, tokenizer, target, path)
     data = SubsetDataModule(
         tokens,
         mask=rows_N,
@@ -122,8 +124,8 @@ def _train(
         compiled=job.config.compile,
     )
     title = f"Target {target.name}"
-    spikes = LossSpikes(title)
-    trainer, cost = fit(job, module, data, epochs=epochs, title=title, callbacks=[spikes], kept=kept)
+    spikes, new = LossSpikes(title), UntrainedTokens(title, tokens, tokenizer)
+    trainer, cost = fit(job, module, data, epochs=epochs, title=title, callbacks=[spikes, new], kept=kept)
     nll = float(trainer.callback_metrics["target/nll"])
     folder = job.run_dir / MODEL
     save_model(trainer, module, tokenizer, folder)
@@ -141,6 +143,7 @@ def _train(
             "epochs": epochs,
             "last_step_nll": nll,
             "loss_spikes": spikes.described(),
+            "untrained_tokens": new.found,
             "precision": module.precision,
             "world_size": trainer.world_size,
             **asdict(cost),

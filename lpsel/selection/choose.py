@@ -127,8 +127,6 @@ def select(table: ScoreTable, spec: SelectionSpec, pct: float, seed: int) -> Sel
     reasons = _Reasons(len(table))
     if spec.budget == "exact":
         reasons.add(NO_SUPERVISED_TOKEN, table.response_tokens == 0)
-        if spec.epochs is not None:
-            reasons.add(NOT_FINITE, ~np.isfinite(table.nll[: spec.epochs + 1]).all(axis=0))
     if isinstance(ranking, Ranking):
         scores = _Scores.of(ranking, table, spec, reasons)
     elif ranking.score is None:
@@ -249,6 +247,8 @@ class _Scores:
         else:
             for text, excluded in ranking.excluded.items():
                 reasons.add(text, excluded)
+            # NaN, which stands for no record, makes a score undefined like any other.
+            reasons.add(NOT_FINITE, undefined & np.isinf(table.nll[: (spec.epochs or 0) + 1]).any(axis=0))
             reasons.add(UNDEFINED, undefined)
         key = -score if ranking.descending else score
         return cls(score, key, ranking.descending, {name: int(rows.sum()) for name, rows in odd.items()})

@@ -170,6 +170,34 @@ def test_what_was_not_finished_is_made_again(make_tokenizer, source, tmp_path, b
     assert fed(tokens, tokenizer) == ["a", "b", "</s>"]
 
 
+@pytest.mark.parametrize("place", [200, -200])
+def test_a_flipped_bit_is_seen_told_and_mended(make_tokenizer, source, tmp_path, place, caplog):
+    tokenizer = make_tokenizer()
+    whole = tokenize(source(("a", "b")), tokenizer, "plain", 16, tmp_path).folder / "tokens.arrow"
+    content = bytearray(whole.read_bytes())
+    content[place] ^= 1
+    whole.write_bytes(content)
+    tokens = tokenize(source(("a", "b")), tokenizer, "plain", 16, tmp_path)
+    assert not tokens.reused
+    assert fed(tokens, tokenizer) == ["a", "b", "</s>"]
+    assert "tokens.arrow: has changed since it was written" in caplog.text
+    assert caplog.text.rstrip().endswith("; tokenising again")
+    assert tokenize(source(("a", "b")), tokenizer, "plain", 16, tmp_path).reused
+
+
+def test_tokens_of_another_format_or_key_are_made_again(make_tokenizer, source, tmp_path, caplog):
+    tokenizer = make_tokenizer()
+    manifest = tokenize(source(("a", "b")), tokenizer, "plain", 16, tmp_path).folder / "manifest.json"
+    said = json.loads(manifest.read_text())
+    for change, complaint in (
+        ({"format": 1}, "has format 1, lpsel"),
+        ({"data": "0"}, "is the manifest of other tokens"),
+    ):
+        manifest.write_text(json.dumps(said | change))
+        assert not tokenize(source(("a", "b")), tokenizer, "plain", 16, tmp_path).reused
+        assert complaint in caplog.text
+
+
 def _build(make_tokenizer, source, cache_dir, reused):
     reused.put(tokenize(source, make_tokenizer(), "plain", 16, cache_dir).reused)
 

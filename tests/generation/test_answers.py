@@ -139,6 +139,16 @@ def test_half_a_line_is_no_answer_and_does_not_spoil_the_next(tmp_path):
     assert KeptAnswers(tmp_path, {"model": "n"}).read() == {}
 
 
+def test_an_answer_that_has_changed_is_no_answer_and_is_told(tmp_path, caplog):
+    kept = KeptAnswers(tmp_path, {"model": "m"})
+    first, second = Generation("five", 3, True, 5, 0), Generation("six", 1, False, 2, 1)
+    kept.path.parent.mkdir()
+    kept.append({"a": first, "b": second})
+    kept.path.write_bytes(kept.path.read_bytes().replace(b"five", b"fife"))
+    assert kept.read() == {"b": second}
+    assert f"{kept.path}: lines that are not whole: 1; what they held is asked again" in caplog.text
+
+
 def test_mistakes_are_found_before_a_model_is_loaded(tmp_path, toy_model, toy_spec, questions, monkeypatch):
     def never(*_, **__):
         raise AssertionError("a model was loaded")

@@ -1,18 +1,12 @@
 """A command that is cut off at any moment goes on and comes to the same numbers, with few steps made twice."""
 
-import json
-import os
-import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from safetensors.torch import load_file
 
 from lpsel.config import run
-from lpsel.errors import UserError
 from lpsel.model.module import FineTuner
 
 ROWS, STEPS, EPOCHS = 40, 5, 2  # rows, optimiser steps an epoch, epochs of the scorer

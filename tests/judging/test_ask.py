@@ -184,6 +184,11 @@ def test_a_torn_last_line_is_asked_again_and_a_damaged_one_inside_is_told(serve,
     file.write_bytes(whole[:-25])
     assert judge_pairs(judge, make_pairs(3), tmp_path) == (judgements, ledger | {"asked": 1, "reused": 5})
     assert sorted(file.read_bytes().splitlines()) == sorted(whole.splitlines())
+    line = json.loads(whole.splitlines()[1])
+    swapped = json.dumps(line | {"verdict": 3 - line["verdict"]}, ensure_ascii=False).encode()
+    file.write_bytes(whole.replace(whole.splitlines()[1], swapped))
+    with pytest.raises(UserError, match=r"judgements.jsonl: line 2 is not as it was written; delete that line"):
+        judge_pairs(judge, make_pairs(3), tmp_path)
     file.write_bytes(b"damage\n" + whole)
     with pytest.raises(UserError, match=r"judgements.jsonl: line 1 is not as it was written; delete that line"):
         judge_pairs(judge, make_pairs(3), tmp_path)

@@ -111,10 +111,11 @@ def test_the_weights_are_those_of_the_step_before(broken_rows, tmp_path, monkeyp
     assert sorted(map(int, same)) == sorted(map(int, kept)), "no further weight is not a number"
 
 
-def test_all_ranks_end_together(broken_rows, tmp_path, as_ranks):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_all_ranks_end_together(broken_rows, tmp_path, as_ranks, strategy):
     def rank():
         try:
-            run("select", overrides(*broken_rows, tmp_path, "trainer=ddp", "trainer.accelerator=cpu",
+            run("select", overrides(*broken_rows, tmp_path, f"trainer={strategy}", "trainer.accelerator=cpu",
                                     "trainer.devices=2"), tmp_path / "run")  # fmt: skip
         except UserError as error:
             (tmp_path / f"said{os.environ['RANK']}").write_text(f"{type(error).__name__} {error}")

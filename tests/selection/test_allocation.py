@@ -119,7 +119,7 @@ def test_odd_scores_are_counted(make_table, make_spec):
     table = make_table(ppl, response_tokens=[1, 1, 1, 1, 1, 0])
     selection = select(table, make_spec("lp"), 50, 0)
     assert selection.odd == {"undefined": 2, "not_finite": 1, "above_1": 1, "below_0": 1}
-    assert selection.counts == {"no supervised token": 1, "score is undefined": 2}
+    assert selection.counts == {"no supervised token": 1, "nll is not finite": 1, "score is undefined": 1}
     assert describe(summary(selection, table, CHARACTERS))[-1] == (
         "  odd scores: 2 undefined, 1 of these with a record that is not finite, 1 above 1, 1 below 0"
     )

@@ -1,6 +1,7 @@
 """Clusters of rows."""
 
 import json
+import multiprocessing
 import os
 import sys
 from contextlib import contextmanager
@@ -102,6 +103,43 @@ def test_clusters_and_embeddings_are_computed_once(source, encoder, tmp_path):
     assert len(seen) == 21, "the embeddings were kept"
     KMeans(3, folder).assign(source(range(23), "more.jsonl"), tmp_path, 42)
     assert len(seen) == 21 + 1 + 3, "only new rows are embedded"
+
+
+@pytest.mark.parametrize("kind", ["embeddings", "clusters"])
+def test_what_has_changed_is_computed_again_with_a_warning(source, encoder, tmp_path, kind, caplog):
+    folder, seen = encoder
+    whole = KMeans(3, folder).assign(source(range(20)), tmp_path, 42)
+    (file,) = (tmp_path / kind).rglob("*.arrow" if kind == "embeddings" else "*.npy")
+    content = bytearray(file.read_bytes())
+    content[-40] ^= 1
+    file.write_bytes(content)
+    wanted = 3 if kind == "clusters" else 4  # other clusters of the same embeddings
+    again = KMeans(wanted, folder).assign(source(range(20)), tmp_path, 42)
+    assert f"{file}: has changed since it was written" in caplog.text
+    assert len(seen) == (21 if kind == "clusters" else 42)
+    if kind == "clusters":
+        assert (again == whole).all()
+    caplog.clear()
+    KMeans(wanted, folder).assign(source(range(20)), tmp_path, 42)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_of_two_processes_one_embeds_and_clusters(source, encoder, tmp_path):
+    folder, seen = encoder
+    rows = source(range(20))
+
+    def cluster(place):
+        found = KMeans(3, folder).assign(rows, tmp_path, 42)
+        (tmp_path / f"said{place}.json").write_text(json.dumps([len(seen), found.tolist()]))
+
+    processes = [multiprocessing.get_context("fork").Process(target=cluster, args=(i,)) for i in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    (one, first), (two, second) = (json.loads((tmp_path / f"said{i}.json").read_text()) for i in range(2))
+    assert sorted([one, two]) == [0, 21]
+    assert first == second
 
 
 def test_embeddings_are_those_of_their_rows_and_of_long_rows_first(source, encoder, tmp_path, monkeypatch):
