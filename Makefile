@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?= -m "not real"
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo bench docs test lint clean
+.PHONY: help venv demo bench docs test lint audit clean
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,7 @@ bench: venv ## Speed and memory beside the released recipe, lm-eval and Trainer 
 	$(BIN)/python benchmarks/cpu.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/commands.py
+	$(BIN)/python benchmarks/growth.py
 
 docs: venv ## Build the documentation into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
@@ -36,6 +37,11 @@ lint: venv ## Check style and types
 
 test: lint ## Check style and types, run the tests (PYTEST_ARGS= for the ones that need real models as well)
 	$(BIN)/python -m pytest --numprocesses=2 $(PYTEST_ARGS)
+
+audit: venv ## Known holes and licences of the pinned packages, as far as the package index tells
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip install -qq pip-audit pip-licenses
+	build/audit/bin/python .ci/audit.py $(VENV)
 
 clean: ## Remove .venv and everything built
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -135,7 +135,7 @@ def test_no_key_of_the_environment_is_written_or_printed(lpsel, small_run, serve
     refused = lpsel(*pairwise, f"model=m@{refusing}", "judge=human", f"hydra.run.dir={run}-d", **CANARIES)
     by_name = lpsel(
         *pairwise, f"model={run}", f"judge.base_url={refusing}", "judge.key_env=MY_SERVER", f"hydra.run.dir={run}-e",
-        "judge.max_retries=0", "judge.request={temperature: 1}", **CANARIES,
+        "judge.max_retries=0", "judge.request={temperature: 1}", "evaluator.max_new_tokens=5", **CANARIES,
     )  # fmt: skip
     traced = as_process(
         *pairwise, f"model=m@{refusing}", "judge=human", f"hydra.run.dir={run}-f", cwd=tmp_path, **CANARIES

@@ -3,6 +3,7 @@
 import netrc
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from ssl import SSLError
@@ -58,12 +59,14 @@ class WandbTracker(Tracker):
             _check_server()
         import wandb
 
+        ours = sys.excepthook
         try:
             self.run = wandb.init(**self._arguments(job, config, run_dir))
         except wandb.errors.Error as error:
             said = first_line(error)
             reason = type(error).__name__ if said == "<no message>" else said
             raise UserError(f"tracker=wandb: no run can be started ({reason}); {REMEDY}.") from error
+        sys.excepthook = ours  # wandb's prints tracebacks as they are, with a key that a server sent back
         self.directory = Path(self.run.dir).parent
 
     def _arguments(self, job: str, config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
