@@ -9,7 +9,7 @@ s is the sample standard deviation of the length differences, in characters. The
 prediction at no difference, 100 x sigmoid(theta).
 """
 
-# n judged prompts, F folds, R resamples, 2 coefficients: the model's (theta) and the length's (phi)
+# n judged prompts, U distinct ones, F folds, R resamples, 2 coefficients: the model's (theta) and the length's (phi)
 
 from itertools import product
 
@@ -17,7 +17,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
-from lpsel.evaluation.statistics import RESAMPLES, UNDEFINED, Estimate, bootstrap_means, draws, interval
+from lpsel.evaluation.statistics import (
+    RESAMPLES,
+    UNDEFINED,
+    Estimate,
+    bootstrap_means,
+    distinct_rows,
+    draws,
+    interval,
+)
 from lpsel.evaluation.winrate import checked
 
 FOLDS = 5
@@ -26,7 +34,7 @@ STRENGTHS = np.logspace(-4, 4, 10)
 RIDGE = 1e-9  # where a resample has nothing but wins, its loss has no curvature far out
 NO_WEIGHT = 1e-12  # liblinear leaves out rows of weight 0, and then may know one outcome only
 LARGEST_STEP = 2.0
-TOLERANCE = 1e-10
+TOLERANCE = 1e-4  # of a step: the one after it is its square
 ITERATIONS = 100
 
 Floats = NDArray[np.float64]
@@ -71,9 +79,10 @@ def length_controlled_win_rate(
         return UNDEFINED
     features_n2 = np.column_stack([np.ones(len(share_n)), np.tanh(shorter_N[used] / scale)])
     coefficients_2, _ = fit(features_n2, share_n)
+    distinct_U3, times_U = distinct_rows(np.column_stack([features_n2, share_n]))
     resampled = [
-        penalised(features_n2, share_n, counts, STRENGTHS[-1], coefficients_2)[:, 0]
-        for counts in draws(len(share_n), resamples, seed)
+        penalised(distinct_U3[:, :2], distinct_U3[:, 2], counts, STRENGTHS[-1], coefficients_2)[:, 0]
+        for counts in draws(times_U, resamples, seed)
     ]
     percent_R = 100 * expit(np.concatenate(resampled))
     return interval(100 * float(expit(coefficients_2[0])), percent_R, len(share_n))
@@ -128,17 +137,22 @@ def penalised(features_n2: Floats, share_n: Floats, counts_Rn: Floats, strength:
     target_R2 = counts_Rn @ (features_n2 * share_n[:, None])
     left = np.arange(len(counts_Rn))
     counts = counts_Rn
+    p_n = expit(features_n2 @ start_2)
+    # At first all resamples are at the same place: two products of matrices.
+    gradient = counts @ (features_n2 * p_n[:, None]) - target_R2
+    curvature = counts @ (products_n3 * (p_n * (1 - p_n))[:, None])
     for _ in range(ITERATIONS):
         at = coefficients_R2[left]
-        p = expit(at @ features_n2.T)
-        gradient = (counts * p) @ features_n2 - target_R2[left]
-        curvature = (counts * (p * (1 - p))) @ products_n3 + np.array([RIDGE, 0.0, RIDGE])
+        curvature += np.array([RIDGE, 0.0, RIDGE])
         step = np.clip(_quadratic(at, gradient, curvature, 1 / strength) - at, -LARGEST_STEP, LARGEST_STEP)
         coefficients_R2[left] += step
         moving = np.abs(step).max(axis=1) > TOLERANCE
         left, counts = left[moving], counts[moving]
         if not len(left):
             break
+        p = expit(coefficients_R2[left] @ features_n2.T)
+        gradient = (counts * p) @ features_n2 - target_R2[left]
+        curvature = (counts * (p * (1 - p))) @ products_n3
     return coefficients_R2
 
 
