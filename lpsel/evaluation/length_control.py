@@ -9,7 +9,8 @@ s is the sample standard deviation of the length differences, in characters. The
 prediction at no difference, 100 x sigmoid(theta).
 """
 
-# n judged prompts, F folds, R resamples, 2 coefficients: the model's (theta) and the length's (phi)
+# n judged prompts, U distinct ones, m of them left out, S strengths, F folds, R resamples, 2 coefficients: the model's
+# (theta) and the length's (phi)
 
 from itertools import product
 
@@ -17,7 +18,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
-from lpsel.evaluation.statistics import RESAMPLES, UNDEFINED, Estimate, bootstrap_means, draws, interval
+from lpsel.evaluation.statistics import (
+    RESAMPLES,
+    UNDEFINED,
+    Estimate,
+    bootstrap_means,
+    distinct_rows,
+    draws,
+    interval,
+)
 from lpsel.evaluation.winrate import checked
 
 FOLDS = 5
@@ -26,7 +35,7 @@ STRENGTHS = np.logspace(-4, 4, 10)
 RIDGE = 1e-9  # where a resample has nothing but wins, its loss has no curvature far out
 NO_WEIGHT = 1e-12  # liblinear leaves out rows of weight 0, and then may know one outcome only
 LARGEST_STEP = 2.0
-TOLERANCE = 1e-10
+TOLERANCE = 1e-4  # of a step: the one after it is its square
 ITERATIONS = 100
 
 Floats = NDArray[np.float64]
@@ -71,9 +80,10 @@ def length_controlled_win_rate(
         return UNDEFINED
     features_n2 = np.column_stack([np.ones(len(share_n)), np.tanh(shorter_N[used] / scale)])
     coefficients_2, _ = fit(features_n2, share_n)
+    distinct_U3, times_U = distinct_rows(np.column_stack([features_n2, share_n]))
     resampled = [
-        penalised(features_n2, share_n, counts, STRENGTHS[-1], coefficients_2)[:, 0]
-        for counts in draws(len(share_n), resamples, seed)
+        penalised(distinct_U3[:, :2], distinct_U3[:, 2], counts, STRENGTHS[-1], coefficients_2)[:, 0]
+        for counts in draws(times_U, resamples, seed)
     ]
     percent_R = 100 * expit(np.concatenate(resampled))
     return interval(100 * float(expit(coefficients_2[0])), percent_R, len(share_n))
@@ -90,15 +100,16 @@ def fit(features_n2: Floats, share_n: Floats) -> tuple[Floats, float]:
     n = len(share_n)
     folds = list(GroupKFold(FOLDS).split(features_n2, groups=np.arange(n)))
     kept_Fn = np.array([np.isin(np.arange(n), kept) for kept, _ in folds], dtype=np.float64)
-    losses = []
-    for strength in STRENGTHS:
-        coefficients_F2 = penalised(features_n2, share_n, kept_Fn, strength, np.zeros(2))
-        of_folds = []
-        for (_, left_out), coefficients_2 in zip(folds, coefficients_F2, strict=True):
-            logit = features_n2[left_out] @ coefficients_2
-            of_folds.append(np.mean(np.logaddexp(0, logit) - share_n[left_out] * logit))
-        losses.append(np.mean(of_folds))
-    best = float(STRENGTHS[int(np.argmin(losses))])
+    # Every strength on every fold, in one fit; strengths one behind the other.
+    everywhere = np.repeat(STRENGTHS, FOLDS)
+    coefficients_SF2 = penalised(
+        features_n2, share_n, np.tile(kept_Fn, (len(STRENGTHS), 1)), everywhere, np.zeros(2)
+    ).reshape(len(STRENGTHS), FOLDS, 2)
+    loss_SF = np.empty((len(STRENGTHS), FOLDS))
+    for fold, (_, left_out) in enumerate(folds):
+        logit_Sm = coefficients_SF2[:, fold] @ features_n2[left_out].T
+        loss_SF[:, fold] = np.mean(np.logaddexp(0, logit_Sm) - share_n[left_out] * logit_Sm, axis=1)
+    best = float(STRENGTHS[int(np.argmin(loss_SF.mean(axis=1)))])
     model = LogisticRegression(
         C=best, l1_ratio=1, solver="liblinear", fit_intercept=False, tol=1e-9, max_iter=100_000, random_state=0
     )
@@ -110,7 +121,9 @@ def fit(features_n2: Floats, share_n: Floats) -> tuple[Floats, float]:
     return model.coef_[0], best
 
 
-def penalised(features_n2: Floats, share_n: Floats, counts_Rn: Floats, strength: float, start_2: Floats) -> Floats:
+def penalised(
+    features_n2: Floats, share_n: Floats, counts_Rn: Floats, strength: float | Floats, start_2: Floats
+) -> Floats:
     """The same fit for R resamples at once, in which row i comes counts_Rn[r, i] times; shape (R, 2).
 
     Proximal Newton: every step minimises the quadratic model of the loss plus the penalty, coefficient by coefficient.
@@ -118,31 +131,37 @@ def penalised(features_n2: Floats, share_n: Floats, counts_Rn: Floats, strength:
     Args:
         features_n2, share_n: of the rows.
         counts_Rn: how often each resample has each row.
-        strength: inverse strength of the L1 penalty (scikit-learn's C).
+        strength: inverse strength of the L1 penalty (scikit-learn's C), one for all or one for each.
         start_2: first coefficients.
     """
     coefficients_R2 = np.tile(start_2, (len(counts_Rn), 1))
+    penalty_R = np.broadcast_to(1 / np.asarray(strength), len(counts_Rn))
     products_n3 = np.column_stack(
         [features_n2[:, 0] ** 2, features_n2[:, 0] * features_n2[:, 1], features_n2[:, 1] ** 2]
     )
     target_R2 = counts_Rn @ (features_n2 * share_n[:, None])
     left = np.arange(len(counts_Rn))
     counts = counts_Rn
+    p_n = expit(features_n2 @ start_2)
+    # At first all resamples are at the same place: two products of matrices.
+    gradient = counts @ (features_n2 * p_n[:, None]) - target_R2
+    curvature = counts @ (products_n3 * (p_n * (1 - p_n))[:, None])
     for _ in range(ITERATIONS):
         at = coefficients_R2[left]
-        p = expit(at @ features_n2.T)
-        gradient = (counts * p) @ features_n2 - target_R2[left]
-        curvature = (counts * (p * (1 - p))) @ products_n3 + np.array([RIDGE, 0.0, RIDGE])
-        step = np.clip(_quadratic(at, gradient, curvature, 1 / strength) - at, -LARGEST_STEP, LARGEST_STEP)
+        curvature += np.array([RIDGE, 0.0, RIDGE])
+        step = np.clip(_quadratic(at, gradient, curvature, penalty_R[left]) - at, -LARGEST_STEP, LARGEST_STEP)
         coefficients_R2[left] += step
         moving = np.abs(step).max(axis=1) > TOLERANCE
         left, counts = left[moving], counts[moving]
         if not len(left):
             break
+        p = expit(coefficients_R2[left] @ features_n2.T)
+        gradient = (counts * p) @ features_n2 - target_R2[left]
+        curvature = (counts * (p * (1 - p))) @ products_n3
     return coefficients_R2
 
 
-def _quadratic(at_R2: Floats, gradient_R2: Floats, curvature_R3: Floats, penalty: float) -> Floats:
+def _quadratic(at_R2: Floats, gradient_R2: Floats, curvature_R3: Floats, penalty_R: Floats) -> Floats:
     """Where gradient . d + d . curvature . d / 2 + penalty x |at + d|_1 is smallest; at + d, shape (R, 2).
 
     Two coefficients have nine patterns of signs: the minimum is in the one that its own solution has.
@@ -151,7 +170,7 @@ def _quadratic(at_R2: Floats, gradient_R2: Floats, curvature_R3: Floats, penalty
     linear_R2 = gradient_R2 - np.column_stack([a * at_R2[:, 0] + b * at_R2[:, 1], b * at_R2[:, 0] + c * at_R2[:, 1]])
     best_R2, best_R = np.zeros_like(at_R2), np.zeros(len(at_R2))
     for first, second in product((-1, 0, 1), repeat=2):
-        g0, g1 = linear_R2[:, 0] + penalty * first, linear_R2[:, 1] + penalty * second
+        g0, g1 = linear_R2[:, 0] + penalty_R * first, linear_R2[:, 1] + penalty_R * second
         if first and second:
             determinant = a * c - b * b
             x, y = (b * g1 - c * g0) / determinant, (b * g0 - a * g1) / determinant

@@ -4,7 +4,7 @@ The percentile bootstrap over rows: Efron and Tibshirani, An Introduction to the
 ratio of sums, rows are resampled whole, so that a row keeps its own numerator and denominator.
 """
 
-# N rows, R resamples, K statistics (models x metrics)
+# N rows, U distinct rows, R resamples, K statistics (models x metrics)
 
 import math
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 RESAMPLES = 10_000
 LEVEL = 0.95
 DRAWS_AT_ONCE = 1 << 20
+EQUAL = 4  # rows that are equal on average: below it, drawing rows one by one is faster
 
 Floats = NDArray[np.float64]
 
@@ -83,11 +84,11 @@ def bootstrap_ratios(
             f"numerator {numerator.shape} and denominator {denominator.shape}: need the same shape (rows, columns) "
             "with at least one row."
         )
-    rows, columns = numerator.shape
-    both = np.hstack([numerator, denominator])
+    columns = numerator.shape[1]
+    both, times = distinct_rows(np.hstack([numerator, denominator]))
     resampled = np.empty((resamples, columns))
     done = 0
-    for counts in draws(rows, resamples, seed):
+    for counts in draws(times, resamples, seed):
         sums = counts @ both
         resampled[done : done + len(counts)] = _ratio(sums[:, :columns], sums[:, columns:])
         done += len(counts)
@@ -127,12 +128,31 @@ def _ratio(numerator: Floats, denominator: Floats) -> Floats:
     return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=defined)
 
 
-def draws(rows: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """How often each row is drawn in each resample, in blocks of shape (resamples of the block, rows)."""
+def distinct_rows(table_NK: Floats) -> tuple[Floats, NDArray[np.int64]]:
+    """The distinct rows of a table, shape (U, K), and how often each is in it; the rows themselves where few are equal.
+
+    Plain verdicts are three distinct rows, however many there are.
+    """
+    distinct_UK, times_U = np.unique(table_NK, axis=0, return_counts=True)
+    if len(distinct_UK) > len(table_NK) // EQUAL:
+        return table_NK, np.ones(len(table_NK), dtype=np.int64)
+    return distinct_UK, times_U
+
+
+def draws(times_U: NDArray[np.int64], resamples: int, seed: int) -> Iterator[Floats]:
+    """How often each row is drawn in each resample, in blocks of shape (resamples of the block, U).
+
+    Row u stands for times_U[u] equal rows, and a resample has as many rows as these are: what is drawn of U distinct
+    rows is multinomial.
+    """
     generator = np.random.default_rng(seed)
-    block = max(1, DRAWS_AT_ONCE // rows)
+    rows, distinct = int(times_U.sum()), len(times_U)
+    block = max(1, DRAWS_AT_ONCE // distinct)
     for start in range(0, resamples, block):
         size = min(block, resamples - start)
+        if distinct < rows:
+            yield generator.multinomial(rows, times_U / rows, size).astype(np.float64)
+            continue
         drawn = generator.integers(0, rows, size=(size, rows))
         drawn += np.arange(size)[:, None] * rows
         yield np.bincount(drawn.ravel(), minlength=size * rows).reshape(size, rows).astype(np.float64)

@@ -59,6 +59,8 @@ metadata:
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))  # for the command
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    # The harness runs `pip list` for every model, which takes seconds; nothing here reads it.
+    monkeypatch.setattr("torch.utils.collect_env.get_pip_packages", lambda run, patterns=None: ("pip", ""))
 
 
 def run(evaluator, models, tmp_path):

@@ -20,6 +20,21 @@ def test_the_interval_of_a_mean_of_two_rows_is_known_by_hand():
     assert bootstrap_means([[0.0], [1.0]], seed=1).estimate(0) == Estimate(0.5, 0.0, 1.0)
 
 
+def test_the_interval_of_many_equal_rows_is_the_binomials():
+    # 50 ones and 50 zeros: a resample's sum is binomial (100, 1/2), whose 2.5 % and 97.5 % quantiles are 40 and 60
+    assert stats.binom(100, 0.5).ppf([0.025, 0.975]).tolist() == [40, 60]
+    assert bootstrap_means([[1.0], [0.0]] * 50, seed=1).estimate(0) == Estimate(0.5, 0.4, 0.6)
+
+
+def test_equal_rows_are_drawn_as_often_as_rows_one_by_one(monkeypatch):
+    rows = np.random.default_rng(0).choice([1.0, 2.0, 4.0], (200, 1), p=[0.6, 0.3, 0.1])
+    together = bootstrap_means(rows, seed=2)
+    monkeypatch.setattr(statistics, "EQUAL", 200)
+    apart = bootstrap_means(rows, seed=2)
+    assert not np.array_equal(together.resampled_RK, apart.resampled_RK)
+    assert stats.ks_2samp(together.resampled_RK[:, 0], apart.resampled_RK[:, 0]).pvalue > 0.01
+
+
 def test_intervals_agree_with_scipy():
     generator = np.random.default_rng(3)
     numerator, denominator = generator.gamma(2.0, 3.0, 80), generator.integers(1, 40, 80).astype(float)
@@ -62,8 +77,11 @@ def test_the_difference_to_itself_is_zero():
     assert bootstrap_means([[1.0], [5.0], [2.0]]).difference(0, 0) == Estimate(0.0, 0.0, 0.0)
 
 
-def test_a_seed_gives_one_answer_whatever_the_size_of_a_block(monkeypatch):
+@pytest.mark.parametrize("equal", [False, True])
+def test_a_seed_gives_one_answer_whatever_the_size_of_a_block(monkeypatch, equal):
     values = np.random.default_rng(0).normal(size=(37, 2))
+    if equal:
+        values = np.repeat(values[:4], 9, axis=0)
     whole = bootstrap_means(values, resamples=500, seed=4)
     monkeypatch.setattr(statistics, "DRAWS_AT_ONCE", 100)
     np.testing.assert_allclose(
