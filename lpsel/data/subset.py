@@ -91,9 +91,10 @@ def _write_parquet(file: IO[bytes], source: Source, selected: NDArray[np.bool_],
                 if len(chosen):
                     seen.selected = _sum(seen.selected, _characters(source, chosen))
                     writer.write_batch(chosen)
-                for row in wanted.intersection(range(taken[0] - first, taken[-1] + 1 - first)):
-                    raw: dict[str, Any] = part.slice(row - (taken[0] - first), 1).to_pylist()[0]
-                    seen.rows[row] = source.example(raw)
+                for row in wanted:
+                    if row + first in taken:
+                        raw: dict[str, Any] = part.slice(row + first - taken[0], 1).to_pylist()[0]
+                        seen.rows[row] = source.example(raw)
             start = end
             if start >= last:
                 break

@@ -33,7 +33,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SELECTION = "selection.parquet"
-REPEATING = ["bucket", "reason"]  # columns of few different texts
+# Ids and scores get no smaller by being compressed, and of millions of rows that takes longer than writing them.
+WRITING: dict[str, Any] = {
+    "use_dictionary": ["bucket", "reason"],  # columns of few different texts
+    "column_encoding": {"index": "DELTA_BINARY_PACKED"},
+    "compression": dict.fromkeys(["cluster", "bucket", "selected", "reason"], "snappy"),
+}
 
 
 @dataclass(frozen=True)
@@ -194,12 +199,13 @@ def write_selection(job: Job, plan: Plan, chosen: Chosen) -> dict[str, Any]:
     """Write the selection folder of the contract, track it, and return its part of result.json."""
     selection, scores = chosen.selection, chosen.scores
     table_path = job.run_dir / SELECTION
-    write_atomically(table_path, lambda file: pq.write_table(selection.to_arrow(), file, use_dictionary=REPEATING))
-    wanted = np.concatenate([*ends(selection).values()])
+    write_atomically(table_path, lambda file: pq.write_table(selection.to_arrow(), file, **WRITING))
+    both_ends = ends(selection)
+    wanted = np.concatenate([*both_ends.values()])
     subset_path, seen = write_subset(plan.source, selection.selected, job.run_dir, selection.index[wanted].tolist())
     texts = {row: example.instruction() for row, example in seen.rows.items()}
     characters = seen.mean_characters(selection.n_selected, selection.n_total)
-    figures, shown = summary(selection, chosen.table, characters), examples(selection, texts)
+    figures, shown = summary(selection, chosen.table, characters), examples(selection, both_ends, texts)
 
     if scores:
         name = f"scores-{scores.folder.name}"

@@ -30,11 +30,14 @@ def ends(selection: Selection) -> dict[str, NDArray[np.int64]]:
     return {"first": rows[_lowest(key, index)], "last": rows[_lowest(-key, -index)][::-1]}
 
 
-def examples(selection: Selection, texts: Mapping[int, str]) -> dict[str, list[dict[str, Any]]]:
+def examples(
+    selection: Selection, both_ends: Mapping[str, NDArray[np.int64]], texts: Mapping[int, str]
+) -> dict[str, list[dict[str, Any]]]:
     """Rows of both ends as result.json has them.
 
     Args:
-        texts: by row number, the instruction of every row of `ends`.
+        both_ends: as `ends` has them.
+        texts: by row number, the instruction of each of these rows.
     """
     return {
         name: [
@@ -47,7 +50,7 @@ def examples(selection: Selection, texts: Mapping[int, str]) -> dict[str, list[d
             }
             for row in rows
         ]
-        for name, rows in ends(selection).items()
+        for name, rows in both_ends.items()
     }
 
 

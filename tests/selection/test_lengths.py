@@ -2,6 +2,7 @@
 
 import json
 import lzma
+from functools import cache
 
 import numpy as np
 import pytest
@@ -66,18 +67,29 @@ def test_lengths_must_be_known(make_table, make_spec):
         select(table, make_spec("lp_app", length="matched"), 50, 0)
 
 
+@pytest.fixture(scope="module")
+def words_of(shared_data):
+    """Words of every response of a released data set."""
+
+    @cache
+    def count(data):
+        with lzma.open(shared_data.folder / f"{data}.jsonl.xz", "rt") as lines:
+            return np.array([len(json.loads(line)["output"].split()) for line in lines])
+
+    return count
+
+
 @pytest.mark.parametrize("rule", ["lp", "lp_app"])
 @pytest.mark.parametrize(
     ("data", "clusters", "within"), [("dolly", "clusters_dolly", 0.08), ("alpaca", "clusters_alpaca_partial", 0.02)]
 )
 def test_released_scores_choose_far_longer_rows_unless_matched(
-    shared_data, make_table, make_spec, data, clusters, within, rule
+    shared_data, words_of, make_table, make_spec, data, clusters, within, rule
 ):
     """Words stand in for tokens, which the released perplexities do not come with."""
     ppl = shared_data(f"perplexities_{data}.npz")["opt-350m"]
     cluster = shared_data(f"{clusters}.npz")["cluster"]
-    with lzma.open(shared_data.folder / f"{data}.jsonl.xz", "rt") as lines:
-        words = np.array([len(json.loads(line)["output"].split()) for line in lines])
+    words = words_of(data)
     kept = (cluster >= 0) & ~(ppl == 1).all(axis=0) & (words > 0)
     for c in (None, cluster[kept]):
         table = make_table(ppl[:, kept], c, words[kept])
