@@ -142,7 +142,8 @@ def _make(
     tokenizer = load_tokenizer(scorer, path)
     tokens = tokenize(source, tokenizer, scorer.template, scorer.max_length, job.cache_dir)
     report_tokens(tokens, scorer)
-    score_tokens = pass_tokens(load_config(scorer, path), described["precision"], job.config.score_tokens)
+    device = device_of(job.config.trainer.accelerator).type
+    score_tokens = pass_tokens(load_config(scorer, path), described["precision"], job.config.score_tokens, device)
 
     def recording(fed: Any, mask: Any = None) -> SubsetDataModule:
         return SubsetDataModule(

@@ -14,6 +14,7 @@ from lpsel.model.adapter import Adapted, Adapter
 from lpsel.model.layers import checkpoint_layers, compile_layers
 from lpsel.model.load import freeze_other_parts, load_model
 from lpsel.model.loss import PerSampleLoss, check_head, per_sample_nll
+from lpsel.model.memory import reuse_freed_memory
 from lpsel.model.shard import ShardedStrategy, load_sharded
 from lpsel.model.spec import ModelSpec
 
@@ -64,6 +65,8 @@ class FineTuner(L.LightningModule):
             return
         strategy, precision = self.trainer.strategy, self.precision
         dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
+        if strategy.root_device.type == "cpu":
+            reuse_freed_memory()
         if isinstance(strategy, ShardedStrategy):
             self.loss = load_sharded(self.spec, self.path, dtype, strategy, precision, prepare=self._prepare)
         else:
