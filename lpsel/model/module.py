@@ -75,9 +75,9 @@ class FineTuner(L.LightningModule):
                 if self.adapter is not None:
                     self.adapted = self.adapter.load(self.spec, self.path, precision, strategy.root_device)
                 model = self.adapted.model if self.adapted else load_model(self.spec, self.path, dtype)
-                self._prepare(model)
                 self.loss = PerSampleLoss(model)
                 check_head(self.loss)
+                self._prepare(model)  # after the check, for whose few tokens nothing is compiled
         self.loss.eval()
 
     def _prepare(self, model: Any) -> None:
