@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?= -m "not real"
+BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo bench docs test lint audit clean
@@ -21,11 +22,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: venv ## Score, select, train and evaluate on the embedded data; prints one table (under 5 minutes on two cores)
 	$(BIN)/python examples/demo.py
 
-bench: venv ## Speed and memory beside the released recipe, lm-eval and Trainer (about an hour on two cores)
-	$(BIN)/python benchmarks/cpu.py
-	$(BIN)/python benchmarks/memory.py
-	$(BIN)/python benchmarks/commands.py
-	$(BIN)/python benchmarks/growth.py
+bench: venv ## Speed and memory beside the released recipe, lm-eval and Trainer (about 25 minutes; BENCH_ARGS='--rounds 2' for fewer)
+	$(BIN)/python benchmarks/cpu.py $(BENCH_ARGS)
+	$(BIN)/python benchmarks/memory.py $(BENCH_ARGS)
+	$(BIN)/python benchmarks/loading.py $(BENCH_ARGS)
+	$(BIN)/python benchmarks/commands.py $(BENCH_ARGS)
+	$(BIN)/python benchmarks/growth.py $(BENCH_ARGS)
 
 docs: venv ## Build the documentation into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

@@ -6,6 +6,7 @@ its median and range over the rounds are what is printed.
 
 import argparse
 import ctypes
+import gc
 import json
 import logging
 import multiprocessing
@@ -27,6 +28,8 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+
+from lpsel.model.memory import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("lpsel", "torch", "lightning", "transformers", "accelerate", "lm-eval", "numpy", "pandas")
@@ -89,8 +92,19 @@ def interleave(contestants: Mapping[str, Callable[[], Any]], rounds: int) -> dic
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
             print(f"round {number + 1} of {rounds}: {name}", flush=True)
+            gc.collect()  # the last one's model and trainer hold each other, and a device's memory
+            usual_allocation()
             results[name].append(contestants[name]())
     return results
+
+
+def usual_allocation() -> None:
+    """Undo what lpsel has asked of glibc's malloc in its own run: the thresholds that glibc itself ends up with."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
+        library.mallopt(M_TRIM_THRESHOLD, 64 * 2**20)
+        library.malloc_trim(0)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -165,15 +179,22 @@ def peak_above_weights(device: str, contestant: Contestant, *args: Any, **kwargs
 
     On a CPU resident memory as Linux counts it (VmHWM - VmRSS), on a GPU what PyTorch's allocator handed out.
     """
-    context = multiprocessing.get_context("forkserver")
-    # Imports are done once; no computation happens in the process that others are forked from.
-    context.set_forkserver_preload(["transformers", "lpsel.model.module", "lm_eval.models.huggingface", "harness"])
+    # A process that has touched CUDA, as some imports do, must not be forked.
+    context = multiprocessing.get_context("spawn") if device == "cuda" else imported()
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as executor:
         return executor.submit(_measure_peak, device, torch.get_num_threads(), contestant, args, kwargs).result()
 
 
+def imported() -> Any:
+    """How to start processes that have imported everything: once, in one that they are forked from and that does
+    nothing else."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["transformers", "lpsel.model.module", "lm_eval.models.huggingface", "harness"])
+    return context
+
+
 def _measure_peak(device: str, threads: int, contestant: Contestant, args: Any, kwargs: Any) -> int:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     hush()
     loaded = 0
@@ -185,15 +206,20 @@ def _measure_peak(device: str, threads: int, contestant: Contestant, args: Any, 
             torch.cuda.reset_peak_memory_stats()
             loaded = torch.cuda.memory_allocated()
         else:
-            ctypes.CDLL(None).malloc_trim(0)  # what loading left behind would hide what comes
-            Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
-            loaded = _status("VmRSS")
+            loaded = begin_peak()
 
     contestant(*args, **kwargs, on_ready=on_ready)
-    return (torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")) - loaded
+    return (torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")) - loaded
 
 
-def _end_with_parent() -> None:
+def begin_peak() -> int:
+    """This process's resident memory now, in bytes, from which on Linux finds its largest (VmHWM)."""
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before would hide what comes
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
+
+
+def end_with_parent() -> None:
     """End this process when the benchmark is killed, and with it the server that it was forked from."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "in a process of its own"
@@ -201,7 +227,8 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _status(name: str) -> int:
+def resident(name: str) -> int:
+    """Of /proc/self/status, in bytes."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
     return int(line.split()[1]) * 1024
 

@@ -5,8 +5,8 @@
 Random Llamas of a small hidden size, so that the output head is what counts, and the model given (SmolLM2-135M in the
 folder that LPSEL_TEST_MODELS names). Each figure comes from a process of its own. Weights are bfloat16. Beside it
 stands the released recipe's loop, four rows a batch with the logits of every token. Every budget gets just enough rows
-to fill a pack of the size that lpsel gives it; the loop, whose memory depends on its longest batch alone, gets that of
-the rows that fill 16,384 tokens.
+to fill a pack of the size that lpsel gives it, and budgets that come to the same size are measured once; the loop,
+whose memory depends on its longest batch alone, gets that of the rows that fill 16,384 tokens.
 """
 
 import tempfile
@@ -51,15 +51,18 @@ def main(argv: list[str] | None = None) -> Path:
             longest = _longest_batch(*alpaca_lengths(budgets[1] // TOKENS_A_ROW))
             batch = ours.made_up_tokens(*longest, min(vocabularies), work / name / "batch").folder
             recipe = peak_above_weights("cpu", contestants.recipe_score, model, batch, PRECISION)
-            peaks = {}
-            for budget in budgets:
-                rows_that_fill = alpaca_lengths(ours.largest_pack(model, PRECISION, budget) // TOKENS_A_ROW)
-                tokens = ours.made_up_tokens(*rows_that_fill, min(vocabularies), work / name / str(budget)).folder
-                peaks[budget] = peak_above_weights("cpu", ours.score, model, tokens, PRECISION, score_tokens=budget)
+            packs = {budget: ours.largest_pack(model, PRECISION, budget, "cpu") for budget in budgets}
+            of_packs = {}
+            for pack in sorted(set(packs.values())):
+                rows_that_fill = alpaca_lengths(pack // TOKENS_A_ROW)
+                tokens = ours.made_up_tokens(*rows_that_fill, min(vocabularies), work / name / str(pack)).folder
+                of_packs[pack] = peak_above_weights("cpu", ours.score, model, tokens, PRECISION, score_tokens=pack)
+            peaks = {budget: of_packs[pack] for budget, pack in packs.items()}
             figures += [
                 {
                     "model": name,
                     "score_tokens": budget,
+                    "pack_tokens": packs[budget],
                     "peak_bytes": peak,
                     "recipe_peak_bytes": recipe,
                     "ratio": peak / recipe,

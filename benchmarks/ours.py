@@ -83,9 +83,9 @@ def flops(model_folder: Path, tokens: Tokens, rows: NDArray[np.int64]) -> dict[s
     }
 
 
-def largest_pack(model_folder: Path, precision: str, score_tokens: int) -> int:
+def largest_pack(model_folder: Path, precision: str, score_tokens: int, device: str) -> int:
     """Tokens of the largest pack that a recording pass makes where `score_tokens` are asked for."""
-    return pass_tokens(load_config(_spec(model_folder), str(model_folder)), precision, score_tokens)
+    return pass_tokens(load_config(_spec(model_folder), str(model_folder)), precision, score_tokens, device)
 
 
 def score(
@@ -106,8 +106,8 @@ def score(
         on_ready: called with the model once it is loaded, before the clock starts.
     """
     tokens = Tokens(tokens_folder)
-    module = _module(model_folder, 1, precision)
-    data = _data(tokens, 32, largest_pack(model_folder, precision, score_tokens), record=True)
+    module = fine_tuner(model_folder, 1, precision)
+    data = _data(tokens, 32, largest_pack(model_folder, precision, score_tokens, device), record=True)
     with tempfile.TemporaryDirectory() as folder:
         parts = Parts(Path(folder) / "parts")
         clock = _Clock(device, on_ready)
@@ -137,7 +137,7 @@ def train(
     after loading, `forward`, those inside the passes' forward passes, and `passes`, those of the passes as a whole.
     """
     tokens = Tokens(tokens_folder)
-    module = _module(model_folder, steps, precision)
+    module = fine_tuner(model_folder, steps, precision)
     data = _data(tokens, batch_size, SCORE_TOKENS, record)
     clock = _Clock(device, on_ready)
     with tempfile.TemporaryDirectory() as folder:
@@ -166,7 +166,7 @@ def _spec(model_folder: Path) -> ModelSpec:
     return ModelSpec("benchmark", str(model_folder), max_length=MAX_LENGTH, recipe=recipe)
 
 
-def _module(model_folder: Path, steps: int, precision: str) -> FineTuner:
+def fine_tuner(model_folder: Path, steps: int, precision: str) -> FineTuner:
     # As conf/optimizer/adamw.yaml
     adamw = partial(torch.optim.AdamW, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True)
     return FineTuner("target", _spec(model_folder), str(model_folder), adamw, steps, precision=precision)

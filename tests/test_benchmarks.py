@@ -156,3 +156,11 @@ def test_stopping_without_its_material(monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     assert importlib.import_module("stopping").main([str(tmp_path / "model"), str(tmp_path / "rows")]) == []
     assert "model is not there: nothing to measure" in capsys.readouterr().out
+
+
+def test_loading(benchmark):
+    """A rank of fsdp but the first holds half of the weights, and one tensor at a time."""
+    figures = benchmark("loading")["ranks"]
+    whole, half = figures["ddp"][1], figures["fsdp"][1]
+    assert half["peak"] < 0.75 * whole["peak"]
+    assert half["kept"] < 0.75 * whole["kept"]

@@ -169,16 +169,18 @@ class ReferenceEvaluator:
         from lpsel.generation.generate import generate
         from lpsel.generation.sampling import Sampling
         from lpsel.model.loss import PerSampleLoss, check_head
-        from lpsel.model.memory import pass_tokens
+        from lpsel.model.memory import pass_tokens, reuse_freed_memory
 
         name, spec, path, tokenizer, tokens, prompts = prepared
         started = time.perf_counter()
+        if device.type == "cpu":
+            reuse_freed_memory()
         model = load_model(spec, path, dtype).to(device)
         loss = PerSampleLoss(model)
         check_head(loss)
         loaded = time.perf_counter()
         precision = "32-true" if str(dtype) == "torch.float32" else "bf16-true"
-        largest = pass_tokens(model.config, precision, self.batch_tokens)
+        largest = pass_tokens(model.config, precision, self.batch_tokens, device.type)
         nll = reference_nll(loss, tokens, largest, f"References, {name}")
         loss.release()
         scored = time.perf_counter()

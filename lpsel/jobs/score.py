@@ -145,7 +145,8 @@ def _make(
     tokens = tokenize(source, tokenizer, scorer.template, scorer.max_length, job.cache_dir)
     report_tokens(tokens, scorer)
     check_vocabulary(tokens, tokenizer, scorer, path)
-    score_tokens = pass_tokens(load_config(scorer, path), described["precision"], job.config.score_tokens)
+    device = device_of(job.config.trainer.accelerator).type
+    score_tokens = pass_tokens(load_config(scorer, path), described["precision"], job.config.score_tokens, device)
 
     def recording(fed: Any, mask: Any = None) -> SubsetDataModule:
         return SubsetDataModule(

@@ -14,6 +14,10 @@ from torch.utils.checkpoint import checkpoint
 
 from lpsel.errors import UserError
 
+# Versions of a layer's code, which all models of its kind share; beyond, PyTorch would go on without compiling. A few
+# sizes of packs, recorded and trained, by a scorer and a target, each with a larger one for every row above the budget.
+COMPILED = 64
+
 
 def checkpoint_layers(model: Any) -> None:
     """Checkpoint every decoder layer of a transformers model in passes that have gradients; names stay as they are.
@@ -32,7 +36,7 @@ def compile_layers(model: Any) -> None:
         UserError: a model without a list of its decoder layers.
     """
     for layer in decoder_layers(model):
-        layer.compile(dynamic=False)
+        layer.compile(dynamic=False, recompile_limit=COMPILED)
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:

@@ -18,9 +18,10 @@ from lpsel.model.attention import PackedAttention, can_pack
 
 # B rows of a pack, T tokens of it, N supervised tokens of it, H hidden size, V vocabulary
 
-# Of one chunk in float32, of which the head needs a handful: what stays in a CPU's cache, what keeps a GPU busy
+# Of one chunk in float32, of which the head needs a handful: what keeps the device busy
 LOGIT_BYTES = 64 * 2**20
 GPU_LOGIT_BYTES = 128 * 2**20
+CACHE_BYTES = 4 * 2**20  # of the logits that a CPU makes a loss of at once: they stay in its cache
 
 Measure = Callable[[Tensor, Tensor], Tensor]  # of logits (N, V) and labels (N,), shape (N,)
 
@@ -112,7 +113,9 @@ class PerSampleLoss(nn.Module):
 
 def token_nll(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
     """-log softmax(z)_y of every token, in nats, float32, shape (N,)."""
-    return F.cross_entropy(logits_NV.float(), labels_N, reduction="none")
+    size = len(logits_NV) if logits_NV.is_cuda else max(1, CACHE_BYTES // (4 * logits_NV.shape[1]))
+    parts = zip(logits_NV.split(size), labels_N.split(size), strict=True)
+    return torch.cat([F.cross_entropy(z_NV.float(), y_N, reduction="none") for z_NV, y_N in parts])
 
 
 class _SummedNLL(torch.autograd.Function):

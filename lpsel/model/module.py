@@ -17,6 +17,7 @@ from lpsel.model.diverged import diverged
 from lpsel.model.layers import checkpoint_layers, compile_layers
 from lpsel.model.load import freeze_other_parts, load_model
 from lpsel.model.loss import PerSampleLoss, check_head, per_sample_nll
+from lpsel.model.memory import reuse_freed_memory
 from lpsel.model.shard import ShardedStrategy, load_sharded
 from lpsel.model.spec import ModelSpec
 
@@ -73,6 +74,8 @@ class FineTuner(L.LightningModule):
             return
         strategy, precision = self.trainer.strategy, self.precision
         dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
+        if strategy.root_device.type == "cpu":
+            reuse_freed_memory()
         if isinstance(strategy, ShardedStrategy):
             self.loss = load_sharded(self.spec, self.path, dtype, strategy, precision, prepare=self._prepare)
         else:
@@ -81,9 +84,9 @@ class FineTuner(L.LightningModule):
                 if self.adapter is not None:
                     self.adapted = self.adapter.load(self.spec, self.path, precision, strategy.root_device)
                 model = self.adapted.model if self.adapted else load_model(self.spec, self.path, dtype)
-                self._prepare(model)
                 self.loss = PerSampleLoss(model)
                 check_head(self.loss)
+                self._prepare(model)  # after the check, for whose few tokens nothing is compiled
         self.loss.eval()
 
     def _prepare(self, model: Any) -> None:

@@ -1,12 +1,16 @@
 """The call that a GPU gets, against what a CPU computes: the kernel is stood in for by its documented definition."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn.attention import varlen
 
 from lpsel.data.batch import MicroBatch, Segment, varlen_of
+from lpsel.model import attention
 from lpsel.model.attention import PackedAttention, _flash_takes
+from lpsel.model.loss import PerSampleLoss, per_sample_nll
 
 SHARED = (Segment(0, 5), Segment(5, 14))
 ROWS = (Segment(14, 21, 0, 5), Segment(21, 24, 5, 14), Segment(24, 30), Segment(30, 32, 0, 5))
@@ -39,18 +43,16 @@ def defined(query, key, value, query_ends, key_ends, longest_query, longest_key,
 @pytest.mark.parametrize("window", [None, 1, 4, 100])
 def test_the_gpu_kernel_is_asked_for_what_the_cpu_computes(monkeypatch, window):
     monkeypatch.setattr(varlen, "varlen_attn", defined)
-    attention = PackedAttention()
+    packed = PackedAttention()
     nothing = torch.empty(0, dtype=torch.int64)
     segments = [*SHARED, *ROWS, Segment(32, TOKENS)]
-    attention.batch = MicroBatch(
+    packed.batch = MicroBatch(
         nothing, nothing, nothing, nothing, nothing, nothing, nothing, SHARED, ROWS, 0, varlen_of(segments)
     )
     torch.manual_seed(0)
     query, key, value = torch.randn(4, TOKENS, 8), torch.randn(2, TOKENS, 8), torch.randn(2, TOKENS, 8)
-    on_cpu, _ = attention(
-        torch.nn.Module(), query[None], key[None], value[None], None, scaling=0.3, sliding_window=window
-    )
-    on_gpu = attention._on_gpu(query, key, value, 0.3, window)
+    on_cpu, _ = packed(torch.nn.Module(), query[None], key[None], value[None], None, scaling=0.3, sliding_window=window)
+    on_gpu = packed._on_gpu(query, key, value, 0.3, window)
     torch.testing.assert_close(on_gpu, on_cpu[0], rtol=1e-5, atol=1e-6)
 
 
@@ -74,3 +76,21 @@ def test_the_gpu_kernel_is_asked_only_for_heads_it_takes(monkeypatch, size, valu
         )
         assert _flash_takes(query, value) is takes
     assert not _flash_takes(torch.empty(4, 7, 64), torch.empty(2, 7, 64))
+
+
+@pytest.mark.parametrize("kind", ["llama", "tied", "opt-350m-like", "gpt2"])
+def test_a_gpu_is_never_waited_for(make_model, batch, monkeypatch, kind):
+    """Tensors without values go through a pack's forward and backward pass: nothing on the way asks for a value."""
+    monkeypatch.setattr(attention, "_flash_takes", lambda query, value: True)
+    calls, kernel = [], varlen.varlen_attn
+    monkeypatch.setattr(varlen, "varlen_attn", lambda *given, **how: calls.append(1) or kernel(*given, **how))
+    model, batch = make_model(kind).to(torch.bfloat16), replace(batch, varlen=varlen_of([*batch.rows]))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        loss = PerSampleLoss(model)
+        nll_B = per_sample_nll(loss(batch), batch.row_N, batch.supervised_B)
+        loss(batch, summed=True).backward()
+        with pytest.raises(DataDependentOutputException):
+            nll_B.tolist()
+    assert nll_B.shape == (4,)
+    assert len(calls) == 2 * 2  # layers, passes
+    assert all(parameter.grad is not None for parameter in model.parameters())

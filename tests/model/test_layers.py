@@ -1,7 +1,9 @@
 """Activation checkpointing: the same losses and gradients, less kept for the backward pass."""
 
 import shutil
+from functools import partial
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from lpsel.data.batch import collate
 from lpsel.errors import UserError
 from lpsel.model.adapter import Adapter
-from lpsel.model.layers import checkpoint_layers, compile_layers
+from lpsel.model.layers import checkpoint_layers, compile_layers, decoder_layers
 from lpsel.model.loss import PerSampleLoss
+from lpsel.model.module import FineTuner
 from lpsel.model.spec import ModelSpec
 
 
@@ -115,6 +118,35 @@ def test_compiled_layers_are_compiled_once_for_each_size_of_pack(make_model):
     assert graphs[0] < graphs[3]
     assert graphs[:3] == graphs[:1] * 3
     assert graphs[3:] == graphs[3:4] * 2
+
+
+def test_no_size_of_pack_is_left_uncompiled(make_model, monkeypatch):
+    """Of itself PyTorch compiles eight versions of a layer's code and runs the ninth as it is."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compiled(self, backend="eager", **how))
+    model = make_model(num_hidden_layers=1)
+    compile_layers(model)
+    loss = PerSampleLoss(model)
+    graphs = [0]
+    for tokens in range(20, 29):
+        with torch.no_grad():
+            loss(collate(Rows([tokens]), np.arange(1)))
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs == [i * graphs[1] for i in range(10)]
+    assert graphs[1] > 0
+
+
+def test_nothing_is_compiled_for_the_check_of_the_head(make_folder):
+    path = make_folder()
+    spec = ModelSpec("small", path=path, max_length=64)
+    module = FineTuner("target", spec, path, partial(torch.optim.AdamW), 1, compiled=True)
+    module.trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    torch._dynamo.utils.counters.clear()
+    module.configure_model()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 0
+    assert all(layer._compiled_call_impl is not None for layer in decoder_layers(module.language_model))
 
 
 class Rows:
