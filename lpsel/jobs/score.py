@@ -78,23 +78,9 @@ def scores_for(job: Job, scorer: ScorerSpec, source: Source, epochs: int, column
     """
     check_scorer(job, scorer, epochs)
     path = locate(scorer, job.cache_dir)
-    described = {
-        "format": FORMAT,
-        "dataset_fingerprint": source.fingerprint,
-        "scorer": scorer.name,
-        "scorer_identity": identity(path, scorer.revision),
-        "template": scorer.template,
-        "max_length": scorer.max_length,
-        "recipe": asdict(scorer.recipe),
-        "optimizer": OmegaConf.to_container(job.config.optimizer, resolve=True),
-        "precision": resolve_precision(job.config.trainer.precision),
-    }
-    less = scorer.less_training()
-    if epochs:
-        described |= less
-    elif less:
+    described, key = _described(job, scorer, path, source, epochs)
+    if not epochs and (less := scorer.less_training()):
         log.info("Scorer %s: nothing is trained; scorer.%s left aside", scorer.name, " and scorer.".join(less))
-    key = digest({k: v for k, v in described.items() if k != "scorer"})[:16]
     named = file_names([f"{scorer.name}-{job.config.dataset.name}"])[0]
     folder = job.cache_dir / "scores" / f"{named}-{key}-e{epochs}"
     folder = folder.with_name("+".join([folder.name, *sorted(columns)]))
@@ -118,6 +104,33 @@ def scores_for(job: Job, scorer: ScorerSpec, source: Source, epochs: int, column
         if is_main_process():
             lock.release()
     return Scores(folder, reused=False)
+
+
+def find(job: Job, scorer: ScorerSpec, source: Source, epochs: int, columns: Collection[str] = ()) -> Path | None:
+    """The scores folder that `scores_for` would take from the cache, None where it would make one.
+
+    Raises:
+        UserError: the scorer is not there.
+    """
+    _, key = _described(job, scorer, locate(scorer, job.cache_dir), source, epochs)
+    return find_scores(job.cache_dir, key, epochs, columns)
+
+
+def _described(job: Job, scorer: ScorerSpec, path: str, source: Source, epochs: int) -> tuple[dict[str, Any], str]:
+    """What scores depend on, for their manifest, and a key of it; the scorer's name is in the first alone."""
+    described = {
+        "format": FORMAT,
+        "dataset_fingerprint": source.fingerprint,
+        "scorer": scorer.name,
+        "scorer_identity": identity(path, scorer.revision),
+        "template": scorer.template,
+        "max_length": scorer.max_length,
+        "recipe": asdict(scorer.recipe),
+        "optimizer": OmegaConf.to_container(job.config.optimizer, resolve=True),
+        "precision": resolve_precision(job.config.trainer.precision),
+        **(scorer.less_training() if epochs else {}),
+    }
+    return described, digest({k: v for k, v in described.items() if k != "scorer"})[:16]
 
 
 def _make(
