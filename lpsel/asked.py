@@ -21,7 +21,7 @@ FORMAT = 1  # of result.json, which a file without a format has too
 # Where and how a run is made, which changes no result; of the trainer only the precision does.
 WHERE_AND_HOW = (
     "cache_dir", "tracker", "experiment", "prompts_dir", "train_tokens", "score_tokens", "activation_checkpointing",
-    "checkpoint_steps", "compile", "dry_run", "device_memory",
+    "checkpoint_steps", "compile", "dry_run", "gpu_memory_gib",
 )  # fmt: skip
 SHOWN = 3  # differences named in a message
 

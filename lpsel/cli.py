@@ -122,9 +122,15 @@ def _job(command: str, mistakes: tuple[type[Exception], ...]) -> Callable[[Any],
 
             run_one(command, config, mistakes)
             return {}
+        folder = Path(hydra.runtime.output_dir)
         try:
+            if config.get("dry_run"):
+                from lpsel.jobs.dry_run import show_job
+
+                show_job(command, config, folder)
+                return {}
             with files_within_reach():
-                started = Job.of(command, config, Path(hydra.runtime.output_dir))
+                started = Job.of(command, config, folder)
                 result = started.run()
         except mistakes as error:
             if os.environ.get("LPSEL_DEBUG"):
@@ -154,8 +160,8 @@ def _end_of_sweep(command: str, sweep: Any) -> int:
     if not is_main_process():
         return 0
     folder = folder_of(sweep)
-    outcomes = outcomes_of(folder)
-    show(outcomes, folder)
+    outcomes = outcomes_of(sweep)
+    show(outcomes, sweep)
     finished = [Path(outcome.folder) for outcome in outcomes if outcome.state in ("done", "found")]
     page = None
     if finished and sweep.get("experiment"):

@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from lpsel.files import digest, write_atomically, write_json
 
 log = logging.getLogger(__name__)
 
-OUTCOMES = ".jobs"
+OUTCOMES, PLANS = ".jobs", ".plans"
+LOCAL = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}
 ERROR = "error.txt"
 LONGEST_NAME = 100  # characters of a job's folder; file systems take 255 bytes
 
@@ -44,7 +45,7 @@ class Outcome:
         state: done, found (was done before), failed or planned (of a dry run).
         reason: why it failed, in one line.
         mistake: whether the user can mend that.
-        plan: what a dry run says of it.
+        plan: the work that a dry run found in it.
     """
 
     number: int
@@ -52,7 +53,7 @@ class Outcome:
     state: str
     reason: str = ""
     mistake: bool = False
-    plan: dict[str, Any] | None = None
+    plan: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Watch(Callback):
@@ -63,7 +64,10 @@ class Watch(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         Watch.sweep = config
         if is_main_process():
-            shutil.rmtree(folder_of(config) / OUTCOMES, ignore_errors=True)
+            shutil.rmtree(_outcomes(folder_of(config), config), ignore_errors=True)
+        if config.get("dry_run"):  # here, whatever the jobs themselves would be started with
+            with read_write(config.hydra), open_dict(config.hydra):
+                config.hydra.launcher = LOCAL
 
 
 def folder_of(sweep: DictConfig) -> Path:
@@ -72,11 +76,16 @@ def folder_of(sweep: DictConfig) -> Path:
     return Path(str(sweep.hydra.sweep.dir)).expanduser().resolve()
 
 
+def _outcomes(folder: Path, config: DictConfig) -> Path:
+    """Where the jobs' outcomes are; a dry run has its own, and leaves those of a sweep that runs alone."""
+    return folder / (PLANS if config.get("dry_run") else OUTCOMES)
+
+
 def run_one(command: str, config: DictConfig, mistakes: tuple[type[Exception], ...]) -> None:
     """Run one job of a sweep, or find that it is done; never raises what only this job suffers from."""
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
-    outcomes = Path(str(hydra.sweep.dir)).expanduser().resolve() / OUTCOMES
+    outcomes = _outcomes(Path(str(hydra.sweep.dir)).expanduser().resolve(), config)
 
     def ended(state: str, **more: Any) -> None:
         if is_main_process():
@@ -88,7 +97,9 @@ def run_one(command: str, config: DictConfig, mistakes: tuple[type[Exception], .
         if config.get("dry_run"):
             from lpsel.jobs.dry_run import planned
 
-            ended("planned", plan=planned(command, config, folder))
+            plan = planned(command, config, folder)
+            problem = next((piece.problem for piece in plan if piece.problem), "")
+            ended("failed" if problem else "planned", reason=problem, mistake=True, plan=[asdict(p) for p in plan])
             return
         with _alone(hydra, config), files_within_reach():
             found = _run_or_find(command, config, folder)
@@ -164,26 +175,38 @@ def _alone(hydra: Any, config: DictConfig) -> Iterator[None]:
                 distributed.destroy_process_group()
 
 
-def outcomes_of(folder: Path) -> list[Outcome]:
+def outcomes_of(sweep: DictConfig) -> list[Outcome]:
     """The outcomes of a sweep's last call, one for each run folder, in the order of the jobs."""
-    read = [Outcome(**json.loads(file.read_text())) for file in (folder / OUTCOMES).glob("[!.]*.json")]
+    files = _outcomes(folder_of(sweep), sweep).glob("[!.]*.json")
+    read = [Outcome(**json.loads(file.read_text())) for file in files]
     first: dict[str, Outcome] = {}
     for outcome in sorted(read, key=lambda o: o.number):
         first.setdefault(outcome.folder, outcome)
     return list(first.values())
 
 
-def show(outcomes: Sequence[Outcome], folder: Path) -> None:
-    """Print what became of the jobs."""
-    from rich.console import Console
+def show(outcomes: Sequence[Outcome], sweep: DictConfig) -> None:
+    """Print what became of the jobs, or of a dry run what they would do."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table("job", "outcome", "reason", title=str(folder), title_justify="left")
+    from lpsel import terminal
+
+    if sweep.get("dry_run"):
+        from lpsel.jobs.plan import Work, show_plan
+
+        planned = [o for o in outcomes if o.state == "planned" or o.plan]
+        show_plan([(Path(o.folder).name, [Work(**piece) for piece in o.plan]) for o in planned], "experiment" in sweep)
+        for reason in dict.fromkeys(o.reason for o in outcomes if o.reason):
+            print(reason, file=sys.stderr)
+        return
+    table = Table("job", "outcome", "reason", box=None, padding=(0, 2, 0, 0))
     for outcome in outcomes:
-        table.add_row(Path(outcome.folder).name, outcome.state, outcome.reason)
-    Console(width=None if Console().is_terminal else 140).print(table)
-    failed = sum(outcome.state == "failed" for outcome in outcomes)
-    if failed:
+        table.add_row(
+            *(Text(terminal.printable(t)) for t in (Path(outcome.folder).name, outcome.state, outcome.reason))
+        )
+    terminal.show(table)
+    if failed := sum(outcome.state == "failed" for outcome in outcomes):
         print(f"{failed} of {len(outcomes)} jobs failed; the same command again runs only these.", file=sys.stderr)
 
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -135,19 +135,7 @@ def tokenize(source: Source, tokenizer: Any, template: str, max_length: int, cac
     """
     from filelock import FileLock
 
-    name = tokenizer.name_or_path or type(tokenizer).__name__
-    if not getattr(tokenizer, "is_fast", False):
-        raise UserError(f"tokenizer of {name}: not a fast one, which lpsel needs. Convert it to a tokenizer.json.")
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"tokenizer of {name}: no end-of-sequence token. Set eos_token in its tokenizer_config.json.")
-    key = {
-        "format": FORMAT,
-        "data": source.fingerprint,
-        "tokenizer": tokenizer_hash(tokenizer),
-        "template": template_hash(template, tokenizer),
-        "max_length": max_length,
-    }
-    folder = Path(cache_dir).expanduser() / "tokens" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+    key, folder = _place(source, tokenizer, template, max_length, cache_dir)
     if _damage(folder, key) is None:
         return Tokens(folder)
     try:
@@ -165,6 +153,39 @@ def tokenize(source: Source, tokenizer: Any, template: str, max_length: int, cac
             f"cache_dir={cache_dir}: cannot be written ({error.strerror or error}). Name another folder."
         ) from error
     return Tokens(folder, reused=False)
+
+
+def find_tokens(source: Source, tokenizer: Any, template: str, max_length: int, cache_dir: Path) -> Tokens | None:
+    """What `tokenize` would take from the cache, None where it would make them."""
+    key, folder = _place(source, tokenizer, template, max_length, cache_dir)
+    return Tokens(folder) if _damage(folder, key) is None else None
+
+
+def count_tokens(rows: Sequence[Row], tokenizer: Any, template: str, max_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens fed and supervised tokens of some rows, int32 (N,) each, as `tokenize` would find; nothing is kept."""
+    batches = list(_encoded(rows, tokenizer, template, max_length))
+    prompt_N, response_N = (_column(batches, f"{part}_tokens", np.int32) for part in ("prompt", "response"))
+    return prompt_N + response_N, response_N
+
+
+def _place(
+    source: Source, tokenizer: Any, template: str, max_length: int, cache_dir: Path
+) -> tuple[dict[str, Any], Path]:
+    """What the tokens depend on, and the folder they are kept in."""
+    name = tokenizer.name_or_path or type(tokenizer).__name__
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(f"tokenizer of {name}: not a fast one, which lpsel needs. Convert it to a tokenizer.json.")
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"tokenizer of {name}: no end-of-sequence token. Set eos_token in its tokenizer_config.json.")
+    key = {
+        "format": FORMAT,
+        "data": source.fingerprint,
+        "tokenizer": tokenizer_hash(tokenizer),
+        "template": template_hash(template, tokenizer),
+        "max_length": max_length,
+    }
+    folder = Path(cache_dir).expanduser() / "tokens" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+    return key, folder
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
@@ -207,7 +228,7 @@ class _Encoded(NamedTuple):
     truncated: bool
 
 
-def _encoded(source: Source, tokenizer: Any, template: str, max_length: int) -> Iterator[pa.RecordBatch]:
+def _encoded(source: Iterable[Row], tokenizer: Any, template: str, max_length: int) -> Iterator[pa.RecordBatch]:
     backend = _untrimmed(tokenizer)
 
     def encode(texts: list[Rendered]) -> list[_Encoded]:

@@ -77,24 +77,9 @@ def scores_for(job: Job, scorer: ScorerSpec, source: Source, epochs: int, column
     """
     check_scorer(job, scorer, epochs)
     path = locate(scorer, job.cache_dir)
-    described = {
-        "format": FORMAT,
-        "dataset_fingerprint": source.fingerprint,
-        "scorer": scorer.name,
-        "scorer_identity": identity(path, scorer.revision),
-        "template": scorer.template,
-        "max_length": scorer.max_length,
-        "recipe": asdict(scorer.recipe),
-        "optimizer": OmegaConf.to_container(job.config.optimizer, resolve=True),
-        "precision": resolve_precision(job.config.trainer.precision),
-    }
-    less = scorer.less_training()
-    if epochs:
-        described |= less
-    elif less:
+    described, key = _described(job, scorer, path, source, epochs)
+    if not epochs and (less := scorer.less_training()):
         log.info("Scorer %s: nothing is trained; scorer.%s left aside", scorer.name, " and scorer.".join(less))
-    depends_on = [name for name in described if name != "scorer"]
-    key = scores_key({name: described[name] for name in depends_on})
     named = file_names([f"{scorer.name}-{job.config.dataset.name}"])[0]
     folder = job.cache_dir / "scores" / f"{named}-{key}-e{epochs}"
     folder = folder.with_name("+".join([folder.name, *sorted(columns)]))
@@ -104,7 +89,7 @@ def scores_for(job: Job, scorer: ScorerSpec, source: Source, epochs: int, column
     def look() -> Path | None:
         if is_main_process():
             lock.acquire()
-        return find_scores(job.cache_dir, key, epochs, columns, depends_on)
+        return find_scores(job.cache_dir, key, epochs, columns, described.keys() - {"scorer"})
 
     try:
         found = agree(look)
@@ -118,6 +103,33 @@ def scores_for(job: Job, scorer: ScorerSpec, source: Source, epochs: int, column
         if is_main_process():
             lock.release()
     return Scores(folder, reused=False)
+
+
+def find(job: Job, scorer: ScorerSpec, source: Source, epochs: int, columns: Collection[str] = ()) -> Path | None:
+    """The scores folder that `scores_for` would take from the cache, None where it would make one.
+
+    Raises:
+        UserError: the scorer is not there.
+    """
+    described, key = _described(job, scorer, locate(scorer, job.cache_dir), source, epochs)
+    return find_scores(job.cache_dir, key, epochs, columns, described.keys() - {"scorer"})
+
+
+def _described(job: Job, scorer: ScorerSpec, path: str, source: Source, epochs: int) -> tuple[dict[str, Any], str]:
+    """What scores depend on, for their manifest, and a key of it; the scorer's name is in the first alone."""
+    described = {
+        "format": FORMAT,
+        "dataset_fingerprint": source.fingerprint,
+        "scorer": scorer.name,
+        "scorer_identity": identity(path, scorer.revision),
+        "template": scorer.template,
+        "max_length": scorer.max_length,
+        "recipe": asdict(scorer.recipe),
+        "optimizer": OmegaConf.to_container(job.config.optimizer, resolve=True),
+        "precision": resolve_precision(job.config.trainer.precision),
+        **(scorer.less_training() if epochs else {}),
+    }
+    return described, scores_key({k: v for k, v in described.items() if k != "scorer"})
 
 
 def _make(

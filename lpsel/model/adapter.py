@@ -109,7 +109,7 @@ class Adapter:
             model = load_model(spec, path, dtype)
         else:
             model = _load_in_4_bits(spec, path, dtype, device)
-        layers = self._layers(model, spec)
+        layers = self.layers(model, spec)
         config = peft.LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # any number does
@@ -126,7 +126,7 @@ class Adapter:
         assert adapted.trainable_parameters == expected, (adapted.trainable_parameters, expected)
         return adapted
 
-    def _layers(self, model: Any, spec: ModelSpec) -> dict[str, tuple[int, int]]:
+    def layers(self, model: Any, spec: ModelSpec) -> dict[str, tuple[int, int]]:
         """Full names and (inputs, outputs) of the linear layers that get an adapter."""
         from torch import nn
         from transformers.pytorch_utils import Conv1D

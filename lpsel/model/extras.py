@@ -39,7 +39,7 @@ def check_training(config: Any) -> None:
         UserError: an optimiser without its package, with a strategy it does not know or with an argument it does not
             take; a number of devices or tokens that is none.
     """
-    for name in ("activation_checkpointing", "compile"):
+    for name in ("activation_checkpointing", "compile", "dry_run"):
         if not isinstance(config[name], bool):
             raise UserError(f"{name}={config[name]}: must be true or false.")
     for name in ("train_tokens", "score_tokens"):

@@ -34,11 +34,13 @@ def pass_tokens(config: Any, precision: str, asked: int, device: str) -> int:
         asked: tokens.
         device: where the pass runs, cpu or cuda.
     """
-    text = config.get_text_config()
-    hidden = text.hidden_size
-    inner = next(
-        (size for name in ("intermediate_size", "ffn_dim", "n_inner") if (size := getattr(text, name, None))),
-        4 * hidden,
-    )
+    hidden, inner = config.get_text_config().hidden_size, inner_size(config)
     bytes_each = 4 if precision == "32-true" else 2
     return max(1, min(asked, ACTIVATION_BYTES[device] // (bytes_each * (6 * hidden + 4 * inner) + 4 * 3 * hidden)))
+
+
+def inner_size(config: Any) -> int:
+    """Values of a token inside a layer's MLP, by the names that architectures have for it; else four hidden states."""
+    text = config.get_text_config()
+    names = ("intermediate_size", "ffn_dim", "n_inner")
+    return next((size for name in names if (size := getattr(text, name, None))), 4 * text.hidden_size)

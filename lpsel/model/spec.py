@@ -63,6 +63,7 @@ class ModelSpec:
         bin_weights: read pickled weights (pytorch_model.bin) where there are no safetensors, tensors only. Off unless
             asked for.
         tiny: arguments of `lpsel.model.tiny.make_tiny`, used when path is null.
+        architecture: what config.json says of its size, for a dry run that cannot read it; unused else.
         recipe: how it is fine-tuned.
     """
 
@@ -74,6 +75,7 @@ class ModelSpec:
     trust_remote_code: bool = False
     bin_weights: bool = False
     tiny: dict[str, Any] | None = None
+    architecture: dict[str, Any] | None = None
     recipe: Recipe = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
