@@ -2,8 +2,6 @@
 
 import gc
 import os
-import resource
-import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -12,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
@@ -21,12 +18,14 @@ from lpsel.data.batch import MicroBatch, OptimiserStep
 from lpsel.data.module import SubsetDataModule
 from lpsel.distributed import is_main_process, started_together
 from lpsel.errors import ToldElsewhere, UserError, first_line
+from lpsel.jobs.meter import Meter, peak_memory, utilisation
 from lpsel.jobs.stopping import StopWhenStable
 from lpsel.model.device import lightning_precision
 from lpsel.model.flops import spent, training_flops
 from lpsel.model.module import FineTuner
 from lpsel.progress import Advance, track
 from lpsel.records.recorder import before_training
+from lpsel.tracking.logger import TrackerLogger
 
 
 @dataclass(frozen=True)
@@ -81,12 +80,12 @@ def fit(
     node = job.config.trainer.copy()
     node.precision = lightning_precision(module.precision)
     L.seed_everything(module.spec.recipe.seed, verbose=False)
-    progress = FitProgress(title, data)
+    progress, meter = FitProgress(title, data), Meter(module.role)
     trainer = _trainer(
         node,
         max_epochs=epochs,
-        callbacks=[*callbacks, *([stop] if stop else []), progress],
-        logger=job.tracker.logger(),
+        callbacks=[*callbacks, *([stop] if stop else []), progress, *([meter] if job.tracker.keeps else [])],
+        logger=TrackerLogger(job.tracker) if job.tracker.keeps else False,
         log_every_n_steps=1,
         num_sanity_val_steps=-1 if data.record else 0,
         limit_val_batches=1.0 if data.record else 0,
@@ -110,7 +109,13 @@ def fit(
     seconds = time.monotonic() - started
     trained_N = data.times_trained(progress.steps)
     recorded_N = data.supervised * (epochs + 1 if data.record else 0) + (stop.times_checked if stop else 0)
-    return trainer, _cost(trainer, spent(module.language_model, data.tokens, trained_N, recorded_N), seconds)
+    model = module.language_model
+    if meter.seconds:
+        work = spent(model, data.tokens, trained_N, 0 * trained_N)["flops"]
+        where = trainer.strategy.root_device
+        busy = utilisation(work, meter.seconds, where, trainer.world_size, module.precision)
+        job.tracker.log({f"{module.role}/{name}": value for name, value in busy.items()}, trainer.global_step)
+    return trainer, _cost(trainer, spent(model, data.tokens, trained_N, recorded_N), seconds)
 
 
 def _trainer(node: DictConfig, **arguments: Any) -> L.Trainer:
@@ -145,15 +150,11 @@ def full_training(module: FineTuner, data: SubsetDataModule, epochs: int) -> dic
 
 
 def _cost(trainer: L.Trainer, work: dict[str, Any], seconds: float) -> Cost:
-    # ru_maxrss counts kibibytes on Linux, bytes on macOS.
-    memory = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)}
-    if torch.cuda.is_available():
-        memory["gpu"] = torch.cuda.max_memory_allocated()
     return Cost(
         **work,
         seconds=round(seconds, 3),
         device_seconds=round(seconds * trainer.world_size, 3),
-        peak_memory_bytes=memory,
+        peak_memory_bytes=peak_memory(),
     )
 
 

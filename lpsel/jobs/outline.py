@@ -14,7 +14,8 @@ TEXT = 60  # characters of an example
 def selection(result: Mapping[str, Any]) -> Pairs:
     """What was chosen, and the rows at both ends of the ranking."""
     pairs = [_split(line) for line in describe(dict(result))]
-    for end, rows in result["examples"].items():
+    for end in ("first", "last"):
+        rows = result["examples"][end]
         shown = rows[:EXAMPLES] if end == "first" else rows[-EXAMPLES:]
         for row in shown:
             name = f"{end} in ranking" if row is shown[0] else ""
