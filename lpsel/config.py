@@ -18,6 +18,7 @@ from lpsel.distributed import is_main_process
 from lpsel.errors import UserError
 from lpsel.files import finite, writable, write_json
 from lpsel.tracking.base import Tracker
+from lpsel.tracking.guarded import Guarded
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ class Job:
             config=config,
             run_dir=run_dir.resolve(),
             cache_dir=cache_dir,
-            tracker=build(config.tracker) if is_main_process() else Tracker(),
+            tracker=Guarded(build(config.tracker) if is_main_process() else Tracker()),
             in_sweep=in_sweep,
         )
 
@@ -113,7 +114,7 @@ class Job:
         if is_main_process():
             self.asked().keep(self.run_dir)
         config: Any = OmegaConf.to_container(self.config, resolve=True)
-        self.tracker.start(self.command, config, self.run_dir)
+        self.tracker.start(self.command, config, self.run_dir, self.run_dir.parent.name if self.in_sweep else None)
 
     def _check_given(self) -> None:
         """Name what a choice cannot do without and was not given; a judge that is not asked may lack what it likes."""

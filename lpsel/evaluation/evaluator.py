@@ -88,8 +88,5 @@ class Evaluator(Protocol):
             UserError: before any model is loaded where a mistake can be known by then.
         """
 
-    def metrics(self, result: dict[str, Any]) -> dict[str, float | None]:
-        """The figures to track."""
-
     def table(self, result: dict[str, Any]) -> "Table":
         """The result for the terminal."""

@@ -126,14 +126,6 @@ class LmEvalEvaluator:
             }
         )
 
-    def metrics(self, result: dict[str, Any]) -> dict[str, float | None]:
-        """Every figure of every model, `NAME/TASK/METRIC`."""
-        return {
-            f"{model['name']}/{metric}": figure["value"]
-            for model in result["models"]
-            for metric, figure in model["metrics"].items()
-        }
-
     def table(self, result: dict[str, Any]) -> "Table":
         """A row for every figure, a column for every model."""
         from rich.markup import escape

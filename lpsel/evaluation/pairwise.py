@@ -135,11 +135,6 @@ class PairwiseEvaluator:
             return finite({**common, **self._pages(pairs, names, place.folder)})
         return finite({**common, **self._judged(self.judge, pairs, names, place.folder, place.cache_dir)})
 
-    def metrics(self, result: dict[str, Any]) -> dict[str, float | None]:
-        """Win rates and their intervals, `NAME/METRIC`."""
-        wanted = ("win_rate", "ci_low", "ci_high", "length_controlled_win_rate", "flip_rate", "p_value")
-        return {f"{m['name']}/{metric}": m[metric] for m in result["models"] for metric in wanted if metric in m}
-
     def table(self, result: dict[str, Any]) -> "Table":
         """Win rates of the models against the baseline."""
         return pairwise_table(result)

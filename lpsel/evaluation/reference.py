@@ -129,14 +129,6 @@ class ReferenceEvaluator:
             }
         )
 
-    def metrics(self, result: dict[str, Any]) -> dict[str, float | None]:
-        """Every figure of every model, `NAME/METRIC`."""
-        return {
-            f"{model['name']}/{metric}": figure["value"]
-            for model in result["models"]
-            for metric, figure in model["metrics"].items()
-        }
-
     def table(self, result: dict[str, Any]) -> "Table":
         """The models side by side."""
         return reference_table(result)

@@ -13,6 +13,7 @@ from lpsel.errors import UserError
 from lpsel.evaluation.evaluator import Candidates, Place
 from lpsel.files import read_json
 from lpsel.generation.endpoint import Endpoint
+from lpsel.jobs.tracked import track_evaluation
 from lpsel.model.device import resolve_precision
 from lpsel.model.load import locate
 from lpsel.model.spec import ModelSpec
@@ -47,7 +48,7 @@ def run(job: Job) -> dict[str, Any]:
         for parent in _made_by(name):
             job.tracker.used(parent)
     result = evaluator.evaluate(candidates, place)
-    job.tracker.log({name: value for name, value in evaluator.metrics(result).items() if value is not None})
+    track_evaluation(job.tracker, result)
     for made in (job.run_dir / "generations", job.run_dir / "judgements.parquet"):
         if made.exists():
             job.tracker.made(Artifact("evaluation", f"{made.stem}-{job.run_dir.name}", made))

@@ -2,8 +2,6 @@
 
 import gc
 import os
-import resource
-import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
@@ -22,6 +19,7 @@ from lpsel.data.module import SubsetDataModule
 from lpsel.distributed import is_main_process, started_together
 from lpsel.errors import ToldElsewhere, UserError, first_line
 from lpsel.interrupt import put_off
+from lpsel.jobs.meter import Meter, peak_memory, utilisation
 from lpsel.jobs.resume import Resume
 from lpsel.jobs.stopping import StopWhenStable
 from lpsel.model.device import lightning_precision
@@ -29,6 +27,7 @@ from lpsel.model.flops import spent, training_flops
 from lpsel.model.module import FineTuner
 from lpsel.progress import Advance, track
 from lpsel.records.recorder import before_training
+from lpsel.tracking.logger import TrackerLogger
 
 
 @dataclass(frozen=True)
@@ -89,12 +88,12 @@ def fit(
     node = job.config.trainer.copy()
     node.precision = lightning_precision(module.precision)
     L.seed_everything(module.spec.recipe.seed, verbose=False)
-    progress = FitProgress(title, data)
+    progress, meter = FitProgress(title, data), Meter(module.role)
     trainer = _trainer(
         node,
         max_epochs=epochs,
-        callbacks=[*callbacks, *([stop] if stop else []), progress, resume],
-        logger=job.tracker.logger(),
+        callbacks=[*callbacks, *([stop] if stop else []), progress, *([meter] if job.tracker.keeps else []), resume],
+        logger=TrackerLogger(job.tracker) if job.tracker.keeps else False,
         log_every_n_steps=1,
         num_sanity_val_steps=-1 if data.record else 0,
         limit_val_batches=1.0 if data.record else 0,
@@ -117,7 +116,13 @@ def fit(
             trainer.validate(module, datamodule=data, verbose=False)
     trained_N = data.times_trained(progress.steps)
     recorded_N = data.supervised * (epochs + 1 if data.record else 0) + (stop.times_checked if stop else 0)
-    return trainer, _cost(spent(module.language_model, data.tokens, trained_N, recorded_N), resume.cost(trainer))
+    model = module.language_model
+    if meter.seconds:
+        work = spent(model, data.tokens, trained_N, 0 * trained_N)["flops"]
+        where = trainer.strategy.root_device
+        busy = utilisation(work, meter.seconds, where, trainer.world_size, module.precision)
+        job.tracker.log({f"{module.role}/{name}": value for name, value in busy.items()}, trainer.global_step)
+    return trainer, _cost(spent(model, data.tokens, trained_N, recorded_N), resume.cost(trainer))
 
 
 def _trainer(node: DictConfig, **arguments: Any) -> L.Trainer:
@@ -152,11 +157,7 @@ def full_training(module: FineTuner, data: SubsetDataModule, epochs: int) -> dic
 
 
 def _cost(work: dict[str, Any], time_taken: dict[str, float]) -> Cost:
-    # ru_maxrss counts kibibytes on Linux, bytes on macOS.
-    memory = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)}
-    if torch.cuda.is_available():
-        memory["gpu"] = torch.cuda.max_memory_allocated()
-    return Cost(**work, **time_taken, peak_memory_bytes=memory)
+    return Cost(**work, **time_taken, peak_memory_bytes=peak_memory())
 
 
 class FitProgress(L.Callback):

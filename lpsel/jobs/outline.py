@@ -13,8 +13,8 @@ TEXT = 60  # characters of an example
 def selection(result: Mapping[str, Any]) -> Pairs:
     """What was chosen, and the rows at both ends of the ranking."""
     pairs = [_split(line) for line in describe(dict(result))]
-    for end, rows in result["examples"].items():
-        for row in rows:
+    for end in ("first", "last"):
+        for row in (rows := result["examples"][end]):
             name = f"{end.capitalize()} in ranking" if row is rows[0] else ""
             pairs.append((name, f"{row['score']:.4g}  row {row['index']}: {row['text'][:TEXT]}"))
     return pairs

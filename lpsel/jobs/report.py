@@ -21,12 +21,13 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders that contain them")
     parser.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="where to write (report)")
+    parser.add_argument("--wandb", action="store_true", help="make a Weights & Biases report as well")
     given = parser.parse_args(arguments)
-    print(report(given.runs, given.out), flush=True)
+    print(report(given.runs, given.out, given.wandb), flush=True)
 
 
-def report(runs: Sequence[str], out: Path) -> Path:
-    """Write the report in place of an earlier one; returns the page's path.
+def report(runs: Sequence[str], out: Path, wandb: bool = False) -> Path:
+    """Write the report in place of an earlier one, and with `wandb` one of W&B; returns the page's path.
 
     Raises:
         UserError: no run, or a folder in the way that is no report.
@@ -37,11 +38,18 @@ def report(runs: Sequence[str], out: Path) -> Path:
     from lpsel.report.runs import collect
 
     found = collect(runs)
+    if wandb:
+        from lpsel.report.wandb_report import check_wandb_report, write_wandb_report
+
+        check_wandb_report()
     from lpsel.report.run_page import write_report
 
     try:
-        return write_report(found, out)
+        page = write_report(found, out)
     except OSError as error:
         raise UserError(
             f"--out {out}: cannot be written ({error.strerror}); name a folder you may write to."
         ) from error
+    if wandb:
+        print(write_wandb_report(found, out))
+    return page

@@ -16,6 +16,7 @@ from lpsel.distributed import is_main_process
 from lpsel.errors import UserError
 from lpsel.files import sha256_of, write_atomically
 from lpsel.jobs import outline
+from lpsel.jobs.tracked import track_records, track_rows
 from lpsel.model.spec import ModelSpec, ScorerSpec
 from lpsel.selection.choose import Selection, select
 from lpsel.selection.clusters import Auto, Clusters, NoClusters, brings_clusters, with_clusters
@@ -200,23 +201,22 @@ def write_selection(job: Job, plan: Plan, chosen: Chosen) -> dict[str, Any]:
     selection, scores = chosen.selection, chosen.scores
     table_path = job.run_dir / SELECTION
     write_atomically(table_path, lambda file: pq.write_table(selection.to_arrow(), file, **WRITING))
-    both_ends = ends(selection)
-    wanted = np.concatenate([*both_ends.values()])
-    subset_path, seen = write_subset(plan.source, selection.selected, job.run_dir, selection.index[wanted].tolist())
+    places = ends(selection, job.config.seed)
+    wanted = selection.index[np.concatenate([*places.values()])].tolist()
+    subset_path, seen = write_subset(plan.source, selection.selected, job.run_dir, wanted)
     texts = {row: example.instruction() for row, example in seen.rows.items()}
     characters = seen.mean_characters(selection.n_selected, selection.n_total)
-    figures, shown = summary(selection, chosen.table, characters), examples(selection, both_ends, texts)
+    figures, shown = summary(selection, chosen.table, characters), examples(selection, texts, places)
 
+    parents = []
     if scores:
-        name = f"scores-{scores.folder.name}"
-        job.tracker.used(Artifact("scores", name, scores.folder, metadata=scores.manifest()))
-    if plan.rule.epochs is not None:
-        job.tracker.histogram(f"{plan.rule.name}/selected", selection.score[selection.selected])
-        job.tracker.histogram(f"{plan.rule.name}/all", selection.score)
-    for epoch, nll_N in enumerate(chosen.table.nll):
-        job.tracker.histogram(f"nll/epoch_{epoch}", nll_N)
+        parents.append(f"scores-{scores.folder.name}")
+        job.tracker.used(Artifact("scores", parents[0], scores.folder, metadata=scores.manifest()))
+    track_records(job.tracker, chosen.table.nll)
+    track_rows(job.tracker, selection, chosen.table, places, seen.rows)
     hashes = {path.name: sha256_of(path) for path in (subset_path, table_path)}
-    subset = Artifact("subset", f"subset-{hashes[subset_path.name][:16]}", subset_path, metadata=figures)
+    about = {**figures, "made from": parents}
+    subset = Artifact("subset", f"subset-{hashes[subset_path.name][:16]}", subset_path, metadata=about)
     # A run that goes on to train has the subset as its input, so that the model's parent is known.
     (job.tracker.made if job.command == "select" else job.tracker.used)(subset)
     return {

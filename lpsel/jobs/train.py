@@ -15,6 +15,7 @@ from lpsel.errors import UserError
 from lpsel.jobs import outline
 from lpsel.jobs.ledger import ledger
 from lpsel.jobs.select import choose, describe_model, prepare, write_selection
+from lpsel.jobs.tracked import track_ledger
 from lpsel.jobs.trained import MODEL, trained_once, training_key
 from lpsel.model.adapter import Adapter
 from lpsel.model.device import device_of, resolve_precision
@@ -60,6 +61,7 @@ def run(job: Job) -> dict[str, Any]:
 
     result = {"command": "train", **result, **trained}
     result["ledger"] = ledger(result["scoring"], result["training"], result.pop("full_training"))
+    track_ledger(job.tracker, result["ledger"])
     log.info(as_text(lines([*outline.selection(result), *outline.scores(result), *outline.training(result)])))
     return result
 

@@ -15,29 +15,34 @@ ODD = {
     "above_1": "above 1",
     "below_0": "below 0",
 }
-EXAMPLES = 10  # of each end of the ranking
+EXAMPLES = 10  # of each end of the ranking, and of rows at random
 TEXT = 200  # characters of a row's text that are kept
 
 
-def ends(selection: Selection) -> dict[str, NDArray[np.int64]]:
-    """Positions of the rows that come first and last in the ranking, at most EXAMPLES each, in its order.
+def ends(selection: Selection, seed: int = 0) -> dict[str, NDArray[np.int64]]:
+    """Positions of the rows that come first and last in the ranking and of some at random, at most EXAMPLES each.
 
-    Rows that cannot be chosen or have no score are left out.
+    All are in the ranking's order. Rows that cannot be chosen or have no score are left out.
     """
     rows = np.flatnonzero((selection.reason < 0) & ~np.isnan(selection.score))
     sign = -1 if selection.descending else 1
     key, index = sign * selection.score[rows], selection.index[rows]
-    return {"first": rows[_lowest(key, index)], "last": rows[_lowest(-key, -index)][::-1]}
+    some = np.random.default_rng(seed).choice(len(rows), min(EXAMPLES, len(rows)), replace=False)
+    return {
+        "first": rows[_lowest(key, index)],
+        "last": rows[_lowest(-key, -index)][::-1],
+        "random": rows[some[np.lexsort((index[some], key[some]))]],
+    }
 
 
 def examples(
-    selection: Selection, both_ends: Mapping[str, NDArray[np.int64]], texts: Mapping[int, str]
+    selection: Selection, texts: Mapping[int, str], places: Mapping[str, NDArray[np.int64]]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Rows of both ends as result.json has them.
+    """Rows of both ends, and some at random, as result.json has them.
 
     Args:
-        both_ends: as `ends` has them.
-        texts: by row number, the instruction of each of these rows.
+        texts: by row number, the instruction of every row at `places`.
+        places: as `ends` gives them.
     """
     return {
         name: [
@@ -50,7 +55,7 @@ def examples(
             }
             for row in rows
         ]
-        for name, rows in both_ends.items()
+        for name, rows in places.items()
     }
 
 

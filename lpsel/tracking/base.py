@@ -1,6 +1,6 @@
 """What a tracker is asked to do; this one does none of it (`tracker=none`)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ class Artifact:
     Attributes:
         kind: scores, subset, model or evaluation.
         name: the same for the same content, so that one run's output is another's input.
-        path: a file or a folder.
+        path: a file or a folder, not written again once it is whole.
         by_reference: keep the address and checksums only, for what is too large to copy.
     """
 
@@ -26,21 +26,52 @@ class Artifact:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Distribution:
+    """How numbers are distributed; those that are not finite are left out."""
+
+    values: ArrayLike
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A table to look at: numbers and texts."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG file."""
+
+    path: Path
+
+
+Logged = float | Distribution | Rows | Picture
+
+
 class Tracker:
-    """Keeps nothing."""
+    """Keeps nothing.
 
-    def start(self, job: str, config: dict[str, Any], run_dir: Path) -> None:
-        """Begin the run of a command ("train", "select", "evaluate") with its configuration."""
+    Attributes:
+        keeps: whether what is logged is kept at all; where not, a trainer need not collect it.
+    """
 
-    def logger(self) -> Any:
-        """The Lightning logger that writes into this run, or False for none."""
-        return False
+    keeps: bool = False
 
-    def log(self, metrics: Mapping[str, float]) -> None:
-        """Record numbers."""
+    def start(self, job: str, config: dict[str, Any], run_dir: Path, group: str | None = None) -> None:
+        """Begin the run of a command ("train", "select", "evaluate") with its configuration.
 
-    def histogram(self, name: str, values: ArrayLike) -> None:
-        """Record how finite `values` are distributed."""
+        A run in the same folder that has not come to its end is gone on with. `group` is that of a job which belongs
+        to a sweep.
+
+        Raises:
+            UserError: it cannot be started as asked.
+        """
+
+    def log(self, values: Mapping[str, Logged], step: int | None = None) -> None:
+        """Record values; `step` is the optimiser's, counted from the start of a fit."""
 
     def used(self, artifact: Artifact) -> None:
         """Link a parent: something that what this run makes comes from, new or made by an earlier run."""

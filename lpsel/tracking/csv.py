@@ -5,19 +5,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lpsel.tracking.base import Tracker
+from lpsel.tracking.base import Logged, Tracker
 
 
 class CSVTracker(Tracker):
-    """Writes metrics.csv through Lightning's CSVLogger. Artifacts stay where they are: result.json names them."""
+    """Writes numbers to metrics.csv through Lightning's CSVLogger. Artifacts stay where they are: result.json names
+    them."""
+
+    keeps = True
 
     def __init__(self) -> None:
         self._logger: Any = None
 
-    def start(self, job: str, config: dict[str, Any], run_dir: Path) -> None:
+    def start(self, job: str, config: dict[str, Any], run_dir: Path, group: str | None = None) -> None:
         self.run_dir = run_dir
 
-    def logger(self) -> Any:
+    def log(self, values: Mapping[str, Logged], step: int | None = None) -> None:
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        if not numbers:
+            return
         if self._logger is None:
             from lightning.pytorch.loggers import CSVLogger
 
@@ -25,10 +31,7 @@ class CSVTracker(Tracker):
                 warnings.filterwarnings("ignore", message="Experiment logs directory .* is not empty")
                 self._logger = CSVLogger(self.run_dir, name="", version="")
                 _ = self._logger.experiment
-        return self._logger
-
-    def log(self, metrics: Mapping[str, float]) -> None:
-        self.logger().log_metrics(dict(metrics))
+        self._logger.log_metrics(numbers, step)
 
     def finish(self, result: Mapping[str, Any] | None) -> str | None:
         if self._logger is not None:

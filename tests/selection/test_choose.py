@@ -297,7 +297,7 @@ def test_the_summary_shows_both_ends_of_the_ranking(table, make_spec):
     found = ends(selection)
     assert found["first"].tolist() == found["last"].tolist() == [1, 3, 5, 8, 2, 7, 6, 4, 0]
     texts = {row: f"  Task {row}\nsecond line" for row in range(10)}
-    shown = examples(selection, found, texts)
+    shown = examples(selection, texts, found)
     assert shown["first"][0] == {"index": 1, "id": "row-1", "score": 0.1, "selected": True, "text": "Task 1"}
 
 

@@ -1,85 +1,142 @@
-"""Weights & Biases without an account: what is written offline, read back with wandb's own record types."""
+"""Weights & Biases without an account: what is written offline, read back by wandb's own reader, `wandb sync`."""
 
 import json
-import struct
+import os
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lpsel.errors import UserError
-from lpsel.tracking.base import Artifact
-from lpsel.tracking.wandb import WandbTracker, has_account
+from lpsel.tracking.base import Artifact, Distribution, Rows
+from lpsel.tracking.wandb import WandbTracker, has_account, known
 
-BLOCK, FULL, LAST = 32_768, 1, 4
+sys.path.insert(0, str(Path(__file__).parent))
+from wandb_server import WandbServer
+
+KEY = "x" * 40
 
 
 @pytest.fixture(autouse=True)
 def no_account(monkeypatch, tmp_path):
-    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
 
 
-def records(folder):
-    """Everything in an offline run's file, in order: LevelDB's log format behind a header of seven bytes."""
-    from wandb.proto import wandb_internal_pb2
-
-    data = next(Path(folder).glob("offline-run-*/run-*.wandb")).read_bytes()
-    assert data[:4] == b":W&B"
-    found, whole, at = [], b"", 7
-    while at + 7 <= len(data):
-        left = BLOCK - at % BLOCK
-        if left < 7:
-            at += left
-            continue
-        length, kind = struct.unpack("<HB", data[at + 4 : at + 7])
-        whole += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (FULL, LAST):
-            found.append(wandb_internal_pb2.Record.FromString(whole))
-            whole = b""
-    return found
+@pytest.fixture
+def server():
+    serving = WandbServer()
+    thread = threading.Thread(target=serving.serve_forever, daemon=True)
+    thread.start()
+    yield serving
+    serving.shutdown()
+    serving.server_close()
+    thread.join()
 
 
-def test_an_offline_run_holds_config_metrics_artifacts_and_parents(tmp_path):
+def sync(server, *folders):
+    """`wandb sync`, which reads offline files with wandb's own reader, to a server on this machine."""
+    done = subprocess.run(
+        [Path(sys.executable).parent / "wandb", "sync", *map(str, folders)],
+        env=os.environ | {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY, "WANDB_SILENT": "false"},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_wandb_sync_reads_config_metrics_tables_artifacts_and_parents(tmp_path, server, monkeypatch):
+    monkeypatch.setenv("SOME_TOKEN", "very-secret-value")
     run_dir = tmp_path / "runs" / "first"
     run_dir.mkdir(parents=True)
     scores = tmp_path / "scores.parquet"
     scores.write_bytes(b"not really Parquet")
-    tracker = WandbTracker(project="lpsel", group="tests", tags=["one"])
-    tracker.start("select", {"pct": 10}, run_dir)
+    tracker = WandbTracker(project="lpsel", tags=["one"])
+    tracker.start("select", {"pct": 10, "judge": {"url": "http://very-secret-value@host"}}, run_dir, group="tests")
     tracker.used(Artifact("scores", "scores-abc", scores))
-    tracker.log({"nll": 1.5})
-    tracker.histogram("lp/all", [0.1, np.nan, 0.3])
+    tracker.log({"target/nll": 1.5}, step=3)
+    tracker.log({"records/epoch": 1, "records/lp": Distribution([0.1, np.nan, 0.3, np.inf])})
+    tracker.log({"empty": Distribution([np.nan]), "rows": Rows(["row", "text"], [[1, "<b>"], [None, "two"]])})
     tracker.made(Artifact("subset", "subset-def", scores, metadata={"rows": 4}))
     line = tracker.finish({"n_selected": 4, "bad": float("nan")})
-    assert line.startswith("Tracked offline; to upload: wandb sync ")
-    assert Path(line.rsplit(" ", 1)[1]).is_dir()
+    (folder,) = (run_dir / "wandb").glob("offline-run-*")
+    assert line == f"Tracked offline; to upload: wandb sync {folder}"
 
-    found = records(run_dir / "wandb")
-    run = next(r.run for r in found if r.HasField("run"))
-    assert (run.project, run.run_group, run.job_type, run.display_name) == ("lpsel", "tests", "select", "first")
-    assert set(run.tags) == {"select", "one"}
-    config = {u.key or u.nested_key[0]: u.value_json for r in found for u in (*r.run.config.update, *r.config.update)}
-    assert config["pct"] == "10"
-    assert json.loads(config["parents"]) == ["scores: scores-abc"]
-    artifacts = {a.name: a for r in found if r.HasField("request") for a in [r.request.log_artifact.artifact] if a.name}
-    artifacts |= {r.artifact.name: r.artifact for r in found if r.HasField("artifact")}
-    assert artifacts["scores-abc"].use_after_commit
-    assert not artifacts["subset-def"].use_after_commit
-    history = {item.key or item.nested_key[0] for r in found for item in r.history.item}
-    assert {"nll", "lp/all"} <= history, history
+    sync(server, folder)
+    first, *_, last = server.operations["UpsertBucket"]
+    assert (first["project"], first["groupName"], first["jobType"]) == ("lpsel", "tests", "select")
+    assert (first["displayName"], first["name"]) == ("first", known(run_dir)["id"])
+    assert first["tags"] == ["select", "one"]
+    config = {name: of["value"] for name, of in json.loads(last["config"]).items()}
+    assert config["pct"] == 10
+    assert config["judge"] == {"url": "http://***@host"}
+    assert config["parents"] == ["scores: scores-abc"]
+
+    ((_, lines),) = server.history.items()
+    metric, records, table = map(json.loads, lines)
+    assert (metric["target/nll"], metric["trainer/global_step"]) == (1.5, 3)
+    assert sum(records["records/lp"]["values"]) == 2, "what is not finite is left out"
+    assert records["records/epoch"] == 1
+    assert "empty" not in table
+    assert table["rows"]["_type"] == "table-file"
+    assert (table["rows"]["nrows"], table["rows"]["ncols"]) == (2, 2)
+    (kept,) = [body for path, body in server.uploads.items() if path.endswith(".table.json")]
+    assert json.loads(kept)["data"] == [[1, "<b>"], [None, "two"]]
+
+    made = {of["input"]["artifactCollectionName"]: of["input"] for of in server.operations["CreateArtifact"]}
+    assert made["subset-def"]["artifactTypeName"] == "subset"
+    assert json.loads(made["subset-def"]["metadata"]) == {"rows": 4}
+    (used,) = [of["input"] for of in server.operations["UseArtifact"]]
+    parent = made["scores-abc"]
+    answered = server.answer("CreateArtifact", {"input": parent})["createArtifact"]["artifact"]["id"]
+    assert (used["artifactID"], used["runName"]) == (answered, first["name"])
+    assert server.exit_codes == {first["name"]: 0}
+    assert not list((tmp_path / "data").rglob("*.parquet*")), "files are read where they lie"
 
 
-def test_a_run_that_fails_is_marked_so(tmp_path):
+def test_a_command_that_is_given_again_goes_on_with_its_w_and_b_run(tmp_path, server):
+    folders = []
+    for result, nll in ((None, 3.0), ({}, 2.0), ({}, 1.0)):
+        tracker = WandbTracker(project="lpsel")
+        tracker.start("train", {}, tmp_path)
+        tracker.log({"target/nll": nll}, step=int(3 - nll))
+        tracker.finish(result)
+        folders.append(tracker.directory)
+        time.sleep(1)  # W&B names a folder by the second
+    first, second, third = folders
+    assert first.name.split("-")[-1] == second.name.split("-")[-1], "the first did not finish"
+    assert third.name.split("-")[-1] != first.name.split("-")[-1], "the second did"
+    sync(server, first, second, third)
+    values = {run: [json.loads(line)["target/nll"] for line in lines] for run, lines in server.history.items()}
+    assert values == {first.name.split("-")[-1]: [3.0, 2.0], third.name.split("-")[-1]: [1.0]}
+
+
+def test_where_the_server_does_not_answer_a_run_is_tracked_offline(tmp_path, monkeypatch, caplog):
+    import wandb
+
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    begin = wandb.init
+
+    def refuse(**arguments):
+        if arguments["mode"] == "online":
+            raise wandb.errors.CommError("no route to host")
+        return begin(**arguments)
+
+    monkeypatch.setattr(wandb, "init", refuse)
     tracker = WandbTracker(project="lpsel")
     tracker.start("train", {}, tmp_path)
-    tracker.finish(None)
-    assert next(r.exit.exit_code for r in records(tmp_path / "wandb") if r.HasField("exit")) == 1
+    assert tracker.finish({}).startswith("Tracked offline")
+    assert "W&B cannot be reached (no route to host); this run is tracked offline" in caplog.text
+    with pytest.raises(UserError, match=r"no run can be started \(no route to host\); say tracker.mode=offline"):
+        WandbTracker(project="lpsel", mode="online").start("train", {}, tmp_path)
 
 
 def test_a_run_that_never_started_has_nothing_to_finish():
@@ -88,18 +145,25 @@ def test_a_run_that_never_started_has_nothing_to_finish():
 
 def test_an_account_is_known_by_key_or_netrc(monkeypatch, tmp_path):
     assert not has_account()
-    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
     assert has_account()
     assert WandbTracker(project="lpsel").mode == "online"
     monkeypatch.delenv("WANDB_API_KEY")
-    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password secret\n")
-    (tmp_path / ".netrc").chmod(0o600)
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret\n")
+    (tmp_path / "netrc").chmod(0o600)
     assert has_account()
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.com")
+    assert not has_account()
+
+
+def test_online_without_an_account_is_told_in_place_of_a_prompt():
+    with pytest.raises(UserError, match="there is no account; run wandb login, set WANDB_API_KEY or leave it out"):
+        WandbTracker(project="lpsel", mode="online")
 
 
 def test_the_environments_mode_counts(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
     assert WandbTracker(project="lpsel").mode == "offline"
 
 
