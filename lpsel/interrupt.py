@@ -46,10 +46,10 @@ def endings() -> Iterator[None]:
         return
     free = (signal.SIG_DFL, signal.default_int_handler)
     before = {number: signal.signal(number, _handle) for number in SIGNALS if signal.getsignal(number) in free}
-    _Told.number = None
     try:
         yield
     finally:
+        _Told.number = None
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -3,6 +3,7 @@
 Twenty kills; as many as LPSEL_KILLS says (`make soak`: 200). LPSEL_SEED chooses the moments.
 """
 
+import gc
 import json
 import multiprocessing
 import os
@@ -15,7 +16,6 @@ from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -52,9 +52,10 @@ def commands(toy_model, embedder, data, folder):
     train = [
         "model=local", f"model.path={toy_model}", "scorer=local", f"scorer.path={toy_model}", "dataset=local",
         f"dataset.path={data}", "scorer.recipe.learning_rate=1e-3", "scorer.recipe.batch_size=8",
-        "scorer.recipe.epochs=2", "selection=lp", "selection.epochs=2", "scorer.max_length=256", "score_tokens=300", "cluster=kmeans",
-        "cluster.n_clusters=3", f"cluster.embedder={embedder}", "pct=50", "model.recipe.epochs=2", "model.recipe.batch_size=4",
-        "model.recipe.learning_rate=1e-3", "checkpoint_steps=3", f"hydra.run.dir={folder}/run",
+        "scorer.recipe.epochs=2", "selection=lp", "selection.epochs=2", "scorer.max_length=256", "score_tokens=300",
+        "cluster=kmeans", "cluster.n_clusters=3", f"cluster.embedder={embedder}", "pct=50", "model.recipe.epochs=2",
+        "model.recipe.batch_size=4", "model.recipe.learning_rate=1e-3", "checkpoint_steps=3",
+        f"hydra.run.dir={folder}/run",
     ]  # fmt: skip
     evaluate = [
         "evaluator=pairwise", "judge=reference", f"prompts={data}", f"model={folder}/run", f"baseline={toy_model}",
@@ -75,7 +76,7 @@ def events(happened):
     import lpsel.model.export
     import lpsel.selection.embeddings
 
-    stage = ["starting"]
+    stage = ["between stages"]
     patch = pytest.MonkeyPatch()
     track, sync, replace = progress.track, os.fsync, Path.replace
 
@@ -187,6 +188,11 @@ def test_killed_at_random_moments_a_command_comes_to_the_same_end(
     toy_model, embedder, instructions, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import rouge_score.rouge_scorer  # noqa: F401  what the processes would import, each anew
+    import sklearn.cluster  # noqa: F401
+
+    gc.collect()
+    gc.freeze()  # a collection in a forked process would copy all memory
     data, moments, killer = instructions(rows=24), random.Random(SEED), Killer()
     whole = tmp_path / "whole"
     whole.mkdir()
@@ -214,5 +220,6 @@ def test_killed_at_random_moments_a_command_comes_to_the_same_end(
                     stages[where] += 1
         assert what_came_out(folder) == expected, f"round {rounds}, LPSEL_SEED={SEED}"
         assert not list((folder / "cache").rglob("step-*")), "a checkpoint is left"
+    gc.unfreeze()
     with capsys.disabled():
         print(f"\n{stages.total()} kills in {rounds} rounds, by stage: {dict(stages.most_common())}")
