@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?= -m "not real"
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo bench docs test lint clean
+.PHONY: help venv demo bench docs test soak lint clean
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,9 @@ lint: venv ## Check style and types
 
 test: lint ## Check style and types, run the tests (PYTEST_ARGS= for the ones that need real models as well)
 	$(BIN)/python -m pytest --numprocesses=2 $(PYTEST_ARGS)
+
+soak: venv ## Kill processes at 200 random moments and see that commands come to the same end (about 10 minutes)
+	LPSEL_KILLS=200 $(BIN)/python -m pytest -q tests/jobs/test_kills.py
 
 clean: ## Remove .venv and everything built
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

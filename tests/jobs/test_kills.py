@@ -217,6 +217,9 @@ def test_killed_at_random_moments_a_command_comes_to_the_same_end(
                 status, where = killer.run(command, given, folder, at if told else 0, number, moments.uniform(0, 0.01))
                 if status != 0:
                     assert status in ((-number, 128 + number) if told else ()), (folder / "err").read_text()
+                    if status > 0:
+                        said = (folder / "err").read_text().splitlines()[-1]
+                        assert said.endswith("; the same command goes on from there"), said
                     stages[where] += 1
         assert what_came_out(folder) == expected, f"round {rounds}, LPSEL_SEED={SEED}"
         assert not list((folder / "cache").rglob("step-*")), "a checkpoint is left"

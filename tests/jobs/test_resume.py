@@ -18,6 +18,7 @@ from lpsel.interrupt import Ended, endings
 from lpsel.model.module import FineTuner
 
 ROWS, STEPS, EPOCHS = 40, 5, 2  # rows, optimiser steps an epoch, epochs of the scorer
+BATCHES = 9  # of a recording pass
 
 
 class Cut(BaseException):
@@ -95,14 +96,13 @@ def losses(result):
     return np.array([table[name].to_numpy() for name in table.column_names if name.startswith("nll_")])
 
 
-# A pass over the 40 rows has 8 batches, an epoch 5 steps.
 MOMENTS = {
     "before training": ("validation_step", 5),
     "at the first step": ("training_step", 0),
     "in the first epoch": ("training_step", 3),
-    "after the first epoch": ("validation_step", 13),
+    "after the first epoch": ("validation_step", BATCHES + 5),
     "in the second epoch": ("training_step", 8),
-    "after the second epoch": ("validation_step", 23),
+    "after the second epoch": ("validation_step", 2 * BATCHES + 5),
 }
 
 
@@ -125,16 +125,17 @@ def test_an_epoch_that_was_stopped_is_stopped_there_again(tmp_path, toy_model, r
     stable = ["scorer.stop=stable", "scorer.stop_rows=20", "scorer.stop_bound=.05", "scorer.recipe.batch_size=3"]
     alone = run("select", arguments(toy_model, rows, tmp_path / "whole", *stable), tmp_path / "a")
     calls = cut()
-    # In the second epoch, between its checks.
     again = arguments(toy_model, rows, tmp_path / "cut", *stable, "checkpoint_steps=1")
     known = json.loads((Path(alone["scores"]).parent / "manifest.json").read_text())["checked_epochs"]
     assert known[0]["stopped"] < known[0]["steps"]
-    cut_off("select", again, tmp_path / "b", cut, "training_step", known[0]["stopped"] + 2)
+    cut_off(
+        "select", again, tmp_path / "b", cut, "training_step", known[0]["stopped"] + 1
+    )  # between checks of the second
     resumed = run("select", again, tmp_path / "c")
     np.testing.assert_array_equal(losses(resumed), losses(alone))
     manifest = json.loads((Path(resumed["scores"]).parent / "manifest.json").read_text())
     assert manifest["checked_epochs"] == known
-    assert calls["training_step"] == sum(epoch["stopped"] or epoch["steps"] for epoch in known)
+    assert calls["training_step"] == 2 * sum(epoch["stopped"] or epoch["steps"] for epoch in known)
 
 
 def test_columns_of_passes_before_training_go_on(tmp_path, toy_model, rows, cut):
@@ -244,7 +245,7 @@ def test_a_damaged_part_is_recorded_again(tmp_path, toy_model, rows, whole, cut,
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-@pytest.mark.parametrize(("name", "after"), [("training_step", 3), ("validation_step", 11)])
+@pytest.mark.parametrize(("name", "after"), [("training_step", 3), ("validation_step", BATCHES + 3)])
 def test_a_signal_ends_a_training_at_a_place_from_which_nothing_is_repeated(
     tmp_path, toy_model, rows, whole, cut, monkeypatch, number, name, after
 ):
@@ -266,7 +267,7 @@ def test_a_signal_ends_a_training_at_a_place_from_which_nothing_is_repeated(
     assert f"; {kept}; the same command goes on from there" in str(end.value)
     resumed = run("select", given, tmp_path / "c")
     np.testing.assert_array_equal(losses(resumed), losses(whole))
-    assert calls == {"training_step": STEPS * EPOCHS, "validation_step": 8 * (EPOCHS + 1)}
+    assert calls == {"training_step": STEPS * EPOCHS, "validation_step": BATCHES * (EPOCHS + 1)}
 
 
 def test_a_full_disk_ends_with_one_line_and_the_command_goes_on_when_there_is_room(
