@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from safetensors.torch import load_file
 from lpsel.config import run
 from lpsel.errors import UserError
 from lpsel.interrupt import Ended, endings
+from lpsel.model.checkpoint import Checkpoints
 from lpsel.model.module import FineTuner
 
 ROWS, STEPS, EPOCHS = 40, 5, 2  # rows, optimiser steps an epoch, epochs of the scorer
@@ -286,3 +289,28 @@ def test_a_full_disk_ends_with_one_line_and_the_command_goes_on_when_there_is_ro
     assert not list((tmp_path / "cut").rglob("step-*"))
     resumed = run("select", given, tmp_path / "c")
     np.testing.assert_array_equal(losses(resumed), losses(whole))
+
+
+def test_by_default_the_first_checkpoint_shows_how_many_there_may_be(tmp_path, toy_model, rows, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    made, save = [], Checkpoints.save
+
+    def slow(self, step, *state):
+        made.append(step)
+        time.sleep(0.5)
+        save(self, step, *state)
+
+    monkeypatch.setattr(Checkpoints, "save", slow)
+    given = ["scorer.recipe.batch_size=1", "selection=lp_app", "checkpoint_steps=auto"]
+    run("select", [o for o in arguments(toy_model, rows, tmp_path, *given) if "epochs=2" not in o], tmp_path / "run")
+    assert made == [10, ROWS]  # after the first, 25 seconds of training are due; the epoch ends before
+    assert re.search(r"a checkpoint takes 0\.\d s; one every \d+ steps in ", caplog.text)
+
+
+@pytest.mark.parametrize("every", [0, -1, 1.5, "often", "true", "null"])
+def test_a_number_of_steps_is_asked_for(tmp_path, toy_model, rows, every):
+    with pytest.raises(UserError) as mistake:
+        run("select", arguments(toy_model, rows, tmp_path, f"checkpoint_steps={every}"), tmp_path / "run")
+    assert re.fullmatch(
+        r"checkpoint_steps=\S+: must be auto or a whole number of optimiser steps, at least 1\.", str(mistake.value)
+    )
