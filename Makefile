@@ -6,7 +6,7 @@ PYTEST_ARGS ?= -m "not real"
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo bench docs test lint audit clean
+.PHONY: help venv demo bench docs test soak lint audit clean
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,9 @@ audit: venv ## Known holes and licences of the pinned packages, as far as the pa
 	$(PYTHON) -m venv build/audit
 	build/audit/bin/python -m pip install -qq pip-audit pip-licenses
 	build/audit/bin/python .ci/audit.py $(VENV)
+
+soak: venv ## Kill processes at 200 random moments and see that commands come to the same end (about 10 minutes)
+	LPSEL_KILLS=200 $(BIN)/python -m pytest -q tests/jobs/test_kills.py
 
 clean: ## Remove .venv and everything built
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -47,13 +47,13 @@ class Asked:
         write_json(run_dir / ASKED, {"command": self.command, "config": self.config})
 
     def check(self, run_dir: Path) -> None:
-        """Refuse a folder with the result of another configuration.
+        """Refuse a folder with a run of another configuration, be it done or cut off.
 
         Raises:
             UserError: names what differs.
         """
         there = _read(run_dir / ASKED)
-        if there is None or not (run_dir / RESULT).is_file():
+        if there is None:
             return
         ours = {"command": self.command, **self.config}
         theirs = {"command": there["command"], **there["config"]}
@@ -62,8 +62,8 @@ class Asked:
             more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
             has, asks = (", ".join(f"{key}={pair[i]}" for key, *pair in differing[:SHOWN]) for i in (0, 1))
             raise UserError(
-                f"{run_dir}: holds a run with {has}; this one has {asks}{more}; give another "
-                "hydra.run.dir (in a sweep hydra.sweep.dir)."
+                f"{run_dir}: holds {'a' if (run_dir / RESULT).is_file() else 'an unfinished'} run with {has}; this one "
+                f"has {asks}{more}; give another hydra.run.dir (in a sweep hydra.sweep.dir), or delete the folder."
             )
 
     def finished(self, run_dir: Path) -> dict[str, Any] | None:

@@ -46,22 +46,28 @@ def endings() -> Iterator[None]:
         return
     free = (signal.SIG_DFL, signal.default_int_handler)
     before = {number: signal.signal(number, _handle) for number in SIGNALS if signal.getsignal(number) in free}
-    _Told.number = None
     try:
         yield
     finally:
+        _Told.number = None
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 @contextmanager
 def put_off() -> Iterator[None]:
-    """Within `endings`, a signal is only noted: the code looks at `told` where it can save, and raises `Ended`."""
+    """Within `endings`, a signal is only noted: the code looks at `told` where it can save, and raises `Ended`.
+
+    Raises:
+        Ended: at the end, for a signal that nothing has looked at.
+    """
     _Told.waits = True
     try:
         yield
     finally:
         _Told.waits = False
+    if _Told.number is not None:
+        raise Ended(_Told.number)
 
 
 def _handle(number: int, _frame: Any) -> None:

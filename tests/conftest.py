@@ -108,9 +108,12 @@ def torchrun(rank, world, port):
 
 @pytest.fixture
 def as_ranks(tmp_path):
-    """Run `work()` in several forked processes, which have imported all that the tests have, as ranks of one job."""
+    """Run `work()` in several forked processes, which have imported all that the tests have, as ranks of one job.
 
-    def start(world, work, environment=torchrun):
+    Returns their exit statuses, which are 0 unless the test says `may_fail`.
+    """
+
+    def start(world, work, environment=torchrun, may_fail=False):
         port = any_free_port()
         context = multiprocessing.get_context("fork")
         ranks = [
@@ -124,7 +127,9 @@ def as_ranks(tmp_path):
             if process.is_alive():
                 process.kill()
         said = [path.read_text() for path in sorted(tmp_path.glob("rank*.txt"))]
-        assert [process.exitcode for process in ranks] == [0] * world, "\n".join(said)
+        ended = [process.exitcode for process in ranks]
+        assert may_fail or ended == [0] * world, "\n".join(said)
+        return ended
 
     return start
 

@@ -47,7 +47,7 @@ class _Unrecorded(Sampler):
         return len(self.data.rounds())
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.data.rounds_left())
+        yield from self.data.rounds_left()  # asked with the first batch, when it is known what is recorded
 
 
 class _EpochPlan(Sampler):

@@ -104,7 +104,8 @@ def fit(
         default_root_dir=job.run_dir,
     )
     # Lightning's own would broadcast from inside the handler, and save a pickle for SLURM.
-    trainer._signal_connector.register_signal_handlers = lambda: None
+    signals: Any = trainer._signal_connector
+    signals.register_signal_handlers = lambda: None
     with put_off(), warnings.catch_warnings():
         # The modules are in evaluation mode on purpose: dropout stays off.
         warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")
@@ -156,7 +157,7 @@ def full_training(module: FineTuner, data: SubsetDataModule, epochs: int) -> dic
     }
 
 
-def _cost(work: dict[str, Any], time_taken: dict[str, float]) -> Cost:
+def _cost(work: dict[str, Any], time_taken: dict[str, Any]) -> Cost:
     return Cost(**work, **time_taken, peak_memory_bytes=peak_memory())
 
 

@@ -58,7 +58,7 @@ class Resume(L.Callback):
             group["lr"] = rate
         epoch, self.step = found["epoch"], found["step"]
         self.data.made = (epoch, found["epoch_step"])
-        loop = trainer.fit_loop
+        loop: Any = trainer.fit_loop
         for state in (loop.epoch_progress.current, loop.epoch_progress.total):
             state.ready = state.started = state.processed = state.completed = epoch
         # Lightning's `global_step` and the step that loggers see; the steps of this epoch that come empty are counted.

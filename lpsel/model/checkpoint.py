@@ -138,7 +138,8 @@ def _trained(model: Any) -> dict[str, Any]:
 
 def _state(model: Any, optimizer: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The optimiser's plain numbers, and all tensors, by "KEY WEIGHT"."""
-    numbers, tensors = {}, {}
+    numbers: dict[str, Any] = {}
+    tensors: dict[str, Tensor] = {}
     for name, weight in _trained(model).items():
         tensors[f"{WEIGHT} {name}"] = weight.detach()
         for key, value in optimizer.state.get(weight, {}).items():
@@ -233,7 +234,7 @@ def _fill(tensor: Any, pieces: list[Piece]) -> None:
 
 def _rows(pieces: list[Piece], first: int, stop: int) -> Tensor:
     """Rows `first` to `stop`, read from the files that hold them; of a tensor without dimensions all of it."""
-    parts = []
+    parts: list[Tensor] = []
     for piece in pieces:
         with safe_open(piece.file, "pt") as file:
             if not piece.shape:
