@@ -38,11 +38,11 @@ np.save(out, np.sort(place.index[place.to_numpy() < take.loc[table["cluster"].lo
 """
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--clusters", type=int, default=200_000)
-    asked = parser.parse_args()
+    asked = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make(folder, asked.rows, asked.clusters)
@@ -52,16 +52,16 @@ def main() -> None:
             f"scores={folder}/scores.parquet", f"pct={PCT}", "tracker=none", f"hydra.run.dir={folder}/run",
             f"cache_dir={folder}/cache",
         ]  # fmt: skip
-        ours, memory = measured(command)
-        print(f"lpsel select        {ours:7.1f} s  {memory / 2**30:5.2f} GiB at most")
+        ours, spent, memory = measured(command)
+        print(f"lpsel select        {ours:7.1f} s  {spent:7.1f} s of CPU  {memory / 2**30:5.2f} GiB at most")
 
         table = pq.read_table(folder / "run" / "selection.parquet", columns=["cluster", "selected"])
         cluster, selected = (table[column].to_numpy() for column in ("cluster", "selected"))
         np.save(folder / "shares.npy", np.bincount(cluster[selected], minlength=asked.clusters))
-        theirs, memory = measured(
+        theirs, spent, memory = measured(
             [sys.executable, "-c", PANDAS, *(str(folder / n) for n in ("scores.parquet", "shares.npy", "pandas.npy"))]
         )
-        print(f"pandas, choice only {theirs:7.1f} s  {memory / 2**30:5.2f} GiB at most")
+        print(f"pandas, choice only {theirs:7.1f} s  {spent:7.1f} s of CPU  {memory / 2**30:5.2f} GiB at most")
         assert (np.load(folder / "pandas.npy") == np.flatnonzero(selected)).all(), "other rows than pandas chooses"
         chosen = json.loads((folder / "run" / "result.json").read_text())["n_selected"]
         print(f"the same {chosen:,} rows; lpsel takes {ours / theirs:.2f} times as long")
@@ -82,8 +82,8 @@ def make(folder: Path, rows: int, clusters: int) -> None:
     pq.write_table(pa.table({"nll_0": before, "nll_1": after, "cluster": cluster}), folder / "scores.parquet")
 
 
-def measured(command: list[str]) -> tuple[float, int]:
-    """Seconds, and the largest resident memory in bytes, of one command."""
+def measured(command: list[str]) -> tuple[float, float, int]:
+    """Seconds, CPU seconds of all its processes, and the largest resident memory of one of them in bytes."""
     started = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -92,7 +92,7 @@ def measured(command: list[str]) -> tuple[float, int]:
     seconds = time.monotonic() - started
     if status:
         sys.exit(f"{' '.join(command[:4])} failed:\n{said}")
-    return seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":

@@ -122,6 +122,14 @@ def test_commands(benchmark):
     assert all(finite(row["ratio"]) for row in figures["comparisons"])
 
 
+def test_selection(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    importlib.import_module("selection").main(["--rows=2000", "--clusters=20"])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("2,000 rows, 20 clusters, 10 %, exact budget")
+    assert printed[-1].startswith("the same 200 rows; lpsel takes ")
+
+
 def test_contestants_that_disagree_are_not_compared(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import numpy as np

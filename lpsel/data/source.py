@@ -68,8 +68,13 @@ class Example:
 
     def characters(self) -> tuple[int, int]:
         """Characters of the prompt, which is all that is not the assistant's, and of the response."""
-        response = sum(len(turn.content) for turn in self.turns if turn.role == "assistant")
-        return sum(len(turn.content) for turn in self.turns) + len(self.input) - response, response
+        prompt, response = len(self.input), 0
+        for role, content in self.turns:
+            if role == "assistant":
+                response += len(content)
+            else:
+                prompt += len(content)
+        return prompt, response
 
     def embedding_text(self) -> str:
         """What is embedded for clustering: `Instruction: {instruction} {input} Response: {output}`, fields stripped.

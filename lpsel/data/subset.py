@@ -58,14 +58,16 @@ def write_subset(
 
 def _write_lines(file: IO[bytes], source: Source, selected: NDArray[np.bool_], wanted: set[int], seen: Seen) -> None:
     def lines() -> Iterator[bytes]:
+        prompts = responses = 0
         for (index, raw, example), chosen in zip(source, selected.tolist(), strict=True):
-            characters = example.characters()
-            seen.all = _sum(seen.all, characters)
+            prompt, response = example.characters()
+            prompts, responses = prompts + prompt, responses + response
             if index in wanted:
                 seen.rows[index] = example
             if chosen:
-                seen.selected = _sum(seen.selected, characters)
+                seen.selected = _sum(seen.selected, (prompt, response))
                 yield json_line(raw)
+        seen.all = prompts, responses
 
     file.writelines(lines())
 

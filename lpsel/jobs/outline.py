@@ -13,9 +13,14 @@ TEXT = 60  # characters of an example
 def selection(result: Mapping[str, Any]) -> Pairs:
     """What was chosen, and the rows at both ends of the ranking."""
     pairs = [_split(line) for line in describe(dict(result))]
+    told: set[int] = set()
     for end in ("first", "last"):
-        for row in (rows := result["examples"][end]):
-            name = f"{end.capitalize()} in ranking" if row is rows[0] else ""
+        new = [
+            row for row in result["examples"][end] if row["index"] not in told
+        ]  # of few rows, the first are the last as well
+        told |= {row["index"] for row in new}
+        for row in new:
+            name = f"{end.capitalize()} in ranking" if row is new[0] else ""
             pairs.append((name, f"{row['score']:.4g}  row {row['index']}: {row['text'][:TEXT]}"))
     return pairs
 

@@ -13,6 +13,7 @@ import torch
 
 from lpsel.config import run
 from lpsel.errors import UserError
+from lpsel.jobs import outline
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SHARED_CHECK = Path(__file__).resolve().parent.parent.parent.parent / "shared" / "tools" / "check-contract"
@@ -189,6 +190,9 @@ def test_a_rule_ranks_by_a_column_of_the_data_set(tmp_path, toy_model, instructi
         (0, 0.0, True, "Count to 0."), (4, 0.0, True, "Count to 4."), (1, 1.0, False, "Count to 1."),
     ]  # fmt: skip
     assert result["examples"]["last"][-1]["index"] == 7
+    told = [what for _, what in outline.selection(result) if "  row " in what]
+    assert [line.split(":")[0] for line in told[:2]] == ["0  row 0", "0  row 4"]
+    assert len(told) == 8, "a row that is among the first is not told again among the last"
     assert len(first[0]["id"]) == 32
     with pytest.raises(UserError, match=r"selection.column=price: neither in scores= nor in row 0 of the data"):
         run("select", [*common, "selection.column=price"], tmp_path / "other")
