@@ -134,7 +134,8 @@ def _rows(source: Source, a_set: PromptSet) -> Iterator[tuple[int, dict[str, Any
     try:
         yield from enumerate(source.raw_rows())
     except UserError as error:
-        raise UserError(f"prompts={a_set.name}: {error}") from None
+        at_hand = "" if Path(a_set.path).is_file() else f" Or give a folder with {a_set.name}.jsonl as prompts_dir."
+        raise UserError(f"prompts={a_set.name}: {error}{at_hand}") from None
 
 
 def _prompt(a_set: PromptSet, number: int, raw: dict[str, Any], source: Source) -> Prompt:
