@@ -110,6 +110,11 @@ def finite(value: Any) -> Any:
     return value
 
 
+def utf8(text: str) -> str:
+    """The text with every half of a surrogate pair, which UTF-8 cannot hold, as an escape."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def json_line(value: Any) -> bytes:
     """One line of strict JSON in UTF-8; half a surrogate pair, which UTF-8 cannot hold, stays an escape."""
     plain = finite(value)

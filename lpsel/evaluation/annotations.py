@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from lpsel.data.readers import ENDINGS, reader_of
 from lpsel.errors import UserError
 from lpsel.evaluation.judge_agreement import combined
+from lpsel.files import utf8
 
 log = logging.getLogger(__name__)
 
@@ -107,18 +108,21 @@ def _verdicts(path: Path) -> list[Verdict]:
         at = f"{path}, {reader.unit} {number}"
         column = next((name for name in ("preference", "verdict") if name in row), None)
         if column is None:
-            raise UserError(f"{at}: neither preference nor verdict; a row needs one of them. {PREFERENCE_IS}")
+            found = ", ".join(row)[:60] or "nothing"
+            raise UserError(f"{at}: neither preference nor verdict, found {found}; rename a column. {PREFERENCE_IS}")
         prompt = str(place) if one_a_row else _prompt_of(row)
         if prompt is None:
             raise UserError(f"{at}: no id and no instruction; a row needs one of them, to tell the prompts apart.")
         try:
             preference = read_preference(row[column])
         except ValueError:
-            unreadable.append(f"{column} {row[column]!r} in row {place}")
+            unreadable.append(f"{column} {row[column]!r:.60} in row {place}")
             preference = None
         verdicts.append(_verdict(row, prompt, preference, at))
     if len(unreadable) == len(verdicts):
         raise UserError(f"judgements={path}: no verdict can be read, {unreadable[0]} first. {PREFERENCE_IS}")
+    if all(verdict.preference is None for verdict in verdicts):
+        raise UserError(f"judgements={path}: none of {len(verdicts)} rows was judged; give a file with verdicts.")
     if unreadable:
         told = "%s: verdicts that cannot be read count as failed, %d in all, %s first."
         log.warning(told, path, len(unreadable), unreadable[0])
@@ -151,7 +155,10 @@ def read_preference(value: Any) -> float | None:
         return WORDS[value.strip().lower()]
     if isinstance(value, bool | list | dict):
         raise ValueError(f"{value!r} is no preference")
-    number = float(value)
+    try:
+        number = float(value)
+    except (TypeError, OverflowError):  # a date of a Parquet file, a whole number of hundreds of digits
+        raise ValueError(f"{value!r} is no preference") from None
     if math.isnan(number):
         return None
     if not (number == 0 or 1 <= number <= 2):
@@ -167,11 +174,11 @@ def _verdict(row: dict[str, Any], prompt: str, preference: float | None, place: 
     return Verdict(
         id=prompt,
         preference=preference,
-        order=str(row.get("order") or ONE_ORDER),
-        model=str(row.get("model") or row.get("generator_2") or ""),
-        baseline=str(row.get("baseline") or row.get("generator_1") or ""),
-        judge=str(row.get("judge") or row.get("annotator") or ""),
-        category=_text(row.get("category") or row.get("dataset")),  # AlpacaEval's name for its five parts
+        order=_text(row.get("order")) or ONE_ORDER,
+        model=_text(row.get("model")) or _text(row.get("generator_2")) or "",
+        baseline=_text(row.get("baseline")) or _text(row.get("generator_1")) or "",
+        judge=_text(row.get("judge")) or _text(row.get("annotator")) or "",
+        category=_text(row.get("category")) or _text(row.get("dataset")),  # AlpacaEval's name for its five parts
         prompt_set=_text(row.get("prompt_set")),
         model_chars=_length(row, "model_chars", "output_2", place),
         baseline_chars=_length(row, "baseline_chars", "output_1", place),
@@ -179,7 +186,7 @@ def _verdict(row: dict[str, Any], prompt: str, preference: float | None, place: 
 
 
 def _text(value: Any) -> str | None:
-    return None if value is None or value == "" else str(value)
+    return None if value is None or value == "" else utf8(str(value))
 
 
 def _length(row: dict[str, Any], column: str, output: str, place: str) -> float | None:
@@ -192,7 +199,7 @@ def _length(row: dict[str, Any], column: str, output: str, place: str) -> float 
         length = float(value)
         if length < 0 or math.isinf(length):
             raise ValueError
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(
             f"{place}: {column} {value!r} is no number of characters; give one, or leave it empty."
         ) from None

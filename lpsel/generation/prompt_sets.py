@@ -13,7 +13,7 @@ from lpsel.config import build, config_dir
 from lpsel.data.readers import ENDINGS, reader_of
 from lpsel.data.source import DatasetSpec, Example, Source
 from lpsel.errors import UserError, first_line
-from lpsel.files import write_atomically
+from lpsel.files import utf8, write_atomically
 from lpsel.generation.prompt import Prompt
 
 # What asks -> the columns that may answer. A row without an answer is given an empty one, to be of a form that
@@ -134,7 +134,8 @@ def _rows(source: Source, a_set: PromptSet) -> Iterator[tuple[int, dict[str, Any
     try:
         yield from enumerate(source.raw_rows())
     except UserError as error:
-        raise UserError(f"prompts={a_set.name}: {error}") from None
+        at_hand = "" if Path(a_set.path).is_file() else f" Or give a folder with {a_set.name}.jsonl as prompts_dir."
+        raise UserError(f"prompts={a_set.name}: {error}{at_hand}") from None
 
 
 def _prompt(a_set: PromptSet, number: int, raw: dict[str, Any], source: Source) -> Prompt:
@@ -156,7 +157,7 @@ def _prompt(a_set: PromptSet, number: int, raw: dict[str, Any], source: Source) 
         answer = example.turns[-1].content
         example = Example(example.turns[:-1], example.input)
     return Prompt(
-        id=f"{a_set.name}/{number}" if given in (None, "") else str(given),
+        id=f"{a_set.name}/{number}" if given in (None, "") else utf8(str(given)),
         prompt_set=a_set.name,
         example=example,
         category=_text(_inside(raw, a_set.category)),
@@ -180,7 +181,7 @@ def _inside(raw: Mapping[str, Any], column: str) -> Any:
 
 
 def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
+    return None if value is None else utf8(str(value))
 
 
 def _distinct(prompts: list[Prompt]) -> list[Prompt]:

@@ -159,13 +159,13 @@ def test_two_judges_of_unlike_prompts_are_aligned(tmp_path):
 
 def test_what_is_there_and_cannot_be_read_counts_as_failed_and_is_said(tmp_path, caplog):
     path = tmp_path / "annotations.json"
-    verdicts = [2, "x", 3.7, None, True]
+    verdicts = [2, "x", 3.7, None, True, 10**400, [1]]
     path.write_text(json.dumps([{"instruction": str(i), "preference": p} for i, p in enumerate(verdicts)]))
     [judged] = read_judgements(path)
     found = figures(judged.preference_NO, model_chars_N=judged.model_chars_N, baseline_chars_N=judged.baseline_chars_N)
-    assert (found["n"], found["failed"]) == (1, 4)
+    assert (found["n"], found["failed"]) == (1, 6)
     [warning] = caplog.messages
-    assert warning == f"{path}: verdicts that cannot be read count as failed, 3 in all, preference 'x' in row 2 first."
+    assert warning == f"{path}: verdicts that cannot be read count as failed, 5 in all, preference 'x' in row 2 first."
 
 
 @pytest.mark.parametrize("ending", ["json", "json.gz", "jsonl.xz", "csv"])
@@ -216,7 +216,11 @@ ROW = {"instruction": "a", "generator_1": "base", "generator_2": "m", "preferenc
         ('{"preference": 2}', "no list under data or judgements"),
         ("[2, 1]", "a row must be a JSON object"),
         ("[]", "no verdicts in it; give a file that has some."),
-        ([{"instruction": "a"}], "line 1: neither preference nor verdict; a row needs one of them. A preference is 1"),
+        ([{**ROW, "preference": None}], "none of 1 rows was judged; give a file with verdicts."),
+        (
+            [{"instruction": "a"}],
+            "line 1: neither preference nor verdict, found instruction; rename a column. A preference is 1",
+        ),
         ([{"preference": 2, "order": "model_first"}], "line 1: no id and no instruction"),
         ([ROW, {"preference": 2}], "line 1: no id and no instruction"),
         (

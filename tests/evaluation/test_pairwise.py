@@ -70,14 +70,18 @@ def test_from_prompts_to_figures(given, toy_model, second_model, tmp_path):
 
 
 def test_its_table_of_verdicts_comes_back_as_the_same_figures(given, toy_model, second_model, tmp_path):
+    short = tmp_path / "short.txt"  # the model's context is
+    short.write_text("{nonce}\n{prompt}\n{first}\n{nonce}\n{second}\nA or B?")
     judged_by = [
         "judge=hf",
+        f"judge.prompt={short}",
         f"judge.model.path={toy_model}",
         "judge.model.template=plain",
         "+judge.model.max_length=512",
     ]
     models = [f"models=[{second_model}]", f"baseline={toy_model}"]
     result = run("evaluate", [*given, *models, *judged_by], tmp_path / "run")
+    assert (result["n"], result["failed"]) == (4, 0)
     table = pq.read_table(result["judgements"])
     assert table["order"].to_pylist() == ["baseline_first", "model_first"] * 4
     verdicts = [f"judgements={result['judgements']}", "evaluator=pairwise", "evaluator.resamples=200", "tracker=none"]
@@ -130,6 +134,13 @@ def test_two_judges_of_two_files_agree_so_far_and_are_one_test_each(tmp_path):
     assert (agreed["agreement"], agreed["kappa"]) == (80, pytest.approx((0.8 - 0.52) / (1 - 0.52)))
     assert [model["p_value_holm"] for model in result["models"]] == [model["p_value"] for model in result["models"]]
     assert "x and y agree on m in 80.0 % of 10 prompts; Cohen's kappa 0.58." in pairwise_table(result).caption
+
+
+def test_half_a_surrogate_pair_in_a_prompt_is_written_as_an_escape(tmp_path):
+    (tmp_path / "verdicts.json").write_text('[{"instruction": "\\ud83d!", "preference": 2, "dataset": "\\udc00"}]')
+    given = ["evaluator=pairwise", f"judgements={tmp_path}/verdicts.json", "tracker=none", f"cache_dir={tmp_path}"]
+    [row] = pq.read_table(run("evaluate", given, tmp_path / "run")["judgements"]).to_pylist()
+    assert (row["id"], row["category"]) == ("\\ud83d!", "\\udc00")
 
 
 def test_verdicts_made_elsewhere_are_counted_without_torch(tmp_path):

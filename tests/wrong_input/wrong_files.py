@@ -190,7 +190,7 @@ def _judgements():
     return {
         "judgements/empty.json": [],
         "judgements/no-preference.json": [{"instruction": "a"}],
-        "judgements/no-prompt.json": [{"preference": 1}],
+        "judgements/no-prompt.json": [said(), {"preference": 1}],
         "judgements/words.json": [said(preference="maybe")],
         "judgements/far.json": [said(preference=7)],
         "judgements/twice.json": [said(), said(preference=2)],
