@@ -15,9 +15,8 @@ def selection(result: Mapping[str, Any]) -> Pairs:
     pairs = [_split(line) for line in describe(dict(result))]
     told: set[int] = set()
     for end in ("first", "last"):
-        new = [
-            row for row in result["examples"][end] if row["index"] not in told
-        ]  # of few rows, the first are the last as well
+        # Of few rows, the first are the last as well.
+        new = [row for row in result["examples"][end] if row["index"] not in told]
         told |= {row["index"] for row in new}
         for row in new:
             name = f"{end.capitalize()} in ranking" if row is new[0] else ""
