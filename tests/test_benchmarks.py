@@ -156,3 +156,12 @@ def test_stopping_without_its_material(monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     assert importlib.import_module("stopping").main([str(tmp_path / "model"), str(tmp_path / "rows")]) == []
     assert "model is not there: nothing to measure" in capsys.readouterr().out
+
+
+def test_growth(benchmark):
+    figures = benchmark("growth", "--stages", "content ids", "tokenising")
+    assert [stage["stage"] for stage in figures["stages"]] == ["content ids", "tokenising"]
+    for stage in figures["stages"]:
+        assert stage["imports"] > 10 * 2**20  # bytes: Python and its libraries
+        assert len(stage["bytes"]) == 2
+        assert math.isfinite(stage["bytes_a_row"])
