@@ -21,7 +21,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: venv ## Score, select, train and evaluate on the embedded data; prints one table (under 5 minutes on two cores)
 	$(BIN)/python examples/demo.py
 
-bench: venv ## Speed and memory beside the released recipe, lm-eval and Trainer (about an hour on two cores)
+bench: venv ## Speed and memory beside the released recipe, lm-eval and Trainer (hours on two cores)
 	$(BIN)/python benchmarks/cpu.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/commands.py

@@ -58,8 +58,8 @@ def main(argv: list[str] | None = None) -> Path | None:
         for rows in sizes:
             work = _made(Path(folder) / str(rows), rows)
             for name in options.stages:
-                print(f"{rows:,} rows: {name}", flush=True)
                 peaks[name].append(max(_peak(name, work) - base[name], 0))
+                print(f"{rows:,} rows: {name}, {peaks[name][-1] / 2**20:,.1f} MiB", flush=True)
     figures, table = [], []
     for name, found in peaks.items():
         slope = (found[-1] - found[-2]) / (sizes[-1] - sizes[-2]) if len(sizes) > 1 else None
