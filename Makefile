@@ -27,7 +27,6 @@ bench: venv ## Speed and memory beside the released recipe, lm-eval and Trainer 
 	$(BIN)/python benchmarks/memory.py $(BENCH_ARGS)
 	$(BIN)/python benchmarks/loading.py $(BENCH_ARGS)
 	$(BIN)/python benchmarks/commands.py $(BENCH_ARGS)
-	$(BIN)/python benchmarks/growth.py $(BENCH_ARGS)
 
 docs: venv ## Build the documentation into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

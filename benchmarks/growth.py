@@ -27,13 +27,20 @@ from harness import arguments, show, write
 ROWS = (10_000, 100_000, 1_000_000)
 CLUSTERS = 1_000
 TOKENS = 32
-SCORER = ["scorer=tiny", "scorer.template=plain", f"scorer.max_length={TOKENS}"]
+TINY = {"layers": 1, "hidden": 32, "heads": 2, "vocabulary": 512, "pretrain_steps": 0, "seed": 0}
+SCORER = [
+    "scorer=tiny",
+    "scorer.template=plain",
+    f"scorer.max_length={TOKENS}",
+    *(f"scorer.tiny.{name}={value}" for name, value in TINY.items()),
+]
 SECONDS_BETWEEN_LOOKS = 0.02
 
 
 def main(argv: list[str] | None = None) -> Path | None:
     parser = arguments(__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -44,14 +51,15 @@ def main(argv: list[str] | None = None) -> Path | None:
     if options.tiny:
         sizes = [200, 400]
     with tempfile.TemporaryDirectory() as folder:
-        peaks: dict[str, list[int]] = {name: [] for name in STAGES}
+        peaks: dict[str, list[int]] = {name: [] for name in options.stages}
         empty = _made(Path(folder) / "few", 64)
-        base = {name: _peak(name, empty) for name in STAGES}
+        _make_models(empty)
+        base = {name: _peak(name, empty) for name in options.stages}
         for rows in sizes:
             work = _made(Path(folder) / str(rows), rows)
-            for name in STAGES:
-                print(f"{rows:,} rows: {name}", flush=True)
+            for name in options.stages:
                 peaks[name].append(max(_peak(name, work) - base[name], 0))
+                print(f"{rows:,} rows: {name}, {peaks[name][-1] / 2**20:,.1f} MiB", flush=True)
     figures, table = [], []
     for name, found in peaks.items():
         slope = (found[-1] - found[-2]) / (sizes[-1] - sizes[-2]) if len(sizes) > 1 else None
@@ -64,6 +72,14 @@ def main(argv: list[str] | None = None) -> Path | None:
         table,
     )
     return write(options.out, "growth", options, "cpu", {"stages": figures})
+
+
+def _make_models(work: Path) -> None:
+    """The scorer and the embedder, so that no stage makes them."""
+    from lpsel.model.tiny import make_tiny
+
+    make_tiny(**TINY, cache_dir=work.parent / "cache")
+    _embedder(work)
 
 
 def _made(work: Path, rows: int) -> Path:

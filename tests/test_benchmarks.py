@@ -172,3 +172,12 @@ def test_loading(benchmark):
     whole, half = figures["ddp"][1], figures["fsdp"][1]
     assert half["peak"] < 0.75 * whole["peak"]
     assert half["kept"] < 0.75 * whole["kept"]
+
+
+def test_growth(benchmark):
+    figures = benchmark("growth", "--stages", "content ids", "tokenising")
+    assert [stage["stage"] for stage in figures["stages"]] == ["content ids", "tokenising"]
+    for stage in figures["stages"]:
+        assert stage["imports"] > 10 * 2**20  # bytes: Python and its libraries
+        assert len(stage["bytes"]) == 2
+        assert math.isfinite(stage["bytes_a_row"])

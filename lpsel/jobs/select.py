@@ -167,7 +167,8 @@ def choose(job: Job, plan: Plan) -> Chosen:
     if plan.rule.uses_clusters:
         table = with_clusters(table, plan.clusters, plan.source, job.cache_dir, job.config.seed)
     if further := _from_data(plan):
-        rows = np.array([[_number(row, name) for name in further] for row in plan.source])
+        numbers = (_number(row, name) for row in plan.source for name in further)
+        rows = np.fromiter(numbers, np.float64).reshape(-1, len(further))
         table = replace(table, columns={**table.columns, **dict(zip(further, rows.T, strict=True))})
     if plan.rule.needs_vectors:
         assert plan.rule.embedder is not None

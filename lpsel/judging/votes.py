@@ -161,9 +161,11 @@ def krippendorff_alpha(preference_AN: Floats) -> float | None:
     Krippendorff, Computing Krippendorff's Alpha-Reliability (2011). Only pairs with two votes or more tell something;
     None where there is none, or where all their votes are the same, so that chance cannot be told from agreement.
     """
-    import krippendorff
-
     several_AN = preference_AN[:, np.isfinite(preference_AN).sum(axis=0) > 1]
-    if len(np.unique(several_AN[np.isfinite(several_AN)])) < 2:
+    values_V = np.unique(several_AN[np.isfinite(several_AN)])
+    if len(values_V) < 2:
         return None
-    return float(krippendorff.alpha(reliability_data=several_AN, level_of_measurement="nominal"))
+    count_VN = np.array([(several_AN == value).sum(axis=0) for value in values_V], np.float64)
+    votes_N, count_V = count_VN.sum(axis=0), count_VN.sum(axis=1)
+    observed = ((votes_N**2 - (count_VN**2).sum(axis=0)) / (votes_N - 1)).sum()
+    return float(1 - (votes_N.sum() - 1) * observed / (votes_N.sum() ** 2 - (count_V**2).sum()))

@@ -88,10 +88,12 @@ class Column:
 
     def assign(self, source: Source, cache_dir: Path, seed: int) -> NDArray[np.int32]:
         name = self._name(source.spec)
-        values = [self._value(row, name) for row in source]
-        known = sorted(set(values), key=lambda value: (type(value).__name__, value))
-        code = {value: place for place, value in enumerate(known)}
-        return np.array([code[value] for value in values], np.int32)
+        seen: dict[Any, int] = {}  # value: its turn
+        turn_N = np.fromiter((seen.setdefault(self._value(row, name), len(seen)) for row in source), np.int32)
+        known = sorted(seen, key=lambda value: (type(value).__name__, value))
+        code_by_turn = np.empty(len(known), np.int32)
+        code_by_turn[[seen[value] for value in known]] = np.arange(len(known))
+        return code_by_turn[turn_N]
 
     def _value(self, row: Row, name: str) -> Any:
         if name not in row.raw:
