@@ -1,4 +1,4 @@
-"""How the memory of every stage grows with the rows of a data set (part of `make bench`).
+"""How the memory of every stage grows with the rows of a data set.
 
     python benchmarks/growth.py                        # 10,000, 100,000 and 1,000,000 rows
     python benchmarks/growth.py --rows 10000 100000

@@ -31,12 +31,14 @@ def reference_nll(loss: PerSampleLoss, tokens: Tokens, batch_tokens: int, title:
     supervised = np.flatnonzero(tokens.response_tokens > 0)
     prefixes = find_prefixes(tokens)
     on_gpu = loss.model.device.type == "cuda"
+    measured = []  # taken off the device at the end, so that no pack waits for the one before
     with track(title, total=len(supervised), unit="rows") as advance:
         for rows in packed(supervised, tokens.lengths, batch_tokens):
             batch = collate(tokens, rows, prefixes, varlen=on_gpu)
-            token_nll = loss(batch.to(loss.model.device)).cpu().double().numpy()
-            nll_N[rows] = np.bincount(batch.row_N.numpy(), weights=token_nll, minlength=len(rows))
+            measured.append((rows, batch.row_N.numpy(), loss(batch.to(loss.model.device))))
             advance(len(rows), tokens=batch.tokens)
+    for rows, row_N, token_nll in measured:
+        nll_N[rows] = np.bincount(row_N, weights=token_nll.cpu().double().numpy(), minlength=len(rows))
     return nll_N
 
 

@@ -13,8 +13,8 @@ REUSED_BYTES = 96 * 2**20
 def reuse_freed_memory() -> None:
     """Let the C library keep blocks of up to REUSED_BYTES that a pass frees, up to 2 GiB of them, for what comes next.
 
-    As it is, glibc gives large blocks back, and the kernel clears every page of the next layer's anew: a fifth of a
-    pass on a CPU. Does nothing where the C library is another.
+    As it is, glibc gives large blocks back, and the kernel clears every page of the next layer's anew, which
+    takes a tenth of a pass and more (docs/benchmarks.md). Does nothing where the C library is another.
     """
     change = getattr(ctypes.CDLL(None), "mallopt", None)
     if change is not None:
