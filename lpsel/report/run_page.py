@@ -37,7 +37,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     VOTES: {"votes": "What people said"},
     HARNESS: {"harness": "Tasks"},
     "Agreement of scores": {},
-    "Hard and easy rows": {"examples": "First and last rows of each ranking"},
+    "Hard and easy rows": {"examples": "Rows of each ranking: the first, the last, some at random"},
     "Lengths of chosen rows": {},
     COSTS: {"costs": "Ledgers"},
 }
