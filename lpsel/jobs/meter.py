@@ -15,7 +15,9 @@ PEAK_OF = {"bf16-true": torch.bfloat16, "bf16-mixed": torch.bfloat16, "16-mixed"
 
 
 class Meter(L.Callback):
-    """Logs the tokens per second of every optimiser step, over all ranks, and the peak memory so far.
+    """Logs the tokens per second of every optimiser step and the peak memory so far.
+
+    Only the rank that tracks has one, so that nothing is gathered: its own tokens stand for those of every rank.
 
     Attributes:
         seconds: spent in optimiser steps; recording passes and loading are not in it.
@@ -34,13 +36,11 @@ class Meter(L.Callback):
         now = time.perf_counter()
         self.seconds += now - self.last
         tokens = sum(micro.tokens for micro in batch.micro_batches)
-        self._log(pl_module, "tokens_per_second", tokens / (now - self.last), trainer.world_size)
-        for where, size in peak_memory().items():
-            self._log(pl_module, f"peak_{where}_memory_gib", size / 2**30, 1)
+        measured = {"tokens_per_second": trainer.world_size * tokens / (now - self.last)}
+        measured |= {f"peak_{where}_memory_gib": size / 2**30 for where, size in peak_memory().items()}
+        for name, value in measured.items():
+            pl_module.log(f"{self.role}/{name}", value, batch_size=1, on_step=True, on_epoch=False)
         self.last = now
-
-    def _log(self, module: L.LightningModule, name: str, value: float, ranks: int) -> None:
-        module.log(f"{self.role}/{name}", value, batch_size=1, sync_dist=ranks > 1, reduce_fx="sum")
 
 
 def peak_memory() -> dict[str, int]:

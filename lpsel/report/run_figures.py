@@ -13,6 +13,7 @@ from lpsel.report.figures import QUIET, SERIES, WIDTH, legend, new_axes, style
 from lpsel.report.runs import Point
 
 MARKERS = "osD^vP"
+MOST_UPRIGHT = 9  # bars; the figures over more stand on their side
 LABELS = {"win_rate": "win rate, %", "nll": "held-out NLL, nats per token"}
 
 
@@ -103,6 +104,7 @@ def bucket_figure(points: Sequence[Point], ink: str) -> Figure | None:
         return None
     groups = sorted({_group(p) for p in points})
     width = 0.8 / len(buckets)
+    turned = 90 if len(groups) * len(buckets) > MOST_UPRIGHT else 0
     with style(ink):
         figure, axes = new_axes()
         for k, bucket in enumerate(buckets):
@@ -113,7 +115,8 @@ def bucket_figure(points: Sequence[Point], ink: str) -> Figure | None:
                     mean = float(np.mean([p.value for p in of]))
                     axes.bar(x, mean, width * 0.92, color=SERIES[k], alpha=0.85)
                     top = max([mean, *(p.high for p in of if p.high is not None)])
-                    axes.text(x, top, f" {mean:.3g}", ha="center", va="bottom", rotation=90)
+                    axes.annotate(f"{mean:.3g}", (x, top), xytext=(0, 2), textcoords="offset points", ha="center",
+                                  va="bottom", rotation=turned)  # fmt: skip
                 for p in of:
                     if p.low is not None and p.high is not None:
                         axes.plot([x, x], [p.low, p.high], color=ink, linewidth=1)
@@ -202,7 +205,7 @@ def _lines(axes: Axes, points: Sequence[Point], values: Sequence[tuple[float, fl
     # Training on all rows comes last: it is no line, and a rule keeps its colour in panels without it.
     ordered = sorted(by_series.items(), key=lambda item: (item[1][0][0], item[0]))
     for k, (name, of_rule) in enumerate(ordered):
-        colour, marker = look(k)
+        colour, marker = (QUIET, "s") if of_rule[0][0] else look(k)
         at = defaultdict(list)
         for _, share, of in of_rule:
             at[share].append(of)

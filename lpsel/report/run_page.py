@@ -37,7 +37,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     VOTES: {"votes": "What people said"},
     HARNESS: {"harness": "Tasks"},
     "Agreement of scores": {},
-    "Hard and easy rows": {"examples": "First and last rows of each ranking"},
+    "Hard and easy rows": {"examples": "Rows of each ranking: the first, the last, some at random"},
     "Lengths of chosen rows": {},
     COSTS: {"costs": "Ledgers"},
 }
@@ -91,10 +91,34 @@ def render(
         commands=[command for command in COMMANDS if found.of(command)],
         tables=made,
         sections=sections(made, shown),
-        columns=[c for c in tables.RUN_COLUMNS[1:-1] if any(row[c] is not None for row in made["runs"])],
+        about=about(found),
+        columns=[
+            c
+            for c in tables.RUN_COLUMNS[1:-1]
+            if any(row[c] is not None for row in made["runs"]) and not c.endswith("FLOPs")
+        ],  # the ledgers have these
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def about(found: Found) -> dict[str, str]:
+    """What was run, over all runs that train or choose: each thing with its different values."""
+    runs = found.of("train", "select")
+    rows = {
+        f"{r.get('dataset', 'name')} ({r.get('n_total'):,} rows)" for r in runs if isinstance(r.get("n_total"), int)
+    }
+    shares = sorted({r.pct for r in runs if r.pct is not None})
+    said = {
+        "data": rows,
+        "targets": {r.target for r in runs if r.command == "train"},
+        "scorers": {r.scorer for r in runs if r.scorer != "–"},
+        "rules": {r.rule for r in runs},
+        "buckets": {r.bucket for r in runs if r.bucket},
+        "shares": [f"{share:g} %" for share in shares],
+        "seeds": {str(r.get("seed")) for r in runs if r.get("seed") is not None},
+    }
+    return {name: ", ".join(of if isinstance(of, list) else sorted(of)) for name, of in said.items() if of}
 
 
 def sections(
@@ -142,9 +166,10 @@ def figures(found: Found, measured: Sequence[Point], made: dict[str, list[dict[s
     chosen = found.of("train", "select")
     drawn.append(Drawn("agreement", "Agreement of scores", "Spearman correlation of scores of the same rows.",
                        _bound(rows.agreement_figure, chosen)))  # fmt: skip
-    scores = list(dict.fromkeys(str(r.get("scores")) for r in chosen if r.get("scores")))
-    for k, path in enumerate(scores[:MOST_OF_A_KIND], 1):
-        caption = f"{Path(path).parent.name}: median and quartiles of each tenth, ranked by LP_app(1)."
+    scores = {str(r.get("scores")): r for r in reversed(chosen) if r.get("scores")}
+    for k, (path, run) in enumerate(list(reversed(scores.items()))[:MOST_OF_A_KIND], 1):
+        whose = Path(path).parent.name if run.scorer == "–" else f"{run.scorer} on {run.get('dataset', 'name')}"
+        caption = f"{whose}, as {run.name} used it: median and quartiles of each tenth by LP_app(1)."
         trajectory = _bound(rows.trajectory_figure, Path(path))
         drawn.append(Drawn(f"trajectory-{k}", "Hard and easy rows", caption, trajectory))
     told = {(r.rule, r.pct, r.bucket, r.scorer): r for r in reversed(chosen) if r.get("scores")}
@@ -201,5 +226,9 @@ def _figure(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.3g}" if abs(value) >= 1e6 or 0 < abs(value) < 1e-3 else f"{value:,.3f}".rstrip("0").rstrip(".")
+        if abs(value) >= 1e6 or 0 < abs(value) < 1e-3:
+            return f"{value:.3g}"
+        return (
+            f"{value:,.0f}" if value.is_integer() else f"{value:,.3f}"
+        )  # as many decimals, so that they stand in line
     return f"{value:,}" if isinstance(value, int) else str(value)

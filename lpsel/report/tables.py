@@ -88,7 +88,7 @@ def cost_rows(found: Found) -> list[dict[str, Any]]:
 
 
 def example_rows(found: Found) -> list[dict[str, Any]]:
-    """First and last rows of the rankings, once for every rule, scorer and bucket."""
+    """First, last and random rows of the rankings, once for every rule, scorer and bucket."""
     rows, seen = [], set()
     for run in found.of("train", "select"):
         of, examples = (run.rule, run.scorer, run.bucket), run.get("examples")

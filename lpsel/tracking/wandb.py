@@ -136,11 +136,8 @@ class WandbTracker(Tracker):
     def used(self, artifact: Artifact) -> None:
         self.parents.append(f"{artifact.kind}: {artifact.name}")
         self.run.config.update({"parents": self.parents}, allow_val_change=True)
-        if self.mode == "offline":
-            # use_artifact refuses to work offline; this is the record it writes online, and `wandb sync` sends it.
-            self.run._log_artifact(_wandb_artifact(artifact), is_user_created=True, use_after_commit=True)
-        else:
-            self.run.use_artifact(_wandb_artifact(artifact))
+        # use_artifact refuses to work offline and waits for the server online; this is the record that it writes.
+        self.run._log_artifact(_wandb_artifact(artifact), is_user_created=True, use_after_commit=True)
 
     def made(self, artifact: Artifact) -> None:
         self.run.log_artifact(_wandb_artifact(artifact))

@@ -1,5 +1,6 @@
 """Commands on several ranks: those that srun starts, a mistake that only the main one can see, jobs for SLURM."""
 
+import csv
 import json
 import os
 import shutil
@@ -41,7 +42,7 @@ def from_command_line(tmp_path, command, *overrides):
 
 def given(model, data, cache):
     return [
-        f"model.path={model}", f"scorer.path={model}", f"dataset.path={data}", "cluster=none", "pct=30", "tracker=none",
+        f"model.path={model}", f"scorer.path={model}", f"dataset.path={data}", "cluster=none", "pct=30", "tracker=csv",
         "scorer.recipe.batch_size=8", "model.recipe.epochs=1", f"cache_dir={cache}",
     ]  # fmt: skip
 
@@ -56,6 +57,8 @@ def test_ranks_that_srun_starts_score_select_and_train_together(tmp_path, toy_mo
         as_ranks(2, lambda: from_command_line(tmp_path, "train", *common, *nodes), environment=srun)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["training"]["world_size"] == 2
+    tracked = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
+    assert sum(row["target/tokens_per_second"] != "" for row in tracked) == result["training"]["steps"]
     assert (tmp_path / "out0").read_text().splitlines()[-1] == f"{tmp_path}/run"
     assert str(tmp_path) not in (tmp_path / "out1").read_text()
     one = run("select", ["scorer=local", "dataset=local", "trainer=cpu", *common[1:-2], f"cache_dir={tmp_path}/one"],

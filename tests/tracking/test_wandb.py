@@ -119,6 +119,23 @@ def test_a_command_that_is_given_again_goes_on_with_its_w_and_b_run(tmp_path, se
     assert values == {first.name.split("-")[-1]: [3.0, 2.0], third.name.split("-")[-1]: [1.0]}
 
 
+def test_with_an_account_a_run_is_online_and_links_the_same_parents(tmp_path, server, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    (scores := tmp_path / "scores.parquet").write_bytes(b"not really Parquet")
+    tracker = WandbTracker(project="lpsel")
+    tracker.start("select", {}, tmp_path)
+    tracker.used(Artifact("scores", "scores-abc", scores))
+    tracker.log({"rows": Rows(["text"], [["one"]])})
+    tracker.made(Artifact("subset", "subset-def", scores))
+    assert tracker.finish({}) == f"Tracked at {server.url}/somebody/lpsel/runs/{tracker.run.id}"
+    assert known(tmp_path) == {"id": tracker.run.id, "project": "lpsel", "entity": "somebody", "finished": True}
+    made = [of["input"]["artifactCollectionName"] for of in server.operations["CreateArtifact"]]
+    assert {"scores-abc", "subset-def"} <= set(made)
+    assert [of["input"]["runName"] for of in server.operations["UseArtifact"]] == [tracker.run.id]
+    assert server.exit_codes == {tracker.run.id: 0}
+
+
 def test_where_the_server_does_not_answer_a_run_is_tracked_offline(tmp_path, monkeypatch, caplog):
     import wandb
 
