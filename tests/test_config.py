@@ -126,3 +126,18 @@ def test_qlora_is_lora_in_four_bits():
     lora, qlora = (build(compose("train", overrides=[f"adapter={name}"]).adapter) for name in ("lora", "qlora"))
     assert (lora.quantization, qlora.quantization) == (None, "nf4")
     assert replace(qlora, quantization=None) == lora
+
+
+@pytest.mark.parametrize(
+    "name", [choice for group, choice in CHOICES if group == "experiment" and not choice.startswith("_")]
+)
+def test_an_experiment_sweeps_over_what_there_is(name):
+    config = compose("train", overrides=[f"experiment={name}"], return_hydra_config=True)
+    assert config.experiment.name == name
+    assert str(config.hydra.mode) == "RunMode.MULTIRUN"
+    for key, values in config.hydra.sweeper.params.items():
+        for value in str(values).replace(" ", "").split(","):
+            assert (key, value) in CHOICES or (key in ("pct", "seed") and float(value) > 0), f"{key}={value}"
+    tiny = name.endswith("-tiny")
+    assert config.dataset.name in (("embedded",) if tiny else ("alpaca", "dolly"))
+    assert {("experiment", name.removesuffix("-tiny") + ending) for ending in ("", "-tiny")} <= set(CHOICES)

@@ -6,7 +6,7 @@ conf/model where the Hub is out of reach.
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,22 @@ class _Model:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Lengths of some rows, int32 (n,) each, that stand for `share` rows each."""
+    """Lengths of some rows with a supervised token, int32 (n,) each, that stand for `share` rows each."""
 
     lengths: NDArray[np.int32]
     supervised: NDArray[np.int32]
     share: float
     how: str
+
+    @property
+    def tokens(self) -> float:
+        """Of all rows, in one pass."""
+        return self.share * float(self.lengths.sum(dtype="int64"))
+
+    def without_prompts(self, bos: bool) -> "_Rows":
+        """As `lpsel.records.extra.WithoutPrompt` feeds them."""
+        lengths = self.supervised + int(bos)
+        return replace(self, lengths=lengths, supervised=lengths - 1)
 
 
 def show_job(command: str, config: DictConfig, folder: Path) -> None:
@@ -66,6 +76,7 @@ def show_job(command: str, config: DictConfig, folder: Path) -> None:
     show_plan([(command, work)])
     if problem := next((piece.problem for piece in work if piece.problem), None):
         raise UserError(problem)
+    print(folder.resolve(), flush=True)
 
 
 def planned(command: str, config: DictConfig, folder: Path) -> list[Work]:
@@ -96,17 +107,21 @@ def planned(command: str, config: DictConfig, folder: Path) -> list[Work]:
 def _scoring(job: Job, scorer: ScorerSpec, source: Source, epochs: int, columns: tuple[str, ...]) -> Work:
     model = _model(scorer, job.cache_dir)
     rows = _rows(source, scorer, model.tokenizer, job.cache_dir)
-    trained, recorded = epochs * scorer.train_fraction, 1 + epochs + len(columns)
+    bos = getattr(model.tokenizer, "bos_token_id", None) is not None
+    fed = [rows, *(rows.without_prompts(bos) if column == "nll_0_noprompt" else rows for column in columns)]
+    trained, recorded = epochs * scorer.train_fraction, [1 + epochs, *(1 for _ in columns)]
+    tokens = trained * rows.tokens + sum(times * part.tokens for times, part in zip(recorded, fed, strict=True))
     flops = None
     if model.shapes is not None:
-        each = (model.shapes, rows.lengths, rows.supervised)
-        flops = rows.share * (trained * training_flops(*each) + recorded * forward_flops(*each))
+        passes = [forward_flops(model.shapes, part.lengths, part.supervised) for part in fed]
+        flops = trained * training_flops(model.shapes, rows.lengths, rows.supervised)
+        flops = rows.share * (flops + sum(times * one for times, one in zip(recorded, passes, strict=True)))
     memory = _memory(job, scorer, model, None, training=epochs > 0)
     less = ("train_fraction", "stop", "stop_bound", "stop_rows")
     asked = {name: value for name, value in asdict(scorer).items() if name not in (*less, "name")}
     asked |= (scorer.less_training() if epochs else {}) | {"data": source.fingerprint}
     return Work(
-        "score", scorer.name, len(source), rows.share * float(rows.lengths.sum()) * (trained + recorded), rows.how,
+        "score", scorer.name, len(source), tokens, rows.how,
         flops, memory(_slices(job)).total if memory else None,
         key=digest(asked), epochs=epochs, columns=columns,
         found=_is_there(job, scorer, source, epochs, columns), problem=_problem(job, scorer.name, memory),
@@ -118,11 +133,13 @@ def _training(job: Job, target: ModelSpec, adapter: Adapter | None, source: Sour
     model = _model(target, job.cache_dir)
     rows = _rows(source, target, model.tokenizer, job.cache_dir)
     chosen = min(int(pct / 100 * len(source) + 0.5), len(source))
-    times = rows.share * target.recipe.epochs * chosen / len(source)
-    flops = None if model.shapes is None else times * training_flops(model.shapes, rows.lengths, rows.supervised)
+    times = target.recipe.epochs * chosen / len(source)
+    flops = None
+    if model.shapes is not None:
+        flops = times * rows.share * training_flops(model.shapes, rows.lengths, rows.supervised)
     memory = _memory(job, target, model, adapter, training=True)
     return Work(
-        "train", target.name, chosen, times * float(rows.lengths.sum()), rows.how, flops,
+        "train", target.name, chosen, times * rows.tokens, rows.how, flops,
         memory(_slices(job)).total if memory else None, problem=_problem(job, target.name, memory),
     )  # fmt: skip
 
@@ -158,8 +175,6 @@ def _problem(job: Job, name: str, memory: Memory | None) -> str | None:
         return None
     enough = fits_on(limit, memory)
     remedy = f"trainer=fsdp trainer.devices={enough}" if enough else "adapter=qlora"
-    if job.config.activation_checkpointing is False:
-        remedy += " or activation_checkpointing=true"
     return (
         f"{name}: needs {memory(_slices(job)).total / GIB:.0f} GiB on each GPU, which has {limit / GIB:.0f}; "
         f"say {remedy} (docs/memory.md has more)."
@@ -270,8 +285,9 @@ def _rows(source: Source, spec: ModelSpec, tokenizer: Any, cache_dir: Path) -> _
         lengths, supervised = count(sample) if tokenizer is not None else _guess(sample, spec.max_length)
         how = GUESSED if tokenizer is None else SAMPLED if len(sample) < len(source) else COUNTED
         rows = _Rows(lengths, supervised, len(source) / len(sample), how)
-    _lengths[key] = rows
-    return rows
+    some = rows.supervised > 0
+    _lengths[key] = replace(rows, lengths=rows.lengths[some], supervised=rows.supervised[some])
+    return _lengths[key]
 
 
 def _guess(sample: list[Any], max_length: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
