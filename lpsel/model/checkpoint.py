@@ -3,7 +3,7 @@
     step-00000120/
       rank00000.safetensors   this rank's rows of every tensor
       rank00000.json          the first of these rows and the whole tensor's shape; the file's SHA-256
-      checkpoint.json         the rest of the state, the SHA-256 of all rank*.json; written last
+      checkpoint.json         the rest of the state, the SHA-256 of all rank*.json and of itself; written last
 
 Only what is trained is kept. Each rank writes its own slices and reads those it needs, so that nothing is gathered, and
 another number of ranks, sharded or not, can go on.
@@ -25,7 +25,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from lpsel.errors import ToldElsewhere, UserError, first_line
-from lpsel.files import read_json, sha256_of, write_json
+from lpsel.files import digest, finite, read_json, sha256_of, write_json
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,8 @@ class Checkpoints:
 
         def finish() -> None:
             hashes = {f"{name}.json": sha256_of(folder / f"{name}.json") for name in names}
-            write_json(folder / MANIFEST, {"format": FORMAT, "optimizer": numbers, **rest, "sha256": hashes})
+            state = finite({"format": FORMAT, "optimizer": numbers, **rest, "sha256": hashes})
+            write_json(folder / MANIFEST, {"state": state, "digest": digest(state)})
 
         self._together(folder, lambda: _write_slices(folder, self.rank, tensors), sharded or self.rank == 0)
         self._together(folder, finish, self.rank == 0)
@@ -176,7 +177,10 @@ def _open(folder: Path, rank: int, world: int) -> tuple[dict[str, Any], dict[str
     Raises:
         OSError, ValueError, KeyError, TypeError, AttributeError: something is not as it was written.
     """
-    manifest = read_json(folder / MANIFEST)
+    written = read_json(folder / MANIFEST)
+    manifest = written["state"]
+    if digest(manifest) != written["digest"]:
+        raise ValueError(f"{MANIFEST} has changed")
     if manifest["format"] != FORMAT:
         raise ValueError(f"format {manifest['format']}, not {FORMAT}")
     pieces = defaultdict(list)

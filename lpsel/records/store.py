@@ -75,7 +75,7 @@ class Parts:
         for path in reversed(self._of(epoch)):
             try:
                 part = pq.read_table(path, page_checksum_verification=True)
-            except (OSError, pa.ArrowException) as error:
+            except (OSError, pa.ArrowException, KeyError) as error:
                 log.warning("Records %s are damaged (%s): computed again", path, first_line(error))
                 continue
             nll_N[part["index"].to_numpy()] = part["nll"].to_numpy()

@@ -184,6 +184,7 @@ def what_came_out(folder):
     }
 
 
+@pytest.mark.timeout(600 + 10 * KILLS)
 def test_killed_at_random_moments_a_command_comes_to_the_same_end(
     toy_model, embedder, instructions, tmp_path, capsys, monkeypatch
 ):

@@ -207,7 +207,7 @@ def test_one_of_two_ranks_is_killed_and_one_or_three_go_on(
         assert as_ranks(2, select(tmp_path / "cut", 2), may_fail=True) == [1, -signal.SIGKILL]
     monkeypatch.setattr(FineTuner, "training_step", step)
     shutil.copytree(tmp_path / "cut", tmp_path / "three")
-    (state,) = [json.loads(p.read_text()) for p in sorted((tmp_path / "cut").rglob("checkpoint.json"))][-1:]
+    state = json.loads(sorted((tmp_path / "cut").rglob("checkpoint.json"))[-1].read_text())["state"]
     assert (state["epoch"], state["epoch_step"]) == (1, 2)
     one = run("select", arguments(toy_model, rows, tmp_path / "cut"), tmp_path / "run1")
     np.testing.assert_allclose(losses(one), losses(whole), rtol=1e-5)
@@ -217,21 +217,23 @@ def test_one_of_two_ranks_is_killed_and_one_or_three_go_on(
     np.testing.assert_allclose(losses(three), losses(whole), rtol=1e-5)
 
 
-@pytest.mark.parametrize("damaged", [1, 2])
-def test_a_damaged_checkpoint_is_left_aside(tmp_path, toy_model, rows, whole, cut, caplog, damaged):
+@pytest.mark.parametrize(
+    ("damaged", "repeated"), [(["rank00000.safetensors"], 5), (["checkpoint.json", "rank00000.json"], 10)]
+)
+def test_a_damaged_checkpoint_is_left_aside(tmp_path, toy_model, rows, whole, cut, caplog, damaged, repeated):
     given = arguments(toy_model, rows, tmp_path / "cut")
     cut_off("select", given, tmp_path / "b", cut, "training_step", 8)
-    checkpoints = sorted((tmp_path / "cut").rglob("step-*"))
-    assert [path.name for path in checkpoints] == ["step-00000005", "step-00000007"]
-    for folder in checkpoints[-damaged:]:
-        file = folder / "rank00000.safetensors"
-        content = bytearray(file.read_bytes())
-        content[len(content) // 2] ^= 1
-        file.write_bytes(content)
+    checkpoints = sorted((tmp_path / "cut").rglob("step-*"), reverse=True)
+    assert [path.name for path in checkpoints] == ["step-00000007", "step-00000005"]
+    for folder, name in zip(checkpoints, damaged, strict=False):
+        content = (folder / name).read_bytes()
+        at = content.index(b"1", len(content) // 2)
+        (folder / name).write_bytes(content[:at] + b"3" + content[at + 1 :])
     calls = dict(cut())
     resumed = run("select", given, tmp_path / "c")
-    assert caplog.text.count("is damaged (rank00000.safetensors has changed): left aside") == damaged
-    assert cut()["training_step"] - calls["training_step"] == (5 if damaged == 1 else 10)
+    for name in damaged:
+        assert f"is damaged ({name} has changed): left aside" in caplog.text
+    assert cut()["training_step"] - calls["training_step"] == repeated
     np.testing.assert_array_equal(losses(resumed), losses(whole))
 
 
