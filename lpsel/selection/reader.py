@@ -104,8 +104,9 @@ def _manifest(file: Path) -> dict[str, Any]:
     try:
         return unseal(manifest, FORMAT)
     except Damaged as damage:
-        raise damage.remedied(
-            f"delete {file.parent} and score again, or rename {file.name} where it is a table of your own"
+        raise UserError(
+            f"scores={damage}; delete {file.parent} and score again, or rename {file.name} where it is a table of your "
+            "own."
         ) from None
 
 

@@ -197,6 +197,17 @@ def test_one_table_and_a_folder_without_scores_are_refused(scores, tmp_path):
         run([str(scores("b")), f"{tmp_path}/empty"], tmp_path / "out")
 
 
+def test_clusters_of_a_run_that_have_changed_are_refused(tmp_path):
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    pq.write_table(pa.table({"index": np.arange(N), "cluster": np.arange(N) % 3}), run_folder / "selection.parquet")
+    seal(run_folder / "result.json", ["selection.parquet"], {})
+    assert (read_clusters(str(run_folder), np.arange(N)) == np.arange(N) % 3).all()
+    pq.write_table(pa.table({"index": np.arange(N), "cluster": np.arange(N) % 2}), run_folder / "selection.parquet")
+    with pytest.raises(UserError, match=r"selection\.parquet: has changed since it was written .*; select again\."):
+        read_clusters(str(run_folder), np.arange(N))
+
+
 def test_clusters_come_from_a_file_or_a_table(scores, tmp_path):
     cluster = np.arange(N) % 3 - 1
     np.savez(tmp_path / "clusters.npz", cluster=cluster)

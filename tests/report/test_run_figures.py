@@ -1,5 +1,6 @@
 """The report's figures, of real runs of a tiny model."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,14 @@ def test_bars_stand_at_the_figures_of_their_buckets(found):
     ]
     intervals = {tuple(line.get_ydata()) for line in axes.lines}
     assert intervals == {(p.low, p.high) for p in measured if p.run.bucket}
+
+
+def test_a_selection_that_has_changed_is_in_no_figure(found, tmp_path, caplog):
+    run = next(run for run in found.runs if run.get("sha256") and run.bucket)
+    assert row_figures.length_figure(run, INK) is not None
+    (tmp_path / "selection.parquet").write_bytes((run.folder / "selection.parquet").read_bytes() + b" ")
+    assert row_figures.length_figure(replace(run, folder=tmp_path), INK) is None
+    assert "selection.parquet: has changed since it was written" in caplog.text
 
 
 def test_one_bucket_alone_is_no_figure(found):

@@ -275,7 +275,7 @@ ROWS = [
 
 TABLES = [
     Case(SCORES + "nowhere.csv", "scores=scores/nowhere.csv", "Name a scores folder, or a .parquet"),
-    Case(SCORES + "folder", "scores=scores/folder", "Name a scores folder, or a .parquet"),
+    Case(SCORES + "folder", "scores=scores/folder/manifest.json: has no format", "and score again"),
     Case("select dataset.path=good.jsonl scores=17", "scores=17", "Name a scores folder, or a .parquet"),
     Case(SCORES + "text.txt", "scores/text.txt", "Give a .parquet, .csv or .npz file"),
     Case(SCORES + "short.csv", "have 20 rows", "score these rows (leave scores= out)"),
