@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lpsel.data.bounds import MIB, check_expansion
+from lpsel.errors import UserError, first_line
 
 ROWS_AT_ONCE = 65_536
 BYTES_AT_ONCE = 64 * MIB
@@ -24,24 +25,26 @@ def batches(
         groups: row groups by number, all where None.
 
     Raises:
-        UserError: the rows expand beyond measure.
-        pa.ArrowException, OSError: the file is damaged.
+        UserError: the file is damaged, or its rows expand beyond measure.
     """
     total = 0
-    with pq.ParquetFile(path) as file:
-        texts = [column.path for column in map(file.schema.column, range(len(file.schema))) if _is_text(column)]
-        with pq.ParquetFile(path, read_dictionary=texts) as coded:
-            for group in range(file.num_row_groups) if groups is None else groups:
-                about = file.metadata.row_group(group)
-                first = next(coded.iter_batches(batch_size=1, row_groups=[group], columns=columns), None)
-                if first is None:
-                    continue
-                a_row = max(about.total_byte_size // about.num_rows, *map(_longest, first.columns), 1)
-                rows = min(max(BYTES_AT_ONCE // a_row, 1), ROWS_AT_ONCE)
-                for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=columns):
-                    total += sum(map(_expanded, batch.columns))
-                    check_expansion(path, total)
-                    yield batch
+    try:
+        with pq.ParquetFile(path) as file:
+            texts = [column.path for column in map(file.schema.column, range(len(file.schema))) if _is_text(column)]
+            with pq.ParquetFile(path, read_dictionary=texts) as coded:
+                for group in range(file.num_row_groups) if groups is None else groups:
+                    about = file.metadata.row_group(group)
+                    first = next(coded.iter_batches(batch_size=1, row_groups=[group], columns=columns), None)
+                    if first is None:
+                        continue
+                    a_row = max(about.total_byte_size // about.num_rows, *map(_longest, first.columns), 1)
+                    rows = min(max(BYTES_AT_ONCE // a_row, 1), ROWS_AT_ONCE)
+                    for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=columns):
+                        total += sum(map(_expanded, batch.columns))
+                        check_expansion(path, total)
+                        yield batch
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not readable as Parquet ({first_line(error)}). Write it again.") from None
 
 
 def _is_text(column: Any) -> bool:

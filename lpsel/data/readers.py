@@ -97,7 +97,7 @@ def _parquet(path: Path, split: str) -> Iterator[Numbered]:
                 for row in batch.slice(start, PARQUET_ROWS).to_pylist():
                     number += 1
                     yield Numbered(number, row)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as Parquet ({first_line(error)}). Write it again.") from None
 
 
