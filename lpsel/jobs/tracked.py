@@ -20,7 +20,7 @@ TEXT = 2000  # characters of a row's texts that are shown
 
 def track_records(tracker: Tracker, nll_EN: NDArray[np.float64]) -> None:
     """How NLL, LP and LP_app are distributed over the rows, epoch by epoch, with the median NLL as a curve."""
-    if not tracker.keeps:
+    if not tracker.keeps or not len(nll_EN):
         return
     ppl_EN = scaled_perplexity(nll_EN)
     for epoch, nll_N in enumerate(nll_EN):

@@ -24,6 +24,10 @@ def no_account(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
+    yield
+    import wandb
+
+    wandb.teardown()  # it reads the environment once
 
 
 @pytest.fixture
