@@ -3,6 +3,7 @@
 import json
 import logging
 import platform
+import shutil
 import subprocess
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
@@ -95,6 +96,8 @@ def scores_for(job: Job, scorer: ScorerSpec, source: Source, epochs: int, column
         found = agree(look)
         if found:
             log.info("Scores: reused from %s", found / SCORES)
+            if is_main_process():  # of a process that was killed when they had just been written
+                shutil.rmtree(_unfinished(found), ignore_errors=True)
             return Scores(found, reused=True)
         what = "training the scorer" if epochs else "the pass before training is enough"
         log.info("Scores: none yet of %s for %s with this recipe; %s", source.spec.name, scorer.name, what)
@@ -192,7 +195,7 @@ def _make(
             compiled=job.config.compile,
         )
 
-    parts = Parts(folder.with_name(f"{folder.name}.parts"))
+    parts = Parts(_unfinished(folder))
     further, costs = {}, []
     for column in columns:
         fed, kind = extra_pass(column, tokens, tokenizer.bos_token_id)
@@ -243,6 +246,11 @@ def _make(
         parts.remove()
         log.info("Scores: written to %s", folder / SCORES)
     trainer.strategy.barrier("scores written")
+
+
+def _unfinished(folder: Path) -> Path:
+    """Where recorded losses and checkpoints are until a scores folder is whole."""
+    return folder.with_name(f"{folder.name}.parts")
 
 
 def _from_anywhere(path: str | None) -> str | None:
