@@ -5,10 +5,12 @@ Nothing heavy is imported before a job starts, so that --help and mistakes answe
 
 import logging
 import os
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -77,7 +79,7 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     mistakes = (UserError, HydraException, OmegaConfBaseException)
     try:
-        with endings():
+        with reader_may_leave(), endings():
             check_arguments(given)
             sys.argv[1:] = overrides(command, given)
             start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)
@@ -97,7 +99,7 @@ def run_plain(command: str, arguments: Sequence[str]) -> None:
     """Run a command that takes paths and flags; mistakes end as in `run`."""
     sys.excepthook = show_traceback
     try:
-        with files_within_reach():
+        with reader_may_leave(), files_within_reach():
             import_module(f"lpsel.jobs.{command}").main(arguments)
     except UserError as error:
         if os.environ.get("LPSEL_DEBUG"):
@@ -171,6 +173,19 @@ def _end_of_sweep(command: str, sweep: Any) -> int:
     print(page or folder, flush=True)
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     return 0 if not failed else 2 if all(outcome.mistake for outcome in failed) else 1
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """End without a word when what reads the output has gone, as `| head` does."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        sys.exit(128 + signal.SIGPIPE)
 
 
 def hush() -> None:

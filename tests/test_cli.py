@@ -113,3 +113,12 @@ def test_a_mistake_is_one_line_and_status_2(arguments, message, tmp_path):
 def test_help_names_the_commands():
     names = [line.split()[0] for line in lpsel("--help").stdout.splitlines()[2:]]
     assert names == ["train", "select", "evaluate", "agreement", "votes", "publish", "report", "runs", "show", "rows"]
+
+
+def test_output_that_nobody_reads_any_more_ends_a_command_without_a_word():
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "lpsel", "train", "--help"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
