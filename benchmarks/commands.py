@@ -93,8 +93,8 @@ def _scores(work: Path, rows: int, clusters: int) -> Path:
     draw = np.random.default_rng(0)
     before = np.exp(draw.normal(2.0, 0.5, rows))
     columns = {
-        "ppl_0": before,
-        "ppl_1": before * draw.uniform(0.3, 1.0, rows),
+        "ppl_0": 1 + before,
+        "ppl_1": 1 + before * draw.uniform(0.3, 1.0, rows),
         "cluster": draw.integers(clusters, size=rows).astype(np.int32),
     }
     path = work / "scores.parquet"

@@ -79,7 +79,7 @@ def test_evaluate_takes_run_folders_as_models():
         (["select", "trainer.precision=16-mixed"], "trainer.precision=16-mixed: must be auto, 32-true, bf16-mixed"),
         (["select", "dataset.limit=1.5"], "dataset.limit=1.5: must be at least 1 row"),
         (["select", "seed=abc"], "recipe.seed=abc: must be a whole number."),
-        (["select", "cache_dir=/proc/nowhere"], "cache_dir=/proc/nowhere: cannot be made"),
+        (["select", "cache_dir=/proc/nowhere"], "cache_dir=/proc/nowhere: cannot be written"),
         (
             ["evaluate", "evaluator=pairwise", "judge=hf", "model=a"],
             "judge.model.path: not given, and judge cannot do without; say judge.model.path=...",

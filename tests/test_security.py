@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT / "tests" / "wrong_input"))
 def lpsel(tmp_path, monkeypatch, capsys):
     """Run a command in this process, in a folder, with more in the environment."""
     import huggingface_hub.constants
-    from commands import run
+    from in_process import run
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
@@ -126,10 +126,10 @@ def test_no_key_of_the_environment_is_written_or_printed(lpsel, small_run, serve
         "evaluate", "evaluator=pairwise", f"baseline={toy_model}", "prompts=prompts.jsonl",
         "evaluator.max_new_tokens=4",
     ]  # fmt: skip
-    refusing = serve("--status", "400")
+    refusing = serve("--only", "400")
     good = lpsel(*pairwise, f"model={run}", f"judge.base_url={serve()}", f"hydra.run.dir={run}-b", **CANARIES)
     wrong_key = lpsel(
-        *pairwise, f"model={run}", f"judge.base_url={serve('--status', '401')}", f"hydra.run.dir={run}-c",
+        *pairwise, f"model={run}", f"judge.base_url={serve('--only', '401')}", f"hydra.run.dir={run}-c",
         "judge.request={temperature: 1}", **CANARIES,
     )  # fmt: skip
     refused = lpsel(*pairwise, f"model=m@{refusing}", "judge=human", f"hydra.run.dir={run}-d", **CANARIES)
@@ -263,13 +263,13 @@ def test_code_of_a_model_runs_only_where_trusted_and_the_manifest_says_so(lpsel,
     (folder / "own.py").write_text(OWN_CODE.format(marker=str(marker)))
     scoring = [
         "select", f"dataset.path={instructions()}", "cluster=none", f"scorer.path={folder}", "tracker=none",
-        "scorer.recipe.epochs=1", f"hydra.run.dir={tmp_path}/run", "trainer=cpu",
+        "scorer.recipe.epochs=1", "trainer=cpu",
     ]  # fmt: skip
-    done = lpsel(*scoring)
+    done = lpsel(*scoring, f"hydra.run.dir={tmp_path}/refused")
     assert done.status == 2
     assert "trust_remote_code=true if you trust" in done.err
     assert not marker.exists()
-    done = lpsel(*scoring, "scorer.trust_remote_code=true")
+    done = lpsel(*scoring, "scorer.trust_remote_code=true", f"hydra.run.dir={tmp_path}/run")
     assert done.status is None, done.err
     assert marker.exists()
     [manifest] = (tmp_path / "cache/scores").glob("*/manifest.json")

@@ -116,7 +116,7 @@ def test_a_vote_given_again_replaces_the_earlier_and_is_told(votes, key, tmp_pat
 def test_what_is_skipped_by_all_has_failed_and_what_nobody_saw_has_not(votes, key, tmp_path):
     result = run([votes("Ann", "ws"), votes("Bob", "ws")], key, tmp_path / "out")
     assert [result[k] for k in ("n", "failed", "pairs_without_votes")] == [1, 1, 2]
-    assert (result["ci_low"], result["standard_error"]) == (None, None), "one pair has no spread"
+    assert (result["ci_low"], result["standard_error"]) == (100, None), "one pair has no spread"
     with pytest.raises(UserError, match=r"Ann\.json: has no vote but skipped pairs; give files with votes\."):
         run([votes("Ann", "ss")], key, tmp_path / "none")
     assert not (tmp_path / "none").exists()

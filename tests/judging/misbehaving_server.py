@@ -32,6 +32,11 @@ def completion(content):
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
+    def do_GET(self):
+        """The list of models, which it does not have; the key is looked at all the same."""
+        refused = options.key and self.headers["Authorization"] != f"Bearer {options.key}"
+        self.answer("401" if refused else "404", None)
+
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         text = body["messages"][0]["content"]

@@ -163,6 +163,8 @@ def test_votes_from_two_tabs_are_all_kept(page_in_chromium, write):
     other.keyboard.press("1")
     page.keyboard.press("j")
     page.keyboard.press("2")
+    for tab in (page, other):  # the browser takes its time to tell one of the other
+        tab.wait_for_function("document.getElementById('progress').textContent.endsWith(' 2 judged')")
     page.reload()
     assert page.inner_text("#progress") == "Pair 3 of 8, 2 judged"
 

@@ -28,6 +28,7 @@ REFERENCE = "evaluate tracker=none model=models/good "
 PAIR = "evaluate evaluator=pairwise tracker=none model=models/good baseline=models/good evaluator.max_new_tokens=8 "
 JUDGE = PAIR + "prompts=prompts/good.jsonl "
 SELECT = "select dataset.path=good.jsonl scores=scores/good.csv cluster=none tracker.mode=online"
+ACCOUNT = f"WANDB_API_KEY={'canary' * 7}"
 IMPORT = "evaluate evaluator=pairwise tracker=none judgements=judgements/"
 AGREE = "agreement scores/good.csv "
 CONVERT = "Convert the file: iconv -f ENCODING -t UTF-8."
@@ -558,10 +559,12 @@ SERVICES = [
         "into OPENAI_API_KEY",
     ),
     late(JUDGE.replace("model=models/good", "model=m@http://nowhere.invalid/v1", 1), "nowhere.invalid", "check the ad"),
-    Case(f"WANDB_API_KEY={'canary' * 7} WANDB_BASE_URL=http://127.0.0.1:9 {SELECT}", "127.0.0.1:9", "tracker.mode=off"),
-    Case(f"WANDB_BASE_URL=http://127.0.0.1:9 {SELECT}", "127.0.0.1:9 does not answer", "say tracker.mode=offline or"),
-    Case(f"WANDB_BASE_URL=http://nowhere.invalid {SELECT}", "http://nowhere.invalid", "say tracker.mode=offline or"),
-    Case(f"WANDB_BASE_URL=nowhere {SELECT}", "nowhere does not answer", "say tracker.mode=offline or tracker=none"),
+    Case(SELECT, "tracker.mode=online: there is no account", "run wandb login"),
+    Case(
+        f"{ACCOUNT} WANDB_BASE_URL=http://127.0.0.1:9 {SELECT}", "127.0.0.1:9 does not answer", "tracker.mode=offline"
+    ),
+    Case(f"{ACCOUNT} WANDB_BASE_URL=http://nowhere.invalid {SELECT}", "http://nowhere.invalid", "tracker.mode=offline"),
+    Case(f"{ACCOUNT} WANDB_BASE_URL=nowhere {SELECT}", "nowhere does not answer", "say tracker.mode=offline or"),
     Case("select dataset.path=no-such/rows", "no-such/rows", "Hub data set that you can"),
 ]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from catalogue import CASES, Case
-from commands import permissions_count, run, watched_loading
+from in_process import permissions_count, run, watched_loading
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PLAIN = ("agreement", "votes", "report", "publish")

@@ -16,7 +16,7 @@ let place = 0; // in `order`; past its end all is done
 // Progress in this browser is the file that the user can download.
 
 function written() {
-  const list = [...votes].map(([pair, { vote, at }]) => ({ pair, vote, at }));
+  const list = [...votes].sort(([i], [j]) => i - j).map(([pair, { vote, at }]) => ({ pair, vote, at }));
   return JSON.stringify({ page: data.page, annotator, votes: list }, null, 1);
 }
 
@@ -64,6 +64,14 @@ function keep() {
   } catch {
     notice("This browser does not let the page keep your votes: download them before you close it.");
   }
+}
+
+// Two tabs that vote at once may each write without the other's vote: whoever sees that writes both.
+function agree({ key, newValue }) {
+  if (!annotator || key !== `${LAST} ${annotator}`) return;
+  recall();
+  if (newValue !== written()) keep();
+  show();
 }
 
 function notice(text) {
@@ -179,6 +187,7 @@ element("back").addEventListener("click", () => go(-1));
 element("forth").addEventListener("click", () => go(1));
 element("download").addEventListener("click", download);
 element("leave").addEventListener("click", ask);
+window.addEventListener("storage", agree);
 document.addEventListener("keydown", (event) => {
   const held = event.repeat || event.ctrlKey || event.altKey || event.metaKey;
   if (held || element("work").hidden) return;
