@@ -194,6 +194,7 @@ def hush() -> None:
     for name in (*(f"lightning.{name}" for name in lightning), "httpx", "httpx2", "sentence_transformers", "datasets"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels it would fetch if it could
+    logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)  # a line for every retry
     if not is_main_process():
         logging.disable(logging.INFO)
 

@@ -10,7 +10,8 @@ from lpsel.errors import UserError
 from lpsel.files import writable
 
 SECRET = re.compile(
-    r"(?:^|[\W_])(?P<name>\w*(?:api_?key|access_?key|passw(?:or)?d|secret|authorization|auth_?token)|(?:hf_)?token)"
+    r"(?:(?:^|[\W_])(?P<named>\w*(?:api_?key|access_?key|passw(?:or)?d|secret|authorization|auth_?token))"
+    r"|(?:^|\W)(?P<token>(?:hf_)?token))"
     r"['\"]?\s*[:=]",
     re.IGNORECASE,
 )
@@ -30,8 +31,9 @@ def check_arguments(arguments: Sequence[str]) -> None:
     for argument in arguments:
         if secret := SECRET.search(argument):
             raise UserError(
-                f"{secret['name']}: a key on the command line would be written into the run folder; put it into the "
-                "environment (OPENAI_API_KEY, or the name that judge.key_env= gives; HF_TOKEN; WANDB_API_KEY)."
+                f"{secret['named'] or secret['token']}: a key on the command line would be written into the run "
+                "folder; put it into the environment (OPENAI_API_KEY, or the name that judge.key_env= gives; HF_TOKEN; "
+                "WANDB_API_KEY)."
             )
         if address := PASSWORD_IN_ADDRESS.search(argument):
             raise UserError(

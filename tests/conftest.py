@@ -11,7 +11,12 @@ import sys
 import traceback
 from pathlib import Path
 
+import absl.logging
 import pytest
+
+# rouge-score brings absl, whose handler closes what was standard error at its import, pytest's capture, where Hydra
+# sets logging up anew.
+absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 # Tests run side by side: threads of one that wait for a core make the other wait as well.
 os.environ["OMP_NUM_THREADS"] = "1"

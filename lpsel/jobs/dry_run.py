@@ -259,7 +259,6 @@ def _ask_the_hub_once(spec: ModelSpec, path: str) -> None:
 
     if Path(path).is_dir() or constants.HF_HUB_OFFLINE:
         return
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line for every retry
     try:
         hf_hub_download(path, "config.json", revision=spec.revision)
     except LocalEntryNotFoundError:

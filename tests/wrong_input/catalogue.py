@@ -61,6 +61,7 @@ COMMAND_LINE = [
     Case("evaluate engine=vlm", "engine=vlm", "did you mean vllm?"),
     Case("select judge.api_key=sk-canary", "api_key", "put it into the environment"),
     Case("evaluate 'judge.request={api_key: sk-canary}'", "api_key", "put it into the environment"),
+    Case("evaluate evaluator=pairwise evaluator.max_new_token=12", "max_new_token: no such", "mean evaluator.max_new"),
     Case("select +hf_token=hf_canary", "hf_token", "put it into the environment"),
     Case("evaluate judge.base_url=http://me:secret@h/v1", "http://...@h", "keys come from the environment"),
     Case("evaluate prompts=https://me:secret@h/p.jsonl", "https://...@h", "keys come from the environment"),
