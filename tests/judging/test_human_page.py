@@ -48,6 +48,11 @@ def downloaded(page, folder):
     return path
 
 
+def reload(page):
+    page.wait_for_timeout(300)  # what a page keeps reaches the browser's own process a little later
+    page.reload()
+
+
 def test_votes_with_keys_survive_a_reload_and_are_counted(page_in_chromium, write, tmp_path):
     page = page_in_chromium(write())
     begin(page, "Ann")
@@ -58,7 +63,7 @@ def test_votes_with_keys_survive_a_reload_and_are_counted(page_in_chromium, writ
     for judged in range(8):
         assert page.inner_text("#progress") == f"Pair {judged + 1} of 8, {judged} judged"
         if judged == 4:
-            page.reload()
+            reload(page)
             assert page.inner_text("#progress") == "Pair 5 of 8, 4 judged", "goes on where it was"
             assert page.inner_text("#annotator") == "Ann"
         number = prompt_number(page)
@@ -156,6 +161,8 @@ def test_every_name_has_its_own_votes_and_order(page_in_chromium, write):
 
 
 def test_votes_from_two_tabs_are_all_kept(page_in_chromium, write):
+    from playwright.sync_api import expect
+
     page = page_in_chromium(write())
     begin(page, "Ann")
     other = page.context.new_page()
@@ -164,8 +171,8 @@ def test_votes_from_two_tabs_are_all_kept(page_in_chromium, write):
     page.keyboard.press("j")
     page.keyboard.press("2")
     for tab in (page, other):  # the browser takes its time to tell one of the other
-        tab.wait_for_function("document.getElementById('progress').textContent.endsWith(' 2 judged')")
-    page.reload()
+        expect(tab.locator("#progress")).to_contain_text("2 judged")
+    reload(page)
     assert page.inner_text("#progress") == "Pair 3 of 8, 2 judged"
 
 

@@ -140,10 +140,11 @@ def test_with_an_account_a_run_is_online_and_links_the_same_parents(tmp_path, se
     assert server.exit_codes == {tracker.run.id: 0}
 
 
-def test_where_the_server_does_not_answer_a_run_is_tracked_offline(tmp_path, monkeypatch, caplog):
+def test_where_the_server_does_not_take_a_run_it_is_tracked_offline(tmp_path, server, monkeypatch, caplog):
     import wandb
 
     monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
     begin = wandb.init
 
     def refuse(**arguments):
