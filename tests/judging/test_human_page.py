@@ -48,9 +48,9 @@ def downloaded(page, folder):
     return path
 
 
-def reload(page):
-    page.wait_for_timeout(300)  # what a page keeps reaches the browser's own process a little later
-    page.reload()
+def settle(page):
+    """What a page keeps reaches the browser's own process, and so other pages, a little later."""
+    page.wait_for_timeout(500)
 
 
 def test_votes_with_keys_survive_a_reload_and_are_counted(page_in_chromium, write, tmp_path):
@@ -63,7 +63,8 @@ def test_votes_with_keys_survive_a_reload_and_are_counted(page_in_chromium, writ
     for judged in range(8):
         assert page.inner_text("#progress") == f"Pair {judged + 1} of 8, {judged} judged"
         if judged == 4:
-            reload(page)
+            settle(page)
+            page.reload()
             assert page.inner_text("#progress") == "Pair 5 of 8, 4 judged", "goes on where it was"
             assert page.inner_text("#annotator") == "Ann"
         number = prompt_number(page)
@@ -165,6 +166,7 @@ def test_votes_from_two_tabs_are_all_kept(page_in_chromium, write):
 
     page = page_in_chromium(write())
     begin(page, "Ann")
+    settle(page)
     other = page.context.new_page()
     other.goto(page.url)
     other.keyboard.press("1")
@@ -172,7 +174,8 @@ def test_votes_from_two_tabs_are_all_kept(page_in_chromium, write):
     page.keyboard.press("2")
     for tab in (page, other):  # the browser takes its time to tell one of the other
         expect(tab.locator("#progress")).to_contain_text("2 judged")
-    reload(page)
+    settle(page)
+    page.reload()
     assert page.inner_text("#progress") == "Pair 3 of 8, 2 judged"
 
 
