@@ -201,6 +201,7 @@ def test_what_models_and_people_write_is_text(page_in_chromium, write, tmp_path)
     assert page.text_content("#annotator") == HOSTILE.strip()
     side = "1" if page.text_content("#a").endswith("2") else "2"
     page.keyboard.press(side)
+    settle(page)
     page.reload()
     assert page.is_visible("#done")
     assert page.evaluate("window.pwned") is None
