@@ -12,7 +12,7 @@ from typing import Any
 
 import contestants
 import ours
-from compare import NO_LM_EVAL, NOTES, compare, scorers, trainers
+from compare import NO_LM_EVAL, NOTES, RECIPE, compare, scorers, trainers
 from harness import arguments, hush, interleave, show, spread, write
 from material import ALPACA, existing, random_llama, sample, smollm2
 
@@ -44,9 +44,11 @@ def main(argv: list[str] | None = None) -> Path:
         figures: dict[str, Any] = {"model": name, "data": data_name, "rows": counts, "comparisons": []}
 
         for precision in ("32-true", "bf16-true"):
-            two = scorers(model, tokens["scored"], precision, "cpu", recipe=True)
+            entrants = scorers(model, tokens["scored"], precision, "cpu", recipe=True)
+            if precision != "32-true":
+                entrants[f"{RECIPE}, 32-true"] = scorers(model, tokens["scored"], "32-true", "cpu", recipe=True)[RECIPE]
             title = f"Scoring {options.rows} rows of {data_name}, {name}, {precision}"
-            figures["comparisons"].append(compare(title, two, options.rounds, model, "cpu"))
+            figures["comparisons"].append(compare(title, entrants, options.rounds, model, "cpu"))
         if contestants.HAS_LM_EVAL:
             for precision in ("32-true", "bf16-true"):
                 entrants = scorers(

@@ -2,16 +2,18 @@
 
     python benchmarks/loading.py --model FOLDER
 
-Without a folder SmolLM2-135M in the folder that LPSEL_TEST_MODELS names is taken, without that a random Llama. Figures
-are above what a rank has after its imports. A file in the precision asked for is mapped into memory, not copied: its
-pages count as resident, but the system can take them back.
+Without a folder SmolLM2-135M in the folder that LPSEL_TEST_MODELS names is taken, without that a random Llama, once
+stored as it is trained, in float32, and once in bfloat16. Figures are above what a rank has after its imports. What of
+the peak is pages of the file, mapped and not copied, the system can take back; the rest is the rank's own.
 """
 
 import os
 import socket
 import tempfile
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,18 +42,41 @@ def main(argv: list[str] | None = None) -> Path:
             text = Path(folder) / "text"
             text.write_text("A tokenizer is not needed here.")
             model = random_llama(Path(folder) / "random Llama", text, layers=8, hidden=512, vocabulary=2048)
-        file = sum(part.stat().st_size for part in model.glob("*.safetensors"))
-        figures = {strategy: _ranks(strategy, model) for strategy in ("ddp", "fsdp")}
+        figures = []
+        for stored in (torch.float32, torch.bfloat16):
+            copy = _stored(model, stored, Path(folder) / str(stored))
+            size = sum(part.stat().st_size for part in copy.glob("*.safetensors"))
+            for strategy in ("ddp", "fsdp"):
+                about = {"stored": str(stored).removeprefix("torch."), "file_bytes": size, "strategy": strategy}
+                figures.append({**about, "ranks": _ranks(strategy, copy)})
     show(
-        f"Loading {model.name}: host MiB",
-        ["", *(f"rank {rank}, peak" for rank in range(RANKS)), "kept afterwards"],
+        f"Loading {model.name} in {PRECISION}: host MiB, in brackets the rank's own",
+        ["stored in", "file", "", *(f"rank {rank}, peak" for rank in range(RANKS)), "kept afterwards"],
         [
-            [strategy, *(f"{r['peak'] / 2**20:,.0f}" for r in ranks), f"{max(r['kept'] for r in ranks) / 2**20:,.0f}"]
-            for strategy, ranks in figures.items()
+            [
+                figure["stored"],
+                _mib(figure["file_bytes"]),
+                figure["strategy"],
+                *(f"{_mib(rank['peak'])} ({_mib(rank['own'])})" for rank in figure["ranks"]),
+                _mib(max(rank["kept"] for rank in figure["ranks"])),
+            ]
+            for figure in figures
         ],
-        [f"a file of {file / 2**20:,.0f} MiB, loaded in {PRECISION}"],
     )
-    return write(options.out, "loading", options, "cpu", {"model": model.name, "file_bytes": file, "ranks": figures})
+    return write(options.out, "loading", options, "cpu", {"model": model.name, "loads": figures})
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f}"
+
+
+def _stored(model: Path, dtype: torch.dtype, folder: Path) -> Path:
+    """A copy of the model's folder with its weights in this type."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    AutoModelForCausalLM.from_pretrained(model, dtype=dtype).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    return folder
 
 
 def _ranks(strategy: str, model: Path) -> list[dict[str, int]]:
@@ -63,7 +88,7 @@ def _ranks(strategy: str, model: Path) -> list[dict[str, int]]:
 
 
 def _load(strategy: str, model: Path, port: int, rank: int) -> dict[str, int]:
-    """Bytes of this rank above what it had before: the most, and what stayed."""
+    """Bytes of this rank above what it had before: the most, of these its own, and what stayed."""
     threading.Thread(target=end_with_parent, daemon=True).start()
     hush()
     os.environ |= {
@@ -82,10 +107,29 @@ def _load(strategy: str, model: Path, port: int, rank: int) -> dict[str, int]:
     trainer.strategy.connect(module)
     trainer.strategy.setup_environment()
     before = begin_peak()
-    module.configure_model()
-    memory = {"peak": resident("VmHWM") - before, "kept": resident("VmRSS") - before}
+    with _largest_own() as own:
+        module.configure_model()
+    memory = {"peak": resident("VmHWM") - before, "own": max(own) - own[0], "kept": resident("VmRSS") - before}
     torch.distributed.destroy_process_group()
     return memory
+
+
+@contextmanager
+def _largest_own() -> Iterator[list[int]]:
+    """Bytes that are no pages of a file (RssAnon), 500 times a second, the first from before."""
+    seen, done = [resident("RssAnon")], threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.002):
+            seen.append(resident("RssAnon"))
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        thread.join()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lpsel.errors import UserError
+from lpsel import __version__
+from lpsel.errors import UserError, shown
 from lpsel.files import finite, write_json
 from lpsel.sealed import Damaged, check_files
 
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 
 ASKED = "asked.json"
 RESULT = "result.json"
+SCORER = "scorer"  # as the name of an embedder: the scorer itself
 FORMAT = 1  # of result.json, which a file without a format has too
 # Where and how a run is made, which changes no result; of the trainer only the precision does.
 WHERE_AND_HOW = (
@@ -45,6 +47,12 @@ class Asked:
     def keep(self, run_dir: Path) -> None:
         """Leave it in the run folder, once there is a run."""
         write_json(run_dir / ASKED, {"command": self.command, "config": self.config})
+
+    def forget(self, run_dir: Path) -> None:
+        """Take that back where a run has failed and left nothing else to go on with."""
+        others = (path for path in run_dir.iterdir() if path.name not in (ASKED, ".hydra", ".lock"))
+        if all(path.suffix == ".log" for path in others):
+            (run_dir / ASKED).unlink(missing_ok=True)
 
     def check(self, run_dir: Path) -> None:
         """Refuse a folder with a run of another configuration, be it done or cut off.
@@ -82,12 +90,36 @@ class Asked:
         return result
 
 
+def read_result(run_dir: Path) -> dict[str, Any] | None:
+    """What result.json in a run folder says; None where there is none, or no whole one.
+
+    Raises:
+        UserError: it is of another format.
+        PermissionError: it may not be read.
+    """
+    try:
+        result = json.loads((run_dir / RESULT).read_text())
+    except PermissionError:
+        raise
+    except (OSError, ValueError):
+        return None
+    if not isinstance(result, dict):
+        return None
+    if (found := result.get("format", FORMAT)) != FORMAT:
+        raise UserError(
+            f"{run_dir / RESULT}: has format {shown(ValueError(found))}, lpsel {__version__} reads format {FORMAT}; "
+            "use the lpsel that wrote it."
+        )
+    return result
+
+
 def unused_keys(command: str, config: Any) -> set[str]:
     """Keys of a configuration that its selection does not look at: a rule without scores needs no scorer to train."""
     if command != "train":
         return set()
     rule = config["selection"]
-    scorer = {"scorer"} if rule.get("epochs") is None else set()
+    embeds = SCORER in (rule.get("embedder"), config["cluster"].get("embedder"))
+    scorer = {"scorer"} if rule.get("epochs") is None and not embeds else set()
     return scorer | ({"pct"} if rule.get("pct") is not None else set())
 
 

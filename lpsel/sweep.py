@@ -42,7 +42,7 @@ class Outcome:
     Attributes:
         number: in the sweep, from 0.
         folder: its run folder.
-        state: done, found (was done before), failed or planned (of a dry run).
+        state: done, found (was done before), failed, or planned by a dry run.
         reason: why it failed, in one line.
         mistake: whether the user can mend that.
         plan: the work that a dry run found in it.
@@ -97,9 +97,10 @@ def run_one(command: str, config: DictConfig, mistakes: tuple[type[Exception], .
         if config.get("dry_run"):
             from lpsel.jobs.dry_run import planned
 
-            plan = planned(command, config, folder)
-            problem = next((piece.problem for piece in plan if piece.problem), "")
-            ended("failed" if problem else "planned", reason=problem, mistake=True, plan=[asdict(p) for p in plan])
+            work = planned(command, config, folder)
+            problem = next((piece.problem for piece in work or () if piece.problem), "")
+            state = "found" if work is None else "failed" if problem else "planned"
+            ended(state, reason=problem, mistake=True, plan=[asdict(piece) for piece in work or ()])
             return
         with _alone(hydra, config), files_within_reach():
             found = _run_or_find(command, config, folder)
@@ -195,8 +196,9 @@ def show(outcomes: Sequence[Outcome], sweep: DictConfig) -> None:
     if sweep.get("dry_run"):
         from lpsel.jobs.plan import Work, show_plan
 
-        planned = [o for o in outcomes if o.state == "planned" or o.plan]
-        show_plan([(Path(o.folder).name, [Work(**piece) for piece in o.plan]) for o in planned], "experiment" in sweep)
+        understood = [o for o in outcomes if o.state != "failed" or o.plan]
+        work = [None if o.state == "found" else [Work(**piece) for piece in o.plan] for o in understood]
+        show_plan([(Path(o.folder).name, w) for o, w in zip(understood, work, strict=True)], "experiment" in sweep)
         for reason in dict.fromkeys(o.reason for o in outcomes if o.reason):
             print(reason, file=sys.stderr)
         return

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lpsel.asked import Asked
+from lpsel.asked import Asked, unused_keys
 from lpsel.errors import UserError
 from lpsel.files import write_json
 
@@ -25,3 +25,24 @@ def test_the_same_configuration_may_go_on(tmp_path):
     ours = Asked("train", {"pct": 5})
     ours.keep(tmp_path)
     ours.check(tmp_path)
+
+
+def test_a_rule_without_scores_depends_on_the_scorer_only_where_that_embeds_the_rows():
+    config = {"selection": {"epochs": None}, "cluster": {"embedder": "a/b"}}
+    assert unused_keys("train", config) == {"scorer"}
+    assert unused_keys("train", config | {"cluster": {"embedder": "scorer"}}) == set()
+    assert unused_keys("train", {"selection": {"epochs": None, "pct": 100}, "cluster": {}}) == {"scorer", "pct"}
+    assert unused_keys("select", config) == set()
+
+
+def test_what_was_asked_is_forgotten_unless_there_is_something_to_go_on_with(tmp_path):
+    ours = Asked("train", {"pct": 5})
+    ours.keep(tmp_path)
+    (tmp_path / "train.log").write_text("")
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / "parts").mkdir()
+    ours.forget(tmp_path)
+    assert (tmp_path / "asked.json").is_file()
+    (tmp_path / "parts").rmdir()
+    ours.forget(tmp_path)
+    assert not (tmp_path / "asked.json").exists()

@@ -43,7 +43,8 @@ def test_cpu(benchmark, monkeypatch, tmp_path):
     assert figures["data"] == "embedded synthetic rows"
     scored, trained = figures["comparisons"][:2], figures["comparisons"][-2:]
     assert [sorted(each["contestants"]) for each in trained] == [["lpsel", "transformers Trainer"]] * 2
-    assert [each["contestants"].keys() for each in scored] == [{"lpsel"} | RECIPE] * 2
+    beside = {f"{name}, 32-true" for name in RECIPE}
+    assert [each["contestants"].keys() for each in scored] == [{"lpsel"} | RECIPE, {"lpsel"} | RECIPE | beside]
     assert [each["contestants"].keys() for each in figures["comparisons"][2:-2]] == [{"lpsel"} | LM_EVAL] * 2 * len(
         LM_EVAL
     )
@@ -167,11 +168,14 @@ def test_stopping_without_its_material(monkeypatch, tmp_path, capsys):
 
 
 def test_loading(benchmark):
-    """A rank of fsdp but the first holds half of the weights, and one tensor at a time."""
-    figures = benchmark("loading")["ranks"]
-    whole, half = figures["ddp"][1], figures["fsdp"][1]
-    assert half["peak"] < 0.75 * whole["peak"]
-    assert half["kept"] < 0.75 * whole["kept"]
+    """A rank of fsdp holds half of the weights, and a tensor at a time, whatever type they are stored in."""
+    loads = {(load["stored"], load["strategy"]): load["ranks"] for load in benchmark("loading")["loads"]}
+    for stored in ("float32", "bfloat16"):
+        whole, half = loads[stored, "ddp"][1], loads[stored, "fsdp"][1]
+        assert half["peak"] < 0.75 * whole["peak"]
+        assert half["kept"] < 0.75 * whole["kept"]
+    first, widened = loads["bfloat16", "fsdp"][0], loads["bfloat16", "ddp"][0]
+    assert first["own"] < 0.75 * widened["own"]
 
 
 def test_growth(benchmark):

@@ -81,6 +81,13 @@ class Place(NamedTuple):
 class Evaluator(Protocol):
     """Compares models. Built from a file in conf/evaluator."""
 
+    def check(self, candidates: Candidates) -> None:
+        """See that what is compared was named; `evaluate` does so too.
+
+        Raises:
+            UserError: names what was not.
+        """
+
     def evaluate(self, candidates: Candidates, place: Place) -> dict[str, Any]:
         """The figures, plain numbers, strings, lists and dictionaries; files go to the run folder.
 

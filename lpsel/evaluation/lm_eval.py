@@ -52,6 +52,13 @@ class LmEvalEvaluator:
         if self.include_path is not None and not Path(self.include_path).expanduser().is_dir():
             raise UserError(f"evaluator.include_path={self.include_path}: no such folder; give one with task files.")
 
+    def check(self, candidates: Candidates) -> None:
+        """See that the harness is installed, and that there are tasks, and models on this machine."""
+        need("lm_eval", "lm-eval", "evaluator=lm_eval")
+        if not self.tasks:
+            raise UserError("tasks=null: nothing to run; say tasks=[hellaswag,arc_easy], or a task file.")
+        candidates.on_this_machine()
+
     def evaluate(self, candidates: Candidates, place: Place) -> dict[str, Any]:
         """Run all tasks on one model after the other, each freed before the next is loaded.
 
@@ -66,9 +73,8 @@ class LmEvalEvaluator:
             UserError: lm_eval is not installed; no task, one that is not known or whose data cannot be read; a model
                 without a chat template that was to have one. Before any model is loaded.
         """
-        need("lm_eval", "lm-eval", "evaluator=lm_eval")
-        if not self.tasks:
-            raise UserError("tasks=null: nothing to run; say tasks=[hellaswag,arc_easy], or a task file.")
+        self.check(candidates)
+        assert self.tasks
         for name in ("lm_eval", "evaluate"):
             logging.getLogger(name).setLevel(logging.ERROR)
         specs = candidates.on_this_machine()

@@ -79,6 +79,15 @@ class PairwiseEvaluator:
     def _sampling(self) -> Sampling:
         return Sampling(self.max_new_tokens, self.temperature, self.top_p, self.seed)
 
+    def check(self, candidates: Candidates) -> None:
+        """See that there are verdicts, or two models and prompts to compare them on."""
+        if self.judgements is not None:
+            return
+        if not candidates.models or candidates.baseline is None:
+            raise UserError("evaluator=pairwise: needs two to compare; say model=RUN_OR_MODEL baseline=RUN_OR_MODEL.")
+        if self.prompts is None:
+            raise UserError("prompts: none given; say prompts=NAME_OR_FILE, as in prompts=koala or prompts=my.jsonl.")
+
     def evaluate(self, candidates: Candidates, place: Place) -> dict[str, Any]:
         """Generate, judge, count.
 
@@ -95,10 +104,8 @@ class PairwiseEvaluator:
         """
         if self.judgements is not None:
             return self._imported(place.folder)
-        if not candidates.models or candidates.baseline is None:
-            raise UserError("evaluator=pairwise: needs two to compare; say model=RUN_OR_MODEL baseline=RUN_OR_MODEL.")
-        if self.prompts is None:
-            raise UserError("prompts: none given; say prompts=NAME_OR_FILE, as in prompts=koala or prompts=my.jsonl.")
+        self.check(candidates)
+        assert self.prompts is not None
         folder = None if self.prompts_dir is None else Path(self.prompts_dir).expanduser()
         prompts = load_prompts(self.prompts, self.limit, cache_dir=place.cache_dir, folder=folder)
         sampling = self._sampling()

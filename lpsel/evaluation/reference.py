@@ -79,6 +79,10 @@ class ReferenceEvaluator:
                 raise UserError(f"evaluator.{name}={value}: must be a whole number, at least 1.")
         check_seed(self.seed)
 
+    def check(self, candidates: Candidates) -> None:
+        """See that there are models, all on this machine."""
+        candidates.on_this_machine()
+
     def evaluate(self, candidates: Candidates, place: Place) -> dict[str, Any]:
         """Measure the models one after the other, each freed before the next is loaded.
 

@@ -11,10 +11,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from lpsel import terminal
+from lpsel.asked import RESULT
 from lpsel.errors import UserError
 from lpsel.files import finite, write_atomically, write_json
 from lpsel.jobs.agreement_inputs import read_all, read_clusters
-from lpsel.jobs.plain import RESULT, OneLineParser, run_folder
+from lpsel.jobs.plain import OneLineParser, run_folder
 from lpsel.selection.agreement import METRICS
 from lpsel.selection.agreement_study import DEFINED, Study, numbers, study
 from lpsel.selection.budget import check_pct

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from lpsel.asked import RESULT, read_result
 from lpsel.errors import UserError, shown
 from lpsel.files import read_json
-from lpsel.jobs.plain import RESULT
 from lpsel.sealed import Damaged, check_files
 from lpsel.selection.npz import names_in_npz, read_array, split_npz
 from lpsel.selection.reader import INT32_MAX, SCORES_FILE, cluster_codes, read_scores
@@ -90,7 +90,7 @@ def _read_table(given: str, file: Path) -> Scored:
 
 
 def _read_run(given: str, folder: Path) -> Scored:
-    result = _json(folder / RESULT)
+    result = read_result(folder) or {}
     if "scores" not in result:
         raise UserError(
             f"{given}: neither a scores folder ({SCORES_FILE}) nor a finished run of select or train ({RESULT} with "
@@ -194,7 +194,7 @@ def read_clusters(given: str, index: NDArray[np.int64]) -> NDArray[np.int32]:
 def _cluster_columns(given: str) -> pa.Table:
     file = Path(given).expanduser()
     if file.is_dir():
-        sealed = _json(file / RESULT).get("sha256")
+        sealed = (read_result(file) or {}).get("sha256")
         file = file / SELECTION
         if isinstance(sealed, dict) and SELECTION in sealed:
             try:

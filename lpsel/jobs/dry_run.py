@@ -74,20 +74,20 @@ def show_job(command: str, config: DictConfig, folder: Path) -> None:
     """
     work = planned(command, config, folder)
     show_plan([(command, work)])
-    if problem := next((piece.problem for piece in work if piece.problem), None):
+    if problem := next((piece.problem for piece in work or () if piece.problem), None):
         raise UserError(problem)
     print(folder.resolve(), flush=True)
 
 
-def planned(command: str, config: DictConfig, folder: Path) -> list[Work]:
-    """What a job would do, in order; nothing where its run folder has the result already.
+def planned(command: str, config: DictConfig, folder: Path) -> list[Work] | None:
+    """What models a job would run, in order; None where its run folder has the result already.
 
     Raises:
         UserError: a mistake that can be known by now, a data set that cannot be read.
     """
     job = Job.of(command, config, folder)
     if job.asked().finished(folder):
-        return []
+        return None
     check_training(config)
     limit_of(config)
     rule: SelectionSpec = build(config.selection)

@@ -8,10 +8,10 @@ from hydra import compose
 from omegaconf import DictConfig, ListConfig
 
 from lpsel import terminal
+from lpsel.asked import read_result
 from lpsel.config import Job, build, config_dir
 from lpsel.errors import UserError
 from lpsel.evaluation.evaluator import Candidates, Place
-from lpsel.files import read_json
 from lpsel.generation.endpoint import Endpoint
 from lpsel.jobs.tracked import track_evaluation
 from lpsel.model.device import resolve_precision
@@ -43,6 +43,7 @@ def run(job: Job) -> dict[str, Any]:
 
     if candidates.all:
         log.info("Evaluating %s", "; ".join(c.name for c in candidates.all))
+    evaluator.check(candidates)
     job.start_tracking()
     for name in dict.fromkeys([*([baseline] if baseline else []), *named]):
         for parent in _made_by(name):
@@ -73,8 +74,8 @@ def candidate(name: str, job: Job) -> ModelSpec | Endpoint:
     if folder.is_dir():
         if (folder / "config.json").is_file():
             return _elsewhere(folder.resolve().name, str(folder), job)
+        made = read_result(folder) or {}
         try:
-            made = read_json(folder / "result.json")
             base = made["base_model"]
             merged = made["model"] is not None
             spec = ModelSpec(
@@ -84,7 +85,7 @@ def candidate(name: str, job: Job) -> ModelSpec | Endpoint:
                 max_length=base["max_length"],
                 trust_remote_code=base["trust_remote_code"],
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (KeyError, TypeError, AttributeError):
             raise UserError(
                 f"model={name}: neither a finished run of train.py (result.json with a model) nor a model folder "
                 "(config.json); give one of these, a name in conf/model or a Hugging Face id."
@@ -121,10 +122,6 @@ def _run_name(folder: Path, made: dict[str, Any]) -> str:
 
 
 def _made_by(name: str) -> list[Artifact]:
-    result = Path(name).expanduser() / "result.json"
-    if not result.is_file():
-        return []
-    made = read_json(result)
-    return (
-        [Artifact("model", made["artifact"], result.parent / "model", by_reference=True)] if "artifact" in made else []
-    )
+    folder = Path(name).expanduser()
+    made = read_result(folder) or {}
+    return [Artifact("model", made["artifact"], folder / "model", by_reference=True)] if "artifact" in made else []

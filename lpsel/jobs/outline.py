@@ -11,8 +11,10 @@ TEXT = 60  # characters of an example
 
 
 def selection(result: Mapping[str, Any]) -> Pairs:
-    """What was chosen, and the rows at both ends of the ranking."""
+    """What was chosen, and the rows at both ends of the ranking, if it is one."""
     pairs = [_split(line) for line in describe(dict(result))]
+    if result["score"]["all"] is None:
+        return pairs
     told: set[int] = set()
     for end in ("first", "last"):
         # Of few rows, the first are the last as well.

@@ -5,10 +5,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import NoReturn
 
+from lpsel.asked import RESULT
 from lpsel.errors import UserError
 from lpsel.files import writable
-
-RESULT = "result.json"
 
 
 class OneLineParser(argparse.ArgumentParser):

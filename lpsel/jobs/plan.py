@@ -49,13 +49,13 @@ class Work:
         return same and self.epochs >= other.epochs and set(other.columns) <= set(self.columns)
 
 
-def show_plan(jobs: Sequence[tuple[str, Sequence[Work]]], experiment: bool = False) -> None:
+def show_plan(jobs: Sequence[tuple[str, Sequence[Work] | None]], experiment: bool = False) -> None:
     """Print the work of jobs in the order they would run in.
 
     Scores that an earlier job makes, or that are in the cache, are named and not counted again.
 
     Args:
-        jobs: names with their work; none where the job was done before.
+        jobs: names with their work; None where the job was done before.
         experiment: whether an evaluation and a report follow.
     """
     made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
@@ -64,8 +64,8 @@ def show_plan(jobs: Sequence[tuple[str, Sequence[Work]]], experiment: bool = Fal
     counted: list[Work] = []
     for name, work in jobs:
         if not work:
-            made.add_row(Text(printable(name)), "done before", "", "", "", "")
-        for place, piece in enumerate(work):
+            made.add_row(Text(printable(name)), "done before" if work is None else "no model runs", "", "", "", "")
+        for place, piece in enumerate(work or ()):
             made.add_row(Text(printable("" if place else name)), *_cells(piece, counted))
             if not piece.found and not any(other.covers(piece) for other in counted):
                 counted.append(piece)

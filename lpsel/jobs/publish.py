@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lpsel.asked import FORMAT
+from lpsel.asked import RESULT, read_result
 from lpsel.data.readers import reader_of
 from lpsel.errors import UserError, first_line
-from lpsel.files import folder_atomically, read_json
-from lpsel.jobs.plain import RESULT, OneLineParser
+from lpsel.files import folder_atomically
+from lpsel.jobs.plain import OneLineParser
 from lpsel.sealed import Damaged, check_files
 from lpsel.selection.summary import describe
 
@@ -160,18 +160,12 @@ def card(result: dict[str, Any], data: Path, licence: str) -> "DatasetCard":
 
 
 def _result(run: Path) -> dict[str, Any]:
+    result = read_result(run.expanduser())
     try:
-        result = read_json(run.expanduser() / RESULT)
+        assert result is not None
         _ = result["subset"], result["selection"], result["dataset"]["name"]
-    except PermissionError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError):
+    except (AssertionError, KeyError, TypeError):
         raise UserError(
             f"{run}: not a finished run of select or train (result.json with a subset); give one."
         ) from None
-    if result.get("format", FORMAT) != FORMAT:
-        raise UserError(
-            f"{run / RESULT}: has format {result['format']}, this lpsel reads {FORMAT}; publish with the lpsel that "
-            "chose."
-        )
     return result

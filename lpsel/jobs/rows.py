@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from lpsel.asked import ASKED, RESULT, read_result
 from lpsel.data.source import DatasetSpec, Example, Source
 from lpsel.errors import UserError
-from lpsel.jobs.plain import RESULT, OneLineParser
+from lpsel.jobs.plain import OneLineParser
 from lpsel.selection.metrics import learning_percentage, learning_percentage_app, scaled_perplexity
 from lpsel.selection.reader import read_scores
 from lpsel.selection.table import CONTENT_ID, ScoreTable
@@ -77,11 +78,10 @@ def _count(text: str) -> int:
 def _scores_of(path: Path) -> Path:
     """The scores that were named; of a run folder those that it used."""
     if not (path / RESULT).is_file():
+        if (path / ASKED).is_file():
+            raise UserError(f"{path}: this run is not finished; give its command again, or name a scores folder.")
         return path
-    try:
-        scores = json.loads((path / RESULT).read_text()).get("scores")
-    except (OSError, ValueError, AttributeError):
-        scores = None
+    scores = (read_result(path) or {}).get("scores")
     if not scores:
         raise UserError(f"{path}: this run used no scores; name a scores folder or file.")
     return Path(scores)

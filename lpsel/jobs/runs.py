@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lpsel.asked import RESULT
 from lpsel.errors import UserError
 from lpsel.files import finite
-from lpsel.jobs.plain import RESULT, OneLineParser
+from lpsel.jobs.plain import OneLineParser
 from lpsel.report.runs import Found, Measure, Point, Run, find, measures, points
 from lpsel.terminal import printable, show
 

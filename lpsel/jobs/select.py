@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from lpsel.asked import SCORER
 from lpsel.config import Job, build
 from lpsel.data.ids import contents_of
 from lpsel.data.source import Row, Source
@@ -19,7 +20,7 @@ from lpsel.jobs import outline
 from lpsel.jobs.tracked import track_records, track_rows
 from lpsel.model.spec import ModelSpec, ScorerSpec
 from lpsel.selection.choose import Selection, select
-from lpsel.selection.clusters import Auto, Clusters, NoClusters, brings_clusters, with_clusters
+from lpsel.selection.clusters import Auto, Clusters, KMeans, NoClusters, brings_clusters, with_clusters
 from lpsel.selection.embeddings import check_embedder, embed
 from lpsel.selection.reader import SCORES_FILE, read_scores
 from lpsel.selection.spec import SelectionSpec
@@ -100,6 +101,10 @@ def prepare(job: Job, tokens_of: ModelSpec) -> Plan:
     rule: SelectionSpec = build(config.selection)
     clusters: Clusters = build(config.cluster)
     scorer: ScorerSpec = build(config.scorer)
+    if rule.embedder == SCORER:
+        rule = replace(rule, embedder=_as_embedder(scorer, job.cache_dir))
+    if isinstance(clusters, KMeans) and clusters.embedder == SCORER:
+        clusters = replace(clusters, embedder=_as_embedder(scorer, job.cache_dir))
     source = Source(build(config.dataset))
     given = None
     if config.scores is not None:
@@ -127,6 +132,17 @@ def prepare(job: Job, tokens_of: ModelSpec) -> Plan:
         assert rule.epochs is not None
         check_scorer(job, scorer, rule.epochs)
     return plan
+
+
+def _as_embedder(scorer: ScorerSpec, cache_dir: Path) -> str:
+    """The scorer, to embed rows with: sentence-transformers averages a language model's last hidden states."""
+    from lpsel.model.load import locate
+
+    if scorer.revision is not None:
+        raise UserError(
+            f"cluster.embedder={SCORER}: takes no scorer.revision={scorer.revision}; give cluster.embedder=FOLDER."
+        )
+    return locate(scorer, cache_dir)
 
 
 def _from_data(plan: Plan) -> list[str]:

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from lpsel.asked import RESULT
 from lpsel.errors import UserError
 from lpsel.jobs import outline
-from lpsel.jobs.plain import RESULT, OneLineParser
+from lpsel.jobs.plain import OneLineParser
 from lpsel.report.runs import COMMANDS, Found, Run, find, measures, number
 from lpsel.terminal import lines, show
 

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpsel import terminal
+from lpsel.asked import RESULT
 from lpsel.errors import UserError
 from lpsel.files import finite, write_atomically, write_json
-from lpsel.jobs.plain import RESULT, OneLineParser, run_folder
+from lpsel.jobs.plain import OneLineParser, run_folder
 from lpsel.judging import votes as ballots
 from lpsel.judging.human import KEY, Key, read_key
 from lpsel.judging.judgement import TIE

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,22 @@ def load_model(spec: ModelSpec, path: str, dtype: Any, **how: Any) -> Any:
             "wrote, or bin_weights=true for one with pickled weights only."
         ) from error
     return model.eval()
+
+
+def stored_dtype(spec: ModelSpec, path: str) -> Any:
+    """The floating type of the weights' first file; what config.json says, where they are not in safetensors."""
+    from safetensors import safe_open
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+    found = partial(cached_file, path, revision=spec.revision, _raise_exceptions_for_missing_entries=False)
+    file = found(SAFE_WEIGHTS_NAME)
+    if file is None and (index := found(SAFE_WEIGHTS_INDEX_NAME)) is not None:
+        file = found(min(json.loads(Path(index).read_bytes())["weight_map"].values()))
+    if file is None:
+        return "auto"
+    with safe_open(file, framework="pt") as opened:
+        types = (opened.get_tensor(name).dtype for name in opened.keys())  # noqa: SIM118, no dictionary
+        return next((dtype for dtype in types if dtype.is_floating_point), "auto")
 
 
 def freeze_other_parts(model: Any) -> None:

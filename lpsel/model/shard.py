@@ -10,14 +10,13 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from lpsel.errors import ToldElsewhere, UserError, first_line
 from lpsel.model.layers import decoder_layers
-from lpsel.model.load import load_config, load_model
+from lpsel.model.load import load_config, load_model, stored_dtype
 from lpsel.model.loss import PerSampleLoss, check_head
 from lpsel.model.spec import ModelSpec
 
@@ -73,7 +72,7 @@ def load_sharded(
     Raises:
         UserError: on all ranks, what rank 0 found wrong with the model or its file.
     """
-    whole, packed = _whole_on_rank_0(spec, path, dtype, strategy)
+    whole, packed = _whole_on_rank_0(spec, path, strategy)
     model = empty_model(spec, path, dtype)
     prepare(model)
     loss = PerSampleLoss(model, packed)
@@ -93,14 +92,15 @@ def empty_model(spec: ModelSpec, path: str, dtype: torch.dtype) -> Any:
     return model.eval()
 
 
-def _whole_on_rank_0(
-    spec: ModelSpec, path: str, dtype: torch.dtype, strategy: ShardedStrategy
-) -> tuple[Any, bool | None]:
-    """The full model on the CPU of rank 0, None elsewhere, and whether it takes packs; a failure ends every rank."""
+def _whole_on_rank_0(spec: ModelSpec, path: str, strategy: ShardedStrategy) -> tuple[Any, bool | None]:
+    """The full model as it is stored on rank 0, None elsewhere, and whether it takes packs; a failure ends every rank.
+
+    Tensors that need no conversion are the file's pages, which the system can drop and read again.
+    """
     whole, packed, failure = None, None, None
     if strategy.is_global_zero:
         try:
-            whole = load_model(spec, path, dtype)
+            whole = load_model(spec, path, stored_dtype(spec, path))
             loss = PerSampleLoss(whole)
             check_head(loss)
             packed = loss.attention is not None
@@ -131,19 +131,16 @@ def _shard(loss: PerSampleLoss, strategy: ShardedStrategy, precision: str) -> No
 
 def _fill(model: Any, whole: Any, strategy: ShardedStrategy) -> None:
     """Give every slice and buffer its values from rank 0's full model, and let go of that."""
-    device = strategy.root_device
-    model.to_empty(device=torch.device("cpu") if strategy.cpu_offload else device)
+    model.to_empty(device=torch.device("cpu") if strategy.cpu_offload else strategy.root_device)
     set_model_state_dict(
         model,
         whole.state_dict() if whole is not None else {},
         options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False),
     )
-    # Buffers that no file holds too: rotary frequencies, Gemma's embedding scale.
-    for prefix, module in model.named_modules():
-        for name, buffer in module.named_buffers(prefix=prefix, recurse=False):
-            values = buffer.to(device) if whole is None else whole.get_buffer(name).to(device, buffer.dtype)
-            dist.broadcast(values, src=0)
-            setattr(module, name.rpartition(".")[2], values)
+    # What no file holds, such as rotary frequencies and Gemma's embedding scale, transformers computes from the config.
+    for tensor in model.state_dict(keep_vars=True).values():
+        tensor._is_hf_initialized = True
+    model.initialize_weights()
     model.tie_weights()
     if whole is not None and hasattr(whole, "generation_config"):
         model.generation_config = whole.generation_config

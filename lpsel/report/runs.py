@@ -11,14 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lpsel.asked import FORMAT
+from lpsel.asked import ASKED, FORMAT, RESULT
 from lpsel.errors import UserError
 from lpsel.files import read_json
 
-RESULT = "result.json"
 COMMANDS = ("train", "select", "evaluate", "votes", "agreement")
 BESIDE = ("n", "standard_error", "p_value", "flip_rate", "length_controlled_win_rate")
-LOGS = tuple(f"{command}.log" for command in COMMANDS)  # what a run leaves before its result
 
 
 @dataclass(frozen=True)
@@ -187,7 +185,7 @@ def find(given: Sequence[str]) -> Found:
 
 def _folders(path: Path) -> Iterator[Path]:
     for folder, inside, files in os.walk(path, onerror=_raise):
-        if RESULT in files or any(log in files for log in LOGS) or (Path(folder) == path and files and not inside):
+        if RESULT in files or ASKED in files or (Path(folder) == path and files and not inside):
             inside.clear()  # what is inside a run is its own
             yield Path(folder)
         inside[:] = sorted(name for name in inside if not name.startswith("."))

@@ -42,6 +42,7 @@ class Selection:
         index, id, cluster: as in the table.
         score: float64 (N,), NaN where undefined. Of a rule that picks rows one after another the turn of the picked.
         descending: whether high scores are chosen first.
+        arbitrary: whether scores say nothing of the rows, as those of a draw.
         odd: rows by what is odd about their score: undefined, and of these with a record that is not finite; where
             the rule's scores are shares, above 1 and below 0. Rows without a supervised token, which never count
             with budget=exact, are not counted there.
@@ -60,6 +61,7 @@ class Selection:
     cluster: NDArray[np.int32] | None
     score: NDArray[np.float64]
     descending: bool
+    arbitrary: bool
     odd: dict[str, int]
     bucket: NDArray[np.int8] | None
     selected: NDArray[np.bool_]
@@ -171,6 +173,7 @@ def select(table: ScoreTable, spec: SelectionSpec, pct: float, seed: int) -> Sel
         cluster=table.cluster,
         score=scores.score,
         descending=scores.descending,
+        arbitrary=isinstance(ranking, Ranking) and ranking.arbitrary,
         odd=scores.odd,
         bucket=bucket,
         selected=selected,

@@ -40,12 +40,14 @@ class Ranking(NamedTuple):
         excluded: reason -> bool (N,), rows that the rule itself rules out, where it does.
         descending: higher is chosen first instead.
         unit: the score is a share that mostly lies in [0, 1]; those outside are counted.
+        arbitrary: the score puts rows in some order and says nothing of them.
     """
 
     score: NDArray[np.float64]
     excluded: Mapping[str, NDArray[np.bool_]] = {}
     descending: bool = False
     unit: bool = False
+    arbitrary: bool = False
 
 
 class Greedy(NamedTuple):
@@ -68,12 +70,12 @@ class Rule(Protocol):
 
 def full(table: ScoreTable, *, seed: int) -> Ranking:
     """Everything, no row before another."""
-    return Ranking(np.zeros(len(table)))
+    return Ranking(np.zeros(len(table)), arbitrary=True)
 
 
 def random(table: ScoreTable, *, seed: int) -> Ranking:
     """Uniformly at random from the seed; a row's place depends on its content alone, not on where it stands."""
-    return Ranking(random_place(table, seed))
+    return Ranking(random_place(table, seed), arbitrary=True)
 
 
 def cluster_random(table: ScoreTable, *, seed: int) -> Ranking:
@@ -92,7 +94,7 @@ def cluster_random(table: ScoreTable, *, seed: int) -> Ranking:
     np.minimum.at(first, code, place)
     turn = np.empty(len(known))
     turn[np.argsort(first, kind="stable")] = np.arange(len(known))
-    return Ranking(turn[code] + place)
+    return Ranking(turn[code] + place, arbitrary=True)
 
 
 def lp(table: ScoreTable, *, seed: int, basis: Basis = "perplexity") -> Ranking:

@@ -62,7 +62,8 @@ def examples(
 def summary(selection: Selection, table: ScoreTable, mean_characters: Mapping[str, Any]) -> dict[str, Any]:
     """The selection in numbers, with the names that result.json has for them.
 
-    Scores and lengths are of the chosen rows and of all rows; tokens are None where the table does not know them.
+    Scores and lengths are of the chosen rows and of all rows; scores are None where they say nothing of the rows,
+    tokens where the table does not know them.
     A cluster below 0 is none: its rows give a share together, and are counted for themselves.
 
     Args:
@@ -86,8 +87,8 @@ def summary(selection: Selection, table: ScoreTable, mean_characters: Mapping[st
         if cluster is None
         else {"selected": int((cluster[chosen] < 0).sum()), "all": int((cluster < 0).sum())},
         "score": {
-            "selected": _range(selection.score[chosen]),
-            "all": _range(selection.score[~np.isnan(selection.score)]),
+            "selected": None if selection.arbitrary else _range(selection.score[chosen]),
+            "all": None if selection.arbitrary else _range(selection.score[~np.isnan(selection.score)]),
         },
         "mean_tokens": {
             side: {

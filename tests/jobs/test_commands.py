@@ -165,6 +165,18 @@ def test_random_needs_no_scorer_and_does_not_depend_on_row_order(tmp_path, toy_m
     assert len(texts[0]) == 2
 
 
+def test_the_scorer_itself_can_embed_the_rows(tmp_path, toy_model, instructions):
+    shared = [*given(tmp_path, toy_model, instructions(rows=12), *scorer(toy_model)), "cluster=kmeans", "seed=1"]
+    clustered = run("select", [*shared, "cluster.embedder=scorer", "cluster.n_clusters=3"], tmp_path / "clustered")
+    assert clustered["clusters"] == 3
+    by_name = run("select", [*shared, f"cluster.embedder={toy_model}", "cluster.n_clusters=3"], tmp_path / "by-name")
+    assert Path(by_name["subset"]).read_bytes() == Path(clustered["subset"]).read_bytes()
+    spread = run("select", [*shared, "cluster.embedder=scorer", "selection=k_center"], tmp_path / "spread")
+    assert (spread["n_selected"], spread["scores"]) == (3, None)
+    with pytest.raises(UserError, match=r"cluster\.embedder=scorer: takes no scorer\.revision=main; give cluster\.emb"):
+        run("select", [*shared, "cluster.embedder=scorer", "scorer.revision=main"], tmp_path / "revision")
+
+
 @pytest.mark.parametrize("rule", ["perplexity", "ifd", "superfilter", "el2n"])
 def test_a_rule_of_the_pass_before_training_selects(rule, tmp_path, toy_model, instructions):
     data = instructions(rows=12)

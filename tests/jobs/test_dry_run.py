@@ -50,7 +50,7 @@ def test_tokens_and_flops_are_those_that_a_run_then_reports(rule, tmp_path, toy_
         return
     assert work["score"].tokens == result["scoring"]["tokens"]
     assert work["score"].flops == pytest.approx(result["scoring"]["flops"])
-    assert plan(tmp_path, *overrides) == [], "done before"
+    assert plan(tmp_path, *overrides) is None, "done before"
     scores_there = plan(tmp_path / "another", *overrides)[0]
     assert scores_there.found
 
@@ -97,15 +97,18 @@ def test_scores_are_counted_once(capsys):
         return Work("score", "small", 100, 1e6, "counted", 1e12, GIB, "key", epochs, columns)
 
     target = Work("train", "large", 10, 2e6, "counted", None, None)
-    show_plan([("a", [scores(3), target]), ("b", [scores(1), target]), ("c", [scores(0, "el2n_0")]), ("d", [])])
+    show_plan(
+        [("a", [scores(3), target]), ("b", [scores(1), target]), ("c", [scores(0, "el2n_0")]), ("d", None), ("e", [])]
+    )
     said = capsys.readouterr().out
-    assert [" ".join(line.split()) for line in said.splitlines()[1:7]] == [
+    assert [" ".join(line.split()) for line in said.splitlines()[1:8]] == [
         "a score with small, 3 epochs 100 1 M 1e+12 1.0",
         "train large 10 2 M unknown unknown",
         "b scores by small, as above",
         "train large 10 2 M unknown unknown",
         "c score with small, 0 epochs 100 1 M 1e+12 1.0",
         "d done before",
+        "e no model runs",
     ]
     assert "Together: 6 M tokens, at least 2e+12 FLOPs." in said
 

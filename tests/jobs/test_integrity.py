@@ -12,7 +12,9 @@ import pytest
 from lpsel.config import run
 from lpsel.errors import UserError
 from lpsel.files import read_json, write_json
+from lpsel.jobs.agreement import main as agreement
 from lpsel.jobs.publish import publish
+from lpsel.jobs.rows import main as rows
 
 
 def overrides(model, data, cache, *more):
@@ -165,8 +167,15 @@ def test_a_result_of_another_format_is_refused_by_its_number(copied):
     folder, _ = copied
     assert read_json(folder / "run/result.json")["format"] == 1
     write_json(folder / "run/result.json", read_json(folder / "run/result.json") | {"format": 2})
-    with pytest.raises(UserError, match=r"run/result.json: has format 2, this lpsel reads 1"):
+    complaint = r"run/result.json: has format 2, lpsel \S+ reads format 1; use the lpsel that wrote it\."
+    with pytest.raises(UserError, match=complaint):
         publish(folder / "run", licence="mit")
+    with pytest.raises(UserError, match=complaint):
+        run("evaluate", [f"models={folder}/run", "tracker=none", f"cache_dir={folder}/cache"], folder / "evaluated")
+    with pytest.raises(UserError, match=complaint):
+        agreement([str(folder / "run"), str(folder / "run")])
+    with pytest.raises(UserError, match=complaint):
+        rows([str(folder / "run")])
 
 
 def test_of_two_commands_at_once_one_scores_and_trains_and_the_other_finds(first, tmp_path, toy_model):

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow.parquet as pq
 import pytest
@@ -111,8 +112,8 @@ def events(happened):
     patch.undo()
 
 
-def one_process(command, arguments, folder, at, number, delay, count, where):
-    """A process that runs a command and gets a signal `delay` seconds after event `at`."""
+def one_process(command, arguments, folder, kill, where):
+    """A process that runs a command and gets a signal `delay` seconds after the event `at` of a stage."""
     os.setsid()
     for stream, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(folder / name, os.O_CREAT | os.O_WRONLY | os.O_APPEND), stream)
@@ -120,13 +121,15 @@ def one_process(command, arguments, folder, at, number, delay, count, where):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
+    seen = Counter()
+
     def end():
-        time.sleep(delay)
-        os.kill(os.getpid(), number)
+        time.sleep(kill.delay)
+        os.kill(os.getpid(), kill.number)
 
     def happened(stage):
-        count.value += 1
-        if count.value == at:
+        seen[stage] += 1
+        if kill and stage == kill.stage and seen[stage] == kill.at:
             where.value = stage.encode()[:60]
             threading.Thread(target=end, daemon=True).start()
 
@@ -136,6 +139,7 @@ def one_process(command, arguments, folder, at, number, delay, count, where):
         with events(happened):
             cli.run(command, arguments)
         status = 0
+        (folder / f"{command}.json").write_text(json.dumps(seen))
     except SystemExit as end_of_it:
         status = end_of_it.code
     finally:
@@ -144,18 +148,26 @@ def one_process(command, arguments, folder, at, number, delay, count, where):
         os._exit(status)
 
 
+class Kill(NamedTuple):
+    """A signal `delay` seconds after the event `at`, from 1, of a stage."""
+
+    stage: str
+    at: int
+    number: int
+    delay: float
+
+
 class Killer:
     """Runs commands in processes of their own, which have imported all that this one has."""
 
     def __init__(self):
         self.context = multiprocessing.get_context("fork")
-        self.count, self.where = self.context.Value("i", 0), self.context.Array("c", 64)
+        self.where = self.context.Array("c", 64)
 
-    def run(self, command, arguments, folder, at=0, number=signal.SIGKILL, delay=0.0):
+    def run(self, command, arguments, folder, kill=None):
         """Exit status and the stage in which the signal came."""
-        self.count.value, self.where.value = 0, b""
-        given = (command, arguments, folder, at, number, delay, self.count, self.where)
-        process = self.context.Process(target=one_process, args=given)
+        self.where.value = b""
+        process = self.context.Process(target=one_process, args=(command, arguments, folder, kill, self.where))
         process.start()
         process.join(180)
         if process.is_alive():
@@ -197,11 +209,11 @@ def test_killed_at_random_moments_a_command_comes_to_the_same_end(
     data, moments, killer = instructions(rows=24), random.Random(SEED), Killer()
     whole = tmp_path / "whole"
     whole.mkdir()
-    lengths = []
+    events_of = {}
     for command, given in commands(toy_model, embedder, data, whole):
         status, _ = killer.run(command, given, whole)
         assert status == 0, (whole / "err").read_text()
-        lengths.append(killer.count.value)
+        events_of[command] = json.loads((whole / f"{command}.json").read_text())
     expected = what_came_out(whole)
 
     stages: Counter = Counter()
@@ -210,14 +222,16 @@ def test_killed_at_random_moments_a_command_comes_to_the_same_end(
         rounds += 1
         folder = tmp_path / f"round{rounds}"
         folder.mkdir()
-        for (command, given), length in zip(commands(toy_model, embedder, data, folder), lengths, strict=True):
-            status = None
+        for command, given in commands(toy_model, embedder, data, folder):
+            status, to_come = None, list(events_of[command])  # in the order in which they begin
             while status != 0:
-                number, at = moments.choice(SIGNALS), moments.randint(1, length // 2)
-                told = number if stages.total() < KILLS else 0
-                status, where = killer.run(command, given, folder, at if told else 0, number, moments.uniform(0, 0.01))
+                stage, number = moments.choice(to_come), moments.choice(SIGNALS)
+                at = moments.randint(1, events_of[command][stage])
+                kill = Kill(stage, at, number, moments.uniform(0, 0.01)) if stages.total() < KILLS else None
+                status, where = killer.run(command, given, folder, kill)
                 if status != 0:
-                    assert status in ((-number, 128 + number) if told else ()), (folder / "err").read_text()
+                    assert status in ((-number, 128 + number) if kill else ()), (folder / "err").read_text()
+                    to_come = to_come[to_come.index(stage) :]
                     if status > 0:
                         said = (folder / "err").read_text().splitlines()[-1]
                         assert said.endswith("; the same command goes on from there"), said

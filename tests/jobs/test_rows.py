@@ -118,3 +118,9 @@ def test_released_scores_with_the_released_data(shared_data, capsys):
 def test_mistakes_end_in_one_line(scores, arguments, message):
     with pytest.raises(UserError, match=re.escape(message)):
         main([str(scores) if argument == "SCORES" else argument for argument in arguments])
+
+
+def test_a_run_that_is_not_finished_has_no_scores_yet(tmp_path):
+    (tmp_path / "asked.json").write_text("{}")
+    with pytest.raises(UserError, match=f"{tmp_path}: this run is not finished; give its command again"):
+        main([str(tmp_path)])

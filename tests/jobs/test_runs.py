@@ -7,8 +7,10 @@ import sys
 
 import pytest
 
+from lpsel.config import run
 from lpsel.errors import UserError
 from lpsel.jobs.runs import main
+from lpsel.report.runs import find
 
 
 def test_every_run_is_a_line_with_its_figures_and_its_whole_folder(few_runs, capsys, monkeypatch):
@@ -61,6 +63,17 @@ def test_names_from_a_result_cannot_run_in_the_terminal(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "\x1b" not in told
     assert r"train \x1b[2J[red] 5 %" in told
+
+
+def test_what_never_began_is_no_run(tmp_path, toy_model, instructions):
+    data = [f"dataset.path={instructions(rows=4)}", "dataset=local", "tracker=none", f"cache_dir={tmp_path}/cache"]
+    late = ["scorer=local", f"scorer.path={toy_model}", "cluster=none", "scorer.max_length=2"]
+    for name, more in (("at once", ["scores=nowhere.parquet"]), ("late", late)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "select.log").write_text("")
+        with pytest.raises(UserError):
+            run("select", [*data, *more], tmp_path / name)
+    assert find([str(tmp_path)]).left_out == []
 
 
 def test_no_runs_is_a_mistake(tmp_path, monkeypatch):

@@ -19,8 +19,9 @@ from lpsel.jobs.fitting import fit
 from lpsel.model.device import resolve_precision
 from lpsel.model.export import save_model
 from lpsel.model.layers import decoder_layers
-from lpsel.model.load import load_tokenizer
+from lpsel.model.load import load_tokenizer, stored_dtype
 from lpsel.model.module import FineTuner
+from lpsel.model.spec import ModelSpec
 from lpsel.records.recorder import NLLRecorder
 from lpsel.records.store import Parts
 from lpsel.tracking.base import Tracker
@@ -156,6 +157,25 @@ def test_bfloat16_layers_on_float32_weights_stay_near_float32(tmp_path, toy_mode
     np.testing.assert_allclose(mixed, full, rtol=1e-2)
     assert not np.array_equal(mixed, full)
     assert {w.dtype for w in load_file(tmp_path / "mixed" / "model" / "model.safetensors").values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("model", ["gemma3"], indirect=True)
+def test_weights_are_widened_slice_by_slice_and_what_no_file_holds_is_exact(
+    model, tmp_path, instructions, as_ranks, stored
+):
+    """Gemma's embedding scale, sqrt(32), is 5.65625 in bfloat16."""
+    AutoModelForCausalLM.from_pretrained(model, dtype=stored).save_pretrained(model)
+    assert stored_dtype(ModelSpec("gemma"), str(model)) == stored
+    data = instructions(rows=11)
+    one, several = tmp_path / "one", tmp_path / "several"
+    one.mkdir()
+    train(one, model, data, "trainer=cpu", *RECIPE)
+    fsdp = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    as_ranks(2, lambda: train(several, model, data, *fsdp, *RECIPE))
+    ours, theirs = (np.load(folder / "result.npz")["nll"] for folder in (several, one))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    assert {w.dtype for w in load_file(several / "model" / "model.safetensors").values()} == {torch.float32}
 
 
 def test_a_model_without_a_list_of_its_layers_is_refused(toy_model):

@@ -98,6 +98,9 @@ def test_random_takes_the_same_number_of_every_cluster_and_no_scores(table, make
     by_seed = [select(table, make_spec("random"), 40, seed) for seed in range(60)]
     assert all(np.bincount(table.cluster[s.selected], minlength=10)[[0, 5, 9]].tolist() == [1, 2, 1] for s in by_seed)
     assert np.any([s.selected for s in by_seed], axis=0).tolist() == [True] * 9 + [False]
+    numbers = summary(by_seed[0], table, CHARACTERS)
+    assert numbers["score"] == {"selected": None, "all": None}, "a draw says nothing of the rows"
+    assert not any("scores" in line for line in describe(numbers))
 
 
 def test_buckets_are_thirds_of_every_cluster_by_score(table, make_spec):

@@ -161,6 +161,21 @@ def test_where_the_server_does_not_take_a_run_it_is_tracked_offline(tmp_path, se
         WandbTracker(project="lpsel", mode="online").start("train", {}, tmp_path)
 
 
+def test_a_key_that_the_server_refuses_costs_the_upload_or_is_one_line(tmp_path, server, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    server.refuses = True
+    tracker = WandbTracker(project="lpsel")
+    tracker.start("train", {}, tmp_path)
+    assert tracker.finish({}).startswith("Tracked offline")
+    assert "this run is tracked offline" in caplog.text
+    complaint = r"tracker=wandb: no run can be started \(.*\); say tracker.mode=offline"
+    with pytest.raises(UserError, match=complaint) as told:
+        WandbTracker(project="lpsel", mode="online").start("train", {}, tmp_path)
+    assert "\n" not in str(told.value)
+    assert KEY not in caplog.text + str(told.value)
+
+
 def test_a_run_that_never_started_has_nothing_to_finish():
     assert WandbTracker(project="lpsel").finish(None) is None
 

@@ -16,6 +16,7 @@ class WandbServer(ThreadingHTTPServer):
     history: the lines of wandb-history.jsonl of every run, by its id.
     summary, exit_codes: what each run ended with, by its id.
     uploads: bodies that were put to an address of the server's, by path.
+    refuses: whether it takes no key.
     """
 
     daemon_threads = True
@@ -25,6 +26,7 @@ class WandbServer(ThreadingHTTPServer):
         self.operations = defaultdict(list)
         self.history = defaultdict(list)
         self.summary, self.exit_codes, self.uploads = {}, {}, {}
+        self.refuses = False
         self.lock = threading.Lock()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
@@ -102,8 +104,10 @@ class Handler(BaseHTTPRequestHandler):
                 self.keep(self.path.split("/")[-2], json.loads(body))
             else:
                 server.uploads[self.path] = body
+        if server.refuses:
+            answer = {"errors": [{"message": "user is not logged in"}]}
         sent = json.dumps(answer).encode()
-        self.send_response(200)
+        self.send_response(401 if server.refuses else 200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(sent)))
         self.end_headers()

@@ -26,9 +26,8 @@ def in_folders(case, tmp_path):
 
 
 def left_over(run_dir, cache):
-    """Files a run that failed may not leave: all but notes of what was asked, an empty log, whole tokens and locks."""
+    """Files a run that failed may not leave: all but Hydra's, an empty log, whole tokens and locks."""
     written = [p for p in run_dir.rglob("*") if p.is_file() and ".hydra" not in p.parts and p.suffix != ".log"]
-    written = [p for p in written if p.name != "asked.json"]
     written += [p for p in cache.rglob("*") if p.is_file() and "tokens" not in p.parts and p.suffix != ".lock"]
     return written + [p for p in cache.rglob("*") if "tmp" in p.name.split(".")]
 
@@ -98,7 +97,7 @@ def test_a_case_that_is_no_mistake_would_be_noticed(wrong_files, alone, tmp_path
     ended = run(line, capsys)
     assert ended.status is None
     assert {path.name for path in left_over(run_dir, tmp_path / "cache")} == {
-        "result.json", "selection.parquet", "subset.jsonl",
+        "asked.json", "result.json", "selection.parquet", "subset.jsonl",
     }  # fmt: skip
     with pytest.raises(AssertionError):
         check_said(case, ended.status, ended.err)
