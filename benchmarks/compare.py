@@ -30,7 +30,7 @@ NO_LM_EVAL = "lm-eval is not installed and left out: pip install '.[lm-eval]'"
 NOTES = (
     "tokens/s: real tokens, padding aside. lpsel/it: median [range] of the rounds' speed ratios, lpsel's over its",
     "of matmul: share of the matrix-product rate measured in the same round. needed: FLOPs with the output head on",
-    "supervised tokens only; full: FLOPs with the head on every real token. A training step counts three passes",
+    "supervised tokens only and shared beginnings once; full: of every real token. A training step counts three passes",
 )
 
 

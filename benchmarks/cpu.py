@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> Path:
         if contestants.HAS_LM_EVAL:
             for precision in ("32-true", "bf16-true"):
                 entrants = scorers(
-                    model, tokens["lm-eval"], precision, "cpu", lm_eval=(4,) if options.tiny else (4, 16)
+                    model, tokens["lm-eval"], precision, "cpu", lm_eval=(4,) if options.tiny else (1, 4, 16)
                 )
                 title = f"Scoring {options.lm_eval_rows} of these rows with lm-eval, {name}, {precision}"
                 figures["comparisons"].append(compare(title, entrants, options.rounds, model, "cpu"))

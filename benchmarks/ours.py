@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from lpsel.data.batching import epoch_order
 from lpsel.data.module import SubsetDataModule
+from lpsel.data.prefixes import find_prefixes
 from lpsel.data.source import DatasetSpec, Source
 from lpsel.data.tokens import DATA, ROWS_PER_BATCH, SCHEMA, Tokens, tokenize
 from lpsel.model.device import lightning_precision
@@ -71,14 +72,21 @@ def order_of(tokens: Tokens) -> NDArray[np.int64]:
 
 
 def flops(model_folder: Path, tokens: Tokens, rows: NDArray[np.int64]) -> dict[str, float]:
-    """FLOPs of a forward pass over `rows`: `needed` with the head on supervised tokens only, `full` on every token."""
+    """FLOPs of a forward pass over `rows`.
+
+    `full` is of every token, with the head on each; `needed` with the head on supervised tokens only, and with a
+    beginning that rows share once, as if they were all in one pack.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_folder))
-    lengths = tokens.lengths[rows]
+    lengths, prefixes = tokens.lengths[rows], find_prefixes(tokens)
+    used = np.bincount(prefixes.group_N[rows], minlength=len(prefixes.ids))
+    again = np.repeat([len(prefix) for prefix in prefixes.ids], np.maximum(used - 1, 0)).astype(np.int32)
     return {
-        "needed": forward_flops(model, lengths, tokens.response_tokens[rows]),
+        "needed": forward_flops(model, lengths, tokens.response_tokens[rows])
+        - forward_flops(model, again, np.zeros_like(again)),
         "full": forward_flops(model, lengths, lengths),
     }
 

@@ -141,4 +141,4 @@ def test_the_folder_of_a_sweep_is_the_same_at_every_call():
     ],
 )
 def test_a_job_is_named_after_what_it_looks_at(rule, overrides, name):
-    assert job_name(overrides, "train", _root_={"selection": rule}) == name
+    assert job_name(overrides, "train", _root_={"selection": rule, "cluster": {}}) == name

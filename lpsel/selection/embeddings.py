@@ -134,6 +134,7 @@ def _load(embedder: str) -> Any:
     disable_progress_bar()
 
     folder = Path(embedder).expanduser()
+    logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)  # a language model's head is not needed
     try:
         model = SentenceTransformer(
             str(folder) if folder.is_dir() else embedder, model_kwargs={"use_safetensors": True}
@@ -143,7 +144,12 @@ def _load(embedder: str) -> Any:
             f"cluster.embedder={embedder}: cannot be loaded ({first_line(error)}). "
             "Give cluster.embedder=FOLDER (a sentence-transformers model), or cluster=none."
         ) from error
+    finally:
+        logging.getLogger("transformers.modeling_utils").setLevel(logging.NOTSET)
     model.max_seq_length = min(model.max_seq_length or MAX_TOKENS, MAX_TOKENS)
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is not None and getattr(tokenizer, "pad_token", "") is None:  # padding is masked, whatever it is
+        tokenizer.pad_token = tokenizer.eos_token
     return model
 
 

@@ -93,6 +93,7 @@ class WandbTracker(Tracker):
                 raise UserError(f"tracker=wandb: no run can be started ({why}); {REMEDY}.") from error
             log.warning("Tracking: W&B cannot be reached (%s); this run is tracked offline", why)
             self.mode = "offline"
+            wandb.teardown()  # its service would say that the run's id is in use
             self.run = wandb.init(**arguments, mode=self.mode)
         sys.excepthook = ours  # wandb's prints tracebacks as they are, with a key that a server sent back
         self.directory = Path(self.run.dir).parent

@@ -166,7 +166,7 @@ def test_weights_are_widened_slice_by_slice_and_what_no_file_holds_is_exact(
 ):
     """Gemma's embedding scale, sqrt(32), is 5.65625 in bfloat16."""
     AutoModelForCausalLM.from_pretrained(model, dtype=stored).save_pretrained(model)
-    assert stored_dtype(ModelSpec("gemma"), str(model)) == stored
+    assert stored_dtype(ModelSpec("gemma", path=str(model)), str(model)) == stored
     data = instructions(rows=11)
     one, several = tmp_path / "one", tmp_path / "several"
     one.mkdir()
