@@ -22,7 +22,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: venv ## Score, select, train and evaluate on the embedded data; prints one table (under 5 minutes on two cores)
 	$(BIN)/python examples/demo.py
 
-bench: venv ## Speed and memory beside the released recipe, lm-eval and Trainer (about 25 minutes; BENCH_ARGS='--rounds 2' for fewer)
+bench: venv ## Speed and memory beside the released recipe, lm-eval and Trainer (about 30 minutes; BENCH_ARGS='--rounds 2' for fewer)
 	$(BIN)/python benchmarks/cpu.py $(BENCH_ARGS)
 	$(BIN)/python benchmarks/memory.py $(BENCH_ARGS)
 	$(BIN)/python benchmarks/loading.py $(BENCH_ARGS)

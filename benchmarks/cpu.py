@@ -3,7 +3,7 @@
     python benchmarks/cpu.py --model FOLDER --data FILE
 
 Without them SmolLM2-135M in the folder that LPSEL_TEST_MODELS names and Alpaca beside the checkout are taken; without
-those a random Llama and the embedded rows. About 20 minutes on two cores; --rounds and --rows make it shorter.
+those a random Llama and the embedded rows. About 25 minutes on two cores; --rounds and --rows make it shorter.
 """
 
 import tempfile
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> Path:
     parser.add_argument("--model", type=existing, default=smollm2())
     parser.add_argument("--data", type=existing, default=ALPACA if ALPACA.is_file() else None)
     parser.add_argument("--rows", type=int, default=200, help="rows that are scored in every round")
-    parser.add_argument("--lm-eval-rows", type=int, default=24, help="fewer for lm-eval, which takes longest")
+    parser.add_argument("--lm-eval-rows", type=int, default=80, help="fewer for lm-eval, which takes longest")
     parser.add_argument("--training-rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=1, help="optimiser steps of a round of training")
     options = parser.parse_args(argv)

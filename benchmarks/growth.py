@@ -4,8 +4,9 @@
     python benchmarks/growth.py --rows 10000 100000
 
 Made-up instructions and answers as JSON lines, each stage in a process of its own: reading and content ids, tokenising,
-a recording pass of the tiny scorer over 32 tokens a row, embedding by a random BERT, k-means, and the whole command
-`lpsel select` on scores. A figure is the largest anonymous memory of the process and of those it started (RssAnon of
+a recording pass of the tiny scorer over 32 tokens a row, embedding by a random BERT, k-means, the whole command
+`lpsel select` on scores, training a tiny target on a random tenth of the rows, and evaluating it on all of them (one
+token of an answer each). A figure is the largest anonymous memory of the process and of those it started (RssAnon of
 Linux: what cannot be dropped and read again from a file, as mapped tokens can), sampled 50 times a second, less what
 the stage's imports alone take. The slope is between the last two sizes.
 """
@@ -28,12 +29,15 @@ ROWS = (10_000, 100_000, 1_000_000)
 CLUSTERS = 1_000
 TOKENS = 32
 TINY = {"layers": 1, "hidden": 32, "heads": 2, "vocabulary": 512, "pretrain_steps": 0, "seed": 0}
-SCORER = [
-    "scorer=tiny",
-    "scorer.template=plain",
-    f"scorer.max_length={TOKENS}",
-    *(f"scorer.tiny.{name}={value}" for name, value in TINY.items()),
-]
+
+
+def _tiny(group: str) -> list[str]:
+    """Overrides for a model of the smallest kind as scorer or target."""
+    sizes = (f"{group}.tiny.{name}={value}" for name, value in TINY.items())
+    return [f"{group}=tiny", f"{group}.template=plain", f"{group}.max_length={TOKENS}", *sizes]
+
+
+SCORER = _tiny("scorer")
 SECONDS_BETWEEN_LOOKS = 0.02
 
 
@@ -139,13 +143,8 @@ def _anonymous(pid: int) -> int:
 def _select(work: Path, name: str, *overrides: str) -> None:
     from lpsel.cli import run
 
-    run(
-        "select",
-        [
-            f"dataset.path={work}/rows.jsonl", "cluster=none", "tracker=none", "pct=10",
-            f"hydra.run.dir={work}/{name}", *SCORER, *overrides,
-        ],
-    )  # fmt: skip
+    shared = [f"dataset.path={work}/rows.jsonl", "tracker=none", f"hydra.run.dir={work}/{name}"]
+    run("select", [*shared, "cluster=none", "pct=10", *SCORER, *overrides])
 
 
 def _source(work: Path):
@@ -194,6 +193,20 @@ def select(work: Path) -> None:
     _select(work, "selected", "selection=lp_app", f"scores={work}/scores.parquet", "cluster=auto")
 
 
+def train(work: Path) -> None:
+    from lpsel.cli import run
+
+    shared = [f"dataset.path={work}/rows.jsonl", "tracker=none", f"hydra.run.dir={work}/trained"]
+    run("train", [*shared, "cluster=none", "selection=random", "pct=10", "model.recipe.epochs=1", *_tiny("model")])
+
+
+def evaluate(work: Path) -> None:
+    from lpsel.cli import run
+
+    shared = [f"dataset.path={work}/rows.jsonl", "tracker=none", f"hydra.run.dir={work}/evaluated"]
+    run("evaluate", [*shared, f"model={work}/trained", "evaluator.max_new_tokens=1", "evaluator.resamples=100"])
+
+
 def _embedder(work: Path) -> Path:
     """A random BERT of 32 dimensions as a sentence-transformers folder, made once."""
     folder = work.parent / "embedder"
@@ -227,6 +240,8 @@ STAGES: dict[str, Callable[[Path], None]] = {
     "embedding": embed,
     "k-means": cluster,
     "select.py on scores": select,
+    "training": train,
+    "evaluating": evaluate,
 }
 
 if __name__ == "__main__":

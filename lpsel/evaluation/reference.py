@@ -114,6 +114,8 @@ class ReferenceEvaluator:
             of_rows, about = self._measure(model, examples, folder / file, place.device, place.dtype)
             measured.append(of_rows)
             described.append({**about, "generations": file.as_posix()})
+            if len(prepared) > 2:
+                log.info("Evaluated %s (%d of %d)", model.name, len(measured), len(prepared))
             free_memory()
         figures = compare(measured, self.resamples, self.seed)
         for about, figure in zip(described[1:], figures[1:], strict=True):

@@ -114,11 +114,12 @@ def _elsewhere(name: str, path: str, job: Job) -> ModelSpec:
 
 
 def _run_name(folder: Path, made: dict[str, Any]) -> str:
-    """What sets a run apart in a table: its target, rule and share."""
+    """What sets a run apart in a table: its target, rule, scorer and share."""
     rows = "all" if made["rule"] == "full" else f"{made['pct']:g} %"
     bucket = f" {made['bucket']} bucket" if made.get("bucket") else ""
     adapter = f", {made['adapter']['method']}" if made.get("adapter") else ""
-    return f"{made['base_model']['name']}, {made['rule']}{bucket}, {rows}{adapter}"
+    scorer = f" by {made['scorer']['name']}" if made.get("scorer") else ""
+    return f"{made['base_model']['name']}, {made['rule']}{bucket}{scorer}, {rows}{adapter}"
 
 
 def _made_by(name: str) -> list[Artifact]:

@@ -101,7 +101,7 @@ def test_runs_stand_side_by_side_with_untrained_models(trained, tmp_path, toy_mo
     untrained, after = result["models"]
     assert result["n"] == 5
     assert result["baseline"] == "toy-llama"
-    assert after["name"] == "toy-llama, lp_app, 25 %"
+    assert after["name"] == "toy-llama, lp_app by toy-llama, 25 %"
     assert after["metrics"]["nll"]["value"] < untrained["metrics"]["nll"]["value"]
     assert after["difference"]["nll"]["high"] < 0
     lines = (tmp_path / "runs" / "evaluate" / after["generations"]).read_text().splitlines()
