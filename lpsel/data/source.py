@@ -248,7 +248,8 @@ class Source:
             reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
             raise UserError(
                 f"dataset.path={self.spec.path} dataset.split={self.spec.split}: not a file here, and the Hub says: "
-                f"{reason}. Name a local file or a Hub data set that you can reach."
+                f"{reason}. Name a local file or a Hub data set that you can reach, "
+                "with HF_TOKEN in the environment for a gated one."
             ) from error
 
 

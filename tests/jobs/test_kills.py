@@ -75,6 +75,7 @@ def events(happened):
     import lpsel.jobs.train
     import lpsel.judging.ask
     import lpsel.model.export
+    import lpsel.selection.clusters
     import lpsel.selection.embeddings
 
     stage = ["between stages"]
@@ -99,7 +100,14 @@ def events(happened):
 
         return call
 
-    for module in (progress, lpsel.data.tokens, lpsel.jobs.fitting, lpsel.judging.ask, lpsel.generation.generate):
+    shown = (
+        lpsel.data.tokens,
+        lpsel.jobs.fitting,
+        lpsel.judging.ask,
+        lpsel.generation.generate,
+        lpsel.selection.clusters,
+    )
+    for module in (progress, *shown):
         if hasattr(module, "track"):
             patch.setattr(module, "track", tracked)
     patch.setattr(lpsel.selection.embeddings, "PART_ROWS", 8)
@@ -225,13 +233,15 @@ def test_killed_at_random_moments_a_command_comes_to_the_same_end(
         for command, given in commands(toy_model, embedder, data, folder):
             status, to_come = None, list(events_of[command])  # in the order in which they begin
             while status != 0:
-                stage, number = moments.choice(to_come), moments.choice(SIGNALS)
-                at = moments.randint(1, events_of[command][stage])
-                kill = Kill(stage, at, number, moments.uniform(0, 0.01)) if stages.total() < KILLS else None
+                kill, number = None, moments.choice(SIGNALS)
+                if to_come and stages.total() < KILLS:
+                    stage = moments.choice(to_come[:5])
+                    at = moments.randint(1, events_of[command][stage])
+                    kill = Kill(stage, at, number, moments.uniform(0, 0.01))
+                    to_come = to_come[to_come.index(stage) + moments.randint(0, 1) :]  # there again, or later
                 status, where = killer.run(command, given, folder, kill)
                 if status != 0:
                     assert status in ((-number, 128 + number) if kill else ()), (folder / "err").read_text()
-                    to_come = to_come[to_come.index(stage) :]
                     if status > 0:
                         said = (folder / "err").read_text().splitlines()[-1]
                         assert said.endswith("; the same command goes on from there"), said

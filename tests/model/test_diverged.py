@@ -93,6 +93,25 @@ def test_a_loss_that_is_no_number_ends_training_with_step_rate_and_rows(broken_r
     assert not list((tmp_path / "cache").rglob("scores.parquet"))
 
 
+def test_the_checkpoint_of_the_step_before_is_whole_and_finite(broken_rows, tmp_path):
+    model, data = broken_rows
+    target = ["model=local", f"model.path={model}", "model.recipe.batch_size=4", "selection=full", "checkpoint_steps=1"]
+    for seed in range(5):  # until the row is not in the first batch
+        asked = [*overrides(model, data, tmp_path), *target, f"model.recipe.seed={seed}"]
+        with pytest.raises(UserError, match="training the target: NLL nan") as caught:
+            run("train", asked, tmp_path / f"run{seed}")
+        step = int(str(caught.value).split(" in step ")[1].split()[0])
+        assert (tmp_path / f"run{seed}/asked.json").is_file() == (step > 1), "there is something to go on from"
+        if step > 1:
+            break
+    newest = max((tmp_path / "cache/training").rglob("step-*/checkpoint.json")).parent
+    assert newest.name == f"step-{step - 1:08d}"
+    tensors = load_file(next(newest.glob("*.safetensors")))
+    broken = sum(not tensor.isfinite().all() for tensor in tensors.values())
+    whole = load_file(model / "model.safetensors")
+    assert broken == sum(not tensor.isfinite().all() for tensor in whole.values()) == 1
+
+
 def test_the_weights_are_those_of_the_step_before(broken_rows, tmp_path, monkeypatch):
     from lpsel.model import module
 

@@ -1,9 +1,12 @@
 """Each wrong input ends in one line with the value and the remedy, status 2, in seconds, with nothing half-written."""
 
 import os
+import shlex
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -67,12 +70,16 @@ def test_the_catalogue_is_large_and_no_case_stands_there_twice():
 
 @pytest.mark.parametrize("case", AS_PROCESS, ids=lambda case: case.line)
 def test_the_same_as_a_process(case, wrong_files, tmp_path):
-    import shlex
+    run_dir = as_process(case, wrong_files, tmp_path)
+    assert left_over(run_dir, tmp_path / "cache") == []
 
+
+def as_process(case, wrong_files, tmp_path, **environment):
+    """Run the script and check what it said; returns its run folder."""
     line, run_dir = in_folders(case, tmp_path)
     command, *arguments = shlex.split(line)
     environment = {
-        "LPSEL_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "",
+        "LPSEL_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", **environment,
     }  # fmt: skip
     inherited = {name: value for name, value in os.environ.items() if name not in ("OPENAI_API_KEY", "LPSEL_DEBUG")}
     done = subprocess.run(
@@ -85,6 +92,42 @@ def test_the_same_as_a_process(case, wrong_files, tmp_path):
         check=False,
     )
     check_said(case, done.returncode, done.stderr)
+    return run_dir
+
+
+class NoEntry(BaseHTTPRequestHandler):
+    """A Hub that takes no key."""
+
+    def do_GET(self):
+        self.send_response(401)
+        self.send_header("X-Error-Message", "Invalid credentials in Authorization header")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("select dataset.path=someone/rows", "dataset.path=someone/rows"),
+        ("select dataset.path=good.jsonl cluster=none scorer.path=someone/model", "someone/model"),
+        ("evaluate model=someone/model", "someone/model"),
+    ],
+)
+def test_a_key_that_the_hub_refuses_is_one_line_without_the_key(line, value, wrong_files, tmp_path):
+    hub = ThreadingHTTPServer(("127.0.0.1", 0), NoEntry)
+    threading.Thread(target=hub.serve_forever, daemon=True).start()
+    case = Case(f"{line} tracker=none", value, "HF_TOKEN in the environment for a gated")
+    run_dir = as_process(
+        case, wrong_files, tmp_path, HF_ENDPOINT=f"http://127.0.0.1:{hub.server_address[1]}", HF_HUB_OFFLINE="0",
+        HF_TOKEN="hf_" + "canary" * 5, HF_HOME=str(tmp_path / "hub"),
+    )  # fmt: skip
+    hub.shutdown()
+    hub.server_close()
     assert left_over(run_dir, tmp_path / "cache") == []
 
 
