@@ -223,7 +223,8 @@ def load_model(spec: ModelSpec, path: str, dtype: Any, **how: Any) -> Any:
 
 
 def stored_dtype(spec: ModelSpec, path: str) -> Any:
-    """The floating type of the weights' first file; what config.json says, where they are not in safetensors."""
+    """The type of the first weight that is no 8-bit float or integer; what config.json says, without safetensors."""
+    import torch
     from safetensors import safe_open
     from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
@@ -235,7 +236,7 @@ def stored_dtype(spec: ModelSpec, path: str) -> Any:
         return "auto"
     with safe_open(file, framework="pt") as opened:
         types = (opened.get_tensor(name).dtype for name in opened.keys())  # noqa: SIM118, no dictionary
-        return next((dtype for dtype in types if dtype.is_floating_point), "auto")
+        return next((dtype for dtype in types if dtype in (torch.float32, torch.bfloat16, torch.float16)), "auto")
 
 
 def freeze_other_parts(model: Any) -> None:
