@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lpsel import __version__
 from lpsel.errors import UserError, shown
-from lpsel.files import finite, write_json
+from lpsel.files import digest, finite, write_json
 from lpsel.sealed import Damaged, check_files
 
 log = logging.getLogger(__name__)
@@ -30,10 +30,16 @@ SHOWN = 3  # differences named in a message
 
 @dataclass(frozen=True)
 class Asked:
-    """A command and those parts of its resolved configuration that its result depends on."""
+    """A command and what its result depends on.
+
+    Attributes:
+        config: the parts of its resolved configuration that matter.
+        inputs: of every file and folder that these name, a digest of names, sizes and times.
+    """
 
     command: str
     config: dict[str, Any]
+    inputs: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, command: str, config: DictConfig) -> "Asked":
@@ -42,11 +48,12 @@ class Asked:
         kept["precision"] = resolved["trainer"]["precision"]
         unused = unused_keys(command, resolved)
         # As it comes back from a file.
-        return cls(command, json.loads(json.dumps(finite({k: v for k, v in kept.items() if k not in unused}))))
+        kept = json.loads(json.dumps(finite({k: v for k, v in kept.items() if k not in unused})))
+        return cls(command, kept, {text: state for text in _texts(kept) if (state := _state(text)) is not None})
 
     def keep(self, run_dir: Path) -> None:
         """Leave it in the run folder, once there is a run."""
-        write_json(run_dir / ASKED, {"command": self.command, "config": self.config})
+        write_json(run_dir / ASKED, {"command": self.command, "config": self.config, "inputs": self.inputs})
 
     def forget(self, run_dir: Path) -> None:
         """Take that back where a run has failed and left nothing else to go on with."""
@@ -75,9 +82,12 @@ class Asked:
             )
 
     def finished(self, run_dir: Path) -> dict[str, Any] | None:
-        """The result of the same configuration in this folder, None where there is none or its files have changed."""
+        """The result of the same in this folder; None without one, or where files that it used or made have changed."""
         there, result = _read(run_dir / ASKED), _read(run_dir / RESULT)
         if there is None or result is None or (there["command"], there["config"]) != (self.command, self.config):
+            return None
+        if changed := sorted({*self.inputs.items()} ^ {*there.get("inputs", {}).items()}):
+            log.warning("%s: has changed since it was used; done again", changed[0][0])
             return None
         made = [result.get(name) for name in ("subset", "selection", "model")]
         if result.get("format", FORMAT) != FORMAT or not all(Path(path).exists() for path in made if path):
@@ -121,6 +131,32 @@ def unused_keys(command: str, config: Any) -> set[str]:
     embeds = SCORER in (rule.get("embedder"), config["cluster"].get("embedder"))
     scorer = {"scorer"} if rule.get("epochs") is None and not embeds else set()
     return scorer | ({"pct"} if rule.get("pct") is not None else set())
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every string in a configuration, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
+
+
+def _state(text: str) -> str | None:
+    """A digest of names, sizes and times of a file, or of the files in a folder and the folders in it; None of others.
+
+    Logs and hidden files do not count.
+    """
+    path = Path(text).expanduser()
+    try:
+        if not text or not path.exists():
+            return None
+        found = [path] if path.is_file() else [*path.glob("[!.]*"), *path.glob("[!.]*/[!.]*")]
+        files = [file for file in found if file.is_file() and file.suffix != ".log"]
+        about = sorted((str(file.relative_to(path.parent)), file.stat()) for file in files)
+    except (OSError, ValueError):  # not a name that a file could have
+        return None
+    return digest([(name, stat.st_size, stat.st_mtime_ns) for name, stat in about])
 
 
 def _read(path: Path) -> dict[str, Any] | None:

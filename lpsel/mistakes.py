@@ -70,7 +70,10 @@ def in_our_words(error: Exception, command: str) -> str:
         return f"{name}={value}: several values; say -m {name}={value} for a run each, or {name}=[{value}] for a list."
     if "See https://hydra.cc" in text:
         told = text.partition("See https://hydra.cc")[0].strip()
-        return f"{told}: not NAME=VALUE; put quotes around a value with special characters, as in 'name=\"a value\"'."
+        return (
+            f"{told}: not NAME=VALUE; put quotes around a value with special characters, as in 'name=\"a value\"' or "
+            '\'name=["a","b"]\'.'
+        )
     return text
 
 

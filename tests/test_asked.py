@@ -1,6 +1,7 @@
 """A run folder belongs to one configuration."""
 
 import pytest
+from omegaconf import OmegaConf
 
 from lpsel.asked import Asked, unused_keys
 from lpsel.errors import UserError
@@ -46,3 +47,29 @@ def test_what_was_asked_is_forgotten_unless_there_is_something_to_go_on_with(tmp
     (tmp_path / "parts").rmdir()
     ours.forget(tmp_path)
     assert not (tmp_path / "asked.json").exists()
+
+
+def test_files_that_the_configuration_names_are_part_of_what_was_asked(tmp_path):
+    def asked():
+        config = {"dataset": {"path": str(rows)}, "models": [str(model)], "name": "", "trainer": {"precision": "auto"}}
+        return Asked.of("evaluate", OmegaConf.create(config))
+
+    rows, model = tmp_path / "rows.jsonl", tmp_path / "run"
+    rows.write_text("{}")
+    (model / "model").mkdir(parents=True)
+    (model / "model" / "config.json").write_text("{}")
+    folder = tmp_path / "evaluated"
+    folder.mkdir()
+    asked().keep(folder)
+    write_json(folder / "result.json", {"n": 1})
+    (model / "train.log").write_text("Done before")
+    (model / ".hydra").mkdir()
+    (model / ".hydra" / "config.yaml").write_text("")
+    assert asked().finished(folder) == {"n": 1}
+    (model / "model" / "config.json").write_text("{ }")
+    assert asked().finished(folder) is None
+    asked().keep(folder)
+    assert asked().finished(folder) == {"n": 1}
+    rows.write_text("{}\n{}")
+    assert asked().finished(folder) is None
+    asked().check(folder)  # the folder is still for this configuration

@@ -32,7 +32,7 @@ class Prefixes:
 def find_prefixes(tokens: Tokens) -> Prefixes:
     """Look for prefixes in a sample of the rows, then find every row that begins with one of them."""
     every = max(1, len(tokens) // SAMPLE)
-    sample = [heads[::every] for heads, _ in _heads(tokens) if len(heads)]
+    sample = [heads[::every].copy() for heads, _ in _heads(tokens) if len(heads)]  # a view would keep all of them
     ids = [np.empty(0, dtype=np.int32)]
     if sample:
         ids += sorted(_shared(np.concatenate(sample)), key=len)

@@ -18,7 +18,7 @@ from lpsel.data.source import DatasetSpec, Example, Source
 from lpsel.errors import UserError
 from lpsel.jobs.plain import OneLineParser
 from lpsel.selection.metrics import learning_percentage, learning_percentage_app, scaled_perplexity
-from lpsel.selection.reader import read_scores
+from lpsel.selection.reader import SCORES_FILE, read_scores
 from lpsel.selection.table import CONTENT_ID, ScoreTable
 from lpsel.terminal import lines, show
 
@@ -80,6 +80,8 @@ def _scores_of(path: Path) -> Path:
     if not (path / RESULT).is_file():
         if (path / ASKED).is_file():
             raise UserError(f"{path}: this run is not finished; give its command again, or name a scores folder.")
+        if path.is_dir() and not (path / SCORES_FILE).is_file():
+            raise UserError(f"{path}: no scores in it; name a scores folder or file, or the folder of a finished run.")
         return path
     scores = (read_result(path) or {}).get("scores")
     if not scores:

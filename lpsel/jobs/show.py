@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lpsel.asked import RESULT
+from lpsel.asked import ASKED, RESULT
 from lpsel.errors import UserError
 from lpsel.jobs import outline
 from lpsel.jobs.plain import OneLineParser
 from lpsel.report.runs import COMMANDS, Found, Run, find, measures, number
 from lpsel.terminal import lines, show
 
-ASKED = ("seed", "baseline", "limit", "num_fewshot")
+SAID = ("seed", "baseline", "limit", "num_fewshot")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -42,6 +42,8 @@ def _only(found: Found, folder: Path) -> Run:
         return found.runs[0]
     if found.runs:
         raise UserError(f"{folder}: contains {len(found.runs)} runs; `lpsel runs {folder}` lists them.")
+    if (folder / ASKED).is_file() and not (folder / RESULT).is_file():
+        raise UserError(f"{folder}: this run is not finished; give its command again.")
     why = found.left_out[0][1] if found.left_out else "no result.json in it"
     raise UserError(f"{folder}: {why}; name the folder of a run of {', '.join(COMMANDS)}.")
 
@@ -57,7 +59,7 @@ def _asked(run: Run) -> outline.Pairs:
     said = {
         "data": data or (" and ".join(map(str, prompts)) if isinstance(prompts, list) else prompts),
         "judge": judge,
-        **{name: run.get(name) for name in ASKED},
+        **{name: run.get(name) for name in SAID},
     }
     return pairs + [(name.capitalize(), str(value)) for name, value in said.items() if isinstance(value, str | int)]
 

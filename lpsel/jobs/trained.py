@@ -51,7 +51,7 @@ def training_key(
 
 
 def trained_once(job: Job, key: str, train: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `train` returns, a part of result.json; or, in a sweep, what it returned in an earlier run.
+    """What `train` returns, a part of result.json; or what it returned in an earlier run, of this folder or in a sweep.
 
     An earlier run's model is linked into this run's folder, so that either folder may go. Of runs that start together
     one trains, with checkpoints of its own, and the others wait for it.
@@ -63,7 +63,7 @@ def trained_once(job: Job, key: str, train: Callable[[], dict[str, Any]]) -> dic
     def look() -> dict[str, Any] | None:
         if is_main_process():
             lock.acquire()
-        return _find(kept) if job.in_sweep else None
+        return _find(kept, None if job.in_sweep else job.run_dir)
 
     try:
         found = agree(look)
@@ -76,11 +76,14 @@ def trained_once(job: Job, key: str, train: Callable[[], dict[str, Any]]) -> dic
             return made | {"reused_from": None} if made else {}
         if not is_main_process():
             return {}
-        run = Path(found["run"])
+        run, made = Path(found["run"]), found["made"]
+        if run == job.run_dir:
+            log.info("Target: trained before, here")
+            return made | {"reused_from": None}
         for name in found["files"]:
             _link(run / name, job.run_dir / name)
         log.info("Target: trained before in the same way; reused from %s", run)
-        made = found["made"] | {"reused_from": str(run)}
+        made |= {"reused_from": str(run)}
         if made["model"]:
             made["model"] = str(job.run_dir / MODEL)
         if made["adapter"]:
@@ -93,8 +96,8 @@ def trained_once(job: Job, key: str, train: Callable[[], dict[str, Any]]) -> dic
             lock.release()
 
 
-def _find(kept: Path) -> dict[str, Any] | None:
-    """What is known of an earlier training whose files are all as it left them; they are read for that.
+def _find(kept: Path, run_dir: Path | None) -> dict[str, Any] | None:
+    """What is known of an earlier training, of this run folder or any, whose files are as it left them; they are read.
 
     One whose run folder is gone is nothing to speak of, one that has changed is.
     """
@@ -102,6 +105,8 @@ def _find(kept: Path) -> dict[str, Any] | None:
         return None
     try:
         known = check_format(kept, FORMAT)
+        if run_dir is not None and known["run"] != str(run_dir):
+            return None
         folders = {name: (Path(known["run"]) / name, hashes) for name, hashes in known["files"].items()}
         if not folders or not all(folder.is_dir() for folder, _ in folders.values()):
             return None

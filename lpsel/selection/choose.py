@@ -42,7 +42,7 @@ class Selection:
         index, id, cluster: as in the table.
         score: float64 (N,), NaN where undefined. Of a rule that picks rows one after another the turn of the picked.
         descending: whether high scores are chosen first.
-        arbitrary: whether scores say nothing of the rows, as those of a draw.
+        arbitrary: whether scores say nothing of the rows, as those of a draw or the turns of picks.
         odd: rows by what is odd about their score: undefined, and of these with a record that is not finite; where
             the rule's scores are shares, above 1 and below 0. Rows without a supervised token, which never count
             with budget=exact, are not counted there.
@@ -173,7 +173,7 @@ def select(table: ScoreTable, spec: SelectionSpec, pct: float, seed: int) -> Sel
         cluster=table.cluster,
         score=scores.score,
         descending=scores.descending,
-        arbitrary=isinstance(ranking, Ranking) and ranking.arbitrary,
+        arbitrary=ranking.arbitrary if isinstance(ranking, Ranking) else ranking.score is None,
         odd=scores.odd,
         bucket=bucket,
         selected=selected,

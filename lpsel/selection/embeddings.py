@@ -129,12 +129,12 @@ def _tokens(model: Any, texts: list[str]) -> int:
 
 def _load(embedder: str) -> Any:
     from sentence_transformers import SentenceTransformer
-    from transformers.utils.logging import disable_progress_bar
+    from transformers.utils import logging as verbosity
 
-    disable_progress_bar()
-
+    verbosity.disable_progress_bar()
     folder = Path(embedder).expanduser()
-    logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)  # a language model's head is not needed
+    told = verbosity.get_verbosity()
+    verbosity.set_verbosity_error()  # it would speak of the head of a language model, which is not needed
     try:
         model = SentenceTransformer(
             str(folder) if folder.is_dir() else embedder, model_kwargs={"use_safetensors": True}
@@ -145,7 +145,7 @@ def _load(embedder: str) -> Any:
             "Give cluster.embedder=FOLDER (a sentence-transformers model), or cluster=none."
         ) from error
     finally:
-        logging.getLogger("transformers.modeling_utils").setLevel(logging.NOTSET)
+        verbosity.set_verbosity(told)
     model.max_seq_length = min(model.max_seq_length or MAX_TOKENS, MAX_TOKENS)
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is not None and getattr(tokenizer, "pad_token", "") is None:  # padding is masked, whatever it is

@@ -141,6 +141,22 @@ def test_scores_of_other_data_are_refused(trained, tmp_path, toy_model, instruct
         run("select", overrides, tmp_path / "runs" / "other")
 
 
+def test_a_finished_command_given_again_finds_its_model_but_not_with_other_rows(tmp_path, toy_model, instructions):
+    target = ["model=local", f"model.path={toy_model}", "model.recipe.epochs=1", "selection=random", "cluster=none", "pct=50"]
+    asked = [*given(tmp_path, toy_model, instructions(rows=8)), *target]
+    first = run("train", asked, tmp_path / "run")
+    weights = (tmp_path / "run/model/model.safetensors").stat()
+    again = run("train", asked, tmp_path / "run")
+    assert (tmp_path / "run/model/model.safetensors").stat().st_mtime_ns == weights.st_mtime_ns
+    assert again["training"] == first["training"], "seconds as well"
+    assert again["reused_from"] is None
+    elsewhere = run("train", asked, tmp_path / "elsewhere")
+    assert elsewhere["training"]["seconds"] != first["training"]["seconds"], "another folder asks for another training"
+    instructions(rows=12)  # the same file
+    more = run("train", asked, tmp_path / "run")
+    assert more["training"]["rows"] > first["training"]["rows"]
+
+
 def test_full_trains_on_everything_that_has_a_supervised_token(tmp_path, toy_model, instructions):
     data = instructions(rows=6)
     data.write_text(data.read_text() + json.dumps({"instruction": "x" * 600, "output": "cut off"}) + "\n")

@@ -40,7 +40,7 @@ def test_an_evaluation_has_a_line_for_every_model(few_runs, capsys):
 
 
 def test_a_folder_that_is_no_finished_run_is_a_mistake(few_runs, tmp_path):
-    with pytest.raises(UserError, match=r"cut-off: not finished: no result.json; name the folder of a run"):
+    with pytest.raises(UserError, match="cut-off: this run is not finished; give its command again"):
         main([str(few_runs / "train" / "cut-off")])
     with pytest.raises(UserError, match=r"contains 5 runs; `lpsel runs .*` lists them"):
         main([str(few_runs / "train")])
