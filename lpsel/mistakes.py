@@ -45,7 +45,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
         name, _, folder = argument.partition("=")
         if name == "hydra.run.dir" and "${" not in folder and "--cfg" not in arguments:
             try:
-                writable(Path(folder))
+                writable(Path(folder.strip("'\"")))  # Hydra takes quotes off as well
             except OSError as error:
                 raise UserError(
                     f"hydra.run.dir={folder}: cannot be written ({error.strerror}); give hydra.run.dir=FOLDER that you "

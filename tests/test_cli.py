@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lpsel.cli import overrides
+from lpsel.mistakes import check_arguments
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -122,3 +123,9 @@ def test_output_that_nobody_reads_any_more_ends_a_command_without_a_word():
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_quoted_run_folder_is_looked_at_without_its_quotes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check_arguments([f'hydra.run.dir="{tmp_path}/a,b"'])
+    assert [path.name for path in tmp_path.iterdir()] == ["a,b"]
