@@ -142,8 +142,9 @@ def test_scores_of_other_data_are_refused(trained, tmp_path, toy_model, instruct
 
 
 def test_a_finished_command_given_again_finds_its_model_but_not_with_other_rows(tmp_path, toy_model, instructions):
-    target = ["model=local", f"model.path={toy_model}", "model.recipe.epochs=1", "selection=random", "cluster=none", "pct=50"]
-    asked = [*given(tmp_path, toy_model, instructions(rows=8)), *target]
+    target = ["model=local", f"model.path={toy_model}", "model.recipe.epochs=1"]
+    how = ["selection=random", "cluster=none", "pct=50"]
+    asked = [*given(tmp_path, toy_model, instructions(rows=8)), *target, *how]
     first = run("train", asked, tmp_path / "run")
     weights = (tmp_path / "run/model/model.safetensors").stat()
     again = run("train", asked, tmp_path / "run")
