@@ -13,6 +13,7 @@ from lpsel.report.figures import QUIET, SERIES, WIDTH, legend, new_axes, style
 from lpsel.report.runs import Point
 
 MARKERS = "osD^vP"
+MOST_BESIDE = 6  # rules at one share; more stand below each other
 MOST_UPRIGHT = 9  # bars; the figures over more stand on their side
 LABELS = {"win_rate": "win rate, %", "nll": "held-out NLL, nats per token"}
 
@@ -28,12 +29,19 @@ class Dot(NamedTuple):
 
 
 def share_figure(points: Sequence[Point], ink: str) -> Figure | None:
-    """The metric against the share, a line per rule through the means of its seeds; every run is a mark."""
+    """The metric against the share, a line per rule through the means of its seeds; every run is a mark.
+
+    Many rules at one share are rows below each other, the best on top.
+    """
     points = [p for p in points if p.run.pct is not None]
     if not points:
         return None
     metric = points[0].metric
     goal = 50.0 if metric == "win_rate" else _mean([p.value for p in points if p.run.rule == "full"])
+    if (share := _only_share(points)) is not None:
+        chosen = [(p, (p.value, p.low, p.high)) for p in points if p.run.rule != "full"]
+        dots = _ranked(chosen, descending=metric == "win_rate")
+        return dots_figure(dots, f"{LABELS[metric]}, at {share:g} %", ink, goal)
     with style(ink):
         figure, axes = new_axes(height=2.7 + _names_height(points))
         _lines(axes, points, [(p.value, p.low, p.high) for p in points])
@@ -56,6 +64,8 @@ def difference_figure(points: Sequence[Point], ink: str) -> Figure | None:
     found = differences(points)
     if not found:
         return None
+    if (share := _only_share([p for p, _ in found])) is not None:
+        return dots_figure(_ranked(found), f"NLL less that of all rows, nats, at {share:g} %", ink, 0.0)
     with style(ink):
         figure, axes = new_axes(height=2.7 + _names_height([p for p, _ in found]))
         _lines(axes, [p for p, _ in found], [less for _, less in found])
@@ -194,6 +204,25 @@ def dots_figure(dots: Sequence[Dot], label: str, ink: str, line: float | None = 
         axes.set_xlabel(label)
         legend(axes)
     return figure
+
+
+def _only_share(points: Sequence[Point]) -> float | None:
+    """The share of all points but those of all rows, where it is one and the rules are many."""
+    chosen = [p for p in points if p.run.rule != "full"]
+    shares = {p.run.pct for p in chosen}
+    return shares.pop() if len(shares) == 1 and len({p.run.series for p in chosen}) > MOST_BESIDE else None
+
+
+def _ranked(
+    found: Sequence[tuple[Point, tuple[float, float | None, float | None]]], descending: bool = False
+) -> list[Dot]:
+    """A row for every rule, the best by the mean of its seeds first, with a dot for every seed."""
+    one_target = len({p.run.target for p, _ in found}) == 1
+    of = defaultdict(list)
+    for p, values in found:
+        of[p.run.chosen if one_target else p.run.series].append((int(p.run.get("seed") or 0), values))
+    best = sorted(of, key=lambda name: np.mean([value for _, (value, *_) in of[name]]), reverse=descending)
+    return [Dot(name, f"seed {seed}", *values) for name in best for seed, values in sorted(of[name])]
 
 
 def _lines(axes: Axes, points: Sequence[Point], values: Sequence[tuple[float, float | None, float | None]]) -> None:

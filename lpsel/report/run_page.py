@@ -150,7 +150,8 @@ def figures(found: Found, measured: Sequence[Point], made: dict[str, list[dict[s
         groups[p.metric, p.against].append(p)
     kinds = (
         ("share", QUALITY, draw.share_figure,
-         "Lines run through means over seeds, every mark is one run, bars are 95 % intervals"),
+         "Lines run through means over seeds, every mark is one run, bars are 95 % intervals; dashed: all rows, of win "
+         "rates 50 %"),
         ("difference", QUALITY, draw.difference_figure,
          "The same less that of all rows; bars are 95 % intervals of the paired difference, where the evaluation had "
          "training on all rows as its baseline"),

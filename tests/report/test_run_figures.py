@@ -64,6 +64,24 @@ def test_differences_are_the_paired_ones_where_all_rows_were_the_baseline(found)
     assert len(run_figures.difference_figure(measured, INK).axes) == 1
 
 
+def test_many_rules_at_one_share_stand_below_each_other_the_best_on_top(found):
+    one = next(p for p in points(found) if p.run.bucket == "low")
+    full = next(p for p in points(found) if p.run.rule == "full")
+    values = {"g": (3.0, 3.2), "a": (2.0, 2.6), "b": (2.1, 2.2), "c": (2.5,), "d": (2.6,), "e": (2.7,), "f": (2.8,)}
+    many = [
+        replace(one, run=replace(one.run, result=one.run.result | {"rule": rule, "seed": seed, "bucket": None}),
+                value=value, low=value - 0.1, high=value + 0.1)
+        for rule, of in values.items() for seed, value in enumerate(of)
+    ]  # fmt: skip
+    (axes,) = run_figures.share_figure([full, *many], INK).axes
+    names = [label.get_text().split(" ")[0] for label in axes.get_yticklabels()]
+    assert names == ["b", "a", "c", "d", "e", "f", "g"], "by the mean of the seeds"
+    assert axes.get_xlabel() == "held-out NLL, nats per token, at 25 %"
+    assert full.value in {line.get_xdata()[0] for line in axes.lines if len(line.get_xdata())}
+    (axes,) = run_figures.share_figure([full, *many[:6]], INK).axes
+    assert axes.get_xlabel() == "share of the rows, %"
+
+
 def test_series_differ_in_colour_or_marker():
     assert len({run_figures.look(k) for k in range(36)}) == 36
 
