@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lpsel import __version__
 from lpsel.errors import UserError, shown
-from lpsel.files import digest, finite, write_json
+from lpsel.files import digest, finite, read_json, write_json
 from lpsel.sealed import Damaged, check_files
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
         PermissionError: it may not be read.
     """
     try:
-        result = json.loads((run_dir / RESULT).read_text())
+        result = read_json(run_dir / RESULT)
     except PermissionError:
         raise
     except (OSError, ValueError):
@@ -161,7 +161,7 @@ def _state(text: str) -> str | None:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_text())
+        return read_json(path)
     except (OSError, ValueError):
         return None
 

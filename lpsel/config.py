@@ -137,7 +137,7 @@ class Job:
                 for folder in self.leftovers:
                     shutil.rmtree(folder, ignore_errors=True)
             return result
-        except UserError:
+        except (UserError, OSError):
             if is_main_process() and not any(folder.exists() for folder in self.leftovers):
                 self.asked().forget(self.run_dir)
             raise

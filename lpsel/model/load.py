@@ -223,9 +223,9 @@ def load_model(spec: ModelSpec, path: str, dtype: Any, **how: Any) -> Any:
 
 
 def stored_dtype(spec: ModelSpec, path: str) -> Any:
-    """The type of the first weight that is no 8-bit float or integer; what config.json says, without safetensors."""
+    """The type of the first weight that is no 8-bit float or integer; else what config.json says."""
     import torch
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
     from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
     found = partial(cached_file, path, revision=spec.revision, _raise_exceptions_for_missing_entries=False)
@@ -234,9 +234,12 @@ def stored_dtype(spec: ModelSpec, path: str) -> Any:
         file = found(min(json.loads(Path(index).read_bytes())["weight_map"].values()))
     if file is None:
         return "auto"
-    with safe_open(file, framework="pt") as opened:
-        types = (opened.get_tensor(name).dtype for name in opened.keys())  # noqa: SIM118, no dictionary
-        return next((dtype for dtype in types if dtype in (torch.float32, torch.bfloat16, torch.float16)), "auto")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            types = (opened.get_tensor(name).dtype for name in opened.keys())  # noqa: SIM118, no dictionary
+            return next((dtype for dtype in types if dtype in (torch.float32, torch.bfloat16, torch.float16)), "auto")
+    except SafetensorError:  # loading says what is wrong with it
+        return "auto"
 
 
 def freeze_other_parts(model: Any) -> None:
