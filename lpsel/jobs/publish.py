@@ -160,11 +160,10 @@ def card(result: dict[str, Any], data: Path, licence: str) -> "DatasetCard":
 
 
 def _result(run: Path) -> dict[str, Any]:
-    result = read_result(run.expanduser())
+    result = read_result(run.expanduser()) or {}
     try:
-        assert result is not None
         _ = result["subset"], result["selection"], result["dataset"]["name"]
-    except (AssertionError, KeyError, TypeError):
+    except (KeyError, TypeError):
         raise UserError(
             f"{run}: not a finished run of select or train (result.json with a subset); give one."
         ) from None

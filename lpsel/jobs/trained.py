@@ -77,19 +77,18 @@ def trained_once(job: Job, key: str, train: Callable[[], dict[str, Any]]) -> dic
         if not is_main_process():
             return {}
         run, made = Path(found["run"]), found["made"]
-        if run == job.run_dir:
-            log.info("Target: trained before, here")
-            return made | {"reused_from": None}
+        here = run == job.run_dir
         for name in found["files"]:
             _link(run / name, job.run_dir / name)
         log.info("Target: trained before in the same way; reused from %s", run)
-        made |= {"reused_from": str(run)}
+        made |= {"reused_from": None if here else str(run)}
         if made["model"]:
             made["model"] = str(job.run_dir / MODEL)
         if made["adapter"]:
             made["adapter"]["folder"] = str(job.run_dir / ADAPTER)
         first = next(run / name for name in found["files"])
-        job.tracker.used(Artifact("model", made["artifact"], first, by_reference=True, metadata=made["training"]))
+        model = Artifact("model", made["artifact"], first, by_reference=True, metadata=made["training"])
+        (job.tracker.made if here else job.tracker.used)(model)
         return made
     finally:
         if is_main_process() and lock.is_locked:
