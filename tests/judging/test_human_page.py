@@ -53,16 +53,6 @@ def settle(page):
     page.wait_for_timeout(500)
 
 
-def reload(page, progress):
-    """Reload until the page says so, five times at most: a busy browser tells a new process late what pages keep."""
-    for _ in range(5):
-        settle(page)
-        page.reload()
-        if page.inner_text("#progress") == progress:
-            return
-    assert page.inner_text("#progress") == progress
-
-
 def test_votes_with_keys_survive_a_reload_and_are_counted(page_in_chromium, write, tmp_path):
     page = page_in_chromium(write())
     begin(page, "Ann")
@@ -73,7 +63,9 @@ def test_votes_with_keys_survive_a_reload_and_are_counted(page_in_chromium, writ
     for judged in range(8):
         assert page.inner_text("#progress") == f"Pair {judged + 1} of 8, {judged} judged"
         if judged == 4:
-            reload(page, "Pair 5 of 8, 4 judged")  # it goes on where it was
+            settle(page)
+            page.reload()
+            assert page.inner_text("#progress") == "Pair 5 of 8, 4 judged", "goes on where it was"
             assert page.inner_text("#annotator") == "Ann"
         number = prompt_number(page)
         seen.append(number)
@@ -182,7 +174,9 @@ def test_votes_from_two_tabs_are_all_kept(page_in_chromium, write):
     page.keyboard.press("2")
     for tab in (page, other):  # the browser takes its time to tell one of the other
         expect(tab.locator("#progress")).to_contain_text("2 judged")
-    reload(page, "Pair 3 of 8, 2 judged")
+    settle(page)
+    page.reload()
+    assert page.inner_text("#progress") == "Pair 3 of 8, 2 judged"
 
 
 def test_a_browser_that_keeps_nothing_says_so_and_can_be_used(page_in_chromium, write, tmp_path):
