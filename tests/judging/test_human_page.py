@@ -48,11 +48,6 @@ def downloaded(page, folder):
     return path
 
 
-def settle(page):
-    """What a page keeps reaches the browser's own process, and so other pages, a little later."""
-    page.wait_for_timeout(500)
-
-
 def test_votes_with_keys_survive_a_reload_and_are_counted(page_in_chromium, write, tmp_path):
     page = page_in_chromium(write())
     begin(page, "Ann")
@@ -63,8 +58,8 @@ def test_votes_with_keys_survive_a_reload_and_are_counted(page_in_chromium, writ
     for judged in range(8):
         assert page.inner_text("#progress") == f"Pair {judged + 1} of 8, {judged} judged"
         if judged == 4:
-            settle(page)
             page.reload()
+            page.wait_for_selector("#work:visible")
             assert page.inner_text("#progress") == "Pair 5 of 8, 4 judged", "goes on where it was"
             assert page.inner_text("#annotator") == "Ann"
         number = prompt_number(page)
@@ -119,7 +114,7 @@ def test_another_browser_goes_on_from_a_file(page_in_chromium, write, tmp_path):
     file = downloaded(one, tmp_path)
 
     other = page_in_chromium(path)
-    assert other.is_visible("#start"), "a new profile knows nothing"
+    other.wait_for_selector("#start:visible")  # a new profile knows nothing
     other.set_input_files("#earlier", file)
     other.wait_for_selector("#work:visible")
     assert other.inner_text("#progress") == "Pair 3 of 8, 2 judged"
@@ -161,33 +156,74 @@ def test_every_name_has_its_own_votes_and_order(page_in_chromium, write):
     assert sorted(orders["Ann"]) == sorted(orders["Bob"]) == list(range(8))
 
 
-def test_votes_from_two_tabs_are_all_kept(page_in_chromium, write):
-    from playwright.sync_api import expect
-
+def test_votes_from_two_tabs_are_all_kept(page_in_chromium, write, tmp_path):
     page = page_in_chromium(write())
     begin(page, "Ann")
-    settle(page)
     other = page.context.new_page()
     other.goto(page.url)
+    other.wait_for_selector("#work:visible")
+    order = [prompt_number(other)]
     other.keyboard.press("1")
     page.keyboard.press("j")
     page.keyboard.press("2")
-    for tab in (page, other):  # the browser takes its time to tell one of the other
-        expect(tab.locator("#progress")).to_contain_text("2 judged")
-    settle(page)
+    order.append(prompt_number(other))
+    assert page.inner_text("#progress") == "Pair 3 of 8, 1 judged", "has not looked at what the other tab kept"
+    file = json.loads(downloaded(page, tmp_path).read_text())
+    assert {vote["pair"]: vote["vote"] for vote in file["votes"]} == dict(zip(order, "ab", strict=True))
+    other.evaluate("window.dispatchEvent(new Event('focus'))")
+    for tab in (page, other):
+        tab.wait_for_function("document.getElementById('progress').textContent.endsWith('2 judged')")
     page.reload()
+    page.wait_for_selector("#work:visible")
     assert page.inner_text("#progress") == "Pair 3 of 8, 2 judged"
 
 
-def test_a_browser_that_keeps_nothing_says_so_and_can_be_used(page_in_chromium, write, tmp_path):
+def test_the_same_pair_in_two_tabs_has_the_later_vote(page_in_chromium, write, tmp_path):
     page = page_in_chromium(write())
-    page.add_init_script("Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError'); }")
+    begin(page, "Ann")
+    other = page.context.new_page()
+    other.goto(page.url)
+    other.wait_for_selector("#work:visible")
+    pair = prompt_number(page)
+    page.keyboard.press("1")
+    other.wait_for_timeout(5)  # times of votes are in milliseconds
+    other.keyboard.press("0")
+    for tab in (page, other):
+        file = json.loads(downloaded(tab, tmp_path).read_text())
+        assert [(vote["pair"], vote["vote"]) for vote in file["votes"]] == [(pair, "tie")]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "indexedDB.open = () => { throw new DOMException('private', 'SecurityError'); }",
+        "IDBObjectStore.prototype.put = () => { throw new DOMException('full', 'QuotaExceededError'); }",
+        "const put = IDBObjectStore.prototype.put;"
+        "IDBObjectStore.prototype.put = function (...all) { put.apply(this, all); this.transaction.abort(); }",
+    ],
+)
+def test_a_browser_that_keeps_nothing_says_so_and_can_be_used(page_in_chromium, write, tmp_path, broken):
+    page = page_in_chromium(write())
+    page.add_init_script(broken)
     page.reload()
     begin(page, "Ann")
+    page.wait_for_selector("#notice:visible")
     assert page.inner_text("#notice").startswith("This browser does not let the page keep your votes: download them")
     for _ in range(8):
         page.keyboard.press("t")
     assert len(json.loads(downloaded(page, tmp_path).read_text())["votes"]) == 8
+
+
+def test_votes_that_cannot_be_read_are_told_of(page_in_chromium, write):
+    page = page_in_chromium(write())
+    page.add_init_script(
+        "IDBObjectStore.prototype.getAll = () => { throw new DOMException('damaged', 'DataError'); }"
+    )
+    page.reload()
+    begin(page, "Ann")
+    assert page.inner_text("#notice") == "Earlier votes in this browser cannot be read."
+    page.keyboard.press("1")
+    assert page.inner_text("#progress") == "Pair 2 of 8, 1 judged"
 
 
 def test_what_models_and_people_write_is_text(page_in_chromium, write, tmp_path):
@@ -201,9 +237,8 @@ def test_what_models_and_people_write_is_text(page_in_chromium, write, tmp_path)
     assert page.text_content("#annotator") == HOSTILE.strip()
     side = "1" if page.text_content("#a").endswith("2") else "2"
     page.keyboard.press(side)
-    settle(page)
     page.reload()
-    assert page.is_visible("#done")
+    page.wait_for_selector("#done:visible")
     assert page.evaluate("window.pwned") is None
     assert page.evaluate("document.images.length + document.scripts.length") == 2
     path = downloaded(page, tmp_path)
@@ -244,7 +279,7 @@ def test_it_fits_and_can_be_read(page_in_chromium, write, scheme, width):
     long = [Pair("x", "Explain. " * 80, "wordwithoutend" * 30 + "\n\n1. one\n2. two" * 40, "short")]
     page = page_in_chromium(write(long), color_scheme=scheme, viewport={"width": width, "height": 740})
     for name in ("#start", "#work"):
-        assert page.is_visible(name)
+        page.wait_for_selector(f"{name}:visible")
         assert page.evaluate("document.documentElement.scrollWidth") == width, "no sideways scrolling"
         if name == "#start":
             begin(page, "Ann")

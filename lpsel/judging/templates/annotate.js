@@ -5,15 +5,13 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const VOTES = ["a", "b", "tie", "skip"];
 const KEYS = { 1: "a", a: "a", arrowleft: "a", 2: "b", b: "b", arrowright: "b", 0: "tie", t: "tie", s: "skip" };
-const LAST = `lpsel ${data.page}`;
 const element = (id) => document.getElementById(id);
 
+let database = null; // stays null in a browser that keeps nothing
 let annotator = "";
 let votes = new Map(); // number of a pair: its vote, and when
 let order = []; // numbers of pairs
 let place = 0; // in `order`; past its end all is done
-
-// Progress in this browser is the file that the user can download.
 
 function written() {
   const list = [...votes].sort(([i], [j]) => i - j).map(([pair, { vote, at }]) => ({ pair, vote, at }));
@@ -30,49 +28,66 @@ function read(text) {
   const name = typeof file?.annotator === "string" ? file.annotator.trim() : "";
   if (!name || !Array.isArray(file.votes)) throw new Error("This is not a file of votes.");
   if (file.page !== data.page) throw new Error("The votes in this file are for another page.");
-  const found = new Map();
   for (const entry of file.votes) {
     const { pair, vote, at } = entry ?? {};
     const known = Number.isInteger(pair) && pair in data.pairs && VOTES.includes(vote);
     if (!known || typeof at !== "string" || Number.isNaN(Date.parse(at))) {
       throw new Error("This file of votes is damaged.");
     }
-    found.set(pair, { vote, at });
   }
-  return [name, found];
+  return [name, file.votes];
 }
 
 function merge(found) {
-  for (const [pair, { vote, at }] of found) {
+  for (const { pair, vote, at } of found) {
     if (!votes.has(pair) || Date.parse(votes.get(pair).at) < Date.parse(at)) votes.set(pair, { vote, at });
   }
 }
 
-function recall() {
-  try {
-    const text = localStorage.getItem(`${LAST} ${annotator}`);
-    if (text) merge(read(text)[1]);
-  } catch (error) {
-    notice(`Earlier votes in this browser cannot be read. ${error.message}`);
-  }
+// The browser keeps each vote as a record of its own, so that two tabs never write over each other's.
+
+const settled = (request) =>
+  new Promise((done, failed) => {
+    request.onsuccess = () => done(request.result);
+    request.onerror = () => failed(request.error);
+  });
+
+async function connect() {
+  const opening = indexedDB.open(`lpsel ${data.page}`, 1);
+  opening.onupgradeneeded = () => {
+    opening.result.createObjectStore("votes", { keyPath: ["annotator", "pair"] });
+    opening.result.createObjectStore("last"); // its one record: who was here last
+  };
+  database = await settled(opening);
+  return settled(database.transaction("last").objectStore("last").get("annotator"));
 }
 
-function keep() {
+async function recall() {
+  if (!database) return;
+  const name = annotator;
+  const theirs = IDBKeyRange.bound([name], [name, []]);
   try {
-    localStorage.setItem(`${LAST} ${annotator}`, written());
-    localStorage.setItem(LAST, annotator);
+    const found = await settled(database.transaction("votes").objectStore("votes").getAll(theirs));
+    if (name === annotator) merge(found);
   } catch {
-    notice("This browser does not let the page keep your votes: download them before you close it.");
+    notice("Earlier votes in this browser cannot be read.");
   }
 }
 
-// Two tabs that vote at once may each write without the other's vote: whoever sees that writes both.
-function agree({ key, newValue }) {
-  if (!annotator || key !== `${LAST} ${annotator}`) return;
-  recall();
-  if (newValue !== written()) keep();
-  show();
+function keep(changed) {
+  try {
+    const transaction = database.transaction(["votes", "last"], "readwrite", { durability: "strict" });
+    transaction.onabort = unkept;
+    for (const pair of changed) transaction.objectStore("votes").put({ annotator, pair, ...votes.get(pair) });
+    transaction.objectStore("last").put(annotator, "annotator");
+    transaction.commit();
+  } catch {
+    unkept();
+  }
 }
+
+const unkept = () =>
+  notice("This browser does not let the page keep your votes: download them before you close it.");
 
 function notice(text) {
   element("notice").textContent = text;
@@ -87,15 +102,15 @@ function hash(text) {
   return value;
 }
 
-function begin(name, found = new Map()) {
+async function begin(name, found = []) {
   annotator = name;
   votes = new Map();
   const keyed = data.pairs.map((_, pair) => [hash(`${pair} ${name} ${data.page}`), pair]);
   order = keyed.sort(([x, i], [y, j]) => x - y || i - j).map(([, pair]) => pair);
   notice("");
-  recall();
+  await recall();
   merge(found);
-  keep();
+  keep(found.map(({ pair }) => pair));
   place = open(0);
   element("start").hidden = true;
   element("work").hidden = false;
@@ -119,9 +134,8 @@ function open(from) {
 
 function cast(vote) {
   if (place >= order.length) return;
-  recall(); // what another tab has kept meanwhile
   votes.set(order[place], { vote, at: new Date().toISOString() });
-  keep();
+  keep([order[place]]);
   place = open(place + 1);
   show();
 }
@@ -158,7 +172,14 @@ function show() {
   window.scrollTo(0, 0);
 }
 
-function download() {
+async function refresh() {
+  if (element("work").hidden) return;
+  await recall(); // what another tab has kept meanwhile
+  show();
+}
+
+async function download() {
+  await refresh();
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([written()], { type: "application/json" }));
   link.download = `votes-${annotator.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "") || "file"}.json`;
@@ -174,7 +195,7 @@ element("who").addEventListener("submit", (event) => {
 });
 element("earlier").addEventListener("change", async ({ target }) => {
   try {
-    begin(...read(await target.files[0].text()));
+    await begin(...read(await target.files[0].text()));
   } catch (error) {
     notice(error.message);
   }
@@ -187,7 +208,7 @@ element("back").addEventListener("click", () => go(-1));
 element("forth").addEventListener("click", () => go(1));
 element("download").addEventListener("click", download);
 element("leave").addEventListener("click", ask);
-window.addEventListener("storage", agree);
+window.addEventListener("focus", refresh);
 document.addEventListener("keydown", (event) => {
   const held = event.repeat || event.ctrlKey || event.altKey || event.metaKey;
   if (held || element("work").hidden) return;
@@ -199,11 +220,6 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 
-let last = null;
-try {
-  last = localStorage.getItem(LAST);
-} catch {
-  // a browser that keeps nothing
-}
-if (last) begin(last);
-else ask();
+connect()
+  .catch(() => null) // a browser that keeps nothing
+  .then((last) => (last ? begin(last) : ask()));
