@@ -99,7 +99,8 @@ def scores_for(job: Job, scorer: ScorerSpec, source: Source, epochs: int, column
             if is_main_process():  # of a process that was killed when they had just been written
                 shutil.rmtree(_unfinished(found), ignore_errors=True)
             return Scores(found, reused=True)
-        what = "training the scorer" if epochs else "the pass before training is enough"
+        trained = f"training the scorer for {epochs} of the {scorer.recipe.epochs} epochs of its recipe"
+        what = trained if epochs else "the pass before training is enough"
         log.info("Scores: none yet of %s for %s with this recipe; %s", source.spec.name, scorer.name, what)
         _make(job, scorer, path, source, epochs, sorted(columns), folder, described)
     finally:

@@ -216,9 +216,7 @@ def test_a_browser_that_keeps_nothing_says_so_and_can_be_used(page_in_chromium, 
 
 def test_votes_that_cannot_be_read_are_told_of(page_in_chromium, write):
     page = page_in_chromium(write())
-    page.add_init_script(
-        "IDBObjectStore.prototype.getAll = () => { throw new DOMException('damaged', 'DataError'); }"
-    )
+    page.add_init_script("IDBObjectStore.prototype.getAll = () => { throw new DOMException('damaged', 'DataError'); }")
     page.reload()
     begin(page, "Ann")
     assert page.inner_text("#notice") == "Earlier votes in this browser cannot be read."

@@ -40,8 +40,9 @@ def defined(query, key, value, query_ends, key_ends, longest_query, longest_key,
     return out
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # by the fused kernel, and by products as in bfloat16
 @pytest.mark.parametrize("window", [None, 1, 4, 100])
-def test_the_gpu_kernel_is_asked_for_what_the_cpu_computes(monkeypatch, window):
+def test_the_gpu_kernel_is_asked_for_what_the_cpu_computes(monkeypatch, window, dtype):
     monkeypatch.setattr(varlen, "varlen_attn", defined)
     packed = PackedAttention()
     nothing = torch.empty(0, dtype=torch.int64)
@@ -50,8 +51,9 @@ def test_the_gpu_kernel_is_asked_for_what_the_cpu_computes(monkeypatch, window):
         nothing, nothing, nothing, nothing, nothing, nothing, nothing, SHARED, ROWS, 0, varlen_of(segments)
     )
     torch.manual_seed(0)
-    query, key, value = torch.randn(4, TOKENS, 8), torch.randn(2, TOKENS, 8), torch.randn(2, TOKENS, 8)
-    on_cpu, _ = packed(torch.nn.Module(), query[None], key[None], value[None], None, scaling=0.3, sliding_window=window)
+    query, key, value = (torch.randn(heads, TOKENS, 8, dtype=dtype) for heads in (4, 2, 2))
+    for _ in range(2):  # layers of one pass: the second has the first one's masks
+        on_cpu, _ = packed(torch.nn.Module(), query[None], key[None], value[None], None, 0.3, sliding_window=window)
     on_gpu = packed._on_gpu(query, key, value, 0.3, window)
     torch.testing.assert_close(on_gpu, on_cpu[0], rtol=1e-5, atol=1e-6)
 
