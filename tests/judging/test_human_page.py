@@ -178,6 +178,17 @@ def test_votes_from_two_tabs_are_all_kept(page_in_chromium, write, tmp_path):
     assert page.inner_text("#progress") == "Pair 3 of 8, 2 judged"
 
 
+def test_coming_back_to_the_page_leaves_a_long_answer_where_it_was(page_in_chromium, write):
+    page = page_in_chromium(write([Pair(f"{i}", "Explain.", "line\n" * 400, "short", "set") for i in range(2)]))
+    begin(page, "Ann")
+    page.evaluate("window.scrollTo(0, 300)")
+    page.evaluate("window.dispatchEvent(new Event('focus'))")
+    page.wait_for_timeout(200)
+    assert page.evaluate("window.scrollY") == 300
+    page.keyboard.press("1")
+    assert page.evaluate("window.scrollY") == 0, "the next pair begins at its top"
+
+
 def test_the_same_pair_in_two_tabs_has_the_later_vote(page_in_chromium, write, tmp_path):
     page = page_in_chromium(write())
     begin(page, "Ann")

@@ -109,12 +109,12 @@ async function begin(name, found = []) {
   order = keyed.sort(([x, i], [y, j]) => x - y || i - j).map(([, pair]) => pair);
   notice("");
   await recall();
+  if (name !== annotator) return; // another name was given meanwhile
   merge(found);
   keep(found.map(({ pair }) => pair));
-  place = open(0);
   element("start").hidden = true;
   element("work").hidden = false;
-  show();
+  turn(open(0));
 }
 
 function ask() {
@@ -136,13 +136,17 @@ function cast(vote) {
   if (place >= order.length) return;
   votes.set(order[place], { vote, at: new Date().toISOString() });
   keep([order[place]]);
-  place = open(place + 1);
-  show();
+  turn(open(place + 1));
 }
 
 function go(step) {
-  place = Math.min(Math.max(place + step, 0), order.length);
+  turn(Math.min(Math.max(place + step, 0), order.length));
+}
+
+function turn(to) {
+  place = to;
   show();
+  window.scrollTo(0, 0);
 }
 
 function show() {
@@ -169,7 +173,6 @@ function show() {
     element("progress").textContent = `Pair ${place + 1} of ${order.length}, ${votes.size} judged`;
     for (const part of ["prompt", "a", "b"]) element(part).textContent = pair[part];
   }
-  window.scrollTo(0, 0);
 }
 
 async function refresh() {
