@@ -45,7 +45,7 @@ audit: venv ## Known holes and licences of the pinned packages, as far as the pa
 	build/audit/bin/python .ci/audit.py $(VENV)
 
 soak: venv ## Kill processes at 200 random moments and see that commands come to the same end (about 10 minutes)
-	LPSEL_KILLS=200 $(BIN)/python -m pytest -q tests/jobs/test_kills.py
+	LPSEL_KILLS=200 $(BIN)/python -m pytest -q tests/e2e/test_kills.py
 
 clean: ## Remove .venv and everything built
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

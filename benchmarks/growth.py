@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> Path | None:
 
 def _make_models(work: Path) -> None:
     """The scorer and the embedder, so that no stage makes them."""
-    from lpsel.model.tiny import make_tiny
+    from lpsel.toy.model import make_tiny
 
     make_tiny(**TINY, cache_dir=work.parent / "cache")
     _embedder(work)
@@ -148,7 +148,7 @@ def _select(work: Path, name: str, *overrides: str) -> None:
 
 
 def _source(work: Path):
-    from lpsel.data.source import DatasetSpec, Source
+    from lpsel.data.dataset import DatasetSpec, Source
 
     return Source(DatasetSpec("rows", path=str(work / "rows.jsonl")))
 
@@ -177,14 +177,14 @@ def record(work: Path) -> None:
 
 
 def embed(work: Path) -> None:
-    from lpsel.selection.embeddings import embed as embed_rows
+    from lpsel.clustering.embeddings import embed as embed_rows
 
     embedder = _embedder(work)
     embed_rows(_source(work), str(embedder), work.parent / "cache")
 
 
 def cluster(work: Path) -> None:
-    from lpsel.selection.clusters import KMeans
+    from lpsel.clustering.clusters import KMeans
 
     KMeans(n_clusters=50, embedder=str(_embedder(work))).assign(_source(work), work.parent / "cache", seed=0)
 

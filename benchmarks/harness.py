@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from lpsel.model.memory import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+from lpsel.model.pass_tokens import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("lpsel", "torch", "lightning", "transformers", "accelerate", "lm-eval", "numpy", "pandas")
@@ -189,7 +189,9 @@ def imported() -> Any:
     """How to start processes that have imported everything: once, in one that they are forked from and that does
     nothing else."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["transformers", "lpsel.model.module", "lm_eval.models.huggingface", "harness"])
+    context.set_forkserver_preload(
+        ["transformers", "lpsel.model.lightning_module", "lm_eval.models.huggingface", "harness"]
+    )
     return context
 
 

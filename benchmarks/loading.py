@@ -24,8 +24,8 @@ import torch
 from harness import arguments, begin_peak, end_with_parent, hush, imported, resident, show, write
 from material import existing, random_llama, smollm2
 
-from lpsel.model.module import FineTuner
-from lpsel.model.shard import ShardedStrategy
+from lpsel.model.fsdp import ShardedStrategy
+from lpsel.model.lightning_module import FineTuner
 
 RANKS = 2
 PRECISION = "32-true"

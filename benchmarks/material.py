@@ -11,7 +11,7 @@ import torch
 from harness import HERE
 from numpy.typing import NDArray
 
-from lpsel.data.source import DatasetSpec, Source
+from lpsel.data.dataset import DatasetSpec, Source
 
 ALPACA = HERE.parent.parent / "shared" / "data" / "alpaca.jsonl.xz"
 ALPACA_ROWS = 52_002

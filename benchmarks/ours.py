@@ -16,18 +16,18 @@ from harness import Run, stopwatch, synchronise, touch
 from numpy.typing import NDArray
 
 from lpsel.data.batching import epoch_order
-from lpsel.data.module import SubsetDataModule
-from lpsel.data.prefixes import find_prefixes
-from lpsel.data.source import DatasetSpec, Source
+from lpsel.data.datamodule import SubsetDataModule
+from lpsel.data.dataset import DatasetSpec, Source
+from lpsel.data.shared_prefixes import find_prefixes
 from lpsel.data.tokens import DATA, ROWS_PER_BATCH, SCHEMA, Tokens, tokenize
 from lpsel.model.device import lightning_precision
 from lpsel.model.flops import forward_flops
+from lpsel.model.lightning_module import FineTuner
 from lpsel.model.load import load_config, load_tokenizer
-from lpsel.model.memory import pass_tokens
-from lpsel.model.module import FineTuner
+from lpsel.model.pass_tokens import pass_tokens
 from lpsel.model.spec import ModelSpec, Recipe
-from lpsel.records.recorder import NLLRecorder
-from lpsel.records.store import Parts
+from lpsel.scoring.recorder import NLLRecorder
+from lpsel.scoring.store import Parts
 
 SEED = 42
 TRAIN_TOKENS, SCORE_TOKENS = 4096, 16384  # conf/choosing.yaml
@@ -192,7 +192,7 @@ def _data(tokens: Tokens, batch_size: int, score_tokens: int, record: bool) -> S
 
 
 def _trainer(device: str, precision: str, callbacks: list[L.Callback], **options: Any) -> L.Trainer:
-    """Lightning's Trainer as `lpsel.jobs.fitting` sets it up, without a logger."""
+    """Lightning's Trainer as `lpsel.training.trainer` sets it up, without a logger."""
     return L.Trainer(
         accelerator="gpu" if device == "cuda" else "cpu",
         devices=1,

@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lpsel.config import run
+from lpsel.commands.job import run
 from lpsel.data.batching import PART, epoch_order, random_rows
+from lpsel.scoring.metrics import learning_percentage_app, scaled_perplexity
 from lpsel.selection.agreement import agreement, lowest
-from lpsel.selection.metrics import learning_percentage_app, scaled_perplexity
 
 PCT = 10
 BATCH = 32

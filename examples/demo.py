@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lpsel.cli import hush
-from lpsel.config import run
-from lpsel.jobs.report import report
+from lpsel.commands.job import run
+from lpsel.commands.report import report
 
 PCT = 25
 # Name in the table -> what `lpsel train` is told. LP_app comes before LP: its one recorded epoch is what it costs, and
@@ -83,8 +83,8 @@ def against_known_difficulty(made: dict[str, Any]) -> list[str]:
     from scipy.stats import spearmanr
     from sklearn.metrics import roc_auc_score
 
-    from lpsel.data.source import DatasetSpec, Source
-    from lpsel.selection.metrics import learning_percentage, learning_percentage_app, perplexity
+    from lpsel.data.dataset import DatasetSpec, Source
+    from lpsel.scoring.metrics import learning_percentage, learning_percentage_app, perplexity
 
     table = pq.read_table(made["scores"])
     ppl_EN = perplexity(np.array([table[f"nll_{epoch}"].to_numpy() for epoch in range(4)]))

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lpsel.cli import hush
-from lpsel.config import run
+from lpsel.commands.job import run
 
 PROMPTS = 40
 NOISE = 0.6  # standard deviations of each matrix, added to it

@@ -15,11 +15,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lpsel.command_line import check_arguments, in_our_words
 from lpsel.distributed import is_main_process, started_together
 from lpsel.errors import ToldElsewhere, UserError, files_within_reach, first_line, no_room
-from lpsel.interrupt import Ended, endings
-from lpsel.mistakes import check_arguments, in_our_words
 from lpsel.redact import redact, show_traceback
+from lpsel.signals import Ended, endings
 
 COMMANDS = {
     "train": "find or make scores and a subset, train a model on it",
@@ -100,7 +100,7 @@ def run_plain(command: str, arguments: Sequence[str]) -> None:
     sys.excepthook = show_traceback
     try:
         with reader_may_leave(), files_within_reach():
-            import_module(f"lpsel.jobs.{command}").main(arguments)
+            import_module(f"lpsel.commands.{command}").main(arguments)
     except UserError as error:
         if os.environ.get("LPSEL_DEBUG"):
             raise
@@ -115,7 +115,7 @@ def _job(command: str, mistakes: tuple[type[Exception], ...]) -> Callable[[Any],
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
-        from lpsel.config import Job
+        from lpsel.commands.job import Job
 
         hush()
         hydra = HydraConfig.get()
@@ -127,7 +127,7 @@ def _job(command: str, mistakes: tuple[type[Exception], ...]) -> Callable[[Any],
         folder = Path(hydra.runtime.output_dir)
         try:
             if config.get("dry_run"):
-                from lpsel.jobs.dry_run import show_job
+                from lpsel.commands.dry_run import show_job
 
                 show_job(command, config, folder)
                 return {}
@@ -146,7 +146,7 @@ def _job(command: str, mistakes: tuple[type[Exception], ...]) -> Callable[[Any],
             _fail(f"lpsel {command}", f"{first_line(error)}: no room to write; {remedy}")
         if is_main_process():
             if command == "evaluate":
-                from lpsel.jobs.evaluate import show
+                from lpsel.commands.evaluate import show
 
                 show(config, result)
             print(started.run_dir, flush=True)
@@ -167,7 +167,7 @@ def _end_of_sweep(command: str, sweep: Any) -> int:
     finished = [Path(outcome.folder) for outcome in outcomes if outcome.state in ("done", "found")]
     page = None
     if finished and sweep.get("experiment"):
-        from lpsel.jobs.experiment import conclude
+        from lpsel.commands.experiment import conclude
 
         page = conclude(sweep, folder, finished)
     print(page or folder, flush=True)

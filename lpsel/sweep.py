@@ -21,11 +21,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from lpsel.asked import WHERE_AND_HOW, unused_keys
-from lpsel.config import Job
+from lpsel.commands.job import Job
 from lpsel.distributed import agree, is_main_process, started_together
 from lpsel.errors import UserError, files_within_reach, first_line
-from lpsel.files import digest, write_atomically, write_json
+from lpsel.run_config import WHERE_AND_HOW, unused_keys
+from lpsel.storage import digest, write_atomically, write_json
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def run_one(command: str, config: DictConfig, mistakes: tuple[type[Exception], .
 
     try:
         if config.get("dry_run"):
-            from lpsel.jobs.dry_run import planned
+            from lpsel.commands.dry_run import planned
 
             work = planned(command, config, folder)
             problem = next((piece.problem for piece in work or () if piece.problem), "")
@@ -191,10 +191,10 @@ def show(outcomes: Sequence[Outcome], sweep: DictConfig) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from lpsel import terminal
+    from lpsel import console
 
     if sweep.get("dry_run"):
-        from lpsel.jobs.plan import Work, show_plan
+        from lpsel.commands.plan import Work, show_plan
 
         understood = [o for o in outcomes if o.state != "failed" or o.plan]
         work = [None if o.state == "found" else [Work(**piece) for piece in o.plan] for o in understood]
@@ -204,10 +204,8 @@ def show(outcomes: Sequence[Outcome], sweep: DictConfig) -> None:
         return
     table = Table("job", "outcome", "reason", box=None, padding=(0, 2, 0, 0))
     for outcome in outcomes:
-        table.add_row(
-            *(Text(terminal.printable(t)) for t in (Path(outcome.folder).name, outcome.state, outcome.reason))
-        )
-    terminal.show(table)
+        table.add_row(*(Text(console.printable(t)) for t in (Path(outcome.folder).name, outcome.state, outcome.reason)))
+    console.show(table)
     if failed := sum(outcome.state == "failed" for outcome in outcomes):
         print(f"{failed} of {len(outcomes)} jobs failed; the same command again runs only these.", file=sys.stderr)
 

@@ -21,7 +21,7 @@ absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 # Tests run side by side: threads of one that wait for a core make the other wait as well.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
+SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 @pytest.fixture(scope="session")
@@ -250,7 +250,7 @@ def page_in_chromium(browser):
 @pytest.fixture(scope="session")
 def few_runs(toy_model, tmp_path_factory):
     """A folder of real runs: trained on all rows and on two buckets by two scorers, one cut off; their evaluation."""
-    from lpsel.config import run
+    from lpsel.commands.job import run
 
     folder = tmp_path_factory.mktemp("few")
     rows = [{"instruction": f"Count to {i % 7}.", "output": " ".join(map(str, range(1 + i % 7)))} for i in range(24)]

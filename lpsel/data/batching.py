@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lpsel.data.ids import first_words
-from lpsel.mixing import splitmix64
+from lpsel.data.content_ids import first_words
+from lpsel.data.random_order import splitmix64
 
 Rows = NDArray[np.int64]
 NO_ROWS: Rows = np.empty(0, dtype=np.int64)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lpsel.data.bounds import MIB, check_expansion
+from lpsel.data.size_limits import MIB, check_expansion
 from lpsel.errors import UserError, first_line
 
 ROWS_AT_ONCE = 65_536

@@ -8,8 +8,8 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lpsel.data.source import Example, Source
-from lpsel.files import json_line, write_atomically
+from lpsel.data.dataset import Example, Source
+from lpsel.storage import json_line, write_atomically
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -106,7 +106,7 @@ def _characters(source: Source, batch: "pa.RecordBatch") -> tuple[int, int]:
     """Characters of all prompts and of all responses of some rows, by column where these hold texts."""
     import pyarrow.compute as pc
 
-    from lpsel.data.ids import text_columns
+    from lpsel.data.content_ids import text_columns
 
     columns = text_columns(source, batch.schema)
     if columns is None:

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from lpsel.data.source import Row, Source
-from lpsel.data.template import Rendered, render, template_hash
+from lpsel.console import track
+from lpsel.data.dataset import Row, Source
+from lpsel.data.templates import Rendered, render, template_hash
 from lpsel.errors import UserError
-from lpsel.files import write_atomically
-from lpsel.progress import track
-from lpsel.sealed import Damaged, seal, unseal
+from lpsel.integrity import Damaged, seal, unseal
+from lpsel.storage import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ def tokenize(source: Source, tokenizer: Any, template: str, max_length: int, cac
     Args:
         source: the rows.
         tokenizer: a fast tokenizer of transformers with an end-of-sequence token.
-        template: alpaca, chat or plain, see `lpsel.data.template`.
+        template: alpaca, chat or plain, see `lpsel.data.templates`.
         max_length: tokens.
         cache_dir: `tokens/<key>` is made in it. Processes that ask for the same tokens wait for the first. A file that
             is no longer what was written is made again, with a warning.

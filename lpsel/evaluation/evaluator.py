@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from lpsel.errors import UserError, is_whole
-from lpsel.generation.endpoint import Endpoint
+from lpsel.generation.openai_client import Endpoint
 from lpsel.model.device import device_of, resolve_precision
 from lpsel.model.spec import ModelSpec
 

@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lpsel.data.batch import collate
+from lpsel.console import track
 from lpsel.data.batching import packed
-from lpsel.data.prefixes import find_prefixes
-from lpsel.data.source import Example
+from lpsel.data.dataset import Example
+from lpsel.data.packing import collate
+from lpsel.data.shared_prefixes import find_prefixes
 from lpsel.data.tokens import Tokens
 from lpsel.model.loss import PerSampleLoss
-from lpsel.progress import track
 
 
 @torch.inference_mode()

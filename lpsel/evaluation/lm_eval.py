@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from lpsel.errors import UserError, first_line
 from lpsel.evaluation.evaluator import Candidates, Place
-from lpsel.files import distinct, file_names, finite, json_line, write_atomically
-from lpsel.model.extras import need
 from lpsel.model.load import load_model, load_tokenizer, locate
 from lpsel.model.spec import ModelSpec
+from lpsel.storage import distinct, file_names, finite, json_line, write_atomically
+from lpsel.training.checks import need
 
 if TYPE_CHECKING:
     from rich.table import Table

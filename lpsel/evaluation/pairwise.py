@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lpsel.errors import UserError, is_whole
-from lpsel.evaluation.annotations import Judged, aligned, read_judgements
 from lpsel.evaluation.evaluator import Candidates, Place, check_seed
 from lpsel.evaluation.head_to_head import compare_models, figures
+from lpsel.evaluation.imported import Judged, aligned, read_judgements
 from lpsel.evaluation.judge_agreement import judges_agreement
-from lpsel.evaluation.table import pairwise_table
+from lpsel.evaluation.tables import pairwise_table
 from lpsel.evaluation.winrate import TIE
-from lpsel.files import distinct, file_names, finite, write_atomically, write_lines
 from lpsel.generation.answers import answers, check
 from lpsel.generation.engines import Engine
 from lpsel.generation.prompt import Prompt
-from lpsel.generation.prompt_sets import load_prompts
+from lpsel.generation.prompts import load_prompts
 from lpsel.generation.sampling import Generation, Sampling
 from lpsel.judging.ask import judge_pairs
 from lpsel.judging.human import HumanJudge
-from lpsel.judging.judgement import Judge, Judgement, Pair
+from lpsel.judging.judge import Judge, Judgement, Pair
+from lpsel.storage import distinct, file_names, finite, write_atomically, write_lines
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -6,20 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lpsel.data.source import Example, Turn
-from lpsel.files import digest
-from lpsel.generation.endpoint import Endpoint, conversation
+from lpsel.data.dataset import Example, Turn
 from lpsel.generation.engines import Engine, Transformers
+from lpsel.generation.openai_client import Endpoint, conversation
 from lpsel.generation.prompt import Prompt
 from lpsel.generation.sampling import Generation, Sampling
 from lpsel.generation.store import KeptAnswers
 from lpsel.model.load import identity, load_config, load_tokenizer, locate
 from lpsel.model.spec import ModelSpec
+from lpsel.storage import digest
 
 if TYPE_CHECKING:
     import torch
 
-    from lpsel.data.template import Rendered
+    from lpsel.data.templates import Rendered
 
 TRANSFORMERS = Transformers()
 
@@ -151,7 +151,7 @@ def answers(
 
 
 def _prepare(spec: ModelSpec, prompts: Sequence[Prompt], sampling: Sampling, cache_dir: Path) -> _Local:
-    from lpsel.data.template import render_prompt
+    from lpsel.data.templates import render_prompt
     from lpsel.generation.generate import prompt_room
 
     path = locate(spec, cache_dir)

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from lpsel.console import track
 from lpsel.errors import UserError
 from lpsel.generation.sampling import Sampling
 from lpsel.model.device import free_memory
 from lpsel.model.load import load_config, load_model
 from lpsel.model.spec import ModelSpec
-from lpsel.progress import track
 
 if TYPE_CHECKING:
     import torch
 
-    from lpsel.data.template import Rendered
+    from lpsel.data.templates import Rendered
     from lpsel.generation.generate import Keep
 
 

@@ -15,11 +15,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from lpsel.console import track
 from lpsel.data.batching import padded
-from lpsel.data.template import Rendered
+from lpsel.data.templates import Rendered
 from lpsel.errors import UserError
 from lpsel.generation.sampling import Generation, Sampling
-from lpsel.progress import track
 
 BATCH_TOKENS = 16_384
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lpsel.data.source import Example
+from lpsel.data.dataset import Example
 
 
 @dataclass(frozen=True, slots=True)

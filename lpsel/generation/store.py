@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lpsel.errors import UserError
-from lpsel.files import digest, sync
 from lpsel.generation.sampling import Generation
-from lpsel.sealed import open_line, sealed_line
+from lpsel.integrity import open_line, sealed_line
+from lpsel.storage import digest, sync
 
 log = logging.getLogger(__name__)
 

@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from lpsel.console import track
 from lpsel.data.batching import padded
-from lpsel.data.ids import fingerprint, id_array
-from lpsel.data.source import DatasetSpec, Source
+from lpsel.data.content_ids import fingerprint, id_array
+from lpsel.data.dataset import DatasetSpec, Source
 from lpsel.errors import UserError
 from lpsel.model.flops import forward_flops, training_flops
 from lpsel.model.loss import per_sample_nll, token_nll
-from lpsel.progress import track
-from lpsel.records.store import Parts, write_scores
+from lpsel.scoring.store import Parts, write_scores
 
 # N rows, B rows of a batch, T tokens of a row (padded), P positions of a batch with a label in any row, L labels of it
 

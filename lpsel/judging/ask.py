@@ -6,9 +6,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from lpsel.judging.judgement import TIE, Judge, Judgement, Order, Pair, preference_of
+from lpsel.console import track
+from lpsel.judging.judge import TIE, Judge, Judgement, Order, Pair, preference_of
 from lpsel.judging.store import Store, question
-from lpsel.progress import track
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 
 from lpsel.errors import UserError
-from lpsel.files import read_json, write_atomically, write_json
 from lpsel.generation.prompt import Prompt
-from lpsel.judging.judgement import Pair
+from lpsel.judging.judge import Pair
+from lpsel.storage import read_json, write_atomically, write_json
 
 PAGE = "annotate.html"
 KEY = "key.json"

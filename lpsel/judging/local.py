@@ -11,7 +11,7 @@ from typing import Any
 
 from lpsel.errors import UserError, is_whole
 from lpsel.generation.prompt import Prompt
-from lpsel.judging.judgement import LOSS, ORDERS, TIE, TOO_LONG, WIN, Judgement, Order, Pair, preference_of
+from lpsel.judging.judge import LOSS, ORDERS, TIE, TOO_LONG, WIN, Judgement, Order, Pair, preference_of
 from lpsel.judging.prompt import check_orders, fill, load_prompt
 from lpsel.model.device import device_of, resolve_precision
 from lpsel.model.load import identity, load_config, load_model, load_tokenizer, locate
@@ -134,8 +134,8 @@ class HFJudge:
         Raises:
             UserError: the template changes what it is given.
         """
-        from lpsel.data.source import Example, Turn
-        from lpsel.data.template import render_prompt
+        from lpsel.data.dataset import Example, Turn
+        from lpsel.data.templates import render_prompt
 
         question = question.strip()  # many chat templates do
         rendered = render_prompt(Example((Turn("user", question),), ""), self.model.template, tokenizer)

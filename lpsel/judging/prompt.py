@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lpsel.errors import UserError
-from lpsel.files import digest
-from lpsel.judging.judgement import ORDERS
+from lpsel.judging.judge import ORDERS
+from lpsel.storage import digest
 
 PROMPTS = Path(__file__).parent / "prompts"
 PLACES = ("nonce", "prompt", "first", "second")

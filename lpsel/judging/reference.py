@@ -6,8 +6,8 @@ from typing import Any
 
 from lpsel.errors import UserError
 from lpsel.generation.prompt import Prompt
-from lpsel.judging.judgement import LOSS, NO_REFERENCE, TIE, WIN, Judgement, Order, Pair
-from lpsel.judging.match import exact_match, rouge_l
+from lpsel.generation.text_metrics import exact_match, rouge_l
+from lpsel.judging.judge import LOSS, NO_REFERENCE, TIE, WIN, Judgement, Order, Pair
 
 MEASURES = {"rouge_l": rouge_l, "exact_match": exact_match}
 

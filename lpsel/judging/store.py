@@ -11,9 +11,9 @@ from typing import Any, BinaryIO
 from filelock import FileLock, Timeout
 
 from lpsel.errors import UserError
-from lpsel.files import digest, sync, write_json
-from lpsel.judging.judgement import NO_REFERENCE, TOO_LONG, UNREADABLE, Judge, Judgement, Order, Pair, preference_of
-from lpsel.sealed import open_line, sealed_line
+from lpsel.integrity import open_line, sealed_line
+from lpsel.judging.judge import NO_REFERENCE, TOO_LONG, UNREADABLE, Judge, Judgement, Order, Pair, preference_of
+from lpsel.storage import digest, sync, write_json
 
 log = logging.getLogger(__name__)
 

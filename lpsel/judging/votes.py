@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpsel.errors import UserError
-from lpsel.files import read_json
 from lpsel.judging.human import Key
-from lpsel.judging.judgement import LOSS, TIE, WIN, Order
+from lpsel.judging.judge import LOSS, TIE, WIN, Order
+from lpsel.storage import read_json
 
 # A annotators, N pairs
 

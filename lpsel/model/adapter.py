@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lpsel.errors import UserError
-from lpsel.model.extras import need, shards
 from lpsel.model.spec import ModelSpec
+from lpsel.training.checks import need, shards
 
 ALL_LINEAR = "all-linear"
 QUANTIZATIONS = ("nf4",)
@@ -183,7 +183,7 @@ class Adapted:
 
         Merging holds the model a second time in the host's memory: 4 bytes a weight, 2 with bf16-true.
         """
-        from lpsel.files import folder_atomically
+        from lpsel.storage import folder_atomically
 
         with folder_atomically(run_dir / ADAPTER) as folder:
             # None of the embeddings is trained; asked to find out, peft would ask the Hub.

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from lpsel.data.batch import MicroBatch, Segment
+from lpsel.data.packing import MicroBatch, Segment
 
 # T tokens of a pack, Q queries and K keys of a segment, H query heads, G key heads, D head dimension
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from lpsel.files import folder_atomically, open_as
-from lpsel.model.shard import ShardedStrategy
+from lpsel.model.fsdp import ShardedStrategy
+from lpsel.storage import folder_atomically, open_as
 
 
 def save_model(trainer: Any, module: Any, tokenizer: Any, folder: Path) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lpsel.errors import UserError, first_line
-from lpsel.files import write_atomically
+from lpsel.integrity import sha256_once
 from lpsel.model.spec import ModelSpec
-from lpsel.sealed import sha256_once
+from lpsel.storage import write_atomically
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
 WORTH_KEEPING = 1 << 20  # bytes of a file whose hash is kept
@@ -24,7 +24,7 @@ def locate(spec: ModelSpec, cache_dir: Path) -> str:
             for; said before anything is loaded.
     """
     if not spec.path:
-        from lpsel.model.tiny import make_tiny
+        from lpsel.toy.model import make_tiny
 
         return str(make_tiny(cache_dir=cache_dir, **(spec.tiny or {})))
     path = Path(spec.path).expanduser()
@@ -51,7 +51,7 @@ def check_model(spec: ModelSpec, cache_dir: Path) -> None:
     if spec.path:
         locate(spec, cache_dir)
     else:
-        from lpsel.model.tiny import CONTEXT, check_tiny
+        from lpsel.toy.model import CONTEXT, check_tiny
 
         check_tiny(spec.tiny or {})
         _check_context(spec, CONTEXT)

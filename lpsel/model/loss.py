@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lpsel.data.batch import MicroBatch, Segment, varlen_of
+from lpsel.data.packing import MicroBatch, Segment, varlen_of
 from lpsel.errors import UserError
 from lpsel.model.attention import PackedAttention, can_pack
 

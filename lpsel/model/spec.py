@@ -62,7 +62,7 @@ class ModelSpec:
         trust_remote_code: run Python code that comes with the model. Off unless asked for.
         bin_weights: read pickled weights (pytorch_model.bin) where there are no safetensors, tensors only. Off unless
             asked for.
-        tiny: arguments of `lpsel.model.tiny.make_tiny`, used when path is null.
+        tiny: arguments of `lpsel.toy.model.make_tiny`, used when path is null.
         architecture: what config.json says of its size, for a dry run that cannot read it; unused else.
         recipe: how it is fine-tuned.
     """

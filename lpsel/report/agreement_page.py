@@ -6,10 +6,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from lpsel.files import finite
 from lpsel.report import figures
 from lpsel.selection.agreement import METRICS, ROWS_OF_A_CLUSTER
 from lpsel.selection.agreement_study import ALL, DEFINED, Study
+from lpsel.storage import finite
 
 FORMULAS = {
     "lp": "LP(1) = (P₀ − P₁) / (P₀ − Pₙ), of perplexities: the share of all learning that epoch 1 brings.",

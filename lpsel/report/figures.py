@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from lpsel.files import write_atomically
+from lpsel.storage import write_atomically
 
 COLOURS = "viridis"  # even steps for the eye, and told apart without red and green
 POINTS = "#3b7fc4"

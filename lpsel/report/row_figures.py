@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
+from lpsel.integrity import Damaged, check_files
 from lpsel.report.figures import QUIET, SERIES, heatmap, legend, new_axes, style
 from lpsel.report.runs import Run
-from lpsel.sealed import Damaged, check_files
-from lpsel.selection.metrics import learning_percentage_app, perplexity
+from lpsel.scoring.metrics import learning_percentage_app, perplexity
 
 log = logging.getLogger(__name__)
 

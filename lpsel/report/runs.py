@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lpsel.asked import ASKED, FORMAT, RESULT
 from lpsel.errors import UserError
-from lpsel.files import read_json
+from lpsel.run_config import ASKED, FORMAT, RESULT
+from lpsel.storage import read_json
 
 COMMANDS = ("train", "select", "evaluate", "votes", "agreement")
 BESIDE = ("n", "standard_error", "p_value", "flip_rate", "length_controlled_win_rate")

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau, rankdata
 
 from lpsel.errors import UserError
+from lpsel.scoring.metrics import learning_percentage, learning_percentage_app, scaled_perplexity
+from lpsel.scoring.table import ScoreTable
 from lpsel.selection.budget import rows_of
-from lpsel.selection.metrics import learning_percentage, learning_percentage_app, scaled_perplexity
-from lpsel.selection.table import ScoreTable
 
 METRICS = {"lp": "LP", "lp_app": "LP_app", "lp_nll": "LP of NLL"}
 EPOCHS_OF_LP = 2  # with one epoch, LP(1) is 1 in every row

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpsel.errors import UserError
+from lpsel.scoring.table import ScoreTable
 from lpsel.selection.agreement import (
     EPOCHS_OF_LP,
     Agreement,
@@ -26,7 +27,6 @@ from lpsel.selection.agreement import (
     spearman,
 )
 from lpsel.selection.budget import rows_of
-from lpsel.selection.table import ScoreTable
 
 ALL, DEFINED = "all", "defined"  # the rows compared
 

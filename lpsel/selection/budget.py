@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpsel.errors import UserError
-from lpsel.selection.metrics import mid_ranks
+from lpsel.scoring.metrics import mid_ranks
 
 PARTS_OF_BUCKETS = 3
 ROUNDING = 1e-9  # of a row, what arithmetic in floats may be off

@@ -13,8 +13,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from lpsel.scoring.table import ScoreTable
 from lpsel.selection.rules import Greedy
-from lpsel.selection.table import ScoreTable
 
 BLOCK_BYTES = 2**26  # of similarities that are computed at once
 KEPT_BYTES = 2**30  # of all similarities; more rows than 16,384 have theirs computed again when they are needed

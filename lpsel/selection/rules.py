@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpsel.errors import UserError
-from lpsel.selection.hashing import random_place
-from lpsel.selection.metrics import (
+from lpsel.scoring.metrics import (
     forgetting_events,
     learning_percentage,
     learning_percentage_app,
@@ -23,10 +22,11 @@ from lpsel.selection.metrics import (
     mid_ranks,
     scaled_perplexity,
 )
-from lpsel.selection.metrics import (
+from lpsel.scoring.metrics import (
     perplexity as perplexity_of,
 )
-from lpsel.selection.table import ScoreTable
+from lpsel.scoring.random_place import random_place
+from lpsel.scoring.table import ScoreTable
 
 Basis = Literal["perplexity", "nll"]
 Band = Literal["high", "low", "mid"]

@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lpsel.errors import UserError
+from lpsel.scoring.table import ScoreTable
 from lpsel.selection.budget import PARTS_OF_BUCKETS, check_pct, rows_of
 from lpsel.selection.rules import Greedy, Rule
-from lpsel.selection.table import ScoreTable
 
 BUDGETS = ("exact", "paper")
 BUCKETS = ("low", "mid", "high")

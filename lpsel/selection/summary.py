@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lpsel.selection.choose import Selection
-from lpsel.selection.table import ScoreTable
+from lpsel.scoring.table import ScoreTable
+from lpsel.selection.select import Selection
 
 ODD = {
     "undefined": "undefined",

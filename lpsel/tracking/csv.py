@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lpsel.tracking.base import Logged, Tracker
+from lpsel.tracking.tracker import Logged, Tracker
 
 
 class CSVTracker(Tracker):

@@ -7,7 +7,7 @@ from typing import Any
 
 from lpsel.errors import first_line
 from lpsel.redact import redact
-from lpsel.tracking.base import Artifact, Logged, Tracker
+from lpsel.tracking.tracker import Artifact, Logged, Tracker
 
 log = logging.getLogger(__name__)
 

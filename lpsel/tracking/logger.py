@@ -5,7 +5,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lpsel.tracking.base import Tracker
+from lpsel.tracking.tracker import Tracker
 
 
 class TrackerLogger(Logger):

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lpsel.errors import UserError, first_line
-from lpsel.files import finite, write_json
 from lpsel.redact import redact
-from lpsel.tracking.base import Artifact, Distribution, Logged, Picture, Rows, Tracker
+from lpsel.storage import finite, write_json
+from lpsel.tracking.tracker import Artifact, Distribution, Logged, Picture, Rows, Tracker
 
 log = logging.getLogger(__name__)
 

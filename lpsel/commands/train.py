@@ -1,0 +1,160 @@
+"""`train`: find or make scores and a subset, train the target on it, leave a Hugging Face folder."""
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lpsel.commands import result_summary as outline
+from lpsel.commands.job import Job
+from lpsel.commands.ledger import ledger
+from lpsel.commands.select import choose, describe_model, prepare, write_selection
+from lpsel.commands.tracked import track_ledger
+from lpsel.config import build
+from lpsel.console import as_text, lines
+from lpsel.data.dataset import Source
+from lpsel.distributed import is_main_process
+from lpsel.errors import UserError
+from lpsel.model.adapter import Adapter
+from lpsel.model.device import device_of, resolve_precision
+from lpsel.model.load import check_model, load_tokenizer, locate
+from lpsel.model.spec import ModelSpec
+from lpsel.tracking.tracker import Artifact
+from lpsel.training.checks import check_training
+from lpsel.training.trained_models import MODEL, trained_once, training_key
+
+log = logging.getLogger(__name__)
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Select, train, save. The run folder is a selection folder of the contract with the model beside it."""
+    target: ModelSpec = build(job.config.model)
+    adapter: Adapter | None = build(job.config.adapter)
+    check_training(job.config)
+    if adapter is not None:
+        adapter.check(job.config.trainer)
+    plan = prepare(job, tokens_of=target)
+    device_of(job.config.trainer.accelerator)
+    precision = resolve_precision(job.config.trainer.precision)
+    check_model(target, job.cache_dir)
+    path = locate(target, job.cache_dir)
+    job.start_tracking()
+
+    chosen = choose(job, plan)
+    result = write_selection(job, plan, chosen) if is_main_process() else {}
+    log.info(
+        "Selection %s: %s of %s rows, to train %s on",
+        plan.rule.name,
+        f"{chosen.selection.n_selected:,}",
+        f"{chosen.selection.n_total:,}",
+        target.name,
+    )
+    rows_N = chosen.selection.selected
+    key = training_key(job, target, path, precision, plan.source.ids, rows_N)
+    kept = job.cache_dir / "training" / key
+    job.leftovers.append(kept)
+    trained = trained_once(job, key, lambda: _train(job, target, adapter, precision, path, plan.source, rows_N, kept))
+    if not is_main_process():
+        return {}
+
+    result = {"command": "train", **result, **trained}
+    result["ledger"] = ledger(result["scoring"], result["training"], result.pop("full_training"))
+    track_ledger(job.tracker, result["ledger"])
+    log.info(as_text(lines([*outline.selection(result), *outline.scores(result), *outline.training(result)])))
+    return result
+
+
+def _train(
+    job: Job,
+    target: ModelSpec,
+    adapter: Adapter | None,
+    precision: str,
+    path: str,
+    source: Source,
+    rows_N: NDArray[np.bool_],
+    kept: Path,
+) -> dict[str, Any]:
+    """Train the target on the chosen rows and save it; its part of result.json, on the main process.
+
+    Args:
+        kept: where its checkpoints go.
+    """
+    from lpsel.data.datamodule import SubsetDataModule
+    from lpsel.data.tokens import tokenize
+    from lpsel.model.export import save_model
+    from lpsel.model.lightning_module import FineTuner
+    from lpsel.scoring.scorer import report_tokens
+    from lpsel.training.monitors import LossSpikes
+    from lpsel.training.trainer import fit, full_training
+    from lpsel.training.vocabulary_check import UntrainedTokens, check_vocabulary
+
+    tokenizer = load_tokenizer(target, path)
+    tokens = tokenize(source, tokenizer, target.template, target.max_length, job.cache_dir)
+    report_tokens(tokens, target)
+    check_vocabulary(tokens, tokenizer, target, path)
+    data = SubsetDataModule(
+        tokens,
+        mask=rows_N,
+        batch_size=target.recipe.batch_size,
+        seed=target.recipe.seed,
+        train_tokens=job.config.train_tokens,
+        score_tokens=job.config.score_tokens,
+        few_shapes=job.config.compile,
+    )
+    if not data.steps_per_epoch:
+        raise UserError(
+            f"model.max_length={target.max_length}: leaves no supervised token in any chosen row; raise it."
+        )
+    untrained = int(rows_N.sum() - data.trained.sum())
+    if untrained:
+        log.warning(
+            "Target: %s chosen rows keep no supervised token for %s and are not trained on", untrained, target.name
+        )
+
+    epochs = target.recipe.epochs
+    module = FineTuner(
+        "target",
+        target,
+        path,
+        build(job.config.optimizer),
+        data.steps_per_epoch * epochs,
+        precision=precision,
+        adapter=adapter,
+        activation_checkpointing=job.config.activation_checkpointing,
+        compiled=job.config.compile,
+    )
+    title = f"Target {target.name}"
+    spikes, new = LossSpikes(title), UntrainedTokens(title, tokens, tokenizer)
+    trainer, cost = fit(job, module, data, epochs=epochs, title=title, callbacks=[spikes, new], kept=kept)
+    nll = float(trainer.callback_metrics["target/nll"])
+    folder = job.run_dir / MODEL
+    save_model(trainer, module, tokenizer, folder)
+    if not is_main_process():
+        return {}
+
+    result: dict[str, Any] = {
+        "model": str(folder) if folder.is_dir() else None,
+        "base_model": describe_model(target),
+        "adapter": module.adapted.describe(job.run_dir) if module.adapted else None,
+        "training": {
+            "rows": int(data.trained.sum()),
+            "rows_truncated": int(tokens.truncated[data.trained].sum()),
+            "steps": trainer.global_step,
+            "epochs": epochs,
+            "last_step_nll": nll,
+            "loss_spikes": spikes.described(),
+            "untrained_tokens": new.found,
+            "precision": module.precision,
+            "world_size": trainer.world_size,
+            **asdict(cost),
+        },
+    }
+    result["full_training"] = full_training(module, data, epochs)
+    name = f"model-{job.run_dir.parent.name}-{job.run_dir.name}"
+    kept = folder if result["model"] else Path(result["adapter"]["folder"])
+    job.tracker.made(Artifact("model", name, kept, by_reference=True, metadata=result["training"]))
+    result["artifact"] = name
+    return result

@@ -1,0 +1,152 @@
+"""What a person sees on a terminal: progress of long work, and tables in its width and colors.
+
+Elsewhere progress is a line a minute and a table is aligned lines without control characters.
+"""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from lpsel.distributed import is_main_process
+
+SECONDS_BETWEEN_LINES = 60.0
+
+
+class Advance(Protocol):
+    def __call__(self, done: int = 1, *, tokens: int = 0, note: str = "") -> None: ...
+
+
+class _Rate(ProgressColumn):
+    """Tokens per second where tokens are counted, else units per second."""
+
+    def render(self, task: Task) -> Text:
+        elapsed = task.elapsed or 0.0
+        tokens = task.fields["tokens"]
+        done, unit = (tokens, "tokens") if tokens else (task.completed, task.fields["unit"])
+        return Text(_rate(done, elapsed, unit))
+
+
+def _rate(done: float, elapsed: float, unit: str) -> str:
+    return f"{done / elapsed:,.0f} {unit}/s" if elapsed > 0 and done else ""
+
+
+@contextmanager
+def track(title: str, total: int, unit: str = "rows") -> Iterator[Advance]:
+    """Show how far `total` units of work have come, with their rate and the time left.
+
+    Yields a function to call with the units just done, the tokens in them where tokens are what costs, and a
+    short note to show behind the bar. Only the main process shows anything.
+    """
+    console = Console(stderr=True)
+    if not is_main_process():
+        yield lambda done=1, *, tokens=0, note="": None
+    elif console.is_terminal:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task(title, total=total, unit=unit, tokens=0, note="")
+            counted = 0
+
+            def advance(done: int = 1, *, tokens: int = 0, note: str = "") -> None:
+                nonlocal counted
+                counted += tokens
+                progress.update(task, advance=done, tokens=counted, note=note)
+
+            yield advance
+    else:
+        yield _Lines(title, total, unit)
+
+
+class _Lines:
+    """A line on standard error once a minute, and none for work that is done before the first is due."""
+
+    def __init__(self, title: str, total: int, unit: str) -> None:
+        self.title, self.total, self.unit = title, total, unit
+        self.done = self.tokens = 0
+        self.started = self.last_line = time.monotonic()
+
+    def __call__(self, done: int = 1, *, tokens: int = 0, note: str = "") -> None:
+        self.done += done
+        self.tokens += tokens
+        now = time.monotonic()
+        if now - self.last_line < SECONDS_BETWEEN_LINES:
+            return
+        self.last_line = now
+        elapsed = now - self.started
+        rate = _rate(self.tokens, elapsed, "tokens") if self.tokens else _rate(self.done, elapsed, self.unit)
+        left = elapsed / max(self.done, 1) * (self.total - self.done)
+        line = f"{self.title}: {self.done:,} of {self.total:,} {self.unit}, {rate}, {left / 60:.0f} min left {note}"
+        print(line.rstrip(), file=sys.stderr, flush=True)
+
+
+def show(table: Table) -> None:
+    """Print a table on standard output."""
+    print(as_text(table), flush=True)
+
+
+def as_text(table: Table) -> str:
+    """A table as it would stand on standard output.
+
+    On a terminal rich draws it, and obeys NO_COLOR. Elsewhere every row is one line, as wide as it needs, so that
+    nothing is cut and `grep` finds a row.
+    """
+    console = Console()
+    if not console.is_terminal:
+        return _aligned(table)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get().rstrip("\n")
+
+
+def lines(pairs: Iterable[tuple[str, str]], title: str | None = None) -> Table:
+    """A table of names and what there is to say of them; texts are taken as they are, without markup."""
+    table = Table(title=None if title is None else Text(printable(title)), title_justify="left", show_header=False)
+    table.box, table.padding = None, (0, 2, 0, 0)
+    table.add_column(style="bold", max_width=26, overflow="fold")
+    table.add_column(overflow="fold")
+    for name, what in pairs:
+        table.add_row(Text(printable(name)), Text(printable(what)))
+    return table
+
+
+def printable(text: str) -> str:
+    r"""The text with what could move the cursor, colour or hide something written out, as in \x1b and \n.
+
+    That is every control and format character, line ends and half surrogates.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def _aligned(table: Table) -> str:
+    columns = [[_plain(c.header) if table.show_header else "", *map(_plain, c.cells)] for c in table.columns]
+    right = [c.justify == "right" for c in table.columns]
+    widths = [max(map(cell_len, column)) for column in columns]
+    made = [] if table.title is None else [_plain(table.title)]
+    for row in list(zip(*columns, strict=True))[0 if table.show_header else 1 :]:
+        cells = (
+            " " * (width - cell_len(cell)) + cell if to_right else cell + " " * (width - cell_len(cell))
+            for cell, width, to_right in zip(row, widths, right, strict=True)
+        )
+        made.append("  ".join(cells).rstrip())
+    if table.caption is not None:
+        made.append(_plain(table.caption, "\n"))
+    return "\n".join(made)
+
+
+def _plain(cell: RenderableType, line_end: str = " ") -> str:
+    text = cell if isinstance(cell, Text) else Text.from_markup(str(cell))
+    return text.plain.replace("\n", line_end)

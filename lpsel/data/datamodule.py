@@ -1,0 +1,193 @@
+"""The LightningDataModule: batches of an index-masked subset for training, of all rows for recording."""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from lpsel.data.batching import Rows, epoch_order, recording_plan, recording_rounds, training_plan
+from lpsel.data.packing import MicroBatch, OptimiserStep, collate
+from lpsel.data.shared_prefixes import Prefixes, find_prefixes
+from lpsel.data.tokens import Tokens
+
+SHAPES = 4  # sizes of a pack that keeps to its budget, for a compiled model
+
+
+class _Steps(Dataset[OptimiserStep]):
+    def __init__(self, data: "SubsetDataModule") -> None:
+        self.data = data
+
+    def __getitem__(self, plan: tuple[list[Rows], int, int]) -> OptimiserStep:
+        micro_batches, supervised, rows = plan
+        return OptimiserStep([self.data.pack(m, self.data.train_tokens) for m in micro_batches], supervised, rows)
+
+
+class _Passes(Dataset[MicroBatch]):
+    def __init__(self, data: "SubsetDataModule", plan: list[Rows]) -> None:
+        self.data, self.plan = data, plan
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, i: int) -> MicroBatch:
+        return self.data.pack(self.plan[i], self.data.score_tokens)
+
+
+class _Unrecorded(Sampler):
+    """The places in this rank's plan of a pass that are left when it starts."""
+
+    def __init__(self, data: "SubsetDataModule") -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data.rounds())
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self.data.rounds_left()  # asked with the first batch, when it is known what is recorded
+
+
+class _EpochPlan(Sampler):
+    """The steps of the current epoch. Lightning calls `set_epoch`."""
+
+    def __init__(self, data: "SubsetDataModule") -> None:
+        self.data = data
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.data.steps_per_epoch
+
+    def __iter__(self) -> Iterator[tuple[list[Rows], int, int]]:
+        data = self.data
+        order = data.order(self.epoch)
+        supervised = data.tokens.response_tokens.astype(np.int64)
+        budget = data.room(data.train_tokens)
+        plan = training_plan(order, data.own_lengths, data.batch_size, budget, data.rank, data.world)
+        made_epoch, made = data.made
+        for i, micro_batches in enumerate(plan):
+            if self.epoch == made_epoch and i < made:
+                yield [], 0, 0
+                continue
+            rows = order[i * data.batch_size : (i + 1) * data.batch_size]
+            yield micro_batches, int(supervised[rows].sum()), len(rows)
+
+
+class SubsetDataModule(L.LightningDataModule):
+    """Trains on the rows of an index mask and, where asked, records all rows.
+
+    Rows without a supervised token are neither trained on nor recorded: they give no gradient and have no loss.
+
+    Args:
+        tokens: the tokenised data set, N rows.
+        mask: which rows to train on, shape (N,), or None for all.
+        batch_size: rows of one optimiser step, over all ranks.
+        seed: of the order of the rows.
+        train_tokens, score_tokens: largest pack in tokens; a longer row goes alone.
+        record: whether validation passes run over all rows.
+        few_shapes: fill packs up, for a compiled model that is compiled again for each size.
+
+    Attributes:
+        made: an epoch and how many of its steps were made before, which come empty.
+        recorded_N: what the pass that begins has recorded before, NaN elsewhere, (N,). Rounds of batches in which
+            nothing is missing are left out: the others stay as they are, so that their numbers do.
+    """
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        *,
+        mask: NDArray[np.bool_] | None = None,
+        batch_size: int,
+        seed: int,
+        train_tokens: int,
+        score_tokens: int,
+        record: bool = False,
+        few_shapes: bool = False,
+    ) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.supervised = tokens.response_tokens > 0
+        self.trained = self.supervised if mask is None else self.supervised & mask
+        self.batch_size, self.seed = batch_size, seed
+        self.train_tokens, self.score_tokens = train_tokens, score_tokens
+        self.record = record
+        self.few_shapes = few_shapes
+        self.made = (0, 0)
+        self.recorded_N = np.full(len(tokens), np.nan)
+
+    @cached_property
+    def prefixes(self) -> Prefixes:
+        """Beginnings that rows share."""
+        return find_prefixes(self.tokens)
+
+    @cached_property
+    def own_lengths(self) -> NDArray[np.int32]:
+        """Tokens of each row behind its shared prefix, shape (N,)."""
+        return self.tokens.lengths - self.prefixes.length_N
+
+    def room(self, budget: int) -> int:
+        """Tokens of a pack of `budget` that are left for rows when every prefix is in it."""
+        return max(1, budget - sum(map(len, self.prefixes.ids)))
+
+    def pack(self, rows: Rows, budget: int) -> MicroBatch:
+        """A pack of `rows`, of one in SHAPES sizes where sizes are few."""
+        round_to = -(-budget // SHAPES) if self.few_shapes else 1
+        return collate(self.tokens, rows, self.prefixes, varlen=torch.cuda.is_available(), round_to=round_to)
+
+    def order(self, epoch: int) -> Rows:
+        """The trained rows in the order of an epoch."""
+        order = epoch_order(self.tokens.ids, self.seed, epoch)
+        return order[self.trained[order]]
+
+    def times_trained(self, steps: Sequence[int]) -> NDArray[np.int64]:
+        """How often each row has been trained on after so many steps of each epoch, shape (N,)."""
+        times_N = np.zeros(len(self.tokens), np.int64)
+        for epoch, done in enumerate(steps):
+            times_N[self.order(epoch)[: done * self.batch_size]] += 1
+        return times_N
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of one pass over the trained rows; the last batch may be smaller."""
+        return -(-int(self.trained.sum()) // self.batch_size)
+
+    @property
+    def rank(self) -> int:
+        return self.trainer.global_rank if self.trainer else 0
+
+    @property
+    def world(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader(_Steps(self), sampler=_EpochPlan(self))
+
+    def val_dataloader(self) -> DataLoader | Sequence:
+        if not self.record:
+            return []
+        plan = [batches[self.rank] for batches in self.rounds()]
+        return self._loader(_Passes(self, plan), sampler=_Unrecorded(self))
+
+    def rounds(self) -> list[list[Rows]]:
+        """The batches of a recording pass, one for each rank in every round."""
+        rows = np.flatnonzero(self.supervised)
+        return recording_rounds(rows, self.own_lengths, self.room(self.score_tokens), self.world)
+
+    def rounds_left(self) -> list[int]:
+        """The rounds of the pass that begins in which some row is not recorded."""
+        missing_N = np.isnan(self.recorded_N)
+        return [i for i, batches in enumerate(self.rounds()) if any(missing_N[rows].any() for rows in batches)]
+
+    def recording(self, rows: Rows) -> DataLoader:
+        """This rank's batches of a pass over `rows`."""
+        plan = recording_plan(rows, self.own_lengths, self.room(self.score_tokens), self.rank, self.world)
+        return self._loader(_Passes(self, plan))
+
+    def _loader(self, data: Dataset, sampler: Sampler | None = None) -> DataLoader:
+        return DataLoader(data, sampler=sampler, batch_size=None, pin_memory=torch.cuda.is_available())

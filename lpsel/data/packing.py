@@ -1,0 +1,205 @@
+"""Rows on their way through the model: packed one behind the other, without padding, shared beginnings once.
+
+A pack is one sequence of T tokens: first each prefix that some of its rows begin with, then what is left of every
+row. A row's tokens see its prefix and its own tokens before them, nothing else (`lpsel.model.attention`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lpsel.data.batching import Rows
+from lpsel.data.shared_prefixes import Prefixes
+from lpsel.data.tokens import Tokens
+
+# B rows of a pack, T tokens of it, N supervised tokens of it, S segments, K tokens seen by all segments together
+
+
+class Segment(NamedTuple):
+    """Tokens `start` to `stop` of a pack, which see tokens `prefix_start` to `prefix_stop` as well."""
+
+    start: int
+    stop: int
+    prefix_start: int = 0
+    prefix_stop: int = 0
+
+
+@dataclass(frozen=True)
+class Varlen:
+    """The segments of a pack as variable-length attention kernels want them, segments in the order of the pack.
+
+    Attributes:
+        seen_K: positions in the pack of the keys of all segments, prefix first, one segment behind the other, int64.
+        query_ends_S1, key_ends_S1: where each segment's queries and keys end, beginning with 0, int32.
+        longest_query, longest_key: of any segment.
+    """
+
+    seen_K: Tensor
+    query_ends_S1: Tensor
+    key_ends_S1: Tensor
+    longest_query: int
+    longest_key: int
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """A pack.
+
+    Attributes:
+        input_ids_T: token ids, int64.
+        positions_T: of each token in its row.
+        predicts_N: positions in the pack whose hidden state predicts a supervised token.
+        labels_N: the supervised tokens.
+        row_N: which of the B rows each supervised token belongs to.
+        supervised_B: supervised tokens of each row.
+        index_B: row numbers in the data set; -1 for a row that only keeps ranks in step. Stays on the host.
+        shared, rows: the prefixes, and the rest of each of the B rows.
+        tokens: of all rows, prefixes counted for every row, counted on the host.
+        varlen: the segments once more, for a GPU.
+    """
+
+    input_ids_T: Tensor
+    positions_T: Tensor
+    predicts_N: Tensor
+    labels_N: Tensor
+    row_N: Tensor
+    supervised_B: Tensor
+    index_B: Tensor
+    shared: tuple[Segment, ...]
+    rows: tuple[Segment, ...]
+    tokens: int
+    varlen: Varlen | None = None
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        moved = _each(self, lambda tensor: tensor.to(device, non_blocking=True))
+        return replace(moved, index_B=self.index_B)
+
+    def pin_memory(self) -> "MicroBatch":
+        return replace(_each(self, Tensor.pin_memory), index_B=self.index_B)
+
+
+@dataclass(frozen=True)
+class OptimiserStep:
+    """This rank's share of one global batch.
+
+    Attributes:
+        micro_batches: at least one; as many on every rank. None of a step that was made before this process began.
+        supervised_tokens: of the global batch, over all ranks and micro-batches.
+        rows: of the global batch, over all ranks.
+    """
+
+    micro_batches: list[MicroBatch]
+    supervised_tokens: int
+    rows: int
+
+    def to(self, device: torch.device) -> "OptimiserStep":
+        return replace(self, micro_batches=[m.to(device) for m in self.micro_batches])
+
+    def pin_memory(self) -> "OptimiserStep":
+        return replace(self, micro_batches=[m.pin_memory() for m in self.micro_batches])
+
+
+def _each(holder: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    changed: dict[str, Any] = {}
+    for field in fields(holder):
+        value = getattr(holder, field.name)
+        if isinstance(value, Tensor):
+            changed[field.name] = change(value)
+        elif isinstance(value, Varlen):
+            changed[field.name] = _each(value, change)
+    return replace(holder, **changed)
+
+
+def collate(
+    tokens: Tokens, rows: Rows, prefixes: Prefixes | None = None, *, varlen: bool = False, round_to: int = 1
+) -> MicroBatch:
+    """Pack `rows` of `tokens`; no rows make a pack of two tokens without a label.
+
+    Args:
+        prefixes: share these beginnings.
+        varlen: give the segments in the form of a GPU's kernels too.
+        round_to: fill up to a multiple of this many tokens, so that packs have few shapes.
+    """
+    if len(rows) == 0:
+        pieces, shared, segments = [np.zeros(2, dtype=np.int32)], list[Segment](), [Segment(0, 2)]
+        positions, labels = [np.arange(2)], [np.zeros(2, dtype=bool)]
+        rows, fed = np.array([-1]), 0
+    else:
+        pieces, positions, labels, shared, segments = _lay_out(tokens, rows, prefixes)
+        fed = int(tokens.lengths[rows].sum(dtype=np.int64))
+    used = segments[-1].stop
+    width = -(-used // round_to) * round_to
+    filler = [Segment(used, width)] if width > used else []
+    if filler:
+        pieces.append(np.zeros(width - used, dtype=np.int32))
+        positions.append(np.zeros(width - used, dtype=np.int64))
+    input_ids_T = np.concatenate(pieces)
+    position_T = np.concatenate(positions)
+    within = [np.flatnonzero(mask) for mask in labels]
+    label_N = np.concatenate([s.start + inside for s, inside in zip(segments, within, strict=True)])
+    predicts = [
+        np.where(inside > 0, s.start + inside - 1, s.prefix_stop - 1)
+        for s, inside in zip(segments, within, strict=True)
+    ]
+    supervised_B = np.array([len(inside) for inside in within])
+    return MicroBatch(
+        input_ids_T=torch.from_numpy(input_ids_T.astype(np.int64)),
+        positions_T=torch.from_numpy(position_T),
+        predicts_N=torch.from_numpy(np.concatenate(predicts)),
+        labels_N=torch.from_numpy(input_ids_T[label_N].astype(np.int64)),
+        row_N=torch.from_numpy(np.repeat(np.arange(len(rows)), supervised_B)),
+        supervised_B=torch.from_numpy(supervised_B),
+        index_B=torch.from_numpy(np.asarray(rows, dtype=np.int64)),
+        shared=tuple(shared),
+        rows=tuple(segments),
+        tokens=fed,
+        varlen=varlen_of([*shared, *segments, *filler]) if varlen else None,
+    )
+
+
+def _lay_out(tokens: Tokens, rows: Rows, prefixes: Prefixes | None) -> tuple[list, list, list, list, list]:
+    pieces, positions, labels, shared, segments = [], [], [], [], []
+    groups = prefixes.group_N[rows] if prefixes else np.zeros(len(rows), dtype=np.int16)
+    place = {0: Segment(0, 0)}
+    end = 0
+    for group in np.unique(groups[groups > 0]).tolist():
+        assert prefixes is not None
+        ids = prefixes.ids[group]
+        place[group] = Segment(end, end + len(ids))
+        shared.append(place[group])
+        pieces.append(ids)
+        positions.append(np.arange(len(ids)))
+        end += len(ids)
+    for i, group in zip(rows.tolist(), groups.tolist(), strict=True):
+        prefix = place[group]
+        taken = prefix.stop - prefix.start
+        ids = tokens.input_ids(i)[taken:]
+        segments.append(Segment(end, end + len(ids), prefix.start, prefix.stop))
+        pieces.append(ids)
+        positions.append(np.arange(taken, taken + len(ids)))
+        labels.append(tokens.supervised(i)[taken:])
+        end += len(ids)
+    return pieces, positions, labels, shared, segments
+
+
+def varlen_of(segments: list[Segment]) -> Varlen:
+    """The segments of a pack, in its order, for a GPU's kernels."""
+    queries = np.array([s.stop - s.start for s in segments])
+    keys = queries + np.array([s.prefix_stop - s.prefix_start for s in segments])
+    seen = [part for s in segments for part in (np.arange(s.prefix_start, s.prefix_stop), np.arange(s.start, s.stop))]
+    return Varlen(
+        seen_K=torch.from_numpy(np.concatenate(seen)),
+        query_ends_S1=torch.from_numpy(_ends(queries)),
+        key_ends_S1=torch.from_numpy(_ends(keys)),
+        longest_query=int(queries.max()),
+        longest_key=int(keys.max()),
+    )
+
+
+def _ends(lengths: NDArray[np.int64]) -> NDArray[np.int32]:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)

@@ -1,0 +1,163 @@
+"""The LightningModule: one optimiser step over micro-batches, and the per-sample losses of a recording pass."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from lpsel.data.packing import MicroBatch, OptimiserStep
+from lpsel.model.adapter import Adapted, Adapter
+from lpsel.model.decoder_layers import checkpoint_layers, compile_layers
+from lpsel.model.fsdp import ShardedStrategy, load_sharded
+from lpsel.model.load import freeze_other_parts, load_model
+from lpsel.model.loss import PerSampleLoss, check_head, per_sample_nll
+from lpsel.model.pass_tokens import reuse_freed_memory
+from lpsel.model.spec import ModelSpec
+from lpsel.training.monitors import diverged
+
+
+class FineTuner(L.LightningModule):
+    """Fine-tunes a causal language model on responses.
+
+    A step whose loss or gradient is not finite ends the training before the weights have moved.
+
+    The loss of a step is the mean NLL over the supervised tokens of the whole global batch, however it is cut into
+    micro-batches and ranks. Dropout stays off, so that the same holds for the gradient.
+
+    Args:
+        role: scorer or target, what its metrics are logged under.
+        spec: the model and its recipe.
+        path: folder or Hub id to load it from.
+        optimizer: called with the parameters and `lr=`.
+        total_steps: horizon of the learning-rate schedule, in optimiser steps.
+        precision: of the weights and of the passes, as `lpsel.model.device` names it.
+        adapter: trained in place of all weights.
+        activation_checkpointing: layers keep their inputs alone for the backward pass.
+        compiled: layers run as torch.compile makes them.
+
+    Attributes:
+        step_nll: mean NLL of the last optimiser step, over all ranks.
+    """
+
+    def __init__(
+        self,
+        role: str,
+        spec: ModelSpec,
+        path: str,
+        optimizer: Callable[..., Any],
+        total_steps: int,
+        *,
+        precision: str = "32-true",
+        adapter: Adapter | None = None,
+        activation_checkpointing: bool = False,
+        compiled: bool = False,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.role, self.spec, self.path = role, spec, path
+        self.make_optimizer, self.total_steps = optimizer, total_steps
+        self.precision = precision
+        self.adapter, self.activation_checkpointing = adapter, activation_checkpointing
+        self.compiled = compiled
+        self.adapted: Adapted | None = None
+        self.loss: PerSampleLoss | None = None
+        self.step_nll = math.nan
+
+    def configure_model(self) -> None:
+        if self.loss is not None:
+            return
+        strategy, precision = self.trainer.strategy, self.precision
+        dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
+        if strategy.root_device.type == "cpu":
+            reuse_freed_memory()
+        if isinstance(strategy, ShardedStrategy):
+            self.loss = load_sharded(self.spec, self.path, dtype, strategy, precision, prepare=self._prepare)
+        else:
+            # Lightning makes the GPU the default device here, which transformers would load onto with accelerate alone.
+            with torch.device("cpu"):
+                if self.adapter is not None:
+                    self.adapted = self.adapter.load(self.spec, self.path, precision, strategy.root_device)
+                model = self.adapted.model if self.adapted else load_model(self.spec, self.path, dtype)
+                self.loss = PerSampleLoss(model)
+                check_head(self.loss)
+                self._prepare(model)  # after the check, for whose few tokens nothing is compiled
+        self.loss.eval()
+
+    def _prepare(self, model: Any) -> None:
+        if self.adapter is None:
+            freeze_other_parts(model)
+        if self.activation_checkpointing:
+            checkpoint_layers(model)
+        if self.compiled:
+            compile_layers(model)
+
+    @property
+    def language_model(self) -> Any:
+        """The transformers model inside."""
+        assert self.loss is not None, "configure_model has not run"
+        return self.loss.model
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        from transformers import get_scheduler
+
+        recipe = self.spec.recipe
+        optimizer = self.make_optimizer(
+            [p for p in self.language_model.parameters() if p.requires_grad], lr=recipe.learning_rate
+        )
+        scheduler = get_scheduler(
+            "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule,
+            optimizer,
+            num_warmup_steps=round(recipe.warmup * self.total_steps),
+            num_training_steps=self.total_steps,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def training_step(self, step: OptimiserStep, batch_idx: int) -> None:
+        if not step.micro_batches:
+            return
+        optimizer: Any = self.optimizers()
+        scheduler: Any = self.lr_schedulers()
+        total = torch.zeros((), device=self.trainer.strategy.root_device)
+        for i, batch in enumerate(step.micro_batches):
+            self._reduce_gradients(i == len(step.micro_batches) - 1)
+            # Strategies average gradients over ranks; the loss is a sum over them.
+            assert self.loss is not None
+            loss = self.loss(batch, summed=True) * (self.trainer.world_size / step.supervised_tokens)
+            self.manual_backward(loss)
+            total += loss.detach()
+        # Over all ranks' slices where the weights are sharded, which Lightning's own clipping leaves to the strategy.
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(weights, self.spec.recipe.max_grad_norm)
+        total = self.trainer.strategy.reduce(total, reduce_op="mean")
+        # The one wait for the device in a step; both numbers are the same on every rank, so all end together.
+        norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).to(total.device)
+        self.step_nll, gradient = torch.stack([total, norm.float()]).tolist()
+        if not (math.isfinite(self.step_nll) and math.isfinite(gradient)):
+            raise diverged(self, step, batch_idx, self.step_nll, gradient)
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+        self.log(f"{self.role}/nll", total, batch_size=step.rows)
+        self.log(f"{self.role}/learning_rate", scheduler.get_last_lr()[0], batch_size=step.rows)
+
+    def on_train_end(self) -> None:
+        # Lightning would move the optimiser's states to the host's memory.
+        for optimizer in self.trainer.optimizers:
+            optimizer.state.clear()
+
+    def validation_step(self, batch: MicroBatch, _batch_idx: int) -> Tensor:
+        """Mean NLL of each row, in nats per supervised token, shape (B,)."""
+        assert self.loss is not None
+        return per_sample_nll(self.loss(batch), batch.row_N, batch.supervised_B)
+
+    def _reduce_gradients(self, now: bool) -> None:
+        """Reduce gradients over ranks with the last micro-batch of a step only."""
+        model = self.trainer.strategy.model
+        if isinstance(model, DistributedDataParallel):
+            model.require_backward_grad_sync = now

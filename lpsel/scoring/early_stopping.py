@@ -1,0 +1,255 @@
+"""Less training for a scorer: on a random part of the rows, or until the ranking of a few rows has settled.
+
+S rows of the sample, W ranks, E recorded passes (0 = before training, then one after each epoch)
+"""
+
+import logging
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lpsel.data.batching import PART, SAMPLE, random_rows
+from lpsel.data.datamodule import SubsetDataModule
+from lpsel.data.packing import MicroBatch, OptimiserStep
+from lpsel.data.tokens import Tokens
+from lpsel.errors import UserError
+from lpsel.model.flops import Times, spent
+from lpsel.model.spec import FEWEST_STOP_ROWS, ScorerSpec
+from lpsel.scoring.metrics import learning_percentage_app, scaled_perplexity
+from lpsel.selection.agreement import spearman
+
+log = logging.getLogger(__name__)
+
+Floats = NDArray[np.float64]
+
+CHECKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of an epoch; docs/stopping.md has why they double
+NORMAL_95 = 1.96
+
+
+def check_steps(steps: int) -> list[int]:
+    """The steps of an epoch after which the ranking is looked at; none of them is the last."""
+    return sorted({step for share in CHECKS if 0 < (step := round(share * steps)) < steps})
+
+
+def expected_agreement(correlation: float, rows: int, before: int, now: int, steps: int) -> dict[str, float]:
+    """Spearman's correlation of the ranking now with that after the whole epoch, as far as the last check tells.
+
+    It is taken to depend on the ratio of the steps alone: what doubling the steps has changed, doubling them once more
+    will change again. The interval is that of the correlation among `rows` rows (Bonett and Wright, Psychometrika 65,
+    2000), and covers the sample's error alone, not that of the extrapolation.
+
+    Args:
+        correlation: of the checks after `before` and `now` of `steps` steps.
+        rows: followed.
+
+    Returns:
+        `spearman`, `low` and `high`.
+    """
+    doublings = math.log(steps / now) / math.log(now / before)
+    z = math.atanh(min(correlation, 1 - 1e-9))
+    error = NORMAL_95 * math.sqrt((1 + correlation**2 / 2) / (rows - 3))
+    names = {"spearman": z, "low": z - error, "high": z + error}
+    return {name: max(math.tanh(value), 0.0) ** doublings for name, value in names.items()}
+
+
+def random_part(tokens: Tokens, scorer: ScorerSpec) -> NDArray[np.bool_]:
+    """A random part of the rows with a supervised token, the same for the same content, bool (N,).
+
+    Raises:
+        UserError: it has no row.
+    """
+    supervised_N = tokens.response_tokens > 0
+    count = math.floor(scorer.train_fraction * supervised_N.sum() + 0.5)
+    if not count:
+        raise UserError(
+            f"scorer.train_fraction={scorer.train_fraction}: leaves none of {supervised_N.sum():,} rows with a "
+            "supervised token to train on; raise it."
+        )
+    part_N = np.zeros(len(tokens), np.bool_)
+    part_N[random_rows(supervised_N, tokens.ids, scorer.recipe.seed, PART, count)] = True
+    log.info("Scorer %s: trained on %s random rows, all are scored", scorer.name, f"{count:,}")
+    return part_N
+
+
+@dataclass
+class EpochChecks:
+    """What was seen of the ranking in one epoch.
+
+    Attributes:
+        epoch: from 1.
+        steps: optimiser steps of the whole epoch.
+        checked: steps after which the ranking was looked at.
+        correlation: Spearman's rank correlation of the sample at a check and at the one before; None at the first, and
+            where it is undefined.
+        stopped: step after which training ended; None where it went on to the last.
+        expected: agreement with the whole epoch, as `expected_agreement` has it.
+        training, saved, checks: tokens and FLOPs of the whole epoch's training, of what was left out of it, and of the
+            checks.
+    """
+
+    epoch: int
+    steps: int
+    checked: list[int] = field(default_factory=list)
+    correlation: list[float | None] = field(default_factory=list)
+    stopped: int | None = None
+    expected: dict[str, float] | None = None
+    training: dict[str, float] = field(default_factory=dict)
+    saved: dict[str, float] = field(default_factory=dict)
+    checks: dict[str, float] = field(default_factory=dict)
+
+
+def rank_correlation(a_S: Floats, b_S: Floats) -> float:
+    """Spearman's, over the rows that both define; NaN where one of them gives all rows the same number."""
+    both_S = np.isfinite(a_S) & np.isfinite(b_S)
+    return float(spearman(np.array([a_S[both_S], b_S[both_S]]))[0, 1]) if both_S.sum() > 1 else math.nan
+
+
+def describe(epoch: EpochChecks, rows: int, bound: float) -> str:
+    """What became of an epoch, in one line."""
+    seen = ", ".join(f"{r:.2f}" for r in epoch.correlation if r is not None) or "none"
+    cost = f"the checks cost {epoch.checks['flops'] / epoch.training['flops']:.0%} of its training"
+    where = f"epoch {epoch.epoch}: correlations of the ranking of {rows:,} rows, check by check: {seen}"
+    if epoch.stopped is None or epoch.expected is None:
+        return f"{where}; none reaches scorer.stop_bound={bound:g}, so nothing was left out; {cost}"
+    expected = "{spearman:.2f} ({low:.2f} to {high:.2f})".format(**epoch.expected)
+    return (
+        f"{where}; stopped after step {epoch.stopped} of {epoch.steps}, which saves "
+        f"{epoch.saved['flops'] / epoch.training['flops']:.0%} of its training ({epoch.saved['tokens']:,} tokens, "
+        f"{epoch.saved['flops']:.3g} FLOPs); {cost}; expected agreement with the whole epoch: Spearman {expected}"
+    )
+
+
+class StopWhenStable(L.Callback):
+    """Follows the ranking of a fixed sample by LP_app and ends the epoch's training when it has settled.
+
+    The sample's losses before an epoch are those that the recording pass has just given. At a check they are computed
+    again, on all ranks together, and LP_app of this epoch so far, (P_{e-1} - P_t) / P_0, is ranked. All ranks see the
+    same numbers, and stop together.
+
+    Args:
+        title: what the log calls the fit.
+        data: the data set of the fit.
+        rows: how many rows to follow.
+        bound: rank correlation of two successive checks at which the ranking has settled.
+
+    Raises:
+        UserError: too few rows to rank.
+    """
+
+    def __init__(self, title: str, data: SubsetDataModule, *, rows: int, bound: float) -> None:
+        self.title, self.data, self.bound = title, data, bound
+        self.sample = random_rows(data.supervised, data.tokens.ids, data.seed, SAMPLE, rows)
+        if len(self.sample) < FEWEST_STOP_ROWS:
+            raise UserError(
+                f"scorer.stop=stable: {len(self.sample)} rows with a supervised token are too few to rank; leave it "
+                f"out below {FEWEST_STOP_ROWS}."
+            )
+        self.steps = check_steps(data.steps_per_epoch)
+        self.own_S = np.full(len(self.sample), np.nan)
+        self.nll_ES: list[Floats] = []
+        self.epochs: list[EpochChecks] = []
+        self.score_S: Floats | None = None
+
+    @property
+    def times_checked(self) -> Times:
+        """How often the checks have fed each row, shape (N,)."""
+        times_N = np.zeros(len(self.data.tokens), np.int64)
+        times_N[self.sample] = sum(len(epoch.checked) for epoch in self.epochs)
+        return times_N
+
+    @property
+    def rows_trained(self) -> int:
+        """Rows that have been trained on."""
+        times_N = self.data.times_trained([epoch.stopped or epoch.steps for epoch in self.epochs])
+        return int((times_N > 0).sum())
+
+    def state_dict(self) -> dict[str, Any]:
+        score = None if self.score_S is None else self.score_S.tolist()
+        passes = [nll_S.tolist() for nll_S in self.nll_ES]
+        return {"nll": passes, "epochs": [asdict(epoch) for epoch in self.epochs], "score": score}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.nll_ES = [np.array(nll_S, np.float64) for nll_S in state["nll"]]
+        self.epochs = [EpochChecks(**epoch) for epoch in state["epochs"]]
+        self.score_S = None if state["score"] is None else np.array(state["score"], np.float64)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.own_S = self.data.recorded_N[self.sample]
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: MicroBatch, *_: Any
+    ) -> None:
+        self._keep(batch, outputs)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.nll_ES.append(self._gather(trainer))
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if len(self.epochs) == trainer.current_epoch:  # else it has begun before
+            self.epochs.append(EpochChecks(epoch=trainer.current_epoch + 1, steps=self.data.steps_per_epoch))
+            self.score_S = None
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: OptimiserStep, batch_idx: int
+    ) -> None:
+        step = batch_idx + 1
+        if not batch.micro_batches:  # made before
+            trainer.should_stop = step == self.epochs[-1].stopped
+            return
+        if step not in self.steps:
+            return
+        epoch, before_S = self.epochs[-1], self.score_S
+        self.score_S = self._score(self._record_sample(trainer))
+        correlation = math.nan if before_S is None else rank_correlation(before_S, self.score_S)
+        epoch.checked.append(step)
+        epoch.correlation.append(correlation if math.isfinite(correlation) else None)
+        if trainer.strategy.reduce_boolean_decision(correlation >= self.bound):
+            epoch.stopped = step
+            epoch.expected = expected_agreement(
+                correlation, len(self.sample), epoch.checked[-2], step, self.data.steps_per_epoch
+            )
+            # Lightning then makes the epoch's recording pass and leaves the epoch.
+            trainer.should_stop = True
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        trainer.should_stop = False  # this epoch's training is over, not that of the next
+        epoch, data, none_N = self.epochs[-1], self.data, np.zeros(len(self.data.tokens), np.int64)
+        left_N, sample_N = none_N.copy(), none_N.copy()
+        left_N[data.order(epoch.epoch - 1)[(epoch.stopped or epoch.steps) * data.batch_size :]] = 1
+        sample_N[self.sample] = len(epoch.checked)
+        model = pl_module.language_model
+        epoch.training = spent(model, data.tokens, data.trained.astype(np.int64), none_N)
+        epoch.saved = spent(model, data.tokens, left_N, none_N)
+        epoch.checks = spent(model, data.tokens, none_N, sample_N)
+        log.info("%s: %s", self.title, describe(epoch, len(self.sample), self.bound))
+
+    def _record_sample(self, trainer: L.Trainer) -> Floats:
+        strategy = trainer.strategy
+        with torch.no_grad():
+            for i, batch in enumerate(self.data.recording(self.sample)):
+                nll_B: Any = strategy.validation_step(strategy.batch_to_device(batch), i)
+                self._keep(batch, nll_B)
+        return self._gather(trainer)
+
+    def _keep(self, batch: MicroBatch, nll_B: Tensor) -> None:
+        index_B = batch.index_B.numpy()
+        place_B = np.searchsorted(self.sample, index_B).clip(max=len(self.sample) - 1)
+        followed_B = self.sample[place_B] == index_B
+        self.own_S[place_B[followed_B]] = nll_B.float().cpu().numpy()[followed_B]
+
+    def _gather(self, trainer: L.Trainer) -> Floats:
+        """The sample's losses, of which each rank has computed some, on every rank; then none is kept."""
+        own_S = torch.tensor(self.own_S, dtype=torch.float32, device=trainer.strategy.root_device)
+        self.own_S[:] = np.nan
+        nll_WS = trainer.strategy.all_gather(own_S).reshape(-1, len(self.sample)).cpu().numpy()
+        return np.fmax.reduce(nll_WS.astype(np.float64), axis=0)
+
+    def _score(self, nll_S: Floats) -> Floats:
+        """LP_app of this epoch so far."""
+        return learning_percentage_app(scaled_perplexity(np.array([*self.nll_ES, nll_S])), len(self.nll_ES))

@@ -1,0 +1,76 @@
+"""The logging hook: keeps every sample's NLL before training and after each epoch."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from lpsel.data.packing import MicroBatch
+from lpsel.scoring.store import Parts
+from lpsel.signals import Ended
+
+BATCHES_PER_PART = 64
+
+
+def before_training(trainer: L.Trainer) -> bool:
+    """Whether the pass that runs is the one before training, ahead of it or on its own."""
+    return trainer.sanity_checking or trainer.state.fn == TrainerFn.VALIDATING
+
+
+def _epoch(trainer: L.Trainer) -> int:
+    return 0 if before_training(trainer) else trainer.current_epoch + 1
+
+
+class NLLRecorder(L.Callback):
+    """Writes what the validation passes over the training set return, keyed by row index.
+
+    The pass before training is Lightning's sanity check over all batches (`num_sanity_val_steps=-1`), so that it runs
+    where every strategy allows a forward pass. Where nothing is trained, it is a validation of its own. Each rank
+    writes parts of its own; nothing is gathered, and nothing depends on the order or size of batches or on the number
+    of ranks. What an earlier process has recorded of a pass stays, and is told to the data module.
+
+    Args:
+        parts: where the parts go; a folder that all ranks see.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.index_B: list[Tensor] = []
+        self.nll_B: list[Tensor] = []
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if trainer.is_global_zero:
+            self.parts.folder.mkdir(parents=True, exist_ok=True)
+        trainer.strategy.barrier("folder of parts made")
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data.recorded_N = self.parts.of_epoch(_epoch(trainer), len(data.tokens))
+        trainer.strategy.barrier("all ranks have read the same parts")
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: MicroBatch, *_: Any
+    ) -> None:
+        self.index_B.append(batch.index_B)
+        self.nll_B.append(outputs)
+        if len(self.nll_B) >= BATCHES_PER_PART:
+            self._flush(trainer)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._flush(trainer)
+        self.parts.wait()
+        trainer.strategy.barrier("epoch recorded")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, Ended):
+            self._flush(trainer)
+            self.parts.wait()
+
+    def _flush(self, trainer: L.Trainer) -> None:
+        if self.nll_B:
+            self.parts.add(
+                _epoch(trainer), trainer.global_rank, torch.cat(self.index_B).cpu(), torch.cat(self.nll_B).cpu()
+            )
+        self.index_B, self.nll_B = [], []

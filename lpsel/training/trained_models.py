@@ -1,0 +1,138 @@
+"""Models that were trained before: a sweep finds the one that its job would train again."""
+
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from filelock import FileLock
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+
+from lpsel.commands.job import Job
+from lpsel.data.content_ids import fingerprint
+from lpsel.distributed import agree, is_main_process
+from lpsel.integrity import Damaged, check_files, check_format
+from lpsel.model.adapter import ADAPTER
+from lpsel.model.load import identity
+from lpsel.model.spec import ModelSpec
+from lpsel.storage import digest, folder_atomically, sha256_of, write_json
+from lpsel.tracking.tracker import Artifact
+
+log = logging.getLogger(__name__)
+
+FORMAT = 2  # of trained models: raised when the same training would give other weights
+MODEL = "model"
+
+
+def training_key(
+    job: Job, target: ModelSpec, path: str, precision: str, ids: pa.LargeStringArray, selected_N: NDArray[np.bool_]
+) -> str:
+    """A digest of all that a target's weights depend on: the model, the chosen rows in order, and how it is trained."""
+    return digest(
+        {
+            "format": FORMAT,
+            "model": identity(path, target.revision),
+            "rows": fingerprint(ids.filter(pa.array(selected_N))),
+            "index": np.flatnonzero(selected_N).tolist(),
+            "template": target.template,
+            "max_length": target.max_length,
+            "recipe": asdict(target.recipe),
+            "optimizer": OmegaConf.to_container(job.config.optimizer, resolve=True),
+            "adapter": OmegaConf.to_container(job.config.adapter, resolve=True),
+            "precision": precision,
+        }
+    )[:32]
+
+
+def trained_once(job: Job, key: str, train: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `train` returns, a part of result.json; or what it returned in an earlier run, of this folder or in a sweep.
+
+    An earlier run's model is linked into this run's folder, so that either folder may go. Of runs that start together
+    one trains, with checkpoints of its own, and the others wait for it.
+    """
+    kept = job.cache_dir / "trained" / f"{key}.json"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(kept.with_suffix(".lock"))
+
+    def look() -> dict[str, Any] | None:
+        if is_main_process():
+            lock.acquire()
+        return _find(kept, None if job.in_sweep else job.run_dir)
+
+    try:
+        found = agree(look)
+        if found is None:
+            made = train()
+            if is_main_process():
+                folders = [name for name in (MODEL, ADAPTER) if (job.run_dir / name).is_dir()]
+                files = {name: _hashes(job.run_dir / name) for name in folders}
+                write_json(kept, {"format": FORMAT, "run": str(job.run_dir), "files": files, "made": made})
+            return made | {"reused_from": None} if made else {}
+        if not is_main_process():
+            return {}
+        run, made = Path(found["run"]), found["made"]
+        here = run == job.run_dir
+        for name in found["files"]:
+            _link(run / name, job.run_dir / name)
+        log.info("Target: trained before in the same way; reused from %s", run)
+        made |= {"reused_from": None if here else str(run)}
+        if made["model"]:
+            made["model"] = str(job.run_dir / MODEL)
+        if made["adapter"]:
+            made["adapter"]["folder"] = str(job.run_dir / ADAPTER)
+        first = next(run / name for name in found["files"])
+        model = Artifact("model", made["artifact"], first, by_reference=True, metadata=made["training"])
+        (job.tracker.made if here else job.tracker.used)(model)
+        return made
+    finally:
+        if is_main_process() and lock.is_locked:
+            lock.release()
+
+
+def _find(kept: Path, run_dir: Path | None) -> dict[str, Any] | None:
+    """What is known of an earlier training, of this run folder or any, whose files are as it left them; they are read.
+
+    One whose run folder is gone is nothing to speak of, one that has changed is.
+    """
+    if not kept.is_file():
+        return None
+    try:
+        known = check_format(kept, FORMAT)
+        if run_dir is not None and known["run"] != str(run_dir):
+            return None
+        folders = {name: (Path(known["run"]) / name, hashes) for name, hashes in known["files"].items()}
+        if not folders or not all(folder.is_dir() for folder, _ in folders.values()):
+            return None
+        for folder, hashes in folders.values():
+            check_files(folder, hashes)
+            if more := {file.name for file in folder.iterdir() if file.is_file()} - hashes.keys():
+                raise Damaged(f"{folder / min(more)}: was not there when training ended")
+    except Damaged as damage:
+        log.warning("Target: %s; trained again", damage)
+        return None
+    return known
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return {file.name: sha256_of(file) for file in sorted(folder.iterdir()) if file.is_file()}
+
+
+def _link(there: Path, here: Path) -> None:
+    """The same files under another name, without a copy where the file system can do that."""
+    if there == here:
+        return
+
+    def link(source: str, target: str) -> None:
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copy2(source, target)
+
+    with folder_atomically(here) as folder:
+        shutil.copytree(there, folder, copy_function=link, dirs_exist_ok=True)

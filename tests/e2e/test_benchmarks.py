@@ -1,0 +1,187 @@
+"""Every benchmark runs in its smallest form and writes finite ratios."""
+
+import importlib
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = {"released recipe's loop"}
+LM_EVAL = {"lm-eval, batch size 4"} if find_spec("lm_eval") else set()
+
+
+@pytest.fixture
+def benchmark(monkeypatch, tmp_path):
+    """Run a benchmark's smallest form; returns what its JSON holds."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.delenv("LPSEL_TEST_MODELS", raising=False)
+    # As in a script's process: first in line, the checkout's evaluate.py would hide the package of that name.
+    others = [folder for folder in sys.path if folder not in ("", str(ROOT))]
+    monkeypatch.setattr(sys, "path", [*others, str(ROOT)])
+
+    def run(name, *options):
+        written = importlib.import_module(name).main(["--tiny", "--rounds", "1", "--out", str(tmp_path), *options])
+        return json.loads(written.read_text())
+
+    return run
+
+
+def finite(ratio):
+    return all(math.isfinite(ratio[part]) and ratio[part] > 0 for part in ("median", "min", "max"))
+
+
+def test_cpu(benchmark, monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.import_module("cpu"), "ALPACA", tmp_path / "none")
+    figures = benchmark("cpu", "--rows=8", "--lm-eval-rows=8", "--steps=1")
+    assert figures["data"] == "embedded synthetic rows"
+    scored, trained = figures["comparisons"][:2], figures["comparisons"][-2:]
+    assert [sorted(each["contestants"]) for each in trained] == [["lpsel", "transformers Trainer"]] * 2
+    beside = {f"{name}, 32-true" for name in RECIPE}
+    assert [each["contestants"].keys() for each in scored] == [{"lpsel"} | RECIPE, {"lpsel"} | RECIPE | beside]
+    assert [each["contestants"].keys() for each in figures["comparisons"][2:-2]] == [{"lpsel"} | LM_EVAL] * 2 * len(
+        LM_EVAL
+    )
+    for comparison in figures["comparisons"]:
+        for contestant in comparison["contestants"].values():
+            assert finite(contestant["ratio"])
+            assert contestant["peak_bytes_above_weights"] >= 0
+            assert contestant["rounds"][0]["tokens"] == comparison["contestants"]["lpsel"]["rounds"][0]["tokens"]
+            if comparison["precision"] == "32-true":
+                assert contestant["largest_difference_nats"] < 1e-3
+    assert 0 <= figures["recording"]["percent_beyond_forward_passes"]["median"] < 100
+
+
+def test_gpu_on_the_cpu(benchmark):
+    figures = benchmark("gpu", "--device=cpu", "--rows=8", "--steps=1")
+    scoring, training = figures["comparisons"]
+    assert scoring["contestants"].keys() >= {"lpsel"} | RECIPE | LM_EVAL
+    assert all(finite(each["ratio"]) for each in [*scoring["contestants"].values(), *training["contestants"].values()])
+    projected = figures["alpaca_end_to_end"][0]
+    assert 52_002 * 60 < projected["tokens"] < 52_002 * 200
+    assert projected["ratio"] == pytest.approx(projected["others"] / projected["lpsel"])
+
+
+def test_a_path_that_is_not_there(benchmark, capsys):
+    with pytest.raises(SystemExit):
+        benchmark("cpu", "--model=no/such/folder")
+    assert "--model: no/such/folder: not there; give another, or leave it out." in capsys.readouterr().err
+
+
+def test_gpu_without_one(benchmark, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match=r"^--device=cuda: this machine has no CUDA device; say --device cpu --tiny"):
+        benchmark("gpu")
+
+
+def test_memory(benchmark):
+    figures = benchmark("memory")
+    assert [row["score_tokens"] for row in figures["comparisons"]] == [512, 1024]
+    assert all(math.isfinite(row["ratio"]) and row["peak_bytes"] > 0 for row in figures["comparisons"])
+
+
+def test_a_killed_benchmark_leaves_no_process_behind(tmp_path):
+    (tmp_path / "endless.py").write_text(
+        "import os, pathlib, time\n"
+        "def contestant(path, on_ready):\n"
+        "    pathlib.Path(path).write_text(str(os.getpid()))\n"
+        "    time.sleep(600)\n"
+    )
+    (tmp_path / "start.py").write_text(
+        "import harness, endless\n"
+        "if __name__ == '__main__':\n"
+        f"    harness.peak_above_weights('cpu', endless.contestant, {str(tmp_path / 'pid')!r})\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(ROOT / "benchmarks")])
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "start.py")], env=os.environ | {"PYTHONPATH": path})
+    wait_until(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text(), 200)
+    child = Path("/proc") / (tmp_path / "pid").read_text()
+    assert child.is_dir()
+    parent.kill()
+    parent.wait()
+    wait_until(lambda: not child.is_dir(), 20)
+
+
+def wait_until(true, seconds):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+def test_commands(benchmark):
+    figures = benchmark("commands")
+    assert [row["command"].split()[0] for row in figures["comparisons"]] == ["select.py", "train.py"]
+    assert all(finite(row["ratio"]) for row in figures["comparisons"])
+
+
+def test_selection(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    importlib.import_module("selection").main(["--rows=2000", "--clusters=20"])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("2,000 rows, 20 clusters, 10 %, exact budget")
+    assert printed[-1].startswith("the same 200 rows; lpsel takes ")
+
+
+def test_contestants_that_disagree_are_not_compared(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import numpy as np
+    from harness import check_agreement, in_words, interleave, ratios
+
+    assert check_agreement(np.array([1.0, 2.0]), np.array([1.0, 2.0005]), "other") == pytest.approx(5e-4)
+    for wrong in (2.002, math.nan):
+        with pytest.raises(SystemExit, match="other: differs from lpsel by"):
+            check_agreement(np.array([1.0, 2.0]), np.array([1.0, wrong]), "other")
+    assert in_words(ratios([4.0, 9.0, 2.0], [2.0, 3.0, 2.0])) == "2.00 [1.00, 3.00]"
+
+    order = []
+    interleave({name: lambda name=name: order.append(name) for name in "abc"}, 2)
+    assert order == ["a", "b", "c", "b", "c", "a"]
+
+
+def test_stopping(monkeypatch, toy_model, instructions, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    main = importlib.import_module("stopping").main
+    recipe = ["scorer.recipe.learning_rate=1e-3", "scorer.max_length=256", "trainer=cpu", "scorer.stop_bound=.5"]
+    given = [str(toy_model), str(instructions(rows=600)), "--rows=600", "--precision=32-true"]
+    whole, another, stopped, half, quarter = main([*given, "--also", *recipe])
+    assert (whole["spearman"], whole["common"], whole["flops"], whole["unseen"]) == (pytest.approx(1), 1, 1, 0)
+    assert (half["rows_trained"], quarter["rows_trained"], another["rows_trained"]) == (300, 150, 600)
+    assert stopped["unseen"] == pytest.approx(1 - stopped["rows_trained"] / 600)
+    # Two passes cost 1 each, a trained epoch 3.
+    assert (half["flops"], quarter["flops"]) == (pytest.approx(3.5 / 5, abs=0.02), pytest.approx(2.75 / 5, abs=0.02))
+    assert "| `scorer.train_fraction=.25` | 150 | 0.55 |" in capsys.readouterr().out
+
+
+def test_stopping_without_its_material(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    assert importlib.import_module("stopping").main([str(tmp_path / "model"), str(tmp_path / "rows")]) == []
+    assert "model is not there: nothing to measure" in capsys.readouterr().out
+
+
+def test_loading(benchmark):
+    """A rank of fsdp holds half of the weights, and a tensor at a time, whatever type they are stored in."""
+    loads = {(load["stored"], load["strategy"]): load["ranks"] for load in benchmark("loading")["loads"]}
+    for stored in ("float32", "bfloat16"):
+        whole, half = loads[stored, "ddp"][1], loads[stored, "fsdp"][1]
+        assert half["peak"] < 0.75 * whole["peak"]
+        assert half["kept"] < 0.75 * whole["kept"]
+    first, widened = loads["bfloat16", "fsdp"][0], loads["bfloat16", "ddp"][0]
+    assert first["own"] < 0.75 * widened["own"]
+
+
+def test_growth(benchmark):
+    figures = benchmark("growth", "--stages", "content ids")
+    (stage,) = figures["stages"]
+    assert stage["imports"] > 10 * 2**20  # bytes: Python and its libraries
+    assert stage["rows"] == [200, 400]
+    assert len(stage["bytes"]) == 2
+    assert math.isfinite(stage["bytes_a_row"])

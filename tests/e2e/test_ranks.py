@@ -1,0 +1,169 @@
+"""Commands on several ranks: those that srun starts, a mistake that only the main one can see, jobs for SLURM."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from lpsel import cli
+from lpsel.cli import run as command_line
+from lpsel.commands.job import run
+from lpsel.errors import UserError
+
+
+def srun(rank, world, port):
+    """What srun tells a process of a job with one task on each node."""
+    return {
+        "SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "train", "SLURM_NODELIST": "127.0.0.1", "SLURM_NNODES": str(world),
+        "SLURM_NTASKS": str(world), "SLURM_NTASKS_PER_NODE": "1", "SLURM_STEP_NUM_TASKS": str(world),
+        "SLURM_PROCID": str(rank), "SLURM_NODEID": str(rank), "SLURM_LOCALID": "0", "MASTER_PORT": port,
+    }  # fmt: skip
+
+
+def from_command_line(tmp_path, command, *overrides):
+    """Run a command in this process, its output in files by rank."""
+    number = os.environ.get("SLURM_PROCID") or os.environ["RANK"]
+    for stream, name in ((sys.__stdout__, "out"), (sys.__stderr__, "err")):
+        os.dup2(os.open(tmp_path / f"{name}{number}", os.O_CREAT | os.O_WRONLY), stream.fileno())
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+    sys.argv = [command]
+    try:
+        command_line(command, list(overrides))
+    except SystemExit as end:
+        (tmp_path / f"status{number}").write_text(str(end.code))
+
+
+def given(model, data, cache):
+    return [
+        f"model.path={model}", f"scorer.path={model}", f"dataset.path={data}", "cluster=none", "pct=30", "tracker=csv",
+        "scorer.recipe.batch_size=8", "model.recipe.epochs=1", f"cache_dir={cache}",
+    ]  # fmt: skip
+
+
+FSDP = ["trainer=fsdp", "trainer.accelerator=cpu"]
+
+
+def test_ranks_that_srun_starts_score_select_and_train_together(tmp_path, toy_model, instructions, as_ranks, capfd):
+    common = given(toy_model, instructions(rows=11), tmp_path / "cache")
+    nodes = [*FSDP, "trainer.num_nodes=2", "trainer.devices=1", f"hydra.run.dir={tmp_path}/run"]
+    with capfd.disabled():
+        as_ranks(2, lambda: from_command_line(tmp_path, "train", *common, *nodes), environment=srun)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["training"]["world_size"] == 2
+    tracked = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
+    assert sum(row["target/tokens_per_second"] != "" for row in tracked) == result["training"]["steps"]
+    assert (tmp_path / "out0").read_text().splitlines()[-1] == f"{tmp_path}/run"
+    assert str(tmp_path) not in (tmp_path / "out1").read_text()
+    one = run("select", ["scorer=local", "dataset=local", "trainer=cpu", *common[1:-2], f"cache_dir={tmp_path}/one"],
+              tmp_path / "select")  # fmt: skip
+    assert Path(result["subset"]).read_text() == Path(one["subset"]).read_text()
+    several, alone = (pq.read_table(r["scores"])["nll_1"].to_numpy() for r in (result, one))
+    np.testing.assert_allclose(several, alone, rtol=1e-5)
+
+
+def test_what_only_the_main_rank_finds_wrong_ends_all_with_one_line(
+    tmp_path, toy_model, instructions, as_ranks, capfd, monkeypatch
+):
+    cut = tmp_path / "cut"
+    shutil.copytree(toy_model, cut)
+    os.truncate(cut / "model.safetensors", 500)
+    monkeypatch.setattr(cli, "GRACE", 0.1)
+    common = given(cut, instructions(rows=11), tmp_path / "cache")
+    overrides = [*common, *FSDP, "trainer.devices=2", "selection=full", f"hydra.run.dir={tmp_path}/run"]
+    with capfd.disabled():
+        as_ranks(2, lambda: from_command_line(tmp_path, "train", *overrides))
+    assert [(tmp_path / f"status{rank}").read_text() for rank in range(2)] == ["2", "2"]
+    lines = [
+        line
+        for rank in range(2)
+        for line in (tmp_path / f"err{rank}").read_text().splitlines()
+        if line.startswith("lpsel train:")
+    ]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"lpsel train: {cut}: cannot be loaded as a causal language model (")
+    assert "Traceback" not in (tmp_path / "err0").read_text() + (tmp_path / "err1").read_text()
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (
+            "trainer.strategy.cpu_offload=true",
+            "trainer.strategy.cpu_offload=true: without a GPU all is on the CPU already; leave it out.",
+        ),
+        (
+            "trainer.num_nodes=2",
+            "trainer.num_nodes=2: this process runs alone and would wait for ever; start it on every node with "
+            "torchrun or srun.",
+        ),
+    ],
+)
+def test_what_cannot_run_is_said_before_other_ranks_start(tmp_path, toy_model, instructions, asked, message):
+    overrides = given(toy_model, instructions(rows=4), tmp_path / "cache")
+    overrides += ["model=local", "scorer=local", "dataset=local", *FSDP, "trainer.devices=2", "selection=full"]
+    with pytest.raises(UserError) as mistake:
+        run("train", [*overrides, asked], tmp_path / "run")
+    assert str(mistake.value) == message
+
+
+def test_ranks_and_trainer_must_agree_on_their_number(tmp_path, toy_model, instructions, as_ranks, capfd, monkeypatch):
+    monkeypatch.setattr(cli, "GRACE", 0.1)
+    overrides = [*given(toy_model, instructions(rows=4), tmp_path / "cache"), *FSDP, "trainer.devices=3"]
+    with capfd.disabled():
+        as_ranks(2, lambda: from_command_line(tmp_path, "train", *overrides, "selection=full"))
+    assert [(tmp_path / f"status{rank}").read_text() for rank in range(2)] == ["2", "2"]
+    assert (tmp_path / "err0").read_text().splitlines()[-1] == (
+        "lpsel train: trainer.num_nodes=1 trainer.devices=3: 2 ranks were started; give both as torchrun or srun has "
+        "them."
+    )
+    assert "lpsel train:" not in (tmp_path / "err1").read_text()
+
+
+SUBMITTED = """
+import sys
+import submitit
+from submitit.slurm.slurm import SlurmExecutor
+from lpsel.cli import run
+
+written, *given = sys.argv[1:]
+
+def show(executor, *_):
+    open(written, "w").write(executor._executor._make_submission_file_text("COMMAND", "id"))
+    raise KeyboardInterrupt
+
+SlurmExecutor.affinity = classmethod(lambda cls: 1)
+submitit.AutoExecutor.map_array = show
+run("train", given)
+"""
+
+
+def test_a_sweep_becomes_an_array_of_jobs_of_the_trainers_size(tmp_path):
+    sweep = ["-m", "hydra/launcher=slurm", "trainer=fsdp", "trainer.num_nodes=4", "trainer.devices=8", "model=opt-13b",
+             "pct=5,10", "hydra.launcher.partition=big", f"hydra.sweep.dir={tmp_path}/sweep"]  # fmt: skip
+    written = tmp_path / "sbatch"
+    subprocess.run([sys.executable, "-c", SUBMITTED, written, *sweep], capture_output=True, timeout=120)
+    lines = written.read_text().splitlines()
+    wanted = {"--nodes=4", "--ntasks-per-node=8", "--gpus-per-node=8", "--partition=big", "--job-name=train"}
+    assert {f"#SBATCH {option}" for option in wanted} <= set(lines)
+    command = next(i for i, line in enumerate(lines) if line.startswith("srun "))
+    assert lines[command].endswith("COMMAND")
+    assert "export SLURM_KILL_BAD_EXIT=1" in lines[:command]
+
+
+def test_a_job_that_submitit_starts_runs_the_command(tmp_path, toy_model, instructions):
+    """Its executor for this machine stands in for SLURM: the job is a process that reads it from a file."""
+    ours = [
+        o for o in given(toy_model, instructions(rows=10), tmp_path / "cache") if not o.startswith(("model", "pct"))
+    ]
+    sweep = ["-m", "hydra/launcher=submitit_local", "selection=random", "pct=30,50", f"hydra.sweep.dir={tmp_path}/jobs"]
+    command = [sys.executable, "-m", "lpsel", "select", *sweep, *ours]
+    subprocess.run(command, check=True, capture_output=True, timeout=240)
+    results = [json.loads(file.read_text()) for file in tmp_path.glob("jobs/*/result.json")]
+    assert sorted(result["n_selected"] for result in results) == [3, 5]

@@ -1,0 +1,318 @@
+"""A command that is cut off at any moment goes on and comes to the same numbers, with few steps made twice."""
+
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from safetensors.torch import load_file
+
+from lpsel.commands.job import run
+from lpsel.errors import UserError
+from lpsel.model.lightning_module import FineTuner
+from lpsel.signals import Ended, endings
+from lpsel.training.checkpoint import Checkpoints
+
+ROWS, STEPS, EPOCHS = 40, 5, 2  # rows, optimiser steps an epoch, epochs of the scorer
+BATCHES = 9  # of a recording pass
+
+
+class Cut(BaseException):
+    """Stands in for a kill: nothing catches it."""
+
+
+@pytest.fixture
+def cut(monkeypatch):
+    """Lets a number of calls of a method of FineTuner through and cuts the next off; None lets all through.
+
+    Returns the count of calls, which goes on from one process, or attempt, to the next.
+    """
+    calls = {"training_step": 0, "validation_step": 0}
+    left = {}
+
+    def counting(name):
+        whole = getattr(FineTuner, name)
+
+        def step(self, batch, i):
+            if not getattr(batch, "micro_batches", True):
+                return whole(self, batch, i)
+            if left.get(name) == 0:
+                raise Cut
+            calls[name] += 1
+            left[name] = left.get(name, -1) - 1
+            return whole(self, batch, i)
+
+        return step
+
+    for name in calls:
+        monkeypatch.setattr(FineTuner, name, counting(name))
+
+    def at(name=None, after=0):
+        left.clear()
+        if name:
+            left[name] = after
+        return calls
+
+    return at
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    made = [{"instruction": f"Count to {i % 7}.", "output": f"{list(range(1 + i % 7))} #{i}"} for i in range(ROWS)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(toy_model, rows, tmp_path_factory):
+    """What comes out where nothing is cut off."""
+    folder = tmp_path_factory.mktemp("whole")
+    return run("select", arguments(toy_model, rows, folder / "cache"), folder / "run")
+
+
+def cut_off(command, given, run_dir, cut, *moment):
+    cut(*moment)
+    with pytest.raises(Cut):
+        run(command, given, run_dir)
+    cut()
+
+
+def arguments(model, data, cache, *overrides):
+    return [
+        "scorer=local", f"scorer.path={model}", "dataset=local", f"dataset.path={data}", "trainer=cpu", "tracker=none",
+        "scorer.recipe.learning_rate=1e-3", "scorer.recipe.batch_size=8", f"scorer.recipe.epochs={EPOCHS}",
+        "scorer.max_length=256", "score_tokens=300", "selection=lp", f"selection.epochs={EPOCHS}", "pct=20",
+        "cluster=none", "checkpoint_steps=2", f"cache_dir={cache}", *overrides,
+    ]  # fmt: skip
+
+
+def losses(result):
+    table = pq.read_table(result["scores"])
+    return np.array([table[name].to_numpy() for name in table.column_names if name.startswith("nll_")])
+
+
+MOMENTS = {
+    "before training": ("validation_step", 5),
+    "at the first step": ("training_step", 0),
+    "in the first epoch": ("training_step", 3),
+    "after the first epoch": ("validation_step", BATCHES + 5),
+    "in the second epoch": ("training_step", 8),
+    "after the second epoch": ("validation_step", 2 * BATCHES + 5),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_scores_are_the_same_to_the_last_bit_wherever_they_were_cut_off(tmp_path, toy_model, rows, whole, cut, moment):
+    again = arguments(toy_model, rows, tmp_path / "cut")
+    calls = cut(*MOMENTS[moment])
+    with pytest.raises(Cut):
+        run("select", again, tmp_path / "b")
+    cut()
+    resumed = run("select", again, tmp_path / "c")
+    np.testing.assert_array_equal(losses(resumed), losses(whole))
+    assert Path(resumed["subset"]).read_bytes() == Path(whole["subset"]).read_bytes()
+    assert resumed["scoring"]["tokens"] == whole["scoring"]["tokens"]
+    assert calls["training_step"] <= STEPS * EPOCHS + 1  # checkpoint_steps=2: one of them twice
+    assert not list((tmp_path / "cut" / "scores").glob("*.parts"))
+
+
+def test_an_epoch_that_was_stopped_is_stopped_there_again(tmp_path, toy_model, rows, cut):
+    stable = ["scorer.stop=stable", "scorer.stop_rows=20", "scorer.stop_bound=.05", "scorer.recipe.batch_size=3"]
+    alone = run("select", arguments(toy_model, rows, tmp_path / "whole", *stable), tmp_path / "a")
+    calls = cut()
+    again = arguments(toy_model, rows, tmp_path / "cut", *stable, "checkpoint_steps=1")
+    known = json.loads((Path(alone["scores"]).parent / "manifest.json").read_text())["checked_epochs"]
+    assert known[0]["stopped"] < known[0]["steps"]
+    cut_off(
+        "select", again, tmp_path / "b", cut, "training_step", known[0]["stopped"] + 1
+    )  # between checks of the second
+    resumed = run("select", again, tmp_path / "c")
+    np.testing.assert_array_equal(losses(resumed), losses(alone))
+    manifest = json.loads((Path(resumed["scores"]).parent / "manifest.json").read_text())
+    assert manifest["checked_epochs"] == known
+    assert calls["training_step"] == 2 * sum(epoch["stopped"] or epoch["steps"] for epoch in known)
+
+
+def test_columns_of_passes_before_training_go_on(tmp_path, toy_model, rows, cut):
+    columns = ["selection=ifd", "selection.columns=[nll_0_noprompt]"]
+
+    def asked(cache):
+        return [
+            o for o in arguments(toy_model, rows, cache, *columns) if o not in ("selection=lp", "selection.epochs=2")
+        ]
+
+    alone = run("select", asked(tmp_path / "whole"), tmp_path / "a")
+    calls = cut("validation_step")
+    batches = 0
+    for after in (1, 2, 100):
+        cut("validation_step", after)
+        try:
+            resumed = run("select", asked(tmp_path / "cut"), tmp_path / "c")
+        except Cut:
+            batches = calls["validation_step"]
+    assert batches
+    for name in ("nll_0", "nll_0_noprompt"):
+        ours, theirs = (pq.read_table(result["scores"])[name].to_numpy() for result in (resumed, alone))
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("how", ["optimizer=adamw8bit", "adapter=lora", "optimizer=adamw"])
+def test_a_target_gets_the_same_weights(tmp_path, toy_model, rows, cut, how):
+    def asked(cache):
+        given = ["model=local", f"model.path={toy_model}", "model.recipe.learning_rate=1e-3", "model.recipe.epochs=2",
+                 "model.recipe.batch_size=8", "model.max_length=256", "selection=full", how]  # fmt: skip
+        return [*given, "dataset=local", f"dataset.path={rows}", "trainer=cpu", "tracker=none", "checkpoint_steps=3",
+                f"cache_dir={cache}"]  # fmt: skip
+
+    alone = run("train", asked(tmp_path / "whole"), tmp_path / "a")
+    cut_off("train", asked(tmp_path / "cut"), tmp_path / "b", cut, "training_step", 8)
+    calls = dict(cut())
+    resumed = run("train", asked(tmp_path / "cut"), tmp_path / "c")
+    assert cut()["training_step"] - calls["training_step"] == 2 * STEPS - 6
+    ours, theirs = (load_file(Path(result["model"]) / "model.safetensors") for result in (resumed, alone))
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+    for name in ("steps", "tokens", "flops", "last_step_nll"):
+        assert resumed["training"][name] == alone["training"][name]
+    assert not (tmp_path / "cut" / "training").exists() or not list((tmp_path / "cut" / "training").iterdir())
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_one_of_two_ranks_is_killed_and_one_or_three_go_on(
+    tmp_path, toy_model, rows, whole, as_ranks, capfd, monkeypatch, strategy
+):
+    step = FineTuner.training_step
+
+    def killed(self, batch, i):
+        if batch.micro_batches and self.trainer.current_epoch == 1 and i == 3 and self.trainer.global_rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self, batch, i)
+
+    def select(cache, world):
+        given = [f"trainer={strategy}", "trainer.accelerator=cpu", f"trainer.devices={world}"]
+        given = [o for o in arguments(toy_model, rows, cache) if o != "trainer=cpu"] + given
+        return lambda: run("select", given, tmp_path / f"run{world}")
+
+    monkeypatch.setattr(FineTuner, "training_step", killed)
+    with capfd.disabled():
+        # The other rank does not wait: `as_ranks` would end it after two minutes, with another status.
+        assert as_ranks(2, select(tmp_path / "cut", 2), may_fail=True) == [1, -signal.SIGKILL]
+    monkeypatch.setattr(FineTuner, "training_step", step)
+    shutil.copytree(tmp_path / "cut", tmp_path / "three")
+    state = json.loads(sorted((tmp_path / "cut").rglob("checkpoint.json"))[-1].read_text())["state"]
+    assert (state["epoch"], state["epoch_step"]) == (1, 2)
+    one = run("select", arguments(toy_model, rows, tmp_path / "cut"), tmp_path / "run1")
+    np.testing.assert_allclose(losses(one), losses(whole), rtol=1e-5)
+    with capfd.disabled():
+        as_ranks(3, select(tmp_path / "three", 3))
+    three = json.loads((tmp_path / "run3" / "result.json").read_text())
+    np.testing.assert_allclose(losses(three), losses(whole), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("damaged", "repeated"), [(["rank00000.safetensors"], 5), (["checkpoint.json", "rank00000.json"], 10)]
+)
+def test_a_damaged_checkpoint_is_left_aside(tmp_path, toy_model, rows, whole, cut, caplog, damaged, repeated):
+    given = arguments(toy_model, rows, tmp_path / "cut")
+    cut_off("select", given, tmp_path / "b", cut, "training_step", 8)
+    checkpoints = sorted((tmp_path / "cut").rglob("step-*"), reverse=True)
+    assert [path.name for path in checkpoints] == ["step-00000007", "step-00000005"]
+    for folder, name in zip(checkpoints, damaged, strict=False):
+        content = (folder / name).read_bytes()
+        at = content.index(b"1", len(content) // 2)
+        (folder / name).write_bytes(content[:at] + b"3" + content[at + 1 :])
+    calls = dict(cut())
+    resumed = run("select", given, tmp_path / "c")
+    for name in damaged:
+        assert f"is damaged ({name} has changed): left aside" in caplog.text
+    assert cut()["training_step"] - calls["training_step"] == repeated
+    np.testing.assert_array_equal(losses(resumed), losses(whole))
+
+
+def test_a_damaged_part_is_recorded_again(tmp_path, toy_model, rows, whole, cut, caplog):
+    given = arguments(toy_model, rows, tmp_path / "cut")
+    cut_off("select", given, tmp_path / "b", cut, "training_step", 1)
+    (part,) = (tmp_path / "cut").rglob("epoch000-*.parquet")
+    content = bytearray(part.read_bytes())
+    content[60] ^= 1
+    part.write_bytes(content)
+    resumed = run("select", given, tmp_path / "c")
+    assert "computed again" in caplog.text
+    np.testing.assert_array_equal(losses(resumed), losses(whole))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize(("name", "after"), [("training_step", 3), ("validation_step", BATCHES + 3)])
+def test_a_signal_ends_a_training_at_a_place_from_which_nothing_is_repeated(
+    tmp_path, toy_model, rows, whole, cut, monkeypatch, number, name, after
+):
+    if name == "validation_step" and number != signal.SIGTERM:
+        pytest.skip("what the passes do does not depend on the signal")
+    calls, step = cut(), getattr(FineTuner, name)
+
+    def told(self, batch, i):
+        if calls[name] == after:
+            os.kill(os.getpid(), number)
+        return step(self, batch, i)
+
+    monkeypatch.setattr(FineTuner, name, told)
+    given = arguments(toy_model, rows, tmp_path / "cut")
+    with pytest.raises(Ended) as end, endings():
+        run("select", given, tmp_path / "b")
+    assert end.value.status == 128 + number
+    kept = "saved after step 4 of epoch 1" if name == "training_step" else "the losses recorded so far are kept"
+    assert f"; {kept}; the same command goes on from there" in str(end.value)
+    resumed = run("select", given, tmp_path / "c")
+    np.testing.assert_array_equal(losses(resumed), losses(whole))
+    assert calls == {"training_step": STEPS * EPOCHS, "validation_step": BATCHES * (EPOCHS + 1)}
+
+
+def test_a_full_disk_ends_with_one_line_and_the_command_goes_on_when_there_is_room(
+    tmp_path, toy_model, rows, whole, as_ranks, capfd
+):
+    given = arguments(toy_model, rows, tmp_path / "cut")
+
+    def full():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # a checkpoint is larger, parts are smaller
+        with pytest.raises(UserError, match=r"the checkpoint cannot be written \(.*; make room, and the same command"):
+            run("select", given, tmp_path / "b")
+
+    with capfd.disabled():
+        as_ranks(1, full)
+    assert list((tmp_path / "cut").rglob("epoch000-*.parquet"))
+    assert not list((tmp_path / "cut").rglob("step-*"))
+    resumed = run("select", given, tmp_path / "c")
+    np.testing.assert_array_equal(losses(resumed), losses(whole))
+
+
+def test_by_default_the_first_checkpoint_shows_how_many_there_may_be(tmp_path, toy_model, rows, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    made, save = [], Checkpoints.save
+
+    def slow(self, step, *state):
+        made.append(step)
+        time.sleep(0.5)
+        save(self, step, *state)
+
+    monkeypatch.setattr(Checkpoints, "save", slow)
+    given = ["scorer.recipe.batch_size=1", "selection=lp_app", "checkpoint_steps=auto"]
+    run("select", [o for o in arguments(toy_model, rows, tmp_path, *given) if "epochs=2" not in o], tmp_path / "run")
+    assert made == [10, ROWS]  # after the first, 25 seconds of training are due; the epoch ends before
+    assert re.search(r"a checkpoint takes 0\.\d s; one every \d+ steps in ", caplog.text)
+
+
+@pytest.mark.parametrize("every", [0, -1, 1.5, "often", "true", "null"])
+def test_a_number_of_steps_is_asked_for(tmp_path, toy_model, rows, every):
+    with pytest.raises(UserError) as mistake:
+        run("select", arguments(toy_model, rows, tmp_path, f"checkpoint_steps={every}"), tmp_path / "run")
+    assert re.fullmatch(
+        r"checkpoint_steps=\S+: must be auto or a whole number of optimiser steps, at least 1\.", str(mistake.value)
+    )

@@ -1,0 +1,144 @@
+"""Sweeps: jobs that are found, that fail alone, that share what one made, also when they run at the same time."""
+
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import traceback
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from lpsel.commands.job import run
+from lpsel.sweep import job_name, sweep_name
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def given(tmp_path, toy_model, data):
+    return [
+        f"dataset.path={data}", f"scorer.path={toy_model}", f"model.path={toy_model}", "scorer.recipe.epochs=1",
+        "model.recipe.epochs=1", "cluster=none", "trainer=cpu", "tracker=none", f"cache_dir={tmp_path}/cache",
+    ]  # fmt: skip
+
+
+def sweep(tmp_path, *overrides, command="train", status=0):
+    """Run a sweep in a process of its own; returns what it printed, standard error behind it."""
+    arguments = [sys.executable, "-m", "lpsel", command, "-m", f"hydra.sweep.dir={tmp_path}/sweep", *overrides]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def outcomes(tmp_path):
+    """Job -> what became of it in the last call."""
+    read = [json.loads(file.read_text()) for file in (tmp_path / "sweep" / ".jobs").glob("*.json")]
+    return {Path(job["folder"]).name: job["state"] for job in read}
+
+
+def results(tmp_path):
+    return {file.parent.name: json.loads(file.read_text()) for file in (tmp_path / "sweep").glob("*/result.json")}
+
+
+def test_a_failed_job_leaves_the_others_and_a_second_call_runs_what_is_missing(tmp_path, toy_model, instructions):
+    there, missing = instructions(rows=8, name="a.jsonl"), tmp_path / "b.jsonl"
+    overrides = [o for o in given(tmp_path, toy_model, f"{there},{missing}") if not o.startswith("model")]
+    overrides += ["selection=lp_app", "pct=25,50"]
+    told = sweep(tmp_path, *overrides, command="select", status=2)
+    states = outcomes(tmp_path)
+    assert Counter(states.values()) == {"done": 2, "failed": 2}
+    assert all(("b.jsonl" in job) == (state == "failed") for job, state in states.items())
+    assert f"dataset.path={missing}: no such file." in told
+    assert "2 of 4 jobs failed; the same command again runs only these." in told
+    first = results(tmp_path)
+    assert sorted(result["n_selected"] for result in first.values()) == [2, 4]
+    assert sorted(result["scores_reused"] for result in first.values()) == [False, True]
+    written = {job: (tmp_path / "sweep" / job / "result.json").stat().st_mtime_ns for job in first}
+
+    instructions(rows=9, name="b.jsonl")
+    sweep(tmp_path, *overrides, command="select")
+    assert Counter(outcomes(tmp_path).values()) == {"found": 2, "done": 2}
+    assert {job: (tmp_path / "sweep" / job / "result.json").stat().st_mtime_ns for job in first} == written
+    assert len(results(tmp_path)) == 4
+
+
+def test_joblib_runs_jobs_side_by_side_and_what_they_share_is_made_once(tmp_path, toy_model, instructions):
+    side_by_side = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    told = sweep(
+        tmp_path, *side_by_side, *given(tmp_path, toy_model, instructions(rows=8)), "selection=lp_app", "pct=25,50"
+    )
+    made = results(tmp_path)
+    assert sorted(result["n_selected"] for result in made.values()) == [2, 4]
+    assert sorted(result["scores_reused"] for result in made.values()) == [False, True]
+    assert len(list((tmp_path / "cache" / "scores").glob("*/scores.parquet"))) == 1
+    assert len(list((tmp_path / "cache" / "tokens").glob("*/tokens.arrow"))) == 1
+    assert Counter(outcomes(tmp_path).values()) == {"done": 2}, told
+
+
+def one_of_two(ready, folder, overrides):
+    status = 1
+    try:
+        ready.wait(60)
+        run("train", overrides, folder, in_sweep=True)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+@pytest.mark.parametrize("rule", ["full", "lp_app"])
+def test_two_processes_that_start_together_train_once(rule, tmp_path, toy_model, instructions):
+    named = ["dataset=local", "scorer=local", "model=local", f"selection={rule}", "pct=50"]
+    overrides = [*named, *given(tmp_path, toy_model, instructions(rows=8))]
+    context = multiprocessing.get_context("fork")
+    ready, folders = context.Barrier(2), [tmp_path / "one", tmp_path / "two"]
+    processes = [context.Process(target=one_of_two, args=(ready, folder, overrides)) for folder in folders]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(200)
+    assert [process.exitcode for process in processes] == [0, 0]
+    one, two = (json.loads((folder / "result.json").read_text()) for folder in folders)
+    assert {one["reused_from"], two["reused_from"]} in ({None, str(folders[0])}, {None, str(folders[1])})
+    assert one["training"] == two["training"], "with the seconds that the one training took"
+    weights = [(folder / "model" / "model.safetensors").stat() for folder in folders]
+    assert weights[0].st_ino == weights[1].st_ino, "linked, not copied"
+    if rule == "lp_app":
+        assert {one["scores_reused"], two["scores_reused"]} == {True, False}
+
+
+def test_ranks_that_lightning_starts_run_their_job_alone(tmp_path, toy_model, instructions):
+    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    sweep(tmp_path, *given(tmp_path, toy_model, instructions(rows=4)), *two, "selection=full", "seed=1,2")
+    made = results(tmp_path)
+    assert sorted(result["seed"] for result in made.values()) == [1, 2]
+    assert [result["training"]["world_size"] for result in made.values()] == [2, 2]
+    assert Counter(outcomes(tmp_path).values()) == {"done": 2}
+
+
+def test_the_folder_of_a_sweep_is_the_same_at_every_call():
+    name = sweep_name(["pct=5,10", "selection=lp,random", "tracker=none"], {})
+    assert re.fullmatch(r"pct-selection-\w{8}", name)
+    assert sweep_name(["selection=lp,random", "cache_dir=elsewhere", "pct=5,10"], None) == name
+    assert sweep_name(["pct=5,20", "selection=lp,random"], {}) != name
+    assert sweep_name(["experiment=figure1"], {"pct": 10}).startswith("figure1-")
+
+
+@pytest.mark.parametrize(
+    ("rule", "overrides", "name"),
+    [
+        ({"epochs": 1, "pct": None}, ["pct=5", "selection=lp_app", "scorer=a"], "pct=5,scorer=a,selection=lp_app"),
+        ({"epochs": None, "pct": None}, ["pct=5", "selection=random", "scorer=a"], "pct=5,selection=random"),
+        ({"epochs": None, "pct": 100}, ["pct=5", "selection=full", "scorer=a"], "selection=full"),
+        ({"epochs": 1, "pct": None}, ["pct=5", "pct=7", "tracker=none", "trainer=cpu"], "pct=7"),
+    ],
+)
+def test_a_job_is_named_after_what_it_looks_at(rule, overrides, name):
+    assert job_name(overrides, "train", _root_={"selection": rule, "cluster": {}}) == name

@@ -1,0 +1,146 @@
+"""Each wrong input ends in one line with the value and the remedy, status 2, in seconds, with nothing half-written."""
+
+import os
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from catalogue import CASES, Case
+from in_process import permissions_count, run, watched_loading
+
+ROOT = Path(__file__).resolve().parents[3]
+PLAIN = ("agreement", "votes", "report", "publish")
+STARTED = ("train", "select", "evaluate")
+# What may not be read is for a process without root's rights.
+AS_PROCESS = [case for case in CASES if case.line.split()[0] in STARTED and "locked" not in case.line][::30]
+
+
+def in_folders(case, tmp_path):
+    """The command line with a run folder of its own, and that folder."""
+    command, run_dir = case.line.split()[0], tmp_path / "run"
+    if command in PLAIN:
+        return (case.line if "--out" in case.line else f"{case.line} --out {run_dir}"), run_dir
+    return (case.line if "hydra.run.dir" in case.line else f"{case.line} hydra.run.dir={run_dir}"), run_dir
+
+
+def left_over(run_dir, cache):
+    """Files a run that failed may not leave: all but Hydra's, an empty log, whole tokens and locks."""
+    written = [p for p in run_dir.rglob("*") if p.is_file() and ".hydra" not in p.parts and p.suffix != ".log"]
+    written += [p for p in cache.rglob("*") if p.is_file() and "tokens" not in p.parts and p.suffix != ".lock"]
+    return written + [p for p in cache.rglob("*") if "tmp" in p.name.split(".")]
+
+
+def check_said(case, status, err):
+    ours = [line for line in err.splitlines() if line.startswith("lpsel")]
+    assert status == 2, err
+    assert len(ours) == 1, err
+    assert err.splitlines()[-1] == ours[0], err
+    assert "Traceback" not in err
+    assert case.value in ours[0], ours[0]
+    assert case.remedy in ours[0], ours[0]
+    assert "canary" not in err
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.line)
+def test_a_wrong_input_is_one_line(case, wrong_files, server, alone, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(wrong_files)
+    monkeypatch.setenv("LPSEL_CACHE", str(tmp_path / "cache"))
+    line, run_dir = in_folders(case, tmp_path)
+    before = sorted(wrong_files.rglob("*"))
+    loaded = []
+    started = time.monotonic()
+    with watched_loading(loaded), permissions_count():
+        ended = run(line.replace("SERVER", server), capsys)
+    seconds = time.monotonic() - started
+    check_said(case, ended.status, ended.err)
+    assert left_over(run_dir, tmp_path / "cache") == []
+    assert sorted(wrong_files.rglob("*")) == before
+    assert loaded == [] or (case.late and "cannot be loaded" in case.value)
+    assert seconds < 20
+
+
+def test_the_catalogue_is_large_and_no_case_stands_there_twice():
+    assert len({case.line for case in CASES}) == len(CASES) >= 150
+
+
+@pytest.mark.parametrize("case", AS_PROCESS, ids=lambda case: case.line)
+def test_the_same_as_a_process(case, wrong_files, tmp_path):
+    run_dir = as_process(case, wrong_files, tmp_path)
+    assert left_over(run_dir, tmp_path / "cache") == []
+
+
+def as_process(case, wrong_files, tmp_path, **environment):
+    """Run the script and check what it said; returns its run folder."""
+    line, run_dir = in_folders(case, tmp_path)
+    command, *arguments = shlex.split(line)
+    environment = {
+        "LPSEL_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", **environment,
+    }  # fmt: skip
+    inherited = {name: value for name, value in os.environ.items() if name not in ("OPENAI_API_KEY", "LPSEL_DEBUG")}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / f"{command}.py"), *arguments],
+        cwd=wrong_files,
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    check_said(case, done.returncode, done.stderr)
+    return run_dir
+
+
+class NoEntry(BaseHTTPRequestHandler):
+    """A Hub that takes no key."""
+
+    def do_GET(self):
+        self.send_response(401)
+        self.send_header("X-Error-Message", "Invalid credentials in Authorization header")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("select dataset.path=someone/rows", "dataset.path=someone/rows"),
+        ("select dataset.path=good.jsonl cluster=none scorer.path=someone/model", "someone/model"),
+        ("evaluate model=someone/model", "someone/model"),
+    ],
+)
+def test_a_key_that_the_hub_refuses_is_one_line_without_the_key(line, value, wrong_files, tmp_path):
+    hub = ThreadingHTTPServer(("127.0.0.1", 0), NoEntry)
+    threading.Thread(target=hub.serve_forever, daemon=True).start()
+    case = Case(f"{line} tracker=none", value, "HF_TOKEN in the environment for a gated")
+    run_dir = as_process(
+        case, wrong_files, tmp_path, HF_ENDPOINT=f"http://127.0.0.1:{hub.server_address[1]}", HF_HUB_OFFLINE="0",
+        HF_TOKEN="hf_" + "canary" * 5, HF_HOME=str(tmp_path / "hub"),
+    )  # fmt: skip
+    hub.shutdown()
+    hub.server_close()
+    assert left_over(run_dir, tmp_path / "cache") == []
+
+
+def test_a_case_that_is_no_mistake_would_be_noticed(wrong_files, alone, tmp_path, monkeypatch, capsys):
+    """The checks above can fail: a right command line passes none of them."""
+    monkeypatch.chdir(wrong_files)
+    monkeypatch.setenv("LPSEL_CACHE", str(tmp_path / "cache"))
+    case = Case("select dataset.path=good.jsonl scores=scores/good.csv cluster=none tracker=none", "x", "y")
+    line, run_dir = in_folders(case, tmp_path)
+    ended = run(line, capsys)
+    assert ended.status is None
+    assert {path.name for path in left_over(run_dir, tmp_path / "cache")} == {
+        "asked.json", "result.json", "selection.parquet", "subset.jsonl",
+    }  # fmt: skip
+    with pytest.raises(AssertionError):
+        check_said(case, ended.status, ended.err)

@@ -1,0 +1,156 @@
+"""What a dry run says, beside what a run then takes; and models that do not fit."""
+
+import huggingface_hub.constants
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lpsel.commands import dry_run
+from lpsel.commands.dry_run import planned, show_job
+from lpsel.commands.job import run
+from lpsel.commands.plan import GIB, Work, show_plan
+from lpsel.config import build, config_dir
+from lpsel.errors import UserError
+from lpsel.model.adapter import Adapter
+from lpsel.model.load import load_model
+from lpsel.model.memory_estimate import footprint
+
+
+@pytest.fixture(autouse=True)
+def nothing_looked_up(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    for known in ("_sources", "_models", "_lengths"):
+        monkeypatch.setattr(dry_run, known, {})
+
+
+def given(tmp_path, toy_model, data):
+    return [
+        "dataset=local", "scorer=local", "model=local", f"dataset.path={data}", f"scorer.path={toy_model}",
+        f"model.path={toy_model}", "scorer.recipe.epochs=2", "model.recipe.epochs=1", "cluster=none", "trainer=cpu",
+        "tracker=none", f"cache_dir={tmp_path}/cache",
+    ]  # fmt: skip
+
+
+def plan(tmp_path, *overrides, command="train"):
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        config = compose(command, overrides=["dry_run=true", *overrides])
+    return planned(command, config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("rule", ["lp_app", "superfilter", "full"])
+def test_tokens_and_flops_are_those_that_a_run_then_reports(rule, tmp_path, toy_model, instructions):
+    overrides = [*given(tmp_path, toy_model, instructions(rows=12)), f"selection={rule}", "pct=100"]
+    work = {piece.what: piece for piece in plan(tmp_path, *overrides)}
+    result = run("train", overrides, tmp_path / "run")
+    if rule != "superfilter":  # which chooses no row whose answer its instruction makes less likely
+        assert (work["train"].rows, work["train"].tokens) == (12, result["training"]["tokens"])
+        assert work["train"].flops == pytest.approx(result["training"]["flops"])
+    if rule == "full":
+        assert list(work) == ["train"]
+        return
+    assert work["score"].tokens == result["scoring"]["tokens"]
+    assert work["score"].flops == pytest.approx(result["scoring"]["flops"])
+    assert plan(tmp_path, *overrides) is None, "done before"
+    scores_there = plan(tmp_path / "another", *overrides)[0]
+    assert scores_there.found
+
+
+def test_lengths_of_many_rows_are_estimated_from_a_sample(tmp_path, toy_model, instructions, monkeypatch):
+    overrides = [*given(tmp_path, toy_model, instructions(rows=700)), "selection=full"]
+    exact = plan(tmp_path, *overrides)[0]
+    monkeypatch.setattr(dry_run, "SAMPLE", 99)
+    monkeypatch.setattr(dry_run, "_lengths", {})
+    sampled = plan(tmp_path, *overrides)[0]
+    assert (exact.lengths, sampled.lengths) == ("counted", "estimated from 1,000 rows")
+    assert sampled.tokens != exact.tokens
+    assert sampled.tokens == pytest.approx(exact.tokens, rel=0.02)
+
+
+def test_the_papers_models_need_neither_a_network_nor_a_gpu(tmp_path, instructions, capsys):
+    overrides = ["model=opt-13b", "scorer=opt-350m", "dataset=local", f"dataset.path={instructions(rows=100)}",
+                 "selection=lp", "pct=10", "tracker=none", f"cache_dir={tmp_path}/cache"]  # fmt: skip
+    score, train = plan(tmp_path, *overrides, "trainer=fsdp", "trainer.devices=8", "gpu_memory_gib=80")
+    assert (score.model, score.rows, train.model, train.rows) == ("opt-350m", 100, "opt-13b", 10)
+    assert train.lengths == "guessed at 4 characters each"
+    # 12.85 B weights in OPT-13B, 16 bytes each over 8 GPUs; 40 layers of 8 x 5,120 + 2 x 20,480 values for 4,096 tokens
+    # and weights and gradients in bfloat16 of a layer (0.31 B) and of embeddings and head (0.27 B).
+    expected = 16 * 12.85e9 / 8 + 2 * 4096 * 40 * (8 * 5120 + 2 * 20480) + 4 * (0.31e9 + 0.27e9)
+    assert train.bytes == pytest.approx(expected, rel=0.01)
+    assert (score.problem, train.problem) == (None, None)
+
+    _, train = plan(tmp_path, *overrides, "gpu_memory_gib=80")
+    assert train.problem.startswith("opt-13b: needs 21")
+    assert (
+        "GiB on each GPU, which has 80; say trainer=fsdp trainer.devices=4 (docs/memory.md has more)." in train.problem
+    )
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        config = compose("train", overrides=[*overrides, "gpu_memory_gib=80"])
+    with pytest.raises(UserError, match="opt-13b: needs 21"):
+        show_job("train", config, tmp_path / "run")
+    assert "train opt-13b" in capsys.readouterr().out, "the plan stands above the reason"
+    with pytest.raises(UserError, match=r"gpu_memory_gib=0: must be the memory of one GPU in GiB, or null\."):
+        plan(tmp_path, *overrides, "gpu_memory_gib=0")
+
+
+def test_scores_are_counted_once(capsys):
+    def scores(epochs, *columns):
+        return Work("score", "small", 100, 1e6, "counted", 1e12, GIB, "key", epochs, columns)
+
+    target = Work("train", "large", 10, 2e6, "counted", None, None)
+    show_plan(
+        [("a", [scores(3), target]), ("b", [scores(1), target]), ("c", [scores(0, "el2n_0")]), ("d", None), ("e", [])]
+    )
+    said = capsys.readouterr().out
+    assert [" ".join(line.split()) for line in said.splitlines()[1:8]] == [
+        "a score with small, 3 epochs 100 1 M 1e+12 1.0",
+        "train large 10 2 M unknown unknown",
+        "b scores by small, as above",
+        "train large 10 2 M unknown unknown",
+        "c score with small, 0 epochs 100 1 M 1e+12 1.0",
+        "d done before",
+        "e no model runs",
+    ]
+    assert "Together: 6 M tokens, at least 2e+12 FLOPs." in said
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
+def test_states_are_what_training_holds(optimizer, toy_model):
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        config = compose("train", overrides=["model=local", f"model.path={toy_model}", f"optimizer={optimizer}"])
+    spec = build(config.model)
+    model = load_model(spec, str(toy_model), torch.float32)
+    stepping = build(config.optimizer)(model.parameters(), lr=1e-3)
+    model(input_ids=torch.ones(1, 4, dtype=torch.long), labels=torch.ones(1, 4, dtype=torch.long)).loss.backward()
+    stepping.step()
+    moments = [t for state in stepping.state.values() for t in state.values() if torch.is_tensor(t) and t.dim()]
+    held = sum(t.numel() * t.element_size() for p in model.parameters() for t in (p, p.grad))
+    kept = held + sum(t.numel() * t.element_size() for t in moments)
+    eight_bits = optimizer == "adamw8bit"
+    said = footprint(model, spec, precision="32-true", eight_bits=eight_bits, adapter=None, checkpointing=False,
+                     pack=1, slices=1)  # fmt: skip
+    # In 8 bits, small tensors keep larger moments, and there are a few tables.
+    assert said.states == pytest.approx(kept, rel=0.6 if eight_bits else 1e-12)
+
+
+def test_what_docs_memory_says_of_llama_2_7b():
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        spec = build(compose("train", overrides=["model=llama2-7b"]).model)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**spec.architecture))
+
+    def states(adapter=None, eight_bits=False, slices=1):
+        how = dict(precision="bf16-mixed", checkpointing=False, pack=4096)
+        return footprint(model, spec, eight_bits=eight_bits, adapter=adapter, slices=slices, **how).states / 1e9
+
+    assert [round(size, 1) for size in (
+        states(), states(eight_bits=True), states(Adapter()), states(Adapter(quantization="nf4")),
+    )] == [107.8, 67.6, 14.1, 4.5]  # fmt: skip
+    assert states(slices=8) == pytest.approx(states() / 8)
+    whole = footprint(model, spec, precision="bf16-mixed", eight_bits=False, adapter=None, checkpointing=False,
+                      pack=4096, slices=1)  # fmt: skip
+    less = footprint(model, spec, precision="bf16-mixed", eight_bits=False, adapter=None, checkpointing=True,
+                     pack=4096, slices=1)  # fmt: skip
+    # 32 layers, 4,096 tokens, 2 bytes: 8 x 4,096 + 4 x 11,008 values of a token, or its hidden state alone.
+    assert whole.activations == 32 * 4096 * 2 * (8 * 4096 + 4 * 11008)
+    assert less.activations == 4096 * 2 * (32 * 4096 + 8 * 4096 + 4 * 11008)

@@ -1,0 +1,36 @@
+"""The ledger's sums, by hand."""
+
+import pytest
+
+from lpsel.commands.ledger import describe_ledger, ledger
+
+SCORING = {"tokens": 300, "flops": 2e12, "device_seconds": 4.0, "seconds": 4.0}
+TRAINING = {"tokens": 100, "flops": 1e12, "device_seconds": 10.0}
+EVERYTHING = {"tokens": 1000, "flops": 10e12}
+
+
+def test_choosing_and_training_add_up_beside_training_on_everything():
+    figures = ledger(SCORING, TRAINING, EVERYTHING)
+    assert figures["total"] == {"tokens": 400, "flops": 3e12, "device_seconds": 14.0}
+    assert figures["everything"] == {"tokens": 1000, "flops": 10e12, "device_seconds": 100.0}
+    assert figures["saved"] == {"flops": 7e12, "share": pytest.approx(0.7)}
+    assert figures["break_even_pct"] == pytest.approx(80)
+    assert describe_ledger(figures) == (
+        "Cost: 2e+12 FLOPs to choose, 1e+12 to train: 70% less than training on everything (1e+13); choosing "
+        "pays below 80 % of the data"
+    )
+
+
+def test_a_rule_without_scores_costs_nothing_and_pays_up_to_all_rows():
+    figures = ledger(None, TRAINING, EVERYTHING)
+    assert figures["selection"] == {"tokens": 0, "flops": 0, "device_seconds": 0}
+    assert figures["break_even_pct"] == 100
+
+
+def test_a_scorer_dearer_than_the_target_never_pays():
+    figures = ledger(SCORING | {"flops": 12e12}, TRAINING, EVERYTHING)
+    assert figures["break_even_pct"] == 0
+    assert figures["saved"]["share"] == pytest.approx(-0.3)
+    assert describe_ledger(figures).endswith(
+        "30% more than training on everything (1e+13); choosing alone costs as much"
+    )

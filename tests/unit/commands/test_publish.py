@@ -1,0 +1,135 @@
+"""`lpsel publish`: a subset as a data set folder with a card, and its upload to a Hub."""
+
+import json
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from lpsel.commands.job import run
+from lpsel.commands.publish import main, publish
+from lpsel.errors import UserError
+
+
+@pytest.fixture
+def selected(tmp_path):
+    """Four of eight rows, one of which has no answer."""
+    rows = [{"instruction": f"Q{n}", "input": "", "output": "" if n == 7 else "A"} for n in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = ["ppl_0,ppl_1", *(f"10,{n + 1}" for n in range(7)), ","]
+    (tmp_path / "scores.csv").write_text("\n".join(lines) + "\n")
+    given = ["dataset=local", f"dataset.path={tmp_path}/rows.jsonl", f"scores={tmp_path}/scores.csv", "tracker=none"]
+    run("select", [*given, "cluster=none", "pct=50"], tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_the_folder_loads_as_a_data_set_and_its_card_says_what_it_is(selected, tmp_path, capsys):
+    from datasets import load_dataset
+    from huggingface_hub import DatasetCard
+
+    main([str(selected), "--licence", "cc-by-4.0"])
+    folder = selected / "dataset"
+    assert capsys.readouterr().out == f"{folder}\n"
+    rows = load_dataset(str(folder), split="train")
+    assert rows["instruction"] == ["Q3", "Q4", "Q5", "Q6"]  # LP_app is .6, .5, .4, .3: the lowest
+    card = DatasetCard.load(folder / "README.md")
+    assert (card.data.license, card.data.size_categories) == ("cc-by-4.0", ["n<1K"])
+    assert "# rows, 50 % by lp_app\n\n4 of the 8 rows of rows" in card.text
+    assert "- left out, no supervised token: 1" in card.text
+    assert "scores: selected 0.3 to 0.6, mean 0.45; all 0.3 to 0.9, mean 0.6" in card.text
+    assert (folder / "selection.parquet").read_bytes() == (selected / "selection.parquet").read_bytes()
+
+
+def test_the_licence_of_a_known_data_set_is_known(selected, tmp_path):
+    result = json.loads((selected / "result.json").read_text())
+    result["dataset"]["licence"] = "cc-by-sa-3.0"
+    (selected / "result.json").write_text(json.dumps(result))
+    assert "license: cc-by-sa-3.0\n" in (publish(selected, tmp_path / "out") / "README.md").read_text()
+
+
+def test_mistakes_are_one_line(selected, tmp_path):
+    with pytest.raises(UserError, match=r"dataset rows: its licence is not known; give --licence ID\."):
+        publish(selected)
+    with pytest.raises(UserError, match=r"nowhere: not a finished run of select or train \(result.json"):
+        publish(tmp_path / "nowhere", licence="mit")
+    (selected / "subset.jsonl").unlink()
+    with pytest.raises(UserError, match=r"subset.jsonl: is not there any more; select again\."):
+        publish(selected, licence="mit")
+    assert not (selected / "dataset").exists()
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The part of the Hub's interface that an upload of small files uses; keeps what it is sent."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.asked.append((self.path, self.headers["Authorization"], body))
+        if self.headers["Authorization"] != "Bearer hf_right":
+            return self.answer(401, {"error": "Invalid username or password."})
+        if self.path == "/api/repos/create":
+            return self.answer(200, {"url": f"http://{self.headers['Host']}/datasets/ann/half"})
+        if self.path == "/api/validate-yaml":
+            return self.answer(200, {"errors": [], "warnings": []})
+        if "/preupload/" in self.path:
+            files = [{"path": f["path"], "uploadMode": "regular"} for f in json.loads(body)["files"]]
+            return self.answer(200, {"files": [{**f, "shouldIgnore": False} for f in files]})
+        return self.answer(
+            200,
+            {
+                "commitUrl": f"http://{self.headers['Host']}/datasets/ann/half/commit/1",
+                "commitOid": "1" * 40,
+                "success": True,
+            },
+        )
+
+    def do_GET(self):
+        self.answer(200, {"id": "ann/half", "sha": "0" * 40, "siblings": []})
+
+    def answer(self, status, value):
+        text = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.asked = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+def uploaded(hub, selected, token):
+    """In a process of its own: the Hub's address and token are read when its client is imported."""
+    environment = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_TOKEN": token, "PATH": "/usr/bin:/bin"}
+    code = "from lpsel.cli import console; console()"
+    command = [sys.executable, "-c", code, "publish", str(selected), "--licence", "mit", "--to", "ann/half"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_an_upload_sends_the_folder_to_a_private_data_set(hub, selected):
+    done = uploaded(hub, selected, "hf_right")
+    assert done.stdout.splitlines()[0] == f"http://127.0.0.1:{hub.server_port}/datasets/ann/half", done.stderr
+    made = json.loads(next(body for path, _, body in hub.asked if path == "/api/repos/create"))
+    assert (made["type"], made["visibility"]) == ("dataset", "private")
+    commit = next(body for path, _, body in hub.asked if "/commit/" in path)
+    files = [json.loads(line)["value"].get("path") for line in commit.splitlines()]
+    assert set(files[1:]) == {"README.md", "data/train.jsonl", "selection.parquet"}
+
+
+def test_a_wrong_token_is_one_line_that_does_not_show_it(hub, selected):
+    done = uploaded(hub, selected, "hf_wrong")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("lpsel publish: --to ann/half: the Hub says: ")
+    assert "hf_wrong" not in done.stderr + done.stdout

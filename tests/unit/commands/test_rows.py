@@ -1,0 +1,126 @@
+"""`lpsel rows`: rankings worked out by hand, texts that try to run in the terminal, real scores."""
+
+import json
+import re
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lpsel.commands.rows import main
+from lpsel.data.dataset import DatasetSpec, Source
+from lpsel.errors import UserError
+
+EVIL = "\x1b[2J\x1b]0;owned\x07[red]Clear the screen.[/red]\r\u202e"
+
+
+def head(line):
+    return re.split(r"\s{2,}", line.strip())
+
+
+@pytest.fixture
+def scores(tmp_path):
+    """Four rows with LP_app .1, .8, .5 and, with no supervised token, none; NLL after training falls with it."""
+    table = pa.table(
+        {"ppl_0": [10.0, 10.0, 10.0, None], "ppl_1": [9.0, 2.0, 5.0, None], "ppl_2": [8.0, 1.5, 1.5, None]}
+    )
+    pq.write_table(table, tmp_path / "scores.parquet")
+    return tmp_path / "scores.parquet"
+
+
+def ranking(capsys, *arguments):
+    main(list(map(str, arguments)))
+    return [head(line)[0] for line in capsys.readouterr().out.splitlines() if line.startswith("row ")]
+
+
+def test_hard_rows_have_a_low_learning_percentage_or_a_high_loss(scores, capsys):
+    assert ranking(capsys, scores) == ["row 0", "row 2", "row 1"]
+    assert ranking(capsys, scores, "--hardest", 1, "--easiest", 1) == ["row 0", "row 1"]
+    assert ranking(capsys, scores, "--easiest", 2) == ["row 1", "row 2"]
+    # LP: (10 - 9) / (10 - 8) = .5; (10 - 2) / 8.5 = .94; (10 - 5) / 8.5 = .59
+    assert ranking(capsys, scores, "--by", "lp") == ["row 0", "row 2", "row 1"]
+    assert ranking(capsys, scores, "--by", "nll_1") == ["row 0", "row 2", "row 1"]
+    assert ranking(capsys, scores, "--by", "nll_0", "--hardest", 2) == ["row 0", "row 1"]  # ties by row number
+
+
+def test_numbers_stand_beside_the_rows_and_missing_texts_are_explained(scores, capsys):
+    main([str(scores), "--hardest", "1"])
+    title, row, why = capsys.readouterr().out.splitlines()
+    assert title == "The 1 hardest of 3 rows by lp_app"
+    assert head(row) == ["row 0", "lp_app 0.1", "NLL 2.303 → 2.197 → 2.079"]  # ln 10, ln 9, ln 8
+    assert why == "Texts: these scores do not say which data set they are of; name it with --dataset FILE."
+
+
+def test_texts_cannot_run_in_the_terminal(scores, tmp_path, capsys, on_a_terminal):
+    rows = [{"instruction": EVIL, "input": "[link=x]", "output": "a\nb"}] + [{"instruction": "x", "output": "y"}] * 3
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    main([str(scores), "--hardest", "1", "--dataset", str(data)])
+    told = capsys.readouterr().out
+    assert all(character.isprintable() or character == "\n" for character in told)
+    assert [head(line) for line in told.splitlines()[2:]] == [
+        ["user", r"\x1b[2J\x1b]0;owned\x07[red]Clear the screen.[/red]\r\u202e"],
+        ["input", "[link=x]"],
+        ["assistant", r"a\nb"],
+    ]
+    arguments = ["-m", "lpsel", "rows", str(scores), "--hardest", "1", "--dataset", str(data)]
+    drawn = on_a_terminal(*arguments, NO_COLOR="1").decode()
+    assert "[red]Clear the screen.[/red]" in drawn
+    assert set(re.findall(r"\x1b.[^m]*m?", drawn)) <= {"\x1b[0m", "\x1b[1m", "\x1b[3m"}, "rich's own, and no colour"
+
+
+def test_real_scores_know_their_data_set(few_runs, capsys):
+    folder = few_runs / "train" / "toy-llama-low"
+    result = json.loads((folder / "result.json").read_text())
+    main([str(folder), "--hardest", "2"])
+    of_run = capsys.readouterr().out
+    main([str(Path(result["scores"]).parent), "--hardest", "2"])
+    assert capsys.readouterr().out == of_run
+    lines = of_run.splitlines()
+    source = list(Source(DatasetSpec("rows", result["dataset"]["path"])))
+    for place in (1, 4):  # a line of numbers, one of the user, one of the assistant
+        index = int(lines[place].split()[1])
+        assert head(lines[place + 1]) == ["user", source[index].raw["instruction"]]
+        assert head(lines[place + 2]) == ["assistant", source[index].raw["output"]]
+
+
+def test_other_data_than_was_scored_is_refused(few_runs, tmp_path, capsys):
+    folder = few_runs / "train" / "toy-llama-low"
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"instruction": "x", "output": "y"}\n' * 24)
+    with pytest.raises(UserError, match=r"--dataset .*other.jsonl: row \d+ is not the one that was scored"):
+        main([str(folder), "--hardest", "2", "--dataset", str(other)])
+
+
+def test_released_scores_with_the_released_data(shared_data, capsys):
+    arguments = [str(shared_data / "perplexities_dolly.npz"), "--key", "opt-350m", "--hardest", "2"]
+    main([*arguments, "--dataset", str(shared_data / "dolly.jsonl.xz")])
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"The 2 hardest of [\d,]+ rows by lp_app", lines[0])
+    assert sum(line.startswith("row ") for line in lines) == 2
+    assert sum(line.strip().startswith("user ") for line in lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["SCORES", "--by", "lp_ap"],
+            "--by lp_ap: these scores have lp, lp_app, nll_0, nll_1, nll_2; name one of them.",
+        ),
+        (["SCORES", "--hardest", "-3"], "argument --hardest: -3: must be a number of rows"),
+        (["SCORES", "--easiest", "few"], "argument --easiest: few: must be a number of rows"),
+        (["nowhere.parquet"], "nowhere.parquet: no such file"),
+        (["SCORES", "--dataset", "nowhere.jsonl"], "--dataset nowhere.jsonl: no such file"),
+    ],
+)
+def test_mistakes_end_in_one_line(scores, arguments, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        main([str(scores) if argument == "SCORES" else argument for argument in arguments])
+
+
+def test_a_run_that_is_not_finished_has_no_scores_yet(tmp_path):
+    (tmp_path / "asked.json").write_text("{}")
+    with pytest.raises(UserError, match=f"{tmp_path}: this run is not finished; give its command again"):
+        main([str(tmp_path)])

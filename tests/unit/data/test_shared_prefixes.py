@@ -1,0 +1,82 @@
+"""Shared beginnings: found where they save something, and never past a row's first label."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lpsel.data.packing import collate
+from lpsel.data.shared_prefixes import SHORTEST, find_prefixes
+from lpsel.data.tokens import Batch
+
+
+class Rows:
+    """Rows as Tokens has them: (token ids, first supervised position)."""
+
+    def __init__(self, rows):
+        self.rows = rows
+        self.lengths = np.array([len(ids) for ids, _ in rows], dtype=np.int32)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def batches(self):
+        for part in (self.rows[:3], self.rows[3:]):
+            spans = [[first, len(ids)] for ids, first in part]
+            yield Batch(
+                np.array([token for ids, _ in part for token in ids], dtype=np.int32),
+                np.cumsum([0, *(len(ids) for ids, _ in part)]),
+                np.array([end for span in spans for end in span], dtype=np.int32),
+                np.cumsum([0, *(len(span) for span in spans)]),
+            )
+
+    def input_ids(self, i):
+        return np.array(self.rows[i][0], dtype=np.int32)
+
+    def supervised(self, i):
+        ids, first = self.rows[i]
+        return np.arange(len(ids)) >= first
+
+
+def test_two_preambles_are_told_apart_and_the_instructions_behind_them_are_not():
+    with_input, without = [1, 2, 3, *range(10, 20)], [1, 2, 3, *range(30, 50)]
+    rows = Rows([([*(with_input if i % 2 else without), 90 + i, 80, 81, 82], 25 - 10 * (i % 2)) for i in range(10)])
+    found = find_prefixes(rows)
+    assert [ids.tolist() for ids in found.ids] == [[], with_input, without]
+    assert found.group_N.tolist() == [2, 1] * 5
+    assert found.length_N.tolist() == [23, 13] * 5
+
+
+def test_a_beginning_ends_where_a_rows_first_label_does():
+    beginning = list(range(12))
+    rows = Rows([([*beginning, 70 + i, 80], 12) for i in range(8)] + [([*beginning, 99], 5)])
+    assert find_prefixes(rows).length_N.tolist() == [12] * 8 + [0]
+
+
+def test_rows_that_begin_differently_share_nothing():
+    assert find_prefixes(Rows([([i] * 20, 10) for i in range(9)])).length_N.tolist() == [0] * 9
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 30), st.integers(1, 9)), min_size=1, max_size=40))
+def test_every_row_is_in_its_pack_whole_and_once(drawn):
+    beginnings = [[], list(range(SHORTEST)), list(range(100, 120))]
+    rows = Rows([([*beginnings[b], *([7 + i] * own), *([3] * said)], 1) for i, (b, own, said) in enumerate(drawn)])
+    rows.rows = [(ids, max(1, len(ids) - said)) for (ids, _), (_, _, said) in zip(rows.rows, drawn, strict=True)]
+    found = find_prefixes(rows)
+    batch = collate(rows, np.arange(len(rows)), found, varlen=True, round_to=600)
+    for i, segment in enumerate(batch.rows):
+        seen = [*range(segment.prefix_start, segment.prefix_stop), *range(segment.start, segment.stop)]
+        assert batch.input_ids_T[seen].tolist() == rows.rows[i][0]
+        assert batch.positions_T[seen].tolist() == list(range(rows.lengths[i]))
+        assert batch.labels_N[batch.row_N == i].tolist() == rows.rows[i][0][rows.rows[i][1] :]
+    assert batch.supervised_B.tolist() == [len(ids) - first for ids, first in rows.rows]
+    assert (batch.positions_T[batch.predicts_N] >= 0).all()
+    assert batch.tokens == rows.lengths.sum()
+    assert len(batch.input_ids_T) % 600 == 0
+    varlen = batch.varlen
+    ends = zip(varlen.key_ends_S1[:-1].tolist(), varlen.key_ends_S1[1:].tolist(), strict=True)
+    keys = [varlen.seen_K[start:stop].tolist() for start, stop in ends]
+    for i, segment in enumerate(batch.rows):
+        assert keys[len(batch.shared) + i] == [
+            *range(segment.prefix_start, segment.prefix_stop),
+            *range(segment.start, segment.stop),
+        ]

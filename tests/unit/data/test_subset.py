@@ -1,0 +1,106 @@
+"""Chosen rows as the source has them, and content ids by column."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lpsel.data.dataset import DatasetSpec, Source
+from lpsel.data.subset import write_subset
+
+COLUMNS = {
+    "instruction": ["Add 2 and 3.\nPlease.", "", None, 'Say "ü\u2028\\"', "Last"],
+    "context": [None, "x", "", "y", "z"],
+    "response": ["5", "b", "c", None, "e"],
+    "score": pa.array([1, 2, 3, 4, 5], pa.int16()),
+}
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    pq.write_table(pa.table(COLUMNS), tmp_path / "rows.parquet", row_group_size=2)
+    return tmp_path / "rows.parquet"
+
+
+@pytest.fixture
+def lines(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, pa.table(COLUMNS).to_pylist())))
+    return path
+
+
+@pytest.mark.parametrize(("skip", "limit"), [(0, None), (1, 3), (3, None), (0, 2)])
+def test_ids_of_a_parquet_file_are_those_of_its_rows(parquet, lines, skip, limit):
+    by_column, by_row = (
+        Source(DatasetSpec("rows", path=str(path), skip=skip, limit=limit)) for path in (parquet, lines)
+    )
+    assert by_column.ids.to_pylist() == by_row.ids.to_pylist() == [row.example.content_id() for row in by_column]
+    assert by_column.fingerprint == by_row.fingerprint
+    assert len(by_column) == len(by_row.ids)
+
+
+@given(st.lists(st.tuples(st.text(), st.text(), st.none() | st.text()), min_size=1, max_size=5))
+def test_ids_by_column_are_those_by_row_whatever_the_text(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("rows") / "rows.parquet"
+    asked, answered, extra = zip(*rows, strict=True)
+    schema = pa.schema([(name, pa.string()) for name in ("q", "a", "i")])
+    pq.write_table(pa.table({"q": asked, "a": answered, "i": extra}, schema=schema), path)
+    source = Source(DatasetSpec("rows", path=str(path), columns={"instruction": "q", "output": "a", "input": "i"}))
+    assert source.ids.to_pylist() == [row.example.content_id() for row in source]
+
+
+def test_ids_of_parquet_columns_that_are_no_texts_are_made_row_by_row(tmp_path):
+    turns = [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]]
+    pq.write_table(pa.table({"messages": turns}), tmp_path / "chat.parquet")
+    pq.write_table(pa.table({"prompt": ["Hi"], "completion": ["Ho"]}), tmp_path / "pairs.parquet")
+    pq.write_table(pa.table({"prompt": [turns[0][:1]], "completion": [turns[0][1:]]}), tmp_path / "both.parquet")
+    ids = [Source(DatasetSpec("x", path=str(tmp_path / f"{n}.parquet"))).ids for n in ("chat", "pairs", "both")]
+    assert ids[0] == ids[1] == ids[2]
+
+
+@pytest.mark.parametrize(("skip", "limit"), [(0, None), (1, 3)])
+def test_a_parquet_source_gives_a_parquet_subset_with_its_own_types(parquet, tmp_path, skip, limit):
+    source = Source(DatasetSpec("rows", path=str(parquet), skip=skip, limit=limit))
+    selected = np.arange(len(source)) % 2 == 0
+    path, seen = write_subset(source, selected, tmp_path, wanted=[1, 2])
+    assert path == tmp_path / "subset.parquet"
+    every = pa.table(COLUMNS)
+    assert pq.read_table(path).equals(every.slice(skip, limit).filter(pa.array(selected)))
+    assert {row: example.instruction() for row, example in seen.rows.items()} == {
+        row: COLUMNS["instruction"][skip + row] or "" for row in (1, 2)
+    }
+
+
+def test_any_other_source_gives_lines(lines, tmp_path):
+    source = Source(DatasetSpec("rows", path=str(lines)))
+    path, seen = write_subset(source, np.array([False, True, False, True, False]), tmp_path, wanted=[4])
+    assert path == tmp_path / "subset.jsonl"
+    rows = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [json.loads(line) for line in path.read_bytes().splitlines()] == [rows[1], rows[3]]
+    assert seen.rows.keys() == {4}
+    assert seen.rows[4].instruction() == "Last"
+
+
+@pytest.mark.parametrize("form", ["parquet", "lines"])
+def test_lengths_of_all_rows_and_of_the_chosen_are_seen_on_the_way(form, tmp_path, request):
+    source = Source(DatasetSpec("rows", path=str(request.getfixturevalue(form)), skip=1))
+    _, seen = write_subset(source, np.array([False, False, True, True]), tmp_path, wanted=[])
+    # Prompts "x", "", 'Say "\u00fc\u2028\\"' + "y" and "Last" + "z": 1, 0, 10, 5 characters; responses 1, 1, 0, 1.
+    assert (seen.all, seen.selected) == ((16, 3), (15, 1))
+    means = seen.mean_characters(2, 4)
+    assert means == {"prompt": {"selected": 7.5, "all": 4.0}, "response": {"selected": 0.5, "all": 0.75}}
+
+
+def test_lengths_of_conversations_are_of_either_side(tmp_path):
+    turns = [("system", "Be kind."), ("user", "Hi"), ("assistant", "Ho"), ("user", "And?"), ("assistant", "So.")]
+    pq.write_table(
+        pa.table({"messages": [[{"role": role, "content": text} for role, text in turns]]}), tmp_path / "chat.parquet"
+    )
+    _, seen = write_subset(
+        Source(DatasetSpec("chat", path=str(tmp_path / "chat.parquet"))), np.array([True]), tmp_path, []
+    )
+    assert seen.selected == seen.all == (8 + 2 + 4, 2 + 3)

@@ -1,0 +1,286 @@
+import copy
+import dataclasses
+import io
+import json
+import math
+import shutil
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from lpsel.config import build
+from lpsel.data.dataset import DatasetSpec, Example, Source, Turn
+from lpsel.data.templates import render
+from lpsel.data.tokens import tokenize
+from lpsel.errors import UserError
+from lpsel.evaluation import held_out as reference
+from lpsel.evaluation.comparison import METRICS
+from lpsel.evaluation.evaluator import Candidates, Place
+from lpsel.evaluation.held_out import ReferenceEvaluator, file_names, reference_of
+from lpsel.evaluation.likelihood import reference_nll, response_bytes
+from lpsel.evaluation.tables import reference_table
+from lpsel.model.loss import PerSampleLoss
+from lpsel.model.spec import ModelSpec
+
+CONF = Path(__file__).resolve().parents[3] / "conf"
+ROWS = [
+    {"instruction": "Add 1 and 2", "input": "", "output": "3"},
+    {"instruction": "Say ü", "input": "", "output": "ü, as in über"},
+    {"instruction": "Nothing", "input": "please", "output": ""},
+    {"instruction": "Count", "input": "", "output": "one two three four five six"},
+]
+HELD_OUT = DatasetSpec(name="rows", path="rows.jsonl")
+SMALL = ReferenceEvaluator(HELD_OUT, max_new_tokens=8, batch_tokens=200, resamples=200)
+
+
+def source_of(folder, rows):
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Source(DatasetSpec(name="rows", path=str(file)))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, random_models, byte_tokenizer):
+    """Architecture -> spec of a saved model; `plain`, so that prompts fit into 64 tokens."""
+    specs = {}
+    for kind in ("llama", "gpt2"):
+        folder = tmp_path_factory.mktemp(kind)
+        random_models[kind].save_pretrained(folder)
+        byte_tokenizer.save_pretrained(folder)
+        specs[kind] = ModelSpec(name=kind, path=str(folder), template="plain", max_length=48)
+    return specs
+
+
+def evaluated(evaluator, specs, rows, folder):
+    evaluator = dataclasses.replace(evaluator, dataset=source_of(folder, rows).spec)
+    place = Place(folder, folder / "cache", "cpu", "32-true")
+    return evaluator.evaluate(Candidates(tuple(specs)), place)
+
+
+@pytest.fixture(scope="module")
+def two_models(saved, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluation")
+    return evaluated(SMALL, [saved["llama"], saved["gpt2"]], ROWS, folder), folder
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "gemma3"])
+def test_the_nll_of_every_reference_is_transformers_own(random_models, byte_tokenizer, tmp_path, kind):
+    model = random_models[kind]
+    tokens = tokenize(source_of(tmp_path, ROWS), byte_tokenizer, "plain", 32, tmp_path / "cache")
+    loss = PerSampleLoss(model)
+    nll = reference_nll(loss, tokens, 70, "References")
+    loss.release()
+    for i in range(len(ROWS)):
+        ids = torch.from_numpy(tokens.input_ids(i).astype(np.int64))
+        labels = ids.masked_fill(~torch.from_numpy(tokens.supervised(i).copy()), -100)
+        with torch.no_grad():
+            mean = model(ids[None], labels=labels[None]).loss
+        assert nll[i] / tokens.response_tokens[i] == pytest.approx(float(mean), rel=1e-5)
+
+
+def test_bytes_are_those_of_the_response_whatever_surrounds_it(byte_tokenizer, tmp_path):
+    source = source_of(tmp_path, ROWS)
+    examples = [row.example for row in source]
+    whole = tokenize(source, byte_tokenizer, "plain", 60, tmp_path / "cache")
+    assert [response_bytes(e, whole, i, byte_tokenizer) for i, e in enumerate(examples)] == [1, 15, 0, 27]
+    # BOS, "Count", then 14 of the response's bytes; a row cut before its response has none
+    cut = tokenize(source, byte_tokenizer, "plain", 20, tmp_path / "cache")
+    assert [response_bytes(e, cut, i, byte_tokenizer) for i, e in enumerate(examples)][3] == 14
+    short = tokenize(source, byte_tokenizer, "plain", 4, tmp_path / "cache")
+    assert short.response_tokens[3] == 0
+    assert response_bytes(examples[3], short, 3, byte_tokenizer) == 0
+
+
+def test_figures_are_those_of_the_rows(two_models, saved, random_models, byte_tokenizer):
+    result, folder = two_models
+    assert [model["name"] for model in result["models"]] == ["llama", "gpt2"]
+    assert result["n"] == 4
+    assert result["baseline"] == "llama"
+    for model in result["models"]:
+        rows = [json.loads(line) for line in (folder / model["generations"]).read_text().splitlines()]
+        assert [row["reference"] for row in rows] == [row["output"] for row in ROWS]
+        assert rows[2]["prompt"] == render(Example((Turn("user", "Nothing\n\nplease"),)), "plain", byte_tokenizer).text
+        nats, tokens = sum(row["nll"] * row["tokens"] for row in rows), sum(row["tokens"] for row in rows)
+        metrics = {name: figure["value"] for name, figure in model["metrics"].items()}
+        assert metrics["nll"] == pytest.approx(nats / tokens)
+        assert metrics["perplexity"] == pytest.approx(math.exp(nats / tokens))
+        assert metrics["bits_per_byte"] == pytest.approx(nats / math.log(2) / (1 + 15 + 0 + 27))
+        assert metrics["exact_match"] == sum(row["exact_match"] for row in rows) / 4
+        assert metrics["rouge_l"] == pytest.approx(sum(row["rouge_l"] for row in rows) / 4)
+        assert model["supervised_tokens"] == tokens == 1 + 15 + 0 + 27 + 4  # bytes, and an EOS for every row
+        assert model["generated_tokens"] == sum(row["output_tokens"] for row in rows)
+        assert model["answers_cut"] == sum(not row["stopped"] for row in rows)
+
+
+def test_the_first_model_is_the_baseline_of_paired_differences(two_models):
+    first, second = two_models[0]["models"]
+    assert first["difference"] is None
+    assert set(second["difference"]) == set(METRICS)
+    for metric, difference in second["difference"].items():
+        assert difference["value"] == pytest.approx(
+            second["metrics"][metric]["value"] - first["metrics"][metric]["value"]
+        )
+        assert difference["low"] <= difference["high"]
+
+
+def test_a_second_evaluation_gives_the_same(two_models, saved, tmp_path):
+    again = evaluated(SMALL, [saved["llama"], saved["gpt2"]], ROWS, tmp_path)
+    for then, now in zip(two_models[0]["models"], again["models"], strict=True):
+        assert then["metrics"] == now["metrics"]
+        assert then["difference"] == now["difference"]
+        assert (two_models[1] / then["generations"]).read_bytes() == (tmp_path / now["generations"]).read_bytes()
+
+
+def test_a_model_that_copies_the_reference_has_full_marks(saved, tmp_path):
+    # the rows' references are what the model itself says
+    evaluated(SMALL, [saved["llama"]], ROWS, tmp_path)
+    said = [json.loads(line)["output"] for line in (tmp_path / "generations/llama.jsonl").read_text().splitlines()]
+    rows = [{**row, "output": output} for row, output in zip(ROWS, said, strict=True)]
+    metrics = evaluated(SMALL, [saved["llama"]], rows, tmp_path)["models"][0]["metrics"]
+    for metric in ("exact_match", "rouge_l"):
+        assert metrics[metric] == {"value": 1.0, "low": 1.0, "high": 1.0}
+
+
+def test_one_row_has_figures_without_intervals_and_names_stay_apart(saved, tmp_path):
+    spec = dataclasses.replace(saved["llama"], name="llama, lp_app, 10 % [b]")
+    twins = [spec, spec]
+    result = evaluated(SMALL, twins, ROWS[:1], tmp_path)
+    assert [model["name"] for model in result["models"]] == [spec.name, f"{spec.name}-2"]
+    nll = result["models"][1]["metrics"]["nll"]
+    assert nll["value"] > 0
+    assert nll["low"] is None
+    assert nll["high"] is None
+    assert result["models"][1]["difference"]["nll"]["value"] == 0
+    files = ["generations/llama-lp_app-10-b.jsonl", "generations/llama-lp_app-10-b-2.jsonl"]
+    assert [model["generations"] for model in result["models"]] == files
+    assert all((tmp_path / file).is_file() for file in files)
+    assert "[b]" in shown(result)
+
+
+def test_a_row_without_supervised_tokens_counts_for_answers_only(saved, tmp_path):
+    rows = [*ROWS, {"instruction": "x" * 60, "input": "", "output": "cut off"}]
+    (model,) = evaluated(SMALL, [saved["llama"]], rows, tmp_path)["models"]
+    assert (model["rows"], model["rows_without_supervised_tokens"], model["rows_truncated"]) == (5, 1, 1)
+    assert model["prompts_cut"] == 1  # 61 tokens do not fit before 8 more in a context of 64
+    last = json.loads((tmp_path / model["generations"]).read_text().splitlines()[-1])
+    assert last["nll"] is None
+    assert last["tokens"] == 0
+
+
+def test_a_model_that_gives_nan_has_no_nll_and_says_so(saved, random_models, byte_tokenizer, tmp_path, caplog):
+    broken = copy.deepcopy(random_models["llama"])
+    first_byte_of_umlaut = byte_tokenizer("ü", add_special_tokens=False)["input_ids"][0]
+    broken.get_input_embeddings().weight.data[first_byte_of_umlaut] = math.nan
+    broken.save_pretrained(tmp_path / "broken")
+    byte_tokenizer.save_pretrained(tmp_path / "broken")
+    spec = ModelSpec(name="broken", path=str(tmp_path / "broken"), template="plain", max_length=48)
+    result = evaluated(SMALL, [saved["llama"], spec], ROWS, tmp_path)
+    json.dumps(result, allow_nan=False)
+    assert result["models"][1]["metrics"]["nll"] == {"value": None, "low": None, "high": None}
+    assert result["models"][1]["difference"]["bits_per_byte"]["value"] is None
+    assert result["models"][1]["rows_not_finite"] == 1
+    assert result["models"][0]["metrics"]["nll"]["value"] > 0
+    assert "the NLL of 1 rows is not finite" in caplog.text
+
+
+def test_mistakes_are_said_before_a_model_is_loaded(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr("lpsel.evaluation.held_out.load_model", lambda *_: pytest.fail("loaded a model"))
+    with pytest.raises(UserError, match="no rows"):
+        evaluated(SMALL, [saved["llama"]], [], tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        evaluated(SMALL, [saved["llama"], ModelSpec(name="x", path=str(tmp_path / "none"))], ROWS, tmp_path)
+    with pytest.raises(UserError, match=r"evaluator.max_new_tokens=64: .* 64 tokens of context"):
+        evaluated(ReferenceEvaluator(HELD_OUT, max_new_tokens=64), [saved["gpt2"]], ROWS, tmp_path)
+
+
+def test_a_template_that_does_not_fit_is_said_before_the_first_model_is_loaded(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr("lpsel.evaluation.held_out.load_model", lambda *_: pytest.fail("loaded a model"))
+    chat = dataclasses.replace(saved["gpt2"], template="chat")
+    with pytest.raises(UserError, match="no chat template"):
+        evaluated(SMALL, [saved["llama"], chat], ROWS, tmp_path)
+
+
+def test_a_model_is_freed_before_the_next_is_loaded(saved, tmp_path, monkeypatch):
+    load, loaded = reference.load_model, []
+
+    def load_alone(*arguments):
+        assert all(model() is None for model in loaded)
+        model = load(*arguments)
+        loaded.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(reference, "load_model", load_alone)
+    evaluated(SMALL, [saved["llama"], saved["gpt2"]], ROWS, tmp_path)
+    assert len(loaded) == 2
+
+
+def test_nll_is_not_compared_between_tokenizers(saved, byte_tokenizer, tmp_path):
+    other = copy.deepcopy(byte_tokenizer)
+    other.add_tokens(["one two"])
+    shutil.copytree(saved["llama"].path, tmp_path / "other")
+    other.save_pretrained(tmp_path / "other")
+    rows = ROWS[:2]  # without the new token, which the model has no weights for
+    spec = dataclasses.replace(saved["llama"], name="other", path=str(tmp_path / "other"))
+    result = evaluated(SMALL, [saved["llama"], spec], rows, tmp_path)
+    difference = result["models"][1]["difference"]
+    assert difference["nll"] == {"value": None, "low": None, "high": None}
+    assert difference["bits_per_byte"]["value"] == 0
+    assert shown(result).count("Tokenizers differ: compare bits/byte") == 1
+
+
+def test_the_configuration_gives_the_defaults():
+    dataset = {"_target_": "lpsel.data.dataset.DatasetSpec", "name": "rows", "path": "rows.jsonl"}
+    evaluator = OmegaConf.load(CONF / "evaluator" / "reference.yaml")
+    node = OmegaConf.create({"seed": 42, "dataset": dataset, "evaluator": evaluator})
+    assert build(node.evaluator) == ReferenceEvaluator(HELD_OUT)
+
+
+@pytest.mark.parametrize("name", ["max_new_tokens", "batch_tokens", "resamples"])
+def test_settings_below_one_are_refused(name):
+    with pytest.raises(UserError, match=f"evaluator.{name}=0: must be a whole number, at least 1"):
+        ReferenceEvaluator(HELD_OUT, **{name: 0})
+
+
+def test_the_reference_is_the_last_turn_of_the_assistant():
+    turns = (Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"), Turn("assistant", "d"))
+    assert reference_of(Example(turns)) == "d"
+    assert reference_of(Example(turns[:3])) == "b"
+    assert reference_of(Example(turns[:1])) == ""
+
+
+def test_file_names_are_safe_and_differ():
+    names = ["a/b", "a b", "A-B", "../..", "", "x" * 300]
+    assert file_names(names) == ["a-b", "a-b-2", "A-B-3", "model", "model-2", "x" * 100]
+
+
+def shown(result):
+    console = Console(width=140, file=io.StringIO(), record=True)
+    console.print(reference_table(result))
+    return console.export_text()
+
+
+def test_the_table_shows_every_figure_with_its_interval(two_models):
+    text = shown(two_models[0])
+    nll = two_models[0]["models"][0]["metrics"]["nll"]
+    for expected in ("llama", "gpt2", f"{nll['value']:.3f}", f"[{nll['low']:.3f}, {nll['high']:.3f}]", "bits/byte"):
+        assert expected in text
+    assert "Tokenizers differ" not in text
+
+
+def test_the_table_marks_clear_differences_and_shows_a_dash_for_what_is_undefined(two_models):
+    result = copy.deepcopy(two_models[0])
+    first, second = result["models"]
+    first["metrics"]["nll"] = {"value": None, "low": None, "high": None}
+    second["metrics"]["rouge_l"] = {"value": 0.5, "low": 0.4, "high": 0.6}
+    second["difference"]["rouge_l"] = {"value": 0.1, "low": 0.01, "high": 0.2}
+    second["metrics"]["exact_match"] = {"value": 0.25, "low": None, "high": None}
+    text = shown(result)
+    assert "50.0*" in text
+    assert "[40.0, 60.0]" in text
+    assert "25.0 " in text
+    assert " - " in text

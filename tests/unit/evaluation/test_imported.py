@@ -1,0 +1,260 @@
+import gzip
+import json
+import math
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lpsel.errors import UserError
+from lpsel.evaluation.head_to_head import figures
+from lpsel.evaluation.imported import aligned, read_judgements
+from lpsel.evaluation.length_control import length_controlled_win_rate
+
+# What the fit of alpaca_eval 0.6.6 gives for `length_controlled_minimal`; its liblinear stops at a tolerance of 1e-4.
+MINIMAL = (
+    84.709517, 66.343213, 25.773115, 19.549396, 12.290591, 9.713562, 30.695135, 9.953044, 6.341180, 73.533496,
+    39.624065, 6.496353, 80.342858, 50.0, 18.398170, 4.160864, 4.321522, 21.135522, 17.154352, 9.308404, 65.797383,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def alpaca_eval(shared_data):
+    with gzip.open(shared_data / "alpaca_eval_annotations.json.gz") as file:
+        return json.load(file)["entries"]
+
+
+def annotations(entry):
+    """The set as AlpacaEval writes it: answers of the recorded lengths."""
+    return [
+        {
+            "instruction": f"Instruction {i}",
+            "output_1": "b" * baseline,
+            "generator_1": entry["baseline"],
+            "dataset": "helpful_base" if i % 2 else "oasst",
+            "output_2": "m" * model,
+            "generator_2": entry["generator"],
+            "annotator": entry["annotator"],
+            "preference": preference,
+            "raw_completion": None,
+        }
+        for i, (preference, model, baseline) in enumerate(
+            zip(entry["preference"], entry["model_chars"], entry["baseline_chars"], strict=True)
+        )
+    ]
+
+
+@pytest.mark.parametrize("i", range(21))
+def test_published_figures_come_out_to_the_published_digits(alpaca_eval, tmp_path, i):
+    entry = alpaca_eval[i]
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps([{**row} for row in annotations(entry)], indent=4))
+    [judged] = read_judgements(path)
+    assert (judged.model, judged.judge, judged.baseline) == (entry["generator"], entry["annotator"], entry["baseline"])
+    found = figures(
+        judged.preference_NO,
+        model_chars_N=judged.model_chars_N,
+        baseline_chars_N=judged.baseline_chars_N,
+        category_N=judged.category_N,
+        resamples=200,
+    )
+    published = entry["published"]
+    for ours, theirs in (
+        ("win_rate", "win_rate"),
+        ("standard_error", "standard_error"),
+        ("discrete_win_rate", "discrete_win_rate"),
+    ):
+        assert found[ours] == pytest.approx(published[theirs], rel=1e-9), ours
+    assert {k: found[k] for k in ("n", "wins", "losses", "ties")} == {
+        "n": published["n_total"],
+        "wins": published["n_wins"],
+        "losses": published["n_wins_base"],
+        "ties": published["n_draws"],
+    }
+    assert found["n"] + found["failed"] == len(entry["preference"])
+    assert sum(part["n"] for part in found["by_category"].values()) == found["n"]
+    if len(entry["preference"]) == 805 and entry["generator"] in (entry["model"], "example"):
+        # elsewhere the published length is of answers that the file does not have, or of another model
+        assert int(found["model_mean_chars"]) == published["avg_length"]
+    # 1e-4 of the fitted function is up to .07 points of the win rate
+    assert found["length_controlled_win_rate"] == pytest.approx(MINIMAL[i], abs=0.07)
+
+
+def test_all_sets_in_one_compressed_file_are_told_apart(alpaca_eval, tmp_path):
+    of_one_baseline = [entry for entry in alpaca_eval if entry["baseline"] == "text_davinci_003"]
+    path = tmp_path / "annotations.json.gz"
+    path.write_bytes(gzip.compress(json.dumps([row for e in of_one_baseline for row in annotations(e)]).encode()))
+    found = read_judgements(path)
+    assert [judged.model for judged in found] == [entry["generator"] for entry in of_one_baseline]
+    for judged, entry in zip(found, of_one_baseline, strict=True):
+        expected = [math.nan if p is None else p for p in entry["preference"]]
+        np.testing.assert_array_equal(judged.preference_NO[:, 0], expected)
+
+
+def test_the_interval_at_equal_length_is_that_of_the_set(alpaca_eval):
+    entry = next(entry for entry in alpaca_eval if entry["model"] == "llama-2-7b-chat-hf")
+    found = length_controlled_win_rate(entry["preference"], entry["model_chars"], entry["baseline_chars"], seed=1)
+    assert found.low == pytest.approx(10.2, abs=0.4)
+    assert found.high == pytest.approx(27.1, abs=0.4)
+
+
+def our_rows():
+    return [
+        {"id": "p1", "order": "baseline_first", "verdict": 2.0, "prompt_set": "koala", "model_chars": 5},
+        {"id": "p2", "order": "baseline_first", "verdict": 1.0, "prompt_set": "koala", "model_chars": 6},
+        {"id": "p1", "order": "model_first", "verdict": 2.0, "prompt_set": "koala", "model_chars": 5},
+        {"id": "p2", "order": "model_first", "verdict": None, "prompt_set": "koala", "model_chars": 6},
+        {"id": "p3", "order": "model_first", "verdict": 1.5, "prompt_set": "vicuna", "model_chars": 7},
+    ]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+def test_our_own_table_comes_back_with_its_orders(tmp_path, kind):
+    path = tmp_path / f"judgements.{kind}"
+    rows = our_rows()
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        lines = [",".join("" if v is None else str(v) for v in row.values()) for row in rows]
+        path.write_text("\n".join([",".join(rows[0]), *lines]) + "\n")
+    [judged] = read_judgements(path)
+    assert judged.ids == ["p1", "p2", "p3"]
+    np.testing.assert_array_equal(judged.preference_NO, [[2, 2], [1, math.nan], [math.nan, 1.5]])
+    assert judged.prompt_set_N == ["koala", "koala", "vicuna"]
+    np.testing.assert_array_equal(judged.model_chars_N, [5, 6, 7])
+    assert np.isnan(judged.baseline_chars_N).all()
+
+
+def test_words_are_verdicts(tmp_path):
+    path = tmp_path / "votes.csv"
+    path.write_text("id,verdict\n1,win\n2,Tie\n3,loss\n4,\n5,model\n6,baseline\n")
+    [judged] = read_judgements(path)
+    np.testing.assert_array_equal(judged.preference_NO[:, 0], [2, 1.5, 1, math.nan, 2, 1])
+
+
+def test_models_and_judges_are_told_apart(tmp_path):
+    path = tmp_path / "several.jsonl"
+    rows = [
+        {"id": i, "model": model, "judge": judge, "preference": 2}
+        for model in ("a", "b")
+        for judge in ("x", "y")
+        for i in range(3)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [(j.model, j.judge, len(j.ids)) for j in read_judgements(path)] == [
+        ("a", "x", 3), ("a", "y", 3), ("b", "x", 3), ("b", "y", 3),
+    ]  # fmt: skip
+
+
+def test_two_judges_of_unlike_prompts_are_aligned(tmp_path):
+    path = tmp_path / "judges.csv"
+    path.write_text("judge,id,preference\nx,a,2\nx,b,1\ny,c,1\ny,b,1\n")
+    both = aligned(read_judgements(path))
+    np.testing.assert_array_equal(both["x"], [2, 1, math.nan])
+    np.testing.assert_array_equal(both["y"], [math.nan, 1, 1])
+
+
+def test_what_is_there_and_cannot_be_read_counts_as_failed_and_is_said(tmp_path, caplog):
+    path = tmp_path / "annotations.json"
+    verdicts = [2, "x", 3.7, None, True, 10**400, [1]]
+    path.write_text(json.dumps([{"instruction": str(i), "preference": p} for i, p in enumerate(verdicts)]))
+    [judged] = read_judgements(path)
+    found = figures(judged.preference_NO, model_chars_N=judged.model_chars_N, baseline_chars_N=judged.baseline_chars_N)
+    assert (found["n"], found["failed"]) == (1, 6)
+    [warning] = caplog.messages
+    assert warning == f"{path}: verdicts that cannot be read count as failed, 5 in all, preference 'x' in row 2 first."
+
+
+@pytest.mark.parametrize("ending", ["json", "json.gz", "jsonl.xz", "csv"])
+def test_a_list_of_preferences_alone_has_a_prompt_a_row(tmp_path, ending):
+    import lzma
+
+    # 2 wins (1.9 and 2), a tie in each of its two codes, a loss, one not judged: shares .9 1 .5 .5 0
+    preference = [2, 1.9, 0, 1.5, 1, None]
+    text = json.dumps([{"preference": p} for p in preference])
+    if "jsonl" in ending:
+        text = "".join(json.dumps({"preference": p}) + "\n" for p in preference)
+    elif ending == "csv":
+        text = "preference,model\n" + "".join(f"{'' if p is None else p},m\n" for p in preference)
+    packed = {"gz": gzip.compress, "xz": lzma.compress}.get(ending.rpartition(".")[2], bytes)
+    path = tmp_path / f"annotations.{ending}"
+    path.write_bytes(packed(text.encode()))
+    [judged] = read_judgements(path)
+    found = figures(judged.preference_NO, model_chars_N=judged.model_chars_N, baseline_chars_N=judged.baseline_chars_N)
+    assert [found[k] for k in ("n", "wins", "ties", "losses", "failed")] == [5, 2, 2, 1, 1]
+    assert found["win_rate"] == pytest.approx(100 * 2.9 / 5)
+    assert found["length_controlled_win_rate"] is None
+
+
+def test_judges_of_several_files_stand_side_by_side(tmp_path):
+    for judge, verdicts in (("x", "212"), ("y", "221")):
+        rows = [f"{i},{verdict},{judge}" for i, verdict in enumerate(verdicts)]
+        (tmp_path / f"{judge}.csv").write_text("id,preference,judge\n" + "\n".join(rows))
+    both = aligned(read_judgements([tmp_path / "x.csv", tmp_path / "y.csv"]))
+    assert {judge: values.tolist() for judge, values in both.items()} == {"x": [2, 1, 2], "y": [2, 2, 1]}
+
+
+def test_a_name_that_some_rows_leave_out_is_the_others(tmp_path):
+    path = tmp_path / "annotations.json"
+    rows = [{**ROW, "instruction": str(i)} for i in range(3)]
+    del rows[1]["generator_1"], rows[1]["generator_2"], rows[2]["generator_1"]
+    path.write_text(json.dumps(rows))
+    [judged] = read_judgements(path)
+    assert (judged.model, judged.baseline, len(judged.ids)) == ("m", "base", 3)
+
+
+ROW = {"instruction": "a", "generator_1": "base", "generator_2": "m", "preference": 2}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('"preference"', "the file must be a list of objects"),
+        ('{"preference": 2}', "no list under data or judgements"),
+        ("[2, 1]", "a row must be a JSON object"),
+        ("[]", "no verdicts in it; give a file that has some."),
+        ([{**ROW, "preference": None}], "none of 1 rows was judged; give a file with verdicts."),
+        (
+            [{"instruction": "a"}],
+            "line 1: neither preference nor verdict, found instruction; rename a column. A preference is 1",
+        ),
+        ([{"preference": 2, "order": "model_first"}], "line 1: no id and no instruction"),
+        ([ROW, {"preference": 2}], "line 1: no id and no instruction"),
+        (
+            [ROW, {**ROW, "generator_2": "n"}, {**ROW, "generator_2": None}],
+            "rows without a model beside those of m and n; name it in all.",
+        ),
+        ([{**ROW, "preference": "x"}], "no verdict can be read, preference 'x' in row 1 first. A preference is 1"),
+        ([{**ROW, "preference": 3.7}], "no verdict can be read, preference 3.7 in row 1 first. A preference is 1"),
+        ([ROW, ROW], "2 verdicts on m for the same prompt, 'a'; leave one"),
+        ([ROW, {**ROW, "generator_1": "other"}], "two baselines, base and other; give a file for each."),
+        (
+            [{**ROW, "model_chars": "long"}],
+            "model_chars 'long' is no number of characters; give one, or leave it empty.",
+        ),
+        ([{**ROW, "model_chars": -3}], "model_chars -3 is no number of characters"),
+        ([{**ROW, "model_chars": 1e999}], "model_chars inf is no number of characters"),
+    ],
+)
+def test_mistakes_are_one_line_with_the_place(tmp_path, content, message):
+    path = tmp_path / "annotations.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(UserError) as raised:
+        read_judgements(path)
+    assert message in str(raised.value)
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_files_that_are_not_there_or_of_another_kind(tmp_path):
+    with pytest.raises(
+        UserError, match=r"^judgements=.*gone\.json: no such file\. Check the name and the folder you start from\.$"
+    ):
+        read_judgements(tmp_path / "gone.json")
+    with pytest.raises(UserError, match=r"^judgements=\[\]: no file; give judgements=FILE, or \[FILE,FILE\]\.$"):
+        read_judgements([])
+    with pytest.raises(UserError, match=r"no known ending; give \.json"):
+        read_judgements(tmp_path / "verdicts.txt")

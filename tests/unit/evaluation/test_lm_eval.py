@@ -1,0 +1,228 @@
+import importlib.util
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from lpsel.errors import UserError
+from lpsel.evaluation.evaluator import Candidates, Place
+from lpsel.evaluation.lm_eval import LmEvalEvaluator, metrics_of
+from lpsel.model.spec import ModelSpec
+
+ROOT = Path(__file__).resolve().parents[3]
+QUESTIONS = [
+    {"question": "The sky is", "choices": ["blue", "a fish", "seven"], "label": 0},
+    {"question": "Two and two make", "choices": ["five", "four", "red"], "label": 1},
+    {"question": "Snow is", "choices": ["hot", "white", "loud and long"], "label": 1},
+    {"question": "A dog can", "choices": ["bark", "fly a plane", "rust"], "label": 0},
+    {"question": "Ice is", "choices": ["frozen water", "bread", "x"], "label": 0},
+]
+installed = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm_eval is not installed")
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    """A folder with a task of multiple choice and one of generation, over local rows."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    (folder / "rows.json").write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
+    shared = f"""
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {folder / "rows.json"}
+test_split: test
+doc_to_text: "{{{{question}}}}"
+metadata:
+  version: 3.0
+"""
+    (folder / "choice.yaml").write_text(
+        "task: my_choice\noutput_type: multiple_choice\ndoc_to_choice: choices\ndoc_to_target: label\n"
+        "metric_list:\n  - metric: acc\n  - metric: acc_norm\n" + shared
+    )
+    (folder / "free.yaml").write_text(
+        'task: my_free\noutput_type: generate_until\ndoc_to_target: "{{choices[label]}}"\n'
+        "generation_kwargs:\n  until: ['\\n']\n  max_gen_toks: 6\n  do_sample: false\n"
+        "metric_list:\n  - metric: exact_match\n    ignore_case: true\n" + shared
+    )
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))  # for the command
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    # The harness runs `pip list` for every model, which takes seconds; nothing here reads it.
+    monkeypatch.setattr("torch.utils.collect_env.get_pip_packages", lambda run, patterns=None: ("pip", ""))
+
+
+def run(evaluator, models, tmp_path):
+    return evaluator.evaluate(Candidates(tuple(models)), Place(tmp_path, tmp_path, "cpu", "32-true"))
+
+
+def by_hand(folder):
+    """Accuracy by the summed log-likelihood of " CHOICE" after the question, and by it over the choice's length."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+    right = {"acc": [], "acc_norm": []}
+    for row in QUESTIONS:
+        likelihood = []
+        for choice in row["choices"]:
+            prompt = tokenizer(row["question"]).input_ids
+            answer = tokenizer(" " + choice).input_ids
+            with torch.no_grad():
+                logits = model(torch.tensor([prompt + answer])).logits[0].double()
+            at = torch.arange(len(prompt) - 1, len(prompt) + len(answer) - 1)
+            likelihood.append(float(logits.log_softmax(-1)[at, torch.tensor(answer)].sum()))
+        norm = [value / len(choice) for value, choice in zip(likelihood, row["choices"], strict=True)]
+        right["acc"].append(likelihood.index(max(likelihood)) == row["label"])
+        right["acc_norm"].append(norm.index(max(norm)) == row["label"])
+    return right
+
+
+@installed
+def test_figures_are_those_of_the_log_likelihoods_by_hand(toy_model, tasks, tmp_path):
+    evaluator = LmEvalEvaluator(["my_choice", "my_free"], include_path=str(tasks), batch_size=2)
+    spec = ModelSpec("toy", str(toy_model), max_length=128)
+    result = run(evaluator, [spec, spec], tmp_path)
+    assert [model["name"] for model in result["models"]] == ["toy", "toy-2"]
+    for model in result["models"]:
+        for metric, right in by_hand(toy_model).items():
+            mean = sum(right) / 5
+            assert model["metrics"][f"my_choice/{metric}"] == {
+                "value": pytest.approx(mean),
+                "standard_error": pytest.approx(math.sqrt(mean * (1 - mean) / 4)),
+            }
+        assert model["metrics"]["my_free/exact_match"]["value"] == 0  # a random model
+        assert model["tasks"]["my_choice"] == {"rows": 5, "num_fewshot": 0, "version": 3.0}
+    rows = [json.loads(line) for line in (tmp_path / "generations" / "toy.jsonl").read_text().splitlines()]
+    assert [row["acc"] for row in rows if row["task"] == "my_choice"] == [float(x) for x in by_hand(toy_model)["acc"]]
+    assert len([row for row in rows if row["task"] == "my_free"]) == 5
+    console = Console(width=100)
+    with console.capture() as printed:
+        console.print(evaluator.table(result))
+    assert "my_choice/acc_norm" in printed.get()
+
+
+@installed
+def test_a_limit_and_few_shot_examples(toy_model, tasks, tmp_path):
+    evaluator = LmEvalEvaluator(["my_choice"], include_path=str(tasks), limit=2, num_fewshot=1)
+    [model] = run(evaluator, [ModelSpec("toy", str(toy_model), max_length=128)], tmp_path)["models"]
+    assert model["tasks"]["my_choice"] == {"rows": 2, "num_fewshot": 1, "version": 3.0}
+
+
+@installed
+def test_a_chat_model_is_asked_through_its_template(toy_model, tasks, tmp_path):
+    from transformers import AutoTokenizer
+
+    chat = tmp_path / "chat"
+    shutil.copytree(toy_model, chat)
+    tokenizer = AutoTokenizer.from_pretrained(chat)
+    tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant] "
+    tokenizer.save_pretrained(chat)
+    for asked, template, expected in (
+        (None, "chat", "[user] The sky is\n[assistant] "),
+        (None, "alpaca", "The sky is"),
+        (True, "alpaca", "[user] The sky is\n[assistant] "),
+        (False, "chat", "The sky is"),
+    ):
+        evaluator = LmEvalEvaluator(["my_choice"], include_path=str(tasks), limit=1, apply_chat_template=asked)
+        [model] = run(evaluator, [ModelSpec("chat", str(chat), template=template, max_length=128)], tmp_path)["models"]
+        [row] = [json.loads(line) for line in (tmp_path / model["generations"]).read_text().splitlines()]
+        assert row["prompt"] == expected
+
+
+@installed
+def test_mistakes_are_said_before_a_model_is_loaded(toy_model, tasks, tmp_path, monkeypatch):
+    from lm_eval import tasks as harness
+
+    from lpsel.evaluation import lm_eval
+
+    # No list of the tasks that the harness brings, which takes seconds: none of them is asked for.
+    own = harness.TaskManager.__init__
+    monkeypatch.setattr(
+        harness.TaskManager, "__init__", lambda self, **how: own(self, **{**how, "include_defaults": False})
+    )
+    monkeypatch.setattr(lm_eval, "load_model", lambda *_: pytest.fail("loaded"))
+    spec = ModelSpec("toy", str(toy_model), max_length=128)
+    with pytest.raises(UserError, match=r"^tasks=null: nothing to run; say tasks=\["):
+        run(LmEvalEvaluator(), [spec], tmp_path)
+    with pytest.raises(
+        UserError, match=r"^tasks: hellaswagg is no task, group or tag of lm_eval and no file; `lm_eval ls"
+    ):
+        run(LmEvalEvaluator(["hellaswagg"]), [spec], tmp_path)
+    (tasks / "rows.json").unlink()
+    with pytest.raises(UserError, match=r"^tasks: my_choice cannot be loaded \(.*rows\.json"):
+        run(LmEvalEvaluator(["my_choice"], include_path=str(tasks)), [spec], tmp_path)
+    for chat in (True, None):
+        with pytest.raises(UserError, match=r"the tokenizer of toy has no chat template; say evaluator\.apply_chat"):
+            run(
+                LmEvalEvaluator(["my_choice"], apply_chat_template=chat),
+                [ModelSpec("toy", str(toy_model), template="chat")],
+                tmp_path,
+            )
+
+
+def test_settings_that_make_no_sense(tmp_path):
+    with pytest.raises(UserError, match=r"^evaluator\.limit=0: must be a whole number, at least 1\.$"):
+        LmEvalEvaluator(["x"], limit=0)
+    with pytest.raises(UserError, match=r"^evaluator\.include_path=.*gone: no such folder"):
+        LmEvalEvaluator(["x"], include_path=str(tmp_path / "gone"))
+
+
+def test_without_the_package_the_extra_is_named(toy_model, tmp_path, monkeypatch):
+    from lpsel.training import checks as extras
+
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    with pytest.raises(
+        UserError, match=r"^evaluator=lm_eval: needs the package lm_eval; pip install 'lpsel\[lm-eval\]'\.$"
+    ):
+        run(LmEvalEvaluator(["x"]), [ModelSpec("toy", str(toy_model))], tmp_path)
+
+
+def test_filters_and_missing_errors_are_kept_apart():
+    assert metrics_of(
+        {
+            "gsm8k": {
+                "alias": "gsm8k",
+                "exact_match,strict-match": 0.5,
+                "exact_match_stderr,strict-match": 0.1,
+                "exact_match,flexible-extract": 0.75,
+                "exact_match_stderr,flexible-extract": "N/A",
+                "sample_len": 4,
+            }
+        }
+    ) == {
+        "gsm8k/exact_match,strict-match": {"value": 0.5, "standard_error": 0.1},
+        "gsm8k/exact_match,flexible-extract": {"value": 0.75, "standard_error": None},
+    }
+
+
+@installed
+def test_the_command_from_the_checkout_where_evaluate_py_stands(toy_model, tasks, tmp_path):
+    # a metric of the package `evaluate`, whose name evaluate.py has as well
+    (tasks / "choice.yaml").write_text(
+        (tasks / "choice.yaml").read_text() + "process_docs: !function rows.as_they_are\n"
+    )
+    (tasks / "rows.py").write_text(
+        "import evaluate\n\nassert evaluate.EvaluationModule\n\n\ndef as_they_are(rows):\n    return rows\n"
+    )
+    done = subprocess.run(
+        [
+            sys.executable, "evaluate.py", "evaluator=lm_eval", "tasks=[my_choice]", f"evaluator.include_path={tasks}",
+            f"model={toy_model}", "max_length=128", "tracker=none", "trainer=cpu", f"hydra.run.dir={tmp_path / 'run'}",
+        ],
+        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "LPSEL_CACHE": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["models"][0]["metrics"]["my_choice/acc"]["value"] == sum(by_hand(toy_model)["acc"]) / 5
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "run")

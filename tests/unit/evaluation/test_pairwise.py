@@ -1,0 +1,212 @@
+"""`evaluator=pairwise`, from prompts to win rates, with random models, real files and a real server."""
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from lpsel.commands.job import run
+from lpsel.errors import UserError
+from lpsel.evaluation.tables import pairwise_table
+
+PROMPTS = [
+    {"id": f"p{i}", "instruction": f"Say {word}.", "category": category, "reference_output": word}
+    for i, (word, category) in enumerate([("yes", "short"), ("no", "short"), ("perhaps not", "long"), ("so", "long")])
+]
+
+
+@pytest.fixture
+def given(tmp_path):
+    (tmp_path / "sayings.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in PROMPTS))
+    return [
+        "evaluator=pairwise",
+        f"prompts={tmp_path}/sayings.jsonl",
+        "evaluator.max_new_tokens=8",
+        "evaluator.resamples=200",
+        "tracker=none",
+        "trainer=cpu",
+        f"cache_dir={tmp_path}/cache",
+    ]
+
+
+@pytest.fixture(scope="session")
+def second_model(tmp_path_factory, toy_model):
+    """The toy model with other weights."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("second") / "second"
+    model = AutoModelForCausalLM.from_pretrained(toy_model)
+    torch.manual_seed(1)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.5)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(toy_model).save_pretrained(folder)
+    return folder
+
+
+def test_from_prompts_to_figures(given, toy_model, second_model, tmp_path):
+    models = [f"models={second_model}", f"baseline={toy_model}", "judge=reference"]
+    result = run("evaluate", [*given, *models], tmp_path / "run")
+    assert (result["n"], result["failed"], result["n_prompts"]) == (4, 0, 4)
+    assert result["wins"] + result["ties"] + result["losses"] == 4
+    assert (result["baseline"], result["name"], result["prompts"]) == ("toy-llama", "second", ["sayings"])
+    assert set(result["by_category"]) == {"short", "long"}
+    assert [about["generated"] for about in result["answers"]] == [4, 4]
+    lines = (tmp_path / "run" / "generations" / "second.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == ["p0", "p1", "p2", "p3"]
+    table = pq.read_table(result["judgements"])
+    assert table["id"].to_pylist() == ["p0", "p1", "p2", "p3"]  # a reference has no order
+    assert {"order", "verdict", "raw", "prompt_tokens", "completion_tokens"} <= set(table.column_names)
+
+    again = run("evaluate", [*given, *models], tmp_path / "again")
+    assert [about["generated"] for about in again["answers"]] == [0, 0]
+    assert again["models"][0]["judging"]["asked"] == 0
+    assert again["win_rate"] == result["win_rate"]
+
+
+def test_its_table_of_verdicts_comes_back_as_the_same_figures(given, toy_model, second_model, tmp_path):
+    short = tmp_path / "short.txt"  # the model's context is
+    short.write_text("{nonce}\n{prompt}\n{first}\n{nonce}\n{second}\nA or B?")
+    judged_by = [
+        "judge=hf",
+        f"judge.prompt={short}",
+        f"judge.model.path={toy_model}",
+        "judge.model.template=plain",
+        "+judge.model.max_length=512",
+    ]
+    models = [f"models=[{second_model}]", f"baseline={toy_model}"]
+    result = run("evaluate", [*given, *models, *judged_by], tmp_path / "run")
+    assert (result["n"], result["failed"]) == (4, 0)
+    table = pq.read_table(result["judgements"])
+    assert table["order"].to_pylist() == ["baseline_first", "model_first"] * 4
+    verdicts = [f"judgements={result['judgements']}", "evaluator=pairwise", "evaluator.resamples=200", "tracker=none"]
+    imported = run("evaluate", [*verdicts, f"cache_dir={tmp_path}/cache"], tmp_path / "imported")
+    for figure in (
+        "n",
+        "wins",
+        "ties",
+        "losses",
+        "failed",
+        "win_rate",
+        "ci_low",
+        "ci_high",
+        "flip_rate",
+        "by_category",
+    ):
+        assert imported[figure] == result[figure], figure
+    assert pq.read_table(imported["judgements"])["preference"].to_pylist() == table["preference"].to_pylist()
+
+
+def test_several_models_stand_against_one_baseline(given, toy_model, second_model, tmp_path):
+    models = [f"models=[{second_model},{toy_model}]", f"baseline={toy_model}", "judge=reference"]
+    result = run("evaluate", [*given, *models], tmp_path / "run")
+    second, same = result["models"]
+    assert (same["name"], same["ties"], same["win_rate"]) == ("toy-llama-2", 4, 50)
+    assert second["p_value_holm"] >= second["p_value"]
+    shown = pairwise_table(result)
+    assert shown.row_count == 2
+    assert "Against toy-llama, judged by" in shown.caption
+
+
+def test_people_get_a_page_and_no_figures_yet(given, toy_model, second_model, tmp_path):
+    models = [f"models={second_model}", f"baseline={toy_model}", "judge=human"]
+    result = run("evaluate", [*given, *models], tmp_path / "run")
+    assert Path(result["page"]).is_file()
+    assert Path(result["key"]).parent == tmp_path / "run"
+    assert "win_rate" not in result
+    assert not (tmp_path / "run" / "judgements.parquet").exists()
+    assert pairwise_table(result).row_count == 1
+
+
+def test_two_judges_of_two_files_agree_so_far_and_are_one_test_each(tmp_path):
+    # 10 prompts: both say win on 5 and loss on 3, and differ on 2; chance agrees on .6 x .6 + .4 x .4 = .52
+    for judge, verdicts in (("x", "2222211121"), ("y", "2222211112")):
+        rows = [f"{i},{verdict},{judge},m,base" for i, verdict in enumerate(verdicts)]
+        (tmp_path / f"{judge}.csv").write_text("id,preference,judge,model,baseline\n" + "\n".join(rows))
+    files = f"judgements=[{tmp_path}/x.csv,{tmp_path}/y.csv]"
+    result = run("evaluate", ["evaluator=pairwise", files, "tracker=none", f"cache_dir={tmp_path}"], tmp_path / "run")
+    [agreed] = result["judges"]["m"]
+    assert (agreed["agreement"], agreed["kappa"]) == (80, pytest.approx((0.8 - 0.52) / (1 - 0.52)))
+    assert [model["p_value_holm"] for model in result["models"]] == [model["p_value"] for model in result["models"]]
+    assert "x and y agree on m in 80.0 % of 10 prompts; Cohen's kappa 0.58." in pairwise_table(result).caption
+
+
+def test_half_a_surrogate_pair_in_a_prompt_is_written_as_an_escape(tmp_path):
+    (tmp_path / "verdicts.json").write_text('[{"instruction": "\\ud83d!", "preference": 2, "dataset": "\\udc00"}]')
+    given = ["evaluator=pairwise", f"judgements={tmp_path}/verdicts.json", "tracker=none", f"cache_dir={tmp_path}"]
+    [row] = pq.read_table(run("evaluate", given, tmp_path / "run")["judgements"]).to_pylist()
+    assert (row["id"], row["category"]) == ("\\ud83d!", "\\udc00")
+
+
+def test_verdicts_made_elsewhere_are_counted_without_torch(tmp_path):
+    (tmp_path / "verdicts.csv").write_text("id,preference\na,2\nb,1\n")
+    given = ["evaluator=pairwise", f"judgements={tmp_path}/verdicts.csv", "tracker=none", f"cache_dir={tmp_path}"]
+    code = (
+        "import sys; from pathlib import Path; from lpsel.commands.job import run; "
+        f"run('evaluate', {given}, Path({str(tmp_path / 'run')!r})); print('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("without", "also", "message"),
+    [
+        ("models", [], "evaluator=pairwise: needs two to compare; say model=RUN_OR_MODEL baseline=RUN_OR_MODEL."),
+        ("prompts", [], "prompts: none given; say prompts=NAME_OR_FILE, as in prompts=koala or prompts=my.jsonl."),
+        ("prompts", ["prompts=koalas"], "prompts=koalas: no such prompt set; give one of alpaca_eval, koala, lima"),
+        ("", ["judge=openai", "judge.base_url=http://127.0.0.1:9/v1", "judge.max_retries=0"], "judge.base_url=http"),
+        ("", ["evaluator.limit=0"], "limit=0: must be at least 1 prompt"),
+        ("", ["engine=vllm"], "engine=vllm: vLLM is not installed; say engine=transformers"),
+        ("", ["judgements=none.json"], "judgements=none.json: no such file"),
+    ],
+)
+def test_mistakes_are_told_before_a_model_is_loaded(
+    given, toy_model, second_model, tmp_path, monkeypatch, without, also, message
+):
+    monkeypatch.setattr("lpsel.generation.engines.load_model", lambda *_: pytest.fail("loaded a model"))
+    models = [f"models={second_model}", f"baseline={toy_model}", "judge=reference"]
+    overrides = [o for o in [*given, *models] if not without or not o.startswith(without)]
+    overrides = [o for o in overrides if o.split("=")[0] not in {a.split("=")[0] for a in also}]
+    with pytest.raises(UserError) as error:
+        run("evaluate", [*overrides, *also], tmp_path / "run")
+    assert str(error.value).startswith(message)
+
+
+def test_an_endpoint_has_no_weights_for_other_evaluators(tmp_path):
+    overrides = ["models=x@http://127.0.0.1:9/v1", "tracker=none", "trainer=cpu", f"cache_dir={tmp_path}"]
+    with pytest.raises(UserError, match=r"model=x@http://127.0.0.1:9/v1: has no weights here; .* evaluator=pairwise\."):
+        run("evaluate", overrides, tmp_path / "run")
+
+
+def test_verdicts_of_alpacaevals_form_give_the_published_figures(shared_data, tmp_path):
+    with gzip.open(shared_data / "alpaca_eval_annotations.json.gz") as file:
+        entry = next(e for e in json.load(file)["entries"] if e["model"] == "alpaca-7b")
+    rows = [
+        {
+            "instruction": f"prompt {i}",
+            "output_1": "a" * baseline,
+            "output_2": "b" * model,
+            "generator_1": entry["baseline"],
+            "generator_2": entry["generator"],
+            "annotator": entry["annotator"],
+            "preference": preference,
+        }
+        for i, (preference, baseline, model) in enumerate(
+            zip(entry["preference"], entry["baseline_chars"], entry["model_chars"], strict=True)
+        )
+    ]
+    (tmp_path / "annotations.json").write_text(json.dumps(rows))
+    verdicts = [f"judgements={tmp_path}/annotations.json", "evaluator=pairwise", "evaluator.resamples=200"]
+    result = run("evaluate", [*verdicts, "tracker=none", f"cache_dir={tmp_path}/cache"], tmp_path / "run")
+    published = entry["published"]
+    assert result["win_rate"] == pytest.approx(published["win_rate"], rel=1e-9)
+    assert result["standard_error"] == pytest.approx(published["standard_error"], rel=1e-9)
+    counts = [published[name] for name in ("n_wins", "n_draws", "n_wins_base", "n_total")]
+    assert [result[name] for name in ("wins", "ties", "losses", "n")] == counts
+    assert (result["name"], result["baseline"]) == ("alpaca-7b, alpaca_eval_gpt4", "text_davinci_003")
+    assert result["model_mean_chars"] == pytest.approx(published["avg_length"], abs=0.5)

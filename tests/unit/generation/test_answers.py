@@ -1,0 +1,184 @@
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lpsel.errors import UserError
+from lpsel.generation.answers import answers, check
+from lpsel.generation.engines import Vllm
+from lpsel.generation.sampling import Generation, Sampling
+from lpsel.generation.store import KeptAnswers
+from lpsel.model.load import identity
+
+SHORT = Sampling(8)
+HOW = {"device": torch.device("cpu"), "dtype": torch.float32, "batch_tokens": 400}
+
+
+def lines_of(cache_dir):
+    return [line for file in (cache_dir / "generations").glob("*.jsonl") for line in file.read_text().splitlines()]
+
+
+def test_what_was_answered_is_not_generated_again(tmp_path, toy_spec, questions):
+    first, about = answers(toy_spec, questions(6), SHORT, cache_dir=tmp_path, **HOW)
+    assert (about["name"], about["prompts"], about["reused"], about["generated"]) == ("toy", 6, 0, 6)
+    assert about["generated_tokens"] == sum(answer.tokens for answer in first)
+    assert about["answers_cut"] == sum(not answer.stopped for answer in first)
+    again, about = answers(toy_spec, questions(8)[::-1], SHORT, cache_dir=tmp_path, **HOW)
+    assert (about["reused"], about["generated"]) == (6, 2)
+    assert again[2:][::-1] == first
+    alone, _ = answers(toy_spec, questions(8), SHORT, cache_dir=tmp_path / "other", **HOW)
+    assert alone == again[::-1]
+
+
+def test_equal_prompts_are_answered_once(tmp_path, toy_spec, questions):
+    found, about = answers(toy_spec, questions(2) * 3, SHORT, cache_dir=tmp_path, **HOW)
+    assert (about["prompts"], about["generated"]) == (6, 2)
+    assert found == found[:2] * 3
+
+
+@pytest.mark.parametrize("changed", ["settings", "template", "dtype", "weights"])
+def test_another_model_setting_or_template_is_answered_anew(tmp_path, toy_model, toy_spec, questions, changed):
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "model"
+    shutil.copytree(toy_model, folder)
+    spec, sampling, how = replace(toy_spec, path=str(folder)), SHORT, dict(HOW)
+    before = identity(str(folder), None, tmp_path)
+    answers(spec, questions(3), sampling, cache_dir=tmp_path, **how)
+    if changed == "settings":
+        sampling = Sampling(9)
+    elif changed == "template":
+        spec = replace(spec, template="alpaca")
+    elif changed == "dtype":
+        how["dtype"] = torch.bfloat16
+    else:
+        weights = load_file(folder / "model.safetensors")
+        weights["lm_head.weight"][0, 0] += 1.0
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        assert identity(str(folder), None, tmp_path) != before
+    _, about = answers(spec, questions(3), sampling, cache_dir=tmp_path, **how)
+    assert (about["reused"], about["generated"]) == (0, 3)
+
+
+def test_the_same_weights_in_another_folder_are_the_same_model(tmp_path, toy_model, toy_spec, questions):
+    shutil.copytree(toy_model, tmp_path / "moved")
+    answers(toy_spec, questions(3), SHORT, cache_dir=tmp_path, **HOW)
+    _, about = answers(
+        replace(toy_spec, name="moved", path=str(tmp_path / "moved")), questions(3), SHORT, cache_dir=tmp_path, **HOW
+    )
+    assert about["reused"] == 3
+
+
+def test_the_hash_of_large_weights_is_kept_and_found_again(tmp_path, monkeypatch):
+    folder, cache = tmp_path / "model", tmp_path / "cache"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(bytes(3 << 20))
+    first = identity(str(folder), None, cache)
+    assert first == identity(str(folder), None)
+    (kept,) = (cache / "hashes").iterdir()
+    kept.write_text("0" * 64)  # another process reads what is kept, not the weights
+    assert identity(str(folder), None, cache) != first
+    (folder / "model.safetensors").write_bytes(bytes(3 << 20))
+    assert identity(str(folder), None, cache) == first, "written anew, so read anew"
+
+
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path, toy_spec, questions):
+    prompts, long = questions(40), Sampling(60)
+
+    def run():
+        answers(toy_spec, prompts, long, cache_dir=tmp_path, **(HOW | {"batch_tokens": 1}))
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and len(lines_of(tmp_path)) < 4:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    done = len(lines_of(tmp_path)) - 1  # the first line says whose answers they are
+    assert 3 <= done < 40
+    found, about = answers(toy_spec, prompts, long, cache_dir=tmp_path, **HOW)
+    assert (about["reused"], about["generated"]) == (done, 40 - done)
+    assert found == answers(toy_spec, prompts, long, cache_dir=tmp_path / "undisturbed", **HOW)[0]
+
+
+def test_of_two_processes_one_generates_and_the_other_finds(tmp_path, toy_spec, questions):
+    def run(place):
+        _, about = answers(toy_spec, questions(20), SHORT, cache_dir=tmp_path, **HOW)
+        (tmp_path / f"about{place}.json").write_text(json.dumps(about))
+
+    processes = [multiprocessing.get_context("fork").Process(target=run, args=(i,)) for i in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    generated = [json.loads((tmp_path / f"about{i}.json").read_text())["generated"] for i in range(2)]
+    assert sorted(generated) == [0, 20]
+    assert len(lines_of(tmp_path)) == 21
+
+
+def test_half_a_line_is_no_answer_and_does_not_spoil_the_next(tmp_path):
+    kept = KeptAnswers(tmp_path, {"model": "m"})
+    first, second = Generation("ümläut\n", 3, True, 5, 0), Generation("", 1, False, 2, 1)
+    with kept.mine():
+        kept.append({"a": first, "b": second})
+    whole = kept.path.read_bytes()
+    assert json.loads(whole.splitlines()[0])["answers_of"]["model"] == "m"
+    kept.path.write_bytes(whole[:-7])
+    assert KeptAnswers(tmp_path, {"model": "m"}).read() == {"a": first}
+    with kept.mine():
+        kept.append({"b": second})
+    assert kept.read() == {"a": first, "b": second}
+    assert KeptAnswers(tmp_path, {"model": "n"}).read() == {}
+
+
+def test_an_answer_that_has_changed_is_no_answer_and_is_told(tmp_path, caplog):
+    kept = KeptAnswers(tmp_path, {"model": "m"})
+    first, second = Generation("five", 3, True, 5, 0), Generation("six", 1, False, 2, 1)
+    kept.path.parent.mkdir()
+    kept.append({"a": first, "b": second})
+    kept.path.write_bytes(kept.path.read_bytes().replace(b"five", b"fife"))
+    assert kept.read() == {"b": second}
+    assert f"{kept.path}: lines that are not whole: 1; what they held is asked again" in caplog.text
+
+
+def test_mistakes_are_found_before_a_model_is_loaded(tmp_path, toy_model, toy_spec, questions, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("lpsel.generation.engines.load_model", never)
+    broken = tmp_path / "no-weights"
+    shutil.copytree(toy_model, broken, ignore=shutil.ignore_patterns("*.safetensors"))
+    cases = [
+        (replace(toy_spec, path=str(tmp_path / "none")), SHORT, {}, "none: no such folder; give a model folder"),
+        (replace(toy_spec, path=str(broken)), SHORT, {}, "has no weights"),
+        (toy_spec, Sampling(512), {}, "evaluator.max_new_tokens=512: leaves no room for a prompt in the 512 tokens"),
+        (replace(toy_spec, template="chat"), SHORT, {}, "has no chat template"),
+        (toy_spec, SHORT, {"engine": Vllm()}, "engine=vllm: vLLM is not installed; say engine=transformers"),
+    ]
+    for spec, sampling, how, complaint in cases:
+        with pytest.raises(UserError, match=complaint):
+            check(spec, questions(2), sampling, cache_dir=tmp_path, dtype=torch.float32, **how)
+    check(toy_spec, questions(2), SHORT, cache_dir=tmp_path, dtype=torch.float32)
+
+
+@pytest.mark.real
+def test_a_real_model_answers_real_prompts(tmp_path, real_models, shared_data):
+    from lpsel.generation.prompts import load_prompts
+    from lpsel.model.spec import ModelSpec
+
+    prompts = load_prompts(["vicuna", "self_instruct"], 2, cache_dir=tmp_path, folder=shared_data / "eval")
+    spec = ModelSpec("smollm2", str(real_models / "smollm2-135m"))
+    for sampling in (Sampling(12), Sampling(12, 0.8, 0.9, seed=1)):
+        together, about = answers(spec, prompts, sampling, cache_dir=tmp_path, **(HOW | {"batch_tokens": 4000}))
+        assert about["generated"] == 4
+        assert about["answers_empty"] < 4
+        alone, _ = answers(spec, prompts[:2], sampling, cache_dir=tmp_path / "alone", **(HOW | {"batch_tokens": 1}))
+        assert alone == together[:2]

@@ -1,0 +1,203 @@
+"""A scores folder written from transformers' own Trainer and from TRL's SFTTrainer."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from lpsel.commands.job import run
+from lpsel.errors import UserError
+from lpsel.scoring.store import MANIFEST, SCORES
+
+ROWS = [{"prompt": f"Count to {n}.", "completion": " " + " ".join(map(str, range(1, n + 1)))} for n in range(1, 10)]
+QUIET = {"report_to": "none", "save_strategy": "no", "use_cpu": True, "disable_tqdm": True, "logging_strategy": "no"}
+
+
+@pytest.fixture
+def model_and_tokenizer(toy_model):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(toy_model)
+    tokenizer.pad_token = tokenizer.eos_token
+    return AutoModelForCausalLM.from_pretrained(toy_model), tokenizer
+
+
+def own_nll(model, input_ids, labels):
+    """By transformers' own loss, a row at a time."""
+    with torch.no_grad():
+        return float(model(input_ids=torch.tensor([input_ids]), labels=torch.tensor([labels])).loss)
+
+
+def tokenised(tokenizer):
+    """Rows with their prompts masked; the last has no label."""
+    rows = []
+    for i, row in enumerate(ROWS):
+        prompt, answer = (tokenizer(row[side])["input_ids"] for side in ("prompt", "completion"))
+        masked = len(prompt) + (len(answer) if i == len(ROWS) - 1 else 0)
+        rows.append({"input_ids": prompt + answer, "labels": [-100] * masked + (prompt + answer)[masked:]})
+    return rows
+
+
+def trainer_of(model, tokenizer, folder, callback, rows=None, **arguments):
+    from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+
+    arguments = TrainingArguments(
+        str(folder), num_train_epochs=2, per_device_train_batch_size=3, learning_rate=1e-2, **QUIET, **arguments
+    )
+    return Trainer(
+        model,
+        arguments,
+        train_dataset=rows or tokenised(tokenizer),
+        data_collator=DataCollatorForSeq2Seq(tokenizer),
+        callbacks=[callback],
+    )
+
+
+def test_a_trainer_leaves_the_scores_folder_of_the_contract(model_and_tokenizer, tmp_path):
+    from lpsel.integrations.transformers import ScoresCallback
+
+    model, tokenizer = model_and_tokenizer
+    rows = tokenised(tokenizer)
+    before = [own_nll(model, **row) for row in rows[:-1]]
+    trainer_of(model, tokenizer, tmp_path, ScoresCallback(tmp_path / "scores", ROWS, batch_tokens=64)).train()
+    after = [own_nll(model.eval(), **row) for row in rows[:-1]]
+
+    table = pq.read_table(tmp_path / "scores" / SCORES)
+    assert table["nll_0"].to_pylist()[:-1] == pytest.approx(before, rel=1e-5)
+    assert table["nll_2"].to_pylist()[:-1] == pytest.approx(after, rel=1e-5)
+    assert sum(after) < sum(before)
+    assert [table[f"nll_{epoch}"].to_pylist()[-1] for epoch in range(3)] == [None] * 3
+    fed = [len(row["input_ids"]) for row in rows]
+    tokens = zip(table["prompt_tokens"].to_pylist(), table["response_tokens"].to_pylist(), strict=True)
+    assert [prompt + response for prompt, response in tokens] == fed
+    manifest = json.loads((tmp_path / "scores" / MANIFEST).read_text())
+    assert manifest["tokens"] == 5 * sum(fed)  # three passes and two epochs
+    assert not (tmp_path / "scores.parts").exists()
+
+
+def test_its_scores_choose_rows_of_the_same_file(model_and_tokenizer, tmp_path):
+    from lpsel.integrations.transformers import ScoresCallback
+
+    model, tokenizer = model_and_tokenizer
+    trainer_of(model, tokenizer, tmp_path, ScoresCallback(tmp_path / "scores", ROWS)).train()
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    given = ["dataset=local", f"dataset.path={tmp_path}/rows.jsonl", f"scores={tmp_path}/scores", "tracker=none"]
+    result = run("select", [*given, "cluster=none", "pct=34"], tmp_path / "run")
+    assert (result["n_selected"], result["n_eligible"]) == (3, 8)
+
+
+def test_dropout_is_off_while_recording_and_on_again_after(toy_model, model_and_tokenizer, tmp_path):
+    from lpsel.integrations.transformers import ScoresCallback
+
+    model, tokenizer = model_and_tokenizer
+    model.config.attention_dropout = 0.5
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    rows = tokenised(tokenizer)
+    before = [own_nll(model.eval(), **row) for row in rows[:-1]]
+    trainer_of(model.train(), tokenizer, tmp_path, ScoresCallback(tmp_path / "scores", ROWS)).train()
+    table = pq.read_table(tmp_path / "scores" / SCORES)
+    assert table["nll_0"].to_pylist()[:-1] == pytest.approx(before, rel=1e-5)
+    assert model.training
+
+
+def test_an_epoch_that_max_steps_cuts_is_not_recorded(model_and_tokenizer, tmp_path):
+    from lpsel.integrations.transformers import ScoresCallback
+
+    model, tokenizer = model_and_tokenizer
+    trainer_of(model, tokenizer, tmp_path, ScoresCallback(tmp_path / "scores", ROWS), max_steps=5).train()
+    table = pq.read_table(tmp_path / "scores" / SCORES)
+    assert [name for name in table.column_names if name.startswith("nll_")] == ["nll_0", "nll_1"]
+
+
+def test_a_resumed_training_keeps_the_records_from_before_it(model_and_tokenizer, tmp_path):
+    from lpsel.integrations.transformers import ScoresCallback
+
+    model, tokenizer = model_and_tokenizer
+    rows = tokenised(tokenizer)
+    before = [own_nll(model, **row) for row in rows[:-1]]
+    saving = {"save_strategy": "epoch"}
+    quiet = QUIET | saving
+
+    class Killed(ScoresCallback):
+        def on_train_end(self, *arguments, **kwargs):
+            raise InterruptedError
+
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 4:
+                raise InterruptedError
+
+    from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+
+    def trainer(callback):
+        arguments = TrainingArguments(
+            str(tmp_path / "out"), num_train_epochs=2, per_device_train_batch_size=3, learning_rate=1e-2, **quiet
+        )
+        collator = DataCollatorForSeq2Seq(tokenizer)
+        return Trainer(model, arguments, train_dataset=rows, data_collator=collator, callbacks=[callback])
+
+    with pytest.raises(InterruptedError):
+        trainer(Killed(tmp_path / "scores", ROWS)).train()
+    trainer(ScoresCallback(tmp_path / "scores", ROWS)).train(resume_from_checkpoint=True)
+    table = pq.read_table(tmp_path / "scores" / SCORES)
+    assert table["nll_0"].to_pylist()[:-1] == pytest.approx(before, rel=1e-5)
+    after = [own_nll(model.eval(), **row) for row in rows[:-1]]
+    assert table["nll_2"].to_pylist()[:-1] == pytest.approx(after, rel=1e-5)
+    resumed = str(tmp_path / "out" / "checkpoint-3")
+    with pytest.raises(UserError, match=r"other\.parts: has no records from before training, .* at step 3; start it"):
+        trainer(ScoresCallback(tmp_path / "other", ROWS)).train(resume_from_checkpoint=resumed)
+
+
+def test_rows_that_are_not_the_trainers_are_refused(model_and_tokenizer, tmp_path):
+    from lpsel.integrations.transformers import ScoresCallback
+
+    callback = ScoresCallback(tmp_path / "scores", ROWS[1:])
+    with pytest.raises(UserError, match="9 rows are trained on and 8 were given; give the rows"):
+        trainer_of(*model_and_tokenizer, tmp_path, callback).train()
+
+
+def test_trl_leaves_the_same_folder(toy_model, model_and_tokenizer, tmp_path):
+    pytest.importorskip("trl", reason="trl is not installed: pip install 'lpsel[dev]'")
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    from lpsel.integrations.transformers import ScoresCallback
+
+    model, tokenizer = model_and_tokenizer
+    rows = Dataset.from_list(ROWS)
+    config = SFTConfig(
+        str(tmp_path), num_train_epochs=1, per_device_train_batch_size=3, max_length=None, bf16=False, **QUIET
+    )
+    trainer = SFTTrainer(
+        model,
+        args=config,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        callbacks=[ScoresCallback(tmp_path / "scores", rows)],
+    )
+    before = []
+    for row in ROWS:
+        prompt = tokenizer(row["prompt"])["input_ids"]
+        whole = tokenizer(row["prompt"] + row["completion"])["input_ids"] + [tokenizer.eos_token_id]
+        before.append(own_nll(model, whole, [-100] * len(prompt) + whole[len(prompt) :]))
+    trainer.train()
+    table = pq.read_table(tmp_path / "scores" / SCORES)
+    assert table["nll_0"].to_pylist() == pytest.approx(before, rel=1e-5)
+    assert table["response_tokens"].to_pylist()[0] == len(" 1") + 1
+
+
+def test_a_trl_run_that_joins_rows_is_refused(model_and_tokenizer, tmp_path):
+    pytest.importorskip("trl", reason="trl is not installed: pip install 'lpsel[dev]'")
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    from lpsel.integrations.transformers import ScoresCallback
+
+    model, tokenizer = model_and_tokenizer
+    rows = Dataset.from_list(ROWS)
+    config = SFTConfig(str(tmp_path), packing=True, max_length=64, bf16=False, **QUIET)
+    callback = ScoresCallback(tmp_path / "scores", rows)
+    trainer = SFTTrainer(model, args=config, train_dataset=rows, processing_class=tokenizer, callbacks=[callback])
+    with pytest.raises(UserError, match=r"rows are trained on and 9 were given; .* without packing"):
+        trainer.train()

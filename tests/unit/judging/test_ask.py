@@ -1,0 +1,203 @@
+"""Judging through a real HTTP server that misbehaves: nothing lost, nothing doubled, nothing asked twice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from lpsel.errors import UserError
+from lpsel.judging.ask import NOT_ASKED, judge_pairs
+from lpsel.judging.judge import UNREADABLE, Pair
+
+# worth 0, 1, 2, 3 beside 2, and one the judge always prefers when it stands first
+PREFERENCES = [1.0, 1.0, 1.5, 2.0, 1.5]
+
+
+def in_both_orders(judgements):
+    """The preferences of each pair, baseline first and model first."""
+    return [(a.preference, b.preference) for a, b in zip(judgements[::2], judgements[1::2], strict=True)]
+
+
+def test_no_verdict_is_lost_or_doubled_by_a_server_that_misbehaves(serve, make_pairs, make_judge, tmp_path):
+    server, pairs = serve("--misbehave", "--seed", "0"), make_pairs(40)
+    judge = make_judge(server.url, timeout=1, concurrency=8, attempts=5)
+    judgements, ledger = judge_pairs(judge, pairs, tmp_path)
+
+    assert set(server.kinds()) >= {"good", "429", "500", "cut", "not json", "html", "empty", "two verdicts", "odd"}
+    assert [(j.id, j.order) for j in judgements] == [(p.id, order) for p in pairs for order in judge.orders]
+    read = [j for j in judgements if j.preference is not None]
+    assert len(read) + ledger["failed"] == 80
+    assert {j.failure for j in judgements if j.preference is None} <= {UNREADABLE}
+    assert len(read) > 70
+    delivered = server.verdicts_by_question()
+    assert set(delivered.values()) == {1}, "no question was answered twice"
+    assert len(delivered) == len(read), "every answer has arrived"
+    lines = [json.loads(line) for line in Path(ledger["kept"]).read_text().splitlines()]
+    assert len(lines) == len({line["question"] for line in lines}) == 80
+
+    for i, (first, second) in enumerate(in_both_orders(judgements)):
+        if first is not None and second is not None:
+            assert (first if first == second else 1.5) == PREFERENCES[i % 5]
+            assert (first != second) == (i % 5 == 4)
+
+    before = len(server.requests())
+    again, second = judge_pairs(judge, pairs, tmp_path)
+    assert again == judgements
+    assert (second["asked"], second["reused"], second["cost_now"]) == (0, 80, None)
+    assert len(server.requests()) == before
+
+
+def test_the_ledger_adds_up_tokens_and_dollars(serve, make_pairs, make_judge, tmp_path):
+    # 10 pairs in both orders, 100 + 10 tokens each: 2,000 + 200 tokens, at $1 and $5 a million $0.003
+    judge = make_judge(serve().url, prompt_price=1, completion_price=5)
+    _, ledger = judge_pairs(judge, make_pairs(10), tmp_path)
+    assert (ledger["prompt_tokens"], ledger["completion_tokens"]) == (2000, 200)
+    assert ledger["cost"] == ledger["cost_now"] == pytest.approx(0.003)
+    assert (ledger["asked"], ledger["reused"], ledger["failed"], ledger["stopped_by_cap"]) == (20, 0, 0, False)
+    judgements, ledger = judge_pairs(judge, make_pairs(15), tmp_path)
+    assert (ledger["asked"], ledger["reused"]) == (10, 20)
+    assert ledger["cost"] == pytest.approx(0.0045)
+    assert ledger["cost_now"] == pytest.approx(0.0015)
+    # Of 24 verdicts that decide (3 of 15 pairs are ties, 3 flip), the first shown won 9 + 6: half of 18, all of 6.
+    assert sum(first != second for first, second in in_both_orders(judgements)) == 3
+    assert ledger["first_shown_wins"] == pytest.approx(100 * 15 / 24)
+
+
+def test_a_price_cap_stops_cleanly_and_the_next_run_asks_the_rest(serve, make_pairs, make_judge, tmp_path):
+    # $0.00015 a verdict: the cap of $0.001 is reached by the 7th, when three more may be under way
+    server, prices = serve(), {"prompt_price": 1, "completion_price": 5}
+    capped = make_judge(server.url, max_cost=0.001, concurrency=4, **prices)
+    judgements, ledger = judge_pairs(capped, make_pairs(20), tmp_path)
+    assert 7 <= ledger["asked"] <= 10
+    assert ledger["stopped_by_cap"]
+    assert sum(j.failure == NOT_ASKED for j in judgements) == ledger["failed"] == 40 - ledger["asked"]
+    assert (judgements[-1].id, judgements[-1].preference, judgements[-1].failure) == ("p19", None, NOT_ASKED)
+    _, rest = judge_pairs(make_judge(server.url, **prices), make_pairs(20), tmp_path)
+    assert (rest["reused"], rest["asked"], rest["failed"]) == (ledger["asked"], 40 - ledger["asked"], 0)
+    assert len(server.requests()) == 40
+
+
+def test_the_price_cap_is_for_all_models_of_a_run(serve, make_pairs, make_judge, tmp_path):
+    server = serve()
+    capped = make_judge(server.url, max_cost=0.001, concurrency=1, prompt_price=1, completion_price=5)
+    _, first = judge_pairs(capped, make_pairs(3), tmp_path)
+    assert (first["asked"], first["stopped_by_cap"]) == (6, False)
+    others = [Pair(p.id, f"{p.prompt}?", p.baseline, p.model) for p in make_pairs(3)]
+    _, second = judge_pairs(capped, others, tmp_path)
+    assert (second["asked"], second["failed"], second["stopped_by_cap"]) == (1, 5, True)
+    assert len(server.requests()) == 7
+
+
+def test_a_question_that_always_breaks_off_fails_alone_and_is_asked_again(serve, make_pairs, make_judge, tmp_path):
+    server = serve("--only", "cut", "--some")  # every fifth pair
+    judgements, ledger = judge_pairs(make_judge(server.url, max_retries=0, concurrency=1), make_pairs(10), tmp_path)
+    assert [j.id for j in judgements if j.preference is None] == ["p4", "p4", "p9", "p9"]
+    assert ledger["failed"] == 4
+    _, again = judge_pairs(make_judge(server.url, max_retries=0, concurrency=1), make_pairs(10), tmp_path)
+    assert (again["asked"], again["reused"]) == (4, 16)
+
+
+def test_equal_answers_are_a_tie_that_nobody_is_asked_about(serve, make_judge, tmp_path):
+    server = serve()
+    judgements, ledger = judge_pairs(make_judge(server.url), [Pair("a", "Q", "worth 1", "worth 1")], tmp_path)
+    assert [j.preference for j in judgements] == [1.5, 1.5]
+    assert (ledger["equal"], ledger["asked"], server.requests()) == (2, 0, [])
+
+
+def test_verdicts_serve_the_same_texts_with_other_ids_and_with_the_models_swapped(serve, make_judge, tmp_path):
+    server = serve()
+    judge = make_judge(server.url)
+    pairs = [
+        Pair("a", "Q", "worth 1", "worth 3"),
+        Pair("b", "Q", "worth 1", "worth 3"),
+        Pair("c", "Q", "worth 3", "worth 1"),
+    ]
+    judgements, _ = judge_pairs(judge, pairs, tmp_path)
+    assert [j.preference for j in judgements] == [2, 2, 2, 2, 1, 1]
+    assert len(server.requests()) == 2
+    swapped, ledger = judge_pairs(judge, pairs[2:], tmp_path)
+    assert ([j.preference for j in swapped], ledger["asked"]) == ([1, 1], 0)
+
+
+RUN = """
+import sys
+from pathlib import Path
+from lpsel.judging.openai import OpenAIJudge
+from lpsel.judging.ask import judge_pairs
+from lpsel.judging.judge import Pair
+from lpsel.judging.verdicts import pairwise
+pairs = [Pair(f"p{i}", f"Request {i}", "Mine: worth 2", f"Theirs: worth {i % 5}") for i in range(30)]
+judge = OpenAIJudge(model="judge", parser=pairwise, base_url=sys.argv[1], concurrency=3)
+print(judge_pairs(judge, pairs, Path(sys.argv[2]))[1]["asked"])
+"""
+PAIRS = [Pair(f"p{i}", f"Request {i}", "Mine: worth 2", f"Theirs: worth {i % 5}") for i in range(30)]
+
+
+def in_a_process(url, cache):
+    return subprocess.Popen([sys.executable, "-c", RUN, url, str(cache)], stdout=subprocess.PIPE, text=True)
+
+
+def kept(cache):
+    return [line for file in cache.glob("judgements/*/judgements.jsonl") for line in file.read_bytes().splitlines()]
+
+
+def test_a_killed_run_resumes_and_asks_nothing_twice(serve, make_judge, tmp_path):
+    server = serve("--delay", "0.05")
+    run = in_a_process(server.url, tmp_path)
+    deadline = time.monotonic() + 60
+    while len(kept(tmp_path)) < 15 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(run.pid, signal.SIGKILL)
+    run.communicate()
+    time.sleep(0.3)  # what the server had under way
+    on_disk, answered = len(kept(tmp_path)), sum(server.verdicts_by_question().values())
+    assert 15 <= on_disk <= answered < 60
+    assert answered - on_disk <= 3, "no more than was under way"
+    judgements, ledger = judge_pairs(make_judge(server.url, concurrency=3), PAIRS, tmp_path)
+    assert (ledger["reused"], ledger["asked"]) == (on_disk, 60 - on_disk)
+    times = Counter(request["question"] for request in server.requests())
+    assert len(times) == 60
+    assert max(times.values()) <= 2
+    assert sum(times.values()) <= 63, "asked again: only what was under way when the run was killed"
+    assert in_both_orders(judgements)[:5] == [(1.0, 1.0), (1.0, 1.0), (1.5, 1.5), (2.0, 2.0), (2.0, 2.0)]
+
+
+def test_two_runs_at_once_ask_every_question_once(serve, tmp_path):
+    server = serve("--delay", "0.02")
+    runs = [in_a_process(server.url, tmp_path) for _ in range(2)]
+    assert sorted(int(run.communicate(timeout=90)[0]) for run in runs) == [0, 60]
+    assert len(server.requests()) == len(server.verdicts_by_question()) == 60
+
+
+def test_a_torn_last_line_is_asked_again_and_a_damaged_one_inside_is_told(serve, make_pairs, make_judge, tmp_path):
+    server = serve()
+    judge = make_judge(server.url)
+    judgements, ledger = judge_pairs(judge, make_pairs(3), tmp_path)
+    file = Path(ledger["kept"])
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-25])
+    assert judge_pairs(judge, make_pairs(3), tmp_path) == (judgements, ledger | {"asked": 1, "reused": 5})
+    assert sorted(file.read_bytes().splitlines()) == sorted(whole.splitlines())
+    line = json.loads(whole.splitlines()[1])
+    swapped = json.dumps(line | {"verdict": 3 - line["verdict"]}, ensure_ascii=False).encode()
+    file.write_bytes(whole.replace(whole.splitlines()[1], swapped))
+    with pytest.raises(UserError, match=r"judgements.jsonl: line 2 is not as it was written; delete that line"):
+        judge_pairs(judge, make_pairs(3), tmp_path)
+    file.write_bytes(b"damage\n" + whole)
+    with pytest.raises(UserError, match=r"judgements.jsonl: line 1 is not as it was written; delete that line"):
+        judge_pairs(judge, make_pairs(3), tmp_path)
+
+
+def test_what_a_server_refused_is_asked_again_by_the_next_run(serve, make_pairs, make_judge, tmp_path):
+    broken = serve("--only", "500")
+    judgements, ledger = judge_pairs(make_judge(broken.url, max_retries=1), make_pairs(3), tmp_path)
+    assert {j.failure for j in judgements} == {"500: status 500 for Bearer none"}
+    assert (ledger["failed"], ledger["asked"], len(broken.requests())) == (6, 6, 12)
+    _, again = judge_pairs(make_judge(broken.url, max_retries=0), make_pairs(3), tmp_path)
+    assert (again["asked"], again["reused"]) == (6, 0)

@@ -1,0 +1,113 @@
+"""The page as a file, and its key."""
+
+import hashlib
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from lpsel.config import build, config_dir
+from lpsel.errors import UserError
+from lpsel.judging.human import KEY, PAGE, HumanJudge, blinded, read_key
+from lpsel.judging.judge import Pair
+
+
+def pairs(number):
+    return [Pair(f"koala-{i}", f"prompt {i}", f"old {i}", f"newer {i}", "set", "category") for i in range(number)]
+
+
+def shown(html):
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)[1])
+
+
+def make(some, seed=0, question="Which?"):
+    return blinded(some, question=question, seed=seed, baseline="opt-125m", model="opt-350m")
+
+
+@given(
+    st.lists(st.tuples(st.text(), st.text(), st.text()), max_size=6),
+    st.text(st.characters(exclude_categories=["Cs"])),
+    st.integers(0, 99),
+)
+def test_any_text_comes_back_from_the_page_and_the_key_says_whose_it_is(texts, question, seed):
+    some = [Pair(str(i), *three) for i, three in enumerate(texts)]
+    html, key = make(some, seed, question)
+    data = shown(html)
+    asked = [pair for pair in some if pair.baseline != pair.model]
+    assert (data["question"], len(data["pairs"])) == (question, len(asked))
+    for pair, on_page, secret in zip(asked, data["pairs"], key.pairs, strict=True):
+        sides = ("a", "b") if secret.a == "model" else ("b", "a")
+        assert (on_page["prompt"], *(on_page[side] for side in sides)) == (pair.prompt, pair.model, pair.baseline)
+        assert (secret.id, secret.model_chars) == (pair.id, len(pair.model))
+
+
+def test_the_page_knows_nothing_but_what_it_shows():
+    html, key = make(pairs(200))
+    data = shown(html)
+    assert set(data) == {"page", "question", "pairs"}
+    assert {name for pair in data["pairs"] for name in pair} == {"prompt", "a", "b"}
+    # The digest is of what is shown, so it tells nothing more.
+    visible = json.dumps({"question": data["question"], "pairs": data["pairs"]}, sort_keys=True)
+    assert data["page"] == key.page == hashlib.sha256(visible.encode()).hexdigest()
+    for secret in ("opt-125m", "opt-350m", "koala-", "category"):
+        assert secret not in html
+
+
+def test_sides_are_drawn_from_the_seed():
+    (html, key), (again, _), (other, _) = make(pairs(200)), make(pairs(200)), make(pairs(200), seed=1)
+    assert html == again != other
+    # 200 fair coins: 100 with a standard deviation of 7
+    assert 70 < sum(pair.a == "model" for pair in key.pairs) < 130
+
+
+def test_no_text_leaves_its_block_of_json():
+    bad = "</script><script>alert(1)</script><!--\u2028\u2029\ud800"
+    html, _ = make([Pair("x", bad, bad, bad + "!")], question="</title><script>alert(2)</script>")
+    assert html.count("<script") == html.count("</script>") == 2
+    assert html.count("</title>") == 1
+    assert "\u2028" not in html
+    assert html.encode()
+
+
+def test_writing_keeps_the_key_of_votes_that_may_exist(tmp_path):
+    judge = HumanJudge(seed=1)
+    page, key = judge.write(pairs(5), tmp_path, baseline="opt-125m", model="opt-350m")
+    assert (page, key) == (tmp_path / PAGE, tmp_path / KEY)
+    first = read_key(key)
+    assert (first.baseline, first.model, len(first.pairs)) == ("opt-125m", "opt-350m", 5)
+    judge.write(pairs(5), tmp_path, baseline="opt-125m", model="opt-350m")
+    with pytest.raises(UserError, match=r"key\.json: is the key of another page; give another folder, or move key"):
+        judge.write(pairs(6), tmp_path, baseline="opt-125m", model="opt-350m")
+    assert read_key(key) == first
+
+
+def test_the_configuration():
+    config = OmegaConf.merge({"seed": 7}, {"judge": OmegaConf.load(config_dir() / "judge" / "human.yaml")})
+    judge = build(config.judge)
+    assert judge == HumanJudge(question="Which answer is better?", seed=7)
+    judge.check()
+    with pytest.raises(UserError, match=r"judge\.question: is empty; say what people shall judge"):
+        HumanJudge(question=" ").check()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"page": "x", "baseline": "b", "model": "m", "pairs": [{"id": 1}]}'])
+def test_a_file_that_is_no_key(tmp_path, text):
+    path = tmp_path / "key.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"key\.json: is not the key of a page; give the key\.json beside the page\."):
+        read_key(path)
+    with pytest.raises(UserError, match=r"nowhere/key\.json: cannot be read \(No such file or directory\); give the"):
+        read_key(tmp_path / "nowhere" / "key.json")
+
+
+def test_nobody_is_asked_about_equal_answers(tmp_path):
+    pairs = [Pair("a", "Q", "x", "y"), Pair("b", "Q", "same", "same", "set", "kind")]
+    html, key = blinded(pairs, question="?", seed=0, baseline="old", model="new")
+    assert '"same"' not in html
+    assert [pair.id for pair in key.pairs] == ["a"]
+    assert [(pair.id, pair.prompt_set, pair.category) for pair in key.equal] == [("b", "set", "kind")]
+    with pytest.raises(UserError, match="judge=human: new and old gave equal answers throughout; compare other"):
+        HumanJudge().write(pairs[1:], tmp_path, baseline="old", model="new")

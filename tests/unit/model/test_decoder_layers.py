@@ -1,0 +1,162 @@
+"""Activation checkpointing: the same losses and gradients, less kept for the backward pass."""
+
+import shutil
+from functools import partial
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from lpsel.data.packing import collate
+from lpsel.errors import UserError
+from lpsel.model.adapter import Adapter
+from lpsel.model.decoder_layers import checkpoint_layers, compile_layers, decoder_layers
+from lpsel.model.lightning_module import FineTuner
+from lpsel.model.loss import PerSampleLoss
+from lpsel.model.spec import ModelSpec
+
+
+def run(model, batch):
+    """Loss, gradients, and the bytes that a forward pass keeps besides weights."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor, so that its address is not used again
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = PerSampleLoss(model)(batch, summed=True) / len(batch.labels_N)
+    held = sum(size for size, _ in kept.values())
+    loss.backward()
+    return loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}, held
+
+
+@pytest.mark.parametrize("kind", ["llama", "tied", "opt-350m-like", "gpt2"])
+def test_gradients_are_the_same_and_fewer_activations_are_held(make_model, kind, batch):
+    layers = {"n_layer" if kind == "gpt2" else "num_hidden_layers": 6}
+    plain, checkpointed = make_model(kind, **layers), make_model(kind, **layers)
+    names = [name for name, _ in checkpointed.named_parameters()]
+    checkpoint_layers(checkpointed)
+    assert [name for name, _ in checkpointed.named_parameters()] == names
+    assert list(checkpointed.state_dict()) == list(plain.state_dict())
+    loss, gradients, held = run(plain, batch)
+    again, recomputed, held_now = run(checkpointed, batch)
+    torch.testing.assert_close(again, loss, rtol=0, atol=0)
+    assert recomputed.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(recomputed[name], gradient, rtol=0, atol=1e-6)
+    assert held_now < held / 3
+
+
+@pytest.mark.parametrize("quantization", [None, "nf4"], ids=["lora", "qlora"])
+def test_an_adapters_gradients_are_the_same(make_folder, batch, quantization):
+    path = make_folder()
+
+    def made():
+        adapter = Adapter(rank=4, quantization=quantization)
+        model = adapter.load(ModelSpec("small", path=path, max_length=64), path, "32-true", torch.device("cpu")).model
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                torch.nn.init.constant_(parameter, 0.01)
+        return model
+
+    plain, checkpointed = made(), made()
+    checkpoint_layers(checkpointed)
+    loss, gradients, held = run(plain, batch)
+    again, recomputed, held_now = run(checkpointed, batch)
+    torch.testing.assert_close(again, loss, rtol=0, atol=0)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(recomputed[name], gradient, rtol=0, atol=1e-6)
+    assert held_now < held
+
+
+def test_a_layer_runs_twice_in_training_and_once_in_a_recording_pass(make_model, batch):
+    model = make_model()
+    runs = []
+    for layer in model.model.layers:
+        layer.self_attn.register_forward_hook(lambda *_: runs.append(1))
+    checkpoint_layers(model)
+    loss = PerSampleLoss(model)
+    with torch.no_grad():
+        loss(batch)
+    assert len(runs) == 2
+    (loss(batch, summed=True) / len(batch.labels_N)).backward()
+    assert len(runs) == 2 + 2 * 2
+
+
+def test_a_model_without_a_list_of_layers_is_refused(make_model):
+    model = make_model()
+    model.config.num_hidden_layers = 7
+    with pytest.raises(UserError) as caught:
+        checkpoint_layers(model)
+    assert str(caught.value) == (
+        "llama: has no list of 7 decoder layers, which trainer=fsdp, activation_checkpointing=true and "
+        "compile=true need; leave these out."
+    )
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_layers_are_compiled_once_for_each_size_of_pack(make_model):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    plain, model = make_model(), make_model()
+    compile_layers(model)
+    ours, expected = PerSampleLoss(model), PerSampleLoss(plain)
+    graphs = []
+    for lengths in ([20, 11], [9, 9, 9], [25], [3, 30, 6, 2], [31, 8]):
+        rows = Rows(lengths)
+        batch = collate(rows, np.arange(len(lengths)), round_to=32)
+        with torch.no_grad():
+            torch.testing.assert_close(ours(batch), expected(batch), rtol=1e-4, atol=1e-5)
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    # 32 tokens, then 64; the other three packs have these sizes too
+    assert graphs[0] < graphs[3]
+    assert graphs[:3] == graphs[:1] * 3
+    assert graphs[3:] == graphs[3:4] * 2
+
+
+def test_no_size_of_pack_is_left_uncompiled(make_model, monkeypatch):
+    """Of itself PyTorch compiles eight versions of a layer's code and runs the ninth as it is."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compiled(self, backend="eager", **how))
+    model = make_model(num_hidden_layers=1)
+    compile_layers(model)
+    loss = PerSampleLoss(model)
+    graphs = [0]
+    for tokens in range(20, 29):
+        with torch.no_grad():
+            loss(collate(Rows([tokens]), np.arange(1)))
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs == [i * graphs[1] for i in range(10)]
+    assert graphs[1] > 0
+
+
+def test_nothing_is_compiled_for_the_check_of_the_head(make_folder):
+    path = make_folder()
+    spec = ModelSpec("small", path=path, max_length=64)
+    module = FineTuner("target", spec, path, partial(torch.optim.AdamW), 1, compiled=True)
+    module.trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    torch._dynamo.utils.counters.clear()
+    module.configure_model()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 0
+    assert all(layer._compiled_call_impl is not None for layer in decoder_layers(module.language_model))
+
+
+class Rows:
+    """Rows of random tokens as Tokens has them, supervised from the second token on."""
+
+    def __init__(self, lengths):
+        self.lengths = np.array(lengths, dtype=np.int32)
+
+    def input_ids(self, i):
+        return np.random.default_rng(i).integers(3, 97, self.lengths[i]).astype(np.int32)
+
+    def supervised(self, i):
+        return np.arange(self.lengths[i]) > 0

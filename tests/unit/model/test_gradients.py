@@ -1,0 +1,69 @@
+"""The gradient of a global batch, however it is cut into packs and ranks, with and without shared beginnings."""
+
+import numpy as np
+import pytest
+import torch
+
+from lpsel.data.batching import training_plan
+from lpsel.data.packing import collate
+from lpsel.data.shared_prefixes import find_prefixes
+from lpsel.data.tokens import Batch
+from lpsel.model.loss import PerSampleLoss
+
+
+class Rows:
+    """Rows as Tokens has them; those with an even number begin with the same ten tokens."""
+
+    def __init__(self):
+        draw = np.random.default_rng(0)
+        beginning = draw.integers(3, 97, 10)
+        own = [draw.integers(3, 97, n) for n in draw.integers(4, 40, 23)]
+        self.rows = [np.concatenate([beginning, ids]) if i % 2 == 0 else ids for i, ids in enumerate(own)]
+        self.first = [10 if i % 2 == 0 else 1 + i % 3 for i in range(len(own))]
+        self.lengths = np.array([len(ids) for ids in self.rows], dtype=np.int32)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def batches(self):
+        spans = np.array([[first, len(ids)] for first, ids in zip(self.first, self.rows, strict=True)], dtype=np.int32)
+        ends = np.concatenate([[0], np.cumsum(self.lengths)])
+        yield Batch(np.concatenate(self.rows).astype(np.int32), ends, spans.ravel(), np.arange(24) * 2)
+
+    def input_ids(self, i):
+        return self.rows[i].astype(np.int32)
+
+    def supervised(self, i):
+        return np.arange(len(self.rows[i])) >= self.first[i]
+
+
+def gradient(model, budget, world, shared):
+    """The sum over ranks and packs of the gradients of one step's loss; how many packs that took."""
+    rows = Rows()
+    prefixes = find_prefixes(rows) if shared else None
+    own = rows.lengths - (prefixes.length_N if prefixes else 0)
+    supervised = sum(len(ids) - first for ids, first in zip(rows.rows, rows.first, strict=True))
+    loss = PerSampleLoss(model)
+    packs = 0
+    for rank in range(world):
+        (step,) = training_plan(np.arange(23), own, 23, budget, rank, world)
+        packs += len(step)
+        for micro_batch in step:
+            (loss(collate(rows, micro_batch, prefixes), summed=True) / supervised).backward()
+    return {name: p.grad for name, p in model.named_parameters()}, packs
+
+
+@pytest.mark.parametrize("kind", ["llama", "tied", "opt-350m-like", "gpt2"])
+@pytest.mark.parametrize("shared", [True, False], ids=["shared beginnings", "whole rows"])
+def test_a_global_batch_has_one_gradient_however_it_is_cut(make_model, kind, shared):
+    whole, packs = gradient(make_model(kind), 10_000, 1, shared=False)
+    assert packs == 1
+    for budget, world in [(10_000, 1), (100, 1), (1, 1), (100, 2), (60, 3), (10_000, 5)]:
+        cut, _ = gradient(make_model(kind), budget, world, shared)
+        for name, expected in whole.items():
+            torch.testing.assert_close(cut[name], expected, rtol=0, atol=1e-5 * float(expected.abs().max()) + 1e-9)
+
+
+def test_sharing_and_cutting_do_happen_in_these_tests(make_model):
+    assert sorted(set(find_prefixes(Rows()).length_N.tolist())) == [0, 10]
+    assert gradient(make_model(), 100, 3, shared=True)[1] > 3

@@ -1,0 +1,256 @@
+"""Agreement of scorers: small tables worked by hand, scipy, and the figures known of the released perplexities."""
+
+import math
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import kendalltau, spearmanr
+
+from lpsel.errors import UserError
+from lpsel.scoring.npz import names_in_npz, split_npz
+from lpsel.scoring.read import read_scores
+from lpsel.selection import agreement as module
+from lpsel.selection.agreement import agreement, agreement_in_clusters, auc, kendall, lowest, score, spearman
+from lpsel.selection.agreement_study import ALL, DEFINED, numbers, study
+
+OPT = ("opt-350m", "opt-1.3b", "opt-2.7b", "opt-6.7b")
+TIES = np.array([[1.0, 2.0, 2.0, 4.0], [1.0, 3.0, 2.0, 4.0]])
+
+
+def test_spearman_gives_ties_their_mean_rank():
+    # Ranks 1, 2.5, 2.5, 4 and 1, 3, 2, 4: products of deviations 4.5, squares 4.5 and 5.
+    assert spearman(TIES)[0, 1] == pytest.approx(4.5 / math.sqrt(4.5 * 5))
+
+
+def test_tau_b_leaves_ties_out_of_both_counts():
+    # Of six pairs of rows five agree; the sixth is tied by the first scorer: 5 / sqrt(5 x 6).
+    assert kendall(TIES)[0, 1] == pytest.approx(5 / math.sqrt(30))
+    assert kendall(-TIES[:1].repeat(2, 0) * [[1], [-1]])[0, 1] == pytest.approx(-1)
+
+
+@pytest.mark.parametrize("n", [20, 400])
+def test_rank_correlations_are_scipys_for_few_rows_and_many(n):
+    scores = np.random.default_rng(0).integers(0, 12, (3, n)).astype(float)
+    assert (n > module.ROWS_OF_ALL_PAIRS) == (n == 400)
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert spearman(scores)[a, b] == pytest.approx(spearmanr(scores[a], scores[b]).statistic)
+        assert kendall(scores)[a, b] == pytest.approx(kendalltau(scores[a], scores[b]).statistic)
+    assert np.diag(kendall(scores)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("n", [4, 400])
+def test_a_scorer_that_says_one_number_has_no_correlation(n):
+    scores = np.array([np.ones(n), np.arange(n)])
+    assert np.isnan(spearman(scores)[0, 1])
+    assert np.isnan(kendall(scores)[0, 1])
+
+
+def test_the_share_in_common_is_of_the_rows_that_both_would_choose():
+    one = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    other = [0.3, 0.9, 0.1, 0.8, 0.2, 0.7, 0.6, 0.5, 0.4, 1.0]
+    found = agreement(np.array([one, other]), [10, 30, 25])
+    # Lowest three: rows 0, 1, 2 and rows 2, 4, 0. 25 % of ten rows is 2.5, rounded up as a selection does.
+    assert found.lowest.tolist() == [1, 3, 3]
+    assert found.common[:, 0, 1].tolist() == [0, 2, 2]
+    assert found.share[:, 0, 1] == pytest.approx([0, 2 / 3, 2 / 3])
+    assert found.chance == pytest.approx([0.1, 0.3, 0.3])
+
+
+def test_ties_at_the_edge_go_to_the_first_rows():
+    assert np.flatnonzero(lowest(np.array([[1.0, 0.0, 1.0, 1.0]]), 50)[0]).tolist() == [0, 1]
+
+
+@given(st.integers(2, 60), st.integers(1, 100), st.integers(0, 1_000))
+def test_agreement_does_not_depend_on_which_scorer_comes_first_and_is_whole_with_itself(n, pct, seed):
+    scores = np.random.default_rng(seed).random((2, n))
+    there, back = agreement(scores, [pct]), agreement(scores[::-1], [pct])
+    assert there.spearman[0, 1] == pytest.approx(back.spearman[0, 1])
+    assert there.kendall[0, 1] == pytest.approx(back.kendall[0, 1])
+    assert there.common[0, 0, 1] == back.common[0, 0, 1]
+    assert there.common[0, 0, 0] == there.lowest[0]
+
+
+def test_random_scorers_share_what_chance_says():
+    found = agreement(np.random.default_rng(0).random((2, 200_000)), [10])
+    assert found.share[0, 0, 1] == pytest.approx(found.chance[0], abs=0.006)
+
+
+def test_inside_clusters_it_is_the_median_over_those_with_enough_rows():
+    up, down = np.arange(10.0), np.arange(10.0)[::-1]
+    first = np.concatenate([up, up, up, up[:9], up])
+    second = np.concatenate([up, down, up, up[:9], down])
+    # 7, 3 and 5 count: same, opposite, same. Cluster 9 has nine rows, -1 is no cluster.
+    cluster = np.repeat([7, 3, 5, 9, -1], [10, 10, 10, 9, 10]).astype(np.int32)
+    found = agreement_in_clusters(np.array([first, second]), cluster, [10])
+    assert found.clusters == 3
+    assert found.spearman[:, 0, 1] == pytest.approx([0, 1, 1])  # quartiles of -1, 1, 1
+    assert found.kendall[:, 0, 1] == pytest.approx([0, 1, 1])
+    assert found.share[:, 0, 0, 1] == pytest.approx([0.5, 1, 1])
+    assert found.pooled[0, 0, 1] == pytest.approx(2 / 3)
+    assert found.chance == pytest.approx([0.1])
+
+
+def test_clusters_too_small_for_a_share_do_not_count_for_it():
+    scores = np.random.default_rng(0).random((2, 100))
+    found = agreement_in_clusters(scores, np.repeat([0, 1], [10, 90]).astype(np.int32), [1])
+    # 1 % of ten rows is none; of 90 rows it is one.
+    assert found.share[1, 0, 0, 0] == 1
+    assert found.chance == pytest.approx([1 / 90])
+
+
+def test_no_cluster_with_enough_rows_is_none():
+    assert agreement_in_clusters(np.zeros((2, 9)), np.zeros(9, np.int32), [10]) is None
+
+
+def test_auc_counts_how_often_a_chosen_row_is_longer():
+    # 3 against 1, 2 and 3: two wins and a draw.
+    assert auc(np.array([1, 2, 3, 3]), np.array([False, False, True, False])) == pytest.approx(2.5 / 3)
+    assert math.isnan(auc(np.array([1, 2]), np.array([True, True])))
+
+
+def test_metrics_of_one_row_by_hand(make_table):
+    table = make_table([[10.0], [4.0], [3.0], [2.0]])
+    assert score(table, "lp", 3) == pytest.approx([6 / 8])
+    assert score(table, "lp", 2) == pytest.approx([6 / 7])
+    assert score(table, "lp_app", 3) == pytest.approx([0.6])
+    assert score(table, "lp_nll", 3) == pytest.approx([math.log(2.5) / math.log(5)])
+
+
+def test_undefined_rows_are_left_out_in_all_tables_or_count_as_0(make_table):
+    # Row 3 learnt nothing by the first scorer; row 4 has no token by the second.
+    one = make_table([[9.0, 9, 9, 9, 9], [8, 6, 4, 5, 7], [1, 1, 1, 9, 1]])
+    other = make_table([[9.0, 9, 9, 9, 1], [4, 6, 8, 5, 1], [1, 1, 1, 1, 1]])
+    made = study(["one", "other"], [one, make_table(other.ppl, response_tokens=[1, 1, 1, 1, 0])], [40])
+    assert made.defined.tolist() == [True, True, True, False, False]
+    # LP of one: 1/8, 3/8, 5/8, undefined, 2/8; of the other: 5/8, 3/8, 1/8, 4/8, undefined.
+    assert made.between["lp", DEFINED].spearman[0, 1] == pytest.approx(-1)
+    assert made.filled(ALL)[0] == pytest.approx(np.array([[1, 3, 5, 0, 2], [5, 3, 1, 4, 0]]) / 8)
+    # Lowest two of five: rows 3, 0 and rows 4, 2.
+    assert made.between["lp", ALL].common[0, 0, 1] == 0
+    entry = numbers(made)["tables"]
+    assert [t["rows_without_supervised_token"] for t in entry] == [0, 1]
+    assert [t["rows_otherwise_undefined"] for t in entry] == [1, 0]
+
+
+def test_one_epoch_is_enough_for_lp_app_alone(make_table):
+    made = study(["a", "b"], [make_table([[9.0, 9], [4, 3]]), make_table([[9.0, 9], [4, 3], [2, 2]])], [50])
+    assert made.metrics == ["lp_app"]
+    assert numbers(made)["notes"] == ["LP needs 2 recorded epochs or more and a has 1: LP_app only."]
+
+
+def test_what_cannot_be_compared_is_said_in_one_line(make_table):
+    whole, unscored = make_table([[9.0, 9], [4, 3]]), make_table([[9.0, 9]])
+    with pytest.raises(UserError, match=r"b: has no records after an epoch; give scores with nll_0 and nll_1"):
+        study(["a", "b"], [whole, unscored], [50])
+    with pytest.raises(
+        UserError, match=r"a, b: 0 rows have a score in all of them; give tables with scores of the same"
+    ):
+        study(["a", "b"], [whole, make_table([[9.0, 9], [4, 3]], response_tokens=[0, 0])], [50])
+    with pytest.raises(UserError, match=r"pct=10: is 0.2 of 2 rows, which rounds to none"):
+        study(["a", "b"], [whole, whole], [10])
+
+
+def test_length_is_compared_where_tokens_are_known(make_table):
+    # LP_app 0.1 to 0.5, lengths falling with it: the hardest row is the longest.
+    ppl = [[10.0] * 5, [9, 8, 7, 6, 5]]
+    made = study(["a", "b"], [make_table(ppl, response_tokens=[50, 40, 30, 20, 10])] * 2, [20])
+    entry = numbers(made)["length"][0]
+    assert (entry["spearman"], entry["lowest"][0]["auc"]) == (pytest.approx(-1), 1)
+    assert (entry["lowest"][0]["mean_tokens"], entry["lowest"][0]["mean_tokens_all"]) == (50, 30)
+
+
+@pytest.fixture
+def archive(tmp_path):
+    def write(**arrays):
+        np.savez(tmp_path / "released.npz", **arrays)
+        return tmp_path / "released.npz"
+
+    return write
+
+
+def test_a_released_archive_is_read_as_scores(archive):
+    table = read_scores(archive(opt=np.array([[8.0, 1, 4], [4, 1, 2]])), "opt")
+    assert table.ppl.tolist() == [[8, 1, 4], [4, 1, 2]]
+    assert table.nll[:, 0] == pytest.approx([math.log(8), math.log(4)])
+    assert table.response_tokens.tolist() == [1, 0, 1], "1 throughout: no supervised token"
+    assert (table.epochs, table.tokens_known, table.id) == (1, False, None)
+
+
+def test_a_scorer_in_an_archive_has_an_address(archive):
+    file = archive(opt=np.ones((2, 3)), llama=np.ones((2, 3)))
+    assert split_npz(f"{file}:opt") == (file, "opt")
+    assert split_npz(str(file)) == (file, None)
+    assert split_npz("scores.parquet") is None
+    assert names_in_npz(file) == ["opt", "llama"]
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.ones(3), r"array opt is float64 of shape \(3,\), must be perplexities \(epochs \+ 1, rows\)"),
+        (np.array([["a"]]), r"array opt is <U1 of shape"),
+        (np.array([[1.0], [0.0]]), r"ppl_1 of row 0 is 0\.0, perplexities are 1 or more"),
+        (np.array([[{}]]), r"cannot be read \(Object arrays cannot be loaded"),
+    ],
+)
+def test_an_array_that_is_no_perplexities_says_why(archive, array, message):
+    with pytest.raises(UserError, match=message) as error:
+        read_scores(archive(opt=array), "opt")
+    assert "\n" not in str(error.value)
+
+
+def test_an_archive_that_cannot_be_read_says_why(archive, tmp_path):
+    file = archive(opt=np.ones((2, 3)))
+    with pytest.raises(UserError, match=r"gpt: no such array in released\.npz, which has opt\."):
+        read_scores(file, "gpt")
+    with pytest.raises(UserError, match=r"nowhere\.npz: no such file"):
+        read_scores(tmp_path / "nowhere.npz", "opt")
+    file.write_text("nothing of the kind")
+    with pytest.raises(UserError, match=r"released\.npz: cannot be read"):
+        read_scores(file, "opt")
+
+
+@pytest.fixture(scope="module")
+def released(shared_data):
+    """The study of some scorers of a released archive, or of all."""
+
+    @cache
+    def compare(dataset, *names):
+        file = Path(shared_data(f"perplexities_{dataset}.npz").zip.filename)
+        names = names or names_in_npz(file)
+        return study(names, [read_scores(file, name) for name in names], [10.0])
+
+    return compare
+
+
+def with_opt_13b(made, figures_SS):
+    place = made.names.index
+    return [f"{figures_SS[place(name), place('opt-13b')]:.3f}" for name in OPT]
+
+
+def test_alpaca_has_the_known_agreement(released):
+    made = released("alpaca", *OPT, "opt-13b")
+    lp = made.between["lp", ALL]
+    assert with_opt_13b(made, lp.spearman) == ["0.791", "0.865", "0.893", "0.916"]
+    assert with_opt_13b(made, lp.kendall) == ["0.601", "0.685", "0.724", "0.757"]
+    assert with_opt_13b(made, lp.share[0]) == ["0.504", "0.589", "0.640", "0.659"]
+    assert f"{lp.chance[0]:.3f}" == "0.100"
+    assert with_opt_13b(made, made.between["lp_app", ALL].spearman) == ["0.886", "0.929", "0.941", "0.947"]
+
+
+def test_dolly_rows_without_response_inflate_the_overlap(released):
+    made = released("dolly")
+    assert made.defined.sum() == 14_245, "765 rows have no token for Llama, one more for OPT alone"
+    assert with_opt_13b(made, made.between["lp", ALL].share[0])[0] == "0.614"
+    assert with_opt_13b(made, made.between["lp", DEFINED].share[0])[0] == "0.447"
+
+
+@pytest.mark.parametrize(("dataset", "known"), [("alpaca", "0.806"), ("dolly", "0.802")])
+def test_lp_and_lp_app_of_opt_350m_agree_as_known(released, dataset, known):
+    made = released(dataset, "opt-350m", "opt-13b")
+    entries = {(w["table"], w["rows"], w["a"], w["b"]): w["spearman"] for w in numbers(made)["within"]}
+    assert f"{entries['opt-350m', ALL, 'lp', 'lp_app']:.3f}" == known

@@ -1,0 +1,327 @@
+"""Selections small enough to make by hand, and the laws that hold for all."""
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lpsel.errors import UserError
+from lpsel.scoring.random_place import random_place
+from lpsel.selection.rules import Ranking
+from lpsel.selection.select import select
+from lpsel.selection.summary import describe, ends, examples, summary
+
+# LP_app (P_0 = 10): .9 .1 .5 | .2 .8 .3 .7 .6 | .4 and a row without response
+PPL_0 = [10.0] * 10
+PPL_1 = [1.0, 9.0, 5.0, 8.0, 2.0, 7.0, 3.0, 4.0, 6.0, 10.0]
+CLUSTER = [0, 0, 0, 5, 5, 5, 5, 5, 9, 9]
+RESPONSE_TOKENS = [4, 4, 4, 4, 4, 4, 4, 4, 4, 0]
+CHARACTERS = {"prompt": {"selected": 30.0, "all": 40.0}, "response": {"selected": 9.04, "all": 5.0}}
+
+
+@pytest.fixture(scope="module")
+def table(make_table):
+    return make_table([PPL_0, PPL_1], CLUSTER, RESPONSE_TOKENS)
+
+
+def chosen(selection):
+    return np.flatnonzero(selection.selected).tolist()
+
+
+def test_the_lowest_scores_of_every_cluster_are_chosen(table, make_spec):
+    # 4 rows for clusters with 3, 5 and 1 eligible: 1.33, 2.22, 0.44; the last has the largest remainder.
+    selection = select(table, make_spec("lp_app"), 40, seed=0)
+    assert chosen(selection) == [1, 3, 5, 8]
+    assert (selection.n_total, selection.n_eligible, selection.n_selected) == (10, 9, 4)
+    assert selection.counts == {"no supervised token": 1}
+
+
+def test_without_clusters_the_lowest_scores_of_all_are_chosen(table, make_spec):
+    assert chosen(select(replace(table, cluster=None), make_spec("lp_app"), 40, seed=0)) == [1, 3, 5, 8]
+    assert chosen(select(replace(table, cluster=None), make_spec("lp_app"), 20, seed=0)) == [1, 3]
+
+
+def test_the_paper_takes_a_ceiling_of_every_cluster_and_leaves_nothing_out(table, make_spec):
+    # 3 parts of 3, 5 and 2 rows: 1, 2, 1. The row without response has learnt nothing: LP_app = 0, the hardest.
+    selection = select(table, make_spec("lp_app", budget="paper"), 33, seed=0)
+    assert chosen(selection) == [1, 3, 5, 9]
+    assert (selection.n_eligible, selection.counts, selection.score[9]) == (10, {}, 0.0)
+
+
+def test_lp_takes_as_many_epochs_as_its_file_says(make_table, make_spec):
+    # LP over 3 epochs: (10-8)/(10-2) = .25 and (10-7)/(10-4) = .5; over 4: 2/2 = 1 and 3/9.
+    table = make_table([[10, 10], [8, 7], [5, 6], [2, 4], [8, 1]])
+    assert select(table, make_spec("lp"), 50, 0).score.tolist() == [0.25, 0.5]
+    assert select(table, make_spec("lp", epochs=4), 50, 0).score == pytest.approx([1, 1 / 3])
+
+
+def test_too_few_epochs_say_how_many_there_are(table, make_spec):
+    with pytest.raises(UserError, match=r"selection=lp: needs 3 recorded epochs, these scores have 1\. Score again"):
+        select(table, make_spec("lp"), 10, 0)
+
+
+def test_undefined_scores_are_left_out_and_counted(make_table, make_spec):
+    # P_0 = P_n; rises beyond float64; fine; null in epoch 2
+    nll = np.log([[8.0, 1, 9, 7], [4.0, 1, 3, 2], [2.0, 1, 2, np.nan], [8.0, 1, 1, 1]])
+    nll[3, 1] = np.inf
+    table = replace(make_table(np.exp(nll)), nll=nll, ppl=None)
+    selection = select(table, make_spec("lp"), 100, 0)
+    assert chosen(selection) == [2]
+    assert selection.counts == {"nll is not finite": 1, "score is undefined": 2}
+    assert np.isnan(selection.score).tolist() == [True, True, False, True]
+    assert select(table, make_spec("lp", budget="paper"), 100, 0).score[[0, 1, 3]].tolist() == [0, 0, 0]
+
+
+def test_ties_go_to_the_lower_index(make_table, make_spec):
+    table = make_table([[10.0] * 6, [5.0] * 6], cluster=[1, 0, 1, 0, 1, 0])
+    assert chosen(select(table, make_spec("lp_app"), 50, 0)) == [0, 1, 3]
+    backwards = replace(table, index=table.index[::-1].copy())
+    assert chosen(select(backwards, make_spec("lp_app"), 50, 0)) == [3, 4, 5]
+
+
+def test_full_takes_all_that_can_be_trained_on_whatever_pct_says(table, make_spec):
+    selection = select(table, make_spec("full", pct=100), 1, 0)
+    assert (selection.n_selected, selection.pct) == (9, 100)
+    assert select(table, make_spec("full", pct=100, budget="paper"), 1, 0).n_selected == 10
+    assert not make_spec("full", pct=100).uses_clusters
+
+
+def test_more_than_is_eligible_gives_all_that_is(table, make_spec):
+    assert select(table, make_spec("lp_app"), 99, 0).n_selected == 9
+
+
+def test_random_takes_the_same_number_of_every_cluster_and_no_scores(table, make_spec):
+    table = replace(table, nll=np.empty((0, 10)), ppl=None)
+    by_seed = [select(table, make_spec("random"), 40, seed) for seed in range(60)]
+    assert all(np.bincount(table.cluster[s.selected], minlength=10)[[0, 5, 9]].tolist() == [1, 2, 1] for s in by_seed)
+    assert np.any([s.selected for s in by_seed], axis=0).tolist() == [True] * 9 + [False]
+    numbers = summary(by_seed[0], table, CHARACTERS)
+    assert numbers["score"] == {"selected": None, "all": None}, "a draw says nothing of the rows"
+    assert not any("scores" in line for line in describe(numbers))
+
+
+def test_buckets_are_thirds_of_every_cluster_by_score(table, make_spec):
+    # Cluster 0: .1 | .5 | .9. Cluster 5: .2 .3 | .6 .7 | .8. Cluster 9: .4 alone, in low.
+    names = {"low": [1, 3, 5, 8], "mid": [2, 6, 7], "high": [0, 4]}
+    for name, rows in names.items():
+        selection = select(table, make_spec("lp_app", bucket=name), 100, 0)
+        assert chosen(selection) == rows
+        assert selection.n_eligible == len(rows)
+    column = selection.to_arrow()["bucket"].to_pylist()
+    assert column == ["high", "low", "mid", "low", "high", "low", "mid", "mid", "low", None]
+    assert selection.counts == {"no supervised token": 1, "in bucket low": 4, "in bucket mid": 3}
+
+
+def test_a_part_of_a_bucket_is_drawn_at_random(table, make_spec):
+    spec = make_spec("lp_app", bucket="low")
+    drawn = [chosen(select(replace(table, cluster=None), spec, 10, seed)) for seed in range(40)]
+    assert {row for rows in drawn for row in rows} == {1, 3, 5}
+    seed = 3
+    place = random_place(table, seed)
+    assert drawn[seed] == [min([1, 3, 5], key=lambda row: place[row])]
+
+
+def test_the_papers_buckets_are_whole_thirds(table, make_spec):
+    # With the row without response, whose score is 0: cluster 9 is 9 | 8 | nothing.
+    names = {"low": [1, 3, 5, 9], "mid": [2, 6, 7, 8], "high": [0, 4]}
+    for name, rows in names.items():
+        assert chosen(select(table, make_spec("lp_app", budget="paper", bucket=name), 33, 0)) == rows
+    with pytest.raises(UserError, match=r"pct=10: the released buckets are whole thirds\. Say pct=33"):
+        select(table, make_spec("lp_app", budget="paper", bucket="low"), 10, 0)
+
+
+def test_a_rule_may_rule_rows_out_with_a_reason_of_its_own(table, make_spec):
+    def picky(table, *, seed):
+        return Ranking(np.arange(10.0), {"too short": np.arange(10) > 7})
+
+    selection = select(table, make_spec("lp_app", rule=picky), 100, 0)
+    assert selection.to_arrow()["reason"].to_pylist() == [None] * 8 + ["too short", "no supervised token"]
+
+
+def test_nothing_to_choose_from_is_an_error(make_table, make_spec):
+    table = make_table([[1.0, 1.0]], response_tokens=[0, 0])
+    with pytest.raises(UserError, match=r"none of 2 rows can be chosen \(no supervised token\)"):
+        select(table, make_spec("random"), 50, 0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"budget": "exakt"}, "selection.budget=exakt: must be exact or paper."),
+        ({"bucket": "lowest"}, "selection.bucket=lowest: must be low, mid, high, or null for no buckets."),
+        ({"epochs": -1}, "selection.epochs=-1: must be a whole number of epochs, 0 or more."),
+    ],
+)
+def test_a_mistyped_choice_is_named(make_spec, fields, message):
+    with pytest.raises(UserError) as error:
+        make_spec("lp", **fields)
+    assert str(error.value) == message
+
+
+def test_a_share_that_is_none_is_known_before_there_are_scores(make_spec):
+    with pytest.raises(UserError, match="pct=0: must be above 0"):
+        make_spec("lp").share(0, 100)
+    with pytest.raises(UserError, match="rounds to none"):
+        make_spec("lp").share(0.1, 100)
+    assert make_spec("lp", budget="paper").share(0.1, 100) == 0.1
+
+
+def test_the_table_has_the_columns_of_the_contract(table, make_spec):
+    arrow = select(table, make_spec("lp_app"), 40, 0).to_arrow()
+    assert arrow.schema == pa.schema(
+        {
+            "index": pa.int64(),
+            "id": pa.string(),
+            "score": pa.float64(),
+            "cluster": pa.int32(),
+            "bucket": pa.string(),
+            "selected": pa.bool_(),
+            "reason": pa.string(),
+        }
+    )
+    assert arrow.slice(8).to_pylist() == [
+        {"index": 8, "id": "row-8", "score": 0.4, "cluster": 9, "bucket": None, "selected": True, "reason": None},
+        {
+            "index": 9,
+            "id": "row-9",
+            "score": 0.0,
+            "cluster": 9,
+            "bucket": None,
+            "selected": False,
+            "reason": "no supervised token",
+        },
+    ]
+    bare = replace(table, cluster=None, id=None, nll=np.full((2, 10), np.nan), ppl=None)
+    arrow = select(bare, make_spec("lp_app", budget="paper"), 40, 0).to_arrow()
+    assert (arrow["id"].null_count, arrow["cluster"].null_count) == (10, 10)
+
+
+def test_undefined_scores_are_null_in_the_table(make_table, make_spec):
+    arrow = select(make_table([[2.0, 2], [2, 1], [2, 1], [2, 1]]), make_spec("lp"), 50, 0).to_arrow()
+    assert arrow["score"].to_pylist() == [None, 1.0]
+
+
+def test_the_summary_compares_the_chosen_with_all(table, make_spec):
+    prompt_tokens = np.arange(10, dtype=np.int32)
+    table = replace(table, prompt_tokens=prompt_tokens)
+    numbers = summary(select(table, make_spec("lp_app"), 40, 0), table, CHARACTERS)
+    assert (numbers["n_total"], numbers["n_eligible"], numbers["n_selected"]) == (10, 9, 4)
+    assert (numbers["clusters"], numbers["clusters_selected"]) == (3, 3)
+    assert numbers["score"]["selected"] == {
+        "lowest": pytest.approx(0.1),
+        "mean": pytest.approx(0.25),
+        "highest": pytest.approx(0.4),
+    }
+    assert numbers["mean_tokens"]["prompt"] == {"selected": (1 + 3 + 5 + 8) / 4, "all": 4.5}
+    assert numbers["mean_tokens"]["response"] == {"selected": 4.0, "all": 3.6}
+    assert describe(numbers) == [
+        "Selection lp_app: 4 of 10 rows (40 %, asked for 40 %, budget exact), from 3 of 3 clusters",
+        "  scores: selected 0.1 to 0.4, mean 0.25; all 0 to 0.9, mean 0.45",
+        "  mean tokens: prompt 4.2 (all: 4.5), response 4.0 (all: 3.6)",
+        "  left out, no supervised token: 1",
+    ]
+
+
+def test_where_tokens_are_not_known_the_summary_counts_characters(table, make_spec):
+    table = replace(table, tokens_known=False)
+    numbers = summary(select(table, make_spec("lp_app"), 40, 0), table, CHARACTERS)
+    assert numbers["mean_tokens"]["prompt"] == {"selected": None, "all": None}
+    assert "  mean characters: prompt 30.0 (all: 40.0), response 9.0 (all: 5.0)" in describe(numbers)
+
+
+def test_a_cluster_below_0_is_none(table, make_spec):
+    table = replace(table, cluster=np.where(table.cluster == 5, -1, table.cluster))
+    numbers = summary(select(table, make_spec("lp_app"), 40, 0), table, CHARACTERS)
+    assert describe(numbers)[0].endswith(", from 2 of 2 clusters and 2 of 5 rows in none")
+
+
+@st.composite
+def tables(draw, make_table):
+    n = draw(st.integers(1, 60))
+    numbers = st.sampled_from([1.0, 2.0, 3.0, 5.0, 8.0, np.nan, np.inf])
+    column = st.lists(numbers, min_size=n, max_size=n)
+    cluster = draw(st.none() | st.lists(st.integers(-1, 6), min_size=n, max_size=n))
+    tokens = draw(st.lists(st.integers(0, 3), min_size=n, max_size=n))
+    return make_table([draw(column) for _ in range(4)], cluster, tokens)
+
+
+@given(st.data(), st.sampled_from(["lp", "lp_app", "random"]), st.floats(0.01, 100), st.integers(0, 3))
+def test_laws_of_the_exact_budget(make_table, make_spec, data, rule, pct, seed):
+    table, spec = (
+        data.draw(tables(make_table)),
+        make_spec(rule, bucket=data.draw(st.sampled_from([None, "low", "mid"]))),
+    )
+    try:
+        selection = select(table, spec, pct, seed)
+    except UserError:  # less than half a row, or none eligible
+        return
+    asked = int(np.floor(pct * len(table) / 100 + 0.5))
+    assert abs(selection.n_selected - min(asked, selection.n_eligible)) <= (pct * len(table) / 100 % 1 == 0.5)
+    assert not selection.selected[table.response_tokens == 0].any()
+    assert not selection.selected[selection.reason >= 0].any()
+    assert selection.n_eligible + sum(selection.counts.values()) == selection.n_total
+    cluster = np.zeros(len(table)) if table.cluster is None else table.cluster
+    for c in np.unique(cluster[selection.reason < 0]):
+        eligible = (cluster == c) & (selection.reason < 0)
+        inside, outside = eligible & selection.selected, eligible & ~selection.selected
+        assert abs(inside.sum() - eligible.sum() * selection.n_selected / selection.n_eligible) < 1
+        if spec.bucket is None and inside.any() and outside.any():
+            assert selection.score[inside].max() <= selection.score[outside].min()
+
+
+@given(
+    st.data(), st.sampled_from(["lp", "lp_app", "random"]), st.sampled_from(["exact", "paper"]), st.floats(0.01, 100)
+)
+def test_the_order_of_rows_does_not_matter(make_table, make_spec, data, rule, budget, pct):
+    table, spec = data.draw(tables(make_table)), make_spec(rule, budget=budget)
+    order = np.array(data.draw(st.permutations(range(len(table)))))
+    shuffled = replace(
+        table,
+        index=table.index[order],
+        id=table.id.take(pa.array(order)),
+        response_tokens=table.response_tokens[order],
+        nll=table.nll[:, order],
+        ppl=table.ppl[:, order],
+        cluster=None if table.cluster is None else table.cluster[order],
+    )
+    try:
+        selected = select(table, spec, pct, seed=1).selected
+    except UserError:
+        return
+    assert (select(shuffled, spec, pct, seed=1).selected == selected[order]).all()
+
+
+def test_the_summary_shows_both_ends_of_the_ranking(table, make_spec):
+    # LP_app .1 .2 .3 .4 ... .9 of rows 1 3 5 8 | 2 7 6 4 0; row 9 cannot be chosen
+    selection = select(table, make_spec("lp_app"), 40, 0)
+    found = ends(selection)
+    assert found["first"].tolist() == found["last"].tolist() == [1, 3, 5, 8, 2, 7, 6, 4, 0]
+    texts = {row: f"  Task {row}\nsecond line" for row in range(10)}
+    shown = examples(selection, texts, found)
+    assert shown["first"][0] == {"index": 1, "id": "row-1", "score": 0.1, "selected": True, "text": "Task 1"}
+
+
+@given(st.lists(st.sampled_from([0.0, 1.0, 2.0, 3.0, np.nan]), min_size=1, max_size=60), st.booleans())
+def test_ends_are_the_lowest_and_the_highest_in_order(make_table, make_spec, values, descending):
+    values = np.array(values)
+    table = make_table([[2.0] * len(values)], columns={"x": values})
+    try:
+        selection = select(table, make_spec("score_column", column="x", columns=["x"], descending=descending), 100, 0)
+    except UserError:  # nothing but NaN
+        return
+    key = -values if descending else values
+    order = [row for row in np.lexsort((np.arange(len(values)), key)) if not np.isnan(values[row])]
+    found = ends(selection)
+    assert found["first"].tolist() == order[:10]
+    assert found["last"].tolist() == order[-10:]
+
+
+def test_selecting_prefers_high_scores_where_the_rule_says_so(make_table, make_spec):
+    table = make_table([[2.0] * 4], columns={"x": np.array([1.0, 5.0, 3.0, 2.0])})
+    selection = select(table, make_spec("score_column", column="x", columns=["x"], descending=True), 50, 0)
+    assert chosen(selection) == [1, 2]
+    buckets = select(table, make_spec("score_column", column="x", columns=["x"], descending=True, bucket="high"), 50, 0)
+    assert chosen(buckets) == [1], "buckets are thirds by score, whichever end is chosen first"

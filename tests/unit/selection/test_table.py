@@ -1,0 +1,253 @@
+"""Reading tables of scores."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyarrow import csv
+
+from lpsel.errors import UserError
+from lpsel.integrity import seal
+from lpsel.scoring.read import cluster_codes, read_scores
+from lpsel.selection.select import select
+
+SCORES = {
+    "index": [0, 1, 2],
+    "id": ["a", "b", "c"],
+    "prompt_tokens": pa.array([5, 6, 7], pa.int32()),
+    "response_tokens": pa.array([3, 0, 9], pa.int32()),
+    "truncated": [False, True, False],
+    "nll_0": [2.0, None, 4.0],
+    "nll_1": [1.0, None, 3.5],
+}
+
+
+@pytest.fixture(params=["parquet", "csv"])
+def save(request, tmp_path):
+    """Writes columns as a file of either kind."""
+
+    def write(columns):
+        file = tmp_path / f"scores.{request.param}"
+        table = pa.table(columns)
+        pq.write_table(table, file) if request.param == "parquet" else csv.write_csv(table, file)
+        return file
+
+    return write
+
+
+def test_a_scores_table_is_read_as_it_is(save):
+    table = read_scores(save(SCORES | {"cluster": [4, -1, 4]}))
+    assert table.index.tolist() == [0, 1, 2]
+    assert table.id.to_pylist() == ["a", "b", "c"]
+    assert (table.prompt_tokens.tolist(), table.response_tokens.tolist()) == ([5, 6, 7], [3, 0, 9])
+    assert table.truncated.tolist() == [False, True, False]
+    assert table.nll == pytest.approx(np.array([[2, np.nan, 4], [1, np.nan, 3.5]]), nan_ok=True)
+    assert np.asarray(table.cluster).tolist() == [4, -1, 4]
+    assert (table.epochs, table.tokens_known, table.ppl) == (1, True, None)
+    assert [np.asarray(a).dtype for a in (table.index, table.prompt_tokens, table.nll, table.cluster)] == [
+        np.int64,
+        np.int32,
+        np.float64,
+        np.int32,
+    ]
+
+
+def test_a_scores_folder_is_as_good_as_its_table(tmp_path):
+    pq.write_table(pa.table(SCORES), tmp_path / "scores.parquet")
+    seal(tmp_path / "manifest.json", ["scores.parquet"], {"format": 1})
+    assert len(read_scores(tmp_path)) == 3
+
+
+def test_a_folder_without_a_manifest_is_not_complete_and_its_table_alone_is_the_users_own(tmp_path):
+    pq.write_table(pa.table(SCORES), tmp_path / "scores.parquet")
+    with pytest.raises(UserError, match=r"has no manifest\.json, which is written last, so it is not complete; score"):
+        read_scores(tmp_path)
+    assert len(read_scores(tmp_path / "scores.parquet")) == 3
+
+
+def test_what_a_table_lacks_is_filled_in(save):
+    table = read_scores(save({"nll_0": [2.0, None], "something_else": ["x", "y"]}))
+    assert table.index.tolist() == [0, 1]
+    assert table.response_tokens.tolist() == [1, 0]
+    assert (table.id, table.cluster, table.tokens_known, table.epochs) == (None, None, False, 0)
+
+
+def test_perplexities_are_taken_for_their_losses(save):
+    table = read_scores(save({"ppl_0": [10.0, 1.0, None], "ppl_1": [5, 1, None]}))
+    assert table.nll[:, 0] == pytest.approx([math.log(10), math.log(5)])
+    assert np.asarray(table.ppl)[:, 0].tolist() == [10, 5]
+    assert table.response_tokens.tolist() == [1, 0, 0], "1 throughout is how released tables show an empty response"
+
+
+def test_ten_epochs_are_sorted_as_numbers(save):
+    table = read_scores(save({f"nll_{e}": [float(e)] for e in (10, *range(10))}))
+    assert table.nll[:, 0].tolist() == list(range(11))
+
+
+def test_rows_are_put_in_the_order_of_their_index(save):
+    order = [2, 0, 1]
+    shuffled = pa.table(SCORES | {"cluster": [7, 8, 9]}).take(order)
+    table = read_scores(save({name: shuffled[name] for name in shuffled.column_names}))
+    assert table.id.to_pylist() == ["a", "b", "c"]
+    assert np.asarray(table.cluster).tolist() == [7, 8, 9]
+    assert table.nll[0, 2] == 4
+
+
+def test_rows_that_tie_in_perplexity_tie_in_score(save, make_spec):
+    # LP_app is 1/2 in all; log and exp would move the halves apart by a bit.
+    ppl = np.array([3.0, 10, 7, 1e5, 20])
+    table = read_scores(save({"ppl_0": ppl, "ppl_1": ppl / 2}))
+    assert np.flatnonzero(select(table, make_spec("lp_app"), 40, 0).selected).tolist() == [0, 1]
+
+
+def test_text_clusters_are_numbered_in_sorted_order(save):
+    table = read_scores(save({"nll_0": [1.0, 2.0, 3.0, 4.0], "cluster": ["qa", "chat", "qa", "maths"]}))
+    assert np.asarray(table.cluster).tolist() == [2, 0, 2, 1]
+
+
+def test_clusters_that_nobody_wants_are_not_looked_at(save):
+    file = save({"nll_0": [1.0, 2.0], "cluster": [4, None]})
+    assert read_scores(file, clusters=False).cluster is None
+
+
+def test_a_loss_of_0_may_be_off_by_rounding(save):
+    assert read_scores(save({"ppl_0": [0.9999999, 2.0]})).response_tokens.tolist() == [1, 1]
+
+
+def test_cluster_codes_of_several_kinds():
+    assert cluster_codes([2.5, -1.0, 2.5]).tolist() == [1, 0, 1]
+    assert cluster_codes(pa.array([2**40, 0])).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"loss": [1.0]}, r"has no column nll_0 \(or ppl_0\)\. Name the columns nll_0"),
+        ({"nll_0": [1.0], "nll_2": [1.0]}, r"has nll_2 and no nll_1\. Give every epoch"),
+        ({"ppl_1": [1.0]}, r"has ppl_1 and no ppl_0\. Give every epoch"),
+        ({"nll_0": [1.0], "nll_1": ["low"]}, r"column nll_1 is string, must be numbers"),
+        ({"ppl_0": [2.0, -3.0]}, r"ppl_0 of row 1 is -3\.0, perplexities are 1 or more"),
+        ({"ppl_0": [2.0, 0.5]}, r"ppl_0 of row 1 is 0\.5, perplexities are 1 or more"),
+        (
+            {"nll_0": [2.0], "nll_1": [-1.5]},
+            r"nll_1 of row 0 is -1\.5, losses are 0 or more \(a log-likelihood has the",
+        ),
+        ({"nll_0": [1.0], "index": [0.5]}, r"column index is double, must be a whole number in every row"),
+        ({"nll_0": [1.0, 1.0], "index": [4, 4]}, r"index 4 stands there twice"),
+        ({"nll_0": [1.0, 1.0], "response_tokens": [4, None]}, r"column response_tokens is int64 with 1 empty, must be"),
+        ({"nll_0": [1.0], "response_tokens": [-1]}, r"column response_tokens holds -1 to -1, must be 0 or more"),
+        ({"nll_0": [1.0, 1.0], "cluster": [4, None]}, r"column cluster is int64 with 1 empty.*cluster=none"),
+        ({"nll_0": [1.0], "truncated": [7]}, r"column truncated is int64, must be true or false"),
+        ({"nll_0": pa.array([], pa.float64())}, "has no rows"),
+    ],
+)
+def test_a_table_that_cannot_be_used_says_why_in_one_line(save, columns, message):
+    with pytest.raises(UserError, match=message) as error:
+        read_scores(save(columns))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("nowhere.csv", None, "no such file"),
+        ("scores.pkl", "", "unknown kind of file"),
+        ("scores.npz", "", "cannot be read"),
+        ("scores.parquet", "not parquet", "cannot be read"),
+        ("scores.csv", "", "cannot be read"),
+    ],
+)
+def test_a_file_that_cannot_be_read_says_why(tmp_path, name, text, message):
+    file = tmp_path / name
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        read_scores(file)
+    assert str(file) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_scores_of_the_data_set_get_its_content_ids(make_table):
+    ids = ["0" * 31 + "a", "0" * 31 + "b"]
+    own = make_table([[2.0, 3.0]])
+    assert own.of_dataset(ids, "mine").id.to_pylist() == ids, "ids of the user's own making are not compared"
+    assert replace(own, id=ids).of_dataset(ids, "mine").id.to_pylist() == ids
+
+
+def test_scores_in_another_order_are_matched_by_content_id(make_table, caplog):
+    a, b, c = ("0" * 31 + digit for digit in "abc")
+    table = replace(make_table([[2.0, 3.0, 4.0, 5.0]], cluster=[0, 1, 2, 3]), id=[b, a, c, a])
+    with caplog.at_level("INFO"):
+        matched = table.of_dataset([a, a, b, c], "mine")
+    assert np.asarray(matched.ppl)[0].tolist() == [3, 5, 2, 4], "the first of two with the same content is the first"
+    assert np.asarray(matched.cluster).tolist() == [1, 3, 0, 2]
+    assert matched.id.to_pylist() == [a, a, b, c]
+    assert matched.index.tolist() == [0, 1, 2, 3]
+    assert "in another order than data set mine; matched by content id" in caplog.text
+
+
+def test_scores_of_other_rows_are_refused(make_table):
+    ids = ["0" * 31 + "a", "0" * 31 + "b"]
+    table = replace(make_table([[2.0, 3.0]]), id=ids)
+    with pytest.raises(UserError, match=f"none with id {'0' * 31}c, row 1 of data set mine: scores of other rows"):
+        table.of_dataset([ids[0], "0" * 31 + "c"], "mine")
+    with pytest.raises(UserError, match=f"none with id {ids[0]}, row 1"):
+        table.of_dataset([ids[0]] * 2, "mine")
+    with pytest.raises(UserError, match=r"have 2 rows, index 0 to 1, data set mine has 1 from 0"):
+        table.of_dataset(ids[:1], "mine")
+    with pytest.raises(UserError, match="index 1 to 2"):
+        replace(table, index=np.array([1, 2])).of_dataset(ids, "mine")
+
+
+def test_released_perplexities_are_taken_as_they_are(tmp_path):
+    ppl = np.array([[10.0, 1, 8], [5, 1, 6], [4, 1, 5], [2, 1, 4]])
+    np.savez(tmp_path / "one.npz", small=ppl)
+    table = read_scores(tmp_path / "one.npz")
+    assert (np.asarray(table.ppl) == ppl).all()
+    assert (table.epochs, table.response_tokens.tolist(), table.tokens_known) == (3, [1, 0, 1], False)
+    np.savez(tmp_path / "two.npz", small=ppl, large=ppl + 1, cluster=np.array([4, 4, 9]))
+    table = read_scores(tmp_path / "two.npz", "large")
+    assert (np.asarray(table.ppl) == ppl + 1).all()
+    assert np.asarray(table.cluster).tolist() == [4, 4, 9]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "key", "message"),
+    [
+        ({"a": np.ones((4, 2)), "b": np.ones((4, 2))}, None, r"has the arrays a, b\. Say which with scores_key=NAME\."),
+        ({"a": np.ones((4, 2))}, "c", r"scores_key=c: no such array in scores\.npz, which has a\. Name one of them\."),
+        ({"a": np.ones(4)}, None, r"array a is float64 of shape \(4,\), must be perplexities"),
+        ({"a": np.array([["x"]])}, "a", r"array a is <U1 of shape \(1, 1\), must be perplexities"),
+        ({"a": np.ones((4, 2)), "cluster": np.ones(3)}, None, r"cluster has shape \(3,\), must be \(2,\)"),
+        ({"a": np.array([[1, None]], object)}, None, r"cannot be read \(Object arrays cannot be loaded"),
+    ],
+)
+def test_arrays_that_cannot_be_used_say_why(tmp_path, arrays, key, message):
+    np.savez(tmp_path / "scores.npz", **arrays)
+    with pytest.raises(UserError, match=message) as error:
+        read_scores(tmp_path / "scores.npz", key)
+    assert "\n" not in str(error.value)
+
+
+def test_a_key_without_arrays_is_refused(save):
+    with pytest.raises(UserError, match=r"scores_key=x: names an array of an \.npz file, scores\.\w+ is none"):
+        read_scores(save({"nll_0": [1.0]}), "x")
+
+
+def test_further_columns_are_kept_where_they_are_asked_for(save):
+    file = save({"nll_0": [1.0, 2.0], "reward": [3, None], "ppl_0_noprompt": [1.0, 10.0], "other": ["x", "y"]})
+    table = read_scores(file, columns=["reward", "nll_0_noprompt", "missing"])
+    assert table.columns.keys() == {"reward", "nll_0_noprompt"}
+    assert table.columns["reward"] == pytest.approx([3, np.nan], nan_ok=True)
+    assert table.columns["nll_0_noprompt"] == pytest.approx([0, math.log(10)])
+    assert read_scores(file).columns == {}
+    with pytest.raises(UserError, match="column other is string, must be numbers, empty where a row has none"):
+        read_scores(file, columns=["other"])
+
+
+def test_a_table_may_have_nothing_but_the_column_to_rank_by(save):
+    table = read_scores(save({"reward": [1.0, 2.0]}), columns=["reward"])
+    assert (len(table), table.epochs, table.response_tokens.tolist()) == (2, 0, [1, 1])

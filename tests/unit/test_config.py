@@ -1,0 +1,143 @@
+"""Every configuration file composes and instantiates."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+
+import lpsel.sweep  # noqa: F401  names the folders of sweeps in conf/base.yaml
+from lpsel.config import build, config_dir
+from lpsel.model.spec import ScorerSpec
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
+CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
+COMMANDS = {
+    "evaluator": "evaluate",
+    "model": "train",
+    "adapter": "train",
+    "experiment": "train",
+    "engine": "evaluate",
+    "judge": "evaluate",
+    "prompt_set": "evaluate",
+}
+ON_THEIR_OWN = {"prompt_set"}  # in no command's defaults
+# What a user has to give for the choices that cannot do without.
+NEEDED = {
+    ("dataset", "local"): ["dataset.path=rows.jsonl"],
+    ("model", "local"): ["model.path=folder"],
+    ("scorer", "local"): ["scorer.path=folder"],
+    ("cluster", "column"): ["cluster.column=topic"],
+    ("judge", "hf"): ["judge.model.path=folder"],
+    ("selection", "score_column"): ["selection.column=reward"],
+    ("selection", "deita"): ["selection.complexity=complexity", "selection.quality=quality"],
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def hydra():
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        yield
+
+
+def composed(group, choice):
+    command = COMMANDS.get(group, "select")
+    override = f"recipe@scorer.recipe={choice}" if group == "recipe" else f"{group}={choice}"
+    override = f"+{override}" if group in ON_THEIR_OWN else override
+    given = ["models=x"] if command == "evaluate" else []
+    return compose(command, overrides=[override, *given, *NEEDED.get((group, choice), [])])
+
+
+def test_the_checkouts_own_files_are_tested():
+    assert config_dir() == CONF
+    assert {
+        "model",
+        "scorer",
+        "dataset",
+        "selection",
+        "evaluator",
+        "trainer",
+        "optimizer",
+        "adapter",
+        "tracker",
+    } <= set(GROUPS)
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES, ids=lambda part: part)
+def test_every_file_composes_and_instantiates(group, choice):
+    config = composed(group, choice)
+    node = config.scorer.recipe if group == "recipe" else config[group]
+    built = build(node)
+    if group in ("model", "scorer", "dataset", "prompt_set", "engine") and choice not in ("local", "embedded-held-out"):
+        assert built.name == choice
+
+
+def test_any_model_can_score():
+    names = {group: {choice for g, choice in CHOICES if g == group} for group in ("model", "scorer")}
+    assert names["model"] == names["scorer"]
+
+
+@pytest.mark.parametrize("name", [choice for group, choice in CHOICES if group == "model" and choice != "local"])
+def test_a_scorer_is_its_model(name):
+    model = build(composed("model", name).model)
+    assert build(composed("scorer", name).scorer) == ScorerSpec(**vars(model))
+
+
+def test_the_papers_recipe():
+    recipe = build(composed("scorer", "opt-350m").scorer).recipe
+    assert (recipe.epochs, recipe.learning_rate, recipe.warmup, recipe.schedule) == (3, 2e-5, 0.03, "cosine")
+
+
+def test_a_scorers_recipe_can_differ_from_the_targets():
+    config = compose("train", overrides=["scorer=opt-350m", "model=opt-1.3b", "scorer.recipe.epochs=1", "seed=7"])
+    assert build(config.scorer).recipe.epochs == 1
+    assert build(config.model).recipe.epochs == 3
+    assert build(config.model).recipe.seed == 7
+
+
+def test_the_slurm_launcher_asks_for_what_the_trainer_uses():
+    given = ["hydra/launcher=slurm", "trainer=fsdp", "trainer.num_nodes=4", "trainer.devices=8", "model=opt-13b"]
+    config = compose("train", overrides=given, return_hydra_config=True)
+    HydraConfig.instance().set_config(config)  # as every command does
+    launcher = config.hydra.launcher
+    assert (launcher.nodes, launcher.tasks_per_node, launcher.gpus_per_node) == (4, 8, 8)
+    assert type(instantiate(launcher)).__name__ == "SlurmLauncher"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "rate"),
+    [
+        (["model=opt-1.3b"], 2e-5),
+        (["model=opt-1.3b", "adapter=lora"], 2e-4),
+        (["adapter=qlora", "model=opt-1.3b"], 2e-4),
+        (["model.recipe.learning_rate=1e-4", "model=opt-1.3b", "adapter=qlora"], 1e-4),
+    ],
+)
+def test_an_adapter_brings_its_learning_rate_unless_the_user_gives_one(overrides, rate):
+    config = compose("train", overrides=overrides)
+    assert build(config.model).recipe.learning_rate == rate
+    assert build(config.scorer).recipe.learning_rate == 2e-3, "the scorer trains whole"
+
+
+def test_qlora_is_lora_in_four_bits():
+    lora, qlora = (build(compose("train", overrides=[f"adapter={name}"]).adapter) for name in ("lora", "qlora"))
+    assert (lora.quantization, qlora.quantization) == (None, "nf4")
+    assert replace(qlora, quantization=None) == lora
+
+
+@pytest.mark.parametrize(
+    "name", [choice for group, choice in CHOICES if group == "experiment" and not choice.startswith("_")]
+)
+def test_an_experiment_sweeps_over_what_there_is(name):
+    config = compose("train", overrides=[f"experiment={name}"], return_hydra_config=True)
+    assert config.experiment.name == name
+    assert str(config.hydra.mode) == "RunMode.MULTIRUN"
+    for key, values in config.hydra.sweeper.params.items():
+        for value in str(values).replace(" ", "").split(","):
+            assert (key, value) in CHOICES or (key in ("pct", "seed") and float(value) > 0), f"{key}={value}"
+    tiny = name.endswith("-tiny")
+    assert config.dataset.name in (("embedded",) if tiny else ("alpaca", "dolly"))
+    assert {("experiment", name.removesuffix("-tiny") + ending) for ending in ("", "-tiny")} <= set(CHOICES)

@@ -1,0 +1,105 @@
+"""Files are whole or not there, and JSON has no NaN."""
+
+import ast
+import json
+import math
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lpsel.storage import digest, finite, folder_atomically, write_atomically, write_json
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "kept.txt"
+    path.write_text("old")
+
+    def half(file):
+        file.write(b"ne")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, half)
+    assert [p.name for p in tmp_path.iterdir()] == ["kept.txt"]
+    assert path.read_text() == "old"
+
+
+def test_numbers_that_are_not_finite_become_null(tmp_path):
+    write_json(tmp_path / "x.json", {"a": math.nan, "b": [np.float64("inf"), np.int64(3)], "c": {"d": tmp_path}})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": [None, 3], "c": {"d": str(tmp_path)}}
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(values)
+def test_whatever_is_written_is_strict_json(value):
+    json.dumps(finite(value), allow_nan=False)
+
+
+@given(st.dictionaries(st.text(), st.integers()))
+def test_a_digest_does_not_depend_on_the_order_of_keys(value):
+    assert digest(value) == digest(dict(reversed(value.items())))
+
+
+# --- every write of the package
+
+PACKAGE = Path(__file__).resolve().parents[2] / "lpsel"
+WRITES = {"write_text", "write_bytes", "rename", "copyfile", "copy2", "os.replace", "os.rename"}
+ELSEWHERE = {
+    "files.py": "what the others call",
+    "generation/store.py": "appends lines that know when they are whole, and syncs",
+    "judging/store.py": "appends lines that know when they are whole, and syncs",
+    "jobs/publish.py": "inside folder_atomically",
+    "jobs/trained.py": "inside folder_atomically",
+}
+
+
+def bare_writes(tree):
+    """Calls that write a file without a temporary name, a sync and a rename."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        function = node.func
+        name = getattr(function, "attr", getattr(function, "id", ""))
+        owner = f"{getattr(getattr(function, 'value', None), 'id', '')}.{name}"
+        modes = [*node.args[(0 if isinstance(function, ast.Attribute) else 1) :], *(k.value for k in node.keywords)]
+        writing = any(
+            isinstance(m, ast.Constant) and isinstance(m.value, str) and re.fullmatch(r"[wax]b?\+?t?", m.value)
+            for m in modes
+        )
+        if (name == "open" and writing) or owner in WRITES or (isinstance(function, ast.Attribute) and name in WRITES):
+            yield name if owner not in WRITES else owner
+
+
+@pytest.mark.parametrize("module", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_are_written_by_way_of_files_py(module):
+    writes = list(bare_writes(ast.parse(module.read_text())))
+    assert str(module.relative_to(PACKAGE)) in ELSEWHERE or writes == []
+
+
+@pytest.mark.parametrize("line", ["p.write_text('x')", "open(p, 'w')", "p.open('ab')", "os.replace(a, b)"])
+def test_such_a_write_would_be_found(line):
+    assert len(list(bare_writes(ast.parse(line)))) == 1
+
+
+def test_a_folder_is_synced_with_all_in_it_before_it_takes_its_place(tmp_path, monkeypatch):
+    done = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: done.append(os.readlink(f"/proc/self/fd/{file}")) or fsync(file))
+    with folder_atomically(tmp_path / "made") as folder:
+        (folder / "inside").mkdir()
+        (folder / "inside" / "a").write_text("a")
+    there = str(tmp_path / ".made.tmp")
+    assert done == [f"{there}/inside", f"{there}/inside/a", there, str(tmp_path)]
+    assert (tmp_path / "made/inside/a").read_text() == "a"
+    write_json(tmp_path / "made/b.json", {})
+    assert done[-1] == str(tmp_path / "made")

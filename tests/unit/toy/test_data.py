@@ -1,0 +1,162 @@
+"""The embedded data: answers that can be worked out again, known difficulty, known share of wrong answers."""
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lpsel.errors import UserError
+from lpsel.toy.data import CATEGORIES, DIGITS, LEVELS, TASKS, generate
+
+ROWS = 1500
+FIRST_200_ROWS = "01f8fcd5b92858600b66c7c377b23da17056a1c2b0899ed2ac362dcb7b65e09f"  # SHA-256 of their JSON
+
+Row = dict[str, Any]
+
+
+def rows_of(
+    split: str = "train", rows: int = ROWS, held_out: int = 300, seed: int = 1, wrong: float = 0.1
+) -> list[Row]:
+    return list(generate(split, rows, held_out, seed, wrong))
+
+
+def question(row: Row) -> tuple[str, str]:
+    """The instruction's own words and what they are about, wherever the latter stands."""
+    if row["input"]:
+        return row["instruction"], row["input"]
+    end = ": " if ": " in row["instruction"] else "? "
+    asked, given = row["instruction"].split(end, 1)
+    return asked + end.strip(), given
+
+
+def about(row: Row) -> str:
+    """The one word of the instruction that the phrasing leaves open."""
+    asked = question(row)[0].strip(".?:").split()
+    for phrasing in TASKS[row["task"]].phrasings:
+        words = phrasing.strip(".?").split()
+        if len(words) == len(asked) and all(w in (a, "{about}") for w, a in zip(words, asked, strict=True)):
+            return asked[words.index("{about}")]
+    raise AssertionError(f"no phrasing of {row['task']} gives {row['instruction']}")
+
+
+def solve(row: Row) -> str:
+    given = question(row)[1]
+    words = given.split()
+    facts = dict(fact.split(" has the ") for fact in given.rstrip(".").split(". ")) if row["task"] == "lookup" else {}
+    numbers = [int(word) for word in words if word.isdigit()]
+    match row["task"]:
+        case "repeat":
+            return given
+        case "reverse":
+            return " ".join(words[::-1])
+        case "last":
+            return words[-1]
+        case "initials":
+            return " ".join(word[:1] for word in words)
+        case "count":
+            return str(sum(word == about(row) for word in words))
+        case "filter":
+            return " ".join(word for word in words if word in CATEGORIES[about(row)])
+        case "lookup":
+            return facts[about(row)]
+        case "pattern":
+            period = words.index(words[0], 1)
+            return words[len(words) - period]
+        case "words":
+            return " ".join(DIGITS[number] for number in numbers)
+        case "largest":
+            return str(sorted(numbers)[-1])
+        case "sort":
+            return " ".join(str(number) for number in sorted(numbers))
+        case "add":
+            return str(numbers[0] + numbers[1])
+    raise AssertionError(f"a task this test does not know: {row['task']}")
+
+
+def test_every_answer_is_right_unless_the_row_says_wrong() -> None:
+    rows = rows_of() + rows_of("held_out")
+    assert {row["task"] for row in rows} == set(TASKS)
+    for row in rows:
+        assert (row["output"] == solve(row)) is not row["wrong"], row
+
+
+@given(rows=st.integers(0, 60), wrong=st.floats(0, 1), seed=st.integers(0, 5))
+@settings(max_examples=60, deadline=None)
+def test_share_of_wrong_answers_is_exact(rows: int, wrong: float, seed: int) -> None:
+    made = rows_of(rows=rows, wrong=wrong, seed=seed)
+    assert len(made) == rows
+    assert sum(row["wrong"] for row in made) == round(wrong * rows)
+
+
+def test_held_out_has_no_wrong_answer_and_shares_no_problem_with_train() -> None:
+    def problems(rows: list[Row]) -> set[tuple[str, str, str]]:
+        return {(row["task"], question(row)[1], about(row) if needs_about(row) else "") for row in rows}
+
+    def needs_about(row: Row) -> bool:
+        return "{about}" in TASKS[row["task"]].phrasings[0]
+
+    held_out = rows_of("held_out", seed=7)
+    assert len(held_out) == 300
+    assert not any(row["wrong"] for row in held_out)
+    for seed in (1, 7):
+        train = rows_of(seed=seed)
+        assert len(problems(train)) == ROWS, "a problem occurs twice"
+        assert not problems(train) & problems(held_out)
+
+
+def test_difficulty_is_the_size_of_the_problem() -> None:
+    sizes: dict[tuple[str, int], set[int]] = defaultdict(set)
+    for row in rows_of(wrong=0.0):
+        given = question(row)[1]
+        match row["task"]:
+            case "lookup":
+                size = given.count(" has the ")
+            case "add":
+                size = sum(character.isdigit() for character in given)
+            case "pattern":
+                size = len(set(given.split()))
+            case _:
+                size = len(given.split())
+        sizes[row["task"], row["difficulty"]].add(size)
+    for task, declared in TASKS.items():
+        assert [sizes[task, level] for level in LEVELS] == [{size} for size in declared.sizes]
+        assert all(later == earlier + 1 for earlier, later in zip(declared.sizes, declared.sizes[1:], strict=False))
+
+
+def test_tasks_levels_and_forms_are_mixed() -> None:
+    rows = rows_of(rows=6000)
+    assert all(400 < count < 600 for count in Counter(row["task"] for row in rows).values())
+    assert all(1000 < count < 1400 for count in Counter(row["difficulty"] for row in rows).values())
+    assert 0.28 < sum(not row["input"] for row in rows) / 6000 < 0.39
+
+
+def test_the_same_seed_gives_the_same_rows_on_every_machine() -> None:
+    text = json.dumps(rows_of(rows=200, held_out=50, seed=0))
+    assert hashlib.sha256(text.encode()).hexdigest() == FIRST_200_ROWS
+    assert rows_of(seed=0) != rows_of(seed=1)
+    assert rows_of("held_out", seed=0) != rows_of("held_out", seed=1)
+
+
+def test_fewer_rows_are_the_first_rows_and_wrong_changes_nothing_but_answers() -> None:
+    right, some_wrong = rows_of(rows=80, wrong=0.0), rows_of(rows=50, wrong=0.3)
+    for one, other in zip(right, some_wrong, strict=False):
+        assert one == other or other == {**one, "output": other["output"], "wrong": True}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"split": "test"}, "split=test"),
+        ({"rows": -1}, "rows=-1"),
+        ({"held_out": -2}, "held_out=-2"),
+        ({"wrong": 1.5}, "wrong=1.5"),
+        ({"wrong": float("nan")}, "wrong=nan"),
+    ],
+)
+def test_a_mistake_is_named_before_the_first_row_is_asked_for(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        generate(**{"split": "train", "rows": 5, "held_out": 5, "seed": 0, "wrong": 0.1, **change})

@@ -1,0 +1,209 @@
+"""Weights & Biases without an account: what is written offline, read back by wandb's own reader, `wandb sync`."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lpsel.errors import UserError
+from lpsel.tracking.tracker import Artifact, Distribution, Rows
+from lpsel.tracking.wandb import WandbTracker, has_account, known
+
+sys.path.insert(0, str(Path(__file__).parent))
+from wandb_server import WandbServer
+
+KEY = "x" * 40
+
+
+@pytest.fixture(autouse=True)
+def no_account(monkeypatch, tmp_path):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
+    yield
+    import wandb
+
+    wandb.teardown()  # it reads the environment once
+
+
+@pytest.fixture
+def server():
+    serving = WandbServer()
+    thread = threading.Thread(target=serving.serve_forever, daemon=True)
+    thread.start()
+    yield serving
+    serving.shutdown()
+    serving.server_close()
+    thread.join()
+
+
+def sync(server, *folders):
+    """`wandb sync`, which reads offline files with wandb's own reader, to a server on this machine."""
+    done = subprocess.run(
+        [Path(sys.executable).parent / "wandb", "sync", *map(str, folders)],
+        env=os.environ | {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY, "WANDB_SILENT": "false"},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_wandb_sync_reads_config_metrics_tables_artifacts_and_parents(tmp_path, server, monkeypatch):
+    monkeypatch.setenv("SOME_TOKEN", "very-secret-value")
+    run_dir = tmp_path / "runs" / "first"
+    run_dir.mkdir(parents=True)
+    scores = tmp_path / "scores.parquet"
+    scores.write_bytes(b"not really Parquet")
+    tracker = WandbTracker(project="lpsel", tags=["one"])
+    tracker.start("select", {"pct": 10, "judge": {"url": "http://very-secret-value@host"}}, run_dir, group="tests")
+    tracker.used(Artifact("scores", "scores-abc", scores))
+    tracker.log({"target/nll": 1.5}, step=3)
+    tracker.log({"records/epoch": 1, "records/lp": Distribution([0.1, np.nan, 0.3, np.inf])})
+    tracker.log({"empty": Distribution([np.nan]), "rows": Rows(["row", "text"], [[1, "<b>"], [None, "two"]])})
+    tracker.made(Artifact("subset", "subset-def", scores, metadata={"rows": 4}))
+    line = tracker.finish({"n_selected": 4, "bad": float("nan")})
+    (folder,) = (run_dir / "wandb").glob("offline-run-*")
+    assert line == f"Tracked offline; to upload: wandb sync {folder}"
+
+    sync(server, folder)
+    first, *_, last = server.operations["UpsertBucket"]
+    assert (first["project"], first["groupName"], first["jobType"]) == ("lpsel", "tests", "select")
+    assert (first["displayName"], first["name"]) == ("first", known(run_dir)["id"])
+    assert first["tags"] == ["select", "one"]
+    config = {name: of["value"] for name, of in json.loads(last["config"]).items()}
+    assert config["pct"] == 10
+    assert config["judge"] == {"url": "http://***@host"}
+    assert config["parents"] == ["scores: scores-abc"]
+
+    ((_, lines),) = server.history.items()
+    metric, records, table = map(json.loads, lines)
+    assert (metric["target/nll"], metric["trainer/global_step"]) == (1.5, 3)
+    assert sum(records["records/lp"]["values"]) == 2, "what is not finite is left out"
+    assert records["records/epoch"] == 1
+    assert "empty" not in table
+    assert table["rows"]["_type"] == "table-file"
+    assert (table["rows"]["nrows"], table["rows"]["ncols"]) == (2, 2)
+    (kept,) = [body for path, body in server.uploads.items() if path.endswith(".table.json")]
+    assert json.loads(kept)["data"] == [[1, "<b>"], [None, "two"]]
+
+    made = {of["input"]["artifactCollectionName"]: of["input"] for of in server.operations["CreateArtifact"]}
+    assert made["subset-def"]["artifactTypeName"] == "subset"
+    assert json.loads(made["subset-def"]["metadata"]) == {"rows": 4}
+    (used,) = [of["input"] for of in server.operations["UseArtifact"]]
+    parent = made["scores-abc"]
+    answered = server.answer("CreateArtifact", {"input": parent})["createArtifact"]["artifact"]["id"]
+    assert (used["artifactID"], used["runName"]) == (answered, first["name"])
+    assert server.exit_codes == {first["name"]: 0}
+    assert not list((tmp_path / "data").rglob("*.parquet*")), "files are read where they lie"
+
+
+def test_a_command_that_is_given_again_goes_on_with_its_w_and_b_run(tmp_path, server):
+    folders = []
+    for result, nll in ((None, 3.0), ({}, 2.0), ({}, 1.0)):
+        tracker = WandbTracker(project="lpsel")
+        tracker.start("train", {}, tmp_path)
+        tracker.log({"target/nll": nll}, step=int(3 - nll))
+        tracker.finish(result)
+        folders.append(tracker.directory)
+        time.sleep(1)  # W&B names a folder by the second
+    first, second, third = folders
+    assert first.name.split("-")[-1] == second.name.split("-")[-1], "the first did not finish"
+    assert third.name.split("-")[-1] != first.name.split("-")[-1], "the second did"
+    sync(server, first, second, third)
+    values = {run: [json.loads(line)["target/nll"] for line in lines] for run, lines in server.history.items()}
+    assert values == {first.name.split("-")[-1]: [3.0, 2.0], third.name.split("-")[-1]: [1.0]}
+
+
+def test_with_an_account_a_run_is_online_and_links_the_same_parents(tmp_path, server, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    (scores := tmp_path / "scores.parquet").write_bytes(b"not really Parquet")
+    tracker = WandbTracker(project="lpsel")
+    tracker.start("select", {}, tmp_path)
+    tracker.used(Artifact("scores", "scores-abc", scores))
+    tracker.log({"rows": Rows(["text"], [["one"]])})
+    tracker.made(Artifact("subset", "subset-def", scores))
+    assert tracker.finish({}) == f"Tracked at {server.url}/somebody/lpsel/runs/{tracker.run.id}"
+    assert known(tmp_path) == {"id": tracker.run.id, "project": "lpsel", "entity": "somebody", "finished": True}
+    made = [of["input"]["artifactCollectionName"] for of in server.operations["CreateArtifact"]]
+    assert {"scores-abc", "subset-def"} <= set(made)
+    assert [of["input"]["runName"] for of in server.operations["UseArtifact"]] == [tracker.run.id]
+    assert server.exit_codes == {tracker.run.id: 0}
+
+
+def test_where_the_server_does_not_take_a_run_it_is_tracked_offline(tmp_path, server, monkeypatch, caplog):
+    import wandb
+
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    begin = wandb.init
+
+    def refuse(**arguments):
+        if arguments["mode"] == "online":
+            raise wandb.errors.CommError("no route to host")
+        return begin(**arguments)
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    tracker = WandbTracker(project="lpsel")
+    tracker.start("train", {}, tmp_path)
+    assert tracker.finish({}).startswith("Tracked offline")
+    assert "W&B cannot be reached (no route to host); this run is tracked offline" in caplog.text
+    with pytest.raises(UserError, match=r"no run can be started \(no route to host\); say tracker.mode=offline"):
+        WandbTracker(project="lpsel", mode="online").start("train", {}, tmp_path)
+
+
+def test_a_key_that_the_server_refuses_costs_the_upload_or_is_one_line(tmp_path, server, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    server.refuses = True
+    tracker = WandbTracker(project="lpsel")
+    tracker.start("train", {}, tmp_path)
+    assert tracker.finish({}).startswith("Tracked offline")
+    assert "this run is tracked offline" in caplog.text
+    complaint = r"tracker=wandb: no run can be started \(.*\); say tracker.mode=offline"
+    with pytest.raises(UserError, match=complaint) as told:
+        WandbTracker(project="lpsel", mode="online").start("train", {}, tmp_path)
+    assert "\n" not in str(told.value)
+    assert KEY not in caplog.text + str(told.value)
+
+
+def test_a_run_that_never_started_has_nothing_to_finish():
+    assert WandbTracker(project="lpsel").finish(None) is None
+
+
+def test_an_account_is_known_by_key_or_netrc(monkeypatch, tmp_path):
+    assert not has_account()
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    assert has_account()
+    assert WandbTracker(project="lpsel").mode == "online"
+    monkeypatch.delenv("WANDB_API_KEY")
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret\n")
+    (tmp_path / "netrc").chmod(0o600)
+    assert has_account()
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.com")
+    assert not has_account()
+
+
+def test_online_without_an_account_is_told_in_place_of_a_prompt():
+    with pytest.raises(UserError, match="there is no account; run wandb login, set WANDB_API_KEY or leave it out"):
+        WandbTracker(project="lpsel", mode="online")
+
+
+def test_the_environments_mode_counts(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    assert WandbTracker(project="lpsel").mode == "offline"
+
+
+def test_an_unknown_mode_is_refused():
+    with pytest.raises(UserError, match=r"tracker.mode=maybe: must be online or offline; .* say tracker=none"):
+        WandbTracker(project="lpsel", mode="maybe")
