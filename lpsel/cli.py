@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from lpsel.command_line import check_arguments, in_our_words
 from lpsel.distributed import is_main_process, started_together
-from lpsel.errors import ToldElsewhere, UserError, files_within_reach, first_line, no_room
+from lpsel.errors import ReportedByMainProcess, UserError, disk_full, file_errors, first_line
 from lpsel.redact import redact, show_traceback
 from lpsel.signals import Ended, endings
 
@@ -83,7 +83,7 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
             check_arguments(given)
             sys.argv[1:] = overrides(command, given)
             start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)
-            with files_within_reach():
+            with file_errors():
                 start(_job(command, mistakes))()
             if Watch.sweep is not None:
                 sys.exit(_end_of_sweep(command, Watch.sweep))
@@ -99,7 +99,7 @@ def run_plain(command: str, arguments: Sequence[str]) -> None:
     """Run a command that takes paths and flags; mistakes end as in `run`."""
     sys.excepthook = show_traceback
     try:
-        with reader_may_leave(), files_within_reach():
+        with reader_may_leave(), file_errors():
             import_module(f"lpsel.commands.{command}").main(arguments)
     except UserError as error:
         if os.environ.get("LPSEL_DEBUG"):
@@ -131,7 +131,7 @@ def _job(command: str, mistakes: tuple[type[Exception], ...]) -> Callable[[Any],
 
                 show_job(command, config, folder)
                 return {}
-            with files_within_reach():
+            with file_errors():
                 started = Job.of(command, config, folder)
                 result = started.run()
         except mistakes as error:
@@ -140,7 +140,7 @@ def _job(command: str, mistakes: tuple[type[Exception], ...]) -> Callable[[Any],
             # Raised on, it would cost a line of Hydra's.
             _fail(f"lpsel {command}", error)
         except Exception as error:
-            if os.environ.get("LPSEL_DEBUG") or not no_room(error):
+            if os.environ.get("LPSEL_DEBUG") or not disk_full(error):
                 raise
             remedy = "make room, and the same command goes on from what is finished."
             _fail(f"lpsel {command}", f"{first_line(error)}: no room to write; {remedy}")
@@ -233,7 +233,7 @@ def overrides(command: str, arguments: list[str]) -> list[str]:
 
 
 def _fail(prog: str, mistake: str | Exception) -> NoReturn:
-    if isinstance(mistake, ToldElsewhere):
+    if isinstance(mistake, ReportedByMainProcess):
         time.sleep(GRACE)
     else:
         print(f"{prog}: {redact(' '.join(str(mistake).split()))}", file=sys.stderr)

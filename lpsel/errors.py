@@ -1,59 +1,118 @@
-"""The one exception a user's mistake ends in, and what values are asked before it."""
+"""The exception for errors that the user can fix, and the validators that raise it."""
 
 import errno
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import TypeGuard
 
-OUT_OF_REACH = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR}
+NOT_PERMITTED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR}
 
 
 class UserError(ValueError):
-    """A mistake the user can mend.
+    """An error that the user can fix, as one line: `NAME=VALUE: PROBLEM. HINT.`
 
-    The message is one line that names the value and the remedy; commands print it and exit with status 2.
+    Commands print it without a traceback and exit with status 2.
+
+    Attributes:
+        name: the option, file or row at fault, such as `pct` or `rows.jsonl, line 3`.
+        value: what the option was set to; None where the name says it all.
+        problem: what is wrong with it, without a period at the end.
+        hint: how to fix it, starting with a verb.
+        location: the file and line the value was read from, printed first.
     """
 
+    def __init__(
+        self, name: object, value: object = None, problem: str = "", hint: str = "", location: str = ""
+    ) -> None:
+        super().__init__(name, value, problem, hint, location)
+        self.name, self.value, self.problem, self.hint, self.location = str(name), value, problem, hint, location
 
-def is_whole(value: object) -> bool:
-    """Whether a value of a configuration is a whole number; true and false are none."""
+    def __str__(self) -> str:
+        subject = self.name if self.value is None else f"{self.name}={self.value}"
+        if not self.problem:  # a message that was composed elsewhere
+            return f"{self.location}: {subject}" if self.location else subject
+        parts = [self.problem] if not self.hint else [self.problem, self.hint[:1].upper() + self.hint[1:]]
+        text = f"{subject}: " + " ".join(part if part.endswith(("?", ".")) else f"{part}." for part in parts)
+        return f"{self.location}: {text}" if self.location else text
+
+    def at(self, location: object) -> "UserError":
+        """The same error with the place where the value was read, such as a file and a line."""
+        return UserError(self.name, self.value, self.problem, self.hint, str(location))
+
+    def renamed(self, name: str, value: object = None) -> "UserError":
+        """The same error for a command that calls the option by another name."""
+        return UserError(name, self.value if value is None else value, self.problem, self.hint, self.location)
+
+
+class ReportedByMainProcess(UserError):
+    """An error that the main process prints; other ranks exit without a message."""
+
+
+def check_choice(name: str, value: object, choices: Collection[object], hint: str = "") -> None:
+    """Raise a UserError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise UserError(name, value, f"must be one of {', '.join(map(str, choices))}", hint)
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise a UserError unless `value` is true or false."""
+    if not isinstance(value, bool):
+        raise UserError(name, value, "must be true or false", f"set {name}=true or {name}=false")
+
+
+def check_int(name: str, value: object, minimum: int, *, what: str = "an integer", hint: str = "") -> None:
+    """Raise a UserError unless `value` is an integer of at least `minimum`; true and false are not integers."""
+    if not is_int(value) or value < minimum:
+        raise UserError(name, value, f"must be {what}, at least {minimum}", hint)
+
+
+def check_number(
+    name: str, value: object, *, minimum: float | None = None, above: float | None = None, hint: str = ""
+) -> None:
+    """Raise a UserError unless `value` is a finite number, at least `minimum` or greater than `above`."""
+    if is_number(value) and (minimum is None or value >= minimum) and (above is None or value > above):
+        return
+    bound = (
+        f", at least {minimum:g}" if minimum is not None else f" greater than {above:g}" if above is not None else ""
+    )
+    raise UserError(name, value, f"must be a number{bound}", hint)
+
+
+def is_int(value: object) -> TypeGuard[int]:
+    """Whether a configuration value is an integer; true and false are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def is_number(value: object) -> bool:
-    """Whether a value of a configuration is a finite number."""
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a configuration value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @contextmanager
-def files_within_reach() -> Iterator[None]:
-    """A file that the system does not let us read or write is the user's to mend: a UserError names it."""
+def file_errors() -> Iterator[None]:
+    """Turn an OSError for a file that may not be read or written into a UserError that names the file."""
     try:
         yield
     except OSError as error:
-        if error.errno not in OUT_OF_REACH or error.filename is None:
+        if error.errno not in NOT_PERMITTED or error.filename is None:
             raise
-        raise UserError(
-            f"{error.filename}: {error.strerror}; check the name, and that you may read it (or write there)."
-        ) from error
+        hint = "check the path and its permissions"
+        raise UserError(error.filename, None, error.strerror or "not accessible", hint) from error
 
 
-def no_room(error: BaseException) -> bool:
-    """Whether an exception, of any library, says that a disk is full, a quota used up, or a file at its limit."""
+def disk_full(error: BaseException) -> bool:
+    """Whether an exception of any library means a full disk, an exhausted quota, or a file at its size limit."""
     numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    # safetensors, in Rust, gives the number in its text alone.
+    # safetensors, written in Rust, has the number in its text only.
     return getattr(error, "errno", None) in numbers or any(f"(os error {number})" in str(error) for number in numbers)
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception of a library says, in one line without its full stop."""
+    """The first line of a library's message, without a period at the end."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-def shown(error: BaseException) -> str:
-    """`first_line` of an exception that repeats bytes of a file: at most 200 characters, all of them printable."""
+def printable_line(error: BaseException) -> str:
+    """`first_line` of an error that may repeat bytes of a file: at most 200 characters, all of them printable."""
     return "".join(c if c.isprintable() else "?" for c in first_line(error)[:200])
-
-
-class ToldElsewhere(UserError):
-    """A mistake that the main process prints; the other ranks end with it in silence."""

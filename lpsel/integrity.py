@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lpsel import __version__
-from lpsel.errors import UserError, shown
+from lpsel.errors import UserError, printable_line
 from lpsel.storage import json_line, read_json, sha256_of, write_json
 
 CHECK = "check"  # of a line: the beginning of its SHA-256
@@ -60,10 +60,10 @@ def check_format(file: Path, file_format: int) -> dict[str, Any]:
     try:
         said = read_json(file)
     except (OSError, ValueError) as error:
-        raise Damaged(f"{file}: cannot be read ({getattr(error, 'strerror', None) or shown(error)})") from None
+        raise Damaged(f"{file}: cannot be read ({getattr(error, 'strerror', None) or printable_line(error)})") from None
     found = said.get("format") if isinstance(said, dict) else None
     if found != file_format or isinstance(found, bool):
-        named = "no format" if found is None else f"format {shown(ValueError(found))}"
+        named = "no format" if found is None else f"format {printable_line(ValueError(found))}"
         raise Damaged(f"{file}: has {named}, lpsel {__version__} reads format {file_format}")
     return said
 

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lpsel import __version__
-from lpsel.errors import UserError, shown
+from lpsel.errors import UserError, printable_line
 from lpsel.integrity import Damaged, check_files
 from lpsel.storage import digest, finite, read_json, write_json
 
@@ -117,8 +117,9 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
         return None
     if (found := result.get("format", FORMAT)) != FORMAT:
         raise UserError(
-            f"{run_dir / RESULT}: has format {shown(ValueError(found))}, lpsel {__version__} reads format {FORMAT}; "
-            "use the lpsel that wrote it."
+            run_dir / RESULT,
+            problem=f"has format {printable_line(ValueError(found))}, lpsel {__version__} reads format {FORMAT}",
+            hint="use the lpsel that wrote it",
         )
     return result
 

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from lpsel.commands.job import Job
 from lpsel.distributed import agree, is_main_process, started_together
-from lpsel.errors import UserError, files_within_reach, first_line
+from lpsel.errors import UserError, file_errors, first_line
 from lpsel.run_config import WHERE_AND_HOW, unused_keys
 from lpsel.storage import digest, write_atomically, write_json
 
@@ -102,7 +102,7 @@ def run_one(command: str, config: DictConfig, mistakes: tuple[type[Exception], .
             state = "found" if work is None else "failed" if problem else "planned"
             ended(state, reason=problem, mistake=True, plan=[asdict(piece) for piece in work or ()])
             return
-        with _alone(hydra, config), files_within_reach():
+        with _alone(hydra, config), file_errors():
             found = _run_or_find(command, config, folder)
         ended("found" if found else "done")
         if is_main_process():

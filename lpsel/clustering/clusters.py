@@ -23,7 +23,7 @@ from lpsel.clustering.embeddings import check_embedder, embed, identity
 from lpsel.console import Advance, track
 from lpsel.data.content_ids import contents_of, fingerprint
 from lpsel.data.dataset import DatasetSpec, Row, Source
-from lpsel.errors import UserError, is_whole
+from lpsel.errors import UserError, is_int
 from lpsel.integrity import Damaged, seal, unseal
 from lpsel.scoring.table import ScoreTable
 from lpsel.storage import digest, write_atomically
@@ -129,7 +129,7 @@ class KMeans:
     embedder: str = "sentence-transformers/all-MiniLM-L6-v2"
 
     def __post_init__(self) -> None:
-        if self.n_clusters is not None and (not is_whole(self.n_clusters) or self.n_clusters < 1):
+        if self.n_clusters is not None and (not is_int(self.n_clusters) or self.n_clusters < 1):
             raise UserError(f"cluster.n_clusters={self.n_clusters}: must be at least 1, or null for one per 50 rows.")
 
     def check(self, dataset: DatasetSpec) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lpsel.errors import UserError, shown
+from lpsel.errors import UserError, printable_line
 from lpsel.integrity import Damaged, check_files
 from lpsel.run_config import RESULT, read_result
 from lpsel.scoring.npz import names_in_npz, read_array, split_npz
@@ -213,7 +213,7 @@ def _cluster_columns(given: str) -> pa.Table:
 
             table = pq.read_table(file)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"--clusters {given}: cannot be read ({shown(error)}). Give a whole table.") from error
+        raise UserError(f"--clusters {given}: cannot be read ({printable_line(error)}). Give a whole table.") from error
     if "cluster" not in table.column_names:
         raise UserError(f"--clusters {given}: has no column cluster; give a table that has one.")
     return table

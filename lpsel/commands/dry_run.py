@@ -30,7 +30,7 @@ from lpsel.model.spec import ModelSpec, ScorerSpec
 from lpsel.scoring.scorer import find
 from lpsel.selection.spec import SelectionSpec
 from lpsel.storage import digest
-from lpsel.training.checks import check_training, shards
+from lpsel.training.checks import shards
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def planned(command: str, config: DictConfig, folder: Path) -> list[Work] | None
     job = Job.of(command, config, folder)
     if job.asked().finished(folder):
         return None
-    check_training(config)
+    job.training_setup()
     limit_of(config)
     rule: SelectionSpec = build(config.selection)
     adapter: Adapter | None = build(config.adapter) if command == "train" else None
@@ -306,6 +306,6 @@ def _guess(sample: list[Any], max_length: int) -> tuple[NDArray[np.int32], NDArr
 
 def _is_there(job: Job, scorer: ScorerSpec, source: Source, epochs: int, columns: tuple[str, ...]) -> bool:
     try:
-        return find(job, scorer, source, epochs, columns) is not None
+        return find(job.training_setup(), scorer, source, epochs, columns) is not None
     except UserError:  # a model that is not on this machine has no scores on it
         return False

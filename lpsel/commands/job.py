@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
@@ -18,6 +18,9 @@ from lpsel.run_config import FORMAT, RESULT, Asked
 from lpsel.storage import finite, writable, write_json
 from lpsel.tracking.guarded import Guarded
 from lpsel.tracking.tracker import Tracker
+
+if TYPE_CHECKING:
+    from lpsel.training.setup import TrainingSetup
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +69,16 @@ class Job:
             tracker=Guarded(build(config.tracker) if is_main_process() else Tracker()),
             in_sweep=in_sweep,
         )
+
+    def training_setup(self) -> "TrainingSetup":
+        """How this command trains models.
+
+        Raises:
+            UserError: a setting is invalid.
+        """
+        from lpsel.training.setup import TrainingSetup
+
+        return TrainingSetup.of(self.config, self.cache_dir, self.run_dir, self.tracker)
 
     def asked(self) -> Asked:
         """What the run folder is for."""

@@ -131,7 +131,7 @@ def prepare(job: Job, tokens_of: ModelSpec) -> Plan:
         from lpsel.scoring.scorer import check_scorer
 
         assert rule.epochs is not None
-        check_scorer(job, scorer, rule.epochs)
+        check_scorer(job.training_setup(), scorer, rule.epochs)
     return plan
 
 
@@ -177,7 +177,7 @@ def choose(job: Job, plan: Plan) -> Chosen:
         from lpsel.scoring.scorer import scores_for
 
         assert plan.rule.epochs is not None
-        scores = scores_for(job, plan.scorer, plan.source, plan.rule.epochs, plan.rule.records)
+        scores = scores_for(job.training_setup(), plan.scorer, plan.source, plan.rule.epochs, plan.rule.records)
         table = read_scores(scores.table, columns=plan.rule.records)
     else:
         table = _without_scores(job, plan)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 
 from lpsel.commands import result_summary as outline
 from lpsel.commands.job import Job
@@ -19,11 +20,10 @@ from lpsel.data.dataset import Source
 from lpsel.distributed import is_main_process
 from lpsel.errors import UserError
 from lpsel.model.adapter import Adapter
-from lpsel.model.device import device_of, resolve_precision
 from lpsel.model.load import check_model, load_tokenizer, locate
 from lpsel.model.spec import ModelSpec
 from lpsel.tracking.tracker import Artifact
-from lpsel.training.checks import check_training
+from lpsel.training.setup import TrainingSetup
 from lpsel.training.trained_models import MODEL, trained_once, training_key
 
 log = logging.getLogger(__name__)
@@ -33,12 +33,11 @@ def run(job: Job) -> dict[str, Any]:
     """Select, train, save. The run folder is a selection folder of the contract with the model beside it."""
     target: ModelSpec = build(job.config.model)
     adapter: Adapter | None = build(job.config.adapter)
-    check_training(job.config)
+    setup = job.training_setup()
     if adapter is not None:
         adapter.check(job.config.trainer)
     plan = prepare(job, tokens_of=target)
-    device_of(job.config.trainer.accelerator)
-    precision = resolve_precision(job.config.trainer.precision)
+    _ = setup.device, setup.precision
     check_model(target, job.cache_dir)
     path = locate(target, job.cache_dir)
     job.start_tracking()
@@ -53,10 +52,22 @@ def run(job: Job) -> dict[str, Any]:
         target.name,
     )
     rows_N = chosen.selection.selected
-    key = training_key(job, target, path, precision, plan.source.ids, rows_N)
+    key = training_key(
+        setup,
+        target,
+        path,
+        OmegaConf.to_container(job.config.adapter, resolve=True),
+        plan.source.ids,
+        rows_N,
+    )
     kept = job.cache_dir / "training" / key
     job.leftovers.append(kept)
-    trained = trained_once(job, key, lambda: _train(job, target, adapter, precision, path, plan.source, rows_N, kept))
+    trained = trained_once(
+        setup,
+        key,
+        lambda: _train(setup, target, adapter, path, plan.source, rows_N, kept),
+        from_any_run=job.in_sweep,
+    )
     if not is_main_process():
         return {}
 
@@ -68,10 +79,9 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def _train(
-    job: Job,
+    setup: TrainingSetup,
     target: ModelSpec,
     adapter: Adapter | None,
-    precision: str,
     path: str,
     source: Source,
     rows_N: NDArray[np.bool_],
@@ -82,28 +92,18 @@ def _train(
     Args:
         kept: where its checkpoints go.
     """
-    from lpsel.data.datamodule import SubsetDataModule
     from lpsel.data.tokens import tokenize
     from lpsel.model.export import save_model
-    from lpsel.model.lightning_module import FineTuner
     from lpsel.scoring.scorer import report_tokens
     from lpsel.training.monitors import LossSpikes
     from lpsel.training.trainer import fit, full_training
     from lpsel.training.vocabulary_check import UntrainedTokens, check_vocabulary
 
     tokenizer = load_tokenizer(target, path)
-    tokens = tokenize(source, tokenizer, target.template, target.max_length, job.cache_dir)
+    tokens = tokenize(source, tokenizer, target.template, target.max_length, setup.cache_dir)
     report_tokens(tokens, target)
     check_vocabulary(tokens, tokenizer, target, path)
-    data = SubsetDataModule(
-        tokens,
-        mask=rows_N,
-        batch_size=target.recipe.batch_size,
-        seed=target.recipe.seed,
-        train_tokens=job.config.train_tokens,
-        score_tokens=job.config.score_tokens,
-        few_shapes=job.config.compile,
-    )
+    data = setup.data_module(tokens, target, mask=rows_N)
     if not data.steps_per_epoch:
         raise UserError(
             f"model.max_length={target.max_length}: leaves no supervised token in any chosen row; raise it."
@@ -115,22 +115,12 @@ def _train(
         )
 
     epochs = target.recipe.epochs
-    module = FineTuner(
-        "target",
-        target,
-        path,
-        build(job.config.optimizer),
-        data.steps_per_epoch * epochs,
-        precision=precision,
-        adapter=adapter,
-        activation_checkpointing=job.config.activation_checkpointing,
-        compiled=job.config.compile,
-    )
+    module = setup.fine_tuner("target", target, path, data.steps_per_epoch * epochs, adapter=adapter)
     title = f"Target {target.name}"
     spikes, new = LossSpikes(title), UntrainedTokens(title, tokens, tokenizer)
-    trainer, cost = fit(job, module, data, epochs=epochs, title=title, callbacks=[spikes, new], kept=kept)
+    trainer, cost = fit(setup, module, data, epochs=epochs, title=title, callbacks=[spikes, new], kept=kept)
     nll = float(trainer.callback_metrics["target/nll"])
-    folder = job.run_dir / MODEL
+    folder = setup.run_dir / MODEL
     save_model(trainer, module, tokenizer, folder)
     if not is_main_process():
         return {}
@@ -138,7 +128,7 @@ def _train(
     result: dict[str, Any] = {
         "model": str(folder) if folder.is_dir() else None,
         "base_model": describe_model(target),
-        "adapter": module.adapted.describe(job.run_dir) if module.adapted else None,
+        "adapter": module.adapted.describe(setup.run_dir) if module.adapted else None,
         "training": {
             "rows": int(data.trained.sum()),
             "rows_truncated": int(tokens.truncated[data.trained].sum()),
@@ -153,8 +143,8 @@ def _train(
         },
     }
     result["full_training"] = full_training(module, data, epochs)
-    name = f"model-{job.run_dir.parent.name}-{job.run_dir.name}"
+    name = f"model-{setup.run_dir.parent.name}-{setup.run_dir.name}"
     kept = folder if result["model"] else Path(result["adapter"]["folder"])
-    job.tracker.made(Artifact("model", name, kept, by_reference=True, metadata=result["training"]))
+    setup.tracker.made(Artifact("model", name, kept, by_reference=True, metadata=result["training"]))
     result["artifact"] = name
     return result

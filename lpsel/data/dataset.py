@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lpsel.data.formats import ENDINGS, Numbered, reader_of
-from lpsel.errors import UserError, is_whole
+from lpsel.errors import UserError, is_int
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -129,9 +129,9 @@ class DatasetSpec:
             raise UserError(
                 f"dataset.path={self.path}: {self.name} is made from a seed and has none; say dataset=local."
             )
-        if not is_whole(self.skip) or self.skip < 0:
+        if not is_int(self.skip) or self.skip < 0:
             raise UserError(f"dataset.skip={self.skip}: must be 0 or more rows.")
-        if self.limit is not None and (not is_whole(self.limit) or self.limit < 1):
+        if self.limit is not None and (not is_int(self.limit) or self.limit < 1):
             raise UserError(f"dataset.limit={self.limit}: must be at least 1 row, or null for all.")
         if self.columns is not None and not isinstance(self.columns, Mapping):
             raise UserError(

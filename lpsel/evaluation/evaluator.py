@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from lpsel.errors import UserError, is_whole
+from lpsel.errors import UserError, is_int
 from lpsel.generation.openai_client import Endpoint
 from lpsel.model.device import device_of, resolve_precision
 from lpsel.model.spec import ModelSpec
@@ -47,7 +47,7 @@ class Candidates:
 
 def check_seed(seed: Any) -> None:
     """Raise UserError for a seed that NumPy does not take."""
-    if not is_whole(seed) or not 0 <= seed < 2**32:
+    if not is_int(seed) or not 0 <= seed < 2**32:
         raise UserError(f"seed={seed}: must be a whole number from 0 to 4294967295.")
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from lpsel.data.dataset import DatasetSpec, Example, Source
-from lpsel.errors import UserError, is_whole
+from lpsel.errors import UserError, is_int
 from lpsel.evaluation.comparison import Measured, compare
 from lpsel.evaluation.evaluator import Candidates, Place, check_seed
 from lpsel.evaluation.statistics import UNDEFINED
@@ -75,7 +75,7 @@ class ReferenceEvaluator:
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "batch_tokens", "resamples"):
             value = getattr(self, name)
-            if not is_whole(value) or value < 1:
+            if not is_int(value) or value < 1:
                 raise UserError(f"evaluator.{name}={value}: must be a whole number, at least 1.")
         check_seed(self.seed)
 

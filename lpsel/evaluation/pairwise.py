@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lpsel.errors import UserError, is_whole
+from lpsel.errors import UserError, is_int
 from lpsel.evaluation.evaluator import Candidates, Place, check_seed
 from lpsel.evaluation.head_to_head import compare_models, figures
 from lpsel.evaluation.imported import Judged, aligned, read_judgements
@@ -71,7 +71,7 @@ class PairwiseEvaluator:
     def __post_init__(self) -> None:
         for name in ("batch_tokens", "resamples"):
             value = getattr(self, name)
-            if not is_whole(value) or value < 1:
+            if not is_int(value) or value < 1:
                 raise UserError(f"evaluator.{name}={value}: must be a whole number, at least 1.")
         check_seed(self.seed)
         self._sampling()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lpsel.errors import UserError, is_whole
+from lpsel.errors import UserError, is_int
 from lpsel.generation.prompt import Prompt
 from lpsel.judging.judge import LOSS, ORDERS, TIE, TOO_LONG, WIN, Judgement, Order, Pair, preference_of
 from lpsel.judging.prompt import check_orders, fill, load_prompt
@@ -52,7 +52,7 @@ class HFJudge:
 
     def __post_init__(self) -> None:
         check_orders(self.orders)
-        if not is_whole(self.batch_tokens) or self.batch_tokens < 1:
+        if not is_int(self.batch_tokens) or self.batch_tokens < 1:
             raise UserError(f"judge.batch_tokens={self.batch_tokens}: must be a whole number, at least 1.")
         object.__setattr__(self, "orders", tuple(self.orders))
         object.__setattr__(self, "text", load_prompt(self.prompt))

@@ -9,7 +9,7 @@ from threading import Event, Lock
 from typing import Any
 from urllib.parse import urlsplit
 
-from lpsel.errors import UserError, is_number, is_whole
+from lpsel.errors import UserError, is_int, is_number
 from lpsel.generation.prompt import Prompt
 from lpsel.judging.judge import ORDERS, UNREADABLE, Judgement, Order, Pair, preference_of
 from lpsel.judging.prompt import check_orders, fill, load_prompt
@@ -68,12 +68,12 @@ class OpenAIJudge:
     def __post_init__(self) -> None:
         for name in ("attempts", "concurrency"):
             value = getattr(self, name)
-            _require(is_whole(value) and value >= 1, f"judge.{name}={value}: must be a whole number, 1 or more.")
+            _require(is_int(value) and value >= 1, f"judge.{name}={value}: must be a whole number, 1 or more.")
         _require(
             is_number(self.timeout) and self.timeout > 0, f"judge.timeout={self.timeout}: must be above 0 seconds."
         )
         _require(
-            is_whole(self.max_retries) and self.max_retries >= 0,
+            is_int(self.max_retries) and self.max_retries >= 0,
             f"judge.max_retries={self.max_retries}: must be a whole number, 0 or more.",
         )
         for name in ("prompt_price", "completion_price", "max_cost"):

@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
-from lpsel.errors import ToldElsewhere, UserError, first_line
+from lpsel.errors import ReportedByMainProcess, UserError, first_line
 from lpsel.model.decoder_layers import decoder_layers
 from lpsel.model.load import load_config, load_model, stored_dtype
 from lpsel.model.loss import PerSampleLoss, check_head
@@ -111,7 +111,7 @@ def _whole_on_rank_0(spec: ModelSpec, path: str, strategy: ShardedStrategy) -> t
     if failure is not None:
         raise failure
     if told is not None:
-        raise ToldElsewhere(told)
+        raise ReportedByMainProcess(told)
     return whole, packed
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from lpsel.errors import UserError, is_number, is_whole
+from lpsel.errors import UserError, is_int, is_number
 
 SCHEDULES = ("cosine", "linear", "constant")
 TEMPLATES = ("alpaca", "chat", "plain")
@@ -36,7 +36,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "seed"):
             value = getattr(self, name)
-            _require(is_whole(value), f"recipe.{name}={value}: must be a whole number.")
+            _require(is_int(value), f"recipe.{name}={value}: must be a whole number.")
         for name in ("learning_rate", "warmup", "max_grad_norm"):
             value = getattr(self, name)
             _require(is_number(value), f"recipe.{name}={value}: must be a number.")
@@ -80,7 +80,7 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         _require(self.template in TEMPLATES, f"template={self.template}: must be one of {', '.join(TEMPLATES)}.")
-        _require(is_whole(self.max_length), f"max_length={self.max_length}: must be a whole number of tokens.")
+        _require(is_int(self.max_length), f"max_length={self.max_length}: must be a whole number of tokens.")
         for name in ("trust_remote_code", "bin_weights"):
             value = getattr(self, name)
             _require(isinstance(value, bool), f"{name}={value}: must be true or false.")
@@ -124,7 +124,7 @@ class ScorerSpec(ModelSpec):
             0 < self.stop_bound < 1, f"scorer.stop_bound={self.stop_bound}: a rank correlation, above 0 and below 1."
         )
         _require(
-            is_whole(self.stop_rows) and self.stop_rows >= FEWEST_STOP_ROWS,
+            is_int(self.stop_rows) and self.stop_rows >= FEWEST_STOP_ROWS,
             f"scorer.stop_rows={self.stop_rows}: must be a whole number of rows, at least {FEWEST_STOP_ROWS}.",
         )
 

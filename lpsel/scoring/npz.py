@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lpsel.data.size_limits import check_archive
-from lpsel.errors import UserError, shown
+from lpsel.errors import UserError, printable_line
 
 SUFFIX = ".npz"
 # What NumPy and zipfile raise of a damaged archive; RuntimeError of an encrypted one.
@@ -45,7 +45,7 @@ def read_array(path: Path, name: str) -> Any:
         try:
             return archive[name]
         except UNREADABLE as error:
-            raise UserError(f"scores={path}:{name}: cannot be read ({shown(error)}). Give numbers.") from error
+            raise UserError(f"scores={path}:{name}: cannot be read ({printable_line(error)}). Give numbers.") from error
 
 
 def _open(path: Path) -> Any:
@@ -58,5 +58,5 @@ def _open(path: Path) -> Any:
         raise
     except UNREADABLE as error:
         raise UserError(
-            f"scores={path}: cannot be read ({shown(error)}). Give a whole .npz, as numpy.savez writes it."
+            f"scores={path}: cannot be read ({printable_line(error)}). Give a whole .npz, as numpy.savez writes it."
         ) from error

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lpsel.data.size_limits import check_archive, check_expansion
-from lpsel.errors import UserError, shown
+from lpsel.errors import UserError, printable_line
 from lpsel.integrity import Damaged, unseal
 from lpsel.scoring.npz import UNREADABLE
 from lpsel.scoring.store import FORMAT, MANIFEST
@@ -145,7 +145,7 @@ def _read(file: Path, columns: Collection[str]) -> pa.Table:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(
-            f"scores={file}: cannot be read ({shown(error)}). Give a whole .parquet, .csv or .npz file."
+            f"scores={file}: cannot be read ({printable_line(error)}). Give a whole .parquet, .csv or .npz file."
         ) from error
     raise UserError(f"scores={file}: unknown kind of file. Give a .parquet, .csv or .npz file.")
 
@@ -170,7 +170,7 @@ def _read_arrays(file: Path, key: str | None) -> pa.Table:
         raise
     except UNREADABLE as error:
         raise UserError(
-            f"scores={file}: cannot be read ({shown(error)}). Give a whole .npz without pickles."
+            f"scores={file}: cannot be read ({printable_line(error)}). Give a whole .npz without pickles."
         ) from error
     if ppl_EN.ndim != 2 or ppl_EN.dtype.kind not in "fiu":
         raise UserError(

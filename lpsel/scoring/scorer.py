@@ -13,21 +13,17 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from omegaconf import OmegaConf
 
 from lpsel import __version__
-from lpsel.commands.job import Job
-from lpsel.config import build
 from lpsel.data.dataset import Source
 from lpsel.distributed import agree, is_main_process
 from lpsel.errors import UserError
-from lpsel.model.device import device_of, resolve_precision
 from lpsel.model.load import check_model, identity, load_config, load_tokenizer, locate
 from lpsel.model.pass_tokens import pass_tokens
 from lpsel.model.spec import ModelSpec, ScorerSpec
 from lpsel.scoring.store import FORMAT, MANIFEST, SCORES, Parts, find_scores, scores_key, write_scores
 from lpsel.storage import file_names, read_json, write_json
-from lpsel.training.checks import check_training
+from lpsel.training.setup import TrainingSetup
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +43,7 @@ class Scores:
         return json.loads((self.folder / MANIFEST).read_text())
 
 
-def check_scorer(job: Job, scorer: ModelSpec, epochs: int) -> None:
+def check_scorer(setup: TrainingSetup, scorer: ModelSpec, epochs: int) -> None:
     """Find what is wrong with a scorer before it is loaded.
 
     Raises:
@@ -58,13 +54,13 @@ def check_scorer(job: Job, scorer: ModelSpec, epochs: int) -> None:
             f"scorer.recipe.epochs={scorer.recipe.epochs}: the selection needs {epochs} recorded epochs; raise it, or "
             "choose a rule that needs fewer (selection=lp_app needs 1)."
         )
-    device_of(job.config.trainer.accelerator)
-    resolve_precision(job.config.trainer.precision)
-    check_training(job.config)
-    check_model(scorer, job.cache_dir)
+    _ = setup.device, setup.precision
+    check_model(scorer, setup.cache_dir)
 
 
-def scores_for(job: Job, scorer: ScorerSpec, source: Source, epochs: int, columns: Collection[str] = ()) -> Scores:
+def scores_for(
+    setup: TrainingSetup, scorer: ScorerSpec, source: Source, epochs: int, columns: Collection[str] = ()
+) -> Scores:
     """Scores of `source` with at least `epochs` recorded epochs and `columns`: those in the cache, else new ones.
 
     With 0 epochs only the pass before training is made, and nothing is trained, so that the scorer's `train_fraction`
@@ -77,13 +73,13 @@ def scores_for(job: Job, scorer: ScorerSpec, source: Source, epochs: int, column
     Raises:
         UserError: more epochs are asked for than the scorer's recipe has.
     """
-    check_scorer(job, scorer, epochs)
-    path = locate(scorer, job.cache_dir)
-    described, key = _described(job, scorer, path, source, epochs)
+    check_scorer(setup, scorer, epochs)
+    path = locate(scorer, setup.cache_dir)
+    described, key = _described(setup, scorer, path, source, epochs)
     if not epochs and (less := scorer.less_training()):
         log.info("Scorer %s: nothing is trained; scorer.%s left aside", scorer.name, " and scorer.".join(less))
-    named = file_names([f"{scorer.name}-{job.config.dataset.name}"])[0]
-    folder = job.cache_dir / "scores" / f"{named}-{key}-e{epochs}"
+    named = file_names([f"{scorer.name}-{source.spec.name}"])[0]
+    folder = setup.cache_dir / "scores" / f"{named}-{key}-e{epochs}"
     folder = folder.with_name("+".join([folder.name, *sorted(columns)]))
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f"{key}.lock"))
@@ -91,7 +87,7 @@ def scores_for(job: Job, scorer: ScorerSpec, source: Source, epochs: int, column
     def look() -> Path | None:
         if is_main_process():
             lock.acquire()
-        return find_scores(job.cache_dir, key, epochs, columns, described.keys() - {"scorer"})
+        return find_scores(setup.cache_dir, key, epochs, columns, described.keys() - {"scorer"})
 
     try:
         found = agree(look)
@@ -103,24 +99,28 @@ def scores_for(job: Job, scorer: ScorerSpec, source: Source, epochs: int, column
         trained = f"training the scorer for {epochs} of the {scorer.recipe.epochs} epochs of its recipe"
         what = trained if epochs else "the pass before training is enough"
         log.info("Scores: none yet of %s for %s with this recipe; %s", source.spec.name, scorer.name, what)
-        _make(job, scorer, path, source, epochs, sorted(columns), folder, described)
+        _make(setup, scorer, path, source, epochs, sorted(columns), folder, described)
     finally:
         if is_main_process():
             lock.release()
     return Scores(folder, reused=False)
 
 
-def find(job: Job, scorer: ScorerSpec, source: Source, epochs: int, columns: Collection[str] = ()) -> Path | None:
+def find(
+    setup: TrainingSetup, scorer: ScorerSpec, source: Source, epochs: int, columns: Collection[str] = ()
+) -> Path | None:
     """The scores folder that `scores_for` would take from the cache, None where it would make one.
 
     Raises:
         UserError: the scorer is not there.
     """
-    described, key = _described(job, scorer, locate(scorer, job.cache_dir), source, epochs)
-    return find_scores(job.cache_dir, key, epochs, columns, described.keys() - {"scorer"})
+    described, key = _described(setup, scorer, locate(scorer, setup.cache_dir), source, epochs)
+    return find_scores(setup.cache_dir, key, epochs, columns, described.keys() - {"scorer"})
 
 
-def _described(job: Job, scorer: ScorerSpec, path: str, source: Source, epochs: int) -> tuple[dict[str, Any], str]:
+def _described(
+    setup: TrainingSetup, scorer: ScorerSpec, path: str, source: Source, epochs: int
+) -> tuple[dict[str, Any], str]:
     """What scores depend on, for their manifest, and a key of it; the scorer's name is in the first alone."""
     described = {
         "format": FORMAT,
@@ -130,15 +130,15 @@ def _described(job: Job, scorer: ScorerSpec, path: str, source: Source, epochs: 
         "template": scorer.template,
         "max_length": scorer.max_length,
         "recipe": asdict(scorer.recipe),
-        "optimizer": OmegaConf.to_container(job.config.optimizer, resolve=True),
-        "precision": resolve_precision(job.config.trainer.precision),
+        "optimizer": setup.optimizer_settings,
+        "precision": setup.precision,
         **(scorer.less_training() if epochs else {}),
     }
     return described, scores_key({k: v for k, v in described.items() if k != "scorer"})
 
 
 def _make(
-    job: Job,
+    setup: TrainingSetup,
     scorer: ScorerSpec,
     path: str,
     source: Source,
@@ -159,23 +159,13 @@ def _make(
     from lpsel.training.vocabulary_check import UntrainedTokens, check_vocabulary
 
     tokenizer = load_tokenizer(scorer, path)
-    tokens = tokenize(source, tokenizer, scorer.template, scorer.max_length, job.cache_dir)
+    tokens = tokenize(source, tokenizer, scorer.template, scorer.max_length, setup.cache_dir)
     report_tokens(tokens, scorer)
     check_vocabulary(tokens, tokenizer, scorer, path)
-    device = device_of(job.config.trainer.accelerator).type
-    score_tokens = pass_tokens(load_config(scorer, path), described["precision"], job.config.score_tokens, device)
+    score_tokens = pass_tokens(load_config(scorer, path), setup.precision, setup.score_tokens, setup.device.type)
 
     def recording(fed: Any, mask: Any = None) -> SubsetDataModule:
-        return SubsetDataModule(
-            fed,
-            mask=mask,
-            batch_size=scorer.recipe.batch_size,
-            seed=scorer.recipe.seed,
-            train_tokens=job.config.train_tokens,
-            score_tokens=score_tokens,
-            few_shapes=job.config.compile,
-            record=True,
-        )
+        return setup.data_module(fed, scorer, mask=mask, record=True, score_tokens=score_tokens)
 
     supervised = tokens.response_tokens > 0
     if not supervised.any():
@@ -186,16 +176,7 @@ def _make(
     steps = data.steps_per_epoch * scorer.recipe.epochs
 
     def module(kind: type[FineTuner]) -> FineTuner:
-        return kind(
-            "scorer",
-            scorer,
-            path,
-            build(job.config.optimizer),
-            steps,
-            precision=described["precision"],
-            activation_checkpointing=job.config.activation_checkpointing,
-            compiled=job.config.compile,
-        )
+        return setup.fine_tuner("scorer", scorer, path, steps, kind=kind)
 
     parts = Parts(_unfinished(folder))
     further, costs = {}, []
@@ -210,7 +191,7 @@ def _make(
         name, recorder = f"Scorer, {column}", [NLLRecorder(own)]
         # The trainer is not kept: the next pass needs its model's memory.
         costs.append(
-            fit(job, module(kind), recording(fed), epochs=0, title=name, callbacks=recorder, kept=own.folder)[1]
+            fit(setup, module(kind), recording(fed), epochs=0, title=name, callbacks=recorder, kept=own.folder)[1]
         )
         further[column] = own.of_epoch(0, len(tokens))
         if is_main_process():
@@ -220,7 +201,9 @@ def _make(
         stop = StopWhenStable(title, data, rows=scorer.stop_rows, bound=scorer.stop_bound)
     spikes, untrained = LossSpikes(title), UntrainedTokens(title, tokens, tokenizer)
     hooks, kept = [NLLRecorder(parts), spikes, untrained], parts.folder / "checkpoints"
-    trainer, cost = fit(job, module(FineTuner), data, epochs=epochs, title=title, callbacks=hooks, kept=kept, stop=stop)
+    trainer, cost = fit(
+        setup, module(FineTuner), data, epochs=epochs, title=title, callbacks=hooks, kept=kept, stop=stop
+    )
     if trainer.is_global_zero:
         total = sum(costs, start=cost)
         manifest = described | {

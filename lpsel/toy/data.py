@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from lpsel.errors import UserError, is_number, is_whole
+from lpsel.errors import UserError, is_int, is_number
 
 T = TypeVar("T")
 
@@ -223,7 +223,7 @@ def generate(split: str, rows: int, held_out: int, seed: int, wrong: float) -> I
     if split not in SPLITS:
         raise UserError(f"split={split}: the synthetic data has {' and '.join(SPLITS)}.")
     for name, count in (("rows", rows), ("held_out", held_out)):
-        if not is_whole(count) or count < 0:
+        if not is_int(count) or count < 0:
             raise UserError(f"{name}={count}: must be a whole number of rows, 0 or more.")
     if not is_number(wrong) or not 0 <= wrong <= 1:
         raise UserError(f"wrong={wrong}: must be a share from 0 to 1.")

@@ -27,7 +27,7 @@ from transformers.utils.logging import disable_progress_bar
 from lpsel.console import track
 from lpsel.data.dataset import Example, Turn
 from lpsel.data.templates import render
-from lpsel.errors import UserError, is_whole
+from lpsel.errors import UserError, is_int
 from lpsel.storage import folder_atomically, open_as
 from lpsel.toy.data import Draw, generate, problems
 
@@ -123,7 +123,7 @@ def check_tiny(arguments: Mapping[str, Any]) -> None:
     smallest = {"layers": 1, "hidden": 2, "heads": 1, "vocabulary": SMALLEST_VOCABULARY, "pretrain_steps": 0}
     for name, least in smallest.items():
         value = arguments[name]
-        if not is_whole(value) or value < least:
+        if not is_int(value) or value < least:
             raise UserError(f"tiny.{name}={value}: must be a whole number, at least {least}.")
     if arguments["hidden"] % (2 * arguments["heads"]):
         raise UserError(

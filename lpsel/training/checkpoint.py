@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from lpsel.errors import ToldElsewhere, UserError, first_line
+from lpsel.errors import ReportedByMainProcess, UserError, first_line
 from lpsel.storage import digest, finite, read_json, sha256_of, write_json
 
 log = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ class Checkpoints:
         if self.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
         if problem is None:
-            raise ToldElsewhere(f"{folder}: another rank cannot write its part")
+            raise ReportedByMainProcess(f"{folder}: another rank cannot write its part")
         raise UserError(
             f"{folder}: the checkpoint cannot be written ({first_line(problem)}); make room, and the same command goes "
             "on from the one before."

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import ListConfig
 
-from lpsel.errors import UserError, first_line, is_whole
+from lpsel.errors import UserError, first_line, is_int
 
 
 def need(package: str, extra: str, asked: str) -> None:
@@ -43,10 +43,10 @@ def check_training(config: Any) -> None:
         if not isinstance(config[name], bool):
             raise UserError(f"{name}={config[name]}: must be true or false.")
     for name in ("train_tokens", "score_tokens"):
-        if not is_whole(config[name]) or config[name] < 1:
+        if not is_int(config[name]) or config[name] < 1:
             raise UserError(f"{name}={config[name]}: must be a whole number of tokens, at least 1.")
     every = config.checkpoint_steps
-    if every != "auto" and not (is_whole(every) and every >= 1):
+    if every != "auto" and not (is_int(every) and every >= 1):
         raise UserError(f"checkpoint_steps={every}: must be auto or a whole number of optimiser steps, at least 1.")
     _check_devices(config.trainer)
     if config.optimizer["_target_"].startswith("bitsandbytes."):
@@ -74,9 +74,9 @@ def _check_optimizer(node: Any) -> None:
 
 
 def _check_devices(trainer: Any) -> None:
-    if not is_whole(trainer.num_nodes) or trainer.num_nodes < 1:
+    if not is_int(trainer.num_nodes) or trainer.num_nodes < 1:
         raise UserError(f"trainer.num_nodes={trainer.num_nodes}: must be a whole number of machines, at least 1.")
     devices = trainer.devices
-    known = isinstance(devices, ListConfig) or devices in ("auto", -1) or (is_whole(devices) and devices >= 1)
+    known = isinstance(devices, ListConfig) or devices in ("auto", -1) or (is_int(devices) and devices >= 1)
     if not known:
         raise UserError(f"trainer.devices={devices}: must be auto, a number of devices, at least 1, or a list of them.")

@@ -15,7 +15,7 @@ import torch
 from lpsel.data.batching import Rows
 from lpsel.data.packing import OptimiserStep
 from lpsel.distributed import is_main_process
-from lpsel.errors import ToldElsewhere, UserError
+from lpsel.errors import ReportedByMainProcess, UserError
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def diverged(module: Any, step: OptimiserStep, batch_idx: int, nll: float, norm:
     culprits = f"; of themselves not finite: {_listed(alone)}" if 0 < len(alone) < len(rows_R) else ""
     rate = trainer.optimizers[0].param_groups[0]["lr"]
     key = {"target": "model"}.get(module.role, module.role)
-    return (UserError if is_main_process() else ToldElsewhere)(
+    return (UserError if is_main_process() else ReportedByMainProcess)(
         f"training the {module.role}: NLL {nll:g}, norm of the gradient {norm:g} in step {trainer.global_step + 1} "
         f"(epoch {trainer.current_epoch + 1}, learning rate {rate:g}), rows {_listed(rows_R)}{culprits}; the step was "
         f"not made and the checkpoint before it stays. Lower {key}.recipe.learning_rate={recipe.learning_rate:g}, or "

@@ -12,9 +12,7 @@ import numpy as np
 import pyarrow as pa
 from filelock import FileLock
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
 
-from lpsel.commands.job import Job
 from lpsel.data.content_ids import fingerprint
 from lpsel.distributed import agree, is_main_process
 from lpsel.integrity import Damaged, check_files, check_format
@@ -23,6 +21,7 @@ from lpsel.model.load import identity
 from lpsel.model.spec import ModelSpec
 from lpsel.storage import digest, folder_atomically, sha256_of, write_json
 from lpsel.tracking.tracker import Artifact
+from lpsel.training.setup import TrainingSetup
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +30,12 @@ MODEL = "model"
 
 
 def training_key(
-    job: Job, target: ModelSpec, path: str, precision: str, ids: pa.LargeStringArray, selected_N: NDArray[np.bool_]
+    setup: TrainingSetup,
+    target: ModelSpec,
+    path: str,
+    adapter_settings: Any,
+    ids: pa.LargeStringArray,
+    selected_N: NDArray[np.bool_],
 ) -> str:
     """A digest of all that a target's weights depend on: the model, the chosen rows in order, and how it is trained."""
     return digest(
@@ -43,52 +47,54 @@ def training_key(
             "template": target.template,
             "max_length": target.max_length,
             "recipe": asdict(target.recipe),
-            "optimizer": OmegaConf.to_container(job.config.optimizer, resolve=True),
-            "adapter": OmegaConf.to_container(job.config.adapter, resolve=True),
-            "precision": precision,
+            "optimizer": setup.optimizer_settings,
+            "adapter": adapter_settings,
+            "precision": setup.precision,
         }
     )[:32]
 
 
-def trained_once(job: Job, key: str, train: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def trained_once(
+    setup: TrainingSetup, key: str, train: Callable[[], dict[str, Any]], *, from_any_run: bool
+) -> dict[str, Any]:
     """What `train` returns, a part of result.json; or what it returned in an earlier run, of this folder or in a sweep.
 
     An earlier run's model is linked into this run's folder, so that either folder may go. Of runs that start together
     one trains, with checkpoints of its own, and the others wait for it.
     """
-    kept = job.cache_dir / "trained" / f"{key}.json"
+    kept = setup.cache_dir / "trained" / f"{key}.json"
     kept.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(kept.with_suffix(".lock"))
 
     def look() -> dict[str, Any] | None:
         if is_main_process():
             lock.acquire()
-        return _find(kept, None if job.in_sweep else job.run_dir)
+        return _find(kept, None if from_any_run else setup.run_dir)
 
     try:
         found = agree(look)
         if found is None:
             made = train()
             if is_main_process():
-                folders = [name for name in (MODEL, ADAPTER) if (job.run_dir / name).is_dir()]
-                files = {name: _hashes(job.run_dir / name) for name in folders}
-                write_json(kept, {"format": FORMAT, "run": str(job.run_dir), "files": files, "made": made})
+                folders = [name for name in (MODEL, ADAPTER) if (setup.run_dir / name).is_dir()]
+                files = {name: _hashes(setup.run_dir / name) for name in folders}
+                write_json(kept, {"format": FORMAT, "run": str(setup.run_dir), "files": files, "made": made})
             return made | {"reused_from": None} if made else {}
         if not is_main_process():
             return {}
         run, made = Path(found["run"]), found["made"]
-        here = run == job.run_dir
+        here = run == setup.run_dir
         for name in found["files"]:
-            _link(run / name, job.run_dir / name)
+            _link(run / name, setup.run_dir / name)
         log.info("Target: trained before in the same way; reused from %s", run)
         made |= {"reused_from": None if here else str(run)}
         if made["model"]:
-            made["model"] = str(job.run_dir / MODEL)
+            made["model"] = str(setup.run_dir / MODEL)
         if made["adapter"]:
-            made["adapter"]["folder"] = str(job.run_dir / ADAPTER)
+            made["adapter"]["folder"] = str(setup.run_dir / ADAPTER)
         first = next(run / name for name in found["files"])
         model = Artifact("model", made["artifact"], first, by_reference=True, metadata=made["training"])
-        (job.tracker.made if here else job.tracker.used)(model)
+        (setup.tracker.made if here else setup.tracker.used)(model)
         return made
     finally:
         if is_main_process() and lock.is_locked:

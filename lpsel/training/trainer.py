@@ -13,13 +13,12 @@ import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
-from lpsel.commands.job import Job
 from lpsel.config import build
 from lpsel.console import Advance, track
 from lpsel.data.datamodule import SubsetDataModule
 from lpsel.data.packing import MicroBatch, OptimiserStep
 from lpsel.distributed import is_main_process, started_together
-from lpsel.errors import ToldElsewhere, UserError, first_line
+from lpsel.errors import ReportedByMainProcess, UserError, first_line
 from lpsel.model.device import lightning_precision
 from lpsel.model.flops import spent, training_flops
 from lpsel.model.lightning_module import FineTuner
@@ -29,6 +28,7 @@ from lpsel.signals import put_off
 from lpsel.tracking.logger import TrackerLogger
 from lpsel.training.costs import Meter, peak_memory, utilisation
 from lpsel.training.resume import Resume
+from lpsel.training.setup import TrainingSetup
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Cost:
 
 
 def fit(
-    job: Job,
+    setup: TrainingSetup,
     module: FineTuner,
     data: SubsetDataModule,
     *,
@@ -84,17 +84,17 @@ def fit(
     Raises:
         Ended: a signal asks to end; what is done is kept.
     """
-    resume = Resume(title, kept, data, job.config.checkpoint_steps)
+    resume = Resume(title, kept, data, setup.checkpoint_steps)
     gc.collect()  # a model trained before this one and its trainer hold each other, and a device's memory
-    node = job.config.trainer.copy()
+    node = setup.trainer.copy()
     node.precision = lightning_precision(module.precision)
     L.seed_everything(module.spec.recipe.seed, verbose=False)
     progress, meter = FitProgress(title, data), Meter(module.role)
     trainer = _trainer(
         node,
         max_epochs=epochs,
-        callbacks=[*callbacks, *([stop] if stop else []), progress, *([meter] if job.tracker.keeps else []), resume],
-        logger=TrackerLogger(job.tracker) if job.tracker.keeps else False,
+        callbacks=[*callbacks, *([stop] if stop else []), progress, *([meter] if setup.tracker.keeps else []), resume],
+        logger=TrackerLogger(setup.tracker) if setup.tracker.keeps else False,
         log_every_n_steps=1,
         num_sanity_val_steps=-1 if data.record else 0,
         limit_val_batches=1.0 if data.record else 0,
@@ -102,7 +102,7 @@ def fit(
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        default_root_dir=job.run_dir,
+        default_root_dir=setup.run_dir,
     )
     # Lightning's own would broadcast from inside the handler, and save a pickle for SLURM.
     signals: Any = trainer._signal_connector
@@ -123,7 +123,7 @@ def fit(
         work = spent(model, data.tokens, trained_N, 0 * trained_N)["flops"]
         where = trainer.strategy.root_device
         busy = utilisation(work, meter.seconds, where, trainer.world_size, module.precision)
-        job.tracker.log({f"{module.role}/{name}": value for name, value in busy.items()}, trainer.global_step)
+        setup.tracker.log({f"{module.role}/{name}": value for name, value in busy.items()}, trainer.global_step)
     return trainer, _cost(spent(model, data.tokens, trained_N, recorded_N), resume.cost(trainer))
 
 
@@ -142,7 +142,7 @@ def _trainer(node: DictConfig, **arguments: Any) -> L.Trainer:
         asked = f"trainer.accelerator={node.accelerator} trainer.devices={node.devices} trainer.strategy={strategy}"
         raise UserError(f"{asked}: {first_line(error)}; mend it, or say trainer=cpu.") from error
     if started_together() and trainer.world_size not in (1, trainer.num_devices * trainer.num_nodes):
-        raise (UserError if is_main_process() else ToldElsewhere)(
+        raise (UserError if is_main_process() else ReportedByMainProcess)(
             f"trainer.num_nodes={trainer.num_nodes} trainer.devices={trainer.num_devices}: {trainer.world_size} ranks "
             "were started; give both as torchrun or srun has them."
         )

@@ -87,7 +87,9 @@ def train(folder, model, data, *overrides):
     )
     parts = Parts(folder / "parts")
     hooks = [NLLRecorder(parts), FirstGradients(folder / "gradients.safetensors")]
-    trainer, cost = fit(job, module, data, epochs=2, title="test", callbacks=hooks, kept=folder / "checkpoints")
+    trainer, cost = fit(
+        job.training_setup(), module, data, epochs=2, title="test", callbacks=hooks, kept=folder / "checkpoints"
+    )
     save_model(trainer, module, tokenizer, folder / "model")
     if trainer.is_global_zero:
         np.savez(folder / "result.npz", nll=parts.collect(2, len(tokens)), flops=cost.flops, tokens=cost.tokens)

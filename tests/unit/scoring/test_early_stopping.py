@@ -36,7 +36,7 @@ def composed(model, data, *overrides):
 def score(tmp_path, model, data, *overrides, epochs=1, cache="cache"):
     config = composed(model, data, *overrides)
     job = Job("select", config, tmp_path / "run", tmp_path / cache, Tracker())
-    return scores_for(job, build(config.scorer), Source(build(config.dataset)), epochs)
+    return scores_for(job.training_setup(), build(config.scorer), Source(build(config.dataset)), epochs)
 
 
 def nll(scores):

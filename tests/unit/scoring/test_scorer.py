@@ -30,7 +30,7 @@ def score(tmp_path, model, data, *overrides, epochs=2, columns=(), cache="cache"
         given = [f"scorer.path={model}", f"dataset.path={data}", *RECIPE, *overrides]
         config = compose("select", overrides=["scorer=local", "dataset=local", "trainer=cpu", *given])
     job = Job("select", config, tmp_path / "run", tmp_path / cache, Tracker())
-    return scores_for(job, build(config.scorer), Source(build(config.dataset)), epochs, columns)
+    return scores_for(job.training_setup(), build(config.scorer), Source(build(config.dataset)), epochs, columns)
 
 
 def nll(scores):

@@ -143,7 +143,7 @@ def test_all_ranks_end_together(broken_rows, tmp_path, as_ranks, strategy):
     one, two = ((tmp_path / f"said{i}").read_text() for i in range(2))
     assert one.startswith("UserError training the scorer: NLL nan")
     assert "of themselves not finite: 3;" in one
-    assert two == one.replace("UserError", "ToldElsewhere", 1)
+    assert two == one.replace("UserError", "ReportedByMainProcess", 1)
 
 
 def test_a_rate_that_is_much_too_high_is_named(tmp_path, toy_model, instructions):

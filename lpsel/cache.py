@@ -1,0 +1,150 @@
+"""One content-addressed cache: an entry is a folder named by the digest of everything that its content depends on.
+
+`CACHE_DIR/KIND/[LABEL-]DIGEST/` holds the entry's files and, written last, `manifest.json` with the key, the SHA-256 of
+every file, and what else is recorded about it. Entries that grow line by line (answers of models, verdicts of judges)
+are a `Journal`.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from lpsel.errors import UserError
+from lpsel.integrity import Damaged, open_line, seal, sealed_line, unseal
+from lpsel.storage import digest, file_names, finite, sync
+
+log = logging.getLogger(__name__)
+
+# Incremented when the same key would give different content.
+FORMATS = {
+    "answers": 3,
+    "clusters": 3,
+    "embeddings": 3,
+    "scores": 1,
+    "tiny_models": 1,
+    "tokens": 3,
+    "trained": 3,
+    "verdicts": 3,
+}
+MANIFEST = "manifest.json"
+KEY_DIGITS = 32  # hexadecimal digits of the digest in a folder's name
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of the cache, which may not exist yet.
+
+    Attributes:
+        kind: a key of `FORMATS`.
+        key: everything that the content depends on, without secrets.
+        folder: of the entry.
+    """
+
+    kind: str
+    key: Mapping[str, Any]
+    folder: Path
+
+    @classmethod
+    def of(cls, cache_dir: Path, kind: str, key: Mapping[str, Any], label: str = "") -> "Entry":
+        """The entry for `key`; `label` makes the folder's name readable and does not identify the entry."""
+        key = json.loads(json.dumps(finite(dict(key))))  # as it is read back from the manifest
+        name = digest({"format": FORMATS[kind], **key})[:KEY_DIGITS]
+        if label:
+            name = f"{file_names([label])[0]}-{name}"
+        return cls(kind, key, Path(cache_dir).expanduser() / kind / name)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the entry for this process; other processes wait for it.
+
+        Raises:
+            UserError: the cache folder is not writable.
+        """
+        cache_dir = self.folder.parent.parent
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.folder / "lock")
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                log.info("Waiting for another process that writes %s", self.folder)
+                lock.acquire()
+        except OSError as error:
+            hint = "set cache_dir=FOLDER or the environment variable LPSEL_CACHE"
+            raise UserError("cache_dir", cache_dir, f"not writable ({error.strerror or error})", hint) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest, after checking that the files are as they were written.
+
+        Raises:
+            Damaged: there is no manifest, it has another format or key, or a file is missing or has changed.
+        """
+        manifest = unseal(self.folder / MANIFEST, FORMATS[self.kind])
+        if manifest.get("key") != self.key:
+            raise Damaged(self.folder / MANIFEST, problem="belongs to another entry of the cache")
+        return manifest
+
+    def find(self) -> dict[str, Any] | None:
+        """The manifest of a complete entry; None without one, or, after a warning, for a damaged one."""
+        if not (self.folder / MANIFEST).exists():
+            return None
+        try:
+            return self.manifest()
+        except Damaged as damage:
+            log.warning("%s Rebuilding it.", damage)
+            return None
+
+    def commit(self, files: Collection[str], **recorded: Any) -> None:
+        """Write the manifest of finished files in the folder, which completes the entry."""
+        seal(self.folder / MANIFEST, files, {"format": FORMATS[self.kind], "key": self.key, **recorded})
+
+
+@dataclass(frozen=True)
+class Journal(Entry):
+    """An entry that grows line by line; every line carries its own checksum and is on disk when `append` returns."""
+
+    @property
+    def path(self) -> Path:
+        """The file, JSON lines; its first line holds the key. Deleting it makes the cache forget the entry."""
+        return self.folder / "journal.jsonl"
+
+    def read(self) -> list[dict[str, Any]]:
+        """All intact lines in order; damaged ones, such as half a line left by a crash, are skipped with a warning."""
+        if not self.path.is_file():
+            return []
+        lines, damaged = [], 0
+        for line in self.path.read_bytes().split(b"\n")[1:-1]:
+            try:
+                lines.append(open_line(line))
+            except ValueError:
+                damaged += 1
+        if damaged:
+            log.warning("%s: skipped %s damaged lines; their content is requested again", self.path, damaged)
+        return lines
+
+    def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Add lines, on disk when this returns. Call it inside `locked`, from one thread at a time."""
+        data = b"".join(sealed_line(dict(line)) for line in lines)
+        new = not self.path.exists()
+        with self.path.open("ab+") as file:
+            if file.tell() == 0:
+                data = sealed_line({"format": FORMATS[self.kind], "key": self.key}) + data
+            else:
+                file.seek(-1, os.SEEK_END)
+                data = data if file.read(1) == b"\n" else b"\n" + data  # after half a line
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if new:
+            sync(self.folder)
