@@ -1,10 +1,13 @@
 """Files that are either whole or not there: written under a temporary name, synced, renamed."""
 
+import fcntl
+import glob
 import hashlib
 import json
 import math
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,9 +28,9 @@ def writable(folder: Path) -> None:
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Call `write` with a binary file that becomes `path` once it is on disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -39,20 +42,61 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 @contextmanager
 def folder_atomically(path: Path) -> Iterator[Path]:
-    """An empty folder to write in, which takes the place of `path` once all in it is on disk."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    """An empty folder to write in, which takes the place of `path` once all in it is on disk.
+
+    The old folder is renamed first and deleted last: until the new one is in place, nothing is lost. Its contents are
+    deleted: callers check beforehand that they are not the user's.
+    """
+    unique = secrets.token_hex(4)
+    temporary, old = (path.with_name(f".{path.name}.{unique}.{ending}") for ending in ("tmp", "old"))
+    _remove_abandoned(path)
     temporary.mkdir(parents=True)
+    lock = _lock(temporary)
     try:
         yield temporary
         for inside in temporary.rglob("*"):
             sync(inside)
         sync(temporary)
-        shutil.rmtree(path, ignore_errors=True)
-        temporary.replace(path)
+        _exchange(temporary, path, old)
         sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+    if old.is_symlink():
+        old.unlink()
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(new: Path, path: Path, old: Path) -> None:
+    """Rename the folder `path`, if there is one, to `old`, and `new` to `path`."""
+    if path.is_dir():
+        path.replace(old)
+    try:
+        new.replace(path)
+    except OSError:
+        if os.path.lexists(old):
+            old.replace(path)
+        raise
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Delete the temporary folders of writers of `path` that were killed: a live one holds a lock on its folder."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
+        if left.is_dir() and (lock := _lock(left)) is not None:
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """A descriptor that holds the folder's lock until it is closed; None where it cannot be had."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held by another process, or a file system without such locks
+        os.close(opened)
+        return None
+    return opened
 
 
 def sync(path: Path) -> None:

@@ -15,6 +15,7 @@ from lpsel.commands.agreement_inputs import read_all, read_clusters
 from lpsel.commands.arguments import OneLineParser, run_folder
 from lpsel.errors import UserError
 from lpsel.run_config import RESULT
+from lpsel.scoring.npz import split_npz
 from lpsel.selection.agreement import METRICS
 from lpsel.selection.agreement_study import DEFINED, Study, numbers, study
 from lpsel.selection.budget import check_pct
@@ -82,7 +83,8 @@ def run(
                 cluster, cluster_source = scored.table.cluster, scored.source
     made = study([scored.name for scored in found], [scored.table for scored in found], pcts, cluster)
 
-    folder = run_folder("agreement", run_dir)
+    archives = [split[0] for name in given if (split := split_npz(name))]
+    folder = run_folder("agreement", run_dir, [*given, *archives, *([clusters] if clusters else [])])
     said = numbers(made)
     for table, scored in zip(said["tables"], found, strict=True):
         table["source"] = scored.source

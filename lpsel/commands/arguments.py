@@ -1,11 +1,13 @@
 """What commands share that take paths and flags."""
 
 import argparse
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import NoReturn
 
 from lpsel.errors import UserError
+from lpsel.output_folder import check_output_folder, mark_output_folder
 from lpsel.run_config import RESULT
 from lpsel.storage import writable
 
@@ -17,19 +19,24 @@ class OneLineParser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help.")
 
 
-def run_folder(command: str, given: Path | None) -> Path:
-    """The folder `--out` names, or one with the time in its name; a result.json of an earlier run in it is gone.
+def run_folder(command: str, given: Path | None, inputs: Iterable[str | Path]) -> Path:
+    """Create the folder that `--out` names, or one with the time in its name, and delete an earlier result.json in it.
+
+    Args:
+        inputs: files and folders that the command reads.
 
     Raises:
-        UserError: it cannot be made.
+        UserError: it cannot be created, contains an input, or has files that are not from the same command.
     """
     folder = given or Path("runs") / command / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     folder = folder.expanduser().resolve()
+    check_output_folder(folder, command, inputs, replaced=False)
     try:
         writable(folder)
     except OSError as error:
         raise UserError(
             f"--out {folder}: cannot be written ({error.strerror}); give a folder you may write to."
         ) from error
+    mark_output_folder(folder, command)
     (folder / RESULT).unlink(missing_ok=True)
     return folder

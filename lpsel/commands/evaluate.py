@@ -84,13 +84,21 @@ def candidate(name: str, job: Job) -> ModelSpec | Endpoint:
                 path=str(folder / "model"),
                 template=base["template"],
                 max_length=base["max_length"],
-                trust_remote_code=base["trust_remote_code"],
+                trust_remote_code=job.config.trust_remote_code,
             )
+            trusted = base["trust_remote_code"]
         except (KeyError, TypeError, AttributeError):
             raise UserError(
                 f"model={name}: neither a finished run of train.py (result.json with a model) nor a model folder "
                 "(config.json); give one of these, a name in conf/model or a Hugging Face id."
             ) from None
+        if trusted is not False and job.config.trust_remote_code is not True:
+            raise UserError(
+                "model",
+                name,
+                "its result.json has trust_remote_code=true, but this command does not",
+                "set trust_remote_code=true if you trust the code that comes with the model",
+            )
         if not merged:
             raise UserError(
                 f"model={name}: its adapter is not merged (adapter.merge=false); merge it into {folder / 'model'} as "

@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 from lpsel.commands.job import run
 from lpsel.commands.report import report
 from lpsel.errors import UserError
-from lpsel.run_config import RESULT
-from lpsel.storage import file_names
+from lpsel.run_config import ASKED, RESULT
+from lpsel.storage import file_names, read_json
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +40,9 @@ def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
     for name, members in zip(names, groups.values(), strict=True):
         full = [member for member in members if results[member]["rule"] == "full"]
         others = [member for member in members if member not in full]
+        trusted = any(_trusts_model_code(member) for member in members)
         try:
-            _evaluate(sweep, others or full, full[0] if full and others else None, folder / name)
+            _evaluate(sweep, others or full, full[0] if full and others else None, folder / name, trusted)
         except UserError as error:
             log.error("Not evaluated: %s", error)
             failed = error
@@ -51,7 +52,12 @@ def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
     return page
 
 
-def _evaluate(sweep: DictConfig, models: list[Path], baseline: Path | None, folder: Path) -> None:
+def _trusts_model_code(run_dir: Path) -> bool:
+    """Whether the sweep was called with model.trust_remote_code=true: asked.json is the configuration of its job."""
+    return read_json(run_dir / ASKED)["config"]["model"]["trust_remote_code"] is True
+
+
+def _evaluate(sweep: DictConfig, models: list[Path], baseline: Path | None, folder: Path, trusted: bool) -> None:
     listed = ",".join(f'"{model}"' for model in models)
     how: list[Any] = [
         f"tracker={sweep.hydra.runtime.choices.tracker}",
@@ -60,5 +66,7 @@ def _evaluate(sweep: DictConfig, models: list[Path], baseline: Path | None, fold
         f"trainer.accelerator={sweep.trainer.accelerator}",
         f"trainer.precision={sweep.trainer.precision}",
     ]
+    if trusted:
+        how.append("trust_remote_code=true")
     about = [*sweep.experiment.evaluate, f"models=[{listed}]", *([f'baseline="{baseline}"'] if baseline else [])]
     run("evaluate", [*how, *about], folder, in_sweep=True)

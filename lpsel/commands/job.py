@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from lpsel.config import build, config_dir
 from lpsel.distributed import is_main_process
 from lpsel.errors import UserError
+from lpsel.output_folder import check_run_folder
 from lpsel.run_config import FORMAT, RESULT, Asked
 from lpsel.storage import finite, writable, write_json
 from lpsel.tracking.guarded import Guarded
@@ -104,6 +105,7 @@ class Job:
         self._check_given()
         if is_main_process():
             self.asked().check(self.run_dir)
+            check_run_folder(self.command, self.config, self.run_dir)
             (self.run_dir / RESULT).unlink(missing_ok=True)  # of an earlier run in the same folder
         try:
             result = finite({"format": FORMAT, **import_module(f"lpsel.commands.{self.command}").run(self)})

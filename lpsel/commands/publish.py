@@ -9,9 +9,9 @@ from lpsel.commands.arguments import OneLineParser
 from lpsel.data.formats import reader_of
 from lpsel.errors import UserError, first_line
 from lpsel.integrity import Damaged, check_files
+from lpsel.output_folder import MARKER, output_folder
 from lpsel.run_config import RESULT, read_result
 from lpsel.selection.summary import describe
-from lpsel.storage import folder_atomically
 
 if TYPE_CHECKING:
     from huggingface_hub import DatasetCard
@@ -68,11 +68,11 @@ def publish(run: Path, out: Path | None = None, licence: str | None = None) -> P
 
     Args:
         run: run folder of select or train.
-        out: where to; RUN/dataset by default. What is there is replaced.
+        out: where to; RUN/dataset by default. What an earlier publish wrote there is replaced.
         licence: of the source; by default the one that conf/dataset says.
 
     Raises:
-        UserError: not such a run, or the licence of the source is not known.
+        UserError: not such a run, the licence of the source is not known, or a folder that publish did not write.
     """
     result = _result(run)
     subset, selection = Path(result["subset"]), Path(result["selection"])
@@ -87,7 +87,7 @@ def publish(run: Path, out: Path | None = None, licence: str | None = None) -> P
     if not licence:
         raise UserError(f"dataset {result['dataset']['name']}: its licence is not known; give --licence ID.")
     folder = (out or run / "dataset").expanduser().resolve()
-    with folder_atomically(folder) as made:
+    with output_folder(folder, "publish", (run, subset, selection)) as made:
         data = made / "data" / f"train{subset.suffix}"
         data.parent.mkdir()
         data.write_bytes(subset.read_bytes())
@@ -113,7 +113,13 @@ def upload(folder: Path, to: str, private: bool) -> str:
     api = HfApi()
     try:
         api.create_repo(to, repo_type="dataset", private=private, exist_ok=True)
-        api.upload_folder(repo_id=to, repo_type="dataset", folder_path=folder, commit_message="Subset chosen by lpsel")
+        api.upload_folder(
+            repo_id=to,
+            repo_type="dataset",
+            folder_path=folder,
+            commit_message="Subset chosen by lpsel",
+            ignore_patterns=MARKER,
+        )
     except (HfHubHTTPError, HFValidationError, HTTPError, OSError) as error:
         raise UserError(
             f"--to {to}: the Hub says: {first_line(error)}; check the name, HF_TOKEN and the connection. The folder is "

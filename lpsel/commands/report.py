@@ -5,8 +5,7 @@ from pathlib import Path
 
 from lpsel.commands.arguments import OneLineParser
 from lpsel.errors import UserError
-
-PAGE = "index.html"
+from lpsel.output_folder import check_output_folder
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -30,11 +29,10 @@ def report(runs: Sequence[str], out: Path, wandb: bool = False) -> Path:
     """Write the report in place of an earlier one, and with `wandb` one of W&B; returns the page's path.
 
     Raises:
-        UserError: no run, or a folder in the way that is no report.
+        UserError: no run, or a folder that `report` did not write.
     """
     out = out.expanduser().resolve()
-    if out.exists() and not (out.is_dir() and ((out / PAGE).is_file() or not any(out.iterdir()))):
-        raise UserError(f"--out {out}: is there and no report; name another folder.")
+    check_output_folder(out, "report", runs)
     from lpsel.report.runs import collect
 
     found = collect(runs)

@@ -69,7 +69,7 @@ def run(given: Sequence[Path], key_path: Path | None = None, run_dir: Path | Non
     if not np.isfinite(preference_AN).any():
         raise UserError(f"{given[0]}: has no vote but skipped pairs; give files with votes.")
 
-    folder = run_folder("votes", run_dir)
+    folder = run_folder("votes", run_dir, [*(path.expanduser() for path in given), key_path])
     _write_table(folder / JUDGEMENTS, _judgements(votes, set(counted), key))
     voted = sorted({vote.pair for vote in counted})  # the rest was not looked at
     _write_table(folder / OUTCOMES, _outcomes(voted, preference_AN, key))

@@ -17,12 +17,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
+from lpsel.output_folder import output_folder
 from lpsel.report import row_figures as rows
 from lpsel.report import run_figures as draw
 from lpsel.report import tables
 from lpsel.report.figures import INK, INK_IN_SVG, save_png, svg
 from lpsel.report.runs import COMMANDS, Found, Point, points
-from lpsel.storage import folder_atomically, write_atomically
+from lpsel.report.wandb import SPEC as WANDB_SPEC
+from lpsel.storage import write_atomically
 
 MOST_OF_A_KIND = 6  # trajectories and length figures: one for every score table or selection would bury the others
 
@@ -57,7 +59,7 @@ def write_report(found: Found, out: Path) -> Path:
     """Write index.html, figures/ and tables/ in place of `out`; returns the page's path."""
     measured = points(found)
     made = tables.every(found, measured)
-    with folder_atomically(out) as folder:
+    with output_folder(out, "report", found.folders, written_later=[WANDB_SPEC]) as folder:
         (folder / "figures").mkdir()
         (folder / "tables").mkdir()
         shown = defaultdict(list)

@@ -150,6 +150,10 @@ class Found:
     def of(self, *commands: str) -> list[Run]:
         return [run for run in self.runs if run.command in commands]
 
+    @property
+    def folders(self) -> list[Path]:
+        return [*(run.folder for run in self.runs), *(folder for folder, _ in self.left_out)]
+
 
 def collect(given: Sequence[str]) -> Found:
     """Read the run folders named, and those inside a folder that is none itself.

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -98,8 +99,68 @@ def test_a_folder_is_synced_with_all_in_it_before_it_takes_its_place(tmp_path, m
     with folder_atomically(tmp_path / "made") as folder:
         (folder / "inside").mkdir()
         (folder / "inside" / "a").write_text("a")
-    there = str(tmp_path / ".made.tmp")
+    there = done[2]
+    assert re.fullmatch(rf"{re.escape(str(tmp_path))}/\.made\.[0-9a-f]{{8}}\.tmp", there)
     assert done == [f"{there}/inside", f"{there}/inside/a", there, str(tmp_path)]
     assert (tmp_path / "made/inside/a").read_text() == "a"
     write_json(tmp_path / "made/b.json", {})
     assert done[-1] == str(tmp_path / "made")
+
+
+def test_two_writers_of_a_folder_do_not_mix_their_files(tmp_path):
+    with folder_atomically(tmp_path / "made") as first:
+        (first / "a").write_text("first")
+        with folder_atomically(tmp_path / "made") as second:
+            (second / "b").write_text("second")
+        assert [p.name for p in (tmp_path / "made").iterdir()] == ["b"]
+    assert [p.name for p in (tmp_path / "made").iterdir()] == ["a"]
+    assert [p.name for p in tmp_path.iterdir()] == ["made"]
+
+
+def test_the_old_folder_stays_where_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "a").write_text("old")
+    replace = Path.replace
+
+    def fails_for_the_new_one(path, target):
+        if path.suffix == ".tmp":
+            raise OSError("disk on fire")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", fails_for_the_new_one)
+    with pytest.raises(OSError, match="disk on fire"), folder_atomically(tmp_path / "made"):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == ["made"]
+    assert (tmp_path / "made" / "a").read_text() == "old"
+
+
+def test_the_old_folder_is_deleted_after_the_new_one_is_in_place(tmp_path, monkeypatch):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "a").write_text("old")
+    rmtree, deleted = shutil.rmtree, []
+
+    def noted(path, **options):
+        if path.exists():
+            assert (tmp_path / "made" / "a").read_text() == "new"
+            deleted.append((path / "a").read_text())
+        rmtree(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", noted)
+    with folder_atomically(tmp_path / "made") as folder:
+        (folder / "a").write_text("new")
+    assert deleted == ["old"]
+
+
+def test_what_a_killed_writer_left_is_deleted_and_what_looks_like_it_is_not(tmp_path):
+    for name in (".made.01234567.tmp", ".made.tmp", ".made.notes.tmp"):
+        (tmp_path / name).mkdir()
+    with folder_atomically(tmp_path / "made"):
+        pass
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".made.notes.tmp", ".made.tmp", "made"]
+
+
+def test_a_folder_does_not_replace_a_file(tmp_path):
+    (tmp_path / "made").write_text("mine")
+    with pytest.raises(NotADirectoryError), folder_atomically(tmp_path / "made"):
+        pass
+    assert (tmp_path / "made").read_text() == "mine"

@@ -482,8 +482,8 @@ FURTHER = [
         Case(f"report runs/{name}", f"runs/{name}: no finished run", "name folders of train, select")
         for name in ("empty", "half", "deep", "foreign")
     ],
-    Case("report runs --out report-in-the-way", "report-in-the-way", "name another folder"),
-    Case("report runs --out a-file", "a-file", "name another folder"),
+    Case("report runs --out report-in-the-way", "report-in-the-way", "Name another folder"),
+    Case("report runs --out a-file", "a-file", "Name another folder"),
     Case("publish", "RUN", "see lpsel publish --help"),
     *[
         Case(f"publish {name}", f"{name}: not a finished run", "give one")

@@ -79,6 +79,7 @@ def test_a_run_folder_has_numbers_tables_figures_and_a_page(scores, tmp_path):
     out = tmp_path / "out"
     result = run([str(scores("a", seed=1)), str(scores("b", seed=2)), str(scores("c", seed=3))], out, [10, 50])
     assert {p.name for p in out.iterdir()} == {
+        ".lpsel.json",
         "agreement.html", "agreement.json", "result.json", "tables.csv", "pairs.csv", "within.csv", "length.csv",
         *(f"rank-rank-{m}.png" for m in ("lp", "lp_app", "lp_nll")),
         *(f"heatmap-{m}-{what}.png" for m in ("lp", "lp_app", "lp_nll")

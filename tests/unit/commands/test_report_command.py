@@ -132,7 +132,7 @@ def test_spread_is_over_seeds_alone(sweep):
 def test_no_run_is_a_mistake_and_a_folder_that_is_no_report_is_left_alone(sweep, tmp_path):
     with pytest.raises(UserError, match="nowhere: no such folder; name run folders"):
         report(["nowhere"], tmp_path / "out")
-    with pytest.raises(UserError, match="is there and no report; name another folder"):
+    with pytest.raises(UserError, match=r"which this command reads\. Name another folder"):
         report([str(sweep)], sweep)
     assert (sweep / "0" / "result.json").is_file()
 
