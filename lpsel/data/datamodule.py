@@ -10,20 +10,20 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lpsel.data.batching import Rows, epoch_order, recording_plan, recording_rounds, training_plan
-from lpsel.data.packing import MicroBatch, OptimiserStep, collate
+from lpsel.data.packing import MicroBatch, OptimizerStep, collate
 from lpsel.data.shared_prefixes import Prefixes, find_prefixes
 from lpsel.data.tokens import Tokens
 
 SHAPES = 4  # sizes of a pack that keeps to its budget, for a compiled model
 
 
-class _Steps(Dataset[OptimiserStep]):
+class _Steps(Dataset[OptimizerStep]):
     def __init__(self, data: "SubsetDataModule") -> None:
         self.data = data
 
-    def __getitem__(self, plan: tuple[list[Rows], int, int]) -> OptimiserStep:
+    def __getitem__(self, plan: tuple[list[Rows], int, int]) -> OptimizerStep:
         micro_batches, supervised, rows = plan
-        return OptimiserStep([self.data.pack(m, self.data.train_tokens) for m in micro_batches], supervised, rows)
+        return OptimizerStep([self.data.pack(m, self.data.train_tokens) for m in micro_batches], supervised, rows)
 
 
 class _Passes(Dataset[MicroBatch]):

@@ -84,7 +84,7 @@ class MicroBatch:
 
 
 @dataclass(frozen=True)
-class OptimiserStep:
+class OptimizerStep:
     """This rank's share of one global batch.
 
     Attributes:
@@ -97,10 +97,10 @@ class OptimiserStep:
     supervised_tokens: int
     rows: int
 
-    def to(self, device: torch.device) -> "OptimiserStep":
+    def to(self, device: torch.device) -> "OptimizerStep":
         return replace(self, micro_batches=[m.to(device) for m in self.micro_batches])
 
-    def pin_memory(self) -> "OptimiserStep":
+    def pin_memory(self) -> "OptimizerStep":
         return replace(self, micro_batches=[m.pin_memory() for m in self.micro_batches])
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from lpsel.data.packing import MicroBatch, OptimiserStep
+from lpsel.data.packing import MicroBatch, OptimizerStep
 from lpsel.model.adapter import Adapted, Adapter
 from lpsel.model.decoder_layers import checkpoint_layers, compile_layers
 from lpsel.model.fsdp import ShardedStrategy, load_sharded
@@ -118,7 +118,7 @@ class FineTuner(L.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
-    def training_step(self, step: OptimiserStep, batch_idx: int) -> None:
+    def training_step(self, step: OptimizerStep, batch_idx: int) -> None:
         if not step.micro_batches:
             return
         optimizer: Any = self.optimizers()

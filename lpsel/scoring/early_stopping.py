@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lpsel.data.batching import PART, SAMPLE, random_rows
 from lpsel.data.datamodule import SubsetDataModule
-from lpsel.data.packing import MicroBatch, OptimiserStep
+from lpsel.data.packing import MicroBatch, OptimizerStep
 from lpsel.data.tokens import Tokens
 from lpsel.errors import UserError
 from lpsel.model.flops import Times, spent
@@ -196,7 +196,7 @@ class StopWhenStable(L.Callback):
             self.score_S = None
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: OptimiserStep, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: OptimizerStep, batch_idx: int
     ) -> None:
         step = batch_idx + 1
         if not batch.micro_batches:  # made before

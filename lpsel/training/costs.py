@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from lpsel.data.packing import OptimiserStep
+from lpsel.data.packing import OptimizerStep
 
 PEAK_OF = {"bf16-true": torch.bfloat16, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -31,7 +31,7 @@ class Meter(L.Callback):
         self.last = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: OptimiserStep, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: OptimizerStep, batch_idx: int
     ) -> None:
         now = time.perf_counter()
         self.seconds += now - self.last

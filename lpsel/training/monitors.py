@@ -13,7 +13,7 @@ import lightning as L
 import torch
 
 from lpsel.data.batching import Rows
-from lpsel.data.packing import OptimiserStep
+from lpsel.data.packing import OptimizerStep
 from lpsel.distributed import is_main_process
 from lpsel.errors import ReportedByMainProcess, UserError
 
@@ -26,7 +26,7 @@ TOLD = 5  # spikes with a line in the log
 KEPT = 100  # spikes that are written down one by one
 
 
-def diverged(module: Any, step: OptimiserStep, batch_idx: int, nll: float, norm: float) -> UserError:
+def diverged(module: Any, step: OptimizerStep, batch_idx: int, nll: float, norm: float) -> UserError:
     """What ends a training whose step is not finite. To be called by all ranks, before the optimiser has moved.
 
     The rows of the batch are fed once more, for those among them whose own NLL is not finite.
@@ -77,7 +77,7 @@ class LossSpikes(L.Callback):
         self.found: list[dict[str, float]] = []
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: OptimiserStep, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: OptimizerStep, batch_idx: int
     ) -> None:
         if batch.micro_batches:
             self.add(trainer.global_step, pl_module.step_nll)

@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 
 from lpsel.data.datamodule import SubsetDataModule
-from lpsel.data.packing import MicroBatch, OptimiserStep
+from lpsel.data.packing import MicroBatch, OptimizerStep
 from lpsel.signals import Ended, told
 from lpsel.training.checkpoint import Checkpoints
 
@@ -76,7 +76,7 @@ class Resume(L.Callback):
         self.last = time.monotonic()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: OptimiserStep, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: OptimizerStep, batch_idx: int
     ) -> None:
         if not batch.micro_batches:
             return

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from lpsel.config import build
 from lpsel.console import Advance, track
 from lpsel.data.datamodule import SubsetDataModule
-from lpsel.data.packing import MicroBatch, OptimiserStep
+from lpsel.data.packing import MicroBatch, OptimizerStep
 from lpsel.distributed import is_main_process, started_together
 from lpsel.errors import ReportedByMainProcess, UserError, first_line
 from lpsel.model.device import lightning_precision
@@ -186,7 +186,7 @@ class FitProgress(L.Callback):
         self._open(f"{self.title}: epoch {trainer.current_epoch + 1}", self.data.steps_per_epoch, "steps")
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: OptimiserStep, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: OptimizerStep, batch_idx: int
     ) -> None:
         self.steps[-1] += 1
         self.advance(1, tokens=sum(m.tokens for m in batch.micro_batches))
