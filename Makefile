@@ -39,7 +39,7 @@ lint: venv ## Check style and types
 test: lint ## Check style and types, run the tests (PYTEST_ARGS= for the ones that need real models as well)
 	$(BIN)/python -m pytest --numprocesses=2 $(PYTEST_ARGS)
 
-audit: venv ## Known holes and licences of the pinned packages, as far as the package index tells
+audit: venv ## Known holes and licenses of the pinned packages, as far as the package index tells
 	$(PYTHON) -m venv build/audit
 	build/audit/bin/python -m pip install -qq pip-audit pip-licenses
 	build/audit/bin/python .ci/audit.py $(VENV)

@@ -1,4 +1,4 @@
-"""Known holes and licences of the pinned packages, one line for each that a person should look at.
+"""Known holes and licenses of the pinned packages, one line for each that a person should look at.
 
     python .ci/audit.py VENV     (make audit)
 
@@ -34,15 +34,15 @@ def holes() -> None:
     print(f"audit: the index knew {asked} of {len(packages)} packages; of the others nothing is known")
 
 
-def licences(venv: str) -> None:
+def licenses(venv: str) -> None:
     packages = output("pip-licenses", "--python", f"{venv}/bin/python", "--format", "json")
     for package in packages:
         if COPYLEFT.search(package["License"]) and "Lesser" not in package["License"]:
-            print(f"licence: {package['Name']} {package['Version']}: {package['License']}")
-    print(f"licence: {len(packages)} packages looked at")
+            print(f"license: {package['Name']} {package['Version']}: {package['License']}")
+    print(f"license: {len(packages)} packages looked at")
 
 
-for look in (holes, lambda: licences(sys.argv[1])):
+for look in (holes, lambda: licenses(sys.argv[1])):
     try:
         look()
     except (OSError, ValueError, KeyError, subprocess.SubprocessError) as error:

@@ -32,7 +32,7 @@ instruction data set that matter with a small model (Mekala, Nguyen and Shang, F
 `{data}` has the rows as the source has them, in its order. `selection.parquet` has every row of the source by
 `index` and content `id`, with its score, its cluster, whether it was chosen and, where it could not be, why.
 
-The rows are those of {name}, and so is their licence: {licence}.
+The rows are those of {name}, and so is their license: {license}.
 """
 
 
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
         UserError: whatever the user can mend.
     """
     given = _parser().parse_args(arguments)
-    folder = publish(given.run, given.out, given.licence)
+    folder = publish(given.run, given.out, given.license)
     if given.to:
         print(upload(folder, given.to, private=not given.public), flush=True)
     print(folder, flush=True)
@@ -57,22 +57,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder of select or train")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the data set folder (RUN/dataset)")
-    parser.add_argument("--licence", metavar="ID", help="of the source, as the Hub names it, as in cc-by-sa-3.0")
+    parser.add_argument("--license", metavar="ID", help="of the source, as the Hub names it, as in cc-by-sa-3.0")
     parser.add_argument("--to", metavar="OWNER/NAME", help="upload to this data set of the Hub (HF_TOKEN)")
     parser.add_argument("--public", action="store_true", help="make a data set that --to makes public")
     return parser
 
 
-def publish(run: Path, out: Path | None = None, licence: str | None = None) -> Path:
+def publish(run: Path, out: Path | None = None, license: str | None = None) -> Path:
     """Write the data set folder: data/train.jsonl or .parquet, selection.parquet and README.md, the card.
 
     Args:
         run: run folder of select or train.
         out: where to; RUN/dataset by default. What an earlier publish wrote there is replaced.
-        licence: of the source; by default the one that conf/dataset says.
+        license: of the source; by default the one that conf/dataset says.
 
     Raises:
-        UserError: not such a run, the licence of the source is not known, or a folder that publish did not write.
+        UserError: not such a run, the license of the source is not known, or a folder that publish did not write.
     """
     result = _result(run)
     subset, selection = Path(result["subset"]), Path(result["selection"])
@@ -83,9 +83,9 @@ def publish(run: Path, out: Path | None = None, licence: str | None = None) -> P
         raise damage.remedied("select again") from None
     if lost := [file for file in (subset, selection) if not file.is_file()]:
         raise UserError(f"{lost[0]}: is not there any more; select again.")
-    licence = licence or result["dataset"].get("licence")
-    if not licence:
-        raise UserError(f"dataset {result['dataset']['name']}: its licence is not known; give --licence ID.")
+    license = license or result["dataset"].get("license")
+    if not license:
+        raise UserError(f"dataset {result['dataset']['name']}: its license is not known; give --license ID.")
     folder = (out or run / "dataset").expanduser().resolve()
     with output_folder(folder, "publish", (run, subset, selection)) as made:
         data = made / "data" / f"train{subset.suffix}"
@@ -93,7 +93,7 @@ def publish(run: Path, out: Path | None = None, licence: str | None = None) -> P
         data.write_bytes(subset.read_bytes())
         (made / selection.name).write_bytes(selection.read_bytes())
         try:
-            about = card(result, data.relative_to(made), licence)
+            about = card(result, data.relative_to(made), license)
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{run / RESULT}: {error} is not as select writes it; select again.") from error
         about.save(made / "README.md")
@@ -128,14 +128,14 @@ def upload(folder: Path, to: str, private: bool) -> str:
     return f"{api.endpoint}/datasets/{to}"
 
 
-def card(result: dict[str, Any], data: Path, licence: str) -> "DatasetCard":
+def card(result: dict[str, Any], data: Path, license: str) -> "DatasetCard":
     """The card of a selection: metadata for the Hub, and what a reader has to know."""
     from huggingface_hub import DatasetCard, DatasetCardData
 
     source = result["dataset"]
     hub = source["path"] if source["path"] and reader_of(source["path"]) is None else None
     metadata = DatasetCardData(
-        license=licence,
+        license=license,
         task_categories=["text-generation"],
         size_categories=[next((name for limit, name in SIZES if result["n_selected"] < limit), SIZE_ABOVE)],
         source_datasets=[hub] if hub else ["original"],
@@ -160,7 +160,7 @@ def card(result: dict[str, Any], data: Path, licence: str) -> "DatasetCard":
         settings=", ".join(f"{name} {value}" for name, value in result["settings"].items() if value is not None),
         fingerprint=source["fingerprint"],
         data=data.as_posix(),
-        licence=licence,
+        license=license,
     )
     return DatasetCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}")
 

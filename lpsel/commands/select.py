@@ -252,7 +252,7 @@ def write_selection(job: Job, plan: Plan, chosen: Chosen) -> dict[str, Any]:
             "name": plan.source.spec.name,
             "path": plan.source.spec.path,
             "fingerprint": plan.source.fingerprint,
-            "licence": plan.source.spec.licence,
+            "license": plan.source.spec.license,
         },
         "seed": job.config.seed,
     }

@@ -108,7 +108,7 @@ class DatasetSpec:
         skip: rows left out at the beginning.
         limit: at most so many rows after those.
         cluster_column: a column of the source that names clusters.
-        licence: of the rows, as the Hub names it.
+        license: of the rows, as the Hub names it.
         synthetic: arguments of `lpsel.toy.data.generate`, used when path is null.
     """
 
@@ -119,7 +119,7 @@ class DatasetSpec:
     skip: int = 0
     limit: int | None = None
     cluster_column: str | None = None
-    licence: str | None = None
+    license: str | None = None
     synthetic: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:

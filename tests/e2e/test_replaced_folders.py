@@ -64,7 +64,7 @@ def selected(tmp_path):
     (inputs / "rows.jsonl").write_text("".join(f'{{"instruction": "Q{n}", "output": "A"}}\n' for n in range(8)))
     (inputs / "scores.csv").write_text("ppl_0,ppl_1\n" + "".join(f"10,{n + 1}\n" for n in range(8)))
     given = ["dataset=local", f"dataset.path={inputs}/rows.jsonl", f"scores={inputs}/scores.csv", "tracker=none"]
-    run("select", [*given, "dataset.licence=mit", "cluster=none", "pct=50"], tmp_path / "runs" / "a")
+    run("select", [*given, "dataset.license=mit", "cluster=none", "pct=50"], tmp_path / "runs" / "a")
     return tmp_path / "runs" / "a"
 
 

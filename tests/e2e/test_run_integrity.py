@@ -157,7 +157,7 @@ def test_a_damaged_subset_is_not_published_and_not_taken_for_done(copied, toy_mo
     whole = subset(folder / "done")
     flip(folder / "done/subset.jsonl")
     with pytest.raises(UserError, match=r"done/subset.jsonl: has changed since it was written .*; select again\."):
-        publish(folder / "done", licence="mit")
+        publish(folder / "done", license="mit")
     run("select", asked, folder / "done", in_sweep=True)
     assert "done/subset.jsonl: has changed" in caplog.text
     assert subset(folder / "done") == whole
@@ -169,7 +169,7 @@ def test_a_result_of_another_format_is_refused_by_its_number(copied):
     write_json(folder / "run/result.json", read_json(folder / "run/result.json") | {"format": 2})
     complaint = r"run/result.json: has format 2, lpsel \S+ reads format 1; use the lpsel that wrote it\."
     with pytest.raises(UserError, match=complaint):
-        publish(folder / "run", licence="mit")
+        publish(folder / "run", license="mit")
     with pytest.raises(UserError, match=complaint):
         run("evaluate", [f"models={folder}/run", "tracker=none", f"cache_dir={folder}/cache"], folder / "evaluated")
     with pytest.raises(UserError, match=complaint):

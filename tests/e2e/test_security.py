@@ -68,7 +68,7 @@ def small_run(toy_model, instructions, tmp_path):
     """Overrides of a train run of seconds, and its run folder."""
     rows = instructions(rows=24)
     given = [
-        f"dataset.path={rows}", "dataset.licence=mit", "cluster=none", "pct=50", "trainer=cpu",
+        f"dataset.path={rows}", "dataset.license=mit", "cluster=none", "pct=50", "trainer=cpu",
         f"scorer.path={toy_model}", f"model.path={toy_model}", "model.recipe.epochs=1", "scorer.recipe.epochs=1",
     ]  # fmt: skip
     return given, tmp_path / "runs" / "a"

@@ -490,8 +490,8 @@ FURTHER = [
         for name in ("nowhere", "runs/empty", "runs/half", "runs/deep", "runs/list", "runs/foreign", "runs/no-scores")
     ],
     Case("publish runs/lost-subset", "nowhere.jsonl: is not there any more", "select again"),
-    Case("publish runs/no-licence", "dataset mine", "give --licence ID"),
-    Case("publish runs/no-fields --licence mit", "'n_selected' is not as select writes it", "select again"),
+    Case("publish runs/no-license", "dataset mine", "give --license ID"),
+    Case("publish runs/no-fields --license mit", "'n_selected' is not as select writes it", "select again"),
     Case("publish runs/lost-subset --too x", "--too x", "see lpsel publish --help"),
 ]
 

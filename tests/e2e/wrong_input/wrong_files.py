@@ -320,7 +320,7 @@ def _runs(folder):
         made.mkdir(parents=True)
         (made / "result.json").write_bytes(value if isinstance(value, bytes) else json.dumps(value).encode())
 
-    select = {"command": "select", "rule": "lp_app", "dataset": {"name": "x", "path": None, "licence": "mit"}}
+    select = {"command": "select", "rule": "lp_app", "dataset": {"name": "x", "path": None, "license": "mit"}}
     result("half", b'{"command": "tra')
     result("deep", b"[" * 200_000)
     result("list", [1])
@@ -328,8 +328,8 @@ def _runs(folder):
     result("no-scores", select | {"scores": None})
     result("lost-scores", select | {"scores": str(folder / "nowhere.parquet")})
     result("lost-subset", select | {"subset": str(folder / "nowhere.jsonl"), "selection": str(folder / "good.parquet")})
-    result("no-licence", select | {"subset": str(folder / "good.jsonl"), "selection": str(folder / "good.parquet"),
-                                   "dataset": {"name": "mine", "path": "mine.jsonl", "licence": None}})  # fmt: skip
+    result("no-license", select | {"subset": str(folder / "good.jsonl"), "selection": str(folder / "good.parquet"),
+                                   "dataset": {"name": "mine", "path": "mine.jsonl", "license": None}})  # fmt: skip
     result("no-fields", select | {"subset": str(folder / "good.jsonl"), "selection": str(folder / "good.parquet")})
     (folder / "runs/empty").mkdir()
     (folder / "report-in-the-way").mkdir()

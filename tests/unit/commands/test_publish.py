@@ -29,7 +29,7 @@ def test_the_folder_loads_as_a_data_set_and_its_card_says_what_it_is(selected, t
     from datasets import load_dataset
     from huggingface_hub import DatasetCard
 
-    main([str(selected), "--licence", "cc-by-4.0"])
+    main([str(selected), "--license", "cc-by-4.0"])
     folder = selected / "dataset"
     assert capsys.readouterr().out == f"{folder}\n"
     rows = load_dataset(str(folder), split="train")
@@ -42,21 +42,21 @@ def test_the_folder_loads_as_a_data_set_and_its_card_says_what_it_is(selected, t
     assert (folder / "selection.parquet").read_bytes() == (selected / "selection.parquet").read_bytes()
 
 
-def test_the_licence_of_a_known_data_set_is_known(selected, tmp_path):
+def test_the_license_of_a_known_data_set_is_known(selected, tmp_path):
     result = json.loads((selected / "result.json").read_text())
-    result["dataset"]["licence"] = "cc-by-sa-3.0"
+    result["dataset"]["license"] = "cc-by-sa-3.0"
     (selected / "result.json").write_text(json.dumps(result))
     assert "license: cc-by-sa-3.0\n" in (publish(selected, tmp_path / "out") / "README.md").read_text()
 
 
 def test_mistakes_are_one_line(selected, tmp_path):
-    with pytest.raises(UserError, match=r"dataset rows: its licence is not known; give --licence ID\."):
+    with pytest.raises(UserError, match=r"dataset rows: its license is not known; give --license ID\."):
         publish(selected)
     with pytest.raises(UserError, match=r"nowhere: not a finished run of select or train \(result.json"):
-        publish(tmp_path / "nowhere", licence="mit")
+        publish(tmp_path / "nowhere", license="mit")
     (selected / "subset.jsonl").unlink()
     with pytest.raises(UserError, match=r"subset.jsonl: is not there any more; select again\."):
-        publish(selected, licence="mit")
+        publish(selected, license="mit")
     assert not (selected / "dataset").exists()
 
 
@@ -114,7 +114,7 @@ def uploaded(hub, selected, token):
     """In a process of its own: the Hub's address and token are read when its client is imported."""
     environment = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_TOKEN": token, "PATH": "/usr/bin:/bin"}
     code = "from lpsel.cli import console; console()"
-    command = [sys.executable, "-c", code, "publish", str(selected), "--licence", "mit", "--to", "ann/half"]
+    command = [sys.executable, "-c", code, "publish", str(selected), "--license", "mit", "--to", "ann/half"]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
