@@ -15,9 +15,9 @@ import torch
 from harness import Run, stopwatch, synchronise, touch
 from numpy.typing import NDArray
 
-from lpsel.data.batching import epoch_order
 from lpsel.data.datamodule import SubsetDataModule
 from lpsel.data.dataset import DatasetSpec, Source
+from lpsel.data.random_order import epoch_order
 from lpsel.data.shared_prefixes import find_prefixes
 from lpsel.data.tokens import DATA, ROWS_PER_BATCH, SCHEMA, Tokens, tokenize
 from lpsel.model.device import lightning_precision

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lpsel.commands.job import run
-from lpsel.data.batching import PART, epoch_order, random_rows
+from lpsel.data.random_order import PART, epoch_order, random_rows
 from lpsel.scoring.metrics import learning_percentage_app, scaled_perplexity
 from lpsel.selection.agreement import agreement, lowest
 

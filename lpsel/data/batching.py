@@ -4,18 +4,11 @@ Pure functions of lengths; a plan is a list of row-index arrays, and every rank'
 entries, since ranks that disagree on the number of forward passes wait for each other for ever.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
-
-from lpsel.data.content_ids import first_words
-from lpsel.data.random_order import splitmix64
 
 Rows = NDArray[np.int64]
 NO_ROWS: Rows = np.empty(0, dtype=np.int64)
-PART, SAMPLE = 2**32, 2**32 + 1  # orders beside those of the epochs: rows to train on, rows to follow
 
 
 def padded(rows: Rows, lengths: NDArray[np.int32], budget: int) -> list[Rows]:
@@ -64,25 +57,6 @@ def recording_rounds(rows: Rows, lengths: NDArray[np.int32], budget: int, world:
     batches = packed(rows, lengths, budget)
     batches += batches[-1:] * (-len(batches) % world)
     return [batches[first : first + world] for first in range(0, len(batches), world)]
-
-
-def epoch_order(ids: pa.Array | Sequence[str], seed: int, epoch: int) -> Rows:
-    """A shuffle of the rows that depends on their content, the seed and the epoch, not on their order in the file.
-
-    Args:
-        ids: content ids, hexadecimal, at least 16 digits each.
-
-    Returns:
-        Row numbers, shape (N,), in the order of the epoch.
-    """
-    key = splitmix64(splitmix64(np.array([seed % 2**64], dtype=np.uint64)) + np.uint64(epoch))
-    return np.argsort(splitmix64(first_words(ids) ^ key), kind="stable")
-
-
-def random_rows(among_N: NDArray[np.bool_], ids: pa.Array | Sequence[str], seed: int, order: int, count: int) -> Rows:
-    """At most `count` of the rows of a mask, the first of an `epoch_order` of their content, ascending."""
-    shuffled = epoch_order(ids, seed, order)
-    return np.sort(shuffled[among_N[shuffled]][:count])
 
 
 def training_plan(

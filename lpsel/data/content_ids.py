@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import chain, islice, pairwise
@@ -63,13 +63,6 @@ def contents_of(ids: pa.Array) -> Contents:
     place_U = np.empty(len(order_U), np.int32)
     place_U[order_U.to_numpy()] = np.arange(len(order_U))
     return Contents(encoded.dictionary.take(order_U), place_U[encoded.indices.to_numpy()])
-
-
-def first_words(ids: pa.Array | Sequence[str]) -> NDArray[np.uint64]:
-    """The number that the first 16 hexadecimal digits of every id are, uint64 (N,)."""
-    strings = ids if isinstance(ids, pa.Array) else pa.array(ids, pa.string())
-    digits = pc.utf8_slice_codeunits(strings, 0, 16).buffers()[2]
-    return np.frombuffer(bytes.fromhex(digits.to_pybytes().decode() if digits else ""), ">u8").astype(np.uint64)
 
 
 def _in_blocks(digests: Iterator[bytes]) -> Iterator[bytes]:

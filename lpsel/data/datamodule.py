@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lpsel.data.batching import Rows, epoch_order, recording_plan, recording_rounds, training_plan
+from lpsel.data.batching import Rows, recording_plan, recording_rounds, training_plan
 from lpsel.data.packing import MicroBatch, OptimizerStep, collate
+from lpsel.data.random_order import epoch_order
 from lpsel.data.shared_prefixes import Prefixes, find_prefixes
 from lpsel.data.tokens import Tokens
 

@@ -1,11 +1,20 @@
-"""SplitMix64: the hash behind every order that must follow from content and a seed alone."""
+"""Random orders that depend only on the content of the rows and a seed, not on their position or the machine."""
+
+from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
+
+# N rows
+Ids = pa.Array | Sequence[str]
+PART, SAMPLE = 2**32, 2**32 + 1  # orders apart from those of the epochs: rows to train on, rows to monitor
+BLOCK_BYTES = 2**26
 
 
 def splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """One step, a bijection of 64 bits that spreads every one of them, same shape.
+    """One step of SplitMix64, a bijection on 64 bits; same shape.
 
     Steele, Lea, Flood, Fast Splittable Pseudorandom Number Generators, OOPSLA 2014.
     """
@@ -13,3 +22,68 @@ def splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+def epoch_order(ids: Ids, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Shuffle the rows for an epoch.
+
+    Args:
+        ids: content ids, hexadecimal, at least 16 digits each.
+
+    Returns:
+        Row numbers in the order of the epoch, shape (N,).
+    """
+    strings = ids if isinstance(ids, pa.Array) else pa.array(ids, pa.string())
+    digits = pc.utf8_slice_codeunits(strings, 0, 16).buffers()[2]
+    words_N = np.frombuffer(bytes.fromhex(digits.to_pybytes().decode() if digits else ""), ">u8").astype(np.uint64)
+    key = splitmix64(splitmix64(np.array([seed % 2**64], dtype=np.uint64)) + np.uint64(epoch))
+    return np.argsort(splitmix64(words_N ^ key), kind="stable")
+
+
+def random_rows(mask_N: NDArray[np.bool_], ids: Ids, seed: int, order: int, count: int) -> NDArray[np.int64]:
+    """At most `count` rows of a mask: the first ones in `epoch_order(ids, seed, order)`, in ascending order."""
+    shuffled = epoch_order(ids, seed, order)
+    return np.sort(shuffled[mask_N[shuffled]][:count])
+
+
+def random_keys(ids: Ids | None, index: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
+    """A random number in [0, 1) for every row, float64 (N,). Rows with the same id have the same number.
+
+    Args:
+        ids: any strings.
+        index: row numbers, used where `ids` is None.
+    """
+    state = splitmix64(np.full(len(index), seed % 2**64, np.uint64))
+    if ids is None:
+        state = _absorb(state, index.astype(np.uint64))
+    else:
+        strings = (ids if isinstance(ids, pa.Array) else pa.array(ids, pa.string())).cast(pa.large_string())
+        length = np.diff(_offsets(strings))
+        state = _absorb(state, length.astype(np.uint64))
+        rows = max(BLOCK_BYTES // (int(length.max(initial=0)) + 8), 1)
+        for start in range(0, len(strings), rows):
+            block, block_length = state[start : start + rows], length[start : start + rows]
+            for i, word in enumerate(_words(strings.slice(start, rows)).T):
+                block[:] = np.where(8 * i < block_length, _absorb(block, word), block)
+    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _absorb(state: NDArray[np.uint64], word: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    return splitmix64(state ^ word)
+
+
+def _words(strings: pa.LargeStringArray) -> NDArray[np.uint64]:
+    """The UTF-8 bytes of strings as 64-bit words, padded with zeros, shape (strings, words)."""
+    offsets = _offsets(strings)
+    length = np.diff(offsets)
+    width = -(-int(length.max(initial=0)) // 8) * 8
+    padded = np.zeros((len(strings), width), np.uint8)
+    data = strings.buffers()[2]
+    if width and data is not None:
+        used = np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]]
+        padded[np.arange(width) < length[:, None]] = used
+    return padded.view("<u8").astype(np.uint64, copy=False)
+
+
+def _offsets(strings: pa.LargeStringArray) -> NDArray[np.int64]:
+    return np.frombuffer(strings.buffers()[1], np.int64)[strings.offset : strings.offset + len(strings) + 1]

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lpsel.data.batching import PART, SAMPLE, random_rows
 from lpsel.data.datamodule import SubsetDataModule
 from lpsel.data.packing import MicroBatch, OptimizerStep
+from lpsel.data.random_order import PART, SAMPLE, random_rows
 from lpsel.data.tokens import Tokens
 from lpsel.errors import UserError
 from lpsel.model.flops import Times, spent

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lpsel.data.random_order import random_keys
 from lpsel.errors import UserError
 from lpsel.scoring.metrics import (
     forgetting_events,
@@ -25,7 +26,6 @@ from lpsel.scoring.metrics import (
 from lpsel.scoring.metrics import (
     perplexity as perplexity_of,
 )
-from lpsel.scoring.random_place import random_place
 from lpsel.scoring.table import ScoreTable
 
 Basis = Literal["perplexity", "nll"]
@@ -75,7 +75,7 @@ def full(table: ScoreTable, *, seed: int) -> Ranking:
 
 def random(table: ScoreTable, *, seed: int) -> Ranking:
     """Uniformly at random from the seed; a row's place depends on its content alone, not on where it stands."""
-    return Ranking(random_place(table, seed), arbitrary=True)
+    return Ranking(random_keys(table.id, table.index, seed), arbitrary=True)
 
 
 def cluster_random(table: ScoreTable, *, seed: int) -> Ranking:
@@ -88,7 +88,7 @@ def cluster_random(table: ScoreTable, *, seed: int) -> Ranking:
     """
     if table.cluster is None:
         raise UserError("selection=cluster_random: draws whole clusters and there are none; leave cluster=none out.")
-    place = random_place(table, seed)
+    place = random_keys(table.id, table.index, seed)
     known, code = np.unique(table.cluster, return_inverse=True)
     first = np.ones(len(known))
     np.minimum.at(first, code, place)

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from lpsel.data.random_order import random_keys
 from lpsel.errors import UserError
-from lpsel.scoring.random_place import random_place
 from lpsel.scoring.table import ScoreTable
 from lpsel.selection.budget import (
     Ranked,
@@ -144,7 +144,7 @@ def select(table: ScoreTable, spec: SelectionSpec, pct: float, seed: int) -> Sel
         for code, name in enumerate(BUCKETS):
             if name != spec.bucket:
                 reasons.add(f"in bucket {name}", bucket == code)
-        key = random_place(table, seed)
+        key = random_keys(table.id, table.index, seed)
     if spec.duplicates == "drop":
         reasons.add(DUPLICATE, _repeated(table, reasons.none(), spec))
 

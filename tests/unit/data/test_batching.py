@@ -5,14 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpsel.data.batching import epoch_order, packed, padded, recording_plan, training_plan
+from lpsel.data.batching import packed, padded, recording_plan, training_plan
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=80).map(lambda x: np.array(x, dtype=np.int32))
 WORLDS = st.integers(1, 5)
-
-
-def content_ids(n):
-    return [f"{i * 2654435761 % 2**64:016x}{'0' * 16}" for i in range(n)]
 
 
 def test_longest_rows_come_first_and_padding_counts():
@@ -60,22 +56,3 @@ def test_ranks_get_like_numbers_of_tokens():
     lengths = np.arange(1, 65, dtype=np.int32)
     plans = [training_plan(np.arange(64), lengths, 64, 512, rank, 4) for rank in range(4)]
     assert {sum(int(lengths[rows].sum()) for rows in plan[0]) for plan in plans} == {520}
-
-
-def test_an_epochs_order_depends_on_content_not_on_position():
-    ids = content_ids(50)
-    shuffled = np.random.default_rng(3).permutation(50)
-    order = [ids[i] for i in epoch_order(ids, seed=42, epoch=1)]
-    moved = [ids[i] for i in shuffled]
-    assert [moved[i] for i in epoch_order(moved, seed=42, epoch=1)] == order
-
-
-@pytest.mark.parametrize("other", [dict(seed=43, epoch=0), dict(seed=42, epoch=1)])
-def test_another_seed_or_epoch_is_another_order(other):
-    ids = content_ids(50)
-    assert epoch_order(ids, **other).tolist() != epoch_order(ids, seed=42, epoch=0).tolist()
-
-
-def test_negative_and_huge_seeds_are_orders_too():
-    assert sorted(epoch_order(content_ids(9), seed=-1, epoch=0)) == list(range(9))
-    assert sorted(epoch_order(content_ids(9), seed=2**63, epoch=0)) == list(range(9))

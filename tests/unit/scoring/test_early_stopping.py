@@ -16,8 +16,8 @@ from scipy.stats import spearmanr
 
 from lpsel.commands.job import Job, run
 from lpsel.config import build, config_dir
-from lpsel.data.batching import PART, SAMPLE, epoch_order, random_rows
 from lpsel.data.dataset import Source
+from lpsel.data.random_order import PART, SAMPLE, epoch_order, random_rows
 from lpsel.errors import UserError
 from lpsel.scoring.early_stopping import check_steps, expected_agreement, rank_correlation
 from lpsel.scoring.scorer import scores_for

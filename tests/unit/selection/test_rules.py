@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lpsel.data.random_order import random_keys
 from lpsel.errors import UserError
 from lpsel.scoring.metrics import mid_ranks
-from lpsel.scoring.random_place import random_place
 from lpsel.selection.select import select
 
 TOKENS = [3, 9, 5, 7, 0]
@@ -134,7 +134,7 @@ def test_cluster_random_takes_whole_clusters(make_table, make_spec):
         parts = [c for c in taken if 0 < taken[c] < (cluster == c).sum()]
         assert len(parts) <= 1, "all but the last cluster drawn are whole"
         drawn |= {c for c in taken if taken[c]}
-        place = random_place(table, seed)
+        place = random_keys(table.id, table.index, seed)
         first = min(taken, key=lambda c: place[cluster == c].min())
         assert taken[first] == min(6, (cluster == first).sum())
     assert drawn == {3, 5, 8}

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lpsel.data.random_order import random_keys
 from lpsel.errors import UserError
-from lpsel.scoring.random_place import random_place
 from lpsel.selection.rules import Ranking
 from lpsel.selection.select import select
 from lpsel.selection.summary import describe, ends, examples, summary
@@ -120,7 +120,7 @@ def test_a_part_of_a_bucket_is_drawn_at_random(table, make_spec):
     drawn = [chosen(select(replace(table, cluster=None), spec, 10, seed)) for seed in range(40)]
     assert {row for rows in drawn for row in rows} == {1, 3, 5}
     seed = 3
-    place = random_place(table, seed)
+    place = random_keys(table.id, table.index, seed)
     assert drawn[seed] == [min([1, 3, 5], key=lambda row: place[row])]
 
 
