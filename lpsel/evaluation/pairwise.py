@@ -18,7 +18,6 @@ from lpsel.evaluation.judge_agreement import judges_agreement
 from lpsel.evaluation.tables import pairwise_table
 from lpsel.evaluation.winrate import TIE
 from lpsel.generation.answers import answers, check
-from lpsel.generation.engines import Engine
 from lpsel.generation.prompt import Prompt
 from lpsel.generation.prompts import load_prompts
 from lpsel.generation.sampling import Generation, Sampling
@@ -44,7 +43,6 @@ class PairwiseEvaluator:
 
     Attributes:
         judge: who says which answer is better; people get a page to vote on.
-        engine: what runs a model on this machine.
         prompts: names of prompt sets, files or Hub ids.
         prompts_dir: a folder in which names of prompt sets are looked for first.
         limit: at most so many prompts of each set.
@@ -56,7 +54,6 @@ class PairwiseEvaluator:
     """
 
     judge: Judge | HumanJudge
-    engine: Engine
     prompts: str | list[str] | None = None
     prompts_dir: str | None = None
     limit: int | None = None
@@ -109,7 +106,7 @@ class PairwiseEvaluator:
         folder = None if self.prompts_dir is None else Path(self.prompts_dir).expanduser()
         prompts = load_prompts(self.prompts, self.limit, cache_dir=place.cache_dir, folder=folder)
         sampling = self._sampling()
-        kept: dict[str, Any] = {"cache_dir": place.cache_dir, "dtype": place.dtype, "engine": self.engine}
+        kept: dict[str, Any] = {"cache_dir": place.cache_dir, "dtype": place.dtype}
         if sum([check(model, prompts, sampling, **kept) for model in candidates.all]):
             self.judge.check(prompts)  # before answers are paid for that could not be judged
 

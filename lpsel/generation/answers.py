@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lpsel.data.dataset import Example, Turn
-from lpsel.generation.engines import Engine, Transformers
 from lpsel.generation.openai_client import Endpoint, conversation
 from lpsel.generation.prompt import Prompt
 from lpsel.generation.sampling import Generation, Sampling
 from lpsel.generation.store import KeptAnswers
-from lpsel.model.load import identity, load_config, load_tokenizer, locate
+from lpsel.model.device import free_memory
+from lpsel.model.load import identity, load_config, load_model, load_tokenizer, locate
 from lpsel.model.spec import ModelSpec
 from lpsel.storage import digest
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     import torch
 
     from lpsel.data.templates import Rendered
-
-TRANSFORMERS = Transformers()
 
 
 @dataclass(frozen=True)
@@ -40,15 +38,14 @@ def check(
     *,
     cache_dir: Path,
     dtype: "torch.dtype",
-    engine: Engine = TRANSFORMERS,
 ) -> int:
     """Look for what can be wrong before any model is loaded or asked, and count the prompts without a kept answer.
 
     An endpoint all of whose answers are kept is left alone.
 
     Raises:
-        UserError: a model that is not there, a context without room for a prompt, a template that does not fit, an
-            engine that is not installed, a server that cannot be reached or does not take the key.
+        UserError: a model that is not there, a context without room for a prompt, a template that does not fit, a
+            server that cannot be reached or does not take the key.
     """
     if isinstance(model, Endpoint):
         known = _kept_of_endpoint(model, sampling, cache_dir).read()
@@ -56,9 +53,8 @@ def check(
         if missing:
             model.check()
         return missing
-    engine.check()
     local = _prepare(model, prompts, sampling, cache_dir)
-    known = _kept_of_local(model, local, sampling, cache_dir, engine, dtype).read()
+    known = _kept_of_local(model, local, sampling, cache_dir, dtype).read()
     return sum(key not in known for key in _keys(local))
 
 
@@ -71,12 +67,11 @@ def answers(
     device: "torch.device",
     dtype: "torch.dtype",
     batch_tokens: int,
-    engine: Engine = TRANSFORMERS,
 ) -> tuple[list[Generation], dict[str, Any]]:
     """What a model answers to every prompt. Nothing is generated that was generated before.
 
     Answers are kept under cache_dir/generations by the model's weights and tokenizer (or an endpoint's address and
-    model), the settings, engine and precision, and the prompt as the model gets it. Of several processes that ask the
+    model), the settings and precision, and the prompt as the model gets it. Of several processes that ask the
     same model with the same settings, one generates and the others wait for it.
 
     Args:
@@ -86,7 +81,6 @@ def answers(
         cache_dir: for answers and hashes.
         device, dtype: of a model on this machine. Other devices round differently; answers are shared all the same.
         batch_tokens: largest batch, in tokens with padding.
-        engine: what runs a model on this machine.
 
     Returns:
         A generation for every prompt, in their order; and figures: `name`, `model`, `prompts`, how many were `reused`
@@ -107,22 +101,17 @@ def answers(
         keys = [digest(messages) for messages in asked]
     else:
         local = _prepare(model, prompts, sampling, cache_dir)
-        kept = _kept_of_local(model, local, sampling, cache_dir, engine, dtype)
+        kept = _kept_of_local(model, local, sampling, cache_dir, dtype)
         where = local.path
 
         def write(rows: list[int], keep: Callable[[dict[int, Generation]], None]) -> None:
-            texts = [local.prompts[i] for i in rows]
-            engine.generate(
-                model,
-                local.path,
-                local.tokenizer,
-                texts,
-                sampling,
-                keep,
-                device=device,
-                dtype=dtype,
-                batch_tokens=batch_tokens,
-            )
+            from lpsel.generation.generate import generate
+
+            texts, title = [local.prompts[i] for i in rows], f"Answers, {model.name}"
+            loaded = load_model(model, local.path, dtype).to(device)
+            generate(loaded, local.tokenizer, texts, sampling, batch_tokens=batch_tokens, title=title, keep=keep)
+            del loaded
+            free_memory()
 
         keys = _keys(local)
 
@@ -170,13 +159,12 @@ def _open(example: Example) -> Example:
 
 
 def _kept_of_local(
-    spec: ModelSpec, local: _Local, sampling: Sampling, cache_dir: Path, engine: Engine, dtype: "torch.dtype"
+    spec: ModelSpec, local: _Local, sampling: Sampling, cache_dir: Path, dtype: "torch.dtype"
 ) -> KeptAnswers:
     return KeptAnswers(
         cache_dir,
         {
             "model": identity(local.path, spec.revision, cache_dir),
-            "engine": engine.name,
             "dtype": str(dtype).removeprefix("torch."),
             **sampling.settings(),
         },

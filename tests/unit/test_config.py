@@ -20,7 +20,6 @@ COMMANDS = {
     "model": "train",
     "adapter": "train",
     "experiment": "train",
-    "engine": "evaluate",
     "judge": "evaluate",
     "prompt_set": "evaluate",
 }
@@ -71,7 +70,7 @@ def test_every_file_composes_and_instantiates(group, choice):
     config = composed(group, choice)
     node = config.scorer.recipe if group == "recipe" else config[group]
     built = build(node)
-    if group in ("model", "scorer", "dataset", "prompt_set", "engine") and choice not in ("local", "embedded-held-out"):
+    if group in ("model", "scorer", "dataset", "prompt_set") and choice not in ("local", "embedded-held-out"):
         assert built.name == choice
 
 

@@ -161,14 +161,13 @@ def test_verdicts_made_elsewhere_are_counted_without_torch(tmp_path):
         ("prompts", ["prompts=koalas"], "prompts=koalas: no such prompt set; give one of alpaca_eval, koala, lima"),
         ("", ["judge=openai", "judge.base_url=http://127.0.0.1:9/v1", "judge.max_retries=0"], "judge.base_url=http"),
         ("", ["evaluator.limit=0"], "limit=0: must be at least 1 prompt"),
-        ("", ["engine=vllm"], "engine=vllm: vLLM is not installed; say engine=transformers"),
         ("", ["judgements=none.json"], "judgements=none.json: no such file"),
     ],
 )
 def test_mistakes_are_told_before_a_model_is_loaded(
     given, toy_model, second_model, tmp_path, monkeypatch, without, also, message
 ):
-    monkeypatch.setattr("lpsel.generation.engines.load_model", lambda *_: pytest.fail("loaded a model"))
+    monkeypatch.setattr("lpsel.generation.answers.load_model", lambda *_: pytest.fail("loaded a model"))
     models = [f"models={second_model}", f"baseline={toy_model}", "judge=reference"]
     overrides = [o for o in [*given, *models] if not without or not o.startswith(without)]
     overrides = [o for o in overrides if o.split("=")[0] not in {a.split("=")[0] for a in also}]

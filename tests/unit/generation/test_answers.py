@@ -11,7 +11,6 @@ import torch
 
 from lpsel.errors import UserError
 from lpsel.generation.answers import answers, check
-from lpsel.generation.engines import Vllm
 from lpsel.generation.sampling import Generation, Sampling
 from lpsel.generation.store import KeptAnswers
 from lpsel.model.load import identity
@@ -153,7 +152,7 @@ def test_mistakes_are_found_before_a_model_is_loaded(tmp_path, toy_model, toy_sp
     def never(*_, **__):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("lpsel.generation.engines.load_model", never)
+    monkeypatch.setattr("lpsel.generation.answers.load_model", never)
     broken = tmp_path / "no-weights"
     shutil.copytree(toy_model, broken, ignore=shutil.ignore_patterns("*.safetensors"))
     cases = [
@@ -161,7 +160,6 @@ def test_mistakes_are_found_before_a_model_is_loaded(tmp_path, toy_model, toy_sp
         (replace(toy_spec, path=str(broken)), SHORT, {}, "has no weights"),
         (toy_spec, Sampling(512), {}, "evaluator.max_new_tokens=512: leaves no room for a prompt in the 512 tokens"),
         (replace(toy_spec, template="chat"), SHORT, {}, "has no chat template"),
-        (toy_spec, SHORT, {"engine": Vllm()}, "engine=vllm: vLLM is not installed; say engine=transformers"),
     ]
     for spec, sampling, how, complaint in cases:
         with pytest.raises(UserError, match=complaint):
