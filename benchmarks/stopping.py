@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from lpsel.commands.job import run
 from lpsel.data.random_order import PART, epoch_order, random_rows
-from lpsel.scoring.metrics import learning_percentage_app, scaled_perplexity
+from lpsel.scoring.metrics import learning_percentage
 from lpsel.selection.agreement import agreement, lowest
 
 PCT = 10
@@ -66,9 +66,7 @@ def show(folders: list[Path]) -> list[dict[str, Any]]:
     """Print the table; the first folder is what the others are compared with."""
     tables = [pq.read_table(folder / "scores.parquet") for folder in folders]
     manifests = [json.loads((folder / "manifest.json").read_text()) for folder in folders]
-    score_SN = np.array(
-        [learning_percentage_app(scaled_perplexity(np.array([t["nll_0"], t["nll_1"]], np.float64))) for t in tables]
-    )
+    score_SN = np.array([learning_percentage(np.array([t["nll_0"], t["nll_1"]], np.float64), "lp_app") for t in tables])
     defined_N = np.isfinite(score_SN).all(axis=0)
     compared = agreement(score_SN[:, defined_N], [PCT])
     low_SN = lowest(score_SN[:, defined_N], PCT)

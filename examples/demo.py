@@ -79,20 +79,20 @@ def _cost(spent: dict[str, Any] | None) -> tuple[str, str]:
 def against_known_difficulty(made: dict[str, Any]) -> list[str]:
     """How LP and LP_app rank against the difficulty and the wrong answers that the generator knows of."""
     import numpy as np
-    import pyarrow.parquet as pq
     from scipy.stats import spearmanr
     from sklearn.metrics import roc_auc_score
 
     from lpsel.data.dataset import DatasetSpec, Source
-    from lpsel.scoring.metrics import learning_percentage, learning_percentage_app, perplexity
+    from lpsel.scoring.metrics import METRICS, learning_percentage
+    from lpsel.scoring.read import read_scores
 
-    table = pq.read_table(made["scores"])
-    ppl_EN = perplexity(np.array([table[f"nll_{epoch}"].to_numpy() for epoch in range(4)]))
+    table = read_scores(made["scores"])
     rows = [row.raw for row in Source(DatasetSpec("embedded", synthetic=_embedded()))]
     difficulty, wrong = np.array([r["difficulty"] for r in rows]), np.array([r["wrong"] for r in rows])
     task = np.array([r["task"] for r in rows])
     lines = ["Low LP is hard. Against what the generator knows of the rows:"]
-    for name, lp in (("LP", learning_percentage(ppl_EN)), ("LP_app", learning_percentage_app(ppl_EN))):
+    for metric in ("lp", "lp_app"):
+        name, lp = METRICS[metric].title, learning_percentage(table, metric)
         ok = np.isfinite(lp)
         inside = [spearmanr(-lp[ok & (task == t)], difficulty[ok & (task == t)]).statistic for t in np.unique(task)]
         lines.append(

@@ -15,8 +15,8 @@ from lpsel.commands.agreement_inputs import read_all, read_clusters
 from lpsel.commands.arguments import OneLineParser, run_folder
 from lpsel.errors import UserError
 from lpsel.run_config import RESULT
+from lpsel.scoring.metrics import METRICS
 from lpsel.scoring.npz import split_npz
-from lpsel.selection.agreement import METRICS
 from lpsel.selection.agreement_study import DEFINED, Study, numbers, study
 from lpsel.selection.budget import check_pct
 from lpsel.storage import finite, write_atomically, write_json
@@ -156,7 +156,7 @@ def _write_figures(folder: Path, made: Study) -> list[Path]:
         for name, title, values in heatmap_values(made, metric):
             figure = figures.heatmap(made.names, values, title)
             written.append(figures.save_png(figure, folder / f"heatmap-{metric}-{name}.png"))
-        title = f"{METRICS[metric]}: percent rank by two scorers, 0 the hardest"
+        title = f"{METRICS[metric].title}: percent rank by two scorers, 0 the hardest"
         figure = figures.rank_rank(made.names, made.filled(DEFINED)[m], made.pcts, title)
         written.append(figures.save_png(figure, folder / f"rank-rank-{metric}.png"))
     return written
@@ -177,7 +177,7 @@ def show(said: dict[str, Any]) -> None:
         if pair["rows"] == DEFINED:
             if previous not in (None, pair["metric"]):
                 table.add_section()
-            metric = METRICS[pair["metric"]] if pair["metric"] != previous else ""
+            metric = METRICS[pair["metric"]].title if pair["metric"] != previous else ""
             previous = pair["metric"]
             numbers = [_figure(pair["spearman"]), _figure(pair["kendall_tau_b"]), *map(_share, pair["lowest"])]
             table.add_row(metric, escape(pair["a"]), escape(pair["b"]), *numbers)

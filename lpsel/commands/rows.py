@@ -5,7 +5,7 @@ N rows, E recorded columns (0 = before training, then one after each epoch)
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from lpsel.console import lines, show
 from lpsel.data.dataset import DatasetSpec, Example, Source
 from lpsel.errors import UserError
 from lpsel.run_config import ASKED, RESULT, read_result
-from lpsel.scoring.metrics import learning_percentage, learning_percentage_app, scaled_perplexity
+from lpsel.scoring.metrics import METRICS, learning_percentage
 from lpsel.scoring.read import SCORES_FILE, read_scores
 from lpsel.scoring.table import CONTENT_ID, ScoreTable
 
@@ -27,11 +27,6 @@ ROWS = 20  # where no number is given
 LONGEST = 240  # characters of a text on a terminal
 
 Floats = NDArray[np.float64]
-# What rows are ranked by, low is hard: name, recorded columns it needs, and the formula on (E, N) NLL.
-LP: dict[str, tuple[int, Callable[[Floats], Floats]]] = {
-    "lp": (3, lambda nll_EN: learning_percentage(scaled_perplexity(nll_EN))),
-    "lp_app": (2, lambda nll_EN: learning_percentage_app(scaled_perplexity(nll_EN))),
-}
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -46,7 +41,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--hardest", type=_count, metavar="N", help=f"so many of the hardest rows ({ROWS})")
     parser.add_argument("--easiest", type=_count, metavar="N", help="so many of the easiest rows")
-    parser.add_argument("--by", metavar="NAME", help="lp, lp_app, or nll_0, nll_1, ... (lp_app, or nll_0 without it)")
+    parser.add_argument("--by", metavar="NAME", help="lp, lp_app, lp_nll, nll_0, nll_1, ... (lp_app, else nll_0)")
     parser.add_argument("--dataset", metavar="FILE", help="the data set, where the scores do not say which")
     parser.add_argument("--key", metavar="NAME", help="the array of an .npz that has several")
     given = parser.parse_args(arguments)
@@ -95,11 +90,11 @@ def _ranked(table: ScoreTable, by: str) -> tuple[Floats, NDArray[np.int64]]:
     A high loss is hard, and a low learning percentage.
     """
     recorded = [f"nll_{e}" for e in range(len(table.nll))]
-    known = [name for name, (columns, _) in LP.items() if len(recorded) >= columns] + recorded
+    known = [name for name, metric in METRICS.items() if table.epochs >= metric.epochs] + recorded
     if by not in known:
         raise UserError(f"--by {by}: these scores have {', '.join(known) or 'no recorded loss'}; name one of them.")
-    value_N = LP[by][1](table.nll) if by in LP else table.nll[recorded.index(by)]
-    sign = 1 if by in LP else -1
+    value_N = learning_percentage(table, by) if by in METRICS else table.nll[recorded.index(by)]
+    sign = 1 if by in METRICS else -1
     kept = np.flatnonzero(np.isfinite(value_N) & (table.response_tokens > 0))
     return value_N, kept[np.lexsort((table.index[kept], sign * value_N[kept]))]
 

@@ -230,7 +230,7 @@ def write_selection(job: Job, plan: Plan, chosen: Chosen) -> dict[str, Any]:
     if scores:
         parents.append(f"scores-{scores.folder.name}")
         job.tracker.used(Artifact("scores", parents[0], scores.folder, metadata=scores.manifest()))
-    track_records(job.tracker, chosen.table.nll)
+    track_records(job.tracker, chosen.table)
     track_rows(job.tracker, selection, chosen.table, places, seen.rows)
     hashes = {path.name: sha256_of(path) for path in (subset_path, table_path)}
     about = {**figures, "made from": parents}

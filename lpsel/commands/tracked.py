@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from lpsel.data.dataset import Example
 from lpsel.report.runs import BESIDE, number
-from lpsel.scoring.metrics import learning_percentage, learning_percentage_app, scaled_perplexity
+from lpsel.scoring.metrics import learning_percentage
 from lpsel.scoring.table import ScoreTable
 from lpsel.selection.select import Selection
 from lpsel.tracking.tracker import Distribution, Logged, Rows, Tracker
@@ -18,19 +18,18 @@ from lpsel.tracking.tracker import Distribution, Logged, Rows, Tracker
 TEXT = 2000  # characters of a row's texts that are shown
 
 
-def track_records(tracker: Tracker, nll_EN: NDArray[np.float64]) -> None:
+def track_records(tracker: Tracker, table: ScoreTable) -> None:
     """How NLL, LP and LP_app are distributed over the rows, epoch by epoch, with the median NLL as a curve."""
-    if not tracker.keeps or not len(nll_EN):
+    if not tracker.keeps:
         return
-    ppl_EN = scaled_perplexity(nll_EN)
-    for epoch, nll_N in enumerate(nll_EN):
+    for epoch, nll_N in enumerate(table.nll):
         known_N = nll_N[np.isfinite(nll_N)]
         values: dict[str, Any] = {"records/epoch": epoch, "records/nll": Distribution(nll_N)}
         if len(known_N):
             values["records/median_nll"] = float(np.median(known_N))
         if epoch:
-            values["records/lp"] = Distribution(learning_percentage(ppl_EN, epoch))
-            values["records/lp_app"] = Distribution(learning_percentage_app(ppl_EN, epoch))
+            for metric in ("lp", "lp_app"):
+                values[f"records/{metric}"] = Distribution(learning_percentage(table, metric, epoch=epoch))
         tracker.log(values)
 
 

@@ -7,7 +7,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from lpsel.report import figures
-from lpsel.selection.agreement import METRICS, ROWS_OF_A_CLUSTER
+from lpsel.scoring.metrics import METRICS
+from lpsel.selection.agreement import ROWS_OF_A_CLUSTER
 from lpsel.selection.agreement_study import ALL, DEFINED, Study
 from lpsel.storage import finite
 
@@ -36,7 +37,7 @@ def page(made: Study, numbers: dict[str, Any]) -> str:
     scale = figures.density_scale(figures.INK_IN_SVG)
     return environment.get_template("agreement.html.j2").render(
         numbers=numbers,
-        labels=METRICS,
+        labels={name: metric.title for name, metric in METRICS.items()},
         formulas=FORMULAS,
         heatmaps={metric: _heatmaps(made, metric) for metric in made.metrics},
         rank_ranks={metric: _rank_ranks(made, metric) for metric in made.metrics},
@@ -51,7 +52,7 @@ def page(made: Study, numbers: dict[str, Any]) -> str:
 def heatmap_values(made: Study, metric: str) -> list[tuple[str, str, Any]]:
     """Name for a file, title and values of every matrix that is drawn; of the rows that are defined."""
     found = made.between[metric, DEFINED]
-    label = METRICS[metric]
+    label = METRICS[metric].title
     drawn = [
         ("spearman", f"{label}: Spearman", found.spearman),
         ("kendall", f"{label}: Kendall tau-b", found.kendall),

@@ -9,10 +9,12 @@ import numpy as np
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
+from lpsel.errors import UserError
 from lpsel.integrity import Damaged, check_files
 from lpsel.report.figures import QUIET, SERIES, heatmap, legend, new_axes, style
 from lpsel.report.runs import Run
-from lpsel.scoring.metrics import learning_percentage_app, perplexity
+from lpsel.scoring.metrics import learning_percentage
+from lpsel.scoring.read import read_scores
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +43,13 @@ def agreement_figure(runs: Sequence[Run], ink: str) -> Figure | None:
 
 def trajectory_figure(scores: Path, ink: str) -> Figure | None:
     """NLL by epoch of the hardest and the easiest tenth by LP_app(1): median and quartiles."""
-    table = _table(scores, None)
-    if table is None or "nll_1" not in table:
+    try:
+        table = read_scores(scores)
+    except UserError:
         return None
-    epochs = sum(name.startswith("nll_") and name[4:].isdigit() for name in table)
-    nll_EN = np.array([table[f"nll_{e}"] for e in range(epochs)])
-    lp_N = learning_percentage_app(perplexity(nll_EN))
+    if not table.epochs:
+        return None
+    nll_EN, lp_N, epochs = table.nll, learning_percentage(table, "lp_app"), len(table.nll)
     known = np.flatnonzero(np.isfinite(lp_N))
     if len(known) < 2:
         return None

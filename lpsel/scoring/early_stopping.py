@@ -21,7 +21,7 @@ from lpsel.data.tokens import Tokens
 from lpsel.errors import UserError
 from lpsel.model.flops import Times, spent
 from lpsel.model.spec import FEWEST_STOP_ROWS, ScorerSpec
-from lpsel.scoring.metrics import learning_percentage_app, scaled_perplexity
+from lpsel.scoring.metrics import learning_percentage
 from lpsel.selection.agreement import spearman
 
 log = logging.getLogger(__name__)
@@ -252,4 +252,4 @@ class StopWhenStable(L.Callback):
 
     def _score(self, nll_S: Floats) -> Floats:
         """LP_app of this epoch so far."""
-        return learning_percentage_app(scaled_perplexity(np.array([*self.nll_ES, nll_S])), len(self.nll_ES))
+        return learning_percentage(np.array([*self.nll_ES, nll_S]), "lp_app", epoch=len(self.nll_ES))

@@ -13,12 +13,10 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau, rankdata
 
 from lpsel.errors import UserError
-from lpsel.scoring.metrics import learning_percentage, learning_percentage_app, scaled_perplexity
+from lpsel.scoring.metrics import METRICS, learning_percentage
 from lpsel.scoring.table import ScoreTable
 from lpsel.selection.budget import rows_of
 
-METRICS = {"lp": "LP", "lp_app": "LP_app", "lp_nll": "LP of NLL"}
-EPOCHS_OF_LP = 2  # with one epoch, LP(1) is 1 in every row
 ROWS_OF_A_CLUSTER = 10  # a rank correlation of fewer rows says little
 ROWS_OF_ALL_PAIRS = 300  # up to here, comparing all pairs of rows at once is quicker than a sort for each two scorers
 
@@ -28,7 +26,7 @@ Flags = NDArray[np.bool_]
 
 def metrics_of(epochs: int) -> list[str]:
     """The metrics that can be computed from that many recorded epochs."""
-    return [metric for metric in METRICS if metric == "lp_app" or epochs >= EPOCHS_OF_LP]
+    return [name for name, metric in METRICS.items() if epochs >= metric.epochs]
 
 
 def score(table: ScoreTable, metric: str, epochs: int) -> Floats:
@@ -41,11 +39,7 @@ def score(table: ScoreTable, metric: str, epochs: int) -> Floats:
         metric: a key of METRICS.
         epochs: the n of the formulas.
     """
-    table = table.first_epochs(epochs)
-    if metric == "lp_nll":
-        return learning_percentage(table.nll)
-    ppl_EN = scaled_perplexity(table.nll) if table.ppl is None else table.ppl
-    return learning_percentage(ppl_EN) if metric == "lp" else learning_percentage_app(ppl_EN)
+    return learning_percentage(table.first_epochs(epochs), metric)
 
 
 def defined_rows(tables: Sequence[ScoreTable], scores_MSN: Floats) -> Flags:

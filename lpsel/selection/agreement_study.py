@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpsel.errors import UserError
+from lpsel.scoring.metrics import METRICS
 from lpsel.scoring.table import ScoreTable
 from lpsel.selection.agreement import (
-    EPOCHS_OF_LP,
     Agreement,
     ClusterAgreement,
     agreement,
@@ -129,9 +129,10 @@ def numbers(made: Study) -> dict[str, Any]:
 def notes(made: Study) -> list[str]:
     """What is left out, and why."""
     said = []
-    if made.epochs < EPOCHS_OF_LP:
+    needed = METRICS["lp"].epochs
+    if made.epochs < needed:
         fewest = [n for n, t in zip(made.names, made.tables, strict=True) if t.epochs == made.epochs]
-        said.append(f"LP needs {EPOCHS_OF_LP} recorded epochs or more and {', '.join(fewest)} has 1: LP_app only.")
+        said.append(f"LP needs {needed} recorded epochs or more and {', '.join(fewest)} has 1: LP_app only.")
     elif len({table.epochs for table in made.tables}) > 1:
         said.append(f"LP counts {made.epochs} epochs, as many as all tables have.")
     if made.cluster is not None and not made.inside:

@@ -15,20 +15,10 @@ from numpy.typing import NDArray
 
 from lpsel.data.random_order import random_keys
 from lpsel.errors import UserError
-from lpsel.scoring.metrics import (
-    forgetting_events,
-    learning_percentage,
-    learning_percentage_app,
-    mean_relative_drop,
-    mid_ranks,
-    scaled_perplexity,
-)
-from lpsel.scoring.metrics import (
-    perplexity as perplexity_of,
-)
+from lpsel.scoring.metrics import Basis, forgetting_events, learning_percentage, mean_relative_drop, mid_ranks
+from lpsel.scoring.metrics import perplexity as perplexity_of
 from lpsel.scoring.table import ScoreTable
 
-Basis = Literal["perplexity", "nll"]
 Band = Literal["high", "low", "mid"]
 
 
@@ -102,7 +92,7 @@ def lp(table: ScoreTable, *, seed: int, basis: Basis = "perplexity") -> Ranking:
 
     With basis nll, the same of mean NLL in place of perplexity.
     """
-    return Ranking(learning_percentage(_basis(table, basis)), unit=True)
+    return Ranking(learning_percentage(table, "lp", basis), unit=True)
 
 
 def lp_app(table: ScoreTable, *, seed: int, basis: Basis = "perplexity") -> Ranking:
@@ -110,7 +100,7 @@ def lp_app(table: ScoreTable, *, seed: int, basis: Basis = "perplexity") -> Rank
 
     With basis nll, the same of mean NLL in place of perplexity.
     """
-    return Ranking(learning_percentage_app(_basis(table, basis)), unit=True)
+    return Ranking(learning_percentage(table, "lp_app", basis), unit=True)
 
 
 def longest(table: ScoreTable, *, seed: int) -> Ranking:
@@ -172,9 +162,3 @@ def learning_speed(table: ScoreTable, *, seed: int) -> Ranking:
 def score_column(table: ScoreTable, *, seed: int, column: str, descending: bool = False) -> Ranking:
     """Any column of numbers, of the table of scores or the data set: the lowest first, or the highest."""
     return Ranking(table.columns[column], descending=descending)
-
-
-def _basis(table: ScoreTable, basis: Basis) -> NDArray[np.float64]:
-    if basis == "nll":
-        return table.nll
-    return scaled_perplexity(table.nll) if table.ppl is None else table.ppl
