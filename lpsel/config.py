@@ -1,13 +1,43 @@
-"""Where the configuration files are, and from a configuration node to the object it describes."""
+"""The configuration files, and how a configuration node becomes the object it describes."""
 
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_store import ConfigStore
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lpsel.errors import UserError
+
+
+def config_dir() -> Path:
+    """The folder with the configuration files: next to the package in a checkout, inside it in a wheel."""
+    package = Path(__file__).resolve().parent
+    return next(folder for folder in (package.parent / "conf", package / "conf") if (folder / "base.yaml").is_file())
+
+
+def choices(group: str) -> list[str]:
+    """The names that `group=` takes, shared bases aside."""
+    folder = config_dir() / ("model" if group == "scorer" else group)
+    return sorted(file.stem for file in folder.glob("*.yaml") if not file.stem.startswith("_"))
+
+
+def build(node: DictConfig) -> Any:
+    """Instantiate a configuration node.
+
+    Raises:
+        UserError: the class rejects a value.
+    """
+    try:
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        if isinstance(cause, TypeError | ValueError):
+            raise UserError(node.get("_target_"), problem=str(cause)) from error
+        raise
 
 
 def _user_cache() -> str:
@@ -17,31 +47,15 @@ def _user_cache() -> str:
 
 
 def _stem(path: str) -> str:
-    """What a file, folder or Hub id is called: `data/dolly.jsonl.xz` is dolly, `org/opt-350m` is opt-350m."""
+    """The name of a file, folder or Hub id: `dolly` of data/dolly.jsonl.xz, `opt-350m` of org/opt-350m."""
     name = Path(path).name
-    for ending in (".xz", ".gz", ".zst", ".jsonl", ".json", ".csv", ".parquet"):
-        name = name.removesuffix(ending)
+    for suffix in (".xz", ".gz", ".zst", ".jsonl", ".json", ".csv", ".parquet"):
+        name = name.removesuffix(suffix)
     return name
 
 
 OmegaConf.register_new_resolver("lpsel_user_cache", _user_cache, replace=True)
 OmegaConf.register_new_resolver("lpsel_stem", _stem, replace=True)
-
-
-def config_dir() -> Path:
-    """The folder with the configuration files: in a checkout beside the package, in a wheel inside it."""
-    package = Path(__file__).resolve().parent
-    return next(folder for folder in (package.parent / "conf", package / "conf") if (folder / "base.yaml").is_file())
-
-
-def build(node: DictConfig) -> Any:
-    """Instantiate a configuration node; a mistake its class finds stays the user's one-line error."""
-    try:
-        return instantiate(node, _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, UserError):
-            raise cause from None
-        if isinstance(cause, TypeError | ValueError):
-            raise UserError(f"{node.get('_target_')}: {cause}") from error
-        raise
+# Every model can be a scorer.
+for _name in choices("model"):
+    ConfigStore.instance().store(name=_name, group="scorer", node={"defaults": [{"/model@_here_": _name}]})

@@ -9,12 +9,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 
 import lpsel.sweep  # noqa: F401  names the folders of sweeps in conf/base.yaml
-from lpsel.config import build, config_dir
+from lpsel.config import build, choices, config_dir
 from lpsel.model.spec import ScorerSpec
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
-CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
+GROUPS = sorted({"scorer", *(folder.name for folder in CONF.iterdir() if folder.is_dir())})
+CHOICES = [(group, choice) for group in GROUPS for choice in choices(group)]
 COMMANDS = {
     "evaluator": "evaluate",
     "model": "train",
