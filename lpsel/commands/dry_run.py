@@ -27,6 +27,7 @@ from lpsel.model.flops import forward_flops, training_flops
 from lpsel.model.load import load_config, load_tokenizer, locate
 from lpsel.model.memory_estimate import Footprint, fits_on, footprint
 from lpsel.model.spec import ModelSpec, ScorerSpec
+from lpsel.scoring.columns import RECORDABLE
 from lpsel.scoring.scorer import find
 from lpsel.selection.spec import SelectionSpec
 from lpsel.storage import digest
@@ -109,7 +110,7 @@ def _scoring(job: Job, scorer: ScorerSpec, source: Source, epochs: int, columns:
     model = _model(scorer, job.cache_dir)
     rows = _rows(source, scorer, model.tokenizer, job.cache_dir)
     bos = getattr(model.tokenizer, "bos_token_id", None) is not None
-    fed = [rows, *(rows.without_prompts(bos) if column == "nll_0_noprompt" else rows for column in columns)]
+    fed = [rows, *(rows.without_prompts(bos) if RECORDABLE[column].without_prompt else rows for column in columns)]
     trained, recorded = epochs * scorer.train_fraction, [1 + epochs, *(1 for _ in columns)]
     tokens = trained * rows.tokens + sum(times * part.tokens for times, part in zip(recorded, fed, strict=True))
     flops = None

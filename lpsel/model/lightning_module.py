@@ -16,7 +16,7 @@ from lpsel.model.adapter import Adapted, Adapter
 from lpsel.model.decoder_layers import checkpoint_layers, compile_layers
 from lpsel.model.fsdp import ShardedStrategy, load_sharded
 from lpsel.model.load import freeze_other_parts, load_model
-from lpsel.model.loss import PerSampleLoss, check_head, per_sample_nll
+from lpsel.model.loss import Measure, PerSampleLoss, check_head, per_sample_nll
 from lpsel.model.pass_tokens import reuse_freed_memory
 from lpsel.model.spec import ModelSpec
 from lpsel.training.monitors import diverged
@@ -40,6 +40,7 @@ class FineTuner(L.LightningModule):
         adapter: trained in place of all weights.
         activation_checkpointing: layers keep their inputs alone for the backward pass.
         compiled: layers run as torch.compile makes them.
+        measure: what recording passes return of every supervised token, instead of its NLL.
 
     Attributes:
         step_nll: mean NLL of the last optimiser step, over all ranks.
@@ -57,6 +58,7 @@ class FineTuner(L.LightningModule):
         adapter: Adapter | None = None,
         activation_checkpointing: bool = False,
         compiled: bool = False,
+        measure: Measure | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -64,7 +66,7 @@ class FineTuner(L.LightningModule):
         self.make_optimizer, self.total_steps = optimizer, total_steps
         self.precision = precision
         self.adapter, self.activation_checkpointing = adapter, activation_checkpointing
-        self.compiled = compiled
+        self.compiled, self.measure = compiled, measure
         self.adapted: Adapted | None = None
         self.loss: PerSampleLoss | None = None
         self.step_nll = math.nan
@@ -152,9 +154,9 @@ class FineTuner(L.LightningModule):
             optimizer.state.clear()
 
     def validation_step(self, batch: MicroBatch, _batch_idx: int) -> Tensor:
-        """Mean NLL of each row, in nats per supervised token, shape (B,)."""
+        """Mean NLL of each row, in nats per supervised token, or of `measure`, shape (B,)."""
         assert self.loss is not None
-        return per_sample_nll(self.loss(batch), batch.row_N, batch.supervised_B)
+        return per_sample_nll(self.loss(batch, measure=self.measure), batch.row_N, batch.supervised_B)
 
     def _reduce_gradients(self, now: bool) -> None:
         """Reduce gradients over ranks with the last micro-batch of a step only."""

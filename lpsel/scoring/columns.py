@@ -1,22 +1,43 @@
-"""Further columns of the scores folder, each from one more pass of the untrained scorer.
+"""Columns that a scorer can record before training in addition to `nll_0`: the entries of `RECORDABLE`.
 
-B rows of a batch, N supervised tokens of the batch, T tokens of a row, V vocabulary
+N supervised tokens of a batch, T tokens of a row, V vocabulary size
 """
 
-from typing import Any
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from lpsel.data.packing import MicroBatch
 from lpsel.data.tokens import Tokens
-from lpsel.model.lightning_module import FineTuner
-from lpsel.model.loss import per_sample_nll
+
+if TYPE_CHECKING:  # selection rules and dry runs use the registry without torch
+    from torch import Tensor
+
+    from lpsel.model.loss import Measure
+
+
+@dataclass(frozen=True)
+class RecordableColumn:
+    """The mean of a measure over the supervised tokens of a row, from a recording pass of its own.
+
+    Attributes:
+        measure: computed from the logits (N, V) and the labels (N,), shape (N,); None for the NLL.
+        without_prompt: feed the response without its prompt.
+    """
+
+    measure: Measure | None = None
+    without_prompt: bool = False
+
+    def fed(self, tokens: Tokens, bos: int | None) -> Any:
+        """The tokens to feed."""
+        return WithoutPrompt(tokens, bos) if self.without_prompt else tokens
 
 
 class WithoutPrompt:
-    """The responses of `Tokens` alone: what is supervised of a row, behind BOS where the tokenizer has one.
+    """The responses of `Tokens`: the supervised tokens of each row, after BOS where the tokenizer has one.
 
     Without BOS, nothing predicts the first token of a response, and it is not supervised.
     """
@@ -35,7 +56,7 @@ class WithoutPrompt:
         return len(self.tokens)
 
     def batches(self) -> list[Any]:
-        """No columns to look for shared beginnings in: responses have none."""
+        """No batches to search for shared prefixes: responses have none."""
         return []
 
     def input_ids(self, i: int) -> NDArray[np.int32]:
@@ -49,15 +70,6 @@ class WithoutPrompt:
         return np.arange(self.lengths[i]) > 0
 
 
-class ErrorNorms(FineTuner):
-    """A model whose recording pass gives EL2N instead of NLL."""
-
-    def validation_step(self, batch: MicroBatch, _batch_idx: int) -> Tensor:
-        """Mean error norm of each row over its supervised tokens, shape (B,)."""
-        assert self.loss is not None
-        return per_sample_nll(self.loss(batch, measure=error_norm), batch.row_N, batch.supervised_B)
-
-
 def error_norm(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
     """|| softmax(z) - onehot(y) ||_2 of every token, float32 (N,), from 0 to the square root of 2.
 
@@ -68,9 +80,7 @@ def error_norm(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
     return ((p_NV * p_NV).sum(dim=-1) - 2 * p_N + 1).clamp(min=0).sqrt()
 
 
-def extra_pass(column: str, tokens: Tokens, bos: int | None) -> tuple[Any, type[FineTuner]]:
-    """What a further column needs: the tokens to feed, and the module whose recording pass gives it."""
-    if column == "nll_0_noprompt":
-        return WithoutPrompt(tokens, bos), FineTuner
-    assert column == "el2n_0", column
-    return tokens, ErrorNorms
+RECORDABLE = {
+    "nll_0_noprompt": RecordableColumn(without_prompt=True),
+    "el2n_0": RecordableColumn(error_norm),
+}

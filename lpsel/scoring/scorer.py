@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from lpsel.errors import UserError
 from lpsel.model.load import check_model, identity, load_config, load_tokenizer, locate
 from lpsel.model.pass_tokens import pass_tokens
 from lpsel.model.spec import ModelSpec, ScorerSpec
+from lpsel.scoring.columns import RECORDABLE
 from lpsel.scoring.store import FORMAT, MANIFEST, SCORES, Parts, find_scores, scores_key, write_scores
 from lpsel.storage import file_names, read_json, write_json
 from lpsel.training.setup import TrainingSetup
@@ -150,8 +152,6 @@ def _make(
     from lpsel.data.datamodule import SubsetDataModule
     from lpsel.data.templates import template_hash
     from lpsel.data.tokens import tokenize, tokenizer_hash
-    from lpsel.model.lightning_module import FineTuner
-    from lpsel.scoring.columns import extra_pass
     from lpsel.scoring.early_stopping import StopWhenStable, random_part
     from lpsel.scoring.recorder import NLLRecorder
     from lpsel.training.monitors import LossSpikes
@@ -175,13 +175,10 @@ def _make(
     data = recording(tokens, random_part(tokens, scorer) if "train_fraction" in described else None)
     steps = data.steps_per_epoch * scorer.recipe.epochs
 
-    def module(kind: type[FineTuner]) -> FineTuner:
-        return setup.fine_tuner("scorer", scorer, path, steps, kind=kind)
-
     parts = Parts(_unfinished(folder))
     further, costs = {}, []
     for column in columns:
-        fed, kind = extra_pass(column, tokens, tokenizer.bos_token_id)
+        fed = RECORDABLE[column].fed(tokens, tokenizer.bos_token_id)
         own = Parts(parts.folder / column)
         done = own.folder / "cost.json"  # of the pass, once it is done
         further[column] = own.of_epoch(0, len(tokens))
@@ -190,8 +187,10 @@ def _make(
             continue
         name, recorder = f"Scorer, {column}", [NLLRecorder(own)]
         # The trainer is not kept: the next pass needs its model's memory.
+        # The trainer is not kept: the next pass needs its model's memory.
+        measuring = partial(setup.fine_tuner, "scorer", scorer, path, steps, measure=RECORDABLE[column].measure)
         costs.append(
-            fit(setup, module(kind), recording(fed), epochs=0, title=name, callbacks=recorder, kept=own.folder)[1]
+            fit(setup, measuring(), recording(fed), epochs=0, title=name, callbacks=recorder, kept=own.folder)[1]
         )
         further[column] = own.of_epoch(0, len(tokens))
         if is_main_process():
@@ -202,7 +201,14 @@ def _make(
     spikes, untrained = LossSpikes(title), UntrainedTokens(title, tokens, tokenizer)
     hooks, kept = [NLLRecorder(parts), spikes, untrained], parts.folder / "checkpoints"
     trainer, cost = fit(
-        setup, module(FineTuner), data, epochs=epochs, title=title, callbacks=hooks, kept=kept, stop=stop
+        setup,
+        setup.fine_tuner("scorer", scorer, path, steps),
+        data,
+        epochs=epochs,
+        title=title,
+        callbacks=hooks,
+        kept=kept,
+        stop=stop,
     )
     if trainer.is_global_zero:
         total = sum(costs, start=cost)

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lpsel.errors import UserError
+from lpsel.scoring.columns import RECORDABLE
 from lpsel.scoring.table import ScoreTable
 from lpsel.selection.budget import PARTS_OF_BUCKETS, check_pct, rows_of
 from lpsel.selection.rules import Greedy, Rule
@@ -17,7 +18,6 @@ CLUSTERS = ("shared", "rule", "none")
 DUPLICATES = ("keep", "drop")
 ALLOCATIONS = ("proportional", "equal", "cluster_mean")
 LENGTHS = ("none", "matched")
-RECORDABLE = ("nll_0_noprompt", "el2n_0")  # columns that a scorer's pass before training can record
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from lpsel.data.tokens import Tokens
 from lpsel.model.adapter import Adapter
 from lpsel.model.device import device_of, resolve_precision
 from lpsel.model.lightning_module import FineTuner
+from lpsel.model.loss import Measure
 from lpsel.model.spec import ModelSpec
 from lpsel.tracking.tracker import Tracker
 from lpsel.training.checks import check_training
@@ -106,10 +107,14 @@ class TrainingSetup:
         steps: int,
         *,
         adapter: Adapter | None = None,
-        kind: type[FineTuner] = FineTuner,
+        measure: Measure | None = None,
     ) -> FineTuner:
-        """The LightningModule that trains a model for `steps` optimizer steps, the horizon of its schedule."""
-        return kind(
+        """The LightningModule that trains a model for `steps` optimizer steps, the horizon of its schedule.
+
+        Args:
+            measure: what recording passes return of every supervised token, instead of its NLL.
+        """
+        return FineTuner(
             role,
             spec,
             path,
@@ -119,4 +124,5 @@ class TrainingSetup:
             adapter=adapter,
             activation_checkpointing=self.activation_checkpointing,
             compiled=self.compile,
+            measure=measure,
         )
