@@ -1,22 +1,19 @@
-"""Tiny Llama-style models with a tokenizer of their own, made on the spot: no download, less than a minute on a CPU.
+"""Tiny Llama models with their own tokenizer, built in less than a minute on a CPU without a download.
 
-A model with random weights learns nothing from a few hundred rows, so each is pre-trained for a short while, as a real
-base model has been: next-token prediction on formulas that show the skills of `lpsel.toy.data`, such as
-`reverse(red cat)=cat red`, never worded as instructions and never with a problem that may be held out.
+A model with random weights learns nothing from a few hundred rows, so each model is pre-trained for a short while, like
+a real base model: next-token prediction on formulas that show the skills of `lpsel.toy.data`, such as
+`reverse(red cat)=cat red`, never phrased as instructions and never with a held-out problem.
 """
 
-import hashlib
-import json
+# B rows in a batch, T tokens per row (padded), D hidden size
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -24,14 +21,11 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
+from lpsel.cache import Entry
 from lpsel.console import track
-from lpsel.data.dataset import Example, Turn
-from lpsel.data.templates import render
-from lpsel.errors import UserError, is_int
+from lpsel.errors import UserError, check_int
 from lpsel.storage import folder_atomically, open_as
 from lpsel.toy.data import Draw, generate, problems
-
-VERSION = 1  # of what comes out of the same arguments: raise it when this file or the synthetic tasks change
 
 EOS, PAD = "<|end|>", "<|pad|>"
 CHAT_TEMPLATE = (
@@ -39,14 +33,22 @@ CHAT_TEMPLATE = (
     "{{ '" + EOS + "\n' if message['role'] == 'assistant' else '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
-# How formulas write a problem; the answer follows without a space, as it does in the Alpaca template.
-FORMATS = ("{task}({about}{given})=", "## {task} {about}\n{given}\n\n## Answer:")
-SMALLEST_VOCABULARY = 258  # the 256 bytes, EOS and PAD
-TOKENIZER_ROWS = 4000  # instructions, and as many formulas, that the tokenizer's merges are learned from
+# The tokenizer learns its merges from the Alpaca prompt (`lpsel.data.templates`), without and with an input.
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+    "\n\n### Instruction:\n{instruction}\n\n### Response:{output}",
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request."
+    "\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:{output}",
+)
+# How formulas write a problem; the answer follows without a space, as in the Alpaca prompt.
+FORMULAS = ("{task}({about}{given})=", "## {task} {about}\n{given}\n\n## Answer:")
+SMALLEST = {"layers": 1, "hidden": 2, "heads": 1, "vocabulary": 258, "pretrain_steps": 0}  # 256 bytes, EOS and PAD
+TOKENIZER_ROWS = 4000  # instructions, and as many formulas, that the tokenizer is trained on
 CONTEXT = 1024
 
-BATCH_SIZE = 48  # formulas of an optimiser step
-MUON_LEARNING_RATE = 0.02  # of the weight matrices; both after WARMUP_STEPS, then a cosine down to 0
+BATCH_SIZE = 48  # formulas per optimizer step
+MUON_LEARNING_RATE = 0.02  # of the weight matrices; warmup, then a cosine decay to 0
 ADAMW_LEARNING_RATE = 3e-3  # of embeddings and norms
 WARMUP_STEPS = 50
 WINDOW = 16  # batches that are sorted by length together
@@ -56,19 +58,18 @@ IGNORED = -100
 def make_tiny(
     layers: int, hidden: int, heads: int, vocabulary: int, pretrain_steps: int, seed: int, cache_dir: Path
 ) -> Path:
-    """Give the Hugging Face folder of the tiny model with these arguments, making it where it is not there yet.
+    """The Hugging Face folder of the tiny model with these arguments, built unless the cache has it.
 
     Args:
-        layers, hidden, heads: decoder layers, width, and attention heads.
-        vocabulary: tokens of the byte-level BPE tokenizer; fewer where the text has no more pairs to merge.
-        pretrain_steps: optimiser steps of pre-training, of BATCH_SIZE formulas each.
+        layers, hidden, heads: decoder layers, hidden size and attention heads.
+        vocabulary: of the byte-level BPE tokenizer; smaller if the text has no more pairs to merge.
+        pretrain_steps: optimizer steps of BATCH_SIZE formulas each.
         seed: of the weights and of the text.
-        cache_dir: the folder is in its `tiny/`, under a key of all the arguments above.
 
     Raises:
-        UserError: an argument out of range.
+        UserError: an argument is out of range.
     """
-    arguments = {
+    key = {
         "layers": layers,
         "hidden": hidden,
         "heads": heads,
@@ -76,36 +77,49 @@ def make_tiny(
         "pretrain_steps": pretrain_steps,
         "seed": seed,
     }
-    check_tiny(arguments)
+    check_tiny(key)
     disable_progress_bar()
-    key = hashlib.sha256(json.dumps([VERSION, arguments], sort_keys=True).encode()).hexdigest()[:16]
-    folder = Path(cache_dir) / "tiny" / key
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
+    entry = Entry.of(cache_dir, "tiny_models", key)
+    folder = entry.folder / "model"
+    with entry.locked():
+        if entry.find() is None:
             tokenizer = _tokenizer(vocabulary, seed)
             with torch.random.fork_rng(devices=[]), _one_thread():
                 torch.manual_seed(seed)
                 model = _initial(layers, hidden, heads, tokenizer)
                 _pretrain(model, tokenizer, pretrain_steps, seed)
-            with folder_atomically(folder) as made:
-                tokenizer.save_pretrained(made)
-                model.save_pretrained(made)
-                open_as(made, "config.json")
+            with folder_atomically(folder) as temporary:
+                tokenizer.save_pretrained(temporary)
+                model.save_pretrained(temporary)
+                open_as(temporary, "config.json")
+            entry.commit([file.relative_to(entry.folder).as_posix() for file in sorted(folder.iterdir())])
     return folder
 
 
+def check_tiny(arguments: Mapping[str, Any]) -> None:
+    """Check the arguments of `make_tiny`.
+
+    Raises:
+        UserError: an argument is out of range.
+    """
+    for name, minimum in SMALLEST.items():
+        check_int(f"tiny.{name}", arguments[name], minimum)
+    hidden, heads = arguments["hidden"], arguments["heads"]
+    if hidden % (2 * heads):
+        raise UserError("tiny.hidden", hidden, f"must be a multiple of 2 * tiny.heads = {2 * heads}", "change either")
+
+
 def formulas(seed: int) -> Iterator[tuple[str, str]]:
-    """Yield the pre-training text without end: (question, answer), to be read one behind the other."""
+    """Yield the pre-training text forever, as (question, answer)."""
     draw = Draw(f"{seed} formulas")
     for task, _, problem in problems(draw, "train"):
         about = f"{problem.about}; " if problem.about else ""
-        yield draw.one(FORMATS).format(task=task, about=about, given=problem.given), problem.answer
+        yield draw.one(FORMULAS).format(task=task, about=about, given=problem.given), problem.answer
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """One thread is faster than two on matrices this small, and sums do not depend on the number of cores."""
+    """One thread: faster than two on matrices this small, and sums do not depend on the number of cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -114,25 +128,8 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def check_tiny(arguments: Mapping[str, Any]) -> None:
-    """See that a tiny model can be made with these arguments.
-
-    Raises:
-        UserError: one is out of range.
-    """
-    smallest = {"layers": 1, "hidden": 2, "heads": 1, "vocabulary": SMALLEST_VOCABULARY, "pretrain_steps": 0}
-    for name, least in smallest.items():
-        value = arguments[name]
-        if not is_int(value) or value < least:
-            raise UserError(f"tiny.{name}={value}: must be a whole number, at least {least}.")
-    if arguments["hidden"] % (2 * arguments["heads"]):
-        raise UserError(
-            f"tiny.hidden={arguments['hidden']}: must be a multiple of twice tiny.heads={arguments['heads']}."
-        )
-
-
 def _tokenizer(vocabulary: int, seed: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE, so that it can read any text; each digit is one token, and nothing is put before a row."""
+    """Byte-level BPE, which encodes any text; every digit is one token, and no BOS is added."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -144,17 +141,13 @@ def _tokenizer(vocabulary: int, seed: int) -> PreTrainedTokenizerFast:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    instructions = [_alpaca(row) for row in generate("train", rows=TOKENIZER_ROWS, held_out=0, seed=seed, wrong=0.0)]
+    rows = generate("train", rows=TOKENIZER_ROWS, held_out=0, seed=seed, wrong=0.0)
+    instructions = [ALPACA[bool(row["input"])].format(**row) for row in rows]
     lines = [question + answer for question, answer in islice(formulas(seed), TOKENIZER_ROWS)]
     tokenizer.train_from_iterator(instructions + lines, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD)
     fast.chat_template = CHAT_TEMPLATE
     return fast
-
-
-def _alpaca(row: dict[str, str]) -> str:
-    turns = (Turn("user", row["instruction"]), Turn("assistant", row["output"]))
-    return render(Example(turns, row["input"]), "alpaca", SimpleNamespace(eos_token=EOS)).text
 
 
 def _initial(layers: int, hidden: int, heads: int, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -177,7 +170,7 @@ def _initial(layers: int, hidden: int, heads: int, tokenizer: PreTrainedTokenize
 
 
 def _pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: int, seed: int) -> None:
-    """Next-token training on the answers and the EOS behind them: the questions are random, with nothing to learn.
+    """Next-token prediction of the answers and their EOS; the questions are random, with nothing to learn.
 
     Muon for the weight matrices, AdamW for embeddings and norms.
     """
@@ -187,9 +180,7 @@ def _pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, steps
         torch.optim.Muon(matrices, lr=MUON_LEARNING_RATE, weight_decay=0.01),
         torch.optim.AdamW(others, lr=ADAMW_LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01),
     ]
-    schedules = [
-        torch.optim.lr_scheduler.LambdaLR(each, lambda step: _share_of_rate(step, steps)) for each in optimizers
-    ]
+    schedules = [torch.optim.lr_scheduler.LambdaLR(each, lambda step: _rate_factor(step, steps)) for each in optimizers]
     model.train()
     with track("Pre-training the tiny model", total=steps, unit="steps") as advance:
         for ids_BT, labels_BT in islice(_batches(tokenizer, seed), steps):
@@ -206,28 +197,29 @@ def _pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, steps
     model.eval()
 
 
-def _share_of_rate(step: int, steps: int) -> float:
+def _rate_factor(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / max(steps, 1)))
 
 
 def _batches(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (ids, labels), both (B, T) and padded on the right; batches of like length, in random order."""
+    """Yield (ids, labels), both (B, T) and right-padded; rows of similar length, batches in random order."""
     text, order = formulas(seed), Draw(f"{seed} order")
     while True:
         questions, answers = zip(*islice(text, WINDOW * BATCH_SIZE), strict=True)
         question_ids = tokenizer(list(questions))["input_ids"]
         answer_ids = tokenizer(list(answers))["input_ids"]
-        rows = [(asked, [*said, tokenizer.eos_token_id]) for asked, said in zip(question_ids, answer_ids, strict=True)]
+        rows = [(q, [*a, tokenizer.eos_token_id]) for q, a in zip(question_ids, answer_ids, strict=True)]
         rows.sort(key=lambda row: len(row[0]) + len(row[1]))
         for batch in order.distinct(range(WINDOW), WINDOW):
             yield _padded(rows[batch * BATCH_SIZE : (batch + 1) * BATCH_SIZE], tokenizer.pad_token_id)
 
 
 def _padded(rows: list[tuple[list[int], list[int]]], pad: int) -> tuple[Tensor, Tensor]:
-    length = max(len(asked) + len(said) for asked, said in rows)
+    length = max(len(question) + len(answer) for question, answer in rows)
     ids_BT = torch.full((len(rows), length), pad)
     labels_BT = torch.full((len(rows), length), IGNORED)
-    for i, (asked, said) in enumerate(rows):
-        ids_BT[i, : len(asked) + len(said)] = torch.tensor(asked + said)
-        labels_BT[i, len(asked) : len(asked) + len(said)] = torch.tensor(said)
+    for i, (question, answer) in enumerate(rows):
+        end = len(question) + len(answer)
+        ids_BT[i, :end] = torch.tensor(question + answer)
+        labels_BT[i, len(question) : end] = torch.tensor(answer)
     return ids_BT, labels_BT

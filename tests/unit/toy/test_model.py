@@ -1,7 +1,8 @@
-"""The tiny models: real Hugging Face folders, made once for each set of arguments."""
+"""The tiny models: Hugging Face folders, built once per set of arguments."""
 
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from lpsel.data.dataset import Example, Turn
 from lpsel.data.templates import render
 from lpsel.errors import UserError
 from lpsel.toy.data import generate
-from lpsel.toy.model import FORMATS, formulas, make_tiny
+from lpsel.toy.model import ALPACA, EOS, FORMULAS, formulas, make_tiny
 
 ARGUMENTS: dict[str, int] = {"layers": 1, "hidden": 32, "heads": 2, "vocabulary": 400, "pretrain_steps": 3, "seed": 0}
 
@@ -27,7 +28,7 @@ def folder(cache: Path) -> Path:
     return make_tiny(**ARGUMENTS, cache_dir=cache)
 
 
-def test_folder_loads_as_any_hugging_face_model(folder: Path) -> None:
+def test_folder_loads_like_any_hugging_face_model(folder: Path) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert (model.config.num_hidden_layers, model.config.hidden_size, model.config.num_attention_heads) == (1, 32, 2)
@@ -39,7 +40,7 @@ def test_folder_loads_as_any_hugging_face_model(folder: Path) -> None:
     assert made.shape == (1, prompt.shape[1] + 3)
 
 
-def test_tokenizer_reads_any_text_and_gives_it_back(folder: Path) -> None:
+def test_tokenizer_round_trips_any_text(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = "Größe 2048 → 猫 🙂\n\ttabs,  two spaces ."
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
@@ -59,7 +60,13 @@ def alpaca(row: dict[str, Any], tokenizer: Any) -> str:
     return render(Example(turns, row["input"]), "alpaca", tokenizer).text
 
 
-def test_chat_template_writes_the_turns_and_opens_the_answer(folder: Path) -> None:
+@pytest.mark.parametrize("given", ["", "2, 3"])
+def test_the_tokenizer_is_trained_on_the_alpaca_prompt(given: str) -> None:
+    row = {"instruction": "Add.", "input": given, "output": "5"}
+    assert ALPACA[bool(given)].format(**row) == alpaca(row, SimpleNamespace(eos_token=EOS))
+
+
+def test_chat_template_renders_the_turns_and_opens_the_answer(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     turns = [{"role": "user", "content": "Hi"}]
     assert tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) == (
@@ -73,19 +80,27 @@ def test_the_same_arguments_give_the_same_weights(folder: Path, tmp_path: Path) 
     torch.manual_seed(99)
     before, threads = torch.get_rng_state(), torch.get_num_threads()
     again = make_tiny(**ARGUMENTS, cache_dir=tmp_path)
-    assert torch.equal(torch.get_rng_state(), before), "the caller's random numbers were used up"
+    assert torch.equal(torch.get_rng_state(), before), "the caller's random state changed"
     assert torch.get_num_threads() == threads
-    assert again.name == folder.name
+    assert again.parent.name == folder.parent.name
     assert (again / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
     one, other = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (folder, again))
     assert all(torch.allclose(one[name], other[name], atol=1e-5) for name in one)
 
 
-def test_a_made_folder_is_reused_and_nothing_else_is_left(folder: Path, cache: Path) -> None:
+def test_an_existing_folder_is_reused_without_leftovers(folder: Path, cache: Path) -> None:
     written = (folder / "model.safetensors").stat().st_mtime_ns
     assert make_tiny(**ARGUMENTS, cache_dir=cache) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == written
-    assert all(path.is_dir() == (path.suffix == "") for path in folder.parent.iterdir()), "a temporary folder is left"
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["lock", "manifest.json", "model"]
+
+
+def test_a_damaged_model_is_rebuilt(tmp_path: Path) -> None:
+    folder = make_tiny(**ARGUMENTS, cache_dir=tmp_path)
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:-1])
+    assert make_tiny(**ARGUMENTS, cache_dir=tmp_path) == folder
+    assert (folder / "model.safetensors").read_bytes() == whole
 
 
 @pytest.mark.parametrize(
@@ -93,7 +108,7 @@ def test_a_made_folder_is_reused_and_nothing_else_is_left(folder: Path, cache: P
     [{"layers": 2}, {"hidden": 48}, {"heads": 1}, {"vocabulary": 300}, {"pretrain_steps": 0}, {"seed": 1}],
     ids=lambda change: next(iter(change)),
 )
-def test_every_argument_has_a_folder_of_its_own(folder: Path, cache: Path, change: dict[str, int]) -> None:
+def test_every_argument_changes_the_folder(folder: Path, cache: Path, change: dict[str, int]) -> None:
     assert make_tiny(**{**ARGUMENTS, **change}, cache_dir=cache) != folder
 
 
@@ -121,23 +136,24 @@ def test_pre_training_text_has_no_held_out_problem() -> None:
             form.format(task=row["task"], about="", given=row["input"])
             for row in rows
             if row["input"]
-            for form in FORMATS
+            for form in FORMULAS
         }
 
     questions = {question for question, _ in islice(formulas(seed=0), 20_000)}
-    assert questions & written("train"), "the text shows no problem of the data in a form this test knows"
+    assert questions & written("train"), "no formula in a form that this test knows"
     assert not questions & written("held_out")
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("change", "name"),
     [
-        ({"layers": 0}, "tiny.layers=0"),
-        ({"hidden": 30, "heads": 4}, "tiny.hidden=30"),
-        ({"vocabulary": 100}, "tiny.vocabulary=100"),
-        ({"pretrain_steps": -1}, "tiny.pretrain_steps=-1"),
+        ({"layers": 0}, "tiny.layers"),
+        ({"hidden": 30, "heads": 4}, "tiny.hidden"),
+        ({"vocabulary": 100}, "tiny.vocabulary"),
+        ({"pretrain_steps": -1}, "tiny.pretrain_steps"),
     ],
 )
-def test_a_mistake_names_the_argument(tmp_path: Path, change: dict[str, int], named: str) -> None:
-    with pytest.raises(UserError, match=named):
+def test_an_invalid_argument_is_rejected(tmp_path: Path, change: dict[str, int], name: str) -> None:
+    with pytest.raises(UserError) as caught:
         make_tiny(**{**ARGUMENTS, **change}, cache_dir=tmp_path)
+    assert (caught.value.name, caught.value.value) == (name, next(iter(change.values())))
