@@ -19,11 +19,11 @@ CHECK_DIGITS = 16
 
 
 class Damaged(UserError):
-    """A file is not what its manifest says. The message names the file, without a remedy: the reader knows that."""
+    """A file is not what its manifest says; `name` is the file. The caller knows what to do about it."""
 
-    def remedied(self, remedy: str) -> UserError:
+    def with_hint(self, hint: str) -> UserError:
         """The error for the user."""
-        return UserError(f"{self}; {remedy}.")
+        return UserError(self.name, self.value, self.problem, hint)
 
 
 def seal(manifest: Path, files: Collection[str], described: dict[str, Any]) -> None:
@@ -46,7 +46,7 @@ def unseal(manifest: Path, file_format: int) -> dict[str, Any]:
     said = check_format(manifest, file_format)
     hashes = said.get("sha256")
     if not isinstance(hashes, dict) or not hashes:
-        raise Damaged(f"{manifest}: names no file with its SHA-256")
+        raise Damaged(manifest, problem="names no file with its SHA-256")
     check_files(manifest.parent, hashes)
     return said
 
@@ -60,11 +60,12 @@ def check_format(file: Path, file_format: int) -> dict[str, Any]:
     try:
         said = read_json(file)
     except (OSError, ValueError) as error:
-        raise Damaged(f"{file}: cannot be read ({getattr(error, 'strerror', None) or printable_line(error)})") from None
+        reason = getattr(error, "strerror", None) or printable_line(error)
+        raise Damaged(file, problem=f"cannot be read ({reason})") from None
     found = said.get("format") if isinstance(said, dict) else None
     if found != file_format or isinstance(found, bool):
         named = "no format" if found is None else f"format {printable_line(ValueError(found))}"
-        raise Damaged(f"{file}: has {named}, lpsel {__version__} reads format {file_format}")
+        raise Damaged(file, problem=f"has {named}, lpsel {__version__} reads format {file_format}")
     return said
 
 
@@ -79,11 +80,12 @@ def check_files(folder: Path, hashes: dict[str, str]) -> None:
         try:
             found = sha256_once(file)
         except FileNotFoundError:
-            raise Damaged(f"{file}: is not there any more") from None
+            raise Damaged(file, problem="does not exist any more") from None
         except OSError as error:
-            raise Damaged(f"{file}: cannot be read ({error.strerror})") from None
+            raise Damaged(file, problem=f"cannot be read ({error.strerror})") from None
         if found != expected:
-            raise Damaged(f"{file}: has changed since it was written (SHA-256 {found[:12]}, was {str(expected)[:12]})")
+            sums = f"SHA-256 {found[:12]}, was {str(expected)[:12]}"
+            raise Damaged(file, problem=f"has changed since it was written ({sums})")
 
 
 def sha256_once(file: Path) -> str:

@@ -95,7 +95,7 @@ class Asked:
         try:
             check_files(run_dir, result.get("sha256") or {})
         except Damaged as damage:
-            log.warning("%s; done again", damage)
+            log.warning("%s Running it again.", damage)
             return None
         return result
 

@@ -169,9 +169,9 @@ def _whole(file: Path, described: dict[str, Any]) -> bool:
     try:
         said = unseal(manifest, FORMAT)
         if {name: said.get(name) for name in described} != described:
-            raise Damaged(f"{manifest}: is the manifest of other clusters")
+            raise Damaged(manifest, problem="is the manifest of other clusters")
     except Damaged as damage:
-        log.warning("%s; clustering again", damage)
+        log.warning("%s Clustering again.", damage)
         return False
     return True
 

@@ -200,7 +200,7 @@ def _cluster_columns(given: str) -> pa.Table:
             try:
                 check_files(file.parent, {SELECTION: sealed[SELECTION]})
             except Damaged as damage:
-                raise damage.remedied("select again") from None
+                raise damage.with_hint("select again") from None
     if not file.is_file():
         raise UserError(f"--clusters {given}: no such file. Give a .parquet or .csv table, or FILE.npz.")
     try:

@@ -80,7 +80,7 @@ def publish(run: Path, out: Path | None = None, license: str | None = None) -> P
     try:
         check_files(Path(), {str(file): hashes[file.name] for file in (subset, selection) if file.name in hashes})
     except Damaged as damage:
-        raise damage.remedied("select again") from None
+        raise damage.with_hint("select again") from None
     if lost := [file for file in (subset, selection) if not file.is_file()]:
         raise UserError(f"{lost[0]}: is not there any more; select again.")
     license = license or result["dataset"].get("license")

@@ -145,7 +145,7 @@ def tokenize(source: Source, tokenizer: Any, template: str, max_length: int, cac
             if damage is None:
                 return Tokens(folder)
             if (folder / MANIFEST).exists():
-                log.warning("%s; tokenising again", damage)
+                log.warning("%s Tokenizing again.", damage)
             _write(folder / DATA, source, _encoded(source, tokenizer, template, max_length))
             seal(folder / MANIFEST, [DATA], {**key, "rows": len(source)})
     except OSError as error:
@@ -201,7 +201,7 @@ def _damage(folder: Path, key: dict[str, Any]) -> Damaged | None:
     try:
         manifest = unseal(folder / MANIFEST, FORMAT)
         if {name: manifest.get(name) for name in key} != key:
-            raise Damaged(f"{folder / MANIFEST}: is the manifest of other tokens")
+            raise Damaged(folder / MANIFEST, problem="is the manifest of other tokens")
     except Damaged as damage:
         return damage
     return None

@@ -126,7 +126,7 @@ def _selection(run: Run, columns: list[str]) -> dict[str, Any] | None:
     try:
         check_files(run.folder, {SELECTION: sha256} if (sha256 := run.get("sha256", SELECTION)) else {})
     except Damaged as damage:
-        log.warning("%s; left out of the figures", damage)
+        log.warning("%s Left out of the figures.", damage)
         return None
     return _table(run.folder / SELECTION, columns)
 

@@ -104,10 +104,8 @@ def _manifest(file: Path) -> dict[str, Any]:
     try:
         return unseal(manifest, FORMAT)
     except Damaged as damage:
-        raise UserError(
-            f"scores={damage}; delete {file.parent} and score again, or rename {file.name} where it is a table of your "
-            "own."
-        ) from None
+        hint = f"delete {file.parent} and score again, or rename {file.name} if it is your own table"
+        raise UserError("scores", damage.name, damage.problem, hint) from None
 
 
 def cluster_codes(values: Any) -> NDArray[np.int32]:

@@ -170,12 +170,12 @@ def find_scores(
         try:
             manifest = unseal(file, FORMAT)
             if described and scores_key({name: manifest.get(name) for name in described}) != key:
-                raise Damaged(f"{file}: is the manifest of other scores")
+                raise Damaged(file, problem="is the manifest of other scores")
             epochs_there, columns_there = manifest.get("epochs"), manifest.get("columns", [])
             if not isinstance(epochs_there, int) or not isinstance(columns_there, list):
-                raise Damaged(f"{file}: does not say which epochs and columns there are")
+                raise Damaged(file, problem="does not name its epochs and columns")
         except Damaged as damage:
-            raise damage.remedied(f"delete {file.parent} to have these scores made again") from None
+            raise damage.with_hint(f"delete {file.parent} to compute these scores again") from None
         if epochs_there >= epochs and set(columns) <= set(columns_there):
             found.append((epochs_there, file.parent))
     return min(found)[1] if found else None

@@ -118,9 +118,9 @@ def _find(kept: Path, run_dir: Path | None) -> dict[str, Any] | None:
         for folder, hashes in folders.values():
             check_files(folder, hashes)
             if more := {file.name for file in folder.iterdir() if file.is_file()} - hashes.keys():
-                raise Damaged(f"{folder / min(more)}: was not there when training ended")
+                raise Damaged(folder / min(more), problem="did not exist when training ended")
     except Damaged as damage:
-        log.warning("Target: %s; trained again", damage)
+        log.warning("Target: %s Training again.", damage)
         return None
     return known
 

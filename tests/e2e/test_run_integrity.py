@@ -68,7 +68,7 @@ def cut(file):
 DAMAGE = {
     "flipped": (flip, "scores.parquet: has changed since it was written"),
     "cut": (cut, "scores.parquet: has changed since it was written"),
-    "gone": (Path.unlink, "scores.parquet: is not there any more"),
+    "gone": (Path.unlink, "scores.parquet: does not exist any more"),
 }
 
 
@@ -85,7 +85,7 @@ def test_damaged_scores_are_an_error_with_the_file_and_the_remedy(copied, damage
     scores = one(folder / "cache", "scores.parquet")
     harm, complaint = DAMAGE[damage]
     harm(scores)
-    with pytest.raises(UserError, match=rf"^\S*{complaint}.*; delete \S*{scores.parent.name} "):
+    with pytest.raises(UserError, match=rf"^\S*{complaint}.*\. Delete \S*{scores.parent.name} "):
         again(*([f"scores={scores.parent}"] if how == "by name" else []))
     assert not (folder / "again" / "subset.jsonl").exists()
 
@@ -93,10 +93,10 @@ def test_damaged_scores_are_an_error_with_the_file_and_the_remedy(copied, damage
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"format": 2}, r"manifest.json: has format 2, lpsel \S* reads format 1; delete"),
-        ({"sha256": {}}, "names no file with its SHA-256; delete"),
-        ({"precision": "bf16-true"}, "manifest.json: is the manifest of other scores; delete"),
-        ({"dataset_fingerprint": "0" * 64}, "manifest.json: is the manifest of other scores; delete"),
+        ({"format": 2}, r"manifest.json: has format 2, lpsel \S* reads format 1\. Delete"),
+        ({"sha256": {}}, r"names no file with its SHA-256\. Delete"),
+        ({"precision": "bf16-true"}, r"manifest.json: is the manifest of other scores\. Delete"),
+        ({"dataset_fingerprint": "0" * 64}, r"manifest.json: is the manifest of other scores\. Delete"),
     ],
 )
 def test_a_manifest_that_is_another_is_an_error(copied, change, complaint):
@@ -156,7 +156,7 @@ def test_a_damaged_subset_is_not_published_and_not_taken_for_done(copied, toy_mo
     run("select", asked, folder / "done")
     whole = subset(folder / "done")
     flip(folder / "done/subset.jsonl")
-    with pytest.raises(UserError, match=r"done/subset.jsonl: has changed since it was written .*; select again\."):
+    with pytest.raises(UserError, match=r"done/subset.jsonl: has changed since it was written .*\. Select again\."):
         publish(folder / "done", license="mit")
     run("select", asked, folder / "done", in_sweep=True)
     assert "done/subset.jsonl: has changed" in caplog.text
@@ -167,7 +167,7 @@ def test_a_result_of_another_format_is_refused_by_its_number(copied):
     folder, _ = copied
     assert read_json(folder / "run/result.json")["format"] == 1
     write_json(folder / "run/result.json", read_json(folder / "run/result.json") | {"format": 2})
-    complaint = r"run/result.json: has format 2, lpsel \S+ reads format 1; use the lpsel that wrote it\."
+    complaint = r"run/result.json: has format 2, lpsel \S+ reads format 1\. Use the lpsel that wrote it\."
     with pytest.raises(UserError, match=complaint):
         publish(folder / "run", license="mit")
     with pytest.raises(UserError, match=complaint):

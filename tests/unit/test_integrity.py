@@ -43,7 +43,7 @@ def test_a_file_that_is_shorter_or_gone_is_seen(sealed):
     with pytest.raises(Damaged, match="/data: has changed"):
         unseal(sealed, 3)
     data.unlink()
-    with pytest.raises(Damaged, match="/data: is not there any more"):
+    with pytest.raises(Damaged, match="/data: does not exist any more"):
         unseal(sealed, 3)
 
 

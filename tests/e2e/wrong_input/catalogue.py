@@ -487,7 +487,7 @@ FURTHER = [
         Case(f"publish {name}", f"{name}: not a finished run", "give one")
         for name in ("nowhere", "runs/empty", "runs/half", "runs/deep", "runs/list", "runs/foreign", "runs/no-scores")
     ],
-    Case("publish runs/lost-subset", "nowhere.jsonl: is not there any more", "select again"),
+    Case("publish runs/lost-subset", "nowhere.jsonl: does not exist any more", "Select again"),
     Case("publish runs/no-license", "dataset mine", "give --license ID"),
     Case("publish runs/no-fields --license mit", "'n_selected' is not as select writes it", "select again"),
     Case("publish runs/lost-subset --too x", "--too x", "see lpsel publish --help"),

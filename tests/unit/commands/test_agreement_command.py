@@ -205,7 +205,7 @@ def test_clusters_of_a_run_that_have_changed_are_refused(tmp_path):
     seal(run_folder / "result.json", ["selection.parquet"], {})
     assert (read_clusters(str(run_folder), np.arange(N)) == np.arange(N) % 3).all()
     pq.write_table(pa.table({"index": np.arange(N), "cluster": np.arange(N) % 2}), run_folder / "selection.parquet")
-    with pytest.raises(UserError, match=r"selection\.parquet: has changed since it was written .*; select again\."):
+    with pytest.raises(UserError, match=r"selection\.parquet: has changed since it was written .*\. Select again\."):
         read_clusters(str(run_folder), np.arange(N))
 
 

@@ -181,7 +181,7 @@ def test_a_flipped_bit_is_seen_told_and_mended(make_tokenizer, source, tmp_path,
     assert not tokens.reused
     assert fed(tokens, tokenizer) == ["a", "b", "</s>"]
     assert "tokens.arrow: has changed since it was written" in caplog.text
-    assert caplog.text.rstrip().endswith("; tokenising again")
+    assert caplog.text.rstrip().endswith(". Tokenizing again.")
     assert tokenize(source(("a", "b")), tokenizer, "plain", 16, tmp_path).reused
 
 
