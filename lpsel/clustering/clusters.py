@@ -19,7 +19,7 @@ import pyarrow as pa
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from lpsel.clustering.embeddings import check_embedder, embed, identity
+from lpsel.clustering.embeddings import check_embedder, embed, embedder_fingerprint
 from lpsel.console import Advance, track
 from lpsel.data.content_ids import contents_of, fingerprint
 from lpsel.data.dataset import DatasetSpec, Row, Source
@@ -143,7 +143,7 @@ class KMeans:
         described = {
             "format": FORMAT,
             "rows": fingerprint(ids_U.take(pa.array(np.sort(place_N)))),
-            "embedder": identity(self.embedder),
+            "embedder": embedder_fingerprint(self.embedder, cache_dir),
             "clusters": k,
             "seed": seed,
         }

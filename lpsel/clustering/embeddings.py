@@ -19,7 +19,8 @@ from lpsel.data.content_ids import contents_of
 from lpsel.data.dataset import Source
 from lpsel.errors import UserError, first_line
 from lpsel.integrity import sha256_once
-from lpsel.storage import write_atomically
+from lpsel.model.fingerprint import model_fingerprint
+from lpsel.storage import digest, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,6 @@ MAX_TOKENS = 256  # of a row; what the paper's embedder reads
 BATCH_ROWS = 64
 PART_ROWS = 16_384  # sorted by length together, and kept together
 NAME_DIGITS = 32  # of a SHA-256, in a kept file's name
-HASHED = (".safetensors", ".bin", ".json", ".txt", ".model")
 
 
 def check_embedder(embedder: str) -> None:
@@ -53,7 +53,7 @@ def embed(source: Source, embedder: str, cache_dir: Path) -> NDArray[np.float32]
     Raises:
         UserError: the embedder cannot be loaded.
     """
-    folder = cache_dir / "embeddings" / identity(embedder)[:16]
+    folder = cache_dir / "embeddings" / embedder_fingerprint(embedder, cache_dir)[:16]
     folder.mkdir(parents=True, exist_ok=True)
     ids_U, place_N = contents_of(source.ids)
     first_U = np.unique(place_N, return_index=True)[1]
@@ -67,19 +67,10 @@ def embed(source: Source, embedder: str, cache_dir: Path) -> NDArray[np.float32]
         return _cached(folder, ids_U)
 
 
-def identity(embedder: str) -> str:
-    """A SHA-256 that names what makes the embeddings: the files of a folder, or a Hub id and its commit."""
-    digest = hashlib.sha256(f"format {FORMAT}, {MAX_TOKENS} tokens\n".encode())
-    config, folder = _config_file(embedder), Path(embedder).expanduser()
-    if not folder.is_dir():
-        digest.update(f"{embedder}@{config.parent.name}".encode())
-        return digest.hexdigest()
-    for file in sorted(folder.rglob("*")):
-        name = file.relative_to(folder)
-        if file.suffix in HASHED and file.is_file() and not any(part.startswith(".") for part in name.parts):
-            with file.open("rb") as opened:
-                digest.update(f"{name.as_posix()}:{hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest()
+def embedder_fingerprint(embedder: str, cache_dir: Path) -> str:
+    """A SHA-256 of everything that embeddings depend on, the rows aside."""
+    model = model_fingerprint(embedder, cache_dir=cache_dir)
+    return digest({"format": FORMAT, "max_tokens": MAX_TOKENS, "model": model})
 
 
 def _config_file(embedder: str) -> Path:

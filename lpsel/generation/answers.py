@@ -12,7 +12,8 @@ from lpsel.generation.prompt import Prompt
 from lpsel.generation.sampling import Generation, Sampling
 from lpsel.generation.store import KeptAnswers
 from lpsel.model.device import free_memory
-from lpsel.model.load import identity, load_config, load_model, load_tokenizer, locate
+from lpsel.model.fingerprint import model_fingerprint
+from lpsel.model.load import load_config, load_model, load_tokenizer, locate
 from lpsel.model.spec import ModelSpec
 from lpsel.storage import digest
 
@@ -164,7 +165,7 @@ def _kept_of_local(
     return KeptAnswers(
         cache_dir,
         {
-            "model": identity(local.path, spec.revision, cache_dir),
+            "model": model_fingerprint(local.path, spec.revision, cache_dir),
             "dtype": str(dtype).removeprefix("torch."),
             **sampling.settings(),
         },

@@ -14,7 +14,8 @@ from lpsel.generation.prompt import Prompt
 from lpsel.judging.judge import LOSS, ORDERS, TIE, TOO_LONG, WIN, Judgement, Order, Pair, preference_of
 from lpsel.judging.prompt import check_orders, fill, load_prompt
 from lpsel.model.device import device_of, resolve_precision
-from lpsel.model.load import identity, load_config, load_model, load_tokenizer, locate
+from lpsel.model.fingerprint import model_fingerprint
+from lpsel.model.load import load_config, load_model, load_tokenizer, locate
 from lpsel.model.spec import ModelSpec
 
 # B questions of a batch, T tokens (padded on the right), H hidden size, V vocabulary
@@ -64,7 +65,7 @@ class HFJudge:
     def identity(self) -> dict[str, Any]:
         return {
             "judge": "hf",
-            "model": identity(self._path(), self.model.revision),
+            "model": model_fingerprint(self._path(), self.model.revision),
             "template": self.model.template,
             "prompt": self.text,
             "precision": resolve_precision(self.precision),

@@ -1,19 +1,15 @@
-"""From a ModelSpec to a tokenizer, a model, and an identity that names its exact weights."""
+"""From a ModelSpec to a tokenizer and a model."""
 
-import hashlib
 import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lpsel.errors import UserError, first_line
-from lpsel.integrity import sha256_once
+from lpsel.model.fingerprint import hub_config
 from lpsel.model.spec import ModelSpec
-from lpsel.storage import write_atomically
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
-WORTH_KEEPING = 1 << 20  # bytes of a file whose hash is kept
-HASHED = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py")
 
 
 def locate(spec: ModelSpec, cache_dir: Path) -> str:
@@ -38,7 +34,7 @@ def locate(spec: ModelSpec, cache_dir: Path) -> str:
         return str(path)
     if path.is_absolute() or spec.path.startswith((".", "~")) or spec.path.count("/") > 1:
         raise UserError(f"{spec.path}: no such folder; give a model folder or a Hugging Face id.")
-    _check_config(spec, Path(_config_file(spec)))
+    _check_config(spec, hub_config(spec.path, spec.revision))
     return spec.path
 
 
@@ -102,53 +98,6 @@ def _check_context(spec: ModelSpec, context: int) -> None:
         raise UserError(
             f"max_length={spec.max_length}: {spec.name} has a context of {context} tokens; give {context} or less."
         )
-
-
-def identity(spec_path: str, revision: str | None, cache_dir: Path | None = None) -> str:
-    """SHA-256 of a local folder's model and tokenizer files, or the commit of a Hub model.
-
-    A file is hashed again when its size, times or inode have changed. With `cache_dir`, hashes are kept there, so that
-    another process need not read the weights to know them.
-    """
-    folder = Path(spec_path)
-    if not folder.is_dir():
-        return f"{spec_path}@{_commit(spec_path, revision)}"
-    digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.suffix in HASHED and file.is_file():
-            digest.update(f"{file.name}:{_file_hash(file, cache_dir)}\n".encode())
-    return digest.hexdigest()
-
-
-def _file_hash(file: Path, cache_dir: Path | None) -> str:
-    about = file.stat()
-    state = f"{file.resolve()}:{about.st_size}:{about.st_mtime_ns}:{about.st_ctime_ns}:{about.st_ino}"
-    if cache_dir is None or about.st_size < WORTH_KEEPING:
-        return sha256_once(file)
-    kept = cache_dir / "hashes" / hashlib.sha256(state.encode()).hexdigest()[:32]
-    if not kept.is_file():
-        known = sha256_once(file).encode()
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(kept, lambda opened: opened.write(known))
-    return kept.read_text()
-
-
-def _config_file(spec: ModelSpec) -> str:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return hf_hub_download(str(spec.path), "config.json", revision=spec.revision)
-    except Exception as error:
-        reason = first_line(error)
-        raise UserError(
-            f"{spec.path}: no such folder, and the Hub does not give it ({reason}); give a model folder, a Hugging "
-            "Face id, or HF_TOKEN in the environment for a gated model."
-        ) from error
-
-
-def _commit(path: str, revision: str | None) -> str:
-    """The commit a Hub model resolves to: the name of its snapshot folder in the local Hub cache."""
-    return Path(_config_file(ModelSpec(name=path, path=path, revision=revision))).parent.name
 
 
 def load_tokenizer(spec: ModelSpec, path: str) -> Any:

@@ -19,7 +19,8 @@ from lpsel import __version__
 from lpsel.data.dataset import Source
 from lpsel.distributed import agree, is_main_process
 from lpsel.errors import UserError
-from lpsel.model.load import check_model, identity, load_config, load_tokenizer, locate
+from lpsel.model.fingerprint import model_fingerprint
+from lpsel.model.load import check_model, load_config, load_tokenizer, locate
 from lpsel.model.pass_tokens import pass_tokens
 from lpsel.model.spec import ModelSpec, ScorerSpec
 from lpsel.scoring.columns import RECORDABLE
@@ -128,7 +129,7 @@ def _described(
         "format": FORMAT,
         "dataset_fingerprint": source.fingerprint,
         "scorer": scorer.name,
-        "scorer_identity": identity(path, scorer.revision),
+        "scorer_identity": model_fingerprint(path, scorer.revision, setup.cache_dir),
         "template": scorer.template,
         "max_length": scorer.max_length,
         "recipe": asdict(scorer.recipe),

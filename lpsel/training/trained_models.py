@@ -17,7 +17,7 @@ from lpsel.data.content_ids import fingerprint
 from lpsel.distributed import agree, is_main_process
 from lpsel.integrity import Damaged, check_files, check_format
 from lpsel.model.adapter import ADAPTER
-from lpsel.model.load import identity
+from lpsel.model.fingerprint import model_fingerprint
 from lpsel.model.spec import ModelSpec
 from lpsel.storage import digest, folder_atomically, sha256_of, write_json
 from lpsel.tracking.tracker import Artifact
@@ -41,7 +41,7 @@ def training_key(
     return digest(
         {
             "format": FORMAT,
-            "model": identity(path, target.revision),
+            "model": model_fingerprint(path, target.revision, setup.cache_dir),
             "rows": fingerprint(ids.filter(pa.array(selected_N))),
             "index": np.flatnonzero(selected_N).tolist(),
             "template": target.template,

@@ -13,7 +13,7 @@ from lpsel.errors import UserError
 from lpsel.generation.answers import answers, check
 from lpsel.generation.sampling import Generation, Sampling
 from lpsel.generation.store import KeptAnswers
-from lpsel.model.load import identity
+from lpsel.model.fingerprint import model_fingerprint
 
 SHORT = Sampling(8)
 HOW = {"device": torch.device("cpu"), "dtype": torch.float32, "batch_tokens": 400}
@@ -48,7 +48,7 @@ def test_another_model_setting_or_template_is_answered_anew(tmp_path, toy_model,
     folder = tmp_path / "model"
     shutil.copytree(toy_model, folder)
     spec, sampling, how = replace(toy_spec, path=str(folder)), SHORT, dict(HOW)
-    before = identity(str(folder), None, tmp_path)
+    before = model_fingerprint(str(folder), None, tmp_path)
     answers(spec, questions(3), sampling, cache_dir=tmp_path, **how)
     if changed == "settings":
         sampling = Sampling(9)
@@ -60,7 +60,7 @@ def test_another_model_setting_or_template_is_answered_anew(tmp_path, toy_model,
         weights = load_file(folder / "model.safetensors")
         weights["lm_head.weight"][0, 0] += 1.0
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        assert identity(str(folder), None, tmp_path) != before
+        assert model_fingerprint(str(folder), None, tmp_path) != before
     _, about = answers(spec, questions(3), sampling, cache_dir=tmp_path, **how)
     assert (about["reused"], about["generated"]) == (0, 3)
 
@@ -72,19 +72,6 @@ def test_the_same_weights_in_another_folder_are_the_same_model(tmp_path, toy_mod
         replace(toy_spec, name="moved", path=str(tmp_path / "moved")), questions(3), SHORT, cache_dir=tmp_path, **HOW
     )
     assert about["reused"] == 3
-
-
-def test_the_hash_of_large_weights_is_kept_and_found_again(tmp_path, monkeypatch):
-    folder, cache = tmp_path / "model", tmp_path / "cache"
-    folder.mkdir()
-    (folder / "model.safetensors").write_bytes(bytes(3 << 20))
-    first = identity(str(folder), None, cache)
-    assert first == identity(str(folder), None)
-    (kept,) = (cache / "hashes").iterdir()
-    kept.write_text("0" * 64)  # another process reads what is kept, not the weights
-    assert identity(str(folder), None, cache) != first
-    (folder / "model.safetensors").write_bytes(bytes(3 << 20))
-    assert identity(str(folder), None, cache) == first, "written anew, so read anew"
 
 
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path, toy_spec, questions):

@@ -14,7 +14,7 @@ import pytest
 
 from lpsel.clustering import clusters, embeddings
 from lpsel.clustering.clusters import Auto, Column, KMeans, NoClusters, clusters_for, k_means, with_clusters
-from lpsel.clustering.embeddings import check_embedder, embed, identity
+from lpsel.clustering.embeddings import check_embedder, embed, embedder_fingerprint
 from lpsel.data.dataset import DatasetSpec, Source
 from lpsel.errors import UserError
 
@@ -162,12 +162,13 @@ def test_embeddings_are_those_of_their_rows_and_of_long_rows_first(source, encod
 
 def test_another_embedder_has_other_embeddings(encoder, tmp_path):
     folder = Path(encoder[0])
-    before = identity(str(folder))
+    (folder / "modules.json").write_text("[]")
+    before = embedder_fingerprint(str(folder), tmp_path)
     (folder / "README.md").write_text("says nothing")
-    assert identity(str(folder)) == before
+    assert embedder_fingerprint(str(folder), tmp_path) == before
     (folder / "pooling").mkdir()
     (folder / "pooling" / "config.json").write_text("{}")
-    assert identity(str(folder)) != before
+    assert embedder_fingerprint(str(folder), tmp_path) != before
 
 
 @pytest.mark.parametrize(("rows", "count"), [(52_002, 1000), (15_011, 300), (10_000_000, 200_000), (1, 1), (40, 1)])

@@ -1,0 +1,73 @@
+"""The fingerprint of a model: equal for equal files, wherever they are. Every cache that depends on a model uses it."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from lpsel.errors import UserError, first_line
+from lpsel.integrity import sha256_once
+from lpsel.storage import digest, write_atomically
+
+SUFFIXES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py")
+LARGE = 1 << 20  # bytes from which on the hash of a file is cached
+
+
+def model_fingerprint(path: str, revision: str | None = None, cache_dir: Path | None = None) -> str:
+    """The SHA-256 of a local folder's model and tokenizer files, or the id and commit of a Hub model.
+
+    Of a sentence-transformers folder, the files of its modules' folders count too. A file is read again only if its
+    size, times or inode have changed. With `cache_dir`, hashes of large files are shared between processes.
+
+    Args:
+        path: folder or Hub id.
+        revision: branch, tag or commit of a Hub model.
+
+    Raises:
+        UserError: there is neither such a folder nor such a Hub model.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return f"{path}@{hub_config(path, revision).parent.name}"  # snapshot folders are named by the commit
+    fingerprint = hashlib.sha256()
+    for name in _files(folder):
+        fingerprint.update(f"{name}:{_sha256(folder / name, cache_dir)}\n".encode())
+    return fingerprint.hexdigest()
+
+
+def hub_config(path: str, revision: str | None = None) -> Path:
+    """The config.json of a Hub model, downloaded if it is not in the local Hub cache.
+
+    Raises:
+        UserError: the Hub has no such model, or is not reachable.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(path, "config.json", revision=revision))
+    except Exception as error:  # many kinds, of several libraries
+        raise UserError(
+            path,
+            problem=f"no such folder, and not available from the Hub ({first_line(error)})",
+            hint="give a model folder or a Hugging Face id, and set HF_TOKEN in the environment for a gated model",
+        ) from error
+
+
+def _files(folder: Path) -> Iterator[str]:
+    nested = (folder / "modules.json").is_file()
+    for file in sorted(folder.rglob("*") if nested else folder.iterdir()):
+        name = file.relative_to(folder)
+        if file.suffix in SUFFIXES and file.is_file() and not any(part.startswith(".") for part in name.parts[:-1]):
+            yield name.as_posix()
+
+
+def _sha256(file: Path, cache_dir: Path | None) -> str:
+    stat = file.stat()
+    if cache_dir is None or stat.st_size < LARGE:
+        return sha256_once(file)
+    state = [str(file.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+    cached = cache_dir / "hashes" / digest(state)[:32]
+    if not cached.is_file():
+        sha256 = sha256_once(file).encode()
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(cached, lambda opened: opened.write(sha256))
+    return cached.read_text()
