@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -82,6 +83,7 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
         with reader_may_leave(), endings():
             check_arguments(given)
             sys.argv[1:] = overrides(command, given)
+            Watch.before_run = None if debug else partial(_check_folder, command)
             start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)
             with file_errors():
                 start(_job(command, mistakes))()
@@ -153,6 +155,25 @@ def _job(command: str, mistakes: tuple[type[Exception], ...]) -> Callable[[Any],
         return result
 
     return job
+
+
+def _check_folder(command: str, config: Any) -> None:
+    """Exit if the run folder is rejected, before Hydra writes its configuration and log there."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from lpsel.commands.job import check_folder
+
+    if not is_main_process() or config.get("dry_run"):
+        return
+    try:
+        folder = Path(str(config.hydra.run.dir)).expanduser().resolve()
+        if folder.is_dir():
+            check_folder(command, OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]), folder)
+    except UserError as error:
+        _fail(f"lpsel {command}", error)
+    except (OmegaConfBaseException, OSError):
+        return  # the job meets the same error, and reports it
 
 
 def _end_of_sweep(command: str, sweep: Any) -> int:

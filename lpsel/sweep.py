@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -57,9 +57,19 @@ class Outcome:
 
 
 class Watch(Callback):
-    """Tells `lpsel.cli` which sweep Hydra has run, since Hydra returns nothing."""
+    """Tells `lpsel.cli` which sweep Hydra has run, since Hydra returns nothing, and when it is about to run one job.
+
+    Attributes:
+        before_run: called with the configuration before Hydra writes anything. Hydra ignores its exceptions, but not
+            SystemExit.
+    """
 
     sweep: DictConfig | None = None
+    before_run: Callable[[DictConfig], None] | None = None
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        if Watch.before_run is not None:
+            Watch.before_run(config)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         Watch.sweep = config

@@ -35,6 +35,16 @@ def _missing(node: Any, key: str = "") -> Iterator[str]:
         yield key
 
 
+def check_folder(command: str, config: DictConfig, run_dir: Path) -> None:
+    """Reject a run folder that belongs to another configuration or in which the run would replace files of the user.
+
+    Raises:
+        UserError: names what differs, or the file.
+    """
+    Asked.of(command, config).check(run_dir)
+    check_run_folder(command, config, run_dir)
+
+
 @dataclass(frozen=True)
 class Job:
     """One command's run: its configuration, its folder, the shared cache and the tracker.
@@ -104,8 +114,7 @@ class Job:
         result = None
         self._check_given()
         if is_main_process():
-            self.asked().check(self.run_dir)
-            check_run_folder(self.command, self.config, self.run_dir)
+            check_folder(self.command, self.config, self.run_dir)
             (self.run_dir / RESULT).unlink(missing_ok=True)  # of an earlier run in the same folder
         try:
             result = finite({"format": FORMAT, **import_module(f"lpsel.commands.{self.command}").run(self)})

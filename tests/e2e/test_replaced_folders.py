@@ -30,11 +30,11 @@ def lpsel(tmp_path, monkeypatch, capsys):
 
 
 def contents(folder):
-    """Path -> bytes of every file, without the logs and the .hydra folder that Hydra writes before a job starts."""
+    """Path -> bytes of every file, without the cache and the new run folder `evaluated`."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix != ".log" and not {".hydra", "cache"} & set(path.relative_to(folder).parts)
+        if path.is_file() and path.relative_to(folder).parts[0] not in ("cache", "evaluated")
     }
 
 
@@ -287,3 +287,19 @@ class TestCodeOfAModel:
         end = lpsel(*given, "trust_remote_code=true")
         assert end.status is None, end.err
         assert ran.exists(), "the trap works"
+
+    def test_an_embedder_cannot_bring_code(self, rejected, toy_model, instructions, tmp_path):
+        folder, ran = tmp_path / "embedder", tmp_path / "ran"
+        shutil.copytree(toy_model, folder)
+        (folder / "modules.json").write_text('[{"idx": 0, "name": "0", "path": "", "type": "own.Own"}]')
+        (folder / "own.py").write_text(
+            f"from pathlib import Path\nimport torch\nPath({str(ran)!r}).touch()\nclass Own(torch.nn.Module): pass\n"
+        )
+        instructions(rows=8)
+        (tmp_path / "scores.csv").write_text("ppl_0,ppl_1\n" + "".join(f"10,{n + 1}\n" for n in range(8)))
+        error = rejected(
+            "select", "dataset.path=rows.jsonl", "scores=scores.csv", "cluster=kmeans", f"cluster.embedder={folder}",
+            "tracker=none", f"hydra.run.dir={tmp_path}/evaluated",
+        )  # fmt: skip
+        assert f"cluster.embedder={folder}" in error
+        assert not ran.exists()
