@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
@@ -52,7 +52,7 @@ class Entry:
     folder: Path
 
     @classmethod
-    def of(cls, cache_dir: Path, kind: str, key: Mapping[str, Any], label: str = "") -> "Entry":
+    def of(cls, cache_dir: Path, kind: str, key: Mapping[str, Any], label: str = "") -> Self:
         """The entry for `key`; `label` makes the folder's name readable and does not identify the entry."""
         key = json.loads(json.dumps(finite(dict(key))))  # as it is read back from the manifest
         name = digest({"format": FORMATS[kind], **key})[:KEY_DIGITS]

@@ -18,8 +18,7 @@ from lpsel.evaluation.judge_agreement import judges_agreement
 from lpsel.evaluation.tables import pairwise_table
 from lpsel.evaluation.winrate import TIE
 from lpsel.generation.answers import answers, check
-from lpsel.generation.prompt import Prompt
-from lpsel.generation.prompts import load_prompts
+from lpsel.generation.prompts import Prompt, load_prompts
 from lpsel.generation.sampling import Generation, Sampling
 from lpsel.judging.ask import judge_pairs
 from lpsel.judging.human import HumanJudge

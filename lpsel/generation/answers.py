@@ -1,16 +1,18 @@
-"""Answers of a model to prompts: the kept ones, and new ones where there are none yet."""
+"""Answers of models to prompts: read from the cache, and generated where they are missing."""
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lpsel.cache import Journal
+from lpsel.console import track
 from lpsel.data.dataset import Example, Turn
-from lpsel.generation.openai_client import Endpoint, conversation
-from lpsel.generation.prompt import Prompt
+from lpsel.data.templates import chat_messages, render_prompt
+from lpsel.generation.openai_client import MALFORMED, Endpoint, RequestFailed, run_concurrently
+from lpsel.generation.prompts import Prompt
 from lpsel.generation.sampling import Generation, Sampling
-from lpsel.generation.store import KeptAnswers
 from lpsel.model.device import free_memory
 from lpsel.model.fingerprint import model_fingerprint
 from lpsel.model.load import load_config, load_model, load_tokenizer, locate
@@ -20,43 +22,48 @@ from lpsel.storage import digest
 if TYPE_CHECKING:
     import torch
 
-    from lpsel.data.templates import Rendered
+Save = Callable[[dict[int, Generation]], None]
 
 
 @dataclass(frozen=True)
-class _Local:
-    """A model on this machine as far as its tokenizer tells."""
+class _Inputs:
+    """What a model is given.
 
-    path: str
-    tokenizer: Any
-    prompts: "list[Rendered]"
+    Attributes:
+        source: where the model is, a path or MODEL@ADDRESS.
+        inputs: a rendered prompt or the messages of a chat, for every prompt.
+        keys: digests of these.
+        journal: the cached answers, by key.
+        tokenizer: of a model on this machine.
+    """
+
+    source: str
+    inputs: list[Any]
+    keys: list[str]
+    journal: Journal
+    tokenizer: Any = None
+
+    def cached(self) -> dict[str, Generation]:
+        return {line.pop("key"): Generation(**line) for line in self.journal.read()}
 
 
 def check(
-    model: ModelSpec | Endpoint,
-    prompts: Sequence[Prompt],
-    sampling: Sampling,
-    *,
-    cache_dir: Path,
-    dtype: "torch.dtype",
+    model: ModelSpec | Endpoint, prompts: Sequence[Prompt], sampling: Sampling, *, cache_dir: Path, dtype: "torch.dtype"
 ) -> int:
-    """Look for what can be wrong before any model is loaded or asked, and count the prompts without a kept answer.
+    """Check everything that can be checked before a model is loaded, and count the prompts without a cached answer.
 
-    An endpoint all of whose answers are kept is left alone.
+    An endpoint is only contacted if answers are missing.
 
     Raises:
-        UserError: a model that is not there, a context without room for a prompt, a template that does not fit, a
-            server that cannot be reached or does not take the key.
+        UserError: there is no such model, its context has no room for a prompt, the template does not fit, the endpoint
+            cannot be reached or rejects the key.
     """
-    if isinstance(model, Endpoint):
-        known = _kept_of_endpoint(model, sampling, cache_dir).read()
-        missing = sum(digest(conversation(prompt)) not in known for prompt in prompts)
-        if missing:
-            model.check()
-        return missing
-    local = _prepare(model, prompts, sampling, cache_dir)
-    known = _kept_of_local(model, local, sampling, cache_dir, dtype).read()
-    return sum(key not in known for key in _keys(local))
+    inputs = _inputs(model, prompts, sampling, cache_dir, dtype)
+    cached = inputs.cached()
+    missing = sum(key not in cached for key in inputs.keys)
+    if missing and isinstance(model, Endpoint):
+        model.check()
+    return missing
 
 
 def answers(
@@ -69,111 +76,123 @@ def answers(
     dtype: "torch.dtype",
     batch_tokens: int,
 ) -> tuple[list[Generation], dict[str, Any]]:
-    """What a model answers to every prompt. Nothing is generated that was generated before.
+    """The answer of a model to every prompt, from the cache where possible.
 
-    Answers are kept under cache_dir/generations by the model's weights and tokenizer (or an endpoint's address and
-    model), the settings and precision, and the prompt as the model gets it. Of several processes that ask the
-    same model with the same settings, one generates and the others wait for it.
+    The cache key of an answer holds the model's weights and tokenizer (or the endpoint's address and model), the
+    sampling settings, the precision and the text that the model gets. Processes wait for each other's answers.
 
     Args:
-        model: a model on this machine, whose template makes a prompt a text; or an endpoint, which gets the turns.
+        model: a model on this machine, whose template renders the prompts; or an endpoint, which gets their turns.
         prompts: in any order.
-        sampling: how tokens are chosen, and how many at most.
-        cache_dir: for answers and hashes.
-        device, dtype: of a model on this machine. Other devices round differently; answers are shared all the same.
+        sampling: how tokens are chosen, and at most how many.
+        cache_dir: for answers and hashes of weights.
+        device, dtype: of a model on this machine. The device is not part of the cache key.
         batch_tokens: largest batch, in tokens with padding.
 
     Returns:
-        A generation for every prompt, in their order; and figures: `name`, `model`, `prompts`, how many were `reused`
-        and `generated`, `prompts_cut`, `answers_cut`, `answers_empty`, `generated_tokens` of all answers (None where
-        an endpoint does not say), `seconds` spent generating.
+        A generation for every prompt, in order; and `name`, `model`, `prompts`, how many were `reused` and `generated`,
+        `prompts_cut`, `answers_cut`, `answers_empty`, `generated_tokens` of all answers (None where an endpoint does
+        not report them), `seconds` spent.
 
     Raises:
-        UserError: what `check` raises, a model that cannot be loaded, a server that refuses. What is done is kept.
+        UserError: as `check`; or the model cannot be loaded, or the endpoint fails. Finished answers are cached.
     """
-    if isinstance(model, Endpoint):
-        kept = _kept_of_endpoint(model, sampling, cache_dir)
-        asked = [conversation(prompt) for prompt in prompts]
-        where = f"{model.model}@{model.base_url}"
-
-        def write(rows: list[int], keep: Callable[[dict[int, Generation]], None]) -> None:
-            model.complete([asked[i] for i in rows], sampling, lambda place, answer: keep({place: answer}))
-
-        keys = [digest(messages) for messages in asked]
-    else:
-        local = _prepare(model, prompts, sampling, cache_dir)
-        kept = _kept_of_local(model, local, sampling, cache_dir, dtype)
-        where = local.path
-
-        def write(rows: list[int], keep: Callable[[dict[int, Generation]], None]) -> None:
-            from lpsel.generation.generate import generate
-
-            texts, title = [local.prompts[i] for i in rows], f"Answers, {model.name}"
-            loaded = load_model(model, local.path, dtype).to(device)
-            generate(loaded, local.tokenizer, texts, sampling, batch_tokens=batch_tokens, title=title, keep=keep)
-            del loaded
-            free_memory()
-
-        keys = _keys(local)
-
+    inputs = _inputs(model, prompts, sampling, cache_dir, dtype)
     started = time.perf_counter()
-    with kept.mine():
-        known = kept.read()
-        reused = sum(key in known for key in keys)
-        rows = list({key: i for i, key in enumerate(keys) if key not in known}.values())  # equal prompts once
+    with inputs.journal.locked():
+        known = inputs.cached()
+        reused = sum(key in known for key in inputs.keys)
+        missing = list({key: i for i, key in enumerate(inputs.keys) if key not in known}.values())  # equal prompts once
 
-        def keep(done: dict[int, Generation]) -> None:
-            new = {keys[rows[place]]: answer for place, answer in done.items()}
-            kept.append(new)
+        def save(done: dict[int, Generation]) -> None:
+            new = {inputs.keys[missing[i]]: answer for i, answer in done.items()}
+            inputs.journal.append({"key": key, **asdict(answer)} for key, answer in new.items())
             known.update(new)
 
-        if rows:
-            write(rows, keep)
-    return [known[key] for key in keys], {
+        asked = [inputs.inputs[i] for i in missing]
+        if not asked:
+            pass
+        elif isinstance(model, Endpoint):
+            _ask(model, asked, sampling, save)
+        else:
+            _generate(model, inputs, asked, sampling, save, device, dtype, batch_tokens)
+    generations = [known[key] for key in inputs.keys]
+    return generations, {
         "name": model.name,
-        "model": where,
-        "prompts": len(keys),
+        "model": inputs.source,
+        "prompts": len(prompts),
         "reused": reused,
-        "generated": len(rows),
-        **_figures([known[key] for key in keys]),
+        "generated": len(missing),
+        **_figures(generations),
         "seconds": round(time.perf_counter() - started, 3),
     }
 
 
-def _prepare(spec: ModelSpec, prompts: Sequence[Prompt], sampling: Sampling, cache_dir: Path) -> _Local:
-    from lpsel.data.templates import render_prompt
+def _inputs(
+    model: ModelSpec | Endpoint, prompts: Sequence[Prompt], sampling: Sampling, cache_dir: Path, dtype: "torch.dtype"
+) -> _Inputs:
+    if isinstance(model, Endpoint):
+        conversations = [chat_messages(prompt.example) for prompt in prompts]
+        key = {"endpoint": model.base_url, "model": model.model, **sampling.settings()}
+        journal = Journal.of(cache_dir, "answers", key)
+        return _Inputs(f"{model.model}@{model.base_url}", conversations, [digest(c) for c in conversations], journal)
+
     from lpsel.generation.generate import prompt_room
 
-    path = locate(spec, cache_dir)
-    prompt_room(load_config(spec, path), sampling.max_new_tokens)
-    tokenizer = load_tokenizer(spec, path)
-    return _Local(path, tokenizer, [render_prompt(_open(p.example), spec.template, tokenizer) for p in prompts])
+    path = locate(model, cache_dir)
+    prompt_room(load_config(model, path), sampling.max_new_tokens)
+    tokenizer = load_tokenizer(model, path)
+    # `render_prompt` takes the turns before the last answer, so the answer to come is added.
+    unanswered = [Example((*p.example.turns, Turn("assistant", "")), p.example.input) for p in prompts]
+    rendered = [render_prompt(example, model.template, tokenizer) for example in unanswered]
+    keys = [digest([text.text, text.add_special_tokens]) for text in rendered]
+    key = {
+        "model": model_fingerprint(path, model.revision, cache_dir),
+        "dtype": str(dtype).removeprefix("torch."),
+        **sampling.settings(),
+    }
+    return _Inputs(path, rendered, keys, Journal.of(cache_dir, "answers", key), tokenizer)
 
 
-def _keys(local: _Local) -> list[str]:
-    return [digest([prompt.text, prompt.add_special_tokens]) for prompt in local.prompts]
+def _generate(
+    spec: ModelSpec,
+    inputs: _Inputs,
+    prompts: list[Any],
+    sampling: Sampling,
+    save: Save,
+    device: "torch.device",
+    dtype: "torch.dtype",
+    batch_tokens: int,
+) -> None:
+    from lpsel.generation.generate import generate
+
+    model = load_model(spec, inputs.source, dtype).to(device)
+    title = f"Answers, {spec.name}"
+    generate(model, inputs.tokenizer, prompts, sampling, batch_tokens=batch_tokens, title=title, save=save)
+    del model
+    free_memory()
 
 
-def _open(example: Example) -> Example:
-    """With the answer to come as its last turn: `render_prompt` takes what stands before the last answer."""
-    return Example((*example.turns, Turn("assistant", "")), example.input)
+def _ask(endpoint: Endpoint, conversations: list[Any], sampling: Sampling, save: Save) -> None:
+    parameters: dict[str, Any] = {"temperature": sampling.temperature, "max_tokens": sampling.max_new_tokens}
+    if not sampling.greedy:
+        parameters |= {"top_p": sampling.top_p, "seed": sampling.seed}
+    with endpoint.connect() as client, track(f"Answers, {endpoint.name}", len(conversations)) as advance:
 
+        def ask(index: int) -> Generation:
+            try:
+                reply = endpoint.complete(client, conversations[index], **parameters)
+            except RequestFailed as failure:
+                raise endpoint.unavailable(failure) from None
+            if reply.text is None:
+                raise endpoint.unavailable(MALFORMED)
+            return Generation(reply.text, reply.completion_tokens, reply.finish_reason == "stop", reply.prompt_tokens)
 
-def _kept_of_local(
-    spec: ModelSpec, local: _Local, sampling: Sampling, cache_dir: Path, dtype: "torch.dtype"
-) -> KeptAnswers:
-    return KeptAnswers(
-        cache_dir,
-        {
-            "model": model_fingerprint(local.path, spec.revision, cache_dir),
-            "dtype": str(dtype).removeprefix("torch."),
-            **sampling.settings(),
-        },
-    )
+        def save_one(index: int, answer: Generation) -> None:
+            save({index: answer})
+            advance(tokens=answer.tokens or 0)
 
-
-def _kept_of_endpoint(endpoint: Endpoint, sampling: Sampling, cache_dir: Path) -> KeptAnswers:
-    return KeptAnswers(cache_dir, {**endpoint.identity(), **sampling.settings()})
+        run_concurrently(ask, range(len(conversations)), save_one, endpoint.concurrency)
 
 
 def _figures(generations: list[Generation]) -> dict[str, Any]:

@@ -1,159 +1,269 @@
-"""A model behind an OpenAI-compatible endpoint: a service, or a server of one's own (vLLM, transformers serve)."""
+"""The client for OpenAI-compatible servers: hosted services, vLLM, `transformers serve`, llama.cpp.
 
+`Endpoint` sends one request, `run_concurrently` sends many, `Spending` counts their dollars.
+"""
+
+import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from threading import Event, Lock
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from lpsel.console import track
-from lpsel.errors import UserError, first_line
-from lpsel.generation.prompt import Prompt
-from lpsel.generation.sampling import Generation, Sampling
-from lpsel.redact import redact
+from lpsel.errors import UserError, check_int, is_int
+from lpsel.redact import redact, remember
 
-NAMED = re.compile(r"(?P<model>.+)@(?P<base_url>https?://.+)")
-RETRIES = 5  # of the client, with growing pauses: connections, time-outs, 408, 409, 429 and 5xx
-SECONDS_TO_CONNECT = 20.0
-KEY = "OPENAI_API_KEY"
+OPENAI = "https://api.openai.com/v1"
+KEY_ENV = "OPENAI_API_KEY"
+CONNECT_TIMEOUT = 20.0  # seconds
+MALFORMED = "not a chat completion"
+ENDPOINT = re.compile(r"(?P<model>.+)@(?P<base_url>https?://.+)")
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class RequestFailed(Exception):
+    """A request failed after all retries; a later one may succeed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The reply of a chat model.
+
+    Attributes:
+        text: None if the server sent something other than a chat completion.
+        finish_reason: "stop", "length" and so on.
+        prompt_tokens, completion_tokens: None if the server does not report both.
+    """
+
+    text: str | None
+    finish_reason: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+@dataclass
+class Spending:
+    """A counter of dollars.
+
+    Attributes:
+        prompt_price, completion_price: dollars per million tokens; None if unknown.
+        limit: dollars that may be spent, without the requests in flight at that point; None for no limit.
+        dollars: spent so far.
+    """
+
+    prompt_price: float | None = None
+    completion_price: float | None = None
+    limit: float | None = None
+    dollars: float = 0.0
+
+    def cost(self, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
+        """Dollars for these tokens; None if a price or a count is unknown."""
+        if self.prompt_price is None or self.completion_price is None:
+            return None
+        if prompt_tokens is None or completion_tokens is None:
+            return None
+        return prompt_tokens * self.prompt_price / 1e6 + completion_tokens * self.completion_price / 1e6
+
+    @property
+    def exhausted(self) -> bool:
+        return self.limit is not None and self.dollars >= self.limit
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A model that a server answers for.
+    """A chat model on an OpenAI-compatible server.
 
     Attributes:
-        model: as the server calls it.
-        base_url: of the server, up to and with its version: https://api.openai.com/v1.
-        concurrency: requests under way at once.
+        model: the server's name for the model.
+        base_url: address with the version, such as https://api.openai.com/v1.
+        concurrency: requests in flight at a time.
+        option, prefix: errors name the address as `option=prefix+base_url`.
+        key_env: environment variable with the API key; self-hosted servers usually need none.
+        timeout: seconds per request.
+        max_retries: of a request, with growing pauses, on 408, 409, 429, 5xx, timeouts and dropped connections.
     """
 
     model: str
     base_url: str
     concurrency: int = 8
-
-    def __post_init__(self) -> None:
-        address = urlsplit(self.base_url)
-        if address.username or address.password or address.query:
-            shown = f"{address.scheme}://{address.hostname}{address.path}"
-            raise UserError(
-                f"model={self.model}@{shown}: the address has a password or key in it, which would be written down; "
-                f"put the key into {KEY}."
-            )
-        if not isinstance(self.concurrency, int) or self.concurrency < 1:
-            raise UserError(f"concurrency={self.concurrency}: must be at least 1 request at a time.")
+    option: str = "base_url"
+    prefix: str = ""
+    key_env: str = KEY_ENV
+    timeout: float = 600.0
+    max_retries: int = 5
 
     @classmethod
-    def of(cls, name: str, concurrency: int = 8) -> "Endpoint | None":
-        """The endpoint that MODEL@http(s)://... names, None for any other name."""
-        named = NAMED.fullmatch(name)
-        return cls(named["model"], named["base_url"].rstrip("/"), concurrency) if named else None
+    def of(cls, name: str) -> "Endpoint | None":
+        """The endpoint that `model=MODEL@http(s)://...` names; None for any other name."""
+        match = ENDPOINT.fullmatch(name)
+        if match is None:
+            return None
+        return cls(match["model"], match["base_url"].rstrip("/"), option="model", prefix=f"{match['model']}@")
+
+    def __post_init__(self) -> None:
+        check_int("concurrency", self.concurrency, 1)
+        address = urlsplit(self.base_url)
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise self.error("is not a web address", "set an address such as http://127.0.0.1:8000/v1")
+        if address.username or address.password or address.query:
+            shown = f"{self.prefix}{address.scheme}://{address.hostname}{address.path}"
+            problem = "contains a password or key, which would be saved with the results"
+            raise UserError(self.option, shown, problem, f"set the environment variable {self.key_env} instead")
 
     @property
     def name(self) -> str:
-        """The model's own, as shown in results."""
+        """Of the model, as shown in results."""
         return self.model.rstrip("/").rsplit("/", 1)[-1]
 
-    def identity(self) -> dict[str, str]:
-        """What its answers are kept under. The server may change its model without a word: forget them then."""
-        return {"endpoint": self.base_url, "model": self.model}
+    def error(self, problem: str, hint: str) -> UserError:
+        """A UserError that names the address."""
+        return UserError(self.option, f"{self.prefix}{self.base_url}", problem, hint)
 
-    def check(self) -> None:
-        """Ask the server whether it is there and takes the key. Costs nothing.
+    def unavailable(self, reason: object) -> UserError:
+        """The UserError for a server whose replies cannot be used."""
+        hint = (
+            f"check that the server is running, serves {self.model} and accepts these settings, then repeat the "
+            "command; finished requests are cached"
+        )
+        return self.error(f"no usable reply ({reason})", hint)
 
-        Raises:
-            UserError: it is not, or does not.
-        """
-        import openai
-
-        with self._client() as client, self._mistakes():
-            try:
-                client.with_options(timeout=SECONDS_TO_CONNECT, max_retries=1).models.list()
-            except (openai.AuthenticationError, openai.PermissionDeniedError):
-                raise
-            except (openai.APIStatusError, openai.APIResponseValidationError):
-                return  # it is there; not all servers can list their models
-
-    def complete(
-        self, conversations: Sequence[list[dict[str, str]]], sampling: Sampling, keep: Callable[[int, Generation], None]
-    ) -> None:
-        """Have every conversation continued, and hand each answer to `keep`, by the conversation's place.
+    def connect(self) -> Any:
+        """The openai client, a context manager.
 
         Raises:
-            UserError: the server refuses, or cannot be reached any more; what is done by then has been kept.
+            UserError: OpenAI's own server needs a key and there is none.
         """
-        with (
-            self._client() as client,
-            track(f"Answers, {self.name}", total=len(conversations), unit="rows") as advance,
-            ThreadPoolExecutor(self.concurrency) as pool,
-            self._mistakes(),
-        ):
-            under_way = {pool.submit(_ask, client, self.model, c, sampling): i for i, c in enumerate(conversations)}
-            try:
-                for done in as_completed(under_way):
-                    answer = done.result()
-                    keep(under_way[done], answer)
-                    advance(tokens=answer.tokens or 0)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-    def _client(self) -> Any:
         from openai import OpenAI
 
-        # The client insists on a key, servers of one's own do without.
-        return OpenAI(base_url=self.base_url, api_key=os.environ.get(KEY) or "none", max_retries=RETRIES)
+        for name in ("httpx", "httpx2", "openai"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        key = os.environ.get(self.key_env, "")
+        if not key and self.base_url == OPENAI:
+            raise self.error(f"needs an API key, and {self.key_env} is not set", f"export {self.key_env}=KEY")
+        remember(key)
+        # The client insists on a key, self-hosted servers do not.
+        return OpenAI(base_url=self.base_url, api_key=key or "none", timeout=self.timeout, max_retries=self.max_retries)
 
-    @contextmanager
-    def _mistakes(self) -> Iterator[None]:
+    def check(self) -> None:
+        """Check that the server can be reached and accepts the key; costs no tokens.
+
+        Raises:
+            UserError: it cannot be reached or rejects the key.
+        """
         import openai
 
-        place = f"model={self.model}@{self.base_url}"
+        hasty = replace(self, timeout=CONNECT_TIMEOUT, max_retries=1)
+        with hasty.connect() as client:
+            try:
+                client.models.list()
+            except (openai.AuthenticationError, openai.PermissionDeniedError, openai.APIConnectionError) as error:
+                failure = hasty._translated(error)
+                raise failure if isinstance(failure, UserError) else self.unavailable(failure) from None
+            except (openai.OpenAIError, ValueError):
+                return  # it is there, and not every server can list its models
+
+    def complete(self, client: Any, messages: Sequence[dict[str, str]], **parameters: Any) -> Reply:
+        """Send one chat completion request.
+
+        Args:
+            client: from `connect`.
+            messages: with role and content.
+            parameters: of the request, such as temperature. `max_tokens` is sent as `max_completion_tokens` to models
+                that reject the old name.
+
+        Raises:
+            UserError: the key, the model or the address is wrong.
+            RequestFailed: any other failure.
+        """
+        import openai
+
+        request: dict[str, Any] = {"model": self.model, "messages": messages, **parameters}
         try:
-            yield
-        except (openai.AuthenticationError, openai.PermissionDeniedError):
-            # What servers say here repeats parts of the key.
-            raise UserError(f"{place}: the server does not take the key; put the right one into {KEY}.") from None
-        except openai.APIConnectionError as error:
-            raise UserError(
-                f"{place}: cannot be reached ({first_line(error.__cause__ or error)}); check the address, and that the "
-                "server runs."
-            ) from error
+            try:
+                return _reply(client.chat.completions.create(**request))
+            except openai.BadRequestError as error:
+                if error.param != "max_tokens" or "max_tokens" not in request:
+                    raise
+                request["max_completion_tokens"] = request.pop("max_tokens")
+                return _reply(client.chat.completions.create(**request))
         except openai.OpenAIError as error:
-            raise UserError(
-                f"{place}: the server refuses ({redact(first_line(error))[:200]}); check the model's name and settings."
-            ) from error
+            raise self._translated(error) from None
+        except ValueError:  # the header announces JSON, but the content is something else
+            return Reply(None)
+
+    def _translated(self, error: Any) -> UserError | RequestFailed:
+        """A UserError for what no further request can fix, RequestFailed for everything else."""
+        import openai
+
+        if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+            hint = f"set the environment variable {self.key_env} to a valid key"
+            # The server's message is left out: it may repeat parts of the key.
+            return self.error(f"the server rejects the API key ({error.status_code})", hint)
+        if isinstance(error, openai.NotFoundError):
+            problem = f"no model {self.model}, or nothing at this address ({_reason(error)})"
+            return self.error(problem, "check the model's name and the address, which usually ends in /v1")
+        if isinstance(error, openai.APITimeoutError):
+            return RequestFailed(f"no reply within {self.timeout:g} s")
+        if type(error.__cause__).__name__ == "ConnectError":  # of httpx: there was no connection
+            hint = "check the address and that the server is running"
+            return self.error(f"cannot be reached ({_reason(error)})", hint)
+        return RequestFailed(_reason(error))
 
 
-def conversation(prompt: Prompt) -> list[dict[str, str]]:
-    """What an endpoint is sent: the turns as they are, Alpaca's input below the first user turn."""
-    from lpsel.data.templates import chat_messages
-
-    return chat_messages(prompt.example)
-
-
-def _ask(client: Any, model: str, messages: list[dict[str, str]], sampling: Sampling) -> Generation:
-    import openai
-
-    asked: dict[str, Any] = {"model": model, "messages": messages, "temperature": sampling.temperature}
-    if not sampling.greedy:
-        asked |= {"top_p": sampling.top_p, "seed": sampling.seed}
+def _reply(response: Any) -> Reply:
+    usage = getattr(response, "usage", None)
+    prompt_tokens, completion_tokens = (getattr(usage, f"{kind}_tokens", None) for kind in ("prompt", "completion"))
+    if not (is_int(prompt_tokens) and is_int(completion_tokens)):
+        prompt_tokens = completion_tokens = None
     try:
-        answer = client.chat.completions.create(**asked, max_tokens=sampling.max_new_tokens)
-    except openai.BadRequestError as error:
-        if error.param != "max_tokens":
+        choice = response.choices[0]
+        text, finish_reason = choice.message.content, choice.finish_reason
+    except (AttributeError, IndexError, TypeError):
+        return Reply(None, None, prompt_tokens, completion_tokens)
+    return Reply(text if isinstance(text, str) else "", finish_reason, prompt_tokens, completion_tokens)
+
+
+def _reason(error: Any) -> str:
+    """Why a request failed, as one line without secrets."""
+    status = getattr(error, "status_code", None)
+    if status is None:
+        return redact(" ".join(str(error.__cause__ or error).split()))[:200] or type(error).__name__
+    body = error.body if isinstance(error.body, dict) else {}
+    message = redact(" ".join(str(body.get("message") or body.get("detail") or "").split()))
+    return f"{status}: {message[:200]}".rstrip(": .")
+
+
+def run_concurrently(
+    ask: Callable[[Item], Result | None],
+    items: Sequence[Item],
+    save: Callable[[Item, Result], None],
+    concurrency: int,
+) -> None:
+    """Call `ask` for every item in a pool of threads, and `save` with each result as soon as it arrives.
+
+    Calls of `save` do not overlap; a result of None is not saved. After an exception no further item is started, and
+    those in flight, which are paid for, are saved before the exception is raised.
+    """
+    stop, lock = Event(), Lock()
+
+    def run(item: Item) -> None:
+        if stop.is_set():
+            return
+        result = ask(item)
+        if result is not None:
+            with lock:
+                save(item, result)
+
+    with ThreadPoolExecutor(concurrency) as pool:
+        futures = [pool.submit(run, item) for item in items]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            stop.set()
             raise
-        # The name that all servers know is the one that OpenAI's newer models refuse.
-        answer = client.chat.completions.create(**asked, max_completion_tokens=sampling.max_new_tokens)
-    if not answer.choices:
-        raise openai.OpenAIError("an answer without choices")
-    choice, usage = answer.choices[0], answer.usage
-    return Generation(
-        text=choice.message.content or "",
-        tokens=usage.completion_tokens if usage else None,
-        stopped=choice.finish_reason == "stop",
-        prompt_tokens=usage.prompt_tokens if usage else None,
-    )

@@ -1,4 +1,4 @@
-"""How far an answer agrees with its reference: exact match and ROUGE-L."""
+"""Agreement of an answer with its reference: exact match and ROUGE-L."""
 
 import re
 from functools import cache
@@ -8,22 +8,22 @@ WORD = re.compile(r"[^\W_]+")
 
 
 def exact_match(output: str, reference: str) -> bool:
-    """Whether both are the same text, white space around them aside."""
+    """Whether both are the same text except for white space around it."""
     return output.strip() == reference.strip()
 
 
 def rouge_l(output: str, reference: str) -> float:
     """ROUGE-L F1 between 0 and 1, without stemming (Lin 2004, ROUGE, section 3; the rouge-score package).
 
-    Words are lower-case runs of letters and digits of any script; for ASCII text these are the package's own, which
-    drops every other letter. Where neither text has a word, as with punctuation alone, 1 if they match, else 0.
+    Words are lower-case runs of letters and digits of any script; rouge-score itself only keeps ASCII. Two texts
+    without words, such as punctuation, score 1 if they match and 0 otherwise.
     """
     if not WORD.search(output) and not WORD.search(reference):
         return float(exact_match(output, reference))
     return float(_scorer().score(target=reference, prediction=output)["rougeL"].fmeasure)
 
 
-class _Words:
+class _Tokenizer:
     def tokenize(self, text: str) -> list[str]:
         return WORD.findall(text.lower())
 
@@ -32,4 +32,4 @@ class _Words:
 def _scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rougeL"], tokenizer=_Words())
+    return RougeScorer(["rougeL"], tokenizer=_Tokenizer())

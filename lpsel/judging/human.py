@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lpsel.errors import UserError
-from lpsel.generation.prompt import Prompt
+from lpsel.generation.prompts import Prompt
 from lpsel.judging.judge import Pair
 from lpsel.storage import read_json, write_atomically, write_json
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
-from lpsel.generation.prompt import Prompt
+from lpsel.generation.prompts import Prompt
 
 Order = Literal["baseline_first", "model_first"]
 ORDERS: tuple[Order, ...] = ("baseline_first", "model_first")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lpsel.errors import UserError, is_int
-from lpsel.generation.prompt import Prompt
+from lpsel.generation.prompts import Prompt
 from lpsel.judging.judge import LOSS, ORDERS, TIE, TOO_LONG, WIN, Judgement, Order, Pair, preference_of
 from lpsel.judging.prompt import check_orders, fill, load_prompt
 from lpsel.model.device import device_of, resolve_precision

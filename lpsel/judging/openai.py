@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lpsel.errors import UserError, is_int, is_number
-from lpsel.generation.prompt import Prompt
+from lpsel.generation.prompts import Prompt
 from lpsel.judging.judge import ORDERS, UNREADABLE, Judgement, Order, Pair, preference_of
 from lpsel.judging.prompt import check_orders, fill, load_prompt
 from lpsel.judging.verdicts import Parser

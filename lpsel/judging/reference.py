@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lpsel.errors import UserError
-from lpsel.generation.prompt import Prompt
+from lpsel.generation.prompts import Prompt
 from lpsel.generation.text_metrics import exact_match, rouge_l
 from lpsel.judging.judge import LOSS, NO_REFERENCE, TIE, WIN, Judgement, Order, Pair
 

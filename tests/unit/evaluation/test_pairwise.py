@@ -158,9 +158,9 @@ def test_verdicts_made_elsewhere_are_counted_without_torch(tmp_path):
     [
         ("models", [], "evaluator=pairwise: needs two to compare; say model=RUN_OR_MODEL baseline=RUN_OR_MODEL."),
         ("prompts", [], "prompts: none given; say prompts=NAME_OR_FILE, as in prompts=koala or prompts=my.jsonl."),
-        ("prompts", ["prompts=koalas"], "prompts=koalas: no such prompt set; give one of alpaca_eval, koala, lima"),
+        ("prompts", ["prompts=koalas"], "prompts=koalas: no such prompt set. Set one of alpaca_eval, koala, lima"),
         ("", ["judge=openai", "judge.base_url=http://127.0.0.1:9/v1", "judge.max_retries=0"], "judge.base_url=http"),
-        ("", ["evaluator.limit=0"], "limit=0: must be at least 1 prompt"),
+        ("", ["evaluator.limit=0"], "evaluator.limit=0: must be an integer, at least 1"),
         ("", ["judgements=none.json"], "judgements=none.json: no such file"),
     ],
 )

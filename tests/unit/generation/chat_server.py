@@ -1,8 +1,8 @@
-"""A server that speaks enough of OpenAI's protocol over HTTP to fail in the ways that real ones do.
+"""An OpenAI-compatible server that fails in the ways that real ones do.
 
     python chat_server.py LOG
 
-Prints its port. Answers the last message in capitals, and writes every request it gets to LOG, a line each.
+Prints its port, replies with the last message in capitals, and logs every request as a line of LOG.
 """
 
 import json
@@ -21,7 +21,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
-        # As `transformers serve` without a cache of the Hub does.
+        # As `transformers serve` does without a Hub cache.
         self.refuse(500, "Internal server error") if self.allowed() else self.refuse(401, "Wrong key: sk-sec")
 
     def do_POST(self):

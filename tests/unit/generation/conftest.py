@@ -1,13 +1,13 @@
 import pytest
 
 from lpsel.data.dataset import Example, Turn
-from lpsel.generation.prompt import Prompt
+from lpsel.generation.prompts import Prompt
 from lpsel.model.spec import ModelSpec
 
 
 @pytest.fixture
 def questions():
-    """So many prompts of different lengths."""
+    """`count` prompts of different lengths."""
 
     def made(count):
         texts = [f"Name {'a very ' * (i % 5)}small number, not {i}." for i in range(count)]

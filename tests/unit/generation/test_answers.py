@@ -11,8 +11,7 @@ import torch
 
 from lpsel.errors import UserError
 from lpsel.generation.answers import answers, check
-from lpsel.generation.sampling import Generation, Sampling
-from lpsel.generation.store import KeptAnswers
+from lpsel.generation.sampling import Sampling
 from lpsel.model.fingerprint import model_fingerprint
 
 SHORT = Sampling(8)
@@ -20,10 +19,10 @@ HOW = {"device": torch.device("cpu"), "dtype": torch.float32, "batch_tokens": 40
 
 
 def lines_of(cache_dir):
-    return [line for file in (cache_dir / "generations").glob("*.jsonl") for line in file.read_text().splitlines()]
+    return [line for file in cache_dir.glob("answers/*/journal.jsonl") for line in file.read_text().splitlines()]
 
 
-def test_what_was_answered_is_not_generated_again(tmp_path, toy_spec, questions):
+def test_cached_answers_are_not_generated_again(tmp_path, toy_spec, questions):
     first, about = answers(toy_spec, questions(6), SHORT, cache_dir=tmp_path, **HOW)
     assert (about["name"], about["prompts"], about["reused"], about["generated"]) == ("toy", 6, 0, 6)
     assert about["generated_tokens"] == sum(answer.tokens for answer in first)
@@ -35,14 +34,14 @@ def test_what_was_answered_is_not_generated_again(tmp_path, toy_spec, questions)
     assert alone == again[::-1]
 
 
-def test_equal_prompts_are_answered_once(tmp_path, toy_spec, questions):
+def test_duplicate_prompts_are_answered_once(tmp_path, toy_spec, questions):
     found, about = answers(toy_spec, questions(2) * 3, SHORT, cache_dir=tmp_path, **HOW)
     assert (about["prompts"], about["generated"]) == (6, 2)
     assert found == found[:2] * 3
 
 
 @pytest.mark.parametrize("changed", ["settings", "template", "dtype", "weights"])
-def test_another_model_setting_or_template_is_answered_anew(tmp_path, toy_model, toy_spec, questions, changed):
+def test_the_cache_key_holds_settings_template_precision_and_weights(tmp_path, toy_model, toy_spec, questions, changed):
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path / "model"
@@ -74,7 +73,7 @@ def test_the_same_weights_in_another_folder_are_the_same_model(tmp_path, toy_mod
     assert about["reused"] == 3
 
 
-def test_a_killed_run_goes_on_where_it_stopped(tmp_path, toy_spec, questions):
+def test_a_killed_run_resumes(tmp_path, toy_spec, questions):
     prompts, long = questions(40), Sampling(60)
 
     def run():
@@ -88,17 +87,17 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path, toy_spec, questions):
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    done = len(lines_of(tmp_path)) - 1  # the first line says whose answers they are
+    done = len(lines_of(tmp_path)) - 1  # the first line holds the key
     assert 3 <= done < 40
     found, about = answers(toy_spec, prompts, long, cache_dir=tmp_path, **HOW)
     assert (about["reused"], about["generated"]) == (done, 40 - done)
     assert found == answers(toy_spec, prompts, long, cache_dir=tmp_path / "undisturbed", **HOW)[0]
 
 
-def test_of_two_processes_one_generates_and_the_other_finds(tmp_path, toy_spec, questions):
-    def run(place):
+def test_of_two_processes_one_generates_and_the_other_reads(tmp_path, toy_spec, questions):
+    def run(index):
         _, about = answers(toy_spec, questions(20), SHORT, cache_dir=tmp_path, **HOW)
-        (tmp_path / f"about{place}.json").write_text(json.dumps(about))
+        (tmp_path / f"about{index}.json").write_text(json.dumps(about))
 
     processes = [multiprocessing.get_context("fork").Process(target=run, args=(i,)) for i in range(2)]
     for process in processes:
@@ -110,32 +109,20 @@ def test_of_two_processes_one_generates_and_the_other_finds(tmp_path, toy_spec, 
     assert len(lines_of(tmp_path)) == 21
 
 
-def test_half_a_line_is_no_answer_and_does_not_spoil_the_next(tmp_path):
-    kept = KeptAnswers(tmp_path, {"model": "m"})
-    first, second = Generation("ümläut\n", 3, True, 5, 0), Generation("", 1, False, 2, 1)
-    with kept.mine():
-        kept.append({"a": first, "b": second})
-    whole = kept.path.read_bytes()
-    assert json.loads(whole.splitlines()[0])["answers_of"]["model"] == "m"
-    kept.path.write_bytes(whole[:-7])
-    assert KeptAnswers(tmp_path, {"model": "m"}).read() == {"a": first}
-    with kept.mine():
-        kept.append({"b": second})
-    assert kept.read() == {"a": first, "b": second}
-    assert KeptAnswers(tmp_path, {"model": "n"}).read() == {}
+def test_a_damaged_line_is_generated_again(tmp_path, toy_spec, questions, caplog):
+    first, _ = answers(toy_spec, questions(3), SHORT, cache_dir=tmp_path, **HOW)
+    (journal,) = tmp_path.glob("answers/*/journal.jsonl")
+    whole = journal.read_bytes()
+    journal.write_bytes(whole[:-7])  # as after a crash
+    again, about = answers(toy_spec, questions(3), SHORT, cache_dir=tmp_path, **HOW)
+    assert (again, about["generated"]) == (first, 1)
+    journal.write_bytes(whole.replace(b'"stopped": false', b'"stopped": true', 1))
+    again, about = answers(toy_spec, questions(3), SHORT, cache_dir=tmp_path, **HOW)
+    assert (again, about["generated"]) == (first, 1)
+    assert f"{journal}: skipped 1 damaged lines" in caplog.text
 
 
-def test_an_answer_that_has_changed_is_no_answer_and_is_told(tmp_path, caplog):
-    kept = KeptAnswers(tmp_path, {"model": "m"})
-    first, second = Generation("five", 3, True, 5, 0), Generation("six", 1, False, 2, 1)
-    kept.path.parent.mkdir()
-    kept.append({"a": first, "b": second})
-    kept.path.write_bytes(kept.path.read_bytes().replace(b"five", b"fife"))
-    assert kept.read() == {"b": second}
-    assert f"{kept.path}: lines that are not whole: 1; what they held is asked again" in caplog.text
-
-
-def test_mistakes_are_found_before_a_model_is_loaded(tmp_path, toy_model, toy_spec, questions, monkeypatch):
+def test_errors_are_raised_before_a_model_is_loaded(tmp_path, toy_model, toy_spec, questions, monkeypatch):
     def never(*_, **__):
         raise AssertionError("a model was loaded")
 
@@ -143,14 +130,14 @@ def test_mistakes_are_found_before_a_model_is_loaded(tmp_path, toy_model, toy_sp
     broken = tmp_path / "no-weights"
     shutil.copytree(toy_model, broken, ignore=shutil.ignore_patterns("*.safetensors"))
     cases = [
-        (replace(toy_spec, path=str(tmp_path / "none")), SHORT, {}, "none: no such folder; give a model folder"),
-        (replace(toy_spec, path=str(broken)), SHORT, {}, "has no weights"),
-        (toy_spec, Sampling(512), {}, "evaluator.max_new_tokens=512: leaves no room for a prompt in the 512 tokens"),
-        (replace(toy_spec, template="chat"), SHORT, {}, "has no chat template"),
+        (replace(toy_spec, path=str(tmp_path / "none")), SHORT, "none: no such folder"),
+        (replace(toy_spec, path=str(broken)), SHORT, "has no weights"),
+        (toy_spec, Sampling(512), "evaluator.max_new_tokens=512: leaves no room for a prompt in the 512 tokens"),
+        (replace(toy_spec, template="chat"), SHORT, "has no chat template"),
     ]
-    for spec, sampling, how, complaint in cases:
+    for spec, sampling, complaint in cases:
         with pytest.raises(UserError, match=complaint):
-            check(spec, questions(2), sampling, cache_dir=tmp_path, dtype=torch.float32, **how)
+            check(spec, questions(2), sampling, cache_dir=tmp_path, dtype=torch.float32)
     check(toy_spec, questions(2), SHORT, cache_dir=tmp_path, dtype=torch.float32)
 
 

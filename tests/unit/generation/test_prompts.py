@@ -30,7 +30,7 @@ def written(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "size"), FIVE.items())
-def test_the_five_sets_are_whole(shared_data, load, name, size):
+def test_the_five_sets_are_complete(shared_data, load, name, size):
     prompts = load(name, folder=shared_data / "eval")
     assert len(prompts) == len({prompt.id for prompt in prompts}) == size
     assert {prompt.prompt_set for prompt in prompts} == {name}
@@ -42,12 +42,12 @@ def test_the_five_sets_are_whole(shared_data, load, name, size):
     assert [prompt.reference for prompt in prompts] == [row.get("reference_output") or None for row in rows]
 
 
-def test_several_sets_come_one_behind_the_other_and_the_limit_is_each_sets(shared_data, load):
+def test_the_limit_applies_to_each_set(shared_data, load):
     prompts = load(["koala", "vicuna"], 3, folder=shared_data / "eval")
     assert [prompt.id for prompt in prompts] == ["koala_0", "koala_1", "koala_2", "vicuna_1", "vicuna_2", "vicuna_3"]
 
 
-def test_a_file_of_any_known_kind_and_form_holds_prompts(tmp_path, load, written):
+def test_every_data_format_and_form_can_hold_prompts(tmp_path, load, written):
     alpaca = [{"instruction": "Add.", "input": "2 3", "output": "5"}]
     (tmp_path / "packed.jsonl.gz").write_bytes(gzip.compress(json.dumps(alpaca[0]).encode()))
     (tmp_path / "table.csv").write_text('instruction,input\nAdd.,2 3\n"Two\nlines",\n')
@@ -67,13 +67,13 @@ def test_a_conversation_is_a_prompt_up_to_its_last_answer(load, written):
     assert (open_end.reference, with_answer.reference) == (None, "Because.")
 
 
-def test_equal_ids_of_two_sets_are_told_apart_by_the_sets_names(load, written):
+def test_duplicate_ids_of_two_sets_are_prefixed_with_the_set(load, written):
     rows = [{"id": 1, "instruction": "A"}, {"id": 2, "instruction": "B"}]
     prompts = load([written(rows, "one.jsonl"), written([*rows[:1], {"id": 3, "instruction": "C"}], "two.jsonl")])
     assert [prompt.id for prompt in prompts] == ["one/1", "2", "two/1", "3"]
 
 
-def test_columns_inside_others_are_found(shared_data, tmp_path, monkeypatch, load):
+def test_nested_columns(shared_data, tmp_path, monkeypatch, load):
     """Self-Instruct's own file has its input and answer in a list of instances."""
     conf = tmp_path / "conf" / "prompt_set"
     conf.mkdir(parents=True)
@@ -89,14 +89,14 @@ def test_columns_inside_others_are_found(shared_data, tmp_path, monkeypatch, loa
     assert (prompt.id, prompt.text, prompt.category, prompt.reference) == ("t_0", "Shorten.\n\nLong.", "Mail", "L.")
 
 
-def test_a_file_on_the_web_is_fetched_once(tmp_path, written, load):
+def test_a_web_address_is_downloaded_once(tmp_path, written, load):
     written([{"id": "x", "instruction": "From afar."}], "served/far.jsonl")
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "served")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
         assert [p.text for p in load(f"{address}/far.jsonl")] == ["From afar."]
-        with pytest.raises(UserError, match=r"near.jsonl: cannot be fetched \(HTTP Error 404: .*\); fetch it by other"):
+        with pytest.raises(UserError, match=r"near.jsonl: cannot be downloaded \(HTTP Error 404: .*\). Download it"):
             load(f"{address}/near.jsonl")
         server.shutdown()
     (again,) = load(f"{address}/far.jsonl")
@@ -104,39 +104,44 @@ def test_a_file_on_the_web_is_fetched_once(tmp_path, written, load):
 
 
 @pytest.mark.parametrize(
-    ("rows", "complaint"),
+    ("rows", "location", "name", "problem"),
     [
-        ([], "prompts=own: {path} has no prompts; give a set that has some."),
-        ([{"instruction": " "}], "prompts=own, row 0: a prompt without text; mend it or leave it out."),
-        ([{"id": 1, "instruction": "A"}] * 2, "prompts: the id own/1 comes twice; give every prompt of a set an id of "
-         "its own, or none."),
-        ([{"question": "Why?"}], "prompts=own, row 0: columns question: a prompt needs instruction (and input), prompt "
-         "or messages; rename its column."),
-        ([{"instruction": 5}], "prompts=own, row 0: column instruction: must be text, found int '5'; convert it to a "
-         "string."),
+        ([], "", "prompts", "{path} has no prompts"),
+        ([{"instruction": " "}], "prompts=own, row 0", "prompt", "has no text"),
+        ([{"id": 1, "instruction": "A"}] * 2, "", "prompts", "the id own/1 is not unique"),
+        ([{"question": "Why?"}], "prompts=own, row 0", "columns", "hold no prompt"),
     ],
-)  # fmt: skip
-def test_a_set_that_is_none_is_refused(load, written, rows, complaint):
+)
+def test_an_invalid_set_is_rejected(load, written, rows, location, name, problem):
     path = written(rows)
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError) as caught:
         load(path)
-    assert str(refused.value) == complaint.format(path=path)
+    found = (caught.value.location, caught.value.name, caught.value.problem)
+    assert found == (location, name, problem.format(path=path))
 
 
-def test_what_is_not_there_is_said_with_what_is(tmp_path, load, written):
+def test_a_column_that_is_not_text_is_rejected(load, written):
+    with pytest.raises(UserError, match=r"prompts=own, row 0: .*instruction.* must be text, found int"):
+        load(written([{"instruction": 5}]))
+
+
+def test_unknown_sets_and_files_are_rejected(tmp_path, load, written):
     known = "alpaca_eval, koala, lima, self_instruct, vicuna, wizardlm"
-    with pytest.raises(UserError, match=f"prompts=coala: no such prompt set; give one of {known}, a file or a Hub id"):
-        load("coala")
     written([{"instruction": "A"}], "mine/house.jsonl")
-    assert known_sets(tmp_path / "mine") == sorted([*known.split(", "), "house"])
-    assert len(load("house", folder=tmp_path / "mine")) == 1
-    with pytest.raises(UserError, match=r"prompts=.*/none.jsonl: no such file. Check the name"):
-        load(str(tmp_path / "none.jsonl"))
-    with pytest.raises(UserError, match=r"prompts_dir=.*/none: no such folder; give a folder of prompt files, or null"):
-        load("house", folder=tmp_path / "none")
-    with pytest.raises(UserError, match=r"prompts: 2 sets are called house; name each once"):
-        load(["house", "house"], folder=tmp_path / "mine")
-    with pytest.raises(UserError, match=r"limit=0: must be at least 1 prompt of every set, or null for all"):
-        load("house", 0, folder=tmp_path / "mine")
-    with pytest.raises(UserError, match=r"prompts=\[\]: no prompts"):
-        load([])
+    mine = tmp_path / "mine"
+    assert known_sets(mine) == sorted([*known.split(", "), "house"])
+    assert len(load("house", folder=mine)) == 1
+
+    def rejected(*arguments, **options):
+        with pytest.raises(UserError) as caught:
+            load(*arguments, **options)
+        return caught.value.name, caught.value.value, caught.value.problem, caught.value.hint
+
+    assert rejected("coala") == ("prompts", "coala", "no such prompt set", f"set one of {known}, a file or a Hub id")
+    none = tmp_path / "none"
+    assert rejected(f"{none}.jsonl") == ("prompts", f"{none}.jsonl", "no such file", "check the path")
+    assert rejected("house", folder=none)[:3] == ("prompts_dir", none, "no such folder")
+    assert rejected(["house", "house"], folder=mine)[2] == "2 sets are named house"
+    assert rejected("house", 0, folder=mine)[:3] == ("evaluator.limit", 0, "must be an integer, at least 1")
+    assert rejected([])[:3] == ("prompts", "[]", "has no prompt set")
+    assert rejected(str(mine))[:3] == ("prompts", str(mine), "unknown kind of file")

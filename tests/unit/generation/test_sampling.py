@@ -8,12 +8,12 @@ from lpsel.errors import UserError
 from lpsel.generation.generate import generate
 from lpsel.generation.sampling import Sampling
 
-PROMPTS = ["Add 2 and 3.", "a", "Say: yes, no, yes, no, yes", "What is the colour of the sky?", "zz", "b" * 40]
+PROMPTS = ["Add 2 and 3.", "a", "Say: yes, no, yes, no, yes", "What is the color of the sky?", "zz", "b" * 40]
 WARM = Sampling(12, temperature=1.5, top_p=0.95, seed=7)
 
 
 def first_tokens(model, tokenizer, prompt, count, **settings):
-    """The token that begins a prompt's answer, for many seeds."""
+    """The first token of a prompt's answer, for many seeds."""
     new = []
     for seed in range(count):
         (answer,) = generate(model, tokenizer, [prompt], Sampling(1, seed=seed, **settings))
@@ -32,7 +32,7 @@ def test_a_sample_does_not_depend_on_the_batch(random_models, byte_tokenizer, ki
     assert shuffled == [together[i] for i in order]
 
 
-def test_another_seed_gives_another_answer_and_the_same_seed_the_same(random_models, byte_tokenizer):
+def test_answers_depend_on_the_seed(random_models, byte_tokenizer):
     seeds = (7, 8, 7)
     first, second, again = (
         generate(random_models["llama"], byte_tokenizer, PROMPTS, Sampling(12, 1.5, seed=seed)) for seed in seeds
@@ -41,7 +41,7 @@ def test_another_seed_gives_another_answer_and_the_same_seed_the_same(random_mod
     assert sum(a.text != b.text for a, b in zip(first, second, strict=True)) >= len(PROMPTS) - 1
 
 
-def test_callers_random_numbers_are_left_alone(random_models, byte_tokenizer):
+def test_the_global_random_state_is_not_changed(random_models, byte_tokenizer):
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
@@ -49,12 +49,12 @@ def test_callers_random_numbers_are_left_alone(random_models, byte_tokenizer):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_tokens_are_sampled_as_often_as_they_are_likely(random_models, byte_tokenizer):
+def test_tokens_are_sampled_with_their_probability(random_models, byte_tokenizer):
     model, temperature = random_models["opt"], 4.0
     ids = torch.tensor([byte_tokenizer("a")["input_ids"]])
     with torch.no_grad():
         likely = (model(ids).logits[0, -1].double() / temperature).softmax(-1)
-    ascii_only = torch.arange(len(likely)) < 94  # of these the byte tokenizer makes text that gives the token back
+    ascii_only = torch.arange(len(likely)) < 94  # these round-trip through the byte tokenizer
     count = 400
     found = torch.bincount(
         torch.tensor(first_tokens(model, byte_tokenizer, "a", count, temperature=temperature)), minlength=len(likely)
@@ -74,33 +74,33 @@ def test_a_nucleus_of_one_token_is_the_greedy_answer(random_models, byte_tokeniz
     assert generate(model, byte_tokenizer, PROMPTS, Sampling(12, temperature=1e-4)) == greedy
 
 
-def test_every_batch_is_handed_over_when_it_is_done(random_models, byte_tokenizer):
-    handed = []
-    all_of_them = generate(
-        random_models["llama"], byte_tokenizer, PROMPTS, WARM, batch_tokens=1, keep=lambda done: handed.append(done)
-    )
-    assert [len(done) for done in handed] == [1] * len(PROMPTS)
-    assert {i: answer for done in handed for i, answer in done.items()} == dict(enumerate(all_of_them))
+def test_every_batch_is_saved_when_it_is_done(random_models, byte_tokenizer):
+    saved = []
+    all_of_them = generate(random_models["llama"], byte_tokenizer, PROMPTS, WARM, batch_tokens=1, save=saved.append)
+    assert [len(done) for done in saved] == [1] * len(PROMPTS)
+    assert {i: answer for done in saved for i, answer in done.items()} == dict(enumerate(all_of_them))
 
 
 @pytest.mark.parametrize(
-    ("settings", "complaint"),
+    ("name", "value", "problem"),
     [
-        ({"max_new_tokens": 0}, "evaluator.max_new_tokens=0: must be at least 1 token."),
-        ({"max_new_tokens": 2.5}, "evaluator.max_new_tokens=2.5: must be at least 1 token."),
-        ({"temperature": -1}, "evaluator.temperature=-1: must be 0 (the most likely token) or more."),
-        ({"temperature": "hot"}, "evaluator.temperature=hot: must be 0 (the most likely token) or more."),
-        ({"temperature": float("nan")}, "evaluator.temperature=nan: must be 0 (the most likely token) or more."),
-        ({"top_p": 0}, "evaluator.top_p=0: must be above 0 and at most 1 (all)."),
-        ({"seed": -1}, "evaluator.seed=-1: must be from 0 to 4294967295."),
+        ("max_new_tokens", 0, "must be an integer, at least 1"),
+        ("max_new_tokens", 2.5, "must be an integer, at least 1"),
+        ("temperature", -1, "must be a number, at least 0"),
+        ("temperature", "hot", "must be a number, at least 0"),
+        ("temperature", float("nan"), "must be a number, at least 0"),
+        ("top_p", 0, "must be a number greater than 0"),
+        ("top_p", 1.5, "must be at most 1"),
+        ("seed", -1, "must be an integer, at least 0"),
+        ("seed", 2**32, "must be less than 4294967296"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(settings, complaint):
-    with pytest.raises(UserError) as refused:
-        Sampling(**settings)
-    assert str(refused.value) == complaint
+def test_invalid_settings_are_rejected(name, value, problem):
+    with pytest.raises(UserError) as caught:
+        Sampling(**{name: value})
+    assert (caught.value.name, caught.value.problem) == (f"evaluator.{name}", problem)
 
 
-def test_what_a_greedy_answer_does_not_depend_on_is_none_of_its_settings():
+def test_greedy_settings_have_neither_seed_nor_top_p():
     assert Sampling(5, seed=1).settings() == Sampling(5, top_p=0.5, seed=2).settings()
     assert Sampling(5, 0.7, seed=1).settings() != Sampling(5, 0.7, seed=2).settings()

@@ -6,7 +6,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from lpsel.generation.text_metrics import exact_match, rouge_l
 
 
-def test_exact_match_ignores_white_space_around_the_text_only():
+def test_exact_match_only_ignores_white_space_around_the_text():
     assert exact_match(" 42\n", "42")
     assert not exact_match("4 2", "42")
     assert not exact_match("Paris", "paris")
@@ -18,7 +18,7 @@ def test_rouge_l_is_the_f1_of_the_longest_common_subsequence():
 
 
 def test_rouge_l_reads_every_script():
-    # rouge-score alone drops all that is not ASCII and gives 0
+    # rouge-score itself drops what is not ASCII and gives 0
     assert rouge_l("столица Москва", "Столица: Москва") == 1.0
     assert rouge_l("Köln", "Kiel") == 0.0
 
@@ -31,7 +31,7 @@ def test_texts_without_words_are_defined(output, reference, expected):
 
 
 @given(st.text("ab_C 1.,\n", max_size=30), st.text("abC 1-\t", min_size=1, max_size=30))
-def test_rouge_l_of_ascii_text_is_the_packages_own(output, reference):
+def test_rouge_l_of_ascii_text_equals_rouge_score(output, reference):
     if any(c.isalnum() for c in output + reference):
         theirs = RougeScorer(["rougeL"]).score(reference, output)["rougeL"].fmeasure
         assert rouge_l(output, reference) == theirs
