@@ -1,6 +1,6 @@
-"""The commands: `lpsel COMMAND`, and train.py, select.py, evaluate.py beside the package.
+"""The commands: `lpsel COMMAND`, and train.py, select.py and evaluate.py next to the package.
 
-Nothing heavy is imported before a job starts, so that --help and mistakes answer at once.
+Nothing heavy is imported before a job starts, so that --help and errors are printed at once.
 """
 
 import logging
@@ -16,149 +16,140 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lpsel.command_line import check_arguments, in_our_words
-from lpsel.distributed import is_main_process, started_together
+from lpsel.command_line import check_arguments, hydra_error
+from lpsel.distributed import Interrupted, is_main_process, signals_interrupt, started_together
 from lpsel.errors import ReportedByMainProcess, UserError, disk_full, file_errors, first_line
-from lpsel.redact import redact, show_traceback
-from lpsel.signals import Ended, endings
+from lpsel.redact import print_traceback, redact
 
-COMMANDS = {
-    "train": "find or make scores and a subset, train a model on it",
-    "select": "find or make scores, write a subset",
-    "evaluate": "compare models on held-out rows",
+# Commands that Hydra configures.
+HYDRA_COMMANDS = {
+    "train": "score and select rows as needed, and train a model on them",
+    "select": "score rows as needed, and write a subset",
+    "evaluate": "compare models on held-out rows or prompts",
 }
-# Commands that take paths and flags, not overrides: their job's module has `main(arguments)`.
-PLAIN = {
-    "agreement": "compare scorers: do they find the same rows hard",
-    "votes": "count what people said of blinded pairs",
-    "publish": "a subset as a data set with a card, for the Hub",
-    "report": "runs as one page, with figures and tables",
-    "runs": "run folders with their key figures",
-    "show": "one run folder",
-    "rows": "the hardest and easiest rows of scores",
+# Commands with paths and flags: their module in lpsel.commands has `main(arguments)`.
+FLAG_COMMANDS = {
+    "agreement": "compare scorers: do they find the same rows hard?",
+    "votes": "count the votes of human annotators",
+    "publish": "write a subset as a dataset with a card, for the Hub",
+    "report": "summarize runs on one page, with figures and tables",
+    "runs": "list run folders with their key figures",
+    "show": "show one run folder",
+    "rows": "show the hardest and easiest rows of scores",
 }
 TINY_MODELS = {"tiny", "tiny-target"}
-GRACE = 5  # seconds the main process gets to say what is wrong: torchrun ends all ranks when the first has ended
+# Defaults that come with a model of the user's own.
+REAL_DEFAULTS = {"dataset": "alpaca", "scorer": "opt-350m"}
+SECONDS_FOR_MAIN_PROCESS = 5  # to print an error: torchrun ends all ranks when the first one exits
 
 
 def console() -> None:
-    """The console command `lpsel COMMAND [OVERRIDE ...]`."""
-    # Lightning starts the other ranks with this process's arguments, from which the command's name is gone by then.
+    """The console script `lpsel COMMAND [OVERRIDE ...]`."""
+    # Lightning starts the other ranks with this process's arguments, without the name of the command.
     started_as = os.environ.get("LPSEL_COMMAND")
     arguments = sys.argv[1:]
-    if arguments and arguments[0] in COMMANDS:
+    if arguments and arguments[0] in HYDRA_COMMANDS:
         run(arguments[0], arguments[1:])
-    elif started_as in COMMANDS and os.environ.get("LOCAL_RANK", "0") != "0":
+    elif started_as in HYDRA_COMMANDS and os.environ.get("LOCAL_RANK", "0") != "0":
         run(started_as, arguments)
-    elif arguments and arguments[0] in PLAIN:
-        run_plain(arguments[0], arguments[1:])
+    elif arguments and arguments[0] in FLAG_COMMANDS:
+        run_flag_command(arguments[0], arguments[1:])
     elif arguments in ([], ["-h"], ["--help"]):
-        print("usage: lpsel COMMAND [OVERRIDE ...]   (lpsel COMMAND --help lists what can be overridden)\n")
-        print("\n".join(f"  {name:<11}{what}" for name, what in (COMMANDS | PLAIN).items()))
+        print("usage: lpsel COMMAND [OVERRIDE ...]   (lpsel COMMAND --help lists the options)\n")
+        print("\n".join(f"  {name:<11}{what}" for name, what in (HYDRA_COMMANDS | FLAG_COMMANDS).items()))
     else:
-        _fail("lpsel", f"{arguments[0]}: no such command; give one of {', '.join(COMMANDS | PLAIN)}.")
+        known = ", ".join(HYDRA_COMMANDS | FLAG_COMMANDS)
+        _fail("lpsel", UserError(arguments[0], problem="unknown command", hint=f"use one of {known}"))
+
+
+def entry_point(script: str) -> None:
+    """Run the command that a script at the root of the repository is named after."""
+    run(Path(script).stem)
 
 
 def run(command: str, arguments: Sequence[str] | None = None) -> None:
     """Run one command under Hydra.
 
-    Exit status 0 when it is done and 2 for a user's mistake, which is one line on standard error, or a traceback with
-    LPSEL_DEBUG=1 in the environment; 128 and the signal's number where a signal has ended it.
+    The exit status is 0 when the command is done; 2 for a user error, which is one line on standard error, or a
+    traceback with LPSEL_DEBUG=1 in the environment; and 128 plus the signal's number for a signal.
     """
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     from lpsel.config import config_dir
-    from lpsel.sweep import Watch
+    from lpsel.sweep import SweepCallback
 
-    prog = f"lpsel {command}"
     os.environ["LPSEL_COMMAND"] = command
-    debug = bool(os.environ.get("LPSEL_DEBUG"))
-    sys.excepthook = show_traceback
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # hands exceptions to us instead of printing them
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises exceptions instead of printing them
+    sys.excepthook = print_traceback
     given = list(sys.argv[1:] if arguments is None else arguments)
-    mistakes = (UserError, HydraException, OmegaConfBaseException)
+    user_errors = (UserError, HydraException, OmegaConfBaseException)
     try:
-        with reader_may_leave(), endings():
+        with closed_pipe_ends_quietly(), signals_interrupt():
             check_arguments(given)
-            sys.argv[1:] = overrides(command, given)
-            Watch.before_run = None if debug else partial(_check_folder, command)
+            sys.argv[1:] = hydra_arguments(command, given)
+            SweepCallback.before_run = None if os.environ.get("LPSEL_DEBUG") else partial(_check_run_folder, command)
             start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)
             with file_errors():
-                start(_job(command, mistakes))()
-            if Watch.sweep is not None:
-                sys.exit(_end_of_sweep(command, Watch.sweep))
-    except mistakes as error:
-        if debug:
+                start(_job(command, user_errors))()
+            if SweepCallback.sweep is not None:
+                sys.exit(_end_sweep(SweepCallback.sweep))
+    except user_errors as error:
+        if os.environ.get("LPSEL_DEBUG"):
             raise
-        _fail(prog, error if isinstance(error, UserError) else in_our_words(error, command))
-    except Ended as end:
-        _end(prog, end)
+        _fail(f"lpsel {command}", error if isinstance(error, UserError) else hydra_error(error, command))
+    except Interrupted as end:
+        _exit_interrupted(f"lpsel {command}", end)
 
 
-def run_plain(command: str, arguments: Sequence[str]) -> None:
-    """Run a command that takes paths and flags; mistakes end as in `run`."""
-    sys.excepthook = show_traceback
+def run_flag_command(command: str, arguments: Sequence[str]) -> None:
+    """Run a command with paths and flags; errors end it as in `run`."""
+    sys.excepthook = print_traceback
     try:
-        with reader_may_leave(), file_errors():
+        with closed_pipe_ends_quietly(), file_errors():
             import_module(f"lpsel.commands.{command}").main(arguments)
     except UserError as error:
         if os.environ.get("LPSEL_DEBUG"):
             raise
-        _fail(f"lpsel {command}", str(error))
+        _fail(f"lpsel {command}", error)
     except KeyboardInterrupt:
         print(f"lpsel {command}: interrupted", file=sys.stderr)
         sys.exit(130)
 
 
-def _job(command: str, mistakes: tuple[type[Exception], ...]) -> Callable[[Any], dict[str, Any]]:
+def _job(command: str, user_errors: tuple[type[Exception], ...]) -> Callable[[Any], dict[str, Any]]:
+    """The function that Hydra calls with the composed configuration."""
+
     def job(config: Any) -> dict[str, Any]:
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
-        from lpsel.commands.job import Job
-
-        hush()
+        quiet_libraries()
         hydra = HydraConfig.get()
         if hydra.mode == RunMode.MULTIRUN:
-            from lpsel.sweep import run_one
+            from lpsel.sweep import run_job
 
-            run_one(command, config, mistakes)
+            run_job(command, config, user_errors)
             return {}
-        folder = Path(hydra.runtime.output_dir)
         try:
-            if config.get("dry_run"):
-                from lpsel.commands.dry_run import show_job
-
-                show_job(command, config, folder)
-                return {}
             with file_errors():
-                started = Job.of(command, config, folder)
-                result = started.run()
-        except mistakes as error:
+                return _run_job(command, config, Path(hydra.runtime.output_dir))
+        except user_errors as error:
             if os.environ.get("LPSEL_DEBUG"):
                 raise
-            # Raised on, it would cost a line of Hydra's.
-            _fail(f"lpsel {command}", error)
+            _fail(f"lpsel {command}", error)  # Hydra would print a line of its own
         except Exception as error:
             if os.environ.get("LPSEL_DEBUG") or not disk_full(error):
                 raise
-            remedy = "make room, and the same command goes on from what is finished."
-            _fail(f"lpsel {command}", f"{first_line(error)}: no room to write; {remedy}")
-        if is_main_process():
-            if command == "evaluate":
-                from lpsel.commands.evaluate import show
-
-                show(config, result)
-            print(started.run_dir, flush=True)
-        return result
+            hint = "free some space, and run the same command again to resume"
+            _fail(f"lpsel {command}", UserError(first_line(error), problem="the disk is full", hint=hint))
 
     return job
 
 
-def _check_folder(command: str, config: Any) -> None:
-    """Exit if the run folder is rejected, before Hydra writes its configuration and log there."""
+def _check_run_folder(command: str, config: Any) -> None:
+    """Exit if the run folder is rejected, before Hydra writes its configuration and log to it."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -176,15 +167,34 @@ def _check_folder(command: str, config: Any) -> None:
         return  # the job meets the same error, and reports it
 
 
-def _end_of_sweep(command: str, sweep: Any) -> int:
-    """Say what became of its jobs, evaluate and report an experiment's; returns the exit status."""
-    from lpsel.sweep import folder_of, outcomes_of, show
+def _run_job(command: str, config: Any, folder: Path) -> dict[str, Any]:
+    if config.get("dry_run"):
+        from lpsel.commands.dry_run import print_plan
+
+        print_plan(command, config, folder)
+        return {}
+    from lpsel.commands.job import Job
+
+    started = Job.of(command, config, folder)
+    result = started.run()
+    if is_main_process():
+        if command == "evaluate":
+            from lpsel.commands.evaluate import show
+
+            show(config, result)
+        print(started.run_dir, flush=True)
+    return result
+
+
+def _end_sweep(sweep: Any) -> int:
+    """Print the outcomes of a sweep's jobs, evaluate and report an experiment; returns the exit status."""
+    from lpsel.sweep import print_outcomes, read_outcomes, sweep_dir
 
     if not is_main_process():
         return 0
-    folder = folder_of(sweep)
-    outcomes = outcomes_of(sweep)
-    show(outcomes, sweep)
+    folder = sweep_dir(sweep)
+    outcomes = read_outcomes(sweep)
+    print_outcomes(outcomes, sweep)
     finished = [Path(outcome.folder) for outcome in outcomes if outcome.state in ("done", "found")]
     page = None
     if finished and sweep.get("experiment"):
@@ -193,82 +203,68 @@ def _end_of_sweep(command: str, sweep: Any) -> int:
         page = conclude(sweep, folder, finished)
     print(page or folder, flush=True)
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
-    return 0 if not failed else 2 if all(outcome.mistake for outcome in failed) else 1
+    return 0 if not failed else 2 if all(outcome.user_error for outcome in failed) else 1
 
 
 @contextmanager
-def reader_may_leave() -> Iterator[None]:
-    """End without a word when what reads the output has gone, as `| head` does."""
+def closed_pipe_ends_quietly() -> Iterator[None]:
+    """Exit without a message when the reader of standard output has gone, such as `| head`."""
     try:
         try:
             yield
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
         sys.exit(128 + signal.SIGPIPE)
 
 
-def hush() -> None:
-    """Leave to our own lines what libraries say about themselves, and to the main process what all would say."""
+def quiet_libraries() -> None:
+    """Silence what libraries log about themselves, and all log lines of ranks other than the main process."""
     lightning = ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.distributed")
     for name in (*(f"lightning.{name}" for name in lightning), "httpx", "httpx2", "sentence_transformers", "datasets"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels it would fetch if it could
-    logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)  # a line for every retry
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns about optional kernels
+    logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)  # one line per retry
     if not is_main_process():
         logging.disable(logging.INFO)
 
 
-def overrides(command: str, arguments: list[str]) -> list[str]:
-    """What the user wrote, in the form Hydra needs.
+def hydra_arguments(command: str, arguments: list[str]) -> list[str]:
+    """The user's arguments with the overrides that they imply.
 
-    - `model.path=X` alone means `model=local model.path=X`, so that the path does not meet the recipe of another model;
-      the same for scorer and dataset.
-    - A real model brings the paper's data set and scorer where none are named, in place of the embedded ones. An
-      experiment has its own.
-    - evaluate's `model=` takes run folders too, which no config group can, so it is handed on as `models=`.
-    - Of several ranks that start together, only the main one owns the time-stamped run folder.
+    - `model.path=X` alone implies `model=local`, so that the path is not combined with another model's recipe; the same
+      for scorer and dataset.
+    - A real model implies the paper's dataset and scorer where none are set. An experiment sets its own.
+    - evaluate's `model=` also takes run folders, which no config group can, so it becomes `models=`.
+    - Of several ranks that start together, only the main one uses the run folder named after the time.
     """
     if command == "evaluate":
         arguments = [f"models={a.removeprefix('model=')}" if a.startswith("model=") else a for a in arguments]
-    named = {a.split("=", 1)[0]: a.split("=", 1)[1] for a in arguments if "=" in a and not a.startswith("-")}
-    implied = [
-        f"{group}=local"
-        for group in ("model", "scorer", "dataset")
-        if f"{group}.path" in named and group not in named and not (group == "model" and command != "train")
-    ]
-    real_model = (
-        command == "train"
-        and "experiment" not in named
-        and ("model.path" in named or not set(named.get("model", "tiny").split(",")) <= set(TINY_MODELS))
-    )
-    if real_model:
-        paper = {"dataset": "alpaca", "scorer": "opt-350m"}
-        implied += [f"{g}={c}" for g, c in paper.items() if g not in named and f"{g}.path" not in named]
-    if started_together() and not is_main_process() and "hydra.run.dir" not in named:
-        implied += [f"hydra.run.dir={tempfile.gettempdir()}/lpsel-ranks", "hydra.output_subdir=null"]
-    # Beside the user's own: argparse takes overrides from one place only, before or after flags such as --multirun.
+    given = {a.split("=", 1)[0]: a.split("=", 1)[1] for a in arguments if "=" in a and not a.startswith("-")}
+    groups = ("model", "scorer", "dataset") if command == "train" else ("scorer", "dataset")
+    implied = [f"{group}=local" for group in groups if f"{group}.path" in given and group not in given]
+    real_model = "model.path" in given or not set(given.get("model", "tiny").split(",")) <= TINY_MODELS
+    if command == "train" and "experiment" not in given and real_model:
+        implied += [f"{g}={c}" for g, c in REAL_DEFAULTS.items() if g not in given and f"{g}.path" not in given]
+    if started_together() and not is_main_process() and "hydra.run.dir" not in given:
+        implied += [f"hydra.run.dir={tempfile.mkdtemp(prefix='lpsel-rank-')}", "hydra.output_subdir=null"]
+    # Next to the user's own overrides: argparse takes them from one place only, before or after flags like --multirun.
     place = next((i for i, a in enumerate(arguments) if "=" in a and not a.startswith("-")), len(arguments))
     return [*arguments[:place], *implied, *arguments[place:]]
 
 
-def _fail(prog: str, mistake: str | Exception) -> NoReturn:
-    if isinstance(mistake, ReportedByMainProcess):
-        time.sleep(GRACE)
+def _fail(prog: str, error: Exception) -> NoReturn:
+    if isinstance(error, ReportedByMainProcess):
+        time.sleep(SECONDS_FOR_MAIN_PROCESS)
     else:
-        print(f"{prog}: {redact(' '.join(str(mistake).split()))}", file=sys.stderr)
+        print(f"{prog}: {redact(' '.join(str(error).split()))}", file=sys.stderr)
     sys.exit(2)
 
 
-def _end(prog: str, end: Ended) -> NoReturn:
-    if end.together and not is_main_process():
-        sys.exit(0)  # one that fails would have launchers kill the main process before it has ended well
+def _exit_interrupted(prog: str, end: Interrupted) -> NoReturn:
+    if end.all_ranks and not is_main_process():
+        sys.exit(0)  # with another status, launchers would kill the main process before it has finished
     if is_main_process():
         print(f"{prog}: {end}", file=sys.stderr)
     sys.exit(end.status)
-
-
-def entry_point(script: str) -> None:
-    """Run the command that a script at the root of the repository is named after."""
-    run(Path(script).stem)

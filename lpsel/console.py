@@ -25,7 +25,7 @@ class Advance(Protocol):
 
 
 class _Rate(ProgressColumn):
-    """Tokens per second where tokens are counted, else units per second."""
+    """Tokens per second where tokens are counted, units per second elsewhere."""
 
     def render(self, task: Task) -> Text:
         elapsed = task.elapsed or 0.0
@@ -40,10 +40,9 @@ def _rate(done: float, elapsed: float, unit: str) -> str:
 
 @contextmanager
 def track(title: str, total: int, unit: str = "rows") -> Iterator[Advance]:
-    """Show how far `total` units of work have come, with their rate and the time left.
+    """Show the progress of `total` units of work, with their rate and the time left, in the main process.
 
-    Yields a function to call with the units just done, the tokens in them where tokens are what costs, and a
-    short note to show behind the bar. Only the main process shows anything.
+    Yields a function to call with the units just done, the tokens in them, and a short note to show after the bar.
     """
     console = Console(stderr=True)
     if not is_main_process():
@@ -72,7 +71,7 @@ def track(title: str, total: int, unit: str = "rows") -> Iterator[Advance]:
 
 
 class _Lines:
-    """A line on standard error once a minute, and none for work that is done before the first is due."""
+    """One line per minute on standard error, none for work that takes less than a minute."""
 
     def __init__(self, title: str, total: int, unit: str) -> None:
         self.title, self.total, self.unit = title, total, unit
@@ -99,10 +98,10 @@ def show(table: Table) -> None:
 
 
 def as_text(table: Table) -> str:
-    """A table as it would stand on standard output.
+    """A table as text for standard output.
 
-    On a terminal rich draws it, and obeys NO_COLOR. Elsewhere every row is one line, as wide as it needs, so that
-    nothing is cut and `grep` finds a row.
+    On a terminal rich draws it and respects NO_COLOR. Elsewhere every row is one line of any width, so that nothing is
+    cut off and `grep` finds a row.
     """
     console = Console()
     if not console.is_terminal:
@@ -113,7 +112,7 @@ def as_text(table: Table) -> str:
 
 
 def lines(pairs: Iterable[tuple[str, str]], title: str | None = None) -> Table:
-    """A table of names and what there is to say of them; texts are taken as they are, without markup."""
+    """A table of names and texts, which are printed without markup."""
     table = Table(title=None if title is None else Text(printable(title)), title_justify="left", show_header=False)
     table.box, table.padding = None, (0, 2, 0, 0)
     table.add_column(style="bold", max_width=26, overflow="fold")
@@ -124,10 +123,7 @@ def lines(pairs: Iterable[tuple[str, str]], title: str | None = None) -> Table:
 
 
 def printable(text: str) -> str:
-    r"""The text with what could move the cursor, colour or hide something written out, as in \x1b and \n.
-
-    That is every control and format character, line ends and half surrogates.
-    """
+    r"""The text with control and format characters, line ends and lone surrogates as escapes such as \x1b and \n."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 

@@ -1,21 +1,28 @@
-"""What a process knows of the others that run the same command, before and after Lightning connects them.
+"""The processes of one command: their ranks, decisions that all ranks share, and the signals that end them.
 
-Every rank runs the whole command. Ranks other than the main one write no results; what they need they compute
-themselves from the shared cache.
+Every rank runs the whole command. Ranks other than the main one write no results and compute what they need from the
+shared cache.
 """
 
 import os
-from collections.abc import Callable
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # SLURM can send SIGUSR1 before a job's end
+SECONDS_TO_INSIST = 3.0  # after which a second Ctrl+C ends at once; torchrun forwards the first one twice
+
 
 def rank() -> int:
-    """This process's rank, by torchrun's, SLURM's or Lightning's word; 0 where it runs alone.
+    """The rank of this process according to torchrun, SLURM or Lightning; 0 for a single process.
 
-    Where Lightning starts a node's processes, a rank on another node than the first is only known not to be 0.
+    Where Lightning starts the processes of a node, a rank on a node other than the first is only known not to be 0.
     """
     for name in ("RANK", "SLURM_PROCID"):
         if name in os.environ:
@@ -24,31 +31,32 @@ def rank() -> int:
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that prints, tracks and writes results."""
+    """Whether this process prints, tracks and writes results."""
     return rank() == 0
 
 
 def started_by_torchrun() -> bool:
+    """Whether torchrun started several ranks."""
     return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def started_together() -> bool:
-    """Whether torchrun or srun started all ranks at once; those that Lightning starts come after the main process."""
+    """Whether torchrun or srun started all ranks; those that Lightning starts follow the main process."""
     return started_by_torchrun() or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
 
 
 def agree(decide: Callable[[], T]) -> T:
-    """What `decide` returns in the main process, on every rank; it may wait there for hours, for another run's lock.
+    """The value that `decide` returns in the main process, on every rank. It may wait for hours for a lock.
 
-    Ranks that start together could read a changing cache differently. Ranks that Lightning starts need no agreement,
-    and call `decide` themselves: they begin when the main process has already decided to train.
+    Ranks that start together could read a changing cache differently. Ranks that Lightning starts call `decide`
+    themselves: they begin after the main process has decided to train.
     """
     if not started_together():
         return decide()
     import torch
     import torch.distributed as dist
 
-    _connect()
+    _init_process_group()
     patient = dist.new_group(backend="gloo", timeout=timedelta(days=7))
     box = [decide() if is_main_process() else None]
     dist.broadcast_object_list(box, src=0, group=patient, device=torch.device("cpu"))
@@ -56,8 +64,8 @@ def agree(decide: Callable[[], T]) -> T:
     return cast(T, box[0])
 
 
-def _connect() -> None:
-    """Make the process group that Lightning then uses."""
+def _init_process_group() -> None:
+    """Create the process group that Lightning then uses."""
     import torch
     import torch.distributed as dist
 
@@ -76,3 +84,73 @@ def _connect() -> None:
         rank=slurm.global_rank(),
         world_size=slurm.world_size(),
     )
+
+
+class Interrupted(BaseException):
+    """A signal ends this command. Not an Exception, so that no handler of failures continues after it.
+
+    Attributes:
+        status: exit status, 128 plus the signal's number.
+        all_ranks: whether all ranks end with it.
+    """
+
+    def __init__(self, number: int, saved: str = "finished work is saved", all_ranks: bool = False) -> None:
+        name = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
+        super().__init__(f"{name}; {saved}; run the same command again to resume")
+        self.status, self.all_ranks = 128 + number, all_ranks
+
+
+class _Received:
+    """The signal that has arrived, and whether running code raises `Interrupted` itself where it can save."""
+
+    number: int | None = None
+    when = 0.0
+    deferred = False
+
+
+def pending_signal() -> int | None:
+    """The signal that has arrived within `deferred_signals`, None without one."""
+    return _Received.number
+
+
+@contextmanager
+def signals_interrupt() -> Iterator[None]:
+    """Within, a signal raises `Interrupted`. Signals with a handler of their own (submitit, tests) keep it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    free = (signal.SIG_DFL, signal.default_int_handler)
+    before = {number: signal.signal(number, _handle) for number in SIGNALS if signal.getsignal(number) in free}
+    try:
+        yield
+    finally:
+        _Received.number = None
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def deferred_signals() -> Iterator[None]:
+    """Within, a signal is only noted: the code checks `pending_signal` where it can save, and raises `Interrupted`.
+
+    Raises:
+        Interrupted: at the end, for a signal that the code has not handled.
+    """
+    _Received.deferred = True
+    try:
+        yield
+    finally:
+        _Received.deferred = False
+    if _Received.number is not None:
+        raise Interrupted(_Received.number)
+
+
+def _handle(number: int, _frame: Any) -> None:
+    now = time.monotonic()
+    if _Received.number is None:
+        _Received.number, _Received.when = number, now
+        if not _Received.deferred:
+            raise Interrupted(number)
+    elif number == signal.SIGINT and now - _Received.when > SECONDS_TO_INSIST:
+        _Received.when = now
+        raise Interrupted(number)

@@ -1,6 +1,6 @@
-"""Files that say what they are: a manifest with a format and the SHA-256 of each file, lines with a check of their own.
+"""Integrity: manifests with a format and the SHA-256 of each file, and lines with a checksum of their own.
 
-What is read was whole when it was written, and is the same now; anything else is an error that names the file.
+What is read is complete and unchanged since it was written; anything else is an error that names the file.
 """
 
 import hashlib
@@ -14,85 +14,85 @@ from lpsel import __version__
 from lpsel.errors import UserError, printable_line
 from lpsel.storage import json_line, read_json, sha256_of, write_json
 
-CHECK = "check"  # of a line: the beginning of its SHA-256
+CHECK = "check"  # key of a line's checksum, the first digits of its SHA-256
 CHECK_DIGITS = 16
 
 
 class Damaged(UserError):
-    """A file is not what its manifest says; `name` is the file. The caller knows what to do about it."""
+    """A file differs from its manifest. The error names the file; the caller adds the hint."""
 
-    def with_hint(self, hint: str) -> UserError:
-        """The error for the user."""
-        return UserError(self.name, self.value, self.problem, hint)
+    def with_hint(self, hint: str, option: str = "") -> UserError:
+        """The error for the user, under the name of the option that led to the file, if there is one."""
+        return UserError(option or self.name, self.name if option else None, self.problem, hint)
 
 
 def seal(manifest: Path, files: Collection[str], described: dict[str, Any]) -> None:
-    """Write the manifest of finished files beside it: `described`, and the SHA-256 of each."""
+    """Write the manifest of finished files in its folder: `described`, and the SHA-256 of each file."""
     hashes = {name: sha256_of(manifest.parent / name) for name in files}
     write_json(manifest, described | {"sha256": hashes})
 
 
 def unseal(manifest: Path, file_format: int) -> dict[str, Any]:
-    """What a manifest says, once its files are known to be as it says.
+    """The contents of a manifest, after comparing its files with their hashes.
 
-    Each file is read through for its SHA-256, in a process once, and again where its size, times or inode changed.
+    A process hashes each file once, and again if its size, times or inode change.
 
     Args:
         file_format: the one this version reads.
 
     Raises:
-        Damaged: a manifest that cannot be read or of another format, a file that is missing or has changed.
+        Damaged: the manifest is not readable or has another format; a file is missing or has changed.
     """
-    said = check_format(manifest, file_format)
-    hashes = said.get("sha256")
+    contents = check_format(manifest, file_format)
+    hashes = contents.get("sha256")
     if not isinstance(hashes, dict) or not hashes:
-        raise Damaged(manifest, problem="names no file with its SHA-256")
+        raise Damaged(manifest, problem="has no hashes of files")
     check_files(manifest.parent, hashes)
-    return said
+    return contents
 
 
 def check_format(file: Path, file_format: int) -> dict[str, Any]:
     """The contents of a JSON file of a known format.
 
     Raises:
-        Damaged: it cannot be read, or is of another format.
+        Damaged: it is not readable, or has another format.
     """
     try:
-        said = read_json(file)
+        contents = read_json(file)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or printable_line(error)
-        raise Damaged(file, problem=f"cannot be read ({reason})") from None
-    found = said.get("format") if isinstance(said, dict) else None
+        raise Damaged(file, problem=f"not readable ({reason})") from None
+    found = contents.get("format") if isinstance(contents, dict) else None
     if found != file_format or isinstance(found, bool):
         named = "no format" if found is None else f"format {printable_line(ValueError(found))}"
         raise Damaged(file, problem=f"has {named}, lpsel {__version__} reads format {file_format}")
-    return said
+    return contents
 
 
 def check_files(folder: Path, hashes: dict[str, str]) -> None:
-    """See that files, by their path in a folder, are there and have these SHA-256.
+    """Compare files, by their path in a folder, with their SHA-256.
 
     Raises:
-        Damaged: names the first that is not.
+        Damaged: names the first file that is missing or differs.
     """
     for name, expected in hashes.items():
         file = folder / name
         try:
             found = sha256_once(file)
         except FileNotFoundError:
-            raise Damaged(file, problem="does not exist any more") from None
+            raise Damaged(file, problem="no longer exists") from None
         except OSError as error:
-            raise Damaged(file, problem=f"cannot be read ({error.strerror})") from None
+            raise Damaged(file, problem=f"not readable ({error.strerror})") from None
         if found != expected:
-            sums = f"SHA-256 {found[:12]}, was {str(expected)[:12]}"
-            raise Damaged(file, problem=f"has changed since it was written ({sums})")
+            hashes_differ = f"SHA-256 {found[:12]}, was {str(expected)[:12]}"
+            raise Damaged(file, problem=f"has changed since it was written ({hashes_differ})")
 
 
 def sha256_once(file: Path) -> str:
-    """SHA-256 of a file; it is read again only where its size, times or inode have changed since.
+    """SHA-256 of a file, which is read again only if its size, times or inode have changed.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: it is not readable.
     """
     about = file.stat()
     return _sha256(file.resolve(), about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino)
@@ -104,7 +104,7 @@ def _sha256(file: Path, *_state: int) -> str:
 
 
 def sealed_line(value: dict[str, Any]) -> bytes:
-    """A line of JSON that `open_line` knows to be whole."""
+    """A line of JSON with a checksum, for `open_line`."""
     return json_line({**value, CHECK: _check(value)})
 
 
@@ -112,7 +112,7 @@ def open_line(line: bytes) -> dict[str, Any]:
     """The value of a line that `sealed_line` wrote.
 
     Raises:
-        ValueError: half a line, or one that has changed.
+        ValueError: the line is incomplete or has changed.
     """
     value = json.loads(line)
     if not isinstance(value, dict) or value.pop(CHECK, None) != _check(value):

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lpsel.errors import UserError
-from lpsel.run_config import ASKED, RESULT
+from lpsel.run_config import RESULT, RUN_CONFIG
 from lpsel.storage import folder_atomically, read_json, write_json
 
 MARKER = ".lpsel.json"  # in an output folder: the command that wrote it and, where it is replaced as a whole, its files
@@ -92,14 +92,14 @@ def check_run_folder(command: str, config: DictConfig, run_dir: Path) -> None:
         UserError: names the input or the file.
     """
     resolved: Any = OmegaConf.to_container(config, resolve=True)
-    outputs = [run_dir / name for name in (*RUN_OUTPUTS[command], *RUN_RECORDS, ASKED)]
+    outputs = [run_dir / name for name in (*RUN_OUTPUTS[command], *RUN_RECORDS, RUN_CONFIG)]
     for key, text in _texts(resolved):
         for path in _spellings(text):
             if output := next((o for o in outputs if path.is_relative_to(o) and os.path.lexists(o)), None):
                 raise UserError(
                     key, text, f"the output of this run would replace it ({output})", "name another hydra.run.dir"
                 )
-    if any(_read_dict(run_dir / record).get("command") == command for record in (ASKED, RESULT)):
+    if any(_read_dict(run_dir / record).get("command") == command for record in (RUN_CONFIG, RESULT)):
         return
     for name in dict.fromkeys((*RUN_FOLDERS, *RUN_OUTPUTS[command], *RUN_RECORDS)):
         if os.path.lexists(run_dir / name):

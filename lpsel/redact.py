@@ -1,4 +1,4 @@
-"""Keys and tokens of the environment stay out of what is printed or written."""
+"""Keys and tokens from the environment stay out of everything that is printed or written."""
 
 import os
 import re
@@ -6,26 +6,26 @@ import sys
 import traceback
 from types import TracebackType
 
-NAMED = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
-SHORTEST = 8  # characters; a shorter value would be found in the middle of words
+SECRET_NAME = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
+MIN_CHARACTERS = 8  # a shorter value would match inside words
 
-_keys: set[str] = set()
+_registered: set[str] = set()
 
 
-def remember(key: str) -> None:
-    """Treat as a secret what was read from a variable whose name does not tell."""
-    if len(key) >= SHORTEST:
-        _keys.add(key)
+def register_secret(value: str) -> None:
+    """Treat a value as a secret although the name of its variable does not show it."""
+    if len(value) >= MIN_CHARACTERS:
+        _registered.add(value)
 
 
 def redact(text: str) -> str:
-    """The text with *** in place of every secret of the environment."""
-    found = {value for name, value in os.environ.items() if NAMED.search(name) and len(value) >= SHORTEST}
-    for secret in sorted(found | _keys, key=len, reverse=True):
+    """The text with *** in place of every secret in the environment."""
+    named = {value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= MIN_CHARACTERS}
+    for secret in sorted(named | _registered, key=len, reverse=True):
         text = text.replace(secret, "***")
     return text
 
 
-def show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """For sys.excepthook: what a server said of a request may hold the key that was sent."""
+def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A sys.excepthook: a server's message about a request may repeat the key that was sent."""
     sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))

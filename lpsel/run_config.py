@@ -1,4 +1,4 @@
-"""What a run was asked for, kept in its folder, so that the folder is never given to another configuration."""
+"""What a run folder is for: the command and configuration it was created with, and the result if it is finished."""
 
 import json
 import logging
@@ -16,25 +16,26 @@ from lpsel.storage import digest, finite, read_json, write_json
 
 log = logging.getLogger(__name__)
 
-ASKED = "asked.json"
+RUN_CONFIG = "run_config.json"
 RESULT = "result.json"
 SCORER = "scorer"  # as the name of an embedder: the scorer itself
-FORMAT = 1  # of result.json, which a file without a format has too
-# Where and how a run is made, which changes no result; of the trainer only the precision does.
-WHERE_AND_HOW = (
+FORMAT = 1  # of result.json; a file without a format has this one
+# Keys that change where and how a run is made, and no result; of the trainer, only the precision changes results.
+NOT_IN_RESULTS = (
     "cache_dir", "tracker", "experiment", "prompts_dir", "train_tokens", "score_tokens", "activation_checkpointing",
     "checkpoint_steps", "compile", "dry_run", "gpu_memory_gib",
 )  # fmt: skip
-SHOWN = 3  # differences named in a message
+MAX_DIFFERENCES = 3  # named in a message
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A command and what its result depends on.
+class RunConfig:
+    """A command and everything that its result depends on.
 
     Attributes:
-        config: the parts of its resolved configuration that matter.
-        inputs: of every file and folder that these name, a digest of names, sizes and times.
+        command: train, select or evaluate.
+        config: the resolved configuration without `NOT_IN_RESULTS`.
+        inputs: for every file and folder named in it, a digest of names, sizes and modification times.
     """
 
     command: str
@@ -42,70 +43,73 @@ class Asked:
     inputs: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, command: str, config: DictConfig) -> "Asked":
+    def of(cls, command: str, config: DictConfig) -> "RunConfig":
+        """The run configuration of a composed configuration."""
         resolved: Any = OmegaConf.to_container(config, resolve=True)
-        kept = {name: value for name, value in resolved.items() if name not in (*WHERE_AND_HOW, "trainer")}
+        unused = {*NOT_IN_RESULTS, "trainer", *unused_keys(command, resolved)}
+        kept = {name: value for name, value in resolved.items() if name not in unused}
         kept["precision"] = resolved["trainer"]["precision"]
-        unused = unused_keys(command, resolved)
-        # As it comes back from a file.
-        kept = json.loads(json.dumps(finite({k: v for k, v in kept.items() if k not in unused})))
-        return cls(command, kept, {text: state for text in _texts(kept) if (state := _state(text)) is not None})
+        kept = json.loads(json.dumps(finite(kept)))  # as it is read back from a file
+        return cls(command, kept, {text: state for text in _strings(kept) if (state := _file_state(text)) is not None})
 
-    def keep(self, run_dir: Path) -> None:
-        """Leave it in the run folder, once there is a run."""
-        write_json(run_dir / ASKED, {"command": self.command, "config": self.config, "inputs": self.inputs})
+    def save(self, run_dir: Path) -> None:
+        """Write it to the run folder."""
+        write_json(run_dir / RUN_CONFIG, {"command": self.command, "config": self.config, "inputs": self.inputs})
 
-    def forget(self, run_dir: Path) -> None:
-        """Take that back where a run has failed and left nothing else to go on with."""
-        others = (path for path in run_dir.iterdir() if path.name not in (ASKED, ".hydra", ".lock"))
+    def discard(self, run_dir: Path) -> None:
+        """Remove it from a run folder where a run failed and left nothing else to resume from."""
+        others = (path for path in run_dir.iterdir() if path.name not in (RUN_CONFIG, ".hydra", ".lock"))
         if all(path.suffix == ".log" for path in others):
-            (run_dir / ASKED).unlink(missing_ok=True)
+            (run_dir / RUN_CONFIG).unlink(missing_ok=True)
 
     def check(self, run_dir: Path) -> None:
-        """Refuse a folder with a run of another configuration, be it done or cut off.
+        """Reject a folder that holds a run with another configuration, finished or not.
 
         Raises:
             UserError: names what differs.
         """
-        there = _read(run_dir / ASKED)
-        if there is None:
+        saved = _read(run_dir / RUN_CONFIG)
+        if saved is None:
             return
-        ours = {"command": self.command, **self.config}
-        theirs = {"command": there["command"], **there["config"]}
+        theirs, ours = {"command": saved["command"], **saved["config"]}, {"command": self.command, **self.config}
         differing = list(_differences(theirs, ours))
         if differing:
-            more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
-            has, asks = (", ".join(f"{key}={pair[i]}" for key, *pair in differing[:SHOWN]) for i in (0, 1))
+            state = "a" if (run_dir / RESULT).is_file() else "an unfinished"
+            more = f" and {len(differing) - MAX_DIFFERENCES} more" if len(differing) > MAX_DIFFERENCES else ""
+            has, requested = (
+                ", ".join(f"{key}={pair[i]}" for key, *pair in differing[:MAX_DIFFERENCES]) for i in (0, 1)
+            )
             raise UserError(
-                f"{run_dir}: holds {'a' if (run_dir / RESULT).is_file() else 'an unfinished'} run with {has}; this one "
-                f"has {asks}{more}; give another hydra.run.dir (in a sweep hydra.sweep.dir), or delete the folder."
+                run_dir,
+                problem=f"holds {state} run with {has}; this one has {requested}{more}",
+                hint="set another hydra.run.dir (in a sweep, hydra.sweep.dir), or delete the folder",
             )
 
     def finished(self, run_dir: Path) -> dict[str, Any] | None:
-        """The result of the same in this folder; None without one, or where files that it used or made have changed."""
-        there, result = _read(run_dir / ASKED), _read(run_dir / RESULT)
-        if there is None or result is None or (there["command"], there["config"]) != (self.command, self.config):
+        """The result of the same run in this folder; None without one, or where its files or inputs have changed."""
+        saved, result = _read(run_dir / RUN_CONFIG), _read(run_dir / RESULT)
+        if saved is None or result is None or (saved["command"], saved["config"]) != (self.command, self.config):
             return None
-        if changed := sorted({*self.inputs.items()} ^ {*there.get("inputs", {}).items()}):
-            log.warning("%s: has changed since it was used; done again", changed[0][0])
+        if changed := sorted({*self.inputs.items()} ^ {*saved.get("inputs", {}).items()}):
+            log.warning("%s has changed since the last run; running again", changed[0][0])
             return None
-        made = [result.get(name) for name in ("subset", "selection", "model")]
-        if result.get("format", FORMAT) != FORMAT or not all(Path(path).exists() for path in made if path):
+        written = [result.get(name) for name in ("subset", "selection", "model")]
+        if result.get("format", FORMAT) != FORMAT or not all(Path(path).exists() for path in written if path):
             return None
         try:
             check_files(run_dir, result.get("sha256") or {})
         except Damaged as damage:
-            log.warning("%s Running it again.", damage)
+            log.warning("%s Running again.", damage)
             return None
         return result
 
 
 def read_result(run_dir: Path) -> dict[str, Any] | None:
-    """What result.json in a run folder says; None where there is none, or no whole one.
+    """The contents of result.json in a run folder; None where there is no intact one.
 
     Raises:
-        UserError: it is of another format.
-        PermissionError: it may not be read.
+        UserError: it has another format.
+        PermissionError: it is not readable.
     """
     try:
         result = read_json(run_dir / RESULT)
@@ -119,32 +123,31 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
         raise UserError(
             run_dir / RESULT,
             problem=f"has format {printable_line(ValueError(found))}, lpsel {__version__} reads format {FORMAT}",
-            hint="use the lpsel that wrote it",
+            hint="use the version of lpsel that wrote it",
         )
     return result
 
 
 def unused_keys(command: str, config: Any) -> set[str]:
-    """Keys of a configuration that its selection does not look at: a rule without scores needs no scorer to train."""
+    """Keys of a configuration that its selection ignores: a rule without scores needs no scorer."""
     if command != "train":
         return set()
     rule = config["selection"]
-    embeds = SCORER in (rule.get("embedder"), config["cluster"].get("embedder"))
-    scorer = {"scorer"} if rule.get("epochs") is None and not embeds else set()
+    embeds_with_scorer = SCORER in (rule.get("embedder"), config["cluster"].get("embedder"))
+    scorer = {"scorer"} if rule.get("epochs") is None and not embeds_with_scorer else set()
     return scorer | ({"pct"} if rule.get("pct") is not None else set())
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """Every string in a configuration, however deep."""
+def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
         for part in value.values() if isinstance(value, dict) else value:
-            yield from _texts(part)
+            yield from _strings(part)
 
 
-def _state(text: str) -> str | None:
-    """A digest of names, sizes and times of a file, or of the files in a folder and the folders in it; None of others.
+def _file_state(text: str) -> str | None:
+    """A digest of the names, sizes and times of a file, or of the files in a folder and its subfolders; None elsewhere.
 
     Logs and hidden files do not count.
     """
@@ -152,12 +155,12 @@ def _state(text: str) -> str | None:
     try:
         if not text or not path.exists():
             return None
-        found = [path] if path.is_file() else [*path.glob("[!.]*"), *path.glob("[!.]*/[!.]*")]
-        files = [file for file in found if file.is_file() and file.suffix != ".log"]
-        about = sorted((str(file.relative_to(path.parent)), file.stat()) for file in files)
-    except (OSError, ValueError):  # not a name that a file could have
+        paths = [path] if path.is_file() else [*path.glob("[!.]*"), *path.glob("[!.]*/[!.]*")]
+        files = [file for file in paths if file.is_file() and file.suffix != ".log"]
+        stats = sorted((str(file.relative_to(path.parent)), file.stat()) for file in files)
+    except (OSError, ValueError):  # not a valid file name
         return None
-    return digest([(name, stat.st_size, stat.st_mtime_ns) for name, stat in about])
+    return digest([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
 
 
 def _read(path: Path) -> dict[str, Any] | None:

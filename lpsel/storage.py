@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written under a temporary name, synced, renamed."""
+"""Atomic writes (a temporary name, a sync to disk, a rename), JSON and hashes."""
 
 import fcntl
 import glob
@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import IO, Any
 
 
-def writable(folder: Path) -> None:
-    """Make a folder and see that files can be made in it.
+def check_writable(folder: Path) -> None:
+    """Create a folder and check that files can be created in it.
 
     Raises:
-        OSError: it cannot be made, or nothing can be written there.
+        OSError: either fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Call `write` with a binary file that becomes `path` once it is on disk."""
+    """Call `write` with a binary file that replaces `path` once it is on disk."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:
@@ -42,10 +42,10 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 @contextmanager
 def folder_atomically(path: Path) -> Iterator[Path]:
-    """An empty folder to write in, which takes the place of `path` once all in it is on disk.
+    """An empty folder to write to, which replaces `path` once everything in it is on disk.
 
-    The old folder is renamed first and deleted last: until the new one is in place, nothing is lost. Its contents are
-    deleted: callers check beforehand that they are not the user's.
+    The old folder is renamed first and deleted last, so that nothing is lost before the new one is in place. Callers
+    check first that its contents are not the user's (`lpsel.output_folder`).
     """
     unique = secrets.token_hex(4)
     temporary, old = (path.with_name(f".{path.name}.{unique}.{ending}") for ending in ("tmp", "old"))
@@ -69,7 +69,7 @@ def folder_atomically(path: Path) -> Iterator[Path]:
 
 
 def _exchange(new: Path, path: Path, old: Path) -> None:
-    """Rename the folder `path`, if there is one, to `old`, and `new` to `path`."""
+    """Rename the folder `path`, if it exists, to `old`, and `new` to `path`."""
     if path.is_dir():
         path.replace(old)
     try:
@@ -81,7 +81,7 @@ def _exchange(new: Path, path: Path, old: Path) -> None:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Delete the temporary folders of writers of `path` that were killed: a live one holds a lock on its folder."""
+    """Delete the temporary folders of killed writers of `path`; a running writer holds a lock on its folder."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
         if left.is_dir() and (lock := _lock(left)) is not None:
             shutil.rmtree(left, ignore_errors=True)
@@ -89,7 +89,7 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def _lock(folder: Path) -> int | None:
-    """A descriptor that holds the folder's lock until it is closed; None where it cannot be had."""
+    """A descriptor that holds the folder's lock until it is closed; None if the lock is not available."""
     opened = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -100,7 +100,7 @@ def _lock(folder: Path) -> int | None:
 
 
 def sync(path: Path) -> None:
-    """Return when a file, or the names in a folder, are on disk: a rename alone does not outlive a loss of power."""
+    """Flush a file, or the names in a folder, to disk: a rename alone does not survive a power failure."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
@@ -112,8 +112,8 @@ def read_json(path: Path) -> Any:
     """The value of a JSON file.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no JSON, or nested beyond measure.
+        OSError: it is not readable.
+        ValueError: it is not valid JSON, or nested too deeply.
     """
     try:
         return json.loads(path.read_bytes())
@@ -122,25 +122,25 @@ def read_json(path: Path) -> Any:
 
 
 def open_as(folder: Path, like: str) -> None:
-    """Give the weights in a folder the permissions of the file `like` beside them: safetensors makes them private."""
+    """Give the weights in a folder the permissions of the file `like`: safetensors creates private files."""
     for file in folder.glob("*.safetensors"):
         file.chmod((folder / like).stat().st_mode)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write strict JSON: a number that is not finite becomes null."""
+    """Write strict JSON; numbers that are not finite become null."""
     text = json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write strict JSON lines; the folder is made."""
+    """Write strict JSON lines, creating the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: file.writelines(map(json_line, rows)))
 
 
 def finite(value: Any) -> Any:
-    """The same value with None in place of every NaN and infinity, and plain types in place of NumPy's and paths."""
+    """The value with None for NaN and infinity, and plain types for NumPy scalars and paths."""
     if isinstance(value, dict):
         return {str(k): finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -155,12 +155,12 @@ def finite(value: Any) -> Any:
 
 
 def utf8(text: str) -> str:
-    """The text with every half of a surrogate pair, which UTF-8 cannot hold, as an escape."""
+    """The text with lone surrogates, which UTF-8 cannot encode, as escapes."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def json_line(value: Any) -> bytes:
-    """One line of strict JSON in UTF-8; half a surrogate pair, which UTF-8 cannot hold, stays an escape."""
+    """One line of strict JSON in UTF-8; lone surrogates, which UTF-8 cannot encode, remain escapes."""
     plain = finite(value)
     try:
         return json.dumps(plain, ensure_ascii=False, default=str).encode() + b"\n"
@@ -174,24 +174,24 @@ def sha256_of(path: Path) -> str:
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a JSON-like value, the same for equal values on every machine."""
+    """SHA-256 of a JSON-like value, equal for equal values on every machine."""
     return hashlib.sha256(json.dumps(finite(value), sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """The same names, one that comes again (capitals aside) with a number behind it."""
+    """The names with a number appended to repeated ones, ignoring case."""
     taken: set[str] = set()
-    made = []
+    unique_names = []
     for name in names:
         unique, count = name, 1
         while unique.lower() in taken:
             count += 1
             unique = f"{name}-{count}"
         taken.add(unique.lower())
-        made.append(unique)
-    return made
+        unique_names.append(unique)
+    return unique_names
 
 
 def file_names(names: Sequence[str]) -> list[str]:
-    """Distinct names of files that are safe in any file system, without an ending."""
+    """Distinct file names, without a suffix, that are safe on every file system."""
     return distinct([re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:100] or "model" for name in names])

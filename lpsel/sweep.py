@@ -1,7 +1,7 @@
-"""A sweep: where its jobs go, one job among others, and what became of all of them.
+"""A sweep: the folders of its jobs, running one of them, and their outcomes.
 
-A job that is done already is found, one that fails is written down, and the next one starts. A launcher may run jobs in
-other processes or on other machines, so each leaves its outcome as a file in the sweep's folder.
+A finished job is found, a failed one is recorded, and the next one starts. A launcher may run jobs in other processes
+or on other machines, so each job writes its outcome to a file in the sweep's folder.
 """
 
 import json
@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
@@ -24,27 +25,27 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from lpsel.commands.job import Job
 from lpsel.distributed import agree, is_main_process, started_together
 from lpsel.errors import UserError, file_errors, first_line
-from lpsel.run_config import WHERE_AND_HOW, unused_keys
+from lpsel.run_config import NOT_IN_RESULTS, unused_keys
 from lpsel.storage import digest, write_atomically, write_json
 
 log = logging.getLogger(__name__)
 
 OUTCOMES, PLANS = ".jobs", ".plans"
-LOCAL = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}
-ERROR = "error.txt"
-LONGEST_NAME = 100  # characters of a job's folder; file systems take 255 bytes
+BASIC_LAUNCHER = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}
+ERROR_FILE = "error.txt"
+MAX_NAME = 100  # characters of a job's folder; file systems allow 255 bytes
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job.
+    """The outcome of a job.
 
     Attributes:
-        number: in the sweep, from 0.
+        number: of the job in the sweep, from 0.
         folder: its run folder.
-        state: done, found (was done before), failed, or planned by a dry run.
+        state: done, found (finished before), failed, or planned by a dry run.
         reason: why it failed, in one line.
-        mistake: whether the user can mend that.
+        user_error: whether the user can fix that.
         plan: the work that a dry run found in it.
     """
 
@@ -52,79 +53,75 @@ class Outcome:
     folder: str
     state: str
     reason: str = ""
-    mistake: bool = False
+    user_error: bool = False
     plan: list[dict[str, Any]] = field(default_factory=list)
 
 
-class Watch(Callback):
-    """Tells `lpsel.cli` which sweep Hydra has run, since Hydra returns nothing, and when it is about to run one job.
+class SweepCallback(Callback):
+    """Hydra's callback: stores the configuration of a sweep, which hydra.main does not return.
 
     Attributes:
-        before_run: called with the configuration before Hydra writes anything. Hydra ignores its exceptions, but not
-            SystemExit.
+        before_run: called with the configuration of a single job before Hydra writes anything. Hydra ignores its
+            exceptions, except SystemExit.
     """
 
     sweep: DictConfig | None = None
     before_run: Callable[[DictConfig], None] | None = None
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        if Watch.before_run is not None:
-            Watch.before_run(config)
+        if SweepCallback.before_run is not None:
+            SweepCallback.before_run(config)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        Watch.sweep = config
+        SweepCallback.sweep = config
         if is_main_process():
-            shutil.rmtree(_outcomes(folder_of(config), config), ignore_errors=True)
-        if config.get("dry_run"):  # here, whatever the jobs themselves would be started with
+            shutil.rmtree(_outcomes_dir(sweep_dir(config), config), ignore_errors=True)
+        if config.get("dry_run"):  # in this process, whatever would start the jobs
             with read_write(config.hydra), open_dict(config.hydra):
-                config.hydra.launcher = LOCAL
+                config.hydra.launcher = BASIC_LAUNCHER
 
 
-def folder_of(sweep: DictConfig) -> Path:
-    """The sweep's folder; asking for it here first makes it that of every job, which has other overrides."""
+def sweep_dir(sweep: DictConfig) -> Path:
+    """The sweep's folder; resolving it here first fixes it for all jobs, whose overrides differ."""
     HydraConfig.instance().set_config(sweep)
     return Path(str(sweep.hydra.sweep.dir)).expanduser().resolve()
 
 
-def _outcomes(folder: Path, config: DictConfig) -> Path:
-    """Where the jobs' outcomes are; a dry run has its own, and leaves those of a sweep that runs alone."""
+def _outcomes_dir(folder: Path, config: DictConfig) -> Path:
+    """Where jobs write their outcomes; a dry run has a folder of its own."""
     return folder / (PLANS if config.get("dry_run") else OUTCOMES)
 
 
-def run_one(command: str, config: DictConfig, mistakes: tuple[type[Exception], ...]) -> None:
-    """Run one job of a sweep, or find that it is done; never raises what only this job suffers from."""
+def run_job(command: str, config: DictConfig, user_errors: tuple[type[Exception], ...]) -> None:
+    """Run one job of a sweep unless it is finished, and write its outcome; a failure does not end the sweep."""
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
-    outcomes = _outcomes(Path(str(hydra.sweep.dir)).expanduser().resolve(), config)
+    outcomes = _outcomes_dir(Path(str(hydra.sweep.dir)).expanduser().resolve(), config)
 
-    def ended(state: str, **more: Any) -> None:
+    def write_outcome(state: str, **fields: Any) -> None:
         if is_main_process():
             outcomes.mkdir(parents=True, exist_ok=True)
-            outcome = Outcome(int(hydra.job.num), str(folder.resolve()), state, **more)
+            outcome = Outcome(int(hydra.job.num), str(folder.resolve()), state, **fields)
             write_json(outcomes / f"{outcome.number}.json", asdict(outcome))
 
     try:
         if config.get("dry_run"):
-            from lpsel.commands.dry_run import planned
-
-            work = planned(command, config, folder)
-            problem = next((piece.problem for piece in work or () if piece.problem), "")
-            state = "found" if work is None else "failed" if problem else "planned"
-            ended(state, reason=problem, mistake=True, plan=[asdict(piece) for piece in work or ()])
+            write_outcome(**_plan(command, config, folder))
             return
-        with _alone(hydra, config), file_errors():
+        with _isolated(hydra, config), file_errors():
             found = _run_or_find(command, config, folder)
-        ended("found" if found else "done")
+        write_outcome("found" if found else "done")
         if is_main_process():
             print(folder.resolve(), flush=True)
     except Exception as error:
-        mistake = isinstance(error, mistakes)
-        reason = " ".join(str(error).split()) if mistake else f"{type(error).__name__}: {first_line(error)}"
-        ended("failed", reason=reason, mistake=mistake)
+        user_error = isinstance(error, user_errors)
+        reason = " ".join(str(error).split()) if user_error else f"{type(error).__name__}: {first_line(error)}"
+        write_outcome("failed", reason=reason, user_error=user_error)
         log.error("Failed: %s", reason)
-        if not mistake:
-            write_atomically(folder / ERROR, lambda file: file.write(traceback.format_exc().encode(errors="replace")))
-            log.error("Where: %s", folder / ERROR)
+        if not user_error:
+            trace = traceback.format_exc().encode(errors="replace")
+            write_atomically(folder / ERROR_FILE, lambda file: file.write(trace))
+            log.error("Traceback: %s", folder / ERROR_FILE)
         if os.environ.get("LPSEL_DEBUG"):
             traceback.print_exc()
     finally:
@@ -134,23 +131,33 @@ def run_one(command: str, config: DictConfig, mistakes: tuple[type[Exception], .
             free_memory()
 
 
+def _plan(command: str, config: DictConfig, folder: Path) -> dict[str, Any]:
+    """The fields of the outcome of a dry run."""
+    from lpsel.commands.dry_run import planned_work
+
+    work = planned_work(command, config, folder)
+    if work is None:
+        return {"state": "found"}
+    problem = next((piece.problem for piece in work if piece.problem), "")
+    state = "failed" if problem else "planned"
+    return {"state": state, "reason": problem, "user_error": True, "plan": [asdict(piece) for piece in work]}
+
+
 def _run_or_find(command: str, config: DictConfig, folder: Path) -> bool:
-    """Whether the job was done before."""
-    from filelock import FileLock
-
+    """Run the job; True where it was finished before."""
     job = Job.of(command, config, folder, in_sweep=True)
-    lock = FileLock(folder / ".lock")  # two calls of the same sweep, or two jobs that come to the same
+    lock = FileLock(folder / ".lock")  # two calls of the same sweep, or two jobs with the same configuration
 
-    def look() -> bool:
+    def finished() -> bool:
         if is_main_process():
             lock.acquire()
-        return job.asked().finished(folder) is not None
+        return job.run_config().finished(folder) is not None
 
     try:
-        if agree(look):
-            log.info("Done before: %s", folder)
+        if agree(finished):
+            log.info("Found a finished run: %s", folder)
             return True
-        (folder / ERROR).unlink(missing_ok=True)
+        (folder / ERROR_FILE).unlink(missing_ok=True)
         job.run()
         return False
     finally:
@@ -159,18 +166,16 @@ def _run_or_find(command: str, config: DictConfig, folder: Path) -> bool:
 
 
 @contextmanager
-def _alone(hydra: Any, config: DictConfig) -> Iterator[None]:
-    """Let the ranks that Lightning starts for this job run this job only, and leave nothing of them to the next.
+def _isolated(hydra: Any, config: DictConfig) -> Iterator[None]:
+    """Make the ranks that Lightning starts for this job run this job only, and restore the process afterwards.
 
-    Lightning gives them this process's arguments and Hydra's run folder.
+    Lightning starts them with this process's arguments and Hydra's run folder.
     """
     trainer = config.get("trainer", {})
-    alone = str(trainer.get("devices")) in ("1", "auto") or started_together()
-    if not alone and "joblib" in str(hydra.launcher.get("_target_")):
-        raise UserError(
-            f"trainer.devices={trainer.devices}: hydra/launcher=joblib runs jobs side by side, each on one device; say "
-            "trainer.devices=1, or leave the launcher out."
-        )
+    single = str(trainer.get("devices")) in ("1", "auto") or started_together()
+    if not single and "joblib" in str(hydra.launcher.get("_target_")):
+        problem = "hydra/launcher=joblib runs jobs in parallel, each on one device"
+        raise UserError("trainer.devices", trainer.devices, problem, "set trainer.devices=1, or remove the launcher")
     arguments, environment = sys.argv[1:], dict(os.environ)
     sys.argv[1:] = [*hydra.overrides.task, "hydra.mode=RUN"]
     with read_write(hydra), open_dict(hydra):
@@ -186,71 +191,72 @@ def _alone(hydra: Any, config: DictConfig) -> Iterator[None]:
                 distributed.destroy_process_group()
 
 
-def outcomes_of(sweep: DictConfig) -> list[Outcome]:
+def read_outcomes(sweep: DictConfig) -> list[Outcome]:
     """The outcomes of a sweep's last call, one for each run folder, in the order of the jobs."""
-    files = _outcomes(folder_of(sweep), sweep).glob("[!.]*.json")
-    read = [Outcome(**json.loads(file.read_text())) for file in files]
+    files = _outcomes_dir(sweep_dir(sweep), sweep).glob("[!.]*.json")
+    outcomes = [Outcome(**json.loads(file.read_text())) for file in files]
     first: dict[str, Outcome] = {}
-    for outcome in sorted(read, key=lambda o: o.number):
+    for outcome in sorted(outcomes, key=lambda o: o.number):
         first.setdefault(outcome.folder, outcome)
     return list(first.values())
 
 
-def show(outcomes: Sequence[Outcome], sweep: DictConfig) -> None:
-    """Print what became of the jobs, or of a dry run what they would do."""
+def print_outcomes(outcomes: Sequence[Outcome], sweep: DictConfig) -> None:
+    """Print a table of the jobs' outcomes, or of what they would do in a dry run."""
     from rich.table import Table
     from rich.text import Text
 
     from lpsel import console
 
     if sweep.get("dry_run"):
-        from lpsel.commands.plan import Work, show_plan
+        from lpsel.commands.dry_run import Work, print_table
 
-        understood = [o for o in outcomes if o.state != "failed" or o.plan]
-        work = [None if o.state == "found" else [Work(**piece) for piece in o.plan] for o in understood]
-        show_plan([(Path(o.folder).name, w) for o, w in zip(understood, work, strict=True)], "experiment" in sweep)
+        valid = [o for o in outcomes if o.state != "failed" or o.plan]
+        work = [None if o.state == "found" else [Work(**piece) for piece in o.plan] for o in valid]
+        print_table([(Path(o.folder).name, w) for o, w in zip(valid, work, strict=True)], "experiment" in sweep)
         for reason in dict.fromkeys(o.reason for o in outcomes if o.reason):
             print(reason, file=sys.stderr)
         return
     table = Table("job", "outcome", "reason", box=None, padding=(0, 2, 0, 0))
     for outcome in outcomes:
-        table.add_row(*(Text(console.printable(t)) for t in (Path(outcome.folder).name, outcome.state, outcome.reason)))
+        cells = (Path(outcome.folder).name, outcome.state, outcome.reason)
+        table.add_row(*(Text(console.printable(cell)) for cell in cells))
     console.show(table)
     if failed := sum(outcome.state == "failed" for outcome in outcomes):
-        print(f"{failed} of {len(outcomes)} jobs failed; the same command again runs only these.", file=sys.stderr)
+        print(f"{failed} of {len(outcomes)} jobs failed; run the same command again to retry them.", file=sys.stderr)
 
 
 def sweep_name(overrides: Any, params: Any) -> str:
-    """The folder of a sweep: what it is over and a digest of all it was asked, the same at every call."""
+    """The name of a sweep's folder: the swept options and a digest of all overrides, the same at every call."""
     given = _by_key([*(f"{key}={value}" for key, value in (params or {}).items()), *overrides])
     experiment = given.get("experiment")
-    asked = {key: value for key, value in given.items() if _matters(key) or key == "experiment"}
-    swept = [key for key, value in asked.items() if "," in value or "range(" in value]
-    return f"{_safe(experiment or '-'.join(swept) or 'sweep')[:60]}-{_short(asked)}"
+    relevant = {key: value for key, value in given.items() if _changes_results(key) or key == "experiment"}
+    swept = [key for key, value in relevant.items() if "," in value or "range(" in value]
+    return f"{_safe(experiment or '-'.join(swept) or 'sweep')[:60]}-{_short_digest(relevant)}"
 
 
 def job_name(overrides: Any, command: str, *, _root_: DictConfig) -> str:
-    """The folder of a job inside its sweep's: its overrides, as far as this job looks at them.
+    """The name of a job's folder in its sweep: the overrides that this job uses.
 
-    So jobs that come to the same are one: training on everything is the same for every share.
+    Jobs with the same result share a folder: training on all rows is the same for every percentage.
     """
     unused = unused_keys(command, _root_)
-    kept = {key: value for key, value in _by_key(overrides).items() if _matters(key) and _group(key) not in unused}
-    told = ",".join(f"{key}={value}" for key, value in kept.items())
-    name = _safe(",".join(f"{key}={value.rsplit('/', 1)[-1]}" for key, value in kept.items()))
-    if name == told and len(name) <= LONGEST_NAME:
+    given = {key: value for key, value in _by_key(overrides).items() if _changes_results(key)}
+    used = {key: value for key, value in given.items() if _group(key) not in unused}
+    full = ",".join(f"{key}={value}" for key, value in used.items())
+    name = _safe(",".join(f"{key}={value.rsplit('/', 1)[-1]}" for key, value in used.items()))
+    if name == full and len(name) <= MAX_NAME:
         return name or "job"
-    return f"{name[: LONGEST_NAME - 9]}-{_short(kept)}"
+    return f"{name[: MAX_NAME - 9]}-{_short_digest(used)}"
 
 
 def _by_key(overrides: Any) -> dict[str, str]:
-    """Key -> value, sorted; of several for a key the last, as in Hydra."""
+    """Overrides by key, sorted; the last one of a key wins, as in Hydra."""
     return dict(sorted(tuple(override.lstrip("+").split("=", 1)) for override in overrides if "=" in override))
 
 
-def _matters(key: str) -> bool:
-    """Whether an override is about what is run, and not where and how."""
-    return key == "trainer.precision" or _group(key) not in (*WHERE_AND_HOW, "trainer")
+def _changes_results(key: str) -> bool:
+    return key == "trainer.precision" or _group(key) not in (*NOT_IN_RESULTS, "trainer")
 
 
 def _group(key: str) -> str:
@@ -261,8 +267,8 @@ def _safe(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._,=+-]+", "-", name)
 
 
-def _short(asked: dict[str, str]) -> str:
-    return digest(asked)[:8]
+def _short_digest(overrides: dict[str, str]) -> str:
+    return digest(overrides)[:8]
 
 
 OmegaConf.register_new_resolver("lpsel_sweep", sweep_name, use_cache=True, replace=True)

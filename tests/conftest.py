@@ -270,7 +270,7 @@ def few_runs(toy_model, tmp_path_factory):
     asked = [f"models=[{models}]", f"baseline={trained}/full", "evaluator.max_new_tokens=2", "dataset.limit=8"]
     run("evaluate", [*shared, *asked], folder / "runs" / "evaluate" / "held-out")
     (trained / "cut-off").mkdir()
-    (trained / "cut-off" / "asked.json").write_text("{}")
+    (trained / "cut-off" / "run_config.json").write_text("{}")
     return folder / "runs"
 
 

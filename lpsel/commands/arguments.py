@@ -1,4 +1,4 @@
-"""What commands share that take paths and flags."""
+"""Arguments of the commands that take paths and flags."""
 
 import argparse
 from collections.abc import Iterable
@@ -9,14 +9,14 @@ from typing import NoReturn
 from lpsel.errors import UserError
 from lpsel.output_folder import check_output_folder, mark_output_folder
 from lpsel.run_config import RESULT
-from lpsel.storage import writable
+from lpsel.storage import check_writable
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser whose complaints are the user's one-line errors."""
+    """A parser that reports errors as one-line user errors."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {self.prog} --help.")
+        raise UserError(self.prog, problem=message, hint=f"see {self.prog} --help")
 
 
 def run_folder(command: str, given: Path | None, inputs: Iterable[str | Path]) -> Path:
@@ -32,11 +32,10 @@ def run_folder(command: str, given: Path | None, inputs: Iterable[str | Path]) -
     folder = folder.expanduser().resolve()
     check_output_folder(folder, command, inputs, replaced=False)
     try:
-        writable(folder)
+        check_writable(folder)
     except OSError as error:
-        raise UserError(
-            f"--out {folder}: cannot be written ({error.strerror}); give a folder you may write to."
-        ) from error
+        hint = "use a folder that you can write to"
+        raise UserError(f"--out {folder}", problem=f"not writable ({error.strerror})", hint=hint) from error
     mark_output_folder(folder, command)
     (folder / RESULT).unlink(missing_ok=True)
     return folder

@@ -1,312 +1,243 @@
-"""`dry_run=true`: what a job would do, with tokens, FLOPs and memory per GPU, and whether its models fit.
+"""`dry_run=true`: what a job would run, with tokens, FLOPs and memory per GPU, and whether its models fit.
 
-Nothing is trained and no weights are read: a model's shapes come from its config.json, or from `architecture` in
-conf/model where the Hub is out of reach.
+Nothing is trained and no weights are read: a model's shape comes from its config.json, or from `architecture` in
+conf/model where the Hub is not available.
 """
 
-import logging
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
+from rich import box
+from rich.table import Table
+from rich.text import Text
 
 from lpsel.commands.job import Job
-from lpsel.commands.plan import GIB, Work, show_plan
+from lpsel.commands.work_estimate import GIB, ModelShape, cached, devices_per_copy, gpu_bytes, model_shape, row_lengths
 from lpsel.config import build
+from lpsel.console import printable, show
 from lpsel.data.dataset import Source
-from lpsel.data.tokens import count_tokens, find_tokens
-from lpsel.errors import UserError, is_number
+from lpsel.errors import UserError
 from lpsel.model.adapter import Adapter
 from lpsel.model.device import resolve_precision
 from lpsel.model.flops import forward_flops, training_flops
-from lpsel.model.load import load_config, load_tokenizer, locate
 from lpsel.model.memory_estimate import Footprint, fits_on, footprint
 from lpsel.model.spec import ModelSpec, ScorerSpec
 from lpsel.scoring.columns import RECORDABLE
 from lpsel.scoring.scorer import find
 from lpsel.selection.spec import SelectionSpec
 from lpsel.storage import digest
-from lpsel.training.checks import shards
 
-log = logging.getLogger(__name__)
-
-SAMPLE = 1000  # rows by whose lengths those of all are estimated
-CHARACTERS = 4  # of a token, where there is no tokenizer
-COUNTED, SAMPLED, GUESSED = "counted", f"estimated from {SAMPLE:,} rows", f"guessed at {CHARACTERS} characters each"
+TITLES = ("job", "work", "rows", "tokens", "FLOPs", "GiB per GPU")
 
 
 @dataclass(frozen=True)
-class _Model:
-    """A model's shapes, on the meta device, and its tokenizer, as far as they can be had here."""
+class Work:
+    """The training or recording of one model.
 
-    shapes: Any
-    tokenizer: Any
+    Attributes:
+        what: score or train.
+        model: its name.
+        rows: trained on, or scored.
+        tokens: fed to the model in all passes.
+        lengths: how the tokens were counted.
+        flops: None where the model's shape is not known.
+        bytes: on each device; None where the model's shape is not known.
+        key: of scores, everything they depend on; None for a target.
+        epochs, columns: of scores, what is recorded.
+        found: the scores are in the cache.
+        problem: why it cannot run as configured.
+    """
+
+    what: str
+    model: str
+    rows: int
+    tokens: float
+    lengths: str
+    flops: float | None
+    bytes: float | None
+    key: str | None = None
+    epochs: int = 0
+    columns: tuple[str, ...] = ()
+    found: bool = False
+    problem: str | None = None
+
+    def covers(self, other: "Work") -> bool:
+        """Whether these scores include the other's."""
+        same = self.key is not None and self.key == other.key
+        return same and self.epochs >= other.epochs and set(other.columns) <= set(self.columns)
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Lengths of some rows with a supervised token, int32 (n,) each, that stand for `share` rows each."""
-
-    lengths: NDArray[np.int32]
-    supervised: NDArray[np.int32]
-    share: float
-    how: str
-
-    @property
-    def tokens(self) -> float:
-        """Of all rows, in one pass."""
-        return self.share * float(self.lengths.sum(dtype="int64"))
-
-    def without_prompts(self, bos: bool) -> "_Rows":
-        """As `lpsel.scoring.columns.WithoutPrompt` feeds them."""
-        lengths = self.supervised + int(bos)
-        return replace(self, lengths=lengths, supervised=lengths - 1)
-
-
-def show_job(command: str, config: DictConfig, folder: Path) -> None:
+def print_plan(command: str, config: DictConfig, folder: Path) -> None:
     """Print the plan of one job.
 
     Raises:
-        UserError: a model that does not fit, or as `planned`.
+        UserError: a model does not fit, or as `planned_work`.
     """
-    work = planned(command, config, folder)
-    show_plan([(command, work)])
+    work = planned_work(command, config, folder)
+    print_table([(command, work)])
     if problem := next((piece.problem for piece in work or () if piece.problem), None):
         raise UserError(problem)
     print(folder.resolve(), flush=True)
 
 
-def planned(command: str, config: DictConfig, folder: Path) -> list[Work] | None:
-    """What models a job would run, in order; None where its run folder has the result already.
+def planned_work(command: str, config: DictConfig, folder: Path) -> list[Work] | None:
+    """The models that a job would run, in order; None where its run folder has the result.
 
     Raises:
-        UserError: a mistake that can be known by now, a data set that cannot be read.
+        UserError: an error in the configuration or the dataset.
     """
     job = Job.of(command, config, folder)
-    if job.asked().finished(folder):
+    if job.run_config().finished(folder):
         return None
-    job.training_setup()
-    limit_of(config)
+    setup = job.training_setup()
+    gpu_bytes(config)
     rule: SelectionSpec = build(config.selection)
     adapter: Adapter | None = build(config.adapter) if command == "train" else None
     if adapter is not None:
         adapter.check(config.trainer)
-    source = _source(config.dataset)
+    source = cached("source", OmegaConf.to_yaml(config.dataset, resolve=True), lambda: Source(build(config.dataset)))
     pct = rule.share(config.pct, len(source))
     work = []
     if rule.epochs is not None and config.scores is None:
-        work.append(_scoring(job, build(config.scorer), source, rule.epochs, rule.records))
+        scoring = _scoring(job, build(config.scorer), source, rule.epochs, rule.records)
+        try:
+            found = find(setup, build(config.scorer), source, rule.epochs, rule.records) is not None
+        except UserError:  # a model that is not on this machine has no scores on it
+            found = False
+        work.append(replace(scoring, found=found))
     if command == "train":
         work.append(_training(job, build(config.model), adapter, source, pct))
     return work
 
 
 def _scoring(job: Job, scorer: ScorerSpec, source: Source, epochs: int, columns: tuple[str, ...]) -> Work:
-    model = _model(scorer, job.cache_dir)
-    rows = _rows(source, scorer, model.tokenizer, job.cache_dir)
+    model = model_shape(scorer, job.cache_dir)
+    rows = row_lengths(source, scorer, model.tokenizer, job.cache_dir)
     bos = getattr(model.tokenizer, "bos_token_id", None) is not None
-    fed = [rows, *(rows.without_prompts(bos) if RECORDABLE[column].without_prompt else rows for column in columns)]
-    trained, recorded = epochs * scorer.train_fraction, [1 + epochs, *(1 for _ in columns)]
-    tokens = trained * rows.tokens + sum(times * part.tokens for times, part in zip(recorded, fed, strict=True))
+    passes = [(1 + epochs, rows)]
+    passes += [(1, rows.without_prompts(bos) if RECORDABLE[column].without_prompt else rows) for column in columns]
+    trained = epochs * scorer.train_fraction
+    tokens = trained * rows.tokens + sum(times * part.tokens for times, part in passes)
     flops = None
     if model.shapes is not None:
-        passes = [forward_flops(model.shapes, part.lengths, part.supervised) for part in fed]
         flops = trained * training_flops(model.shapes, rows.lengths, rows.supervised)
-        flops = rows.share * (flops + sum(times * one for times, one in zip(recorded, passes, strict=True)))
-    memory = _memory(job, scorer, model, None, training=epochs > 0)
-    less = ("train_fraction", "stop", "stop_bound", "stop_rows")
-    asked = {name: value for name, value in asdict(scorer).items() if name not in (*less, "name")}
-    asked |= (scorer.less_training() if epochs else {}) | {"data": source.fingerprint}
+        flops += sum(times * forward_flops(model.shapes, part.lengths, part.supervised) for times, part in passes)
+        flops *= rows.weight
+    ignored = ("train_fraction", "stop", "stop_bound", "stop_rows", "name")
+    settings = {name: value for name, value in asdict(scorer).items() if name not in ignored}
+    settings |= (scorer.less_training() if epochs else {}) | {"data": source.fingerprint}
+    memory, problem = _memory(job, scorer, model, None, training=epochs > 0)
     return Work(
-        "score", scorer.name, len(source), tokens, rows.how,
-        flops, memory(_slices(job)).total if memory else None,
-        key=digest(asked), epochs=epochs, columns=columns,
-        found=_is_there(job, scorer, source, epochs, columns), problem=_problem(job, scorer.name, memory),
+        "score", scorer.name, len(source), tokens, rows.counted, flops, memory,
+        key=digest(settings), epochs=epochs, columns=columns, problem=problem,
     )  # fmt: skip
 
 
 def _training(job: Job, target: ModelSpec, adapter: Adapter | None, source: Source, pct: float) -> Work:
-    """The chosen rows are taken to be as long as all are on average."""
-    model = _model(target, job.cache_dir)
-    rows = _rows(source, target, model.tokenizer, job.cache_dir)
-    chosen = min(int(pct / 100 * len(source) + 0.5), len(source))
-    times = target.recipe.epochs * chosen / len(source)
+    """The selected rows are assumed to be as long as all rows on average."""
+    model = model_shape(target, job.cache_dir)
+    rows = row_lengths(source, target, model.tokenizer, job.cache_dir)
+    selected = min(int(pct / 100 * len(source) + 0.5), len(source))
+    times = target.recipe.epochs * selected / len(source)
     flops = None
     if model.shapes is not None:
-        flops = times * rows.share * training_flops(model.shapes, rows.lengths, rows.supervised)
-    memory = _memory(job, target, model, adapter, training=True)
-    return Work(
-        "train", target.name, chosen, times * rows.tokens, rows.how, flops,
-        memory(_slices(job)).total if memory else None, problem=_problem(job, target.name, memory),
-    )  # fmt: skip
+        flops = times * rows.weight * training_flops(model.shapes, rows.lengths, rows.supervised)
+    memory, problem = _memory(job, target, model, adapter, training=True)
+    return Work("train", target.name, selected, times * rows.tokens, rows.counted, flops, memory, problem=problem)
 
 
-Memory = Callable[[int], Footprint]
-
-
-def _memory(job: Job, spec: ModelSpec, model: _Model, adapter: Adapter | None, training: bool) -> Memory | None:
-    """The memory of each device, by the number of devices that share a copy; None where the shapes are not known."""
+def _memory(
+    job: Job, spec: ModelSpec, model: ModelShape, adapter: Adapter | None, training: bool
+) -> tuple[float | None, str | None]:
+    """Bytes on each device, and why a model does not fit; None where its shape or the GPU's memory is not known."""
     if model.shapes is None:
-        return None
-    precision = _precision(job)
-    if not training:
-        stored = 2 if precision == "bf16-true" else 4
-        size = stored * sum(p.numel() for p in model.shapes.parameters())
-        return lambda slices: Footprint(size / slices, 0.0, 0.0)
-    return lambda slices: footprint(
-        model.shapes,
-        spec,
-        precision=precision,
-        eight_bits=job.config.optimizer["_target_"].startswith("bitsandbytes."),
-        adapter=adapter,
-        checkpointing=job.config.activation_checkpointing,
-        pack=job.config.train_tokens,
-        slices=slices,
+        return None, None
+    config = job.config
+    precision = config.trainer.precision
+    automatic = precision == "auto" and config.gpu_memory_gib is not None
+    precision = "bf16-mixed" if automatic else resolve_precision(precision)
+
+    def estimate(shards_per_copy: int) -> Footprint:
+        if not training:
+            stored = 2 if precision == "bf16-true" else 4
+            return Footprint(stored * sum(p.numel() for p in model.shapes.parameters()) / shards_per_copy, 0.0, 0.0)
+        return footprint(
+            model.shapes,
+            spec,
+            precision=precision,
+            eight_bits=config.optimizer["_target_"].startswith("bitsandbytes."),
+            adapter=adapter,
+            checkpointing=config.activation_checkpointing,
+            pack=config.train_tokens,
+            slices=shards_per_copy,
+        )
+
+    needed, limit = estimate(devices_per_copy(config.trainer)).total, gpu_bytes(config)
+    if limit is None or needed <= limit:
+        return needed, None
+    enough = fits_on(limit, estimate)
+    option = f"trainer=fsdp trainer.devices={enough}" if enough else "adapter=qlora"
+    problem = f"needs {needed / GIB:.0f} GiB on each GPU, which has {limit / GIB:.0f}"
+    return needed, str(UserError(spec.name, problem=problem, hint=f"set {option}; docs/memory.md lists more options"))
+
+
+def print_table(jobs: Sequence[tuple[str, Sequence[Work] | None]], experiment: bool = False) -> None:
+    """Print the work of jobs in their order. Scores of an earlier job or in the cache are named and not counted again.
+
+    Args:
+        jobs: names with their work; None where the job is finished.
+        experiment: an evaluation and a report follow.
+    """
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for title in TITLES:
+        table.add_column(title, justify="left" if title in ("job", "work") else "right", overflow="fold")
+    counted: list[Work] = []
+    for name, work in jobs:
+        if not work:
+            table.add_row(
+                Text(printable(name)), "finished before" if work is None else "no model to run", "", "", "", ""
+            )
+        for number, piece in enumerate(work or ()):
+            table.add_row(Text(printable("" if number else name)), *_cells(piece, counted))
+            if not piece.found and not any(other.covers(piece) for other in counted):
+                counted.append(piece)
+    table.caption, table.caption_justify = Text(_totals(counted, experiment)), "left"
+    show(table)
+
+
+def _cells(piece: Work, earlier: Sequence[Work]) -> list[str]:
+    name = printable(piece.model)
+    if piece.found:
+        return [f"scores of {name}, in the cache", "", "", "", ""]
+    if any(other.covers(piece) for other in earlier):
+        return [f"scores of {name}, as above", "", "", "", ""]
+    return [
+        f"score with {name}, {piece.epochs} epochs" if piece.what == "score" else f"train {name}",
+        f"{piece.rows:,}",
+        _short(piece.tokens),
+        "unknown" if piece.flops is None else f"{piece.flops:.2g}",
+        "unknown" if piece.bytes is None else f"{piece.bytes / GIB:,.1f}{' !' if piece.problem else ''}",
+    ]
+
+
+def _totals(counted: Sequence[Work], experiment: bool) -> str:
+    known = [piece.flops for piece in counted if piece.flops is not None]
+    at_least = "at least " if len(known) < len(counted) else ""
+    models: dict[str, set[str]] = {}
+    for piece in counted:
+        models.setdefault(piece.lengths, set()).add(printable(piece.model))
+    return "\n".join(
+        [
+            f"Total: {_short(sum(piece.tokens for piece in counted))} tokens, {at_least}{sum(known):.3g} FLOPs.",
+            *(f"Tokens {counted}: {', '.join(sorted(names))}." for counted, names in models.items()),
+            "Selected rows count as long as the average row. Memory is weights, gradients, optimizer states",
+            f"and estimated activations; embedding{', evaluation' if experiment else ''} and file access are left out.",
+        ]
     )
 
 
-def _problem(job: Job, name: str, memory: Memory | None) -> str | None:
-    """Why a model does not fit, with what would help; None where it fits, or the memory of the GPUs is not known."""
-    limit = limit_of(job.config)
-    if memory is None or limit is None or memory(_slices(job)).total <= limit:
-        return None
-    enough = fits_on(limit, memory)
-    remedy = f"trainer=fsdp trainer.devices={enough}" if enough else "adapter=qlora"
-    return (
-        f"{name}: needs {memory(_slices(job)).total / GIB:.0f} GiB on each GPU, which has {limit / GIB:.0f}; "
-        f"say {remedy} (docs/memory.md has more)."
-    )
-
-
-def limit_of(config: DictConfig) -> float | None:
-    """Bytes of a GPU: as told, else of this machine's first, None where it has none."""
-    import torch
-
-    told = config.gpu_memory_gib
-    if told is not None:
-        if not is_number(told) or told <= 0:
-            raise UserError(f"gpu_memory_gib={told}: must be the memory of one GPU in GiB, or null.")
-        return float(told) * GIB
-    if config.trainer.accelerator == "cpu" or not torch.cuda.is_available():
-        return None
-    return float(torch.cuda.get_device_properties(0).total_memory)
-
-
-def _precision(job: Job) -> str:
-    asked = job.config.trainer.precision
-    return "bf16-mixed" if asked == "auto" and job.config.gpu_memory_gib is not None else resolve_precision(asked)
-
-
-def _slices(job: Job) -> int:
-    """Devices that share one copy of a model."""
-    import torch
-
-    trainer = job.config.trainer
-    if not shards(trainer):
-        return 1
-    devices = trainer.devices
-    here = max(torch.cuda.device_count(), 1) if devices in ("auto", -1) else None
-    return trainer.num_nodes * (here or (devices if isinstance(devices, int) else len(devices)))
-
-
-_sources: dict[str, Source] = {}
-_models: dict[str, _Model] = {}
-_lengths: dict[str, _Rows] = {}
-
-
-def _source(node: DictConfig) -> Source:
-    key = OmegaConf.to_yaml(node, resolve=True)
-    if key not in _sources:
-        _sources[key] = Source(build(node))
-    return _sources[key]
-
-
-def _model(spec: ModelSpec, cache_dir: Path) -> _Model:
-    key = digest([asdict(spec), str(cache_dir)])
-    if key not in _models:
-        _models[key] = _look_up(spec, cache_dir)
-    return _models[key]
-
-
-def _look_up(spec: ModelSpec, cache_dir: Path) -> _Model:
-    """Sizes that conf/model knows are not asked of the Hub. A tiny model is made: nothing else tells its size."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    path = spec.path or locate(spec, cache_dir)
-    _ask_the_hub_once(spec, path)
-    try:
-        tokenizer = load_tokenizer(spec, path)
-    except UserError:
-        tokenizer = None
-    try:
-        described = AutoConfig.for_model(**spec.architecture) if spec.architecture else load_config(spec, path)
-    except UserError as error:
-        log.warning("%s: how large it is cannot be told: %s", spec.name, error)
-        return _Model(None, tokenizer)
-    with torch.device("meta"):
-        shapes = AutoModelForCausalLM.from_config(described, trust_remote_code=spec.trust_remote_code)
-    return _Model(shapes, tokenizer)
-
-
-def _ask_the_hub_once(spec: ModelSpec, path: str) -> None:
-    """Without a network every question takes half a minute to fail: after the first, ask none."""
-    from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    if Path(path).is_dir() or constants.HF_HUB_OFFLINE:
-        return
-    try:
-        hf_hub_download(path, "config.json", revision=spec.revision)
-    except LocalEntryNotFoundError:
-        log.warning("The Hub is out of reach; what follows is from conf/model and what is on this machine.")
-        constants.HF_HUB_OFFLINE = True
-    except (HfHubHTTPError, OSError, ValueError):
-        return  # gated, or no such model: what follows says so
-
-
-def _rows(source: Source, spec: ModelSpec, tokenizer: Any, cache_dir: Path) -> _Rows:
-    """Lengths of all rows where they are in the cache, else of a sample."""
-    key = digest([source.fingerprint, spec.template, spec.max_length, spec.path, spec.tiny])
-    if key in _lengths:
-        return _lengths[key]
-    cut = spec.template, spec.max_length
-    known = None if tokenizer is None else find_tokens(source, tokenizer, *cut, cache_dir)
-    if known is not None:
-        rows = _Rows(known.lengths, known.response_tokens, 1.0, COUNTED)
-    else:
-        wanted = set(np.linspace(0, len(source) - 1, min(SAMPLE, len(source))).round().astype(int).tolist())
-        sample = [row for row in source if row.index in wanted]
-        count = partial(count_tokens, tokenizer=tokenizer, template=cut[0], max_length=cut[1])
-        lengths, supervised = count(sample) if tokenizer is not None else _guess(sample, spec.max_length)
-        how = GUESSED if tokenizer is None else SAMPLED if len(sample) < len(source) else COUNTED
-        rows = _Rows(lengths, supervised, len(source) / len(sample), how)
-    some = rows.supervised > 0
-    _lengths[key] = replace(rows, lengths=rows.lengths[some], supervised=rows.supervised[some])
-    return _lengths[key]
-
-
-def _guess(sample: list[Any], max_length: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Lengths by characters, with the Alpaca prompt around them whatever the template."""
-    from types import SimpleNamespace
-
-    from lpsel.data.templates import render
-
-    plain = SimpleNamespace(eos_token="")
-    rendered = [render(row.example, "alpaca", plain) for row in sample]
-    prompts = np.array([min((begin for begin, _ in text.supervised), default=len(text.text)) for text in rendered])
-    lengths = np.minimum(np.array([len(text.text) for text in rendered]) // CHARACTERS + 1, max_length)
-    supervised = np.maximum(lengths - prompts // CHARACTERS, 0)
-    return lengths.astype(np.int32), supervised.astype(np.int32)
-
-
-def _is_there(job: Job, scorer: ScorerSpec, source: Source, epochs: int, columns: tuple[str, ...]) -> bool:
-    try:
-        return find(job.training_setup(), scorer, source, epochs, columns) is not None
-    except UserError:  # a model that is not on this machine has no scores on it
-        return False
+def _short(count: float) -> str:
+    unit, size = next(((u, n) for u, n in (("G", 1e9), ("M", 1e6), ("k", 1e3)) if count >= n), ("", 1.0))
+    return f"{count / size:.3g} {unit}".rstrip()

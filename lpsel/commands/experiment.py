@@ -1,6 +1,5 @@
-"""What follows an experiment's jobs: an evaluation of every target's runs, and one report about all."""
+"""What follows the jobs of an experiment: an evaluation for each target and seed, and one report of all runs."""
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,27 +10,27 @@ from omegaconf import DictConfig
 from lpsel.commands.job import run
 from lpsel.commands.report import report
 from lpsel.errors import UserError
-from lpsel.run_config import ASKED, RESULT
+from lpsel.run_config import RESULT, RUN_CONFIG
 from lpsel.storage import file_names, read_json
 
 log = logging.getLogger(__name__)
 
 
 def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
-    """Evaluate the runs and report on them; returns the report's page.
+    """Evaluate the runs and write a report; returns the report's page.
 
-    Each target and seed has an evaluation of its own, whose baseline is the model trained on everything. One that is
-    done already, of the same runs, is found.
+    Each target and seed is evaluated on its own, with the model trained on all rows as the baseline. A finished
+    evaluation of the same runs is reused.
 
     Args:
-        sweep: the sweep's configuration, with Hydra's node; `experiment.evaluate` is what `lpsel evaluate` is told.
+        sweep: the sweep's configuration with Hydra's node; `experiment.evaluate` has overrides of `lpsel evaluate`.
         folder: of the sweep.
         runs: folders of finished training runs.
 
     Raises:
-        UserError: an evaluation cannot be made; the report is there all the same.
+        UserError: an evaluation failed; the report is written nevertheless.
     """
-    results = {run_dir: json.loads((run_dir / RESULT).read_text()) for run_dir in runs}
+    results = {run_dir: read_json(run_dir / RESULT) for run_dir in runs}
     groups: dict[tuple[str, int], list[Path]] = {}
     for run_dir, result in results.items():
         groups.setdefault((str(result["base_model"]["name"]), int(result["seed"])), []).append(run_dir)
@@ -40,7 +39,7 @@ def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
     for name, members in zip(names, groups.values(), strict=True):
         full = [member for member in members if results[member]["rule"] == "full"]
         others = [member for member in members if member not in full]
-        trusted = any(_trusts_model_code(member) for member in members)
+        trusted = any(_trusts_remote_code(member) for member in members)
         try:
             _evaluate(sweep, others or full, full[0] if full and others else None, folder / name, trusted)
         except UserError as error:
@@ -48,25 +47,27 @@ def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
             failed = error
     page = report([str(folder)], folder / "report")
     if failed:
-        raise UserError(f"{failed} The same command again goes on from here; the report so far: {page}")
+        log.error("The report has what was evaluated: %s. Run the same command again to resume.", page)
+        raise failed
     return page
 
 
-def _trusts_model_code(run_dir: Path) -> bool:
-    """Whether the sweep was called with model.trust_remote_code=true: asked.json is the configuration of its job."""
-    return read_json(run_dir / ASKED)["config"]["model"]["trust_remote_code"] is True
+def _trusts_remote_code(run_dir: Path) -> bool:
+    """Whether the user set model.trust_remote_code=true for this job of the sweep."""
+    return read_json(run_dir / RUN_CONFIG)["config"]["model"]["trust_remote_code"] is True
 
 
 def _evaluate(sweep: DictConfig, models: list[Path], baseline: Path | None, folder: Path, trusted: bool) -> None:
     listed = ",".join(f'"{model}"' for model in models)
-    how: list[Any] = [
+    overrides: list[Any] = [
         f"tracker={sweep.hydra.runtime.choices.tracker}",
         f"+experiment.name={sweep.experiment.name}",
         f'cache_dir="{sweep.cache_dir}"',
         f"trainer.accelerator={sweep.trainer.accelerator}",
         f"trainer.precision={sweep.trainer.precision}",
+        *(["trust_remote_code=true"] if trusted else []),
+        *sweep.experiment.evaluate,
+        f"models=[{listed}]",
+        *([f'baseline="{baseline}"'] if baseline else []),
     ]
-    if trusted:
-        how.append("trust_remote_code=true")
-    about = [*sweep.experiment.evaluate, f"models=[{listed}]", *([f'baseline="{baseline}"'] if baseline else [])]
-    run("evaluate", [*how, *about], folder, in_sweep=True)
+    run("evaluate", overrides, folder, in_sweep=True)

@@ -1,4 +1,4 @@
-"""One command's run: from a composed configuration to result.json in its folder."""
+"""One run of train, select or evaluate: from a composed configuration to result.json in its folder."""
 
 import logging
 import shutil
@@ -15,8 +15,8 @@ from lpsel.config import build, config_dir
 from lpsel.distributed import is_main_process
 from lpsel.errors import UserError
 from lpsel.output_folder import check_run_folder
-from lpsel.run_config import FORMAT, RESULT, Asked
-from lpsel.storage import finite, writable, write_json
+from lpsel.run_config import FORMAT, RESULT, RunConfig
+from lpsel.storage import check_writable, finite, write_json
 from lpsel.tracking.guarded import Guarded
 from lpsel.tracking.tracker import Tracker
 
@@ -26,33 +26,23 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def _missing(node: Any, key: str = "") -> Iterator[str]:
-    """The keys under `node` whose value is still ???."""
-    if isinstance(node, dict):
-        for name, value in node.items():
-            yield from _missing(value, f"{key}.{name}" if key else str(name))
-    elif node == "???":
-        yield key
-
-
 def check_folder(command: str, config: DictConfig, run_dir: Path) -> None:
-    """Reject a run folder that belongs to another configuration or in which the run would replace files of the user.
+    """Reject a run folder of another configuration, or one in which the run would replace the user's files.
 
     Raises:
         UserError: names what differs, or the file.
     """
-    Asked.of(command, config).check(run_dir)
+    RunConfig.of(command, config).check(run_dir)
     check_run_folder(command, config, run_dir)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One command's run: its configuration, its folder, the shared cache and the tracker.
-
-    In a sweep a model that was trained before in the same way is taken in place of a new one.
+    """A command with its configuration, run folder, cache and tracker.
 
     Attributes:
-        leftovers: folders that only an unfinished run needs, removed once its result is on disk.
+        in_sweep: a model that any earlier run trained in the same way is reused.
+        temporary: folders that only an unfinished run needs, deleted once its result is written.
     """
 
     command: str
@@ -61,25 +51,23 @@ class Job:
     cache_dir: Path
     tracker: Tracker
     in_sweep: bool = False
-    leftovers: list[Path] = field(default_factory=list)
+    temporary: list[Path] = field(default_factory=list)
 
     @classmethod
     def of(cls, command: str, config: DictConfig, run_dir: Path, in_sweep: bool = False) -> "Job":
+        """The job of a composed configuration.
+
+        Raises:
+            UserError: the cache folder is not writable.
+        """
         cache_dir = Path(config.cache_dir or "~/.cache/lpsel").expanduser().resolve()
         try:
-            writable(cache_dir)
+            check_writable(cache_dir)
         except OSError as error:
-            raise UserError(
-                f"cache_dir={cache_dir}: cannot be written ({error.strerror}); give cache_dir=FOLDER or LPSEL_CACHE."
-            ) from error
-        return cls(
-            command=command,
-            config=config,
-            run_dir=run_dir.resolve(),
-            cache_dir=cache_dir,
-            tracker=Guarded(build(config.tracker) if is_main_process() else Tracker()),
-            in_sweep=in_sweep,
-        )
+            hint = "set cache_dir=FOLDER or the environment variable LPSEL_CACHE"
+            raise UserError("cache_dir", cache_dir, f"not writable ({error.strerror})", hint) from error
+        tracker = Guarded(build(config.tracker) if is_main_process() else Tracker())
+        return cls(command, config, run_dir.resolve(), cache_dir, tracker, in_sweep)
 
     def training_setup(self) -> "TrainingSetup":
         """How this command trains models.
@@ -91,46 +79,60 @@ class Job:
 
         return TrainingSetup.of(self.config, self.cache_dir, self.run_dir, self.tracker)
 
-    def asked(self) -> Asked:
+    def run_config(self) -> RunConfig:
         """What the run folder is for."""
-        return Asked.of(self.command, self.config)
+        return RunConfig.of(self.command, self.config)
 
     def start_tracking(self) -> None:
-        """Begin the tracked run; called once what can be wrong with the user's input has been looked at."""
+        """Start the tracked run; called once the user's input has been validated."""
         if is_main_process():
-            self.asked().keep(self.run_dir)
+            self.run_config().save(self.run_dir)
         config: Any = OmegaConf.to_container(self.config, resolve=True)
         self.tracker.start(self.command, config, self.run_dir, self.run_dir.parent.name if self.in_sweep else None)
 
-    def _check_given(self) -> None:
-        """Name what a choice cannot do without and was not given; a judge that is not asked may lack what it likes."""
-        pairwise = str(self.config.get("evaluator", {}).get("_target_", "")).endswith("PairwiseEvaluator")
-        for key in _missing(OmegaConf.to_container(self.config, resolve=False)):
-            if pairwise or not key.startswith("judge."):
-                raise UserError(f"{key}: not given, and {key.split('.')[0]} cannot do without; say {key}=...")
-
     def run(self) -> dict[str, Any]:
-        """Run the command, write its result.json, end the tracked run whatever happens."""
+        """Run the command, write result.json, and end the tracked run in any case.
+
+        Raises:
+            UserError: an error that the user can fix.
+        """
         result = None
-        self._check_given()
+        self._check_required()
         if is_main_process():
             check_folder(self.command, self.config, self.run_dir)
             (self.run_dir / RESULT).unlink(missing_ok=True)  # of an earlier run in the same folder
         try:
-            result = finite({"format": FORMAT, **import_module(f"lpsel.commands.{self.command}").run(self)})
+            command = import_module(f"lpsel.commands.{self.command}")
+            result = finite({"format": FORMAT, **command.run(self)})
             if is_main_process():
                 write_json(self.run_dir / RESULT, result)
-                for folder in self.leftovers:
+                for folder in self.temporary:
                     shutil.rmtree(folder, ignore_errors=True)
             return result
         except (UserError, OSError):
-            if is_main_process() and not any(folder.exists() for folder in self.leftovers):
-                self.asked().forget(self.run_dir)
+            if is_main_process() and not any(folder.exists() for folder in self.temporary):
+                self.run_config().discard(self.run_dir)
             raise
         finally:
-            line = self.tracker.finish(result)
-            if line:
-                log.info(line)
+            message = self.tracker.finish(result)
+            if message:
+                log.info(message)
+
+    def _check_required(self) -> None:
+        """Raise a UserError for a required value that is missing; a judge that is not used may be incomplete."""
+        pairwise = str(self.config.get("evaluator", {}).get("_target_", "")).endswith("PairwiseEvaluator")
+        for key in _missing_keys(OmegaConf.to_container(self.config, resolve=False)):
+            if pairwise or not key.startswith("judge."):
+                raise UserError(key, problem="required and not set", hint=f"set {key}=...")
+
+
+def _missing_keys(node: Any, key: str = "") -> Iterator[str]:
+    """Keys whose value is still ???."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from _missing_keys(value, f"{key}.{name}" if key else str(name))
+    elif node == "???":
+        yield key
 
 
 def run(command: str, overrides: Sequence[str], run_dir: Path, in_sweep: bool = False) -> dict[str, Any]:
@@ -138,9 +140,9 @@ def run(command: str, overrides: Sequence[str], run_dir: Path, in_sweep: bool = 
 
     Args:
         command: train, select or evaluate.
-        overrides: as on the command line; `models=` in place of evaluate's `model=`.
+        overrides: as on the command line, but `models=` instead of evaluate's `model=`.
         run_dir: the run folder.
-        in_sweep: a run that is done already is found in its folder.
+        in_sweep: reuse a finished run in the folder.
 
     Raises:
         UserError: what the command line would print in one line.
@@ -149,5 +151,5 @@ def run(command: str, overrides: Sequence[str], run_dir: Path, in_sweep: bool = 
         config = compose(command, overrides=list(overrides))
         run_dir.mkdir(parents=True, exist_ok=True)
         job = Job.of(command, config, run_dir, in_sweep)
-        found = job.asked().finished(run_dir) if in_sweep else None
-        return found if found is not None else job.run()
+        finished = job.run_config().finished(run_dir) if in_sweep else None
+        return finished if finished is not None else job.run()

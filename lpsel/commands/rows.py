@@ -17,7 +17,7 @@ from lpsel.commands.arguments import OneLineParser
 from lpsel.console import lines, show
 from lpsel.data.dataset import DatasetSpec, Example, Source
 from lpsel.errors import UserError
-from lpsel.run_config import ASKED, RESULT, read_result
+from lpsel.run_config import RESULT, RUN_CONFIG, read_result
 from lpsel.scoring.metrics import METRICS, learning_percentage
 from lpsel.scoring.read import SCORES_FILE, read_scores
 from lpsel.scoring.table import CONTENT_ID, ScoreTable
@@ -73,7 +73,7 @@ def _count(text: str) -> int:
 def _scores_of(path: Path) -> Path:
     """The scores that were named; of a run folder those that it used."""
     if not (path / RESULT).is_file():
-        if (path / ASKED).is_file():
+        if (path / RUN_CONFIG).is_file():
             raise UserError(f"{path}: this run is not finished; give its command again, or name a scores folder.")
         if path.is_dir() and not (path / SCORES_FILE).is_file():
             raise UserError(f"{path}: no scores in it; name a scores folder or file, or the folder of a finished run.")

@@ -8,7 +8,7 @@ from lpsel.commands.arguments import OneLineParser
 from lpsel.console import lines, show
 from lpsel.errors import UserError
 from lpsel.report.runs import COMMANDS, Found, Run, find, measures, number
-from lpsel.run_config import ASKED, RESULT
+from lpsel.run_config import RESULT, RUN_CONFIG
 
 SAID = ("seed", "baseline", "limit", "num_fewshot")
 
@@ -42,7 +42,7 @@ def _only(found: Found, folder: Path) -> Run:
         return found.runs[0]
     if found.runs:
         raise UserError(f"{folder}: contains {len(found.runs)} runs; `lpsel runs {folder}` lists them.")
-    if (folder / ASKED).is_file() and not (folder / RESULT).is_file():
+    if (folder / RUN_CONFIG).is_file() and not (folder / RESULT).is_file():
         raise UserError(f"{folder}: this run is not finished; give its command again.")
     why = found.left_out[0][1] if found.left_out else "no result.json in it"
     raise UserError(f"{folder}: {why}; name the folder of a run of {', '.join(COMMANDS)}.")
@@ -50,7 +50,7 @@ def _only(found: Found, folder: Path) -> Run:
 
 def _asked(run: Run) -> outline.Pairs:
     overrides = _overrides(run.folder)
-    pairs = [("Asked", " ".join(overrides))] if overrides else []
+    pairs = [("Overrides", " ".join(overrides))] if overrides else []
     data = run.get("dataset")
     if isinstance(data, dict):
         data = f"{data.get('name')}{f' ({path})' if (path := data.get('path')) else ''}"

@@ -61,7 +61,7 @@ def run(job: Job) -> dict[str, Any]:
         rows_N,
     )
     kept = job.cache_dir / "training" / key
-    job.leftovers.append(kept)
+    job.temporary.append(kept)
     trained = trained_once(
         setup,
         key,

@@ -14,7 +14,7 @@ from lpsel.generation.prompts import Prompt
 from lpsel.judging.judge import ORDERS, UNREADABLE, Judgement, Order, Pair, preference_of
 from lpsel.judging.prompt import check_orders, fill, load_prompt
 from lpsel.judging.verdicts import Parser
-from lpsel.redact import redact, remember
+from lpsel.redact import redact, register_secret
 
 OPENAI = "https://api.openai.com/v1"
 GIVE_UP = 10  # questions in a row that the server did not answer
@@ -178,7 +178,7 @@ class OpenAIJudge:
                 f"{self.key_env}: not set; export {self.key_env}=KEY for {self.base_url}, or give judge.base_url= of a "
                 "server of your own."
             )
-        remember(key or "")
+        register_secret(key or "")
         return OpenAI(base_url=self.base_url, api_key=key or "none", timeout=self.timeout, max_retries=max_retries)
 
     def _ask(self, client: Any, pair: Pair, order: Order, attempts: int) -> Judgement:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lpsel.errors import UserError
-from lpsel.run_config import ASKED, FORMAT, RESULT
+from lpsel.run_config import FORMAT, RESULT, RUN_CONFIG
 from lpsel.storage import read_json
 
 COMMANDS = ("train", "select", "evaluate", "votes", "agreement")
@@ -189,7 +189,7 @@ def find(given: Sequence[str]) -> Found:
 
 def _folders(path: Path) -> Iterator[Path]:
     for folder, inside, files in os.walk(path, onerror=_raise):
-        if RESULT in files or ASKED in files or (Path(folder) == path and files and not inside):
+        if RESULT in files or RUN_CONFIG in files or (Path(folder) == path and files and not inside):
             inside.clear()  # what is inside a run is its own
             yield Path(folder)
         inside[:] = sorted(name for name in inside if not name.startswith("."))

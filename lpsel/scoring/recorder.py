@@ -8,8 +8,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lpsel.data.packing import MicroBatch
+from lpsel.distributed import Interrupted
 from lpsel.scoring.store import Parts
-from lpsel.signals import Ended
 
 BATCHES_PER_PART = 64
 
@@ -64,7 +64,7 @@ class NLLRecorder(L.Callback):
         trainer.strategy.barrier("epoch recorded")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, Ended):
+        if isinstance(exception, Interrupted):
             self._flush(trainer)
             self.parts.wait()
 

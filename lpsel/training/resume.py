@@ -10,7 +10,7 @@ import lightning as L
 
 from lpsel.data.datamodule import SubsetDataModule
 from lpsel.data.packing import MicroBatch, OptimizerStep
-from lpsel.signals import Ended, told
+from lpsel.distributed import Interrupted, pending_signal
 from lpsel.training.checkpoint import Checkpoints
 
 log = logging.getLogger(__name__)
@@ -88,14 +88,15 @@ class Resume(L.Callback):
         if signal or self.since >= self.every or (ends and self.data.record):
             self._save(trainer, pl_module, batch_idx + 1)
         if signal:
-            raise Ended(signal, f"saved after step {batch_idx + 1} of epoch {trainer.current_epoch + 1}", together=True)
+            saved = f"saved after step {batch_idx + 1} of epoch {trainer.current_epoch + 1}"
+            raise Interrupted(signal, saved, all_ranks=True)
         self.last = time.monotonic()
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: MicroBatch, *_: Any
     ) -> None:
         if signal := _signal_to_any(trainer):
-            raise Ended(signal, "the losses recorded so far are kept", together=True)
+            raise Interrupted(signal, "the losses recorded so far are kept", all_ranks=True)
 
     def cost(self, trainer: L.Trainer) -> dict[str, float]:
         """Seconds and device seconds up to now, with those of earlier attempts up to the state that was taken up."""
@@ -135,7 +136,7 @@ def _stateful(trainer: Any) -> list[L.Callback]:
 
 def _signal_to_any(trainer: L.Trainer) -> int | None:
     """The signal that asked some rank to end; the others take it for SIGTERM."""
-    asked = told()
+    asked = pending_signal()
     if trainer.strategy.reduce_boolean_decision(asked is not None, all=False):
         return asked or 15
     return None

@@ -17,14 +17,13 @@ from lpsel.config import build
 from lpsel.console import Advance, track
 from lpsel.data.datamodule import SubsetDataModule
 from lpsel.data.packing import MicroBatch, OptimizerStep
-from lpsel.distributed import is_main_process, started_together
+from lpsel.distributed import deferred_signals, is_main_process, started_together
 from lpsel.errors import ReportedByMainProcess, UserError, first_line
 from lpsel.model.device import lightning_precision
 from lpsel.model.flops import spent, training_flops
 from lpsel.model.lightning_module import FineTuner
 from lpsel.scoring.early_stopping import StopWhenStable
 from lpsel.scoring.recorder import before_training
-from lpsel.signals import put_off
 from lpsel.tracking.logger import TrackerLogger
 from lpsel.training.costs import Meter, peak_memory, utilisation
 from lpsel.training.resume import Resume
@@ -82,7 +81,7 @@ def fit(
         stop: may end the training of an epoch before its last step.
 
     Raises:
-        Ended: a signal asks to end; what is done is kept.
+        Interrupted: a signal asks to end; what is done is kept.
     """
     resume = Resume(title, kept, data, setup.checkpoint_steps)
     gc.collect()  # a model trained before this one and its trainer hold each other, and a device's memory
@@ -107,7 +106,7 @@ def fit(
     # Lightning's own would broadcast from inside the handler, and save a pickle for SLURM.
     signals: Any = trainer._signal_connector
     signals.register_signal_handlers = lambda: None
-    with put_off(), warnings.catch_warnings():
+    with deferred_signals(), warnings.catch_warnings():
         # The modules are in evaluation mode on purpose: dropout stays off.
         warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")

@@ -245,7 +245,7 @@ def test_killed_at_random_moments_a_command_comes_to_the_same_end(
                     assert status in ((-number, 128 + number) if kill else ()), (folder / "err").read_text()
                     if status > 0:
                         said = (folder / "err").read_text().splitlines()[-1]
-                        assert said.endswith("; the same command goes on from there"), said
+                        assert said.endswith("; run the same command again to resume"), said
                     stages[where] += 1
         assert what_came_out(folder) == expected, f"round {rounds}, LPSEL_SEED={SEED}"
         assert not list((folder / "cache").rglob("step-*")), "a checkpoint is left"

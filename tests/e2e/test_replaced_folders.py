@@ -201,7 +201,7 @@ class TestRunFolder:
     def test_its_own_model_is_not_the_base_of_the_next_run_in_it(self, given, lpsel, rejected, toy_model, tmp_path):
         run = tmp_path / "run"
         assert lpsel("train", *given, f"model.path={toy_model}", f"hydra.run.dir={run}").status is None
-        (run / "asked.json").unlink()
+        (run / "run_config.json").unlink()
         whole = f"model.path={run}/model"
         assert whole in rejected("train", *given, whole, f"hydra.run.dir={run}")
 

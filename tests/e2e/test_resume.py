@@ -15,9 +15,9 @@ import pytest
 from safetensors.torch import load_file
 
 from lpsel.commands.job import run
+from lpsel.distributed import Interrupted, signals_interrupt
 from lpsel.errors import UserError
 from lpsel.model.lightning_module import FineTuner
-from lpsel.signals import Ended, endings
 from lpsel.training.checkpoint import Checkpoints
 
 ROWS, STEPS, EPOCHS = 40, 5, 2  # rows, optimiser steps an epoch, epochs of the scorer
@@ -265,11 +265,11 @@ def test_a_signal_ends_a_training_at_a_place_from_which_nothing_is_repeated(
 
     monkeypatch.setattr(FineTuner, name, told)
     given = arguments(toy_model, rows, tmp_path / "cut")
-    with pytest.raises(Ended) as end, endings():
+    with pytest.raises(Interrupted) as end, signals_interrupt():
         run("select", given, tmp_path / "b")
     assert end.value.status == 128 + number
     kept = "saved after step 4 of epoch 1" if name == "training_step" else "the losses recorded so far are kept"
-    assert f"; {kept}; the same command goes on from there" in str(end.value)
+    assert f"; {kept}; run the same command again to resume" in str(end.value)
     resumed = run("select", given, tmp_path / "c")
     np.testing.assert_array_equal(losses(resumed), losses(whole))
     assert calls == {"training_step": STEPS * EPOCHS, "validation_step": BATCHES * (EPOCHS + 1)}

@@ -4,31 +4,31 @@ import pytest
 from omegaconf import OmegaConf
 
 from lpsel.errors import UserError
-from lpsel.run_config import Asked, unused_keys
+from lpsel.run_config import RunConfig, unused_keys
 from lpsel.storage import write_json
 
 
 @pytest.mark.parametrize(("done", "state"), [(True, "a"), (False, "an unfinished")])
-def test_a_folder_of_another_configuration_is_refused_with_the_difference(tmp_path, done, state):
-    ours = Asked("train", {"pct": 5, "scorer": {"name": "opt-350m"}, "seed": 42})
-    Asked("train", {"pct": 10, "scorer": {"name": "tiny"}, "seed": 42}).keep(tmp_path)
+def test_a_folder_of_another_configuration_is_rejected_with_the_difference(tmp_path, done, state):
+    ours = RunConfig("train", {"pct": 5, "scorer": {"name": "opt-350m"}, "seed": 42})
+    RunConfig("train", {"pct": 10, "scorer": {"name": "tiny"}, "seed": 42}).save(tmp_path)
     if done:
         write_json(tmp_path / "result.json", {})
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError) as caught:
         ours.check(tmp_path)
-    assert str(refused.value) == (
-        f"{tmp_path}: holds {state} run with pct=10, scorer.name=tiny; this one has pct=5, scorer.name=opt-350m; give "
-        "another hydra.run.dir (in a sweep hydra.sweep.dir), or delete the folder."
+    assert str(caught.value) == (
+        f"{tmp_path}: holds {state} run with pct=10, scorer.name=tiny; this one has pct=5, scorer.name=opt-350m. Set "
+        "another hydra.run.dir (in a sweep, hydra.sweep.dir), or delete the folder."
     )
 
 
-def test_the_same_configuration_may_go_on(tmp_path):
-    ours = Asked("train", {"pct": 5})
-    ours.keep(tmp_path)
+def test_the_same_configuration_is_accepted(tmp_path):
+    ours = RunConfig("train", {"pct": 5})
+    ours.save(tmp_path)
     ours.check(tmp_path)
 
 
-def test_a_rule_without_scores_depends_on_the_scorer_only_where_that_embeds_the_rows():
+def test_a_rule_without_scores_uses_the_scorer_only_to_embed_rows():
     config = {"selection": {"epochs": None}, "cluster": {"embedder": "a/b"}}
     assert unused_keys("train", config) == {"scorer"}
     assert unused_keys("train", config | {"cluster": {"embedder": "scorer"}}) == set()
@@ -36,23 +36,23 @@ def test_a_rule_without_scores_depends_on_the_scorer_only_where_that_embeds_the_
     assert unused_keys("select", config) == set()
 
 
-def test_what_was_asked_is_forgotten_unless_there_is_something_to_go_on_with(tmp_path):
-    ours = Asked("train", {"pct": 5})
-    ours.keep(tmp_path)
+def test_the_run_config_is_discarded_unless_there_is_something_to_resume_from(tmp_path):
+    ours = RunConfig("train", {"pct": 5})
+    ours.save(tmp_path)
     (tmp_path / "train.log").write_text("")
     (tmp_path / ".hydra").mkdir()
     (tmp_path / "parts").mkdir()
-    ours.forget(tmp_path)
-    assert (tmp_path / "asked.json").is_file()
+    ours.discard(tmp_path)
+    assert (tmp_path / "run_config.json").is_file()
     (tmp_path / "parts").rmdir()
-    ours.forget(tmp_path)
-    assert not (tmp_path / "asked.json").exists()
+    ours.discard(tmp_path)
+    assert not (tmp_path / "run_config.json").exists()
 
 
-def test_files_that_the_configuration_names_are_part_of_what_was_asked(tmp_path):
-    def asked():
+def test_files_named_in_the_configuration_are_part_of_it(tmp_path):
+    def run_config():
         config = {"dataset": {"path": str(rows)}, "models": [str(model)], "name": "", "trainer": {"precision": "auto"}}
-        return Asked.of("evaluate", OmegaConf.create(config))
+        return RunConfig.of("evaluate", OmegaConf.create(config))
 
     rows, model = tmp_path / "rows.jsonl", tmp_path / "run"
     rows.write_text("{}")
@@ -60,16 +60,16 @@ def test_files_that_the_configuration_names_are_part_of_what_was_asked(tmp_path)
     (model / "model" / "config.json").write_text("{}")
     folder = tmp_path / "evaluated"
     folder.mkdir()
-    asked().keep(folder)
+    run_config().save(folder)
     write_json(folder / "result.json", {"n": 1})
     (model / "train.log").write_text("Done before")
     (model / ".hydra").mkdir()
     (model / ".hydra" / "config.yaml").write_text("")
-    assert asked().finished(folder) == {"n": 1}
+    assert run_config().finished(folder) == {"n": 1}
     (model / "model" / "config.json").write_text("{ }")
-    assert asked().finished(folder) is None
-    asked().keep(folder)
-    assert asked().finished(folder) == {"n": 1}
+    assert run_config().finished(folder) is None
+    run_config().save(folder)
+    assert run_config().finished(folder) == {"n": 1}
     rows.write_text("{}\n{}")
-    assert asked().finished(folder) is None
-    asked().check(folder)  # the folder is still for this configuration
+    assert run_config().finished(folder) is None
+    run_config().check(folder)  # the folder is still for this configuration

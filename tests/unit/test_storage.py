@@ -42,7 +42,7 @@ values = st.recursive(
 
 
 @given(values)
-def test_whatever_is_written_is_strict_json(value):
+def test_finite_values_are_strict_json(value):
     json.dumps(finite(value), allow_nan=False)
 
 
@@ -56,11 +56,12 @@ def test_a_digest_does_not_depend_on_the_order_of_keys(value):
 PACKAGE = Path(__file__).resolve().parents[2] / "lpsel"
 WRITES = {"write_text", "write_bytes", "rename", "copyfile", "copy2", "os.replace", "os.rename"}
 ELSEWHERE = {
-    "files.py": "what the others call",
-    "generation/store.py": "appends lines that know when they are whole, and syncs",
-    "judging/store.py": "appends lines that know when they are whole, and syncs",
-    "jobs/publish.py": "inside folder_atomically",
-    "jobs/trained.py": "inside folder_atomically",
+    "storage.py": "the functions that the others call",
+    "cache.py": "appends lines with a checksum, and syncs",
+    "generation/store.py": "appends lines with a checksum, and syncs",
+    "judging/store.py": "appends lines with a checksum, and syncs",
+    "commands/publish.py": "inside folder_atomically",
+    "training/trained_models.py": "inside folder_atomically",
 }
 
 
@@ -82,17 +83,17 @@ def bare_writes(tree):
 
 
 @pytest.mark.parametrize("module", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_files_are_written_by_way_of_files_py(module):
+def test_files_are_written_through_storage_py(module):
     writes = list(bare_writes(ast.parse(module.read_text())))
     assert str(module.relative_to(PACKAGE)) in ELSEWHERE or writes == []
 
 
 @pytest.mark.parametrize("line", ["p.write_text('x')", "open(p, 'w')", "p.open('ab')", "os.replace(a, b)"])
-def test_such_a_write_would_be_found(line):
+def test_bare_writes_are_detected(line):
     assert len(list(bare_writes(ast.parse(line)))) == 1
 
 
-def test_a_folder_is_synced_with_all_in_it_before_it_takes_its_place(tmp_path, monkeypatch):
+def test_a_folder_is_synced_before_it_is_renamed(tmp_path, monkeypatch):
     done = []
     fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda file: done.append(os.readlink(f"/proc/self/fd/{file}")) or fsync(file))

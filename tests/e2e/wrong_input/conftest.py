@@ -1,4 +1,4 @@
-"""The folder of wrong files, and a machine without a GPU and without the Hub."""
+"""The folder of invalid files, and a machine without a GPU and without the Hub."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # the files beside this one, which pytest imports by their paths
+sys.path.insert(0, str(Path(__file__).parent))  # pytest imports tests by path, without their folder
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,7 @@ def alone(monkeypatch):
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    """The address of a judge's server that takes one key and has one model."""
+    """The address of a judge's server that accepts one key and has one model."""
     script = Path(__file__).parents[2] / "unit" / "judging" / "misbehaving_server.py"
     command = [sys.executable, script, tmp_path_factory.mktemp("server") / "log", "--key", "right", "--model", "judge"]
     with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as process:

@@ -1,4 +1,4 @@
-"""A command in this process, as `lpsel ARGUMENTS` runs it."""
+"""Runs a command in this process, as `lpsel ARGUMENTS` does."""
 
 import ctypes
 import logging
@@ -17,16 +17,16 @@ class Ended(NamedTuple):
 
 
 def run(line, capsys):
-    """How the command line ends and what it prints. An exception other than the end of the process is the caller's."""
+    """The exit status and output of a command line. Exceptions other than SystemExit are raised."""
     from hydra.core.global_hydra import GlobalHydra
 
     from lpsel.cli import console
 
     words = shlex.split(line)
-    set_before = dict(takewhile(lambda pair: pair[0].isupper(), (word.split("=", 1) for word in words)))
+    environment_set = dict(takewhile(lambda pair: pair[0].isupper(), (word.split("=", 1) for word in words)))
     before, argv, environment = logging.getLogger().handlers[:], sys.argv, dict(os.environ)
-    sys.argv = ["lpsel", *words[len(set_before) :]]
-    os.environ |= set_before
+    sys.argv = ["lpsel", *words[len(environment_set) :]]
+    os.environ |= environment_set
     capsys.readouterr()
     status = None
     try:
@@ -43,7 +43,7 @@ def run(line, capsys):
 
 
 class _Capabilities:
-    """The rights of this thread beside those of its user, as capget(2) and capset(2) have them."""
+    """The capabilities of this thread, as in capget(2) and capset(2)."""
 
     def __init__(self):
         self.libc = ctypes.CDLL(None, use_errno=True)
@@ -62,7 +62,7 @@ class _Capabilities:
 
 @contextmanager
 def permissions_count():
-    """For root too, a file's permissions are what may be done with it."""
+    """Enforce file permissions for root as well."""
     if os.geteuid() != 0:
         yield
         return
@@ -77,16 +77,16 @@ def permissions_count():
 
 @contextmanager
 def watched_loading(loaded):
-    """Notes every model whose weights are read."""
+    """Record every model whose weights are loaded."""
     from transformers import PreTrainedModel
 
     original = PreTrainedModel.__dict__["from_pretrained"]
 
-    def noted(cls, path, *args, **more):
+    def record(cls, path, *args, **more):
         loaded.append(str(path))
         return original.__func__(cls, path, *args, **more)
 
-    PreTrainedModel.from_pretrained = classmethod(noted)
+    PreTrainedModel.from_pretrained = classmethod(record)
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Files that are wrong, each in its own way, in one folder: what the command lines of the catalogue name."""
+"""The invalid files that the command lines of catalog.py name, in one folder."""
 
 import gzip
 import json
@@ -31,7 +31,7 @@ def zstd(content):
 
 
 def make(folder: Path, model: Path) -> None:
-    """Write them all. `model` is a small model's folder, copied and broken."""
+    """Write all of them. `model` is the folder of a small model, which is copied and damaged."""
     for name, content in {**_data(), **_scores(), **_prompts(), **_judgements(), **_votes()}.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

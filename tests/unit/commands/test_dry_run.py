@@ -1,4 +1,4 @@
-"""What a dry run says, beside what a run then takes; and models that do not fit."""
+"""Dry runs compared with what the runs then report, and models that do not fit."""
 
 import huggingface_hub.constants
 import pytest
@@ -6,10 +6,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lpsel.commands import dry_run
-from lpsel.commands.dry_run import planned, show_job
+from lpsel.commands import work_estimate
+from lpsel.commands.dry_run import Work, planned_work, print_plan, print_table
 from lpsel.commands.job import run
-from lpsel.commands.plan import GIB, Work, show_plan
+from lpsel.commands.work_estimate import GIB
 from lpsel.config import build, config_dir
 from lpsel.errors import UserError
 from lpsel.model.adapter import Adapter
@@ -18,10 +18,9 @@ from lpsel.model.memory_estimate import footprint
 
 
 @pytest.fixture(autouse=True)
-def nothing_looked_up(monkeypatch):
+def no_lookups(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    for known in ("_sources", "_models", "_lengths"):
-        monkeypatch.setattr(dry_run, known, {})
+    monkeypatch.setattr(work_estimate, "_cache", {})
 
 
 def given(tmp_path, toy_model, data):
@@ -35,15 +34,15 @@ def given(tmp_path, toy_model, data):
 def plan(tmp_path, *overrides, command="train"):
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         config = compose(command, overrides=["dry_run=true", *overrides])
-    return planned(command, config, tmp_path / "run")
+    return planned_work(command, config, tmp_path / "run")
 
 
 @pytest.mark.parametrize("rule", ["lp_app", "superfilter", "full"])
-def test_tokens_and_flops_are_those_that_a_run_then_reports(rule, tmp_path, toy_model, instructions):
+def test_tokens_and_flops_equal_those_of_the_run(rule, tmp_path, toy_model, instructions):
     overrides = [*given(tmp_path, toy_model, instructions(rows=12)), f"selection={rule}", "pct=100"]
     work = {piece.what: piece for piece in plan(tmp_path, *overrides)}
     result = run("train", overrides, tmp_path / "run")
-    if rule != "superfilter":  # which chooses no row whose answer its instruction makes less likely
+    if rule != "superfilter":  # rejects rows whose instruction makes the answer less likely
         assert (work["train"].rows, work["train"].tokens) == (12, result["training"]["tokens"])
         assert work["train"].flops == pytest.approx(result["training"]["flops"])
     if rule == "full":
@@ -51,7 +50,7 @@ def test_tokens_and_flops_are_those_that_a_run_then_reports(rule, tmp_path, toy_
         return
     assert work["score"].tokens == result["scoring"]["tokens"]
     assert work["score"].flops == pytest.approx(result["scoring"]["flops"])
-    assert plan(tmp_path, *overrides) is None, "done before"
+    assert plan(tmp_path, *overrides) is None, "finished before"
     scores_there = plan(tmp_path / "another", *overrides)[0]
     assert scores_there.found
 
@@ -59,20 +58,20 @@ def test_tokens_and_flops_are_those_that_a_run_then_reports(rule, tmp_path, toy_
 def test_lengths_of_many_rows_are_estimated_from_a_sample(tmp_path, toy_model, instructions, monkeypatch):
     overrides = [*given(tmp_path, toy_model, instructions(rows=700)), "selection=full"]
     exact = plan(tmp_path, *overrides)[0]
-    monkeypatch.setattr(dry_run, "SAMPLE", 99)
-    monkeypatch.setattr(dry_run, "_lengths", {})
+    monkeypatch.setattr(work_estimate, "SAMPLE", 99)
+    monkeypatch.setattr(work_estimate, "_cache", {})
     sampled = plan(tmp_path, *overrides)[0]
     assert (exact.lengths, sampled.lengths) == ("counted", "estimated from 1,000 rows")
     assert sampled.tokens != exact.tokens
     assert sampled.tokens == pytest.approx(exact.tokens, rel=0.02)
 
 
-def test_the_papers_models_need_neither_a_network_nor_a_gpu(tmp_path, instructions, capsys):
+def test_plans_of_the_papers_models_need_no_network_and_no_gpu(tmp_path, instructions, capsys):
     overrides = ["model=opt-13b", "scorer=opt-350m", "dataset=local", f"dataset.path={instructions(rows=100)}",
                  "selection=lp", "pct=10", "tracker=none", f"cache_dir={tmp_path}/cache"]  # fmt: skip
     score, train = plan(tmp_path, *overrides, "trainer=fsdp", "trainer.devices=8", "gpu_memory_gib=80")
     assert (score.model, score.rows, train.model, train.rows) == ("opt-350m", 100, "opt-13b", 10)
-    assert train.lengths == "guessed at 4 characters each"
+    assert train.lengths == "estimated at 4 characters each"
     # 12.85 B weights in OPT-13B, 16 bytes each over 8 GPUs; 40 layers of 8 x 5,120 + 2 x 20,480 values for 4,096 tokens
     # and weights and gradients in bfloat16 of a layer (0.31 B) and of embeddings and head (0.27 B).
     expected = 16 * 12.85e9 / 8 + 2 * 4096 * 40 * (8 * 5120 + 2 * 20480) + 4 * (0.31e9 + 0.27e9)
@@ -81,41 +80,39 @@ def test_the_papers_models_need_neither_a_network_nor_a_gpu(tmp_path, instructio
 
     _, train = plan(tmp_path, *overrides, "gpu_memory_gib=80")
     assert train.problem.startswith("opt-13b: needs 21")
-    assert (
-        "GiB on each GPU, which has 80; say trainer=fsdp trainer.devices=4 (docs/memory.md has more)." in train.problem
-    )
+    assert "GiB on each GPU, which has 80. Set trainer=fsdp trainer.devices=4; " in train.problem
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         config = compose("train", overrides=[*overrides, "gpu_memory_gib=80"])
     with pytest.raises(UserError, match="opt-13b: needs 21"):
-        show_job("train", config, tmp_path / "run")
-    assert "train opt-13b" in capsys.readouterr().out, "the plan stands above the reason"
-    with pytest.raises(UserError, match=r"gpu_memory_gib=0: must be the memory of one GPU in GiB, or null\."):
+        print_plan("train", config, tmp_path / "run")
+    assert "train opt-13b" in capsys.readouterr().out, "the plan is printed before the reason"
+    with pytest.raises(UserError, match="gpu_memory_gib=0: must be a number greater than 0"):
         plan(tmp_path, *overrides, "gpu_memory_gib=0")
 
 
-def test_scores_are_counted_once(capsys):
+def test_shared_scores_are_counted_once(capsys):
     def scores(epochs, *columns):
         return Work("score", "small", 100, 1e6, "counted", 1e12, GIB, "key", epochs, columns)
 
     target = Work("train", "large", 10, 2e6, "counted", None, None)
-    show_plan(
+    print_table(
         [("a", [scores(3), target]), ("b", [scores(1), target]), ("c", [scores(0, "el2n_0")]), ("d", None), ("e", [])]
     )
     said = capsys.readouterr().out
     assert [" ".join(line.split()) for line in said.splitlines()[1:8]] == [
         "a score with small, 3 epochs 100 1 M 1e+12 1.0",
         "train large 10 2 M unknown unknown",
-        "b scores by small, as above",
+        "b scores of small, as above",
         "train large 10 2 M unknown unknown",
         "c score with small, 0 epochs 100 1 M 1e+12 1.0",
-        "d done before",
-        "e no model runs",
+        "d finished before",
+        "e no model to run",
     ]
-    assert "Together: 6 M tokens, at least 2e+12 FLOPs." in said
+    assert "Total: 6 M tokens, at least 2e+12 FLOPs." in said
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
-def test_states_are_what_training_holds(optimizer, toy_model):
+def test_estimated_states_equal_those_of_training(optimizer, toy_model):
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         config = compose("train", overrides=["model=local", f"model.path={toy_model}", f"optimizer={optimizer}"])
     spec = build(config.model)
@@ -133,7 +130,7 @@ def test_states_are_what_training_holds(optimizer, toy_model):
     assert said.states == pytest.approx(kept, rel=0.6 if eight_bits else 1e-12)
 
 
-def test_what_docs_memory_says_of_llama_2_7b():
+def test_llama_2_7b_as_in_docs_memory():
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         spec = build(compose("train", overrides=["model=llama2-7b"]).model)
     with torch.device("meta"):

@@ -62,7 +62,7 @@ def sweep(tmp_path):
                 "model": str(runs / name / "model"), "baseline": "full"}  # fmt: skip
         (runs / f"e{name}" / "result.json").write_text(json.dumps(made))
     (runs / "unfinished").mkdir()
-    (runs / "unfinished" / "asked.json").write_text("{}")
+    (runs / "unfinished" / "run_config.json").write_text("{}")
     (runs / "broken").mkdir()
     (runs / "broken" / "result.json").write_text("{")
     return runs

@@ -121,6 +121,6 @@ def test_mistakes_end_in_one_line(scores, arguments, message):
 
 
 def test_a_run_that_is_not_finished_has_no_scores_yet(tmp_path):
-    (tmp_path / "asked.json").write_text("{}")
+    (tmp_path / "run_config.json").write_text("{}")
     with pytest.raises(UserError, match=f"{tmp_path}: this run is not finished; give its command again"):
         main([str(tmp_path)])

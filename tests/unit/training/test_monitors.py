@@ -101,7 +101,7 @@ def test_the_checkpoint_of_the_step_before_is_whole_and_finite(broken_rows, tmp_
         with pytest.raises(UserError, match="training the target: NLL nan") as caught:
             run("train", asked, tmp_path / f"run{seed}")
         step = int(str(caught.value).split(" in step ")[1].split()[0])
-        assert (tmp_path / f"run{seed}/asked.json").is_file() == (step > 1), "there is something to go on from"
+        assert (tmp_path / f"run{seed}/run_config.json").is_file() == (step > 1), "there is something to go on from"
         if step > 1:
             break
     newest = max((tmp_path / "cache/training").rglob("step-*/checkpoint.json")).parent

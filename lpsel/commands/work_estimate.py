@@ -1,0 +1,171 @@
+"""Sizes of models and lengths of rows for dry runs, from a model's configuration and a sample of the rows."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+
+from lpsel.data.dataset import Source
+from lpsel.data.templates import render
+from lpsel.data.tokens import count_tokens, find_tokens
+from lpsel.errors import UserError, check_number
+from lpsel.model.load import load_config, load_tokenizer, locate
+from lpsel.model.spec import ModelSpec
+from lpsel.storage import digest
+from lpsel.training.checks import shards
+
+log = logging.getLogger(__name__)
+
+GIB = 2**30
+SAMPLE = 1000  # rows whose lengths represent all rows
+CHARACTERS = 4  # per token, without a tokenizer
+COUNTED, SAMPLED = "counted", f"estimated from {SAMPLE:,} rows"
+GUESSED = f"estimated at {CHARACTERS} characters each"
+
+T = TypeVar("T")
+_cache: dict[str, Any] = {}  # sources, models and lengths that several jobs of a sweep share
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A model's shape, on the meta device, and its tokenizer; None where they are not available."""
+
+    shapes: Any
+    tokenizer: Any
+
+
+@dataclass(frozen=True)
+class RowLengths:
+    """Lengths of n rows with a supervised token, int32 (n,), each of which represents `weight` rows."""
+
+    lengths: NDArray[np.int32]
+    supervised: NDArray[np.int32]
+    weight: float
+    counted: str
+
+    @property
+    def tokens(self) -> float:
+        """Of all rows, in one pass."""
+        return self.weight * float(self.lengths.sum(dtype="int64"))
+
+    def without_prompts(self, bos: bool) -> "RowLengths":
+        """As the column `nll_0_noprompt` feeds them."""
+        lengths = self.supervised + int(bos)
+        return replace(self, lengths=lengths, supervised=lengths - 1)
+
+
+def gpu_bytes(config: DictConfig) -> float | None:
+    """Memory of a GPU: `gpu_memory_gib`, or that of this machine's first GPU; None without one.
+
+    Raises:
+        UserError: gpu_memory_gib is not a positive number.
+    """
+    import torch
+
+    if config.gpu_memory_gib is not None:
+        check_number("gpu_memory_gib", config.gpu_memory_gib, above=0, hint="set the memory of one GPU in GiB, or null")
+        return float(config.gpu_memory_gib) * GIB
+    if config.trainer.accelerator == "cpu" or not torch.cuda.is_available():
+        return None
+    return float(torch.cuda.get_device_properties(0).total_memory)
+
+
+def devices_per_copy(trainer: DictConfig) -> int:
+    """Devices that share one copy of a model."""
+    import torch
+
+    if not shards(trainer):
+        return 1
+    devices = trainer.devices
+    if devices in ("auto", -1):
+        return trainer.num_nodes * max(torch.cuda.device_count(), 1)
+    return trainer.num_nodes * (devices if isinstance(devices, int) else len(devices))
+
+
+def cached(kind: str, key: Any, create: Callable[[], T]) -> T:
+    """What `create` returns, once per process and key."""
+    name = digest([kind, key])
+    if name not in _cache:
+        _cache[name] = create()
+    return _cache[name]
+
+
+def model_shape(spec: ModelSpec, cache_dir: Path) -> ModelShape:
+    """The shape and tokenizer of a model, as far as they are available on this machine or the Hub."""
+    return cached("model", [asdict(spec), str(cache_dir)], lambda: _look_up(spec, cache_dir))
+
+
+def _look_up(spec: ModelSpec, cache_dir: Path) -> ModelShape:
+    """Shapes that conf/model knows are not requested from the Hub. A tiny model is created: only it knows its size."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    path = spec.path or locate(spec, cache_dir)
+    _go_offline_without_network(spec, path)
+    try:
+        tokenizer = load_tokenizer(spec, path)
+    except UserError:
+        tokenizer = None
+    try:
+        config = AutoConfig.for_model(**spec.architecture) if spec.architecture else load_config(spec, path)
+    except UserError as error:
+        log.warning("The size of %s is unknown: %s", spec.name, error)
+        return ModelShape(None, tokenizer)
+    with torch.device("meta"):
+        shapes = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
+    return ModelShape(shapes, tokenizer)
+
+
+def _go_offline_without_network(spec: ModelSpec, path: str) -> None:
+    """Without a network every request takes half a minute to fail: after the first failure, send no more."""
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    if Path(path).is_dir() or constants.HF_HUB_OFFLINE:
+        return
+    try:
+        hf_hub_download(path, "config.json", revision=spec.revision)
+    except LocalEntryNotFoundError:
+        log.warning("The Hub is not reachable; the plan uses conf/model and the files on this machine.")
+        constants.HF_HUB_OFFLINE = True
+    except (HfHubHTTPError, OSError, ValueError):
+        return  # gated or unknown, which loading the tokenizer reports
+
+
+def row_lengths(source: Source, spec: ModelSpec, tokenizer: Any, cache_dir: Path) -> RowLengths:
+    """Lengths of the rows of a source as a model sees them."""
+    key = [source.fingerprint, spec.template, spec.max_length, spec.path, spec.tiny]
+    return cached("rows", key, lambda: _count(source, spec, tokenizer, cache_dir))
+
+
+def _count(source: Source, spec: ModelSpec, tokenizer: Any, cache_dir: Path) -> RowLengths:
+    """Lengths of all rows where they are in the cache, of a sample elsewhere."""
+    tokens = None if tokenizer is None else find_tokens(source, tokenizer, spec.template, spec.max_length, cache_dir)
+    if tokens is not None:
+        rows = RowLengths(tokens.lengths, tokens.response_tokens, 1.0, COUNTED)
+    else:
+        wanted = set(np.linspace(0, len(source) - 1, min(SAMPLE, len(source))).round().astype(int).tolist())
+        sample = [row for row in source if row.index in wanted]
+        if tokenizer is None:
+            lengths, supervised = _guess(sample, spec.max_length)
+        else:
+            lengths, supervised = count_tokens(sample, tokenizer, spec.template, spec.max_length)
+        counted = GUESSED if tokenizer is None else SAMPLED if len(sample) < len(source) else COUNTED
+        rows = RowLengths(lengths, supervised, len(source) / len(sample), counted)
+    some = rows.supervised > 0
+    return replace(rows, lengths=rows.lengths[some], supervised=rows.supervised[some])
+
+
+def _guess(sample: list[Any], max_length: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Lengths from characters, with the Alpaca prompt whatever the template."""
+    rendered = [render(row.example, "alpaca", SimpleNamespace(eos_token="")) for row in sample]
+    prompts = np.array([min((begin for begin, _ in text.supervised), default=len(text.text)) for text in rendered])
+    lengths = np.minimum(np.array([len(text.text) for text in rendered]) // CHARACTERS + 1, max_length)
+    supervised = np.maximum(lengths - prompts // CHARACTERS, 0)
+    return lengths.astype(np.int32), supervised.astype(np.int32)
