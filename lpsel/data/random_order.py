@@ -1,6 +1,7 @@
 """Random orders that depend only on the content of the rows and a seed, not on their position or the machine."""
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +9,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 # N rows
-Ids = pa.Array | Sequence[str]
+Ids: TypeAlias = pa.Array | Sequence[str]
 PART, SAMPLE = 2**32, 2**32 + 1  # orders apart from those of the epochs: rows to train on, rows to monitor
 BLOCK_BYTES = 2**26
 

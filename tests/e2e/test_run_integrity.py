@@ -68,7 +68,7 @@ def cut(file):
 DAMAGE = {
     "flipped": (flip, "scores.parquet: has changed since it was written"),
     "cut": (cut, "scores.parquet: has changed since it was written"),
-    "gone": (Path.unlink, "scores.parquet: does not exist any more"),
+    "gone": (Path.unlink, "scores.parquet: no longer exists"),
 }
 
 

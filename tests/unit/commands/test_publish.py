@@ -55,7 +55,7 @@ def test_mistakes_are_one_line(selected, tmp_path):
     with pytest.raises(UserError, match=r"nowhere: not a finished run of select or train \(result.json"):
         publish(tmp_path / "nowhere", license="mit")
     (selected / "subset.jsonl").unlink()
-    with pytest.raises(UserError, match=r"subset.jsonl: does not exist any more\. Select again\."):
+    with pytest.raises(UserError, match=r"subset.jsonl: no longer exists\. Select again\."):
         publish(selected, license="mit")
     assert not (selected / "dataset").exists()
 
