@@ -511,7 +511,7 @@ OUT_OF_REACH = [
 WITH_KEY = "OPENAI_API_KEY=sk-canary "
 SERVICES = [
     late(WITH_KEY + JUDGE + "judge.base_url=SERVER", "does not take the key (401)"),
-    late("MINE=canary " + JUDGE + "judge.base_url=SERVER judge.key_env=MINE", "does not take the key"),
+    late("MINE=canary " + JUDGE + "judge.base_url=SERVER judge.key_env=MINE", "rejects the API key (401)"),
     late(JUDGE + "judge.base_url=SERVER", "does not take the key (401)"),
     late("OPENAI_API_KEY=right " + JUDGE + "judge.base_url=SERVER judge.model=other", "no model other"),
     Case(JUDGE + "judge.request=7", "judge.request=7"),
@@ -519,7 +519,7 @@ SERVICES = [
     late(JUDGE + "judge.base_url=http://nowhere.invalid/v1 judge.max_retries=0", "nowhere.invalid"),
     late(
         WITH_KEY + JUDGE.replace("model=models/good", "model=m@SERVER judge=human", 1),
-        "does not take the key",
+        "rejects the API key (401)",
     ),
     late(JUDGE.replace("model=models/good", "model=m@http://nowhere.invalid/v1", 1), "nowhere.invalid"),
     Case(SELECT, "tracker.mode=online: there is no account", "run wandb login"),
