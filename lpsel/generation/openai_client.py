@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from lpsel.errors import UserError, check_int, is_int
-from lpsel.redact import redact, remember
+from lpsel.redact import redact, register_secret
 
 OPENAI = "https://api.openai.com/v1"
 KEY_ENV = "OPENAI_API_KEY"
@@ -145,7 +145,7 @@ class Endpoint:
         key = os.environ.get(self.key_env, "")
         if not key and self.base_url == OPENAI:
             raise self.error(f"needs an API key, and {self.key_env} is not set", f"export {self.key_env}=KEY")
-        remember(key)
+        register_secret(key)
         # The client insists on a key, self-hosted servers do not.
         return OpenAI(base_url=self.base_url, api_key=key or "none", timeout=self.timeout, max_retries=self.max_retries)
 
