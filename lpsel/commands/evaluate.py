@@ -18,7 +18,7 @@ from lpsel.model.device import resolve_precision
 from lpsel.model.load import locate
 from lpsel.model.spec import ModelSpec
 from lpsel.run_config import read_result
-from lpsel.tracking.tracker import Artifact
+from lpsel.tracking.artifacts import Artifact, evaluation_artifact, model_artifact
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def run(job: Job) -> dict[str, Any]:
     track_evaluation(job.tracker, result)
     for made in (job.run_dir / "generations", job.run_dir / "judgements.parquet"):
         if made.exists():
-            job.tracker.made(Artifact("evaluation", f"{made.stem}-{job.run_dir.name}", made))
+            job.tracker.made(evaluation_artifact(made, job.run_dir))
     return {"command": "evaluate", "device": device, **result}
 
 
@@ -134,4 +134,4 @@ def _run_name(folder: Path, made: dict[str, Any]) -> str:
 def _made_by(name: str) -> list[Artifact]:
     folder = Path(name).expanduser()
     made = read_result(folder) or {}
-    return [Artifact("model", made["artifact"], folder / "model", by_reference=True)] if "artifact" in made else []
+    return [model_artifact(made["artifact"], folder / "model")] if "artifact" in made else []

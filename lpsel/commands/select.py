@@ -28,7 +28,7 @@ from lpsel.selection.select import Selection, select
 from lpsel.selection.spec import SelectionSpec
 from lpsel.selection.summary import ends, examples, summary
 from lpsel.storage import sha256_of, write_atomically
-from lpsel.tracking.tracker import Artifact
+from lpsel.tracking.artifacts import scores_artifact, subset_artifact
 
 if TYPE_CHECKING:
     from lpsel.scoring.scorer import Scores
@@ -228,13 +228,14 @@ def write_selection(job: Job, plan: Plan, chosen: Chosen) -> dict[str, Any]:
 
     parents = []
     if scores:
-        parents.append(f"scores-{scores.folder.name}")
-        job.tracker.used(Artifact("scores", parents[0], scores.folder, metadata=scores.manifest()))
+        parent = scores_artifact(scores.folder, scores.manifest())
+        parents.append(parent.name)
+        job.tracker.used(parent)
     track_records(job.tracker, chosen.table)
     track_rows(job.tracker, selection, chosen.table, places, seen.rows)
     hashes = {path.name: sha256_of(path) for path in (subset_path, table_path)}
     about = {**figures, "made from": parents}
-    subset = Artifact("subset", f"subset-{hashes[subset_path.name][:16]}", subset_path, metadata=about)
+    subset = subset_artifact(subset_path, hashes[subset_path.name], about)
     # A run that goes on to train has the subset as its input, so that the model's parent is known.
     (job.tracker.made if job.command == "select" else job.tracker.used)(subset)
     return {

@@ -22,7 +22,7 @@ from lpsel.errors import UserError
 from lpsel.model.adapter import Adapter
 from lpsel.model.load import check_model, load_tokenizer, locate
 from lpsel.model.spec import ModelSpec
-from lpsel.tracking.tracker import Artifact
+from lpsel.tracking.artifacts import model_artifact, model_name
 from lpsel.training.setup import TrainingSetup
 from lpsel.training.trained_models import MODEL, trained_once, training_key
 
@@ -143,8 +143,7 @@ def _train(
         },
     }
     result["full_training"] = full_training(module, data, epochs)
-    name = f"model-{setup.run_dir.parent.name}-{setup.run_dir.name}"
+    result["artifact"] = model_name(setup.run_dir)
     kept = folder if result["model"] else Path(result["adapter"]["folder"])
-    setup.tracker.made(Artifact("model", name, kept, by_reference=True, metadata=result["training"]))
-    result["artifact"] = name
+    setup.tracker.made(model_artifact(result["artifact"], kept, result["training"]))
     return result

@@ -7,7 +7,8 @@ from typing import Any
 
 from lpsel.errors import first_line
 from lpsel.redact import redact
-from lpsel.tracking.tracker import Artifact, Logged, Tracker
+from lpsel.tracking.artifacts import Artifact
+from lpsel.tracking.tracker import Logged, Tracker
 
 log = logging.getLogger(__name__)
 

@@ -1,29 +1,13 @@
 """What a tracker is asked to do; this one does none of it (`tracker=none`)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import ArrayLike
 
-
-@dataclass(frozen=True)
-class Artifact:
-    """Something a run made or used: scores, a subset, a model or an evaluation.
-
-    Attributes:
-        kind: scores, subset, model or evaluation.
-        name: the same for the same content, so that one run's output is another's input.
-        path: a file or a folder, not written again once it is whole.
-        by_reference: keep the address and checksums only, for what is too large to copy.
-    """
-
-    kind: str
-    name: str
-    path: Path
-    by_reference: bool = False
-    metadata: dict[str, Any] = field(default_factory=dict)
+from lpsel.tracking.artifacts import Artifact
 
 
 @dataclass(frozen=True)

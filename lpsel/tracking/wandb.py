@@ -21,7 +21,8 @@ from numpy.typing import ArrayLike
 from lpsel.errors import UserError, first_line
 from lpsel.redact import redact
 from lpsel.storage import finite, write_json
-from lpsel.tracking.tracker import Artifact, Distribution, Logged, Picture, Rows, Tracker
+from lpsel.tracking.artifacts import Artifact
+from lpsel.tracking.tracker import Distribution, Logged, Picture, Rows, Tracker
 
 log = logging.getLogger(__name__)
 

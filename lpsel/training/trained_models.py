@@ -20,7 +20,7 @@ from lpsel.model.adapter import ADAPTER
 from lpsel.model.fingerprint import model_fingerprint
 from lpsel.model.spec import ModelSpec
 from lpsel.storage import digest, folder_atomically, sha256_of, write_json
-from lpsel.tracking.tracker import Artifact
+from lpsel.tracking.artifacts import model_artifact
 from lpsel.training.setup import TrainingSetup
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def trained_once(
         if made["adapter"]:
             made["adapter"]["folder"] = str(setup.run_dir / ADAPTER)
         first = next(run / name for name in found["files"])
-        model = Artifact("model", made["artifact"], first, by_reference=True, metadata=made["training"])
+        model = model_artifact(made["artifact"], first, made["training"])
         (setup.tracker.made if here else setup.tracker.used)(model)
         return made
     finally:

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from lpsel.commands.job import run
+from lpsel.tracking.artifacts import Artifact
 from lpsel.tracking.guarded import Guarded
-from lpsel.tracking.tracker import Artifact, Distribution, Rows, Tracker
+from lpsel.tracking.tracker import Distribution, Rows, Tracker
 
 
 class Broken(Tracker):

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from lpsel.errors import UserError
-from lpsel.tracking.tracker import Artifact, Distribution, Rows
+from lpsel.tracking.artifacts import Artifact
+from lpsel.tracking.tracker import Distribution, Rows
 from lpsel.tracking.wandb import WandbTracker, has_account, known
 
 sys.path.insert(0, str(Path(__file__).parent))

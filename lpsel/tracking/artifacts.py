@@ -1,0 +1,48 @@
+"""Tracked artifacts: scores, subsets, models and evaluations, and the names that link the runs which share them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file or folder that a run created or used.
+
+    Attributes:
+        kind: scores, subset, model or evaluation.
+        name: the same for the same content, so that a tracker can link runs through it.
+        path: a file or a folder; complete, and not modified later.
+        by_reference: store only the path and checksums, for files that are too large to copy.
+    """
+
+    kind: str
+    name: str
+    path: Path
+    by_reference: bool = False
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def scores_artifact(folder: Path, manifest: dict[str, Any]) -> Artifact:
+    """A scores folder of the cache, whose name is the key of its contents."""
+    return Artifact("scores", f"scores-{folder.name}", folder, metadata=manifest)
+
+
+def subset_artifact(path: Path, sha256: str, metadata: dict[str, Any]) -> Artifact:
+    """A subset file, named by its SHA-256."""
+    return Artifact("subset", f"subset-{sha256[:16]}", path, metadata=metadata)
+
+
+def model_name(run_dir: Path) -> str:
+    """The name of the model that a run trains; result.json has it as `artifact`."""
+    return f"model-{run_dir.parent.name}-{run_dir.name}"
+
+
+def model_artifact(name: str, folder: Path, training: dict[str, Any] | None = None) -> Artifact:
+    """A model or adapter folder, under the `model_name` of the run that trained it."""
+    return Artifact("model", name, folder, by_reference=True, metadata=training or {})
+
+
+def evaluation_artifact(path: Path, run_dir: Path) -> Artifact:
+    """An output of an evaluation: its generations or its judgements."""
+    return Artifact("evaluation", f"{path.stem}-{run_dir.name}", path)
