@@ -55,7 +55,7 @@ def test_a_failed_job_leaves_the_others_and_a_second_call_runs_what_is_missing(t
     assert Counter(states.values()) == {"done": 2, "failed": 2}
     assert all(("b.jsonl" in job) == (state == "failed") for job, state in states.items())
     assert f"dataset.path={missing}: no such file." in told
-    assert "2 of 4 jobs failed; the same command again runs only these." in told
+    assert "2 of 4 jobs failed; run the same command again to retry them." in told
     first = results(tmp_path)
     assert sorted(result["n_selected"] for result in first.values()) == [2, 4]
     assert sorted(result["scores_reused"] for result in first.values()) == [False, True]
