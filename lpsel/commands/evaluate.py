@@ -102,7 +102,7 @@ def candidate(name: str, job: Job) -> ModelSpec | Endpoint:
         if not merged:
             raise UserError(
                 f"model={name}: its adapter is not merged (adapter.merge=false); merge it into {folder / 'model'} as "
-                "docs/memory.md says, and give that."
+                "docs/guides/memory.md says, and give that."
             )
         return spec
     if (config_dir() / "model" / f"{name}.yaml").is_file():

@@ -29,7 +29,7 @@ def figures(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """One model against the baseline; docs/win-rates.md has every figure's formula.
+    """One model against the baseline; docs/guides/win-rates.md has every figure's formula.
 
     Args:
         preference_NO: as in `winrate`, shape (N,), or a column for each order in which the answers were shown.

@@ -92,7 +92,7 @@ class PairwiseEvaluator:
         cache as they come, so that the same command goes on where it was stopped.
 
         Returns:
-            Of one model against the baseline its figures (docs/win-rates.md); of several a list `models`, and the
+            Of one model against the baseline its figures (docs/guides/win-rates.md); of several a list `models`, and the
             figures of the first; of people where their page is.
 
         Raises:

@@ -46,7 +46,7 @@ def footprint(
     pack: int,
     slices: int,
 ) -> Footprint:
-    """What training `model` takes of each device; docs/memory.md has the bytes a weight.
+    """What training `model` takes of each device; docs/guides/memory.md has the bytes a weight.
 
     Args:
         model: of transformers, on the meta device.

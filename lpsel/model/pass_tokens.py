@@ -14,7 +14,7 @@ def reuse_freed_memory() -> None:
     """Let the C library keep blocks of up to REUSED_BYTES that a pass frees, up to 2 GiB of them, for what comes next.
 
     As it is, glibc gives large blocks back, and the kernel clears every page of the next layer's anew, which
-    takes a tenth of a pass and more (docs/benchmarks.md). Does nothing where the C library is another.
+    takes a tenth of a pass and more (docs/results/benchmarks.md). Does nothing where the C library is another.
     """
     change = getattr(ctypes.CDLL(None), "mallopt", None)
     if change is not None:

@@ -93,7 +93,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class ScorerSpec(ModelSpec):
-    """A model as scorer, and how much of its recipe's training it gets: docs/stopping.md.
+    """A model as scorer, and how much of its recipe's training it gets: docs/guides/stopping.md.
 
     Attributes:
         train_fraction: share of the rows with a supervised token, chosen at random, that it is trained on.

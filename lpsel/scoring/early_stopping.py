@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 Floats = NDArray[np.float64]
 
-CHECKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of an epoch; docs/stopping.md has why they double
+CHECKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of an epoch; docs/guides/stopping.md has why they double
 NORMAL_95 = 1.96
 
 

@@ -4,7 +4,7 @@ N rows
 
 A rule is a function here (or in `coverage`) and a file in conf/selection. It sees the table with no more epochs than
 its file asks for, says NaN where its number is undefined, and leaves clusters, budgets, buckets and rows without
-supervised tokens to `choose`. docs/rules.md lists them with their sources.
+supervised tokens to `choose`. docs/guides/rules.md lists them with their sources.
 """
 
 from collections.abc import Callable, Mapping

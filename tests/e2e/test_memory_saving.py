@@ -75,7 +75,7 @@ def test_a_run_that_was_not_merged_says_how_to_evaluate_it(embedded, tmp_path):
         run("evaluate", ["tracker=none", "trainer=cpu", f"models=[{folder}]"], tmp_path / "evaluation")
     assert str(caught.value) == (
         f"model={folder}: its adapter is not merged (adapter.merge=false); merge it into {folder}/model as "
-        "docs/memory.md says, and give that."
+        "docs/guides/memory.md says, and give that."
     )
 
 

@@ -1,4 +1,4 @@
-"""Rows, tokenizers and shares at their limits: each has one answer. docs/numbers.md lists them."""
+"""Rows, tokenizers and shares at their limits: each has one answer. docs/explanation/nan-and-inf.md lists them."""
 
 import json
 import shutil
