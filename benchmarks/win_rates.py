@@ -1,4 +1,4 @@
-"""Prints the tables of docs/guides/win-rates.md: length control on the 21 AlpacaEval sets, and how often intervals cover.
+"""Prints the tables of docs/guides/win-rates.md: length control on 21 AlpacaEval sets, and coverage of intervals.
 
 python benchmarks/win_rates.py ../shared/data/alpaca_eval_annotations.json.gz [DRAWS]
 """

@@ -180,7 +180,8 @@ def _memory(
     enough = fits_on(limit, estimate)
     option = f"trainer=fsdp trainer.devices={enough}" if enough else "adapter=qlora"
     problem = f"needs {needed / GIB:.0f} GiB on each GPU, which has {limit / GIB:.0f}"
-    return needed, str(UserError(spec.name, problem=problem, hint=f"set {option}; docs/guides/memory.md lists more options"))
+    hint = f"set {option}; docs/guides/memory.md lists more options"
+    return needed, str(UserError(spec.name, problem=problem, hint=hint))
 
 
 def print_table(jobs: Sequence[tuple[str, Sequence[Work] | None]], experiment: bool = False) -> None:

@@ -92,8 +92,8 @@ class PairwiseEvaluator:
         cache as they come, so that the same command goes on where it was stopped.
 
         Returns:
-            Of one model against the baseline its figures (docs/guides/win-rates.md); of several a list `models`, and the
-            figures of the first; of people where their page is.
+            For one model, its figures against the baseline (docs/guides/win-rates.md); for several, a list `models` and
+            the figures of the first; for people, the location of their page.
 
         Raises:
             UserError: what can be wrong with prompts, models or judge, before an answer is generated.
