@@ -48,12 +48,12 @@ def run(job: Job) -> dict[str, Any]:
     job.start_tracking()
     for name in dict.fromkeys([*([baseline] if baseline else []), *named]):
         for parent in _made_by(name):
-            job.tracker.used(parent)
+            job.tracker.use_artifact(parent)
     result = evaluator.evaluate(candidates, place)
     track_evaluation(job.tracker, result)
     for made in (job.run_dir / "generations", job.run_dir / "judgements.parquet"):
         if made.exists():
-            job.tracker.made(evaluation_artifact(made, job.run_dir))
+            job.tracker.log_artifact(evaluation_artifact(made, job.run_dir))
     return {"command": "evaluate", "device": device, **result}
 
 

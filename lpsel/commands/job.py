@@ -17,8 +17,7 @@ from lpsel.errors import UserError
 from lpsel.output_folder import check_run_folder
 from lpsel.run_config import FORMAT, RESULT, RunConfig
 from lpsel.storage import check_writable, finite, write_json
-from lpsel.tracking.guarded import Guarded
-from lpsel.tracking.tracker import Tracker
+from lpsel.tracking.tracker import SafeTracker, Tracker
 
 if TYPE_CHECKING:
     from lpsel.training.setup import TrainingSetup
@@ -66,7 +65,7 @@ class Job:
         except OSError as error:
             hint = "set cache_dir=FOLDER or the environment variable LPSEL_CACHE"
             raise UserError("cache_dir", cache_dir, f"not writable ({error.strerror})", hint) from error
-        tracker = Guarded(build(config.tracker) if is_main_process() else Tracker())
+        tracker = SafeTracker(build(config.tracker) if is_main_process() else Tracker())
         return cls(command, config, run_dir.resolve(), cache_dir, tracker, in_sweep)
 
     def training_setup(self) -> "TrainingSetup":

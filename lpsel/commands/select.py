@@ -230,14 +230,14 @@ def write_selection(job: Job, plan: Plan, chosen: Chosen) -> dict[str, Any]:
     if scores:
         parent = scores_artifact(scores.folder, scores.manifest())
         parents.append(parent.name)
-        job.tracker.used(parent)
+        job.tracker.use_artifact(parent)
     track_records(job.tracker, chosen.table)
     track_rows(job.tracker, selection, chosen.table, places, seen.rows)
     hashes = {path.name: sha256_of(path) for path in (subset_path, table_path)}
     about = {**figures, "made from": parents}
     subset = subset_artifact(subset_path, hashes[subset_path.name], about)
     # A run that goes on to train has the subset as its input, so that the model's parent is known.
-    (job.tracker.made if job.command == "select" else job.tracker.used)(subset)
+    (job.tracker.log_artifact if job.command == "select" else job.tracker.use_artifact)(subset)
     return {
         **figures,
         "examples": shown,

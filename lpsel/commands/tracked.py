@@ -20,7 +20,7 @@ TEXT = 2000  # characters of a row's texts that are shown
 
 def track_records(tracker: Tracker, table: ScoreTable) -> None:
     """How NLL, LP and LP_app are distributed over the rows, epoch by epoch, with the median NLL as a curve."""
-    if not tracker.keeps:
+    if not tracker.enabled:
         return
     for epoch, nll_N in enumerate(table.nll):
         known_N = nll_N[np.isfinite(nll_N)]
@@ -46,7 +46,7 @@ def track_rows(
         shown: places of the rows in the selection, by what they are.
         found: the rows themselves, by number.
     """
-    if not tracker.keeps:
+    if not tracker.enabled:
         return
     epochs = range(len(table.nll))
     rows = [

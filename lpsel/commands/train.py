@@ -145,5 +145,5 @@ def _train(
     result["full_training"] = full_training(module, data, epochs)
     result["artifact"] = model_name(setup.run_dir)
     kept = folder if result["model"] else Path(result["adapter"]["folder"])
-    setup.tracker.made(model_artifact(result["artifact"], kept, result["training"]))
+    setup.tracker.log_artifact(model_artifact(result["artifact"], kept, result["training"]))
     return result

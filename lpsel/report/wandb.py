@@ -19,7 +19,7 @@ from lpsel.report.runs import Found, Point, points
 from lpsel.report.tables import every
 from lpsel.storage import write_atomically
 from lpsel.tracking.tracker import Picture, Rows
-from lpsel.tracking.wandb import WandbTracker, known
+from lpsel.tracking.wandb import WandbTracker, tracked_run
 from lpsel.training.checks import need
 
 SPEC = "wandb-report.json"
@@ -57,7 +57,7 @@ def write_wandb_report(found: Found, out: Path) -> str:
     Raises:
         UserError: W&B cannot be used as asked.
     """
-    tracked = {run.folder: of for run in found.runs if (of := known(run.folder)) is not None}
+    tracked = {run.folder: of for run in found.runs if (of := tracked_run(run.folder)) is not None}
     places = Counter((of["project"], of["entity"]) for of in tracked.values())
     project, entity = places.most_common(1)[0][0] if places else (PROJECT, None)
     runs = [of["id"] for of in tracked.values() if of["project"] == project]

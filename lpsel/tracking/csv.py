@@ -1,4 +1,4 @@
-"""Metrics as a CSV file in the run folder (`tracker=csv`)."""
+"""Metrics as metrics.csv in the run folder (`tracker=csv`)."""
 
 import warnings
 from collections.abc import Mapping
@@ -9,10 +9,9 @@ from lpsel.tracking.tracker import Logged, Tracker
 
 
 class CSVTracker(Tracker):
-    """Writes numbers to metrics.csv through Lightning's CSVLogger. Artifacts stay where they are: result.json names
-    them."""
+    """Writes numbers to metrics.csv with Lightning's CSVLogger; result.json has the paths of artifacts."""
 
-    keeps = True
+    enabled = True
 
     def __init__(self) -> None:
         self._logger: Any = None

@@ -1,5 +1,6 @@
-"""What a tracker is asked to do; this one does none of it (`tracker=none`)."""
+"""The interface of a tracker, and a wrapper whose errors do not stop a run."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,19 +8,23 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
+from lpsel.errors import first_line
+from lpsel.redact import redact
 from lpsel.tracking.artifacts import Artifact
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """How numbers are distributed; those that are not finite are left out."""
+    """Numbers to show as a histogram; those that are not finite are left out."""
 
     values: ArrayLike
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A table to look at: numbers and texts."""
+    """A table of numbers and texts."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
@@ -36,33 +41,65 @@ Logged = float | Distribution | Rows | Picture
 
 
 class Tracker:
-    """Keeps nothing.
+    """A tracker that ignores everything (`tracker=none`), and the interface of the others.
 
     Attributes:
-        keeps: whether what is logged is kept at all; where not, a trainer need not collect it.
+        enabled: whether logged values are stored; if not, a trainer need not compute them.
     """
 
-    keeps: bool = False
+    enabled: bool = False
 
     def start(self, job: str, config: dict[str, Any], run_dir: Path, group: str | None = None) -> None:
-        """Begin the run of a command ("train", "select", "evaluate") with its configuration.
+        """Start the run of a command ("train", "select", "evaluate") with its configuration.
 
-        A run in the same folder that has not come to its end is gone on with. `group` is that of a job which belongs
-        to a sweep.
+        An unfinished run in the same folder is resumed. `group` is the name of a sweep.
 
         Raises:
-            UserError: it cannot be started as asked.
+            UserError: the run cannot be started with these settings.
         """
 
     def log(self, values: Mapping[str, Logged], step: int | None = None) -> None:
-        """Record values; `step` is the optimiser's, counted from the start of a fit."""
+        """Log values; `step` counts optimizer steps from the start of a fit."""
 
-    def used(self, artifact: Artifact) -> None:
-        """Link a parent: something that what this run makes comes from, new or made by an earlier run."""
+    def use_artifact(self, artifact: Artifact) -> None:
+        """Record an input of the run, new or created by an earlier run."""
 
-    def made(self, artifact: Artifact) -> None:
-        """Keep something this run made."""
+    def log_artifact(self, artifact: Artifact) -> None:
+        """Record an output of the run."""
 
     def finish(self, result: Mapping[str, Any] | None) -> str | None:
-        """End the run with its result, or with None where it failed. Returns a line for the user, if there is one."""
+        """End the run with its result, or with None if it failed. Returns a line for the user, if there is one."""
         return None
+
+
+class SafeTracker(Tracker):
+    """Another tracker whose errors, once it has started, are logged as a warning, the first of each method."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker = tracker
+        self.enabled = tracker.enabled
+        self.failed: set[str] = set()
+
+    def start(self, job: str, config: dict[str, Any], run_dir: Path, group: str | None = None) -> None:
+        self.tracker.start(job, config, run_dir, group)
+
+    def log(self, values: Mapping[str, Logged], step: int | None = None) -> None:
+        self._call("log", values, step)
+
+    def use_artifact(self, artifact: Artifact) -> None:
+        self._call("use_artifact", artifact)
+
+    def log_artifact(self, artifact: Artifact) -> None:
+        self._call("log_artifact", artifact)
+
+    def finish(self, result: Mapping[str, Any] | None) -> str | None:
+        return self._call("finish", result)
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        try:
+            return getattr(self.tracker, method)(*arguments)
+        except Exception as error:
+            if method not in self.failed:
+                log.warning("Tracking: %s failed (%s); the run continues", method, redact(first_line(error)))
+            self.failed.add(method)
+            return None

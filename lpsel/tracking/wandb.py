@@ -1,4 +1,4 @@
-"""Weights & Biases: a run per command, artifacts with their parents (`tracker=wandb`)."""
+"""Weights & Biases: one W&B run per command, with its artifacts and their lineage (`tracker=wandb`)."""
 
 import json
 import logging
@@ -16,7 +16,6 @@ from urllib.parse import urlparse
 from urllib.request import urlopen
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from lpsel.errors import UserError, first_line
 from lpsel.redact import redact
@@ -27,31 +26,31 @@ from lpsel.tracking.tracker import Distribution, Logged, Picture, Rows, Tracker
 log = logging.getLogger(__name__)
 
 MODES = ("online", "offline", "disabled")
-KEPT = Path("wandb") / "lpsel.json"  # in the run folder: which W&B run it is
+RUN_FILE = Path("wandb") / "lpsel.json"  # in the run folder: the id of its W&B run
 BINS = 64
-OUTSIDE = 1  # percent of the values at either end that the outermost bins take in
-LAST_UPLOAD = 1800.0  # seconds that the end of a run waits for a server; what is left stays in the run folder
+CLIPPED = 1  # percent of the values at either end that the outermost bins absorb
+UPLOAD_SECONDS = 1800.0  # how long the end of a run waits for uploads; the rest stays in the run folder
+CONNECT_SECONDS = 15  # for the server's first response; wandb itself retries for a minute and a half
 STEPS = {"scorer/*": "trainer/global_step", "target/*": "trainer/global_step", "records/*": "records/epoch"}
-REMEDY = "say tracker.mode=offline or tracker=none"
-SECONDS = 15  # to wait for the server's first answer; wandb itself tries for a minute and a half
 
 
 class WandbTracker(Tracker):
-    """Tracks a run with Weights & Biases, offline where there is no account or no server, and never asks.
+    """Tracks a run with Weights & Biases: offline if there is no account or no server, and without prompts.
 
-    Parents are linked by content: an artifact that a run used is declared with the name and the files its maker gave
-    it, which the server recognises as the same version. So lineage also survives offline runs that are synced later.
-    The names stand in the run's configuration too, under `parents`.
+    Artifacts are linked by content: an input is declared with the name and files of the run that created it, which
+    the server recognizes as the same version, so lineage also survives offline runs that are synced later.
 
-    The id of the W&B run is kept in the run folder until the command has come to its end: the same command in the same
-    folder goes on with the same W&B run.
+    The run folder stores the id of the W&B run, and an unfinished command resumes that run.
 
     Args:
-        project, entity, group, tags: as wandb.init takes them.
-        mode: online, offline, or None for online where there is an account and a server that takes it.
+        project, entity, group, tags: as for wandb.init.
+        mode: online, offline, or None for online if there is an account and a server that accepts it.
+
+    Raises:
+        UserError: the mode is unknown, or online without an account.
     """
 
-    keeps = True
+    enabled = True
 
     def __init__(
         self,
@@ -61,17 +60,15 @@ class WandbTracker(Tracker):
         tags: Sequence[str] = (),
         mode: str | None = None,
     ) -> None:
-        asked = mode or os.environ.get("WANDB_MODE")
-        if asked not in (None, *MODES):
-            raise UserError(
-                f"tracker.mode={asked}: must be online or offline; to switch tracking off say tracker=none."
-            )
-        if asked == "online" and not has_account():
-            raise UserError(
-                "tracker.mode=online: there is no account; run wandb login, set WANDB_API_KEY or leave it out."
-            )
-        self.must_be_online = asked == "online"
-        self.mode: Any = asked or ("online" if has_account() else "offline")
+        requested = mode or os.environ.get("WANDB_MODE")
+        if requested not in (None, *MODES):
+            hint = "set tracker=none to turn tracking off"
+            raise UserError("tracker.mode", requested, "must be online or offline", hint)
+        if requested == "online" and not has_account():
+            hint = "run wandb login, set WANDB_API_KEY or leave the mode out"
+            raise UserError("tracker.mode", requested, "there is no W&B account", hint)
+        self.must_be_online = requested == "online"
+        self.mode: Any = requested or ("online" if has_account() else "offline")
         self.project, self.entity, self.group, self.tags = project, entity, group, list(tags)
         self.run: Any = None
         self.parents: list[str] = []
@@ -80,68 +77,57 @@ class WandbTracker(Tracker):
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
-        ours = sys.excepthook
-        self.kept = run_dir / KEPT
-        arguments = self._arguments(job, config, run_dir, group)
+        excepthook = sys.excepthook
+        settings = {"silent": True, "console": "off", "save_code": False, "disable_git": True, "disable_code": True}
+        arguments: dict[str, Any] = {
+            "project": self.project,
+            "entity": self.entity,
+            "group": self.group or group,
+            "tags": [job, *self.tags],
+            "job_type": job,
+            "id": unfinished(run_dir) or secrets.token_hex(8),
+            "resume": "allow",
+            "name": run_dir.name,
+            "config": json.loads(redact(json.dumps(config))),
+            "dir": run_dir,
+            "settings": wandb.Settings(**settings, finish_timeout=UPLOAD_SECONDS),
+        }
         try:
             if self.mode == "online":
                 _check_server()
             self.run = wandb.init(**arguments, mode=self.mode)
         except (wandb.errors.Error, ConnectionError) as error:
-            said = first_line(error)
-            why = type(error).__name__ if said == "<no message>" else redact(said)
+            message = first_line(error)
+            reason = type(error).__name__ if message == "<no message>" else redact(message)
             if self.mode != "online" or self.must_be_online:
-                raise UserError(f"tracker=wandb: no run can be started ({why}); {REMEDY}.") from error
-            log.warning("Tracking: W&B cannot be reached (%s); this run is tracked offline", why)
+                hint = "set tracker.mode=offline or tracker=none"
+                raise UserError("tracker", "wandb", f"cannot start a run ({reason})", hint) from error
+            log.warning("Tracking: W&B cannot be reached (%s); this run is tracked offline", reason)
             self.mode = "offline"
-            wandb.teardown()  # its service would say that the run's id is in use
+            wandb.teardown()  # otherwise its service reports that the run's id is in use
             self.run = wandb.init(**arguments, mode=self.mode)
-        sys.excepthook = ours  # wandb's prints tracebacks as they are, with a key that a server sent back
-        self.directory = Path(self.run.dir).parent
+        sys.excepthook = excepthook  # wandb's prints tracebacks unredacted, with a key that a server sent back
+        self.directory, self.run_file = Path(self.run.dir).parent, run_dir / RUN_FILE
         for names, step in STEPS.items():
             self.run.define_metric(step, hidden=True)
             self.run.define_metric(names, step_metric=step)
-        self._keep(finished=False)
+        self._write_run_file(finished=False)
 
-    def _arguments(self, job: str, config: dict[str, Any], run_dir: Path, group: str | None) -> dict[str, Any]:
-        import wandb
-
-        return dict(
-            project=self.project,
-            entity=self.entity,
-            group=self.group or group,
-            tags=[job, *self.tags],
-            job_type=job,
-            id=unfinished(run_dir) or secrets.token_hex(8),
-            resume="allow",
-            name=run_dir.name,
-            config=json.loads(redact(json.dumps(config))),
-            dir=run_dir,
-            settings=wandb.Settings(
-                silent=True,
-                console="off",
-                save_code=False,
-                disable_git=True,
-                disable_code=True,
-                finish_timeout=LAST_UPLOAD,
-            ),
-        )
-
-    def _keep(self, finished: bool) -> None:
-        of = {"id": self.run.id, "project": self.project, "entity": self.run.entity or self.entity}
-        write_json(self.kept, of | {"finished": finished})
+    def _write_run_file(self, finished: bool) -> None:
+        entity = self.run.entity or self.entity
+        write_json(self.run_file, {"id": self.run.id, "project": self.project, "entity": entity, "finished": finished})
 
     def log(self, values: Mapping[str, Logged], step: int | None = None) -> None:
-        made = {name: value for name, given in values.items() if (value := _as_wandb(given)) is not None}
-        self.run.log(made if step is None else made | {"trainer/global_step": step})
+        converted = {name: new for name, value in values.items() if (new := _to_wandb(value)) is not None}
+        self.run.log(converted if step is None else converted | {"trainer/global_step": step})
 
-    def used(self, artifact: Artifact) -> None:
+    def use_artifact(self, artifact: Artifact) -> None:
         self.parents.append(f"{artifact.kind}: {artifact.name}")
         self.run.config.update({"parents": self.parents}, allow_val_change=True)
-        # use_artifact refuses to work offline and waits for the server online; this is the record that it writes.
+        # run.use_artifact does not work offline and waits for the server online; this is the record that it writes.
         self.run._log_artifact(_wandb_artifact(artifact), is_user_created=True, use_after_commit=True)
 
-    def made(self, artifact: Artifact) -> None:
+    def log_artifact(self, artifact: Artifact) -> None:
         self.run.log_artifact(_wandb_artifact(artifact))
 
     def finish(self, result: Mapping[str, Any] | None) -> str | None:
@@ -149,30 +135,30 @@ class WandbTracker(Tracker):
             return None
         if result is not None:
             self.run.summary.update({"result": finite(dict(result))})
-        self._keep(finished=result is not None)
+        self._write_run_file(finished=result is not None)
         self.run.finish(exit_code=0 if result is not None else 1)
         if self.mode == "offline":
             return f"Tracked offline; to upload: wandb sync {self.directory}"
         return f"Tracked at {self.run.url}" if self.run.url else None
 
 
-def known(run_dir: Path) -> dict[str, Any] | None:
-    """Id, project and entity of the W&B run that a run folder has, None where it has none."""
+def tracked_run(run_dir: Path) -> dict[str, Any] | None:
+    """Id, project and entity of the W&B run of a run folder; None if there is none."""
     try:
-        of = json.loads((run_dir / KEPT).read_text())
+        stored = json.loads((run_dir / RUN_FILE).read_text())
     except (OSError, ValueError):
         return None
-    return of if isinstance(of, dict) and isinstance(of.get("id"), str) else None
+    return stored if isinstance(stored, dict) and isinstance(stored.get("id"), str) else None
 
 
 def unfinished(run_dir: Path) -> str | None:
-    """The id of the W&B run that a run folder's command began and did not finish."""
-    of = known(run_dir)
-    return str(of["id"]) if of is not None and not of.get("finished") else None
+    """The id of the W&B run that a run folder's command started and did not finish."""
+    stored = tracked_run(run_dir)
+    return str(stored["id"]) if stored is not None and not stored.get("finished") else None
 
 
 def has_account() -> bool:
-    """Whether an API key or token for the W&B server is in the environment or in the user's netrc file."""
+    """Whether the environment or the user's netrc file has an API key or token for the W&B server."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urlparse(_server()).hostname
@@ -187,55 +173,44 @@ def _server() -> str:
 
 
 def _check_server() -> None:
-    """See that something answers there, whatever it says; wandb itself would try for a minute and a half."""
+    """Raise a ConnectionError unless the server responds, with whatever status."""
     try:
-        urlopen(_server(), timeout=SECONDS).close()
+        urlopen(_server(), timeout=CONNECT_SECONDS).close()
     except HTTPError:
         return
     except (OSError, ValueError) as error:
         reason = error.reason if isinstance(error, URLError) else error
-        if isinstance(reason, SSLError):  # there it is; wandb has certificates of its own
-            return
-        raise ConnectionError(f"{_server()} does not answer: {reason}") from error
+        if not isinstance(reason, SSLError):  # a server responded; wandb brings its own certificates
+            raise ConnectionError(f"{_server()} does not respond: {reason}") from error
 
 
-def _as_wandb(value: Logged) -> Any:
+def _to_wandb(value: Logged) -> Any:
+    """A value as wandb logs it; None for a distribution without a finite value."""
     import wandb
 
     if isinstance(value, Rows):
         return wandb.Table(columns=list(value.columns), data=[list(row) for row in value.rows], allow_mixed_types=True)
-    if isinstance(value, Distribution):
-        return _histogram(value.values)
     if isinstance(value, Picture):
         return wandb.Image(str(value.path))
+    if isinstance(value, Distribution):
+        numbers = np.asarray(value.values, dtype=np.float64)
+        numbers = numbers[np.isfinite(numbers)]
+        if not len(numbers):
+            return None
+        clipped = np.clip(numbers, *np.percentile(numbers, [CLIPPED, 100 - CLIPPED]))  # outliers would stretch the bins
+        return wandb.Histogram(np_histogram=np.histogram(clipped, bins=BINS))
     return value
-
-
-def _histogram(values: ArrayLike) -> Any:
-    """None where no value is finite. A few far values would leave the others one bin: they are in the outermost."""
-    import wandb
-
-    numbers = np.asarray(values, dtype=np.float64)
-    numbers = numbers[np.isfinite(numbers)]
-    if not len(numbers):
-        return None
-    numbers = np.clip(numbers, *np.percentile(numbers, [OUTSIDE, 100 - OUTSIDE]))
-    return wandb.Histogram(np_histogram=np.histogram(numbers, bins=BINS))
-
-
-def _safe(name: str) -> str:
-    """A name W&B takes: letters, digits, dots, dashes and underscores, at most 128; a longer one keeps its end."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[-128:]
 
 
 def _wandb_artifact(artifact: Artifact) -> Any:
     import wandb
 
-    made = wandb.Artifact(_safe(artifact.name), type=artifact.kind, metadata=finite(artifact.metadata))
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", artifact.name)[-128:]  # what wandb allows
+    converted = wandb.Artifact(name, type=artifact.kind, metadata=finite(artifact.metadata))
     if artifact.by_reference:
-        made.add_reference(artifact.path.resolve().as_uri(), max_objects=1000)
+        converted.add_reference(artifact.path.resolve().as_uri(), max_objects=1000)
     elif artifact.path.is_dir():
-        made.add_dir(str(artifact.path), policy="immutable")  # read where it lies: a copy would fill the home folder
+        converted.add_dir(str(artifact.path), policy="immutable")  # read in place instead of copied to the home folder
     else:
-        made.add_file(str(artifact.path), policy="immutable")
-    return made
+        converted.add_file(str(artifact.path), policy="immutable")
+    return converted

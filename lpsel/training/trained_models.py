@@ -94,7 +94,7 @@ def trained_once(
             made["adapter"]["folder"] = str(setup.run_dir / ADAPTER)
         first = next(run / name for name in found["files"])
         model = model_artifact(made["artifact"], first, made["training"])
-        (setup.tracker.made if here else setup.tracker.used)(model)
+        (setup.tracker.log_artifact if here else setup.tracker.use_artifact)(model)
         return made
     finally:
         if is_main_process() and lock.is_locked:

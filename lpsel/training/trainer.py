@@ -92,8 +92,14 @@ def fit(
     trainer = _trainer(
         node,
         max_epochs=epochs,
-        callbacks=[*callbacks, *([stop] if stop else []), progress, *([meter] if setup.tracker.keeps else []), resume],
-        logger=TrackerLogger(setup.tracker) if setup.tracker.keeps else False,
+        callbacks=[
+            *callbacks,
+            *([stop] if stop else []),
+            progress,
+            *([meter] if setup.tracker.enabled else []),
+            resume,
+        ],
+        logger=TrackerLogger(setup.tracker) if setup.tracker.enabled else False,
         log_every_n_steps=1,
         num_sanity_val_steps=-1 if data.record else 0,
         limit_val_batches=1.0 if data.record else 0,
