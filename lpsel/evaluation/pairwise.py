@@ -20,9 +20,9 @@ from lpsel.evaluation.winrate import TIE
 from lpsel.generation.answers import answers, check
 from lpsel.generation.prompts import Prompt, load_prompts
 from lpsel.generation.sampling import Generation, Sampling
-from lpsel.judging.ask import judge_pairs
 from lpsel.judging.human import HumanJudge
 from lpsel.judging.judge import Judge, Judgement, Pair
+from lpsel.judging.judge_pairs import judge_pairs
 from lpsel.storage import distinct, file_names, finite, write_atomically, write_lines
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""People as judges: a page of blinded pairs to vote on, and apart from it the key that says which answer is whose."""
+"""Human evaluation: a page with blinded pairs to vote on, and a separate key that says which answer is whose."""
 
 import base64
 import hashlib
@@ -24,10 +24,10 @@ Writer = Literal["baseline", "model"]
 
 @dataclass(frozen=True, slots=True)
 class KeyPair:
-    """What the page does not tell of a pair.
+    """What the page hides about a pair.
 
     Attributes:
-        id, prompt_set, category: as the pair's.
+        id, prompt_set, category: of the pair.
         a: whose answer is answer A.
         baseline_chars, model_chars: lengths of the answers.
     """
@@ -45,10 +45,10 @@ class Key:
     """Unblinds the votes on a page.
 
     Attributes:
-        page: SHA-256 of what the page shows; its votes carry it too.
-        baseline, model: names of the two that wrote the answers.
+        page: SHA-256 of the page's content, which its votes carry as well.
+        baseline, model: names of the models.
         pairs: in the order of the page's data.
-        equal: those whose answers are the same: ties that nobody is asked about.
+        equal: pairs with equal answers, which count as ties and are not on the page.
     """
 
     page: str
@@ -60,40 +60,43 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class HumanJudge:
-    """Asks people, who answer later: it writes a page in place of judgements.
+    """Writes a page to vote on instead of judging.
 
     Attributes:
-        question: what is asked of every pair, the page's title.
-        seed: of which answer stands on which side.
+        question: about every pair; the page's title.
+        seed: decides which answer is A.
     """
 
     question: str = "Which answer is better?"
     seed: int = 0
 
     def check(self, prompts: Sequence[Prompt] = ()) -> None:
-        """Raise UserError where there is no question."""
+        """Raise a UserError without a question."""
         if not self.question.strip():
-            raise UserError("judge.question: is empty; say what people shall judge, as in 'Which answer is better?'.")
+            raise UserError("judge.question", None, "is empty", "set a question such as 'Which answer is better?'")
 
     def write(self, pairs: Sequence[Pair], folder: Path, *, baseline: str, model: str) -> tuple[Path, Path]:
-        """Write the page and its key into `folder`, and return their paths.
+        """Write the page and its key into `folder`.
 
         Args:
-            pairs: each with an id of its own, at least one with answers that differ.
-            baseline, model: names of those that wrote the answers; the key has them, the page does not.
+            pairs: with distinct ids.
+            folder: must exist.
+            baseline, model: names of the models; only the key has them.
+
+        Returns:
+            The paths of the page and the key.
 
         Raises:
-            UserError: all answers are equal; the folder has the key of another page, without which votes on that page
-                would be worth nothing.
+            UserError: all answers are equal; or the folder has the key of another page, whose votes would be lost.
         """
         if all(pair.baseline == pair.model for pair in pairs):
-            raise UserError(f"judge=human: {model} and {baseline} gave equal answers throughout; compare other models.")
+            problem = f"all answers of {model} and {baseline} are equal"
+            raise UserError("judge", "human", problem, "compare other models")
         html, key = blinded(pairs, question=self.question, seed=self.seed, baseline=baseline, model=model)
         page_path, key_path = folder / PAGE, folder / KEY
         if key_path.is_file() and read_key(key_path).page != key.page:
-            raise UserError(
-                f"{key_path}: is the key of another page; give another folder, or move {KEY} and {PAGE} away."
-            )
+            hint = f"use another folder, or move {KEY} and {PAGE}"
+            raise UserError(key_path, None, "is the key of another page", hint)
         write_json(key_path, asdict(key))
         write_atomically(page_path, lambda file: file.write(html.encode()))
         return page_path, key_path
@@ -102,17 +105,18 @@ class HumanJudge:
 def blinded(pairs: Sequence[Pair], *, question: str, seed: int, baseline: str, model: str) -> tuple[str, Key]:
     """The page as HTML, and its key.
 
-    The page has prompts, answers, the question and the SHA-256 of these, no more: neither ids nor the seed, from which
-    sides could be worked out. Every text stands in a block of JSON, and the page's policy allows no script but its own.
+    The page has prompts, answers, the question and the SHA-256 of these, but neither ids nor the seed, which would give
+    the sides away. All texts are in a block of JSON, and the content security policy allows no script but its own.
     """
     equal = [pair for pair in pairs if pair.baseline == pair.model]
     pairs = [pair for pair in pairs if pair.baseline != pair.model]
-    model_is_a = np.random.default_rng(seed).integers(0, 2, len(pairs)).astype(bool)
+    model_is_a = np.random.default_rng(seed).integers(0, 2, len(pairs)).astype(bool).tolist()
+    sides: list[Writer] = ["model" if is_a else "baseline" for is_a in model_is_a]
     shown = [
         {"prompt": pair.prompt, "a": pair.model, "b": pair.baseline}
-        if model_first
+        if side == "model"
         else {"prompt": pair.prompt, "a": pair.baseline, "b": pair.model}
-        for pair, model_first in zip(pairs, model_is_a, strict=True)
+        for pair, side in zip(pairs, sides, strict=True)
     ]
     # Escaped to ASCII: half a surrogate pair has no UTF-8.
     digest = hashlib.sha256(json.dumps({"question": question, "pairs": shown}, sort_keys=True).encode()).hexdigest()
@@ -120,7 +124,7 @@ def blinded(pairs: Sequence[Pair], *, question: str, seed: int, baseline: str, m
         digest,
         baseline,
         model,
-        tuple(_key_pair(pair, "model" if first else "baseline") for pair, first in zip(pairs, model_is_a, strict=True)),
+        tuple(_key_pair(pair, side) for pair, side in zip(pairs, sides, strict=True)),
         tuple(_key_pair(pair, "baseline") for pair in equal),
     )
     return _html({"page": digest, "question": question, "pairs": shown}), key
@@ -134,36 +138,29 @@ def _html(data: dict[str, Any]) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    templates = files("lpsel.judging") / "templates"
-    script, style = ((templates / f"annotate.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
-    environment = Environment(
-        loader=PackageLoader("lpsel.judging", "templates"), autoescape=True, undefined=StrictUndefined
-    )
-    return environment.get_template("annotate.html.j2").render(
-        data=data,
-        script=Markup(script),
-        style=Markup(style),
-        script_hash=_source_hash(script),
-        style_hash=_source_hash(style),
-    )
-
-
-def _source_hash(text: str) -> str:
-    """As a content security policy names an inline script or style it allows."""
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    loader = PackageLoader("lpsel.judging", "templates")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    assets = {}
+    for name, suffix in (("script", "js"), ("style", "css")):
+        text = (files("lpsel.judging") / "templates" / f"annotate.{suffix}").read_text(encoding="utf-8")
+        assets[name] = Markup(text)
+        # As a content security policy allows an inline script or style.
+        assets[f"{name}_hash"] = Markup(base64.b64encode(hashlib.sha256(text.encode()).digest()).decode())
+    return environment.get_template("annotate.html.j2").render(data=data, **assets)
 
 
 def read_key(path: Path) -> Key:
     """The key that `HumanJudge.write` wrote.
 
     Raises:
-        UserError: no such file, or not a key.
+        UserError: it cannot be read, or is not a key.
     """
+    hint = f"give the {KEY} next to the page"
     try:
         value = read_json(path)
         pairs, equal = (tuple(KeyPair(**pair) for pair in value[kind]) for kind in ("pairs", "equal"))
         return Key(value["page"], value["baseline"], value["model"], pairs, equal)
     except OSError as error:
-        raise UserError(f"--key {path}: cannot be read ({error.strerror}); give the {KEY} beside the page.") from error
+        raise UserError("--key", path, f"cannot be read ({error.strerror})", hint) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--key {path}: is not the key of a page; give the {KEY} beside the page.") from error
+        raise UserError("--key", path, "is not the key of a page", hint) from error

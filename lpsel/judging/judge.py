@@ -1,17 +1,20 @@
-"""Two answers to one prompt, and what a judge says of them."""
+"""Pairs of answers, judgements of them, and what every judge can do."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
+from lpsel.errors import UserError
 from lpsel.generation.prompts import Prompt
 
 Order = Literal["baseline_first", "model_first"]
 ORDERS: tuple[Order, ...] = ("baseline_first", "model_first")
 WIN, TIE, LOSS = 2.0, 1.5, 1.0
-UNREADABLE = "unreadable"  # failures that are final; others are asked again by the next run
+# Reasons for a missing verdict.
+UNREADABLE = "unreadable"
 NO_REFERENCE = "no reference"
 TOO_LONG = "longer than the judge's context"
+NOT_ASKED = "price cap"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +23,9 @@ class Pair:
 
     Attributes:
         id: of the prompt.
-        prompt: as text.
+        prompt: its text.
         baseline, model: the answers.
-        prompt_set, category, reference: as the prompt's.
+        prompt_set, category, reference: of the prompt.
     """
 
     id: str
@@ -34,27 +37,27 @@ class Pair:
     reference: str | None = None
 
     def shown(self, order: Order) -> tuple[str, str]:
-        """The answers, the one that is shown first in front."""
+        """The first answer and the second."""
         return (self.baseline, self.model) if order == "baseline_first" else (self.model, self.baseline)
 
 
 def preference_of(verdict: float, order: Order) -> float:
-    """From a verdict on the answers as shown (1: the first is better, 2: the second) to a preference, and back."""
+    """The preference for a verdict on the answers as shown (1: first is better, 2: second), or the other way round."""
     return verdict if order == "baseline_first" else WIN + LOSS - verdict
 
 
 class Judgement(NamedTuple):
-    """What a judge said of a pair whose answers it was shown in one order.
+    """The judgement of a pair in one order.
 
     Attributes:
         id: of the pair.
         order: which answer was shown first.
-        preference: 1 the baseline's answer is better, 2 the model's, 1.5 a tie, as AlpacaEval counts; numbers between
-            are shares; None where nothing could be read.
-        raw: what the judge wrote, None where it has written nothing.
-        prompt_tokens, completion_tokens: of all attempts, where the judge reports them.
-        attempts: how often it was asked.
-        failure: why preference is None.
+        preference: 1 if the baseline's answer is better, 2 if the model's, 1.5 for a tie, as in AlpacaEval; numbers in
+            between are fractional preferences; None without a verdict.
+        raw: the judge's last reply, if any.
+        prompt_tokens, completion_tokens: of all attempts, if reported.
+        attempts: how often the judge was asked.
+        failure: why there is no preference.
     """
 
     id: str
@@ -68,35 +71,41 @@ class Judgement(NamedTuple):
 
 
 class Judge(Protocol):
-    """Anything that can say which of two answers is better.
+    """Decides which of two answers is better.
 
     Attributes:
         name: shown in results.
-        orders: in which every pair is shown.
+        orders: every pair is judged in each of them.
     """
 
     name: str
-    orders: tuple[Order, ...]
+    orders: Sequence[Order]
 
     def identity(self) -> dict[str, Any]:
-        """All that its verdicts depend on but the pair: model, prompt, settings. No secrets."""
+        """Everything except the pair that its verdicts depend on, without secrets."""
 
     def check(self, prompts: Sequence[Prompt] = ()) -> None:
-        """Look for what can be wrong with its configuration or the prompts before any answer is generated.
+        """Check the configuration and the prompts before any answer is generated.
 
         Raises:
-            UserError: with one line that names the value and the remedy.
+            UserError: they cannot be used.
         """
 
-    def cost(self, judgement: Judgement) -> float | None:
-        """Dollars that a judgement cost, None where no price or no token count is known."""
+    def cost(self, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
+        """Dollars for a judgement with these tokens; None if a price or a count is unknown."""
 
-    def judge(self, asked: Sequence[tuple[Pair, Order]], keep: Callable[[Judgement], None]) -> None:
-        """Judge pairs, and hand each judgement to `keep`, which puts it on disk, before the next is asked for.
+    def judge(self, questions: Sequence[tuple[Pair, Order]], save: Callable[[Judgement], None]) -> None:
+        """Judge pairs and pass each judgement to `save`, which writes it to disk. Calls of `save` do not overlap.
 
-        `keep` may be called from several threads. May stop before all are judged (a price cap); what is missing then
-        is known from what was kept.
+        Questions beyond a price cap are left out.
 
         Raises:
-            UserError: what no further question could mend, such as a wrong key. What was kept stays.
+            UserError: no further question can succeed, for example because the API key is wrong.
         """
+
+
+def check_orders(orders: Sequence[str]) -> None:
+    """Raise a UserError unless `orders` holds one or both orders, once each."""
+    if not orders or not set(orders) <= set(ORDERS) or len(set(orders)) < len(orders):
+        hint = "set [baseline_first], [model_first] or [baseline_first,model_first]"
+        raise UserError("judge.orders", list(orders), "must name one or both orders, once each", hint)

@@ -1,21 +1,37 @@
-"""From what a judge wrote to a verdict on the answers as they were shown.
+"""Verdicts on two answers as they are shown: read from a judge's reply, and cached.
 
-1 the first is better, 2 the second, 1.5 neither; None where the reply does not say so beyond doubt. Nothing is guessed:
-a marked verdict counts only at the very end of the reply, and only if no other verdict stands anywhere before it, since
-a judge may quote an answer that names one.
+A verdict is 1 if the first answer is better, 2 if the second is, 1.5 for a tie, and None if the reply leaves any doubt.
+A marked verdict only counts at the very end of a reply and without any other verdict before it, since a judge may quote
+an answer that contains one.
 """
 
 import re
 from collections.abc import Callable
+from typing import NamedTuple
 
-from lpsel.judging.judge import LOSS, TIE, WIN
+from lpsel.cache import Journal
+from lpsel.judging.judge import (
+    LOSS,
+    NO_REFERENCE,
+    TIE,
+    TOO_LONG,
+    UNREADABLE,
+    WIN,
+    Judgement,
+    Order,
+    Pair,
+    preference_of,
+)
+from lpsel.storage import digest
 
 Parser = Callable[[str], float | None]
+
+FINAL = (UNREADABLE, TOO_LONG, NO_REFERENCE)  # failures of the judge itself; all others are asked again by the next run
 
 _END = r"[\s.*_`]*\Z"
 _LETTER = re.compile(r"\[\[([ABC])\]\]")
 _LAST_LETTER = re.compile(_LETTER.pattern + _END)
-_ALONE = re.compile(r"\s*[*_`]*([AB])[.*_`)]*[ \t]*(?:\n|\Z)")
+_ONLY_LETTER = re.compile(r"\s*[*_`]*([AB])[.*_`)]*[ \t]*(?:\n|\Z)")
 _NUMBER = r"(10(?:\.0+)?|[1-9](?:\.[0-9]+)?)"
 _SCORES = re.compile(rf"\[\[A: ?{_NUMBER}\]\][\s,;*_`]*\[\[B: ?{_NUMBER}\]\]")
 _LAST_SCORES = re.compile(_SCORES.pattern + _END)
@@ -25,30 +41,69 @@ _SCORE = re.compile(r"\[\[[AB]:[^\]]*\]\]")
 def pairwise(reply: str) -> float | None:
     """[[A]], [[B]] or [[C]] at the end."""
     reply = _without_thoughts(reply)
-    found = _LAST_LETTER.search(reply)
-    if found is None or len(set(_LETTER.findall(reply))) > 1:
+    match = _LAST_LETTER.search(reply)
+    if match is None or len(set(_LETTER.findall(reply))) > 1:
         return None
-    return {"A": LOSS, "B": WIN, "C": TIE}[found[1]]
+    return {"A": LOSS, "B": WIN, "C": TIE}[match[1]]
 
 
 def letter(reply: str) -> float | None:
-    """A or B alone on the first line, for a model too small to explain itself; what it goes on to say is not read."""
-    found = _ALONE.match(_without_thoughts(reply))
-    return {"A": LOSS, "B": WIN}[found[1]] if found else None
+    """A or B as the whole first line, for models too small to explain a verdict; the lines after it are ignored."""
+    match = _ONLY_LETTER.match(_without_thoughts(reply))
+    return {"A": LOSS, "B": WIN}[match[1]] if match else None
 
 
 def score(reply: str) -> float | None:
-    """[[A: x]] [[B: y]] at the end, both from 1 to 10: the higher is better, equal ones a tie."""
+    """[[A: x]] [[B: y]] at the end, both from 1 to 10: the higher one is better, equal ones are a tie."""
     reply = _without_thoughts(reply)
-    found = _LAST_SCORES.search(reply)
-    if found is None or len(set(_SCORES.findall(reply))) > 1:
+    match = _LAST_SCORES.search(reply)
+    if match is None or len(set(_SCORES.findall(reply))) > 1:
         return None
-    if len(_SCORE.findall(reply)) > 2 * len(_SCORES.findall(reply)):  # a score that stands alone, before the two
+    if len(_SCORE.findall(reply)) > 2 * len(_SCORES.findall(reply)):  # a single score before the two
         return None
-    first, second = float(found[1]), float(found[2])
+    first, second = float(match[1]), float(match[2])
     return TIE if first == second else LOSS if first > second else WIN
 
 
 def _without_thoughts(reply: str) -> str:
-    """What stands behind the thoughts that some servers leave in a reply."""
+    """The reply after the thoughts that some servers include."""
     return reply.rpartition("</think>")[2]
+
+
+class Verdict(NamedTuple):
+    """A verdict as it is cached: it also applies to a comparison with the models swapped.
+
+    Attributes:
+        verdict: on the answers as shown.
+        raw, prompt_tokens, completion_tokens, attempts, failure: see `Judgement`.
+    """
+
+    verdict: float | None
+    raw: str | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    attempts: int
+    failure: str | None
+
+    @classmethod
+    def of(cls, judgement: Judgement) -> "Verdict":
+        fields = judgement._asdict()
+        del fields["id"]
+        preference, order = fields.pop("preference"), fields.pop("order")
+        return cls(verdict=None if preference is None else preference_of(preference, order), **fields)
+
+    def judgement(self, pair: Pair, order: Order) -> Judgement:
+        fields = self._asdict()
+        verdict = fields.pop("verdict")
+        return Judgement(pair.id, order, None if verdict is None else preference_of(verdict, order), **fields)
+
+
+def question(pair: Pair, order: Order) -> str:
+    """The cache key of a question: equal for equal texts in the same order."""
+    return digest([pair.prompt, *pair.shown(order), pair.reference])
+
+
+def read_verdicts(journal: Journal) -> dict[str, Verdict]:
+    """The final verdict on every question, by its key; questions that failed for a passing reason are left out."""
+    verdicts = {line.pop("question"): Verdict(**line) for line in journal.read()}
+    return {key: v for key, v in verdicts.items() if v.verdict is not None or v.failure in FINAL}

@@ -1,4 +1,4 @@
-"""Votes that people downloaded from the page: read, unblinded, one outcome for every pair, and how far people agree."""
+"""Votes on the page of human evaluation: reading, unblinding, one outcome per pair, and agreement."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from lpsel.judging.human import Key
 from lpsel.judging.judge import LOSS, TIE, WIN, Order
 from lpsel.storage import read_json
 
-# A annotators, N pairs
+# A annotators, N pairs, V distinct votes
 
 CHOICES = ("a", "b", "tie", "skip")
 
@@ -23,13 +23,13 @@ Floats = NDArray[np.float64]
 
 
 class Vote(NamedTuple):
-    """What a person said of a pair.
+    """A vote of a person on a pair.
 
     Attributes:
-        annotator: as they gave their name.
-        pair: number of the pair in the page's data.
+        annotator: name of the person.
+        pair: index of the pair in the page's data.
         choice: a, b, tie or skip.
-        at: when.
+        at: time.
     """
 
     annotator: str
@@ -40,12 +40,7 @@ class Vote(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class VoteFile:
-    """A file that the page downloads.
-
-    Attributes:
-        page: SHA-256 of what the page shows.
-        votes: of one annotator.
-    """
+    """The votes of one annotator, downloaded from the page whose content has the SHA-256 `page`."""
 
     path: Path
     page: str
@@ -53,20 +48,21 @@ class VoteFile:
 
 
 def read_file(path: Path) -> VoteFile:
-    """A file that the page downloads.
+    """Read a file that the page downloads.
 
     Raises:
-        UserError: no such file, or something else.
+        UserError: it cannot be read, or is something else.
     """
+    hint = "give files downloaded from the page"
     try:
         value = read_json(path)
         page, name, entries = value["page"], value["annotator"].strip(), value["votes"]
         if not (name and isinstance(page, str) and isinstance(entries, list)):
             raise TypeError
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give files that the page downloads.") from error
+        raise UserError(path, None, f"cannot be read ({error.strerror})", hint) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: is not a file of votes; give files that the page downloads.") from error
+        raise UserError(path, None, "is not a file of votes", hint) from error
     return VoteFile(path, page, tuple(_vote(path, name, number, entry) for number, entry in enumerate(entries, 1)))
 
 
@@ -79,43 +75,37 @@ def _vote(path: Path, name: str, number: int, entry: object) -> Vote:
                 time = None
             if time is not None and time.tzinfo is not None:
                 return Vote(name, pair, choice, time)
-    raise UserError(f"{path}: vote {number} is damaged ({json.dumps(entry)[:60]}); download the file again.")
+    raise UserError(path, None, f"vote {number} is damaged ({json.dumps(entry)[:60]})", "download the file again")
 
 
 def check(file: VoteFile, key: Key) -> None:
-    """Raise UserError where votes are on another page than the key's."""
+    """Raise a UserError unless the votes are on the page of the key."""
     if file.page != key.page:
-        raise UserError(
-            f"{file.path}: has votes on page {file.page[:12]}, the key is of page {key.page[:12]}; give votes on "
-            "one page, and its key."
-        )
+        problem = f"has votes on page {file.page[:12]}, but the key is for page {key.page[:12]}"
+        raise UserError(file.path, None, problem, "give votes on one page, and its key")
     for vote in file.votes:
         if vote.pair >= len(key.pairs):
-            raise UserError(
-                f"{file.path}: has a vote on pair {vote.pair}, the page has {len(key.pairs)}; download the file again."
-            )
+            problem = f"has a vote on pair {vote.pair}, but the page has {len(key.pairs)} pairs"
+            raise UserError(file.path, None, problem, "download the file again")
 
 
 def last_votes(votes: Sequence[Vote]) -> list[Vote]:
-    """The votes that count: of several by one person on one pair the latest, of equally late ones the last given.
-
-    The same vote in two files is one vote.
-    """
-    kept: dict[tuple[str, int], Vote] = {}
+    """The votes that count: the latest of each person on each pair, and of equally late ones the last in the list."""
+    latest: dict[tuple[str, int], Vote] = {}
     for vote in votes:
-        earlier = kept.get((vote.annotator, vote.pair))
+        earlier = latest.get((vote.annotator, vote.pair))
         if earlier is None or vote.at >= earlier.at:
-            kept[vote.annotator, vote.pair] = vote
-    return list(kept.values())
+            latest[vote.annotator, vote.pair] = vote
+    return list(latest.values())
 
 
 def order(vote: Vote, key: Key) -> Order:
-    """Whose answer stood on side A, as a judge's order."""
+    """Whose answer was answer A, as the order of a judgement."""
     return "model_first" if key.pairs[vote.pair].a == "model" else "baseline_first"
 
 
 def preference(vote: Vote, key: Key) -> float | None:
-    """1 the baseline's answer is better, 2 the model's, 1.5 a tie, None skipped."""
+    """1 if the baseline's answer is better, 2 if the model's, 1.5 for a tie, None if skipped."""
     match vote.choice:
         case "skip":
             return None
@@ -126,21 +116,22 @@ def preference(vote: Vote, key: Key) -> float | None:
 
 
 def preferences(votes: Sequence[Vote], key: Key) -> tuple[list[str], Floats]:
-    """Names of annotators, sorted, and the preference of each on every pair, NaN where skipped or not voted on.
+    """The annotators by name, and their preferences, shape (A, N), NaN where skipped or without a vote.
 
     Args:
-        votes: at most one by each annotator on each pair.
+        votes: at most one per annotator and pair.
+        key: of their page.
     """
     names = sorted({vote.annotator for vote in votes})
     preference_AN = np.full((len(names), len(key.pairs)), np.nan)
     for vote in votes:
-        said = preference(vote, key)
-        preference_AN[names.index(vote.annotator), vote.pair] = np.nan if said is None else said
+        value = preference(vote, key)
+        preference_AN[names.index(vote.annotator), vote.pair] = np.nan if value is None else value
     return names, preference_AN
 
 
 def majority(preference_AN: Floats) -> Floats:
-    """The outcome with most votes for every pair, of shape (N,): a tie where two have as many, NaN without votes."""
+    """The most frequent outcome of every pair, shape (N,): a tie if there are several, NaN without votes."""
     votes_3N = np.stack([(preference_AN == outcome).sum(axis=0) for outcome in (LOSS, TIE, WIN)])
     most_N = votes_3N.max(axis=0)
     shared_N = (votes_3N == most_N).sum(axis=0) > 1
@@ -149,17 +140,17 @@ def majority(preference_AN: Floats) -> Floats:
 
 
 def mean_preference(preference_AN: Floats) -> Floats:
-    """The mean of all votes on every pair, of shape (N,), NaN without votes."""
+    """The mean of all votes on every pair, shape (N,), NaN without votes."""
     votes_N = np.isfinite(preference_AN).sum(axis=0)
     sum_N = np.nansum(preference_AN, axis=0)
     return np.divide(sum_N, votes_N, out=np.full(len(votes_N), np.nan), where=votes_N > 0)
 
 
 def krippendorff_alpha(preference_AN: Floats) -> float | None:
-    """Krippendorff's alpha of nominal values: 1 is full agreement, 0 what chance gives.
+    """Krippendorff's alpha of nominal values: 1 for full agreement, 0 for agreement by chance.
 
-    Krippendorff, Computing Krippendorff's Alpha-Reliability (2011). Only pairs with two votes or more tell something;
-    None where there is none, or where all their votes are the same, so that chance cannot be told from agreement.
+    Krippendorff, Computing Krippendorff's Alpha-Reliability (2011). Only pairs with at least two votes count. None
+    without such pairs, or if all of their votes are equal, where agreement cannot be distinguished from chance.
     """
     several_AN = preference_AN[:, np.isfinite(preference_AN).sum(axis=0) > 1]
     values_V = np.unique(several_AN[np.isfinite(several_AN)])

@@ -363,12 +363,12 @@ EVALUATIONS = [
     Case(JUDGE + "evaluator.top_p=0", "evaluator.top_p=0"),
     Case(JUDGE + "evaluator.resamples=none", "evaluator.resamples=none"),
     Case(JUDGE + "judge=reference judge.measure=bleu", "judge.measure=bleu"),
-    late(JUDGE + "judge=reference", "none of 2 prompts has a reference answer"),
+    late(JUDGE + "judge=reference", "none of the 2 prompts has a reference answer"),
     late(JUDGE + "judge=human judge.question=' '", "judge.question: is empty"),
     Case(JUDGE + "judge=hf", "judge.model.path"),
     late(JUDGE + "judge=hf judge.model.path=./nowhere", "./nowhere"),
     late(JUDGE + "judge=hf judge.model.path=models/good", "template=chat"),
-    late(JUDGE, "OPENAI_API_KEY: not set"),
+    late(JUDGE, "OPENAI_API_KEY is not set"),
     late(JUDGE + "judge.base_url=http://127.0.0.1:9/v1 judge.max_retries=0", "127.0.0.1:9"),
     Case(JUDGE + "judge.base_url=ftp://x", "judge.base_url=ftp://x"),
     Case(JUDGE + "judge.prompt=nowhere", "judge.prompt=nowhere"),
@@ -434,8 +434,8 @@ FURTHER = [
     ],
     Case("votes votes/choice.json", '"both"'),
     Case("votes votes/time.json", '"yesterday"'),
-    Case("votes votes/far.json --key votes/key.json", "pair 7, the page has 1"),
-    Case("votes votes/good.json --key nowhere.json", "--key nowhere.json"),
+    Case("votes votes/far.json --key votes/key.json", "pair 7, but the page has 1"),
+    Case("votes votes/good.json --key nowhere.json", "--key=nowhere.json"),
     *[
         Case(f"votes votes/good.json --key votes/{name}-key.json", f"votes/{name}-key.json")
         for name in ("bad", "odd", "deep")
@@ -510,9 +510,9 @@ OUT_OF_REACH = [
 
 WITH_KEY = "OPENAI_API_KEY=sk-canary "
 SERVICES = [
-    late(WITH_KEY + JUDGE + "judge.base_url=SERVER", "does not take the key (401)"),
+    late(WITH_KEY + JUDGE + "judge.base_url=SERVER", "rejects the API key (401)"),
     late("MINE=canary " + JUDGE + "judge.base_url=SERVER judge.key_env=MINE", "rejects the API key (401)"),
-    late(JUDGE + "judge.base_url=SERVER", "does not take the key (401)"),
+    late(JUDGE + "judge.base_url=SERVER", "rejects the API key (401)"),
     late("OPENAI_API_KEY=right " + JUDGE + "judge.base_url=SERVER judge.model=other", "no model other"),
     Case(JUDGE + "judge.request=7", "judge.request=7"),
     Case(JUDGE + "judge.request=warm", "judge.request=warm"),

@@ -1,4 +1,4 @@
-"""A server that misbehaves, pairs whose truth it knows, and the judge that asks it."""
+"""An unreliable server, pairs whose better answer it knows, and a judge that asks it."""
 
 import json
 import subprocess
@@ -32,7 +32,7 @@ class Running:
 
 @pytest.fixture
 def serve(tmp_path):
-    """Start the server with options; it is gone after the test."""
+    """Start the server with options; it ends with the test."""
     started = []
 
     def start(*options):
@@ -50,7 +50,7 @@ def serve(tmp_path):
 
 @pytest.fixture
 def make_pairs():
-    """Pairs of which the model's answer is worth 0 to 4, the baseline's 2; every fifth request sways the judge to A."""
+    """Pairs whose model answers are worth 0 to 4 and baseline answers 2; for every fifth, the judge prefers A."""
 
     def make(n):
         return [

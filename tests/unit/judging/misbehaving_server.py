@@ -1,8 +1,8 @@
-"""A chat completions server that knows the truth and misbehaves on purpose, the same way for the same seed.
+"""A chat completions server that knows the better answer and fails on purpose, the same way for the same seed.
 
-Answers hold their worth as `worth N`. A request that holds `always A` gets verdict A whichever answer stands first.
-What the n-th request for a question meets depends on seed, question and n alone, whatever the order of arrival. Every
-request is a line of the log: question, what was done, verdict.
+Answers contain their worth as `worth N`. A request that contains `always A` gets verdict A in either order. The reply
+to the n-th request for a question depends only on seed, question and n. Every request is a line of the log: question,
+kind of reply, verdict.
 """
 
 import argparse
@@ -33,7 +33,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
-        """The list of models, which it does not have; the key is looked at all the same."""
+        """It has no list of models, but checks the key."""
         refused = options.key and self.headers["Authorization"] != f"Bearer {options.key}"
         self.answer("401" if refused else "404", None)
 
@@ -65,7 +65,7 @@ class Handler(BaseHTTPRequestHandler):
             log.write(json.dumps(line) + "\n")
 
     def answer(self, kind, verdict):
-        good = completion(f"I have thought of both.\n[[{verdict}]]")
+        good = completion(f"I considered both.\n[[{verdict}]]")
         if kind.isdigit():
             told = f"status {kind} for {self.headers['Authorization']}"
             self.send(json.dumps({"error": {"message": told}}), status=int(kind))
@@ -81,7 +81,7 @@ class Handler(BaseHTTPRequestHandler):
         elif kind == "empty":
             self.send(json.dumps(completion("")))
         elif kind == "two verdicts":
-            self.send(json.dumps(completion("[[A]], though one may well say\n[[B]]")))
+            self.send(json.dumps(completion("[[A]], though one could also say\n[[B]]")))
         elif kind == "odd":
             self.send(json.dumps({"choices": [{"message": None}], "usage": "none"}))
         else:
@@ -115,8 +115,8 @@ if __name__ == "__main__":
     parser.add_argument("--misbehave", action="store_true")
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--slow", type=float, default=1.5)
-    parser.add_argument("--only", help="what every request meets: a status, html, cut, ...")
-    parser.add_argument("--some", action="store_true", help="of requests that hold `always A` alone")
+    parser.add_argument("--only", help="the reply to every request: a status, html, cut, ...")
+    parser.add_argument("--some", action="store_true", help="only for requests that contain `always A`")
     parser.add_argument("--key")
     parser.add_argument("--model")
     parser.add_argument("--no-usage", dest="usage", action="store_false")

@@ -32,7 +32,7 @@ def make(some, seed=0, question="Which?"):
     st.text(st.characters(exclude_categories=["Cs"])),
     st.integers(0, 99),
 )
-def test_any_text_comes_back_from_the_page_and_the_key_says_whose_it_is(texts, question, seed):
+def test_the_page_holds_every_text_and_the_key_its_model(texts, question, seed):
     some = [Pair(str(i), *three) for i, three in enumerate(texts)]
     html, key = make(some, seed, question)
     data = shown(html)
@@ -44,12 +44,12 @@ def test_any_text_comes_back_from_the_page_and_the_key_says_whose_it_is(texts, q
         assert (secret.id, secret.model_chars) == (pair.id, len(pair.model))
 
 
-def test_the_page_knows_nothing_but_what_it_shows():
+def test_the_page_holds_nothing_but_what_it_shows():
     html, key = make(pairs(200))
     data = shown(html)
     assert set(data) == {"page", "question", "pairs"}
     assert {name for pair in data["pairs"] for name in pair} == {"prompt", "a", "b"}
-    # The digest is of what is shown, so it tells nothing more.
+    # The digest covers only what is shown.
     visible = json.dumps({"question": data["question"], "pairs": data["pairs"]}, sort_keys=True)
     assert data["page"] == key.page == hashlib.sha256(visible.encode()).hexdigest()
     for secret in ("opt-125m", "opt-350m", "koala-", "category"):
@@ -63,7 +63,7 @@ def test_sides_are_drawn_from_the_seed():
     assert 70 < sum(pair.a == "model" for pair in key.pairs) < 130
 
 
-def test_no_text_leaves_its_block_of_json():
+def test_texts_cannot_escape_the_json():
     bad = "</script><script>alert(1)</script><!--\u2028\u2029\ud800"
     html, _ = make([Pair("x", bad, bad, bad + "!")], question="</title><script>alert(2)</script>")
     assert html.count("<script") == html.count("</script>") == 2
@@ -72,14 +72,14 @@ def test_no_text_leaves_its_block_of_json():
     assert html.encode()
 
 
-def test_writing_keeps_the_key_of_votes_that_may_exist(tmp_path):
+def test_the_key_of_another_page_is_not_overwritten(tmp_path):
     judge = HumanJudge(seed=1)
     page, key = judge.write(pairs(5), tmp_path, baseline="opt-125m", model="opt-350m")
     assert (page, key) == (tmp_path / PAGE, tmp_path / KEY)
     first = read_key(key)
     assert (first.baseline, first.model, len(first.pairs)) == ("opt-125m", "opt-350m", 5)
     judge.write(pairs(5), tmp_path, baseline="opt-125m", model="opt-350m")
-    with pytest.raises(UserError, match=r"key\.json: is the key of another page; give another folder, or move key"):
+    with pytest.raises(UserError, match=r"key\.json: is the key of another page. Use another folder, or move key"):
         judge.write(pairs(6), tmp_path, baseline="opt-125m", model="opt-350m")
     assert read_key(key) == first
 
@@ -89,25 +89,25 @@ def test_the_configuration():
     judge = build(config.judge)
     assert judge == HumanJudge(question="Which answer is better?", seed=7)
     judge.check()
-    with pytest.raises(UserError, match=r"judge\.question: is empty; say what people shall judge"):
+    with pytest.raises(UserError, match=r"judge\.question: is empty. Set a question"):
         HumanJudge(question=" ").check()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"page": "x", "baseline": "b", "model": "m", "pairs": [{"id": 1}]}'])
-def test_a_file_that_is_no_key(tmp_path, text):
+def test_a_file_that_is_not_a_key(tmp_path, text):
     path = tmp_path / "key.json"
     path.write_text(text)
-    with pytest.raises(UserError, match=r"key\.json: is not the key of a page; give the key\.json beside the page\."):
+    with pytest.raises(UserError, match=r"key\.json: is not the key of a page. Give the key\.json next to the page\."):
         read_key(path)
-    with pytest.raises(UserError, match=r"nowhere/key\.json: cannot be read \(No such file or directory\); give the"):
+    with pytest.raises(UserError, match=r"nowhere/key\.json: cannot be read \(No such file or directory\). Give the"):
         read_key(tmp_path / "nowhere" / "key.json")
 
 
-def test_nobody_is_asked_about_equal_answers(tmp_path):
+def test_equal_answers_are_not_on_the_page(tmp_path):
     pairs = [Pair("a", "Q", "x", "y"), Pair("b", "Q", "same", "same", "set", "kind")]
     html, key = blinded(pairs, question="?", seed=0, baseline="old", model="new")
     assert '"same"' not in html
     assert [pair.id for pair in key.pairs] == ["a"]
     assert [(pair.id, pair.prompt_set, pair.category) for pair in key.equal] == [("b", "set", "kind")]
-    with pytest.raises(UserError, match="judge=human: new and old gave equal answers throughout; compare other"):
+    with pytest.raises(UserError, match="judge=human: all answers of new and old are equal"):
         HumanJudge().write(pairs[1:], tmp_path, baseline="old", model="new")

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lpsel.errors import UserError
-from lpsel.judging.ask import judge_pairs
 from lpsel.judging.judge import TOO_LONG, Pair
+from lpsel.judging.judge_pairs import judge_pairs
 from lpsel.judging.local import HFJudge, answer_tokens, letter_probabilities
 from lpsel.judging.prompt import fill, load_prompt
 from lpsel.model.load import load_tokenizer
@@ -22,7 +22,7 @@ def judge(toy_model, tmp_path):
     return HFJudge(spec, str(tmp_path), prompt=str(short), accelerator="cpu", precision="32-true")
 
 
-def test_probabilities_are_those_of_the_models_own_logits(random_models):
+def test_probabilities_equal_those_of_the_models_logits(random_models):
     letters, questions = ([5, 9], [7]), [[3, 4, 5, 6, 7], [8, 9], [1, 2, 3]]
     for model in random_models.values():
         for ids, (first, second) in zip(questions, letter_probabilities(model, questions, letters), strict=True):
@@ -32,7 +32,7 @@ def test_probabilities_are_those_of_the_models_own_logits(random_models):
             assert second == pytest.approx(float(p[7]), abs=1e-5)
 
 
-def test_the_likelier_letter_wins_and_both_probabilities_are_kept(judge, tmp_path):
+def test_the_likelier_letter_wins_and_both_probabilities_are_stored(judge, tmp_path):
     judge.check()
     pairs = [Pair(f"p{i}", "Count.", "1 2 3"[:i], "x" * i) for i in range(1, 6)]
     judgements, ledger = judge_pairs(judge, pairs, tmp_path)
@@ -46,15 +46,15 @@ def test_the_likelier_letter_wins_and_both_probabilities_are_kept(judge, tmp_pat
     assert judge_pairs(judge, pairs, tmp_path)[0] == judgements
 
 
-def test_a_question_longer_than_the_context_has_failed(judge, tmp_path):
+def test_a_question_longer_than_the_context_fails(judge, tmp_path):
     pairs = [Pair("long", "Q", "a" * 500, "b"), Pair("short", "Q", "a", "b")]
     judgements, _ = judge_pairs(judge, pairs, tmp_path)
     assert [j.failure for j in judgements] == [TOO_LONG, TOO_LONG, None, None]
     assert judge_pairs(judge, pairs, tmp_path)[1]["asked"] == 0
 
 
-def test_special_tokens_in_an_answer_are_text(judge, byte_tokenizer):
-    ids = judge._ids(byte_tokenizer, "a<eos>b<turn>")
+def test_special_tokens_in_an_answer_stay_text(judge, byte_tokenizer):
+    ids = judge.token_ids(byte_tokenizer, "a<eos>b<turn>")
     assert not {256, 258} & set(ids)
     assert ids[0] == byte_tokenizer.bos_token_id == 257
     assert byte_tokenizer.decode(ids[1:]) == "a<eos>b<turn>"
@@ -65,8 +65,8 @@ def test_letters_are_tokens_with_and_without_a_space(byte_tokenizer):
     assert [[byte_tokenizer.decode(i) for i in tokens] for tokens in letters] == [["A"], ["B"]]
 
 
-def test_a_model_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere: no such folder; give a model folder or a Hugging Face id."):
+def test_a_model_that_does_not_exist(tmp_path):
+    with pytest.raises(UserError, match="nowhere: no such folder"):
         HFJudge(ModelSpec("x", str(tmp_path / "nowhere")), str(tmp_path)).check()
 
 
@@ -84,6 +84,6 @@ def test_a_real_model_judges(real_models, tmp_path):
         print(said.id, said.order, said.preference, p)
     tokenizer = load_tokenizer(spec, str(spec.path))
     assert {tokenizer.decode(i) for i in answer_tokens(tokenizer)[0]} == {"A", " A"}
-    ids = judge._ids(tokenizer, fill(load_prompt("letter"), "Q", attack, "4"))
+    ids = judge.token_ids(tokenizer, fill(load_prompt("letter"), "Q", attack, "4"))
     [start] = tokenizer.convert_tokens_to_ids(["<|im_start|>"])
     assert ids.count(start) == 3, "system, user and assistant, and none from the answer"

@@ -1,14 +1,14 @@
 import pytest
 
 from lpsel.errors import UserError
-from lpsel.judging.ask import judge_pairs
 from lpsel.judging.judge import NO_REFERENCE, Pair
+from lpsel.judging.judge_pairs import judge_pairs
 from lpsel.judging.reference import ReferenceJudge
 
 
-def test_the_answer_that_is_more_like_the_reference_wins(tmp_path):
+def test_the_answer_closer_to_the_reference_wins(tmp_path):
     pairs = [
-        Pair("a", "Q", "the cat sat down", "the dog", reference="The cat sat on the mat."),  # 0.6 beside 2 x 1 / 8
+        Pair("a", "Q", "the cat sat down", "the dog", reference="The cat sat on the mat."),  # 0.6 against 2 x 1 / 8
         Pair("b", "Q", "4", "5", reference="5"),
         Pair("c", "Q", "five!", "Five", reference="five"),
         Pair("d", "Q", "x", "y"),
@@ -25,8 +25,8 @@ def test_the_answer_that_is_more_like_the_reference_wins(tmp_path):
     assert [j.preference for j in exact] == [1.5, 2.0, 1.5]
 
 
-def test_prompts_without_references_are_told(tmp_path):
-    with pytest.raises(UserError, match="judge=reference: none of 1 prompts has a reference answer; take prompts with"):
+def test_prompts_without_references_are_rejected(tmp_path):
+    with pytest.raises(UserError, match="judge=reference: none of the 1 prompts has a reference answer"):
         judge_pairs(ReferenceJudge(), [Pair("a", "Q", "x", "y")], tmp_path)
     with pytest.raises(UserError, match=r"judge.measure=bleu: must be one of rouge_l, exact_match."):
         ReferenceJudge("bleu")

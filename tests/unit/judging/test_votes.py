@@ -1,4 +1,4 @@
-"""Votes unblinded, the outcome of a pair, agreement; against hand calculations and published examples."""
+"""Unblinding, the outcome of a pair and agreement, against hand calculations and published examples."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -52,21 +52,21 @@ def nominal_alpha(value_AN):
     return 1 - (count.sum() - 1) * observed / (count.sum() ** 2 - (count**2).sum())
 
 
-def test_what_a_vote_means():
+def test_the_preference_of_a_vote():
     said = {(choice, a): preference(vote("Ann", 0, choice), key(a)) for choice in "ab" for a in ("model", "baseline")}
     assert said == {("a", "model"): 2, ("b", "model"): 1, ("a", "baseline"): 1, ("b", "baseline"): 2}
     assert preference(vote("Ann", 0, "tie"), key("model")) == 1.5
     assert preference(vote("Ann", 0, "skip"), key("model")) is None
 
 
-def test_votes_of_several_people_as_a_table():
+def test_preferences_of_several_people():
     votes = [vote("Bob", 0, "a"), vote("Ann", 1, "a"), vote("Ann", 2, "skip")]
     names, preference_AN = preferences(votes, key("model", "baseline", "model"))
     assert names == ["Ann", "Bob"]
     np.testing.assert_array_equal(preference_AN, [[NONE, 1, NONE], [2, NONE, NONE]])
 
 
-def test_the_last_vote_counts_whatever_the_order_of_files():
+def test_the_last_vote_counts_in_any_order_of_files():
     early, late, other = vote("Ann", 0, "a"), vote("Ann", 0, "tie", minutes=1), vote("Bob", 0, "b")
     assert set(last_votes([early, late, other])) == set(last_votes([late, other, early])) == {late, other}
     assert last_votes([early, early]) == [early]
@@ -89,7 +89,7 @@ def test_the_majority_of_a_pair():
     st.lists(st.lists(st.sampled_from([1.0, 1.5, 2.0, NONE]), min_size=3, max_size=3), min_size=1, max_size=8),
     st.randoms(),
 )
-def test_neither_order_nor_names_of_people_matter_and_swapping_the_models_mirrors_all(columns, random):
+def test_outcomes_do_not_depend_on_the_order_of_people_and_mirror_swapped_models(columns, random):
     preference_AN = np.array(columns).T
     shuffled = preference_AN[random.sample(range(3), 3)]
     for outcome in (majority, mean_preference):
@@ -116,7 +116,7 @@ FOUR = [
 
 
 @pytest.mark.parametrize(("value_AN", "published"), [(TWO, 0.095), (FOUR, 0.743)])
-def test_alpha_is_the_published_one(value_AN, published):
+def test_alpha_equals_the_published_values(value_AN, published):
     alpha = krippendorff_alpha(np.array(value_AN, float))
     assert alpha == pytest.approx(published, abs=5e-4)
     assert alpha == pytest.approx(nominal_alpha(value_AN))
@@ -137,7 +137,7 @@ def test_alpha_by_hand():
         [[NONE], [NONE]],
     ],
 )
-def test_where_alpha_is_not_defined(preference_AN):
+def test_alpha_is_none_where_it_is_undefined(preference_AN):
     assert krippendorff_alpha(np.array(preference_AN, float)) is None
 
 
@@ -156,33 +156,33 @@ def test_a_file_of_votes(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"annotator": " "}, "is not a file of votes; give files that the page downloads."),
-        ({"annotator": None}, "is not a file of votes; give files that the page downloads."),
-        ({"votes": {}}, "is not a file of votes; give files that the page downloads."),
-        ({"page": 1}, "is not a file of votes; give files that the page downloads."),
-        ({"votes": [3]}, r"vote 1 is damaged \(3\); download the file again."),
+        ({"annotator": " "}, "is not a file of votes. Give files downloaded from the page."),
+        ({"annotator": None}, "is not a file of votes. Give files downloaded from the page."),
+        ({"votes": {}}, "is not a file of votes. Give files downloaded from the page."),
+        ({"page": 1}, "is not a file of votes. Give files downloaded from the page."),
+        ({"votes": [3]}, r"vote 1 is damaged \(3\). Download the file again."),
         ({"votes": [{"pair": -1, "vote": "a", "at": "2026-01-01T12:00:00Z"}]}, "vote 1 is damaged"),
         ({"votes": [{"pair": 0, "vote": "c", "at": "2026-01-01T12:00:00Z"}]}, "vote 1 is damaged"),
         ({"votes": [{"pair": 0, "vote": "a", "at": "yesterday"}]}, "vote 1 is damaged"),
         ({"votes": [{"pair": 0, "vote": "a", "at": "2026-01-01T12:00:00"}]}, "vote 1 is damaged"),
         (
             {"page": "0" * 64},
-            "has votes on page 000000000000, the key is of page ffffffffffff; give votes on one page, and",
+            "has votes on page 000000000000, but the key is for page ffffffffffff. Give votes on one page",
         ),
         (
             {"votes": [{"pair": 1, "vote": "a", "at": "2026-01-01T12:00:00Z"}]},
-            "has a vote on pair 1, the page has 1; download",
+            "has a vote on pair 1, but the page has 1 pairs. Download",
         ),
     ],
 )
-def test_a_file_that_cannot_be_used_is_one_line(tmp_path, changes, message):
+def test_an_unusable_file_is_rejected(tmp_path, changes, message):
     path = file_of(tmp_path / "votes.json", **changes)
     with pytest.raises(UserError, match=rf"votes\.json: {message}"):
         check(read_file(path), key("model"))
 
 
-def test_no_file_and_no_json(tmp_path):
-    with pytest.raises(UserError, match=r"cannot be read \(No such file or directory\); give files that the page"):
+def test_a_missing_file_and_invalid_json(tmp_path):
+    with pytest.raises(UserError, match=r"cannot be read \(No such file or directory\). Give files downloaded"):
         read_file(tmp_path / "votes.json")
     (tmp_path / "votes.json").write_bytes(b"\xff")
     with pytest.raises(UserError, match="is not a file of votes"):
