@@ -1,4 +1,4 @@
-"""`agreement`: how far several tables of scores agree; writes the numbers, figures and a page."""
+"""`agreement`: how far tables of scores agree, as numbers, tables, figures and a page."""
 
 import argparse
 from collections.abc import Iterable, Sequence
@@ -11,9 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from lpsel import console
-from lpsel.commands.agreement_inputs import read_all, read_clusters
+from lpsel.commands.agreement_inputs import Scored, read_all, read_clusters
 from lpsel.commands.arguments import OneLineParser, run_folder
-from lpsel.errors import UserError
 from lpsel.run_config import RESULT
 from lpsel.scoring.metrics import METRICS
 from lpsel.scoring.npz import split_npz
@@ -29,163 +28,158 @@ def main(arguments: Sequence[str]) -> None:
     """Run the command as `lpsel agreement ARGUMENTS`.
 
     Raises:
-        UserError: whatever the user can mend.
+        UserError: as `run`, or an invalid argument.
     """
-    given = _parser().parse_args(arguments)
-    result = run(given.tables, given.out, _shares(given.pct), given.clusters)
-    show(result["numbers"])
-    print(result["run_dir"], flush=True)
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="lpsel agreement",
         description="How far scorers agree on which rows are hard.",
         epilog="TABLE is a scores folder, a run folder of select or train, a .parquet or .csv table with nll_0.. or "
-        "ppl_0.., or FILE.npz:SCORER (FILE.npz for all in it).",
+        "ppl_0.., or FILE.npz:SCORER (FILE.npz for all of its scorers).",
         allow_abbrev=False,
     )
     parser.add_argument("tables", nargs="+", metavar="TABLE", help="two or more tables of scores of the same rows")
-    parser.add_argument("--pct", default="10", metavar="P[,P...]", help="lowest shares to compare, in percent (10)")
     parser.add_argument(
-        "--clusters", metavar="FILE", help="table or FILE.npz with a cluster for every row (else those of a table)"
+        "--pct", type=_percentages, default="10", metavar="P[,P...]", help="percentages of lowest rows to compare (10)"
+    )
+    parser.add_argument(
+        "--clusters", metavar="FILE", help="table or FILE.npz with a cluster for every row (default: those of a table)"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (runs/agreement/TIME)")
-    return parser
+    given = parser.parse_args(arguments)
+    result = run(given.tables, given.out, given.pct, given.clusters)
+    show(result["numbers"])
+    print(result["run_dir"], flush=True)
 
 
-def _shares(text: str) -> list[float]:
+def _percentages(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(f"--pct {text}: give numbers above 0 and at most 100, with commas between.") from None
+        raise argparse.ArgumentTypeError(f"{text}: must be percentages, separated by commas") from None
 
 
 def run(
-    given: Sequence[str], run_dir: Path | None = None, pcts: Sequence[float] = (10.0,), clusters: str | None = None
+    arguments: Sequence[str], run_dir: Path | None = None, pcts: Sequence[float] = (10.0,), clusters: str | None = None
 ) -> dict[str, Any]:
-    """Compare the tables that `given` names, write the run folder, and return what result.json says with the numbers.
+    """Compare tables, write the run folder, and return its result.json and the numbers of agreement.json.
 
     Raises:
-        UserError: a table that cannot be read or is of other rows, a share out of range, a folder that cannot be made.
+        UserError: a table that cannot be read or has other rows, an invalid percentage, or a folder that cannot be
+            created.
     """
     pcts = sorted({check_pct(pct) for pct in pcts})
-    try:
-        found = read_all(given)
-    except UserError as error:
-        raise UserError(str(error).removeprefix("scores=")) from error
-    cluster, cluster_source = None, None
-    if clusters is not None:
-        cluster, cluster_source = read_clusters(clusters, found[0].table.index), clusters
-    else:
-        for scored in found:
-            if cluster is None and scored.table.cluster is not None:
-                cluster, cluster_source = scored.table.cluster, scored.source
-    made = study([scored.name for scored in found], [scored.table for scored in found], pcts, cluster)
+    tables = read_all(arguments)
+    cluster_N, cluster_source = _clusters(tables, clusters)
+    compared = study([scored.name for scored in tables], [scored.table for scored in tables], pcts, cluster_N)
 
-    archives = [split[0] for name in given if (split := split_npz(name))]
-    folder = run_folder("agreement", run_dir, [*given, *archives, *([clusters] if clusters else [])])
-    said = numbers(made)
-    for table, scored in zip(said["tables"], found, strict=True):
+    archives = [archive[0] for argument in arguments if (archive := split_npz(argument))]
+    folder = run_folder("agreement", run_dir, [*arguments, *archives, *([clusters] if clusters else [])])
+    values = finite({"command": "agreement"} | numbers(compared))
+    for table, scored in zip(values["tables"], tables, strict=True):
         table["source"] = scored.source
-    if said["clusters"]:
-        said["clusters"]["source"] = cluster_source
-    said = finite({"command": "agreement"} | said)
-    write_json(folder / NUMBERS, said)
-    tables = _write_tables(folder, said)
-    drawn = _write_figures(folder, made)
-
-    from lpsel.report.agreement_page import page
-
-    html = page(made, said).encode()
-    write_atomically(folder / PAGE, lambda file: file.write(html))
+    if values["clusters"]:
+        values["clusters"]["source"] = cluster_source
+    write_json(folder / NUMBERS, values)
     result = {
         "command": "agreement",
-        "scorers": made.names,
-        "sources": [scored.source for scored in found],
+        "scorers": compared.names,
+        "sources": [scored.source for scored in tables],
         "clusters": cluster_source,
         "pct": pcts,
-        "metrics": made.metrics,
-        "n_total": said["n"],
-        "n_defined": said["n_defined"],
+        "metrics": compared.metrics,
+        "n_total": values["n"],
+        "n_defined": values["n_defined"],
         "agreement": folder / NUMBERS,
-        "page": folder / PAGE,
-        "tables": tables,
-        "figures": drawn,
+        "page": _write_page(folder, compared, values),
+        "tables": _write_tables(folder, values),
+        "figures": _write_figures(folder, compared),
     }
     write_json(folder / RESULT, result)
-    return result | {"numbers": said, "run_dir": folder}
+    return result | {"numbers": values, "run_dir": folder}
 
 
-def _write_tables(folder: Path, said: dict[str, Any]) -> list[Path]:
-    """The numbers as CSV, an entry a line, what is inside an entry with its path as the column's name."""
+def _clusters(tables: Sequence[Scored], argument: str | None) -> tuple[Any, str | None]:
+    """The clusters of a file, or of the first table with clusters, and the file."""
+    if argument is not None:
+        return read_clusters(argument, tables[0].table.index), argument
+    own = ((scored.table.cluster, scored.source) for scored in tables if scored.table.cluster is not None)
+    return next(own, (None, None))
+
+
+def _write_page(folder: Path, compared: Study, values: dict[str, Any]) -> Path:
+    from lpsel.report.agreement_page import page
+
+    html = page(compared, values).encode()
+    write_atomically(folder / PAGE, lambda file: file.write(html))
+    return folder / PAGE
+
+
+def _write_tables(folder: Path, values: dict[str, Any]) -> list[Path]:
+    """The lists of agreement.json as CSV files."""
     from pyarrow import csv
 
     written = []
     for name in ("tables", "pairs", "within", "length"):
-        if said[name]:
-            table = pa.Table.from_pylist(_flat(said[name]))
+        if values[name]:
             path = folder / f"{name}.csv"
-            write_atomically(path, partial(csv.write_csv, table))
+            write_atomically(path, partial(csv.write_csv, pa.Table.from_pylist(_flat_entries(values[name]))))
             written.append(path)
     return written
 
 
-def _flat(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    def flat(value: Any, name: str) -> dict[str, Any]:
-        if isinstance(value, list):  # one entry a share: lowest_10_share
-            parts = {f"{name}_{part['pct']:g}": {k: v for k, v in part.items() if k != "pct"} for part in value}
-        elif isinstance(value, dict):
-            parts = {f"{name}_{key}" if name else key: part for key, part in value.items()}
-        else:
-            return {name: value}
-        return {key: cell for part, inner in parts.items() for key, cell in flat(inner, part).items()}
-
-    lines = [flat(entry, "") for entry in entries]
-    columns = dict.fromkeys(column for line in lines for column in line)
-    empty = {c for c in columns if all(line.get(c) is None for line in lines)}
-    return [{column: line.get(column) for column in columns if column not in empty} for line in lines]
+def _flat_entries(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Entries with one level of keys, the same in all, without keys that are always None."""
+    flat = [dict(_flat("", entry)) for entry in entries]
+    columns = dict.fromkeys(name for entry in flat for name, value in entry.items() if value is not None)
+    return [{name: entry.get(name) for name in columns} for entry in flat]
 
 
-def _write_figures(folder: Path, made: Study) -> list[Path]:
+def _flat(name: str, value: Any) -> Iterable[tuple[str, Any]]:
+    """Nested values with the path to each as its name, as in lowest_10_share for the list `lowest` by `pct`."""
+    if isinstance(value, list):
+        value = {f"{part['pct']:g}": {key: v for key, v in part.items() if key != "pct"} for part in value}
+    if not isinstance(value, dict):
+        return [(name, value)]
+    return [pair for key, part in value.items() for pair in _flat(f"{name}_{key}" if name else key, part)]
+
+
+def _write_figures(folder: Path, compared: Study) -> list[Path]:
     from lpsel.report import figures
     from lpsel.report.agreement_page import heatmap_values
 
     written = []
-    for m, metric in enumerate(made.metrics):
-        for name, title, values in heatmap_values(made, metric):
-            figure = figures.heatmap(made.names, values, title)
+    for metric, scores_SN in zip(compared.metrics, compared.filled(DEFINED), strict=True):
+        for name, title, values in heatmap_values(compared, metric):
+            figure = figures.heatmap(compared.names, values, title)
             written.append(figures.save_png(figure, folder / f"heatmap-{metric}-{name}.png"))
         title = f"{METRICS[metric].title}: percent rank by two scorers, 0 the hardest"
-        figure = figures.rank_rank(made.names, made.filled(DEFINED)[m], made.pcts, title)
+        figure = figures.rank_rank(compared.names, scores_SN, compared.pcts, title)
         written.append(figures.save_png(figure, folder / f"rank-rank-{metric}.png"))
     return written
 
 
-def show(said: dict[str, Any]) -> None:
-    """Print every two scorers as a table, of the rows that are defined in all."""
-    left_out = said["n"] - said["n_defined"]
-    caption = [f"{said['n_defined']:,} rows" + (f"; {left_out:,} without a score are left out." if left_out else ".")]
-    caption += [escape(note) for note in said["notes"]]
-    table = Table(caption="\n".join(caption), caption_justify="left")
+def show(values: dict[str, Any]) -> None:
+    """Print a table with every two scorers, over the rows that are defined in all tables."""
+    undefined = values["n"] - values["n_defined"]
+    caption = f"{values['n_defined']:,} rows" + (
+        f"; {undefined:,} rows without a score are left out" if undefined else ""
+    )
+    table = Table(caption="\n".join([caption, *map(escape, values["notes"])]), caption_justify="left")
     for title in ("metric", "scorer", "and"):
         table.add_column(title, overflow="fold")
-    for title in ("Spearman", "tau-b", *(f"lowest {pct:g} % in common (chance)" for pct in said["pct"])):
+    for title in ("Spearman", "tau-b", *(f"lowest {pct:g} % in common (chance)" for pct in values["pct"])):
         table.add_column(title, justify="right")
     previous = None
-    for pair in said["pairs"]:
+    for pair in values["pairs"]:
         if pair["rows"] == DEFINED:
-            if previous not in (None, pair["metric"]):
+            first, previous = pair["metric"] != previous, pair["metric"]
+            if first and table.rows:
                 table.add_section()
-            metric = METRICS[pair["metric"]].title if pair["metric"] != previous else ""
-            previous = pair["metric"]
-            numbers = [_figure(pair["spearman"]), _figure(pair["kendall_tau_b"]), *map(_share, pair["lowest"])]
-            table.add_row(metric, escape(pair["a"]), escape(pair["b"]), *numbers)
+            shares = (f"{_figure(low['share'])} ({_figure(low['chance'])})" for low in pair["lowest"])
+            correlations = _figure(pair["spearman"]), _figure(pair["kendall_tau_b"])
+            metric = METRICS[pair["metric"]].title if first else ""
+            table.add_row(metric, escape(pair["a"]), escape(pair["b"]), *correlations, *shares)
     console.show(table)
-
-
-def _share(at: dict[str, Any]) -> str:
-    return f"{_figure(at['share'])} ({_figure(at['chance'])})"
 
 
 def _figure(value: float | None) -> str:

@@ -1,18 +1,18 @@
-"""The tables that `agreement` compares: found from what the user names, and sure to be of the same rows."""
+"""The tables of scores that `agreement` compares, checked to be of the same rows, and their clusters."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lpsel.errors import UserError, printable_line
 from lpsel.integrity import Damaged, check_files
-from lpsel.run_config import RESULT, read_result
+from lpsel.run_config import read_result
 from lpsel.scoring.npz import names_in_npz, read_array, split_npz
 from lpsel.scoring.read import INT32_MAX, SCORES_FILE, cluster_codes, read_scores
 from lpsel.scoring.table import CONTENT_ID, ScoreTable
@@ -24,185 +24,150 @@ SELECTION = "selection.parquet"
 
 @dataclass(frozen=True)
 class Scored:
-    """A table of scores and where it is from.
+    """A table of scores.
 
     Attributes:
-        name: what to call its scorer.
-        given: how the user named it.
-        place: the folder or file that tells it from another of the same name.
-        source: the file it was read from.
+        name: of its scorer.
+        argument: as given on the command line.
+        origin: the folder or file that distinguishes tables of the same name.
+        source: the file.
         table: the scores.
-        fingerprint: of the data set, where a manifest says it.
     """
 
     name: str
-    given: str
-    place: str
+    argument: str
+    origin: str
     source: str
     table: ScoreTable
-    fingerprint: str | None = None
 
 
-def read_all(given: Sequence[str]) -> list[Scored]:
-    """The tables that the user names, two or more, with names that tell them apart.
+def read_all(arguments: Sequence[str]) -> list[Scored]:
+    """Two or more tables with distinct names.
 
     Raises:
         UserError: fewer than two tables, one that cannot be read, or tables of different rows.
     """
-    found = [table for name in given for table in _read(name)]
-    if len(found) < 2:
-        raise UserError(f"{' '.join(given)}: is one table; name two or more to compare.")
-    for other in found[1:]:
-        _check_same_rows(found[0], other)
-    return _told_apart(found)
+    tables = [table for argument in arguments for table in _read(argument)]
+    if len(tables) < 2:
+        raise UserError(" ".join(arguments), None, "is only one table", "give two or more to compare")
+    for other in tables[1:]:
+        _check_same_rows(tables[0], other)
+    return _distinct(tables)
 
 
-def _read(given: str) -> list[Scored]:
-    named = None if Path(given).expanduser().is_dir() else split_npz(given)
-    if named:
-        file, scorer = named
-        scorers = names_in_npz(file) if scorer is None else [scorer]
-        return [
-            Scored(name, f"{file}:{name}", file.stem, f"{file}:{name}", read_scores(file, key=name)) for name in scorers
-        ]
-    path = Path(given).expanduser()
-    if not path.is_dir():
-        return [_read_table(given, path)]
-    if (path / SCORES_FILE).is_file():
-        return [_read_table(given, path / SCORES_FILE)]
-    return [_read_run(given, path)]
+def _read(argument: str) -> list[Scored]:
+    path = Path(argument).expanduser()
+    archive = None if path.is_dir() else split_npz(argument)
+    if archive:
+        file, name = archive
+        names = names_in_npz(file) if name is None else [name]
+        return [Scored(n, f"{file}:{n}", file.stem, f"{file}:{n}", read_scores(file, key=n)) for n in names]
+    if path.is_dir() and not (path / SCORES_FILE).is_file():
+        return [_read_run(argument, path)]
+    return [_read_table(argument, path / SCORES_FILE if path.is_dir() else path)]
 
 
-def _read_table(given: str, file: Path) -> Scored:
+def _read_table(argument: str, file: Path) -> Scored:
     table = read_scores(file)
-    folder = file.resolve().parent
-    if file.name != SCORES_FILE:
-        return Scored(file.stem, given, folder.name, str(file.resolve()), table)
-    manifest = _json(folder / MANIFEST)
-    return Scored(
-        name=str(manifest.get("scorer", folder.name)),
-        given=given,
-        place=folder.name,
-        source=str(file.resolve()),
-        table=table,
-        fingerprint=manifest.get("dataset_fingerprint"),
-    )
+    file = file.resolve()
+    name = file.stem
+    if file.name == SCORES_FILE:
+        manifest = file.with_name(MANIFEST)
+        name = read_json(manifest).get("scorer", file.parent.name) if manifest.exists() else file.parent.name
+    return Scored(name, argument, file.parent.name, str(file), table)
 
 
-def _read_run(given: str, folder: Path) -> Scored:
+def _read_run(argument: str, folder: Path) -> Scored:
     result = read_result(folder) or {}
     if "scores" not in result:
-        raise UserError(
-            f"{given}: neither a scores folder ({SCORES_FILE}) nor a finished run of select or train ({RESULT} with "
-            "scores); give one of these, a .parquet or .csv table, or FILE.npz:SCORER."
-        )
+        hint = f"give a folder with {SCORES_FILE}, a .parquet or .csv table, or FILE.npz:SCORER"
+        raise UserError(argument, None, "neither a scores folder nor a finished run of select or train", hint)
     scores = result["scores"]
     if not isinstance(scores, str):
-        raise UserError(
-            f"{given}: this run chose without scores (selection={result.get('rule')}); give one that has some."
-        )
-    named = split_npz(scores)
-    if not (named[0] if named else Path(scores)).exists():
-        raise UserError(f"{given}: its scores, {scores}, are no longer there; give a run whose scores are.")
+        problem = f"this run used no scores (selection={result.get('rule')})"
+        raise UserError(argument, None, problem, "give a run with scores")
+    archive = split_npz(scores)
+    if not (archive[0] if archive else Path(scores)).exists():
+        raise UserError(argument, None, f"its scores {scores} no longer exist", "give a run whose scores exist")
     scored = _read(scores)[0]
-    scorer = result.get("scorer") or {}
-    return replace(scored, name=str(scorer.get("name", scored.name)), given=given, place=folder.resolve().name)
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        value = read_json(file)
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    name = (result.get("scorer") or {}).get("name", scored.name)
+    return replace(scored, name=name, argument=argument, origin=folder.resolve().name)
 
 
 def _check_same_rows(one: Scored, other: Scored) -> None:
     a, b = one.table, other.table
-    remedy = "give scores of the same rows."
+    problem = None
     if len(a) != len(b):
-        raise UserError(f"{other.given}: has {len(b):,} rows, {one.given} has {len(a):,}; {remedy}")
-    if not np.array_equal(a.index, b.index):
+        problem = f"has {len(b):,} rows, and {one.argument} has {len(a):,}"
+    elif not np.array_equal(a.index, b.index):
         row = int(np.flatnonzero(a.index != b.index)[0])
-        raise UserError(f"{other.given}: has index {b.index[row]} where {one.given} has index {a.index[row]}; {remedy}")
-    if a.id is not None and b.id is not None and _content(a) == _content(b):
-        differs = np.flatnonzero(a.id.to_numpy(zero_copy_only=False) != b.id.to_numpy(zero_copy_only=False))
-        if len(differs):
-            row = int(differs[0])
-            raise UserError(
-                f"{other.given}: row {a.index[row]} has id {b.id[row]}, in {one.given} it is {a.id[row]}; {remedy}"
-            )
-    prints = one.fingerprint, other.fingerprint
-    if None not in prints and prints[0] != prints[1]:
-        short = [str(p)[:12] for p in prints]
-        raise UserError(
-            f"{other.given}: is of the data set with fingerprint {short[1]}, {one.given} of {short[0]}; {remedy}"
-        )
+        problem = f"has index {b.index[row]}, and {one.argument} has index {a.index[row]}"
+    elif a.id is not None and b.id is not None and _has_content_ids(a) == _has_content_ids(b) and not a.id.equals(b.id):
+        row = pc.index(pc.not_equal(a.id, b.id), True).as_py()
+        problem = f"row {a.index[row]} has id {b.id[row]}, and in {one.argument} {a.id[row]}"
+    if problem is not None:
+        raise UserError(other.argument, None, problem, "give scores of the same rows")
 
 
-def _content(table: ScoreTable) -> bool:
-    """Whether ids are hashes of contents; ids of the user's own are compared among themselves only."""
+def _has_content_ids(table: ScoreTable) -> bool:
     return CONTENT_ID.fullmatch(table.id[0].as_py()) is not None
 
 
-def _told_apart(found: list[Scored]) -> list[Scored]:
-    for distinction in (lambda scored, _: scored.place, lambda _, number: f"#{number}"):
-        count = Counter(scored.name for scored in found)
-        seen: Counter[str] = Counter()
-        for i, scored in enumerate(found):
-            seen[scored.name] += 1
-            if count[scored.name] > 1:
-                found[i] = replace(scored, name=f"{scored.name} ({distinction(scored, seen[scored.name])})")
-    return found
+def _distinct(tables: list[Scored]) -> list[Scored]:
+    """The tables with their origin, and then a number, added to names that are not unique."""
+    for suffix in (lambda table, number: table.origin, lambda table, number: f"#{number}"):
+        count, seen = Counter(table.name for table in tables), Counter[str]()
+        for i, table in enumerate(tables):
+            seen[table.name] += 1
+            if count[table.name] > 1:
+                tables[i] = replace(table, name=f"{table.name} ({suffix(table, seen[table.name])})")
+    return tables
 
 
-def read_clusters(given: str, index: NDArray[np.int64]) -> NDArray[np.int32]:
+def read_clusters(argument: str, index: NDArray[np.int64]) -> NDArray[np.int32]:
     """Clusters from a file: one for every row, below 0 for none.
 
     Args:
-        given: a Parquet or CSV table with a column `cluster` (and `index`, where rows are in another order), the run
+        argument: a Parquet or CSV table with a column `cluster` (and `index`, if rows are in another order), the run
             folder of a selection, or a NumPy archive with an array `cluster` (or FILE.npz:NAME).
         index: row numbers of the tables of scores.
 
     Raises:
         UserError: no such file or column, or clusters of other rows.
     """
-    named = split_npz(given)
-    place: NDArray[np.int64] | None = None
-    if named:
-        cluster = pa.array(np.atleast_1d(read_array(named[0], named[1] or "cluster")))
+    archive = split_npz(argument)
+    if archive:
+        columns = pa.table({"cluster": np.atleast_1d(read_array(archive[0], archive[1] or "cluster"))})
     else:
-        columns = _cluster_columns(given)
-        cluster = columns["cluster"].combine_chunks()
-        if "index" in columns.column_names and not columns["index"].null_count:
-            place = columns["index"].to_numpy()
+        columns = _cluster_columns(argument)
+    if "index" in columns.column_names and not columns["index"].null_count:
+        columns = columns.sort_by("index")
+        same_rows = np.array_equal(columns["index"].to_numpy(), index)
+    else:
+        same_rows = len(columns) == len(index)
+    cluster = columns["cluster"].combine_chunks()
     if cluster.null_count:
-        raise UserError(f"--clusters {given}: {cluster.null_count:,} rows have no cluster; say -1 for rows in none.")
-    whole = pa.types.is_integer(cluster.type) and len(cluster) and abs(cluster.to_numpy()).max() <= INT32_MAX
-    code_N = cluster.to_numpy().astype(np.int32) if whole else cluster_codes(cluster)
-    if place is not None:
-        order = np.argsort(place, kind="stable")
-        place, code_N = place[order], code_N[order]
-    if len(code_N) != len(index) or (place is not None and not np.array_equal(place, index)):
-        raise UserError(
-            f"--clusters {given}: has clusters of {len(code_N):,} rows, the tables have {len(index):,}; give a cluster "
-            "for each of their rows."
-        )
-    return code_N
+        problem = f"{cluster.null_count:,} rows have an empty cluster"
+        raise UserError("--clusters", argument, problem, "use -1 for rows in no cluster")
+    if not same_rows:
+        problem = f"has clusters of {len(cluster):,} rows, and the tables have {len(index):,}"
+        raise UserError("--clusters", argument, problem, "give a cluster for each row of the tables")
+    numbered = pa.types.is_integer(cluster.type) and abs(cluster.to_numpy()).max(initial=0) <= INT32_MAX
+    return cluster.to_numpy().astype(np.int32) if numbered else cluster_codes(cluster)
 
 
-def _cluster_columns(given: str) -> pa.Table:
-    file = Path(given).expanduser()
+def _cluster_columns(argument: str) -> pa.Table:
+    file = Path(argument).expanduser()
     if file.is_dir():
-        sealed = (read_result(file) or {}).get("sha256")
+        hashes = (read_result(file) or {}).get("sha256") or {}
         file = file / SELECTION
-        if isinstance(sealed, dict) and SELECTION in sealed:
+        if SELECTION in hashes:
             try:
-                check_files(file.parent, {SELECTION: sealed[SELECTION]})
+                check_files(file.parent, {SELECTION: hashes[SELECTION]})
             except Damaged as damage:
                 raise damage.with_hint("select again") from None
     if not file.is_file():
-        raise UserError(f"--clusters {given}: no such file. Give a .parquet or .csv table, or FILE.npz.")
+        raise UserError("--clusters", argument, "no such file", "give a .parquet or .csv table, or FILE.npz")
     try:
         if file.suffix == ".csv":
             from pyarrow import csv
@@ -213,7 +178,8 @@ def _cluster_columns(given: str) -> pa.Table:
 
             table = pq.read_table(file)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"--clusters {given}: cannot be read ({printable_line(error)}). Give a whole table.") from error
+        problem = f"cannot be read ({printable_line(error)})"
+        raise UserError("--clusters", argument, problem, "give a complete table") from error
     if "cluster" not in table.column_names:
-        raise UserError(f"--clusters {given}: has no column cluster; give a table that has one.")
+        raise UserError("--clusters", argument, "has no column cluster", "give a table with that column")
     return table

@@ -98,7 +98,7 @@ def planned_work(command: str, config: DictConfig, folder: Path) -> list[Work] |
     if adapter is not None:
         adapter.check(config.trainer)
     source = cached("source", OmegaConf.to_yaml(config.dataset, resolve=True), lambda: Source(build(config.dataset)))
-    pct = rule.share(config.pct, len(source))
+    pct = rule.percentage(config.pct, len(source))
     work = []
     if rule.epochs is not None and config.scores is None:
         scoring = _scoring(job, build(config.scorer), source, rule.epochs, rule.records)

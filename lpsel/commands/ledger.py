@@ -44,10 +44,10 @@ def describe_ledger(figures: Mapping[str, Any]) -> str:
     share = figures["saved"]["share"]
     outcome = f"{share:.0%} less than" if share >= 0 else f"{-share:.0%} more than"
     if figures["break_even_pct"] == 0:
-        limit = "choosing alone costs as much"
+        limit = "selection alone costs as much"
     else:
-        limit = f"choosing pays below {figures['break_even_pct']:.0f} % of the data"
+        limit = f"selection pays off below {figures['break_even_pct']:.0f} % of the data"
     return (
-        f"Cost: {figures['selection']['flops']:.3g} FLOPs to choose, {figures['training']['flops']:.3g} to train: "
+        f"{figures['selection']['flops']:.3g} FLOPs to select, {figures['training']['flops']:.3g} to train: "
         f"{outcome} training on everything ({figures['everything']['flops']:.3g}); {limit}"
     )

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lpsel.commands.arguments import OneLineParser
+from lpsel.commands.result_summary import statistics
 from lpsel.data.formats import reader_of
 from lpsel.errors import UserError, first_line
 from lpsel.integrity import Damaged, check_files
 from lpsel.output_folder import MARKER, output_folder
 from lpsel.run_config import RESULT, read_result
-from lpsel.selection.summary import describe
 
 if TYPE_CHECKING:
     from huggingface_hub import DatasetCard
@@ -154,7 +154,7 @@ def card(result: dict[str, Any], data: Path, license: str) -> "DatasetCard":
         rule=result["rule"],
         n_selected=result["n_selected"],
         n_total=result["n_total"],
-        figures="\n".join(f"- {line.strip()}" for line in describe(result)),
+        figures="\n".join(f"- {name}: {text}" for name, text in statistics(result)),
         scorer=scorer,
         seed=result["seed"],
         settings=", ".join(f"{name} {value}" for name, value in result["settings"].items() if value is not None),

@@ -1,61 +1,86 @@
-"""What a result.json says, as names and a line each: for the end of a command, and for `lpsel show`."""
+"""A result.json as pairs of a name and a line of text: for the end of a command, `lpsel show` and dataset cards."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from lpsel.commands.ledger import describe_ledger
-from lpsel.selection.summary import describe
 
 Pairs = list[tuple[str, str]]
 TEXT = 60  # characters of an example
+ODD = {
+    "undefined": "undefined",
+    "not_finite": "of these with a record that is not finite",
+    "above_1": "above 1",
+    "below_0": "below 0",
+}
+
+
+def statistics(result: Mapping[str, Any]) -> Pairs:
+    """How many rows were selected, their scores and lengths, and which rows were excluded."""
+    n_total, n_selected = result["n_total"], result["n_selected"]
+    rows = f"{n_selected:,} of {n_total:,} rows ({100 * n_selected / n_total:.3g} %"
+    rows += f", {result['pct']:g} % requested, budget {result['budget']})"
+    if result["clusters"] is not None:
+        rows += f", from {result['clusters_selected']:,} of {result['clusters']:,} clusters"
+        if (outside := result["rows_in_no_cluster"])["all"]:
+            rows += f" and {outside['selected']:,} of {outside['all']:,} rows without a cluster"
+    pairs = [(f"Selection {result['rule']}", rows)]
+    ranges = [
+        f"{name} {scores['lowest']:.4g} to {scores['highest']:.4g}, mean {scores['mean']:.4g}"
+        for name, scores in result["score"].items()
+        if scores is not None
+    ]
+    if ranges:
+        pairs.append(("Scores", "; ".join(ranges)))
+    unit = "characters" if result["mean_tokens"]["response"]["all"] is None else "tokens"
+    lengths = (f"{side} {m['selected']:.1f} (all: {m['all']:.1f})" for side, m in result[f"mean_{unit}"].items())
+    pairs.append((f"Mean {unit}", ", ".join(lengths)))
+    if result["reasons"]:
+        pairs.append(("Excluded", ", ".join(f"{reason} ({count:,})" for reason, count in result["reasons"].items())))
+    if odd := [f"{count:,} {ODD[name]}" for name, count in result["odd_scores"].items() if count]:
+        as_0 = result["budget"] == "paper" and result["odd_scores"]["undefined"]
+        pairs.append(("Odd scores", ", ".join(odd) + ("; undefined scores count as 0" if as_0 else "")))
+    return pairs
 
 
 def selection(result: Mapping[str, Any]) -> Pairs:
-    """What was chosen, and the rows at both ends of the ranking, if it is one."""
-    pairs = [_split(line) for line in describe(dict(result))]
+    """`statistics`, and the rows at both ends of the ranking, if the scores rank rows."""
+    pairs = statistics(result)
     if result["score"]["all"] is None:
         return pairs
-    told: set[int] = set()
+    listed: set[int] = set()
     for end in ("first", "last"):
-        # Of few rows, the first are the last as well.
-        new = [row for row in result["examples"][end] if row["index"] not in told]
-        told |= {row["index"] for row in new}
-        for row in new:
-            name = f"{end.capitalize()} in ranking" if row is new[0] else ""
+        # In a small dataset, the first rows are also the last.
+        rows = [row for row in result["examples"][end] if row["index"] not in listed]
+        listed |= {row["index"] for row in rows}
+        for row in rows:
+            name = f"{end.capitalize()} in ranking" if row is rows[0] else ""
             pairs.append((name, f"{row['score']:.4g}  row {row['index']}: {row['text'][:TEXT]}"))
     return pairs
 
 
 def scores(result: Mapping[str, Any]) -> Pairs:
-    """Where scores come from and what making them took, whoever made them."""
+    """Where the scores come from, and the cost of computing them, in this run or an earlier one."""
     if not result["scores"]:
         return []
     if result["scoring"] is None:
-        return [("Scores from", f"given: {result['scores']}")]
-    cost, made = result["scoring"], "reused" if result["scores_reused"] else "made"
+        return [("Scores from", f"file: {result['scores']}")]
+    cost, source = result["scoring"], "reused" if result["scores_reused"] else "new"
     return [
-        ("Scores from", f"{made}: {result['scores']}"),
+        ("Scores from", f"{source}: {result['scores']}"),
         ("Scorer", f"{result['scorer']['name']}: {cost['tokens']:,} tokens, {cost['seconds']:,.1f} s"),
     ]
 
 
 def training(result: Mapping[str, Any]) -> Pairs:
-    """What was trained and what it cost."""
-    made, adapter = result["training"], result["adapter"]
-    pairs = [
-        (
-            "Target",
-            f"{result['base_model']['name']}: {made['rows']:,} rows, {made['epochs']} epochs, {made['steps']:,} steps, "
-            f"{made['tokens']:,} tokens, {made['seconds']:,.1f} s, NLL of the last step {made['last_step_nll']:.4f}",
-        )
-    ]
+    """What was trained, and the cost."""
+    cost, adapter = result["training"], result["adapter"]
+    target = (
+        f"{result['base_model']['name']}: {cost['rows']:,} rows, {cost['epochs']} epochs, {cost['steps']:,} steps, "
+        f"{cost['tokens']:,} tokens, {cost['seconds']:,.1f} s, NLL of the last step {cost['last_step_nll']:.4f}"
+    )
+    pairs = [("Target", target)]
     if adapter:
-        pairs.append(
-            ("Adapter", f"{adapter['method']}, {adapter['trainable_parameters']:,} weights: {adapter['folder']}")
-        )
-    return [*pairs, _split(describe_ledger(result["ledger"]))]
-
-
-def _split(line: str) -> tuple[str, str]:
-    name, _, what = line.strip().partition(": ")
-    return name[:1].upper() + name[1:], what
+        weights = f"{adapter['trainable_parameters']:,} trainable parameters"
+        pairs.append(("Adapter", f"{adapter['method']}, {weights}: {adapter['folder']}"))
+    return [*pairs, ("Cost", describe_ledger(result["ledger"]))]

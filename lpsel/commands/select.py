@@ -115,7 +115,7 @@ def prepare(job: Job, tokens_of: ModelSpec) -> Plan:
         given = given.of_dataset(source.ids, source.spec.name)
     elif config.scores_key is not None:
         raise UserError(f"scores_key={config.scores_key}: names an array of scores=FILE.npz. Say which file, too.")
-    plan = Plan(source, rule, rule.share(config.pct, len(source)), clusters, scorer, given, tokens_of)
+    plan = Plan(source, rule, rule.percentage(config.pct, len(source)), clusters, scorer, given, tokens_of)
     if rule.uses_clusters and not (given is not None and brings_clusters(given, clusters)):
         if rule.clusters == "rule" and isinstance(clusters, NoClusters):
             raise UserError(

@@ -1,32 +1,22 @@
-"""Everything the agreement report says, computed from tables of the same rows. Pure numbers, no I/O.
+"""The numbers of the agreement report, from tables of scores of the same rows.
 
-N rows, S scorers (tables), M metrics
+N rows, S scorers (tables), M metrics, C clusters, P percentages
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from lpsel.errors import UserError
-from lpsel.scoring.metrics import METRICS
+from lpsel.scoring.metrics import METRICS, learning_percentage
 from lpsel.scoring.table import ScoreTable
-from lpsel.selection.agreement import (
-    Agreement,
-    ClusterAgreement,
-    agreement,
-    agreement_in_clusters,
-    auc,
-    defined_rows,
-    lowest,
-    metrics_of,
-    score,
-    spearman,
-)
-from lpsel.selection.budget import rows_of
+from lpsel.selection.agreement import Agreement, agreement, agreement_in_clusters, auc, lowest, spearman
+from lpsel.selection.budget import row_budget
 
 ALL, DEFINED = "all", "defined"  # the rows compared
 
@@ -36,16 +26,12 @@ class Study:
     """S scorers compared on N rows.
 
     Attributes:
-        names: of the scorers.
-        tables: their scores.
-        epochs: recorded epochs that all of them have.
-        metrics: what could be computed, keys of METRICS.
-        pcts: shares in percent.
+        epochs: recorded epochs that all tables have, the n of the formulas.
+        metrics: those that need no more epochs, keys of METRICS.
         scores: (M, S, N), NaN where undefined.
-        defined: rows with a supervised token and a number by every metric in every table, (N,).
-        cluster: of every row, (N,), or None.
-        between: agreement of the scorers by (metric, rows).
-        inside: the same inside clusters; no entry without clusters.
+        defined: rows with a supervised token and a score by every metric in every table, (N,).
+        between: agreement of the scorers by (metric, rows), with rows ALL or DEFINED.
+        in_clusters: the same for every large enough cluster; no entry without clusters.
     """
 
     names: list[str]
@@ -57,7 +43,7 @@ class Study:
     defined: NDArray[np.bool_]
     cluster: NDArray[np.int32] | None
     between: dict[tuple[str, str], Agreement]
-    inside: dict[tuple[str, str], ClusterAgreement]
+    in_clusters: dict[tuple[str, str], list[Agreement]]
 
     @property
     def rows(self) -> dict[str, NDArray[np.bool_]]:
@@ -65,189 +51,177 @@ class Study:
         return {DEFINED: self.defined, ALL: np.ones_like(self.defined)}
 
     def filled(self, rows: str) -> NDArray[np.float64]:
-        """Scores of those rows, an undefined one as 0, which is the paper's released rule; (M, S, rows)."""
+        """Scores of these rows, undefined ones as 0, as in the paper's released selection; (M, S, rows)."""
         return np.nan_to_num(self.scores[:, :, self.rows[rows]], nan=0.0)
 
 
 def study(
-    names: Sequence[str],
-    tables: Sequence[ScoreTable],
-    pcts: Sequence[float],
-    cluster: NDArray[np.int32] | None = None,
+    names: Sequence[str], tables: Sequence[ScoreTable], pcts: Sequence[float], cluster: NDArray[np.int32] | None = None
 ) -> Study:
     """Compare tables of the same rows.
 
     Raises:
-        UserError: a table has no epoch recorded, no share is left, or fewer than two rows are defined in all tables.
+        UserError: a table without a recorded epoch, fewer than two rows defined in all tables, or a percentage of less
+            than half a row.
     """
     epochs = min(table.epochs for table in tables)
     if epochs < 1:
         name = names[[table.epochs for table in tables].index(0)]
-        raise UserError(
-            f"{name}: has no records after an epoch; give scores with nll_0 and nll_1 (or ppl_0 and ppl_1)."
-        )
-    metrics = metrics_of(epochs)
-    scores_MSN = np.array([[score(table, metric, epochs) for table in tables] for metric in metrics])
-    defined_N = defined_rows(tables, scores_MSN)
+        raise UserError(name, None, "has no records after an epoch", "use scores with nll_0 and nll_1 (or ppl)")
+    metrics = [name for name, metric in METRICS.items() if epochs >= metric.epochs]
+    first = [table.first_epochs(epochs) for table in tables]
+    scores_MSN = np.array([[learning_percentage(table, metric) for table in first] for metric in metrics])
+    defined_N = np.isfinite(scores_MSN).all(axis=(0, 1)) & np.all([t.response_tokens > 0 for t in tables], axis=0)
     if defined_N.sum() < 2:
-        raise UserError(
-            f"{', '.join(names)}: {int(defined_N.sum())} rows have a score in all of them; give tables with scores of "
-            "the same rows."
-        )
+        problem = f"{int(defined_N.sum())} rows have a score in all tables"
+        raise UserError(", ".join(names), None, problem, "use tables with scores of the same rows")
     for pct in pcts:
-        rows_of(pct, int(defined_N.sum()))
-    made = Study(
-        list(names), list(tables), epochs, metrics, list(pcts), scores_MSN, defined_N, cluster, between={}, inside={}
-    )
-    for rows, chosen_N in made.rows.items():
-        for metric, scores_SN in zip(metrics, made.filled(rows), strict=True):
-            made.between[metric, rows] = agreement(scores_SN, pcts)
+        row_budget(pct, int(defined_N.sum()))
+    result = Study(list(names), list(tables), epochs, metrics, list(pcts), scores_MSN, defined_N, cluster, {}, {})
+    for rows, mask_N in result.rows.items():
+        for metric, scores_SN in zip(metrics, result.filled(rows), strict=True):
+            result.between[metric, rows] = agreement(scores_SN, pcts)
             if cluster is not None:
-                inside = agreement_in_clusters(scores_SN, cluster[chosen_N], pcts)
-                if inside:
-                    made.inside[metric, rows] = inside
-    return made
+                result.in_clusters[metric, rows] = agreement_in_clusters(scores_SN, cluster[mask_N], pcts)
+    return result
 
 
-def numbers(made: Study) -> dict[str, Any]:
-    """A study as plain values for agreement.json: one entry a line of its tables. NaN where a figure is undefined."""
+def numbers(study: Study) -> dict[str, Any]:
+    """A study as plain values for agreement.json, one entry per line of its tables; NaN where undefined."""
     return {
-        "n": len(made.defined),
-        "n_defined": int(made.defined.sum()),
-        "epochs": made.epochs,
-        "metrics": made.metrics,
-        "pct": made.pcts,
-        "clusters": _clusters(made),
-        "notes": notes(made),
-        "tables": [_table(made, s) for s in range(len(made.names))],
-        "pairs": list(_pairs(made)),
-        "within": list(_within(made)),
-        "length": list(_length(made)),
+        "n": len(study.defined),
+        "n_defined": int(study.defined.sum()),
+        "epochs": study.epochs,
+        "metrics": study.metrics,
+        "pct": study.pcts,
+        "clusters": _clusters(study.cluster),
+        "notes": list(_notes(study)),
+        "tables": [
+            _table(name, table, study.scores[:, s])
+            for s, (name, table) in enumerate(zip(study.names, study.tables, strict=True))
+        ],
+        "pairs": list(_pairs(study)),
+        "within": list(_within(study)),
+        "length": list(_length(study)),
     }
 
 
-def notes(made: Study) -> list[str]:
+def _notes(study: Study) -> Iterator[str]:
     """What is left out, and why."""
-    said = []
     needed = METRICS["lp"].epochs
-    if made.epochs < needed:
-        fewest = [n for n, t in zip(made.names, made.tables, strict=True) if t.epochs == made.epochs]
-        said.append(f"LP needs {needed} recorded epochs or more and {', '.join(fewest)} has 1: LP_app only.")
-    elif len({table.epochs for table in made.tables}) > 1:
-        said.append(f"LP counts {made.epochs} epochs, as many as all tables have.")
-    if made.cluster is not None and not made.inside:
-        said.append("No cluster has enough rows to be compared by itself.")
-    return said
+    if study.epochs < needed:
+        fewest = [name for name, table in zip(study.names, study.tables, strict=True) if table.epochs == study.epochs]
+        yield f"LP needs at least {needed} recorded epochs and {', '.join(fewest)} has 1: LP_app only."
+    elif len({table.epochs for table in study.tables}) > 1:
+        yield f"LP is computed over {study.epochs} epochs, which all tables have."
+    if study.cluster is not None and not any(study.in_clusters.values()):
+        yield "No cluster has enough rows for a comparison of its own."
 
 
-def _clusters(made: Study) -> dict[str, Any] | None:
-    if made.cluster is None:
+def _clusters(cluster_N: NDArray[np.int32] | None) -> dict[str, Any] | None:
+    if cluster_N is None:
         return None
-    known = made.cluster[made.cluster >= 0]
-    return {"clusters": len(np.unique(known)), "rows_in_none": len(made.cluster) - len(known)}
+    known = cluster_N[cluster_N >= 0]
+    return {"clusters": len(np.unique(known)), "rows_in_none": len(cluster_N) - len(known)}
 
 
-def _table(made: Study, s: int) -> dict[str, Any]:
-    table = made.tables[s]
+def _table(name: str, table: ScoreTable, scores_MN: NDArray[np.float64]) -> dict[str, Any]:
     empty_N = table.response_tokens == 0
     return {
-        "name": made.names[s],
+        "name": name,
         "rows": len(table),
         "epochs": table.epochs,
         "rows_without_supervised_token": int(empty_N.sum()),
-        "rows_otherwise_undefined": int((~np.isfinite(made.scores[:, s]).all(axis=0) & ~empty_N).sum()),
+        "rows_otherwise_undefined": int((~np.isfinite(scores_MN).all(axis=0) & ~empty_N).sum()),
         "tokens_known": table.tokens_known,
     }
 
 
-def _pairs(made: Study) -> Iterator[dict[str, Any]]:
-    for (metric, rows), found in made.between.items():
-        inside = made.inside.get((metric, rows))
-        for a in range(len(made.names)):
-            for b in range(a + 1, len(made.names)):
-                yield {
-                    "metric": metric,
-                    "rows": rows,
-                    "n": found.n,
-                    "a": made.names[a],
-                    "b": made.names[b],
-                    **_pair(found, made.pcts, a, b),
-                    "in_clusters": None if inside is None else _pair_inside(inside, made.pcts, a, b),
-                }
+def _pairs(study: Study) -> Iterator[dict[str, Any]]:
+    """Agreement of every two tables by one metric."""
+    for (metric, rows), between in study.between.items():
+        clusters = study.in_clusters.get((metric, rows))
+        for a, b in combinations(range(len(study.names)), 2):
+            entry = {"metric": metric, "rows": rows, "n": between.n, "a": study.names[a], "b": study.names[b]}
+            in_clusters = _pair_in_clusters(clusters, study.pcts, a, b) if clusters else None
+            yield entry | _pair(between, study.pcts, a, b) | {"in_clusters": in_clusters}
 
 
-def _pair(found: Agreement, pcts: Sequence[float], a: int, b: int) -> dict[str, Any]:
+def _within(study: Study) -> Iterator[dict[str, Any]]:
+    """Agreement of every two metrics within one table."""
+    for rows in study.rows:
+        for name, scores_MN in zip(study.names, study.filled(rows).swapaxes(0, 1), strict=True):
+            between = agreement(scores_MN, study.pcts)
+            for a, b in combinations(range(len(study.metrics)), 2):
+                entry = {"table": name, "rows": rows, "n": between.n, "a": study.metrics[a], "b": study.metrics[b]}
+                yield entry | _pair(between, study.pcts, a, b)
+
+
+def _pair(between: Agreement, pcts: Sequence[float], a: int, b: int) -> dict[str, Any]:
     return {
-        "spearman": float(found.spearman[a, b]),
-        "kendall_tau_b": float(found.kendall[a, b]),
+        "spearman": float(between.spearman[a, b]),
+        "kendall_tau_b": float(between.kendall[a, b]),
         "lowest": [
             {
                 "pct": pct,
-                "rows": int(found.lowest[p]),
-                "common": int(found.common[p, a, b]),
-                "share": float(found.share[p, a, b]),
-                "chance": float(found.chance[p]),
+                "rows": int(between.lowest[p]),
+                "common": int(between.common[p, a, b]),
+                "share": float(between.share[p, a, b]),
+                "chance": float(between.chance[p]),
             }
             for p, pct in enumerate(pcts)
         ],
     }
 
 
-def _pair_inside(inside: ClusterAgreement, pcts: Sequence[float], a: int, b: int) -> dict[str, Any]:
-    def spread(figures: NDArray[np.float64]) -> dict[str, float]:
-        return dict(zip(("lower_quartile", "median", "upper_quartile"), map(float, figures), strict=True))
-
+def _pair_in_clusters(clusters: Sequence[Agreement], pcts: Sequence[float], a: int, b: int) -> dict[str, Any]:
+    """Quartiles over the clusters where a figure is defined, and the overlap of all clusters together."""
+    share_CP = np.array([c.share[:, a, b] for c in clusters])
+    common_P = np.sum([c.common[:, a, b] for c in clusters], axis=0)
+    lowest_P = np.sum([c.lowest for c in clusters], axis=0)
+    expected_P = np.sum([c.lowest**2 / c.n for c in clusters], axis=0)
+    with np.errstate(invalid="ignore"):
+        pooled_P, chance_P = common_P / lowest_P, expected_P / lowest_P
     return {
-        "clusters": inside.clusters,
-        "spearman": spread(inside.spearman[:, a, b]),
-        "kendall_tau_b": spread(inside.kendall[:, a, b]),
+        "clusters": len(clusters),
+        "spearman": _quartiles([c.spearman[a, b] for c in clusters]),
+        "kendall_tau_b": _quartiles([c.kendall[a, b] for c in clusters]),
         "lowest": [
-            {
-                "pct": pct,
-                **spread(inside.share[:, p, a, b]),
-                "pooled": float(inside.pooled[p, a, b]),
-                "chance": float(inside.chance[p]),
-            }
+            {"pct": pct, **_quartiles(share_CP[:, p]), "pooled": float(pooled_P[p]), "chance": float(chance_P[p])}
             for p, pct in enumerate(pcts)
         ],
     }
 
 
-def _within(made: Study) -> Iterator[dict[str, Any]]:
-    """Agreement of the metrics with each other, inside one table."""
-    for rows in made.rows:
-        filled_MSN = made.filled(rows)
-        for s, name in enumerate(made.names):
-            found = agreement(filled_MSN[:, s], made.pcts)
-            for a in range(len(made.metrics)):
-                for b in range(a + 1, len(made.metrics)):
-                    of = {"table": name, "rows": rows, "n": found.n, "a": made.metrics[a], "b": made.metrics[b]}
-                    yield of | _pair(found, made.pcts, a, b)
+def _quartiles(values_C: ArrayLike) -> dict[str, float]:
+    values_C = np.asarray(values_C)[np.isfinite(values_C)]
+    quartiles = np.quantile(values_C, [0.25, 0.5, 0.75]) if len(values_C) else [math.nan] * 3
+    return dict(zip(("lower_quartile", "median", "upper_quartile"), map(float, quartiles), strict=True))
 
 
-def _length(made: Study) -> Iterator[dict[str, Any]]:
-    """Scores against supervised response tokens, where a table has token counts."""
-    for rows, chosen_N in made.rows.items():
-        filled_MSN = made.filled(rows)
-        for s, table in enumerate(made.tables):
-            if not table.tokens_known:
-                continue
-            length_N = table.response_tokens[chosen_N]
-            for metric, score_N in zip(made.metrics, filled_MSN[:, s], strict=True):
-                low_PN = [lowest(score_N[None], pct)[0] for pct in made.pcts]
-                yield {
-                    "table": made.names[s],
-                    "rows": rows,
-                    "n": len(length_N),
-                    "metric": metric,
-                    "spearman": float(spearman(np.array([score_N, length_N]))[0, 1]),
-                    "lowest": [
-                        {
-                            "pct": pct,
-                            "auc": auc(length_N, low_N),
-                            "mean_tokens": float(length_N[low_N].mean()) if low_N.any() else math.nan,
-                            "mean_tokens_all": float(length_N.mean()),
-                        }
-                        for pct, low_N in zip(made.pcts, low_PN, strict=True)
-                    ],
-                }
+def _length(study: Study) -> Iterator[dict[str, Any]]:
+    """Scores against supervised response tokens, for tables with token counts."""
+    for rows, mask_N in study.rows.items():
+        filled_MSN = study.filled(rows)
+        for s, table in enumerate(study.tables):
+            if table.tokens_known:
+                length_N = table.response_tokens[mask_N]
+                for metric, score_N in zip(study.metrics, filled_MSN[:, s], strict=True):
+                    yield {
+                        "table": study.names[s],
+                        "rows": rows,
+                        "n": len(length_N),
+                        "metric": metric,
+                        "spearman": float(spearman(np.array([score_N, length_N]))[0, 1]),
+                        "lowest": [_lowest_length(score_N, length_N, pct) for pct in study.pcts],
+                    }
+
+
+def _lowest_length(score_N: NDArray[np.float64], length_N: NDArray[np.int32], pct: float) -> dict[str, float]:
+    low_N = lowest(score_N[None], pct)[0]
+    return {
+        "pct": pct,
+        "auc": auc(length_N, low_N),
+        "mean_tokens": float(length_N[low_N].mean()),
+        "mean_tokens_all": float(length_N.mean()),
+    }

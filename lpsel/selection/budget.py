@@ -1,6 +1,6 @@
-"""How many rows to choose, how many of every cluster, and which.
+"""How many rows to select, how many from every cluster, and which.
 
-N rows, M rows that can be chosen, C clusters
+N rows, M eligible rows, C clusters
 
 Nothing here loops over rows or clusters.
 """
@@ -13,36 +13,42 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lpsel.errors import UserError
+from lpsel.errors import UserError, is_number
 from lpsel.scoring.metrics import mid_ranks
 
 PARTS_OF_BUCKETS = 3
-ROUNDING = 1e-9  # of a row, what arithmetic in floats may be off
+ROUNDING = 1e-9  # error of float arithmetic, in rows
 
 
 def check_pct(pct: Any) -> float:
-    """The share in percent as a float.
+    """The percentage as a float.
 
     Raises:
-        UserError: no number in (0, 100].
+        UserError: not a number in (0, 100].
     """
-    if isinstance(pct, bool) or not isinstance(pct, int | float | np.integer) or not 0 < pct <= 100:
-        raise UserError(f"pct={pct}: must be above 0 and at most 100. For everything, say selection=full.")
+    if not is_number(pct) or not 0 < pct <= 100:
+        raise UserError(
+            "pct", "null" if pct is None else pct, "must be in (0, 100]", "set selection=full to use all rows"
+        )
     return float(pct)
 
 
-def rows_of(pct: float, n_total: int) -> int:
-    """pct/100 x n_total, rounded half up, exactly: pct counts as the decimal number it is written as.
+def rounded_rows(pct: float, n_total: int) -> int:
+    """pct/100 x n_total, rounded half up, exactly: pct counts as the decimal number it is written as."""
+    return math.floor(Fraction(repr(float(pct))) / 100 * n_total + Fraction(1, 2))
+
+
+def row_budget(pct: float, n_total: int) -> int:
+    """`rounded_rows`, at least 1.
 
     Raises:
-        UserError: pct is no share, or less than half a row; the message names the smallest that gives one row.
+        UserError: not in (0, 100], or less than half a row; the hint has the smallest percentage that gives one row.
     """
-    share = Fraction(repr(check_pct(pct))) / 100
-    rows = math.floor(share * n_total + Fraction(1, 2))
+    rows = rounded_rows(check_pct(pct), n_total)
     if rows == 0:
+        problem = f"is {pct / 100 * n_total:.2g} of {n_total} rows, which rounds to 0"
         raise UserError(
-            f"pct={pct}: is {float(share * n_total):.2g} of {n_total} rows, which rounds to none. "
-            f"Give at least pct={_at_least(Fraction(50, n_total))}, which is one row."
+            "pct", f"{pct:g}", problem, f"set pct={_at_least(Fraction(50, n_total))} or more, which is one row"
         )
     return rows
 
@@ -55,21 +61,21 @@ def _at_least(value: Fraction) -> str:
 
 @dataclass(frozen=True)
 class Ranked:
-    """M rows sorted by cluster and, inside it, from first to last choice.
+    """M rows sorted by cluster and, within it, from first to last choice.
 
     Attributes:
         row: the rows' positions, in that order, int64 (M,).
-        size: rows of every cluster, int64 (C,).
-        place: place of each in its cluster, from 0, in the order of `row`, int64 (M,).
+        size: number of rows of every cluster, int64 (C,).
+        rank: of each in its cluster, from 0, in the order of `row`, int64 (M,).
     """
 
     row: NDArray[np.int64]
     size: NDArray[np.int64]
-    place: NDArray[np.int64]
+    rank: NDArray[np.int64]
 
     def first(self, take_C: NDArray[np.int64]) -> NDArray[np.int64]:
         """Positions of the first take_C[c] rows of every cluster c."""
-        return self.row[self.place < np.repeat(take_C, self.size)]
+        return self.row[self.rank < np.repeat(take_C, self.size)]
 
 
 def rank_in_clusters(
@@ -79,7 +85,7 @@ def rank_in_clusters(
     index_N: NDArray[np.int64],
 ) -> Ranked:
     """Sort rows by cluster, key ascending, then index. Without clusters, all rows are in one."""
-    # One stable sort after another: with millions of rows, quicker than np.lexsort.
+    # One stable sort after another: with millions of rows, faster than np.lexsort.
     row = rows_M if (np.diff(index_N[rows_M]) > 0).all() else rows_M[np.argsort(index_N[rows_M], kind="stable")]
     row = row[np.argsort(key_N[row], kind="stable")]
     if cluster_N is None:
@@ -94,10 +100,10 @@ def rank_in_clusters(
 
 
 def exact_shares(size_C: NDArray[np.int64], n: int) -> NDArray[np.int64]:
-    """Share n rows over clusters in proportion to their size, by largest remainder, int64 (C,).
+    """Allocate n rows to clusters in proportion to their size, by largest remainder, int64 (C,).
 
     Adds up to n, at most size_C, and within one of the exact share. Equal remainders go to the lower cluster.
-    Whole-number arithmetic throughout.
+    Integer arithmetic throughout.
     """
     total = int(size_C.sum())
     assert 0 <= n <= total < 2**31
@@ -110,14 +116,10 @@ def exact_shares(size_C: NDArray[np.int64], n: int) -> NDArray[np.int64]:
 
 
 def capped_shares(weight_C: NDArray[np.float64], size_C: NDArray[np.int64], n: int) -> NDArray[np.int64]:
-    """Share n rows over clusters in proportion to weights, none more than it has, int64 (C,).
+    """Allocate n rows to clusters in proportion to positive weights, at most their size, int64 (C,).
 
-    Water-filling: what a cluster is too small for goes to the others in proportion to theirs, so that for one level
-    every cluster gets min(size, level x weight). Rounded by largest remainder; equal ones go to the lower cluster.
-
-    Args:
-        weight_C: above 0.
-        size_C: rows that there are, at least n in all.
+    Water-filling: the excess over a cluster's size goes to the others in proportion to their weights, so that for one
+    level every cluster gets min(size, level x weight). Rounded by largest remainder, ties to the lower cluster.
     """
     assert 0 <= n <= size_C.sum()
     order = np.argsort(size_C / weight_C, kind="stable")  # clusters in the order in which they fill up
@@ -139,11 +141,11 @@ def capped_shares(weight_C: NDArray[np.float64], size_C: NDArray[np.int64], n: i
 def hardness_weights(ranked: Ranked, key_M: NDArray[np.float64]) -> NDArray[np.float64]:
     """The size of every cluster times its mean hardness, (C,).
 
-    A row's hardness is the share of all rows that come after it, ties counted half: near 1 for the first to be chosen,
-    near 0 for the last, whatever the scale of the scores.
+    A row's hardness is the fraction of all rows that come after it, ties counted half: near 1 for the first to be
+    selected, near 0 for the last, whatever the scale of the scores.
 
     Args:
-        key_M: keys in the order of `ranked.row`, lower is chosen first.
+        key_M: keys in the order of `ranked.row`, lowest first.
     """
     hardness_M = 1 - (mid_ranks(key_M) + 0.5) / len(key_M)
     start = np.cumsum(ranked.size) - ranked.size
@@ -151,10 +153,10 @@ def hardness_weights(ranked: Ranked, key_M: NDArray[np.float64]) -> NDArray[np.f
 
 
 def paper_shares(size_C: NDArray[np.int64], pct: float) -> NDArray[np.int64]:
-    """Rows of every cluster as the paper's released selection takes them, int64 (C,).
+    """Rows to select from every cluster as in the paper's released selection, int64 (C,).
 
     The first of round(100/pct) near-equal parts of each cluster, so ceil(size / round(100/pct)) rows: 1 % of many small
-    clusters is more than 1 % of the rows, and everything from 67 % on is all.
+    clusters is more than 1 % of the rows, and 67 % or more is all rows.
     """
     parts = min(round(100 / pct), int(size_C.max(initial=1)))
     return -(-size_C // parts)
@@ -163,9 +165,9 @@ def paper_shares(size_C: NDArray[np.int64], pct: float) -> NDArray[np.int64]:
 def thirds(ranked: Ranked) -> NDArray[np.int8]:
     """0, 1 or 2: which of three near-equal parts of its cluster a row is in, in the order of `ranked.row`.
 
-    Where three does not divide a cluster, the first parts get a row more, as numpy.array_split does it.
+    If three does not divide a cluster, the first parts get one more row, as in numpy.array_split.
     """
     share_C, over_C = np.divmod(ranked.size, PARTS_OF_BUCKETS)
     first_end = np.repeat(share_C + (over_C > 0), ranked.size)
     second_end = np.repeat(2 * share_C + over_C, ranked.size)
-    return (ranked.place >= first_end).astype(np.int8) + (ranked.place >= second_end)
+    return (ranked.rank >= first_end).astype(np.int8) + (ranked.rank >= second_end)

@@ -1,56 +1,59 @@
-"""Rules that pick rows one after another, each with a view to those picked before: by embeddings.
+"""Rules that pick rows one after another, considering the rows picked before: by embeddings.
 
-N rows, M rows that can be chosen, n rows to pick, D dimensions, B rows of a block
+N rows, M eligible rows, n rows to pick, D dimensions, B rows of a block
 
-Time is of the order of M x n x D for k_center and deita, and M x M x D for facility_location; memory is at
-most KEPT_BYTES above the embeddings. Ties go to the row that stands first.
+Time is O(M n D) for k_center and deita, and O(M^2 D) for facility_location; memory is at most KEPT_BYTES above the
+embeddings. Ties go to the row with the lowest index.
 """
 
 import heapq
-from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lpsel.scoring.table import ScoreTable
-from lpsel.selection.rules import Greedy
+from lpsel.selection.rules import Ranking, Rule
 
-BLOCK_BYTES = 2**26  # of similarities that are computed at once
-KEPT_BYTES = 2**30  # of all similarities; more rows than 16,384 have theirs computed again when they are needed
+BLOCK_BYTES = 2**26  # of similarities computed at once
+KEPT_BYTES = 2**30  # of similarities kept; those of more than 16,384 rows are recomputed when needed
 REFRESHED = 32  # bounds that lazy greedy renews at a time, in one matrix product
 
 
-def k_center(table: ScoreTable, *, seed: int) -> Greedy:
+@partial(Rule, picks_rows=True)
+def k_center(table: ScoreTable, *, seed: int) -> Ranking:
     """Greedy k-center: always the row that is farthest from all picked ones (Sener, Savarese 2018, Algorithm 1).
 
-    Begins with the row nearest to the mean embedding, since there is no pool of labelled rows to begin with.
+    Starts with the row nearest to the mean embedding, since there is no pool of labeled rows to start from.
     """
-    return Greedy(partial(_farthest_first, _vectors(table), table.index))
+    return Ranking(None, arbitrary=True, pick=partial(_farthest_first, _vectors(table), table.index))
 
 
-def facility_location(table: ScoreTable, *, seed: int) -> Greedy:
-    """The rows that stand for all others: greedy maximum of sum_i max_j max(0, cos(i, j)) over picked j.
+@partial(Rule, picks_rows=True)
+def facility_location(table: ScoreTable, *, seed: int) -> Ranking:
+    """The rows that represent all others: greedy maximum of sum_i max_j max(0, cos(i, j)) over picked j.
 
     Lazy greedy (Minoux 1978): a gain only shrinks as rows are picked, so that an old one is an upper bound.
     """
-    return Greedy(partial(_most_representative, _vectors(table), table.index))
+    return Ranking(None, arbitrary=True, pick=partial(_most_representative, _vectors(table), table.index))
 
 
-def deita(table: ScoreTable, *, seed: int, complexity: str, quality: str, threshold: float | None = None) -> Greedy:
-    """Complexity x quality, highest first, and nothing near to what is picked already (Liu et al. 2024).
+@partial(Rule, picks_rows=True)
+def deita(table: ScoreTable, *, seed: int, complexity: str, quality: str, threshold: float | None = None) -> Ranking:
+    """Complexity x quality, highest first, skipping rows similar to a picked one (Liu et al. 2024).
 
-    With a threshold, a row whose highest cosine similarity with a picked one is not below it is passed over (DEITA's
-    Repr Filter, 0.9 there). Where too few rows pass, the ones passed over follow in the order of their score.
+    With a threshold, a row is skipped if its cosine similarity to a picked row reaches it (DEITA's Repr Filter, 0.9
+    there). Where too few rows remain, the skipped ones follow in the order of their score.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         score_N = table.columns[complexity] * table.columns[quality]
     vectors_ND = None if threshold is None else _vectors(table)
-    return Greedy(partial(_best_and_different, score_N, table.index, vectors_ND, threshold), score_N)
+    pick = partial(_best_and_different, score_N, table.index, vectors_ND, threshold)
+    return Ranking(score_N, descending=True, pick=pick)
 
 
 def _vectors(table: ScoreTable) -> NDArray[np.float32]:
-    assert table.vectors is not None, "the specification says that the rule looks at embeddings"
+    assert table.vectors is not None, "SelectionSpec.needs_vectors"
     return table.vectors
 
 
@@ -65,17 +68,17 @@ def _farthest_first(
     vectors_MD = vectors_ND[rows_M]
     square_M = np.einsum("md,md->m", vectors_MD, vectors_MD)
 
-    def distance_to(centre_D: NDArray[np.float32]) -> NDArray[np.float32]:
-        return square_M - 2 * (vectors_MD @ centre_D) + centre_D @ centre_D
+    def distance_to(center_D: NDArray[np.float32]) -> NDArray[np.float32]:
+        return square_M - 2 * (vectors_MD @ center_D) + center_D @ center_D
 
     picked = np.empty(n, np.int64)
     nearest_M = np.full(len(rows_M), np.inf, np.float32)
-    place = int(distance_to(vectors_MD.mean(axis=0)).argmin())
+    row = int(distance_to(vectors_MD.mean(axis=0)).argmin())
     for turn in range(n):
-        picked[turn] = place
-        np.minimum(nearest_M, distance_to(vectors_MD[place]), out=nearest_M)
-        nearest_M[place] = -np.inf  # picked, though others with the same content may still be at distance 0
-        place = int(nearest_M.argmax())
+        picked[turn] = row
+        np.minimum(nearest_M, distance_to(vectors_MD[row]), out=nearest_M)
+        nearest_M[row] = -np.inf  # picked; other rows with the same content may still be at distance 0
+        row = int(nearest_M.argmax())
     return rows_M[picked]
 
 
@@ -85,38 +88,42 @@ def _most_representative(
     rows_M = _in_order(rows_M, index_N)
     similarity = _Similarity(_unit(vectors_ND[rows_M]))
     covered_M = np.zeros(len(rows_M), np.float32)  # how well each row is represented by the picked ones
-    gain = np.concatenate([similarity(block).sum(axis=1, dtype=np.float64) for block in _blocks(len(rows_M))])
-    bounds = [(-g, place, 0) for place, g in enumerate(gain.tolist())]
+    bounds = [(-gain, row, 0) for row, gain in enumerate(similarity.sums().tolist())]  # gain, row, picked by then
     heapq.heapify(bounds)
     picked: list[int] = []
     while len(picked) < n:
         if bounds[0][2] == len(picked):
-            place = heapq.heappop(bounds)[1]
-            picked.append(place)
-            np.maximum(covered_M, similarity(np.array([place]))[0], out=covered_M)
+            picked.append(heapq.heappop(bounds)[1])
+            np.maximum(covered_M, similarity(np.array(picked[-1:]))[0], out=covered_M)
             continue
         stale: list[int] = []
         while bounds and len(stale) < REFRESHED and bounds[0][2] < len(picked):
             stale.append(heapq.heappop(bounds)[1])
-        fresh_BM = similarity(np.array(stale)) - covered_M
-        fresh_B = np.maximum(fresh_BM, 0, out=fresh_BM).sum(axis=1, dtype=np.float64)
-        for place, g in zip(stale, fresh_B.tolist(), strict=True):
-            heapq.heappush(bounds, (-g, place, len(picked)))
+        gain_BM = similarity(np.array(stale)) - covered_M
+        gain_B = np.maximum(gain_BM, 0, out=gain_BM).sum(axis=1, dtype=np.float64)
+        for row, gain in zip(stale, gain_B.tolist(), strict=True):
+            heapq.heappush(bounds, (-gain, row, len(picked)))
     return rows_M[picked]
 
 
 class _Similarity:
-    """max(0, cosine) of some rows with all, (B, M): all kept where KEPT_BYTES hold them, else computed on demand."""
+    """max(0, cosine) of some rows with all, (B, M): kept if KEPT_BYTES suffice, otherwise computed on demand."""
 
     def __init__(self, unit_MD: NDArray[np.float32]) -> None:
         self.unit_MD = unit_MD
-        self.kept_MM = self._computed(np.arange(len(unit_MD))) if 4 * len(unit_MD) ** 2 <= KEPT_BYTES else None
+        self.kept_MM = self._compute(np.arange(len(unit_MD))) if 4 * len(unit_MD) ** 2 <= KEPT_BYTES else None
 
-    def __call__(self, places_B: NDArray[np.int64]) -> NDArray[np.float32]:
-        return self._computed(places_B) if self.kept_MM is None else self.kept_MM[places_B]
+    def __call__(self, rows_B: NDArray[np.int64]) -> NDArray[np.float32]:
+        return self._compute(rows_B) if self.kept_MM is None else self.kept_MM[rows_B]
 
-    def _computed(self, places_B: NDArray[np.int64]) -> NDArray[np.float32]:
-        cosine_BM = self.unit_MD[places_B] @ self.unit_MD.T
+    def sums(self) -> NDArray[np.float64]:
+        """The sum over all rows, (M,), in blocks."""
+        m = len(self.unit_MD)
+        blocks = np.split(np.arange(m), range(0, m, max(BLOCK_BYTES // (4 * m), 1))[1:])
+        return np.concatenate([self(block).sum(axis=1, dtype=np.float64) for block in blocks])
+
+    def _compute(self, rows_B: NDArray[np.int64]) -> NDArray[np.float32]:
+        cosine_BM = self.unit_MD[rows_B] @ self.unit_MD.T
         return np.maximum(cosine_BM, 0, out=cosine_BM)
 
 
@@ -133,25 +140,19 @@ def _best_and_different(
         return rows_M[:n]
     unit_MD = _unit(vectors_ND[rows_M])
     picked: list[int] = []
-    passed_over: list[int] = []
-    kept_KD = np.empty((n, unit_MD.shape[1]), np.float32)
-    for place, vector_D in enumerate(unit_MD):
+    skipped: list[int] = []
+    picked_KD = np.empty((n, unit_MD.shape[1]), np.float32)
+    for row, vector_D in enumerate(unit_MD):
         if len(picked) == n:
             break
-        if len(picked) and (kept_KD[: len(picked)] @ vector_D).max() >= threshold:
-            passed_over.append(place)
+        if len(picked) and (picked_KD[: len(picked)] @ vector_D).max() >= threshold:
+            skipped.append(row)
             continue
-        kept_KD[len(picked)] = vector_D
-        picked.append(place)
-    return rows_M[(picked + passed_over)[:n]]
+        picked_KD[len(picked)] = vector_D
+        picked.append(row)
+    return rows_M[(picked + skipped)[:n]]
 
 
 def _unit(vectors_MD: NDArray[np.float32]) -> NDArray[np.float32]:
     norm_M1 = np.linalg.norm(vectors_MD, axis=1, keepdims=True)
     return np.divide(vectors_MD, norm_M1, out=np.zeros_like(vectors_MD), where=norm_M1 > 0)
-
-
-def _blocks(m: int) -> Iterator[NDArray[np.int64]]:
-    step = max(BLOCK_BYTES // (4 * m), 1)
-    for start in range(0, m, step):
-        yield np.arange(start, min(start + step, m))

@@ -1,11 +1,11 @@
-"""Hard rows of every length: the lengths of the chosen rows' responses are those of all that could be chosen.
+"""Hard rows of every length: the response lengths of the selected rows are distributed as those of all eligible rows.
 
-M rows that can be chosen, C clusters, Q strata of length
+M eligible rows, C clusters, Q strata of length
 
-A row's rank by score is replaced by its rank among rows of like length. With clusters, that alone does not keep the
-lengths, as a cluster's lengths need not be those of all rows; then every stratum gets an offset on top, raised where
-too many are chosen and lowered where too few, until the numbers are those wanted: the prices of a transport problem
-with clusters on one side and strata on the other.
+A row's rank by score is replaced by its rank among rows of similar length. With clusters, this alone does not preserve
+the lengths, since a cluster's lengths may differ from those of all rows. Every stratum then gets an offset, raised if
+too many of its rows are selected and lowered if too few, until the numbers match: the prices of a transport problem
+between clusters and strata.
 """
 
 import numpy as np
@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from lpsel.selection.budget import Ranked, exact_shares, rank_in_clusters
 
-STRATA = (10, 100)  # quantiles of length: deciles at least, finer where that leaves ROWS_PER_STRATUM chosen in each
+STRATA = (10, 100)  # quantiles of length: at least deciles, more if ROWS_PER_STRATUM rows of each can be selected
 ROWS_PER_STRATUM = 10
 ROUNDS = 60
 
 
 def strata(length_M: NDArray[np.int32], n: int) -> NDArray[np.int32]:
-    """Which stratum of length a row is in when n are chosen, int32 (M,): rows of one length are in one stratum.
+    """The stratum of length of every row when n are selected, int32 (M,); rows of one length are in one stratum.
 
-    n / 10 quantiles of equal size, but at least 10 and at most 100; fewer where rows share lengths.
+    n / 10 quantiles of equal size, at least 10 and at most 100; fewer if many rows have the same length.
     """
     lowest, highest = STRATA
     q = min(max(n // ROWS_PER_STRATUM, lowest), highest)
@@ -37,15 +37,15 @@ def matched(
     cluster_N: NDArray[np.int32] | None,
     take_C: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """Positions of the rows chosen: take_C[c] of every cluster c, of every stratum as near to its share as possible.
+    """Positions of the selected rows: take_C[c] of every cluster c, and close to the share of every stratum.
 
-    Without clusters the numbers per stratum are those of the largest remainder, exactly. With them, the numbers per
-    cluster are exact, and of ROUNDS rounds the one counts that comes nearest to the strata's.
+    Without clusters, the numbers per stratum are exactly those of the largest remainder. With clusters, the numbers per
+    cluster are exact, and the best of ROUNDS rounds for the strata is returned.
 
     Args:
-        rows_M: the rows that can be chosen.
-        key_N: lower is chosen first.
-        take_C: in the order of the clusters' numbers.
+        rows_M: positions of the eligible rows.
+        key_N: lowest first.
+        take_C: in ascending order of the clusters.
     """
     n = int(take_C.sum())
     stratum_N = np.zeros(len(key_N), np.int32)
@@ -56,16 +56,16 @@ def matched(
         return by_length.first(quota_Q)
 
     rank_N = np.full(len(key_N), np.nan)
-    rank_N[by_length.row] = (by_length.place + 0.5) / np.repeat(by_length.size, by_length.size)
+    rank_N[by_length.row] = (by_length.rank + 0.5) / np.repeat(by_length.size, by_length.size)
     price_Q = np.zeros(len(quota_Q))
     best, fewest = by_length.row[:0], n + 1
     for turn in range(ROUNDS):
         ranked: Ranked = rank_in_clusters(rows_M, cluster_N, rank_N + price_Q[stratum_N], index_N)
-        chosen = ranked.first(take_C)
-        excess_Q = np.bincount(stratum_N[chosen], minlength=len(quota_Q)) - quota_Q
+        rows = ranked.first(take_C)
+        excess_Q = np.bincount(stratum_N[rows], minlength=len(quota_Q)) - quota_Q
         misplaced = int(np.abs(excess_Q).sum()) // 2
         if misplaced < fewest:
-            best, fewest = chosen, misplaced
+            best, fewest = rows, misplaced
         if misplaced == 0:
             break
         price_Q += 2 * n / len(rows_M) * excess_Q / np.maximum(quota_Q, 1) / (1 + turn / 5)

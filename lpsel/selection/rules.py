@@ -1,14 +1,16 @@
-"""Rules: from a table of scores to one number per row, by which rows are chosen.
+"""Selection rules: from a table of scores to one number per row, by which rows are selected.
 
-N rows
+N rows, M eligible rows
 
-A rule is a function here (or in `coverage`) and a file in conf/selection. It sees the table with no more epochs than
-its file asks for, says NaN where its number is undefined, and leaves clusters, budgets, buckets and rows without
-supervised tokens to `choose`. docs/guides/rules.md lists them with their sources.
+A rule is a function here (or in `coverage`) and a file in conf/selection. It receives the table with at most the epochs
+that its file sets and returns NaN where its score is undefined; clusters, budgets, buckets and rows without supervised
+tokens are up to `select`. docs/guides/rules.md lists the rules with their sources.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, Protocol
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,99 +22,112 @@ from lpsel.scoring.metrics import perplexity as perplexity_of
 from lpsel.scoring.table import ScoreTable
 
 Band = Literal["high", "low", "mid"]
+Pick = Callable[[NDArray[np.int64], int], NDArray[np.int64]]
 
 
 class Ranking(NamedTuple):
-    """What a rule makes of a table.
+    """The result of a rule.
 
     Attributes:
-        score: float64 (N,), lower is chosen first; not finite where undefined.
-        excluded: reason -> bool (N,), rows that the rule itself rules out, where it does.
-        descending: higher is chosen first instead.
-        unit: the score is a share that mostly lies in [0, 1]; those outside are counted.
-        arbitrary: the score puts rows in some order and says nothing of them.
+        score: float64 (N,), lowest first; not finite where undefined. None for a rule that picks rows without scoring
+            them: the score of a row is then the turn in which it was picked.
+        excluded: reason -> bool (N,), rows that the rule itself excludes.
+        descending: highest first instead.
+        unit: the score mostly lies in [0, 1]; scores outside are counted.
+        arbitrary: the score orders the rows but says nothing about them.
+        pick: for a rule that picks rows one after another; from the positions of eligible rows, int64 (M,), and the
+            number to pick, n <= M, to the positions in the order of choice, int64 (n,).
     """
 
-    score: NDArray[np.float64]
+    score: NDArray[np.float64] | None
     excluded: Mapping[str, NDArray[np.bool_]] = {}
     descending: bool = False
     unit: bool = False
     arbitrary: bool = False
+    pick: Pick | None = None
 
 
-class Greedy(NamedTuple):
-    """A rule that picks rows one after another, each with a view to those picked before.
+@dataclass(frozen=True)
+class Rule:
+    """A rule, and what has to be known about it before it runs. Decorates the function.
 
     Attributes:
-        pick: called with positions of rows that can be chosen, int64 (M,), and how many to pick, n <= M: their
-            positions in the order of choice, int64 (n,).
-        score: what to show of every row, float64 (N,), not finite where that leaves a row out; None for the turn in
-            which a row is picked.
+        function: from a table and `seed` to a `Ranking`; further keyword arguments are options of conf/selection.
+        picks_rows: the ranking has `pick`.
+        uses_lengths: the rule ranks by token counts.
     """
 
-    pick: Callable[[NDArray[np.int64], int], NDArray[np.int64]]
-    score: NDArray[np.float64] | None = None
+    function: Callable[..., Ranking]
+    picks_rows: bool = False
+    uses_lengths: bool = False
+
+    def __call__(self, table: ScoreTable, *, seed: int, **options: Any) -> Ranking:
+        return self.function(table, seed=seed, **options)
 
 
-class Rule(Protocol):
-    def __call__(self, table: ScoreTable, *, seed: int) -> Any: ...
-
-
+@Rule
 def full(table: ScoreTable, *, seed: int) -> Ranking:
-    """Everything, no row before another."""
+    """All rows, in no particular order."""
     return Ranking(np.zeros(len(table)), arbitrary=True)
 
 
+@Rule
 def random(table: ScoreTable, *, seed: int) -> Ranking:
-    """Uniformly at random from the seed; a row's place depends on its content alone, not on where it stands."""
+    """Uniformly at random; the order depends on the seed and the content of the rows, not on their position."""
     return Ranking(random_keys(table.id, table.index, seed), arbitrary=True)
 
 
+@Rule
 def cluster_random(table: ScoreTable, *, seed: int) -> Ranking:
-    """Whole clusters, drawn at random from the seed until the budget is filled; of the last one random rows.
+    """Whole clusters, drawn at random until the budget is filled, with random rows of the last one.
 
-    A cluster's place is the lowest of its rows' places. The integer part of the score is the cluster's turn.
+    Clusters come in the order of their first row in the order of `random`. The integer part of the score is the
+    cluster's turn.
 
     Raises:
         UserError: rows are not clustered.
     """
     if table.cluster is None:
-        raise UserError("selection=cluster_random: draws whole clusters and there are none; leave cluster=none out.")
-    place = random_keys(table.id, table.index, seed)
-    known, code = np.unique(table.cluster, return_inverse=True)
-    first = np.ones(len(known))
-    np.minimum.at(first, code, place)
-    turn = np.empty(len(known))
-    turn[np.argsort(first, kind="stable")] = np.arange(len(known))
-    return Ranking(turn[code] + place, arbitrary=True)
+        raise UserError("selection", "cluster_random", "needs clusters, and there are none", "leave out cluster=none")
+    key = random_keys(table.id, table.index, seed)
+    clusters, code = np.unique(table.cluster, return_inverse=True)
+    first = np.ones(len(clusters))
+    np.minimum.at(first, code, key)
+    turn = np.empty(len(clusters))
+    turn[np.argsort(first, kind="stable")] = np.arange(len(clusters))
+    return Ranking(turn[code] + key, arbitrary=True)
 
 
+@Rule
 def lp(table: ScoreTable, *, seed: int, basis: Basis = "perplexity") -> Ranking:
-    """LP(1), hardest (lowest) first, over as many epochs as the table has (Mekala, Nguyen, Shang 2024).
+    """LP(1), hardest (lowest) first, over all epochs of the table (Mekala, Nguyen, Shang 2024).
 
-    With basis nll, the same of mean NLL in place of perplexity.
+    With basis nll, the same formula on mean NLL.
     """
     return Ranking(learning_percentage(table, "lp", basis), unit=True)
 
 
+@Rule
 def lp_app(table: ScoreTable, *, seed: int, basis: Basis = "perplexity") -> Ranking:
     """LP_app(1), hardest (lowest) first, from one epoch (Mekala, Nguyen, Shang 2024).
 
-    With basis nll, the same of mean NLL in place of perplexity.
+    With basis nll, the same formula on mean NLL.
     """
     return Ranking(learning_percentage(table, "lp_app", basis), unit=True)
 
 
+@partial(Rule, uses_lengths=True)
 def longest(table: ScoreTable, *, seed: int) -> Ranking:
     """The longest responses, in supervised tokens (Zhao, Andriushchenko, Croce, Flammarion 2024)."""
     return Ranking(table.response_tokens.astype(np.float64), descending=True)
 
 
+@Rule
 def perplexity(table: ScoreTable, *, seed: int, band: Band = "high") -> Ranking:
-    """Perplexity before training: the highest, the lowest, or those nearest to the middle (Marion et al. 2023).
+    """Perplexity before training: the highest, the lowest, or the closest to the median (Marion et al. 2023).
 
-    The middle is that of the ranks of all rows with a supervised token: the score is then the distance of a row's
-    rank from it, as a share of the rows, 0 for the median and at most 1/2.
+    For the band mid, the score is the distance of a row's rank from the middle rank of all rows with a supervised
+    token, as a fraction of these rows: 0 for the median and at most 1/2.
     """
     ppl_N = perplexity_of(table.nll[0]) if table.ppl is None else table.ppl[0]
     if band == "mid":
@@ -124,16 +139,18 @@ def perplexity(table: ScoreTable, *, seed: int, band: Band = "high") -> Ranking:
     return Ranking(ppl_N, descending=band == "high")
 
 
+@Rule
 def ifd(table: ScoreTable, *, seed: int) -> Ranking:
     """Instruction-following difficulty: loss with the prompt over loss without, highest first below 1 (Li et al. 2024).
 
-    Rows at 1 or above, to which the prompt is no help, are left out.
+    Rows at 1 or above, for which the prompt does not help, are excluded.
     """
     nll_N, alone_N = table.nll[0], table.columns["nll_0_noprompt"]
     ratio_N = np.divide(nll_N, alone_N, out=np.full(len(table), np.nan), where=alone_N > 0)
     return Ranking(ratio_N, {"IFD of 1 or more": ratio_N >= 1}, descending=True)
 
 
+@Rule
 def superfilter(table: ScoreTable, *, seed: int) -> Ranking:
     """IFD of a small model as a ratio of perplexities, highest first below 1 (Superfiltering, Li et al. 2024)."""
     with np.errstate(over="ignore", invalid="ignore"):
@@ -141,24 +158,28 @@ def superfilter(table: ScoreTable, *, seed: int) -> Ranking:
     return Ranking(ratio_N, {"IFD of 1 or more": ratio_N >= 1}, descending=True)
 
 
+@Rule
 def el2n(table: ScoreTable, *, seed: int) -> Ranking:
     """EL2N before training, the 2-norm of the error of the predicted distribution, highest first (Paul et al. 2021)."""
     return Ranking(table.columns["el2n_0"], descending=True)
 
 
+@Rule
 def forgetting(table: ScoreTable, *, seed: int) -> Ranking:
-    """Rows forgotten most often, by the NLLs of successive recorded passes (after Toneva et al. 2019).
+    """The most forgotten rows, by the NLLs of successive recorded passes (after Toneva et al. 2019).
 
     The integer part of the score counts the rises; the fraction orders equal counts by NLL after the last epoch.
     """
     return Ranking(forgetting_events(table.nll), descending=True)
 
 
+@Rule
 def learning_speed(table: ScoreTable, *, seed: int) -> Ranking:
-    """Slowest learnt first, by the NLL curve over the recorded epochs (after Jiang et al. 2021)."""
+    """Slowest learned first, by the NLL curve over the recorded epochs (after Jiang et al. 2021)."""
     return Ranking(mean_relative_drop(table.nll), unit=True)
 
 
+@Rule
 def score_column(table: ScoreTable, *, seed: int, column: str, descending: bool = False) -> Ranking:
-    """Any column of numbers, of the table of scores or the data set: the lowest first, or the highest."""
+    """Any numeric column of the table of scores or of the dataset, lowest or highest first."""
     return Ranking(table.columns[column], descending=descending)

@@ -1,6 +1,6 @@
-"""Choosing: a table of scores, a rule and a share give the chosen rows, and the reason of every row that could not be.
+"""Selecting rows: from a table of scores, a rule and a percentage to the selected rows.
 
-N rows
+N rows, M eligible rows, C clusters
 """
 
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ from lpsel.selection.budget import (
     hardness_weights,
     paper_shares,
     rank_in_clusters,
-    rows_of,
+    row_budget,
     thirds,
 )
 from lpsel.selection.length_matching import matched
-from lpsel.selection.rules import Greedy, Ranking
+from lpsel.selection.rules import Pick, Ranking
 from lpsel.selection.spec import BUCKETS, SelectionSpec
 
 NO_SUPERVISED_TOKEN = "no supervised token"
@@ -32,24 +32,25 @@ NOT_FINITE = "nll is not finite"
 UNDEFINED = "score is undefined"
 DUPLICATE = "duplicate"
 
+Floats = NDArray[np.float64]
+
 
 @dataclass(frozen=True)
 class Selection:
     """The result, one entry per row of the table.
 
     Attributes:
-        rule, pct, budget, settings: what was asked for; pct in percent.
+        rule, pct, budget, settings: as requested; pct in percent.
         index, id, cluster: as in the table.
-        score: float64 (N,), NaN where undefined. Of a rule that picks rows one after another the turn of the picked.
-        descending: whether high scores are chosen first.
-        arbitrary: whether scores say nothing of the rows, as those of a draw or the turns of picks.
-        odd: rows by what is odd about their score: undefined, and of these with a record that is not finite; where
-            the rule's scores are shares, above 1 and below 0. Rows without a supervised token, which never count
-            with budget=exact, are not counted there.
-        bucket: place in BUCKETS, int8 (N,), -1 for none; None without buckets.
+        score: float64 (N,), NaN where undefined. The turn of the picked rows for a rule that picks without scores.
+        descending: whether high scores are selected first.
+        arbitrary: whether scores say nothing about the rows: a random order, or turns.
+        odd: numbers of rows with an odd score: undefined, and of these with a record that is not finite; for rules with
+            scores in [0, 1], above 1 and below 0. With budget=exact, rows without a supervised token do not count.
+        bucket: index in BUCKETS, int8 (N,), -1 for none; None without buckets.
         selected: bool (N,).
-        reason: place in `reasons`, int8 (N,), -1 for a row that could be chosen.
-        reasons: why rows could not be chosen.
+        reason: index in `reasons`, int8 (N,), -1 for an eligible row.
+        reasons: why rows could not be selected.
     """
 
     rule: str
@@ -59,7 +60,7 @@ class Selection:
     index: NDArray[np.int64]
     id: Any
     cluster: NDArray[np.int32] | None
-    score: NDArray[np.float64]
+    score: Floats
     descending: bool
     arbitrary: bool
     odd: dict[str, int]
@@ -82,9 +83,9 @@ class Selection:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Rows that could not be chosen, by reason; reasons that no row has are left out."""
-        found = np.bincount(self.reason[self.reason >= 0], minlength=len(self.reasons))
-        return {text: int(count) for text, count in zip(self.reasons, found, strict=True) if count}
+        """Numbers of rows that could not be selected, by reason."""
+        count = np.bincount(self.reason[self.reason >= 0], minlength=len(self.reasons))
+        return dict(zip(self.reasons, count.tolist(), strict=True))
 
     def to_arrow(self) -> pa.Table:
         """The table of selection.parquet."""
@@ -101,68 +102,74 @@ class Selection:
         return pa.table(columns)
 
 
+class Exclusions:
+    """Why rows cannot be selected; the first reason given for a row counts."""
+
+    def __init__(self, n: int) -> None:
+        self.code = np.full(n, -1, np.int8)
+        self.reasons: list[str] = []
+
+    def add(self, reason: str, rows: NDArray[np.bool_]) -> None:
+        new = rows & (self.code < 0)
+        if new.any():
+            self.code[new] = len(self.reasons)
+            self.reasons.append(reason)
+
+    @property
+    def eligible(self) -> NDArray[np.int64]:
+        """Positions of the rows that are not excluded."""
+        return np.flatnonzero(self.code < 0)
+
+
 def select(table: ScoreTable, spec: SelectionSpec, pct: float, seed: int) -> Selection:
-    """Choose rows: pct of the table, by the rule's score inside every cluster, lowest first, ties by index.
+    """Select pct percent of the rows, by the rule's score within every cluster, lowest first, ties by index.
 
-    budget=exact chooses pct/100 x N rows, rounded half up (all eligible ones where they are fewer), shared over
-    clusters by largest remainder; rows without a supervised token or whose score is undefined are not eligible.
-    budget=paper is the released behaviour: a ceiling per cluster, an undefined score counts as 0, nothing is left out.
+    budget=exact selects pct/100 x N rows, rounded half up (all eligible ones if they are fewer), allocated to clusters
+    by largest remainder; rows without a supervised token or with an undefined score are not eligible. budget=paper is
+    the released behavior: a ceiling per cluster, an undefined score counts as 0, no row is excluded.
 
-    With a bucket, the score only decides which third of its cluster a row is in. budget=exact then chooses at random
-    inside the bucket asked for, by content and seed; budget=paper takes the whole bucket.
+    With a bucket, the score only decides which third of its cluster a row is in. budget=exact then selects at random
+    within the bucket, by content and seed; budget=paper selects the whole bucket.
 
-    allocation=equal gives every cluster the same number, allocation=cluster_mean its size times its mean hardness
-    (`hardness_weights`); what a cluster is too small for goes to the others. length=matched keeps the lengths of
-    responses (`lengths`).
-
-    Args:
-        pct: share of the table in percent.
-        seed: of all that is random.
+    allocation=equal allocates the same number to every cluster, allocation=cluster_mean its size times its mean
+    hardness (`hardness_weights`); the excess over a cluster's size goes to the others. length=matched preserves the
+    distribution of response lengths (`length_matching`).
 
     Raises:
-        UserError: no such share, too few epochs, or no row that could be chosen.
+        UserError: an invalid percentage, too few epochs, or no eligible row.
     """
-    pct = spec.share(pct, len(table))
+    pct = spec.percentage(pct, len(table))
     spec.check_records(table)
     cluster = table.cluster if spec.clusters == "shared" else None
-    ranking = spec.rule(table if spec.epochs is None else table.first_epochs(spec.epochs), seed=seed)
-    reasons = _Reasons(len(table))
+    exclusions = Exclusions(len(table))
     if spec.budget == "exact":
-        reasons.add(NO_SUPERVISED_TOKEN, table.response_tokens == 0)
-    if isinstance(ranking, Ranking):
-        scores = _Scores.of(ranking, table, spec, reasons)
-    elif ranking.score is None:
-        scores = _Scores.unknown(len(table))
-    else:
-        scores = _Scores.of(Ranking(ranking.score, descending=True), table, spec, reasons)
-
-    bucket, key = None, scores.key
+        exclusions.add(NO_SUPERVISED_TOKEN, table.response_tokens == 0)
+    ranking = spec.rank(table, seed)
+    score, odd = _checked_scores(ranking, table, spec, exclusions)
+    key = hardness = -score if ranking.descending else score
+    bucket = None
     if spec.bucket is not None:
-        ranked = rank_in_clusters(reasons.none(), cluster, scores.score, table.index)
-        bucket = np.full(len(table), -1, np.int8)
-        bucket[ranked.row] = thirds(ranked)
-        for code, name in enumerate(BUCKETS):
-            if name != spec.bucket:
-                reasons.add(f"in bucket {name}", bucket == code)
+        bucket = _bucket(score, cluster, table.index, spec.bucket, exclusions)
         key = random_keys(table.id, table.index, seed)
     if spec.duplicates == "drop":
-        reasons.add(DUPLICATE, _repeated(table, reasons.none(), spec))
+        exclusions.add(DUPLICATE, _repeated(table, exclusions.eligible))
 
-    eligible = reasons.none()
+    eligible = exclusions.eligible
     if not len(eligible):
-        why = ", ".join(reasons.texts)
-        raise UserError(
-            f"selection={spec.name}: none of {len(table)} rows can be chosen ({why}). Give other data or scores."
-        )
+        problem = f"none of {len(table)} rows can be selected ({', '.join(exclusions.reasons)})"
+        raise UserError("selection", spec.name, problem, "use other data or scores")
     ranked = rank_in_clusters(eligible, cluster, key, table.index)
-    take = _shares(ranked, spec, pct, len(table), scores.key)
-    selected = np.zeros(len(table), np.bool_)
-    if isinstance(ranking, Greedy):
-        _pick(ranking, ranked, take, scores.score if ranking.score is None else None, selected)
+    take_C = _rows_per_cluster(ranked, spec, pct, len(table), hardness)
+    if ranking.pick is not None:
+        rows, turn = _picked(ranking.pick, ranked, take_C)
+        if ranking.score is None:
+            score[rows] = turn
     elif spec.length == "matched":
-        selected[matched(eligible, key, table.response_tokens, table.index, cluster, take)] = True
+        rows = matched(eligible, key, table.response_tokens, table.index, cluster, take_C)
     else:
-        selected[ranked.first(take)] = True
+        rows = ranked.first(take_C)
+    selected = np.zeros(len(table), np.bool_)
+    selected[rows] = True
     return Selection(
         rule=spec.name,
         pct=pct,
@@ -171,50 +178,59 @@ def select(table: ScoreTable, spec: SelectionSpec, pct: float, seed: int) -> Sel
         index=table.index,
         id=table.id,
         cluster=table.cluster,
-        score=scores.score,
-        descending=scores.descending,
-        arbitrary=ranking.arbitrary if isinstance(ranking, Ranking) else ranking.score is None,
-        odd=scores.odd,
+        score=score,
+        descending=ranking.descending,
+        arbitrary=ranking.arbitrary,
+        odd=odd,
         bucket=bucket,
         selected=selected,
-        reason=reasons.code,
-        reasons=tuple(reasons.texts),
+        reason=exclusions.code,
+        reasons=tuple(exclusions.reasons),
     )
 
 
-def _shares(ranked: Ranked, spec: SelectionSpec, pct: float, n_total: int, key_N: NDArray[np.float64]) -> Any:
-    """How many rows to take of every cluster, int64 (C,)."""
+def _checked_scores(
+    ranking: Ranking, table: ScoreTable, spec: SelectionSpec, exclusions: Exclusions
+) -> tuple[Floats, dict[str, int]]:
+    """Scores with undefined ones set to 0 or their rows excluded, as the budget demands, and counts of odd scores."""
+    if ranking.score is None:
+        return np.full(len(table), np.nan), {}
+    score = np.where(np.isfinite(ranking.score), ranking.score, np.nan)
+    undefined, counted = np.isnan(score), exclusions.code < 0
+    odd = {"undefined": undefined & counted}
+    if spec.epochs is not None:
+        odd["not_finite"] = odd["undefined"] & ~np.isfinite(table.nll[: spec.epochs + 1]).all(axis=0)
+    if ranking.unit:
+        odd |= {"above_1": (score > 1) & counted, "below_0": (score < 0) & counted}
     if spec.budget == "paper":
-        return paper_shares(ranked.size, pct) if spec.bucket is None else ranked.size
-    n = min(rows_of(pct, n_total), len(ranked.row))
-    if spec.allocation == "equal":
-        return capped_shares(np.ones(len(ranked.size)), ranked.size, n)
-    if spec.allocation == "cluster_mean":
-        return capped_shares(hardness_weights(ranked, key_N[ranked.row]), ranked.size, n)
-    return exact_shares(ranked.size, n)
+        score[undefined] = 0.0
+    else:
+        for reason, excluded in ranking.excluded.items():
+            exclusions.add(reason, excluded)
+        # NaN stands for a missing record and makes a score undefined like any other.
+        exclusions.add(NOT_FINITE, undefined & np.isinf(table.nll[: (spec.epochs or 0) + 1]).any(axis=0))
+        exclusions.add(UNDEFINED, undefined)
+    return score, {name: int(rows.sum()) for name, rows in odd.items()}
 
 
-def _pick(
-    greedy: Greedy,
-    ranked: Ranked,
-    take_C: NDArray[np.int64],
-    turn_N: NDArray[np.float64] | None,
-    selected_N: NDArray[np.bool_],
-) -> None:
-    """Let a rule pick its share of every cluster, and note each picked row and its turn there."""
-    ends = np.cumsum(ranked.size)
-    for start, end, take in zip((ends - ranked.size).tolist(), ends.tolist(), take_C.tolist(), strict=True):
-        if take:
-            picked = greedy.pick(ranked.row[start:end], take)
-            if turn_N is not None:
-                turn_N[picked] = np.arange(take)
-            selected_N[picked] = True
+def _bucket(
+    score: Floats, cluster: NDArray[np.int32] | None, index: NDArray[np.int64], wanted: str, exclusions: Exclusions
+) -> NDArray[np.int8]:
+    """The bucket of every row, int8 (N,); rows of others than `wanted` are excluded."""
+    ranked = rank_in_clusters(exclusions.eligible, cluster, score, index)
+    bucket = np.full(len(score), -1, np.int8)
+    bucket[ranked.row] = thirds(ranked)
+    for code, name in enumerate(BUCKETS):
+        if name != wanted:
+            exclusions.add(f"in bucket {name}", bucket == code)
+    return bucket
 
 
-def _repeated(table: ScoreTable, rows_M: NDArray[np.int64], spec: SelectionSpec) -> NDArray[np.bool_]:
-    """Rows whose content stands in an earlier one of `rows_M` too, bool (N,)."""
+def _repeated(table: ScoreTable, rows_M: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Rows with the same content as an earlier one of `rows_M`, bool (N,)."""
     if table.id is None:
-        raise UserError(f"selection.duplicates={spec.duplicates}: these rows have no content ids to compare.")
+        problem = "these rows have no content ids to compare"
+        raise UserError("selection.duplicates", "drop", problem, "set selection.duplicates=keep")
     code_M = table.id.dictionary_encode().indices.to_numpy()[rows_M]
     order_M = np.lexsort((table.index[rows_M], code_M))
     repeated_N = np.zeros(len(table), np.bool_)
@@ -222,57 +238,25 @@ def _repeated(table: ScoreTable, rows_M: NDArray[np.int64], spec: SelectionSpec)
     return repeated_N
 
 
-@dataclass(frozen=True)
-class _Scores:
-    """Scores and, from them, the key by which rows are chosen, the lowest first, float64 (N,) each."""
-
-    score: NDArray[np.float64]
-    key: NDArray[np.float64]
-    descending: bool
-    odd: dict[str, int]
-
-    @classmethod
-    def unknown(cls, n: int) -> "_Scores":
-        return cls(np.full(n, np.nan), np.zeros(n), False, {})
-
-    @classmethod
-    def of(cls, ranking: Ranking, table: ScoreTable, spec: SelectionSpec, reasons: "_Reasons") -> "_Scores":
-        """The ranking with its odd rows counted, and put in order as the budget says: made 0, or left out."""
-        score = np.where(np.isfinite(ranking.score), ranking.score, np.nan)
-        undefined, counted = np.isnan(score), reasons.code < 0
-        odd = {"undefined": undefined & counted}
-        if spec.epochs is not None:
-            odd["not_finite"] = odd["undefined"] & ~np.isfinite(table.nll[: spec.epochs + 1]).all(axis=0)
-        if ranking.unit:
-            odd |= {"above_1": (score > 1) & counted, "below_0": (score < 0) & counted}
-        if spec.budget == "paper":
-            score[undefined] = 0.0
-        else:
-            for text, excluded in ranking.excluded.items():
-                reasons.add(text, excluded)
-            # NaN, which stands for no record, makes a score undefined like any other.
-            reasons.add(NOT_FINITE, undefined & np.isinf(table.nll[: (spec.epochs or 0) + 1]).any(axis=0))
-            reasons.add(UNDEFINED, undefined)
-        key = -score if ranking.descending else score
-        return cls(score, key, ranking.descending, {name: int(rows.sum()) for name, rows in odd.items()})
+def _rows_per_cluster(
+    ranked: Ranked, spec: SelectionSpec, pct: float, n_total: int, hardness_N: Floats
+) -> NDArray[np.int64]:
+    """How many rows to select from every cluster, int64 (C,)."""
+    if spec.budget == "paper":
+        return paper_shares(ranked.size, pct) if spec.bucket is None else ranked.size
+    n = min(row_budget(pct, n_total), len(ranked.row))
+    if spec.allocation == "equal":
+        return capped_shares(np.ones(len(ranked.size)), ranked.size, n)
+    if spec.allocation == "cluster_mean":
+        return capped_shares(hardness_weights(ranked, hardness_N[ranked.row]), ranked.size, n)
+    return exact_shares(ranked.size, n)
 
 
-class _Reasons:
-    """Why rows cannot be chosen; the first reason that is given for a row stays."""
-
-    def __init__(self, n: int) -> None:
-        self.code = np.full(n, -1, np.int8)
-        self.texts: list[str] = []
-
-    def add(self, text: str, rows: NDArray[np.bool_]) -> None:
-        new = rows & (self.code < 0)
-        if new.any():
-            self.code[new] = len(self.texts)
-            self.texts.append(text)
-
-    def none(self) -> NDArray[np.int64]:
-        """Positions of the rows that nothing has been said of."""
-        return np.flatnonzero(self.code < 0)
+def _picked(pick: Pick, ranked: Ranked, take_C: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rows that a rule picks from every cluster, and the turn of each in its cluster."""
+    clusters = zip(np.split(ranked.row, np.cumsum(ranked.size)[:-1]), take_C.tolist(), strict=True)
+    picked = [pick(rows, take) for rows, take in clusters if take]
+    return np.concatenate(picked), np.concatenate([np.arange(len(rows)) for rows in picked])
 
 
 def _texts(codes: NDArray[np.int8], texts: tuple[str, ...]) -> pa.Array:

@@ -255,7 +255,7 @@ def test_empty_clusters_of_the_scores_do_not_matter_where_none_are_wanted(tmp_pa
 def test_what_scores_lack_is_known_before_the_data_set_is_read(tmp_path, toy_model):
     pq.write_table(pa.table({"nll_0": [1.0], "nll_1": [0.5]}), tmp_path / "scores.parquet")
     overrides = given(tmp_path, toy_model, tmp_path / "none.jsonl", f"scores={tmp_path}/scores.parquet", "cluster=none")
-    with pytest.raises(UserError, match=r"selection=lp: needs 3 recorded epochs, these scores have 1"):
+    with pytest.raises(UserError, match="selection=lp: needs 3 recorded epochs, and these scores have 1"):
         run("select", [*overrides, "selection=lp"], tmp_path / "run")
 
 

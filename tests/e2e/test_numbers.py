@@ -76,9 +76,7 @@ def test_of_equal_rows_the_first_are_chosen_and_their_losses_are_equal(tmp_path,
 
 def test_a_share_below_half_a_row_is_a_mistake_that_names_the_smallest_that_is_not(tmp_path, toy_model, rows):
     data = rows(("a", "b"), ("c", "d"), ("e", "f"))
-    with pytest.raises(
-        UserError, match=r"pct=16\.0: is 0\.48 of 3 rows, which rounds to none\. Give at least pct=16\.67"
-    ):
+    with pytest.raises(UserError, match=r"pct=16: is 0\.48 of 3 rows, which rounds to 0\. Set pct=16\.67 or more"):
         select(tmp_path, toy_model, data, "pct=16")
     assert select(tmp_path, toy_model, data, "pct=16.67")["n_selected"] == 1
 

@@ -63,7 +63,7 @@ COMMAND_LINE = [
 RANGES = [
     *[Case(f"select pct={pct}", f"pct={pct}") for pct in ("0", "-1", "101", "nan", "inf", "ten", "")],
     Case("select 'pct=[1,2]'", "pct=[1, 2]"),
-    Case("select pct=null", "pct=None"),
+    Case("select pct=null", "pct=null"),
     Case("select pct=0.001", "pct=0.001"),
     *[Case(f"select seed={seed}", f"seed={seed}") for seed in ("abc", "-1", "1.5", "4294967296")],
     *[Case(f"select dataset.limit={n}", f"dataset.limit={n}") for n in ("0", "-5", "1.5", "many")],

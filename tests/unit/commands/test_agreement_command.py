@@ -1,4 +1,4 @@
-"""The agreement command: what it writes, what it reads, how mistakes end."""
+"""The agreement command: what it writes, what it reads, its errors."""
 
 import csv
 import hashlib
@@ -165,18 +165,18 @@ def test_tables_are_found_in_folders_runs_files_and_archives(scores, tmp_path):
 def test_a_run_that_chose_without_scores_is_refused(tmp_path, scores):
     (tmp_path / "run").mkdir()
     write_json(tmp_path / "run" / "result.json", {"scores": None, "rule": "random"})
-    with pytest.raises(UserError, match=r"run: this run chose without scores \(selection=random\); give one that has"):
+    with pytest.raises(UserError, match=r"run: this run used no scores \(selection=random\)"):
         read_all([f"{tmp_path}/run", str(scores("a"))])
     write_json(tmp_path / "run" / "result.json", {"scores": "/nowhere/scores.parquet"})
-    with pytest.raises(UserError, match=r"its scores, /nowhere/scores\.parquet, are no longer there"):
+    with pytest.raises(UserError, match=r"its scores /nowhere/scores\.parquet no longer exist"):
         read_all([f"{tmp_path}/run", str(scores("b"))])
 
 
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"ids": CONTENT[:30]}, r"b: has 30 rows, \S*a has 40; give scores of the same rows\."),
-        ({"ids": [*CONTENT[1:], "f" * 32]}, r"b: row 0 has id 0{31}1, in \S*a it is 0{32}; give scores of the same"),
+        ({"ids": CONTENT[:30]}, r"b: has 30 rows, and \S*a has 40\."),
+        ({"ids": [*CONTENT[1:], "f" * 32]}, r"b: row 0 has id 0{31}1, and in \S*a 0{32}\."),
         (
             {"fingerprint": "0" * 64},
             r"b/scores.parquet: its rows have fingerprint \w{12}, manifest.json beside it is of",
@@ -191,10 +191,10 @@ def test_tables_of_other_rows_are_refused(scores, tmp_path, other, message):
 
 
 def test_one_table_and_a_folder_without_scores_are_refused(scores, tmp_path):
-    with pytest.raises(UserError, match=r"a: is one table; name two or more to compare\."):
+    with pytest.raises(UserError, match="a: is only one table"):
         run([str(scores("a"))], tmp_path / "out")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"empty: neither a scores folder \(scores\.parquet\) nor a finished run of"):
+    with pytest.raises(UserError, match="empty: neither a scores folder nor a finished run of select or train"):
         run([str(scores("b")), f"{tmp_path}/empty"], tmp_path / "out")
 
 
@@ -231,11 +231,11 @@ def test_clusters_come_from_a_file_or_a_table(scores, tmp_path):
 @pytest.mark.parametrize(
     ("name", "columns", "message"),
     [
-        ("nowhere.csv", None, r"--clusters \S*nowhere\.csv: no such file"),
-        ("c.parquet", {"topic": [1, 2]}, r"c\.parquet: has no column cluster; give a table that has one\."),
-        ("c.parquet", {"cluster": [1, 2, 3]}, r"has clusters of 3 rows, the tables have 2; give a cluster for each"),
-        ("c.parquet", {"cluster": [1, None]}, r"1 rows have no cluster; say -1 for rows in none\."),
-        ("c.parquet", {"cluster": [1, 2], "index": [5, 6]}, r"has clusters of 2 rows, the tables have 2"),
+        ("nowhere.csv", None, r"--clusters=\S*nowhere\.csv: no such file"),
+        ("c.parquet", {"topic": [1, 2]}, r"c\.parquet: has no column cluster"),
+        ("c.parquet", {"cluster": [1, 2, 3]}, "has clusters of 3 rows, and the tables have 2"),
+        ("c.parquet", {"cluster": [1, None]}, "1 rows have an empty cluster"),
+        ("c.parquet", {"cluster": [1, 2], "index": [5, 6]}, "has clusters of 2 rows, and the tables have 2"),
     ],
 )
 def test_clusters_that_do_not_fit_are_refused(tmp_path, name, columns, message):

@@ -16,8 +16,8 @@ def test_choosing_and_training_add_up_beside_training_on_everything():
     assert figures["saved"] == {"flops": 7e12, "share": pytest.approx(0.7)}
     assert figures["break_even_pct"] == pytest.approx(80)
     assert describe_ledger(figures) == (
-        "Cost: 2e+12 FLOPs to choose, 1e+12 to train: 70% less than training on everything (1e+13); choosing "
-        "pays below 80 % of the data"
+        "2e+12 FLOPs to select, 1e+12 to train: 70% less than training on everything (1e+13); selection "
+        "pays off below 80 % of the data"
     )
 
 
@@ -32,5 +32,5 @@ def test_a_scorer_dearer_than_the_target_never_pays():
     assert figures["break_even_pct"] == 0
     assert figures["saved"]["share"] == pytest.approx(-0.3)
     assert describe_ledger(figures).endswith(
-        "30% more than training on everything (1e+13); choosing alone costs as much"
+        "30% more than training on everything (1e+13); selection alone costs as much"
     )

@@ -20,11 +20,11 @@ def test_a_training_run_says_what_was_chosen_trained_and_spent_and_where_its_sco
     result = json.loads((folder / "result.json").read_text())
     title, told = shown(capsys, folder)
     assert title.split() == ["train", str(folder)]
-    assert told["Selection lp_app"].startswith("6 of 24 rows (25 %, asked for 25 %")
+    assert told["Selection lp_app"].startswith("6 of 24 rows (25 %, 25 % requested")
     assert told["Scores from"] == f"reused: {result['scores']}"
     assert told["Scorer"].startswith(f"other-scorer: {result['scoring']['tokens']:,} tokens")
     assert f"{result['training']['tokens']:,} tokens" in told["Target"]
-    assert told["Cost"].startswith(f"{result['ledger']['selection']['flops']:.3g} FLOPs to choose")
+    assert told["Cost"].startswith(f"{result['ledger']['selection']['flops']:.3g} FLOPs to select")
     assert told["Seed"] == "42"
     assert told["Data"].startswith("rows (")
     assert "subset.jsonl" in told["Files"]

@@ -46,7 +46,7 @@ def make_table():
 
 @pytest.fixture(scope="session")
 def make_spec():
-    """The specification of a rule by its name, as conf/selection has it."""
+    """The spec of a rule by name, with the defaults of conf/selection."""
 
     def make(name, **fields):
         rule = getattr(rules, name, None) or getattr(coverage, name)
@@ -57,7 +57,7 @@ def make_spec():
 
 @pytest.fixture(scope="session")
 def shared_data():
-    """Opens an array file of the released artefacts."""
+    """Opens an array file of the released artifacts."""
 
     def load(name):
         file = SHARED_DATA / name

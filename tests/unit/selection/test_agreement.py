@@ -14,7 +14,7 @@ from lpsel.errors import UserError
 from lpsel.scoring.npz import names_in_npz, split_npz
 from lpsel.scoring.read import read_scores
 from lpsel.selection import agreement as module
-from lpsel.selection.agreement import agreement, agreement_in_clusters, auc, kendall, lowest, score, spearman
+from lpsel.selection.agreement import agreement, agreement_in_clusters, auc, kendall, lowest, spearman
 from lpsel.selection.agreement_study import ALL, DEFINED, numbers, study
 
 OPT = ("opt-350m", "opt-1.3b", "opt-2.7b", "opt-6.7b")
@@ -43,13 +43,13 @@ def test_rank_correlations_are_scipys_for_few_rows_and_many(n):
 
 
 @pytest.mark.parametrize("n", [4, 400])
-def test_a_scorer_that_says_one_number_has_no_correlation(n):
+def test_a_constant_scorer_has_no_correlation(n):
     scores = np.array([np.ones(n), np.arange(n)])
     assert np.isnan(spearman(scores)[0, 1])
     assert np.isnan(kendall(scores)[0, 1])
 
 
-def test_the_share_in_common_is_of_the_rows_that_both_would_choose():
+def test_the_overlap_is_of_the_rows_that_both_would_select():
     one = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
     other = [0.3, 0.9, 0.1, 0.8, 0.2, 0.7, 0.6, 0.5, 0.4, 1.0]
     found = agreement(np.array([one, other]), [10, 30, 25])
@@ -60,12 +60,12 @@ def test_the_share_in_common_is_of_the_rows_that_both_would_choose():
     assert found.chance == pytest.approx([0.1, 0.3, 0.3])
 
 
-def test_ties_at_the_edge_go_to_the_first_rows():
+def test_ties_at_the_cutoff_go_to_the_first_rows():
     assert np.flatnonzero(lowest(np.array([[1.0, 0.0, 1.0, 1.0]]), 50)[0]).tolist() == [0, 1]
 
 
 @given(st.integers(2, 60), st.integers(1, 100), st.integers(0, 1_000))
-def test_agreement_does_not_depend_on_which_scorer_comes_first_and_is_whole_with_itself(n, pct, seed):
+def test_agreement_is_symmetric_and_complete_with_itself(n, pct, seed):
     scores = np.random.default_rng(seed).random((2, n))
     there, back = agreement(scores, [pct]), agreement(scores[::-1], [pct])
     assert there.spearman[0, 1] == pytest.approx(back.spearman[0, 1])
@@ -74,54 +74,53 @@ def test_agreement_does_not_depend_on_which_scorer_comes_first_and_is_whole_with
     assert there.common[0, 0, 0] == there.lowest[0]
 
 
-def test_random_scorers_share_what_chance_says():
+def test_random_scorers_overlap_by_chance():
     found = agreement(np.random.default_rng(0).random((2, 200_000)), [10])
     assert found.share[0, 0, 1] == pytest.approx(found.chance[0], abs=0.006)
 
 
-def test_inside_clusters_it_is_the_median_over_those_with_enough_rows():
+def test_within_clusters_it_is_the_median_over_those_with_enough_rows(make_table):
     up, down = np.arange(10.0), np.arange(10.0)[::-1]
     first = np.concatenate([up, up, up, up[:9], up])
     second = np.concatenate([up, down, up, up[:9], down])
     # 7, 3 and 5 count: same, opposite, same. Cluster 9 has nine rows, -1 is no cluster.
     cluster = np.repeat([7, 3, 5, 9, -1], [10, 10, 10, 9, 10]).astype(np.int32)
-    found = agreement_in_clusters(np.array([first, second]), cluster, [10])
-    assert found.clusters == 3
-    assert found.spearman[:, 0, 1] == pytest.approx([0, 1, 1])  # quartiles of -1, 1, 1
-    assert found.kendall[:, 0, 1] == pytest.approx([0, 1, 1])
-    assert found.share[:, 0, 0, 1] == pytest.approx([0.5, 1, 1])
-    assert found.pooled[0, 0, 1] == pytest.approx(2 / 3)
-    assert found.chance == pytest.approx([0.1])
+    assert len(agreement_in_clusters(np.array([first, second]), cluster, [10])) == 3
+    # LP_app rises with the score.
+    tables = [make_table([np.full(49, 100.0), 99 - score]) for score in (first, second)]
+    pair = numbers(study(["a", "b"], tables, [10], cluster))["pairs"][0]["in_clusters"]
+    quartiles = {"lower_quartile": 0, "median": 1, "upper_quartile": 1}  # of -1, 1, 1
+    assert pair["clusters"] == 3
+    assert pair["spearman"] == pytest.approx(quartiles)
+    assert pair["kendall_tau_b"] == pytest.approx(quartiles)
+    lowest = {"pct": 10, "lower_quartile": 0.5, "median": 1, "upper_quartile": 1, "pooled": 2 / 3, "chance": 0.1}
+    assert pair["lowest"] == [pytest.approx(lowest)]
 
 
-def test_clusters_too_small_for_a_share_do_not_count_for_it():
-    scores = np.random.default_rng(0).random((2, 100))
-    found = agreement_in_clusters(scores, np.repeat([0, 1], [10, 90]).astype(np.int32), [1])
-    # 1 % of ten rows is none; of 90 rows it is one.
-    assert found.share[1, 0, 0, 0] == 1
-    assert found.chance == pytest.approx([1 / 90])
+def test_clusters_with_less_than_half_a_lowest_row_do_not_count(make_table):
+    table = make_table([np.full(100, 1000.0), np.random.default_rng(0).permutation(100) + 1.0])
+    cluster = np.repeat([0, 1], [10, 90]).astype(np.int32)
+    low = numbers(study(["a", "b"], [table, table], [1], cluster))["pairs"][0]["in_clusters"]["lowest"][0]
+    # 1 % of ten rows rounds to 0; of 90 rows it is one.
+    assert low["median"] == 1
+    assert low["chance"] == pytest.approx(1 / 90)
 
 
-def test_no_cluster_with_enough_rows_is_none():
-    assert agreement_in_clusters(np.zeros((2, 9)), np.zeros(9, np.int32), [10]) is None
+def test_no_cluster_with_enough_rows_is_noted(make_table):
+    table = make_table([[9.0] * 9, [1, 2, 3, 4, 5, 6, 7, 8, 8.5]])
+    values = numbers(study(["a", "b"], [table, table], [50], np.zeros(9, np.int32)))
+    assert values["pairs"][0]["in_clusters"] is None
+    assert values["notes"][-1] == "No cluster has enough rows for a comparison of its own."
 
 
-def test_auc_counts_how_often_a_chosen_row_is_longer():
+def test_auc_is_how_often_a_selected_row_is_longer():
     # 3 against 1, 2 and 3: two wins and a draw.
     assert auc(np.array([1, 2, 3, 3]), np.array([False, False, True, False])) == pytest.approx(2.5 / 3)
     assert math.isnan(auc(np.array([1, 2]), np.array([True, True])))
 
 
-def test_metrics_of_one_row_by_hand(make_table):
-    table = make_table([[10.0], [4.0], [3.0], [2.0]])
-    assert score(table, "lp", 3) == pytest.approx([6 / 8])
-    assert score(table, "lp", 2) == pytest.approx([6 / 7])
-    assert score(table, "lp_app", 3) == pytest.approx([0.6])
-    assert score(table, "lp_nll", 3) == pytest.approx([math.log(2.5) / math.log(5)])
-
-
 def test_undefined_rows_are_left_out_in_all_tables_or_count_as_0(make_table):
-    # Row 3 learnt nothing by the first scorer; row 4 has no token by the second.
+    # Row 3 learned nothing by the first scorer; row 4 has no token by the second.
     one = make_table([[9.0, 9, 9, 9, 9], [8, 6, 4, 5, 7], [1, 1, 1, 9, 1]])
     other = make_table([[9.0, 9, 9, 9, 1], [4, 6, 8, 5, 1], [1, 1, 1, 1, 1]])
     made = study(["one", "other"], [one, make_table(other.ppl, response_tokens=[1, 1, 1, 1, 0])], [40])
@@ -136,25 +135,23 @@ def test_undefined_rows_are_left_out_in_all_tables_or_count_as_0(make_table):
     assert [t["rows_otherwise_undefined"] for t in entry] == [1, 0]
 
 
-def test_one_epoch_is_enough_for_lp_app_alone(make_table):
+def test_one_epoch_is_enough_for_lp_app_only(make_table):
     made = study(["a", "b"], [make_table([[9.0, 9], [4, 3]]), make_table([[9.0, 9], [4, 3], [2, 2]])], [50])
     assert made.metrics == ["lp_app"]
-    assert numbers(made)["notes"] == ["LP needs 2 recorded epochs or more and a has 1: LP_app only."]
+    assert numbers(made)["notes"] == ["LP needs at least 2 recorded epochs and a has 1: LP_app only."]
 
 
-def test_what_cannot_be_compared_is_said_in_one_line(make_table):
+def test_tables_that_cannot_be_compared_are_an_error(make_table):
     whole, unscored = make_table([[9.0, 9], [4, 3]]), make_table([[9.0, 9]])
-    with pytest.raises(UserError, match=r"b: has no records after an epoch; give scores with nll_0 and nll_1"):
+    with pytest.raises(UserError, match="b: has no records after an epoch"):
         study(["a", "b"], [whole, unscored], [50])
-    with pytest.raises(
-        UserError, match=r"a, b: 0 rows have a score in all of them; give tables with scores of the same"
-    ):
+    with pytest.raises(UserError, match="a, b: 0 rows have a score in all tables"):
         study(["a", "b"], [whole, make_table([[9.0, 9], [4, 3]], response_tokens=[0, 0])], [50])
-    with pytest.raises(UserError, match=r"pct=10: is 0.2 of 2 rows, which rounds to none"):
+    with pytest.raises(UserError, match=r"pct=10: is 0\.2 of 2 rows, which rounds to 0"):
         study(["a", "b"], [whole, whole], [10])
 
 
-def test_length_is_compared_where_tokens_are_known(make_table):
+def test_scores_are_compared_with_known_lengths(make_table):
     # LP_app 0.1 to 0.5, lengths falling with it: the hardest row is the longest.
     ppl = [[10.0] * 5, [9, 8, 7, 6, 5]]
     made = study(["a", "b"], [make_table(ppl, response_tokens=[50, 40, 30, 20, 10])] * 2, [20])

@@ -1,4 +1,4 @@
-"""Sharing rows over clusters: equal, by mean hardness, and duplicates."""
+"""Allocation of rows to clusters: equal, by mean hardness, and duplicates."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
+from lpsel.commands.result_summary import statistics
 from lpsel.errors import UserError
 from lpsel.selection.budget import capped_shares, hardness_weights, rank_in_clusters
 from lpsel.selection.select import select
-from lpsel.selection.summary import describe, summary
+from lpsel.selection.summary import summary
 
 CHARACTERS = {side: {"selected": 1.0, "all": 1.0} for side in ("prompt", "response")}
 sizes = nps.arrays(np.int64, st.integers(1, 30), elements=st.integers(1, 50))
@@ -96,7 +97,7 @@ def test_cluster_mean_does_not_depend_on_the_scale_of_scores(make_table, make_sp
     assert chosen[0] == chosen[1] == chosen[2]
 
 
-def test_duplicates_are_chosen_once_where_asked(make_table, make_spec):
+def test_dropped_duplicates_are_selected_once(make_table, make_spec):
     table = make_table([[10.0] * 6, [1, 9, 9, 8, 8, 2]], response_tokens=[1, 0, 1, 1, 1, 1], id=list("abbccc"))
     kept = select(table, make_spec("lp_app"), 50, 0)
     assert np.flatnonzero(kept.selected).tolist() == [2, 3, 4]
@@ -109,7 +110,7 @@ def test_duplicates_are_chosen_once_where_asked(make_table, make_spec):
 
 def test_duplicates_need_ids(make_table, make_spec):
     table = make_table([[10.0] * 2, [1.0, 2.0]], id=None)
-    with pytest.raises(UserError, match=r"selection.duplicates=drop: these rows have no content ids to compare\."):
+    with pytest.raises(UserError, match=r"selection\.duplicates=drop: these rows have no content ids to compare"):
         select(table, make_spec("lp_app", duplicates="drop"), 50, 0)
 
 
@@ -120,13 +121,13 @@ def test_odd_scores_are_counted(make_table, make_spec):
     selection = select(table, make_spec("lp"), 50, 0)
     assert selection.odd == {"undefined": 2, "not_finite": 1, "above_1": 1, "below_0": 1}
     assert selection.counts == {"no supervised token": 1, "nll is not finite": 1, "score is undefined": 1}
-    assert describe(summary(selection, table, CHARACTERS))[-1] == (
-        "  odd scores: 2 undefined, 1 of these with a record that is not finite, 1 above 1, 1 below 0"
-    )
+    assert statistics(summary(selection, table, CHARACTERS))[-1] == (
+        "Odd scores", "2 undefined, 1 of these with a record that is not finite, 1 above 1, 1 below 0",
+    )  # fmt: skip
     released = select(table, make_spec("lp", budget="paper"), 50, 0)
     assert released.odd == {"undefined": 3, "not_finite": 1, "above_1": 1, "below_0": 1}
     assert released.score[[2, 3, 5]].tolist() == [0, 0, 0]
-    assert describe(summary(released, table, CHARACTERS))[-1].endswith("1 below 0; the undefined count as 0")
+    assert statistics(summary(released, table, CHARACTERS))[-1][1].endswith("1 below 0; undefined scores count as 0")
 
 
 @pytest.mark.parametrize("name", ["opt-350m", "opt-13b"])

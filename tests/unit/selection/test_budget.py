@@ -1,5 +1,6 @@
-"""How many rows, and how many of every cluster."""
+"""How many rows, and how many from every cluster."""
 
+import re
 from decimal import ROUND_HALF_UP, Decimal
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
 from lpsel.errors import UserError
-from lpsel.selection.budget import check_pct, exact_shares, paper_shares, rank_in_clusters, rows_of, thirds
+from lpsel.selection.budget import check_pct, exact_shares, paper_shares, rank_in_clusters, row_budget, thirds
 
 sizes = nps.arrays(np.int64, st.integers(1, 40), elements=st.integers(1, 200))
 shares = st.floats(0, 100, exclude_min=True, allow_subnormal=False)
@@ -30,34 +31,39 @@ shares = st.floats(0, 100, exclude_min=True, allow_subnormal=False)
         (1e-05, 10_000_000, 1),
     ],
 )
-def test_rows_are_the_decimal_share_rounded_half_up(pct, n_total, rows):
-    assert rows_of(pct, n_total) == rows
+def test_rows_are_the_decimal_percentage_rounded_half_up(pct, n_total, rows):
+    assert row_budget(pct, n_total) == rows
 
 
 @given(shares, st.integers(1, 10**8))
-def test_rows_are_what_decimal_arithmetic_gives(pct, n_total):
+def test_rows_equal_decimal_arithmetic(pct, n_total):
     expected = (Decimal(repr(pct)) * n_total / 100).quantize(Decimal(1), ROUND_HALF_UP)
     assume(expected > 0)
-    assert rows_of(pct, n_total) == expected
+    assert row_budget(pct, n_total) == expected
 
 
 @pytest.mark.parametrize("pct", [0, -1, 100.1, float("nan"), float("inf"), "ten", None, True])
-def test_a_share_that_is_none_says_what_it_must_be(pct):
-    with pytest.raises(UserError) as error:
+def test_an_invalid_percentage_is_an_error(pct):
+    with pytest.raises(UserError) as caught:
         check_pct(pct)
-    assert str(error.value) == f"pct={pct}: must be above 0 and at most 100. For everything, say selection=full."
+    assert (caught.value.name, caught.value.problem) == ("pct", "must be in (0, 100]")
+    assert caught.value.hint == "set selection=full to use all rows"
 
 
-def test_a_share_of_less_than_half_a_row_names_the_smallest_that_gives_one():
-    with pytest.raises(UserError, match=r"pct=1: is 0\.4 of 40 rows, which rounds to none\. Give at least pct=1\.25,"):
-        rows_of(1, 40)
+def test_less_than_half_a_row_is_an_error_with_the_smallest_valid_percentage():
+    with pytest.raises(UserError) as caught:
+        row_budget(1, 40)
+    assert (caught.value.name, caught.value.value) == ("pct", "1")
+    assert caught.value.problem == "is 0.4 of 40 rows, which rounds to 0"
+    assert caught.value.hint == "set pct=1.25 or more, which is one row"
 
 
 @given(st.integers(1, 10**9))
-def test_the_smallest_share_that_is_named_gives_one_row(n_total):
-    with pytest.raises(UserError) as error:
-        rows_of(1e-300, n_total)
-    assert rows_of(float(str(error.value).split("pct=")[2].split(",")[0]), n_total) == 1
+def test_the_smallest_valid_percentage_is_one_row(n_total):
+    with pytest.raises(UserError) as caught:
+        row_budget(1e-300, n_total)
+    smallest = re.match(r"set pct=(\S+) or more", caught.value.hint)[1]
+    assert row_budget(float(smallest), n_total) == 1
 
 
 def test_exact_shares_by_hand():
@@ -90,7 +96,7 @@ def test_paper_shares_jump_between_a_third_a_half_and_all(pct, parts):
     assert paper_shares(np.array([60]), pct).tolist() == [60 // parts]
 
 
-def test_a_share_too_small_for_parts_is_one_row_of_every_cluster():
+def test_a_tiny_percentage_is_one_row_of_every_cluster():
     assert paper_shares(np.array([1, 7]), 1e-300).tolist() == [1, 1]
 
 
@@ -108,7 +114,7 @@ def test_rows_are_ranked_by_cluster_then_key_then_index():
     )
     assert ranked.row.tolist() == [3, 1, 2, 4, 0]
     assert ranked.size.tolist() == [2, 3]
-    assert ranked.place.tolist() == [0, 1, 0, 1, 2]
+    assert ranked.rank.tolist() == [0, 1, 0, 1, 2]
     assert ranked.first(np.array([1, 2])).tolist() == [3, 2, 4]
 
 

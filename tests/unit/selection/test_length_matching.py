@@ -63,7 +63,7 @@ def test_with_clusters_sizes_are_exact_and_no_stratum_is_far_off(make_table, mak
 
 def test_lengths_must_be_known(make_table, make_spec):
     table = make_table([[10.0] * 3, [1.0, 2, 3]], tokens_known=False)
-    with pytest.raises(UserError, match=r"selection.length=matched: these scores do not say how long rows are\. Add"):
+    with pytest.raises(UserError, match=r"selection\.length=matched: these scores have no token counts"):
         select(table, make_spec("lp_app", length="matched"), 50, 0)
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lpsel.commands import result_summary as outline
+from lpsel.commands import result_summary
 from lpsel.commands.job import run
 from lpsel.scoring.read import read_scores
 from lpsel.selection.select import select
@@ -95,20 +95,18 @@ def dolly_table(shared_data, tmp_path):
     return write
 
 
-def test_the_command_reads_such_a_table_and_says_what_it_chose(shared_data, dolly_table, tmp_path):
+def test_the_command_reads_such_a_table_and_summarizes_its_selection(shared_data, dolly_table, tmp_path):
     data = f"dataset.path={shared_data.folder / 'dolly.jsonl.xz'}"
     asked = ["dataset=local", data, f"scores={dolly_table('opt-350m')}", "selection=lp", "pct=1", "tracker=none"]
     result = run("select", [*asked, "selection.budget=paper"], tmp_path / "run")
     assert result["n_selected"] == Path(result["subset"]).read_bytes().count(b"\n") == DOLLY_SIZES[1]
-    told = outline.selection(result)
-    assert told[0] == (
-        "Selection lp",
-        "307 of 15,011 rows (2.05 %, asked for 1 %, budget paper), from 300 of 300 clusters",
-    )
-    assert [name for name, _ in told if name][1:] == [
+    pairs = result_summary.selection(result)
+    rows = "307 of 15,011 rows (2.05 %, 1 % requested, budget paper), from 300 of 300 clusters"
+    assert pairs[0] == ("Selection lp", rows)
+    assert [name for name, _ in pairs if name][1:] == [
         "Scores", "Mean characters", "Odd scores", "First in ranking", "Last in ranking",
     ]  # fmt: skip
-    rows = [what for _, what in told if ": " in what and "  row " in what]
+    rows = [what for _, what in pairs if ": " in what and "  row " in what]
     assert len(rows) == 20, "ten of each end"
 
 

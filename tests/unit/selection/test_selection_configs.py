@@ -29,7 +29,7 @@ def test_every_rule_is_a_file(make_table, name, epochs):
 
 
 def test_no_rule_file_is_without_its_line_in_the_documentation():
-    written = (config_dir().parent / "docs" / "rules.md").read_text()
+    written = (config_dir().parent / "docs" / "guides" / "rules.md").read_text()
     for rule in choices("selection"):
         assert f"\n| `{rule}` |" in written
         file = config_dir() / "selection" / f"{rule}.yaml"
@@ -38,10 +38,10 @@ def test_no_rule_file_is_without_its_line_in_the_documentation():
 
 def test_options_are_set_from_the_command_line():
     lp = instantiate(node("selection", "lp", "selection.basis=nll", "selection.length=matched"))
-    assert (lp.options, lp.rule.keywords, lp.length) == ({"basis": "nll"}, {"basis": "nll"}, "matched")
+    assert (lp.options, lp.length) == ({"basis": "nll"}, "matched")
     assert instantiate(node("selection", "buckets", "selection.allocation=equal")).allocation == "equal"
     column = instantiate(node("selection", "score_column", "selection.column=reward"))
-    assert (list(column.columns), column.rule.keywords) == (["reward"], {"column": "reward", "descending": False})
+    assert (list(column.columns), column.options) == (["reward"], {"column": "reward", "descending": False})
     deita = instantiate(node("selection", "deita", "selection.complexity=c", "selection.quality=q"))
     assert (list(deita.columns), deita.needs_vectors) == (["c", "q"], False)
     near = instantiate(
