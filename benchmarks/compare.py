@@ -65,7 +65,7 @@ def compare(
 
     Args:
         entrants: lpsel first; bound to the same rows.
-        steps: optimiser steps of each run, where it trains.
+        steps: optimizer steps of each run that trains.
     """
     print(f"\n{title}", flush=True)
     _, tokens_folder, precision = entrants[LPSEL].args  # type: ignore[attr-defined]

@@ -2,8 +2,8 @@
 
     python benchmarks/cpu.py --model FOLDER --data FILE
 
-Without them SmolLM2-135M in the folder that LPSEL_TEST_MODELS names and Alpaca beside the checkout are taken; without
-those a random Llama and the embedded rows. About 25 minutes on two cores; --rounds and --rows make it shorter.
+The defaults are SmolLM2-135M in the folder LPSEL_TEST_MODELS and Alpaca next to the checkout, or a random Llama and the
+embedded rows without those. About 25 minutes on two cores; --rounds and --rows make it shorter.
 """
 
 import tempfile
@@ -13,7 +13,7 @@ from typing import Any
 import contestants
 import ours
 from compare import NO_LM_EVAL, NOTES, RECIPE, compare, scorers, trainers
-from harness import arguments, hush, interleave, show, spread, write
+from harness import arguments, interleave, quiet_libraries, show, spread, write
 from material import ALPACA, existing, random_llama, sample, smollm2
 
 FULL = {"layers": 8, "hidden": 256, "vocabulary": 49_152}
@@ -27,9 +27,9 @@ def main(argv: list[str] | None = None) -> Path:
     parser.add_argument("--rows", type=int, default=200, help="rows that are scored in every round")
     parser.add_argument("--lm-eval-rows", type=int, default=80, help="fewer for lm-eval, which takes longest")
     parser.add_argument("--training-rounds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=1, help="optimiser steps of a round of training")
+    parser.add_argument("--steps", type=int, default=1, help="optimizer steps per round of training")
     options = parser.parse_args(argv)
-    hush()
+    quiet_libraries()
     batch_size = 4 if options.tiny else 32
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)

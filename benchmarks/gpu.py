@@ -14,7 +14,7 @@ import contestants
 import ours
 import torch
 from compare import LPSEL, NO_LM_EVAL, NOTES, RECIPE, TRAINER, compare, nominal_peak, scorers, trainers
-from harness import arguments, check_agreement, hush, show, write
+from harness import arguments, check_agreement, quiet_libraries, show, write
 from material import ALPACA_ROWS, alpaca_lengths, random_model
 from transformers import LlamaConfig, OPTConfig
 
@@ -25,11 +25,11 @@ def main(argv: list[str] | None = None) -> Path:
     parser = arguments(__doc__)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--rows", type=int, default=1024, help="rows that are scored in every round")
-    parser.add_argument("--steps", type=int, default=8, help="optimiser steps of a round of training, 32 rows each")
+    parser.add_argument("--steps", type=int, default=8, help="optimizer steps per round of training, 32 rows each")
     options = parser.parse_args(argv)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device=cuda: this machine has no CUDA device; say --device cpu --tiny to try the code.")
-    hush()
+    quiet_libraries()
     figures: dict[str, Any] = {"comparisons": [], "alpaca_end_to_end": []}
     with tempfile.TemporaryDirectory() as folder:
         for name, config in configs(options.tiny).items():

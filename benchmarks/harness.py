@@ -45,7 +45,7 @@ class Run:
     Attributes:
         seconds: of the timed part; loading and tokenising are outside it.
         tokens: fed, padding aside, the same for all contestants of a comparison.
-        nll: what came out, for the check that contestants agree: of each row, or of each optimiser step.
+        nll: of each row or optimizer step, to check that contestants agree.
         extra: further figures of this contestant.
     """
 
@@ -67,12 +67,12 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     """The command line that every benchmark has."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds")
-    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder for the JSON beside the tables")
+    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder for the JSON files")
     parser.add_argument("--tiny", action="store_true", help="the smallest form, to see that everything runs")
     return parser
 
 
-def hush() -> None:
+def quiet_libraries() -> None:
     """Silence what the contestants and their libraries print, all but errors."""
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
@@ -198,7 +198,7 @@ def imported() -> Any:
 def _measure_peak(device: str, threads: int, contestant: Contestant, args: Any, kwargs: Any) -> int:
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    hush()
+    quiet_libraries()
     loaded = 0
 
     def on_ready(model: Any) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import lightning as L
 import ours
 import torch
-from harness import arguments, begin_peak, end_with_parent, hush, imported, resident, show, write
+from harness import arguments, begin_peak, end_with_parent, imported, quiet_libraries, resident, show, write
 from material import existing, random_llama, smollm2
 
 from lpsel.model.fsdp import ShardedStrategy
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> Path:
     parser = arguments(__doc__)
     parser.add_argument("--model", type=existing, default=smollm2())
     options = parser.parse_args(argv)
-    hush()
+    quiet_libraries()
     with tempfile.TemporaryDirectory() as folder:
         model = options.model
         if options.tiny or model is None:
@@ -90,7 +90,7 @@ def _ranks(strategy: str, model: Path) -> list[dict[str, int]]:
 def _load(strategy: str, model: Path, port: int, rank: int) -> dict[str, int]:
     """Bytes of this rank above what it had before: the most, of these its own, and what stayed."""
     threading.Thread(target=end_with_parent, daemon=True).start()
-    hush()
+    quiet_libraries()
     os.environ |= {
         "TORCHELASTIC_RUN_ID": "loading",
         "RANK": str(rank),

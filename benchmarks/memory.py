@@ -15,7 +15,7 @@ from pathlib import Path
 import contestants
 import numpy as np
 import ours
-from harness import arguments, hush, peak_above_weights, show, write
+from harness import arguments, peak_above_weights, quiet_libraries, show, write
 from material import alpaca_lengths, existing, random_llama, smollm2
 from numpy.typing import NDArray
 
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> Path:
     parser = arguments(__doc__)
     parser.add_argument("--model", type=existing, default=smollm2())
     options = parser.parse_args(argv)
-    hush()
+    quiet_libraries()
     vocabularies, budgets = ((512,), (512, 1024)) if options.tiny else (VOCABULARIES, BUDGETS)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)

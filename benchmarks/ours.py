@@ -139,7 +139,7 @@ def train(
     record: bool = False,
     on_ready: Callable[[Any], None] = touch,
 ) -> Run:
-    """`steps` optimiser steps over the first rows of `order_of`.
+    """`steps` optimizer steps over the first rows of `order_of`.
 
     With `record`, a recording pass over all rows before and after; `extra` then has `whole`, the seconds of everything
     after loading, `forward`, those inside the passes' forward passes, and `passes`, those of the passes as a whole.

@@ -1,4 +1,4 @@
-"""How long `lpsel select scores=FILE` takes on many rows, as a whole command, beside the same choice by pandas.
+"""Time of the whole command `lpsel select scores=FILE` on many rows, compared with the same selection in pandas.
 
     python benchmarks/selection.py                          # 10,000,000 rows in 200,000 clusters
     python benchmarks/selection.py --rows 52002 --clusters 1000

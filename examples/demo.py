@@ -1,7 +1,7 @@
-"""The main job on the embedded data: score, select, train a target four times, evaluate; one table (`make demo`).
+"""The whole pipeline on the embedded data: score, select, train five targets, evaluate; one table (`make demo`).
 
-Every row is what came out, whether LP wins or not. Full data and subsets use the same recipe, so that a subset costs
-its share of the training.
+The table shows the results whether LP wins or not. All rows and subsets use the same recipe, so that the training cost is
+proportional to the rows.
 """
 
 import logging
@@ -13,26 +13,26 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lpsel.cli import hush
+from lpsel.cli import quiet_libraries
 from lpsel.commands.job import run
 from lpsel.commands.report import report
 
 PCT = 25
-# Name in the table -> what `lpsel train` is told. LP_app comes before LP: its one recorded epoch is what it costs, and
-# LP's three would serve it too.
+# Name in the table -> overrides of `lpsel train`. LP_app comes before LP, whose three recorded epochs would serve it too,
+# so that its cost is that of one epoch.
 RUNS = {
     "all rows": ["selection=full"],
-    f"random {PCT} %": ["selection=random", f"pct={PCT}"],
-    f"lp_app, hardest {PCT} %": ["selection=lp_app", f"pct={PCT}"],
-    f"lp_app, easy third, {PCT} %": ["selection=lp_app", "selection.bucket=high", f"pct={PCT}"],
-    f"lp, hardest {PCT} %": ["selection=lp", f"pct={PCT}"],
+    f"random {PCT}%": ["selection=random", f"pct={PCT}"],
+    f"lp_app, hardest {PCT}%": ["selection=lp_app", f"pct={PCT}"],
+    f"lp_app, easy third, {PCT}%": ["selection=lp_app", "selection.bucket=high", f"pct={PCT}"],
+    f"lp, hardest {PCT}%": ["selection=lp", f"pct={PCT}"],
 }
 UNTRAINED = "tiny-target"
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    hush()
+    quiet_libraries()
     started = time.monotonic()
     folder = Path("runs") / "demo" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     common = ["trainer=cpu", "tracker=csv"]
@@ -46,13 +46,13 @@ def main() -> None:
 
     console = Console(width=None if Console().is_terminal else 140)
     console.print(comparison(trained, evaluation))
-    print("\n".join(against_known_difficulty(trained[f"lp, hardest {PCT} %"])))
+    print("\n".join(against_known_difficulty(trained[f"lp, hardest {PCT}%"])))
     minutes = (time.monotonic() - started) / 60
-    print(f"Everything together: {minutes:.1f} minutes.\n{report([str(folder)], folder / 'report')}")
+    print(f"Total: {minutes:.1f} minutes.\n{report([str(folder)], folder / 'report')}")
 
 
 def comparison(trained: dict[str, dict[str, Any]], evaluation: dict[str, Any]) -> Table:
-    """Held-out quality beside what it took, a row for every model."""
+    """Held-out quality and cost of every model."""
     table = Table(title="The same target, trained on all rows and on subsets of one size", title_justify="left")
     headings = ("rows", "exact match %", "NLL", "selection tokens", "and s", "training tokens", "and s")
     for heading in ("trained on", *headings):
@@ -68,7 +68,7 @@ def comparison(trained: dict[str, dict[str, Any]], evaluation: dict[str, Any]) -
             *_cost(made["scoring"] if made else None),
             *_cost(made["training"] if made else None),
         )
-    table.caption = f"{evaluation['n']} held-out rows, 95 % bootstrap intervals over rows."
+    table.caption = f"{evaluation['n']} held-out rows, 95% bootstrap intervals over rows."
     return table
 
 
@@ -77,7 +77,7 @@ def _cost(spent: dict[str, Any] | None) -> tuple[str, str]:
 
 
 def against_known_difficulty(made: dict[str, Any]) -> list[str]:
-    """How LP and LP_app rank against the difficulty and the wrong answers that the generator knows of."""
+    """LP and LP_app compared with the difficulty and the wrong answers that the generator knows."""
     import numpy as np
     from scipy.stats import spearmanr
     from sklearn.metrics import roc_auc_score
@@ -90,15 +90,15 @@ def against_known_difficulty(made: dict[str, Any]) -> list[str]:
     rows = [row.raw for row in Source(DatasetSpec("embedded", synthetic=_embedded()))]
     difficulty, wrong = np.array([r["difficulty"] for r in rows]), np.array([r["wrong"] for r in rows])
     task = np.array([r["task"] for r in rows])
-    lines = ["Low LP is hard. Against what the generator knows of the rows:"]
+    lines = ["Low LP is hard. Compared with the known difficulty and wrong answers:"]
     for metric in ("lp", "lp_app"):
         name, lp = METRICS[metric].title, learning_percentage(table, metric)
         ok = np.isfinite(lp)
         inside = [spearmanr(-lp[ok & (task == t)], difficulty[ok & (task == t)]).statistic for t in np.unique(task)]
         lines.append(
             f"  {name:<7} hardness and difficulty: Spearman {spearmanr(-lp[ok], difficulty[ok]).statistic:+.2f}"
-            f" (inside a task, on average {np.mean(inside):+.2f});"
-            f" wrong answers found as hard: AUC {roc_auc_score(wrong[ok], -lp[ok]):.2f}"
+            f" (within a task, on average {np.mean(inside):+.2f});"
+            f" wrong answers rank as hard: AUC {roc_auc_score(wrong[ok], -lp[ok]):.2f}"
         )
     return lines
 

@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lpsel.cli import hush
+from lpsel.cli import quiet_libraries
 from lpsel.commands.job import run
 
 PROMPTS = 40
@@ -28,7 +28,7 @@ NOISE = 0.6  # standard deviations of each matrix, added to it
 
 
 def main(models: Path, prompts: Path, out: Path) -> None:
-    hush()
+    quiet_libraries()
     model, judge = models / "smollm2-135m", models / "gemma3-270m"
     damaged = damage(model, out / "damaged")
     common = [

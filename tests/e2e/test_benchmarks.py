@@ -43,8 +43,8 @@ def test_cpu(benchmark, monkeypatch, tmp_path):
     assert figures["data"] == "embedded synthetic rows"
     scored, trained = figures["comparisons"][:2], figures["comparisons"][-2:]
     assert [sorted(each["contestants"]) for each in trained] == [["lpsel", "transformers Trainer"]] * 2
-    beside = {f"{name}, 32-true" for name in RECIPE}
-    assert [each["contestants"].keys() for each in scored] == [{"lpsel"} | RECIPE, {"lpsel"} | RECIPE | beside]
+    others = {f"{name}, 32-true" for name in RECIPE}
+    assert [each["contestants"].keys() for each in scored] == [{"lpsel"} | RECIPE, {"lpsel"} | RECIPE | others]
     assert [each["contestants"].keys() for each in figures["comparisons"][2:-2]] == [{"lpsel"} | LM_EVAL] * 2 * len(
         LM_EVAL
     )
@@ -68,7 +68,7 @@ def test_gpu_on_the_cpu(benchmark):
     assert projected["ratio"] == pytest.approx(projected["others"] / projected["lpsel"])
 
 
-def test_a_path_that_is_not_there(benchmark, capsys):
+def test_a_missing_path(benchmark, capsys):
     with pytest.raises(SystemExit):
         benchmark("cpu", "--model=no/such/folder")
     assert "--model: no/such/folder: not there; give another, or leave it out." in capsys.readouterr().err
@@ -113,7 +113,7 @@ def test_a_killed_benchmark_leaves_no_process_behind(tmp_path):
 def wait_until(true, seconds):
     deadline = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.1)
 
 
@@ -131,7 +131,7 @@ def test_selection(monkeypatch, capsys):
     assert printed[-1].startswith("the same 200 rows; lpsel takes ")
 
 
-def test_contestants_that_disagree_are_not_compared(monkeypatch):
+def test_disagreeing_contestants_are_not_compared(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import numpy as np
     from harness import check_agreement, in_words, interleave, ratios

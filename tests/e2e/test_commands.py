@@ -39,7 +39,7 @@ def trained(tmp_path, toy_model, instructions):
     return run("train", overrides, tmp_path / "runs" / "train")
 
 
-def test_the_subset_is_the_sources_own_rows_in_their_order(trained, tmp_path):
+def test_the_subset_has_the_sources_rows_in_their_order(trained, tmp_path):
     source = (tmp_path / "rows.jsonl").read_text().splitlines()
     subset = Path(trained["subset"]).read_text().splitlines()
     selected = pq.read_table(trained["selection"])
@@ -48,7 +48,7 @@ def test_the_subset_is_the_sources_own_rows_in_their_order(trained, tmp_path):
     assert [json.loads(line) for line in subset] == [json.loads(source[i]) for i in chosen]
 
 
-def test_the_chosen_rows_are_those_with_the_lowest_lp_app(trained):
+def test_the_selected_rows_have_the_lowest_lp_app(trained):
     table = pq.read_table(trained["scores"]).to_pandas()
     import numpy as np
 
@@ -58,7 +58,7 @@ def test_the_chosen_rows_are_those_with_the_lowest_lp_app(trained):
     assert set(selected.loc[selected["selected"], "index"]) == expected
 
 
-def test_the_trained_folder_loads_with_transformers_and_has_moved(trained, toy_model):
+def test_the_trained_model_loads_with_transformers_and_has_changed(trained, toy_model):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     before, after = (AutoModelForCausalLM.from_pretrained(p) for p in (toy_model, trained["model"]))
@@ -67,7 +67,7 @@ def test_the_trained_folder_loads_with_transformers_and_has_moved(trained, toy_m
     assert not list(Path(trained["model"]).glob("*.bin"))
 
 
-def test_result_json_is_what_the_run_returned(trained, tmp_path):
+def test_result_json_equals_the_returned_result(trained, tmp_path):
     written = json.loads((tmp_path / "runs" / "train" / "result.json").read_text())
     assert written["n_selected"] == 6
     assert written["rule"] == "lp_app"
@@ -81,20 +81,20 @@ def test_result_json_is_what_the_run_returned(trained, tmp_path):
 
 
 @pytest.mark.skipif(not SHARED_CHECK.is_file(), reason="../shared/tools/check-contract is not there")
-def test_run_folders_are_as_the_contract_says(trained, tmp_path):
+def test_run_folders_pass_check_contract(trained, tmp_path):
     folders = [tmp_path / "runs" / "train", Path(trained["scores"]).parent]
     done = subprocess.run([sys.executable, SHARED_CHECK, *folders], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "as the contract says"
 
 
-def test_select_chooses_what_train_trained_on(trained, tmp_path, toy_model):
+def test_select_selects_the_rows_that_train_trained_on(trained, tmp_path, toy_model):
     overrides = given(tmp_path, toy_model, tmp_path / "rows.jsonl", *scorer(toy_model), "selection=lp_app")
     selected = run("select", overrides, tmp_path / "runs" / "select")
     assert selected["scores_reused"]
     assert Path(selected["subset"]).read_text() == Path(trained["subset"]).read_text()
 
 
-def test_runs_stand_side_by_side_with_untrained_models(trained, tmp_path, toy_model):
+def test_runs_are_evaluated_next_to_untrained_models(trained, tmp_path, toy_model):
     overrides = given(tmp_path, toy_model, tmp_path / "rows.jsonl", "dataset.limit=5", "evaluator.max_new_tokens=4")
     models = f"models=[{Path(trained['model']).parent}]"
     result = run("evaluate", [*overrides, f"baseline={toy_model}", models], tmp_path / "runs" / "evaluate")
@@ -133,7 +133,7 @@ def test_scores_of_the_same_rows_in_another_order_are_matched(trained, tmp_path,
     assert ours == theirs[::-1]
 
 
-def test_scores_of_other_data_are_refused(trained, tmp_path, toy_model, instructions):
+def test_scores_of_other_data_are_rejected(trained, tmp_path, toy_model, instructions):
     other = instructions(rows=24, name="other.jsonl")
     other.write_text(other.read_text().replace("#23", "#24"))
     overrides = given(tmp_path, toy_model, other, f"scores={trained['scores']}", "cluster=none")
@@ -141,7 +141,7 @@ def test_scores_of_other_data_are_refused(trained, tmp_path, toy_model, instruct
         run("select", overrides, tmp_path / "runs" / "other")
 
 
-def test_a_finished_command_given_again_finds_its_model_but_not_with_other_rows(tmp_path, toy_model, instructions):
+def test_a_repeated_command_reuses_its_model_unless_the_rows_changed(tmp_path, toy_model, instructions):
     target = ["model=local", f"model.path={toy_model}", "model.recipe.epochs=1"]
     how = ["selection=random", "cluster=none", "pct=50"]
     asked = [*given(tmp_path, toy_model, instructions(rows=8)), *target, *how]
@@ -158,7 +158,7 @@ def test_a_finished_command_given_again_finds_its_model_but_not_with_other_rows(
     assert more["training"]["rows"] > first["training"]["rows"]
 
 
-def test_full_trains_on_everything_that_has_a_supervised_token(tmp_path, toy_model, instructions):
+def test_full_trains_on_every_row_with_a_supervised_token(tmp_path, toy_model, instructions):
     data = instructions(rows=6)
     data.write_text(data.read_text() + json.dumps({"instruction": "x" * 600, "output": "cut off"}) + "\n")
     overrides = given(tmp_path, toy_model, data, *model(toy_model), "selection=full")
@@ -195,7 +195,7 @@ def test_the_scorer_itself_can_embed_the_rows(tmp_path, toy_model, instructions)
 
 
 @pytest.mark.parametrize("rule", ["perplexity", "ifd", "superfilter", "el2n"])
-def test_a_rule_of_the_pass_before_training_selects(rule, tmp_path, toy_model, instructions):
+def test_rules_of_the_pass_before_training_select(rule, tmp_path, toy_model, instructions):
     data = instructions(rows=12)
     overrides = given(tmp_path, toy_model, data, *scorer(toy_model), f"selection={rule}")
     result = run("select", overrides, tmp_path / "run")
@@ -207,7 +207,7 @@ def test_a_rule_of_the_pass_before_training_selects(rule, tmp_path, toy_model, i
     assert ends["first"][0]["score"] == result["score"]["selected"]["highest"]
 
 
-def test_a_rule_ranks_by_a_column_of_the_data_set(tmp_path, toy_model, instructions):
+def test_a_rule_ranks_by_a_column_of_the_dataset(tmp_path, toy_model, instructions):
     data = instructions(rows=8)
     rows = [json.loads(line) | {"reward": i % 4} for i, line in enumerate(data.read_text().splitlines())]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -219,9 +219,9 @@ def test_a_rule_ranks_by_a_column_of_the_data_set(tmp_path, toy_model, instructi
         (0, 0.0, True, "Count to 0."), (4, 0.0, True, "Count to 4."), (1, 1.0, False, "Count to 1."),
     ]  # fmt: skip
     assert result["examples"]["last"][-1]["index"] == 7
-    told = [what for _, what in outline.selection(result) if "  row " in what]
-    assert [line.split(":")[0] for line in told[:2]] == ["0  row 0", "0  row 4"]
-    assert len(told) == 8, "a row that is among the first is not told again among the last"
+    lines = [what for _, what in outline.selection(result) if "  row " in what]
+    assert [line.split(":")[0] for line in lines[:2]] == ["0  row 0", "0  row 4"]
+    assert len(lines) == 8, "a row among the first is not repeated among the last"
     assert len(first[0]["id"]) == 32
     with pytest.raises(UserError, match=r"selection.column=price: neither in scores= nor in row 0 of the data"):
         run("select", [*common, "selection.column=price"], tmp_path / "other")
@@ -229,7 +229,7 @@ def test_a_rule_ranks_by_a_column_of_the_data_set(tmp_path, toy_model, instructi
         run("select", [*common, "selection.column=output"], tmp_path / "other")
 
 
-def test_released_arrays_are_scores(tmp_path, toy_model, instructions):
+def test_released_arrays_work_as_scores(tmp_path, toy_model, instructions):
     import numpy as np
 
     np.savez(tmp_path / "scores.npz", small=[[10.0] * 4, [9.0, 2, 5, 8]], large=[[10.0] * 4, [1.0, 2, 9, 8]])
@@ -242,7 +242,7 @@ def test_released_arrays_are_scores(tmp_path, toy_model, instructions):
         run("select", [*overrides, "scores=null", "scores_key=small"], tmp_path / "other")
 
 
-def test_empty_clusters_of_the_scores_do_not_matter_where_none_are_wanted(tmp_path, toy_model, instructions):
+def test_null_clusters_in_scores_are_ignored_with_cluster_none(tmp_path, toy_model, instructions):
     table = pa.table({"ppl_0": [10.0] * 4, "ppl_1": [9.0, 2.0, 5.0, 8.0], "cluster": [0, None, 1, 1]})
     pq.write_table(table, tmp_path / "scores.parquet")
     overrides = given(tmp_path, toy_model, instructions(rows=4), f"scores={tmp_path}/scores.parquet", "pct=50")
@@ -252,20 +252,20 @@ def test_empty_clusters_of_the_scores_do_not_matter_where_none_are_wanted(tmp_pa
         run("select", [*overrides, "cluster=auto"], tmp_path / "other")
 
 
-def test_what_scores_lack_is_known_before_the_data_set_is_read(tmp_path, toy_model):
+def test_missing_columns_are_reported_before_the_dataset_is_read(tmp_path, toy_model):
     pq.write_table(pa.table({"nll_0": [1.0], "nll_1": [0.5]}), tmp_path / "scores.parquet")
     overrides = given(tmp_path, toy_model, tmp_path / "none.jsonl", f"scores={tmp_path}/scores.parquet", "cluster=none")
     with pytest.raises(UserError, match="selection=lp: needs 3 recorded epochs, and these scores have 1"):
         run("select", [*overrides, "selection=lp"], tmp_path / "run")
 
 
-def test_clusters_cannot_be_drawn_where_there_are_none(tmp_path, toy_model, instructions):
+def test_cluster_random_needs_clusters(tmp_path, toy_model, instructions):
     overrides = given(tmp_path, toy_model, instructions(rows=4), *scorer(toy_model), "selection=cluster_random")
     with pytest.raises(UserError, match=r"cluster=none: selection=cluster_random is about clusters\. Leave it out"):
         run("select", overrides, tmp_path / "run")
 
 
-def test_metrics_go_into_a_csv_file_where_asked(tmp_path, toy_model, instructions):
+def test_the_csv_tracker_writes_metrics(tmp_path, toy_model, instructions):
     overrides = given(tmp_path, toy_model, instructions(rows=8), *model(toy_model), "selection=full")
     run("train", [*overrides, "tracker=csv"], tmp_path / "run")
     header = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0].split(",")

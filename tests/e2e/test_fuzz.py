@@ -102,10 +102,10 @@ def read_or_refused(path, read):
     try:
         return read()
     except UserError as error:
-        told = str(error)
-    assert path.name in told
-    assert len(told) < 1_000
-    assert told.splitlines() == [told]
+        message = str(error)
+    assert path.name in message
+    assert len(message) < 1_000
+    assert message.splitlines() == [message]
     return None
 
 
@@ -125,7 +125,7 @@ def check_arrays(path):
 
 
 @pytest.mark.parametrize("ending", DATA)
-def test_a_file_of_rows_is_read_or_refused(ending, tmp_path):
+def test_a_data_file_is_read_or_rejected(ending, tmp_path):
     path = tmp_path / f"rows{ending}"
     assert reader_of(path.name) is not None
 
@@ -139,7 +139,7 @@ def test_a_file_of_rows_is_read_or_refused(ending, tmp_path):
 
 
 @pytest.mark.parametrize("ending", SCORES)
-def test_a_file_of_scores_is_read_or_refused(ending, tmp_path):
+def test_a_scores_file_is_read_or_rejected(ending, tmp_path):
     path = tmp_path / f"scores{ending}"
 
     @fuzz
@@ -154,7 +154,7 @@ def test_a_file_of_scores_is_read_or_refused(ending, tmp_path):
 
 
 @pytest.mark.parametrize("seed", sorted(SEEDS.glob("*")), ids=lambda seed: seed.name)
-def test_what_was_once_not_refused(seed):
+def test_files_that_once_were_not_rejected(seed):
     if seed.name.startswith("rows"):
         check_rows(seed)
     else:
@@ -199,7 +199,7 @@ def test_any_reply_is_a_verdict_or_none(reply):
 @fuzz
 @given(st.floats(1, 10), st.floats(1, 10))
 @example(7.0, 7.04)
-def test_scores_are_compared_as_they_stand(first, second):
+def test_scores_are_compared_as_numbers(first, second):
     first, second = round(first, 1), round(second, 1)
     wanted = 1.5 if first == second else 1 if first > second else 2
     assert score(f"Well.\n[[A: {first}]] [[B: {second}]]") == wanted

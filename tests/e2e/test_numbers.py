@@ -54,18 +54,18 @@ def tokens_of(model, data, tmp_path, template="alpaca", max_length=256, tokenize
 # --- few rows, and equal ones
 
 
-def test_one_row_is_scored_chosen_and_trained_on(tmp_path, toy_model, rows):
+def test_one_row_is_scored_selected_and_trained_on(tmp_path, toy_model, rows):
     model = ["model=local", f"model.path={toy_model}", "model.recipe.epochs=1", "model.max_length=256"]
     result = select(tmp_path, toy_model, rows(("Say yes.", "yes")), "pct=100", *model, command="train")
     assert (result["n_total"], result["n_selected"], result["training"]["steps"]) == (1, 1, 1)
 
 
-def test_no_rows_are_a_mistake(tmp_path, toy_model, rows):
+def test_no_rows_are_a_user_error(tmp_path, toy_model, rows):
     with pytest.raises(UserError, match=r"rows.jsonl: no rows\. Give a data set that has some\."):
         select(tmp_path, toy_model, rows())
 
 
-def test_of_equal_rows_the_first_are_chosen_and_their_losses_are_equal(tmp_path, toy_model, rows):
+def test_equal_rows_have_equal_losses_and_the_first_are_selected(tmp_path, toy_model, rows):
     result = select(tmp_path, toy_model, rows(*[("Say yes.", "yes")] * 8), "pct=50")
     np.testing.assert_allclose(recorded(result), recorded(result)[:, :1].repeat(8, axis=1), rtol=1e-5)
     alone = select(tmp_path / "alone", toy_model, rows(*[("Say yes.", "yes")] * 8), "pct=50",
@@ -74,7 +74,7 @@ def test_of_equal_rows_the_first_are_chosen_and_their_losses_are_equal(tmp_path,
     assert alone["reasons"] == {"duplicate": 7}
 
 
-def test_a_share_below_half_a_row_is_a_mistake_that_names_the_smallest_that_is_not(tmp_path, toy_model, rows):
+def test_a_percentage_below_half_a_row_is_an_error_with_the_smallest_valid_one(tmp_path, toy_model, rows):
     data = rows(("a", "b"), ("c", "d"), ("e", "f"))
     with pytest.raises(UserError, match=r"pct=16: is 0\.48 of 3 rows, which rounds to 0\. Set pct=16\.67 or more"):
         select(tmp_path, toy_model, data, "pct=16")
@@ -84,7 +84,7 @@ def test_a_share_below_half_a_row_is_a_mistake_that_names_the_smallest_that_is_n
 # --- what is supervised
 
 
-def test_an_empty_answer_is_its_end_of_sequence(tmp_path, toy_model, rows):
+def test_an_empty_answer_supervises_only_eos(tmp_path, toy_model, rows):
     data = rows(("Say nothing.", ""), ("Say a.", "a"))
     tokens = tokens_of(toy_model, data, tmp_path)
     assert tokens.response_tokens.tolist() == [1, 2]
@@ -92,18 +92,18 @@ def test_an_empty_answer_is_its_end_of_sequence(tmp_path, toy_model, rows):
     assert np.isfinite(recorded(select(tmp_path, toy_model, data, "pct=50"))).all()
 
 
-def test_an_end_of_sequence_inside_an_answer_is_a_token_like_others(tmp_path, toy_model, rows):
+def test_eos_inside_an_answer_is_an_ordinary_token(tmp_path, toy_model, rows):
     tokens = tokens_of(toy_model, rows(("x", "a<eos>b")), tmp_path)
     a, b = load_tokenizer(ModelSpec("toy", str(toy_model)), str(toy_model))("ab").input_ids
     assert tokens.input_ids(0)[tokens.supervised(0)].tolist() == [a, EOS, b, EOS]
 
 
-def test_an_end_of_sequence_at_the_end_of_an_answer_is_not_taken_for_ours(tmp_path, toy_model, rows):
-    """As the released code, which adds its own to whatever stands there."""
+def test_eos_at_the_end_of_an_answer_is_added_once_more(tmp_path, toy_model, rows):
+    """Like the released code, which always adds EOS."""
     assert tokens_of(toy_model, rows(("x", "a<eos>")), tmp_path).response_tokens.tolist() == [3]
 
 
-def test_a_padding_token_that_is_the_end_of_sequence_changes_no_loss(tmp_path, toy_model, rows):
+def test_a_padding_token_equal_to_eos_changes_no_loss(tmp_path, toy_model, rows):
     data = rows(*[(f"Say {i}.", str(i) * (i % 5)) for i in range(8)])
     padded = tmp_path / "padded"
     shutil.copytree(toy_model, padded)
@@ -122,7 +122,7 @@ def test_without_bos_nothing_predicts_the_first_token_of_a_bare_answer(tmp_path,
     assert tokens_of(None, data, tmp_path, "plain", tokenizer=byte_tokenizer).response_tokens.tolist() == [3]
 
 
-def test_rows_longer_than_the_context_are_cut_and_a_longer_limit_is_refused(tmp_path, toy_model, rows):
+def test_rows_longer_than_the_context_are_truncated_and_a_longer_limit_is_rejected(tmp_path, toy_model, rows):
     data = rows(("x" * 600, "never seen"), ("Say a.", "a" * 600), ("Say b.", "b"))
     result = select(tmp_path, toy_model, data, "pct=67")
     table = pq.read_table(result["scores"])
@@ -133,7 +133,7 @@ def test_rows_longer_than_the_context_are_cut_and_a_longer_limit_is_refused(tmp_
         select(tmp_path / "more", toy_model, data, "pct=50", "scorer.max_length=513")
 
 
-def test_float16_is_refused_and_weights_in_it_are_computed_with_in_float32(tmp_path, toy_model, rows):
+def test_float16_is_rejected_and_float16_weights_are_computed_in_float32(tmp_path, toy_model, rows):
     data = rows(("Say a.", "a"), ("Say b.", "b"))
     with pytest.raises(UserError, match=r"trainer\.precision=16-mixed: must be auto, 32-true, bf16-mixed, bf16-true"):
         select(tmp_path, toy_model, data, "pct=50", "trainer.precision=16-mixed")
@@ -184,20 +184,20 @@ def test_a_token_beyond_the_models_embeddings_is_named_with_its_row_before_the_m
         select(tmp_path, folder, data, "pct=50")
 
 
-def test_an_added_token_that_no_row_has_does_no_harm(tmp_path, with_new_tokens, rows):
+def test_an_added_token_that_no_row_contains_is_harmless(tmp_path, with_new_tokens, rows):
     select(tmp_path, with_new_tokens(0, None), rows(("Say a.", "a"), ("Say b.", "b")), "pct=50")
 
 
 @pytest.mark.parametrize(
-    ("fill", "told"),
+    ("fill", "expected"),
     [
         (lambda weight: weight[257:].zero_(), ["<call>"]),
         (lambda weight: weight[257:].copy_(weight[:257].mean(0)), ["<call>"]),
         (lambda weight: torch.nn.init.normal_(weight[257:]), []),
     ],
 )
-def test_new_tokens_without_training_are_told_of(tmp_path, with_new_tokens, rows, fill, told, caplog):
+def test_untrained_new_tokens_are_reported(tmp_path, with_new_tokens, rows, fill, expected, caplog):
     result = select(tmp_path, with_new_tokens(2, fill), rows(("Say a.", "a"), ("Say <call>.", "b")), "pct=50")
     manifest = json.loads(Path(result["scores"]).with_name("manifest.json").read_text())
-    assert manifest["untrained_tokens"] == told
-    assert ("the model was never trained on <call>, which stand in these rows" in caplog.text) == bool(told)
+    assert manifest["untrained_tokens"] == expected
+    assert ("the model was never trained on <call>, which stand in these rows" in caplog.text) == bool(expected)

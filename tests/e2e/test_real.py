@@ -23,7 +23,7 @@ ROWS, CHOSEN = 24, 5  # 20 % of 24 rows, rounded half up
 
 @pytest.fixture(scope="module")
 def given(real_models, shared_data, tmp_path_factory):
-    """What every command here is told."""
+    """Overrides of every command."""
     return [
         "dataset=local", f"dataset.path={shared_data}/dolly.jsonl.xz", "trainer=cpu", "tracker=none",
         f"cache_dir={tmp_path_factory.mktemp('cache')}",
@@ -46,7 +46,7 @@ def smollm2(select, real_models, tmp_path_factory):
     return run("train", [*select, *target, "model.max_length=160", "selection=lp_app"], folder)
 
 
-def test_a_real_scorer_chooses_exactly_the_share_from_all_clusters(smollm2):
+def test_a_real_scorer_selects_the_exact_percentage_from_all_clusters(smollm2):
     table = pq.read_table(smollm2["selection"]).to_pandas()
     assert table["selected"].sum() == smollm2["n_selected"] == CHOSEN
     assert table["cluster"].nunique() == 3
@@ -61,7 +61,7 @@ def test_a_real_scorer_learns(smollm2):
 
 
 @pytest.mark.parametrize("rule", ["k_center", "facility_location"])
-def test_real_embeddings_cover_the_data_set(rule, select, tmp_path):
+def test_real_embeddings_cover_the_dataset(rule, select, tmp_path):
     result = run("select", [*select, f"selection={rule}"], tmp_path / rule)
     table = pq.read_table(result["selection"]).to_pandas()
     assert table["selected"].sum() == CHOSEN

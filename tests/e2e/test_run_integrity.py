@@ -72,7 +72,7 @@ DAMAGE = {
 }
 
 
-def test_what_is_whole_is_reused(copied):
+def test_intact_files_are_reused(copied):
     folder, again = copied
     assert again()["scores_reused"]
     assert subset(folder / "again") == subset(folder / "run")
@@ -80,7 +80,7 @@ def test_what_is_whole_is_reused(copied):
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("how", ["from the cache", "by name"])
-def test_damaged_scores_are_an_error_with_the_file_and_the_remedy(copied, damage, how):
+def test_damaged_scores_are_an_error_with_the_file_and_the_fix(copied, damage, how):
     folder, again = copied
     scores = one(folder / "cache", "scores.parquet")
     harm, complaint = DAMAGE[damage]
@@ -99,7 +99,7 @@ def test_damaged_scores_are_an_error_with_the_file_and_the_remedy(copied, damage
         ({"dataset_fingerprint": "0" * 64}, r"manifest.json: is the manifest of other scores\. Delete"),
     ],
 )
-def test_a_manifest_that_is_another_is_an_error(copied, change, complaint):
+def test_a_manifest_of_other_scores_is_an_error(copied, change, complaint):
     folder, again = copied
     manifest = one(folder / "cache/scores", "manifest.json")
     write_json(manifest, read_json(manifest) | change)
@@ -107,7 +107,7 @@ def test_a_manifest_that_is_another_is_an_error(copied, change, complaint):
         again()
 
 
-def test_scores_with_the_manifest_of_other_rows_are_refused(copied):
+def test_scores_with_the_manifest_of_other_rows_are_rejected(copied):
     folder, again = copied
     manifest = one(folder / "cache/scores", "manifest.json")
     write_json(manifest, read_json(manifest) | {"dataset_fingerprint": "0" * 64})
@@ -115,7 +115,7 @@ def test_scores_with_the_manifest_of_other_rows_are_refused(copied):
         again(f"scores={manifest.parent}")
 
 
-def test_data_that_changed_since_scoring_is_noticed_by_its_fingerprint(copied):
+def test_data_that_changed_after_scoring_is_detected_by_its_fingerprint(copied):
     folder, again = copied
     scores = one(folder / "cache", "scores.parquet").parent
     changed = folder / "changed.jsonl"
@@ -150,7 +150,7 @@ def test_a_damaged_model_in_the_cache_of_a_sweep_is_trained_again(first, tmp_pat
     assert (tmp_path / "c/model/model.safetensors").read_bytes() == content
 
 
-def test_a_damaged_subset_is_not_published_and_not_taken_for_done(copied, toy_model, caplog):
+def test_a_damaged_subset_is_not_published_and_selected_again(copied, toy_model, caplog):
     folder, _ = copied
     asked = overrides(toy_model, folder / "rows.jsonl", folder / "cache")
     run("select", asked, folder / "done")
@@ -163,7 +163,7 @@ def test_a_damaged_subset_is_not_published_and_not_taken_for_done(copied, toy_mo
     assert subset(folder / "done") == whole
 
 
-def test_a_result_of_another_format_is_refused_by_its_number(copied):
+def test_a_result_with_another_format_is_rejected(copied):
     folder, _ = copied
     assert read_json(folder / "run/result.json")["format"] == 1
     write_json(folder / "run/result.json", read_json(folder / "run/result.json") | {"format": 2})
@@ -178,7 +178,7 @@ def test_a_result_of_another_format_is_refused_by_its_number(copied):
         rows([str(folder / "run")])
 
 
-def test_of_two_commands_at_once_one_scores_and_trains_and_the_other_finds(first, tmp_path, toy_model):
+def test_two_simultaneous_commands_score_and_train_once(first, tmp_path, toy_model):
     asked = overrides(toy_model, first / "rows.jsonl", tmp_path / "cache", "model=local", f"model.path={toy_model}",
                       "model.recipe.epochs=1")  # fmt: skip
 

@@ -105,18 +105,18 @@ def texts_of(path):
 
 
 def found_canaries(folder, *printed):
-    told = [b"".join(text.encode() for text in printed)]
+    printed_text = [b"".join(text.encode() for text in printed)]
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert len(files) > 20
     return [
         (name, str(path))
         for name, canary in CANARIES.items()
-        for path, texts in [("printed", told), *((path, texts_of(path)) for path in files)]
+        for path, texts in [("printed", printed_text), *((path, texts_of(path)) for path in files)]
         if any(canary.encode() in text for text in texts)
     ]
 
 
-def test_no_key_of_the_environment_is_written_or_printed(lpsel, small_run, serve, tmp_path, toy_model):
+def test_keys_in_the_environment_are_neither_written_nor_printed(lpsel, small_run, serve, tmp_path, toy_model):
     """The servers here send every request's Authorization header back in what they say of it."""
     given, run = small_run
     # At such a rate the model answers unlike the baseline, so that the judge is asked.
@@ -153,7 +153,7 @@ def test_no_key_of_the_environment_is_written_or_printed(lpsel, small_run, serve
     assert found_canaries(tmp_path, *said, traced.stdout, traced.stderr) == []
 
 
-def test_the_look_for_keys_finds_them(tmp_path):
+def test_the_search_for_keys_finds_them(tmp_path):
     for n in range(20):
         (tmp_path / f"{n}.txt").write_text("nothing")
     (tmp_path / "a.gz").write_bytes(gzip.compress(f"key {CANARIES['HF_TOKEN']}".encode()))
@@ -182,7 +182,7 @@ def test_permissions_follow_umask(umask, lpsel, small_run, tmp_path):
 
 
 @pytest.mark.parametrize("evil", ["../../outside/x", "/tmp/lpsel-outside/x", "x" * 400])
-def test_no_name_leads_out_of_the_run_and_cache_folders(evil, lpsel, small_run, toy_model, tmp_path):
+def test_names_never_lead_out_of_the_run_and_cache_folders(evil, lpsel, small_run, toy_model, tmp_path):
     given, _ = small_run
     inside = tmp_path / "deep" / "deeper"
     inside.mkdir(parents=True)
@@ -210,7 +210,7 @@ class RunsOnLoading:
         return Path.touch, (self.marker,)
 
 
-def test_pickled_weights_are_read_where_asked_for_and_never_run(lpsel, toy_model, instructions, tmp_path):
+def test_pickled_weights_are_read_on_request_and_never_executed(lpsel, toy_model, instructions, tmp_path):
     import shutil
 
     import torch
@@ -252,7 +252,7 @@ class OwnModel(LlamaForCausalLM):
 """
 
 
-def test_code_of_a_model_runs_only_where_trusted_and_the_manifest_says_so(lpsel, toy_model, instructions, tmp_path):
+def test_remote_code_runs_only_on_request_and_the_manifest_records_it(lpsel, toy_model, instructions, tmp_path):
     import shutil
 
     folder, marker = tmp_path / "own", tmp_path / "ran"

@@ -46,16 +46,16 @@ def results(tmp_path):
     return {file.parent.name: json.loads(file.read_text()) for file in (tmp_path / "sweep").glob("*/result.json")}
 
 
-def test_a_failed_job_leaves_the_others_and_a_second_call_runs_what_is_missing(tmp_path, toy_model, instructions):
+def test_a_failed_job_does_not_stop_the_others_and_a_second_call_retries_it(tmp_path, toy_model, instructions):
     there, missing = instructions(rows=8, name="a.jsonl"), tmp_path / "b.jsonl"
     overrides = [o for o in given(tmp_path, toy_model, f"{there},{missing}") if not o.startswith("model")]
     overrides += ["selection=lp_app", "pct=25,50"]
-    told = sweep(tmp_path, *overrides, command="select", status=2)
+    output = sweep(tmp_path, *overrides, command="select", status=2)
     states = outcomes(tmp_path)
     assert Counter(states.values()) == {"done": 2, "failed": 2}
     assert all(("b.jsonl" in job) == (state == "failed") for job, state in states.items())
-    assert f"dataset.path={missing}: no such file." in told
-    assert "2 of 4 jobs failed; run the same command again to retry them." in told
+    assert f"dataset.path={missing}: no such file." in output
+    assert "2 of 4 jobs failed; run the same command again to retry them." in output
     first = results(tmp_path)
     assert sorted(result["n_selected"] for result in first.values()) == [2, 4]
     assert sorted(result["scores_reused"] for result in first.values()) == [False, True]
@@ -68,9 +68,9 @@ def test_a_failed_job_leaves_the_others_and_a_second_call_runs_what_is_missing(t
     assert len(results(tmp_path)) == 4
 
 
-def test_joblib_runs_jobs_side_by_side_and_what_they_share_is_made_once(tmp_path, toy_model, instructions):
+def test_joblib_runs_jobs_in_parallel_and_shared_work_is_done_once(tmp_path, toy_model, instructions):
     side_by_side = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    told = sweep(
+    output = sweep(
         tmp_path, *side_by_side, *given(tmp_path, toy_model, instructions(rows=8)), "selection=lp_app", "pct=25,50"
     )
     made = results(tmp_path)
@@ -78,7 +78,7 @@ def test_joblib_runs_jobs_side_by_side_and_what_they_share_is_made_once(tmp_path
     assert sorted(result["scores_reused"] for result in made.values()) == [False, True]
     assert len(list((tmp_path / "cache" / "scores").glob("*/scores.parquet"))) == 1
     assert len(list((tmp_path / "cache" / "tokens").glob("*/tokens.arrow"))) == 1
-    assert Counter(outcomes(tmp_path).values()) == {"done": 2}, told
+    assert Counter(outcomes(tmp_path).values()) == {"done": 2}, output
 
 
 def one_of_two(ready, folder, overrides):
@@ -114,7 +114,7 @@ def test_two_processes_that_start_together_train_once(rule, tmp_path, toy_model,
         assert {one["scores_reused"], two["scores_reused"]} == {True, False}
 
 
-def test_ranks_that_lightning_starts_run_their_job_alone(tmp_path, toy_model, instructions):
+def test_ranks_started_by_lightning_run_their_job_only(tmp_path, toy_model, instructions):
     two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
     sweep(tmp_path, *given(tmp_path, toy_model, instructions(rows=4)), *two, "selection=full", "seed=1,2")
     made = results(tmp_path)
@@ -140,5 +140,5 @@ def test_the_folder_of_a_sweep_is_the_same_at_every_call():
         ({"epochs": 1, "pct": None}, ["pct=5", "pct=7", "tracker=none", "trainer=cpu"], "pct=7"),
     ],
 )
-def test_a_job_is_named_after_what_it_looks_at(rule, overrides, name):
+def test_a_job_is_named_after_the_options_it_uses(rule, overrides, name):
     assert job_name(overrides, "train", _root_={"selection": rule, "cluster": {}}) == name

@@ -60,7 +60,7 @@ def test_votes_with_keys_survive_a_reload_and_are_counted(page_in_chromium, writ
         if judged == 4:
             page.reload()
             page.wait_for_selector("#work:visible")
-            assert page.inner_text("#progress") == "Pair 5 of 8, 4 judged", "goes on where it was"
+            assert page.inner_text("#progress") == "Pair 5 of 8, 4 judged", "continues with the next pair"
             assert page.inner_text("#annotator") == "Ann"
         number = prompt_number(page)
         seen.append(number)
@@ -330,5 +330,5 @@ def test_the_page_does_not_say_which_is_which(write, tmp_path):
     assert (tmp_path / PAGE).read_text() == text
     key = read_key(tmp_path / KEY)
     assert {pair.a for pair in key.pairs} == {"baseline", "model"}
-    for told in ("opt-125m", "opt-350m", "set-", "seed", "prompt_set"):
-        assert told not in text
+    for hidden in ("opt-125m", "opt-350m", "set-", "seed", "prompt_set"):
+        assert hidden not in text

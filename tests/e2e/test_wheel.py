@@ -21,7 +21,7 @@ def unpacked(tmp_path_factory):
     return folder / "site"
 
 
-def test_the_wheel_holds_every_configuration_file(unpacked):
+def test_the_wheel_contains_every_configuration_file(unpacked):
     inside = {str(p.relative_to(unpacked / "lpsel")) for p in (unpacked / "lpsel" / "conf").rglob("*.yaml")}
     assert inside == {str(p.relative_to(ROOT)) for p in (ROOT / "conf").rglob("*.yaml")}
 
@@ -42,7 +42,7 @@ def test_commands_work_from_the_wheel_in_another_folder(unpacked, tmp_path, comm
     assert done.returncode == 0
 
 
-def test_the_wheel_holds_the_page_that_agreement_fills(unpacked):
+def test_the_wheel_contains_the_page_template(unpacked):
     assert (unpacked / "lpsel" / "report" / "templates" / "agreement.html.j2").is_file()
 
 
