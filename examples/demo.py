@@ -1,6 +1,6 @@
 """The whole pipeline on the embedded data: score, select, train five targets, evaluate; one table (`make demo`).
 
-The table shows the results whether LP wins or not. All rows and subsets use the same recipe, so that the training cost is
+The table shows the results whether LP wins or not. All runs use the same recipe, so that the training cost is
 proportional to the rows.
 """
 
@@ -18,7 +18,7 @@ from lpsel.commands.job import run
 from lpsel.commands.report import report
 
 PCT = 25
-# Name in the table -> overrides of `lpsel train`. LP_app comes before LP, whose three recorded epochs would serve it too,
+# Name in the table -> overrides of `lpsel train`. LP_app runs before LP, whose three recorded epochs would serve it too,
 # so that its cost is that of one epoch.
 RUNS = {
     "all rows": ["selection=full"],
