@@ -18,7 +18,7 @@ from lpsel.commands.job import run
 from lpsel.commands.report import report
 
 PCT = 25
-# Name in the table -> overrides of `lpsel train`. LP_app runs before LP, whose three recorded epochs would serve it too,
+# Name in the table -> overrides of `lpsel train`. LP_app runs before LP, whose three recorded epochs would do as well,
 # so that its cost is that of one epoch.
 RUNS = {
     "all rows": ["selection=full"],
