@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from lpsel.model.pass_tokens import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+from lpsel.model.device import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("lpsel", "torch", "lightning", "transformers", "accelerate", "lm-eval", "numpy", "pandas")

@@ -24,7 +24,7 @@ from lpsel.model.device import lightning_precision
 from lpsel.model.flops import forward_flops
 from lpsel.model.lightning_module import FineTuner
 from lpsel.model.load import load_config, load_tokenizer
-from lpsel.model.pass_tokens import pass_tokens
+from lpsel.model.memory_estimate import recording_pack
 from lpsel.model.spec import ModelSpec, Recipe
 from lpsel.scoring.recorder import NLLRecorder
 from lpsel.scoring.store import Parts
@@ -93,7 +93,7 @@ def flops(model_folder: Path, tokens: Tokens, rows: NDArray[np.int64]) -> dict[s
 
 def largest_pack(model_folder: Path, precision: str, score_tokens: int, device: str) -> int:
     """Tokens of the largest pack that a recording pass makes where `score_tokens` are asked for."""
-    return pass_tokens(load_config(_spec(model_folder), str(model_folder)), precision, score_tokens, device)
+    return recording_pack(load_config(_spec(model_folder), str(model_folder)), precision, score_tokens, device)
 
 
 def score(

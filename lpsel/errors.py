@@ -4,6 +4,7 @@ import errno
 import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TypeGuard
 
 NOT_PERMITTED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR}
@@ -77,6 +78,12 @@ def check_number(
         f", at least {minimum:g}" if minimum is not None else f" greater than {above:g}" if above is not None else ""
     )
     raise UserError(name, value, f"must be a number{bound}", hint)
+
+
+def check_package(package: str, extra: str, name: str, value: object) -> None:
+    """Raise a UserError unless an optional package, which the option `name` needs, is installed."""
+    if find_spec(package) is None:
+        raise UserError(name, value, f"needs the package {package}", f"run pip install 'lpsel[{extra}]'")
 
 
 def is_int(value: object) -> TypeGuard[int]:

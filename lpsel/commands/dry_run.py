@@ -22,7 +22,7 @@ from lpsel.errors import UserError
 from lpsel.model.adapter import Adapter
 from lpsel.model.device import resolve_precision
 from lpsel.model.flops import forward_flops, training_flops
-from lpsel.model.memory_estimate import Footprint, fits_on, footprint
+from lpsel.model.memory_estimate import DeviceMemory, devices_needed, training_memory
 from lpsel.model.spec import ModelSpec, ScorerSpec
 from lpsel.scoring.columns import RECORDABLE
 from lpsel.scoring.scorer import find
@@ -96,7 +96,7 @@ def planned_work(command: str, config: DictConfig, folder: Path) -> list[Work] |
     rule: SelectionSpec = build(config.selection)
     adapter: Adapter | None = build(config.adapter) if command == "train" else None
     if adapter is not None:
-        adapter.check(config.trainer)
+        adapter.check(config.trainer.strategy)
     source = cached("source", OmegaConf.to_yaml(config.dataset, resolve=True), lambda: Source(build(config.dataset)))
     pct = rule.percentage(config.pct, len(source))
     work = []
@@ -159,11 +159,11 @@ def _memory(
     automatic = precision == "auto" and config.gpu_memory_gib is not None
     precision = "bf16-mixed" if automatic else resolve_precision(precision)
 
-    def estimate(shards_per_copy: int) -> Footprint:
+    def estimate(shards_per_copy: int) -> DeviceMemory:
         if not training:
             stored = 2 if precision == "bf16-true" else 4
-            return Footprint(stored * sum(p.numel() for p in model.shapes.parameters()) / shards_per_copy, 0.0, 0.0)
-        return footprint(
+            return DeviceMemory(stored * sum(p.numel() for p in model.shapes.parameters()) / shards_per_copy, 0.0, 0.0)
+        return training_memory(
             model.shapes,
             spec,
             precision=precision,
@@ -171,13 +171,13 @@ def _memory(
             adapter=adapter,
             checkpointing=config.activation_checkpointing,
             pack=config.train_tokens,
-            slices=shards_per_copy,
+            shards=shards_per_copy,
         )
 
     needed, limit = estimate(devices_per_copy(config.trainer)).total, gpu_bytes(config)
     if limit is None or needed <= limit:
         return needed, None
-    enough = fits_on(limit, estimate)
+    enough = devices_needed(limit, estimate)
     option = f"trainer=fsdp trainer.devices={enough}" if enough else "adapter=qlora"
     problem = f"needs {needed / GIB:.0f} GiB on each GPU, which has {limit / GIB:.0f}"
     hint = f"set {option}; docs/guides/memory.md lists more options"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lpsel.commands.ledger import describe_ledger
+from lpsel.training.costs import describe_ledger
 
 Pairs = list[tuple[str, str]]
 TEXT = 60  # characters of an example

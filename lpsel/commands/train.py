@@ -11,7 +11,6 @@ from omegaconf import OmegaConf
 
 from lpsel.commands import result_summary as outline
 from lpsel.commands.job import Job
-from lpsel.commands.ledger import ledger
 from lpsel.commands.select import choose, describe_model, prepare, write_selection
 from lpsel.commands.tracked import track_ledger
 from lpsel.config import build
@@ -23,8 +22,9 @@ from lpsel.model.adapter import Adapter
 from lpsel.model.load import check_model, load_tokenizer, locate
 from lpsel.model.spec import ModelSpec
 from lpsel.tracking.artifacts import model_artifact, model_name
+from lpsel.training.costs import ledger
 from lpsel.training.setup import TrainingSetup
-from lpsel.training.trained_models import MODEL, trained_once, training_key
+from lpsel.training.trained_models import MODEL, checkpoints_of, trained_once, training_entry
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def run(job: Job) -> dict[str, Any]:
     adapter: Adapter | None = build(job.config.adapter)
     setup = job.training_setup()
     if adapter is not None:
-        adapter.check(job.config.trainer)
+        adapter.check(job.config.trainer.strategy)
     plan = prepare(job, tokens_of=target)
     _ = setup.device, setup.precision
     check_model(target, job.cache_dir)
@@ -52,7 +52,7 @@ def run(job: Job) -> dict[str, Any]:
         target.name,
     )
     rows_N = chosen.selection.selected
-    key = training_key(
+    entry = training_entry(
         setup,
         target,
         path,
@@ -60,12 +60,12 @@ def run(job: Job) -> dict[str, Any]:
         plan.source.ids,
         rows_N,
     )
-    kept = job.cache_dir / "training" / key
-    job.temporary.append(kept)
+    checkpoints = checkpoints_of(entry)
+    job.temporary.append(checkpoints)
     trained = trained_once(
         setup,
-        key,
-        lambda: _train(setup, target, adapter, path, plan.source, rows_N, kept),
+        entry,
+        lambda: _train(setup, target, adapter, path, plan.source, rows_N, checkpoints),
         from_any_run=job.in_sweep,
     )
     if not is_main_process():
@@ -85,19 +85,18 @@ def _train(
     path: str,
     source: Source,
     rows_N: NDArray[np.bool_],
-    kept: Path,
+    checkpoints: Path,
 ) -> dict[str, Any]:
     """Train the target on the chosen rows and save it; its part of result.json, on the main process.
 
     Args:
-        kept: where its checkpoints go.
+        checkpoints: folder of its checkpoints.
     """
     from lpsel.data.tokens import tokenize
     from lpsel.model.export import save_model
     from lpsel.scoring.scorer import report_tokens
-    from lpsel.training.monitors import LossSpikes
+    from lpsel.training.monitors import LossSpikes, UntrainedTokens, check_vocabulary
     from lpsel.training.trainer import fit, full_training
-    from lpsel.training.vocabulary_check import UntrainedTokens, check_vocabulary
 
     tokenizer = load_tokenizer(target, path)
     tokens = tokenize(source, tokenizer, target.template, target.max_length, setup.cache_dir)
@@ -118,7 +117,9 @@ def _train(
     module = setup.fine_tuner("target", target, path, data.steps_per_epoch * epochs, adapter=adapter)
     title = f"Target {target.name}"
     spikes, new = LossSpikes(title), UntrainedTokens(title, tokens, tokenizer)
-    trainer, cost = fit(setup, module, data, epochs=epochs, title=title, callbacks=[spikes, new], kept=kept)
+    trainer, cost = fit(
+        setup, module, data, epochs=epochs, title=title, callbacks=[spikes, new], checkpoints=checkpoints
+    )
     nll = float(trainer.callback_metrics["target/nll"])
     folder = setup.run_dir / MODEL
     save_model(trainer, module, tokenizer, folder)
@@ -136,7 +137,7 @@ def _train(
             "epochs": epochs,
             "last_step_nll": nll,
             "loss_spikes": spikes.described(),
-            "untrained_tokens": new.found,
+            "untrained_tokens": new.tokens,
             "precision": module.precision,
             "world_size": trainer.world_size,
             **asdict(cost),
@@ -144,6 +145,6 @@ def _train(
     }
     result["full_training"] = full_training(module, data, epochs)
     result["artifact"] = model_name(setup.run_dir)
-    kept = folder if result["model"] else Path(result["adapter"]["folder"])
-    setup.tracker.log_artifact(model_artifact(result["artifact"], kept, result["training"]))
+    saved = folder if result["model"] else Path(result["adapter"]["folder"])
+    setup.tracker.log_artifact(model_artifact(result["artifact"], saved, result["training"]))
     return result

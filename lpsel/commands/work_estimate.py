@@ -15,10 +15,10 @@ from lpsel.data.dataset import Source
 from lpsel.data.templates import render
 from lpsel.data.tokens import count_tokens, find_tokens
 from lpsel.errors import UserError, check_number
+from lpsel.model.fsdp import shards
 from lpsel.model.load import load_config, load_tokenizer, locate
 from lpsel.model.spec import ModelSpec
 from lpsel.storage import digest
-from lpsel.training.checks import shards
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def devices_per_copy(trainer: DictConfig) -> int:
     """Devices that share one copy of a model."""
     import torch
 
-    if not shards(trainer):
+    if not shards(trainer.strategy):
         return 1
     devices = trainer.devices
     if devices in ("auto", -1):

@@ -145,7 +145,7 @@ class ReferenceEvaluator:
         from lpsel.data.templates import render_prompt
         from lpsel.data.tokens import tokenize
         from lpsel.generation.generate import prompt_room
-        from lpsel.training.vocabulary_check import check_vocabulary
+        from lpsel.training.monitors import check_vocabulary
 
         prompt_room(load_config(spec, path), self.max_new_tokens)
         tokenizer = load_tokenizer(spec, path)
@@ -166,8 +166,9 @@ class ReferenceEvaluator:
         from lpsel.evaluation.likelihood import reference_nll, response_bytes
         from lpsel.generation.generate import generate
         from lpsel.generation.sampling import Sampling
+        from lpsel.model.device import reuse_freed_memory
         from lpsel.model.loss import PerSampleLoss, check_head
-        from lpsel.model.pass_tokens import pass_tokens, reuse_freed_memory
+        from lpsel.model.memory_estimate import recording_pack
 
         name, spec, path, tokenizer, tokens, prompts = prepared
         started = time.perf_counter()
@@ -178,7 +179,7 @@ class ReferenceEvaluator:
         check_head(loss)
         loaded = time.perf_counter()
         precision = "32-true" if str(dtype) == "torch.float32" else "bf16-true"
-        largest = pass_tokens(model.config, precision, self.batch_tokens, device.type)
+        largest = recording_pack(model.config, precision, self.batch_tokens, device.type)
         nll = reference_nll(loss, tokens, largest, f"References, {name}")
         loss.release()
         scored = time.perf_counter()

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lpsel.errors import UserError, first_line
+from lpsel.errors import UserError, check_package, first_line
 from lpsel.evaluation.evaluator import Candidates, Place
 from lpsel.model.load import load_model, load_tokenizer, locate
 from lpsel.model.spec import ModelSpec
 from lpsel.storage import distinct, file_names, finite, json_line, write_atomically
-from lpsel.training.checks import need
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,7 +53,7 @@ class LmEvalEvaluator:
 
     def check(self, candidates: Candidates) -> None:
         """See that the harness is installed, and that there are tasks, and models on this machine."""
-        need("lm_eval", "lm-eval", "evaluator=lm_eval")
+        check_package("lm_eval", "lm-eval", "evaluator", "lm_eval")
         if not self.tasks:
             raise UserError("tasks=null: nothing to run; say tasks=[hellaswag,arc_easy], or a task file.")
         candidates.on_this_machine()

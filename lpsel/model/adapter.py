@@ -1,4 +1,4 @@
-"""LoRA and QLoRA: small matrices beside the linear layers train, the model's own weights stay as they are."""
+"""LoRA and QLoRA: low-rank matrices next to the linear layers are trained, and the model's own weights are frozen."""
 
 import shutil
 import warnings
@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lpsel.errors import UserError
+from lpsel.errors import UserError, check_choice, check_flag, check_int, check_number, check_package
 from lpsel.model.spec import ModelSpec
-from lpsel.training.checks import need, shards
 
 ALL_LINEAR = "all-linear"
 QUANTIZATIONS = ("nf4",)
@@ -18,23 +17,23 @@ ADAPTER = "adapter"
 
 
 def no_adapter() -> None:
-    """What adapter=none stands for: all weights train."""
+    """adapter=none: all weights are trained."""
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A low-rank adapter: W x + alpha / rank x B A x in place of W x, where A and B train alone (Hu et al. 2021, 4.1).
+    """A low-rank adapter: W x + alpha / rank * B A x instead of W x, with only A and B trained (Hu et al. 2021, 4.1).
 
-    There is no dropout on it, as nowhere here: the loss of a batch must not depend on how it is cut up.
+    It has no dropout, because the loss of a batch must not depend on how the batch is split.
 
     Attributes:
         rank: rows of A and columns of B.
         alpha: scale of the adapter, before it is divided by the rank.
-        target_modules: all-linear, every linear layer of the decoder but the output head, or a list of layer names
-            such as q_proj.
-        quantization: null, or nf4: the linear layers' own weights in 4 bits, their scales quantised too (Dettmers et
-            al. 2023, section 3).
-        merge: whether the full model with the adapter in its weights is written beside the adapter.
+        target_modules: all-linear, which means every linear layer of the decoder except the output head, or a list of
+            layer names such as q_proj.
+        quantization: null, or nf4 for the linear layers' own weights in 4 bits with quantized scales (Dettmers et al.
+            2023, section 3).
+        merge: also save the full model with the adapter merged into its weights.
     """
 
     rank: int = 16
@@ -44,60 +43,54 @@ class Adapter:
     merge: bool = True
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.rank, int) and not isinstance(self.rank, bool)
-        if not whole or self.rank < 1:
-            raise UserError(f"adapter.rank={self.rank}: must be a whole number of at least 1.")
-        if isinstance(self.alpha, bool) or not isinstance(self.alpha, int | float) or self.alpha <= 0:
-            raise UserError(f"adapter.alpha={self.alpha}: must be a number above 0.")
+        check_int("adapter.rank", self.rank, 1)
+        check_number("adapter.alpha", self.alpha, above=0)
         names = self.target_modules
         listed = isinstance(names, list) and names and all(isinstance(name, str) for name in names)
         if names != ALL_LINEAR and not listed:
-            raise UserError(
-                f"adapter.target_modules={names}: must be {ALL_LINEAR} or a list of layer names, say [q_proj,v_proj]."
-            )
-        if self.quantization is not None and self.quantization not in QUANTIZATIONS:
-            raise UserError(
-                f"adapter.quantization={self.quantization}: must be null or one of {', '.join(QUANTIZATIONS)}."
-            )
-        if not isinstance(self.merge, bool):
-            raise UserError(f"adapter.merge={self.merge}: must be true or false.")
+            problem = f"must be {ALL_LINEAR} or a list of layer names, such as [q_proj,v_proj]"
+            raise UserError("adapter.target_modules", names, problem)
+        if self.quantization is not None:
+            check_choice("adapter.quantization", self.quantization, QUANTIZATIONS, "set it to null for no quantization")
+        check_flag("adapter.merge", self.merge)
 
     @property
     def method(self) -> str:
         return "lora" if self.quantization is None else "qlora"
 
-    def check(self, trainer: Any) -> None:
-        """Find what is missing for this adapter before a model is loaded.
+    def check(self, strategy: Any) -> None:
+        """Check that this adapter can be trained, before a model is loaded.
 
         Args:
-            trainer: the trainer's configuration.
+            strategy: of the trainer, a name or its settings.
 
         Raises:
-            UserError: a package that is not installed, or a strategy that shards the weights.
+            UserError: a package is not installed, or the strategy shards the weights.
         """
-        need("peft", "lora" if self.quantization is None else "quantized", f"adapter={self.method}")
+        from lpsel.model.fsdp import shards
+
+        extra = "lora" if self.quantization is None else "quantized"
+        check_package("peft", extra, "adapter", self.method)
         if self.quantization is not None:
-            need("bitsandbytes", "quantized", f"adapter={self.method}")
-        if shards(trainer):
-            raise UserError(
-                f"adapter={self.method} trainer=fsdp: an adapter trains on whole weights, not on sharded ones; say "
-                "trainer=ddp, or adapter=none."
-            )
+            check_package("bitsandbytes", extra, "adapter", self.method)
+        if shards(strategy):
+            hint = "set trainer=ddp, or adapter=none"
+            raise UserError("adapter", self.method, "does not support trainer=fsdp (sharded weights)", hint)
 
-    def load(self, spec: ModelSpec, path: str, precision: str, device: Any) -> "Adapted":
-        """The model with a new adapter in it, in evaluation mode. B is 0, so that it still computes what it did.
+    def load(self, spec: ModelSpec, path: str, precision: str, device: Any) -> "AdaptedModel":
+        """The model with a new adapter, in evaluation mode. B is 0, so that its outputs are unchanged.
 
-        The model's own weights are in float32 with precision 32-true, else in bfloat16; the adapter is in float32
+        The model's own weights are in float32 with precision 32-true, otherwise in bfloat16. The adapter is in float32
         except with bf16-true.
 
         Args:
-            spec: the model; its recipe's seed draws A.
+            spec: the model; the seed of its recipe initializes A.
             path: folder or Hub id to load it from.
-            precision: Lightning's name of it.
-            device: where 4-bit weights are made; others are loaded on the CPU, for the strategy to move.
+            precision: as named by `lpsel.model.device`.
+            device: for 4-bit weights; others are loaded on the CPU, and the strategy moves them.
 
         Raises:
-            UserError: the model cannot be loaded, is quantised already, or has not the layers that were named.
+            UserError: the model cannot be loaded, is already quantized, or lacks the layers named.
         """
         import peft
         import torch
@@ -112,22 +105,22 @@ class Adapter:
         layers = self.layers(model, spec)
         config = peft.LoraConfig(
             r=self.rank,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]  # any number does
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # any number works
             lora_dropout=0.0,
             target_modules=list(layers),
             task_type=peft.TaskType.CAUSAL_LM,
             revision=spec.revision,
         )
-        with torch.random.fork_rng(devices=[]), _quietly():
+        with torch.random.fork_rng(devices=[]), _ignore_peft_warnings():
             torch.manual_seed(spec.recipe.seed)
             wrapped = peft.get_peft_model(model, config).eval()
-        adapted = Adapted(self, spec, path, precision, wrapped)
+        adapted = AdaptedModel(self, spec, path, precision, wrapped)
         expected = sum(self.rank * (inputs + outputs) for inputs, outputs in layers.values())
         assert adapted.trainable_parameters == expected, (adapted.trainable_parameters, expected)
         return adapted
 
     def layers(self, model: Any, spec: ModelSpec) -> dict[str, tuple[int, int]]:
-        """Full names and (inputs, outputs) of the linear layers that get an adapter."""
+        """Full name and (inputs, outputs) of each linear layer that gets an adapter."""
         from torch import nn
         from transformers.pytorch_utils import Conv1D
 
@@ -141,25 +134,24 @@ class Adapter:
                 sizes[name] = (module.nx, module.nf)
         known = sorted({name.rsplit(".", 1)[-1] for name in sizes})
         if not known:
-            raise UserError(f"adapter={self.method}: {spec.name} has no linear layer to adapt; say adapter=none.")
+            raise UserError("adapter", self.method, f"{spec.name} has no linear layer to adapt", "set adapter=none")
         if isinstance(self.target_modules, str):
             return sizes
         for wanted in self.target_modules:
             if wanted not in known:
-                raise UserError(
-                    f"adapter.target_modules={wanted}: no such linear layer in {spec.name}; it has {', '.join(known)}."
-                )
+                problem = f"{spec.name} has no linear layer of this name"
+                raise UserError("adapter.target_modules", wanted, problem, f"choose from {', '.join(known)}")
         return {name: size for name, size in sizes.items() if name.rsplit(".", 1)[-1] in self.target_modules}
 
 
 @dataclass(frozen=True)
-class Adapted:
-    """A model with an adapter in it.
+class AdaptedModel:
+    """A model with an adapter.
 
     Attributes:
-        adapter: its settings.
-        spec, path: the model it was put on.
-        precision: it is trained in.
+        adapter: the settings of the adapter.
+        spec, path: the base model.
+        precision: of the training.
         wrapped: the peft model around the transformers model.
     """
 
@@ -179,14 +171,14 @@ class Adapted:
         return sum(p.numel() for p in self.wrapped.parameters() if p.requires_grad)
 
     def save(self, tokenizer: Any, run_dir: Path, model: str) -> None:
-        """Write RUN/adapter as peft does and, where it is to be merged, the full model with its tokenizer beside it.
+        """Write RUN/adapter in peft's format and, if it is to be merged, the full model with its tokenizer.
 
-        Merging holds the model a second time in the host's memory: 4 bytes a weight, 2 with bf16-true.
+        Merging loads the model a second time on the host: 4 bytes per weight, 2 with bf16-true.
         """
         from lpsel.storage import folder_atomically
 
         with folder_atomically(run_dir / ADAPTER) as folder:
-            # None of the embeddings is trained; asked to find out, peft would ask the Hub.
+            # No embedding is trained; without this setting, peft would query the Hub to find out.
             self.wrapped.save_pretrained(folder, save_embedding_layers=False)
         shutil.rmtree(run_dir / model, ignore_errors=True)  # of an earlier run in the same folder
         if self.adapter.merge:
@@ -195,18 +187,18 @@ class Adapted:
                 tokenizer.save_pretrained(folder)
 
     def merged(self, saved: Path) -> Any:
-        """The model as it is on disk, not quantised, with a saved adapter added to its weights; on the CPU."""
+        """The model as stored on disk, not quantized, with a saved adapter merged into its weights, on the CPU."""
         import peft
         import torch
 
         from lpsel.model.load import load_model
 
         base = load_model(self.spec, self.path, torch.bfloat16 if self.precision == "bf16-true" else torch.float32)
-        with _quietly():
+        with _ignore_peft_warnings():
             return peft.PeftModel.from_pretrained(base, str(saved), torch_device="cpu").merge_and_unload()
 
     def describe(self, run_dir: Path) -> dict[str, Any]:
-        """What result.json says of the adapter."""
+        """The adapter's part of result.json."""
         return {
             "method": self.adapter.method,
             **asdict(self.adapter),
@@ -222,22 +214,22 @@ def _load_in_4_bits(spec: ModelSpec, path: str, dtype: Any, device: Any) -> Any:
     from lpsel.model.load import load_config, load_model
 
     if getattr(load_config(spec, path), "quantization_config", None) is not None:
-        raise UserError(f"adapter=qlora: {path} is quantised already; give the model's own weights.")
+        raise UserError("adapter", "qlora", f"{path} is already quantized", "use the model's original weights")
     four_bits = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
     model = load_model(spec, path, dtype, quantization_config=four_bits, device_map={"": device})
     for module in model.modules():
         if isinstance(module, Linear4bit):
-            # In evaluation mode bitsandbytes would pack weights anew for a CPU's bfloat16 kernel, which has no backward
-            # pass: gradients would end there without a word.
+            # In evaluation mode, bitsandbytes would repack the weights for a bfloat16 CPU kernel without a backward
+            # pass, which silently stops the gradients.
             module.support_avx512bf16_for_cpu = False
     return model
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Without peft's warnings of what it mends itself (GPT-2's layers) and of what it asks transformers for."""
+def _ignore_peft_warnings() -> Iterator[None]:
+    """Ignore peft's warnings about settings that it corrects itself, and about its own use of transformers."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")

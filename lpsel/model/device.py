@@ -1,8 +1,9 @@
-"""Which device and precision a configuration means on this machine."""
+"""The device and the precision that a configuration selects on this machine, and how freed memory is reused."""
 
+import ctypes
 from typing import TYPE_CHECKING
 
-from lpsel.errors import UserError
+from lpsel.errors import UserError, check_choice
 
 if TYPE_CHECKING:
     import torch
@@ -11,11 +12,14 @@ PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
 ALIASES = {"32": "32-true", "bf16": "bf16-mixed"}
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+REUSED_BYTES = 96 * 2**20
+
 
 def resolve_precision(requested: str) -> str:
-    """Lightning's name of the precision asked for; `auto` is bf16-mixed where a GPU computes it, else 32-true.
+    """Lightning's name of the requested precision; `auto` is bf16-mixed if a GPU supports it, otherwise 32-true.
 
-    float16 is not among them: its loss scaling does not go with losses that are summed over micro-batches here.
+    float16 is not supported: its loss scaling does not work with losses that are summed over micro-batches.
 
     Raises:
         UserError: any other precision.
@@ -23,18 +27,20 @@ def resolve_precision(requested: str) -> str:
     if requested != "auto":
         named = ALIASES.get(str(requested), str(requested))
         if named not in PRECISIONS:
-            raise UserError(f"trainer.precision={requested}: must be auto, {', '.join(PRECISIONS)}.")
+            check_choice("trainer.precision", requested, ("auto", *PRECISIONS))
         return named
     import torch
 
-    # Older GPUs emulate it, slowly.
-    computed = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16-mixed" if computed else "32-true"
+    # Older GPUs emulate bfloat16 slowly.
+    supported = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if supported else "32-true"
 
 
 def lightning_precision(precision: str) -> str:
-    """What Lightning is told. Its own bf16-true would round rotary frequencies as well as weights to bfloat16; here the
-    weights are loaded in bfloat16, and nothing else changes."""
+    """The precision passed to Lightning, whose bf16-true would also round rotary frequencies to bfloat16.
+
+    Here the weights are loaded in bfloat16, and nothing else changes.
+    """
     return "32-true" if precision == "bf16-true" else precision
 
 
@@ -42,19 +48,18 @@ def device_of(accelerator: str) -> "torch.device":
     """The device that a run in one process uses.
 
     Raises:
-        UserError: a GPU is asked for where there is none, or a device that is not known here.
+        UserError: an unknown accelerator, or a GPU on a machine without one.
     """
-    if accelerator not in ACCELERATORS:
-        raise UserError(f"trainer.accelerator={accelerator}: must be one of {', '.join(ACCELERATORS)}.")
+    check_choice("trainer.accelerator", accelerator, ACCELERATORS)
     import torch
 
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise UserError(f"trainer.accelerator={accelerator}: this machine has no CUDA device; say trainer=cpu.")
+        raise UserError("trainer.accelerator", accelerator, "this machine has no CUDA device", "set trainer=cpu")
     return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def free_memory() -> None:
-    """Give back what a model that was just let go of has taken, before the next is loaded."""
+    """Free the memory of deleted models, before the next one is loaded."""
     import gc
 
     import torch
@@ -62,3 +67,15 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def reuse_freed_memory() -> None:
+    """Let the C library keep freed blocks of up to REUSED_BYTES, up to 2 GiB of them, for later allocations.
+
+    By default, glibc returns large blocks to the kernel, which clears every page for the next layer again and takes at
+    least a tenth of a pass (docs/benchmarks.md). Does nothing with another C library.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, REUSED_BYTES)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

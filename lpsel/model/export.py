@@ -10,7 +10,7 @@ from lpsel.storage import folder_atomically, open_as
 def save_model(trainer: Any, module: Any, tokenizer: Any, folder: Path) -> None:
     """Write a folder that AutoModelForCausalLM and AutoTokenizer load, under a temporary name first.
 
-    To be called by all ranks: slices of a sharded model are gathered in the memory of the main process's host.
+    All ranks call it: the slices of a sharded model are gathered in the host memory of the main process.
     """
     model = module.language_model
     if module.adapted is not None:

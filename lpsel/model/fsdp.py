@@ -1,10 +1,11 @@
-"""FSDP2: every rank keeps a slice of the weights, gradients and optimiser states, and borrows a layer while it uses it.
+"""FSDP2: every rank stores a slice of the weights, gradients and optimizer states, and gathers a layer to use it.
 
-The model is cut along its own list of decoder layers; embeddings, last norm and head belong to the root, the module
-whose forward is called. No rank ever has a second full copy: all build the model without memory, rank 0 alone reads
-the file, and its tensors are broadcast one by one, of which each rank keeps its slice.
+The decoder layers are sharded one by one; embeddings, last norm and head belong to the root module, whose forward is
+called. No rank holds a second full copy: all ranks create the model without memory, rank 0 reads the file, and its
+tensors are broadcast one by one, of which each rank stores its slice.
 """
 
+import pkgutil
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -25,22 +26,23 @@ class ShardedStrategy(ModelParallelStrategy):
     """Lightning's strategy for FSDP2, over all devices of all nodes.
 
     Args:
-        cpu_offload: keep weights, gradients and optimiser states in the host's memory, and step the optimiser there.
+        cpu_offload: store weights, gradients and optimizer states on the host, and step the optimizer there.
 
     Raises:
-        UserError: `cpu_offload` where there is no GPU to take anything off.
+        UserError: `cpu_offload` without a GPU.
     """
 
     def __init__(self, cpu_offload: bool = False) -> None:
-        # The gradient's norm is then reduced on the host, which NCCL cannot.
+        # The gradient norm is then reduced on the host, which NCCL cannot do.
         backend = "cpu:gloo,cuda:nccl" if cpu_offload else None
         super().__init__(data_parallel_size=1, tensor_parallel_size=1, process_group_backend=backend)
         self.cpu_offload = cpu_offload
 
     def _configure_launcher(self) -> None:
-        # The first hook that knows the devices, before any other process is started.
+        # The first hook that knows the devices, before other processes start.
         if self.cpu_offload and self.root_device.type == "cpu":
-            raise UserError("trainer.strategy.cpu_offload=true: without a GPU all is on the CPU already; leave it out.")
+            problem, hint = "needs a GPU; everything is on the CPU already", "remove it"
+            raise UserError("trainer.strategy.cpu_offload", "true", problem, hint)
         super()._configure_launcher()
 
     def setup_environment(self) -> None:
@@ -48,8 +50,15 @@ class ShardedStrategy(ModelParallelStrategy):
         super().setup_environment()
 
     def model_to_device(self) -> None:
-        if not self.cpu_offload:  # else load_sharded has put every tensor where it belongs
+        if not self.cpu_offload:  # with it, load_sharded has placed every tensor
             super().model_to_device()
+
+
+def shards(strategy: Any) -> bool:
+    """Whether a strategy, a name or its settings, shards the weights over its devices (FSDP)."""
+    if isinstance(strategy, str):
+        return "fsdp" in strategy
+    return issubclass(pkgutil.resolve_name(strategy["_target_"]), ModelParallelStrategy)
 
 
 def load_sharded(
@@ -60,17 +69,17 @@ def load_sharded(
     precision: str,
     prepare: Callable[[Any], None],
 ) -> PerSampleLoss:
-    """The model in slices, checked and filled with its weights; to be called by all ranks together.
+    """The sharded model, checked and filled with its weights. All ranks call it together.
 
     Args:
-        dtype: of the weights that the optimiser steps on.
-        strategy: once its process group and device mesh are there.
-        precision: Lightning's name; with bf16-mixed a layer is borrowed and computed in bfloat16, and its gradient
-            reduced in float32.
-        prepare: called with the model before it is cut, to freeze some of its parts.
+        dtype: of the weights that the optimizer updates.
+        strategy: with its process group and device mesh.
+        precision: as named by `lpsel.model.device`; with bf16-mixed, a layer is gathered and computed in bfloat16, and
+            its gradient is reduced in float32.
+        prepare: called with the model before it is sharded, for example to freeze parts of it.
 
     Raises:
-        UserError: on all ranks, what rank 0 found wrong with the model or its file.
+        UserError: on all ranks, if rank 0 cannot load the model.
     """
     whole, packed = _whole_on_rank_0(spec, path, strategy)
     model = empty_model(spec, path, dtype)
@@ -82,7 +91,7 @@ def load_sharded(
 
 
 def empty_model(spec: ModelSpec, path: str, dtype: torch.dtype) -> Any:
-    """The model as its config.json describes it, in evaluation mode, all of it on the meta device: without memory."""
+    """The model that config.json describes, in evaluation mode, on the meta device, which takes no memory."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
@@ -93,9 +102,9 @@ def empty_model(spec: ModelSpec, path: str, dtype: torch.dtype) -> Any:
 
 
 def _whole_on_rank_0(spec: ModelSpec, path: str, strategy: ShardedStrategy) -> tuple[Any, bool | None]:
-    """The full model as it is stored on rank 0, None elsewhere, and whether it takes packs; a failure ends every rank.
+    """On rank 0 the full model as stored, elsewhere None; and whether it supports packs. A failure ends all ranks.
 
-    Tensors that need no conversion are the file's pages, which the system can drop and read again.
+    Tensors that need no conversion are memory-mapped, so that the system can drop and reread their pages.
     """
     whole, packed, failure = None, None, None
     if strategy.is_global_zero:
@@ -107,37 +116,37 @@ def _whole_on_rank_0(spec: ModelSpec, path: str, strategy: ShardedStrategy) -> t
             decoder_layers(whole)
         except Exception as error:
             failure = error
-    told, packed = strategy.broadcast((None if failure is None else first_line(failure), packed))
+    problem, packed = strategy.broadcast((None if failure is None else first_line(failure), packed))
     if failure is not None:
         raise failure
-    if told is not None:
-        raise ReportedByMainProcess(told)
+    if problem is not None:
+        raise ReportedByMainProcess(path, problem=problem)
     return whole, packed
 
 
 def _shard(loss: PerSampleLoss, strategy: ShardedStrategy, precision: str) -> None:
-    """Cut the decoder's layers one by one, then what is left of the module."""
+    """Shard the decoder layers one by one, then the rest of the module."""
     mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    cut = partial(
+    shard = partial(
         fully_shard,
         mesh=strategy.device_mesh["data_parallel"],
         mp_policy=mixed if precision == "bf16-mixed" else MixedPrecisionPolicy(),
         offload_policy=CPUOffloadPolicy() if strategy.cpu_offload else OffloadPolicy(),
     )
     for layer in decoder_layers(loss.model):
-        cut(layer)
-    cut(loss)
+        shard(layer)
+    shard(loss)
 
 
 def _fill(model: Any, whole: Any, strategy: ShardedStrategy) -> None:
-    """Give every slice and buffer its values from rank 0's full model, and let go of that."""
+    """Copy the values of rank 0's full model into every slice and buffer."""
     model.to_empty(device=torch.device("cpu") if strategy.cpu_offload else strategy.root_device)
     set_model_state_dict(
         model,
         whole.state_dict() if whole is not None else {},
         options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False),
     )
-    # What no file holds, such as rotary frequencies and Gemma's embedding scale, transformers computes from the config.
+    # Rotary frequencies, Gemma's embedding scale and the like are not in the file; transformers computes them.
     for tensor in model.state_dict(keep_vars=True).values():
         tensor._is_hf_initialized = True
     model.initialize_weights()

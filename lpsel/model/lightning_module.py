@@ -1,4 +1,4 @@
-"""The LightningModule: one optimiser step over micro-batches, and the per-sample losses of a recording pass."""
+"""The LightningModule: an optimizer step over micro-batches, and the per-sample losses of a recording pass."""
 
 import math
 from collections.abc import Callable
@@ -11,39 +11,40 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from lpsel.data.batching import Rows
 from lpsel.data.packing import MicroBatch, OptimizerStep
-from lpsel.model.adapter import Adapted, Adapter
+from lpsel.distributed import is_main_process
+from lpsel.errors import ReportedByMainProcess, UserError
+from lpsel.model.adapter import AdaptedModel, Adapter
 from lpsel.model.decoder_layers import checkpoint_layers, compile_layers
+from lpsel.model.device import reuse_freed_memory
 from lpsel.model.fsdp import ShardedStrategy, load_sharded
 from lpsel.model.load import freeze_other_parts, load_model
 from lpsel.model.loss import Measure, PerSampleLoss, check_head, per_sample_nll
-from lpsel.model.pass_tokens import reuse_freed_memory
 from lpsel.model.spec import ModelSpec
-from lpsel.training.monitors import diverged
 
 
 class FineTuner(L.LightningModule):
     """Fine-tunes a causal language model on responses.
 
-    A step whose loss or gradient is not finite ends the training before the weights have moved.
-
-    The loss of a step is the mean NLL over the supervised tokens of the whole global batch, however it is cut into
-    micro-batches and ranks. Dropout stays off, so that the same holds for the gradient.
+    The loss of a step is the mean NLL over the supervised tokens of the whole global batch, however the batch is split
+    into micro-batches and ranks. Dropout is off, so that the same holds for the gradient. A step with a loss or
+    gradient that is not finite ends the training before the weights change.
 
     Args:
-        role: scorer or target, what its metrics are logged under.
+        role: scorer or target, the prefix of its metrics.
         spec: the model and its recipe.
         path: folder or Hub id to load it from.
         optimizer: called with the parameters and `lr=`.
-        total_steps: horizon of the learning-rate schedule, in optimiser steps.
-        precision: of the weights and of the passes, as `lpsel.model.device` names it.
-        adapter: trained in place of all weights.
-        activation_checkpointing: layers keep their inputs alone for the backward pass.
-        compiled: layers run as torch.compile makes them.
+        total_steps: horizon of the learning-rate schedule, in optimizer steps.
+        precision: of the weights and of the passes, as named by `lpsel.model.device`.
+        adapter: trained instead of all weights.
+        activation_checkpointing: keep only the inputs of each layer for the backward pass.
+        compiled: run the layers through torch.compile.
         measure: what recording passes return of every supervised token, instead of its NLL.
 
     Attributes:
-        step_nll: mean NLL of the last optimiser step, over all ranks.
+        step_nll: mean NLL of the last optimizer step, over all ranks.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class FineTuner(L.LightningModule):
         self.precision = precision
         self.adapter, self.activation_checkpointing = adapter, activation_checkpointing
         self.compiled, self.measure = compiled, measure
-        self.adapted: Adapted | None = None
+        self.adapted: AdaptedModel | None = None
         self.loss: PerSampleLoss | None = None
         self.step_nll = math.nan
 
@@ -81,14 +82,14 @@ class FineTuner(L.LightningModule):
         if isinstance(strategy, ShardedStrategy):
             self.loss = load_sharded(self.spec, self.path, dtype, strategy, precision, prepare=self._prepare)
         else:
-            # Lightning makes the GPU the default device here, which transformers would load onto with accelerate alone.
+            # Lightning makes the GPU the default device here, which transformers supports only with accelerate.
             with torch.device("cpu"):
                 if self.adapter is not None:
                     self.adapted = self.adapter.load(self.spec, self.path, precision, strategy.root_device)
                 model = self.adapted.model if self.adapted else load_model(self.spec, self.path, dtype)
                 self.loss = PerSampleLoss(model)
                 check_head(self.loss)
-                self._prepare(model)  # after the check, for whose few tokens nothing is compiled
+                self._prepare(model)  # after the check, so that nothing is compiled for its few tokens
         self.loss.eval()
 
     def _prepare(self, model: Any) -> None:
@@ -128,20 +129,20 @@ class FineTuner(L.LightningModule):
         total = torch.zeros((), device=self.trainer.strategy.root_device)
         for i, batch in enumerate(step.micro_batches):
             self._reduce_gradients(i == len(step.micro_batches) - 1)
-            # Strategies average gradients over ranks; the loss is a sum over them.
+            # Strategies average gradients over ranks, but the loss is a sum over ranks.
             assert self.loss is not None
             loss = self.loss(batch, summed=True) * (self.trainer.world_size / step.supervised_tokens)
             self.manual_backward(loss)
             total += loss.detach()
-        # Over all ranks' slices where the weights are sharded, which Lightning's own clipping leaves to the strategy.
+        # Over the slices of all ranks if the weights are sharded, which Lightning's clipping does not do.
         weights = [p for group in optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(weights, self.spec.recipe.max_grad_norm)
         total = self.trainer.strategy.reduce(total, reduce_op="mean")
-        # The one wait for the device in a step; both numbers are the same on every rank, so all end together.
+        # The only synchronization with the device in a step. Both numbers are equal on all ranks, so all end together.
         norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).to(total.device)
         self.step_nll, gradient = torch.stack([total, norm.float()]).tolist()
         if not (math.isfinite(self.step_nll) and math.isfinite(gradient)):
-            raise diverged(self, step, batch_idx, self.step_nll, gradient)
+            raise self._diverged(step, batch_idx, gradient)
         optimizer.step()
         optimizer.zero_grad()
         scheduler.step()
@@ -149,7 +150,7 @@ class FineTuner(L.LightningModule):
         self.log(f"{self.role}/learning_rate", scheduler.get_last_lr()[0], batch_size=step.rows)
 
     def on_train_end(self) -> None:
-        # Lightning would move the optimiser's states to the host's memory.
+        # Lightning would move the optimizer's states to the host.
         for optimizer in self.trainer.optimizers:
             optimizer.state.clear()
 
@@ -159,7 +160,41 @@ class FineTuner(L.LightningModule):
         return per_sample_nll(self.loss(batch, measure=self.measure), batch.row_N, batch.supervised_B)
 
     def _reduce_gradients(self, now: bool) -> None:
-        """Reduce gradients over ranks with the last micro-batch of a step only."""
+        """Reduce gradients over ranks only with the last micro-batch of a step."""
         model = self.trainer.strategy.model
         if isinstance(model, DistributedDataParallel):
             model.require_backward_grad_sync = now
+
+    def _diverged(self, step: OptimizerStep, batch_idx: int, gradient_norm: float) -> UserError:
+        """The error that ends a training whose step is not finite. All ranks call it, before the optimizer step.
+
+        The rows of the batch are fed once more to find those whose own NLL is not finite.
+        """
+        trainer, recipe = self.trainer, self.spec.recipe
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        rows_R: Rows = data.order(trainer.current_epoch)[batch_idx * data.batch_size :][: data.batch_size]
+        bad_R = torch.zeros(len(rows_R), device=trainer.strategy.root_device)
+        position = {row: i for i, row in enumerate(rows_R.tolist())}
+        with torch.no_grad():
+            for batch in step.micro_batches:
+                nll_B = self.validation_step(batch, 0)
+                for row, finite in zip(batch.index_B.tolist(), nll_B.isfinite().tolist(), strict=True):
+                    if row >= 0 and not finite:
+                        bad_R[position[row]] = 1
+        reduced: Any = trainer.strategy.reduce(bad_R, reduce_op="sum")
+        alone = rows_R[reduced.cpu().numpy() > 0]
+        culprits = f" (not finite on their own: {_listed(alone)})" if 0 < len(alone) < len(rows_R) else ""
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        key = "model" if self.role == "target" else self.role
+        return (UserError if is_main_process() else ReportedByMainProcess)(
+            f"{key}.recipe.learning_rate",
+            f"{recipe.learning_rate:g}",
+            f"NLL {self.step_nll:g} and gradient norm {gradient_norm:g} in step {trainer.global_step + 1} of training "
+            f"the {self.role} (epoch {trainer.current_epoch + 1}, learning rate {rate:g}), rows {_listed(rows_R)}"
+            f"{culprits}. The step was not made and the checkpoint before it remains",
+            "lower the learning rate, or remove rows",
+        )
+
+
+def _listed(rows: Rows) -> str:
+    return ", ".join(map(str, sorted(rows.tolist())))

@@ -1,6 +1,6 @@
-"""What training takes of each device's memory, worked out from the model's shapes before it is loaded.
+"""Memory of training and recording passes, estimated from the shapes of a model before it is loaded.
 
-W weights of the model, A of an adapter, L of the linear layers that are quantised
+W weights of the model, A of an adapter, L of the linear layers that are quantized
 """
 
 from collections.abc import Callable
@@ -9,21 +9,23 @@ from typing import Any
 
 from lpsel.model.adapter import Adapter
 from lpsel.model.decoder_layers import decoder_layers
-from lpsel.model.pass_tokens import inner_size
 from lpsel.model.spec import ModelSpec
 
-QUANTISED = 0.5 + 1 / 64 + 4 / 16384  # bytes a weight in NF4 with double quantisation
-MOMENTS_8BIT = 2 + 2 * 4 / 256  # bytes a weight: two moments, and for each block of 256 a scale
+QUANTIZED = 0.5 + 1 / 64 + 4 / 16384  # bytes per weight in NF4 with double quantization
+MOMENTS_8BIT = 2 + 2 * 4 / 256  # bytes per weight: two moments, and a scale per block of 256
+
+# Of a recording pass; on a GPU, because a small model computes smaller packs faster than Python launches their kernels.
+ACTIVATION_BYTES = {"cpu": 256 * 2**20, "cuda": 512 * 2**20}
 
 
 @dataclass(frozen=True)
-class Footprint:
+class DeviceMemory:
     """Bytes on each device.
 
     Attributes:
-        states: weights, gradients and the optimiser's moments; exact but for what the allocator adds.
-        gathered: with FSDP, the layer and the root that are whole while they are used, and their gradients.
-        activations: an estimate, for the largest pack.
+        states: weights, gradients and optimizer moments; exact except for the allocator's overhead.
+        gathered: with FSDP, the layer and the root module that are whole while they are used, and their gradients.
+        activations: estimate for the largest pack.
     """
 
     states: float
@@ -35,7 +37,7 @@ class Footprint:
         return self.states + self.gathered + self.activations
 
 
-def footprint(
+def training_memory(
     model: Any,
     spec: ModelSpec,
     *,
@@ -44,57 +46,81 @@ def footprint(
     adapter: Adapter | None,
     checkpointing: bool,
     pack: int,
-    slices: int,
-) -> Footprint:
-    """What training `model` takes of each device; docs/guides/memory.md has the bytes a weight.
+    shards: int,
+) -> DeviceMemory:
+    """The memory for training `model` on each device; docs/memory.md lists the bytes per weight.
 
     Args:
-        model: of transformers, on the meta device.
-        spec: what it was made from.
-        precision: Lightning's name of it.
-        eight_bits: whether the optimiser keeps its moments in 8 bits.
-        adapter: trained in place of all weights.
-        checkpointing: layers keep their inputs alone.
+        model: a transformers model on the meta device.
+        spec: what it was created from.
+        precision: as named by `lpsel.model.device`.
+        eight_bits: whether the optimizer stores its moments in 8 bits.
+        adapter: trained instead of all weights.
+        checkpointing: whether layers keep only their inputs.
         pack: tokens of the largest micro-batch.
-        slices: devices that share one copy, 1 without FSDP.
+        shards: devices that share one copy, 1 without FSDP.
     """
     computed = 4 if precision == "32-true" else 2
     stored = 2 if precision == "bf16-true" else 4
     trained = stored + stored + (MOMENTS_8BIT if eight_bits else 2 * stored)  # weight, gradient, two moments
     weights = _size(model)
     if adapter is None:
-        states = trained * weights / slices
+        states = trained * weights / shards
     else:
         layers = adapter.layers(model, spec).values()
         states = trained * sum(adapter.rank * (inputs + outputs) for inputs, outputs in layers)
         linear = _linear_weights(model) if adapter.quantization else 0
-        states += QUANTISED * linear + computed * (weights - linear)
+        states += QUANTIZED * linear + computed * (weights - linear)
     gathered = 0.0
-    if slices > 1:
+    if shards > 1:
         layer_sizes = [_size(layer) for layer in decoder_layers(model)]
         gathered = 2.0 * computed * (weights - sum(layer_sizes) + max(layer_sizes))
-    return Footprint(states, gathered, _activations(model, computed, checkpointing, pack))
+    return DeviceMemory(states, gathered, _activations(model, computed, checkpointing, pack))
 
 
-def fits_on(limit: float, of: Callable[[int], Footprint]) -> int | None:
-    """The smallest power of two of devices over which FSDP leaves each with at most `limit` bytes; None: not 1,024."""
-    return next((n for n in (2**k for k in range(1, 11)) if of(n).total <= limit), None)
+def devices_needed(limit: float, estimate: Callable[[int], DeviceMemory]) -> int | None:
+    """The smallest power of two of FSDP devices that need at most `limit` bytes each; None if 1,024 do not suffice."""
+    return next((n for n in (2**k for k in range(1, 11)) if estimate(n).total <= limit), None)
+
+
+def recording_pack(config: Any, precision: str, requested: int, device: str) -> int:
+    """Tokens of the largest pack of a recording pass: `requested`, or as many as fit into ACTIVATION_BYTES.
+
+    The activations of a token are largest inside the MLP of a layer: six hidden states and four times the MLP's inner
+    state in the precision of the pass, and the residual stream and its norm in float32.
+
+    Args:
+        config: configuration of a model.
+        precision: of the pass, as named by `lpsel.model.device`.
+        requested: tokens.
+        device: cpu or cuda.
+    """
+    hidden, inner = config.get_text_config().hidden_size, _inner_size(config)
+    bytes_each = 4 if precision == "32-true" else 2
+    bytes_per_token = bytes_each * (6 * hidden + 4 * inner) + 4 * 3 * hidden
+    return max(1, min(requested, ACTIVATION_BYTES[device] // bytes_per_token))
 
 
 def _activations(model: Any, computed: int, checkpointing: bool, pack: int) -> float:
-    """Bytes kept for the backward pass (Korthikanti et al. 2022, Reducing Activation Recomputation, equation 1).
+    """Bytes saved for the backward pass (Korthikanti et al. 2022, Reducing Activation Recomputation, equation 1).
 
-    Without dropout, and without the attention matrix, which flash attention does not keep.
-
-    A layer keeps 8 values of the hidden size for each token, and two of the MLP's inner size, four where it is gated.
-    Checkpointed, it keeps one, and all of them for one layer at a time.
+    Without dropout, and without the attention matrix, which flash attention does not store. A layer saves 8 values of
+    the hidden size per token, and two of the inner size of the MLP, four if it is gated. A checkpointed layer saves one
+    of the hidden size, and all of them for one layer at a time.
     """
     config = model.config.get_text_config()
     hidden = config.hidden_size
     gated = any("gate_proj" in name for name, _ in model.named_modules())
-    layer = 8 * hidden + (4 if gated else 2) * inner_size(model.config)
+    layer = 8 * hidden + (4 if gated else 2) * _inner_size(model.config)
     layers = config.num_hidden_layers
     return float(pack * computed * (layers * hidden + layer if checkpointing else layers * layer))
+
+
+def _inner_size(config: Any) -> int:
+    """Values of a token inside the MLP of a layer, under any of its names; by default four hidden states."""
+    text = config.get_text_config()
+    names = ("intermediate_size", "ffn_dim", "n_inner")
+    return next((size for name in names if (size := getattr(text, name, None))), 4 * text.hidden_size)
 
 
 def _size(module: Any) -> int:

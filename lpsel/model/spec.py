@@ -1,14 +1,14 @@
-"""What a configuration says of a model and of the way it is fine-tuned. Imports nothing heavy."""
+"""What a configuration defines about a model and its fine-tuning. Imports nothing heavy."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from lpsel.errors import UserError, is_int, is_number
+from lpsel.errors import UserError, check_choice, check_flag, check_int, check_number
 
 SCHEDULES = ("cosine", "linear", "constant")
 TEMPLATES = ("alpaca", "chat", "plain")
 STOPS = ("stable",)
-FEWEST_STOP_ROWS = 20  # a rank correlation of fewer says little
+MIN_STOP_ROWS = 20  # a rank correlation of fewer rows means little
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,11 @@ class Recipe:
 
     Attributes:
         epochs: passes over the rows; also the horizon of the learning-rate schedule.
-        batch_size: rows of one optimiser step, over all devices and micro-batches.
+        batch_size: rows per optimizer step, over all devices and micro-batches.
         learning_rate: its peak, after warm-up.
-        warmup: share of all optimiser steps over which the rate rises from 0.
-        schedule: what the rate does after warm-up: cosine or linear to 0, or constant.
-        max_grad_norm: the gradient's 2-norm is clipped to this.
+        warmup: fraction of all optimizer steps over which the rate rises from 0.
+        schedule: the rate after warm-up: cosine or linear to 0, or constant.
+        max_grad_norm: the 2-norm of the gradient is clipped to this.
         seed: of the order of the rows.
     """
 
@@ -34,19 +34,17 @@ class Recipe:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "seed"):
-            value = getattr(self, name)
-            _require(is_int(value), f"recipe.{name}={value}: must be a whole number.")
-        for name in ("learning_rate", "warmup", "max_grad_norm"):
-            value = getattr(self, name)
-            _require(is_number(value), f"recipe.{name}={value}: must be a number.")
-        _require(self.epochs >= 1, f"recipe.epochs={self.epochs}: must be at least 1.")
-        _require(self.batch_size >= 1, f"recipe.batch_size={self.batch_size}: must be at least 1 row.")
-        _require(self.learning_rate > 0, f"recipe.learning_rate={self.learning_rate}: must be above 0.")
-        _require(0 <= self.warmup < 1, f"recipe.warmup={self.warmup}: a share of all steps, from 0 to below 1.")
-        _require(self.schedule in SCHEDULES, f"recipe.schedule={self.schedule}: must be one of {', '.join(SCHEDULES)}.")
-        _require(self.max_grad_norm > 0, f"recipe.max_grad_norm={self.max_grad_norm}: must be above 0.")
-        _require(0 <= self.seed < 2**32, f"recipe.seed={self.seed}: must be from 0 to 4294967295.")
+        check_int("recipe.epochs", self.epochs, 1)
+        check_int("recipe.batch_size", self.batch_size, 1, what="a number of rows")
+        check_number("recipe.learning_rate", self.learning_rate, above=0)
+        check_number("recipe.warmup", self.warmup, minimum=0)
+        if self.warmup >= 1:
+            raise UserError("recipe.warmup", self.warmup, "must be a fraction of all steps, less than 1")
+        check_choice("recipe.schedule", self.schedule, SCHEDULES)
+        check_number("recipe.max_grad_norm", self.max_grad_norm, above=0)
+        check_int("recipe.seed", self.seed, 0)
+        if self.seed >= 2**32:
+            raise UserError("recipe.seed", self.seed, "must be less than 4294967296")
 
 
 @dataclass(frozen=True)
@@ -55,15 +53,14 @@ class ModelSpec:
 
     Attributes:
         name: shown in results and folder names.
-        path: Hugging Face id or local folder; null for a tiny model made on the spot.
+        path: Hugging Face id or local folder; null for a tiny model that is created when needed.
         revision: branch, tag or commit of a Hub model.
         template: how a row becomes text: alpaca, chat (the tokenizer's own) or plain.
-        max_length: rows are cut to this many tokens.
-        trust_remote_code: run Python code that comes with the model. Off unless asked for.
-        bin_weights: read pickled weights (pytorch_model.bin) where there are no safetensors, tensors only. Off unless
-            asked for.
+        max_length: rows are truncated to this many tokens.
+        trust_remote_code: run Python code that comes with the model. Off by default.
+        bin_weights: load pickled weights (pytorch_model.bin) if there are no safetensors, tensors only. Off by default.
         tiny: arguments of `lpsel.toy.model.make_tiny`, used when path is null.
-        architecture: what config.json says of its size, for a dry run that cannot read it; unused else.
+        architecture: the sizes in config.json, for a dry run that cannot read it; unused otherwise.
         recipe: how it is fine-tuned.
     """
 
@@ -79,16 +76,13 @@ class ModelSpec:
     recipe: Recipe = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
-        _require(self.template in TEMPLATES, f"template={self.template}: must be one of {', '.join(TEMPLATES)}.")
-        _require(is_int(self.max_length), f"max_length={self.max_length}: must be a whole number of tokens.")
-        for name in ("trust_remote_code", "bin_weights"):
-            value = getattr(self, name)
-            _require(isinstance(value, bool), f"{name}={value}: must be true or false.")
-        _require(self.max_length >= 2, f"max_length={self.max_length}: must be at least 2 tokens.")
-        _require(
-            bool(self.path) or self.tiny is not None,
-            f"model {self.name}: no path; give model.path=FOLDER_OR_HUB_ID (scorer.path= for the scorer).",
-        )
+        check_choice("template", self.template, TEMPLATES)
+        check_int("max_length", self.max_length, 2, what="a number of tokens")
+        check_flag("trust_remote_code", self.trust_remote_code)
+        check_flag("bin_weights", self.bin_weights)
+        if not self.path and self.tiny is None:
+            hint = "set model.path=FOLDER_OR_HUB_ID (for the scorer, scorer.path=)"
+            raise UserError(f"model {self.name}", problem="has no path", hint=hint)
 
 
 @dataclass(frozen=True)
@@ -96,10 +90,10 @@ class ScorerSpec(ModelSpec):
     """A model as scorer, and how much of its recipe's training it gets: docs/guides/stopping.md.
 
     Attributes:
-        train_fraction: share of the rows with a supervised token, chosen at random, that it is trained on.
-        stop: `stable` ends an epoch's training once the ranking has settled; null trains whole epochs.
-        stop_bound: the ranking has settled when its rank correlation with the checkpoint before reaches this.
-        stop_rows: rows, chosen at random, by which the ranking is followed.
+        train_fraction: fraction of the rows with a supervised token, chosen at random, on which it is trained.
+        stop: `stable` ends the training of an epoch once the ranking is stable; null trains whole epochs.
+        stop_bound: the ranking is stable when its rank correlation with the previous check reaches this.
+        stop_rows: number of rows, chosen at random, whose ranking is checked.
     """
 
     train_fraction: float = 1.0
@@ -109,32 +103,18 @@ class ScorerSpec(ModelSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("train_fraction", "stop_bound"):
-            value = getattr(self, name)
-            _require(is_number(value), f"scorer.{name}={value}: must be a number.")
-        _require(
-            0 < self.train_fraction <= 1,
-            f"scorer.train_fraction={self.train_fraction}: a share of the rows, above 0 and at most 1.",
-        )
-        _require(
-            self.stop is None or self.stop in STOPS,
-            f"scorer.stop={self.stop}: must be {' or '.join(STOPS)}, or null to train whole epochs.",
-        )
-        _require(
-            0 < self.stop_bound < 1, f"scorer.stop_bound={self.stop_bound}: a rank correlation, above 0 and below 1."
-        )
-        _require(
-            is_int(self.stop_rows) and self.stop_rows >= FEWEST_STOP_ROWS,
-            f"scorer.stop_rows={self.stop_rows}: must be a whole number of rows, at least {FEWEST_STOP_ROWS}.",
-        )
+        check_number("scorer.train_fraction", self.train_fraction, above=0)
+        if self.train_fraction > 1:
+            raise UserError("scorer.train_fraction", self.train_fraction, "must be a fraction of the rows, at most 1")
+        if self.stop is not None:
+            check_choice("scorer.stop", self.stop, STOPS, "set it to null to train whole epochs")
+        check_number("scorer.stop_bound", self.stop_bound, above=0)
+        if self.stop_bound >= 1:
+            raise UserError("scorer.stop_bound", self.stop_bound, "must be a rank correlation, less than 1")
+        check_int("scorer.stop_rows", self.stop_rows, MIN_STOP_ROWS, what="a number of rows")
 
     def less_training(self) -> dict[str, Any]:
-        """What is asked for in place of training on every row of every epoch; empty where nothing is."""
+        """The settings that reduce training to less than every row of every epoch; empty without any."""
         part = {"train_fraction": self.train_fraction} if self.train_fraction < 1 else {}
         rule = {"rule": self.stop, "bound": self.stop_bound, "rows": self.stop_rows} if self.stop else {}
         return part | ({"stop": rule} if rule else {})
-
-
-def _require(ok: bool, message: str) -> None:
-    if not ok:
-        raise UserError(message)

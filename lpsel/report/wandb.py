@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from lpsel.errors import UserError, first_line
+from lpsel.errors import UserError, check_package, first_line
 from lpsel.report.run_figures import LABELS
 from lpsel.report.runs import Found, Point, points
 from lpsel.report.tables import every
 from lpsel.storage import write_atomically
 from lpsel.tracking.tracker import Picture, Rows
 from lpsel.tracking.wandb import WandbTracker, tracked_run
-from lpsel.training.checks import need
 
 SPEC = "wandb-report.json"
 PROJECT = "lpsel"  # where no run says
@@ -45,7 +44,7 @@ class Panel:
 
 def check_wandb_report() -> None:
     """Raises UserError where the optional package is not installed."""
-    need("wandb_workspaces", "wandb-report", "--wandb")
+    check_package("wandb_workspaces", "wandb-report", "--wandb", None)
 
 
 def write_wandb_report(found: Found, out: Path) -> str:

@@ -20,7 +20,7 @@ from lpsel.data.random_order import PART, SAMPLE, random_rows
 from lpsel.data.tokens import Tokens
 from lpsel.errors import UserError
 from lpsel.model.flops import Times, spent
-from lpsel.model.spec import FEWEST_STOP_ROWS, ScorerSpec
+from lpsel.model.spec import MIN_STOP_ROWS, ScorerSpec
 from lpsel.scoring.metrics import learning_percentage
 from lpsel.selection.agreement import spearman
 
@@ -145,10 +145,10 @@ class StopWhenStable(L.Callback):
     def __init__(self, title: str, data: SubsetDataModule, *, rows: int, bound: float) -> None:
         self.title, self.data, self.bound = title, data, bound
         self.sample = random_rows(data.supervised, data.tokens.ids, data.seed, SAMPLE, rows)
-        if len(self.sample) < FEWEST_STOP_ROWS:
+        if len(self.sample) < MIN_STOP_ROWS:
             raise UserError(
                 f"scorer.stop=stable: {len(self.sample)} rows with a supervised token are too few to rank; leave it "
-                f"out below {FEWEST_STOP_ROWS}."
+                f"out below {MIN_STOP_ROWS}."
             )
         self.steps = check_steps(data.steps_per_epoch)
         self.own_S = np.full(len(self.sample), np.nan)

@@ -4,19 +4,14 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lpsel.data.packing import MicroBatch
 from lpsel.distributed import Interrupted
 from lpsel.scoring.store import Parts
+from lpsel.training.trainer import before_training
 
 BATCHES_PER_PART = 64
-
-
-def before_training(trainer: L.Trainer) -> bool:
-    """Whether the pass that runs is the one before training, ahead of it or on its own."""
-    return trainer.sanity_checking or trainer.state.fn == TrainerFn.VALIDATING
 
 
 def _epoch(trainer: L.Trainer) -> int:

@@ -21,7 +21,7 @@ from lpsel.distributed import agree, is_main_process
 from lpsel.errors import UserError
 from lpsel.model.fingerprint import model_fingerprint
 from lpsel.model.load import check_model, load_config, load_tokenizer, locate
-from lpsel.model.pass_tokens import pass_tokens
+from lpsel.model.memory_estimate import recording_pack
 from lpsel.model.spec import ModelSpec, ScorerSpec
 from lpsel.scoring.columns import RECORDABLE
 from lpsel.scoring.store import FORMAT, MANIFEST, SCORES, Parts, find_scores, scores_key, write_scores
@@ -133,7 +133,7 @@ def _described(
         "template": scorer.template,
         "max_length": scorer.max_length,
         "recipe": asdict(scorer.recipe),
-        "optimizer": setup.optimizer_settings,
+        "optimizer": setup.optimizer,
         "precision": setup.precision,
         **(scorer.less_training() if epochs else {}),
     }
@@ -155,15 +155,14 @@ def _make(
     from lpsel.data.tokens import tokenize, tokenizer_hash
     from lpsel.scoring.early_stopping import StopWhenStable, random_part
     from lpsel.scoring.recorder import NLLRecorder
-    from lpsel.training.monitors import LossSpikes
+    from lpsel.training.monitors import LossSpikes, UntrainedTokens, check_vocabulary
     from lpsel.training.trainer import Cost, fit
-    from lpsel.training.vocabulary_check import UntrainedTokens, check_vocabulary
 
     tokenizer = load_tokenizer(scorer, path)
     tokens = tokenize(source, tokenizer, scorer.template, scorer.max_length, setup.cache_dir)
     report_tokens(tokens, scorer)
     check_vocabulary(tokens, tokenizer, scorer, path)
-    score_tokens = pass_tokens(load_config(scorer, path), setup.precision, setup.score_tokens, setup.device.type)
+    score_tokens = recording_pack(load_config(scorer, path), setup.precision, setup.score_tokens, setup.device.type)
 
     def recording(fed: Any, mask: Any = None) -> SubsetDataModule:
         return setup.data_module(fed, scorer, mask=mask, record=True, score_tokens=score_tokens)
@@ -188,10 +187,9 @@ def _make(
             continue
         name, recorder = f"Scorer, {column}", [NLLRecorder(own)]
         # The trainer is not kept: the next pass needs its model's memory.
-        # The trainer is not kept: the next pass needs its model's memory.
         measuring = partial(setup.fine_tuner, "scorer", scorer, path, steps, measure=RECORDABLE[column].measure)
         costs.append(
-            fit(setup, measuring(), recording(fed), epochs=0, title=name, callbacks=recorder, kept=own.folder)[1]
+            fit(setup, measuring(), recording(fed), epochs=0, title=name, callbacks=recorder, checkpoints=own.folder)[1]
         )
         further[column] = own.of_epoch(0, len(tokens))
         if is_main_process():
@@ -200,7 +198,7 @@ def _make(
     if "stop" in described:
         stop = StopWhenStable(title, data, rows=scorer.stop_rows, bound=scorer.stop_bound)
     spikes, untrained = LossSpikes(title), UntrainedTokens(title, tokens, tokenizer)
-    hooks, kept = [NLLRecorder(parts), spikes, untrained], parts.folder / "checkpoints"
+    hooks = [NLLRecorder(parts), spikes, untrained, *([stop] if stop else [])]
     trainer, cost = fit(
         setup,
         setup.fine_tuner("scorer", scorer, path, steps),
@@ -208,8 +206,7 @@ def _make(
         epochs=epochs,
         title=title,
         callbacks=hooks,
-        kept=kept,
-        stop=stop,
+        checkpoints=parts.folder / "checkpoints",
     )
     if trainer.is_global_zero:
         total = sum(costs, start=cost)
@@ -222,7 +219,7 @@ def _make(
             "rows_without_supervised_token": int((~supervised).sum()),
             "rows_trained": stop.rows_trained if stop else int(data.trained.sum()) if epochs else 0,
             "loss_spikes": spikes.described(),
-            "untrained_tokens": untrained.found,
+            "untrained_tokens": untrained.tokens,
             "tokenizer_hash": tokenizer_hash(tokenizer),
             "template_hash": template_hash(scorer.template, tokenizer),
             "trust_remote_code": scorer.trust_remote_code,

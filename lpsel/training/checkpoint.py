@@ -1,12 +1,13 @@
-"""The state of a training on disk: weights, the optimiser's states, and how far it has come. No pickle.
+"""The state of a training run on disk: weights, optimizer states and progress, without pickle.
 
     step-00000120/
-      rank00000.safetensors   this rank's rows of every tensor
-      rank00000.json          the first of these rows and the whole tensor's shape; the file's SHA-256
-      checkpoint.json         the rest of the state, the SHA-256 of all rank*.json and of itself; written last
+      rank00000.safetensors   the rows of every tensor that this rank holds
+      rank00000.json          the first of these rows, the shape of the whole tensor, the SHA-256 of the file above
+      state.json              progress, learning-rate schedule, state of the callbacks
+      checkpoint.json         the SHA-256 of state.json and of every rank*.json; written last
 
-Only what is trained is kept. Each rank writes its own slices and reads those it needs, so that nothing is gathered, and
-another number of ranks, sharded or not, can go on.
+Only trained weights are saved. Each rank writes its own slices and reads the slices it needs, so nothing is gathered,
+and training can resume on another number of ranks, sharded or not.
 """
 
 import logging
@@ -25,18 +26,19 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from lpsel.errors import ReportedByMainProcess, UserError, first_line
-from lpsel.storage import digest, finite, read_json, sha256_of, write_json
+from lpsel.integrity import check_files, check_format, seal
+from lpsel.storage import read_json, write_json
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
-MANIFEST = "checkpoint.json"
+FORMAT = 2
+MANIFEST, STATE = "checkpoint.json", "state.json"
 WEIGHT = "weight"
-KEPT = 2  # checkpoints: the last, and the one before in case the last is damaged
+COUNT = 2  # checkpoints on disk: the newest, and the one before in case the newest is damaged
 
 
 class Piece(NamedTuple):
-    """Rows of a tensor in a file: from row `first` on, of a tensor of this shape in all."""
+    """The rows of a tensor in one file: those from row `first` on, out of a whole tensor of `shape`."""
 
     file: Path
     name: str
@@ -45,71 +47,70 @@ class Piece(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one training. All ranks call its methods together.
+    """The checkpoints of one training run. All ranks call its methods together.
 
     Args:
-        folder: of them all; every rank sees it.
-        strategy: Lightning's, which connects the ranks.
+        folder: of the checkpoints, visible to every rank.
+        strategy: of Lightning, which connects the ranks.
     """
 
     def __init__(self, folder: Path, strategy: Any) -> None:
         self.folder, self.strategy = folder, strategy
         self.rank, self.world = strategy.global_rank, strategy.world_size
 
-    def save(self, step: int, model: Any, optimizer: Any, rest: dict[str, Any]) -> None:
-        """Write a checkpoint. Of those before it, one stays.
+    def save(self, step: int, model: Any, optimizer: Any, progress: dict[str, Any]) -> None:
+        """Write a checkpoint and delete all but the newest of the earlier ones.
 
         Args:
-            step: optimiser steps made so far.
-            rest: what else goes on, JSON-like.
+            step: number of optimizer steps so far.
+            progress: JSON-like state in addition to weights and optimizer states.
 
         Raises:
-            UserError: it cannot be written; those before it stay.
+            UserError: the checkpoint cannot be written; earlier ones remain.
         """
         folder = self.folder / f"step-{step:08d}"
         if self.rank == 0:
-            for old in self._complete()[KEPT - 1 :]:
+            for old in self._complete()[COUNT - 1 :]:
                 shutil.rmtree(old)
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-        self.strategy.barrier("checkpoint begun")
+        self.strategy.barrier("checkpoint folder created")
         numbers, tensors = _state(model, optimizer)
         sharded = any(isinstance(value, DTensor) for value in tensors.values())
-        names = [_name(rank) for rank in range(self.world if sharded else 1)]
+        names = [f"{_name(rank)}.json" for rank in range(self.world if sharded else 1)]
 
         def finish() -> None:
-            hashes = {f"{name}.json": sha256_of(folder / f"{name}.json") for name in names}
-            state = finite({"format": FORMAT, "optimizer": numbers, **rest, "sha256": hashes})
-            write_json(folder / MANIFEST, {"state": state, "digest": digest(state)})
+            write_json(folder / STATE, {"optimizer": numbers, **progress})
+            seal(folder / MANIFEST, [STATE, *names], {"format": FORMAT})
 
         self._together(folder, lambda: _write_slices(folder, self.rank, tensors), sharded or self.rank == 0)
         self._together(folder, finish, self.rank == 0)
 
     def load(self, model: Any, optimizer: Any) -> dict[str, Any] | None:
-        """Put the newest whole checkpoint into model and optimiser; its manifest, or None where there is none."""
+        """Restore model and optimizer from the newest intact checkpoint; its `progress`, or None without one."""
         for folder in self.strategy.broadcast(self._complete()):
-            found, problem = None, "says another rank"
+            loaded, problem = None, "on another rank"
             try:
-                found = _open(folder, self.rank, self.world)
+                loaded = _open(folder, self.rank, self.world)
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 problem = first_line(error)
-            if self.strategy.reduce_boolean_decision(found is not None):
-                assert found is not None
-                manifest, pieces = found
-                _restore(model, optimizer, pieces, manifest["optimizer"])
-                return manifest
-            log.warning("Checkpoint %s is damaged (%s): left aside", folder, problem)
+            if self.strategy.reduce_boolean_decision(loaded is not None):
+                assert loaded is not None
+                state, pieces = loaded
+                _restore(model, optimizer, pieces, state["optimizer"])
+                return state
+            log.warning("Checkpoint %s is damaged (%s) and is not used", folder, problem)
         return None
 
     def _complete(self) -> list[Path]:
-        """Checkpoints with a manifest, the newest first."""
+        """Checkpoints with a manifest, newest first."""
         return sorted((file.parent for file in self.folder.glob(f"step-*/{MANIFEST}")), reverse=True)
 
-    def _together(self, folder: Path, write: Callable[[], None], mine: bool) -> None:
-        """Write on the ranks that have something to write; one that cannot ends all."""
+    def _together(self, folder: Path, write: Callable[[], None], writes: bool) -> None:
+        """Call `write` on the ranks that write; if it fails on one, all ranks raise."""
         problem = None
         try:
-            if mine:
+            if writes:
                 write()
         except (OSError, SafetensorError) as error:
             problem = error
@@ -118,11 +119,9 @@ class Checkpoints:
         if self.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
         if problem is None:
-            raise ReportedByMainProcess(f"{folder}: another rank cannot write its part")
-        raise UserError(
-            f"{folder}: the checkpoint cannot be written ({first_line(problem)}); make room, and the same command goes "
-            "on from the one before."
-        ) from problem
+            raise ReportedByMainProcess(folder, problem="another rank could not write its part of the checkpoint")
+        hint = "free some disk space and run the same command again, which resumes from the previous checkpoint"
+        raise UserError(folder, None, f"the checkpoint cannot be written ({first_line(problem)})", hint) from problem
 
 
 def _name(rank: int) -> str:
@@ -130,15 +129,15 @@ def _name(rank: int) -> str:
 
 
 def _trained(model: Any) -> dict[str, Any]:
-    """The weights that are trained, by name; of sharded ones every rank sees its slice."""
+    """The trained weights by name; of sharded weights each rank sees its slice."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            module.reshard()  # what a forward pass may have left gathered
+            module.reshard()  # a forward pass may have left it gathered
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def _state(model: Any, optimizer: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The optimiser's plain numbers, and all tensors, by "KEY WEIGHT"."""
+    """The optimizer's numbers, and all tensors, both by "KEY WEIGHT"."""
     numbers: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
     for name, weight in _trained(model).items():
@@ -149,7 +148,7 @@ def _state(model: Any, optimizer: Any) -> tuple[dict[str, Any], dict[str, Tensor
 
 
 def _slice_of(tensor: DTensor) -> tuple[int, int]:
-    """The first row of this rank's slice and the row behind its last: rows are cut as `torch.chunk` does."""
+    """First row of this rank's slice and first row after it; rows are split as by `torch.chunk`."""
     rows = tensor.shape[0]
     each = -(-rows // tensor.device_mesh.size())
     first = min(each * tensor.device_mesh.get_local_rank(), rows)
@@ -161,63 +160,58 @@ def _write_slices(folder: Path, rank: int, tensors: dict[str, Any]) -> None:
     for name, value in tensors.items():
         sliced = isinstance(value, DTensor)
         if sliced or rank == 0:
-            # A copy: bitsandbytes' states share their code book, and safetensors writes no memory twice.
+            # Copied, because the states of bitsandbytes share a code book and safetensors rejects shared memory.
             own[name] = (value.to_local() if sliced else value).to("cpu", copy=True).contiguous()
             where[name] = {"first": _slice_of(value)[0] if sliced else 0, "shape": list(value.shape)}
     path = folder / f"{_name(rank)}.safetensors"
     save_file(own, path)
     with path.open("rb") as file:
         os.fsync(file.fileno())
-    write_json(folder / f"{_name(rank)}.json", {"sha256": sha256_of(path), "tensors": where})
+    seal(folder / f"{_name(rank)}.json", [path.name], {"format": FORMAT, "tensors": where})
 
 
 def _open(folder: Path, rank: int, world: int) -> tuple[dict[str, Any], dict[str, list[Piece]]]:
-    """The manifest, and where every tensor's rows are, in order. Ranks share the work of hashing the files.
+    """The state, and the pieces of every tensor in order. The ranks share the work of hashing the tensor files.
 
     Raises:
-        OSError, ValueError, KeyError, TypeError, AttributeError: something is not as it was written.
+        OSError, ValueError, KeyError, TypeError, AttributeError: a file is missing or has changed.
     """
-    written = read_json(folder / MANIFEST)
-    manifest = written["state"]
-    if digest(manifest) != written["digest"]:
-        raise ValueError(f"{MANIFEST} has changed")
-    if manifest["format"] != FORMAT:
-        raise ValueError(f"format {manifest['format']}, not {FORMAT}")
+    hashes = check_format(folder / MANIFEST, FORMAT)["sha256"]
+    check_files(folder, hashes)
     pieces = defaultdict(list)
-    for i, (name, known) in enumerate(sorted(manifest["sha256"].items())):
-        if sha256_of(folder / name) != known:
-            raise ValueError(f"{name} has changed")
-        described, file = read_json(folder / name), (folder / name).with_suffix(".safetensors")
-        if i % world == rank and sha256_of(file) != described["sha256"]:
-            raise ValueError(f"{file.name} has changed")
+    for i, name in enumerate(sorted(hashes.keys() - {STATE})):
+        described = read_json(folder / name)
+        if i % world == rank:
+            check_files(folder, described["sha256"])
+        file = (folder / name).with_suffix(".safetensors")
         for tensor, where in described["tensors"].items():
             pieces[tensor].append(Piece(file, tensor, where["first"], where["shape"]))
-    return manifest, pieces
+    return read_json(folder / STATE), pieces
 
 
 def _restore(model: Any, optimizer: Any, pieces: dict[str, list[Piece]], numbers: dict[str, Any]) -> None:
     keys: dict[str, list[str]] = defaultdict(list)
-    for named in (*pieces, *numbers):
-        key, _, name = named.partition(" ")
+    for full_name in (*pieces, *numbers):
+        key, _, name = full_name.partition(" ")
         keys[name].append(key)
-    # Where PyTorch keeps the count of steps.
+    # The step count is on the device only for these optimizers.
     on_device = bool(optimizer.defaults.get("fused") or optimizer.defaults.get("capturable"))
     with torch.no_grad():
         for name, weight in _trained(model).items():
             _fill(weight, pieces[f"{WEIGHT} {name}"])
             state: dict[str, Any] = {}
             for key in keys[name]:
-                named = f"{key} {name}"
-                if named in numbers:
-                    state[key] = numbers[named]
+                full_name = f"{key} {name}"
+                if full_name in numbers:
+                    state[key] = numbers[full_name]
                 elif key != WEIGHT:
-                    state[key] = _state_of(weight, pieces[named], on_device)
+                    state[key] = _optimizer_state(weight, pieces[full_name], on_device)
             if state:
                 optimizer.state[weight] = state
 
 
-def _state_of(weight: Any, pieces: list[Piece], on_device: bool) -> Tensor:
-    """A state of the optimiser: cut as the weight is where it has its shape, else whole."""
+def _optimizer_state(weight: Any, pieces: list[Piece], on_device: bool) -> Tensor:
+    """A tensor of the optimizer's state: sharded like the weight if it has the weight's shape, whole otherwise."""
     shape = pieces[0].shape
     if shape != list(weight.shape):
         value = _rows(pieces, 0, shape[0] if shape else 0)
@@ -228,23 +222,23 @@ def _state_of(weight: Any, pieces: list[Piece], on_device: bool) -> Tensor:
 
 
 def _fill(tensor: Any, pieces: list[Piece]) -> None:
-    """Give a tensor, or this rank's slice of it, its kept values."""
+    """Copy the saved values into a tensor, or into this rank's slice of it."""
     if pieces[0].shape != list(tensor.shape):
-        raise ValueError(f"a tensor of {list(tensor.shape)} was kept as one of {pieces[0].shape}")
+        raise ValueError(f"a tensor of shape {list(tensor.shape)} was saved with shape {pieces[0].shape}")
     sliced = isinstance(tensor, DTensor)
     first, stop = _slice_of(tensor) if sliced else (0, tensor.shape[0] if tensor.dim() else 0)
     (tensor.to_local() if sliced else tensor).copy_(_rows(pieces, first, stop))
 
 
 def _rows(pieces: list[Piece], first: int, stop: int) -> Tensor:
-    """Rows `first` to `stop`, read from the files that hold them; of a tensor without dimensions all of it."""
+    """Rows `first` to `stop` of a saved tensor; a tensor without dimensions is returned whole."""
     parts: list[Tensor] = []
     for piece in pieces:
         with safe_open(piece.file, "pt") as file:
             if not piece.shape:
                 return file.get_tensor(piece.name)
-            kept = file.get_slice(piece.name)
-            begins, ends = piece.first, piece.first + kept.get_shape()[0]
-            if max(first, begins) < min(stop, ends) or (first == stop and not parts):
-                parts.append(kept[max(first - begins, 0) : max(min(stop, ends) - begins, 0)])
+            saved = file.get_slice(piece.name)
+            begin, end = piece.first, piece.first + saved.get_shape()[0]
+            if max(first, begin) < min(stop, end) or (first == stop and not parts):
+                parts.append(saved[max(first - begin, 0) : max(min(stop, end) - begin, 0)])
     return torch.cat(parts)

@@ -1,9 +1,11 @@
-"""How fast a fit is, how busy its devices are and how much memory it takes, step by step, for whoever tracks it."""
+"""What training costs: FLOPs, time and memory of a fit, its throughput, and the ledger of a whole run."""
 
 import resource
 import sys
 import time
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -11,16 +13,47 @@ import torch
 
 from lpsel.data.packing import OptimizerStep
 
-PEAK_OF = {"bf16-true": torch.bfloat16, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+PEAK_OF = {"bf16-true": torch.bfloat16, "bf16-mixed": torch.bfloat16}
+SPENT = ("tokens", "flops", "device_seconds")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of a fit.
+
+    Attributes:
+        tokens: fed in training and recording passes over all ranks, without padding.
+        flops: model floating-point operations, including attention.
+        seconds: wall-clock time, including loading the model and earlier processes up to their last checkpoint.
+        device_seconds: `seconds` times the number of devices.
+        peak_memory_bytes: of this process so far, and of its GPU if it has one.
+    """
+
+    tokens: int
+    flops: float
+    seconds: float
+    device_seconds: float
+    peak_memory_bytes: dict[str, int]
+
+    def __add__(self, other: "Cost") -> "Cost":
+        """The cost of two fits in one process, one after the other."""
+        memory, others = self.peak_memory_bytes, other.peak_memory_bytes
+        return Cost(
+            tokens=self.tokens + other.tokens,
+            flops=self.flops + other.flops,
+            seconds=round(self.seconds + other.seconds, 3),
+            device_seconds=round(self.device_seconds + other.device_seconds, 3),
+            peak_memory_bytes={name: max(memory[name], others[name]) for name in memory},
+        )
 
 
 class Meter(L.Callback):
-    """Logs the tokens per second of every optimiser step and the peak memory so far.
+    """Logs the tokens per second of every optimizer step, and the peak memory so far.
 
-    Only the rank that tracks has one, so that nothing is gathered: its own tokens stand for those of every rank.
+    Only the tracking rank has one, so that nothing is gathered: its tokens count for every rank.
 
     Attributes:
-        seconds: spent in optimiser steps; recording passes and loading are not in it.
+        seconds: total time of the optimizer steps, without recording passes and loading.
     """
 
     def __init__(self, role: str) -> None:
@@ -44,28 +77,75 @@ class Meter(L.Callback):
 
 
 def peak_memory() -> dict[str, int]:
-    """Bytes that this process has taken at most so far, of the host and of its GPU where it has one."""
-    # ru_maxrss counts kibibytes on Linux, bytes on macOS.
+    """Peak memory of this process in bytes, on the host and, if there is one, on its GPU."""
+    # ru_maxrss is in kibibytes on Linux, in bytes on macOS.
     memory = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)}
     if torch.cuda.is_available():
         memory["gpu"] = torch.cuda.max_memory_allocated()
     return memory
 
 
-def utilisation(flops: float, seconds: float, device: torch.device, devices: int, precision: str) -> dict[str, float]:
-    """Model FLOPs per second and device and, where Lightning knows what the device can do, the share of it, in percent.
+def utilization(flops: float, seconds: float, device: torch.device, devices: int, precision: str) -> dict[str, float]:
+    """Model FLOPs per second and device and, for devices that Lightning knows, their percentage of the peak.
 
     Args:
         flops: of `seconds` of training on all devices together.
-        precision: as `lpsel.model.device` names it.
+        precision: as named by `lpsel.model.device`.
     """
     from lightning.fabric.utilities.throughput import get_available_flops
 
     per_second = flops / seconds / devices
-    made = {"flops_per_second_per_device": per_second}
+    measured = {"flops_per_second_per_device": per_second}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a device it does not know
-        possible = get_available_flops(device, PEAK_OF.get(precision, torch.float32))
-    if possible:
-        made["utilisation_percent"] = 100 * per_second / possible
-    return made
+        warnings.simplefilter("ignore")  # a device that Lightning does not know
+        peak = get_available_flops(device, PEAK_OF.get(precision, torch.float32))
+    if peak:
+        measured["utilization_percent"] = 100 * per_second / peak
+    return measured
+
+
+def ledger(
+    scoring: Mapping[str, Any] | None, training: Mapping[str, Any], everything: Mapping[str, float]
+) -> dict[str, Any]:
+    """The costs of a run, compared with training on all rows.
+
+    Reused scores count in full. The device seconds of training on all rows are extrapolated from this run by FLOPs.
+
+    Args:
+        scoring: tokens, flops and device_seconds of the scores; None for a rule without scores.
+        training: the same for training the target.
+        everything: tokens and flops of training the target on all rows.
+
+    Returns:
+        `selection`, `training`, `total` and `everything`, each with tokens, flops and device_seconds; `saved`, the
+        FLOPs of `everything` minus those of `total`, absolute and as a fraction (negative if more was spent); and
+        `break_even_pct`, the percentage of the data below which selection plus training costs less than training on
+        all rows.
+    """
+    selection = {name: scoring[name] if scoring else 0 for name in SPENT}
+    spent = {name: training[name] for name in SPENT}
+    all_flops = everything["flops"]
+    all_rows = {**everything, "device_seconds": spent["device_seconds"] * all_flops / spent["flops"]}
+    total = {name: selection[name] + spent[name] for name in SPENT}
+    return {
+        "selection": selection,
+        "training": spent,
+        "total": total,
+        "everything": all_rows,
+        "saved": {"flops": all_flops - total["flops"], "share": 1 - total["flops"] / all_flops},
+        "break_even_pct": 100 * max(0.0, 1 - selection["flops"] / all_flops),
+    }
+
+
+def describe_ledger(figures: Mapping[str, Any]) -> str:
+    """The ledger in one line."""
+    share = figures["saved"]["share"]
+    outcome = f"{share:.0%} less than" if share >= 0 else f"{-share:.0%} more than"
+    if figures["break_even_pct"] == 0:
+        limit = "selection alone costs as much"
+    else:
+        limit = f"selection pays off below {figures['break_even_pct']:.0f} % of the data"
+    return (
+        f"{figures['selection']['flops']:.3g} FLOPs to select, {figures['training']['flops']:.3g} to train: "
+        f"{outcome} training on everything ({figures['everything']['flops']:.3g}); {limit}"
+    )

@@ -1,6 +1,6 @@
-"""When the numbers of training go wrong: a step that is not finite ends it, a loss that jumps is told of.
+"""Callbacks and checks that report problems of a training run: loss spikes, and tokens the model does not know.
 
-R rows of a step's batch, over all ranks
+V tokens of the vocabulary, A added tokens in the rows, H hidden size
 """
 
 import logging
@@ -10,71 +10,42 @@ from statistics import median
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 
-from lpsel.data.batching import Rows
 from lpsel.data.packing import OptimizerStep
+from lpsel.data.tokens import Tokens
 from lpsel.distributed import is_main_process
-from lpsel.errors import ReportedByMainProcess, UserError
+from lpsel.errors import UserError
+from lpsel.model.load import load_config
+from lpsel.model.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 
-WINDOW = 32  # steps before one that it is compared with
-FEWEST = 8  # of them; earlier steps are no spikes
-DEVIATIONS, FACTOR = 6.0, 1.5  # a spike is above both
-TOLD = 5  # spikes with a line in the log
-KEPT = 100  # spikes that are written down one by one
-
-
-def diverged(module: Any, step: OptimizerStep, batch_idx: int, nll: float, norm: float) -> UserError:
-    """What ends a training whose step is not finite. To be called by all ranks, before the optimiser has moved.
-
-    The rows of the batch are fed once more, for those among them whose own NLL is not finite.
-    """
-    trainer, recipe = module.trainer, module.spec.recipe
-    data: Any = trainer.datamodule
-    rows_R: Rows = data.order(trainer.current_epoch)[batch_idx * data.batch_size :][: data.batch_size]
-    bad = torch.zeros(len(rows_R), device=trainer.strategy.root_device)
-    place = {row: i for i, row in enumerate(rows_R.tolist())}
-    with torch.no_grad():
-        for batch in step.micro_batches:
-            nll_B = module.validation_step(batch, 0)
-            for row, finite in zip(batch.index_B.tolist(), nll_B.isfinite().tolist(), strict=True):
-                if row >= 0 and not finite:
-                    bad[place[row]] = 1
-    alone = rows_R[trainer.strategy.reduce(bad, reduce_op="sum").cpu().numpy() > 0]
-    culprits = f"; of themselves not finite: {_listed(alone)}" if 0 < len(alone) < len(rows_R) else ""
-    rate = trainer.optimizers[0].param_groups[0]["lr"]
-    key = {"target": "model"}.get(module.role, module.role)
-    return (UserError if is_main_process() else ReportedByMainProcess)(
-        f"training the {module.role}: NLL {nll:g}, norm of the gradient {norm:g} in step {trainer.global_step + 1} "
-        f"(epoch {trainer.current_epoch + 1}, learning rate {rate:g}), rows {_listed(rows_R)}{culprits}; the step was "
-        f"not made and the checkpoint before it stays. Lower {key}.recipe.learning_rate={recipe.learning_rate:g}, or "
-        "leave rows out."
-    )
-
-
-def _listed(rows: Rows) -> str:
-    return ", ".join(map(str, sorted(rows.tolist())))
+WINDOW = 32  # previous steps that a step is compared with
+MIN_WINDOW = 8
+DEVIATIONS, FACTOR = 6.0, 1.5  # a spike exceeds both
+MAX_LOGGED, MAX_SAVED = 5, 100  # spikes
 
 
 class LossSpikes(L.Callback):
-    """Counts steps whose loss jumps, and says so in the log.
+    """Counts steps whose loss jumps, and logs the first few.
 
-    A spike is a step whose mean NLL per supervised token is above the median m of up to 32 steps before it, 8 at least,
-    by more than six deviations, and above 1.5 m. A deviation is 1.4826 times the median of |NLL - m| in these steps,
-    which is a normal distribution's standard deviation; spikes are in the window of later steps, which a median bears.
+    A spike is a step whose mean NLL per supervised token exceeds the median m of the up to 32 previous steps (at least
+    8) by more than six deviations, and exceeds 1.5 m. A deviation is 1.4826 times the median of |NLL - m| over these
+    steps, which equals the standard deviation of a normal distribution.
 
     Attributes:
         count: spikes so far.
-        found: of the first 100 the step, its NLL and the median.
+        spikes: step, NLL and median of the first 100.
     """
 
     def __init__(self, title: str) -> None:
         self.title = title
-        self.before: deque[float] = deque(maxlen=WINDOW)
+        self.window: deque[float] = deque(maxlen=WINDOW)
         self.count = 0
-        self.found: list[dict[str, float]] = []
+        self.spikes: list[dict[str, float]] = []
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: OptimizerStep, batch_idx: int
@@ -83,33 +54,102 @@ class LossSpikes(L.Callback):
             self.add(trainer.global_step, pl_module.step_nll)
 
     def add(self, step: int, nll: float) -> None:
-        """Look at the loss of a step, counted from 1."""
-        usual = spike(list(self.before), nll)
+        """Check the loss of a step, counted from 1."""
+        usual = spike(list(self.window), nll)
         if usual is not None:
             self.count += 1
-            if self.count <= TOLD and is_main_process():
-                last = "; further ones are counted alone" if self.count == TOLD else ""
+            if self.count <= MAX_LOGGED and is_main_process():
+                last = "; further spikes are only counted" if self.count == MAX_LOGGED else ""
                 log.warning("%s: loss spike in step %s, NLL %.3f after %.3f%s", self.title, step, nll, usual, last)
-            if self.count <= KEPT:
-                self.found.append({"step": step, "nll": nll, "median": usual})
-        self.before.append(nll)
+            if self.count <= MAX_SAVED:
+                self.spikes.append({"step": step, "nll": nll, "median": usual})
+        self.window.append(nll)
 
     def described(self) -> dict[str, Any]:
         """For a manifest or result.json."""
-        return {"count": self.count, "first": self.found}
+        return {"count": self.count, "first": self.spikes}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"before": list(self.before), "count": self.count, "found": self.found}
+        return {"window": list(self.window), "count": self.count, "spikes": self.spikes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.before = deque(state["before"], maxlen=WINDOW)
-        self.count, self.found = state["count"], state["found"]
+        self.window = deque(state["window"], maxlen=WINDOW)
+        self.count, self.spikes = state["count"], state["spikes"]
 
 
-def spike(before: Sequence[float], nll: float) -> float | None:
-    """The median of the steps before, where a step's NLL is a spike beside them (`LossSpikes`), else None."""
-    if len(before) < FEWEST:
+def spike(window: Sequence[float], nll: float) -> float | None:
+    """The median of the previous steps if the NLL of a step is a spike (see `LossSpikes`), otherwise None."""
+    if len(window) < MIN_WINDOW:
         return None
-    usual = median(before)
-    deviation = 1.4826 * median(abs(value - usual) for value in before)
+    usual = median(window)
+    deviation = 1.4826 * median(abs(value - usual) for value in window)
     return usual if nll > max(usual + DEVIATIONS * deviation, FACTOR * usual) else None
+
+
+def check_vocabulary(tokens: Tokens, tokenizer: Any, spec: ModelSpec, path: str) -> None:
+    """Check that the model has an embedding for every token of the rows, before it is loaded.
+
+    Raises:
+        UserError: names the first row with an unknown token.
+    """
+    vocabulary = getattr(load_config(spec, path).get_text_config(), "vocab_size", None)
+    if vocabulary is None or used_tokens(tokens).max(initial=0) < vocabulary:
+        return
+    row = next(i for i in range(len(tokens)) if tokens.input_ids(i).max(initial=0) >= vocabulary)
+    ids_T = tokens.input_ids(row)
+    unknown = int(ids_T[ids_T >= vocabulary][0])
+    text = tokenizer.convert_ids_to_tokens(unknown)
+    raise UserError(
+        path,
+        problem=f"row {row} has token {unknown} ({text}), but the model has {vocabulary:,} embeddings",
+        hint="resize the embeddings and save the model, or remove the text of that token from the rows",
+    )
+
+
+def used_tokens(tokens: Tokens) -> np.ndarray:
+    """The distinct tokens of all rows, in ascending order."""
+    parts = [np.flatnonzero(np.bincount(batch.ids)) for batch in tokens.batches()]
+    return np.unique(np.concatenate(parts)) if parts else np.empty(0, np.int64)
+
+
+class UntrainedTokens(L.Callback):
+    """Warns of added tokens in the rows whose embeddings were never trained: all zero, or equal for several tokens.
+
+    Training continues: the target learns them, but early losses of a scorer on them mean little. The check runs at the
+    start of training and is skipped for sharded embeddings.
+
+    Attributes:
+        tokens: these tokens as text.
+    """
+
+    def __init__(self, title: str, tokens: Tokens, tokenizer: Any) -> None:
+        self.title = title
+        self.added = sorted(tokenizer.added_tokens_decoder)
+        self.used_A = np.intersect1d(used_tokens(tokens), self.added)
+        self.tokenizer = tokenizer
+        self.tokens: list[str] = []
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        weight_VH = pl_module.language_model.get_input_embeddings().weight
+        if isinstance(weight_VH, DTensor):
+            return
+        ids = untrained(weight_VH, self.used_A, self.added)
+        self.tokens = [self.tokenizer.convert_ids_to_tokens(token) for token in ids]
+        if self.tokens and trainer.is_global_zero:
+            log.warning(
+                "%s: the rows contain tokens that the model was never trained on (embeddings all zero, or equal for "
+                "several tokens): %s. Use a model that was trained on them, or a template without them.",
+                self.title,
+                ", ".join(self.tokens),
+            )
+
+
+def untrained(weight_VH: torch.Tensor, used_A: np.ndarray, added: list[int]) -> list[int]:
+    """The used added tokens whose embedding is all zero or equals that of another added token."""
+    known = [token for token in added if token < len(weight_VH)]
+    rows = weight_VH.detach()[torch.tensor(known, dtype=torch.int64, device=weight_VH.device)].float().cpu()
+    if not len(rows):
+        return []
+    _, group, count = torch.unique(rows, dim=0, return_inverse=True, return_counts=True)
+    suspect = (rows == 0).all(dim=1) | (count[group] > 1)
+    return sorted({token for token, flag in zip(known, suspect.tolist(), strict=True) if flag} & set(used_A.tolist()))

@@ -1,4 +1,4 @@
-"""A training that goes on where the last one ended: when its state is kept, and how a new process takes it up."""
+"""Resuming a training run: when checkpoints are saved, and how a new process continues from the newest one."""
 
 import logging
 import math
@@ -16,26 +16,26 @@ from lpsel.training.checkpoint import Checkpoints
 log = logging.getLogger(__name__)
 
 AUTO = "auto"
-SHARE = 0.02  # of the training's time that checkpoints may take, with checkpoint_steps=auto
-FIRST = 10  # steps after which the first is made, which shows what one takes
+SHARE = 0.02  # of the training time, for checkpoints with checkpoint_steps=auto
+FIRST = 10  # steps before the first checkpoint, whose duration sets the interval
 
 
 class Resume(L.Callback):
-    """Keeps a training's state every few steps, and puts the newest into a training that starts.
+    """Saves a checkpoint every few steps, and restores the newest one when training starts.
 
-    Other callbacks' state (`Callback.state_dict`) goes with it, so this one comes last of them. Steps that were made
-    before come as empty batches. At the end of an epoch that is recorded, the state is always kept: what is recorded
-    then are the losses of these very weights, whoever computes them. When a signal asks to end, all ranks end
+    It must be the last callback, because it saves the state of the others (`Callback.state_dict`). Steps that an
+    earlier process has made come as empty batches. At the end of a recorded epoch, a checkpoint is always saved, so
+    that the recorded losses are those of these weights whichever process computes them. After a signal, all ranks end
     together, at the end of a step or batch.
 
     Attributes:
-        before: seconds and device seconds that went into what was taken up.
+        before: seconds and device seconds of the earlier processes, up to the restored checkpoint.
 
     Args:
-        title: what the log calls the training.
-        folder: for the checkpoints.
-        data: what is trained on.
-        every: steps from one checkpoint to the next, or `auto`: as many as make checkpoints cost SHARE of the time.
+        title: name of the training in the log.
+        folder: of the checkpoints.
+        data: the training data.
+        every: steps between checkpoints, or `auto` for as many as keep their share of the time at `SHARE`.
     """
 
     def __init__(self, title: str, folder: Path, data: SubsetDataModule, every: int | str) -> None:
@@ -49,28 +49,27 @@ class Resume(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.checkpoints = Checkpoints(self.folder, trainer.strategy)
-        found = self.checkpoints.load(pl_module.language_model, trainer.optimizers[0])
-        if found is None:
+        state = self.checkpoints.load(pl_module.language_model, trainer.optimizers[0])
+        if state is None:
             return
         scheduler: Any = pl_module.lr_schedulers()
-        scheduler.load_state_dict(found["scheduler"])
+        scheduler.load_state_dict(state["scheduler"])
         for group, rate in zip(trainer.optimizers[0].param_groups, scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
-        epoch, self.step = found["epoch"], found["step"]
-        self.data.made = (epoch, found["epoch_step"])
+        epoch, self.step = state["epoch"], state["step"]
+        self.data.made = (epoch, state["epoch_step"])
         loop: Any = trainer.fit_loop
-        for state in (loop.epoch_progress.current, loop.epoch_progress.total):
-            state.ready = state.started = state.processed = state.completed = epoch
-        # Lightning's `global_step` and the step that loggers see; the steps of this epoch that come empty are counted.
+        for progress in (loop.epoch_progress.current, loop.epoch_progress.total):
+            progress.ready = progress.started = progress.processed = progress.completed = epoch
+        # `global_step` of Lightning, and the step of its loggers, which also counts this epoch's empty batches.
         loop.epoch_loop.manual_optimization.optim_step_progress.total.completed = self.step
-        loop.epoch_loop._batches_that_stepped = self.step - found["epoch_step"]
+        loop.epoch_loop._batches_that_stepped = self.step - state["epoch_step"]
         for callback in _stateful(trainer):
-            callback.load_state_dict(found["callbacks"][callback.state_key])
-        nan = float("nan")
-        metrics = {name: nan if value is None else value for name, value in found["metrics"].items()}
+            callback.load_state_dict(state["callbacks"][callback.state_key])
+        metrics = {name: math.nan if value is None else value for name, value in state["metrics"].items()}
         trainer.callback_metrics.update(metrics)
-        self.before = found["cost"]
-        log.info("%s: goes on after step %s of epoch %s", self.title, found["epoch_step"], epoch + 1)
+        self.before = state["cost"]
+        log.info("%s: resumes after step %s of epoch %s", self.title, state["epoch_step"], epoch + 1)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.last = time.monotonic()
@@ -80,12 +79,11 @@ class Resume(L.Callback):
     ) -> None:
         if not batch.micro_batches:
             return
-        now = time.monotonic()
-        self.training += now - self.last
+        self.training += time.monotonic() - self.last
         self.step, self.since = self.step + 1, self.since + 1
-        ends = batch_idx + 1 == self.data.steps_per_epoch or trainer.should_stop
-        signal = _signal_to_any(trainer)
-        if signal or self.since >= self.every or (ends and self.data.record):
+        epoch_ends = batch_idx + 1 == self.data.steps_per_epoch or trainer.should_stop
+        signal = _signal_on_any_rank(trainer)
+        if signal or self.since >= self.every or (epoch_ends and self.data.record):
             self._save(trainer, pl_module, batch_idx + 1)
         if signal:
             saved = f"saved after step {batch_idx + 1} of epoch {trainer.current_epoch + 1}"
@@ -95,11 +93,11 @@ class Resume(L.Callback):
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: MicroBatch, *_: Any
     ) -> None:
-        if signal := _signal_to_any(trainer):
-            raise Interrupted(signal, "the losses recorded so far are kept", all_ranks=True)
+        if signal := _signal_on_any_rank(trainer):
+            raise Interrupted(signal, "the losses recorded so far are saved", all_ranks=True)
 
     def cost(self, trainer: L.Trainer) -> dict[str, float]:
-        """Seconds and device seconds up to now, with those of earlier attempts up to the state that was taken up."""
+        """Seconds and device seconds so far, including those of earlier processes up to the restored checkpoint."""
         seconds = time.monotonic() - self.started
         return {
             "seconds": round(self.before["seconds"] + seconds, 3),
@@ -108,7 +106,7 @@ class Resume(L.Callback):
 
     def _save(self, trainer: L.Trainer, pl_module: Any, epoch_step: int) -> None:
         began = time.monotonic()
-        rest = {
+        progress = {
             "epoch": trainer.current_epoch,
             "epoch_step": epoch_step,
             "step": self.step,
@@ -117,16 +115,17 @@ class Resume(L.Callback):
             "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
             "cost": self.cost(trainer),
         }
-        self.checkpoints.save(self.step, pl_module.language_model, trainer.optimizers[0], rest)
+        self.checkpoints.save(self.step, pl_module.language_model, trainer.optimizers[0], progress)
         if self.auto:
             took = time.monotonic() - began
-            needed = max(FIRST, math.ceil(took * self.since / (SHARE * self.training)))
-            needed = trainer.strategy.broadcast(needed)  # ranks measure differently
-            if not self.every / 2 <= needed <= self.every * 2:
+            every = max(FIRST, math.ceil(took * self.since / (SHARE * self.training)))
+            every = trainer.strategy.broadcast(every)  # the ranks measure different times
+            if not self.every / 2 <= every <= self.every * 2:
                 log.info(
-                    "%s: a checkpoint takes %.1f s; one every %s steps in %s", self.title, took, needed, self.folder
-                )
-            self.every = needed
+                    "%s: a checkpoint takes %.1f s; saving one every %s steps in %s",
+                    self.title, took, every, self.folder,
+                )  # fmt: skip
+            self.every = every
         self.since, self.training = 0, 0.0
 
 
@@ -134,9 +133,9 @@ def _stateful(trainer: Any) -> list[L.Callback]:
     return [callback for callback in trainer.callbacks if callback.state_dict()]
 
 
-def _signal_to_any(trainer: L.Trainer) -> int | None:
-    """The signal that asked some rank to end; the others take it for SIGTERM."""
-    asked = pending_signal()
-    if trainer.strategy.reduce_boolean_decision(asked is not None, all=False):
-        return asked or 15
+def _signal_on_any_rank(trainer: L.Trainer) -> int | None:
+    """The signal that some rank has received; the other ranks report SIGTERM."""
+    signal = pending_signal()
+    if trainer.strategy.reduce_boolean_decision(signal is not None, all=False):
+        return signal or 15
     return None

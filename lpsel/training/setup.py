@@ -1,33 +1,38 @@
-"""How one command trains and scores models, whichever model it is: devices, optimizer, memory, tracking."""
+"""How one command trains and scores models, whichever model it is: devices, optimizer, memory, tracking.
 
+Imports neither Hydra nor OmegaConf, so that the library also works where they are not installed.
+"""
+
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from omegaconf import DictConfig, OmegaConf
 
-from lpsel.config import build
 from lpsel.data.datamodule import SubsetDataModule
 from lpsel.data.tokens import Tokens
+from lpsel.errors import UserError, check_flag, check_int, check_package, first_line, is_int
 from lpsel.model.adapter import Adapter
 from lpsel.model.device import device_of, resolve_precision
+from lpsel.model.fsdp import shards
 from lpsel.model.lightning_module import FineTuner
 from lpsel.model.loss import Measure
 from lpsel.model.spec import ModelSpec
 from lpsel.tracking.tracker import Tracker
-from lpsel.training.checks import check_training
 
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """The part of a command's configuration that says how models are trained, and where.
+    """The part of a command's configuration that defines how models are trained, and where.
 
     Attributes:
-        trainer: configuration of Lightning's Trainer.
-        optimizer: configuration of the optimizer.
+        trainer: settings of Lightning's Trainer, with the class as `_target_`.
+        optimizer: settings of the optimizer, with the class as `_target_`.
         activation_checkpointing: keep only the inputs of each layer for the backward pass.
         compile: run the layers through torch.compile.
         train_tokens, score_tokens: largest pack of a training step and of a recording pass, in tokens.
@@ -35,10 +40,13 @@ class TrainingSetup:
         cache_dir: of tokens, scores and checkpoints.
         run_dir: folder of the run.
         tracker: of the run.
+
+    Raises:
+        UserError: a value is invalid, or a package it needs is not installed.
     """
 
-    trainer: DictConfig
-    optimizer: DictConfig
+    trainer: Mapping[str, Any]
+    optimizer: Mapping[str, Any]
     activation_checkpointing: bool
     compile: bool
     train_tokens: int
@@ -48,35 +56,45 @@ class TrainingSetup:
     run_dir: Path
     tracker: Tracker
 
-    @classmethod
-    def of(cls, config: DictConfig, cache_dir: Path, run_dir: Path, tracker: Tracker) -> "TrainingSetup":
-        """The setup in a command's configuration.
+    def __post_init__(self) -> None:
+        check_flag("activation_checkpointing", self.activation_checkpointing)
+        check_flag("compile", self.compile)
+        check_int("train_tokens", self.train_tokens, 1, what="a number of tokens")
+        check_int("score_tokens", self.score_tokens, 1, what="a number of tokens")
+        if self.checkpoint_steps != "auto":
+            check_int("checkpoint_steps", self.checkpoint_steps, 1, what="auto or a number of optimizer steps")
+        _check_devices(self.trainer)
+        if self.optimizer["_target_"].startswith("bitsandbytes."):
+            check_package("bitsandbytes", "quantized", "optimizer", "adamw8bit")
+            if shards(self.trainer["strategy"]):
+                hint = "set optimizer=adamw, or trainer=ddp"
+                raise UserError("optimizer", "adamw8bit", "does not support trainer=fsdp (sharded weights)", hint)
+        _check_optimizer(self.optimizer)
 
-        Raises:
-            UserError: a value is invalid, or a package it needs is not installed.
-        """
-        check_training(config)
-        given = {field.name: config[field.name] for field in fields(cls) if field.name in config}
+    @classmethod
+    def of(cls, config: Any, cache_dir: Path, run_dir: Path, tracker: Tracker) -> "TrainingSetup":
+        """The setup in the configuration of a command, a DictConfig."""
+        from omegaconf import OmegaConf
+
+        check_flag("dry_run", config.dry_run)
+        given: dict[str, Any] = {field.name: config[field.name] for field in fields(cls) if field.name in config}
+        for name in ("trainer", "optimizer"):
+            given[name] = OmegaConf.to_container(config[name], resolve=True)
         return cls(**(given | {"cache_dir": cache_dir, "run_dir": run_dir, "tracker": tracker}))
 
     @property
     def device(self) -> torch.device:
-        """Where models run.
+        """The device on which models run.
 
         Raises:
             UserError: trainer.accelerator is not available.
         """
-        return device_of(self.trainer.accelerator)
+        return device_of(self.trainer["accelerator"])
 
     @property
     def precision(self) -> str:
-        """Of weights and passes, as `lpsel.model.device` names it."""
-        return resolve_precision(self.trainer.precision)
-
-    @property
-    def optimizer_settings(self) -> Any:
-        """The optimizer's configuration as plain values, for keys of the cache."""
-        return OmegaConf.to_container(self.optimizer, resolve=True)
+        """Of weights and passes, as named by `lpsel.model.device`."""
+        return resolve_precision(self.trainer["precision"])
 
     def data_module(
         self,
@@ -118,7 +136,7 @@ class TrainingSetup:
             role,
             spec,
             path,
-            build(self.optimizer),
+            partial_of(self.optimizer),
             steps,
             precision=self.precision,
             adapter=adapter,
@@ -126,3 +144,33 @@ class TrainingSetup:
             compiled=self.compile,
             measure=measure,
         )
+
+
+def partial_of(settings: Mapping[str, Any]) -> Callable[..., Any]:
+    """The callable that `_target_` names, with the other settings as keyword arguments."""
+    given = {name: _built(value) for name, value in settings.items() if not name.startswith("_")}
+    return partial(pkgutil.resolve_name(settings["_target_"]), **given)
+
+
+def _built(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return partial_of(value)() if "_target_" in value else {name: _built(part) for name, part in value.items()}
+    return [_built(part) for part in value] if isinstance(value, list) else value
+
+
+def _check_devices(trainer: Mapping[str, Any]) -> None:
+    check_int("trainer.num_nodes", trainer["num_nodes"], 1, what="a number of machines")
+    devices = trainer["devices"]
+    listed = isinstance(devices, Sequence) and not isinstance(devices, str)
+    if not (listed or devices in ("auto", -1) or (is_int(devices) and devices >= 1)):
+        raise UserError("trainer.devices", devices, "must be auto, a number of devices (at least 1), or a list of them")
+
+
+def _check_optimizer(settings: Mapping[str, Any]) -> None:
+    """Create the optimizer for one weight."""
+    try:
+        partial_of(settings)([torch.nn.Parameter(torch.zeros(1))], lr=1e-5)
+    except Exception as error:  # PyTorch and bitsandbytes each raise their own
+        given = ", ".join(f"{name}={value}" for name, value in settings.items() if not name.startswith("_"))
+        problem = f"{settings['_target_']} does not accept {given} ({first_line(error)})"
+        raise UserError("optimizer", problem=problem, hint="remove the setting that you changed") from error

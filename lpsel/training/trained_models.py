@@ -1,144 +1,143 @@
-"""Models that were trained before: a sweep finds the one that its job would train again."""
+"""Reuse of trained models: a sweep uses the model that an earlier run has trained in the same way."""
 
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from filelock import FileLock
 from numpy.typing import NDArray
 
+from lpsel.cache import Entry
 from lpsel.data.content_ids import fingerprint
 from lpsel.distributed import agree, is_main_process
-from lpsel.integrity import Damaged, check_files, check_format
+from lpsel.integrity import Damaged, check_files
 from lpsel.model.adapter import ADAPTER
 from lpsel.model.fingerprint import model_fingerprint
 from lpsel.model.spec import ModelSpec
-from lpsel.storage import digest, folder_atomically, sha256_of, write_json
+from lpsel.storage import folder_atomically, read_json, sha256_of, write_json
 from lpsel.tracking.artifacts import model_artifact
 from lpsel.training.setup import TrainingSetup
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # of trained models: raised when the same training would give other weights
 MODEL = "model"
+TRAINING = "training.json"  # of an entry: the run folder, the SHA-256 of its model's files, the part of result.json
 
 
-def training_key(
+def training_entry(
     setup: TrainingSetup,
     target: ModelSpec,
     path: str,
     adapter_settings: Any,
     ids: pa.LargeStringArray,
     selected_N: NDArray[np.bool_],
-) -> str:
-    """A digest of all that a target's weights depend on: the model, the chosen rows in order, and how it is trained."""
-    return digest(
-        {
-            "format": FORMAT,
-            "model": model_fingerprint(path, target.revision, setup.cache_dir),
-            "rows": fingerprint(ids.filter(pa.array(selected_N))),
-            "index": np.flatnonzero(selected_N).tolist(),
-            "template": target.template,
-            "max_length": target.max_length,
-            "recipe": asdict(target.recipe),
-            "optimizer": setup.optimizer_settings,
-            "adapter": adapter_settings,
-            "precision": setup.precision,
-        }
-    )[:32]
+) -> Entry:
+    """The cache entry for a training: the model, the selected rows in order, and how it is trained."""
+    key = {
+        "model": model_fingerprint(path, target.revision, setup.cache_dir),
+        "rows": fingerprint(ids.filter(pa.array(selected_N))),
+        "index": np.flatnonzero(selected_N).tolist(),
+        "template": target.template,
+        "max_length": target.max_length,
+        "recipe": asdict(target.recipe),
+        "optimizer": setup.optimizer,
+        "adapter": adapter_settings,
+        "precision": setup.precision,
+    }
+    return Entry.of(setup.cache_dir, "trained", key)
+
+
+def checkpoints_of(entry: Entry) -> Path:
+    """The folder of a training's checkpoints until its result is on disk."""
+    return entry.folder / "checkpoints"
 
 
 def trained_once(
-    setup: TrainingSetup, key: str, train: Callable[[], dict[str, Any]], *, from_any_run: bool
+    setup: TrainingSetup, entry: Entry, train: Callable[[], dict[str, Any]], *, from_any_run: bool
 ) -> dict[str, Any]:
-    """What `train` returns, a part of result.json; or what it returned in an earlier run, of this folder or in a sweep.
+    """The part of result.json that `train` returns, from this run or, if possible, from an earlier one.
 
-    An earlier run's model is linked into this run's folder, so that either folder may go. Of runs that start together
-    one trains, with checkpoints of its own, and the others wait for it.
+    The model of an earlier run is linked into this run's folder, so that either folder can be deleted. Of runs that
+    start together, one trains and the others wait for it.
+
+    Args:
+        from_any_run: use a model from any run, as a sweep does, not only from an earlier run in the same folder.
     """
-    kept = setup.cache_dir / "trained" / f"{key}.json"
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(kept.with_suffix(".lock"))
+    with ExitStack() as lock:
 
-    def look() -> dict[str, Any] | None:
-        if is_main_process():
-            lock.acquire()
-        return _find(kept, None if from_any_run else setup.run_dir)
-
-    try:
-        found = agree(look)
-        if found is None:
-            made = train()
+        def find() -> dict[str, Any] | None:
             if is_main_process():
-                folders = [name for name in (MODEL, ADAPTER) if (setup.run_dir / name).is_dir()]
-                files = {name: _hashes(setup.run_dir / name) for name in folders}
-                write_json(kept, {"format": FORMAT, "run": str(setup.run_dir), "files": files, "made": made})
-            return made | {"reused_from": None} if made else {}
+                lock.enter_context(entry.locked())
+            return _find(entry, None if from_any_run else setup.run_dir)
+
+        earlier = agree(find)
+        if earlier is not None:
+            return _reuse(setup, earlier) if is_main_process() else {}
+        result = train()
         if not is_main_process():
             return {}
-        run, made = Path(found["run"]), found["made"]
-        here = run == setup.run_dir
-        for name in found["files"]:
+        folders = [name for name in (MODEL, ADAPTER) if (setup.run_dir / name).is_dir()]
+        files = {name: _hashes(setup.run_dir / name) for name in folders}
+        write_json(entry.folder / TRAINING, {"run": str(setup.run_dir), "files": files, "result": result})
+        entry.commit([TRAINING])
+        return result | {"reused_from": None}
+
+
+def _reuse(setup: TrainingSetup, earlier: Mapping[str, Any]) -> dict[str, Any]:
+    run, result = Path(earlier["run"]), earlier["result"]
+    same_run = run == setup.run_dir
+    if not same_run:
+        for name in earlier["files"]:
             _link(run / name, setup.run_dir / name)
-        log.info("Target: trained before in the same way; reused from %s", run)
-        made |= {"reused_from": None if here else str(run)}
-        if made["model"]:
-            made["model"] = str(setup.run_dir / MODEL)
-        if made["adapter"]:
-            made["adapter"]["folder"] = str(setup.run_dir / ADAPTER)
-        first = next(run / name for name in found["files"])
-        model = model_artifact(made["artifact"], first, made["training"])
-        (setup.tracker.log_artifact if here else setup.tracker.use_artifact)(model)
-        return made
-    finally:
-        if is_main_process() and lock.is_locked:
-            lock.release()
+    log.info("Target: reused from %s, which was trained in the same way", run)
+    result["reused_from"] = None if same_run else str(run)
+    if result["model"]:
+        result["model"] = str(setup.run_dir / MODEL)
+    if result["adapter"]:
+        result["adapter"]["folder"] = str(setup.run_dir / ADAPTER)
+    folder = next(run / name for name in earlier["files"])
+    model = model_artifact(result["artifact"], folder, result["training"])
+    (setup.tracker.log_artifact if same_run else setup.tracker.use_artifact)(model)
+    return result
 
 
-def _find(kept: Path, run_dir: Path | None) -> dict[str, Any] | None:
-    """What is known of an earlier training, of this run folder or any, whose files are as it left them; they are read.
-
-    One whose run folder is gone is nothing to speak of, one that has changed is.
-    """
-    if not kept.is_file():
+def _find(entry: Entry, run_dir: Path | None) -> dict[str, Any] | None:
+    """The earlier training, in this run folder or any, if its model's files still exist and have not changed."""
+    if entry.find() is None:
+        return None
+    earlier: dict[str, Any] = read_json(entry.folder / TRAINING)
+    run, files = Path(earlier["run"]), earlier["files"]
+    if run_dir not in (None, run) or not files or not all((run / name).is_dir() for name in files):
         return None
     try:
-        known = check_format(kept, FORMAT)
-        if run_dir is not None and known["run"] != str(run_dir):
-            return None
-        folders = {name: (Path(known["run"]) / name, hashes) for name, hashes in known["files"].items()}
-        if not folders or not all(folder.is_dir() for folder, _ in folders.values()):
-            return None
-        for folder, hashes in folders.values():
-            check_files(folder, hashes)
-            if more := {file.name for file in folder.iterdir() if file.is_file()} - hashes.keys():
-                raise Damaged(folder / min(more), problem="did not exist when training ended")
+        for name, hashes in files.items():
+            check_files(run / name, hashes)
+            if added := {file.name for file in (run / name).iterdir() if file.is_file()} - hashes.keys():
+                raise Damaged(run / name / min(added), problem="was added after training")
     except Damaged as damage:
-        log.warning("Target: %s Training again.", damage)
+        log.warning("Target: %s Training it again.", damage)
         return None
-    return known
+    return earlier
 
 
 def _hashes(folder: Path) -> dict[str, str]:
     return {file.name: sha256_of(file) for file in sorted(folder.iterdir()) if file.is_file()}
 
 
-def _link(there: Path, here: Path) -> None:
-    """The same files under another name, without a copy where the file system can do that."""
-    if there == here:
-        return
+def _link(source: Path, target: Path) -> None:
+    """The same files in another folder, hard-linked where the file system supports it."""
 
-    def link(source: str, target: str) -> None:
+    def link(file: str, new: str) -> None:
         try:
-            os.link(source, target)
+            os.link(file, new)
         except OSError:
-            shutil.copy2(source, target)
+            shutil.copy2(file, new)
 
-    with folder_atomically(here) as folder:
-        shutil.copytree(there, folder, copy_function=link, dirs_exist_ok=True)
+    with folder_atomically(target) as folder:
+        shutil.copytree(source, folder, copy_function=link, dirs_exist_ok=True)

@@ -1,63 +1,39 @@
-"""One call of Lightning's Trainer, as scoring and target training both need it."""
+"""One call of Lightning's Trainer, for scorers and targets alike."""
 
 import gc
 import os
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig
+from lightning.pytorch.trainer.states import TrainerFn
 
-from lpsel.config import build
 from lpsel.console import Advance, track
 from lpsel.data.datamodule import SubsetDataModule
 from lpsel.data.packing import MicroBatch, OptimizerStep
 from lpsel.distributed import deferred_signals, is_main_process, started_together
 from lpsel.errors import ReportedByMainProcess, UserError, first_line
 from lpsel.model.device import lightning_precision
-from lpsel.model.flops import spent, training_flops
+from lpsel.model.flops import Times, spent, training_flops
 from lpsel.model.lightning_module import FineTuner
-from lpsel.scoring.early_stopping import StopWhenStable
-from lpsel.scoring.recorder import before_training
 from lpsel.tracking.logger import TrackerLogger
-from lpsel.training.costs import Meter, peak_memory, utilisation
+from lpsel.training.costs import Cost, Meter, peak_memory, utilization
 from lpsel.training.resume import Resume
-from lpsel.training.setup import TrainingSetup
+from lpsel.training.setup import TrainingSetup, partial_of
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What a fit took.
+@runtime_checkable
+class FeedsRows(Protocol):
+    """A callback that records rows between training steps, such as early stopping, which checks a sample."""
 
-    Attributes:
-        tokens: fed in training and recording passes, padding aside, over all ranks.
-        flops: model floating-point operations, attention counted.
-        seconds: wall-clock, loading the model included, over all attempts up to what they saved.
-        device_seconds: `seconds` times the number of devices.
-        peak_memory_bytes: of this process so far, and of its GPU where it has one.
-    """
-
-    tokens: int
-    flops: float
-    seconds: float
-    device_seconds: float
-    peak_memory_bytes: dict[str, int]
-
-    def __add__(self, other: "Cost") -> "Cost":
-        """What two fits of one process took, one after the other."""
-        memory, others = self.peak_memory_bytes, other.peak_memory_bytes
-        return Cost(
-            tokens=self.tokens + other.tokens,
-            flops=self.flops + other.flops,
-            seconds=round(self.seconds + other.seconds, 3),
-            device_seconds=round(self.device_seconds + other.device_seconds, 3),
-            peak_memory_bytes={name: max(memory[name], others[name]) for name in memory},
-        )
+    @property
+    def times_checked(self) -> Times:
+        """How often it has fed each row, shape (N,)."""
+        ...
 
 
 def fit(
@@ -68,90 +44,38 @@ def fit(
     epochs: int,
     title: str,
     callbacks: Sequence[L.Callback],
-    kept: Path,
-    stop: StopWhenStable | None = None,
+    checkpoints: Path,
 ) -> tuple[L.Trainer, Cost]:
-    """Train for `epochs` passes, with a recording pass before and after each where the data module records.
+    """Train for `epochs` passes, with a recording pass before and after each if the data module records.
 
-    With 0 epochs, the recording pass before training is all there is. A training of which `kept` has a checkpoint goes
-    on from there.
+    With 0 epochs, only the recording pass before training is made. If there is a checkpoint, training resumes from it.
 
     Args:
-        kept: the folder of this training's checkpoints, for the caller to remove once its result is on disk.
-        stop: may end the training of an epoch before its last step.
+        callbacks: may end the training of an epoch before its last step (`trainer.should_stop`).
+        checkpoints: folder of this training's checkpoints. The caller removes it once the result is on disk.
 
     Raises:
-        Interrupted: a signal asks to end; what is done is kept.
+        Interrupted: a signal ended the training; the completed work is saved.
     """
-    resume = Resume(title, kept, data, setup.checkpoint_steps)
-    gc.collect()  # a model trained before this one and its trainer hold each other, and a device's memory
-    node = setup.trainer.copy()
-    node.precision = lightning_precision(module.precision)
+    gc.collect()  # the previous model and its trainer reference each other and hold the memory of the device
     L.seed_everything(module.spec.recipe.seed, verbose=False)
     progress, meter = FitProgress(title, data), Meter(module.role)
-    trainer = _trainer(
-        node,
-        max_epochs=epochs,
-        callbacks=[
-            *callbacks,
-            *([stop] if stop else []),
-            progress,
-            *([meter] if setup.tracker.enabled else []),
-            resume,
-        ],
-        logger=TrackerLogger(setup.tracker) if setup.tracker.enabled else False,
-        log_every_n_steps=1,
-        num_sanity_val_steps=-1 if data.record else 0,
-        limit_val_batches=1.0 if data.record else 0,
-        use_distributed_sampler=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=setup.run_dir,
-    )
-    # Lightning's own would broadcast from inside the handler, and save a pickle for SLURM.
-    signals: Any = trainer._signal_connector
-    signals.register_signal_handlers = lambda: None
-    with deferred_signals(), warnings.catch_warnings():
-        # The modules are in evaluation mode on purpose: dropout stays off.
-        warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
-        warnings.filterwarnings("ignore", message=".*does not have many workers")
-        if epochs:
-            trainer.fit(module, datamodule=data)
-        else:
-            trainer.validate(module, datamodule=data, verbose=False)
+    resume = Resume(title, checkpoints, data, setup.checkpoint_steps)
+    measured = [meter] if setup.tracker.enabled else []
+    trainer = _trainer(setup, module, data, epochs, [*callbacks, progress, *measured, resume])
+    _run(trainer, module, data)
     trained_N = data.times_trained(progress.steps)
-    recorded_N = data.supervised * (epochs + 1 if data.record else 0) + (stop.times_checked if stop else 0)
-    model = module.language_model
     if meter.seconds:
-        work = spent(model, data.tokens, trained_N, 0 * trained_N)["flops"]
-        where = trainer.strategy.root_device
-        busy = utilisation(work, meter.seconds, where, trainer.world_size, module.precision)
-        setup.tracker.log({f"{module.role}/{name}": value for name, value in busy.items()}, trainer.global_step)
-    return trainer, _cost(spent(model, data.tokens, trained_N, recorded_N), resume.cost(trainer))
+        _track_utilization(setup, trainer, module, data, trained_N, meter.seconds)
+    recorded_N = data.supervised * (epochs + 1 if data.record else 0)
+    recorded_N = recorded_N + sum(callback.times_checked for callback in callbacks if isinstance(callback, FeedsRows))
+    work: dict[str, Any] = spent(module.language_model, data.tokens, trained_N, recorded_N)
+    return trainer, Cost(**work, **resume.cost(trainer), peak_memory_bytes=peak_memory())
 
 
-def _trainer(node: DictConfig, **arguments: Any) -> L.Trainer:
-    if node.num_nodes != 1 and not started_together() and "NODE_RANK" not in os.environ:
-        raise UserError(
-            f"trainer.num_nodes={node.num_nodes}: this process runs alone and would wait for ever; start it on every "
-            "node with torchrun or srun."
-        )
-    try:
-        trainer = build(node)(**arguments)
-    except UserError:
-        raise
-    except (MisconfigurationException, ValueError, TypeError) as error:
-        strategy = node.strategy if isinstance(node.strategy, str) else "fsdp"
-        asked = f"trainer.accelerator={node.accelerator} trainer.devices={node.devices} trainer.strategy={strategy}"
-        raise UserError(f"{asked}: {first_line(error)}; mend it, or say trainer=cpu.") from error
-    if started_together() and trainer.world_size not in (1, trainer.num_devices * trainer.num_nodes):
-        raise (UserError if is_main_process() else ReportedByMainProcess)(
-            f"trainer.num_nodes={trainer.num_nodes} trainer.devices={trainer.num_devices}: {trainer.world_size} ranks "
-            "were started; give both as torchrun or srun has them."
-        )
-    return trainer
+def before_training(trainer: L.Trainer) -> bool:
+    """Whether the current pass is the one before training, ahead of a training or on its own."""
+    return trainer.sanity_checking or trainer.state.fn == TrainerFn.VALIDATING
 
 
 def full_training(module: FineTuner, data: SubsetDataModule, epochs: int) -> dict[str, float]:
@@ -163,15 +87,79 @@ def full_training(module: FineTuner, data: SubsetDataModule, epochs: int) -> dic
     }
 
 
-def _cost(work: dict[str, Any], time_taken: dict[str, Any]) -> Cost:
-    return Cost(**work, **time_taken, peak_memory_bytes=peak_memory())
+def _trainer(
+    setup: TrainingSetup, module: FineTuner, data: SubsetDataModule, epochs: int, callbacks: list[L.Callback]
+) -> L.Trainer:
+    settings = setup.trainer
+    nodes, devices = settings["num_nodes"], settings["devices"]
+    if nodes != 1 and not started_together() and "NODE_RANK" not in os.environ:
+        problem = "this process was started alone and would wait forever"
+        raise UserError("trainer.num_nodes", nodes, problem, "start it on every node with torchrun or srun")
+    try:
+        trainer: L.Trainer = partial_of({**settings, "precision": lightning_precision(module.precision)})(
+            max_epochs=epochs,
+            callbacks=callbacks,
+            logger=TrackerLogger(setup.tracker) if setup.tracker.enabled else False,
+            log_every_n_steps=1,
+            num_sanity_val_steps=-1 if data.record else 0,
+            limit_val_batches=1.0 if data.record else 0,
+            use_distributed_sampler=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=setup.run_dir,
+        )
+    except UserError:
+        raise
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        strategy = settings["strategy"] if isinstance(settings["strategy"], str) else "fsdp"
+        others = f"with trainer.devices={devices} and trainer.strategy={strategy}"
+        problem, hint = f"not possible {others} ({first_line(error)})", "change one of them, or set trainer=cpu"
+        raise UserError("trainer.accelerator", settings["accelerator"], problem, hint) from error
+    if started_together() and trainer.world_size not in (1, trainer.num_devices * trainer.num_nodes):
+        raise (UserError if is_main_process() else ReportedByMainProcess)(
+            f"trainer.num_nodes={trainer.num_nodes} trainer.devices",
+            trainer.num_devices,
+            f"{trainer.world_size} ranks were started",
+            "set both to the values given to torchrun or srun",
+        )
+    # Lightning's own handlers would broadcast inside the handler, and save a pickle for SLURM.
+    signals: Any = trainer._signal_connector
+    signals.register_signal_handlers = lambda: None
+    return trainer
+
+
+def _run(trainer: L.Trainer, module: FineTuner, data: SubsetDataModule) -> None:
+    with deferred_signals(), warnings.catch_warnings():
+        # The modules are in evaluation mode on purpose, so that dropout is off.
+        warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+        warnings.filterwarnings("ignore", message=".*does not have many workers")
+        if trainer.max_epochs:
+            trainer.fit(module, datamodule=data)
+        else:
+            trainer.validate(module, datamodule=data, verbose=False)
+
+
+def _track_utilization(
+    setup: TrainingSetup,
+    trainer: L.Trainer,
+    module: FineTuner,
+    data: SubsetDataModule,
+    trained_N: Times,
+    seconds: float,
+) -> None:
+    flops = spent(module.language_model, data.tokens, trained_N, 0 * trained_N)["flops"]
+    device = trainer.strategy.root_device
+    measured = utilization(flops, seconds, device, trainer.world_size, module.precision)
+    setup.tracker.log({f"{module.role}/{name}": value for name, value in measured.items()}, trainer.global_step)
 
 
 class FitProgress(L.Callback):
-    """A bar for each training epoch and each recording pass, in this rank's batches, with its tokens per second.
+    """A progress bar for each training epoch and each recording pass, in this rank's batches, with tokens per second.
 
     Attributes:
-        steps: optimiser steps made, by epoch.
+        steps: optimizer steps of each epoch.
     """
 
     def __init__(self, title: str, data: SubsetDataModule) -> None:
@@ -184,7 +172,7 @@ class FitProgress(L.Callback):
         return {"steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.steps = state["steps"][:-1]  # those of the last epoch come once more, empty
+        self.steps = state["steps"][:-1]  # those of the last epoch are counted again as empty batches
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.steps.append(0)
@@ -214,5 +202,5 @@ class FitProgress(L.Callback):
         self.bar.close()
 
     def _open(self, title: str, total: int, unit: str) -> None:
-        self.bar.close()  # of an epoch that ended before its last step
+        self.bar.close()  # if the previous epoch ended before its last step
         self.advance = self.bar.enter_context(track(title, total, unit))

@@ -182,7 +182,7 @@ def test_a_target_gets_the_same_weights(tmp_path, toy_model, rows, cut, how):
     assert all(ours[name].equal(theirs[name]) for name in theirs)
     for name in ("steps", "tokens", "flops", "last_step_nll"):
         assert resumed["training"][name] == alone["training"][name]
-    assert not (tmp_path / "cut" / "training").exists() or not list((tmp_path / "cut" / "training").iterdir())
+    assert not list((tmp_path / "cut" / "trained").rglob("step-*"))
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
@@ -207,7 +207,7 @@ def test_one_of_two_ranks_is_killed_and_one_or_three_go_on(
         assert as_ranks(2, select(tmp_path / "cut", 2), may_fail=True) == [1, -signal.SIGKILL]
     monkeypatch.setattr(FineTuner, "training_step", step)
     shutil.copytree(tmp_path / "cut", tmp_path / "three")
-    state = json.loads(sorted((tmp_path / "cut").rglob("checkpoint.json"))[-1].read_text())["state"]
+    state = json.loads(sorted((tmp_path / "cut").rglob("state.json"))[-1].read_text())
     assert (state["epoch"], state["epoch_step"]) == (1, 2)
     one = run("select", arguments(toy_model, rows, tmp_path / "cut"), tmp_path / "run1")
     np.testing.assert_allclose(losses(one), losses(whole), rtol=1e-5)
@@ -218,9 +218,9 @@ def test_one_of_two_ranks_is_killed_and_one_or_three_go_on(
 
 
 @pytest.mark.parametrize(
-    ("damaged", "repeated"), [(["rank00000.safetensors"], 5), (["checkpoint.json", "rank00000.json"], 10)]
+    ("damaged", "repeated"), [(["rank00000.safetensors"], 5), (["state.json", "rank00000.json"], 10)]
 )
-def test_a_damaged_checkpoint_is_left_aside(tmp_path, toy_model, rows, whole, cut, caplog, damaged, repeated):
+def test_a_damaged_checkpoint_is_not_used(tmp_path, toy_model, rows, whole, cut, caplog, damaged, repeated):
     given = arguments(toy_model, rows, tmp_path / "cut")
     cut_off("select", given, tmp_path / "b", cut, "training_step", 8)
     checkpoints = sorted((tmp_path / "cut").rglob("step-*"), reverse=True)
@@ -232,7 +232,7 @@ def test_a_damaged_checkpoint_is_left_aside(tmp_path, toy_model, rows, whole, cu
     calls = dict(cut())
     resumed = run("select", given, tmp_path / "c")
     for name in damaged:
-        assert f"is damaged ({name} has changed): left aside" in caplog.text
+        assert re.search(rf"is damaged \(\S+/{name}: ", caplog.text)
     assert cut()["training_step"] - calls["training_step"] == repeated
     np.testing.assert_array_equal(losses(resumed), losses(whole))
 
@@ -268,7 +268,7 @@ def test_a_signal_ends_a_training_at_a_place_from_which_nothing_is_repeated(
     with pytest.raises(Interrupted) as end, signals_interrupt():
         run("select", given, tmp_path / "b")
     assert end.value.status == 128 + number
-    kept = "saved after step 4 of epoch 1" if name == "training_step" else "the losses recorded so far are kept"
+    kept = "saved after step 4 of epoch 1" if name == "training_step" else "the losses recorded so far are saved"
     assert f"; {kept}; run the same command again to resume" in str(end.value)
     resumed = run("select", given, tmp_path / "c")
     np.testing.assert_array_equal(losses(resumed), losses(whole))
@@ -282,7 +282,7 @@ def test_a_full_disk_ends_with_one_line_and_the_command_goes_on_when_there_is_ro
 
     def full():
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # a checkpoint is larger, parts are smaller
-        with pytest.raises(UserError, match=r"the checkpoint cannot be written \(.*; make room, and the same command"):
+        with pytest.raises(UserError, match=r"the checkpoint cannot be written \("):
             run("select", given, tmp_path / "b")
 
     with capfd.disabled():
@@ -307,12 +307,3 @@ def test_by_default_the_first_checkpoint_shows_how_many_there_may_be(tmp_path, t
     run("select", [o for o in arguments(toy_model, rows, tmp_path, *given) if "epochs=2" not in o], tmp_path / "run")
     assert made == [10, ROWS]  # after the first, 25 seconds of training are due; the epoch ends before
     assert re.search(r"a checkpoint takes 0\.\d s; one every \d+ steps in ", caplog.text)
-
-
-@pytest.mark.parametrize("every", [0, -1, 1.5, "often", "true", "null"])
-def test_a_number_of_steps_is_asked_for(tmp_path, toy_model, rows, every):
-    with pytest.raises(UserError) as mistake:
-        run("select", arguments(toy_model, rows, tmp_path, f"checkpoint_steps={every}"), tmp_path / "run")
-    assert re.fullmatch(
-        r"checkpoint_steps=\S+: must be auto or a whole number of optimiser steps, at least 1\.", str(mistake.value)
-    )

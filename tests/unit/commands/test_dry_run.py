@@ -14,7 +14,7 @@ from lpsel.config import build, config_dir
 from lpsel.errors import UserError
 from lpsel.model.adapter import Adapter
 from lpsel.model.load import load_model
-from lpsel.model.memory_estimate import footprint
+from lpsel.model.memory_estimate import training_memory
 
 
 @pytest.fixture(autouse=True)
@@ -124,8 +124,8 @@ def test_estimated_states_equal_those_of_training(optimizer, toy_model):
     held = sum(t.numel() * t.element_size() for p in model.parameters() for t in (p, p.grad))
     kept = held + sum(t.numel() * t.element_size() for t in moments)
     eight_bits = optimizer == "adamw8bit"
-    said = footprint(model, spec, precision="32-true", eight_bits=eight_bits, adapter=None, checkpointing=False,
-                     pack=1, slices=1)  # fmt: skip
+    said = training_memory(model, spec, precision="32-true", eight_bits=eight_bits, adapter=None, checkpointing=False,
+                     pack=1, shards=1)  # fmt: skip
     # In 8 bits, small tensors keep larger moments, and there are a few tables.
     assert said.states == pytest.approx(kept, rel=0.6 if eight_bits else 1e-12)
 
@@ -136,18 +136,18 @@ def test_llama_2_7b_as_in_docs_memory():
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**spec.architecture))
 
-    def states(adapter=None, eight_bits=False, slices=1):
+    def states(adapter=None, eight_bits=False, shards=1):
         how = dict(precision="bf16-mixed", checkpointing=False, pack=4096)
-        return footprint(model, spec, eight_bits=eight_bits, adapter=adapter, slices=slices, **how).states / 1e9
+        return training_memory(model, spec, eight_bits=eight_bits, adapter=adapter, shards=shards, **how).states / 1e9
 
     assert [round(size, 1) for size in (
         states(), states(eight_bits=True), states(Adapter()), states(Adapter(quantization="nf4")),
     )] == [107.8, 67.6, 14.1, 4.5]  # fmt: skip
-    assert states(slices=8) == pytest.approx(states() / 8)
-    whole = footprint(model, spec, precision="bf16-mixed", eight_bits=False, adapter=None, checkpointing=False,
-                      pack=4096, slices=1)  # fmt: skip
-    less = footprint(model, spec, precision="bf16-mixed", eight_bits=False, adapter=None, checkpointing=True,
-                     pack=4096, slices=1)  # fmt: skip
+    assert states(shards=8) == pytest.approx(states() / 8)
+    whole = training_memory(model, spec, precision="bf16-mixed", eight_bits=False, adapter=None, checkpointing=False,
+                      pack=4096, shards=1)  # fmt: skip
+    less = training_memory(model, spec, precision="bf16-mixed", eight_bits=False, adapter=None, checkpointing=True,
+                     pack=4096, shards=1)  # fmt: skip
     # 32 layers, 4,096 tokens, 2 bytes: 8 x 4,096 + 4 x 11,008 values of a token, or its hidden state alone.
     assert whole.activations == 32 * 4096 * 2 * (8 * 4096 + 4 * 11008)
     assert less.activations == 4096 * 2 * (32 * 4096 + 8 * 4096 + 4 * 11008)

@@ -179,11 +179,11 @@ def test_settings_that_make_no_sense(tmp_path):
 
 
 def test_without_the_package_the_extra_is_named(toy_model, tmp_path, monkeypatch):
-    from lpsel.training import checks as extras
+    from lpsel import errors
 
-    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    monkeypatch.setattr(errors, "find_spec", lambda name: None)
     with pytest.raises(
-        UserError, match=r"^evaluator=lm_eval: needs the package lm_eval; pip install 'lpsel\[lm-eval\]'\.$"
+        UserError, match=r"^evaluator=lm_eval: needs the package lm_eval\. Run pip install 'lpsel\[lm-eval\]'\.$"
     ):
         run(LmEvalEvaluator(["x"]), [ModelSpec("toy", str(toy_model))], tmp_path)
 

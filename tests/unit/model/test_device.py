@@ -1,5 +1,8 @@
-"""What differs on a GPU before any kernel runs: the precision that `auto` means, where a model is loaded."""
+"""The precision that `auto` selects on a GPU, the device a model is loaded on, and the reuse of freed memory."""
 
+import platform
+import subprocess
+import sys
 from functools import partial
 from types import SimpleNamespace
 
@@ -14,13 +17,13 @@ from lpsel.model.spec import ModelSpec
 
 
 @pytest.mark.parametrize(("major", "precision"), [(7, "32-true"), (8, "bf16-mixed"), (9, "bf16-mixed")])
-def test_bfloat16_is_chosen_where_a_gpu_computes_it_not_where_it_emulates_it(monkeypatch, major, precision):
+def test_auto_selects_bfloat16_where_a_gpu_computes_it_not_where_it_emulates_it(monkeypatch, major, precision):
     monkeypatch.setattr(torch.version, "hip", None)
     for name, answer in {
         "is_available": True,
         "current_device": 0,
         "get_device_properties": SimpleNamespace(major=major),
-        "_check_bf16_tensor_supported": True,  # as a V100 answers
+        "_check_bf16_tensor_supported": True,  # as on a V100
     }.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
     assert resolve_precision("auto") == precision
@@ -28,7 +31,7 @@ def test_bfloat16_is_chosen_where_a_gpu_computes_it_not_where_it_emulates_it(mon
 
 @pytest.mark.parametrize("adapter", [None, Adapter(rank=2)], ids=["whole", "lora"])
 def test_a_model_is_loaded_on_the_cpu_whatever_the_default_device(make_folder, adapter):
-    """Lightning makes the GPU the default device while it asks for the model; here the meta device stands for it."""
+    """Lightning makes the GPU the default device while the model is created; here, the meta device stands in for it."""
     folder = make_folder()
     spec = ModelSpec("small", path=folder, max_length=64)
     module = FineTuner("target", spec, folder, partial(torch.optim.AdamW), 1, adapter=adapter)
@@ -36,3 +39,30 @@ def test_a_model_is_loaded_on_the_cpu_whatever_the_default_device(make_folder, a
     with torch.device("meta"):
         module.configure_model()
     assert {p.device.type for p in module.parameters()} == {"cpu"}
+
+
+PASSES = """
+import resource, torch
+from lpsel.model.device import reuse_freed_memory
+
+def faults():
+    counts = []
+    for _ in range(12):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(20, 2**20).add(1)  # two blocks of 80 MiB
+        counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return min(counts)
+
+print(faults())
+reuse_freed_memory()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_freed_memory_is_reused_without_page_faults():
+    """160 MiB are 40,960 pages, each of which the kernel would clear again."""
+    done = subprocess.run([sys.executable, "-c", PASSES], check=True, capture_output=True, text=True)
+    default, reused = map(int, done.stdout.split())
+    assert default > 10_000
+    assert reused < 100

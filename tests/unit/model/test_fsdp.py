@@ -88,7 +88,7 @@ def train(folder, model, data, *overrides):
     parts = Parts(folder / "parts")
     hooks = [NLLRecorder(parts), FirstGradients(folder / "gradients.safetensors")]
     trainer, cost = fit(
-        job.training_setup(), module, data, epochs=2, title="test", callbacks=hooks, kept=folder / "checkpoints"
+        job.training_setup(), module, data, epochs=2, title="test", callbacks=hooks, checkpoints=folder / "checkpoints"
     )
     save_model(trainer, module, tokenizer, folder / "model")
     if trainer.is_global_zero:

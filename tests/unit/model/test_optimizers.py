@@ -1,20 +1,26 @@
 """AdamW with its moments in 8 bits, as conf/optimizer/adamw8bit.yaml makes it."""
 
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
+from lpsel import errors
 from lpsel.config import build, config_dir
 from lpsel.errors import UserError
-from lpsel.training import checks as extras
-from lpsel.training.checks import check_training
+from lpsel.tracking.tracker import Tracker
+from lpsel.training.setup import TrainingSetup
 
 
 def configured(*overrides):
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         return compose("select", overrides=list(overrides))
+
+
+def check(config):
+    TrainingSetup.of(config, Path("cache"), Path("run"), Tracker())
 
 
 def made(name, parameters):
@@ -72,27 +78,26 @@ def test_sharded_weights_are_refused(strategy, refused):
     config = configured("optimizer=adamw8bit")
     config.trainer.strategy = strategy
     if not refused:
-        check_training(config)
+        check(config)
         return
     with pytest.raises(UserError) as caught:
-        check_training(config)
-    assert str(caught.value) == (
-        "trainer=fsdp optimizer=adamw8bit: bitsandbytes' optimiser does not know sharded weights; say "
-        "optimizer=adamw, or trainer=ddp."
-    )
+        check(config)
+    assert (caught.value.name, caught.value.value) == ("optimizer", "adamw8bit")
+    assert caught.value.hint == "set optimizer=adamw, or trainer=ddp"
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
-    monkeypatch.setattr(extras, "find_spec", lambda name: None)
-    check_training(configured("optimizer=adamw"))
+    monkeypatch.setattr(errors, "find_spec", lambda name: None)
+    check(configured("optimizer=adamw"))
     with pytest.raises(UserError) as caught:
-        check_training(configured("optimizer=adamw8bit"))
-    assert str(caught.value) == ("optimizer=adamw8bit: needs the package bitsandbytes; pip install 'lpsel[quantized]'.")
+        check(configured("optimizer=adamw8bit"))
+    assert (caught.value.name, caught.value.value) == ("optimizer", "adamw8bit")
+    assert caught.value.hint == "run pip install 'lpsel[quantized]'"
 
 
 def test_checkpointing_is_on_or_off():
-    with pytest.raises(UserError, match=r"activation_checkpointing=some: must be true or false\."):
-        check_training(configured("activation_checkpointing=some"))
+    with pytest.raises(UserError, match="activation_checkpointing=some"):
+        check(configured("activation_checkpointing=some"))
 
 
 def test_a_training_run_has_one_parameter_group_with_the_recipes_rate():
@@ -100,3 +105,10 @@ def test_a_training_run_has_one_parameter_group_with_the_recipes_rate():
         warnings.simplefilter("error")
         optimizer = made("adamw8bit", [torch.nn.Parameter(torch.zeros(4096))])
     assert [group["lr"] for group in optimizer.param_groups] == [1e-2]
+
+
+@pytest.mark.parametrize("every", [0, -1, 1.5, "often", "true", "null"])
+def test_checkpoint_steps_must_be_auto_or_a_number_of_steps(every):
+    with pytest.raises(UserError) as caught:
+        check(configured(f"checkpoint_steps={every}"))
+    assert caught.value.name == "checkpoint_steps"

@@ -1,7 +1,8 @@
-"""What ends a training, and what is told of it."""
+"""Losses that are not finite end a training, and loss spikes are logged."""
 
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from lpsel.commands.job import run
 from lpsel.errors import UserError
+from lpsel.model.lightning_module import FineTuner
 from lpsel.training.monitors import LossSpikes, spike
 
 EIGHT = [1.0, 1.1, 0.9, 1.0, 1.05, 0.95, 1.0, 1.0]
@@ -50,7 +52,7 @@ def test_spikes_are_counted_and_the_log_does_not_fill(caplog):
     assert again.described() == spikes.described()
 
 
-# --- a training that goes wrong
+# --- a training that diverges
 
 
 @pytest.fixture
@@ -78,18 +80,23 @@ def overrides(model, data, tmp_path, *more):
     ]  # fmt: skip
 
 
-def test_a_loss_that_is_no_number_ends_training_with_step_rate_and_rows(broken_rows, tmp_path):
+DIVERGED = re.compile(
+    r"NLL (?P<nll>\S+) and gradient norm \S+ in step (?P<step>\d+) of training the (scorer|target) \(epoch 1, learning "
+    r"rate \S+\), rows (?P<rows>[\d, ]+)( \(not finite on their own: (?P<alone>[\d, ]+)\))?\. The step was not made"
+)
+
+
+def test_a_loss_of_nan_ends_training_with_step_rate_and_rows(broken_rows, tmp_path):
     with pytest.raises(UserError) as caught:
         run("select", overrides(*broken_rows, tmp_path), tmp_path / "run")
-    said = str(caught.value)
-    assert "\n" not in said
-    step = int(said.split(" in step ")[1].split()[0])
-    assert 1 <= step <= 3
-    assert f"training the scorer: NLL nan, norm of the gradient nan in step {step} (epoch 1, learning rate " in said
-    rows = [int(row) for row in said.split("), rows ")[1].split(";")[0].split(", ")]
+    assert (caught.value.name, caught.value.value) == ("scorer.recipe.learning_rate", "2e-05")
+    problem = DIVERGED.match(caught.value.problem)
+    assert problem["nll"] == "nan"
+    assert 1 <= int(problem["step"]) <= 3
+    rows = [int(row) for row in problem["rows"].split(", ")]
     assert len(rows) == 4
     assert 3 in rows
-    assert "; of themselves not finite: 3; the step was not made and the checkpoint before it stays. Lower sco" in said
+    assert problem["alone"] == "3"
     assert not list((tmp_path / "cache").rglob("scores.parquet"))
 
 
@@ -98,13 +105,14 @@ def test_the_checkpoint_of_the_step_before_is_whole_and_finite(broken_rows, tmp_
     target = ["model=local", f"model.path={model}", "model.recipe.batch_size=4", "selection=full", "checkpoint_steps=1"]
     for seed in range(5):  # until the row is not in the first batch
         asked = [*overrides(model, data, tmp_path), *target, f"model.recipe.seed={seed}"]
-        with pytest.raises(UserError, match="training the target: NLL nan") as caught:
+        with pytest.raises(UserError, match="NLL nan") as caught:
             run("train", asked, tmp_path / f"run{seed}")
-        step = int(str(caught.value).split(" in step ")[1].split()[0])
-        assert (tmp_path / f"run{seed}/run_config.json").is_file() == (step > 1), "there is something to go on from"
+        assert caught.value.name == "model.recipe.learning_rate"
+        step = int(DIVERGED.match(caught.value.problem)["step"])
+        assert (tmp_path / f"run{seed}/run_config.json").is_file() == (step > 1), "there is a checkpoint to resume from"
         if step > 1:
             break
-    newest = max((tmp_path / "cache/training").rglob("step-*/checkpoint.json")).parent
+    newest = max((tmp_path / "cache/trained").rglob("step-*/checkpoint.json")).parent
     assert newest.name == f"step-{step - 1:08d}"
     tensors = load_file(next(newest.glob("*.safetensors")))
     broken = sum(not tensor.isfinite().all() for tensor in tensors.values())
@@ -113,15 +121,13 @@ def test_the_checkpoint_of_the_step_before_is_whole_and_finite(broken_rows, tmp_
 
 
 def test_the_weights_are_those_of_the_step_before(broken_rows, tmp_path, monkeypatch):
-    from lpsel.model import lightning_module as module
-
     seen = []
 
     def watched(fine_tuner, *rest):
         seen.append([p.detach().clone() for p in fine_tuner.language_model.parameters()])
         return UserError("stopped")
 
-    monkeypatch.setattr(module, "diverged", watched)
+    monkeypatch.setattr(FineTuner, "_diverged", watched)
     with pytest.raises(UserError, match="stopped"):
         run("select", overrides(*broken_rows, tmp_path, "scorer.recipe.learning_rate=1e-2"), tmp_path / "run")
     whole = load_file(broken_rows[0] / "model.safetensors")
@@ -137,22 +143,22 @@ def test_all_ranks_end_together(broken_rows, tmp_path, as_ranks, strategy):
             run("select", overrides(*broken_rows, tmp_path, f"trainer={strategy}", "trainer.accelerator=cpu",
                                     "trainer.devices=2"), tmp_path / "run")  # fmt: skip
         except UserError as error:
-            (tmp_path / f"said{os.environ['RANK']}").write_text(f"{type(error).__name__} {error}")
+            (tmp_path / f"error{os.environ['RANK']}").write_text(f"{type(error).__name__} {error}")
 
     as_ranks(2, rank)
-    one, two = ((tmp_path / f"said{i}").read_text() for i in range(2))
-    assert one.startswith("UserError training the scorer: NLL nan")
-    assert "of themselves not finite: 3;" in one
+    one, two = ((tmp_path / f"error{i}").read_text() for i in range(2))
+    assert one.startswith("UserError scorer.recipe.learning_rate=2e-05: NLL nan")
+    assert "(not finite on their own: 3)" in one
     assert two == one.replace("UserError", "ReportedByMainProcess", 1)
 
 
 def test_a_rate_that_is_much_too_high_is_named(tmp_path, toy_model, instructions):
     asked = overrides(toy_model, instructions(), tmp_path, "scorer.recipe.learning_rate=1e30")
-    with pytest.raises(UserError, match=r"in step \d+ .*Lower scorer\.recipe\.learning_rate=1e\+30, or leave rows out"):
+    with pytest.raises(UserError, match=r"scorer\.recipe\.learning_rate=1e\+30: .* in step \d+ of training the scorer"):
         run("select", asked, tmp_path / "run")
 
 
-# --- a row whose record is no number
+# --- a row whose recorded loss is not finite
 
 
 def test_a_row_without_a_finite_loss_is_recorded_and_left_out_with_a_reason(broken_rows, tmp_path):

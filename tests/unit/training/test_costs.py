@@ -1,15 +1,15 @@
-"""The ledger's sums, by hand."""
+"""The sums of the ledger, worked out by hand."""
 
 import pytest
 
-from lpsel.commands.ledger import describe_ledger, ledger
+from lpsel.training.costs import describe_ledger, ledger
 
 SCORING = {"tokens": 300, "flops": 2e12, "device_seconds": 4.0, "seconds": 4.0}
 TRAINING = {"tokens": 100, "flops": 1e12, "device_seconds": 10.0}
 EVERYTHING = {"tokens": 1000, "flops": 10e12}
 
 
-def test_choosing_and_training_add_up_beside_training_on_everything():
+def test_selection_and_training_add_up_and_are_compared_with_training_on_all_rows():
     figures = ledger(SCORING, TRAINING, EVERYTHING)
     assert figures["total"] == {"tokens": 400, "flops": 3e12, "device_seconds": 14.0}
     assert figures["everything"] == {"tokens": 1000, "flops": 10e12, "device_seconds": 100.0}
@@ -21,13 +21,13 @@ def test_choosing_and_training_add_up_beside_training_on_everything():
     )
 
 
-def test_a_rule_without_scores_costs_nothing_and_pays_up_to_all_rows():
+def test_a_rule_without_scores_costs_nothing_and_saves_up_to_all_rows():
     figures = ledger(None, TRAINING, EVERYTHING)
     assert figures["selection"] == {"tokens": 0, "flops": 0, "device_seconds": 0}
     assert figures["break_even_pct"] == 100
 
 
-def test_a_scorer_dearer_than_the_target_never_pays():
+def test_a_scorer_more_expensive_than_the_target_never_saves():
     figures = ledger(SCORING | {"flops": 12e12}, TRAINING, EVERYTHING)
     assert figures["break_even_pct"] == 0
     assert figures["saved"]["share"] == pytest.approx(-0.3)
