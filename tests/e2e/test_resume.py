@@ -185,10 +185,7 @@ def test_a_target_gets_the_same_weights(tmp_path, toy_model, rows, cut, how):
     assert not list((tmp_path / "cut" / "trained").rglob("step-*"))
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_one_of_two_ranks_is_killed_and_one_or_three_go_on(
-    tmp_path, toy_model, rows, whole, as_ranks, capfd, monkeypatch, strategy
-):
+def select_and_kill_rank_1(given, run_dir):
     step = FineTuner.training_step
 
     def killed(self, batch, i):
@@ -196,23 +193,26 @@ def test_one_of_two_ranks_is_killed_and_one_or_three_go_on(
             os.kill(os.getpid(), signal.SIGKILL)
         return step(self, batch, i)
 
-    def select(cache, world):
-        given = [f"trainer={strategy}", "trainer.accelerator=cpu", f"trainer.devices={world}"]
-        given = [o for o in arguments(toy_model, rows, cache) if o != "trainer=cpu"] + given
-        return lambda: run("select", given, tmp_path / f"run{world}")
+    FineTuner.training_step = killed
+    run("select", given, run_dir)
 
-    monkeypatch.setattr(FineTuner, "training_step", killed)
-    with capfd.disabled():
-        # The other rank does not wait: `as_ranks` would end it after two minutes, with another status.
-        assert as_ranks(2, select(tmp_path / "cut", 2), may_fail=True) == [1, -signal.SIGKILL]
-    monkeypatch.setattr(FineTuner, "training_step", step)
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_one_of_two_ranks_is_killed_and_one_or_three_resume(tmp_path, toy_model, rows, whole, as_ranks, strategy):
+    def given(cache, world):
+        more = [f"trainer={strategy}", "trainer.accelerator=cpu", f"trainer.devices={world}"]
+        return [o for o in arguments(toy_model, rows, cache) if o != "trainer=cpu"] + more
+
+    # The other rank ends by itself: killed after a timeout, it would have another status.
+    cut = given(tmp_path / "cut", 2)
+    assert as_ranks(2, select_and_kill_rank_1, cut, tmp_path / "run2", may_fail=True) == [1, -signal.SIGKILL]
     shutil.copytree(tmp_path / "cut", tmp_path / "three")
     state = json.loads(sorted((tmp_path / "cut").rglob("state.json"))[-1].read_text())
     assert (state["epoch"], state["epoch_step"]) == (1, 2)
     one = run("select", arguments(toy_model, rows, tmp_path / "cut"), tmp_path / "run1")
     np.testing.assert_allclose(losses(one), losses(whole), rtol=1e-5)
-    with capfd.disabled():
-        as_ranks(3, select(tmp_path / "three", 3))
+    as_ranks(3, run, "select", given(tmp_path / "three", 3), tmp_path / "run3")
     three = json.loads((tmp_path / "run3" / "result.json").read_text())
     np.testing.assert_allclose(losses(three), losses(whole), rtol=1e-5)
 
@@ -275,18 +275,18 @@ def test_a_signal_ends_a_training_at_a_place_from_which_nothing_is_repeated(
     assert calls == {"training_step": STEPS * EPOCHS, "validation_step": BATCHES * (EPOCHS + 1)}
 
 
-def test_a_full_disk_ends_with_one_line_and_the_command_goes_on_when_there_is_room(
-    tmp_path, toy_model, rows, whole, as_ranks, capfd
+def select_on_a_full_disk(given, run_dir):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # a checkpoint is larger, parts are smaller
+    with pytest.raises(UserError, match=r"the checkpoint cannot be written \("):
+        run("select", given, run_dir)
+
+
+@pytest.mark.distributed
+def test_a_full_disk_ends_with_one_line_and_the_command_resumes_when_there_is_space(
+    tmp_path, toy_model, rows, whole, as_ranks
 ):
     given = arguments(toy_model, rows, tmp_path / "cut")
-
-    def full():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # a checkpoint is larger, parts are smaller
-        with pytest.raises(UserError, match=r"the checkpoint cannot be written \("):
-            run("select", given, tmp_path / "b")
-
-    with capfd.disabled():
-        as_ranks(1, full)
+    as_ranks(1, select_on_a_full_disk, given, tmp_path / "b")
     assert list((tmp_path / "cut").rglob("epoch000-*.parquet"))
     assert not list((tmp_path / "cut").rglob("step-*"))
     resumed = run("select", given, tmp_path / "c")

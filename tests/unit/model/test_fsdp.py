@@ -27,6 +27,8 @@ from lpsel.scoring.store import Parts
 from lpsel.tracking.tracker import Tracker
 from lpsel.training.trainer import fit
 
+pytestmark = pytest.mark.distributed
+
 SMALL = dict(vocab_size=257, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=512)
 LLAMA_LIKE = SMALL | dict(intermediate_size=48, num_key_value_heads=2)
 ARCHITECTURES = {
@@ -127,7 +129,7 @@ def test_slices_train_as_one_process_does(tmp_path, model, instructions, as_rank
     several.mkdir()
     train(one, model, data, "trainer=cpu", *RECIPE)
     fsdp = ["trainer=fsdp", "trainer.accelerator=cpu", f"trainer.devices={ranks}"]
-    as_ranks(ranks, lambda: train(several, model, data, *fsdp, *RECIPE))
+    as_ranks(ranks, train, several, model, data, *fsdp, *RECIPE)
 
     ours, theirs = (np.load(folder / "result.npz") for folder in (several, one))
     assert theirs["nll"][0].mean() > theirs["nll"][2].mean()
@@ -144,7 +146,7 @@ def test_slices_train_as_one_process_does(tmp_path, model, instructions, as_rank
 
 def test_gradients_are_clipped_over_all_slices(tmp_path, toy_model, instructions, as_ranks):
     fsdp = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "model.recipe.max_grad_norm=0.01"]
-    as_ranks(2, lambda: train(tmp_path / "run", toy_model, instructions(rows=8), *fsdp))
+    as_ranks(2, train, tmp_path / "run", toy_model, instructions(rows=8), *fsdp)
     gradients = load_file(tmp_path / "run" / "gradients.safetensors")
     norm = torch.cat([g.flatten() for g in gradients.values()]).norm().item()
     assert norm == pytest.approx(0.01, rel=1e-3)
@@ -153,7 +155,7 @@ def test_gradients_are_clipped_over_all_slices(tmp_path, toy_model, instructions
 def test_bfloat16_layers_on_float32_weights_stay_near_float32(tmp_path, toy_model, instructions, as_ranks):
     data = instructions(rows=11)
     fsdp = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=bf16-mixed"]
-    as_ranks(2, lambda: train(tmp_path / "mixed", toy_model, data, *fsdp))
+    as_ranks(2, train, tmp_path / "mixed", toy_model, data, *fsdp)
     (tmp_path / "full").mkdir()
     train(tmp_path / "full", toy_model, data, "trainer=cpu")
     mixed, full = (np.load(tmp_path / name / "result.npz")["nll"] for name in ("mixed", "full"))
@@ -175,7 +177,7 @@ def test_weights_are_widened_slice_by_slice_and_what_no_file_holds_is_exact(
     one.mkdir()
     train(one, model, data, "trainer=cpu", *RECIPE)
     fsdp = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]
-    as_ranks(2, lambda: train(several, model, data, *fsdp, *RECIPE))
+    as_ranks(2, train, several, model, data, *fsdp, *RECIPE)
     ours, theirs = (np.load(folder / "result.npz")["nll"] for folder in (several, one))
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
     assert {w.dtype for w in load_file(several / "model" / "model.safetensors").values()} == {torch.float32}

@@ -195,22 +195,19 @@ def test_a_rule_that_trains_nothing_has_nothing_to_stop(tmp_path, toy_model, ins
     assert f"Scorer toy-llama: {line}" in caplog.text
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_ranks_stop_together(tmp_path, toy_model, instructions, as_ranks, capfd, strategy):
+def test_ranks_stop_together(tmp_path, toy_model, instructions, as_ranks, strategy):
     """125 rows: neither all nor the 29 followed ones are as many on both ranks."""
     data = instructions(rows=125)
     one = score(tmp_path, toy_model, data, *STABLE, "scorer.stop_rows=29", "scorer.stop_bound=.5")
-
-    def select():
-        overrides = [
-            f"scorer.path={toy_model}", f"dataset.path={data}", *RECIPE, *STABLE, "scorer.stop_rows=29",
-            "scorer.stop_bound=.5", f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.devices=2", "pct=20",
-            "score_tokens=200", "cluster=none", "tracker=none", f"cache_dir={tmp_path}/{strategy}",
-        ]  # fmt: skip
-        run("select", ["scorer=local", "dataset=local", *overrides], tmp_path / "run")
-
-    with capfd.disabled():
-        as_ranks(2, select)
+    overrides = [
+        "scorer=local", "dataset=local", f"scorer.path={toy_model}", f"dataset.path={data}", *RECIPE, *STABLE,
+        "scorer.stop_rows=29", "scorer.stop_bound=.5", f"trainer={strategy}", "trainer.accelerator=cpu",
+        "trainer.devices=2", "pct=20", "score_tokens=200", "cluster=none", "tracker=none",
+        f"cache_dir={tmp_path}/{strategy}",
+    ]  # fmt: skip
+    as_ranks(2, run, "select", overrides, tmp_path / "run")
     folder = Path(json.loads((tmp_path / "run" / "result.json").read_text())["scores"]).parent
     manifest = json.loads((folder / "manifest.json").read_text())
     (epoch,) = manifest["checked_epochs"]

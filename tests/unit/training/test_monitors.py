@@ -136,16 +136,17 @@ def test_the_weights_are_those_of_the_step_before(broken_rows, tmp_path, monkeyp
     assert sorted(map(int, same)) == sorted(map(int, kept)), "no further weight is not a number"
 
 
+def select_and_write_error(tmp_path, *given):
+    with pytest.raises(UserError) as caught:
+        run("select", list(given), tmp_path / "run")
+    (tmp_path / f"error{os.environ['RANK']}").write_text(f"{caught.type.__name__} {caught.value}")
+
+
+@pytest.mark.distributed
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_all_ranks_end_together(broken_rows, tmp_path, as_ranks, strategy):
-    def rank():
-        try:
-            run("select", overrides(*broken_rows, tmp_path, f"trainer={strategy}", "trainer.accelerator=cpu",
-                                    "trainer.devices=2"), tmp_path / "run")  # fmt: skip
-        except UserError as error:
-            (tmp_path / f"error{os.environ['RANK']}").write_text(f"{type(error).__name__} {error}")
-
-    as_ranks(2, rank)
+    more = [f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.devices=2"]
+    as_ranks(2, select_and_write_error, tmp_path, *overrides(*broken_rows, tmp_path, *more))
     one, two = ((tmp_path / f"error{i}").read_text() for i in range(2))
     assert one.startswith("UserError scorer.recipe.learning_rate=2e-05: NLL nan")
     assert "(not finite on their own: 3)" in one
