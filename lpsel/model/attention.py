@@ -1,7 +1,8 @@
-"""Attention inside a pack: every segment sees its prefix and itself, causally, and no padding is ever computed.
+"""Attention inside a pack: every segment attends to its prefix and itself, causally, without padding.
 
-It takes the place of a transformers model's own attention (`ALL_ATTENTION_FUNCTIONS`), so that the model itself stays
-as it is. On a GPU all segments go through one variable-length flash-attention kernel; on a CPU one after the other.
+It replaces the attention function of a transformers model (`ALL_ATTENTION_FUNCTIONS`), so that the model itself is
+unchanged. On a GPU, one variable-length flash-attention kernel computes all segments; on a CPU, they are computed one
+after the other.
 """
 
 from typing import Any
@@ -20,9 +21,9 @@ KNOWN_ARGUMENTS = {"position_ids", "use_cache", "output_attentions", "output_hid
 
 
 def can_pack(model: Any) -> bool:
-    """Whether all that mixes tokens in `model` is softmax attention that can be replaced.
+    """Whether tokens in `model` interact only through softmax attention that can be replaced.
 
-    Not so for state-space, linear-attention, chunked-attention and ALiBi models: their rows are padded instead.
+    This excludes state-space, linear-attention, chunked-attention and ALiBi models, whose rows are padded instead.
     """
     config = model.config.get_text_config()
     stateful = getattr(model, "_is_stateful", False)
@@ -37,7 +38,7 @@ def can_pack(model: Any) -> bool:
 
 
 class PackedAttention:
-    """The attention function of one model. `batch` is the pack that its next forward and backward pass is about."""
+    """The attention function of one model. `batch` is the pack of its next forward and backward pass."""
 
     def __init__(self) -> None:
         self.batch: MicroBatch | None = None
@@ -45,7 +46,7 @@ class PackedAttention:
         self.masks: dict[tuple[int | None, torch.device], Tensor] = {}
 
     def install(self, model: Any) -> None:
-        """Let `model` attend with this object."""
+        """Use this object as the attention function of `model`."""
         AttentionInterface.register(self.name, self.__call__)
         model.set_attn_implementation(self.name)
 
@@ -63,16 +64,16 @@ class PackedAttention:
         softcap: float | None = None,
         **others: Any,
     ) -> tuple[Tensor, None]:
-        """Attend; arguments and result as transformers has them, the result of shape (1, T, H, D)."""
+        """Attention with the arguments and results of transformers; the result has shape (1, T, H, D)."""
         unknown = [name for name, value in others.items() if value is not None and name not in KNOWN_ARGUMENTS]
         if unknown:
             raise NotImplementedError(f"attention with {', '.join(unknown)}")
-        assert self.batch is not None, "a pass without a pack"
+        assert self.batch is not None, "no pack is set"
         dtype = _autocast_dtype(value_1GTD)
         query, key, value = (each[0].to(dtype) for each in (query_1HTD, key_1GTD, value_1GTD))
         if scaling is None:
             scaling = query.shape[-1] ** -0.5
-        if softcap is None and _flash_takes(query, value):
+        if softcap is None and _flash_supports(query, value):
             attended_THD = self._on_gpu(query, key, value, scaling, sliding_window)
         else:
             parts = [
@@ -98,23 +99,23 @@ class PackedAttention:
         window: int | None,
         softcap: float | None,
     ) -> Tensor:
-        """One segment's result, shape (H, Q, D)."""
+        """The result of one segment, shape (H, Q, D)."""
         start, stop, prefix_start, prefix_stop = segment
         query_HQD = query_HTD[:, start:stop]
         key_GKD, value_GKD = key_GTD[:, start:stop], value_GTD[:, start:stop]
-        before = prefix_stop - prefix_start
-        if before:
+        prefix = prefix_stop - prefix_start
+        if prefix:
             key_GKD = torch.cat([key_GTD[:, prefix_start:prefix_stop], key_GKD], dim=1)
             value_GKD = torch.cat([value_GTD[:, prefix_start:prefix_stop], value_GKD], dim=1)
         length = key_GKD.shape[1]
-        mask_QK = self._mask(length, window, query_HTD.device)[before:length, :length]
+        mask_QK = self._mask(length, window, query_HTD.device)[prefix:length, :length]
         if query_HQD.dtype == torch.float32 and softcap is None:
-            # With three dimensions it would miss the fused kernel.
+            # The fused kernel needs four dimensions.
             query, key, value = query_HQD[None], key_GKD[None], value_GKD[None]
             return F.scaled_dot_product_attention(query, key, value, attn_mask=mask_QK, scale=scaling, enable_gqa=True)[
                 0
             ]
-        # In bfloat16 the CPU's fused kernel takes twice as long as these products do.
+        # In bfloat16, the fused kernel of the CPU takes twice as long as these products.
         heads, groups = len(query_HQD), len(key_GKD)
         query_GQD = query_HQD.reshape(groups, heads // groups * (stop - start), -1)
         score_GQK = torch.bmm(query_GQD * scaling, key_GKD.transpose(1, 2))
@@ -125,7 +126,7 @@ class PackedAttention:
         return torch.bmm(share_GRQK.view_as(score_GQK), value_GKD).view(heads, stop - start, -1)
 
     def _mask(self, length: int, window: int | None, device: torch.device) -> Tensor:
-        """Which key each query sees, by their positions in the row, bool (at least length, at least length)."""
+        """Which keys each query attends to, by position in the row, bool (at least length, at least length)."""
         known = self.masks.get((window, device))
         if known is None or len(known) < length:
             known = torch.ones(length, length, dtype=torch.bool, device=device).tril_()
@@ -137,9 +138,9 @@ class PackedAttention:
     def _on_gpu(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn
 
-        assert self.batch is not None, "a pass without a pack"
+        assert self.batch is not None, "no pack is set"
         varlen = self.batch.varlen
-        assert varlen is not None, "a pack for a CPU"
+        assert varlen is not None, "the pack was made for a CPU"
         seen_KGD = key.transpose(0, 1).index_select(0, varlen.seen_K)
         value_KGD = value.transpose(0, 1).index_select(0, varlen.seen_K)
         attended_THD: Any = varlen_attn(
@@ -157,8 +158,8 @@ class PackedAttention:
         return attended_THD
 
 
-def _flash_takes(query: Tensor, value: Tensor) -> bool:
-    """Whether PyTorch's flash attention has a kernel for heads of this kind: (H, T, D) and (G, T, D)."""
+def _flash_supports(query: Tensor, value: Tensor) -> bool:
+    """Whether PyTorch's flash attention has a kernel for such heads: (H, T, D) and (G, T, D)."""
     size = query.shape[-1]
     return (
         query.is_cuda

@@ -1,7 +1,7 @@
-"""A model's decoder layers, compiled or checkpointed: of the latter, each keeps its input alone for the backward pass.
+"""A model's decoder layers, compiled or checkpointed. A checkpointed layer saves only its input for the backward pass.
 
-(Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost.) transformers' own switch acts in training mode only,
-and models stay in evaluation mode here so that dropout is off.
+(Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost.) The switch of transformers works only in training
+mode, and models are in evaluation mode here so that dropout is off.
 """
 
 from collections.abc import Callable
@@ -14,33 +14,33 @@ from torch.utils.checkpoint import checkpoint
 
 from lpsel.errors import UserError
 
-# Versions of a layer's code, which all models of its kind share; beyond, PyTorch would go on without compiling. A few
-# sizes of packs, recorded and trained, by a scorer and a target, each with a larger one for every row above the budget.
-COMPILED = 64
+# Compiled versions of a layer's code, shared by all models of its kind; PyTorch does not compile more. There are a few
+# sizes of packs, recorded and trained, for a scorer and a target, and larger ones for rows above the token budget.
+RECOMPILE_LIMIT = 64
 
 
 def checkpoint_layers(model: Any) -> None:
-    """Checkpoint every decoder layer of a transformers model in passes that have gradients; names stay as they are.
+    """Checkpoint every decoder layer of a transformers model in passes with gradients; parameter names do not change.
 
     Raises:
-        UserError: a model without a list of its decoder layers.
+        UserError: the model has no list of decoder layers.
     """
     for layer in decoder_layers(model):
         layer.forward = partial(_recomputed, layer.forward)
 
 
 def compile_layers(model: Any) -> None:
-    """Compile every decoder layer for packs of a few fixed shapes; attention itself stays a kernel call.
+    """Compile every decoder layer for packs of a few fixed shapes; attention remains a kernel call.
 
     Raises:
-        UserError: a model without a list of its decoder layers.
+        UserError: the model has no list of decoder layers.
     """
     for layer in decoder_layers(model):
-        layer.compile(dynamic=False, recompile_limit=COMPILED)
+        layer.compile(dynamic=False, recompile_limit=RECOMPILE_LIMIT)
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:
-    """The decoder's own list of layers: as many entries as its configuration says.
+    """The decoder's list of layers: the one with `num_hidden_layers` entries.
 
     Raises:
         UserError: there is no such list.
@@ -50,13 +50,14 @@ def decoder_layers(model: Any) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == layers:
             return module
     raise UserError(
-        f"{model.config.model_type}: has no list of {layers} decoder layers, which trainer=fsdp, "
-        "activation_checkpointing=true and compile=true need; leave these out."
+        model.config.model_type,
+        problem=f"has no list of {layers} decoder layers",
+        hint="do not use trainer=fsdp, activation_checkpointing=true or compile=true with this model",
     )
 
 
 def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    # Nothing in a layer draws random numbers: dropout is off.
+    # A layer draws no random numbers, because dropout is off.
     return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)

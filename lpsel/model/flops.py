@@ -1,4 +1,4 @@
-"""What a pass costs: model floating-point operations, attention counted."""
+"""Floating-point operations of training and recording passes, including attention."""
 
 import math
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ def forward_flops(model: Any, lengths: NDArray[np.int32], supervised: NDArray[np
     """Floating-point operations of one forward pass over rows, with the output head on supervised tokens only.
 
     2 per weight and token for the layers, 2 x 2 x hidden x T^2 / 2 per layer for causal attention, 2 x hidden x
-    vocabulary per supervised token for the head (Kaplan et al. 2020, table 1, with the head taken apart). Weights in 4
-    bits count as the weights they stand for.
+    vocabulary per supervised token for the head (Kaplan et al. 2020, table 1, with the head separate). 4-bit weights
+    count like other weights.
 
     Args:
         model: a causal language model of transformers, with or without an adapter.
@@ -30,11 +30,11 @@ def forward_flops(model: Any, lengths: NDArray[np.int32], supervised: NDArray[np
 def training_flops(model: Any, lengths: NDArray[np.int32], supervised: NDArray[np.int32]) -> float:
     """Floating-point operations of one forward and backward pass over rows.
 
-    The backward pass has, for every product, one of the same size for the gradient of its input and another for that of
-    its weight, which only a weight that trains needs; attention multiplies activations alone, and needs both. So three
-    times the forward pass where all weights train, and two thirds of that for frozen weights: 4 in place of 6 per
-    weight and token. What activation checkpointing computes again is not counted, nor is that the first layer's input
-    needs no gradient where the embedding is frozen.
+    For every product, the backward pass has one of the same size for the gradient of the input, and another for the
+    gradient of the weight if the weight is trained. Attention multiplies activations only and needs both. The total is
+    three times the forward pass if all weights are trained, and two thirds of that for frozen weights: 4 instead of 6
+    per weight and token. Recomputation by activation checkpointing is not counted, and neither is that the input of the
+    first layer needs no gradient if the embedding is frozen.
 
     Args:
         model: a causal language model of transformers, with or without an adapter.
@@ -46,12 +46,12 @@ def training_flops(model: Any, lengths: NDArray[np.int32], supervised: NDArray[n
 
 
 def spent(model: Any, tokens: Tokens, trained_N: Times, recorded_N: Times) -> dict[str, float]:
-    """Tokens, padding aside, and FLOPs of passes over rows.
+    """Tokens, without padding, and FLOPs of passes over rows.
 
     Args:
         model: as in `forward_flops`.
-        tokens: the tokenised rows, N of them.
-        trained_N, recorded_N: how often each row went forward and backward, and forward alone, shape (N,).
+        tokens: of N rows.
+        trained_N, recorded_N: how often each row is trained on, and how often it is only recorded, shape (N,).
     """
 
     def rows(times_N: Times) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -69,7 +69,7 @@ class _Products:
 
     Attributes:
         weights: products with weights, the head's included.
-        trainable: those of them whose weight trains.
+        trainable: those of them whose weight is trained.
         attention: products of activations with activations.
     """
 
@@ -100,6 +100,6 @@ def _products(model: Any, lengths: NDArray[np.int32], supervised: NDArray[np.int
 
 
 def _size(parameter: Any) -> int:
-    """Weights in a parameter; one in 4 bits has two of them in each of its elements."""
+    """The number of weights in a parameter; a 4-bit parameter stores two in each element."""
     state = getattr(parameter, "quant_state", None)
     return parameter.numel() if state is None else math.prod(state.shape)

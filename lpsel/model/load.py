@@ -10,14 +10,17 @@ from lpsel.model.fingerprint import hub_config
 from lpsel.model.spec import ModelSpec
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
+NO_JSON = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # of reading an unexpected JSON file
+SAVED = "use a folder written by save_pretrained"
+COPY = "copy the model folder again"
 
 
 def locate(spec: ModelSpec, cache_dir: Path) -> str:
-    """The folder or Hub id to load from; a tiny model is made first where there is none yet.
+    """The folder or Hub id to load from; a tiny model is created first if needed.
 
     Raises:
-        UserError: neither a folder with a model in it nor a model the Hub has, or one with less context than asked
-            for; said before anything is loaded.
+        UserError: there is no such folder or Hub model, it is incomplete, or its context is shorter than max_length;
+            before anything is loaded.
     """
     if not spec.path:
         from lpsel.toy.model import make_tiny
@@ -26,23 +29,23 @@ def locate(spec: ModelSpec, cache_dir: Path) -> str:
     path = Path(spec.path).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UserError(f"{spec.path}: has no config.json; give a folder that save_pretrained wrote.")
+            raise UserError(spec.path, problem="has no config.json", hint=SAVED)
         _check_weights(spec, path)
         if not any((path / name).is_file() for name in TOKENIZERS):
-            raise UserError(f"{spec.path}: has no tokenizer ({TOKENIZERS[0]}); give a folder that has one.")
+            raise UserError(spec.path, problem=f"has no tokenizer ({TOKENIZERS[0]})", hint=SAVED)
         _check_config(spec, path / "config.json")
         return str(path)
     if path.is_absolute() or spec.path.startswith((".", "~")) or spec.path.count("/") > 1:
-        raise UserError(f"{spec.path}: no such folder; give a model folder or a Hugging Face id.")
+        raise UserError(spec.path, problem="no such folder", hint="give a model folder or a Hugging Face id")
     _check_config(spec, hub_config(spec.path, spec.revision))
     return spec.path
 
 
 def check_model(spec: ModelSpec, cache_dir: Path) -> None:
-    """`locate` that makes nothing.
+    """`locate` without creating a model.
 
     Raises:
-        UserError: as `locate`.
+        UserError: as in `locate`.
     """
     if spec.path:
         locate(spec, cache_dir)
@@ -58,50 +61,48 @@ def _check_weights(spec: ModelSpec, folder: Path) -> None:
     if index.is_file():
         try:
             named = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise UserError(f"{index}: is no index of weights; copy the model's folder again.") from None
-        lost = [name for name in named if not (folder / str(name)).is_file()]
-        if lost:
-            raise UserError(f"{spec.path}: has no {lost[0]}, which {index.name} names; copy the model's folder again.")
+        except NO_JSON:
+            raise UserError(index, problem="not an index of weights", hint=COPY) from None
+        missing = [name for name in named if not (folder / str(name)).is_file()]
+        if missing:
+            raise UserError(spec.path, problem=f"{missing[0]}, which {index.name} names, is missing", hint=COPY)
     if any(folder.glob("*.safetensors")):
         return
     pickled = sorted(folder.glob("*.bin"))
     if not pickled:
-        raise UserError(f"{spec.path}: has no weights (*.safetensors); give a folder that save_pretrained wrote.")
+        raise UserError(spec.path, problem="has no weights (*.safetensors)", hint=SAVED)
     if not spec.bin_weights:
         raise UserError(
-            f"{spec.path}: its weights are pickled ({pickled[0].name}); say model.bin_weights=true if you trust where "
-            "they are from (scorer.bin_weights, for evaluate bin_weights), or save them as safetensors."
+            spec.path,
+            problem=f"its weights are pickled ({pickled[0].name})",
+            hint="save them as safetensors, or set model.bin_weights=true (scorer.bin_weights, or bin_weights for "
+            "evaluate) if you trust their source",
         )
 
 
 def _check_config(spec: ModelSpec, file: Path) -> None:
-    """What the JSON tells without transformers: whether it describes a model, and a context that is long enough."""
+    """Check without transformers that a config.json describes a model, with a context that is long enough."""
     try:
-        described = json.loads(file.read_bytes())
-        kind, decoder = described["model_type"], described.get("text_config") or described
+        config = json.loads(file.read_bytes())
+        model_type, decoder = config["model_type"], config.get("text_config") or config
         context = decoder.get("max_position_embeddings")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError(
-            f"{spec.path}: its config.json describes no model (model_type); give a folder that save_pretrained wrote."
-        ) from None
-    if not isinstance(kind, str):
-        raise UserError(
-            f"{spec.path}: model_type {kind!r} in its config.json is no name; give a model of transformers."
-        )
+    except NO_JSON:
+        raise UserError(spec.path, problem="its config.json has no model_type", hint=SAVED) from None
+    if not isinstance(model_type, str):
+        problem = f"model_type {model_type!r} in its config.json is not a name"
+        raise UserError(spec.path, problem=problem, hint="use a model supported by transformers")
     if isinstance(context, int):
         _check_context(spec, context)
 
 
 def _check_context(spec: ModelSpec, context: int) -> None:
     if spec.max_length > context:
-        raise UserError(
-            f"max_length={spec.max_length}: {spec.name} has a context of {context} tokens; give {context} or less."
-        )
+        problem = f"{spec.name} has a context of {context} tokens"
+        raise UserError("max_length", spec.max_length, problem, f"set max_length={context} or less")
 
 
 def load_tokenizer(spec: ModelSpec, path: str) -> Any:
-    """The tokenizer that belongs to the model."""
+    """The tokenizer of the model."""
     from transformers import AutoTokenizer
 
     try:
@@ -109,29 +110,28 @@ def load_tokenizer(spec: ModelSpec, path: str) -> Any:
             path, revision=spec.revision, trust_remote_code=spec.trust_remote_code
         )
     except Exception as error:  # the Rust library raises bare ones
-        raise UserError(
-            f"{path}: its tokenizer cannot be loaded ({first_line(error)}); give a complete model folder."
-        ) from error
+        problem = f"its tokenizer cannot be loaded ({first_line(error)})"
+        raise UserError(path, problem=problem, hint="use a complete model folder") from error
     vocabulary = getattr(load_config(spec, path).get_text_config(), "vocab_size", None)
-    # Added tokens aside: they come of no text, and Gemma 3 has one more than its model.
+    # Added tokens are not counted: no text contains them, and Gemma 3 has one more than its model.
     if vocabulary is not None and tokenizer.vocab_size > vocabulary:
-        raise UserError(
-            f"{path}: its tokenizer has {tokenizer.vocab_size:,} tokens, its model knows {vocabulary:,}; give the "
-            "model with its own tokenizer."
-        )
+        problem = f"its tokenizer has {tokenizer.vocab_size:,} tokens, its model {vocabulary:,}"
+        raise UserError(path, problem=problem, hint="use the model with its own tokenizer")
     return tokenizer
 
 
 def load_config(spec: ModelSpec, path: str) -> Any:
-    """The model's configuration, once it is sure that transformers knows it and that rows fit into its context."""
+    """The model's configuration, if transformers supports it and rows fit into its context."""
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(path, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path}: its config.json cannot be used ({first_line(error)}); give a model that transformers knows, or "
-            "say trust_remote_code=true if you trust the code that comes with it."
+            path,
+            problem=f"its config.json cannot be used ({first_line(error)})",
+            hint="use a model supported by transformers, or set trust_remote_code=true if you trust the code that "
+            "comes with it",
         ) from error
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if context is not None:
@@ -139,10 +139,10 @@ def load_config(spec: ModelSpec, path: str) -> Any:
     return config
 
 
-def load_model(spec: ModelSpec, path: str, dtype: Any, **how: Any) -> Any:
+def load_model(spec: ModelSpec, path: str, dtype: Any, **options: Any) -> Any:
     """The causal language model with its weights in `dtype`, in evaluation mode (no dropout).
 
-    `how` is for from_pretrained: quantisation and device.
+    `options` are passed to from_pretrained, such as quantization and device.
     """
     from torch import OutOfMemoryError
     from transformers import AutoModelForCausalLM
@@ -158,43 +158,42 @@ def load_model(spec: ModelSpec, path: str, dtype: Any, **how: Any) -> Any:
             dtype=dtype,
             use_safetensors=None if spec.bin_weights else True,
             weights_only=True,
-            **how,
+            **options,
         )
     except (OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # of transformers, safetensors, PyTorch's unpickler, and code that comes with a model
-        reason = "its pickle holds more than tensors" if "Weights only load failed" in str(error) else first_line(error)
-        raise UserError(
-            f"{path}: cannot be loaded as a causal language model ({reason}); give one that save_pretrained "
-            "wrote, or bin_weights=true for one with pickled weights only."
-        ) from error
+        unsafe = "Weights only load failed" in str(error)
+        reason = "its pickle contains more than tensors" if unsafe else first_line(error)
+        problem = f"cannot be loaded as a causal language model ({reason})"
+        raise UserError(path, problem=problem, hint=f"{SAVED}, or set bin_weights=true for pickled weights") from error
     return model.eval()
 
 
 def stored_dtype(spec: ModelSpec, path: str) -> Any:
-    """The type of the first weight that is no 8-bit float or integer; else what config.json says."""
+    """The dtype of the first weight that is not an 8-bit float or an integer; otherwise `auto`, that of config.json."""
     import torch
     from safetensors import SafetensorError, safe_open
     from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-    found = partial(cached_file, path, revision=spec.revision, _raise_exceptions_for_missing_entries=False)
-    file = found(SAFE_WEIGHTS_NAME)
-    if file is None and (index := found(SAFE_WEIGHTS_INDEX_NAME)) is not None:
-        file = found(min(json.loads(Path(index).read_bytes())["weight_map"].values()))
+    find = partial(cached_file, path, revision=spec.revision, _raise_exceptions_for_missing_entries=False)
+    file = find(SAFE_WEIGHTS_NAME)
+    if file is None and (index := find(SAFE_WEIGHTS_INDEX_NAME)) is not None:
+        file = find(min(json.loads(Path(index).read_bytes())["weight_map"].values()))
     if file is None:
         return "auto"
     try:
         with safe_open(file, framework="pt") as opened:
-            types = (opened.get_tensor(name).dtype for name in opened.keys())  # noqa: SIM118, no dictionary
-            return next((dtype for dtype in types if dtype in (torch.float32, torch.bfloat16, torch.float16)), "auto")
-    except SafetensorError:  # loading says what is wrong with it
+            dtypes = (opened.get_tensor(name).dtype for name in opened.keys())  # noqa: SIM118, not a dictionary
+            return next((dtype for dtype in dtypes if dtype in (torch.float32, torch.bfloat16, torch.float16)), "auto")
+    except SafetensorError:  # loading reports it
         return "auto"
 
 
 def freeze_other_parts(model: Any) -> None:
-    """Leave only the text decoder and the head to be trained of a model that sees as well.
+    """Train only the text decoder and the head of a multimodal model.
 
-    Text alone gives the other parts no gradient, and DDP waits for every gradient.
+    Text gives the other parts no gradient, and DDP waits for every gradient.
     """
     if model.config is not model.config.get_text_config():
         model.requires_grad_(False)

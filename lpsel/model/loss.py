@@ -1,7 +1,7 @@
-"""Per-sample loss: the NLL of every supervised token, without logits for any other.
+"""Per-sample loss: the NLL of every supervised token, without logits for other tokens.
 
-Only a token that predicts a supervised one needs the output head. Its hidden states are taken out of the pack,
-pushed through the head in chunks and reduced at once, so that the (tokens, vocabulary) tensor never exists.
+Only tokens that predict a supervised one need the output head. Their hidden states are selected from the pack, and the
+head and the loss are computed in chunks, so that the (tokens, vocabulary) tensor never exists.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,24 +18,24 @@ from lpsel.model.attention import PackedAttention, can_pack
 
 # B rows of a pack, T tokens of it, N supervised tokens of it, H hidden size, V vocabulary
 
-# Of one chunk in float32, of which the head needs a handful: what keeps the device busy
+# Of one chunk in float32, a few of which are needed at a time: large enough to keep the device busy
 LOGIT_BYTES = 64 * 2**20
 GPU_LOGIT_BYTES = 128 * 2**20
-CACHE_BYTES = 4 * 2**20  # of the logits that a CPU makes a loss of at once: they stay in its cache
+CACHE_BYTES = 4 * 2**20  # of the logits whose loss a CPU computes at once, so that they stay in its cache
 
 Measure = Callable[[Tensor, Tensor], Tensor]  # of logits (N, V) and labels (N,), shape (N,)
 
 
 class PerSampleLoss(nn.Module):
-    """A causal language model of transformers, reduced to the losses of its supervised tokens.
+    """A transformers causal language model that returns the losses of its supervised tokens.
 
     Works for every architecture whose logits are its output embedding times the last hidden state, scaled or
-    soft-capped as the configuration says; `check_head` compares against the model's own logits. The model attends by
-    `lpsel.model.attention` from here on, where its kind allows that, until `release`.
+    soft-capped as configured; `check_head` compares them with the model's own logits. If the architecture allows it,
+    the model uses `lpsel.model.attention` until `release`.
 
     Args:
         model: the model.
-        packed: whether it can attend so, where that is known already.
+        packed: whether the model supports packs, if that is known already.
     """
 
     def __init__(self, model: Any, packed: bool | None = None) -> None:
@@ -55,7 +55,7 @@ class PerSampleLoss(nn.Module):
         """NLL of every supervised token, in nats, float32, shape (N,), without a gradient; or their sum, with one.
 
         Args:
-            measure: in place of the NLL, where no sum is asked for.
+            measure: computed instead of the NLL, if `summed` is false.
         """
         if summed:
             hidden_NH = self.hidden(batch)
@@ -63,7 +63,7 @@ class PerSampleLoss(nn.Module):
             return _SummedNLL.apply(hidden_NH, batch.labels_N, self.logits, self._chunk(hidden_NH), *weights)
         with torch.no_grad():
             hidden_NH = self.hidden(batch)
-            weights = [_as_multiplied(weight) for weight in self.model.get_output_embeddings().parameters()]
+            weights = [_autocast(weight) for weight in self.model.get_output_embeddings().parameters()]
             size = self._chunk(hidden_NH)
             chunks = zip(hidden_NH.split(size), batch.labels_N.split(size), strict=True)
             return torch.cat([(measure or token_nll)(self.logits(h, weights), y) for h, y in chunks])
@@ -79,7 +79,7 @@ class PerSampleLoss(nn.Module):
         return hidden_1TH[0].index_select(0, batch.predicts_N)
 
     def _hidden_of_padded(self, batch: MicroBatch) -> Tensor:
-        """Rows padded on the right; no mask, since a causal model never looks at what stands to the right."""
+        """Rows padded on the right; without a mask, since a causal model does not attend to the right."""
         whole = [[*range(s.prefix_start, s.prefix_stop), *range(s.start, s.stop)] for s in batch.rows]
         width = max(map(len, whole))
         device = batch.input_ids_T.device
@@ -90,7 +90,7 @@ class PerSampleLoss(nn.Module):
         return hidden_BTH.flatten(0, 1).index_select(0, flat_N)
 
     def logits(self, hidden_NH: Tensor, weights: Sequence[Tensor] | None = None) -> Tensor:
-        """The model's logits of hidden states, shape (N, V); with other weights of the head in place of its own."""
+        """The model's logits for hidden states, shape (N, V), optionally with other weights of the head."""
         head = self.model.get_output_embeddings()
         if weights is None:
             weights = list(head.parameters())
@@ -103,7 +103,7 @@ class PerSampleLoss(nn.Module):
         return logits_NV
 
     def release(self) -> None:
-        """Give the model its own attention back."""
+        """Restore the model's own attention."""
         self.model.set_attn_implementation(self.own_attention)
 
     def _chunk(self, hidden_NH: Tensor) -> int:
@@ -119,7 +119,7 @@ def token_nll(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
 
 
 class _SummedNLL(torch.autograd.Function):
-    """The sum of the NLLs, whose gradient is computed with it, chunk by chunk, so that no logits are made twice."""
+    """The sum of the NLLs. Its gradient is computed along with it, chunk by chunk, so that logits are computed once."""
 
     @staticmethod
     def forward(
@@ -130,7 +130,7 @@ class _SummedNLL(torch.autograd.Function):
         chunk: int,
         *weights: Tensor,
     ) -> Tensor:
-        used = [_as_multiplied(weight).detach().requires_grad_(weight.requires_grad) for weight in weights]
+        used = [_autocast(weight).detach().requires_grad_(weight.requires_grad) for weight in weights]
         trained = [weight for weight in used if weight.requires_grad]
         hidden_gradient = torch.empty_like(hidden_NH)
         gradients = [torch.zeros_like(weight, dtype=torch.float32) for weight in trained]
@@ -157,8 +157,8 @@ class _SummedNLL(torch.autograd.Function):
         return hidden_gradient * outer[0], None, None, None, *of_weights
 
 
-def _as_multiplied(weight: Tensor) -> Tensor:
-    """A weight in the type that autocast multiplies it in: cast here once, not anew for every chunk."""
+def _autocast(weight: Tensor) -> Tensor:
+    """A weight in the dtype in which autocast multiplies it, cast once instead of for every chunk."""
     kind = weight.device.type
     casts = weight.is_floating_point() and torch.is_autocast_enabled(kind)
     return weight.to(torch.get_autocast_dtype(kind)) if casts else weight
@@ -167,12 +167,12 @@ def _as_multiplied(weight: Tensor) -> Tensor:
 def per_sample_nll(token_nll_N: Tensor, row_N: Tensor, supervised_B: Tensor) -> Tensor:
     """Mean negative log-likelihood of each row, in nats per supervised token, float32, shape (B,).
 
-    NaN where a row has no supervised token: the caller decides, this function does not invent a number.
+    NaN for a row without a supervised token.
 
     Args:
-        token_nll_N: of every supervised token.
-        row_N: its row.
-        supervised_B: supervised tokens of each row.
+        token_nll_N: NLL of every supervised token.
+        row_N: the row of every supervised token.
+        supervised_B: number of supervised tokens of each row.
     """
     sums_B = token_nll_N.new_zeros(len(supervised_B)).index_add_(0, row_N, token_nll_N)
     return sums_B / supervised_B
@@ -180,12 +180,12 @@ def per_sample_nll(token_nll_N: Tensor, row_N: Tensor, supervised_B: Tensor) -> 
 
 @torch.no_grad()
 def check_head(loss: PerSampleLoss) -> None:
-    """Compare the logits computed here with the model's own: two rows with a common beginning, packed.
+    """Compare the logits computed here with the model's own, on two packed rows with a common prefix.
 
-    A model that asks more of attention than is known here gets padded rows from here on.
+    A model whose attention needs unsupported arguments gets padded rows from then on.
 
     Raises:
-        UserError: an architecture that does more to its logits than scaling or soft-capping them.
+        UserError: the architecture transforms its logits in other ways than scaling and soft-capping.
     """
     model = loss.model
     device, vocabulary = model.device, model.get_output_embeddings().weight.shape[0]
@@ -199,21 +199,23 @@ def check_head(loss: PerSampleLoss) -> None:
         loss.attention = None
         ours_NV = loss.logits(loss.hidden(batch)).float()
     loss.release()
-    asked_N = batch.row_N * 11 + batch.positions_T[batch.predicts_N]
-    own_NV = model(input_ids=rows, use_cache=False).logits.float().flatten(0, 1)[asked_N]
+    own_index_N = batch.row_N * 11 + batch.positions_T[batch.predicts_N]
+    own_NV = model(input_ids=rows, use_cache=False).logits.float().flatten(0, 1)[own_index_N]
     if loss.attention:
         loss.attention.install(model)
     tolerance = 1e-4 if model.dtype == torch.float32 else 5e-2
     scale = float(own_NV.nan_to_num().abs().max())
     if not torch.allclose(ours_NV, own_NV, rtol=tolerance, atol=tolerance * scale, equal_nan=True):
+        difference = float((ours_NV - own_NV).abs().max())
         raise UserError(
-            f"{model.config.model_type}: its logits are not its output embedding times the last hidden state "
-            f"(off by {float((ours_NV - own_NV).abs().max()):.3g}); this architecture is not supported."
+            model.config.model_type,
+            problem=f"its logits are not its output embedding times the last hidden state (off by {difference:.3g})",
+            hint="use a model of another architecture",
         )
 
 
 def _two_rows(ids_T: Tensor) -> MicroBatch:
-    """Tokens 0 to 5 begin both rows; 6 to 10 end the first, 11 to 15 the second: a pack that asks for all of these."""
+    """A pack of two rows: both start with tokens 0 to 5; the first ends with 6 to 10, the second with 11 to 15."""
     shared, rows = (Segment(0, 6),), (Segment(6, 11, 0, 6), Segment(11, 16, 0, 6))
     return MicroBatch(
         input_ids_T=ids_T,
