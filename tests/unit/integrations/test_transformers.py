@@ -1,4 +1,4 @@
-"""A scores folder written from transformers' own Trainer and from TRL's SFTTrainer."""
+"""Scores folders written by a callback of the transformers Trainer and of TRL's SFTTrainer."""
 
 import json
 
@@ -24,12 +24,12 @@ def model_and_tokenizer(toy_model):
 
 
 def own_nll(model, input_ids, labels):
-    """By transformers' own loss, a row at a time."""
+    """The loss of transformers, one row at a time."""
     with torch.no_grad():
         return float(model(input_ids=torch.tensor([input_ids]), labels=torch.tensor([labels])).loss)
 
 
-def tokenised(tokenizer):
+def tokenized(tokenizer):
     """Rows with their prompts masked; the last has no label."""
     rows = []
     for i, row in enumerate(ROWS):
@@ -48,17 +48,17 @@ def trainer_of(model, tokenizer, folder, callback, rows=None, **arguments):
     return Trainer(
         model,
         arguments,
-        train_dataset=rows or tokenised(tokenizer),
+        train_dataset=rows or tokenized(tokenizer),
         data_collator=DataCollatorForSeq2Seq(tokenizer),
         callbacks=[callback],
     )
 
 
-def test_a_trainer_leaves_the_scores_folder_of_the_contract(model_and_tokenizer, tmp_path):
+def test_a_trainer_writes_the_scores_folder_of_the_contract(model_and_tokenizer, tmp_path):
     from lpsel.integrations.transformers import ScoresCallback
 
     model, tokenizer = model_and_tokenizer
-    rows = tokenised(tokenizer)
+    rows = tokenized(tokenizer)
     before = [own_nll(model, **row) for row in rows[:-1]]
     trainer_of(model, tokenizer, tmp_path, ScoresCallback(tmp_path / "scores", ROWS, batch_tokens=64)).train()
     after = [own_nll(model.eval(), **row) for row in rows[:-1]]
@@ -76,7 +76,7 @@ def test_a_trainer_leaves_the_scores_folder_of_the_contract(model_and_tokenizer,
     assert not (tmp_path / "scores.parts").exists()
 
 
-def test_its_scores_choose_rows_of_the_same_file(model_and_tokenizer, tmp_path):
+def test_its_scores_select_rows_of_the_same_file(model_and_tokenizer, tmp_path):
     from lpsel.integrations.transformers import ScoresCallback
 
     model, tokenizer = model_and_tokenizer
@@ -94,7 +94,7 @@ def test_dropout_is_off_while_recording_and_on_again_after(toy_model, model_and_
     model.config.attention_dropout = 0.5
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = 0.5
-    rows = tokenised(tokenizer)
+    rows = tokenized(tokenizer)
     before = [own_nll(model.eval(), **row) for row in rows[:-1]]
     trainer_of(model.train(), tokenizer, tmp_path, ScoresCallback(tmp_path / "scores", ROWS)).train()
     table = pq.read_table(tmp_path / "scores" / SCORES)
@@ -115,7 +115,7 @@ def test_a_resumed_training_keeps_the_records_from_before_it(model_and_tokenizer
     from lpsel.integrations.transformers import ScoresCallback
 
     model, tokenizer = model_and_tokenizer
-    rows = tokenised(tokenizer)
+    rows = tokenized(tokenizer)
     before = [own_nll(model, **row) for row in rows[:-1]]
     saving = {"save_strategy": "epoch"}
     quiet = QUIET | saving
@@ -145,19 +145,19 @@ def test_a_resumed_training_keeps_the_records_from_before_it(model_and_tokenizer
     after = [own_nll(model.eval(), **row) for row in rows[:-1]]
     assert table["nll_2"].to_pylist()[:-1] == pytest.approx(after, rel=1e-5)
     resumed = str(tmp_path / "out" / "checkpoint-3")
-    with pytest.raises(UserError, match=r"other\.parts: has no records from before training, .* at step 3; start it"):
+    with pytest.raises(UserError, match=r"other\.parts: has no records from before training, .* at step 3\."):
         trainer(ScoresCallback(tmp_path / "other", ROWS)).train(resume_from_checkpoint=resumed)
 
 
-def test_rows_that_are_not_the_trainers_are_refused(model_and_tokenizer, tmp_path):
+def test_rows_that_are_not_the_trainers_are_rejected(model_and_tokenizer, tmp_path):
     from lpsel.integrations.transformers import ScoresCallback
 
     callback = ScoresCallback(tmp_path / "scores", ROWS[1:])
-    with pytest.raises(UserError, match="9 rows are trained on and 8 were given; give the rows"):
+    with pytest.raises(UserError, match=r"ScoresCallback: got 8 rows, but the trainer has 9\."):
         trainer_of(*model_and_tokenizer, tmp_path, callback).train()
 
 
-def test_trl_leaves_the_same_folder(toy_model, model_and_tokenizer, tmp_path):
+def test_trl_writes_the_same_folder(toy_model, model_and_tokenizer, tmp_path):
     pytest.importorskip("trl", reason="trl is not installed: pip install 'lpsel[dev]'")
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -187,7 +187,7 @@ def test_trl_leaves_the_same_folder(toy_model, model_and_tokenizer, tmp_path):
     assert table["response_tokens"].to_pylist()[0] == len(" 1") + 1
 
 
-def test_a_trl_run_that_joins_rows_is_refused(model_and_tokenizer, tmp_path):
+def test_a_trl_run_that_packs_rows_is_rejected(model_and_tokenizer, tmp_path):
     pytest.importorskip("trl", reason="trl is not installed: pip install 'lpsel[dev]'")
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -199,5 +199,5 @@ def test_a_trl_run_that_joins_rows_is_refused(model_and_tokenizer, tmp_path):
     config = SFTConfig(str(tmp_path), packing=True, max_length=64, bf16=False, **QUIET)
     callback = ScoresCallback(tmp_path / "scores", rows)
     trainer = SFTTrainer(model, args=config, train_dataset=rows, processing_class=tokenizer, callbacks=[callback])
-    with pytest.raises(UserError, match=r"rows are trained on and 9 were given; .* without packing"):
+    with pytest.raises(UserError, match=r"got 9 rows, .* without packing"):
         trainer.train()
