@@ -1,4 +1,4 @@
-"""train.py with an adapter, 8-bit AdamW and activation checkpointing, from end to end."""
+"""train.py with an adapter, 8-bit AdamW and activation checkpointing, end to end."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def embedded(cache):
-    """The embedded data and target, all but untrained, on rows that no scorer has to choose."""
+    """The embedded data and target, almost untrained, on randomly selected rows."""
     return [
         "selection=random", "pct=25", "dataset.limit=64", *SMALL, "model.recipe.epochs=2",
         "model.recipe.learning_rate=2e-2", "trainer=cpu", "tracker=none", f"cache_dir={cache}",
@@ -39,7 +39,7 @@ def nll_of(model, text):
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])
-def test_an_adapter_is_trained_kept_merged_and_evaluated(embedded, cache, method, tmp_path):
+def test_an_adapter_is_trained_saved_merged_and_evaluated(embedded, cache, method, tmp_path):
     folder = tmp_path / method
     saving = [f"adapter={method}", "adapter.rank=4", "optimizer=adamw8bit", "activation_checkpointing=true"]
     run("train", [*embedded, *saving], folder)
@@ -66,7 +66,7 @@ def test_an_adapter_is_trained_kept_merged_and_evaluated(embedded, cache, method
     assert evaluated["models"][1]["name"] == f"tiny-target, random, 25 %, {method}"
 
 
-def test_a_run_that_was_not_merged_says_how_to_evaluate_it(embedded, tmp_path):
+def test_evaluating_an_unmerged_run_explains_how_to_merge_it(embedded, tmp_path):
     folder = tmp_path / "lora"
     result = run("train", [*embedded, "adapter=lora", "adapter.merge=false", "tracker=csv"], folder)
     assert result["model"] is None
@@ -91,7 +91,7 @@ def test_checkpointing_does_not_change_the_result(embedded, tmp_path):
     assert runs[0]["training"]["flops"] == runs[1]["training"]["flops"]
 
 
-def test_mistakes_are_found_before_data_and_models_are_read(tmp_path):
+def test_errors_are_detected_before_data_and_models_are_read(tmp_path):
     sharded = "trainer.strategy={_target_:lightning.pytorch.strategies.ModelParallelStrategy}"
     base = ["tracker=none", "dataset=local", "dataset.path=absent.jsonl", sharded]
     with pytest.raises(UserError, match=r"^adapter=lora: does not support trainer=fsdp"):

@@ -1,4 +1,4 @@
-"""Commands on several ranks: those that srun starts, a mistake that only the main one can see, jobs for SLURM."""
+"""Commands on several ranks: started by srun, with an error on the main rank only, and as SLURM jobs."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ from lpsel.errors import UserError
 
 
 def srun(rank, world, port):
-    """What srun tells a process of a job with one task on each node."""
+    """The environment variables that srun sets in a job with one task per node."""
     return {
         "SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "train", "SLURM_NODELIST": "127.0.0.1", "SLURM_NNODES": str(world),
         "SLURM_NTASKS": str(world), "SLURM_NTASKS_PER_NODE": "1", "SLURM_STEP_NUM_TASKS": str(world),
@@ -130,7 +130,7 @@ def test_a_sweep_becomes_an_array_of_jobs_of_the_trainers_size(tmp_path):
 
 
 def test_a_job_that_submitit_starts_runs_the_command(tmp_path, toy_model, instructions):
-    """Its executor for this machine stands in for SLURM: the job is a process that reads it from a file."""
+    """Its local executor replaces SLURM: the job is a process that reads its function from a file."""
     ours = [
         o for o in given(toy_model, instructions(rows=10), tmp_path / "cache") if not o.startswith(("model", "pct"))
     ]

@@ -1,4 +1,4 @@
-"""A command that is cut off at any moment goes on and comes to the same numbers, with few steps made twice."""
+"""A command that is interrupted at any moment resumes and gives the same numbers, with few steps repeated."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from lpsel.errors import UserError
 from lpsel.model.lightning_module import FineTuner
 from lpsel.training.checkpoint import Checkpoints
 
-ROWS, STEPS, EPOCHS = 40, 5, 2  # rows, optimiser steps an epoch, epochs of the scorer
+ROWS, STEPS, EPOCHS = 40, 5, 2  # rows, optimizer steps per epoch, epochs of the scorer
 BATCHES = 9  # of a recording pass
 
 
@@ -30,9 +30,9 @@ class Cut(BaseException):
 
 @pytest.fixture
 def cut(monkeypatch):
-    """Lets a number of calls of a method of FineTuner through and cuts the next off; None lets all through.
+    """Allows a number of calls of a method of FineTuner and interrupts the next one; None allows all.
 
-    Returns the count of calls, which goes on from one process, or attempt, to the next.
+    Returns the number of calls so far, over all attempts.
     """
     calls = {"training_step": 0, "validation_step": 0}
     left = {}
@@ -73,7 +73,7 @@ def rows(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(toy_model, rows, tmp_path_factory):
-    """What comes out where nothing is cut off."""
+    """The result of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
     return run("select", arguments(toy_model, rows, folder / "cache"), folder / "run")
 
@@ -110,7 +110,7 @@ MOMENTS = {
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_scores_are_the_same_to_the_last_bit_wherever_they_were_cut_off(tmp_path, toy_model, rows, whole, cut, moment):
+def test_scores_are_bit_identical_wherever_the_run_was_interrupted(tmp_path, toy_model, rows, whole, cut, moment):
     again = arguments(toy_model, rows, tmp_path / "cut")
     calls = cut(*MOMENTS[moment])
     with pytest.raises(Cut):
@@ -141,7 +141,7 @@ def test_an_epoch_that_was_stopped_is_stopped_there_again(tmp_path, toy_model, r
     assert calls["training_step"] == 2 * sum(epoch["stopped"] or epoch["steps"] for epoch in known)
 
 
-def test_columns_of_passes_before_training_go_on(tmp_path, toy_model, rows, cut):
+def test_columns_of_passes_before_training_resume(tmp_path, toy_model, rows, cut):
     columns = ["selection=ifd", "selection.columns=[nll_0_noprompt]"]
 
     def asked(cache):
@@ -251,25 +251,25 @@ def test_a_damaged_part_is_recorded_again(tmp_path, toy_model, rows, whole, cut,
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 @pytest.mark.parametrize(("name", "after"), [("training_step", 3), ("validation_step", BATCHES + 3)])
-def test_a_signal_ends_a_training_at_a_place_from_which_nothing_is_repeated(
+def test_a_signal_ends_training_where_nothing_has_to_be_repeated(
     tmp_path, toy_model, rows, whole, cut, monkeypatch, number, name, after
 ):
     if name == "validation_step" and number != signal.SIGTERM:
-        pytest.skip("what the passes do does not depend on the signal")
+        pytest.skip("the passes do not depend on the signal")
     calls, step = cut(), getattr(FineTuner, name)
 
-    def told(self, batch, i):
+    def signaled(self, batch, i):
         if calls[name] == after:
             os.kill(os.getpid(), number)
         return step(self, batch, i)
 
-    monkeypatch.setattr(FineTuner, name, told)
+    monkeypatch.setattr(FineTuner, name, signaled)
     given = arguments(toy_model, rows, tmp_path / "cut")
-    with pytest.raises(Interrupted) as end, signals_interrupt():
+    with pytest.raises(Interrupted) as caught, signals_interrupt():
         run("select", given, tmp_path / "b")
-    assert end.value.status == 128 + number
-    kept = "saved after step 4 of epoch 1" if name == "training_step" else "the losses recorded so far are saved"
-    assert f"; {kept}; run the same command again to resume" in str(end.value)
+    assert caught.value.status == 128 + number
+    saved = "saved after step 4 of epoch 1" if name == "training_step" else "the losses recorded so far are saved"
+    assert f"; {saved}; run the same command again to resume" in str(caught.value)
     resumed = run("select", given, tmp_path / "c")
     np.testing.assert_array_equal(losses(resumed), losses(whole))
     assert calls == {"training_step": STEPS * EPOCHS, "validation_step": BATCHES * (EPOCHS + 1)}
@@ -293,7 +293,7 @@ def test_a_full_disk_ends_with_one_line_and_the_command_resumes_when_there_is_sp
     np.testing.assert_array_equal(losses(resumed), losses(whole))
 
 
-def test_by_default_the_first_checkpoint_shows_how_many_there_may_be(tmp_path, toy_model, rows, monkeypatch, caplog):
+def test_by_default_the_first_checkpoint_determines_the_interval(tmp_path, toy_model, rows, monkeypatch, caplog):
     caplog.set_level("INFO")
     made, save = [], Checkpoints.save
 
@@ -305,5 +305,5 @@ def test_by_default_the_first_checkpoint_shows_how_many_there_may_be(tmp_path, t
     monkeypatch.setattr(Checkpoints, "save", slow)
     given = ["scorer.recipe.batch_size=1", "selection=lp_app", "checkpoint_steps=auto"]
     run("select", [o for o in arguments(toy_model, rows, tmp_path, *given) if "epochs=2" not in o], tmp_path / "run")
-    assert made == [10, ROWS]  # after the first, 25 seconds of training are due; the epoch ends before
-    assert re.search(r"a checkpoint takes 0\.\d s; one every \d+ steps in ", caplog.text)
+    assert made == [10, ROWS]  # 25 seconds of training are due after the first, but the epoch ends before
+    assert re.search(r"a checkpoint takes 0\.\d s; saving one every \d+ steps in ", caplog.text)

@@ -52,7 +52,7 @@ def model(request, tmp_path, toy_model):
 
 
 class FirstGradients(L.Callback):
-    """Writes the whole gradients of the first optimiser step, by the parameters' names."""
+    """Saves the full gradients of the first optimizer step, by parameter name."""
 
     def __init__(self, path):
         self.path = path
@@ -69,7 +69,7 @@ class FirstGradients(L.Callback):
 
 
 def train(folder, model, data, *overrides):
-    """Three steps an epoch, two epochs, recorded before and after; what comes out is in `folder`."""
+    """Three steps per epoch, two epochs, recorded before and after; the results are in `folder`."""
     given = ["model=local", f"model.path={model}", f"dataset.path={data}", "dataset=local", *overrides]
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         config = compose("train", overrides=given)
@@ -78,7 +78,7 @@ def train(folder, model, data, *overrides):
     tokenizer = load_tokenizer(spec, spec.path)
     tokens = tokenize(Source(build(config.dataset)), tokenizer, spec.template, spec.max_length, job.cache_dir)
     data = SubsetDataModule(tokens, batch_size=8, seed=0, train_tokens=1000, score_tokens=2000, record=True)
-    # AdamW divides a gradient that is nothing but rounding by itself, hence the larger eps.
+    # AdamW divides a gradient that is only rounding error by itself, hence the larger eps.
     module = FineTuner(
         "target",
         spec,
@@ -98,7 +98,7 @@ def train(folder, model, data, *overrides):
 
 
 def reloaded_nll(folder, data, cache):
-    """What transformers itself says of every row with the exported model."""
+    """The loss of transformers for every row with the exported model."""
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         config = compose(
             "train", overrides=["model=local", f"model.path={folder}", "dataset=local", f"dataset.path={data}"]
