@@ -1,6 +1,6 @@
-"""Processes that are killed at random moments, again and again, until the command is done.
+"""Processes that are killed at random moments, repeatedly, until the command is done.
 
-Twenty kills; as many as LPSEL_KILLS says (`make soak`: 200). LPSEL_SEED chooses the moments.
+Twenty kills, or LPSEL_KILLS (`make soak`: 200). LPSEL_SEED determines the moments.
 """
 
 import gc
@@ -49,7 +49,7 @@ def embedder(toy_model, tmp_path_factory):
 
 
 def commands(toy_model, embedder, data, folder):
-    """Select and train, then answer and judge; all they keep is in the folder."""
+    """Select and train, then generate and judge; all files are in the folder."""
     shared = ["trainer=cpu", "tracker=none", f"cache_dir={folder}/cache"]
     train = [
         "model=local", f"model.path={toy_model}", "scorer=local", f"scorer.path={toy_model}", "dataset=local",
@@ -167,7 +167,7 @@ class Kill(NamedTuple):
 
 
 class Killer:
-    """Runs commands in processes of their own, which have imported all that this one has."""
+    """Runs commands in forked processes, which have imported everything that this one has."""
 
     def __init__(self):
         self.context = multiprocessing.get_context("fork")
@@ -185,8 +185,8 @@ class Killer:
         return process.exitcode, self.where.value.decode()
 
 
-def what_came_out(folder):
-    """All that must not depend on kills."""
+def results_of(folder):
+    """Everything that must not depend on kills."""
     from safetensors.torch import load_file
 
     trained, judged = read_json(folder / "run" / "result.json"), read_json(folder / "judged" / "result.json")
@@ -206,7 +206,7 @@ def what_came_out(folder):
 
 
 @pytest.mark.timeout(600 + 10 * KILLS)
-def test_killed_at_random_moments_a_command_comes_to_the_same_end(
+def test_a_command_killed_at_random_moments_gives_the_same_result(
     toy_model, embedder, instructions, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -223,7 +223,7 @@ def test_killed_at_random_moments_a_command_comes_to_the_same_end(
         status, _ = killer.run(command, given, whole)
         assert status == 0, (whole / "err").read_text()
         events_of[command] = json.loads((whole / f"{command}.json").read_text())
-    expected = what_came_out(whole)
+    expected = results_of(whole)
 
     stages: Counter = Counter()
     rounds = 0
@@ -244,10 +244,10 @@ def test_killed_at_random_moments_a_command_comes_to_the_same_end(
                 if status != 0:
                     assert status in ((-number, 128 + number) if kill else ()), (folder / "err").read_text()
                     if status > 0:
-                        said = (folder / "err").read_text().splitlines()[-1]
-                        assert said.endswith("; run the same command again to resume"), said
+                        last = (folder / "err").read_text().splitlines()[-1]
+                        assert last.endswith("; run the same command again to resume"), last
                     stages[where] += 1
-        assert what_came_out(folder) == expected, f"round {rounds}, LPSEL_SEED={SEED}"
+        assert results_of(folder) == expected, f"round {rounds}, LPSEL_SEED={SEED}"
         assert not list((folder / "cache").rglob("step-*")), "a checkpoint is left"
     gc.unfreeze()
     with capsys.disabled():

@@ -1,4 +1,4 @@
-"""A data set larger than the memory that the process may have is scored and selected."""
+"""A dataset larger than the memory limit of the process is scored and selected."""
 
 import json
 import os
@@ -31,7 +31,7 @@ HOLD_ALL = LIMIT + "list(Source(DatasetSpec('rows', path=sys.argv[2])).raw_rows(
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    """Rows that each bring a document along, as 500 MiB of JSON lines."""
+    """Rows with a document each, as 500 MiB of JSON lines."""
     path = tmp_path_factory.mktemp("large") / "rows.jsonl"
     with path.open("w") as file:
         for i in range(ROWS):
@@ -67,7 +67,7 @@ def test_rows_beyond_the_memory_are_scored_and_selected(rows, toy_model, tmp_pat
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts anonymous memory on Linux alone")
-def test_the_limit_would_stop_who_holds_all_rows(rows, tmp_path):
+def test_the_limit_stops_a_process_that_holds_all_rows(rows, tmp_path):
     held = run(HOLD_ALL, rows, cwd=tmp_path)
     assert held.returncode != 0
     assert "MemoryError" in held.stderr

@@ -135,7 +135,9 @@ def test_rows_longer_than_the_context_are_truncated_and_a_longer_limit_is_reject
 
 def test_float16_is_rejected_and_float16_weights_are_computed_in_float32(tmp_path, toy_model, rows):
     data = rows(("Say a.", "a"), ("Say b.", "b"))
-    with pytest.raises(UserError, match=r"trainer\.precision=16-mixed: must be one of auto, 32-true, bf16-mixed, bf16-true"):
+    with pytest.raises(
+        UserError, match=r"trainer\.precision=16-mixed: must be one of auto, 32-true, bf16-mixed, bf16-true"
+    ):
         select(tmp_path, toy_model, data, "pct=50", "trainer.precision=16-mixed")
     half = tmp_path / "half"
     shutil.copytree(toy_model, half)

@@ -1,4 +1,4 @@
-"""A subset goes into other frameworks as it is."""
+"""Other frameworks read a subset without conversion."""
 
 import json
 
@@ -15,7 +15,7 @@ def subset(tmp_path):
 
 
 def every_second(rows, tmp_path):
-    """Every second of eight rows, chosen by their scores."""
+    """Every second of eight rows, selected by their scores."""
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     lines = ["ppl_0,ppl_1", *(f"10,{9 if n % 2 else 2}" for n in range(8))]
     (tmp_path / "scores.csv").write_text("\n".join(lines) + "\n")

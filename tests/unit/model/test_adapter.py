@@ -1,4 +1,4 @@
-"""LoRA and QLoRA against the chain rule, against peft's own loading, and against the same weights unquantised."""
+"""LoRA and QLoRA against the chain rule, against peft's own loading, and against the same weights unquantized."""
 
 import json
 import warnings
@@ -86,7 +86,7 @@ def test_a_new_adapter_changes_nothing(make_folder, batch):
     torch.testing.assert_close(losses(load(path).model, batch), before, rtol=0, atol=0)
 
 
-def test_the_recipes_seed_draws_the_adapter(make_folder):
+def test_the_recipes_seed_initializes_the_adapter(make_folder):
     path = make_folder()
 
     def first_matrix(seed):
@@ -113,13 +113,13 @@ def test_gradient_is_that_of_the_full_weight_through_the_other_matrix(make_folde
         assert not a.grad.any()
 
 
-def test_named_layers_alone(make_folder):
+def test_only_named_layers_get_an_adapter(make_folder):
     adapted = load(make_folder(), rank=2, target_modules=["q_proj", "down_proj"])
     assert adapted.trainable_parameters == 2 * 2 * (64 + 80)
 
 
 @pytest.mark.parametrize("kind", ["llama", "tied", "opt-350m-like", "gpt2"])
-def test_what_is_written_has_the_same_losses_under_the_models_own_names(make_folder, kind, batch, tmp_path):
+def test_a_merged_model_has_the_same_losses_under_the_original_names(make_folder, kind, batch, tmp_path):
     path = make_folder(kind)
     adapted = load(path, rank=4)
     untrained = losses(adapted.model, batch)
@@ -144,14 +144,14 @@ def test_what_is_written_has_the_same_losses_under_the_models_own_names(make_fol
     assert settings["base_model_name_or_path"] == path
 
 
-def test_an_adapter_that_is_not_to_be_merged_stands_alone(make_folder, tmp_path):
+def test_without_merging_only_the_adapter_is_saved(make_folder, tmp_path):
     (tmp_path / "run" / "model").mkdir(parents=True)  # of an earlier run
     load(make_folder(), merge=False).save(TOKENIZER, tmp_path / "run", "model")
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["adapter"]
 
 
-def unquantised(model, path):
-    """The model with the weights in float32 that its 4 bits stand for."""
+def unquantized(model, path):
+    """The model with its 4-bit weights dequantized to float32."""
     plain = load_model(spec(path), path, torch.float32)
     for name, module in model.named_modules():
         if isinstance(module, Linear4bit):
@@ -162,11 +162,11 @@ def unquantised(model, path):
 
 
 @pytest.mark.parametrize("kind", ["llama", "opt-350m-like", "gpt2"])
-def test_four_bit_losses_and_gradients_are_those_of_the_weights_they_stand_for(make_folder, kind, batch, tmp_path):
+def test_four_bit_losses_and_gradients_are_those_of_the_dequantized_weights(make_folder, kind, batch, tmp_path):
     path = make_folder(kind)
     adapted = load(path, rank=4, quantization="nf4")
     train_a_little(adapted, batch)
-    plain = unquantised(adapted.model, path)
+    plain = unquantized(adapted.model, path)
     plain.save_pretrained(tmp_path / "plain")
     adapted.wrapped.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
     with warnings.catch_warnings():
@@ -199,7 +199,7 @@ def test_four_bit_adapter_is_merged_into_the_models_own_weights(make_folder, bat
 
 
 @pytest.mark.parametrize("width", [24, 40, 56])
-def test_four_bits_take_widths_that_do_not_fill_a_block_of_64(make_folder, width):
+def test_four_bits_support_widths_that_do_not_fill_a_block_of_64(make_folder, width):
     path = make_folder(hidden_size=width, intermediate_size=width + 13, head_dim=width // 4)
     model = load(path, quantization="nf4").model
     weights = weights_in(path)
@@ -209,7 +209,7 @@ def test_four_bits_take_widths_that_do_not_fill_a_block_of_64(make_folder, width
         weight = weights[f"model.layers.0.{layer}.weight"]
         assert ours.shape == weight.shape
         blocks = torch.nn.functional.pad(weight.flatten(), (0, -weight.numel() % 64)).view(-1, 64)
-        # The largest of every 64 weights sets their scale, which is itself kept in 8 bits.
+        # The largest of every 64 weights sets their scale, which is itself stored in 8 bits.
         bound = (NF4_GAP + 0.02) * blocks.abs().amax(1).repeat_interleave(64)[: weight.numel()].view_as(weight)
         assert ((ours - weight).abs() <= bound).all()
 
@@ -223,7 +223,7 @@ def test_weights_below_float32_carry_an_adapter_in_float32(make_folder, batch):
     assert (four_bit.weight.dtype, four_bit.compute_dtype) == (torch.uint8, torch.bfloat16)
 
 
-def test_a_model_that_sees_as_well_is_adapted_in_its_text_decoder_alone(tmp_path):
+def test_only_the_text_decoder_of_a_multimodal_model_is_adapted(tmp_path):
     text = dict(
         vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
         num_key_value_heads=2, head_dim=8, max_position_embeddings=64, bos_token_id=1, eos_token_id=2, pad_token_id=0,

@@ -42,7 +42,7 @@ def defined(query, key, value, query_ends, key_ends, longest_query, longest_key,
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # by the fused kernel, and by products as in bfloat16
 @pytest.mark.parametrize("window", [None, 1, 4, 100])
-def test_the_gpu_kernel_is_asked_for_what_the_cpu_computes(monkeypatch, window, dtype):
+def test_the_gpu_kernel_computes_the_same_as_the_cpu(monkeypatch, window, dtype):
     monkeypatch.setattr(varlen, "varlen_attn", defined)
     packed = PackedAttention()
     nothing = torch.empty(0, dtype=torch.int64)
@@ -70,7 +70,7 @@ def test_the_gpu_kernel_is_asked_for_what_the_cpu_computes(monkeypatch, window, 
         (192, 128, torch.bfloat16, (9, 0), False),
     ],
 )
-def test_the_gpu_kernel_is_asked_only_for_heads_it_takes(monkeypatch, size, value_size, dtype, capability, takes):
+def test_the_gpu_kernel_is_called_only_for_heads_it_supports(monkeypatch, size, value_size, dtype, capability, takes):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     with FakeTensorMode():  # tensors of a GPU without its memory
         query, value = (
@@ -81,8 +81,8 @@ def test_the_gpu_kernel_is_asked_only_for_heads_it_takes(monkeypatch, size, valu
 
 
 @pytest.mark.parametrize("kind", ["llama", "tied", "opt-350m-like", "gpt2"])
-def test_a_gpu_is_never_waited_for(make_model, batch, monkeypatch, kind):
-    """Tensors without values go through a pack's forward and backward pass: nothing on the way asks for a value."""
+def test_a_pass_never_synchronizes_with_the_gpu(make_model, batch, monkeypatch, kind):
+    """Tensors without values go through a pack's forward and backward pass: no operation needs a value."""
     monkeypatch.setattr(attention, "_flash_takes", lambda query, value: True)
     calls, kernel = [], varlen.varlen_attn
     monkeypatch.setattr(varlen, "varlen_attn", lambda *given, **how: calls.append(1) or kernel(*given, **how))

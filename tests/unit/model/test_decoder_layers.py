@@ -1,4 +1,4 @@
-"""Activation checkpointing: the same losses and gradients, less kept for the backward pass."""
+"""Activation checkpointing: the same losses and gradients, less memory saved for the backward pass."""
 
 import shutil
 from functools import partial
@@ -19,25 +19,25 @@ from lpsel.model.spec import ModelSpec
 
 
 def run(model, batch):
-    """Loss, gradients, and the bytes that a forward pass keeps besides weights."""
+    """Loss, gradients, and the bytes that a forward pass saves in addition to weights."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept = {}
+    saved = {}
 
     def keep(tensor):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor, so that its address is not used again
+            saved[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor, so that its address is not used again
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = PerSampleLoss(model)(batch, summed=True) / len(batch.labels_N)
-    held = sum(size for size, _ in kept.values())
+    held = sum(size for size, _ in saved.values())
     loss.backward()
     return loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}, held
 
 
 @pytest.mark.parametrize("kind", ["llama", "tied", "opt-350m-like", "gpt2"])
-def test_gradients_are_the_same_and_fewer_activations_are_held(make_model, kind, batch):
+def test_gradients_are_the_same_and_fewer_activations_are_saved(make_model, kind, batch):
     layers = {"n_layer" if kind == "gpt2" else "num_hidden_layers": 6}
     plain, checkpointed = make_model(kind, **layers), make_model(kind, **layers)
     names = [name for name, _ in checkpointed.named_parameters()]
@@ -89,7 +89,7 @@ def test_a_layer_runs_twice_in_training_and_once_in_a_recording_pass(make_model,
     assert len(runs) == 2 + 2 * 2
 
 
-def test_a_model_without_a_list_of_layers_is_refused(make_model):
+def test_a_model_without_a_list_of_layers_is_rejected(make_model):
     model = make_model()
     model.config.num_hidden_layers = 7
     with pytest.raises(UserError) as caught:
@@ -118,7 +118,7 @@ def test_compiled_layers_are_compiled_once_for_each_size_of_pack(make_model):
 
 
 def test_no_size_of_pack_is_left_uncompiled(make_model, monkeypatch):
-    """Of itself PyTorch compiles eight versions of a layer's code and runs the ninth as it is."""
+    """By default PyTorch compiles eight versions of a layer's code and runs the ninth uncompiled."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     compiled = torch.nn.Module.compile
@@ -147,7 +147,7 @@ def test_nothing_is_compiled_for_the_check_of_the_head(make_folder):
 
 
 class Rows:
-    """Rows of random tokens as Tokens has them, supervised from the second token on."""
+    """Rows of random tokens with the interface of Tokens, supervised from the second token on."""
 
     def __init__(self, lengths):
         self.lengths = np.array(lengths, dtype=np.int32)

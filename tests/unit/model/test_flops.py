@@ -49,7 +49,7 @@ def test_torch_counts_about_as_many(make_model, make_folder, batch, adapter):
     model.config._attn_implementation = "eager"
     with FlopCounterMode(display=False) as counter:
         token_nll(loss.logits(loss.hidden(batch)), batch.labels_N).sum().backward()
-    # It counts attention to what stands right too, but not norms nor the first layer's input gradient where that is
+    # It also counts attention to the right, but not norms nor the first layer's input gradient where that is
     # not needed: 4 rows, 2 layers, 3 x 2 x 32 x 24^2 more, and 2 x 32 x (32 + 16 + 16) less for each of 96 tokens.
     ours = training_flops(model, lengths, supervised)
     ours += 3 * 4 * 2 * 2 * 32 * 24**2

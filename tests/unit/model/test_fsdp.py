@@ -166,7 +166,7 @@ def test_bfloat16_layers_on_float32_weights_stay_near_float32(tmp_path, toy_mode
 
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("model", ["gemma3"], indirect=True)
-def test_weights_are_widened_slice_by_slice_and_what_no_file_holds_is_exact(
+def test_slices_are_cast_to_float32_and_buffers_that_no_file_contains_are_exact(
     model, tmp_path, instructions, as_ranks, stored
 ):
     """Gemma's embedding scale, sqrt(32), is 5.65625 in bfloat16."""
@@ -183,7 +183,7 @@ def test_weights_are_widened_slice_by_slice_and_what_no_file_holds_is_exact(
     assert {w.dtype for w in load_file(several / "model" / "model.safetensors").values()} == {torch.float32}
 
 
-def test_a_model_without_a_list_of_its_layers_is_refused(toy_model):
+def test_a_model_without_a_list_of_layers_is_rejected(toy_model):
     model = AutoModelForCausalLM.from_pretrained(toy_model)
     model.model.layers = model.model.layers[:1]
     with pytest.raises(UserError, match="llama: has no list of 2 decoder layers"):

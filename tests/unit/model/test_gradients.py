@@ -12,7 +12,7 @@ from lpsel.model.loss import PerSampleLoss
 
 
 class Rows:
-    """Rows as Tokens has them; those with an even number begin with the same ten tokens."""
+    """Rows with the interface of Tokens; those with an even number begin with the same ten tokens."""
 
     def __init__(self):
         draw = np.random.default_rng(0)
@@ -55,7 +55,7 @@ def gradient(model, budget, world, shared):
 
 @pytest.mark.parametrize("kind", ["llama", "tied", "opt-350m-like", "gpt2"])
 @pytest.mark.parametrize("shared", [True, False], ids=["shared beginnings", "whole rows"])
-def test_a_global_batch_has_one_gradient_however_it_is_cut(make_model, kind, shared):
+def test_a_global_batch_has_one_gradient_however_it_is_split(make_model, kind, shared):
     whole, packs = gradient(make_model(kind), 10_000, 1, shared=False)
     assert packs == 1
     for budget, world in [(10_000, 1), (100, 1), (1, 1), (100, 2), (60, 3), (10_000, 5)]:
@@ -64,6 +64,6 @@ def test_a_global_batch_has_one_gradient_however_it_is_cut(make_model, kind, sha
             torch.testing.assert_close(cut[name], expected, rtol=0, atol=1e-5 * float(expected.abs().max()) + 1e-9)
 
 
-def test_sharing_and_cutting_do_happen_in_these_tests(make_model):
+def test_sharing_and_splitting_do_happen_in_these_tests(make_model):
     assert sorted(set(find_prefixes(Rows()).length_N.tolist())) == [0, 10]
     assert gradient(make_model(), 100, 3, shared=True)[1] > 3

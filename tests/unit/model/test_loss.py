@@ -49,7 +49,7 @@ def model(request):
 
 
 class Rows:
-    """Rows as Tokens has them: (token ids, first supervised position); nothing after it is unsupervised."""
+    """Rows with the interface of Tokens: (token ids, first supervised position); nothing after it is unsupervised."""
 
     def __init__(self, rows):
         self.rows = rows
@@ -117,7 +117,7 @@ def test_head_check_accepts_every_known_architecture(model):
     check_head(PerSampleLoss(model))
 
 
-def test_head_check_refuses_logits_it_cannot_reproduce():
+def test_head_check_rejects_logits_it_cannot_reproduce():
     model = tiny_model("llama")
     loss = PerSampleLoss(model)
     model.lm_head.register_forward_hook(lambda module, args, logits: logits.flip(-1) if args[0].ndim == 3 else logits)
@@ -145,7 +145,7 @@ def test_logits_of_prompt_tokens_are_never_computed():
     assert seen == [(len(batch.labels_N), 97)]
 
 
-def test_a_shared_beginning_goes_through_the_model_once():
+def test_a_shared_prefix_is_fed_once():
     model = tiny_model("llama")
     seen = []
     model.model.embed_tokens.register_forward_hook(lambda module, args, out: seen.append(args[0].numel()))
@@ -162,7 +162,7 @@ def test_products_in_bfloat16_agree_with_float32(name):
     torch.testing.assert_close(rounded, exact, rtol=0.1, atol=0.1)
 
 
-def test_a_model_that_mixes_tokens_in_its_own_way_gets_padded_rows():
+def test_a_model_without_softmax_attention_gets_padded_rows():
     torch.manual_seed(0)
     sizes = dict(vocab_size=97, hidden_size=32, num_hidden_layers=2, state_size=4)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba", **sizes)).eval()
@@ -177,7 +177,7 @@ def test_a_model_that_mixes_tokens_in_its_own_way_gets_padded_rows():
     torch.testing.assert_close(ours, own, rtol=1e-5, atol=0)
 
 
-def test_a_model_whose_attention_asks_for_more_gets_padded_rows():
+def test_a_model_with_unsupported_attention_arguments_gets_padded_rows():
     torch.manual_seed(0)
     sizes = LLAMA_LIKE | dict(head_dim=8, num_local_experts=2, num_experts_per_tok=1, sliding_window=8)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt_oss", **sizes)).eval()  # attention sinks

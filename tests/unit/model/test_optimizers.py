@@ -1,4 +1,4 @@
-"""AdamW with its moments in 8 bits, as conf/optimizer/adamw8bit.yaml makes it."""
+"""AdamW with its moments in 8 bits, as configured in conf/optimizer/adamw8bit.yaml."""
 
 import warnings
 from pathlib import Path
@@ -39,7 +39,7 @@ def stepped(name, steps=5):
     return large, small, optimizer
 
 
-def test_moments_of_large_tensors_take_two_bytes_a_weight():
+def test_moments_of_large_tensors_take_two_bytes_per_weight():
     large, small, optimizer = stepped("adamw8bit")
     moments = [optimizer.state[large][name] for name in ("state1", "state2")]
     assert [m.dtype for m in moments] == [torch.uint8, torch.uint8]
@@ -65,7 +65,7 @@ def test_same_settings_as_the_papers_adamw():
 
 
 @pytest.mark.parametrize(
-    ("strategy", "refused"),
+    ("strategy", "rejected"),
     [
         ("auto", False),
         ("ddp", False),
@@ -74,10 +74,10 @@ def test_same_settings_as_the_papers_adamw():
         ({"_target_": "lightning.pytorch.strategies.DDPStrategy"}, False),
     ],
 )
-def test_sharded_weights_are_refused(strategy, refused):
+def test_sharded_weights_are_rejected(strategy, rejected):
     config = configured("optimizer=adamw8bit")
     config.trainer.strategy = strategy
-    if not refused:
+    if not rejected:
         check(config)
         return
     with pytest.raises(UserError) as caught:
@@ -95,7 +95,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     assert caught.value.hint == "run pip install 'lpsel[quantized]'"
 
 
-def test_checkpointing_is_on_or_off():
+def test_activation_checkpointing_must_be_true_or_false():
     with pytest.raises(UserError, match="activation_checkpointing=some"):
         check(configured("activation_checkpointing=some"))
 

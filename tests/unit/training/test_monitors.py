@@ -26,7 +26,7 @@ def test_a_spike_is_far_above_the_steps_before():
     assert spike(EIGHT[:7], 9.0) is None, "too few steps to compare with"
 
 
-def test_steps_that_differ_much_need_more():
+def test_steps_with_a_large_spread_need_a_higher_spike():
     """Median 2, median deviation 1: six deviations end at 2 + 6 x 1.4826."""
     before = [1.0, 3.0] * 4 + [2.0]
     assert spike(before, 10.8) is None
@@ -57,7 +57,7 @@ def test_spikes_are_counted_and_the_log_does_not_fill(caplog):
 
 @pytest.fixture
 def broken_rows(tmp_path, toy_model, instructions):
-    """Rows of which the fourth has a token, "é", whose embedding is not a number; the model, the file of the rows."""
+    """Rows of which the fourth has a token, "é", whose embedding is NaN; the model, the file of the rows."""
     import shutil
 
     folder = tmp_path / "model"
@@ -100,7 +100,7 @@ def test_a_loss_of_nan_ends_training_with_step_rate_and_rows(broken_rows, tmp_pa
     assert not list((tmp_path / "cache").rglob("scores.parquet"))
 
 
-def test_the_checkpoint_of_the_step_before_is_whole_and_finite(broken_rows, tmp_path):
+def test_the_checkpoint_of_the_previous_step_is_complete_and_finite(broken_rows, tmp_path):
     model, data = broken_rows
     target = ["model=local", f"model.path={model}", "model.recipe.batch_size=4", "selection=full", "checkpoint_steps=1"]
     for seed in range(5):  # until the row is not in the first batch
@@ -120,7 +120,7 @@ def test_the_checkpoint_of_the_step_before_is_whole_and_finite(broken_rows, tmp_
     assert broken == sum(not tensor.isfinite().all() for tensor in whole.values()) == 1
 
 
-def test_the_weights_are_those_of_the_step_before(broken_rows, tmp_path, monkeypatch):
+def test_the_weights_are_those_of_the_previous_step(broken_rows, tmp_path, monkeypatch):
     seen = []
 
     def watched(fine_tuner, *rest):
@@ -132,8 +132,8 @@ def test_the_weights_are_those_of_the_step_before(broken_rows, tmp_path, monkeyp
         run("select", overrides(*broken_rows, tmp_path, "scorer.recipe.learning_rate=1e-2"), tmp_path / "run")
     whole = load_file(broken_rows[0] / "model.safetensors")
     same = [torch.isfinite(weight).all(dim=-1).sum() for weight in seen[0]]
-    kept = [torch.isfinite(weight).all(dim=-1).sum() for weight in whole.values()]
-    assert sorted(map(int, same)) == sorted(map(int, kept)), "no further weight is not a number"
+    finite = [torch.isfinite(weight).all(dim=-1).sum() for weight in whole.values()]
+    assert sorted(map(int, same)) == sorted(map(int, finite)), "all other weights are finite"
 
 
 def select_and_write_error(tmp_path, *given):
@@ -153,7 +153,7 @@ def test_all_ranks_end_together(broken_rows, tmp_path, as_ranks, strategy):
     assert two == one.replace("UserError", "ReportedByMainProcess", 1)
 
 
-def test_a_rate_that_is_much_too_high_is_named(tmp_path, toy_model, instructions):
+def test_a_learning_rate_that_is_much_too_high_is_named(tmp_path, toy_model, instructions):
     asked = overrides(toy_model, instructions(), tmp_path, "scorer.recipe.learning_rate=1e30")
     with pytest.raises(UserError, match=r"scorer\.recipe\.learning_rate=1e\+30: .* in step \d+ of training the scorer"):
         run("select", asked, tmp_path / "run")
@@ -162,7 +162,7 @@ def test_a_rate_that_is_much_too_high_is_named(tmp_path, toy_model, instructions
 # --- a row whose recorded loss is not finite
 
 
-def test_a_row_without_a_finite_loss_is_recorded_and_left_out_with_a_reason(broken_rows, tmp_path):
+def test_a_row_without_a_finite_loss_is_recorded_and_excluded_with_a_reason(broken_rows, tmp_path):
     import pyarrow.parquet as pq
 
     result = run("select", overrides(*broken_rows, tmp_path, "selection=perplexity"), tmp_path / "run")
