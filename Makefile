@@ -6,12 +6,12 @@ PYTEST_ARGS ?= -m "not real"
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo bench docs test soak lint audit clean
+.PHONY: help venv demo bench docs test test-torch-free soak lint audit clean
 
 help: ## Show this help
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
-venv: $(VENV)/.installed ## Make .venv and install lpsel with its development tools
+venv: $(VENV)/.installed ## Create .venv and install lpsel with its development tools
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lpsel needs Python 3.11 or newer")'
@@ -22,13 +22,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: venv ## Score, select, train and evaluate on the embedded data; prints one table (under 5 minutes on two cores)
 	$(BIN)/python examples/demo.py
 
-bench: venv ## Speed and memory beside the released recipe, lm-eval and Trainer (about 30 minutes; BENCH_ARGS='--rounds 2' for fewer)
+bench: venv ## Speed and memory compared with the released recipe, lm-eval and Trainer (about 30 minutes; BENCH_ARGS='--rounds 2')
 	$(BIN)/python benchmarks/cpu.py $(BENCH_ARGS)
 	$(BIN)/python benchmarks/memory.py $(BENCH_ARGS)
 	$(BIN)/python benchmarks/loading.py $(BENCH_ARGS)
 	$(BIN)/python benchmarks/commands.py $(BENCH_ARGS)
 
-docs: venv ## Build the documentation into build/site
+docs: venv ## Build the documentation in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 lint: venv ## Check style and types
@@ -36,15 +36,20 @@ lint: venv ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint ## Check style and types, run the tests (PYTEST_ARGS= for the ones that need real models as well)
-	$(BIN)/python -m pytest --numprocesses=2 $(PYTEST_ARGS)
+test: lint ## Check style and types, run the tests (PYTEST_ARGS= includes the tests with real models)
+	$(BIN)/python -m pytest --numprocesses=2 --dist=worksteal $(PYTEST_ARGS)
 
-audit: venv ## Known holes and licenses of the pinned packages, as far as the package index tells
+test-torch-free: ## A short test without torch, in build/torch-free; for another Python: PYTHON=python3.13
+	$(PYTHON) -m venv build/torch-free
+	build/torch-free/bin/python -m pip install --quiet --constraint constraints.txt filelock hydra-core hypothesis numpy platformdirs pyarrow pytest pytest-timeout rich scikit-learn scipy
+	build/torch-free/bin/python -m pytest -p no:cacheprovider tests/unit/selection tests/unit/scoring/test_metrics.py tests/unit/test_errors.py tests/unit/test_storage.py tests/unit/test_integrity.py tests/unit/test_console.py tests/unit/test_run_config.py tests/unit/test_structure.py tests/unit/evaluation/test_statistics.py -m "not real"
+
+audit: venv ## Known vulnerabilities and licenses of the installed packages, according to the package index
 	$(PYTHON) -m venv build/audit
 	build/audit/bin/python -m pip install -qq pip-audit pip-licenses
 	build/audit/bin/python .ci/audit.py $(VENV)
 
-soak: venv ## Kill processes at 200 random moments and see that commands come to the same end (about 10 minutes)
+soak: venv ## Kill processes at 200 random moments and compare the results of resumed commands (about 10 minutes)
 	LPSEL_KILLS=200 $(BIN)/python -m pytest -q tests/e2e/test_kills.py
 
 clean: ## Remove .venv and everything built
