@@ -2,14 +2,16 @@
 
 import os
 import sys
-
-import absl.logging
+from importlib.util import find_spec
 
 pytest_plugins = [f"fixtures.{name}" for name in ("browser", "datasets", "models", "processes", "runs", "terminal")]
 
 # absl, which rouge-score imports, keeps the standard error of its import, which pytest has replaced when Hydra sets up
 # logging again.
-absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
+if find_spec("absl"):
+    import absl.logging
+
+    absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 # Tests run in parallel: threads of one that wait for a core make the other wait as well.
 os.environ["OMP_NUM_THREADS"] = "1"
