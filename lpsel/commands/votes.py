@@ -1,4 +1,4 @@
-"""`votes`: what people said of blinded pairs, unblinded: win rate, agreement, a table of all votes."""
+"""`lpsel votes`: unblind the votes on pages of human evaluation and compute win rates and agreement."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -28,20 +28,18 @@ def main(arguments: Sequence[str]) -> None:
     """Run the command as `lpsel votes ARGUMENTS`.
 
     Raises:
-        UserError: whatever the user can mend.
+        UserError: see `run`, and wrong arguments.
     """
     parser = OneLineParser(
         prog="lpsel votes",
-        description="Read the votes of one or more people on the page of judge=human, unblind them, and count.",
+        description="Unblind the votes on the page of judge=human, and compute win rates and agreement.",
         allow_abbrev=False,
     )
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="what annotators downloaded")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="votes downloaded from the page")
     parser.add_argument(
-        "--key",
-        type=Path,
-        help=f"the page's {KEY}, or the run folder that has it (else looked for beside the first FILE and in runs/*/*)",
+        "--key", type=Path, help=f"the page's {KEY} or its run folder (default: next to the first FILE, or in runs/*/*)"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (runs/votes/TIME)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/votes/TIME)")
     given = parser.parse_args(arguments)
     result = run(given.files, given.key, given.out)
     show(result)
@@ -49,14 +47,11 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def run(given: Sequence[Path], key_path: Path | None = None, run_dir: Path | None = None) -> dict[str, Any]:
-    """Read votes, write the run folder, and return what result.json says, with the folder as `run_dir`.
+    """Write a run folder with the outcomes, and return result.json with the folder as `run_dir`.
 
     Raises:
-        UserError: a file that is not one of votes, votes on another page, no key, nothing but skipped pairs.
+        UserError: a file is not a file of votes, votes are on another page, there is no key, all pairs are skipped.
     """
-
-    from lpsel.evaluation.head_to_head import figures
-
     files = [ballots.read_file(path.expanduser()) for path in given]
     key_path = _find_key(files[0]) if key_path is None else key_path.expanduser()
     key_path = key_path / KEY if key_path.is_dir() else key_path
@@ -65,39 +60,24 @@ def run(given: Sequence[Path], key_path: Path | None = None, run_dir: Path | Non
         ballots.check(file, key)
     votes = list(dict.fromkeys(vote for file in files for vote in file.votes))
     counted = ballots.last_votes(votes)
-    names, preference_AN = ballots.preferences(counted, key)
-    if not np.isfinite(preference_AN).any():
-        raise UserError(f"{given[0]}: has no vote but skipped pairs; give files with votes.")
+    if all(vote.choice == "skip" for vote in counted):
+        raise UserError(given[0], None, "has no votes except skipped pairs", "give files with votes")
 
     folder = run_folder("votes", run_dir, [*(path.expanduser() for path in given), key_path])
+    names, preference_AN = ballots.preferences(counted, key)
+    outcomes = _outcomes(sorted({vote.pair for vote in counted}), preference_AN, key)
     _write_table(folder / JUDGEMENTS, _judgements(votes, set(counted), key))
-    voted = sorted({vote.pair for vote in counted})  # the rest was not looked at
-    _write_table(folder / OUTCOMES, _outcomes(voted, preference_AN, key))
-    counted_pairs = [*(key.pairs[pair] for pair in voted), *key.equal]
-
-    def with_equal(preference_N: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.concatenate([preference_N[voted], np.full(len(key.equal), TIE)])
-
+    _write_table(folder / OUTCOMES, outcomes)
     result = {
         "command": "votes",
         "judge": {"kind": "people", "annotators": len(names)},
         "baseline": key.baseline,
         "model": key.model,
-        **figures(
-            with_equal(ballots.majority(preference_AN)),
-            model_chars_N=[pair.model_chars for pair in counted_pairs],
-            baseline_chars_N=[pair.baseline_chars for pair in counted_pairs],
-            category_N=[pair.category for pair in counted_pairs],
-            prompt_set_N=[pair.prompt_set for pair in counted_pairs],
-        ),
+        **_win_rates(outcomes),
         "pairs": len(key.pairs),
-        "pairs_without_votes": len(key.pairs) - len(voted),
+        "pairs_without_votes": len(key.pairs) + len(key.equal) - len(outcomes),
         "equal_answers": len(key.equal),
-        "mean_of_votes": _figures(with_equal(ballots.mean_preference(preference_AN))),
-        "annotators": [
-            _annotator(name, preference_N, votes, counted)
-            for name, preference_N in zip(names, preference_AN, strict=True)
-        ],
+        "annotators": [_annotator(name, votes, counted, key) for name in names],
         "agreement": {
             "krippendorff_alpha": ballots.krippendorff_alpha(preference_AN),
             "level": "nominal",
@@ -115,33 +95,38 @@ def run(given: Sequence[Path], key_path: Path | None = None, run_dir: Path | Non
 
 
 def _find_key(file: VoteFile) -> Path:
-    """The key of the page that the votes are on; they carry its SHA-256, so no other is taken for it."""
+    """The key of the page that the votes are on, recognized by its SHA-256."""
     for path in [file.path.parent / KEY, *sorted(Path("runs").glob(f"*/*/{KEY}"))]:
         try:
             if path.is_file() and read_key(path).page == file.page:
                 return path
         except UserError:
-            continue  # a file of the same name that is something else
-    raise UserError(f"{file.path}: no {KEY} of its page beside it or in runs/*/*; give --key RUN_FOLDER.")
+            continue  # another kind of file with the same name
+    raise UserError(file.path, None, f"no {KEY} of its page next to it or in runs/*/*", "give --key RUN_FOLDER")
 
 
-def _annotator(
-    name: str, preference_N: NDArray[np.float64], votes: Iterable[Vote], counted: Iterable[Vote]
-) -> dict[str, Any]:
-    theirs = [vote for vote in counted if vote.annotator == name]
-    return {
-        "name": name,
-        "votes": len(theirs),
-        "skipped": sum(vote.choice == "skip" for vote in theirs),
-        "replaced": sum(vote.annotator == name for vote in votes) - len(theirs),
-        **_figures(preference_N[[vote.pair for vote in theirs]]),
-    }
-
-
-def _figures(preference_N: NDArray[np.float64]) -> dict[str, Any]:
-    from lpsel.evaluation.winrate import win_rate
-
-    return asdict(win_rate(preference_N))
+def _outcomes(voted: Sequence[int], preference_AN: NDArray[np.float64], key: Key) -> list[dict[str, Any]]:
+    """The rows of outcomes.parquet: pairs with votes, and pairs with equal answers as ties."""
+    majority_N = finite(ballots.majority(preference_AN).tolist())
+    mean_N = finite(ballots.mean_preference(preference_AN).tolist())
+    votes_N = np.isfinite(preference_AN).sum(axis=0).tolist()
+    outcomes = [(key.pairs[n], majority_N[n], mean_N[n], votes_N[n]) for n in voted]
+    return [
+        {
+            "id": pair.id,
+            "preference": preference,
+            "mean_preference": mean,
+            "votes": votes,
+            "judge": "people",
+            "model": key.model,
+            "baseline": key.baseline,
+            "model_chars": pair.model_chars,
+            "baseline_chars": pair.baseline_chars,
+            "prompt_set": pair.prompt_set,
+            "category": pair.category,
+        }
+        for pair, preference, mean, votes in [*outcomes, *((pair, TIE, TIE, 0) for pair in key.equal)]
+    ]
 
 
 def _judgements(votes: Sequence[Vote], counted: set[Vote], key: Key) -> list[dict[str, Any]]:
@@ -161,32 +146,32 @@ def _judgements(votes: Sequence[Vote], counted: set[Vote], key: Key) -> list[dic
     ]
 
 
-def _outcomes(voted: Sequence[int], preference_AN: NDArray[np.float64], key: Key) -> list[dict[str, Any]]:
-    """A row for every pair that was voted on, as tables of judgements have it: `preference` is the majority.
+def _win_rates(outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    from lpsel.evaluation.head_to_head import figures
+    from lpsel.evaluation.winrate import win_rate
 
-    Pairs with equal answers follow, ties without a vote.
-    """
-    majority_N = ballots.majority(preference_AN)
-    mean_N = ballots.mean_preference(preference_AN)
-    votes_N = np.isfinite(preference_AN).sum(axis=0)
-    found = [(key.pairs[n], finite(majority_N[n]), finite(mean_N[n]), int(votes_N[n])) for n in voted]
-    found += [(pair, TIE, TIE, 0) for pair in key.equal]
-    return [
-        {
-            "id": pair.id,
-            "preference": preference,
-            "mean_preference": mean,
-            "votes": votes,
-            "judge": "people",
-            "model": key.model,
-            "baseline": key.baseline,
-            "model_chars": pair.model_chars,
-            "baseline_chars": pair.baseline_chars,
-            "prompt_set": pair.prompt_set,
-            "category": pair.category,
-        }
-        for pair, preference, mean, votes in found
-    ]
+    column = {name: [outcome[name] for outcome in outcomes] for name in outcomes[0]}
+    by_majority = figures(
+        np.array(column["preference"], np.float64),
+        model_chars_N=column["model_chars"],
+        baseline_chars_N=column["baseline_chars"],
+        category_N=column["category"],
+        prompt_set_N=column["prompt_set"],
+    )
+    return {**by_majority, "mean_of_votes": asdict(win_rate(np.array(column["mean_preference"], np.float64)))}
+
+
+def _annotator(name: str, votes: Iterable[Vote], counted: Iterable[Vote], key: Key) -> dict[str, Any]:
+    from lpsel.evaluation.winrate import win_rate
+
+    own = [vote for vote in counted if vote.annotator == name]
+    return {
+        "name": name,
+        "votes": len(own),
+        "skipped": sum(vote.choice == "skip" for vote in own),
+        "replaced": sum(vote.annotator == name for vote in votes) - len(own),
+        **asdict(win_rate(np.array([ballots.preference(vote, key) for vote in own], np.float64))),
+    }
 
 
 def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -202,24 +187,21 @@ def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print what every annotator said and what all said together."""
+    """Print the win rate of every annotator, of the majority and of the mean vote."""
     from rich.markup import escape
     from rich.table import Table
 
     agreement = result["agreement"]
     alpha = agreement["krippendorff_alpha"]
     caption = [
-        f"{result['pairs']:,} pairs, {result['pairs_without_votes']:,} without a vote, "
+        f"{result['pairs']:,} pairs, {result['pairs_without_votes']:,} without votes, "
         f"{agreement['pairs_with_several_votes']:,} with several.",
-        f"Krippendorff's alpha (nominal) {'is not defined here' if alpha is None else f'{alpha:.3f}'}.",
+        f"Krippendorff's alpha (nominal): {'undefined' if alpha is None else f'{alpha:.3f}'}.",
     ]
-    caption += [
-        escape(
-            f"{person['name']} changed {person['replaced']:,} votes in a later file; the last vote on a pair counts."
-        )
-        for person in result["annotators"]
-        if person["replaced"]
-    ]
+    for person in result["annotators"]:
+        if person["replaced"]:
+            changed = f"{person['name']} changed {person['replaced']:,} votes; the latest vote on a pair counts."
+            caption.append(escape(changed))
     title = escape(f"{result['model']} against {result['baseline']}")
     table = Table(title=title, title_justify="left", caption="\n".join(caption), caption_justify="left")
     table.add_column("", overflow="fold")
@@ -237,5 +219,5 @@ def _cells(figures: dict[str, Any]) -> list[str]:
     counts = [f"{figures[name]:,}" for name in ("wins", "ties", "losses", "failed")]
     if figures["win_rate"] is None:
         return [*counts, "-"]
-    ends = "" if figures["ci_low"] is None else f" [{figures['ci_low']:.1f}, {figures['ci_high']:.1f}]"
-    return [*counts, f"{figures['win_rate']:.1f}{ends}"]
+    interval = "" if figures["ci_low"] is None else f" [{figures['ci_low']:.1f}, {figures['ci_high']:.1f}]"
+    return [*counts, f"{figures['win_rate']:.1f}{interval}"]

@@ -1,4 +1,4 @@
-"""The page in a real browser: vote, reload, download, go on; nothing in it runs but its own script."""
+"""The voting page in a real browser: voting, saving, downloading, and no script but its own."""
 
 import json
 import re
@@ -55,12 +55,12 @@ def test_votes_with_keys_survive_a_reload_and_are_counted(page_in_chromium, writ
     # Pairs 0 to 3 are won, 4 is lost, 5 and 6 are ties, 7 is skipped.
     plan = {4: "baseline", 5: "0", 6: "t", 7: "s"}
     seen = []
-    for judged in range(8):
-        assert page.inner_text("#progress") == f"Pair {judged + 1} of 8, {judged} judged"
-        if judged == 4:
+    for done in range(8):
+        assert page.inner_text("#progress") == f"Pair {done + 1} of 8, {done} done"
+        if done == 4:
             page.reload()
             page.wait_for_selector("#work:visible")
-            assert page.inner_text("#progress") == "Pair 5 of 8, 4 judged", "continues with the next pair"
+            assert page.inner_text("#progress") == "Pair 5 of 8, 4 done", "continues where it was"
             assert page.inner_text("#annotator") == "Ann"
         number = prompt_number(page)
         seen.append(number)
@@ -69,7 +69,7 @@ def test_votes_with_keys_survive_a_reload_and_are_counted(page_in_chromium, writ
     assert sorted(seen) == list(range(8))
     assert seen != sorted(seen)
     assert page.is_visible("#done")
-    assert page.inner_text("#summary") == "7 votes, 1 skipped, 0 left open."
+    assert page.inner_text("#summary") == "7 votes, 1 skipped, 0 open."
     path = downloaded(page, tmp_path)
     assert path.name == "votes-Ann.json"
 
@@ -92,19 +92,19 @@ def test_buttons_vote_and_a_vote_can_be_changed(page_in_chromium, write, tmp_pat
     assert prompt_number(page) == first
     assert page.get_attribute("[data-vote=a]", "aria-pressed") == "true"
     page.click("[data-vote=b]")
-    assert page.inner_text("#progress") == "Pair 3 of 8, 2 judged", "the next pair without a vote"
+    assert page.inner_text("#progress") == "Pair 3 of 8, 2 done", "the next pair without a vote"
     page.keyboard.press("j")
     page.click("#back")
-    page.click("#forth")
-    assert page.inner_text("#progress") == "Pair 4 of 8, 2 judged"
+    page.click("#next")
+    assert page.inner_text("#progress") == "Pair 4 of 8, 2 done"
     page.keyboard.press("Control+a")
-    assert page.inner_text("#progress") == "Pair 4 of 8, 2 judged", "Ctrl+A selects"
+    assert page.inner_text("#progress") == "Pair 4 of 8, 2 done", "Ctrl+A selects"
     votes = {vote["pair"]: vote["vote"] for vote in json.loads(downloaded(page, tmp_path).read_text())["votes"]}
     assert votes[first] == "b"
     assert sorted(votes.values()) == ["b", "tie"]
 
 
-def test_another_browser_goes_on_from_a_file(page_in_chromium, write, tmp_path):
+def test_another_browser_continues_from_a_file(page_in_chromium, write, tmp_path):
     path = write()
     one = page_in_chromium(path)
     begin(one, "Ann")
@@ -114,10 +114,10 @@ def test_another_browser_goes_on_from_a_file(page_in_chromium, write, tmp_path):
     file = downloaded(one, tmp_path)
 
     other = page_in_chromium(path)
-    other.wait_for_selector("#start:visible")  # a new profile knows nothing
+    other.wait_for_selector("#start:visible")  # a new profile has no votes
     other.set_input_files("#earlier", file)
     other.wait_for_selector("#work:visible")
-    assert other.inner_text("#progress") == "Pair 3 of 8, 2 judged"
+    assert other.inner_text("#progress") == "Pair 3 of 8, 2 done"
     other.keyboard.press("k")
     other.keyboard.press("k")
     assert prompt_number(other) == order[0], "the same person has the same order"
@@ -139,12 +139,12 @@ def test_another_browser_goes_on_from_a_file(page_in_chromium, write, tmp_path):
         begin(other, "Ann")
 
 
-def test_every_name_has_its_own_votes_and_order(page_in_chromium, write):
+def test_every_annotator_has_their_own_votes_and_order(page_in_chromium, write):
     page = page_in_chromium(write())
     orders = {}
     for name in ("Ann", "Bob", "Ann"):
         begin(page, name)
-        expected = "Pair 1 of 8, 0 judged" if name not in orders else "8 of 8 judged"
+        expected = "Pair 1 of 8, 0 done" if name not in orders else "8 of 8 done"
         assert page.inner_text("#progress") == expected
         if name not in orders:
             orders[name] = []
@@ -156,7 +156,7 @@ def test_every_name_has_its_own_votes_and_order(page_in_chromium, write):
     assert sorted(orders["Ann"]) == sorted(orders["Bob"]) == list(range(8))
 
 
-def test_votes_from_two_tabs_are_all_kept(page_in_chromium, write, tmp_path):
+def test_votes_from_two_tabs_are_all_saved(page_in_chromium, write, tmp_path):
     page = page_in_chromium(write())
     begin(page, "Ann")
     other = page.context.new_page()
@@ -167,18 +167,18 @@ def test_votes_from_two_tabs_are_all_kept(page_in_chromium, write, tmp_path):
     page.keyboard.press("j")
     page.keyboard.press("2")
     order.append(prompt_number(other))
-    assert page.inner_text("#progress") == "Pair 3 of 8, 1 judged", "has not looked at what the other tab kept"
+    assert page.inner_text("#progress") == "Pair 3 of 8, 1 done", "does not know the vote of the other tab yet"
     file = json.loads(downloaded(page, tmp_path).read_text())
     assert {vote["pair"]: vote["vote"] for vote in file["votes"]} == dict(zip(order, "ab", strict=True))
     other.evaluate("window.dispatchEvent(new Event('focus'))")
     for tab in (page, other):
-        tab.wait_for_function("document.getElementById('progress').textContent.endsWith('2 judged')")
+        tab.wait_for_function("document.getElementById('progress').textContent.endsWith('2 done')")
     page.reload()
     page.wait_for_selector("#work:visible")
-    assert page.inner_text("#progress") == "Pair 3 of 8, 2 judged"
+    assert page.inner_text("#progress") == "Pair 3 of 8, 2 done"
 
 
-def test_coming_back_to_the_page_leaves_a_long_answer_where_it_was(page_in_chromium, write):
+def test_focusing_the_page_does_not_scroll(page_in_chromium, write):
     page = page_in_chromium(write([Pair(f"{i}", "Explain.", "line\n" * 400, "short", "set") for i in range(2)]))
     begin(page, "Ann")
     page.evaluate("window.scrollTo(0, 300)")
@@ -213,30 +213,32 @@ def test_the_same_pair_in_two_tabs_has_the_later_vote(page_in_chromium, write, t
         "IDBObjectStore.prototype.put = function (...all) { put.apply(this, all); this.transaction.abort(); }",
     ],
 )
-def test_a_browser_that_keeps_nothing_says_so_and_can_be_used(page_in_chromium, write, tmp_path, broken):
+def test_a_browser_without_storage_can_be_used(page_in_chromium, write, tmp_path, broken):
     page = page_in_chromium(write())
     page.add_init_script(broken)
     page.reload()
     begin(page, "Ann")
     page.wait_for_selector("#notice:visible")
-    assert page.inner_text("#notice").startswith("This browser does not let the page keep your votes: download them")
+    assert page.inner_text("#notice").startswith(
+        "This browser does not allow the page to save your votes. Download them"
+    )
     for _ in range(8):
         page.keyboard.press("t")
     assert len(json.loads(downloaded(page, tmp_path).read_text())["votes"]) == 8
 
 
-def test_votes_that_cannot_be_read_are_told_of(page_in_chromium, write):
+def test_unreadable_saved_votes_are_reported(page_in_chromium, write):
     page = page_in_chromium(write())
     page.add_init_script("IDBObjectStore.prototype.getAll = () => { throw new DOMException('damaged', 'DataError'); }")
     page.reload()
     begin(page, "Ann")
-    assert page.inner_text("#notice") == "Earlier votes in this browser cannot be read."
+    assert page.inner_text("#notice") == "Votes saved in this browser cannot be read."
     page.keyboard.press("1")
-    assert page.inner_text("#progress") == "Pair 2 of 8, 1 judged"
+    assert page.inner_text("#progress") == "Pair 2 of 8, 1 done"
 
 
-def test_what_models_and_people_write_is_text(page_in_chromium, write, tmp_path):
-    """The fixture fails the test where the page reports a broken policy, asks for anything, or throws."""
+def test_texts_of_models_and_people_stay_text(page_in_chromium, write, tmp_path):
+    """The fixture fails the test if the page violates its policy, requests anything or throws."""
     hostile = [Pair(HOSTILE, HOSTILE, f"{HOSTILE}1", f"{HOSTILE}2", HOSTILE, HOSTILE)]
     page = page_in_chromium(write(hostile, question=HOSTILE))
     assert page.text_content("h1") == HOSTILE
@@ -256,7 +258,7 @@ def test_what_models_and_people_write_is_text(page_in_chromium, write, tmp_path)
     assert (result["wins"], result["annotators"][0]["name"]) == (1, HOSTILE.strip())
 
 
-def test_the_policy_stops_script_that_got_in_all_the_same(browser, write):
+def test_the_content_security_policy_blocks_injected_script(browser, write):
     context = browser.new_context()
     page = context.new_page()
     refused = []
@@ -284,7 +286,7 @@ def test_the_policy_stops_script_that_got_in_all_the_same(browser, write):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
-def test_it_fits_and_can_be_read(page_in_chromium, write, scheme, width):
+def test_layout_and_contrast(page_in_chromium, write, scheme, width):
     long = [Pair("x", "Explain. " * 80, "wordwithoutend" * 30 + "\n\n1. one\n2. two" * 40, "short")]
     page = page_in_chromium(write(long), color_scheme=scheme, viewport={"width": width, "height": 740})
     for name in ("#start", "#work"):
@@ -325,7 +327,7 @@ def luminance(rgb):
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def test_the_page_does_not_say_which_is_which(write, tmp_path):
+def test_the_page_hides_which_answer_is_whose(write, tmp_path):
     text = write().read_text()
     assert (tmp_path / PAGE).read_text() == text
     key = read_key(tmp_path / KEY)

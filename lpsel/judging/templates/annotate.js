@@ -1,24 +1,24 @@
 
 "use strict";
-// What models wrote reaches the page as textContent only.
+// Texts of models only enter the page as textContent.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const VOTES = ["a", "b", "tie", "skip"];
 const KEYS = { 1: "a", a: "a", arrowleft: "a", 2: "b", b: "b", arrowright: "b", 0: "tie", t: "tie", s: "skip" };
 const element = (id) => document.getElementById(id);
 
-let database = null; // stays null in a browser that keeps nothing
+let database = null; // stays null in a browser without storage
 let annotator = "";
-let votes = new Map(); // number of a pair: its vote, and when
-let order = []; // numbers of pairs
-let place = 0; // in `order`; past its end all is done
+let votes = new Map(); // index of a pair: its vote and time
+let order = []; // indices of pairs
+let position = 0; // in `order`; at its end everything is done
 
-function written() {
+function serialize() {
   const list = [...votes].sort(([i], [j]) => i - j).map(([pair, { vote, at }]) => ({ pair, vote, at }));
   return JSON.stringify({ page: data.page, annotator, votes: list }, null, 1);
 }
 
-function read(text) {
+function parse(text) {
   let file;
   try {
     file = JSON.parse(text);
@@ -38,13 +38,13 @@ function read(text) {
   return [name, file.votes];
 }
 
-function merge(found) {
-  for (const { pair, vote, at } of found) {
+function merge(entries) {
+  for (const { pair, vote, at } of entries) {
     if (!votes.has(pair) || Date.parse(votes.get(pair).at) < Date.parse(at)) votes.set(pair, { vote, at });
   }
 }
 
-// The browser keeps each vote as a record of its own, so that two tabs never write over each other's.
+// Each vote is a record of its own, so that two tabs never overwrite each other's votes.
 
 const settled = (request) =>
   new Promise((done, failed) => {
@@ -56,45 +56,45 @@ async function connect() {
   const opening = indexedDB.open(`lpsel ${data.page}`, 1);
   opening.onupgradeneeded = () => {
     opening.result.createObjectStore("votes", { keyPath: ["annotator", "pair"] });
-    opening.result.createObjectStore("last"); // its one record: who was here last
+    opening.result.createObjectStore("last"); // one record: the last annotator
   };
   database = await settled(opening);
   return settled(database.transaction("last").objectStore("last").get("annotator"));
 }
 
-async function recall() {
+async function load() {
   if (!database) return;
   const name = annotator;
-  const theirs = IDBKeyRange.bound([name], [name, []]);
+  const own = IDBKeyRange.bound([name], [name, []]);
   try {
-    const found = await settled(database.transaction("votes").objectStore("votes").getAll(theirs));
-    if (name === annotator) merge(found);
+    const entries = await settled(database.transaction("votes").objectStore("votes").getAll(own));
+    if (name === annotator) merge(entries);
   } catch {
-    notice("Earlier votes in this browser cannot be read.");
+    notice("Votes saved in this browser cannot be read.");
   }
 }
 
-function keep(changed) {
+function save(changed) {
   try {
     const transaction = database.transaction(["votes", "last"], "readwrite", { durability: "strict" });
-    transaction.onabort = unkept;
+    transaction.onabort = warnNotSaved;
     for (const pair of changed) transaction.objectStore("votes").put({ annotator, pair, ...votes.get(pair) });
     transaction.objectStore("last").put(annotator, "annotator");
     transaction.commit();
   } catch {
-    unkept();
+    warnNotSaved();
   }
 }
 
-const unkept = () =>
-  notice("This browser does not let the page keep your votes: download them before you close it.");
+const warnNotSaved = () =>
+  notice("This browser does not allow the page to save your votes. Download them before you close it.");
 
 function notice(text) {
   element("notice").textContent = text;
   element("notice").hidden = !text;
 }
 
-// Every annotator has an order of their own, the same each time: by FNV-1a of number, name and page.
+// Every annotator has their own fixed order: by FNV-1a of index, name and page.
 
 function hash(text) {
   let value = 0x811c9dc5;
@@ -102,19 +102,19 @@ function hash(text) {
   return value;
 }
 
-async function begin(name, found = []) {
+async function begin(name, entries = []) {
   annotator = name;
   votes = new Map();
   const keyed = data.pairs.map((_, pair) => [hash(`${pair} ${name} ${data.page}`), pair]);
   order = keyed.sort(([x, i], [y, j]) => x - y || i - j).map(([, pair]) => pair);
   notice("");
-  await recall();
-  if (name !== annotator) return; // another name was given meanwhile
-  merge(found);
-  keep(found.map(({ pair }) => pair));
+  await load();
+  if (name !== annotator) return; // the name has changed since
+  merge(entries);
+  save(entries.map(({ pair }) => pair));
   element("start").hidden = true;
   element("work").hidden = false;
-  turn(open(0));
+  goTo(nextOpen(0));
 }
 
 function ask() {
@@ -124,7 +124,7 @@ function ask() {
   element("name").focus();
 }
 
-function open(from) {
+function nextOpen(from) {
   const without = (pair) => !votes.has(pair);
   const after = order.findIndex((pair, i) => i >= from && without(pair));
   if (after >= 0) return after;
@@ -133,58 +133,58 @@ function open(from) {
 }
 
 function cast(vote) {
-  if (place >= order.length) return;
-  votes.set(order[place], { vote, at: new Date().toISOString() });
-  keep([order[place]]);
-  turn(open(place + 1));
+  if (position >= order.length) return;
+  votes.set(order[position], { vote, at: new Date().toISOString() });
+  save([order[position]]);
+  goTo(nextOpen(position + 1));
 }
 
-function go(step) {
-  turn(Math.min(Math.max(place + step, 0), order.length));
+function move(step) {
+  goTo(Math.min(Math.max(position + step, 0), order.length));
 }
 
-function turn(to) {
-  place = to;
+function goTo(index) {
+  position = index;
   show();
   window.scrollTo(0, 0);
 }
 
 function show() {
-  const done = place === order.length;
+  const done = position === order.length;
   element("pair").hidden = done;
   element("done").hidden = !done;
   element("annotator").textContent = annotator;
   element("bar").value = votes.size;
   element("download").classList.toggle("main", done);
-  element("back").disabled = place === 0;
-  element("forth").disabled = done;
-  const vote = done ? "" : votes.get(order[place])?.vote;
+  element("back").disabled = position === 0;
+  element("next").disabled = done;
+  const vote = done ? "" : votes.get(order[position])?.vote;
   for (const button of document.querySelectorAll("[data-vote]")) {
     button.disabled = done;
     button.setAttribute("aria-pressed", button.dataset.vote === vote);
   }
   if (done) {
-    const skipped = [...votes.values()].filter((found) => found.vote === "skip").length;
-    element("progress").textContent = `${votes.size} of ${order.length} judged`;
+    const skipped = [...votes.values()].filter((entry) => entry.vote === "skip").length;
+    element("progress").textContent = `${votes.size} of ${order.length} done`;
     element("summary").textContent =
-      `${votes.size - skipped} votes, ${skipped} skipped, ${order.length - votes.size} left open.`;
+      `${votes.size - skipped} votes, ${skipped} skipped, ${order.length - votes.size} open.`;
   } else {
-    const pair = data.pairs[order[place]];
-    element("progress").textContent = `Pair ${place + 1} of ${order.length}, ${votes.size} judged`;
+    const pair = data.pairs[order[position]];
+    element("progress").textContent = `Pair ${position + 1} of ${order.length}, ${votes.size} done`;
     for (const part of ["prompt", "a", "b"]) element(part).textContent = pair[part];
   }
 }
 
 async function refresh() {
   if (element("work").hidden) return;
-  await recall(); // what another tab has kept meanwhile
+  await load(); // votes from other tabs
   show();
 }
 
 async function download() {
   await refresh();
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([written()], { type: "application/json" }));
+  link.href = URL.createObjectURL(new Blob([serialize()], { type: "application/json" }));
   link.download = `votes-${annotator.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "") || "file"}.json`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60000);
@@ -194,11 +194,11 @@ element("who").addEventListener("submit", (event) => {
   event.preventDefault();
   const name = element("name").value.trim();
   if (name) begin(name);
-  else notice("Give your name first.");
+  else notice("Enter your name first.");
 });
 element("earlier").addEventListener("change", async ({ target }) => {
   try {
-    await begin(...read(await target.files[0].text()));
+    await begin(...parse(await target.files[0].text()));
   } catch (error) {
     notice(error.message);
   }
@@ -207,8 +207,8 @@ element("earlier").addEventListener("change", async ({ target }) => {
 for (const button of document.querySelectorAll("[data-vote]")) {
   button.addEventListener("click", () => cast(button.dataset.vote));
 }
-element("back").addEventListener("click", () => go(-1));
-element("forth").addEventListener("click", () => go(1));
+element("back").addEventListener("click", () => move(-1));
+element("next").addEventListener("click", () => move(1));
 element("download").addEventListener("click", download);
 element("leave").addEventListener("click", ask);
 window.addEventListener("focus", refresh);
@@ -217,12 +217,12 @@ document.addEventListener("keydown", (event) => {
   if (held || element("work").hidden) return;
   const key = event.key.toLowerCase();
   if (Object.hasOwn(KEYS, key)) cast(KEYS[key]);
-  else if (key === "j") go(1);
-  else if (key === "k") go(-1);
+  else if (key === "j") move(1);
+  else if (key === "k") move(-1);
   else return;
   event.preventDefault();
 });
 
 connect()
-  .catch(() => null) // a browser that keeps nothing
+  .catch(() => null) // a browser without storage
   .then((last) => (last ? begin(last) : ask()));

@@ -1,4 +1,4 @@
-"""The votes command: from files of votes to counts, intervals and tables."""
+"""`lpsel votes`: from files of votes to win rates, intervals and tables."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ def key(tmp_path):
 
 @pytest.fixture
 def votes(tmp_path, key):
-    """Writes what a person downloads: for every pair w, t, l (of the model), s to skip or nothing."""
+    """Writes a file of votes: for every pair w, t or l (of the model), s for skip, or a space for no vote."""
     secret = read_key(key)
 
     def write(annotator, said, minute=0, name=None):
@@ -43,7 +43,7 @@ def votes(tmp_path, key):
     return write
 
 
-def test_counts_by_hand(votes, key, tmp_path):
+def test_figures_by_hand(votes, key, tmp_path):
     #        pair 0     1        2              3
     # Ann    win        win      loss           -
     # Bob    win        tie      skipped        -
@@ -99,11 +99,11 @@ def test_the_tables(votes, key, tmp_path):
     assert [outcomes[1][name] for name in names] == ["people", "opt-350m", "opt-125m", 5, 6, "vicuna", "writing"]
 
 
-def test_a_vote_given_again_replaces_the_earlier_and_is_told(votes, key, tmp_path, capsys):
+def test_a_later_vote_replaces_an_earlier_one(votes, key, tmp_path, capsys):
     early, late = votes("Ann", "wwww"), votes("Ann", "ll", minute=9, name="late")
     main([str(late), str(early), "--key", str(key), "--out", str(tmp_path / "out")])
     printed = capsys.readouterr().out
-    assert "Ann changed 2 votes in a later file; the last vote on a pair counts." in printed
+    assert "Ann changed 2 votes; the latest vote on a pair counts." in printed
     assert printed.splitlines()[-1] == str(tmp_path / "out")
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert [result[k] for k in ("wins", "losses")] == [2, 2]
@@ -113,17 +113,17 @@ def test_a_vote_given_again_replaces_the_earlier_and_is_told(votes, key, tmp_pat
     assert same["annotators"][0]["replaced"] == 0, "the same file twice"
 
 
-def test_what_is_skipped_by_all_has_failed_and_what_nobody_saw_has_not(votes, key, tmp_path):
+def test_pairs_skipped_by_all_have_failed_and_pairs_without_votes_have_not(votes, key, tmp_path):
     result = run([votes("Ann", "ws"), votes("Bob", "ws")], key, tmp_path / "out")
     assert [result[k] for k in ("n", "failed", "pairs_without_votes")] == [1, 1, 2]
     assert (result["ci_low"], result["standard_error"]) == (100, None), "one pair has no spread"
-    with pytest.raises(UserError, match=r"Ann\.json: has no vote but skipped pairs; give files with votes\."):
+    with pytest.raises(UserError, match=r"Ann\.json: has no votes except skipped pairs. Give files with votes\."):
         run([votes("Ann", "ss")], key, tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
 def test_the_interval_is_over_prompts(tmp_path):
-    """Two people who always say the same tell no more of prompts than one."""
+    """Two people who always agree add no information about prompts."""
     many = [Pair(str(i), str(i), "x", "y") for i in range(60)]
     key_path = HumanJudge().write(many, tmp_path, baseline="b", model="m")[1]
     secret = read_key(key_path)
@@ -144,7 +144,7 @@ def test_the_interval_is_over_prompts(tmp_path):
     assert one["agreement"]["krippendorff_alpha"] is None
 
 
-def test_the_key_is_found_by_what_the_votes_carry(votes, key, tmp_path, monkeypatch):
+def test_the_key_is_found_by_the_hash_of_the_page(votes, key, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     other = tmp_path / "runs" / "evaluate" / "another"
     other.mkdir()
@@ -152,16 +152,16 @@ def test_the_key_is_found_by_what_the_votes_carry(votes, key, tmp_path, monkeypa
     given = votes("Ann", "wwww")
     assert run([given])["key"] == str(key)
     (tmp_path / "key.json").write_bytes(key.read_bytes())
-    assert run([given])["key"] == str(tmp_path / "key.json"), "beside the votes first"
-    assert run([given], key.parent)["key"] == str(key), "a run folder names its key"
+    assert run([given])["key"] == str(tmp_path / "key.json"), "next to the votes first"
+    assert run([given], key.parent)["key"] == str(key), "a run folder stands for its key"
     with pytest.raises(
-        UserError, match=r"Ann\.json: has votes on page \w{12}, the key is of page \w{12}; give votes on"
+        UserError, match=r"Ann\.json: has votes on page \w{12}, but the key is for page \w{12}\. Give votes on"
     ):
         run([given], other)
     monkeypatch.chdir("/")
     (tmp_path / "key.json").unlink()
     with pytest.raises(
-        UserError, match=r"no key\.json of its page beside it or in runs/\*/\*; give --key RUN_FOLDER\."
+        UserError, match=r"no key\.json of its page next to it or in runs/\*/\*. Give --key RUN_FOLDER\."
     ):
         run([given])
 
@@ -169,14 +169,14 @@ def test_the_key_is_found_by_what_the_votes_carry(votes, key, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required: FILE; see lpsel votes --help."),
+        ([], "lpsel votes: the following arguments are required: FILE. See lpsel votes --help."),
         (
             ["nowhere.json"],
-            "nowhere.json: cannot be read (No such file or directory); give files that the page downloads.",
+            "nowhere.json: cannot be read (No such file or directory). Give files downloaded from the page.",
         ),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(arguments, message, tmp_path):
+def test_a_user_error_is_one_line_with_status_2(arguments, message, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "lpsel", "votes", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
     )
