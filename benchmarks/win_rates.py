@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import expit
 
 from lpsel.evaluation.length_control import length_controlled_win_rate
-from lpsel.evaluation.winrate import win_rate
+from lpsel.evaluation.win_rate import win_rate
 
 PROMPTS = (50, 100, 200, 805)
 RATES = ((0.5, 0.0), (0.45, 0.1), (0.25, 0.1), (0.85, 0.05))  # P(win), P(tie)

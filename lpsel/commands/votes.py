@@ -147,11 +147,10 @@ def _judgements(votes: Sequence[Vote], counted: set[Vote], key: Key) -> list[dic
 
 
 def _win_rates(outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    from lpsel.evaluation.head_to_head import figures
-    from lpsel.evaluation.winrate import win_rate
+    from lpsel.evaluation.win_rate import pairwise_metrics, win_rate
 
     column = {name: [outcome[name] for outcome in outcomes] for name in outcomes[0]}
-    by_majority = figures(
+    by_majority = pairwise_metrics(
         np.array(column["preference"], np.float64),
         model_chars_N=column["model_chars"],
         baseline_chars_N=column["baseline_chars"],
@@ -162,7 +161,7 @@ def _win_rates(outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _annotator(name: str, votes: Iterable[Vote], counted: Iterable[Vote], key: Key) -> dict[str, Any]:
-    from lpsel.evaluation.winrate import win_rate
+    from lpsel.evaluation.win_rate import win_rate
 
     own = [vote for vote in counted if vote.annotator == name]
     return {

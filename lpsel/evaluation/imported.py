@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lpsel.data.formats import ENDINGS, reader_of
 from lpsel.errors import UserError
-from lpsel.evaluation.judge_agreement import combined
+from lpsel.evaluation.preferences import combined
 from lpsel.storage import utf8
 
 log = logging.getLogger(__name__)

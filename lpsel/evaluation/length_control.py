@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
+from lpsel.evaluation.preferences import as_preferences
 from lpsel.evaluation.statistics import RESAMPLES, UNDEFINED, Estimate, bootstrap_means, distinct_rows, draws, interval
-from lpsel.evaluation.winrate import checked
 
 FOLDS = 5
 FEWEST = 2 * FOLDS
@@ -56,7 +56,7 @@ def length_controlled_win_rate(
         The plain win rate if all answers are as long as the baseline's; undefined for fewer than 10 judged prompts with
         known lengths.
     """
-    preference_N = checked(preference_N)
+    preference_N = as_preferences(preference_N)
     shorter_N = np.asarray(baseline_chars_N, dtype=np.float64) - np.asarray(model_chars_N, dtype=np.float64)
     used = ~np.isnan(preference_N) & ~np.isnan(shorter_N)
     share_n = preference_N[used] - 1

@@ -12,11 +12,10 @@ import numpy as np
 
 from lpsel.errors import UserError, is_int
 from lpsel.evaluation.evaluator import Candidates, Place, check_seed
-from lpsel.evaluation.head_to_head import compare_models, figures
 from lpsel.evaluation.imported import Judged, aligned, read_judgements
-from lpsel.evaluation.judge_agreement import judges_agreement
+from lpsel.evaluation.preferences import judges_agreement
 from lpsel.evaluation.tables import pairwise_table
-from lpsel.evaluation.winrate import TIE
+from lpsel.evaluation.win_rate import TIE
 from lpsel.generation.answers import answers, check
 from lpsel.generation.prompts import Prompt, load_prompts
 from lpsel.generation.sampling import Generation, Sampling
@@ -164,7 +163,7 @@ class PairwiseEvaluator:
             _write_table(folder / JUDGEMENTS, rows)
             orders = len(judge.orders)
             preferences = np.array([judgement.preference for judgement in judgements], dtype=np.float64)
-            figures_of[name] = figures(
+            figures_of[name] = pairwise_metrics(
                 preferences.reshape(-1, orders),
                 model_chars_N=[len(pair.model) for pair in of_model],
                 baseline_chars_N=[len(pair.baseline) for pair in of_model],
@@ -175,7 +174,7 @@ class PairwiseEvaluator:
             )
         models = [
             {"name": name, **of_model, "judging": ledgers[name]}
-            for name, of_model in compare_models(figures_of).items()
+            for name, of_model in adjust_p_values(figures_of).items()
         ]
         costs = [ledger["cost"] for ledger in ledgers.values() if ledger["cost"] is not None]
         return {
@@ -192,7 +191,7 @@ class PairwiseEvaluator:
         files = self.judgements if isinstance(self.judgements, list) else [self.judgements]
         names = distinct([", ".join(filter(None, (each.model or "model", each.judge))) for each in judged])
         figures_of = {
-            name: figures(
+            name: pairwise_metrics(
                 each.preference_NO,
                 model_chars_N=each.model_chars_N,
                 baseline_chars_N=each.baseline_chars_N,
@@ -207,7 +206,7 @@ class PairwiseEvaluator:
         judges = list(dict.fromkeys(each.judge for each in judged))
         compared: dict[str, dict[str, Any]] = {}
         for judge in judges:  # as many tests as models; a second judge is no further model
-            compared |= compare_models(
+            compared |= adjust_p_values(
                 {n: figures_of[n] for n, each in zip(names, judged, strict=True) if each.judge == judge}
             )
         models = [{"name": name, **compared[name]} for name in names]

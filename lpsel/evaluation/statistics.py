@@ -1,7 +1,7 @@
-"""Bootstrap intervals of ratios and means over rows, and of their paired differences. Pure numpy, no I/O.
+"""Bootstrap intervals of ratios and means over rows and of their paired differences; tests and intervals of counts.
 
-The percentile bootstrap over rows: Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3; of a
-ratio of sums, rows are resampled whole, so that a row keeps its own numerator and denominator.
+Percentile bootstrap over rows: Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3. For a
+ratio of sums, a row is drawn with its numerator and denominator.
 """
 
 # N rows, U distinct rows, R resamples, K statistics (models x metrics)
@@ -13,17 +13,18 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import bdtr, ndtri
 
 RESAMPLES = 10_000
 LEVEL = 0.95
 DRAWS_AT_ONCE = 1 << 20
-EQUAL = 4  # rows that are equal on average: below it, drawing rows one by one is faster
+MEAN_MULTIPLICITY = 4  # rows are drawn one by one unless every distinct row occurs this often on average
 
 Floats = NDArray[np.float64]
 
 
 class Estimate(NamedTuple):
-    """A figure and the ends of its interval, None where the data do not define them."""
+    """A value and the ends of its interval; None where the data do not define them."""
 
     value: float | None
     low: float | None
@@ -35,12 +36,12 @@ UNDEFINED = Estimate(None, None, None)
 
 @dataclass(frozen=True, slots=True)
 class Ratios:
-    """K ratios of sums over the same rows, and what they become under the same R resamples of the rows.
+    """K ratios of sums over the same rows, and their values under the same R resamples of the rows.
 
     Attributes:
-        value_K: of the rows as they are; NaN where a numerator is not finite or the denominator sums to 0.
-        resampled_RK: of every resample, the same rows for all K, so that differences between columns are paired.
-        rows_K: rows with a denominator above 0.
+        value_K: over all rows; NaN if a numerator is not finite or the denominators sum to 0.
+        resampled_RK: over each resample; all K use the same rows, so differences between columns are paired.
+        rows_K: number of rows with a denominator above 0.
     """
 
     value_K: Floats
@@ -63,50 +64,44 @@ class Ratios:
 def bootstrap_ratios(
     numerator_NK: ArrayLike, denominator_NK: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Ratios:
-    """sum(numerator) / sum(denominator) over rows, for K columns at once and for `resamples` resamples of the rows.
-
-    A denominator of ones gives means. Needs memory for resamples x K numbers and for a million draws (or one resample,
-    where there are more rows than that).
+    """sum(numerator) / sum(denominator) over rows, for K columns and for `resamples` resamples of the rows.
 
     Args:
-        numerator_NK: a row for every row of data; NaN makes its column undefined.
+        numerator_NK: NaN makes its column undefined.
         denominator_NK: same shape, not negative.
-        resamples: how often rows are drawn with replacement.
+        resamples: number of times N rows are drawn with replacement.
         seed: the same seed draws the same rows.
 
     Raises:
-        ValueError: shapes differ, or there are no rows.
+        ValueError: the shapes differ, or there are no rows.
     """
     numerator = np.asarray(numerator_NK, dtype=np.float64)
     denominator = np.asarray(denominator_NK, dtype=np.float64)
     if numerator.shape != denominator.shape or numerator.ndim != 2 or len(numerator) == 0:
         raise ValueError(
-            f"numerator {numerator.shape} and denominator {denominator.shape}: need the same shape (rows, columns) "
-            "with at least one row."
+            f"numerator {numerator.shape} and denominator {denominator.shape} need the same shape (rows, columns) "
+            "with at least one row"
         )
     columns = numerator.shape[1]
     both, times = distinct_rows(np.hstack([numerator, denominator]))
-    resampled = np.empty((resamples, columns))
-    done = 0
-    for counts in draws(times, resamples, seed):
-        sums = counts @ both
-        resampled[done : done + len(counts)] = _ratio(sums[:, :columns], sums[:, columns:])
-        done += len(counts)
-    value = _ratio(numerator.sum(axis=0), denominator.sum(axis=0))
-    return Ratios(value, resampled, (denominator > 0).sum(axis=0))
+    sums = np.concatenate([counts @ both for counts in draws(times, resamples, seed)])
+    return Ratios(
+        value_K=_ratio(numerator.sum(axis=0), denominator.sum(axis=0)),
+        resampled_RK=_ratio(sums[:, :columns], sums[:, columns:]),
+        rows_K=(denominator > 0).sum(axis=0),
+    )
 
 
 def bootstrap_means(values_NK: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> Ratios:
-    """The means of K columns over rows; `bootstrap_ratios` with a denominator of ones."""
+    """The means of K columns over rows; `bootstrap_ratios` with denominators of 1."""
     values = np.asarray(values_NK, dtype=np.float64)
     return bootstrap_ratios(values, np.ones_like(values), resamples=resamples, seed=seed)
 
 
 def interval(value: float, resampled_R: Floats, rows: int, level: float = LEVEL) -> Estimate:
-    """A value with the percentile interval of its resamples.
+    """A value with the percentile interval of its resamples; no interval for fewer than two rows.
 
-    Resamples in which the statistic is undefined (no row with a denominator was drawn) are left out. One row tells
-    nothing of the spread between rows: there is no interval below two.
+    Resamples in which the statistic is undefined (no row with a denominator was drawn) are left out.
     """
     if not math.isfinite(value):
         return UNDEFINED
@@ -122,19 +117,13 @@ def exponential(estimate: Estimate) -> Estimate:
     return Estimate(*(None if x is None or x > 700 else math.exp(x) for x in estimate))
 
 
-def _ratio(numerator: Floats, denominator: Floats) -> Floats:
-    """NaN where either is not finite or the denominator is 0."""
-    defined = np.isfinite(numerator) & (denominator > 0)
-    return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=defined)
-
-
 def distinct_rows(table_NK: Floats) -> tuple[Floats, NDArray[np.int64]]:
-    """The distinct rows of a table, shape (U, K), and how often each is in it; the rows themselves where few are equal.
+    """The distinct rows of a table, shape (U, K), and how often each occurs; all rows if few of them are equal.
 
-    Plain verdicts are three distinct rows, however many there are.
+    Plain verdicts have three distinct rows, however many there are.
     """
     distinct_UK, times_U = np.unique(table_NK, axis=0, return_counts=True)
-    if len(distinct_UK) > len(table_NK) // EQUAL:
+    if len(distinct_UK) > len(table_NK) // MEAN_MULTIPLICITY:
         return table_NK, np.ones(len(table_NK), dtype=np.int64)
     return distinct_UK, times_U
 
@@ -142,8 +131,7 @@ def distinct_rows(table_NK: Floats) -> tuple[Floats, NDArray[np.int64]]:
 def draws(times_U: NDArray[np.int64], resamples: int, seed: int) -> Iterator[Floats]:
     """How often each row is drawn in each resample, in blocks of shape (resamples of the block, U).
 
-    Row u stands for times_U[u] equal rows, and a resample has as many rows as these are: what is drawn of U distinct
-    rows is multinomial.
+    Row u stands for times_U[u] equal rows, so the counts of U distinct rows are multinomial.
     """
     generator = np.random.default_rng(seed)
     rows, distinct = int(times_U.sum()), len(times_U)
@@ -156,3 +144,41 @@ def draws(times_U: NDArray[np.int64], resamples: int, seed: int) -> Iterator[Flo
         drawn = generator.integers(0, rows, size=(size, rows))
         drawn += np.arange(size)[:, None] * rows
         yield np.bincount(drawn.ravel(), minlength=size * rows).reshape(size, rows).astype(np.float64)
+
+
+def wilson(successes: float, n: int, level: float = LEVEL) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (Wilson 1927; Brown, Cai and DasGupta 2001).
+
+    Ties count as half a success. Their variance is smaller than a coin's, so with many ties the interval is too wide.
+    """
+    z2 = ndtri((1 + level) / 2) ** 2
+    proportion = successes / n
+    center = (proportion + z2 / (2 * n)) / (1 + z2 / n)
+    half = math.sqrt(z2 * (proportion * (1 - proportion) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    return max(0.0, center - half), min(1.0, center + half)
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Two-sided exact p-value of wins against losses under chance 1/2; ties are left out.
+
+    Dixon and Mood 1946, The statistical sign test: twice the probability of at most min(wins, losses); 1 without
+    decisions.
+    """
+    return min(1.0, 2 * float(bdtr(min(wins, losses), wins + losses, 0.5)))
+
+
+def holm(p_values: ArrayLike) -> list[float]:
+    """Holm's step-down adjustment of several p-values, in their order (Holm 1979).
+
+    The i-th smallest of m, counted from 0, is multiplied by m - i, and is at least as large as the one before.
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.minimum(1.0, np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p)))))
+    return [float(x) for x in adjusted[np.argsort(order, kind="stable")]]
+
+
+def _ratio(numerator: Floats, denominator: Floats) -> Floats:
+    """NaN where the numerator is not finite or the denominator is 0."""
+    defined = np.isfinite(numerator) & (denominator > 0)
+    return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=defined)

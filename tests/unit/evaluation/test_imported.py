@@ -8,15 +8,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from lpsel.errors import UserError
-from lpsel.evaluation.head_to_head import figures
 from lpsel.evaluation.imported import aligned, read_judgements
 from lpsel.evaluation.length_control import length_controlled_win_rate
+from lpsel.evaluation.win_rate import pairwise_metrics
 
 # What the fit of alpaca_eval 0.6.6 gives for `length_controlled_minimal`; its liblinear stops at a tolerance of 1e-4.
 MINIMAL = (
     84.709517, 66.343213, 25.773115, 19.549396, 12.290591, 9.713562, 30.695135, 9.953044, 6.341180, 73.533496,
     39.624065, 6.496353, 80.342858, 50.0, 18.398170, 4.160864, 4.321522, 21.135522, 17.154352, 9.308404, 65.797383,
 )  # fmt: skip
+
+
+def metrics_of(judged, **options):
+    return pairwise_metrics(
+        judged.preference_NO, model_chars_N=judged.model_chars_N, baseline_chars_N=judged.baseline_chars_N, **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +58,7 @@ def test_published_figures_come_out_to_the_published_digits(alpaca_eval, tmp_pat
     path.write_text(json.dumps([{**row} for row in annotations(entry)], indent=4))
     [judged] = read_judgements(path)
     assert (judged.model, judged.judge, judged.baseline) == (entry["generator"], entry["annotator"], entry["baseline"])
-    found = figures(
-        judged.preference_NO,
-        model_chars_N=judged.model_chars_N,
-        baseline_chars_N=judged.baseline_chars_N,
-        category_N=judged.category_N,
-        resamples=200,
-    )
+    found = metrics_of(judged, category_N=judged.category_N, resamples=200)
     published = entry["published"]
     for ours, theirs in (
         ("win_rate", "win_rate"),
@@ -162,7 +162,9 @@ def test_what_is_there_and_cannot_be_read_counts_as_failed_and_is_said(tmp_path,
     verdicts = [2, "x", 3.7, None, True, 10**400, [1]]
     path.write_text(json.dumps([{"instruction": str(i), "preference": p} for i, p in enumerate(verdicts)]))
     [judged] = read_judgements(path)
-    found = figures(judged.preference_NO, model_chars_N=judged.model_chars_N, baseline_chars_N=judged.baseline_chars_N)
+    found = pairwise_metrics(
+        judged.preference_NO, model_chars_N=judged.model_chars_N, baseline_chars_N=judged.baseline_chars_N
+    )
     assert (found["n"], found["failed"]) == (1, 6)
     [warning] = caplog.messages
     assert warning == f"{path}: verdicts that cannot be read count as failed, 5 in all, preference 'x' in row 2 first."
@@ -183,7 +185,9 @@ def test_a_list_of_preferences_alone_has_a_prompt_a_row(tmp_path, ending):
     path = tmp_path / f"annotations.{ending}"
     path.write_bytes(packed(text.encode()))
     [judged] = read_judgements(path)
-    found = figures(judged.preference_NO, model_chars_N=judged.model_chars_N, baseline_chars_N=judged.baseline_chars_N)
+    found = pairwise_metrics(
+        judged.preference_NO, model_chars_N=judged.model_chars_N, baseline_chars_N=judged.baseline_chars_N
+    )
     assert [found[k] for k in ("n", "wins", "ties", "losses", "failed")] == [5, 2, 2, 1, 1]
     assert found["win_rate"] == pytest.approx(100 * 2.9 / 5)
     assert found["length_controlled_win_rate"] is None

@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 
 from lpsel.evaluation.length_control import fit, length_controlled_win_rate, refit
 from lpsel.evaluation.statistics import UNDEFINED
-from lpsel.evaluation.winrate import win_rate
+from lpsel.evaluation.win_rate import win_rate
 
 
 def drawn(generator, rows, theta, phi):

@@ -7,10 +7,18 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lpsel.evaluation import statistics
-from lpsel.evaluation.statistics import Estimate, bootstrap_means, bootstrap_ratios, exponential
+from lpsel.evaluation.statistics import (
+    Estimate,
+    bootstrap_means,
+    bootstrap_ratios,
+    exponential,
+    holm,
+    sign_test,
+    wilson,
+)
 
 
-def test_a_ratio_is_the_ratio_of_sums_not_the_mean_of_ratios():
+def test_a_ratio_is_the_ratio_of_sums():
     # two rows: 2 nats over 1 token, 2 nats over 4 tokens: (2 + 2) / (1 + 4) = 0.8; the mean of ratios would be 1.25
     assert bootstrap_ratios([[2.0], [2.0]], [[1.0], [4.0]]).estimate(0).value == pytest.approx(0.8)
 
@@ -20,16 +28,16 @@ def test_the_interval_of_a_mean_of_two_rows_is_known_by_hand():
     assert bootstrap_means([[0.0], [1.0]], seed=1).estimate(0) == Estimate(0.5, 0.0, 1.0)
 
 
-def test_the_interval_of_many_equal_rows_is_the_binomials():
+def test_the_interval_of_many_equal_rows_is_binomial():
     # 50 ones and 50 zeros: a resample's sum is binomial (100, 1/2), whose 2.5 % and 97.5 % quantiles are 40 and 60
     assert stats.binom(100, 0.5).ppf([0.025, 0.975]).tolist() == [40, 60]
     assert bootstrap_means([[1.0], [0.0]] * 50, seed=1).estimate(0) == Estimate(0.5, 0.4, 0.6)
 
 
-def test_equal_rows_are_drawn_as_often_as_rows_one_by_one(monkeypatch):
+def test_drawing_equal_rows_together_gives_the_same_distribution(monkeypatch):
     rows = np.random.default_rng(0).choice([1.0, 2.0, 4.0], (200, 1), p=[0.6, 0.3, 0.1])
     together = bootstrap_means(rows, seed=2)
-    monkeypatch.setattr(statistics, "EQUAL", 200)
+    monkeypatch.setattr(statistics, "MEAN_MULTIPLICITY", 200)
     apart = bootstrap_means(rows, seed=2)
     assert not np.array_equal(together.resampled_RK, apart.resampled_RK)
     assert stats.ks_2samp(together.resampled_RK[:, 0], apart.resampled_RK[:, 0]).pvalue > 0.01
@@ -78,7 +86,7 @@ def test_the_difference_to_itself_is_zero():
 
 
 @pytest.mark.parametrize("equal", [False, True])
-def test_a_seed_gives_one_answer_whatever_the_size_of_a_block(monkeypatch, equal):
+def test_resamples_do_not_depend_on_the_block_size(monkeypatch, equal):
     values = np.random.default_rng(0).normal(size=(37, 2))
     if equal:
         values = np.repeat(values[:4], 9, axis=0)
@@ -96,7 +104,7 @@ def test_one_row_has_a_value_and_no_interval():
     assert bootstrap_ratios([[3.0], [0.0], [0.0]], [[2.0], [0.0], [0.0]]).estimate(0) == Estimate(1.5, None, None)
 
 
-def test_what_is_undefined_is_none():
+def test_undefined_ratios_are_none():
     assert bootstrap_ratios([[0.0], [0.0]], [[0.0], [0.0]]).estimate(0) == Estimate(None, None, None)
     with_nan = bootstrap_means([[1.0, math.nan], [2.0, 1.0]])
     assert with_nan.estimate(1) == Estimate(None, None, None)
@@ -109,7 +117,7 @@ def test_resamples_without_a_denominator_are_left_out():
     assert bootstrap_ratios([[1.0], [1.0], [0.0]], [[1.0], [1.0], [0.0]]).estimate(0) == Estimate(1.0, 1.0, 1.0)
 
 
-def test_no_rows_and_unlike_shapes_are_refused():
+def test_no_rows_and_different_shapes_are_rejected():
     with pytest.raises(ValueError, match="at least one row"):
         bootstrap_means(np.empty((0, 1)))
     with pytest.raises(ValueError, match="same shape"):
@@ -122,7 +130,7 @@ def test_perplexity_is_exp_of_both_ends():
 
 
 @given(st.lists(st.tuples(st.floats(0, 100), st.integers(0, 20)), min_size=2, max_size=30), st.randoms())
-def test_the_order_of_rows_does_not_change_the_value_and_the_ends_bracket_the_rows(rows, random):
+def test_the_row_order_does_not_change_the_value(rows, random):
     nll, tokens = np.array([r[0] for r in rows])[:, None], np.array([float(r[1]) for r in rows])[:, None]
     nll = nll * tokens
     estimate = bootstrap_ratios(nll, tokens, resamples=200).estimate(0)
@@ -134,3 +142,29 @@ def test_the_order_of_rows_does_not_change_the_value_and_the_ends_bracket_the_ro
         assert estimate.high is not None
         means = [r[0] for r in rows if r[1]]
         assert min(means) - 1e-6 <= estimate.low <= estimate.high <= max(means) + 1e-6
+
+
+def test_sign_test_and_wilson_interval_match_scipy():
+    for wins, losses in ((0, 0), (7, 3), (30, 52), (205, 584)):
+        if wins + losses:
+            expected = stats.binomtest(wins, wins + losses)
+            assert sign_test(wins, losses) == pytest.approx(expected.pvalue)
+            theirs = expected.proportion_ci(method="wilson")
+            assert wilson(wins, wins + losses) == pytest.approx((theirs.low, theirs.high))
+        else:
+            assert sign_test(wins, losses) == 1
+
+
+def test_holm_by_hand():
+    # sorted .01 .02 .03 .04 times 4 3 2 1: .04 .06 .06 (not below the one before) .06
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.6, 0.9]) == [1, 1]
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_lies_between_the_p_value_and_bonferroni(p):
+    adjusted = np.array(holm(p))
+    assert (adjusted >= np.array(p)).all()
+    assert (adjusted <= np.minimum(1, len(p) * np.array(p)) + 1e-15).all()
+    assert (np.diff(adjusted[np.argsort(p, kind="stable")]) >= 0).all()

@@ -3,25 +3,25 @@ import math
 import numpy as np
 import pytest
 
-from lpsel.evaluation.judge_agreement import combined, flip_rate, judges_agreement
+from lpsel.evaluation.preferences import combined, flip_rate, judges_agreement
 
 
-def test_a_verdict_that_is_not_the_same_in_both_orders_is_a_tie():
+def test_verdicts_that_differ_between_the_orders_are_a_tie():
     both = [(2, 2), (2, 1.5), (0, 2), (1.5, 0), (2, 1), (1, 2), (1, 1.5), (1, 1), (2, None), (None, None)]
     expected = [2, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1, math.nan, math.nan]
     np.testing.assert_array_equal(combined(both), expected)
 
 
-def test_shares_of_both_orders_are_averaged():
+def test_fractional_preferences_are_averaged():
     np.testing.assert_allclose(combined([(1.9, 1.5), (1.2, 1.6), (1.0, 2.0)]), [1.7, 1.4, 1.5])
 
 
-def test_one_order_is_left_as_it_is():
+def test_a_single_order_stays_as_it_is():
     np.testing.assert_array_equal(combined([2, 0, None, 1.25]), [2, 1.5, math.nan, 1.25])
 
 
-def test_a_flip_is_another_verdict_in_the_other_order():
-    # win/win, win/loss, win/tie, tie/tie, and one that was read once: 2 of 4
+def test_flips_are_different_verdicts_in_the_two_orders():
+    # win/win, win/loss, win/tie, tie/tie, and one judged in one order only: 2 of 4
     assert flip_rate([(2, 2), (2, 1), (2, 1.5), (1.5, 0), (2, None)]) == 50
     assert flip_rate([(1.9, 1.6)]) == 0
     assert flip_rate([(2, None)]) is None
@@ -32,7 +32,7 @@ def test_kappa_by_hand():
     # 10 prompts: 4 both win, 3 both lose, 1 both tie, 2 disagree: .8 observed.
     a = [2, 2, 2, 2, 1, 1, 1, 1.5, 2, 1]
     b = [2, 2, 2, 2, 1, 1, 1, 0.0, 1, 2]
-    # both say win 5, loss 4, tie 1 times: chance .25 + .16 + .01 = .42
+    # each: 5 wins, 4 losses, 1 tie: chance .25 + .16 + .01 = .42
     [found] = judges_agreement({"a": [*a, None], "b": [*b, 2]})
     assert found == {
         "judges": ["a", "b"],
@@ -42,8 +42,8 @@ def test_kappa_by_hand():
     }
 
 
-def test_every_two_judges_and_what_is_not_defined():
+def test_agreement_of_every_two_judges_and_undefined_values():
     found = judges_agreement({"a": [2, 2], "b": [2, 2], "c": [None, None]})
     assert [pair["judges"] for pair in found] == [["a", "b"], ["a", "c"], ["b", "c"]]
-    assert (found[0]["agreement"], found[0]["kappa"]) == (100, None)  # chance alone agrees on all
+    assert (found[0]["agreement"], found[0]["kappa"]) == (100, None)  # only one verdict occurs
     assert found[1] == {"judges": ["a", "c"], "n": 0, "agreement": None, "kappa": None}

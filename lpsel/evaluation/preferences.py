@@ -1,0 +1,98 @@
+"""Verdicts of judges as numbers: both orders combined into one preference, and agreement between judges.
+
+Preferences are coded like AlpacaEval's: 1 if the first answer (the baseline's) is better, 2 if the second one (the
+model's) is, 1.5 or 0 for a tie, numbers between 1 and 2 for fractional preferences, NaN if not judged.
+"""
+
+# N prompts, O orders in which the two answers were shown
+
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lpsel.errors import UserError
+from lpsel.judging.judge import LOSS, TIE, WIN
+
+CODES = "use 1 (the baseline's answer is better), 2 (the model's), a number between, 0 or 1.5 (a tie), or null"
+
+Floats = NDArray[np.float64]
+
+
+def as_preferences(values_N: ArrayLike) -> Floats:
+    """Preferences as float64, shape (N,); every tie is 1.5, and None becomes NaN.
+
+    Raises:
+        UserError: a number that is not a preference.
+    """
+    preference_N = np.array(values_N, dtype=np.float64)
+    if preference_N.ndim != 1:
+        raise ValueError(f"preferences have shape {preference_N.shape}, expected one for every prompt")
+    preference_N[preference_N == 0] = TIE
+    wrong = np.flatnonzero(~np.isnan(preference_N) & ~((preference_N >= LOSS) & (preference_N <= WIN)))
+    if len(wrong):
+        raise UserError("preference", f"{preference_N[wrong[0]]:g}", f"row {wrong[0]} is not a preference", CODES)
+    return preference_N
+
+
+def combined(preference_NO: ArrayLike) -> Floats:
+    """One preference for every prompt from those in each order, shape (N,); NaN where any of them is missing.
+
+    Fractional preferences are averaged. Plain verdicts (win, tie, loss) that differ between the orders are a tie,
+    because they only show which position the judge prefers (Zheng et al. 2023, section 3.4, count a win only if both
+    orders agree). For the same reason, a prompt with a verdict in one order only has no preference.
+    """
+    preference_NO = _by_order(preference_NO)
+    mean_N = preference_NO.mean(axis=1)
+    if not np.isin(preference_NO[~np.isnan(preference_NO)], (LOSS, TIE, WIN)).all():
+        return mean_N
+    same_N = (preference_NO == preference_NO[:, :1]).all(axis=1)
+    return np.where(same_N | np.isnan(mean_N), mean_N, TIE)
+
+
+def flip_rate(preference_NO: ArrayLike) -> float | None:
+    """Percentage of the prompts judged in both orders whose verdict (win, tie or loss) differs between the orders.
+
+    None if no prompt was judged in both. 100 minus it is the consistency of Zheng et al. 2023, Judging LLM-as-a-judge.
+    """
+    preference_NO = _by_order(preference_NO)
+    if preference_NO.shape[1] != 2:
+        return None
+    verdict_n2 = np.sign(preference_NO[~np.isnan(preference_NO).any(axis=1)] - TIE)
+    return 100 * float((verdict_n2[:, 0] != verdict_n2[:, 1]).mean()) if len(verdict_n2) else None
+
+
+def judges_agreement(preference_N: Mapping[str, ArrayLike]) -> list[dict[str, Any]]:
+    """Agreement of every two judges on the same prompts.
+
+    Args:
+        preference_N: preferences of each judge, for the same prompts in the same order.
+
+    Returns:
+        For each pair of `judges`: `n` prompts that both judged, `agreement` of their verdicts (win, tie, loss) in
+        percent, and Cohen's `kappa` (1960; None if only one verdict occurs).
+    """
+    from sklearn.metrics import cohen_kappa_score
+
+    verdict_N = {judge: np.sign(as_preferences(values) - TIE) for judge, values in preference_N.items()}
+    pairs = []
+    for first, second in combinations(verdict_N, 2):
+        both = ~np.isnan(verdict_N[first]) & ~np.isnan(verdict_N[second])
+        a, b = verdict_N[first][both], verdict_N[second][both]
+        pairs.append(
+            {
+                "judges": [first, second],
+                "n": len(a),
+                "agreement": 100 * float((a == b).mean()) if len(a) else None,
+                "kappa": float(cohen_kappa_score(a, b)) if len(np.unique([a, b])) > 1 else None,
+            }
+        )
+    return pairs
+
+
+def _by_order(preference_NO: ArrayLike) -> Floats:
+    preference_NO = np.array(preference_NO, dtype=np.float64)
+    columns = preference_NO[:, None] if preference_NO.ndim == 1 else preference_NO
+    return np.column_stack([as_preferences(column) for column in columns.T])

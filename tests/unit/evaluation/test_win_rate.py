@@ -1,0 +1,187 @@
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from lpsel.errors import UserError
+from lpsel.evaluation.win_rate import adjust_p_values, longer_wins, pairwise_metrics, win_rate
+from lpsel.storage import finite
+
+PREFERENCES = st.lists(st.sampled_from([0.0, 1.0, 1.5, 2.0, math.nan]) | st.floats(1, 2), max_size=40)
+
+
+def test_wins_ties_and_losses_by_hand():
+    # 3 wins, 2 ties (both codes), 1 loss, 1 not judged; preferences minus 1 are 1 1 1 .5 .5 0, with mean 4/6 and a sum
+    # of squared deviations of 5/6
+    found = win_rate([2, 2, 2, 1.5, 0, 1, None])
+    assert (found.n, found.wins, found.ties, found.losses, found.failed) == (6, 3, 2, 1, 1)
+    assert found.win_rate == pytest.approx(100 * 4 / 6)
+    assert found.win_rate == pytest.approx(found.discrete_win_rate)
+    assert found.standard_error == pytest.approx(100 * math.sqrt(5 / 6 / 5 / 6))
+    assert found.winning_score == pytest.approx(1 + (3 - 1) / 6)
+    # 3 of 4 decided: twice the chance of 3 or 4 heads in 4 throws, 2 x 5 / 16
+    assert found.p_value == pytest.approx(0.625)
+
+
+def test_fractional_preferences_are_averaged_and_counted_by_side():
+    found = win_rate([1.9, 1.51, 1.2, 1.5])
+    assert (found.wins, found.ties, found.losses) == (2, 1, 1)
+    assert found.win_rate == pytest.approx(100 * (0.9 + 0.51 + 0.2 + 0.5) / 4)
+    assert found.discrete_win_rate == pytest.approx(62.5)
+
+
+def test_without_verdicts_there_are_counts_only():
+    for preference in ([], [None, math.nan]):
+        found = win_rate(preference)
+        assert (found.n, found.failed) == (0, len(preference))
+        assert {found.win_rate, found.standard_error, found.ci_low, found.p_value, found.winning_score} == {None}
+
+
+def test_one_verdict_has_a_wide_wilson_interval():
+    found = win_rate([2])
+    assert (found.win_rate, found.winning_score, found.p_value) == (100, 2, 1)
+    assert (found.standard_error, found.ci_low, found.ci_high) == (None, 100, 100)
+    assert found.wilson_low < 21
+
+
+@given(st.floats(1, 2), st.integers(1, 40))
+def test_equal_verdicts_have_their_rate_inside_the_interval(preference, prompts):
+    found = win_rate([preference] * prompts, resamples=20)
+    assert found.ci_low <= found.win_rate <= found.ci_high
+
+
+def test_all_ties():
+    found = win_rate([1.5] * 20)
+    assert (found.win_rate, found.standard_error, found.ci_low, found.ci_high) == (50, 0, 50, 50)
+    assert (found.p_value, found.winning_score) == (1, 1)
+
+
+def test_all_wins():
+    found = win_rate([2] * 20)
+    assert (found.win_rate, found.standard_error, found.winning_score) == (100, 0, 2)
+    assert found.p_value == pytest.approx(2 * 0.5**20)
+    assert found.wilson_high == 100
+    assert found.wilson_low == pytest.approx(100 * 20 / (20 + stats.norm.ppf(0.975) ** 2))  # its closed form
+
+
+@pytest.mark.parametrize("wrong", [3.7, 0.5, -1, math.inf])
+def test_invalid_preferences_are_rejected(wrong):
+    with pytest.raises(UserError) as caught:
+        win_rate([2, wrong])
+    assert (caught.value.name, caught.value.value) == ("preference", f"{wrong:g}")
+    assert caught.value.problem == "row 1 is not a preference"
+
+
+@pytest.mark.parametrize("p_win", [0.2, 0.5])
+def test_the_bootstrap_and_wilson_cover_the_win_rate_of_wins_ties_and_losses(p_win):
+    generator = np.random.default_rng(1)
+    ties = 0.1
+    true = 100 * (p_win + ties / 2)
+    inside = np.zeros(2)
+    for draw in range(1000):
+        found = win_rate(
+            generator.choice([2, 1.5, 1], size=120, p=[p_win, ties, 1 - p_win - ties]), resamples=500, seed=draw
+        )
+        inside += [found.ci_low <= true <= found.ci_high, found.wilson_low <= true <= found.wilson_high]
+    assert 930 <= inside[0] <= 970
+    assert inside[1] >= 930  # ties make it too wide
+
+
+def test_the_bootstrap_covers_the_rate_of_fractional_preferences():
+    generator = np.random.default_rng(2)
+    true = 100 * 0.3 / (0.3 + 0.9)  # mean of a beta distribution, mostly near 0 and 1 like a judge
+    inside = 0
+    for draw in range(1000):
+        found = win_rate(1 + generator.beta(0.3, 0.9, size=120), resamples=500, seed=draw)
+        inside += found.ci_low <= true <= found.ci_high
+    assert 930 <= inside <= 970
+
+
+@given(PREFERENCES, st.randoms())
+def test_swapping_the_models_mirrors_every_statistic(preference, random):
+    there = win_rate(preference, resamples=50)
+    back = win_rate([3 - p if p else 0 for p in preference], resamples=50)
+    assert (there.n, there.wins, there.ties, there.losses) == (back.n, back.losses, back.ties, back.wins)
+    assert there.n == there.wins + there.ties + there.losses
+    assert there.n + there.failed == len(preference)
+    assert there.p_value == back.p_value
+    if there.n:
+        assert there.win_rate == pytest.approx(100 - back.win_rate, abs=1e-9)
+        assert there.winning_score == pytest.approx(2 - back.winning_score)
+        assert there.wilson_low == pytest.approx(100 - back.wilson_high)
+    shuffled = random.sample(preference, len(preference))
+    assert win_rate(shuffled, resamples=50).wins == there.wins
+
+
+def test_longer_wins_counts_decided_prompts_of_different_length():
+    # longer and won, longer and lost, shorter and lost (the longer one won); the rest does not count
+    chars = [20, 20, 5, 10, 20, 20, None]
+    assert longer_wins([2, 1, 1, 2, 0, None, 2], chars, [10] * 7) == pytest.approx(100 * 2 / 3)
+    assert longer_wins([1.5, 2], [20, 10], [10, 10]) is None
+
+
+def metrics_of(preference, **more):
+    lengths = {"model_chars_N": [None] * len(preference), "baseline_chars_N": [None] * len(preference)}
+    return pairwise_metrics(preference, **{**lengths, "resamples": 500, **more})
+
+
+def test_groups_and_the_mean_of_prompt_sets():
+    # set a: 2 wins; set b: 1 win, 3 losses, 1 prompt without a verdict
+    metrics = metrics_of(
+        [2, 2, 2, 1, 1, 1, None],
+        prompt_set_N=["a", "a", "b", "b", "b", "b", "b"],
+        category_N=["x", None, "x", "y", "y", "y", "y"],
+    )
+    assert metrics["win_rate"] == pytest.approx(50)
+    assert {name: of_set["win_rate"] for name, of_set in metrics["by_prompt_set"].items()} == {"a": 100, "b": 25}
+    assert metrics["by_prompt_set"]["b"]["failed"] == 1
+    assert metrics["mean_of_prompt_sets"]["win_rate"] == pytest.approx(62.5)
+    # only b varies: resampled between 0 and 100, so the mean of sets is between 50 and 100
+    assert 50 <= metrics["mean_of_prompt_sets"]["ci_low"] < 62.5 < metrics["mean_of_prompt_sets"]["ci_high"] <= 100
+    assert {name: of_part["n"] for name, of_part in metrics["by_category"].items()} == {"x": 2, "y": 3}
+
+
+def test_without_groups_the_entries_are_none():
+    metrics = metrics_of([2, 1, 1.5], category_N=[None] * 3)
+    assert (metrics["by_category"], metrics["by_prompt_set"], metrics["mean_of_prompt_sets"]) == (None, None, None)
+
+
+def test_lengths():
+    metrics = metrics_of([2, 2, 1, None], model_chars_N=[10, 30, 5, 15], baseline_chars_N=[20, 20, 20, 20])
+    assert (metrics["model_mean_chars"], metrics["baseline_mean_chars"]) == (15, 20)
+    assert metrics["longer_wins"] == pytest.approx(100 * 2 / 3)
+    assert metrics["length_controlled_win_rate"] is None  # three verdicts
+
+
+def test_two_orders():
+    metrics = metrics_of([(2, 2), (2, 1), (1, 1.5), (2, None)])
+    assert (metrics["n"], metrics["wins"], metrics["ties"], metrics["losses"], metrics["failed"]) == (3, 1, 2, 0, 1)
+    assert metrics["flip_rate"] == pytest.approx(100 * 2 / 3)
+
+
+def test_metrics_without_verdicts_are_strict_json():
+    for preference in ([], [None, math.nan]):
+        metrics = metrics_of(preference, prompt_set_N=["a"] * len(preference))
+        json.dumps(metrics, allow_nan=False)
+        assert metrics == finite(metrics)
+        assert metrics["win_rate"] is None
+
+
+def test_a_seed_gives_reproducible_intervals():
+    preference = np.random.default_rng(0).choice([1.0, 2.0], 60)
+    assert metrics_of(preference, seed=3) == metrics_of(preference, seed=3)
+    assert metrics_of(preference, seed=3)["ci_low"] is not None
+
+
+def test_p_values_are_corrected_for_the_number_of_models():
+    won = metrics_of([2] * 12)  # p = 2 x .5^12
+    even = metrics_of([2, 1] * 6)  # p = 1
+    metrics = adjust_p_values({"good": won, "same": even, "unjudged": metrics_of([None] * 3)})
+    assert metrics["good"]["p_value_holm"] == pytest.approx(2 * 2 * 0.5**12)
+    assert metrics["same"]["p_value_holm"] == 1
+    assert metrics["unjudged"]["p_value_holm"] is None
+    assert metrics["good"]["p_value"] == pytest.approx(2 * 0.5**12)
