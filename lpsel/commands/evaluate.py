@@ -1,4 +1,4 @@
-"""`evaluate`: one or several models side by side on held-out rows."""
+"""`evaluate`: models side by side on held-out rows, by their answers to prompts, or on tasks of a harness."""
 
 import logging
 from pathlib import Path
@@ -12,48 +12,49 @@ from lpsel.commands.job import Job
 from lpsel.commands.tracked import track_evaluation
 from lpsel.config import build, config_dir
 from lpsel.errors import UserError
-from lpsel.evaluation.evaluator import Candidates, Place
+from lpsel.evaluation.evaluator import GENERATIONS, Candidates, EvaluationContext
+from lpsel.evaluation.judgements import JUDGEMENTS
 from lpsel.generation.openai_client import Endpoint
 from lpsel.model.device import resolve_precision
 from lpsel.model.load import locate
 from lpsel.model.spec import ModelSpec
 from lpsel.run_config import read_result
-from lpsel.tracking.artifacts import Artifact, evaluation_artifact, model_artifact
+from lpsel.tracking.artifacts import evaluation_artifact, model_artifact
 
 log = logging.getLogger(__name__)
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Evaluate, write generations and figures."""
+    """Evaluate, and write generations and metrics to the run folder."""
     config = job.config
-    models = [] if config.models is None else config.models
-    named = [str(name) for name in (models if isinstance(models, list | ListConfig) else [models])]
-    baseline = None if config.baseline is None else str(config.baseline)
+    models = config.models if isinstance(config.models, list | ListConfig) else [config.models]
+    names = [str(name) for name in models if name is not None]
+    baseline = [] if config.baseline is None else [str(config.baseline)]
     candidates = Candidates(
-        tuple(candidate(name, job) for name in named), None if baseline is None else candidate(baseline, job)
+        tuple(candidate(name, config) for name in names), *(candidate(name, config) for name in baseline)
     )
     evaluator = build(config.evaluator)
-    place = Place(job.run_dir, job.cache_dir, config.trainer.accelerator, config.trainer.precision)
+    context = EvaluationContext(job.run_dir, job.cache_dir, config.trainer.accelerator, config.trainer.precision)
     device = None
-    if candidates.all:  # verdicts made elsewhere are counted without torch, which takes seconds to import
-        device = str(place.device)
-        resolve_precision(place.precision)
+    if candidates.all:  # imported verdicts need neither models nor torch, which takes seconds to import
+        device = str(context.device)
+        resolve_precision(context.precision)
+        log.info("Evaluating %s", "; ".join(model.name for model in candidates.all))
     for spec in candidates.all:
         if isinstance(spec, ModelSpec) and spec.path:
             locate(spec, job.cache_dir)
-
-    if candidates.all:
-        log.info("Evaluating %s", "; ".join(c.name for c in candidates.all))
     evaluator.check(candidates)
+
     job.start_tracking()
-    for name in dict.fromkeys([*([baseline] if baseline else []), *named]):
-        for parent in _made_by(name):
-            job.tracker.use_artifact(parent)
-    result = evaluator.evaluate(candidates, place)
+    for folder in (Path(name).expanduser() for name in dict.fromkeys([*baseline, *names])):
+        artifact = (read_result(folder) or {}).get("artifact")
+        if artifact is not None:
+            job.tracker.use_artifact(model_artifact(artifact, folder / "model"))
+    result = evaluator.evaluate(candidates, context)
     track_evaluation(job.tracker, result)
-    for made in (job.run_dir / "generations", job.run_dir / "judgements.parquet"):
-        if made.exists():
-            job.tracker.log_artifact(evaluation_artifact(made, job.run_dir))
+    for output in (job.run_dir / GENERATIONS, job.run_dir / JUDGEMENTS):
+        if output.exists():
+            job.tracker.log_artifact(evaluation_artifact(output, job.run_dir))
     return {"command": "evaluate", "device": device, **result}
 
 
@@ -62,59 +63,22 @@ def show(config: DictConfig, result: dict[str, Any]) -> None:
     console.show(build(config.evaluator).table(result))
 
 
-def candidate(name: str, job: Job) -> ModelSpec | Endpoint:
-    """What `model=NAME` means: a run folder of train.py, a model folder, a name in conf/model, a Hub id, or MODEL@URL.
+def candidate(name: str, config: DictConfig) -> ModelSpec | Endpoint:
+    """The model of `model=NAME`: MODEL@URL, a run folder of train.py, a model folder, a name in conf/model, a Hub id.
 
     Raises:
         UserError: a folder that is neither a finished training run nor a model.
     """
-    endpoint = Endpoint.of(name)
-    if endpoint is not None:
+    if (endpoint := Endpoint.of(name)) is not None:
         return endpoint
     folder = Path(name).expanduser()
-    if folder.is_dir():
-        if (folder / "config.json").is_file():
-            return _elsewhere(folder.resolve().name, str(folder), job)
-        made = read_result(folder) or {}
-        try:
-            base = made["base_model"]
-            merged = made["model"] is not None
-            spec = ModelSpec(
-                name=_run_name(folder, made),
-                path=str(folder / "model"),
-                template=base["template"],
-                max_length=base["max_length"],
-                trust_remote_code=job.config.trust_remote_code,
-            )
-            trusted = base["trust_remote_code"]
-        except (KeyError, TypeError, AttributeError):
-            raise UserError(
-                f"model={name}: neither a finished run of train.py (result.json with a model) nor a model folder "
-                "(config.json); give one of these, a name in conf/model or a Hugging Face id."
-            ) from None
-        if trusted is not False and job.config.trust_remote_code is not True:
-            raise UserError(
-                "model",
-                name,
-                "its result.json has trust_remote_code=true, but this command does not",
-                "set trust_remote_code=true if you trust the code that comes with the model",
-            )
-        if not merged:
-            raise UserError(
-                f"model={name}: its adapter is not merged (adapter.merge=false); merge it into {folder / 'model'} as "
-                "docs/guides/memory.md says, and give that."
-            )
-        return spec
-    if (config_dir() / "model" / f"{name}.yaml").is_file():
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        return _trained_model(name, folder, config.trust_remote_code)
+    if not folder.is_dir() and (config_dir() / "model" / f"{name}.yaml").is_file():
         return build(compose("evaluate", overrides=[f"+model={name}", "models=null"]).model)
-    return _elsewhere(name.rsplit("/", 1)[-1], name, job)
-
-
-def _elsewhere(name: str, path: str, job: Job) -> ModelSpec:
-    config = job.config
     return ModelSpec(
-        name=name,
-        path=path,
+        name=folder.resolve().name if folder.is_dir() else name.rsplit("/", 1)[-1],
+        path=str(folder) if folder.is_dir() else name,
         template=config.template,
         max_length=config.max_length,
         trust_remote_code=config.trust_remote_code,
@@ -122,16 +86,38 @@ def _elsewhere(name: str, path: str, job: Job) -> ModelSpec:
     )
 
 
-def _run_name(folder: Path, made: dict[str, Any]) -> str:
-    """What sets a run apart in a table: its target, rule, scorer and share."""
-    rows = "all" if made["rule"] == "full" else f"{made['pct']:g} %"
-    bucket = f" {made['bucket']} bucket" if made.get("bucket") else ""
-    adapter = f", {made['adapter']['method']}" if made.get("adapter") else ""
-    scorer = f" by {made['scorer']['name']}" if made.get("scorer") else ""
-    return f"{made['base_model']['name']}, {made['rule']}{bucket}{scorer}, {rows}{adapter}"
+def _trained_model(name: str, folder: Path, trust_remote_code: bool) -> ModelSpec:
+    """The model of a run folder, which may come from someone else: it never turns on trust_remote_code."""
+    result = read_result(folder) or {}
+    try:
+        base, merged = result["base_model"], result["model"] is not None
+        spec = ModelSpec(
+            name=_describe_run(result),
+            path=str(folder / "model"),
+            template=base["template"],
+            max_length=base["max_length"],
+            trust_remote_code=trust_remote_code,
+        )
+        needs_code = base["trust_remote_code"] is not False
+    except (KeyError, TypeError, AttributeError):
+        problem = "neither a finished run of train.py (result.json with a model) nor a model folder (config.json)"
+        hint = "set model to one of these, a name in conf/model or a Hugging Face id"
+        raise UserError("model", name, problem, hint) from None
+    if needs_code and trust_remote_code is not True:
+        problem = "its result.json has trust_remote_code=true, but this command does not"
+        hint = "set trust_remote_code=true if you trust the code that comes with the model"
+        raise UserError("model", name, problem, hint)
+    if not merged:
+        problem = "its adapter is not merged (adapter.merge=false)"
+        hint = f"merge it into {folder / 'model'} (docs/guides/memory.md), and set model to that folder"
+        raise UserError("model", name, problem, hint)
+    return spec
 
 
-def _made_by(name: str) -> list[Artifact]:
-    folder = Path(name).expanduser()
-    made = read_result(folder) or {}
-    return [model_artifact(made["artifact"], folder / "model")] if "artifact" in made else []
+def _describe_run(result: dict[str, Any]) -> str:
+    """What distinguishes a run in a table: its target, rule, scorer and percentage of the data."""
+    rows = "all" if result["rule"] == "full" else f"{result['pct']:g} %"
+    bucket = f" {result['bucket']} bucket" if result.get("bucket") else ""
+    adapter = f", {result['adapter']['method']}" if result.get("adapter") else ""
+    scorer = f" by {result['scorer']['name']}" if result.get("scorer") else ""
+    return f"{result['base_model']['name']}, {result['rule']}{bucket}{scorer}, {rows}{adapter}"

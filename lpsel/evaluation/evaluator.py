@@ -1,10 +1,10 @@
-"""What every evaluator is given and gives back."""
+"""What every evaluator gets and returns."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from lpsel.errors import UserError, is_int
+from lpsel.errors import UserError
 from lpsel.generation.openai_client import Endpoint
 from lpsel.model.device import device_of, resolve_precision
 from lpsel.model.spec import ModelSpec
@@ -13,51 +13,47 @@ if TYPE_CHECKING:
     import torch
     from rich.table import Table
 
+GENERATIONS = "generations"  # subfolder of the run folder, with one file per model
+
 
 @dataclass(frozen=True)
 class Candidates:
-    """The models of an evaluation: `models`, and what they are compared with, where one was named."""
+    """The models of an evaluation, and the baseline that they are compared with."""
 
     models: tuple[ModelSpec | Endpoint, ...]
     baseline: ModelSpec | Endpoint | None = None
 
     @property
     def all(self) -> tuple[ModelSpec | Endpoint, ...]:
-        """The baseline first."""
+        """The baseline, if any, followed by the models."""
         return self.models if self.baseline is None else (self.baseline, *self.models)
 
-    def on_this_machine(self) -> list[ModelSpec]:
-        """All of them, for an evaluator that computes with their weights.
+    def local(self) -> list[ModelSpec]:
+        """All of them, for an evaluator that needs their weights.
 
         Raises:
-            UserError: none, or one behind an endpoint.
+            UserError: there is none, or one is an endpoint.
         """
         if not self.all:
-            raise UserError("model: none given; say model=RUN_OR_MODEL, or model=[A,B] for several.")
+            raise UserError("model", "null", "no model to evaluate", "set model=RUN_OR_MODEL or model=[A,B]")
         specs = []
         for model in self.all:
             if isinstance(model, Endpoint):
-                raise UserError(
-                    f"model={model.model}@{model.base_url}: has no weights here; give a run folder or a model, or say "
-                    "evaluator=pairwise."
-                )
+                name = f"{model.model}@{model.base_url}"
+                hint = "set evaluator=pairwise, or set model to a run folder or a local model"
+                raise UserError("model", name, "this evaluator needs the model's weights", hint)
             specs.append(model)
         return specs
 
 
-def check_seed(seed: Any) -> None:
-    """Raise UserError for a seed that NumPy does not take."""
-    if not is_int(seed) or not 0 <= seed < 2**32:
-        raise UserError(f"seed={seed}: must be a whole number from 0 to 4294967295.")
-
-
-class Place(NamedTuple):
-    """Where an evaluation runs and leaves its files.
+@dataclass(frozen=True)
+class EvaluationContext:
+    """Where an evaluation runs and writes its files.
 
     Attributes:
         folder: the run folder.
-        cache_dir: for tokens, answers, judgements and tiny models.
-        accelerator, precision: as the trainer's.
+        cache_dir: for tokens, answers, verdicts and tiny models.
+        accelerator, precision: as for training.
     """
 
     folder: Path
@@ -67,32 +63,28 @@ class Place(NamedTuple):
 
     @property
     def device(self) -> "torch.device":
-        """Where the models run. Torch is imported for it, so that verdicts made elsewhere are counted without."""
+        """Device of the models; imports torch."""
         return device_of(self.accelerator)
 
     @property
     def dtype(self) -> "torch.dtype":
-        """The type of the models' weights."""
+        """Data type of the models' weights; imports torch."""
         import torch
 
         return torch.float32 if resolve_precision(self.precision) == "32-true" else torch.bfloat16
 
 
 class Evaluator(Protocol):
-    """Compares models. Built from a file in conf/evaluator."""
+    """Compares models; built from a file in conf/evaluator."""
 
     def check(self, candidates: Candidates) -> None:
-        """See that what is compared was named; `evaluate` does so too.
+        """Raise a UserError if models or settings are missing; called before `evaluate`."""
+
+    def evaluate(self, candidates: Candidates, context: EvaluationContext) -> dict[str, Any]:
+        """Metrics as plain numbers, strings, lists and dictionaries; writes files to the run folder.
 
         Raises:
-            UserError: names what was not.
-        """
-
-    def evaluate(self, candidates: Candidates, place: Place) -> dict[str, Any]:
-        """The figures, plain numbers, strings, lists and dictionaries; files go to the run folder.
-
-        Raises:
-            UserError: before any model is loaded where a mistake can be known by then.
+            UserError: before any model is loaded, if the error can be detected by then.
         """
 
     def table(self, result: dict[str, Any]) -> "Table":

@@ -1,20 +1,21 @@
 """EleutherAI's lm-evaluation-harness on trained models, several side by side."""
 
-import gc
 import logging
-import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lpsel.errors import UserError, check_package, first_line
-from lpsel.evaluation.evaluator import Candidates, Place
+from lpsel.errors import UserError, check_int, check_package, first_line
+from lpsel.evaluation.evaluator import GENERATIONS, Candidates, EvaluationContext
+from lpsel.evaluation.tables import lm_eval_table
+from lpsel.model.device import free_memory
 from lpsel.model.load import load_model, load_tokenizer, locate
 from lpsel.model.spec import ModelSpec
-from lpsel.storage import distinct, file_names, finite, json_line, write_atomically
+from lpsel.storage import distinct, file_names, finite, write_lines
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,16 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LmEvalEvaluator:
-    """Measures models with tasks of the harness, or with task files of one's own.
+    """Evaluates models on tasks of the harness, or on your own task files.
 
     Attributes:
         tasks: names, groups or tags of the harness, or YAML files.
-        include_path: a folder with further task files.
-        num_fewshot: examples before the question; None for what each task says.
+        include_path: folder with more task files.
+        num_fewshot: examples before the question; None for the number in each task.
         limit: rows of each task; None for all.
         batch_size: rows of a forward pass.
-        apply_chat_template: whether questions go through the tokenizer's chat template; None for models with
-            `template: chat`.
+        apply_chat_template: use the tokenizer's chat template; None for models with `template: chat`.
         seed: of the choice of examples.
     """
 
@@ -44,85 +44,64 @@ class LmEvalEvaluator:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        for name, least in (("num_fewshot", 0), ("limit", 1), ("batch_size", 1)):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < least):
-                raise UserError(f"evaluator.{name}={value}: must be a whole number, at least {least}.")
+        for name, minimum in (("num_fewshot", 0), ("limit", 1), ("batch_size", 1)):
+            if getattr(self, name) is not None:
+                check_int(f"evaluator.{name}", getattr(self, name), minimum)
         if self.include_path is not None and not Path(self.include_path).expanduser().is_dir():
-            raise UserError(f"evaluator.include_path={self.include_path}: no such folder; give one with task files.")
+            raise UserError("evaluator.include_path", self.include_path, "no such folder", "set a folder of task files")
 
     def check(self, candidates: Candidates) -> None:
-        """See that the harness is installed, and that there are tasks, and models on this machine."""
+        """Raise a UserError unless the harness is installed and there are tasks and local models."""
         check_package("lm_eval", "lm-eval", "evaluator", "lm_eval")
         if not self.tasks:
-            raise UserError("tasks=null: nothing to run; say tasks=[hellaswag,arc_easy], or a task file.")
-        candidates.on_this_machine()
+            raise UserError("tasks", "null", "no tasks to run", "set tasks=[hellaswag,arc_easy] or a task file")
+        candidates.local()
 
-    def evaluate(self, candidates: Candidates, place: Place) -> dict[str, Any]:
-        """Run all tasks on one model after the other, each freed before the next is loaded.
+    def evaluate(self, candidates: Candidates, context: EvaluationContext) -> dict[str, Any]:
+        """Run all tasks on one model after the other, freeing each before the next is loaded.
 
-        The run folder gets generations/NAME.jsonl for every model: each row of each task with its prompt, the model's
-        answers and its figures.
+        Writes generations/NAME.jsonl for every model: each row of each task with its prompt, answers and metrics.
 
         Returns:
-            `models` in their order, each with `metrics`: `TASK/METRIC` to `value` and `standard_error` as the harness
-            reports them (None where it has none), and `tasks`: rows, few-shot examples and version of each.
+            `models` in their order, each with `metrics`: `TASK/METRIC` to `value` and `standard_error` as reported by
+            the harness (None where it has none), and `tasks`: rows, few-shot examples and version of each.
 
         Raises:
-            UserError: lm_eval is not installed; no task, one that is not known or whose data cannot be read; a model
-                without a chat template that was to have one. Before any model is loaded.
+            UserError: an unknown task or one whose data cannot be read; a model without a chat template. Before any
+                model is loaded.
         """
-        self.check(candidates)
-        assert self.tasks
         for name in ("lm_eval", "evaluate"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        specs = candidates.on_this_machine()
-        paths = [locate(spec, place.cache_dir) for spec in specs]
+        specs = candidates.local()
+        paths = [locate(spec, context.cache_dir) for spec in specs]
         tokenizers = [load_tokenizer(spec, path) for spec, path in zip(specs, paths, strict=True)]
         chats = [self._chat(spec, tokenizer) for spec, tokenizer in zip(specs, tokenizers, strict=True)]
-        manager = self._manager()
-        shutil.rmtree(place.folder / "generations", ignore_errors=True)  # of an earlier run in the same folder
-        (place.folder / "generations").mkdir(parents=True)
+        manager = self._task_manager()
+        shutil.rmtree(context.folder / GENERATIONS, ignore_errors=True)  # of an earlier run in the same folder
+        names = [spec.name for spec in specs]
         models = []
-        for name, file, spec, path, tokenizer, chat in zip(
-            distinct([spec.name for spec in specs]),
-            file_names([spec.name for spec in specs]),
-            specs,
-            paths,
-            tokenizers,
-            chats,
-            strict=True,
-        ):
+        for i, (name, file) in enumerate(zip(distinct(names), file_names(names), strict=True)):
             started = time.perf_counter()
-            model = load_model(spec, path, place.dtype).to(place.device)
-            found = self._run(model, tokenizer, manager, chat)
-            del model
-            gc.collect()
-            generations = Path("generations") / f"{file}.jsonl"
-            write_atomically(place.folder / generations, lambda opened, found=found: opened.writelines(_rows(found)))  # type: ignore[misc]
+            output = self._run(specs[i], paths[i], tokenizers[i], manager, chats[i], context)
+            free_memory()
+            generations = f"{GENERATIONS}/{file}.jsonl"
+            write_lines(context.folder / generations, _rows(output))
             models.append(
                 {
                     "name": name,
-                    "model": path,
-                    "apply_chat_template": chat,
-                    "generations": generations.as_posix(),
-                    "tasks": {
-                        task: {
-                            "rows": counted["effective"],
-                            "num_fewshot": found["n-shot"].get(task),
-                            "version": found["versions"].get(task),
-                        }
-                        for task, counted in found["n-samples"].items()
-                    },
-                    "metrics": metrics_of(found["results"]),
+                    "model": paths[i],
+                    "apply_chat_template": chats[i],
+                    "generations": generations,
+                    "tasks": _tasks(output),
+                    "metrics": metrics_of(output["results"]),
                     "seconds": round(time.perf_counter() - started, 3),
                 }
             )
         return finite(
             {
                 "evaluator": "lm_eval",
-                "lm_eval_version": _version(),
-                "tasks": list(self.tasks),
+                "lm_eval_version": version("lm_eval"),
+                "tasks": list(self.tasks or ()),
                 "num_fewshot": self.num_fewshot,
                 "limit": self.limit,
                 "seed": self.seed,
@@ -132,58 +111,49 @@ class LmEvalEvaluator:
         )
 
     def table(self, result: dict[str, Any]) -> "Table":
-        """A row for every figure, a column for every model."""
-        from rich.markup import escape
-        from rich.table import Table
-
-        table = Table(caption="lm-evaluation-harness, value ± standard error", caption_justify="left")
-        table.add_column("task/metric", overflow="fold")
-        for model in result["models"]:
-            table.add_column(escape(model["name"]), justify="right", overflow="fold")
-        for metric in dict.fromkeys(metric for model in result["models"] for metric in model["metrics"]):
-            table.add_row(escape(metric), *[_cell(model["metrics"].get(metric)) for model in result["models"]])
-        return table
+        """A row for every metric, a column for every model."""
+        return lm_eval_table(result)
 
     def _chat(self, spec: ModelSpec, tokenizer: Any) -> bool:
         chat = spec.template == "chat" if self.apply_chat_template is None else self.apply_chat_template
         if chat and not tokenizer.chat_template:
-            raise UserError(
-                f"apply_chat_template: the tokenizer of {spec.name} has no chat template; say "
-                "evaluator.apply_chat_template=false."
-            )
+            problem = f"the tokenizer of {spec.name} has no chat template"
+            hint = "set evaluator.apply_chat_template=false"
+            raise UserError("evaluator.apply_chat_template", self.apply_chat_template, problem, hint)
         return chat
 
-    def _manager(self) -> Any:
-        """The harness's tasks, once it is sure that it knows those asked for and that their data are there."""
+    def _task_manager(self) -> Any:
+        """The tasks of the harness, after checking that the requested ones can be loaded."""
         from lm_eval.tasks import TaskManager
 
         folder = None if self.include_path is None else str(Path(self.include_path).expanduser())
-        # One's own files first: to list the thousands that the harness brings takes seconds.
+        # Listing the thousands of tasks of the harness takes seconds, so your own files are tried first.
         own = TaskManager(include_path=folder, include_defaults=False)
-        if self._wrong(own) is None:
+        if self._task_error(own) is None:
             return own
         every = TaskManager(include_path=folder)
-        if wrong := self._wrong(every):
-            raise wrong
+        if error := self._task_error(every):
+            raise error
         return every
 
-    def _wrong(self, manager: Any) -> UserError | None:
+    def _task_error(self, manager: Any) -> UserError | None:
         for task in self.tasks or ():
             if not manager.match_tasks([task]) and not Path(task).is_file():
-                return UserError(
-                    f"tasks: {task} is no task, group or tag of lm_eval and no file; `lm_eval ls tasks` lists them, "
-                    "evaluator.include_path=FOLDER adds your own."
-                )
+                hint = "run `lm_eval ls tasks` for a list, or set evaluator.include_path=FOLDER"
+                return UserError("tasks", task, "no task, group or tag of lm_eval, and no file", hint)
             try:
                 manager.load([task])
-            except Exception as error:
-                return UserError(f"tasks: {task} cannot be loaded ({first_line(error)}).")
+            except Exception as error:  # whatever the code of a task raises
+                return UserError("tasks", task, f"cannot be loaded ({first_line(error)})", "check its file and data")
         return None
 
-    def _run(self, model: Any, tokenizer: Any, manager: Any, chat: bool) -> Any:
+    def _run(
+        self, spec: ModelSpec, path: str, tokenizer: Any, manager: Any, chat: bool, context: EvaluationContext
+    ) -> Any:
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
 
+        model: Any = load_model(spec, path, context.dtype).to(context.device)
         return simple_evaluate(
             HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=self.batch_size),
             tasks=list(self.tasks or ()),
@@ -199,55 +169,51 @@ class LmEvalEvaluator:
 
 
 def metrics_of(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """The harness's figures, `TASK/METRIC` to value and standard error.
+    """The harness's results as `TASK/METRIC` to value and standard error.
 
-    It keys them `METRIC,FILTER` and `METRIC_stderr,FILTER`; the filter is kept where there is one.
+    The harness uses the keys `METRIC,FILTER` and `METRIC_stderr,FILTER`; a filter other than "none" is kept.
     """
-    found = {}
-    for task, figures in results.items():
-        for key, value in figures.items():
-            metric, _, filtered = key.partition(",")
-            if not filtered or metric.endswith("_stderr") or _number(value) is None:
+    metrics = {}
+    for task, values in results.items():
+        for key, value in values.items():
+            metric, _, name = key.partition(",")
+            if not name or metric.endswith("_stderr") or _number(value) is None:
                 continue
-            found[f"{task}/{metric}" if filtered == "none" else f"{task}/{metric},{filtered}"] = {
+            metrics[f"{task}/{metric}" if name == "none" else f"{task}/{metric},{name}"] = {
                 "value": _number(value),
-                "standard_error": _number(figures.get(f"{metric}_stderr,{filtered}")),
+                "standard_error": _number(values.get(f"{metric}_stderr,{name}")),
             }
-    return found
+    return metrics
 
 
 def _number(value: Any) -> float | None:
-    """None for what the harness writes in place of a number ("N/A", a name)."""
+    """None for what the harness writes instead of a number ("N/A", a name)."""
     try:
         return None if isinstance(value, str) else float(value)
     except TypeError:
         return None
 
 
-def _rows(found: Mapping[str, Any]) -> Iterator[bytes]:
-    for task, samples in found["samples"].items():
+def _tasks(output: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    return {
+        task: {
+            "rows": counts["effective"],
+            "num_fewshot": output["n-shot"].get(task),
+            "version": output["versions"].get(task),
+        }
+        for task, counts in output["n-samples"].items()
+    }
+
+
+def _rows(output: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for task, samples in output["samples"].items():
         for sample in samples:
-            yield json_line(
-                {
-                    "id": f"{task}/{sample['doc_id']}",
-                    "task": task,
-                    "filter": sample["filter"],
-                    "prompt": sample["arguments"][0][0],
-                    "target": sample["target"],
-                    "output": sample["filtered_resps"],
-                    **{metric: sample[metric] for metric in sample["metrics"]},
-                }
-            )
-
-
-def _cell(figure: Mapping[str, float | None] | None) -> str:
-    if figure is None or figure["value"] is None or math.isnan(figure["value"]):
-        return "-"
-    error = figure["standard_error"]
-    return f"{figure['value']:.4f}" + ("" if error is None else f" ± {error:.4f}")
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("lm_eval")
+            yield {
+                "id": f"{task}/{sample['doc_id']}",
+                "task": task,
+                "filter": sample["filter"],
+                "prompt": sample["arguments"][0][0],
+                "target": sample["target"],
+                "output": sample["filtered_resps"],
+                **{metric: sample[metric] for metric in sample["metrics"]},
+            }

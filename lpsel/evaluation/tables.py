@@ -5,77 +5,103 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-COLUMNS = (
-    ("NLL", "nll", 1.0, 3),
+# title, metric, factor, digits
+REFERENCE_COLUMNS = (
+    ("NLL (nats/token)", "nll", 1.0, 3),
     ("perplexity", "perplexity", 1.0, 2),
     ("bits/byte", "bits_per_byte", 1.0, 3),
-    ("exact match %", "exact_match", 100.0, 1),
-    ("ROUGE-L %", "rouge_l", 100.0, 1),
+    ("exact match (%)", "exact_match", 100.0, 1),
+    ("ROUGE-L (%)", "rouge_l", 100.0, 1),
+)
+PAIRWISE_COLUMNS = (
+    "wins",
+    "ties",
+    "losses",
+    "failed",
+    "win rate (%)",
+    "p-value",
+    "flip rate (%)",
+    "length-controlled win rate (%)",
+    "mean length (characters)",
 )
 
 
 def reference_table(result: dict[str, Any]) -> Table:
-    """A row for every model, each figure above its 95 % interval; the baseline comes first.
+    """A row for every model, each value above its 95 % interval; the baseline comes first.
 
-    An interval of the difference to the baseline that leaves out 0 is marked with a star.
+    A star marks values whose paired difference to the baseline has an interval without 0.
     """
     models = result["models"]
     notes = ["95 % bootstrap intervals over rows."]
     if len(models) > 1:
-        notes.append(
-            f"* differs from {escape(result['baseline'])}: the interval of the paired difference leaves out 0."
-        )
+        notes.append(f"* The 95 % interval of the paired difference to {escape(result['baseline'])} excludes 0.")
     if len({model["tokenizer"] for model in models}) > 1:
         notes.append("Tokenizers differ: compare bits/byte, not NLL or perplexity.")
-    table = Table(caption="\n".join(notes), caption_justify="left")
-    table.add_column("model", overflow="fold")
-    table.add_column("rows", justify="right")
-    for title, *_ in COLUMNS:
-        table.add_column(title, justify="right")
+    table = _table("model", ["rows", *(title for title, *_ in REFERENCE_COLUMNS)], notes)
     for model in models:
-        cells = [_cell(model, metric, scale, digits) for _, metric, scale, digits in COLUMNS]
-        table.add_row(escape(model["name"]), f"{model['rows']:,}", *cells)
+        cells = [f"{model['rows']:,}"]
+        for _, metric, factor, digits in REFERENCE_COLUMNS:
+            estimate = (model["metrics"][metric][part] for part in ("value", "low", "high"))
+            scaled = (None if value is None else value * factor for value in estimate)
+            cells.append(_interval(*scaled, digits=digits, mark="*" if _differs(model, metric) else ""))
+        table.add_row(escape(model["name"]), *cells)
     return table
 
 
 def pairwise_table(result: dict[str, Any]) -> Table:
-    """A row for every model: how it fares against the baseline, each figure above its 95 % interval.
+    """A row for every model with its results against the baseline, each value above its 95 % interval.
 
-    With people as judges, a row for every page to vote on.
+    For human judges, a row for every page to vote on.
     """
     if "win_rate" not in result:
-        pages = Table("model", "page to vote on", caption="Then: lpsel votes FILE...", caption_justify="left")
+        pages = Table("model", "page to vote on", caption="Then run: lpsel votes FILE...", caption_justify="left")
         for model in result["models"]:
             pages.add_row(escape(model["name"]), escape(str(model["page"])))
         return pages
-    several = len(result["models"]) > 1
+    judge = escape(str(result["judge"]["name"] or "imported verdicts"))
+    corrected = ", with Holm's correction" if len(result["models"]) > 1 else ""
     notes = [
-        f"Against {escape(str(result['baseline']))}, judged by {escape(str(result['judge']['name'] or 'others'))}. "
-        "95 % bootstrap intervals over prompts; p: exact sign test" + (", Holm's correction." if several else ".")
+        f"Against {escape(str(result['baseline']))}, judged by {judge}. 95 % bootstrap intervals over prompts; p-value "
+        f"of the exact sign test{corrected}."
     ]
     if any(model["failed"] for model in result["models"]):
-        notes.append("Failed: no verdict that could be read in every order; not among wins, ties and losses.")
-    for of_model, pairs in (result.get("judges") or {}).items():
-        notes += [escape(_agreement(of_model, pair)) for pair in pairs if pair["n"]]
-    table = Table(caption="\n".join(notes), caption_justify="left")
-    table.add_column("model", overflow="fold")
-    for title in ("wins", "ties", "losses", "failed", "win rate %", "p", "flips %", "length-controlled %", "chars"):
-        table.add_column(title, justify="right")
+        notes.append("Failed prompts have no valid verdict in every order, and are not wins, ties or losses.")
+    for name, pairs in (result.get("judges") or {}).items():
+        notes += [escape(_agreement(name, pair)) for pair in pairs if pair["n"]]
+    table = _table("model", PAIRWISE_COLUMNS, notes)
     for model in result["models"]:
-        p = model["p_value_holm"]
+        lengths = [model["model_mean_chars"], model["baseline_mean_chars"]]
         table.add_row(
             escape(model["name"]),
             *(f"{model[name]:,}" for name in ("wins", "ties", "losses", "failed")),
             _interval(model["win_rate"], model["ci_low"], model["ci_high"]),
-            "-" if p is None else f"{p:.2g}",
-            "-" if model["flip_rate"] is None else f"{model['flip_rate']:.1f}",
-            _interval(
-                model["length_controlled_win_rate"],
-                model["length_controlled_ci_low"],
-                model["length_controlled_ci_high"],
-            ),
-            _lengths(model["model_mean_chars"], model["baseline_mean_chars"]),
+            "-" if model["p_value_holm"] is None else f"{model['p_value_holm']:.2g}",
+            _interval(model["flip_rate"]),
+            _interval(*(model[f"length_controlled_{part}"] for part in ("win_rate", "ci_low", "ci_high"))),
+            "-" if None in lengths else f"{lengths[0]:,.0f}\n(baseline {lengths[1]:,.0f})",
         )
+    return table
+
+
+def lm_eval_table(result: dict[str, Any]) -> Table:
+    """A row for every metric of the harness, a column for every model."""
+    names = [escape(model["name"]) for model in result["models"]]
+    table = _table("task/metric", names, ["lm-evaluation-harness, value ± standard error"])
+    for metric in dict.fromkeys(metric for model in result["models"] for metric in model["metrics"]):
+        cells = []
+        for model in result["models"]:
+            estimate = model["metrics"].get(metric, {"value": None})
+            error = "" if estimate.get("standard_error") is None else f" ± {estimate['standard_error']:.4f}"
+            cells.append("-" if estimate["value"] is None else f"{estimate['value']:.4f}{error}")
+        table.add_row(escape(metric), *cells)
+    return table
+
+
+def _table(rows: str, columns: Any, notes: list[str]) -> Table:
+    table = Table(caption="\n".join(notes), caption_justify="left")
+    table.add_column(rows, overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right", overflow="fold")
     return table
 
 
@@ -86,23 +112,13 @@ def _agreement(model: str, pair: dict[str, Any]) -> str:
     return f"{both} agree{on} in {pair['agreement']:.1f} % of {pair['n']:,} prompts; Cohen's kappa {kappa}."
 
 
-def _interval(value: float | None, low: float | None, high: float | None) -> str:
+def _interval(
+    value: float | None, low: float | None = None, high: float | None = None, *, digits: int = 1, mark: str = ""
+) -> str:
     if value is None:
         return "-"
-    return f"{value:.1f}" if low is None or high is None else f"{value:.1f}\n[{low:.1f}, {high:.1f}]"
-
-
-def _lengths(model: float | None, baseline: float | None) -> str:
-    return "-" if model is None or baseline is None else f"{model:,.0f}\n({baseline:,.0f})"
-
-
-def _cell(model: dict[str, Any], metric: str, scale: float, digits: int) -> str:
-    value, low, high = (model["metrics"][metric][part] for part in ("value", "low", "high"))
-    if value is None:
-        return "-"
-    star = "*" if _differs(model, metric) else ""
-    text = f"{value * scale:.{digits}f}{star}"
-    return text if low is None or high is None else f"{text}\n[{low * scale:.{digits}f}, {high * scale:.{digits}f}]"
+    text = f"{value:.{digits}f}{mark}"
+    return text if low is None or high is None else f"{text}\n[{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def _differs(model: dict[str, Any], metric: str) -> bool:

@@ -1,6 +1,6 @@
 """How often one model's answers are preferred to a baseline's, with every statistic of the comparison. Pure functions.
 
-docs/win-rates.md has the formulas. For the coding of preferences see `lpsel.evaluation.preferences`.
+docs/guides/win-rates.md has the formulas. For the coding of preferences see `lpsel.evaluation.preferences`.
 """
 
 # N prompts, n of them judged, S prompt sets, R resamples

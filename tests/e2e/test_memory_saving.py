@@ -73,10 +73,9 @@ def test_evaluating_an_unmerged_run_explains_how_to_merge_it(embedded, tmp_path)
     assert not (folder / "model").exists()
     with pytest.raises(UserError) as caught:
         run("evaluate", ["tracker=none", "trainer=cpu", f"models=[{folder}]"], tmp_path / "evaluation")
-    assert str(caught.value) == (
-        f"model={folder}: its adapter is not merged (adapter.merge=false); merge it into {folder}/model as "
-        "docs/guides/memory.md says, and give that."
-    )
+    assert (caught.value.name, caught.value.value) == ("model", str(folder))
+    assert caught.value.problem == "its adapter is not merged (adapter.merge=false)"
+    assert f"merge it into {folder}/model" in caught.value.hint
 
 
 def test_checkpointing_does_not_change_the_result(embedded, tmp_path):

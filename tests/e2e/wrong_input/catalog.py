@@ -322,7 +322,7 @@ MODELS = [
 ]
 
 EVALUATIONS = [
-    Case("evaluate tracker=none", "model: none given"),
+    Case("evaluate tracker=none", "model=null"),
     Case("evaluate model=./nowhere", "./nowhere"),
     *[
         Case(f"evaluate model={name}", f"model={name}")
@@ -341,8 +341,8 @@ EVALUATIONS = [
     Case(REFERENCE + "dataset.path=half.jsonl", "half.jsonl, line 24"),
     late(REFERENCE + "evaluator.max_new_tokens=600", "evaluator.max_new_tokens=600"),
     Case("evaluate tracker=none model=gpt@http://127.0.0.1:9/v1", "gpt@http://127.0.0.1:9/v1"),
-    Case("evaluate evaluator=pairwise tracker=none model=models/good", "needs two to compare"),
-    Case(PAIR, "prompts: none given"),
+    Case("evaluate evaluator=pairwise tracker=none model=models/good", "baseline=null"),
+    Case(PAIR, "prompts=null"),
     Case(PAIR + "prompts=nowhere", "prompts=nowhere"),
     Case(PAIR + "prompts=nowhere.jsonl", "prompts=nowhere.jsonl"),
     Case(PAIR + "prompts=prompts/text.txt", "prompts/text.txt"),
@@ -396,7 +396,7 @@ EVALUATIONS = [
     Case(IMPORT + "orders.json", "3 orders, a, b, c"),
     Case(IMPORT + "chars.json", "model_chars 'many'"),
     Case("evaluate evaluator=lm_eval tracker=none model=models/good", "tasks=null"),
-    Case("evaluate evaluator=lm_eval tracker=none 'tasks=[x]'", "model: none given"),
+    Case("evaluate evaluator=lm_eval tracker=none 'tasks=[x]'", "model=null"),
     Case("evaluate evaluator=lm_eval 'tasks=[x]' evaluator.limit=0", "evaluator.limit=0"),
     Case(
         "evaluate evaluator=lm_eval 'tasks=[x]' evaluator.include_path=no",

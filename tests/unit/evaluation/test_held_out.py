@@ -7,24 +7,19 @@ import shutil
 import weakref
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 
 from lpsel.config import build
 from lpsel.data.dataset import DatasetSpec, Example, Source, Turn
 from lpsel.data.templates import render
-from lpsel.data.tokens import tokenize
 from lpsel.errors import UserError
-from lpsel.evaluation import held_out as reference
-from lpsel.evaluation.comparison import METRICS
-from lpsel.evaluation.evaluator import Candidates, Place
+from lpsel.evaluation import held_out
+from lpsel.evaluation.evaluator import Candidates, EvaluationContext
 from lpsel.evaluation.held_out import ReferenceEvaluator, file_names, reference_of
-from lpsel.evaluation.likelihood import reference_nll, response_bytes
+from lpsel.evaluation.held_out_metrics import METRICS
 from lpsel.evaluation.tables import reference_table
-from lpsel.model.loss import PerSampleLoss
 from lpsel.model.spec import ModelSpec
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
@@ -58,8 +53,8 @@ def saved(tmp_path_factory, random_models, byte_tokenizer):
 
 def evaluated(evaluator, specs, rows, folder):
     evaluator = dataclasses.replace(evaluator, dataset=source_of(folder, rows).spec)
-    place = Place(folder, folder / "cache", "cpu", "32-true")
-    return evaluator.evaluate(Candidates(tuple(specs)), place)
+    context = EvaluationContext(folder, folder / "cache", "cpu", "32-true")
+    return evaluator.evaluate(Candidates(tuple(specs)), context)
 
 
 @pytest.fixture(scope="module")
@@ -68,35 +63,7 @@ def two_models(saved, tmp_path_factory):
     return evaluated(SMALL, [saved["llama"], saved["gpt2"]], ROWS, folder), folder
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "gemma3"])
-def test_the_nll_of_every_reference_is_transformers_own(random_models, byte_tokenizer, tmp_path, kind):
-    model = random_models[kind]
-    tokens = tokenize(source_of(tmp_path, ROWS), byte_tokenizer, "plain", 32, tmp_path / "cache")
-    loss = PerSampleLoss(model)
-    nll = reference_nll(loss, tokens, 70, "References")
-    loss.release()
-    for i in range(len(ROWS)):
-        ids = torch.from_numpy(tokens.input_ids(i).astype(np.int64))
-        labels = ids.masked_fill(~torch.from_numpy(tokens.supervised(i).copy()), -100)
-        with torch.no_grad():
-            mean = model(ids[None], labels=labels[None]).loss
-        assert nll[i] / tokens.response_tokens[i] == pytest.approx(float(mean), rel=1e-5)
-
-
-def test_bytes_are_those_of_the_response_whatever_surrounds_it(byte_tokenizer, tmp_path):
-    source = source_of(tmp_path, ROWS)
-    examples = [row.example for row in source]
-    whole = tokenize(source, byte_tokenizer, "plain", 60, tmp_path / "cache")
-    assert [response_bytes(e, whole, i, byte_tokenizer) for i, e in enumerate(examples)] == [1, 15, 0, 27]
-    # BOS, "Count", then 14 of the response's bytes; a row cut before its response has none
-    cut = tokenize(source, byte_tokenizer, "plain", 20, tmp_path / "cache")
-    assert [response_bytes(e, cut, i, byte_tokenizer) for i, e in enumerate(examples)][3] == 14
-    short = tokenize(source, byte_tokenizer, "plain", 4, tmp_path / "cache")
-    assert short.response_tokens[3] == 0
-    assert response_bytes(examples[3], short, 3, byte_tokenizer) == 0
-
-
-def test_figures_are_those_of_the_rows(two_models, saved, random_models, byte_tokenizer):
+def test_metrics_are_computed_from_the_written_rows(two_models, saved, random_models, byte_tokenizer):
     result, folder = two_models
     assert [model["name"] for model in result["models"]] == ["llama", "gpt2"]
     assert result["n"] == 4
@@ -128,7 +95,7 @@ def test_the_first_model_is_the_baseline_of_paired_differences(two_models):
         assert difference["low"] <= difference["high"]
 
 
-def test_a_second_evaluation_gives_the_same(two_models, saved, tmp_path):
+def test_evaluations_are_reproducible(two_models, saved, tmp_path):
     again = evaluated(SMALL, [saved["llama"], saved["gpt2"]], ROWS, tmp_path)
     for then, now in zip(two_models[0]["models"], again["models"], strict=True):
         assert then["metrics"] == now["metrics"]
@@ -136,8 +103,8 @@ def test_a_second_evaluation_gives_the_same(two_models, saved, tmp_path):
         assert (two_models[1] / then["generations"]).read_bytes() == (tmp_path / now["generations"]).read_bytes()
 
 
-def test_a_model_that_copies_the_reference_has_full_marks(saved, tmp_path):
-    # the rows' references are what the model itself says
+def test_a_model_that_reproduces_the_references_is_at_100_percent(saved, tmp_path):
+    # the references are the model's own answers
     evaluated(SMALL, [saved["llama"]], ROWS, tmp_path)
     said = [json.loads(line)["output"] for line in (tmp_path / "generations/llama.jsonl").read_text().splitlines()]
     rows = [{**row, "output": output} for row, output in zip(ROWS, said, strict=True)]
@@ -146,7 +113,7 @@ def test_a_model_that_copies_the_reference_has_full_marks(saved, tmp_path):
         assert metrics[metric] == {"value": 1.0, "low": 1.0, "high": 1.0}
 
 
-def test_one_row_has_figures_without_intervals_and_names_stay_apart(saved, tmp_path):
+def test_one_row_has_no_intervals_and_names_are_made_distinct(saved, tmp_path):
     spec = dataclasses.replace(saved["llama"], name="llama, lp_app, 10 % [b]")
     twins = [spec, spec]
     result = evaluated(SMALL, twins, ROWS[:1], tmp_path)
@@ -162,7 +129,7 @@ def test_one_row_has_figures_without_intervals_and_names_stay_apart(saved, tmp_p
     assert "[b]" in shown(result)
 
 
-def test_a_row_without_supervised_tokens_counts_for_answers_only(saved, tmp_path):
+def test_rows_without_supervised_tokens_only_count_for_answers(saved, tmp_path):
     rows = [*ROWS, {"instruction": "x" * 60, "input": "", "output": "cut off"}]
     (model,) = evaluated(SMALL, [saved["llama"]], rows, tmp_path)["models"]
     assert (model["rows"], model["rows_without_supervised_tokens"], model["rows_truncated"]) == (5, 1, 1)
@@ -172,7 +139,7 @@ def test_a_row_without_supervised_tokens_counts_for_answers_only(saved, tmp_path
     assert last["tokens"] == 0
 
 
-def test_a_model_that_gives_nan_has_no_nll_and_says_so(saved, random_models, byte_tokenizer, tmp_path, caplog):
+def test_nan_makes_the_nll_undefined_with_a_warning(saved, random_models, byte_tokenizer, tmp_path, caplog):
     broken = copy.deepcopy(random_models["llama"])
     first_byte_of_umlaut = byte_tokenizer("ü", add_special_tokens=False)["input_ids"][0]
     broken.get_input_embeddings().weight.data[first_byte_of_umlaut] = math.nan
@@ -185,10 +152,10 @@ def test_a_model_that_gives_nan_has_no_nll_and_says_so(saved, random_models, byt
     assert result["models"][1]["difference"]["bits_per_byte"]["value"] is None
     assert result["models"][1]["rows_not_finite"] == 1
     assert result["models"][0]["metrics"]["nll"]["value"] > 0
-    assert "the NLL of 1 rows is not finite" in caplog.text
+    assert "NLL is not defined because it is NaN or Inf in 1 rows" in caplog.text
 
 
-def test_mistakes_are_said_before_a_model_is_loaded(saved, tmp_path, monkeypatch):
+def test_errors_are_raised_before_a_model_is_loaded(saved, tmp_path, monkeypatch):
     monkeypatch.setattr("lpsel.evaluation.held_out.load_model", lambda *_: pytest.fail("loaded a model"))
     with pytest.raises(UserError, match="no rows"):
         evaluated(SMALL, [saved["llama"]], [], tmp_path)
@@ -198,7 +165,7 @@ def test_mistakes_are_said_before_a_model_is_loaded(saved, tmp_path, monkeypatch
         evaluated(ReferenceEvaluator(HELD_OUT, max_new_tokens=64), [saved["gpt2"]], ROWS, tmp_path)
 
 
-def test_a_template_that_does_not_fit_is_said_before_the_first_model_is_loaded(saved, tmp_path, monkeypatch):
+def test_a_missing_chat_template_is_an_error_before_a_model_is_loaded(saved, tmp_path, monkeypatch):
     monkeypatch.setattr("lpsel.evaluation.held_out.load_model", lambda *_: pytest.fail("loaded a model"))
     chat = dataclasses.replace(saved["gpt2"], template="chat")
     with pytest.raises(UserError, match="no chat template"):
@@ -206,7 +173,7 @@ def test_a_template_that_does_not_fit_is_said_before_the_first_model_is_loaded(s
 
 
 def test_a_model_is_freed_before_the_next_is_loaded(saved, tmp_path, monkeypatch):
-    load, loaded = reference.load_model, []
+    load, loaded = held_out.load_model, []
 
     def load_alone(*arguments):
         assert all(model() is None for model in loaded)
@@ -214,7 +181,7 @@ def test_a_model_is_freed_before_the_next_is_loaded(saved, tmp_path, monkeypatch
         loaded.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(reference, "load_model", load_alone)
+    monkeypatch.setattr(held_out, "load_model", load_alone)
     evaluated(SMALL, [saved["llama"], saved["gpt2"]], ROWS, tmp_path)
     assert len(loaded) == 2
 
@@ -233,7 +200,7 @@ def test_nll_is_not_compared_between_tokenizers(saved, byte_tokenizer, tmp_path)
     assert shown(result).count("Tokenizers differ: compare bits/byte") == 1
 
 
-def test_the_configuration_gives_the_defaults():
+def test_the_configuration_matches_the_defaults():
     dataset = {"_target_": "lpsel.data.dataset.DatasetSpec", "name": "rows", "path": "rows.jsonl"}
     evaluator = OmegaConf.load(CONF / "evaluator" / "reference.yaml")
     node = OmegaConf.create({"seed": 42, "dataset": dataset, "evaluator": evaluator})
@@ -241,8 +208,8 @@ def test_the_configuration_gives_the_defaults():
 
 
 @pytest.mark.parametrize("name", ["max_new_tokens", "batch_tokens", "resamples"])
-def test_settings_below_one_are_refused(name):
-    with pytest.raises(UserError, match=f"evaluator.{name}=0: must be a whole number, at least 1"):
+def test_settings_below_one_are_rejected(name):
+    with pytest.raises(UserError, match=f"evaluator.{name}=0: must be an integer, at least 1"):
         ReferenceEvaluator(HELD_OUT, **{name: 0})
 
 
@@ -253,7 +220,7 @@ def test_the_reference_is_the_last_turn_of_the_assistant():
     assert reference_of(Example(turns[:1])) == ""
 
 
-def test_file_names_are_safe_and_differ():
+def test_file_names_are_safe_and_distinct():
     names = ["a/b", "a b", "A-B", "../..", "", "x" * 300]
     assert file_names(names) == ["a-b", "a-b-2", "A-B-3", "model", "model-2", "x" * 100]
 
@@ -264,7 +231,7 @@ def shown(result):
     return console.export_text()
 
 
-def test_the_table_shows_every_figure_with_its_interval(two_models):
+def test_the_table_shows_every_value_with_its_interval(two_models):
     text = shown(two_models[0])
     nll = two_models[0]["models"][0]["metrics"]["nll"]
     for expected in ("llama", "gpt2", f"{nll['value']:.3f}", f"[{nll['low']:.3f}, {nll['high']:.3f}]", "bits/byte"):
@@ -272,7 +239,7 @@ def test_the_table_shows_every_figure_with_its_interval(two_models):
     assert "Tokenizers differ" not in text
 
 
-def test_the_table_marks_clear_differences_and_shows_a_dash_for_what_is_undefined(two_models):
+def test_the_table_marks_differences_and_undefined_values(two_models):
     result = copy.deepcopy(two_models[0])
     first, second = result["models"]
     first["metrics"]["nll"] = {"value": None, "low": None, "high": None}

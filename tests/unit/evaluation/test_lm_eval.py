@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from lpsel.errors import UserError
-from lpsel.evaluation.evaluator import Candidates, Place
+from lpsel.evaluation.evaluator import Candidates, EvaluationContext
 from lpsel.evaluation.lm_eval import LmEvalEvaluator, metrics_of
 from lpsel.model.spec import ModelSpec
 
@@ -64,7 +64,9 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def run(evaluator, models, tmp_path):
-    return evaluator.evaluate(Candidates(tuple(models)), Place(tmp_path, tmp_path, "cpu", "32-true"))
+    candidates = Candidates(tuple(models))
+    evaluator.check(candidates)
+    return evaluator.evaluate(candidates, EvaluationContext(tmp_path, tmp_path, "cpu", "32-true"))
 
 
 def by_hand(folder):
@@ -89,7 +91,7 @@ def by_hand(folder):
 
 
 @installed
-def test_figures_are_those_of_the_log_likelihoods_by_hand(toy_model, tasks, tmp_path):
+def test_accuracy_matches_log_likelihoods_by_hand(toy_model, tasks, tmp_path):
     evaluator = LmEvalEvaluator(["my_choice", "my_free"], include_path=str(tasks), batch_size=2)
     spec = ModelSpec("toy", str(toy_model), max_length=128)
     result = run(evaluator, [spec, spec], tmp_path)
@@ -120,7 +122,7 @@ def test_a_limit_and_few_shot_examples(toy_model, tasks, tmp_path):
 
 
 @installed
-def test_a_chat_model_is_asked_through_its_template(toy_model, tasks, tmp_path):
+def test_chat_models_use_their_template(toy_model, tasks, tmp_path):
     from transformers import AutoTokenizer
 
     chat = tmp_path / "chat"
@@ -141,7 +143,7 @@ def test_a_chat_model_is_asked_through_its_template(toy_model, tasks, tmp_path):
 
 
 @installed
-def test_mistakes_are_said_before_a_model_is_loaded(toy_model, tasks, tmp_path, monkeypatch):
+def test_errors_are_raised_before_a_model_is_loaded(toy_model, tasks, tmp_path, monkeypatch):
     from lm_eval import tasks as harness
 
     from lpsel.evaluation import lm_eval
@@ -153,17 +155,17 @@ def test_mistakes_are_said_before_a_model_is_loaded(toy_model, tasks, tmp_path, 
     )
     monkeypatch.setattr(lm_eval, "load_model", lambda *_: pytest.fail("loaded"))
     spec = ModelSpec("toy", str(toy_model), max_length=128)
-    with pytest.raises(UserError, match=r"^tasks=null: nothing to run; say tasks=\["):
+    with pytest.raises(UserError, match=r"^tasks=null: no tasks to run\. Set tasks=\["):
         run(LmEvalEvaluator(), [spec], tmp_path)
     with pytest.raises(
-        UserError, match=r"^tasks: hellaswagg is no task, group or tag of lm_eval and no file; `lm_eval ls"
+        UserError, match=r"^tasks=hellaswagg: no task, group or tag of lm_eval, and no file\. Run `lm_eval ls"
     ):
         run(LmEvalEvaluator(["hellaswagg"]), [spec], tmp_path)
     (tasks / "rows.json").unlink()
-    with pytest.raises(UserError, match=r"^tasks: my_choice cannot be loaded \(.*rows\.json"):
+    with pytest.raises(UserError, match=r"^tasks=my_choice: cannot be loaded \(.*rows\.json"):
         run(LmEvalEvaluator(["my_choice"], include_path=str(tasks)), [spec], tmp_path)
     for chat in (True, None):
-        with pytest.raises(UserError, match=r"the tokenizer of toy has no chat template; say evaluator\.apply_chat"):
+        with pytest.raises(UserError, match=r"the tokenizer of toy has no chat template\. Set evaluator\.apply_chat"):
             run(
                 LmEvalEvaluator(["my_choice"], apply_chat_template=chat),
                 [ModelSpec("toy", str(toy_model), template="chat")],
@@ -171,14 +173,14 @@ def test_mistakes_are_said_before_a_model_is_loaded(toy_model, tasks, tmp_path, 
             )
 
 
-def test_settings_that_make_no_sense(tmp_path):
-    with pytest.raises(UserError, match=r"^evaluator\.limit=0: must be a whole number, at least 1\.$"):
+def test_invalid_settings_are_rejected(tmp_path):
+    with pytest.raises(UserError, match=r"^evaluator\.limit=0: must be an integer, at least 1\.$"):
         LmEvalEvaluator(["x"], limit=0)
     with pytest.raises(UserError, match=r"^evaluator\.include_path=.*gone: no such folder"):
         LmEvalEvaluator(["x"], include_path=str(tmp_path / "gone"))
 
 
-def test_without_the_package_the_extra_is_named(toy_model, tmp_path, monkeypatch):
+def test_a_missing_package_is_an_error_with_the_extra_to_install(toy_model, tmp_path, monkeypatch):
     from lpsel import errors
 
     monkeypatch.setattr(errors, "find_spec", lambda name: None)
@@ -188,7 +190,7 @@ def test_without_the_package_the_extra_is_named(toy_model, tmp_path, monkeypatch
         run(LmEvalEvaluator(["x"]), [ModelSpec("toy", str(toy_model))], tmp_path)
 
 
-def test_filters_and_missing_errors_are_kept_apart():
+def test_filters_are_separate_metrics_and_missing_errors_are_none():
     assert metrics_of(
         {
             "gsm8k": {
@@ -207,7 +209,7 @@ def test_filters_and_missing_errors_are_kept_apart():
 
 
 @installed
-def test_the_command_from_the_checkout_where_evaluate_py_stands(toy_model, tasks, tmp_path):
+def test_the_command_runs_next_to_evaluate_py(toy_model, tasks, tmp_path):
     # a metric of the package `evaluate`, whose name evaluate.py has as well
     (tasks / "choice.yaml").write_text(
         (tasks / "choice.yaml").read_text() + "process_docs: !function rows.as_they_are\n"

@@ -49,7 +49,7 @@ def second_model(tmp_path_factory, toy_model):
     return folder
 
 
-def test_from_prompts_to_figures(given, toy_model, second_model, tmp_path):
+def test_from_prompts_to_metrics(given, toy_model, second_model, tmp_path):
     models = [f"models={second_model}", f"baseline={toy_model}", "judge=reference"]
     result = run("evaluate", [*given, *models], tmp_path / "run")
     assert (result["n"], result["failed"], result["n_prompts"]) == (4, 0, 4)
@@ -69,7 +69,7 @@ def test_from_prompts_to_figures(given, toy_model, second_model, tmp_path):
     assert again["win_rate"] == result["win_rate"]
 
 
-def test_its_table_of_verdicts_comes_back_as_the_same_figures(given, toy_model, second_model, tmp_path):
+def test_its_table_of_verdicts_can_be_imported(given, toy_model, second_model, tmp_path):
     short = tmp_path / "short.txt"  # the model's context is
     short.write_text("{nonce}\n{prompt}\n{first}\n{nonce}\n{second}\nA or B?")
     judged_by = [
@@ -102,7 +102,7 @@ def test_its_table_of_verdicts_comes_back_as_the_same_figures(given, toy_model, 
     assert pq.read_table(imported["judgements"])["preference"].to_pylist() == table["preference"].to_pylist()
 
 
-def test_several_models_stand_against_one_baseline(given, toy_model, second_model, tmp_path):
+def test_several_models_are_compared_with_one_baseline(given, toy_model, second_model, tmp_path):
     models = [f"models=[{second_model},{toy_model}]", f"baseline={toy_model}", "judge=reference"]
     result = run("evaluate", [*given, *models], tmp_path / "run")
     second, same = result["models"]
@@ -113,7 +113,7 @@ def test_several_models_stand_against_one_baseline(given, toy_model, second_mode
     assert "Against toy-llama, judged by" in shown.caption
 
 
-def test_people_get_a_page_and_no_figures_yet(given, toy_model, second_model, tmp_path):
+def test_human_judges_get_a_page(given, toy_model, second_model, tmp_path):
     models = [f"models={second_model}", f"baseline={toy_model}", "judge=human"]
     result = run("evaluate", [*given, *models], tmp_path / "run")
     assert Path(result["page"]).is_file()
@@ -123,8 +123,8 @@ def test_people_get_a_page_and_no_figures_yet(given, toy_model, second_model, tm
     assert pairwise_table(result).row_count == 1
 
 
-def test_two_judges_of_two_files_agree_so_far_and_are_one_test_each(tmp_path):
-    # 10 prompts: both say win on 5 and loss on 3, and differ on 2; chance agrees on .6 x .6 + .4 x .4 = .52
+def test_judges_of_two_files_are_compared_and_corrected_separately(tmp_path):
+    # 10 prompts: both win on 5, both loss on 3, different on 2; chance agreement is .6 x .6 + .4 x .4 = .52
     for judge, verdicts in (("x", "2222211121"), ("y", "2222211112")):
         rows = [f"{i},{verdict},{judge},m,base" for i, verdict in enumerate(verdicts)]
         (tmp_path / f"{judge}.csv").write_text("id,preference,judge,model,baseline\n" + "\n".join(rows))
@@ -143,7 +143,7 @@ def test_half_a_surrogate_pair_in_a_prompt_is_written_as_an_escape(tmp_path):
     assert (row["id"], row["category"]) == ("\\ud83d!", "\\udc00")
 
 
-def test_verdicts_made_elsewhere_are_counted_without_torch(tmp_path):
+def test_imported_verdicts_do_not_need_torch(tmp_path):
     (tmp_path / "verdicts.csv").write_text("id,preference\na,2\nb,1\n")
     given = ["evaluator=pairwise", f"judgements={tmp_path}/verdicts.csv", "tracker=none", f"cache_dir={tmp_path}"]
     code = (
@@ -156,15 +156,19 @@ def test_verdicts_made_elsewhere_are_counted_without_torch(tmp_path):
 @pytest.mark.parametrize(
     ("without", "also", "message"),
     [
-        ("models", [], "evaluator=pairwise: needs two to compare; say model=RUN_OR_MODEL baseline=RUN_OR_MODEL."),
-        ("prompts", [], "prompts: none given; say prompts=NAME_OR_FILE, as in prompts=koala or prompts=my.jsonl."),
+        (
+            "models",
+            [],
+            "model=null: evaluator=pairwise compares a model with a baseline. Set model=RUN_OR_MODEL baseline=",
+        ),
+        ("prompts", [], "prompts=null: no prompts to answer. Set prompts=koala or prompts=FILE."),
         ("prompts", ["prompts=koalas"], "prompts=koalas: no such prompt set. Set one of alpaca_eval, koala, lima"),
         ("", ["judge=openai", "judge.base_url=http://127.0.0.1:9/v1", "judge.max_retries=0"], "judge.base_url=http"),
         ("", ["evaluator.limit=0"], "evaluator.limit=0: must be an integer, at least 1"),
         ("", ["judgements=none.json"], "judgements=none.json: no such file"),
     ],
 )
-def test_mistakes_are_told_before_a_model_is_loaded(
+def test_errors_are_raised_before_a_model_is_loaded(
     given, toy_model, second_model, tmp_path, monkeypatch, without, also, message
 ):
     monkeypatch.setattr("lpsel.generation.answers.load_model", lambda *_: pytest.fail("loaded a model"))
@@ -176,13 +180,13 @@ def test_mistakes_are_told_before_a_model_is_loaded(
     assert str(error.value).startswith(message)
 
 
-def test_an_endpoint_has_no_weights_for_other_evaluators(tmp_path):
+def test_other_evaluators_reject_endpoints(tmp_path):
     overrides = ["models=x@http://127.0.0.1:9/v1", "tracker=none", "trainer=cpu", f"cache_dir={tmp_path}"]
-    with pytest.raises(UserError, match=r"model=x@http://127.0.0.1:9/v1: has no weights here; .* evaluator=pairwise\."):
+    with pytest.raises(UserError, match=r"^model=x@http://127.0.0.1:9/v1: this evaluator needs the model's weights\."):
         run("evaluate", overrides, tmp_path / "run")
 
 
-def test_verdicts_of_alpacaevals_form_give_the_published_figures(shared_data, tmp_path):
+def test_annotations_of_alpaca_eval_give_the_published_win_rates(shared_data, tmp_path):
     with gzip.open(shared_data / "alpaca_eval_annotations.json.gz") as file:
         entry = next(e for e in json.load(file)["entries"] if e["model"] == "alpaca-7b")
     rows = [

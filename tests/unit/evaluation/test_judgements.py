@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lpsel.errors import UserError
-from lpsel.evaluation.imported import aligned, read_judgements
+from lpsel.evaluation.judgements import aligned, read_judgements
 from lpsel.evaluation.length_control import length_controlled_win_rate
 from lpsel.evaluation.win_rate import pairwise_metrics
 
@@ -52,7 +52,7 @@ def annotations(entry):
 
 
 @pytest.mark.parametrize("i", range(21))
-def test_published_figures_come_out_to_the_published_digits(alpaca_eval, tmp_path, i):
+def test_published_results_are_reproduced(alpaca_eval, tmp_path, i):
     entry = alpaca_eval[i]
     path = tmp_path / "annotations.json"
     path.write_text(json.dumps([{**row} for row in annotations(entry)], indent=4))
@@ -81,7 +81,7 @@ def test_published_figures_come_out_to_the_published_digits(alpaca_eval, tmp_pat
     assert found["length_controlled_win_rate"] == pytest.approx(MINIMAL[i], abs=0.07)
 
 
-def test_all_sets_in_one_compressed_file_are_told_apart(alpaca_eval, tmp_path):
+def test_sets_in_one_compressed_file_are_separated(alpaca_eval, tmp_path):
     of_one_baseline = [entry for entry in alpaca_eval if entry["baseline"] == "text_davinci_003"]
     path = tmp_path / "annotations.json.gz"
     path.write_bytes(gzip.compress(json.dumps([row for e in of_one_baseline for row in annotations(e)]).encode()))
@@ -92,7 +92,7 @@ def test_all_sets_in_one_compressed_file_are_told_apart(alpaca_eval, tmp_path):
         np.testing.assert_array_equal(judged.preference_NO[:, 0], expected)
 
 
-def test_the_interval_at_equal_length_is_that_of_the_set(alpaca_eval):
+def test_the_length_controlled_interval_of_a_published_set(alpaca_eval):
     entry = next(entry for entry in alpaca_eval if entry["model"] == "llama-2-7b-chat-hf")
     found = length_controlled_win_rate(entry["preference"], entry["model_chars"], entry["baseline_chars"], seed=1)
     assert found.low == pytest.approx(10.2, abs=0.4)
@@ -110,7 +110,7 @@ def our_rows():
 
 
 @pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
-def test_our_own_table_comes_back_with_its_orders(tmp_path, kind):
+def test_tables_with_orders(tmp_path, kind):
     path = tmp_path / f"judgements.{kind}"
     rows = our_rows()
     if kind == "parquet":
@@ -135,7 +135,7 @@ def test_words_are_verdicts(tmp_path):
     np.testing.assert_array_equal(judged.preference_NO[:, 0], [2, 1.5, 1, math.nan, 2, 1])
 
 
-def test_models_and_judges_are_told_apart(tmp_path):
+def test_models_and_judges_are_separated(tmp_path):
     path = tmp_path / "several.jsonl"
     rows = [
         {"id": i, "model": model, "judge": judge, "preference": 2}
@@ -149,7 +149,7 @@ def test_models_and_judges_are_told_apart(tmp_path):
     ]  # fmt: skip
 
 
-def test_two_judges_of_unlike_prompts_are_aligned(tmp_path):
+def test_judges_of_different_prompts_are_aligned(tmp_path):
     path = tmp_path / "judges.csv"
     path.write_text("judge,id,preference\nx,a,2\nx,b,1\ny,c,1\ny,b,1\n")
     both = aligned(read_judgements(path))
@@ -157,7 +157,7 @@ def test_two_judges_of_unlike_prompts_are_aligned(tmp_path):
     np.testing.assert_array_equal(both["y"], [math.nan, 1, 1])
 
 
-def test_what_is_there_and_cannot_be_read_counts_as_failed_and_is_said(tmp_path, caplog):
+def test_invalid_verdicts_count_as_failed_with_a_warning(tmp_path, caplog):
     path = tmp_path / "annotations.json"
     verdicts = [2, "x", 3.7, None, True, 10**400, [1]]
     path.write_text(json.dumps([{"instruction": str(i), "preference": p} for i, p in enumerate(verdicts)]))
@@ -167,11 +167,11 @@ def test_what_is_there_and_cannot_be_read_counts_as_failed_and_is_said(tmp_path,
     )
     assert (found["n"], found["failed"]) == (1, 6)
     [warning] = caplog.messages
-    assert warning == f"{path}: verdicts that cannot be read count as failed, 5 in all, preference 'x' in row 2 first."
+    assert warning == f"{path}: 5 invalid verdicts count as failed, starting with preference 'x' in row 2"
 
 
 @pytest.mark.parametrize("ending", ["json", "json.gz", "jsonl.xz", "csv"])
-def test_a_list_of_preferences_alone_has_a_prompt_a_row(tmp_path, ending):
+def test_preferences_without_ids_are_one_prompt_per_row(tmp_path, ending):
     import lzma
 
     # 2 wins (1.9 and 2), a tie in each of its two codes, a loss, one not judged: shares .9 1 .5 .5 0
@@ -193,7 +193,7 @@ def test_a_list_of_preferences_alone_has_a_prompt_a_row(tmp_path, ending):
     assert found["length_controlled_win_rate"] is None
 
 
-def test_judges_of_several_files_stand_side_by_side(tmp_path):
+def test_judges_of_several_files(tmp_path):
     for judge, verdicts in (("x", "212"), ("y", "221")):
         rows = [f"{i},{verdict},{judge}" for i, verdict in enumerate(verdicts)]
         (tmp_path / f"{judge}.csv").write_text("id,preference,judge\n" + "\n".join(rows))
@@ -201,7 +201,7 @@ def test_judges_of_several_files_stand_side_by_side(tmp_path):
     assert {judge: values.tolist() for judge, values in both.items()} == {"x": [2, 1, 2], "y": [2, 2, 1]}
 
 
-def test_a_name_that_some_rows_leave_out_is_the_others(tmp_path):
+def test_missing_names_are_filled_in(tmp_path):
     path = tmp_path / "annotations.json"
     rows = [{**ROW, "instruction": str(i)} for i in range(3)]
     del rows[1]["generator_1"], rows[1]["generator_2"], rows[2]["generator_1"]
@@ -219,31 +219,31 @@ ROW = {"instruction": "a", "generator_1": "base", "generator_2": "m", "preferenc
         ('"preference"', "the file must be a list of objects"),
         ('{"preference": 2}', "no list under data or judgements"),
         ("[2, 1]", "a row must be a JSON object"),
-        ("[]", "no verdicts in it; give a file that has some."),
-        ([{**ROW, "preference": None}], "none of 1 rows was judged; give a file with verdicts."),
+        ("[]", "0 rows, none with a verdict"),
+        ([{**ROW, "preference": None}], "1 rows, none with a verdict. Use a file with verdicts."),
         (
             [{"instruction": "a"}],
-            "line 1: neither preference nor verdict, found instruction; rename a column. A preference is 1",
+            "line 1: no column preference or verdict, only instruction. Use 1 (the baseline",
         ),
         ([{"preference": 2, "order": "model_first"}], "line 1: no id and no instruction"),
         ([ROW, {"preference": 2}], "line 1: no id and no instruction"),
         (
             [ROW, {**ROW, "generator_2": "n"}, {**ROW, "generator_2": None}],
-            "rows without a model beside those of m and n; name it in all.",
+            "rows without a model next to rows of m and n. Add the model to every row.",
         ),
-        ([{**ROW, "preference": "x"}], "no verdict can be read, preference 'x' in row 1 first. A preference is 1"),
-        ([{**ROW, "preference": 3.7}], "no verdict can be read, preference 3.7 in row 1 first. A preference is 1"),
-        ([ROW, ROW], "2 verdicts on m for the same prompt, 'a'; leave one"),
-        ([ROW, {**ROW, "generator_1": "other"}], "two baselines, base and other; give a file for each."),
+        ([{**ROW, "preference": "x"}], "no valid verdict, starting with preference 'x' in row 1. Use 1 (the baseline"),
+        ([{**ROW, "preference": 3.7}], "no valid verdict, starting with preference 3.7 in row 1. Use 1 (the baseline"),
+        ([ROW, ROW], "two verdicts by the judge on m for the same prompt, 'a'. Remove one"),
+        ([ROW, {**ROW, "generator_1": "other"}], "contains two baselines, base and other. Use one file per baseline."),
         (
             [{**ROW, "model_chars": "long"}],
-            "model_chars 'long' is no number of characters; give one, or leave it empty.",
+            "line 1: model_chars=long: must be a number of characters. Leave it empty if unknown.",
         ),
-        ([{**ROW, "model_chars": -3}], "model_chars -3 is no number of characters"),
-        ([{**ROW, "model_chars": 1e999}], "model_chars inf is no number of characters"),
+        ([{**ROW, "model_chars": -3}], "model_chars=-3: must be a number of characters"),
+        ([{**ROW, "model_chars": 1e999}], "model_chars=inf: must be a number of characters"),
     ],
 )
-def test_mistakes_are_one_line_with_the_place(tmp_path, content, message):
+def test_errors_are_one_line_with_the_location(tmp_path, content, message):
     path = tmp_path / "annotations.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(UserError) as raised:
@@ -253,12 +253,14 @@ def test_mistakes_are_one_line_with_the_place(tmp_path, content, message):
     assert "\n" not in str(raised.value)
 
 
-def test_files_that_are_not_there_or_of_another_kind(tmp_path):
+def test_missing_files_and_unknown_extensions(tmp_path):
     with pytest.raises(
-        UserError, match=r"^judgements=.*gone\.json: no such file\. Check the name and the folder you start from\.$"
+        UserError, match=r"^judgements=.*gone\.json: no such file\. Check the name and the current folder\.$"
     ):
         read_judgements(tmp_path / "gone.json")
-    with pytest.raises(UserError, match=r"^judgements=\[\]: no file; give judgements=FILE, or \[FILE,FILE\]\.$"):
+    with pytest.raises(
+        UserError, match=r"^judgements=\[\]: contains no file\. Set judgements=FILE or judgements=\[FILE,FILE\]\.$"
+    ):
         read_judgements([])
-    with pytest.raises(UserError, match=r"no known ending; give \.json"):
+    with pytest.raises(UserError, match=r"unknown file extension\. Use \.json"):
         read_judgements(tmp_path / "verdicts.txt")
