@@ -25,9 +25,9 @@ from lpsel.evaluation.win_rate import adjust_p_values, pairwise_metrics
 from lpsel.generation.answers import answers, check
 from lpsel.generation.prompts import Prompt, load_prompts
 from lpsel.generation.sampling import Generation, Sampling
-from lpsel.judging.judge_pairs import judge_pairs
 from lpsel.judging.human import HumanJudge
 from lpsel.judging.judge import Judge, Judgement, Pair
+from lpsel.judging.judge_pairs import judge_pairs
 from lpsel.storage import distinct, file_names, finite, write_lines
 
 if TYPE_CHECKING:
@@ -92,8 +92,8 @@ class PairwiseEvaluator:
         so running the same command again resumes where it stopped.
 
         Returns:
-            The metrics of the first model (docs/guides/win-rates.md), and those of all in `models`; for human judges the paths
-            of the pages.
+            The metrics of the first model (docs/guides/win-rates.md), and those of all in `models`. For human judges,
+            the paths of the pages.
 
         Raises:
             UserError: anything wrong with prompts, models or judge, before an answer is generated.
