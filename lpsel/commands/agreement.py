@@ -107,9 +107,9 @@ def _clusters(tables: Sequence[Scored], argument: str | None) -> tuple[Any, str 
 
 
 def _write_page(folder: Path, compared: Study, values: dict[str, Any]) -> Path:
-    from lpsel.report.agreement_page import page
+    from lpsel.report.page import agreement_page
 
-    html = page(compared, values).encode()
+    html = agreement_page(compared, values).encode()
     write_atomically(folder / PAGE, lambda file: file.write(html))
     return folder / PAGE
 
@@ -144,18 +144,14 @@ def _flat(name: str, value: Any) -> Iterable[tuple[str, Any]]:
 
 
 def _write_figures(folder: Path, compared: Study) -> list[Path]:
-    from lpsel.report import figures
-    from lpsel.report.agreement_page import heatmap_values
+    from lpsel.report.agreement_figures import agreement_figures
+    from lpsel.report.drawing import save_png
 
-    written = []
-    for metric, scores_SN in zip(compared.metrics, compared.filled(DEFINED), strict=True):
-        for name, title, values in heatmap_values(compared, metric):
-            figure = figures.heatmap(compared.names, values, title)
-            written.append(figures.save_png(figure, folder / f"heatmap-{metric}-{name}.png"))
-        title = f"{METRICS[metric].title}: percent rank by two scorers, 0 the hardest"
-        figure = figures.rank_rank(compared.names, scores_SN, compared.pcts, title)
-        written.append(figures.save_png(figure, folder / f"rank-rank-{metric}.png"))
-    return written
+    return [
+        save_png(figure, folder / f"{name}.png")
+        for metric in compared.metrics
+        for name, _, figure in agreement_figures(compared, metric)
+    ]
 
 
 def show(values: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, ListConfig
 
 from lpsel import console
 from lpsel.commands.job import Job
-from lpsel.commands.tracked import track_evaluation
+from lpsel.commands.tracked_values import log_evaluation
 from lpsel.config import build, config_dir
 from lpsel.errors import UserError
 from lpsel.evaluation.evaluator import GENERATIONS, Candidates, EvaluationContext
@@ -51,7 +51,7 @@ def run(job: Job) -> dict[str, Any]:
         if artifact is not None:
             job.tracker.use_artifact(model_artifact(artifact, folder / "model"))
     result = evaluator.evaluate(candidates, context)
-    track_evaluation(job.tracker, result)
+    log_evaluation(job.tracker, result)
     for output in (job.run_dir / GENERATIONS, job.run_dir / JUDGEMENTS):
         if output.exists():
             job.tracker.log_artifact(evaluation_artifact(output, job.run_dir))

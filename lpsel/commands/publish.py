@@ -1,10 +1,10 @@
-"""`publish`: a run's subset as a data set folder with a card, uploaded to the Hugging Face Hub when told to."""
+"""`publish`: the subset of a run as a dataset folder with a card, and its upload to the Hugging Face Hub."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lpsel import report
 from lpsel.commands.arguments import OneLineParser
 from lpsel.commands.result_summary import statistics
 from lpsel.data.formats import reader_of
@@ -16,95 +16,86 @@ from lpsel.run_config import RESULT, read_result
 if TYPE_CHECKING:
     from huggingface_hub import DatasetCard
 
-SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-SIZE_ABOVE = "n>1M"
-BODY = """# {name}, {pct:g} % by {rule}
-
-{n_selected:,} of the {n_total:,} rows of {name} ({source}), chosen by lpsel, which finds the rows of an
-instruction data set that matter with a small model (Mekala, Nguyen and Shang, Findings of ACL 2024, arXiv 2402.10430).
-
-{figures}
-- scorer: {scorer}
-- seed: {seed}
-- settings: {settings}
-- fingerprint of the source: `{fingerprint}`
-
-`{data}` has the rows as the source has them, in its order. `selection.parquet` has every row of the source by
-`index` and content `id`, with its score, its cluster, whether it was chosen and, where it could not be, why.
-
-The rows are those of {name}, and so is their license: {license}.
-"""
+SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
+LARGEST = "n>1M"
+AGAIN = "select again"
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command as `lpsel publish ARGUMENTS`.
 
     Raises:
-        UserError: whatever the user can mend.
+        UserError: see `publish` and `upload`.
     """
-    given = _parser().parse_args(arguments)
-    folder = publish(given.run, given.out, given.license)
-    if given.to:
-        print(upload(folder, given.to, private=not given.public), flush=True)
-    print(folder, flush=True)
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="lpsel publish",
-        description="Write a run's subset as a data set folder with a card; upload it with --to.",
+        description="Write the subset of a run as a dataset folder with a card; upload it with --to.",
         allow_abbrev=False,
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder of select or train")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="the data set folder (RUN/dataset)")
-    parser.add_argument("--license", metavar="ID", help="of the source, as the Hub names it, as in cc-by-sa-3.0")
-    parser.add_argument("--to", metavar="OWNER/NAME", help="upload to this data set of the Hub (HF_TOKEN)")
-    parser.add_argument("--public", action="store_true", help="make a data set that --to makes public")
-    return parser
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the dataset folder (RUN/dataset)")
+    parser.add_argument("--license", metavar="ID", help="license of the source, as on the Hub: cc-by-sa-3.0")
+    parser.add_argument("--to", metavar="OWNER/NAME", help="upload to this dataset of the Hub (HF_TOKEN)")
+    parser.add_argument("--public", action="store_true", help="make a dataset that --to creates public")
+    options = parser.parse_args(arguments)
+    folder = publish(options.run, options.out, options.license)
+    if options.to:
+        print(upload(folder, options.to, private=not options.public), flush=True)
+    print(folder, flush=True)
 
 
 def publish(run: Path, out: Path | None = None, license: str | None = None) -> Path:
-    """Write the data set folder: data/train.jsonl or .parquet, selection.parquet and README.md, the card.
+    """Write the dataset folder: data/train.jsonl or .parquet, selection.parquet, and README.md, the card.
 
     Args:
         run: run folder of select or train.
-        out: where to; RUN/dataset by default. What an earlier publish wrote there is replaced.
-        license: of the source; by default the one that conf/dataset says.
+        out: RUN/dataset by default; an earlier dataset folder is replaced.
+        license: of the source; by default that of conf/dataset.
 
     Raises:
-        UserError: not such a run, the license of the source is not known, or a folder that publish did not write.
+        UserError: the run has no intact subset, its license is unknown, or `out` was not written by publish.
     """
-    result = _result(run)
-    subset, selection = Path(result["subset"]), Path(result["selection"])
-    hashes = result.get("sha256") or {}
+    result = read_result(run.expanduser()) or {}
     try:
-        check_files(Path(), {str(file): hashes[file.name] for file in (subset, selection) if file.name in hashes})
-    except Damaged as damage:
-        raise damage.with_hint("select again") from None
-    if lost := [file for file in (subset, selection) if not file.is_file()]:
-        raise UserError(f"{lost[0]}: is not there any more; select again.")
-    license = license or result["dataset"].get("license")
+        subset, selection, source = Path(result["subset"]), Path(result["selection"]), result["dataset"]
+        license = license or source.get("license")
+        name = source["name"]
+    except (KeyError, TypeError, AttributeError):
+        problem = f"not a finished run of select or train ({RESULT} with a subset)"
+        raise UserError(run, problem=problem, hint="name the run folder of one") from None
+    _check(result, subset, selection)
     if not license:
-        raise UserError(f"dataset {result['dataset']['name']}: its license is not known; give --license ID.")
+        raise UserError(f"dataset {name}", problem="its license is unknown", hint="set --license ID")
     folder = (out or run / "dataset").expanduser().resolve()
-    with output_folder(folder, "publish", (run, subset, selection)) as made:
-        data = made / "data" / f"train{subset.suffix}"
+    with output_folder(folder, "publish", (run, subset, selection)) as temporary:
+        data = temporary / "data" / f"train{subset.suffix}"
         data.parent.mkdir()
         data.write_bytes(subset.read_bytes())
-        (made / selection.name).write_bytes(selection.read_bytes())
+        (temporary / selection.name).write_bytes(selection.read_bytes())
         try:
-            about = card(result, data.relative_to(made), license)
+            dataset_card = card(result, data.relative_to(temporary), license)
         except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{run / RESULT}: {error} is not as select writes it; select again.") from error
-        about.save(made / "README.md")
+            raise UserError(run / RESULT, problem=f"{error} is missing or has changed", hint=AGAIN) from error
+        dataset_card.save(temporary / "README.md")
     return folder
 
 
+def _check(result: dict[str, Any], *files: Path) -> None:
+    """Raise a UserError if a file no longer exists or differs from its hash in result.json, where it has one."""
+    hashes = result.get("sha256") or {}
+    try:
+        check_files(Path(), {str(file): hashes[file.name] for file in files if file.name in hashes})
+    except Damaged as damage:
+        raise damage.with_hint(AGAIN) from None
+    if missing := [file for file in files if not file.is_file()]:
+        raise UserError(missing[0], problem="no longer exists", hint=AGAIN)
+
+
 def upload(folder: Path, to: str, private: bool) -> str:
-    """Upload a data set folder to the Hub, into a new data set where there is none, and return its address.
+    """Upload a dataset folder to the Hub, to a new dataset if there is none, and return its URL.
 
     Raises:
-        UserError: what the Hub answers, without the token.
+        UserError: the Hub's response, without the token.
     """
     from httpx import HTTPError
     from huggingface_hub import HfApi
@@ -117,60 +108,39 @@ def upload(folder: Path, to: str, private: bool) -> str:
             repo_id=to,
             repo_type="dataset",
             folder_path=folder,
-            commit_message="Subset chosen by lpsel",
+            commit_message="Subset selected by lpsel",
             ignore_patterns=MARKER,
         )
     except (HfHubHTTPError, HFValidationError, HTTPError, OSError) as error:
-        raise UserError(
-            f"--to {to}: the Hub says: {first_line(error)}; check the name, HF_TOKEN and the connection. The folder is "
-            f"{folder}."
-        ) from None
+        problem = f"the Hub responded: {first_line(error)}"
+        hint = f"check the name, HF_TOKEN and the connection; the folder is {folder}"
+        raise UserError(f"--to {to}", problem=problem, hint=hint) from None
     return f"{api.endpoint}/datasets/{to}"
 
 
 def card(result: dict[str, Any], data: Path, license: str) -> "DatasetCard":
-    """The card of a selection: metadata for the Hub, and what a reader has to know."""
+    """The card of a selection: metadata for the Hub, and a description."""
     from huggingface_hub import DatasetCard, DatasetCardData
 
-    source = result["dataset"]
-    hub = source["path"] if source["path"] and reader_of(source["path"]) is None else None
+    source, scorer = result["dataset"], result["scorer"]
+    hub_id = source["path"] if source["path"] and reader_of(source["path"]) is None else None
     metadata = DatasetCardData(
         license=license,
         task_categories=["text-generation"],
-        size_categories=[next((name for limit, name in SIZES if result["n_selected"] < limit), SIZE_ABOVE)],
-        source_datasets=[hub] if hub else ["original"],
+        size_categories=[next((size for limit, size in SIZES.items() if result["n_selected"] < limit), LARGEST)],
+        source_datasets=[hub_id] if hub_id else ["original"],
         tags=["lpsel", "instruction-tuning", "data-selection"],
         configs=[{"config_name": "default", "data_files": data.as_posix()}],
     )
-    scorer = "none"
-    if result["scorer"]:
-        scorer = f"{result['scorer']['name']} ({result['scorer']['path'] or 'made on the spot'})"
-    elif result["scores"]:
-        scorer = "none, scores were given"
-    body = BODY.format(
-        name=source["name"],
-        source=hub or ("a local file" if source["path"] else "made from a seed"),
-        pct=result["pct"],
-        rule=result["rule"],
-        n_selected=result["n_selected"],
-        n_total=result["n_total"],
-        figures="\n".join(f"- {name}: {text}" for name, text in statistics(result)),
-        scorer=scorer,
-        seed=result["seed"],
+    no_scorer = "none, the scores were given" if result["scores"] else "none"
+    return DatasetCard.from_template(
+        metadata,
+        template_path=str(Path(report.__file__).parent / "templates" / "dataset_card.md.j2"),
+        **{key: result[key] for key in ("pct", "rule", "n_selected", "n_total", "seed")},
+        **{key: source[key] for key in ("name", "fingerprint")},
+        source=hub_id or ("a local file" if source["path"] else "generated from a seed"),
+        statistics=statistics(result),
+        scorer=f"{scorer['name']} ({scorer['path'] or 'built in'})" if scorer else no_scorer,
         settings=", ".join(f"{name} {value}" for name, value in result["settings"].items() if value is not None),
-        fingerprint=source["fingerprint"],
         data=data.as_posix(),
-        license=license,
     )
-    return DatasetCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}")
-
-
-def _result(run: Path) -> dict[str, Any]:
-    result = read_result(run.expanduser()) or {}
-    try:
-        _ = result["subset"], result["selection"], result["dataset"]["name"]
-    except (KeyError, TypeError):
-        raise UserError(
-            f"{run}: not a finished run of select or train (result.json with a subset); give one."
-        ) from None
-    return result

@@ -1,10 +1,10 @@
-"""`report`: run folders as one page, with figures and tables beside it."""
+"""`report`: run folders as one page, with its figures and tables."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from lpsel.commands.arguments import OneLineParser
-from lpsel.errors import UserError
+from lpsel.errors import UserError, check_package
 from lpsel.output_folder import check_output_folder
 
 
@@ -12,42 +12,45 @@ def main(arguments: Sequence[str]) -> None:
     """Run the command as `lpsel report ARGUMENTS`.
 
     Raises:
-        UserError: whatever the user can mend.
+        UserError: see `report`.
     """
     parser = OneLineParser(
         prog="lpsel report",
-        description="Write one page of HTML about runs, with its figures (PNG, SVG) and tables (CSV).",
+        description="Write an HTML page about runs, with its figures (PNG, SVG) and tables (CSV).",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders that contain them")
-    parser.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="where to write (report)")
-    parser.add_argument("--wandb", action="store_true", help="make a Weights & Biases report as well")
-    given = parser.parse_args(arguments)
-    print(report(given.runs, given.out, given.wandb), flush=True)
+    parser.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="output folder (report)")
+    parser.add_argument("--wandb", action="store_true", help="create a Weights & Biases report as well")
+    options = parser.parse_args(arguments)
+    print(report(options.runs, options.out, options.wandb), flush=True)
 
 
-def report(runs: Sequence[str], out: Path, wandb: bool = False) -> Path:
-    """Write the report in place of an earlier one, and with `wandb` one of W&B; returns the page's path.
+def report(paths: Sequence[str], out: Path, wandb: bool = False) -> Path:
+    """Write the report in place of an earlier one, and with `wandb` one of W&B; returns the path of the page.
 
     Raises:
-        UserError: no run, or a folder that `report` did not write.
+        UserError: there is no finished run, or `out` cannot be replaced or written.
     """
     out = out.expanduser().resolve()
-    check_output_folder(out, "report", runs)
-    from lpsel.report.runs import collect
+    check_output_folder(out, "report", paths)
+    from lpsel.report.runs import COMMANDS, find_runs
 
-    found = collect(runs)
+    runs = find_runs(paths)
+    if not runs.finished:
+        reason = "; ".join(reason for _, reason in runs.skipped[:1]) or "no result.json in it"
+        hint = f"name run folders of {', '.join(COMMANDS)}"
+        raise UserError(" ".join(paths), problem=f"no finished run ({reason})", hint=hint)
     if wandb:
-        from lpsel.report.wandb import check_wandb_report, write_wandb_report
-
-        check_wandb_report()
+        check_package("wandb_workspaces", "wandb-report", "--wandb", None)
     from lpsel.report.page import write_report
 
     try:
-        page = write_report(found, out)
+        page = write_report(runs, out)
     except OSError as error:
-        raise UserError(
-            f"--out {out}: cannot be written ({error.strerror}); name a folder you may write to."
-        ) from error
+        hint = "name a folder that you can write to"
+        raise UserError(f"--out {out}", problem=f"not writable ({error.strerror})", hint=hint) from error
     if wandb:
-        print(write_wandb_report(found, out))
+        from lpsel.report.wandb import write_wandb_report
+
+        print(write_wandb_report(runs, out))
     return page

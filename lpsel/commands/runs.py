@@ -1,8 +1,9 @@
-"""`runs`: run folders as a table, with what was run, what came of it, and what it cost."""
+"""`runs`: run folders as a table, with their settings, key figures and costs."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -12,115 +13,129 @@ from rich.text import Text
 from lpsel.commands.arguments import OneLineParser
 from lpsel.console import printable, show
 from lpsel.errors import UserError
-from lpsel.report.runs import Found, Measure, Point, Run, find, measures, points
+from lpsel.report.runs import Measure, Run, Runs, find_runs, measures, points
 from lpsel.run_config import RESULT
 from lpsel.storage import finite
 
 DEFAULT = ("runs", "multirun")
-TITLES = ("run", "rows", "target", "figures", "cost", "folder")
-DROPPED = ("target", "cost")
-WIDE = 120  # characters that all columns need
+COLUMNS = ("run", "rows", "target", "figures", "cost", "folder")
+WIDE_COLUMNS = ("target", "cost")  # omitted on a terminal of fewer than WIDTH characters
+WIDTH = 120
 LABELS = {"win_rate": "win rate", "nll": "NLL"}
+
+Entry = tuple[Path, Run | str, list[Measure]]  # the reason in place of the run in a skipped folder
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command as `lpsel runs ARGUMENTS`.
 
     Raises:
-        UserError: a folder that is not there, or no run in it.
+        UserError: a folder does not exist, or there is no run in it.
     """
     parser = OneLineParser(prog="lpsel runs", description="List run folders with their key figures, the latest last.")
     parser.add_argument("folders", nargs="*", metavar="FOLDER", help="folders that contain runs (runs and multirun)")
-    parser.add_argument("--json", action="store_true", help="an object for every run, a line each")
-    given = parser.parse_args(arguments)
-    folders = given.folders or [name for name in DEFAULT if Path(name).is_dir()]
-    if not folders:
-        raise UserError(f"no folder {' or '.join(DEFAULT)} here; name folders that contain runs.")
-    found = find(folders)
-    if not found.runs and not found.left_out:
-        raise UserError(f"{' '.join(folders)}: no run in it; name folders that contain runs.")
-    if given.json:
-        for row in described(found):
-            print(json.dumps(finite(row), ensure_ascii=False))
+    parser.add_argument("--json", action="store_true", help="print a JSON object per run, one per line")
+    options = parser.parse_args(arguments)
+    folders = options.folders or [name for name in DEFAULT if Path(name).is_dir()]
+    entries = _entries(find_runs(folders))
+    if not entries:
+        name = " ".join(folders) or " and ".join(DEFAULT)
+        problem = "contains no run" if folders else "no such folder here"
+        raise UserError(name, problem=problem, hint="name folders that contain runs")
+    if options.json:
+        for entry in entries:
+            print(json.dumps(finite(as_json(*entry)), ensure_ascii=False))
     else:
         console = Console()
-        show(table(found, narrow=console.is_terminal and console.width < WIDE))
+        narrow = console.is_terminal and console.width < WIDTH
+        show(table(entries, [column for column in COLUMNS if not (narrow and column in WIDE_COLUMNS)]))
 
 
-def table(found: Found, narrow: bool = False) -> Table:
-    """A row for every run, the latest last, unfinished ones and others' folders with the reason.
+def _entries(runs: Runs) -> list[Entry]:
+    """Every folder with what was measured of its model or in it, the latest last."""
 
-    A narrow one does without target and cost.
-    """
-    titles = [title for title in TITLES if not (narrow and title in DROPPED)]
+    def written(entry: Entry) -> tuple[float, str]:
+        result = entry[0] / RESULT
+        return (result if result.is_file() else entry[0]).stat().st_mtime, str(entry[0])
+
+    measured = points(runs)
+    entries: list[Entry] = [(folder, reason, []) for folder, reason in runs.skipped]
+    for run in runs.finished:
+        evaluated = [p for p in measured if p.run is run] if run.command == "train" else measures(run)
+        entries.append((run.folder, run, list(evaluated)))
+    return sorted(entries, key=written)
+
+
+def as_json(folder: Path, run: Run | str, measured: list[Measure]) -> dict[str, Any]:
+    """A run for scripts; `reason` if there is no result."""
+    if isinstance(run, str):
+        return {"folder": str(folder), "reason": run}
+    names = ("model", "metric", "value", "low", "high")
+    return {
+        "folder": str(folder),
+        "command": run.command,
+        "rule": run.get("rule"),
+        "pct": run.pct,
+        "bucket": run.bucket,
+        "seed": run.get("seed"),
+        "rows": run.get("n_selected") or run.get("n"),
+        "target": run.get("base_model", "name"),
+        "scorer": run.get("scorer", "name"),
+        "figures": [{name: getattr(m, name) for name in names} for m in measured],
+        "flops": run.flops,
+        "device_seconds": run.seconds,
+    }
+
+
+def table(entries: Sequence[Entry], columns: Sequence[str]) -> Table:
+    """A row for every run, and for every skipped folder with the reason."""
     made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for title in titles:
-        made.add_column(title, justify="right" if title == "rows" else "left", overflow="fold")
-    key_figures = _key_figures(found)
-    for folder, run in _by_time(found):
+    for column in columns:
+        made.add_column(column, justify="right" if column == "rows" else "left", overflow="fold")
+    here = Path.cwd().resolve()
+    for folder, run, measured in entries:
         if isinstance(run, Run):
-            cells = [_what(run), _rows(run), _target(run), key_figures[folder], _cost(run)]
+            cells = _cells(run, measured)
         else:
-            cells = [_command(folder), "", "", run, ""]
-        named = zip(TITLES, [*cells, _near(folder)], strict=True)
-        made.add_row(*(Text(printable(cell)) for title, cell in named if title in titles))
+            cells = {"run": next((log.stem for log in folder.glob("*.log")), ""), "figures": run}
+        below = folder.is_relative_to(here) and folder != here
+        cells["folder"] = str(folder.relative_to(here) if below else folder)
+        made.add_row(*(Text(printable(cells.get(column, ""))) for column in columns))
     return made
 
 
-def described(found: Found) -> list[dict[str, object]]:
-    """The same for scripts: figures as numbers, `reason` where there is no result."""
-    figures = {folder: [vars(m) for m in _measures(run, found)] for folder, run in _finished(found)}
-    return [
-        {"folder": str(folder), "command": run.command, "rule": run.get("rule"), "pct": run.pct, "bucket": run.bucket,
-         "seed": run.get("seed"),
-         "rows": run.get("n_selected") or run.get("n"), "target": run.get("base_model", "name"),
-         "scorer": run.get("scorer", "name"), "figures": figures[folder], "flops": run.flops,
-         "device_seconds": run.seconds}
-        if isinstance(run, Run) else {"folder": str(folder), "reason": run}
-        for folder, run in _by_time(found)
-    ]  # fmt: skip
-
-
-def _finished(found: Found) -> list[tuple[Path, Run]]:
-    return [(run.folder, run) for run in found.runs]
-
-
-def _by_time(found: Found) -> list[tuple[Path, Run | str]]:
-    def written(folder: Path) -> float:
-        result = folder / RESULT
-        return (result if result.is_file() else folder).stat().st_mtime
-
-    return sorted([*_finished(found), *found.left_out], key=lambda entry: (written(entry[0]), str(entry[0])))
-
-
-def _measures(run: Run, found: Found) -> list[Measure]:
-    """Of a training run what evaluations found of it, of these what they measured."""
+def _cells(run: Run, measured: list[Measure]) -> dict[str, str]:
+    parts: list[Any] = [run.command, run.get("evaluator")]
+    if run.command in ("train", "select"):
+        pct = None if run.pct is None or run.rule == "full" else f"{run.pct:g} %"
+        parts = [run.command, run.rule, run.bucket, pct]
+    counts = [n for n in (run.get("n_selected"), run.get("n"), run.get("n_total")) if isinstance(n, int)]
+    figures = _key_figure(measured)
     if run.command == "train":
-        return [_measure(p) for p in points(found) if p.run is run]
-    return measures(run)
+        figures = _figure(measured[-1]) if measured else "not evaluated"
+    elif run.command == "agreement":
+        figures = f"{len(run.get('scorers') or [])} scorers"
+    flops = f"{run.flops:.2g} FLOPs" if run.flops else ""
+    seconds = f"{run.seconds:,.{int(run.seconds < 10)}f} s" if run.seconds else ""
+    return {
+        "run": " ".join(str(part) for part in parts if part),
+        "rows": f"{counts[0]:,}" if counts else "",
+        "target": run.target if run.command == "train" else _evaluated(run),
+        "figures": figures,
+        "cost": ", ".join(part for part in (flops, seconds) if part),
+    }
 
 
-def _measure(p: Point) -> Measure:
-    return Measure(p.run.name, p.metric, p.value, p.low, p.high)
+def _evaluated(run: Run) -> str:
+    names = [str(model["name"]) for model in run.entries("models") if "name" in model]
+    name = names[0] if names else run.get("name") or run.get("model") or ""
+    return f"{len(names)} models" if len(names) > 1 else str(name)
 
 
-def _key_figures(found: Found) -> dict[Path, str]:
-    of_run = {p.run.folder: _measure(p) for p in points(found)}
-    made = {}
-    for folder, run in _finished(found):
-        if run.command == "train":
-            made[folder] = _figure(of_run[folder]) if folder in of_run else "not evaluated"
-        elif run.command == "agreement":
-            made[folder] = f"{len(run.get('scorers') or [])} scorers"
-        else:
-            made[folder] = _of_models(measures(run))
-    return made
-
-
-def _of_models(measured: list[Measure]) -> str:
-    """The figure of the model that was looked at, the last; of several their range by the first metric."""
+def _key_figure(measured: list[Measure]) -> str:
+    """The first metric: the value of the evaluated model, which is the last, or the range of more than two models."""
     first = [m for m in measured if m.metric == measured[0].metric]
-    if len(first) < 3:  # one, or one beside its baseline
+    if len(first) < 3:  # one model, or one and its baseline
         return _figure(first[-1]) if first else ""
     values = [m.value for m in first]
     label = LABELS.get(first[0].metric, first[0].metric)
@@ -131,40 +146,3 @@ def _figure(m: Measure) -> str:
     digits = 1 if m.metric == "win_rate" else 3
     ends = "" if m.low is None or m.high is None else f" [{m.low:.{digits}f}, {m.high:.{digits}f}]"
     return f"{LABELS.get(m.metric, m.metric)} {m.value:.{digits}f}{ends}"
-
-
-def _what(run: Run) -> str:
-    if run.command in ("train", "select"):
-        share = "" if run.pct is None or run.rule == "full" else f"{run.pct:g} %"
-        return " ".join(part for part in (run.command, run.rule, run.bucket, share) if part)
-    return " ".join(str(part) for part in (run.command, run.get("evaluator")) if part)
-
-
-def _rows(run: Run) -> str:
-    count = next((n for n in (run.get("n_selected"), run.get("n"), run.get("n_total")) if isinstance(n, int)), None)
-    return "" if count is None else f"{count:,}"
-
-
-def _target(run: Run) -> str:
-    if run.command == "train":
-        return run.target
-    names = [str(m.get("name")) for m in run.entries("models") if "name" in m] or [run.get("name") or run.get("model")]
-    return str(names[0]) if len(names) == 1 and names[0] else f"{len(names)} models" if len(names) > 1 else ""
-
-
-def _cost(run: Run) -> str:
-    parts = [
-        f"{run.flops:.2g} FLOPs" if run.flops else "",
-        f"{run.seconds:,.{int(run.seconds < 10)}f} s" if run.seconds else "",
-    ]
-    return ", ".join(part for part in parts if part)
-
-
-def _command(folder: Path) -> str:
-    return next((log.stem for log in folder.glob("*.log")), "")
-
-
-def _near(folder: Path) -> str:
-    """The folder as seen from here where it is below, else in full."""
-    here = Path.cwd().resolve()
-    return str(folder.relative_to(here)) if folder.is_relative_to(here) and folder != here else str(folder)

@@ -12,7 +12,7 @@ from lpsel.clustering.clusters import Auto, Clusters, KMeans, NoClusters, brings
 from lpsel.clustering.embeddings import check_embedder, embed
 from lpsel.commands import result_summary as outline
 from lpsel.commands.job import Job
-from lpsel.commands.tracked import track_records, track_rows
+from lpsel.commands.tracked_values import log_rows, log_scores
 from lpsel.config import build
 from lpsel.console import as_text, lines
 from lpsel.data.content_ids import contents_of
@@ -231,8 +231,8 @@ def write_selection(job: Job, plan: Plan, chosen: Chosen) -> dict[str, Any]:
         parent = scores_artifact(scores.folder, scores.manifest())
         parents.append(parent.name)
         job.tracker.use_artifact(parent)
-    track_records(job.tracker, chosen.table)
-    track_rows(job.tracker, selection, chosen.table, places, seen.rows)
+    log_scores(job.tracker, chosen.table)
+    log_rows(job.tracker, selection, chosen.table, places, seen.rows)
     hashes = {path.name: sha256_of(path) for path in (subset_path, table_path)}
     about = {**figures, "made from": parents}
     subset = subset_artifact(subset_path, hashes[subset_path.name], about)

@@ -1,120 +1,97 @@
-"""`show`: one run folder: what was asked, what came out, what it cost, which files it has."""
+"""`show`: one run folder, with its settings, results, costs and files."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from lpsel.commands import result_summary as outline
+from omegaconf import OmegaConf
+from rich.filesize import decimal
+
+from lpsel.commands import result_summary
 from lpsel.commands.arguments import OneLineParser
 from lpsel.console import lines, show
 from lpsel.errors import UserError
-from lpsel.report.runs import COMMANDS, Found, Run, find, measures, number
-from lpsel.run_config import RESULT, RUN_CONFIG
+from lpsel.report.runs import Run, find_runs, measures, number
+from lpsel.run_config import RESULT
 
-SAID = ("seed", "baseline", "limit", "num_fewshot")
+Pairs = result_summary.Pairs
+SETTINGS = ("seed", "baseline", "limit", "num_fewshot")
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command as `lpsel show ARGUMENTS`.
 
     Raises:
-        UserError: no finished run there.
+        UserError: there is no finished run in the folder.
     """
-    parser = OneLineParser(prog="lpsel show", description="Print one run: what was asked, what came out, its costs.")
+    parser = OneLineParser(prog="lpsel show", description="Print one run: its settings, results and costs.")
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder, or the result.json in it")
-    given = parser.parse_args(arguments).run
-    folder = given.parent if given.name == RESULT else given
-    found = find([str(folder)])
-    run = _only(found, folder)
-    show(lines(described(run), title=f"{run.command}  {run.folder}"))
+    path = parser.parse_args(arguments).run
+    run = _find(path.parent if path.name == RESULT else path)
+    show(lines(describe(run), title=f"{run.command}  {run.folder}"))
 
 
-def described(run: Run) -> outline.Pairs:
-    """The run as names and a line each."""
+def describe(run: Run) -> Pairs:
+    """The run as pairs of a name and a line of text."""
     try:
-        came_out = _COMMANDS.get(run.command, _evaluation)(run)
+        return [*_settings(run), *_results(run), ("Files", _files(run.folder))]
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{run.folder / RESULT}: lacks what a run of {run.command} says ({error}).") from None
-    return [*_asked(run), *came_out, *_files(run.folder)]
+        problem = f"is not complete ({error})"
+        raise UserError(run.folder / RESULT, problem=problem, hint=f"run {run.command} again") from None
 
 
-def _only(found: Found, folder: Path) -> Run:
-    if len(found.runs) == 1:
-        return found.runs[0]
-    if found.runs:
-        raise UserError(f"{folder}: contains {len(found.runs)} runs; `lpsel runs {folder}` lists them.")
-    if (folder / RUN_CONFIG).is_file() and not (folder / RESULT).is_file():
-        raise UserError(f"{folder}: this run is not finished; give its command again.")
-    why = found.left_out[0][1] if found.left_out else "no result.json in it"
-    raise UserError(f"{folder}: {why}; name the folder of a run of {', '.join(COMMANDS)}.")
+def _find(folder: Path) -> Run:
+    runs = find_runs([folder])
+    if len(runs.finished) == 1:
+        return runs.finished[0]
+    if runs.finished:
+        raise UserError(folder, problem=f"contains {len(runs.finished)} runs", hint=f"`lpsel runs {folder}` lists them")
+    reason = runs.skipped[0][1] if runs.skipped else f"no {RESULT} in it"
+    raise UserError(
+        folder, problem=reason, hint="name the folder of a finished run; an unfinished command can be repeated"
+    )
 
 
-def _asked(run: Run) -> outline.Pairs:
-    overrides = _overrides(run.folder)
-    pairs = [("Overrides", " ".join(overrides))] if overrides else []
-    data = run.get("dataset")
+def _settings(run: Run) -> Pairs:
+    try:
+        overrides = [str(override) for override in OmegaConf.load(run.folder / ".hydra" / "overrides.yaml")]
+    except (OSError, ValueError):
+        overrides = []
+    data, prompts = run.get("dataset"), run.get("prompts")
     if isinstance(data, dict):
         data = f"{data.get('name')}{f' ({path})' if (path := data.get('path')) else ''}"
-    prompts = run.get("prompts")
-    judge = run.get("judge", "name") or run.get("judge", "kind")
-    said = {
+    settings = {
+        "overrides": " ".join(overrides) or None,
         "data": data or (" and ".join(map(str, prompts)) if isinstance(prompts, list) else prompts),
-        "judge": judge,
-        **{name: run.get(name) for name in SAID},
+        "judge": run.get("judge", "name") or run.get("judge", "kind"),
+        **{name: run.get(name) for name in SETTINGS},
     }
-    return pairs + [(name.capitalize(), str(value)) for name, value in said.items() if isinstance(value, str | int)]
+    return [(name.capitalize(), str(value)) for name, value in settings.items() if isinstance(value, str | int)]
 
 
-def _overrides(folder: Path) -> list[str]:
-    from omegaconf import OmegaConf
-
-    file = folder / ".hydra" / "overrides.yaml"
-    try:
-        return [str(override) for override in OmegaConf.load(file)]
-    except (OSError, ValueError):
-        return []
-
-
-def _training(run: Run) -> outline.Pairs:
-    return [*_selection(run), *outline.training(run.result)]
-
-
-def _selection(run: Run) -> outline.Pairs:
-    return [*outline.selection(run.result), *outline.scores(run.result)]
-
-
-def _evaluation(run: Run) -> outline.Pairs:
+def _results(run: Run) -> Pairs:
+    if run.command in ("train", "select"):
+        pairs = [*result_summary.selection(run.result), *result_summary.scores(run.result)]
+        return [*pairs, *result_summary.training(run.result)] if run.command == "train" else pairs
+    if run.command == "agreement":
+        return [("Scorers", ", ".join(map(str, run.get("scorers") or []))), ("Page", str(run.get("page")))]
     pairs = []
     for m in measures(run):
         ends = "" if m.low is None or m.high is None else f" [{m.low:.4g}, {m.high:.4g}]"
         pairs.append((m.model, f"{m.metric} {m.value:.4g}{ends}"))
     if (alpha := number(run.get("agreement", "krippendorff_alpha"))) is not None:
         pairs.append(("Krippendorff's alpha", f"{alpha:.3f}"))
-    pairs += [
-        (str(person.get("name")), f"{person.get('votes')} votes, {person.get('skipped')} skipped")
-        for person in run.entries("annotators")
-    ]
-    return pairs + ([("Cost", f"{run.seconds:,.1f} s")] if run.seconds else [])
+    for annotator in run.entries("annotators"):
+        counts = f"{annotator.get('votes')} votes, {annotator.get('skipped')} skipped"
+        pairs.append((str(annotator.get("name")), counts))
+    return [*pairs, ("Cost", f"{run.seconds:,.1f} s")] if run.seconds else pairs
 
 
-def _agreement(run: Run) -> outline.Pairs:
-    return [("Scorers", ", ".join(map(str, run.get("scorers") or []))), ("Page", str(run.get("page")))]
-
-
-def _files(folder: Path) -> outline.Pairs:
-    """What is in the folder, of a folder in it the sum of its files."""
-    made = []
+def _files(folder: Path) -> str:
+    """The files in a folder with their sizes; for a folder in it, the sum of its files."""
+    parts = []
     for path in sorted(folder.iterdir()):
         if not path.name.startswith("."):
-            files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
-            made.append(f"{path.name}{'/' if path.is_dir() else ''} {_size(sum(p.stat().st_size for p in files))}")
-    return [("Files", ", ".join(made))]
-
-
-def _size(size: int) -> str:
-    if size < 1_000:
-        return f"{size} B"
-    unit, of = next((u, n) for u, n in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if size >= n)
-    return f"{size / of:.1f} {unit}"
-
-
-_COMMANDS = {"train": _training, "select": _selection, "agreement": _agreement}
+            files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+            size = sum(file.stat().st_size for file in files)
+            parts.append(f"{path.name}{'/' if path.is_dir() else ''} {decimal(size)}")
+    return ", ".join(parts)

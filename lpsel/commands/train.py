@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from lpsel.commands import result_summary as outline
 from lpsel.commands.job import Job
 from lpsel.commands.select import choose, describe_model, prepare, write_selection
-from lpsel.commands.tracked import track_ledger
+from lpsel.commands.tracked_values import log_ledger
 from lpsel.config import build
 from lpsel.console import as_text, lines
 from lpsel.data.dataset import Source
@@ -73,7 +73,7 @@ def run(job: Job) -> dict[str, Any]:
 
     result = {"command": "train", **result, **trained}
     result["ledger"] = ledger(result["scoring"], result["training"], result.pop("full_training"))
-    track_ledger(job.tracker, result["ledger"])
+    log_ledger(job.tracker, result["ledger"])
     log.info(as_text(lines([*outline.selection(result), *outline.scores(result), *outline.training(result)])))
     return result
 

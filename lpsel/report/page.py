@@ -1,4 +1,4 @@
-"""The report of runs: one page of HTML that needs no network, its figures as PNG and SVG, its tables as CSV."""
+"""HTML pages that need no network, from Jinja templates: the report of runs and the agreement of scorers."""
 
 import base64
 import csv
@@ -8,76 +8,62 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from lpsel.output_folder import output_folder
-from lpsel.report import row_figures as rows
-from lpsel.report import run_figures as draw
-from lpsel.report import tables
-from lpsel.report.figures import INK, INK_IN_SVG, save_png, svg
-from lpsel.report.runs import COMMANDS, Found, Point, points
+from lpsel.report import quality_figures, row_figures
+from lpsel.report.agreement_figures import agreement_figures
+from lpsel.report.drawing import save_png, svg
+from lpsel.report.runs import COMMANDS, Interval, Point, Run, Runs, points
+from lpsel.report.tables import Table, all_tables
 from lpsel.report.wandb import SPEC as WANDB_SPEC
+from lpsel.scoring.metrics import METRICS
+from lpsel.selection.agreement import ROWS_OF_A_CLUSTER
+from lpsel.selection.agreement_study import ALL, DEFINED, Study
 from lpsel.storage import write_atomically
 
-MOST_OF_A_KIND = 6  # trajectories and length figures: one for every score table or selection would bury the others
+MOST_OF_A_KIND = 6  # trajectories and length figures: more would hide the other figures
 
-QUALITY, GROUPS, VOTES = "Quality against share", "By category and prompt set", "Votes of people"
+QUALITY, GROUPS = "Quality by percentage of the data", "Categories and prompt sets"
 HARNESS, COSTS = "lm-evaluation-harness", "Costs"
-# The page's parts in their order, and the tables that stand in each, with what they are called.
+# Sections of the report in order, with the titles of the tables in them.
 SECTIONS: dict[str, dict[str, str]] = {
-    QUALITY: {"evaluations": "The figures as a table", "seeds": "Spread over seeds"},
+    QUALITY: {"evaluations": "Evaluations", "seeds": "Spread over seeds"},
     "Buckets": {},
-    "Scorer against target": {},
+    "Scorer and target": {},
     GROUPS: {"groups": "Win rates"},
-    VOTES: {"votes": "What people said"},
+    "Human evaluation": {"votes": "Annotators"},
     HARNESS: {"harness": "Tasks"},
     "Agreement of scores": {},
-    "Hard and easy rows": {"examples": "Rows of each ranking: the first, the last, some at random"},
-    "Lengths of chosen rows": {},
+    "Hard and easy rows": {"examples": "Rows of each ranking: first, last and random"},
+    "Lengths of selected rows": {},
     COSTS: {"costs": "Ledgers"},
+}
+FORMULAS = {
+    "lp": "LP(1) = (P₀ − P₁) / (P₀ − Pₙ), with perplexities P: the fraction of all learning that happens in epoch 1.",
+    "lp_app": "LP_app(1) = (P₀ − P₁) / P₀, with perplexities P: the approximation of LP from one epoch.",
+    "lp_nll": "The formula of LP with the mean loss per token (NLL) instead of perplexity.",
 }
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure's file name, its section and caption, and what it looks like in an ink."""
+    """A figure with its file name, its section of the report and its caption."""
 
     name: str
     section: str
     caption: str
-    make: Callable[[str], Figure | None]
+    figure: Figure | None
 
 
-def write_report(found: Found, out: Path) -> Path:
-    """Write index.html, figures/ and tables/ in place of `out`; returns the page's path."""
-    measured = points(found)
-    made = tables.every(found, measured)
-    with output_folder(out, "report", found.folders, written_later=[WANDB_SPEC]) as folder:
-        (folder / "figures").mkdir()
-        (folder / "tables").mkdir()
-        shown = defaultdict(list)
-        for drawn in figures(found, measured, made):
-            if (image := _write_figure(drawn, folder / "figures")) is not None:
-                shown[drawn.section].append({"name": drawn.name, "caption": drawn.caption, "svg": image})
-        for name, of_table in made.items():
-            if of_table:
-                _write_csv(folder / "tables" / f"{name}.csv", of_table)
-        page = render(found, made, dict(shown), out)
-        write_atomically(folder / "index.html", lambda file: file.write(page.encode(errors="replace")))
-    return out / "index.html"
-
-
-def render(
-    found: Found, made: dict[str, list[dict[str, Any]]], shown: dict[str, list[dict[str, Any]]], out: Path
-) -> str:
-    """The page; every text of a run is escaped, and only the page's own script may run."""
+def render(template: str, **values: Any) -> str:
+    """A page from a template of this package. Every text is escaped; only `script`, by its hash, may run."""
     environment = Environment(
         loader=PackageLoader("lpsel.report", "templates"),
         autoescape=True,
@@ -85,145 +71,185 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["figure"] = _figure
-    environment.filters["link"] = lambda folder: link(Path(folder), out)
-    script = (Path(__file__).parent / "templates" / "report.js").read_text()
-    return environment.get_template("report.html.j2").render(
-        found=found,
-        commands=[command for command in COMMANDS if found.of(command)],
-        tables=made,
-        sections=sections(made, shown),
-        about=about(found),
-        columns=[
-            c
-            for c in tables.RUN_COLUMNS[1:-1]
-            if any(row[c] is not None for row in made["runs"]) and not c.endswith("FLOPs")
-        ],  # the ledgers have these
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    environment.filters["number"] = _formatted
+    environment.filters["decimals"] = lambda value: "–" if value is None else f"{value:.3f}"
+    script = values.setdefault("script", None)
+    values["script_hash"] = script and base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template(template).render(**values)
+
+
+def write_report(runs: Runs, out: Path) -> Path:
+    """Write index.html, figures/ and tables/ to `out`, in place of an earlier report; returns the path of the page."""
+    measured = points(runs)
+    tables = all_tables(runs, measured)
+    with output_folder(out, "report", runs.folders, written_later=[WANDB_SPEC]) as folder:
+        (folder / "figures").mkdir()
+        (folder / "tables").mkdir()
+        figures = defaultdict(list)
+        for drawn in report_figures(runs, measured, tables):
+            if drawn.figure is not None:
+                image = svg(drawn.figure, drawn.name)
+                save_png(drawn.figure, folder / "figures" / f"{drawn.name}.png")
+                _write(folder / "figures" / f"{drawn.name}.svg", image)
+                figures[drawn.section].append({"name": drawn.name, "caption": drawn.caption, "svg": _element(image)})
+        for name, table in tables.items():
+            if table:
+                _write(folder / "tables" / f"{name}.csv", _csv(table))
+        _write(folder / "index.html", _report_page(runs, tables, figures, out))
+    return out / "index.html"
+
+
+def _report_page(runs: Runs, tables: dict[str, Table], figures: dict[str, Any], out: Path) -> str:
+    rows = tables["runs"]
+    columns = [c for c in rows[0] if c not in ("run", "folder") and any(row[c] is not None for row in rows)]
+    sections = [
+        (title, figures.get(title, []), [(name, tables[table]) for table, name in names.items() if tables[table]])
+        for title, names in SECTIONS.items()
+    ]
+    return render(
+        "report.html.j2",
+        runs=runs,
+        commands=[command for command in COMMANDS if runs.by_command(command)],
+        tables=tables,
+        sections=[section for section in sections if section[1] or section[2]],
+        overview=overview(runs),
+        columns=[column for column in columns if not column.endswith("FLOPs")],  # the ledgers have these
+        link=lambda folder: link(Path(folder), out),
+        script=Markup((Path(__file__).parent / "templates" / "report.js").read_text()),
     )
 
 
-def about(found: Found) -> dict[str, str]:
-    """What was run, over all runs that train or choose: each thing with its different values."""
-    runs = found.of("train", "select")
-    rows = {
-        f"{r.get('dataset', 'name')} ({r.get('n_total'):,} rows)" for r in runs if isinstance(r.get("n_total"), int)
+def overview(runs: Runs) -> dict[str, str]:
+    """The different datasets, models, rules and settings of all runs that train or select."""
+    selections = runs.by_command("train", "select")
+    sizes = [(r.get("dataset", "name"), r.get("n_total")) for r in selections]
+    values: dict[str, set[Any]] = {
+        "data": {f"{name} ({size:,} rows)" for name, size in sizes if isinstance(size, int)},
+        "targets": {r.target for r in selections if r.command == "train"},
+        "scorers": {r.scorer for r in selections} - {"–"},
+        "rules": {r.rule for r in selections},
+        "buckets": {r.bucket for r in selections if r.bucket},
+        "data %": {r.pct for r in selections if r.pct is not None},
+        "seeds": {str(r.get("seed")) for r in selections if r.get("seed") is not None},
     }
-    shares = sorted({r.pct for r in runs if r.pct is not None})
-    said = {
-        "data": rows,
-        "targets": {r.target for r in runs if r.command == "train"},
-        "scorers": {r.scorer for r in runs if r.scorer != "–"},
-        "rules": {r.rule for r in runs},
-        "buckets": {r.bucket for r in runs if r.bucket},
-        "shares": [f"{share:g} %" for share in shares],
-        "seeds": {str(r.get("seed")) for r in runs if r.get("seed") is not None},
-    }
-    return {name: ", ".join(of if isinstance(of, list) else sorted(of)) for name, of in said.items() if of}
-
-
-def sections(
-    made: dict[str, list[dict[str, Any]]], shown: dict[str, list[dict[str, Any]]]
-) -> list[tuple[str, list[dict[str, Any]], list[tuple[str, list[dict[str, Any]]]]]]:
-    """Title, figures and tables of each part of the page that has any, tables with their titles."""
-    return [
-        (title, shown.get(title, []), [(name, made[table]) for table, name in of.items() if made[table]])
-        for title, of in SECTIONS.items()
-        if shown.get(title) or any(made[table] for table in of)
-    ]
+    texts = {name: [f"{v:g}" if isinstance(v, float) else v for v in sorted(of)] for name, of in values.items()}
+    return {name: ", ".join(text) for name, text in texts.items() if text}
 
 
 def link(folder: Path, out: Path) -> str:
-    """Where a run folder is, seen from the page in `out`.
-
-    Relative for folders beside the report or below its neighbours, so that all of them can be moved together.
-    """
+    """The URL of a run folder on the page in `out`: relative next to the report, so that both can be moved together."""
     if folder.is_relative_to(out.parent):
         return quote(Path(os.path.relpath(folder, out)).as_posix()) + "/"
     return folder.as_uri()
 
 
-def figures(found: Found, measured: Sequence[Point], made: dict[str, list[dict[str, Any]]]) -> list[Drawn]:
-    """Every figure that could be made of these runs, in the page's order."""
-    drawn = []
-    groups = defaultdict(list)
-    for p in measured:
-        groups[p.metric, p.against].append(p)
-    kinds = (
-        ("share", QUALITY, draw.share_figure,
-         "Lines run through means over seeds, every mark is one run, bars are 95 % intervals; dashed: all rows, of win "
-         "rates 50 %"),
-        ("difference", QUALITY, draw.difference_figure,
-         "The same less that of all rows; bars are 95 % intervals of the paired difference, where the evaluation had "
-         "training on all rows as its baseline"),
-        ("buckets", "Buckets", draw.bucket_figure, "Means over runs with 95 % intervals"),
-        ("scorers", "Scorer against target", draw.scorer_target_figure, "Means over runs"),
-    )  # fmt: skip
-    for k, ((metric, against), of) in enumerate(reversed(groups.items()), 1):  # the figures at hand first
-        for kind, section, make, reading in kinds:
-            caption = f"{draw.LABELS[metric]}; {against}. {reading}."
-            drawn.append(Drawn(f"{kind}-{k}", section, caption, _bound(make, of)))
-    drawn += _dots("groups", GROUPS, made["groups"], "group", "win rate, %", 50.0)
-    drawn += _dots("harness", HARNESS, made["harness"], "task", "value", None)
-    chosen = found.of("train", "select")
-    drawn.append(Drawn("agreement", "Agreement of scores", "Spearman correlation of scores of the same rows.",
-                       _bound(rows.agreement_figure, chosen)))  # fmt: skip
-    scores = {str(r.get("scores")): r for r in reversed(chosen) if r.get("scores")}
-    for k, (path, run) in enumerate(list(reversed(scores.items()))[:MOST_OF_A_KIND], 1):
-        whose = Path(path).parent.name if run.scorer == "–" else f"{run.scorer} on {run.get('dataset', 'name')}"
-        caption = f"{whose}, as {run.name} used it: median and quartiles of each tenth by LP_app(1)."
-        trajectory = _bound(rows.trajectory_figure, Path(path))
-        drawn.append(Drawn(f"trajectory-{k}", "Hard and easy rows", caption, trajectory))
-    told = {(r.rule, r.pct, r.bucket, r.scorer): r for r in reversed(chosen) if r.get("scores")}
-    for k, run in enumerate(list(reversed(told.values()))[:MOST_OF_A_KIND], 1):
+def report_figures(runs: Runs, measured: Sequence[Point], tables: dict[str, Table]) -> Iterator[Drawn]:
+    """Every figure of the report in order; None where the runs do not allow it."""
+    yield from _quality_figures(measured)
+    yield from _dot_figures("groups", GROUPS, tables["groups"], "group", "win rate, %", 50.0)
+    yield from _dot_figures("harness", HARNESS, tables["harness"], "task", "value", None)
+    selections = runs.by_command("train", "select")
+    caption = "Spearman correlation between scores of the same rows."
+    yield Drawn("agreement", "Agreement of scores", caption, row_figures.score_agreement_figure(selections))
+    for k, run in enumerate(_first(selections, lambda run: run.get("scores")), 1):
+        path = Path(str(run.get("scores")))
+        name = path.parent.name if run.scorer == "–" else f"{run.scorer} on {run.get('dataset', 'name')}"
+        caption = f"{name}, as used by {run.name}: median and quartiles of the hardest and easiest tenth by LP_app(1)."
+        yield Drawn(f"trajectory-{k}", "Hard and easy rows", caption, row_figures.trajectory_figure(path))
+    for k, run in enumerate(_first(selections, lambda run: (run.series, run.pct)), 1):
         caption = f"{run.series}, {run.pct:g} %." if run.pct else f"{run.series}."
-        drawn.append(Drawn(f"lengths-{k}", "Lengths of chosen rows", caption, _bound(rows.length_figure, run)))
-    names = [f"{r.name}: {r.rule}{f' {r.pct:g} %' if r.pct else ''}" for r in found.of("train")]
-    drawn.append(Drawn("costs", COSTS, "Spent on choosing and on training; left of the dashed line is saved.",
-                       lambda ink: rows.ledger_figure(found.of("train"), names, ink)))  # fmt: skip
-    return drawn
+        yield Drawn(f"lengths-{k}", "Lengths of selected rows", caption, row_figures.length_figure(run))
+    caption = "FLOPs of scoring and training; the distance to the dashed line is saved."
+    yield Drawn("costs", COSTS, caption, row_figures.ledger_figure(runs.by_command("train")))
 
 
-def _dots(
-    name: str, section: str, table: list[dict[str, Any]], row: str, label: str, line: float | None
-) -> Iterator[Drawn]:
-    """A figure for every evaluation, and for every kind of group or metric in it: they have one scale."""
-    by = defaultdict(list)
-    for of in table:
-        by[of["evaluation"], of["kind"]].append(draw.Dot(of[row], of["model"], of["value"], of["low"], of["high"]))
-    for k, ((evaluation, kind), dots) in enumerate(by.items(), 1):
+def _first(runs: Sequence[Run], key: Callable[[Run], Any]) -> list[Run]:
+    """The first runs with scores that differ by `key`, at most MOST_OF_A_KIND."""
+    first: dict[str, Run] = {}
+    for run in runs:
+        if run.get("scores"):
+            first.setdefault(str(key(run)), run)
+    return list(first.values())[:MOST_OF_A_KIND]
+
+
+def _quality_figures(measured: Sequence[Point]) -> Iterator[Drawn]:
+    kinds = {
+        "share": (
+            QUALITY,
+            quality_figures.fraction_figure,
+            "Lines connect means over seeds, each mark is one run, bars are 95 % intervals; dashed: training on all "
+            "rows, or a win rate of 50 %.",
+        ),
+        "difference": (
+            QUALITY,
+            quality_figures.difference_figure,
+            "Difference from training on all rows; bars are 95 % intervals of the paired difference, where the "
+            "baseline of the evaluation was trained on all rows.",
+        ),
+        "buckets": ("Buckets", quality_figures.bucket_figure, "Means over runs with 95 % intervals."),
+        "scorers": ("Scorer and target", quality_figures.scorer_target_figure, "Means over runs."),
+    }
+    comparable = defaultdict(list)
+    for p in measured:
+        comparable[p.metric, p.against].append(p)
+    for k, ((metric, against), group) in enumerate(reversed(comparable.items()), 1):  # key figures first
+        for name, (section, draw, caption) in kinds.items():
+            yield Drawn(f"{name}-{k}", section, f"{quality_figures.LABELS[metric]}; {against}. {caption}", draw(group))
+
+
+def _dot_figures(name: str, section: str, table: Table, row: str, label: str, line: float | None) -> Iterator[Drawn]:
+    """A figure for every evaluation and kind of group or metric in it, which have the same scale."""
+    dots = defaultdict(list)
+    for entry in table:
+        at = Interval(entry["value"], entry["low"], entry["high"])
+        dots[entry["evaluation"], entry["kind"]].append(quality_figures.Dot(entry[row], entry["model"], at))
+    for k, ((evaluation, kind), group) in enumerate(dots.items(), 1):
         caption = f"{Path(evaluation).name}, {kind}. 95 % intervals."
-        yield Drawn(f"{name}-{k}", section, caption, partial(draw.dots_figure, dots, label, line=line))
+        yield Drawn(f"{name}-{k}", section, caption, quality_figures.dots_figure(group, label, line))
 
 
-def _bound(make: Callable[[Any, str], Figure | None], of: Any) -> Callable[[str], Figure | None]:
-    return lambda ink: make(of, ink)
+def agreement_page(study: Study, numbers: dict[str, Any]) -> str:
+    """The page of `lpsel agreement`.
 
-
-def _write_figure(drawn: Drawn, folder: Path) -> Markup | None:
-    figure = drawn.make(INK)
-    if figure is None:
-        return None
-    save_png(figure, folder / f"{drawn.name}.png")
-    write_atomically(
-        folder / f"{drawn.name}.svg",
-        lambda file: figure.savefig(file, format="svg", bbox_inches="tight", facecolor="white"),
+    Args:
+        study: the comparison, for its figures.
+        numbers: the same as plain values, None where a statistic is undefined.
+    """
+    figures = {
+        metric: [(title, _element(svg(figure, name))) for name, title, figure in agreement_figures(study, metric)]
+        for metric in study.metrics
+    }
+    return render(
+        "agreement.html.j2",
+        numbers=numbers,
+        labels={name: metric.title for name, metric in METRICS.items()},
+        formulas=FORMULAS,
+        figures=figures,
+        pairs=lambda metric, rows: [p for p in numbers["pairs"] if (p["metric"], p["rows"]) == (metric, rows)],
+        all_rows=ALL,
+        defined=DEFINED,
+        rows_of_a_cluster=ROWS_OF_A_CLUSTER,
     )
-    on_page = drawn.make(INK_IN_SVG)
-    assert on_page is not None
-    return Markup(svg(on_page, drawn.name, str(escape(f"{drawn.section}: {drawn.caption}"))))
 
 
-def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+def _element(document: str) -> Markup:
+    """The SVG element of an SVG document."""
+    return Markup(document[document.index("<svg") :])
+
+
+def _csv(table: Table) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, lambda file: file.write(text.getvalue().encode(errors="replace")))
+    writer.writerows(table)
+    return text.getvalue()
 
 
-def _figure(value: Any) -> str:
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode(errors="replace")))
+
+
+def _formatted(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -231,7 +257,5 @@ def _figure(value: Any) -> str:
     if isinstance(value, float):
         if abs(value) >= 1e6 or 0 < abs(value) < 1e-3:
             return f"{value:.3g}"
-        return (
-            f"{value:,.0f}" if value.is_integer() else f"{value:,.3f}"
-        )  # as many decimals, so that they stand in line
+        return f"{value:,.0f}" if value.is_integer() else f"{value:,.3f}"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,7 +1,6 @@
-"""Run folders as plain rows of a table: what was run, what it cost, and what evaluations found of it.
+"""Run folders, and what evaluations measured of the models they trained.
 
-A folder that is unfinished or not ours is kept as a line with the reason: a report of a sweep that is still going is
-a report all the same.
+Folders without a readable result are kept with the reason, so that a sweep can be reported while it is running.
 """
 
 import os
@@ -9,19 +8,27 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from lpsel.errors import UserError
-from lpsel.run_config import FORMAT, RESULT, RUN_CONFIG
-from lpsel.storage import read_json
+from lpsel.run_config import RESULT, RUN_CONFIG, read_result
 
 COMMANDS = ("train", "select", "evaluate", "votes", "agreement")
-BESIDE = ("n", "standard_error", "p_value", "flip_rate", "length_controlled_win_rate")
+KEY_METRICS = ("win_rate", "nll")  # in percent, in nats per token
+WIN_RATE_DETAILS = ("n", "standard_error", "p_value", "flip_rate", "length_controlled_win_rate")
+
+
+class Interval(NamedTuple):
+    """A value and its 95 % confidence interval, if there is one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder and what its result.json says."""
+    """A finished run: its folder and its result.json."""
 
     folder: Path
     result: dict[str, Any]
@@ -30,12 +37,9 @@ class Run:
     def command(self) -> str:
         return str(self.result["command"])
 
-    def get(self, *path: str) -> Any:
-        """The value under nested keys, None where it is not there."""
-        value: Any = self.result
-        for key in path:
-            value = value.get(key) if isinstance(value, dict) else None
-        return value
+    def get(self, *keys: str) -> Any:
+        """The value under nested keys of result.json, None where a key is missing."""
+        return _nested(self.result, *keys)
 
     @property
     def rule(self) -> str:
@@ -43,7 +47,7 @@ class Run:
 
     @property
     def pct(self) -> float | None:
-        """Share of the rows, in percent: what was asked for, 100 for everything."""
+        """The requested percentage of the rows; 100 for selection=full."""
         return 100.0 if self.rule == "full" else number(self.get("pct"))
 
     @property
@@ -60,54 +64,54 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The folder's name; with its parent's where it is but the number of a sweep's job."""
+        """The folder's name; for a numbered job of a sweep, with the name of the sweep."""
         return f"{self.folder.parent.name}/{self.folder.name}" if self.folder.name.isdigit() else self.folder.name
 
     @property
-    def chosen(self) -> str:
-        """How rows were chosen: rule, bucket and scorer."""
+    def selection(self) -> str:
+        """Rule, bucket and scorer."""
         bucket = f", {self.bucket}" if self.bucket else ""
         return self.rule + bucket + ("" if self.scorer == "–" else f" ({self.scorer})")
 
     @property
     def series(self) -> str:
-        """What sets a line apart from another in a figure: how rows were chosen, and the target."""
-        return f"{self.chosen} → {self.target}"
+        """The label of a line in a figure: selection and target."""
+        return f"{self.selection} → {self.target}"
 
     @property
     def flops(self) -> float | None:
-        """What choosing and training took; of a selection what its scores took, whoever made them."""
+        """FLOPs of scoring and training, also where scores were reused; for a selection, those of its scores."""
         return number(self.get("ledger", "total", "flops") or self.get("scoring", "flops"))
 
     @property
     def seconds(self) -> float | None:
-        """Device seconds of the same; of an evaluation the seconds of its models."""
-        spent = self.get("ledger", "total", "device_seconds") or self.get("scoring", "device_seconds")
+        """Device seconds of scoring and training; for an evaluation, the seconds of its models."""
         if self.command != "evaluate":
-            return number(spent)
-        parts = [entry.get("seconds") for entry in [*self.entries("models"), *self.entries("answers")]]
-        known = [number(n) for part in parts for n in (part.values() if isinstance(part, dict) else [part])]
-        return sum(n for n in known if n is not None) if any(n is not None for n in known) else None
+            return number(self.get("ledger", "total", "device_seconds") or self.get("scoring", "device_seconds"))
+        spent = [entry.get("seconds") for entry in [*self.entries("models"), *self.entries("answers")]]
+        parts = [number(part) for s in spent for part in (s.values() if isinstance(s, dict) else [s])]
+        known = [part for part in parts if part is not None]
+        return sum(known) if known else None
 
     @property
-    def measured(self) -> list[dict[str, Any]]:
-        """What an evaluation says of each model."""
+    def models(self) -> list[dict[str, Any]]:
+        """The results of each model of an evaluation."""
         return self.entries("models") or [self.result]
 
-    def entries(self, *path: str) -> list[dict[str, Any]]:
-        """The dictionaries of a list, none where there is no list."""
-        value = self.get(*path)
+    def entries(self, key: str) -> list[dict[str, Any]]:
+        """The dictionaries in a list of result.json; empty where there is no list."""
+        value = self.get(key)
         return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One figure of one model.
+    """One metric of one model.
 
     Attributes:
         model: its name in the evaluation.
-        metric: "win_rate" (in percent), "nll" (nats per token), or a TASK/METRIC of lm_eval.
-        value, low, high: the figure and its 95 % interval, None where it has none.
+        metric: win_rate, nll, or a TASK/METRIC of lm_eval.
+        value, low, high: the value and its 95 % interval, None where there is none.
     """
 
     model: str
@@ -118,178 +122,156 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class Point:
-    """One figure that an evaluation found of one training run.
+class Point(Measure):
+    """A key metric that an evaluation measured of the model of a training run.
 
     Attributes:
-        metric: "win_rate" (in percent) or "nll" (nats per token).
-        against: what makes figures comparable: held-out rows, baseline, judge.
-        value, low, high: the figure and its 95 % interval, None where it has none.
-        beside: other figures of the same comparison, by their names in result.json.
-        difference: of the metric to the evaluation's baseline, on the same rows: value, low and high.
+        model: the name of the training run.
+        against: the conditions under which values are comparable: held-out rows, baseline, judge.
+        details: other statistics of the same comparison, by their names in result.json.
+        difference: from the evaluation's baseline, paired by row.
     """
 
     run: Run
     evaluation: Run
-    metric: str
     against: str
-    value: float
-    low: float | None
-    high: float | None
-    beside: dict[str, float | None]
-    difference: tuple[float, float | None, float | None] | None = None
+    details: dict[str, float | None]
+    difference: Interval | None = None
 
 
 @dataclass
-class Found:
-    """Everything below the folders that were named."""
+class Runs:
+    """Finished runs, and other folders with the reason why they are skipped."""
 
-    runs: list[Run] = field(default_factory=list)
-    left_out: list[tuple[Path, str]] = field(default_factory=list)
+    finished: list[Run] = field(default_factory=list)
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
 
-    def of(self, *commands: str) -> list[Run]:
-        return [run for run in self.runs if run.command in commands]
+    def by_command(self, *commands: str) -> list[Run]:
+        return [run for run in self.finished if run.command in commands]
 
     @property
     def folders(self) -> list[Path]:
-        return [*(run.folder for run in self.runs), *(folder for folder, _ in self.left_out)]
+        return [*(run.folder for run in self.finished), *(folder for folder, _ in self.skipped)]
 
 
-def collect(given: Sequence[str]) -> Found:
-    """Read the run folders named, and those inside a folder that is none itself.
-
-    Raises:
-        UserError: a name that is no folder, or no finished run at all.
-    """
-    found = find(given)
-    if not found.runs:
-        why = "; ".join(reason for _, reason in found.left_out[:1]) or "no result.json in it"
-        raise UserError(f"{' '.join(given)}: no finished run ({why}); name folders of {', '.join(COMMANDS)}.")
-    return found
-
-
-def find(given: Sequence[str]) -> Found:
-    """`collect`, where there may be none that is finished.
+def find_runs(paths: Sequence[str | Path]) -> Runs:
+    """Read run folders, given by their own path or that of a folder which contains them.
 
     Raises:
-        UserError: a name that is no folder.
+        UserError: a path is not a folder.
     """
-    found = Found()
-    seen: set[Path] = set()
-    for name in given:
-        path = Path(name).expanduser()
-        if not path.is_dir():
-            raise UserError(f"{name}: no such folder; name run folders, or one that contains them.")
-        for folder in _folders(path):
-            if (real := folder.resolve()) not in seen:
-                seen.add(real)
-                _read(real, found)
-    return found
+    folders: dict[Path, None] = {}
+    for path in paths:
+        top = Path(path).expanduser()
+        if not top.is_dir():
+            raise UserError(path, problem="no such folder", hint="name run folders, or folders that contain them")
+        folders |= dict.fromkeys(folder.resolve() for folder in _run_folders(top))
+    runs = Runs()
+    for folder in folders:
+        run = _read(folder)
+        if isinstance(run, Run):
+            runs.finished.append(run)
+        else:
+            runs.skipped.append((folder, run))
+    return runs
 
 
-def _folders(path: Path) -> Iterator[Path]:
-    for folder, inside, files in os.walk(path, onerror=_raise):
-        if RESULT in files or RUN_CONFIG in files or (Path(folder) == path and files and not inside):
-            inside.clear()  # what is inside a run is its own
+def _run_folders(top: Path) -> Iterator[Path]:
+    def fail(error: OSError) -> NoReturn:
+        raise error
+
+    for folder, inside, files in os.walk(top, onerror=fail):
+        if RESULT in files or RUN_CONFIG in files or (Path(folder) == top and files and not inside):
+            inside.clear()
             yield Path(folder)
         inside[:] = sorted(name for name in inside if not name.startswith("."))
 
 
-def _raise(error: OSError) -> NoReturn:
-    raise error
-
-
-def _read(folder: Path, found: Found) -> None:
+def _read(folder: Path) -> Run | str:
+    """The run in a folder, or the reason why there is none."""
+    if not (folder / RESULT).exists():
+        return f"not finished: no {RESULT}"
     try:
-        result = read_json(folder / RESULT)
-    except FileNotFoundError:
-        found.left_out.append((folder, "not finished: no result.json"))
-    except (OSError, ValueError):
-        found.left_out.append((folder, "result.json cannot be read"))
-    else:
-        if isinstance(result, dict) and result.get("format", FORMAT) != FORMAT:
-            why = f"result.json has format {result['format']}, this lpsel reads {FORMAT}"
-            found.left_out.append((folder, why))
-        elif isinstance(result, dict) and result.get("command") in COMMANDS:
-            found.runs.append(Run(folder, result))
-        else:
-            found.left_out.append((folder, f"not a run of {', '.join(COMMANDS)}"))
+        result = read_result(folder)
+    except UserError as error:
+        return f"{RESULT} {error.problem}"
+    except OSError:
+        result = None
+    if result is None:
+        return f"{RESULT} is not readable"
+    return Run(folder, result) if result.get("command") in COMMANDS else f"not a run of {', '.join(COMMANDS)}"
 
 
-def points(found: Found) -> list[Point]:
-    """What evaluations and people's votes found of the training runs, linked by the model's folder.
+def points(runs: Runs) -> list[Point]:
+    """What evaluations and human votes measured of the training runs, matched by the folder of the model.
 
-    Win rates come last, those of the most runs at the very end: a run's last figure is the one at hand.
+    Win rates come last, those of the most runs at the very end: a run's last point is its key figure.
     """
-    trained = {(run.folder / "model").resolve(): run for run in found.of("train")}
-    made = []
-    for evaluation in found.of("evaluate", "votes"):
-        answers = _answers(evaluation, found)
-        for measured in evaluation.measured:
-            where = answers.get(measured.get("name", measured.get("model")), measured.get("model"))
-            figure = _figure(measured)
-            if not isinstance(where, str) or figure is None:
+    trained = {(run.folder / "model").resolve(): run for run in runs.by_command("train")}
+    matched = []
+    for evaluation in runs.by_command("evaluate", "votes"):
+        answers = _answer_folders(evaluation, runs)
+        for entry in evaluation.models:
+            folder = answers.get(entry.get("name", entry.get("model")), entry.get("model"))
+            metrics = metrics_of(entry)
+            metric = next((metric for metric in KEY_METRICS if metric in metrics), None)
+            if not isinstance(folder, str) or metric is None:
                 continue
-            place = Path(where).expanduser().resolve()
-            run = trained.get(place) or trained.get(place / "model")
-            if run is not None:
-                beside = {name: number(measured.get(name)) for name in BESIDE}
-                against = _against(evaluation, measured, figure[0])
-                less = _interval(measured.get("difference"), figure[0])
-                made.append(Point(run, evaluation, figure[0], against, *figure[1:], beside, less))
-    size = Counter((p.metric, p.against) for p in made)
-    return sorted(made, key=lambda p: (p.metric == "win_rate", size[p.metric, p.against]))
+            model = Path(folder).expanduser().resolve()
+            if run := trained.get(model) or trained.get(model / "model"):
+                against = _against(evaluation, entry, metric)
+                details = {name: number(entry.get(name)) for name in WIN_RATE_DETAILS}
+                difference = _interval(_nested(entry, "difference", metric))
+                point = Point(run.name, metric, *metrics[metric], run, evaluation, against, details, difference)
+                matched.append(point)
+    size = Counter((p.metric, p.against) for p in matched)
+    return sorted(matched, key=lambda p: (p.metric == "win_rate", size[p.metric, p.against]))
 
 
-def _answers(evaluation: Run, found: Found) -> dict[Any, Any]:
-    """The folder of every model that wrote answers, by its name there."""
-    if evaluation.command == "votes":  # the page that people voted on lies in the folder of an evaluation
+def _answer_folders(evaluation: Run, runs: Runs) -> dict[Any, Any]:
+    """The folder of every model that generated answers, by its name in the evaluation."""
+    if evaluation.command == "votes":  # the voting page is in the folder of the evaluation that wrote it
         key = Path(str(evaluation.get("key")))
-        asked = [run for run in found.of("evaluate") if run.folder in key.parents]
-        return _answers(asked[0], found) if asked else {}
+        return next(
+            (_answer_folders(run, runs) for run in runs.by_command("evaluate") if run.folder in key.parents), {}
+        )
     return {answer.get("name"): answer.get("model") for answer in evaluation.entries("answers")}
 
 
 def measures(evaluation: Run) -> list[Measure]:
-    """The figures of an evaluation or of votes, those of every model."""
-    return [m for measured in evaluation.measured for m in measures_of(measured)]
+    """The metrics of all models of an evaluation: the key metric of each, or all of lm_eval's."""
+    return [measure for entry in evaluation.models for measure in measures_of(entry)]
 
 
-def measures_of(measured: dict[str, Any]) -> list[Measure]:
-    """The figures of one model, as an evaluation's result.json has them.
-
-    Intervals of lm_eval's figures are 1.96 standard errors to either side.
-    """
-    name = str(measured.get("name", measured.get("model", "–")))
-    if (figure := _figure(measured)) is not None:
-        return [Measure(name, *figure)]
-    made = []
-    metrics = measured.get("metrics")
-    for metric, of in (metrics if isinstance(metrics, dict) else {}).items():
-        if isinstance(of, dict) and (value := number(of.get("value"))) is not None:
-            error = number(of.get("standard_error"))
-            ends = (None, None) if error is None else (value - 1.96 * error, value + 1.96 * error)
-            made.append(Measure(name, metric, value, *ends))
-    return made
+def measures_of(entry: dict[str, Any]) -> list[Measure]:
+    """`measures` of one model."""
+    metrics = metrics_of(entry)
+    key = next((metric for metric in KEY_METRICS if metric in metrics), None)
+    name = str(entry.get("name", entry.get("model", "–")))
+    return [Measure(name, metric, *metrics[metric]) for metric in metrics if key in (None, metric)]
 
 
-def _figure(measured: dict[str, Any]) -> tuple[str, float, float | None, float | None] | None:
-    if (rate := number(measured.get("win_rate"))) is not None:
-        return "win_rate", rate, number(measured.get("ci_low")), number(measured.get("ci_high"))
-    nll = _interval(measured.get("metrics"), "nll")
-    return None if nll is None else ("nll", *nll)
+def metrics_of(entry: dict[str, Any]) -> dict[str, Interval]:
+    """Every metric of one model with its interval: 1.96 standard errors to either side for lm_eval's."""
+    if (rate := number(entry.get("win_rate"))) is not None:
+        return {"win_rate": Interval(rate, number(entry.get("ci_low")), number(entry.get("ci_high")))}
+    metrics = entry.get("metrics")
+    intervals = {name: _interval(value) for name, value in metrics.items()} if isinstance(metrics, dict) else {}
+    return {name: interval for name, interval in intervals.items() if interval is not None}
 
 
-def _interval(figures: Any, metric: str) -> tuple[float, float | None, float | None] | None:
-    figure = figures.get(metric) if isinstance(figures, dict) else None
-    if not isinstance(figure, dict) or (value := number(figure.get("value"))) is None:
+def _interval(statistic: Any) -> Interval | None:
+    value, low, high, error = (number(_nested(statistic, key)) for key in ("value", "low", "high", "standard_error"))
+    if value is None:
         return None
-    return value, number(figure.get("low")), number(figure.get("high"))
+    if low is None and high is None and error is not None:
+        low, high = value - 1.96 * error, value + 1.96 * error
+    return Interval(value, low, high)
 
 
-def _against(evaluation: Run, measured: dict[str, Any], metric: str) -> str:
-    def said(key: str) -> str | None:
-        value = measured.get(key, evaluation.get(key))
+def _against(evaluation: Run, entry: dict[str, Any], metric: str) -> str:
+    def text(key: str) -> str | None:
+        value = entry.get(key, evaluation.get(key))
         if isinstance(value, dict):
             value = value.get("name") or value.get("kind")
         if isinstance(value, list):
@@ -297,12 +279,18 @@ def _against(evaluation: Run, measured: dict[str, Any], metric: str) -> str:
         return str(value) if value is not None else None
 
     if metric == "win_rate":
-        parts = {"against": said("baseline"), "judged by": said("judge"), "on": said("prompts") or said("dataset")}
+        parts = {"against": text("baseline"), "judged by": text("judge"), "on": text("prompts") or text("dataset")}
     else:
-        parts = {"on": said("dataset"), "rows": said("n"), "data": (said("data_fingerprint") or "")[:8] or None}
+        parts = {"on": text("dataset"), "rows": text("n"), "data": (text("data_fingerprint") or "")[:8] or None}
     return ", ".join(f"{word} {value}" for word, value in parts.items() if value)
 
 
+def _nested(value: Any, *keys: str) -> Any:
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
 def number(value: Any) -> float | None:
-    """The value where it is a number, else None."""
+    """The value as a float if it is a number, else None."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

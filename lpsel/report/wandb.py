@@ -1,8 +1,7 @@
-"""The report as a Weights & Biases report: the paper's figures as panels, over a run that holds their points.
+"""The report as a Weights & Biases report, with the figures as panels.
 
-A W&B panel draws what one run has logged, and the figures join training runs with evaluations of them. So a run of its
-own, of job type "report", is given the points, the tables and the drawn figures; its panels come first, and panels over
-the training runs themselves after them.
+A W&B panel shows values that one run has logged, but these figures join training runs with evaluations of them. So a
+run of job type "report" logs the points, the tables and the figures; other panels show the training runs themselves.
 """
 
 from collections import Counter, defaultdict
@@ -13,18 +12,24 @@ from typing import Any
 
 import numpy as np
 
-from lpsel.errors import UserError, check_package, first_line
-from lpsel.report.run_figures import LABELS
-from lpsel.report.runs import Found, Point, points
-from lpsel.report.tables import every
+from lpsel.errors import UserError, first_line
+from lpsel.report.quality_figures import LABELS
+from lpsel.report.runs import Point, Runs, points
+from lpsel.report.tables import all_tables
 from lpsel.storage import write_atomically
 from lpsel.tracking.tracker import Picture, Rows
 from lpsel.tracking.wandb import WandbTracker, tracked_run
 
 SPEC = "wandb-report.json"
-PROJECT = "lpsel"  # where no run says
-SHARE = "share of the rows, %"
-WIDE, HIGH = 24, 12  # of a panel across the page, in the grid's units
+PROJECT = "lpsel"  # if no run is tracked
+PCT = "percentage of the rows"
+WIDE, HIGH = 24, 12  # of a panel across the page, in units of the grid
+RUN_PANELS = {
+    "Training of targets": ("trainer/global_step", "target/nll"),
+    "Training of scorers": ("trainer/global_step", "scorer/nll"),
+    "Tokens per second": ("trainer/global_step", "target/tokens_per_second"),
+    "NLL of all rows": ("records/epoch", "records/median_nll"),
+}
 
 
 @dataclass(frozen=True)
@@ -32,9 +37,9 @@ class Panel:
     """The points of one figure.
 
     Attributes:
-        title: metric, and what makes its values comparable.
-        curves: name of a curve -> share -> mean over seeds.
-        bars: name of a bar -> mean, of each bucket, or of each scorer and target.
+        title: metric, and the conditions under which its values are comparable.
+        curves: by the name in W&B, percentage -> mean over seeds.
+        bars: by the name in W&B, the mean of each bucket, or of each scorer and target.
     """
 
     title: str
@@ -42,155 +47,122 @@ class Panel:
     bars: dict[str, float]
 
 
-def check_wandb_report() -> None:
-    """Raises UserError where the optional package is not installed."""
-    check_package("wandb_workspaces", "wandb-report", "--wandb", None)
+def write_wandb_report(runs: Runs, out: Path) -> str:
+    """Track the report next to the page in `out`; returns a line for the user.
 
-
-def write_wandb_report(found: Found, out: Path) -> str:
-    """Track the report beside the page in `out`; returns a line for the user.
-
-    With an account the report is saved in the project of the runs. Without one its run is written offline, and its
+    With an account the report is saved in the project of the runs. Without one, its run is written offline, and its
     specification as wandb-report.json.
 
     Raises:
-        UserError: W&B cannot be used as asked.
+        UserError: W&B cannot be used with these settings.
     """
-    tracked = {run.folder: of for run in found.runs if (of := tracked_run(run.folder)) is not None}
-    places = Counter((of["project"], of["entity"]) for of in tracked.values())
-    project, entity = places.most_common(1)[0][0] if places else (PROJECT, None)
-    runs = [of["id"] for of in tracked.values() if of["project"] == project]
-    measured = points(found)
+    tracked = [stored for run in runs.finished if (stored := tracked_run(run.folder)) is not None]
+    projects = Counter((stored["project"], stored["entity"]) for stored in tracked)
+    project, entity = projects.most_common(1)[0][0] if projects else (PROJECT, None)
+    measured = points(runs)
     drawn = panels(measured)
+    tables = {f"table/{name}": rows for name, rows in all_tables(runs, measured).items() if rows}
+    pictures = {f"figure/{path.stem}": Picture(path) for path in sorted((out / "figures").glob("*.png"))}
 
     tracker = WandbTracker(project, entity)
-    tables = {name: rows for name, rows in every(found, measured).items() if rows}
-    tracker.start("report", {"runs": [str(run.folder) for run in found.runs]}, out)
-    pictures = {f"figure/{path.stem}": Picture(path) for path in sorted((out / "figures").glob("*.png"))}
-    _log(tracker, drawn, tables, pictures)
-    report = specification(
-        project, tracker.run.entity or entity or "", tracker.run.id, runs, drawn, list(tables), list(pictures)
+    tracker.start("report", {"runs": [str(run.folder) for run in runs.finished]}, out)
+    for panel in drawn:
+        for pct in sorted({pct for curve in panel.curves.values() for pct in curve}):
+            tracker.log({PCT: pct, **{name: curve[pct] for name, curve in panel.curves.items() if pct in curve}})
+        tracker.log(panel.bars)
+    tracker.log({name: Rows(list(rows[0]), [list(row.values()) for row in rows]) for name, rows in tables.items()})
+    tracker.log(pictures)
+
+    import wandb_workspaces.reports.v2 as wr
+
+    ids = [stored["id"] for stored in tracked if stored["project"] == project]
+    blocks = [wr.TableOfContents(), *_blocks(tracker.run.id, drawn, list(tables), list(pictures))]
+    report = wr.Report(
+        project=project,
+        entity=tracker.run.entity or entity or "",
+        title="lpsel: runs and results",
+        blocks=[*blocks, *(_run_blocks(ids) if ids else [])],
+        width="fluid",
     )
     line = tracker.finish({})
     if tracker.mode == "online":
-        return f"W&B report: {_saved(report).url}"
+        return f"W&B report: {_save(report)}"
     spec = report._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=1)
     write_atomically(out / SPEC, lambda file: file.write(spec.encode()))
-    return f"No W&B account, so no report there; what it would be: {out / SPEC}. {line}"
+    return f"No W&B account: the specification of the report is in {out / SPEC}. {line}"
 
 
-def _saved(report: Any) -> Any:
+def _save(report: Any) -> str:
     import wandb
 
     try:
-        return report.save()
+        return report.save().url
     except wandb.errors.Error as error:
-        raise UserError(f"--wandb: the report cannot be saved ({first_line(error)}); the page is written.") from error
+        problem = f"the W&B report cannot be saved ({first_line(error)}), but the page is written"
+        raise UserError("--wandb", problem=problem, hint="check the connection and the account") from error
 
 
 def panels(measured: Sequence[Point]) -> list[Panel]:
-    """The points of the paper's figures, those of each metric and comparison together, the figures at hand first."""
-    groups = defaultdict(list)
+    """The points of the quality figures by metric and conditions, key figures first."""
+    comparable = defaultdict(list)
     for p in measured:
         if p.run.pct is not None:
-            groups[p.metric, p.against].append(p)
-    return [
-        Panel(f"{LABELS[metric]}; {against}", _curves(of), _bars(of))
-        for (metric, against), of in reversed(groups.items())
-    ]
-
-
-def _curves(of: Sequence[Point]) -> dict[str, dict[float, float]]:
-    values: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for p in of:
-        values[p.run.series][p.run.pct or 0.0].append(p.value)
-    return {name: {share: float(np.mean(v)) for share, v in sorted(at.items())} for name, at in values.items()}
-
-
-def _bars(of: Sequence[Point]) -> dict[str, float]:
-    values = defaultdict(list)
-    for p in of:
-        if p.run.bucket or p.run.scorer != "–":
-            values[f"{p.run.series}, {p.run.pct:g} %"].append(p.value)
-    return {name: float(np.mean(v)) for name, v in values.items()}
-
-
-def _log(
-    tracker: WandbTracker, drawn: Sequence[Panel], tables: dict[str, list[dict[str, Any]]], pictures: dict[str, Picture]
-) -> None:
-    for k, panel in enumerate(drawn, 1):
-        for share in sorted({share for at in panel.curves.values() for share in at}):
-            at_share = {_curve(k, name): at[share] for name, at in panel.curves.items() if share in at}
-            tracker.log({SHARE: share, **at_share})
-        tracker.log({_bar(k, name): value for name, value in panel.bars.items()})
-    tracker.log({f"table/{name}": Rows(list(of[0]), [list(row.values()) for row in of]) for name, of in tables.items()})
-    tracker.log(pictures)
-
-
-def specification(
-    project: str,
-    entity: str,
-    own: str,
-    runs: Sequence[str],
-    drawn: Sequence[Panel],
-    tables: Sequence[str],
-    pictures: Sequence[str],
-) -> Any:
-    """The report: panels over its own run, then panels over the training runs.
-
-    Args:
-        own: id of the run that holds the points.
-        runs: ids of the tracked runs that it is about.
-        drawn: figures of which it has the points.
-        tables, pictures: names of what it holds besides.
-    """
-    import wandb_workspaces.reports.v2 as wr
-
-    mine = wr.Runset(name="report", filters=f"Metric('ID') in ['{own}']")
-    blocks: list[Any] = [wr.TableOfContents()]
-    for k, panel in enumerate(drawn, 1):
-        of: list[Any] = [
-            wr.LinePlot(
-                title=panel.title, x=SHARE, y=[_curve(k, name) for name in panel.curves], log_x=True,
-                title_x=SHARE, layout=wr.Layout(w=WIDE, h=HIGH),
-            )
-        ]  # fmt: skip
-        if len(panel.bars) > 1:
-            names: list[Any] = [_bar(k, name) for name in panel.bars]
-            of.append(wr.BarPlot(title=panel.title, metrics=names, layout=wr.Layout(y=HIGH, w=WIDE, h=HIGH)))
-        blocks += [wr.H2(panel.title), wr.PanelGrid(runsets=[mine], panels=of)]
-    gallery = wr.MediaBrowser(media_keys=list(pictures), num_columns=2, layout=wr.Layout(w=WIDE, h=2 * HIGH))
-    blocks += [wr.H2("Figures as lpsel draws them"), wr.PanelGrid(runsets=[mine], panels=[gallery])]
-    blocks.append(wr.H2("Tables"))
-    for name in tables:
-        table = wr.WeavePanelSummaryTable(table_name=f"table/{name}", layout=wr.Layout(w=WIDE, h=HIGH))
-        blocks += [wr.H3(name), wr.PanelGrid(runsets=[mine], panels=[table])]
-    if runs:
-        listed = ", ".join(f"'{run}'" for run in runs)
-        about = wr.Runset(name="runs", filters=f"Metric('ID') in [{listed}]")
-        blocks += [wr.H2("Runs"), wr.PanelGrid(runsets=[about], panels=_of_runs(wr))]
-    return wr.Report(project=project, entity=entity, title="lpsel: what was run and what came out", blocks=blocks,
-                     width="fluid")  # fmt: skip
-
-
-def _of_runs(wr: Any) -> list[Any]:
-    half = WIDE // 2
-    lines = [("Training of targets", "target/nll"), ("Training of scorers", "scorer/nll"),
-             ("Tokens per second", "target/tokens_per_second"), ("NLL of all rows", "records/median_nll")]  # fmt: skip
-    made: list[Any] = [
-        wr.LinePlot(title=title, x="trainer/global_step" if "records" not in y else "records/epoch", y=[y],
-                    layout=wr.Layout(x=half * (i % 2), y=HIGH * (i // 2), w=half, h=HIGH))
-        for i, (title, y) in enumerate(lines)
-    ]  # fmt: skip
-    spent = ["ledger/selection_flops", "ledger/training_flops", "ledger/everything_flops"]
-    made.append(wr.BarPlot(title="FLOPs", metrics=spent, layout=wr.Layout(y=2 * HIGH, w=WIDE, h=HIGH)))
-    made.append(wr.RunComparer(diff_only="split", layout=wr.Layout(y=3 * HIGH, w=WIDE, h=HIGH)))
+            comparable[p.metric, p.against].append(p)
+    made = []
+    for k, ((metric, against), group) in enumerate(reversed(comparable.items()), 1):
+        curves: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+        bars = defaultdict(list)
+        for p in group:
+            curves[f"quality {k}/{p.run.series}"][p.run.pct or 0.0].append(p.value)
+            if p.run.bucket or p.run.scorer != "–":
+                bars[f"bars {k}/{p.run.series}, {p.run.pct:g} %"].append(p.value)
+        panel = Panel(
+            f"{LABELS[metric]}; {against}",
+            {name: {pct: float(np.mean(values)) for pct, values in curve.items()} for name, curve in curves.items()},
+            {name: float(np.mean(values)) for name, values in bars.items()},
+        )
+        made.append(panel)
     return made
 
 
-def _curve(k: int, name: str) -> str:
-    return f"quality {k}/{name}"
+def _blocks(run: str, drawn: Sequence[Panel], tables: Sequence[str], pictures: Sequence[str]) -> list[Any]:
+    """Panels over the run that logged the points, with this id."""
+    import wandb_workspaces.reports.v2 as wr
+
+    def grid(*panels: Any) -> Any:
+        runset = wr.Runset(name="report", filters=f"Metric('ID') in ['{run}']")
+        return wr.PanelGrid(runsets=[runset], panels=list(panels))
+
+    blocks: list[Any] = []
+    for panel in drawn:
+        size = {"w": WIDE, "h": HIGH}
+        curves, bars = list[Any](panel.curves), list[Any](panel.bars)
+        shown: list[Any] = [
+            wr.LinePlot(title=panel.title, x=PCT, y=curves, log_x=True, title_x=PCT, layout=wr.Layout(**size))
+        ]
+        if len(bars) > 1:
+            shown.append(wr.BarPlot(title=panel.title, metrics=bars, layout=wr.Layout(y=HIGH, **size)))
+        blocks += [wr.H2(panel.title), grid(*shown)]
+    gallery = wr.MediaBrowser(media_keys=list(pictures), num_columns=2, layout=wr.Layout(w=WIDE, h=2 * HIGH))
+    blocks += [wr.H2("Figures drawn by lpsel"), grid(gallery), wr.H2("Tables")]
+    for name in tables:
+        table = wr.WeavePanelSummaryTable(table_name=name, layout=wr.Layout(w=WIDE, h=HIGH))
+        blocks += [wr.H3(name.removeprefix("table/")), grid(table)]
+    return blocks
 
 
-def _bar(k: int, name: str) -> str:
-    return f"bars {k}/{name}"
+def _run_blocks(runs: Sequence[str]) -> list[Any]:
+    """Panels over the tracked runs with these ids."""
+    import wandb_workspaces.reports.v2 as wr
+
+    half = WIDE // 2
+    made: list[Any] = [
+        wr.LinePlot(title=title, x=x, y=[y], layout=wr.Layout(x=half * (i % 2), y=HIGH * (i // 2), w=half, h=HIGH))
+        for i, (title, (x, y)) in enumerate(RUN_PANELS.items())
+    ]
+    spent: list[Any] = ["ledger/selection_flops", "ledger/training_flops", "ledger/everything_flops"]
+    made.append(wr.BarPlot(title="FLOPs", metrics=spent, layout=wr.Layout(y=2 * HIGH, w=WIDE, h=HIGH)))
+    made.append(wr.RunComparer(diff_only="split", layout=wr.Layout(y=3 * HIGH, w=WIDE, h=HIGH)))
+    ids = ", ".join(f"'{run}'" for run in runs)
+    runset = wr.Runset(name="runs", filters=f"Metric('ID') in [{ids}]")
+    return [wr.H2("Runs"), wr.PanelGrid(runsets=[runset], panels=made)]

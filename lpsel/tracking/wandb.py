@@ -78,7 +78,8 @@ class WandbTracker(Tracker):
         import wandb
 
         excepthook = sys.excepthook
-        settings = {"silent": True, "console": "off", "save_code": False, "disable_git": True, "disable_code": True}
+        settings = wandb.Settings(silent=True, console="off", finish_timeout=UPLOAD_SECONDS)
+        settings.save_code, settings.disable_git, settings.disable_code = False, True, True
         arguments: dict[str, Any] = {
             "project": self.project,
             "entity": self.entity,
@@ -90,12 +91,24 @@ class WandbTracker(Tracker):
             "name": run_dir.name,
             "config": json.loads(redact(json.dumps(config))),
             "dir": run_dir,
-            "settings": wandb.Settings(**settings, finish_timeout=UPLOAD_SECONDS),
+            "settings": settings,
         }
+        self.run = self._init(arguments)
+        sys.excepthook = excepthook  # wandb's prints tracebacks unredacted, with a key that a server sent back
+        self.directory, self.run_file = Path(self.run.dir).parent, run_dir / RUN_FILE
+        for names, step in STEPS.items():
+            self.run.define_metric(step, hidden=True)
+            self.run.define_metric(names, step_metric=step)
+        self._write_run_file(finished=False)
+
+    def _init(self, arguments: dict[str, Any]) -> Any:
+        """A W&B run, offline if the server cannot be reached, unless the user set mode=online."""
+        import wandb
+
         try:
             if self.mode == "online":
                 _check_server()
-            self.run = wandb.init(**arguments, mode=self.mode)
+            return wandb.init(**arguments, mode=self.mode)
         except (wandb.errors.Error, ConnectionError) as error:
             message = first_line(error)
             reason = type(error).__name__ if message == "<no message>" else redact(message)
@@ -105,13 +118,7 @@ class WandbTracker(Tracker):
             log.warning("Tracking: W&B cannot be reached (%s); this run is tracked offline", reason)
             self.mode = "offline"
             wandb.teardown()  # otherwise its service reports that the run's id is in use
-            self.run = wandb.init(**arguments, mode=self.mode)
-        sys.excepthook = excepthook  # wandb's prints tracebacks unredacted, with a key that a server sent back
-        self.directory, self.run_file = Path(self.run.dir).parent, run_dir / RUN_FILE
-        for names, step in STEPS.items():
-            self.run.define_metric(step, hidden=True)
-            self.run.define_metric(names, step_metric=step)
-        self._write_run_file(finished=False)
+            return wandb.init(**arguments, mode=self.mode)
 
     def _write_run_file(self, finished: bool) -> None:
         entity = self.run.entity or self.entity

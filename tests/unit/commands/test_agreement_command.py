@@ -140,7 +140,7 @@ def test_many_rows_are_drawn_as_a_density_with_its_scale(tmp_path):
     run([f"{tmp_path}/p.npz"], tmp_path / "out")
     html = (tmp_path / "out" / "agreement.html").read_text()
     assert html.count("data:image/png;base64,") >= 1
-    assert "Rows, times what chance gives" in html
+    assert "rows, in multiples of chance" in html
 
 
 def test_tables_are_found_in_folders_runs_files_and_archives(scores, tmp_path):

@@ -1,4 +1,4 @@
-"""`lpsel publish`: a subset as a data set folder with a card, and its upload to a Hub."""
+"""`lpsel publish`: a subset as a dataset folder with a card, and its upload to the Hub."""
 
 import json
 import subprocess
@@ -20,12 +20,12 @@ def selected(tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     lines = ["ppl_0,ppl_1", *(f"10,{n + 1}" for n in range(7)), ","]
     (tmp_path / "scores.csv").write_text("\n".join(lines) + "\n")
-    given = ["dataset=local", f"dataset.path={tmp_path}/rows.jsonl", f"scores={tmp_path}/scores.csv", "tracker=none"]
-    run("select", [*given, "cluster=none", "pct=50"], tmp_path / "run")
+    data = ["dataset=local", f"dataset.path={tmp_path}/rows.jsonl", f"scores={tmp_path}/scores.csv", "tracker=none"]
+    run("select", [*data, "cluster=none", "pct=50"], tmp_path / "run")
     return tmp_path / "run"
 
 
-def test_the_folder_loads_as_a_data_set_and_its_card_says_what_it_is(selected, tmp_path, capsys):
+def test_the_folder_loads_as_a_dataset_and_its_card_describes_it(selected, tmp_path, capsys):
     from datasets import load_dataset
     from huggingface_hub import DatasetCard
 
@@ -42,15 +42,15 @@ def test_the_folder_loads_as_a_data_set_and_its_card_says_what_it_is(selected, t
     assert (folder / "selection.parquet").read_bytes() == (selected / "selection.parquet").read_bytes()
 
 
-def test_the_license_of_a_known_data_set_is_known(selected, tmp_path):
+def test_the_license_of_a_configured_dataset_is_used(selected, tmp_path):
     result = json.loads((selected / "result.json").read_text())
     result["dataset"]["license"] = "cc-by-sa-3.0"
     (selected / "result.json").write_text(json.dumps(result))
     assert "license: cc-by-sa-3.0\n" in (publish(selected, tmp_path / "out") / "README.md").read_text()
 
 
-def test_mistakes_are_one_line(selected, tmp_path):
-    with pytest.raises(UserError, match=r"dataset rows: its license is not known; give --license ID\."):
+def test_errors_name_what_is_missing(selected, tmp_path):
+    with pytest.raises(UserError, match=r"dataset rows: its license is unknown\. Set --license ID\."):
         publish(selected)
     with pytest.raises(UserError, match=r"nowhere: not a finished run of select or train \(result.json"):
         publish(tmp_path / "nowhere", license="mit")
@@ -61,23 +61,23 @@ def test_mistakes_are_one_line(selected, tmp_path):
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The part of the Hub's interface that an upload of small files uses; keeps what it is sent."""
+    """The part of the Hub's API that an upload of small files uses; records requests."""
 
     protocol_version = "HTTP/1.1"
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.asked.append((self.path, self.headers["Authorization"], body))
+        self.server.requests.append((self.path, self.headers["Authorization"], body))
         if self.headers["Authorization"] != "Bearer hf_right":
-            return self.answer(401, {"error": "Invalid username or password."})
+            return self.respond(401, {"error": "Invalid username or password."})
         if self.path == "/api/repos/create":
-            return self.answer(200, {"url": f"http://{self.headers['Host']}/datasets/ann/half"})
+            return self.respond(200, {"url": f"http://{self.headers['Host']}/datasets/ann/half"})
         if self.path == "/api/validate-yaml":
-            return self.answer(200, {"errors": [], "warnings": []})
+            return self.respond(200, {"errors": [], "warnings": []})
         if "/preupload/" in self.path:
             files = [{"path": f["path"], "uploadMode": "regular"} for f in json.loads(body)["files"]]
-            return self.answer(200, {"files": [{**f, "shouldIgnore": False} for f in files]})
-        return self.answer(
+            return self.respond(200, {"files": [{**f, "shouldIgnore": False} for f in files]})
+        return self.respond(
             200,
             {
                 "commitUrl": f"http://{self.headers['Host']}/datasets/ann/half/commit/1",
@@ -87,9 +87,9 @@ class Hub(BaseHTTPRequestHandler):
         )
 
     def do_GET(self):
-        self.answer(200, {"id": "ann/half", "sha": "0" * 40, "siblings": []})
+        self.respond(200, {"id": "ann/half", "sha": "0" * 40, "siblings": []})
 
-    def answer(self, status, value):
+    def respond(self, status, value):
         text = json.dumps(value).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -104,32 +104,32 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.asked = []
+    server.requests = []
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
 
 
 def uploaded(hub, selected, token):
-    """In a process of its own: the Hub's address and token are read when its client is imported."""
+    """In a new process: the Hub's client reads the address and token at import."""
     environment = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_TOKEN": token, "PATH": "/usr/bin:/bin"}
     code = "from lpsel.cli import console; console()"
     command = [sys.executable, "-c", code, "publish", str(selected), "--license", "mit", "--to", "ann/half"]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_an_upload_sends_the_folder_to_a_private_data_set(hub, selected):
+def test_an_upload_sends_the_folder_to_a_private_dataset(hub, selected):
     done = uploaded(hub, selected, "hf_right")
     assert done.stdout.splitlines()[0] == f"http://127.0.0.1:{hub.server_port}/datasets/ann/half", done.stderr
-    made = json.loads(next(body for path, _, body in hub.asked if path == "/api/repos/create"))
-    assert (made["type"], made["visibility"]) == ("dataset", "private")
-    commit = next(body for path, _, body in hub.asked if "/commit/" in path)
+    created = json.loads(next(body for path, _, body in hub.requests if path == "/api/repos/create"))
+    assert (created["type"], created["visibility"]) == ("dataset", "private")
+    commit = next(body for path, _, body in hub.requests if "/commit/" in path)
     files = [json.loads(line)["value"].get("path") for line in commit.splitlines()]
     assert set(files[1:]) == {"README.md", "data/train.jsonl", "selection.parquet"}
 
 
-def test_a_wrong_token_is_one_line_that_does_not_show_it(hub, selected):
+def test_a_wrong_token_is_a_one_line_error_without_the_token(hub, selected):
     done = uploaded(hub, selected, "hf_wrong")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("lpsel publish: --to ann/half: the Hub says: ")
+    assert done.stderr.splitlines()[-1].startswith("lpsel publish: --to ann/half: the Hub responded: ")
     assert "hf_wrong" not in done.stderr + done.stdout

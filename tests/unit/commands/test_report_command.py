@@ -1,4 +1,4 @@
-"""`lpsel report`: real files in, one page out, looked at in a real browser."""
+"""`lpsel report`: a page from run folders, checked in a real browser."""
 
 import csv
 import importlib.util
@@ -18,12 +18,12 @@ from lpsel.errors import UserError
 from lpsel.judging.human import HumanJudge, read_key
 from lpsel.judging.judge import Pair
 from lpsel.report.page import link
-from lpsel.report.run_figures import smallest_passing
-from lpsel.report.runs import collect, points
+from lpsel.report.quality_figures import smallest_passing
+from lpsel.report.runs import find_runs, points
 from lpsel.report.tables import seed_rows
 
 SHOWN = "[...document.querySelectorAll('#runs tbody tr:not([hidden])')].map(r => r.cells[0].textContent)"
-# The smallest text of any figure, in pixels as drawn.
+# The smallest text of any figure in CSS pixels, after scaling.
 TEXT_SIZES = """Math.min(...[...document.querySelectorAll("figure svg")].flatMap(drawn => {
     const scale = drawn.getBoundingClientRect().width / drawn.viewBox.baseVal.width;
     return [...drawn.querySelectorAll("text")].map(text => parseFloat(getComputedStyle(text).fontSize) * scale);
@@ -68,27 +68,27 @@ def sweep(tmp_path):
     return runs
 
 
-def test_runs_are_found_below_a_folder_and_the_others_are_listed_with_the_reason(sweep):
-    found = collect([str(sweep), str(sweep / "0")])
-    assert len(found.runs) == 8
-    assert {folder.name: why for folder, why in found.left_out} == {
+def test_runs_are_found_below_a_folder_and_others_are_skipped_with_the_reason(sweep):
+    runs = find_runs([str(sweep), str(sweep / "0")])
+    assert len(runs.finished) == 8
+    assert {folder.name: reason for folder, reason in runs.skipped} == {
         "unfinished": "not finished: no result.json",
-        "broken": "result.json cannot be read",
+        "broken": "result.json is not readable",
     }
 
 
-def test_evaluations_are_linked_by_the_folder_of_the_model_and_the_smallest_share_that_passes_is_found(sweep):
-    made = points(collect([str(sweep)]))
+def test_evaluations_are_matched_by_model_folder_and_the_smallest_passing_percentage_is_found(sweep):
+    made = points(find_runs([str(sweep)]))
     assert {(p.run.folder.name, p.evaluation.folder.name, p.value) for p in made} == {
         ("0", "e0", 48), ("1", "e1", 53), ("2", "e2", 49), ("3", "e3", 58)}  # fmt: skip
     assert smallest_passing(made) == 10
 
 
-def test_one_evaluation_of_several_models_and_votes_on_its_page_are_linked_by_the_names_of_answers(sweep):
-    asked = sweep / "asked"
-    asked.mkdir()
+def test_evaluations_of_several_models_and_their_votes_are_matched_by_the_names_of_answers(sweep):
+    evaluation = sweep / "evaluation"
+    evaluation.mkdir()
     pairs = [Pair(f"p{i}", f"prompt {i}", "old", "newer", "vicuna", None) for i in range(2)]
-    _, key = HumanJudge().write(pairs, asked, baseline="full", model="lp, 10 %")
+    _, key = HumanJudge().write(pairs, evaluation, baseline="full", model="lp, 10 %")
     names = {"full": "elsewhere", "lp, 5 %": "0", "lp, 10 %": "1", "lp, 25 %": "3"}  # as in result.json of pairwise
     answers = [{"name": name, "model": str(sweep / run / "model")} for name, run in names.items()]
     models = [
@@ -97,7 +97,7 @@ def test_one_evaluation_of_several_models_and_votes_on_its_page_are_linked_by_th
     ]
     made = {"command": "evaluate", **models[0], "models": models, "answers": answers, "prompts": ["koala", "lima"],
             "baseline": "full", "judge": {"judge": "openai", "name": "a judge"}}  # fmt: skip
-    (asked / "result.json").write_text(json.dumps(made))
+    (evaluation / "result.json").write_text(json.dumps(made))
     secret = read_key(key)
     votes = [
         {"pair": i, "vote": "a" if pair.a == "model" else "b", "at": "2026-01-01T12:00:00.000Z"}
@@ -107,30 +107,30 @@ def test_one_evaluation_of_several_models_and_votes_on_its_page_are_linked_by_th
     file.write_text(json.dumps({"page": secret.page, "annotator": "Ann", "votes": votes}))
     count_votes([file], key, sweep / "counted")
 
-    found = points(collect([str(sweep)]))
-    judged = [p for p in found if p.evaluation.folder.name == "asked"]
-    assert {(p.run.folder.name, p.value, p.beside["n"]) for p in judged} == {
+    measured = points(find_runs([str(sweep)]))
+    judged = [p for p in measured if p.evaluation.folder.name == "evaluation"]
+    assert {(p.run.folder.name, p.value, p.details["n"]) for p in judged} == {
         ("0", 40, 40),
         ("1", 41, 40),
         ("3", 42, 40),
     }
     assert {p.against for p in judged} == {"against full, judged by a judge, on koala and lima"}
-    (people,) = [p for p in found if p.evaluation.folder.name == "counted"]
-    assert (people.run.folder.name, people.value, people.against) == ("1", 100, "against full, judged by people")
+    (human,) = [p for p in measured if p.evaluation.folder.name == "counted"]
+    assert (human.run.folder.name, human.value, human.against) == ("1", 100, "against full, judged by people")
 
 
-def test_spread_is_over_seeds_alone(sweep):
+def test_spread_is_over_seeds_only(sweep):
     for name, seed in (("4", 2), ("5", 1)):
         write_run(sweep / name, "lp", 5, seed)
         (sweep / f"e{name}").mkdir()
         made = json.loads((sweep / "e0" / "result.json").read_text()) | {"win_rate": 52, "model": str(sweep / name)}
         (sweep / f"e{name}" / "result.json").write_text(json.dumps(made))
-    (row,) = seed_rows(points(collect([str(sweep)])))
-    assert (row["seeds"], row["pct"]) == (2, 5)  # two runs of seed 1 are one seed
+    (row,) = seed_rows(points(find_runs([str(sweep)])))
+    assert (row["seeds"], row["pct"]) == (2, 5)  # two runs with seed 1 count once
 
 
-def test_no_run_is_a_mistake_and_a_folder_that_is_no_report_is_left_alone(sweep, tmp_path):
-    with pytest.raises(UserError, match="nowhere: no such folder; name run folders"):
+def test_no_run_is_an_error_and_a_folder_with_inputs_is_not_replaced(sweep, tmp_path):
+    with pytest.raises(UserError, match=r"nowhere: no such folder\. Name run folders"):
         report(["nowhere"], tmp_path / "out")
     with pytest.raises(UserError, match=r"which this command reads\. Name another folder"):
         report([str(sweep)], sweep)
@@ -146,25 +146,24 @@ def test_the_page_in_a_browser(sweep, tmp_path, page_in_chromium):
     assert (tmp_path / "out" / "tables" / "runs.csv").read_text().count("\n") == 9
     for width, scheme in ((1280, "light"), (390, "dark")):
         page = page_in_chromium(path, viewport={"width": width, "height": 900}, color_scheme=scheme)
-        assert page.title() == "Report of 8 runs"  # texts of the runs did nothing
+        assert page.title() == "Report of 8 runs"  # scripts in the texts of the runs did not run
         assert page.locator("figure svg").count() == len(names)
         assert all(page.locator("figure svg").nth(i).bounding_box()["height"] > 50 for i in range(len(names)))
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        shares = SHOWN
         page.get_by_role("button", name="value").click()
-        assert page.evaluate(shares)[:4] == ["sweep/0", "sweep/2", "sweep/1", "sweep/3"]
+        assert page.evaluate(SHOWN)[:4] == ["sweep/0", "sweep/2", "sweep/1", "sweep/3"]
         assert page.evaluate(TEXT_SIZES) >= 12  # pixels
 
 
 def test_the_table_is_sorted_and_filtered_from_the_keyboard(sweep, tmp_path, page_in_chromium):
     page = page_in_chromium(report([str(sweep)], tmp_path / "out"))
 
-    def tab_to(what):
+    def tab_to(target):
         for _ in range(60):
             page.keyboard.press("Tab")
-            if page.evaluate("document.activeElement.id || document.activeElement.textContent") == what:
+            if page.evaluate("document.activeElement.id || document.activeElement.textContent") == target:
                 return
-        raise AssertionError(f"{what} is not reached by Tab")
+        raise AssertionError(f"{target} is not reached by Tab")
 
     def shown():
         return page.evaluate(SHOWN)
@@ -183,7 +182,7 @@ def test_the_table_is_sorted_and_filtered_from_the_keyboard(sweep, tmp_path, pag
     assert shown()[:4] == ["sweep/3", "sweep/1", "sweep/2", "sweep/0"]  # undefined ones stay last
 
 
-def test_links_hold_where_page_and_runs_are_moved_together(sweep, tmp_path, page_in_chromium):
+def test_links_work_after_page_and_runs_are_moved_together(sweep, tmp_path, page_in_chromium):
     report([str(sweep)], sweep.parent / "out")
     sweep.parent.rename(moved := tmp_path.with_name(f"{tmp_path.name} moved"))
     page = page_in_chromium(moved / "out" / "index.html")
@@ -193,7 +192,7 @@ def test_links_hold_where_page_and_runs_are_moved_together(sweep, tmp_path, page
     assert all(folder.is_dir() for folder in folders)
 
 
-def test_links_to_runs_elsewhere_are_whole(sweep, tmp_path):
+def test_links_to_runs_elsewhere_are_absolute(sweep, tmp_path):
     assert link(sweep / "0", tmp_path / "deep" / "out") == (sweep / "0").as_uri()
     assert link(tmp_path / "a b", tmp_path / "out") == "../a%20b/"
 
@@ -217,10 +216,10 @@ def test_win_rates_by_category_and_the_agreement_of_annotators_are_on_the_page(f
         for i in range(6)
     ]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
-    asked = ["evaluator=pairwise", "judge=reference", f"prompts={tmp_path}/mine.jsonl", "evaluator.max_new_tokens=4",
+    config = ["evaluator=pairwise", "judge=reference", f"prompts={tmp_path}/mine.jsonl", "evaluator.max_new_tokens=4",
              f"models=[{few_runs}/train/toy-llama-low,{few_runs}/train/toy-llama-high]", "trainer=cpu", "tracker=none",
              f"baseline={few_runs}/train/full", f"cache_dir={tmp_path}/cache"]  # fmt: skip
-    judged = run("evaluate", asked, tmp_path / "runs" / "pairwise")
+    judged = run("evaluate", config, tmp_path / "runs" / "pairwise")
     pairs = [Pair(f"p{i}", f"prompt {i}", "old", "newer", "vicuna", None) for i in range(4)]
     _, key = HumanJudge().write(pairs, tmp_path, baseline="full", model="low")
     files = []
@@ -238,14 +237,14 @@ def test_win_rates_by_category_and_the_agreement_of_annotators_are_on_the_page(f
     texts = [text.strip() for text in page.locator("td").all_text_contents()]
     assert {"<b>sums", "words", "mine", "vicuna", "Ann", "Bob <i>"} <= set(texts)
     groups = list(csv.DictReader((path.parent / "tables" / "groups.csv").open()))
-    found = {(row["model"], row["group"]): float(row["value"]) for row in groups if row["kind"] == "category"}
-    assert found == {
+    rates = {(row["model"], row["group"]): float(row["value"]) for row in groups if row["kind"] == "category"}
+    assert rates == {
         (model["name"], name): of["win_rate"] for model in judged["models"] for name, of in model["by_category"].items()
     }
-    people = list(csv.DictReader((path.parent / "tables" / "votes.csv").open()))
-    assert [row["annotator"] for row in people] == ["Ann", "Bob <i>"]
+    annotators = list(csv.DictReader((path.parent / "tables" / "votes.csv").open()))
+    assert [row["annotator"] for row in annotators] == ["Ann", "Bob <i>"]
     # One of four pairs is disputed, and 5 of 8 votes are for the model: 1 - (2 / 8) / (2 * 5 * 3 / (8 * 7)).
-    assert {row["Krippendorff's alpha"] for row in people} == {"0.5333333333333333"}
+    assert {row["Krippendorff's alpha"] for row in annotators} == {"0.5333333333333333"}
     assert texts.count("0.533") == 2
     assert {p.stem for p in path.parent.glob("figures/groups-*.svg")} == {"groups-1", "groups-2", "groups-3"}
 
@@ -262,7 +261,7 @@ def test_a_real_sweep_with_buckets_and_scorers(few_runs, tmp_path, page_in_chrom
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm_eval is not installed")
-def test_the_harness_has_a_table_and_a_figure(few_runs, toy_model, tmp_path, monkeypatch, page_in_chromium):
+def test_lm_eval_results_have_a_table_and_a_figure(few_runs, toy_model, tmp_path, monkeypatch, page_in_chromium):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
     rows = [{"question": f"{i} and 1 make", "choices": [str(i + 1), "a fish"], "label": 0} for i in range(4)]
     (tmp_path / "rows.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -271,9 +270,9 @@ def test_the_harness_has_a_table_and_a_figure(few_runs, toy_model, tmp_path, mon
             "doc_to_choice": "choices", "doc_to_target": "label",
             "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}]}  # fmt: skip
     (tmp_path / "sums.yaml").write_text(json.dumps(task))  # JSON is YAML
-    asked = ["evaluator=lm_eval", f"evaluator.tasks=[{tmp_path}/sums.yaml]", "trainer=cpu", "tracker=none",
+    config = ["evaluator=lm_eval", f"evaluator.tasks=[{tmp_path}/sums.yaml]", "trainer=cpu", "tracker=none",
              f"cache_dir={tmp_path}/cache", f"models=[{few_runs}/train/full,{toy_model}]"]  # fmt: skip
-    result = run("evaluate", asked, tmp_path / "harness")
+    result = run("evaluate", config, tmp_path / "harness")
     path = report([str(tmp_path / "harness")], tmp_path / "out")
     table = list(csv.DictReader((path.parent / "tables" / "harness.csv").open()))
     assert [(row["model"], row["task"], row["kind"]) for row in table] == [

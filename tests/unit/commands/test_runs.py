@@ -10,28 +10,28 @@ import pytest
 from lpsel.commands.job import run
 from lpsel.commands.runs import main
 from lpsel.errors import UserError
-from lpsel.report.runs import find
+from lpsel.report.runs import find_runs
 
 
-def test_every_run_is_a_line_with_its_figures_and_its_whole_folder(few_runs, capsys, monkeypatch):
-    monkeypatch.chdir(few_runs.parent)  # `runs` here is what is looked into
+def test_every_run_is_a_line_with_its_figures_and_its_full_path(few_runs, capsys, monkeypatch):
+    monkeypatch.chdir(few_runs.parent)  # `runs` is the default folder
     main([])
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split() == ["run", "rows", "target", "figures", "cost", "folder"]
-    of = {line.split()[-1]: line for line in lines}
-    assert set(of) == {
+    by_folder = {line.split()[-1]: line for line in lines}
+    assert set(by_folder) == {
         "runs/evaluate/held-out",
         *(f"runs/train/{name}" for name in ("full", "cut-off")),
         *(f"runs/train/{scorer}-{bucket}" for scorer in ("toy-llama", "other-scorer") for bucket in ("low", "high")),
     }
     nll = json.loads((few_runs / "evaluate/held-out/result.json").read_text())["models"][0]["metrics"]["nll"]
-    full = of["runs/train/full"]
+    full = by_folder["runs/train/full"]
     assert full.startswith("train full")
     assert f"NLL {nll['value']:.3f} [{nll['low']:.3f}, {nll['high']:.3f}]" in full
-    assert of["runs/train/toy-llama-low"].startswith("train lp_app low 25 %")
-    assert "not finished: no result.json" in of["runs/train/cut-off"]
-    assert "of 5 models" in of["runs/evaluate/held-out"]
-    assert lines.index(full) < lines.index(of["runs/evaluate/held-out"]), "the latest last"
+    assert by_folder["runs/train/toy-llama-low"].startswith("train lp_app low 25 %")
+    assert "not finished: no result.json" in by_folder["runs/train/cut-off"]
+    assert "of 5 models" in by_folder["runs/evaluate/held-out"]
+    assert lines.index(full) < lines.index(by_folder["runs/evaluate/held-out"]), "the latest last"
 
 
 def test_scripts_get_numbers(few_runs, capsys):
@@ -45,9 +45,9 @@ def test_scripts_get_numbers(few_runs, capsys):
     assert rows[str(few_runs / "train" / "cut-off")]["reason"] == "not finished: no result.json"
 
 
-def test_on_a_terminal_it_fits_and_folders_are_folded_not_cut(few_runs, on_a_terminal):
-    told = on_a_terminal("-m", "lpsel", "runs", str(few_runs), NO_COLOR="1").decode()
-    lines = told.splitlines()
+def test_the_table_fits_a_terminal_and_paths_are_wrapped(few_runs, on_a_terminal):
+    output = on_a_terminal("-m", "lpsel", "runs", str(few_runs), NO_COLOR="1").decode()
+    lines = output.splitlines()
     assert max(len(line) for line in lines if "\x1b" not in line) <= 80
     column = next(line for line in lines if "folder" in line)
     assert "cost" not in column
@@ -55,17 +55,17 @@ def test_on_a_terminal_it_fits_and_folders_are_folded_not_cut(few_runs, on_a_ter
     assert str(few_runs / "train" / "toy-llama-low") in parts
 
 
-def test_names_from_a_result_cannot_run_in_the_terminal(tmp_path, capsys):
+def test_control_characters_in_names_are_escaped(tmp_path, capsys):
     (tmp_path / "evil").mkdir()
-    made = {"command": "train", "rule": "\x1b[2J[red]", "pct": 5, "base_model": {"name": "m"}}
-    (tmp_path / "evil" / "result.json").write_text(json.dumps(made))
+    result = {"command": "train", "rule": "\x1b[2J[red]", "pct": 5, "base_model": {"name": "m"}}
+    (tmp_path / "evil" / "result.json").write_text(json.dumps(result))
     main([str(tmp_path)])
-    told = capsys.readouterr().out
-    assert "\x1b" not in told
-    assert r"train \x1b[2J[red] 5 %" in told
+    output = capsys.readouterr().out
+    assert "\x1b" not in output
+    assert r"train \x1b[2J[red] 5 %" in output
 
 
-def test_what_never_began_is_no_run(tmp_path, toy_model, instructions):
+def test_a_command_that_fails_before_it_starts_leaves_no_run(tmp_path, toy_model, instructions):
     data = [f"dataset.path={instructions(rows=4)}", "dataset=local", "tracker=none", f"cache_dir={tmp_path}/cache"]
     late = ["scorer=local", f"scorer.path={toy_model}", "cluster=none", "scorer.max_length=2"]
     for name, more in (("at once", ["scores=nowhere.parquet"]), ("late", late)):
@@ -73,21 +73,21 @@ def test_what_never_began_is_no_run(tmp_path, toy_model, instructions):
         (tmp_path / name / "select.log").write_text("")
         with pytest.raises(UserError):
             run("select", [*data, *more], tmp_path / name)
-    assert find([str(tmp_path)]).left_out == []
+    assert find_runs([tmp_path]).skipped == []
 
 
-def test_no_runs_is_a_mistake(tmp_path, monkeypatch):
+def test_no_runs_is_an_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="no folder runs or multirun here; name folders that contain runs"):
+    with pytest.raises(UserError, match="runs and multirun: no such folder here"):
         main([])
     (tmp_path / "runs").mkdir()
-    with pytest.raises(UserError, match="runs: no run in it"):
+    with pytest.raises(UserError, match="runs: contains no run"):
         main([])
     with pytest.raises(UserError, match="nowhere: no such folder"):
         main(["nowhere"])
 
 
-def test_the_command_answers_without_torch_or_matplotlib(few_runs):
+def test_the_command_does_not_import_torch_or_matplotlib(few_runs):
     code = (
         "import sys; from lpsel.commands.runs import main; main(sys.argv[1:]); "
         "print([m for m in ('torch', 'transformers', 'matplotlib') if m in sys.modules])"

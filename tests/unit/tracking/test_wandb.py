@@ -165,7 +165,7 @@ def test_a_run_is_tracked_offline_if_the_server_rejects_it(tmp_path, server, mon
 def test_a_rejected_key_means_an_offline_run_or_a_one_line_error(tmp_path, server, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
-    server.refuses = True
+    server.rejects = True
     tracker = WandbTracker(project="lpsel")
     tracker.start("train", {}, tmp_path)
     assert tracker.finish({}).startswith("Tracked offline")

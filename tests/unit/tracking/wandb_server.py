@@ -1,4 +1,4 @@
-"""As much of a W&B server as `wandb sync` and a report need: it takes everything in and keeps what it was told."""
+"""The part of a W&B server that `wandb sync` and reports need; it accepts and records every request."""
 
 import gzip
 import hashlib
@@ -14,9 +14,9 @@ class WandbServer(ThreadingHTTPServer):
     """Attributes:
     operations: variables of every GraphQL operation, by its name, in order.
     history: the lines of wandb-history.jsonl of every run, by its id.
-    summary, exit_codes: what each run ended with, by its id.
-    uploads: bodies that were put to an address of the server's, by path.
-    refuses: whether it takes no key.
+    summary, exit_codes: the last of every run, by its id.
+    uploads: request bodies by path.
+    rejects: whether it rejects every key.
     """
 
     daemon_threads = True
@@ -26,15 +26,15 @@ class WandbServer(ThreadingHTTPServer):
         self.operations = defaultdict(list)
         self.history = defaultdict(list)
         self.summary, self.exit_codes, self.uploads = {}, {}, {}
-        self.refuses = False
+        self.rejects = False
         self.lock = threading.Lock()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, *_):
-        """A client that goes away in the middle is none of ours."""
+        """Ignore clients that disconnect."""
 
     def answer(self, operation, given):
-        """What a GraphQL operation returns."""
+        """The result of a GraphQL operation."""
         if operation == "UpsertBucket":
             lines = len(self.history[given["name"]])
             entity = {"id": "e", "name": ENTITY}
@@ -45,9 +45,13 @@ class WandbServer(ThreadingHTTPServer):
         if operation == "RunResumeStatus":
             return {"model": self.resumed(given)}
         if operation == "CreateArtifact":
-            of = given["input"]
-            made = hashlib.md5(f"{of['artifactTypeName']} {of['artifactCollectionName']} {of['digest']}".encode())
-            artifact = {"id": made.hexdigest(), "state": "COMMITTED", "artifactSequence": {"latestArtifact": None}}
+            keys = ("artifactTypeName", "artifactCollectionName", "digest")
+            identity = " ".join(given["input"][key] for key in keys)
+            artifact = {
+                "id": hashlib.md5(identity.encode()).hexdigest(),
+                "state": "COMMITTED",
+                "artifactSequence": {"latestArtifact": None},
+            }
             return {"createArtifact": {"artifact": artifact}}
         if operation == "UseArtifact":
             return {"useArtifact": {"artifact": {"id": given["input"]["artifactID"]}}}
@@ -95,19 +99,19 @@ class Handler(BaseHTTPRequestHandler):
         server, answer = self.server, {}
         with server.lock:
             if self.path == "/graphql":
-                asked = json.loads(body)
-                operation = asked["query"].split("{")[0].split("(")[0].split()[-1]
-                given = asked.get("variables") or {}
+                request = json.loads(body)
+                operation = request["query"].split("{")[0].split("(")[0].split()[-1]
+                given = request.get("variables") or {}
                 server.operations[operation].append(given)
                 answer = {"data": server.answer(operation, given)}
             elif self.path.endswith("/file_stream"):
-                self.keep(self.path.split("/")[-2], json.loads(body))
+                self.record(self.path.split("/")[-2], json.loads(body))
             else:
                 server.uploads[self.path] = body
-        if server.refuses:
+        if server.rejects:
             answer = {"errors": [{"message": "user is not logged in"}]}
         sent = json.dumps(answer).encode()
-        self.send_response(401 if server.refuses else 200)
+        self.send_response(401 if server.rejects else 200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(sent)))
         self.end_headers()
@@ -116,12 +120,12 @@ class Handler(BaseHTTPRequestHandler):
     do_PUT = do_POST
     do_GET = do_POST
 
-    def keep(self, run, told):
-        for name, of in told.get("files", {}).items():
+    def record(self, run, request):
+        for name, of in request.get("files", {}).items():
             if name == "wandb-history.jsonl":
                 lines = self.server.history[run]
                 lines[of["offset"] :] = of["content"]
             elif name == "wandb-summary.json":
                 self.server.summary[run] = json.loads(of["content"][-1])
-        if told.get("complete"):
-            self.server.exit_codes[run] = told.get("exitcode")
+        if request.get("complete"):
+            self.server.exit_codes[run] = request.get("exitcode")

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from lpsel.commands.report import report
-from lpsel.report.runs import collect, points
-from lpsel.report.wandb import SHARE, panels
+from lpsel.report.runs import find_runs, points
+from lpsel.report.wandb import PCT, panels
 
 pytest.importorskip("wandb_workspaces", reason="wandb_workspaces is not installed: pip install 'lpsel[wandb-report]'")
 sys.path.insert(0, str(Path(__file__).parent.parent / "tracking"))
@@ -40,13 +40,13 @@ def server():
 
 
 def test_curves_and_bars_are_means_of_the_points(few_runs):
-    measured = points(collect([str(few_runs)]))
+    measured = points(find_runs([few_runs]))
     (panel,) = panels(measured)
     assert panel.title.startswith("held-out NLL")
-    of_low = next(p for p in measured if p.run.bucket == "low" and p.run.scorer == "toy-llama")
-    assert panel.curves[of_low.run.series] == {25.0: of_low.value}
-    assert panel.curves["full → toy-llama"].keys() == {100.0}
-    assert panel.bars == {f"{p.run.series}, 25 %": p.value for p in measured if p.run.bucket}
+    low = next(p for p in measured if p.run.bucket == "low" and p.run.scorer == "toy-llama")
+    assert panel.curves[f"quality 1/{low.run.series}"] == {25.0: low.value}
+    assert panel.curves["quality 1/full → toy-llama"].keys() == {100.0}
+    assert panel.bars == {f"bars 1/{p.run.series}, 25 %": p.value for p in measured if p.run.bucket}
 
 
 def test_panels_show_what_the_reports_run_has_logged(few_runs, tmp_path, no_account, server, capsys):
@@ -59,10 +59,10 @@ def test_panels_show_what_the_reports_run_has_logged(few_runs, tmp_path, no_acco
     page = report([str(few_runs)], tmp_path / "out", wandb=True)
     kept.unlink()
     assert page.is_file()
-    assert "No W&B account, so no report there" in capsys.readouterr().out
+    assert "No W&B account: the specification of the report is in" in capsys.readouterr().out
 
     spec = json.loads((tmp_path / "out" / "wandb-report.json").read_text())
-    assert (spec["displayName"], spec["project"]["name"]) == ("lpsel: what was run and what came out", "mine")
+    assert (spec["displayName"], spec["project"]["name"]) == ("lpsel: runs and results", "mine")
     blocks = Report._from_model(ReportViewspec.model_validate(spec)).blocks
     grids = [block for block in blocks if isinstance(block, PanelGrid)]
     assert grids[-1].runsets[0].filters == "Metric(\"ID\") in ['abc']"
@@ -77,9 +77,9 @@ def test_panels_show_what_the_reports_run_has_logged(few_runs, tmp_path, no_acco
     curves, bars = grids[0].panels
     assert isinstance(curves, LinePlot)
     assert isinstance(bars, BarPlot)
-    assert curves.x.name == SHARE
-    shown = {metric.name for metric in (*curves.y, *bars.metrics)} | {SHARE}
-    assert len(shown) == 10  # five ways to choose, four bars of buckets
+    assert curves.x.name == PCT
+    shown = {metric.name for metric in (*curves.y, *bars.metrics)} | {PCT}
+    assert len(shown) == 10  # five selections, four bars of buckets, the percentage
     assert shown <= logged
     pictures = {f"figure/{path.stem}" for path in (tmp_path / "out" / "figures").glob("*.png")}
     assert pictures <= logged

@@ -1,0 +1,113 @@
+"""Values that commands log to the tracker: scores, rows, costs and evaluations.
+
+N rows
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lpsel.data.dataset import Example
+from lpsel.report.runs import WIN_RATE_DETAILS, Interval, metrics_of, number
+from lpsel.scoring.metrics import learning_percentage
+from lpsel.scoring.table import ScoreTable
+from lpsel.selection.select import Selection
+from lpsel.tracking.tracker import Distribution, Logged, Rows, Tracker
+
+TEXT_LENGTH = 2000  # characters of a prompt or response in the table of rows
+
+
+def log_scores(tracker: Tracker, table: ScoreTable) -> None:
+    """Histograms of NLL, LP and LP_app by epoch, and the median NLL as a curve."""
+    if not tracker.enabled:
+        return
+    for epoch, nll_N in enumerate(table.nll):
+        values: dict[str, Logged] = {"records/epoch": epoch, "records/nll": Distribution(nll_N)}
+        if np.isfinite(nll_N).any():
+            values["records/median_nll"] = float(np.median(nll_N[np.isfinite(nll_N)]))
+        if epoch:
+            for metric in ("lp", "lp_app"):
+                values[f"records/{metric}"] = Distribution(learning_percentage(table, metric, epoch=epoch))
+        tracker.log(values)
+
+
+def log_rows(
+    tracker: Tracker,
+    selection: Selection,
+    table: ScoreTable,
+    positions: Mapping[str, NDArray[np.int64]],
+    examples: Mapping[int, Example],
+) -> None:
+    """Histograms of the scores, and a table of the first, last and some random rows of the ranking.
+
+    Args:
+        positions: of the rows in the selection, by group.
+        examples: the rows by row number.
+    """
+    if not tracker.enabled:
+        return
+    records = range(len(table.nll))
+    rows = [
+        [
+            group,
+            int(selection.index[position]),
+            _finite(selection.score[position]),
+            bool(selection.selected[position]),
+            None if selection.cluster is None else int(selection.cluster[position]),
+            int(table.response_tokens[position]) if table.tokens_known else None,
+            *(_finite(table.nll[epoch, position]) for epoch in records),
+            *_texts(examples[int(selection.index[position])]),
+        ]
+        for group, of_group in positions.items()
+        for position in of_group
+    ]
+    columns = ["rows", "index", "score", "chosen", "cluster", "response tokens", *(f"nll_{epoch}" for epoch in records)]
+    values: dict[str, Logged] = {
+        "rows": Rows([*columns, "prompt", "response"], rows),
+        f"scores/{selection.rule}": Distribution(selection.score),
+        f"scores/{selection.rule}, chosen": Distribution(selection.score[selection.selected]),
+    }
+    tracker.log(values)
+
+
+def log_ledger(tracker: Tracker, ledger: Mapping[str, Any]) -> None:
+    """The cost ledger as a table, and as numbers to compare runs by."""
+    parts = ("selection", "training", "total", "everything")
+    units = list(ledger[parts[0]])
+    values: dict[str, Logged] = {f"ledger/{part}_{unit}": float(ledger[part][unit]) for part in parts for unit in units}
+    values["ledger/saved_percent"] = 100 * ledger["saved"]["share"]
+    values["ledger/break_even_percent"] = ledger["break_even_pct"]
+    rows = [[part, *(float(ledger[part][unit]) for unit in units)] for part in parts]
+    tracker.log(values | {"ledger": Rows(["of", *units], rows)})
+
+
+def log_evaluation(tracker: Tracker, result: Mapping[str, Any]) -> None:
+    """Every metric of every model as a table, and as numbers `MODEL/METRIC`, with `/low` and `/high`."""
+    rows: list[list[Any]] = []
+    values: dict[str, Logged] = {}
+    for entry in result.get("models") or [result]:
+        name = str(entry.get("name", entry.get("model")))
+        metrics = metrics_of(entry)
+        if "win_rate" in metrics:
+            details = {detail: number(entry.get(detail)) for detail in WIN_RATE_DETAILS}
+            metrics |= {detail: Interval(value) for detail, value in details.items() if value is not None}
+        for metric, interval in metrics.items():
+            rows.append([name, metric, *interval])
+            named = zip(("", "/low", "/high"), interval, strict=True)
+            values |= {f"{name}/{metric}{end}": value for end, value in named if value is not None}
+    if rows:
+        tracker.log({**values, "evaluation": Rows(["model", "metric", "value", "low", "high"], rows)})
+
+
+def _texts(example: Example) -> tuple[str, str]:
+    """The prompt and the response, shortened."""
+    response = [turn.content for turn in example.turns if turn.role == "assistant"]
+    prompt = [turn.content for turn in example.turns if turn.role != "assistant"]
+    prompt += [example.input] if example.input else []
+    return "\n".join(prompt)[:TEXT_LENGTH], "\n".join(response)[:TEXT_LENGTH]
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if np.isfinite(value) else None

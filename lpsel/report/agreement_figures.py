@@ -1,0 +1,141 @@
+"""Figures of agreement: matrices of one number per pair of scorers, and ranks by one scorer against another.
+
+N rows, S scorers, B bins
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from math import sqrt
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from lpsel.report.drawing import COLORMAP, INK, SERIES, styled
+from lpsel.scoring.metrics import METRICS
+from lpsel.selection.agreement_study import DEFINED, Study
+
+NAME_LENGTH = 26
+MOST_NUMBERED = 14  # scorers; numbers in more cells are too small to read
+FEWEST_FOR_DENSITY = 1_000  # rows; fewer are shown as points
+TIMES_CHANCE = LogNorm(0.1, 10)
+BINS = 50
+
+Floats = NDArray[np.float64]
+
+
+def agreement_figures(study: Study, metric: str) -> Iterator[tuple[str, str, Figure]]:
+    """File name, title and figure of every matrix, and of the ranks, for the rows with a score in every table."""
+    between = study.between[metric, DEFINED]
+    label = METRICS[metric].title
+    matrices = [
+        ("spearman", f"{label}: Spearman", between.spearman),
+        ("kendall", f"{label}: Kendall tau-b", between.kendall),
+    ]
+    for p, pct in enumerate(study.pcts):
+        title = f"{label}: overlap of the lowest {pct:g} %\n(chance {between.chance[p]:.2f})"
+        matrices.append((f"lowest-{pct:g}", title, between.share[p]))
+    for name, title, values_SS in matrices:
+        yield f"heatmap-{metric}-{name}", title, heatmap(study.names, values_SS, title)
+    title = f"{label}: percentile ranks, 0 the hardest"
+    scores_SN = study.filled(DEFINED)[study.metrics.index(metric)]
+    yield f"rank-rank-{metric}", title, rank_rank(study.names, scores_SN, study.pcts, title)
+
+
+@styled
+def heatmap(names: Sequence[str], values_SS: Floats, title: str) -> Figure:
+    """One number for every pair of scorers; the diagonal is empty."""
+    s = len(names)
+    figure = Figure(figsize=(0.62 * s + 0.3, 0.62 * s + 0.3))
+    axes = figure.add_subplot()
+    shown_SS = np.where(np.eye(s, dtype=bool), np.nan, values_SS)
+    low = -1.0 if (shown_SS < 0).any() else 0.0
+    image = axes.imshow(np.ma.masked_invalid(shown_SS), cmap=COLORMAP, vmin=low, vmax=1.0)
+    axes.set_xticks(range(s), [_shortened(n) for n in names], rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(s), [_shortened(n) for n in names])
+    axes.tick_params(length=0)
+    axes.set_title(title, loc="left", fontsize=10.5, pad=8)
+    if s <= MOST_NUMBERED:
+        for a, b in np.argwhere(np.isfinite(shown_SS)):
+            value = float(shown_SS[a, b])
+            color = text_color(image.to_rgba(np.asarray(value)))
+            axes.text(b, a, decimal(value), ha="center", va="center", color=color)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+@styled
+def rank_rank(names: Sequence[str], scores_SN: Floats, pcts: Sequence[float], title: str) -> Figure:
+    """Ranks by one scorer against ranks by another, one panel per pair of scorers."""
+    pairs = list(combinations(range(len(names)), 2))
+    columns = len(names) - 1 + len(names) % 2  # so that no cell of the grid is empty
+    rows = len(pairs) // columns
+    ranks_SN = percent_ranks(scores_SN)
+    figure = Figure(figsize=(2.1 * columns + 1.0, 2.1 * rows + 0.4), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    image = None
+    for axes, (a, b) in zip(grid.flat, pairs, strict=True):
+        image = _panel(axes, ranks_SN[a], ranks_SN[b], pcts)
+        axes.set_xlabel(_shortened(names[a]))
+        axes.set_ylabel(_shortened(names[b]))
+    if image is not None:
+        bar: Any = figure.colorbar(image, ax=grid, shrink=0.9, aspect=12 * rows)
+        bar.set_ticks([0.1, 0.3, 1, 3, 10], labels=["≤ 0.1", "0.3", "1", "3", "≥ 10"])
+        bar.minorticks_off()
+        bar.outline.set_visible(False)
+        bar.set_label("rows, in multiples of chance")
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def percent_ranks(scores_SN: Floats) -> Floats:
+    """Ranks from 0 (the lowest score, hardest) to 100, ties at their mean, (S, N)."""
+    return (rankdata(scores_SN, axis=1) - 0.5) * (100 / scores_SN.shape[1])
+
+
+def _panel(axes: Axes, ranks_a_N: Floats, ranks_b_N: Floats, pcts: Sequence[float]) -> Any:
+    """Draw ranks; returns the image of a density, None for points."""
+    axes.set(xlim=(0, 100), ylim=(0, 100), aspect="equal", xticks=[0, 50, 100], yticks=[0, 50, 100])
+    n = len(ranks_a_N)
+    image = None
+    if n >= FEWEST_FOR_DENSITY:
+        bins = int(np.clip(sqrt(n / 4), 10, BINS))
+        edges = np.linspace(0, 100, bins + 1)
+        count_BB, _, _ = np.histogram2d(ranks_b_N, ranks_a_N, bins=[edges, edges])
+        times_chance_BB = np.clip(count_BB * bins**2 / n, TIMES_CHANCE.vmin, TIMES_CHANCE.vmax)
+        image = axes.imshow(
+            times_chance_BB,
+            origin="lower",
+            extent=(0, 100, 0, 100),
+            cmap=COLORMAP,
+            norm=TIMES_CHANCE,
+            interpolation="nearest",
+        )
+    else:
+        axes.scatter(ranks_a_N, ranks_b_N, s=max(2.0, 14 - n / 80), color=SERIES[0], alpha=0.7, linewidths=0)
+    for pct in pcts:
+        if pct < 100:  # the square of the rows that both select
+            color = INK if image is None else "white"
+            axes.plot([pct, pct, 0], [0, pct, pct], color=color, linewidth=0.9, linestyle="--")
+    return image
+
+
+def text_color(background: Any) -> str:
+    """Black or white, whichever has the higher contrast (relative luminance of WCAG 2.1)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in background[:3]]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "black" if luminance > 0.179 else "white"
+
+
+def decimal(value: float) -> str:
+    """Two decimals without the leading zero: .79, -.05, 1.0."""
+    text = f"{value:.2f}"
+    return "1.0" if text == "1.00" else text.replace("0.", ".", 1)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 9]}…{name[-8:]}"
