@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from lpsel.clustering.embeddings import check_embedder, embed, embedder_fingerprint
 from lpsel.console import Advance, track
-from lpsel.data.content_ids import contents_of, fingerprint
+from lpsel.data.content_ids import fingerprint
 from lpsel.data.dataset import DatasetSpec, Row, Source
 from lpsel.errors import UserError, is_int
 from lpsel.integrity import Damaged, seal, unseal
@@ -136,7 +136,7 @@ class KMeans:
         check_embedder(self.embedder)
 
     def assign(self, source: Source, cache_dir: Path, seed: int) -> NDArray[np.int32]:
-        ids_U, place_N = contents_of(source.ids)
+        ids_U, place_N = source.contents
         count_U = np.bincount(place_N)
         wanted = clusters_for(len(place_N)) if self.n_clusters is None else self.n_clusters
         k = min(wanted, len(ids_U))

@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from lpsel.data.content_ids import contents_of
 from lpsel.data.dataset import Source
 from lpsel.errors import UserError, first_line
 from lpsel.integrity import sha256_once
@@ -55,7 +54,7 @@ def embed(source: Source, embedder: str, cache_dir: Path) -> NDArray[np.float32]
     """
     folder = cache_dir / "embeddings" / embedder_fingerprint(embedder, cache_dir)[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    ids_U, place_N = contents_of(source.ids)
+    ids_U, place_N = source.contents
     first_U = np.unique(place_N, return_index=True)[1]
     with FileLock(folder / "lock"):
         _take_away_damaged(folder)
@@ -149,7 +148,7 @@ def _parts(source: Source, missing_N: NDArray[np.bool_]) -> Iterator[list[tuple[
     part = []
     for row, missing in zip(source, missing_N, strict=True):
         if missing:
-            part.append((row.example.content_id(), row.example.embedding_text()))
+            part.append((source.ids[row.index].as_py(), row.example.embedding_text()))
         if len(part) == PART_ROWS:
             yield part
             part = []

@@ -15,7 +15,8 @@ from rich.console import Console
 
 from lpsel.commands.arguments import OneLineParser
 from lpsel.console import lines, show
-from lpsel.data.dataset import DatasetSpec, Example, Source
+from lpsel.data.column_forms import Example
+from lpsel.data.dataset import DatasetSpec, Source
 from lpsel.errors import UserError
 from lpsel.run_config import RESULT, RUN_CONFIG, read_result
 from lpsel.scoring.metrics import METRICS, learning_percentage

@@ -15,7 +15,6 @@ from lpsel.commands.job import Job
 from lpsel.commands.tracked_values import log_rows, log_scores
 from lpsel.config import build
 from lpsel.console import as_text, lines
-from lpsel.data.content_ids import contents_of
 from lpsel.data.dataset import Row, Source
 from lpsel.data.subset import write_subset
 from lpsel.distributed import is_main_process
@@ -190,7 +189,7 @@ def choose(job: Job, plan: Plan) -> Chosen:
     if plan.rule.needs_vectors:
         assert plan.rule.embedder is not None
         vectors_UD = embed(plan.source, plan.rule.embedder, job.cache_dir)
-        table = replace(table, vectors=vectors_UD[contents_of(plan.source.ids).place])
+        table = replace(table, vectors=vectors_UD[plan.source.contents.position])
     return Chosen(select(table, plan.rule, plan.pct, job.config.seed), table, scores)
 
 

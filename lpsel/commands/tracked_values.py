@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lpsel.data.dataset import Example
+from lpsel.data.column_forms import Example
 from lpsel.report.runs import WIN_RATE_DETAILS, Interval, metrics_of, number
 from lpsel.scoring.metrics import learning_percentage
 from lpsel.scoring.table import ScoreTable

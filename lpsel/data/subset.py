@@ -1,30 +1,30 @@
-"""Chosen rows as the source has them: JSON lines, or Parquet where the source is Parquet."""
+"""Selected rows as in the source: JSON lines, or Parquet if the source is Parquet."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lpsel.data.dataset import Example, Source
+from lpsel.data.column_forms import Example, to_example
+from lpsel.data.dataset import Source
 from lpsel.storage import json_line, write_atomically
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 NAMES = {False: "subset.jsonl", True: "subset.parquet"}  # by whether the source is a Parquet file
-SIDES = {"prompt": ("instruction", "input", "prompt"), "response": ("output", "completion")}  # fields of each
 
 
 @dataclass
 class Seen:
-    """What was seen of the rows while the chosen ones were written.
+    """What the pass that writes the subset collects.
 
     Attributes:
-        rows: those that were asked for, by number.
-        selected, all: characters of prompts and of responses, added up over the selected rows and over all.
+        rows: the requested rows, by number.
+        selected, all: characters of prompts and of responses, summed over the selected rows and over all rows.
     """
 
     rows: dict[int, Example] = field(default_factory=dict)
@@ -32,10 +32,10 @@ class Seen:
     all: tuple[int, int] = (0, 0)
 
     def mean_characters(self, n_selected: int, n_total: int) -> dict[str, dict[str, float]]:
-        """Of `prompt` and `response`, each of the `selected` rows and of `all`."""
+        """Mean characters per row of `prompt` and `response`, for the `selected` rows and for `all`."""
         return {
             side: {"selected": selected / n_selected, "all": total / n_total}
-            for side, selected, total in zip(SIDES, self.selected, self.all, strict=True)
+            for side, selected, total in zip(("prompt", "response"), self.selected, self.all, strict=True)
         }
 
 
@@ -47,7 +47,7 @@ def write_subset(
     Args:
         selected: bool (N,).
         folder: gets subset.jsonl, or subset.parquet with the columns and types of a Parquet source.
-        wanted: numbers of rows to return on the way, selected or not.
+        wanted: numbers of rows to return in `Seen.rows`, selected or not.
     """
     path = folder / NAMES[source.is_parquet]
     seen = Seen()
@@ -58,16 +58,14 @@ def write_subset(
 
 def _write_lines(file: IO[bytes], source: Source, selected: NDArray[np.bool_], wanted: set[int], seen: Seen) -> None:
     def lines() -> Iterator[bytes]:
-        prompts = responses = 0
         for (index, raw, example), chosen in zip(source, selected.tolist(), strict=True):
-            prompt, response = example.characters()
-            prompts, responses = prompts + prompt, responses + response
+            characters = example.characters()
+            seen.all = _sum(seen.all, characters)
             if index in wanted:
                 seen.rows[index] = example
             if chosen:
-                seen.selected = _sum(seen.selected, (prompt, response))
+                seen.selected = _sum(seen.selected, characters)
                 yield json_line(raw)
-        seen.all = prompts, responses
 
     file.writelines(lines())
 
@@ -78,11 +76,9 @@ def _write_parquet(file: IO[bytes], source: Source, selected: NDArray[np.bool_],
 
     from lpsel.data.parquet import batches
 
-    spec = source.spec
-    assert spec.path is not None
-    first, last = spec.skip, spec.skip + len(selected)
+    first, last = source.spec.skip, source.spec.skip + len(selected)
     start = 0
-    path = Path(spec.path).expanduser()
+    path = Path(str(source.spec.path)).expanduser()
     with pq.ParquetWriter(file, pq.read_schema(path)) as writer:
         for batch in batches(path):
             end = start + len(batch)
@@ -95,29 +91,32 @@ def _write_parquet(file: IO[bytes], source: Source, selected: NDArray[np.bool_],
                     writer.write_batch(chosen)
                 for row in wanted:
                     if row + first in taken:
-                        raw: dict[str, Any] = part.slice(row + first - taken[0], 1).to_pylist()[0]
-                        seen.rows[row] = source.example(raw)
+                        raw = part.slice(row + first - taken[0], 1).to_pylist()[0]
+                        seen.rows[row] = to_example(raw, source.form(raw))
             start = end
             if start >= last:
                 break
 
 
 def _characters(source: Source, batch: "pa.RecordBatch") -> tuple[int, int]:
-    """Characters of all prompts and of all responses of some rows, by column where these hold texts."""
+    """Characters of all prompts and of all responses of some rows, by column if these hold text."""
     import pyarrow.compute as pc
 
-    from lpsel.data.content_ids import text_columns
+    from lpsel.data.content_ids import text_form
 
-    columns = text_columns(source, batch.schema)
-    if columns is None:
-        lengths = np.array([source.example(raw).characters() for raw in batch.to_pylist()])
+    form = source.form(dict.fromkeys(batch.schema.names))
+    by_column = text_form(form, batch.schema)
+    if by_column is None:
+        lengths = np.array([to_example(raw, form).characters() for raw in batch.to_pylist()])
         return int(lengths[:, 0].sum()), int(lengths[:, 1].sum())
-
-    def length(side: str) -> int:
-        texts = [batch.column(columns[name]) for name in SIDES[side] if name in columns]
-        return sum(pc.sum(pc.utf8_length(text)).as_py() or 0 for text in texts)
-
-    return length("prompt"), length("response")
+    prompt = response = 0
+    for part in by_column.fields:
+        length = pc.sum(pc.utf8_length(batch.column(part.column))).as_py() or 0
+        if part.role == "assistant":
+            response += length
+        else:
+            prompt += length
+    return prompt, response
 
 
 def _sum(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:

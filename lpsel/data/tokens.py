@@ -1,12 +1,11 @@
-"""Rows as token ids, made once and kept in a memory-mapped Arrow file.
+"""Rows as token ids, computed once and cached in a memory-mapped Arrow file.
 
-The cache is keyed by everything the ids depend on: the rows, the tokenizer, the template and the length.
+The cache key is everything that the ids depend on: the rows, the tokenizer, the template and the length.
 """
 
 # N rows, T tokens of a row (fed to the model, after truncation)
 import hashlib
 import json
-import logging
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -17,19 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from lpsel.cache import Entry
 from lpsel.console import track
 from lpsel.data.dataset import Row, Source
 from lpsel.data.templates import Rendered, render, template_hash
 from lpsel.errors import UserError
-from lpsel.integrity import Damaged, seal, unseal
 from lpsel.storage import write_atomically
 
-log = logging.getLogger(__name__)
-
-FORMAT = 2  # of the file: raised when the same key would give other tokens
-ROWS_PER_BATCH = 1024  # of every record batch but the last, so that row i lies in batch i // ROWS_PER_BATCH
-CHARACTERS_AT_ONCE = 1 << 20  # through the tokenizer, which needs some hundred bytes for each token
-MANIFEST = "manifest.json"
+ROWS_PER_BATCH = 1024  # of every record batch but the last: row i is in batch i // ROWS_PER_BATCH
+MAX_CHARACTERS = 1 << 20  # per call of the tokenizer, which needs some hundred bytes per token
 DATA = "tokens.arrow"
 SCHEMA = pa.schema(
     [
@@ -53,14 +48,14 @@ class Batch(NamedTuple):
 
 
 class Tokens:
-    """The token ids of a data set, read-only, from a memory-mapped file; rows in the order of the source.
+    """The token ids of a dataset, read-only, from a memory-mapped file; rows in the order of the source.
 
     Attributes:
-        folder: where they are kept.
-        reused: whether they were there already.
+        folder: of the cache entry.
+        reused: whether the cache had them.
         prompt_tokens: tokens fed that are not supervised, int32 (N,).
         response_tokens: supervised tokens after truncation, int32 (N,).
-        truncated: whether something was cut off, bool (N,).
+        truncated: whether the row was longer, bool (N,).
         lengths: tokens fed, int32 (N,), the sum of the first two.
     """
 
@@ -68,7 +63,7 @@ class Tokens:
         self.folder = folder
         self.reused = reused
         self._file = pa.ipc.open_file(pa.memory_map(str(folder / DATA)))
-        batches = [self._file.get_batch(place) for place in range(self._file.num_record_batches)]
+        batches = [self._file.get_batch(i) for i in range(self._file.num_record_batches)]
         self._batches = [_views(batch) for batch in batches]
         self.prompt_tokens = _column(batches, "prompt_tokens", np.int32)
         self.response_tokens = _column(batches, "response_tokens", np.int32)
@@ -81,33 +76,33 @@ class Tokens:
     @cached_property
     def ids(self) -> pa.StringArray:
         """The content id of every row."""
-        batches = (self._file.get_batch(place) for place in range(self._file.num_record_batches))
+        batches = (self._file.get_batch(i) for i in range(self._file.num_record_batches))
         return pa.concat_arrays([batch.column("id") for batch in batches])
 
     @property
     def n_truncated(self) -> int:
-        """Rows of which something was cut off."""
+        """Number of truncated rows."""
         return int(self.truncated.sum())
 
     @property
     def n_unsupervised(self) -> int:
-        """Rows without a supervised token: no answer, or one that was cut off whole."""
+        """Number of rows without a supervised token: no answer, or a fully truncated one."""
         return int((self.response_tokens == 0).sum())
 
     def input_ids(self, i: int) -> np.ndarray:
         """The tokens of row i, int32 (T,): a read-only view of the file."""
-        place, row = divmod(i, ROWS_PER_BATCH)
-        batch = self._batches[place]
+        number, row = divmod(i, ROWS_PER_BATCH)
+        batch = self._batches[number]
         return batch.ids[batch.id_offsets[row] : batch.id_offsets[row + 1]]
 
     def batches(self) -> list[Batch]:
-        """The list columns of all rows, in order, as views of the file: `ROWS_PER_BATCH` rows each but the last."""
+        """The list columns of all rows, in order: `ROWS_PER_BATCH` rows in each batch but the last."""
         return self._batches
 
     def supervised(self, i: int) -> np.ndarray:
-        """Which tokens of row i are labels, bool (T,): label t is what position t - 1 predicts, so never t = 0."""
-        place, row = divmod(i, ROWS_PER_BATCH)
-        batch = self._batches[place]
+        """Which tokens of row i are labels, bool (T,); position t - 1 predicts label t, so t = 0 is never one."""
+        number, row = divmod(i, ROWS_PER_BATCH)
+        batch = self._batches[number]
         mask_T = np.zeros(batch.id_offsets[row + 1] - batch.id_offsets[row], dtype=np.bool_)
         spans = batch.spans[batch.span_offsets[row] : batch.span_offsets[row + 1]]
         for first, end in spans.reshape(-1, 2):
@@ -116,159 +111,123 @@ class Tokens:
 
 
 def tokenize(source: Source, tokenizer: Any, template: str, max_length: int, cache_dir: Path) -> Tokens:
-    """The tokens of every row of `source`, from the cache where they are there.
+    """The tokens of every row of `source`, from the cache if it has them.
 
-    Rows are cut to `max_length` tokens from the right, after the end of sequence was added, as the paper's released
-    code does: a long row loses its end, or its whole answer.
+    Rows are truncated to `max_length` tokens on the right, after EOS was added, as in the code released with the paper:
+    a long row loses its end, or its whole answer.
 
     Args:
-        source: the rows.
-        tokenizer: a fast tokenizer of transformers with an end-of-sequence token.
+        tokenizer: a fast tokenizer of transformers with an EOS token.
         template: alpaca, chat or plain, see `lpsel.data.templates`.
-        max_length: tokens.
-        cache_dir: `tokens/<key>` is made in it. Processes that ask for the same tokens wait for the first. A file that
-            is no longer what was written is made again, with a warning.
+        cache_dir: processes that need the same tokens at the same time wait for the first one.
 
     Raises:
-        UserError: the tokenizer is not a fast one or has no EOS, the template does not fit, the cache cannot be
-            written, or what `Source` raises.
+        UserError: the tokenizer is slow or has no EOS, the template does not fit, the cache is not writable, or
+            whatever `Source` raises.
     """
-    from filelock import FileLock
-
-    key, folder = _place(source, tokenizer, template, max_length, cache_dir)
-    if _damage(folder, key) is None:
-        return Tokens(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "lock"):
-            damage = _damage(folder, key)
-            if damage is None:
-                return Tokens(folder)
-            if (folder / MANIFEST).exists():
-                log.warning("%s Tokenizing again.", damage)
-            _write(folder / DATA, source, _encoded(source, tokenizer, template, max_length))
-            seal(folder / MANIFEST, [DATA], {**key, "rows": len(source)})
-    except OSError as error:
-        raise UserError(
-            f"cache_dir={cache_dir}: cannot be written ({error.strerror or error}). Name another folder."
-        ) from error
-    return Tokens(folder, reused=False)
+    entry = _entry(source, tokenizer, template, max_length, cache_dir)
+    with entry.locked():
+        reused = entry.find() is not None
+        if not reused:
+            write_atomically(entry.folder / DATA, lambda file: _write(file, source, tokenizer, template, max_length))
+            entry.commit([DATA], rows=len(source))
+    return Tokens(entry.folder, reused)
 
 
 def find_tokens(source: Source, tokenizer: Any, template: str, max_length: int, cache_dir: Path) -> Tokens | None:
-    """What `tokenize` would take from the cache, None where it would make them."""
-    key, folder = _place(source, tokenizer, template, max_length, cache_dir)
-    return Tokens(folder) if _damage(folder, key) is None else None
+    """The tokens if the cache has them, else None."""
+    entry = _entry(source, tokenizer, template, max_length, cache_dir)
+    return None if entry.find() is None else Tokens(entry.folder)
 
 
 def count_tokens(rows: Sequence[Row], tokenizer: Any, template: str, max_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens fed and supervised tokens of some rows, int32 (N,) each, as `tokenize` would find; nothing is kept."""
-    batches = list(_encoded(rows, tokenizer, template, max_length))
-    prompt_N, response_N = (_column(batches, f"{part}_tokens", np.int32) for part in ("prompt", "response"))
-    return prompt_N + response_N, response_N
+    """Fed tokens and supervised tokens of some rows as `tokenize` would count them, int32 (N,) each."""
+    encoded = list(chain.from_iterable(_encoded(rows, tokenizer, template, max_length)))
+    return np.array([len(row.ids) for row in encoded], np.int32), _response_tokens(encoded)
 
 
-def _place(
-    source: Source, tokenizer: Any, template: str, max_length: int, cache_dir: Path
-) -> tuple[dict[str, Any], Path]:
-    """What the tokens depend on, and the folder they are kept in."""
+def _entry(source: Source, tokenizer: Any, template: str, max_length: int, cache_dir: Path) -> Entry:
     name = tokenizer.name_or_path or type(tokenizer).__name__
     if not getattr(tokenizer, "is_fast", False):
-        raise UserError(f"tokenizer of {name}: not a fast one, which lpsel needs. Convert it to a tokenizer.json.")
+        raise UserError(f"tokenizer of {name}", None, "must be a fast tokenizer", "convert it to a tokenizer.json")
     if tokenizer.eos_token_id is None:
-        raise UserError(f"tokenizer of {name}: no end-of-sequence token. Set eos_token in its tokenizer_config.json.")
+        hint = "set eos_token in its tokenizer_config.json"
+        raise UserError(f"tokenizer of {name}", None, "has no end-of-sequence token", hint)
     key = {
-        "format": FORMAT,
         "data": source.fingerprint,
         "tokenizer": tokenizer_hash(tokenizer),
         "template": template_hash(template, tokenizer),
         "max_length": max_length,
     }
-    folder = Path(cache_dir).expanduser() / "tokens" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
-    return key, folder
+    return Entry.of(cache_dir, "tokens", key)
+
+
+def _write(file: Any, source: Source, tokenizer: Any, template: str, max_length: int) -> None:
+    first = 0
+    with track("Tokenizing", total=len(source), unit="rows") as advance, pa.ipc.new_file(file, SCHEMA) as written:
+        for rows in _encoded(source, tokenizer, template, max_length):
+            ids = source.ids.slice(first, len(rows)).cast(pa.string())
+            written.write_batch(_record_batch(ids, rows))
+            first += len(rows)
+            advance(len(rows), tokens=sum(len(row.ids) for row in rows))
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """SHA-256 of all that a fast tokenizer's ids depend on: its backend and its special tokens."""
+    """SHA-256 of everything that the ids of a fast tokenizer depend on: its backend and its special tokens."""
     state = tokenizer.backend_tokenizer.to_str()
-    state = state[state.index('"added_tokens"') :]  # before it stand truncation and padding, which are set per call
+    state = state[state.index('"added_tokens"') :]  # truncation and padding, set per call, come first
     special = json.dumps([tokenizer.special_tokens_map, tokenizer.eos_token_id], sort_keys=True, default=str)
     return hashlib.sha256((state + special).encode()).hexdigest()
 
 
-def _damage(folder: Path, key: dict[str, Any]) -> Damaged | None:
-    """What is wrong, if the manifest, written last, is not there or not that of `key`, or the data not as it says."""
-    try:
-        manifest = unseal(folder / MANIFEST, FORMAT)
-        if {name: manifest.get(name) for name in key} != key:
-            raise Damaged(folder / MANIFEST, problem="is the manifest of other tokens")
-    except Damaged as damage:
-        return damage
-    return None
-
-
-def _write(path: Path, source: Source, batches: Iterator[pa.RecordBatch]) -> None:
-    def write(file: Any) -> None:
-        with (
-            track("Tokenising", total=len(source), unit="rows") as advance,
-            pa.ipc.new_file(file, SCHEMA) as written,
-        ):
-            for batch in batches:
-                written.write_batch(batch)
-                advance(batch.num_rows, tokens=len(batch.column("input_ids").values))
-
-    write_atomically(path, write)
-
-
 class _Encoded(NamedTuple):
-    """A row cut to length: its ids, its supervised spans in tokens, and whether something was cut off."""
+    """A truncated row: its ids, its supervised spans in tokens, and whether it was longer."""
 
     ids: list[int]
     spans: list[tuple[int, int]]
     truncated: bool
 
 
-def _encoded(source: Iterable[Row], tokenizer: Any, template: str, max_length: int) -> Iterator[pa.RecordBatch]:
+def _encoded(rows: Iterable[Row], tokenizer: Any, template: str, max_length: int) -> Iterator[list[_Encoded]]:
+    """The rows in lists of ROWS_PER_BATCH; the last one may be shorter."""
     backend = _untrimmed(tokenizer)
 
     def encode(texts: list[Rendered]) -> list[_Encoded]:
         encodings = backend.encode_batch([t.text for t in texts], add_special_tokens=texts[0].add_special_tokens)
         return [
-            _cut(encoding.ids, encoding.offsets, text, tokenizer.eos_token_id, max_length)
+            _truncated(encoding.ids, encoding.offsets, text, tokenizer.eos_token_id, max_length)
             for encoding, text in zip(encodings, texts, strict=True)
         ]
 
-    rows = ((row.example.content_id(), _render(row, template, tokenizer)) for row in source)
-    ids: list[str] = []
     encoded: list[_Encoded] = []
     texts: list[Rendered] = []
     characters = 0
-    for row_id, text in rows:
-        ids.append(row_id)
-        texts.append(text)
-        characters += len(text.text)
-        if len(ids) == ROWS_PER_BATCH or characters >= CHARACTERS_AT_ONCE:
+    for row in rows:
+        texts.append(_render(row, template, tokenizer))
+        characters += len(texts[-1].text)
+        full = len(encoded) + len(texts) == ROWS_PER_BATCH
+        if full or characters >= MAX_CHARACTERS:
             encoded += encode(texts)
             texts, characters = [], 0
-        if len(ids) == ROWS_PER_BATCH:
-            yield _record_batch(ids, encoded)
-            ids, encoded = [], []
-    if ids:
-        yield _record_batch(ids, encoded + (encode(texts) if texts else []))
+        if full:
+            yield encoded
+            encoded = []
+    if encoded or texts:
+        yield encoded + (encode(texts) if texts else [])
 
 
 def _render(row: Row, template: str, tokenizer: Any) -> Rendered:
     try:
         return render(row.example, template, tokenizer)
     except UserError as error:
-        raise UserError(f"row {row.index}: {error}") from None
+        raise error.at(f"row {row.index}") from None
 
 
 def _untrimmed(tokenizer: Any) -> Any:
-    """A copy of the tokenizer's backend that neither cuts nor pads, and counts a token's leading space as its own.
+    """A copy of the tokenizer's backend without truncation and padding whose offsets include leading spaces.
 
-    Byte-level tokenizers such as GPT-2's leave the space of ` foo` out of its offsets (trim_offsets), and then a token
-    that begins in the prompt would seem to begin in the answer, and a lone space to have no place at all.
+    Byte-level tokenizers such as GPT-2's leave the space of ` foo` out of its offsets (trim_offsets): a token that
+    begins in the prompt would seem to begin in the answer, and a single space would have an empty span.
     """
     from tokenizers import Tokenizer
 
@@ -279,14 +238,16 @@ def _untrimmed(tokenizer: Any) -> Any:
     return backend
 
 
-def _cut(ids: list[int], offsets: list[tuple[int, int]], rendered: Rendered, eos: int, max_length: int) -> _Encoded:
-    """Supervise the tokens that begin inside a supervised span, add EOS, then cut.
+def _truncated(
+    ids: list[int], offsets: list[tuple[int, int]], rendered: Rendered, eos: int, max_length: int
+) -> _Encoded:
+    """Supervise the tokens that begin inside a supervised span, add EOS, then truncate.
 
-    A token that begins in the prompt and ends in the answer is not supervised: the paper masks the length of the
-    prompt tokenised alone, which has that token too.
+    A token that begins in the prompt and ends in the answer is not supervised: the paper masks as many tokens as the
+    prompt has on its own, which include that one.
     """
     end_of_text = len(ids)
-    while end_of_text and offsets[end_of_text - 1] == (0, 0):  # what the tokenizer itself added at the end
+    while end_of_text and offsets[end_of_text - 1] == (0, 0):  # added by the tokenizer itself
         end_of_text -= 1
     spans = []
     for start, end in rendered.supervised:
@@ -298,19 +259,19 @@ def _cut(ids: list[int], offsets: list[tuple[int, int]], rendered: Rendered, eos
     if rendered.append_eos:
         if ids[end_of_text:] != [eos]:
             ids = [*ids, eos]
-        # The answer that ends the text runs on to its EOS.
+        # The last answer includes its EOS.
         spans[-1] = (min(spans[-1][0], len(ids) - 1), len(ids))
     # Nothing predicts the first token, so it cannot be supervised.
-    cut = [(max(first, 1), min(last, max_length)) for first, last in spans]
-    return _Encoded(ids[:max_length], [span for span in cut if span[0] < span[1]], len(ids) > max_length)
+    inside = [(max(first, 1), min(last, max_length)) for first, last in spans]
+    return _Encoded(ids[:max_length], [span for span in inside if span[0] < span[1]], len(ids) > max_length)
 
 
-def _record_batch(row_ids: list[str], rows: list[_Encoded]) -> pa.RecordBatch:
+def _record_batch(row_ids: pa.StringArray, rows: list[_Encoded]) -> pa.RecordBatch:
     lengths = np.array([len(row.ids) for row in rows], dtype=np.int32)
     spans = [list(chain.from_iterable(row.spans)) for row in rows]
-    response = np.array([sum(last - first for first, last in row.spans) for row in rows], dtype=np.int32)
+    response = _response_tokens(rows)
     columns = [
-        pa.array(row_ids, pa.string()),
+        row_ids,
         _lists([row.ids for row in rows]),
         _lists(spans),
         pa.array(lengths - response),
@@ -318,6 +279,10 @@ def _record_batch(row_ids: list[str], rows: list[_Encoded]) -> pa.RecordBatch:
         pa.array([row.truncated for row in rows], pa.bool_()),
     ]
     return pa.record_batch(columns, schema=SCHEMA)
+
+
+def _response_tokens(rows: list[_Encoded]) -> np.ndarray:
+    return np.array([sum(last - first for first, last in row.spans) for row in rows], dtype=np.int32)
 
 
 def _lists(rows: list[list[int]]) -> pa.ListArray:

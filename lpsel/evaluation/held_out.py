@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lpsel.data.dataset import DatasetSpec, Example, Source
+from lpsel.data.column_forms import Example
+from lpsel.data.dataset import DatasetSpec, Source
 from lpsel.data.templates import Rendered, render_prompt
 from lpsel.data.tokens import Tokens, tokenize, tokenizer_hash
 from lpsel.errors import check_int

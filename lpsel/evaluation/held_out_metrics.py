@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lpsel.console import track
 from lpsel.data.batching import packed
-from lpsel.data.dataset import Example
+from lpsel.data.column_forms import Example
 from lpsel.data.packing import collate
 from lpsel.data.shared_prefixes import find_prefixes
 from lpsel.data.tokens import Tokens

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lpsel.cache import Journal
 from lpsel.console import track
-from lpsel.data.dataset import Example, Turn
+from lpsel.data.column_forms import Example, Turn
 from lpsel.data.templates import chat_messages, render_prompt
 from lpsel.generation.openai_client import MALFORMED, Endpoint, RequestFailed, run_concurrently
 from lpsel.generation.prompts import Prompt

@@ -12,13 +12,12 @@ from urllib.request import urlopen
 from omegaconf import DictConfig, OmegaConf
 
 from lpsel.config import build, config_dir
-from lpsel.data.dataset import DatasetSpec, Example, Source
+from lpsel.data.column_forms import PROMPT_FORMS, Example, find_form, to_example
+from lpsel.data.dataset import DatasetSpec, Source
 from lpsel.data.formats import ENDINGS, reader_of
 from lpsel.errors import UserError, check_int, first_line
 from lpsel.storage import utf8, write_atomically
 
-# The column of a question -> the columns of its answer. A row without an answer gets an empty one: `Source` needs it.
-ANSWERS = {"instruction": ("output", "response"), "prompt": ("completion",)}
 DOWNLOAD_TIMEOUT = 60  # seconds
 
 
@@ -139,7 +138,7 @@ def _read(prompt_set: PromptSet, limit: int | None, cache_dir: Path) -> Iterator
     number = -1
     for number, raw in _rows(source, prompt_set):
         try:
-            prompt = _prompt(prompt_set, number, raw, source)
+            prompt = _prompt(prompt_set, number, raw)
             if not prompt.text.strip():
                 raise UserError("prompt", None, "has no text", "add text or remove the row")
         except UserError as error:
@@ -159,18 +158,16 @@ def _rows(source: Source, prompt_set: PromptSet) -> Iterator[tuple[int, dict[str
         raise UserError(error.name, error.value, error.problem, hint, f"prompts={prompt_set.name}") from None
 
 
-def _prompt(prompt_set: PromptSet, number: int, raw: dict[str, Any], source: Source) -> Prompt:
+def _prompt(prompt_set: PromptSet, number: int, raw: dict[str, Any]) -> Prompt:
     row = {name: _value(raw, column) for name, column in prompt_set.columns.items()} or raw
     missing = [column for name, column in prompt_set.columns.items() if row[name] is None and name != "input"]
     if missing:
         raise UserError("columns", ", ".join(raw), f"do not include {missing[0]}", "correct columns in conf/prompt_set")
-    if not row.keys() & {*ANSWERS, "messages", "conversations"}:
+    form = find_form(row, PROMPT_FORMS)
+    if form is None:
         hint = "rename a column to instruction (with input), prompt or messages"
         raise UserError("columns", ", ".join(row), "hold no prompt", hint)
-    question = next((column for column in ANSWERS if column in row), None)
-    if question is not None and not row.keys() & set(ANSWERS[question]):
-        row = {**row, ANSWERS[question][0]: ""}
-    example = source.example(row)
+    example = to_example(row, form)
     answer = ""
     if example.turns and example.turns[-1].role == "assistant":
         answer = example.turns[-1].content

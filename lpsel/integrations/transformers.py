@@ -24,8 +24,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lpsel.console import track
 from lpsel.data.batching import padded
+from lpsel.data.column_forms import recognize, to_example
 from lpsel.data.content_ids import fingerprint, id_array
-from lpsel.data.dataset import DatasetSpec, Source
 from lpsel.errors import UserError
 from lpsel.model.flops import forward_flops, training_flops
 from lpsel.model.loss import per_sample_nll, token_nll
@@ -149,8 +149,7 @@ class ScoresCallback(TrainerCallback):
         }
 
     def _row_sizes(self) -> RowSizes:
-        source = Source(DatasetSpec("rows", path="rows"))
-        self.id_array = id_array(source.example(row).content_digest() for row in self.rows)
+        self.id_array = id_array(to_example(row, recognize(row)).content_digest() for row in self.rows)
         n = len(self.dataset)
         if n != len(self.id_array):
             problem = f"got {len(self.id_array)} rows, but the trainer has {n}"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lpsel.data.batching import padded
-from lpsel.data.dataset import Example, Turn
+from lpsel.data.column_forms import Example, Turn
 from lpsel.data.templates import render_prompt
 from lpsel.errors import UserError, check_int
 from lpsel.generation.prompts import Prompt

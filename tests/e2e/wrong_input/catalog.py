@@ -195,12 +195,12 @@ ROWS = [
             "text.json",
         )
     ],
-    Case(DATA + "mixed.json", "mixed.json, line 1"),
-    Case(DATA + "surrogate.jsonl", "column instruction: half of a surrogate pair"),
+    Case(DATA + "mixed.json", "mixed.json, row 2"),
+    Case(DATA + "surrogate.jsonl", "column instruction: contains half of a surrogate pair"),
     Case(DATA + "unknown-columns.jsonl", "frage, antwort"),
     Case(DATA + "only-input.jsonl", "instruction, input"),
     Case(DATA + "semicolons.csv", "instruction;output"),
-    Case(DATA + "one-row-without.jsonl", "line 3: no column output"),
+    Case(DATA + "one-row-without.jsonl", "line 3: column output: missing"),
     Case(DATA + "numbers.jsonl", "found int '3'"),
     Case(DATA + "list-in-text.jsonl", "found list"),
     Case(DATA + "object-in-text.jsonl", "found dict"),
@@ -215,22 +215,22 @@ ROWS = [
     Case(DATA + "quote.csv", "quote.csv, line 2"),
     Case(DATA + "after-quote.csv", "after-quote.csv, line 2"),
     Case(DATA + "gigantic.csv", "gigantic.csv, line 2"),
-    Case(DATA + "twice.csv", "2 columns 'output'"),
-    Case(DATA + "twice.parquet", "2 columns 'output'"),
+    Case(DATA + "twice.csv", "2 columns are named 'output'"),
+    Case(DATA + "twice.parquet", "2 columns are named 'output'"),
     *[
         Case(DATA + f"{kind}.jsonl.{ending}", f"{kind}.jsonl.{ending}")
         for kind in ("plain", "cut", "broken")
         for ending in ("gz", "xz", "zst")
     ],
     Case(DATA + "gigantic.jsonl.gz", "gigantic.jsonl.gz, line 1: a value of more than 64 MiB"),
-    Case(DATA + "gigantic.json.xz", "gigantic.json.xz, line 1: a value of more than 64 MiB"),
+    Case(DATA + "bomb.json.zst", "bomb.json.zst, row 1: a value of more than 64 MiB"),
+    Case(DATA + "gigantic.json.xz", "gigantic.json.xz, row 1: a value of more than 64 MiB"),
     *[
         Case(DATA + name, f"{name}: ")
         for name in (
             "bomb.jsonl.gz",
             "bomb.jsonl.xz",
             "bomb.jsonl.zst",
-            "bomb.json.zst",
             "bomb.parquet",
             "repeated.parquet",
         )
@@ -240,7 +240,7 @@ ROWS = [
         for name in ("half.parquet", "broken.parquet", "cut.parquet", "binary.parquet")
     ],
     Case(DATA + "good.jsonl 'dataset.columns={question: x}'", "'question': 'x'"),
-    Case(DATA + "good.jsonl 'dataset.columns={instruction: x, output: y}'", "no column x"),
+    Case(DATA + "good.jsonl 'dataset.columns={instruction: x, output: y}'", "column x: missing"),
     Case(DATA + "good.jsonl 'dataset.columns=[a,b]'", "dataset.columns=['a', 'b']"),
     Case(DATA + "good.jsonl dataset.columns=a", "dataset.columns=a"),
     Case(DATA + "good.jsonl dataset.cluster_column=topic", "dataset.cluster_column=topic"),
@@ -385,7 +385,7 @@ EVALUATIONS = [
     Case(IMPORT + "nowhere.json", "judgements/nowhere.json"),
     Case(IMPORT + "text.txt", "judgements/text.txt"),
     Case(IMPORT + "empty.json", "judgements/empty.json"),
-    Case(IMPORT + "half.json", "judgements/half.json, line 1"),
+    Case(IMPORT + "half.json", "judgements/half.json, row"),
     Case(IMPORT + "no-preference.json", "neither preference nor verdict"),
     Case(IMPORT + "nothing.json", "none of 1 rows was judged"),
     Case(IMPORT + "no-prompt.json", "no id and no instruction"),
@@ -468,9 +468,9 @@ OUT_OF_REACH = [
     Case(DATA + "locked", "locked"),
     Case(DATA + "loop.jsonl", "loop.jsonl"),
     Case(DATA + "dangling.jsonl", "dangling.jsonl"),
-    Case(DATA + "device.jsonl", "device.jsonl: is no plain file"),
+    Case(DATA + "device.jsonl", "device.jsonl: is not a regular file"),
     Case(DATA + "folder.jsonl", "folder.jsonl"),
-    Case(DATA + "pipe.jsonl", "pipe.jsonl: is no plain file"),
+    Case(DATA + "pipe.jsonl", "pipe.jsonl: is not a regular file"),
     Case(DATA + "good.jsonl/x.jsonl", "good.jsonl/x.jsonl"),
     Case(DATA + LONG, f"{LONG}: File name too long"),
     *[

@@ -39,7 +39,11 @@ def in_folders(case, tmp_path):
 def left_over(run_dir, cache):
     """Files a run that failed may not leave: all but Hydra's, an empty log, whole tokens and locks."""
     written = [p for p in run_dir.rglob("*") if p.is_file() and ".hydra" not in p.parts and p.suffix != ".log"]
-    written += [p for p in cache.rglob("*") if p.is_file() and "tokens" not in p.parts and p.suffix != ".lock"]
+    written += [
+        p
+        for p in cache.rglob("*")
+        if p.is_file() and "tokens" not in p.parts and p.suffix != ".lock" and p.name != "lock"
+    ]
     return written + [p for p in cache.rglob("*") if "tmp" in p.name.split(".")]
 
 

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lpsel.data.parquet import BYTES_AT_ONCE, batches
+from lpsel.data.parquet import BATCH_BYTES, batches
 from lpsel.data.size_limits import MIB
 from lpsel.errors import UserError
 
@@ -34,7 +34,7 @@ def test_long_rows_come_in_small_batches(tmp_path):
     pq.write_table(pa.table({"text": [row.tobytes().decode() for row in noise]}), tmp_path / "t.parquet")
     found = list(batches(tmp_path / "t.parquet"))
     assert sum(map(len, found)) == 80
-    assert max(batch.nbytes for batch in found) < 1.1 * BYTES_AT_ONCE
+    assert max(batch.nbytes for batch in found) < 1.1 * BATCH_BYTES
 
 
 @pytest.mark.parametrize("typed", [False, True])
@@ -47,6 +47,6 @@ def test_a_text_that_every_row_repeats_is_counted_in_full(tmp_path, nested, type
     pq.write_table(pa.table({"text": column}), tmp_path / "bomb.parquet", store_schema=typed)
     assert (tmp_path / "bomb.parquet").stat().st_size < 3 * MIB
     first = next(batches(tmp_path / "bomb.parquet"))
-    assert len(first) * MIB <= BYTES_AT_ONCE
+    assert len(first) * MIB <= BATCH_BYTES
     with pytest.raises(UserError, match=r"bomb.parquet: .* bytes expand to .* or more, above 200 times the file"):
         list(batches(tmp_path / "bomb.parquet"))

@@ -1,4 +1,4 @@
-"""Chosen rows as the source has them, and content ids by column."""
+"""Subsets contain the selected rows as in the source."""
 
 import json
 
@@ -6,8 +6,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lpsel.data.dataset import DatasetSpec, Source
 from lpsel.data.subset import write_subset
@@ -33,37 +31,8 @@ def lines(tmp_path):
     return path
 
 
-@pytest.mark.parametrize(("skip", "limit"), [(0, None), (1, 3), (3, None), (0, 2)])
-def test_ids_of_a_parquet_file_are_those_of_its_rows(parquet, lines, skip, limit):
-    by_column, by_row = (
-        Source(DatasetSpec("rows", path=str(path), skip=skip, limit=limit)) for path in (parquet, lines)
-    )
-    assert by_column.ids.to_pylist() == by_row.ids.to_pylist() == [row.example.content_id() for row in by_column]
-    assert by_column.fingerprint == by_row.fingerprint
-    assert len(by_column) == len(by_row.ids)
-
-
-@given(st.lists(st.tuples(st.text(), st.text(), st.none() | st.text()), min_size=1, max_size=5))
-def test_ids_by_column_are_those_by_row_whatever_the_text(tmp_path_factory, rows):
-    path = tmp_path_factory.mktemp("rows") / "rows.parquet"
-    asked, answered, extra = zip(*rows, strict=True)
-    schema = pa.schema([(name, pa.string()) for name in ("q", "a", "i")])
-    pq.write_table(pa.table({"q": asked, "a": answered, "i": extra}, schema=schema), path)
-    source = Source(DatasetSpec("rows", path=str(path), columns={"instruction": "q", "output": "a", "input": "i"}))
-    assert source.ids.to_pylist() == [row.example.content_id() for row in source]
-
-
-def test_ids_of_parquet_columns_that_are_no_texts_are_made_row_by_row(tmp_path):
-    turns = [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]]
-    pq.write_table(pa.table({"messages": turns}), tmp_path / "chat.parquet")
-    pq.write_table(pa.table({"prompt": ["Hi"], "completion": ["Ho"]}), tmp_path / "pairs.parquet")
-    pq.write_table(pa.table({"prompt": [turns[0][:1]], "completion": [turns[0][1:]]}), tmp_path / "both.parquet")
-    ids = [Source(DatasetSpec("x", path=str(tmp_path / f"{n}.parquet"))).ids for n in ("chat", "pairs", "both")]
-    assert ids[0] == ids[1] == ids[2]
-
-
 @pytest.mark.parametrize(("skip", "limit"), [(0, None), (1, 3)])
-def test_a_parquet_source_gives_a_parquet_subset_with_its_own_types(parquet, tmp_path, skip, limit):
+def test_a_parquet_source_gives_a_parquet_subset_of_the_same_types(parquet, tmp_path, skip, limit):
     source = Source(DatasetSpec("rows", path=str(parquet), skip=skip, limit=limit))
     selected = np.arange(len(source)) % 2 == 0
     path, seen = write_subset(source, selected, tmp_path, wanted=[1, 2])
@@ -75,7 +44,7 @@ def test_a_parquet_source_gives_a_parquet_subset_with_its_own_types(parquet, tmp
     }
 
 
-def test_any_other_source_gives_lines(lines, tmp_path):
+def test_any_other_source_gives_json_lines(lines, tmp_path):
     source = Source(DatasetSpec("rows", path=str(lines)))
     path, seen = write_subset(source, np.array([False, True, False, True, False]), tmp_path, wanted=[4])
     assert path == tmp_path / "subset.jsonl"
@@ -86,7 +55,7 @@ def test_any_other_source_gives_lines(lines, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["parquet", "lines"])
-def test_lengths_of_all_rows_and_of_the_chosen_are_seen_on_the_way(form, tmp_path, request):
+def test_characters_of_all_and_of_selected_rows_are_counted(form, tmp_path, request):
     source = Source(DatasetSpec("rows", path=str(request.getfixturevalue(form)), skip=1))
     _, seen = write_subset(source, np.array([False, False, True, True]), tmp_path, wanted=[])
     # Prompts "x", "", 'Say "\u00fc\u2028\\"' + "y" and "Last" + "z": 1, 0, 10, 5 characters; responses 1, 1, 0, 1.
@@ -95,7 +64,7 @@ def test_lengths_of_all_rows_and_of_the_chosen_are_seen_on_the_way(form, tmp_pat
     assert means == {"prompt": {"selected": 7.5, "all": 4.0}, "response": {"selected": 0.5, "all": 0.75}}
 
 
-def test_lengths_of_conversations_are_of_either_side(tmp_path):
+def test_characters_of_conversations_are_counted_by_side(tmp_path):
     turns = [("system", "Be kind."), ("user", "Hi"), ("assistant", "Ho"), ("user", "And?"), ("assistant", "So.")]
     pq.write_table(
         pa.table({"messages": [[{"role": role, "content": text} for role, text in turns]]}), tmp_path / "chat.parquet"

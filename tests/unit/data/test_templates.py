@@ -1,8 +1,8 @@
-"""What a row looks like to the model, and which part of it is learned, in every template."""
+"""The text of a row and the supervised parts of it, for every template."""
 
 import pytest
 
-from lpsel.data.dataset import Example, Turn
+from lpsel.data.column_forms import Example, Turn
 from lpsel.data.templates import render, render_prompt, template_hash
 from lpsel.errors import UserError
 
@@ -20,7 +20,7 @@ LONG = Example((SYSTEM, ASK, ANSWER, MORE, LAST))
 WITH_INPUT = Example((Turn("user", "Add."), ANSWER), "2, 3")
 
 
-def learned(rendered):
+def supervised(rendered):
     return [rendered.text[start:end] for start, end in rendered.supervised]
 
 
@@ -32,7 +32,7 @@ def tokenizer(make_tokenizer):
 # --- alpaca
 
 
-def test_alpaca_is_stanfords_prompt_with_the_answer_glued_to_it(tokenizer):
+def test_alpaca_is_the_stanford_prompt_followed_by_the_answer(tokenizer):
     prompt = (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request."
         "\n\n### Instruction:\nAdd 2 and 3.\n\n### Response:"
@@ -62,16 +62,16 @@ def test_alpaca_repeats_its_sections_and_ends_every_answer(tokenizer):
     )
     rendered = render(LONG, "alpaca", tokenizer)
     assert rendered.text == before + "6."
-    assert learned(rendered) == ["5</s>", "6."]
+    assert supervised(rendered) == ["5</s>", "6."]
     assert rendered.append_eos
     assert render_prompt(LONG, "alpaca", tokenizer).text == before
 
 
-def test_a_row_that_ends_with_a_question_has_nothing_to_learn_there(tokenizer):
+def test_a_final_user_turn_is_not_supervised(tokenizer):
     rendered = render(Example((ASK, ANSWER, MORE)), "alpaca", tokenizer)
-    assert learned(rendered) == ["5</s>"]
+    assert supervised(rendered) == ["5</s>"]
     assert not rendered.append_eos
-    assert learned(render(Example((ASK,)), "alpaca", tokenizer)) == []
+    assert supervised(render(Example((ASK,)), "alpaca", tokenizer)) == []
 
 
 # --- plain
@@ -87,31 +87,31 @@ def test_plain_adds_nothing(tokenizer):
 # --- chat
 
 
-def test_chat_learns_every_answer_and_the_token_that_ends_it(tokenizer):
+def test_chat_supervises_every_answer_and_the_token_that_ends_it(tokenizer):
     rendered = render(LONG, "chat", tokenizer)
     assert rendered.text == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nAdd 2 and 3.<|im_end|>\n"
         "<|im_start|>assistant\n5<|im_end|>\n<|im_start|>user\nAnd 1?<|im_end|>\n<|im_start|>assistant\n6.<|im_end|>\n"
     )
-    assert learned(rendered) == ["5<|im_end|>", "6.<|im_end|>"]
+    assert supervised(rendered) == ["5<|im_end|>", "6.<|im_end|>"]
     assert not rendered.append_eos
     assert not rendered.add_special_tokens
 
 
-def test_chat_prompt_is_what_stands_before_the_last_answer(tokenizer):
+def test_chat_prompt_is_the_text_before_the_last_answer(tokenizer):
     rendered, prompt = render(LONG, "chat", tokenizer), render_prompt(LONG, "chat", tokenizer)
     assert prompt.text == rendered.text[: rendered.supervised[-1][0]]
     assert prompt.supervised == []
 
 
-def test_chat_asks_alpaca_rows_in_one_turn(tokenizer):
+def test_chat_appends_alpacas_input_to_the_user_turn(tokenizer):
     assert "user\nAdd.\n\n2, 3<|im_end|>" in render(WITH_INPUT, "chat", tokenizer).text
 
 
 def test_an_answer_that_repeats_the_question_or_the_markup_is_found(tokenizer):
     for content in ("Add 2 and 3.", "assistant\n", "<|im_end|>\n<|im_start|>assistant\n", "\n", ""):
         rendered = render(Example((ASK, Turn("assistant", content))), "chat", tokenizer)
-        assert learned(rendered) == [content + "<|im_end|>"]
+        assert supervised(rendered) == [content + "<|im_end|>"]
 
 
 TRIMMING = (  # as Gemma and Llama 3: another name for the role, contents stripped, white space before the end token
@@ -130,14 +130,14 @@ def test_a_template_that_trims(make_tokenizer):
     tokenizer = make_tokenizer(chat_template=TRIMMING)
     rendered = render(Example((ASK, Turn("assistant", "\n 5 "))), "chat", tokenizer)
     assert rendered.text == "<s>[user]Add 2 and 3. </s>[model]5 </s>"
-    assert learned(rendered) == ["5 </s>"]
+    assert supervised(rendered) == ["5 </s>"]
 
 
 def test_a_template_that_cuts_thoughts_from_history(make_tokenizer):
     tokenizer = make_tokenizer(chat_template=THINKING)
     thought, later = Turn("assistant", "<think>2+3</think>5"), Turn("assistant", "<think>5+1</think>6.")
-    assert learned(render(Example((ASK, thought, MORE, LAST)), "chat", tokenizer)) == ["5<|im_end|>", "6.<|im_end|>"]
-    with_thought = learned(render(Example((ASK, thought, MORE, later)), "chat", tokenizer))
+    assert supervised(render(Example((ASK, thought, MORE, LAST)), "chat", tokenizer)) == ["5<|im_end|>", "6.<|im_end|>"]
+    with_thought = supervised(render(Example((ASK, thought, MORE, later)), "chat", tokenizer))
     assert with_thought == ["5<|im_end|>", "5+1\n</think>\n\n6.<|im_end|>"]
 
 
@@ -145,7 +145,7 @@ def test_a_template_that_leaves_turns_out(make_tokenizer):
     last_only = "{{ messages[-2]['content'] }}:{{ messages[-1]['content'] }}"
     rendered = render(LONG, "chat", make_tokenizer(chat_template=last_only))
     assert rendered.text == "And 1?:6."
-    assert learned(rendered) == ["6."]
+    assert supervised(rendered) == ["6."]
 
 
 @pytest.mark.parametrize(
@@ -155,18 +155,20 @@ def test_a_template_that_writes_the_date_writes_the_same_every_day(make_tokenize
     dated = f"{{%- if strftime_now is defined %}}{{{{ strftime_now('{format}') }}}}{{%- endif %}}\n" + CHATML
     rendered = render(SHORT, "chat", make_tokenizer(chat_template=dated))
     assert rendered.text == date + render(SHORT, "chat", make_tokenizer(chat_template=CHATML)).text
-    assert learned(rendered) == ["5<|im_end|>"]
+    assert supervised(rendered) == ["5<|im_end|>"]
 
 
-def test_no_chat_template_is_told(make_tokenizer):
-    with pytest.raises(UserError, match=r"tokenizer of hand-made has no chat template\. Say model\.template=alpaca"):
+def test_a_tokenizer_without_chat_template_is_rejected(make_tokenizer):
+    with pytest.raises(UserError) as caught:
         render(SHORT, "chat", make_tokenizer())
+    assert (caught.value.name, caught.value.value) == ("template", "chat")
+    assert "tokenizer of hand-made has no chat template" in caught.value.problem
 
 
-def test_a_refused_conversation_is_told(make_tokenizer):
-    refusing = "{{ raise_exception('System role not supported') }}"
-    with pytest.raises(UserError, match=r"of hand-made refuses .* system, user, .*: System role not supported\. "):
-        render(LONG, "chat", make_tokenizer(chat_template=refusing))
+def test_a_conversation_that_the_template_rejects_is_reported(make_tokenizer):
+    rejecting = "{{ raise_exception('System role not supported') }}"
+    with pytest.raises(UserError, match=r"of hand-made: rejects .* system, user, .*: System role not supported\. "):
+        render(LONG, "chat", make_tokenizer(chat_template=rejecting))
 
 
 # --- identity

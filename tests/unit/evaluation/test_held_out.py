@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from lpsel.config import build
-from lpsel.data.dataset import DatasetSpec, Example, Source, Turn
+from lpsel.data.column_forms import Example, Turn
+from lpsel.data.dataset import DatasetSpec, Source
 from lpsel.data.templates import render
 from lpsel.errors import UserError
 from lpsel.evaluation import held_out

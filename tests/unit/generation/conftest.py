@@ -1,6 +1,6 @@
 import pytest
 
-from lpsel.data.dataset import Example, Turn
+from lpsel.data.column_forms import Example, Turn
 from lpsel.generation.prompts import Prompt
 from lpsel.model.spec import ModelSpec
 

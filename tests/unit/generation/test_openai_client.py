@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lpsel.data.dataset import Example, Turn
+from lpsel.data.column_forms import Example, Turn
 from lpsel.errors import UserError
 from lpsel.generation.answers import answers, check
 from lpsel.generation.openai_client import Endpoint

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from lpsel.data.dataset import Turn
+from lpsel.data.column_forms import Turn
 from lpsel.errors import UserError
 from lpsel.generation.prompts import known_sets, load_prompts
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lpsel.data.dataset import Example, Turn
+from lpsel.data.column_forms import Example, Turn
 from lpsel.data.templates import render
 from lpsel.errors import UserError
 from lpsel.toy.data import generate

@@ -1,0 +1,126 @@
+"""Rows of every form become the same examples; content ids depend on the content only."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lpsel.data.column_forms import PROMPT_FORMS, Example, Turn, find_form, to_example
+from lpsel.errors import UserError
+
+from .rows import ADD, SAY, example, question, source, write
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+
+
+def test_alpaca_form_keeps_the_input_separate(tmp_path):
+    assert example(ADD, tmp_path) == question("Add.", "5", "2, 3")
+    assert example({"instruction": "a", "output": "b"}, tmp_path) == question("a", "b")
+    assert example({"instruction": "a", "input": None, "output": None}, tmp_path) == question("a", "")
+
+
+def test_dolly_form(tmp_path):
+    row = {"instruction": "Who?", "context": "Ada.", "response": "Ada", "category": "closed_qa"}
+    assert example(row, tmp_path) == question("Who?", "Ada", "Ada.")
+
+
+def test_messages_and_sharegpt_are_the_same_conversation(tmp_path):
+    said = (Turn("system", "Be brief."), Turn("user", "Hi"), Turn("assistant", "Ho"))
+    messages = [{"role": role, "content": content} for role, content in said]
+    conversations = [
+        {"from": name, "value": turn.content} for name, turn in zip(("system", "human", "gpt"), said, strict=True)
+    ]
+    assert example({"messages": messages}, tmp_path) == Example(said)
+    assert example({"conversations": conversations, "id": 3}, tmp_path) == Example(said)
+
+
+def test_prompt_and_completion_as_text_or_as_messages(tmp_path):
+    assert example({"prompt": "2+3=", "completion": "5"}, tmp_path) == question("2+3=", "5")
+    sides = {
+        "prompt": [{"role": "system", "content": "Add."}, {"role": "user", "content": "2, 3"}],
+        "completion": [{"role": "assistant", "content": "5"}],
+    }
+    assert example(sides, tmp_path) == Example((Turn("system", "Add."), *question("2, 3", "5").turns))
+
+
+def test_columns_map_other_names(tmp_path):
+    row = {"frage": "a", "antwort": "b", "dialog": [{"role": "user", "content": "c"}], "input": "not ours"}
+    assert example(row, tmp_path, columns={"instruction": "frage", "output": "antwort"}) == question("a", "b")
+    assert example(row, tmp_path, columns={"messages": "dialog"}) == Example((Turn("user", "c"),))
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"instruction": "Add.", "input": "2, 3"}, Example((Turn("user", "Add."),), "2, 3")),
+        ({"prompt": "2+3="}, Example((Turn("user", "2+3="),))),
+    ],
+)
+def test_prompts_have_the_forms_of_rows_without_the_answer(row, expected):
+    assert find_form(row) is None
+    assert to_example(row, find_form(row, PROMPT_FORMS)) == expected
+
+
+# --- identity
+
+
+def test_content_id_is_the_same_everywhere():
+    # sha256 of {"input":"2, 3","turns":[["user","Add."],["assistant","5"]]}, as `sha256sum` gives it
+    assert question("Add.", "5", "2, 3").content_id() == "25328f287323fb876c21a30c479f00e4"
+
+
+@settings(deadline=None)
+@given(texts, texts, texts, st.permutations(["instruction", "input", "output", "note"]))
+def test_content_id_does_not_depend_on_key_order_or_other_columns(tmp_path_factory, a, b, c, order):
+    row = {"instruction": a, "input": b, "output": c, "note": "n"}
+    path = write(tmp_path_factory.mktemp("ids") / "rows.jsonl", {key: row[key] for key in order})
+    assert source(path).ids.to_pylist() == [question(a, c, b).content_id()]
+
+
+@given(st.tuples(texts, texts, texts), st.tuples(texts, texts, texts))
+def test_different_content_has_different_ids(one, other):
+    assert (question(*one).content_id() == question(*other).content_id()) == (one == other)
+
+
+def test_fingerprint_is_of_content_and_order(tmp_path):
+    a = write(tmp_path / "a.jsonl", ADD, SAY)
+    b = tmp_path / "b.json"
+    b.write_text(json.dumps([ADD, SAY]))
+    c = write(tmp_path / "c.jsonl", SAY, ADD)
+    assert source(a).fingerprint == source(b).fingerprint != source(c).fingerprint
+    assert source(c, skip=1).fingerprint == source(a, limit=1).fingerprint
+
+
+def test_embedding_text_is_the_papers():
+    assert question(" Add. ", "5\n", "2, 3 ").embedding_text() == "Instruction: Add. 2, 3 Response: 5"
+    chat = Example((Turn("system", "s"), *question("a", "b").turns, *question("c", "d").turns))
+    assert chat.embedding_text() == "Instruction: a c  Response: b d"
+
+
+# --- invalid rows
+
+INVALID = {
+    "unknown form": ('{"q": "a", "a": "b"}', "columns q, a", "not a known form"),
+    "a missing field": (json.dumps(ADD) + '\n{"instruction": "a"}', "column output", "missing in this row"),
+    "a number": ('{"instruction": "a", "output": 5}', "column output", "must be text, found int '5'"),
+    "no turns": ('{"messages": []}', "column messages", "must be a list of turns, found an empty list"),
+    "a turn without role": ('{"messages": [{"content": "a"}]}', "column messages", "every turn must have role and"),
+    "an unknown role": (
+        '{"messages": [{"role": "tool", "content": ""}]}',
+        "column messages",
+        "role 'tool' must be one",
+    ),
+    "half a pair": (r'{"instruction": "\ud800", "output": ""}', "column instruction", "half of a surrogate pair"),
+}
+
+
+@pytest.mark.parametrize("case", INVALID)
+def test_an_invalid_row_is_rejected_with_its_line(tmp_path, case):
+    content, name, problem = INVALID[case]
+    (tmp_path / "rows.jsonl").write_text(content)
+    with pytest.raises(UserError) as caught:
+        list(source(tmp_path / "rows.jsonl"))
+    assert caught.value.name == name
+    assert problem in caught.value.problem
+    assert caught.value.location == f"{tmp_path / 'rows.jsonl'}, line {content.count(chr(10)) + 1}"

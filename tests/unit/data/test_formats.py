@@ -1,0 +1,164 @@
+"""Rows of every kind of file are the same dictionaries; invalid files are rejected with the location."""
+
+import csv
+import gzip
+import json
+import lzma
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lpsel.data import formats, size_limits
+from lpsel.data.formats import CHUNK_BYTES
+from lpsel.errors import UserError
+
+from .rows import ADD, SAY, question, source
+
+COMPRESS = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
+
+
+def encode(rows, kind, path):
+    if kind == ".jsonl":
+        text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    elif kind == ".json":
+        text = json.dumps(rows, indent=1, ensure_ascii=False)
+    elif kind == ".csv":
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        return path.read_bytes()
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+        return path.read_bytes()
+    return text.encode()
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+
+
+@settings(deadline=None)
+@given(
+    rows=st.lists(st.fixed_dictionaries({"instruction": texts, "input": texts, "output": texts}), min_size=1),
+    kind=st.sampled_from([".jsonl", ".json", ".csv", ".parquet"]),
+    compression=st.sampled_from(sorted(COMPRESS)),
+)
+def test_rows_round_trip_through_every_kind_of_file(tmp_path_factory, rows, kind, compression):
+    compression = "" if kind == ".parquet" else compression
+    path = tmp_path_factory.mktemp("files") / f"rows{kind}{compression}"
+    path.write_bytes(COMPRESS[compression](encode(rows, kind, path)))
+    read = list(source(path))
+    assert [row.raw for row in read] == rows
+    assert [row.index for row in read] == list(range(len(rows)))
+    assert read[0].example == question(rows[0]["instruction"], rows[0]["output"], rows[0]["input"])
+
+
+@pytest.mark.parametrize("name", ["data", "train"])
+def test_a_json_object_with_one_list(tmp_path, name):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps({"version": 1.5, "about": {"data": []}, name: [ADD, SAY], "more": [1]}))
+    assert [row.raw for row in source(path)] == [ADD, SAY]
+
+
+def test_a_json_list_longer_than_one_chunk(tmp_path):
+    rows = [{"instruction": "x" * 1000, "output": str(n)} for n in range(700)]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows))
+    assert path.stat().st_size > 2 * CHUNK_BYTES
+    assert [row.raw for row in source(path)] == rows
+
+
+def test_byte_order_mark_blank_lines_and_windows_line_ends(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + b"\r\n\r\n".join(json.dumps(row).encode() for row in (ADD, SAY)) + b"\r\n")
+    assert [row.raw for row in source(path)] == [ADD, SAY]
+
+
+# --- invalid files
+
+INVALID = {
+    "half a JSON line": (
+        "rows.jsonl",
+        json.dumps(ADD) + '\n{"instruction": "a',
+        "rows.jsonl, line 2: not a valid JSON",
+    ),
+    "a list for a row": ("rows.jsonl", "[1]\n", "line 1: a row must be a JSON object"),
+    "half a JSON list": ("rows.json", "[\n" + json.dumps(ADD) + ",\n{", "rows.json, row 2: not valid JSON"),
+    "JSON without commas": ("rows.json", f"[{json.dumps(ADD)}\n{json.dumps(ADD)}]", "row 2: not valid JSON"),
+    "JSON list not closed": ("rows.json", f"[{json.dumps(ADD)}", "row 2: not valid JSON"),
+    "lines called .json": ("rows.json", json.dumps(ADD) + "\n" + json.dumps(SAY), "no list named data or train"),
+    "a value that is no list": ("rows.json", '{"data": {"data": [1]}}', "no list named data or train"),
+    "text after a list": ("rows.json", f"[{json.dumps(ADD)}]]", "row 2: not valid JSON"),
+    "a text": ("rows.json", '"rows"', "rows.json: must be a list of objects"),
+    "a list of numbers": ("rows.json", "[1, 2]", "row 1: a row must be a JSON object"),
+    "deep nesting": ("rows.json", '[{"x": ' + "[" * 200 + "]" * 200 + "}]", "row 1: a value is nested more than 100"),
+    "a long number": ("rows.json", f"[{'9' * 5000}]", "row 1: not valid JSON"),
+    "a long CSV row": ("rows.csv", "instruction,output\na,b\nc,d,e\n", "line 3: 3 fields, but the header has 2"),
+    "an open quote": ("rows.csv", 'instruction,output\na,b\nc,"d\n', "line 3: not valid CSV"),
+    "a repeated column": ("rows.csv", "output,output\na,b\n", "rows.csv: 2 columns are named 'output'"),
+    "not Parquet": ("rows.parquet", "x", "not readable as Parquet"),
+    "not gzip": ("rows.jsonl.gz", "x", "not readable to its end"),
+}
+
+
+@pytest.mark.parametrize("case", INVALID)
+def test_an_invalid_file_is_rejected_in_one_line_with_its_location(tmp_path, case):
+    name, content, message = INVALID[case]
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message) as caught:
+        list(source(tmp_path / name))
+    assert "\n" not in str(caught.value)
+    assert caught.value.name.startswith(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv"])
+def test_another_encoding_is_rejected_with_its_line(tmp_path, kind):
+    path = tmp_path / f"rows{kind}"
+    rows = {".jsonl": '{"instruction": "a", "output": "é"}', ".json": "[\né]", ".csv": "instruction,output\na,é"}
+    path.write_bytes(rows[kind].encode("latin-1"))
+    line = 1 if kind == ".jsonl" else 2
+    with pytest.raises(UserError, match=f"rows{kind}, line {line}: not UTF-8"):
+        list(source(path))
+
+
+@pytest.mark.parametrize("extension", [".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("kind", [".jsonl", ".json"])
+def test_half_a_compressed_file_is_rejected(tmp_path, kind, extension):
+    path = tmp_path / f"rows{kind}{extension}"
+    rows = [{**ADD, "n": n} for n in range(1000)]
+    text = json.dumps(rows) if kind == ".json" else "".join(json.dumps(row) + "\n" for row in rows)
+    whole = COMPRESS[extension](text.encode())
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"not readable to its end|not (a )?valid JSON"):
+        list(source(path))
+
+
+@pytest.mark.parametrize("extension", [".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("kind", [".jsonl", ".json"])
+def test_a_value_that_would_fill_the_memory_is_rejected(tmp_path, monkeypatch, kind, extension):
+    monkeypatch.setattr(formats, "VALUE_BYTES", 1000)
+    monkeypatch.setattr(formats, "CHUNK_BYTES", 100)
+    path = tmp_path / f"rows{kind}{extension}"
+    rows = [ADD, {**SAY, "output": "x" * 5000}]
+    text = json.dumps(rows) if kind == ".json" else "\n".join(map(json.dumps, rows))
+    path.write_bytes(COMPRESS[extension](text.encode()))
+    with pytest.raises(UserError, match=f"{'row' if kind == '.json' else 'line'} 2: a value of more than"):
+        list(source(path))
+
+
+def test_decompression_bombs_are_rejected(tmp_path, monkeypatch):
+    monkeypatch.setattr(size_limits, "EXPANDED_BYTES", 1000)
+    for kind, text in ((".json", "[" + " " * 10**6 + "]"), (".jsonl", "\n" * 10**6)):
+        (tmp_path / f"rows{kind}.xz").write_bytes(lzma.compress(text.encode()))
+        with pytest.raises(UserError, match=f"rows{kind}.xz: .* bytes expand to .* or more, above 200 times the file"):
+            list(source(tmp_path / f"rows{kind}.xz"))
+
+
+def test_json_numbers_are_those_of_json_lines(tmp_path):
+    row = {**ADD, "numbers": [1, 2.5, -0.0, 1e300, 123456789012345678901234567890]}
+    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    assert next(source(tmp_path / "rows.json").raw_rows()) == row
