@@ -27,19 +27,11 @@ Save = Callable[[dict[int, Generation]], None]
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What a model is given.
+    """What a model is given for every prompt, and where its answers are cached."""
 
-    Attributes:
-        source: where the model is, a path or MODEL@ADDRESS.
-        inputs: a rendered prompt or the messages of a chat, for every prompt.
-        keys: digests of these.
-        journal: the cached answers, by key.
-        tokenizer: of a model on this machine.
-    """
-
-    source: str
-    inputs: list[Any]
-    keys: list[str]
+    source: str  # of the model: a path or MODEL@ADDRESS
+    inputs: list[Any]  # rendered prompts, or conversations for an endpoint
+    keys: list[str]  # digests of the inputs
     journal: Journal
     tokenizer: Any = None
 
@@ -86,8 +78,7 @@ def answers(
         prompts: in any order.
         sampling: how tokens are chosen, and at most how many.
         cache_dir: for answers and hashes of weights.
-        device, dtype: of a model on this machine. The device is not part of the cache key.
-        batch_tokens: largest batch, in tokens with padding.
+        device, dtype, batch_tokens: of a model on this machine, see `generate`. The device is not in the cache key.
 
     Returns:
         A generation for every prompt, in order; and `name`, `model`, `prompts`, how many were `reused` and `generated`,

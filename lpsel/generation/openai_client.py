@@ -32,34 +32,22 @@ class RequestFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The reply of a chat model.
+    """The reply of a chat model."""
 
-    Attributes:
-        text: None if the server sent something other than a chat completion.
-        finish_reason: "stop", "length" and so on.
-        prompt_tokens, completion_tokens: None if the server does not report both.
-    """
-
-    text: str | None
+    text: str | None  # None if the server sent something other than a chat completion
     finish_reason: str | None = None
-    prompt_tokens: int | None = None
+    prompt_tokens: int | None = None  # both None if the server does not report both
     completion_tokens: int | None = None
 
 
 @dataclass
 class Spending:
-    """A counter of dollars.
-
-    Attributes:
-        prompt_price, completion_price: dollars per million tokens; None if unknown.
-        limit: dollars that may be spent, without the requests in flight at that point; None for no limit.
-        dollars: spent so far.
-    """
+    """A counter of dollars, with prices per million tokens."""
 
     prompt_price: float | None = None
     completion_price: float | None = None
     limit: float | None = None
-    dollars: float = 0.0
+    dollars: float = 0.0  # spent so far
 
     def cost(self, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
         """Dollars for these tokens; None if a price or a count is unknown."""
@@ -168,13 +156,9 @@ class Endpoint:
                 return  # it is there, and not every server can list its models
 
     def complete(self, client: Any, messages: Sequence[dict[str, str]], **parameters: Any) -> Reply:
-        """Send one chat completion request.
+        """Send one chat completion request with the client from `connect`.
 
-        Args:
-            client: from `connect`.
-            messages: with role and content.
-            parameters: of the request, such as temperature. `max_tokens` is sent as `max_completion_tokens` to models
-                that reject the old name.
+        The parameter `max_tokens` is sent as `max_completion_tokens` to models that reject the old name.
 
         Raises:
             UserError: the key, the model or the address is wrong.

@@ -23,20 +23,13 @@ DOWNLOAD_TIMEOUT = 60  # seconds
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt of an evaluation.
+    """A prompt of an evaluation."""
 
-    Attributes:
-        id: unique among all prompts of an evaluation.
-        prompt_set: name of the set.
-        example: the conversation up to the answer.
-        category, reference: a category and a reference answer, where the set has them.
-    """
-
-    id: str
+    id: str  # unique in the evaluation
     prompt_set: str
-    example: Example
+    example: Example  # the conversation up to the answer
     category: str | None = None
-    reference: str | None = None
+    reference: str | None = None  # answer
 
     @property
     def text(self) -> str:

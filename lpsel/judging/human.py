@@ -24,16 +24,10 @@ Writer = Literal["baseline", "model"]
 
 @dataclass(frozen=True, slots=True)
 class KeyPair:
-    """What the page hides about a pair.
-
-    Attributes:
-        id, prompt_set, category: of the pair.
-        a: whose answer is answer A.
-        baseline_chars, model_chars: lengths of the answers.
-    """
+    """What the page hides about a pair."""
 
     id: str
-    a: Writer
+    a: Writer  # of answer A
     prompt_set: str
     category: str | None
     baseline_chars: int
@@ -60,12 +54,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class HumanJudge:
-    """Writes a page to vote on instead of judging.
-
-    Attributes:
-        question: about every pair; the page's title.
-        seed: decides which answer is A.
-    """
+    """Writes a page to vote on instead of judging. conf/judge/human.yaml documents the options."""
 
     question: str = "Which answer is better?"
     seed: int = 0

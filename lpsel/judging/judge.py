@@ -19,18 +19,11 @@ NOT_ASKED = "price cap"
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two answers to one prompt.
-
-    Attributes:
-        id: of the prompt.
-        prompt: its text.
-        baseline, model: the answers.
-        prompt_set, category, reference: of the prompt.
-    """
+    """Two answers to one prompt, which has an id, a text, a set, a category and a reference answer."""
 
     id: str
     prompt: str
-    baseline: str
+    baseline: str  # answers
     model: str
     prompt_set: str = ""
     category: str | None = None
@@ -49,25 +42,18 @@ def preference_of(verdict: float, order: Order) -> float:
 class Judgement(NamedTuple):
     """The judgement of a pair in one order.
 
-    Attributes:
-        id: of the pair.
-        order: which answer was shown first.
-        preference: 1 if the baseline's answer is better, 2 if the model's, 1.5 for a tie, as in AlpacaEval; numbers in
-            between are fractional preferences; None without a verdict.
-        raw: the judge's last reply, if any.
-        prompt_tokens, completion_tokens: of all attempts, if reported.
-        attempts: how often the judge was asked.
-        failure: why there is no preference.
+    `preference` is 1 if the baseline's answer is better, 2 if the model's is, and 1.5 for a tie, as in AlpacaEval;
+    numbers in between are fractional preferences.
     """
 
-    id: str
+    id: str  # of the pair
     order: Order
-    preference: float | None
-    raw: str | None = None
-    prompt_tokens: int | None = None
+    preference: float | None  # None without a verdict
+    raw: str | None = None  # the judge's last reply
+    prompt_tokens: int | None = None  # of all attempts
     completion_tokens: int | None = None
     attempts: int = 1
-    failure: str | None = None
+    failure: str | None = None  # why there is no preference
 
 
 class Judge(Protocol):

@@ -8,7 +8,7 @@ from typing import Any
 from lpsel.cache import Journal
 from lpsel.console import track
 from lpsel.judging.judge import NOT_ASKED, TIE, Judge, Judgement, Order, Pair, preference_of
-from lpsel.judging.verdicts import Verdict, question, read_verdicts
+from lpsel.judging.verdicts import judgement_of, question, read_judgements
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +37,10 @@ def judge_pairs(judge: Judge, pairs: Sequence[Pair], cache_dir: Path) -> tuple[l
     journal = Journal.of(cache_dir, "verdicts", judge.identity(), label=judge.name)
     with journal.locked():
         keys = {question(pair, order) for pair, order in questions}
-        verdicts = {key: verdict for key, verdict in read_verdicts(journal).items() if key in keys}
-        cached = list(verdicts.values())
-        asked = _ask_missing(judge, questions, verdicts, journal)
-    judgements = [_judgement(pair, order, verdicts) for pair, order in questions]
+        known = {key: judgement for key, judgement in read_judgements(journal).items() if key in keys}
+        cached = list(known.values())
+        asked = _ask_missing(judge, questions, known, journal)
+    judgements = [_judgement(pair, order, known.get(question(pair, order))) for pair, order in questions]
     ledger = {
         "judge": judge.name,
         "identity": judge.identity(),
@@ -62,48 +62,46 @@ def judge_pairs(judge: Judge, pairs: Sequence[Pair], cache_dir: Path) -> tuple[l
 
 
 def _ask_missing(
-    judge: Judge, questions: Sequence[Question], verdicts: dict[str, Verdict], journal: Journal
-) -> list[Verdict]:
-    """Ask the judge each question without a verdict once, and add its verdicts to `verdicts` and the journal."""
+    judge: Judge, questions: Sequence[Question], known: dict[str, Judgement], journal: Journal
+) -> list[Judgement]:
+    """Ask the judge each unknown question once, and add its judgements to `known` and the journal."""
     missing: dict[str, Question] = {}
     for pair, order in questions:
         key = question(pair, order)
-        if key not in verdicts and pair.baseline != pair.model:
+        if key not in known and pair.baseline != pair.model:
             missing.setdefault(key, (pair, order))
     if not missing:
         return []
-    log.info("Asking %s %s questions; %s verdicts are cached", judge.name, f"{len(missing):,}", f"{len(verdicts):,}")
+    log.info("Asking %s %s questions; %s verdicts are cached", judge.name, f"{len(missing):,}", f"{len(known):,}")
     key_of = {(pair.id, order): key for key, (pair, order) in missing.items()}
-    asked: list[Verdict] = []
+    asked: list[Judgement] = []
     with track(f"Judging, {judge.name}", total=len(missing), unit="judgements") as advance:
 
         def save(judgement: Judgement) -> None:
             key = key_of[judgement.id, judgement.order]
-            verdict = Verdict.of(judgement)
-            journal.append([{"question": key, **verdict._asdict()}])
-            verdicts[key] = verdict
-            asked.append(verdict)
+            journal.append([{"question": key, **judgement._asdict()}])
+            known[key] = judgement
+            asked.append(judgement)
             advance(1, tokens=(judgement.prompt_tokens or 0) + (judgement.completion_tokens or 0))
 
         judge.judge(list(missing.values()), save)
     return asked
 
 
-def _judgement(pair: Pair, order: Order, verdicts: dict[str, Verdict]) -> Judgement:
-    verdict = verdicts.get(question(pair, order))
-    if verdict is not None:
-        return verdict.judgement(pair, order)
+def _judgement(pair: Pair, order: Order, known: Judgement | None) -> Judgement:
+    if known is not None:
+        return judgement_of(pair, order, known)
     if pair.baseline == pair.model:
         return Judgement(pair.id, order, TIE, attempts=0)
     return Judgement(pair.id, order, None, attempts=0, failure=NOT_ASKED)
 
 
-def _costs(judge: Judge, cached: Sequence[Verdict], asked: Sequence[Verdict]) -> dict[str, Any]:
+def _costs(judge: Judge, cached: Sequence[Judgement], asked: Sequence[Judgement]) -> dict[str, Any]:
     return {
-        "prompt_tokens": _sum([verdict.prompt_tokens for verdict in (*cached, *asked)]),
-        "completion_tokens": _sum([verdict.completion_tokens for verdict in (*cached, *asked)]),
-        "cost": _sum([judge.cost(verdict.prompt_tokens, verdict.completion_tokens) for verdict in (*cached, *asked)]),
-        "cost_now": _sum([judge.cost(verdict.prompt_tokens, verdict.completion_tokens) for verdict in asked]),
+        "prompt_tokens": _sum([j.prompt_tokens for j in (*cached, *asked)]),
+        "completion_tokens": _sum([j.completion_tokens for j in (*cached, *asked)]),
+        "cost": _sum([judge.cost(j.prompt_tokens, j.completion_tokens) for j in (*cached, *asked)]),
+        "cost_now": _sum([judge.cost(j.prompt_tokens, j.completion_tokens) for j in asked]),
     }
 
 

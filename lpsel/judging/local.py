@@ -31,15 +31,11 @@ class HFJudge:
     """Compares the probabilities of the letters A and B, with or without a space; generates no text.
 
     Both probabilities are stored in `raw`: if their sum is small, the model was about to write something else. A
-    question longer than the model's context fails.
+    question longer than the model's context fails. conf/judge/hf.yaml documents the options.
 
     Attributes:
         model: any causal language model of transformers; its template renders the question.
         cache_dir: for tiny models.
-        prompt: name of a file in lpsel/judging/prompts, or a path.
-        accelerator, precision: as of the trainer.
-        batch_tokens: largest batch, in tokens with padding.
-        orders: every pair is judged in each of them.
         text: of the prompt file.
     """
 

@@ -26,19 +26,11 @@ REMINDER = "Your reply did not contain a valid verdict. Reply again and end with
 
 @dataclass
 class OpenAIJudge:
-    """Asks a chat model, several questions at a time.
+    """Asks a chat model, several questions at a time. conf/judge/openai.yaml documents its options.
 
     Attributes:
-        model: the server's name for the model.
         parser: from a reply to a verdict on the answers as shown.
-        prompt: name of a file in lpsel/judging/prompts, or a path.
-        base_url, key_env, timeout, max_retries, concurrency: see `Endpoint`.
-        request: parameters of every request, such as temperature and max_tokens.
-        reminder: sent after a reply without a valid verdict.
-        attempts: replies per question, until one has a valid verdict.
-        prompt_price, completion_price: dollars per million tokens.
-        max_cost: dollars that a run may spend on all models, without the questions in flight at that point.
-        orders: every pair is judged in each of them.
+        max_cost: dollars that a run may spend on all its models, without the questions in flight at that point.
         text: of the prompt file.
     """
 

@@ -7,21 +7,9 @@ an answer that contains one.
 
 import re
 from collections.abc import Callable
-from typing import NamedTuple
 
 from lpsel.cache import Journal
-from lpsel.judging.judge import (
-    LOSS,
-    NO_REFERENCE,
-    TIE,
-    TOO_LONG,
-    UNREADABLE,
-    WIN,
-    Judgement,
-    Order,
-    Pair,
-    preference_of,
-)
+from lpsel.judging.judge import LOSS, NO_REFERENCE, TIE, TOO_LONG, UNREADABLE, WIN, Judgement, Order, Pair
 from lpsel.storage import digest
 
 Parser = Callable[[str], float | None]
@@ -70,40 +58,20 @@ def _without_thoughts(reply: str) -> str:
     return reply.rpartition("</think>")[2]
 
 
-class Verdict(NamedTuple):
-    """A verdict as it is cached: it also applies to a comparison with the models swapped.
-
-    Attributes:
-        verdict: on the answers as shown.
-        raw, prompt_tokens, completion_tokens, attempts, failure: see `Judgement`.
-    """
-
-    verdict: float | None
-    raw: str | None
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    attempts: int
-    failure: str | None
-
-    @classmethod
-    def of(cls, judgement: Judgement) -> "Verdict":
-        fields = judgement._asdict()
-        del fields["id"]
-        preference, order = fields.pop("preference"), fields.pop("order")
-        return cls(verdict=None if preference is None else preference_of(preference, order), **fields)
-
-    def judgement(self, pair: Pair, order: Order) -> Judgement:
-        fields = self._asdict()
-        verdict = fields.pop("verdict")
-        return Judgement(pair.id, order, None if verdict is None else preference_of(verdict, order), **fields)
-
-
 def question(pair: Pair, order: Order) -> str:
-    """The cache key of a question: equal for equal texts in the same order."""
+    """The cache key of a question: equal for equal texts shown in the same order, also with the models swapped."""
     return digest([pair.prompt, *pair.shown(order), pair.reference])
 
 
-def read_verdicts(journal: Journal) -> dict[str, Verdict]:
-    """The final verdict on every question, by its key; questions that failed for a passing reason are left out."""
-    verdicts = {line.pop("question"): Verdict(**line) for line in journal.read()}
-    return {key: v for key, v in verdicts.items() if v.verdict is not None or v.failure in FINAL}
+def read_judgements(journal: Journal) -> dict[str, Judgement]:
+    """The final judgement of every cached question, by its key; failures of a request are left out, not final."""
+    judgements = {line.pop("question"): Judgement(**line) for line in journal.read()}
+    return {key: j for key, j in judgements.items() if j.preference is not None or j.failure in FINAL}
+
+
+def judgement_of(pair: Pair, order: Order, cached: Judgement) -> Judgement:
+    """The judgement of a pair from a cached one of the same texts, where baseline and model may have been swapped."""
+    preference = cached.preference
+    if preference is not None and cached.order != order:
+        preference = WIN + LOSS - preference
+    return cached._replace(id=pair.id, order=order, preference=preference)

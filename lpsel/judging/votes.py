@@ -23,18 +23,11 @@ Floats = NDArray[np.float64]
 
 
 class Vote(NamedTuple):
-    """A vote of a person on a pair.
-
-    Attributes:
-        annotator: name of the person.
-        pair: index of the pair in the page's data.
-        choice: a, b, tie or skip.
-        at: time.
-    """
+    """A vote of a person on a pair."""
 
     annotator: str
-    pair: int
-    choice: str
+    pair: int  # index in the page's data
+    choice: str  # one of CHOICES
     at: datetime
 
 

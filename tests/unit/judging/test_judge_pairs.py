@@ -181,8 +181,8 @@ def test_damaged_lines_are_asked_again(serve, make_pairs, make_judge, tmp_path, 
     whole = file.read_bytes()
     file.write_bytes(whole[:-25])  # as after a crash
     assert judge_pairs(judge, make_pairs(3), tmp_path) == (judgements, ledger | {"asked": 1, "reused": 5})
-    first = next(line for line in whole.splitlines()[1:] if b'"verdict": 1.0' in line)
-    file.write_bytes(whole.replace(first, first.replace(b'"verdict": 1.0', b'"verdict": 2.0')))
+    first = next(line for line in whole.splitlines()[1:] if b'"preference": 1.0' in line)
+    file.write_bytes(whole.replace(first, first.replace(b'"preference": 1.0', b'"preference": 2.0')))
     assert judge_pairs(judge, make_pairs(3), tmp_path) == (judgements, ledger | {"asked": 1, "reused": 5})
     assert f"{file}: skipped 1 damaged lines" in caplog.text
 

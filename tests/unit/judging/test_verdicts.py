@@ -1,4 +1,4 @@
-"""Replies are parsed strictly; a cached verdict applies to a pair in any order."""
+"""Replies are parsed strictly; a cached judgement applies to equal texts."""
 
 import re
 
@@ -7,18 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lpsel.judging.judge import Judgement, Pair
-from lpsel.judging.verdicts import Verdict, letter, pairwise, question, score
-
-PAIR = Pair("a", "Q", "x", "y")
-SWAPPED = Pair("b", "Q", "y", "x")
+from lpsel.judging.verdicts import judgement_of, letter, pairwise, question, score
 
 
-def test_a_verdict_applies_to_the_models_swapped():
+def test_a_judgement_applies_to_the_models_swapped():
+    pair, swapped = Pair("a", "Q", "x", "y"), Pair("b", "Q", "y", "x")
     judgement = Judgement("a", "baseline_first", 2.0, "[[B]]", 100, 10)  # y is better
-    assert Verdict.of(judgement).verdict == 2.0
-    assert question(PAIR, "baseline_first") == question(SWAPPED, "model_first") != question(PAIR, "model_first")
-    assert Verdict.of(judgement).judgement(PAIR, "baseline_first") == judgement
-    assert Verdict.of(judgement).judgement(SWAPPED, "model_first")[:3] == ("b", "model_first", 1.0)
+    assert question(pair, "baseline_first") == question(swapped, "model_first") != question(pair, "model_first")
+    assert judgement_of(pair, "baseline_first", judgement) == judgement
+    assert judgement_of(swapped, "model_first", judgement)[:3] == ("b", "model_first", 1.0)
 
 
 @pytest.mark.parametrize(
