@@ -60,6 +60,11 @@ class Entry:
             name = f"{file_names([label])[0]}-{name}"
         return cls(kind, key, Path(cache_dir).expanduser() / kind / name)
 
+    @property
+    def digest(self) -> str:
+        """The end of the folder's name, which identifies the entry."""
+        return self.folder.name[-KEY_DIGITS:]
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the entry for this process; other processes wait for it.

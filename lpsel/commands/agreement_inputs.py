@@ -14,8 +14,8 @@ from lpsel.errors import UserError, printable_line
 from lpsel.integrity import Damaged, check_files
 from lpsel.run_config import read_result
 from lpsel.scoring.npz import names_in_npz, read_array, split_npz
-from lpsel.scoring.read import INT32_MAX, SCORES_FILE, cluster_codes, read_scores
-from lpsel.scoring.table import CONTENT_ID, ScoreTable
+from lpsel.scoring.read import SCORES_FILE, cluster_codes, read_scores
+from lpsel.scoring.table import ScoreTable
 from lpsel.storage import read_json
 
 MANIFEST = "manifest.json"
@@ -102,15 +102,11 @@ def _check_same_rows(one: Scored, other: Scored) -> None:
     elif not np.array_equal(a.index, b.index):
         row = int(np.flatnonzero(a.index != b.index)[0])
         problem = f"has index {b.index[row]}, and {one.argument} has index {a.index[row]}"
-    elif a.id is not None and b.id is not None and _has_content_ids(a) == _has_content_ids(b) and not a.id.equals(b.id):
+    elif a.id is not None and b.id is not None and a.has_content_ids == b.has_content_ids and not a.id.equals(b.id):
         row = pc.index(pc.not_equal(a.id, b.id), True).as_py()
         problem = f"row {a.index[row]} has id {b.id[row]}, and in {one.argument} {a.id[row]}"
     if problem is not None:
         raise UserError(other.argument, None, problem, "give scores of the same rows")
-
-
-def _has_content_ids(table: ScoreTable) -> bool:
-    return CONTENT_ID.fullmatch(table.id[0].as_py()) is not None
 
 
 def _distinct(tables: list[Scored]) -> list[Scored]:
@@ -152,8 +148,7 @@ def read_clusters(argument: str, index: NDArray[np.int64]) -> NDArray[np.int32]:
     if not same_rows:
         problem = f"has clusters of {len(cluster):,} rows, and the tables have {len(index):,}"
         raise UserError("--clusters", argument, problem, "give a cluster for each row of the tables")
-    numbered = pa.types.is_integer(cluster.type) and abs(cluster.to_numpy()).max(initial=0) <= INT32_MAX
-    return cluster.to_numpy().astype(np.int32) if numbered else cluster_codes(cluster)
+    return cluster_codes(cluster)
 
 
 def _cluster_columns(argument: str) -> pa.Table:

@@ -5,7 +5,8 @@ conf/model where the Hub is not available.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -21,13 +22,14 @@ from lpsel.data.dataset import Source
 from lpsel.errors import UserError
 from lpsel.model.adapter import Adapter
 from lpsel.model.device import resolve_precision
+from lpsel.model.fingerprint import model_fingerprint
 from lpsel.model.flops import forward_flops, training_flops
+from lpsel.model.load import locate
 from lpsel.model.memory_estimate import DeviceMemory, devices_needed, training_memory
 from lpsel.model.spec import ModelSpec, ScorerSpec
 from lpsel.scoring.columns import RECORDABLE
-from lpsel.scoring.scorer import find
+from lpsel.scoring.store import find_scores, scores_entry
 from lpsel.selection.spec import SelectionSpec
-from lpsel.storage import digest
 
 TITLES = ("job", "work", "rows", "tokens", "FLOPs", "GiB per GPU")
 
@@ -91,7 +93,7 @@ def planned_work(command: str, config: DictConfig, folder: Path) -> list[Work] |
     job = Job.of(command, config, folder)
     if job.run_config().finished(folder):
         return None
-    setup = job.training_setup()
+    job.training_setup()
     gpu_bytes(config)
     rule: SelectionSpec = build(config.selection)
     adapter: Adapter | None = build(config.adapter) if command == "train" else None
@@ -101,12 +103,7 @@ def planned_work(command: str, config: DictConfig, folder: Path) -> list[Work] |
     pct = rule.percentage(config.pct, len(source))
     work = []
     if rule.epochs is not None and config.scores is None:
-        scoring = _scoring(job, build(config.scorer), source, rule.epochs, rule.records)
-        try:
-            found = find(setup, build(config.scorer), source, rule.epochs, rule.records) is not None
-        except UserError:  # a model that is not on this machine has no scores on it
-            found = False
-        work.append(replace(scoring, found=found))
+        work.append(_scoring(job, build(config.scorer), source, rule.epochs, rule.records))
     if command == "train":
         work.append(_training(job, build(config.model), adapter, source, pct))
     return work
@@ -125,14 +122,24 @@ def _scoring(job: Job, scorer: ScorerSpec, source: Source, epochs: int, columns:
         flops = trained * training_flops(model.shapes, rows.lengths, rows.supervised)
         flops += sum(times * forward_flops(model.shapes, part.lengths, part.supervised) for times, part in passes)
         flops *= rows.weight
-    ignored = ("train_fraction", "stop", "stop_bound", "stop_rows", "name")
-    settings = {name: value for name, value in asdict(scorer).items() if name not in ignored}
-    settings |= (scorer.less_training() if epochs else {}) | {"data": source.fingerprint}
     memory, problem = _memory(job, scorer, model, None, training=epochs > 0)
+    key, found = _cached_scores(job, scorer, source, epochs, columns)
     return Work(
         "score", scorer.name, len(source), tokens, rows.counted, flops, memory,
-        key=digest(settings), epochs=epochs, columns=columns, problem=problem,
+        key=key, epochs=epochs, columns=columns, found=found, problem=problem,
     )  # fmt: skip
+
+
+def _cached_scores(
+    job: Job, scorer: ScorerSpec, source: Source, epochs: int, columns: tuple[str, ...]
+) -> tuple[str, bool]:
+    """The key of the scores, and whether they are in the cache."""
+    entry_of = partial(scores_entry, job.training_setup(), scorer, source, epochs)
+    try:
+        entry = entry_of(model_fingerprint(locate(scorer, job.cache_dir), scorer.revision, job.cache_dir))
+        return entry.digest, find_scores(entry, epochs, columns) is not None
+    except UserError:  # a model that is not on this machine has no scores on it
+        return entry_of(f"{scorer.path}@{scorer.revision}").digest, False
 
 
 def _training(job: Job, target: ModelSpec, adapter: Adapter | None, source: Source, pct: float) -> Work:

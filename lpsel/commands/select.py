@@ -30,7 +30,7 @@ from lpsel.storage import sha256_of, write_atomically
 from lpsel.tracking.artifacts import scores_artifact, subset_artifact
 
 if TYPE_CHECKING:
-    from lpsel.scoring.scorer import Scores
+    from lpsel.scoring.store import Scores
 
 log = logging.getLogger(__name__)
 

@@ -1,10 +1,11 @@
-"""Less training for a scorer: on a random part of the rows, or until the ranking of a few rows has settled.
+"""Less training for a scorer: on a random part of the rows, or until the ranking of a sample of rows is stable.
 
 S rows of the sample, W ranks, E recorded passes (0 = before training, then one after each epoch)
 """
 
 import logging
 import math
+import warnings
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import ConstantInputWarning, spearmanr
 from torch import Tensor
 
 from lpsel.data.datamodule import SubsetDataModule
@@ -22,31 +24,30 @@ from lpsel.errors import UserError
 from lpsel.model.flops import Times, spent
 from lpsel.model.spec import MIN_STOP_ROWS, ScorerSpec
 from lpsel.scoring.metrics import learning_percentage
-from lpsel.selection.agreement import spearman
 
 log = logging.getLogger(__name__)
 
 Floats = NDArray[np.float64]
 
-CHECKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of an epoch; docs/guides/stopping.md has why they double
+CHECKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of an epoch; docs/guides/stopping.md explains why they double
 NORMAL_95 = 1.96
 
 
 def check_steps(steps: int) -> list[int]:
-    """The steps of an epoch after which the ranking is looked at; none of them is the last."""
-    return sorted({step for share in CHECKS if 0 < (step := round(share * steps)) < steps})
+    """The steps of an epoch after which the ranking is checked; never the last one."""
+    return sorted({step for fraction in CHECKS if 0 < (step := round(fraction * steps)) < steps})
 
 
 def expected_agreement(correlation: float, rows: int, before: int, now: int, steps: int) -> dict[str, float]:
-    """Spearman's correlation of the ranking now with that after the whole epoch, as far as the last check tells.
+    """Estimate Spearman's correlation of the ranking now with the one after the whole epoch, from the last two checks.
 
-    It is taken to depend on the ratio of the steps alone: what doubling the steps has changed, doubling them once more
-    will change again. The interval is that of the correlation among `rows` rows (Bonett and Wright, Psychometrika 65,
-    2000), and covers the sample's error alone, not that of the extrapolation.
+    It assumes that each further doubling of the steps changes the ranking as much as the last one did. The 95 %
+    interval is that of a correlation of `rows` rows (Bonett and Wright, Psychometrika 65, 2000); it covers the error of
+    the sample, not that of the extrapolation.
 
     Args:
         correlation: of the checks after `before` and `now` of `steps` steps.
-        rows: followed.
+        rows: in the sample.
 
     Returns:
         `spearman`, `low` and `high`.
@@ -58,6 +59,16 @@ def expected_agreement(correlation: float, rows: int, before: int, now: int, ste
     return {name: max(math.tanh(value), 0.0) ** doublings for name, value in names.items()}
 
 
+def rank_correlation(a_S: Floats, b_S: Floats) -> float:
+    """Spearman's, over the rows that both define; NaN if either is constant."""
+    both_S = np.isfinite(a_S) & np.isfinite(b_S)
+    if both_S.sum() < 2:
+        return math.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConstantInputWarning)
+        return float(spearmanr(a_S[both_S], b_S[both_S]).statistic)
+
+
 def random_part(tokens: Tokens, scorer: ScorerSpec) -> NDArray[np.bool_]:
     """A random part of the rows with a supervised token, the same for the same content, bool (N,).
 
@@ -67,10 +78,8 @@ def random_part(tokens: Tokens, scorer: ScorerSpec) -> NDArray[np.bool_]:
     supervised_N = tokens.response_tokens > 0
     count = math.floor(scorer.train_fraction * supervised_N.sum() + 0.5)
     if not count:
-        raise UserError(
-            f"scorer.train_fraction={scorer.train_fraction}: leaves none of {supervised_N.sum():,} rows with a "
-            "supervised token to train on; raise it."
-        )
+        problem = f"leaves none of {supervised_N.sum():,} rows with a supervised token to train on"
+        raise UserError("scorer.train_fraction", scorer.train_fraction, problem, "raise it")
     part_N = np.zeros(len(tokens), np.bool_)
     part_N[random_rows(supervised_N, tokens.ids, scorer.recipe.seed, PART, count)] = True
     log.info("Scorer %s: trained on %s random rows, all are scored", scorer.name, f"{count:,}")
@@ -79,18 +88,17 @@ def random_part(tokens: Tokens, scorer: ScorerSpec) -> NDArray[np.bool_]:
 
 @dataclass
 class EpochChecks:
-    """What was seen of the ranking in one epoch.
+    """The checks of one epoch, as the manifest has them.
 
     Attributes:
         epoch: from 1.
-        steps: optimiser steps of the whole epoch.
-        checked: steps after which the ranking was looked at.
-        correlation: Spearman's rank correlation of the sample at a check and at the one before; None at the first, and
-            where it is undefined.
-        stopped: step after which training ended; None where it went on to the last.
-        expected: agreement with the whole epoch, as `expected_agreement` has it.
-        training, saved, checks: tokens and FLOPs of the whole epoch's training, of what was left out of it, and of the
-            checks.
+        steps: optimizer steps of the whole epoch.
+        checked: steps after which the ranking was checked.
+        correlation: Spearman's, of each check with the one before; None for the first, and where it is undefined.
+        stopped: step after which training ended early; None if it did not.
+        expected: agreement with the whole epoch, from `expected_agreement`.
+        training, saved, checks: tokens and FLOPs of the whole epoch's training, of the part that was skipped, and of
+            the checks.
     """
 
     epoch: int
@@ -103,40 +111,33 @@ class EpochChecks:
     saved: dict[str, float] = field(default_factory=dict)
     checks: dict[str, float] = field(default_factory=dict)
 
-
-def rank_correlation(a_S: Floats, b_S: Floats) -> float:
-    """Spearman's, over the rows that both define; NaN where one of them gives all rows the same number."""
-    both_S = np.isfinite(a_S) & np.isfinite(b_S)
-    return float(spearman(np.array([a_S[both_S], b_S[both_S]]))[0, 1]) if both_S.sum() > 1 else math.nan
-
-
-def describe(epoch: EpochChecks, rows: int, bound: float) -> str:
-    """What became of an epoch, in one line."""
-    seen = ", ".join(f"{r:.2f}" for r in epoch.correlation if r is not None) or "none"
-    cost = f"the checks cost {epoch.checks['flops'] / epoch.training['flops']:.0%} of its training"
-    where = f"epoch {epoch.epoch}: correlations of the ranking of {rows:,} rows, check by check: {seen}"
-    if epoch.stopped is None or epoch.expected is None:
-        return f"{where}; none reaches scorer.stop_bound={bound:g}, so nothing was left out; {cost}"
-    expected = "{spearman:.2f} ({low:.2f} to {high:.2f})".format(**epoch.expected)
-    return (
-        f"{where}; stopped after step {epoch.stopped} of {epoch.steps}, which saves "
-        f"{epoch.saved['flops'] / epoch.training['flops']:.0%} of its training ({epoch.saved['tokens']:,} tokens, "
-        f"{epoch.saved['flops']:.3g} FLOPs); {cost}; expected agreement with the whole epoch: Spearman {expected}"
-    )
+    def describe(self, rows: int, bound: float) -> str:
+        """The checks of a sample of `rows` rows in one line."""
+        correlations = ", ".join(f"{r:.2f}" for r in self.correlation if r is not None) or "none"
+        line = f"epoch {self.epoch}: correlations of successive rankings of {rows:,} rows: {correlations}; "
+        cost = f"the checks cost {self.checks['flops'] / self.training['flops']:.0%} of its training"
+        if self.stopped is None or self.expected is None:
+            return f"{line}none reaches scorer.stop_bound={bound:g}, so the whole epoch was trained; {cost}"
+        return (
+            f"{line}stopped after step {self.stopped} of {self.steps}, which saves "
+            f"{self.saved['flops'] / self.training['flops']:.0%} of its training ({self.saved['tokens']:,} tokens, "
+            f"{self.saved['flops']:.3g} FLOPs); {cost}; expected agreement with the whole epoch: Spearman "
+            + "{spearman:.2f} ({low:.2f} to {high:.2f})".format(**self.expected)
+        )
 
 
 class StopWhenStable(L.Callback):
-    """Follows the ranking of a fixed sample by LP_app and ends the epoch's training when it has settled.
+    """Ends an epoch's training when the ranking of a fixed sample by LP_app is stable.
 
-    The sample's losses before an epoch are those that the recording pass has just given. At a check they are computed
-    again, on all ranks together, and LP_app of this epoch so far, (P_{e-1} - P_t) / P_0, is ranked. All ranks see the
-    same numbers, and stop together.
+    The sample's losses before an epoch come from the recording pass. A check computes them again, on all ranks
+    together, and ranks the rows by LP_app of this epoch so far, (P_{e-1} - P_t) / P_0. All ranks see the same numbers
+    and stop together.
 
     Args:
-        title: what the log calls the fit.
-        data: the data set of the fit.
-        rows: how many rows to follow.
-        bound: rank correlation of two successive checks at which the ranking has settled.
+        title: of the fit, for the log.
+        data: of the fit.
+        rows: in the sample.
+        bound: rank correlation of two successive checks from which the ranking counts as stable.
 
     Raises:
         UserError: too few rows to rank.
@@ -146,10 +147,8 @@ class StopWhenStable(L.Callback):
         self.title, self.data, self.bound = title, data, bound
         self.sample = random_rows(data.supervised, data.tokens.ids, data.seed, SAMPLE, rows)
         if len(self.sample) < MIN_STOP_ROWS:
-            raise UserError(
-                f"scorer.stop=stable: {len(self.sample)} rows with a supervised token are too few to rank; leave it "
-                f"out below {MIN_STOP_ROWS}."
-            )
+            problem = f"{len(self.sample)} rows with a supervised token are too few to rank"
+            raise UserError("scorer.stop", "stable", problem, f"set scorer.stop=null below {MIN_STOP_ROWS} rows")
         self.steps = check_steps(data.steps_per_epoch)
         self.own_S = np.full(len(self.sample), np.nan)
         self.nll_ES: list[Floats] = []
@@ -185,13 +184,13 @@ class StopWhenStable(L.Callback):
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: MicroBatch, *_: Any
     ) -> None:
-        self._keep(batch, outputs)
+        self._add(batch, outputs)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.nll_ES.append(self._gather(trainer))
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if len(self.epochs) == trainer.current_epoch:  # else it has begun before
+        if len(self.epochs) == trainer.current_epoch:  # else it resumes
             self.epochs.append(EpochChecks(epoch=trainer.current_epoch + 1, steps=self.data.steps_per_epoch))
             self.score_S = None
 
@@ -199,57 +198,52 @@ class StopWhenStable(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: OptimizerStep, batch_idx: int
     ) -> None:
         step = batch_idx + 1
-        if not batch.micro_batches:  # made before
+        if not batch.micro_batches:  # trained before the process resumed
             trainer.should_stop = step == self.epochs[-1].stopped
             return
         if step not in self.steps:
             return
         epoch, before_S = self.epochs[-1], self.score_S
-        self.score_S = self._score(self._record_sample(trainer))
+        nll_ES = np.array([*self.nll_ES, self._record_sample(trainer)])
+        self.score_S = learning_percentage(nll_ES, "lp_app", epoch=len(self.nll_ES))
         correlation = math.nan if before_S is None else rank_correlation(before_S, self.score_S)
         epoch.checked.append(step)
         epoch.correlation.append(correlation if math.isfinite(correlation) else None)
         if trainer.strategy.reduce_boolean_decision(correlation >= self.bound):
-            epoch.stopped = step
-            epoch.expected = expected_agreement(
-                correlation, len(self.sample), epoch.checked[-2], step, self.data.steps_per_epoch
-            )
-            # Lightning then makes the epoch's recording pass and leaves the epoch.
+            epoch.stopped, before = step, epoch.checked[-2]
+            epoch.expected = expected_agreement(correlation, len(self.sample), before, step, epoch.steps)
+            # Lightning then runs the epoch's recording pass and leaves the epoch.
             trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        trainer.should_stop = False  # this epoch's training is over, not that of the next
+        trainer.should_stop = False  # ends this epoch's training, not that of the next
         epoch, data, none_N = self.epochs[-1], self.data, np.zeros(len(self.data.tokens), np.int64)
-        left_N, sample_N = none_N.copy(), none_N.copy()
-        left_N[data.order(epoch.epoch - 1)[(epoch.stopped or epoch.steps) * data.batch_size :]] = 1
+        skipped_N, sample_N = none_N.copy(), none_N.copy()
+        skipped_N[data.order(epoch.epoch - 1)[(epoch.stopped or epoch.steps) * data.batch_size :]] = 1
         sample_N[self.sample] = len(epoch.checked)
         model = pl_module.language_model
         epoch.training = spent(model, data.tokens, data.trained.astype(np.int64), none_N)
-        epoch.saved = spent(model, data.tokens, left_N, none_N)
+        epoch.saved = spent(model, data.tokens, skipped_N, none_N)
         epoch.checks = spent(model, data.tokens, none_N, sample_N)
-        log.info("%s: %s", self.title, describe(epoch, len(self.sample), self.bound))
+        log.info("%s: %s", self.title, epoch.describe(len(self.sample), self.bound))
 
     def _record_sample(self, trainer: L.Trainer) -> Floats:
         strategy = trainer.strategy
         with torch.no_grad():
             for i, batch in enumerate(self.data.recording(self.sample)):
                 nll_B: Any = strategy.validation_step(strategy.batch_to_device(batch), i)
-                self._keep(batch, nll_B)
+                self._add(batch, nll_B)
         return self._gather(trainer)
 
-    def _keep(self, batch: MicroBatch, nll_B: Tensor) -> None:
+    def _add(self, batch: MicroBatch, nll_B: Tensor) -> None:
         index_B = batch.index_B.numpy()
-        place_B = np.searchsorted(self.sample, index_B).clip(max=len(self.sample) - 1)
-        followed_B = self.sample[place_B] == index_B
-        self.own_S[place_B[followed_B]] = nll_B.float().cpu().numpy()[followed_B]
+        position_B = np.searchsorted(self.sample, index_B).clip(max=len(self.sample) - 1)
+        sampled_B = self.sample[position_B] == index_B
+        self.own_S[position_B[sampled_B]] = nll_B.float().cpu().numpy()[sampled_B]
 
     def _gather(self, trainer: L.Trainer) -> Floats:
-        """The sample's losses, of which each rank has computed some, on every rank; then none is kept."""
+        """The sample's losses, each computed by some rank, on every rank; then resets this rank's own."""
         own_S = torch.tensor(self.own_S, dtype=torch.float32, device=trainer.strategy.root_device)
         self.own_S[:] = np.nan
         nll_WS = trainer.strategy.all_gather(own_S).reshape(-1, len(self.sample)).cpu().numpy()
         return np.fmax.reduce(nll_WS.astype(np.float64), axis=0)
-
-    def _score(self, nll_S: Floats) -> Floats:
-        """LP_app of this epoch so far."""
-        return learning_percentage(np.array([*self.nll_ES, nll_S]), "lp_app", epoch=len(self.nll_ES))

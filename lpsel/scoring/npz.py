@@ -1,7 +1,9 @@
-"""NumPy archives with one array per scorer, as the paper's perplexities were released, or of clusters."""
+"""NumPy archives with one array of perplexities per scorer, as the paper released them, and perhaps `cluster`."""
 
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from lpsel.data.size_limits import check_archive
 from lpsel.errors import UserError, printable_line
 
 SUFFIX = ".npz"
-# What NumPy and zipfile raise of a damaged archive; RuntimeError of an encrypted one.
+# What NumPy and zipfile raise for a damaged archive; RuntimeError for an encrypted one.
 UNREADABLE = (ValueError, OSError, EOFError, MemoryError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error)
 
 
@@ -24,39 +26,38 @@ def split_npz(name: str) -> tuple[Path, str | None] | None:
 
 
 def names_in_npz(path: Path) -> list[str]:
-    """The arrays of an archive, clusters aside.
+    """The names of the arrays except `cluster`.
 
     Raises:
-        UserError: no such file, or no archive.
+        UserError: no such file, or not an archive.
     """
-    with _open(path) as archive:
+    with open_npz(path) as archive:
         return [name for name in archive.files if name != "cluster"]
 
 
 def read_array(path: Path, name: str) -> Any:
-    """One array of an archive.
+    """One array.
 
     Raises:
         UserError: no such file or array, or one that cannot be read without pickle.
     """
-    with _open(path) as archive:
+    with open_npz(path) as archive:
         if name not in archive.files:
-            raise UserError(f"scores={path}:{name}: no such array; give one of {', '.join(archive.files)}.")
-        try:
-            return archive[name]
-        except UNREADABLE as error:
-            raise UserError(f"scores={path}:{name}: cannot be read ({printable_line(error)}). Give numbers.") from error
+            raise UserError("scores", f"{path}:{name}", "no such array", f"use one of {', '.join(archive.files)}")
+        return archive[name]
 
 
-def _open(path: Path) -> Any:
+@contextmanager
+def open_npz(path: Path) -> Iterator[Any]:
+    """An archive of arrays that are readable without pickle; whatever fails while it is open is reported as such."""
     if not path.is_file():
-        raise UserError(f"scores={path}: no such file. Name a .npz archive of perplexities, as FILE.npz:SCORER.")
+        raise UserError("scores", path, "no such file", "use a .npz archive of perplexities, FILE.npz:SCORER")
     try:
         check_archive(path, f"scores={path}")
-        return np.load(path, allow_pickle=False)
+        with np.load(path, allow_pickle=False) as archive:
+            yield archive
     except UserError:
         raise
     except UNREADABLE as error:
-        raise UserError(
-            f"scores={path}: cannot be read ({printable_line(error)}). Give a whole .npz, as numpy.savez writes it."
-        ) from error
+        hint = "use a complete .npz without pickles, as numpy.savez writes it"
+        raise UserError("scores", path, f"cannot be read ({printable_line(error)})", hint) from error

@@ -1,4 +1,4 @@
-"""The logging hook: keeps every sample's NLL before training and after each epoch."""
+"""The logging hook: records every row's NLL before training and after each epoch."""
 
 from typing import Any
 
@@ -14,20 +14,16 @@ from lpsel.training.trainer import before_training
 BATCHES_PER_PART = 64
 
 
-def _epoch(trainer: L.Trainer) -> int:
-    return 0 if before_training(trainer) else trainer.current_epoch + 1
-
-
 class NLLRecorder(L.Callback):
-    """Writes what the validation passes over the training set return, keyed by row index.
+    """Writes what the validation passes over the training set return, by row index.
 
     The pass before training is Lightning's sanity check over all batches (`num_sanity_val_steps=-1`), so that it runs
-    where every strategy allows a forward pass. Where nothing is trained, it is a validation of its own. Each rank
-    writes parts of its own; nothing is gathered, and nothing depends on the order or size of batches or on the number
-    of ranks. What an earlier process has recorded of a pass stays, and is told to the data module.
+    where every strategy allows a forward pass; if nothing is trained, it is a validation run. Each rank writes its own
+    parts: nothing is gathered, and nothing depends on the order or size of batches or the number of ranks. The data
+    module skips the rows that an earlier process has recorded.
 
     Args:
-        parts: where the parts go; a folder that all ranks see.
+        parts: where to write; a folder that all ranks see.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -38,7 +34,7 @@ class NLLRecorder(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if trainer.is_global_zero:
             self.parts.folder.mkdir(parents=True, exist_ok=True)
-        trainer.strategy.barrier("folder of parts made")
+        trainer.strategy.barrier("folder of parts created")
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -65,7 +61,10 @@ class NLLRecorder(L.Callback):
 
     def _flush(self, trainer: L.Trainer) -> None:
         if self.nll_B:
-            self.parts.add(
-                _epoch(trainer), trainer.global_rank, torch.cat(self.index_B).cpu(), torch.cat(self.nll_B).cpu()
-            )
+            index, nll = torch.cat(self.index_B).cpu(), torch.cat(self.nll_B).cpu()
+            self.parts.add(_epoch(trainer), trainer.global_rank, index, nll)
         self.index_B, self.nll_B = [], []
+
+
+def _epoch(trainer: L.Trainer) -> int:
+    return 0 if before_training(trainer) else trainer.current_epoch + 1

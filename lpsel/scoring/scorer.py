@@ -1,22 +1,25 @@
-"""Scores: found in the cache, or made by training the scorer with its per-sample records."""
+"""Scores of a dataset: from the cache, or by training the scorer and recording the loss of every row."""
 
-import json
 import logging
 import platform
 import shutil
 import subprocess
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
+from numpy.typing import NDArray
 
 from lpsel import __version__
+from lpsel.cache import Entry
+from lpsel.data.datamodule import SubsetDataModule
 from lpsel.data.dataset import Source
+from lpsel.data.templates import template_hash
+from lpsel.data.tokens import Tokens, tokenize, tokenizer_hash
 from lpsel.distributed import agree, is_main_process
 from lpsel.errors import UserError
 from lpsel.model.fingerprint import model_fingerprint
@@ -24,39 +27,36 @@ from lpsel.model.load import check_model, load_config, load_tokenizer, locate
 from lpsel.model.memory_estimate import recording_pack
 from lpsel.model.spec import ModelSpec, ScorerSpec
 from lpsel.scoring.columns import RECORDABLE
-from lpsel.scoring.store import FORMAT, MANIFEST, SCORES, Parts, find_scores, scores_key, write_scores
-from lpsel.storage import file_names, read_json, write_json
+from lpsel.scoring.early_stopping import StopWhenStable, random_part
+from lpsel.scoring.recorder import NLLRecorder
+from lpsel.scoring.store import (
+    SCORES,
+    Parts,
+    Scores,
+    find_scores,
+    recording_name,
+    scores_entry,
+    scores_folder,
+    write_scores,
+)
+from lpsel.storage import read_json, write_json
+from lpsel.training.monitors import LossSpikes, UntrainedTokens, check_vocabulary
 from lpsel.training.setup import TrainingSetup
+from lpsel.training.trainer import Cost, fit
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Scores:
-    """A scores folder, and whether this run made it."""
-
-    folder: Path
-    reused: bool
-
-    @property
-    def table(self) -> Path:
-        return self.folder / SCORES
-
-    def manifest(self) -> dict[str, Any]:
-        return json.loads((self.folder / MANIFEST).read_text())
-
-
 def check_scorer(setup: TrainingSetup, scorer: ModelSpec, epochs: int) -> None:
-    """Find what is wrong with a scorer before it is loaded.
+    """Check a scorer before it is loaded.
 
     Raises:
-        UserError: no such model, or more recorded epochs asked for than its recipe has.
+        UserError: no such model, or more recorded epochs needed than its recipe has.
     """
     if epochs > scorer.recipe.epochs:
-        raise UserError(
-            f"scorer.recipe.epochs={scorer.recipe.epochs}: the selection needs {epochs} recorded epochs; raise it, or "
-            "choose a rule that needs fewer (selection=lp_app needs 1)."
-        )
+        problem = f"the selection needs {epochs} recorded epochs"
+        hint = "raise it, or choose a rule that needs fewer (selection=lp_app needs 1)"
+        raise UserError("scorer.recipe.epochs", scorer.recipe.epochs, problem, hint)
     _ = setup.device, setup.precision
     check_model(scorer, setup.cache_dir)
 
@@ -64,201 +64,166 @@ def check_scorer(setup: TrainingSetup, scorer: ModelSpec, epochs: int) -> None:
 def scores_for(
     setup: TrainingSetup, scorer: ScorerSpec, source: Source, epochs: int, columns: Collection[str] = ()
 ) -> Scores:
-    """Scores of `source` with at least `epochs` recorded epochs and `columns`: those in the cache, else new ones.
+    """Scores of `source` with at least `epochs` recorded epochs and `columns`: from the cache, else new ones.
 
-    With 0 epochs only the pass before training is made, and nothing is trained, so that the scorer's `train_fraction`
-    and `stop` change nothing. The recipe's schedule is laid out over its own epochs even where fewer are recorded, so
-    that LP_app's one epoch is the first of the very run whose three epochs LP needs. Stopping does not change it.
+    With 0 epochs, only the pass before training runs. The recipe's schedule covers its own epochs even where fewer are
+    recorded, so that LP_app's one epoch is the first of the run whose three epochs LP needs.
 
     Args:
-        columns: further columns to record in passes before training, names that `lpsel.scoring.columns` knows.
+        columns: keys of `lpsel.scoring.columns.RECORDABLE`, recorded before training.
 
     Raises:
-        UserError: more epochs are asked for than the scorer's recipe has.
+        UserError: more epochs are needed than the scorer's recipe has, or what training raises.
     """
     check_scorer(setup, scorer, epochs)
     path = locate(scorer, setup.cache_dir)
-    described, key = _described(setup, scorer, path, source, epochs)
-    if not epochs and (less := scorer.less_training()):
-        log.info("Scorer %s: nothing is trained; scorer.%s left aside", scorer.name, " and scorer.".join(less))
-    named = file_names([f"{scorer.name}-{source.spec.name}"])[0]
-    folder = setup.cache_dir / "scores" / f"{named}-{key}-e{epochs}"
-    folder = folder.with_name("+".join([folder.name, *sorted(columns)]))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f"{key}.lock"))
+    entry = scores_entry(setup, scorer, source, epochs, model_fingerprint(path, scorer.revision, setup.cache_dir))
+    if not epochs and (unused := scorer.less_training()):
+        log.info("Scorer %s: nothing is trained; ignoring scorer.%s", scorer.name, " and scorer.".join(unused))
+    with ExitStack() as held:
 
-    def look() -> Path | None:
-        if is_main_process():
-            lock.acquire()
-        return find_scores(setup.cache_dir, key, epochs, columns, described.keys() - {"scorer"})
+        def look() -> Path | None:
+            if is_main_process():
+                held.enter_context(entry.locked())
+            return find_scores(entry, epochs, columns)
 
-    try:
-        found = agree(look)
-        if found:
+        if found := agree(look):
             log.info("Scores: reused from %s", found / SCORES)
-            if is_main_process():  # of a process that was killed when they had just been written
-                shutil.rmtree(_unfinished(found), ignore_errors=True)
+            if is_main_process():  # of a process that was killed after writing them
+                shutil.rmtree(entry.folder / found.name.removeprefix(f"{entry.folder.name}-"), ignore_errors=True)
             return Scores(found, reused=True)
-        trained = f"training the scorer for {epochs} of the {scorer.recipe.epochs} epochs of its recipe"
-        what = trained if epochs else "the pass before training is enough"
-        log.info("Scores: none yet of %s for %s with this recipe; %s", source.spec.name, scorer.name, what)
-        _make(setup, scorer, path, source, epochs, sorted(columns), folder, described)
-    finally:
-        if is_main_process():
-            lock.release()
-    return Scores(folder, reused=False)
+        passes = f"training the scorer for {epochs} of the {scorer.recipe.epochs} epochs of its recipe"
+        passes = passes if epochs else "running the pass before training"
+        log.info("Scores: none yet of %s by %s with this recipe; %s", source.spec.name, scorer.name, passes)
+        return Scores(_Scoring(setup, scorer, path, source, epochs, sorted(columns), entry).run(), reused=False)
 
 
-def find(
-    setup: TrainingSetup, scorer: ScorerSpec, source: Source, epochs: int, columns: Collection[str] = ()
-) -> Path | None:
-    """The scores folder that `scores_for` would take from the cache, None where it would make one.
+class _Scoring:
+    """The passes of one scorer over one dataset."""
 
-    Raises:
-        UserError: the scorer is not there.
-    """
-    described, key = _described(setup, scorer, locate(scorer, setup.cache_dir), source, epochs)
-    return find_scores(setup.cache_dir, key, epochs, columns, described.keys() - {"scorer"})
+    def __init__(
+        self,
+        setup: TrainingSetup,
+        scorer: ScorerSpec,
+        path: str,
+        source: Source,
+        epochs: int,
+        columns: list[str],
+        entry: Entry,
+    ) -> None:
+        self.setup, self.scorer, self.path, self.source = setup, scorer, path, source
+        self.epochs, self.columns, self.entry = epochs, columns, entry
+        self.title = f"Scorer {scorer.name}"
+        self.tokenizer = load_tokenizer(scorer, path)
+        self.tokens = tokenize(source, self.tokenizer, scorer.template, scorer.max_length, setup.cache_dir)
+        report_tokens(self.tokens, scorer)
+        check_vocabulary(self.tokens, self.tokenizer, scorer, path)
+        if self.tokens.n_unsupervised == len(self.tokens):
+            problem = f"no row of {source.spec.name} keeps a supervised token"
+            raise UserError("scorer.max_length", scorer.max_length, problem, "raise it")
+        config = load_config(scorer, path)
+        self.score_tokens = recording_pack(config, setup.precision, setup.score_tokens, setup.device.type)
+        self.parts = Parts(entry.folder / recording_name(epochs, columns))
 
-
-def _described(
-    setup: TrainingSetup, scorer: ScorerSpec, path: str, source: Source, epochs: int
-) -> tuple[dict[str, Any], str]:
-    """What scores depend on, for their manifest, and a key of it; the scorer's name is in the first alone."""
-    described = {
-        "format": FORMAT,
-        "dataset_fingerprint": source.fingerprint,
-        "scorer": scorer.name,
-        "scorer_identity": model_fingerprint(path, scorer.revision, setup.cache_dir),
-        "template": scorer.template,
-        "max_length": scorer.max_length,
-        "recipe": asdict(scorer.recipe),
-        "optimizer": setup.optimizer,
-        "precision": setup.precision,
-        **(scorer.less_training() if epochs else {}),
-    }
-    return described, scores_key({k: v for k, v in described.items() if k != "scorer"})
-
-
-def _make(
-    setup: TrainingSetup,
-    scorer: ScorerSpec,
-    path: str,
-    source: Source,
-    epochs: int,
-    columns: list[str],
-    folder: Path,
-    described: dict[str, Any],
-) -> None:
-    from lpsel.data.datamodule import SubsetDataModule
-    from lpsel.data.templates import template_hash
-    from lpsel.data.tokens import tokenize, tokenizer_hash
-    from lpsel.scoring.early_stopping import StopWhenStable, random_part
-    from lpsel.scoring.recorder import NLLRecorder
-    from lpsel.training.monitors import LossSpikes, UntrainedTokens, check_vocabulary
-    from lpsel.training.trainer import Cost, fit
-
-    tokenizer = load_tokenizer(scorer, path)
-    tokens = tokenize(source, tokenizer, scorer.template, scorer.max_length, setup.cache_dir)
-    report_tokens(tokens, scorer)
-    check_vocabulary(tokens, tokenizer, scorer, path)
-    score_tokens = recording_pack(load_config(scorer, path), setup.precision, setup.score_tokens, setup.device.type)
-
-    def recording(fed: Any, mask: Any = None) -> SubsetDataModule:
-        return setup.data_module(fed, scorer, mask=mask, record=True, score_tokens=score_tokens)
-
-    supervised = tokens.response_tokens > 0
-    if not supervised.any():
-        raise UserError(
-            f"scorer.max_length={scorer.max_length}: no row of {source.spec.name} keeps a supervised token; raise it."
+    def run(self) -> Path:
+        """Record, train, and write the scores folder."""
+        data = self._data(self.tokens, random_part(self.tokens, self.scorer) if self._less("train_fraction") else None)
+        steps = data.steps_per_epoch * self.scorer.recipe.epochs
+        values, costs = {}, []
+        for column in self.columns:
+            values[column], cost = self._record(column, steps)
+            costs.append(cost)
+        spikes, untrained = LossSpikes(self.title), UntrainedTokens(self.title, self.tokens, self.tokenizer)
+        stop = None
+        if self._less("stop"):
+            stop = StopWhenStable(self.title, data, rows=self.scorer.stop_rows, bound=self.scorer.stop_bound)
+        trainer, cost = fit(
+            self.setup,
+            self.setup.fine_tuner("scorer", self.scorer, self.path, steps),
+            data,
+            epochs=self.epochs,
+            title=self.title,
+            callbacks=[NLLRecorder(self.parts), spikes, untrained, *([stop] if stop else [])],
+            checkpoints=self.parts.folder / "checkpoints",
         )
-    data = recording(tokens, random_part(tokens, scorer) if "train_fraction" in described else None)
-    steps = data.steps_per_epoch * scorer.recipe.epochs
+        folder = scores_folder(self.entry, self.epochs, self.columns)
+        if trainer.is_global_zero:
+            manifest = self._manifest(sum(costs, start=cost)) | {
+                "rows_trained": stop.rows_trained if stop else int(data.trained.sum()) if self.epochs else 0,
+                "loss_spikes": spikes.described(),
+                "untrained_tokens": untrained.tokens,
+                "world_size": trainer.world_size,
+                **({"checked_epochs": [asdict(epoch) for epoch in stop.epochs]} if stop else {}),
+            }
+            write_scores(folder, self.tokens, self.parts.collect(self.epochs, len(self.tokens)), manifest, values)
+            self.parts.remove()
+            log.info("Scores: written to %s", folder / SCORES)
+        trainer.strategy.barrier("scores written")
+        return folder
 
-    parts = Parts(_unfinished(folder))
-    further, costs = {}, []
-    for column in columns:
-        fed = RECORDABLE[column].fed(tokens, tokenizer.bos_token_id)
-        own = Parts(parts.folder / column)
-        done = own.folder / "cost.json"  # of the pass, once it is done
-        further[column] = own.of_epoch(0, len(tokens))
-        if done.is_file() and not np.isnan(further[column][fed.response_tokens > 0]).any():
-            costs.append(Cost(**read_json(done)))
-            continue
-        name, recorder = f"Scorer, {column}", [NLLRecorder(own)]
-        # The trainer is not kept: the next pass needs its model's memory.
-        measuring = partial(setup.fine_tuner, "scorer", scorer, path, steps, measure=RECORDABLE[column].measure)
-        costs.append(
-            fit(setup, measuring(), recording(fed), epochs=0, title=name, callbacks=recorder, checkpoints=own.folder)[1]
+    def _less(self, name: str) -> bool:
+        """Whether the scorer is trained less by this setting: with 0 epochs, it is not trained at all."""
+        return name in self.entry.key
+
+    def _data(self, tokens: Any, mask: NDArray[np.bool_] | None = None) -> SubsetDataModule:
+        return self.setup.data_module(tokens, self.scorer, mask=mask, record=True, score_tokens=self.score_tokens)
+
+    def _record(self, column: str, steps: int) -> tuple[NDArray[np.float64], Cost]:
+        """The values of a column, shape (N,), and the cost of its pass, unless an earlier process has finished it."""
+        parts = Parts(self.parts.folder / column)
+        cost_file = parts.folder / "cost.json"
+        fed = RECORDABLE[column].fed(self.tokens, self.tokenizer.bos_token_id)
+        values_N = parts.of_epoch(0, len(fed))
+        if cost_file.is_file() and not np.isnan(values_N[fed.response_tokens > 0]).any():
+            return values_N, Cost(**read_json(cost_file))
+        module = self.setup.fine_tuner("scorer", self.scorer, self.path, steps, measure=RECORDABLE[column].measure)
+        title, hooks = f"Scorer, {column}", [NLLRecorder(parts)]
+        _, cost = fit(
+            self.setup, module, self._data(fed), epochs=0, title=title, callbacks=hooks, checkpoints=parts.folder
         )
-        further[column] = own.of_epoch(0, len(tokens))
         if is_main_process():
-            write_json(done, asdict(costs[-1]))
-    title, stop = f"Scorer {scorer.name}", None
-    if "stop" in described:
-        stop = StopWhenStable(title, data, rows=scorer.stop_rows, bound=scorer.stop_bound)
-    spikes, untrained = LossSpikes(title), UntrainedTokens(title, tokens, tokenizer)
-    hooks = [NLLRecorder(parts), spikes, untrained, *([stop] if stop else [])]
-    trainer, cost = fit(
-        setup,
-        setup.fine_tuner("scorer", scorer, path, steps),
-        data,
-        epochs=epochs,
-        title=title,
-        callbacks=hooks,
-        checkpoints=parts.folder / "checkpoints",
-    )
-    if trainer.is_global_zero:
-        total = sum(costs, start=cost)
-        manifest = described | {
-            "dataset": asdict(replace(source.spec, path=_from_anywhere(source.spec.path))),
-            "epochs": epochs,
-            "columns": columns,
-            "rows": len(tokens),
-            "rows_truncated": int(tokens.truncated.sum()),
-            "rows_without_supervised_token": int((~supervised).sum()),
-            "rows_trained": stop.rows_trained if stop else int(data.trained.sum()) if epochs else 0,
-            "loss_spikes": spikes.described(),
-            "untrained_tokens": untrained.tokens,
-            "tokenizer_hash": tokenizer_hash(tokenizer),
-            "template_hash": template_hash(scorer.template, tokenizer),
+            write_json(cost_file, asdict(cost))
+        return parts.of_epoch(0, len(fed)), cost
+
+    def _manifest(self, cost: Cost) -> dict[str, Any]:
+        scorer, spec = self.scorer, self.source.spec
+        return {
+            "key": self.entry.key,
+            **self.entry.key,
+            "scorer": scorer.name,
+            "dataset": asdict(replace(spec, path=_absolute(spec.path))),
+            "epochs": self.epochs,
+            "columns": self.columns,
+            "rows": len(self.tokens),
+            "rows_truncated": self.tokens.n_truncated,
+            "rows_without_supervised_token": self.tokens.n_unsupervised,
+            "tokenizer_hash": tokenizer_hash(self.tokenizer),
+            "template_hash": template_hash(scorer.template, self.tokenizer),
             "trust_remote_code": scorer.trust_remote_code,
             "seed": scorer.recipe.seed,
-            "world_size": trainer.world_size,
             "versions": versions(),
             "git_commit": git_commit(),
-            **({"checked_epochs": [asdict(epoch) for epoch in stop.epochs]} if stop else {}),
-            **asdict(total),
-            "wall_seconds": total.seconds,
+            **asdict(cost),
+            "wall_seconds": cost.seconds,
         }
-        write_scores(folder, tokens, parts.collect(epochs, len(tokens)), manifest, further)
-        parts.remove()
-        log.info("Scores: written to %s", folder / SCORES)
-    trainer.strategy.barrier("scores written")
 
 
-def _unfinished(folder: Path) -> Path:
-    """Where recorded losses and checkpoints are until a scores folder is whole."""
-    return folder.with_name(f"{folder.name}.parts")
-
-
-def _from_anywhere(path: str | None) -> str | None:
-    """The path of a local file in full; a Hub id as it is."""
+def _absolute(path: str | None) -> str | None:
+    """The absolute path of a local file; a Hub id as it is."""
     file = None if path is None else Path(path).expanduser()
     return str(file.resolve()) if file is not None and file.is_file() else path
 
 
-def report_tokens(tokens: Any, model: ModelSpec) -> None:
-    """Say how many rows lost something to the length limit."""
-    cut, empty = int(tokens.truncated.sum()), int((tokens.response_tokens == 0).sum())
-    if cut or empty:
+def report_tokens(tokens: Tokens, model: ModelSpec) -> None:
+    """Log how many rows the length limit truncates."""
+    if tokens.n_truncated or tokens.n_unsupervised:
         log.info(
-            "Tokens: %s of %s rows are cut off at %s tokens for %s; %s keep no supervised token",
-            f"{cut:,}",
+            "Tokens: %s of %s rows are truncated to %s tokens for %s; %s keep no supervised token",
+            f"{tokens.n_truncated:,}",
             f"{len(tokens):,}",
             model.max_length,
             model.name,
-            f"{empty:,}",
+            f"{tokens.n_unsupervised:,}",
         )
 
 
@@ -268,7 +233,7 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that this package runs from, if it does."""
+    """The commit of the checkout that this package runs from, if there is one."""
     here = Path(__file__).resolve().parents[2]
     if not (here / "conf" / "base.yaml").is_file():
         return None

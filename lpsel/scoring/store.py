@@ -1,34 +1,113 @@
-"""The scores folder: parts while passes run, then scores.parquet, and manifest.json last."""
+"""The scores folder, and where it is in the cache: records while passes run, scores.parquet, and manifest.json last."""
 
+import json
 import logging
 import shutil
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
+from lpsel.cache import FORMATS, Entry
+from lpsel.data.dataset import Source
 from lpsel.errors import UserError, first_line
-from lpsel.integrity import Damaged, seal, unseal
-from lpsel.storage import digest, write_atomically
+from lpsel.integrity import Damaged, seal
+from lpsel.model.spec import ScorerSpec
+from lpsel.scoring.table import as_records, to_arrow
+from lpsel.storage import write_atomically
+
+if TYPE_CHECKING:  # tables of scores are read without torch
+    from lpsel.training.setup import TrainingSetup
 
 log = logging.getLogger(__name__)
 
 SCORES = "scores.parquet"
 MANIFEST = "manifest.json"
-FORMAT = 1  # of the folder and its records: raised when the same recipe would give other numbers
+FORMAT = FORMATS["scores"]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A scores folder, and whether an earlier run made it."""
+
+    folder: Path
+    reused: bool
+
+    @property
+    def table(self) -> Path:
+        return self.folder / SCORES
+
+    def manifest(self) -> dict[str, Any]:
+        return json.loads((self.folder / MANIFEST).read_text())
+
+
+def scores_entry(setup: "TrainingSetup", scorer: ScorerSpec, source: Source, epochs: int, weights: str) -> Entry:
+    """The cache entry of scores. Its key is everything they depend on, whichever epochs and columns are recorded.
+
+    Its folder holds the records of unfinished passes; finished scores are next to it (`scores_folder`).
+
+    Args:
+        epochs: recorded; with 0, nothing is trained, and the scorer's `train_fraction` and `stop` do not matter.
+        weights: fingerprint of the scorer's files.
+    """
+    key = {
+        "dataset_fingerprint": source.fingerprint,
+        "scorer_identity": weights,
+        "template": scorer.template,
+        "max_length": scorer.max_length,
+        "recipe": asdict(scorer.recipe),
+        "optimizer": setup.optimizer,
+        "precision": setup.precision,
+        **(scorer.less_training() if epochs else {}),
+    }
+    return Entry.of(setup.cache_dir, "scores", key, label=f"{scorer.name}-{source.spec.name}")
+
+
+def recording_name(epochs: int, columns: Collection[str]) -> str:
+    """The end of a folder's name: what is recorded."""
+    return "+".join([f"e{epochs}", *sorted(columns)])
+
+
+def scores_folder(entry: Entry, epochs: int, columns: Collection[str]) -> Path:
+    """Where finished scores with these epochs and columns go."""
+    return entry.folder.with_name(f"{entry.folder.name}-{recording_name(epochs, columns)}")
+
+
+def find_scores(entry: Entry, epochs: int, columns: Collection[str] = ()) -> Path | None:
+    """The complete scores folder with `columns` and the fewest epochs, but at least `epochs`, if any.
+
+    Raises:
+        UserError: a folder is damaged, or has another format or key. Scores are expensive: whether to compute them
+            again is the user's decision.
+    """
+    found = []
+    for file in sorted(entry.folder.parent.glob(f"*{entry.digest}-e*/{MANIFEST}")):
+        try:
+            manifest = replace(entry, folder=file.parent).manifest()
+            if any(manifest.get(name) != value for name, value in entry.key.items()):
+                raise Damaged(file, problem="is the manifest of other scores")
+            recorded, extra = manifest.get("epochs"), manifest.get("columns", [])
+            if not isinstance(recorded, int) or not isinstance(extra, list):
+                raise Damaged(file, problem="does not name its epochs and columns")
+        except Damaged as damage:
+            raise damage.with_hint(f"delete {file.parent} to compute these scores again") from None
+        if recorded >= epochs and set(columns) <= set(extra):
+            found.append((recorded, file.parent))
+    return min(found)[1] if found else None
 
 
 class Parts:
     """Recorded losses on their way into scores.parquet: one small Parquet file per rank and few dozen batches.
 
-    Files are written by a thread, so that the pass goes on meanwhile. Called off-thread errors surface in `wait`. What
-    a process leaves is there for the next one, which writes files of its own.
+    A thread writes the files while the pass runs; `wait` raises its errors. A process that resumes finds the files of
+    earlier ones and adds its own.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -46,16 +125,11 @@ class Parts:
         shutil.rmtree(self.folder)
 
     def add(self, epoch: int, rank: int, index: ArrayLike, nll: ArrayLike) -> None:
-        """Queue rows for writing: `index` their row numbers (-1: not a row), `nll` in nats per supervised token.
-
-        What is not a finite number is kept as infinity.
-        """
+        """Queue rows for writing: `index` their row numbers (-1: not a row), `nll` in nats per supervised token."""
         path = self.folder / f"epoch{epoch:03d}-rank{rank:05d}-{self.process}-{self.written:06d}.parquet"
         self.written += 1
-        rows, values = np.asarray(index, dtype=np.int64), np.asarray(nll, dtype=np.float64)
-        values = np.nan_to_num(values, nan=np.inf, posinf=np.inf, neginf=np.inf)  # NaN stands for no record
-        kept = rows >= 0
-        table = pa.table({"index": rows[kept], "nll": values[kept]})
+        rows = np.asarray(index, dtype=np.int64)
+        table = pa.table({"index": rows[rows >= 0], "nll": as_records(nll)[rows >= 0]})
         self.pending.append(self.writer.submit(write_atomically, path, lambda file: _write(table, file)))
 
     def wait(self) -> None:
@@ -69,20 +143,20 @@ class Parts:
         return any(self._of(epoch))
 
     def of_epoch(self, epoch: int, rows: int) -> NDArray[np.float64]:
-        """What is recorded of an epoch, shape (rows,), NaN elsewhere. A damaged part is left out with a warning."""
+        """The records of an epoch, shape (rows,), NaN where there is none. Damaged files are skipped with a warning."""
         nll_N = np.full(rows, np.nan)
-        # Reversed, so that of a row computed twice to keep ranks in step the first result stays.
+        # In reverse: of a row computed twice to keep ranks in step, the first result counts.
         for path in reversed(self._of(epoch)):
             try:
                 part = pq.read_table(path, page_checksum_verification=True)
             except (OSError, pa.ArrowException, KeyError) as error:
-                log.warning("Records %s are damaged (%s): computed again", path, first_line(error))
+                log.warning("Records %s are damaged (%s): computing them again", path, first_line(error))
                 continue
             nll_N[part["index"].to_numpy()] = part["nll"].to_numpy()
         return nll_N
 
     def collect(self, epochs: int, rows: int) -> NDArray[np.float64]:
-        """Everything recorded, by epoch and row, shape (epochs + 1, rows); NaN where nothing was."""
+        """All records by epoch and row, shape (epochs + 1, rows); NaN where there is none."""
         return np.stack([self.of_epoch(epoch, rows) for epoch in range(epochs + 1)])
 
     def _of(self, epoch: int) -> list[Path]:
@@ -93,94 +167,42 @@ def _write(table: pa.Table, file: Any) -> None:
     pq.write_table(table, file, write_page_checksum=True)
 
 
-class Rows(Protocol):
-    """What is known of N rows beside their losses; `lpsel.data.tokens.Tokens` has it."""
-
-    @property
-    def ids(self) -> Sequence[str]: ...
-    @property
-    def prompt_tokens(self) -> NDArray[np.int32]: ...
-    @property
-    def response_tokens(self) -> NDArray[np.int32]: ...
-    @property
-    def truncated(self) -> NDArray[np.bool_]: ...
-    def __len__(self) -> int: ...
-
-
 def write_scores(
     folder: Path,
-    tokens: Rows,
+    rows: Any,
     nll_EN: NDArray[np.float64],
     manifest: dict[str, Any],
-    further: Mapping[str, NDArray[np.float64]] | None = None,
+    columns: Mapping[str, NDArray[np.float64]] | None = None,
 ) -> Path:
     """Write the scores folder of the contract and return the path of its scores.parquet.
 
     Args:
-        tokens: of the data set, N rows.
-        nll_EN: mean NLL per supervised token in nats, before training and after each epoch; infinite where it was
-            recorded and was not a finite number, NaN where there is no record.
-        manifest: what the scores came from; the format, how many rows have a record that is not finite, and the
-            SHA-256 of the file are added.
-        further: more columns, (N,) each; NaN where a row has none.
+        rows: N rows with `ids`, `prompt_tokens`, `response_tokens` and `truncated`, such as `lpsel.data.tokens.Tokens`.
+        nll_EN: mean NLL per supervised token, in nats, before training and after each epoch.
+        manifest: what the scores depend on and what they took; the format, the number of rows with a record that is
+            not finite, and the SHA-256 of the file are added.
+        columns: more columns, (N,) each.
 
     Raises:
         UserError: a row with supervised tokens has no record.
     """
-    missing = np.isnan(nll_EN) & (tokens.response_tokens > 0)
+    missing = np.isnan(nll_EN) & (rows.response_tokens > 0)
     if missing.any():
         epoch, row = np.argwhere(missing)[0]
-        raise UserError(
-            f"{int(missing.sum())} records are missing, the first of row {row} after epoch {epoch}: give a cache_dir "
-            "that all ranks see."
-        )
-    columns: dict[str, Any] = {
-        "index": pa.array(np.arange(len(tokens)), pa.int64()),
-        "id": pa.array(tokens.ids, pa.string()),
-        "prompt_tokens": pa.array(tokens.prompt_tokens, pa.int32()),
-        "response_tokens": pa.array(tokens.response_tokens, pa.int32()),
-        "truncated": pa.array(tokens.truncated, pa.bool_()),
+        problem = f"{int(missing.sum())} records are missing, the first of row {row} after epoch {epoch}"
+        raise UserError(folder, None, problem, "set cache_dir to a folder that all ranks see")
+    table: dict[str, Any] = {
+        "index": pa.array(np.arange(len(rows)), pa.int64()),
+        "id": pa.array(rows.ids, pa.string()),
+        "prompt_tokens": pa.array(rows.prompt_tokens, pa.int32()),
+        "response_tokens": pa.array(rows.response_tokens, pa.int32()),
+        "truncated": pa.array(rows.truncated, pa.bool_()),
+        **{f"nll_{epoch}": to_arrow(nll_N) for epoch, nll_N in enumerate(nll_EN)},
+        **{name: to_arrow(column) for name, column in (columns or {}).items()},
     }
-    for epoch, nll_N in enumerate(nll_EN):
-        columns[f"nll_{epoch}"] = pa.array(nll_N, pa.float64(), mask=np.isnan(nll_N))
-    for name, column in (further or {}).items():
-        columns[name] = pa.array(column, pa.float64(), mask=np.isnan(column))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / SCORES
-    write_atomically(path, lambda file: pq.write_table(pa.table(columns), file))
+    write_atomically(path, lambda file: pq.write_table(pa.table(table), file))
     not_finite = int(np.isinf(nll_EN).any(axis=0).sum())
     seal(folder / MANIFEST, [SCORES], {"format": FORMAT, **manifest, "rows_not_finite": not_finite})
     return path
-
-
-def find_scores(
-    cache_dir: Path, key: str, epochs: int, columns: Collection[str] = (), described: Collection[str] = ()
-) -> Path | None:
-    """The complete scores folder for `key` with `columns` and at least `epochs` epochs, the shortest, if any.
-
-    Args:
-        described: names in the manifest whose values `key` is made of (`scores_key`).
-
-    Raises:
-        UserError: a folder that would do and is damaged, of another format or of other data. Scores are dear: whether
-            to make them again is the user's decision.
-    """
-    found = []
-    for file in sorted((cache_dir / "scores").glob(f"*-{key}-e*/{MANIFEST}")):
-        try:
-            manifest = unseal(file, FORMAT)
-            if described and scores_key({name: manifest.get(name) for name in described}) != key:
-                raise Damaged(file, problem="is the manifest of other scores")
-            epochs_there, columns_there = manifest.get("epochs"), manifest.get("columns", [])
-            if not isinstance(epochs_there, int) or not isinstance(columns_there, list):
-                raise Damaged(file, problem="does not name its epochs and columns")
-        except Damaged as damage:
-            raise damage.with_hint(f"delete {file.parent} to compute these scores again") from None
-        if epochs_there >= epochs and set(columns) <= set(columns_there):
-            found.append((epochs_there, file.parent))
-    return min(found)[1] if found else None
-
-
-def scores_key(described: Mapping[str, Any]) -> str:
-    """Names scores by all that they depend on."""
-    return digest(described)[:16]

@@ -1,6 +1,12 @@
-"""The table of scores that every rule ranks by.
+"""The table of scores that selection rules rank by.
 
 N rows, E recorded columns (0 = before training, then one after each epoch), D dimensions of an embedding
+
+Missing values, everywhere between the forward pass and `selected`:
+- A row without a supervised token has no record: null in files, NaN in arrays. `to_arrow` and `from_arrow` convert.
+- A record that is not a finite number is infinity in files and arrays (`as_records`), so that it is not mistaken for a
+  missing one.
+- A metric that either leaves undefined, or that divides by zero, is NaN.
 """
 
 import logging
@@ -12,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from lpsel.data.content_ids import fingerprint
 from lpsel.errors import UserError
@@ -22,23 +28,38 @@ log = logging.getLogger(__name__)
 CONTENT_ID = re.compile(r"[0-9a-f]{32}")
 
 
+def as_records(losses: ArrayLike) -> NDArray[np.float64]:
+    """Losses of rows that have one, float64: infinity in place of NaN and of both infinities."""
+    return np.nan_to_num(np.asarray(losses, np.float64), nan=np.inf, posinf=np.inf, neginf=np.inf)
+
+
+def to_arrow(values_N: NDArray[np.float64]) -> pa.Array:
+    """A column of numbers, null in place of NaN."""
+    return pa.array(values_N, pa.float64(), mask=np.isnan(values_N))
+
+
+def from_arrow(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    """A column of numbers as float64 (N,), NaN in place of null."""
+    return column.cast(pa.float64()).to_numpy()
+
+
 @dataclass(frozen=True)
 class ScoreTable:
-    """What is known of every row of a data set.
+    """What is known about every row of a dataset.
 
     Attributes:
-        index: row number in the data set, int64 (N,).
-        id: content ids, an Arrow array of N strings, or None where there are none. A sequence of str is taken too.
+        index: row number in the dataset, int64 (N,).
+        id: content ids, an Arrow array of N strings, or None where there are none. A sequence of str is accepted too.
         prompt_tokens: tokens of the prompt that are fed, int32 (N,).
         response_tokens: response tokens that are supervised, int32 (N,).
         truncated: whether something was cut off, bool (N,).
-        nll: mean NLL per supervised token in nats, float64 (E, N); NaN where there is none. E is 0 without a scorer.
+        nll: mean NLL per supervised token in nats, float64 (E, N). E is 0 without a scorer.
         cluster: int32 (N,), or None where rows are not clustered.
-        ppl: perplexities, float64 (E, N), where the file held these. Kept beside `nll`, since exp(log(ppl)) can
-            split rows that tie.
+        ppl: perplexities, float64 (E, N), where the file has these instead of NLLs: exp(log(ppl)) can separate rows
+            that tie.
         tokens_known: False where token counts are placeholders, because the file had none.
-        columns: further numbers that a rule ranks by, float64 (N,) each, NaN where a row has none.
-        vectors: embeddings, float32 (N, D), or None where no rule looks at them.
+        columns: other numbers that a rule ranks by, float64 (N,) each.
+        vectors: embeddings, float32 (N, D), or None where no rule uses them.
     """
 
     index: NDArray[np.int64]
@@ -68,11 +89,16 @@ class ScoreTable:
 
     @property
     def epochs(self) -> int:
-        """Epochs recorded, without the pass before training."""
+        """Recorded epochs, without the pass before training."""
         return max(len(self.nll) - 1, 0)
 
+    @property
+    def has_content_ids(self) -> bool:
+        """Whether `id` holds hashes of the rows' contents, not ids of the user's own."""
+        return self.id is not None and CONTENT_ID.fullmatch(self.id[0].as_py() or "") is not None
+
     def first_epochs(self, epochs: int) -> "ScoreTable":
-        """The same table with the pass before training and no more than `epochs` epochs."""
+        """The same table with the pass before training and at most `epochs` epochs."""
         return replace(self, nll=self.nll[: epochs + 1], ppl=None if self.ppl is None else self.ppl[: epochs + 1])
 
     def take(self, order: NDArray[np.int64]) -> "ScoreTable":
@@ -92,47 +118,46 @@ class ScoreTable:
         )
 
     def fingerprint(self) -> str | None:
-        """Of a data set with these content ids in this order; None where ids are the user's own."""
-        if self.id is None or not CONTENT_ID.fullmatch(self.id[0].as_py()):
+        """The fingerprint of a dataset with these content ids in this order; None for ids of the user's own."""
+        if not self.has_content_ids:
             return None
-        alike = pc.all(pc.equal(pc.binary_length(self.id), len(self.id[0].as_py()))).as_py()
-        return fingerprint(self.id.cast(pa.large_string())) if alike else None
+        same_length = pc.all(pc.equal(pc.binary_length(self.id), len(self.id[0].as_py()))).as_py()
+        return fingerprint(self.id.cast(pa.large_string())) if same_length else None
 
     def of_dataset(self, ids: Sequence[str] | pa.Array, name: str) -> "ScoreTable":
-        """The same scores in the order of the data set and with its content ids.
+        """The same scores in the order of the dataset and with its content ids.
 
-        Content ids (32 hexadecimal digits) say whose scores they are, wherever they stand: rows are matched by them,
-        the first of several with the same content with the first. Other ids are the user's own and are not compared.
+        Rows are matched by content id, the first of several with the same content with the first. Ids of the user's
+        own are not compared.
 
         Args:
-            ids: content id of every row of the data set, in its order.
-            name: what to call the data set in messages.
+            ids: content id of every row of the dataset, in its order.
+            name: of the dataset, for messages.
 
         Raises:
             UserError: another number of rows, or a row with another content id.
         """
-        theirs = ids if isinstance(ids, pa.Array) else pa.array(ids, pa.large_string())
-        prints = ""
-        if (scored := self.fingerprint()) is not None:
-            prints = f" (fingerprint {scored[:12]}, of {name} {fingerprint(theirs)[:12]})"
+        ids = ids if isinstance(ids, pa.Array) else pa.array(ids, pa.large_string())
+        scored = self.fingerprint()
+        prints = "" if scored is None else f" (fingerprint {scored[:12]}, of {name} {fingerprint(ids)[:12]})"
         if len(self) != len(ids) or self.index[0] != 0 or self.index[-1] != len(ids) - 1:
-            raise UserError(
-                f"scores: have {len(self)} rows, index {self.index.min()} to {self.index.max()}, data set {name} has "
-                f"{len(ids)} from 0{prints}; score these rows (leave scores= out), or name the data set that was "
-                "scored."
-            )
-        if self.id is None or not CONTENT_ID.fullmatch(self.id[0].as_py()) or self.id.equals(theirs):
-            return replace(self, id=theirs)
-        place = np.empty(len(self), np.int64)
-        place[pc.sort_indices(theirs).to_numpy()] = pc.sort_indices(self.id).to_numpy()
-        differs = pc.not_equal(self.id.take(pa.array(place)), theirs)
+            found = f"have {len(self)} rows, index {self.index.min()} to {self.index.max()}"
+            hint = "score these rows (leave scores= out), or name the dataset that was scored"
+            raise UserError("scores", None, f"{found}; dataset {name} has {len(ids)}, index from 0{prints}", hint)
+        if not self.has_content_ids or self.id.equals(ids):
+            return replace(self, id=ids)
+        order = np.empty(len(self), np.int64)
+        order[pc.sort_indices(ids).to_numpy()] = pc.sort_indices(self.id).to_numpy()
+        differs = pc.not_equal(self.id.take(pa.array(order)), ids)
         if pc.any(differs).as_py():
-            unknown = pc.invert(pc.is_in(theirs, value_set=self.id))
+            unknown = pc.invert(pc.is_in(ids, value_set=self.id))
             row = pc.index(unknown if pc.any(unknown).as_py() else differs, True).as_py()
             raise UserError(
-                f"scores: none with id {theirs[row]}, row {row} of data set {name}: scores of other rows{prints}; "
-                "score these (leave scores= out), name the data set that was scored, or leave column id out if it is "
-                "your own."
+                "scores",
+                None,
+                f"row {row} of dataset {name}, with id {ids[row]}, has none: these are scores of other rows{prints}",
+                "score these rows (leave scores= out), name the dataset that was scored, or remove the column id if "
+                "its values are your own",
             )
-        log.info("Scores: in another order than data set %s; matched by content id", name)
-        return replace(self.take(place), index=np.arange(len(self)), id=theirs)
+        log.info("Scores: in another order than dataset %s; matched by content id", name)
+        return replace(self.take(order), index=np.arange(len(self)), id=ids)

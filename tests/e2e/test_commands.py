@@ -137,7 +137,9 @@ def test_scores_of_other_data_are_rejected(trained, tmp_path, toy_model, instruc
     other = instructions(rows=24, name="other.jsonl")
     other.write_text(other.read_text().replace("#23", "#24"))
     overrides = given(tmp_path, toy_model, other, f"scores={trained['scores']}", "cluster=none")
-    with pytest.raises(UserError, match=r"scores: none with id \w{32}, row 23 of data set other: scores of other rows"):
+    with pytest.raises(
+        UserError, match=r"scores: row 23 of dataset other, with id \w{32}, has none: these are scores of other rows"
+    ):
         run("select", overrides, tmp_path / "runs" / "other")
 
 
@@ -236,7 +238,7 @@ def test_released_arrays_work_as_scores(tmp_path, toy_model, instructions):
     overrides = given(tmp_path, toy_model, instructions(rows=4), f"scores={tmp_path}/scores.npz", "cluster=none")
     result = run("select", [*overrides, "scores_key=large", "pct=25"], tmp_path / "run")
     assert pq.read_table(result["selection"])["selected"].to_pylist() == [False, False, True, False]
-    with pytest.raises(UserError, match=r"has the arrays small, large\. Say which with scores_key=NAME\."):
+    with pytest.raises(UserError, match=r"has the arrays small, large\. Set scores_key=NAME"):
         run("select", overrides, tmp_path / "other")
     with pytest.raises(UserError, match=r"scores_key=small: names an array of scores=FILE\.npz\. Say which"):
         run("select", [*overrides, "scores=null", "scores_key=small"], tmp_path / "other")

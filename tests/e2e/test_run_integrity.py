@@ -111,7 +111,9 @@ def test_scores_with_the_manifest_of_other_rows_are_rejected(copied):
     folder, again = copied
     manifest = one(folder / "cache/scores", "manifest.json")
     write_json(manifest, read_json(manifest) | {"dataset_fingerprint": "0" * 64})
-    with pytest.raises(UserError, match=r"rows have fingerprint \w{12}, manifest.json beside it is of rows with 0{12}"):
+    with pytest.raises(
+        UserError, match=r"rows have fingerprint \w{12}, but its manifest.json belongs to rows with 0{12}"
+    ):
         again(f"scores={manifest.parent}")
 
 
@@ -122,12 +124,12 @@ def test_data_that_changed_after_scoring_is_detected_by_its_fingerprint(copied):
     changed.write_text((folder / "rows.jsonl").read_text().replace("#7", "#70"))
     was, now = read_json(scores / "manifest.json")["dataset_fingerprint"][:12], r"\w{12}"
     with pytest.raises(
-        UserError, match=rf"row 7 of data set changed: .*\(fingerprint {was}, of changed (?!{was}){now}\); "
+        UserError, match=rf"row 7 of dataset changed, .*\(fingerprint {was}, of changed (?!{was}){now}\)\. Score"
     ):
         again(f"scores={scores}", data=changed)
     changed.write_text("".join((folder / "rows.jsonl").read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(
-        UserError, match=rf"have 24 rows.* has 23 from 0 \(fingerprint {was}, of changed {now}\); score"
+        UserError, match=rf"have 24 rows.* has 23, index from 0 \(fingerprint {was}, of changed {now}\)\. Score"
     ):
         again(f"scores={scores}", data=changed)
 

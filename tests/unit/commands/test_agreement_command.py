@@ -179,7 +179,7 @@ def test_a_run_that_chose_without_scores_is_refused(tmp_path, scores):
         ({"ids": [*CONTENT[1:], "f" * 32]}, r"b: row 0 has id 0{31}1, and in \S*a 0{32}\."),
         (
             {"fingerprint": "0" * 64},
-            r"b/scores.parquet: its rows have fingerprint \w{12}, manifest.json beside it is of",
+            r"b/scores.parquet: its rows have fingerprint \w{12}, but its manifest.json belongs to",
         ),
     ],
 )

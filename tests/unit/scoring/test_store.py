@@ -1,14 +1,15 @@
 """The scores folder and the parts it is put together from."""
 
-import json
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from lpsel.cache import Entry
 from lpsel.errors import UserError
-from lpsel.scoring.store import Parts, find_scores, write_scores
+from lpsel.scoring.store import Parts, find_scores, scores_folder, write_scores
+from lpsel.storage import read_json, write_json
 
 
 class Tokens(SimpleNamespace):
@@ -60,25 +61,66 @@ def test_a_writing_error_surfaces(tmp_path):
         parts.wait()
 
 
-def test_the_shortest_complete_folder_is_found(tmp_path):
-    nll = np.array([[1.0, np.nan, 2.0], [0.5, np.nan, 1.0], [0.4, np.nan, 0.9]])
-    for epochs in (1, 2):
-        folder = tmp_path / "scores" / f"opt-dolly-0123-e{epochs}"
-        write_scores(folder, three_rows(), nll[: epochs + 1], {"epochs": epochs})
-    assert find_scores(tmp_path, "0123", 1).name == "opt-dolly-0123-e1"
-    assert find_scores(tmp_path, "0123", 2).name == "opt-dolly-0123-e2"
-    assert find_scores(tmp_path, "0123", 3) is None
-    assert find_scores(tmp_path, "4567", 1) is None
+@pytest.fixture
+def entry(tmp_path):
+    return Entry.of(tmp_path, "scores", {"template": "alpaca"}, label="opt dolly")
 
 
-def test_without_its_manifest_a_folder_is_not_complete(tmp_path):
-    folder = tmp_path / "scores" / "opt-dolly-0123-e1"
-    write_scores(folder, three_rows(), np.array([[1.0, np.nan, 2.0]] * 2), {"epochs": 1})
-    (folder / "manifest.json").unlink()
-    assert find_scores(tmp_path, "0123", 1) is None
+def write(entry, epochs, columns=()):
+    folder = scores_folder(entry, epochs, columns)
+    values = {name: np.ones(3) for name in columns}
+    manifest = {"key": entry.key, **entry.key, "epochs": epochs, "columns": [*columns]}
+    write_scores(folder, three_rows(), np.array([[1.0, np.nan, 2.0]] * (epochs + 1)), manifest, values)
+    return folder
+
+
+def test_the_complete_folder_with_the_fewest_epochs_is_found(tmp_path, entry):
+    one, two = write(entry, 1), write(entry, 2)
+    assert one.name == f"opt-dolly-{entry.digest}-e1"
+    assert find_scores(entry, 0) == find_scores(entry, 1) == one
+    assert find_scores(entry, 2) == two
+    assert find_scores(entry, 3) is None
+    assert find_scores(Entry.of(tmp_path, "scores", {"template": "chat"}, label="opt dolly"), 1) is None
+    assert find_scores(Entry.of(tmp_path, "scores", {"template": "alpaca"}, label="another name"), 1) == one
+
+
+def test_scores_with_more_columns_are_found(entry):
+    write(entry, 1)
+    both = write(entry, 1, ["el2n_0", "nll_0_noprompt"])
+    assert both.name.endswith("-e1+el2n_0+nll_0_noprompt")
+    assert find_scores(entry, 1, ["nll_0_noprompt"]) == both
+    assert find_scores(entry, 1, ["other"]) is None
+
+
+def test_without_its_manifest_a_folder_is_not_complete(entry):
+    (write(entry, 1) / "manifest.json").unlink()
+    assert find_scores(entry, 1) is None
+
+
+@pytest.mark.parametrize("change", [{"template": "chat"}, {"key": {}}, {"epochs": "1"}, {"columns": None}])
+def test_damaged_scores_are_an_error_even_where_others_would_do(entry, change):
+    write(entry, 1)
+    two = write(entry, 2)
+    write_json(two / "manifest.json", read_json(two / "manifest.json") | change)
+    with pytest.raises(UserError) as caught:
+        find_scores(entry, 1)
+    assert caught.value.name == str(two / "manifest.json")
+    assert caught.value.hint == f"delete {two} to compute these scores again"
+
+
+def test_a_loss_that_is_not_finite_is_infinite_and_not_missing(tmp_path):
+    parts = Parts(tmp_path / "parts")
+    parts.clear()
+    parts.add(0, 0, [0, 2], [np.nan, -np.inf])
+    parts.wait()
+    nll = parts.collect(epochs=0, rows=3)
+    assert nll.tolist() == [[np.inf, pytest.approx(np.nan, nan_ok=True), np.inf]]
+    path = write_scores(tmp_path / "scores", three_rows(), nll, {"epochs": 0})
+    assert pq.read_table(path)["nll_0"].to_pylist() == [np.inf, None, np.inf]
+    assert read_json(path.with_name("manifest.json"))["rows_not_finite"] == 2
 
 
 def test_rows_without_supervised_tokens_are_null(tmp_path):
     path = write_scores(tmp_path / "s", three_rows(), np.array([[1.0, np.nan, 2.0]] * 2), {"epochs": 1})
     assert pq.read_table(path)["nll_0"].to_pylist() == [1.0, None, 2.0]
-    assert json.loads((tmp_path / "s" / "manifest.json").read_text())["epochs"] == 1
+    assert read_json(tmp_path / "s" / "manifest.json")["epochs"] == 1
