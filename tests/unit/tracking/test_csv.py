@@ -1,0 +1,18 @@
+"""`tracker=csv`: numbers in metrics.csv."""
+
+import csv
+
+from lpsel.tracking.csv import CSVTracker
+from lpsel.tracking.tracker import Rows
+
+
+def test_numbers_are_written_with_their_step_and_tables_are_not(tmp_path):
+    tracker = CSVTracker()
+    tracker.start("train", {}, tmp_path)
+    tracker.log({"rows": Rows(["a"], [[1]])})
+    tracker.log({"target/nll": 1.5}, step=0)
+    tracker.log({"target/nll": 1.25, "rows": Rows(["a"], [[1]])}, step=1)
+    assert tracker.finish({}) is None
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["step"], row["target/nll"]) for row in rows] == [("0", "1.5"), ("1", "1.25")]
