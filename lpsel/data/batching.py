@@ -1,7 +1,7 @@
-"""Which rows go through the model together: token budgets, length-sorted windows, equal shares for every rank.
+"""Batches of rows within a token budget, balanced over ranks.
 
-Pure functions of lengths; a plan is a list of row-index arrays, and every rank's plan has the same number of
-entries, since ranks that disagree on the number of forward passes wait for each other for ever.
+Pure functions of lengths. A plan is a list of row-index arrays; every rank's plan has the same number of entries, since
+ranks that disagree on the number of forward passes deadlock.
 """
 
 import numpy as np
@@ -12,10 +12,10 @@ NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 
 
 def padded(rows: Rows, lengths: NDArray[np.int32], budget: int) -> list[Rows]:
-    """Cut length-sorted `rows` into batches of at most `budget` tokens, padding to the longest counted.
+    """Split `rows` into batches of at most `budget` tokens, padding included.
 
-    A row longer than the budget is a batch of its own. Longest rows come first, so that a batch that does not fit
-    into memory shows at the start.
+    A row longer than the budget is a batch of its own. The longest rows come first, so that a batch that does not fit
+    into memory fails at the start.
     """
     rows = _longest_first(rows, lengths)
     batches, start = [], 0
@@ -27,7 +27,7 @@ def padded(rows: Rows, lengths: NDArray[np.int32], budget: int) -> list[Rows]:
 
 
 def packed(rows: Rows, lengths: NDArray[np.int32], budget: int) -> list[Rows]:
-    """Cut length-sorted `rows` into packs of at most `budget` tokens, which have no padding. Otherwise as `padded`."""
+    """Split `rows` into packs of at most `budget` tokens, without padding. Otherwise as `padded`."""
     rows = _longest_first(rows, lengths)
     ends = np.cumsum(lengths[rows], dtype=np.int64)
     packs, start = [], 0
@@ -44,15 +44,15 @@ def _longest_first(rows: Rows, lengths: NDArray[np.int32]) -> Rows:
 
 
 def recording_plan(rows: Rows, lengths: NDArray[np.int32], budget: int, rank: int, world: int) -> list[Rows]:
-    """The batches of a pass over `rows` that this rank computes: its own of every round."""
+    """The batches of a pass over `rows` that this rank computes, one per round."""
     return [batches[rank] for batches in recording_rounds(rows, lengths, budget, world)]
 
 
 def recording_rounds(rows: Rows, lengths: NDArray[np.int32], budget: int, world: int) -> list[list[Rows]]:
-    """The batches of a pass over `rows`, one for each rank in every round. They do not depend on the number of ranks.
+    """The batches of a pass over `rows`, in rounds of one per rank. They do not depend on the number of ranks.
 
-    Batches are dealt in turn, so that ranks get like lengths. Ranks that come out a batch short compute the shortest
-    batch once more; records are kept by row, so the second result changes nothing.
+    The batches of a round have similar lengths. The last round is filled with copies of the shortest batch; records
+    are stored by row, so computing it again changes nothing.
     """
     batches = packed(rows, lengths, budget)
     batches += batches[-1:] * (-len(batches) % world)
@@ -62,10 +62,10 @@ def recording_rounds(rows: Rows, lengths: NDArray[np.int32], budget: int, world:
 def training_plan(
     order: Rows, lengths: NDArray[np.int32], batch_size: int, budget: int, rank: int, world: int
 ) -> list[list[Rows]]:
-    """For every optimiser step, the micro-batches that this rank computes.
+    """For every optimizer step, the micro-batches that this rank computes.
 
-    A step's global batch is the next `batch_size` rows of `order` (the last may be smaller). Its rows are sorted by
-    length, dealt to the ranks there and back, and each rank packs its share by the token budget. A rank with fewer
+    The global batch of a step is the next `batch_size` rows of `order` (the last may be smaller). Its rows are sorted
+    by length and dealt to the ranks back and forth; each rank packs its rows within the token budget. A rank with fewer
     micro-batches than another gets empty ones.
     """
     steps = []

@@ -1,4 +1,4 @@
-"""The LightningDataModule: batches of an index-masked subset for training, of all rows for recording."""
+"""The LightningDataModule: batches of the selected rows for training, of all rows for recording."""
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -15,7 +15,7 @@ from lpsel.data.random_order import epoch_order
 from lpsel.data.shared_prefixes import Prefixes, find_prefixes
 from lpsel.data.tokens import Tokens
 
-SHAPES = 4  # sizes of a pack that keeps to its budget, for a compiled model
+SHAPES = 4  # pack sizes within the budget, for a compiled model
 
 
 class _Steps(Dataset[OptimizerStep]):
@@ -39,7 +39,7 @@ class _Passes(Dataset[MicroBatch]):
 
 
 class _Unrecorded(Sampler):
-    """The places in this rank's plan of a pass that are left when it starts."""
+    """The rounds of this rank's plan that are not recorded yet when the pass starts."""
 
     def __init__(self, data: "SubsetDataModule") -> None:
         self.data = data
@@ -48,7 +48,7 @@ class _Unrecorded(Sampler):
         return len(self.data.rounds())
 
     def __iter__(self) -> Iterator[int]:
-        yield from self.data.rounds_left()  # asked with the first batch, when it is known what is recorded
+        yield from self.data.rounds_left()
 
 
 class _EpochPlan(Sampler):
@@ -80,23 +80,23 @@ class _EpochPlan(Sampler):
 
 
 class SubsetDataModule(L.LightningDataModule):
-    """Trains on the rows of an index mask and, where asked, records all rows.
+    """Training on the rows of a mask and, with `record`, recording passes over all rows.
 
-    Rows without a supervised token are neither trained on nor recorded: they give no gradient and have no loss.
+    Rows without a supervised token are neither trained on nor recorded: they have no loss.
 
     Args:
-        tokens: the tokenised data set, N rows.
+        tokens: of the dataset, N rows.
         mask: which rows to train on, shape (N,), or None for all.
-        batch_size: rows of one optimiser step, over all ranks.
+        batch_size: rows of one optimizer step, over all ranks.
         seed: of the order of the rows.
-        train_tokens, score_tokens: largest pack in tokens; a longer row goes alone.
-        record: whether validation passes run over all rows.
-        few_shapes: fill packs up, for a compiled model that is compiled again for each size.
+        train_tokens, score_tokens: tokens of the largest pack; a longer row has its own pack.
+        record: whether validation passes over all rows run.
+        few_shapes: pad packs to few sizes, for a model that is compiled again for every size.
 
     Attributes:
-        made: an epoch and how many of its steps were made before, which come empty.
-        recorded_N: what the pass that begins has recorded before, NaN elsewhere, (N,). Rounds of batches in which
-            nothing is missing are left out: the others stay as they are, so that their numbers do.
+        made: an epoch and how many of its steps were done before a resume; they are empty.
+        recorded_N: what the next pass has recorded before a resume, NaN elsewhere, (N,). Complete rounds are skipped;
+            the other rounds are unchanged, and so are their numbers.
     """
 
     def __init__(
@@ -124,20 +124,20 @@ class SubsetDataModule(L.LightningDataModule):
 
     @cached_property
     def prefixes(self) -> Prefixes:
-        """Beginnings that rows share."""
+        """The prefixes that rows share."""
         return find_prefixes(self.tokens)
 
     @cached_property
     def own_lengths(self) -> NDArray[np.int32]:
-        """Tokens of each row behind its shared prefix, shape (N,)."""
+        """Tokens of each row after its shared prefix, shape (N,)."""
         return self.tokens.lengths - self.prefixes.length_N
 
     def room(self, budget: int) -> int:
-        """Tokens of a pack of `budget` that are left for rows when every prefix is in it."""
+        """Tokens of a pack of `budget` tokens that remain for rows if it contains every prefix."""
         return max(1, budget - sum(map(len, self.prefixes.ids)))
 
     def pack(self, rows: Rows, budget: int) -> MicroBatch:
-        """A pack of `rows`, of one in SHAPES sizes where sizes are few."""
+        """A pack of `rows`, in one of SHAPES sizes with `few_shapes`."""
         round_to = -(-budget // SHAPES) if self.few_shapes else 1
         return collate(self.tokens, rows, self.prefixes, varlen=torch.cuda.is_available(), round_to=round_to)
 
@@ -147,7 +147,7 @@ class SubsetDataModule(L.LightningDataModule):
         return order[self.trained[order]]
 
     def times_trained(self, steps: Sequence[int]) -> NDArray[np.int64]:
-        """How often each row has been trained on after so many steps of each epoch, shape (N,)."""
+        """How often each row was trained on after the given number of steps of each epoch, shape (N,)."""
         times_N = np.zeros(len(self.tokens), np.int64)
         for epoch, done in enumerate(steps):
             times_N[self.order(epoch)[: done * self.batch_size]] += 1
@@ -155,7 +155,7 @@ class SubsetDataModule(L.LightningDataModule):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps of one pass over the trained rows; the last batch may be smaller."""
+        """Optimizer steps of one epoch; the last batch may be smaller."""
         return -(-int(self.trained.sum()) // self.batch_size)
 
     @property
@@ -176,12 +176,12 @@ class SubsetDataModule(L.LightningDataModule):
         return self._loader(_Passes(self, plan), sampler=_Unrecorded(self))
 
     def rounds(self) -> list[list[Rows]]:
-        """The batches of a recording pass, one for each rank in every round."""
+        """The batches of a recording pass, in rounds of one per rank."""
         rows = np.flatnonzero(self.supervised)
         return recording_rounds(rows, self.own_lengths, self.room(self.score_tokens), self.world)
 
     def rounds_left(self) -> list[int]:
-        """The rounds of the pass that begins in which some row is not recorded."""
+        """The rounds of the next pass in which a row is not recorded yet."""
         missing_N = np.isnan(self.recorded_N)
         return [i for i, batches in enumerate(self.rounds()) if any(missing_N[rows].any() for rows in batches)]
 

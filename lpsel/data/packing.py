@@ -1,7 +1,7 @@
-"""Rows on their way through the model: packed one behind the other, without padding, shared beginnings once.
+"""Packs: rows concatenated into one sequence without padding, with shared prefixes only once.
 
-A pack is one sequence of T tokens: first each prefix that some of its rows begin with, then what is left of every
-row. A row's tokens see its prefix and its own tokens before them, nothing else (`lpsel.model.attention`).
+A pack is one sequence of T tokens: first the prefixes that its rows share, then the rest of every row. A row's tokens
+attend to its prefix and to its own preceding tokens only (`lpsel.model.attention`).
 """
 
 from collections.abc import Callable
@@ -17,11 +17,11 @@ from lpsel.data.batching import Rows
 from lpsel.data.shared_prefixes import Prefixes
 from lpsel.data.tokens import Tokens
 
-# B rows of a pack, T tokens of it, N supervised tokens of it, S segments, K tokens seen by all segments together
+# B rows of a pack, T its tokens, N its supervised tokens, S segments, K keys of all segments together
 
 
 class Segment(NamedTuple):
-    """Tokens `start` to `stop` of a pack, which see tokens `prefix_start` to `prefix_stop` as well."""
+    """Tokens `start` to `stop` of a pack, which attend to tokens `prefix_start` to `prefix_stop` as well."""
 
     start: int
     stop: int
@@ -31,11 +31,11 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True)
 class Varlen:
-    """The segments of a pack as variable-length attention kernels want them, segments in the order of the pack.
+    """The segments of a pack, in order, in the form of variable-length attention kernels.
 
     Attributes:
-        seen_K: positions in the pack of the keys of all segments, prefix first, one segment behind the other, int64.
-        query_ends_S1, key_ends_S1: where each segment's queries and keys end, beginning with 0, int32.
+        seen_K: positions in the pack of the keys of every segment, prefix first, int64.
+        query_ends_S1, key_ends_S1: cumulative numbers of queries and keys, starting with 0, int32.
         longest_query, longest_key: of any segment.
     """
 
@@ -53,14 +53,14 @@ class MicroBatch:
     Attributes:
         input_ids_T: token ids, int64.
         positions_T: of each token in its row.
-        predicts_N: positions in the pack whose hidden state predicts a supervised token.
+        predicts_N: positions in the pack whose hidden states predict the supervised tokens.
         labels_N: the supervised tokens.
-        row_N: which of the B rows each supervised token belongs to.
+        row_N: the row, 0 to B - 1, of each supervised token.
         supervised_B: supervised tokens of each row.
-        index_B: row numbers in the data set; -1 for a row that only keeps ranks in step. Stays on the host.
+        index_B: row numbers in the dataset, -1 for the placeholder of an empty pack. Stays on the host.
         shared, rows: the prefixes, and the rest of each of the B rows.
-        tokens: of all rows, prefixes counted for every row, counted on the host.
-        varlen: the segments once more, for a GPU.
+        tokens: of all rows, prefixes counted for every row.
+        varlen: the segments for the kernels of a GPU.
     """
 
     input_ids_T: Tensor
@@ -85,10 +85,10 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class OptimizerStep:
-    """This rank's share of one global batch.
+    """This rank's part of one global batch.
 
     Attributes:
-        micro_batches: at least one; as many on every rank. None of a step that was made before this process began.
+        micro_batches: the same number on every rank, at least one; none for a step that was done before a resume.
         supervised_tokens: of the global batch, over all ranks and micro-batches.
         rows: of the global batch, over all ranks.
     """
@@ -118,12 +118,12 @@ def _each(holder: Any, change: Callable[[Tensor], Tensor]) -> Any:
 def collate(
     tokens: Tokens, rows: Rows, prefixes: Prefixes | None = None, *, varlen: bool = False, round_to: int = 1
 ) -> MicroBatch:
-    """Pack `rows` of `tokens`; no rows make a pack of two tokens without a label.
+    """Pack `rows` of `tokens`; no rows give a pack of two tokens without labels.
 
     Args:
-        prefixes: share these beginnings.
-        varlen: give the segments in the form of a GPU's kernels too.
-        round_to: fill up to a multiple of this many tokens, so that packs have few shapes.
+        prefixes: to share.
+        varlen: whether to set `MicroBatch.varlen`.
+        round_to: fill the pack up to a multiple of this many tokens, so that packs have few shapes.
     """
     if len(rows) == 0:
         pieces, shared, segments = [np.zeros(2, dtype=np.int32)], list[Segment](), [Segment(0, 2)]
@@ -165,30 +165,30 @@ def collate(
 def _lay_out(tokens: Tokens, rows: Rows, prefixes: Prefixes | None) -> tuple[list, list, list, list, list]:
     pieces, positions, labels, shared, segments = [], [], [], [], []
     groups = prefixes.group_N[rows] if prefixes else np.zeros(len(rows), dtype=np.int16)
-    place = {0: Segment(0, 0)}
+    segment_of = {0: Segment(0, 0)}
     end = 0
     for group in np.unique(groups[groups > 0]).tolist():
         assert prefixes is not None
         ids = prefixes.ids[group]
-        place[group] = Segment(end, end + len(ids))
-        shared.append(place[group])
+        segment_of[group] = Segment(end, end + len(ids))
+        shared.append(segment_of[group])
         pieces.append(ids)
         positions.append(np.arange(len(ids)))
         end += len(ids)
     for i, group in zip(rows.tolist(), groups.tolist(), strict=True):
-        prefix = place[group]
-        taken = prefix.stop - prefix.start
-        ids = tokens.input_ids(i)[taken:]
+        prefix = segment_of[group]
+        skipped = prefix.stop - prefix.start
+        ids = tokens.input_ids(i)[skipped:]
         segments.append(Segment(end, end + len(ids), prefix.start, prefix.stop))
         pieces.append(ids)
-        positions.append(np.arange(taken, taken + len(ids)))
-        labels.append(tokens.supervised(i)[taken:])
+        positions.append(np.arange(skipped, skipped + len(ids)))
+        labels.append(tokens.supervised(i)[skipped:])
         end += len(ids)
     return pieces, positions, labels, shared, segments
 
 
 def varlen_of(segments: list[Segment]) -> Varlen:
-    """The segments of a pack, in its order, for a GPU's kernels."""
+    """The segments of a pack, in order, for the kernels of a GPU."""
     queries = np.array([s.stop - s.start for s in segments])
     keys = queries + np.array([s.prefix_stop - s.prefix_start for s in segments])
     seen = [part for s in segments for part in (np.arange(s.prefix_start, s.prefix_stop), np.arange(s.start, s.stop))]

@@ -1,4 +1,4 @@
-"""Beginnings that many rows share, such as a template's preamble: a pass computes each once for all rows of a pack."""
+"""Prefixes that many rows share, such as a template's preamble: computed once per pack for all of its rows."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,20 +8,20 @@ from numpy.typing import NDArray
 
 from lpsel.data.tokens import Tokens
 
-LONGEST = 256  # tokens of a prefix that are looked for
-SHORTEST = 8  # below this, sharing saves less than it costs to keep track of
-ROWS_PER_PACK = 16  # expected, to weigh what a prefix saves against its own tokens in every pack
-SAMPLE = 4096  # rows that prefixes are looked for in
+LONGEST = 256  # tokens of a prefix
+SHORTEST = 8  # tokens; shorter prefixes save less than they cost
+ROWS_PER_PACK = 16  # expected: a prefix must save more than its own tokens in every pack
+SAMPLE = 4096  # rows to search for prefixes
 
 
 @dataclass(frozen=True)
 class Prefixes:
-    """Which rows begin alike.
+    """Which rows share a prefix.
 
     Attributes:
         ids: the token ids of every prefix, int32; the first is empty.
         group_N: the prefix of each row, int16 (N,).
-        length_N: its tokens, int32 (N,). Before the row's first supervised token, and never the whole row.
+        length_N: its number of tokens, int32 (N,); ends before the first supervised token and is never the whole row.
     """
 
     ids: list[NDArray[np.int32]]
@@ -30,7 +30,7 @@ class Prefixes:
 
 
 def find_prefixes(tokens: Tokens) -> Prefixes:
-    """Look for prefixes in a sample of the rows, then find every row that begins with one of them."""
+    """Find prefixes in a sample of the rows, then every row that begins with one of them."""
     every = max(1, len(tokens) // SAMPLE)
     sample = [heads[::every].copy() for heads, _ in _heads(tokens) if len(heads)]  # a view would keep all of them
     ids = [np.empty(0, dtype=np.int32)]
@@ -40,7 +40,7 @@ def find_prefixes(tokens: Tokens) -> Prefixes:
     start = 0
     for heads_RW, free_R in _heads(tokens):
         part = group_N[start : start + len(heads_RW)]
-        for number, prefix in enumerate(ids[1:], start=1):  # a longer one overrules a shorter one
+        for number, prefix in enumerate(ids[1:], start=1):  # the longest one wins
             begins = (heads_RW[:, : len(prefix)] == prefix).all(axis=1)
             part[begins & (free_R >= len(prefix))] = number
         start += len(heads_RW)
@@ -48,13 +48,13 @@ def find_prefixes(tokens: Tokens) -> Prefixes:
 
 
 def _heads(tokens: Tokens) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
-    """For some rows at a time: their first tokens, -1 beyond the end, and how many of them a prefix may take."""
+    """In batches of rows: their first tokens, padded with -1, and how many of them may be part of a prefix."""
     for batch in tokens.batches():
         lengths = np.diff(batch.id_offsets)
         column_W = np.arange(LONGEST)
         inside_RW = column_W < lengths[:, None]
-        place_RW = np.where(inside_RW, batch.id_offsets[:-1, None] + column_W, 0)
-        heads_RW = np.where(inside_RW, batch.ids[place_RW] if len(batch.ids) else 0, -1).astype(np.int32)
+        index_RW = np.where(inside_RW, batch.id_offsets[:-1, None] + column_W, 0)
+        heads_RW = np.where(inside_RW, batch.ids[index_RW] if len(batch.ids) else 0, -1).astype(np.int32)
         free_R = lengths.astype(np.int64) - 1
         labelled = np.diff(batch.span_offsets) > 0
         first_label = batch.spans[batch.span_offsets[:-1][labelled]]
@@ -63,12 +63,12 @@ def _heads(tokens: Tokens) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64
 
 
 def _shared(heads_RW: NDArray[np.int32], total: int | None = None, parent: int = 0) -> list[NDArray[np.int32]]:
-    """The prefixes worth sharing among rows that have `parent` tokens in common already."""
+    """The prefixes worth sharing among rows that already share a prefix of `parent` tokens."""
     total = total or len(heads_RW)
     differs_W = (heads_RW != heads_RW[0]).any(axis=0)
     common = int(differs_W.argmax()) if differs_W.any() else heads_RW.shape[1]
     common = min(common, int((heads_RW[0] >= 0).sum()))
-    expected = ROWS_PER_PACK * len(heads_RW) / total  # rows of a pack that begin so
+    expected = ROWS_PER_PACK * len(heads_RW) / total  # rows of a pack with this prefix
     found = []
     if common >= SHORTEST and expected * (common - parent) > common:
         found, parent = [heads_RW[0, :common].copy()], common

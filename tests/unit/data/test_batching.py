@@ -1,4 +1,4 @@
-"""Batches: every row once, never over budget, as many passes on every rank."""
+"""Batches: every row once, never over budget, the same number of passes on every rank."""
 
 import numpy as np
 import pytest
@@ -16,13 +16,13 @@ def test_longest_rows_come_first_and_padding_counts():
     assert [batch.tolist() for batch in padded(np.arange(4), lengths, budget=10)] == [[1], [2, 3], [0]]
 
 
-def test_packs_have_no_padding_to_count():
+def test_packs_do_not_count_padding():
     lengths = np.array([3, 10, 5, 4, 1], dtype=np.int32)
     assert [batch.tolist() for batch in packed(np.arange(5), lengths, budget=13)] == [[1], [2, 3, 0, 4]]
 
 
 @pytest.mark.parametrize("cut", [padded, packed])
-def test_a_row_longer_than_the_budget_goes_alone(cut):
+def test_a_row_longer_than_the_budget_is_a_batch_of_its_own(cut):
     assert [b.tolist() for b in cut(np.arange(2), np.array([50, 2], dtype=np.int32), budget=8)] == [[0], [1]]
 
 
@@ -52,7 +52,7 @@ def test_training_steps_are_the_same_rows_for_any_budget_and_world_size(lengths,
         assert sorted(rows) == sorted(order[i * batch_size : (i + 1) * batch_size])
 
 
-def test_ranks_get_like_numbers_of_tokens():
+def test_ranks_get_equal_numbers_of_tokens():
     lengths = np.arange(1, 65, dtype=np.int32)
     plans = [training_plan(np.arange(64), lengths, 64, 512, rank, 4) for rank in range(4)]
     assert {sum(int(lengths[rows].sum()) for rows in plan[0]) for plan in plans} == {520}

@@ -1,4 +1,4 @@
-"""Parquet in batches of a size that memory can hold."""
+"""Parquet in batches that fit into memory."""
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +29,7 @@ def test_batches_are_the_table(tmp_path):
     assert some["n"].to_pylist() == [3, 4, 5, 9]
 
 
-def test_long_rows_come_in_small_batches(tmp_path):
+def test_long_rows_are_read_in_small_batches(tmp_path):
     noise = np.random.default_rng(0).integers(97, 123, (80, MIB), np.uint8)
     pq.write_table(pa.table({"text": [row.tobytes().decode() for row in noise]}), tmp_path / "t.parquet")
     found = list(batches(tmp_path / "t.parquet"))
@@ -39,7 +39,7 @@ def test_long_rows_come_in_small_batches(tmp_path):
 
 @pytest.mark.parametrize("typed", [False, True])
 @pytest.mark.parametrize("nested", [False, True])
-def test_a_text_that_every_row_repeats_is_counted_in_full(tmp_path, nested, typed):
+def test_a_text_repeated_in_every_row_counts_in_full(tmp_path, nested, typed):
     column = repeated("x" * MIB, 2_000)
     if nested:
         turns = pa.StructArray.from_arrays([column], ["content"])

@@ -1,4 +1,4 @@
-"""Shared beginnings: found where they save something, and never past a row's first label."""
+"""Shared prefixes: found where they save tokens, and never beyond the first label of a row."""
 
 import numpy as np
 from hypothesis import given
@@ -37,7 +37,7 @@ class Rows:
         return np.arange(len(ids)) >= first
 
 
-def test_two_preambles_are_told_apart_and_the_instructions_behind_them_are_not():
+def test_two_preambles_are_found_without_the_instructions_after_them():
     with_input, without = [1, 2, 3, *range(10, 20)], [1, 2, 3, *range(30, 50)]
     rows = Rows([([*(with_input if i % 2 else without), 90 + i, 80, 81, 82], 25 - 10 * (i % 2)) for i in range(10)])
     found = find_prefixes(rows)
@@ -46,7 +46,7 @@ def test_two_preambles_are_told_apart_and_the_instructions_behind_them_are_not()
     assert found.length_N.tolist() == [23, 13] * 5
 
 
-def test_a_beginning_ends_where_a_rows_first_label_does():
+def test_a_prefix_ends_before_the_first_label():
     beginning = list(range(12))
     rows = Rows([([*beginning, 70 + i, 80], 12) for i in range(8)] + [([*beginning, 99], 5)])
     assert find_prefixes(rows).length_N.tolist() == [12] * 8 + [0]
@@ -57,7 +57,7 @@ def test_rows_that_begin_differently_share_nothing():
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 30), st.integers(1, 9)), min_size=1, max_size=40))
-def test_every_row_is_in_its_pack_whole_and_once(drawn):
+def test_every_row_is_in_its_pack_once_and_complete(drawn):
     beginnings = [[], list(range(SHORTEST)), list(range(100, 120))]
     rows = Rows([([*beginnings[b], *([7 + i] * own), *([3] * said)], 1) for i, (b, own, said) in enumerate(drawn)])
     rows.rows = [(ids, max(1, len(ids) - said)) for (ids, _), (_, _, said) in zip(rows.rows, drawn, strict=True)]
