@@ -1,4 +1,8 @@
-"""Floating-point operations of training and recording passes, including attention."""
+"""Floating-point operations of training and recording passes, including attention.
+
+Models are transformers causal language models, with or without an adapter; `lengths` are the tokens of each row and
+`supervised` its supervised tokens, shape (N,) each.
+"""
 
 import math
 from dataclasses import dataclass
@@ -18,11 +22,6 @@ def forward_flops(model: Any, lengths: NDArray[np.int32], supervised: NDArray[np
     2 per weight and token for the layers, 2 x 2 x hidden x T^2 / 2 per layer for causal attention, 2 x hidden x
     vocabulary per supervised token for the head (Kaplan et al. 2020, table 1, with the head separate). 4-bit weights
     count like other weights.
-
-    Args:
-        model: a causal language model of transformers, with or without an adapter.
-        lengths: tokens of each row, shape (N,).
-        supervised: supervised tokens of each row, shape (N,).
     """
     return _products(model, lengths, supervised).forward
 
@@ -35,11 +34,6 @@ def training_flops(model: Any, lengths: NDArray[np.int32], supervised: NDArray[n
     three times the forward pass if all weights are trained, and two thirds of that for frozen weights: 4 instead of 6
     per weight and token. Recomputation by activation checkpointing is not counted, and neither is that the input of the
     first layer needs no gradient if the embedding is frozen.
-
-    Args:
-        model: a causal language model of transformers, with or without an adapter.
-        lengths: tokens of each row, shape (N,).
-        supervised: supervised tokens of each row, shape (N,).
     """
     products = _products(model, lengths, supervised)
     return 2 * products.forward + products.attention + products.trainable
@@ -49,7 +43,6 @@ def spent(model: Any, tokens: Tokens, trained_N: Times, recorded_N: Times) -> di
     """Tokens, without padding, and FLOPs of passes over rows.
 
     Args:
-        model: as in `forward_flops`.
         tokens: of N rows.
         trained_N, recorded_N: how often each row is trained on, and how often it is only recorded, shape (N,).
     """

@@ -118,9 +118,8 @@ def ledger(
 
     Returns:
         `selection`, `training`, `total` and `everything`, each with tokens, flops and device_seconds; `saved`, the
-        FLOPs of `everything` minus those of `total`, absolute and as a fraction (negative if more was spent); and
-        `break_even_pct`, the percentage of the data below which selection plus training costs less than training on
-        all rows.
+        FLOPs saved, absolute and as a fraction (negative if more was spent); and `break_even_pct`, the percentage of
+        the data below which selection and training cost less than training on all rows.
     """
     selection = {name: scoring[name] if scoring else 0 for name in SPENT}
     spent = {name: training[name] for name in SPENT}

@@ -96,7 +96,7 @@ class Resume(L.Callback):
         if signal := _signal_on_any_rank(trainer):
             raise Interrupted(signal, "the losses recorded so far are saved", all_ranks=True)
 
-    def cost(self, trainer: L.Trainer) -> dict[str, float]:
+    def cost(self, trainer: L.Trainer) -> dict[str, Any]:
         """Seconds and device seconds so far, including those of earlier processes up to the restored checkpoint."""
         seconds = time.monotonic() - self.started
         return {
