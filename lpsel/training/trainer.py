@@ -64,12 +64,15 @@ def fit(
     measured = [meter] if setup.tracker.enabled else []
     trainer = _trainer(setup, module, data, epochs, [*callbacks, progress, *measured, resume])
     _run(trainer, module, data)
-    trained_N = data.times_trained(progress.steps)
+    model, trained_N = module.language_model, data.times_trained(progress.steps)
     if meter.seconds:
-        _track_utilization(setup, trainer, module, data, trained_N, meter.seconds)
+        flops = spent(model, data.tokens, trained_N, 0 * trained_N)["flops"]
+        device = trainer.strategy.root_device
+        busy = utilization(flops, meter.seconds, device, trainer.world_size, module.precision)
+        setup.tracker.log({f"{module.role}/{name}": value for name, value in busy.items()}, trainer.global_step)
     recorded_N = data.supervised * (epochs + 1 if data.record else 0)
     recorded_N = recorded_N + sum(callback.times_checked for callback in callbacks if isinstance(callback, FeedsRows))
-    work: dict[str, Any] = spent(module.language_model, data.tokens, trained_N, recorded_N)
+    work: dict[str, Any] = spent(model, data.tokens, trained_N, recorded_N)
     return trainer, Cost(**work, **resume.cost(trainer), peak_memory_bytes=peak_memory())
 
 
@@ -139,20 +142,6 @@ def _run(trainer: L.Trainer, module: FineTuner, data: SubsetDataModule) -> None:
             trainer.fit(module, datamodule=data)
         else:
             trainer.validate(module, datamodule=data, verbose=False)
-
-
-def _track_utilization(
-    setup: TrainingSetup,
-    trainer: L.Trainer,
-    module: FineTuner,
-    data: SubsetDataModule,
-    trained_N: Times,
-    seconds: float,
-) -> None:
-    flops = spent(module.language_model, data.tokens, trained_N, 0 * trained_N)["flops"]
-    device = trainer.strategy.root_device
-    measured = utilization(flops, seconds, device, trainer.world_size, module.precision)
-    setup.tracker.log({f"{module.role}/{name}": value for name, value in measured.items()}, trainer.global_step)
 
 
 class FitProgress(L.Callback):
