@@ -73,7 +73,7 @@ class PackedAttention:
         query, key, value = (each[0].to(dtype) for each in (query_1HTD, key_1GTD, value_1GTD))
         if scaling is None:
             scaling = query.shape[-1] ** -0.5
-        if softcap is None and _flash_supports(query, value):
+        if softcap is None and flash_supports(query, value):
             attended_THD = self._on_gpu(query, key, value, scaling, sliding_window)
         else:
             parts = [
@@ -158,7 +158,7 @@ class PackedAttention:
         return attended_THD
 
 
-def _flash_supports(query: Tensor, value: Tensor) -> bool:
+def flash_supports(query: Tensor, value: Tensor) -> bool:
     """Whether PyTorch's flash attention has a kernel for such heads: (H, T, D) and (G, T, D)."""
     size = query.shape[-1]
     return (

@@ -9,7 +9,7 @@ from torch.nn.attention import varlen
 
 from lpsel.data.packing import MicroBatch, Segment, varlen_of
 from lpsel.model import attention
-from lpsel.model.attention import PackedAttention, _flash_takes
+from lpsel.model.attention import PackedAttention, flash_supports
 from lpsel.model.loss import PerSampleLoss, per_sample_nll
 
 SHARED = (Segment(0, 5), Segment(5, 14))
@@ -76,14 +76,14 @@ def test_the_gpu_kernel_is_called_only_for_heads_it_supports(monkeypatch, size, 
         query, value = (
             torch.empty(heads, 7, d, dtype=dtype, device="cuda") for heads, d in ((4, size), (2, value_size))
         )
-        assert _flash_takes(query, value) is takes
-    assert not _flash_takes(torch.empty(4, 7, 64), torch.empty(2, 7, 64))
+        assert flash_supports(query, value) is takes
+    assert not flash_supports(torch.empty(4, 7, 64), torch.empty(2, 7, 64))
 
 
 @pytest.mark.parametrize("kind", ["llama", "tied", "opt-350m-like", "gpt2"])
 def test_a_pass_never_synchronizes_with_the_gpu(make_model, batch, monkeypatch, kind):
     """Tensors without values go through a pack's forward and backward pass: no operation needs a value."""
-    monkeypatch.setattr(attention, "_flash_takes", lambda query, value: True)
+    monkeypatch.setattr(attention, "flash_supports", lambda query, value: True)
     calls, kernel = [], varlen.varlen_attn
     monkeypatch.setattr(varlen, "varlen_attn", lambda *given, **how: calls.append(1) or kernel(*given, **how))
     model, batch = make_model(kind).to(torch.bfloat16), replace(batch, varlen=varlen_of([*batch.rows]))
