@@ -1,7 +1,4 @@
-"""Rows as token ids, computed once and cached in a memory-mapped Arrow file.
-
-The cache key is everything that the ids depend on: the rows, the tokenizer, the template and the length.
-"""
+"""Rows as token ids, computed once and cached in a memory-mapped Arrow file."""
 
 # N rows, T tokens of a row (fed to the model, after truncation)
 import hashlib
