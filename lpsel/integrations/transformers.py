@@ -113,9 +113,8 @@ class ScoresCallback(TrainerCallback):
         if missing:
             problem = f"has no records of epoch {missing[0]}"
             raise UserError(self.parts.folder, problem=problem, hint="train again without resuming")
-        write_scores(
-            self.folder, self.sizes, self.parts.collect(self.epochs, len(self.sizes)), self._manifest(args, kw)
-        )
+        nll_EN = self.parts.collect(self.epochs, len(self.sizes))
+        write_scores(self.folder, self.sizes, nll_EN, self._manifest(args, kw["model"]))
         self.parts.remove()
 
     def _manifest(self, args: TrainingArguments, model: Any) -> dict[str, Any]:
