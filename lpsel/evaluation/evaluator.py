@@ -87,5 +87,6 @@ class Evaluator(Protocol):
             UserError: before any model is loaded, if the error can be detected by then.
         """
 
-    def table(self, result: dict[str, Any]) -> "Table":
+    @staticmethod
+    def table(result: dict[str, Any]) -> "Table":
         """The result for the terminal."""

@@ -5,7 +5,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,9 +29,6 @@ from lpsel.model.memory_estimate import recording_pack
 from lpsel.model.spec import ModelSpec
 from lpsel.storage import distinct, file_names, finite, write_lines
 from lpsel.training.monitors import check_vocabulary
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +73,8 @@ class ReferenceEvaluator:
     batch_tokens: int = 16_384
     resamples: int = 10_000
     seed: int = 42
+
+    table = staticmethod(reference_table)
 
     def __post_init__(self) -> None:
         for name in ("batch_tokens", "resamples"):
@@ -128,10 +127,6 @@ class ReferenceEvaluator:
                 "models": [{**report, **compared} for report, compared in zip(reports, metrics, strict=True)],
             }
         )
-
-    def table(self, result: dict[str, Any]) -> "Table":
-        """The models side by side."""
-        return reference_table(result)
 
     def _prepare(
         self, specs: list[ModelSpec], source: Source, examples: list[Example], cache_dir: Path

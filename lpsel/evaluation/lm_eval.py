@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lpsel.errors import UserError, check_int, check_package, first_line
 from lpsel.evaluation.evaluator import GENERATIONS, Candidates, EvaluationContext
@@ -16,9 +16,6 @@ from lpsel.model.device import free_memory
 from lpsel.model.load import load_model, load_tokenizer, locate
 from lpsel.model.spec import ModelSpec
 from lpsel.storage import distinct, file_names, finite, write_lines
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -42,6 +39,8 @@ class LmEvalEvaluator:
     batch_size: int = 8
     apply_chat_template: bool | None = None
     seed: int = 42
+
+    table = staticmethod(lm_eval_table)
 
     def __post_init__(self) -> None:
         for name, minimum in (("num_fewshot", 0), ("limit", 1), ("batch_size", 1)):
@@ -109,10 +108,6 @@ class LmEvalEvaluator:
                 "models": models,
             }
         )
-
-    def table(self, result: dict[str, Any]) -> "Table":
-        """A row for every metric, a column for every model."""
-        return lm_eval_table(result)
 
     def _chat(self, spec: ModelSpec, tokenizer: Any) -> bool:
         chat = spec.template == "chat" if self.apply_chat_template is None else self.apply_chat_template

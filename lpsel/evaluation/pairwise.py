@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -29,9 +29,6 @@ from lpsel.judging.human import HumanJudge
 from lpsel.judging.judge import Judge, Judgement, Pair
 from lpsel.judging.judge_pairs import judge_pairs
 from lpsel.storage import distinct, file_names, finite, write_lines
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +60,8 @@ class PairwiseEvaluator:
     batch_tokens: int = 16_384
     resamples: int = 10_000
     seed: int = 42
+
+    table = staticmethod(pairwise_table)
 
     def __post_init__(self) -> None:
         for name in ("batch_tokens", "resamples"):
@@ -124,10 +123,6 @@ class PairwiseEvaluator:
                 **judged,
             }
         )
-
-    def table(self, result: dict[str, Any]) -> "Table":
-        """Win rates of the models against the baseline."""
-        return pairwise_table(result)
 
     def _generate(
         self, candidates: Candidates, names: Sequence[str], prompts: Sequence[Prompt], context: EvaluationContext
