@@ -39,12 +39,13 @@ def run(job: Job) -> dict[str, Any]:
     if candidates.all:  # imported verdicts need neither models nor torch, which takes seconds to import
         device = str(context.device)
         resolve_precision(context.precision)
-        log.info("Evaluating %s", "; ".join(model.name for model in candidates.all))
     for spec in candidates.all:
         if isinstance(spec, ModelSpec) and spec.path:
             locate(spec, job.cache_dir)
     evaluator.check(candidates)
 
+    if candidates.all:
+        log.info("Evaluating %s", "; ".join(model.name for model in candidates.all))
     job.start_tracking()
     for folder in (Path(name).expanduser() for name in dict.fromkeys([*baseline, *names])):
         artifact = (read_result(folder) or {}).get("artifact")
