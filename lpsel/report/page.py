@@ -7,7 +7,6 @@ import io
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -28,38 +27,31 @@ from lpsel.selection.agreement import ROWS_OF_A_CLUSTER
 from lpsel.selection.agreement_study import ALL, DEFINED, Study
 from lpsel.storage import write_atomically
 
+Drawn = tuple[str, str, Figure | None]  # file name, caption and figure
+
 MOST_OF_A_KIND = 6  # trajectories and length figures: more would hide the other figures
 
-QUALITY, GROUPS = "Quality by percentage of the data", "Categories and prompt sets"
-HARNESS, COSTS = "lm-evaluation-harness", "Costs"
-# Sections of the report in order, with the titles of the tables in them.
-SECTIONS: dict[str, dict[str, str]] = {
-    QUALITY: {"evaluations": "Evaluations", "seeds": "Spread over seeds"},
-    "Buckets": {},
-    "Scorer and target": {},
-    GROUPS: {"groups": "Win rates"},
-    "Human evaluation": {"votes": "Annotators"},
-    HARNESS: {"harness": "Tasks"},
-    "Agreement of scores": {},
-    "Hard and easy rows": {"examples": "Rows of each ranking: first, last and random"},
-    "Lengths of selected rows": {},
-    COSTS: {"costs": "Ledgers"},
+# Sections of the report in order: the names of their figures, and the titles of their tables.
+SECTIONS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
+    "Quality by percentage of the data": (
+        ("share", "difference"),
+        {"evaluations": "Evaluations", "seeds": "Spread over seeds"},
+    ),
+    "Buckets": (("buckets",), {}),
+    "Scorer and target": (("scorers",), {}),
+    "Categories and prompt sets": (("groups",), {"groups": "Win rates"}),
+    "Human evaluation": ((), {"votes": "Annotators"}),
+    "lm-evaluation-harness": (("harness",), {"harness": "Tasks"}),
+    "Agreement of scores": (("agreement",), {}),
+    "Hard and easy rows": (("trajectory",), {"examples": "Rows of each ranking: first, last and random"}),
+    "Lengths of selected rows": (("lengths",), {}),
+    "Costs": (("costs",), {"costs": "Ledgers"}),
 }
 FORMULAS = {
     "lp": "LP(1) = (P₀ − P₁) / (P₀ − Pₙ), with perplexities P: the fraction of all learning that happens in epoch 1.",
     "lp_app": "LP_app(1) = (P₀ − P₁) / P₀, with perplexities P: the approximation of LP from one epoch.",
     "lp_nll": "The formula of LP with the mean loss per token (NLL) instead of perplexity.",
 }
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A figure with its file name, its section of the report and its caption."""
-
-    name: str
-    section: str
-    caption: str
-    figure: Figure | None
 
 
 def render(template: str, **values: Any) -> str:
@@ -85,13 +77,13 @@ def write_report(runs: Runs, out: Path) -> Path:
     with output_folder(out, "report", runs.folders, written_later=[WANDB_SPEC]) as folder:
         (folder / "figures").mkdir()
         (folder / "tables").mkdir()
-        figures = defaultdict(list)
-        for drawn in report_figures(runs, measured, tables):
-            if drawn.figure is not None:
-                image = svg(drawn.figure, drawn.name)
-                save_png(drawn.figure, folder / "figures" / f"{drawn.name}.png")
-                _write(folder / "figures" / f"{drawn.name}.svg", image)
-                figures[drawn.section].append({"name": drawn.name, "caption": drawn.caption, "svg": _element(image)})
+        figures = []
+        for name, caption, figure in report_figures(runs, measured, tables):
+            if figure is not None:
+                image = svg(figure, name)
+                save_png(figure, folder / "figures" / f"{name}.png")
+                _write(folder / "figures" / f"{name}.svg", image)
+                figures.append({"name": name, "caption": caption, "svg": _element(image)})
         for name, table in tables.items():
             if table:
                 _write(folder / "tables" / f"{name}.csv", _csv(table))
@@ -99,12 +91,16 @@ def write_report(runs: Runs, out: Path) -> Path:
     return out / "index.html"
 
 
-def _report_page(runs: Runs, tables: dict[str, Table], figures: dict[str, Any], out: Path) -> str:
+def _report_page(runs: Runs, tables: dict[str, Table], figures: list[dict[str, Any]], out: Path) -> str:
     rows = tables["runs"]
     columns = [c for c in rows[0] if c not in ("run", "folder") and any(row[c] is not None for row in rows)]
     sections = [
-        (title, figures.get(title, []), [(name, tables[table]) for table, name in names.items() if tables[table]])
-        for title, names in SECTIONS.items()
+        (
+            title,
+            [figure for figure in figures if figure["name"].partition("-")[0] in kinds],
+            [(name, tables[table]) for table, name in names.items() if tables[table]],
+        )
+        for title, (kinds, names) in SECTIONS.items()
     ]
     return render(
         "report.html.j2",
@@ -146,21 +142,21 @@ def link(folder: Path, out: Path) -> str:
 def report_figures(runs: Runs, measured: Sequence[Point], tables: dict[str, Table]) -> Iterator[Drawn]:
     """Every figure of the report in order; None where the runs do not allow it."""
     yield from _quality_figures(measured)
-    yield from _dot_figures("groups", GROUPS, tables["groups"], "group", "win rate, %", 50.0)
-    yield from _dot_figures("harness", HARNESS, tables["harness"], "task", "value", None)
+    yield from _dot_figures("groups", tables["groups"], "group", "win rate, %", 50.0)
+    yield from _dot_figures("harness", tables["harness"], "task", "value", None)
     selections = runs.by_command("train", "select")
     caption = "Spearman correlation between scores of the same rows."
-    yield Drawn("agreement", "Agreement of scores", caption, row_figures.score_agreement_figure(selections))
+    yield "agreement", caption, row_figures.score_agreement_figure(selections)
     for k, run in enumerate(_first(selections, lambda run: run.get("scores")), 1):
         path = Path(str(run.get("scores")))
         name = path.parent.name if run.scorer == "–" else f"{run.scorer} on {run.get('dataset', 'name')}"
         caption = f"{name}, as used by {run.name}: median and quartiles of the hardest and easiest tenth by LP_app(1)."
-        yield Drawn(f"trajectory-{k}", "Hard and easy rows", caption, row_figures.trajectory_figure(path))
+        yield f"trajectory-{k}", caption, row_figures.trajectory_figure(path)
     for k, run in enumerate(_first(selections, lambda run: (run.series, run.pct)), 1):
         caption = f"{run.series}, {run.pct:g} %." if run.pct else f"{run.series}."
-        yield Drawn(f"lengths-{k}", "Lengths of selected rows", caption, row_figures.length_figure(run))
+        yield f"lengths-{k}", caption, row_figures.length_figure(run)
     caption = "FLOPs of scoring and training; the distance to the dashed line is saved."
-    yield Drawn("costs", COSTS, caption, row_figures.ledger_figure(runs.by_command("train")))
+    yield "costs", caption, row_figures.ledger_figure(runs.by_command("train"))
 
 
 def _first(runs: Sequence[Run], key: Callable[[Run], Any]) -> list[Run]:
@@ -175,29 +171,27 @@ def _first(runs: Sequence[Run], key: Callable[[Run], Any]) -> list[Run]:
 def _quality_figures(measured: Sequence[Point]) -> Iterator[Drawn]:
     kinds = {
         "share": (
-            QUALITY,
             quality_figures.fraction_figure,
             "Lines connect means over seeds, each mark is one run, bars are 95 % intervals; dashed: training on all "
             "rows, or a win rate of 50 %.",
         ),
         "difference": (
-            QUALITY,
             quality_figures.difference_figure,
             "Difference from training on all rows; bars are 95 % intervals of the paired difference, where the "
             "baseline of the evaluation was trained on all rows.",
         ),
-        "buckets": ("Buckets", quality_figures.bucket_figure, "Means over runs with 95 % intervals."),
-        "scorers": ("Scorer and target", quality_figures.scorer_target_figure, "Means over runs."),
+        "buckets": (quality_figures.bucket_figure, "Means over runs with 95 % intervals."),
+        "scorers": (quality_figures.scorer_target_figure, "Means over runs."),
     }
     comparable = defaultdict(list)
     for p in measured:
         comparable[p.metric, p.against].append(p)
     for k, ((metric, against), group) in enumerate(reversed(comparable.items()), 1):  # key figures first
-        for name, (section, draw, caption) in kinds.items():
-            yield Drawn(f"{name}-{k}", section, f"{quality_figures.LABELS[metric]}; {against}. {caption}", draw(group))
+        for name, (draw, caption) in kinds.items():
+            yield f"{name}-{k}", f"{quality_figures.LABELS[metric]}; {against}. {caption}", draw(group)
 
 
-def _dot_figures(name: str, section: str, table: Table, row: str, label: str, line: float | None) -> Iterator[Drawn]:
+def _dot_figures(name: str, table: Table, row: str, label: str, line: float | None) -> Iterator[Drawn]:
     """A figure for every evaluation and kind of group or metric in it, which have the same scale."""
     dots = defaultdict(list)
     for entry in table:
@@ -205,7 +199,7 @@ def _dot_figures(name: str, section: str, table: Table, row: str, label: str, li
         dots[entry["evaluation"], entry["kind"]].append(quality_figures.Dot(entry[row], entry["model"], at))
     for k, ((evaluation, kind), group) in enumerate(dots.items(), 1):
         caption = f"{Path(evaluation).name}, {kind}. 95 % intervals."
-        yield Drawn(f"{name}-{k}", section, caption, quality_figures.dots_figure(group, label, line))
+        yield f"{name}-{k}", caption, quality_figures.dots_figure(group, label, line)
 
 
 def agreement_page(study: Study, numbers: dict[str, Any]) -> str:

@@ -28,6 +28,7 @@ def all_tables(runs: Runs, points: Sequence[Point]) -> dict[str, Table]:
 def run_rows(runs: Runs, points: Sequence[Point]) -> Table:
     """A row per run, with its key figure and its costs."""
     last_point = {p.run.folder: p for p in points}
+    settings = ("target", "scorer", "rule", "bucket", "pct")
     rows = []
     for run in runs.finished:
         point = last_point.get(run.folder)
@@ -37,11 +38,7 @@ def run_rows(runs: Runs, points: Sequence[Point]) -> Table:
         row = {
             "run": run.name,
             "command": run.command,
-            "target": run.target if selects else None,
-            "scorer": run.scorer if selects else None,
-            "rule": run.rule if selects else None,
-            "bucket": run.bucket,
-            "pct": run.pct if selects else None,
+            **{name: getattr(run, name) if selects else None for name in settings},
             "rows": run.get("n_selected" if selects else "n") if trained_rows is None else trained_rows,
             "seed": run.get("seed"),
             **{name: getattr(point, name, None) for name in ("metric", "value", "low", "high")},
@@ -120,10 +117,7 @@ def example_rows(runs: Runs) -> Table:
             "rule": run.rule,
             "bucket": run.bucket,
             "end": end,
-            "index": example.get("index"),
-            "score": example.get("score"),
-            "selected": example.get("selected"),
-            "text": example.get("text"),
+            **{name: example.get(name) for name in ("index", "score", "selected", "text")},
             "folder": str(run.folder),
         }
         for run in rankings.values()

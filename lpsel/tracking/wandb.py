@@ -80,13 +80,14 @@ class WandbTracker(Tracker):
         excepthook = sys.excepthook
         settings = wandb.Settings(silent=True, console="off", finish_timeout=UPLOAD_SECONDS)
         settings.save_code, settings.disable_git, settings.disable_code = False, True, True
+        earlier = tracked_run(run_dir)
         arguments: dict[str, Any] = {
             "project": self.project,
             "entity": self.entity,
             "group": self.group or group,
             "tags": [job, *self.tags],
             "job_type": job,
-            "id": unfinished(run_dir) or secrets.token_hex(8),
+            "id": earlier["id"] if earlier and not earlier.get("finished") else secrets.token_hex(8),
             "resume": "allow",
             "name": run_dir.name,
             "config": json.loads(redact(json.dumps(config))),
@@ -156,12 +157,6 @@ def tracked_run(run_dir: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return stored if isinstance(stored, dict) and isinstance(stored.get("id"), str) else None
-
-
-def unfinished(run_dir: Path) -> str | None:
-    """The id of the W&B run that a run folder's command started and did not finish."""
-    stored = tracked_run(run_dir)
-    return str(stored["id"]) if stored is not None and not stored.get("finished") else None
 
 
 def has_account() -> bool:
