@@ -67,8 +67,8 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, kind, verdict):
         good = completion(f"I considered both.\n[[{verdict}]]")
         if kind.isdigit():
-            told = f"status {kind} for {self.headers['Authorization']}"
-            self.send(json.dumps({"error": {"message": told}}), status=int(kind))
+            message = f"status {kind} for {self.headers['Authorization']}"
+            self.send(json.dumps({"error": {"message": message}}), status=int(kind))
         elif kind == "slow":
             time.sleep(options.slow)
             self.send(json.dumps(good))
