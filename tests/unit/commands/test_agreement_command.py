@@ -225,7 +225,7 @@ def test_clusters_come_from_a_file_or_a_table(scores, tmp_path):
     )
     again = run([str(with_column), tables[1]], tmp_path / "own")["numbers"]
     assert again["pairs"][0]["in_clusters"] == results[0]["pairs"][0]["in_clusters"]
-    assert "Inside clusters (2 clusters of 10 rows or more)" in (tmp_path / "own" / "agreement.html").read_text()
+    assert "Within clusters (2 clusters with at least 10 rows)" in (tmp_path / "own" / "agreement.html").read_text()
 
 
 @pytest.mark.parametrize(
