@@ -75,7 +75,7 @@ def publish(run: Path, out: Path | None = None, license: str | None = None) -> P
         try:
             dataset_card = card(result, data.relative_to(temporary), license)
         except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(run / RESULT, problem=f"{error} is missing or has changed", hint=AGAIN) from error
+            raise UserError(run / RESULT, problem=f"is not complete ({error})", hint=AGAIN) from error
         dataset_card.save(temporary / "README.md")
     return folder
 

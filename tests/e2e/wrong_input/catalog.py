@@ -456,7 +456,7 @@ FURTHER = [
     ],
     Case("publish runs/lost-subset", "nowhere.jsonl: no longer exists"),
     Case("publish runs/no-license", "dataset mine"),
-    Case("publish runs/no-fields --license mit", "'n_selected' is not as select writes it"),
+    Case("publish runs/no-fields --license mit", "result.json: is not complete"),
     Case("publish runs/lost-subset --too x", "--too x"),
 ]
 
@@ -522,7 +522,7 @@ SERVICES = [
         "rejects the API key (401)",
     ),
     late(JUDGE.replace("model=models/good", "model=m@http://nowhere.invalid/v1", 1), "nowhere.invalid"),
-    Case(SELECT, "tracker.mode=online: there is no account"),
+    Case(SELECT, "tracker.mode=online: there is no W&B account"),
     Case(f"{ACCOUNT} WANDB_BASE_URL=http://127.0.0.1:9 {SELECT}", "127.0.0.1:9 does not answer"),
     Case(f"{ACCOUNT} WANDB_BASE_URL=http://nowhere.invalid {SELECT}", "http://nowhere.invalid"),
     Case(f"{ACCOUNT} WANDB_BASE_URL=nowhere {SELECT}", "nowhere does not answer"),
