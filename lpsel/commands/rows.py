@@ -1,11 +1,10 @@
-"""`rows`: the hardest and the easiest rows of a table of scores, with how their loss went and their texts.
+"""`rows`: the hardest and easiest rows of a table of scores, with their losses and texts.
 
-N rows, E recorded columns (0 = before training, then one after each epoch)
+N rows, M rows with a value to rank by
 """
 
 import argparse
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from lpsel.commands.arguments import OneLineParser
+from lpsel.commands.result_summary import Pairs
 from lpsel.console import lines, show
 from lpsel.data.column_forms import Example
 from lpsel.data.dataset import DatasetSpec, Source
@@ -22,9 +22,10 @@ from lpsel.run_config import RESULT, RUN_CONFIG, read_result
 from lpsel.scoring.metrics import METRICS, learning_percentage
 from lpsel.scoring.read import SCORES_FILE, read_scores
 from lpsel.scoring.table import CONTENT_ID, ScoreTable
+from lpsel.storage import read_json
 
 MANIFEST = "manifest.json"
-ROWS = 20  # where no number is given
+ROWS = 20  # by default
 LONGEST = 240  # characters of a text on a terminal
 
 Floats = NDArray[np.float64]
@@ -34,35 +35,40 @@ def main(arguments: Sequence[str]) -> None:
     """Run the command as `lpsel rows ARGUMENTS`.
 
     Raises:
-        UserError: no scores there, nothing to rank by, another data set's rows.
+        UserError: no scores, an unknown value to rank by, or a dataset with other rows.
     """
     parser = OneLineParser(prog="lpsel rows", description="Show the hardest and easiest rows of a table of scores.")
     parser.add_argument(
         "scores", metavar="SCORES", help="a scores folder, a Parquet, CSV or .npz file, or a run folder"
     )
-    parser.add_argument("--hardest", type=_count, metavar="N", help=f"so many of the hardest rows ({ROWS})")
-    parser.add_argument("--easiest", type=_count, metavar="N", help="so many of the easiest rows")
+    parser.add_argument("--hardest", type=_count, metavar="N", help=f"number of the hardest rows ({ROWS})")
+    parser.add_argument("--easiest", type=_count, metavar="N", help="number of the easiest rows")
     parser.add_argument("--by", metavar="NAME", help="lp, lp_app, lp_nll, nll_0, nll_1, ... (lp_app, else nll_0)")
-    parser.add_argument("--dataset", metavar="FILE", help="the data set, where the scores do not say which")
-    parser.add_argument("--key", metavar="NAME", help="the array of an .npz that has several")
+    parser.add_argument("--dataset", metavar="FILE", help="the dataset, if the scores do not name it")
+    parser.add_argument("--key", metavar="NAME", help="the array of an .npz with several")
     given = parser.parse_args(arguments)
-    file = _scores_of(Path(given.scores).expanduser())
+    file = _scores_file(Path(given.scores).expanduser())
     try:
         table = read_scores(file, given.key)
     except UserError as error:
-        raise UserError(str(error).removeprefix("scores=").replace("scores_key=", "--key ")) from error
+        raise error.renamed("--key") if error.name == "scores_key" else error from None
     by = given.by or ("lp_app" if table.epochs else "nll_0")
-    value_N, hardest_first = _ranked(table, by)
+    value_N, hardest_M = _ranked(table, by)
     hardest = ROWS if given.hardest is None and given.easiest is None else given.hardest or 0
-    wanted = {"hardest": hardest_first[:hardest], "easiest": hardest_first[::-1][: given.easiest or 0]}
-    numbers = {int(table.index[row]) for rows in wanted.values() for row in rows}
-    texts, why = _texts(file, table, given.dataset, numbers)
-    for name, rows in wanted.items():
+    ends = {"hardest": hardest_M[:hardest], "easiest": hardest_M[::-1][: given.easiest or 0]}
+    texts, note = {}, ""
+    try:
+        texts = _texts(file, table, given.dataset, np.concatenate([*ends.values()]))
+    except UserError as error:
+        if given.dataset is not None:
+            raise
+        note = f"No texts: {error}"
+    for name, rows in ends.items():
         if len(rows):
-            told = [pair for row in rows for pair in _told(table, int(row), by, value_N, texts)]
-            show(lines(told, title=f"The {len(rows)} {name} of {len(hardest_first):,} rows by {by}"))
-    if why:
-        print(why)
+            pairs = [pair for row in rows for pair in _described(table, int(row), by, value_N, texts)]
+            show(lines(pairs, title=f"The {len(rows)} {name} of {len(hardest_M):,} rows by {by}"))
+    if note:
+        print(note)
 
 
 def _count(text: str) -> int:
@@ -71,101 +77,82 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _scores_of(path: Path) -> Path:
-    """The scores that were named; of a run folder those that it used."""
-    if not (path / RESULT).is_file():
-        if (path / RUN_CONFIG).is_file():
-            raise UserError(f"{path}: this run is not finished; give its command again, or name a scores folder.")
-        if path.is_dir() and not (path / SCORES_FILE).is_file():
-            raise UserError(f"{path}: no scores in it; name a scores folder or file, or the folder of a finished run.")
-        return path
-    scores = (read_result(path) or {}).get("scores")
-    if not scores:
-        raise UserError(f"{path}: this run used no scores; name a scores folder or file.")
-    return Path(scores)
+def _scores_file(path: Path) -> Path:
+    """The scores at a path, or those that a run used."""
+    hint = "give a scores folder or file, or the folder of a finished run"
+    if (path / RESULT).is_file():
+        if scores := (read_result(path) or {}).get("scores"):
+            return Path(scores)
+        raise UserError(path, None, "this run used no scores", hint)
+    if (path / RUN_CONFIG).is_file():
+        raise UserError(path, None, "this run is not finished", "run its command again, or give a scores folder")
+    if path.is_dir() and not (path / SCORES_FILE).is_file():
+        raise UserError(path, None, "contains no scores", hint)
+    return path
 
 
 def _ranked(table: ScoreTable, by: str) -> tuple[Floats, NDArray[np.int64]]:
-    """What rows are ranked by, (N,), and the places of those that have it, the hardest first, ties by row number.
+    """The values to rank by, (N,), and the positions of rows with one, hardest first, ties by row number.
 
     A high loss is hard, and a low learning percentage.
     """
-    recorded = [f"nll_{e}" for e in range(len(table.nll))]
-    known = [name for name, metric in METRICS.items() if table.epochs >= metric.epochs] + recorded
-    if by not in known:
-        raise UserError(f"--by {by}: these scores have {', '.join(known) or 'no recorded loss'}; name one of them.")
-    value_N = learning_percentage(table, by) if by in METRICS else table.nll[recorded.index(by)]
-    sign = 1 if by in METRICS else -1
-    kept = np.flatnonzero(np.isfinite(value_N) & (table.response_tokens > 0))
-    return value_N, kept[np.lexsort((table.index[kept], sign * value_N[kept]))]
+    losses = [f"nll_{epoch}" for epoch in range(len(table.nll))]
+    choices = [name for name, metric in METRICS.items() if table.epochs >= metric.epochs] + losses
+    if by not in choices:
+        problem = f"these scores have {', '.join(choices) or 'no recorded loss'}"
+        raise UserError("--by", by, problem, "choose one of them" if choices else "give other scores")
+    value_N = learning_percentage(table, by) if by in METRICS else table.nll[losses.index(by)]
+    key_N = value_N if by in METRICS else -value_N
+    rows_M = np.flatnonzero(np.isfinite(value_N) & (table.response_tokens > 0))
+    return value_N, rows_M[np.lexsort((table.index[rows_M], key_N[rows_M]))]
 
 
-def _told(table: ScoreTable, row: int, by: str, value_N: Floats, texts: dict[int, Example]) -> list[tuple[str, str]]:
-    """Two or three lines: numbers, what was asked and what was answered."""
-    number = int(table.index[row])
+def _described(table: ScoreTable, row: int, by: str, value_N: Floats, texts: Mapping[int, Example]) -> Pairs:
+    """A line of numbers, and one for each turn of the conversation."""
     losses = " → ".join(f"{nll:.3f}" for nll in table.nll[:, row])
     tokens = f"  {table.response_tokens[row]:,} tokens" if table.tokens_known else ""
-    content = f"  id {table.id[row].as_py()}" if table.id is not None and number not in texts else ""
-    told = [(f"row {number}", f"{by} {value_N[row]:.4g}  NLL {losses}{tokens}{content}")]
-    if number in texts:
-        example = texts[number]
-        turns = [(turn.role, turn.content) for turn in example.turns]
-        if example.input:
-            turns.insert(1, ("input", example.input))
-        told += [(f"  {role}", _short(text)) for role, text in turns]
-    return told
+    content = f"  id {table.id[row].as_py()}" if table.id is not None and row not in texts else ""
+    pairs = [(f"row {table.index[row]}", f"{by} {value_N[row]:.4g}  NLL {losses}{tokens}{content}")]
+    if row in texts:
+        turns = [(turn.role, turn.content) for turn in texts[row].turns]
+        if texts[row].input:
+            turns.insert(1, ("input", texts[row].input))
+        pairs += [(f"  {role}", _short(text)) for role, text in turns]
+    return pairs
 
 
 def _short(text: str) -> str:
     """The beginning of a long text on a terminal, all of it elsewhere."""
-    cut = Console().is_terminal and len(text) > LONGEST
-    return f"{text[:LONGEST]}…" if cut else text
+    return f"{text[:LONGEST]}…" if len(text) > LONGEST and Console().is_terminal else text
 
 
-def _texts(file: Path, table: ScoreTable, named: str | None, numbers: set[int]) -> tuple[dict[int, Example], str]:
-    """The rows of those numbers, or none and why.
+def _texts(file: Path, table: ScoreTable, dataset: str | None, rows: NDArray[np.int64]) -> dict[int, Example]:
+    """The examples at positions in the table, from the given dataset or that of the scores folder.
 
     Raises:
-        UserError: the data set that was named is not the one that was scored.
+        UserError: the dataset is unknown, cannot be read, or differs from the one that was scored.
     """
-    if named is not None:
-        source = Source(DatasetSpec(Path(named).name, named))
-    else:
-        found = _dataset_of(file)
-        if found is None:
-            return {}, "Texts: these scores do not say which data set they are of; name it with --dataset FILE."
-        source = Source(found)
+    source = Source(DatasetSpec(Path(dataset).name, dataset) if dataset is not None else _dataset_of(file))
+    position = {int(table.index[row]): int(row) for row in rows}
     try:
-        first = islice(source, max(numbers, default=-1) + 1)
-        texts = {row.index: row.example for row in first if row.index in numbers}
+        first = islice(source, max(position, default=-1) + 1)
+        texts = {position[row.index]: row.example for row in first if row.index in position}
     except UserError as error:
-        if named is not None:
-            raise UserError(str(error).replace("dataset.path=", "--dataset ")) from error
-        return {}, f"Texts: {error}"
-    missing = (numbers - texts.keys()) | {n for n, example in texts.items() if not _is(example, n, table)}
-    if missing:
-        what = f"row {min(missing)} is not the one that was scored"
-        if named is not None:
-            raise UserError(f"--dataset {named}: {what}; name the data set of these scores.")
-        return (
-            {},
-            f"Texts: {source.spec.path or source.spec.name} has changed, {what}; name a copy with --dataset FILE.",
-        )
-    return texts, ""
+        raise error.renamed("--dataset") if dataset is not None and error.name == "dataset.path" else error from None
+    for number, row in sorted(position.items()):
+        scored = None if table.id is None else table.id[row].as_py()
+        is_content = CONTENT_ID.fullmatch(scored or "") is not None  # other ids are the user's own
+        if row not in texts or (is_content and scored != texts[row].content_id()):
+            name = "--dataset" if dataset is not None else "dataset"
+            problem = f"row {number} is not the row that was scored"
+            hint = "give the dataset of these scores with --dataset FILE"
+            raise UserError(name, source.spec.path or source.spec.name, problem, hint)
+    return texts
 
 
-def _is(example: Example, number: int, table: ScoreTable) -> bool:
-    """Whether a row can be the one that was scored: ids of one's own say nothing."""
-    if table.id is None:
-        return True
-    scored = table.id[int(np.searchsorted(table.index, number))].as_py()
-    return CONTENT_ID.fullmatch(scored or "") is None or scored == example.content_id()
-
-
-def _dataset_of(file: Path) -> DatasetSpec | None:
-    """What the manifest beside the scores says of their data set."""
+def _dataset_of(file: Path) -> DatasetSpec:
+    """The dataset in the manifest of a scores folder."""
     try:
-        manifest = json.loads(((file if file.is_dir() else file.parent) / MANIFEST).read_text())
-        return DatasetSpec(**manifest["dataset"])
+        return DatasetSpec(**read_json((file if file.is_dir() else file.parent) / MANIFEST)["dataset"])
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        raise UserError(file, None, "does not name its dataset", "add --dataset FILE") from None

@@ -1,17 +1,18 @@
-"""`train`: find or make scores and a subset, train the target on it, leave a Hugging Face folder."""
+"""`train`: find or compute scores, select a subset, train the target on it, and save a Hugging Face model folder."""
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from lpsel.commands import result_summary as outline
+from lpsel.commands import result_summary
 from lpsel.commands.job import Job
-from lpsel.commands.select import choose, describe_model, prepare, write_selection
+from lpsel.commands.select import describe_model, select_rows, write_selection
+from lpsel.commands.selection_inputs import prepare_inputs
 from lpsel.commands.tracked_values import log_ledger
 from lpsel.config import build
 from lpsel.console import as_text, lines
@@ -26,125 +27,136 @@ from lpsel.training.costs import ledger
 from lpsel.training.setup import TrainingSetup
 from lpsel.training.trained_models import MODEL, checkpoints_of, trained_once, training_entry
 
+if TYPE_CHECKING:
+    from lpsel.data.datamodule import SubsetDataModule
+    from lpsel.data.tokens import Tokens
+
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Target:
+    """The model to train: its spec, an adapter or None, and the folder or Hub id of its weights."""
+
+    spec: ModelSpec
+    adapter: Adapter | None
+    path: str
+
+
 def run(job: Job) -> dict[str, Any]:
-    """Select, train, save. The run folder is a selection folder of the contract with the model beside it."""
-    target: ModelSpec = build(job.config.model)
-    adapter: Adapter | None = build(job.config.adapter)
+    """Select, train, save. The run folder is a selection folder with the model in it."""
     setup = job.training_setup()
+    spec: ModelSpec = build(job.config.model)
+    adapter: Adapter | None = build(job.config.adapter)
     if adapter is not None:
         adapter.check(job.config.trainer.strategy)
-    plan = prepare(job, tokens_of=target)
-    _ = setup.device, setup.precision
-    check_model(target, job.cache_dir)
-    path = locate(target, job.cache_dir)
+    inputs = prepare_inputs(job.config, job.cache_dir, lambda: setup, tokens_of=spec)
+    _ = setup.device, setup.precision  # raise a UserError if not available
+    check_model(spec, job.cache_dir)
+    target = Target(spec, adapter, locate(spec, job.cache_dir))
     job.start_tracking()
 
-    chosen = choose(job, plan)
-    result = write_selection(job, plan, chosen) if is_main_process() else {}
-    log.info(
-        "Selection %s: %s of %s rows, to train %s on",
-        plan.rule.name,
-        f"{chosen.selection.n_selected:,}",
-        f"{chosen.selection.n_total:,}",
-        target.name,
-    )
-    rows_N = chosen.selection.selected
-    entry = training_entry(
-        setup,
-        target,
-        path,
-        OmegaConf.to_container(job.config.adapter, resolve=True),
-        plan.source.ids,
-        rows_N,
-    )
+    selected = select_rows(inputs)
+    result: dict[str, Any] = {"command": "train"}
+    if is_main_process():
+        result |= write_selection(inputs, selected, job.run_dir, job.tracker, job.tracker.use_artifact)
+    selection = selected.selection
+    counts = f"{selection.n_selected:,} of {selection.n_total:,} rows"
+    log.info("Selection %s: %s, to train %s on", inputs.spec.name, counts, spec.name)
+
+    adapter_settings = OmegaConf.to_container(job.config.adapter, resolve=True)
+    entry = training_entry(setup, spec, target.path, adapter_settings, inputs.source.ids, selection.selected)
     checkpoints = checkpoints_of(entry)
     job.temporary.append(checkpoints)
-    trained = trained_once(
+    result |= trained_once(
         setup,
         entry,
-        lambda: _train(setup, target, adapter, path, plan.source, rows_N, checkpoints),
+        lambda: train(setup, target, inputs.source, selection.selected, checkpoints),
         from_any_run=job.in_sweep,
     )
     if not is_main_process():
         return {}
-
-    result = {"command": "train", **result, **trained}
     result["ledger"] = ledger(result["scoring"], result["training"], result.pop("full_training"))
     log_ledger(job.tracker, result["ledger"])
-    log.info(as_text(lines([*outline.selection(result), *outline.scores(result), *outline.training(result)])))
+    parts = (result_summary.selection, result_summary.scores, result_summary.training)
+    log.info(as_text(lines(pair for part in parts for pair in part(result))))
     return result
 
 
-def _train(
-    setup: TrainingSetup,
-    target: ModelSpec,
-    adapter: Adapter | None,
-    path: str,
-    source: Source,
-    rows_N: NDArray[np.bool_],
-    checkpoints: Path,
+def train(
+    setup: TrainingSetup, target: Target, source: Source, selected_N: NDArray[np.bool_], checkpoints: Path
 ) -> dict[str, Any]:
-    """Train the target on the chosen rows and save it; its part of result.json, on the main process.
-
-    Args:
-        checkpoints: folder of its checkpoints.
-    """
-    from lpsel.data.tokens import tokenize
+    """Train the target on the selected rows and save it; its part of result.json, on the main process."""
     from lpsel.model.export import save_model
-    from lpsel.scoring.scorer import report_tokens
-    from lpsel.training.monitors import LossSpikes, UntrainedTokens, check_vocabulary
+    from lpsel.training.monitors import LossSpikes, UntrainedTokens
     from lpsel.training.trainer import fit, full_training
 
-    tokenizer = load_tokenizer(target, path)
-    tokens = tokenize(source, tokenizer, target.template, target.max_length, setup.cache_dir)
-    report_tokens(tokens, target)
-    check_vocabulary(tokens, tokenizer, target, path)
-    data = setup.data_module(tokens, target, mask=rows_N)
-    if not data.steps_per_epoch:
-        raise UserError(
-            f"model.max_length={target.max_length}: leaves no supervised token in any chosen row; raise it."
-        )
-    untrained = int(rows_N.sum() - data.trained.sum())
-    if untrained:
-        log.warning(
-            "Target: %s chosen rows keep no supervised token for %s and are not trained on", untrained, target.name
-        )
-
-    epochs = target.recipe.epochs
-    module = setup.fine_tuner("target", target, path, data.steps_per_epoch * epochs, adapter=adapter)
-    title = f"Target {target.name}"
-    spikes, new = LossSpikes(title), UntrainedTokens(title, tokens, tokenizer)
+    spec, epochs = target.spec, target.spec.recipe.epochs
+    tokenizer = load_tokenizer(spec, target.path)
+    tokens = _tokens(setup, target, source, tokenizer)
+    data = _training_data(setup, spec, tokens, selected_N)
+    title = f"Target {spec.name}"
+    spikes, untrained = LossSpikes(title), UntrainedTokens(title, tokens, tokenizer)
+    steps = data.steps_per_epoch * epochs
+    module = setup.fine_tuner("target", spec, target.path, steps, adapter=target.adapter)
     trainer, cost = fit(
-        setup, module, data, epochs=epochs, title=title, callbacks=[spikes, new], checkpoints=checkpoints
+        setup, module, data, epochs=epochs, title=title, callbacks=[spikes, untrained], checkpoints=checkpoints
     )
-    nll = float(trainer.callback_metrics["target/nll"])
-    folder = setup.run_dir / MODEL
-    save_model(trainer, module, tokenizer, folder)
+    last_step_nll = float(trainer.callback_metrics["target/nll"])
+    save_model(trainer, module, tokenizer, setup.run_dir / MODEL)
     if not is_main_process():
         return {}
-
-    result: dict[str, Any] = {
-        "model": str(folder) if folder.is_dir() else None,
-        "base_model": describe_model(target),
-        "adapter": module.adapted.describe(setup.run_dir) if module.adapted else None,
-        "training": {
-            "rows": int(data.trained.sum()),
-            "rows_truncated": int(tokens.truncated[data.trained].sum()),
-            "steps": trainer.global_step,
-            "epochs": epochs,
-            "last_step_nll": nll,
-            "loss_spikes": spikes.described(),
-            "untrained_tokens": new.tokens,
-            "precision": module.precision,
-            "world_size": trainer.world_size,
-            **asdict(cost),
-        },
+    training = {
+        "rows": int(data.trained.sum()),
+        "rows_truncated": int(tokens.truncated[data.trained].sum()),
+        "steps": trainer.global_step,
+        "epochs": epochs,
+        "last_step_nll": last_step_nll,
+        "loss_spikes": spikes.described(),
+        "untrained_tokens": untrained.tokens,
+        "precision": module.precision,
+        "world_size": trainer.world_size,
+        **asdict(cost),
     }
-    result["full_training"] = full_training(module, data, epochs)
-    result["artifact"] = model_name(setup.run_dir)
-    saved = folder if result["model"] else Path(result["adapter"]["folder"])
-    setup.tracker.log_artifact(model_artifact(result["artifact"], saved, result["training"]))
-    return result
+    adapter = module.adapted.describe(setup.run_dir) if module.adapted else None
+    saved = _track_model(setup, adapter, training)
+    return {
+        **saved,
+        "base_model": describe_model(spec),
+        "adapter": adapter,
+        "training": training,
+        "full_training": full_training(module, data, epochs),
+    }
+
+
+def _tokens(setup: TrainingSetup, target: Target, source: Source, tokenizer: Any) -> "Tokens":
+    from lpsel.data.tokens import tokenize
+    from lpsel.scoring.scorer import report_tokens
+    from lpsel.training.monitors import check_vocabulary
+
+    spec = target.spec
+    tokens = tokenize(source, tokenizer, spec.template, spec.max_length, setup.cache_dir)
+    report_tokens(tokens, spec)
+    check_vocabulary(tokens, tokenizer, spec, target.path)
+    return tokens
+
+
+def _training_data(
+    setup: TrainingSetup, spec: ModelSpec, tokens: "Tokens", selected_N: NDArray[np.bool_]
+) -> "SubsetDataModule":
+    data = setup.data_module(tokens, spec, mask=selected_N)
+    if not data.steps_per_epoch:
+        problem = "leaves no supervised token in any selected row"
+        raise UserError("model.max_length", spec.max_length, problem, "increase it")
+    if unsupervised := int(selected_N.sum() - data.trained.sum()):
+        log.warning("Target: %s selected rows have no supervised token for %s and are skipped", unsupervised, spec.name)
+    return data
+
+
+def _track_model(setup: TrainingSetup, adapter: dict[str, Any] | None, training: dict[str, Any]) -> dict[str, Any]:
+    """Track the saved model, or the adapter if only that was saved; `model` and `artifact` of result.json."""
+    folder, name = setup.run_dir / MODEL, model_name(setup.run_dir)
+    saved = folder.is_dir()
+    path = folder if saved or adapter is None else Path(adapter["folder"])
+    setup.tracker.log_artifact(model_artifact(name, path, training))
+    return {"model": str(folder) if saved else None, "artifact": name}

@@ -406,7 +406,7 @@ EVALUATIONS = [
 
 FURTHER = [
     Case("agreement", "TABLE"),
-    Case("agreement scores/good.csv", "scores/good.csv: is one table"),
+    Case("agreement scores/good.csv", "scores/good.csv: is only one table"),
     Case(AGREE + "nowhere.csv", "nowhere.csv"),
     Case(AGREE + "scores/short.csv", "has 20 rows"),
     Case(AGREE + "scores/far.csv", "has index 10"),
@@ -418,11 +418,11 @@ FURTHER = [
     Case(AGREE + "runs/deep", "runs/deep"),
     Case(AGREE + "runs/no-scores", "runs/no-scores"),
     Case(AGREE + "runs/lost-scores", "nowhere.parquet"),
-    Case(AGREE + "scores/good.csv --pct ten", "--pct ten"),
+    Case(AGREE + "scores/good.csv --pct ten", "--pct: ten"),
     Case(AGREE + "scores/good.csv --pct 0", "pct=0.0"),
-    Case(AGREE + "scores/good.csv --clusters nowhere.csv", "--clusters nowhere.csv"),
+    Case(AGREE + "scores/good.csv --clusters nowhere.csv", "--clusters=nowhere.csv"),
     Case(AGREE + "scores/good.csv --clusters scores/good.csv", "has no column cluster"),
-    Case(AGREE + "scores/good.csv --clusters binary.csv", "--clusters binary.csv"),
+    Case(AGREE + "scores/good.csv --clusters binary.csv", "--clusters=binary.csv"),
     Case(AGREE + "scores/good.csv --wrong", "--wrong"),
     Case(AGREE + "scores/good.csv --out a-file/x", "a-file/x"),
     Case("votes", "FILE"),

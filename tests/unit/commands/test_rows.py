@@ -44,12 +44,12 @@ def test_hard_rows_have_a_low_learning_percentage_or_a_high_loss(scores, capsys)
     assert ranking(capsys, scores, "--by", "nll_0", "--hardest", 2) == ["row 0", "row 1"]  # ties by row number
 
 
-def test_numbers_stand_beside_the_rows_and_missing_texts_are_explained(scores, capsys):
+def test_rows_have_their_numbers_and_missing_texts_are_explained(scores, capsys):
     main([str(scores), "--hardest", "1"])
     title, row, why = capsys.readouterr().out.splitlines()
     assert title == "The 1 hardest of 3 rows by lp_app"
     assert head(row) == ["row 0", "lp_app 0.1", "NLL 2.303 → 2.197 → 2.079"]  # ln 10, ln 9, ln 8
-    assert why == "Texts: these scores do not say which data set they are of; name it with --dataset FILE."
+    assert why == f"No texts: {scores}: does not name its dataset. Add --dataset FILE."
 
 
 def test_texts_cannot_run_in_the_terminal(scores, tmp_path, capsys, on_a_terminal):
@@ -70,7 +70,7 @@ def test_texts_cannot_run_in_the_terminal(scores, tmp_path, capsys, on_a_termina
     assert set(re.findall(r"\x1b.[^m]*m?", drawn)) <= {"\x1b[0m", "\x1b[1m", "\x1b[3m"}, "rich's own, and no colour"
 
 
-def test_real_scores_know_their_data_set(few_runs, capsys):
+def test_a_scores_folder_names_its_dataset(few_runs, capsys):
     folder = few_runs / "train" / "toy-llama-low"
     result = json.loads((folder / "result.json").read_text())
     main([str(folder), "--hardest", "2"])
@@ -85,11 +85,11 @@ def test_real_scores_know_their_data_set(few_runs, capsys):
         assert head(lines[place + 2]) == ["assistant", source[index].raw["output"]]
 
 
-def test_other_data_than_was_scored_is_refused(few_runs, tmp_path, capsys):
+def test_a_dataset_with_other_rows_is_an_error(few_runs, tmp_path, capsys):
     folder = few_runs / "train" / "toy-llama-low"
     other = tmp_path / "other.jsonl"
     other.write_text('{"instruction": "x", "output": "y"}\n' * 24)
-    with pytest.raises(UserError, match=r"--dataset .*other.jsonl: row \d+ is not the one that was scored"):
+    with pytest.raises(UserError, match=r"--dataset=.*other\.jsonl: row \d+ is not the row that was scored"):
         main([str(folder), "--hardest", "2", "--dataset", str(other)])
 
 
@@ -107,20 +107,20 @@ def test_released_scores_with_the_released_data(shared_data, capsys):
     [
         (
             ["SCORES", "--by", "lp_ap"],
-            "--by lp_ap: these scores have lp, lp_app, lp_nll, nll_0, nll_1, nll_2; name one of them.",
+            "--by=lp_ap: these scores have lp, lp_app, lp_nll, nll_0, nll_1, nll_2. Choose one of them.",
         ),
         (["SCORES", "--hardest", "-3"], "argument --hardest: -3: must be a number of rows"),
         (["SCORES", "--easiest", "few"], "argument --easiest: few: must be a number of rows"),
         (["nowhere.parquet"], "nowhere.parquet: no such file"),
-        (["SCORES", "--dataset", "nowhere.jsonl"], "--dataset nowhere.jsonl: no such file"),
+        (["SCORES", "--dataset", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
     ],
 )
-def test_mistakes_end_in_one_line(scores, arguments, message):
+def test_errors_are_one_line(scores, arguments, message):
     with pytest.raises(UserError, match=re.escape(message)):
         main([str(scores) if argument == "SCORES" else argument for argument in arguments])
 
 
 def test_a_run_that_is_not_finished_has_no_scores_yet(tmp_path):
     (tmp_path / "run_config.json").write_text("{}")
-    with pytest.raises(UserError, match=f"{tmp_path}: this run is not finished; give its command again"):
+    with pytest.raises(UserError, match=f"{tmp_path}: this run is not finished"):
         main([str(tmp_path)])

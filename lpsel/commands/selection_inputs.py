@@ -1,0 +1,194 @@
+"""What a selection is made from: the dataset, scores, clusters and embeddings, first checked, then loaded."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from omegaconf import DictConfig
+
+from lpsel.clustering.clusters import Auto, Clusters, KMeans, NoClusters, brings_clusters, with_clusters
+from lpsel.clustering.embeddings import check_embedder, embed
+from lpsel.config import build
+from lpsel.data.dataset import Row, Source
+from lpsel.errors import UserError
+from lpsel.model.spec import ModelSpec, ScorerSpec
+from lpsel.run_config import SCORER
+from lpsel.scoring.read import SCORES_FILE, read_scores
+from lpsel.scoring.table import ScoreTable
+from lpsel.selection.spec import SelectionSpec
+
+if TYPE_CHECKING:
+    from lpsel.scoring.store import Scores
+    from lpsel.training.setup import TrainingSetup
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a selection is made from.
+
+    Attributes:
+        source: the dataset.
+        spec: the rule and how it is applied.
+        pct: percentage of rows to select.
+        seed: of the selection and of clustering.
+        clusters: how rows are clustered.
+        scorer: computes the scores, if `setup` is given.
+        setup: how the scorer is trained; None if the rule needs no scores or they are given.
+        given: scores from a file.
+        scores_file: that file.
+        tokens_of: the model whose tokens decide which rows have a supervised token, if there are no scores.
+        cache_dir: of scores, tokens, clusters and embeddings.
+    """
+
+    source: Source
+    spec: SelectionSpec
+    pct: float
+    seed: int
+    clusters: Clusters
+    scorer: ScorerSpec
+    setup: "TrainingSetup | None"
+    given: ScoreTable | None
+    scores_file: Path | None
+    tokens_of: ModelSpec
+    cache_dir: Path
+
+    @property
+    def source_columns(self) -> list[str]:
+        """The columns that the rule ranks by and that the scores do not have."""
+        known = self.spec.records if self.given is None else self.given.columns
+        return [name for name in self.spec.columns if name is not None and name not in known]
+
+
+def prepare_inputs(
+    config: DictConfig, cache_dir: Path, make_setup: Callable[[], "TrainingSetup"], tokens_of: ModelSpec
+) -> Inputs:
+    """Read the configuration, given scores and the dataset, and check them before any model is loaded.
+
+    Raises:
+        UserError: an invalid value, or inputs that do not fit the rule or each other.
+    """
+    spec: SelectionSpec = build(config.selection)
+    clusters: Clusters = build(config.cluster)
+    scorer: ScorerSpec = build(config.scorer)
+    if spec.embedder == SCORER:
+        spec = replace(spec, embedder=_scorer_path(scorer, cache_dir))
+    if isinstance(clusters, KMeans) and clusters.embedder == SCORER:
+        clusters = replace(clusters, embedder=_scorer_path(scorer, cache_dir))
+    source = Source(build(config.dataset))
+    given, scores_file = _given_scores(config, spec, source, with_clusters=isinstance(clusters, Auto))
+    inputs = Inputs(
+        source=source,
+        spec=spec,
+        pct=spec.percentage(config.pct, len(source)),
+        seed=config.seed,
+        clusters=clusters,
+        scorer=scorer,
+        setup=make_setup() if given is None and spec.epochs is not None else None,
+        given=given,
+        scores_file=scores_file,
+        tokens_of=tokens_of,
+        cache_dir=cache_dir,
+    )
+    _check(inputs)
+    return inputs
+
+
+def _scorer_path(scorer: ScorerSpec, cache_dir: Path) -> str:
+    """The scorer as an embedder: sentence-transformers averages a language model's last hidden states."""
+    from lpsel.model.load import locate
+
+    if scorer.revision is not None:
+        problem = f"does not support scorer.revision={scorer.revision}"
+        raise UserError("cluster.embedder", SCORER, problem, "set cluster.embedder=FOLDER")
+    return locate(scorer, cache_dir)
+
+
+def _given_scores(
+    config: DictConfig, spec: SelectionSpec, source: Source, with_clusters: bool
+) -> tuple[ScoreTable | None, Path | None]:
+    if config.scores is None:
+        if config.scores_key is not None:
+            hint = "set scores=FILE.npz, or leave out scores_key"
+            raise UserError(
+                "scores_key", config.scores_key, "names an array of scores=FILE.npz, which is not set", hint
+            )
+        return None, None
+    columns = [name for name in spec.columns if name is not None]
+    table = read_scores(config.scores, config.scores_key, columns, clusters=with_clusters)
+    spec.check_records(table)
+    path = Path(config.scores).expanduser().resolve()
+    return table.of_dataset(source.ids, source.spec.name), path / SCORES_FILE if path.is_dir() else path
+
+
+def _check(inputs: Inputs) -> None:
+    spec = inputs.spec
+    if spec.uses_clusters and (inputs.given is None or not brings_clusters(inputs.given, inputs.clusters)):
+        if spec.clusters == "rule" and isinstance(inputs.clusters, NoClusters):
+            hint = "leave out cluster=none, or use another rule"
+            raise UserError("cluster", "none", f"selection={spec.name} needs clusters", hint)
+        inputs.clusters.check(inputs.source.spec)
+    for name in inputs.source_columns:
+        _number(next(iter(inputs.source)), name)
+    if spec.needs_vectors and spec.embedder is not None:
+        check_embedder(spec.embedder)
+    if inputs.setup is not None and spec.epochs is not None:
+        from lpsel.scoring.scorer import check_scorer
+
+        check_scorer(inputs.setup, inputs.scorer, spec.epochs)
+
+
+def load_table(inputs: Inputs) -> tuple[ScoreTable, "Scores | None"]:
+    """The table to select from, and the scores folder if a scorer computed it; reuses what is in the cache."""
+    spec, source, scores = inputs.spec, inputs.source, None
+    if inputs.given is not None:
+        table = inputs.given
+    elif inputs.setup is not None and spec.epochs is not None:
+        from lpsel.scoring.scorer import scores_for
+
+        scores = scores_for(inputs.setup, inputs.scorer, source, spec.epochs, spec.records)
+        table = read_scores(scores.table, columns=spec.records)
+    else:
+        table = _table_of_tokens(source, inputs.tokens_of, inputs.cache_dir)
+    if spec.uses_clusters:
+        table = with_clusters(table, inputs.clusters, source, inputs.cache_dir, inputs.seed)
+    if names := inputs.source_columns:
+        numbers = np.fromiter((_number(row, name) for row in source for name in names), np.float64)
+        columns = dict(zip(names, numbers.reshape(-1, len(names)).T, strict=True))
+        table = replace(table, columns={**table.columns, **columns})
+    if spec.needs_vectors and spec.embedder is not None:
+        vectors_UD = embed(source, spec.embedder, inputs.cache_dir)
+        table = replace(table, vectors=vectors_UD[source.contents.position])
+    return table, scores
+
+
+def _number(row: Row, name: str) -> float:
+    value, hint = row.raw.get(name), "name a numeric column"
+    if name not in row.raw:
+        problem = f"neither in scores= nor in row {row.index} of the dataset, which has {', '.join(map(str, row.raw))}"
+        raise UserError("selection.column", name, problem, hint)
+    try:
+        return float("nan") if value is None or value == "" else float(value)
+    except (TypeError, ValueError):
+        problem = f"row {row.index} has {str(value)[:40]!r}"
+        raise UserError("selection.column", name, problem, hint) from None
+
+
+def _table_of_tokens(source: Source, model: ModelSpec, cache_dir: Path) -> ScoreTable:
+    """A table without scores, for a rule that only needs to know which rows have a supervised token."""
+    from lpsel.data.tokens import tokenize
+    from lpsel.model.load import load_tokenizer, locate
+    from lpsel.scoring.scorer import report_tokens
+
+    tokenizer = load_tokenizer(model, locate(model, cache_dir))
+    tokens = tokenize(source, tokenizer, model.template, model.max_length, cache_dir)
+    report_tokens(tokens, model)
+    return ScoreTable(
+        index=np.arange(len(tokens)),
+        id=tokens.ids,
+        prompt_tokens=tokens.prompt_tokens,
+        response_tokens=tokens.response_tokens,
+        truncated=tokens.truncated,
+        nll=np.empty((0, len(tokens))),
+    )
