@@ -391,7 +391,7 @@ EVALUATIONS = [
     Case(IMPORT + "no-prompt.json", "no id and no instruction"),
     Case(IMPORT + "words.json", "'maybe'"),
     Case(IMPORT + "far.json", "preference 7"),
-    Case(IMPORT + "twice.json", "2 verdicts on y for the same prompt, 'a'"),
+    Case(IMPORT + "twice.json", "two verdicts by the judge on y for the same prompt, 'a'"),
     Case(IMPORT + "baselines.json", "two baselines, x and z"),
     Case(IMPORT + "orders.json", "3 values in column order (a, b, c)"),
     Case(IMPORT + "chars.json", "model_chars=many"),
