@@ -1,58 +1,52 @@
-"""Clusters of rows, so that a selection covers the kinds of instruction there are.
+"""Clusters of rows, so that a selection covers the kinds of instruction in a dataset.
 
 N rows, U different contents, D dimensions
 
-Each class here is a choice in conf/cluster.
+Each class that implements `Clusters` is a choice in conf/cluster.
 """
 
-import io
 import logging
-import re
 import warnings
-from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-from filelock import FileLock
 from numpy.typing import NDArray
 
-from lpsel.clustering.embeddings import check_embedder, embed, embedder_fingerprint
-from lpsel.console import Advance, track
+from lpsel.cache import Entry
+from lpsel.clustering.embeddings import check_embedder, embed, embeddings_entry
 from lpsel.data.content_ids import fingerprint
 from lpsel.data.dataset import DatasetSpec, Row, Source
-from lpsel.errors import UserError, is_int
-from lpsel.integrity import Damaged, seal, unseal
+from lpsel.errors import UserError, check_int
 from lpsel.scoring.table import ScoreTable
-from lpsel.storage import digest, write_atomically
+from lpsel.storage import write_atomically
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # of kept clusters: raised when the same rows would come out in others
-MINIBATCH_ABOVE = 200_000  # rows; below, all of them are looked at in every round
-INERTIA = re.compile(r"inertia:? (\d[\d.e+-]*\d)")
+MINIBATCH_ABOVE = 200_000  # rows up to which k-means visits all of them in every iteration
 ROWS_PER_CLUSTER = 50
+FILE = "clusters.npy"
 
 
 class Clusters(Protocol):
     """A way to cluster rows."""
 
     def check(self, dataset: DatasetSpec) -> None:
-        """Raise UserError for what is known to fail before anything is scored or loaded; reads one row at most."""
+        """Raise a UserError for what is bound to fail, before any model is loaded; reads one row at most."""
 
     def assign(self, source: Source, cache_dir: Path, seed: int) -> NDArray[np.int32] | None:
         """The cluster of every row of the source, int32 (N,), or None for no clusters."""
 
 
 def brings_clusters(table: ScoreTable, clusters: Clusters) -> bool:
-    """Whether the table's own clusters are used: for cluster=auto, where it has any."""
+    """Whether the table's own clusters are used: for cluster=auto, if it has any."""
     return table.cluster is not None and isinstance(clusters, Auto)
 
 
 def with_clusters(table: ScoreTable, clusters: Clusters, source: Source, cache_dir: Path, seed: int) -> ScoreTable:
-    """The table with the clusters it came with, else those its rows have in the source; without for cluster=none."""
+    """The table with its own clusters, else those of its rows in the source; without any for cluster=none."""
     if isinstance(clusters, NoClusters):
         return replace(table, cluster=None)
     if brings_clusters(table, clusters):
@@ -63,7 +57,7 @@ def with_clusters(table: ScoreTable, clusters: Clusters, source: Source, cache_d
 
 @dataclass(frozen=True)
 class NoClusters:
-    """The data set as one."""
+    """The dataset as a whole."""
 
     def check(self, dataset: DatasetSpec) -> None:
         pass
@@ -74,41 +68,41 @@ class NoClusters:
 
 @dataclass(frozen=True)
 class Column:
-    """A cluster for every value of a column of the source, numbered in sorted order.
+    """One cluster for every value of a column of the source, numbered in sorted order.
 
     Attributes:
-        column: its name; null for the one that the data set names.
+        column: its name; null for the dataset's `cluster_column`.
     """
 
     column: str | None = None
 
     def check(self, dataset: DatasetSpec) -> None:
-        name = self._name(dataset)
-        self._value(next(iter(Source(dataset))), name)
+        self._value(next(iter(Source(dataset))), self._name(dataset))
 
     def assign(self, source: Source, cache_dir: Path, seed: int) -> NDArray[np.int32]:
         name = self._name(source.spec)
-        seen: dict[Any, int] = {}  # value: its turn
-        turn_N = np.fromiter((seen.setdefault(self._value(row, name), len(seen)) for row in source), np.int32)
-        known = sorted(seen, key=lambda value: (type(value).__name__, value))
-        code_by_turn = np.empty(len(known), np.int32)
-        code_by_turn[[seen[value] for value in known]] = np.arange(len(known))
-        return code_by_turn[turn_N]
+        codes: dict[Any, int] = {}  # in the order of first occurrence
+        code_N = np.fromiter((codes.setdefault(self._value(row, name), len(codes)) for row in source), np.int32)
+        ordered = sorted(codes, key=lambda value: (type(value).__name__, value))
+        rank = np.empty(len(ordered), np.int32)
+        rank[[codes[value] for value in ordered]] = np.arange(len(ordered))
+        return rank[code_N]
 
     def _value(self, row: Row, name: str) -> Any:
         if name not in row.raw:
-            found = ", ".join(map(str, row.raw))
-            raise UserError(f"cluster.column={name}: row {row.index} has only {found}. Name a column of every row.")
+            problem = f"row {row.index} has only {', '.join(map(str, row.raw))}"
+            raise UserError("cluster.column", name, problem, "name a column of every row")
         value = row.raw[name]
         if isinstance(value, list | dict):
-            kind = type(value).__name__
-            raise UserError(f"cluster.column={name}: row {row.index} holds a {kind}. Name a column of single values.")
+            problem = f"row {row.index} holds a {type(value).__name__}"
+            raise UserError("cluster.column", name, problem, "name a column of single values")
         return value
 
     def _name(self, dataset: DatasetSpec) -> str:
         name = self.column if self.column is not None else dataset.cluster_column
         if name is None:
-            raise UserError(f"cluster=column: data set {dataset.name} names no column for it. Say cluster.column=NAME.")
+            problem = f"dataset {dataset.name} has no cluster_column"
+            raise UserError("cluster", "column", problem, "set cluster.column=NAME")
         return name
 
 
@@ -116,12 +110,12 @@ class Column:
 class KMeans:
     """k-means on sentence embeddings (Mekala, Nguyen, Shang 2024: all-MiniLM-L6-v2, seed 42).
 
-    The same rows, embedder and seed give the same clusters in whatever order the rows stand, and a content that is
-    there twice weighs twice. One start by k-means++ (scikit-learn's own choice for it). Above 200,000 different
-    contents, k-means by mini-batches.
+    The same rows, embedder and seed give the same clusters in any order of the rows, and a content that occurs twice
+    counts twice. One start by k-means++ (scikit-learn's default for it). Above 200,000 different contents, mini-batch
+    k-means.
 
     Attributes:
-        n_clusters: null for one per 50 rows (`clusters_for`); never more than there are contents.
+        n_clusters: null for one per 50 rows (`clusters_for`); at most the number of contents.
         embedder: a sentence-transformers folder or Hub id.
     """
 
@@ -129,66 +123,46 @@ class KMeans:
     embedder: str = "sentence-transformers/all-MiniLM-L6-v2"
 
     def __post_init__(self) -> None:
-        if self.n_clusters is not None and (not is_int(self.n_clusters) or self.n_clusters < 1):
-            raise UserError(f"cluster.n_clusters={self.n_clusters}: must be at least 1, or null for one per 50 rows.")
+        if self.n_clusters is not None:
+            check_int("cluster.n_clusters", self.n_clusters, 1, hint="set it to null for one per 50 rows")
 
     def check(self, dataset: DatasetSpec) -> None:
         check_embedder(self.embedder)
 
     def assign(self, source: Source, cache_dir: Path, seed: int) -> NDArray[np.int32]:
-        ids_U, place_N = source.contents
-        count_U = np.bincount(place_N)
-        wanted = clusters_for(len(place_N)) if self.n_clusters is None else self.n_clusters
-        k = min(wanted, len(ids_U))
-        described = {
-            "format": FORMAT,
-            "rows": fingerprint(ids_U.take(pa.array(np.sort(place_N)))),
-            "embedder": embedder_fingerprint(self.embedder, cache_dir),
+        ids_U, index_N = source.contents
+        k = min(self.n_clusters or clusters_for(len(index_N)), len(ids_U))
+        key = {
+            "rows": fingerprint(ids_U.take(pa.array(np.sort(index_N)))),
+            "embeddings": embeddings_entry(self.embedder, cache_dir).key,
             "clusters": k,
             "seed": seed,
         }
-        file = cache_dir / "clusters" / f"kmeans-{k}-{digest(described)[:16]}.npy"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(file.with_suffix(".lock")):
-            if _whole(file, described):
+        entry = Entry.of(cache_dir, "clusters", key, label=f"kmeans-{k}")
+        file = entry.folder / FILE
+        with entry.locked():
+            if entry.find():
                 log.info("Clusters: %s, reused from %s", f"{k:,}", file)
-                return np.load(file, allow_pickle=False)[place_N]
+                return np.load(file, allow_pickle=False)[index_N]
             vectors_UD = embed(source, self.embedder, cache_dir)
-            log.info("Clusters: k-means of %s rows into %s", f"{len(place_N):,}", f"{k:,}")
-            cluster_U = k_means(vectors_UD, count_U, k, seed)
+            log.info("Clusters: k-means of %s rows into %s", f"{len(index_N):,}", f"{k:,}")
+            cluster_U = k_means(vectors_UD, np.bincount(index_N), k, seed)
             write_atomically(file, lambda opened: np.save(opened, cluster_U, allow_pickle=False))
-            seal(file.with_suffix(".json"), [file.name], described)
-        return cluster_U[place_N]
-
-
-def _whole(file: Path, described: dict[str, Any]) -> bool:
-    """Whether the manifest, written last, is there, is that of these clusters, and their file is as it says."""
-    manifest = file.with_suffix(".json")
-    if not manifest.exists():
-        return False
-    try:
-        said = unseal(manifest, FORMAT)
-        if {name: said.get(name) for name in described} != described:
-            raise Damaged(manifest, problem="is the manifest of other clusters")
-    except Damaged as damage:
-        log.warning("%s Clustering again.", damage)
-        return False
-    return True
+            entry.commit([FILE])
+        return cluster_U[index_N]
 
 
 @dataclass(frozen=True)
 class Auto(KMeans):
-    """The data set's own cluster column where it names one, else k-means."""
+    """The dataset's own cluster column if it names one, else k-means."""
 
     def check(self, dataset: DatasetSpec) -> None:
         self._choice(dataset).check(dataset)
 
     def assign(self, source: Source, cache_dir: Path, seed: int) -> NDArray[np.int32]:
-        cluster_N = self._choice(source.spec).assign(source, cache_dir, seed)
-        assert cluster_N is not None
-        return cluster_N
+        return self._choice(source.spec).assign(source, cache_dir, seed)
 
-    def _choice(self, dataset: DatasetSpec) -> Clusters:
+    def _choice(self, dataset: DatasetSpec) -> "Column | KMeans":
         return KMeans(self.n_clusters, self.embedder) if dataset.cluster_column is None else Column()
 
 
@@ -198,9 +172,9 @@ def clusters_for(rows: int) -> int:
 
 
 def k_means(vectors_UD: NDArray[np.float32], count_U: NDArray[np.int64], k: int, seed: int) -> NDArray[np.int32]:
-    """k-means of vectors that are there count_U times each: their clusters, int32 (U,), numbered from 0.
+    """Clusters of vectors that occur count_U times each, int32 (U,), numbered from 0.
 
-    Above MINIBATCH_ABOVE vectors by mini-batches (Sculley 2010), which sees a sample of them in every round.
+    Above MINIBATCH_ABOVE vectors by mini-batches (Sculley 2010), which visit a sample of them in every step.
     """
     from sklearn.cluster import KMeans as Lloyd
     from sklearn.cluster import MiniBatchKMeans
@@ -208,30 +182,13 @@ def k_means(vectors_UD: NDArray[np.float32], count_U: NDArray[np.int64], k: int,
 
     if len(vectors_UD) > MINIBATCH_ABOVE:
         log.info("Clusters: more than %s rows, so k-means by mini-batches", f"{MINIBATCH_ABOVE:,}")
-        batch = max(4 * k, 1024)
-        fitting = MiniBatchKMeans(n_clusters=k, n_init=1, random_state=seed, batch_size=batch, verbose=1)
-        rounds = fitting.max_iter * len(vectors_UD) // min(batch, len(vectors_UD))
+        kmeans = MiniBatchKMeans(n_clusters=k, n_init=1, random_state=seed, batch_size=max(4 * k, 1024))
     else:
-        # In float64, so that the order in which threads add up their sums does not decide where a row goes.
-        fitting = Lloyd(n_clusters=k, n_init=1, random_state=seed, verbose=1)
-        rounds = fitting.max_iter
+        # In float64, so that the order in which threads add up their sums does not change the cluster of a row.
+        kmeans = Lloyd(n_clusters=k, n_init=1, random_state=seed)
         vectors_UD = vectors_UD.astype(np.float64)
-    with warnings.catch_warnings(), track("k-means", total=rounds, unit="rounds") as advance:
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different vectors than clusters
-        with redirect_stdout(_Rounds(advance)):
-            fitted = fitting.fit(vectors_UD, sample_weight=count_U)
-    return fitted.labels_.astype(np.int32)
-
-
-class _Rounds(io.StringIO):
-    """Takes what scikit-learn prints of its rounds, the only sign of life it gives, and moves a progress bar."""
-
-    def __init__(self, advance: Advance) -> None:
-        super().__init__()
-        self.advance = advance
-
-    def write(self, text: str) -> int:
-        if text.startswith(("Iteration", "Minibatch step")):
-            inertia = INERTIA.search(text)
-            self.advance(1, note=f"inertia {float(inertia[1]):.4g}" if inertia else "")
-        return len(text)
+        kmeans.fit(vectors_UD, sample_weight=count_U)
+    log.info("Clusters: %s iterations, inertia %.4g", kmeans.n_iter_, kmeans.inertia_)
+    return kmeans.labels_.astype(np.int32)

@@ -139,7 +139,7 @@ RANGES = [
     Case("select selection=score_column selection.column=reward", "selection.column=reward"),
     Case("select selection=cluster_random cluster=none", "cluster=none"),
     Case("select cluster=column cluster.column=nowhere", "cluster.column=nowhere"),
-    Case("select cluster=column dataset.path=good.jsonl", "data set good"),
+    Case("select cluster=column dataset.path=good.jsonl", "dataset good"),
     Case("select cluster=kmeans cluster.n_clusters=0", "cluster.n_clusters=0"),
     Case("select cluster=kmeans cluster.n_clusters=many", "cluster.n_clusters=many"),
     Case("select cluster=kmeans cluster.embedder=./nowhere", "cluster.embedder=./nowhere"),
