@@ -106,11 +106,12 @@ def events(happened):
         lpsel.training.trainer,
         lpsel.judging.judge_pairs,
         lpsel.generation.generate,
-        lpsel.clustering.clusters,
+        lpsel.clustering.embeddings,
     )
     for module in (progress, *shown):
         if hasattr(module, "track"):
             patch.setattr(module, "track", tracked)
+    patch.setattr(lpsel.clustering.clusters, "k_means", staged("k-means", lpsel.clustering.clusters.k_means))
     patch.setattr(lpsel.clustering.embeddings, "PART_ROWS", 8)
     patch.setattr(lpsel.commands.select, "write_selection", staged("selecting", lpsel.commands.select.write_selection))
     patch.setattr(lpsel.commands.train, "write_selection", staged("selecting", lpsel.commands.train.write_selection))

@@ -267,7 +267,7 @@ def test_a_folder_without_a_model_is_no_embedder(tmp_path):
 
 
 def test_an_unreachable_hub_is_reported_in_one_line(monkeypatch):
-    def refuse(*_):
+    def refuse(*_, **__):
         raise OSError("We couldn't connect.\nCheck your connection.")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
