@@ -16,7 +16,6 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from lpsel.errors import UserError
 from lpsel.integrity import Damaged, open_line, seal, sealed_line, unseal
 from lpsel.storage import digest, file_names, finite, sync
 
@@ -24,15 +23,9 @@ log = logging.getLogger(__name__)
 
 # Incremented when the same key would give different content.
 FORMATS = {
-    "answers": 3,
-    "clusters": 3,
-    "embeddings": 3,
-    "scores": 1,
-    "tiny_models": 1,
-    "tokens": 3,
-    "trained": 3,
+    "answers": 3, "clusters": 3, "embeddings": 3, "scores": 1, "tiny_models": 1, "tokens": 3, "trained": 3,
     "verdicts": 3,
-}
+}  # fmt: skip
 MANIFEST = "manifest.json"
 KEY_DIGITS = 32  # hexadecimal digits of the digest in a folder's name
 
@@ -67,23 +60,14 @@ class Entry:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the entry for this process; other processes wait for it.
-
-        Raises:
-            UserError: the cache folder is not writable.
-        """
-        cache_dir = self.folder.parent.parent
+        """Hold the entry for this process; other processes wait for it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / "lock")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / "lock")
-            try:
-                lock.acquire(blocking=False)
-            except Timeout:
-                log.info("Waiting for another process that writes %s", self.folder)
-                lock.acquire()
-        except OSError as error:
-            hint = "set cache_dir=FOLDER or the environment variable LPSEL_CACHE"
-            raise UserError("cache_dir", cache_dir, f"not writable ({error.strerror or error})", hint) from error
+            lock.acquire(blocking=False)
+        except Timeout:
+            log.info("Waiting for another process that writes %s", self.folder)
+            lock.acquire()
         try:
             yield
         finally:

@@ -1,10 +1,9 @@
 """Checks of the command line before Hydra sees it, and Hydra's error messages as one-line user errors."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 from lpsel.errors import UserError
 from lpsel.storage import check_writable
@@ -45,11 +44,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
             raise UserError(argument, problem="has no name before the =", hint="use NAME=VALUE")
         name, _, folder = argument.partition("=")
         if name == "hydra.run.dir" and "${" not in folder and "--cfg" not in arguments:
-            try:
-                check_writable(Path(folder.strip("'\"")))  # Hydra removes quotes as well
-            except OSError as error:
-                hint = "set hydra.run.dir to a folder that you can write to"
-                raise UserError(name, folder, f"not writable ({error.strerror})", hint) from error
+            check_writable(name, Path(folder.strip("'\"")))  # Hydra removes quotes as well
 
 
 def hydra_error(error: Exception, command: str) -> UserError:
@@ -63,7 +58,7 @@ def hydra_error(error: Exception, command: str) -> UserError:
         available = f"Use one of {', '.join(known)}" if listed else f"See lpsel {command} --help"
         return UserError(choice["group"], choice["name"], "unknown choice", _suggest(choice["name"], known) + available)
     if key := NO_KEY.search(message):
-        hint = _suggest(key["key"], list(_option_names(command))) + f"See lpsel {command} --help"
+        hint = _suggest(key["key"], sorted(_option_names(command))) + f"See lpsel {command} --help"
         return UserError(key["key"], problem="unknown option", hint=hint)
     if several := AMBIGUOUS.search(message):
         name, value = several["key"], several["value"]
@@ -80,20 +75,16 @@ def _suggest(name: str, known: Sequence[str]) -> str:
     return f"did you mean {' or '.join(near)}? " if near else ""
 
 
-def _option_names(command: str) -> Iterator[str]:
-    """All keys of a command's configuration."""
+def _option_names(command: str) -> set[str]:
+    """All keys of a command's configuration, those of groups included."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
     from lpsel.config import config_dir
-
-    def nested(node: Any, prefix: str) -> Iterator[str]:
-        if isinstance(node, dict):
-            for name, value in node.items():
-                yield f"{prefix}{name}"
-                yield from nested(value, f"{prefix}{name}.")
+    from lpsel.run_config import leaves
 
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        yield from nested(OmegaConf.to_container(compose(command), resolve=False), "")
+        keys = [key.split(".") for key, _ in leaves(OmegaConf.to_container(compose(command), resolve=False))]
+    return {".".join(parts[: i + 1]) for parts in keys for i in range(len(parts))}

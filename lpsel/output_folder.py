@@ -9,8 +9,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lpsel.errors import UserError
-from lpsel.run_config import RESULT, RUN_CONFIG
-from lpsel.storage import folder_atomically, read_json, write_json
+from lpsel.run_config import RESULT, RUN_CONFIG, existing_paths
+from lpsel.storage import folder_atomically, read_dict, write_json
 
 MARKER = ".lpsel.json"  # in an output folder: the command that wrote it and, where it is replaced as a whole, its files
 ANOTHER = "name another folder"
@@ -61,23 +61,20 @@ def check_output_folder(
         UserError: names the folder and what is in it.
     """
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {folder}", None, "is not a folder", ANOTHER)
-    for path in inputs:
+        raise UserError("--out", folder, "is not a folder", ANOTHER)
+    for _, _, path in existing_paths({"inputs": list(map(str, inputs))}):
         if inside := next((p for p in _spellings(path) if p.is_relative_to(folder)), None):
-            raise UserError(f"--out {folder}", None, f"contains {inside}, which this command reads", ANOTHER)
+            raise UserError("--out", folder, f"contains {inside}, which this command reads", ANOTHER)
     if replaced and Path.cwd().is_relative_to(folder):
-        raise UserError(f"--out {folder}", None, "contains the working directory", ANOTHER)
+        raise UserError("--out", folder, "contains the working directory", ANOTHER)
     if not folder.is_dir() or not any(folder.iterdir()):
         return
-    marker = _read_dict(folder / MARKER)
+    marker = read_dict(folder / MARKER)
     if marker.get("command") != command:
-        raise UserError(f"--out {folder}", None, f"is not empty and was not written by lpsel {command}", ANOTHER)
-    files = marker.get("files")
-    known = set(files) if isinstance(files, list) else set()
-    if replaced and (added := sorted(set(_files(folder)) - known)):
-        raise UserError(
-            f"--out {folder}", None, f"{added[0]} in it was not written by lpsel {command}", f"move it, or {ANOTHER}"
-        )
+        raise UserError("--out", folder, f"is not empty and was not written by lpsel {command}", ANOTHER)
+    if replaced and (added := sorted({*_files(folder)} - {*(marker.get("files") or ())})):
+        problem = f"{added[0]} in it was not written by lpsel {command}"
+        raise UserError("--out", folder, problem, f"move it, or {ANOTHER}")
 
 
 def mark_output_folder(folder: Path, command: str) -> None:
@@ -93,13 +90,14 @@ def check_run_folder(command: str, config: DictConfig, run_dir: Path) -> None:
     """
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     outputs = [run_dir / name for name in (*RUN_OUTPUTS[command], *RUN_RECORDS, RUN_CONFIG)]
-    for key, text in _texts(resolved):
-        for path in _spellings(text):
-            if output := next((o for o in outputs if path.is_relative_to(o) and os.path.lexists(o)), None):
-                raise UserError(
-                    key, text, f"the output of this run would replace it ({output})", "name another hydra.run.dir"
-                )
-    if any(_read_dict(run_dir / record).get("command") == command for record in (RUN_CONFIG, RESULT)):
+    for key, text, path in existing_paths(resolved):
+        if key.rpartition(".")[2] in NOT_PATHS:
+            continue
+        for output in outputs:
+            if os.path.lexists(output) and any(p.is_relative_to(output) for p in _spellings(path)):
+                problem = f"the output of this run would replace it ({output})"
+                raise UserError(key, text, problem, "name another hydra.run.dir")
+    if any(read_dict(run_dir / record).get("command") == command for record in (RUN_CONFIG, RESULT)):
         return
     for name in dict.fromkeys((*RUN_FOLDERS, *RUN_OUTPUTS[command], *RUN_RECORDS)):
         if os.path.lexists(run_dir / name):
@@ -113,33 +111,6 @@ def _files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in paths if path.name not in (*DESKTOP_FILES, MARKER))
 
 
-def _spellings(text: str | Path) -> list[Path]:
-    """The absolute path of an existing file or folder, as given and with links resolved; none where nothing exists."""
-    try:
-        path = Path(text).expanduser()
-        if not str(text) or not os.path.lexists(path):
-            return []
-        return [Path(os.path.abspath(path)), path.resolve()]
-    except (OSError, ValueError, RuntimeError):  # not a name that a file could have, a loop of links, no such user
-        return []
-
-
-def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Keys and values of the strings in a configuration that may be paths."""
-    if isinstance(value, str):
-        yield key, value
-    elif isinstance(value, list):
-        for part in value:
-            yield from _texts(part, key)
-    elif isinstance(value, dict):
-        for name, part in value.items():
-            if name not in NOT_PATHS:
-                yield from _texts(part, f"{key}.{name}" if key else str(name))
-
-
-def _read_dict(path: Path) -> dict[str, Any]:
-    try:
-        value = read_json(path)
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+def _spellings(path: Path) -> tuple[Path, Path]:
+    """The absolute path as given and with links resolved."""
+    return Path(os.path.abspath(path)), Path(os.path.realpath(path))

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from lpsel import __version__
 from lpsel.errors import UserError, printable_line
 from lpsel.integrity import Damaged, check_files
-from lpsel.storage import digest, finite, read_json, write_json
+from lpsel.storage import digest, finite, read_dict, write_json
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ class RunConfig:
         kept = {name: value for name, value in resolved.items() if name not in unused}
         kept["precision"] = resolved["trainer"]["precision"]
         kept = json.loads(json.dumps(finite(kept)))  # as it is read back from a file
-        return cls(command, kept, {text: state for text in _strings(kept) if (state := _file_state(text)) is not None})
+        return cls(command, kept, {text: _file_state(path) for _, text, path in existing_paths(kept)})
 
     def save(self, run_dir: Path) -> None:
         """Write it to the run folder."""
@@ -68,27 +70,23 @@ class RunConfig:
         Raises:
             UserError: names what differs.
         """
-        saved = _read(run_dir / RUN_CONFIG)
-        if saved is None:
+        saved = read_dict(run_dir / RUN_CONFIG)
+        if not saved:
             return
         theirs, ours = {"command": saved["command"], **saved["config"]}, {"command": self.command, **self.config}
-        differing = list(_differences(theirs, ours))
-        if differing:
+        if differing := list(_differences(theirs, ours)):
             state = "a" if (run_dir / RESULT).is_file() else "an unfinished"
-            more = f" and {len(differing) - MAX_DIFFERENCES} more" if len(differing) > MAX_DIFFERENCES else ""
-            has, requested = (
-                ", ".join(f"{key}={pair[i]}" for key, *pair in differing[:MAX_DIFFERENCES]) for i in (0, 1)
-            )
-            raise UserError(
-                run_dir,
-                problem=f"holds {state} run with {has}; this one has {requested}{more}",
-                hint="set another hydra.run.dir (in a sweep, hydra.sweep.dir), or delete the folder",
-            )
+            named = differing[:MAX_DIFFERENCES]
+            has, requested = (", ".join(f"{key}={pair[i]}" for key, *pair in named) for i in (0, 1))
+            more = f" and {len(differing) - len(named)} more" if len(differing) > len(named) else ""
+            problem = f"holds {state} run with {has}; this one has {requested}{more}"
+            hint = "set another hydra.run.dir (in a sweep, hydra.sweep.dir), or delete the folder"
+            raise UserError(run_dir, problem=problem, hint=hint)
 
     def finished(self, run_dir: Path) -> dict[str, Any] | None:
         """The result of the same run in this folder; None without one, or where its files or inputs have changed."""
-        saved, result = _read(run_dir / RUN_CONFIG), _read(run_dir / RESULT)
-        if saved is None or result is None or (saved["command"], saved["config"]) != (self.command, self.config):
+        saved, result = read_dict(run_dir / RUN_CONFIG), read_dict(run_dir / RESULT)
+        if not result or (saved.get("command"), saved.get("config")) != (self.command, self.config):
             return None
         if changed := sorted({*self.inputs.items()} ^ {*saved.get("inputs", {}).items()}):
             log.warning("%s has changed since the last run; running again", changed[0][0])
@@ -111,21 +109,11 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
         UserError: it has another format.
         PermissionError: it is not readable.
     """
-    try:
-        result = read_json(run_dir / RESULT)
-    except PermissionError:
-        raise
-    except (OSError, ValueError):
-        return None
-    if not isinstance(result, dict):
-        return None
+    result = read_dict(run_dir / RESULT)
     if (found := result.get("format", FORMAT)) != FORMAT:
-        raise UserError(
-            run_dir / RESULT,
-            problem=f"has format {printable_line(ValueError(found))}, lpsel {__version__} reads format {FORMAT}",
-            hint="use the version of lpsel that wrote it",
-        )
-    return result
+        problem = f"has format {printable_line(ValueError(found))}, lpsel {__version__} reads format {FORMAT}"
+        raise UserError(run_dir / RESULT, problem=problem, hint="use the version of lpsel that wrote it")
+    return result or None
 
 
 def unused_keys(command: str, config: Any) -> set[str]:
@@ -138,36 +126,35 @@ def unused_keys(command: str, config: Any) -> set[str]:
     return scorer | ({"pct"} if rule.get("pct") is not None else set())
 
 
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _strings(part)
+def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values in a configuration; the items of a list have the key of the list."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from leaves(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for value in node:
+            yield from leaves(value, key)
+    else:
+        yield key, node
 
 
-def _file_state(text: str) -> str | None:
-    """A digest of the names, sizes and times of a file, or of the files in a folder and its subfolders; None elsewhere.
+def existing_paths(config: dict[str, Any]) -> Iterator[tuple[str, str, Path]]:
+    """Keys and texts in a configuration that name a file or folder, with its path."""
+    for key, text in leaves(config):
+        with suppress(OSError, ValueError, RuntimeError):  # not a name that a file could have, no such user
+            if isinstance(text, str) and text and os.path.lexists(path := Path(text).expanduser()):
+                yield key, text, path
+
+
+def _file_state(path: Path) -> str:
+    """A digest of the names, sizes and times of a file, or of the files in a folder and its subfolders.
 
     Logs and hidden files do not count.
     """
-    path = Path(text).expanduser()
-    try:
-        if not text or not path.exists():
-            return None
-        paths = [path] if path.is_file() else [*path.glob("[!.]*"), *path.glob("[!.]*/[!.]*")]
-        files = [file for file in paths if file.is_file() and file.suffix != ".log"]
-        stats = sorted((str(file.relative_to(path.parent)), file.stat()) for file in files)
-    except (OSError, ValueError):  # not a valid file name
-        return None
+    paths = [path] if path.is_file() else [*path.glob("[!.]*"), *path.glob("[!.]*/[!.]*")]
+    files = [file for file in paths if file.is_file() and file.suffix != ".log"]
+    stats = sorted((str(file.relative_to(path.parent)), file.stat()) for file in files)
     return digest([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return read_json(path)
-    except (OSError, ValueError):
-        return None
 
 
 def _differences(theirs: Any, ours: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:

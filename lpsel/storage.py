@@ -15,15 +15,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from lpsel.errors import UserError
 
-def check_writable(folder: Path) -> None:
-    """Create a folder and check that files can be created in it.
 
-    Raises:
-        OSError: either fails.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=folder).close()
+def check_writable(option: str, folder: Path) -> None:
+    """Create the folder that an option names, and raise a UserError unless files can be created in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        hint = f"set {option} to a folder that you can write to"
+        raise UserError(option, folder, f"not writable ({error.strerror})", hint) from error
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -49,7 +51,10 @@ def folder_atomically(path: Path) -> Iterator[Path]:
     """
     unique = secrets.token_hex(4)
     temporary, old = (path.with_name(f".{path.name}.{unique}.{ending}") for ending in ("tmp", "old"))
-    _remove_abandoned(path)
+    for abandoned in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
+        if (lock := _lock(abandoned)) is not None:  # its writer was killed
+            shutil.rmtree(abandoned, ignore_errors=True)
+            os.close(lock)
     temporary.mkdir(parents=True)
     lock = _lock(temporary)
     try:
@@ -57,7 +62,14 @@ def folder_atomically(path: Path) -> Iterator[Path]:
         for inside in temporary.rglob("*"):
             sync(inside)
         sync(temporary)
-        _exchange(temporary, path, old)
+        if path.is_dir():
+            path.replace(old)
+        try:
+            temporary.replace(path)
+        except OSError:
+            if os.path.lexists(old):
+                old.replace(path)
+            raise
         sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -66,26 +78,6 @@ def folder_atomically(path: Path) -> Iterator[Path]:
     if old.is_symlink():
         old.unlink()
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _exchange(new: Path, path: Path, old: Path) -> None:
-    """Rename the folder `path`, if it exists, to `old`, and `new` to `path`."""
-    if path.is_dir():
-        path.replace(old)
-    try:
-        new.replace(path)
-    except OSError:
-        if os.path.lexists(old):
-            old.replace(path)
-        raise
-
-
-def _remove_abandoned(path: Path) -> None:
-    """Delete the temporary folders of killed writers of `path`; a running writer holds a lock on its folder."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
-        if left.is_dir() and (lock := _lock(left)) is not None:
-            shutil.rmtree(left, ignore_errors=True)
-            os.close(lock)
 
 
 def _lock(folder: Path) -> int | None:
@@ -119,6 +111,21 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def read_dict(path: Path) -> dict[str, Any]:
+    """The dict in a JSON file; an empty one if the file does not exist or has other contents.
+
+    Raises:
+        PermissionError: it is not readable.
+    """
+    try:
+        value = read_json(path)
+    except PermissionError:
+        raise
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def open_as(folder: Path, like: str) -> None:

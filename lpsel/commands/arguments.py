@@ -31,11 +31,7 @@ def run_folder(command: str, given: Path | None, inputs: Iterable[str | Path]) -
     folder = given or Path("runs") / command / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     folder = folder.expanduser().resolve()
     check_output_folder(folder, command, inputs, replaced=False)
-    try:
-        check_writable(folder)
-    except OSError as error:
-        hint = "use a folder that you can write to"
-        raise UserError(f"--out {folder}", problem=f"not writable ({error.strerror})", hint=hint) from error
+    check_writable("--out", folder)
     mark_output_folder(folder, command)
     (folder / RESULT).unlink(missing_ok=True)
     return folder

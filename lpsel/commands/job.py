@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +15,7 @@ from lpsel.config import build, config_dir
 from lpsel.distributed import is_main_process
 from lpsel.errors import UserError
 from lpsel.output_folder import check_run_folder
-from lpsel.run_config import FORMAT, RESULT, RunConfig
+from lpsel.run_config import FORMAT, RESULT, RunConfig, leaves
 from lpsel.storage import check_writable, finite, write_json
 from lpsel.tracking.tracker import SafeTracker, Tracker
 
@@ -60,11 +60,7 @@ class Job:
             UserError: the cache folder is not writable.
         """
         cache_dir = Path(config.cache_dir or "~/.cache/lpsel").expanduser().resolve()
-        try:
-            check_writable(cache_dir)
-        except OSError as error:
-            hint = "set cache_dir=FOLDER or the environment variable LPSEL_CACHE"
-            raise UserError("cache_dir", cache_dir, f"not writable ({error.strerror})", hint) from error
+        check_writable("cache_dir", cache_dir)
         tracker = SafeTracker(build(config.tracker) if is_main_process() else Tracker())
         return cls(command, config, run_dir.resolve(), cache_dir, tracker, in_sweep)
 
@@ -113,25 +109,15 @@ class Job:
                 self.run_config().discard(self.run_dir)
             raise
         finally:
-            message = self.tracker.finish(result)
-            if message:
+            if message := self.tracker.finish(result):
                 log.info(message)
 
     def _check_required(self) -> None:
         """Raise a UserError for a required value that is missing; a judge that is not used may be incomplete."""
         pairwise = str(self.config.get("evaluator", {}).get("_target_", "")).endswith("PairwiseEvaluator")
-        for key in _missing_keys(OmegaConf.to_container(self.config, resolve=False)):
-            if pairwise or not key.startswith("judge."):
+        for key, value in leaves(OmegaConf.to_container(self.config, resolve=False)):
+            if value == "???" and (pairwise or not key.startswith("judge.")):
                 raise UserError(key, problem="required and not set", hint=f"set {key}=...")
-
-
-def _missing_keys(node: Any, key: str = "") -> Iterator[str]:
-    """Keys whose value is still ???."""
-    if isinstance(node, dict):
-        for name, value in node.items():
-            yield from _missing_keys(value, f"{key}.{name}" if key else str(name))
-    elif node == "???":
-        yield key
 
 
 def run(command: str, overrides: Sequence[str], run_dir: Path, in_sweep: bool = False) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def thesis(tmp_path):
 @pytest.mark.parametrize("command", ["publish", "report"])
 class TestFolderThatIsReplaced:
     def test_a_folder_with_files_of_the_user_is_rejected(self, command, rejected, selected, thesis):
-        assert "--out " + str(thesis) in rejected(command, selected, "--out", thesis)
+        assert f"--out={thesis}" in rejected(command, selected, "--out", thesis)
 
     def test_the_working_directory_is_rejected(self, command, rejected, selected, tmp_path):
         empty = tmp_path / "empty"
@@ -134,7 +134,7 @@ class TestRunFolderOfSmallCommands:
 
     def test_a_folder_of_something_else_is_rejected(self, agreement, rejected, selected, thesis, tmp_path):
         for out in (thesis, selected, tmp_path):
-            assert f"--out {out}" in rejected(*agreement, out)
+            assert f"--out={out}" in rejected(*agreement, out)
 
     def test_a_folder_with_an_input_is_rejected(self, agreement, rejected, tmp_path):
         assert f"contains {tmp_path}/inputs/scores.csv" in rejected(*agreement, tmp_path / "inputs")
@@ -156,7 +156,7 @@ class TestRunFolderOfSmallCommands:
         votes = {"page": read_key(key).page, "annotator": "ann", "votes": [vote]}
         (tmp_path / "votes.json").write_text(json.dumps(votes))
         given = ("votes", tmp_path / "votes.json", "--key", key, "--out")
-        assert f"--out {thesis}" in rejected(*given, thesis)
+        assert f"--out={thesis}" in rejected(*given, thesis)
         assert f"contains {tmp_path / 'votes.json'}" in rejected(*given, tmp_path)
 
 

@@ -70,7 +70,7 @@ def test_evaluate_takes_run_folders_as_models():
         (["select", "dataset.path=nowhere.jsonl"], "dataset.path=nowhere.jsonl: "),
         (["train", "model.recipe.schedule=zigzag"], "recipe.schedule=zigzag: "),
         (["select", "trainer=gpu"], "trainer.accelerator=gpu: "),
-        (["evaluate"], "lpsel evaluate: model: "),
+        (["evaluate"], "lpsel evaluate: model=null: no model to evaluate. Set "),
         (["select", "cache_dir=/proc/nowhere"], "cache_dir=/proc/nowhere: not writable"),
         (
             ["evaluate", "evaluator=pairwise", "judge=hf", "model=a"],

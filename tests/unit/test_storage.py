@@ -58,8 +58,6 @@ WRITES = {"write_text", "write_bytes", "rename", "copyfile", "copy2", "os.replac
 ELSEWHERE = {
     "storage.py": "the functions that the others call",
     "cache.py": "appends lines with a checksum, and syncs",
-    "generation/store.py": "appends lines with a checksum, and syncs",
-    "judging/store.py": "appends lines with a checksum, and syncs",
     "commands/publish.py": "inside folder_atomically",
     "training/trained_models.py": "inside folder_atomically",
 }
