@@ -247,7 +247,9 @@ def test_a_mistake_ends_the_command_before_anything_is_read():
     given = [sys.executable, "-m", "lpsel", "select", "scorer=opt-350m", "scorer.stop=foo"]
     done = subprocess.run(given, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 2
-    assert done.stderr == "lpsel select: scorer.stop=foo: must be stable, or null to train whole epochs.\n"
+    assert (
+        done.stderr == "lpsel select: scorer.stop=foo: must be one of stable. Set it to null to train whole epochs.\n"
+    )
 
 
 @pytest.mark.parametrize("command", ["select", "train"])
