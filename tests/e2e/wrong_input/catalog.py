@@ -525,7 +525,7 @@ SERVICES = [
     Case(SELECT, "tracker.mode=online: there is no W&B account"),
     Case(f"{ACCOUNT} WANDB_BASE_URL=http://127.0.0.1:9 {SELECT}", "127.0.0.1:9 does not answer"),
     Case(f"{ACCOUNT} WANDB_BASE_URL=http://nowhere.invalid {SELECT}", "http://nowhere.invalid"),
-    Case(f"{ACCOUNT} WANDB_BASE_URL=nowhere {SELECT}", "nowhere does not answer"),
+    Case(f"{ACCOUNT} WANDB_BASE_URL=nowhere {SELECT}", "nowhere does not respond"),
     Case("select dataset.path=no-such/rows", "no-such/rows"),
 ]
 
