@@ -523,7 +523,7 @@ SERVICES = [
     ),
     late(JUDGE.replace("model=models/good", "model=m@http://nowhere.invalid/v1", 1), "nowhere.invalid"),
     Case(SELECT, "tracker.mode=online: there is no W&B account"),
-    Case(f"{ACCOUNT} WANDB_BASE_URL=http://127.0.0.1:9 {SELECT}", "127.0.0.1:9 does not answer"),
+    Case(f"{ACCOUNT} WANDB_BASE_URL=http://127.0.0.1:9 {SELECT}", "127.0.0.1:9 does not respond"),
     Case(f"{ACCOUNT} WANDB_BASE_URL=http://nowhere.invalid {SELECT}", "http://nowhere.invalid"),
     Case(f"{ACCOUNT} WANDB_BASE_URL=nowhere {SELECT}", "nowhere does not respond"),
     Case("select dataset.path=no-such/rows", "no-such/rows"),
