@@ -5,22 +5,24 @@ import csv
 import io
 import json
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from decimal import Decimal
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from fsspec.compression import compr
 
 from lpsel.data.size_limits import VALUE_BYTES, check_expansion, too_long
-from lpsel.errors import UserError, first_line, printable_line
+from lpsel.errors import UserError, first_line
 
 CHUNK_BYTES = 1 << 18
 PARQUET_ROWS = 256  # that are dictionaries at a time
-MAX_DEPTH = 100  # of nested values in a JSON list
-NESTING = {"start_map": 1, "start_array": 1, "end_map": -1, "end_array": -1}
+DECODER = json.JSONDecoder()
+NOT_SPACE = re.compile(r"[^ \t\n\r]")
+LONGEST_SYMBOL = 16  # characters, or fewer: of -Infinity, an escape and whatever else a chunk can end within
 
 
 class Numbered(NamedTuple):
@@ -108,81 +110,105 @@ def _check_columns(names: Sequence[str], path: Path) -> None:
 
 def _json(path: Path, split: str) -> Iterator[Numbered]:
     """A list of objects, or an object with such a list under "data" or the name of the split."""
-    import ijson
-
     text = _JsonText(path)
-    events = ijson.basic_parse(text, buf_size=CHUNK_BYTES)
-    try:
-        opening, _ = next(events)
-        if opening == "start_map":
-            _enter_list(events, path, {"data", split})
-        elif opening != "start_array":
-            raise UserError(path, None, 'must be a list of objects, or {"data": [...]}', "write it as JSON lines")
-        for value in _values(events, text):
-            row = _object(value, text.location)
-            yield Numbered(text.row, row)
-            text.row, text.unread = text.row + 1, 0
-        for _ in events:  # the parser rejects text after the list
-            text.unread = 0
-    except UserError:
-        raise
-    except (ijson.JSONError, ValueError, SystemError) as error:  # SystemError: a number with thousands of digits
-        problem = f"not valid JSON ({printable_line(error)})"
-        raise UserError(text.location, None, problem, "fix the file or write it again") from None
-
-
-def _enter_list(events: Iterator[tuple[str, Any]], path: Path, names: set[str]) -> None:
-    """Read up to the start of the first list with one of these names in the object."""
-    depth, name = 1, None
-    for event, value in events:
-        if depth == 1 and event == "map_key":
-            name = value
-        elif depth == 1 and event == "start_array" and name in names:
-            return
-        depth += NESTING.get(event, 0)
-        if not depth:
-            break
-    problem = f"no list named {' or '.join(sorted(names))}"
-    raise UserError(path, None, problem, "name the file .jsonl if it has one object per line")
-
-
-def _values(events: Iterator[tuple[str, Any]], text: "_JsonText") -> Iterator[Any]:
-    """The values of the list that has just started."""
-    from ijson.common import ObjectBuilder
-
-    builder, depth = ObjectBuilder(), 0
-    for event, value in events:
-        if not depth and event == "end_array":
-            return
-        builder.event(event, float(value) if isinstance(value, Decimal) else value)
-        depth += NESTING.get(event, 0)
-        if depth > MAX_DEPTH:
-            problem = f"a value is nested more than {MAX_DEPTH} levels deep"
-            raise UserError(text.location, None, problem, "flatten or remove it")
-        if not depth:
-            yield builder.value
-            builder = ObjectBuilder()
+    if text.skip("["):
+        yield from text.rows()
+    elif text.skip("{"):
+        found = False
+        for _ in text.items("}"):
+            name = text.value()
+            text.expect(":")
+            if not text.skip("["):
+                text.value()
+            elif found or name not in {"data", split}:
+                for _ in text.items("]"):
+                    text.value()
+            else:
+                found = True
+                yield from text.rows()
+        if not found:
+            problem = f"no list named {' or '.join(sorted({'data', split}))}"
+            raise UserError(path, None, problem, "name the file .jsonl if it has one object per line")
+    else:
+        raise UserError(path, None, 'must be a list of objects, or {"data": [...]}', "write it as JSON lines")
+    text.expect("")
 
 
 class _JsonText:
-    """A file for ijson, without a byte order mark, with the row that is being read and the bytes read for it."""
+    """The text of a JSON file, of which only the value that is being decoded is in memory."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.row, self.unread = path, 1, 0
+        self.path, self.row = path, 1
         self._chunks = _chunks(path)
+        self._text, self._position = "", 0
+
+    def rows(self) -> Iterator[Numbered]:
+        """The objects of the list that has just begun."""
+        for _ in self.items("]"):
+            yield Numbered(self.row, _object(self.value(), self._location))
+            self.row += 1
+
+    def items(self, end: str) -> Iterator[None]:
+        """Stop before every item of the list or object that has just begun and ends with `end`."""
+        if self.skip(end):
+            return
+        yield
+        while not self.skip(end):
+            self.expect(",")
+            yield
+
+    def skip(self, symbol: str) -> bool:
+        """Whether `symbol` is next after white space; if so, it is read. An empty one is the end of the text."""
+        found = self._next() == symbol
+        self._position += len(symbol) if found else 0
+        return found
+
+    def expect(self, symbol: str) -> None:
+        if not self.skip(symbol):
+            raise self._invalid(f"Expecting {symbol!r}" if symbol else "Extra data")
+
+    def value(self) -> Any:
+        """The next value, decoded as in a line of JSON lines."""
+        self._next()
+        while True:
+            try:
+                value, end = DECODER.raw_decode(self._text, self._position)
+            except json.JSONDecodeError as error:
+                incomplete = error.msg.startswith("Unterminated") or error.pos > len(self._text) - LONGEST_SYMBOL
+                if not incomplete or not self._read_more():
+                    raise self._invalid(error.msg) from None
+            except (ValueError, RecursionError) as error:  # ValueError: a number with thousands of digits
+                raise self._invalid(first_line(error)) from None
+            else:
+                if end <= len(self._text) - LONGEST_SYMBOL or not self._read_more():  # a number may continue
+                    self._position = end
+                    return value
+
+    def _next(self) -> str:
+        """The next character after white space, which is read; empty at the end of the text."""
+        while (found := NOT_SPACE.search(self._text, self._position)) is None:
+            self._position = len(self._text)
+            if not self._read_more():
+                return ""
+        self._position = found.start()
+        return found[0]
 
     @property
-    def location(self) -> str:
+    def _location(self) -> str:
         return f"{self.path}, row {self.row}"
 
-    def read(self, size: int) -> bytes:
-        if not size:
-            return b""
-        chunk = next((text for text in self._chunks if text), "").encode()
-        self.unread += len(chunk)
-        if self.unread > VALUE_BYTES + CHUNK_BYTES:
-            raise too_long(self.location)
-        return chunk
+    def _invalid(self, problem: str) -> UserError:
+        return UserError(self._location, None, f"not valid JSON ({problem})", "fix the file or write it again")
+
+    def _read_more(self) -> bool:
+        """Read as much as is not decoded yet, so that a long value is decoded a few times only; False at the end."""
+        rest = self._text[self._position :]
+        if len(rest) > VALUE_BYTES:
+            raise too_long(self._location)
+        chunks = list(islice(self._chunks, len(rest) // CHUNK_BYTES + 1))
+        if chunks:
+            self._text, self._position = "".join([rest, *chunks]), 0
+        return bool(chunks)
 
 
 def _object(row: Any, location: str) -> dict[str, Any]:

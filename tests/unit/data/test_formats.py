@@ -95,7 +95,9 @@ INVALID = {
     "text after a list": ("rows.json", f"[{json.dumps(ADD)}]]", "row 2: not valid JSON"),
     "a text": ("rows.json", '"rows"', "rows.json: must be a list of objects"),
     "a list of numbers": ("rows.json", "[1, 2]", "row 1: a row must be a JSON object"),
-    "deep nesting": ("rows.json", '[{"x": ' + "[" * 200 + "]" * 200 + "}]", "row 1: a value is nested more than 100"),
+    "deep nesting": ("rows.json", "[" * 10**5 + "]" * 10**5, "row 1: not valid JSON .maximum recursion depth"),
+    "two lists without a comma": ("rows.json", f'{{"data": [{json.dumps(ADD)}] "x": []}}', "row 2: not valid JSON"),
+    "a comma too many": ("rows.json", f"[{json.dumps(ADD)},]", "row 2: not valid JSON"),
     "a long number": ("rows.json", f"[{'9' * 5000}]", "row 1: not valid JSON"),
     "a long CSV row": ("rows.csv", "instruction,output\na,b\nc,d,e\n", "line 3: 3 fields, but the header has 2"),
     "an open quote": ("rows.csv", 'instruction,output\na,b\nc,"d\n', "line 3: not valid CSV"),
@@ -162,3 +164,44 @@ def test_json_numbers_are_those_of_json_lines(tmp_path):
     row = {**ADD, "numbers": [1, 2.5, -0.0, 1e300, 123456789012345678901234567890]}
     (tmp_path / "rows.json").write_text(json.dumps([row]))
     assert next(source(tmp_path / "rows.json").raw_rows()) == row
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".json"])
+def test_half_a_surrogate_pair_is_rejected_with_its_row(tmp_path, kind):
+    path = tmp_path / f"rows{kind}"
+    whole = json.dumps({**ADD, "output": "\\ud83d \U0001f600"})
+    half = json.dumps({**ADD, "output": "\ud83d!"})
+    path.write_text(f"[{whole}, {half}]" if kind == ".json" else f"{whole}\n{half}\n")
+    with pytest.raises(UserError, match="contains half of a surrogate pair") as caught:
+        list(source(path))
+    assert caught.value.name == "column output"
+    assert caught.value.location == f"{path}, {'row' if kind == '.json' else 'line'} 2"
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(exclude_categories=()), max_size=5),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=3), children, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None)
+@given(
+    rows=st.lists(st.dictionaries(st.text(max_size=3), json_values, max_size=3), min_size=1),
+    before=st.dictionaries(st.sampled_from(["a", "b", "c"]), json_values),
+    chunk_bytes=st.integers(1, 40),
+    escaped=st.booleans(),
+    indent=st.none() | st.just(1),
+)
+def test_a_json_list_is_the_same_in_chunks_of_any_size(tmp_path_factory, rows, before, chunk_bytes, escaped, indent):
+    path = tmp_path_factory.mktemp("files") / "rows.json"
+    text = json.dumps({**before, "data": rows, "more": [1]}, ensure_ascii=escaped, indent=indent)
+    text = text.encode("utf-8", "replace").decode()  # half a surrogate pair can only be written as an escape
+    path.write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(formats, "CHUNK_BYTES", chunk_bytes)
+        assert list(source(path).raw_rows()) == json.loads(text)["data"]
