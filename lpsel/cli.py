@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from lpsel.command_line import check_arguments, hydra_error
 from lpsel.distributed import Interrupted, is_main_process, signals_interrupt, started_together
-from lpsel.errors import ReportedByMainProcess, UserError, disk_full, file_errors, first_line
+from lpsel.errors import ReportedByMainProcess, UserError, file_errors
 from lpsel.redact import print_traceback, redact
 
 # Commands that Hydra configures.
@@ -82,46 +82,50 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
 
     os.environ["LPSEL_COMMAND"] = command
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises exceptions instead of printing them
-    sys.excepthook = print_traceback
     given = list(sys.argv[1:] if arguments is None else arguments)
-    user_errors = (UserError, HydraException, OmegaConfBaseException)
-    try:
-        with closed_pipe_ends_quietly(), signals_interrupt():
-            check_arguments(given)
-            sys.argv[1:] = hydra_arguments(command, given)
-            SweepCallback.before_run = None if os.environ.get("LPSEL_DEBUG") else partial(_check_run_folder, command)
-            start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)
-            with file_errors():
-                start(_job(command, user_errors))()
-            if SweepCallback.sweep is not None:
-                sys.exit(_end_sweep(SweepCallback.sweep))
-    except user_errors as error:
-        if os.environ.get("LPSEL_DEBUG"):
-            raise
-        _fail(f"lpsel {command}", error if isinstance(error, UserError) else hydra_error(error, command))
-    except Interrupted as end:
-        _exit_interrupted(f"lpsel {command}", end)
+    hydra_errors = (HydraException, OmegaConfBaseException)
+    with _errors_end_command(command, hydra_errors), signals_interrupt():
+        check_arguments(given)
+        sys.argv[1:] = hydra_arguments(command, given)
+        SweepCallback.before_run = None if os.environ.get("LPSEL_DEBUG") else partial(_check_run_folder, command)
+        start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)
+        start(_job(command, hydra_errors))()
+        if SweepCallback.sweep is not None:
+            sys.exit(_end_sweep(SweepCallback.sweep))
 
 
 def run_flag_command(command: str, arguments: Sequence[str]) -> None:
     """Run a command with paths and flags; errors end it as in `run`."""
+    with _errors_end_command(command):
+        import_module(f"lpsel.commands.{command}").main(arguments)
+
+
+@contextmanager
+def _errors_end_command(command: str, hydra_errors: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Within, a user error or a signal ends the process with one line on standard error."""
     sys.excepthook = print_traceback
     try:
         with closed_pipe_ends_quietly(), file_errors():
-            import_module(f"lpsel.commands.{command}").main(arguments)
-    except UserError as error:
+            yield
+    except (UserError, *hydra_errors) as error:
         if os.environ.get("LPSEL_DEBUG"):
             raise
-        _fail(f"lpsel {command}", error)
+        _fail(f"lpsel {command}", error if isinstance(error, UserError) else hydra_error(error, command))
     except KeyboardInterrupt:
         print(f"lpsel {command}: interrupted", file=sys.stderr)
         sys.exit(130)
+    except Interrupted as end:
+        if end.all_ranks and not is_main_process():
+            sys.exit(0)  # with another status, launchers would kill the main process before it has finished
+        if is_main_process():
+            print(f"lpsel {command}: {end}", file=sys.stderr)
+        sys.exit(end.status)
 
 
-def _job(command: str, user_errors: tuple[type[Exception], ...]) -> Callable[[Any], dict[str, Any]]:
+def _job(command: str, hydra_errors: tuple[type[Exception], ...]) -> Callable[[Any], None]:
     """The function that Hydra calls with the composed configuration."""
 
-    def job(config: Any) -> dict[str, Any]:
+    def job(config: Any) -> None:
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
@@ -130,20 +134,10 @@ def _job(command: str, user_errors: tuple[type[Exception], ...]) -> Callable[[An
         if hydra.mode == RunMode.MULTIRUN:
             from lpsel.sweep import run_job
 
-            run_job(command, config, user_errors)
-            return {}
-        try:
-            with file_errors():
-                return _run_job(command, config, Path(hydra.runtime.output_dir))
-        except user_errors as error:
-            if os.environ.get("LPSEL_DEBUG"):
-                raise
-            _fail(f"lpsel {command}", error)  # Hydra would print a line of its own
-        except Exception as error:
-            if os.environ.get("LPSEL_DEBUG") or not disk_full(error):
-                raise
-            hint = "free some space, and run the same command again to resume"
-            _fail(f"lpsel {command}", UserError(first_line(error), problem="the disk is full", hint=hint))
+            run_job(command, config, (UserError, *hydra_errors))
+        else:
+            with _errors_end_command(command, hydra_errors):  # Hydra would print a line of its own
+                _run_job(command, config, Path(hydra.runtime.output_dir))
 
     return job
 
@@ -167,12 +161,12 @@ def _check_run_folder(command: str, config: Any) -> None:
         return  # the job meets the same error, and reports it
 
 
-def _run_job(command: str, config: Any, folder: Path) -> dict[str, Any]:
+def _run_job(command: str, config: Any, folder: Path) -> None:
     if config.get("dry_run"):
         from lpsel.commands.dry_run import print_plan
 
         print_plan(command, config, folder)
-        return {}
+        return
     from lpsel.commands.job import Job
 
     started = Job.of(command, config, folder)
@@ -183,7 +177,6 @@ def _run_job(command: str, config: Any, folder: Path) -> dict[str, Any]:
 
             show(config, result)
         print(started.run_dir, flush=True)
-    return result
 
 
 def _end_sweep(sweep: Any) -> int:
@@ -192,8 +185,7 @@ def _end_sweep(sweep: Any) -> int:
 
     if not is_main_process():
         return 0
-    folder = sweep_dir(sweep)
-    outcomes = read_outcomes(sweep)
+    folder, outcomes = sweep_dir(), read_outcomes(sweep)
     print_outcomes(outcomes, sweep)
     finished = [Path(outcome.folder) for outcome in outcomes if outcome.state in ("done", "found")]
     page = None
@@ -260,11 +252,3 @@ def _fail(prog: str, error: Exception) -> NoReturn:
     else:
         print(f"{prog}: {redact(' '.join(str(error).split()))}", file=sys.stderr)
     sys.exit(2)
-
-
-def _exit_interrupted(prog: str, end: Interrupted) -> NoReturn:
-    if end.all_ranks and not is_main_process():
-        sys.exit(0)  # with another status, launchers would kill the main process before it has finished
-    if is_main_process():
-        print(f"{prog}: {end}", file=sys.stderr)
-    sys.exit(end.status)

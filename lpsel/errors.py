@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TypeGuard
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # also an exhausted quota, and a file at its size limit
 NOT_PERMITTED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR}
 
 
@@ -98,21 +99,21 @@ def is_number(value: object) -> TypeGuard[float]:
 
 @contextmanager
 def file_errors() -> Iterator[None]:
-    """Turn an OSError for a file that may not be read or written into a UserError that names the file."""
+    """Turn any library's error about a full disk, and an OSError about permissions, into a UserError."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in NOT_PERMITTED or error.filename is None:
-            raise
-        hint = "check the path and its permissions"
-        raise UserError(error.filename, None, error.strerror or "not accessible", hint) from error
-
-
-def disk_full(error: BaseException) -> bool:
-    """Whether an exception of any library means a full disk, an exhausted quota, or a file at its size limit."""
-    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    # safetensors, written in Rust, has the number in its text only.
-    return getattr(error, "errno", None) in numbers or any(f"(os error {number})" in str(error) for number in numbers)
+    except UserError:
+        raise
+    except Exception as error:
+        number, text = getattr(error, "errno", None), str(error)
+        # safetensors, written in Rust, has the number in its text only.
+        if number in DISK_FULL or any(f"(os error {full})" in text for full in DISK_FULL):
+            hint = "free some space, and run the same command again to resume"
+            raise UserError(first_line(error), problem="the disk is full", hint=hint) from error
+        if isinstance(error, OSError) and number in NOT_PERMITTED and error.filename is not None:
+            hint = "check the path and its permissions"
+            raise UserError(error.filename, problem=error.strerror or "not accessible", hint=hint) from error
+        raise
 
 
 def first_line(error: BaseException) -> str:

@@ -4,16 +4,15 @@ A finished job is found, a failed one is recorded, and the next one starts. A la
 or on other machines, so each job writes its outcome to a file in the sweep's folder.
 """
 
-import json
 import logging
 import os
 import re
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,14 @@ from lpsel.commands.job import Job
 from lpsel.distributed import agree, is_main_process, started_together
 from lpsel.errors import UserError, file_errors, first_line
 from lpsel.run_config import NOT_IN_RESULTS, unused_keys
-from lpsel.storage import digest, write_atomically, write_json
+from lpsel.storage import digest, read_json, write_atomically, write_json
 
 log = logging.getLogger(__name__)
 
-OUTCOMES, PLANS = ".jobs", ".plans"
 BASIC_LAUNCHER = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}
 ERROR_FILE = "error.txt"
+UNSAFE = re.compile(r"[^A-Za-z0-9._,=+-]+")  # in folder names
+GROUP = re.compile("[.@]")  # separates the group of an override from the rest of its key
 MAX_NAME = 100  # characters of a job's folder; file systems allow 255 bytes
 
 
@@ -41,12 +41,10 @@ class Outcome:
     """The outcome of a job.
 
     Attributes:
-        number: of the job in the sweep, from 0.
-        folder: its run folder.
         state: done, found (finished before), failed, or planned by a dry run.
         reason: why it failed, in one line.
         user_error: whether the user can fix that.
-        plan: the work that a dry run found in it.
+        plan: its models, as `dry_run.Work`.
     """
 
     number: int
@@ -75,48 +73,42 @@ class SweepCallback(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         SweepCallback.sweep = config
         if is_main_process():
-            shutil.rmtree(_outcomes_dir(sweep_dir(config), config), ignore_errors=True)
+            HydraConfig.instance().set_config(config)
+            # Resolving the sweep's folder here fixes it for all jobs, whose overrides differ.
+            shutil.rmtree(_outcomes_dir(config), ignore_errors=True)
         if config.get("dry_run"):  # in this process, whatever would start the jobs
             with read_write(config.hydra), open_dict(config.hydra):
                 config.hydra.launcher = BASIC_LAUNCHER
 
 
-def sweep_dir(sweep: DictConfig) -> Path:
-    """The sweep's folder; resolving it here first fixes it for all jobs, whose overrides differ."""
-    HydraConfig.instance().set_config(sweep)
-    return Path(str(sweep.hydra.sweep.dir)).expanduser().resolve()
+def sweep_dir() -> Path:
+    """The folder of the current sweep."""
+    return Path(str(HydraConfig.get().sweep.dir)).expanduser().resolve()
 
 
-def _outcomes_dir(folder: Path, config: DictConfig) -> Path:
+def _outcomes_dir(config: DictConfig) -> Path:
     """Where jobs write their outcomes; a dry run has a folder of its own."""
-    return folder / (PLANS if config.get("dry_run") else OUTCOMES)
+    return sweep_dir() / (".plans" if config.get("dry_run") else ".jobs")
 
 
 def run_job(command: str, config: DictConfig, user_errors: tuple[type[Exception], ...]) -> None:
     """Run one job of a sweep unless it is finished, and write its outcome; a failure does not end the sweep."""
     hydra = HydraConfig.get()
-    folder = Path(hydra.runtime.output_dir)
-    outcomes = _outcomes_dir(Path(str(hydra.sweep.dir)).expanduser().resolve(), config)
-
-    def write_outcome(state: str, **fields: Any) -> None:
-        if is_main_process():
-            outcomes.mkdir(parents=True, exist_ok=True)
-            outcome = Outcome(int(hydra.job.num), str(folder.resolve()), state, **fields)
-            write_json(outcomes / f"{outcome.number}.json", asdict(outcome))
-
+    folder = Path(hydra.runtime.output_dir).resolve()
+    outcome = Outcome(int(hydra.job.num), str(folder), "failed")
     try:
         if config.get("dry_run"):
-            write_outcome(**_plan(command, config, folder))
-            return
-        with _isolated(hydra, config), file_errors():
-            found = _run_or_find(command, config, folder)
-        write_outcome("found" if found else "done")
-        if is_main_process():
-            print(folder.resolve(), flush=True)
+            outcome = _plan(command, config, outcome)
+        else:
+            with _isolated(hydra, config), file_errors():
+                found = _run_or_find(command, config, folder)
+            outcome = replace(outcome, state="found" if found else "done")
+            if is_main_process():
+                print(folder, flush=True)
     except Exception as error:
         user_error = isinstance(error, user_errors)
         reason = " ".join(str(error).split()) if user_error else f"{type(error).__name__}: {first_line(error)}"
-        write_outcome("failed", reason=reason, user_error=user_error)
+        outcome = replace(outcome, reason=reason, user_error=user_error)
         log.error("Failed: %s", reason)
         if not user_error:
             trace = traceback.format_exc().encode(errors="replace")
@@ -124,23 +116,26 @@ def run_job(command: str, config: DictConfig, user_errors: tuple[type[Exception]
             log.error("Traceback: %s", folder / ERROR_FILE)
         if os.environ.get("LPSEL_DEBUG"):
             traceback.print_exc()
-    finally:
-        if "torch" in sys.modules:
-            from lpsel.model.device import free_memory
+    if is_main_process():
+        outcomes = _outcomes_dir(config)
+        outcomes.mkdir(parents=True, exist_ok=True)
+        write_json(outcomes / f"{outcome.number}.json", asdict(outcome))
+    if "torch" in sys.modules:
+        from lpsel.model.device import free_memory
 
-            free_memory()
+        free_memory()
 
 
-def _plan(command: str, config: DictConfig, folder: Path) -> dict[str, Any]:
-    """The fields of the outcome of a dry run."""
+def _plan(command: str, config: DictConfig, outcome: Outcome) -> Outcome:
+    """The outcome of a dry run."""
     from lpsel.commands.dry_run import planned_work
 
-    work = planned_work(command, config, folder)
+    work = planned_work(command, config, Path(outcome.folder))
     if work is None:
-        return {"state": "found"}
+        return replace(outcome, state="found")
     problem = next((piece.problem for piece in work if piece.problem), "")
     state = "failed" if problem else "planned"
-    return {"state": state, "reason": problem, "user_error": True, "plan": [asdict(piece) for piece in work]}
+    return replace(outcome, state=state, reason=problem, user_error=True, plan=[asdict(piece) for piece in work])
 
 
 def _run_or_find(command: str, config: DictConfig, folder: Path) -> bool:
@@ -161,8 +156,7 @@ def _run_or_find(command: str, config: DictConfig, folder: Path) -> bool:
         job.run()
         return False
     finally:
-        if is_main_process():
-            lock.release()
+        lock.release()
 
 
 @contextmanager
@@ -171,11 +165,11 @@ def _isolated(hydra: Any, config: DictConfig) -> Iterator[None]:
 
     Lightning starts them with this process's arguments and Hydra's run folder.
     """
-    trainer = config.get("trainer", {})
-    single = str(trainer.get("devices")) in ("1", "auto") or started_together()
+    devices = config.trainer.devices
+    single = str(devices) in ("1", "auto") or started_together()
     if not single and "joblib" in str(hydra.launcher.get("_target_")):
         problem = "hydra/launcher=joblib runs jobs in parallel, each on one device"
-        raise UserError("trainer.devices", trainer.devices, problem, "set trainer.devices=1, or remove the launcher")
+        raise UserError("trainer.devices", devices, problem, "set trainer.devices=1, or remove the launcher")
     arguments, environment = sys.argv[1:], dict(os.environ)
     sys.argv[1:] = [*hydra.overrides.task, "hydra.mode=RUN"]
     with read_write(hydra), open_dict(hydra):
@@ -193,8 +187,7 @@ def _isolated(hydra: Any, config: DictConfig) -> Iterator[None]:
 
 def read_outcomes(sweep: DictConfig) -> list[Outcome]:
     """The outcomes of a sweep's last call, one for each run folder, in the order of the jobs."""
-    files = _outcomes_dir(sweep_dir(sweep), sweep).glob("[!.]*.json")
-    outcomes = [Outcome(**json.loads(file.read_text())) for file in files]
+    outcomes = [Outcome(**read_json(file)) for file in _outcomes_dir(sweep).glob("[!.]*.json")]
     first: dict[str, Outcome] = {}
     for outcome in sorted(outcomes, key=lambda o: o.number):
         first.setdefault(outcome.folder, outcome)
@@ -212,8 +205,8 @@ def print_outcomes(outcomes: Sequence[Outcome], sweep: DictConfig) -> None:
         from lpsel.commands.dry_run import Work, print_table
 
         valid = [o for o in outcomes if o.state != "failed" or o.plan]
-        work = [None if o.state == "found" else [Work(**piece) for piece in o.plan] for o in valid]
-        print_table([(Path(o.folder).name, w) for o, w in zip(valid, work, strict=True)], "experiment" in sweep)
+        jobs = [(Path(o.folder).name, None if o.state == "found" else [Work(**w) for w in o.plan]) for o in valid]
+        print_table(jobs, "experiment" in sweep)
         for reason in dict.fromkeys(o.reason for o in outcomes if o.reason):
             print(reason, file=sys.stderr)
         return
@@ -228,11 +221,10 @@ def print_outcomes(outcomes: Sequence[Outcome], sweep: DictConfig) -> None:
 
 def sweep_name(overrides: Any, params: Any) -> str:
     """The name of a sweep's folder: the swept options and a digest of all overrides, the same at every call."""
-    given = _by_key([*(f"{key}={value}" for key, value in (params or {}).items()), *overrides])
-    experiment = given.get("experiment")
-    relevant = {key: value for key, value in given.items() if _changes_results(key) or key == "experiment"}
-    swept = [key for key, value in relevant.items() if "," in value or "range(" in value]
-    return f"{_safe(experiment or '-'.join(swept) or 'sweep')[:60]}-{_short_digest(relevant)}"
+    used = _by_key([*(f"{key}={value}" for key, value in (params or {}).items()), *overrides], {"experiment"})
+    swept = [key for key, value in used.items() if "," in value or "range(" in value]
+    name = UNSAFE.sub("-", used.get("experiment") or "-".join(swept) or "sweep")
+    return f"{name[:60]}-{digest(used)[:8]}"
 
 
 def job_name(overrides: Any, command: str, *, _root_: DictConfig) -> str:
@@ -241,34 +233,20 @@ def job_name(overrides: Any, command: str, *, _root_: DictConfig) -> str:
     Jobs with the same result share a folder: training on all rows is the same for every percentage.
     """
     unused = unused_keys(command, _root_)
-    given = {key: value for key, value in _by_key(overrides).items() if _changes_results(key)}
-    used = {key: value for key, value in given.items() if _group(key) not in unused}
+    used = {key: value for key, value in _by_key(overrides).items() if GROUP.split(key)[0] not in unused}
     full = ",".join(f"{key}={value}" for key, value in used.items())
-    name = _safe(",".join(f"{key}={value.rsplit('/', 1)[-1]}" for key, value in used.items()))
+    name = UNSAFE.sub("-", ",".join(f"{key}={value.rsplit('/', 1)[-1]}" for key, value in used.items()))
     if name == full and len(name) <= MAX_NAME:
         return name or "job"
-    return f"{name[: MAX_NAME - 9]}-{_short_digest(used)}"
+    return f"{name[: MAX_NAME - 9]}-{digest(used)[:8]}"
 
 
-def _by_key(overrides: Any) -> dict[str, str]:
-    """Overrides by key, sorted; the last one of a key wins, as in Hydra."""
-    return dict(sorted(tuple(override.lstrip("+").split("=", 1)) for override in overrides if "=" in override))
-
-
-def _changes_results(key: str) -> bool:
-    return key == "trainer.precision" or _group(key) not in (*NOT_IN_RESULTS, "trainer")
-
-
-def _group(key: str) -> str:
-    return re.split("[.@]", key, maxsplit=1)[0]
-
-
-def _safe(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._,=+-]+", "-", name)
-
-
-def _short_digest(overrides: dict[str, str]) -> str:
-    return digest(overrides)[:8]
+def _by_key(overrides: Any, kept: Collection[str] = ()) -> dict[str, str]:
+    """Overrides that change results, and those of `kept`, sorted by key; the last one of a key wins, as in Hydra."""
+    given = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
+    ignored = {*NOT_IN_RESULTS, "trainer"} - {*kept}
+    used = [key for key in sorted(given) if key == "trainer.precision" or GROUP.split(key)[0] not in ignored]
+    return {key: given[key] for key in used}
 
 
 OmegaConf.register_new_resolver("lpsel_sweep", sweep_name, use_cache=True, replace=True)

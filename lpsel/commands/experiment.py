@@ -39,7 +39,8 @@ def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
     for name, members in zip(names, groups.values(), strict=True):
         full = [member for member in members if results[member]["rule"] == "full"]
         others = [member for member in members if member not in full]
-        trusted = any(_trusts_remote_code(member) for member in members)
+        models = [read_json(member / RUN_CONFIG)["config"]["model"] for member in members]
+        trusted = any(model["trust_remote_code"] is True for model in models)  # set by the user, for this sweep
         try:
             _evaluate(sweep, others or full, full[0] if full and others else None, folder / name, trusted)
         except UserError as error:
@@ -50,11 +51,6 @@ def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
         log.error("The report has what was evaluated: %s. Run the same command again to resume.", page)
         raise failed
     return page
-
-
-def _trusts_remote_code(run_dir: Path) -> bool:
-    """Whether the user set model.trust_remote_code=true for this job of the sweep."""
-    return read_json(run_dir / RUN_CONFIG)["config"]["model"]["trust_remote_code"] is True
 
 
 def _evaluate(sweep: DictConfig, models: list[Path], baseline: Path | None, folder: Path, trusted: bool) -> None:

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from lpsel.errors import UserError, check_choice, check_flag, check_int, check_number, disk_full, file_errors
+from lpsel.errors import UserError, check_choice, check_flag, check_int, check_number, file_errors
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,15 @@ def test_a_file_without_permission_is_a_user_error_and_other_errors_pass():
         raise OSError(errno.EIO, "Input/output error", "rows.jsonl")
 
 
-def test_a_full_disk_is_recognized_in_any_librarys_error():
-    assert disk_full(OSError(errno.ENOSPC, "No space left on device"))
-    assert disk_full(RuntimeError("SafetensorError: I/O error: No space left on device (os error 28)"))
-    assert not disk_full(OSError(errno.EIO, "Input/output error"))
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("SafetensorError: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_recognized_in_any_librarys_error(error):
+    with pytest.raises(UserError) as caught, file_errors():
+        raise error
+    assert caught.value.problem == "the disk is full"
+    assert "No space left on device" in caught.value.name
