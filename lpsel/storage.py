@@ -10,7 +10,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -144,6 +144,16 @@ def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write strict JSON lines, creating the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: file.writelines(map(json_line, rows)))
+
+
+def write_table(path: Path, rows: Sequence[dict[str, Any]], types: Mapping[str, Any]) -> None:
+    """Write a Parquet file with the columns of the first row: `types` by name, strings otherwise."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([(name, types.get(name, "string")) for name in rows[0]])
+    table = pa.Table.from_pylist(finite(rows), schema=schema)
+    write_atomically(path, lambda file: pq.write_table(table, file))
 
 
 def finite(value: Any) -> Any:

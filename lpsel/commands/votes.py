@@ -6,30 +6,34 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
+from rich.markup import escape
+from rich.table import Table
 
 from lpsel import console
 from lpsel.commands.arguments import OneLineParser, run_folder
 from lpsel.errors import UserError
+from lpsel.evaluation.win_rate import pairwise_metrics, win_rate
 from lpsel.judging import votes as ballots
 from lpsel.judging.human import KEY, Key, read_key
 from lpsel.judging.judge import TIE
 from lpsel.judging.votes import Vote, VoteFile
 from lpsel.run_config import RESULT
-from lpsel.storage import finite, write_atomically, write_json
+from lpsel.storage import finite, write_json, write_table
 
 # A annotators, N pairs
 
 JUDGEMENTS = "judgements.parquet"
 OUTCOMES = "outcomes.parquet"
+COLUMN_TYPES = {
+    "preference": "float64", "mean_preference": "float64", "votes": "int32", "counted": "bool",
+    "at": pa.timestamp("ms", "UTC"), "model_chars": "int64", "baseline_chars": "int64",
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command as `lpsel votes ARGUMENTS`.
-
-    Raises:
-        UserError: see `run`, and wrong arguments.
-    """
+    """Run the command as `lpsel votes ARGUMENTS`."""
     parser = OneLineParser(
         prog="lpsel votes",
         description="Unblind the votes on the page of judge=human, and compute win rates and agreement.",
@@ -63,11 +67,11 @@ def run(given: Sequence[Path], key_path: Path | None = None, run_dir: Path | Non
     if all(vote.choice == "skip" for vote in counted):
         raise UserError(given[0], None, "has no votes except skipped pairs", "give files with votes")
 
-    folder = run_folder("votes", run_dir, [*(path.expanduser() for path in given), key_path])
+    folder = run_folder("votes", run_dir, [*(file.path for file in files), key_path])
     names, preference_AN = ballots.preferences(counted, key)
     outcomes = _outcomes(sorted({vote.pair for vote in counted}), preference_AN, key)
-    _write_table(folder / JUDGEMENTS, _judgements(votes, set(counted), key))
-    _write_table(folder / OUTCOMES, outcomes)
+    write_table(folder / JUDGEMENTS, _judgements(votes, set(counted), key), COLUMN_TYPES)
+    write_table(folder / OUTCOMES, outcomes, COLUMN_TYPES)
     result = {
         "command": "votes",
         "judge": {"kind": "people", "annotators": len(names)},
@@ -89,9 +93,8 @@ def run(given: Sequence[Path], key_path: Path | None = None, run_dir: Path | Non
         "judgements": folder / JUDGEMENTS,
         "outcomes": folder / OUTCOMES,
     }
-    result = finite(result)
     write_json(folder / RESULT, result)
-    return result | {"run_dir": folder}
+    return finite(result) | {"run_dir": folder}
 
 
 def _find_key(file: VoteFile) -> Path:
@@ -107,9 +110,8 @@ def _find_key(file: VoteFile) -> Path:
 
 def _outcomes(voted: Sequence[int], preference_AN: NDArray[np.float64], key: Key) -> list[dict[str, Any]]:
     """The rows of outcomes.parquet: pairs with votes, and pairs with equal answers as ties."""
-    majority_N = finite(ballots.majority(preference_AN).tolist())
-    mean_N = finite(ballots.mean_preference(preference_AN).tolist())
-    votes_N = np.isfinite(preference_AN).sum(axis=0).tolist()
+    majority_N, mean_N = ballots.majority(preference_AN), ballots.mean_preference(preference_AN)
+    votes_N = np.isfinite(preference_AN).sum(axis=0)
     outcomes = [(key.pairs[n], majority_N[n], mean_N[n], votes_N[n]) for n in voted]
     return [
         {
@@ -147,22 +149,18 @@ def _judgements(votes: Sequence[Vote], counted: set[Vote], key: Key) -> list[dic
 
 
 def _win_rates(outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    from lpsel.evaluation.win_rate import pairwise_metrics, win_rate
-
     column = {name: [outcome[name] for outcome in outcomes] for name in outcomes[0]}
     by_majority = pairwise_metrics(
-        np.array(column["preference"], np.float64),
+        column["preference"],
         model_chars_N=column["model_chars"],
         baseline_chars_N=column["baseline_chars"],
         category_N=column["category"],
         prompt_set_N=column["prompt_set"],
     )
-    return {**by_majority, "mean_of_votes": asdict(win_rate(np.array(column["mean_preference"], np.float64)))}
+    return {**by_majority, "mean_of_votes": asdict(win_rate(column["mean_preference"]))}
 
 
 def _annotator(name: str, votes: Iterable[Vote], counted: Iterable[Vote], key: Key) -> dict[str, Any]:
-    from lpsel.evaluation.win_rate import win_rate
-
     own = [vote for vote in counted if vote.annotator == name]
     return {
         "name": name,
@@ -173,23 +171,8 @@ def _annotator(name: str, votes: Iterable[Vote], counted: Iterable[Vote], key: K
     }
 
 
-def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    types = {
-        "preference": pa.float64(), "mean_preference": pa.float64(), "votes": pa.int32(), "counted": pa.bool_(),
-        "at": pa.timestamp("ms", "UTC"), "model_chars": pa.int64(), "baseline_chars": pa.int64(),
-    }  # fmt: skip
-    table = pa.Table.from_pylist(rows, schema=pa.schema([(name, types.get(name, pa.string())) for name in rows[0]]))
-    write_atomically(path, lambda file: pq.write_table(table, file))
-
-
 def show(result: dict[str, Any]) -> None:
     """Print the win rate of every annotator, of the majority and of the mean vote."""
-    from rich.markup import escape
-    from rich.table import Table
-
     agreement = result["agreement"]
     alpha = agreement["krippendorff_alpha"]
     caption = [
@@ -197,10 +180,11 @@ def show(result: dict[str, Any]) -> None:
         f"{agreement['pairs_with_several_votes']:,} with several.",
         f"Krippendorff's alpha (nominal): {'undefined' if alpha is None else f'{alpha:.3f}'}.",
     ]
-    for person in result["annotators"]:
-        if person["replaced"]:
-            changed = f"{person['name']} changed {person['replaced']:,} votes; the latest vote on a pair counts."
-            caption.append(escape(changed))
+    caption += [
+        escape(f"{person['name']} changed {person['replaced']:,} votes; the latest vote on a pair counts.")
+        for person in result["annotators"]
+        if person["replaced"]
+    ]
     title = escape(f"{result['model']} against {result['baseline']}")
     table = Table(title=title, title_justify="left", caption="\n".join(caption), caption_justify="left")
     table.add_column("", overflow="fold")
