@@ -1,7 +1,4 @@
-"""The client for OpenAI-compatible servers: hosted services, vLLM, `transformers serve`, llama.cpp.
-
-`Endpoint` sends one request, `run_concurrently` sends many, `Spending` counts their dollars.
-"""
+"""The client for OpenAI-compatible servers: hosted services, vLLM, `transformers serve`, llama.cpp."""
 
 import logging
 import os
@@ -9,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from threading import Event, Lock
+from threading import Lock
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -38,28 +35,6 @@ class Reply:
     finish_reason: str | None = None
     prompt_tokens: int | None = None  # both None if the server does not report both
     completion_tokens: int | None = None
-
-
-@dataclass
-class Spending:
-    """A counter of dollars, with prices per million tokens."""
-
-    prompt_price: float | None = None
-    completion_price: float | None = None
-    limit: float | None = None
-    dollars: float = 0.0  # spent so far
-
-    def cost(self, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
-        """Dollars for these tokens; None if a price or a count is unknown."""
-        if self.prompt_price is None or self.completion_price is None:
-            return None
-        if prompt_tokens is None or completion_tokens is None:
-            return None
-        return prompt_tokens * self.prompt_price / 1e6 + completion_tokens * self.completion_price / 1e6
-
-    @property
-    def exhausted(self) -> bool:
-        return self.limit is not None and self.dollars >= self.limit
 
 
 @dataclass(frozen=True)
@@ -99,9 +74,9 @@ class Endpoint:
         if address.scheme not in ("http", "https") or not address.hostname:
             raise self.error("is not a web address", "set an address such as http://127.0.0.1:8000/v1")
         if address.username or address.password or address.query:
-            shown = f"{self.prefix}{address.scheme}://{address.hostname}{address.path}"
+            without_secret = replace(self, base_url=f"{address.scheme}://{address.hostname}{address.path}")
             problem = "contains a password or key, which would be saved with the results"
-            raise UserError(self.option, shown, problem, f"set the environment variable {self.key_env} instead")
+            raise without_secret.error(problem, f"set the environment variable {self.key_env} instead")
 
     @property
     def name(self) -> str:
@@ -114,18 +89,11 @@ class Endpoint:
 
     def unavailable(self, reason: object) -> UserError:
         """The UserError for a server whose replies cannot be used."""
-        hint = (
-            f"check that the server is running, serves {self.model} and accepts these settings, then repeat the "
-            "command; finished requests are cached"
-        )
-        return self.error(f"no usable reply ({reason})", hint)
+        hint = f"check that the server is running, serves {self.model} and accepts these settings, then repeat the "
+        return self.error(f"no usable reply ({reason})", hint + "command; finished requests are cached")
 
     def connect(self) -> Any:
-        """The openai client, a context manager.
-
-        Raises:
-            UserError: OpenAI's own server needs a key and there is none.
-        """
+        """The openai client, a context manager; a UserError if OpenAI's own server needs a key and there is none."""
         from openai import OpenAI
 
         for name in ("httpx", "httpx2", "openai"):
@@ -138,11 +106,7 @@ class Endpoint:
         return OpenAI(base_url=self.base_url, api_key=key or "none", timeout=self.timeout, max_retries=self.max_retries)
 
     def check(self) -> None:
-        """Check that the server can be reached and accepts the key; costs no tokens.
-
-        Raises:
-            UserError: it cannot be reached or rejects the key.
-        """
+        """Raise a UserError unless the server can be reached and accepts the key; costs no tokens."""
         import openai
 
         hasty = replace(self, timeout=CONNECT_TIMEOUT, max_retries=1)
@@ -153,7 +117,7 @@ class Endpoint:
                 failure = hasty._translated(error)
                 raise failure if isinstance(failure, UserError) else self.unavailable(failure) from None
             except (openai.OpenAIError, ValueError):
-                return  # it is there, and not every server can list its models
+                return  # not every server can list its models
 
     def complete(self, client: Any, messages: Sequence[dict[str, str]], **parameters: Any) -> Reply:
         """Send one chat completion request with the client from `connect`.
@@ -166,16 +130,12 @@ class Endpoint:
         """
         import openai
 
-        request: dict[str, Any] = {"model": self.model, "messages": messages, **parameters}
         try:
-            try:
-                return _reply(client.chat.completions.create(**request))
-            except openai.BadRequestError as error:
-                if error.param != "max_tokens" or "max_tokens" not in request:
-                    raise
-                request["max_completion_tokens"] = request.pop("max_tokens")
-                return _reply(client.chat.completions.create(**request))
+            return _reply(client.chat.completions.create(model=self.model, messages=messages, **parameters))
         except openai.OpenAIError as error:
+            if isinstance(error, openai.BadRequestError) and error.param == "max_tokens" and "max_tokens" in parameters:
+                limit = parameters.pop("max_tokens")
+                return self.complete(client, messages, **parameters, max_completion_tokens=limit)
             raise self._translated(error) from None
         except ValueError:  # the header announces JSON, but the content is something else
             return Reply(None)
@@ -201,15 +161,14 @@ class Endpoint:
 
 def _reply(response: Any) -> Reply:
     usage = getattr(response, "usage", None)
-    prompt_tokens, completion_tokens = (getattr(usage, f"{kind}_tokens", None) for kind in ("prompt", "completion"))
-    if not (is_int(prompt_tokens) and is_int(completion_tokens)):
-        prompt_tokens = completion_tokens = None
+    tokens = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
+    tokens = tokens if all(map(is_int, tokens)) else [None, None]
     try:
         choice = response.choices[0]
-        text, finish_reason = choice.message.content, choice.finish_reason
+        text = choice.message.content
+        return Reply(text if isinstance(text, str) else "", choice.finish_reason, *tokens)
     except (AttributeError, IndexError, TypeError):
-        return Reply(None, None, prompt_tokens, completion_tokens)
-    return Reply(text if isinstance(text, str) else "", finish_reason, prompt_tokens, completion_tokens)
+        return Reply(None, None, *tokens)
 
 
 def _reason(error: Any) -> str:
@@ -233,11 +192,9 @@ def run_concurrently(
     Calls of `save` do not overlap; a result of None is not saved. After an exception no further item is started, and
     those in flight, which are paid for, are saved before the exception is raised.
     """
-    stop, lock = Event(), Lock()
+    lock = Lock()
 
     def run(item: Item) -> None:
-        if stop.is_set():
-            return
         result = ask(item)
         if result is not None:
             with lock:
@@ -249,5 +206,5 @@ def run_concurrently(
             for future in as_completed(futures):
                 future.result()
         except BaseException:
-            stop.set()
+            pool.shutdown(cancel_futures=True)
             raise

@@ -1,20 +1,11 @@
-"""A judge on an OpenAI-compatible server: a hosted model, or one of vLLM, `transformers serve` or llama.cpp."""
+"""A judge on an OpenAI-compatible server."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lpsel.errors import UserError, check_int, check_number
-from lpsel.generation.openai_client import (
-    KEY_ENV,
-    MALFORMED,
-    OPENAI,
-    Endpoint,
-    Reply,
-    RequestFailed,
-    Spending,
-    run_concurrently,
-)
+from lpsel.generation.openai_client import KEY_ENV, MALFORMED, OPENAI, Endpoint, Reply, RequestFailed, run_concurrently
 from lpsel.generation.prompts import Prompt
 from lpsel.judging.judge import ORDERS, UNREADABLE, Judgement, Order, Pair, check_orders, preference_of
 from lpsel.judging.prompt import fill, load_prompt
@@ -32,6 +23,7 @@ class OpenAIJudge:
         parser: from a reply to a verdict on the answers as shown.
         max_cost: dollars that a run may spend on all its models, without the questions in flight at that point.
         text: of the prompt file.
+        spent: dollars so far.
     """
 
     model: str
@@ -51,7 +43,7 @@ class OpenAIJudge:
     orders: Sequence[Order] = ORDERS
     text: str = field(init=False, repr=False)
     endpoint: Endpoint = field(init=False, repr=False)
-    spending: Spending = field(init=False, repr=False)
+    spent: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
         check_int("judge.attempts", self.attempts, 1)
@@ -77,7 +69,6 @@ class OpenAIJudge:
             timeout=self.timeout,
             max_retries=self.max_retries,
         )
-        self.spending = Spending(self.prompt_price, self.completion_price, self.max_cost)
         self.text = load_prompt(self.prompt)
 
     @property
@@ -97,7 +88,9 @@ class OpenAIJudge:
         }
 
     def cost(self, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
-        return self.spending.cost(prompt_tokens, completion_tokens)
+        priced = ((prompt_tokens, self.prompt_price), (completion_tokens, self.completion_price))
+        costs = [tokens * price / 1e6 for tokens, price in priced if tokens is not None and price is not None]
+        return sum(costs) if len(costs) == len(priced) else None
 
     def check(self, prompts: Sequence[Prompt] = ()) -> None:
         """Ask the server one short question, with the address, key, model and parameters of the run."""
@@ -106,22 +99,21 @@ class OpenAIJudge:
             for _ in range(self.attempts):
                 judgement = self._ask(client, pair, "baseline_first", attempts=1)
                 if judgement.failure in (None, UNREADABLE):
-                    break
-            else:
-                raise self.endpoint.unavailable(judgement.failure)
-        self._check_tokens(judgement)
+                    return self._check_tokens(judgement)
+        raise self.endpoint.unavailable(judgement.failure)
 
     def judge(self, questions: Sequence[tuple[Pair, Order]], save: Callable[[Judgement], None]) -> None:
         failures = 0  # in a row
 
         def ask(question: tuple[Pair, Order]) -> Judgement | None:
-            return None if self.spending.exhausted else self._ask(client, *question, self.attempts)
+            exhausted = self.max_cost is not None and self.spent >= self.max_cost
+            return None if exhausted else self._ask(client, *question, self.attempts)
 
         def save_and_count(question: tuple[Pair, Order], judgement: Judgement) -> None:
             nonlocal failures
             save(judgement)
             self._check_tokens(judgement)
-            self.spending.dollars += self.cost(judgement.prompt_tokens, judgement.completion_tokens) or 0.0
+            self.spent += self.cost(judgement.prompt_tokens, judgement.completion_tokens) or 0.0
             failures = 0 if judgement.failure in (None, UNREADABLE) else failures + 1
             if failures >= GIVE_UP:
                 raise self.endpoint.unavailable(f"{judgement.failure}, {failures} times in a row")
@@ -134,9 +126,6 @@ class OpenAIJudge:
 
         A failed request ends it, and the next run asks again. After `attempts` replies without a verdict, the failure
         is the judge's own and final.
-
-        Raises:
-            UserError: the key, the model or the address is wrong.
         """
         question = {"role": "user", "content": fill(self.text, pair.prompt, *pair.shown(order))}
         messages = [question]
@@ -164,12 +153,12 @@ class OpenAIJudge:
             )
         if reply.text is None:
             return judgement
-        if not reply.text.strip():
-            return judgement._replace(failure=UNREADABLE)
+        if reply.text.strip():
+            judgement = judgement._replace(raw=reply.text)
         verdict = self.parser(reply.text)
         if verdict is None:
-            return judgement._replace(raw=reply.text, failure=UNREADABLE)
-        return judgement._replace(raw=reply.text, failure=None, preference=preference_of(verdict, judgement.order))
+            return judgement._replace(failure=UNREADABLE)
+        return judgement._replace(failure=None, preference=preference_of(verdict, judgement.order))
 
     def _check_tokens(self, judgement: Judgement) -> None:
         cost = self.cost(judgement.prompt_tokens, judgement.completion_tokens)
