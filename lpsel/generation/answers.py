@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lpsel.cache import Journal
 from lpsel.console import track
@@ -22,18 +22,15 @@ from lpsel.storage import digest
 if TYPE_CHECKING:
     import torch
 
-Save = Callable[[dict[int, Generation]], None]
 
-
-@dataclass(frozen=True)
-class _Inputs:
-    """What a model is given for every prompt, and where its answers are cached."""
+class _Inputs(NamedTuple):
+    """What a model gets for every prompt, and the cache of its answers."""
 
     source: str  # of the model: a path or MODEL@ADDRESS
-    inputs: list[Any]  # rendered prompts, or conversations for an endpoint
-    keys: list[str]  # digests of the inputs
+    tokenizer: Any  # None for an endpoint
+    by_key: dict[str, Any]  # inputs by their digest, so that equal prompts are answered once
+    keys: list[str]  # of all prompts, in order
     journal: Journal
-    tokenizer: Any = None
 
     def cached(self) -> dict[str, Generation]:
         return {line.pop("key"): Generation(**line) for line in self.journal.read()}
@@ -75,15 +72,11 @@ def answers(
 
     Args:
         model: a model on this machine, whose template renders the prompts; or an endpoint, which gets their turns.
-        prompts: in any order.
-        sampling: how tokens are chosen, and at most how many.
-        cache_dir: for answers and hashes of weights.
-        device, dtype, batch_tokens: of a model on this machine, see `generate`. The device is not in the cache key.
+        device, dtype, batch_tokens: of a model on this machine, see `generate`.
 
     Returns:
-        A generation for every prompt, in order; and `name`, `model`, `prompts`, how many were `reused` and `generated`,
-        `prompts_cut`, `answers_cut`, `answers_empty`, `generated_tokens` of all answers (None where an endpoint does
-        not report them), `seconds` spent.
+        A generation for every prompt, in order; and counts for result.json. `generated_tokens` is None where an
+        endpoint does not report them.
 
     Raises:
         UserError: as `check`; or the model cannot be loaded, or the endpoint fails. Finished answers are cached.
@@ -93,20 +86,23 @@ def answers(
     with inputs.journal.locked():
         known = inputs.cached()
         reused = sum(key in known for key in inputs.keys)
-        missing = list({key: i for i, key in enumerate(inputs.keys) if key not in known}.values())  # equal prompts once
+        missing = [key for key in inputs.by_key if key not in known]
 
         def save(done: dict[int, Generation]) -> None:
-            new = {inputs.keys[missing[i]]: answer for i, answer in done.items()}
+            new = {missing[i]: answer for i, answer in done.items()}
             inputs.journal.append({"key": key, **asdict(answer)} for key, answer in new.items())
             known.update(new)
 
-        asked = [inputs.inputs[i] for i in missing]
-        if not asked:
-            pass
-        elif isinstance(model, Endpoint):
-            _ask(model, asked, sampling, save)
-        else:
-            _generate(model, inputs, asked, sampling, save, device, dtype, batch_tokens)
+        unanswered = [inputs.by_key[key] for key in missing]
+        if unanswered and isinstance(model, Endpoint):
+            _request(model, unanswered, sampling, save)
+        elif unanswered:
+            from lpsel.generation.generate import generate
+
+            title, loaded = f"Answers, {model.name}", load_model(model, inputs.source, dtype).to(device)
+            generate(loaded, inputs.tokenizer, unanswered, sampling, batch_tokens=batch_tokens, title=title, save=save)
+            del loaded
+            free_memory()
     generations = [known[key] for key in inputs.keys]
     return generations, {
         "name": model.name,
@@ -114,7 +110,7 @@ def answers(
         "prompts": len(prompts),
         "reused": reused,
         "generated": len(missing),
-        **_figures(generations),
+        **answer_counts(generations),
         "seconds": round(time.perf_counter() - started, 3),
     }
 
@@ -122,49 +118,31 @@ def answers(
 def _inputs(
     model: ModelSpec | Endpoint, prompts: Sequence[Prompt], sampling: Sampling, cache_dir: Path, dtype: "torch.dtype"
 ) -> _Inputs:
+    inputs: list[Any]
+    depends_on: dict[str, Any]
     if isinstance(model, Endpoint):
-        conversations = [chat_messages(prompt.example) for prompt in prompts]
-        key = {"endpoint": model.base_url, "model": model.model, **sampling.settings()}
-        journal = Journal.of(cache_dir, "answers", key)
-        return _Inputs(f"{model.model}@{model.base_url}", conversations, [digest(c) for c in conversations], journal)
+        source, tokenizer = f"{model.model}@{model.base_url}", None
+        inputs = [chat_messages(prompt.example) for prompt in prompts]
+        depends_on = {"endpoint": model.base_url, "model": model.model}
+    else:
+        from lpsel.generation.generate import prompt_room
 
-    from lpsel.generation.generate import prompt_room
-
-    path = locate(model, cache_dir)
-    prompt_room(load_config(model, path), sampling.max_new_tokens)
-    tokenizer = load_tokenizer(model, path)
-    # `render_prompt` takes the turns before the last answer, so the answer to come is added.
-    unanswered = [Example((*p.example.turns, Turn("assistant", "")), p.example.input) for p in prompts]
-    rendered = [render_prompt(example, model.template, tokenizer) for example in unanswered]
-    keys = [digest([text.text, text.add_special_tokens]) for text in rendered]
-    key = {
-        "model": model_fingerprint(path, model.revision, cache_dir),
-        "dtype": str(dtype).removeprefix("torch."),
-        **sampling.settings(),
-    }
-    return _Inputs(path, rendered, keys, Journal.of(cache_dir, "answers", key), tokenizer)
+        source = locate(model, cache_dir)
+        prompt_room(load_config(model, source), sampling.max_new_tokens)
+        tokenizer = load_tokenizer(model, source)
+        # `render_prompt` takes the turns before the last answer, so the answer to come is added.
+        examples = [Example((*p.example.turns, Turn("assistant", "")), p.example.input) for p in prompts]
+        inputs = [render_prompt(example, model.template, tokenizer) for example in examples]
+        fingerprint = model_fingerprint(source, model.revision, cache_dir)
+        depends_on = {"model": fingerprint, "dtype": str(dtype).removeprefix("torch.")}
+    keys = [digest(each) for each in inputs]
+    journal = Journal.of(cache_dir, "answers", depends_on | sampling.settings())
+    return _Inputs(source, tokenizer, dict(zip(keys, inputs, strict=True)), keys, journal)
 
 
-def _generate(
-    spec: ModelSpec,
-    inputs: _Inputs,
-    prompts: list[Any],
-    sampling: Sampling,
-    save: Save,
-    device: "torch.device",
-    dtype: "torch.dtype",
-    batch_tokens: int,
+def _request(
+    endpoint: Endpoint, conversations: list[Any], sampling: Sampling, save: Callable[[dict[int, Generation]], None]
 ) -> None:
-    from lpsel.generation.generate import generate
-
-    model = load_model(spec, inputs.source, dtype).to(device)
-    title = f"Answers, {spec.name}"
-    generate(model, inputs.tokenizer, prompts, sampling, batch_tokens=batch_tokens, title=title, save=save)
-    del model
-    free_memory()
-
-
-def _ask(endpoint: Endpoint, conversations: list[Any], sampling: Sampling, save: Save) -> None:
     parameters: dict[str, Any] = {"temperature": sampling.temperature, "max_tokens": sampling.max_new_tokens}
     if not sampling.greedy:
         parameters |= {"top_p": sampling.top_p, "seed": sampling.seed}
@@ -186,7 +164,8 @@ def _ask(endpoint: Endpoint, conversations: list[Any], sampling: Sampling, save:
         run_concurrently(ask, range(len(conversations)), save_one, endpoint.concurrency)
 
 
-def _figures(generations: list[Generation]) -> dict[str, Any]:
+def answer_counts(generations: list[Generation]) -> dict[str, Any]:
+    """How many prompts were cut, answers were cut or empty, and tokens generated (None if any count is unknown)."""
     tokens = [generation.tokens for generation in generations]
     return {
         "prompts_cut": sum(generation.prompt_cut > 0 for generation in generations),

@@ -7,13 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import GenerationConfig, LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
 
 from lpsel.console import track
 from lpsel.data.batching import padded
@@ -32,22 +26,16 @@ def generate(
     title: str = "Generating",
     save: Callable[[dict[int, Generation]], None] = lambda done: None,
 ) -> list[Generation]:
-    """Continue every prompt until the model ends its answer.
+    """The answer of a model to every prompt, in order.
 
     In float32 an answer does not depend on the other prompts in its batch, sampled or not; in a lower precision a near
     tie may fall either way. The sampling, penalties and beams in the model's own generation settings are ignored.
 
     Args:
         model: a causal language model of transformers in evaluation mode, on its device.
-        tokenizer: needs no padding token.
         prompts: strings are tokenized with the tokenizer's special tokens.
-        sampling: how tokens are chosen, and at most how many.
         batch_tokens: largest batch, in tokens of prompts and answers with padding.
-        title: of the progress bar.
         save: called after every batch with its generations by index of the prompt.
-
-    Returns:
-        A generation for every prompt, in order.
 
     Raises:
         UserError: max_new_tokens leaves no room for a prompt in the model's context.
@@ -76,7 +64,7 @@ def prompt_room(config: Any, max_new_tokens: int) -> int | None:
     """Tokens of a prompt that a model's context holds before `max_new_tokens` more; None if it has no limit.
 
     Raises:
-        UserError: none.
+        UserError: it holds none.
     """
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if context is None:
@@ -113,11 +101,11 @@ def _prompt_ids(tokenizer: Any, prompt: Rendered | str) -> list[int]:
 
 
 def _last_tokens(ids: list[int], room: int | None, bos: int | None) -> list[int]:
-    """The last `room` tokens, and the BOS if there is one."""
+    """The last `room` tokens, after the BOS if there is one."""
     if room is None or len(ids) <= room:
         return ids
-    keeps_bos = room > 1 and ids[0] == bos
-    return ids[:1] + ids[len(ids) - room + 1 :] if keeps_bos else ids[len(ids) - room :]
+    first = ids[:1] if room > 1 and ids[0] == bos else []
+    return first + ids[len(ids) - room + len(first) :]
 
 
 @torch.inference_mode()
@@ -130,7 +118,6 @@ def _continue(model: Any, prompts: list[list[int]], sampling: Sampling, stops: l
     for b, ids in enumerate(prompts):
         input_ids_BT[b, width - len(ids) :] = torch.tensor(ids)
         attended_BT[b, width - len(ids) :] = 1
-
     greedy = GenerationConfig(
         do_sample=False,  # _InverseTransform draws samples by leaving one token to choose from
         max_new_tokens=sampling.max_new_tokens,
@@ -149,20 +136,17 @@ def _continue(model: Any, prompts: list[list[int]], sampling: Sampling, stops: l
         )
     finally:
         model.generation_config = own
-    answers = []
-    for new_G in output_BT[:, width:].tolist():
-        end = next((g for g, token in enumerate(new_G) if token in stops), len(new_G))
-        answers.append(new_G[: end + 1])
-    return answers
+    new_BG = output_BT[:, width:].tolist()
+    ends = [next((g for g, token in enumerate(new_G) if token in stops), len(new_G)) for new_G in new_BG]
+    return [new_G[: end + 1] for new_G, end in zip(new_BG, ends, strict=True)]
 
 
-def _processors(prompts: list[list[int]], sampling: Sampling, device: torch.device) -> LogitsProcessorList:
+def _processors(prompts: list[list[int]], sampling: Sampling, device: torch.device) -> list[LogitsProcessor]:
     if sampling.greedy:
-        return LogitsProcessorList()
+        return []
     uniform_BG = torch.stack([_uniform(ids, sampling) for ids in prompts]).to(device)
-    temperature = TemperatureLogitsWarper(float(sampling.temperature))
     nucleus = [TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else []
-    return LogitsProcessorList([temperature, *nucleus, _InverseTransform(uniform_BG)])
+    return [TemperatureLogitsWarper(float(sampling.temperature)), *nucleus, _InverseTransform(uniform_BG)]
 
 
 def _uniform(ids: list[int], sampling: Sampling) -> torch.Tensor:

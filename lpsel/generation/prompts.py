@@ -2,10 +2,10 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
@@ -72,8 +72,8 @@ def load_prompts(
     same id get the name of their set in front.
 
     Args:
-        names: of sets: FOLDER/NAME.jsonl (or another kind of data file), NAME in conf/prompt_set, a file, a web
-            address or a Hub id.
+        names: FOLDER/NAME.jsonl (or another kind of data file), NAME in conf/prompt_set, a file, a web address or a
+            Hub id.
         limit: take at most this many prompts of every set.
         cache_dir: for downloaded files.
         folder: of prompt files, searched first.
@@ -87,68 +87,74 @@ def load_prompts(
         raise UserError("prompts", "[]", "has no prompt set", "set prompts=NAME_OR_FILE")
     if limit is not None:
         check_int("evaluator.limit", limit, 1, hint="set null to use all prompts")
-    if folder is not None and not folder.expanduser().is_dir():
+    if folder is not None and not folder.is_dir():
         raise UserError("prompts_dir", folder, "no such folder", "set a folder with prompt files, or null")
     sets = [_find(str(name), folder) for name in chosen]
     for name, count in Counter(prompt_set.name for prompt_set in sets).items():
         if count > 1:
             raise UserError("prompts", None, f"{count} sets are named {name}", "give every set once and rename files")
-    return _distinct([prompt for prompt_set in sets for prompt in _read(prompt_set, limit, cache_dir)])
+    prompts = [prompt for prompt_set in sets for prompt in _read(prompt_set, limit, cache_dir)]
+    ids = Counter(prompt.id for prompt in prompts)
+    prompts = [replace(p, id=f"{p.prompt_set}/{p.id}") if ids[p.id] > 1 else p for p in prompts]
+    for name, count in Counter(prompt.id for prompt in prompts).items():
+        if count > 1:
+            raise UserError("prompts", None, f"the id {name} is not unique", "give every prompt in a set its own id")
+    return prompts
 
 
 def known_sets(folder: Path | None = None) -> list[str]:
     """The names of the sets in `folder` and in conf/prompt_set."""
-    files = list(folder.expanduser().iterdir()) if folder is not None else []
-    names = {file.name.split(".")[0] for file in files if reader_of(file.name)}
-    return sorted(names | {file.stem for file in (config_dir() / "prompt_set").glob("*.yaml")})
+    return sorted({*_files(folder), *(file.stem for file in (config_dir() / "prompt_set").glob("*.yaml"))})
+
+
+def _files(folder: Path | None) -> dict[str, Path]:
+    """The prompt files in a folder by the names of their sets, the first where several have the same name."""
+    files = sorted(folder.iterdir(), reverse=True) if folder is not None else []
+    return {_name(str(file)): file for file in files if reader_of(file.name)}
+
+
+def _name(path: str) -> str:
+    """The name of the set in a file, or at a web address or Hub id."""
+    name = Path(urlsplit(path).path if _is_url(path) else path).name
+    return name.split(".")[0] if reader_of(name) else name
 
 
 def _find(name: str, folder: Path | None) -> PromptSet:
-    for file in sorted(folder.expanduser().iterdir()) if folder is not None else ():
-        if reader_of(file.name) and file.name.split(".")[0] == name:
-            return PromptSet(name, str(file))
+    if file := _files(folder).get(name):
+        return PromptSet(name, str(file))
     configured = config_dir() / "prompt_set" / f"{name}.yaml"
     if configured.is_file():
-        node = OmegaConf.load(configured)
-        assert isinstance(node, DictConfig)
-        return build(node)
-    path = Path(name).expanduser()
-    if path.exists() and reader_of(name) is None:
+        return build(cast(DictConfig, OmegaConf.load(configured)))
+    exists, readable = Path(name).expanduser().exists(), reader_of(name) is not None
+    if exists and not readable:
         raise UserError("prompts", name, "unknown kind of file", f"name a file that ends in {ENDINGS}")
-    if not path.exists() and not _is_url(name):
-        if reader_of(name) is not None:
-            raise UserError("prompts", name, "no such file", "check the path")
-        if "/" not in name:
-            hint = f"set one of {', '.join(known_sets(folder))}, a file or a Hub id"
-            raise UserError("prompts", name, "no such prompt set", hint)
-    file_name = Path(urlsplit(name).path if _is_url(name) else name).name
-    return PromptSet(file_name.split(".")[0] if reader_of(file_name) else file_name, name)
+    if not exists and readable and not _is_url(name):
+        raise UserError("prompts", name, "no such file", "check the path")
+    if not exists and "/" not in name:
+        hint = f"set one of {', '.join(known_sets(folder))}, a file or a Hub id"
+        raise UserError("prompts", name, "no such prompt set", hint)
+    return PromptSet(_name(name), name)
 
 
-def _read(prompt_set: PromptSet, limit: int | None, cache_dir: Path) -> Iterator[Prompt]:
+def _read(prompt_set: PromptSet, limit: int | None, cache_dir: Path) -> list[Prompt]:
     path = str(_download(prompt_set.path, cache_dir)) if _is_url(prompt_set.path) else prompt_set.path
-    source = Source(DatasetSpec(prompt_set.name, path, split=prompt_set.split, limit=limit))
-    number = -1
-    for number, raw in _rows(source, prompt_set):
-        try:
-            prompt = _prompt(prompt_set, number, raw)
-            if not prompt.text.strip():
-                raise UserError("prompt", None, "has no text", "add text or remove the row")
-        except UserError as error:
-            raise error.at(f"prompts={prompt_set.name}, row {number}") from None
-        yield prompt
-    if number < 0:
-        raise UserError("prompts", prompt_set.name, f"{prompt_set.path} has no prompts", "choose another set")
-
-
-def _rows(source: Source, prompt_set: PromptSet) -> Iterator[tuple[int, dict[str, Any]]]:
+    location = f"prompts={prompt_set.name}"
     try:
-        yield from enumerate(source.raw_rows())
+        rows = list(Source(DatasetSpec(prompt_set.name, path, split=prompt_set.split, limit=limit)).raw_rows())
     except UserError as error:
-        if Path(prompt_set.path).expanduser().is_file():
-            raise error.at(f"prompts={prompt_set.name}") from None
-        hint = f"{error.hint or 'check the path'}, or set prompts_dir to a folder with {prompt_set.name}.jsonl"
-        raise UserError(error.name, error.value, error.problem, hint, f"prompts={prompt_set.name}") from None
+        if not Path(prompt_set.path).expanduser().is_file():
+            error.hint = error.hint or "check the path"
+            error.hint += f", or set prompts_dir to a folder with {prompt_set.name}.jsonl"
+        raise error.at(location) from None
+    if not rows:
+        raise UserError("prompts", prompt_set.name, f"{prompt_set.path} has no prompts", "choose another set")
+    prompts = []
+    for number, raw in enumerate(rows):
+        try:
+            prompts.append(_prompt(prompt_set, number, raw))
+        except UserError as error:
+            raise error.at(f"{location}, row {number}") from None
+    return prompts
 
 
 def _prompt(prompt_set: PromptSet, number: int, raw: dict[str, Any]) -> Prompt:
@@ -160,18 +166,25 @@ def _prompt(prompt_set: PromptSet, number: int, raw: dict[str, Any]) -> Prompt:
     if form is None:
         hint = "rename a column to instruction (with input), prompt or messages"
         raise UserError("columns", ", ".join(row), "hold no prompt", hint)
-    example = to_example(row, form)
-    answer = ""
+    example, answer = to_example(row, form), ""
     if example.turns and example.turns[-1].role == "assistant":
         answer = example.turns[-1].content
         example = Example(example.turns[:-1], example.input)
-    return Prompt(
-        id=_text(_value(raw, prompt_set.id)) or f"{prompt_set.name}/{number}",
+
+    def text(column: str) -> str | None:
+        value = _value(raw, column)
+        return None if value is None else utf8(str(value))
+
+    prompt = Prompt(
+        id=text(prompt_set.id) or f"{prompt_set.name}/{number}",
         prompt_set=prompt_set.name,
         example=example,
-        category=_text(_value(raw, prompt_set.category)),
-        reference=_text(_value(raw, prompt_set.reference)) or answer or None,
+        category=text(prompt_set.category),
+        reference=text(prompt_set.reference) or answer or None,
     )
+    if not prompt.text.strip():
+        raise UserError("prompt", None, "has no text", "add text or remove the row")
+    return prompt
 
 
 def _value(raw: Mapping[str, Any], column: str) -> Any:
@@ -179,27 +192,12 @@ def _value(raw: Mapping[str, Any], column: str) -> Any:
     if column in raw:
         return raw[column]
     value: Any = raw
-    for step in column.split("."):
-        if isinstance(value, Mapping):
-            value = value.get(step)
-        elif isinstance(value, list) and step.isdecimal() and int(step) < len(value):
-            value = value[int(step)]
-        else:
-            return None
+    try:
+        for step in column.split("."):
+            value = value[int(step)] if isinstance(value, list) else value[step]
+    except (KeyError, IndexError, TypeError, ValueError):
+        return None
     return value
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None else utf8(str(value))
-
-
-def _distinct(prompts: list[Prompt]) -> list[Prompt]:
-    count = Counter(prompt.id for prompt in prompts)
-    prompts = [replace(p, id=f"{p.prompt_set}/{p.id}") if count[p.id] > 1 else p for p in prompts]
-    for name, again in Counter(prompt.id for prompt in prompts).items():
-        if again > 1:
-            raise UserError("prompts", None, f"the id {name} is not unique", "give every prompt in a set its own id")
-    return prompts
 
 
 def _is_url(path: str) -> bool:
