@@ -15,13 +15,14 @@ UNREADABLE = "unreadable"
 NO_REFERENCE = "no reference"
 TOO_LONG = "longer than the judge's context"
 NOT_ASKED = "price cap"
+FINAL = (UNREADABLE, TOO_LONG, NO_REFERENCE)  # of the judge itself; the next run asks again after any other failure
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two answers to one prompt, which has an id, a text, a set, a category and a reference answer."""
+    """Two answers to one prompt."""
 
-    id: str
+    id: str  # of the prompt
     prompt: str
     baseline: str  # answers
     model: str
@@ -57,25 +58,16 @@ class Judgement(NamedTuple):
 
 
 class Judge(Protocol):
-    """Decides which of two answers is better.
+    """Decides which of two answers is better."""
 
-    Attributes:
-        name: shown in results.
-        orders: every pair is judged in each of them.
-    """
-
-    name: str
-    orders: Sequence[Order]
+    name: str  # shown in results
+    orders: Sequence[Order]  # every pair is judged in each of them
 
     def identity(self) -> dict[str, Any]:
         """Everything except the pair that its verdicts depend on, without secrets."""
 
     def check(self, prompts: Sequence[Prompt] = ()) -> None:
-        """Check the configuration and the prompts before any answer is generated.
-
-        Raises:
-            UserError: they cannot be used.
-        """
+        """Check the configuration and the prompts before any answer is generated; a UserError if they are unusable."""
 
     def cost(self, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
         """Dollars for a judgement with these tokens; None if a price or a count is unknown."""

@@ -7,8 +7,8 @@ from typing import Any
 
 from lpsel.cache import Journal
 from lpsel.console import track
-from lpsel.judging.judge import NOT_ASKED, TIE, Judge, Judgement, Order, Pair, preference_of
-from lpsel.judging.verdicts import judgement_of, question, read_judgements
+from lpsel.judging.judge import FINAL, LOSS, NOT_ASKED, TIE, WIN, Judge, Judgement, Order, Pair, preference_of
+from lpsel.storage import digest
 
 log = logging.getLogger(__name__)
 
@@ -16,7 +16,7 @@ Question = tuple[Pair, Order]
 
 
 def judge_pairs(judge: Judge, pairs: Sequence[Pair], cache_dir: Path) -> tuple[list[Judgement], dict[str, Any]]:
-    """Judge every pair in every order of the judge. Equal answers are a tie without a question.
+    """Judge every pair in every order of the judge; equal answers are a tie without a question.
 
     Args:
         judge: its verdicts are cached by its identity and the texts.
@@ -25,9 +25,8 @@ def judge_pairs(judge: Judge, pairs: Sequence[Pair], cache_dir: Path) -> tuple[l
 
     Returns:
         A judgement for every pair and order, in the order of the pairs; its failure is "price cap" where the cap left
-        it out. And the ledger: `judgements`, `equal` answers, `asked` now, `reused` from the cache, `failed`;
-        `prompt_tokens`, `completion_tokens` and `cost` in dollars, including cached verdicts (None where unknown),
-        `cost_now` without them; `first_shown_wins`, `stopped_by_cap`, `kept` (the journal).
+        it out. And the ledger: counts, and the tokens and dollars of all verdicts (None where unknown); `cost_now` is
+        without those of cached ones, `kept` is the journal.
 
     Raises:
         UserError: no further question can succeed. Verdicts up to then are cached.
@@ -36,76 +35,75 @@ def judge_pairs(judge: Judge, pairs: Sequence[Pair], cache_dir: Path) -> tuple[l
     assert len({pair.id for pair in pairs}) == len(pairs), "ids are distinct"
     journal = Journal.of(cache_dir, "verdicts", judge.identity(), label=judge.name)
     with journal.locked():
-        keys = {question(pair, order) for pair, order in questions}
-        known = {key: judgement for key, judgement in read_judgements(journal).items() if key in keys}
-        cached = list(known.values())
-        asked = _ask_missing(judge, questions, known, journal)
-    judgements = [_judgement(pair, order, known.get(question(pair, order))) for pair, order in questions]
-    ledger = {
+        keys = {question_key(pair, order) for pair, order in questions}
+        lines = [line for line in journal.read() if line["question"] in keys]
+        known = {line.pop("question"): Judgement(**line) for line in lines}
+        known = {key: j for key, j in known.items() if j.preference is not None or j.failure in FINAL}
+        reused = len(known)
+        _ask_missing(judge, questions, known, journal)
+    judgements = [_judgement(pair, order, known.get(question_key(pair, order))) for pair, order in questions]
+    left_out = sum(judgement.failure == NOT_ASKED for judgement in judgements)
+    if left_out:
+        message = "Reached judge.max_cost: %s of %s judgements are missing. Run again with a higher limit to add them."
+        log.warning(message, f"{left_out:,}", f"{len(judgements):,}")
+    costs = [judge.cost(judgement.prompt_tokens, judgement.completion_tokens) for judgement in known.values()]
+    return judgements, {
         "judge": judge.name,
         "identity": judge.identity(),
         "judgements": len(judgements),
         "equal": sum(pair.baseline == pair.model for pair, _ in questions),
-        "asked": len(asked),
-        "reused": len(cached),
+        "asked": len(known) - reused,
+        "reused": reused,
         "failed": sum(judgement.preference is None for judgement in judgements),
-        **_costs(judge, cached, asked),
+        "prompt_tokens": _sum([judgement.prompt_tokens for judgement in known.values()]),
+        "completion_tokens": _sum([judgement.completion_tokens for judgement in known.values()]),
+        "cost": _sum(costs),
+        "cost_now": _sum(costs[reused:]),
         "first_shown_wins": _first_shown_wins(judgements),
-        "stopped_by_cap": any(judgement.failure == NOT_ASKED for judgement in judgements),
+        "stopped_by_cap": left_out > 0,
         "kept": str(journal.path),
     }
-    if ledger["stopped_by_cap"]:
-        skipped = sum(judgement.failure == NOT_ASKED for judgement in judgements)
-        message = "Reached judge.max_cost: %s of %s judgements are missing. Run again with a higher limit to add them."
-        log.warning(message, f"{skipped:,}", f"{len(judgements):,}")
-    return judgements, ledger
 
 
-def _ask_missing(
-    judge: Judge, questions: Sequence[Question], known: dict[str, Judgement], journal: Journal
-) -> list[Judgement]:
+def question_key(pair: Pair, order: Order) -> str:
+    """The cache key of a question: equal for equal texts shown in the same order, also with the models swapped."""
+    return digest([pair.prompt, *pair.shown(order), pair.reference])
+
+
+def _ask_missing(judge: Judge, questions: Sequence[Question], known: dict[str, Judgement], journal: Journal) -> None:
     """Ask the judge each unknown question once, and add its judgements to `known` and the journal."""
     missing: dict[str, Question] = {}
     for pair, order in questions:
-        key = question(pair, order)
-        if key not in known and pair.baseline != pair.model:
+        if (key := question_key(pair, order)) not in known and pair.baseline != pair.model:
             missing.setdefault(key, (pair, order))
     if not missing:
-        return []
+        return
     log.info("Asking %s %s questions; %s verdicts are cached", judge.name, f"{len(missing):,}", f"{len(known):,}")
     key_of = {(pair.id, order): key for key, (pair, order) in missing.items()}
-    asked: list[Judgement] = []
     with track(f"Judging, {judge.name}", total=len(missing), unit="judgements") as advance:
 
         def save(judgement: Judgement) -> None:
             key = key_of[judgement.id, judgement.order]
             journal.append([{"question": key, **judgement._asdict()}])
             known[key] = judgement
-            asked.append(judgement)
             advance(1, tokens=(judgement.prompt_tokens or 0) + (judgement.completion_tokens or 0))
 
         judge.judge(list(missing.values()), save)
-    return asked
 
 
 def _judgement(pair: Pair, order: Order, known: Judgement | None) -> Judgement:
+    """The judgement of a pair from a known one of the same texts, where baseline and model may be swapped."""
     if known is not None:
-        return judgement_of(pair, order, known)
+        preference = known.preference
+        if preference is not None and known.order != order:
+            preference = WIN + LOSS - preference
+        return known._replace(id=pair.id, order=order, preference=preference)
     if pair.baseline == pair.model:
         return Judgement(pair.id, order, TIE, attempts=0)
     return Judgement(pair.id, order, None, attempts=0, failure=NOT_ASKED)
 
 
-def _costs(judge: Judge, cached: Sequence[Judgement], asked: Sequence[Judgement]) -> dict[str, Any]:
-    return {
-        "prompt_tokens": _sum([j.prompt_tokens for j in (*cached, *asked)]),
-        "completion_tokens": _sum([j.completion_tokens for j in (*cached, *asked)]),
-        "cost": _sum([judge.cost(j.prompt_tokens, j.completion_tokens) for j in (*cached, *asked)]),
-        "cost_now": _sum([judge.cost(j.prompt_tokens, j.completion_tokens) for j in asked]),
-    }
-
-
-def _sum(values: Sequence[int | float | None]) -> float | None:
+def _sum(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) if known else None
 

@@ -1,4 +1,4 @@
-"""Verdicts on two answers as they are shown: read from a judge's reply, and cached.
+"""Verdicts on two answers as they are shown, read from a judge's reply.
 
 A verdict is 1 if the first answer is better, 2 if the second is, 1.5 for a tie, and None if the reply leaves any doubt.
 A marked verdict only counts at the very end of a reply and without any other verdict before it, since a judge may quote
@@ -8,13 +8,9 @@ an answer that contains one.
 import re
 from collections.abc import Callable
 
-from lpsel.cache import Journal
-from lpsel.judging.judge import LOSS, NO_REFERENCE, TIE, TOO_LONG, UNREADABLE, WIN, Judgement, Order, Pair
-from lpsel.storage import digest
+from lpsel.judging.judge import LOSS, TIE, WIN
 
 Parser = Callable[[str], float | None]
-
-FINAL = (UNREADABLE, TOO_LONG, NO_REFERENCE)  # failures of the judge itself; all others are asked again by the next run
 
 _END = r"[\s.*_`]*\Z"
 _LETTER = re.compile(r"\[\[([ABC])\]\]")
@@ -56,22 +52,3 @@ def score(reply: str) -> float | None:
 def _without_thoughts(reply: str) -> str:
     """The reply after the thoughts that some servers include."""
     return reply.rpartition("</think>")[2]
-
-
-def question(pair: Pair, order: Order) -> str:
-    """The cache key of a question: equal for equal texts shown in the same order, also with the models swapped."""
-    return digest([pair.prompt, *pair.shown(order), pair.reference])
-
-
-def read_judgements(journal: Journal) -> dict[str, Judgement]:
-    """The final judgement of every cached question, by its key; failures of a request are left out, not final."""
-    judgements = {line.pop("question"): Judgement(**line) for line in journal.read()}
-    return {key: j for key, j in judgements.items() if j.preference is not None or j.failure in FINAL}
-
-
-def judgement_of(pair: Pair, order: Order, cached: Judgement) -> Judgement:
-    """The judgement of a pair from a cached one of the same texts, where baseline and model may have been swapped."""
-    preference = cached.preference
-    if preference is not None and cached.order != order:
-        preference = WIN + LOSS - preference
-    return cached._replace(id=pair.id, order=order, preference=preference)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lpsel.judging.judge import NOT_ASKED, UNREADABLE, Pair
-from lpsel.judging.judge_pairs import judge_pairs
+from lpsel.judging.judge_pairs import judge_pairs, question_key
 
 # worth 0, 1, 2, 3 against 2, and one that the judge always prefers when it is shown first
 PREFERENCES = [1.0, 1.0, 1.5, 2.0, 1.5]
@@ -109,6 +109,12 @@ def test_equal_answers_are_a_tie_without_a_question(serve, make_judge, tmp_path)
     assert (ledger["equal"], ledger["asked"], server.requests()) == (2, 0, [])
 
 
+def test_a_question_is_the_texts_in_the_order_shown():
+    pair, swapped = Pair("a", "Q", "x", "y"), Pair("b", "Q", "y", "x")
+    assert question_key(pair, "baseline_first") == question_key(swapped, "model_first")
+    assert question_key(pair, "baseline_first") != question_key(pair, "model_first")
+
+
 def test_verdicts_apply_to_other_ids_and_swapped_models(serve, make_judge, tmp_path):
     server = serve()
     judge = make_judge(server.url)
@@ -121,6 +127,7 @@ def test_verdicts_apply_to_other_ids_and_swapped_models(serve, make_judge, tmp_p
     assert [j.preference for j in judgements] == [2, 2, 2, 2, 1, 1]
     assert len(server.requests()) == 2
     swapped, ledger = judge_pairs(judge, pairs[2:], tmp_path)
+    assert [(j.id, j.order) for j in swapped] == [("c", "baseline_first"), ("c", "model_first")]
     assert ([j.preference for j in swapped], ledger["asked"]) == ([1, 1], 0)
 
 
