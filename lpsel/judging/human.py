@@ -36,20 +36,13 @@ class KeyPair:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """Unblinds the votes on a page.
+    """Unblinds the votes on a page."""
 
-    Attributes:
-        page: SHA-256 of the page's content, which its votes carry as well.
-        baseline, model: names of the models.
-        pairs: in the order of the page's data.
-        equal: pairs with equal answers, which count as ties and are not on the page.
-    """
-
-    page: str
+    page: str  # SHA-256 of the page's content, which its votes carry as well
     baseline: str
     model: str
-    pairs: tuple[KeyPair, ...]
-    equal: tuple[KeyPair, ...] = ()
+    pairs: tuple[KeyPair, ...]  # in the order of the page's data
+    equal: tuple[KeyPair, ...] = ()  # pairs with equal answers, which count as ties and are not on the page
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +58,7 @@ class HumanJudge:
             raise UserError("judge.question", None, "is empty", "set a question such as 'Which answer is better?'")
 
     def write(self, pairs: Sequence[Pair], folder: Path, *, baseline: str, model: str) -> tuple[Path, Path]:
-        """Write the page and its key into `folder`.
-
-        Args:
-            pairs: with distinct ids.
-            folder: must exist.
-            baseline, model: names of the models; only the key has them.
-
-        Returns:
-            The paths of the page and the key.
+        """Write the page and its key into a folder that exists, and return their paths; only the key has the names.
 
         Raises:
             UserError: all answers are equal; or the folder has the key of another page, whose votes would be lost.
@@ -98,24 +83,15 @@ def blinded(pairs: Sequence[Pair], *, question: str, seed: int, baseline: str, m
     the sides away. All texts are in a block of JSON, and the content security policy allows no script but its own.
     """
     equal = [pair for pair in pairs if pair.baseline == pair.model]
-    pairs = [pair for pair in pairs if pair.baseline != pair.model]
-    model_is_a = np.random.default_rng(seed).integers(0, 2, len(pairs)).astype(bool).tolist()
-    sides: list[Writer] = ["model" if is_a else "baseline" for is_a in model_is_a]
-    shown = [
-        {"prompt": pair.prompt, "a": pair.model, "b": pair.baseline}
-        if side == "model"
-        else {"prompt": pair.prompt, "a": pair.baseline, "b": pair.model}
-        for pair, side in zip(pairs, sides, strict=True)
-    ]
+    different = [pair for pair in pairs if pair.baseline != pair.model]
+    shown, secrets = [], []
+    for pair, model_is_a in zip(different, np.random.default_rng(seed).integers(0, 2, len(different)), strict=True):
+        a, b = pair.shown("model_first" if model_is_a else "baseline_first")
+        shown.append({"prompt": pair.prompt, "a": a, "b": b})
+        secrets.append(_key_pair(pair, "model" if model_is_a else "baseline"))
     # Escaped to ASCII: half a surrogate pair has no UTF-8.
     digest = hashlib.sha256(json.dumps({"question": question, "pairs": shown}, sort_keys=True).encode()).hexdigest()
-    key = Key(
-        digest,
-        baseline,
-        model,
-        tuple(_key_pair(pair, side) for pair, side in zip(pairs, sides, strict=True)),
-        tuple(_key_pair(pair, "baseline") for pair in equal),
-    )
+    key = Key(digest, baseline, model, tuple(secrets), tuple(_key_pair(pair, "baseline") for pair in equal))
     return _html({"page": digest, "question": question, "pairs": shown}), key
 
 
@@ -139,11 +115,7 @@ def _html(data: dict[str, Any]) -> str:
 
 
 def read_key(path: Path) -> Key:
-    """The key that `HumanJudge.write` wrote.
-
-    Raises:
-        UserError: it cannot be read, or is not a key.
-    """
+    """The key that `HumanJudge.write` wrote; a UserError if the file cannot be read or is not a key."""
     hint = f"give the {KEY} next to the page"
     try:
         value = read_json(path)

@@ -23,8 +23,6 @@ from lpsel.model.spec import ModelSpec
 
 # B questions in a batch, T tokens per question (padded on the right), H hidden size, V vocabulary size
 
-LETTERS = ("A", "B")
-
 
 @dataclass
 class HFJudge:
@@ -32,21 +30,16 @@ class HFJudge:
 
     Both probabilities are stored in `raw`: if their sum is small, the model was about to write something else. A
     question longer than the model's context fails. conf/judge/hf.yaml documents the options.
-
-    Attributes:
-        model: any causal language model of transformers; its template renders the question.
-        cache_dir: for tiny models.
-        text: of the prompt file.
     """
 
     model: ModelSpec
-    cache_dir: str
+    cache_dir: str  # for tiny models
     prompt: str = "letter"
     accelerator: str = "auto"
     precision: str = "auto"
     batch_tokens: int = 16_384
     orders: Sequence[Order] = ORDERS
-    text: str = field(init=False, repr=False)
+    text: str = field(init=False, repr=False)  # of the prompt file
 
     def __post_init__(self) -> None:
         check_orders(self.orders)
@@ -57,10 +50,14 @@ class HFJudge:
     def name(self) -> str:
         return self.model.name
 
+    @property
+    def _path(self) -> str:
+        return locate(self.model, Path(self.cache_dir))
+
     def identity(self) -> dict[str, Any]:
         return {
             "judge": "hf",
-            "model": model_fingerprint(self._path(), self.model.revision),
+            "model": model_fingerprint(self._path, self.model.revision),
             "template": self.model.template,
             "prompt": self.text,
             "precision": resolve_precision(self.precision),
@@ -71,28 +68,34 @@ class HFJudge:
 
     def check(self, prompts: Sequence[Prompt] = ()) -> None:
         """Check the model, its tokenizer and template, and the tokens of the letters, without loading weights."""
-        path = self._path()
-        load_config(self.model, path)
-        tokenizer = load_tokenizer(self.model, path)
+        load_config(self.model, self._path)
+        tokenizer = load_tokenizer(self.model, self._path)
         self.token_ids(tokenizer, fill(self.text, "Say hello.", "Hello.", "Hi."))
         answer_tokens(tokenizer)
         device_of(self.accelerator)
         resolve_precision(self.precision)
 
     def judge(self, questions: Sequence[tuple[Pair, Order]], save: Callable[[Judgement], None]) -> None:
-        path = self._path()
-        tokenizer = load_tokenizer(self.model, path)
+        import torch
+
+        from lpsel.model.loss import PerSampleLoss, check_head
+
+        tokenizer = load_tokenizer(self.model, self._path)
         letters = answer_tokens(tokenizer)
-        context = getattr(load_config(self.model, path).get_text_config(), "max_position_embeddings", None) or math.inf
+        config = load_config(self.model, self._path).get_text_config()
+        context = getattr(config, "max_position_embeddings", None) or math.inf
         ids = [self.token_ids(tokenizer, fill(self.text, pair.prompt, *pair.shown(order))) for pair, order in questions]
         for (pair, order), tokens in zip(questions, ids, strict=True):
             if len(tokens) > context:
                 save(Judgement(pair.id, order, None, prompt_tokens=len(tokens), failure=TOO_LONG))
-        fitting = np.array([i for i, tokens in enumerate(ids) if len(tokens) <= context], dtype=np.int64)
+        lengths = np.array([len(tokens) for tokens in ids], dtype=np.int32)
+        fitting = np.flatnonzero(lengths <= context)
         if not len(fitting):
             return
-        model = self._load(path)
-        for batch in padded(fitting, np.array([len(tokens) for tokens in ids], dtype=np.int32), self.batch_tokens):
+        dtype = torch.float32 if resolve_precision(self.precision) == "32-true" else torch.bfloat16
+        model = load_model(self.model, self._path, dtype).to(device_of(self.accelerator))
+        check_head(PerSampleLoss(model, packed=False))
+        for batch in padded(fitting, lengths, self.batch_tokens):
             probabilities = letter_probabilities(model, [ids[i] for i in batch], letters)
             for i, (first, second) in zip(batch.tolist(), probabilities, strict=True):
                 pair, order = questions[i]
@@ -102,25 +105,8 @@ class HFJudge:
         del model
         free_memory()
 
-    def _path(self) -> str:
-        return locate(self.model, Path(self.cache_dir))
-
-    def _load(self, path: str) -> Any:
-        import torch
-
-        from lpsel.model.loss import PerSampleLoss, check_head
-
-        dtype = torch.float32 if resolve_precision(self.precision) == "32-true" else torch.bfloat16
-        model = load_model(self.model, path, dtype).to(device_of(self.accelerator))
-        check_head(PerSampleLoss(model, packed=False))
-        return model
-
     def token_ids(self, tokenizer: Any, question: str) -> list[int]:
-        """The tokens of a question in the model's template; text inside the question never becomes a special token.
-
-        Raises:
-            UserError: the template changes the question.
-        """
+        """The tokens of a question in the model's template; text inside the question never becomes a special token."""
         question = question.strip()  # many chat templates strip it
         rendered = render_prompt(Example((Turn("user", question),), ""), self.model.template, tokenizer)
         before, found, after = rendered.text.partition(question)
@@ -135,13 +121,9 @@ class HFJudge:
 
 
 def answer_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The tokens for the letter A and those for B, with or without a space.
-
-    Raises:
-        UserError: the tokenizer has no such token.
-    """
+    """The tokens for the letter A and those for B, with or without a space; a UserError if there are none."""
     tokens = []
-    for letter in LETTERS:
+    for letter in "AB":
         encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (letter, f" {letter}")]
         ids = {each[0] for each in encoded if len(each) == 1}
         bare = tokenizer.convert_tokens_to_ids(letter)  # SentencePiece only encodes A with a space in front

@@ -14,16 +14,11 @@ MEASURES = {"rouge_l": rouge_l, "exact_match": exact_match}
 
 @dataclass(frozen=True)
 class ReferenceJudge:
-    """Compares both answers with the prompt's reference; a pair without a reference fails.
+    """Compares both answers with the prompt's reference; a pair without a reference fails."""
 
-    Attributes:
-        measure: rouge_l or exact_match.
-        orders: one, since it does not depend on the order.
-    """
-
-    measure: str = "rouge_l"
+    measure: str = "rouge_l"  # or exact_match
     name: str = "reference"
-    orders: Sequence[Order] = ("baseline_first",)
+    orders: Sequence[Order] = ("baseline_first",)  # the measures do not depend on it
 
     def __post_init__(self) -> None:
         check_choice("judge.measure", self.measure, MEASURES)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from lpsel.errors import UserError
 from lpsel.judging.human import Key
-from lpsel.judging.judge import LOSS, TIE, WIN, Order
+from lpsel.judging.judge import LOSS, TIE, WIN, Order, preference_of
 from lpsel.storage import read_json
 
 # A annotators, N pairs, V distinct votes
@@ -41,11 +42,7 @@ class VoteFile:
 
 
 def read_file(path: Path) -> VoteFile:
-    """Read a file that the page downloads.
-
-    Raises:
-        UserError: it cannot be read, or is something else.
-    """
+    """Read a file that the page downloads; a UserError if it cannot be read or is something else."""
     hint = "give files downloaded from the page"
     try:
         value = read_json(path)
@@ -62,12 +59,9 @@ def read_file(path: Path) -> VoteFile:
 def _vote(path: Path, name: str, number: int, entry: object) -> Vote:
     match entry:
         case {"pair": int(pair), "vote": str(choice), "at": str(at)} if choice in CHOICES and pair >= 0:
-            try:
-                time = datetime.fromisoformat(at)
-            except ValueError:
-                time = None
-            if time is not None and time.tzinfo is not None:
-                return Vote(name, pair, choice, time)
+            with suppress(ValueError):
+                if (time := datetime.fromisoformat(at)).tzinfo is not None:
+                    return Vote(name, pair, choice, time)
     raise UserError(path, None, f"vote {number} is damaged ({json.dumps(entry)[:60]})", "download the file again")
 
 
@@ -99,27 +93,16 @@ def order(vote: Vote, key: Key) -> Order:
 
 def preference(vote: Vote, key: Key) -> float | None:
     """1 if the baseline's answer is better, 2 if the model's, 1.5 for a tie, None if skipped."""
-    match vote.choice:
-        case "skip":
-            return None
-        case "tie":
-            return TIE
-        case side:
-            return WIN if (side == "a") == (key.pairs[vote.pair].a == "model") else LOSS
+    verdict = {"a": LOSS, "tie": TIE, "b": WIN}.get(vote.choice)
+    return None if verdict is None else preference_of(verdict, order(vote, key))
 
 
 def preferences(votes: Sequence[Vote], key: Key) -> tuple[list[str], Floats]:
-    """The annotators by name, and their preferences, shape (A, N), NaN where skipped or without a vote.
-
-    Args:
-        votes: at most one per annotator and pair.
-        key: of their page.
-    """
+    """The annotators of `last_votes` by name, and their preferences, shape (A, N), NaN if skipped or not voted on."""
     names = sorted({vote.annotator for vote in votes})
     preference_AN = np.full((len(names), len(key.pairs)), np.nan)
     for vote in votes:
-        value = preference(vote, key)
-        preference_AN[names.index(vote.annotator), vote.pair] = np.nan if value is None else value
+        preference_AN[names.index(vote.annotator), vote.pair] = preference(vote, key)
     return names, preference_AN
 
 
@@ -135,8 +118,7 @@ def majority(preference_AN: Floats) -> Floats:
 def mean_preference(preference_AN: Floats) -> Floats:
     """The mean of all votes on every pair, shape (N,), NaN without votes."""
     votes_N = np.isfinite(preference_AN).sum(axis=0)
-    sum_N = np.nansum(preference_AN, axis=0)
-    return np.divide(sum_N, votes_N, out=np.full(len(votes_N), np.nan), where=votes_N > 0)
+    return np.divide(np.nansum(preference_AN, axis=0), votes_N, out=np.full(len(votes_N), np.nan), where=votes_N > 0)
 
 
 def krippendorff_alpha(preference_AN: Floats) -> float | None:
