@@ -96,7 +96,7 @@ def answers(
         unanswered = [inputs.by_key[key] for key in missing]
         if unanswered and isinstance(model, Endpoint):
             _request(model, unanswered, sampling, save)
-        elif unanswered:
+        elif unanswered and isinstance(model, ModelSpec):
             from lpsel.generation.generate import generate
 
             title, loaded = f"Answers, {model.name}", load_model(model, inputs.source, dtype).to(device)
