@@ -1,6 +1,7 @@
 """`lpsel votes`: unblind the votes on pages of human evaluation and compute win rates and agreement."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,9 @@ from lpsel import console
 from lpsel.commands.arguments import OneLineParser, run_folder
 from lpsel.errors import UserError
 from lpsel.evaluation.win_rate import pairwise_metrics, win_rate
-from lpsel.judging import votes as ballots
-from lpsel.judging.human import KEY, Key, read_key
+from lpsel.judging import human
+from lpsel.judging.human import KEY, Key, Vote, VoteFile, read_key
 from lpsel.judging.judge import TIE
-from lpsel.judging.votes import Vote, VoteFile
 from lpsel.run_config import RESULT
 from lpsel.storage import finite, write_json, write_table
 
@@ -56,19 +56,19 @@ def run(given: Sequence[Path], key_path: Path | None = None, run_dir: Path | Non
     Raises:
         UserError: a file is not a file of votes, votes are on another page, there is no key, all pairs are skipped.
     """
-    files = [ballots.read_file(path.expanduser()) for path in given]
+    files = [human.read_votes(path.expanduser()) for path in given]
     key_path = _find_key(files[0]) if key_path is None else key_path.expanduser()
     key_path = key_path / KEY if key_path.is_dir() else key_path
     key = read_key(key_path)
     for file in files:
-        ballots.check(file, key)
+        human.check_votes(file, key)
     votes = list(dict.fromkeys(vote for file in files for vote in file.votes))
-    counted = ballots.last_votes(votes)
+    counted = human.last_votes(votes)
     if all(vote.choice == "skip" for vote in counted):
         raise UserError(given[0], None, "has no votes except skipped pairs", "give files with votes")
 
     folder = run_folder("votes", run_dir, [*(file.path for file in files), key_path])
-    names, preference_AN = ballots.preferences(counted, key)
+    names, preference_AN = human.preferences(counted, key)
     outcomes = _outcomes(sorted({vote.pair for vote in counted}), preference_AN, key)
     write_table(folder / JUDGEMENTS, _judgements(votes, set(counted), key), COLUMN_TYPES)
     write_table(folder / OUTCOMES, outcomes, COLUMN_TYPES)
@@ -83,7 +83,7 @@ def run(given: Sequence[Path], key_path: Path | None = None, run_dir: Path | Non
         "equal_answers": len(key.equal),
         "annotators": [_annotator(name, votes, counted, key) for name in names],
         "agreement": {
-            "krippendorff_alpha": ballots.krippendorff_alpha(preference_AN),
+            "krippendorff_alpha": human.krippendorff_alpha(preference_AN),
             "level": "nominal",
             "pairs_with_several_votes": int((np.isfinite(preference_AN).sum(axis=0) > 1).sum()),
         },
@@ -100,19 +100,18 @@ def run(given: Sequence[Path], key_path: Path | None = None, run_dir: Path | Non
 def _find_key(file: VoteFile) -> Path:
     """The key of the page that the votes are on, recognized by its SHA-256."""
     for path in [file.path.parent / KEY, *sorted(Path("runs").glob(f"*/*/{KEY}"))]:
-        try:
-            if path.is_file() and read_key(path).page == file.page:
+        with suppress(UserError):  # another kind of file with the same name, or none
+            if read_key(path).page == file.page:
                 return path
-        except UserError:
-            continue  # another kind of file with the same name
     raise UserError(file.path, None, f"no {KEY} of its page next to it or in runs/*/*", "give --key RUN_FOLDER")
 
 
 def _outcomes(voted: Sequence[int], preference_AN: NDArray[np.float64], key: Key) -> list[dict[str, Any]]:
     """The rows of outcomes.parquet: pairs with votes, and pairs with equal answers as ties."""
-    majority_N, mean_N = ballots.majority(preference_AN), ballots.mean_preference(preference_AN)
+    majority_N, mean_N = human.majority(preference_AN), human.mean_preference(preference_AN)
     votes_N = np.isfinite(preference_AN).sum(axis=0)
     outcomes = [(key.pairs[n], majority_N[n], mean_N[n], votes_N[n]) for n in voted]
+    outcomes += [(pair, TIE, TIE, 0) for pair in key.equal]
     return [
         {
             "id": pair.id,
@@ -127,7 +126,7 @@ def _outcomes(voted: Sequence[int], preference_AN: NDArray[np.float64], key: Key
             "prompt_set": pair.prompt_set,
             "category": pair.category,
         }
-        for pair, preference, mean, votes in [*outcomes, *((pair, TIE, TIE, 0) for pair in key.equal)]
+        for pair, preference, mean, votes in outcomes
     ]
 
 
@@ -135,8 +134,8 @@ def _judgements(votes: Sequence[Vote], counted: set[Vote], key: Key) -> list[dic
     return [
         {
             "id": key.pairs[vote.pair].id,
-            "order": ballots.order(vote, key),
-            "preference": ballots.preference(vote, key),
+            "order": human.order(vote, key),
+            "preference": human.preference(vote, key),
             "raw": vote.choice,
             "annotator": vote.annotator,
             "at": vote.at,
@@ -167,7 +166,7 @@ def _annotator(name: str, votes: Iterable[Vote], counted: Iterable[Vote], key: K
         "votes": len(own),
         "skipped": sum(vote.choice == "skip" for vote in own),
         "replaced": sum(vote.annotator == name for vote in votes) - len(own),
-        **asdict(win_rate(np.array([ballots.preference(vote, key) for vote in own], np.float64))),
+        **asdict(win_rate(np.array([human.preference(vote, key) for vote in own], np.float64))),
     }
 
 

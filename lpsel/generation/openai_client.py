@@ -39,26 +39,16 @@ class Reply:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A chat model on an OpenAI-compatible server.
+    """A chat model on an OpenAI-compatible server."""
 
-    Attributes:
-        model: the server's name for the model.
-        base_url: address with the version, such as https://api.openai.com/v1.
-        concurrency: requests in flight at a time.
-        option, prefix: errors name the address as `option=prefix+base_url`.
-        key_env: environment variable with the API key; self-hosted servers usually need none.
-        timeout: seconds per request.
-        max_retries: of a request, with growing pauses, on 408, 409, 429, 5xx, timeouts and dropped connections.
-    """
-
-    model: str
-    base_url: str
-    concurrency: int = 8
-    option: str = "base_url"
+    model: str  # the server's name for it
+    base_url: str  # with the version, such as https://api.openai.com/v1
+    concurrency: int = 8  # requests in flight at a time
+    option: str = "base_url"  # errors name the address as `option=prefix+base_url`
     prefix: str = ""
-    key_env: str = KEY_ENV
-    timeout: float = 600.0
-    max_retries: int = 5
+    key_env: str = KEY_ENV  # environment variable with the API key; self-hosted servers usually need none
+    timeout: float = 600.0  # seconds per request
+    max_retries: int = 5  # with growing pauses, on 408, 409, 429, 5xx, timeouts and dropped connections
 
     @classmethod
     def of(cls, name: str) -> "Endpoint | None":

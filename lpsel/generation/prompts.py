@@ -42,23 +42,16 @@ class Prompt:
 class PromptSet:
     """Where the prompts of a set are.
 
-    Columns can be nested: `instances.0.input` is the input of the first of the instances.
-
-    Attributes:
-        name: of the set.
-        path: local file, web address of a file, or Hub id.
-        split: of a Hub dataset.
-        columns: our field -> the set's column: instruction (and input), prompt, or messages. Empty if the columns have
-            the names of a known form; an answer is not needed.
-        id, category, reference: columns, used in rows that have them. Without a reference column, an answer in the row
-            is the reference.
+    Columns can be nested: `instances.0.input` is the input of the first of the instances. `columns` maps our fields
+    (instruction and input, prompt, or messages) to those of the set, unless they have the names of a known form; an
+    answer is not needed. Without a reference column, an answer in the row is the reference.
     """
 
     name: str
-    path: str
-    split: str = "train"
+    path: str  # local file, web address of a file, or Hub id
+    split: str = "train"  # of a Hub dataset
     columns: dict[str, str] = field(default_factory=dict)
-    id: str = "id"
+    id: str = "id"  # this and the next two: columns, used in rows that have them
     category: str = "category"
     reference: str = "reference_output"
 

@@ -7,19 +7,12 @@ from lpsel.errors import UserError, check_int, check_number
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn.
-
-    Attributes:
-        max_new_tokens: longest answer.
-        temperature: 0 takes the most likely token every time; otherwise logits are divided by it and sampled.
-        top_p: sample only from the most likely tokens that together have this probability (nucleus sampling).
-        seed: the random numbers of an answer depend on it and on the prompt, not on other prompts.
-    """
+    """How answers are drawn."""
 
     max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 42
+    temperature: float = 0.0  # 0 takes the most likely token; otherwise logits are divided by it and sampled
+    top_p: float = 1.0  # sample only from the most likely tokens that together have this probability (nucleus sampling)
+    seed: int = 42  # the random numbers of an answer depend on it and on the prompt, not on other prompts
 
     def __post_init__(self) -> None:
         check_int("evaluator.max_new_tokens", self.max_new_tokens, 1)
@@ -43,18 +36,10 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """The answer of a model to one prompt.
+    """The answer of a model to one prompt; counts of tokens are None where an endpoint does not report them."""
 
-    Attributes:
-        text: without the token that ended it and without special tokens.
-        tokens: generated, including the one that ended it; None if an endpoint does not report it.
-        stopped: the model ended the answer, not max_new_tokens.
-        prompt_tokens: fed; None if an endpoint does not report it.
-        prompt_cut: tokens removed from the beginning of the prompt because the context has no room for them.
-    """
-
-    text: str
-    tokens: int | None
-    stopped: bool
+    text: str  # without the token that ended it and without special tokens
+    tokens: int | None  # generated, including the one that ended it
+    stopped: bool  # by the model, not by max_new_tokens
     prompt_tokens: int | None
-    prompt_cut: int = 0
+    prompt_cut: int = 0  # tokens removed from the beginning of the prompt because the context has no room for them

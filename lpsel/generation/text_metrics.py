@@ -2,6 +2,7 @@
 
 import re
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 WORD = re.compile(r"[^\W_]+")
@@ -23,13 +24,9 @@ def rouge_l(output: str, reference: str) -> float:
     return float(_scorer().score(target=reference, prediction=output)["rougeL"].fmeasure)
 
 
-class _Tokenizer:
-    def tokenize(self, text: str) -> list[str]:
-        return WORD.findall(text.lower())
-
-
 @cache
 def _scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rougeL"], tokenizer=_Tokenizer())
+    words = SimpleNamespace(tokenize=lambda text: WORD.findall(text.lower()))
+    return RougeScorer(["rougeL"], tokenizer=words)

@@ -1,25 +1,32 @@
-"""Human evaluation: a page with blinded pairs to vote on, and a separate key that says which answer is whose."""
+"""Human evaluation: a page with blinded pairs to vote on, its key, and the votes: outcome of a pair, agreement."""
 
 import base64
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lpsel.errors import UserError
 from lpsel.generation.prompts import Prompt
-from lpsel.judging.judge import Pair
+from lpsel.judging.judge import LOSS, TIE, WIN, Order, Pair, preference_of
 from lpsel.storage import read_json, write_atomically, write_json
+
+# A annotators, N pairs, V distinct votes
 
 PAGE = "annotate.html"
 KEY = "key.json"
+CHOICES = ("a", "b", "tie", "skip")
 
 Writer = Literal["baseline", "model"]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,3 +132,116 @@ def read_key(path: Path) -> Key:
         raise UserError("--key", path, f"cannot be read ({error.strerror})", hint) from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError("--key", path, "is not the key of a page", hint) from error
+
+
+class Vote(NamedTuple):
+    """A vote of a person on a pair."""
+
+    annotator: str
+    pair: int  # index in the page's data
+    choice: str  # one of CHOICES
+    at: datetime
+
+
+class VoteFile(NamedTuple):
+    """The votes of one annotator, downloaded from the page whose content has the SHA-256 `page`."""
+
+    path: Path
+    page: str
+    votes: tuple[Vote, ...]
+
+
+def read_votes(path: Path) -> VoteFile:
+    """Read a file that the page downloads; a UserError if it cannot be read or is something else."""
+    hint = "give files downloaded from the page"
+    try:
+        value = read_json(path)
+        page, name, entries = value["page"], value["annotator"].strip(), value["votes"]
+        if not (name and isinstance(page, str) and isinstance(entries, list)):
+            raise TypeError
+    except OSError as error:
+        raise UserError(path, None, f"cannot be read ({error.strerror})", hint) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(path, None, "is not a file of votes", hint) from error
+    return VoteFile(path, page, tuple(_vote(path, name, number, entry) for number, entry in enumerate(entries, 1)))
+
+
+def _vote(path: Path, name: str, number: int, entry: object) -> Vote:
+    match entry:
+        case {"pair": int(pair), "vote": str(choice), "at": str(at)} if choice in CHOICES and pair >= 0:
+            with suppress(ValueError):
+                if (time := datetime.fromisoformat(at)).tzinfo is not None:
+                    return Vote(name, pair, choice, time)
+    raise UserError(path, None, f"vote {number} is damaged ({json.dumps(entry)[:60]})", "download the file again")
+
+
+def check_votes(file: VoteFile, key: Key) -> None:
+    """Raise a UserError unless the votes are on the page of the key."""
+    if file.page != key.page:
+        problem = f"has votes on page {file.page[:12]}, but the key is for page {key.page[:12]}"
+        raise UserError(file.path, None, problem, "give votes on one page, and its key")
+    for vote in file.votes:
+        if vote.pair >= len(key.pairs):
+            problem = f"has a vote on pair {vote.pair}, but the page has {len(key.pairs)} pairs"
+            raise UserError(file.path, None, problem, "download the file again")
+
+
+def last_votes(votes: Sequence[Vote]) -> list[Vote]:
+    """The votes that count: the latest of each person on each pair, and of equally late ones the last in the list."""
+    latest: dict[tuple[str, int], Vote] = {}
+    for vote in votes:
+        earlier = latest.get((vote.annotator, vote.pair))
+        if earlier is None or vote.at >= earlier.at:
+            latest[vote.annotator, vote.pair] = vote
+    return list(latest.values())
+
+
+def order(vote: Vote, key: Key) -> Order:
+    """Whose answer was answer A, as the order of a judgement."""
+    return "model_first" if key.pairs[vote.pair].a == "model" else "baseline_first"
+
+
+def preference(vote: Vote, key: Key) -> float | None:
+    """1 if the baseline's answer is better, 2 if the model's, 1.5 for a tie, None if skipped."""
+    verdict = {"a": LOSS, "tie": TIE, "b": WIN}.get(vote.choice)
+    return None if verdict is None else preference_of(verdict, order(vote, key))
+
+
+def preferences(votes: Sequence[Vote], key: Key) -> tuple[list[str], Floats]:
+    """The annotators of `last_votes` by name, and their preferences, shape (A, N), NaN if skipped or not voted on."""
+    names = sorted({vote.annotator for vote in votes})
+    preference_AN = np.full((len(names), len(key.pairs)), np.nan)
+    for vote in votes:
+        preference_AN[names.index(vote.annotator), vote.pair] = preference(vote, key)
+    return names, preference_AN
+
+
+def majority(preference_AN: Floats) -> Floats:
+    """The most frequent outcome of every pair, shape (N,): a tie if there are several, NaN without votes."""
+    votes_3N = np.stack([(preference_AN == outcome).sum(axis=0) for outcome in (LOSS, TIE, WIN)])
+    most_N = votes_3N.max(axis=0)
+    shared_N = (votes_3N == most_N).sum(axis=0) > 1
+    outcome_N = np.where(shared_N, TIE, np.array([LOSS, TIE, WIN])[votes_3N.argmax(axis=0)])
+    return np.where(most_N > 0, outcome_N, np.nan)
+
+
+def mean_preference(preference_AN: Floats) -> Floats:
+    """The mean of all votes on every pair, shape (N,), NaN without votes."""
+    votes_N = np.isfinite(preference_AN).sum(axis=0)
+    return np.divide(np.nansum(preference_AN, axis=0), votes_N, out=np.full(len(votes_N), np.nan), where=votes_N > 0)
+
+
+def krippendorff_alpha(preference_AN: Floats) -> float | None:
+    """Krippendorff's alpha of nominal values: 1 for full agreement, 0 for agreement by chance.
+
+    Krippendorff, Computing Krippendorff's Alpha-Reliability (2011). Only pairs with at least two votes count. None
+    without such pairs, or if all of their votes are equal, where agreement cannot be distinguished from chance.
+    """
+    several_AN = preference_AN[:, np.isfinite(preference_AN).sum(axis=0) > 1]
+    values_V = np.unique(several_AN[np.isfinite(several_AN)])
+    if len(values_V) < 2:
+        return None
+    count_VN = np.array([(several_AN == value).sum(axis=0) for value in values_V], np.float64)
+    votes_N, count_V = count_VN.sum(axis=0), count_VN.sum(axis=1)
+    observed = ((votes_N**2 - (count_VN**2).sum(axis=0)) / (votes_N - 1)).sum()
+    return float(1 - (votes_N.sum() - 1) * observed / (votes_N.sum() ** 2 - (count_V**2).sum()))

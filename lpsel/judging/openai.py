@@ -17,17 +17,10 @@ REMINDER = "Your reply did not contain a valid verdict. Reply again and end with
 
 @dataclass
 class OpenAIJudge:
-    """Asks a chat model, several questions at a time. conf/judge/openai.yaml documents its options.
-
-    Attributes:
-        parser: from a reply to a verdict on the answers as shown.
-        max_cost: dollars that a run may spend on all its models, without the questions in flight at that point.
-        text: of the prompt file.
-        spent: dollars so far.
-    """
+    """Asks a chat model, several questions at a time. conf/judge/openai.yaml documents its options."""
 
     model: str
-    parser: Parser
+    parser: Parser  # from a reply to a verdict on the answers as shown
     prompt: str = "pairwise"
     base_url: str = OPENAI
     key_env: str = KEY_ENV
@@ -39,11 +32,11 @@ class OpenAIJudge:
     max_retries: int = 6
     prompt_price: float | None = None
     completion_price: float | None = None
-    max_cost: float | None = None
+    max_cost: float | None = None  # for all models of a run, without the questions in flight when it is reached
     orders: Sequence[Order] = ORDERS
-    text: str = field(init=False, repr=False)
+    text: str = field(init=False, repr=False)  # of the prompt file
     endpoint: Endpoint = field(init=False, repr=False)
-    spent: float = field(init=False, default=0.0)
+    spent: float = field(init=False, default=0.0)  # dollars
 
     def __post_init__(self) -> None:
         check_int("judge.attempts", self.attempts, 1)

@@ -9,17 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lpsel.errors import UserError
-from lpsel.judging.human import Key, KeyPair
-from lpsel.judging.votes import (
+from lpsel.judging.human import (
+    Key,
+    KeyPair,
     Vote,
-    check,
+    check_votes,
     krippendorff_alpha,
     last_votes,
     majority,
     mean_preference,
     preference,
     preferences,
-    read_file,
+    read_votes,
 )
 
 # A annotators, N pairs
@@ -148,9 +149,9 @@ def file_of(path, **changes):
 
 
 def test_a_file_of_votes(tmp_path):
-    file = read_file(file_of(tmp_path / "votes.json"))
+    file = read_votes(file_of(tmp_path / "votes.json"))
     assert file.votes == (vote("Ann", 0, "a"),)
-    check(file, key("model"))
+    check_votes(file, key("model"))
 
 
 @pytest.mark.parametrize(
@@ -178,12 +179,12 @@ def test_a_file_of_votes(tmp_path):
 def test_an_unusable_file_is_rejected(tmp_path, changes, message):
     path = file_of(tmp_path / "votes.json", **changes)
     with pytest.raises(UserError, match=rf"votes\.json: {message}"):
-        check(read_file(path), key("model"))
+        check_votes(read_votes(path), key("model"))
 
 
 def test_a_missing_file_and_invalid_json(tmp_path):
     with pytest.raises(UserError, match=r"cannot be read \(No such file or directory\). Give files downloaded"):
-        read_file(tmp_path / "votes.json")
+        read_votes(tmp_path / "votes.json")
     (tmp_path / "votes.json").write_bytes(b"\xff")
     with pytest.raises(UserError, match="is not a file of votes"):
-        read_file(tmp_path / "votes.json")
+        read_votes(tmp_path / "votes.json")
