@@ -94,7 +94,7 @@ def test_damaged_scores_are_an_error_with_the_file_and_the_fix(copied, damage, h
     ("change", "complaint"),
     [
         ({"format": 2}, r"manifest.json: has format 2, lpsel \S* reads format 1\. Delete"),
-        ({"sha256": {}}, r"names no file with its SHA-256\. Delete"),
+        ({"sha256": {}}, r"has no hashes of files\. Delete"),
         ({"precision": "bf16-true"}, r"manifest.json: is the manifest of other scores\. Delete"),
         ({"dataset_fingerprint": "0" * 64}, r"manifest.json: is the manifest of other scores\. Delete"),
     ],
@@ -169,7 +169,7 @@ def test_a_result_with_another_format_is_rejected(copied):
     folder, _ = copied
     assert read_json(folder / "run/result.json")["format"] == 1
     write_json(folder / "run/result.json", read_json(folder / "run/result.json") | {"format": 2})
-    complaint = r"run/result.json: has format 2, lpsel \S+ reads format 1\. Use the lpsel that wrote it\."
+    complaint = r"run/result.json: has format 2, lpsel \S+ reads format 1\. Use the version of lpsel that wrote it\."
     with pytest.raises(UserError, match=complaint):
         publish(folder / "run", license="mit")
     with pytest.raises(UserError, match=complaint):
