@@ -16,7 +16,8 @@ class OneLineParser(argparse.ArgumentParser):
     """A parser that reports errors as one-line user errors."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(self.prog, problem=message, hint=f"see {self.prog} --help")
+        name, _, problem = message.partition(": ")  # argparse: "unrecognized arguments: --wrong"
+        raise UserError(name.removeprefix("argument "), problem=problem or "invalid", hint=f"see {self.prog} --help")
 
 
 def run_folder(command: str, given: Path | None, inputs: Iterable[str | Path]) -> Path:

@@ -106,7 +106,7 @@ def check_tiny(arguments: Mapping[str, Any]) -> None:
         check_int(f"tiny.{name}", arguments[name], minimum)
     hidden, heads = arguments["hidden"], arguments["heads"]
     if hidden % (2 * heads):
-        raise UserError("tiny.hidden", hidden, f"must be a multiple of 2 * tiny.heads = {2 * heads}", "change either")
+        raise UserError("tiny.heads", heads, f"2 * tiny.heads must divide tiny.hidden={hidden}", "change either")
 
 
 def formulas(seed: int) -> Iterator[tuple[str, str]]:

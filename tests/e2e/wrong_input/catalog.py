@@ -54,7 +54,7 @@ COMMAND_LINE = [
     Case("evaluate evaluator=pairwize", "evaluator=pairwize"),
     Case("select judge.api_key=sk-canary", "api_key"),
     Case("evaluate 'judge.request={api_key: sk-canary}'", "api_key"),
-    Case("evaluate evaluator=pairwise evaluator.max_new_token=12", "max_new_token: no such"),
+    Case("evaluate evaluator=pairwise evaluator.max_new_token=12", "max_new_token: unknown option"),
     Case("select +hf_token=hf_canary", "hf_token"),
     Case("evaluate judge.base_url=http://me:secret@h/v1", "http://...@h"),
     Case("evaluate prompts=https://me:secret@h/p.jsonl", "https://...@h"),
