@@ -27,7 +27,19 @@ FORMATS = {
     "verdicts": 3,
 }  # fmt: skip
 MANIFEST = "manifest.json"
+OLD_KINDS = (
+    "generations",
+    "judgements",
+    "tiny",
+    "training",
+)  # folders of development versions
 KEY_DIGITS = 32  # hexadecimal digits of the digest in a folder's name
+
+
+def log_old_kinds(cache_dir: Path) -> None:
+    """Log which folders of earlier development versions are no longer read."""
+    if found := [kind for kind in OLD_KINDS if (cache_dir / kind).is_dir()]:
+        log.info("%s: no longer reads %s, which is rebuilt once and can be deleted", cache_dir, ", ".join(found))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from lpsel.cache import log_old_kinds
 from lpsel.config import build, config_dir
 from lpsel.distributed import is_main_process
 from lpsel.errors import UserError
@@ -61,6 +62,7 @@ class Job:
         """
         cache_dir = Path(config.cache_dir or "~/.cache/lpsel").expanduser().resolve()
         check_writable("cache_dir", cache_dir)
+        log_old_kinds(cache_dir)
         tracker = SafeTracker(build(config.tracker) if is_main_process() else Tracker())
         return cls(command, config, run_dir.resolve(), cache_dir, tracker, in_sweep)
 
