@@ -10,15 +10,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lpsel.errors import UserError, printable_line
+from lpsel.commands.arguments import scores_of_run
+from lpsel.errors import UserError
 from lpsel.integrity import Damaged, check_files
 from lpsel.run_config import read_result
 from lpsel.scoring.npz import names_in_npz, read_array, split_npz
-from lpsel.scoring.read import SCORES_FILE, cluster_codes, read_scores
+from lpsel.scoring.read import MANIFEST, SCORES_FILE, cluster_codes, read_scores, read_table
 from lpsel.scoring.table import ScoreTable
 from lpsel.storage import read_json
 
-MANIFEST = "manifest.json"
 SELECTION = "selection.parquet"
 
 
@@ -57,41 +57,28 @@ def read_all(arguments: Sequence[str]) -> list[Scored]:
 
 def _read(argument: str) -> list[Scored]:
     path = Path(argument).expanduser()
-    archive = None if path.is_dir() else split_npz(argument)
-    if archive:
+    if path.is_dir():
+        if (path / SCORES_FILE).is_file():
+            return [_read_table(argument, path / SCORES_FILE)]
+        run = scores_of_run(path)
+        scored = _read_table(argument, Path(run["scores"]))
+        name = (run.get("scorer") or {}).get("name", scored.name)
+        return [replace(scored, name=name, origin=path.resolve().name)]
+    if archive := split_npz(argument):
         file, name = archive
         names = names_in_npz(file) if name is None else [name]
         return [Scored(n, f"{file}:{n}", file.stem, f"{file}:{n}", read_scores(file, key=n)) for n in names]
-    if path.is_dir() and not (path / SCORES_FILE).is_file():
-        return [_read_run(argument, path)]
-    return [_read_table(argument, path / SCORES_FILE if path.is_dir() else path)]
+    return [_read_table(argument, path)]
 
 
 def _read_table(argument: str, file: Path) -> Scored:
     table = read_scores(file)
     file = file.resolve()
-    name = file.stem
-    if file.name == SCORES_FILE:
-        manifest = file.with_name(MANIFEST)
-        name = read_json(manifest).get("scorer", file.parent.name) if manifest.exists() else file.parent.name
+    manifest = file.with_name(MANIFEST)
+    name = file.parent.name if file.name == SCORES_FILE else file.stem
+    if file.name == SCORES_FILE and manifest.exists():
+        name = read_json(manifest).get("scorer", name)
     return Scored(name, argument, file.parent.name, str(file), table)
-
-
-def _read_run(argument: str, folder: Path) -> Scored:
-    result = read_result(folder) or {}
-    if "scores" not in result:
-        hint = f"give a folder with {SCORES_FILE}, a .parquet or .csv table, or FILE.npz:SCORER"
-        raise UserError(argument, None, "neither a scores folder nor a finished run of select or train", hint)
-    scores = result["scores"]
-    if not isinstance(scores, str):
-        problem = f"this run used no scores (selection={result.get('rule')})"
-        raise UserError(argument, None, problem, "give a run with scores")
-    archive = split_npz(scores)
-    if not (archive[0] if archive else Path(scores)).exists():
-        raise UserError(argument, None, f"its scores {scores} no longer exist", "give a run whose scores exist")
-    scored = _read(scores)[0]
-    name = (result.get("scorer") or {}).get("name", scored.name)
-    return replace(scored, name=name, argument=argument, origin=folder.resolve().name)
 
 
 def _check_same_rows(one: Scored, other: Scored) -> None:
@@ -132,15 +119,22 @@ def read_clusters(argument: str, index: NDArray[np.int64]) -> NDArray[np.int32]:
         UserError: no such file or column, or clusters of other rows.
     """
     archive = split_npz(argument)
-    if archive:
-        columns = pa.table({"cluster": np.atleast_1d(read_array(archive[0], archive[1] or "cluster"))})
-    else:
-        columns = _cluster_columns(argument)
+    file = Path(argument).expanduser()
+    if file.is_dir():
+        file = _selection_of_run(file)
+    try:
+        if archive:
+            columns = pa.table({"cluster": np.atleast_1d(read_array(archive[0], archive[1] or "cluster"))})
+        else:
+            columns = read_table(file)
+    except UserError as error:
+        raise error.renamed("--clusters", argument) from None
+    if "cluster" not in columns.column_names:
+        raise UserError("--clusters", argument, "has no column cluster", "give a table with that column")
+    same_rows = len(columns) == len(index)
     if "index" in columns.column_names and not columns["index"].null_count:
         columns = columns.sort_by("index")
         same_rows = np.array_equal(columns["index"].to_numpy(), index)
-    else:
-        same_rows = len(columns) == len(index)
     cluster = columns["cluster"].combine_chunks()
     if cluster.null_count:
         problem = f"{cluster.null_count:,} rows have an empty cluster"
@@ -151,30 +145,11 @@ def read_clusters(argument: str, index: NDArray[np.int64]) -> NDArray[np.int32]:
     return cluster_codes(cluster)
 
 
-def _cluster_columns(argument: str) -> pa.Table:
-    file = Path(argument).expanduser()
-    if file.is_dir():
-        hashes = (read_result(file) or {}).get("sha256") or {}
-        file = file / SELECTION
-        if SELECTION in hashes:
-            try:
-                check_files(file.parent, {SELECTION: hashes[SELECTION]})
-            except Damaged as damage:
-                raise damage.with_hint("select again") from None
-    if not file.is_file():
-        raise UserError("--clusters", argument, "no such file", "give a .parquet or .csv table, or FILE.npz")
+def _selection_of_run(folder: Path) -> Path:
+    """The selection.parquet of a run folder, unchanged since it was written."""
+    hashes = (read_result(folder) or {}).get("sha256") or {}
     try:
-        if file.suffix == ".csv":
-            from pyarrow import csv
-
-            table = csv.read_csv(file)
-        else:
-            import pyarrow.parquet as pq
-
-            table = pq.read_table(file)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        problem = f"cannot be read ({printable_line(error)})"
-        raise UserError("--clusters", argument, problem, "give a complete table") from error
-    if "cluster" not in table.column_names:
-        raise UserError("--clusters", argument, "has no column cluster", "give a table with that column")
-    return table
+        check_files(folder, {name: hashes[name] for name in [SELECTION] if name in hashes})
+    except Damaged as damage:
+        raise damage.with_hint("select again") from None
+    return folder / SELECTION

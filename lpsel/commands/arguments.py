@@ -4,11 +4,11 @@ import argparse
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lpsel.errors import UserError
 from lpsel.output_folder import check_output_folder, mark_output_folder
-from lpsel.run_config import RESULT
+from lpsel.run_config import RESULT, read_result
 from lpsel.storage import check_writable
 
 
@@ -36,3 +36,20 @@ def run_folder(command: str, given: Path | None, inputs: Iterable[str | Path]) -
     mark_output_folder(folder, command)
     (folder / RESULT).unlink(missing_ok=True)
     return folder
+
+
+def scores_of_run(folder: Path) -> dict[str, Any]:
+    """The result of a run of select or train, whose `scores` is the path of the scores it used.
+
+    Raises:
+        UserError: not a finished run, or one whose scores do not exist.
+    """
+    result = read_result(folder) or {}
+    if "scores" not in result:
+        hint = "give a folder or file of scores, or the folder of a finished run"
+        raise UserError(folder, None, "neither a scores folder nor a finished run of select or train", hint)
+    if not isinstance(result["scores"], str):
+        raise UserError(folder, None, f"this run used no scores (selection={result.get('rule')})", "give another run")
+    if not Path(result["scores"]).exists():
+        raise UserError(folder, None, f"its scores {result['scores']} no longer exist", "give another run")
+    return result

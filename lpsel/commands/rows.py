@@ -12,19 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from lpsel.commands.arguments import OneLineParser
+from lpsel.commands.arguments import OneLineParser, scores_of_run
 from lpsel.commands.result_summary import Pairs
 from lpsel.console import lines, show
 from lpsel.data.column_forms import Example
 from lpsel.data.dataset import DatasetSpec, Source
 from lpsel.errors import UserError
-from lpsel.run_config import RESULT, RUN_CONFIG, read_result
 from lpsel.scoring.metrics import METRICS, learning_percentage
-from lpsel.scoring.read import SCORES_FILE, read_scores
+from lpsel.scoring.read import MANIFEST, SCORES_FILE, read_scores
 from lpsel.scoring.table import CONTENT_ID, ScoreTable
 from lpsel.storage import read_json
 
-MANIFEST = "manifest.json"
 ROWS = 20  # by default
 LONGEST = 240  # characters of a text on a terminal
 
@@ -47,7 +45,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--dataset", metavar="FILE", help="the dataset, if the scores do not name it")
     parser.add_argument("--key", metavar="NAME", help="the array of an .npz with several")
     given = parser.parse_args(arguments)
-    file = _scores_file(Path(given.scores).expanduser())
+    file = Path(given.scores).expanduser()
+    if file.is_dir() and not (file / SCORES_FILE).is_file():
+        file = Path(scores_of_run(file)["scores"])
     try:
         table = read_scores(file, given.key)
     except UserError as error:
@@ -58,14 +58,14 @@ def main(arguments: Sequence[str]) -> None:
     ends = {"hardest": hardest_M[:hardest], "easiest": hardest_M[::-1][: given.easiest or 0]}
     texts, note = {}, ""
     try:
-        texts = _texts(file, table, given.dataset, np.concatenate([*ends.values()]))
+        texts = _texts(file, table, given.dataset, np.concatenate([*ends.values()]).tolist())
     except UserError as error:
         if given.dataset is not None:
             raise
         note = f"No texts: {error}"
     for name, rows in ends.items():
         if len(rows):
-            pairs = [pair for row in rows for pair in _described(table, int(row), by, value_N, texts)]
+            pairs = [pair for row in rows.tolist() for pair in _described(table, row, by, value_N, texts)]
             show(lines(pairs, title=f"The {len(rows)} {name} of {len(hardest_M):,} rows by {by}"))
     if note:
         print(note)
@@ -75,20 +75,6 @@ def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text}: must be a number of rows")
     return int(text)
-
-
-def _scores_file(path: Path) -> Path:
-    """The scores at a path, or those that a run used."""
-    hint = "give a scores folder or file, or the folder of a finished run"
-    if (path / RESULT).is_file():
-        if scores := (read_result(path) or {}).get("scores"):
-            return Path(scores)
-        raise UserError(path, None, "this run used no scores", hint)
-    if (path / RUN_CONFIG).is_file():
-        raise UserError(path, None, "this run is not finished", "run its command again, or give a scores folder")
-    if path.is_dir() and not (path / SCORES_FILE).is_file():
-        raise UserError(path, None, "contains no scores", hint)
-    return path
 
 
 def _ranked(table: ScoreTable, by: str) -> tuple[Floats, NDArray[np.int64]]:
@@ -108,40 +94,36 @@ def _ranked(table: ScoreTable, by: str) -> tuple[Floats, NDArray[np.int64]]:
 
 
 def _described(table: ScoreTable, row: int, by: str, value_N: Floats, texts: Mapping[int, Example]) -> Pairs:
-    """A line of numbers, and one for each turn of the conversation."""
+    """A line of numbers, and one for each turn of the conversation, shortened on a terminal."""
     losses = " → ".join(f"{nll:.3f}" for nll in table.nll[:, row])
     tokens = f"  {table.response_tokens[row]:,} tokens" if table.tokens_known else ""
     content = f"  id {table.id[row].as_py()}" if table.id is not None and row not in texts else ""
     pairs = [(f"row {table.index[row]}", f"{by} {value_N[row]:.4g}  NLL {losses}{tokens}{content}")]
-    if row in texts:
-        turns = [(turn.role, turn.content) for turn in texts[row].turns]
-        if texts[row].input:
-            turns.insert(1, ("input", texts[row].input))
-        pairs += [(f"  {role}", _short(text)) for role, text in turns]
-    return pairs
+    if row not in texts:
+        return pairs
+    turns = [(turn.role, turn.content) for turn in texts[row].turns]
+    if texts[row].input:
+        turns.insert(1, ("input", texts[row].input))
+    short = Console().is_terminal
+    return pairs + [(f"  {role}", f"{t[:LONGEST]}…" if short and len(t) > LONGEST else t) for role, t in turns]
 
 
-def _short(text: str) -> str:
-    """The beginning of a long text on a terminal, all of it elsewhere."""
-    return f"{text[:LONGEST]}…" if len(text) > LONGEST and Console().is_terminal else text
-
-
-def _texts(file: Path, table: ScoreTable, dataset: str | None, rows: NDArray[np.int64]) -> dict[int, Example]:
+def _texts(file: Path, table: ScoreTable, dataset: str | None, rows: Sequence[int]) -> dict[int, Example]:
     """The examples at positions in the table, from the given dataset or that of the scores folder.
 
     Raises:
         UserError: the dataset is unknown, cannot be read, or differs from the one that was scored.
     """
     source = Source(DatasetSpec(Path(dataset).name, dataset) if dataset is not None else _dataset_of(file))
-    position = {int(table.index[row]): int(row) for row in rows}
+    position = {int(table.index[row]): row for row in rows}
     try:
         first = islice(source, max(position, default=-1) + 1)
         texts = {position[row.index]: row.example for row in first if row.index in position}
     except UserError as error:
         raise error.renamed("--dataset") if dataset is not None and error.name == "dataset.path" else error from None
     for number, row in sorted(position.items()):
-        scored = None if table.id is None else table.id[row].as_py()
-        is_content = CONTENT_ID.fullmatch(scored or "") is not None  # other ids are the user's own
+        scored = "" if table.id is None else table.id[row].as_py() or ""
+        is_content = CONTENT_ID.fullmatch(scored) is not None  # other ids are the user's own
         if row not in texts or (is_content and scored != texts[row].content_id()):
             name = "--dataset" if dataset is not None else "dataset"
             problem = f"row {number} is not the row that was scored"

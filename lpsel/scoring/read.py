@@ -48,12 +48,9 @@ def read_scores(
             whose file or rows are not the ones that its manifest describes.
     """
     file, fingerprint = _check_folder(path)
-    if not file.is_file():
-        raise UserError("scores", path, "no such file", FILES)
-    file.open("rb").close()  # Arrow's own error would not name the file
     if key is not None and file.suffix != SUFFIX:
         raise UserError("scores_key", key, f"names an array of a .npz file, {file.name} is not one", "leave it out")
-    table = _read_archive(file, key) if file.suffix == SUFFIX else _read_table(file, columns)
+    table = _read_archive(file, key) if file.suffix == SUFFIX else read_table(file, columns)
     scores = _sorted(_Columns(table, file).scores(columns, clusters), file)
     if fingerprint not in (None, found := scores.fingerprint()):
         prints = f"{str(found)[:12]}, but its {MANIFEST} belongs to rows with {str(fingerprint)[:12]}"
@@ -95,7 +92,15 @@ def _check_folder(path: str | Path) -> tuple[Path, str | None]:
         raise UserError("scores", damage.name, damage.problem, hint) from None
 
 
-def _read_table(file: Path, columns: Collection[str]) -> pa.Table:
+def read_table(file: Path, columns: Collection[str] = ()) -> pa.Table:
+    """The columns of a Parquet or CSV file that scores can have, and `columns`.
+
+    Raises:
+        UserError: no such file, one that cannot be read, or two columns of one name.
+    """
+    if not file.is_file():
+        raise UserError("scores", file, "no such file", FILES)
+    file.open("rb").close()  # Arrow's own error would not name the file
     extra = {form for name in columns for form in (name, _as_perplexity(name))}
 
     def wanted(names: list[str]) -> list[str]:

@@ -46,6 +46,11 @@ class Study:
     in_clusters: dict[tuple[str, str], list[Agreement]]
 
     @property
+    def named(self) -> list[tuple[str, ScoreTable]]:
+        """The tables with their names."""
+        return list(zip(self.names, self.tables, strict=True))
+
+    @property
     def rows(self) -> dict[str, NDArray[np.bool_]]:
         """The two sets of rows that are compared."""
         return {DEFINED: self.defined, ALL: np.ones_like(self.defined)}
@@ -96,10 +101,7 @@ def numbers(study: Study) -> dict[str, Any]:
         "pct": study.pcts,
         "clusters": _clusters(study.cluster),
         "notes": list(_notes(study)),
-        "tables": [
-            _table(name, table, study.scores[:, s])
-            for s, (name, table) in enumerate(zip(study.names, study.tables, strict=True))
-        ],
+        "tables": [_table(name, table, study.scores[:, s]) for s, (name, table) in enumerate(study.named)],
         "pairs": list(_pairs(study)),
         "within": list(_within(study)),
         "length": list(_length(study)),
@@ -110,7 +112,7 @@ def _notes(study: Study) -> Iterator[str]:
     """What is left out, and why."""
     needed = METRICS["lp"].epochs
     if study.epochs < needed:
-        fewest = [name for name, table in zip(study.names, study.tables, strict=True) if table.epochs == study.epochs]
+        fewest = [name for name, table in study.named if table.epochs == study.epochs]
         yield f"LP needs at least {needed} recorded epochs and {', '.join(fewest)} has 1: LP_app only."
     elif len({table.epochs for table in study.tables}) > 1:
         yield f"LP is computed over {study.epochs} epochs, which all tables have."
@@ -141,27 +143,25 @@ def _pairs(study: Study) -> Iterator[dict[str, Any]]:
     """Agreement of every two tables by one metric."""
     for (metric, rows), between in study.between.items():
         clusters = study.in_clusters.get((metric, rows))
-        for a, b in combinations(range(len(study.names)), 2):
-            entry = {"metric": metric, "rows": rows, "n": between.n, "a": study.names[a], "b": study.names[b]}
+        for (a, b), pair in _compared(study.names, between, study.pcts):
             in_clusters = _pair_in_clusters(clusters, study.pcts, a, b) if clusters else None
-            yield entry | _pair(between, study.pcts, a, b) | {"in_clusters": in_clusters}
+            yield {"metric": metric, "rows": rows, **pair, "in_clusters": in_clusters}
 
 
 def _within(study: Study) -> Iterator[dict[str, Any]]:
     """Agreement of every two metrics within one table."""
     for rows in study.rows:
         for name, scores_MN in zip(study.names, study.filled(rows).swapaxes(0, 1), strict=True):
-            between = agreement(scores_MN, study.pcts)
-            for a, b in combinations(range(len(study.metrics)), 2):
-                entry = {"table": name, "rows": rows, "n": between.n, "a": study.metrics[a], "b": study.metrics[b]}
-                yield entry | _pair(between, study.pcts, a, b)
+            for _, pair in _compared(study.metrics, agreement(scores_MN, study.pcts), study.pcts):
+                yield {"table": name, "rows": rows, **pair}
 
 
-def _pair(between: Agreement, pcts: Sequence[float], a: int, b: int) -> dict[str, Any]:
-    return {
-        "spearman": float(between.spearman[a, b]),
-        "kendall_tau_b": float(between.kendall[a, b]),
-        "lowest": [
+def _compared(
+    names: Sequence[str], between: Agreement, pcts: Sequence[float]
+) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
+    """The positions and the agreement of every two names."""
+    for a, b in combinations(range(len(names)), 2):
+        lowest_P = [
             {
                 "pct": pct,
                 "rows": int(between.lowest[p]),
@@ -170,18 +170,19 @@ def _pair(between: Agreement, pcts: Sequence[float], a: int, b: int) -> dict[str
                 "chance": float(between.chance[p]),
             }
             for p, pct in enumerate(pcts)
-        ],
-    }
+        ]
+        spearman, kendall = float(between.spearman[a, b]), float(between.kendall[a, b])
+        entry = {"n": between.n, "a": names[a], "b": names[b], "spearman": spearman, "kendall_tau_b": kendall}
+        yield (a, b), entry | {"lowest": lowest_P}
 
 
 def _pair_in_clusters(clusters: Sequence[Agreement], pcts: Sequence[float], a: int, b: int) -> dict[str, Any]:
     """Quartiles over the clusters where a figure is defined, and the overlap of all clusters together."""
     share_CP = np.array([c.share[:, a, b] for c in clusters])
-    common_P = np.sum([c.common[:, a, b] for c in clusters], axis=0)
     lowest_P = np.sum([c.lowest for c in clusters], axis=0)
-    expected_P = np.sum([c.lowest**2 / c.n for c in clusters], axis=0)
     with np.errstate(invalid="ignore"):
-        pooled_P, chance_P = common_P / lowest_P, expected_P / lowest_P
+        pooled_P = np.sum([c.common[:, a, b] for c in clusters], axis=0) / lowest_P
+        chance_P = np.sum([c.lowest**2 / c.n for c in clusters], axis=0) / lowest_P
     return {
         "clusters": len(clusters),
         "spearman": _quartiles([c.spearman[a, b] for c in clusters]),
@@ -201,27 +202,23 @@ def _quartiles(values_C: ArrayLike) -> dict[str, float]:
 
 def _length(study: Study) -> Iterator[dict[str, Any]]:
     """Scores against supervised response tokens, for tables with token counts."""
+    known = [(s, name, table) for s, (name, table) in enumerate(study.named) if table.tokens_known]
     for rows, mask_N in study.rows.items():
         filled_MSN = study.filled(rows)
-        for s, table in enumerate(study.tables):
-            if table.tokens_known:
-                length_N = table.response_tokens[mask_N]
-                for metric, score_N in zip(study.metrics, filled_MSN[:, s], strict=True):
-                    yield {
-                        "table": study.names[s],
-                        "rows": rows,
-                        "n": len(length_N),
-                        "metric": metric,
-                        "spearman": float(spearman(np.array([score_N, length_N]))[0, 1]),
-                        "lowest": [_lowest_length(score_N, length_N, pct) for pct in study.pcts],
-                    }
+        for s, name, table in known:
+            length_N = table.response_tokens[mask_N]
+            for metric, score_N in zip(study.metrics, filled_MSN[:, s], strict=True):
+                yield {
+                    "table": name,
+                    "rows": rows,
+                    "n": len(length_N),
+                    "metric": metric,
+                    "spearman": float(spearman(np.array([score_N, length_N]))[0, 1]),
+                    "lowest": [_lowest_length(score_N, length_N, pct) for pct in study.pcts],
+                }
 
 
 def _lowest_length(score_N: NDArray[np.float64], length_N: NDArray[np.int32], pct: float) -> dict[str, float]:
     low_N = lowest(score_N[None], pct)[0]
-    return {
-        "pct": pct,
-        "auc": auc(length_N, low_N),
-        "mean_tokens": float(length_N[low_N].mean()),
-        "mean_tokens_all": float(length_N.mean()),
-    }
+    means = {"mean_tokens": float(length_N[low_N].mean()), "mean_tokens_all": float(length_N.mean())}
+    return {"pct": pct, "auc": auc(length_N, low_N), **means}

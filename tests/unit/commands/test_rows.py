@@ -122,5 +122,5 @@ def test_errors_are_one_line(scores, arguments, message):
 
 def test_a_run_that_is_not_finished_has_no_scores_yet(tmp_path):
     (tmp_path / "run_config.json").write_text("{}")
-    with pytest.raises(UserError, match=f"{tmp_path}: this run is not finished"):
+    with pytest.raises(UserError, match=f"{tmp_path}: neither a scores folder nor a finished run of select or train"):
         main([str(tmp_path)])
