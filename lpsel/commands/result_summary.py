@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lpsel.training.costs import describe_ledger
-
 Pairs = list[tuple[str, str]]
 TEXT = 60  # characters of an example
 ODD = {
@@ -74,6 +72,8 @@ def scores(result: Mapping[str, Any]) -> Pairs:
 
 def training(result: Mapping[str, Any]) -> Pairs:
     """What was trained, and the cost."""
+    from lpsel.training.costs import describe_ledger  # imports Lightning
+
     cost, adapter = result["training"], result["adapter"]
     target = (
         f"{result['base_model']['name']}: {cost['rows']:,} rows, {cost['epochs']} epochs, {cost['steps']:,} steps, "

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,6 @@ from lpsel.console import as_text, lines
 from lpsel.data.subset import write_subset
 from lpsel.distributed import is_main_process
 from lpsel.model.spec import ModelSpec
-from lpsel.scoring.table import ScoreTable
 from lpsel.selection.select import Selection, select
 from lpsel.selection.summary import ends, examples, summary
 from lpsel.storage import sha256_of, write_atomically
@@ -39,59 +37,54 @@ PARQUET_OPTIONS: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Selected:
-    """A selection, the table it was made from, and the scores folder if a scorer computed it."""
-
-    selection: Selection
-    table: ScoreTable
-    scores: "Scores | None"
-
-
 def run(job: Job) -> dict[str, Any]:
     """Select rows and write them."""
     inputs = prepare_inputs(job.config, job.cache_dir, job.training_setup, tokens_of=build(job.config.scorer))
     job.start_tracking()
-    selected = select_rows(inputs)
+    selection, scores = select_rows(inputs)
     if not is_main_process():
         return {}
-    written = write_selection(inputs, selected, job.run_dir, job.tracker, job.tracker.log_artifact)
+    written = write_selection(inputs, selection, scores, job.run_dir, job.tracker, job.tracker.log_artifact)
     result = {"command": "select"} | written
     log.info(as_text(lines([*result_summary.selection(result), *result_summary.scores(result)])))
     return result
 
 
-def select_rows(inputs: Inputs) -> Selected:
-    """Load the table of scores, with clusters and embeddings if needed, and apply the rule."""
+def select_rows(inputs: Inputs) -> "tuple[Selection, Scores | None]":
+    """Apply the rule to the table of scores; the scores folder is None if no scorer computed it."""
     table, scores = load_table(inputs)
-    return Selected(select(table, inputs.spec, inputs.pct, inputs.seed), table, scores)
+    return select(table, inputs.spec, inputs.pct, inputs.seed), scores
 
 
 def write_selection(
-    inputs: Inputs, selected: Selected, run_dir: Path, tracker: Tracker, track_subset: Callable[[Artifact], None]
+    inputs: Inputs,
+    selection: Selection,
+    scores: "Scores | None",
+    run_dir: Path,
+    tracker: Tracker,
+    track_subset: Callable[[Artifact], None],
 ) -> dict[str, Any]:
     """Write and track a selection folder, and return its part of result.json.
 
     Args:
         track_subset: log_artifact of the tracker, or use_artifact if the run then trains on the subset.
     """
-    selection, scores, source = selected.selection, selected.scores, inputs.source
-    table_path = run_dir / SELECTION
+    source, table_path = inputs.source, run_dir / SELECTION
     write_atomically(table_path, lambda file: pq.write_table(selection.to_arrow(), file, **PARQUET_OPTIONS))
     positions = ends(selection, inputs.seed)
-    shown = selection.index[np.concatenate([*positions.values()])].tolist()
+    shown = selection.table.index[np.concatenate([*positions.values()])].tolist()
     subset_path, seen = write_subset(source, selection.selected, run_dir, shown)
-    characters = seen.mean_characters(selection.n_selected, selection.n_total)
-    statistics = summary(selection, selected.table, characters)
+    statistics = summary(selection, seen.mean_characters(selection.n_selected, selection.n_total))
     hashes = {path.name: sha256_of(path) for path in (subset_path, table_path)}
 
     parents = [scores_artifact(scores.folder, scores.manifest())] if scores else []
     for parent in parents:
         tracker.use_artifact(parent)
-    log_scores(tracker, selected.table)
-    log_rows(tracker, selection, selected.table, positions, seen.rows)
+    log_scores(tracker, selection.table)
+    log_rows(tracker, selection, positions, seen.rows)
     metadata = {**statistics, "made from": [parent.name for parent in parents]}
     track_subset(subset_artifact(subset_path, hashes[subset_path.name], metadata))
+    dataset = {name: getattr(source.spec, name) for name in ("name", "path", "license")}
     return {
         **statistics,
         "examples": examples(selection, {row: shown.instruction() for row, shown in seen.rows.items()}, positions),
@@ -99,24 +92,24 @@ def write_selection(
         "subset": subset_path,
         "selection": table_path,
         "sha256": hashes,
-        "scores": scores.table if scores else inputs.scores_file,
-        "scorer": describe_model(inputs.scorer) if scores else None,
-        "scores_reused": scores.reused if scores else None,
-        "scoring": _scoring_cost(scores) if scores else None,
-        "dataset": {
-            "name": source.spec.name,
-            "path": source.spec.path,
-            "fingerprint": source.fingerprint,
-            "license": source.spec.license,
-        },
+        **_origin_of(scores, inputs),
+        "dataset": dataset | {"fingerprint": source.fingerprint},
         "seed": inputs.seed,
     }
 
 
-def _scoring_cost(scores: "Scores") -> dict[str, Any]:
-    """The cost of computing the scores, in this run or an earlier one."""
+def _origin_of(scores: "Scores | None", inputs: Inputs) -> dict[str, Any]:
+    """Where the scores come from, and the cost of computing them, in this run or an earlier one."""
+    if scores is None:
+        return {"scores": inputs.scores_file, "scorer": None, "scores_reused": None, "scoring": None}
     manifest = scores.manifest()
-    return {name: manifest[name] for name in ("tokens", "flops", "seconds", "device_seconds", "peak_memory_bytes")}
+    cost = ("tokens", "flops", "seconds", "device_seconds", "peak_memory_bytes")
+    return {
+        "scores": scores.table,
+        "scorer": describe_model(inputs.scorer),
+        "scores_reused": scores.reused,
+        "scoring": {name: manifest[name] for name in cost},
+    }
 
 
 def describe_model(spec: ModelSpec) -> dict[str, Any]:

@@ -36,7 +36,6 @@ def log_scores(tracker: Tracker, table: ScoreTable) -> None:
 def log_rows(
     tracker: Tracker,
     selection: Selection,
-    table: ScoreTable,
     positions: Mapping[str, NDArray[np.int64]],
     examples: Mapping[int, Example],
 ) -> None:
@@ -48,17 +47,18 @@ def log_rows(
     """
     if not tracker.enabled:
         return
+    table = selection.table
     records = range(len(table.nll))
     rows = [
         [
             group,
-            int(selection.index[position]),
+            int(table.index[position]),
             _finite(selection.score[position]),
             bool(selection.selected[position]),
-            None if selection.cluster is None else int(selection.cluster[position]),
+            None if table.cluster is None else int(table.cluster[position]),
             int(table.response_tokens[position]) if table.tokens_known else None,
             *(_finite(table.nll[epoch, position]) for epoch in records),
-            *_texts(examples[int(selection.index[position])]),
+            *_texts(examples[int(table.index[position])]),
         ]
         for group, of_group in positions.items()
         for position in of_group
@@ -66,8 +66,8 @@ def log_rows(
     columns = ["rows", "index", "score", "chosen", "cluster", "response tokens", *(f"nll_{epoch}" for epoch in records)]
     values: dict[str, Logged] = {
         "rows": Rows([*columns, "prompt", "response"], rows),
-        f"scores/{selection.rule}": Distribution(selection.score),
-        f"scores/{selection.rule}, chosen": Distribution(selection.score[selection.selected]),
+        f"scores/{selection.spec.name}": Distribution(selection.score),
+        f"scores/{selection.spec.name}, chosen": Distribution(selection.score[selection.selected]),
     }
     tracker.log(values)
 

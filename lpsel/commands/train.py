@@ -56,11 +56,10 @@ def run(job: Job) -> dict[str, Any]:
     target = Target(spec, adapter, locate(spec, job.cache_dir))
     job.start_tracking()
 
-    selected = select_rows(inputs)
+    selection, scores = select_rows(inputs)
     result: dict[str, Any] = {"command": "train"}
     if is_main_process():
-        result |= write_selection(inputs, selected, job.run_dir, job.tracker, job.tracker.use_artifact)
-    selection = selected.selection
+        result |= write_selection(inputs, selection, scores, job.run_dir, job.tracker, job.tracker.use_artifact)
     counts = f"{selection.n_selected:,} of {selection.n_total:,} rows"
     log.info("Selection %s: %s, to train %s on", inputs.spec.name, counts, spec.name)
 

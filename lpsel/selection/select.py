@@ -4,7 +4,6 @@ N rows, M eligible rows, C clusters
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from lpsel.data.random_order import random_keys
 from lpsel.errors import UserError
-from lpsel.scoring.table import ScoreTable
+from lpsel.scoring.table import ScoreTable, to_arrow
 from lpsel.selection.budget import (
     Ranked,
     capped_shares,
@@ -40,8 +39,7 @@ class Selection:
     """The result, one entry per row of the table.
 
     Attributes:
-        rule, pct, budget, settings: as requested; pct in percent.
-        index, id, cluster: as in the table.
+        spec, pct: how rows were selected, and the percentage.
         score: float64 (N,), NaN where undefined. The turn of the picked rows for a rule that picks without scores.
         descending: whether high scores are selected first.
         arbitrary: whether scores say nothing about the rows: a random order, or turns.
@@ -53,13 +51,9 @@ class Selection:
         reasons: why rows could not be selected.
     """
 
-    rule: str
+    table: ScoreTable
+    spec: SelectionSpec
     pct: float
-    budget: str
-    settings: dict[str, Any]
-    index: NDArray[np.int64]
-    id: Any
-    cluster: NDArray[np.int32] | None
     score: Floats
     descending: bool
     arbitrary: bool
@@ -71,7 +65,7 @@ class Selection:
 
     @property
     def n_total(self) -> int:
-        return len(self.index)
+        return len(self.table)
 
     @property
     def n_eligible(self) -> int:
@@ -89,12 +83,12 @@ class Selection:
 
     def to_arrow(self) -> pa.Table:
         """The table of selection.parquet."""
-        n = self.n_total
+        table, n = self.table, self.n_total
         columns = {
-            "index": pa.array(self.index, pa.int64()),
-            "id": pa.nulls(n, pa.string()) if self.id is None else self.id.cast(pa.string()),
-            "score": pa.array(self.score, pa.float64(), mask=np.isnan(self.score)),
-            "cluster": pa.nulls(n, pa.int32()) if self.cluster is None else pa.array(self.cluster, pa.int32()),
+            "index": pa.array(table.index, pa.int64()),
+            "id": pa.nulls(n, pa.string()) if table.id is None else table.id.cast(pa.string()),
+            "score": to_arrow(self.score),
+            "cluster": pa.nulls(n, pa.int32()) if table.cluster is None else pa.array(table.cluster, pa.int32()),
             "bucket": pa.nulls(n, pa.string()) if self.bucket is None else _texts(self.bucket, BUCKETS),
             "selected": pa.array(self.selected, pa.bool_()),
             "reason": _texts(self.reason, self.reasons),
@@ -170,23 +164,8 @@ def select(table: ScoreTable, spec: SelectionSpec, pct: float, seed: int) -> Sel
         rows = ranked.first(take_C)
     selected = np.zeros(len(table), np.bool_)
     selected[rows] = True
-    return Selection(
-        rule=spec.name,
-        pct=pct,
-        budget=spec.budget,
-        settings=spec.settings,
-        index=table.index,
-        id=table.id,
-        cluster=table.cluster,
-        score=score,
-        descending=ranking.descending,
-        arbitrary=ranking.arbitrary,
-        odd=odd,
-        bucket=bucket,
-        selected=selected,
-        reason=exclusions.code,
-        reasons=tuple(exclusions.reasons),
-    )
+    order, reasons = (ranking.descending, ranking.arbitrary), tuple(exclusions.reasons)
+    return Selection(table, spec, pct, score, *order, odd, bucket, selected, exclusions.code, reasons)
 
 
 def _checked_scores(

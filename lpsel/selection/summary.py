@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lpsel.scoring.table import ScoreTable
 from lpsel.selection.select import Selection
 
 EXAMPLES = 10  # from each end of the ranking, and at random
@@ -25,7 +24,7 @@ def ends(selection: Selection, seed: int = 0) -> dict[str, NDArray[np.int64]]:
     """
     rows_M = np.flatnonzero((selection.reason < 0) & ~np.isnan(selection.score))
     sign = -1 if selection.descending else 1
-    key_M, index_M = sign * selection.score[rows_M], selection.index[rows_M]
+    key_M, index_M = sign * selection.score[rows_M], selection.table.index[rows_M]
     some = np.random.default_rng(seed).choice(len(rows_M), min(EXAMPLES, len(rows_M)), replace=False)
     return {
         "first": rows_M[_lowest(key_M, index_M)],
@@ -38,22 +37,23 @@ def examples(
     selection: Selection, texts: Mapping[int, str], positions: Mapping[str, NDArray[np.int64]]
 ) -> dict[str, list[dict[str, Any]]]:
     """The rows at `positions`, as `ends` returns them, with the first line of their texts, given by row number."""
+    table = selection.table
     return {
         name: [
             {
-                "index": int(selection.index[row]),
-                "id": None if selection.id is None else selection.id[int(row)].as_py(),
+                "index": int(table.index[row]),
+                "id": None if table.id is None else table.id[row].as_py(),
                 "score": float(selection.score[row]),
                 "selected": bool(selection.selected[row]),
-                "text": _first_line(texts[int(selection.index[row])]),
+                "text": _first_line(texts[int(table.index[row])]),
             }
-            for row in rows
+            for row in rows.tolist()
         ]
         for name, rows in positions.items()
     }
 
 
-def summary(selection: Selection, table: ScoreTable, mean_characters: Mapping[str, Any]) -> dict[str, Any]:
+def summary(selection: Selection, mean_characters: Mapping[str, Any]) -> dict[str, Any]:
     """Statistics of the selected rows and of all rows, named as in result.json.
 
     Scores are None if they are arbitrary, tokens if the table does not have them. Rows with a cluster below 0 are in no
@@ -62,33 +62,34 @@ def summary(selection: Selection, table: ScoreTable, mean_characters: Mapping[st
     Args:
         mean_characters: of `prompt` and `response`, each with `selected` and `all`.
     """
-    selected, cluster = selection.selected, selection.cluster
-    scored = ~np.isnan(selection.score)
+    table, spec, selected = selection.table, selection.spec, selection.selected
+    clusters: dict[str, Any] = dict.fromkeys(["clusters", "clusters_selected", "rows_in_no_cluster"])
+    if (cluster := table.cluster) is not None:
+        clusters = {
+            "clusters": _n_clusters(cluster),
+            "clusters_selected": _n_clusters(cluster[selected]),
+            "rows_in_no_cluster": {"selected": int((cluster[selected] < 0).sum()), "all": int((cluster < 0).sum())},
+        }
+    scored = ~np.isnan(selection.score) & (not selection.arbitrary)
+    tokens = {"prompt": table.prompt_tokens, "response": table.response_tokens}
     return {
-        "rule": selection.rule,
+        "rule": spec.name,
         "pct": selection.pct,
-        "budget": selection.budget,
+        "budget": spec.budget,
         "n_total": selection.n_total,
         "n_eligible": selection.n_eligible,
         "n_selected": selection.n_selected,
-        "settings": selection.settings,
+        "settings": spec.settings,
         "reasons": selection.counts,
         "odd_scores": selection.odd,
-        "clusters": None if cluster is None else _n_clusters(cluster),
-        "clusters_selected": None if cluster is None else _n_clusters(cluster[selected]),
-        "rows_in_no_cluster": None
-        if cluster is None
-        else {"selected": int((cluster[selected] < 0).sum()), "all": int((cluster < 0).sum())},
-        "score": {
-            "selected": None if selection.arbitrary else _range(selection.score[selected]),
-            "all": None if selection.arbitrary else _range(selection.score[scored]),
-        },
+        **clusters,
+        "score": {"selected": _range(selection.score[selected & scored]), "all": _range(selection.score[scored])},
         "mean_tokens": {
             side: {
-                "selected": _mean(tokens[selected]) if table.tokens_known else None,
-                "all": _mean(tokens) if table.tokens_known else None,
+                "selected": _mean(tokens_N[selected]) if table.tokens_known else None,
+                "all": _mean(tokens_N) if table.tokens_known else None,
             }
-            for side, tokens in (("prompt", table.prompt_tokens), ("response", table.response_tokens))
+            for side, tokens_N in tokens.items()
         },
         "mean_characters": mean_characters,
     }

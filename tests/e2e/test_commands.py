@@ -250,7 +250,7 @@ def test_null_clusters_in_scores_are_ignored_with_cluster_none(tmp_path, toy_mod
     overrides = given(tmp_path, toy_model, instructions(rows=4), f"scores={tmp_path}/scores.parquet", "pct=50")
     result = run("select", [*overrides, "cluster=none"], tmp_path / "run")
     assert pq.read_table(result["selection"])["selected"].to_pylist() == [True, False, False, True]
-    with pytest.raises(UserError, match=r"column cluster is int64 with 1 empty, .* \(or say cluster=none\)"):
+    with pytest.raises(UserError, match=r"column cluster is int64 with 1 empty, .* \(or set cluster=none\)"):
         run("select", [*overrides, "cluster=auto"], tmp_path / "other")
 
 

@@ -121,13 +121,13 @@ def test_odd_scores_are_counted(make_table, make_spec):
     selection = select(table, make_spec("lp"), 50, 0)
     assert selection.odd == {"undefined": 2, "not_finite": 1, "above_1": 1, "below_0": 1}
     assert selection.counts == {"no supervised token": 1, "nll is not finite": 1, "score is undefined": 1}
-    assert statistics(summary(selection, table, CHARACTERS))[-1] == (
+    assert statistics(summary(selection, CHARACTERS))[-1] == (
         "Odd scores", "2 undefined, 1 of these with a record that is not finite, 1 above 1, 1 below 0",
     )  # fmt: skip
     released = select(table, make_spec("lp", budget="paper"), 50, 0)
     assert released.odd == {"undefined": 3, "not_finite": 1, "above_1": 1, "below_0": 1}
     assert released.score[[2, 3, 5]].tolist() == [0, 0, 0]
-    assert statistics(summary(released, table, CHARACTERS))[-1][1].endswith("1 below 0; undefined scores count as 0")
+    assert statistics(summary(released, CHARACTERS))[-1][1].endswith("1 below 0; undefined scores count as 0")
 
 
 @pytest.mark.parametrize("name", ["opt-350m", "opt-13b"])

@@ -99,7 +99,7 @@ def test_random_takes_the_same_number_of_every_cluster_and_no_scores(table, make
     by_seed = [select(table, make_spec("random"), 40, seed) for seed in range(60)]
     assert all(np.bincount(table.cluster[s.selected], minlength=10)[[0, 5, 9]].tolist() == [1, 2, 1] for s in by_seed)
     assert np.any([s.selected for s in by_seed], axis=0).tolist() == [True] * 9 + [False]
-    numbers = summary(by_seed[0], table, CHARACTERS)
+    numbers = summary(by_seed[0], CHARACTERS)
     assert numbers["score"] == {"selected": None, "all": None}, "random scores are not summarized"
     assert "Scores" not in dict(statistics(numbers))
 
@@ -211,7 +211,7 @@ def test_undefined_scores_are_null_in_the_table(make_table, make_spec):
 def test_the_summary_compares_selected_rows_with_all(table, make_spec):
     prompt_tokens = np.arange(10, dtype=np.int32)
     table = replace(table, prompt_tokens=prompt_tokens)
-    numbers = summary(select(table, make_spec("lp_app"), 40, 0), table, CHARACTERS)
+    numbers = summary(select(table, make_spec("lp_app"), 40, 0), CHARACTERS)
     assert (numbers["n_total"], numbers["n_eligible"], numbers["n_selected"]) == (10, 9, 4)
     assert (numbers["clusters"], numbers["clusters_selected"]) == (3, 3)
     assert numbers["score"]["selected"] == {
@@ -231,14 +231,14 @@ def test_the_summary_compares_selected_rows_with_all(table, make_spec):
 
 def test_without_token_counts_the_summary_has_characters(table, make_spec):
     table = replace(table, tokens_known=False)
-    numbers = summary(select(table, make_spec("lp_app"), 40, 0), table, CHARACTERS)
+    numbers = summary(select(table, make_spec("lp_app"), 40, 0), CHARACTERS)
     assert numbers["mean_tokens"]["prompt"] == {"selected": None, "all": None}
     assert ("Mean characters", "prompt 30.0 (all: 40.0), response 9.0 (all: 5.0)") in statistics(numbers)
 
 
 def test_a_cluster_below_0_means_no_cluster(table, make_spec):
     table = replace(table, cluster=np.where(table.cluster == 5, -1, table.cluster))
-    numbers = summary(select(table, make_spec("lp_app"), 40, 0), table, CHARACTERS)
+    numbers = summary(select(table, make_spec("lp_app"), 40, 0), CHARACTERS)
     assert statistics(numbers)[0][1].endswith(", from 2 of 2 clusters and 2 of 5 rows without a cluster")
 
 
