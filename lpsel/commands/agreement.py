@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,8 @@ def run(
         UserError: a table that cannot be read or has other rows, an invalid percentage, or a folder that cannot be
             created.
     """
+    from lpsel.report.page import agreement_page
+
     pcts = sorted({check_pct(pct) for pct in pcts})
     tables = read_all(arguments)
     cluster_N, cluster_source = _clusters(tables, clusters)
@@ -80,6 +84,8 @@ def run(
     if values["clusters"]:
         values["clusters"]["source"] = cluster_source
     write_json(folder / NUMBERS, values)
+    html = agreement_page(compared, values).encode()
+    write_atomically(folder / PAGE, lambda file: file.write(html))
     result = {
         "command": "agreement",
         "scorers": compared.names,
@@ -90,7 +96,7 @@ def run(
         "n_total": values["n"],
         "n_defined": values["n_defined"],
         "agreement": folder / NUMBERS,
-        "page": _write_page(folder, compared, values),
+        "page": folder / PAGE,
         "tables": _write_tables(folder, values),
         "figures": _write_figures(folder, compared),
     }
@@ -104,14 +110,6 @@ def _clusters(tables: Sequence[Scored], argument: str | None) -> tuple[Any, str 
         return read_clusters(argument, tables[0].table.index), argument
     own = ((scored.table.cluster, scored.source) for scored in tables if scored.table.cluster is not None)
     return next(own, (None, None))
-
-
-def _write_page(folder: Path, compared: Study, values: dict[str, Any]) -> Path:
-    from lpsel.report.page import agreement_page
-
-    html = agreement_page(compared, values).encode()
-    write_atomically(folder / PAGE, lambda file: file.write(html))
-    return folder / PAGE
 
 
 def _write_tables(folder: Path, values: dict[str, Any]) -> list[Path]:
@@ -157,24 +155,21 @@ def _write_figures(folder: Path, compared: Study) -> list[Path]:
 def show(values: dict[str, Any]) -> None:
     """Print a table with every two scorers, over the rows that are defined in all tables."""
     undefined = values["n"] - values["n_defined"]
-    caption = f"{values['n_defined']:,} rows" + (
-        f"; {undefined:,} rows without a score are left out" if undefined else ""
-    )
-    table = Table(caption="\n".join([caption, *map(escape, values["notes"])]), caption_justify="left")
+    left_out = f"; {undefined:,} rows without a score are left out" if undefined else ""
+    caption = [f"{values['n_defined']:,} rows{left_out}", *map(escape, values["notes"])]
+    table = Table(caption="\n".join(caption), caption_justify="left")
     for title in ("metric", "scorer", "and"):
         table.add_column(title, overflow="fold")
     for title in ("Spearman", "tau-b", *(f"lowest {pct:g} % in common (chance)" for pct in values["pct"])):
         table.add_column(title, justify="right")
-    previous = None
-    for pair in values["pairs"]:
-        if pair["rows"] == DEFINED:
-            first, previous = pair["metric"] != previous, pair["metric"]
-            if first and table.rows:
-                table.add_section()
+    for metric, pairs in groupby((p for p in values["pairs"] if p["rows"] == DEFINED), key=itemgetter("metric")):
+        title = METRICS[metric].title
+        for pair in pairs:
             shares = (f"{_figure(low['share'])} ({_figure(low['chance'])})" for low in pair["lowest"])
             correlations = _figure(pair["spearman"]), _figure(pair["kendall_tau_b"])
-            metric = METRICS[pair["metric"]].title if first else ""
-            table.add_row(metric, escape(pair["a"]), escape(pair["b"]), *correlations, *shares)
+            table.add_row(title, escape(pair["a"]), escape(pair["b"]), *correlations, *shares)
+            title = ""
+        table.add_section()
     console.show(table)
 
 

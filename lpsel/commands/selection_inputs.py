@@ -29,17 +29,10 @@ class Inputs:
     """What a selection is made from.
 
     Attributes:
-        source: the dataset.
-        spec: the rule and how it is applied.
-        pct: percentage of rows to select.
         seed: of the selection and of clustering.
-        clusters: how rows are clustered.
-        scorer: computes the scores, if `setup` is given.
         setup: how the scorer is trained; None if the rule needs no scores or they are given.
-        given: scores from a file.
-        scores_file: that file.
+        given: scores from a file, `scores_file`.
         tokens_of: the model whose tokens decide which rows have a supervised token, if there are no scores.
-        cache_dir: of scores, tokens, clusters and embeddings.
     """
 
     source: Source
@@ -78,19 +71,9 @@ def prepare_inputs(
         clusters = replace(clusters, embedder=_scorer_path(scorer, cache_dir))
     source = Source(build(config.dataset))
     given, scores_file = _given_scores(config, spec, source, with_clusters=isinstance(clusters, Auto))
-    inputs = Inputs(
-        source=source,
-        spec=spec,
-        pct=spec.percentage(config.pct, len(source)),
-        seed=config.seed,
-        clusters=clusters,
-        scorer=scorer,
-        setup=make_setup() if given is None and spec.epochs is not None else None,
-        given=given,
-        scores_file=scores_file,
-        tokens_of=tokens_of,
-        cache_dir=cache_dir,
-    )
+    pct = spec.percentage(config.pct, len(source))
+    setup = make_setup() if given is None and spec.epochs is not None else None
+    inputs = Inputs(source, spec, pct, config.seed, clusters, scorer, setup, given, scores_file, tokens_of, cache_dir)
     _check(inputs)
     return inputs
 
@@ -108,13 +91,11 @@ def _scorer_path(scorer: ScorerSpec, cache_dir: Path) -> str:
 def _given_scores(
     config: DictConfig, spec: SelectionSpec, source: Source, with_clusters: bool
 ) -> tuple[ScoreTable | None, Path | None]:
-    if config.scores is None:
-        if config.scores_key is not None:
-            hint = "set scores=FILE.npz, or leave out scores_key"
-            raise UserError(
-                "scores_key", config.scores_key, "names an array of scores=FILE.npz, which is not set", hint
-            )
+    if config.scores is None and config.scores_key is None:
         return None, None
+    if config.scores is None:
+        problem, hint = "names an array of scores=FILE.npz, which is not set", "set scores=FILE.npz, or leave it out"
+        raise UserError("scores_key", config.scores_key, problem, hint)
     columns = [name for name in spec.columns if name is not None]
     table = read_scores(config.scores, config.scores_key, columns, clusters=with_clusters)
     spec.check_records(table)
@@ -184,11 +165,5 @@ def _table_of_tokens(source: Source, model: ModelSpec, cache_dir: Path) -> Score
     tokenizer = load_tokenizer(model, locate(model, cache_dir))
     tokens = tokenize(source, tokenizer, model.template, model.max_length, cache_dir)
     report_tokens(tokens, model)
-    return ScoreTable(
-        index=np.arange(len(tokens)),
-        id=tokens.ids,
-        prompt_tokens=tokens.prompt_tokens,
-        response_tokens=tokens.response_tokens,
-        truncated=tokens.truncated,
-        nll=np.empty((0, len(tokens))),
-    )
+    counts = (tokens.prompt_tokens, tokens.response_tokens, tokens.truncated)
+    return ScoreTable(np.arange(len(tokens)), tokens.ids, *counts, nll=np.empty((0, len(tokens))))

@@ -21,15 +21,10 @@ ROUNDING = 1e-9  # error of float arithmetic, in rows
 
 
 def check_pct(pct: Any) -> float:
-    """The percentage as a float.
-
-    Raises:
-        UserError: not a number in (0, 100].
-    """
+    """The percentage as a float; a UserError unless it is a number in (0, 100]."""
     if not is_number(pct) or not 0 < pct <= 100:
-        raise UserError(
-            "pct", "null" if pct is None else pct, "must be in (0, 100]", "set selection=full to use all rows"
-        )
+        value = "null" if pct is None else pct
+        raise UserError("pct", value, "must be in (0, 100]", "set selection=full to use all rows")
     return float(pct)
 
 
@@ -47,9 +42,8 @@ def row_budget(pct: float, n_total: int) -> int:
     rows = rounded_rows(check_pct(pct), n_total)
     if rows == 0:
         problem = f"is {pct / 100 * n_total:.2g} of {n_total} rows, which rounds to 0"
-        raise UserError(
-            "pct", f"{pct:g}", problem, f"set pct={_at_least(Fraction(50, n_total))} or more, which is one row"
-        )
+        hint = f"set pct={_at_least(Fraction(50, n_total))} or more, which is one row"
+        raise UserError("pct", f"{pct:g}", problem, hint)
     return rows
 
 

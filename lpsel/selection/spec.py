@@ -27,11 +27,8 @@ class SelectionSpec:
     """A rule and how it is applied.
 
     Attributes:
-        name: shown in results.
-        rule: from lpsel.selection.rules or lpsel.selection.coverage.
         epochs: recorded epochs that the rule needs and uses, n of its formula; 0 if the pass before training is enough,
             None if it needs no scores.
-        budget: exact, or paper for the released behavior.
         bucket: low, mid or high: select only in this third of every cluster, by score; None for no buckets.
         pct: overrides the command's percentage.
         clusters: shared if every cluster contributes a share of the rows, rule if only the rule uses clusters, none.
@@ -41,7 +38,6 @@ class SelectionSpec:
         duplicates: drop to select only the first of several rows with the same content.
         allocation: of the rows to clusters: proportional to their sizes, equal, or cluster_mean.
         length: matched to select from all lengths of responses in proportion.
-        options: the rule's own.
     """
 
     name: str
@@ -66,9 +62,7 @@ class SelectionSpec:
         if self.epochs is not None:
             check_int("selection.epochs", self.epochs, 0, hint="set selection.epochs=null for a rule without scores")
         if None in self.columns:
-            hint = (
-                "set selection.column=NAME (deita: complexity and quality), a numeric column of the scores or dataset"
-            )
+            hint = "set selection.column=NAME (deita: complexity and quality), a number in the scores or dataset"
             raise UserError("selection", self.name, "needs a column to rank by", hint)
         if self.budget == "paper":
             problem, hint = "is not part of the released method", "set selection.budget=exact"
@@ -78,10 +72,8 @@ class SelectionSpec:
             self._allow(problem, "leave it out", allocation=["proportional"])
         if self.rule.picks_rows:
             problem = f"needs a score for every row; selection={self.name} picks rows one after another"
-            allocations = ["proportional", "equal"]
-            self._allow(
-                problem, "leave it out", budget=["exact"], bucket=[None], length=["none"], allocation=allocations
-            )
+            allowed = {"budget": ["exact"], "bucket": [None], "length": ["none"]}
+            self._allow(problem, "leave it out", **allowed, allocation=["proportional", "equal"])
 
     def _allow(self, problem: str, hint: str, **allowed: Collection[str | None]) -> None:
         for name, values in allowed.items():
@@ -111,9 +103,8 @@ class SelectionSpec:
 
     def rank(self, table: ScoreTable, seed: int) -> Ranking:
         """The rule's ranking of a table, from as many epochs as `epochs`."""
-        return self.rule(
-            table if self.epochs is None else table.first_epochs(self.epochs), seed=seed, **dict(self.options)
-        )
+        known = table if self.epochs is None else table.first_epochs(self.epochs)
+        return self.rule(known, seed=seed, **self.options)
 
     def percentage(self, pct: float, n_total: int) -> float:
         """The percentage of n_total rows to select when the command's is `pct`.
@@ -137,10 +128,8 @@ class SelectionSpec:
         """
         if self.epochs is not None and (table.epochs < self.epochs or not len(table.nll)):
             problem = f"needs {self.epochs} recorded epochs, and these scores have {table.epochs}"
-            hint = (
-                f"score again with scorer.recipe.epochs={max(self.epochs, 1)}, or use a rule that needs fewer "
-                "(lp_app: 1, random: none)"
-            )
+            again = f"score again with scorer.recipe.epochs={max(self.epochs, 1)}"
+            hint = f"{again}, or use a rule that needs fewer (lp_app: 1, random: none)"
             raise UserError("selection", self.name, problem, hint)
         for name in self.records:
             if name not in table.columns:
@@ -166,9 +155,8 @@ def selection(*, rule: Any, **settings: Any) -> SelectionSpec:
     parameters, kinds = inspect.signature(rule.function).parameters, get_type_hints(rule.function)
     for name, value in options.items():
         if name not in parameters:
-            raise UserError(
-                f"selection.{name}", value, f"selection={settings['name']} has no such option", "leave it out"
-            )
+            problem = f"selection={settings['name']} has no such option"
+            raise UserError(f"selection.{name}", value, problem, "leave it out")
         _check_option(f"selection.{name}", value, kinds[name])
     return SelectionSpec(rule=rule, options=options, **{k: v for k, v in settings.items() if k in own})
 
