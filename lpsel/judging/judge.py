@@ -58,10 +58,15 @@ class Judgement(NamedTuple):
 
 
 class Judge(Protocol):
-    """Decides which of two answers is better."""
+    """Decides which of two answers is better.
 
-    name: str  # shown in results
-    orders: Sequence[Order]  # every pair is judged in each of them
+    Attributes:
+        name: shown in results.
+        orders: every pair is judged in each of them.
+    """
+
+    name: str
+    orders: Sequence[Order]
 
     def identity(self) -> dict[str, Any]:
         """Everything except the pair that its verdicts depend on, without secrets."""
