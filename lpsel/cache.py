@@ -86,11 +86,7 @@ class Entry:
             lock.release()
 
     def manifest(self) -> dict[str, Any]:
-        """The manifest, after checking that the files are as they were written.
-
-        Raises:
-            Damaged: there is no manifest, it has another format or key, or a file is missing or has changed.
-        """
+        """The manifest; raises `Damaged` if it is missing, has another format or key, or a file has changed."""
         manifest = unseal(self.folder / MANIFEST, FORMATS[self.kind])
         if manifest.get("key") != self.key:
             raise Damaged(self.folder / MANIFEST, problem="belongs to another entry of the cache")

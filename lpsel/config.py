@@ -24,11 +24,7 @@ def choices(group: str) -> list[str]:
 
 
 def build(node: DictConfig) -> Any:
-    """Instantiate a configuration node.
-
-    Raises:
-        UserError: the class rejects a value.
-    """
+    """Instantiate a configuration node; raises a UserError if the class rejects a value."""
     try:
         return instantiate(node, _convert_="all")
     except InstantiationException as error:

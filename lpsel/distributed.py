@@ -56,7 +56,8 @@ def agree(decide: Callable[[], T]) -> T:
     import torch
     import torch.distributed as dist
 
-    _init_process_group()
+    if not dist.is_initialized():
+        _init_process_group()
     patient = dist.new_group(backend="gloo", timeout=timedelta(days=7))
     box = [decide() if is_main_process() else None]
     dist.broadcast_object_list(box, src=0, group=patient, device=torch.device("cpu"))
@@ -69,8 +70,6 @@ def _init_process_group() -> None:
     import torch
     import torch.distributed as dist
 
-    if dist.is_initialized():
-        return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if started_by_torchrun():
         dist.init_process_group(backend)

@@ -52,11 +52,7 @@ def unseal(manifest: Path, file_format: int) -> dict[str, Any]:
 
 
 def check_format(file: Path, file_format: int) -> dict[str, Any]:
-    """The contents of a JSON file of a known format.
-
-    Raises:
-        Damaged: it is not readable, or has another format.
-    """
+    """The contents of a JSON file; raises `Damaged` if it is not readable or has another format."""
     try:
         contents = read_json(file)
     except (OSError, ValueError) as error:
@@ -70,11 +66,7 @@ def check_format(file: Path, file_format: int) -> dict[str, Any]:
 
 
 def check_files(folder: Path, hashes: dict[str, str]) -> None:
-    """Compare files, by their path in a folder, with their SHA-256.
-
-    Raises:
-        Damaged: names the first file that is missing or differs.
-    """
+    """Raise `Damaged` for the first file in a folder that is missing or does not have its SHA-256."""
     for name, expected in hashes.items():
         file = folder / name
         try:
@@ -89,11 +81,7 @@ def check_files(folder: Path, hashes: dict[str, str]) -> None:
 
 
 def sha256_once(file: Path) -> str:
-    """SHA-256 of a file, which is read again only if its size, times or inode have changed.
-
-    Raises:
-        OSError: it is not readable.
-    """
+    """SHA-256 of a file, which is read again only if its size, times or inode have changed."""
     about = file.stat()
     return _sha256(file.resolve(), about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino)
 
@@ -109,11 +97,7 @@ def sealed_line(value: dict[str, Any]) -> bytes:
 
 
 def open_line(line: bytes) -> dict[str, Any]:
-    """The value of a line that `sealed_line` wrote.
-
-    Raises:
-        ValueError: the line is incomplete or has changed.
-    """
+    """The value of a line that `sealed_line` wrote; raises a ValueError if it is incomplete or has changed."""
     value = json.loads(line)
     if not isinstance(value, dict) or value.pop(CHECK, None) != _check(value):
         raise ValueError("has changed since it was written")

@@ -83,11 +83,7 @@ def mark_output_folder(folder: Path, command: str) -> None:
 
 
 def check_run_folder(command: str, config: DictConfig, run_dir: Path) -> None:
-    """Reject a run folder in which this run would overwrite an input or anything that an earlier run did not write.
-
-    Raises:
-        UserError: names the input or the file.
-    """
+    """Raise a UserError if this run would overwrite an input or anything that no earlier run wrote."""
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     outputs = [run_dir / name for name in (*RUN_OUTPUTS[command], *RUN_RECORDS, RUN_CONFIG)]
     for key, text, path in existing_paths(resolved):

@@ -65,11 +65,7 @@ class RunConfig:
             (run_dir / RUN_CONFIG).unlink(missing_ok=True)
 
     def check(self, run_dir: Path) -> None:
-        """Reject a folder that holds a run with another configuration, finished or not.
-
-        Raises:
-            UserError: names what differs.
-        """
+        """Raise a UserError for a folder that holds a run with another configuration, finished or not."""
         saved = read_dict(run_dir / RUN_CONFIG)
         if not saved:
             return
@@ -103,12 +99,7 @@ class RunConfig:
 
 
 def read_result(run_dir: Path) -> dict[str, Any] | None:
-    """The contents of result.json in a run folder; None where there is no intact one.
-
-    Raises:
-        UserError: it has another format.
-        PermissionError: it is not readable.
-    """
+    """The contents of a run folder's result.json, None if there is none; raises a UserError for another format."""
     result = read_dict(run_dir / RESULT)
     if (found := result.get("format", FORMAT)) != FORMAT:
         problem = f"has format {printable_line(ValueError(found))}, lpsel {__version__} reads format {FORMAT}"

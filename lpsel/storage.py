@@ -101,12 +101,7 @@ def sync(path: Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file.
-
-    Raises:
-        OSError: it is not readable.
-        ValueError: it is not valid JSON, or nested too deeply.
-    """
+    """The value of a JSON file; raises an OSError, or a ValueError if it is not valid or nested too deeply."""
     try:
         return json.loads(path.read_bytes())
     except RecursionError:
@@ -114,11 +109,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_dict(path: Path) -> dict[str, Any]:
-    """The dict in a JSON file; an empty one if the file does not exist or has other contents.
-
-    Raises:
-        PermissionError: it is not readable.
-    """
+    """The dict in a JSON file; an empty one if there is no such file or it has other contents."""
     try:
         value = read_json(path)
     except PermissionError:

@@ -29,7 +29,6 @@ from lpsel.storage import digest, read_json, write_atomically, write_json
 
 log = logging.getLogger(__name__)
 
-BASIC_LAUNCHER = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}
 ERROR_FILE = "error.txt"
 UNSAFE = re.compile(r"[^A-Za-z0-9._,=+-]+")  # in folder names
 GROUP = re.compile("[.@]")  # separates the group of an override from the rest of its key
@@ -78,7 +77,7 @@ class SweepCallback(Callback):
             shutil.rmtree(_outcomes_dir(config), ignore_errors=True)
         if config.get("dry_run"):  # in this process, whatever would start the jobs
             with read_write(config.hydra), open_dict(config.hydra):
-                config.hydra.launcher = BASIC_LAUNCHER
+                config.hydra.launcher = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}
 
 
 def sweep_dir() -> Path:
@@ -133,9 +132,9 @@ def _plan(command: str, config: DictConfig, outcome: Outcome) -> Outcome:
     work = planned_work(command, config, Path(outcome.folder))
     if work is None:
         return replace(outcome, state="found")
-    problem = next((piece.problem for piece in work if piece.problem), "")
-    state = "failed" if problem else "planned"
-    return replace(outcome, state=state, reason=problem, user_error=True, plan=[asdict(piece) for piece in work])
+    reason = next((str(piece.error()) for piece in work if piece.problem), "")
+    state = "failed" if reason else "planned"
+    return replace(outcome, state=state, reason=reason, user_error=True, plan=[asdict(piece) for piece in work])
 
 
 def _run_or_find(command: str, config: DictConfig, folder: Path) -> bool:

@@ -23,11 +23,8 @@ class OneLineParser(argparse.ArgumentParser):
 def run_folder(command: str, given: Path | None, inputs: Iterable[str | Path]) -> Path:
     """Create the folder that `--out` names, or one with the time in its name, and delete an earlier result.json in it.
 
-    Args:
-        inputs: files and folders that the command reads.
-
     Raises:
-        UserError: it cannot be created, contains an input, or has files that are not from the same command.
+        UserError: it cannot be created, contains one of the files in `inputs`, or is not from the same command.
     """
     folder = given or Path("runs") / command / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     folder = folder.expanduser().resolve()

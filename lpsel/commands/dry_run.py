@@ -4,7 +4,7 @@ Nothing is trained and no weights are read: a model's shape comes from its confi
 conf/model where the Hub is not available.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,23 +15,21 @@ from rich.table import Table
 from rich.text import Text
 
 from lpsel.commands.job import Job
-from lpsel.commands.work_estimate import GIB, ModelShape, cached, devices_per_copy, gpu_bytes, model_shape, row_lengths
+from lpsel.commands.work_estimate import GIB, ModelShape, RowLengths, cached, memory, model_shape, row_lengths
 from lpsel.config import build
 from lpsel.console import printable, show
 from lpsel.data.dataset import Source
 from lpsel.errors import UserError
 from lpsel.model.adapter import Adapter
-from lpsel.model.device import resolve_precision
 from lpsel.model.fingerprint import model_fingerprint
 from lpsel.model.flops import forward_flops, training_flops
 from lpsel.model.load import locate
-from lpsel.model.memory_estimate import DeviceMemory, devices_needed, training_memory
 from lpsel.model.spec import ModelSpec, ScorerSpec
 from lpsel.scoring.columns import RECORDABLE
 from lpsel.scoring.store import find_scores, scores_entry
 from lpsel.selection.spec import SelectionSpec
 
-TITLES = ("job", "work", "rows", "tokens", "FLOPs", "GiB per GPU")
+Pass = tuple[float, Callable[..., float], RowLengths]  # how many times, FLOPs of one pass, over which rows
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Work:
         key: of scores, everything they depend on; None for a target.
         epochs, columns: of scores, what is recorded.
         found: the scores are in the cache.
-        problem: why it cannot run as configured.
+        problem, hint: why it does not fit into the GPU's memory, and how it would.
     """
 
     what: str
@@ -63,24 +61,26 @@ class Work:
     epochs: int = 0
     columns: tuple[str, ...] = ()
     found: bool = False
-    problem: str | None = None
+    problem: str = ""
+    hint: str = ""
 
     def covers(self, other: "Work") -> bool:
         """Whether these scores include the other's."""
         same = self.key is not None and self.key == other.key
         return same and self.epochs >= other.epochs and set(other.columns) <= set(self.columns)
 
+    def error(self) -> UserError:
+        """The problem as an error."""
+        return UserError(self.model, problem=self.problem, hint=self.hint)
+
 
 def print_plan(command: str, config: DictConfig, folder: Path) -> None:
-    """Print the plan of one job.
-
-    Raises:
-        UserError: a model does not fit, or as `planned_work`.
-    """
+    """Print the plan of one job; raises a UserError if a model does not fit, or as `planned_work`."""
     work = planned_work(command, config, folder)
     print_table([(command, work)])
-    if problem := next((piece.problem for piece in work or () if piece.problem), None):
-        raise UserError(problem)
+    for piece in work or ():
+        if piece.problem:
+            raise piece.error()
     print(folder.resolve(), flush=True)
 
 
@@ -94,7 +94,6 @@ def planned_work(command: str, config: DictConfig, folder: Path) -> list[Work] |
     if job.run_config().finished(folder):
         return None
     job.training_setup()
-    gpu_bytes(config)
     rule: SelectionSpec = build(config.selection)
     adapter: Adapter | None = build(config.adapter) if command == "train" else None
     if adapter is not None:
@@ -113,33 +112,22 @@ def _scoring(job: Job, scorer: ScorerSpec, source: Source, epochs: int, columns:
     model = model_shape(scorer, job.cache_dir)
     rows = row_lengths(source, scorer, model.tokenizer, job.cache_dir)
     bos = getattr(model.tokenizer, "bos_token_id", None) is not None
-    passes = [(1 + epochs, rows)]
-    passes += [(1, rows.without_prompts(bos) if RECORDABLE[column].without_prompt else rows) for column in columns]
-    trained = epochs * scorer.train_fraction
-    tokens = trained * rows.tokens + sum(times * part.tokens for times, part in passes)
-    flops = None
-    if model.shapes is not None:
-        flops = trained * training_flops(model.shapes, rows.lengths, rows.supervised)
-        flops += sum(times * forward_flops(model.shapes, part.lengths, part.supervised) for times, part in passes)
-        flops *= rows.weight
-    memory, problem = _memory(job, scorer, model, None, training=epochs > 0)
-    key, found = _cached_scores(job, scorer, source, epochs, columns)
-    return Work(
-        "score", scorer.name, len(source), tokens, rows.counted, flops, memory,
-        key=key, epochs=epochs, columns=columns, found=found, problem=problem,
-    )  # fmt: skip
-
-
-def _cached_scores(
-    job: Job, scorer: ScorerSpec, source: Source, epochs: int, columns: tuple[str, ...]
-) -> tuple[str, bool]:
-    """The key of the scores, and whether they are in the cache."""
+    passes: list[Pass] = [(epochs * scorer.train_fraction, training_flops, rows), (1 + epochs, forward_flops, rows)]
+    for column in columns:
+        fed = rows.without_prompts(bos) if RECORDABLE[column].without_prompt else rows
+        passes.append((1, forward_flops, fed))
+    tokens, flops = _cost(model, passes)
+    size, problem, hint = memory(job.config, scorer, model, None, training=epochs > 0)
     entry_of = partial(scores_entry, job.training_setup(), scorer, source, epochs)
     try:
         entry = entry_of(model_fingerprint(locate(scorer, job.cache_dir), scorer.revision, job.cache_dir))
-        return entry.digest, find_scores(entry, epochs, columns) is not None
+        found = find_scores(entry, epochs, columns) is not None
     except UserError:  # a model that is not on this machine has no scores on it
-        return entry_of(f"{scorer.path}@{scorer.revision}").digest, False
+        entry, found = entry_of(f"{scorer.path}@{scorer.revision}"), False
+    return Work(
+        "score", scorer.name, len(source), tokens, rows.counted, flops, size,
+        key=entry.digest, epochs=epochs, columns=columns, found=found, problem=problem, hint=hint,
+    )  # fmt: skip
 
 
 def _training(job: Job, target: ModelSpec, adapter: Adapter | None, source: Source, pct: float) -> Work:
@@ -147,48 +135,18 @@ def _training(job: Job, target: ModelSpec, adapter: Adapter | None, source: Sour
     model = model_shape(target, job.cache_dir)
     rows = row_lengths(source, target, model.tokenizer, job.cache_dir)
     selected = min(int(pct / 100 * len(source) + 0.5), len(source))
-    times = target.recipe.epochs * selected / len(source)
-    flops = None
-    if model.shapes is not None:
-        flops = times * rows.weight * training_flops(model.shapes, rows.lengths, rows.supervised)
-    memory, problem = _memory(job, target, model, adapter, training=True)
-    return Work("train", target.name, selected, times * rows.tokens, rows.counted, flops, memory, problem=problem)
+    tokens, flops = _cost(model, [(target.recipe.epochs * selected / len(source), training_flops, rows)])
+    size, problem, hint = memory(job.config, target, model, adapter, training=True)
+    return Work("train", target.name, selected, tokens, rows.counted, flops, size, problem=problem, hint=hint)
 
 
-def _memory(
-    job: Job, spec: ModelSpec, model: ModelShape, adapter: Adapter | None, training: bool
-) -> tuple[float | None, str | None]:
-    """Bytes on each device, and why a model does not fit; None where its shape or the GPU's memory is not known."""
+def _cost(model: ModelShape, passes: Sequence[Pass]) -> tuple[float, float | None]:
+    """Tokens and FLOPs of passes over rows; FLOPs are None where the model's shape is not known."""
+    tokens = sum(times * rows.tokens for times, _, rows in passes)
     if model.shapes is None:
-        return None, None
-    config = job.config
-    precision = config.trainer.precision
-    automatic = precision == "auto" and config.gpu_memory_gib is not None
-    precision = "bf16-mixed" if automatic else resolve_precision(precision)
-
-    def estimate(shards_per_copy: int) -> DeviceMemory:
-        if not training:
-            stored = 2 if precision == "bf16-true" else 4
-            return DeviceMemory(stored * sum(p.numel() for p in model.shapes.parameters()) / shards_per_copy, 0.0, 0.0)
-        return training_memory(
-            model.shapes,
-            spec,
-            precision=precision,
-            eight_bits=config.optimizer["_target_"].startswith("bitsandbytes."),
-            adapter=adapter,
-            checkpointing=config.activation_checkpointing,
-            pack=config.train_tokens,
-            shards=shards_per_copy,
-        )
-
-    needed, limit = estimate(devices_per_copy(config.trainer)).total, gpu_bytes(config)
-    if limit is None or needed <= limit:
-        return needed, None
-    enough = devices_needed(limit, estimate)
-    option = f"trainer=fsdp trainer.devices={enough}" if enough else "adapter=qlora"
-    problem = f"needs {needed / GIB:.0f} GiB on each GPU, which has {limit / GIB:.0f}"
-    hint = f"set {option}; docs/guides/memory.md lists more options"
-    return needed, str(UserError(spec.name, problem=problem, hint=hint))
+        return tokens, None
+    costs = (times * rows.weight * flops(model.shapes, rows.lengths, rows.supervised) for times, flops, rows in passes)
+    return tokens, sum(costs)
 
 
 def print_table(jobs: Sequence[tuple[str, Sequence[Work] | None]], experiment: bool = False) -> None:
@@ -198,15 +156,13 @@ def print_table(jobs: Sequence[tuple[str, Sequence[Work] | None]], experiment: b
         jobs: names with their work; None where the job is finished.
         experiment: an evaluation and a report follow.
     """
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for title in TITLES:
-        table.add_column(title, justify="left" if title in ("job", "work") else "right", overflow="fold")
+    table = Table("job", "work", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for title in ("rows", "tokens", "FLOPs", "GiB per GPU"):
+        table.add_column(title, justify="right")
     counted: list[Work] = []
     for name, work in jobs:
         if not work:
-            table.add_row(
-                Text(printable(name)), "finished before" if work is None else "no model to run", "", "", "", ""
-            )
+            table.add_row(Text(printable(name)), "finished before" if work is None else "no model to run")
         for number, piece in enumerate(work or ()):
             table.add_row(Text(printable("" if number else name)), *_cells(piece, counted))
             if not piece.found and not any(other.covers(piece) for other in counted):
@@ -218,9 +174,9 @@ def print_table(jobs: Sequence[tuple[str, Sequence[Work] | None]], experiment: b
 def _cells(piece: Work, earlier: Sequence[Work]) -> list[str]:
     name = printable(piece.model)
     if piece.found:
-        return [f"scores of {name}, in the cache", "", "", "", ""]
+        return [f"scores of {name}, in the cache"]
     if any(other.covers(piece) for other in earlier):
-        return [f"scores of {name}, as above", "", "", "", ""]
+        return [f"scores of {name}, as above"]
     return [
         f"score with {name}, {piece.epochs} epochs" if piece.what == "score" else f"train {name}",
         f"{piece.rows:,}",
@@ -247,5 +203,5 @@ def _totals(counted: Sequence[Work], experiment: bool) -> str:
 
 
 def _short(count: float) -> str:
-    unit, size = next(((u, n) for u, n in (("G", 1e9), ("M", 1e6), ("k", 1e3)) if count >= n), ("", 1.0))
-    return f"{count / size:.3g} {unit}".rstrip()
+    unit, size = next(((u, n) for u, n in ((" G", 1e9), (" M", 1e6), (" k", 1e3)) if count >= n), ("", 1.0))
+    return f"{count / size:.3g}{unit}"

@@ -27,11 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def check_folder(command: str, config: DictConfig, run_dir: Path) -> None:
-    """Reject a run folder of another configuration, or one in which the run would replace the user's files.
-
-    Raises:
-        UserError: names what differs, or the file.
-    """
+    """Raise a UserError for a folder with another configuration's run, or with files that the run would replace."""
     RunConfig.of(command, config).check(run_dir)
     check_run_folder(command, config, run_dir)
 
@@ -55,11 +51,7 @@ class Job:
 
     @classmethod
     def of(cls, command: str, config: DictConfig, run_dir: Path, in_sweep: bool = False) -> "Job":
-        """The job of a composed configuration.
-
-        Raises:
-            UserError: the cache folder is not writable.
-        """
+        """The job of a composed configuration; raises a UserError if the cache folder is not writable."""
         cache_dir = Path(config.cache_dir or "~/.cache/lpsel").expanduser().resolve()
         check_writable("cache_dir", cache_dir)
         log_old_kinds(cache_dir)
@@ -67,11 +59,7 @@ class Job:
         return cls(command, config, run_dir.resolve(), cache_dir, tracker, in_sweep)
 
     def training_setup(self) -> "TrainingSetup":
-        """How this command trains models.
-
-        Raises:
-            UserError: a setting is invalid.
-        """
+        """How this command trains models; raises a UserError for an invalid setting."""
         from lpsel.training.setup import TrainingSetup
 
         return TrainingSetup.of(self.config, self.cache_dir, self.run_dir, self.tracker)
@@ -88,11 +76,7 @@ class Job:
         self.tracker.start(self.command, config, self.run_dir, self.run_dir.parent.name if self.in_sweep else None)
 
     def run(self) -> dict[str, Any]:
-        """Run the command, write result.json, and end the tracked run in any case.
-
-        Raises:
-            UserError: an error that the user can fix.
-        """
+        """Run the command, write result.json, and end the tracked run in any case."""
         result = None
         self._check_required()
         if is_main_process():

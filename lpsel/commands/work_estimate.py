@@ -8,15 +8,20 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lpsel.data.dataset import Source
 from lpsel.data.templates import render
 from lpsel.data.tokens import count_tokens, find_tokens
 from lpsel.errors import UserError, check_number
+from lpsel.model.adapter import Adapter
+from lpsel.model.device import resolve_precision
 from lpsel.model.fsdp import shards
 from lpsel.model.load import load_config, load_tokenizer, locate
+from lpsel.model.memory_estimate import DeviceMemory, devices_needed, training_memory
 from lpsel.model.spec import ModelSpec
 from lpsel.storage import digest
 
@@ -34,7 +39,7 @@ _cache: dict[str, Any] = {}  # sources, models and lengths that several jobs of 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A model's shape, on the meta device, and its tokenizer; None where they are not available."""
+    """A model on the meta device, and its tokenizer; None where they are not available."""
 
     shapes: Any
     tokenizer: Any
@@ -60,14 +65,47 @@ class RowLengths:
         return replace(self, lengths=lengths, supervised=lengths - 1)
 
 
-def gpu_bytes(config: DictConfig) -> float | None:
-    """Memory of a GPU: `gpu_memory_gib`, or that of this machine's first GPU; None without one.
+def memory(
+    config: DictConfig, spec: ModelSpec, model: ModelShape, adapter: Adapter | None, training: bool
+) -> tuple[float | None, str, str]:
+    """Bytes on each device, None where the model's shape is not known; and the problem and hint if it does not fit.
 
     Raises:
         UserError: gpu_memory_gib is not a positive number.
     """
-    import torch
+    limit = _gpu_bytes(config)
+    if model.shapes is None:
+        return None, "", ""
+    precision = config.trainer.precision
+    automatic = precision == "auto" and config.gpu_memory_gib is not None
+    precision = "bf16-mixed" if automatic else resolve_precision(precision)
 
+    def estimate(shards_per_copy: int) -> DeviceMemory:
+        if not training:
+            stored = 2 if precision == "bf16-true" else 4
+            return DeviceMemory(stored * model.shapes.num_parameters() / shards_per_copy, 0.0, 0.0)
+        return training_memory(
+            model.shapes,
+            spec,
+            precision=precision,
+            eight_bits=config.optimizer["_target_"].startswith("bitsandbytes."),
+            adapter=adapter,
+            checkpointing=config.activation_checkpointing,
+            pack=config.train_tokens,
+            shards=shards_per_copy,
+        )
+
+    needed = estimate(_devices_per_copy(config.trainer)).total
+    if limit is None or needed <= limit:
+        return needed, "", ""
+    enough = devices_needed(limit, estimate)
+    option = f"trainer=fsdp trainer.devices={enough}" if enough else "adapter=qlora"
+    problem = f"needs {needed / GIB:.0f} GiB on each GPU, which has {limit / GIB:.0f}"
+    return needed, problem, f"set {option}; docs/guides/memory.md lists more options"
+
+
+def _gpu_bytes(config: DictConfig) -> float | None:
+    """Memory of a GPU: `gpu_memory_gib`, or that of this machine's first GPU; None without one."""
     if config.gpu_memory_gib is not None:
         check_number("gpu_memory_gib", config.gpu_memory_gib, above=0, hint="set the memory of one GPU in GiB, or null")
         return float(config.gpu_memory_gib) * GIB
@@ -76,15 +114,13 @@ def gpu_bytes(config: DictConfig) -> float | None:
     return float(torch.cuda.get_device_properties(0).total_memory)
 
 
-def devices_per_copy(trainer: DictConfig) -> int:
+def _devices_per_copy(trainer: DictConfig) -> int:
     """Devices that share one copy of a model."""
-    import torch
-
     if not shards(trainer.strategy):
         return 1
     devices = trainer.devices
     if devices in ("auto", -1):
-        return trainer.num_nodes * max(torch.cuda.device_count(), 1)
+        devices = max(torch.cuda.device_count(), 1)
     return trainer.num_nodes * (devices if isinstance(devices, int) else len(devices))
 
 
@@ -97,15 +133,11 @@ def cached(kind: str, key: Any, create: Callable[[], T]) -> T:
 
 
 def model_shape(spec: ModelSpec, cache_dir: Path) -> ModelShape:
-    """The shape and tokenizer of a model, as far as they are available on this machine or the Hub."""
+    """The shape and tokenizer of a model, from conf/model, this machine or the Hub. A tiny model is created."""
     return cached("model", [asdict(spec), str(cache_dir)], lambda: _look_up(spec, cache_dir))
 
 
 def _look_up(spec: ModelSpec, cache_dir: Path) -> ModelShape:
-    """Shapes that conf/model knows are not requested from the Hub. A tiny model is created: only it knows its size."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     path = spec.path or locate(spec, cache_dir)
     _go_offline_without_network(spec, path)
     try:
