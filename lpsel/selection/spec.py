@@ -72,7 +72,7 @@ class SelectionSpec:
             self._allow(problem, "leave it out", allocation=["proportional"])
         if self.rule.picks_rows:
             problem = f"needs a score for every row; selection={self.name} picks rows one after another"
-            allowed = {"budget": ["exact"], "bucket": [None], "length": ["none"]}
+            allowed: dict[str, Collection[str | None]] = {"budget": ["exact"], "bucket": [None], "length": ["none"]}
             self._allow(problem, "leave it out", **allowed, allocation=["proportional", "equal"])
 
     def _allow(self, problem: str, hint: str, **allowed: Collection[str | None]) -> None:
