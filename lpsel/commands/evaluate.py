@@ -43,7 +43,6 @@ def run(job: Job) -> dict[str, Any]:
         if isinstance(spec, ModelSpec) and spec.path:
             locate(spec, job.cache_dir)
     evaluator.check(candidates)
-
     if candidates.all:
         log.info("Evaluating %s", "; ".join(model.name for model in candidates.all))
     job.start_tracking()
@@ -77,14 +76,10 @@ def candidate(name: str, config: DictConfig) -> ModelSpec | Endpoint:
         return _trained_model(name, folder, config.trust_remote_code)
     if not folder.is_dir() and (config_dir() / "model" / f"{name}.yaml").is_file():
         return build(compose("evaluate", overrides=[f"+model={name}", "models=null"]).model)
-    return ModelSpec(
-        name=folder.resolve().name if folder.is_dir() else name.rsplit("/", 1)[-1],
-        path=str(folder) if folder.is_dir() else name,
-        template=config.template,
-        max_length=config.max_length,
-        trust_remote_code=config.trust_remote_code,
-        bin_weights=config.bin_weights,
-    )
+    options = {key: config[key] for key in ("template", "max_length", "trust_remote_code", "bin_weights")}
+    if folder.is_dir():
+        return ModelSpec(folder.resolve().name, str(folder), **options)
+    return ModelSpec(name.rsplit("/", 1)[-1], name, **options)
 
 
 def _trained_model(name: str, folder: Path, trust_remote_code: bool) -> ModelSpec:
@@ -92,13 +87,8 @@ def _trained_model(name: str, folder: Path, trust_remote_code: bool) -> ModelSpe
     result = read_result(folder) or {}
     try:
         base, merged = result["base_model"], result["model"] is not None
-        spec = ModelSpec(
-            name=_describe_run(result),
-            path=str(folder / "model"),
-            template=base["template"],
-            max_length=base["max_length"],
-            trust_remote_code=trust_remote_code,
-        )
+        options = {"template": base["template"], "max_length": base["max_length"]}
+        spec = ModelSpec(_describe_run(result), str(folder / "model"), **options, trust_remote_code=trust_remote_code)
         needs_code = base["trust_remote_code"] is not False
     except (KeyError, TypeError, AttributeError):
         problem = "neither a finished run of train.py (result.json with a model) nor a model folder (config.json)"

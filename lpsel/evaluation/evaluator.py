@@ -1,17 +1,25 @@
-"""What every evaluator gets and returns."""
+"""What evaluators get. An evaluator, built from a file in conf/evaluator, compares models with three methods:
 
+- `check(candidates)` raises a UserError if models or settings are missing.
+- `evaluate(candidates, context)` returns metrics as plain values and writes files to the run folder. It raises a
+  UserError before any model is loaded, if the error can be detected by then.
+- `table(result)` shows the result on the terminal.
+"""
+
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from lpsel.errors import UserError
 from lpsel.generation.openai_client import Endpoint
 from lpsel.model.device import device_of, resolve_precision
 from lpsel.model.spec import ModelSpec
+from lpsel.storage import file_names
 
 if TYPE_CHECKING:
     import torch
-    from rich.table import Table
 
 GENERATIONS = "generations"  # subfolder of the run folder, with one file per model
 
@@ -29,36 +37,24 @@ class Candidates:
         return self.models if self.baseline is None else (self.baseline, *self.models)
 
     def local(self) -> list[ModelSpec]:
-        """All of them, for an evaluator that needs their weights.
-
-        Raises:
-            UserError: there is none, or one is an endpoint.
-        """
+        """All of them, for an evaluator that needs their weights; a UserError if one is an endpoint or none is set."""
         if not self.all:
             raise UserError("model", "null", "no model to evaluate", "set model=RUN_OR_MODEL or model=[A,B]")
-        specs = []
         for model in self.all:
             if isinstance(model, Endpoint):
                 name = f"{model.model}@{model.base_url}"
                 hint = "set evaluator=pairwise, or set model to a run folder or a local model"
                 raise UserError("model", name, "this evaluator needs the model's weights", hint)
-            specs.append(model)
-        return specs
+        return [model for model in self.all if isinstance(model, ModelSpec)]
 
 
 @dataclass(frozen=True)
 class EvaluationContext:
-    """Where an evaluation runs and writes its files.
+    """Where an evaluation runs and writes its files."""
 
-    Attributes:
-        folder: the run folder.
-        cache_dir: for tokens, answers, verdicts and tiny models.
-        accelerator, precision: as for training.
-    """
-
-    folder: Path
-    cache_dir: Path
-    accelerator: str
+    folder: Path  # of the run
+    cache_dir: Path  # for tokens, answers, verdicts and tiny models
+    accelerator: str  # and precision: as for training
     precision: str
 
     @property
@@ -74,19 +70,7 @@ class EvaluationContext:
         return torch.float32 if resolve_precision(self.precision) == "32-true" else torch.bfloat16
 
 
-class Evaluator(Protocol):
-    """Compares models; built from a file in conf/evaluator."""
-
-    def check(self, candidates: Candidates) -> None:
-        """Raise a UserError if models or settings are missing; called before `evaluate`."""
-
-    def evaluate(self, candidates: Candidates, context: EvaluationContext) -> dict[str, Any]:
-        """Metrics as plain numbers, strings, lists and dictionaries; writes files to the run folder.
-
-        Raises:
-            UserError: before any model is loaded, if the error can be detected by then.
-        """
-
-    @staticmethod
-    def table(result: dict[str, Any]) -> "Table":
-        """The result for the terminal."""
+def generation_files(names: Sequence[str], folder: Path) -> list[str]:
+    """A file inside a run folder for the generations of each model, without those of an earlier run."""
+    shutil.rmtree(folder / GENERATIONS, ignore_errors=True)
+    return [f"{GENERATIONS}/{file}.jsonl" for file in file_names(names)]

@@ -1,24 +1,32 @@
 """Models side by side on held-out rows: likelihood of the reference responses, and how close the answers are."""
 
+# N rows
+
 import logging
-import shutil
+import math
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from lpsel.console import track
+from lpsel.data.batching import packed
 from lpsel.data.column_forms import Example
 from lpsel.data.dataset import DatasetSpec, Source
+from lpsel.data.packing import collate
+from lpsel.data.shared_prefixes import find_prefixes
 from lpsel.data.templates import Rendered, render_prompt
 from lpsel.data.tokens import Tokens, tokenize, tokenizer_hash
 from lpsel.errors import check_int
-from lpsel.evaluation.evaluator import GENERATIONS, Candidates, EvaluationContext
-from lpsel.evaluation.held_out_metrics import RowMetrics, compare, reference_nll, response_bytes
-from lpsel.evaluation.statistics import UNDEFINED
+from lpsel.evaluation.evaluator import Candidates, EvaluationContext, generation_files
+from lpsel.evaluation.statistics import UNDEFINED, bootstrap_ratios, exponential
 from lpsel.evaluation.tables import reference_table
+from lpsel.generation.answers import answer_counts
 from lpsel.generation.generate import generate, prompt_room
 from lpsel.generation.sampling import Generation, Sampling
 from lpsel.generation.text_metrics import exact_match, rouge_l
@@ -27,17 +35,18 @@ from lpsel.model.load import load_config, load_model, load_tokenizer, locate
 from lpsel.model.loss import PerSampleLoss, check_head
 from lpsel.model.memory_estimate import recording_pack
 from lpsel.model.spec import ModelSpec
-from lpsel.storage import distinct, file_names, finite, write_lines
+from lpsel.storage import distinct, finite, write_lines
 from lpsel.training.monitors import check_vocabulary
 
 log = logging.getLogger(__name__)
+
+METRICS = ("nll", "bits_per_byte", "exact_match", "rouge_l")
 
 
 class Inputs(NamedTuple):
     """What a model is evaluated on, prepared before any model is loaded."""
 
     name: str
-    file: str
     spec: ModelSpec
     path: str
     tokenizer: Any
@@ -45,27 +54,34 @@ class Inputs(NamedTuple):
     prompts: list[Rendered]
 
 
+class RowMetrics(NamedTuple):
+    """Results of one model for every row, each of shape (N,)."""
+
+    nll: NDArray[np.float64]  # summed over the supervised tokens, in nats; 0 where there are none
+    tokens: NDArray[np.int64]  # supervised ones
+    response_bytes: NDArray[np.int64]  # of the supervised response text
+    exact_match: NDArray[np.float64]  # of the greedy answer, 0 or 1
+    rouge_l: NDArray[np.float64]  # of the greedy answer, from 0 to 1
+
+
 @dataclass(frozen=True)
 class ReferenceEvaluator:
     """Compares models with the reference responses of held-out rows.
 
-    - `nll`: mean negative log-likelihood per supervised token, in nats, over all tokens of all rows (a long response
-      has more weight); `perplexity` is exp(nll). Neither is comparable between tokenizers.
+    - `nll`: mean negative log-likelihood per supervised token, in nats, over all tokens of all rows; `perplexity` is
+      exp(nll). Neither is comparable between tokenizers.
     - `bits_per_byte`: the same likelihood in bits per UTF-8 byte of the response text; comparable between tokenizers.
     - `exact_match`: fraction of greedy answers equal to the reference, except for surrounding whitespace.
     - `rouge_l`: mean ROUGE-L F1 of the greedy answers.
 
-    In a chat, all turns of the assistant count for the likelihood, and the last one is generated. Without a reference,
-    an empty answer is expected. Every metric has a 95 % percentile bootstrap interval over rows, and the differences to
-    the first model, the baseline, are paired. An interval without width (no exact match in any row) does not mean that
-    the value is certain.
+    In a chat, all turns of the assistant count for the likelihood, and the last one is generated. Every metric has a
+    95 % percentile bootstrap interval over rows, and the differences to the first model, the baseline, are paired.
 
     Attributes:
         dataset: the held-out rows.
         max_new_tokens: longest greedy answer.
         batch_tokens: largest batch, in tokens with padding; changes speed and memory, not float32 results.
-        resamples: number of bootstrap resamples of the rows.
-        seed: of the resamples.
+        resamples, seed: of the bootstrap over rows.
     """
 
     dataset: DatasetSpec
@@ -86,29 +102,31 @@ class ReferenceEvaluator:
         candidates.local()
 
     def evaluate(self, candidates: Candidates, context: EvaluationContext) -> dict[str, Any]:
-        """Evaluate the models one after the other, freeing each before the next is loaded.
-
-        Writes generations/NAME.jsonl for every model as soon as it is done.
+        """Evaluate one model after the other, and write generations/NAME.jsonl as soon as each is done.
 
         Returns:
             `models` in their order, each with `metrics` and `difference` (None for the first) of `value`, `low` and
             `high`; None where a value is not defined. The difference in NLL is None if the tokenizers differ.
 
         Raises:
-            UserError: no rows, a missing model, a template that does not fit, a context without room for a prompt,
+            UserError: no rows, a missing model, a context without room for a prompt or a template that does not fit,
                 before any model is loaded; an unsupported architecture.
         """
         source = Source(self.dataset)
         examples = [row.example for row in source]
-        inputs = self._prepare(candidates.local(), source, examples, context.cache_dir)
-        shutil.rmtree(context.folder / GENERATIONS, ignore_errors=True)  # of an earlier run in the same folder
+        specs = candidates.local()
+        names = [spec.name for spec in specs]
+        inputs = [
+            self._prepare(name, spec, source, examples, context.cache_dir)
+            for name, spec in zip(distinct(names), specs, strict=True)
+        ]
         measured, reports = [], []
-        for i, model in enumerate(inputs, start=1):
-            of_model, report = self._evaluate_model(model, examples, context)
+        for model, file in zip(inputs, generation_files(names, context.folder), strict=True):
+            of_model, report = self._evaluate_model(model, file, examples, context)
             measured.append(of_model)
             reports.append(report)
             if len(inputs) > 2:
-                log.info("Evaluated %s (%d of %d)", model.name, i, len(inputs))
+                log.info("Evaluated %s (%d of %d)", model.name, len(reports), len(inputs))
             free_memory()
         metrics = compare(measured, self.resamples, self.seed)
         for report, compared in zip(reports[1:], metrics[1:], strict=True):
@@ -120,7 +138,7 @@ class ReferenceEvaluator:
                 "dataset": source.spec.name,
                 "n": len(examples),
                 "data_fingerprint": source.fingerprint,
-                "baseline": inputs[0].name,
+                "baseline": reports[0]["name"],
                 "max_new_tokens": self.max_new_tokens,
                 "resamples": self.resamples,
                 "seed": self.seed,
@@ -128,43 +146,49 @@ class ReferenceEvaluator:
             }
         )
 
-    def _prepare(
-        self, specs: list[ModelSpec], source: Source, examples: list[Example], cache_dir: Path
-    ) -> list[Inputs]:
-        inputs = []
-        names = [spec.name for spec in specs]
-        paths = [locate(spec, cache_dir) for spec in specs]
-        for spec, path, name, file in zip(specs, paths, distinct(names), file_names(names), strict=True):
-            prompt_room(load_config(spec, path), self.max_new_tokens)
-            tokenizer = load_tokenizer(spec, path)
-            tokens = tokenize(source, tokenizer, spec.template, spec.max_length, cache_dir)
-            check_vocabulary(tokens, tokenizer, spec, path)
-            prompts = [render_prompt(example, spec.template, tokenizer) for example in examples]
-            inputs.append(Inputs(name, f"{GENERATIONS}/{file}.jsonl", spec, path, tokenizer, tokens, prompts))
-        return inputs
+    def _prepare(self, name: str, spec: ModelSpec, source: Source, examples: list[Example], cache_dir: Path) -> Inputs:
+        path = locate(spec, cache_dir)
+        prompt_room(load_config(spec, path), self.max_new_tokens)
+        tokenizer = load_tokenizer(spec, path)
+        tokens = tokenize(source, tokenizer, spec.template, spec.max_length, cache_dir)
+        check_vocabulary(tokens, tokenizer, spec, path)
+        prompts = [render_prompt(example, spec.template, tokenizer) for example in examples]
+        return Inputs(name, spec, path, tokenizer, tokens, prompts)
 
     def _evaluate_model(
-        self, inputs: Inputs, examples: list[Example], context: EvaluationContext
+        self, inputs: Inputs, file: str, examples: list[Example], context: EvaluationContext
     ) -> tuple[RowMetrics, dict[str, Any]]:
         nll, answers, seconds = self._run_model(inputs, context)
+        tokens = inputs.tokens
         references = [reference_of(example) for example in examples]
         pairs = list(zip((answer.text for answer in answers), references, strict=True))
-        tokens, tokenizer = inputs.tokens, inputs.tokenizer
         measured = RowMetrics(
             nll=nll,
             tokens=tokens.response_tokens.astype(np.int64),
-            response_bytes=np.array([response_bytes(e, tokens, i, tokenizer) for i, e in enumerate(examples)]),
+            response_bytes=np.array([response_bytes(e, tokens, i, inputs.tokenizer) for i, e in enumerate(examples)]),
             exact_match=np.array([exact_match(*pair) for pair in pairs], dtype=np.float64),
             rouge_l=np.array([rouge_l(*pair) for pair in pairs]),
         )
-        report = _report(inputs, measured, answers) | {"seconds": seconds, "generations": inputs.file}
-        if report["rows_not_finite"]:
-            log.warning(
-                "%s: NLL is not defined because it is NaN or Inf in %d rows", inputs.name, report["rows_not_finite"]
-            )
-        rows = (_generation_row(inputs, measured, answers, references, i) for i in range(len(examples)))
-        write_lines(context.folder / inputs.file, rows)
-        return measured, report
+        not_finite = int((~np.isfinite(nll)).sum())
+        if not_finite:
+            log.warning("%s: NLL is not defined because it is NaN or Inf in %d rows", inputs.name, not_finite)
+        write_lines(context.folder / file, _generations(inputs, measured, answers, references))
+        return measured, {
+            "name": inputs.name,
+            "model": inputs.path,
+            "template": inputs.spec.template,
+            "max_length": inputs.spec.max_length,
+            "tokenizer": tokenizer_hash(inputs.tokenizer),
+            "rows": len(examples),
+            "rows_without_supervised_tokens": tokens.n_unsupervised,
+            "rows_truncated": tokens.n_truncated,
+            "rows_not_finite": not_finite,
+            "supervised_tokens": measured.tokens.sum(),
+            "response_bytes": measured.response_bytes.sum(),
+            **answer_counts(answers),
+            "seconds": seconds,
+            "generations": file,
+        }
 
     def _run_model(
         self, inputs: Inputs, context: EvaluationContext
@@ -178,21 +202,73 @@ class ReferenceEvaluator:
         loss = PerSampleLoss(model)
         check_head(loss)
         loaded = time.perf_counter()
-        precision = "32-true" if str(dtype) == "torch.float32" else "bf16-true"
+        precision = "32-true" if dtype == torch.float32 else "bf16-true"
         largest = recording_pack(model.config, precision, self.batch_tokens, device.type)
         nll = reference_nll(loss, inputs.tokens, largest, f"References, {inputs.name}")
         loss.release()
         scored = time.perf_counter()
+        sampling, title = Sampling(self.max_new_tokens), f"Answers, {inputs.name}"
         answers = generate(
-            model,
-            inputs.tokenizer,
-            inputs.prompts,
-            Sampling(self.max_new_tokens),
-            batch_tokens=self.batch_tokens,
-            title=f"Answers, {inputs.name}",
+            model, inputs.tokenizer, inputs.prompts, sampling, batch_tokens=self.batch_tokens, title=title
         )
         seconds = {"load": loaded - started, "nll": scored - loaded, "generate": time.perf_counter() - scored}
         return nll, answers, {step: round(value, 3) for step, value in seconds.items()}
+
+
+@torch.inference_mode()
+def reference_nll(loss: PerSampleLoss, tokens: Tokens, batch_tokens: int, title: str) -> NDArray[np.float64]:
+    """Negative log-likelihood of the supervised tokens of each row, summed in float64, in nats, shape (N,).
+
+    0 where a row has no supervised token. The model is in evaluation mode and on its device.
+    """
+    nll_N = np.zeros(len(tokens.ids))
+    supervised = np.flatnonzero(tokens.response_tokens > 0)
+    prefixes = find_prefixes(tokens)
+    on_gpu = loss.model.device.type == "cuda"
+    packs = []  # stay on the device until the end, so that no pack waits for a transfer
+    with track(title, total=len(supervised), unit="rows") as advance:
+        for rows in packed(supervised, tokens.lengths, batch_tokens):
+            batch = collate(tokens, rows, prefixes, varlen=on_gpu)
+            packs.append((rows, batch.row_N.numpy(), loss(batch.to(loss.model.device))))
+            advance(len(rows), tokens=batch.tokens)
+    for rows, row_N, token_nll in packs:
+        nll_N[rows] = np.bincount(row_N, weights=token_nll.cpu().double().numpy(), minlength=len(rows))
+    return nll_N
+
+
+def response_bytes(example: Example, tokens: Tokens, i: int, tokenizer: Any) -> int:
+    """UTF-8 bytes of the assistant's turns in row i; of the remaining supervised tokens if the row is truncated."""
+    if tokens.response_tokens[i] == 0:
+        return 0
+    whole = sum(len(turn.content.encode()) for turn in example.turns if turn.role == "assistant")
+    if not tokens.truncated[i]:
+        return whole
+    left = tokens.input_ids(i)[tokens.supervised(i)]
+    return min(whole, len(tokenizer.decode(left.tolist(), skip_special_tokens=True).encode()))
+
+
+def compare(measured: Sequence[RowMetrics], resamples: int, seed: int) -> list[dict[str, Any]]:
+    """Metrics of every model with their intervals, and paired differences to the first model.
+
+    Returns:
+        For every model `metrics` (METRICS and perplexity) and `difference` (METRICS; None for the first), each with
+        `value`, `low` and `high`. exp of the difference in NLL is the ratio of perplexities.
+    """
+    one_N = np.ones(len(measured[0].tokens))
+    columns = []
+    for m in measured:
+        columns += [(m.nll, m.tokens), (m.nll / math.log(2), m.response_bytes)]
+        columns += [(m.exact_match, one_N), (m.rouge_l, one_N)]
+    numerator_NK, denominator_NK = (np.column_stack(side) for side in zip(*columns, strict=True))
+    ratios = bootstrap_ratios(numerator_NK, denominator_NK, resamples=resamples, seed=seed)
+    results = []
+    for first in range(0, len(columns), len(METRICS)):
+        metrics = {metric: ratios.estimate(first + j) for j, metric in enumerate(METRICS)}
+        metrics = {"nll": metrics["nll"], "perplexity": exponential(metrics["nll"]), **metrics}
+        difference = {metric: ratios.difference(first + j, j) for j, metric in enumerate(METRICS)}
+        by_metric = [{name: each._asdict() for name, each in several.items()} for several in (metrics, difference)]
+        results.append({"metrics": by_metric[0], "difference": by_metric[1] if first else None})
+    return results
 
 
 def reference_of(example: Example) -> str:
@@ -200,38 +276,19 @@ def reference_of(example: Example) -> str:
     return next((turn.content for turn in reversed(example.turns) if turn.role == "assistant"), "")
 
 
-def _generation_row(
-    inputs: Inputs, measured: RowMetrics, answers: list[Generation], references: list[str], i: int
-) -> dict[str, Any]:
-    return {
-        "id": inputs.tokens.ids[i].as_py(),
-        "prompt": inputs.prompts[i].text,
-        "output": answers[i].text,
-        "reference": references[i],
-        "exact_match": bool(measured.exact_match[i]),
-        "rouge_l": measured.rouge_l[i],
-        "nll": measured.nll[i] / measured.tokens[i] if measured.tokens[i] else None,
-        "tokens": measured.tokens[i],
-        "output_tokens": answers[i].tokens,
-        "stopped": answers[i].stopped,
-    }
-
-
-def _report(inputs: Inputs, measured: RowMetrics, answers: list[Generation]) -> dict[str, Any]:
-    return {
-        "name": inputs.name,
-        "model": inputs.path,
-        "template": inputs.spec.template,
-        "max_length": inputs.spec.max_length,
-        "tokenizer": tokenizer_hash(inputs.tokenizer),
-        "rows": len(answers),
-        "rows_without_supervised_tokens": inputs.tokens.n_unsupervised,
-        "rows_truncated": inputs.tokens.n_truncated,
-        "rows_not_finite": int((~np.isfinite(measured.nll)).sum()),
-        "supervised_tokens": int(measured.tokens.sum()),
-        "response_bytes": int(measured.response_bytes.sum()),
-        "prompts_cut": sum(answer.prompt_cut > 0 for answer in answers),
-        "answers_cut": sum(not answer.stopped for answer in answers),
-        "answers_empty": sum(not answer.text.strip() for answer in answers),
-        "generated_tokens": sum(answer.tokens or 0 for answer in answers),
-    }
+def _generations(
+    inputs: Inputs, measured: RowMetrics, answers: list[Generation], references: list[str]
+) -> Iterator[dict[str, Any]]:
+    for i, answer in enumerate(answers):
+        yield {
+            "id": inputs.tokens.ids[i].as_py(),
+            "prompt": inputs.prompts[i].text,
+            "output": answer.text,
+            "reference": references[i],
+            "exact_match": bool(measured.exact_match[i]),
+            "rouge_l": measured.rouge_l[i],
+            "nll": measured.nll[i] / measured.tokens[i] if measured.tokens[i] else None,
+            "tokens": measured.tokens[i],
+            "output_tokens": answer.tokens,
+            "stopped": answer.stopped,
+        }

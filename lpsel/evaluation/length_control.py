@@ -49,8 +49,7 @@ def length_controlled_win_rate(
     Args:
         preference_N: coded as in `win_rate`.
         model_chars_N, baseline_chars_N: lengths of the answers in characters; NaN where unknown.
-        resamples: number of bootstrap resamples.
-        seed: of the resamples.
+        resamples, seed: of the bootstrap.
 
     Returns:
         The plain win rate if all answers are as long as the baseline's; undefined for fewer than 10 judged prompts with
@@ -70,20 +69,16 @@ def length_controlled_win_rate(
     features_n2 = np.column_stack([np.ones(len(share_n)), np.tanh(shorter_N[used] / scale)])
     coefficients_2, _ = fit(features_n2, share_n)
     distinct_U3, times_U = distinct_rows(np.column_stack([features_n2, share_n]))
-    theta_R = np.concatenate(
-        [
-            refit(distinct_U3[:, :2], distinct_U3[:, 2], counts_RU, coefficients_2)[:, 0]
-            for counts_RU in draws(times_U, resamples, seed)
-        ]
-    )
+    refitted = [
+        refit(distinct_U3[:, :2], distinct_U3[:, 2], counts_RU, coefficients_2)
+        for counts_RU in draws(times_U, resamples, seed)
+    ]
+    theta_R = np.concatenate(refitted)[:, 0]
     return interval(100 * float(expit(coefficients_2[0])), 100 * expit(theta_R), len(share_n))
 
 
 def fit(features_n2: Floats, share_n: Floats) -> tuple[Floats, float]:
-    """Coefficients, shape (2,), and the inverse strength of the penalty that predicts left-out prompts best.
-
-    The grid, the folds and the loss (cross-entropy with the preferences) are alpaca_eval's.
-    """
+    """Coefficients, shape (2,), and the inverse strength of the penalty that predicts left-out prompts best."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegressionCV
     from sklearn.model_selection import GroupKFold
@@ -105,9 +100,7 @@ def fit(features_n2: Floats, share_n: Floats) -> tuple[Floats, float]:
         random_state=0,
         use_legacy_attributes=False,
     )
-    with warnings.catch_warnings():
-        # A few fits stop above the tolerance, at the limit of float64.
-        warnings.simplefilter("ignore", ConvergenceWarning)
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # some stop at the limit of float64
         model.fit(both_outcomes, np.repeat([1, 0], rows), sample_weight=weight)
     return model.coef_[0], float(model.C_)
 

@@ -1,24 +1,14 @@
 """Models against a baseline: answers to the same prompts, verdicts of a judge, win rates with intervals."""
 
 import logging
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lpsel.errors import UserError, check_int
-from lpsel.evaluation.evaluator import GENERATIONS, Candidates, EvaluationContext
-from lpsel.evaluation.judgements import (
-    JUDGEMENTS,
-    Verdicts,
-    aligned,
-    judgement_rows,
-    read_judgements,
-    write_judgements,
-)
+from lpsel.evaluation.evaluator import Candidates, EvaluationContext, generation_files
+from lpsel.evaluation.judgements import JUDGEMENTS, Row, Verdicts, aligned, group, read_judgements, write_judgements
 from lpsel.evaluation.preferences import judges_agreement
 from lpsel.evaluation.tables import pairwise_table
 from lpsel.evaluation.win_rate import adjust_p_values, pairwise_metrics
@@ -84,15 +74,13 @@ class PairwiseEvaluator:
             raise UserError("prompts", "null", "no prompts to answer", "set prompts=koala or prompts=FILE")
 
     def evaluate(self, candidates: Candidates, context: EvaluationContext) -> dict[str, Any]:
-        """Generate and judge answers, and compute win rates.
+        """Generate and judge answers, and compute win rates (docs/guides/win-rates.md).
 
         Writes generations/NAME.jsonl for every model and the baseline, and judgements.parquet with a row for every
-        verdict; for judge=human a page to vote on and its key instead. Answers and verdicts are cached as they arrive,
-        so running the same command again resumes where it stopped.
+        verdict; for judge=human a page to vote on and its key instead. Answers and verdicts are cached as they arrive.
 
         Returns:
-            The metrics of the first model (docs/guides/win-rates.md), and those of all in `models`. For human judges,
-            the paths of the pages.
+            The metrics of the first model, and those of all in `models`; for human judges, the paths of the pages.
 
         Raises:
             UserError: anything wrong with prompts, models or judge, before an answer is generated.
@@ -105,7 +93,10 @@ class PairwiseEvaluator:
         names = distinct([model.name for model in candidates.all])
         generations, reports = self._generate(candidates, names, prompts, context)
         pairs = {
-            name: [_pair(*answered) for answered in zip(prompts, generations[0], of_model, strict=True)]
+            name: [
+                Pair(p.id, p.text, baseline.text, model.text, p.prompt_set, p.category, p.reference)
+                for p, baseline, model in zip(prompts, generations[0], of_model, strict=True)
+            ]
             for name, of_model in zip(names[1:], generations[1:], strict=True)
         }
         if isinstance(self.judge, HumanJudge):
@@ -132,33 +123,29 @@ class PairwiseEvaluator:
         missing = [check(model, prompts, self.sampling, **cached) for model in candidates.all]
         if any(missing):
             self.judge.check(prompts)  # before paying for answers that could not be judged
-        shutil.rmtree(context.folder / GENERATIONS, ignore_errors=True)  # of an earlier run in the same folder
         generations, reports = [], []
-        for name, file, model in zip(names, file_names(names), candidates.all, strict=True):
+        for name, file, model in zip(names, generation_files(names, context.folder), candidates.all, strict=True):
             of_model, report = answers(
                 model, prompts, self.sampling, device=context.device, batch_tokens=self.batch_tokens, **cached
             )
-            path = Path(GENERATIONS) / f"{file}.jsonl"
-            write_lines(context.folder / path, map(_generation_row, prompts, of_model))
+            write_lines(context.folder / file, map(_generation_row, prompts, of_model))
             generations.append(of_model)
-            reports.append({**report, "name": name, "generations": path.as_posix()})
+            reports.append({**report, "name": name, "generations": file})
         return generations, reports
 
     def _judge(
         self, judge: Judge, pairs: dict[str, list[Pair]], baseline: str, context: EvaluationContext
     ) -> dict[str, Any]:
-        rows: list[dict[str, Any]] = []
-        metrics, reports = {}, {}
+        verdicts, reports = {}, []
         for name, of_model in pairs.items():
-            judgements, reports[name] = judge_pairs(judge, of_model, context.cache_dir)
-            verdicts = _verdicts(judgements, of_model, model=name, baseline=baseline, judge=judge)
-            rows += judgement_rows(verdicts, judgements)
-            write_judgements(context.folder / JUDGEMENTS, rows)
-            metrics[name] = self._metrics(verdicts)
-        models = [
-            {"name": name, **of_model, "judging": reports[name]} for name, of_model in adjust_p_values(metrics).items()
-        ]
-        costs = [report["cost"] for report in reports.values() if report["cost"] is not None]
+            judgements, report = judge_pairs(judge, of_model, context.cache_dir)
+            names = {"model": name, "baseline": baseline, "judge": judge.name}
+            [verdicts[name]] = group(_judged_rows(of_model, judgements, names))
+            reports.append(report)
+        models = self._compare(verdicts, context.folder)
+        for model, report in zip(models, reports, strict=True):
+            model["judging"] = report
+        costs = [report["cost"] for report in reports if report["cost"] is not None]
         return {
             **models[0],
             "judge": judge.identity() | {"name": judge.name},
@@ -169,47 +156,43 @@ class PairwiseEvaluator:
 
     def _count_imported(self, imported: list[Verdicts], folder: Path) -> dict[str, Any]:
         names = distinct([", ".join(filter(None, (each.model or "model", each.judge))) for each in imported])
-        metrics = {name: self._metrics(each) for name, each in zip(names, imported, strict=True)}
-        write_judgements(folder / JUDGEMENTS, [row for each in imported for row in judgement_rows(each)])
-        judges = list(dict.fromkeys(each.judge for each in imported))
-        for judge in judges:  # the models of one judge are corrected together
-            of_judge = [name for name, each in zip(names, imported, strict=True) if each.judge == judge]
-            metrics |= adjust_p_values({name: metrics[name] for name in of_judge})
-        models = [{"name": name, **metrics[name]} for name in names]
+        models = self._compare(dict(zip(names, imported, strict=True)), folder)
+        by_model: dict[str, list[Verdicts]] = {}
+        for each in imported:
+            by_model.setdefault(each.model, []).append(each)
         files = self.judgements if isinstance(self.judgements, list) else [self.judgements]
+        judges = ", ".join(dict.fromkeys(each.judge for each in imported if each.judge))
         return {
             "evaluator": "pairwise",
             "baseline": imported[0].baseline or "baseline",
             **models[0],
-            "judge": {"kind": "imported", "name": ", ".join(filter(None, judges)) or None},
+            "judge": {"kind": "imported", "name": judges or None},
             "imported": [Path(str(file)).expanduser().resolve() for file in files],
             "models": models,
-            "judges": _agreement_between_judges(imported),
+            "judges": {
+                model: judges_agreement(aligned(several)) for model, several in by_model.items() if len(several) > 1
+            },
             "judgements": folder / JUDGEMENTS,
         }
 
-    def _metrics(self, verdicts: Verdicts) -> dict[str, Any]:
-        return pairwise_metrics(
-            verdicts.preference_NO,
-            model_chars_N=verdicts.model_chars_N,
-            baseline_chars_N=verdicts.baseline_chars_N,
-            category_N=verdicts.category_N,
-            prompt_set_N=verdicts.prompt_set_N,
-            resamples=self.resamples,
-            seed=self.seed,
-        )
-
-
-def _pair(prompt: Prompt, baseline: Generation, model: Generation) -> Pair:
-    return Pair(
-        id=prompt.id,
-        prompt=prompt.text,
-        baseline=baseline.text,
-        model=model.text,
-        prompt_set=prompt.prompt_set,
-        category=prompt.category,
-        reference=prompt.reference,
-    )
+    def _compare(self, verdicts: dict[str, Verdicts], folder: Path) -> list[dict[str, Any]]:
+        """Metrics of every model, with p-values corrected for the models of a judge; writes judgements.parquet."""
+        write_judgements(folder / JUDGEMENTS, list(verdicts.values()))
+        metrics = {
+            name: pairwise_metrics(
+                each.preference_NO,
+                model_chars_N=each.model_chars_N,
+                baseline_chars_N=each.baseline_chars_N,
+                category_N=each.category_N,
+                prompt_set_N=each.prompt_set_N,
+                resamples=self.resamples,
+                seed=self.seed,
+            )
+            for name, each in verdicts.items()
+        }
+        for judge in dict.fromkeys(each.judge for each in verdicts.values()):
+            metrics |= adjust_p_values({name: metrics[name] for name, each in verdicts.items() if each.judge == judge})
+        return [{"name": name, **of_model} for name, of_model in metrics.items()]
 
 
 def _generation_row(prompt: Prompt, answer: Generation) -> dict[str, Any]:
@@ -236,28 +219,10 @@ def _write_pages(judge: HumanJudge, pairs: dict[str, list[Pair]], baseline: str,
     return {"judge": {"kind": "people"}, "models": pages, "page": pages[0]["page"], "key": pages[0]["key"]}
 
 
-def _verdicts(
-    judgements: Sequence[Judgement], pairs: Sequence[Pair], *, model: str, baseline: str, judge: Judge
-) -> Verdicts:
-    """Judgements of pairs in their order, each pair in the judge's orders."""
-    preferences = np.array([judgement.preference for judgement in judgements], dtype=np.float64)
-    return Verdicts(
-        model=model,
-        judge=judge.name,
-        baseline=baseline,
-        ids=[pair.id for pair in pairs],
-        orders=list(judge.orders),
-        preference_NO=preferences.reshape(-1, len(judge.orders)),
-        model_chars_N=np.array([len(pair.model) for pair in pairs], dtype=np.float64),
-        baseline_chars_N=np.array([len(pair.baseline) for pair in pairs], dtype=np.float64),
-        category_N=[pair.category for pair in pairs],
-        prompt_set_N=[pair.prompt_set for pair in pairs],
-    )
-
-
-def _agreement_between_judges(imported: Sequence[Verdicts]) -> dict[str, Any]:
-    """Agreement of the judges of each model that has several."""
-    by_model: dict[str, list[Verdicts]] = {}
-    for each in imported:
-        by_model.setdefault(each.model, []).append(each)
-    return {model: judges_agreement(aligned(several)) for model, several in by_model.items() if len(several) > 1}
+def _judged_rows(pairs: Sequence[Pair], judgements: Sequence[Judgement], names: dict[str, str]) -> Iterator[Row]:
+    """Rows of judgements.parquet."""
+    pair_of = {pair.id: pair for pair in pairs}
+    for judgement in judgements:
+        pair = pair_of[judgement.id]
+        lengths = {"model_chars": len(pair.model), "baseline_chars": len(pair.baseline)}
+        yield names | judgement._asdict() | lengths | {"category": pair.category, "prompt_set": pair.prompt_set}

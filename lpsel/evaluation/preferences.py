@@ -21,20 +21,19 @@ CODES = "use 1 (the baseline's answer is better), 2 (the model's), a number betw
 Floats = NDArray[np.float64]
 
 
-def as_preferences(values_N: ArrayLike) -> Floats:
-    """Preferences as float64, shape (N,); every tie is 1.5, and None becomes NaN.
+def as_preferences(values: ArrayLike) -> Floats:
+    """Preferences of any shape as float64; every tie is 1.5, and None becomes NaN.
 
     Raises:
         UserError: a number that is not a preference.
     """
-    preference_N = np.array(values_N, dtype=np.float64)
-    if preference_N.ndim != 1:
-        raise ValueError(f"preferences have shape {preference_N.shape}, expected one for every prompt")
-    preference_N[preference_N == 0] = TIE
-    wrong = np.flatnonzero(~np.isnan(preference_N) & ~((preference_N >= LOSS) & (preference_N <= WIN)))
+    preference = np.array(values, dtype=np.float64)
+    preference[preference == 0] = TIE
+    wrong = np.argwhere((preference < LOSS) | (preference > WIN))
     if len(wrong):
-        raise UserError("preference", f"{preference_N[wrong[0]]:g}", f"row {wrong[0]} is not a preference", CODES)
-    return preference_N
+        value = preference[tuple(wrong[0])]
+        raise UserError("preference", f"{value:g}", f"row {wrong[0][0]} is not a preference", CODES)
+    return preference
 
 
 def combined(preference_NO: ArrayLike) -> Floats:
@@ -65,10 +64,7 @@ def flip_rate(preference_NO: ArrayLike) -> float | None:
 
 
 def judges_agreement(preference_N: Mapping[str, ArrayLike]) -> list[dict[str, Any]]:
-    """Agreement of every two judges on the same prompts.
-
-    Args:
-        preference_N: preferences of each judge, for the same prompts in the same order.
+    """Agreement of every two judges, given the preferences of each for the same prompts in the same order.
 
     Returns:
         For each pair of `judges`: `n` prompts that both judged, `agreement` of their verdicts (win, tie, loss) in
@@ -93,6 +89,5 @@ def judges_agreement(preference_N: Mapping[str, ArrayLike]) -> list[dict[str, An
 
 
 def _by_order(preference_NO: ArrayLike) -> Floats:
-    preference_NO = np.array(preference_NO, dtype=np.float64)
-    columns = preference_NO[:, None] if preference_NO.ndim == 1 else preference_NO
-    return np.column_stack([as_preferences(column) for column in columns.T])
+    preference = as_preferences(preference_NO)
+    return preference[:, None] if preference.ndim == 1 else preference

@@ -38,15 +38,12 @@ UNDEFINED = Estimate(None, None, None)
 class Ratios:
     """K ratios of sums over the same rows, and their values under the same R resamples of the rows.
 
-    Attributes:
-        value_K: over all rows; NaN if a numerator is not finite or the denominators sum to 0.
-        resampled_RK: over each resample; all K use the same rows, so differences between columns are paired.
-        rows_K: number of rows with a denominator above 0.
+    All K use the same rows of a resample, so differences between columns are paired.
     """
 
-    value_K: Floats
+    value_K: Floats  # over all rows; NaN if a numerator is not finite or the denominators sum to 0
     resampled_RK: Floats
-    rows_K: NDArray[np.int64]
+    rows_K: NDArray[np.int64]  # number of rows with a denominator above 0
 
     def estimate(self, k: int) -> Estimate:
         """Ratio k with its percentile interval."""
@@ -78,10 +75,8 @@ def bootstrap_ratios(
     numerator = np.asarray(numerator_NK, dtype=np.float64)
     denominator = np.asarray(denominator_NK, dtype=np.float64)
     if numerator.shape != denominator.shape or numerator.ndim != 2 or len(numerator) == 0:
-        raise ValueError(
-            f"numerator {numerator.shape} and denominator {denominator.shape} need the same shape (rows, columns) "
-            "with at least one row"
-        )
+        shapes = f"{numerator.shape} and {denominator.shape}"
+        raise ValueError(f"{shapes}: expected the same shape (rows, columns) with at least one row")
     columns = numerator.shape[1]
     both, times = distinct_rows(np.hstack([numerator, denominator]))
     sums = np.concatenate([counts @ both for counts in draws(times, resamples, seed)])
@@ -98,17 +93,14 @@ def bootstrap_means(values_NK: ArrayLike, *, resamples: int = RESAMPLES, seed: i
     return bootstrap_ratios(values, np.ones_like(values), resamples=resamples, seed=seed)
 
 
-def interval(value: float, resampled_R: Floats, rows: int, level: float = LEVEL) -> Estimate:
-    """A value with the percentile interval of its resamples; no interval for fewer than two rows.
-
-    Resamples in which the statistic is undefined (no row with a denominator was drawn) are left out.
-    """
+def interval(value: float, resampled_R: Floats, rows: int) -> Estimate:
+    """A value with the percentile interval of its defined resamples; no interval for fewer than two rows."""
     if not math.isfinite(value):
         return UNDEFINED
     defined = resampled_R[np.isfinite(resampled_R)]
     if rows < 2 or len(defined) == 0:
         return Estimate(float(value), None, None)
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(float(value), float(low), float(high))
 
 
@@ -118,10 +110,7 @@ def exponential(estimate: Estimate) -> Estimate:
 
 
 def distinct_rows(table_NK: Floats) -> tuple[Floats, NDArray[np.int64]]:
-    """The distinct rows of a table, shape (U, K), and how often each occurs; all rows if few of them are equal.
-
-    Plain verdicts have three distinct rows, however many there are.
-    """
+    """The distinct rows of a table, shape (U, K), and how often each occurs; all rows if few of them are equal."""
     distinct_UK, times_U = np.unique(table_NK, axis=0, return_counts=True)
     if len(distinct_UK) > len(table_NK) // MEAN_MULTIPLICITY:
         return table_NK, np.ones(len(table_NK), dtype=np.int64)
@@ -131,7 +120,7 @@ def distinct_rows(table_NK: Floats) -> tuple[Floats, NDArray[np.int64]]:
 def draws(times_U: NDArray[np.int64], resamples: int, seed: int) -> Iterator[Floats]:
     """How often each row is drawn in each resample, in blocks of shape (resamples of the block, U).
 
-    Row u stands for times_U[u] equal rows, so the counts of U distinct rows are multinomial.
+    Row u represents times_U[u] equal rows, so the counts of U distinct rows are multinomial.
     """
     generator = np.random.default_rng(seed)
     rows, distinct = int(times_U.sum()), len(times_U)
@@ -146,12 +135,9 @@ def draws(times_U: NDArray[np.int64], resamples: int, seed: int) -> Iterator[Flo
         yield np.bincount(drawn.ravel(), minlength=size * rows).reshape(size, rows).astype(np.float64)
 
 
-def wilson(successes: float, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson 1927; Brown, Cai and DasGupta 2001).
-
-    Ties count as half a success. Their variance is smaller than a coin's, so with many ties the interval is too wide.
-    """
-    z2 = ndtri((1 + level) / 2) ** 2
+def wilson(successes: float, n: int) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (Wilson 1927); too wide if many of the successes are halves of ties."""
+    z2 = ndtri((1 + LEVEL) / 2) ** 2
     proportion = successes / n
     center = (proportion + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2 * (proportion * (1 - proportion) / n + z2 / (4 * n * n))) / (1 + z2 / n)
@@ -159,11 +145,7 @@ def wilson(successes: float, n: int, level: float = LEVEL) -> tuple[float, float
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Two-sided exact p-value of wins against losses under chance 1/2; ties are left out.
-
-    Dixon and Mood 1946, The statistical sign test: twice the probability of at most min(wins, losses); 1 without
-    decisions.
-    """
+    """Two-sided exact p-value of wins against losses under chance 1/2; 1 without any (Dixon and Mood 1946)."""
     return min(1.0, 2 * float(bdtr(min(wins, losses), wins + losses, 0.5)))
 
 
@@ -175,10 +157,9 @@ def holm(p_values: ArrayLike) -> list[float]:
     p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p, kind="stable")
     adjusted = np.minimum(1.0, np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p)))))
-    return [float(x) for x in adjusted[np.argsort(order, kind="stable")]]
+    return adjusted[np.argsort(order, kind="stable")].tolist()
 
 
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:
-    """NaN where the numerator is not finite or the denominator is 0."""
     defined = np.isfinite(numerator) & (denominator > 0)
     return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=defined)

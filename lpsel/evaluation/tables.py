@@ -1,5 +1,6 @@
 """Results of evaluations as tables for the terminal."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.markup import escape
@@ -12,17 +13,6 @@ REFERENCE_COLUMNS = (
     ("bits/byte", "bits_per_byte", 1.0, 3),
     ("exact match (%)", "exact_match", 100.0, 1),
     ("ROUGE-L (%)", "rouge_l", 100.0, 1),
-)
-PAIRWISE_COLUMNS = (
-    "wins",
-    "ties",
-    "losses",
-    "failed",
-    "win rate (%)",
-    "p-value",
-    "flip rate (%)",
-    "length-controlled win rate (%)",
-    "mean length (characters)",
 )
 
 
@@ -37,15 +27,15 @@ def reference_table(result: dict[str, Any]) -> Table:
         notes.append(f"* The 95 % interval of the paired difference to {escape(result['baseline'])} excludes 0.")
     if len({model["tokenizer"] for model in models}) > 1:
         notes.append("Tokenizers differ: compare bits/byte, not NLL or perplexity.")
-    table = _table("model", ["rows", *(title for title, *_ in REFERENCE_COLUMNS)], notes)
+    rows = []
     for model in models:
-        cells = [f"{model['rows']:,}"]
-        for _, metric, factor, digits in REFERENCE_COLUMNS:
+        cells = {"model": model["name"], "rows": f"{model['rows']:,}"}
+        for title, metric, factor, digits in REFERENCE_COLUMNS:
             estimate = (model["metrics"][metric][part] for part in ("value", "low", "high"))
             scaled = (None if value is None else value * factor for value in estimate)
-            cells.append(_interval(*scaled, digits=digits, mark="*" if _differs(model, metric) else ""))
-        table.add_row(escape(model["name"]), *cells)
-    return table
+            cells[title] = _interval(*scaled, digits=digits, mark="*" if _differs(model, metric) else "")
+        rows.append(cells)
+    return _table(rows, notes)
 
 
 def pairwise_table(result: dict[str, Any]) -> Table:
@@ -58,50 +48,55 @@ def pairwise_table(result: dict[str, Any]) -> Table:
         for model in result["models"]:
             pages.add_row(escape(model["name"]), escape(str(model["page"])))
         return pages
-    judge = escape(str(result["judge"]["name"] or "imported verdicts"))
+    judge = result["judge"]["name"] or "imported verdicts"
     corrected = ", with Holm's correction" if len(result["models"]) > 1 else ""
     notes = [
-        f"Against {escape(str(result['baseline']))}, judged by {judge}. 95 % bootstrap intervals over prompts; p-value "
-        f"of the exact sign test{corrected}."
+        f"Against {result['baseline']}, judged by {judge}. 95 % bootstrap intervals over prompts; p-value of the exact "
+        f"sign test{corrected}."
     ]
     if any(model["failed"] for model in result["models"]):
         notes.append("Failed prompts have no valid verdict in every order, and are not wins, ties or losses.")
     for name, pairs in (result.get("judges") or {}).items():
-        notes += [escape(_agreement(name, pair)) for pair in pairs if pair["n"]]
-    table = _table("model", PAIRWISE_COLUMNS, notes)
+        notes += [_agreement(name, pair) for pair in pairs if pair["n"]]
+    rows = []
     for model in result["models"]:
-        lengths = [model["model_mean_chars"], model["baseline_mean_chars"]]
-        table.add_row(
-            escape(model["name"]),
-            *(f"{model[name]:,}" for name in ("wins", "ties", "losses", "failed")),
-            _interval(model["win_rate"], model["ci_low"], model["ci_high"]),
-            "-" if model["p_value_holm"] is None else f"{model['p_value_holm']:.2g}",
-            _interval(model["flip_rate"]),
-            _interval(*(model[f"length_controlled_{part}"] for part in ("win_rate", "ci_low", "ci_high"))),
-            "-" if None in lengths else f"{lengths[0]:,.0f}\n(baseline {lengths[1]:,.0f})",
+        p_value, lengths = model["p_value_holm"], [model["model_mean_chars"], model["baseline_mean_chars"]]
+        mean_length = "-" if None in lengths else f"{lengths[0]:,.0f}\n(baseline {lengths[1]:,.0f})"
+        controlled = (model[f"length_controlled_{part}"] for part in ("win_rate", "ci_low", "ci_high"))
+        rows.append(
+            {
+                "model": model["name"],
+                **{name: f"{model[name]:,}" for name in ("wins", "ties", "losses", "failed")},
+                "win rate (%)": _interval(model["win_rate"], model["ci_low"], model["ci_high"]),
+                "p-value": "-" if p_value is None else f"{p_value:.2g}",
+                "flip rate (%)": _interval(model["flip_rate"]),
+                "length-controlled win rate (%)": _interval(*controlled),
+                "mean length (characters)": mean_length,
+            }
         )
-    return table
+    return _table(rows, [escape(note) for note in notes])
 
 
 def lm_eval_table(result: dict[str, Any]) -> Table:
     """A row for every metric of the harness, a column for every model."""
-    names = [escape(model["name"]) for model in result["models"]]
-    table = _table("task/metric", names, ["lm-evaluation-harness, value ± standard error"])
+    rows = []
     for metric in dict.fromkeys(metric for model in result["models"] for metric in model["metrics"]):
-        cells = []
+        cells = {"task/metric": metric}
         for model in result["models"]:
             estimate = model["metrics"].get(metric, {"value": None})
             error = "" if estimate.get("standard_error") is None else f" ± {estimate['standard_error']:.4f}"
-            cells.append("-" if estimate["value"] is None else f"{estimate['value']:.4f}{error}")
-        table.add_row(escape(metric), *cells)
-    return table
+            cells[model["name"]] = "-" if estimate["value"] is None else f"{estimate['value']:.4f}{error}"
+        rows.append(cells)
+    return _table(rows, ["lm-evaluation-harness, value ± standard error"])
 
 
-def _table(rows: str, columns: Any, notes: list[str]) -> Table:
+def _table(rows: Sequence[dict[str, str]], notes: Sequence[str]) -> Table:
+    """Rows of column to cell; the first column holds names, the others numbers."""
     table = Table(caption="\n".join(notes), caption_justify="left")
-    table.add_column(rows, overflow="fold")
-    for column in columns:
-        table.add_column(column, justify="right", overflow="fold")
+    for i, column in enumerate(rows[0] if rows else ()):
+        table.add_column(escape(column), justify="right" if i else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row.values()))
     return table
 
 

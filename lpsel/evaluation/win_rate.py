@@ -24,44 +24,26 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class WinRate:
-    """A model against a baseline. Rates are in percent; None where the data do not define a value.
+    """A model against a baseline. Rates are in percent; None where the data do not define a value."""
 
-    Attributes:
-        n: prompts judged: wins + ties + losses.
-        wins, ties, losses: preferences above, at and below 1.5.
-        failed: prompts without a verdict.
-        win_rate: 100 x mean(preference - 1); for plain verdicts 100 x (wins + ties / 2) / n.
-        standard_error: 100 x sample standard deviation of the preferences / sqrt(n), as in alpaca_eval.
-        ci_low, ci_high: 95 % percentile bootstrap interval of the win rate over prompts.
-        discrete_win_rate: 100 x (wins + ties / 2) / n, also for fractional preferences.
-        wilson_low, wilson_high: 95 % Wilson score interval of the discrete win rate.
-        p_value: two-sided exact sign test of wins against losses.
-        winning_score: (wins - losses) / n + 1, from 0 to 2, as in Cherry LLM (Li et al. 2024).
-    """
-
-    n: int
-    wins: int
+    n: int  # prompts judged: wins + ties + losses
+    wins: int  # preferences above 1.5
     ties: int
     losses: int
-    failed: int
-    win_rate: float | None
-    standard_error: float | None
-    ci_low: float | None
-    ci_high: float | None
-    discrete_win_rate: float | None
-    wilson_low: float | None
-    wilson_high: float | None
-    p_value: float | None
-    winning_score: float | None
+    failed: int  # prompts without a verdict
+    win_rate: float | None = None  # 100 x mean(preference - 1); for plain verdicts 100 x (wins + ties / 2) / n
+    standard_error: float | None = None  # 100 x sample standard deviation / sqrt(n), as in alpaca_eval
+    ci_low: float | None = None  # 95 % percentile bootstrap interval of the win rate over prompts
+    ci_high: float | None = None
+    discrete_win_rate: float | None = None  # 100 x (wins + ties / 2) / n, also for fractional preferences
+    wilson_low: float | None = None  # 95 % Wilson score interval of the discrete win rate
+    wilson_high: float | None = None
+    p_value: float | None = None  # two-sided exact sign test of wins against losses
+    winning_score: float | None = None  # (wins - losses) / n + 1, from 0 to 2, as in Cherry LLM (Li et al. 2024)
 
 
 def win_rate(preference_N: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> WinRate:
-    """Win rate with its intervals and test.
-
-    Args:
-        preference_N: one preference per prompt.
-        resamples: number of bootstrap resamples of the prompts.
-        seed: of the resamples.
+    """Win rate of one preference per prompt, with its bootstrap interval over prompts and its test.
 
     Raises:
         UserError: a number that is not a preference.
@@ -70,25 +52,22 @@ def win_rate(preference_N: ArrayLike, *, resamples: int = RESAMPLES, seed: int =
     share_n = preference_N[~np.isnan(preference_N)] - 1
     n = len(share_n)
     wins, losses = int((share_n > 0.5).sum()), int((share_n < 0.5).sum())
-    ties, failed = n - wins - losses, len(preference_N) - n
+    counts = {"n": n, "wins": wins, "ties": n - wins - losses, "losses": losses, "failed": len(preference_N) - n}
     if n == 0:
-        return WinRate(n, wins, ties, losses, failed, *[None] * 9)
+        return WinRate(**counts)
     rate = 100 * float(share_n.mean())
     estimate = bootstrap_means(100 * share_n[:, None], resamples=resamples, seed=seed).estimate(0)
     # With one verdict there is no interval; with equal ones the resampled means differ by rounding errors.
     low, high = (rate if end is None else end for end in (estimate.low, estimate.high))
-    wilson_low, wilson_high = wilson(wins + ties / 2, n)
+    successes = wins + counts["ties"] / 2
+    wilson_low, wilson_high = wilson(successes, n)
     return WinRate(
-        n=n,
-        wins=wins,
-        ties=ties,
-        losses=losses,
-        failed=failed,
+        **counts,
         win_rate=rate,
         standard_error=100 * float(share_n.std(ddof=1)) / math.sqrt(n) if n > 1 else None,
         ci_low=min(low, rate),
         ci_high=max(high, rate),
-        discrete_win_rate=100 * (wins + ties / 2) / n,
+        discrete_win_rate=100 * successes / n,
         wilson_low=100 * wilson_low,
         wilson_high=100 * wilson_high,
         p_value=sign_test(wins, losses),
@@ -121,13 +100,12 @@ def pairwise_metrics(
         preference_NO: shape (N,), or a column for each order in which the answers were shown.
         model_chars_N, baseline_chars_N: lengths of the answers in characters; None or NaN where unknown.
         category_N, prompt_set_N: of the prompts.
-        resamples: number of bootstrap resamples of the prompts.
-        seed: of the resamples.
+        resamples, seed: of the bootstrap over prompts.
 
     Returns:
         The fields of `WinRate`; `flip_rate`; `model_mean_chars` and `baseline_mean_chars`; `longer_wins`;
-        `length_controlled_win_rate` with `length_controlled_ci_low` and `_ci_high`; `by_category` and `by_prompt_set`,
-        dictionaries, and `mean_of_prompt_sets`, None without groups. Rates are in percent.
+        `length_controlled_win_rate` with `length_controlled_ci_low` and `_ci_high`; `by_category`, `by_prompt_set` and
+        `mean_of_prompt_sets`, None without groups. Rates are in percent.
 
     Raises:
         UserError: a number that is not a preference.
@@ -135,12 +113,11 @@ def pairwise_metrics(
     preference_N = combined(preference_NO)
     model_chars_N = np.asarray(model_chars_N, dtype=np.float64)
     baseline_chars_N = np.asarray(baseline_chars_N, dtype=np.float64)
-    controlled = length_controlled_win_rate(
-        preference_N, model_chars_N, baseline_chars_N, resamples=resamples, seed=seed
-    )
+    draws: dict[str, int] = {"resamples": resamples, "seed": seed}
+    controlled = length_controlled_win_rate(preference_N, model_chars_N, baseline_chars_N, **draws)
     sets = _groups(prompt_set_N)
     return {
-        **asdict(win_rate(preference_N, resamples=resamples, seed=seed)),
+        **asdict(win_rate(preference_N, **draws)),
         "flip_rate": flip_rate(preference_NO),
         "model_mean_chars": _mean(model_chars_N),
         "baseline_mean_chars": _mean(baseline_chars_N),
@@ -148,17 +125,14 @@ def pairwise_metrics(
         "length_controlled_win_rate": controlled.value,
         "length_controlled_ci_low": controlled.low,
         "length_controlled_ci_high": controlled.high,
-        "by_category": _by_group(_groups(category_N), preference_N, resamples, seed),
-        "by_prompt_set": _by_group(sets, preference_N, resamples, seed),
+        "by_category": _by_group(_groups(category_N), preference_N, draws),
+        "by_prompt_set": _by_group(sets, preference_N, draws),
         "mean_of_prompt_sets": _mean_of_sets(list(sets.values()), preference_N, resamples, seed),
     }
 
 
 def adjust_p_values(metrics: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The metrics of several models with `p_value_holm`, the sign test corrected for the number of models (Holm).
-
-    A model without a judged prompt has no p-value and does not count as a test.
-    """
+    """The metrics of several models with `p_value_holm`, the sign test corrected for the number of tested models."""
     tested = [name for name, of_model in metrics.items() if of_model["p_value"] is not None]
     adjusted = dict(zip(tested, holm([metrics[name]["p_value"] for name in tested]), strict=True))
     return {name: {**of_model, "p_value_holm": adjusted.get(name)} for name, of_model in metrics.items()}
@@ -174,32 +148,26 @@ def _groups(group_N: Sequence[str | None] | None) -> dict[str, list[int]]:
 
 
 def _by_group(
-    groups: dict[str, list[int]], preference_N: Floats, resamples: int, seed: int
+    groups: dict[str, list[int]], preference_N: Floats, draws: dict[str, int]
 ) -> dict[str, dict[str, Any]] | None:
-    by_group = {}
-    for name, rows in groups.items():
-        metrics = asdict(win_rate(preference_N[rows], resamples=resamples, seed=seed))
-        by_group[name] = {key: metrics[key] for key in GROUP_METRICS}
-    return by_group or None
+    by_group = {name: asdict(win_rate(preference_N[rows], **draws)) for name, rows in groups.items()}
+    return {name: {key: rate[key] for key in GROUP_METRICS} for name, rate in by_group.items()} or None
 
 
 def _mean_of_sets(
     sets: list[list[int]], preference_N: Floats, resamples: int, seed: int
 ) -> dict[str, float | None] | None:
     """Unweighted mean of the win rates of the sets; prompts are resampled within their set. None if a set is empty."""
-    value_S, resampled_SR = [], []
-    for i, rows in enumerate(sets):
-        share_n = preference_N[rows] - 1
-        share_n = share_n[~np.isnan(share_n)]
-        if len(share_n) == 0:
-            return None
-        means = bootstrap_means(100 * share_n[:, None], resamples=resamples, seed=seed + i)
-        value_S.append(means.value_K[0])
-        resampled_SR.append(means.resampled_RK[:, 0])
-    if not sets:
+    judged = ~np.isnan(preference_N)
+    rows_S = [np.array(rows)[judged[rows]] for rows in sets]
+    if not sets or not all(map(len, rows_S)):
         return None
-    judged = int((~np.isnan(preference_N)).sum())
-    mean = interval(float(np.mean(value_S)), np.mean(resampled_SR, axis=0), judged)
+    means = [
+        bootstrap_means(100 * (preference_N[rows, None] - 1), resamples=resamples, seed=seed + i)
+        for i, rows in enumerate(rows_S)
+    ]
+    resampled_R = np.mean([mean.resampled_RK[:, 0] for mean in means], axis=0)
+    mean = interval(float(np.mean([mean.value_K[0] for mean in means])), resampled_R, int(judged.sum()))
     return {"win_rate": mean.value, "ci_low": mean.low, "ci_high": mean.high}
 
 

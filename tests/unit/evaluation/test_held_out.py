@@ -7,21 +7,34 @@ import shutil
 import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
 from rich.console import Console
+from scipy import stats
 
 from lpsel.config import build
 from lpsel.data.column_forms import Example, Turn
 from lpsel.data.dataset import DatasetSpec, Source
 from lpsel.data.templates import render
+from lpsel.data.tokens import tokenize
 from lpsel.errors import UserError
 from lpsel.evaluation import held_out
 from lpsel.evaluation.evaluator import Candidates, EvaluationContext
-from lpsel.evaluation.held_out import ReferenceEvaluator, file_names, reference_of
-from lpsel.evaluation.held_out_metrics import METRICS
+from lpsel.evaluation.held_out import (
+    METRICS,
+    ReferenceEvaluator,
+    RowMetrics,
+    compare,
+    reference_nll,
+    reference_of,
+    response_bytes,
+)
 from lpsel.evaluation.tables import reference_table
+from lpsel.model.loss import PerSampleLoss
 from lpsel.model.spec import ModelSpec
+from lpsel.storage import file_names
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
 ROWS = [
@@ -252,3 +265,67 @@ def test_the_table_marks_differences_and_undefined_values(two_models):
     assert "[40.0, 60.0]" in text
     assert "25.0 " in text
     assert " - " in text
+
+
+def test_metrics_by_hand():
+    # 6 nats over 4 tokens and 3 bytes; one of two answers right
+    measured = RowMetrics(
+        nll=np.array([2.0, 4.0]),
+        tokens=np.array([1, 3]),
+        response_bytes=np.array([1, 2]),
+        exact_match=np.array([1.0, 0.0]),
+        rouge_l=np.array([1.0, 0.2]),
+    )
+    (metrics,) = compare([measured], 100, 0)
+    assert {name: estimate["value"] for name, estimate in metrics["metrics"].items()} == pytest.approx(
+        {"nll": 1.5, "perplexity": math.exp(1.5), "bits_per_byte": 2 / math.log(2), "exact_match": 0.5, "rouge_l": 0.6}
+    )
+    assert metrics["difference"] is None
+
+
+def test_the_paired_interval_matches_scipy():
+    generator = np.random.default_rng(0)
+    one, two = (generator.integers(0, 2, 40).astype(float) for _ in range(2))
+    tokens = np.full(40, 5)
+    ours = compare([RowMetrics(one, tokens, tokens, one, one), RowMetrics(two, tokens, tokens, two, two)], 20_000, 1)[1]
+    theirs = stats.bootstrap(
+        (two, one),
+        lambda a, b, axis: a.mean(axis=axis) - b.mean(axis=axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=20_000,
+        method="percentile",
+        rng=np.random.default_rng(2),
+    ).confidence_interval
+    difference = ours["difference"]["exact_match"]
+    assert (difference["low"], difference["high"]) == pytest.approx((theirs.low, theirs.high), abs=0.026)  # 1/40
+    # per token: a fifth of the difference per row
+    assert ours["difference"]["nll"]["value"] == pytest.approx((two.mean() - one.mean()) / 5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "gemma3"])
+def test_nll_matches_the_loss_of_transformers(random_models, byte_tokenizer, tmp_path, kind):
+    model = random_models[kind]
+    tokens = tokenize(source_of(tmp_path, ROWS), byte_tokenizer, "plain", 32, tmp_path / "cache")
+    loss = PerSampleLoss(model)
+    nll = reference_nll(loss, tokens, 70, "References")
+    loss.release()
+    for i in range(len(ROWS)):
+        ids = torch.from_numpy(tokens.input_ids(i).astype(np.int64))
+        labels = ids.masked_fill(~torch.from_numpy(tokens.supervised(i).copy()), -100)
+        with torch.no_grad():
+            mean = model(ids[None], labels=labels[None]).loss
+        assert nll[i] / tokens.response_tokens[i] == pytest.approx(float(mean), rel=1e-5)
+
+
+def test_response_bytes_exclude_template_and_prompt(byte_tokenizer, tmp_path):
+    source = source_of(tmp_path, ROWS)
+    examples = [row.example for row in source]
+    whole = tokenize(source, byte_tokenizer, "plain", 60, tmp_path / "cache")
+    assert [response_bytes(e, whole, i, byte_tokenizer) for i, e in enumerate(examples)] == [1, 15, 0, 27]
+    # BOS, "Count", then 14 bytes of the response; a row truncated before its response has none
+    cut = tokenize(source, byte_tokenizer, "plain", 20, tmp_path / "cache")
+    assert [response_bytes(e, cut, i, byte_tokenizer) for i, e in enumerate(examples)][3] == 14
+    short = tokenize(source, byte_tokenizer, "plain", 4, tmp_path / "cache")
+    assert short.response_tokens[3] == 0
+    assert response_bytes(examples[3], short, 3, byte_tokenizer) == 0
