@@ -255,7 +255,7 @@ def compare(measured: Sequence[RowMetrics], resamples: int, seed: int) -> list[d
         `value`, `low` and `high`. exp of the difference in NLL is the ratio of perplexities.
     """
     one_N = np.ones(len(measured[0].tokens))
-    columns = []
+    columns: list[tuple[NDArray[Any], NDArray[Any]]] = []
     for m in measured:
         columns += [(m.nll, m.tokens), (m.nll / math.log(2), m.response_bytes)]
         columns += [(m.exact_match, one_N), (m.rouge_l, one_N)]

@@ -216,17 +216,17 @@ ROW = {"instruction": "a", "generator_1": "base", "generator_2": "m", "preferenc
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('"preference"', "the file must be a list of objects"),
-        ('{"preference": 2}', "no list under data or judgements"),
+        ('"preference"', "must be a list of objects"),
+        ('{"preference": 2}', "no list named data or judgements"),
         ("[2, 1]", "a row must be a JSON object"),
         ("[]", "0 rows, none with a verdict"),
         ([{**ROW, "preference": None}], "1 rows, none with a verdict. Use a file with verdicts."),
         (
             [{"instruction": "a"}],
-            "line 1: no column preference or verdict, only instruction. Use 1 (the baseline",
+            "row 1: no column preference or verdict, only instruction. Use 1 (the baseline",
         ),
-        ([{"preference": 2, "order": "model_first"}], "line 1: no id and no instruction"),
-        ([ROW, {"preference": 2}], "line 1: no id and no instruction"),
+        ([{"preference": 2, "order": "model_first"}], "row 1: no id and no instruction"),
+        ([ROW, {"preference": 2}], "row 2: no id and no instruction"),
         (
             [ROW, {**ROW, "generator_2": "n"}, {**ROW, "generator_2": None}],
             "rows without a model next to rows of m and n. Add the model to every row.",
@@ -237,10 +237,10 @@ ROW = {"instruction": "a", "generator_1": "base", "generator_2": "m", "preferenc
         ([ROW, {**ROW, "generator_1": "other"}], "contains two baselines, base and other. Use one file per baseline."),
         (
             [{**ROW, "model_chars": "long"}],
-            "line 1: model_chars=long: must be a number of characters. Leave it empty if unknown.",
+            "row 1: model_chars=long: must be a number of characters. Leave it empty if unknown.",
         ),
         ([{**ROW, "model_chars": -3}], "model_chars=-3: must be a number of characters"),
-        ([{**ROW, "model_chars": 1e999}], "model_chars=inf: must be a number of characters"),
+        ([{**ROW, "model_chars": "inf"}], "model_chars=inf: must be a number of characters"),
     ],
 )
 def test_errors_are_one_line_with_the_location(tmp_path, content, message):
