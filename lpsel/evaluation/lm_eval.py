@@ -1,33 +1,44 @@
 """EleutherAI's lm-evaluation-harness on trained models, several side by side."""
 
 import logging
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any
 
 from lpsel.errors import UserError, check_int, check_package, first_line
-from lpsel.evaluation.evaluator import Candidates, EvaluationContext, generation_files
+from lpsel.evaluation.evaluator import GENERATIONS, Candidates, EvaluationContext
 from lpsel.evaluation.tables import lm_eval_table
 from lpsel.model.device import free_memory
 from lpsel.model.load import load_model, load_tokenizer, locate
 from lpsel.model.spec import ModelSpec
-from lpsel.storage import distinct, finite, write_lines
+from lpsel.storage import distinct, file_names, finite, write_lines
 
 
 @dataclass(frozen=True)
 class LmEvalEvaluator:
-    """Evaluates models on tasks of the harness, or on your own task files."""
+    """Evaluates models on tasks of the harness, or on your own task files.
 
-    tasks: Sequence[str] | None = None  # names, groups or tags of the harness, or YAML files
-    include_path: str | None = None  # folder with more task files
-    num_fewshot: int | None = None  # examples before the question; None for the number in each task
-    limit: int | None = None  # rows of each task; None for all
-    batch_size: int = 8  # rows of a forward pass
-    apply_chat_template: bool | None = None  # None for models with `template: chat`
-    seed: int = 42  # of the choice of examples
+    Attributes:
+        tasks: names, groups or tags of the harness, or YAML files.
+        include_path: folder with more task files.
+        num_fewshot: examples before the question; None for the number in each task.
+        limit: rows of each task; None for all.
+        batch_size: rows of a forward pass.
+        apply_chat_template: use the tokenizer's chat template; None for models with `template: chat`.
+        seed: of the choice of examples.
+    """
+
+    tasks: Sequence[str] | None = None
+    include_path: str | None = None
+    num_fewshot: int | None = None
+    limit: int | None = None
+    batch_size: int = 8
+    apply_chat_template: bool | None = None
+    seed: int = 42
 
     table = staticmethod(lm_eval_table)
 
@@ -46,7 +57,9 @@ class LmEvalEvaluator:
         candidates.local()
 
     def evaluate(self, candidates: Candidates, context: EvaluationContext) -> dict[str, Any]:
-        """Run all tasks on one model after the other, and write generations/NAME.jsonl with a line for every row.
+        """Run all tasks on one model after the other, freeing each before the next is loaded.
+
+        Writes generations/NAME.jsonl for every model: each row of each task with its prompt, answers and metrics.
 
         Returns:
             `models` in their order, each with `metrics`: `TASK/METRIC` to `value` and `standard_error` as reported by
@@ -63,22 +76,21 @@ class LmEvalEvaluator:
         tokenizers = [load_tokenizer(spec, path) for spec, path in zip(specs, paths, strict=True)]
         chats = [self._chat(spec, tokenizer) for spec, tokenizer in zip(specs, tokenizers, strict=True)]
         manager = self._task_manager()
+        shutil.rmtree(context.folder / GENERATIONS, ignore_errors=True)  # of an earlier run in the same folder
         names = [spec.name for spec in specs]
-        files = generation_files(names, context.folder)
         models = []
-        for i, name in enumerate(distinct(names)):
+        for i, (name, file) in enumerate(zip(distinct(names), file_names(names), strict=True)):
             started = time.perf_counter()
-            model = load_model(specs[i], paths[i], context.dtype).to(context.device)
-            output = self._run(model, tokenizers[i], manager, chats[i])
-            del model
+            output = self._run(specs[i], paths[i], tokenizers[i], manager, chats[i], context)
             free_memory()
-            write_lines(context.folder / files[i], _rows(output))
+            generations = f"{GENERATIONS}/{file}.jsonl"
+            write_lines(context.folder / generations, _rows(output))
             models.append(
                 {
                     "name": name,
                     "model": paths[i],
                     "apply_chat_template": chats[i],
-                    "generations": files[i],
+                    "generations": generations,
                     "tasks": _tasks(output),
                     "metrics": metrics_of(output["results"]),
                     "seconds": round(time.perf_counter() - started, 3),
@@ -110,8 +122,9 @@ class LmEvalEvaluator:
         from lm_eval.tasks import TaskManager
 
         folder = None if self.include_path is None else str(Path(self.include_path).expanduser())
+        # Listing the thousands of tasks of the harness takes seconds, so your own files are tried first.
         own = TaskManager(include_path=folder, include_defaults=False)
-        if self._task_error(own) is None:  # listing the thousands of tasks of the harness takes seconds
+        if self._task_error(own) is None:
             return own
         every = TaskManager(include_path=folder)
         if error := self._task_error(every):
@@ -129,10 +142,13 @@ class LmEvalEvaluator:
                 return UserError("tasks", task, f"cannot be loaded ({first_line(error)})", "check its file and data")
         return None
 
-    def _run(self, model: Any, tokenizer: Any, manager: Any, chat: bool) -> Any:
+    def _run(
+        self, spec: ModelSpec, path: str, tokenizer: Any, manager: Any, chat: bool, context: EvaluationContext
+    ) -> Any:
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
 
+        model: Any = load_model(spec, path, context.dtype).to(context.device)
         return simple_evaluate(
             HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=self.batch_size),
             tasks=list(self.tasks or ()),
@@ -140,7 +156,10 @@ class LmEvalEvaluator:
             limit=self.limit,
             apply_chat_template=chat,
             task_manager=manager,
-            **{f"{name}_seed": self.seed for name in ("random", "numpy_random", "torch_random", "fewshot_random")},
+            random_seed=self.seed,
+            numpy_random_seed=self.seed,
+            torch_random_seed=self.seed,
+            fewshot_random_seed=self.seed,
         )
 
 
@@ -151,19 +170,32 @@ def metrics_of(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
     """
     metrics = {}
     for task, values in results.items():
-        numbers = {key: float(value) for key, value in values.items() if isinstance(value, SupportsFloat)}
-        for key, value in numbers.items():
+        for key, value in values.items():
             metric, _, name = key.partition(",")
-            if name and not metric.endswith("_stderr"):
-                label = f"{task}/{metric}" if name == "none" else f"{task}/{key}"
-                metrics[label] = {"value": value, "standard_error": numbers.get(f"{metric}_stderr,{name}")}
+            if not name or metric.endswith("_stderr") or _number(value) is None:
+                continue
+            metrics[f"{task}/{metric}" if name == "none" else f"{task}/{metric},{name}"] = {
+                "value": _number(value),
+                "standard_error": _number(values.get(f"{metric}_stderr,{name}")),
+            }
     return metrics
 
 
+def _number(value: Any) -> float | None:
+    """None for what the harness writes instead of a number ("N/A", a name)."""
+    try:
+        return None if isinstance(value, str) else float(value)
+    except TypeError:
+        return None
+
+
 def _tasks(output: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    few_shot, versions = output["n-shot"], output["versions"]
     return {
-        task: {"rows": counts["effective"], "num_fewshot": few_shot.get(task), "version": versions.get(task)}
+        task: {
+            "rows": counts["effective"],
+            "num_fewshot": output["n-shot"].get(task),
+            "version": output["versions"].get(task),
+        }
         for task, counts in output["n-samples"].items()
     }
 

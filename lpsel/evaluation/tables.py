@@ -87,13 +87,13 @@ def lm_eval_table(result: dict[str, Any]) -> Table:
             error = "" if estimate.get("standard_error") is None else f" ± {estimate['standard_error']:.4f}"
             cells[model["name"]] = "-" if estimate["value"] is None else f"{estimate['value']:.4f}{error}"
         rows.append(cells)
-    return _table(rows, ["lm-evaluation-harness, value ± standard error"])
+    return _table(rows or [{"task/metric": "no metrics"}], ["lm-evaluation-harness, value ± standard error"])
 
 
 def _table(rows: Sequence[dict[str, str]], notes: Sequence[str]) -> Table:
     """Rows of column to cell; the first column holds names, the others numbers."""
     table = Table(caption="\n".join(notes), caption_justify="left")
-    for i, column in enumerate(rows[0] if rows else ()):
+    for i, column in enumerate(rows[0]):
         table.add_column(escape(column), justify="right" if i else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row.values()))
