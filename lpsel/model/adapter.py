@@ -10,9 +10,9 @@ from typing import Any
 
 from lpsel.errors import UserError, check_choice, check_flag, check_int, check_number, check_package
 from lpsel.model.spec import ModelSpec
+from lpsel.storage import folder_atomically
 
 ALL_LINEAR = "all-linear"
-QUANTIZATIONS = ("nf4",)
 ADAPTER = "adapter"
 
 
@@ -27,12 +27,8 @@ class Adapter:
     It has no dropout, because the loss of a batch must not depend on how the batch is split.
 
     Attributes:
-        rank: rows of A and columns of B.
-        alpha: scale of the adapter, before it is divided by the rank.
-        target_modules: all-linear, which means every linear layer of the decoder except the output head, or a list of
-            layer names such as q_proj.
-        quantization: null, or nf4 for the linear layers' own weights in 4 bits with quantized scales (Dettmers et al.
-            2023, section 3).
+        target_modules: all-linear for every linear layer of the decoder, or a list of layer names such as q_proj.
+        quantization: null, or nf4: 4 bits per weight, with quantized scales (Dettmers et al. 2023, section 3).
         merge: also save the full model with the adapter merged into its weights.
     """
 
@@ -51,7 +47,7 @@ class Adapter:
             problem = f"must be {ALL_LINEAR} or a list of layer names, such as [q_proj,v_proj]"
             raise UserError("adapter.target_modules", names, problem)
         if self.quantization is not None:
-            check_choice("adapter.quantization", self.quantization, QUANTIZATIONS, "set it to null for no quantization")
+            check_choice("adapter.quantization", self.quantization, ["nf4"], "set it to null for no quantization")
         check_flag("adapter.merge", self.merge)
 
     @property
@@ -59,14 +55,7 @@ class Adapter:
         return "lora" if self.quantization is None else "qlora"
 
     def check(self, strategy: Any) -> None:
-        """Check that this adapter can be trained, before a model is loaded.
-
-        Args:
-            strategy: of the trainer, a name or its settings.
-
-        Raises:
-            UserError: a package is not installed, or the strategy shards the weights.
-        """
+        """Check that the packages are installed and that the trainer's strategy, a name or settings, does not shard."""
         from lpsel.model.fsdp import shards
 
         extra = "lora" if self.quantization is None else "quantized"
@@ -80,14 +69,9 @@ class Adapter:
     def load(self, spec: ModelSpec, path: str, precision: str, device: Any) -> "AdaptedModel":
         """The model with a new adapter, in evaluation mode. B is 0, so that its outputs are unchanged.
 
-        The model's own weights are in float32 with precision 32-true, otherwise in bfloat16. The adapter is in float32
-        except with bf16-true.
-
-        Args:
-            spec: the model; the seed of its recipe initializes A.
-            path: folder or Hub id to load it from.
-            precision: as named by `lpsel.model.device`.
-            device: for 4-bit weights; others are loaded on the CPU, and the strategy moves them.
+        The model's own weights are in float32 with precision 32-true, otherwise in bfloat16; the adapter is in float32
+        except with bf16-true. The seed of the recipe initializes A. 4-bit weights are loaded on `device`, others on the
+        CPU.
 
         Raises:
             UserError: the model cannot be loaded, is already quantized, or lacks the layers named.
@@ -102,22 +86,18 @@ class Adapter:
             model = load_model(spec, path, dtype)
         else:
             model = _load_in_4_bits(spec, path, dtype, device)
-        layers = self.layers(model, spec)
         config = peft.LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # any number works
             lora_dropout=0.0,
-            target_modules=list(layers),
+            target_modules=list(self.layers(model, spec)),
             task_type=peft.TaskType.CAUSAL_LM,
             revision=spec.revision,
         )
         with torch.random.fork_rng(devices=[]), _ignore_peft_warnings():
             torch.manual_seed(spec.recipe.seed)
             wrapped = peft.get_peft_model(model, config).eval()
-        adapted = AdaptedModel(self, spec, path, precision, wrapped)
-        expected = sum(self.rank * (inputs + outputs) for inputs, outputs in layers.values())
-        assert adapted.trainable_parameters == expected, (adapted.trainable_parameters, expected)
-        return adapted
+        return AdaptedModel(self, spec, path, precision, wrapped)
 
     def layers(self, model: Any, spec: ModelSpec) -> dict[str, tuple[int, int]]:
         """Full name and (inputs, outputs) of each linear layer that gets an adapter."""
@@ -146,14 +126,7 @@ class Adapter:
 
 @dataclass(frozen=True)
 class AdaptedModel:
-    """A model with an adapter.
-
-    Attributes:
-        adapter: the settings of the adapter.
-        spec, path: the base model.
-        precision: of the training.
-        wrapped: the peft model around the transformers model.
-    """
+    """A model with an adapter: `wrapped` is the peft model around the transformers model that `path` contains."""
 
     adapter: Adapter
     spec: ModelSpec
@@ -171,40 +144,34 @@ class AdaptedModel:
         return sum(p.numel() for p in self.wrapped.parameters() if p.requires_grad)
 
     def save(self, tokenizer: Any, run_dir: Path, model: str) -> None:
-        """Write RUN/adapter in peft's format and, if it is to be merged, the full model with its tokenizer.
+        """Write RUN/adapter in peft's format and, with `merge`, the full model in RUN/`model` with its tokenizer.
 
-        Merging loads the model a second time on the host: 4 bytes per weight, 2 with bf16-true.
+        Merging loads the model a second time, as stored and not quantized, on the host: 4 bytes per weight, 2 with
+        bf16-true.
         """
-        from lpsel.storage import folder_atomically
-
-        with folder_atomically(run_dir / ADAPTER) as folder:
-            # No embedding is trained; without this setting, peft would query the Hub to find out.
-            self.wrapped.save_pretrained(folder, save_embedding_layers=False)
-        shutil.rmtree(run_dir / model, ignore_errors=True)  # of an earlier run in the same folder
-        if self.adapter.merge:
-            with folder_atomically(run_dir / model) as folder:
-                self.merged(run_dir / ADAPTER).save_pretrained(folder)
-                tokenizer.save_pretrained(folder)
-
-    def merged(self, saved: Path) -> Any:
-        """The model as stored on disk, not quantized, with a saved adapter merged into its weights, on the CPU."""
         import peft
         import torch
 
         from lpsel.model.load import load_model
 
+        with folder_atomically(run_dir / ADAPTER) as folder:
+            # No embedding is trained; without this setting, peft would query the Hub to find out.
+            self.wrapped.save_pretrained(folder, save_embedding_layers=False)
+        shutil.rmtree(run_dir / model, ignore_errors=True)  # of an earlier run in the same folder
+        if not self.adapter.merge:
+            return
         base = load_model(self.spec, self.path, torch.bfloat16 if self.precision == "bf16-true" else torch.float32)
         with _ignore_peft_warnings():
-            return peft.PeftModel.from_pretrained(base, str(saved), torch_device="cpu").merge_and_unload()
+            adapted = peft.PeftModel.from_pretrained(base, str(run_dir / ADAPTER), torch_device="cpu")
+            merged = adapted.merge_and_unload()
+        with folder_atomically(run_dir / model) as folder:
+            merged.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
 
     def describe(self, run_dir: Path) -> dict[str, Any]:
         """The adapter's part of result.json."""
-        return {
-            "method": self.adapter.method,
-            **asdict(self.adapter),
-            "trainable_parameters": self.trainable_parameters,
-            "folder": str(run_dir / ADAPTER),
-        }
+        sizes = {"trainable_parameters": self.trainable_parameters, "folder": str(run_dir / ADAPTER)}
+        return {"method": self.adapter.method, **asdict(self.adapter), **sizes}
 
 
 def _load_in_4_bits(spec: ModelSpec, path: str, dtype: Any, device: Any) -> Any:

@@ -26,15 +26,14 @@ def can_pack(model: Any) -> bool:
     This excludes state-space, linear-attention, chunked-attention and ALiBi models, whose rows are padded instead.
     """
     config = model.config.get_text_config()
-    stateful = getattr(model, "_is_stateful", False)
-    layers = getattr(config, "layer_types", None) or ["full_attention"]
-    position_biased = getattr(config, "alibi", False) or config.model_type in ("bloom", "mpt")
-    return bool(
-        getattr(model, "_supports_attention_backend", False)
-        and not stateful
-        and not position_biased
-        and set(layers) <= LAYER_TYPES
-    )
+    if (
+        getattr(model, "_is_stateful", False)
+        or getattr(config, "alibi", False)
+        or config.model_type in ("bloom", "mpt")
+    ):
+        return False
+    layers = getattr(config, "layer_types", None) or []
+    return bool(getattr(model, "_supports_attention_backend", False)) and LAYER_TYPES.issuperset(layers)
 
 
 class PackedAttention:
@@ -69,25 +68,19 @@ class PackedAttention:
         if unknown:
             raise NotImplementedError(f"attention with {', '.join(unknown)}")
         assert self.batch is not None, "no pack is set"
-        dtype = _autocast_dtype(value_1GTD)
+        dtype = autocast_dtype(value_1GTD)
         query, key, value = (each[0].to(dtype) for each in (query_1HTD, key_1GTD, value_1GTD))
         if scaling is None:
             scaling = query.shape[-1] ** -0.5
         if softcap is None and flash_supports(query, value):
             attended_THD = self._on_gpu(query, key, value, scaling, sliding_window)
         else:
-            parts = [
-                self._segment(query, key, value, segment, scaling, sliding_window, softcap)
-                for segment in self._segments(query.shape[1])
-            ]
+            segments = [*self.batch.shared, *self.batch.rows]
+            if (end := segments[-1].stop) < query.shape[1]:
+                segments.append(Segment(end, query.shape[1]))
+            parts = [self._segment(query, key, value, s, scaling, sliding_window, softcap) for s in segments]
             attended_THD = torch.cat(parts, dim=1).transpose(0, 1)
         return attended_THD[None], None
-
-    def _segments(self, tokens: int) -> list[Segment]:
-        assert self.batch is not None
-        segments = [*self.batch.shared, *self.batch.rows]
-        end = segments[-1].stop
-        return segments if end == tokens else [*segments, Segment(end, tokens)]
 
     def _segment(
         self,
@@ -112,9 +105,8 @@ class PackedAttention:
         if query_HQD.dtype == torch.float32 and softcap is None:
             # The fused kernel needs four dimensions.
             query, key, value = query_HQD[None], key_GKD[None], value_GKD[None]
-            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask_QK, scale=scaling, enable_gqa=True)[
-                0
-            ]
+            fused = F.scaled_dot_product_attention
+            return fused(query, key, value, attn_mask=mask_QK, scale=scaling, enable_gqa=True)[0]
         # In bfloat16, the fused kernel of the CPU takes twice as long as these products.
         heads, groups = len(query_HQD), len(key_GKD)
         query_GQD = query_HQD.reshape(groups, heads // groups * (stop - start), -1)
@@ -141,12 +133,10 @@ class PackedAttention:
         assert self.batch is not None, "no pack is set"
         varlen = self.batch.varlen
         assert varlen is not None, "the pack was made for a CPU"
-        seen_KGD = key.transpose(0, 1).index_select(0, varlen.seen_K)
-        value_KGD = value.transpose(0, 1).index_select(0, varlen.seen_K)
         attended_THD: Any = varlen_attn(
             query.transpose(0, 1).contiguous(),
-            seen_KGD,
-            value_KGD,
+            key.transpose(0, 1).index_select(0, varlen.seen_K),
+            value.transpose(0, 1).index_select(0, varlen.seen_K),
             varlen.query_ends_S1,
             varlen.key_ends_S1,
             varlen.longest_query,
@@ -170,6 +160,7 @@ def flash_supports(query: Tensor, value: Tensor) -> bool:
     )
 
 
-def _autocast_dtype(tensor: Tensor) -> torch.dtype:
+def autocast_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype in which products with `tensor` are computed."""
     kind = tensor.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype

@@ -1,7 +1,6 @@
-"""A model's decoder layers, compiled or checkpointed. A checkpointed layer saves only its input for the backward pass.
+"""A model's decoder layers, compiled or checkpointed (Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost).
 
-(Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost.) The switch of transformers works only in training
-mode, and models are in evaluation mode here so that dropout is off.
+The switch of transformers works only in training mode, and models are in evaluation mode so that dropout is off.
 """
 
 from collections.abc import Callable
@@ -20,21 +19,13 @@ RECOMPILE_LIMIT = 64
 
 
 def checkpoint_layers(model: Any) -> None:
-    """Checkpoint every decoder layer of a transformers model in passes with gradients; parameter names do not change.
-
-    Raises:
-        UserError: the model has no list of decoder layers.
-    """
+    """Checkpoint every decoder layer in passes with gradients; parameter names do not change."""
     for layer in decoder_layers(model):
         layer.forward = partial(_recomputed, layer.forward)
 
 
 def compile_layers(model: Any) -> None:
-    """Compile every decoder layer for packs of a few fixed shapes; attention remains a kernel call.
-
-    Raises:
-        UserError: the model has no list of decoder layers.
-    """
+    """Compile every decoder layer for packs of a few fixed shapes; attention remains a kernel call."""
     for layer in decoder_layers(model):
         layer.compile(dynamic=False, recompile_limit=RECOMPILE_LIMIT)
 

@@ -20,14 +20,10 @@ def resolve_precision(requested: str) -> str:
     """Lightning's name of the requested precision; `auto` is bf16-mixed if a GPU supports it, otherwise 32-true.
 
     float16 is not supported: its loss scaling does not work with losses that are summed over micro-batches.
-
-    Raises:
-        UserError: any other precision.
     """
-    if requested != "auto":
-        named = ALIASES.get(str(requested), str(requested))
-        if named not in PRECISIONS:
-            check_choice("trainer.precision", requested, ("auto", *PRECISIONS))
+    named = ALIASES.get(str(requested), str(requested))
+    check_choice("trainer.precision", named, ("auto", *PRECISIONS))
+    if named != "auto":
         return named
     import torch
 
@@ -37,19 +33,12 @@ def resolve_precision(requested: str) -> str:
 
 
 def lightning_precision(precision: str) -> str:
-    """The precision passed to Lightning, whose bf16-true would also round rotary frequencies to bfloat16.
-
-    Here the weights are loaded in bfloat16, and nothing else changes.
-    """
+    """The precision passed to Lightning: its own bf16-true would also round rotary frequencies to bfloat16."""
     return "32-true" if precision == "bf16-true" else precision
 
 
 def device_of(accelerator: str) -> "torch.device":
-    """The device that a run in one process uses.
-
-    Raises:
-        UserError: an unknown accelerator, or a GPU on a machine without one.
-    """
+    """The device that a run in one process uses."""
     check_choice("trainer.accelerator", accelerator, ACCELERATORS)
     import torch
 
@@ -70,10 +59,10 @@ def free_memory() -> None:
 
 
 def reuse_freed_memory() -> None:
-    """Let the C library keep freed blocks of up to REUSED_BYTES, up to 2 GiB of them, for later allocations.
+    """Let glibc keep freed blocks of up to REUSED_BYTES, up to 2 GiB of them, for later allocations.
 
-    By default, glibc returns large blocks to the kernel, which clears every page for the next layer again and takes at
-    least a tenth of a pass (docs/benchmarks.md). Does nothing with another C library.
+    By default it returns large blocks to the kernel, which clears every page again: at least a tenth of a pass
+    (docs/benchmarks.md).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -28,10 +28,7 @@ def save_model(trainer: Any, module: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def gather(model: Any) -> dict[str, Any]:
-    """The full state dict of a sharded model, on the CPU of rank 0; empty on the other ranks.
-
-    Tied weights are one tensor again, so that they are written once.
-    """
+    """The full state dict of a sharded model, tied weights as one tensor, on rank 0's CPU; empty on other ranks."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

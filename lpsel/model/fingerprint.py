@@ -15,12 +15,8 @@ LARGE = 1 << 20  # bytes from which on the hash of a file is cached
 def model_fingerprint(path: str, revision: str | None = None, cache_dir: Path | None = None) -> str:
     """The SHA-256 of a local folder's model and tokenizer files, or the id and commit of a Hub model.
 
-    Of a sentence-transformers folder, the files of its modules' folders count too. A file is read again only if its
-    size, times or inode have changed. With `cache_dir`, hashes of large files are shared between processes.
-
-    Args:
-        path: folder or Hub id.
-        revision: branch, tag or commit of a Hub model.
+    Of a sentence-transformers folder, the files of its modules' folders count too. With `cache_dir`, hashes of large
+    files are shared between processes.
 
     Raises:
         UserError: there is neither such a folder nor such a Hub model.
@@ -35,11 +31,7 @@ def model_fingerprint(path: str, revision: str | None = None, cache_dir: Path | 
 
 
 def hub_config(path: str, revision: str | None = None) -> Path:
-    """The config.json of a Hub model, downloaded if it is not in the local Hub cache.
-
-    Raises:
-        UserError: the Hub has no such model, or is not reachable.
-    """
+    """The config.json of a Hub model, downloaded if it is not in the local Hub cache."""
     from huggingface_hub import hf_hub_download
 
     try:

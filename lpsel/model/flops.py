@@ -1,11 +1,9 @@
 """Floating-point operations of training and recording passes, including attention.
 
-Models are transformers causal language models, with or without an adapter; `lengths` are the tokens of each row and
-`supervised` its supervised tokens, shape (N,) each.
+`lengths` are the tokens of each row and `supervised` its supervised tokens, shape (N,) each.
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,29 +21,23 @@ def forward_flops(model: Any, lengths: NDArray[np.int32], supervised: NDArray[np
     vocabulary per supervised token for the head (Kaplan et al. 2020, table 1, with the head separate). 4-bit weights
     count like other weights.
     """
-    return _products(model, lengths, supervised).forward
+    weights, _, attention = _products(model, lengths, supervised)
+    return weights + attention
 
 
 def training_flops(model: Any, lengths: NDArray[np.int32], supervised: NDArray[np.int32]) -> float:
     """Floating-point operations of one forward and backward pass over rows.
 
     For every product, the backward pass has one of the same size for the gradient of the input, and another for the
-    gradient of the weight if the weight is trained. Attention multiplies activations only and needs both. The total is
-    three times the forward pass if all weights are trained, and two thirds of that for frozen weights: 4 instead of 6
-    per weight and token. Recomputation by activation checkpointing is not counted, and neither is that the input of the
-    first layer needs no gradient if the embedding is frozen.
+    gradient of the weight if the weight is trained: 6 per trained weight and token, 4 per frozen one. Attention needs
+    both. Not counted: recomputation by activation checkpointing, and that a frozen embedding needs no gradient.
     """
-    products = _products(model, lengths, supervised)
-    return 2 * products.forward + products.attention + products.trainable
+    weights, trainable, attention = _products(model, lengths, supervised)
+    return 2 * (weights + attention) + attention + trainable
 
 
 def spent(model: Any, tokens: Tokens, trained_N: Times, recorded_N: Times) -> dict[str, float]:
-    """Tokens, without padding, and FLOPs of passes over rows.
-
-    Args:
-        tokens: of N rows.
-        trained_N, recorded_N: how often each row is trained on, and how often it is only recorded, shape (N,).
-    """
+    """Tokens, without padding, and FLOPs of training on rows and recording them as often as given, shape (N,)."""
 
     def rows(times_N: Times) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         return np.repeat(tokens.lengths, times_N), np.repeat(tokens.response_tokens, times_N)
@@ -56,26 +48,8 @@ def spent(model: Any, tokens: Tokens, trained_N: Times, recorded_N: Times) -> di
     }
 
 
-@dataclass(frozen=True)
-class _Products:
-    """Operations of a forward pass.
-
-    Attributes:
-        weights: products with weights, the head's included.
-        trainable: those of them whose weight is trained.
-        attention: products of activations with activations.
-    """
-
-    weights: float
-    trainable: float
-    attention: float
-
-    @property
-    def forward(self) -> float:
-        return self.weights + self.attention
-
-
-def _products(model: Any, lengths: NDArray[np.int32], supervised: NDArray[np.int32]) -> _Products:
+def _products(model: Any, lengths: NDArray[np.int32], supervised: NDArray[np.int32]) -> tuple[float, float, float]:
+    """Operations of a forward pass: products with weights, those of them with trained weights, and attention."""
     config = model.config.get_text_config()
     head = model.get_output_embeddings().weight
     tables = {id(model.get_input_embeddings().weight), id(head)}
@@ -83,13 +57,11 @@ def _products(model: Any, lengths: NDArray[np.int32], supervised: NDArray[np.int
     length = lengths.astype(np.float64)
     per_token = 2.0 * length.sum()
     per_label = 2.0 * supervised.sum(dtype=np.float64)
-    return _Products(
-        weights=float(per_token * sum(map(_size, layers)) + per_label * _size(head)),
-        trainable=float(
-            per_token * sum(_size(p) for p in layers if p.requires_grad) + per_label * _size(head) * head.requires_grad
-        ),
-        attention=float(2 * config.num_hidden_layers * config.hidden_size * (length**2).sum()),
-    )
+    weights = per_token * sum(map(_size, layers)) + per_label * _size(head)
+    trained = sum(_size(p) for p in layers if p.requires_grad)
+    trainable = per_token * trained + per_label * _size(head) * head.requires_grad
+    attention = 2 * config.num_hidden_layers * config.hidden_size * (length**2).sum()
+    return float(weights), float(trainable), float(attention)
 
 
 def _size(parameter: Any) -> int:

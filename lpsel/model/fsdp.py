@@ -25,11 +25,7 @@ from lpsel.model.spec import ModelSpec
 class ShardedStrategy(ModelParallelStrategy):
     """Lightning's strategy for FSDP2, over all devices of all nodes.
 
-    Args:
-        cpu_offload: store weights, gradients and optimizer states on the host, and step the optimizer there.
-
-    Raises:
-        UserError: `cpu_offload` without a GPU.
+    With `cpu_offload`, weights, gradients and optimizer states are on the host, where the optimizer updates them.
     """
 
     def __init__(self, cpu_offload: bool = False) -> None:
@@ -71,34 +67,35 @@ def load_sharded(
 ) -> PerSampleLoss:
     """The sharded model, checked and filled with its weights. All ranks call it together.
 
+    With bf16-mixed, a layer is gathered and computed in bfloat16, and its gradient is reduced in float32.
+
     Args:
         dtype: of the weights that the optimizer updates.
-        strategy: with its process group and device mesh.
-        precision: as named by `lpsel.model.device`; with bf16-mixed, a layer is gathered and computed in bfloat16, and
-            its gradient is reduced in float32.
         prepare: called with the model before it is sharded, for example to freeze parts of it.
 
     Raises:
         UserError: on all ranks, if rank 0 cannot load the model.
     """
-    whole, packed = _whole_on_rank_0(spec, path, strategy)
-    model = empty_model(spec, path, dtype)
-    prepare(model)
-    loss = PerSampleLoss(model, packed)
-    _shard(loss, strategy, precision)
-    _fill(model, whole, strategy)
-    return loss
-
-
-def empty_model(spec: ModelSpec, path: str, dtype: torch.dtype) -> Any:
-    """The model that config.json describes, in evaluation mode, on the meta device, which takes no memory."""
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            load_config(spec, path), dtype=dtype, trust_remote_code=spec.trust_remote_code
-        )
-    return model.eval()
+    whole, packed = _whole_on_rank_0(spec, path, strategy)
+    config, trusted = load_config(spec, path), spec.trust_remote_code
+    with torch.device("meta"):  # which takes no memory
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trusted).eval()
+    prepare(model)
+    loss = PerSampleLoss(model, packed)
+    mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    shard = partial(
+        fully_shard,
+        mesh=strategy.device_mesh["data_parallel"],
+        mp_policy=mixed if precision == "bf16-mixed" else MixedPrecisionPolicy(),
+        offload_policy=CPUOffloadPolicy() if strategy.cpu_offload else OffloadPolicy(),
+    )
+    for layer in decoder_layers(model):
+        shard(layer)
+    shard(loss)
+    _fill(model, whole, strategy)
+    return loss
 
 
 def _whole_on_rank_0(spec: ModelSpec, path: str, strategy: ShardedStrategy) -> tuple[Any, bool | None]:
@@ -122,20 +119,6 @@ def _whole_on_rank_0(spec: ModelSpec, path: str, strategy: ShardedStrategy) -> t
     if problem is not None:
         raise ReportedByMainProcess(path, problem=problem)
     return whole, packed
-
-
-def _shard(loss: PerSampleLoss, strategy: ShardedStrategy, precision: str) -> None:
-    """Shard the decoder layers one by one, then the rest of the module."""
-    mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    shard = partial(
-        fully_shard,
-        mesh=strategy.device_mesh["data_parallel"],
-        mp_policy=mixed if precision == "bf16-mixed" else MixedPrecisionPolicy(),
-        offload_policy=CPUOffloadPolicy() if strategy.cpu_offload else OffloadPolicy(),
-    )
-    for layer in decoder_layers(loss.model):
-        shard(layer)
-    shard(loss)
 
 
 def _fill(model: Any, whole: Any, strategy: ShardedStrategy) -> None:

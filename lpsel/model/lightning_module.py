@@ -33,14 +33,8 @@ class FineTuner(L.LightningModule):
 
     Args:
         role: scorer or target, the prefix of its metrics.
-        spec: the model and its recipe.
-        path: folder or Hub id to load it from.
         optimizer: called with the parameters and `lr=`.
         total_steps: horizon of the learning-rate schedule, in optimizer steps.
-        precision: of the weights and of the passes, as named by `lpsel.model.device`.
-        adapter: trained instead of all weights.
-        activation_checkpointing: keep only the inputs of each layer for the backward pass.
-        compiled: run the layers through torch.compile.
         measure: what recording passes return of every supervised token, instead of its NLL.
 
     Attributes:
@@ -65,9 +59,8 @@ class FineTuner(L.LightningModule):
         self.automatic_optimization = False
         self.role, self.spec, self.path = role, spec, path
         self.make_optimizer, self.total_steps = optimizer, total_steps
-        self.precision = precision
-        self.adapter, self.activation_checkpointing = adapter, activation_checkpointing
-        self.compiled, self.measure = compiled, measure
+        self.precision, self.adapter, self.measure = precision, adapter, measure
+        self.activation_checkpointing, self.compiled = activation_checkpointing, compiled
         self.adapted: AdaptedModel | None = None
         self.loss: PerSampleLoss | None = None
         self.step_nll = math.nan
@@ -110,9 +103,8 @@ class FineTuner(L.LightningModule):
         from transformers import get_scheduler
 
         recipe = self.spec.recipe
-        optimizer = self.make_optimizer(
-            [p for p in self.language_model.parameters() if p.requires_grad], lr=recipe.learning_rate
-        )
+        trained = [p for p in self.language_model.parameters() if p.requires_grad]
+        optimizer = self.make_optimizer(trained, lr=recipe.learning_rate)
         scheduler = get_scheduler(
             "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule,
             optimizer,
@@ -126,9 +118,11 @@ class FineTuner(L.LightningModule):
             return
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
+        model = self.trainer.strategy.model
         total = torch.zeros((), device=self.trainer.strategy.root_device)
         for i, batch in enumerate(step.micro_batches):
-            self._reduce_gradients(i == len(step.micro_batches) - 1)
+            if isinstance(model, DistributedDataParallel):  # gradients are reduced with the last micro-batch
+                model.require_backward_grad_sync = i == len(step.micro_batches) - 1
             # Strategies average gradients over ranks, but the loss is a sum over ranks.
             assert self.loss is not None
             loss = self.loss(batch, summed=True) * (self.trainer.world_size / step.supervised_tokens)
@@ -158,12 +152,6 @@ class FineTuner(L.LightningModule):
         """Mean NLL of each row, in nats per supervised token, or of `measure`, shape (B,)."""
         assert self.loss is not None
         return per_sample_nll(self.loss(batch, measure=self.measure), batch.row_N, batch.supervised_B)
-
-    def _reduce_gradients(self, now: bool) -> None:
-        """Reduce gradients over ranks only with the last micro-batch of a step."""
-        model = self.trainer.strategy.model
-        if isinstance(model, DistributedDataParallel):
-            model.require_backward_grad_sync = now
 
     def _diverged(self, step: OptimizerStep, batch_idx: int, gradient_norm: float) -> UserError:
         """The error that ends a training whose step is not finite. All ranks call it, before the optimizer step.

@@ -19,8 +19,7 @@ def locate(spec: ModelSpec, cache_dir: Path) -> str:
     """The folder or Hub id to load from; a tiny model is created first if needed.
 
     Raises:
-        UserError: there is no such folder or Hub model, it is incomplete, or its context is shorter than max_length;
-            before anything is loaded.
+        UserError: there is no such folder or Hub model, it is incomplete, or its context is shorter than max_length.
     """
     if not spec.path:
         from lpsel.toy.model import make_tiny
@@ -42,11 +41,7 @@ def locate(spec: ModelSpec, cache_dir: Path) -> str:
 
 
 def check_model(spec: ModelSpec, cache_dir: Path) -> None:
-    """`locate` without creating a model.
-
-    Raises:
-        UserError: as in `locate`.
-    """
+    """`locate` without creating a model."""
     if spec.path:
         locate(spec, cache_dir)
     else:
@@ -72,12 +67,9 @@ def _check_weights(spec: ModelSpec, folder: Path) -> None:
     if not pickled:
         raise UserError(spec.path, problem="has no weights (*.safetensors)", hint=SAVED)
     if not spec.bin_weights:
-        raise UserError(
-            spec.path,
-            problem=f"its weights are pickled ({pickled[0].name})",
-            hint="save them as safetensors, or set model.bin_weights=true (scorer.bin_weights, or bin_weights for "
-            "evaluate) if you trust their source",
-        )
+        options = "model.bin_weights=true (scorer.bin_weights, or bin_weights for evaluate)"
+        hint = f"save them as safetensors, or set {options} if you trust their source"
+        raise UserError(spec.path, problem=f"its weights are pickled ({pickled[0].name})", hint=hint)
 
 
 def _check_config(spec: ModelSpec, file: Path) -> None:
@@ -106,9 +98,7 @@ def load_tokenizer(spec: ModelSpec, path: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, revision=spec.revision, trust_remote_code=spec.trust_remote_code
-        )
+        tokenizer = AutoTokenizer.from_pretrained(path, **_source(spec))
     except Exception as error:  # the Rust library raises bare ones
         problem = f"its tokenizer cannot be loaded ({first_line(error)})"
         raise UserError(path, problem=problem, hint="use a complete model folder") from error
@@ -120,19 +110,22 @@ def load_tokenizer(spec: ModelSpec, path: str) -> Any:
     return tokenizer
 
 
+def _source(spec: ModelSpec) -> dict[str, Any]:
+    return {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+
+
 def load_config(spec: ModelSpec, path: str) -> Any:
     """The model's configuration, if transformers supports it and rows fit into its context."""
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(path, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+        config = AutoConfig.from_pretrained(path, **_source(spec))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            path,
-            problem=f"its config.json cannot be used ({first_line(error)})",
-            hint="use a model supported by transformers, or set trust_remote_code=true if you trust the code that "
-            "comes with it",
-        ) from error
+        problem = f"its config.json cannot be used ({first_line(error)})"
+        hint = (
+            "use a model supported by transformers, or set trust_remote_code=true if you trust the code in its folder"
+        )
+        raise UserError(path, problem=problem, hint=hint) from error
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if context is not None:
         _check_context(spec, context)
@@ -153,11 +146,10 @@ def load_model(spec: ModelSpec, path: str, dtype: Any, **options: Any) -> Any:
     try:
         model = AutoModelForCausalLM.from_pretrained(
             path,
-            revision=spec.revision,
-            trust_remote_code=spec.trust_remote_code,
             dtype=dtype,
             use_safetensors=None if spec.bin_weights else True,
             weights_only=True,
+            **_source(spec),
             **options,
         )
     except (OutOfMemoryError, MemoryError):

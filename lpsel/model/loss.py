@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from lpsel.data.packing import MicroBatch, Segment, varlen_of
 from lpsel.errors import UserError
-from lpsel.model.attention import PackedAttention, can_pack
+from lpsel.model.attention import PackedAttention, autocast_dtype, can_pack
 
 # B rows of a pack, T tokens of it, N supervised tokens of it, H hidden size, V vocabulary
 
@@ -30,12 +30,8 @@ class PerSampleLoss(nn.Module):
     """A transformers causal language model that returns the losses of its supervised tokens.
 
     Works for every architecture whose logits are its output embedding times the last hidden state, scaled or
-    soft-capped as configured; `check_head` compares them with the model's own logits. If the architecture allows it,
-    the model uses `lpsel.model.attention` until `release`.
-
-    Args:
-        model: the model.
-        packed: whether the model supports packs, if that is known already.
+    soft-capped as configured; `check_head` compares them with the model's own logits. If the model supports packs
+    (`packed`, by default as `can_pack` finds), it uses `lpsel.model.attention` until `release`.
     """
 
     def __init__(self, model: Any, packed: bool | None = None) -> None:
@@ -52,11 +48,7 @@ class PerSampleLoss(nn.Module):
             self.attention.install(model)
 
     def forward(self, batch: MicroBatch, summed: bool = False, measure: Measure | None = None) -> Tensor:
-        """NLL of every supervised token, in nats, float32, shape (N,), without a gradient; or their sum, with one.
-
-        Args:
-            measure: computed instead of the NLL, if `summed` is false.
-        """
+        """NLL of every supervised token, or `measure`, float32, (N,), without a gradient; or the sum, with one."""
         if summed:
             hidden_NH = self.hidden(batch)
             weights = list(self.model.get_output_embeddings().parameters())
@@ -92,9 +84,9 @@ class PerSampleLoss(nn.Module):
     def logits(self, hidden_NH: Tensor, weights: Sequence[Tensor] | None = None) -> Tensor:
         """The model's logits for hidden states, shape (N, V), optionally with other weights of the head."""
         head = self.model.get_output_embeddings()
-        if weights is None:
-            weights = list(head.parameters())
-        named = {name: weight for (name, _), weight in zip(head.named_parameters(), weights, strict=True)}
+        named = dict(head.named_parameters())
+        if weights is not None:
+            named = dict(zip(named, weights, strict=True))
         logits_NV = functional_call(head, named, (hidden_NH,))
         if self.scale != 1.0:
             logits_NV = logits_NV * self.scale
@@ -159,20 +151,13 @@ class _SummedNLL(torch.autograd.Function):
 
 def _autocast(weight: Tensor) -> Tensor:
     """A weight in the dtype in which autocast multiplies it, cast once instead of for every chunk."""
-    kind = weight.device.type
-    casts = weight.is_floating_point() and torch.is_autocast_enabled(kind)
-    return weight.to(torch.get_autocast_dtype(kind)) if casts else weight
+    return weight.to(autocast_dtype(weight)) if weight.is_floating_point() else weight
 
 
 def per_sample_nll(token_nll_N: Tensor, row_N: Tensor, supervised_B: Tensor) -> Tensor:
     """Mean negative log-likelihood of each row, in nats per supervised token, float32, shape (B,).
 
-    NaN for a row without a supervised token.
-
-    Args:
-        token_nll_N: NLL of every supervised token.
-        row_N: the row of every supervised token.
-        supervised_B: number of supervised tokens of each row.
+    NaN for a row without a supervised token. `row_N` is the row of each of the `supervised_B` tokens of every row.
     """
     sums_B = token_nll_N.new_zeros(len(supervised_B)).index_add_(0, row_N, token_nll_N)
     return sums_B / supervised_B
@@ -188,8 +173,7 @@ def check_head(loss: PerSampleLoss) -> None:
         UserError: the architecture transforms its logits in other ways than scaling and soft-capping.
     """
     model = loss.model
-    device, vocabulary = model.device, model.get_output_embeddings().weight.shape[0]
-    ids_T = torch.arange(16, device=device) * 7919 % vocabulary
+    ids_T = torch.arange(16, device=model.device) * 7919 % model.get_output_embeddings().weight.shape[0]
     rows = torch.stack([ids_T[:11], torch.cat([ids_T[:6], ids_T[11:]])])
     batch = _two_rows(ids_T)
     try:
@@ -206,12 +190,9 @@ def check_head(loss: PerSampleLoss) -> None:
     tolerance = 1e-4 if model.dtype == torch.float32 else 5e-2
     scale = float(own_NV.nan_to_num().abs().max())
     if not torch.allclose(ours_NV, own_NV, rtol=tolerance, atol=tolerance * scale, equal_nan=True):
-        difference = float((ours_NV - own_NV).abs().max())
-        raise UserError(
-            model.config.model_type,
-            problem=f"its logits are not its output embedding times the last hidden state (off by {difference:.3g})",
-            hint="use a model of another architecture",
-        )
+        off = float((ours_NV - own_NV).abs().max())
+        problem = f"its logits are not its output embedding times the last hidden state (off by {off:.3g})"
+        raise UserError(model.config.model_type, problem=problem, hint="use a model of another architecture")
 
 
 def _two_rows(ids_T: Tensor) -> MicroBatch:

@@ -1,11 +1,7 @@
-"""Memory of training and recording passes, estimated from the shapes of a model before it is loaded.
-
-W weights of the model, A of an adapter, L of the linear layers that are quantized
-"""
+"""Memory of training and recording passes, estimated from the shapes of a model before it is loaded."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from lpsel.model.adapter import Adapter
 from lpsel.model.decoder_layers import decoder_layers
@@ -18,8 +14,7 @@ MOMENTS_8BIT = 2 + 2 * 4 / 256  # bytes per weight: two moments, and a scale per
 ACTIVATION_BYTES = {"cpu": 256 * 2**20, "cuda": 512 * 2**20}
 
 
-@dataclass(frozen=True)
-class DeviceMemory:
+class DeviceMemory(NamedTuple):
     """Bytes on each device.
 
     Attributes:
@@ -34,7 +29,7 @@ class DeviceMemory:
 
     @property
     def total(self) -> float:
-        return self.states + self.gathered + self.activations
+        return sum(self)
 
 
 def training_memory(
@@ -51,11 +46,7 @@ def training_memory(
     """The memory for training `model` on each device; docs/memory.md lists the bytes per weight.
 
     Args:
-        model: a transformers model on the meta device.
-        spec: what it was created from.
-        precision: as named by `lpsel.model.device`.
         eight_bits: whether the optimizer stores its moments in 8 bits.
-        adapter: trained instead of all weights.
         checkpointing: whether layers keep only their inputs.
         pack: tokens of the largest micro-batch.
         shards: devices that share one copy, 1 without FSDP.
@@ -88,12 +79,6 @@ def recording_pack(config: Any, precision: str, requested: int, device: str) -> 
 
     The activations of a token are largest inside the MLP of a layer: six hidden states and four times the MLP's inner
     state in the precision of the pass, and the residual stream and its norm in float32.
-
-    Args:
-        config: configuration of a model.
-        precision: of the pass, as named by `lpsel.model.device`.
-        requested: tokens.
-        device: cpu or cuda.
     """
     hidden, inner = config.get_text_config().hidden_size, _inner_size(config)
     bytes_each = 4 if precision == "32-true" else 2

@@ -16,12 +16,10 @@ class Recipe:
     """How a model is fine-tuned; the defaults are the paper's (released training settings).
 
     Attributes:
-        epochs: passes over the rows; also the horizon of the learning-rate schedule.
         batch_size: rows per optimizer step, over all devices and micro-batches.
         learning_rate: its peak, after warm-up.
         warmup: fraction of all optimizer steps over which the rate rises from 0.
         schedule: the rate after warm-up: cosine or linear to 0, or constant.
-        max_grad_norm: the 2-norm of the gradient is clipped to this.
         seed: of the order of the rows.
     """
 

@@ -6,8 +6,8 @@
       state.json              progress, learning-rate schedule, state of the callbacks
       checkpoint.json         the SHA-256 of state.json and of every rank*.json; written last
 
-Only trained weights are saved. Each rank writes its own slices and reads the slices it needs, so nothing is gathered,
-and training can resume on another number of ranks, sharded or not.
+Only trained weights are saved. Each rank writes its own slices and reads those it needs, so training can resume on
+another number of ranks, sharded or not.
 """
 
 import logging
@@ -47,23 +47,14 @@ class Piece(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one training run. All ranks call its methods together.
-
-    Args:
-        folder: of the checkpoints, visible to every rank.
-        strategy: of Lightning, which connects the ranks.
-    """
+    """The checkpoints of one training run, in a folder that every rank sees. All ranks call its methods together."""
 
     def __init__(self, folder: Path, strategy: Any) -> None:
         self.folder, self.strategy = folder, strategy
         self.rank, self.world = strategy.global_rank, strategy.world_size
 
     def save(self, step: int, model: Any, optimizer: Any, progress: dict[str, Any]) -> None:
-        """Write a checkpoint and delete all but the newest of the earlier ones.
-
-        Args:
-            step: number of optimizer steps so far.
-            progress: JSON-like state in addition to weights and optimizer states.
+        """Write a checkpoint, with `progress` as JSON, and delete all but the newest of the earlier ones.
 
         Raises:
             UserError: the checkpoint cannot be written; earlier ones remain.
@@ -147,9 +138,11 @@ def _state(model: Any, optimizer: Any) -> tuple[dict[str, Any], dict[str, Tensor
     return numbers, tensors
 
 
-def _slice_of(tensor: DTensor) -> tuple[int, int]:
-    """First row of this rank's slice and first row after it; rows are split as by `torch.chunk`."""
-    rows = tensor.shape[0]
+def _slice_of(tensor: Any) -> tuple[int, int]:
+    """First row of this rank's slice and first row after it; sharded rows are split as by `torch.chunk`."""
+    rows = tensor.shape[0] if tensor.dim() else 0
+    if not isinstance(tensor, DTensor):
+        return 0, rows
     each = -(-rows // tensor.device_mesh.size())
     first = min(each * tensor.device_mesh.get_local_rank(), rows)
     return first, min(first + each, rows)
@@ -162,7 +155,7 @@ def _write_slices(folder: Path, rank: int, tensors: dict[str, Any]) -> None:
         if sliced or rank == 0:
             # Copied, because the states of bitsandbytes share a code book and safetensors rejects shared memory.
             own[name] = (value.to_local() if sliced else value).to("cpu", copy=True).contiguous()
-            where[name] = {"first": _slice_of(value)[0] if sliced else 0, "shape": list(value.shape)}
+            where[name] = {"first": _slice_of(value)[0], "shape": list(value.shape)}
     path = folder / f"{_name(rank)}.safetensors"
     save_file(own, path)
     with path.open("rb") as file:
@@ -171,11 +164,7 @@ def _write_slices(folder: Path, rank: int, tensors: dict[str, Any]) -> None:
 
 
 def _open(folder: Path, rank: int, world: int) -> tuple[dict[str, Any], dict[str, list[Piece]]]:
-    """The state, and the pieces of every tensor in order. The ranks share the work of hashing the tensor files.
-
-    Raises:
-        OSError, ValueError, KeyError, TypeError, AttributeError: a file is missing or has changed.
-    """
+    """The state, and the pieces of every tensor in order. The ranks share the work of hashing the tensor files."""
     hashes = check_format(folder / MANIFEST, FORMAT)["sha256"]
     check_files(folder, hashes)
     pieces = defaultdict(list)
@@ -225,9 +214,8 @@ def _fill(tensor: Any, pieces: list[Piece]) -> None:
     """Copy the saved values into a tensor, or into this rank's slice of it."""
     if pieces[0].shape != list(tensor.shape):
         raise ValueError(f"a tensor of shape {list(tensor.shape)} was saved with shape {pieces[0].shape}")
-    sliced = isinstance(tensor, DTensor)
-    first, stop = _slice_of(tensor) if sliced else (0, tensor.shape[0] if tensor.dim() else 0)
-    (tensor.to_local() if sliced else tensor).copy_(_rows(pieces, first, stop))
+    own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    own.copy_(_rows(pieces, *_slice_of(tensor)))
 
 
 def _rows(pieces: list[Piece], first: int, stop: int) -> Tensor:

@@ -2,16 +2,12 @@
 
 import resource
 import sys
-import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import lightning as L
 import torch
-
-from lpsel.data.packing import OptimizerStep
 
 PEAK_OF = {"bf16-true": torch.bfloat16, "bf16-mixed": torch.bfloat16}
 SPENT = ("tokens", "flops", "device_seconds")
@@ -23,7 +19,6 @@ class Cost:
 
     Attributes:
         tokens: fed in training and recording passes over all ranks, without padding.
-        flops: model floating-point operations, including attention.
         seconds: wall-clock time, including loading the model and earlier processes up to their last checkpoint.
         device_seconds: `seconds` times the number of devices.
         peak_memory_bytes: of this process so far, and of its GPU if it has one.
@@ -47,35 +42,6 @@ class Cost:
         )
 
 
-class Meter(L.Callback):
-    """Logs the tokens per second of every optimizer step, and the peak memory so far.
-
-    Only the tracking rank has one, so that nothing is gathered: its tokens count for every rank.
-
-    Attributes:
-        seconds: total time of the optimizer steps, without recording passes and loading.
-    """
-
-    def __init__(self, role: str) -> None:
-        self.role = role
-        self.seconds = 0.0
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.last = time.perf_counter()
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: OptimizerStep, batch_idx: int
-    ) -> None:
-        now = time.perf_counter()
-        self.seconds += now - self.last
-        tokens = sum(micro.tokens for micro in batch.micro_batches)
-        measured = {"tokens_per_second": trainer.world_size * tokens / (now - self.last)}
-        measured |= {f"peak_{where}_memory_gib": size / 2**30 for where, size in peak_memory().items()}
-        for name, value in measured.items():
-            pl_module.log(f"{self.role}/{name}", value, batch_size=1, on_step=True, on_epoch=False)
-        self.last = now
-
-
 def peak_memory() -> dict[str, int]:
     """Peak memory of this process in bytes, on the host and, if there is one, on its GPU."""
     # ru_maxrss is in kibibytes on Linux, in bytes on macOS.
@@ -86,12 +52,7 @@ def peak_memory() -> dict[str, int]:
 
 
 def utilization(flops: float, seconds: float, device: torch.device, devices: int, precision: str) -> dict[str, float]:
-    """Model FLOPs per second and device and, for devices that Lightning knows, their percentage of the peak.
-
-    Args:
-        flops: of `seconds` of training on all devices together.
-        precision: as named by `lpsel.model.device`.
-    """
+    """Model FLOPs per second and device and, for devices that Lightning knows, their percentage of the peak."""
     from lightning.fabric.utilities.throughput import get_available_flops
 
     per_second = flops / seconds / devices
@@ -107,19 +68,11 @@ def utilization(flops: float, seconds: float, device: torch.device, devices: int
 def ledger(
     scoring: Mapping[str, Any] | None, training: Mapping[str, Any], everything: Mapping[str, float]
 ) -> dict[str, Any]:
-    """The costs of a run, compared with training on all rows.
+    """The costs of a run, compared with training on all rows: tokens, FLOPs and device seconds of each part.
 
-    Reused scores count in full. The device seconds of training on all rows are extrapolated from this run by FLOPs.
-
-    Args:
-        scoring: tokens, flops and device_seconds of the scores; None for a rule without scores.
-        training: the same for training the target.
-        everything: tokens and flops of training the target on all rows.
-
-    Returns:
-        `selection`, `training`, `total` and `everything`, each with tokens, flops and device_seconds; `saved`, the
-        FLOPs saved, absolute and as a fraction (negative if more was spent); and `break_even_pct`, the percentage of
-        the data below which selection and training cost less than training on all rows.
+    Reused scores count in full; `scoring` is None for a rule without scores. The device seconds of training on
+    everything are extrapolated from this run by FLOPs. `saved` is negative if more was spent. `break_even_pct` is the
+    percentage of the data below which selection and training cost less than training on everything.
     """
     selection = {name: scoring[name] if scoring else 0 for name in SPENT}
     spent = {name: training[name] for name in SPENT}

@@ -35,10 +35,6 @@ class LossSpikes(L.Callback):
     A spike is a step whose mean NLL per supervised token exceeds the median m of the up to 32 previous steps (at least
     8) by more than six deviations, and exceeds 1.5 m. A deviation is 1.4826 times the median of |NLL - m| over these
     steps, which equals the standard deviation of a normal distribution.
-
-    Attributes:
-        count: spikes so far.
-        spikes: step, NLL and median of the first 100.
     """
 
     def __init__(self, title: str) -> None:
@@ -87,11 +83,7 @@ def spike(window: Sequence[float], nll: float) -> float | None:
 
 
 def check_vocabulary(tokens: Tokens, tokenizer: Any, spec: ModelSpec, path: str) -> None:
-    """Check that the model has an embedding for every token of the rows, before it is loaded.
-
-    Raises:
-        UserError: names the first row with an unknown token.
-    """
+    """Check that the model has an embedding for every token of the rows, before it is loaded."""
     vocabulary = getattr(load_config(spec, path).get_text_config(), "vocab_size", None)
     if vocabulary is None or used_tokens(tokens).max(initial=0) < vocabulary:
         return
@@ -99,11 +91,9 @@ def check_vocabulary(tokens: Tokens, tokenizer: Any, spec: ModelSpec, path: str)
     ids_T = tokens.input_ids(row)
     unknown = int(ids_T[ids_T >= vocabulary][0])
     text = tokenizer.convert_ids_to_tokens(unknown)
-    raise UserError(
-        path,
-        problem=f"row {row} has token {unknown} ({text}), but the model has {vocabulary:,} embeddings",
-        hint="resize the embeddings and save the model, or remove the text of that token from the rows",
-    )
+    problem = f"row {row} has token {unknown} ({text}), but the model has {vocabulary:,} embeddings"
+    hint = "resize the embeddings and save the model, or remove the text of that token from the rows"
+    raise UserError(path, problem=problem, hint=hint)
 
 
 def used_tokens(tokens: Tokens) -> np.ndarray:
@@ -115,11 +105,8 @@ def used_tokens(tokens: Tokens) -> np.ndarray:
 class UntrainedTokens(L.Callback):
     """Warns of added tokens in the rows whose embeddings were never trained: all zero, or equal for several tokens.
 
-    Training continues: the target learns them, but early losses of a scorer on them mean little. The check runs at the
-    start of training and is skipped for sharded embeddings.
-
-    Attributes:
-        tokens: these tokens as text.
+    Training continues: the target learns them, but early losses of a scorer on them mean little. Sharded embeddings are
+    not checked. `tokens` are these tokens as text.
     """
 
     def __init__(self, title: str, tokens: Tokens, tokenizer: Any) -> None:
@@ -136,12 +123,9 @@ class UntrainedTokens(L.Callback):
         ids = untrained(weight_VH, self.used_A, self.added)
         self.tokens = [self.tokenizer.convert_ids_to_tokens(token) for token in ids]
         if self.tokens and trainer.is_global_zero:
-            log.warning(
-                "%s: the rows contain tokens that the model was never trained on (embeddings all zero, or equal for "
-                "several tokens): %s. Use a model that was trained on them, or a template without them.",
-                self.title,
-                ", ".join(self.tokens),
-            )
+            why = "the model was never trained on tokens in these rows (embeddings all zero, or equal for several)"
+            fix = "Use a model that was trained on them, or a template without them."
+            log.warning("%s: %s: %s. %s", self.title, why, ", ".join(self.tokens), fix)
 
 
 def untrained(weight_VH: torch.Tensor, used_A: np.ndarray, added: list[int]) -> list[int]:

@@ -15,7 +15,6 @@ from lpsel.training.checkpoint import Checkpoints
 
 log = logging.getLogger(__name__)
 
-AUTO = "auto"
 SHARE = 0.02  # of the training time, for checkpoints with checkpoint_steps=auto
 FIRST = 10  # steps before the first checkpoint, whose duration sets the interval
 
@@ -26,23 +25,15 @@ class Resume(L.Callback):
     It must be the last callback, because it saves the state of the others (`Callback.state_dict`). Steps that an
     earlier process has made come as empty batches. At the end of a recorded epoch, a checkpoint is always saved, so
     that the recorded losses are those of these weights whichever process computes them. After a signal, all ranks end
-    together, at the end of a step or batch.
-
-    Attributes:
-        before: seconds and device seconds of the earlier processes, up to the restored checkpoint.
-
-    Args:
-        title: name of the training in the log.
-        folder: of the checkpoints.
-        data: the training data.
-        every: steps between checkpoints, or `auto` for as many as keep their share of the time at `SHARE`.
+    together, at the end of a step or batch. `every` is the number of steps between checkpoints, or `auto` for as many
+    as keep their share of the time at `SHARE`.
     """
 
     def __init__(self, title: str, folder: Path, data: SubsetDataModule, every: int | str) -> None:
         self.title, self.folder, self.data = title, folder, data
-        self.auto = every == AUTO
+        self.auto = every == "auto"
         self.every = FIRST if self.auto else int(every)
-        self.before = {"seconds": 0.0, "device_seconds": 0.0}
+        self.before = {"seconds": 0.0, "device_seconds": 0.0}  # of earlier processes, up to the restored checkpoint
         self.started = time.monotonic()
         self.since = self.step = 0
         self.training = 0.0  # seconds of the `since` steps
@@ -121,10 +112,8 @@ class Resume(L.Callback):
             every = max(FIRST, math.ceil(took * self.since / (SHARE * self.training)))
             every = trainer.strategy.broadcast(every)  # the ranks measure different times
             if not self.every / 2 <= every <= self.every * 2:
-                log.info(
-                    "%s: a checkpoint takes %.1f s; saving one every %s steps in %s",
-                    self.title, took, every, self.folder,
-                )  # fmt: skip
+                message = "%s: a checkpoint takes %.1f s; saving one every %s steps in %s"
+                log.info(message, self.title, took, every, self.folder)
             self.every = every
         self.since, self.training = 0, 0.0
 

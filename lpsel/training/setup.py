@@ -10,18 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from lpsel.data.datamodule import SubsetDataModule
 from lpsel.data.tokens import Tokens
 from lpsel.errors import UserError, check_flag, check_int, check_package, first_line, is_int
-from lpsel.model.adapter import Adapter
 from lpsel.model.device import device_of, resolve_precision
 from lpsel.model.fsdp import shards
 from lpsel.model.lightning_module import FineTuner
-from lpsel.model.loss import Measure
 from lpsel.model.spec import ModelSpec
 from lpsel.tracking.tracker import Tracker
 
@@ -31,18 +27,12 @@ class TrainingSetup:
     """The part of a command's configuration that defines how models are trained, and where.
 
     Attributes:
-        trainer: settings of Lightning's Trainer, with the class as `_target_`.
-        optimizer: settings of the optimizer, with the class as `_target_`.
+        trainer, optimizer: settings of Lightning's Trainer and of the optimizer, with the class as `_target_`.
         activation_checkpointing: keep only the inputs of each layer for the backward pass.
         compile: run the layers through torch.compile.
         train_tokens, score_tokens: largest pack of a training step and of a recording pass, in tokens.
         checkpoint_steps: optimizer steps from one checkpoint to the next, or `auto`.
         cache_dir: of tokens, scores and checkpoints.
-        run_dir: folder of the run.
-        tracker: of the run.
-
-    Raises:
-        UserError: a value is invalid, or a package it needs is not installed.
     """
 
     trainer: Mapping[str, Any]
@@ -84,11 +74,7 @@ class TrainingSetup:
 
     @property
     def device(self) -> torch.device:
-        """The device on which models run.
-
-        Raises:
-            UserError: trainer.accelerator is not available.
-        """
+        """The device on which models run."""
         return device_of(self.trainer["accelerator"])
 
     @property
@@ -96,42 +82,19 @@ class TrainingSetup:
         """Of weights and passes, as named by `lpsel.model.device`."""
         return resolve_precision(self.trainer["precision"])
 
-    def data_module(
-        self,
-        tokens: Tokens,
-        spec: ModelSpec,
-        *,
-        mask: NDArray[np.bool_] | None = None,
-        record: bool = False,
-        score_tokens: int | None = None,
-    ) -> SubsetDataModule:
-        """Batches of `tokens`, N rows, for a model: trained on where `mask`, bool (N,), is true, or on all rows."""
-        return SubsetDataModule(
-            tokens,
-            mask=mask,
-            batch_size=spec.recipe.batch_size,
-            seed=spec.recipe.seed,
-            train_tokens=self.train_tokens,
-            score_tokens=self.score_tokens if score_tokens is None else score_tokens,
-            few_shapes=self.compile,
-            record=record,
-        )
+    def data_module(self, tokens: Tokens, spec: ModelSpec, **options: Any) -> SubsetDataModule:
+        """Batches of `tokens` for a model, with more options of SubsetDataModule, such as the mask of selected rows."""
+        settings = {
+            "batch_size": spec.recipe.batch_size,
+            "seed": spec.recipe.seed,
+            "train_tokens": self.train_tokens,
+            "score_tokens": self.score_tokens,
+            "few_shapes": self.compile,
+        }
+        return SubsetDataModule(tokens, **(settings | options))
 
-    def fine_tuner(
-        self,
-        role: str,
-        spec: ModelSpec,
-        path: str,
-        steps: int,
-        *,
-        adapter: Adapter | None = None,
-        measure: Measure | None = None,
-    ) -> FineTuner:
-        """The LightningModule that trains a model for `steps` optimizer steps, the horizon of its schedule.
-
-        Args:
-            measure: what recording passes return of every supervised token, instead of its NLL.
-        """
+    def fine_tuner(self, role: str, spec: ModelSpec, path: str, steps: int, **options: Any) -> FineTuner:
+        """The LightningModule that trains a model for `steps` optimizer steps, with more options of FineTuner."""
         return FineTuner(
             role,
             spec,
@@ -139,10 +102,9 @@ class TrainingSetup:
             partial_of(self.optimizer),
             steps,
             precision=self.precision,
-            adapter=adapter,
             activation_checkpointing=self.activation_checkpointing,
             compiled=self.compile,
-            measure=measure,
+            **options,
         )
 
 

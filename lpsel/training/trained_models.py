@@ -64,10 +64,8 @@ def trained_once(
     """The part of result.json that `train` returns, from this run or, if possible, from an earlier one.
 
     The model of an earlier run is linked into this run's folder, so that either folder can be deleted. Of runs that
-    start together, one trains and the others wait for it.
-
-    Args:
-        from_any_run: use a model from any run, as a sweep does, not only from an earlier run in the same folder.
+    start together, one trains and the others wait for it. Without `from_any_run`, which a sweep sets, the earlier run
+    must be one in the same folder.
     """
     with ExitStack() as lock:
 

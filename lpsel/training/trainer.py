@@ -2,11 +2,12 @@
 
 import gc
 import os
+import time
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -18,22 +19,12 @@ from lpsel.data.packing import MicroBatch, OptimizerStep
 from lpsel.distributed import deferred_signals, is_main_process, started_together
 from lpsel.errors import ReportedByMainProcess, UserError, first_line
 from lpsel.model.device import lightning_precision
-from lpsel.model.flops import Times, spent, training_flops
+from lpsel.model.flops import spent, training_flops
 from lpsel.model.lightning_module import FineTuner
 from lpsel.tracking.logger import TrackerLogger
-from lpsel.training.costs import Cost, Meter, peak_memory, utilization
+from lpsel.training.costs import Cost, peak_memory, utilization
 from lpsel.training.resume import Resume
 from lpsel.training.setup import TrainingSetup, partial_of
-
-
-@runtime_checkable
-class FeedsRows(Protocol):
-    """A callback that records rows between training steps, such as early stopping, which checks a sample."""
-
-    @property
-    def times_checked(self) -> Times:
-        """How often it has fed each row, shape (N,)."""
-        ...
 
 
 def fit(
@@ -51,7 +42,8 @@ def fit(
     With 0 epochs, only the recording pass before training is made. If there is a checkpoint, training resumes from it.
 
     Args:
-        callbacks: may end the training of an epoch before its last step (`trainer.should_stop`).
+        callbacks: may end the training of an epoch before its last step (`trainer.should_stop`). One that records rows
+            between training steps has `times_checked`: how often it has fed each row, shape (N,).
         checkpoints: folder of this training's checkpoints. The caller removes it once the result is on disk.
 
     Raises:
@@ -59,19 +51,26 @@ def fit(
     """
     gc.collect()  # the previous model and its trainer reference each other and hold the memory of the device
     L.seed_everything(module.spec.recipe.seed, verbose=False)
-    progress, meter = FitProgress(title, data), Meter(module.role)
+    progress = FitProgress(title, module.role, data)
     resume = Resume(title, checkpoints, data, setup.checkpoint_steps)
-    measured = [meter] if setup.tracker.enabled else []
-    trainer = _trainer(setup, module, data, epochs, [*callbacks, progress, *measured, resume])
-    _run(trainer, module, data)
+    trainer = _trainer(setup, module, data, epochs, [*callbacks, progress, resume])
+    with deferred_signals(), warnings.catch_warnings():
+        # The modules are in evaluation mode on purpose, so that dropout is off.
+        warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+        warnings.filterwarnings("ignore", message=".*does not have many workers")
+        if epochs:
+            trainer.fit(module, datamodule=data)
+        else:
+            trainer.validate(module, datamodule=data, verbose=False)
     model, trained_N = module.language_model, data.times_trained(progress.steps)
-    if meter.seconds:
+    if setup.tracker.enabled and progress.seconds:
         flops = spent(model, data.tokens, trained_N, 0 * trained_N)["flops"]
         device = trainer.strategy.root_device
-        busy = utilization(flops, meter.seconds, device, trainer.world_size, module.precision)
+        busy = utilization(flops, progress.seconds, device, trainer.world_size, module.precision)
         setup.tracker.log({f"{module.role}/{name}": value for name, value in busy.items()}, trainer.global_step)
     recorded_N = data.supervised * (epochs + 1 if data.record else 0)
-    recorded_N = recorded_N + sum(callback.times_checked for callback in callbacks if isinstance(callback, FeedsRows))
+    recorded_N = recorded_N + sum(getattr(callback, "times_checked", 0) for callback in callbacks)
     work: dict[str, Any] = spent(model, data.tokens, trained_N, recorded_N)
     return trainer, Cost(**work, **resume.cost(trainer), peak_memory_bytes=peak_memory())
 
@@ -82,7 +81,7 @@ def before_training(trainer: L.Trainer) -> bool:
 
 
 def full_training(module: FineTuner, data: SubsetDataModule, epochs: int) -> dict[str, float]:
-    """Tokens and FLOPs of training the same model for as many epochs on every row that has a supervised token."""
+    """Tokens and FLOPs of training the same model on every row that has a supervised token."""
     lengths, supervised = data.tokens.lengths[data.supervised], data.tokens.response_tokens[data.supervised]
     return {
         "tokens": epochs * int(lengths.sum(dtype="int64")),
@@ -132,30 +131,22 @@ def _trainer(
     return trainer
 
 
-def _run(trainer: L.Trainer, module: FineTuner, data: SubsetDataModule) -> None:
-    with deferred_signals(), warnings.catch_warnings():
-        # The modules are in evaluation mode on purpose, so that dropout is off.
-        warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
-        warnings.filterwarnings("ignore", message=".*does not have many workers")
-        if trainer.max_epochs:
-            trainer.fit(module, datamodule=data)
-        else:
-            trainer.validate(module, datamodule=data, verbose=False)
-
-
 class FitProgress(L.Callback):
     """A progress bar for each training epoch and each recording pass, in this rank's batches, with tokens per second.
 
+    The tracking rank also logs tokens per second and the peak memory so far; its tokens count for every rank.
+
     Attributes:
         steps: optimizer steps of each epoch.
+        seconds: total time of these steps, without recording passes and loading.
     """
 
-    def __init__(self, title: str, data: SubsetDataModule) -> None:
-        self.title, self.data = title, data
+    def __init__(self, title: str, role: str, data: SubsetDataModule) -> None:
+        self.title, self.role, self.data = title, role, data
         self.bar = ExitStack()
         self.advance: Advance
         self.steps: list[int] = []
+        self.seconds = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps": self.steps}
@@ -166,12 +157,21 @@ class FitProgress(L.Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.steps.append(0)
         self._open(f"{self.title}: epoch {trainer.current_epoch + 1}", self.data.steps_per_epoch, "steps")
+        self.last = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: OptimizerStep, batch_idx: int
     ) -> None:
+        now, tokens = time.perf_counter(), sum(micro.tokens for micro in batch.micro_batches)
         self.steps[-1] += 1
-        self.advance(1, tokens=sum(m.tokens for m in batch.micro_batches))
+        self.seconds += now - self.last
+        self.advance(1, tokens=tokens)
+        if trainer.logger:
+            measured = {"tokens_per_second": trainer.world_size * tokens / (now - self.last)}
+            measured |= {f"peak_{where}_memory_gib": size / 2**30 for where, size in peak_memory().items()}
+            for name, value in measured.items():
+                pl_module.log(f"{self.role}/{name}", value, batch_size=1, on_step=True, on_epoch=False)
+        self.last = now
         if batch_idx + 1 == self.data.steps_per_epoch:
             self.bar.close()
 
