@@ -11,14 +11,13 @@ trainer.train()
 import inspect
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -37,32 +36,13 @@ IGNORED = -100
 TEMPLATE = "the trainer's own"
 
 
-@dataclass(frozen=True)
-class RowSizes:
-    """The columns of a scores folder other than the NLLs, each of length N."""
-
-    ids: pa.StringArray
-    lengths: NDArray[np.int32]
-    response_tokens: NDArray[np.int32]
-    truncated: NDArray[np.bool_]
-
-    @property
-    def prompt_tokens(self) -> NDArray[np.int32]:
-        return self.lengths - self.response_tokens
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
 class ScoresCallback(TrainerCallback):
     """Records the NLL of every training row before training and after each whole epoch, then writes the scores folder.
 
     The rows are recorded as the trainer feeds them: with its tokens, labels and collator. With several processes, each
-    records its share, and all must see the folder. Weights that are sharded over processes (FSDP, DeepSpeed stage 3)
-    are not supported; `lpsel` itself scores with FSDP.
-
-    A resumed training keeps the records of the first one, which are in `FOLDER.parts` until the end. `truncated` is
-    always false, because only the trainer knows whether a row was truncated.
+    records its share, and all must see the folder. Sharded weights (FSDP, DeepSpeed) are not supported. A resumed
+    training uses the records of the first one, which are in `FOLDER.parts` until the end. `truncated` is always false,
+    because only the trainer knows whether a row was truncated.
 
     Args:
         folder: becomes the scores folder.
@@ -83,16 +63,16 @@ class ScoresCallback(TrainerCallback):
         self.epochs = 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
-        if args.fsdp or getattr(args, "deepspeed", None):
+        if args.fsdp or args.deepspeed:
             problem = "does not support sharded weights (fsdp, deepspeed)"
             raise UserError("ScoresCallback", problem=problem, hint="score with lpsel itself")
         self.started = time.monotonic()
         self.dataset, self.collate = kw["train_dataloader"].dataset, kw["train_dataloader"].collate_fn
-        self.sizes = self._row_sizes()
+        self.columns = self._columns()
         if state.global_step == 0:
             if args.process_index == 0:
                 self.parts.clear()
-            _barrier()
+            args.distributed_state.wait_for_everyone()
             self._record(0, args, kw["model"])
         elif not self.parts.recorded(0):
             problem = f"has no records from before training, which resumes at step {state.global_step}"
@@ -113,14 +93,14 @@ class ScoresCallback(TrainerCallback):
         if missing:
             problem = f"has no records of epoch {missing[0]}"
             raise UserError(self.parts.folder, problem=problem, hint="train again without resuming")
-        nll_EN = self.parts.collect(self.epochs, len(self.sizes))
-        write_scores(self.folder, self.sizes, nll_EN, self._manifest(args, kw["model"]))
+        nll_EN = self.parts.collect(self.epochs, len(self.id_array))
+        write_scores(self.folder, self.columns, nll_EN, self._manifest(args, kw["model"]))
         self.parts.remove()
 
     def _manifest(self, args: TrainingArguments, model: Any) -> dict[str, Any]:
-        sizes, epochs = self.sizes, self.epochs
-        scored_N = sizes.response_tokens > 0
-        recording = forward_flops(model, sizes.lengths[scored_N], sizes.response_tokens[scored_N]) * (epochs + 1)
+        columns, epochs = self.columns, self.epochs
+        scored_N = columns.response_tokens > 0
+        recording = forward_flops(model, columns.lengths[scored_N], columns.response_tokens[scored_N]) * (epochs + 1)
         precision = "bf16-mixed" if args.bf16 else "16-mixed" if args.fp16 else str(model.dtype).split(".")[-1]
         return {
             "dataset_fingerprint": fingerprint(self.id_array),
@@ -128,7 +108,7 @@ class ScoresCallback(TrainerCallback):
             "template": TEMPLATE,
             "epochs": epochs,
             "columns": [],
-            "rows": len(sizes),
+            "rows": len(columns.ids),
             "rows_without_supervised_token": int((~scored_N).sum()),
             "recipe": {
                 "epochs": float(args.num_train_epochs),
@@ -141,13 +121,14 @@ class ScoresCallback(TrainerCallback):
             "seed": args.seed,
             "precision": precision,
             "world_size": args.world_size,
-            "tokens": int(sizes.lengths.sum(dtype=np.int64)) * (2 * epochs + 1),
-            "flops": recording + epochs * training_flops(model, sizes.lengths, sizes.response_tokens),
+            "tokens": int(columns.lengths.sum(dtype=np.int64)) * (2 * epochs + 1),
+            "flops": recording + epochs * training_flops(model, columns.lengths, columns.response_tokens),
             "wall_seconds": round(time.monotonic() - self.started, 3),
             "recording_seconds": round(self.seconds, 3),
         }
 
-    def _row_sizes(self) -> RowSizes:
+    def _columns(self) -> SimpleNamespace:
+        """The columns of the scores folder other than the NLLs, and the tokens fed, shape (N,) each."""
         self.id_array = id_array(to_example(row, recognize(row)).content_digest() for row in self.rows)
         n = len(self.dataset)
         if n != len(self.id_array):
@@ -161,13 +142,19 @@ class ScoresCallback(TrainerCallback):
             features = self.collate([self.dataset[i]])
             fed_T = features.get("attention_mask", torch.ones_like(features["input_ids"]))[0]
             lengths[i], labels[i] = int(fed_T.sum()), int((features["labels"][0, 1:] != IGNORED).sum())
-        return RowSizes(self.id_array.cast(pa.string()), lengths, labels, np.zeros(n, dtype=np.bool_))
+        return SimpleNamespace(
+            ids=self.id_array.cast(pa.string()),
+            lengths=lengths,
+            prompt_tokens=lengths - labels,
+            response_tokens=labels,
+            truncated=np.zeros(n, dtype=np.bool_),
+        )
 
     @torch.no_grad()
     def _record(self, epoch: int, args: TrainingArguments, model: Any) -> None:
         started = time.monotonic()
-        supervised = np.flatnonzero(self.sizes.response_tokens > 0)
-        batches = padded(supervised, self.sizes.lengths, self.batch_tokens)[args.process_index :: args.world_size]
+        supervised = np.flatnonzero(self.columns.response_tokens > 0)
+        batches = padded(supervised, self.columns.lengths, self.batch_tokens)[args.process_index :: args.world_size]
         modes = [(module, module.training) for module in model.modules()]
         model.eval()
         try:
@@ -176,12 +163,12 @@ class ScoresCallback(TrainerCallback):
                     features = self.collate([self.dataset[i] for i in rows.tolist()])
                     nll_B = _per_sample_nll(model, {name: value.to(args.device) for name, value in features.items()})
                     self.parts.add(epoch, args.process_index, rows, nll_B.cpu())
-                    advance(len(rows), tokens=int(self.sizes.lengths[rows].sum()))
+                    advance(len(rows), tokens=int(self.columns.lengths[rows].sum()))
         finally:
             for module, training in modes:
                 module.training = training
         self.parts.wait()
-        _barrier()
+        args.distributed_state.wait_for_everyone()
         self.seconds += time.monotonic() - started
 
 
@@ -196,8 +183,3 @@ def _per_sample_nll(model: Any, features: dict[str, Tensor]) -> Tensor:
     row_L, position_L = labeled_BT[:, at_P].nonzero(as_tuple=True)
     nll_L = token_nll(logits_BPV[row_L, position_L], labels_BT[:, at_P][row_L, position_L])
     return per_sample_nll(nll_L, row_L, labeled_BT.sum(1))
-
-
-def _barrier() -> None:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()

@@ -192,7 +192,7 @@ def write_scores(
         problem = f"{int(missing.sum())} records are missing, the first of row {row} after epoch {epoch}"
         raise UserError(folder, None, problem, "set cache_dir to a folder that all ranks see")
     table: dict[str, Any] = {
-        "index": pa.array(np.arange(len(rows)), pa.int64()),
+        "index": pa.array(np.arange(len(rows.ids)), pa.int64()),
         "id": pa.array(rows.ids, pa.string()),
         "prompt_tokens": pa.array(rows.prompt_tokens, pa.int32()),
         "response_tokens": pa.array(rows.response_tokens, pa.int32()),
