@@ -11,7 +11,6 @@ another number of ranks, sharded or not.
 """
 
 import logging
-import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable
@@ -27,12 +26,12 @@ from torch.distributed.tensor import DTensor
 
 from lpsel.errors import ReportedByMainProcess, UserError, first_line
 from lpsel.integrity import check_files, check_format, seal
-from lpsel.storage import read_json, write_json
+from lpsel.storage import read_json, sync, write_json
 
 log = logging.getLogger(__name__)
 
 FORMAT = 2
-MANIFEST, STATE = "checkpoint.json", "state.json"
+MANIFEST, STATE, SLICES = "checkpoint.json", "state.json", "rank{:05d}.json"
 WEIGHT = "weight"
 COUNT = 2  # checkpoints on disk: the newest, and the one before in case the newest is damaged
 
@@ -68,7 +67,7 @@ class Checkpoints:
         self.strategy.barrier("checkpoint folder created")
         numbers, tensors = _state(model, optimizer)
         sharded = any(isinstance(value, DTensor) for value in tensors.values())
-        names = [f"{_name(rank)}.json" for rank in range(self.world if sharded else 1)]
+        names = [SLICES.format(rank) for rank in range(self.world if sharded else 1)]
 
         def finish() -> None:
             write_json(folder / STATE, {"optimizer": numbers, **progress})
@@ -115,10 +114,6 @@ class Checkpoints:
         raise UserError(folder, None, f"the checkpoint cannot be written ({first_line(problem)})", hint) from problem
 
 
-def _name(rank: int) -> str:
-    return f"rank{rank:05d}"
-
-
 def _trained(model: Any) -> dict[str, Any]:
     """The trained weights by name; of sharded weights each rank sees its slice."""
     for module in model.modules():
@@ -156,11 +151,11 @@ def _write_slices(folder: Path, rank: int, tensors: dict[str, Any]) -> None:
             # Copied, because the states of bitsandbytes share a code book and safetensors rejects shared memory.
             own[name] = (value.to_local() if sliced else value).to("cpu", copy=True).contiguous()
             where[name] = {"first": _slice_of(value)[0], "shape": list(value.shape)}
-    path = folder / f"{_name(rank)}.safetensors"
+    described = folder / SLICES.format(rank)
+    path = described.with_suffix(".safetensors")
     save_file(own, path)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    seal(folder / f"{_name(rank)}.json", [path.name], {"format": FORMAT, "tensors": where})
+    sync(path)
+    seal(described, [path.name], {"format": FORMAT, "tensors": where})
 
 
 def _open(folder: Path, rank: int, world: int) -> tuple[dict[str, Any], dict[str, list[Piece]]]:
@@ -179,22 +174,18 @@ def _open(folder: Path, rank: int, world: int) -> tuple[dict[str, Any], dict[str
 
 
 def _restore(model: Any, optimizer: Any, pieces: dict[str, list[Piece]], numbers: dict[str, Any]) -> None:
-    keys: dict[str, list[str]] = defaultdict(list)
-    for full_name in (*pieces, *numbers):
+    saved: dict[str, dict[str, Any]] = defaultdict(dict)
+    for full_name, value in (*pieces.items(), *numbers.items()):
         key, _, name = full_name.partition(" ")
-        keys[name].append(key)
+        saved[name][key] = value
     # The step count is on the device only for these optimizers.
     on_device = bool(optimizer.defaults.get("fused") or optimizer.defaults.get("capturable"))
     with torch.no_grad():
         for name, weight in _trained(model).items():
-            _fill(weight, pieces[f"{WEIGHT} {name}"])
-            state: dict[str, Any] = {}
-            for key in keys[name]:
-                full_name = f"{key} {name}"
-                if full_name in numbers:
-                    state[key] = numbers[full_name]
-                elif key != WEIGHT:
-                    state[key] = _optimizer_state(weight, pieces[full_name], on_device)
+            state = saved[name]
+            _fill(weight, state.pop(WEIGHT))
+            for key, value in state.items():
+                state[key] = _optimizer_state(weight, value, on_device) if isinstance(value, list) else value
             if state:
                 optimizer.state[weight] = state
 
