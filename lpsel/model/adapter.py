@@ -105,12 +105,12 @@ class Adapter:
         from transformers.pytorch_utils import Conv1D
 
         decoder, head = model.get_decoder(), model.get_output_embeddings()
-        inside = {id(module) for module in decoder.modules()} - {id(head)}
+        inside = set(decoder.modules()) - {head}
         sizes = {}
         for name, module in model.named_modules():
-            if id(module) in inside and isinstance(module, nn.Linear):
+            if module in inside and isinstance(module, nn.Linear):
                 sizes[name] = (module.in_features, module.out_features)
-            elif id(module) in inside and isinstance(module, Conv1D):  # GPT-2
+            elif module in inside and isinstance(module, Conv1D):  # GPT-2
                 sizes[name] = (module.nx, module.nf)
         known = sorted({name.rsplit(".", 1)[-1] for name in sizes})
         if not known:
@@ -196,7 +196,7 @@ def _load_in_4_bits(spec: ModelSpec, path: str, dtype: Any, device: Any) -> Any:
 
 @contextmanager
 def _ignore_peft_warnings() -> Iterator[None]:
-    """Ignore peft's warnings about settings that it corrects itself, and about its own use of transformers."""
+    """Of settings that peft corrects itself, and of its own use of transformers."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")

@@ -62,11 +62,11 @@ class FineTuner(L.LightningModule):
         self.precision, self.adapter, self.measure = precision, adapter, measure
         self.activation_checkpointing, self.compiled = activation_checkpointing, compiled
         self.adapted: AdaptedModel | None = None
-        self.loss: PerSampleLoss | None = None
+        self.loss: PerSampleLoss  # set by configure_model
         self.step_nll = math.nan
 
     def configure_model(self) -> None:
-        if self.loss is not None:
+        if hasattr(self, "loss"):
             return
         strategy, precision = self.trainer.strategy, self.precision
         dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
@@ -96,7 +96,6 @@ class FineTuner(L.LightningModule):
     @property
     def language_model(self) -> Any:
         """The transformers model inside."""
-        assert self.loss is not None, "configure_model has not run"
         return self.loss.model
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -124,7 +123,6 @@ class FineTuner(L.LightningModule):
             if isinstance(model, DistributedDataParallel):  # gradients are reduced with the last micro-batch
                 model.require_backward_grad_sync = i == len(step.micro_batches) - 1
             # Strategies average gradients over ranks, but the loss is a sum over ranks.
-            assert self.loss is not None
             loss = self.loss(batch, summed=True) * (self.trainer.world_size / step.supervised_tokens)
             self.manual_backward(loss)
             total += loss.detach()
@@ -150,7 +148,6 @@ class FineTuner(L.LightningModule):
 
     def validation_step(self, batch: MicroBatch, _batch_idx: int) -> Tensor:
         """Mean NLL of each row, in nats per supervised token, or of `measure`, shape (B,)."""
-        assert self.loss is not None
         return per_sample_nll(self.loss(batch, measure=self.measure), batch.row_N, batch.supervised_B)
 
     def _diverged(self, step: OptimizerStep, batch_idx: int, gradient_norm: float) -> UserError:

@@ -12,7 +12,6 @@ from lpsel.model.spec import ModelSpec
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
 NO_JSON = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # of reading an unexpected JSON file
 SAVED = "use a folder written by save_pretrained"
-COPY = "copy the model folder again"
 
 
 def locate(spec: ModelSpec, cache_dir: Path) -> str:
@@ -52,15 +51,16 @@ def check_model(spec: ModelSpec, cache_dir: Path) -> None:
 
 
 def _check_weights(spec: ModelSpec, folder: Path) -> None:
+    hint = "copy the model folder again"
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
             named = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
         except NO_JSON:
-            raise UserError(index, problem="not an index of weights", hint=COPY) from None
+            raise UserError(index, problem="not an index of weights", hint=hint) from None
         missing = [name for name in named if not (folder / str(name)).is_file()]
         if missing:
-            raise UserError(spec.path, problem=f"{missing[0]}, which {index.name} names, is missing", hint=COPY)
+            raise UserError(spec.path, problem=f"{missing[0]}, which {index.name} names, is missing", hint=hint)
     if any(folder.glob("*.safetensors")):
         return
     pickled = sorted(folder.glob("*.bin"))
@@ -122,9 +122,7 @@ def load_config(spec: ModelSpec, path: str) -> Any:
         config = AutoConfig.from_pretrained(path, **_source(spec))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"its config.json cannot be used ({first_line(error)})"
-        hint = (
-            "use a model supported by transformers, or set trust_remote_code=true if you trust the code in its folder"
-        )
+        hint = "use a model supported by transformers, or set trust_remote_code=true if you trust its code"
         raise UserError(path, problem=problem, hint=hint) from error
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if context is not None:

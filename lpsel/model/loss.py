@@ -1,7 +1,6 @@
 """Per-sample loss: the NLL of every supervised token, without logits for other tokens.
 
-Only tokens that predict a supervised one need the output head. Their hidden states are selected from the pack, and the
-head and the loss are computed in chunks, so that the (tokens, vocabulary) tensor never exists.
+The head and the loss are computed in chunks, so that the (tokens, vocabulary) tensor never exists.
 """
 
 from collections.abc import Callable, Sequence

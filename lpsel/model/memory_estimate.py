@@ -45,11 +45,8 @@ def training_memory(
 ) -> DeviceMemory:
     """The memory for training `model` on each device; docs/memory.md lists the bytes per weight.
 
-    Args:
-        eight_bits: whether the optimizer stores its moments in 8 bits.
-        checkpointing: whether layers keep only their inputs.
-        pack: tokens of the largest micro-batch.
-        shards: devices that share one copy, 1 without FSDP.
+    `model` is on the meta device. `pack` is the number of tokens of the largest micro-batch, `shards` the number of
+    devices that share one copy, 1 without FSDP.
     """
     computed = 4 if precision == "32-true" else 2
     stored = 2 if precision == "bf16-true" else 4

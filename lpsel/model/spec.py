@@ -50,16 +50,14 @@ class ModelSpec:
     """A causal language model, as scorer or as target.
 
     Attributes:
-        name: shown in results and folder names.
         path: Hugging Face id or local folder; null for a tiny model that is created when needed.
         revision: branch, tag or commit of a Hub model.
         template: how a row becomes text: alpaca, chat (the tokenizer's own) or plain.
         max_length: rows are truncated to this many tokens.
-        trust_remote_code: run Python code that comes with the model. Off by default.
-        bin_weights: load pickled weights (pytorch_model.bin) if there are no safetensors, tensors only. Off by default.
+        trust_remote_code: run Python code that comes with the model.
+        bin_weights: load pickled weights (pytorch_model.bin) if there are no safetensors, tensors only.
         tiny: arguments of `lpsel.toy.model.make_tiny`, used when path is null.
         architecture: the sizes in config.json, for a dry run that cannot read it; unused otherwise.
-        recipe: how it is fine-tuned.
     """
 
     name: str

@@ -47,7 +47,7 @@ class Resume(L.Callback):
         scheduler.load_state_dict(state["scheduler"])
         for group, rate in zip(trainer.optimizers[0].param_groups, scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
-        epoch, self.step = state["epoch"], state["step"]
+        epoch, self.step, self.before = state["epoch"], state["step"], state["cost"]
         self.data.made = (epoch, state["epoch_step"])
         loop: Any = trainer.fit_loop
         for progress in (loop.epoch_progress.current, loop.epoch_progress.total):
@@ -59,7 +59,6 @@ class Resume(L.Callback):
             callback.load_state_dict(state["callbacks"][callback.state_key])
         metrics = {name: math.nan if value is None else value for name, value in state["metrics"].items()}
         trainer.callback_metrics.update(metrics)
-        self.before = state["cost"]
         log.info("%s: resumes after step %s of epoch %s", self.title, state["epoch_step"], epoch + 1)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:

@@ -80,8 +80,10 @@ def trained_once(
         result = train()
         if not is_main_process():
             return {}
-        folders = [name for name in (MODEL, ADAPTER) if (setup.run_dir / name).is_dir()]
-        files = {name: _hashes(setup.run_dir / name) for name in folders}
+        files = {}
+        for folder in (setup.run_dir / MODEL, setup.run_dir / ADAPTER):
+            if folder.is_dir():
+                files[folder.name] = {file.name: sha256_of(file) for file in sorted(folder.iterdir()) if file.is_file()}
         write_json(entry.folder / TRAINING, {"run": str(setup.run_dir), "files": files, "result": result})
         entry.commit([TRAINING])
         return result | {"reused_from": None}
@@ -122,10 +124,6 @@ def _find(entry: Entry, run_dir: Path | None) -> dict[str, Any] | None:
         log.warning("Target: %s Training it again.", damage)
         return None
     return earlier
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    return {file.name: sha256_of(file) for file in sorted(folder.iterdir()) if file.is_file()}
 
 
 def _link(source: Path, target: Path) -> None:

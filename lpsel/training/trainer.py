@@ -83,10 +83,8 @@ def before_training(trainer: L.Trainer) -> bool:
 def full_training(module: FineTuner, data: SubsetDataModule, epochs: int) -> dict[str, float]:
     """Tokens and FLOPs of training the same model on every row that has a supervised token."""
     lengths, supervised = data.tokens.lengths[data.supervised], data.tokens.response_tokens[data.supervised]
-    return {
-        "tokens": epochs * int(lengths.sum(dtype="int64")),
-        "flops": epochs * training_flops(module.language_model, lengths, supervised),
-    }
+    flops = training_flops(module.language_model, lengths, supervised)
+    return {"tokens": epochs * int(lengths.sum(dtype="int64")), "flops": epochs * flops}
 
 
 def _trainer(
