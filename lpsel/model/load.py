@@ -122,7 +122,8 @@ def load_config(spec: ModelSpec, path: str) -> Any:
         config = AutoConfig.from_pretrained(path, **_source(spec))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"its config.json cannot be used ({first_line(error)})"
-        hint = "use a model supported by transformers, or set trust_remote_code=true if you trust its code"
+        trusted = "set trust_remote_code=true if you trust the code that comes with it"
+        hint = f"use a model supported by transformers, or {trusted}"
         raise UserError(path, problem=problem, hint=hint) from error
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if context is not None:
