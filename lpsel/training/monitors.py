@@ -123,9 +123,10 @@ class UntrainedTokens(L.Callback):
         ids = untrained(weight_VH, self.used_A, self.added)
         self.tokens = [self.tokenizer.convert_ids_to_tokens(token) for token in ids]
         if self.tokens and trainer.is_global_zero:
-            why = "the model was never trained on tokens in these rows (embeddings all zero, or equal for several)"
+            why = "the rows contain tokens that the model was never trained on"
+            sign = "embeddings all zero, or equal for several tokens"
             fix = "Use a model that was trained on them, or a template without them."
-            log.warning("%s: %s: %s. %s", self.title, why, ", ".join(self.tokens), fix)
+            log.warning("%s: %s (%s): %s. %s", self.title, why, sign, ", ".join(self.tokens), fix)
 
 
 def untrained(weight_VH: torch.Tensor, used_A: np.ndarray, added: list[int]) -> list[int]:
