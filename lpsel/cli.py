@@ -104,10 +104,11 @@ def run_flag_command(command: str, arguments: Sequence[str]) -> None:
 def _errors_end_command(command: str, hydra_errors: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Within, a user error or a signal ends the process with one line on standard error."""
     sys.excepthook = print_traceback
+    user_errors: tuple[type[Exception], ...] = (UserError, *hydra_errors)
     try:
         with closed_pipe_ends_quietly(), file_errors():
             yield
-    except (UserError, *hydra_errors) as error:
+    except user_errors as error:
         if os.environ.get("LPSEL_DEBUG"):
             raise
         _fail(f"lpsel {command}", error if isinstance(error, UserError) else hydra_error(error, command))
