@@ -1,4 +1,4 @@
-"""Every wrong input ends in one line that names the value and the fix, status 2, in seconds, with nothing left behind."""
+"""Every wrong input ends in one line that names the value and the fix, with status 2 and nothing left behind."""
 
 import os
 import shlex
