@@ -29,7 +29,7 @@ def holes() -> None:
     for package in packages:
         for hole in package.get("vulns", []):
             fixed = ", ".join(hole["fix_versions"]) or "no version"
-            print(f"audit: {package['name']} {package['version']}: {hole['id']}, mended in {fixed}")
+            print(f"audit: {package['name']} {package['version']}: {hole['id']}, fixed in {fixed}")
     asked = sum("vulns" in package for package in packages)
     print(f"audit: the index knew {asked} of {len(packages)} packages; of the others nothing is known")
 

@@ -1,6 +1,11 @@
-"""Every wrong input ends in one line that names the value and the fix, with status 2 and nothing left behind."""
+"""Every wrong input ends in one line that names the value and the fix, with status 2 and nothing left behind.
 
+messages.json is a snapshot of all messages; `LPSEL_WRITE_GOLDEN=1 pytest tests/e2e/wrong_input` writes it.
+"""
+
+import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -13,7 +18,10 @@ import pytest
 from catalog import CASES, Case
 from in_process import permissions_count, run, watched_loading
 
+from lpsel import __version__
+
 ROOT = Path(__file__).resolve().parents[3]
+MESSAGES = Path(__file__).parent / "messages.json"
 PLAIN = ("agreement", "votes", "report", "publish")
 STARTED = ("train", "select", "evaluate")
 # Files without read permission need a process without root's rights.
@@ -50,6 +58,25 @@ def message_of(status, err):
     return ours[0]
 
 
+def normalized(message, *folders):
+    """A message without what differs from machine to machine: folders, ports, digests, versions."""
+    for folder in folders:
+        message = message.replace(str(folder), "FOLDER")
+    message = message.replace(str(ROOT), "ROOT").replace(f"lpsel {__version__}", "lpsel VERSION")
+    message = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:PORT", message)
+    message = re.sub(r"/[^ ]*pytest-of-[^/ ]+(/pytest-[0-9]+)?", "TEMPORARY", message)
+    return re.sub(r"\b[0-9a-f]{12,64}\b", "DIGEST", message)
+
+
+def check_snapshot(line, message):
+    """Compare a message with its snapshot, or write it."""
+    messages = json.loads(MESSAGES.read_text()) if MESSAGES.is_file() else {}
+    if os.environ.get("LPSEL_WRITE_GOLDEN"):
+        messages[line] = message
+        MESSAGES.write_text(json.dumps(dict(sorted(messages.items())), indent=1, ensure_ascii=False) + "\n")
+    assert message == messages.get(line)
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.line)
 def test_a_wrong_input_ends_in_one_line(case, wrong_files, server, alone, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(wrong_files)
@@ -63,14 +90,16 @@ def test_a_wrong_input_ends_in_one_line(case, wrong_files, server, alone, tmp_pa
     seconds = time.monotonic() - started
     message = message_of(ended.status, ended.err)
     assert case.value in message
+    check_snapshot(case.line, normalized(message, tmp_path, wrong_files))
     assert left_over(run_dir, tmp_path / "cache") == []
     assert sorted(wrong_files.rglob("*")) == before
     assert loaded == [] or (case.late and "cannot be loaded" in message)
     assert seconds < 20
 
 
-def test_every_case_is_listed_once():
+def test_every_case_is_listed_once_and_has_a_message():
     assert len({case.line for case in CASES}) == len(CASES) >= 150
+    assert json.loads(MESSAGES.read_text()).keys() == {case.line for case in CASES}
 
 
 @pytest.mark.parametrize("case", AS_PROCESS, ids=lambda case: case.line)

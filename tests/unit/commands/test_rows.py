@@ -57,9 +57,9 @@ def test_texts_cannot_run_in_the_terminal(scores, tmp_path, capsys, on_a_termina
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     main([str(scores), "--hardest", "1", "--dataset", str(data)])
-    told = capsys.readouterr().out
-    assert all(character.isprintable() or character == "\n" for character in told)
-    assert [head(line) for line in told.splitlines()[2:]] == [
+    printed = capsys.readouterr().out
+    assert all(character.isprintable() or character == "\n" for character in printed)
+    assert [head(line) for line in printed.splitlines()[2:]] == [
         ["user", r"\x1b[2J\x1b]0;owned\x07[red]Clear the screen.[/red]\r\u202e"],
         ["input", "[link=x]"],
         ["assistant", r"a\nb"],
@@ -67,7 +67,7 @@ def test_texts_cannot_run_in_the_terminal(scores, tmp_path, capsys, on_a_termina
     arguments = ["-m", "lpsel", "rows", str(scores), "--hardest", "1", "--dataset", str(data)]
     drawn = on_a_terminal(*arguments, NO_COLOR="1").decode()
     assert "[red]Clear the screen.[/red]" in drawn
-    assert set(re.findall(r"\x1b.[^m]*m?", drawn)) <= {"\x1b[0m", "\x1b[1m", "\x1b[3m"}, "rich's own, and no colour"
+    assert set(re.findall(r"\x1b.[^m]*m?", drawn)) <= {"\x1b[0m", "\x1b[1m", "\x1b[3m"}, "rich's own, and no color"
 
 
 def test_a_scores_folder_names_its_dataset(few_runs, capsys):
