@@ -1,8 +1,14 @@
-"""Tokenizers small enough to count by hand."""
+"""Tokenizers small enough to count by hand, and the same rows as Parquet and as JSON lines."""
 
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
+
+from .rows import COLUMNS
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -32,3 +38,16 @@ def make_tokenizer():
         return fast
 
     return make
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    pq.write_table(pa.table(COLUMNS), tmp_path / "rows.parquet", row_group_size=2)
+    return tmp_path / "rows.parquet"
+
+
+@pytest.fixture
+def lines(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, pa.table(COLUMNS).to_pylist())))
+    return path

@@ -2,11 +2,19 @@
 
 import json
 
+import pyarrow as pa
+
 from lpsel.data.column_forms import Example, Turn
 from lpsel.data.dataset import DatasetSpec, Source
 
 ADD = {"instruction": "Add.", "input": "2, 3", "output": "5"}
 SAY = {"instruction": "Say hi.", "input": "", "output": "Hi!"}
+COLUMNS = {
+    "instruction": ["Add 2 and 3.\nPlease.", "", None, 'Say "ü\u2028\\"', "Last"],
+    "context": [None, "x", "", "y", "z"],
+    "response": ["5", "b", "c", None, "e"],
+    "score": pa.array([1, 2, 3, 4, 5], pa.int16()),
+}
 
 
 def source(path, **settings):

@@ -10,25 +10,7 @@ import pytest
 from lpsel.data.dataset import DatasetSpec, Source
 from lpsel.data.subset import write_subset
 
-COLUMNS = {
-    "instruction": ["Add 2 and 3.\nPlease.", "", None, 'Say "ü\u2028\\"', "Last"],
-    "context": [None, "x", "", "y", "z"],
-    "response": ["5", "b", "c", None, "e"],
-    "score": pa.array([1, 2, 3, 4, 5], pa.int16()),
-}
-
-
-@pytest.fixture
-def parquet(tmp_path):
-    pq.write_table(pa.table(COLUMNS), tmp_path / "rows.parquet", row_group_size=2)
-    return tmp_path / "rows.parquet"
-
-
-@pytest.fixture
-def lines(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text("\n".join(map(json.dumps, pa.table(COLUMNS).to_pylist())))
-    return path
+from .rows import COLUMNS
 
 
 @pytest.mark.parametrize(("skip", "limit"), [(0, None), (1, 3)])

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -14,29 +13,6 @@ from lpsel.report.runs import find_runs, points
 from lpsel.report.wandb import PCT, panels
 
 pytest.importorskip("wandb_workspaces", reason="wandb_workspaces is not installed: pip install 'lpsel[wandb-report]'")
-sys.path.insert(0, str(Path(__file__).parent.parent / "tracking"))
-from wandb_server import WandbServer
-
-
-@pytest.fixture
-def no_account(monkeypatch, tmp_path):
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
-    yield
-    import wandb
-
-    wandb.teardown()  # it reads the environment once
-
-
-@pytest.fixture
-def server():
-    serving = WandbServer()
-    threading.Thread(target=serving.serve_forever, daemon=True).start()
-    yield serving
-    serving.shutdown()
-    serving.server_close()
 
 
 def test_curves_and_bars_are_means_of_the_points(few_runs):
@@ -49,7 +25,7 @@ def test_curves_and_bars_are_means_of_the_points(few_runs):
     assert panel.bars == {f"bars 1/{p.run.series}, 25 %": p.value for p in measured if p.run.bucket}
 
 
-def test_panels_show_what_the_reports_run_has_logged(few_runs, tmp_path, no_account, server, capsys):
+def test_panels_show_what_the_reports_run_has_logged(few_runs, tmp_path, no_wandb_account, wandb_server, capsys):
     from wandb_workspaces.reports.v2 import BarPlot, LinePlot, PanelGrid, Report
     from wandb_workspaces.reports.v2.internal import ReportViewspec
 
@@ -69,9 +45,9 @@ def test_panels_show_what_the_reports_run_has_logged(few_runs, tmp_path, no_acco
 
     (folder,) = (tmp_path / "out" / "wandb").glob("offline-run-*")
     wandb = [Path(sys.executable).parent / "wandb", "sync", str(folder)]
-    environment = os.environ | {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "x" * 40}
+    environment = os.environ | {"WANDB_BASE_URL": wandb_server.url, "WANDB_API_KEY": "x" * 40}
     subprocess.run(wandb, env=environment, check=True, capture_output=True, timeout=120)
-    ((own, lines),) = server.history.items()
+    ((own, lines),) = wandb_server.history.items()
     logged = set().union(*map(json.loads, lines))
     assert grids[0].runsets[0].filters == f"Metric(\"ID\") in ['{own}']"
     curves, bars = grids[0].panels
@@ -87,10 +63,10 @@ def test_panels_show_what_the_reports_run_has_logged(few_runs, tmp_path, no_acco
     assert {"table/runs", "table/costs", "table/evaluations"} <= logged
 
 
-def test_with_an_account_the_report_is_saved(few_runs, tmp_path, no_account, server, monkeypatch, capsys):
+def test_with_an_account_the_report_is_saved(few_runs, tmp_path, no_wandb_account, wandb_server, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
-    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    monkeypatch.setenv("WANDB_BASE_URL", wandb_server.url)
     report([str(few_runs / "evaluate")], tmp_path / "out", wandb=True)
     assert "W&B report: http" in capsys.readouterr().out
-    (saved,) = server.operations["upsertView"]
+    (saved,) = wandb_server.operations["upsertView"]
     assert (saved["entityName"], saved["projectName"], saved["type"]) == ("somebody", "lpsel", "runs")

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -16,35 +15,9 @@ from lpsel.tracking.artifacts import Artifact
 from lpsel.tracking.tracker import Distribution, Rows
 from lpsel.tracking.wandb import WandbTracker, has_account, tracked_run
 
-sys.path.insert(0, str(Path(__file__).parent))
-from wandb_server import WandbServer
+pytestmark = pytest.mark.usefixtures("no_wandb_account")
 
 KEY = "x" * 40
-
-
-@pytest.fixture(autouse=True)
-def no_account(monkeypatch, tmp_path):
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
-    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
-    yield
-    import wandb
-
-    wandb.teardown()  # it reads the environment once
-
-
-@pytest.fixture
-def server():
-    serving = WandbServer()
-    thread = threading.Thread(target=serving.serve_forever, daemon=True)
-    thread.start()
-    yield serving
-    serving.shutdown()
-    serving.server_close()
-    thread.join()
 
 
 def sync(server, *folders):
@@ -58,7 +31,7 @@ def sync(server, *folders):
     return done.stdout + done.stderr
 
 
-def test_wandb_sync_reads_config_metrics_tables_artifacts_and_parents(tmp_path, server, monkeypatch):
+def test_wandb_sync_reads_config_metrics_tables_artifacts_and_parents(tmp_path, wandb_server, monkeypatch):
     monkeypatch.setenv("SOME_TOKEN", "very-secret-value")
     run_dir = tmp_path / "runs" / "first"
     run_dir.mkdir(parents=True)
@@ -75,8 +48,8 @@ def test_wandb_sync_reads_config_metrics_tables_artifacts_and_parents(tmp_path, 
     (folder,) = (run_dir / "wandb").glob("offline-run-*")
     assert line == f"Tracked offline; to upload: wandb sync {folder}"
 
-    sync(server, folder)
-    first, *_, last = server.operations["UpsertBucket"]
+    sync(wandb_server, folder)
+    first, *_, last = wandb_server.operations["UpsertBucket"]
     assert (first["project"], first["groupName"], first["jobType"]) == ("lpsel", "tests", "select")
     assert (first["displayName"], first["name"]) == ("first", tracked_run(run_dir)["id"])
     assert first["tags"] == ["select", "one"]
@@ -85,7 +58,7 @@ def test_wandb_sync_reads_config_metrics_tables_artifacts_and_parents(tmp_path, 
     assert config["judge"] == {"url": "http://***@host"}
     assert config["parents"] == ["scores: scores-abc"]
 
-    ((_, lines),) = server.history.items()
+    ((_, lines),) = wandb_server.history.items()
     metric, records, table = map(json.loads, lines)
     assert (metric["target/nll"], metric["trainer/global_step"]) == (1.5, 3)
     assert sum(records["records/lp"]["values"]) == 2, "only finite values are counted"
@@ -93,21 +66,21 @@ def test_wandb_sync_reads_config_metrics_tables_artifacts_and_parents(tmp_path, 
     assert "empty" not in table
     assert table["rows"]["_type"] == "table-file"
     assert (table["rows"]["nrows"], table["rows"]["ncols"]) == (2, 2)
-    (kept,) = [body for path, body in server.uploads.items() if path.endswith(".table.json")]
+    (kept,) = [body for path, body in wandb_server.uploads.items() if path.endswith(".table.json")]
     assert json.loads(kept)["data"] == [[1, "<b>"], [None, "two"]]
 
-    made = {of["input"]["artifactCollectionName"]: of["input"] for of in server.operations["CreateArtifact"]}
+    made = {of["input"]["artifactCollectionName"]: of["input"] for of in wandb_server.operations["CreateArtifact"]}
     assert made["subset-def"]["artifactTypeName"] == "subset"
     assert json.loads(made["subset-def"]["metadata"]) == {"rows": 4}
-    (used,) = [of["input"] for of in server.operations["UseArtifact"]]
+    (used,) = [of["input"] for of in wandb_server.operations["UseArtifact"]]
     parent = made["scores-abc"]
-    answered = server.answer("CreateArtifact", {"input": parent})["createArtifact"]["artifact"]["id"]
+    answered = wandb_server.answer("CreateArtifact", {"input": parent})["createArtifact"]["artifact"]["id"]
     assert (used["artifactID"], used["runName"]) == (answered, first["name"])
-    assert server.exit_codes == {first["name"]: 0}
+    assert wandb_server.exit_codes == {first["name"]: 0}
     assert not list((tmp_path / "data").rglob("*.parquet*")), "files are read in place"
 
 
-def test_an_unfinished_command_resumes_its_wandb_run(tmp_path, server):
+def test_an_unfinished_command_resumes_its_wandb_run(tmp_path, wandb_server):
     folders = []
     for result, nll in ((None, 3.0), ({}, 2.0), ({}, 1.0)):
         tracker = WandbTracker(project="lpsel")
@@ -119,33 +92,33 @@ def test_an_unfinished_command_resumes_its_wandb_run(tmp_path, server):
     first, second, third = folders
     assert first.name.split("-")[-1] == second.name.split("-")[-1], "the first did not finish"
     assert third.name.split("-")[-1] != first.name.split("-")[-1], "the second did"
-    sync(server, first, second, third)
-    values = {run: [json.loads(line)["target/nll"] for line in lines] for run, lines in server.history.items()}
+    sync(wandb_server, first, second, third)
+    values = {run: [json.loads(line)["target/nll"] for line in lines] for run, lines in wandb_server.history.items()}
     assert values == {first.name.split("-")[-1]: [3.0, 2.0], third.name.split("-")[-1]: [1.0]}
 
 
-def test_with_an_account_a_run_is_online_and_has_the_same_parents(tmp_path, server, monkeypatch):
+def test_with_an_account_a_run_is_online_and_has_the_same_parents(tmp_path, wandb_server, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    monkeypatch.setenv("WANDB_BASE_URL", wandb_server.url)
     (scores := tmp_path / "scores.parquet").write_bytes(b"not really Parquet")
     tracker = WandbTracker(project="lpsel")
     tracker.start("select", {}, tmp_path)
     tracker.use_artifact(Artifact("scores", "scores-abc", scores))
     tracker.log({"rows": Rows(["text"], [["one"]])})
     tracker.log_artifact(Artifact("subset", "subset-def", scores))
-    assert tracker.finish({}) == f"Tracked at {server.url}/somebody/lpsel/runs/{tracker.run.id}"
+    assert tracker.finish({}) == f"Tracked at {wandb_server.url}/somebody/lpsel/runs/{tracker.run.id}"
     assert tracked_run(tmp_path) == {"id": tracker.run.id, "project": "lpsel", "entity": "somebody", "finished": True}
-    made = [of["input"]["artifactCollectionName"] for of in server.operations["CreateArtifact"]]
+    made = [of["input"]["artifactCollectionName"] for of in wandb_server.operations["CreateArtifact"]]
     assert {"scores-abc", "subset-def"} <= set(made)
-    assert [of["input"]["runName"] for of in server.operations["UseArtifact"]] == [tracker.run.id]
-    assert server.exit_codes == {tracker.run.id: 0}
+    assert [of["input"]["runName"] for of in wandb_server.operations["UseArtifact"]] == [tracker.run.id]
+    assert wandb_server.exit_codes == {tracker.run.id: 0}
 
 
-def test_a_run_is_tracked_offline_if_the_server_rejects_it(tmp_path, server, monkeypatch, caplog):
+def test_a_run_is_tracked_offline_if_the_server_rejects_it(tmp_path, wandb_server, monkeypatch, caplog):
     import wandb
 
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    monkeypatch.setenv("WANDB_BASE_URL", wandb_server.url)
     begin = wandb.init
 
     def reject(**arguments):
@@ -162,10 +135,10 @@ def test_a_run_is_tracked_offline_if_the_server_rejects_it(tmp_path, server, mon
         WandbTracker(project="lpsel", mode="online").start("train", {}, tmp_path)
 
 
-def test_a_rejected_key_means_an_offline_run_or_a_one_line_error(tmp_path, server, monkeypatch, caplog):
+def test_a_rejected_key_means_an_offline_run_or_a_one_line_error(tmp_path, wandb_server, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setenv("WANDB_BASE_URL", server.url)
-    server.rejects = True
+    monkeypatch.setenv("WANDB_BASE_URL", wandb_server.url)
+    wandb_server.rejects = True
     tracker = WandbTracker(project="lpsel")
     tracker.start("train", {}, tmp_path)
     assert tracker.finish({}).startswith("Tracked offline")
