@@ -41,7 +41,7 @@ test: lint ## Check style and types, run the tests (PYTEST_ARGS= includes the te
 
 test-torch-free: ## A short test without torch, in build/torch-free; for another Python: PYTHON=python3.13
 	$(PYTHON) -m venv build/torch-free
-	build/torch-free/bin/python -m pip install --quiet --constraint constraints.txt filelock hydra-core hypothesis numpy platformdirs pyarrow pytest pytest-timeout rich scikit-learn scipy
+	build/torch-free/bin/python -m pip install --quiet --constraint constraints.txt filelock fsspec hydra-core hypothesis numpy platformdirs pyarrow pytest pytest-timeout rich scikit-learn scipy
 	build/torch-free/bin/python -m pytest -p no:cacheprovider tests/unit/selection tests/unit/scoring/test_metrics.py tests/unit/test_errors.py tests/unit/test_storage.py tests/unit/test_integrity.py tests/unit/test_console.py tests/unit/test_run_config.py tests/unit/test_structure.py tests/unit/evaluation/test_statistics.py -m "not real"
 
 audit: venv ## Known vulnerabilities and licenses of the installed packages, according to the package index

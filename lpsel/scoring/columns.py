@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lpsel.data.tokens import Tokens
-
-if TYPE_CHECKING:  # selection rules and dry runs use the registry without torch
+if TYPE_CHECKING:  # selection rules and dry runs use the registry without torch and tokens
     from torch import Tensor
 
+    from lpsel.data.tokens import Tokens
     from lpsel.model.loss import Measure
 
 
