@@ -1,5 +1,6 @@
 """The exception for errors that the user can fix, and the validators that raise it."""
 
+import copy
 import errno
 import math
 from collections.abc import Collection, Iterator
@@ -40,11 +41,34 @@ class UserError(ValueError):
 
     def at(self, location: object) -> "UserError":
         """The same error with the place where the value was read, such as a file and a line."""
-        return UserError(self.name, self.value, self.problem, self.hint, str(location))
+        moved = copy.copy(self)
+        moved.location = str(location)
+        return moved
 
     def renamed(self, name: str, value: object = None) -> "UserError":
         """The same error for a command that calls the option by another name."""
         return UserError(name, self.value if value is None else value, self.problem, self.hint, self.location)
+
+
+class UnusableRow(UserError):
+    """A row that cannot be used: an error, or a row to skip with `dataset.bad_rows=skip`.
+
+    Attributes:
+        kind: what is wrong, without values of the row, such as `images`: skipped rows are counted by it.
+    """
+
+    def __init__(
+        self,
+        name: object,
+        value: object = None,
+        problem: str = "",
+        hint: str = "",
+        location: str = "",
+        *,
+        kind: str = "",
+    ) -> None:
+        super().__init__(name, value, problem, hint, location)
+        self.kind = kind or problem
 
 
 class ReportedByMainProcess(UserError):

@@ -4,9 +4,11 @@
 """
 
 import hashlib
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from json.encoder import encode_basestring as quoted
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from lpsel.errors import UserError
@@ -24,27 +26,54 @@ ROLES = {
 
 
 class Turn(NamedTuple):
-    """A turn of a conversation. `role` is system, user or assistant."""
+    """A turn of a conversation.
+
+    Attributes:
+        role: system, user, assistant or tool.
+        content: its text; empty where an assistant turn only calls tools.
+        supervised: whether an assistant turn is trained on.
+        fields: what else a chat template can use, as in the row: tool_calls, tool_call_id, name, reasoning_content.
+    """
 
     role: str
     content: str
+    supervised: bool = True
+    fields: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A row in any form. `input` is Alpaca's extra input, which belongs to the first user turn."""
+    """A row in any form.
+
+    Attributes:
+        input: Alpaca's extra input, which belongs to the first user turn.
+        tools: the tools that the assistant can call, as in the row, for the chat template.
+    """
 
     turns: tuple[Turn, ...]
     input: str = ""
+    tools: tuple[Mapping[str, Any], ...] = ()
 
     def content_id(self) -> str:
         """32 hexadecimal digits of the SHA-256 of the content, the same on every machine and in every form."""
         return self.content_digest().hex()
 
     def content_digest(self) -> bytes:
-        """The 16 bytes of `content_id`: of the JSON, without spaces, {"input":...,"turns":[[role,content],...]}."""
-        turns = ",".join([f"[{quoted(role)},{quoted(content)}]" for role, content in self.turns])
-        return hashlib.sha256(f'{{"input":{quoted(self.input)},"turns":[{turns}]}}'.encode()).digest()[:ID_BYTES]
+        """The 16 bytes of `content_id`: of the JSON, without spaces, {"input":...,"turns":[[role,content],...]}.
+
+        A turn with fields, or that is not trained on, has a third item, and tools are a third key, "tools".
+        """
+        turns = ",".join(
+            [
+                f"[{quoted(role)},{quoted(content)}]"
+                if supervised and not fields
+                else f"[{quoted(role)},{quoted(content)},{_json({**fields, 'supervised': supervised})}]"
+                for role, content, supervised, fields in self.turns
+            ]
+        )
+        tools = f',"tools":{_json(self.tools)}' if self.tools else ""
+        text = f'{{"input":{quoted(self.input)},"turns":[{turns}]{tools}}}'
+        return hashlib.sha256(text.encode()).digest()[:ID_BYTES]
 
     def instruction(self) -> str:
         """The content of the first user turn."""
@@ -53,11 +82,11 @@ class Example:
     def characters(self) -> tuple[int, int]:
         """Number of characters of the prompt (everything but the assistant turns) and of the response."""
         prompt, response = len(self.input), 0
-        for role, content in self.turns:
-            if role == "assistant":
-                response += len(content)
+        for turn in self.turns:
+            if turn.role == "assistant":
+                response += len(turn.content)
             else:
-                prompt += len(content)
+                prompt += len(turn.content)
         return prompt, response
 
     def embedding_text(self) -> str:
@@ -194,6 +223,10 @@ def _turns(value: Any, column: str, role_key: str, content_key: str) -> list[Tur
             raise UserError(f"column {column}", None, problem, "remove the row")
         turns.append(Turn(ROLES[role.lower()], _text(turn[content_key], f"{column}.{content_key}")))
     return turns
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
 
 
 def _text(value: Any, column: str) -> str:

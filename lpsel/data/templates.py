@@ -128,7 +128,7 @@ def _with_input(example: Example) -> list[Turn]:
     turns = list(example.turns)
     first = next((i for i, turn in enumerate(turns) if turn.role == "user"), None)
     if example.input and first is not None:
-        turns[first] = Turn("user", turns[first].content + BETWEEN + example.input)
+        turns[first] = turns[first]._replace(content=turns[first].content + BETWEEN + example.input)
     return turns
 
 
@@ -156,12 +156,12 @@ def _chat(example: Example, tokenizer: Any) -> Rendered:
     return Rendered(text, supervised, append_eos=False, add_special_tokens=False)
 
 
-def chat_messages(example: Example) -> list[dict[str, str]]:
+def chat_messages(example: Example) -> list[dict[str, Any]]:
     """The turns as messages for a chat template or an endpoint."""
-    return [turn._asdict() for turn in _with_input(example)]
+    return [{"role": turn.role, "content": turn.content, **turn.fields} for turn in _with_input(example)]
 
 
-def _apply_chat(messages: list[dict[str, str]], tokenizer: Any, add_generation_prompt: bool = False) -> str:
+def _apply_chat(messages: list[dict[str, Any]], tokenizer: Any, add_generation_prompt: bool = False) -> str:
     from jinja2 import TemplateError
 
     if not getattr(tokenizer, "chat_template", None):
