@@ -27,7 +27,7 @@ def test_dolly_form(tmp_path):
 
 def test_messages_and_sharegpt_are_the_same_conversation(tmp_path):
     said = (Turn("system", "Be brief."), Turn("user", "Hi"), Turn("assistant", "Ho"))
-    messages = [{"role": role, "content": content} for role, content in said]
+    messages = [{"role": role, "content": content} for role, content, *_ in said]
     conversations = [
         {"from": name, "value": turn.content} for name, turn in zip(("system", "human", "gpt"), said, strict=True)
     ]
