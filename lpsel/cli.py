@@ -78,6 +78,9 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     from lpsel.config import config_dir
+
+    # Before torch is imported: its threads then sleep while they wait, instead of keeping other processes from running.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from lpsel.sweep import SweepCallback
 
     os.environ["LPSEL_COMMAND"] = command

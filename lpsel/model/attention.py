@@ -5,6 +5,7 @@ unchanged. On a GPU, one variable-length flash-attention kernel computes all seg
 after the other.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -78,30 +79,32 @@ class PackedAttention:
             segments = [*self.batch.shared, *self.batch.rows]
             if (end := segments[-1].stop) < query.shape[1]:
                 segments.append(Segment(end, query.shape[1]))
-            parts = [self._segment(query, key, value, s, scaling, sliding_window, softcap) for s in segments]
+            # The backward of a slice fills a tensor of the size of the whole pack; that of `split` is one `cat`.
+            lengths = [s.stop - s.start for s in segments]
+            split = list(zip(*(each.split(lengths, dim=1) for each in (query, key, value)), strict=True))
+            prefixes = {s.start: keys for s, (_, *keys) in zip(self.batch.shared, split, strict=False)}
+            parts = [
+                self._segment(*own, prefixes[s.prefix_start] if s.prefix_stop else (), scaling, sliding_window, softcap)
+                for s, own in zip(segments, split, strict=True)
+            ]
             attended_THD = torch.cat(parts, dim=1).transpose(0, 1)
         return attended_THD[None], None
 
     def _segment(
         self,
-        query_HTD: Tensor,
-        key_GTD: Tensor,
-        value_GTD: Tensor,
-        segment: Segment,
+        query_HQD: Tensor,
+        key_GKD: Tensor,
+        value_GKD: Tensor,
+        prefix: Sequence[Tensor],
         scaling: float,
         window: int | None,
         softcap: float | None,
     ) -> Tensor:
-        """The result of one segment, shape (H, Q, D)."""
-        start, stop, prefix_start, prefix_stop = segment
-        query_HQD = query_HTD[:, start:stop]
-        key_GKD, value_GKD = key_GTD[:, start:stop], value_GTD[:, start:stop]
-        prefix = prefix_stop - prefix_start
+        """The result of one segment, shape (H, Q, D); `prefix` is the key and value of its prefix, if it has one."""
         if prefix:
-            key_GKD = torch.cat([key_GTD[:, prefix_start:prefix_stop], key_GKD], dim=1)
-            value_GKD = torch.cat([value_GTD[:, prefix_start:prefix_stop], value_GKD], dim=1)
-        length = key_GKD.shape[1]
-        mask_QK = self._mask(length, window, query_HTD.device)[prefix:length, :length]
+            key_GKD, value_GKD = (torch.cat(parts, dim=1) for parts in zip(prefix, (key_GKD, value_GKD), strict=True))
+        queries, length = query_HQD.shape[1], key_GKD.shape[1]
+        mask_QK = self._mask(length, window, query_HQD.device)[length - queries : length, :length]
         if query_HQD.dtype == torch.float32 and softcap is None:
             # The fused kernel needs four dimensions.
             query, key, value = query_HQD[None], key_GKD[None], value_GKD[None]
@@ -109,13 +112,13 @@ class PackedAttention:
             return fused(query, key, value, attn_mask=mask_QK, scale=scaling, enable_gqa=True)[0]
         # In bfloat16, the fused kernel of the CPU takes twice as long as these products.
         heads, groups = len(query_HQD), len(key_GKD)
-        query_GQD = query_HQD.reshape(groups, heads // groups * (stop - start), -1)
+        query_GQD = query_HQD.reshape(groups, heads // groups * queries, -1)
         score_GQK = torch.bmm(query_GQD * scaling, key_GKD.transpose(1, 2))
         if softcap is not None:
             score_GQK = softcap * torch.tanh(score_GQK / softcap)
-        score_GRQK = score_GQK.view(groups, heads // groups, stop - start, length)
+        score_GRQK = score_GQK.view(groups, heads // groups, queries, length)
         share_GRQK = torch.softmax(score_GRQK.masked_fill(~mask_QK, float("-inf")), dim=-1)
-        return torch.bmm(share_GRQK.view_as(score_GQK), value_GKD).view(heads, stop - start, -1)
+        return torch.bmm(share_GRQK.view_as(score_GQK), value_GKD).view(heads, queries, -1)
 
     def _mask(self, length: int, window: int | None, device: torch.device) -> Tensor:
         """Which keys each query attends to, by position in the row, bool (at least length, at least length)."""

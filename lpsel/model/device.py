@@ -1,6 +1,8 @@
 """The device and the precision that a configuration selects on this machine, and how freed memory is reused."""
 
 import ctypes
+import os
+from functools import cache
 from typing import TYPE_CHECKING
 
 from lpsel.errors import UserError, check_choice
@@ -12,6 +14,7 @@ PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
 ALIASES = {"32": "32-true", "bf16": "bf16-mixed"}
 
+SMALL_MODEL = 10_000_000  # parameters: on its matrices, one thread is faster than several
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 REUSED_BYTES = 96 * 2**20
 
@@ -58,11 +61,31 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def choose_threads(parameters: int) -> None:
+    """Compute on CPUs with one thread for a small model, otherwise with as many as at the start.
+
+    Threads that wait for each other after every small product are slow, and next to other busy processes very slow
+    (docs/results/benchmarks.md). A user's OMP_NUM_THREADS is left alone.
+    """
+    import torch
+
+    at_start = _threads_at_start()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1 if parameters < SMALL_MODEL else at_start)
+
+
+@cache
+def _threads_at_start() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
 def reuse_freed_memory() -> None:
     """Let glibc keep freed blocks of up to REUSED_BYTES, up to 2 GiB of them, for later allocations.
 
     By default it returns large blocks to the kernel, which clears every page again: at least a tenth of a pass
-    (docs/benchmarks.md).
+    (docs/results/benchmarks.md).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lpsel.errors import UserError, first_line
+from lpsel.model.device import choose_threads
 from lpsel.model.fingerprint import hub_config
 from lpsel.model.spec import ModelSpec
 
@@ -158,6 +159,7 @@ def load_model(spec: ModelSpec, path: str, dtype: Any, **options: Any) -> Any:
         reason = "its pickle contains more than tensors" if unsafe else first_line(error)
         problem = f"cannot be loaded as a causal language model ({reason})"
         raise UserError(path, problem=problem, hint=f"{SAVED}, or set bin_weights=true for pickled weights") from error
+    choose_threads(model.num_parameters())
     return model.eval()
 
 

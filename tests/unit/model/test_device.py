@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lpsel.model.adapter import Adapter
-from lpsel.model.device import resolve_precision
+from lpsel.model.device import choose_threads, resolve_precision
 from lpsel.model.lightning_module import FineTuner
 from lpsel.model.spec import ModelSpec
 
@@ -66,3 +66,22 @@ def test_freed_memory_is_reused_without_page_faults():
     default, reused = map(int, done.stdout.split())
     assert default > 10_000
     assert reused < 100
+
+
+def test_a_small_model_uses_one_thread_and_a_larger_one_as_many_as_before(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    try:
+        choose_threads(1_000_000)
+        assert torch.get_num_threads() == 1
+        choose_threads(135_000_000)
+        assert torch.get_num_threads() == before
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_omp_num_threads_of_the_user_is_left_alone(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    before = torch.get_num_threads()
+    choose_threads(1_000_000)
+    assert torch.get_num_threads() == before
