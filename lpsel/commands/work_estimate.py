@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,7 +13,7 @@ from omegaconf import DictConfig
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lpsel.data.dataset import Source
-from lpsel.data.templates import render
+from lpsel.data.templates import ALPACA_INSTRUCTION, ALPACA_RESPONSE, ALPACA_WITHOUT_INPUT, BETWEEN
 from lpsel.data.tokens import count_tokens, find_tokens
 from lpsel.errors import UserError, check_number
 from lpsel.model.adapter import Adapter
@@ -196,8 +195,8 @@ def _count(source: Source, spec: ModelSpec, tokenizer: Any, cache_dir: Path) -> 
 
 def _guess(sample: list[Any], max_length: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Lengths from characters, with the Alpaca prompt whatever the template."""
-    rendered = [render(row.example, "alpaca", SimpleNamespace(eos_token="")) for row in sample]
-    prompts = np.array([min((begin for begin, _ in text.supervised), default=len(text.text)) for text in rendered])
-    lengths = np.minimum(np.array([len(text.text) for text in rendered]) // CHARACTERS + 1, max_length)
-    supervised = np.maximum(lengths - prompts // CHARACTERS, 0)
+    around = len(ALPACA_WITHOUT_INPUT + BETWEEN + ALPACA_INSTRUCTION + BETWEEN + ALPACA_RESPONSE)
+    prompts, responses = np.array([row.example.characters() for row in sample]).T
+    lengths = np.minimum((prompts + responses + around) // CHARACTERS + 1, max_length)
+    supervised = np.maximum(lengths - (prompts + around) // CHARACTERS, 0)
     return lengths.astype(np.int32), supervised.astype(np.int32)

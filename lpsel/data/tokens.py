@@ -3,7 +3,6 @@
 # N rows, T tokens of a row (fed to the model, after truncation)
 import hashlib
 import json
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain
@@ -15,8 +14,10 @@ import pyarrow as pa
 
 from lpsel.cache import Entry
 from lpsel.console import track
+from lpsel.data.control_tokens import Rendered, control_tokens
 from lpsel.data.dataset import Row, Source
-from lpsel.data.templates import Rendered, render, template_hash
+from lpsel.data.supervised_tokens import Encoded, truncated
+from lpsel.data.templates import render, template_hash
 from lpsel.errors import UserError
 from lpsel.storage import write_atomically
 
@@ -177,26 +178,21 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return hashlib.sha256((state + special).encode()).hexdigest()
 
 
-class _Encoded(NamedTuple):
-    """A truncated row: its ids, its supervised spans in tokens, and whether it was longer."""
-
-    ids: list[int]
-    spans: list[tuple[int, int]]
-    truncated: bool
-
-
-def _encoded(rows: Iterable[Row], tokenizer: Any, template: str, max_length: int) -> Iterator[list[_Encoded]]:
+def _encoded(rows: Iterable[Row], tokenizer: Any, template: str, max_length: int) -> Iterator[list[Encoded]]:
     """The rows in lists of ROWS_PER_BATCH; the last one may be shorter."""
-    backend = _untrimmed(tokenizer)
+    controls = control_tokens(tokenizer)
 
-    def encode(texts: list[Rendered]) -> list[_Encoded]:
-        encodings = backend.encode_batch([t.text for t in texts], add_special_tokens=texts[0].add_special_tokens)
+    def encode(texts: list[Rendered]) -> list[Encoded]:
+        whole = [text.text if text.controls is None else "" for text in texts]
+        encodings = controls.backend.encode_batch(whole, add_special_tokens=texts[0].add_special_tokens)
         return [
-            _truncated(encoding.ids, encoding.offsets, text, tokenizer.eos_token_id, max_length)
+            truncated(
+                encoding if text.controls is None else controls.encode(text), text, tokenizer.eos_token_id, max_length
+            )
             for encoding, text in zip(encodings, texts, strict=True)
         ]
 
-    encoded: list[_Encoded] = []
+    encoded: list[Encoded] = []
     texts: list[Rendered] = []
     characters = 0
     for row in rows:
@@ -220,50 +216,7 @@ def _render(row: Row, template: str, tokenizer: Any) -> Rendered:
         raise error.at(f"row {row.index}") from None
 
 
-def _untrimmed(tokenizer: Any) -> Any:
-    """A copy of the tokenizer's backend without truncation and padding whose offsets include leading spaces.
-
-    Byte-level tokenizers such as GPT-2's leave the space of ` foo` out of its offsets (trim_offsets): a token that
-    begins in the prompt would seem to begin in the answer, and a single space would have an empty span.
-    """
-    from tokenizers import Tokenizer
-
-    state = tokenizer.backend_tokenizer.to_str().replace('"trim_offsets":true', '"trim_offsets":false')
-    backend = Tokenizer.from_str(state)
-    backend.no_truncation()
-    backend.no_padding()
-    return backend
-
-
-def _truncated(
-    ids: list[int], offsets: list[tuple[int, int]], rendered: Rendered, eos: int, max_length: int
-) -> _Encoded:
-    """Supervise the tokens that begin inside a supervised span, add EOS, then truncate.
-
-    A token that begins in the prompt and ends in the answer is not supervised: the paper masks as many tokens as the
-    prompt has on its own, which include that one.
-    """
-    end_of_text = len(ids)
-    while end_of_text and offsets[end_of_text - 1] == (0, 0):  # added by the tokenizer itself
-        end_of_text -= 1
-    spans = []
-    for start, end in rendered.supervised:
-        first = bisect_left(offsets, (start,), 0, end_of_text)
-        last = bisect_left(offsets, (end,), first, end_of_text)
-        while first < last and offsets[first][0] == offsets[first][1]:
-            first += 1
-        spans.append((first, last))
-    if rendered.append_eos:
-        if ids[end_of_text:] != [eos]:
-            ids = [*ids, eos]
-        # The last answer includes its EOS.
-        spans[-1] = (min(spans[-1][0], len(ids) - 1), len(ids))
-    # Nothing predicts the first token, so it cannot be supervised.
-    inside = [(max(first, 1), min(last, max_length)) for first, last in spans]
-    return _Encoded(ids[:max_length], [span for span in inside if span[0] < span[1]], len(ids) > max_length)
-
-
-def _record_batch(row_ids: pa.StringArray, rows: list[_Encoded]) -> pa.RecordBatch:
+def _record_batch(row_ids: pa.StringArray, rows: list[Encoded]) -> pa.RecordBatch:
     lengths = np.array([len(row.ids) for row in rows], dtype=np.int32)
     spans = [list(chain.from_iterable(row.spans)) for row in rows]
     response = _response_tokens(rows)
@@ -278,7 +231,7 @@ def _record_batch(row_ids: pa.StringArray, rows: list[_Encoded]) -> pa.RecordBat
     return pa.record_batch(columns, schema=SCHEMA)
 
 
-def _response_tokens(rows: list[_Encoded]) -> np.ndarray:
+def _response_tokens(rows: list[Encoded]) -> np.ndarray:
     return np.array([sum(last - first for first, last in row.spans) for row in rows], dtype=np.int32)
 
 

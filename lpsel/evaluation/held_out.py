@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from lpsel.console import track
 from lpsel.data.batching import packed
 from lpsel.data.column_forms import Example
+from lpsel.data.control_tokens import Rendered
 from lpsel.data.dataset import DatasetSpec, Source
 from lpsel.data.packing import collate
 from lpsel.data.shared_prefixes import find_prefixes
-from lpsel.data.templates import Rendered, render_prompt
+from lpsel.data.templates import render_prompt
 from lpsel.data.tokens import Tokens, tokenize, tokenizer_hash
 from lpsel.errors import check_int
 from lpsel.evaluation.evaluator import Candidates, EvaluationContext, generation_files

@@ -2,14 +2,16 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lpsel.cache import Journal
 from lpsel.console import track
-from lpsel.data.column_forms import Example, Turn
-from lpsel.data.templates import chat_messages, render_prompt
+from lpsel.data.chat_template import chat_messages
+from lpsel.data.column_forms import Turn
+from lpsel.data.control_tokens import Rendered
+from lpsel.data.templates import render_prompt
 from lpsel.generation.openai_client import MALFORMED, Endpoint, RequestFailed, run_concurrently
 from lpsel.generation.prompts import Prompt
 from lpsel.generation.sampling import Generation, Sampling
@@ -131,11 +133,11 @@ def _inputs(
         prompt_room(load_config(model, source), sampling.max_new_tokens)
         tokenizer = load_tokenizer(model, source)
         # `render_prompt` takes the turns before the last answer, so the answer to come is added.
-        examples = [Example((*p.example.turns, Turn("assistant", "")), p.example.input) for p in prompts]
+        examples = [replace(p.example, turns=(*p.example.turns, Turn("assistant", ""))) for p in prompts]
         inputs = [render_prompt(example, model.template, tokenizer) for example in examples]
         fingerprint = model_fingerprint(source, model.revision, cache_dir)
         depends_on = {"model": fingerprint, "dtype": str(dtype).removeprefix("torch.")}
-    keys = [digest(each) for each in inputs]
+    keys = [digest(each[:4] if isinstance(each, Rendered) and each.controls is None else each) for each in inputs]
     journal = Journal.of(cache_dir, "answers", depends_on | sampling.settings())
     return _Inputs(source, tokenizer, dict(zip(keys, inputs, strict=True)), keys, journal)
 

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, LogitsProcessor, TemperatureLogitsWar
 
 from lpsel.console import track
 from lpsel.data.batching import padded
-from lpsel.data.templates import Rendered
+from lpsel.data.control_tokens import Rendered, control_tokens
 from lpsel.errors import UserError
 from lpsel.generation.sampling import Generation, Sampling
 
@@ -41,7 +41,7 @@ def generate(
         UserError: max_new_tokens leaves no room for a prompt in the model's context.
     """
     room = prompt_room(model.config, sampling.max_new_tokens)
-    whole = [_prompt_ids(tokenizer, prompt) for prompt in prompts]
+    whole = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     fed = [_last_tokens(ids, room, tokenizer.bos_token_id) for ids in whole]
     stops = stop_ids(tokenizer, model.config, model.generation_config)
     lengths = np.array([len(ids) + sampling.max_new_tokens for ids in fed], dtype=np.int32)
@@ -91,12 +91,16 @@ def stop_ids(tokenizer: Any, config: Any, generation_config: Any) -> list[int]:
     return sorted(stops)
 
 
-def _prompt_ids(tokenizer: Any, prompt: Rendered | str) -> list[int]:
+def prompt_ids(tokenizer: Any, prompt: Rendered | str) -> list[int]:
+    """The tokens of a prompt, without the EOS that some tokenizers end every text with; at least one."""
     text, special = (prompt, True) if isinstance(prompt, str) else (prompt.text, prompt.add_special_tokens)
-    ids = list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+    if isinstance(prompt, Rendered) and prompt.controls is not None:
+        ids = list(control_tokens(tokenizer).encode(prompt).ids)
+    else:
+        ids = list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
     eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
     if special and eos is not None and ids[-1:] == [eos] and not text.endswith(tokenizer.eos_token):
-        del ids[-1]  # some tokenizers end every text with EOS, after which nothing would follow
+        del ids[-1]  # nothing would follow it
     return ids or [next((token for token in (bos, eos) if token is not None), 0)]
 
 

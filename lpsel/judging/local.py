@@ -106,18 +106,11 @@ class HFJudge:
         free_memory()
 
     def token_ids(self, tokenizer: Any, question: str) -> list[int]:
-        """The tokens of a question in the model's template; text inside the question never becomes a special token."""
-        question = question.strip()  # many chat templates strip it
-        rendered = render_prompt(Example((Turn("user", question),), ""), self.model.template, tokenizer)
-        before, found, after = rendered.text.partition(question)
-        if not found:
-            problem = f"the template of {self.model.name} changes the question"
-            raise UserError("judge.model.template", self.model.template, problem, "set judge.model.template=plain")
-        bos = tokenizer.bos_token_id
-        ids = [token for token in tokenizer("")["input_ids"] if token == bos] if rendered.add_special_tokens else []
-        for text, is_data in ((before, False), (question, True), (after, False)):
-            ids += tokenizer(text, add_special_tokens=False, split_special_tokens=is_data, verbose=False)["input_ids"]
-        return ids
+        """The tokens of a question in the model's template; text inside the question never becomes a control token."""
+        from lpsel.generation.generate import prompt_ids
+
+        example = Example((Turn("user", question.strip()),))  # many chat templates strip it
+        return prompt_ids(tokenizer, render_prompt(example, self.model.template, tokenizer))
 
 
 def answer_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:

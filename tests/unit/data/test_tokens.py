@@ -88,9 +88,9 @@ def test_lone_spaces_and_bytes_of_a_character_are_labels(make_tokenizer, source,
 
 def test_an_answer_that_contains_eos_as_text_still_ends_with_eos(make_tokenizer, source, tmp_path):
     tokenizer = make_tokenizer()
-    tokens = tokenize(source(("a", "b</s>")), tokenizer, "plain", 16, tmp_path)
-    assert fed(tokens, tokenizer) == ["a", "b", "</s>", "</s>"]
-    assert tokens.response_tokens.tolist() == [3]
+    tokens = tokenize(source(("<s>a", "b</s>")), tokenizer, "plain", 16, tmp_path)
+    assert fed(tokens, tokenizer) == ["<", "s", ">", "a", "b", "<", "/", "s", ">", "</s>"]
+    assert tokens.response_tokens.tolist() == [6]
 
 
 def test_every_answer_of_a_conversation_is_a_label(make_tokenizer, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from lpsel.data.templates import Rendered
+from lpsel.data.control_tokens import Rendered
 from lpsel.errors import UserError
 from lpsel.generation.generate import generate, prompt_room, stop_ids
 from lpsel.generation.sampling import Sampling
