@@ -84,7 +84,7 @@ class PackedAttention:
             split = list(zip(*(each.split(lengths, dim=1) for each in (query, key, value)), strict=True))
             prefixes = {s.start: keys for s, (_, *keys) in zip(self.batch.shared, split, strict=False)}
             parts = [
-                self._segment(*own, prefixes[s.prefix_start] if s.prefix_stop else (), scaling, sliding_window, softcap)
+                self._segment(own, prefixes[s.prefix_start] if s.prefix_stop else (), scaling, sliding_window, softcap)
                 for s, own in zip(segments, split, strict=True)
             ]
             attended_THD = torch.cat(parts, dim=1).transpose(0, 1)
@@ -92,15 +92,17 @@ class PackedAttention:
 
     def _segment(
         self,
-        query_HQD: Tensor,
-        key_GKD: Tensor,
-        value_GKD: Tensor,
+        own: tuple[Tensor, Tensor, Tensor],
         prefix: Sequence[Tensor],
         scaling: float,
         window: int | None,
         softcap: float | None,
     ) -> Tensor:
-        """The result of one segment, shape (H, Q, D); `prefix` is the key and value of its prefix, if it has one."""
+        """The result of one segment, shape (H, Q, D).
+
+        `own` is its query, key and value; `prefix` the key and value of its prefix, if it has one.
+        """
+        query_HQD, key_GKD, value_GKD = own
         if prefix:
             key_GKD, value_GKD = (torch.cat(parts, dim=1) for parts in zip(prefix, (key_GKD, value_GKD), strict=True))
         queries, length = query_HQD.shape[1], key_GKD.shape[1]
