@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from lpsel.command_line import check_arguments, hydra_error
 from lpsel.distributed import Interrupted, is_main_process, signals_interrupt, started_together
-from lpsel.errors import ReportedByMainProcess, UserError, file_errors
+from lpsel.errors import ReportedByMainProcess, UserError, resource_errors
 from lpsel.redact import print_traceback, redact
 
 # Commands that Hydra configures.
@@ -81,6 +81,8 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
 
     # Before torch is imported: its threads then sleep while they wait, instead of keeping other processes from running.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not os.environ.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}:
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"  # packs of many sizes fragment GPU memory
     from lpsel.sweep import SweepCallback
 
     os.environ["LPSEL_COMMAND"] = command
@@ -109,7 +111,7 @@ def _errors_end_command(command: str, hydra_errors: tuple[type[Exception], ...] 
     sys.excepthook = print_traceback
     user_errors: tuple[type[Exception], ...] = (UserError, *hydra_errors)
     try:
-        with closed_pipe_ends_quietly(), file_errors():
+        with closed_pipe_ends_quietly(), resource_errors():
             yield
     except user_errors as error:
         if os.environ.get("LPSEL_DEBUG"):

@@ -3,6 +3,7 @@
 import copy
 import errno
 import math
+import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -122,8 +123,8 @@ def is_number(value: object) -> TypeGuard[float]:
 
 
 @contextmanager
-def file_errors() -> Iterator[None]:
-    """Turn any library's error about a full disk, and an OSError about permissions, into a UserError."""
+def resource_errors() -> Iterator[None]:
+    """Turn any library's error about a full disk or GPU memory, and an OSError about permissions, into a UserError."""
     try:
         yield
     except UserError:
@@ -134,6 +135,9 @@ def file_errors() -> Iterator[None]:
         if number in DISK_FULL or any(f"(os error {full})" in text for full in DISK_FULL):
             hint = "free some space, and run the same command again to resume"
             raise UserError(first_line(error), problem="the disk is full", hint=hint) from error
+        if isinstance(error, getattr(sys.modules.get("torch"), "OutOfMemoryError", ())):
+            hint = "set smaller train_tokens= and score_tokens=, or see docs/guides/memory.md for more options"
+            raise UserError("GPU", problem=f"out of memory ({first_line(error)})", hint=hint) from error
         if isinstance(error, OSError) and number in NOT_PERMITTED and error.filename is not None:
             hint = "check the path and its permissions"
             raise UserError(error.filename, problem=error.strerror or "not accessible", hint=hint) from error

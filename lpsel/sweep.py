@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from lpsel.commands.job import Job
 from lpsel.distributed import agree, is_main_process, started_together
-from lpsel.errors import UserError, file_errors, first_line
+from lpsel.errors import UserError, first_line, resource_errors
 from lpsel.run_config import NOT_IN_RESULTS, unused_keys
 from lpsel.storage import digest, read_json, write_atomically, write_json
 
@@ -99,7 +99,7 @@ def run_job(command: str, config: DictConfig, user_errors: tuple[type[Exception]
         if config.get("dry_run"):
             outcome = _plan(command, config, outcome)
         else:
-            with _isolated(hydra, config), file_errors():
+            with _isolated(hydra, config), resource_errors():
                 found = _run_or_find(command, config, folder)
             outcome = replace(outcome, state="found" if found else "done")
             if is_main_process():

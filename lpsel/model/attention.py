@@ -6,6 +6,7 @@ after the other.
 """
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -136,6 +137,8 @@ class PackedAttention:
         from torch.nn.attention.varlen import varlen_attn
 
         assert self.batch is not None, "no pack is set"
+        # Before torch 2.12, the kernel supported fewer key heads than query heads without an option.
+        grouped = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
         varlen = self.batch.varlen
         assert varlen is not None, "the pack was made for a CPU"
         attended_THD: Any = varlen_attn(
@@ -148,7 +151,7 @@ class PackedAttention:
             varlen.longest_key,
             scale=scaling,
             window_size=(-1 if window is None else window - 1, 0),
-            enable_gqa=True,
+            **grouped,
         )
         return attended_THD
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -26,8 +27,10 @@ def checkpoint_layers(model: Any) -> None:
 
 def compile_layers(model: Any) -> None:
     """Compile every decoder layer for packs of a few fixed shapes; attention remains a kernel call."""
+    dynamo: Any = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, RECOMPILE_LIMIT)
     for layer in decoder_layers(model):
-        layer.compile(dynamic=False, recompile_limit=RECOMPILE_LIMIT)
+        layer.compile(dynamic=False)
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from lpsel.errors import UserError, check_choice, check_flag, check_int, check_number, file_errors
+from lpsel.errors import UserError, check_choice, check_flag, check_int, check_number, resource_errors
 
 
 @pytest.mark.parametrize(
@@ -62,10 +62,10 @@ def test_validators_accept_valid_values_and_name_invalid_ones(check, valid, inva
 
 
 def test_a_file_without_permission_is_a_user_error_and_other_errors_pass():
-    with pytest.raises(UserError) as caught, file_errors():
+    with pytest.raises(UserError) as caught, resource_errors():
         raise PermissionError(errno.EACCES, "Permission denied", "rows.jsonl")
     assert (caught.value.name, caught.value.problem) == ("rows.jsonl", "Permission denied")
-    with pytest.raises(OSError, match="Input/output error"), file_errors():
+    with pytest.raises(OSError, match="Input/output error"), resource_errors():
         raise OSError(errno.EIO, "Input/output error", "rows.jsonl")
 
 
@@ -77,7 +77,17 @@ def test_a_file_without_permission_is_a_user_error_and_other_errors_pass():
     ],
 )
 def test_a_full_disk_is_recognized_in_any_librarys_error(error):
-    with pytest.raises(UserError) as caught, file_errors():
+    with pytest.raises(UserError) as caught, resource_errors():
         raise error
     assert caught.value.problem == "the disk is full"
     assert "No space left on device" in caught.value.name
+
+
+def test_out_of_gpu_memory_names_the_options_that_save_memory():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(UserError) as caught, resource_errors():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore lines")
+    assert str(caught.value) == (
+        "GPU: out of memory (CUDA out of memory. Tried to allocate 2.00 GiB). "
+        "Set smaller train_tokens= and score_tokens=, or see docs/guides/memory.md for more options."
+    )

@@ -11,7 +11,7 @@ import pytest
 from lpsel.data.dataset import DatasetSpec, Source
 from lpsel.data.templates import render, render_prompt
 from lpsel.data.tokens import ROWS_PER_BATCH, tokenize
-from lpsel.errors import UserError, file_errors
+from lpsel.errors import UserError, resource_errors
 
 from .conftest import CHATML
 
@@ -233,7 +233,7 @@ def test_a_slow_tokenizer_is_rejected(source, tmp_path):
 
 def test_a_cache_that_is_not_writable_is_rejected(make_tokenizer, source, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError) as caught, file_errors():  # as every command does
+    with pytest.raises(UserError) as caught, resource_errors():  # as every command does
         tokenize(source(("a", "b")), make_tokenizer(), "plain", 16, tmp_path / "file")
     assert caught.value.name.startswith(str(tmp_path / "file"))
 

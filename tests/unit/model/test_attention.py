@@ -1,6 +1,7 @@
 """The call that a GPU gets, against what a CPU computes: the kernel is stood in for by its documented definition."""
 
 from dataclasses import replace
+from functools import wraps
 
 import pytest
 import torch
@@ -40,10 +41,17 @@ def defined(query, key, value, query_ends, key_ends, longest_query, longest_key,
     return out
 
 
+def before_torch_2_12(*given, scale, window_size):
+    """varlen_attn without the option `enable_gqa`."""
+    return defined(*given, scale=scale, window_size=window_size, enable_gqa=True)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # by the fused kernel, and by products as in bfloat16
-@pytest.mark.parametrize("window", [None, 1, 4, 100])
-def test_the_gpu_kernel_computes_the_same_as_the_cpu(monkeypatch, window, dtype):
-    monkeypatch.setattr(varlen, "varlen_attn", defined)
+@pytest.mark.parametrize(
+    ("window", "kernel"), [(None, defined), (1, defined), (4, defined), (100, defined), (4, before_torch_2_12)]
+)
+def test_the_gpu_kernel_computes_the_same_as_the_cpu(monkeypatch, window, kernel, dtype):
+    monkeypatch.setattr(varlen, "varlen_attn", kernel)
     packed = PackedAttention()
     nothing = torch.empty(0, dtype=torch.int64)
     segments = [*SHARED, *ROWS, Segment(32, TOKENS)]
@@ -85,7 +93,9 @@ def test_a_pass_never_synchronizes_with_the_gpu(make_model, batch, monkeypatch, 
     """Tensors without values go through a pack's forward and backward pass: no operation needs a value."""
     monkeypatch.setattr(attention, "flash_supports", lambda query, value: True)
     calls, kernel = [], varlen.varlen_attn
-    monkeypatch.setattr(varlen, "varlen_attn", lambda *given, **how: calls.append(1) or kernel(*given, **how))
+    monkeypatch.setattr(
+        varlen, "varlen_attn", wraps(kernel)(lambda *given, **how: calls.append(1) or kernel(*given, **how))
+    )
     model, batch = make_model(kind).to(torch.bfloat16), replace(batch, varlen=varlen_of([*batch.rows]))
     with FakeTensorMode(allow_non_fake_inputs=True):
         loss = PerSampleLoss(model)
