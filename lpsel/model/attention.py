@@ -138,7 +138,7 @@ class PackedAttention:
 
         assert self.batch is not None, "no pack is set"
         # Before torch 2.12, the kernel supported fewer key heads than query heads without an option.
-        grouped = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
+        grouped: Any = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
         varlen = self.batch.varlen
         assert varlen is not None, "the pack was made for a CPU"
         attended_THD: Any = varlen_attn(
