@@ -22,6 +22,8 @@ def statistics(result: Mapping[str, Any]) -> Pairs:
         rows += f", from {result['clusters_selected']:,} of {result['clusters']:,} clusters"
         if (outside := result["rows_in_no_cluster"])["all"]:
             rows += f" and {outside['selected']:,} of {outside['all']:,} rows without a cluster"
+    if tied := result.get("n_tied"):
+        rows += f"; {tied:,} rows are tied at the cutoff"
     pairs = [(f"Selection {result['rule']}", rows)]
     ranges = [
         f"{name} {scores['lowest']:.4g} to {scores['highest']:.4g}, mean {scores['mean']:.4g}"

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 # N rows
 Ids: TypeAlias = pa.Array | Sequence[str]
 PART, SAMPLE = 2**32, 2**32 + 1  # orders apart from those of the epochs: rows to train on, rows to monitor
+TIES = 2**32 + 2  # a seed apart from those that users set: rows of equal score, clusters of equal remainder
 BLOCK_BYTES = 2**26
 
 
@@ -48,25 +49,48 @@ def random_rows(mask_N: NDArray[np.bool_], ids: Ids, seed: int, order: int, coun
 
 
 def random_keys(ids: Ids | None, index: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
-    """A random number in [0, 1) for every row, float64 (N,). Rows with the same id have the same number.
+    """A random number in [0, 1) for every row, float64 (N,).
+
+    It depends on the row's id and, where several rows have it, on the row's turn among them by row number, so that
+    duplicates are drawn independently of each other.
 
     Args:
         ids: any strings.
-        index: row numbers, used where `ids` is None.
+        index: row numbers; hashed themselves where `ids` is None.
     """
     state = splitmix64(np.full(len(index), seed % 2**64, np.uint64))
     if ids is None:
         state = _absorb(state, index.astype(np.uint64))
     else:
         strings = (ids if isinstance(ids, pa.Array) else pa.array(ids, pa.string())).cast(pa.large_string())
-        length = np.diff(_offsets(strings))
-        state = _absorb(state, length.astype(np.uint64))
-        rows = max(BLOCK_BYTES // (int(length.max(initial=0)) + 8), 1)
-        for start in range(0, len(strings), rows):
-            block, block_length = state[start : start + rows], length[start : start + rows]
-            for i, word in enumerate(_words(strings.slice(start, rows)).T):
-                block[:] = np.where(8 * i < block_length, _absorb(block, word), block)
+        _absorb_strings(state, strings)
+        _absorb_turns(state, index)
     return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _absorb_strings(state: NDArray[np.uint64], strings: pa.LargeStringArray) -> None:
+    """Mix strings into their states in place, by blocks of bounded size."""
+    length = np.diff(_offsets(strings))
+    state[:] = _absorb(state, length.astype(np.uint64))
+    rows = max(BLOCK_BYTES // (int(length.max(initial=0)) + 8), 1)
+    for start in range(0, len(strings), rows):
+        block, block_length = state[start : start + rows], length[start : start + rows]
+        for i, word in enumerate(_words(strings.slice(start, rows)).T):
+            block[:] = np.where(8 * i < block_length, _absorb(block, word), block)
+
+
+def _absorb_turns(state: NDArray[np.uint64], index: NDArray[np.int64]) -> None:
+    """Mix the turn of a row among rows of equal state into it, in place; the first of them stays as it is."""
+    ordered = np.sort(state)
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    if not len(repeated):
+        return
+    rows = np.flatnonzero(np.isin(state, repeated))
+    rows = rows[np.lexsort((index[rows], state[rows]))]
+    start = np.flatnonzero(np.diff(state[rows], prepend=state[rows[0]] ^ np.uint64(1)))
+    turn = np.arange(len(rows)) - np.repeat(start, np.diff(start, append=len(rows)))
+    later = rows[turn > 0]
+    state[later] = _absorb(state[later], turn[turn > 0].astype(np.uint64))
 
 
 def _absorb(state: NDArray[np.uint64], word: NDArray[np.uint64]) -> NDArray[np.uint64]:

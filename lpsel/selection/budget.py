@@ -11,8 +11,10 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from lpsel.data.random_order import TIES, random_keys, splitmix64
 from lpsel.errors import UserError, is_number
 from lpsel.scoring.metrics import mid_ranks
 
@@ -54,50 +56,86 @@ def _at_least(value: Fraction) -> str:
 
 
 @dataclass(frozen=True)
+class Ties:
+    """The order of rows with equal keys: by a hash of their content, or by row number where there are no ids.
+
+    Attributes:
+        ids: content ids of the N rows, or None.
+        index: row numbers, int64 (N,).
+    """
+
+    ids: pa.Array | None
+    index: NDArray[np.int64]
+
+    def sort(self, rows: NDArray[np.int64], group: NDArray[np.int32]) -> NDArray[np.int64]:
+        """Positions of rows, sorted by group and, within it, in the order of ties."""
+        index = self.index[rows]
+        if self.ids is None:
+            return rows[np.lexsort((index, group))]
+        return rows[np.lexsort((index, random_keys(self.ids.take(pa.array(rows)), index, TIES), group))]
+
+
+@dataclass(frozen=True)
 class Ranked:
     """M rows sorted by cluster and, within it, from first to last choice.
 
     Attributes:
         row: the rows' positions, in that order, int64 (M,).
+        cluster: number of every cluster, ascending, int64 (C,).
         size: number of rows of every cluster, int64 (C,).
         rank: of each in its cluster, from 0, in the order of `row`, int64 (M,).
+        run: rows of one cluster and key have the same number, ascending in the order of `row`, int32 (M,).
     """
 
     row: NDArray[np.int64]
+    cluster: NDArray[np.int64]
     size: NDArray[np.int64]
     rank: NDArray[np.int64]
+    run: NDArray[np.int32]
+
+    @property
+    def order(self) -> NDArray[np.uint64]:
+        """A hash of every cluster's number, uint64 (C,): which of equal remainders comes first."""
+        return splitmix64(self.cluster.astype(np.uint64) ^ np.uint64(TIES))
 
     def first(self, take_C: NDArray[np.int64]) -> NDArray[np.int64]:
         """Positions of the first take_C[c] rows of every cluster c."""
         return self.row[self.rank < np.repeat(take_C, self.size)]
 
+    def tied_at_cutoff(self, selected_N: NDArray[np.bool_]) -> int:
+        """How many rows have the cluster and key of a selected row and of one that is not selected."""
+        size = np.bincount(self.run)
+        selected = np.bincount(self.run, weights=selected_N[self.row])
+        return int(size[(selected > 0) & (selected < size)].sum())
+
 
 def rank_in_clusters(
-    rows_M: NDArray[np.int64],
-    cluster_N: NDArray[np.int32] | None,
-    key_N: NDArray[np.float64],
-    index_N: NDArray[np.int64],
+    rows_M: NDArray[np.int64], cluster_N: NDArray[np.int32] | None, key_N: NDArray[np.float64], ties: Ties
 ) -> Ranked:
-    """Sort rows by cluster, key ascending, then index. Without clusters, all rows are in one."""
+    """Sort rows by cluster, key ascending, then ties. Without clusters, all rows are in one, number 0."""
     # One stable sort after another: with millions of rows, faster than np.lexsort.
-    row = rows_M if (np.diff(index_N[rows_M]) > 0).all() else rows_M[np.argsort(index_N[rows_M], kind="stable")]
-    row = row[np.argsort(key_N[row], kind="stable")]
-    if cluster_N is None:
-        size = np.array([len(row)])
-    else:
+    row = rows_M[np.argsort(key_N[rows_M], kind="stable")]
+    cluster = np.zeros(len(row), np.int32)
+    if cluster_N is not None:
         row = row[np.argsort(cluster_N[row], kind="stable")]
         cluster = cluster_N[row]
-        bounds = np.flatnonzero(np.diff(cluster, prepend=cluster[:1] - 1, append=cluster[-1:] + 1))
-        size = np.diff(bounds)
-    start = np.cumsum(size) - size
-    return Ranked(row, size, np.arange(len(row)) - np.repeat(start, size))
+    new_cluster = np.diff(cluster, prepend=cluster[:1] - 1) != 0
+    key = key_N[row]
+    new_run = new_cluster | (np.diff(key, prepend=key[:1]) != 0)
+    run = np.cumsum(new_run, dtype=np.int32) - 1
+    tied = ~new_run
+    tied[:-1] |= ~new_run[1:]
+    row[tied] = ties.sort(row[tied], run[tied])
+    start = np.flatnonzero(new_cluster)
+    size = np.diff(start, append=len(row))
+    return Ranked(row, cluster[start].astype(np.int64), size, np.arange(len(row)) - np.repeat(start, size), run)
 
 
-def exact_shares(size_C: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+def exact_shares(size_C: NDArray[np.int64], n: int, order_C: NDArray[np.integer]) -> NDArray[np.int64]:
     """Allocate n rows to clusters in proportion to their size, by largest remainder, int64 (C,).
 
-    Adds up to n, at most size_C, and within one of the exact share. Equal remainders go to the lower cluster.
-    Integer arithmetic throughout.
+    Adds up to n, at most size_C, and within one of the exact share. Of equal remainders, the lowest in `order_C` comes
+    first. Integer arithmetic throughout.
     """
     total = int(size_C.sum())
     assert 0 <= n <= total < 2**31
@@ -105,15 +143,17 @@ def exact_shares(size_C: NDArray[np.int64], n: int) -> NDArray[np.int64]:
         return np.zeros_like(size_C)
     take_C, remainder_C = np.divmod(size_C * n, total)
     left = n - int(take_C.sum())
-    take_C[np.argsort(-remainder_C, kind="stable")[:left]] += 1
+    take_C[np.lexsort((order_C, -remainder_C))[:left]] += 1
     return take_C
 
 
-def capped_shares(weight_C: NDArray[np.float64], size_C: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+def capped_shares(
+    weight_C: NDArray[np.float64], size_C: NDArray[np.int64], n: int, order_C: NDArray[np.integer]
+) -> NDArray[np.int64]:
     """Allocate n rows to clusters in proportion to positive weights, at most their size, int64 (C,).
 
     Water-filling: the excess over a cluster's size goes to the others in proportion to their weights, so that for one
-    level every cluster gets min(size, level x weight). Rounded by largest remainder, ties to the lower cluster.
+    level every cluster gets min(size, level x weight). Rounded by largest remainder, ties as in `exact_shares`.
     """
     assert 0 <= n <= size_C.sum()
     order = np.argsort(size_C / weight_C, kind="stable")  # clusters in the order in which they fill up
@@ -128,7 +168,7 @@ def capped_shares(weight_C: NDArray[np.float64], size_C: NDArray[np.int64], n: i
     take_C = np.floor(quota_C + ROUNDING).astype(np.int64)
     remainder_C = np.where(take_C < size_C, np.round(quota_C - take_C, 9), -1.0)
     left = n - int(take_C.sum())
-    take_C[np.argsort(-remainder_C, kind="stable")[:left]] += 1
+    take_C[np.lexsort((order_C, -remainder_C))[:left]] += 1
     return take_C
 
 

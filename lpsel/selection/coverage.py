@@ -3,7 +3,8 @@
 N rows, M eligible rows, n rows to pick, D dimensions, B rows of a block
 
 Time is O(M n D) for k_center and deita, and O(M^2 D) for facility_location; memory is at most KEPT_BYTES above the
-embeddings. Ties go to the row with the lowest index.
+embeddings. Rows to pick from come in the order of their score and of ties (`budget.Ties`), which decides where rows are
+equally good.
 """
 
 import heapq
@@ -26,7 +27,7 @@ def k_center(table: ScoreTable, *, seed: int) -> Ranking:
 
     Starts with the row nearest to the mean embedding, since there is no pool of labeled rows to start from.
     """
-    return Ranking(None, arbitrary=True, pick=partial(_farthest_first, _vectors(table), table.index))
+    return Ranking(None, arbitrary=True, pick=partial(_farthest_first, _vectors(table)))
 
 
 @partial(Rule, picks_rows=True)
@@ -35,7 +36,7 @@ def facility_location(table: ScoreTable, *, seed: int) -> Ranking:
 
     Lazy greedy (Minoux 1978): a gain only shrinks as rows are picked, so that an old one is an upper bound.
     """
-    return Ranking(None, arbitrary=True, pick=partial(_most_representative, _vectors(table), table.index))
+    return Ranking(None, arbitrary=True, pick=partial(_most_representative, _vectors(table)))
 
 
 @partial(Rule, picks_rows=True)
@@ -48,7 +49,7 @@ def deita(table: ScoreTable, *, seed: int, complexity: str, quality: str, thresh
     with np.errstate(over="ignore", invalid="ignore"):
         score_N = table.columns[complexity] * table.columns[quality]
     vectors_ND = None if threshold is None else _vectors(table)
-    pick = partial(_best_and_different, score_N, table.index, vectors_ND, threshold)
+    pick = partial(_best_and_different, vectors_ND, threshold)
     return Ranking(score_N, descending=True, pick=pick)
 
 
@@ -57,14 +58,7 @@ def _vectors(table: ScoreTable) -> NDArray[np.float32]:
     return table.vectors
 
 
-def _in_order(rows_M: NDArray[np.int64], index_N: NDArray[np.int64]) -> NDArray[np.int64]:
-    return rows_M[np.argsort(index_N[rows_M], kind="stable")]
-
-
-def _farthest_first(
-    vectors_ND: NDArray[np.float32], index_N: NDArray[np.int64], rows_M: NDArray[np.int64], n: int
-) -> NDArray[np.int64]:
-    rows_M = _in_order(rows_M, index_N)
+def _farthest_first(vectors_ND: NDArray[np.float32], rows_M: NDArray[np.int64], n: int) -> NDArray[np.int64]:
     vectors_MD = vectors_ND[rows_M]
     square_M = np.einsum("md,md->m", vectors_MD, vectors_MD)
 
@@ -82,10 +76,7 @@ def _farthest_first(
     return rows_M[picked]
 
 
-def _most_representative(
-    vectors_ND: NDArray[np.float32], index_N: NDArray[np.int64], rows_M: NDArray[np.int64], n: int
-) -> NDArray[np.int64]:
-    rows_M = _in_order(rows_M, index_N)
+def _most_representative(vectors_ND: NDArray[np.float32], rows_M: NDArray[np.int64], n: int) -> NDArray[np.int64]:
     similarity = _Similarity(_unit(vectors_ND[rows_M]))
     covered_M = np.zeros(len(rows_M), np.float32)  # how well each row is represented by the picked ones
     bounds = [(-gain, row, 0) for row, gain in enumerate(similarity.sums().tolist())]  # gain, row, picked by then
@@ -128,14 +119,8 @@ class _Similarity:
 
 
 def _best_and_different(
-    score_N: NDArray[np.float64],
-    index_N: NDArray[np.int64],
-    vectors_ND: NDArray[np.float32] | None,
-    threshold: float | None,
-    rows_M: NDArray[np.int64],
-    n: int,
+    vectors_ND: NDArray[np.float32] | None, threshold: float | None, rows_M: NDArray[np.int64], n: int
 ) -> NDArray[np.int64]:
-    rows_M = rows_M[np.lexsort((index_N[rows_M], -score_N[rows_M]))]
     if threshold is None or vectors_ND is None:
         return rows_M[:n]
     unit_MD = _unit(vectors_ND[rows_M])

@@ -11,7 +11,7 @@ between clusters and strata.
 import numpy as np
 from numpy.typing import NDArray
 
-from lpsel.selection.budget import Ranked, exact_shares, rank_in_clusters
+from lpsel.selection.budget import Ranked, Ties, exact_shares, rank_in_clusters
 
 STRATA = (10, 100)  # quantiles of length: at least deciles, more if ROWS_PER_STRATUM rows of each can be selected
 ROWS_PER_STRATUM = 10
@@ -33,11 +33,13 @@ def matched(
     rows_M: NDArray[np.int64],
     key_N: NDArray[np.float64],
     length_N: NDArray[np.int32],
-    index_N: NDArray[np.int64],
+    ties: Ties,
     cluster_N: NDArray[np.int32] | None,
     take_C: NDArray[np.int64],
-) -> NDArray[np.int64]:
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Positions of the selected rows: take_C[c] of every cluster c, and close to the share of every stratum.
+
+    The cluster and stratum of every row are returned as one number, int32 (N,).
 
     Without clusters, the numbers per stratum are exactly those of the largest remainder. With clusters, the numbers per
     cluster are exact, and the best of ROUNDS rounds for the strata is returned.
@@ -50,17 +52,20 @@ def matched(
     n = int(take_C.sum())
     stratum_N = np.zeros(len(key_N), np.int32)
     stratum_N[rows_M] = np.unique(strata(length_N[rows_M], n), return_inverse=True)[1]
-    by_length = rank_in_clusters(rows_M, stratum_N, key_N, index_N)
-    quota_Q = exact_shares(by_length.size, n)
+    by_length = rank_in_clusters(rows_M, stratum_N, key_N, ties)
+    quota_Q = exact_shares(by_length.size, n, by_length.order)
     if cluster_N is None:
-        return by_length.first(quota_Q)
+        return by_length.first(quota_Q), stratum_N
 
+    order_N = np.zeros(len(key_N), np.int64)
+    order_N[ties.sort(rows_M, np.zeros(len(rows_M), np.int32))] = np.arange(len(rows_M))
+    ties = Ties(None, order_N)  # hashed once, not in every round
     rank_N = np.full(len(key_N), np.nan)
     rank_N[by_length.row] = (by_length.rank + 0.5) / np.repeat(by_length.size, by_length.size)
     price_Q = np.zeros(len(quota_Q))
     best, fewest = by_length.row[:0], n + 1
     for turn in range(ROUNDS):
-        ranked: Ranked = rank_in_clusters(rows_M, cluster_N, rank_N + price_Q[stratum_N], index_N)
+        ranked: Ranked = rank_in_clusters(rows_M, cluster_N, rank_N + price_Q[stratum_N], ties)
         rows = ranked.first(take_C)
         excess_Q = np.bincount(stratum_N[rows], minlength=len(quota_Q)) - quota_Q
         misplaced = int(np.abs(excess_Q).sum()) // 2
@@ -69,4 +74,4 @@ def matched(
         if misplaced == 0:
             break
         price_Q += 2 * n / len(rows_M) * excess_Q / np.maximum(quota_Q, 1) / (1 + turn / 5)
-    return best
+    return best, cluster_N * np.int32(STRATA[1]) + stratum_N

@@ -35,8 +35,8 @@ class Ranking(NamedTuple):
         descending: highest first instead.
         unit: the score mostly lies in [0, 1]; scores outside are counted.
         arbitrary: the score orders the rows but says nothing about them.
-        pick: for a rule that picks rows one after another; from the positions of eligible rows, int64 (M,), and the
-            number to pick, n <= M, to the positions in the order of choice, int64 (n,).
+        pick: for a rule that picks rows one after another; from the positions of eligible rows in the order of their
+            score, int64 (M,), and the number to pick, n <= M, to the positions in the order of choice, int64 (n,).
     """
 
     score: NDArray[np.float64] | None

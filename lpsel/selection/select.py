@@ -14,6 +14,7 @@ from lpsel.errors import UserError
 from lpsel.scoring.table import ScoreTable, to_arrow
 from lpsel.selection.budget import (
     Ranked,
+    Ties,
     capped_shares,
     exact_shares,
     hardness_weights,
@@ -49,6 +50,7 @@ class Selection:
         selected: bool (N,).
         reason: index in `reasons`, int8 (N,), -1 for an eligible row.
         reasons: why rows could not be selected.
+        n_tied: rows that have the score, and cluster, of a selected and of another row, so that ties decided.
     """
 
     table: ScoreTable
@@ -62,6 +64,7 @@ class Selection:
     selected: NDArray[np.bool_]
     reason: NDArray[np.int8]
     reasons: tuple[str, ...]
+    n_tied: int
 
     @property
     def n_total(self) -> int:
@@ -116,11 +119,12 @@ class Exclusions:
 
 
 def select(table: ScoreTable, spec: SelectionSpec, pct: float, seed: int) -> Selection:
-    """Select pct percent of the rows, by the rule's score within every cluster, lowest first, ties by index.
+    """Select pct percent of the rows, by the rule's score within every cluster, lowest first.
 
     budget=exact selects pct/100 x N rows, rounded half up (all eligible ones if they are fewer), allocated to clusters
-    by largest remainder; rows without a supervised token or with an undefined score are not eligible. budget=paper is
-    the released behavior: a ceiling per cluster, an undefined score counts as 0, no row is excluded.
+    by largest remainder; rows without a supervised token or with an undefined score are not eligible; ties are broken
+    by content and by a hash of the cluster (`Ties`, `Ranked.order`). budget=paper is the released behavior: a ceiling
+    per cluster, an undefined score counts as 0, no row is excluded, ties go to the lower index.
 
     With a bucket, the score only decides which third of its cluster a row is in. budget=exact then selects at random
     within the bucket, by content and seed; budget=paper selects the whole bucket.
@@ -141,9 +145,12 @@ def select(table: ScoreTable, spec: SelectionSpec, pct: float, seed: int) -> Sel
     ranking = spec.rank(table, seed)
     score, odd = _checked_scores(ranking, table, spec, exclusions)
     key = hardness = -score if ranking.descending else score
+    if ranking.score is None:
+        key = np.zeros(len(table))
+    ties = Ties(table.id if spec.budget == "exact" else None, table.index)
     bucket = None
     if spec.bucket is not None:
-        bucket = _bucket(score, cluster, table.index, spec.bucket, exclusions)
+        bucket = _bucket(score, cluster, ties, spec.bucket, exclusions)
         key = random_keys(table.id, table.index, seed)
     if spec.duplicates == "drop":
         exclusions.add(DUPLICATE, _repeated(table, exclusions.eligible))
@@ -152,20 +159,23 @@ def select(table: ScoreTable, spec: SelectionSpec, pct: float, seed: int) -> Sel
     if not len(eligible):
         problem = f"none of {len(table)} rows can be selected ({', '.join(exclusions.reasons)})"
         raise UserError("selection", spec.name, problem, "use other data or scores")
-    ranked = rank_in_clusters(eligible, cluster, key, table.index)
+    ranked = rank_in_clusters(eligible, cluster, key, ties)
     take_C = _rows_per_cluster(ranked, spec, pct, len(table), hardness)
+    selected, n_tied = np.zeros(len(table), np.bool_), 0
     if ranking.pick is not None:
         rows, turn = _picked(ranking.pick, ranked, take_C)
+        selected[rows] = True
         if ranking.score is None:
             score[rows] = turn
     elif spec.length == "matched":
-        rows = matched(eligible, key, table.response_tokens, table.index, cluster, take_C)
+        rows, cell = matched(eligible, key, table.response_tokens, ties, cluster, take_C)
+        selected[rows] = True
+        n_tied = rank_in_clusters(eligible, cell, key, ties).tied_at_cutoff(selected)
     else:
-        rows = ranked.first(take_C)
-    selected = np.zeros(len(table), np.bool_)
-    selected[rows] = True
+        selected[ranked.first(take_C)] = True
+        n_tied = ranked.tied_at_cutoff(selected)
     order, reasons = (ranking.descending, ranking.arbitrary), tuple(exclusions.reasons)
-    return Selection(table, spec, pct, score, *order, odd, bucket, selected, exclusions.code, reasons)
+    return Selection(table, spec, pct, score, *order, odd, bucket, selected, exclusions.code, reasons, n_tied)
 
 
 def _checked_scores(
@@ -193,10 +203,10 @@ def _checked_scores(
 
 
 def _bucket(
-    score: Floats, cluster: NDArray[np.int32] | None, index: NDArray[np.int64], wanted: str, exclusions: Exclusions
+    score: Floats, cluster: NDArray[np.int32] | None, ties: Ties, wanted: str, exclusions: Exclusions
 ) -> NDArray[np.int8]:
     """The bucket of every row, int8 (N,); rows of others than `wanted` are excluded."""
-    ranked = rank_in_clusters(exclusions.eligible, cluster, score, index)
+    ranked = rank_in_clusters(exclusions.eligible, cluster, score, ties)
     bucket = np.full(len(score), -1, np.int8)
     bucket[ranked.row] = thirds(ranked)
     for code, name in enumerate(BUCKETS):
@@ -225,10 +235,10 @@ def _rows_per_cluster(
         return paper_shares(ranked.size, pct) if spec.bucket is None else ranked.size
     n = min(row_budget(pct, n_total), len(ranked.row))
     if spec.allocation == "equal":
-        return capped_shares(np.ones(len(ranked.size)), ranked.size, n)
+        return capped_shares(np.ones(len(ranked.size)), ranked.size, n, ranked.order)
     if spec.allocation == "cluster_mean":
-        return capped_shares(hardness_weights(ranked, hardness_N[ranked.row]), ranked.size, n)
-    return exact_shares(ranked.size, n)
+        return capped_shares(hardness_weights(ranked, hardness_N[ranked.row]), ranked.size, n, ranked.order)
+    return exact_shares(ranked.size, n, ranked.order)
 
 
 def _picked(pick: Pick, ranked: Ranked, take_C: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -79,6 +79,7 @@ def summary(selection: Selection, mean_characters: Mapping[str, Any]) -> dict[st
         "n_total": selection.n_total,
         "n_eligible": selection.n_eligible,
         "n_selected": selection.n_selected,
+        "n_tied": selection.n_tied,
         "settings": spec.settings,
         "reasons": selection.counts,
         "odd_scores": selection.odd,

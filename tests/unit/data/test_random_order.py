@@ -31,6 +31,12 @@ def key_in_plain_python(text, seed):
     return (state >> 11) / 2**53
 
 
+def later_keys_in_plain_python(text, seed, rows):
+    data = text.encode()
+    state = mixed(mixed(mixed(seed) ^ len(data)) ^ int.from_bytes(data, "little"))
+    return [(mixed(state ^ turn) >> 11) / 2**53 for turn in range(1, rows + 1)]
+
+
 def test_splitmix64_gives_the_published_outputs():
     # The first outputs of the reference implementation with seed 1234567.
     inputs = np.array([(1234567 + i * GAMMA) % 2**64 for i in range(3)], np.uint64)
@@ -65,6 +71,12 @@ def test_a_slice_of_ids_has_the_keys_of_its_rows():
 def test_a_key_does_not_depend_on_the_length_of_other_ids():
     ids = ["row-0", "x" * 1000, ""]
     assert random_keys(ids, INDEX[:3], 5).tolist() == [key_in_plain_python(text, 5) for text in ids]
+
+
+def test_rows_of_one_content_have_keys_of_their_own_in_the_order_of_their_row_numbers():
+    first, second, third = (key_in_plain_python("a", 5), *later_keys_in_plain_python("a", 5, 2))
+    keys = random_keys(["a", "b", "a", "a"], np.array([7, 0, 3, 9]), 5)
+    assert keys.tolist() == [second, key_in_plain_python("b", 5), first, third]
 
 
 def test_without_ids_the_key_follows_from_the_row_number():

@@ -8,33 +8,42 @@ from hypothesis.extra import numpy as nps
 
 from lpsel.commands.result_summary import statistics
 from lpsel.errors import UserError
-from lpsel.selection.budget import capped_shares, hardness_weights, rank_in_clusters
+from lpsel.selection.budget import Ties, capped_shares, hardness_weights, rank_in_clusters
 from lpsel.selection.select import select
 from lpsel.selection.summary import summary
 
 CHARACTERS = {side: {"selected": 1.0, "all": 1.0} for side in ("prompt", "response")}
+
+
+def shares(weight, size, n):
+    """Of equal remainders, the first cluster comes first."""
+    return capped_shares(np.asarray(weight, float), np.asarray(size), n, np.arange(len(size)))
+
+
 sizes = nps.arrays(np.int64, st.integers(1, 30), elements=st.integers(1, 50))
 
 
 def test_equal_shares_by_hand():
     ones = np.ones(4)
     # 10 rows for four clusters are 2.5 each: 1 is too small, the others share 9. Of equal remainders the lower first.
-    assert capped_shares(ones, np.array([1, 9, 9, 9]), 10).tolist() == [1, 3, 3, 3]
-    assert capped_shares(ones, np.array([9, 9, 9, 9]), 10).tolist() == [3, 3, 2, 2]
-    assert capped_shares(ones, np.array([1, 2, 9, 3]), 15).tolist() == [1, 2, 9, 3]
-    assert capped_shares(ones, np.array([5, 5, 5, 5]), 0).tolist() == [0, 0, 0, 0]
+    assert shares(ones, np.array([1, 9, 9, 9]), 10).tolist() == [1, 3, 3, 3]
+    assert shares(ones, np.array([9, 9, 9, 9]), 10).tolist() == [3, 3, 2, 2]
+    reverse = np.array([3, 2, 1, 0])
+    assert capped_shares(ones, np.array([9, 9, 9, 9]), 10, reverse).tolist() == [2, 2, 3, 3]
+    assert shares(ones, np.array([1, 2, 9, 3]), 15).tolist() == [1, 2, 9, 3]
+    assert shares(ones, np.array([5, 5, 5, 5]), 0).tolist() == [0, 0, 0, 0]
 
 
 def test_weighted_shares_by_hand():
     # 8 rows by 1 : 2 : 5 are 1, 2, 5; with only 2 in the last, 6 are left for 1 : 2.
-    assert capped_shares(np.array([1.0, 2.0, 5.0]), np.array([9, 9, 9]), 8).tolist() == [1, 2, 5]
-    assert capped_shares(np.array([1.0, 2.0, 5.0]), np.array([9, 9, 2]), 8).tolist() == [2, 4, 2]
+    assert shares(np.array([1.0, 2.0, 5.0]), np.array([9, 9, 9]), 8).tolist() == [1, 2, 5]
+    assert shares(np.array([1.0, 2.0, 5.0]), np.array([9, 9, 2]), 8).tolist() == [2, 4, 2]
 
 
 @given(sizes, st.data())
 def test_equal_shares_fill_like_water(size, data):
     n = data.draw(st.integers(0, int(size.sum())))
-    take = capped_shares(np.ones(len(size)), size, n)
+    take = shares(np.ones(len(size)), size, n)
     assert take.sum() == n
     assert (take <= size).all()
     assert (take >= 0).all()
@@ -47,7 +56,7 @@ def test_equal_shares_fill_like_water(size, data):
 def test_weighted_shares_add_up_and_stay_within_one_of_their_quota(size, data):
     n = data.draw(st.integers(0, int(size.sum())))
     weight = np.array(data.draw(st.lists(st.floats(1e-3, 1e3), min_size=len(size), max_size=len(size))))
-    take = capped_shares(weight, size, n)
+    take = shares(weight, size, n)
     assert take.sum() == n
     assert ((take >= 0) & (take <= size)).all()
     still_open = take < size
@@ -60,13 +69,13 @@ def test_weighted_shares_add_up_and_stay_within_one_of_their_quota(size, data):
 @given(sizes, st.data())
 def test_shares_by_size_are_the_proportional_ones(size, data):
     n = data.draw(st.integers(0, int(size.sum())))
-    assert (abs(capped_shares(size.astype(float), size, n) - size * n / size.sum()) < 1 + 1e-9).all()
+    assert (abs(shares(size.astype(float), size, n) - size * n / size.sum()) < 1 + 1e-9).all()
 
 
 def test_hardness_is_the_share_of_rows_that_come_after():
     # Keys 1 2 2 4: ranks 0, 1.5, 1.5, 3 of 4, so hardness 7/8, 4/8, 4/8, 1/8.
     ranked = rank_in_clusters(
-        np.arange(4), np.array([0, 1, 0, 1], np.int32), np.array([1.0, 2.0, 2.0, 4.0]), np.arange(4)
+        np.arange(4), np.array([0, 1, 0, 1], np.int32), np.array([1.0, 2.0, 2.0, 4.0]), Ties(None, np.arange(4))
     )
     weights = hardness_weights(ranked, np.array([1.0, 2.0, 2.0, 4.0])[ranked.row])
     assert weights == pytest.approx([7 / 8 + 4 / 8, 4 / 8 + 1 / 8])

@@ -1,16 +1,19 @@
 """How many rows, and how many from every cluster."""
 
 import re
+from collections import Counter
 from decimal import ROUND_HALF_UP, Decimal
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
+from lpsel.data.random_order import TIES, random_keys
 from lpsel.errors import UserError
-from lpsel.selection.budget import check_pct, exact_shares, paper_shares, rank_in_clusters, row_budget, thirds
+from lpsel.selection.budget import Ties, check_pct, exact_shares, paper_shares, rank_in_clusters, row_budget, thirds
 
 sizes = nps.arrays(np.int64, st.integers(1, 40), elements=st.integers(1, 200))
 shares = st.floats(0, 100, exclude_min=True, allow_subnormal=False)
@@ -67,17 +70,19 @@ def test_the_smallest_valid_percentage_is_one_row(n_total):
 
 
 def test_exact_shares_by_hand():
-    # 5 of 10 rows: 1.5, 2.5 and 1 of clusters of 3, 5 and 2. Of equal remainders the first gets what is left over.
-    assert exact_shares(np.array([3, 5, 2]), 5).tolist() == [2, 2, 1]
-    # 4 of 10 rows: 2.4, 1.2 and 0.4. The larger remainder of the first two; equal to the last, and lower.
-    assert exact_shares(np.array([6, 3, 1]), 4).tolist() == [3, 1, 0]
+    # 5 of 10 rows: 1.5, 2.5 and 1 of clusters of 3, 5 and 2. Of equal remainders, the lowest in order comes first.
+    assert exact_shares(np.array([3, 5, 2]), 5, np.array([0, 1, 2])).tolist() == [2, 2, 1]
+    assert exact_shares(np.array([3, 5, 2]), 5, np.array([1, 0, 2])).tolist() == [1, 3, 1]
+    # 4 of 10 rows: 2.4, 1.2 and 0.4.
+    assert exact_shares(np.array([6, 3, 1]), 4, np.array([0, 1, 2])).tolist() == [3, 1, 0]
+    assert exact_shares(np.array([6, 3, 1]), 4, np.array([2, 1, 0])).tolist() == [2, 1, 1]
 
 
 @given(sizes, st.data())
 def test_exact_shares_add_up_and_stay_within_one_of_the_quota(size, data):
     total = int(size.sum())
     n = data.draw(st.integers(0, total))
-    take = exact_shares(size, n)
+    take = exact_shares(size, n, np.arange(len(size)))
     assert take.sum() == n
     assert (take <= size).all()
     assert (take >= 0).all()
@@ -107,20 +112,51 @@ def test_paper_shares_are_the_first_part_of_array_split(size, pct):
     assert paper_shares(size, pct).tolist() == first
 
 
-def test_rows_are_ranked_by_cluster_then_key_then_index():
-    cluster = np.array([7, -1, 7, -1, 7], np.int32)
-    ranked = rank_in_clusters(
-        np.arange(5), cluster, np.array([0.5, 2.0, 0.1, 2.0, 0.5]), index_N=np.array([9, 3, 5, 1, 4])
-    )
+def ranked_by(cluster, key, ids=None, index=None):
+    n = len(key)
+    ties = Ties(None if ids is None else pa.array(ids), np.arange(n) if index is None else np.array(index))
+    return rank_in_clusters(np.arange(n), None if cluster is None else np.array(cluster, np.int32), np.array(key), ties)
+
+
+def test_rows_without_ids_are_ranked_by_cluster_then_key_then_index():
+    ranked = ranked_by([7, -1, 7, -1, 7], [0.5, 2.0, 0.1, 2.0, 0.5], index=[9, 3, 5, 1, 4])
     assert ranked.row.tolist() == [3, 1, 2, 4, 0]
+    assert ranked.cluster.tolist() == [-1, 7]
     assert ranked.size.tolist() == [2, 3]
     assert ranked.rank.tolist() == [0, 1, 0, 1, 2]
+    assert ranked.run.tolist() == [0, 0, 1, 2, 2]
     assert ranked.first(np.array([1, 2])).tolist() == [3, 2, 4]
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from([0.0, 1.0]), st.sampled_from("abcdef")), min_size=1))
+def test_ties_are_in_the_order_of_their_hashes(rows):
+    cluster, key, ids = zip(*rows, strict=True)
+    count = Counter(zip(cluster, key, strict=True))
+    tied = [row for row in range(len(rows)) if count[cluster[row], key[row]] > 1]
+    hashes = dict(zip(tied, random_keys([ids[row] for row in tied], np.array(tied), TIES), strict=True))
+    expected = sorted(range(len(rows)), key=lambda row: (cluster[row], key[row], hashes.get(row)))
+    assert ranked_by(cluster, key, ids).row.tolist() == expected
+
+
+def test_rows_tied_at_the_cutoff_are_counted_within_their_cluster():
+    # One of the two rows at 1 in cluster 0; two of the three at 3 in cluster 1; cluster 2 is selected as a whole.
+    ranked = ranked_by([0, 0, 0, 1, 1, 1, 2, 2], [1.0, 1, 2, 3, 3, 3, 4, 4])
+    selected = np.array([1, 0, 0, 1, 1, 0, 1, 1], np.bool_)
+    assert ranked.tied_at_cutoff(selected) == 2 + 3
+    assert ranked.tied_at_cutoff(np.ones(8, np.bool_)) == 0
+
+
+def test_equal_remainders_do_not_go_to_the_lowest_clusters():
+    # 1,000 clusters of 3 rows, of which 500 get the one row that is left over.
+    order = ranked_by(np.repeat(np.arange(1000), 3), np.arange(3000.0)).order
+    take = exact_shares(np.full(1000, 3), 500, order)
+    assert take.sum() == 500
+    quarters = take.reshape(4, 250).sum(axis=1)
+    assert (abs(quarters - 125) < 4 * np.sqrt(250 * 0.5 * 0.5)).all(), quarters
 
 
 @given(sizes)
 def test_thirds_are_the_parts_of_array_split(size):
-    cluster = np.repeat(np.arange(len(size), dtype=np.int32), size)
-    ranked = rank_in_clusters(np.arange(len(cluster)), cluster, np.zeros(len(cluster)), np.arange(len(cluster)))
+    ranked = ranked_by(np.repeat(np.arange(len(size)), size), np.zeros(size.sum()))
     expected = [np.repeat([0, 1, 2], [len(part) for part in np.array_split(np.arange(s), 3)]) for s in size]
     assert (thirds(ranked) == np.concatenate(expected)).all()

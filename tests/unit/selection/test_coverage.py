@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lpsel.data.random_order import TIES, random_keys
 from lpsel.selection import coverage
 from lpsel.selection.select import select
 
@@ -41,16 +42,16 @@ def test_k_center_leaves_out_rows_without_supervised_tokens(make_table, make_spe
 def test_k_center_may_pick_its_share_of_every_cluster(make_table, make_spec):
     vectors = plane([0, 0], [1, 0], [2, 0], [50, 0], [51, 0], [52, 0], [53, 0], [90, 0])
     table = make_table([[2.0] * 8], cluster=[0, 0, 0, 1, 1, 1, 1, 1], vectors=vectors)
-    selection = select(table, make_spec("k_center", embedder="any"), 50, 0)
-    # 4 of 8 rows: 1.5 and 2.5. Nearest to the mean of each, then the farthest from there.
-    assert np.flatnonzero(selection.selected).tolist() == [0, 1, 6, 7]
-    assert selection.score[[1, 0, 6, 7]].tolist() == [0, 1, 0, 1]
+    selection = select(table, make_spec("k_center", embedder="any"), 37.5, 0)
+    # 3 of 8 rows: 1.125 and 1.875. Nearest to the mean of each, then the farthest from there.
+    assert np.flatnonzero(selection.selected).tolist() == [1, 6, 7]
+    assert selection.score[[1, 6, 7]].tolist() == [0, 0, 1]
 
 
 def test_facility_location_stands_for_the_most_rows(make_table, make_spec):
     # Three rows along x, two along y, one along -x.
     vectors = plane([1, 0], [2, 0], [1, 0], [0, 1], [0, 5], [-1, 0])
-    table = make_table([[2.0] * 6], vectors=vectors)
+    table = make_table([[2.0] * 6], id=None, vectors=vectors)  # without ids, ties go to the lower index
     assert picked(table, make_spec("facility_location", clusters="none", embedder="any"), 4) == [0, 3, 5, 1]
 
 
@@ -61,6 +62,18 @@ def test_similarities_that_do_not_fit_are_computed_again(make_table, make_spec, 
     monkeypatch.setattr(coverage, "KEPT_BYTES", 0)
     monkeypatch.setattr(coverage, "BLOCK_BYTES", 4 * 90 * 7)
     assert picked(table, spec, 40) == kept
+
+
+def test_rows_that_are_equally_good_are_picked_in_the_order_of_their_content(make_table, make_spec):
+    ids = [f"row-{i}" for i in range(30)]
+    columns = {"c": np.repeat([1.0, 2.0], 15), "q": np.ones(30)}
+    table = make_table([[2.0] * 30], id=ids, columns=columns, vectors=np.ones((30, 2), np.float32))
+    by_content = np.argsort(random_keys(ids, np.arange(30), TIES)).tolist()
+    for rule in ("k_center", "facility_location"):
+        assert picked(table, make_spec(rule, clusters="none", embedder="any"), 30) == by_content
+    deita = make_spec("deita", complexity="c", quality="q", columns=["c", "q"], clusters="none", embedder="any")
+    selected = np.flatnonzero(select(table, deita, 20, 0).selected)
+    assert set(selected) == set([row for row in by_content if row >= 15][:6])
 
 
 @settings(max_examples=30, deadline=None)

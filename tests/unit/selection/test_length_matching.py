@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lpsel.errors import UserError
-from lpsel.selection.budget import exact_shares
+from lpsel.selection.budget import Ties, exact_shares, rank_in_clusters
 from lpsel.selection.length_matching import strata
 from lpsel.selection.select import select
 
@@ -38,7 +38,8 @@ def test_without_clusters_every_stratum_gives_its_share(make_table, make_spec, d
     table = make_table([[100.0] * n, data.draw(st.permutations(range(1, n + 1)))], response_tokens=length)
     selection = select(table, make_spec("lp_app", length="matched"), pct, 0)
     stratum = np.unique(strata(length, selection.n_selected), return_inverse=True)[1]
-    quota = exact_shares(np.bincount(stratum), selection.n_selected)
+    order = rank_in_clusters(np.arange(n), stratum.astype(np.int32), np.zeros(n), Ties(None, np.arange(n))).order
+    quota = exact_shares(np.bincount(stratum), selection.n_selected, order)
     assert np.bincount(stratum[selection.selected], minlength=len(quota)).tolist() == quota.tolist()
     for s in range(len(quota)):
         inside, outside = ((stratum == s) & chosen for chosen in (selection.selected, ~selection.selected))
@@ -58,7 +59,7 @@ def test_with_clusters_sizes_are_exact_and_no_stratum_is_far_off(make_table, mak
     assert np.bincount(cluster[matched.selected]).tolist() == np.bincount(cluster[plain.selected]).tolist()
     stratum = strata(length, 200)
     count = np.bincount(stratum[matched.selected], minlength=20)
-    assert abs(count - exact_shares(np.bincount(stratum), 200)).sum() / 2 <= 0.05 * 200
+    assert abs(count - exact_shares(np.bincount(stratum), 200, np.arange(20))).sum() / 2 <= 0.05 * 200
 
 
 def test_lengths_must_be_known(make_table, make_spec):

@@ -76,11 +76,41 @@ def test_undefined_scores_are_left_out_and_counted(make_table, make_spec):
     assert select(table, make_spec("lp", budget="paper"), 100, 0).score[[0, 1, 3]].tolist() == [0, 0, 0]
 
 
-def test_ties_go_to_the_lower_index(make_table, make_spec):
+def test_ties_without_ids_and_in_the_papers_budget_go_to_the_lower_index(make_table, make_spec):
     table = make_table([[10.0] * 6, [5.0] * 6], cluster=[1, 0, 1, 0, 1, 0])
-    assert chosen(select(table, make_spec("lp_app"), 50, 0)) == [0, 1, 3]
     backwards = replace(table, index=table.index[::-1].copy())
-    assert chosen(select(backwards, make_spec("lp_app"), 50, 0)) == [3, 4, 5]
+    for rows_of, rows in ((table, [0, 1, 2, 3]), (backwards, [2, 3, 4, 5])):
+        assert chosen(select(rows_of, make_spec("lp_app", budget="paper"), 50, 0)) == rows
+        without = select(replace(rows_of, id=None), make_spec("lp_app", pct=200 / 3), 50, 0)
+        assert chosen(without) == rows
+        assert without.n_tied == 6
+
+
+def test_ties_are_broken_by_content_whatever_the_order_of_the_rows(make_table, make_spec):
+    # Ratings from 1 to 5 of ten sources, one after another. 400 of the 2,000 rows have a 5, so 10 % are half of these.
+    rating, source = np.tile([1.0, 2, 3, 4, 5], 400), np.repeat(np.arange(10), 200)
+    table = make_table([[2.0] * 2000], columns={"rating": rating})
+    spec = make_spec("score_column", column="rating", columns=["rating"], descending=True)
+    selection = select(table, spec, 10, 0)
+    assert (selection.n_selected, selection.n_tied) == (200, 400)
+    assert set(rating[selection.selected]) == {5.0}
+    per_source = np.bincount(source[selection.selected])
+    assert len(per_source) == 10
+    assert (abs(per_source - 20) < 4 * np.sqrt(40 * 0.5 * 0.5)).all(), per_source
+    order = np.random.default_rng(0).permutation(2000)
+    moved = replace(table.take(order), index=np.arange(2000))
+    assert (select(moved, spec, 10, 0).selected == selection.selected[order]).all()
+    assert statistics(summary(selection, CHARACTERS))[0][1].endswith("; 400 rows are tied at the cutoff")
+
+
+def test_random_draws_duplicates_independently(make_table, make_spec):
+    # 1,000 contents twice each, 200 rows drawn: both rows of 1,000 x (200 x 199) / (2,000 x 1,999) = 10 contents.
+    table = make_table([[2.0] * 2000], id=[f"content {i // 2}" for i in range(2000)])
+    drawn = [select(table, make_spec("random"), 10, seed).selected.reshape(1000, 2) for seed in range(40)]
+    assert {int(rows.sum()) for rows in drawn} == {200}
+    distinct = [int(rows.any(axis=1).sum()) for rows in drawn]
+    assert np.mean(distinct) == pytest.approx(190, abs=3 * 3 / np.sqrt(40))
+    assert [rows.sum() for rows in np.sum(drawn, axis=0).T] == pytest.approx([4000, 4000], abs=4 * np.sqrt(2000))
 
 
 def test_full_takes_all_that_can_be_trained_on_whatever_pct_says(table, make_spec):
