@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--hardest", type=_count, metavar="N", help=f"number of the hardest rows ({ROWS})")
     parser.add_argument("--easiest", type=_count, metavar="N", help="number of the easiest rows")
-    parser.add_argument("--by", metavar="NAME", help="lp, lp_app, lp_nll, nll_0, nll_1, ... (lp_app, else nll_0)")
+    parser.add_argument("--by", metavar="NAME", help="lp, lp_app, lp_nll, lp_app_nll, nll_0, ... (lp_app, else nll_0)")
     parser.add_argument("--dataset", metavar="FILE", help="the dataset, if the scores do not name it")
     parser.add_argument("--key", metavar="NAME", help="the array of an .npz with several")
     given = parser.parse_args(arguments)

@@ -51,6 +51,7 @@ FORMULAS = {
     "lp": "LP(1) = (P₀ − P₁) / (P₀ − Pₙ), with perplexities P: the fraction of all learning that happens in epoch 1.",
     "lp_app": "LP_app(1) = (P₀ − P₁) / P₀, with perplexities P: the approximation of LP from one epoch.",
     "lp_nll": "The formula of LP with the mean loss per token (NLL) instead of perplexity.",
+    "lp_app_nll": "The formula of LP_app with the mean loss per token (NLL): the relative drop in loss.",
 }
 
 

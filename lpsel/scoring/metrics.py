@@ -61,6 +61,7 @@ METRICS = {
     "lp": Metric("LP", 2, lp),
     "lp_app": Metric("LP_app", 1, lp_app),
     "lp_nll": Metric("LP of NLL", 2, lp, "nll"),
+    "lp_app_nll": Metric("LP_app of NLL", 1, lp_app, "nll"),
 }
 
 

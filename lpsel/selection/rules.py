@@ -116,6 +116,18 @@ def lp_app(table: ScoreTable, *, seed: int, basis: Basis = "perplexity") -> Rank
     return Ranking(learning_percentage(table, "lp_app", basis), unit=True)
 
 
+@Rule
+def lp_nll(table: ScoreTable, *, seed: int) -> Ranking:
+    """LP(1) of mean NLLs (log-perplexities) in place of perplexities, lowest first."""
+    return lp(table, seed=seed, basis="nll")
+
+
+@Rule
+def lp_app_nll(table: ScoreTable, *, seed: int) -> Ranking:
+    """LP_app(1) of mean NLLs, lowest first: relative to where a row starts, unlike that of perplexities."""
+    return lp_app(table, seed=seed, basis="nll")
+
+
 @partial(Rule, uses_lengths=True)
 def longest(table: ScoreTable, *, seed: int) -> Ranking:
     """The longest responses, in supervised tokens (Zhao, Andriushchenko, Croce, Flammarion 2024)."""

@@ -81,8 +81,8 @@ def test_a_run_folder_has_numbers_tables_figures_and_a_page(scores, tmp_path):
     assert {p.name for p in out.iterdir()} == {
         ".lpsel.json",
         "agreement.html", "agreement.json", "result.json", "tables.csv", "pairs.csv", "within.csv", "length.csv",
-        *(f"rank-rank-{m}.png" for m in ("lp", "lp_app", "lp_nll")),
-        *(f"heatmap-{m}-{what}.png" for m in ("lp", "lp_app", "lp_nll")
+        *(f"rank-rank-{m}.png" for m in ("lp", "lp_app", "lp_nll", "lp_app_nll")),
+        *(f"heatmap-{m}-{what}.png" for m in ("lp", "lp_app", "lp_nll", "lp_app_nll")
           for what in ("spearman", "kendall", "lowest-10", "lowest-50")),
     }  # fmt: skip
     written = strict(out / "result.json")
@@ -90,7 +90,7 @@ def test_a_run_folder_has_numbers_tables_figures_and_a_page(scores, tmp_path):
     assert all((out / p).is_file() for p in [written["agreement"], written["page"], *written["figures"]])
     numbers = strict(out / "agreement.json")
     assert numbers == result["numbers"]
-    assert len(numbers["pairs"]) == 3 * 3 * 2  # metrics, pairs, rows
+    assert len(numbers["pairs"]) == 4 * 3 * 2  # metrics, pairs, rows
     with (out / "pairs.csv").open() as file:
         first = next(csv.DictReader(file))
     assert float(first["lowest_50_share"]) == pytest.approx(numbers["pairs"][0]["lowest"][1]["share"])
@@ -130,7 +130,7 @@ def test_the_page_needs_no_network_and_escapes_every_text(scores, tmp_path):
     assert "@import" not in html
     assert any(evil in text for text in page.text), "the name is shown as it is"
     assert "prefers-color-scheme: dark" in html
-    assert page.tags.count("svg") == 3 * 3 + 3 * 1, "three matrices and one pair for every metric"
+    assert page.tags.count("svg") == 4 * 3 + 4 * 1, "three matrices and one pair for every metric"
 
 
 def test_many_rows_are_drawn_as_a_density_with_its_scale(tmp_path):

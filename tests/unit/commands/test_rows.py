@@ -107,7 +107,7 @@ def test_released_scores_with_the_released_data(shared_data, capsys):
     [
         (
             ["SCORES", "--by", "lp_ap"],
-            "--by=lp_ap: these scores have lp, lp_app, lp_nll, nll_0, nll_1, nll_2. Choose one of them.",
+            "--by=lp_ap: these scores have lp, lp_app, lp_nll, lp_app_nll, nll_0, nll_1, nll_2. Choose one of them.",
         ),
         (["SCORES", "--hardest", "-3"], "--hardest: -3: must be a number of rows"),
         (["SCORES", "--easiest", "few"], "--easiest: few: must be a number of rows"),

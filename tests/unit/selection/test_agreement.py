@@ -137,7 +137,7 @@ def test_undefined_rows_are_left_out_in_all_tables_or_count_as_0(make_table):
 
 def test_one_epoch_is_enough_for_lp_app_only(make_table):
     made = study(["a", "b"], [make_table([[9.0, 9], [4, 3]]), make_table([[9.0, 9], [4, 3], [2, 2]])], [50])
-    assert made.metrics == ["lp_app"]
+    assert made.metrics == ["lp_app", "lp_app_nll"]
     assert numbers(made)["notes"] == ["LP needs at least 2 recorded epochs and a has 1: LP_app only."]
 
 
