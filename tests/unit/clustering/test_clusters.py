@@ -12,9 +12,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from lpsel.clustering import clusters, embeddings
-from lpsel.clustering.clusters import Auto, Column, KMeans, NoClusters, clusters_for, k_means, with_clusters
+from lpsel.clustering import embeddings
+from lpsel.clustering.clusters import Auto, Column, KMeans, NoClusters, clusters_for, with_clusters
 from lpsel.clustering.embeddings import check_embedder, embed, embeddings_entry
+from lpsel.clustering.k_means import k_means
 from lpsel.data.dataset import DatasetSpec, Source
 from lpsel.errors import UserError
 
@@ -210,7 +211,7 @@ def test_many_rows_are_clustered_by_mini_batches(blobs, monkeypatch, caplog):
     once = np.ones(300, np.int64)
     assert not (k_means(vectors, once, 3, 42) - k_means(vectors, once, 3, 42)).any()
     assert "mini-batches" not in caplog.text
-    monkeypatch.setattr(clusters, "MINIBATCH_ABOVE", 299)
+    monkeypatch.setattr("lpsel.clustering.k_means.MINIBATCH_ABOVE", 299)
     with caplog.at_level("INFO"):
         cluster = k_means(vectors, once, 3, 42)
     assert "more than 299 rows, so k-means by mini-batches" in caplog.text
@@ -220,7 +221,7 @@ def test_many_rows_are_clustered_by_mini_batches(blobs, monkeypatch, caplog):
 
 @pytest.mark.parametrize("above", [200_000, 10])
 def test_iterations_are_logged_and_nothing_is_printed(blobs, monkeypatch, capsys, caplog, above):
-    monkeypatch.setattr(clusters, "MINIBATCH_ABOVE", above)
+    monkeypatch.setattr("lpsel.clustering.k_means.MINIBATCH_ABOVE", above)
     with caplog.at_level("INFO"):
         k_means(blobs[0], np.ones(300, np.int64), 3, 42)
     assert re.search(r"Clusters: \d+ iterations, inertia \d", caplog.text)

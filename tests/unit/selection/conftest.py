@@ -5,15 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lpsel.selection import coverage, rules
+from lpsel.selection import coverage, rules, trajectories
 from lpsel.selection.spec import selection
 
 SHARED_DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 EPOCHS = {
     "lp": 3,
     "lp_app": 1,
+    "lp_nll": 3,
+    "lp_app_nll": 1,
     "forgetting": 3,
     "learning_speed": 3,
+    "s2l": 3,
     "perplexity": 0,
     "ifd": 0,
     "superfilter": 0,
@@ -26,7 +29,7 @@ def make_spec():
     """The spec of a rule by name, with the defaults of conf/selection."""
 
     def make(name, **fields):
-        rule = getattr(rules, name, None) or getattr(coverage, name)
+        rule = next(vars(module)[name] for module in (rules, coverage, trajectories) if name in vars(module))
         return selection(**{"name": name, "rule": rule, "epochs": EPOCHS.get(name), **fields})
 
     return make
