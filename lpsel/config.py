@@ -23,6 +23,14 @@ def choices(group: str) -> list[str]:
     return sorted(file.stem for file in folder.glob("*.yaml") if not file.stem.startswith("_"))
 
 
+def choice(group: str, name: str) -> DictConfig:
+    """The file of a choice, with the files that it is based on, as nothing on the command line changes it."""
+    node = OmegaConf.load(config_dir() / group / f"{name}.yaml")
+    assert isinstance(node, DictConfig)
+    bases = [choice(group, base) for base in node.pop("defaults", []) if base != "_self_"]
+    return OmegaConf.merge(*bases, node)
+
+
 def build(node: DictConfig) -> Any:
     """Instantiate a configuration node; raises a UserError if the class rejects a value."""
     try:

@@ -3,21 +3,23 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import DictConfig
 
 from lpsel.clustering.clusters import Auto, Clusters, KMeans, NoClusters, brings_clusters, with_clusters
 from lpsel.clustering.embeddings import check_embedder, embed
-from lpsel.config import build
+from lpsel.config import build, choice, choices
 from lpsel.data.dataset import Row, Source
 from lpsel.errors import UserError
 from lpsel.model.spec import ModelSpec, ScorerSpec
 from lpsel.run_config import SCORER
 from lpsel.scoring.read import SCORES_FILE, read_scores
 from lpsel.scoring.table import ScoreTable
-from lpsel.selection.spec import SelectionSpec
+from lpsel.selection import rules
+from lpsel.selection.combine import combined_spec
+from lpsel.selection.spec import SelectionSpec, selection
 
 if TYPE_CHECKING:
     from lpsel.scoring.store import Scores
@@ -118,6 +120,26 @@ def _check(inputs: Inputs) -> None:
         from lpsel.scoring.scorer import check_scorer
 
         check_scorer(inputs.setup, inputs.scorer, spec.epochs)
+
+
+def combined(*, combine: dict[str, float] | None, **settings: Any) -> SelectionSpec:
+    """The spec of selection=combine, from names of rules or of numeric columns, with their weights.
+
+    Raises:
+        UserError: no or invalid weights, or a rule that cannot be combined.
+    """
+    hint = "set 'selection.combine={lp_app_nll: 1, COLUMN: .5}' with names of rules and of numeric columns"
+    if not isinstance(combine, dict) or not combine:
+        raise UserError("selection.combine", combine, "needs rules or columns with their weights", hint)
+    return combined_spec({name: _part(name, hint) for name in map(str, combine)}, combine, **settings)
+
+
+def _part(name: str, hint: str) -> SelectionSpec:
+    if name not in choices("selection"):
+        return selection(name="score_column", rule=rules.score_column, column=name, columns=[name], descending=True)
+    if name in ("combine", "score_column"):
+        raise UserError("selection.combine", name, "cannot be combined", hint)
+    return build(choice("selection", name))
 
 
 def load_table(inputs: Inputs) -> tuple[ScoreTable, "Scores | None"]:

@@ -1,0 +1,52 @@
+"""selection=combine: a weighted mean of the ranks of several rules and columns.
+
+N rows, M rows that every part ranks
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from lpsel.errors import UserError, is_number
+from lpsel.scoring.metrics import mid_ranks
+from lpsel.scoring.table import ScoreTable
+from lpsel.selection.rules import Ranking, Rule
+from lpsel.selection.spec import SelectionSpec, selection
+
+
+def combined_spec(parts: Mapping[str, SelectionSpec], weights: Mapping[str, float], **settings: Any) -> SelectionSpec:
+    """The spec of a rule that ranks by several others and needs what they need.
+
+    The score of a row is the mean of its ranks by all parts, from 0 for the first to 1 for the last, weighted by the
+    absolute weights; a negative weight reverses the order of its part. Rows that a part leaves out or does not rank
+    have no score.
+
+    Raises:
+        UserError: a weight that is 0 or not a number, or a rule that picks rows without scoring them.
+    """
+    for name, weight in weights.items():
+        if not is_number(weight) or weight == 0:
+            raise UserError(f"selection.combine.{name}", weight, "must be a number other than 0")
+        if parts[name].rule.picks_rows:
+            problem, hint = "picks rows one after another and has no ranks", "combine rules that score every row"
+            raise UserError("selection.combine", name, problem, hint)
+
+    def mean_rank(table: ScoreTable, *, seed: int, combine: Mapping[str, float]) -> Ranking:
+        rankings = {name: part.rank(table, seed) for name, part in parts.items()}
+        excluded = {reason: rows for ranking in rankings.values() for reason, rows in ranking.excluded.items()}
+        ranked_N = np.all([np.isfinite(ranking.score) for ranking in rankings.values()], axis=0)
+        ranked_N &= ~np.any([np.zeros(len(table), np.bool_), *excluded.values()], axis=0) & (table.response_tokens > 0)
+        mean_M = np.zeros(int(ranked_N.sum()))
+        for name, ranking in rankings.items():
+            first_is_low = ranking.score if not ranking.descending else -ranking.score
+            rank_M = mid_ranks(first_is_low[ranked_N]) / max(len(mean_M) - 1, 1)
+            mean_M += abs(combine[name]) * (rank_M if combine[name] > 0 else 1 - rank_M)
+        score_N = np.full(len(table), np.nan)
+        score_N[ranked_N] = mean_M / sum(map(abs, combine.values()))
+        return Ranking(score_N, excluded)
+
+    known = [part.epochs for part in parts.values() if part.epochs is not None]
+    columns = dict.fromkeys(column for part in parts.values() for column in part.columns)
+    needs = {"epochs": max(known, default=None), "columns": list(columns)}
+    return selection(rule=Rule(mean_rank), combine=dict(weights), **settings | needs)
