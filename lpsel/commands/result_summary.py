@@ -1,6 +1,7 @@
 """A result.json as pairs of a name and a line of text: for the end of a command, `lpsel show` and dataset cards."""
 
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
 Pairs = list[tuple[str, str]]
@@ -40,7 +41,29 @@ def statistics(result: Mapping[str, Any]) -> Pairs:
     if odd := [f"{count:,} {ODD[name]}" for name, count in result["odd_scores"].items() if count]:
         as_0 = result["budget"] == "paper" and result["odd_scores"]["undefined"]
         pairs.append(("Odd scores", ", ".join(odd) + ("; undefined scores count as 0" if as_0 else "")))
-    return pairs
+    return [*pairs, *diagnosis(result["diagnosis"])] if result.get("diagnosis") else pairs
+
+
+def diagnosis(found: Mapping[str, Any]) -> Pairs:
+    """What the score follows, what was selected, and warnings with the options that address them."""
+    pairs = []
+    numbers = {**(found["spearman"] or {}), "clusters": found["clusters"]}
+    if follows := [f"{name} {value:.2f}" for name, value in numbers.items() if _known(value)]:
+        pairs.append(("Score follows", ", ".join(follows) + " (Spearman; clusters: part of the variance of ranks)"))
+    median = found["median_response"]
+    lengths = f"{median['selected']:,.0f} {median['unit']} (all: {median['all']:,.0f})"
+    counts = {
+        "known before training": found["known"],
+        "with rising loss": found["rising"],
+        "duplicates": found["duplicates"],
+    }
+    counted = [f"{count:,} {what}" for what, count in counts.items() if count is not None]
+    pairs.append(("Selected rows", ", ".join([f"median response {lengths}", *counted])))
+    return [*pairs, *(("Warning", warning) for warning in found["warnings"])]
+
+
+def _known(value: float | None) -> bool:
+    return value is not None and isfinite(value)
 
 
 def selection(result: Mapping[str, Any]) -> Pairs:

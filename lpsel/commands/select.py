@@ -11,12 +11,13 @@ import pyarrow.parquet as pq
 from lpsel.commands import result_summary
 from lpsel.commands.job import Job
 from lpsel.commands.selection_inputs import Inputs, load_table, prepare_inputs
-from lpsel.commands.tracked_values import log_rows, log_scores
+from lpsel.commands.tracked_values import log_diagnosis, log_rows, log_scores
 from lpsel.config import build
 from lpsel.console import as_text, lines
 from lpsel.data.subset import write_subset
 from lpsel.distributed import is_main_process
 from lpsel.model.spec import ModelSpec
+from lpsel.selection.diagnosis import diagnosis
 from lpsel.selection.select import Selection, select
 from lpsel.selection.summary import ends, examples, summary
 from lpsel.storage import sha256_of, write_atomically
@@ -74,7 +75,8 @@ def write_selection(
     positions = ends(selection, inputs.seed)
     shown = selection.table.index[np.concatenate([*positions.values()])].tolist()
     subset_path, seen = write_subset(source, selection.selected, run_dir, shown)
-    statistics = summary(selection, seen.mean_characters(selection.n_selected, selection.n_total))
+    statistics = summary(selection, seen.mean_characters(selection.selected))
+    diagnosed = diagnosis(selection, seen.characters)
     hashes = {path.name: sha256_of(path) for path in (subset_path, table_path)}
 
     parents = [scores_artifact(scores.folder, scores.manifest())] if scores else []
@@ -82,11 +84,13 @@ def write_selection(
         tracker.use_artifact(parent)
     log_scores(tracker, selection.table)
     log_rows(tracker, selection, positions, seen.rows)
+    log_diagnosis(tracker, diagnosed)
     metadata = {**statistics, "made from": [parent.name for parent in parents]}
     track_subset(subset_artifact(subset_path, hashes[subset_path.name], metadata))
     dataset = {name: getattr(source.spec, name) for name in ("name", "path", "license")}
     return {
         **statistics,
+        "diagnosis": diagnosed,
         "examples": examples(selection, {row: shown.instruction() for row, shown in seen.rows.items()}, positions),
         "bucket": inputs.spec.bucket,
         "subset": subset_path,

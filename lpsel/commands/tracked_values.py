@@ -72,6 +72,21 @@ def log_rows(
     tracker.log(values)
 
 
+def log_diagnosis(tracker: Tracker, diagnosis: Mapping[str, Any]) -> None:
+    """What the score follows and what was selected, as numbers to compare runs by, and the warnings as a table."""
+    numbers = {
+        **{f"spearman/{name}": value for name, value in (diagnosis["spearman"] or {}).items()},
+        **{name: diagnosis[name] for name in ("clusters", "known", "rising", "duplicates")},
+        **{f"median_response/{rows}": diagnosis["median_response"][rows] for rows in ("selected", "all")},
+    }
+    values: dict[str, Logged] = {
+        f"diagnosis/{name}": float(value) for name, value in numbers.items() if value is not None and np.isfinite(value)
+    }
+    if warnings := diagnosis["warnings"]:
+        values["diagnosis/warnings"] = Rows(["warning"], [[warning] for warning in warnings])
+    tracker.log(values)
+
+
 def log_ledger(tracker: Tracker, ledger: Mapping[str, Any]) -> None:
     """The cost ledger as a table, and as numbers to compare runs by."""
     parts = ("selection", "training", "total", "everything")

@@ -23,19 +23,18 @@ class Seen:
     """What the pass that writes the subset collects.
 
     Attributes:
+        characters: of the prompt and the response of every row, int32 (2, N).
         rows: the requested rows, by number.
-        selected, all: characters of prompts and of responses, summed over the selected rows and over all rows.
     """
 
+    characters: NDArray[np.int32]
     rows: dict[int, Example] = field(default_factory=dict)
-    selected: tuple[int, int] = (0, 0)
-    all: tuple[int, int] = (0, 0)
 
-    def mean_characters(self, n_selected: int, n_total: int) -> dict[str, dict[str, float]]:
+    def mean_characters(self, selected: NDArray[np.bool_]) -> dict[str, dict[str, float]]:
         """Mean characters per row of `prompt` and `response`, for the `selected` rows and for `all`."""
         return {
-            side: {"selected": selected / n_selected, "all": total / n_total}
-            for side, selected, total in zip(("prompt", "response"), self.selected, self.all, strict=True)
+            side: {"selected": float(characters_N[selected].mean()), "all": float(characters_N.mean())}
+            for side, characters_N in zip(("prompt", "response"), self.characters, strict=True)
         }
 
 
@@ -50,7 +49,7 @@ def write_subset(
         wanted: numbers of rows to return in `Seen.rows`, selected or not.
     """
     path = folder / NAMES[source.is_parquet]
-    seen = Seen()
+    seen = Seen(np.zeros((2, len(selected)), np.int32))
     write = _write_parquet if source.is_parquet else _write_lines
     write_atomically(path, lambda file: write(file, source, selected, set(wanted), seen))
     return path, seen
@@ -58,13 +57,11 @@ def write_subset(
 
 def _write_lines(file: IO[bytes], source: Source, selected: NDArray[np.bool_], wanted: set[int], seen: Seen) -> None:
     def lines() -> Iterator[bytes]:
-        for (index, raw, example), chosen in zip(source, selected.tolist(), strict=True):
-            characters = example.characters()
-            seen.all = _sum(seen.all, characters)
+        for position, ((index, raw, example), chosen) in enumerate(zip(source, selected.tolist(), strict=True)):
+            seen.characters[:, position] = example.characters()
             if index in wanted:
                 seen.rows[index] = example
             if chosen:
-                seen.selected = _sum(seen.selected, characters)
                 yield json_line(raw)
 
     file.writelines(lines())
@@ -83,11 +80,9 @@ def _write_parquet(file: IO[bytes], source: Source, selected: NDArray[np.bool_],
         for batch in batches(path):
             end = start + len(batch)
             if taken := range(max(first, start), min(last, end)):
-                part = batch.slice(taken[0] - start, len(taken))
-                chosen = part.filter(pa.array(selected[taken[0] - first : taken[-1] + 1 - first]))
-                seen.all = _sum(seen.all, _characters(source, part))
-                if len(chosen):
-                    seen.selected = _sum(seen.selected, _characters(source, chosen))
+                part, rows = batch.slice(taken[0] - start, len(taken)), slice(taken[0] - first, taken[-1] + 1 - first)
+                seen.characters[:, rows] = _characters(source, part)
+                if len(chosen := part.filter(pa.array(selected[rows]))):
                     writer.write_batch(chosen)
                 for row in wanted:
                     if row + first in taken:
@@ -98,8 +93,8 @@ def _write_parquet(file: IO[bytes], source: Source, selected: NDArray[np.bool_],
                 break
 
 
-def _characters(source: Source, batch: "pa.RecordBatch") -> tuple[int, int]:
-    """Characters of all prompts and of all responses of some rows, by column if these hold text."""
+def _characters(source: Source, batch: "pa.RecordBatch") -> NDArray[np.int32]:
+    """Characters of the prompt and the response of rows, int32 (2, rows), by column if these hold text."""
     import pyarrow.compute as pc
 
     from lpsel.data.content_ids import text_form
@@ -107,17 +102,9 @@ def _characters(source: Source, batch: "pa.RecordBatch") -> tuple[int, int]:
     form = source.form(dict.fromkeys(batch.schema.names))
     by_column = text_form(form, batch.schema)
     if by_column is None:
-        lengths = np.array([to_example(raw, form).characters() for raw in batch.to_pylist()])
-        return int(lengths[:, 0].sum()), int(lengths[:, 1].sum())
-    prompt = response = 0
+        return np.array([to_example(raw, form).characters() for raw in batch.to_pylist()], np.int32).T
+    characters = np.zeros((2, len(batch)), np.int32)
     for part in by_column.fields:
-        length = pc.sum(pc.utf8_length(batch.column(part.column))).as_py() or 0
-        if part.role == "assistant":
-            response += length
-        else:
-            prompt += length
-    return prompt, response
-
-
-def _sum(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
-    return a[0] + b[0], a[1] + b[1]
+        length = pc.utf8_length(batch.column(part.column)).fill_null(0)
+        characters[int(part.role == "assistant")] += length.to_numpy(zero_copy_only=False).astype(np.int32)
+    return characters

@@ -45,6 +45,7 @@ SECTIONS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "Agreement of scores": (("agreement",), {}),
     "Hard and easy rows": (("trajectory",), {"examples": "Rows of each ranking: first, last and random"}),
     "Lengths of selected rows": (("lengths",), {}),
+    "What the scores follow": ((), {"diagnosis": "Spearman correlations, and counts of selected rows"}),
     "Costs": (("costs",), {"costs": "Ledgers"}),
 }
 FORMULAS = {

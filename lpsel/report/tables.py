@@ -20,6 +20,7 @@ def all_tables(runs: Runs, points: Sequence[Point]) -> dict[str, Table]:
         "groups": group_rows(runs),
         "votes": vote_rows(runs),
         "harness": harness_rows(runs),
+        "diagnosis": diagnosis_rows(runs),
         "costs": cost_rows(runs),
         "examples": example_rows(runs),
     }
@@ -104,6 +105,31 @@ def cost_rows(runs: Runs) -> Table:
         for run in runs.by_command("train")
         if run.get("ledger")
     ]
+
+
+def diagnosis_rows(runs: Runs) -> Table:
+    """What the scores of every selection follow, and what was selected."""
+    return [
+        {
+            "run": run.name,
+            "rule": run.rule,
+            "pct": run.pct,
+            **{f"Spearman with {name}": run.get("diagnosis", "spearman", name) for name in _compared(runs)},
+            "between clusters": run.get("diagnosis", "clusters"),
+            "median response": run.get("diagnosis", "median_response", "selected"),
+            "of all rows": run.get("diagnosis", "median_response", "all"),
+            **{name: run.get("diagnosis", name) for name in ("known", "rising", "duplicates")},
+            "warnings": " ".join(run.get("diagnosis", "warnings") or []) or None,
+            "folder": str(run.folder),
+        }
+        for run in runs.by_command("train", "select")
+        if run.get("diagnosis")
+    ]
+
+
+def _compared(runs: Runs) -> list[str]:
+    """What any selection's score was compared with."""
+    return list(dict.fromkeys(name for run in runs.finished for name in run.get("diagnosis", "spearman") or {}))
 
 
 def example_rows(runs: Runs) -> Table:

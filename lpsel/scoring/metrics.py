@@ -125,6 +125,20 @@ def mean_relative_drop(nll_EN: Floats) -> Floats:
     return 1 - _quotient(nll_EN[1:].mean(axis=0), nll_EN[0], nll_EN)
 
 
+def known_level(nll_EN: Floats, rows_N: NDArray[np.bool_]) -> float:
+    """The median NLL of rows after the last recorded epoch: below it before training, a row counts as known.
+
+    NaN if no row has a record.
+    """
+    last_M = nll_EN[-1, rows_N & np.isfinite(nll_EN[-1])]
+    return float(np.median(last_M)) if len(last_M) else float("nan")
+
+
+def rises(nll_EN: Floats) -> NDArray[np.bool_]:
+    """Whether the NLL after any recorded epoch is above that before training, shape (N,)."""
+    return np.fmax.reduce(nll_EN[1:], axis=0) > nll_EN[0]
+
+
 def mid_ranks(values_N: Floats) -> Floats:
     """Ranks from 0; equal values share the mean of theirs, shape (N,)."""
     _, rank_N, count = np.unique(values_N, return_inverse=True, return_counts=True)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lpsel.data.random_order import random_keys
 from lpsel.errors import UserError
+from lpsel.scoring.metrics import known_level, rises
 from lpsel.scoring.table import ScoreTable, to_arrow
 from lpsel.selection.budget import (
     Ranked,
@@ -30,6 +31,8 @@ from lpsel.selection.spec import BUCKETS, SelectionSpec
 NO_SUPERVISED_TOKEN = "no supervised token"
 NOT_FINITE = "nll is not finite"
 UNDEFINED = "score is undefined"
+KNOWN = "already known"
+RISING = "loss rises"
 DUPLICATE = "duplicate"
 
 Floats = NDArray[np.float64]
@@ -144,6 +147,12 @@ def select(table: ScoreTable, spec: SelectionSpec, pct: float, seed: int) -> Sel
         exclusions.add(NO_SUPERVISED_TOKEN, table.response_tokens == 0)
     ranking = spec.rank(table, seed)
     score, odd = _checked_scores(ranking, table, spec, exclusions)
+    if spec.known == "drop":
+        scored = exclusions.code < 0
+        level = known_level(table.nll, scored) if spec.known_level is None else spec.known_level
+        exclusions.add(KNOWN, table.nll[0] < level)
+    if spec.rising == "drop":
+        exclusions.add(RISING, rises(table.nll))
     key = hardness = -score if ranking.descending else score
     if ranking.score is None:
         key = np.zeros(len(table))
@@ -183,6 +192,8 @@ def _checked_scores(
 ) -> tuple[Floats, dict[str, int]]:
     """Scores with undefined ones set to 0 or their rows excluded, as the budget demands, and counts of odd scores."""
     if ranking.score is None:
+        for reason, excluded in ranking.excluded.items():
+            exclusions.add(reason, excluded)
         return np.full(len(table), np.nan), {}
     score = np.where(np.isfinite(ranking.score), ranking.score, np.nan)
     undefined, counted = np.isnan(score), exclusions.code < 0

@@ -19,6 +19,8 @@ CHOICES = {
     "allocation": ("proportional", "equal", "cluster_mean"),
     "length": ("none", "matched"),
     "duplicates": ("keep", "drop"),
+    "known": ("keep", "drop"),
+    "rising": ("keep", "drop"),
 }
 
 
@@ -36,6 +38,9 @@ class SelectionSpec:
         embedder: embeds the rows, for a rule that uses embeddings; a rule with an option `threshold` uses them only
             if that is set.
         duplicates: drop to select only the first of several rows with the same content.
+        known: drop to leave out rows whose loss before training is below `known_level`; if that is None, below the
+            median after the last recorded epoch.
+        rising: drop to leave out rows whose loss after any recorded epoch is above that before training.
         allocation: of the rows to clusters: proportional to their sizes, equal, or cluster_mean.
         length: matched to select from all lengths of responses in proportion.
     """
@@ -50,6 +55,9 @@ class SelectionSpec:
     columns: Sequence[str | None] = ()
     embedder: str | None = None
     duplicates: str = "keep"
+    known: str = "keep"
+    known_level: float | None = None
+    rising: str = "keep"
     allocation: str = "proportional"
     length: str = "none"
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -61,12 +69,15 @@ class SelectionSpec:
             check_choice("selection.bucket", self.bucket, BUCKETS, "set selection.bucket=null for no buckets")
         if self.epochs is not None:
             check_int("selection.epochs", self.epochs, 0, hint="set selection.epochs=null for a rule without scores")
+        if self.known_level is not None:
+            check_number("selection.known_level", self.known_level, hint="set it to null for the median after training")
         if None in self.columns:
             hint = "set selection.column=NAME (deita: complexity and quality), a number in the scores or dataset"
             raise UserError("selection", self.name, "needs a column to rank by", hint)
         if self.budget == "paper":
             problem, hint = "is not part of the released method", "set selection.budget=exact"
-            self._allow(problem, hint, allocation=["proportional"], length=["none"], duplicates=["keep"])
+            self._allow(problem, hint, allocation=["proportional"], length=["none"])
+            self._allow(problem, hint, duplicates=["keep"], known=["keep"], rising=["keep"])
         if self.clusters != "shared":
             problem = f"needs selection.clusters=shared; selection={self.name} does not allocate rows to clusters"
             self._allow(problem, "leave it out", allocation=["proportional"])
@@ -91,9 +102,14 @@ class SelectionSpec:
         return self.embedder is not None and self.options.get("threshold", 0) is not None
 
     @property
+    def relative(self) -> bool:
+        """Whether the score is a relative drop in loss."""
+        return self.name in ("lp_nll", "lp_app_nll") or self.options.get("basis") == "nll"
+
+    @property
     def settings(self) -> dict[str, Any]:
         """How the rule is applied, for results."""
-        names = ("epochs", "clusters", "duplicates", "allocation", "length")
+        names = ("epochs", "clusters", "duplicates", "known", "known_level", "rising", "allocation", "length")
         return {name: getattr(self, name) for name in names} | dict(self.options)
 
     @property
@@ -150,6 +166,10 @@ def selection(*, rule: Any, **settings: Any) -> SelectionSpec:
         UserError: an option that the rule does not have, or an invalid value.
     """
     rule = rule.func if isinstance(rule, partial) else rule
+    if settings.get("rising") == "drop" or (settings.get("known") == "drop" and settings.get("known_level") is None):
+        settings["epochs"] = max(settings.get("epochs") or 0, 1)
+    elif settings.get("known") == "drop":
+        settings["epochs"] = settings.get("epochs") or 0
     own = {f.name for f in fields(SelectionSpec)} - {"options"}
     options = {name: value for name, value in settings.items() if name not in own}
     parameters, kinds = inspect.signature(rule.function).parameters, get_type_hints(rule.function)
@@ -166,5 +186,7 @@ def _check_option(name: str, value: Any, kind: Any) -> None:
         check_choice(name, value, get_args(kind))
     elif kind is bool:
         check_flag(name, value)
-    elif float in get_args(kind) and value is not None:
+    elif kind is int:
+        check_int(name, value, 1)
+    elif kind == (float | None) and value is not None:
         check_number(name, value, hint=f"set {name}=null to turn it off")

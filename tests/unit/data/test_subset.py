@@ -41,8 +41,8 @@ def test_characters_of_all_and_of_selected_rows_are_counted(form, tmp_path, requ
     source = Source(DatasetSpec("rows", path=str(request.getfixturevalue(form)), skip=1))
     _, seen = write_subset(source, np.array([False, False, True, True]), tmp_path, wanted=[])
     # Prompts "x", "", 'Say "\u00fc\u2028\\"' + "y" and "Last" + "z": 1, 0, 10, 5 characters; responses 1, 1, 0, 1.
-    assert (seen.all, seen.selected) == ((16, 3), (15, 1))
-    means = seen.mean_characters(2, 4)
+    assert seen.characters.tolist() == [[1, 0, 10, 5], [1, 1, 0, 1]]
+    means = seen.mean_characters(np.array([False, False, True, True]))
     assert means == {"prompt": {"selected": 7.5, "all": 4.0}, "response": {"selected": 0.5, "all": 0.75}}
 
 
@@ -54,4 +54,4 @@ def test_characters_of_conversations_are_counted_by_side(tmp_path):
     _, seen = write_subset(
         Source(DatasetSpec("chat", path=str(tmp_path / "chat.parquet"))), np.array([True]), tmp_path, []
     )
-    assert seen.selected == seen.all == (8 + 2 + 4, 2 + 3)
+    assert seen.characters.tolist() == [[8 + 2 + 4], [2 + 3]]

@@ -1,0 +1,138 @@
+"""What a score follows, and what was selected by it: lengths, known and rising rows, duplicates.
+
+N rows, M rows with a score, C clusters, F columns that the score is compared with
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from lpsel.scoring.metrics import known_level, rises
+from lpsel.scoring.table import ScoreTable
+from lpsel.selection.agreement import spearman
+from lpsel.selection.select import Selection
+
+MOST_ROWS = 1_000_000  # of more, a sample is compared: sorting all would take longer than the selection
+STRONG = 0.5  # a correlation from which on there is a warning
+MANY_KNOWN, MANY_RISING, MANY_DUPLICATES = 0.1, 0.01, 0.01  # fractions of the selected rows, likewise
+
+Lengths = Mapping[str, NDArray[np.int32]]  # by column name
+
+
+def diagnosis(selection: Selection, characters_2N: NDArray[np.int32]) -> dict[str, Any]:
+    """What result.json says about a selection; correlations are None if the scores are arbitrary.
+
+    Args:
+        characters_2N: of the prompt and the response of every row, used where there are no token counts.
+    """
+    table, selected = selection.table, selection.selected
+    unit = "tokens" if table.tokens_known else "characters"
+    prompt_N, response_N = (table.prompt_tokens, table.response_tokens) if table.tokens_known else characters_2N
+    scored = selection.reason < 0 if selection.bucket is None else selection.bucket >= 0
+    rows = np.flatnonzero(scored & ~np.isnan(selection.score) & (table.response_tokens > 0))
+    follows: dict[str, Any] = {"spearman": None, "clusters": None}
+    if not selection.arbitrary:
+        lengths = {f"response_{unit}": response_N, f"prompt_{unit}": prompt_N}
+        follows = what_it_follows(selection.score, table, rows, lengths)
+    values = {
+        "rows": len(rows),
+        **follows,
+        "median_response": {
+            "unit": unit,
+            "selected": float(np.median(response_N[selected])),
+            "all": float(np.median(response_N)),
+        },
+        **known_and_rising(table, selected),
+        "duplicates": None
+        if table.id is None
+        else int(selected.sum()) - pc.count_distinct(table.id.filter(selected)).as_py(),
+    }
+    return values | {"warnings": list(_warnings(selection, values))}
+
+
+def what_it_follows(
+    score_N: NDArray[np.float64], table: ScoreTable, rows: NDArray[np.int64], lengths: Lengths
+) -> dict[str, Any]:
+    """Spearman's correlation of the score with lengths and `nll_0`, and how far clusters explain its ranks.
+
+    Of at most MOST_ROWS of the rows, drawn at random. NaN where a column is constant.
+
+    Args:
+        rows: positions of the rows with a score.
+    """
+    if len(rows) > MOST_ROWS:
+        rows = np.random.default_rng(0).choice(rows, MOST_ROWS, replace=False)
+    columns = dict(lengths) | ({"nll_0": table.nll[0]} if len(table.nll) else {})
+    correlations = spearman(np.array([score_N[rows], *(column[rows] for column in columns.values())]))[0, 1:]
+    clusters = None if table.cluster is None else explained_by_clusters(score_N[rows], table.cluster[rows])
+    return {"spearman": dict(zip(columns, correlations.tolist(), strict=True)), "clusters": clusters}
+
+
+def explained_by_clusters(score_M: NDArray[np.float64], cluster_M: NDArray[np.int32]) -> float:
+    """The fraction of the variance of the score's ranks that lies between clusters, less what chance gives.
+
+    Kelley's epsilon squared (1935): 1 - (1 - eta^2) (M - 1) / (M - C), 0 for unrelated clusters. NaN for one cluster,
+    or one for every row.
+    """
+    _, code_M, size_C = np.unique(cluster_M, return_inverse=True, return_counts=True)
+    m, c = len(code_M), len(size_C)
+    deviation_M = rankdata(score_M) - (m + 1) / 2
+    total = (deviation_M**2).sum()
+    if not 1 < c < m or total == 0:
+        return float("nan")
+    between = (np.bincount(code_M, weights=deviation_M) ** 2 / size_C).sum()
+    return float(1 - (1 - between / total) * (m - 1) / (m - c))
+
+
+def known_and_rising(table: ScoreTable, selected_N: NDArray[np.bool_]) -> dict[str, Any]:
+    """How many selected rows the base model knew, below which level, and how many have a rising loss.
+
+    None without a recorded epoch. `known_level` and `rises` define both.
+    """
+    if not table.epochs:
+        return {"known": None, "known_level": None, "rising": None}
+    level = known_level(table.nll, table.response_tokens > 0)
+    known, rising = table.nll[0, selected_N] < level, rises(table.nll[:, selected_N])
+    return {"known": int(known.sum()), "known_level": level, "rising": int(rising.sum())}
+
+
+def duplicates(table: ScoreTable, selected_N: NDArray[np.bool_]) -> int | None:
+    """How many selected rows have the content of another one, the first of each content aside; None without ids."""
+    if table.id is None:
+        return None
+    return int(selected_N.sum()) - pc.count_distinct(table.id.filter(pa.array(selected_N))).as_py()
+
+
+def _warnings(selection: Selection, values: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences about what should not surprise the user, with the option that addresses each."""
+    spec, n = selection.spec, selection.n_selected
+    correlations, median = values["spearman"] or {}, values["median_response"]
+    by_length = correlations.get(f"response_{median['unit']}", 0.0)
+    if abs(by_length) >= STRONG and spec.length != "matched" and not spec.rule.uses_lengths:
+        yield (
+            f"The score follows the length of responses (Spearman {by_length:.2f}): the median is "
+            f"{median['selected']:,.0f} {median['unit']} for the selected rows and {median['all']:,.0f} for all rows. "
+            "selection.length=matched compares rows of similar length."
+        )
+    by_loss = correlations.get("nll_0", 0.0) * (-1 if selection.descending else 1)
+    if by_loss >= STRONG and not spec.relative:
+        yield (
+            f"The score follows the loss before training (Spearman {by_loss:.2f}): rows that the base model already "
+            "knows are selected as hard. selection=lp_app_nll ranks by the relative drop in loss."
+        )
+    counted = {
+        "known": (
+            MANY_KNOWN,
+            f"had a loss below {values['known_level'] or 0:.3g} before training, the median after it",
+        ),
+        "rising": (MANY_RISING, "have a loss that rose above its initial value in training, often a sign of noise"),
+        "duplicates": (MANY_DUPLICATES, "have the same content as another selected row"),
+    }
+    for name, (many, what) in counted.items():
+        if (values[name] or 0) >= many * n:
+            yield f"{values[name]:,} of {n:,} selected rows {what}. selection.{name}=drop leaves them out."

@@ -1,0 +1,148 @@
+"""What a selection's score follows: by hand, by scipy, and on the released records."""
+
+import json
+import lzma
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from lpsel.commands.result_summary import diagnosis as as_pairs
+from lpsel.scoring.metrics import known_level, rises
+from lpsel.scoring.read import read_scores
+from lpsel.selection import diagnosis as module
+from lpsel.selection.diagnosis import diagnosis, explained_by_clusters
+from lpsel.selection.select import select
+
+NO_CHARACTERS = np.zeros((2, 10), np.int32)
+# Ten rows, NLL before and after one epoch. LP_app_nll: .5 to .05, falling as the loss and the length rise.
+NLL_0 = np.arange(1.0, 11)
+DROP = np.array([0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05])
+LENGTH = [1, 2, 3, 4, 5, 6, 7, 8, 9, 100]
+
+
+@pytest.fixture
+def table(make_table):
+    ppl = np.exp([NLL_0, NLL_0 * (1 - DROP)])
+    return make_table(ppl, response_tokens=LENGTH, cluster=[0] * 5 + [1] * 5)
+
+
+def test_correlations_counts_and_medians_by_hand(table, make_spec):
+    selection = select(table, make_spec("lp_app_nll"), 20, 0)
+    found = diagnosis(selection, NO_CHARACTERS)
+    # The last row of each cluster: 5 and 100 tokens. After the epoch the losses are .5, 1.1, 1.8, 2.6, 3.5, 4.5, 5.6,
+    # 6.8, 8.1 and 9.5, with a median of 4; the selected rows started at 5 and 10.
+    assert np.flatnonzero(selection.selected).tolist() == [4, 9]
+    assert found["spearman"].keys() == {"response_tokens", "prompt_tokens", "nll_0"}
+    assert (found["spearman"]["response_tokens"], found["spearman"]["nll_0"]) == (pytest.approx(-1), pytest.approx(-1))
+    assert math.isnan(found["spearman"]["prompt_tokens"]), "all prompts have 10 tokens"
+    assert found["median_response"] == {"unit": "tokens", "selected": 52.5, "all": 5.5}
+    assert (found["known"], found["known_level"], found["rising"], found["duplicates"]) == (0, pytest.approx(4), 0, 0)
+    assert found["warnings"] == [
+        "The score follows the length of responses (Spearman -1.00): the median is 52 tokens for the selected rows and "
+        "6 for all rows. selection.length=matched compares rows of similar length."
+    ]
+
+
+def test_clusters_explain_what_lies_between_them():
+    # Ranks 1 to 4 in two clusters: deviations -1.5, -.5, .5, 1.5, of which 2 x 1^2 x 2 = 4 of 5 lie between {1, 2} and
+    # {3, 4}, and 0 between {1, 4} and {2, 3}. Epsilon squared: 1 - (1 - 4/5) 3/2 and 1 - 3/2.
+    score = np.array([0.1, 0.2, 0.3, 0.4])
+    assert explained_by_clusters(score, np.array([7, 7, 9, 9], np.int32)) == pytest.approx(0.7)
+    assert explained_by_clusters(score, np.array([7, 9, 9, 7], np.int32)) == pytest.approx(-0.5)
+    for one_or_four in ([1, 1, 1, 1], [1, 2, 3, 4]):
+        assert math.isnan(explained_by_clusters(score, np.array(one_or_four, np.int32)))
+
+
+def test_unrelated_clusters_explain_nothing():
+    rng = np.random.default_rng(0)
+    values = [explained_by_clusters(rng.random(2000), rng.integers(0, 200, 2000).astype(np.int32)) for _ in range(30)]
+    assert abs(np.mean(values)) < 0.01, "without the correction it would be 0.1"
+
+
+def test_known_is_a_loss_below_the_median_after_training_and_rising_above_its_start():
+    nll = np.array([[1.0, 2, 3, 4, np.nan], [1.5, 1, 1, 5, np.nan], [0.5, 1, 2, 3, np.nan]])
+    assert known_level(nll, np.array([1, 1, 1, 1, 0], np.bool_)) == 1.5
+    assert rises(nll).tolist() == [True, False, False, True, False]
+
+
+def test_without_token_counts_lengths_are_characters(make_table, make_spec):
+    table = make_table([[10.0] * 4, [9, 8, 7, 6]], tokens_known=False)
+    characters = np.array([[1, 2, 3, 4], [40, 30, 20, 10]], np.int32)
+    found = diagnosis(select(table, make_spec("lp_app"), 25, 0), characters)
+    assert found["spearman"]["response_characters"] == pytest.approx(-1)
+    assert found["spearman"]["prompt_characters"] == pytest.approx(1)
+    assert found["median_response"] == {"unit": "characters", "selected": 40, "all": 25}
+
+
+def test_every_warning_names_the_option_that_addresses_it(make_table, make_spec):
+    # Rows that start low drop little in perplexity. Row 0 rises; rows 0 and 1 have the same content.
+    start = np.linspace(0.2, 4, 10)
+    nll = np.array([start, np.where(np.arange(10) == 0, start + 0.1, start * 0.5)])
+    table = make_table(np.exp(nll), response_tokens=[50, 40, 30, 20, 10, 9, 8, 7, 6, 5], id=list("aacdefghij"))
+    warnings = diagnosis(select(table, make_spec("lp_app"), 30, 0), NO_CHARACTERS)["warnings"]
+    options = ["selection.length=matched", "selection=lp_app_nll"]
+    options += [f"selection.{name}=drop" for name in ("known", "rising", "duplicates")]
+    assert len(warnings) == 5
+    assert all(option in warning for option, warning in zip(options, warnings, strict=True))
+    settings = {"length": "matched", "known": "drop", "rising": "drop", "duplicates": "drop"}
+    addressed = diagnosis(select(table, make_spec("lp_app_nll", **settings), 30, 0), NO_CHARACTERS)
+    assert addressed["warnings"] == []
+
+
+def test_arbitrary_scores_follow_nothing(table, make_spec):
+    found = diagnosis(select(table, make_spec("random"), 20, 0), NO_CHARACTERS)
+    assert (found["spearman"], found["clusters"]) == (None, None)
+    assert (found["known_level"], found["known"] is not None) == (pytest.approx(4), True)
+
+
+def test_buckets_are_diagnosed_by_the_scores_of_all_buckets(table, make_spec):
+    found = diagnosis(select(table, make_spec("lp_app_nll", bucket="low"), 20, 0), NO_CHARACTERS)
+    assert (found["rows"], found["spearman"]["nll_0"]) == (10, pytest.approx(-1))
+
+
+def test_a_sample_of_many_rows_is_close_to_all(make_table, make_spec, monkeypatch):
+    rng = np.random.default_rng(1)
+    length = rng.integers(1, 500, 20_000)
+    table = make_table([[100.0] * 20_000, 99 - length / 10 + rng.normal(0, 8, 20_000)], response_tokens=length)
+    selection = select(table, make_spec("lp_app"), 10, 0)
+    every, expected = diagnosis(selection, NO_CHARACTERS), spearmanr(selection.score, length).statistic
+    assert every["spearman"]["response_tokens"] == pytest.approx(expected)
+    monkeypatch.setattr(module, "MOST_ROWS", 5_000)
+    assert diagnosis(selection, NO_CHARACTERS)["spearman"]["response_tokens"] == pytest.approx(expected, abs=0.02)
+
+
+def test_the_summary_has_a_line_for_each(table, make_spec):
+    pairs = dict(as_pairs(diagnosis(select(table, make_spec("lp_app_nll"), 20, 0), NO_CHARACTERS)))
+    assert pairs["Score follows"].startswith("response_tokens -1.00, nll_0 -1.00, clusters 0.73 (Spearman;")
+    assert pairs["Selected rows"] == (
+        "median response 52 tokens (all: 6), 0 known before training, 0 with rising loss, 0 duplicates"
+    )
+    assert "selection.length=matched" in pairs["Warning"]
+
+
+@pytest.fixture(scope="module")
+def characters(shared_data):
+    """Characters of the prompts and the responses of Alpaca, (2, N)."""
+    with lzma.open(shared_data.folder / "alpaca.jsonl.xz", "rt") as lines:
+        rows = [json.loads(line) for line in lines]
+    return np.array(
+        [[len(r["instruction"]) + len(r["input"]) for r in rows], [len(r["output"]) for r in rows]], np.int32
+    )
+
+
+def test_lp_app_of_alpaca_follows_length_and_initial_loss_as_measured(shared_data, characters, make_spec):
+    shared_data("perplexities_alpaca.npz")
+    table = read_scores(shared_data.folder / "perplexities_alpaca.npz", "opt-350m")
+    found = diagnosis(select(table, make_spec("lp_app"), 10, 0), characters)
+    assert f"{found['spearman']['response_characters']:.2f}" == "-0.88"
+    assert f"{found['spearman']['nll_0']:.2f}" == "0.61"
+    length, loss = found["warnings"][:2]
+    assert "(Spearman -0.88)" in length
+    assert "selection.length=matched" in length
+    assert "(Spearman 0.61)" in loss
+    assert "selection=lp_app_nll" in loss
+    nll = diagnosis(select(table, make_spec("lp_app_nll"), 10, 0), characters)
+    assert 0.19 <= nll["spearman"]["nll_0"] <= 0.29
+    assert len(nll["warnings"]) == 1
