@@ -28,7 +28,9 @@ def choice(group: str, name: str) -> DictConfig:
     node = OmegaConf.load(config_dir() / group / f"{name}.yaml")
     assert isinstance(node, DictConfig)
     bases = [choice(group, base) for base in node.pop("defaults", []) if base != "_self_"]
-    return OmegaConf.merge(*bases, node)
+    merged = OmegaConf.merge(*bases, node)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def build(node: DictConfig) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lpsel.errors import UserError, is_number
 from lpsel.scoring.metrics import mid_ranks
@@ -35,12 +36,12 @@ def combined_spec(parts: Mapping[str, SelectionSpec], weights: Mapping[str, floa
     def mean_rank(table: ScoreTable, *, seed: int, combine: Mapping[str, float]) -> Ranking:
         rankings = {name: part.rank(table, seed) for name, part in parts.items()}
         excluded = {reason: rows for ranking in rankings.values() for reason, rows in ranking.excluded.items()}
-        ranked_N = np.all([np.isfinite(ranking.score) for ranking in rankings.values()], axis=0)
+        keys = {name: _lowest_first(ranking) for name, ranking in rankings.items()}
+        ranked_N = np.all([np.isfinite(key_N) for key_N in keys.values()], axis=0)
         ranked_N &= ~np.any([np.zeros(len(table), np.bool_), *excluded.values()], axis=0) & (table.response_tokens > 0)
         mean_M = np.zeros(int(ranked_N.sum()))
-        for name, ranking in rankings.items():
-            first_is_low = ranking.score if not ranking.descending else -ranking.score
-            rank_M = mid_ranks(first_is_low[ranked_N]) / max(len(mean_M) - 1, 1)
+        for name, key_N in keys.items():
+            rank_M = mid_ranks(key_N[ranked_N]) / max(len(mean_M) - 1, 1)
             mean_M += abs(combine[name]) * (rank_M if combine[name] > 0 else 1 - rank_M)
         score_N = np.full(len(table), np.nan)
         score_N[ranked_N] = mean_M / sum(map(abs, combine.values()))
@@ -50,3 +51,8 @@ def combined_spec(parts: Mapping[str, SelectionSpec], weights: Mapping[str, floa
     columns = dict.fromkeys(column for part in parts.values() for column in part.columns)
     needs = {"epochs": max(known, default=None), "columns": list(columns)}
     return selection(rule=Rule(mean_rank), combine=dict(weights), **settings | needs)
+
+
+def _lowest_first(ranking: Ranking) -> NDArray[np.float64]:
+    assert ranking.score is not None
+    return -ranking.score if ranking.descending else ranking.score

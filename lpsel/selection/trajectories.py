@@ -25,7 +25,7 @@ def s2l(table: ScoreTable, *, seed: int, trajectory_clusters: int = 100) -> Rank
     recorded NLLs, then clusters from the smallest to the largest, each with an equal share of what is left of the
     budget. Rows are clustered in the order of a hash of their content, so that their order does not matter.
     """
-    finite_N = np.isfinite(table.nll).all(axis=0)
+    finite_N: NDArray[np.bool_] = np.isfinite(table.nll).all(axis=0)
     key_N = random_keys(table.id, table.index, seed)
     rows = np.flatnonzero(finite_N & (table.response_tokens > 0))
     rows = rows[np.argsort(key_N[rows], kind="stable")]

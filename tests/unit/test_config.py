@@ -32,6 +32,7 @@ NEEDED = {
     ("cluster", "column"): ["cluster.column=topic"],
     ("judge", "hf"): ["judge.model.path=folder"],
     ("selection", "score_column"): ["selection.column=reward"],
+    ("selection", "combine"): ["selection.combine={lp_app_nll: 1, quality: -.5}"],
     ("selection", "deita"): ["selection.complexity=complexity", "selection.quality=quality"],
 }
 

@@ -173,6 +173,30 @@ def test_a_rule_may_exclude_rows_with_its_own_reason(table, make_spec):
     assert selection.to_arrow()["reason"].to_pylist() == [None] * 8 + ["too short", "no supervised token"]
 
 
+def test_known_and_rising_rows_are_left_out_with_a_reason(make_table, make_spec):
+    # NLL 1, 2, 3, 4 become 1.5, 1, 2 and 2, with a median of 1.75: row 0 is known and rises.
+    table = make_table(np.exp([[1.0, 2, 3, 4, 0], [1.5, 1, 2, 2, 0]]), response_tokens=[1, 1, 1, 1, 0])
+    assert select(table, make_spec("lp_app", known="drop"), 100, 0).counts == {
+        "no supervised token": 1,
+        "already known": 1,
+    }
+    level = select(table, make_spec("perplexity", known="drop", known_level=3), 100, 0)
+    assert level.to_arrow()["reason"].to_pylist() == [
+        "already known", "already known", None, None, "no supervised token",
+    ]  # fmt: skip
+    rising = select(table, make_spec("random", rising="drop"), 60, 0)
+    assert rising.counts == {"no supervised token": 1, "loss rises": 1}
+    assert chosen(rising) == [1, 2, 3]
+
+
+def test_known_and_rising_rows_need_the_records_that_tell_them(make_table, make_spec):
+    assert [make_spec("random", **{option: "drop"}).epochs for option in ("known", "rising")] == [1, 1]
+    assert make_spec("random", known="drop", known_level=1.0).epochs == 0
+    assert make_spec("lp", known="drop").epochs == 3
+    with pytest.raises(UserError, match="selection=perplexity: needs 1 recorded epochs, and these scores have 0"):
+        select(make_table([[2.0] * 4]), make_spec("perplexity", rising="drop"), 50, 0)
+
+
 def test_no_eligible_row_is_an_error(make_table, make_spec):
     table = make_table([[1.0, 1.0]], response_tokens=[0, 0])
     with pytest.raises(UserError, match=r"none of 2 rows can be selected \(no supervised token\)"):
@@ -185,6 +209,9 @@ def test_no_eligible_row_is_an_error(make_table, make_spec):
         ({"budget": "exakt"}, "must be one of exact, paper"),
         ({"bucket": "lowest"}, "must be one of low, mid, high"),
         ({"epochs": -1}, "must be an integer, at least 0"),
+        ({"known": "leave"}, "must be one of keep, drop"),
+        ({"known_level": "low"}, "must be a number"),
+        ({"rising": True}, "must be one of keep, drop"),
     ],
 )
 def test_an_invalid_choice_is_an_error(make_spec, fields, problem):
