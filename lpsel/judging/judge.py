@@ -12,10 +12,10 @@ ORDERS: tuple[Order, ...] = ("baseline_first", "model_first")
 WIN, TIE, LOSS = 2.0, 1.5, 1.0
 # Reasons for a missing verdict.
 UNREADABLE = "unreadable"
+CUT_OFF = "cut off"
 NO_REFERENCE = "no reference"
 TOO_LONG = "longer than the judge's context"
 NOT_ASKED = "price cap"
-FINAL = (UNREADABLE, TOO_LONG, NO_REFERENCE)  # of the judge itself; the next run asks again after any other failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,7 @@ class Judgement(NamedTuple):
     completion_tokens: int | None = None
     attempts: int = 1
     failure: str | None = None  # why there is no preference
+    letter_probability: float | None = None  # of A and B together as the next token, where the judge compares them
 
 
 class Judge(Protocol):

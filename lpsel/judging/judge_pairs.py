@@ -7,7 +7,7 @@ from typing import Any
 
 from lpsel.cache import Journal
 from lpsel.console import track
-from lpsel.judging.judge import FINAL, LOSS, NOT_ASKED, TIE, WIN, Judge, Judgement, Order, Pair, preference_of
+from lpsel.judging.judge import LOSS, NOT_ASKED, TIE, WIN, Judge, Judgement, Order, Pair, preference_of
 from lpsel.storage import digest
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ def judge_pairs(judge: Judge, pairs: Sequence[Pair], cache_dir: Path) -> tuple[l
     """Judge every pair in every order of the judge; equal answers are a tie without a question.
 
     Args:
-        judge: its verdicts are cached by its identity and the texts.
+        judge: its verdicts are cached by its identity and the texts; a question without a verdict is asked again.
         pairs: with distinct ids.
         cache_dir: for verdicts.
 
@@ -38,7 +38,7 @@ def judge_pairs(judge: Judge, pairs: Sequence[Pair], cache_dir: Path) -> tuple[l
         keys = {question_key(pair, order) for pair, order in questions}
         lines = [line for line in journal.read() if line["question"] in keys]
         known = {line.pop("question"): Judgement(**line) for line in lines}
-        known = {key: j for key, j in known.items() if j.preference is not None or j.failure in FINAL}
+        known = {key: judgement for key, judgement in known.items() if judgement.preference is not None}
         reused = len(known)
         _ask_missing(judge, questions, known, journal)
     judgements = [_judgement(pair, order, known.get(question_key(pair, order))) for pair, order in questions]

@@ -101,7 +101,8 @@ class HFJudge:
                 pair, order = questions[i]
                 verdict = TIE if first == second else LOSS if first > second else WIN
                 raw = json.dumps({"A": first, "B": second})
-                save(Judgement(pair.id, order, preference_of(verdict, order), raw, len(ids[i]), completion_tokens=0))
+                judgement = Judgement(pair.id, order, preference_of(verdict, order), raw, len(ids[i]), 0)
+                save(judgement._replace(letter_probability=first + second))
         del model
         free_memory()
 

@@ -7,11 +7,14 @@ from typing import Any
 from lpsel.errors import UserError, check_int, check_number
 from lpsel.generation.openai_client import KEY_ENV, MALFORMED, OPENAI, Endpoint, Reply, RequestFailed, run_concurrently
 from lpsel.generation.prompts import Prompt
-from lpsel.judging.judge import ORDERS, UNREADABLE, Judgement, Order, Pair, check_orders, preference_of
+from lpsel.judging.judge import CUT_OFF, ORDERS, UNREADABLE, Judgement, Order, Pair, check_orders, preference_of
 from lpsel.judging.prompt import fill, load_prompt
 from lpsel.judging.verdicts import Parser
 
 GIVE_UP = 10  # failed questions in a row
+HAS_REPLIED = (None, UNREADABLE, CUT_OFF)  # failures of a question that the server answered
+LIMITS = ("max_tokens", "max_completion_tokens")  # of a reply, in a request
+HIGHER = 4  # factor of the limit after a reply that was cut off
 REMINDER = "Your reply did not contain a valid verdict. Reply again and end with the verdict in the requested format."
 
 
@@ -91,7 +94,7 @@ class OpenAIJudge:
         with replace(self.endpoint, max_retries=min(self.max_retries, 2)).connect() as client:
             for _ in range(self.attempts):
                 judgement = self._ask(client, pair, "baseline_first", attempts=1)
-                if judgement.failure in (None, UNREADABLE):
+                if judgement.failure in HAS_REPLIED:
                     return self._check_tokens(judgement)
         raise self.endpoint.unavailable(judgement.failure)
 
@@ -107,7 +110,7 @@ class OpenAIJudge:
             save(judgement)
             self._check_tokens(judgement)
             self.spent += self.cost(judgement.prompt_tokens, judgement.completion_tokens) or 0.0
-            failures = 0 if judgement.failure in (None, UNREADABLE) else failures + 1
+            failures = 0 if judgement.failure in HAS_REPLIED else failures + 1
             if failures >= GIVE_UP:
                 raise self.endpoint.unavailable(f"{judgement.failure}, {failures} times in a row")
 
@@ -115,24 +118,26 @@ class OpenAIJudge:
             run_concurrently(ask, questions, save_and_count, self.concurrency)
 
     def _ask(self, client: Any, pair: Pair, order: Order, attempts: int) -> Judgement:
-        """Ask a question until a reply has a valid verdict.
+        """Ask a question until a reply has a valid verdict, at most `attempts` times; a failed request ends it.
 
-        A failed request ends it, and the next run asks again. After `attempts` replies without a verdict, the failure
-        is the judge's own and final.
+        A reply that was cut off is requested again with a higher limit, any other with the reminder.
         """
         question = {"role": "user", "content": fill(self.text, pair.prompt, *pair.shown(order))}
         messages = [question]
+        request = dict(self.request)
         judgement = Judgement(pair.id, order, None, failure=MALFORMED)
         for attempt in range(1, attempts + 1):
             judgement = judgement._replace(attempts=attempt)
             try:
-                reply = self.endpoint.complete(client, messages, **self.request)
+                reply = self.endpoint.complete(client, messages, **request)
             except RequestFailed as failure:
                 return judgement._replace(failure=str(failure))
             judgement = self._read(reply, judgement)
             if judgement.preference is not None:
                 return judgement
-            if reply.text and reply.text.strip():
+            if judgement.failure == CUT_OFF:
+                request |= {name: HIGHER * request[name] for name in LIMITS if request.get(name)}
+            elif reply.text and reply.text.strip():
                 reminder = {"role": "user", "content": self.reminder}
                 messages = [question, {"role": "assistant", "content": reply.text}, reminder]
         return judgement
@@ -150,7 +155,7 @@ class OpenAIJudge:
             judgement = judgement._replace(raw=reply.text)
         verdict = self.parser(reply.text)
         if verdict is None:
-            return judgement._replace(failure=UNREADABLE)
+            return judgement._replace(failure=CUT_OFF if reply.finish_reason == "length" else UNREADABLE)
         return judgement._replace(failure=None, preference=preference_of(verdict, judgement.order))
 
     def _check_tokens(self, judgement: Judgement) -> None:

@@ -21,11 +21,11 @@ lock = threading.Lock()
 asked = {}
 
 
-def completion(content):
+def completion(content, finish_reason="stop"):
     message = {"role": "assistant", "content": content}
     return {
         "id": "x", "object": "chat.completion", "created": 0, "model": "judge", "usage": USAGE,
-        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        "choices": [{"index": 0, "message": message, "finish_reason": finish_reason}],
     }  # fmt: skip
 
 
@@ -57,14 +57,19 @@ class Handler(BaseHTTPRequestHandler):
             kind = "404"
         time.sleep(options.delay)
         try:
-            self.answer(kind, verdict)
+            self.answer(kind, verdict, body)
         except (BrokenPipeError, ConnectionResetError):
             kind = f"{kind}, not taken"
-        line = {"question": key, "kind": kind, "verdict": verdict if kind == "good" else None}
+        line = {
+            "question": key,
+            "kind": kind,
+            "verdict": verdict if kind == "good" else None,
+            "limit": body.get("max_tokens"),
+        }
         with lock, open(options.log, "a") as log:
             log.write(json.dumps(line) + "\n")
 
-    def answer(self, kind, verdict):
+    def answer(self, kind, verdict, body=None):
         good = completion(f"I considered both.\n[[{verdict}]]")
         if kind.isdigit():
             message = f"status {kind} for {self.headers['Authorization']}"
@@ -81,7 +86,10 @@ class Handler(BaseHTTPRequestHandler):
         elif kind == "empty":
             self.send(json.dumps(completion("")))
         elif kind == "two verdicts":
-            self.send(json.dumps(completion("[[A]], though one could also say\n[[B]]")))
+            self.send(json.dumps(completion("[[A]], though one could also say [[B]]")))
+        elif kind == "long":  # of 40 tokens
+            limit = body["max_tokens"]
+            self.send(json.dumps(good if limit >= 40 else completion("I considered both, and I think", "length")))
         elif kind == "odd":
             self.send(json.dumps({"choices": [{"message": None}], "usage": "none"}))
         else:

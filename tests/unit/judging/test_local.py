@@ -39,6 +39,7 @@ def test_the_likelier_letter_wins_and_both_probabilities_are_stored(judge, tmp_p
     for said in judgements:
         p = json.loads(said.raw)
         first_wins = p["A"] > p["B"]
+        assert said.letter_probability == p["A"] + p["B"]
         assert said.preference == (1.0 if first_wins == (said.order == "baseline_first") else 2.0)
     text = fill(judge.text, "Count.", "1", "x")
     assert judgements[0].prompt_tokens == len(text.encode())
@@ -50,7 +51,7 @@ def test_a_question_longer_than_the_context_fails(judge, tmp_path):
     pairs = [Pair("long", "Q", "a" * 500, "b"), Pair("short", "Q", "a", "b")]
     judgements, _ = judge_pairs(judge, pairs, tmp_path)
     assert [j.failure for j in judgements] == [TOO_LONG, TOO_LONG, None, None]
-    assert judge_pairs(judge, pairs, tmp_path)[1]["asked"] == 0
+    assert judge_pairs(judge, pairs, tmp_path)[1]["reused"] == 2, "only verdicts are kept"
 
 
 def test_special_tokens_in_an_answer_stay_text(judge, byte_tokenizer):

@@ -4,7 +4,7 @@ import pytest
 
 from lpsel.errors import UserError
 from lpsel.judging import verdicts as parse
-from lpsel.judging.judge import Pair
+from lpsel.judging.judge import CUT_OFF, Pair
 from lpsel.judging.judge_pairs import judge_pairs
 from lpsel.judging.openai import OpenAIJudge
 from lpsel.storage import json_line
@@ -84,6 +84,18 @@ def test_the_check_tolerates_occasional_failures(serve, make_judge):
     # 47 % of the replies cannot be used; with one attempt a check in four or so would end the run
     for seed in range(6):
         make_judge(serve("--misbehave", "--seed", str(seed)).url, attempts=8, timeout=5).check()
+
+
+def test_a_reply_that_is_cut_off_is_requested_again_with_a_higher_limit(serve, make_judge, tmp_path):
+    server, pairs = serve("--only", "long"), [Pair("a", "Q", "worth 1", "worth 2")]
+    settings = {"orders": ["baseline_first"], "request": {"max_tokens": 10}}
+    [found], _ = judge_pairs(make_judge(server.url, **settings), pairs, tmp_path)
+    assert (found.preference, found.attempts, found.failure) == (2.0, 2, None)
+    assert [request["limit"] for request in server.requests()] == [10, 40]
+    settings["request"] = {"max_tokens": 2}
+    [found], _ = judge_pairs(make_judge(server.url, **settings), pairs, tmp_path)
+    assert (found.preference, found.attempts, found.failure) == (None, 3, CUT_OFF)
+    assert [request["limit"] for request in server.requests()[2:]] == [2, 8, 32]
 
 
 def test_a_cap_without_token_counts_is_rejected(serve, make_judge, tmp_path):

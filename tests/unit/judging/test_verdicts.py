@@ -1,4 +1,4 @@
-"""Replies are parsed strictly."""
+"""A verdict is at the end of a reply, on its own line where others come before it."""
 
 import re
 
@@ -18,7 +18,16 @@ from lpsel.judging.verdicts import letter, pairwise, score
         ("As I said, [[A]]\n[[A]]", 1.0),
         ("<think>[[A]] or [[B]]?</think>[[B]]", 2.0),
         ("[[A]] because it is short", None),
-        ("It says [[A]], but\n[[B]]", None),
+        ("It says [[A]], but\n[[B]]", 2.0),
+        ("It says [[A]], but [[B]]", None),
+        ("Answer A claims [[A]].\n**Final verdict:** [[B]]", 2.0),
+        ("```\n[[A]]\n```", 1.0),
+        ('So:\n```json\n{"verdict": "B", "reason": "a {brace}"}\n```', 2.0),
+        ('{"reason": "short", "Winner": "tie"}', 1.5),
+        ('{"verdict": "A"} or {"verdict": "B"} or neither', None),
+        ('{"verdict": "both"}', None),
+        ('{"other": "A"}', None),
+        ("{" * 5000, None),
         ("[[A]][[B]]", None),
         ("[[a]]", None),
         ("[A]", None),
@@ -42,8 +51,13 @@ def test_pairwise(reply, verdict):
         ("[[A: 0]] [[B: 6]]", None),
         ("[[A: 3]]", None),
         ("[[B: 6]] [[A: 3]]", None),
-        ("[[A: 9]]! No:\n[[A: 3]] [[B: 6]]", None),
-        ("[[A: 9]] [[B: 1]]\n[[A: 3]] [[B: 6]]", None),
+        ("[[A: 9]]! No:\n[[A: 3]] [[B: 6]]", 2.0),
+        ("[[A: 9]] [[B: 1]]\n[[A: 3]] [[B: 6]]", 2.0),
+        ("[[A: 9]] [[B: 1]], or [[A: 3]] [[B: 6]]", None),
+        ("[[A: 9]], or [[A: 3]] [[B: 6]]", None),
+        ('```json\n{"A": 7, "B": 4.5}\n```', 1.0),
+        ('{"A": 7, "B": 11}', None),
+        ('{"A": 7}', None),
         ("[[A: 3]] [[B: 6]] I think", None),
         ("3 and 6", None),
     ],
@@ -63,6 +77,8 @@ PIECES = st.lists(st.sampled_from(MARKS) | st.text())
         (" B.\n", 2.0),
         ("**B**\nSince A is wrong.", 2.0),
         ("A)", 1.0),
+        ("```\nA\n```", 1.0),
+        ('{"answer": "B"}', 2.0),
         ("A good answer", None),
         ("A B", None),
         ("Answer A", None),
@@ -78,12 +94,12 @@ def test_letter(reply, verdict):
 @given(PIECES.map("".join))
 def test_a_verdict_is_never_guessed(reply):
     text = reply.rpartition("</think>")[2]
-    letters = set(re.findall(r"\[\[([ABC])\]\]", text))
+    letters = re.findall(r"\[\[([ABC])\]\]", text)
     verdict = pairwise(reply)
-    assert verdict is None or letters == {{1.0: "A", 2.0: "B", 1.5: "C"}[verdict]}
+    assert verdict is None or letters[-1] == {1.0: "A", 2.0: "B", 1.5: "C"}[verdict]
     assert score(reply) is None or {"[[A: 3]]", "[[B: 6]]"} <= set(re.findall(r"\[\[.: .\]\]", text))
 
 
 @given(PIECES.map("".join), st.sampled_from("ABC"))
 def test_text_before_a_verdict_never_changes_it(before, letter):
-    assert pairwise(f"{before}\n[[{letter}]]") in (None, {"A": 1.0, "B": 2.0, "C": 1.5}[letter])
+    assert pairwise(f"{before}\n[[{letter}]]") == {"A": 1.0, "B": 2.0, "C": 1.5}[letter]
