@@ -15,7 +15,8 @@ from rich.table import Table
 from lpsel import console
 from lpsel.commands.arguments import OneLineParser, run_folder
 from lpsel.errors import UserError
-from lpsel.evaluation.win_rate import pairwise_metrics, win_rate
+from lpsel.evaluation.reliability import describe_problems
+from lpsel.evaluation.win_rate import pairwise_metrics, shown_interval, win_rate
 from lpsel.judging import human
 from lpsel.judging.human import KEY, Key, Vote, VoteFile, read_key
 from lpsel.judging.judge import TIE
@@ -77,14 +78,14 @@ def run(given: Sequence[Path], key_path: Path | None = None, run_dir: Path | Non
         "judge": {"kind": "people", "annotators": len(names)},
         "baseline": key.baseline,
         "model": key.model,
-        **_win_rates(outcomes),
+        **_win_rates(outcomes, key),
         "pairs": len(key.pairs),
         "pairs_without_votes": len(key.pairs) + len(key.equal) - len(outcomes),
         "equal_answers": len(key.equal),
         "annotators": [_annotator(name, votes, counted, key) for name in names],
         "agreement": {
             "krippendorff_alpha": human.krippendorff_alpha(preference_AN),
-            "level": "nominal",
+            "krippendorff_alpha_ordinal": human.krippendorff_alpha(preference_AN, ordinal=True),
             "pairs_with_several_votes": int((np.isfinite(preference_AN).sum(axis=0) > 1).sum()),
         },
         "page": key.page,
@@ -134,6 +135,8 @@ def _judgements(votes: Sequence[Vote], counted: set[Vote], key: Key) -> list[dic
     return [
         {
             "id": key.pairs[vote.pair].id,
+            "model": key.model,
+            "baseline": key.baseline,
             "order": human.order(vote, key),
             "preference": human.preference(vote, key),
             "raw": vote.choice,
@@ -147,16 +150,26 @@ def _judgements(votes: Sequence[Vote], counted: set[Vote], key: Key) -> list[dic
     ]
 
 
-def _win_rates(outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _win_rates(outcomes: Sequence[dict[str, Any]], key: Key) -> dict[str, Any]:
+    """Win rates of the majority and of the mean vote, where pairs with votes stand for those without."""
     column = {name: [outcome[name] for outcome in outcomes] for name in outcomes[0]}
+    seen = set(column["id"])
+    unseen = [pair for pair in key.pairs if pair.id not in seen]
+    missing = [None] * len(unseen)
+    equal_N = np.isin([*column["id"], *missing], [pair.id for pair in key.equal])
     by_majority = pairwise_metrics(
-        column["preference"],
-        model_chars_N=column["model_chars"],
-        baseline_chars_N=column["baseline_chars"],
-        category_N=column["category"],
-        prompt_set_N=column["prompt_set"],
+        [*column["preference"], *missing],
+        model_chars_N=np.array([*column["model_chars"], *missing], np.float64),
+        baseline_chars_N=np.array([*column["baseline_chars"], *missing], np.float64),
+        equal_N=equal_N,
+        unfinished=True,
+        category_N=[*column["category"], *(pair.category for pair in unseen)],
+        prompt_set_N=[*column["prompt_set"], *(pair.prompt_set for pair in unseen)],
     )
-    return {**by_majority, "mean_of_votes": asdict(win_rate(column["mean_preference"]))}
+    by_mean = asdict(win_rate([*column["mean_preference"], *missing], equal_N=equal_N))
+    for counted in (by_majority, by_mean):
+        counted["failed"] -= len(unseen)
+    return {**by_majority, **describe_problems(by_majority), "mean_of_votes": by_mean}
 
 
 def _annotator(name: str, votes: Iterable[Vote], counted: Iterable[Vote], key: Key) -> dict[str, Any]:
@@ -173,11 +186,13 @@ def _annotator(name: str, votes: Iterable[Vote], counted: Iterable[Vote], key: K
 def show(result: dict[str, Any]) -> None:
     """Print the win rate of every annotator, of the majority and of the mean vote."""
     agreement = result["agreement"]
-    alpha = agreement["krippendorff_alpha"]
+    alphas = agreement["krippendorff_alpha"], agreement["krippendorff_alpha_ordinal"]
+    nominal, ordinal = ("undefined" if alpha is None else f"{alpha:.3f}" for alpha in alphas)
     caption = [
         f"{result['pairs']:,} pairs, {result['pairs_without_votes']:,} without votes, "
         f"{agreement['pairs_with_several_votes']:,} with several.",
-        f"Krippendorff's alpha (nominal): {'undefined' if alpha is None else f'{alpha:.3f}'}.",
+        f"Krippendorff's alpha: {nominal} (nominal), {ordinal} (ordinal: a tie between win and loss).",
+        *map(escape, result["warnings"]),
     ]
     caption += [
         escape(f"{person['name']} changed {person['replaced']:,} votes; the latest vote on a pair counts.")
@@ -201,5 +216,6 @@ def _cells(figures: dict[str, Any]) -> list[str]:
     counts = [f"{figures[name]:,}" for name in ("wins", "ties", "losses", "failed")]
     if figures["win_rate"] is None:
         return [*counts, "-"]
-    interval = "" if figures["ci_low"] is None else f" [{figures['ci_low']:.1f}, {figures['ci_high']:.1f}]"
+    low, high = shown_interval(figures)
+    interval = "" if low is None or high is None else f" [{low:.1f}, {high:.1f}]"
     return [*counts, f"{figures['win_rate']:.1f}{interval}"]

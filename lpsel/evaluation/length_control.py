@@ -7,6 +7,10 @@ term for the difficulty of the instruction: `length_controlled_minimal` in the a
 
 s is the sample standard deviation of the length differences, in characters. The length-controlled win rate is the
 prediction at no difference, 100 x sigmoid(theta).
+
+The win rate and its interval come from one fit, with the weakest of alpaca_eval's L1 penalties on both coefficients,
+close to maximum likelihood. alpaca_eval's own figure selects the strength by 5-fold cross-validation, which pulls small
+effects to exactly 50: `minimal_win_rate`, to compare with theirs.
 """
 
 # n judged prompts, R resamples, 2 coefficients: theta and phi
@@ -42,9 +46,7 @@ def length_controlled_win_rate(
 ) -> Estimate:
     """The length-controlled win rate, in percent, with its 95 % percentile bootstrap interval over prompts.
 
-    The fit follows alpaca_eval: preferences are the weights of both outcomes, with an L1 penalty on both coefficients
-    whose strength is chosen by 5-fold cross-validation. The resamples keep s and use the weakest penalty of the grid,
-    close to maximum likelihood: a stronger one pulls them towards 50, and fewer intervals cover the true value.
+    Preferences are the weights of both outcomes; the resamples keep s.
 
     Args:
         preference_N: coded as in `win_rate`.
@@ -55,26 +57,44 @@ def length_controlled_win_rate(
         The plain win rate if all answers are as long as the baseline's; undefined for fewer than 10 judged prompts with
         known lengths.
     """
-    preference_N = as_preferences(preference_N)
-    shorter_N = np.asarray(baseline_chars_N, dtype=np.float64) - np.asarray(model_chars_N, dtype=np.float64)
-    used = ~np.isnan(preference_N) & ~np.isnan(shorter_N)
-    share_n = preference_N[used] - 1
+    features_n2, share_n = _inputs(preference_N, model_chars_N, baseline_chars_N)
     if len(share_n) < FEWEST:
         return UNDEFINED
-    if not shorter_N[used].any():
+    if not features_n2[:, 1].any():
         return bootstrap_means(100 * share_n[:, None], resamples=resamples, seed=seed).estimate(0)
-    scale = np.nanstd(shorter_N, ddof=1)  # of all answers, including those without a verdict
-    if scale == 0:
-        return UNDEFINED
-    features_n2 = np.column_stack([np.ones(len(share_n)), np.tanh(shorter_N[used] / scale)])
-    coefficients_2, _ = fit(features_n2, share_n)
     distinct_U3, times_U = distinct_rows(np.column_stack([features_n2, share_n]))
-    refitted = [
-        refit(distinct_U3[:, :2], distinct_U3[:, 2], counts_RU, coefficients_2)
-        for counts_RU in draws(times_U, resamples, seed)
-    ]
+    inputs = distinct_U3[:, :2], distinct_U3[:, 2]
+    [coefficients_2] = refit(*inputs, times_U[None].astype(np.float64), np.zeros(2))
+    refitted = [refit(*inputs, counts_RU, coefficients_2) for counts_RU in draws(times_U, resamples, seed)]
     theta_R = np.concatenate(refitted)[:, 0]
     return interval(100 * float(expit(coefficients_2[0])), 100 * expit(theta_R), len(share_n))
+
+
+def minimal_win_rate(preference_N: ArrayLike, model_chars_N: ArrayLike, baseline_chars_N: ArrayLike) -> float | None:
+    """`length_controlled_minimal` of alpaca_eval, in percent; None where `length_controlled_win_rate` is undefined."""
+    features_n2, share_n = _inputs(preference_N, model_chars_N, baseline_chars_N)
+    if len(share_n) < FEWEST:
+        return None
+    if not features_n2[:, 1].any():
+        return 100 * float(share_n.mean())
+    return 100 * float(expit(fit(features_n2, share_n)[0][0]))
+
+
+def _inputs(preference_N: ArrayLike, model_chars_N: ArrayLike, baseline_chars_N: ArrayLike) -> tuple[Floats, Floats]:
+    """1 and the scaled length difference, shape (n, 2), and preference - 1, shape (n,), of the prompts with both.
+
+    No prompts where all differences are equal, but not 0: length and model cannot be told apart.
+    """
+    preference_N = as_preferences(preference_N)
+    shorter_N = np.asarray(baseline_chars_N, dtype=np.float64) - np.asarray(model_chars_N, dtype=np.float64)
+    used_N = ~np.isnan(preference_N) & ~np.isnan(shorter_N)
+    shorter_n, share_n = shorter_N[used_N], preference_N[used_N] - 1
+    if shorter_n.any():
+        scale = np.nanstd(shorter_N, ddof=1) if len(shorter_n) > 1 else 0.0  # also of answers without a verdict
+        if scale == 0:
+            return np.empty((0, 2)), np.empty(0)
+        shorter_n = np.tanh(shorter_n / scale)
+    return np.column_stack([np.ones(len(share_n)), shorter_n]), share_n
 
 
 def fit(features_n2: Floats, share_n: Floats) -> tuple[Floats, float]:

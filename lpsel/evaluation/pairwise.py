@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from lpsel.errors import UserError, check_int
+from lpsel.evaluation.comparison import compare
 from lpsel.evaluation.evaluator import Candidates, EvaluationContext, generation_files
-from lpsel.evaluation.judgements import JUDGEMENTS, Row, Verdicts, aligned, group, read_judgements, write_judgements
+from lpsel.evaluation.imported import read_judgements
+from lpsel.evaluation.judgements import JUDGEMENTS, Row, Verdicts, aligned, group, write_judgements
 from lpsel.evaluation.preferences import judges_agreement
 from lpsel.evaluation.tables import pairwise_table
-from lpsel.evaluation.win_rate import adjust_p_values, pairwise_metrics
 from lpsel.generation.answers import answers, check
 from lpsel.generation.prompts import Prompt, load_prompts
 from lpsel.generation.sampling import Generation, Sampling
 from lpsel.judging.human import HumanJudge
 from lpsel.judging.judge import Judge, Judgement, Pair
 from lpsel.judging.judge_pairs import judge_pairs
-from lpsel.storage import distinct, file_names, finite, write_lines
+from lpsel.storage import digest, distinct, file_names, finite, write_lines
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class PairwiseEvaluator:
         if isinstance(self.judge, HumanJudge):
             judged = _write_pages(self.judge, pairs, names[0], context.folder)
         else:
-            judged = self._judge(self.judge, pairs, names[0], context)
+            judged = self._judge(self.judge, pairs, reports, context)
         return finite(
             {
                 "evaluator": "pairwise",
@@ -134,29 +135,29 @@ class PairwiseEvaluator:
         return generations, reports
 
     def _judge(
-        self, judge: Judge, pairs: dict[str, list[Pair]], baseline: str, context: EvaluationContext
+        self, judge: Judge, pairs: dict[str, list[Pair]], answers: list[dict[str, Any]], context: EvaluationContext
     ) -> dict[str, Any]:
         verdicts, reports = {}, []
         for name, of_model in pairs.items():
             judgements, report = judge_pairs(judge, of_model, context.cache_dir)
-            names = {"model": name, "baseline": baseline, "judge": judge.name}
+            names = {"model": name, "baseline": answers[0]["name"], "judge": judge.name}
             [verdicts[name]] = group(_judged_rows(of_model, judgements, names))
             reports.append(report)
-        models = self._compare(verdicts, context.folder)
-        for model, report in zip(models, reports, strict=True):
+        compared = self._compare(verdicts, context.folder, answers)
+        for model, report in zip(compared["models"], reports, strict=True):
             model["judging"] = report
         costs = [report["cost"] for report in reports if report["cost"] is not None]
         return {
-            **models[0],
+            **compared["models"][0],
             "judge": judge.identity() | {"name": judge.name},
             "cost": sum(costs) if costs else None,
-            "models": models,
+            **compared,
             "judgements": context.folder / JUDGEMENTS,
         }
 
     def _count_imported(self, imported: list[Verdicts], folder: Path) -> dict[str, Any]:
         names = distinct([", ".join(filter(None, (each.model or "model", each.judge))) for each in imported])
-        models = self._compare(dict(zip(names, imported, strict=True)), folder)
+        compared = self._compare(dict(zip(names, imported, strict=True)), folder)
         by_model: dict[str, list[Verdicts]] = {}
         for each in imported:
             by_model.setdefault(each.model, []).append(each)
@@ -165,34 +166,25 @@ class PairwiseEvaluator:
         return {
             "evaluator": "pairwise",
             "baseline": imported[0].baseline or "baseline",
-            **models[0],
+            **compared["models"][0],
             "judge": {"kind": "imported", "name": judges or None},
             "imported": [Path(str(file)).expanduser().resolve() for file in files],
-            "models": models,
+            **compared,
             "judges": {
                 model: judges_agreement(aligned(several)) for model, several in by_model.items() if len(several) > 1
             },
             "judgements": folder / JUDGEMENTS,
         }
 
-    def _compare(self, verdicts: dict[str, Verdicts], folder: Path) -> list[dict[str, Any]]:
-        """Metrics of every model, with p-values corrected for the models of a judge; writes judgements.parquet."""
+    def _compare(
+        self, verdicts: dict[str, Verdicts], folder: Path, answers: Sequence[dict[str, Any]] = ()
+    ) -> dict[str, Any]:
+        """All statistics, see `compare`; writes judgements.parquet."""
         write_judgements(folder / JUDGEMENTS, list(verdicts.values()))
-        metrics = {
-            name: pairwise_metrics(
-                each.preference_NO,
-                model_chars_N=each.model_chars_N,
-                baseline_chars_N=each.baseline_chars_N,
-                category_N=each.category_N,
-                prompt_set_N=each.prompt_set_N,
-                resamples=self.resamples,
-                seed=self.seed,
-            )
-            for name, each in verdicts.items()
-        }
-        for judge in dict.fromkeys(each.judge for each in verdicts.values()):
-            metrics |= adjust_p_values({name: metrics[name] for name, each in verdicts.items() if each.judge == judge})
-        return [{"name": name, **of_model} for name, of_model in metrics.items()]
+        compared = compare(verdicts, answers=answers, resamples=self.resamples, seed=self.seed)
+        for sentence in compared["warnings"]:
+            log.warning("%s", sentence)
+        return compared
 
 
 def _generation_row(prompt: Prompt, answer: Generation) -> dict[str, Any]:
@@ -225,4 +217,5 @@ def _judged_rows(pairs: Sequence[Pair], judgements: Sequence[Judgement], names: 
     for judgement in judgements:
         pair = pair_of[judgement.id]
         lengths = {"model_chars": len(pair.model), "baseline_chars": len(pair.baseline)}
-        yield names | judgement._asdict() | lengths | {"category": pair.category, "prompt_set": pair.prompt_set}
+        prompt = {"category": pair.category, "prompt_set": pair.prompt_set, "text": digest(pair.prompt)[:16]}
+        yield names | judgement._asdict() | lengths | prompt | {"equal": pair.baseline == pair.model}

@@ -17,6 +17,7 @@ from lpsel.errors import UserError
 from lpsel.judging.judge import LOSS, TIE, WIN
 
 CODES = "use 1 (the baseline's answer is better), 2 (the model's), a number between, 0 or 1.5 (a tie), or null"
+KAPPAS = {"kappa": None, "weighted_kappa": "linear"}  # weights of scikit-learn
 
 Floats = NDArray[np.float64]
 
@@ -39,16 +40,15 @@ def as_preferences(values: ArrayLike) -> Floats:
 def combined(preference_NO: ArrayLike) -> Floats:
     """One preference for every prompt from those in each order, shape (N,); NaN where any of them is missing.
 
-    Fractional preferences are averaged. Plain verdicts (win, tie, loss) that differ between the orders are a tie,
-    because they only show which position the judge prefers (Zheng et al. 2023, section 3.4, count a win only if both
-    orders agree). For the same reason, a prompt with a verdict in one order only has no preference.
+    The mean where the orders agree on the verdict (win, tie, loss). Elsewhere a tie, because the verdicts only show
+    which position the judge prefers (Zheng et al. 2023, section 3.4, count a win only if both orders agree). For the
+    same reason, a prompt with a verdict in one order only has no preference.
     """
     preference_NO = _by_order(preference_NO)
     mean_N = preference_NO.mean(axis=1)
-    if not np.isin(preference_NO[~np.isnan(preference_NO)], (LOSS, TIE, WIN)).all():
-        return mean_N
-    same_N = (preference_NO == preference_NO[:, :1]).all(axis=1)
-    return np.where(same_N | np.isnan(mean_N), mean_N, TIE)
+    verdict_NO = np.sign(preference_NO - TIE)
+    flipped_N = (verdict_NO != verdict_NO[:, :1]).any(axis=1)
+    return np.where(flipped_N & ~np.isnan(mean_N), TIE, mean_N)
 
 
 def flip_rate(preference_NO: ArrayLike) -> float | None:
@@ -68,9 +68,14 @@ def judges_agreement(preference_N: Mapping[str, ArrayLike]) -> list[dict[str, An
 
     Returns:
         For each pair of `judges`: `n` prompts that both judged, `agreement` of their verdicts (win, tie, loss) in
-        percent, and Cohen's `kappa` (1960; None if only one verdict occurs).
+        percent, Cohen's `kappa` (1960) and `weighted_kappa` (1968), for which a loss is twice as far from a win as from
+        a tie. None if only one verdict occurs.
     """
     from sklearn.metrics import cohen_kappa_score
+
+    def kappa(a: Floats, b: Floats, weights: str | None) -> float | None:
+        several = len(np.unique([a, b])) > 1
+        return float(cohen_kappa_score(a, b, labels=[-1, 0, 1], weights=weights)) if several else None
 
     verdict_N = {judge: np.sign(as_preferences(values) - TIE) for judge, values in preference_N.items()}
     pairs = []
@@ -82,7 +87,7 @@ def judges_agreement(preference_N: Mapping[str, ArrayLike]) -> list[dict[str, An
                 "judges": [first, second],
                 "n": len(a),
                 "agreement": 100 * float((a == b).mean()) if len(a) else None,
-                "kappa": float(cohen_kappa_score(a, b)) if len(np.unique([a, b])) > 1 else None,
+                **{name: kappa(a, b, weights) for name, weights in KAPPAS.items()},
             }
         )
     return pairs

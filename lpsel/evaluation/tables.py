@@ -6,6 +6,11 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from lpsel.evaluation.win_rate import shown_interval
+
+NO_INFORMATION = "no information"
+MOST_COMPARISONS = 10  # lines below the table
+
 # title, metric, factor, digits
 REFERENCE_COLUMNS = (
     ("NLL (nats/token)", "nll", 1.0, 3),
@@ -51,11 +56,15 @@ def pairwise_table(result: dict[str, Any]) -> Table:
     judge = result["judge"]["name"] or "imported verdicts"
     corrected = ", with Holm's correction" if len(result["models"]) > 1 else ""
     notes = [
-        f"Against {result['baseline']}, judged by {judge}. 95 % bootstrap intervals over prompts; p-value of the exact "
-        f"sign test{corrected}."
+        f"Against {result['baseline']}, judged by {judge}. 95 % bootstrap intervals over prompts, Wilson's for few "
+        f"wins or losses; p-value of the sign-flip test{corrected}."
     ]
     if any(model["failed"] for model in result["models"]):
         notes.append("Failed prompts have no valid verdict in every order, and are not wins, ties or losses.")
+    notes += [_difference(pair) for pair in result["comparisons"][:MOST_COMPARISONS] if pair["n"]]
+    if (more := len(result["comparisons"]) - MOST_COMPARISONS) > 0:
+        notes.append(f"{more} more comparisons of two models are in result.json.")
+    notes += result["warnings"]
     for name, pairs in (result.get("judges") or {}).items():
         notes += [_agreement(name, pair) for pair in pairs if pair["n"]]
     rows = []
@@ -63,18 +72,27 @@ def pairwise_table(result: dict[str, Any]) -> Table:
         p_value, lengths = model["p_value_holm"], [model["model_mean_chars"], model["baseline_mean_chars"]]
         mean_length = "-" if None in lengths else f"{lengths[0]:,.0f}\n(baseline {lengths[1]:,.0f})"
         controlled = (model[f"length_controlled_{part}"] for part in ("win_rate", "ci_low", "ci_high"))
+        rate = _interval(model["win_rate"], *shown_interval(model))
         rows.append(
             {
                 "model": model["name"],
                 **{name: f"{model[name]:,}" for name in ("wins", "ties", "losses", "failed")},
-                "win rate (%)": _interval(model["win_rate"], model["ci_low"], model["ci_high"]),
+                "win rate (%)": rate if model["informative"] else NO_INFORMATION,
                 "p-value": "-" if p_value is None else f"{p_value:.2g}",
                 "flip rate (%)": _interval(model["flip_rate"]),
-                "length-controlled win rate (%)": _interval(*controlled),
+                "length-controlled win rate (%)": _interval(*controlled) if model["informative"] else NO_INFORMATION,
                 "mean length (characters)": mean_length,
             }
         )
     return _table(rows, [escape(note) for note in notes])
+
+
+def _difference(pair: dict[str, Any]) -> str:
+    """The paired difference between two models on one line."""
+    first, second = pair["models"]
+    interval = "" if pair["ci_low"] is None else f" [{pair['ci_low']:+.1f}, {pair['ci_high']:+.1f}]"
+    p_value = f"p = {pair['p_value_holm']:.2g} with Holm's correction"
+    return f"{first} minus {second}: {pair['difference']:+.1f} points{interval}, {p_value}, {pair['n']:,} prompts."
 
 
 def lm_eval_table(result: dict[str, Any]) -> Table:
@@ -101,7 +119,7 @@ def _table(rows: Sequence[dict[str, str]], notes: Sequence[str]) -> Table:
 
 
 def _agreement(model: str, pair: dict[str, Any]) -> str:
-    kappa = "not defined" if pair["kappa"] is None else f"{pair['kappa']:.2f}"
+    kappa = "not defined" if pair["kappa"] is None else f"{pair['kappa']:.2f}, weighted {pair['weighted_kappa']:.2f}"
     on = f" on {model}" if model else ""
     both = " and ".join(pair["judges"])
     return f"{both} agree{on} in {pair['agreement']:.1f} % of {pair['n']:,} prompts; Cohen's kappa {kappa}."

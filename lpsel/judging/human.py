@@ -231,8 +231,8 @@ def mean_preference(preference_AN: Floats) -> Floats:
     return np.divide(np.nansum(preference_AN, axis=0), votes_N, out=np.full(len(votes_N), np.nan), where=votes_N > 0)
 
 
-def krippendorff_alpha(preference_AN: Floats) -> float | None:
-    """Krippendorff's alpha of nominal values: 1 for full agreement, 0 for agreement by chance.
+def krippendorff_alpha(preference_AN: Floats, *, ordinal: bool = False) -> float | None:
+    """Krippendorff's alpha of nominal or ordered values: 1 for full agreement, 0 for agreement by chance.
 
     Krippendorff, Computing Krippendorff's Alpha-Reliability (2011). Only pairs with at least two votes count. None
     without such pairs, or if all of their votes are equal, where agreement cannot be distinguished from chance.
@@ -242,6 +242,9 @@ def krippendorff_alpha(preference_AN: Floats) -> float | None:
     if len(values_V) < 2:
         return None
     count_VN = np.array([(several_AN == value).sum(axis=0) for value in values_V], np.float64)
-    votes_N, count_V = count_VN.sum(axis=0), count_VN.sum(axis=1)
-    observed = ((votes_N**2 - (count_VN**2).sum(axis=0)) / (votes_N - 1)).sum()
-    return float(1 - (votes_N.sum() - 1) * observed / (votes_N.sum() ** 2 - (count_V**2).sum()))
+    count_V, share_VN = count_VN.sum(axis=1), count_VN / (count_VN.sum(axis=0) - 1)
+    coincidence_VV = share_VN @ count_VN.T - np.diag(share_VN.sum(axis=1))
+    rank_V = np.cumsum(count_V) - count_V / 2 if ordinal else np.arange(len(values_V))
+    distance_VV = (rank_V[:, None] - rank_V) ** 2 if ordinal else (rank_V[:, None] != rank_V).astype(np.float64)
+    expected = (np.outer(count_V, count_V) * distance_VV).sum()
+    return float(1 - (count_V.sum() - 1) * (coincidence_VV * distance_VV).sum() / expected)

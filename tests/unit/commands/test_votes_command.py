@@ -10,6 +10,8 @@ import pytest
 
 from lpsel.commands.votes import main, run
 from lpsel.errors import UserError
+from lpsel.evaluation.imported import read_judgements
+from lpsel.evaluation.preferences import combined
 from lpsel.judging.human import HumanJudge, read_key
 from lpsel.judging.judge import Pair
 
@@ -68,6 +70,9 @@ def test_figures_by_hand(votes, key, tmp_path):
     # Pairs with several votes: WWL, WT, LT. Coincidences c != k: 2 of W and L, 2 of W and T, 2 of L and T, so 6 of
     # n = 7, with 3 W, 2 T, 2 L: 1 - 6 x 6 / (49 - 9 - 4 - 4)
     assert result["agreement"]["krippendorff_alpha"] == pytest.approx(1 - 6 * 6 / 32)
+    # Ordered L, T, W with 2, 2, 3 votes: ranks 1, 3, 5.5, distances 4, 6.25, 20.25. Two coincidences of each kind:
+    # 2 x 30.5 of 2 x (4 x 4 + 6 x 6.25 + 6 x 20.25)
+    assert result["agreement"]["krippendorff_alpha_ordinal"] == pytest.approx(1 - 6 * 61 / 350)
     assert result["agreement"]["pairs_with_several_votes"] == 3
     assert (result["model_mean_chars"], result["baseline_mean_chars"]) == (5, 6)
     assert (result["baseline"], result["model"]) == ("opt-125m", "opt-350m")
@@ -116,10 +121,27 @@ def test_a_later_vote_replaces_an_earlier_one(votes, key, tmp_path, capsys):
 def test_pairs_skipped_by_all_have_failed_and_pairs_without_votes_have_not(votes, key, tmp_path):
     result = run([votes("Ann", "ws"), votes("Bob", "ws")], key, tmp_path / "out")
     assert [result[k] for k in ("n", "failed", "pairs_without_votes")] == [1, 1, 2]
-    assert (result["ci_low"], result["standard_error"]) == (100, None), "one pair has no spread"
+    assert (result["ci_low"], result["standard_error"]) == (None, None), "one pair has no spread"
     with pytest.raises(UserError, match=r"Ann\.json: has no votes except skipped pairs. Give files with votes\."):
         run([votes("Ann", "ss")], key, tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_unfinished_voting_is_not_diluted_by_equal_answers(tmp_path):
+    # 100 prompts, 50 with equal answers; 10 of the others have votes, all for the model
+    answers = [("same", "same") if i < 50 else ("old", "new") for i in range(100)]
+    pairs = [Pair(f"p{i}", f"prompt {i}", *shown) for i, shown in enumerate(answers)]
+    key = HumanJudge().write(pairs, tmp_path, baseline="b", model="m")[1]
+    secret = read_key(key)
+    chosen = [{"pair": i, "vote": "a" if pair.a == "model" else "b", "at": "2026-01-01T12:00:00Z"}
+              for i, pair in enumerate(secret.pairs[:10])]  # fmt: skip
+    (tmp_path / "ann.json").write_text(json.dumps({"page": secret.page, "annotator": "Ann", "votes": chosen}))
+    result = run([tmp_path / "ann.json"], key, tmp_path / "out")
+    assert [result[k] for k in ("n", "wins", "ties", "failed", "pairs_without_votes")] == [60, 10, 50, 0, 40]
+    assert result["win_rate"] == result["mean_of_votes"]["win_rate"] == 75
+    [judged] = read_judgements(tmp_path / "out" / "judgements.parquet")
+    assert (judged.model, judged.baseline, judged.judge) == ("m", "b", "Ann")
+    assert combined(judged.preference_NO).tolist() == [2.0] * 10
 
 
 def test_the_interval_is_over_prompts(tmp_path):
@@ -169,7 +191,7 @@ def test_the_key_is_found_by_the_hash_of_the_page(votes, key, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "lpsel votes: the following arguments are required: FILE. See lpsel votes --help."),
+        ([], "the following arguments are required: FILE. See lpsel votes --help."),
         (
             ["nowhere.json"],
             "nowhere.json: cannot be read (No such file or directory). Give files downloaded from the page.",

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lpsel.errors import UserError
-from lpsel.evaluation.judgements import aligned, read_judgements
+from lpsel.evaluation.imported import read_judgements
+from lpsel.evaluation.judgements import aligned
 from lpsel.evaluation.length_control import length_controlled_win_rate
 from lpsel.evaluation.win_rate import pairwise_metrics
 
@@ -78,7 +79,7 @@ def test_published_results_are_reproduced(alpaca_eval, tmp_path, i):
         # elsewhere the published length is of answers that the file does not have, or of another model
         assert int(found["model_mean_chars"]) == published["avg_length"]
     # 1e-4 of the fitted function is up to .07 points of the win rate
-    assert found["length_controlled_win_rate"] == pytest.approx(MINIMAL[i], abs=0.07)
+    assert found["length_controlled_minimal"] == pytest.approx(MINIMAL[i], abs=0.07)
 
 
 def test_sets_in_one_compressed_file_are_separated(alpaca_eval, tmp_path):
@@ -191,6 +192,65 @@ def test_preferences_without_ids_are_one_prompt_per_row(tmp_path, ending):
     assert [found[k] for k in ("n", "wins", "ties", "losses", "failed")] == [5, 2, 2, 1, 1]
     assert found["win_rate"] == pytest.approx(100 * 2.9 / 5)
     assert found["length_controlled_win_rate"] is None
+
+
+def table(path, header, rows):
+    path.write_text("\n".join([header, *rows]))
+    return path
+
+
+def test_prompts_judged_once_in_random_order_are_one_column(tmp_path, caplog):
+    orders = np.random.default_rng(0).choice(["baseline_first", "model_first"], 100)
+    rows = [f"p{i},{order},{2 if i < 70 else 1}" for i, order in enumerate(orders)]
+    [judged] = read_judgements(table(tmp_path / "once.csv", "id,order,preference", rows))
+    found = metrics_of(judged, resamples=100)
+    assert [found[k] for k in ("n", "wins", "failed", "flip_rate")] == [100, 70, 0, None]
+    assert "each prompt was judged in one order only" in caplog.text
+
+
+def test_a_few_prompts_judged_in_both_orders_are_combined(tmp_path):
+    rows = [f"p{i},{'ab'[i % 2]},2" for i in range(100)] + ["p0,b,1"]
+    [judged] = read_judgements(table(tmp_path / "once.csv", "id,order,preference", rows))
+    assert judged.preference_NO[:, 0].tolist() == [1.5] + [2] * 99
+
+
+def test_no_prompt_with_a_verdict_in_both_orders_is_rejected(tmp_path):
+    rows = [f"p{i},{order},{2 if order == 'a' else ''},m" for i in range(20) for order in "ab"]
+    with pytest.raises(UserError) as raised:
+        read_judgements(table(tmp_path / "half.csv", "id,order,preference,model", rows))
+    assert raised.value.problem == "none of 20 prompts has a verdict on m in both orders"
+
+
+def test_files_of_different_scales_are_imported_together(tmp_path, caplog):
+    ours = table(tmp_path / "ours.csv", "id,preference,model", ["a,2,x", "b,1,x", "c,1.5,x"])
+    unit = table(tmp_path / "unit.csv", "id,preference,model", ["a,1,y", "b,0,y", "c,0.5,y"])
+    first, second = read_judgements([ours, unit])
+    np.testing.assert_array_equal(first.preference_NO, second.preference_NO)
+    assert "only 0 and 1" not in caplog.text
+    read_judgements(table(tmp_path / "either.csv", "id,preference", ["a,1", "b,0"]))
+    assert "only 0 and 1, which count as ties and wins of the baseline" in caplog.text
+
+
+def test_equal_answers_and_price_caps_are_read_from_files(tmp_path):
+    rows = [{**ROW, "instruction": str(i), "output_1": "x", "output_2": "x" if i else "y"} for i in range(3)]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    [judged] = read_judgements(tmp_path / "a.json")
+    assert judged.equal_N.tolist() == [False, True, True]
+    assert not judged.unfinished
+    rows = ["a,2,,false", "b,1.5,,true", "c,,price cap,false"]
+    [judged] = read_judgements(table(tmp_path / "b.csv", "id,preference,failure,equal", rows))
+    assert (judged.equal_N.tolist(), judged.unfinished) == ([False, True, False], True)
+
+
+def test_judges_do_not_agree_on_answers_that_nobody_judged(tmp_path):
+    for judge, verdict in (("x", 2), ("y", 1)):
+        table(
+            tmp_path / f"{judge}.csv",
+            "id,preference,equal,judge",
+            [f"a,{verdict},false,{judge}", f"b,1.5,true,{judge}"],
+        )
+    both = aligned(read_judgements([tmp_path / "x.csv", tmp_path / "y.csv"]))
+    assert [values[1] for values in both.values()] == pytest.approx([math.nan] * 2, nan_ok=True)
 
 
 def test_judges_of_several_files(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
-from lpsel.evaluation.length_control import fit, length_controlled_win_rate, refit
+from lpsel.evaluation.length_control import fit, length_controlled_win_rate, minimal_win_rate, refit
 from lpsel.evaluation.statistics import UNDEFINED
 from lpsel.evaluation.win_rate import win_rate
 
@@ -95,6 +95,18 @@ def test_rows_without_a_verdict_only_affect_the_scale():
         np.append(preference, [2.0, 2.0]), np.append(model, [np.nan, 5]), np.append(baseline, [5, np.nan]), resamples=50
     )
     assert more == length_controlled_win_rate(preference, model, baseline, resamples=50)
+
+
+def test_the_value_is_inside_its_interval_and_not_pulled_to_50():
+    # alpaca_eval's penalty gives exactly 50 in about half of such sets
+    minimal, generator = [], np.random.default_rng(7)
+    for _ in range(12):
+        sample = drawn(generator, 12, theta=1.0, phi=-0.5)
+        found = length_controlled_win_rate(*sample, resamples=200)
+        assert found.low <= found.value <= found.high
+        assert found.value != 50 or (sample[0] == 2).mean() == 0.5
+        minimal.append(minimal_win_rate(*sample))
+    assert minimal.count(50.0) > 2
 
 
 def test_the_penalty_is_chosen_from_the_grid_of_alpaca_eval():

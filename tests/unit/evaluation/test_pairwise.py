@@ -133,7 +133,10 @@ def test_judges_of_two_files_are_compared_and_corrected_separately(tmp_path):
     [agreed] = result["judges"]["m"]
     assert (agreed["agreement"], agreed["kappa"]) == (80, pytest.approx((0.8 - 0.52) / (1 - 0.52)))
     assert [model["p_value_holm"] for model in result["models"]] == [model["p_value"] for model in result["models"]]
-    assert "x and y agree on m in 80.0 % of 10 prompts; Cohen's kappa 0.58." in pairwise_table(result).caption
+    assert (
+        "x and y agree on m in 80.0 % of 10 prompts; Cohen's kappa 0.58, weighted 0.58."
+        in pairwise_table(result).caption
+    )
 
 
 def test_half_a_surrogate_pair_in_a_prompt_is_written_as_an_escape(tmp_path):

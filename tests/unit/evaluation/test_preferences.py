@@ -2,8 +2,12 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lpsel.evaluation.preferences import combined, flip_rate, judges_agreement
+
+PREFERENCE = st.sampled_from([0.0, 1.0, 1.5, 2.0, math.nan]) | st.floats(1, 2)
 
 
 def test_verdicts_that_differ_between_the_orders_are_a_tie():
@@ -12,8 +16,14 @@ def test_verdicts_that_differ_between_the_orders_are_a_tie():
     np.testing.assert_array_equal(combined(both), expected)
 
 
-def test_fractional_preferences_are_averaged():
-    np.testing.assert_allclose(combined([(1.9, 1.5), (1.2, 1.6), (1.0, 2.0)]), [1.7, 1.4, 1.5])
+def test_fractional_preferences_are_averaged_where_the_orders_agree():
+    np.testing.assert_allclose(combined([(1.9, 1.6), (1.2, 1.0), (1.2, 1.6), (1.9, 1.5)]), [1.75, 1.1, 1.5, 1.5])
+
+
+@given(st.lists(st.tuples(PREFERENCE, PREFERENCE), min_size=1))
+def test_a_prompt_is_combined_by_its_own_preferences(preference):
+    one_by_one = np.concatenate([combined([pair]) for pair in preference])
+    np.testing.assert_array_equal(combined(preference), one_by_one)
 
 
 def test_a_single_order_stays_as_it_is():
@@ -39,6 +49,8 @@ def test_kappa_by_hand():
         "n": 10,
         "agreement": pytest.approx(80),
         "kappa": pytest.approx((0.8 - 0.42) / (1 - 0.42)),
+        # a win and a loss differ by 1, a tie by 1/2: .2 observed, by chance .4 + .05 + .04
+        "weighted_kappa": pytest.approx(1 - 0.2 / 0.49),
     }
 
 
@@ -46,4 +58,4 @@ def test_agreement_of_every_two_judges_and_undefined_values():
     found = judges_agreement({"a": [2, 2], "b": [2, 2], "c": [None, None]})
     assert [pair["judges"] for pair in found] == [["a", "b"], ["a", "c"], ["b", "c"]]
     assert (found[0]["agreement"], found[0]["kappa"]) == (100, None)  # only one verdict occurs
-    assert found[1] == {"judges": ["a", "c"], "n": 0, "agreement": None, "kappa": None}
+    assert found[1] == {"judges": ["a", "c"], "n": 0, "agreement": None, "kappa": None, "weighted_kappa": None}

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lpsel.errors import UserError
-from lpsel.evaluation.win_rate import adjust_p_values, longer_wins, pairwise_metrics, win_rate
+from lpsel.evaluation.comparison import adjust_p_values
+from lpsel.evaluation.win_rate import longer_wins, pairwise_metrics, shown_interval, win_rate
 from lpsel.storage import finite
 
 PREFERENCES = st.lists(st.sampled_from([0.0, 1.0, 1.5, 2.0, math.nan]) | st.floats(1, 2), max_size=40)
@@ -41,14 +43,14 @@ def test_without_verdicts_there_are_counts_only():
         assert {found.win_rate, found.standard_error, found.ci_low, found.p_value, found.winning_score} == {None}
 
 
-def test_one_verdict_has_a_wide_wilson_interval():
+def test_one_verdict_has_no_interval():
     found = win_rate([2])
     assert (found.win_rate, found.winning_score, found.p_value) == (100, 2, 1)
-    assert (found.standard_error, found.ci_low, found.ci_high) == (None, 100, 100)
-    assert found.wilson_low < 21
+    assert (found.standard_error, found.ci_low, found.ci_high) == (None, None, None)
+    assert shown_interval(asdict(found)) == (None, None)
 
 
-@given(st.floats(1, 2), st.integers(1, 40))
+@given(st.floats(1, 2), st.integers(2, 40))
 def test_equal_verdicts_have_their_rate_inside_the_interval(preference, prompts):
     found = win_rate([preference] * prompts, resamples=20)
     assert found.ci_low <= found.win_rate <= found.ci_high
@@ -127,6 +129,109 @@ def test_longer_wins_counts_decided_prompts_of_different_length():
 def metrics_of(preference, **more):
     lengths = {"model_chars_N": [None] * len(preference), "baseline_chars_N": [None] * len(preference)}
     return pairwise_metrics(preference, **{**lengths, "resamples": 500, **more})
+
+
+def test_a_single_fractional_preference_does_not_change_the_rule_for_other_prompts():
+    # 40 model_first wins that are ties in the other order, 20 flips, 40 losses: 60 ties and 40 losses
+    orders = [(2, 1.5)] * 40 + [(1, 2)] * 20 + [(1, 1)] * 40
+    plain = metrics_of(orders)
+    assert (plain["wins"], plain["ties"], plain["losses"], plain["win_rate"]) == (0, 60, 40, 30)
+    assert plain["p_value"] == pytest.approx(2 * 0.5**40)
+    for changed in (0, 40, 99):
+        one = metrics_of([tuple(1.001 if p == 1 and i == changed else p for p in orders[i]) for i in range(100)])
+        assert (one["wins"], one["losses"]) == (0, 40)
+        assert one["win_rate"] == pytest.approx(30, abs=0.01)
+        assert one["p_value"] < 0.001
+
+
+def test_the_p_value_is_that_of_the_mean():
+    # 70 slight wins and 30 clear losses: the mean of s - .5 is .7 x .02 - .3 x .5 = -.136
+    found = win_rate([1.52] * 70 + [1.0] * 30)
+    assert found.win_rate == pytest.approx(36.4)
+    assert found.p_value < 0.001
+    assert found.ci_high < 50
+    slight = win_rate([1.52] * 70 + [1.47] * 30 + [1.0] * 1)  # .7 + .014 - .009 - .005 = 0
+    assert slight.p_value > 0.5, "a mean of 50 is no difference, however many prompts are won"
+
+
+def test_unfinished_judging_is_not_diluted_by_equal_answers():
+    # 50 of 100 prompts have equal answers, 10 of the others are judged and won: half ties and half wins
+    preference, equal = [1.5] * 50 + [2.0] * 10 + [None] * 40, np.arange(100) < 50
+    found = win_rate(preference, equal_N=equal)
+    assert (found.n, found.wins, found.ties, found.losses, found.failed) == (60, 10, 50, 0, 40)
+    assert (found.win_rate, found.discrete_win_rate, found.winning_score) == (75, 75, 1.5)
+    of_ten = stats.binomtest(10, 10).proportion_ci(method="wilson")
+    assert (found.wilson_low, found.wilson_high) == pytest.approx((25 + 50 * of_ten.low, 75))
+    assert found.p_value == pytest.approx(2 * 0.5**10)
+    finished = win_rate([1.5] * 50 + [2.0] * 50, equal_N=equal)
+    assert (finished.win_rate, finished.n) == (75, 100)
+    assert win_rate([1.5] * 50 + [None] * 50, equal_N=equal).win_rate is None, "nothing was judged"
+
+
+def test_unfinished_judging_counts_equal_answers_the_same_in_groups_and_length_control():
+    chars = np.random.default_rng(0).integers(10, 90, (2, 100))
+    metrics = metrics_of(
+        [1.5] * 50 + [2.0, 1.0] * 10 + [2.0] * 10 + [None] * 20,
+        equal_N=np.arange(100) < 50,
+        unfinished=True,
+        prompt_set_N=["a", "b"] * 50,
+        model_chars_N=chars[0],
+        baseline_chars_N=chars[1],
+    )
+    judged = win_rate([2.0, 1.0] * 10 + [2.0] * 10)
+    assert metrics["win_rate"] == pytest.approx(25 + judged.win_rate / 2)
+    # of set a, all 15 judged prompts are won; of b, 5 of 15
+    rates = [metrics["by_prompt_set"][name]["win_rate"] for name in "ab"]
+    assert rates == pytest.approx([75, 25 + 50 / 3])
+    assert metrics["mean_of_prompt_sets"]["win_rate"] == pytest.approx(np.mean(rates))
+    alone = metrics_of([2.0, 1.0] * 10 + [2.0] * 10, model_chars_N=chars[0, 50:80], baseline_chars_N=chars[1, 50:80])
+    assert metrics["length_controlled_win_rate"] == pytest.approx(
+        25 + alone["length_controlled_win_rate"] / 2, abs=3
+    ), "the scale is that of all answers"
+
+
+def test_equal_answers_do_not_count_as_judged_without_a_flip():
+    # a judge that always prefers A, on 10 pairs, and 10 pairs of equal answers
+    orders = [(1, 2)] * 10 + [(1.5, 1.5)] * 10
+    assert metrics_of(orders, equal_N=np.arange(20) >= 10)["flip_rate"] == 100
+
+
+def test_a_text_in_several_prompt_sets_counts_once():
+    # sets a and b share the texts 0 to 9, which are won; b has 10 more, which are lost
+    text = [str(i) for i in range(10)] + [str(i) for i in range(20)]
+    metrics = metrics_of(
+        [2.0] * 20 + [1.0] * 10, text_N=text, prompt_set_N=["a"] * 10 + ["b"] * 20, category_N=["x"] * 30
+    )
+    assert (metrics["n"], metrics["wins"], metrics["losses"], metrics["repeated"]) == (20, 10, 10, 10)
+    assert metrics["by_category"]["x"]["n"] == 20
+    assert {name: of_set["n"] for name, of_set in metrics["by_prompt_set"].items()} == {"a": 10, "b": 20}
+    assert metrics["mean_of_prompt_sets"]["win_rate"] == pytest.approx(75)
+
+
+def test_the_interval_of_overlapping_sets_covers_the_mean():
+    generator, inside = np.random.default_rng(5), np.zeros(2)
+    text = [str(i) for i in [*range(100), *range(60), *range(40)]]  # 100 texts; two sets are parts of the first
+    sets = ["a"] * 100 + ["b"] * 60 + ["c"] * 40
+    for draw in range(400):
+        verdict = generator.choice([1.0, 2.0], 100)
+        metrics = metrics_of(verdict[[int(i) for i in text]], text_N=text, prompt_set_N=sets, seed=draw)
+        mean = metrics["mean_of_prompt_sets"]
+        inside += [metrics["ci_low"] <= 50 <= metrics["ci_high"], mean["ci_low"] <= 50 <= mean["ci_high"]]
+    assert (inside / 400 >= 0.92).all()
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.8, 0.95])
+@pytest.mark.parametrize("n", [10, 20, 50, 200])
+def test_the_interval_that_is_shown_covers_the_rate(n, rate):
+    # Over the binomial distribution of the wins instead of draws. Few values are possible for n = 10 and 20.
+    covered = 0.0
+    for wins in range(n + 1):
+        found = win_rate([2.0] * wins + [1.0] * (n - wins), resamples=2000, seed=wins)
+        low, high = shown_interval(asdict(found))
+        covered += stats.binom(n, rate).pmf(wins) * (low <= 100 * rate <= high)
+    assert 0.91 <= covered <= 0.99
+    if n >= 50:
+        assert covered >= 0.93
 
 
 def test_groups_and_the_mean_of_prompt_sets():

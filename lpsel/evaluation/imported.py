@@ -1,0 +1,177 @@
+"""Files of verdicts to import: judgements.parquet, other tables, and lists as AlpacaEval writes them."""
+
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lpsel.data.formats import ENDINGS, reader_of
+from lpsel.errors import UserError
+from lpsel.evaluation.judgements import Row, Verdicts, group
+from lpsel.evaluation.preferences import CODES, combined
+from lpsel.judging.judge import LOSS, TIE, WIN
+from lpsel.storage import utf8
+
+log = logging.getLogger(__name__)
+
+WORDS = {"win": WIN, "model": WIN, "tie": TIE, "loss": LOSS, "baseline": LOSS}
+TEXTS = {  # field: columns of a file, ours and AlpacaEval's
+    "id": ("id", "instruction"),
+    "order": ("order",),
+    "model": ("model", "generator_2"),
+    "baseline": ("baseline", "generator_1"),
+    "judge": ("judge", "annotator"),
+    "category": ("category", "dataset"),
+    "prompt_set": ("prompt_set",),
+    "text": ("text",),  # a digest of the prompt's text
+    "failure": ("failure",),
+}
+OPTIONAL = ("category", "prompt_set", "text", "failure")  # None where empty
+ANSWERS = {"model_chars": "output_2", "baseline_chars": "output_1"}
+
+
+def read_judgements(files: str | Path | Sequence[str | Path]) -> list[Verdicts]:
+    """Read verdicts and group them by model and judge, in order of first occurrence.
+
+    A verdict that is not a preference counts as not judged, with a warning that contains the first. If no row of a file
+    has an id or instruction, every row is a prompt of its own. A model, judge or baseline that some rows leave out is
+    the one of the other rows. If hardly any prompt was judged in both orders, each verdict counts as it is. Votes that
+    a later one replaced (`counted` is false) are left out.
+
+    Args:
+        files: .json or .jsonl with objects like those of AlpacaEval's annotations.json; or a table (.parquet, .csv)
+            with `id`, `preference` or `verdict` (win, tie, loss), and optionally `order`, `model`, `baseline`, `judge`,
+            `category`, `prompt_set`, `model_chars`, `baseline_chars`. May be compressed like datasets.
+
+    Raises:
+        UserError: a file does not exist or has no valid verdict; two verdicts of a judge on the same answers; no
+            prompt of a model has a verdict in every order; two baselines.
+    """
+    paths = [Path(str(file)).expanduser() for file in (files if isinstance(files, list | tuple) else [files])]
+    if not paths:
+        raise UserError("judgements", "[]", "contains no file", "set judgements=FILE or judgements=[FILE,FILE]")
+    where = ",".join(map(str, paths))
+    rows = [row for path in paths for row in _read(path)]
+    for field in ("model", "judge", "baseline"):
+        _fill_in(field, rows, where)
+    baselines = list(dict.fromkeys(row["baseline"] for row in rows))
+    if len(baselines) > 1:
+        problem = f"contains two baselines, {baselines[0]} and {baselines[1]}"
+        raise UserError("judgements", where, problem, "use one file per baseline")
+    verdicts = group(rows, where)
+    for each in verdicts:
+        if np.isnan(combined(each.preference_NO)).all():
+            problem = f"none of {len(each.ids):,} prompts has a verdict on {each.model or 'the model'} in both orders"
+            raise UserError("judgements", where, problem, "use a file with complete verdicts")
+    return verdicts
+
+
+def _read(path: Path) -> list[Row]:
+    reader = reader_of(str(path))
+    if reader is None:
+        raise UserError("judgements", path, "unknown file extension", f"use {ENDINGS}")
+    if not path.is_file():
+        raise UserError("judgements", path, "no such file", "check the name and the current folder")
+    numbered = [
+        (number, row) for number, row in reader.read(path, "judgements") if _boolean(row, "counted") is not False
+    ]
+    anonymous = not any(_text(row, *TEXTS["id"]) or row.get("order") for _, row in numbered)
+    rows: list[Row] = []
+    values: list[tuple[str, Any]] = []  # columns and values of the verdicts
+    for i, (number, row) in enumerate(numbered, start=1):
+        location = f"{path}, {reader.unit} {number}"
+        column = next((name for name in ("preference", "verdict") if name in row), None)
+        if column is None:
+            columns = ", ".join(row)[:60] or "nothing"
+            raise UserError(location, None, f"no column preference or verdict, only {columns}", CODES)
+        verdict: Row = {field: _text(row, *columns) for field, columns in TEXTS.items()}
+        verdict |= {field: verdict[field] or None for field in OPTIONAL}
+        if anonymous:
+            verdict["id"] = str(i)
+        if not verdict["id"]:
+            raise UserError(location, None, "no id and no instruction", "add one of them to every row")
+        values.append((column, row[column]))
+        outputs = [row.get(output) for output in ANSWERS.values()]
+        equal = outputs[0] == outputs[1] if all(isinstance(text, str) for text in outputs) else _boolean(row, "equal")
+        rows.append(verdict | {field: _chars(row, field, output, location) for field, output in ANSWERS.items()})
+        rows[-1]["equal"] = bool(equal)
+    for row, preference in zip(rows, _preferences(values, path), strict=True):
+        row["preference"] = preference
+    if all(row["preference"] is None for row in rows):
+        raise UserError("judgements", path, f"{len(rows)} rows, none with a verdict", "use a file with verdicts")
+    return rows
+
+
+def _preferences(values: Sequence[tuple[str, Any]], path: Path) -> list[float | None]:
+    """The preferences of a file, None where there is none; a UserError if none of several is valid.
+
+    Fractions below 1 show that a file counts from 0 (the baseline) to 1 (the model).
+    """
+    numbers = [_number(value) for _, value in values]
+    known = {number for number in numbers if math.isfinite(number)}
+    if any(0 < number < 1 for number in known) and max(known) <= 1:
+        log.info("%s: preferences from 0 (the baseline) to 1 (the model)", path)
+        numbers = [number + 1 for number in numbers]
+    elif known == {0, 1}:
+        log.warning("%s: only 0 and 1, which count as ties and wins of the baseline. %s", path, CODES.capitalize())
+    valid = [math.isnan(number) or number == 0 or LOSS <= number <= WIN for number in numbers]
+    invalid = [i for i, is_valid in enumerate(valid) if not is_valid]
+    if invalid:
+        column, value = values[invalid[0]]
+        first = f"starting with {column} {value!r:.60} in row {invalid[0] + 1}"
+        if len(invalid) == len(values):
+            raise UserError("judgements", path, f"no valid verdict, {first}", CODES)
+        log.warning("%s: %d invalid verdicts count as failed, %s", path, len(invalid), first)
+    return [
+        number if is_valid and not math.isnan(number) else None for number, is_valid in zip(numbers, valid, strict=True)
+    ]
+
+
+def _number(value: Any) -> float:
+    """A number, its text, or win, tie or loss; NaN for null and "", infinity for anything else."""
+    if value is None or value == "":
+        return math.nan
+    try:
+        return math.inf if isinstance(value, bool) else float(WORDS.get(str(value).strip().lower(), value))
+    except (ValueError, TypeError, OverflowError):  # also of a list, a date or an integer of hundreds of digits
+        return math.inf
+
+
+def _boolean(row: Row, column: str) -> bool | None:
+    """True or False, also as text; None for anything else."""
+    return {"true": True, "false": False}.get(str(row.get(column)).lower())
+
+
+def _text(row: Row, *columns: str) -> str:
+    """The first of the columns that is not empty."""
+    return next((utf8(str(row[name])) for name in columns if row.get(name) not in (None, "")), "")
+
+
+def _chars(row: Row, column: str, output: str, location: str) -> float | None:
+    """Length of an answer: of its text, or from the column."""
+    if isinstance(row.get(output), str):
+        return float(len(row[output]))
+    value = row.get(column)
+    if value is None or value == "":
+        return None
+    try:
+        length = float(value)
+    except (TypeError, ValueError, OverflowError):
+        length = -1.0
+    if length < 0 or math.isinf(length):
+        raise UserError(column, value, "must be a number of characters", "leave it empty if unknown", location)
+    return length
+
+
+def _fill_in(field: str, rows: list[Row], where: str) -> None:
+    """Add the only name of a field to rows that leave it out."""
+    known = list(dict.fromkeys(row[field] for row in rows if row[field]))
+    unnamed = [row for row in rows if not row[field]]
+    if unnamed and len(known) > 1:
+        problem = f"rows without a {field} next to rows of {known[0]} and {known[1]}"
+        raise UserError("judgements", where, problem, f"add the {field} to every row")
+    for row in unnamed if known else ():
+        row[field] = known[0]

@@ -1,0 +1,135 @@
+"""Two models on the prompts of one evaluation, and what is reported as unreliable."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from lpsel.evaluation.comparison import compare, model_differences
+from lpsel.evaluation.judgements import group
+from lpsel.evaluation.reliability import describe_problems
+from lpsel.evaluation.statistics import sign_flip_test
+from lpsel.evaluation.win_rate import pairwise_metrics
+
+
+def verdicts_of(preference_N, model="m", judge="j", ids=None):
+    lengths = {"model_chars": None, "baseline_chars": None, "category": None, "prompt_set": None}
+    rows = [
+        {"id": str(i), "order": "", "model": model, "judge": judge, "baseline": "b", "preference": p, **lengths}
+        for i, p in zip(ids or range(len(preference_N)), preference_N, strict=True)
+    ]
+    [verdicts] = group(rows)
+    return verdicts
+
+
+def metrics_of(preference_NO, **more):
+    unknown = [None] * len(preference_NO)
+    return pairwise_metrics(preference_NO, model_chars_N=unknown, baseline_chars_N=unknown, resamples=200, **more)
+
+
+def test_the_difference_between_two_models_by_hand():
+    # on the prompts that both have: 2 - 1, 1.5 - 1, 2 - 2, 1 - 2: differences 1, .5, 0, -1 with mean .125
+    verdicts = {"x": verdicts_of([2, 1.5, 2, 1, 2, None]), "y": verdicts_of([1, 1, 2, 2, None, 2])}
+    [pair] = model_differences(verdicts, resamples=1000, seed=0)
+    assert (pair["models"], pair["n"], pair["difference"]) == (["x", "y"], 4, pytest.approx(12.5))
+    assert pair["standard_error"] == pytest.approx(100 * np.std([1, 0.5, 0, -1], ddof=1) / 2)
+    # of 8 signs of 1, .5, 1 the sums 2.5, .5 .5, 1.5 1.5 and their negatives; all are at least .5
+    assert pair["p_value"] == 1
+
+
+def test_a_paired_difference_is_narrower_than_that_of_unpaired_win_rates():
+    generator = np.random.default_rng(0)
+    hard = generator.random(500)
+    verdicts = {name: verdicts_of(np.where(hard < rate, 2, 1)) for name, rate in (("lp", 0.55), ("random", 0.5))}
+    found = compare(verdicts, resamples=1000, seed=0)
+    [pair], (lp, random) = found["comparisons"], found["models"]
+    assert pair["difference"] == pytest.approx(lp["win_rate"] - random["win_rate"])
+    unpaired = np.hypot(lp["standard_error"], random["standard_error"])
+    assert pair["standard_error"] < 0.4 * unpaired
+    assert 0 < pair["ci_low"] < pair["difference"] < pair["ci_high"]
+
+
+def test_comparisons_are_corrected_for_their_number_and_within_a_judge():
+    verdicts = {
+        "a, j": verdicts_of([2] * 12, "a"),
+        "b, j": verdicts_of([1] * 12, "b"),
+        "c, j": verdicts_of([1] * 12, "c"),
+        "a, k": verdicts_of([1] * 12, "a", "k"),
+    }
+    found = compare(verdicts, resamples=100, seed=0)["comparisons"]
+    assert [pair["models"] for pair in found] == [["a, j", "b, j"], ["a, j", "c, j"], ["b, j", "c, j"]]
+    assert [pair["p_value"] for pair in found] == pytest.approx([2 * 0.5**12, 2 * 0.5**12, 1])
+    assert [pair["p_value_holm"] for pair in found] == pytest.approx([6 * 0.5**12, 6 * 0.5**12, 1])
+
+
+def test_models_without_common_prompts_have_no_difference():
+    verdicts = {"x": verdicts_of([2, 1], ids=["a", "b"]), "y": verdicts_of([2, 1], ids=["c", "d"])}
+    [pair] = model_differences(verdicts, resamples=100, seed=0)
+    assert {pair[name] for name in ("difference", "ci_low", "p_value", "p_value_holm")} == {None}
+
+
+def test_the_sign_flip_test_agrees_with_scipy():
+    generator = np.random.default_rng(1)
+    for n in (8, 40, 300):
+        difference = generator.beta(0.5, 0.4, n) - 0.5
+        ours = sign_flip_test(difference)
+        theirs = stats.permutation_test(
+            (difference,), lambda x, axis: x.mean(axis=axis), permutation_type="samples", vectorized=True,
+            n_resamples=20_000, batch=2000, rng=np.random.default_rng(2),
+        ).pvalue  # fmt: skip
+        assert ours == pytest.approx(theirs, abs=0.02)
+    assert sign_flip_test([0.5] * 7 + [-0.5] * 3 + [0] * 4) == pytest.approx(stats.binomtest(3, 10).pvalue)
+    assert sign_flip_test([]) == sign_flip_test([0, 0]) == 1
+
+
+def problems(metrics, **more):
+    found = describe_problems(metrics, **more)
+    return found["informative"], " ".join(found["warnings"])
+
+
+def test_a_judge_that_prefers_a_position_carries_no_information():
+    # always A, on every pair that was judged; half of the pairs have equal answers
+    informative, text = problems(metrics_of([(1, 2)] * 60 + [(1.5, 1.5)] * 60, equal_N=np.arange(120) >= 60))
+    assert not informative
+    assert text.startswith("The judge carries no information: in 100 % of the judged pairs")
+    informative, text = problems(metrics_of([(1, 2)] * 50 + [(2, 2), (1, 1)] * 200))
+    assert (informative, text) == (True, "")
+
+
+def test_a_judge_that_is_not_about_to_reply_a_letter_carries_no_information():
+    metrics = metrics_of([2, 1] * 200)
+    assert problems(metrics, letter_probability=0.9) == (True, "")
+    informative, text = problems(metrics, letter_probability=0.003)
+    assert not informative
+    assert "their probability as the next token is 0.003 on average" in text
+
+
+def test_cut_and_empty_answers_are_reported():
+    metrics = metrics_of([2, 1] * 200)
+    few = {"name": "m", "prompts": 100, "answers_cut": 10, "answers_empty": 0}
+    assert problems(metrics, answers=[few]) == (True, "")
+    some = {"name": "m", "prompts": 100, "answers_cut": 40, "answers_empty": 0}
+    assert problems(metrics, answers=[some]) == (
+        True, "40 of 100 answers of m are cut off. Raise evaluator.max_new_tokens.",
+    )  # fmt: skip
+    most = {"name": "m", "prompts": 100, "answers_cut": 0, "answers_empty": 60}
+    assert problems(metrics, answers=[most])[0] is False
+
+
+def test_too_few_prompts_are_reported_with_the_number_to_use():
+    # Wilson's interval of 15 of 30 is 33.2 to 66.8; a third as wide at 11.3 times the prompts
+    _, text = problems(metrics_of([2, 1] * 15))
+    assert "33 to 67 %, is too wide to tell which model is better: about 340 prompts" in text
+    assert problems(metrics_of([2] * 30)) == (True, "")
+    assert "20 of 100 prompts have no verdict in every order." in problems(metrics_of([2] * 80 + [None] * 20))[1]
+
+
+def test_overlapping_prompt_sets_and_few_lengths_are_reported():
+    text = [str(i % 60) for i in range(100)]
+    metrics = pairwise_metrics(
+        [2, 2] * 50, model_chars_N=np.arange(100), baseline_chars_N=np.full(100, 40), text_N=text, resamples=100
+    )
+    sentences = describe_problems(metrics)["warnings"]
+    assert sentences == [
+        "100 prompts have 60 distinct texts: the prompt sets overlap. Each text counts once.",
+        "The length-controlled win rate of 60 prompts is unreliable: use at least 100.",
+    ]
