@@ -13,7 +13,8 @@ from rich.text import Text
 from lpsel.commands.arguments import OneLineParser
 from lpsel.console import printable, show
 from lpsel.errors import UserError
-from lpsel.report.runs import Measure, Run, Runs, find_runs, measures, points
+from lpsel.report.points import Measure, measures, points
+from lpsel.report.runs import Run, Runs, find_runs
 from lpsel.run_config import RESULT
 from lpsel.storage import finite
 

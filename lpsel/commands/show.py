@@ -10,7 +10,8 @@ from lpsel.commands import result_summary
 from lpsel.commands.arguments import OneLineParser
 from lpsel.console import lines, show
 from lpsel.errors import UserError
-from lpsel.report.runs import Run, find_runs, measures, number
+from lpsel.report.points import measures
+from lpsel.report.runs import Run, find_runs, number
 from lpsel.run_config import RESULT
 
 Pairs = result_summary.Pairs
@@ -78,6 +79,7 @@ def _results(run: Run) -> Pairs:
     for m in measures(run):
         ends = "" if m.low is None or m.high is None else f" [{m.low:.4g}, {m.high:.4g}]"
         pairs.append((m.model, f"{m.metric} {m.value:.4g}{ends}"))
+    pairs += [("Warning", str(sentence)) for sentence in run.get("warnings") or []]
     if (alpha := number(run.get("agreement", "krippendorff_alpha"))) is not None:
         pairs.append(("Krippendorff's alpha", f"{alpha:.3f}"))
     for annotator in run.entries("annotators"):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpsel.data.column_forms import Example
-from lpsel.report.runs import WIN_RATE_DETAILS, Interval, metrics_of, number
+from lpsel.report.points import Interval, metrics_of, win_rate_details
 from lpsel.scoring.metrics import learning_percentage
 from lpsel.scoring.table import ScoreTable
 from lpsel.selection.select import Selection
@@ -106,14 +106,18 @@ def log_evaluation(tracker: Tracker, result: Mapping[str, Any]) -> None:
         name = str(entry.get("name", entry.get("model")))
         metrics = metrics_of(entry)
         if "win_rate" in metrics:
-            details = {detail: number(entry.get(detail)) for detail in WIN_RATE_DETAILS}
+            details = win_rate_details(entry)
             metrics |= {detail: Interval(value) for detail, value in details.items() if value is not None}
         for metric, interval in metrics.items():
             rows.append([name, metric, *interval])
             named = zip(("", "/low", "/high"), interval, strict=True)
             values |= {f"{name}/{metric}{end}": value for end, value in named if value is not None}
     if rows:
-        tracker.log({**values, "evaluation": Rows(["model", "metric", "value", "low", "high"], rows)})
+        values["evaluation"] = Rows(["model", "metric", "value", "low", "high"], rows)
+    if warnings := result.get("warnings"):
+        values["warnings"] = Rows(["warning"], [[sentence] for sentence in warnings])
+    if values:
+        tracker.log(values)
 
 
 def _texts(example: Example) -> tuple[str, str]:

@@ -19,7 +19,8 @@ from lpsel.output_folder import output_folder
 from lpsel.report import quality_figures, row_figures
 from lpsel.report.agreement_figures import agreement_figures
 from lpsel.report.drawing import save_png, svg
-from lpsel.report.runs import COMMANDS, Interval, Point, Run, Runs, points
+from lpsel.report.points import Interval, Point, points
+from lpsel.report.runs import COMMANDS, Run, Runs
 from lpsel.report.tables import Table, all_tables
 from lpsel.report.wandb import SPEC as WANDB_SPEC
 from lpsel.scoring.metrics import METRICS
@@ -34,8 +35,13 @@ MOST_OF_A_KIND = 6  # trajectories and length figures: more would hide the other
 # Sections of the report in order: the names of their figures, and the titles of their tables.
 SECTIONS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "Quality by percentage of the data": (
-        ("share", "difference"),
-        {"evaluations": "Evaluations", "seeds": "Spread over seeds"},
+        ("share", "tokens", "difference"),
+        {
+            "warnings": "Warnings",
+            "evaluations": "Evaluations",
+            "differences": "Differences between models",
+            "seeds": "Means over seeds",
+        },
     ),
     "Buckets": (("buckets",), {}),
     "Scorer and target": (("scorers",), {}),
@@ -144,8 +150,8 @@ def link(folder: Path, out: Path) -> str:
 def report_figures(runs: Runs, measured: Sequence[Point], tables: dict[str, Table]) -> Iterator[Drawn]:
     """Every figure of the report in order; None where the runs do not allow it."""
     yield from _quality_figures(measured)
-    yield from _dot_figures("groups", tables["groups"], "group", "win rate, %", 50.0)
-    yield from _dot_figures("harness", tables["harness"], "task", "value", None)
+    yield from _dot_figures("groups", tables["groups"], "group", "win rate, %", [50.0])
+    yield from _dot_figures("harness", tables["harness"], "task", "value", [])
     selections = runs.by_command("train", "select")
     caption = "Spearman correlation between scores of the same rows."
     yield "agreement", caption, row_figures.score_agreement_figure(selections)
@@ -174,16 +180,24 @@ def _quality_figures(measured: Sequence[Point]) -> Iterator[Drawn]:
     kinds = {
         "share": (
             quality_figures.fraction_figure,
-            "Lines connect means over seeds, each mark is one run, bars are 95 % intervals; dashed: training on all "
-            "rows, or a win rate of 50 %.",
+            "Lines connect means over seeds, each mark is one run with its 95 % interval over prompts or rows; dashed: "
+            "training on all rows, or a win rate of 50 %. From the dotted percentage on, the intervals of a selection "
+            "are no worse.",
+        ),
+        "tokens": (
+            quality_figures.token_figure,
+            "The same at equal training tokens: equal percentages of long and of short rows differ in tokens.",
         ),
         "difference": (
             quality_figures.difference_figure,
             "Difference from training on all rows; bars are 95 % intervals of the paired difference, where the "
             "baseline of the evaluation was trained on all rows.",
         ),
-        "buckets": (quality_figures.bucket_figure, "Means over runs with 95 % intervals."),
-        "scorers": (quality_figures.scorer_target_figure, "Means over runs."),
+        "buckets": (
+            quality_figures.bucket_figure,
+            "Means over seeds; lines are the 95 % intervals of runs.",
+        ),
+        "scorers": (quality_figures.scorer_target_figure, "Means over seeds."),
     }
     comparable = defaultdict(list)
     for p in measured:
@@ -193,7 +207,7 @@ def _quality_figures(measured: Sequence[Point]) -> Iterator[Drawn]:
             yield f"{name}-{k}", f"{quality_figures.LABELS[metric]}; {against}. {caption}", draw(group)
 
 
-def _dot_figures(name: str, table: Table, row: str, label: str, line: float | None) -> Iterator[Drawn]:
+def _dot_figures(name: str, table: Table, row: str, label: str, lines: Sequence[float]) -> Iterator[Drawn]:
     """A figure for every evaluation and kind of group or metric in it, which have the same scale."""
     dots = defaultdict(list)
     for entry in table:
@@ -201,7 +215,7 @@ def _dot_figures(name: str, table: Table, row: str, label: str, line: float | No
         dots[entry["evaluation"], entry["kind"]].append(quality_figures.Dot(entry[row], entry["model"], at))
     for k, ((evaluation, kind), group) in enumerate(dots.items(), 1):
         caption = f"{Path(evaluation).name}, {kind}. 95 % intervals."
-        yield f"{name}-{k}", caption, quality_figures.dots_figure(group, label, line)
+        yield f"{name}-{k}", caption, quality_figures.dots_figure(group, label, lines)
 
 
 def agreement_page(study: Study, numbers: dict[str, Any]) -> str:

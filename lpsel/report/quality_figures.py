@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lpsel.report.all_rows import EVEN, differences, goals, smallest_passing
 from lpsel.report.drawing import (
     COLORMAP,
     INK,
@@ -23,7 +24,8 @@ from lpsel.report.drawing import (
     new_axes,
     styled,
 )
-from lpsel.report.runs import Interval, Point
+from lpsel.report.points import Interval, Point
+from lpsel.report.runs import number
 
 MARKERS = "osD^vP"
 MOST_LINES = 6  # selections at a single percentage; more become rows of a dot plot
@@ -47,10 +49,23 @@ def fraction_figure(points: Sequence[Point]) -> Figure | None:
     values = [(p, Interval(p.value, p.low, p.high)) for p in points if p.run.pct is not None]
     if not values:
         return None
-    metric, goal = points[0].metric, _goal(points)
-    passing = None if goal is None else smallest_passing(points)
-    win_rate = metric == "win_rate"
-    return _by_pct(values, LABELS[metric], goal, "50 %" if win_rate else "all rows", passing, descending=win_rate)
+    win_rate = points[0].metric == "win_rate"
+    return _by_pct(values, LABELS[points[0].metric], _lines_at(points), smallest_passing(points), descending=win_rate)
+
+
+@styled
+def token_figure(points: Sequence[Point]) -> Figure | None:
+    """The metric against the tokens of training: rows of a selection may be longer or shorter than others."""
+    values = [(p, Interval(p.value, p.low, p.high)) for p in points if p.run.pct is not None and _tokens(p)]
+    if len({_tokens(p) for p, _ in values}) < 2:
+        return None
+    figure, axes = new_axes(height=2.7 + 0.17 * len({p.run.series for p, _ in values}))
+    _lines(axes, values, by_tokens=True)
+    for label, value in _lines_at(points).items():
+        horizontal_line(axes, value, label)
+    axes.set_ylabel(LABELS[points[0].metric])
+    legend(axes)
+    return figure
 
 
 def difference_figure(points: Sequence[Point]) -> Figure | None:
@@ -59,68 +74,51 @@ def difference_figure(points: Sequence[Point]) -> Figure | None:
     Rows differ more than models do: NLL intervals overlap where those of the paired difference exclude 0.
     """
     values = differences(points)
-    return _by_pct(values, "NLL minus that of all rows, nats", 0.0, "same as all rows") if values else None
+    return _by_pct(values, "NLL minus that of all rows, nats", {"same as all rows": 0.0}) if values else None
+
+
+def _lines_at(points: Sequence[Point]) -> dict[str, float]:
+    """What values are compared with, by label: 50 %, or training on all rows."""
+    if points[0].metric == "win_rate":
+        return {"50 %": EVEN}
+    by_target = goals(points)
+    return {"all rows" if len(by_target) == 1 else f"all rows, {target}": goal for target, goal in by_target.items()}
 
 
 @styled
 def _by_pct(
     values: Sequence[tuple[Point, Interval]],
     label: str,
-    goal: float | None,
-    goal_label: str,
+    lines: dict[str, float],
     passing: float | None = None,
     descending: bool = False,
 ) -> Figure | None:
     selected = [(p, at) for p, at in values if p.run.rule != "full"]
     pcts, series = {p.run.pct for p, _ in selected}, {p.run.series for p, _ in selected}
     if len(pcts) == 1 and len(series) > MOST_LINES:
-        return dots_figure(_ranked(selected, descending), f"{label}, at {pcts.pop():g} %", goal)
+        return dots_figure(_ranked(selected, descending), f"{label}, at {pcts.pop():g} %", [*lines.values()])
     figure, axes = new_axes(height=2.7 + 0.17 * len({p.run.series for p, _ in values}))
     _lines(axes, values)
-    if goal is not None:
-        horizontal_line(axes, goal, goal_label)
+    for text, value in lines.items():
+        horizontal_line(axes, value, text)
     if passing is not None:
         axes.axvline(passing, color=MUTED, linewidth=0.8, linestyle=":")
         at: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "xytext": (3, -10), "textcoords": "offset points"}
-        axes.annotate(f"{passing:g} % is enough", (passing, 1), color=MUTED, **at)
+        axes.annotate(f"from {passing:g} %: no worse", (passing, 1), color=MUTED, **at)
     axes.set_ylabel(label)
     legend(axes)
     return figure
 
 
-def differences(points: Sequence[Point]) -> list[tuple[Point, Interval]]:
-    """The values of `difference_figure`, with a paired interval where training on all rows was the baseline."""
-    full = {p.evaluation.folder: p for p in points if p.run.rule == "full" and p.metric == "nll"}
-    values = []
-    for p in points:
-        all_rows = full.get(p.evaluation.folder)
-        if all_rows is None or p.run.rule == "full" or p.run.pct is None:
-            continue
-        paired = p.difference if all_rows.difference is None else None
-        values.append((p, paired or Interval(p.value - all_rows.value)))
-    return values
-
-
-def smallest_passing(points: Sequence[Point]) -> float | None:
-    """The smallest percentage at which the mean over seeds of a selection reaches 50 % or the NLL of all rows."""
-    values = defaultdict(list)
-    for p in points:
-        if p.run.rule != "full" and p.run.pct is not None:
-            values[p.run.series, p.run.pct].append(p.value)
-    goal = _goal(points)
-    if goal is None:
-        return None
-    sign = 1 if points[0].metric == "win_rate" else -1
-    return min((pct for (_, pct), at in values.items() if sign * np.mean(at) >= sign * goal), default=None)
-
-
 @styled
 def bucket_figure(points: Sequence[Point]) -> Figure | None:
-    """Bars per bucket, in groups of one rule, percentage and scorer; needs two buckets."""
+    """Bars per bucket, in groups of one rule, percentage, scorer and target; needs two buckets."""
     at = defaultdict(list)
+    several = len({p.run.target for p in points if p.run.bucket}) > 1
     for p in points:
         if p.run.bucket and p.run.pct is not None:
-            at[(p.run.rule, p.run.pct, p.run.scorer), p.run.bucket].append(p)
+            models = f"{p.run.scorer} → {p.run.target}" if several else p.run.scorer
+            at[(p.run.rule + p.run.variant, p.run.pct, models), p.run.bucket].append(p)
     groups = sorted({group for group, _ in at})
     buckets = [bucket for bucket in ("low", "mid", "high") if bucket in {bucket for _, bucket in at}]
     if len(buckets) < 2:
@@ -138,7 +136,7 @@ def bucket_figure(points: Sequence[Point]) -> Figure | None:
     if metric == "win_rate":
         horizontal_line(axes, 50.0, "50 %")
     axes.margins(y=0.16)
-    axes.set_xticks(range(len(groups)), [f"{rule}, {pct:g} %\n{scorer}" for rule, pct, scorer in groups])
+    axes.set_xticks(range(len(groups)), [f"{rule}, {pct:g} %\n{models}" for rule, pct, models in groups])
     axes.set_ylabel(LABELS[metric])
     legend(axes)
     return figure
@@ -162,7 +160,9 @@ def scorer_target_figure(points: Sequence[Point]) -> Figure | None:
     values: dict[tuple[str, str, float], dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
     for p in points:
         if p.run.scorer != "–" and p.run.pct is not None:
-            values[p.run.rule, p.run.bucket or "", p.run.pct][p.run.scorer, p.run.target].append(p.value)
+            values[p.run.rule + p.run.variant, p.run.bucket or "", p.run.pct][p.run.scorer, p.run.target].append(
+                p.value
+            )
     if not values:
         return None
     rule, bucket, pct = most = max(values, key=lambda key: (len(values[key]), key))
@@ -185,8 +185,8 @@ def scorer_target_figure(points: Sequence[Point]) -> Figure | None:
 
 
 @styled
-def dots_figure(dots: Sequence[Dot], label: str, line: float | None = None) -> Figure | None:
-    """Values with intervals, one row per group or task and one color per model; `line` is a dashed reference."""
+def dots_figure(dots: Sequence[Dot], label: str, lines: Sequence[float] = ()) -> Figure | None:
+    """Values with intervals, one row per group or task and one color per model; `lines` are dashed references."""
     rows = list(dict.fromkeys(d.row for d in dots))
     series = list(dict.fromkeys(d.series for d in dots))
     if not rows:
@@ -201,7 +201,7 @@ def dots_figure(dots: Sequence[Dot], label: str, line: float | None = None) -> F
                 interval(axes, [low, high], [y, y], color)
             axes.plot([value], [y], marker, color=color, markersize=4.5)
         axes.plot([], [], marker, color=color, markersize=4.5, label=name)
-    if line is not None:
+    for line in lines:
         axes.axvline(line, color=MUTED, linewidth=1, linestyle="--")
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -213,14 +213,6 @@ def dots_figure(dots: Sequence[Dot], label: str, line: float | None = None) -> F
 def look(k: int) -> tuple[str, str]:
     """Color and marker of the k-th series; 36 that differ."""
     return SERIES[k % len(SERIES)], MARKERS[(k + k // len(SERIES)) % len(MARKERS)]
-
-
-def _goal(points: Sequence[Point]) -> float | None:
-    """A win rate of 50 %, or the mean NLL of training on all rows."""
-    if points[0].metric == "win_rate":
-        return 50.0
-    full = [p.value for p in points if p.run.rule == "full"]
-    return float(np.mean(full)) if full else None
 
 
 def _labels(points: Sequence[Point]) -> list[str]:
@@ -238,27 +230,35 @@ def _ranked(values: Sequence[tuple[Point, Interval]], descending: bool = False) 
     return [Dot(label, f"seed {seed}", at) for label in best for seed, at in sorted(seeds[label])]
 
 
-def _lines(axes: Axes, values: Sequence[tuple[Point, Interval]]) -> None:
+def _tokens(point: Point) -> float | None:
+    return number(point.run.get("training", "tokens"))
+
+
+def _lines(axes: Axes, values: Sequence[tuple[Point, Interval]], by_tokens: bool = False) -> None:
     """A line for every selection through its means, a mark and an interval for every run."""
-    by_label: dict[tuple[bool, str], dict[float, list[Interval]]] = defaultdict(lambda: defaultdict(list))
+    by_label: dict[tuple[bool, str], dict[float, list[tuple[Point, Interval]]]] = defaultdict(lambda: defaultdict(list))
     for label, (p, at) in zip(_labels([p for p, _ in values]), values, strict=True):
-        by_label[p.run.rule == "full", label][p.run.pct or 0.0].append(at)
+        by_label[p.run.rule == "full", label][p.run.pct or 0.0].append((p, at))
     # All rows come last, so that a selection keeps its color in figures without them.
-    for k, ((is_full, label), at_pct) in enumerate(sorted(by_label.items())):
+    for k, ((is_full, label), at_pct) in enumerate(sorted(by_label.items(), key=lambda item: item[0])):
         color, marker = (MUTED, "s") if is_full else look(k)
         shift = 1.025 ** (k - (len(by_label) - 1) / 2)  # so that intervals at the same percentage do not overlap
-        pcts = sorted(at_pct)
-        means = [np.mean([at.value for at in at_pct[pct]]) for pct in pcts]
-        axes.plot([pct * shift for pct in pcts], means, color=color, linewidth=1.4)
-        for pct in pcts:
-            for value, low, high in at_pct[pct]:
+        x = {pct: pct * shift for pct in sorted(at_pct)}
+        if by_tokens:
+            x = {pct: float(np.mean([_tokens(p) for p, _ in at_pct[pct]])) for pct in x}
+        axes.plot(
+            [*x.values()], [np.mean([at.value for _, at in at_pct[pct]]) for pct in x], color=color, linewidth=1.4
+        )
+        for pct, position in x.items():
+            for _, (value, low, high) in at_pct[pct]:
                 if low is not None and high is not None:
-                    interval(axes, [pct * shift] * 2, [low, high], color)
-                axes.plot([pct * shift], [value], marker, color=color, markersize=5)
+                    interval(axes, [position] * 2, [low, high], color)
+                axes.plot([position], [value], marker, color=color, markersize=5)
         axes.plot([], [], color=color, marker=marker, markersize=5, label=label)
-    ticks = sorted({p.run.pct for p, _ in values if p.run.pct})
     axes.set_xscale("log")
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
-    axes.set_xlim(min(ticks) / 1.3, max(ticks) * 1.3)
-    axes.set_xlabel("percentage of the rows")
+    axes.set_xlabel("training tokens" if by_tokens else "percentage of the rows")
+    if not by_tokens:
+        ticks = sorted({p.run.pct for p, _ in values if p.run.pct})
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        axes.set_xlim(min(ticks) / 1.3, max(ticks) * 1.3)

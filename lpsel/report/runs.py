@@ -1,29 +1,22 @@
-"""Run folders, and what evaluations measured of the models they trained.
+"""Run folders.
 
 Folders without a readable result are kept with the reason, so that a sweep can be reported while it is running.
 """
 
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from lpsel.errors import UserError
-from lpsel.run_config import RESULT, RUN_CONFIG, read_result
+from lpsel.run_config import RESULT, RUN_CONFIG, leaves, read_result
+from lpsel.storage import digest, read_dict
 
+NO_SETTINGS = ("seed", "pct", "folder", "trainable_parameters")  # keys that do not define a series
+UNNAMED = ("path", "fingerprint", "license", "_target_")  # keys that define a series and are not in its label
+MOST_NAMED = 3  # settings in a label
 COMMANDS = ("train", "select", "evaluate", "votes", "agreement")
-KEY_METRICS = ("win_rate", "nll")  # in percent, in nats per token
-WIN_RATE_DETAILS = ("n", "standard_error", "p_value", "flip_rate", "length_controlled_win_rate")
-
-
-class Interval(NamedTuple):
-    """A value and its 95 % confidence interval, if there is one."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -32,6 +25,7 @@ class Run:
 
     folder: Path
     result: dict[str, Any]
+    variant: str = ""  # settings in which it differs from the runs with the same selection and target
 
     @property
     def command(self) -> str:
@@ -39,7 +33,7 @@ class Run:
 
     def get(self, *keys: str) -> Any:
         """The value under nested keys of result.json, None where a key is missing."""
-        return _nested(self.result, *keys)
+        return nested(self.result, *keys)
 
     @property
     def rule(self) -> str:
@@ -69,13 +63,13 @@ class Run:
 
     @property
     def selection(self) -> str:
-        """Rule, bucket and scorer."""
+        """Rule, bucket, scorer, and settings in which other runs with these differ."""
         bucket = f", {self.bucket}" if self.bucket else ""
-        return self.rule + bucket + ("" if self.scorer == "–" else f" ({self.scorer})")
+        return self.rule + bucket + ("" if self.scorer == "–" else f" ({self.scorer})") + self.variant
 
     @property
     def series(self) -> str:
-        """The label of a line in a figure: selection and target."""
+        """The label of a line in a figure: everything in which runs differ but the percentage and the seed."""
         return f"{self.selection} → {self.target}"
 
     @property
@@ -102,41 +96,6 @@ class Run:
         """The dictionaries in a list of result.json; empty where there is no list."""
         value = self.get(key)
         return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One metric of one model.
-
-    Attributes:
-        model: its name in the evaluation.
-        metric: win_rate, nll, or a TASK/METRIC of lm_eval.
-        value, low, high: the value and its 95 % interval, None where there is none.
-    """
-
-    model: str
-    metric: str
-    value: float
-    low: float | None
-    high: float | None
-
-
-@dataclass(frozen=True)
-class Point(Measure):
-    """A key metric that an evaluation measured of the model of a training run.
-
-    Attributes:
-        model: the name of the training run.
-        against: the conditions under which values are comparable: held-out rows, baseline, judge.
-        details: other statistics of the same comparison, by their names in result.json.
-        difference: from the evaluation's baseline, paired by row.
-    """
-
-    run: Run
-    evaluation: Run
-    against: str
-    details: dict[str, float | None]
-    difference: Interval | None = None
 
 
 @dataclass
@@ -173,7 +132,44 @@ def find_runs(paths: Sequence[str | Path]) -> Runs:
             runs.finished.append(run)
         else:
             runs.skipped.append((folder, run))
+    runs.finished = with_variants(runs.finished)
     return runs
+
+
+def with_variants(runs: Sequence[Run]) -> list[Run]:
+    """The runs, where those of one selection and target that differ in other settings have a `variant`."""
+    groups: dict[str, dict[Path, dict[str, str]]] = {}
+    for run in runs:
+        if run.command in ("train", "select"):
+            groups.setdefault(run.series, {})[run.folder] = _settings(run)
+    variants: dict[Path, str] = {}
+    for group in groups.values():
+        keys = dict.fromkeys(key for settings in group.values() for key in settings)
+        differing = [key for key in keys if len({settings.get(key) for settings in group.values()}) > 1]
+        values = {folder: [settings.get(key, "–") for key in differing] for folder, settings in group.items()}
+        texts = {folder: _variant(dict(zip(differing, of_run, strict=True))) for folder, of_run in values.items()}
+        ambiguous = len(set(texts.values())) < len(set(map(tuple, values.values())))
+        for folder, text in texts.items():
+            variants[folder] = f"{text}, #{digest(values[folder])[:4]}" if ambiguous else text
+    return [replace(run, variant=variants.get(run.folder, "")) for run in runs]
+
+
+def _variant(settings: dict[str, str]) -> str:
+    """The first settings as text, such as `, length=matched`."""
+    parts = [(key.split("."), value) for key, value in settings.items()]
+    named = [f"{key[-2] if key[-1] == 'name' else key[-1]}={value}" for key, value in parts if key[-1] not in UNNAMED]
+    return "".join(f", {text}" for text in list(dict.fromkeys(named))[:MOST_NAMED])
+
+
+def _settings(run: Run) -> dict[str, str]:
+    """What the result of a run depends on but the percentage and the seed, as text by key."""
+    own = {name: run.get(name) for name in ("settings", "budget", "dataset", "base_model", "adapter")}
+    configured = read_dict(run.folder / RUN_CONFIG).get("config") or {}
+    texts: dict[str, str] = {}
+    for key, value in [*leaves(own), *leaves(configured)]:
+        if value is not None and key.rpartition(".")[2] not in NO_SETTINGS:
+            texts[key] = f"{texts[key]} {value}" if key in texts else str(value)
+    return texts
 
 
 def _run_folders(top: Path) -> Iterator[Path]:
@@ -202,90 +198,7 @@ def _read(folder: Path) -> Run | str:
     return Run(folder, result) if result.get("command") in COMMANDS else f"not a run of {', '.join(COMMANDS)}"
 
 
-def points(runs: Runs) -> list[Point]:
-    """What evaluations and human votes measured of the training runs, matched by the folder of the model.
-
-    Win rates come last, those of the most runs at the very end: a run's last point is its key figure.
-    """
-    trained = {(run.folder / "model").resolve(): run for run in runs.by_command("train")}
-    matched = []
-    for evaluation in runs.by_command("evaluate", "votes"):
-        answers = _answer_folders(evaluation, runs)
-        for entry in evaluation.models:
-            folder = answers.get(entry.get("name", entry.get("model")), entry.get("model"))
-            metrics = metrics_of(entry)
-            metric = next((metric for metric in KEY_METRICS if metric in metrics), None)
-            if not isinstance(folder, str) or metric is None:
-                continue
-            model = Path(folder).expanduser().resolve()
-            if run := trained.get(model) or trained.get(model / "model"):
-                against = _against(evaluation, entry, metric)
-                details = {name: number(entry.get(name)) for name in WIN_RATE_DETAILS}
-                difference = _interval(_nested(entry, "difference", metric))
-                point = Point(run.name, metric, *metrics[metric], run, evaluation, against, details, difference)
-                matched.append(point)
-    size = Counter((p.metric, p.against) for p in matched)
-    return sorted(matched, key=lambda p: (p.metric == "win_rate", size[p.metric, p.against]))
-
-
-def _answer_folders(evaluation: Run, runs: Runs) -> dict[Any, Any]:
-    """The folder of every model that generated answers, by its name in the evaluation."""
-    if evaluation.command == "votes":  # the voting page is in the folder of the evaluation that wrote it
-        key = Path(str(evaluation.get("key")))
-        return next(
-            (_answer_folders(run, runs) for run in runs.by_command("evaluate") if run.folder in key.parents), {}
-        )
-    return {answer.get("name"): answer.get("model") for answer in evaluation.entries("answers")}
-
-
-def measures(evaluation: Run) -> list[Measure]:
-    """The metrics of all models of an evaluation: the key metric of each, or all of lm_eval's."""
-    return [measure for entry in evaluation.models for measure in measures_of(entry)]
-
-
-def measures_of(entry: dict[str, Any]) -> list[Measure]:
-    """`measures` of one model."""
-    metrics = metrics_of(entry)
-    key = next((metric for metric in KEY_METRICS if metric in metrics), None)
-    name = str(entry.get("name", entry.get("model", "–")))
-    return [Measure(name, metric, *metrics[metric]) for metric in metrics if key in (None, metric)]
-
-
-def metrics_of(entry: dict[str, Any]) -> dict[str, Interval]:
-    """Every metric of one model with its interval: 1.96 standard errors to either side for lm_eval's."""
-    if (rate := number(entry.get("win_rate"))) is not None:
-        return {"win_rate": Interval(rate, number(entry.get("ci_low")), number(entry.get("ci_high")))}
-    metrics = entry.get("metrics")
-    intervals = {name: _interval(value) for name, value in metrics.items()} if isinstance(metrics, dict) else {}
-    return {name: interval for name, interval in intervals.items() if interval is not None}
-
-
-def _interval(statistic: Any) -> Interval | None:
-    value, low, high, error = (number(_nested(statistic, key)) for key in ("value", "low", "high", "standard_error"))
-    if value is None:
-        return None
-    if low is None and high is None and error is not None:
-        low, high = value - 1.96 * error, value + 1.96 * error
-    return Interval(value, low, high)
-
-
-def _against(evaluation: Run, entry: dict[str, Any], metric: str) -> str:
-    def text(key: str) -> str | None:
-        value = entry.get(key, evaluation.get(key))
-        if isinstance(value, dict):
-            value = value.get("name") or value.get("kind")
-        if isinstance(value, list):
-            value = " and ".join(map(str, value))
-        return str(value) if value is not None else None
-
-    if metric == "win_rate":
-        parts = {"against": text("baseline"), "judged by": text("judge"), "on": text("prompts") or text("dataset")}
-    else:
-        parts = {"on": text("dataset"), "rows": text("n"), "data": (text("data_fingerprint") or "")[:8] or None}
-    return ", ".join(f"{word} {value}" for word, value in parts.items() if value)
-
-
-def _nested(value: Any, *keys: str) -> Any:
+def nested(value: Any, *keys: str) -> Any:
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value

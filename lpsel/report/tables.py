@@ -5,10 +5,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import t
 
-from lpsel.report.runs import WIN_RATE_DETAILS, Point, Run, Runs, measures_of, number
+from lpsel.evaluation.win_rate import shown_interval
+from lpsel.report.points import WIN_RATE_DETAILS, Point, measures_of
+from lpsel.report.runs import Run, Runs, number
 
 Table = list[dict[str, Any]]
+
+SPREAD = ("mean", "low", "high", "lowest", "highest", "sd")  # over seeds
 
 
 def all_tables(runs: Runs, points: Sequence[Point]) -> dict[str, Table]:
@@ -16,7 +21,9 @@ def all_tables(runs: Runs, points: Sequence[Point]) -> dict[str, Table]:
     return {
         "runs": run_rows(runs, points),
         "evaluations": point_rows(points),
+        "differences": difference_rows(runs),
         "seeds": seed_rows(points),
+        "warnings": warning_rows(runs),
         "groups": group_rows(runs),
         "votes": vote_rows(runs),
         "harness": harness_rows(runs),
@@ -61,6 +68,7 @@ def point_rows(points: Sequence[Point]) -> Table:
             "run": p.run.name,
             "series": p.run.series,
             "pct": p.run.pct,
+            **_sizes([p]),
             "seed": p.run.get("seed"),
             **{name: getattr(p, name) for name in ("metric", "value", "low", "high")},
             **{name.replace("_", " "): p.details[name] for name in known},
@@ -73,23 +81,70 @@ def point_rows(points: Sequence[Point]) -> Table:
 
 
 def seed_rows(points: Sequence[Point]) -> Table:
-    """Mean, extremes and standard deviation over the seeds of runs that differ in nothing else."""
-    seeds: dict[tuple[Any, ...], dict[Any, float]] = defaultdict(dict)
+    """Mean over the seeds of runs that differ in nothing else, with its 95 % interval (t, n - 1 degrees of freedom).
+
+    A series with two values for one seed has no mean: which of them counts is unknown.
+    """
+    seeds: dict[tuple[Any, ...], dict[Any, list[Point]]] = defaultdict(lambda: defaultdict(list))
     for p in points:
-        seeds[p.run.series, p.run.pct, p.metric, p.against][p.run.get("seed")] = p.value
+        seeds[p.run.series, p.run.pct, p.metric, p.against][p.run.get("seed")].append(p)
     rows = []
     for (series, pct, metric, against), by_seed in seeds.items():
-        values = list(by_seed.values())
-        if len(values) > 1:
-            statistics = {
-                "mean": float(np.mean(values)),
-                "lowest": min(values),
-                "highest": max(values),
-                "sd": float(np.std(values, ddof=1)),
-            }
-            row = {"series": series, "pct": pct, "metric": metric, "seeds": len(values)}
-            rows.append(row | statistics | {"against": against})
+        if sum(map(len, by_seed.values())) < 2:
+            continue
+        doubled = [seed for seed, same in by_seed.items() if len({p.value for p in same}) > 1]
+        if len(by_seed) < 2 and not doubled:
+            continue
+        first = [same[0] for same in by_seed.values()]
+        row = {"series": series, "pct": pct, **_sizes(first), "metric": metric, "seeds": len(by_seed)}
+        row["n"] = _range([p.details["n"] for p in first])
+        row |= dict.fromkeys(SPREAD) if doubled else _spread([p.value for p in first])
+        problem = f"two values for seed {doubled[0]}" if doubled else None
+        rows.append(row | {"problem": problem, "against": against})
     return rows
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    mean, sd = float(np.mean(values)), float(np.std(values, ddof=1))
+    half = float(t.ppf(0.975, len(values) - 1)) * sd / len(values) ** 0.5
+    return dict(zip(SPREAD, (mean, mean - half, mean + half, min(values), max(values), sd), strict=True))
+
+
+def _sizes(points: Sequence[Point]) -> dict[str, str | None]:
+    """What equal percentages differ in: rows and tokens of training."""
+    trained = {name: [number(p.run.get("training", name)) for p in points] for name in ("rows", "tokens")}
+    return {"rows": _range(trained["rows"]), "training tokens": _range(trained["tokens"])}
+
+
+def _range(values: Sequence[float | None]) -> str | None:
+    """The lowest and the highest of the known values."""
+    known = sorted({value for value in values if value is not None})
+    return " to ".join(f"{value:,.0f}" for value in dict.fromkeys([known[0], known[-1]])) if known else None
+
+
+def difference_rows(runs: Runs) -> Table:
+    """Paired differences between two models of a pairwise evaluation, in points of the win rate."""
+    columns = {"difference": "value", "ci_low": "low", "ci_high": "high", "p_value_holm": "p value holm", "n": "n"}
+    return [
+        {
+            "model": str(pair["models"][0]),
+            "minus": str(pair["models"][1]),
+            **{column: number(pair.get(name)) for name, column in columns.items()},
+            "evaluation": str(run.folder),
+        }
+        for run in runs.by_command("evaluate")
+        for pair in run.entries("comparisons")
+        if pair.get("n")
+    ]
+
+
+def warning_rows(runs: Runs) -> Table:
+    """What limits the conclusions from evaluations and votes."""
+    return [
+        {"text": str(sentence), "evaluation": str(run.folder)}
+        for run in runs.by_command("evaluate", "votes")
+        for sentence in run.get("warnings") or []
+    ]
 
 
 def cost_rows(runs: Runs) -> Table:
@@ -168,6 +223,7 @@ def group_rows(runs: Runs) -> Table:
         for run in runs.by_command("evaluate", "votes")
         for kind, key in (("category", "by_category"), ("prompt set", "by_prompt_set"))
         for entry in run.models
+        if entry.get("informative") is not False
         for name, group in (entry.get(key) or {}).items()
         if number(group.get("win_rate")) is not None
     ]
@@ -193,8 +249,8 @@ def vote_rows(runs: Runs) -> Table:
 
 
 def _win_rate(counted: dict[str, Any]) -> dict[str, float | None]:
-    keys = {"value": "win_rate", "low": "ci_low", "high": "ci_high"}
-    return {name: number(counted.get(key)) for name, key in keys.items()}
+    low, high = shown_interval(counted)
+    return {"value": number(counted.get("win_rate")), "low": number(low), "high": number(high)}
 
 
 def harness_rows(runs: Runs) -> Table:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from lpsel.errors import UserError, first_line
+from lpsel.report.points import Point, points
 from lpsel.report.quality_figures import LABELS
-from lpsel.report.runs import Point, Runs, points
+from lpsel.report.runs import Runs
 from lpsel.report.tables import all_tables
 from lpsel.storage import write_atomically
 from lpsel.tracking.tracker import Picture, Rows

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from lpsel.report import quality_figures
-from lpsel.report.runs import find_runs, points
+from lpsel.report.points import points
+from lpsel.report.runs import find_runs
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,3 @@ def test_many_rules_at_one_percentage_become_rows_with_the_best_first(runs):
 
 def test_series_differ_in_color_or_marker():
     assert len({quality_figures.look(k) for k in range(36)}) == 36
-
-
-def test_the_smallest_passing_percentage_is_the_lowest_with_a_mean_of_50(sweep):
-    assert quality_figures.smallest_passing(points(find_runs([sweep]))) == 10

@@ -7,7 +7,8 @@ import pytest
 from lpsel.commands.votes import run as count_votes
 from lpsel.judging.human import HumanJudge, read_key
 from lpsel.judging.judge import Pair
-from lpsel.report.runs import find_runs, metrics_of, points
+from lpsel.report.points import metrics_of, points
+from lpsel.report.runs import find_runs
 
 
 def test_runs_are_found_below_a_folder_and_others_are_skipped_with_the_reason(sweep):
@@ -55,9 +56,72 @@ def test_evaluations_of_several_models_and_their_votes_are_matched_by_the_names_
         ("1", 41, 40),
         ("3", 42, 40),
     }
-    assert {p.against for p in judged} == {"against full, judged by a judge, on koala and lima"}
+    assert {p.against for p in judged} == {"against full, judged by a judge, on koala and lima, prompts 40"}
     (human,) = [p for p in measured if p.evaluation.folder.name == "counted"]
-    assert (human.run.folder.name, human.value, human.against) == ("1", 100, "against full, judged by people")
+    assert (human.run.folder.name, human.value, human.against) == (
+        "1",
+        100,
+        "against full, judged by people, prompts 2",
+    )
+
+
+def settings_of(folder, name, seed, **changes):
+    own = {"epochs": 1, "length": "none"} | changes.pop("settings", {})
+    result = {"command": "train", "rule": "lp", "pct": 10, "seed": seed, "base_model": {"name": "m"}, "settings": own}
+    recipe = {"learning_rate": 1e-5, "seed": seed} | changes.pop("recipe", {})
+    (folder / name).mkdir(parents=True)
+    (folder / name / "result.json").write_text(json.dumps(result | changes))
+    config = {"command": "train", "config": {"model": {"recipe": recipe}, "selection": {"length": own["length"]}}}
+    (folder / name / "run_config.json").write_text(json.dumps(config))
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_different_series(tmp_path):
+    settings_of(tmp_path, "0", 1)
+    settings_of(tmp_path, "1", 2)
+    settings_of(tmp_path, "2", 1, settings={"length": "matched"})
+    settings_of(tmp_path, "3", 1, recipe={"learning_rate": 2e-5})
+    settings_of(tmp_path, "4", 1, adapter={"method": "lora", "rank": 8})
+    settings_of(tmp_path, "5", 1, dataset={"name": "dolly", "fingerprint": "a"})
+    settings_of(tmp_path, "6", 1, dataset={"name": "dolly", "fingerprint": "b"})
+    series = {run.folder.name: run.series for run in find_runs([tmp_path]).finished}
+    assert series["0"] == series["1"]
+    assert len(set(series.values())) == 6
+    assert "length=matched" in series["2"]
+
+
+def test_runs_that_differ_in_the_seed_only_have_no_settings_in_their_label(tmp_path):
+    for seed in range(3):
+        settings_of(tmp_path, str(seed), seed)
+    assert {run.series for run in find_runs([tmp_path]).finished} == {"lp → m"}
+
+
+def test_a_win_rate_without_information_is_left_out():
+    entry = {"win_rate": 50.0, "ci_low": 50.0, "ci_high": 50.0, "n": 100, "informative": False}
+    assert metrics_of(entry) == {}
+    assert metrics_of(entry | {"informative": True}) == {"win_rate": (50, 50, 50)}
+
+
+def test_few_verdicts_have_wilsons_interval():
+    entry = {"win_rate": 100.0, "ci_low": 100.0, "ci_high": 100.0, "wilson_low": 83.9, "wilson_high": 100.0, "n": 20}
+    assert metrics_of(entry) == {"win_rate": (100, 83.9, 100)}
+
+
+def test_nll_of_different_tokenizers_is_not_comparable(tmp_path):
+    for name in "ab":
+        settings_of(tmp_path, name, 1)
+    models = [
+        {
+            "name": name,
+            "model": str(tmp_path / name / "model"),
+            "tokenizer": name * 64,
+            "metrics": {"nll": {"value": 2.0}},
+        }
+        for name in "ab"
+    ]
+    (tmp_path / "e").mkdir()
+    evaluation = {"command": "evaluate", "dataset": "held-out", "n": 8, "models": models}
+    (tmp_path / "e" / "result.json").write_text(json.dumps(evaluation))
+    assert len({p.against for p in points(find_runs([tmp_path]))}) == 2
 
 
 def test_a_standard_error_becomes_a_95_percent_interval():

@@ -1,7 +1,12 @@
 """Tables of the report, from real runs of a tiny model."""
 
+import json
+
+import pytest
+
 from lpsel.report import tables
-from lpsel.report.runs import find_runs, points
+from lpsel.report.points import points
+from lpsel.report.runs import find_runs
 
 
 def test_costs_are_those_of_the_ledgers(few_runs):
@@ -12,8 +17,37 @@ def test_costs_are_those_of_the_ledgers(few_runs):
         assert row["saved FLOPs"] == row["all rows FLOPs"] - row["scoring FLOPs"] - row["training FLOPs"]
 
 
-def test_spread_is_over_seeds_only(sweep, another_seed):
+def test_means_over_seeds_have_an_interval_of_the_mean(sweep, another_seed):
+    another_seed(sweep, "4", seed=2)
+    (row,) = tables.seed_rows(points(find_runs([sweep])))
+    # 48 and 52: mean 50, sd 2.83, standard error 2, and t = 12.706 with one degree of freedom
+    assert (row["seeds"], row["pct"], row["n"], row["mean"], row["problem"]) == (2, 5, "100", 50, None)
+    assert row["sd"] == pytest.approx(8**0.5)
+    assert (row["low"], row["high"]) == pytest.approx((50 - 2 * 12.706, 50 + 2 * 12.706), abs=1e-3)
+
+
+def test_two_values_for_a_seed_have_no_mean(sweep, another_seed):
     another_seed(sweep, "4", seed=2)
     another_seed(sweep, "5", seed=1)
     (row,) = tables.seed_rows(points(find_runs([sweep])))
-    assert (row["seeds"], row["pct"]) == (2, 5)  # two runs with seed 1 count once
+    assert (row["mean"], row["problem"]) == (None, "two values for seed 1")
+
+
+def test_a_trial_with_few_prompts_is_not_averaged_with_others(sweep, another_seed):
+    another_seed(sweep, "4", seed=2)
+    path = sweep / "e4" / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"n": 10}))
+    assert tables.seed_rows(points(find_runs([sweep]))) == []
+
+
+def test_comparisons_and_warnings_of_evaluations(sweep):
+    pair = {"models": ["lp", "random"], "n": 90, "difference": 4.0, "ci_low": 1.0, "ci_high": 7.0, "p_value_holm": 0.02}
+    path = sweep / "e0" / "result.json"
+    changes = {"comparisons": [pair], "warnings": ["The judge carries no information."], "informative": False}
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    runs = find_runs([sweep])
+    (row,) = tables.difference_rows(runs)
+    names = ("model", "minus", "value", "low", "high", "p value holm", "n")
+    assert [row[name] for name in names] == ["lp", "random", 4, 1, 7, 0.02, 90]
+    assert [row["text"] for row in tables.warning_rows(runs)] == ["The judge carries no information."]
+    assert {p.run.folder.name for p in points(runs)} == {"1", "2", "3"}

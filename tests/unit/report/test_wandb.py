@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from lpsel.commands.report import report
-from lpsel.report.runs import find_runs, points
+from lpsel.report.points import points
+from lpsel.report.runs import find_runs
 from lpsel.report.wandb import PCT, panels
 
 pytest.importorskip("wandb_workspaces", reason="wandb_workspaces is not installed: pip install 'lpsel[wandb-report]'")

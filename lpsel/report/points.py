@@ -1,0 +1,154 @@
+"""What evaluations and human votes measured of the models of training runs."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lpsel.evaluation.win_rate import shown_interval
+from lpsel.report.runs import Run, Runs, nested, number
+
+KEY_METRICS = ("win_rate", "nll")  # in percent, in nats per token
+WIN_RATE_DETAILS = ("n", "standard_error", "p_value_holm", "flip_rate", "length_controlled_win_rate")
+
+
+class Interval(NamedTuple):
+    """A value and its 95 % confidence interval, if there is one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One metric of one model.
+
+    Attributes:
+        model: its name in the evaluation.
+        metric: win_rate, nll, or a TASK/METRIC of lm_eval.
+        value, low, high: the value and its 95 % interval, None where there is none.
+    """
+
+    model: str
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Point(Measure):
+    """A key metric that an evaluation measured of the model of a training run.
+
+    Attributes:
+        model: the name of the training run.
+        against: the conditions under which values are comparable: held-out rows, baseline, judge.
+        details: other statistics of the same comparison, by their names in result.json.
+        difference: from the evaluation's baseline, paired by row.
+    """
+
+    run: Run
+    evaluation: Run
+    against: str
+    details: dict[str, float | None]
+    difference: Interval | None = None
+
+
+def points(runs: Runs) -> list[Point]:
+    """What evaluations and human votes measured of the training runs, matched by the folder of the model.
+
+    Win rates come last, those of the most runs at the very end: a run's last point is its key figure.
+    """
+    trained = {(run.folder / "model").resolve(): run for run in runs.by_command("train")}
+    matched = []
+    for evaluation in runs.by_command("evaluate", "votes"):
+        answers = _answer_folders(evaluation, runs)
+        for entry in evaluation.models:
+            folder = answers.get(entry.get("name", entry.get("model")), entry.get("model"))
+            metrics = metrics_of(entry)
+            metric = next((metric for metric in KEY_METRICS if metric in metrics), None)
+            if not isinstance(folder, str) or metric is None:
+                continue
+            model = Path(folder).expanduser().resolve()
+            if run := trained.get(model) or trained.get(model / "model"):
+                against = _against(evaluation, entry, metric)
+                details = win_rate_details(entry)
+                difference = _interval(nested(entry, "difference", metric))
+                point = Point(run.name, metric, *metrics[metric], run, evaluation, against, details, difference)
+                matched.append(point)
+    size = Counter((p.metric, p.against) for p in matched)
+    return sorted(matched, key=lambda p: (p.metric == "win_rate", size[p.metric, p.against]))
+
+
+def win_rate_details(entry: dict[str, Any]) -> dict[str, float | None]:
+    """`WIN_RATE_DETAILS` of one model; the p-value as it is where there is only one."""
+    details = {name: number(entry.get(name)) for name in WIN_RATE_DETAILS}
+    return details | {"p_value_holm": number(entry.get("p_value_holm", entry.get("p_value")))}
+
+
+def _answer_folders(evaluation: Run, runs: Runs) -> dict[Any, Any]:
+    """The folder of every model that generated answers, by its name in the evaluation."""
+    if evaluation.command == "votes":  # the voting page is in the folder of the evaluation that wrote it
+        key = Path(str(evaluation.get("key")))
+        return next(
+            (_answer_folders(run, runs) for run in runs.by_command("evaluate") if run.folder in key.parents), {}
+        )
+    return {answer.get("name"): answer.get("model") for answer in evaluation.entries("answers")}
+
+
+def measures(evaluation: Run) -> list[Measure]:
+    """The metrics of all models of an evaluation: the key metric of each, or all of lm_eval's."""
+    return [measure for entry in evaluation.models for measure in measures_of(entry)]
+
+
+def measures_of(entry: dict[str, Any]) -> list[Measure]:
+    """`measures` of one model."""
+    metrics = metrics_of(entry)
+    key = next((metric for metric in KEY_METRICS if metric in metrics), None)
+    name = str(entry.get("name", entry.get("model", "–")))
+    return [Measure(name, metric, *metrics[metric]) for metric in metrics if key in (None, metric)]
+
+
+def metrics_of(entry: dict[str, Any]) -> dict[str, Interval]:
+    """Every metric of one model with its interval: 1.96 standard errors to either side for lm_eval's.
+
+    No win rate where the verdicts carry no information.
+    """
+    if entry.get("informative") is False:
+        return {}
+    if (rate := number(entry.get("win_rate"))) is not None:
+        return {"win_rate": Interval(rate, *map(number, shown_interval(entry)))}
+    metrics = entry.get("metrics")
+    intervals = {name: _interval(value) for name, value in metrics.items()} if isinstance(metrics, dict) else {}
+    return {name: interval for name, interval in intervals.items() if interval is not None}
+
+
+def _interval(statistic: Any) -> Interval | None:
+    value, low, high, error = (number(nested(statistic, key)) for key in ("value", "low", "high", "standard_error"))
+    if value is None:
+        return None
+    if low is None and high is None and error is not None:
+        low, high = value - 1.96 * error, value + 1.96 * error
+    return Interval(value, low, high)
+
+
+def _against(evaluation: Run, entry: dict[str, Any], metric: str) -> str:
+    def text(key: str) -> str | None:
+        value = entry.get(key, evaluation.get(key))
+        if isinstance(value, dict):
+            value = value.get("name") or value.get("kind")
+        if isinstance(value, list):
+            value = " and ".join(map(str, value))
+        return str(value) if value is not None else None
+
+    if metric == "win_rate":
+        parts = {"against": text("baseline"), "judged by": text("judge"), "on": text("prompts") or text("dataset")}
+        judged = number(evaluation.get("n_prompts")) or (number(entry.get("n")) or 0) + (
+            number(entry.get("failed")) or 0
+        )
+        parts["prompts"] = f"{judged:.0f}" if judged else None
+    else:
+        parts = {"on": text("dataset"), "rows": text("n"), "data": (text("data_fingerprint") or "")[:8] or None}
+        parts["tokenizer"] = (text("tokenizer") or "")[:8] or None
+    return ", ".join(f"{word} {value}" for word, value in parts.items() if value)
