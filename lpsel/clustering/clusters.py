@@ -36,7 +36,7 @@ class Clusters(Protocol):
         """Raise a UserError for what is bound to fail, before any model is loaded; reads one row at most."""
 
     def assign(self, source: Source, cache_dir: Path, seed: int) -> NDArray[np.int32] | None:
-        """The cluster of every row of the source, int32 (N,), or None for no clusters."""
+        """The cluster of every row of the source, int32 (N,), -1 for unusable rows; None for no clusters."""
 
 
 def brings_clusters(table: ScoreTable, clusters: Clusters) -> bool:
@@ -81,11 +81,14 @@ class Column:
     def assign(self, source: Source, cache_dir: Path, seed: int) -> NDArray[np.int32]:
         name = self._name(source.spec)
         codes: dict[Any, int] = {}  # in the order of first occurrence
-        code_N = np.fromiter((codes.setdefault(self._value(row, name), len(codes)) for row in source), np.int32)
+        code_N = np.fromiter((self._code(row, name, codes) for row in source), np.int32)
         ordered = sorted(codes, key=lambda value: (type(value).__name__, value))
         rank = np.empty(len(ordered), np.int32)
         rank[[codes[value] for value in ordered]] = np.arange(len(ordered))
-        return rank[code_N]
+        return _of_rows(rank, code_N)
+
+    def _code(self, row: Row, name: str, codes: dict[Any, int]) -> int:
+        return -1 if row.unusable is not None else codes.setdefault(self._value(row, name), len(codes))
 
     def _value(self, row: Row, name: str) -> Any:
         if name not in row.raw:
@@ -132,7 +135,7 @@ class KMeans:
         ids_U, index_N = source.contents
         k = min(self.n_clusters or clusters_for(len(index_N)), len(ids_U))
         key = {
-            "rows": fingerprint(ids_U.take(pa.array(np.sort(index_N)))),
+            "rows": fingerprint(ids_U.take(pa.array(np.sort(index_N[index_N >= 0])))),
             "embeddings": embeddings_entry(self.embedder, cache_dir).key,
             "clusters": k,
             "seed": seed,
@@ -142,13 +145,13 @@ class KMeans:
         with entry.locked():
             if entry.find():
                 log.info("Clusters: %s, reused from %s", f"{k:,}", file)
-                return np.load(file, allow_pickle=False)[index_N]
+                return _of_rows(np.load(file, allow_pickle=False), index_N)
             vectors_UD = embed(source, self.embedder, cache_dir)
             log.info("Clusters: k-means of %s rows into %s", f"{len(index_N):,}", f"{k:,}")
-            cluster_U = k_means(vectors_UD, np.bincount(index_N), k, seed)
+            cluster_U = k_means(vectors_UD, np.bincount(index_N[index_N >= 0]), k, seed)
             write_atomically(file, lambda opened: np.save(opened, cluster_U, allow_pickle=False))
             entry.commit([FILE])
-        return cluster_U[index_N]
+        return _of_rows(cluster_U, index_N)
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,11 @@ class Auto(KMeans):
 
     def _choice(self, dataset: DatasetSpec) -> "Column | KMeans":
         return KMeans(self.n_clusters, self.embedder) if dataset.cluster_column is None else Column()
+
+
+def _of_rows(cluster_U: NDArray[np.int32], index_N: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The cluster of every row, int32 (N,), -1 for unusable rows."""
+    return np.where(index_N >= 0, cluster_U[index_N], -1).astype(np.int32)
 
 
 def clusters_for(rows: int) -> int:

@@ -51,7 +51,7 @@ def check_embedder(embedder: str) -> None:
 
 
 def embed(source: Source, embedder: str, cache_dir: Path) -> NDArray[np.float32]:
-    """Embeddings of all different contents of a source, in ascending order of their ids, float32 (U, D).
+    """Embeddings of all different contents of the usable rows, in ascending order of their ids, float32 (U, D).
 
     They are cached in parts, each named by its SHA-256. A part that has changed is deleted with a warning, and its rows
     are embedded again.
@@ -64,7 +64,7 @@ def embed(source: Source, embedder: str, cache_dir: Path) -> NDArray[np.float32]
     """
     entry = embeddings_entry(embedder, cache_dir)
     ids_U, index_N = source.contents
-    first_U = np.unique(index_N, return_index=True)[1]
+    first_U = np.flatnonzero(index_N >= 0)[np.unique(index_N[index_N >= 0], return_index=True)[1]]
     with entry.locked():
         _delete_damaged(entry.folder)
         cached_U = pc.is_in(ids_U, value_set=_cached_ids(entry.folder)).to_numpy(zero_copy_only=False)

@@ -186,7 +186,7 @@ def _count(source: Source, spec: ModelSpec, tokenizer: Any, cache_dir: Path) -> 
         if tokenizer is None:
             lengths, supervised = _guess(sample, spec.max_length)
         else:
-            lengths, supervised = count_tokens(sample, tokenizer, spec.template, spec.max_length)
+            lengths, supervised = count_tokens(source, sample, tokenizer, spec.template, spec.max_length)
         counted = GUESSED if tokenizer is None else SAMPLED if len(sample) < len(source) else COUNTED
         rows = RowLengths(lengths, supervised, len(source) / len(sample), counted)
     some = rows.supervised > 0
@@ -196,7 +196,8 @@ def _count(source: Source, spec: ModelSpec, tokenizer: Any, cache_dir: Path) -> 
 def _guess(sample: list[Any], max_length: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Lengths from characters, with the Alpaca prompt whatever the template."""
     around = len(ALPACA_WITHOUT_INPUT + BETWEEN + ALPACA_INSTRUCTION + BETWEEN + ALPACA_RESPONSE)
-    prompts, responses = np.array([row.example.characters() for row in sample]).T
+    usable = [row.example.characters() for row in sample if row.unusable is None]
+    prompts, responses = np.array(usable).reshape(-1, 2).T
     lengths = np.minimum((prompts + responses + around) // CHARACTERS + 1, max_length)
     supervised = np.maximum(lengths - (prompts + around) // CHARACTERS, 0)
     return lengths.astype(np.int32), supervised.astype(np.int32)

@@ -11,7 +11,7 @@ from json.encoder import encode_basestring as quoted
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from lpsel.errors import UserError
+from lpsel.errors import UnusableRow, UserError
 
 ID_BYTES = 16  # of a SHA-256: an id has 32 hexadecimal digits
 ROLES = {
@@ -78,6 +78,16 @@ class Example:
     def instruction(self) -> str:
         """The content of the first user turn."""
         return next((turn.content for turn in self.turns if turn.role == "user"), "")
+
+    def has_empty_answer(self) -> bool:
+        """Whether the answers to train on are all empty or white space, and call no tool; False if there are none."""
+        found = False
+        for role, content, supervised, fields in self.turns:
+            if role == "assistant" and supervised:
+                if (content and not content.isspace()) or fields.get("tool_calls"):
+                    return False
+                found = True
+        return found
 
     def characters(self) -> tuple[int, int]:
         """Number of characters of the prompt (everything but the assistant turns) and of the response."""
@@ -235,13 +245,15 @@ def _text(value: Any, column: str) -> str:
         return ""
     if not isinstance(value, str):
         problem = f"must be text, found {_described(value)}"
-        raise UserError(f"column {column}", None, problem, "convert it to a string")
+        kind = f"a {type(value).__name__} as text"
+        raise UnusableRow(f"column {column}", None, problem, "convert it to a string", kind=kind)
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError:
             problem = "contains half of a surrogate pair, which is not valid Unicode"
-            raise UserError(f"column {column}", None, problem, "fix the text") from None
+            kind = "half a surrogate pair"
+            raise UnusableRow(f"column {column}", None, problem, "fix the text", kind=kind) from None
     return value
 
 

@@ -1,16 +1,17 @@
-"""Content ids of a whole data set as an Arrow array, computed in one pass, by column where the source allows it."""
+"""Content ids of a whole data set as an Arrow array, and which rows are empty, by column where the source allows it."""
 
 # N rows, U distinct contents
 import hashlib
+import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from itertools import islice, pairwise
+from itertools import pairwise
 from json.encoder import encode_basestring as quoted
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,24 +28,79 @@ ROWS_PER_BLOCK = 65_536
 MAX_WORKERS = 8  # each of about 150 MB
 ROWS_WORTH_WORKERS = 1_000_000  # processes take half a second to start
 ESCAPED = r'["\\\x00-\x1f]'
+WHITE_SPACE = "".join(character for character in map(chr, range(0x3001)) if character.isspace())
 HEX_PAIRS = np.frombuffer(bytes(range(256)).hex().encode(), np.uint16)  # the two digits of every byte
 
 
+class Scan(NamedTuple):
+    """What one pass over a source finds out about its rows.
+
+    Attributes:
+        ids: content ids, an Arrow array (N,).
+        empty_answer: whether the row is usable and all answers in it are empty or white space, bool (N,).
+        unusable: the kind of every unusable row, an Arrow array (N,), null for the others; None if all are usable.
+    """
+
+    ids: pa.LargeStringArray
+    empty_answer: NDArray[np.bool_]
+    unusable: pa.DictionaryArray | None
+
+
+class Block(NamedTuple):
+    """Some rows: their digests, concatenated, and a byte for each that is 1 if its answer is empty."""
+
+    digests: bytes
+    empty: bytes
+
+
 class Contents(NamedTuple):
-    """The distinct contents of N rows.
+    """The distinct contents of the usable ones of N rows.
 
     Attributes:
         ids: content ids in ascending order, length U.
-        position: of each row's id in `ids`, int32 (N,).
+        position: of each row's id in `ids`, int32 (N,); -1 for an unusable row.
     """
 
     ids: pa.Array
     position: NDArray[np.int32]
 
 
-def ids_of(source: "Source") -> pa.LargeStringArray:
-    """The content id of every row of a source, in order."""
-    return id_array(_by_column(source) or _by_row(source))
+def scan(source: "Source") -> Scan:
+    """Read a source once."""
+    unusable: dict[int, str] = {}
+    blocks = list(_by_column(source) or _by_row(source, unusable))
+    empty = np.frombuffer(b"".join(block.empty for block in blocks), np.bool_)
+    return Scan(id_array(block.digests for block in blocks), empty, kinds_array(unusable, len(empty)))
+
+
+def kinds_array(kinds: Mapping[int, str], n: int) -> pa.DictionaryArray | None:
+    """Kinds of unusable rows by row number as an Arrow array of n texts, null for other rows; None without any."""
+    if not kinds:
+        return None
+    names = sorted(set(kinds.values()))
+    code_N = np.full(n, -1, np.int32)
+    code_N[list(kinds)] = [names.index(kind) for kind in kinds.values()]
+    return pa.DictionaryArray.from_arrays(pa.array(code_N, mask=code_N < 0), pa.array(names))
+
+
+def first_kinds(a: pa.Array | None, b: pa.Array | None) -> pa.Array | None:
+    """Kinds of rows that are unusable in either array, those of the first where both have one."""
+    if a is None or b is None:
+        return b if a is None else a
+    return pc.coalesce(a.cast(pa.string()), b.cast(pa.string()))
+
+
+def counts(unusable: pa.Array | None) -> dict[str, int]:
+    """Numbers of unusable rows by kind, most frequent first."""
+    if unusable is None:
+        return {}
+    found = [(pair["values"], pair["counts"]) for pair in pc.value_counts(unusable.drop_null()).to_pylist()]
+    return dict(sorted(found, key=lambda pair: (-pair[1], pair[0])))
+
+
+def listed(kinds: Mapping[str, int]) -> str:
+    """Counts by kind as text."""
+    return ", ".join(f"{kind} ({count:,})" for kind, count in kinds.items())
 
 
 def id_array(blocks: Iterable[bytes]) -> pa.LargeStringArray:
@@ -63,13 +119,13 @@ def fingerprint(ids: pa.LargeStringArray) -> str:
     return hashlib.sha256(lines.reshape(-1)[:-1].data).hexdigest()
 
 
-def contents_of(ids: pa.Array) -> Contents:
-    """The distinct contents among the ids of N rows."""
-    encoded = ids.dictionary_encode()
+def contents_of(ids: pa.Array, unusable: pa.Array | None = None) -> Contents:
+    """The distinct contents among the ids of N rows, without those that are unusable."""
+    encoded = (ids if unusable is None else pc.if_else(unusable.is_null(), ids, None)).dictionary_encode()
     order_U = pc.sort_indices(encoded.dictionary)
-    position_U = np.empty(len(order_U), np.int32)
+    position_U = np.full(len(order_U) + 1, -1, np.int32)  # the last one is that of unusable rows
     position_U[order_U.to_numpy()] = np.arange(len(order_U))
-    return Contents(encoded.dictionary.take(order_U), position_U[encoded.indices.to_numpy()])
+    return Contents(encoded.dictionary.take(order_U), position_U[encoded.indices.fill_null(-1).to_numpy()])
 
 
 def text_form(form: Form, schema: pa.Schema) -> Form | None:
@@ -80,15 +136,36 @@ def text_form(form: Form, schema: pa.Schema) -> Form | None:
     return form._replace(fields=fields) if all_texts else None
 
 
-def _by_row(source: "Source") -> Iterator[bytes]:
-    """Digests joined in blocks, so that only one block of them are objects at a time."""
-    digests = (row.example.content_digest() for row in source)
-    while block := b"".join(islice(digests, ROWS_PER_BLOCK)):
-        yield block
+def _by_row(source: "Source", unusable: dict[int, str]) -> Iterator[Block]:
+    """The rows in blocks, so that only one block of digests are objects at a time; adds to `unusable`."""
+    digests, empty = list[bytes](), bytearray()
+    for row in source:
+        if row.unusable is not None:
+            unusable[row.index] = row.unusable
+            digests.append(raw_digest(row.raw))
+            empty.append(False)
+        else:
+            digests.append(row.example.content_digest())
+            empty.append(row.example.has_empty_answer())
+        if len(empty) == ROWS_PER_BLOCK:
+            yield Block(b"".join(digests), bytes(empty))
+            digests, empty = [], bytearray()
+    yield Block(b"".join(digests), bytes(empty))
 
 
-def _by_column(source: "Source") -> Iterator[bytes] | None:
-    """Digests by column, one block per row group, for a Parquet file of text columns; else None."""
+def raw_digest(raw: Mapping[str, Any]) -> bytes:
+    """The digest of an unusable row: of its columns, since it has no content."""
+    text = json.dumps(raw, sort_keys=True, default=_stable_text)
+    return hashlib.sha256(f"unusable:{text}".encode()).digest()[:ID_BYTES]
+
+
+def _stable_text(value: Any) -> str:
+    """A value that JSON does not have as text, without the memory address that some objects show."""
+    return type(value).__name__ if type(value).__str__ is object.__str__ else str(value)
+
+
+def _by_column(source: "Source") -> Iterator[Block] | None:
+    """The rows by column, one block per row group, for a Parquet file of text columns; else None."""
     import pyarrow.parquet as pq
 
     spec = source.spec
@@ -105,7 +182,7 @@ def _by_column(source: "Source") -> Iterator[bytes] | None:
     return _parquet_digests(path, form, groups, range(spec.skip, sum(groups) if source.stop is None else source.stop))
 
 
-def _parquet_digests(path: Path, form: Form, groups: list[int], rows: range) -> Iterator[bytes]:
+def _parquet_digests(path: Path, form: Form, groups: list[int], rows: range) -> Iterator[Block]:
     parts, end = [], 0
     for group, size in enumerate(groups):
         start, end = end, end + size
@@ -120,20 +197,29 @@ def _parquet_digests(path: Path, form: Form, groups: list[int], rows: range) -> 
         yield from pool.map(digests, parts)
 
 
-def _group_digests(path: Path, form: Form, part: tuple[int, range]) -> bytes:
-    """The digests of some rows of a row group."""
+def _group_digests(path: Path, form: Form, part: tuple[int, range]) -> Block:
+    """Some rows of a row group."""
     group, rows = part
-    sha256, start, blocks = hashlib.sha256, 0, []
+    sha256, start, blocks, empty = hashlib.sha256, 0, [], []
     columns = list(dict.fromkeys(field.column for field in form.fields))
     for batch in batches(path, columns=columns, groups=[group]):
         taken = range(max(rows.start - start, 0), min(rows.stop - start, len(batch)))
         start += len(batch)
         if taken:
-            contents = _contents(batch.slice(taken.start, len(taken)), form)
+            part_of_batch = batch.slice(taken.start, len(taken))
+            empty.append(_empty_answers(part_of_batch, form).tobytes())
+            contents = _contents(part_of_batch, form)
             ends = np.frombuffer(contents.buffers()[1], np.int64)[: len(contents) + 1].tolist()
             data = memoryview(contents.buffers()[2])
             blocks.append(b"".join([sha256(data[a:b]).digest()[:ID_BYTES] for a, b in pairwise(ends)]))
-    return b"".join(blocks)
+    return Block(b"".join(blocks), b"".join(empty))
+
+
+def _empty_answers(batch: pa.RecordBatch, form: Form) -> NDArray[np.bool_]:
+    """`Example.has_empty_answer` of every row."""
+    answers = [batch.column(field.column) for field in form.fields if field.role == "assistant"]
+    written = [pc.match_substring_regex(texts, f"[^{WHITE_SPACE}]").fill_null(False) for texts in answers]
+    return ~np.logical_or.reduce([texts.to_numpy(zero_copy_only=False) for texts in written])
 
 
 def _contents(batch: pa.RecordBatch, form: Form) -> pa.LargeStringArray:

@@ -1,5 +1,6 @@
 """Where rows come from: a file, the Hub or the embedded generator, streamed, with a content id for every row."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,20 +10,34 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lpsel.data.column_forms import Example, Form, mapped_form, recognize, to_example
 from lpsel.data.formats import ENDINGS, Numbered, reader_of
-from lpsel.errors import UserError, check_int, first_line
+from lpsel.errors import UnusableRow, UserError, check_choice, check_int, first_line
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
 
-    from lpsel.data.content_ids import Contents
+    from lpsel.data.content_ids import Contents, Scan
+
+log = logging.getLogger(__name__)
+
+NO_CONTENT = Example(())
 
 
 class Row(NamedTuple):
-    """A row: `index` counts from 0, after skipped rows; `raw` is the row as in the source."""
+    """A row.
+
+    Attributes:
+        index: counts from 0, after `dataset.skip` rows.
+        raw: as in the source.
+        example: without turns if the row is unusable.
+        unusable: why the row cannot be used (`UnusableRow.kind`), None if it can.
+    """
 
     index: int  # type: ignore[assignment]  # hides tuple.index, which nothing here needs
     raw: dict[str, Any]
     example: Example
+    unusable: str | None = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,7 @@ class DatasetSpec:
             output; prompt and completion; messages; conversations.
         skip: number of rows to skip at the beginning.
         limit: maximum number of rows after those.
+        bad_rows: skip to leave out unusable rows, which keep their number; error to stop at the first one.
         cluster_column: a column of the source that names clusters.
         license: of the rows, as the Hub names it.
         synthetic: arguments of `lpsel.toy.data.generate`, used if path is null.
@@ -48,6 +64,7 @@ class DatasetSpec:
     columns: dict[str, str] | None = None
     skip: int = 0
     limit: int | None = None
+    bad_rows: str = "error"
     cluster_column: str | None = None
     license: str | None = None
     synthetic: dict[str, Any] | None = None
@@ -59,6 +76,7 @@ class DatasetSpec:
             problem = f"dataset={self.name} is generated from a seed and has no path"
             raise UserError("dataset.path", self.path, problem, "set dataset=local")
         check_int("dataset.skip", self.skip, 0)
+        check_choice("dataset.bad_rows", self.bad_rows, ("error", "skip"))
         if self.limit is not None:
             check_int("dataset.limit", self.limit, 1, hint="set it to null for all rows")
         if self.columns is not None and self.columns != {}:
@@ -72,7 +90,8 @@ class Source:
 
     Raises:
         UserError: a missing file or Hub dataset, an invalid row (with file and line), columns of no known form, no
-            rows, or a file that changes between two passes.
+            rows or none that can be used, or a file that changes between two passes.
+        UnusableRow: a row that cannot be used, with bad_rows=error.
     """
 
     def __init__(self, spec: DatasetSpec) -> None:
@@ -91,10 +110,12 @@ class Source:
                     raise UserError(
                         "dataset.cluster_column", spec.cluster_column, problem, "name one of these, or null"
                     )
-                example = to_example(raw, form)
+                example, unusable = to_example(raw, form), None
+            except UnusableRow as error:
+                example, unusable = NO_CONTENT, self.skipped(error, f"{location}, {unit} {number}")
             except UserError as error:
                 raise error.at(f"{location}, {unit} {number}") from None
-            yield Row(index, raw, example)
+            yield Row(index, raw, example, unusable)
         if index < 0:
             after = f" after dataset.skip={spec.skip}" if spec.skip else ""
             raise UserError(location, None, f"no rows{after}", "set dataset.path to a dataset that has some")
@@ -108,19 +129,76 @@ class Source:
         """The row of the file or dataset at which this source ends; None for its end."""
         return None if self.spec.limit is None else self.spec.skip + self.spec.limit
 
+    def example(self, raw: Mapping[str, Any]) -> Example:
+        """A row as an example, without turns if it is to be skipped."""
+        try:
+            return to_example(raw, self.form(raw))
+        except UnusableRow as error:
+            self.skipped(error, self.spec.name)
+            return NO_CONTENT
+
+    def skipped(self, error: UnusableRow, location: str) -> str:
+        """The kind of a row to skip; with bad_rows=error, raise the error with its location and this option."""
+        if self.spec.bad_rows == "skip":
+            return error.kind
+        skip = "set dataset.bad_rows=skip to leave such rows out"
+        located = error.at(location)
+        located.hint = f"{error.hint}, or {skip}" if error.hint else skip
+        raise located from None
+
+    def check_skipped(self, unusable: "pa.Array | None") -> None:
+        """Raise for the first of the rows that an earlier run with bad_rows=skip has skipped, unless this one skips.
+
+        Args:
+            unusable: kinds of the rows (N,), null for usable ones; None if all are usable.
+        """
+        if unusable is None or self.spec.bad_rows == "skip":
+            return
+        row = unusable.is_valid().index(True).as_py()
+        self.skipped(UnusableRow("unusable row", problem=unusable[row].as_py()), self.location(row))
+
+    def location(self, index: int) -> str:
+        """The file and line of a row, for messages."""
+        location, unit, rows = self._open()
+        number, _ = next(islice(rows, self.spec.skip + index, None))
+        return f"{location}, {unit} {number}"
+
     @cached_property
+    def _scan(self) -> "Scan":
+        from lpsel.data.content_ids import counts, listed, scan
+
+        scanned, name = scan(self), self.spec.name
+        if kinds := counts(scanned.unusable):
+            n, skipped = len(scanned.ids), sum(kinds.values())
+            if skipped == n:
+                problem = f"none of {n:,} rows can be used: {listed(kinds)}"
+                raise UserError("dataset", name, problem, "convert them, or use other data")
+            log.info(
+                "Rows: %s of %s rows of %s are unusable and skipped: %s", f"{skipped:,}", f"{n:,}", name, listed(kinds)
+            )
+        return scanned
+
+    @property
     def ids(self) -> "pa.LargeStringArray":
         """The content id of every row, in order; the first access reads the source."""
-        from lpsel.data.content_ids import ids_of
+        return self._scan.ids
 
-        return ids_of(self)
+    @property
+    def unusable(self) -> "pa.Array | None":
+        """The kind of every unusable row (N,), null for the others; None if all rows are usable."""
+        return self._scan.unusable
+
+    @property
+    def empty_answer(self) -> "NDArray[np.bool_]":
+        """Whether the row has no answer but white space, bool (N,)."""
+        return self._scan.empty_answer
 
     @cached_property
     def contents(self) -> "Contents":
-        """The distinct contents of the rows."""
+        """The distinct contents of the usable rows."""
         from lpsel.data.content_ids import contents_of
 
-        return contents_of(self.ids)
+        return contents_of(self.ids, self.unusable)
 
     @cached_property
     def fingerprint(self) -> str:

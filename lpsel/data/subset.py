@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from lpsel.data.column_forms import Example, to_example
+from lpsel.data.column_forms import Example
 from lpsel.data.dataset import Source
 from lpsel.storage import json_line, write_atomically
 
@@ -57,7 +57,7 @@ def write_subset(
 
 def _write_lines(file: IO[bytes], source: Source, selected: NDArray[np.bool_], wanted: set[int], seen: Seen) -> None:
     def lines() -> Iterator[bytes]:
-        for position, ((index, raw, example), chosen) in enumerate(zip(source, selected.tolist(), strict=True)):
+        for position, ((index, raw, example, _), chosen) in enumerate(zip(source, selected.tolist(), strict=True)):
             seen.characters[:, position] = example.characters()
             if index in wanted:
                 seen.rows[index] = example
@@ -87,7 +87,7 @@ def _write_parquet(file: IO[bytes], source: Source, selected: NDArray[np.bool_],
                 for row in wanted:
                     if row + first in taken:
                         raw = part.slice(row + first - taken[0], 1).to_pylist()[0]
-                        seen.rows[row] = to_example(raw, source.form(raw))
+                        seen.rows[row] = source.example(raw)
             start = end
             if start >= last:
                 break
@@ -102,7 +102,7 @@ def _characters(source: Source, batch: "pa.RecordBatch") -> NDArray[np.int32]:
     form = source.form(dict.fromkeys(batch.schema.names))
     by_column = text_form(form, batch.schema)
     if by_column is None:
-        return np.array([to_example(raw, form).characters() for raw in batch.to_pylist()], np.int32).T
+        return np.array([source.example(raw).characters() for raw in batch.to_pylist()], np.int32).T
     characters = np.zeros((2, len(batch)), np.int32)
     for part in by_column.fields:
         length = pc.utf8_length(batch.column(part.column)).fill_null(0)

@@ -8,11 +8,12 @@ from lpsel.data.control_tokens import Rendered, Span
 
 
 class Encoded(NamedTuple):
-    """A truncated row: its ids, its supervised spans in tokens, and whether it was longer."""
+    """A truncated row: its ids, its supervised spans in tokens, whether it was longer, why it is unusable."""
 
     ids: list[int]
     spans: list[tuple[int, int]]
     truncated: bool
+    unusable: str | None = None
 
 
 def truncated(encoding: Any, rendered: Rendered, eos: int, max_length: int) -> Encoded:

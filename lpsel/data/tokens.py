@@ -14,11 +14,12 @@ import pyarrow as pa
 
 from lpsel.cache import Entry
 from lpsel.console import track
+from lpsel.data.content_ids import counts, listed
 from lpsel.data.control_tokens import Rendered, control_tokens
 from lpsel.data.dataset import Row, Source
 from lpsel.data.supervised_tokens import Encoded, truncated
 from lpsel.data.templates import render, template_hash
-from lpsel.errors import UserError
+from lpsel.errors import UnusableRow, UserError
 from lpsel.storage import write_atomically
 
 ROWS_PER_BATCH = 1024  # of every record batch but the last: row i is in batch i // ROWS_PER_BATCH
@@ -32,6 +33,7 @@ SCHEMA = pa.schema(
         ("prompt_tokens", pa.int32()),
         ("response_tokens", pa.int32()),
         ("truncated", pa.bool_()),
+        ("unusable", pa.string()),  # the kind of a row that is skipped, which has no tokens
     ]
 )
 
@@ -55,6 +57,7 @@ class Tokens:
         response_tokens: supervised tokens after truncation, int32 (N,).
         truncated: whether the row was longer, bool (N,).
         lengths: tokens fed, int32 (N,), the sum of the first two.
+        unusable: the kind of every row that is skipped, null for the others, (N,); None if there are none.
     """
 
     def __init__(self, folder: Path, reused: bool = True) -> None:
@@ -67,6 +70,8 @@ class Tokens:
         self.response_tokens = _column(batches, "response_tokens", np.int32)
         self.truncated = _column(batches, "truncated", np.bool_)
         self.lengths = self.prompt_tokens + self.response_tokens
+        unusable = pa.concat_arrays([batch.column("unusable") for batch in batches])
+        self.unusable = None if unusable.null_count == len(unusable) else unusable.dictionary_encode()
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -84,8 +89,8 @@ class Tokens:
 
     @property
     def n_unsupervised(self) -> int:
-        """Number of rows without a supervised token: no answer, or a fully truncated one."""
-        return int((self.response_tokens == 0).sum())
+        """Number of usable rows without a supervised token: no answer, or a fully truncated one."""
+        return int((self.response_tokens == 0).sum()) - sum(counts(self.unusable).values())
 
     def input_ids(self, i: int) -> np.ndarray:
         """The tokens of row i, int32 (T,): a read-only view of the file."""
@@ -119,9 +124,12 @@ def tokenize(source: Source, tokenizer: Any, template: str, max_length: int, cac
         template: alpaca, chat or plain, see `lpsel.data.templates`.
         cache_dir: processes that need the same tokens at the same time wait for the first one.
 
+    A row that is unusable in the source, or that the template rejects, has no tokens with `dataset.bad_rows=skip`.
+
     Raises:
-        UserError: the tokenizer is slow or has no EOS, the template does not fit, the cache is not writable, or
-            whatever `Source` raises.
+        UserError: the tokenizer is slow or has no EOS, the template does not fit or rejects every row, the cache is not
+            writable, or whatever `Source` raises.
+        UnusableRow: the template rejects a row, with `dataset.bad_rows=error`.
     """
     entry = _entry(source, tokenizer, template, max_length, cache_dir)
     with entry.locked():
@@ -129,7 +137,12 @@ def tokenize(source: Source, tokenizer: Any, template: str, max_length: int, cac
         if not reused:
             write_atomically(entry.folder / DATA, lambda file: _write(file, source, tokenizer, template, max_length))
             entry.commit([DATA], rows=len(source))
-    return Tokens(entry.folder, reused)
+    tokens = Tokens(entry.folder, reused)
+    source.check_skipped(tokens.unusable)
+    if sum((kinds := counts(tokens.unusable)).values()) == len(tokens):
+        problem = f"template={template} can use none of {len(tokens):,} rows: {listed(kinds)}"
+        raise UserError("dataset", source.spec.name, problem, "set template=alpaca, or use other data")
+    return tokens
 
 
 def find_tokens(source: Source, tokenizer: Any, template: str, max_length: int, cache_dir: Path) -> Tokens | None:
@@ -138,9 +151,11 @@ def find_tokens(source: Source, tokenizer: Any, template: str, max_length: int, 
     return None if entry.find() is None else Tokens(entry.folder)
 
 
-def count_tokens(rows: Sequence[Row], tokenizer: Any, template: str, max_length: int) -> tuple[np.ndarray, np.ndarray]:
+def count_tokens(
+    source: Source, rows: Sequence[Row], tokenizer: Any, template: str, max_length: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Fed tokens and supervised tokens of some rows as `tokenize` would count them, int32 (N,) each."""
-    encoded = list(chain.from_iterable(_encoded(rows, tokenizer, template, max_length)))
+    encoded = list(chain.from_iterable(_encoded(source, rows, tokenizer, template, max_length)))
     return np.array([len(row.ids) for row in encoded], np.int32), _response_tokens(encoded)
 
 
@@ -163,7 +178,7 @@ def _entry(source: Source, tokenizer: Any, template: str, max_length: int, cache
 def _write(file: Any, source: Source, tokenizer: Any, template: str, max_length: int) -> None:
     first = 0
     with track("Tokenizing", total=len(source), unit="rows") as advance, pa.ipc.new_file(file, SCHEMA) as written:
-        for rows in _encoded(source, tokenizer, template, max_length):
+        for rows in _encoded(source, source, tokenizer, template, max_length):
             ids = source.ids.slice(first, len(rows)).cast(pa.string())
             written.write_batch(_record_batch(ids, rows))
             first += len(rows)
@@ -178,26 +193,34 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return hashlib.sha256((state + special).encode()).hexdigest()
 
 
-def _encoded(rows: Iterable[Row], tokenizer: Any, template: str, max_length: int) -> Iterator[list[Encoded]]:
-    """The rows in lists of ROWS_PER_BATCH; the last one may be shorter."""
+def _encoded(
+    source: Source, rows: Iterable[Row], tokenizer: Any, template: str, max_length: int
+) -> Iterator[list[Encoded]]:
+    """Rows of a source in lists of ROWS_PER_BATCH; the last one may be shorter."""
     controls = control_tokens(tokenizer)
 
-    def encode(texts: list[Rendered]) -> list[Encoded]:
-        whole = [text.text if text.controls is None else "" for text in texts]
-        encodings = controls.backend.encode_batch(whole, add_special_tokens=texts[0].add_special_tokens)
-        return [
-            truncated(
-                encoding if text.controls is None else controls.encode(text), text, tokenizer.eos_token_id, max_length
-            )
-            for encoding, text in zip(encodings, texts, strict=True)
-        ]
+    def encode(texts: list[Rendered | str]) -> list[Encoded]:
+        usable = [text for text in texts if isinstance(text, Rendered)]
+        whole = [text.text if text.controls is None else "" for text in usable]
+        special = bool(usable) and usable[0].add_special_tokens
+        encodings = iter(controls.backend.encode_batch(whole, add_special_tokens=special))
+        rows = []
+        for text in texts:
+            if isinstance(text, str):
+                rows.append(Encoded([], [], truncated=False, unusable=text))
+                continue
+            encoding = next(encodings)
+            encoding = encoding if text.controls is None else controls.encode(text)
+            rows.append(truncated(encoding, text, tokenizer.eos_token_id, max_length))
+        return rows
 
     encoded: list[Encoded] = []
-    texts: list[Rendered] = []
+    texts: list[Rendered | str] = []
     characters = 0
     for row in rows:
-        texts.append(_render(row, template, tokenizer))
-        characters += len(texts[-1].text)
+        text = _render(source, row, template, tokenizer)
+        texts.append(text)
+        characters += len(text.text) if isinstance(text, Rendered) else 0
         full = len(encoded) + len(texts) == ROWS_PER_BATCH
         if full or characters >= MAX_CHARACTERS:
             encoded += encode(texts)
@@ -209,9 +232,14 @@ def _encoded(rows: Iterable[Row], tokenizer: Any, template: str, max_length: int
         yield encoded + (encode(texts) if texts else [])
 
 
-def _render(row: Row, template: str, tokenizer: Any) -> Rendered:
+def _render(source: Source, row: Row, template: str, tokenizer: Any) -> Rendered | str:
+    """The text of a row, or the kind of an unusable one."""
+    if row.unusable is not None:
+        return row.unusable
     try:
         return render(row.example, template, tokenizer)
+    except UnusableRow as error:
+        return source.skipped(error, source.location(row.index))
     except UserError as error:
         raise error.at(f"row {row.index}") from None
 
@@ -227,6 +255,7 @@ def _record_batch(row_ids: pa.StringArray, rows: list[Encoded]) -> pa.RecordBatc
         pa.array(lengths - response),
         pa.array(response),
         pa.array([row.truncated for row in rows], pa.bool_()),
+        pa.array([row.unusable for row in rows], pa.string()),
     ]
     return pa.record_batch(columns, schema=SCHEMA)
 

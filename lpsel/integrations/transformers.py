@@ -24,8 +24,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from lpsel.console import track
 from lpsel.data.batching import padded
 from lpsel.data.column_forms import recognize, to_example
-from lpsel.data.content_ids import fingerprint, id_array
-from lpsel.errors import UserError
+from lpsel.data.content_ids import counts, fingerprint, id_array, kinds_array, raw_digest
+from lpsel.errors import UnusableRow, UserError, check_choice
 from lpsel.model.flops import forward_flops, training_flops
 from lpsel.model.loss import per_sample_nll, token_nll
 from lpsel.scoring.store import Parts, write_scores
@@ -49,15 +49,26 @@ class ScoresCallback(TrainerCallback):
         rows: the training rows before tokenization, in the same order, in any format that lpsel supports. Their content
             ids identify the rows in a selection.
         batch_tokens: largest batch of a recording pass, including padding.
+        bad_rows: skip to record nothing for rows that lpsel cannot use, as `dataset.bad_rows` does; the trainer still
+            trains on them.
 
     Raises:
         UserError: at the start of training, if the trainer's rows do not correspond to `rows`.
+        UnusableRow: at the start of training, a row that lpsel cannot use, with bad_rows=error.
     """
 
-    def __init__(self, folder: str | Path, rows: Sequence[Mapping[str, Any]] | Any, batch_tokens: int = 4096) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        rows: Sequence[Mapping[str, Any]] | Any,
+        batch_tokens: int = 4096,
+        bad_rows: str = "error",
+    ) -> None:
+        check_choice("bad_rows", bad_rows, ("error", "skip"))
         self.folder = Path(folder)
         self.rows = rows
         self.batch_tokens = batch_tokens
+        self.bad_rows = bad_rows
         self.parts = Parts(self.folder.with_name(f"{self.folder.name}.parts"))
         self.seconds = 0.0
         self.epochs = 0
@@ -109,7 +120,7 @@ class ScoresCallback(TrainerCallback):
             "epochs": epochs,
             "columns": [],
             "rows": len(columns.ids),
-            "rows_without_supervised_token": int((~scored_N).sum()),
+            "rows_without_supervised_token": int((~scored_N).sum()) - sum(counts(columns.unusable).values()),
             "recipe": {
                 "epochs": float(args.num_train_epochs),
                 "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
@@ -129,7 +140,8 @@ class ScoresCallback(TrainerCallback):
 
     def _columns(self) -> SimpleNamespace:
         """The columns of the scores folder other than the NLLs, and the tokens fed, shape (N,) each."""
-        self.id_array = id_array(to_example(row, recognize(row)).content_digest() for row in self.rows)
+        kinds: dict[int, str] = {}
+        self.id_array = id_array(self._digest(number, row, kinds) for number, row in enumerate(self.rows))
         n = len(self.dataset)
         if n != len(self.id_array):
             problem = f"got {len(self.id_array)} rows, but the trainer has {n}"
@@ -142,13 +154,26 @@ class ScoresCallback(TrainerCallback):
             features = self.collate([self.dataset[i]])
             fed_T = features.get("attention_mask", torch.ones_like(features["input_ids"]))[0]
             lengths[i], labels[i] = int(fed_T.sum()), int((features["labels"][0, 1:] != IGNORED).sum())
+        lengths[list(kinds)] = labels[list(kinds)] = 0
         return SimpleNamespace(
             ids=self.id_array.cast(pa.string()),
             lengths=lengths,
             prompt_tokens=lengths - labels,
             response_tokens=labels,
             truncated=np.zeros(n, dtype=np.bool_),
+            unusable=kinds_array(kinds, n),
         )
+
+    def _digest(self, number: int, row: Mapping[str, Any], kinds: dict[int, str]) -> bytes:
+        """The digest of a row; adds the kind of an unusable one to `kinds`."""
+        try:
+            return to_example(row, recognize(row)).content_digest()
+        except UnusableRow as error:
+            if self.bad_rows == "error":
+                hint = "pass bad_rows='skip' to record nothing for such rows"
+                raise UnusableRow(error.name, None, error.problem, hint, f"row {number}", kind=error.kind) from None
+            kinds[number] = error.kind
+            return raw_digest(row)
 
     @torch.no_grad()
     def _record(self, epoch: int, args: TrainingArguments, model: Any) -> None:

@@ -22,7 +22,7 @@ from lpsel.scoring.store import SCORES as SCORES_FILE
 from lpsel.scoring.table import ScoreTable, from_arrow
 
 RECORDED = re.compile(r"(nll|ppl)_(0|[1-9][0-9]*)")
-OPTIONAL = ("index", "id", "prompt_tokens", "response_tokens", "truncated", "cluster")
+OPTIONAL = ("index", "id", "prompt_tokens", "response_tokens", "truncated", "cluster", "unusable")
 MINIMUM = {"nll": (0, "losses"), "ppl": (1, "perplexities")}
 ROUNDING = 1e-3  # by which a record may be below the minimum
 FILES = "use a scores folder, or a .parquet, .csv or .npz file"
@@ -197,7 +197,16 @@ class _Columns:
             ppl=records_EN if kind == "ppl" else None,
             tokens_known={"prompt_tokens", "response_tokens"} <= set(self.names),
             columns={name: column for name in columns if (column := self._extra(name)) is not None},
+            unusable=self._unusable(),
         )
+
+    def _unusable(self) -> pa.Array | None:
+        """The kinds of skipped rows, None if there are none."""
+        if "unusable" not in self.names or (column := self.table["unusable"]).null_count == len(column):
+            return None
+        if not pa.types.is_string(column.type):
+            raise self._wrong("unusable", "a string where a row cannot be used, else empty")
+        return _one_array(column)
 
     def _recorded(self, optional: bool) -> tuple[str, int]:
         """The kind of records, nll or ppl, and the number of their columns, which may be 0 if they are optional."""

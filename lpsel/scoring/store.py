@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from lpsel.cache import FORMATS, Entry
+from lpsel.data.content_ids import counts
 from lpsel.data.dataset import Source
 from lpsel.errors import UserError, first_line
 from lpsel.integrity import Damaged, seal
@@ -177,10 +178,11 @@ def write_scores(
     """Write the scores folder of the contract and return the path of its scores.parquet.
 
     Args:
-        rows: N rows with `ids`, `prompt_tokens`, `response_tokens` and `truncated`, such as `lpsel.data.tokens.Tokens`.
+        rows: N rows with `ids`, `prompt_tokens`, `response_tokens`, `truncated` and `unusable`, such as
+            `lpsel.data.tokens.Tokens`.
         nll_EN: mean NLL per supervised token, in nats, before training and after each epoch.
-        manifest: what the scores depend on and what they took; the format, the number of rows with a record that is
-            not finite, and the SHA-256 of the file are added.
+        manifest: what the scores depend on and what they took; the format, the numbers of rows with a record that is
+            not finite and of unusable ones by kind, and the SHA-256 of the file are added.
         columns: more columns, (N,) each.
 
     Raises:
@@ -197,6 +199,7 @@ def write_scores(
         "prompt_tokens": pa.array(rows.prompt_tokens, pa.int32()),
         "response_tokens": pa.array(rows.response_tokens, pa.int32()),
         "truncated": pa.array(rows.truncated, pa.bool_()),
+        **({} if rows.unusable is None else {"unusable": rows.unusable.cast(pa.string())}),
         **{f"nll_{epoch}": to_arrow(nll_N) for epoch, nll_N in enumerate(nll_EN)},
         **{name: to_arrow(column) for name, column in (columns or {}).items()},
     }
@@ -204,5 +207,6 @@ def write_scores(
     path = folder / SCORES
     write_atomically(path, lambda file: pq.write_table(pa.table(table), file))
     not_finite = int(np.isinf(nll_EN).any(axis=0).sum())
-    seal(folder / MANIFEST, [SCORES], {"format": FORMAT, **manifest, "rows_not_finite": not_finite})
+    counted = {"rows_not_finite": not_finite, "rows_unusable": counts(rows.unusable)}
+    seal(folder / MANIFEST, [SCORES], {"format": FORMAT, **manifest, **counted})
     return path

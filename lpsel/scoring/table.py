@@ -60,6 +60,8 @@ class ScoreTable:
         tokens_known: False where token counts are placeholders, because the file had none.
         columns: other numbers that a rule ranks by, float64 (N,) each.
         vectors: embeddings, float32 (N, D), or None where no rule uses them.
+        empty_answer: whether the row has no answer but white space, bool (N,), or None where the texts are not known.
+        unusable: the kind of every row that was skipped, an Arrow array of N texts, null for the others; None for none.
     """
 
     index: NDArray[np.int64]
@@ -73,13 +75,16 @@ class ScoreTable:
     tokens_known: bool = True
     columns: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     vectors: NDArray[np.float32] | None = None
+    empty_answer: NDArray[np.bool_] | None = None
+    unusable: pa.Array | None = None
 
     def __post_init__(self) -> None:
         if self.id is not None and not isinstance(self.id, pa.Array):
             object.__setattr__(self, "id", pa.array(self.id, pa.large_string()))
         n = len(self.index)
         columns = (self.prompt_tokens, self.response_tokens, self.truncated, self.id, self.cluster, self.vectors)
-        assert all(len(column) == n for column in (*columns, *self.columns.values()) if column is not None)
+        of_text = (self.empty_answer, self.unusable)
+        assert all(len(column) == n for column in (*columns, *of_text, *self.columns.values()) if column is not None)
         assert self.nll.ndim == 2
         assert self.nll.shape[1] == n
         assert self.ppl is None or self.ppl.shape == self.nll.shape
@@ -115,6 +120,8 @@ class ScoreTable:
             ppl=None if self.ppl is None else self.ppl[:, order],
             columns={name: column[order] for name, column in self.columns.items()},
             vectors=None if self.vectors is None else self.vectors[order],
+            empty_answer=None if self.empty_answer is None else self.empty_answer[order],
+            unusable=None if self.unusable is None else self.unusable.take(pa.array(order)),
         )
 
     def fingerprint(self) -> str | None:

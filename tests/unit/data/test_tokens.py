@@ -238,9 +238,9 @@ def test_a_cache_that_is_not_writable_is_rejected(make_tokenizer, source, tmp_pa
     assert caught.value.name.startswith(str(tmp_path / "file"))
 
 
-def test_a_row_that_the_template_rejects_is_named_by_its_number(make_tokenizer, source, tmp_path):
+def test_a_row_that_the_template_rejects_is_named_by_its_line(make_tokenizer, source, tmp_path):
     tokenizer = make_tokenizer(chat_template="{{ raise_exception('no') if 'z' in messages[0]['content'] }}")
-    with pytest.raises(UserError, match="row 1: chat template of hand-made: rejects"):
+    with pytest.raises(UserError, match=r"rows.jsonl, line 2: chat template of hand-made: rejects"):
         tokenize(source(("a", "b"), ("z", "b")), tokenizer, "chat", 16, tmp_path)
     assert not list(tmp_path.rglob("manifest.json"))
 

@@ -24,6 +24,7 @@ def three_rows():
         prompt_tokens=np.full(3, 5, np.int32),
         response_tokens=np.array([2, 0, 3], np.int32),
         truncated=np.zeros(3, np.bool_),
+        unusable=None,
     )
 
 
