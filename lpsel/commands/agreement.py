@@ -50,6 +50,7 @@ def main(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
     result = run(given.tables, given.out, given.pct, given.clusters)
     show(result["numbers"])
+    show_diagnosis(result["numbers"])
     print(result["run_dir"], flush=True)
 
 
@@ -117,7 +118,7 @@ def _write_tables(folder: Path, values: dict[str, Any]) -> list[Path]:
     from pyarrow import csv
 
     written = []
-    for name in ("tables", "pairs", "within", "length"):
+    for name in ("tables", "pairs", "within", "diagnosis"):
         if values[name]:
             path = folder / f"{name}.csv"
             write_atomically(path, partial(csv.write_csv, pa.Table.from_pylist(_flat_entries(values[name]))))
@@ -170,6 +171,23 @@ def show(values: dict[str, Any]) -> None:
             table.add_row(title, escape(pair["a"]), escape(pair["b"]), *correlations, *shares)
             title = ""
         table.add_section()
+    console.show(table)
+
+
+def show_diagnosis(values: dict[str, Any]) -> None:
+    """Print a table of what every score follows, and of known and rising rows among its lowest."""
+    columns = list(dict.fromkeys(name for entry in values["diagnosis"] for name in entry["spearman"]))
+    table = Table(caption="What the scores follow, and rows among the lowest", caption_justify="left")
+    for title in ("metric", "scorer"):
+        table.add_column(title, overflow="fold")
+    titles = [f"Spearman with {name}" for name in columns] + ["between clusters"] * bool(values["clusters"])
+    for title in (*titles, *(f"known, rising in lowest {pct:g} %" for pct in values["pct"])):
+        table.add_column(title, justify="right")
+    for entry in sorted(values["diagnosis"], key=lambda entry: values["metrics"].index(entry["metric"])):
+        numbers = [entry["spearman"].get(name) for name in columns]
+        numbers += [entry["clusters"]] * bool(values["clusters"])
+        counts = (f"{low['known']:,}, {low['rising']:,} of {low['rows']:,}" for low in entry["lowest"])
+        table.add_row(METRICS[entry["metric"]].title, escape(entry["table"]), *map(_figure, numbers), *counts)
     console.show(table)
 
 

@@ -5,7 +5,7 @@ N rows, S scorers (tables), M metrics, C clusters, P percentages
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -15,8 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 from lpsel.errors import UserError
 from lpsel.scoring.metrics import METRICS, learning_percentage
 from lpsel.scoring.table import ScoreTable
-from lpsel.selection.agreement import Agreement, agreement, agreement_in_clusters, auc, lowest, spearman
+from lpsel.selection.agreement import Agreement, agreement, agreement_in_clusters, auc, lowest
 from lpsel.selection.budget import row_budget
+from lpsel.selection.diagnosis import known_and_rising, what_it_follows
 
 ALL, DEFINED = "all", "defined"  # the rows compared
 
@@ -104,7 +105,7 @@ def numbers(study: Study) -> dict[str, Any]:
         "tables": [_table(name, table, study.scores[:, s]) for s, (name, table) in enumerate(study.named)],
         "pairs": list(_pairs(study)),
         "within": list(_within(study)),
-        "length": list(_length(study)),
+        "diagnosis": list(_diagnosis(study)),
     }
 
 
@@ -200,25 +201,26 @@ def _quartiles(values_C: ArrayLike) -> dict[str, float]:
     return dict(zip(("lower_quartile", "median", "upper_quartile"), map(float, quartiles), strict=True))
 
 
-def _length(study: Study) -> Iterator[dict[str, Any]]:
-    """Scores against supervised response tokens, for tables with token counts."""
-    known = [(s, name, table) for s, (name, table) in enumerate(study.named) if table.tokens_known]
-    for rows, mask_N in study.rows.items():
-        filled_MSN = study.filled(rows)
-        for s, name, table in known:
-            length_N = table.response_tokens[mask_N]
-            for metric, score_N in zip(study.metrics, filled_MSN[:, s], strict=True):
-                yield {
-                    "table": name,
-                    "rows": rows,
-                    "n": len(length_N),
-                    "metric": metric,
-                    "spearman": float(spearman(np.array([score_N, length_N]))[0, 1]),
-                    "lowest": [_lowest_length(score_N, length_N, pct) for pct in study.pcts],
-                }
+def _diagnosis(study: Study) -> Iterator[dict[str, Any]]:
+    """What every score follows, and what is among its lowest rows, of the rows with a score in every table."""
+    rows = np.flatnonzero(study.defined)
+    for s, (name, table) in enumerate(study.named):
+        lengths = {"response_tokens": table.response_tokens, "prompt_tokens": table.prompt_tokens}
+        clustered = replace(table, cluster=study.cluster)
+        for metric, score_N in zip(study.metrics, study.scores[:, s], strict=True):
+            follows = what_it_follows(score_N, clustered, rows, lengths if table.tokens_known else {})
+            low = [_lowest(score_N, table, rows, pct) for pct in study.pcts]
+            yield {"table": name, "metric": metric, "n": len(rows), **follows, "lowest": low}
 
 
-def _lowest_length(score_N: NDArray[np.float64], length_N: NDArray[np.int32], pct: float) -> dict[str, float]:
-    low_N = lowest(score_N[None], pct)[0]
+def _lowest(score_N: NDArray[np.float64], table: ScoreTable, rows: NDArray[np.int64], pct: float) -> dict[str, Any]:
+    """Known and rising rows among the lowest and, with token counts, their lengths."""
+    low_N = lowest(score_N[None, rows], pct)[0]
+    selected_N = np.zeros(len(table), np.bool_)
+    selected_N[rows[low_N]] = True
+    counts = {"pct": pct, "rows": int(low_N.sum()), **known_and_rising(table, selected_N)}
+    if not table.tokens_known:
+        return counts
+    length_N = table.response_tokens[rows]
     means = {"mean_tokens": float(length_N[low_N].mean()), "mean_tokens_all": float(length_N.mean())}
-    return {"pct": pct, "auc": auc(length_N, low_N), **means}
+    return counts | {"auc": auc(length_N, low_N)} | means

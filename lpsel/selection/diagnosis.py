@@ -60,7 +60,7 @@ def what_it_follows(
 ) -> dict[str, Any]:
     """Spearman's correlation of the score with lengths and `nll_0`, and how far clusters explain its ranks.
 
-    Of at most MOST_ROWS of the rows, drawn at random. NaN where a column is constant.
+    Of at most MOST_ROWS of the rows, drawn at random. NaN where a column is constant; a cluster below 0 is none.
 
     Args:
         rows: positions of the rows with a score.
@@ -69,7 +69,10 @@ def what_it_follows(
         rows = np.random.default_rng(0).choice(rows, MOST_ROWS, replace=False)
     columns = dict(lengths) | ({"nll_0": table.nll[0]} if len(table.nll) else {})
     correlations = spearman(np.array([score_N[rows], *(column[rows] for column in columns.values())]))[0, 1:]
-    clusters = None if table.cluster is None else explained_by_clusters(score_N[rows], table.cluster[rows])
+    clusters = None
+    if table.cluster is not None:
+        inside = rows[table.cluster[rows] >= 0]
+        clusters = explained_by_clusters(score_N[inside], table.cluster[inside])
     return {"spearman": dict(zip(columns, correlations.tolist(), strict=True)), "clusters": clusters}
 
 

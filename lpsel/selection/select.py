@@ -176,6 +176,8 @@ def select(table: ScoreTable, spec: SelectionSpec, pct: float, seed: int) -> Sel
         selected[rows] = True
         if ranking.score is None:
             score[rows] = turn
+        else:
+            n_tied = ranked.tied_at_cutoff(selected)
     elif spec.length == "matched":
         rows, cell = matched(eligible, key, table.response_tokens, ties, cluster, take_C)
         selected[rows] = True

@@ -80,7 +80,7 @@ def test_a_run_folder_has_numbers_tables_figures_and_a_page(scores, tmp_path):
     result = run([str(scores("a", seed=1)), str(scores("b", seed=2)), str(scores("c", seed=3))], out, [10, 50])
     assert {p.name for p in out.iterdir()} == {
         ".lpsel.json",
-        "agreement.html", "agreement.json", "result.json", "tables.csv", "pairs.csv", "within.csv", "length.csv",
+        "agreement.html", "agreement.json", "result.json", "tables.csv", "pairs.csv", "within.csv", "diagnosis.csv",
         *(f"rank-rank-{m}.png" for m in ("lp", "lp_app", "lp_nll", "lp_app_nll")),
         *(f"heatmap-{m}-{what}.png" for m in ("lp", "lp_app", "lp_nll", "lp_app_nll")
           for what in ("spearman", "kendall", "lowest-10", "lowest-50")),
@@ -258,6 +258,7 @@ def test_the_command_ends_with_its_run_folder(scores, tmp_path, monkeypatch, cap
     folder = next((tmp_path / "runs" / "agreement").iterdir())
     assert out[-1] == str(folder)
     assert any("lowest 25 %" in line for line in out)
+    assert any("What the scores follow" in line for line in out)
     assert any("b has 1: LP_app only." in line for line in out)
     assert strict(folder / "result.json")["pct"] == [10, 25]
 

@@ -1,5 +1,7 @@
 """Agreement of scorers: small tables worked by hand, scipy, and the figures known of the released perplexities."""
 
+import json
+import lzma
 import math
 from functools import cache
 from pathlib import Path
@@ -151,13 +153,19 @@ def test_tables_that_cannot_be_compared_are_an_error(make_table):
         study(["a", "b"], [whole, whole], [10])
 
 
-def test_scores_are_compared_with_known_lengths(make_table):
-    # LP_app 0.1 to 0.5, lengths falling with it: the hardest row is the longest.
-    ppl = [[10.0] * 5, [9, 8, 7, 6, 5]]
-    made = study(["a", "b"], [make_table(ppl, response_tokens=[50, 40, 30, 20, 10])] * 2, [20])
-    entry = numbers(made)["length"][0]
-    assert (entry["spearman"], entry["lowest"][0]["auc"]) == (pytest.approx(-1), 1)
-    assert (entry["lowest"][0]["mean_tokens"], entry["lowest"][0]["mean_tokens_all"]) == (50, 30)
+def test_scores_are_compared_with_lengths_losses_and_clusters(make_table):
+    # LP_app .1 to .5, lengths falling with it: the hardest row is the longest. All rows start at 10; one ends above.
+    ppl = [[10.0] * 5, [9, 8, 7, 6, 5], [9, 8, 11, 6, 5]]
+    tables = [make_table(ppl, response_tokens=[50, 40, 30, 20, 10])] * 2
+    made = study(["a", "b"], tables, [20, 60], np.array([0, 0, 1, 1, 1], np.int32))
+    entry = next(entry for entry in numbers(made)["diagnosis"] if entry["metric"] == "lp_app")
+    assert entry["spearman"]["response_tokens"] == pytest.approx(-1)
+    assert math.isnan(entry["spearman"]["nll_0"])
+    # Ranks 1 to 5: between {1, 2} and {3, 4, 5} lie 2 x 1.5^2 + 3 of 10, so 1 - (1 - .75) 4 / 3.
+    assert entry["clusters"] == pytest.approx(2 / 3)
+    first, three = entry["lowest"]
+    assert (first["auc"], first["mean_tokens"], first["mean_tokens_all"]) == (1, 50, 30)
+    assert [(low["rows"], low["known"], low["rising"]) for low in (first, three)] == [(1, 0, 0), (3, 0, 1)]
 
 
 @pytest.fixture
@@ -251,3 +259,35 @@ def test_lp_and_lp_app_of_opt_350m_agree_as_known(released, dataset, known):
     made = released(dataset, "opt-350m", "opt-13b")
     entries = {(w["table"], w["rows"], w["a"], w["b"]): w["spearman"] for w in numbers(made)["within"]}
     assert f"{entries['opt-350m', ALL, 'lp', 'lp_app']:.3f}" == known
+
+
+@pytest.mark.parametrize(
+    ("name", "spearman", "shares"),
+    [
+        ("opt-350m", ["0.785", "0.901"], [["0.468", "0.611"], ["0.469", "0.612"]]),
+        ("opt-2.7b", ["0.911", "0.952"], [["0.668", "0.743"], ["0.668", "0.744"]]),
+    ],
+)
+def test_on_losses_a_small_scorer_agrees_with_a_large_one_on_dolly(shared_data, name, spearman, shares):
+    shared_data("perplexities_dolly.npz")
+    names = [name, "opt-13b"]
+    tables = [read_scores(shared_data.folder / "perplexities_dolly.npz", scorer) for scorer in names]
+    made = study(names, tables, [9.995, 10])
+    between = [made.between[metric, DEFINED] for metric in ("lp_app", "lp_app_nll")]
+    assert between[0].n == 14_467
+    assert between[0].lowest.tolist() == [1446, 1447], "10 % of the rows, rounded down and as a selection rounds"
+    assert [f"{agreed.spearman[0, 1]:.3f}" for agreed in between] == spearman
+    assert [[f"{agreed.share[p, 0, 1]:.3f}" for agreed in between] for p in (0, 1)] == shares
+
+
+def test_on_alpaca_the_basis_makes_no_difference(shared_data):
+    with lzma.open(shared_data.folder / "alpaca.jsonl.xz", "rt") as lines:
+        answered = np.flatnonzero([bool(json.loads(line)["output"].strip()) for line in lines])
+    shared_data("perplexities_alpaca.npz")
+    tables = [read_scores(shared_data.folder / "perplexities_alpaca.npz", name) for name in ("opt-350m", "opt-13b")]
+    made = study(["opt-350m", "opt-13b"], [table.take(answered) for table in tables], [10])
+    found = {name: made.between[name, DEFINED] for name in ("lp_app", "lp_app_nll")}
+    assert [f"{agreed.spearman[0, 1]:.3f}" for agreed in found.values()] == ["0.888", "0.869"]
+    assert [f"{agreed.share[0, 0, 1]:.3f}" for agreed in found.values()] == ["0.547", "0.543"]
+    entry = {entry["metric"]: entry for entry in numbers(made)["diagnosis"] if entry["table"] == "opt-350m"}
+    assert f"{entry['lp_app']['spearman']['nll_0']:.2f}" == "0.61"
