@@ -17,7 +17,7 @@ from lpsel.scoring.table import ScoreTable
 from lpsel.selection.agreement import spearman
 from lpsel.selection.select import Selection
 
-MOST_ROWS = 1_000_000  # of more, a sample is compared: sorting all would take longer than the selection
+MOST_ROWS = 200_000  # of more, a sample is compared: sorting all would take longer than the selection
 STRONG = 0.5  # a correlation from which on there is a warning
 MANY_KNOWN, MANY_RISING, MANY_DUPLICATES = 0.1, 0.01, 0.01  # fractions of the selected rows, likewise
 

@@ -1,6 +1,6 @@
 """s2l: rows in equal numbers from clusters of loss trajectories.
 
-N rows, M eligible rows, n rows to pick, C clusters
+N rows, M rows with a trajectory, E recorded columns, n rows to pick, C clusters
 """
 
 from functools import partial
@@ -15,6 +15,8 @@ from lpsel.selection.budget import Ties, capped_shares, rank_in_clusters
 from lpsel.selection.rules import Ranking, Rule
 
 NOT_FINITE = "trajectory is not finite"
+MOST_ROWS = 200_000  # that k-means visits in every iteration; the others are assigned to its clusters
+BLOCK = 65_536  # trajectories whose distances to all means are computed at once
 
 
 @partial(Rule, picks_rows=True)
@@ -25,16 +27,35 @@ def s2l(table: ScoreTable, *, seed: int, trajectory_clusters: int = 100) -> Rank
     recorded NLLs, then clusters from the smallest to the largest, each with an equal share of what is left of the
     budget. Rows are clustered in the order of a hash of their content, so that their order does not matter.
     """
-    finite_N: NDArray[np.bool_] = np.isfinite(table.nll).all(axis=0)
+    finite_N = np.isfinite(table.nll.sum(axis=0))
     key_N = random_keys(table.id, table.index, seed)
     rows = np.flatnonzero(finite_N & (table.response_tokens > 0))
     rows = rows[np.argsort(key_N[rows], kind="stable")]
     cluster_N = np.full(len(table), -1, np.int32)
     if len(rows):
-        k = min(trajectory_clusters, len(rows))
-        cluster_N[rows] = k_means(table.nll.T[rows].astype(np.float32), np.ones(len(rows), np.int64), k, seed)
+        cluster_N[rows] = trajectory_clusters_of(table.nll.T[rows], min(trajectory_clusters, len(rows)), seed)
     ties = Ties(None, table.index)
     return Ranking(None, {NOT_FINITE: ~finite_N}, arbitrary=True, pick=partial(equal_shares, cluster_N, key_N, ties))
+
+
+def trajectory_clusters_of(nll_ME: NDArray[np.float64], k: int, seed: int) -> NDArray[np.int32]:
+    """The k-means cluster of every trajectory, int32 (M,).
+
+    Of more than MOST_ROWS trajectories, the first ones are clustered, and the others join the nearest mean.
+    """
+    first_FE = nll_ME[:MOST_ROWS].astype(np.float32)
+    cluster_F = k_means(first_FE, np.ones(len(first_FE), np.int64), k, seed)
+    if len(nll_ME) == len(first_FE):
+        return cluster_F
+    size_C = np.bincount(cluster_F, minlength=k)
+    sum_EC = np.array([np.bincount(cluster_F, weights=column_F, minlength=k) for column_F in first_FE.T])
+    mean_CE = (sum_EC[:, size_C > 0] / size_C[size_C > 0]).T
+    number_C = np.flatnonzero(size_C).astype(np.int32)
+    square_C = (mean_CE**2).sum(axis=1)
+    blocks = np.split(nll_ME[MOST_ROWS:], range(BLOCK, len(nll_ME) - MOST_ROWS, BLOCK))
+    return np.concatenate(
+        [cluster_F, *(number_C[(square_C - 2 * block @ mean_CE.T).argmin(axis=1)] for block in blocks)]
+    )
 
 
 def equal_shares(

@@ -8,9 +8,10 @@ import pytest
 
 from lpsel.data.random_order import random_keys
 from lpsel.scoring.read import read_scores
+from lpsel.selection import trajectories as module
 from lpsel.selection.budget import Ties
 from lpsel.selection.select import select
-from lpsel.selection.trajectories import equal_shares, s2l
+from lpsel.selection.trajectories import equal_shares, s2l, trajectory_clusters_of
 
 
 def by_hand(cluster, key, n):
@@ -79,6 +80,17 @@ def test_the_order_of_rows_does_not_change_the_trajectory_clusters(make_table, m
     selected = select(table, spec_of(make_spec), 30, 1).selected
     moved = replace(table.take(order), index=np.arange(300))
     assert (select(moved, spec_of(make_spec), 30, 1).selected == selected[order]).all()
+
+
+def test_of_many_trajectories_some_are_clustered_and_the_others_join_the_nearest_mean(monkeypatch):
+    nll = np.random.default_rng(5).random((2_000, 4))
+    monkeypatch.setattr(module, "MOST_ROWS", 500)
+    monkeypatch.setattr(module, "BLOCK", 300)
+    cluster = trajectory_clusters_of(nll, 7, seed=0)
+    assert (cluster[:500] == trajectory_clusters_of(nll[:500], 7, seed=0)).all()
+    means = np.array([nll[:500][cluster[:500] == c].mean(axis=0) for c in range(7)])
+    nearest = ((nll[500:, None] - means) ** 2).sum(axis=2).argmin(axis=1)
+    assert (cluster[500:] == nearest).mean() > 0.999, "float32 may decide otherwise where two means are equally near"
 
 
 def test_on_released_records_clusters_are_nearest_and_the_overlap_with_lp_app_is_chance(shared_data, make_spec):
