@@ -142,15 +142,14 @@ def select(table: ScoreTable, spec: SelectionSpec, pct: float, seed: int) -> Sel
     pct = spec.percentage(pct, len(table))
     spec.check_records(table)
     cluster = table.cluster if spec.clusters == "shared" else None
-    exclusions = Exclusions(len(table))
+    exclusions, supervised = Exclusions(len(table)), table.response_tokens > 0
     if spec.budget == "exact":
-        exclusions.add(NO_SUPERVISED_TOKEN, table.response_tokens == 0)
+        exclusions.add(NO_SUPERVISED_TOKEN, ~supervised)
     ranking = spec.rank(table, seed)
     score, odd = _checked_scores(ranking, table, spec, exclusions)
     if spec.known == "drop":
-        scored = exclusions.code < 0
-        level = known_level(table.nll, scored) if spec.known_level is None else spec.known_level
-        exclusions.add(KNOWN, table.nll[0] < level)
+        level = spec.known_level
+        exclusions.add(KNOWN, table.nll[0] < (known_level(table.nll, supervised) if level is None else level))
     if spec.rising == "drop":
         exclusions.add(RISING, rises(table.nll))
     key = hardness = -score if ranking.descending else score

@@ -17,6 +17,17 @@ def test_costs_are_those_of_the_ledgers(few_runs):
         assert row["saved FLOPs"] == row["all rows FLOPs"] - row["scoring FLOPs"] - row["training FLOPs"]
 
 
+def test_diagnoses_are_those_of_the_selections(few_runs):
+    runs = find_runs([few_runs])
+    rows = {row["run"]: row for row in tables.diagnosis_rows(runs)}
+    selections = runs.by_command("train", "select")
+    assert len(rows) == len(selections) > 0
+    for run in selections:
+        row, found = rows[run.name], run.get("diagnosis")
+        assert (row["known"], row["of all rows"]) == (found["known"], found["median_response"]["all"])
+        assert row["Spearman with response_tokens"] == (found["spearman"] or {}).get("response_tokens")
+
+
 def test_means_over_seeds_have_an_interval_of_the_mean(sweep, another_seed):
     another_seed(sweep, "4", seed=2)
     (row,) = tables.seed_rows(points(find_runs([sweep])))

@@ -87,6 +87,12 @@ def test_values_that_a_training_run_and_an_evaluation_log(overrides, tmp_path, m
     assert scores == sorted(scores)
     assert table.rows[0][-2].startswith("Count to")
 
+    (diagnosed,) = [values for values in logged if "diagnosis/known" in values]
+    diagnosis = result["diagnosis"]
+    assert diagnosed["diagnosis/spearman/nll_0"] == diagnosis["spearman"]["nll_0"]
+    assert diagnosed["diagnosis/median_response/selected"] == diagnosis["median_response"]["selected"]
+    assert [[warning] for warning in diagnosis["warnings"]] == diagnosed["diagnosis/warnings"].rows
+
     (costs,) = [values for values in logged if "ledger" in values]
     ledger = result["ledger"]
     assert costs["ledger/selection_flops"] == ledger["selection"]["flops"]
