@@ -75,7 +75,7 @@ def run(job: Job) -> dict[str, Any]:
     )
     if not is_main_process():
         return {}
-    result["ledger"] = ledger(result["scoring"], result["training"], result.pop("full_training"))
+    result["ledger"] = ledger(result["scoring"], result["training"], result.pop("full_training"), result["n_total"])
     log_ledger(job.tracker, result["ledger"])
     parts = (result_summary.selection, result_summary.scores, result_summary.training)
     log.info(as_text(lines(pair for part in parts for pair in part(result))))

@@ -3,7 +3,6 @@
 # N rows
 
 import logging
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from lpsel.data.templates import render_prompt
 from lpsel.data.tokens import Tokens, tokenize, tokenizer_hash
 from lpsel.errors import check_int
 from lpsel.evaluation.evaluator import Candidates, EvaluationContext, generation_files
-from lpsel.evaluation.statistics import UNDEFINED, bootstrap_ratios, exponential
+from lpsel.evaluation.row_metrics import RowMetrics, compare_rows
 from lpsel.evaluation.tables import reference_table
 from lpsel.generation.answers import answer_counts
 from lpsel.generation.generate import generate, prompt_room
@@ -41,8 +40,6 @@ from lpsel.training.monitors import check_vocabulary
 
 log = logging.getLogger(__name__)
 
-METRICS = ("nll", "bits_per_byte", "exact_match", "rouge_l")
-
 
 class Inputs(NamedTuple):
     """What a model is evaluated on, prepared before any model is loaded."""
@@ -55,23 +52,14 @@ class Inputs(NamedTuple):
     prompts: list[Rendered]
 
 
-class RowMetrics(NamedTuple):
-    """Results of one model for every row, each of shape (N,)."""
-
-    nll: NDArray[np.float64]  # summed over the supervised tokens, in nats; 0 where there are none
-    tokens: NDArray[np.int64]  # supervised ones
-    response_bytes: NDArray[np.int64]  # of the supervised response text
-    exact_match: NDArray[np.float64]  # of the greedy answer, 0 or 1
-    rouge_l: NDArray[np.float64]  # of the greedy answer, from 0 to 1
-
-
 @dataclass(frozen=True)
 class ReferenceEvaluator:
     """Compares models with the reference responses of held-out rows.
 
     - `nll`: mean negative log-likelihood per supervised token, in nats, over all tokens of all rows; `perplexity` is
       exp(nll). Neither is comparable between tokenizers.
-    - `bits_per_byte`: the same likelihood in bits per UTF-8 byte of the response text; comparable between tokenizers.
+    - `bits_per_byte`: the likelihood of the response text, without special tokens, in bits per UTF-8 byte of it;
+      comparable between tokenizers.
     - `exact_match`: fraction of greedy answers equal to the reference, except for surrounding whitespace.
     - `rouge_l`: mean ROUGE-L F1 of the greedy answers.
 
@@ -106,8 +94,8 @@ class ReferenceEvaluator:
         """Evaluate one model after the other, and write generations/NAME.jsonl as soon as each is done.
 
         Returns:
-            `models` in their order, each with `metrics` and `difference` (None for the first) of `value`, `low` and
-            `high`; None where a value is not defined. The difference in NLL is None if the tokenizers differ.
+            `models` in their order, each with `metrics` and `difference`, see `compare_rows`; None where a value is not
+            defined, such as the difference in NLL if the tokenizers differ.
 
         Raises:
             UserError: no rows, a missing model, a context without room for a prompt or a template that does not fit,
@@ -129,10 +117,7 @@ class ReferenceEvaluator:
             if len(inputs) > 2:
                 log.info("Evaluated %s (%d of %d)", model.name, len(reports), len(inputs))
             free_memory()
-        metrics = compare(measured, self.resamples, self.seed)
-        for report, compared in zip(reports[1:], metrics[1:], strict=True):
-            if report["tokenizer"] != reports[0]["tokenizer"]:
-                compared["difference"]["nll"] = UNDEFINED._asdict()
+        metrics = compare_rows(measured, self.resamples, self.seed)
         return finite(
             {
                 "evaluator": "reference",
@@ -159,13 +144,15 @@ class ReferenceEvaluator:
     def _evaluate_model(
         self, inputs: Inputs, file: str, examples: list[Example], context: EvaluationContext
     ) -> tuple[RowMetrics, dict[str, Any]]:
-        nll, answers, seconds = self._run_model(inputs, context)
-        tokens = inputs.tokens
+        nll, text_nll, answers, seconds = self._run_model(inputs, context)
+        tokens, tokenizer = inputs.tokens, tokenizer_hash(inputs.tokenizer)
         references = [reference_of(example) for example in examples]
         pairs = list(zip((answer.text for answer in answers), references, strict=True))
         measured = RowMetrics(
             nll=nll,
+            text_nll=text_nll,
             tokens=tokens.response_tokens.astype(np.int64),
+            labels=np.array([hash((tokenizer, _labels(tokens, i).tobytes())) for i in range(len(examples))]),
             response_bytes=np.array([response_bytes(e, tokens, i, inputs.tokenizer) for i, e in enumerate(examples)]),
             exact_match=np.array([exact_match(*pair) for pair in pairs], dtype=np.float64),
             rouge_l=np.array([rouge_l(*pair) for pair in pairs]),
@@ -179,7 +166,7 @@ class ReferenceEvaluator:
             "model": inputs.path,
             "template": inputs.spec.template,
             "max_length": inputs.spec.max_length,
-            "tokenizer": tokenizer_hash(inputs.tokenizer),
+            "tokenizer": tokenizer,
             "rows": len(examples),
             "rows_without_supervised_tokens": tokens.n_unsupervised,
             "rows_truncated": tokens.n_truncated,
@@ -193,8 +180,8 @@ class ReferenceEvaluator:
 
     def _run_model(
         self, inputs: Inputs, context: EvaluationContext
-    ) -> tuple[NDArray[np.float64], list[Generation], dict[str, float]]:
-        """NLL of the references, greedy answers, and seconds spent on each."""
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[Generation], dict[str, float]]:
+        """NLL of the references, also without special tokens, greedy answers, and seconds spent on each."""
         started = time.perf_counter()
         device, dtype = context.device, context.dtype
         if device.type == "cpu":
@@ -205,7 +192,8 @@ class ReferenceEvaluator:
         loaded = time.perf_counter()
         precision = "32-true" if dtype == torch.float32 else "bf16-true"
         largest = recording_pack(model.config, precision, self.batch_tokens, device.type)
-        nll = reference_nll(loss, inputs.tokens, largest, f"References, {inputs.name}")
+        special = inputs.tokenizer.all_special_ids
+        nll, text_nll = reference_nll(loss, inputs.tokens, largest, f"References, {inputs.name}", special)
         loss.release()
         scored = time.perf_counter()
         sampling, title = Sampling(self.max_new_tokens), f"Answers, {inputs.name}"
@@ -213,16 +201,19 @@ class ReferenceEvaluator:
             model, inputs.tokenizer, inputs.prompts, sampling, batch_tokens=self.batch_tokens, title=title
         )
         seconds = {"load": loaded - started, "nll": scored - loaded, "generate": time.perf_counter() - scored}
-        return nll, answers, {step: round(value, 3) for step, value in seconds.items()}
+        return nll, text_nll, answers, {step: round(value, 3) for step, value in seconds.items()}
 
 
 @torch.inference_mode()
-def reference_nll(loss: PerSampleLoss, tokens: Tokens, batch_tokens: int, title: str) -> NDArray[np.float64]:
+def reference_nll(
+    loss: PerSampleLoss, tokens: Tokens, batch_tokens: int, title: str, special: Sequence[int] = ()
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Negative log-likelihood of the supervised tokens of each row, summed in float64, in nats, shape (N,).
 
-    0 where a row has no supervised token. The model is in evaluation mode and on its device.
+    Of all of them, and of those that are not special. 0 where a row has none. The model is in evaluation mode and on
+    its device.
     """
-    nll_N = np.zeros(len(tokens.ids))
+    nll_N, text_nll_N = np.zeros((2, len(tokens.ids)))
     supervised = np.flatnonzero(tokens.response_tokens > 0)
     prefixes = find_prefixes(tokens)
     on_gpu = loss.model.device.type == "cuda"
@@ -230,11 +221,19 @@ def reference_nll(loss: PerSampleLoss, tokens: Tokens, batch_tokens: int, title:
     with track(title, total=len(supervised), unit="rows") as advance:
         for rows in packed(supervised, tokens.lengths, batch_tokens):
             batch = collate(tokens, rows, prefixes, varlen=on_gpu)
-            packs.append((rows, batch.row_N.numpy(), loss(batch.to(loss.model.device))))
+            is_text_N = ~np.isin(batch.labels_N.numpy(), special)
+            packs.append((rows, batch.row_N.numpy(), is_text_N, loss(batch.to(loss.model.device))))
             advance(len(rows), tokens=batch.tokens)
-    for rows, row_N, token_nll in packs:
-        nll_N[rows] = np.bincount(row_N, weights=token_nll.cpu().double().numpy(), minlength=len(rows))
-    return nll_N
+    for rows, row_N, is_text_N, token_nll in packs:
+        token_nll_N = token_nll.cpu().double().numpy()
+        nll_N[rows] = np.bincount(row_N, weights=token_nll_N, minlength=len(rows))
+        text_nll_N[rows] = np.bincount(row_N[is_text_N], weights=token_nll_N[is_text_N], minlength=len(rows))
+    return nll_N, text_nll_N
+
+
+def _labels(tokens: Tokens, i: int) -> NDArray[np.int32]:
+    """The supervised tokens of row i."""
+    return tokens.input_ids(i)[tokens.supervised(i)]
 
 
 def response_bytes(example: Example, tokens: Tokens, i: int, tokenizer: Any) -> int:
@@ -244,32 +243,7 @@ def response_bytes(example: Example, tokens: Tokens, i: int, tokenizer: Any) -> 
     whole = sum(len(turn.content.encode()) for turn in example.turns if turn.role == "assistant")
     if not tokens.truncated[i]:
         return whole
-    left = tokens.input_ids(i)[tokens.supervised(i)]
-    return min(whole, len(tokenizer.decode(left.tolist(), skip_special_tokens=True).encode()))
-
-
-def compare(measured: Sequence[RowMetrics], resamples: int, seed: int) -> list[dict[str, Any]]:
-    """Metrics of every model with their intervals, and paired differences to the first model.
-
-    Returns:
-        For every model `metrics` (METRICS and perplexity) and `difference` (METRICS; None for the first), each with
-        `value`, `low` and `high`. exp of the difference in NLL is the ratio of perplexities.
-    """
-    one_N = np.ones(len(measured[0].tokens))
-    columns: list[tuple[NDArray[Any], NDArray[Any]]] = []
-    for m in measured:
-        columns += [(m.nll, m.tokens), (m.nll / math.log(2), m.response_bytes)]
-        columns += [(m.exact_match, one_N), (m.rouge_l, one_N)]
-    numerator_NK, denominator_NK = (np.column_stack(side) for side in zip(*columns, strict=True))
-    ratios = bootstrap_ratios(numerator_NK, denominator_NK, resamples=resamples, seed=seed)
-    results = []
-    for first in range(0, len(columns), len(METRICS)):
-        metrics = {metric: ratios.estimate(first + j) for j, metric in enumerate(METRICS)}
-        metrics = {"nll": metrics["nll"], "perplexity": exponential(metrics["nll"]), **metrics}
-        difference = {metric: ratios.difference(first + j, j) for j, metric in enumerate(METRICS)}
-        by_metric = [{name: each._asdict() for name, each in several.items()} for several in (metrics, difference)]
-        results.append({"metrics": by_metric[0], "difference": by_metric[1] if first else None})
-    return results
+    return min(whole, len(tokenizer.decode(_labels(tokens, i).tolist(), skip_special_tokens=True).encode()))
 
 
 def reference_of(example: Example) -> str:

@@ -83,7 +83,7 @@ def minimal_win_rate(preference_N: ArrayLike, model_chars_N: ArrayLike, baseline
 def _inputs(preference_N: ArrayLike, model_chars_N: ArrayLike, baseline_chars_N: ArrayLike) -> tuple[Floats, Floats]:
     """1 and the scaled length difference, shape (n, 2), and preference - 1, shape (n,), of the prompts with both.
 
-    No prompts where all differences are equal, but not 0: length and model cannot be told apart.
+    No prompts where all differences are equal, but not 0: the effects of length and model cannot be separated.
     """
     preference_N = as_preferences(preference_N)
     shorter_N = np.asarray(baseline_chars_N, dtype=np.float64) - np.asarray(model_chars_N, dtype=np.float64)

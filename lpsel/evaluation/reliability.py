@@ -67,7 +67,7 @@ def _too_few(metrics: Mapping[str, Any]) -> list[str]:
     if low is not None and high is not None and low < 50 < high and high - low > 2 * WIDE:
         enough = round(n * ((high - low) / (2 * AIM)) ** 2, -1)
         problems.append(
-            f"The interval of the win rate, {low:.0f} to {high:.0f} %, is too wide to tell which model is better: "
+            f"The interval of the win rate, {low:.0f} to {high:.0f} %, is too wide to show which model is better: "
             f"about {enough:,.0f} prompts would give ±{AIM:.0f} points."
         )
     if n < FEW_FOR_LENGTHS and metrics["length_controlled_win_rate"] is not None:

@@ -169,6 +169,13 @@ def sign_flip_test(difference_N: ArrayLike, *, draws: int = RESAMPLES, seed: int
     return (as_large + 1) / (draws + 1)
 
 
+def two_sided_p(resampled_R: Floats) -> float:
+    """Two-sided p-value of 0, from a bootstrap: 1 minus the level of the largest percentile interval without 0."""
+    defined = resampled_R[np.isfinite(resampled_R)]
+    beyond = min(int((defined <= 0).sum()), int((defined >= 0).sum()))
+    return min(1.0, 2 * (beyond + 1) / (len(defined) + 1))
+
+
 def holm(p_values: ArrayLike) -> list[float]:
     """Holm's step-down adjustment of several p-values, in their order (Holm 1979).
 

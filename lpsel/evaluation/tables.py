@@ -24,12 +24,17 @@ REFERENCE_COLUMNS = (
 def reference_table(result: dict[str, Any]) -> Table:
     """A row for every model, each value above its 95 % interval; the baseline comes first.
 
-    A star marks values whose paired difference to the baseline has an interval without 0.
+    A star marks values whose paired difference to the baseline is significant.
     """
     models = result["models"]
     notes = ["95 % bootstrap intervals over rows."]
     if len(models) > 1:
-        notes.append(f"* The 95 % interval of the paired difference to {escape(result['baseline'])} excludes 0.")
+        notes.append(
+            f"* The paired difference to {escape(result['baseline'])} is significant: p < 0.05 with Holm's correction "
+            "for models and metrics."
+        )
+        if partial := {model["difference"]["nll"]["rows"] for model in models[1:]} - {models[0]["rows"]}:
+            notes.append(f"Differences in NLL are those of the rows with the same supervised tokens, {min(partial):,}.")
     if len({model["tokenizer"] for model in models}) > 1:
         notes.append("Tokenizers differ: compare bits/byte, not NLL or perplexity.")
     rows = []
@@ -136,6 +141,4 @@ def _interval(
 
 def _differs(model: dict[str, Any], metric: str) -> bool:
     difference = (model["difference"] or {}).get("nll" if metric == "perplexity" else metric)
-    if difference is None or difference["low"] is None:
-        return False
-    return difference["low"] > 0 or difference["high"] < 0
+    return difference is not None and difference["p_value_holm"] is not None and difference["p_value_holm"] < 0.05

@@ -197,17 +197,24 @@ def pairwise_metrics(
 
 
 def shown_interval(counted: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    """The interval to show next to `win_rate`: Wilson's for few verdicts, wins or losses, None for a single verdict.
+    """The interval to show next to `win_rate`, None for a single verdict.
 
-    The bootstrap's covers less than 93 % there (docs/guides/win-rates.md).
+    Wilson's for few verdicts, wins or losses, where the bootstrap's covers less than 93 %, and for plain verdicts
+    without ties (docs/guides/win-rates.md). Of fractional preferences, Wilson's is that of as many wins as their sum.
     """
     n, rate = counted.get("n") or 0, counted.get("win_rate")
     if rate is None or n < 2:
         return None, None
-    rare = n * min(rate, 100 - rate) / 100
-    kind = "wilson" if (n < FEW or rare < RARE) and counted.get("wilson_low") is not None else "ci"
-    low, high = counted.get(f"{kind}_low"), counted.get(f"{kind}_high")
-    return low, high
+    few = n < FEW or n * min(rate, 100 - rate) / 100 < RARE
+    if counted.get("wilson_low") is None or not (few or counted.get("ties") == 0):
+        return counted.get("ci_low"), counted.get("ci_high")
+    won = [counted.get("discrete_win_rate"), 100 * (counted.get("wins", 0) + counted.get("ties", 0) / 2) / n]
+    if any(each is not None and abs(each - rate) < 1e-9 for each in won):
+        return counted["wilson_low"], counted["wilson_high"]
+    if not few:
+        return counted.get("ci_low"), counted.get("ci_high")
+    low, high = wilson(n * rate / 100, n)
+    return 100 * low, 100 * high
 
 
 def _texts(text_N: Sequence[str | None] | None, rows: int) -> tuple[NDArray[np.int64], Bools]:

@@ -17,9 +17,9 @@ Times = NDArray[np.int64]  # how often each row has been fed, shape (N,)
 def forward_flops(model: Any, lengths: NDArray[np.int32], supervised: NDArray[np.int32]) -> float:
     """Floating-point operations of one forward pass over rows, with the output head on supervised tokens only.
 
-    2 per weight and token for the layers, 2 x 2 x hidden x T^2 / 2 per layer for causal attention, 2 x hidden x
-    vocabulary per supervised token for the head (Kaplan et al. 2020, table 1, with the head separate). 4-bit weights
-    count like other weights.
+    2 per weight and token for the layers, 2 x 2 x heads x head size x T^2 / 2 per layer for causal attention, 2 x
+    hidden x vocabulary per supervised token for the head (Kaplan et al. 2020, table 1, with the head separate). 4-bit
+    weights count like other weights; of experts, those that a token is routed to.
     """
     weights, _, attention = _products(model, lengths, supervised)
     return weights + attention
@@ -53,15 +53,24 @@ def _products(model: Any, lengths: NDArray[np.int32], supervised: NDArray[np.int
     config = model.config.get_text_config()
     head = model.get_output_embeddings().weight
     tables = {id(model.get_input_embeddings().weight), id(head)}
-    layers = [p for p in model.parameters() if id(p) not in tables]
+    layers = [(p, _share(name, config)) for name, p in model.named_parameters() if id(p) not in tables]
     length = lengths.astype(np.float64)
     per_token = 2.0 * length.sum()
     per_label = 2.0 * supervised.sum(dtype=np.float64)
-    weights = per_token * sum(map(_size, layers)) + per_label * _size(head)
-    trained = sum(_size(p) for p in layers if p.requires_grad)
+    weights = per_token * sum(_size(p) * share for p, share in layers) + per_label * _size(head)
+    trained = sum(_size(p) * share for p, share in layers if p.requires_grad)
     trainable = per_token * trained + per_label * _size(head) * head.requires_grad
-    attention = 2 * config.num_hidden_layers * config.hidden_size * (length**2).sum()
+    heads = config.num_attention_heads
+    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+    attention = 2 * config.num_hidden_layers * width * (length**2).sum()
     return float(weights), float(trainable), float(attention)
+
+
+def _share(name: str, config: Any) -> float:
+    """Fraction of a parameter that a token is multiplied with: less than 1 for one of a mixture's experts."""
+    counts = (getattr(config, names, None) for names in ("num_local_experts", "num_experts", "n_routed_experts"))
+    experts = next((count for count in counts if count), None)
+    return config.num_experts_per_tok / experts if experts and ".experts." in name else 1.0
 
 
 def _size(parameter: Any) -> int:

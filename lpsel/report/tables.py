@@ -154,7 +154,8 @@ def cost_rows(runs: Runs) -> Table:
         {
             "run": run.name,
             **{f"{name} FLOPs": run.get("ledger", part, "flops") for name, part in parts.items()},
-            "break-even %": run.get("ledger", "break_even_pct"),
+            "break-even % of FLOPs": run.get("ledger", "break_even_pct"),
+            "break-even % of rows": run.get("ledger", "break_even_rows_pct"),
             "folder": str(run.folder),
         }
         for run in runs.by_command("train")

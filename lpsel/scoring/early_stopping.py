@@ -43,7 +43,8 @@ def expected_agreement(correlation: float, rows: int, before: int, now: int, ste
 
     It assumes that each further doubling of the steps changes the ranking as much as the last one did. The 95 %
     interval is that of a correlation of `rows` rows (Bonett and Wright, Psychometrika 65, 2000); it covers the error of
-    the sample, not that of the extrapolation.
+    the sample, not that of the extrapolation. Training stops at the first correlation above a bound, which is more
+    often too high than too low: the estimate is optimistic by up to the error of the sample.
 
     Args:
         correlation: of the checks after `before` and `now` of `steps` steps.

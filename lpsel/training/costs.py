@@ -66,26 +66,29 @@ def utilization(flops: float, seconds: float, device: torch.device, devices: int
 
 
 def ledger(
-    scoring: Mapping[str, Any] | None, training: Mapping[str, Any], everything: Mapping[str, float]
+    scoring: Mapping[str, Any] | None, training: Mapping[str, Any], everything: Mapping[str, float], n_total: int
 ) -> dict[str, Any]:
     """The costs of a run, compared with training on all rows: tokens, FLOPs and device seconds of each part.
 
     Reused scores count in full; `scoring` is None for a rule without scores. The device seconds of training on
-    everything are extrapolated from this run by FLOPs. `saved` is negative if more was spent. `break_even_pct` is the
-    percentage of the data below which selection and training cost less than training on everything.
+    everything are extrapolated from this run by FLOPs. `saved` is negative if more was spent. Selection and training
+    cost less than training on everything below `break_even_pct` percent of its FLOPs, or `break_even_rows_pct` percent
+    of all `n_total` rows if they are as long as the rows of this run.
     """
     selection = {name: scoring[name] if scoring else 0 for name in SPENT}
     spent = {name: training[name] for name in SPENT}
     all_flops = everything["flops"]
     all_rows = {**everything, "device_seconds": spent["device_seconds"] * all_flops / spent["flops"]}
     total = {name: selection[name] + spent[name] for name in SPENT}
+    break_even_pct = 100 * max(0.0, 1 - selection["flops"] / all_flops)
     return {
         "selection": selection,
         "training": spent,
         "total": total,
         "everything": all_rows,
         "saved": {"flops": all_flops - total["flops"], "share": 1 - total["flops"] / all_flops},
-        "break_even_pct": 100 * max(0.0, 1 - selection["flops"] / all_flops),
+        "break_even_pct": break_even_pct,
+        "break_even_rows_pct": min(100.0, break_even_pct * training["rows"] / n_total * all_flops / spent["flops"]),
     }
 
 
@@ -96,7 +99,8 @@ def describe_ledger(figures: Mapping[str, Any]) -> str:
     if figures["break_even_pct"] == 0:
         limit = "selection alone costs as much"
     else:
-        limit = f"selection pays off below {figures['break_even_pct']:.0f} % of the data"
+        limit = f"selection pays off below {figures['break_even_pct']:.0f} % of these, "
+        limit += f"{figures['break_even_rows_pct']:.0f} % of the rows if as long as the selected ones"
     return (
         f"{figures['selection']['flops']:.3g} FLOPs to select, {figures['training']['flops']:.3g} to train: "
         f"{outcome} training on everything ({figures['everything']['flops']:.3g}); {limit}"

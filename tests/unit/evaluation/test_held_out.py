@@ -22,15 +22,8 @@ from lpsel.data.tokens import tokenize
 from lpsel.errors import UserError
 from lpsel.evaluation import held_out
 from lpsel.evaluation.evaluator import Candidates, EvaluationContext
-from lpsel.evaluation.held_out import (
-    METRICS,
-    ReferenceEvaluator,
-    RowMetrics,
-    compare,
-    reference_nll,
-    reference_of,
-    response_bytes,
-)
+from lpsel.evaluation.held_out import ReferenceEvaluator, reference_nll, reference_of, response_bytes
+from lpsel.evaluation.row_metrics import METRICS, RowMetrics, compare_rows
 from lpsel.evaluation.tables import reference_table
 from lpsel.model.loss import PerSampleLoss
 from lpsel.model.spec import ModelSpec
@@ -90,7 +83,7 @@ def test_metrics_are_computed_from_the_written_rows(two_models, saved, random_mo
         metrics = {name: figure["value"] for name, figure in model["metrics"].items()}
         assert metrics["nll"] == pytest.approx(nats / tokens)
         assert metrics["perplexity"] == pytest.approx(math.exp(nats / tokens))
-        assert metrics["bits_per_byte"] == pytest.approx(nats / math.log(2) / (1 + 15 + 0 + 27))
+        assert 0 < metrics["bits_per_byte"] < nats / math.log(2) / (1 + 15 + 0 + 27), "without the end of the response"
         assert metrics["exact_match"] == sum(row["exact_match"] for row in rows) / 4
         assert metrics["rouge_l"] == pytest.approx(sum(row["rouge_l"] for row in rows) / 4)
         assert model["supervised_tokens"] == tokens == 1 + 15 + 0 + 27 + 4  # bytes, and an EOS for every row
@@ -209,7 +202,7 @@ def test_nll_is_not_compared_between_tokenizers(saved, byte_tokenizer, tmp_path)
     spec = dataclasses.replace(saved["llama"], name="other", path=str(tmp_path / "other"))
     result = evaluated(SMALL, [saved["llama"], spec], rows, tmp_path)
     difference = result["models"][1]["difference"]
-    assert difference["nll"] == {"value": None, "low": None, "high": None}
+    assert (difference["nll"]["value"], difference["nll"]["rows"], difference["nll"]["p_value"]) == (None, 0, None)
     assert difference["bits_per_byte"]["value"] == 0
     assert shown(result).count("Tokenizers differ: compare bits/byte") == 1
 
@@ -258,36 +251,85 @@ def test_the_table_marks_differences_and_undefined_values(two_models):
     first, second = result["models"]
     first["metrics"]["nll"] = {"value": None, "low": None, "high": None}
     second["metrics"]["rouge_l"] = {"value": 0.5, "low": 0.4, "high": 0.6}
-    second["difference"]["rouge_l"] = {"value": 0.1, "low": 0.01, "high": 0.2}
+    second["difference"]["rouge_l"] = {"value": 0.1, "low": 0.01, "high": 0.2, "p_value_holm": 0.02}
+    second["difference"]["bits_per_byte"] = {"value": 0.1, "low": 0.01, "high": 0.2, "p_value_holm": 0.09}
     second["metrics"]["exact_match"] = {"value": 0.25, "low": None, "high": None}
     text = shown(result)
     assert "50.0*" in text
+    assert text.count("*") == 2, "one value, and its explanation"
     assert "[40.0, 60.0]" in text
     assert "25.0 " in text
     assert " - " in text
 
 
 def test_metrics_by_hand():
-    # 6 nats over 4 tokens and 3 bytes; one of two answers right
+    # 6 nats over 4 tokens, 5 of them over 3 bytes of text; one of two answers right
     measured = RowMetrics(
         nll=np.array([2.0, 4.0]),
+        text_nll=np.array([1.5, 3.5]),
         tokens=np.array([1, 3]),
+        labels=np.array([1, 2]),
         response_bytes=np.array([1, 2]),
         exact_match=np.array([1.0, 0.0]),
         rouge_l=np.array([1.0, 0.2]),
     )
-    (metrics,) = compare([measured], 100, 0)
+    (metrics,) = compare_rows([measured], 100, 0)
     assert {name: estimate["value"] for name, estimate in metrics["metrics"].items()} == pytest.approx(
-        {"nll": 1.5, "perplexity": math.exp(1.5), "bits_per_byte": 2 / math.log(2), "exact_match": 0.5, "rouge_l": 0.6}
+        {
+            "nll": 1.5,
+            "perplexity": math.exp(1.5),
+            "bits_per_byte": 5 / 3 / math.log(2),
+            "exact_match": 0.5,
+            "rouge_l": 0.6,
+        }
     )
     assert metrics["difference"] is None
+
+
+def test_models_are_compared_on_rows_with_the_same_supervised_tokens():
+    # the same weights, but the second model sees half of every other row: its NLL per token is higher
+    generator = np.random.default_rng(0)
+    token_nll = generator.gamma(2.0, 1.0, (60, 8)) + np.linspace(2, 0, 8)
+    cut = np.arange(60) % 2 == 0
+    whole, right = token_nll.sum(axis=1), generator.integers(0, 2, 60).astype(float)
+    half = np.where(cut, token_nll[:, :4].sum(axis=1), whole)
+    long = RowMetrics(whole, whole, np.full(60, 8), np.zeros(60, int), np.full(60, 80), right, right)
+    short = long._replace(nll=half, text_nll=half, tokens=np.where(cut, 4, 8), labels=cut * 1,
+                          response_bytes=np.where(cut, 40, 80))  # fmt: skip
+    first, second = compare_rows([long, short], 1000, 0)
+    assert second["metrics"]["nll"]["value"] > first["metrics"]["nll"]["value"] + 0.1
+    for metric in ("nll", "bits_per_byte"):
+        difference = second["difference"][metric]
+        assert (difference["value"], difference["low"], difference["high"], difference["rows"]) == (0, 0, 0, 30)
+        assert difference["p_value_holm"] == 1
+    assert second["difference"]["exact_match"]["rows"] == 60
+
+
+def test_differences_are_corrected_for_models_and_metrics():
+    # 13 models with 4 metrics each, none of which differs: 2.6 intervals without 0 are expected
+    generator = np.random.default_rng(1)
+    rows, tokens = 200, np.full(200, 5)
+    models = []
+    for _ in range(14):
+        nll, text, right, close = generator.gamma(4.0, 1.0, (4, rows))
+        models.append(RowMetrics(nll, text, tokens, tokens, tokens, right, close))
+    found = [each for result in compare_rows(models, 4000, 0)[1:] for each in result["difference"].values()]
+    assert len(found) == 52
+    assert (
+        sum(each["p_value"] < 0.05 for each in found) == sum(each["low"] > 0 or each["high"] < 0 for each in found) > 0
+    )
+    assert min(each["p_value_holm"] for each in found) > 0.05
+    first = models[0]
+    better = compare_rows([first, first._replace(nll=first.nll - 1)], 4000, 0)[1]["difference"]["nll"]
+    assert better["p_value_holm"] < 0.01
 
 
 def test_the_paired_interval_matches_scipy():
     generator = np.random.default_rng(0)
     one, two = (generator.integers(0, 2, 40).astype(float) for _ in range(2))
     tokens = np.full(40, 5)
-    ours = compare([RowMetrics(one, tokens, tokens, one, one), RowMetrics(two, tokens, tokens, two, two)], 20_000, 1)[1]
+    models = [RowMetrics(own, own, tokens, tokens, tokens, own, own) for own in (one, two)]
+    ours = compare_rows(models, 20_000, 1)[1]
     theirs = stats.bootstrap(
         (two, one),
         lambda a, b, axis: a.mean(axis=axis) - b.mean(axis=axis),
@@ -308,7 +350,8 @@ def test_nll_matches_the_loss_of_transformers(random_models, byte_tokenizer, tmp
     model = random_models[kind]
     tokens = tokenize(source_of(tmp_path, ROWS), byte_tokenizer, "plain", 32, tmp_path / "cache")
     loss = PerSampleLoss(model)
-    nll = reference_nll(loss, tokens, 70, "References")
+    end = byte_tokenizer.eos_token_id
+    nll, text_nll = reference_nll(loss, tokens, 70, "References", [end])
     loss.release()
     for i in range(len(ROWS)):
         ids = torch.from_numpy(tokens.input_ids(i).astype(np.int64))
@@ -316,6 +359,10 @@ def test_nll_matches_the_loss_of_transformers(random_models, byte_tokenizer, tmp
         with torch.no_grad():
             mean = model(ids[None], labels=labels[None]).loss
         assert nll[i] / tokens.response_tokens[i] == pytest.approx(float(mean), rel=1e-5)
+        labels[labels == end] = -100
+        with torch.no_grad():
+            text = model(ids[None], labels=labels[None]).loss * (labels[1:] != -100).sum()
+        assert text_nll[i] == pytest.approx(float(text.nan_to_num()), rel=1e-5)
 
 
 def test_response_bytes_exclude_template_and_prompt(byte_tokenizer, tmp_path):

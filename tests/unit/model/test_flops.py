@@ -31,6 +31,31 @@ def test_training_all_weights_is_three_forward_passes(make_model, kind):
     assert training_flops(model, LENGTHS, SUPERVISED) == 3 * forward
 
 
+def test_attention_counts_the_width_of_the_heads():
+    # Gemma 3: 4 heads of 16 at a hidden size of 32
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    sizes = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    config = Gemma3TextConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, head_dim=16)
+    model = Gemma3ForCausalLM(config)
+    once = forward_flops(model, np.array([10], np.int32), np.array([0], np.int32))
+    twice = forward_flops(model, np.array([20], np.int32), np.array([0], np.int32))
+    assert twice - 2 * once == 2 * 2 * 64 * (20**2 - 2 * 10**2)
+
+
+def test_experts_count_as_far_as_tokens_are_routed_to_them():
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    config = MixtralConfig(
+        **sizes, num_attention_heads=4, num_key_value_heads=2, num_local_experts=8, num_experts_per_tok=2
+    )
+    model = MixtralForCausalLM(config)
+    # a layer: attention, a router of 32 x 8, two norms, and 2 of 8 experts of three 32 x 48
+    layers = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 32 * 8 + 2 * 3 * 32 * 48 + 2 * 32) + 32
+    assert forward_flops(model, LENGTHS, SUPERVISED) == 2 * layers * 40 + ATTENTION + 2 * HEAD * 15
+
+
 @pytest.mark.parametrize("quantization", [None, "nf4"], ids=["lora", "qlora"])
 def test_frozen_weights_cost_two_thirds_whatever_their_bits(make_folder, quantization):
     model = adapted(make_folder(), quantization)

@@ -102,7 +102,15 @@ def test_a_win_rate_without_information_is_left_out():
 
 
 def test_few_verdicts_have_wilsons_interval():
-    entry = {"win_rate": 100.0, "ci_low": 100.0, "ci_high": 100.0, "wilson_low": 83.9, "wilson_high": 100.0, "n": 20}
+    entry = {
+        "win_rate": 100.0,
+        "ci_low": 100.0,
+        "ci_high": 100.0,
+        "wilson_low": 83.9,
+        "wilson_high": 100.0,
+        "n": 20,
+        "wins": 20,
+    }
     assert metrics_of(entry) == {"win_rate": (100, 83.9, 100)}
 
 

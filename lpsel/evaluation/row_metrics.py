@@ -1,0 +1,92 @@
+"""Metrics of models on the same held-out rows, and paired differences between them. Pure functions."""
+
+# N rows, R resamples
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lpsel.evaluation.statistics import bootstrap_ratios, exponential, holm, two_sided_p
+
+METRICS = ("nll", "bits_per_byte", "exact_match", "rouge_l")
+
+
+class RowMetrics(NamedTuple):
+    """Results of one model for every row, each of shape (N,)."""
+
+    nll: NDArray[np.float64]  # summed over the supervised tokens, in nats; 0 where there are none
+    text_nll: NDArray[np.float64]  # the same without special tokens, such as the end of the response
+    tokens: NDArray[np.int64]  # supervised ones
+    labels: NDArray[np.int64]  # a hash of the supervised tokens and the tokenizer
+    response_bytes: NDArray[np.int64]  # of the supervised response text
+    exact_match: NDArray[np.float64]  # of the greedy answer, 0 or 1
+    rouge_l: NDArray[np.float64]  # of the greedy answer, from 0 to 1
+
+
+def compare_rows(measured: Sequence[RowMetrics], resamples: int, seed: int) -> list[dict[str, Any]]:
+    """Metrics of every model with their intervals, and paired differences to the first model.
+
+    A difference in NLL is that of the rows whose supervised tokens are the same, one in bits per byte that of rows with
+    equally long text: others, cut at another length for example, are no easier or harder for one of the models.
+
+    Returns:
+        For every model `metrics` (METRICS and perplexity), each with `value`, `low` and `high`; and `difference`
+        (METRICS; None for the first), with the number of `rows` compared, `p_value` (bootstrap), and `p_value_holm`,
+        corrected for the number of models and metrics. exp of the difference in NLL is the ratio of perplexities.
+    """
+    first = measured[0]
+    every = np.ones(len(first.tokens), bool)
+    columns: list[tuple[NDArray[Any], NDArray[Any]]] = []
+    for m in measured:
+        columns += _columns(m, every, every)
+    shared = [(m.labels == first.labels, m.response_bytes == first.response_bytes) for m in measured]
+    for m, same in zip(measured, shared, strict=True):
+        columns += [*_columns(m, *same), *_columns(first, *same)]
+    numerator_NK, denominator_NK = (np.column_stack(side) for side in zip(*columns, strict=True))
+    ratios = bootstrap_ratios(numerator_NK, denominator_NK, resamples=resamples, seed=seed)
+    own = len(METRICS)
+    results: list[dict[str, Any]] = []
+    for i in range(len(measured)):
+        metrics = {metric: ratios.estimate(own * i + j) for j, metric in enumerate(METRICS)}
+        metrics = {"nll": metrics["nll"], "perplexity": exponential(metrics["nll"]), **metrics}
+        difference: dict[str, dict[str, Any]] = {}
+        for j, metric in enumerate(METRICS):
+            k = own * (len(measured) + 2 * i) + j
+            estimate = ratios.difference(k, k + own)
+            resampled_R = ratios.resampled_RK[:, k] - ratios.resampled_RK[:, k + own]
+            p_value = None if estimate.low is None else two_sided_p(resampled_R)
+            difference[metric] = estimate._asdict() | {"rows": int(ratios.rows_K[k]), "p_value": p_value}
+        by_metric = {name: each._asdict() for name, each in metrics.items()}
+        results.append({"metrics": by_metric, "difference": difference if i else None})
+    _correct([each for result in results[1:] for each in result["difference"].values()])
+    return results
+
+
+def _columns(
+    m: RowMetrics, same_tokens_N: NDArray[np.bool_], same_text_N: NDArray[np.bool_]
+) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+    """Numerator and denominator of each of METRICS, 0 where a row does not count."""
+    one_N = np.ones(len(m.tokens))
+
+    def counted(value_N: NDArray[Any], rows_N: NDArray[np.bool_]) -> NDArray[Any]:
+        return np.where(rows_N, value_N, 0)
+
+    return [
+        (counted(m.nll, same_tokens_N), counted(m.tokens, same_tokens_N)),
+        (counted(m.text_nll / math.log(2), same_text_N), counted(m.response_bytes, same_text_N)),
+        (m.exact_match, one_N),
+        (m.rouge_l, one_N),
+    ]
+
+
+def _correct(differences: Sequence[dict[str, Any]]) -> None:
+    """Add `p_value_holm` to every difference."""
+    tested = [each for each in differences if each["p_value"] is not None]
+    adjusted = holm([each["p_value"] for each in tested])
+    for each in differences:
+        each["p_value_holm"] = None
+    for each, p_value in zip(tested, adjusted, strict=True):
+        each["p_value_holm"] = p_value
