@@ -1,5 +1,7 @@
 """The configuration files, and how a configuration node becomes the object it describes."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +54,19 @@ def _user_cache() -> str:
     return user_cache_dir("lpsel")
 
 
-def _stem(path: str) -> str:
-    """The name of a file, folder or Hub id: `dolly` of data/dolly.jsonl.xz, `opt-350m` of org/opt-350m."""
-    name = Path(path).name
-    for suffix in (".xz", ".gz", ".zst", ".jsonl", ".json", ".csv", ".parquet"):
-        name = name.removesuffix(suffix)
-    return name
+def _stem(path: str | Sequence[str]) -> str:
+    """The name of a file, folder, glob or Hub id: `dolly` of data/dolly.jsonl.xz, `data` of data/*.jsonl.
+
+    Of a list, the name of the first.
+    """
+    first = path if isinstance(path, str) or not path else path[0]
+    for part in reversed(Path(str(first)).parts):
+        name = part
+        for suffix in (".xz", ".gz", ".zst", ".jsonl", ".json", ".csv", ".parquet"):
+            name = name.removesuffix(suffix)
+        if name := re.sub(r"[*?\[\]]+", "", name):
+            return name
+    return ""
 
 
 OmegaConf.register_new_resolver("lpsel_user_cache", _user_cache, replace=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lpsel import report
 from lpsel.commands.arguments import OneLineParser
 from lpsel.commands.result_summary import statistics
-from lpsel.data.formats import reader_of
+from lpsel.data.paths import is_hub_id
 from lpsel.errors import UserError, first_line
 from lpsel.integrity import Damaged, check_files
 from lpsel.output_folder import MARKER, output_folder
@@ -123,7 +123,7 @@ def card(result: dict[str, Any], data: Path, license: str) -> "DatasetCard":
     from huggingface_hub import DatasetCard, DatasetCardData
 
     source, scorer = result["dataset"], result["scorer"]
-    hub_id = source["path"] if source["path"] and reader_of(source["path"]) is None else None
+    hub_id = source["path"] if is_hub_id(source["path"]) else None
     metadata = DatasetCardData(
         license=license,
         task_categories=["text-generation"],

@@ -3,111 +3,15 @@
 `FORMS` is the only table of them: it drives reading, content ids (by row and by column), subset statistics and prompts.
 """
 
-import hashlib
-import json
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from json.encoder import encode_basestring as quoted
-from types import MappingProxyType
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lpsel.errors import UnusableRow, UserError
-
-ID_BYTES = 16  # of a SHA-256: an id has 32 hexadecimal digits
-ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-}
-
-
-class Turn(NamedTuple):
-    """A turn of a conversation.
-
-    Attributes:
-        role: system, user, assistant or tool.
-        content: its text; empty where an assistant turn only calls tools.
-        supervised: whether an assistant turn is trained on.
-        fields: what else a chat template can use, as in the row: tool_calls, tool_call_id, name, reasoning_content.
-    """
-
-    role: str
-    content: str
-    supervised: bool = True
-    fields: Mapping[str, Any] = MappingProxyType({})
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A row in any form.
-
-    Attributes:
-        input: Alpaca's extra input, which belongs to the first user turn.
-        tools: the tools that the assistant can call, as in the row, for the chat template.
-    """
-
-    turns: tuple[Turn, ...]
-    input: str = ""
-    tools: tuple[Mapping[str, Any], ...] = ()
-
-    def content_id(self) -> str:
-        """32 hexadecimal digits of the SHA-256 of the content, the same on every machine and in every form."""
-        return self.content_digest().hex()
-
-    def content_digest(self) -> bytes:
-        """The 16 bytes of `content_id`: of the JSON, without spaces, {"input":...,"turns":[[role,content],...]}.
-
-        A turn with fields, or that is not trained on, has a third item, and tools are a third key, "tools".
-        """
-        turns = ",".join(
-            [
-                f"[{quoted(role)},{quoted(content)}]"
-                if supervised and not fields
-                else f"[{quoted(role)},{quoted(content)},{_json({**fields, 'supervised': supervised})}]"
-                for role, content, supervised, fields in self.turns
-            ]
-        )
-        tools = f',"tools":{_json(self.tools)}' if self.tools else ""
-        text = f'{{"input":{quoted(self.input)},"turns":[{turns}]{tools}}}'
-        return hashlib.sha256(text.encode()).digest()[:ID_BYTES]
-
-    def instruction(self) -> str:
-        """The content of the first user turn."""
-        return next((turn.content for turn in self.turns if turn.role == "user"), "")
-
-    def has_empty_answer(self) -> bool:
-        """Whether the answers to train on are all empty or white space, and call no tool; False if there are none."""
-        found = False
-        for role, content, supervised, fields in self.turns:
-            if role == "assistant" and supervised:
-                if (content and not content.isspace()) or fields.get("tool_calls"):
-                    return False
-                found = True
-        return found
-
-    def characters(self) -> tuple[int, int]:
-        """Number of characters of the prompt (everything but the assistant turns) and of the response."""
-        prompt, response = len(self.input), 0
-        for turn in self.turns:
-            if turn.role == "assistant":
-                response += len(turn.content)
-            else:
-                prompt += len(turn.content)
-        return prompt, response
-
-    def embedding_text(self) -> str:
-        """The text to embed for clustering: `Instruction: {instruction} {input} Response: {output}`, fields stripped.
-
-        As in the code released with the paper; the turns of one role in a longer conversation are joined by a space.
-        """
-        instruction, output = (
-            " ".join(turn.content.strip() for turn in self.turns if turn.role == role) for role in ("user", "assistant")
-        )
-        return f"Instruction: {instruction} {self.input.strip()} Response: {output}"
+from lpsel.data.column_guess import unknown_form
+from lpsel.data.example import Example as Example
+from lpsel.data.example import Turn as Turn
+from lpsel.data.turns import check_no_media, media_columns, tools_of, turns_of
+from lpsel.data.values import is_null, text_of
+from lpsel.errors import UserError
 
 
 class Field(NamedTuple):
@@ -117,29 +21,36 @@ class Field(NamedTuple):
         name: in `dataset.columns`.
         column: the column that holds it, unless `dataset.columns` names another one.
         role: of the turn that its text becomes; "input" for Alpaca's extra input; None for a list of turns.
-        turn_keys: role and content in a list of turns, for a column that may hold one.
+        turns: whether the column may hold a list of turns.
         optional: the column may be missing; null and empty text contribute nothing either.
     """
 
     name: str
     column: str
     role: str | None
-    turn_keys: tuple[str, str] | None = None
+    turns: bool = False
     optional: bool = False
 
 
 class Form(NamedTuple):
-    """The fields of a row in the order of their turns; `strict` if optional columns must exist as well."""
+    """The fields of a row in the order of their turns.
+
+    Attributes:
+        strict: optional columns must exist as well.
+        tools: columns of the row, for a conversation that may have tools.
+        media: columns of the row that must be empty: images, audio, video.
+    """
 
     fields: tuple[Field, ...]
     strict: bool = False
+    tools: tuple[str, ...] = ()
+    media: tuple[str, ...] = ()
 
 
-MESSAGES = ("role", "content")
 FORMS = (
-    Form((Field("messages", "messages", None, MESSAGES),)),
-    Form((Field("conversations", "conversations", None, ("from", "value")),)),
-    Form((Field("prompt", "prompt", "user", MESSAGES), Field("completion", "completion", "assistant", MESSAGES))),
+    Form((Field("messages", "messages", None, turns=True),)),
+    Form((Field("conversations", "conversations", None, turns=True),)),
+    Form((Field("prompt", "prompt", "user", turns=True), Field("completion", "completion", "assistant", turns=True))),
     Form(
         (
             Field("instruction", "instruction", "user"),
@@ -159,24 +70,45 @@ FORMS = (
 PROMPT_FORMS = tuple(Form(tuple(f for f in form.fields if f.role != "assistant")) for form in FORMS)
 
 
-def find_form(columns: Collection[str], further: Sequence[Form] = ()) -> Form | None:
-    """The first form of FORMS, then of `further`, whose required columns are all among `columns`."""
-    return next(
-        (form for form in (*FORMS, *further) if all(f.optional or f.column in columns for f in form.fields)), None
-    )
+def forms_of(columns: Sequence[str], forms: Iterable[Form] | None = None) -> tuple[Form, ...]:
+    """The forms, by default of FORMS, that a row with these columns can have, with its own spelling of the names.
+
+    A form without `strict` leaves out the optional columns that the row does not have.
+    """
+    spelled = {name.lower(): name for name in reversed(columns)} | {name: name for name in columns}
+    media = media_columns(columns)
+    possible = []
+    for form in FORMS if forms is None else forms:
+        names = [spelled.get(field.column, spelled.get(field.column.lower())) for field in form.fields]
+        pairs = list(zip(form.fields, names, strict=True))
+        if all(name is not None or (field.optional and not form.strict) for field, name in pairs):
+            fields = tuple(field._replace(column=name) for field, name in pairs if name is not None)
+            with_turns = any(field.turns for field in fields)
+            tools = tuple(spelled[name] for name in ("tools", "functions") if with_turns and name in spelled)
+            possible.append(Form(fields, form.strict, tools, media))
+    return tuple(possible)
+
+
+def choose_form(forms: Sequence[Form], raw: Mapping[str, Any]) -> Form:
+    """The first of the possible forms of a row in which no required column is empty, or else the first."""
+
+    def is_complete(form: Form) -> bool:
+        values = (raw[field.column] for field in form.fields if not field.optional)
+        return not any(is_null(value) or value == "" for value in values)
+
+    return forms[0] if len(forms) == 1 else next(filter(is_complete, forms), forms[0])
 
 
 def recognize(raw: Mapping[str, Any]) -> Form:
     """The form of a row.
 
     Raises:
-        UserError: no form has these columns.
+        UnusableRow: no form has these columns.
     """
-    form = find_form(raw)
-    if form is None:
-        hint = "map your columns, as in 'dataset.columns={instruction: COLUMN, output: COLUMN}'"
-        raise UserError(f"columns {', '.join(map(str, raw)) or 'none'}", None, "not a known form", hint)
-    return form
+    forms = forms_of(tuple(raw))
+    if not forms:
+        raise unknown_form(raw)
+    return choose_form(forms, raw)
 
 
 def mapped_form(columns: Mapping[str, str]) -> Form:
@@ -198,64 +130,22 @@ def mapped_form(columns: Mapping[str, str]) -> Form:
 def to_example(raw: Mapping[str, Any], form: Form) -> Example:
     """A row as an example.
 
+    Args:
+        form: of this row, from `recognize` or `forms_of`.
+
     Raises:
-        UserError: a column is missing or holds something other than text or turns.
+        UnusableRow: a column holds something other than text or turns.
     """
     turns, extra = list[Turn](), ""
-    for field in form.fields:
-        if field.column not in raw:
-            if field.optional and not form.strict:
-                continue
-            problem = f"missing in this row, which has {', '.join(map(str, raw)) or 'none'}"
-            raise UserError(f"column {field.column}", None, problem, "see dataset.columns")
-        value = raw[field.column]
-        if field.turn_keys and (field.role is None or isinstance(value, list)):
-            turns += _turns(value, field.column, *field.turn_keys)
-        elif field.role == "input":
-            extra = _text(value, field.column)
-        elif (text := _text(value, field.column)) or not field.optional:
-            turns.append(Turn(str(field.role), text))
-    return Example(tuple(turns), extra)
-
-
-def _turns(value: Any, column: str, role_key: str, content_key: str) -> list[Turn]:
-    if not isinstance(value, list) or not value:
-        problem = f"must be a list of turns, found {_described(value)}"
-        raise UserError(f"column {column}", None, problem, "remove the row or map another column")
-    turns = []
-    for turn in value:
-        if not isinstance(turn, dict) or role_key not in turn or content_key not in turn:
-            problem = f"every turn must have {role_key} and {content_key}"
-            raise UserError(f"column {column}", None, problem, "fix or remove the row")
-        role = turn[role_key]
-        if not isinstance(role, str) or role.lower() not in ROLES:
-            problem = f"{role_key} {str(role)[:40]!r} must be one of {', '.join(ROLES)}"
-            raise UserError(f"column {column}", None, problem, "remove the row")
-        turns.append(Turn(ROLES[role.lower()], _text(turn[content_key], f"{column}.{content_key}")))
-    return turns
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
-
-
-def _text(value: Any, column: str) -> str:
-    """The text of a field; null is empty."""
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        problem = f"must be text, found {_described(value)}"
-        kind = f"a {type(value).__name__} as text"
-        raise UnusableRow(f"column {column}", None, problem, "convert it to a string", kind=kind)
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            problem = "contains half of a surrogate pair, which is not valid Unicode"
-            kind = "half a surrogate pair"
-            raise UnusableRow(f"column {column}", None, problem, "fix the text", kind=kind) from None
-    return value
-
-
-def _described(value: Any) -> str:
-    return "an empty list" if value == [] else f"{type(value).__name__} {str(value)[:40]!r}"
+    for _, column, role, may_be_turns, optional in form.fields:
+        value = raw[column]
+        if may_be_turns and (role is None or isinstance(value, list)):
+            turns += turns_of(value, column)
+        elif role == "input":
+            extra = text_of(value, column)
+        elif (text := text_of(value, column)) or not optional:
+            turns.append(Turn(str(role), text))
+    if form.media:
+        check_no_media(raw, form.media)
+    tools = tuple(tool for column in form.tools for tool in tools_of(raw[column], column)) if form.tools else ()
+    return Example(tuple(turns), extra, tools)

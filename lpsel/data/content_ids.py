@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from itertools import pairwise
 from json.encoder import encode_basestring as quoted
 from multiprocessing import get_context
@@ -18,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lpsel.data.column_forms import ID_BYTES, Form
+from lpsel.data.column_forms import Form
+from lpsel.data.example import ID_BYTES
 from lpsel.data.parquet import batches
 
 if TYPE_CHECKING:
@@ -128,12 +128,14 @@ def contents_of(ids: pa.Array, unusable: pa.Array | None = None) -> Contents:
     return Contents(encoded.dictionary.take(order_U), position_U[encoded.indices.fill_null(-1).to_numpy()])
 
 
-def text_form(form: Form, schema: pa.Schema) -> Form | None:
-    """The form with the fields that a Parquet file has, if each of them is a column of text; else None."""
-    fields = tuple(field for field in form.fields if field.column in schema.names)
+def text_form(source: "Source", schema: pa.Schema) -> Form | None:
+    """The form of all rows of a Parquet file, if it can be only one whose columns are all texts; else None."""
+    forms = source.forms(tuple(schema.names))
+    if len(forms) != 1 or forms[0].tools or forms[0].media or source.spec.system != "keep":
+        return None
     texts = (pa.string(), pa.large_string())
-    all_texts = all(field.role is not None and schema.field(field.column).type in texts for field in fields)
-    return form._replace(fields=fields) if all_texts else None
+    all_texts = all(f.role is not None and schema.field(f.column).type in texts for f in forms[0].fields)
+    return forms[0] if all_texts else None
 
 
 def _by_row(source: "Source", unusable: dict[int, str]) -> Iterator[Block]:
@@ -164,55 +166,60 @@ def _stable_text(value: Any) -> str:
     return type(value).__name__ if type(value).__str__ is object.__str__ else str(value)
 
 
+class _Group(NamedTuple):
+    """Rows of a row group of a file."""
+
+    path: Path
+    form: Form
+    number: int
+    rows: range
+
+
 def _by_column(source: "Source") -> Iterator[Block] | None:
-    """The rows by column, one block per row group, for a Parquet file of text columns; else None."""
+    """The rows by column, one block per row group, for Parquet files of text columns; else None."""
     import pyarrow.parquet as pq
 
-    spec = source.spec
-    if not source.is_parquet:
+    if not source.parquet_files:
         return None
-    path = Path(str(spec.path)).expanduser()
     next(iter(source))  # checks the file and its form
-    with pq.ParquetFile(path) as file:
-        schema, metadata = file.schema_arrow, file.metadata
-        groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-    form = text_form(source.form(dict.fromkeys(schema.names)), schema)
-    if form is None:
-        return None
-    return _parquet_digests(path, form, groups, range(spec.skip, sum(groups) if source.stop is None else source.stop))
+    groups, end = list[_Group](), 0
+    for path in source.parquet_files:
+        with pq.ParquetFile(path) as file:
+            schema, metadata = file.schema_arrow, file.metadata
+        if (form := text_form(source, schema)) is None:
+            return None
+        for number in range(metadata.num_row_groups):
+            start, end = end, end + metadata.row_group(number).num_rows
+            stop = end if source.stop is None else min(source.stop, end)
+            if wanted := range(max(source.spec.skip, start), stop):
+                groups.append(_Group(path, form, number, range(wanted.start - start, wanted.stop - start)))
+    return _blocks(groups)
 
 
-def _parquet_digests(path: Path, form: Form, groups: list[int], rows: range) -> Iterator[Block]:
-    parts, end = [], 0
-    for group, size in enumerate(groups):
-        start, end = end, end + size
-        if wanted := range(max(rows.start, start), min(rows.stop, end)):
-            parts.append((group, range(wanted.start - start, wanted.stop - start)))
-    digests = partial(_group_digests, path, form)
-    workers = min(os.cpu_count() or 1, len(parts), MAX_WORKERS)
-    if len(rows) < ROWS_WORTH_WORKERS or workers == 1:
-        yield from map(digests, parts)
+def _blocks(groups: list[_Group]) -> Iterator[Block]:
+    workers = min(os.cpu_count() or 1, len(groups), MAX_WORKERS)
+    if sum(len(group.rows) for group in groups) < ROWS_WORTH_WORKERS or workers == 1:
+        yield from map(_block, groups)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(digests, parts)
+        yield from pool.map(_block, groups)
 
 
-def _group_digests(path: Path, form: Form, part: tuple[int, range]) -> Block:
-    """Some rows of a row group."""
-    group, rows = part
-    sha256, start, blocks, empty = hashlib.sha256, 0, [], []
+def _block(group: _Group) -> Block:
+    path, form, number, rows = group
+    sha256, start, digests, empty = hashlib.sha256, 0, [], []
     columns = list(dict.fromkeys(field.column for field in form.fields))
-    for batch in batches(path, columns=columns, groups=[group]):
+    for batch in batches(path, columns=columns, groups=[number]):
         taken = range(max(rows.start - start, 0), min(rows.stop - start, len(batch)))
         start += len(batch)
         if taken:
-            part_of_batch = batch.slice(taken.start, len(taken))
-            empty.append(_empty_answers(part_of_batch, form).tobytes())
-            contents = _contents(part_of_batch, form)
+            part = batch.slice(taken.start, len(taken))
+            empty.append(_empty_answers(part, form).tobytes())
+            contents = _contents(part, form)
             ends = np.frombuffer(contents.buffers()[1], np.int64)[: len(contents) + 1].tolist()
             data = memoryview(contents.buffers()[2])
-            blocks.append(b"".join([sha256(data[a:b]).digest()[:ID_BYTES] for a, b in pairwise(ends)]))
-    return Block(b"".join(blocks), b"".join(empty))
+            digests.append(b"".join([sha256(data[a:b]).digest()[:ID_BYTES] for a, b in pairwise(ends)]))
+    return Block(b"".join(digests), b"".join(empty))
 
 
 def _empty_answers(batch: pa.RecordBatch, form: Form) -> NDArray[np.bool_]:

@@ -1,16 +1,19 @@
 """Where rows come from: a file, the Hub or the embedded generator, streamed, with a content id for every row."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lpsel.data.column_forms import Example, Form, mapped_form, recognize, to_example
-from lpsel.data.formats import ENDINGS, Numbered, reader_of
-from lpsel.errors import UnusableRow, UserError, check_choice, check_int, first_line
+from lpsel.data.column_forms import Form, choose_form, forms_of, mapped_form, to_example
+from lpsel.data.column_guess import unknown_form
+from lpsel.data.example import Example, merge_system
+from lpsel.data.formats import Numbered, reader_of, valid_rows
+from lpsel.data.paths import local_files
+from lpsel.errors import UnusableRow, UserError, check_choice, check_flag, check_int, first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +23,6 @@ if TYPE_CHECKING:
     from lpsel.data.content_ids import Contents, Scan
 
 log = logging.getLogger(__name__)
-
 NO_CONTENT = Example(())
 
 
@@ -46,8 +48,11 @@ class DatasetSpec:
 
     Attributes:
         name: shown in results and folder names.
-        path: local file or Hub id; null for the embedded generator.
-        split: of a Hub dataset or of the generator; in a .json file, the name of the list (or "data").
+        path: local file, folder, glob, a list of these, or a Hub id; null for the embedded generator.
+        split: of a Hub dataset or of the generator; in a .json file, the name of the list (or "data"); of a folder, the
+            files that are named for it, if there are any.
+        streaming: read a Hub dataset without storing it; local files always are.
+        system: `keep`, or `merge` each system turn into the user turn after it.
         columns: our field -> the source's column, for columns with other names. Fields: instruction, input and
             output; prompt and completion; messages; conversations.
         skip: number of rows to skip at the beginning.
@@ -59,8 +64,10 @@ class DatasetSpec:
     """
 
     name: str
-    path: str | None = None
+    path: str | list[str] | None = None
     split: str = "train"
+    streaming: bool = False
+    system: str = "keep"
     columns: dict[str, str] | None = None
     skip: int = 0
     limit: int | None = None
@@ -75,6 +82,8 @@ class DatasetSpec:
         if self.path is not None and self.synthetic is not None:
             problem = f"dataset={self.name} is generated from a seed and has no path"
             raise UserError("dataset.path", self.path, problem, "set dataset=local")
+        check_flag("dataset.streaming", self.streaming)
+        check_choice("dataset.system", self.system, ("keep", "merge"))
         check_int("dataset.skip", self.skip, 0)
         check_choice("dataset.bad_rows", self.bad_rows, ("error", "skip"))
         if self.limit is not None:
@@ -83,59 +92,76 @@ class DatasetSpec:
             mapped_form(self.columns)
 
 
+class Part(NamedTuple):
+    """A file of a dataset, or all of a dataset that is not local; `unit` is what the numbers of its rows count."""
+
+    location: str
+    unit: str
+    rows: Iterator[Numbered]
+
+
 class Source:
     """The rows of a dataset, read as a stream on every iteration and never all in memory.
 
     The ids are computed once, in the first pass; later passes find the id of a row by its position.
 
     Raises:
-        UserError: a missing file or Hub dataset, an invalid row (with file and line), columns of no known form, no
-            rows or none that can be used, or a file that changes between two passes.
+        UserError: a missing file or Hub dataset, no rows or none that can be used, or a file that changes between passes.
         UnusableRow: a row that cannot be used, with bad_rows=error.
     """
 
     def __init__(self, spec: DatasetSpec) -> None:
         self.spec = spec
-        self._state: tuple[int, ...] | None = None  # of the file in the first pass
+        self._states: dict[Path, tuple[int, ...]] = {}  # of the files in the first pass
+        mapped = [mapped_form(spec.columns)] if spec.columns else None
+        # The forms that a row with these columns can have, of which `dataset.columns` leaves one.
+        self.forms: Callable[[tuple[str, ...]], tuple[Form, ...]] = lru_cache(256)(partial(forms_of, forms=mapped))
 
     def __iter__(self) -> Iterator[Row]:
-        spec = self.spec
-        location, unit, rows = self._open()
-        index, form = -1, None
-        for index, (number, raw) in enumerate(islice(rows, spec.skip, self.stop)):
+        index = -1
+        for index, (part, (number, raw)) in enumerate(islice(self._rows(), self.spec.skip, self.stop)):
+            if isinstance(raw, UnusableRow):
+                yield Row(index, {}, NO_CONTENT, self.skipped(raw, ""))
+                continue
             try:
-                form = form or self.form(raw)
-                if spec.cluster_column is not None and spec.cluster_column not in raw:
-                    problem = f"no such column, the row has {', '.join(map(str, raw)) or 'none'}"
-                    raise UserError(
-                        "dataset.cluster_column", spec.cluster_column, problem, "name one of these, or null"
-                    )
-                example, unusable = to_example(raw, form), None
+                example, unusable = self._example(raw), None
             except UnusableRow as error:
-                example, unusable = NO_CONTENT, self.skipped(error, f"{location}, {unit} {number}")
+                example, unusable = NO_CONTENT, self.skipped(error, f"{part.location}, {part.unit} {number}")
             except UserError as error:
-                raise error.at(f"{location}, {unit} {number}") from None
+                raise error.at(f"{part.location}, {part.unit} {number}") from None
             yield Row(index, raw, example, unusable)
         if index < 0:
-            after = f" after dataset.skip={spec.skip}" if spec.skip else ""
-            raise UserError(location, None, f"no rows{after}", "set dataset.path to a dataset that has some")
+            after = f" after dataset.skip={self.spec.skip}" if self.spec.skip else ""
+            raise UserError(self._location, None, f"no rows{after}", "set dataset.path to a dataset that has some")
 
     def raw_rows(self) -> Iterator[dict[str, Any]]:
         """The rows as in the source, without interpreting their columns."""
-        return (raw for _, raw in islice(self._open()[2], self.spec.skip, self.stop))
+        numbered = (numbered for _, numbered in self._rows())
+        return (raw for _, raw in valid_rows(islice(numbered, self.spec.skip, self.stop)))
 
     @property
     def stop(self) -> int | None:
         """The row of the file or dataset at which this source ends; None for its end."""
         return None if self.spec.limit is None else self.spec.skip + self.spec.limit
 
-    def example(self, raw: Mapping[str, Any]) -> Example:
+    def example(self, raw: dict[str, Any]) -> Example:
         """A row as an example, without turns if it is to be skipped."""
         try:
-            return to_example(raw, self.form(raw))
+            return self._example(raw)
         except UnusableRow as error:
             self.skipped(error, self.spec.name)
             return NO_CONTENT
+
+    def _example(self, raw: dict[str, Any]) -> Example:
+        column = self.spec.cluster_column
+        if column is not None and column not in raw:
+            problem = f"no such column, the row has {', '.join(raw) or 'none'}"
+            raise UserError("dataset.cluster_column", column, problem, "name one of these, or null")
+        forms = self.forms(tuple(raw))
+        if not forms:
+            raise unknown_form(raw, self.spec.columns)
+        example = to_example(raw, choose_form(forms, raw))
+        return example if self.spec.system == "keep" else merge_system(example)
 
     def skipped(self, error: UnusableRow, location: str) -> str:
         """The kind of a row to skip; with bad_rows=error, raise the error with its location and this option."""
@@ -159,9 +185,8 @@ class Source:
 
     def location(self, index: int) -> str:
         """The file and line of a row, for messages."""
-        location, unit, rows = self._open()
-        number, _ = next(islice(rows, self.spec.skip + index, None))
-        return f"{location}, {unit} {number}"
+        part, (number, _) = next(islice(self._rows(), self.spec.skip + index, None))
+        return f"{part.location}, {part.unit} {number}"
 
     @cached_property
     def _scan(self) -> "Scan":
@@ -210,50 +235,60 @@ class Source:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def form(self, raw: Mapping[str, Any]) -> Form:
-        """The form of a row: that of `dataset.columns`, or the known form that its columns have."""
-        return mapped_form(self.spec.columns) if self.spec.columns else recognize(raw)
+    @cached_property
+    def files(self) -> list[Path]:
+        """The local files; none for the Hub and the embedded generator."""
+        path = self.spec.path
+        if path is None or (self.spec.streaming and isinstance(path, str) and Path(path).expanduser().is_dir()):
+            return []
+        return local_files(path, self.spec.split)
 
     @property
-    def is_parquet(self) -> bool:
-        """Whether the source is a local Parquet file."""
-        path = self.spec.path
-        return path is not None and path.lower().endswith(".parquet") and Path(path).expanduser().is_file()
+    def parquet_files(self) -> list[Path]:
+        """The files if all of them are Parquet, else none."""
+        return self.files if all(file.suffix.lower() == ".parquet" for file in self.files) else []
 
-    def _open(self) -> tuple[str, str, Iterator[Numbered]]:
-        """Where the rows are, what counts them, and the rows."""
+    @property
+    def _location(self) -> str:
+        spec = self.spec
+        if spec.path is None:
+            return f"dataset {spec.name}"
+        if self.files:
+            return str(self.files[0]) if len(self.files) == 1 else f"dataset.path={spec.path}"
+        return f"{spec.path} ({spec.split})"
+
+    def _rows(self) -> Iterator[tuple[Part, Numbered]]:
+        return ((part, numbered) for part in self._parts() for numbered in part.rows)
+
+    def _parts(self) -> Iterator[Part]:
         spec = self.spec
         if spec.path is None:
             from lpsel.toy.data import generate
 
-            return f"dataset {spec.name}", "row", _numbered(generate(split=spec.split, **(spec.synthetic or {})))
-        path = Path(spec.path).expanduser()
-        reader = reader_of(spec.path)
-        if path.is_file():
-            if reader is None:
-                raise UserError("dataset.path", spec.path, f"must end in {ENDINGS}", "rename or convert the file")
+            yield Part(self._location, "row", _numbered(generate(split=spec.split, **(spec.synthetic or {}))))
+        elif not self.files:
+            yield Part(self._location, "row", _numbered(self._hub_rows()))
+        for path in self.files:
+            reader = reader_of(str(path))
+            assert reader is not None  # local_files gives no others
             self._check_unchanged(path)
-            return str(path), reader.unit, reader.read(path, spec.split)
-        if path.exists():
-            what = "a folder" if path.is_dir() else "not a regular file"
-            raise UserError("dataset.path", spec.path, f"is {what}", f"name a file that ends in {ENDINGS}")
-        if reader is not None:
-            raise UserError("dataset.path", spec.path, "no such file", "check the name and the current folder")
-        return f"{spec.path} ({spec.split})", "row", _numbered(self._hub)
+            yield Part(str(path), reader.unit, reader.read(path, spec.split))
 
     def _check_unchanged(self, path: Path) -> None:
-        about = path.stat()
-        state = (about.st_size, about.st_mtime_ns, about.st_ino)
-        if (self._state or state) != state:
+        about = path.stat() if path.exists() else None
+        state = about and (about.st_size, about.st_mtime_ns, about.st_ino)
+        if state is None or self._states.setdefault(path, state) != state:
             raise UserError("dataset.path", path, "changed while it was being read", "run the command again")
-        self._state = state
 
     @cached_property
     def _hub(self) -> Any:
         from datasets import load_dataset
 
+        return load_dataset(self.spec.path, split=self.spec.split, streaming=self.spec.streaming)
+
+    def _hub_rows(self) -> Iterator[dict[str, Any]]:
         try:
-            return load_dataset(self.spec.path, split=self.spec.split)
+            yield from self._hub
         except Exception as error:  # the Hub's client raises many kinds, of several libraries
             problem = f"not a local file, and the Hub reports for split {self.spec.split}: {first_line(error)}"
             hint = "set it to a local file or a Hub dataset that you can access, with HF_TOKEN for a gated one"

@@ -1,35 +1,37 @@
 """Local files as dictionaries, one row at a time: JSON, JSON lines, CSV and Parquet, plain or compressed."""
 
-import codecs
 import csv
-import io
 import json
-import lzma
 import re
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, NamedTuple
-
-from fsspec.compression import compr
+from typing import Any, NamedTuple
 
 from lpsel.data.size_limits import VALUE_BYTES, check_expansion, too_long
-from lpsel.errors import UserError, first_line
+from lpsel.data.text_files import CHUNK_BYTES, COMPRESSIONS, chunks, lines, not_utf8
+from lpsel.errors import UnusableRow, UserError, first_line
 
-CHUNK_BYTES = 1 << 18
 PARQUET_ROWS = 256  # that are dictionaries at a time
 DECODER = json.JSONDecoder()
 NOT_SPACE = re.compile(r"[^ \t\n\r]")
 LONGEST_SYMBOL = 16  # characters, or fewer: of -Infinity, an escape and whatever else a chunk can end within
+DELIMITERS = ",;\t|"  # of CSV
 
 
 class Numbered(NamedTuple):
-    """A row and where it begins in its file: the line or the number of the row, counted from 1."""
+    """A row, or why it is none, and where it begins in its file: the line or the number of the row, from 1."""
 
     number: int
-    row: dict[str, Any]
+    row: dict[str, Any] | UnusableRow
+
+
+def valid_rows(numbered: Iterable[Numbered]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows with their numbers; raises an UnusableRow for what is none."""
+    for number, row in numbered:
+        if isinstance(row, UnusableRow):
+            raise row
+        yield number, row
 
 
 class Reader(NamedTuple):
@@ -51,36 +53,53 @@ def reader_of(path: str) -> Reader | None:
 
 
 def _json_lines(path: Path, split: str) -> Iterator[Numbered]:
-    for number, line in _lines(path):
+    for number, line in lines(path):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode())
+        except UnicodeDecodeError as error:
+            fault = not_utf8(path, number, error)
+            yield Numbered(number, UnusableRow(fault.name, None, fault.problem, fault.hint, kind="not UTF-8"))
         except (ValueError, RecursionError) as error:  # ValueError: also a number with thousands of digits
-            problem = f"not a valid JSON object ({first_line(error)})"
-            raise UserError(f"{path}, line {number}", None, problem, "fix or remove the line") from None
-        yield Numbered(number, _object(row, f"{path}, line {number}"))
+            problem, hint = f"not a valid JSON object ({first_line(error)})", "fix or remove the line"
+            yield Numbered(number, UnusableRow(f"{path}, line {number}", None, problem, hint, kind="invalid JSON"))
+        else:
+            yield Numbered(number, row if type(row) is dict else _no_object(row, f"{path}, line {number}"))
 
 
 def _csv(path: Path, split: str) -> Iterator[Numbered]:
     csv.field_size_limit(VALUE_BYTES)
-    lines = csv.reader((line for _, line in _lines(path)), strict=True)
+    texts = _texts(path)
+    first = next(texts, "")
+    # The header has the most fields with the delimiter of the file.
+    delimiter = max(DELIMITERS, key=lambda candidate: len(next(csv.reader([first], delimiter=candidate))))
+    reader = csv.reader(chain([first], texts), strict=True, delimiter=delimiter)
     header: list[str] = []
     begins = 1
     try:
-        for fields in lines:
+        for fields in reader:
             if not header:
                 header = fields
                 _check_columns(header, path)
             elif fields and len(fields) != len(header):
                 problem = f"{len(fields)} fields, but the header has {len(header)}"
-                hint = "quote fields that contain commas or line breaks"
-                raise UserError(f"{path}, line {begins}", None, problem, hint)
+                hint = f"quote fields that contain {delimiter!r} or line breaks"
+                kind = "fields unlike the header's"
+                yield Numbered(begins, UnusableRow(f"{path}, line {begins}", None, problem, hint, kind=kind))
             elif fields:
                 yield Numbered(begins, dict(zip(header, fields, strict=True)))
-            begins = lines.line_num + 1
+            begins = reader.line_num + 1
     except csv.Error as error:
         raise UserError(f"{path}, line {begins}", None, f"not valid CSV ({error})", "fix or remove the row") from None
+
+
+def _texts(path: Path) -> Iterator[str]:
+    for number, line in lines(path):
+        try:
+            yield line.decode()
+        except UnicodeDecodeError as error:
+            raise not_utf8(path, number, error) from None
 
 
 def _parquet(path: Path, split: str) -> Iterator[Numbered]:
@@ -139,13 +158,14 @@ class _JsonText:
 
     def __init__(self, path: Path) -> None:
         self.path, self.row = path, 1
-        self._chunks = _chunks(path)
+        self._chunks = chunks(path)
         self._text, self._position = "", 0
 
     def rows(self) -> Iterator[Numbered]:
         """The objects of the list that has just begun."""
         for _ in self.items("]"):
-            yield Numbered(self.row, _object(self.value(), self._location))
+            row = self.value()
+            yield Numbered(self.row, row if isinstance(row, dict) else _no_object(row, self._location))
             self.row += 1
 
     def items(self, end: str) -> Iterator[None]:
@@ -211,78 +231,12 @@ class _JsonText:
         return bool(chunks)
 
 
-def _object(row: Any, location: str) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        problem = f"a row must be a JSON object, found a {type(row).__name__}"
-        raise UserError(location, None, problem, 'write it as {"instruction": ..., "output": ...}')
-    return row
+def _no_object(row: Any, location: str) -> UnusableRow:
+    problem = f"a row must be a JSON object, found a {type(row).__name__}"
+    hint = 'write it as {"instruction": ..., "output": ...}'
+    return UnusableRow(location, None, problem, hint, kind="a row that is not an object")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines with their line ends, split at line feeds only."""
-    number = total = 0
-    with _readable(path) as file:
-        while line := file.readline(VALUE_BYTES + 1):
-            number += 1
-            total += len(line)
-            if len(line) > VALUE_BYTES:
-                raise too_long(f"{path}, line {number}")
-            if _compressed(path):
-                check_expansion(path, total)
-            try:
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise _not_utf8(path, number, error) from None
-
-
-def _chunks(path: Path) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    line, total = 1, 0
-    with _readable(path) as file:
-        try:
-            while block := file.read(CHUNK_BYTES):
-                total += len(block)
-                if _compressed(path):
-                    check_expansion(path, total)
-                text = decoder.decode(block)
-                line += text.count("\n")
-                yield text
-            decoder.decode(b"", final=True)
-        except UnicodeDecodeError as error:
-            raise _not_utf8(path, line + error.object[: error.start].count(b"\n"), error) from None
-
-
-def _not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> UserError:
-    hint = "convert the file: iconv -f ENCODING -t UTF-8"
-    return UserError(f"{path}, line {line}", None, f"not UTF-8 ({error.reason})", hint)
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[IO[bytes]]:
-    """The decompressed content of a file."""
-    with path.open("rb") as packed:
-        try:
-            yield COMPRESSIONS.get(path.suffix.lower(), lambda plain: plain)(packed)
-        except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-            problem = f"not readable to its end ({first_line(error)})"
-            raise UserError(path, None, problem, "download or compress it again") from None
-
-
-def _compressed(path: Path) -> bool:
-    return path.suffix.lower() in COMPRESSIONS
-
-
-def _zstandard(packed: IO[bytes]) -> IO[bytes]:
-    import pyarrow as pa  # the package zstandard, which fsspec uses, accepts half a frame
-
-    return io.BufferedReader(pa.CompressedInputStream(packed, "zstd"), CHUNK_BYTES)
-
-
-COMPRESSIONS: dict[str, Callable[[IO[bytes]], IO[bytes]]] = {
-    ".xz": compr["xz"],
-    ".gz": compr["gzip"],
-    ".zst": _zstandard,
-}
 READERS = {
     ".json": Reader(_json, "row"),
     ".jsonl": Reader(_json_lines, "line"),

@@ -2,14 +2,15 @@
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lpsel.data.column_forms import Example
 from lpsel.data.dataset import Source
+from lpsel.data.example import Example
 from lpsel.storage import json_line, write_atomically
 
 if TYPE_CHECKING:
@@ -45,14 +46,25 @@ def write_subset(
 
     Args:
         selected: bool (N,).
-        folder: gets subset.jsonl, or subset.parquet with the columns and types of a Parquet source.
+        folder: gets subset.jsonl, or subset.parquet if the source is Parquet files that have the same schema.
         wanted: numbers of rows to return in `Seen.rows`, selected or not.
     """
-    path = folder / NAMES[source.is_parquet]
+    is_parquet = _is_parquet(source)
+    path = folder / NAMES[is_parquet]
     seen = Seen(np.zeros((2, len(selected)), np.int32))
-    write = _write_parquet if source.is_parquet else _write_lines
+    write = _write_parquet if is_parquet else _write_lines
     write_atomically(path, lambda file: write(file, source, selected, set(wanted), seen))
     return path, seen
+
+
+def _is_parquet(source: Source) -> bool:
+    """Whether the source is Parquet files with the same schema."""
+    if not source.parquet_files:
+        return False
+    import pyarrow.parquet as pq
+
+    first, *others = map(pq.read_schema, source.parquet_files)
+    return all(first.equals(other) for other in others)
 
 
 def _write_lines(file: IO[bytes], source: Source, selected: NDArray[np.bool_], wanted: set[int], seen: Seen) -> None:
@@ -75,9 +87,8 @@ def _write_parquet(file: IO[bytes], source: Source, selected: NDArray[np.bool_],
 
     first, last = source.spec.skip, source.spec.skip + len(selected)
     start = 0
-    path = Path(str(source.spec.path)).expanduser()
-    with pq.ParquetWriter(file, pq.read_schema(path)) as writer:
-        for batch in batches(path):
+    with pq.ParquetWriter(file, pq.read_schema(source.parquet_files[0])) as writer:
+        for batch in chain.from_iterable(map(batches, source.parquet_files)):
             end = start + len(batch)
             if taken := range(max(first, start), min(last, end)):
                 part, rows = batch.slice(taken[0] - start, len(taken)), slice(taken[0] - first, taken[-1] + 1 - first)
@@ -86,8 +97,7 @@ def _write_parquet(file: IO[bytes], source: Source, selected: NDArray[np.bool_],
                     writer.write_batch(chosen)
                 for row in wanted:
                     if row + first in taken:
-                        raw = part.slice(row + first - taken[0], 1).to_pylist()[0]
-                        seen.rows[row] = source.example(raw)
+                        seen.rows[row] = source.example(part.slice(row + first - taken[0], 1).to_pylist()[0])
             start = end
             if start >= last:
                 break
@@ -99,12 +109,11 @@ def _characters(source: Source, batch: "pa.RecordBatch") -> NDArray[np.int32]:
 
     from lpsel.data.content_ids import text_form
 
-    form = source.form(dict.fromkeys(batch.schema.names))
-    by_column = text_form(form, batch.schema)
-    if by_column is None:
+    form = text_form(source, batch.schema)
+    if form is None:
         return np.array([source.example(raw).characters() for raw in batch.to_pylist()], np.int32).T
     characters = np.zeros((2, len(batch)), np.int32)
-    for part in by_column.fields:
+    for part in form.fields:
         length = pc.utf8_length(batch.column(part.column)).fill_null(0)
         characters[int(part.role == "assistant")] += length.to_numpy(zero_copy_only=False).astype(np.int32)
     return characters

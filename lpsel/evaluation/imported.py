@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lpsel.data.formats import ENDINGS, reader_of
+from lpsel.data.formats import ENDINGS, reader_of, valid_rows
 from lpsel.errors import UserError
 from lpsel.evaluation.judgements import Row, Verdicts, group
 from lpsel.evaluation.preferences import CODES, combined
@@ -76,7 +76,9 @@ def _read(path: Path) -> list[Row]:
     if not path.is_file():
         raise UserError("judgements", path, "no such file", "check the name and the current folder")
     numbered = [
-        (number, row) for number, row in reader.read(path, "judgements") if _boolean(row, "counted") is not False
+        (number, row)
+        for number, row in valid_rows(reader.read(path, "judgements"))
+        if _boolean(row, "counted") is not False
     ]
     anonymous = not any(_text(row, *TEXTS["id"]) or row.get("order") for _, row in numbered)
     rows: list[Row] = []

@@ -12,8 +12,9 @@ from urllib.request import urlopen
 from omegaconf import DictConfig, OmegaConf
 
 from lpsel.config import build, config_dir
-from lpsel.data.column_forms import PROMPT_FORMS, Example, find_form, to_example
+from lpsel.data.column_forms import FORMS, PROMPT_FORMS, choose_form, forms_of, to_example
 from lpsel.data.dataset import DatasetSpec, Source
+from lpsel.data.example import Example
 from lpsel.data.formats import ENDINGS, reader_of
 from lpsel.errors import UserError, check_int, first_line
 from lpsel.storage import utf8, write_atomically
@@ -155,11 +156,11 @@ def _prompt(prompt_set: PromptSet, number: int, raw: dict[str, Any]) -> Prompt:
     missing = [column for name, column in prompt_set.columns.items() if row[name] is None and name != "input"]
     if missing:
         raise UserError("columns", ", ".join(raw), f"do not include {missing[0]}", "correct columns in conf/prompt_set")
-    form = find_form(row, PROMPT_FORMS)
-    if form is None:
+    forms = forms_of(tuple(row), (*FORMS, *PROMPT_FORMS))
+    if not forms:
         hint = "rename a column to instruction (with input), prompt or messages"
         raise UserError("columns", ", ".join(row), "hold no prompt", hint)
-    example, answer = to_example(row, form), ""
+    example, answer = to_example(row, choose_form(forms, row)), ""
     if example.turns and example.turns[-1].role == "assistant":
         answer = example.turns[-1].content
         example = replace(example, turns=example.turns[:-1])

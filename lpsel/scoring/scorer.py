@@ -18,6 +18,7 @@ from lpsel import __version__
 from lpsel.cache import Entry
 from lpsel.data.datamodule import SubsetDataModule
 from lpsel.data.dataset import Source
+from lpsel.data.paths import absolute
 from lpsel.data.templates import template_hash
 from lpsel.data.tokens import Tokens, tokenize, tokenizer_hash
 from lpsel.distributed import agree, is_main_process
@@ -191,7 +192,7 @@ class _Scoring:
             "key": self.entry.key,
             **self.entry.key,
             "scorer": scorer.name,
-            "dataset": asdict(replace(spec, path=_absolute(spec.path))),
+            "dataset": asdict(replace(spec, path=absolute(spec.path))),
             "epochs": self.epochs,
             "columns": self.columns,
             "rows": len(self.tokens),
@@ -206,12 +207,6 @@ class _Scoring:
             **asdict(cost),
             "wall_seconds": cost.seconds,
         }
-
-
-def _absolute(path: str | None) -> str | None:
-    """The absolute path of a local file; a Hub id as it is."""
-    file = None if path is None else Path(path).expanduser()
-    return str(file.resolve()) if file is not None and file.is_file() else path
 
 
 def report_tokens(tokens: Tokens, model: ModelSpec) -> None:

@@ -167,7 +167,6 @@ ROWS = [
     Case(DATA + "deep.jsonl", "deep.jsonl, line 1"),
     Case(DATA + "digits.jsonl", "digits.jsonl, line 1"),
     *[Case(DATA + f"{name}.jsonl", f"{name}.jsonl, line 1: a row must be") for name in ("list", "number", "null")],
-    Case(DATA + "nan.jsonl", "found float 'nan'"),
     *[
         Case(DATA + name, f"{name}, line {line}: not UTF-8")
         for name, line in [
@@ -199,9 +198,7 @@ ROWS = [
     Case(DATA + "surrogate.jsonl", "column instruction: contains half of a surrogate pair"),
     Case(DATA + "unknown-columns.jsonl", "frage, antwort"),
     Case(DATA + "only-input.jsonl", "instruction, input"),
-    Case(DATA + "semicolons.csv", "instruction;output"),
-    Case(DATA + "one-row-without.jsonl", "line 3: column output: missing"),
-    Case(DATA + "numbers.jsonl", "found int '3'"),
+    Case(DATA + "one-row-without.jsonl", "line 3: columns instruction: not a known form"),
     Case(DATA + "list-in-text.jsonl", "found list"),
     Case(DATA + "object-in-text.jsonl", "found dict"),
     Case(DATA + "bytes.parquet", "found bytes"),

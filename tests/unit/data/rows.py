@@ -4,8 +4,8 @@ import json
 
 import pyarrow as pa
 
-from lpsel.data.column_forms import Example, Turn
 from lpsel.data.dataset import DatasetSpec, Source
+from lpsel.data.example import Example, Turn
 
 ADD = {"instruction": "Add.", "input": "2, 3", "output": "5"}
 SAY = {"instruction": "Say hi.", "input": "", "output": "Hi!"}

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lpsel.data.column_forms import PROMPT_FORMS, Example, Turn, find_form, to_example
+from lpsel.data.column_forms import PROMPT_FORMS, choose_form, forms_of, to_example
+from lpsel.data.example import Example, Turn
 from lpsel.errors import UserError
 
 from .rows import ADD, SAY, example, question, source, write
@@ -58,8 +59,8 @@ def test_columns_map_other_names(tmp_path):
     ],
 )
 def test_prompts_have_the_forms_of_rows_without_the_answer(row, expected):
-    assert find_form(row) is None
-    assert to_example(row, find_form(row, PROMPT_FORMS)) == expected
+    assert forms_of(tuple(row)) == ()
+    assert to_example(row, choose_form(forms_of(tuple(row), PROMPT_FORMS), row)) == expected
 
 
 # --- identity
@@ -102,14 +103,14 @@ def test_embedding_text_is_the_papers():
 
 INVALID = {
     "unknown form": ('{"q": "a", "a": "b"}', "columns q, a", "not a known form"),
-    "a missing field": (json.dumps(ADD) + '\n{"instruction": "a"}', "column output", "missing in this row"),
-    "a number": ('{"instruction": "a", "output": 5}', "column output", "must be text, found int '5'"),
+    "a missing field": (json.dumps(ADD) + '\n{"instruction": "a"}', "columns instruction", "not a known form"),
+    "a list": ('{"instruction": "a", "output": [5]}', "column output", "must be text, found list '[5]'"),
     "no turns": ('{"messages": []}', "column messages", "must be a list of turns, found an empty list"),
     "a turn without role": ('{"messages": [{"content": "a"}]}', "column messages", "every turn must have role and"),
     "an unknown role": (
-        '{"messages": [{"role": "tool", "content": ""}]}',
+        '{"messages": [{"role": "wizard", "content": ""}]}',
         "column messages",
-        "role 'tool' must be one",
+        "role 'wizard' must be one",
     ),
     "half a pair": (r'{"instruction": "\ud800", "output": ""}', "column instruction", "half of a surrogate pair"),
 }

@@ -77,7 +77,9 @@ def test_a_form_added_to_the_table_hashes_alike_by_column_and_by_row(tmp_path, m
 
 def test_an_optional_turn_needs_text():
     rows = ({"system": text, "question": "q", "answer": "a"} for text in ("Be brief.", ""))
-    full, empty = (column_forms.to_example(row, OPTIONAL_SYSTEM).turns for row in rows)
+    full, empty = (
+        column_forms.to_example(row, *column_forms.forms_of(tuple(row), [OPTIONAL_SYSTEM])).turns for row in rows
+    )
     assert [turn.role for turn in full] == ["system", "user", "assistant"]
     assert [turn.role for turn in empty] == ["user", "assistant"]
 

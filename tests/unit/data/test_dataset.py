@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lpsel.data.column_forms import Example
 from lpsel.data.dataset import DatasetSpec, Source
+from lpsel.data.example import Example
 from lpsel.data.subset import write_subset
 from lpsel.data.tokens import tokenize
 from lpsel.errors import UserError
@@ -54,7 +54,8 @@ def test_a_path_for_the_embedded_rows_is_rejected():
 
 
 def test_hub_data_sets_are_loaded_by_split(monkeypatch):
-    def load_dataset(path, split):
+    def load_dataset(path, split, streaming):
+        assert not streaming
         if path != "org/name":
             raise FileNotFoundError(f"Dataset '{path}' doesn't exist on the Hub.\nMore lines")
         return [SAY, ADD] if split == "train" else [ADD]
@@ -80,7 +81,7 @@ def test_a_file_without_rows_is_rejected(tmp_path, name, content):
 def test_a_missing_file_and_a_folder_are_rejected(tmp_path):
     with pytest.raises(UserError, match=r"none\.jsonl\.xz: no such file\."):
         list(source(tmp_path / "none.jsonl.xz"))
-    with pytest.raises(UserError, match="is a folder"):
+    with pytest.raises(UserError, match="is a folder without data files"):
         list(source(tmp_path))
     (tmp_path / "rows.txt").touch()
     with pytest.raises(UserError, match=r"must end in \.json, \.jsonl"):

@@ -12,8 +12,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lpsel.data import formats, size_limits
-from lpsel.data.formats import CHUNK_BYTES
+from lpsel.data import formats, size_limits, text_files
+from lpsel.data.text_files import CHUNK_BYTES
 from lpsel.errors import UserError
 
 from .rows import ADD, SAY, question, source
@@ -142,8 +142,9 @@ def test_half_a_compressed_file_is_rejected(tmp_path, kind, extension):
 @pytest.mark.parametrize("extension", [".gz", ".xz", ".zst"])
 @pytest.mark.parametrize("kind", [".jsonl", ".json"])
 def test_a_value_that_would_fill_the_memory_is_rejected(tmp_path, monkeypatch, kind, extension):
-    monkeypatch.setattr(formats, "VALUE_BYTES", 1000)
-    monkeypatch.setattr(formats, "CHUNK_BYTES", 100)
+    for module in (formats, text_files):
+        monkeypatch.setattr(module, "VALUE_BYTES", 1000)
+        monkeypatch.setattr(module, "CHUNK_BYTES", 100)
     path = tmp_path / f"rows{kind}{extension}"
     rows = [ADD, {**SAY, "output": "x" * 5000}]
     text = json.dumps(rows) if kind == ".json" else "\n".join(map(json.dumps, rows))
@@ -203,5 +204,6 @@ def test_a_json_list_is_the_same_in_chunks_of_any_size(tmp_path_factory, rows, b
     text = text.encode("utf-8", "replace").decode()  # half a surrogate pair can only be written as an escape
     path.write_text(text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(formats, "CHUNK_BYTES", chunk_bytes)
+        for module in (formats, text_files):
+            patch.setattr(module, "CHUNK_BYTES", chunk_bytes)
         assert list(source(path).raw_rows()) == json.loads(text)["data"]

@@ -121,8 +121,8 @@ def test_an_invalid_set_is_rejected(load, written, rows, location, name, problem
 
 
 def test_a_column_that_is_not_text_is_rejected(load, written):
-    with pytest.raises(UserError, match=r"prompts=own, row 0: .*instruction.* must be text, found int"):
-        load(written([{"instruction": 5}]))
+    with pytest.raises(UserError, match=r"prompts=own, row 0: .*instruction.* must be text, found list"):
+        load(written([{"instruction": [5]}]))
 
 
 def test_unknown_sets_and_files_are_rejected(tmp_path, load, written):

@@ -1,0 +1,61 @@
+"""The error for a row of no known form, with the `dataset.columns` that its columns suggest."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from lpsel.errors import UnusableRow
+
+PROMPTS = ("prompt", "instruction", "question", "query", "problem", "request", "user", "human", "task", "input")
+ANSWERS = ("completion", "output", "answer", "response", "chosen", "reply", "solution", "target", "assistant", "gpt")
+CONTEXTS = ("input", "context", "passage", "document")
+
+
+def unknown_form(raw: Mapping[str, Any], mapping: Mapping[str, str] | None = None) -> UnusableRow:
+    """The error for a row whose columns no form has, or not all those that `dataset.columns` names."""
+    if mapping:
+        missing = next((column for column in mapping.values() if column not in raw), "")
+        problem = f"missing in this row, which has {', '.join(raw) or 'none'}"
+        return UnusableRow(f"column {missing}", None, problem, "see dataset.columns", kind="a missing column")
+    problem = "not a known form"
+    hint = "map your columns, as in 'dataset.columns={instruction: COLUMN, output: COLUMN}'"
+    if guess := _guess(raw):
+        pairs = ", ".join(f"{field}: {_quoted(column)}" for field, column in guess.items())
+        hint = f"if that is their meaning, set 'dataset.columns={{{pairs}}}'"
+    elif len(raw) == 1 and _named(PROMPTS, list(raw)) is None:
+        problem = "a prompt and its answer cannot be told apart"
+        hint = "write them as two columns, such as prompt and completion, or as messages"
+    return UnusableRow(f"columns {', '.join(raw) or 'none'}", None, problem, hint, kind="an unknown form")
+
+
+def _guess(raw: Mapping[str, Any]) -> dict[str, str]:
+    """Our fields -> columns; empty if nothing suggests itself."""
+    columns = [column for column in raw if "reject" not in column.lower()]
+    for column in columns:
+        if _has_user_turn(raw[column]):
+            return {"messages": column}
+    prompt = _named(PROMPTS, columns)
+    answer = _named(ANSWERS, [column for column in columns if column != prompt])
+    if prompt is None or answer is None:
+        return {}
+    context = _named(CONTEXTS, [column for column in columns if column not in (prompt, answer)])
+    if context is None:
+        return {"prompt": prompt, "completion": answer}
+    return {"instruction": prompt, "input": context, "output": answer}
+
+
+def _named(names: Iterable[str], columns: Sequence[str]) -> str | None:
+    """The first column that has one of the names, or else one of them as a word such as `best_answer`."""
+    words = {column: re.split(r"[^a-z]+", column.lower()) for column in columns}
+    exact = (column for name in names for column in columns if column.lower() == name)
+    partial = (column for name in names for column in columns if name in words[column])
+    return next(exact, next(partial, None))
+
+
+def _has_user_turn(value: Any) -> bool:
+    turns = value if isinstance(value, list) else []
+    return any(isinstance(turn, dict) and (turn.get("role") or turn.get("from")) in ("user", "human") for turn in turns)
+
+
+def _quoted(column: str) -> str:
+    return column if re.fullmatch(r"[A-Za-z_][\w.-]*", column) else f'"{column}"'

@@ -1,0 +1,123 @@
+"""A row as a conversation, whatever the form of its columns, and its content id."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from json.encoder import encode_basestring as quoted
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from lpsel.errors import UnusableRow
+
+ID_BYTES = 16  # of a SHA-256: an id has 32 hexadecimal digits
+
+
+class Turn(NamedTuple):
+    """A turn of a conversation.
+
+    Attributes:
+        role: system, user, assistant or tool.
+        content: its text; empty where an assistant turn only calls tools.
+        supervised: whether an assistant turn is trained on.
+        fields: what else a chat template can use, as in the row: tool_calls, tool_call_id, name, reasoning_content.
+    """
+
+    role: str
+    content: str
+    supervised: bool = True
+    fields: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A row in any form.
+
+    Attributes:
+        input: Alpaca's extra input, which belongs to the first user turn.
+        tools: the tools that the assistant can call, as in the row, for the chat template.
+    """
+
+    turns: tuple[Turn, ...]
+    input: str = ""
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+    def content_id(self) -> str:
+        """32 hexadecimal digits of the SHA-256 of the content, the same on every machine and in every form."""
+        return self.content_digest().hex()
+
+    def content_digest(self) -> bytes:
+        """The 16 bytes of `content_id`: of the JSON, without spaces, {"input":...,"turns":[[role,content],...]}.
+
+        A turn with fields, or that is not trained on, has a third item, and tools are a third key, "tools".
+        """
+        turns = ",".join(
+            [
+                f"[{quoted(role)},{quoted(content)}]"
+                if supervised and not fields
+                else f"[{quoted(role)},{quoted(content)},{_json({**fields, 'supervised': supervised})}]"
+                for role, content, supervised, fields in self.turns
+            ]
+        )
+        tools = f',"tools":{_json(self.tools)}' if self.tools else ""
+        text = f'{{"input":{quoted(self.input)},"turns":[{turns}]{tools}}}'
+        return hashlib.sha256(text.encode()).digest()[:ID_BYTES]
+
+    def instruction(self) -> str:
+        """The content of the first user turn."""
+        return next((turn.content for turn in self.turns if turn.role == "user"), "")
+
+    def has_empty_answer(self) -> bool:
+        """Whether the answers to train on are all empty or white space, and call no tool; False if there are none."""
+        found = False
+        for role, content, supervised, fields in self.turns:
+            if role == "assistant" and supervised:
+                if (content and not content.isspace()) or fields.get("tool_calls"):
+                    return False
+                found = True
+        return found
+
+    def characters(self) -> tuple[int, int]:
+        """Number of characters of the prompt (everything but the assistant turns) and of the response."""
+        prompt, response = len(self.input), 0
+        for turn in self.turns:
+            if turn.role == "assistant":
+                response += len(turn.content)
+            else:
+                prompt += len(turn.content)
+        return prompt, response
+
+    def embedding_text(self) -> str:
+        """The text to embed for clustering: `Instruction: {instruction} {input} Response: {output}`, fields stripped.
+
+        As in the code released with the paper; the turns of one role in a longer conversation are joined by a space.
+        """
+        instruction, output = (
+            " ".join(turn.content.strip() for turn in self.turns if turn.role == role) for role in ("user", "assistant")
+        )
+        return f"Instruction: {instruction} {self.input.strip()} Response: {output}"
+
+
+def merge_system(example: Example) -> Example:
+    """The conversation with each system turn in front of the user turn after it, an empty line between them.
+
+    Raises:
+        UnusableRow: no user turn follows.
+    """
+    turns, system = list[Turn](), list[str]()
+    for turn in example.turns:
+        if turn.role == "system":
+            system.append(turn.content)
+        elif turn.role == "user" and system:
+            turns.append(turn._replace(content="\n\n".join([*system, turn.content])))
+            system = []
+        else:
+            turns.append(turn)
+    if system:
+        problem, hint = "no user turn follows the system turn", "fix or remove the row"
+        raise UnusableRow("dataset.system", "merge", problem, hint, kind="a system turn without a user turn")
+    return replace(example, turns=tuple(turns))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)

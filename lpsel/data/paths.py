@@ -1,0 +1,76 @@
+"""The local files that `dataset.path` names: a file, a folder, a glob, or several of these."""
+
+import re
+from collections.abc import Sequence
+from glob import glob, has_magic
+from pathlib import Path
+
+from lpsel.data.formats import ENDINGS, reader_of
+from lpsel.errors import UserError
+
+
+def local_files(paths: str | Sequence[str], split: str) -> list[Path]:
+    """The files, in the order of the list and by name in a folder or glob; none if the path is no local one.
+
+    Of a folder with files that are named for the split, such as train-00000.parquet, only these are taken.
+
+    Raises:
+        UserError: no such file, or none of a known kind.
+    """
+    if isinstance(paths, str):
+        return _files(paths, split)
+    if not paths or not all(isinstance(path, str) for path in paths):
+        raise UserError(
+            "dataset.path", paths, "must be a path or a list of paths", "set dataset.path=[a.jsonl,b.jsonl]"
+        )
+    files = []
+    for path in paths:
+        if not (found := _files(path, split)):
+            raise UserError("dataset.path", path, "no such file", "name local files, or a single Hub id")
+        files += found
+    return files
+
+
+def absolute(path: str | list[str] | None) -> str | list[str] | None:
+    """The path with the absolute names of local files; a Hub id as it is."""
+    if isinstance(path, list):
+        return [str(absolute(item)) for item in path]
+    return path if path is None or is_hub_id(path) else str(Path(path).expanduser().resolve())
+
+
+def is_hub_id(path: object) -> bool:
+    """Whether a path names a dataset on the Hub rather than local files."""
+    local = not isinstance(path, str) or has_magic(path) or reader_of(path) is not None
+    return not local and not Path(str(path)).expanduser().exists()
+
+
+def _files(text: str, split: str) -> list[Path]:
+    if not text:
+        raise UserError("dataset.path", text, "is empty", "set dataset.path=FILE_OR_HUB_ID")
+    path = Path(text).expanduser()
+    if path.is_file():
+        if reader_of(text) is None:
+            raise UserError("dataset.path", text, f"must end in {ENDINGS}", "rename or convert the file")
+        return [path]
+    if path.is_dir():
+        names = [entry for entry in sorted(path.iterdir()) if not entry.name.startswith(".")]
+        files = _readable(names)
+        if not files:
+            hint = f"name a file that ends in {ENDINGS}, or a glob such as '{text}/**/*.jsonl'"
+            raise UserError("dataset.path", text, "is a folder without data files", hint)
+        return [file for file in files if split in re.split(r"[^a-z]+", file.name.lower())] or files
+    if path.exists():
+        hint = f"name a file that ends in {ENDINGS}"
+        raise UserError("dataset.path", text, "is not a regular file", hint)
+    if has_magic(text):
+        files = _readable([Path(name) for name in sorted(glob(str(path), recursive=True))])
+        if not files:
+            raise UserError("dataset.path", text, f"matches no file that ends in {ENDINGS}", "check the pattern")
+        return files
+    if reader_of(text) is not None:
+        raise UserError("dataset.path", text, "no such file", "check the name and the current folder")
+    return []
+
+
+def _readable(paths: Sequence[Path]) -> list[Path]:
+    return [path for path in paths if path.is_file() and reader_of(path.name) is not None]

@@ -1,0 +1,133 @@
+"""Text files, plain or compressed, as numbered lines or in chunks."""
+
+import codecs
+import io
+import lzma
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from fsspec.compression import compr
+
+from lpsel.data.size_limits import VALUE_BYTES, check_expansion, too_long
+from lpsel.errors import UserError, first_line
+
+CHUNK_BYTES = 1 << 18
+HEAD_BYTES = 4096  # to recognize UTF-16 and UTF-32 by
+CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
+WIDE = {"UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)}
+
+
+def lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines with their line ends, split at line feeds only, without a byte order mark.
+
+    Raises:
+        UserError: the file is damaged, a decompression bomb, UTF-16 or UTF-32, or has a line of more than 64 MiB.
+    """
+    number = total = 0
+    with _readable(path) as file:
+        while line := file.readline(VALUE_BYTES + 1):
+            number += 1
+            total += len(line)
+            if len(line) > VALUE_BYTES:
+                raise too_long(f"{path}, line {number}")
+            if is_compressed(path):
+                check_expansion(path, total)
+            if number == 1:
+                _check_not_wide(path, line)
+                line = line.removeprefix(codecs.BOM_UTF8)
+            yield number, line
+
+
+def chunks(path: Path) -> Iterator[str]:
+    """The text in pieces of at most CHUNK_BYTES, without a byte order mark.
+
+    Raises:
+        UserError: the file is damaged, a decompression bomb, or not UTF-8.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    line, total = 1, 0
+    with _readable(path) as file:
+        try:
+            while block := file.read(CHUNK_BYTES):
+                if not total:
+                    _check_not_wide(path, block)
+                total += len(block)
+                if is_compressed(path):
+                    check_expansion(path, total)
+                text = decoder.decode(block)
+                line += text.count("\n")
+                yield text
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError as error:
+            raise not_utf8(path, line + error.object[: error.start].count(b"\n"), error) from None
+
+
+def not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> UserError:
+    """The error for a line that is not UTF-8, with the encoding that would work."""
+    start, end = error.object.rfind(b"\n", 0, error.start) + 1, error.object.find(b"\n", error.start)
+    encoding = _encoding(error.object[start : end if end > 0 else None])
+    problem = f"not UTF-8 ({error.reason})" + (f", but valid as {encoding}" if encoding else "")
+    hint = f"convert the file: iconv -f {encoding or 'ENCODING'} -t UTF-8"
+    return UserError(f"{path}, line {line}", None, problem, hint)
+
+
+def _encoding(line: bytes) -> str | None:
+    """The encoding that a line probably has, as iconv names it; None if it is no text."""
+    from charset_normalizer import from_bytes  # takes 10 ms to import
+
+    if not re.search(rb"[\x80-\xff]{3}", line) and _is_text(line, "cp1252"):  # accents between letters of ASCII
+        return "CP1252"
+    best = from_bytes(line).best()
+    return best.encoding.upper().replace("_", "-") if best is not None and _is_text(line, best.encoding) else None
+
+
+def _is_text(content: bytes, encoding: str) -> bool:
+    try:
+        return not CONTROL.search(content.decode(encoding))
+    except UnicodeDecodeError:
+        return False
+
+
+def _check_not_wide(path: Path, beginning: bytes) -> None:
+    """Reject a file in UTF-16 or UTF-32, which its first line or block shows."""
+    head = beginning[: min(len(beginning), HEAD_BYTES) // 2 * 2]
+    name = next((name for name, marks in WIDE.items() if head.startswith(marks)), None)
+    if name is None and 4 * head.count(0) > len(head):  # every second byte of ASCII
+        likely = "UTF-16LE" if head[1::2].count(0) > head[::2].count(0) else "UTF-16BE"
+        name = likely if _is_text(head, likely) else None
+    if name is not None:
+        hint = f"convert the file: iconv -f {name} -t UTF-8"
+        raise UserError(f"{path}, line 1", None, f"not UTF-8, but {name}", hint)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[IO[bytes]]:
+    """The decompressed content of a file."""
+    with path.open("rb") as packed:
+        try:
+            yield COMPRESSIONS.get(path.suffix.lower(), lambda plain: plain)(packed)
+        except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+            problem = f"not readable to its end ({first_line(error)})"
+            raise UserError(path, None, problem, "download or compress it again") from None
+
+
+def is_compressed(path: Path) -> bool:
+    """Whether the name of a file has the extension of a compressed one."""
+    return path.suffix.lower() in COMPRESSIONS
+
+
+def _zstandard(packed: IO[bytes]) -> IO[bytes]:
+    import pyarrow as pa  # the package zstandard, which fsspec uses, accepts half a frame
+
+    return io.BufferedReader(pa.CompressedInputStream(packed, "zstd"), CHUNK_BYTES)
+
+
+COMPRESSIONS: dict[str, Callable[[IO[bytes]], IO[bytes]]] = {
+    ".xz": compr["xz"],
+    ".gz": compr["gzip"],
+    ".zst": _zstandard,
+}

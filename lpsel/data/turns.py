@@ -1,0 +1,181 @@
+"""The turns of a conversation from a list of messages, in any of the usual ways to write one."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from lpsel.data.example import Turn
+from lpsel.data.values import check_unicode, described, is_null, parsed, text_of, without_nulls
+from lpsel.errors import UnusableRow
+
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "function_call": "assistant",  # its text is a call
+}
+PLAIN = {"role", "content"}
+FIELDS = ("name", "reasoning_content", "thinking", "tool_call_id")  # that chat templates use as they are
+TEXT_PARTS = {"text", "input_text", "output_text"}
+MEDIA = re.compile(r"(image|audio|video)s?(_(url|path|file)s?)?")
+MEDIA_KINDS = {"image": "images", "audio": "audio", "video": "video"}
+
+
+def turns_of(value: Any, column: str) -> list[Turn]:
+    """The turns in a column: a list of messages, or that list as JSON.
+
+    A message has a role (or `from`) and a content (or `value`): text, null, or a list of text parts.
+
+    Raises:
+        UnusableRow: anything else, or a message with something other than text.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = parsed(value, column)
+    if not isinstance(value, list) or not value:
+        problem = f"must be a list of turns, found {described(value)}"
+        hint = "remove the row or map another column"
+        raise UnusableRow(f"column {column}", None, problem, hint, kind="no turns")
+    return [_turn(message, column) for message in value]
+
+
+def tools_of(value: Any, column: str) -> tuple[Mapping[str, Any], ...]:
+    """The tools in a column: null, a list of objects, or either as JSON.
+
+    Raises:
+        UnusableRow: anything else.
+    """
+    if isinstance(value, str) and value:
+        value = parsed(value, column)
+    if is_null(value) or value in ("", [], {}):
+        return ()
+    tools = [parsed(tool, column) if isinstance(tool, str) else tool for tool in _list(value)]
+    if not all(isinstance(tool, dict) for tool in tools):
+        raise _unusable(column, f"must be a list of tools, found {described(value)}", "tools that are not objects")
+    check_unicode(tools, column)
+    return tuple(without_nulls(tools))
+
+
+def check_no_media(row: Mapping[str, Any], columns: tuple[str, ...], location: str = "") -> None:
+    """Raise an UnusableRow if one of these columns or fields is not empty."""
+    for column in columns:
+        value = row[column]
+        if value and not is_null(value):
+            kind = MEDIA_KINDS[re.split("s?_|s$", column.lower())[0]]
+            raise _unusable(f"{location}{column}", f"{kind} are not supported", kind)
+
+
+def media_columns(columns: Any) -> tuple[str, ...]:
+    """The columns that hold images, audio or video by their names."""
+    return tuple(column for column in columns if MEDIA.fullmatch(column.lower()))
+
+
+def _turn(message: Any, column: str) -> Turn:
+    if not isinstance(message, dict):
+        raise _unusable(column, f"every turn must have role and content, found {described(message)}", "no turns")
+    plain = message.keys() == PLAIN
+    fields = {} if plain else _fields(message, column)
+    role_key, content_key = ("from", "value") if is_null(message.get("role")) else ("role", "content")
+    if role_key not in message or (content_key not in message and "tool_calls" not in fields):
+        problem = "every turn must have role and content, or from and value"
+        raise _unusable(column, problem, "a turn without role or content")
+    written, content = message[role_key], _content(message.get(content_key), f"{column}.{content_key}")
+    role = ROLES.get(written.lower()) if isinstance(written, str) else None
+    if role is None:
+        problem = f"{role_key} {str(written)[:40]!r} must be one of {', '.join(ROLES)}"
+        raise _unusable(column, problem, "an unknown role")
+    if written.lower() == "function_call" and (calls := _calls_in(content, column)):
+        content, fields = "", {**fields, "tool_calls": calls}
+    if plain and not fields:
+        return Turn(role, content)
+    check_unicode(fields, column)
+    supervised = _is_supervised(message, column) or role != "assistant"  # no other turn is ever trained on
+    return Turn(role, content, supervised, fields) if fields else Turn(role, content, supervised)
+
+
+def _content(value: Any, column: str) -> str:
+    """The text of a turn, whose parts are joined."""
+    return text_of(value, column) if not isinstance(value, list) else "".join(_part(part, column) for part in value)
+
+
+def _part(part: Any, column: str) -> str:
+    if not isinstance(part, dict):
+        raise _unusable(column, f"must be text or a list of parts, found {described(part)}", "a list as text")
+    kind = part.get("type")
+    if kind in TEXT_PARTS or (kind is None and "text" in part):
+        return text_of(part.get("text"), column)
+    media = next((name for word, name in MEDIA_KINDS.items() if word in str(kind)), None)
+    problem = f"a part of type {str(kind)[:40]!r} is not text"
+    raise _unusable(column, problem, media or "content parts that are not text")
+
+
+def _is_supervised(message: Mapping[str, Any], column: str) -> bool:
+    """Whether neither `weight` nor `train` excludes a turn from training."""
+    marks = {key: message[key] for key in ("weight", "train") if not is_null(message.get(key))}
+    for key, mark in marks.items():
+        if mark not in (0, 1):  # also false and true
+            problem = f"must be 0 or 1, false or true, found {described(mark)}"
+            raise _unusable(f"{column}.{key}", problem, "a weight other than 0 and 1")
+    return all(marks.values())
+
+
+def _fields(message: Mapping[str, Any], column: str) -> dict[str, Any]:
+    """The fields that chat templates use, other than role and content; null is as if missing."""
+    check_no_media(message, media_columns(message), f"{column}.")
+    if message.get("refusal") and is_null(message.get("content")):
+        raise _unusable(f"{column}.refusal", "a refusal without content is not an answer", "a refusal without content")
+    fields: dict[str, Any] = {key: field for key in FIELDS if (field := text_of(message.get(key), f"{column}.{key}"))}
+    calls = message.get("tool_calls")
+    calls = parsed(calls, f"{column}.tool_calls") if isinstance(calls, str) and calls else calls
+    calls = _list(calls) if calls and not is_null(calls) else []
+    if legacy := message.get("function_call"):
+        calls = [*calls, parsed(legacy, f"{column}.function_call") if isinstance(legacy, str) else legacy]
+    return {**fields, "tool_calls": [_call(call, f"{column}.tool_calls") for call in calls]} if calls else fields
+
+
+def _calls_in(text: str, column: str) -> list[dict[str, Any]]:
+    """The calls that are the text of a `function_call` turn as JSON; none if it is any other text."""
+    try:
+        calls = _list(json.loads(text))
+    except (ValueError, RecursionError):
+        return []
+    named = all(isinstance(call, dict) and call.get("name") for call in calls)
+    return [_call(call, column) for call in calls] if named else []
+
+
+def _call(call: Any, column: str) -> dict[str, Any]:
+    """A call of a function as chat templates expect it: the arguments are an object."""
+    nested = isinstance(call, dict) and isinstance(call.get("function"), dict)
+    function = call["function"] if nested else call
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise _unusable(column, f"a call must have a name, found {described(call)}", "a tool call without a name")
+    about = {key: value for key, value in call.items() if key not in ("function", "name", "arguments")}
+    called = {"name": function["name"], "arguments": _arguments(function.get("arguments"))}
+    return {"type": "function", **without_nulls(about), "function": called}
+
+
+def _arguments(arguments: Any) -> Any:
+    """The arguments of a call as an object; a text that is none as it is."""
+    if not isinstance(arguments, str):
+        return without_nulls(arguments) or {}
+    try:
+        value = json.loads(arguments or "{}")
+    except (ValueError, RecursionError):
+        return arguments
+    return value if isinstance(value, dict) else arguments
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _unusable(column: str, problem: str, kind: str) -> UnusableRow:
+    return UnusableRow(f"column {column}", None, problem, "fix or remove the row", kind=kind)
