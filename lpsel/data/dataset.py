@@ -106,7 +106,7 @@ class Source:
     The ids are computed once, in the first pass; later passes find the id of a row by its position.
 
     Raises:
-        UserError: a missing file or Hub dataset, no rows or none that can be used, or a file that changes between passes.
+        UserError: a missing file or Hub dataset, no usable row, or a file that changes between two passes.
         UnusableRow: a row that cannot be used, with bad_rows=error.
     """
 
