@@ -113,7 +113,7 @@ def _check(inputs: Inputs) -> None:
             raise UserError("cluster", "none", f"selection={spec.name} needs clusters", hint)
         inputs.clusters.check(inputs.source.spec)
     for name in inputs.source_columns:
-        _number(next(iter(inputs.source)), name)
+        _number(next(iter(inputs.source)), name, spec)
     if spec.needs_vectors and spec.embedder is not None:
         check_embedder(spec.embedder)
     if inputs.setup is not None and spec.epochs is not None:
@@ -157,7 +157,7 @@ def load_table(inputs: Inputs) -> tuple[ScoreTable, "Scores | None"]:
     if spec.uses_clusters:
         table = with_clusters(table, inputs.clusters, source, inputs.cache_dir, inputs.seed)
     if names := inputs.source_columns:
-        numbers = np.fromiter((_number(row, name) for row in source for name in names), np.float64)
+        numbers = np.fromiter((_number(row, name, spec) for row in source for name in names), np.float64)
         columns = dict(zip(names, numbers.reshape(-1, len(names)).T, strict=True))
         table = replace(table, columns={**table.columns, **columns})
     if spec.needs_vectors and spec.embedder is not None:
@@ -166,16 +166,16 @@ def load_table(inputs: Inputs) -> tuple[ScoreTable, "Scores | None"]:
     return table, scores
 
 
-def _number(row: Row, name: str) -> float:
-    value, hint = row.raw.get(name), "name a numeric column"
+def _number(row: Row, name: str, spec: SelectionSpec) -> float:
+    value, hint = row.raw.get(name), "name a numeric column (selection=combine: or a rule)"
     if name not in row.raw:
         problem = f"neither in scores= nor in row {row.index} of the dataset, which has {', '.join(map(str, row.raw))}"
-        raise UserError("selection.column", name, problem, hint)
+        raise UserError(spec.option_of(name), name, problem, hint)
     try:
         return float("nan") if value is None or value == "" else float(value)
     except (TypeError, ValueError):
         problem = f"row {row.index} has {str(value)[:40]!r}"
-        raise UserError("selection.column", name, problem, hint) from None
+        raise UserError(spec.option_of(name), name, problem, hint) from None
 
 
 def _table_of_tokens(source: Source, model: ModelSpec, cache_dir: Path) -> ScoreTable:

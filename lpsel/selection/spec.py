@@ -117,6 +117,13 @@ class SelectionSpec:
         """Columns that a scorer has to record for this rule in addition to the NLLs."""
         return tuple(name for name in self.columns if name in RECORDABLE)
 
+    def option_of(self, column: str) -> str:
+        """The option that names one of `columns`, for messages."""
+        names = (
+            name for name, value in self.options.items() if column in (value if isinstance(value, dict) else [value])
+        )
+        return f"selection.{next(names, 'column')}"
+
     def rank(self, table: ScoreTable, seed: int) -> Ranking:
         """The rule's ranking of a table, from as many epochs as `epochs`."""
         known = table if self.epochs is None else table.first_epochs(self.epochs)

@@ -24,7 +24,9 @@ def ends(selection: Selection, seed: int = 0) -> dict[str, NDArray[np.int64]]:
     """
     rows_M = np.flatnonzero((selection.reason < 0) & ~np.isnan(selection.score))
     sign = -1 if selection.descending else 1
-    key_M, index_M = sign * selection.score[rows_M], selection.table.index[rows_M]
+    key_M = sign * selection.score[rows_M]
+    # Of tied rows, the selected ones come first.
+    index_M = selection.table.index[rows_M] + selection.n_total * ~selection.selected[rows_M]
     some = np.random.default_rng(seed).choice(len(rows_M), min(EXAMPLES, len(rows_M)), replace=False)
     return {
         "first": rows_M[_lowest(key_M, index_M)],
@@ -102,7 +104,7 @@ def _first_line(text: str) -> str:
 
 
 def _lowest(key_M: NDArray[np.float64], index_M: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Positions of the EXAMPLES lowest keys, lowest first, ties by index, without sorting all."""
+    """Positions of the EXAMPLES lowest keys, lowest first, ties by `index_M`, without sorting all."""
     n = min(EXAMPLES, len(key_M))
     if n == 0:
         return np.empty(0, np.int64)

@@ -380,6 +380,12 @@ def test_ends_are_the_lowest_and_the_highest_in_order(make_table, make_spec, val
     assert found["last"].tolist() == order[-10:]
 
 
+def test_of_tied_rows_the_selected_ones_are_shown_first(make_table, make_spec):
+    table = make_table([[2.0] * 200], columns={"x": np.ones(200)})
+    selection = select(table, make_spec("score_column", column="x", columns=["x"]), 10, 0)
+    assert ends(selection)["first"].tolist() == chosen(selection)[:10]
+
+
 def test_a_descending_rule_selects_high_scores(make_table, make_spec):
     table = make_table([[2.0] * 4], columns={"x": np.array([1.0, 5.0, 3.0, 2.0])})
     selection = select(table, make_spec("score_column", column="x", columns=["x"], descending=True), 50, 0)
