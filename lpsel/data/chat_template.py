@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from itertools import count
@@ -64,16 +64,16 @@ def render_chat(example: Example, tokenizer: Any, prompt: bool = False) -> Rende
 
 
 def _hidden(messages: Messages, tools: Tools, controls: ControlTokens, base: int) -> tuple[Messages, Tools]:
-    """The conversation without control tokens, but for those in answers that the template looks for."""
+    """The conversation without control tokens, but for the tags in answers."""
 
-    def hide(text: str, keep: frozenset[str] = frozenset()) -> str:
+    def hide(text: str, keep: Collection[str] = ()) -> str:
         spans = [(begin, end) for begin, end in controls.find(text) if text[begin:end] not in keep]
         return controls.hide(text, spans, base)
 
     hidden = _mapped(messages, hide)
     for message, original in zip(hidden, messages, strict=True):
         if message["role"] == "assistant":
-            message["content"] = hide(original["content"], controls.searched)
+            message["content"] = hide(original["content"], controls.tags)
     return hidden, _mapped(tools, hide)
 
 

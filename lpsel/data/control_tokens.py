@@ -7,7 +7,7 @@ which of them its template wrote; others, in a prompt or an answer, are encoded 
 import json
 import re
 from collections.abc import Iterable
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ class Rendered(NamedTuple):
         append_eos: whether the EOS id follows the last token, supervised as well.
         add_special_tokens: whether the tokenizer adds its own, such as BOS: not to a chat template, which writes them.
         controls: the spans of the control tokens; None where they are those that the tokenizer finds.
+        reasoning_omitted: whether the template leaves out reasoning of the row.
     """
 
     text: str
@@ -32,6 +33,11 @@ class Rendered(NamedTuple):
     append_eos: bool
     add_special_tokens: bool
     controls: list[Span] | None = None
+    reasoning_omitted: bool = False
+
+    def key(self) -> tuple[Any, ...]:
+        """What the tokens depend on."""
+        return self[:4] if self.controls is None else self[:5]
 
 
 class ControlTokens:
@@ -41,7 +47,7 @@ class ControlTokens:
     and other additions to the vocabulary are text.
 
     Attributes:
-        searched: not special, and looked for by the chat template in contents, such as </think>: an answer can have it.
+        tags: not special and in pairs, such as <think> and </think>: a model writes them itself, and so can an answer.
     """
 
     def __init__(self, tokenizer: Any, chat_template: str) -> None:
@@ -55,7 +61,8 @@ class ControlTokens:
             and (token.content in chat_template or re.fullmatch(r"<\|.+\|>", token.content))
         }
         self.texts = sorted(marks | {token.content for token in added if token.special} - {""})
-        self.searched = frozenset(text for text in marks if _is_searched(text, chat_template))
+        opening = {text for text in marks if f"{text[0]}/{text[1:]}" in marks}
+        self.tags = opening | {f"{text[0]}/{text[1:]}" for text in opening}
         self._numbers = {text: number for number, text in enumerate(self.texts)}
         self._lengths = sorted({len(text) for text in self.texts}, reverse=True)
         first = {text[0] for text in self.texts}
@@ -104,11 +111,10 @@ class ControlTokens:
         base = self.base(rendered.text)
         if base not in self._backends:
             names = {text: self._stand_in(text, base) for text in self.texts}
-            self._backends[base] = _renamed(self.backend, names)
+            self._backends[base] = _renamed(self.backend(), names)
         text = self.hide(rendered.text, rendered.controls, base)
         return self._backends[base].encode(text, add_special_tokens=rendered.add_special_tokens)
 
-    @cached_property
     def backend(self) -> Any:
         """A copy of the tokenizer's backend without truncation and padding whose offsets include leading spaces.
 
@@ -134,14 +140,6 @@ def control_tokens(tokenizer: Any) -> ControlTokens:
 
 
 _control_tokens = lru_cache(maxsize=8)(ControlTokens)
-
-
-def _is_searched(text: str, chat_template: str) -> bool:
-    """Whether a template compares contents with a text: `'TEXT' in content` or `content.split('TEXT')`."""
-    argument, operand = (
-        rf"(?P<{name}>['\"])[^'\"]*{re.escape(text)}[^'\"]*(?P={name})" for name in ("argument", "operand")
-    )
-    return re.search(rf"\({argument}\)|{operand} (not )?in ", chat_template) is not None
 
 
 def _renamed(backend: Any, names: dict[str, str]) -> Any:

@@ -8,11 +8,19 @@ from lpsel.data.control_tokens import Rendered, Span
 
 
 class Encoded(NamedTuple):
-    """A truncated row: its ids, its supervised spans in tokens, whether it was longer, why it is unusable."""
+    """A truncated row.
+
+    Attributes:
+        spans: the supervised tokens, first and end.
+        truncated: whether the row was longer.
+        reasoning_omitted: whether the template leaves out reasoning that the row has.
+        unusable: why the row has no tokens.
+    """
 
     ids: list[int]
-    spans: list[tuple[int, int]]
+    spans: list[Span]
     truncated: bool
+    reasoning_omitted: bool = False
     unusable: str | None = None
 
 
@@ -31,7 +39,8 @@ def truncated(encoding: Any, rendered: Rendered, eos: int, max_length: int) -> E
         spans[-1] = (min(spans[-1][0], len(ids) - 1), len(ids))
     # Nothing predicts the first token, so it cannot be supervised.
     inside = [(max(first, 1), min(last, max_length)) for first, last in spans]
-    return Encoded(ids[:max_length], [span for span in inside if span[0] < span[1]], len(ids) > max_length)
+    spans = [span for span in inside if span[0] < span[1]]
+    return Encoded(ids[:max_length], spans, len(ids) > max_length, rendered.reasoning_omitted)
 
 
 def _tokens_after_prompt(offsets: list[Span], start: int, end: int, end_of_text: int) -> Span:

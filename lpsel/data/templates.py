@@ -35,16 +35,10 @@ def render(example: Example, template: str, tokenizer: Any) -> Rendered:
             template has no place for them, as alpaca and plain.
     """
     check_choice("template", template, ("alpaca", "chat", "plain"))
-    if template == "chat":
-        return render_chat(example, tokenizer)
-    if example.tools or any(turn.role == "tool" or "tool_calls" in turn.fields for turn in example.turns):
-        hint = "set template=chat for a model whose chat template has tools, or remove the row"
-        raise UnusableRow("template", template, "has no place for tools", hint, kind=f"tools with template={template}")
-    if template == "alpaca":
-        sections, before_answer = _alpaca_sections(example), BETWEEN + ALPACA_RESPONSE
-    else:
-        sections, before_answer = [turn.content for turn in with_input(example)], ""
-    return _join(example.turns, sections, before_answer, tokenizer)
+    rendered = _render(example, template, tokenizer)
+    reasoning = (turn.fields.get("reasoning_content") for turn in example.turns if turn.fields)
+    omitted = any(isinstance(text, str) and text.strip() not in rendered.text for text in reasoning)
+    return rendered._replace(reasoning_omitted=True) if omitted else rendered
 
 
 def render_prompt(example: Example, template: str, tokenizer: Any) -> Rendered:
@@ -68,6 +62,19 @@ def template_hash(template: str, tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps([template, *parts[template]], sort_keys=True).encode()).hexdigest()
 
 
+def _render(example: Example, template: str, tokenizer: Any) -> Rendered:
+    if template == "chat":
+        return render_chat(example, tokenizer)
+    if example.tools or any(turn.role == "tool" or "tool_calls" in turn.fields for turn in example.turns):
+        hint = "set template=chat for a model whose chat template has tools, or remove the row"
+        raise UnusableRow("template", template, "has no place for tools", hint, kind=f"tools with template={template}")
+    if template == "alpaca":
+        sections, before_answer = _alpaca_sections(example), BETWEEN + ALPACA_RESPONSE
+    else:
+        sections, before_answer = [turn.content for turn in with_input(example)], ""
+    return _join(example.turns, sections, before_answer, tokenizer)
+
+
 def _join(turns: tuple[Turn, ...], sections: list[str], before_answer: str, tokenizer: Any) -> Rendered:
     """Join one section per turn; answers are supervised.
 
@@ -75,7 +82,7 @@ def _join(turns: tuple[Turn, ...], sections: list[str], before_answer: str, toke
     how the tokenizer splits the text.
     """
     text, eos = "", tokenizer.eos_token
-    supervised, ends = list[Span](), list[Span]()
+    answers, ends = list[Span](), list[Span]()
     for i, (turn, section) in enumerate(zip(turns, sections, strict=True)):
         if turn.role != "assistant":
             text += section
@@ -86,11 +93,23 @@ def _join(turns: tuple[Turn, ...], sections: list[str], before_answer: str, toke
         if i < len(turns) - 1:
             ends.append((len(text), len(text) + len(eos)))
             text += eos
-        if turn.supervised:
-            supervised.append((start, len(text)))
-    last = turns[-1].role == "assistant" and turns[-1].supervised
-    found = control_tokens(tokenizer).find(text)
-    return Rendered(text, supervised, last, add_special_tokens=True, controls=None if found == ends else ends)
+        answers.append((start, len(text)))
+    trained = [turn.supervised for turn in turns if turn.role == "assistant"]
+    controls = control_tokens(tokenizer)
+    found = controls.find(text)
+    written = [
+        (begin, end)
+        for begin, end in found
+        if (begin, end) in ends
+        or (text[begin:end] in controls.tags and any(start <= begin < stop for start, stop in answers))
+    ]
+    return Rendered(
+        text,
+        supervised=[span for span, supervised in zip(answers, trained, strict=True) if supervised],
+        append_eos=turns[-1].role == "assistant" and turns[-1].supervised,
+        add_special_tokens=True,
+        controls=None if found == written else written,
+    )
 
 
 def _alpaca_sections(example: Example) -> list[str]:

@@ -3,6 +3,7 @@
 # N rows, T tokens of a row (fed to the model, after truncation)
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain
@@ -22,6 +23,8 @@ from lpsel.data.templates import render, template_hash
 from lpsel.errors import UnusableRow, UserError
 from lpsel.storage import write_atomically
 
+log = logging.getLogger(__name__)
+
 ROWS_PER_BATCH = 1024  # of every record batch but the last: row i is in batch i // ROWS_PER_BATCH
 MAX_CHARACTERS = 1 << 20  # per call of the tokenizer, which needs some hundred bytes per token
 DATA = "tokens.arrow"
@@ -33,6 +36,7 @@ SCHEMA = pa.schema(
         ("prompt_tokens", pa.int32()),
         ("response_tokens", pa.int32()),
         ("truncated", pa.bool_()),
+        ("reasoning_omitted", pa.bool_()),
         ("unusable", pa.string()),  # the kind of a row that is skipped, which has no tokens
     ]
 )
@@ -56,6 +60,7 @@ class Tokens:
         prompt_tokens: tokens fed that are not supervised, int32 (N,).
         response_tokens: supervised tokens after truncation, int32 (N,).
         truncated: whether the row was longer, bool (N,).
+        reasoning_omitted: whether the template leaves out reasoning that the row has, bool (N,).
         lengths: tokens fed, int32 (N,), the sum of the first two.
         unusable: the kind of every row that is skipped, null for the others, (N,); None if there are none.
     """
@@ -69,6 +74,7 @@ class Tokens:
         self.prompt_tokens = _column(batches, "prompt_tokens", np.int32)
         self.response_tokens = _column(batches, "response_tokens", np.int32)
         self.truncated = _column(batches, "truncated", np.bool_)
+        self.reasoning_omitted = _column(batches, "reasoning_omitted", np.bool_)
         self.lengths = self.prompt_tokens + self.response_tokens
         unusable = pa.concat_arrays([batch.column("unusable") for batch in batches])
         self.unusable = None if unusable.null_count == len(unusable) else unusable.dictionary_encode()
@@ -142,6 +148,8 @@ def tokenize(source: Source, tokenizer: Any, template: str, max_length: int, cac
     if sum((kinds := counts(tokens.unusable)).values()) == len(tokens):
         problem = f"template={template} can use none of {len(tokens):,} rows: {listed(kinds)}"
         raise UserError("dataset", source.spec.name, problem, "set template=alpaca, or use other data")
+    if omitted := int(tokens.reasoning_omitted.sum()):
+        log.warning("template=%s leaves out the reasoning_content of %s of %s rows", template, omitted, len(tokens))
     return tokens
 
 
@@ -198,12 +206,13 @@ def _encoded(
 ) -> Iterator[list[Encoded]]:
     """Rows of a source in lists of ROWS_PER_BATCH; the last one may be shorter."""
     controls = control_tokens(tokenizer)
+    backend = controls.backend()
 
     def encode(texts: list[Rendered | str]) -> list[Encoded]:
         usable = [text for text in texts if isinstance(text, Rendered)]
         whole = [text.text if text.controls is None else "" for text in usable]
         special = bool(usable) and usable[0].add_special_tokens
-        encodings = iter(controls.backend.encode_batch(whole, add_special_tokens=special))
+        encodings = iter(backend.encode_batch(whole, add_special_tokens=special))
         rows = []
         for text in texts:
             if isinstance(text, str):
@@ -255,6 +264,7 @@ def _record_batch(row_ids: pa.StringArray, rows: list[Encoded]) -> pa.RecordBatc
         pa.array(lengths - response),
         pa.array(response),
         pa.array([row.truncated for row in rows], pa.bool_()),
+        pa.array([row.reasoning_omitted for row in rows], pa.bool_()),
         pa.array([row.unusable for row in rows], pa.string()),
     ]
     return pa.record_batch(columns, schema=SCHEMA)

@@ -137,7 +137,9 @@ def _inputs(
         inputs = [render_prompt(example, model.template, tokenizer) for example in examples]
         fingerprint = model_fingerprint(source, model.revision, cache_dir)
         depends_on = {"model": fingerprint, "dtype": str(dtype).removeprefix("torch.")}
-    keys = [digest(each[:4] if isinstance(each, Rendered) and each.controls is None else each) for each in inputs]
+    keys = [
+        digest(each[: 4 if each.controls is None else 5] if isinstance(each, Rendered) else each) for each in inputs
+    ]
     journal = Journal.of(cache_dir, "answers", depends_on | sampling.settings())
     return _Inputs(source, tokenizer, dict(zip(keys, inputs, strict=True)), keys, journal)
 

@@ -38,8 +38,8 @@ def test_alpaca_is_the_stanford_prompt_followed_by_the_answer(tokenizer):
         "\n\n### Instruction:\nAdd 2 and 3.\n\n### Response:"
     )
     rendered = render(SHORT, "alpaca", tokenizer)
-    assert rendered == (prompt + "5", [(len(prompt), len(prompt) + 1)], True, True, None)
-    assert render_prompt(SHORT, "alpaca", tokenizer) == (prompt, [], False, True, None)
+    assert rendered == (prompt + "5", [(len(prompt), len(prompt) + 1)], True, True, None, False)
+    assert render_prompt(SHORT, "alpaca", tokenizer) == (prompt, [], False, True, None, False)
 
 
 def test_alpaca_with_input_has_its_own_preamble(tokenizer):
@@ -79,7 +79,7 @@ def test_a_final_user_turn_is_not_supervised(tokenizer):
 
 def test_plain_adds_nothing(tokenizer):
     rendered = render(Example((Turn("user", "2+3="), ANSWER)), "plain", tokenizer)
-    assert rendered == ("2+3=5", [(4, 5)], True, True, None)
+    assert rendered == ("2+3=5", [(4, 5)], True, True, None, False)
     assert render_prompt(Example((Turn("user", "2+3="), ANSWER)), "plain", tokenizer).text == "2+3="
     assert render(WITH_INPUT, "plain", tokenizer).text == "Add.\n\n2, 35"
 
