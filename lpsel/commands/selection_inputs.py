@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from lpsel.clustering.clusters import Auto, Clusters, KMeans, NoClusters, brings_clusters, with_clusters
 from lpsel.clustering.embeddings import check_embedder, embed
 from lpsel.config import build, choice, choices
+from lpsel.data.content_ids import first_kinds
 from lpsel.data.dataset import Row, Source
 from lpsel.errors import UserError
 from lpsel.model.spec import ModelSpec, ScorerSpec
@@ -113,7 +114,7 @@ def _check(inputs: Inputs) -> None:
             raise UserError("cluster", "none", f"selection={spec.name} needs clusters", hint)
         inputs.clusters.check(inputs.source.spec)
     for name in inputs.source_columns:
-        _number(next(iter(inputs.source)), name, spec)
+        _number(next(row for row in inputs.source if row.unusable is None), name, spec)
     if spec.needs_vectors and spec.embedder is not None:
         check_embedder(spec.embedder)
     if inputs.setup is not None and spec.epochs is not None:
@@ -143,7 +144,11 @@ def _part(name: str, hint: str) -> SelectionSpec:
 
 
 def load_table(inputs: Inputs) -> tuple[ScoreTable, "Scores | None"]:
-    """The table to select from, and the scores folder if a scorer computed it; reuses what is in the cache."""
+    """The table to select from, and the scores folder if a scorer computed it; reuses what is in the cache.
+
+    Raises:
+        UnusableRow: the scores are those of a run that skipped rows, and this one must not.
+    """
     spec, source, scores = inputs.spec, inputs.source, None
     if inputs.given is not None:
         table = inputs.given
@@ -154,6 +159,8 @@ def load_table(inputs: Inputs) -> tuple[ScoreTable, "Scores | None"]:
         table = read_scores(scores.table, columns=spec.records)
     else:
         table = _table_of_tokens(source, inputs.tokens_of, inputs.cache_dir)
+    source.check_skipped(table.unusable)
+    table = replace(table, empty_answer=source.empty_answer, unusable=first_kinds(source.unusable, table.unusable))
     if spec.uses_clusters:
         table = with_clusters(table, inputs.clusters, source, inputs.cache_dir, inputs.seed)
     if names := inputs.source_columns:
@@ -167,6 +174,8 @@ def load_table(inputs: Inputs) -> tuple[ScoreTable, "Scores | None"]:
 
 
 def _number(row: Row, name: str, spec: SelectionSpec) -> float:
+    if row.unusable is not None:
+        return float("nan")
     value, hint = row.raw.get(name), "name a numeric column (selection=combine: or a rule)"
     if name not in row.raw:
         problem = f"neither in scores= nor in row {row.index} of the dataset, which has {', '.join(map(str, row.raw))}"
@@ -188,4 +197,5 @@ def _table_of_tokens(source: Source, model: ModelSpec, cache_dir: Path) -> Score
     tokens = tokenize(source, tokenizer, model.template, model.max_length, cache_dir)
     report_tokens(tokens, model)
     counts = (tokens.prompt_tokens, tokens.response_tokens, tokens.truncated)
-    return ScoreTable(np.arange(len(tokens)), tokens.ids, *counts, nll=np.empty((0, len(tokens))))
+    nll = np.empty((0, len(tokens)))
+    return ScoreTable(np.arange(len(tokens)), tokens.ids, *counts, nll=nll, unusable=tokens.unusable)

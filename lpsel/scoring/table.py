@@ -98,6 +98,12 @@ class ScoreTable:
         return max(len(self.nll) - 1, 0)
 
     @property
+    def usable(self) -> NDArray[np.bool_]:
+        """Which rows are not unusable, bool (N,)."""
+        all_N = np.ones(len(self), np.bool_)
+        return all_N if self.unusable is None else self.unusable.is_null().to_numpy(zero_copy_only=False)
+
+    @property
     def has_content_ids(self) -> bool:
         """Whether `id` holds hashes of the rows' contents, not ids of the user's own."""
         return self.id is not None and CONTENT_ID.fullmatch(self.id[0].as_py() or "") is not None

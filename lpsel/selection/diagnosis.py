@@ -45,7 +45,7 @@ def diagnosis(selection: Selection, characters_2N: NDArray[np.int32]) -> dict[st
         "median_response": {
             "unit": unit,
             "selected": float(np.median(response_N[selected])),
-            "all": float(np.median(response_N)),
+            "all": float(np.median(response_N[table.usable])),
         },
         **known_and_rising(table, selected),
         "duplicates": None

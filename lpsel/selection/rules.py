@@ -55,17 +55,19 @@ class Rule:
         function: from a table and `seed` to a `Ranking`; further keyword arguments are options of conf/selection.
         picks_rows: the ranking has `pick`.
         uses_lengths: the rule ranks by token counts.
+        takes_all: the rule is for training on everything, rows with an empty answer included.
     """
 
     function: Callable[..., Ranking]
     picks_rows: bool = False
     uses_lengths: bool = False
+    takes_all: bool = False
 
     def __call__(self, table: ScoreTable, *, seed: int, **options: Any) -> Ranking:
         return self.function(table, seed=seed, **options)
 
 
-@Rule
+@partial(Rule, takes_all=True)
 def full(table: ScoreTable, *, seed: int) -> Ranking:
     """All rows, in no particular order."""
     return Ranking(np.zeros(len(table)), arbitrary=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lpsel.data.random_order import random_keys
@@ -28,7 +29,10 @@ from lpsel.selection.length_matching import matched
 from lpsel.selection.rules import Pick, Ranking
 from lpsel.selection.spec import BUCKETS, SelectionSpec
 
+UNUSABLE = "unusable: "
+EMPTY_ANSWER = "empty answer"
 NO_SUPERVISED_TOKEN = "no supervised token"
+SHORT_ANSWER = "short answer"
 NOT_FINITE = "nll is not finite"
 UNDEFINED = "score is undefined"
 KNOWN = "already known"
@@ -94,7 +98,9 @@ class Selection:
             "index": pa.array(table.index, pa.int64()),
             "id": pa.nulls(n, pa.string()) if table.id is None else table.id.cast(pa.string()),
             "score": to_arrow(self.score),
-            "cluster": pa.nulls(n, pa.int32()) if table.cluster is None else pa.array(table.cluster, pa.int32()),
+            "cluster": pa.nulls(n, pa.int32())
+            if table.cluster is None
+            else pa.array(table.cluster, pa.int32(), mask=~table.usable),
             "bucket": pa.nulls(n, pa.string()) if self.bucket is None else _texts(self.bucket, BUCKETS),
             "selected": pa.array(self.selected, pa.bool_()),
             "reason": _texts(self.reason, self.reasons),
@@ -125,9 +131,10 @@ def select(table: ScoreTable, spec: SelectionSpec, pct: float, seed: int) -> Sel
     """Select pct percent of the rows, by the rule's score within every cluster, lowest first.
 
     budget=exact selects pct/100 x N rows, rounded half up (all eligible ones if they are fewer), allocated to clusters
-    by largest remainder; rows without a supervised token or with an undefined score are not eligible; ties are broken
-    by content and by a hash of the cluster (`Ties`, `Ranked.order`). budget=paper is the released behavior: a ceiling
-    per cluster, an undefined score counts as 0, no row is excluded, ties go to the lower index.
+    by largest remainder; rows with an empty answer, without a supervised token, with fewer than min_response_tokens or
+    with an undefined score are not eligible; ties are broken by content and by a hash of the cluster (`Ties`,
+    `Ranked.order`). budget=paper is the released behavior: a ceiling per cluster, an undefined score counts as 0, no
+    row is excluded but unusable ones, which have no text, ties go to the lower index.
 
     With a bucket, the score only decides which third of its cluster a row is in. budget=exact then selects at random
     within the bucket, by content and seed; budget=paper selects the whole bucket.
@@ -143,8 +150,7 @@ def select(table: ScoreTable, spec: SelectionSpec, pct: float, seed: int) -> Sel
     spec.check_records(table)
     cluster = table.cluster if spec.clusters == "shared" else None
     exclusions, supervised = Exclusions(len(table)), table.response_tokens > 0
-    if spec.budget == "exact":
-        exclusions.add(NO_SUPERVISED_TOKEN, ~supervised)
+    _exclude_texts(table, spec, exclusions)
     ranking = spec.rank(table, seed)
     score, odd = _checked_scores(ranking, table, spec, exclusions)
     if spec.known == "drop":
@@ -186,6 +192,19 @@ def select(table: ScoreTable, spec: SelectionSpec, pct: float, seed: int) -> Sel
         n_tied = ranked.tied_at_cutoff(selected)
     order, reasons = (ranking.descending, ranking.arbitrary), tuple(exclusions.reasons)
     return Selection(table, spec, pct, score, *order, odd, bucket, selected, exclusions.code, reasons, n_tied)
+
+
+def _exclude_texts(table: ScoreTable, spec: SelectionSpec, exclusions: Exclusions) -> None:
+    """Exclude rows that cannot be used and, with budget=exact, those without an answer to learn from."""
+    if table.unusable is not None:
+        for kind in table.unusable.drop_null().unique().to_pylist():
+            exclusions.add(UNUSABLE + kind, pc.equal(table.unusable, kind).fill_null(False).to_numpy(False))
+    if spec.budget == "exact":
+        if table.empty_answer is not None and not spec.rule.takes_all:
+            exclusions.add(EMPTY_ANSWER, table.empty_answer)
+        exclusions.add(NO_SUPERVISED_TOKEN, table.response_tokens == 0)
+    if spec.min_response_tokens is not None:
+        exclusions.add(SHORT_ANSWER, table.response_tokens < spec.min_response_tokens)
 
 
 def _checked_scores(

@@ -41,6 +41,7 @@ class SelectionSpec:
         known: drop to leave out rows whose loss before training is below `known_level`; if that is None, below the
             median after the last recorded epoch.
         rising: drop to leave out rows whose loss after any recorded epoch is above that before training.
+        min_response_tokens: rows with fewer supervised tokens are not selected; None for no such limit.
         allocation: of the rows to clusters: proportional to their sizes, equal, or cluster_mean.
         length: matched to select from all lengths of responses in proportion.
     """
@@ -58,6 +59,7 @@ class SelectionSpec:
     known: str = "keep"
     known_level: float | None = None
     rising: str = "keep"
+    min_response_tokens: int | None = None
     allocation: str = "proportional"
     length: str = "none"
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -71,12 +73,15 @@ class SelectionSpec:
             check_int("selection.epochs", self.epochs, 0, hint="set selection.epochs=null for a rule without scores")
         if self.known_level is not None:
             check_number("selection.known_level", self.known_level, hint="set it to null for the median after training")
+        if self.min_response_tokens is not None:
+            hint = "set selection.min_response_tokens=null for no limit"
+            check_int("selection.min_response_tokens", self.min_response_tokens, 1, hint=hint)
         if None in self.columns:
             hint = "set selection.column=NAME (deita: complexity and quality), a number in the scores or dataset"
             raise UserError("selection", self.name, "needs a column to rank by", hint)
         if self.budget == "paper":
             problem, hint = "is not part of the released method", "set selection.budget=exact"
-            self._allow(problem, hint, allocation=["proportional"], length=["none"])
+            self._allow(problem, hint, allocation=["proportional"], length=["none"], min_response_tokens=[None])
             self._allow(problem, hint, duplicates=["keep"], known=["keep"], rising=["keep"])
         if self.clusters != "shared":
             problem = f"needs selection.clusters=shared; selection={self.name} does not allocate rows to clusters"
@@ -110,7 +115,7 @@ class SelectionSpec:
     def settings(self) -> dict[str, Any]:
         """How the rule is applied, for results."""
         names = ("epochs", "clusters", "duplicates", "known", "known_level", "rising", "allocation", "length")
-        return {name: getattr(self, name) for name in names} | dict(self.options)
+        return {name: getattr(self, name) for name in (*names, "min_response_tokens")} | dict(self.options)
 
     @property
     def records(self) -> tuple[str, ...]:
@@ -164,6 +169,8 @@ class SelectionSpec:
                 raise UserError("selection", self.name, problem, hint)
             if self.length == "matched":
                 raise UserError("selection.length", self.length, problem, hint)
+            if self.min_response_tokens is not None:
+                raise UserError("selection.min_response_tokens", self.min_response_tokens, problem, hint)
 
 
 def selection(*, rule: Any, **settings: Any) -> SelectionSpec:

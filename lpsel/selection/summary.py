@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lpsel.data.content_ids import counts
 from lpsel.selection.select import Selection
 
 EXAMPLES = 10  # from each end of the ranking, and at random
@@ -84,13 +85,14 @@ def summary(selection: Selection, mean_characters: Mapping[str, Any]) -> dict[st
         "n_tied": selection.n_tied,
         "settings": spec.settings,
         "reasons": selection.counts,
+        "rows_unusable": counts(table.unusable),
         "odd_scores": selection.odd,
         **clusters,
         "score": {"selected": _range(selection.score[selected & scored]), "all": _range(selection.score[scored])},
         "mean_tokens": {
             side: {
                 "selected": _mean(tokens_N[selected]) if table.tokens_known else None,
-                "all": _mean(tokens_N) if table.tokens_known else None,
+                "all": _mean(tokens_N[table.usable]) if table.tokens_known else None,
             }
             for side, tokens_N in tokens.items()
         },
