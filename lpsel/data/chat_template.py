@@ -166,10 +166,8 @@ def _check_tools(text: str, messages: Messages, spans: dict[int, Span | None], t
             content = message["content"].strip()
             missing = missing if content in text or _quoted(content) in text else "results of tools"
     if missing:
-        problem = f"has no place for {missing}"
-        raise UnusableRow(
-            f"chat template of {tokenizer.name_or_path}", None, problem, REMOVE, kind="the chat template has no tools"
-        )
+        name, hint = f"chat template of {tokenizer.name_or_path}", "use a model whose chat template has tools"
+        raise UnusableRow(name, None, f"has no place for {missing}", hint, kind="the chat template has no tools")
 
 
 def _name(call: Any) -> str:
