@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lpsel.command_line import check_arguments, hydra_error
-from lpsel.distributed import Interrupted, is_main_process, signals_interrupt, started_together
+from lpsel.distributed import Interrupted, is_main_process, signals_interrupt
 from lpsel.errors import ReportedByMainProcess, UserError, resource_errors
 from lpsel.redact import print_traceback, redact
 
@@ -37,9 +36,6 @@ FLAG_COMMANDS = {
     "show": "show one run folder",
     "rows": "show the hardest and easiest rows of scores",
 }
-TINY_MODELS = {"tiny", "tiny-target"}
-# Defaults that come with a model of the user's own.
-REAL_DEFAULTS = {"dataset": "alpaca", "scorer": "opt-350m"}
 SECONDS_FOR_MAIN_PROCESS = 5  # to print an error: torchrun ends all ranks when the first one exits
 
 
@@ -78,6 +74,7 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     from lpsel.config import config_dir
+    from lpsel.overrides import hydra_arguments
 
     # Before torch is imported: its threads then sleep while they wait, instead of keeping other processes from running.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -226,30 +223,6 @@ def quiet_libraries() -> None:
     logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)  # one line per retry
     if not is_main_process():
         logging.disable(logging.INFO)
-
-
-def hydra_arguments(command: str, arguments: list[str]) -> list[str]:
-    """The user's arguments with the overrides that they imply.
-
-    - `model.path=X` alone implies `model=local`, so that the path is not combined with another model's recipe; the same
-      for scorer and dataset.
-    - A real model implies the paper's dataset and scorer where none are set. An experiment sets its own.
-    - evaluate's `model=` also takes run folders, which no config group can, so it becomes `models=`.
-    - Of several ranks that start together, only the main one uses the run folder named after the time.
-    """
-    if command == "evaluate":
-        arguments = [f"models={a.removeprefix('model=')}" if a.startswith("model=") else a for a in arguments]
-    given = {a.split("=", 1)[0]: a.split("=", 1)[1] for a in arguments if "=" in a and not a.startswith("-")}
-    groups = ("model", "scorer", "dataset") if command == "train" else ("scorer", "dataset")
-    implied = [f"{group}=local" for group in groups if f"{group}.path" in given and group not in given]
-    real_model = "model.path" in given or not set(given.get("model", "tiny").split(",")) <= TINY_MODELS
-    if command == "train" and "experiment" not in given and real_model:
-        implied += [f"{g}={c}" for g, c in REAL_DEFAULTS.items() if g not in given and f"{g}.path" not in given]
-    if started_together() and not is_main_process() and "hydra.run.dir" not in given:
-        implied += [f"hydra.run.dir={tempfile.mkdtemp(prefix='lpsel-rank-')}", "hydra.output_subdir=null"]
-    # Next to the user's own overrides: argparse takes them from one place only, before or after flags like --multirun.
-    place = next((i for i, a in enumerate(arguments) if "=" in a and not a.startswith("-")), len(arguments))
-    return [*arguments[:place], *implied, *arguments[place:]]
 
 
 def _fail(prog: str, error: Exception) -> NoReturn:

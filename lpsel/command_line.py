@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 
 from lpsel.errors import UserError
@@ -19,15 +18,21 @@ NO_CHOICE = re.compile(r"Could not find '(?P<group>[^']+)/(?P<name>[^'/]*)'")
 NO_KEY = re.compile(r"Could not override '(?P<key>[^']+)'")
 AMBIGUOUS = re.compile(r"Ambiguous value for argument '(?P<key>[^=']+)=(?P<value>.*)'")
 MAX_LISTED = 20  # choices listed in a message
+HYDRA_FLAGS = (
+    "--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--run", "-r",
+    "--multirun", "-m", "--shell-completion", "-sc", "--config-path", "-cp", "--config-name", "-cn", "--config-dir",
+    "-cd", "--experimental-rerun", "--info", "-i",
+)  # fmt: skip
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
     """Check the command line before Hydra writes it to the run folder.
 
     Raises:
-        UserError: it contains a key or password, an override without a name, or a run folder that is not writable.
+        UserError: it contains a key or password, an option with dashes, an override without a name, or a run folder
+            that is not writable.
     """
-    for argument in arguments:
+    for position, argument in enumerate(arguments):
         if secret := SECRET.search(argument):
             raise UserError(
                 secret["named"] or secret["token"],
@@ -40,25 +45,35 @@ def check_arguments(arguments: Sequence[str]) -> None:
                 problem="a user or password in a URL would be written to the run folder",
                 hint="remove it; keys are read from the environment",
             )
+        name, _, value = argument.partition("=")
+        if name.startswith("-") and name not in HYDRA_FLAGS:
+            after = next(iter(arguments[position + 1 :]), "")
+            value = value or (after if re.fullmatch(r"[^-=][^=]*", after) else "VALUE")
+            meant = f"{name.lstrip('-')}={value}"
+            check_arguments([meant])
+            raise UserError(name, problem="options have no dashes", hint=f"use {meant}")
         if argument.startswith("="):
             raise UserError(argument, problem="has no name before the =", hint="use NAME=VALUE")
-        name, _, folder = argument.partition("=")
-        if name == "hydra.run.dir" and "${" not in folder and "--cfg" not in arguments:
-            check_writable(name, Path(folder.strip("'\"")))  # Hydra removes quotes as well
+        if name == "hydra.run.dir" and "${" not in value and "--cfg" not in arguments:
+            check_writable(name, Path(value.strip("'\"")).expanduser())  # Hydra removes quotes as well
 
 
 def hydra_error(error: Exception, command: str) -> UserError:
     """Hydra's error about a choice, a key or a value, with similar names; other messages unchanged."""
+    from lpsel.config import choices, suggestion
+    from lpsel.overrides import PATH_GROUPS
+
     message = str(error)
     if choice := NO_CHOICE.search(message):
-        from lpsel.config import choices
-
-        known = choices(choice["group"].rsplit("/", 1)[-1].partition("@")[0])
+        group, name = choice["group"], choice["name"]
+        known = choices(group.rsplit("/", 1)[-1].partition("@")[0])
         listed = 0 < len(known) <= MAX_LISTED
         available = f"Use one of {', '.join(known)}" if listed else f"See lpsel {command} --help"
-        return UserError(choice["group"], choice["name"], "unknown choice", _suggest(choice["name"], known) + available)
+        if group in PATH_GROUPS[command]:
+            available += f", or set {group}.path={name} for a Hub id"
+        return UserError(group, name, "unknown choice", suggestion(name, known) + available)
     if key := NO_KEY.search(message):
-        hint = _suggest(key["key"], sorted(_option_names(command))) + f"See lpsel {command} --help"
+        hint = suggestion(key["key"], sorted(_option_names(command))) + f"See lpsel {command} --help"
         return UserError(key["key"], problem="unknown option", hint=hint)
     if several := AMBIGUOUS.search(message):
         name, value = several["key"], several["value"]
@@ -68,11 +83,6 @@ def hydra_error(error: Exception, command: str) -> UserError:
         hint = """quote values with special characters, as in 'name="a value"' or 'name=["a","b"]'"""
         return UserError(message.partition("See https://hydra.cc")[0].strip(), problem="not NAME=VALUE", hint=hint)
     return UserError(message)
-
-
-def _suggest(name: str, known: Sequence[str]) -> str:
-    near = get_close_matches(name, known, n=3, cutoff=0.6)
-    return f"did you mean {' or '.join(near)}? " if near else ""
 
 
 def _option_names(command: str) -> set[str]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,21 @@ def choice(group: str, name: str) -> DictConfig:
     merged = OmegaConf.merge(*bases, node)
     assert isinstance(merged, DictConfig)
     return merged
+
+
+def suggestion(name: str, known: Sequence[str]) -> str:
+    """A question to begin a hint with: about names that differ in case and punctuation only, or about close ones."""
+    near = same_letters(name, known) or get_close_matches(name.lower(), known, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(near)}? " if near else ""
+
+
+def same_letters(name: str, known: Sequence[str]) -> list[str]:
+    """The known names that differ from `name` in case and punctuation only."""
+
+    def letters(text: str) -> str:
+        return "".join(filter(str.isalnum, text.lower()))
+
+    return [other for other in known if letters(other) == letters(name)]
 
 
 def build(node: DictConfig) -> Any:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, ListConfig
 from lpsel import console
 from lpsel.commands.job import Job
 from lpsel.commands.tracked_values import log_evaluation
-from lpsel.config import build, config_dir
+from lpsel.config import build, choices, config_dir, same_letters
 from lpsel.errors import UserError
 from lpsel.evaluation.evaluator import GENERATIONS, Candidates, EvaluationContext
 from lpsel.evaluation.judgements import JUDGEMENTS
@@ -76,6 +76,8 @@ def candidate(name: str, config: DictConfig) -> ModelSpec | Endpoint:
         return _trained_model(name, folder, config.trust_remote_code)
     if not folder.is_dir() and (config_dir() / "model" / f"{name}.yaml").is_file():
         return build(compose("evaluate", overrides=[f"+model={name}", "models=null"]).model)
+    if not folder.is_dir() and (similar := same_letters(name, choices("model"))):
+        raise UserError("model", name, "no such model", f"did you mean {similar[0]}?")
     options = {key: config[key] for key in ("template", "max_length", "trust_remote_code", "bin_weights")}
     if folder.is_dir():
         return ModelSpec(folder.resolve().name, str(folder), **options)

@@ -1,4 +1,4 @@
-"""The command line: implied overrides, and how user errors are printed."""
+"""The command line: its checks, and how user errors are printed."""
 
 import os
 import subprocess
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lpsel.cli import hydra_arguments
 from lpsel.command_line import check_arguments
+from lpsel.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,46 +25,20 @@ def lpsel(*arguments, cwd=ROOT, **environment):
     )
 
 
-def test_a_path_alone_implies_local():
-    assert hydra_arguments("select", ["scorer.path=x", "dataset.path=y"]) == [
-        "scorer=local", "dataset=local", "scorer.path=x", "dataset.path=y",
-    ]  # fmt: skip
-
-
-def test_a_path_with_a_name_keeps_the_name():
-    given = ["scorer=smollm2-135m", "scorer.path=x"]
-    assert hydra_arguments("select", given) == given
-
-
-def test_a_real_model_implies_the_papers_dataset_and_scorer():
-    given = ["model=opt-13b", "selection=lp_app", "pct=10"]
-    assert hydra_arguments("train", given) == ["dataset=alpaca", "scorer=opt-350m", *given]
-    assert hydra_arguments("train", ["model.path=x", "dataset=dolly"]) == [
-        "model=local", "scorer=opt-350m", "model.path=x", "dataset=dolly",
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("flags", [["--multirun"], ["--cfg", "job"]])
-def test_what_is_implied_stands_beside_the_users_hydra_arguments(flags):
-    assert hydra_arguments("select", [*flags, "scorer.path=x"]) == [*flags, "scorer=local", "scorer.path=x"]
-    assert hydra_arguments("select", ["scorer.path=x", *flags]) == ["scorer=local", "scorer.path=x", *flags]
-
-
-@pytest.mark.parametrize("given", [[], ["pct=5"], ["model=tiny-target"], ["-m", "model=tiny,tiny-target"]])
-def test_embedded_models_imply_nothing(given):
-    assert hydra_arguments("train", given) == given
-
-
-def test_evaluate_takes_run_folders_as_models():
-    assert hydra_arguments("evaluate", ["model=[runs/a,runs/b]"]) == ["models=[runs/a,runs/b]"]
-
-
 @pytest.mark.parametrize(
     ("arguments", "subject"),
     [
         (["select", "pct=0"], "lpsel select: pct=0: "),
         (["select", "selectoin=lp"], "lpsel select: selectoin: unknown option. Did you mean selection"),
         (["select", "selection=lpp"], "selection=lpp: unknown choice. Did you mean lp or lp_app? Use one of "),
+        (
+            ["train", "model=OPT-350M"],
+            "model=OPT-350M: unknown choice. Did you mean opt-350m? See lpsel train --help, or ",
+        ),
+        (["train", "scorer=opt350m"], "scorer=opt350m: unknown choice. Did you mean opt-350m? "),
+        (["select", "selection=LP"], "selection=LP: unknown choice. Did you mean lp? Use one of "),
+        (["evaluate", "model=OPT350m"], "model=OPT350m: no such model. Did you mean opt-350m?"),
+        (["select", "--scorer", "opt-350m"], "lpsel select: --scorer: options have no dashes. Use scorer=opt-350m."),
         (["select", "selection=lp,random"], "selection=lp,random: several values. Use -m selection=lp,random for one"),
         (["select", "pct"], "not NAME=VALUE. Quote values with special characters"),
         (["select", "dataset.path=nowhere.jsonl"], "dataset.path=nowhere.jsonl: "),
@@ -107,3 +81,28 @@ def test_quotes_around_a_run_folder_are_removed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     check_arguments([f'hydra.run.dir="{tmp_path}/a,b"'])
     assert [path.name for path in tmp_path.iterdir()] == ["a,b"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["--pct=5"], "use pct=5"),
+        (["-scorer", "tiny"], "use scorer=tiny"),
+        (["selection=lp", "--pct", "dataset=x"], "use pct=VALUE"),
+        (["--compile"], "use compile=VALUE"),
+    ],
+)
+def test_an_option_with_dashes_is_answered_with_the_option(arguments, meant):
+    with pytest.raises(UserError) as error:
+        check_arguments(arguments)
+    assert error.value.hint == meant
+
+
+def test_a_key_after_an_option_with_dashes_is_not_repeated():
+    with pytest.raises(UserError, match="a key on the command line") as error:
+        check_arguments(["--api_key", "canary"])
+    assert "canary" not in str(error.value)
+
+
+def test_hydras_own_flags_pass():
+    check_arguments(["--multirun", "-m", "--cfg", "job", "--help", "--config-dir=x", "-cn", "y"])

@@ -31,7 +31,7 @@ STAGES = (
     ("report",),
     ("integrations",),
     ("commands",),
-    ("command_line", "sweep"),
+    ("command_line", "overrides", "sweep"),
     ("cli",),
     ("__main__",),
 )
