@@ -5,7 +5,7 @@ conf/model where the Hub is not available.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from lpsel.commands.work_estimate import GIB, ModelShape, RowLengths, cached, me
 from lpsel.config import build
 from lpsel.console import printable, show
 from lpsel.data.dataset import Source
+from lpsel.data.templates import holds_conversations, resolve_template
 from lpsel.errors import UserError
 from lpsel.model.adapter import Adapter
 from lpsel.model.fingerprint import model_fingerprint
@@ -110,6 +111,7 @@ def planned_work(command: str, config: DictConfig, folder: Path) -> list[Work] |
 
 def _scoring(job: Job, scorer: ScorerSpec, source: Source, epochs: int, columns: tuple[str, ...]) -> Work:
     model = model_shape(scorer, job.cache_dir)
+    scorer = replace(scorer, template=resolve_template(scorer.template, holds_conversations(source), model.tokenizer))
     rows = row_lengths(source, scorer, model.tokenizer, job.cache_dir)
     bos = getattr(model.tokenizer, "bos_token_id", None) is not None
     passes: list[Pass] = [(epochs * scorer.train_fraction, training_flops, rows), (1 + epochs, forward_flops, rows)]
@@ -133,6 +135,7 @@ def _scoring(job: Job, scorer: ScorerSpec, source: Source, epochs: int, columns:
 def _training(job: Job, target: ModelSpec, adapter: Adapter | None, source: Source, pct: float) -> Work:
     """The selected rows are assumed to be as long as all rows on average."""
     model = model_shape(target, job.cache_dir)
+    target = replace(target, template=resolve_template(target.template, holds_conversations(source), model.tokenizer))
     rows = row_lengths(source, target, model.tokenizer, job.cache_dir)
     selected = min(int(pct / 100 * len(source) + 0.5), len(source))
     tokens, flops = _cost(model, [(target.recipe.epochs * selected / len(source), training_flops, rows)])

@@ -110,7 +110,7 @@ def _origin_of(scores: "Scores | None", inputs: Inputs) -> dict[str, Any]:
     cost = ("tokens", "flops", "seconds", "device_seconds", "peak_memory_bytes")
     return {
         "scores": scores.table,
-        "scorer": describe_model(inputs.scorer),
+        "scorer": describe_model(inputs.scorer) | {"template": manifest["template"]},
         "scores_reused": scores.reused,
         "scoring": {name: manifest[name] for name in cost},
     }

@@ -1,5 +1,6 @@
 """What a selection is made from: the dataset, scores, clusters and embeddings, first checked, then loaded."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,18 +14,25 @@ from lpsel.clustering.embeddings import check_embedder, embed
 from lpsel.config import build, choice, choices
 from lpsel.data.content_ids import first_kinds
 from lpsel.data.dataset import Row, Source
+from lpsel.distributed import is_main_process
 from lpsel.errors import UserError
+from lpsel.model.load import load_tokenizer, locate, with_template
 from lpsel.model.spec import ModelSpec, ScorerSpec
 from lpsel.run_config import SCORER
 from lpsel.scoring.read import SCORES_FILE, read_scores
 from lpsel.scoring.table import ScoreTable
 from lpsel.selection import rules
+from lpsel.selection.budget import rounded_rows
 from lpsel.selection.combine import combined_spec
 from lpsel.selection.spec import SelectionSpec, selection
 
 if TYPE_CHECKING:
     from lpsel.scoring.store import Scores
     from lpsel.training.setup import TrainingSetup
+
+log = logging.getLogger(__name__)
+
+FEW_ROWS = 10
 
 
 @dataclass(frozen=True)
@@ -78,13 +86,24 @@ def prepare_inputs(
     setup = make_setup() if given is None and spec.epochs is not None else None
     inputs = Inputs(source, spec, pct, config.seed, clusters, scorer, setup, given, scores_file, tokens_of, cache_dir)
     _check(inputs)
+    if pct < 100 and (rows := rounded_rows(pct, len(source))) < FEW_ROWS:
+        log.warning("pct=%g of %d rows is only %s", pct, len(source), "1 row" if rows == 1 else f"{rows} rows")
+    if setup is not None:
+        warn_of_toy("scorer", scorer, source)
     return inputs
+
+
+def warn_of_toy(option: str, model: ModelSpec, source: Source) -> None:
+    """Warn about an embedded model for rows of the user's own."""
+    if model.path is None and source.spec.path is not None and is_main_process():
+        problem = "is a toy for the embedded dataset: its results on other rows mean nothing"
+        log.warning(
+            "%s=%s %s. Set %s=FOLDER_OR_HUB_ID, or another name in conf/model.", option, model.name, problem, option
+        )
 
 
 def _scorer_path(scorer: ScorerSpec, cache_dir: Path) -> str:
     """The scorer as an embedder: sentence-transformers averages a language model's last hidden states."""
-    from lpsel.model.load import locate
-
     if scorer.revision is not None:
         problem = f"does not support scorer.revision={scorer.revision}"
         raise UserError("cluster.embedder", SCORER, problem, "set cluster.embedder=FOLDER")
@@ -121,6 +140,10 @@ def _check(inputs: Inputs) -> None:
         from lpsel.scoring.scorer import check_scorer
 
         check_scorer(inputs.setup, inputs.scorer, spec.epochs)
+    elif inputs.given is None and isinstance(inputs.tokens_of, ScorerSpec):
+        from lpsel.scoring.scorer import check_available
+
+        check_available(inputs.tokens_of, inputs.cache_dir)
 
 
 def combined(*, combine: dict[str, float] | None, **settings: Any) -> SelectionSpec:
@@ -190,12 +213,12 @@ def _number(row: Row, name: str, spec: SelectionSpec) -> float:
 def _table_of_tokens(source: Source, model: ModelSpec, cache_dir: Path) -> ScoreTable:
     """A table without scores, for a rule that only needs to know which rows have a supervised token."""
     from lpsel.data.tokens import tokenize
-    from lpsel.model.load import load_tokenizer, locate
     from lpsel.scoring.scorer import report_tokens
 
+    model = with_template(model, source, cache_dir)
     tokenizer = load_tokenizer(model, locate(model, cache_dir))
     tokens = tokenize(source, tokenizer, model.template, model.max_length, cache_dir)
-    report_tokens(tokens, model)
+    report_tokens(model, len(tokens), tokens.n_truncated, tokens.n_unsupervised)
     counts = (tokens.prompt_tokens, tokens.response_tokens, tokens.truncated)
     nll = np.empty((0, len(tokens)))
     return ScoreTable(np.arange(len(tokens)), tokens.ids, *counts, nll=nll, unusable=tokens.unusable)

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from lpsel.commands import result_summary
 from lpsel.commands.job import Job
 from lpsel.commands.select import describe_model, select_rows, write_selection
-from lpsel.commands.selection_inputs import prepare_inputs
+from lpsel.commands.selection_inputs import prepare_inputs, warn_of_toy
 from lpsel.commands.tracked_values import log_ledger
 from lpsel.config import build
 from lpsel.console import as_text, lines
@@ -20,7 +20,7 @@ from lpsel.data.dataset import Source
 from lpsel.distributed import is_main_process
 from lpsel.errors import UserError
 from lpsel.model.adapter import Adapter
-from lpsel.model.load import check_model, load_tokenizer, locate
+from lpsel.model.load import check_model, load_tokenizer, locate, with_template
 from lpsel.model.spec import ModelSpec
 from lpsel.tracking.artifacts import model_artifact, model_name
 from lpsel.training.costs import ledger
@@ -53,6 +53,8 @@ def run(job: Job) -> dict[str, Any]:
     inputs = prepare_inputs(job.config, job.cache_dir, lambda: setup, tokens_of=spec)
     _ = setup.device, setup.precision  # raise a UserError if not available
     check_model(spec, job.cache_dir)
+    warn_of_toy("model", spec, inputs.source)
+    spec = with_template(spec, inputs.source, job.cache_dir)
     target = Target(spec, adapter, locate(spec, job.cache_dir))
     job.start_tracking()
 
@@ -135,7 +137,7 @@ def _tokens(setup: TrainingSetup, target: Target, source: Source, tokenizer: Any
 
     spec = target.spec
     tokens = tokenize(source, tokenizer, spec.template, spec.max_length, setup.cache_dir)
-    report_tokens(tokens, spec)
+    report_tokens(spec, len(tokens), tokens.n_truncated, tokens.n_unsupervised)
     check_vocabulary(tokens, tokenizer, spec, target.path)
     return tokens
 

@@ -127,6 +127,15 @@ def mapped_form(columns: Mapping[str, str]) -> Form:
     raise UserError("dataset.columns", columns, problem, hint)
 
 
+def is_conversation(raw: Mapping[str, Any], form: Form) -> bool:
+    """Whether a row is a list of turns, rather than an instruction and its answer."""
+    return any(_holds_turns(field, raw[field.column]) for field in form.fields)
+
+
+def _holds_turns(field: Field, value: Any) -> bool:
+    return field.turns and (field.role is None or isinstance(value, list))
+
+
 def to_example(raw: Mapping[str, Any], form: Form) -> Example:
     """A row as an example.
 

@@ -1,18 +1,22 @@
 """The text of a row, and the parts of it that are supervised.
 
 Three templates: `alpaca`, the prompt of Stanford Alpaca, as in the paper; `chat`, the tokenizer's chat template;
-`plain`, the content of the turns only.
+`plain`, the content of the turns only. `auto` is one of the first two, for all rows of a dataset: scores of rows can be
+compared only if their prompts have the same format, and the trained model needs one format to be used with.
 """
 
 import hashlib
 import json
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lpsel.data.chat_template import BETWEEN, SAME_DATE, render_chat, with_input
-from lpsel.data.column_forms import Example, Turn
+from lpsel.data.column_forms import Example, Turn, choose_form, is_conversation
 from lpsel.data.control_tokens import Rendered, Span, control_tokens
 from lpsel.errors import UnusableRow, check_choice
+
+if TYPE_CHECKING:
+    from lpsel.data.dataset import Source
 
 ALPACA_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -24,6 +28,23 @@ ALPACA_WITHOUT_INPUT = (
 ALPACA_INSTRUCTION = "### Instruction:\n"
 ALPACA_INPUT = "\n\n### Input:\n"
 ALPACA_RESPONSE = "### Response:"
+
+
+def holds_conversations(source: "Source") -> bool:
+    """Whether the first usable row of a dataset is a list of turns."""
+    raw = next(row.raw for row in source if row.unusable is None)
+    return is_conversation(raw, choose_form(source.forms(tuple(raw)), raw))
+
+
+def resolve_template(template: str, conversations: bool, tokenizer: Any) -> str:
+    """The template that `auto` stands for: chat for conversations if the tokenizer has a chat template, else alpaca.
+
+    Args:
+        conversations: whether the rows are lists of turns, see `holds_conversations`.
+    """
+    if template != "auto":
+        return template
+    return "chat" if conversations and getattr(tokenizer, "chat_template", None) else "alpaca"
 
 
 def render(example: Example, template: str, tokenizer: Any) -> Rendered:

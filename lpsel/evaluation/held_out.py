@@ -5,7 +5,7 @@
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from lpsel.data.control_tokens import Rendered
 from lpsel.data.dataset import DatasetSpec, Source
 from lpsel.data.packing import collate
 from lpsel.data.shared_prefixes import find_prefixes
-from lpsel.data.templates import render_prompt
+from lpsel.data.templates import holds_conversations, render_prompt, resolve_template
 from lpsel.data.tokens import Tokens, tokenize, tokenizer_hash
 from lpsel.errors import check_int
 from lpsel.evaluation.evaluator import Candidates, EvaluationContext, generation_files
@@ -136,6 +136,7 @@ class ReferenceEvaluator:
         path = locate(spec, cache_dir)
         prompt_room(load_config(spec, path), self.max_new_tokens)
         tokenizer = load_tokenizer(spec, path)
+        spec = replace(spec, template=resolve_template(spec.template, holds_conversations(source), tokenizer))
         tokens = tokenize(source, tokenizer, spec.template, spec.max_length, cache_dir)
         check_vocabulary(tokens, tokenizer, spec, path)
         prompts = [render_prompt(example, spec.template, tokenizer) for example in examples]

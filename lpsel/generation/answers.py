@@ -11,7 +11,7 @@ from lpsel.console import track
 from lpsel.data.chat_template import chat_messages
 from lpsel.data.column_forms import Turn
 from lpsel.data.control_tokens import Rendered
-from lpsel.data.templates import render_prompt
+from lpsel.data.templates import render_prompt, resolve_template
 from lpsel.generation.openai_client import MALFORMED, Endpoint, RequestFailed, run_concurrently
 from lpsel.generation.prompts import Prompt
 from lpsel.generation.sampling import Generation, Sampling
@@ -134,7 +134,8 @@ def _inputs(
         tokenizer = load_tokenizer(model, source)
         # `render_prompt` takes the turns before the last answer, so the answer to come is added.
         examples = [replace(p.example, turns=(*p.example.turns, Turn("assistant", ""))) for p in prompts]
-        inputs = [render_prompt(example, model.template, tokenizer) for example in examples]
+        templates = [resolve_template(model.template, prompt.conversation, tokenizer) for prompt in prompts]
+        inputs = [render_prompt(*each, tokenizer) for each in zip(examples, templates, strict=True)]
         fingerprint = model_fingerprint(source, model.revision, cache_dir)
         depends_on = {"model": fingerprint, "dtype": str(dtype).removeprefix("torch.")}
     keys = [

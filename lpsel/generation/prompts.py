@@ -12,7 +12,7 @@ from urllib.request import urlopen
 from omegaconf import DictConfig, OmegaConf
 
 from lpsel.config import build, config_dir
-from lpsel.data.column_forms import FORMS, PROMPT_FORMS, choose_form, forms_of, to_example
+from lpsel.data.column_forms import FORMS, PROMPT_FORMS, choose_form, forms_of, is_conversation, to_example
 from lpsel.data.dataset import DatasetSpec, Source
 from lpsel.data.example import Example
 from lpsel.data.formats import ENDINGS, reader_of
@@ -31,6 +31,7 @@ class Prompt:
     example: Example  # the conversation up to the answer
     category: str | None = None
     reference: str | None = None  # answer
+    conversation: bool = False  # the row is a list of turns, see `resolve_template`
 
     @property
     def text(self) -> str:
@@ -160,7 +161,8 @@ def _prompt(prompt_set: PromptSet, number: int, raw: dict[str, Any]) -> Prompt:
     if not forms:
         hint = "rename a column to instruction (with input), prompt or messages"
         raise UserError("columns", ", ".join(row), "hold no prompt", hint)
-    example, answer = to_example(row, choose_form(forms, row)), ""
+    form = choose_form(forms, row)
+    example, answer = to_example(row, form), ""
     if example.turns and example.turns[-1].role == "assistant":
         answer = example.turns[-1].content
         example = replace(example, turns=example.turns[:-1])
@@ -175,6 +177,7 @@ def _prompt(prompt_set: PromptSet, number: int, raw: dict[str, Any]) -> Prompt:
         example=example,
         category=text(prompt_set.category),
         reference=text(prompt_set.reference) or answer or None,
+        conversation=is_conversation(row, form),
     )
     if not prompt.text.strip():
         raise UserError("prompt", None, "has no text", "add text or remove the row")

@@ -19,7 +19,7 @@ def model_fingerprint(path: str, revision: str | None = None, cache_dir: Path | 
     files are shared between processes.
 
     Raises:
-        UserError: there is neither such a folder nor such a Hub model.
+        NotOnHub: there is neither such a folder nor such a Hub model.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
@@ -30,14 +30,18 @@ def model_fingerprint(path: str, revision: str | None = None, cache_dir: Path | 
     return fingerprint.hexdigest()
 
 
+class NotOnHub(UserError):
+    """A model that is neither in the local Hub cache nor available from the Hub."""
+
+
 def hub_config(path: str, revision: str | None = None) -> Path:
-    """The config.json of a Hub model, downloaded if it is not in the local Hub cache."""
+    """The config.json of a Hub model, downloaded if it is not in the local Hub cache; raises NotOnHub."""
     from huggingface_hub import hf_hub_download
 
     try:
         return Path(hf_hub_download(path, "config.json", revision=revision))
     except Exception as error:  # many kinds, of several libraries
-        raise UserError(
+        raise NotOnHub(
             path,
             problem=f"no such folder, and not available from the Hub ({first_line(error)})",
             hint="give a model folder or a Hugging Face id, and set HF_TOKEN in the environment for a gated model",

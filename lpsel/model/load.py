@@ -1,10 +1,13 @@
 """From a ModelSpec to a tokenizer and a model."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from lpsel.data.dataset import Source
+from lpsel.data.templates import holds_conversations, resolve_template
 from lpsel.errors import UserError, first_line
 from lpsel.model.device import choose_threads
 from lpsel.model.fingerprint import hub_config
@@ -13,6 +16,7 @@ from lpsel.model.spec import ModelSpec
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
 NO_JSON = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # of reading an unexpected JSON file
 SAVED = "use a folder written by save_pretrained"
+Spec = TypeVar("Spec", bound=ModelSpec)
 
 
 def locate(spec: ModelSpec, cache_dir: Path) -> str:
@@ -109,6 +113,18 @@ def load_tokenizer(spec: ModelSpec, path: str) -> Any:
         problem = f"its tokenizer has {tokenizer.vocab_size:,} tokens, its model {vocabulary:,}"
         raise UserError(path, problem=problem, hint="use the model with its own tokenizer")
     return tokenizer
+
+
+def with_template(spec: Spec, source: Source, cache_dir: Path) -> Spec:
+    """The model with the template that `auto` stands for; loads its tokenizer where that decides.
+
+    Cache keys, manifests and results hold this one.
+    """
+    if spec.template != "auto":
+        return spec
+    conversations = holds_conversations(source)
+    tokenizer = load_tokenizer(spec, locate(spec, cache_dir)) if conversations else None
+    return replace(spec, template=resolve_template(spec.template, conversations, tokenizer))
 
 
 def _source(spec: ModelSpec) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 from lpsel.errors import UserError, check_choice, check_flag, check_int, check_number
 
 SCHEDULES = ("cosine", "linear", "constant")
-TEMPLATES = ("alpaca", "chat", "plain")
+TEMPLATES = ("auto", "alpaca", "chat", "plain")
 STOPS = ("stable",)
 MIN_STOP_ROWS = 20  # a rank correlation of fewer rows means little
 
@@ -52,7 +52,8 @@ class ModelSpec:
     Attributes:
         path: Hugging Face id or local folder; null for a tiny model that is created when needed.
         revision: branch, tag or commit of a Hub model.
-        template: how a row becomes text: alpaca, chat (the tokenizer's own) or plain.
+        template: how a row becomes text: alpaca, chat (the tokenizer's own), plain, or auto, which the dataset decides
+            (`lpsel.model.load.with_template`).
         max_length: rows are truncated to this many tokens.
         trust_remote_code: run Python code that comes with the model.
         bin_weights: load pickled weights (pytorch_model.bin) if there are no safetensors, tensors only.

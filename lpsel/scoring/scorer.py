@@ -20,11 +20,11 @@ from lpsel.data.datamodule import SubsetDataModule
 from lpsel.data.dataset import Source
 from lpsel.data.paths import absolute
 from lpsel.data.templates import template_hash
-from lpsel.data.tokens import Tokens, tokenize, tokenizer_hash
+from lpsel.data.tokens import tokenize, tokenizer_hash
 from lpsel.distributed import agree, is_main_process
 from lpsel.errors import UserError
-from lpsel.model.fingerprint import model_fingerprint
-from lpsel.model.load import check_model, load_config, load_tokenizer, locate
+from lpsel.model.fingerprint import NotOnHub, model_fingerprint
+from lpsel.model.load import check_model, load_config, load_tokenizer, locate, with_template
 from lpsel.model.memory_estimate import recording_pack
 from lpsel.model.spec import ModelSpec, ScorerSpec
 from lpsel.scoring.columns import RECORDABLE
@@ -47,6 +47,13 @@ from lpsel.training.trainer import Cost, fit
 
 log = logging.getLogger(__name__)
 
+PROMPTS = {"alpaca": "Alpaca's prompt", "chat": "the tokenizer's chat template", "plain": "turns as plain text"}
+COUNTED = ("rows", "rows_truncated", "rows_without_supervised_token")  # in the manifest
+OTHER_SCORERS = (
+    "set scorer=FOLDER_OR_HUB_ID or another name in conf/model, scores=FILE to use scores that you have, or "
+    "scorer=tiny, a toy to try things out with"
+)
+
 
 def check_scorer(setup: TrainingSetup, scorer: ModelSpec, epochs: int) -> None:
     """Check a scorer before it is loaded.
@@ -59,7 +66,15 @@ def check_scorer(setup: TrainingSetup, scorer: ModelSpec, epochs: int) -> None:
         hint = "raise it, or choose a rule that needs fewer (selection=lp_app needs 1)"
         raise UserError("scorer.recipe.epochs", scorer.recipe.epochs, problem, hint)
     _ = setup.device, setup.precision
-    check_model(scorer, setup.cache_dir)
+    check_available(scorer, setup.cache_dir)
+
+
+def check_available(scorer: ModelSpec, cache_dir: Path) -> None:
+    """Raise a UserError for a scorer that cannot be loaded; for a Hub model, it lists the alternatives."""
+    try:
+        check_model(scorer, cache_dir)
+    except NotOnHub as error:
+        raise UserError(f"scorer {scorer.path}", problem=error.problem, hint=OTHER_SCORERS) from error
 
 
 def scores_for(
@@ -77,6 +92,7 @@ def scores_for(
         UserError: more epochs are needed than the scorer's recipe has, or what training raises.
     """
     check_scorer(setup, scorer, epochs)
+    scorer = with_template(scorer, source, setup.cache_dir)
     path = locate(scorer, setup.cache_dir)
     entry = scores_entry(setup, scorer, source, epochs, model_fingerprint(path, scorer.revision, setup.cache_dir))
     if not epochs and (unused := scorer.less_training()):
@@ -89,10 +105,12 @@ def scores_for(
             return find_scores(entry, epochs, columns)
 
         if found := agree(look):
-            log.info("Scores: reused from %s", found / SCORES)
+            scores = Scores(found, reused=True)
+            log.info("Scores: reused from %s", scores.table)
+            report_tokens(scorer, *(scores.manifest()[name] for name in COUNTED))
             if is_main_process():  # of a process that was killed after writing them
                 shutil.rmtree(entry.folder / found.name.removeprefix(f"{entry.folder.name}-"), ignore_errors=True)
-            return Scores(found, reused=True)
+            return scores
         passes = f"training the scorer for {epochs} of the {scorer.recipe.epochs} epochs of its recipe"
         passes = passes if epochs else "running the pass before training"
         log.info("Scores: none yet of %s by %s with this recipe; %s", source.spec.name, scorer.name, passes)
@@ -117,7 +135,7 @@ class _Scoring:
         self.title = f"Scorer {scorer.name}"
         self.tokenizer = load_tokenizer(scorer, path)
         self.tokens = tokenize(source, self.tokenizer, scorer.template, scorer.max_length, setup.cache_dir)
-        report_tokens(self.tokens, scorer)
+        report_tokens(scorer, len(self.tokens), self.tokens.n_truncated, self.tokens.n_unsupervised)
         check_vocabulary(self.tokens, self.tokenizer, scorer, path)
         if self.tokens.n_unsupervised == len(self.tokens):
             problem = f"no row of {source.spec.name} keeps a supervised token"
@@ -209,17 +227,18 @@ class _Scoring:
         }
 
 
-def report_tokens(tokens: Tokens, model: ModelSpec) -> None:
-    """Log how many rows the length limit truncates."""
-    if tokens.n_truncated or tokens.n_unsupervised:
-        log.info(
-            "Tokens: %s of %s rows are truncated to %s tokens for %s; %s keep no supervised token",
-            f"{tokens.n_truncated:,}",
-            f"{len(tokens):,}",
-            model.max_length,
-            model.name,
-            f"{tokens.n_unsupervised:,}",
-        )
+def report_tokens(model: ModelSpec, rows: int, truncated: int, unsupervised: int) -> None:
+    """Log the prompt of a model's rows and how many of them its length limit truncates."""
+    log.info(
+        "Tokens for %s: %s; %s of %s rows (%.1f%%) are truncated to %s tokens, %s keep no supervised token",
+        model.name,
+        PROMPTS[model.template],
+        f"{truncated:,}",
+        f"{rows:,}",
+        100 * truncated / rows,
+        model.max_length,
+        f"{unsupervised:,}",
+    )
 
 
 def versions() -> dict[str, str]:

@@ -30,13 +30,13 @@ def lpsel(*arguments, cwd=ROOT, **environment):
     [
         (["select", "pct=0"], "lpsel select: pct=0: "),
         (["select", "selectoin=lp"], "lpsel select: selectoin: unknown option. Did you mean selection"),
-        (["select", "selection=lpp"], "selection=lpp: unknown choice. Did you mean lp or lp_app? Use one of "),
+        (["select", "selection=lpp"], "selection=lpp: unknown choice. Did you mean lp or lp_app? See "),
         (
             ["train", "model=OPT-350M"],
             "model=OPT-350M: unknown choice. Did you mean opt-350m? See lpsel train --help, or ",
         ),
         (["train", "scorer=opt350m"], "scorer=opt350m: unknown choice. Did you mean opt-350m? "),
-        (["select", "selection=LP"], "selection=LP: unknown choice. Did you mean lp? Use one of "),
+        (["select", "selection=LP"], "selection=LP: unknown choice. Did you mean lp? See "),
         (["evaluate", "model=OPT350m"], "model=OPT350m: no such model. Did you mean opt-350m?"),
         (["select", "--scorer", "opt-350m"], "lpsel select: --scorer: options have no dashes. Use scorer=opt-350m."),
         (["select", "selection=lp,random"], "selection=lp,random: several values. Use -m selection=lp,random for one"),

@@ -64,6 +64,20 @@ def test_the_cache_key_holds_settings_template_precision_and_weights(tmp_path, t
     assert (about["reused"], about["generated"]) == (0, 3)
 
 
+@pytest.mark.parametrize(("conversation", "template"), [(True, "chat"), (False, "alpaca")])
+def test_template_auto_is_chat_for_conversations_and_else_alpaca(
+    tmp_path, toy_model, toy_spec, questions, conversation, template
+):
+    folder = tmp_path / "model"
+    shutil.copytree(toy_model, folder)
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
+    prompts = [replace(prompt, conversation=conversation) for prompt in questions(2)]
+    spec = replace(toy_spec, path=str(folder), template=template)
+    answers(spec, prompts, SHORT, cache_dir=tmp_path, **HOW)
+    _, about = answers(replace(spec, template="auto"), prompts, SHORT, cache_dir=tmp_path, **HOW)
+    assert about["reused"] == 2
+
+
 def test_the_same_weights_in_another_folder_are_the_same_model(tmp_path, toy_model, toy_spec, questions):
     shutil.copytree(toy_model, tmp_path / "moved")
     answers(toy_spec, questions(3), SHORT, cache_dir=tmp_path, **HOW)

@@ -67,6 +67,13 @@ def test_a_conversation_is_a_prompt_up_to_its_last_answer(load, written):
     assert (open_end.reference, with_answer.reference) == (None, "Because.")
 
 
+def test_a_list_of_turns_is_a_conversation(load, written):
+    turns, question = [{"role": "user", "content": "Add 2 and 3."}], {"instruction": "Add 2 and 3."}
+    assert load(written([{"messages": turns}]))[0].conversation
+    assert load(written([{"prompt": turns}], "turns.jsonl"))[0].conversation
+    assert not load(written([question], "instructions.jsonl"))[0].conversation
+
+
 def test_duplicate_ids_of_two_sets_are_prefixed_with_the_set(load, written):
     rows = [{"id": 1, "instruction": "A"}, {"id": 2, "instruction": "B"}]
     prompts = load([written(rows, "one.jsonl"), written([*rows[:1], {"id": 3, "instruction": "C"}], "two.jsonl")])
