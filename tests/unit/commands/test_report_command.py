@@ -42,7 +42,10 @@ def test_win_rates_by_category_and_the_agreement_of_annotators_are_on_the_page(f
     config = ["evaluator=pairwise", "judge=reference", f"prompts={tmp_path}/mine.jsonl", "evaluator.max_new_tokens=4",
              f"models=[{few_runs}/train/toy-llama-low,{few_runs}/train/toy-llama-high]", "trainer=cpu", "tracker=none",
              f"baseline={few_runs}/train/full", f"cache_dir={tmp_path}/cache"]  # fmt: skip
-    judged = run("evaluate", config, tmp_path / "runs" / "pairwise")
+    cut = run("evaluate", config, tmp_path / "cut")
+    assert {model["informative"] for model in cut["models"]} == {False}, "all answers are cut off"
+    given = ["evaluator=pairwise", f"judgements={cut['judgements']}", "tracker=none", f"cache_dir={tmp_path}/cache"]
+    judged = run("evaluate", given, tmp_path / "runs" / "pairwise")
     pairs = [Pair(f"p{i}", f"prompt {i}", "old", "newer", "vicuna", None) for i in range(4)]
     _, key = HumanJudge().write(pairs, tmp_path, baseline="full", model="low")
     files = []

@@ -1,6 +1,7 @@
 """`evaluator=pairwise`, from prompts to win rates, with random models, real files and a real server."""
 
 import gzip
+import io
 import json
 import subprocess
 import sys
@@ -8,10 +9,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from lpsel.commands.job import run
 from lpsel.errors import UserError
 from lpsel.evaluation.tables import pairwise_table
+from lpsel.report.points import measures
+from lpsel.report.runs import Run
 
 PROMPTS = [
     {"id": f"p{i}", "instruction": f"Say {word}.", "category": category, "reference_output": word}
@@ -137,6 +141,32 @@ def test_judges_of_two_files_are_compared_and_corrected_separately(tmp_path):
         "x and y agree on m in 80.0 % of 10 prompts; Cohen's kappa 0.58, weighted 0.58."
         in pairwise_table(result).caption
     )
+
+
+def test_two_models_are_compared_and_a_judge_without_information_gets_no_win_rate(tmp_path):
+    # lp wins 60 and random 40 of 100 prompts in both orders; of the third model, the judge always prefers answer A
+    rows = [f"{i},{order},{model},{2 if i < won else 1}" for i in range(100) for order in "ab"
+            for model, won in (("lp", 60), ("random", 40))]  # fmt: skip
+    rows += [f"{i},{order},same,{preference}" for i in range(100) for order, preference in (("a", 1), ("b", 2))]
+    (tmp_path / "verdicts.csv").write_text("id,order,model,preference\n" + "\n".join(rows))
+    given = ["evaluator=pairwise", f"judgements={tmp_path}/verdicts.csv", "tracker=none", f"cache_dir={tmp_path}"]
+    result = run("evaluate", given, tmp_path / "run")
+    pair = result["comparisons"][0]
+    assert (pair["models"], pair["difference"], pair["n"]) == (["lp", "random"], 20, 100)
+    assert pair["p_value_holm"] == pytest.approx(3 * 2 * 0.5**20)  # 20 prompts differ, all in one direction
+    same = result["models"][2]
+    assert [model["informative"] for model in result["models"]] == [True, True, False]
+    assert (same["win_rate"], same["flip_rate"]) == (50, 100)
+    [warning] = result["warnings"]
+    assert warning.startswith("same: The judge carries no information: in 100 % of the judged pairs")
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(pairwise_table(result))
+    shown = console.export_text()
+    assert "no information" in shown
+    assert "50.0" not in shown
+    assert "lp minus random: +20.0 points [+13.0, +28.0]" in shown
+    assert warning in " ".join(shown.split())
+    assert measures(Run(tmp_path / "run", result))[-1].model == "random", "the report leaves it out"
 
 
 def test_half_a_surrogate_pair_in_a_prompt_is_written_as_an_escape(tmp_path):
