@@ -23,7 +23,7 @@ def unknown_form(raw: Mapping[str, Any], mapping: Mapping[str, str] | None = Non
         pairs = ", ".join(f"{field}: {_quoted(column)}" for field, column in guess.items())
         hint = f"if that is their meaning, set 'dataset.columns={{{pairs}}}'"
     elif len(raw) == 1 and _named(PROMPTS, list(raw)) is None:
-        problem = "a prompt and its answer cannot be told apart"
+        problem = "the prompt and the answer must be separate"
         hint = "write them as two columns, such as prompt and completion, or as messages"
     return UnusableRow(f"columns {', '.join(raw) or 'none'}", None, problem, hint, kind="an unknown form")
 

@@ -1,0 +1,282 @@
+"""Rows as people have them: what each kind becomes, and the kind of error for those that cannot be used."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lpsel.data.example import Example, Turn
+from lpsel.errors import UnusableRow, UserError
+
+from .rows import ADD, SAY, example, question, source, write
+
+ODD = Path(__file__).resolve().parents[4] / "shared" / "data" / "odd"
+CALL = {"type": "function", "id": "1", "function": {"name": "w", "arguments": {"city": "Bonn"}}}
+
+
+def chat(*turns):
+    return {"messages": [dict(zip(("role", "content"), turn, strict=False)) for turn in turns]}
+
+
+def answer(**fields):
+    return {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", **fields}]}
+
+
+def answered(content="Hello", **about):
+    return Example((Turn("user", "Hi"), Turn("assistant", content, **about)))
+
+
+def calling(arguments):
+    call = {"type": "function", "function": {"name": "w", "arguments": arguments}}
+    return answered("", fields={"tool_calls": [call]})
+
+
+HELLO = question("Hi", "Hello")
+CALLING = answered("", fields={"tool_calls": [CALL]})
+CALL_TEXT = '{"name": "w", "arguments": {"city": "Bonn"}}'
+
+USABLE = {
+    "numbers and booleans are their JSON text": (
+        {"instruction": 2, "input": 0.5, "output": True},
+        question("2", "true", "0.5"),
+    ),
+    "NaN is null": ({"instruction": "a", "input": float("nan"), "output": "b"}, question("a", "b")),
+    "names in any case": ({"INSTRUCTION": "a", "Input": "c", "Output": "b"}, question("a", "b", "c")),
+    "a name as written comes first": ({"Output": "no", "instruction": "a", "output": "b"}, question("a", "b")),
+    "conversations with role and content": (
+        {"conversations": chat(("user", "Hi"), ("assistant", "Hello"))["messages"]},
+        HELLO,
+    ),
+    "messages with from and value": (
+        {"messages": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
+        HELLO,
+    ),
+    "messages as JSON": ({"messages": json.dumps(chat(("user", "Hi"), ("assistant", "Hello"))["messages"])}, HELLO),
+    "text parts are joined": (
+        chat(("user", [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]), ("assistant", "Hello")),
+        HELLO,
+    ),
+    "a developer is a system turn": (
+        chat(("developer", "Be brief."), ("user", "Hi")),
+        Example((Turn("system", "Be brief."), Turn("user", "Hi"))),
+    ),
+    "null content without calls is an empty answer": (answer(content=None), question("Hi", "")),
+    "null content with tool calls": (
+        answer(content=None, tool_calls=[{**CALL, "function": {"name": "w", "arguments": '{"city": "Bonn"}'}}]),
+        CALLING,
+    ),
+    "flat tool calls without content": (
+        answer(tool_calls=[{"id": "1", "name": "w", "arguments": {"city": "Bonn"}}]),
+        CALLING,
+    ),
+    "a legacy function call": (
+        answer(content=None, function_call={"name": "w", "arguments": '{"city": null}'}),
+        calling({"city": None}),
+    ),
+    "arguments that are not JSON stay text": (
+        answer(tool_calls=[{"name": "w", "arguments": "Bonn"}]),
+        calling("Bonn"),
+    ),
+    "a call as the text of a turn": (
+        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "function_call", "value": CALL_TEXT}]},
+        calling({"city": "Bonn"}),
+    ),
+    "results of tools": (
+        chat(("tool", "12"), ("function", "13"), ("observation", "14")),
+        Example((Turn("tool", "12"), Turn("tool", "13"), Turn("tool", "14"))),
+    ),
+    "the call that a result belongs to": (
+        {"messages": [{"role": "tool", "content": "12", "tool_call_id": "1", "name": "w"}]},
+        Example((Turn("tool", "12", fields={"name": "w", "tool_call_id": "1"}),)),
+    ),
+    "reasoning": (
+        answer(content="Hello", reasoning_content="Think."),
+        answered(fields={"reasoning_content": "Think."}),
+    ),
+    "weights": (answer(content="Hello", weight=1.0, train=None), HELLO),
+    "a turn with weight 0": (answer(content="Hello", weight=0), answered(supervised=False)),
+    "a turn not to train on": (answer(content="Hello", train=False, weight=1), answered(supervised=False)),
+    "no images": ({**answer(content="Hello"), "images": [], "image": None}, HELLO),
+    "tools": (
+        {**answer(content="Hello"), "tools": json.dumps([{"name": "w"}])},
+        Example(HELLO.turns, tools=({"name": "w"},)),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", USABLE)
+def test_rows_of_this_kind_are_read(tmp_path, case):
+    row, expected = USABLE[case]
+    assert example(row, tmp_path) == expected
+
+
+UNUSABLE = {
+    "a list as text": [{"instruction": "a", "output": ["b"]}, chat(("user", ["a", "b"]))],
+    "an object as text": [{"instruction": {"a": 1}, "output": "b"}, chat(("user", {"text": "a"}))],
+    "half a surrogate pair": [
+        {"instruction": "\ud83d", "output": "b"},
+        answer(content="a", reasoning_content="\udc00"),
+        answer(tool_calls=[{"name": "w", "arguments": r'{"city": "\ud83d"}'}]),
+        {**answer(content="a"), "tools": [{"name": "\ud83d"}]},
+    ],
+    "images": [
+        {**answer(content="Hello"), "images": ["x.png"]},
+        {**ADD, "Image": {"bytes": "x"}},
+        chat(("user", [{"type": "image_url", "image_url": {"url": "x"}}, {"type": "text", "text": "What?"}])),
+        {"messages": [{"role": "user", "content": "What?", "images": ["x.png"]}]},
+    ],
+    "audio": [{**ADD, "audio": "x.wav"}, chat(("user", [{"type": "input_audio"}]))],
+    "content parts that are not text": [chat(("user", [{"type": "file", "file": "x"}]))],
+    "a weight other than 0 and 1": [answer(content="a", weight=0.5), answer(content="a", train="no")],
+    "a refusal without content": [answer(content=None, refusal="No.")],
+    "a tool call without a name": [answer(tool_calls=[{"id": "1"}]), answer(tool_calls=["w"])],
+    "a turn without role or content": [{"messages": [{"role": "user"}]}, {"messages": [{"content": "a"}]}],
+    "an unknown role": [chat(("wizard", "a"))],
+    "no turns": [{"messages": []}, {"messages": "Hello"}, {"messages": ["Hello"]}, {"messages": None}],
+    "invalid JSON": [{"messages": '[{"role": '}],
+    "tools that are not objects": [{**answer(content="a"), "tools": ["[1]"]}],
+    "an unknown form": [{"text": "a"}, {"prompt": "a", "chosen": "b"}],
+}
+
+
+@pytest.mark.parametrize(("kind", "row"), [(kind, row) for kind, rows in UNUSABLE.items() for row in rows])
+def test_a_row_of_this_kind_is_unusable(tmp_path, kind, row):
+    path = write(tmp_path / "rows.jsonl", SAY, row)
+    with pytest.raises(UnusableRow) as caught:
+        list(source(path))
+    assert (caught.value.kind, caught.value.location) == (kind, f"{path}, line 2")
+    assert [row.unusable for row in source(path, bad_rows="skip")] == [None, kind]
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"), [(b"{", "invalid JSON"), (b"[1]", "a row that is not an object"), (b'{"a": "\xe9"}', "not UTF-8")]
+)
+def test_a_line_that_holds_no_row_can_be_skipped(tmp_path, line, kind):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\n".join([json.dumps(ADD).encode(), line, json.dumps(SAY).encode()]))
+    with pytest.raises(UnusableRow) as caught:
+        list(source(path))
+    assert (caught.value.kind, caught.value.name) == (kind, f"{path}, line 2")
+    assert [row.unusable for row in source(path, bad_rows="skip")] == [None, kind, None]
+
+
+def test_a_csv_row_with_other_fields_than_the_header_can_be_skipped(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("instruction,output\na,b\nc\nd,e\n")
+    kinds = [row.unusable for row in source(path, bad_rows="skip")]
+    assert kinds == [None, "fields unlike the header's", None]
+
+
+@pytest.mark.parametrize(
+    ("columns", "mapping"),
+    [
+        (("prompt", "chosen", "rejected"), "{prompt: prompt, completion: chosen}"),
+        (("question", "answer"), "{prompt: question, completion: answer}"),
+        (("Query", "Response"), "{prompt: Query, completion: Response}"),
+        (
+            ("id", "question", "context", "best answer"),
+            '{instruction: question, input: context, output: "best answer"}',
+        ),
+        (("input", "output"), "{prompt: input, completion: output}"),
+    ],
+)
+def test_an_unknown_form_gets_the_mapping_to_paste(tmp_path, columns, mapping):
+    row = dict.fromkeys(columns, "text")
+    with pytest.raises(UnusableRow) as caught:
+        example(row, tmp_path)
+    assert f"'dataset.columns={mapping}'" in caught.value.hint
+    assert example(row, tmp_path, columns=yaml.safe_load(mapping)).turns[-1] == Turn("assistant", "text")
+
+
+def test_a_chosen_conversation_is_mapped_to_messages(tmp_path):
+    row = {"prompt": "Hi", "chosen": answer(content="Hello")["messages"], "rejected": answer(content="Go")["messages"]}
+    with pytest.raises(UnusableRow, match=r"'dataset\.columns=\{messages: chosen\}'"):
+        example(row, tmp_path)
+    assert example(row, tmp_path, columns={"messages": "chosen"}) == HELLO
+
+
+def test_each_row_is_read_in_its_own_form(tmp_path):
+    rows = [ADD, answer(content="Hello"), {"prompt": "a", "completion": "b"}, {"instruction": "c", "response": "d"}]
+    expected = [question("Add.", "5", "2, 3"), HELLO, question("a", "b"), question("c", "d")]
+    assert [row.example for row in source(write(tmp_path / "rows.jsonl", *rows))] == expected
+    pq.write_table(pa.Table.from_pylist(rows, schema=_union(rows)), tmp_path / "rows.parquet")
+    assert source(tmp_path / "rows.parquet").ids == source(tmp_path / "rows.jsonl").ids
+
+
+def _union(rows):
+    return pa.unify_schemas([pa.Table.from_pylist([row]).schema for row in rows])
+
+
+def test_a_system_turn_is_merged_into_the_user_turn_after_it(tmp_path):
+    path = write(tmp_path / "rows.jsonl", chat(("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello")))
+    merged = source(path, system="merge")
+    assert next(iter(merged)).example == question("Be brief.\n\nHi", "Hello")
+    assert merged.fingerprint != source(path).fingerprint
+    alone = write(tmp_path / "alone.jsonl", chat(("system", "Be brief."), ("assistant", "Hello")))
+    with pytest.raises(UnusableRow) as caught:
+        list(source(alone, system="merge"))
+    assert caught.value.kind == "a system turn without a user turn"
+    with pytest.raises(UserError, match=r"dataset\.system=drop: must be one of keep, merge"):
+        source(path, system="drop")
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+optional = st.none() | texts
+messages = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "tool", "developer"]), "content": texts},
+    optional={
+        "name": optional,
+        "reasoning_content": optional,
+        "weight": st.sampled_from([None, 0, 1]),
+        "tool_calls": st.none()
+        | st.lists(
+            st.fixed_dictionaries(
+                {"name": texts},
+                optional={"id": optional, "arguments": st.dictionaries(st.sampled_from("ab"), optional)},
+            ),
+            max_size=2,
+        ),
+    },
+)
+
+
+@given(st.lists(st.lists(messages, min_size=1, max_size=3), min_size=1, max_size=3))
+def test_conversations_are_the_same_in_json_lines_parquet_and_as_json(tmp_path_factory, conversations):
+    folder = tmp_path_factory.mktemp("rows")
+    rows = [{"messages": turns} for turns in conversations]
+    lines = source(write(folder / "lines.jsonl", *rows))
+    as_json = source(write(folder / "json.jsonl", *({"messages": json.dumps(turns)} for turns in conversations)))
+    arguments = pa.struct([("a", pa.string()), ("b", pa.string())])
+    call = pa.struct([("name", pa.string()), ("id", pa.string()), ("arguments", arguments)])
+    fields = dict.fromkeys(("role", "content", "name", "reasoning_content"), pa.string())
+    turn = pa.struct([*fields.items(), ("weight", pa.float64()), ("tool_calls", pa.list_(call))])
+    pq.write_table(pa.Table.from_pylist(rows, pa.schema([("messages", pa.list_(turn))])), folder / "rows.parquet")
+    expected = [row.example for row in lines]
+    for other in (as_json, source(folder / "rows.parquet")):
+        assert [row.example for row in other] == expected
+        assert other.ids == lines.ids
+
+
+odd = pytest.mark.skipif(not ODD.is_dir(), reason="needs ../shared/data/odd")
+ODD_KINDS = {"09": "a list as text", "21": "an unknown form", "22": "an unknown form", "42": "images"}
+ODD_KINDS["28"] = "half a surrogate pair"
+
+
+@odd
+@pytest.mark.parametrize("path", sorted(ODD.glob("*")), ids=lambda path: path.name)
+def test_the_odd_files_are_read_or_have_the_expected_kind(path):
+    if "utf16" in path.name or "cp1252" in path.name:
+        encoding = "UTF-16" if "utf16" in path.name else "CP1252"
+        with pytest.raises(UserError, match=f"not UTF-8.*{encoding}.* iconv -f {encoding} -t UTF-8"):
+            list(source(path))
+    elif kind := ODD_KINDS.get(path.name[:2]):
+        assert kind in [row.unusable for row in source(path, bad_rows="skip")]
+    else:
+        rows = list(source(path))
+        assert len(rows) >= 1
+        assert all(row.example.turns for row in rows)
