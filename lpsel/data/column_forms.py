@@ -92,11 +92,14 @@ def forms_of(columns: Sequence[str], forms: Iterable[Form] | None = None) -> tup
 def choose_form(forms: Sequence[Form], raw: Mapping[str, Any]) -> Form:
     """The first of the possible forms of a row in which no required column is empty, or else the first."""
 
-    def is_complete(form: Form) -> bool:
-        values = (raw[field.column] for field in form.fields if not field.optional)
-        return not any(is_null(value) or value == "" for value in values)
+    if len(forms) == 1:
+        return forms[0]
+    return next((form for form in forms if not _has_empty_column(form, raw)), forms[0])
 
-    return forms[0] if len(forms) == 1 else next(filter(is_complete, forms), forms[0])
+
+def _has_empty_column(form: Form, raw: Mapping[str, Any]) -> bool:
+    values = (raw[field.column] for field in form.fields if not field.optional)
+    return any(is_null(value) or value == "" for value in values)
 
 
 def recognize(raw: Mapping[str, Any]) -> Form:

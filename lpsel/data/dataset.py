@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,8 +12,8 @@ from lpsel.data.column_forms import Form, choose_form, forms_of, mapped_form, to
 from lpsel.data.column_guess import unknown_form
 from lpsel.data.example import Example, merge_system
 from lpsel.data.formats import Numbered, reader_of, valid_rows
-from lpsel.data.paths import local_files
-from lpsel.errors import UnusableRow, UserError, check_choice, check_flag, check_int, first_line
+from lpsel.data.paths import hub_error, local_files
+from lpsel.errors import UnusableRow, UserError, check_choice, check_flag, check_int
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,6 +99,10 @@ class Part(NamedTuple):
     unit: str
     rows: Iterator[Numbered]
 
+    def at(self, number: int) -> str:
+        """The place of a row, for messages."""
+        return f"{self.location}, {self.unit} {number}"
+
 
 class Source:
     """The rows of a dataset, read as a stream on every iteration and never all in memory.
@@ -118,17 +122,23 @@ class Source:
         self.forms: Callable[[tuple[str, ...]], tuple[Form, ...]] = lru_cache(256)(partial(forms_of, forms=mapped))
 
     def __iter__(self) -> Iterator[Row]:
-        index = -1
-        for index, (part, (number, raw)) in enumerate(islice(self._rows(), self.spec.skip, self.stop)):
+        index, parts = -1, list[Part]()
+
+        def rows() -> Iterator[Numbered]:
+            for part in self._parts():
+                parts.append(part)
+                yield from part.rows
+
+        for index, (number, raw) in enumerate(islice(rows(), self.spec.skip, self.stop)):
             if isinstance(raw, UnusableRow):
                 yield Row(index, {}, NO_CONTENT, self.skipped(raw, ""))
                 continue
             try:
                 example, unusable = self._example(raw), None
             except UnusableRow as error:
-                example, unusable = NO_CONTENT, self.skipped(error, f"{part.location}, {part.unit} {number}")
+                example, unusable = NO_CONTENT, self.skipped(error, parts[-1].at(number))
             except UserError as error:
-                raise error.at(f"{part.location}, {part.unit} {number}") from None
+                raise error.at(parts[-1].at(number)) from None
             yield Row(index, raw, example, unusable)
         if index < 0:
             after = f" after dataset.skip={self.spec.skip}" if self.spec.skip else ""
@@ -136,8 +146,8 @@ class Source:
 
     def raw_rows(self) -> Iterator[dict[str, Any]]:
         """The rows as in the source, without interpreting their columns."""
-        numbered = (numbered for _, numbered in self._rows())
-        return (raw for _, raw in valid_rows(islice(numbered, self.spec.skip, self.stop)))
+        rows = chain.from_iterable(part.rows for part in self._parts())
+        return (raw for _, raw in valid_rows(islice(rows, self.spec.skip, self.stop)))
 
     @property
     def stop(self) -> int | None:
@@ -185,8 +195,9 @@ class Source:
 
     def location(self, index: int) -> str:
         """The file and line of a row, for messages."""
-        part, (number, _) = next(islice(self._rows(), self.spec.skip + index, None))
-        return f"{part.location}, {part.unit} {number}"
+        numbers = ((part, number) for part in self._parts() for number, _ in part.rows)
+        part, number = next(islice(numbers, self.spec.skip + index, None))
+        return part.at(number)
 
     @cached_property
     def _scan(self) -> "Scan":
@@ -257,17 +268,16 @@ class Source:
             return str(self.files[0]) if len(self.files) == 1 else f"dataset.path={spec.path}"
         return f"{spec.path} ({spec.split})"
 
-    def _rows(self) -> Iterator[tuple[Part, Numbered]]:
-        return ((part, numbered) for part in self._parts() for numbered in part.rows)
-
     def _parts(self) -> Iterator[Part]:
         spec = self.spec
         if spec.path is None:
             from lpsel.toy.data import generate
 
-            yield Part(self._location, "row", _numbered(generate(split=spec.split, **(spec.synthetic or {}))))
+            yield Part(
+                self._location, "row", map(Numbered, count(1), generate(split=spec.split, **(spec.synthetic or {})))
+            )
         elif not self.files:
-            yield Part(self._location, "row", _numbered(self._hub_rows()))
+            yield Part(self._location, "row", map(Numbered, count(1), self._hub_rows()))
         for path in self.files:
             reader = reader_of(str(path))
             assert reader is not None  # local_files gives no others
@@ -290,10 +300,4 @@ class Source:
         try:
             yield from self._hub
         except Exception as error:  # the Hub's client raises many kinds, of several libraries
-            problem = f"not a local file, and the Hub reports for split {self.spec.split}: {first_line(error)}"
-            hint = "set it to a local file or a Hub dataset that you can access, with HF_TOKEN for a gated one"
-            raise UserError("dataset.path", self.spec.path, problem, hint) from error
-
-
-def _numbered(rows: Any) -> Iterator[Numbered]:
-    return (Numbered(number, row) for number, row in enumerate(rows, 1))
+            raise hub_error(self.spec.path, self.spec.split, error) from error

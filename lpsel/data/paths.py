@@ -6,7 +6,7 @@ from glob import glob, has_magic
 from pathlib import Path
 
 from lpsel.data.formats import ENDINGS, reader_of
-from lpsel.errors import UserError
+from lpsel.errors import UserError, first_line
 
 
 def local_files(paths: str | Sequence[str], split: str) -> list[Path]:
@@ -42,6 +42,13 @@ def is_hub_id(path: object) -> bool:
     """Whether a path names a dataset on the Hub rather than local files."""
     local = not isinstance(path, str) or has_magic(path) or reader_of(path) is not None
     return not local and not Path(str(path)).expanduser().exists()
+
+
+def hub_error(path: object, split: str, error: Exception) -> UserError:
+    """The error for a dataset that the Hub does not deliver."""
+    problem = f"not a local file, and the Hub reports for split {split}: {first_line(error)}"
+    hint = "set it to a local file or a Hub dataset that you can access, with HF_TOKEN for a gated one"
+    return UserError("dataset.path", path, problem, hint)
 
 
 def _files(text: str, split: str) -> list[Path]:
