@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lpsel.data.column_forms import Form, choose_form, forms_of, mapped_form, to_example
 from lpsel.data.column_guess import unknown_form
 from lpsel.data.example import Example, merge_system
-from lpsel.data.formats import Numbered, reader_of, valid_rows
+from lpsel.data.formats import Numbered, Part, reader_of, valid_rows
 from lpsel.data.paths import hub_error, local_files
 from lpsel.errors import UnusableRow, UserError, check_choice, check_flag, check_int
 
@@ -90,18 +90,6 @@ class DatasetSpec:
             check_int("dataset.limit", self.limit, 1, hint="set it to null for all rows")
         if self.columns is not None and self.columns != {}:
             mapped_form(self.columns)
-
-
-class Part(NamedTuple):
-    """A file of a dataset, or all of a dataset that is not local; `unit` is what the numbers of its rows count."""
-
-    location: str
-    unit: str
-    rows: Iterator[Numbered]
-
-    def at(self, number: int) -> str:
-        """The place of a row, for messages."""
-        return f"{self.location}, {self.unit} {number}"
 
 
 class Source:

@@ -26,6 +26,18 @@ class Numbered(NamedTuple):
     row: dict[str, Any] | UnusableRow
 
 
+class Part(NamedTuple):
+    """A file of a dataset, or all of a dataset that is not local; `unit` is what the numbers of its rows count."""
+
+    location: str
+    unit: str
+    rows: Iterator[Numbered]
+
+    def at(self, number: int) -> str:
+        """The place of a row, for messages."""
+        return f"{self.location}, {self.unit} {number}"
+
+
 def valid_rows(numbered: Iterable[Numbered]) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows with their numbers; raises an UnusableRow for what is none."""
     for number, row in numbered:

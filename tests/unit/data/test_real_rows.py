@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lpsel.data.example import Example, Turn
@@ -245,6 +245,7 @@ messages = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(messages, min_size=1, max_size=3), min_size=1, max_size=3))
 def test_conversations_are_the_same_in_json_lines_parquet_and_as_json(tmp_path_factory, conversations):
     folder = tmp_path_factory.mktemp("rows")

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lpsel.data import tokens as tokens_module
@@ -97,6 +97,7 @@ def test_only_error_and_skip_are_choices(odd):
 TEXTS = st.text() | st.text(alphabet=" \t\n\r\x0b\x1c\x85\xa0\u1680\u2003\u2028\u3000") | st.none()
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=6))
 def test_empty_answers_are_those_without_text_after_stripping(tmp_path_factory, rows):
     folder = tmp_path_factory.mktemp("rows")
