@@ -1,8 +1,10 @@
 """Atomic writes (a temporary name, a sync to disk, a rename), JSON and hashes."""
 
+import csv
 import fcntl
 import glob
 import hashlib
+import io
 import json
 import math
 import os
@@ -16,6 +18,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from lpsel.errors import UserError
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def check_writable(option: str, folder: Path) -> None:
@@ -145,6 +149,20 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]], types: Mapping[str, 
     schema = pa.schema([(name, types.get(name, "string")) for name in rows[0]])
     table = pa.Table.from_pylist(finite(rows), schema=schema)
     write_atomically(path, lambda file: pq.write_table(table, file))
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a CSV file with the columns of the first row. No cell is a formula for a spreadsheet.
+
+    A quote before a text prevents that (https://owasp.org/www-community/attacks/CSV_Injection).
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    for row in rows:
+        formulas = {name: f"'{v}" for name, v in row.items() if isinstance(v, str) and v.startswith(FORMULA_STARTS)}
+        writer.writerow({**row, **formulas})
+    write_atomically(path, lambda file: file.write(text.getvalue().encode(errors="replace")))
 
 
 def finite(value: Any) -> Any:

@@ -2,13 +2,11 @@
 
 import argparse
 from collections.abc import Iterable, Sequence
-from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from rich.markup import escape
 from rich.table import Table
 
@@ -20,7 +18,7 @@ from lpsel.scoring.metrics import METRICS
 from lpsel.scoring.npz import split_npz
 from lpsel.selection.agreement_study import DEFINED, Study, numbers, study
 from lpsel.selection.budget import check_pct
-from lpsel.storage import finite, write_atomically, write_json
+from lpsel.storage import finite, write_atomically, write_csv, write_json
 
 NUMBERS = "agreement.json"
 PAGE = "agreement.html"
@@ -115,13 +113,11 @@ def _clusters(tables: Sequence[Scored], argument: str | None) -> tuple[Any, str 
 
 def _write_tables(folder: Path, values: dict[str, Any]) -> list[Path]:
     """The lists of agreement.json as CSV files."""
-    from pyarrow import csv
-
     written = []
     for name in ("tables", "pairs", "within", "diagnosis"):
         if values[name]:
             path = folder / f"{name}.csv"
-            write_atomically(path, partial(csv.write_csv, pa.Table.from_pylist(_flat_entries(values[name]))))
+            write_csv(path, _flat_entries(values[name]))
             written.append(path)
     return written
 

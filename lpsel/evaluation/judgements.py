@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lpsel.errors import UserError
 from lpsel.evaluation.preferences import as_preferences, combined
 from lpsel.judging.judge import NOT_ASKED, TIE
-from lpsel.storage import finite, write_atomically
+from lpsel.storage import write_table
 
 log = logging.getLogger(__name__)
 
@@ -88,16 +88,11 @@ def by_prompt(several: Sequence[Verdicts]) -> list[NDArray[np.float64]]:
 
 def write_judgements(path: Path, verdicts: Sequence[Verdicts]) -> None:
     """Write a Parquet table that `read_judgements` reads, with `verdict` (win, tie or loss) of every row."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     rows = [row for each in verdicts for row in each.rows]
     sign_N = np.sign(as_preferences([row["preference"] for row in rows]) - TIE)
     words = [{**row, "verdict": VERDICTS.get(sign)} for row, sign in zip(rows, sign_N, strict=True)]
-    types = dict.fromkeys(FLOATS, pa.float64()) | dict.fromkeys(INTEGERS, pa.int64()) | {"equal": pa.bool_()}
-    schema = pa.schema([(name, types.get(name, pa.string())) for name in words[0]])
-    table = pa.Table.from_pylist(finite(words), schema=schema)
-    write_atomically(path, lambda file: pq.write_table(table, file))
+    types = dict.fromkeys(FLOATS, "float64") | dict.fromkeys(INTEGERS, "int64") | {"equal": "bool"}
+    write_table(path, words, types)
 
 
 def _collect(rows: list[Row], where: str) -> Verdicts:

@@ -1,9 +1,7 @@
 """HTML pages that need no network, from Jinja templates: the report of runs and the agreement of scorers."""
 
 import base64
-import csv
 import hashlib
-import io
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +24,7 @@ from lpsel.report.wandb import SPEC as WANDB_SPEC
 from lpsel.scoring.metrics import METRICS
 from lpsel.selection.agreement import ROWS_OF_A_CLUSTER
 from lpsel.selection.agreement_study import ALL, DEFINED, Study
-from lpsel.storage import write_atomically
+from lpsel.storage import write_atomically, write_csv
 
 Drawn = tuple[str, str, Figure | None]  # file name, caption and figure
 
@@ -94,7 +92,7 @@ def write_report(runs: Runs, out: Path) -> Path:
                 figures.append({"name": name, "caption": caption, "svg": _element(image)})
         for name, table in tables.items():
             if table:
-                _write(folder / "tables" / f"{name}.csv", _csv(table))
+                write_csv(folder / "tables" / f"{name}.csv", table)
         _write(folder / "index.html", _report_page(runs, tables, figures, out))
     return out / "index.html"
 
@@ -245,14 +243,6 @@ def agreement_page(study: Study, numbers: dict[str, Any]) -> str:
 def _element(document: str) -> Markup:
     """The SVG element of an SVG document."""
     return Markup(document[document.index("<svg") :])
-
-
-def _csv(table: Table) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    return text.getvalue()
 
 
 def _write(path: Path, text: str) -> None:

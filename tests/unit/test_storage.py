@@ -1,6 +1,7 @@
 """Files are whole or not there, and JSON has no NaN."""
 
 import ast
+import csv
 import json
 import math
 import os
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpsel.storage import digest, finite, folder_atomically, write_atomically, write_json
+from lpsel.storage import digest, finite, folder_atomically, write_atomically, write_csv, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -163,3 +164,10 @@ def test_a_folder_does_not_replace_a_file(tmp_path):
     with pytest.raises(NotADirectoryError), folder_atomically(tmp_path / "made"):
         pass
     assert (tmp_path / "made").read_text() == "mine"
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1"])
+def test_no_cell_of_a_csv_file_is_a_formula(tmp_path, text):
+    write_csv(tmp_path / "t.csv", [{"name": text, "value": -1.5, "n": None, "safe": "a=1"}])
+    with (tmp_path / "t.csv").open(newline="") as file:
+        assert list(csv.DictReader(file)) == [{"name": f"'{text}", "value": "-1.5", "n": "", "safe": "a=1"}]
