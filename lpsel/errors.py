@@ -2,7 +2,6 @@
 
 import copy
 import errno
-import math
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -118,8 +117,8 @@ def is_int(value: object) -> TypeGuard[int]:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether a configuration value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value is a number that a float can hold; true, false, NaN and infinity are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lpsel.errors import UserError
+from lpsel.errors import UserError, is_number
 from lpsel.run_config import RESULT, RUN_CONFIG, leaves, read_result
 from lpsel.storage import digest, read_dict
 
@@ -205,5 +205,5 @@ def nested(value: Any, *keys: str) -> Any:
 
 
 def number(value: Any) -> float | None:
-    """The value as a float if it is a number, else None."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    """The value as a float if it is a finite number, else None."""
+    return float(value) if is_number(value) else None

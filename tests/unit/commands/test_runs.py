@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 from lpsel.commands.job import run
+from lpsel.commands.report import report
 from lpsel.commands.runs import main
 from lpsel.errors import UserError
 from lpsel.report.runs import find_runs
@@ -94,3 +96,17 @@ def test_the_command_does_not_import_torch_or_matplotlib(few_runs):
     )
     done = subprocess.run([sys.executable, "-c", code, few_runs], capture_output=True, text=True, env=os.environ)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_a_number_that_no_float_can_hold_does_not_stop_the_others(few_runs, tmp_path, capsys):
+    shutil.copytree(few_runs / "evaluate" / "held-out", tmp_path / "good")
+    odd = {"command": "evaluate", "n": 5, "win_rate": 10**310, "models": [{"name": "m", "win_rate": -(10**310)}]}
+    for name, result in {"odd": odd, "train": {"command": "train", "pct": 10**310, "rule": "lp"}}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.json").write_text(json.dumps(result))
+    main([str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert any("of 5 models" in line for line in lines)
+    report([str(tmp_path)], tmp_path / "report")
+    assert "held-out" not in (tmp_path / "report" / "index.html").read_text()
