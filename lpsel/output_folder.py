@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lpsel.errors import UserError
 from lpsel.run_config import RESULT, RUN_CONFIG, existing_paths
-from lpsel.storage import folder_atomically, read_dict, write_json
+from lpsel.storage import check_writable, folder_atomically, read_dict, write_json
 
 MARKER = ".lpsel.json"  # in an output folder: the command that wrote it and, where it is replaced as a whole, its files
 ANOTHER = "name another folder"
@@ -38,9 +38,10 @@ def output_folder(
         written_later: names of files that the command adds to the finished folder.
 
     Raises:
-        UserError: as `check_output_folder`.
+        UserError: as `check_output_folder`; or the folder is not writable.
     """
     check_output_folder(folder, command, inputs)
+    check_writable("--out", folder)
     with folder_atomically(folder) as temporary:
         yield temporary
         write_json(temporary / MARKER, {"command": command, "files": [*_files(temporary), *written_later]})

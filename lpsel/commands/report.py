@@ -44,11 +44,7 @@ def report(paths: Sequence[str], out: Path, wandb: bool = False) -> Path:
         check_package("wandb_workspaces", "wandb-report", "--wandb", None)
     from lpsel.report.page import write_report
 
-    try:
-        page = write_report(runs, out)
-    except OSError as error:
-        hint = "name a folder that you can write to"
-        raise UserError(f"--out {out}", problem=f"not writable ({error.strerror})", hint=hint) from error
+    page = write_report(runs, out)
     if wandb:
         from lpsel.report.wandb import write_wandb_report
 
