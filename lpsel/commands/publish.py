@@ -10,7 +10,7 @@ from lpsel.commands.result_summary import statistics
 from lpsel.data.paths import is_hub_id
 from lpsel.errors import UserError, first_line
 from lpsel.integrity import Damaged, check_files
-from lpsel.output_folder import MARKER, output_folder
+from lpsel.output_folder import MARKER, SUBSET_FILES, output_folder
 from lpsel.run_config import RESULT, read_result
 
 if TYPE_CHECKING:
@@ -57,13 +57,14 @@ def publish(run: Path, out: Path | None = None, license: str | None = None) -> P
     """
     result = read_result(run.expanduser()) or {}
     try:
-        subset, selection, source = Path(result["subset"]), Path(result["selection"]), result["dataset"]
+        subset, selection = (run.expanduser() / Path(result[name]).name for name in ("subset", "selection"))
+        source = result["dataset"]
         license = license or source.get("license")
         name = source["name"]
     except (KeyError, TypeError, AttributeError):
         problem = f"not a finished run of select or train ({RESULT} with a subset)"
         raise UserError(run, problem=problem, hint="name the run folder of one") from None
-    _check(result, subset, selection)
+    _check(result.get("sha256") or {}, subset, selection)
     if not license:
         raise UserError(f"dataset {name}", problem="its license is unknown", hint="set --license ID")
     folder = (out or run / "dataset").expanduser().resolve()
@@ -80,15 +81,15 @@ def publish(run: Path, out: Path | None = None, license: str | None = None) -> P
     return folder
 
 
-def _check(result: dict[str, Any], *files: Path) -> None:
-    """Raise a UserError if a file no longer exists or differs from its hash in result.json, where it has one."""
-    hashes = result.get("sha256") or {}
+def _check(hashes: dict[str, str], *files: Path) -> None:
+    """Raise a UserError unless each file is an output of the run, unchanged: nothing else is copied or uploaded."""
+    for file in files:
+        if file.name not in SUBSET_FILES or file.name not in hashes:
+            raise UserError(file, problem=f"is not an output of the run with its hash in {RESULT}", hint=AGAIN)
     try:
-        check_files(Path(), {str(file): hashes[file.name] for file in files if file.name in hashes})
+        check_files(Path(), {str(file): hashes[file.name] for file in files})
     except Damaged as damage:
         raise damage.with_hint(AGAIN) from None
-    if missing := [file for file in files if not file.is_file()]:
-        raise UserError(missing[0], problem="no longer exists", hint=AGAIN)
 
 
 def upload(folder: Path, to: str, private: bool) -> str:

@@ -117,14 +117,6 @@ class TestFolderThatIsReplaced:
         assert f"was not written by lpsel {command}" in rejected(command, selected, "--out", thesis)
 
 
-def test_publish_does_not_replace_a_folder_with_its_subset_in_it(rejected, selected, tmp_path):
-    (tmp_path / "elsewhere").mkdir()
-    moved = shutil.move(selected / "subset.jsonl", tmp_path / "elsewhere" / "subset.jsonl")
-    result = json.loads((selected / "result.json").read_text()) | {"subset": str(moved)}
-    (selected / "result.json").write_text(json.dumps(result))
-    assert f"contains {moved}" in rejected("publish", selected, "--out", tmp_path / "elsewhere")
-
-
 class TestRunFolderOfSmallCommands:
     @pytest.fixture
     def agreement(self, selected):

@@ -11,6 +11,7 @@ import pytest
 from lpsel.commands.job import run
 from lpsel.commands.publish import main, publish
 from lpsel.errors import UserError
+from lpsel.storage import sha256_of
 
 
 @pytest.fixture
@@ -58,6 +59,34 @@ def test_errors_name_what_is_missing(selected, tmp_path):
     with pytest.raises(UserError, match=r"subset.jsonl: no longer exists\. Select again\."):
         publish(selected, license="mit")
     assert not (selected / "dataset").exists()
+
+
+@pytest.mark.parametrize("elsewhere", ["/etc/hostname", "../rows.jsonl", "result.json", "../subset.jsonl"])
+@pytest.mark.parametrize("which", ["subset", "selection"])
+def test_only_outputs_of_the_run_are_published(selected, tmp_path, elsewhere, which):
+    """A run folder of someone else may name any file of this machine."""
+    (tmp_path / "subset.jsonl").write_text("mine")
+    path = selected / elsewhere
+    result = json.loads((selected / "result.json").read_text())
+    change = {which: str(path), "sha256": result["sha256"] | {path.name: sha256_of(path)}}
+    (selected / "result.json").write_text(json.dumps(result | change))
+    with pytest.raises(UserError) as caught:
+        publish(selected, tmp_path / "out", license="mit")
+    assert caught.value.name == str(selected / path.name)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_without_a_hash_is_not_published(selected):
+    result = json.loads((selected / "result.json").read_text())
+    del result["sha256"]["subset.jsonl"]
+    (selected / "result.json").write_text(json.dumps(result))
+    with pytest.raises(UserError, match=r"subset\.jsonl: is not an output of the run with its hash in result\.json"):
+        publish(selected, license="mit")
+
+
+def test_a_run_can_be_moved_before_it_is_published(selected, tmp_path):
+    moved = selected.rename(tmp_path / "moved")
+    assert (publish(moved, license="mit") / "data" / "train.jsonl").is_file()
 
 
 class Hub(BaseHTTPRequestHandler):
