@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import OmegaConf
 from rich.filesize import decimal
 
 from lpsel.commands import result_summary
@@ -15,6 +14,7 @@ from lpsel.report.runs import Run, find_runs, number
 from lpsel.run_config import RESULT
 
 Pairs = result_summary.Pairs
+MAX_OVERRIDES = 10_000  # characters
 SETTINGS = ("seed", "baseline", "limit", "num_fewshot")
 
 
@@ -53,20 +53,26 @@ def _find(folder: Path) -> Run:
 
 
 def _settings(run: Run) -> Pairs:
-    try:
-        overrides = [str(override) for override in OmegaConf.load(run.folder / ".hydra" / "overrides.yaml")]
-    except (OSError, ValueError):
-        overrides = []
     data, prompts = run.get("dataset"), run.get("prompts")
     if isinstance(data, dict):
         data = f"{data.get('name')}{f' ({path})' if (path := data.get('path')) else ''}"
     settings = {
-        "overrides": " ".join(overrides) or None,
+        "overrides": _overrides(run.folder / ".hydra" / "overrides.yaml"),
         "data": data or (" and ".join(map(str, prompts)) if isinstance(prompts, list) else prompts),
         "judge": run.get("judge", "name") or run.get("judge", "kind"),
         **{name: run.get(name) for name in SETTINGS},
     }
     return [(name.capitalize(), str(value)) for name, value in settings.items() if isinstance(value, str | int)]
+
+
+def _overrides(file: Path) -> str | None:
+    """The items of Hydra's list as text: parsing YAML from someone else could resolve and expand what it refers to."""
+    try:
+        with file.open(errors="replace") as opened:
+            text = opened.read(MAX_OVERRIDES)
+    except OSError:
+        return None
+    return " ".join(line.removeprefix("-").strip() for line in text.splitlines()) or None
 
 
 def _results(run: Run) -> Pairs:

@@ -2,6 +2,9 @@
 
 import json
 import re
+import shutil
+import time
+from itertools import pairwise
 
 import pytest
 
@@ -47,3 +50,20 @@ def test_a_folder_without_a_finished_run_is_an_error(few_runs, tmp_path):
     (tmp_path / "result.json").write_text('{"command": "train", "rule": "lp"}')
     with pytest.raises(UserError, match=r"result\.json: is not complete"):
         main([str(tmp_path)])
+
+
+LINKS = ",".join(["*{}"] * 9)
+BOMB = "a: &a [x,x]\n" + "".join(f"{b}: &{b} [{LINKS.replace('{}', a)}]\n" for a, b in pairwise("abcdefghij"))
+
+
+@pytest.mark.parametrize("overrides", [BOMB, "[1", "- pct=5\n- model=${oc.env:HOME_OF_SECRETS}\n- \x1b[2J"])
+def test_overrides_from_someone_else_are_shown_as_text(few_runs, tmp_path, capsys, monkeypatch, overrides):
+    monkeypatch.setenv("HOME_OF_SECRETS", "resolved")
+    shutil.copytree(few_runs / "evaluate" / "held-out", tmp_path / "theirs")
+    (tmp_path / "theirs" / ".hydra").mkdir()
+    (tmp_path / "theirs" / ".hydra" / "overrides.yaml").write_text(overrides)
+    started = time.monotonic()
+    _, pairs = shown(capsys, tmp_path / "theirs")
+    assert time.monotonic() - started < 2
+    if overrides.startswith("- "):
+        assert pairs["Overrides"] == r"pct=5 model=${oc.env:HOME_OF_SECRETS} \x1b[2J"
