@@ -1,12 +1,13 @@
 """Prompt sets, by name: from a folder, conf/prompt_set, a file, a web address or the Hub."""
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +21,7 @@ from lpsel.errors import UserError, check_int, first_line
 from lpsel.storage import utf8, write_atomically
 
 DOWNLOAD_TIMEOUT = 60  # seconds
+MAX_DOWNLOAD = 256 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,7 @@ def _files(folder: Path | None) -> dict[str, Path]:
 
 def _name(path: str) -> str:
     """The name of the set in a file, or at a web address or Hub id."""
-    name = Path(urlsplit(path).path if _is_url(path) else path).name
+    name = _file_name(path) if _is_url(path) else Path(path).name
     return name.split(".")[0] if reader_of(name) else name
 
 
@@ -201,9 +203,13 @@ def _is_url(path: str) -> bool:
     return path.startswith(("https://", "http://"))
 
 
+def _file_name(url: str) -> str:
+    return Path(re.split("[?#]", url)[0]).name
+
+
 def _download(url: str, cache_dir: Path) -> Path:
     """The file at a web address, downloaded once."""
-    name = Path(urlsplit(url).path).name
+    name = _file_name(url)
     if reader_of(name) is None:
         raise UserError("prompts", url, "unknown kind of file", f"name a file that ends in {ENDINGS}")
     file = cache_dir / "prompts" / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
@@ -211,9 +217,13 @@ def _download(url: str, cache_dir: Path) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             with urlopen(url, timeout=DOWNLOAD_TIMEOUT) as response:
-                content = response.read()
-        except OSError as error:  # no such host, no connection, a timeout or an HTTP status
+                content = response.read(MAX_DOWNLOAD + 1)
+        # No such host, no connection, a timeout or an HTTP status; a broken response; an invalid URL.
+        except (OSError, HTTPException, ValueError) as error:
             hint = "download it some other way and pass the file, or set prompts_dir to its folder"
             raise UserError("prompts", url, f"cannot be downloaded ({first_line(error)})", hint) from error
+        if len(content) > MAX_DOWNLOAD:
+            hint = "download it, and pass the part of it that you need as a file"
+            raise UserError("prompts", url, f"has more than {MAX_DOWNLOAD >> 20} MiB", hint)
         write_atomically(file, lambda out: out.write(content))
     return file

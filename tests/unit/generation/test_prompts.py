@@ -110,6 +110,23 @@ def test_a_web_address_is_downloaded_once(tmp_path, written, load):
     assert (again.id, again.prompt_set) == ("x", "far")
 
 
+@pytest.mark.parametrize("address", ["http://[::1/p.jsonl", "http://host:port/p.jsonl", "http://a..b/p.jsonl"])
+def test_an_invalid_web_address_is_a_user_error(load, address):
+    with pytest.raises(UserError, match=r"cannot be downloaded \("):
+        load(address)
+
+
+def test_a_download_has_a_limited_size(tmp_path, written, load, monkeypatch):
+    monkeypatch.setattr("lpsel.generation.prompts.MAX_DOWNLOAD", 1 << 20)
+    written([{"instruction": "x" * 1000}] * 1100, "served/far.jsonl")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "served")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(UserError, match=r"far\.jsonl: has more than 1 MiB"):
+            load(f"http://127.0.0.1:{server.server_port}/far.jsonl")
+        server.shutdown()
+
+
 @pytest.mark.parametrize(
     ("rows", "location", "name", "problem"),
     [
