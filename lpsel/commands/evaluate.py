@@ -33,6 +33,11 @@ def run(job: Job) -> dict[str, Any]:
     candidates = Candidates(
         tuple(candidate(name, config) for name in names), *(candidate(name, config) for name in baseline)
     )
+    with_key = sorted({model.host for model in candidates.all if isinstance(model, Endpoint) and model.key_env})
+    if len(with_key) > 1:
+        problem = f"would be sent to {with_key[0]} and {with_key[1]}"
+        hint = "evaluate the models of one server at a time; their answers are cached"
+        raise UserError("key_env", config.key_env, problem, hint)
     evaluator = build(config.evaluator)
     context = EvaluationContext(job.run_dir, job.cache_dir, config.trainer.accelerator, config.trainer.precision)
     device = None
@@ -69,7 +74,7 @@ def candidate(name: str, config: DictConfig) -> ModelSpec | Endpoint:
     Raises:
         UserError: a folder that is neither a finished training run nor a model.
     """
-    if (endpoint := Endpoint.of(name)) is not None:
+    if (endpoint := Endpoint.of(name, config.key_env)) is not None:
         return endpoint
     folder = Path(name).expanduser()
     if folder.is_dir() and not (folder / "config.json").is_file():

@@ -3,21 +3,28 @@
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from functools import cache
+from ipaddress import ip_address
 from threading import Lock
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from lpsel.errors import UserError, check_int, is_int
+from lpsel.errors import UserError, check_int, first_line, is_int
 from lpsel.redact import redact, register_secret
 
 OPENAI = "https://api.openai.com/v1"
-KEY_ENV = "OPENAI_API_KEY"
+OPENAI_KEY = "OPENAI_API_KEY"  # the environment variable whose value only OpenAI's own server gets by default
 CONNECT_TIMEOUT = 20.0  # seconds
+MAX_REPLY = 16 << 20  # bytes
+MAX_TOKENS = 2**31 - 1  # of a reply; servers may report anything
 MALFORMED = "not a chat completion"
+NO_ADDRESS = ("is not a web address", "set an address such as http://127.0.0.1:8000/v1")
 ENDPOINT = re.compile(r"(?P<model>.+)@(?P<base_url>https?://.+)")
+
+log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -46,27 +53,50 @@ class Endpoint:
     concurrency: int = 8  # requests in flight at a time
     option: str = "base_url"  # errors name the address as `option=prefix+base_url`
     prefix: str = ""
-    key_env: str = KEY_ENV  # environment variable with the API key; self-hosted servers usually need none
+    key_env: str | None = None  # environment variable with the API key; None for OPENAI_API_KEY or, elsewhere, no key
+    key_option: str = "key_env"  # errors name the variable as `key_option=key_env`
     timeout: float = 600.0  # seconds per request
     max_retries: int = 5  # with growing pauses, on 408, 409, 429, 5xx, timeouts and dropped connections
 
     @classmethod
-    def of(cls, name: str) -> "Endpoint | None":
-        """The endpoint that `model=MODEL@http(s)://...` names; None for any other name."""
+    def of(cls, name: str, key_env: str | None = None) -> "Endpoint | None":
+        """The endpoint that `model=MODEL@http(s)://...` names; None for any other name.
+
+        OpenAI's own server gets OPENAI_API_KEY, any other the key in `key_env`.
+        """
         match = ENDPOINT.fullmatch(name)
         if match is None:
             return None
-        return cls(match["model"], match["base_url"].rstrip("/"), option="model", prefix=f"{match['model']}@")
+        model, base_url = match["model"], match["base_url"].rstrip("/")
+        endpoint = cls(model, base_url, option="model", prefix=f"{model}@")
+        return endpoint if endpoint.host == urlsplit(OPENAI).hostname else replace(endpoint, key_env=key_env)
 
     def __post_init__(self) -> None:
         check_int("concurrency", self.concurrency, 1)
-        address = urlsplit(self.base_url)
+        try:
+            address = urlsplit(self.base_url)
+        except ValueError:  # half an IPv6 address
+            raise self.error(*NO_ADDRESS) from None
         if address.scheme not in ("http", "https") or not address.hostname:
-            raise self.error("is not a web address", "set an address such as http://127.0.0.1:8000/v1")
+            raise self.error(*NO_ADDRESS)
         if address.username or address.password or address.query:
             without_secret = replace(self, base_url=f"{address.scheme}://{address.hostname}{address.path}")
             problem = "contains a password or key, which would be saved with the results"
-            raise without_secret.error(problem, f"set the environment variable {self.key_env} instead")
+            raise without_secret.error(problem, self._key_hint)
+
+    @property
+    def host(self) -> str:
+        """Name or address of the server, without its port."""
+        return urlsplit(self.base_url).hostname or ""
+
+    @property
+    def key_variable(self) -> str | None:
+        """The environment variable with the key for this server; None if it gets none."""
+        return self.key_env or (OPENAI_KEY if self.host == urlsplit(OPENAI).hostname else None)
+
+    @property
+    def _key_hint(self) -> str:
+        return f"set {self.key_option} to the environment variable that holds the key"
 
     @property
     def name(self) -> str:
@@ -83,17 +113,36 @@ class Endpoint:
         return self.error(f"no usable reply ({reason})", hint + "command; finished requests are cached")
 
     def connect(self) -> Any:
-        """The openai client, a context manager; a UserError if OpenAI's own server needs a key and there is none."""
-        from openai import OpenAI
+        """The openai client, a context manager; a UserError if the key or the address cannot be used."""
+        from openai import DefaultHttpxClient, OpenAI
 
         for name in ("httpx", "httpx2", "openai"):
             logging.getLogger(name).setLevel(logging.WARNING)
-        key = os.environ.get(self.key_env, "")
-        if not key and self.base_url == OPENAI:
-            raise self.error(f"needs an API key, and {self.key_env} is not set", f"export {self.key_env}=KEY")
+        # The client insists on a key, self-hosted servers do not. A redirect would send prompts to another server.
+        key = self._key() or "none"
+        http = DefaultHttpxClient(follow_redirects=False, event_hooks={"response": [_limit_size]})
+        limits: dict[str, Any] = {"timeout": self.timeout, "max_retries": self.max_retries}
+        try:
+            return OpenAI(base_url=self.base_url, api_key=key, http_client=http, **limits)
+        except Exception as error:
+            if type(error).__name__ != "InvalidURL":  # of httpx or httpx2
+                raise
+            raise self.error(f"is not a web address ({first_line(error)})", NO_ADDRESS[1]) from None
+
+    def _key(self) -> str:
+        """The API key for this server; "" if it gets none."""
+        name = self.key_variable
+        if name is None:
+            return ""
+        key = os.environ.get(name, "").strip()
+        if not key:
+            raise self.error(f"needs an API key, and {name} is not set", f"export {name}=KEY")
+        if not re.fullmatch("[!-~]+", key):
+            raise UserError(name, problem="contains a character that no API key has", hint=f"export {name}=KEY again")
         register_secret(key)
-        # The client insists on a key, self-hosted servers do not.
-        return OpenAI(base_url=self.base_url, api_key=key or "none", timeout=self.timeout, max_retries=self.max_retries)
+        if urlsplit(self.base_url).scheme == "http" and not _is_loopback(self.host):
+            _warn_about_plain_http(self.host, name)
+        return key
 
     def check(self) -> None:
         """Raise a UserError unless the server can be reached and accepts the key; costs no tokens."""
@@ -135,7 +184,8 @@ class Endpoint:
         import openai
 
         if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-            hint = f"set the environment variable {self.key_env} to a valid key"
+            name = self.key_variable
+            hint = f"set the environment variable {name} to a valid key" if name else self._key_hint
             # The server's message is left out: it may repeat parts of the key.
             return self.error(f"the server rejects the API key ({error.status_code})", hint)
         if isinstance(error, openai.NotFoundError):
@@ -152,13 +202,44 @@ class Endpoint:
 def _reply(response: Any) -> Reply:
     usage = getattr(response, "usage", None)
     tokens = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
-    tokens = tokens if all(map(is_int, tokens)) else [None, None]
+    if not all(is_int(count) and 0 <= count <= MAX_TOKENS for count in tokens):
+        tokens = [None, None]
     try:
         choice = response.choices[0]
         text = choice.message.content
         return Reply(text if isinstance(text, str) else "", choice.finish_reason, *tokens)
     except (AttributeError, IndexError, TypeError):
         return Reply(None, None, *tokens)
+
+
+def _limit_size(response: Any) -> None:
+    """A hook of httpx: reading the response raises an OpenAIError after MAX_REPLY bytes, compressed or not."""
+    from openai import OpenAIError
+
+    read = response.iter_bytes
+
+    def limited(chunk_size: int | None = None) -> Iterator[bytes]:
+        left = MAX_REPLY
+        for chunk in read(chunk_size):
+            left -= len(chunk)
+            if left < 0:
+                response.close()
+                raise OpenAIError(f"a reply of more than {MAX_REPLY >> 20} MiB")
+            yield chunk
+
+    response.iter_bytes = limited
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@cache
+def _warn_about_plain_http(host: str, key_env: str) -> None:
+    log.warning("The key in %s is sent to %s unencrypted; use https:// if the server supports it", key_env, host)
 
 
 def _reason(error: Any) -> str:

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lpsel.errors import UserError, check_int, check_number
-from lpsel.generation.openai_client import KEY_ENV, MALFORMED, OPENAI, Endpoint, Reply, RequestFailed, run_concurrently
+from lpsel.generation.openai_client import MALFORMED, OPENAI, Endpoint, Reply, RequestFailed, run_concurrently
 from lpsel.generation.prompts import Prompt
 from lpsel.judging.judge import CUT_OFF, ORDERS, UNREADABLE, Judgement, Order, Pair, check_orders, preference_of
 from lpsel.judging.prompt import fill, load_prompt
 from lpsel.judging.verdicts import Parser
+from lpsel.redact import redacted
 
 GIVE_UP = 10  # failed questions in a row
 HAS_REPLIED = (None, UNREADABLE, CUT_OFF)  # failures of a question that the server answered
@@ -26,7 +27,7 @@ class OpenAIJudge:
     parser: Parser  # from a reply to a verdict on the answers as shown
     prompt: str = "pairwise"
     base_url: str = OPENAI
-    key_env: str = KEY_ENV
+    key_env: str | None = None
     request: dict[str, Any] = field(default_factory=lambda: {"temperature": 0, "max_tokens": 1024})
     reminder: str = REMINDER
     attempts: int = 3
@@ -62,6 +63,7 @@ class OpenAIJudge:
             self.concurrency,
             option="judge.base_url",
             key_env=self.key_env,
+            key_option="judge.key_env",
             timeout=self.timeout,
             max_retries=self.max_retries,
         )
@@ -80,7 +82,7 @@ class OpenAIJudge:
             "prompt": self.text,
             "reminder": self.reminder,
             "parser": f"{parser.__module__}.{parser.__qualname__}",
-            "request": self.request,
+            "request": redacted(self.request),
         }
 
     def cost(self, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:

@@ -45,6 +45,13 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(400, "The context has 10 tokens")
         if body["model"] == "new" and "max_tokens" in body:
             return self.refuse(400, "Unsupported: use max_completion_tokens", "max_tokens")
+        if body["model"].startswith("redirect-"):
+            self.send_response(307)
+            self.send_header(
+                "Location", f"http://127.0.0.1:{body['model'].removeprefix('redirect-')}/v1/chat/completions"
+            )
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
         limit = body.get("max_tokens") or body["max_completion_tokens"]
         words = said.upper().split()
         answer = {
@@ -54,7 +61,11 @@ class Handler(BaseHTTPRequestHandler):
                 "message": {"role": "assistant", "content": " ".join(words[:limit])},
             }],
         }  # fmt: skip
-        if body["model"] != "no-usage":
+        if body["model"].startswith("MiB-"):
+            answer["choices"][0]["message"]["content"] = "x" * (int(body["model"].removeprefix("MiB-")) << 20)
+        if body["model"] == "odd-usage":
+            answer["usage"] = {"prompt_tokens": 10**400, "completion_tokens": -5, "total_tokens": 1}
+        elif body["model"] != "no-usage":
             used = min(len(words), limit)
             answer["usage"] = {"prompt_tokens": 7, "completion_tokens": used, "total_tokens": 7 + used}
         self.reply(200, answer)

@@ -2,9 +2,11 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,7 @@ FOUR = Sampling(4)
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """A server in a process of its own; calling it gives the requests that it got."""
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-right")
+    monkeypatch.setenv("MY_KEY", "sk-right")
     log = tmp_path / "requests.jsonl"
 
     def requests():
@@ -57,12 +59,12 @@ def test_a_key_in_the_address_is_rejected_and_not_repeated():
         with pytest.raises(UserError) as caught:
             Endpoint.of(f"m@{address}")
         assert (caught.value.name, caught.value.value) == ("model", f"m@{address.split(':')[0]}://host/v1")
-        assert caught.value.hint == "set the environment variable OPENAI_API_KEY instead"
+        assert caught.value.hint == "set key_env to the environment variable that holds the key"
         assert "sk-secret" not in str(caught.value)
 
 
 def test_turns_are_sent_unchanged_and_answers_cached(tmp_path, server):
-    endpoint = Endpoint.of(f"m@{server.url}")
+    endpoint = Endpoint.of(f"m@{server.url}", "MY_KEY")
     turns = (Turn("system", "Be brief."), Turn("user", "one two three four five"))
     prompts = [*prompts_of("a b"), Prompt("x", "own", Example(turns, "six"))]
     found, about = answers(endpoint, prompts, FOUR, cache_dir=tmp_path, **HOW)
@@ -120,20 +122,109 @@ def test_max_completion_tokens_and_servers_that_report_no_tokens(tmp_path, serve
 
 
 def test_a_wrong_key_or_address_is_reported_before_any_request(tmp_path, server, monkeypatch, free_port):
-    endpoint, how = Endpoint.of(f"m@{server.url}"), {"cache_dir": tmp_path, "dtype": torch.float32}
+    endpoint, how = Endpoint.of(f"m@{server.url}", "MY_KEY"), {"cache_dir": tmp_path, "dtype": torch.float32}
     check(endpoint, prompts_of("a"), FOUR, **how)
     with pytest.raises(UserError) as caught:
         check(Endpoint.of(f"m@http://127.0.0.1:{free_port()}/v1"), prompts_of("a"), FOUR, **how)
     assert caught.value.problem == "cannot be reached ([Errno 111] Connection refused)"
     answers(endpoint, prompts_of("a"), FOUR, cache_dir=tmp_path, **HOW)
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-wrong")
+    monkeypatch.setenv("MY_KEY", "sk-secret-wrong")
     check(endpoint, prompts_of("a"), FOUR, **how)  # nothing is missing, so the server is not contacted
     with pytest.raises(UserError) as caught:
         check(endpoint, prompts_of("a", "b"), FOUR, **how)
     assert caught.value.problem == "the server rejects the API key (401)"
-    assert caught.value.hint == "set the environment variable OPENAI_API_KEY to a valid key"
+    assert caught.value.hint == "set the environment variable MY_KEY to a valid key"
     assert "sk-sec" not in str(caught.value)
     assert len(server()) == 1
+
+
+def test_only_openais_own_server_gets_the_default_key(tmp_path, server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-openai")
+    for endpoint in (Endpoint.of(f"a@{server.url}"), Endpoint.of(f"b@{server.url}", "MY_KEY")):
+        answers(endpoint, prompts_of("a"), FOUR, cache_dir=tmp_path, **HOW)
+    assert [request["key"] for request in server()] == ["Bearer none", "Bearer sk-right"]
+    with Endpoint.of("m@https://api.openai.com/v1", "MY_KEY").connect() as client:
+        assert client.api_key == "sk-openai"
+
+
+@pytest.mark.parametrize("key", ["sk-right\n", " sk-right \r\n"])
+def test_a_key_is_stripped(tmp_path, server, monkeypatch, key):
+    monkeypatch.setenv("MY_KEY", key)
+    answers(Endpoint.of(f"m@{server.url}", "MY_KEY"), prompts_of("a"), FOUR, cache_dir=tmp_path, **HOW)
+    assert [request["key"] for request in server()] == ["Bearer sk-right"]
+
+
+@pytest.mark.parametrize("key", ["sk-wr\nong", "sk-wröng", "sk wrong", "sk-wrong\x07x"])
+def test_a_key_with_other_characters_is_an_error_without_the_key(monkeypatch, key):
+    monkeypatch.setenv("MY_KEY", key)
+    with pytest.raises(UserError) as caught:
+        Endpoint.of("m@http://127.0.0.1:9/v1", "MY_KEY").connect()
+    assert (caught.value.name, caught.value.problem) == ("MY_KEY", "contains a character that no API key has")
+    assert "wr" not in str(caught.value)
+
+
+def test_a_key_that_is_not_set_is_an_error(monkeypatch):
+    monkeypatch.delenv("MY_KEY", raising=False)
+    with pytest.raises(UserError, match="needs an API key, and MY_KEY is not set"):
+        Endpoint.of("m@http://127.0.0.1:9/v1", "MY_KEY").connect()
+
+
+@pytest.mark.parametrize(
+    ("address", "warned"),
+    [
+        ("http://10.0.0.5:8000/v1", True),
+        ("http://judge.example/v1", True),
+        ("https://judge.example/v1", False),
+        ("http://localhost:8000/v1", False),
+        ("http://127.0.0.2/v1", False),
+        ("http://[::1]:8000/v1", False),
+    ],
+)
+def test_a_key_over_plain_http_to_another_machine_is_a_warning(monkeypatch, caplog, address, warned):
+    monkeypatch.setenv("MY_KEY", "sk-right")
+    Endpoint.of(f"m@{address}", "MY_KEY").connect().close()
+    assert ("The key in MY_KEY is sent to" in caplog.text) is warned
+    caplog.clear()
+    Endpoint.of(f"m@{address}").connect().close()  # without a key
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("address", ["http://[::1", "http://host:port/v1", "https://ü..b/v1", "http://\x07/v1"])
+def test_an_invalid_address_is_a_user_error(address):
+    with pytest.raises(UserError) as caught:
+        Endpoint.of(f"m@{address}").connect()
+    assert (caught.value.name, caught.value.value) == ("model", f"m@{address}")
+    assert "is not a web address" in caught.value.problem
+
+
+def test_token_counts_that_no_reply_has_are_unknown(tmp_path, server):
+    for _ in range(2):  # from the server, then from the cache
+        (answer,), about = answers(
+            Endpoint.of(f"odd-usage@{server.url}"), prompts_of("a"), FOUR, cache_dir=tmp_path, **HOW
+        )
+        assert (answer.text, answer.tokens, answer.prompt_tokens) == ("A", None, None)
+        assert about["generated_tokens"] is None
+
+
+def test_a_reply_has_a_limited_size(tmp_path, server):
+    (answer,), _ = answers(Endpoint.of(f"MiB-15@{server.url}"), prompts_of("a"), FOUR, cache_dir=tmp_path, **HOW)
+    assert len(answer.text) == 15 << 20
+    with pytest.raises(UserError) as caught:
+        answers(Endpoint.of(f"MiB-17@{server.url}"), prompts_of("a"), FOUR, cache_dir=tmp_path, **HOW)
+    assert caught.value.problem == "no usable reply (a reply of more than 16 MiB)"
+
+
+def test_a_redirect_does_not_send_prompts_to_another_server(tmp_path, server):
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:
+        other.handle_error = lambda *_: None
+        received = []
+        other.process_request = lambda request, address: received.append(address)
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        endpoint = Endpoint.of(f"redirect-{other.server_port}@{server.url}", "MY_KEY")
+        with pytest.raises(UserError, match=r"no usable reply \(307"):
+            answers(replace(endpoint, timeout=5), prompts_of("a"), FOUR, cache_dir=tmp_path, **HOW)
+        other.shutdown()
+    assert received == []
 
 
 @pytest.mark.real

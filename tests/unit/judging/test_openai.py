@@ -1,5 +1,7 @@
 """The judge on a server: errors of the user, and secrets that must not leak."""
 
+from dataclasses import replace
+
 import pytest
 
 from lpsel.errors import UserError
@@ -107,12 +109,12 @@ def test_a_cap_without_token_counts_is_rejected(serve, make_judge, tmp_path):
 
 
 def test_the_key_is_only_in_the_request(serve, monkeypatch, tmp_path, caplog):
-    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    monkeypatch.setenv("MY_KEY", SECRET)
     caplog.set_level("DEBUG")
-    judge = OpenAIJudge(model="judge", parser=parse.pairwise, base_url=serve("--key", SECRET).url)
+    judge = OpenAIJudge(model="judge", parser=parse.pairwise, base_url=serve("--key", SECRET).url, key_env="MY_KEY")
     judgements, ledger = judge_pairs(judge, [Pair("a", "Q", "worth 1", "worth 2")], tmp_path)
     assert [j.preference for j in judgements] == [2.0, 2.0]
-    refused = OpenAIJudge(model="judge", parser=parse.pairwise, base_url=serve("--only", "500").url, max_retries=0)
+    refused = replace(judge, base_url=serve("--only", "500").url, max_retries=0)
     failed, _ = judge_pairs(refused, [Pair("a", "Q", "worth 1", "worth 2")], tmp_path)
     files = [file.read_text() for file in tmp_path.glob("verdicts/**/*") if file.is_file()]
     assert len(files) >= 2
@@ -148,6 +150,12 @@ def test_an_invalid_configuration_is_rejected(settings, message):
     with pytest.raises(UserError, match=message) as error:
         OpenAIJudge(model="m", parser=parse.pairwise, **settings)
     one_line(error)
+
+
+def test_the_identity_has_no_key_of_a_custom_header(monkeypatch):
+    monkeypatch.setenv("GATEWAY_KEY", SECRET)
+    judge = OpenAIJudge(model="m", parser=parse.pairwise, request={"extra_headers": {"x-api-key": SECRET}})
+    assert judge.identity()["request"] == {"extra_headers": {"x-api-key": "***"}}
 
 
 def test_the_identity_holds_what_a_verdict_depends_on():
