@@ -7,13 +7,21 @@ from pathlib import Path
 from lpsel.errors import UserError
 from lpsel.storage import check_writable
 
+# Names of keys as an option, in a mapping or in a header; a reference such as ${oc.env:MY_KEY} is no key.
 SECRET = re.compile(
-    r"(?:(?:^|[\W_])(?P<named>\w*(?:api_?key|access_?key|passw(?:or)?d|secret|authorization|auth_?token))"
-    r"|(?:^|\W)(?P<token>(?:hf_)?token))"
-    r"['\"]?\s*[:=]",
+    r"(?P<name>[\w-]*(?:(?:api|access|secret|private)[-_]?key|auth[-_]?token|passw(?:or)?d|secret|authorization|cookies?)"
+    r"|(?<![\w-])(?:key|(?:hf[-_])?token))"
+    r"['\"]?\s*[:=](?![^,}]*\$\{oc\.env:)",
     re.IGNORECASE,
 )
-PASSWORD_IN_URL = re.compile(r"(?P<scheme>\w+://)[^/\s,\[\]]*@(?P<host>[^/\s,\[\]]*)")
+# OpenAI and its imitators, Hugging Face, GitHub, Groq, xAI, Google, AWS
+KEY = re.compile(
+    r"(?<![A-Za-z0-9])(?P<name>sk-|hf_|gh[pousr]_|github_pat_|gsk_|xai-|AIza|AKIA)(?:[\w-]*[-_])?[A-Za-z0-9]{16,}"
+)
+# A user (several endpoints in a list are no users) or a query, which may hold a signature.
+PRIVATE_URL = re.compile(
+    r"(?P<scheme>\w+)://(?:[^/?#\s]*@(?!https?://)(?P<host>[^/?#\s,\]]*)|(?P<before>[^/?#\s]+)[^?\s]*\?)"
+)
 NO_CHOICE = re.compile(r"Could not find '(?P<group>[^']+)/(?P<name>[^'/]*)'")
 NO_KEY = re.compile(r"Could not override '(?P<key>[^']+)'")
 AMBIGUOUS = re.compile(r"Ambiguous value for argument '(?P<key>[^=']+)=(?P<value>.*)'")
@@ -33,16 +41,16 @@ def check_arguments(arguments: Sequence[str]) -> None:
             that is not writable.
     """
     for position, argument in enumerate(arguments):
-        if secret := SECRET.search(argument):
+        if secret := SECRET.search(argument) or KEY.search(argument):
             raise UserError(
-                secret["named"] or secret["token"],
+                secret["name"],
                 problem="a key on the command line would be written to the run folder",
                 hint="set it in the environment (OPENAI_API_KEY or the name in judge.key_env, HF_TOKEN, WANDB_API_KEY)",
             )
-        if url := PASSWORD_IN_URL.search(argument):
+        if url := PRIVATE_URL.search(argument):
             raise UserError(
-                f"{url['scheme']}...@{url['host']}",
-                problem="a user or password in a URL would be written to the run folder",
+                f"{url['scheme']}://{url['before'] or '...@' + url['host']}",
+                problem="a user, password or query in a URL would be written to the run folder",
                 hint="remove it; keys are read from the environment",
             )
         name, _, value = argument.partition("=")

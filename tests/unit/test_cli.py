@@ -1,6 +1,7 @@
 """The command line: its checks, and how user errors are printed."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -106,3 +107,50 @@ def test_a_key_after_an_option_with_dashes_is_not_repeated():
 
 def test_hydras_own_flags_pass():
     check_arguments(["--multirun", "-m", "--cfg", "job", "--help", "--config-dir=x", "-cn", "y"])
+
+
+@pytest.mark.parametrize(
+    ("argument", "name"),
+    [
+        ("judge.request={extra_headers:{api-key:abc}}", "api-key"),
+        ("judge.request={extra_headers:{X-Api-Key: abc}}", "X-Api-Key"),
+        ("judge.request={extra_headers:{Cookie: session}}", "Cookie"),
+        ("judge.request={extra_query:{key:abc}}", "key"),
+        ("judge.request={extra_body:{secret_key:abc}}", "secret_key"),
+        ("+openai_api_key=abc", "openai_api_key"),
+        ("tracker.group=sk-proj-aB3_dE-0123456789abcdef", "sk-"),
+        ("prompts=hf_abcdefghijklmnopqrstuvwxyz", "hf_"),
+        ("judge.base_url=https://host/v1?user=abc", "https://host"),
+        ("prompts=https://host/p.jsonl?sv=2024&sig=abc", "https://host"),
+        ("dataset.path=s3://bucket/rows.jsonl?X-Amz-Signature=abc", "s3://bucket"),
+        ("judge.base_url=https://user:p,w@host/v1", "https://...@host"),
+        ("model=[a@http://x:1,b@http://user:pw@y/v1]", "http://...@y"),
+    ],
+)
+def test_secrets_on_the_command_line_are_rejected_before_anything_is_written(argument, name):
+    with pytest.raises(UserError) as caught:
+        check_arguments(["pct=5", argument])
+    assert caught.value.name == name
+    assert "would be written to the run folder" in caught.value.problem
+    assert not {"abc", "sig", "p,w", "aB3"} & set(re.split(r"\W+", str(caught.value)))
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "judge.key_env=MY_KEY",
+        "judge.request={extra_headers:{api-key:${oc.env:MY_KEY}}}",
+        "judge.request={extra_headers:{Authorization:Bearer ${oc.env:MY_KEY}}}",
+        "evaluator.max_new_tokens=12",
+        "selection.min_response_tokens=4",
+        "model=[a@http://x:8000,b@http://y:8000]",
+        "model=gpt@http://127.0.0.1:9/v1",
+        "prompts=https://host/p.jsonl",
+        "dataset.path=hf://datasets/org/name@refs/convert/parquet/train.parquet",
+        "hydra.run.dir=runs/sk-learn-experiment",
+        "scorer.path=xai-org/grok-1",
+    ],
+)
+def test_what_only_resembles_a_secret_is_accepted(argument, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check_arguments([argument])

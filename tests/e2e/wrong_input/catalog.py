@@ -65,6 +65,10 @@ COMMAND_LINE = [
     Case("evaluate evaluator=pairwize", "evaluator=pairwize"),
     Case("select judge.api_key=sk-canary", "api_key"),
     Case("evaluate 'judge.request={api_key: sk-canary}'", "api_key"),
+    Case("evaluate 'judge.request={extra_headers: {x-api-key: canary}}'", "x-api-key"),
+    Case("evaluate 'judge.base_url=https://h/v1?code=canary'", "https://h"),
+    Case("evaluate tracker.group=sk-0123456789abcdefcanary", "sk-"),
+    Case("evaluate evaluator=pairwise model=[a@http://x/v1,b@http://y/v1] key_env=MINE", "x and y"),
     Case("evaluate evaluator=pairwise evaluator.max_new_token=12", "max_new_token: unknown option"),
     Case("select +hf_token=hf_canary", "hf_token"),
     Case("evaluate judge.base_url=http://me:secret@h/v1", "http://...@h"),
@@ -527,15 +531,19 @@ OUT_OF_REACH = [
 
 WITH_KEY = "OPENAI_API_KEY=sk-canary "
 SERVICES = [
-    late(WITH_KEY + JUDGE + "judge.base_url=SERVER", "rejects the API key (401)"),
+    late(WITH_KEY + JUDGE + "judge.base_url=SERVER judge.key_env=OPENAI_API_KEY", "rejects the API key (401)"),
+    Case(JUDGE + "judge.base_url=SERVER judge.key_env=NO_SUCH_KEY", "NO_SUCH_KEY is not set"),
     late("MINE=canary " + JUDGE + "judge.base_url=SERVER judge.key_env=MINE", "rejects the API key (401)"),
     late(JUDGE + "judge.base_url=SERVER", "rejects the API key (401)"),
-    late("OPENAI_API_KEY=right " + JUDGE + "judge.base_url=SERVER judge.model=other", "no model other"),
+    late(
+        "OPENAI_API_KEY=right " + JUDGE + "judge.base_url=SERVER judge.key_env=OPENAI_API_KEY judge.model=other",
+        "no model other",
+    ),
     Case(JUDGE + "judge.request=7", "judge.request=7"),
     Case(JUDGE + "judge.request=warm", "judge.request=warm"),
     late(JUDGE + "judge.base_url=http://nowhere.invalid/v1 judge.max_retries=0", "nowhere.invalid"),
     late(
-        WITH_KEY + JUDGE.replace("model=models/good", "model=m@SERVER judge=human", 1),
+        WITH_KEY + JUDGE.replace("model=models/good", "model=m@SERVER judge=human key_env=OPENAI_API_KEY", 1),
         "rejects the API key (401)",
     ),
     late(JUDGE.replace("model=models/good", "model=m@http://nowhere.invalid/v1", 1), "nowhere.invalid"),
