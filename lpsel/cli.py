@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from lpsel.command_line import check_arguments, hydra_error
 from lpsel.distributed import Interrupted, is_main_process, signals_interrupt
 from lpsel.errors import ReportedByMainProcess, UserError, resource_errors
-from lpsel.redact import print_traceback, redact
+from lpsel.redact import printable, protect_output, redact
 
 # Commands that Hydra configures.
 HYDRA_COMMANDS = {
@@ -105,7 +105,7 @@ def run_flag_command(command: str, arguments: Sequence[str]) -> None:
 @contextmanager
 def _errors_end_command(command: str, hydra_errors: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Within, a user error or a signal ends the process with one line on standard error."""
-    sys.excepthook = print_traceback
+    protect_output()
     user_errors: tuple[type[Exception], ...] = (UserError, *hydra_errors)
     try:
         with closed_pipe_ends_quietly(), resource_errors():
@@ -132,6 +132,7 @@ def _job(command: str, hydra_errors: tuple[type[Exception], ...]) -> Callable[[A
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
+        protect_output()  # a launcher may have started this process
         quiet_libraries()
         hydra = HydraConfig.get()
         if hydra.mode == RunMode.MULTIRUN:
@@ -229,5 +230,5 @@ def _fail(prog: str, error: Exception) -> NoReturn:
     if isinstance(error, ReportedByMainProcess):
         time.sleep(SECONDS_FOR_MAIN_PROCESS)
     else:
-        print(f"{prog}: {redact(' '.join(str(error).split()))}", file=sys.stderr)
+        print(f"{prog}: {printable(redact(' '.join(str(error).split())))}", file=sys.stderr)
     sys.exit(2)

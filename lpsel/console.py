@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lpsel.distributed import is_main_process
+from lpsel.redact import printable, printable_lines, redact
 
 SECONDS_BETWEEN_LINES = 60.0
 
@@ -98,12 +99,15 @@ def show(table: Table) -> None:
 
 
 def as_text(table: Table) -> str:
-    """A table as text for standard output.
+    """A table as text for standard output, without secrets, and with control characters as escapes.
 
     On a terminal rich draws it and respects NO_COLOR. Elsewhere every row is one line of any width, so that nothing is
     cut off and `grep` finds a row.
     """
     console = Console()
+    for column in table.columns:
+        column.header, column._cells = _inert(column.header), [_inert(cell) for cell in column.cells]
+    table.title, table.caption = _inert(table.title), _inert(table.caption)
     if not console.is_terminal:
         return _aligned(table)
     with console.capture() as captured:
@@ -122,27 +126,32 @@ def lines(pairs: Iterable[tuple[str, str]], title: str | None = None) -> Table:
     return table
 
 
-def printable(text: str) -> str:
-    r"""The text with control and format characters, line ends and lone surrogates as escapes such as \x1b and \n."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+def _inert(cell: Any) -> Any:
+    """The cell without secrets and control characters, except line ends."""
+    shown = "" if cell is None else _text(cell).plain
+    inert = printable_lines(redact(shown))
+    return cell if inert == shown else Text(inert)
 
 
 def _aligned(table: Table) -> str:
     columns = [[_plain(c.header) if table.show_header else "", *map(_plain, c.cells)] for c in table.columns]
     right = [c.justify == "right" for c in table.columns]
     widths = [max(map(cell_len, column)) for column in columns]
-    made = [] if table.title is None else [_plain(table.title)]
+    made = [_plain(table.title)] if table.title else []
     for row in list(zip(*columns, strict=True))[0 if table.show_header else 1 :]:
         cells = (
             " " * (width - cell_len(cell)) + cell if to_right else cell + " " * (width - cell_len(cell))
             for cell, width, to_right in zip(row, widths, right, strict=True)
         )
         made.append("  ".join(cells).rstrip())
-    if table.caption is not None:
+    if table.caption:
         made.append(_plain(table.caption, "\n"))
     return "\n".join(made)
 
 
 def _plain(cell: RenderableType, line_end: str = " ") -> str:
-    text = cell if isinstance(cell, Text) else Text.from_markup(str(cell))
-    return text.plain.replace("\n", line_end)
+    return _text(cell).plain.replace("\n", line_end)
+
+
+def _text(cell: RenderableType) -> Text:
+    return cell if isinstance(cell, Text) else Text.from_markup(str(cell))

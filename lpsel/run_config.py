@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from lpsel import __version__
 from lpsel.errors import UserError, printable_line
 from lpsel.integrity import Damaged, check_files
+from lpsel.redact import redacted, register_secret
 from lpsel.storage import digest, finite, read_dict, write_json
 
 log = logging.getLogger(__name__)
@@ -25,8 +27,9 @@ FORMAT = 1  # of result.json; a file without a format has this one
 # Keys that change where and how a run is made, and no result; of the trainer, only the precision changes results.
 NOT_IN_RESULTS = (
     "cache_dir", "tracker", "experiment", "prompts_dir", "train_tokens", "score_tokens", "activation_checkpointing",
-    "checkpoint_steps", "compile", "dry_run", "gpu_memory_gib",
+    "checkpoint_steps", "compile", "dry_run", "gpu_memory_gib", "key_env",
 )  # fmt: skip
+FROM_ENVIRONMENT = re.compile(r"\$\{oc\.env:([^,}]+)")
 MAX_DIFFERENCES = 3  # named in a message
 
 
@@ -47,12 +50,17 @@ class RunConfig:
     @classmethod
     def of(cls, command: str, config: DictConfig) -> "RunConfig":
         """The run configuration of a composed configuration."""
+        register_environment(config)
         resolved: Any = OmegaConf.to_container(config, resolve=True)
         unused = {*NOT_IN_RESULTS, "trainer", *unused_keys(command, resolved)}
         kept = {name: value for name, value in resolved.items() if name not in unused}
         kept["precision"] = resolved["trainer"]["precision"]
-        kept = json.loads(json.dumps(finite(kept)))  # as it is read back from a file
+        kept = redacted(json.loads(json.dumps(finite(kept))))  # as it is read back from a file
         return cls(command, kept, {text: _file_state(path) for _, text, path in existing_paths(kept)})
+
+    def digest(self) -> str:
+        """Of the command, the configuration and the state of the inputs: result.json records it as `run`."""
+        return digest([self.command, self.config, self.inputs])
 
     def save(self, run_dir: Path) -> None:
         """Write it to the run folder."""
@@ -90,6 +98,8 @@ class RunConfig:
         written = [result.get(name) for name in ("subset", "selection", "model")]
         if result.get("format", FORMAT) != FORMAT or not all(Path(path).exists() for path in written if path):
             return None
+        if result.get("run") != self.digest():  # of an earlier run, whose files this one may have begun to replace
+            return None
         try:
             check_files(run_dir, result.get("sha256") or {})
         except Damaged as damage:
@@ -115,6 +125,13 @@ def unused_keys(command: str, config: Any) -> set[str]:
     embeds_with_scorer = SCORER in (rule.get("embedder"), config["cluster"].get("embedder"))
     scorer = {"scorer"} if rule.get("epochs") is None and not embeds_with_scorer else set()
     return scorer | ({"pct"} if rule.get("pct") is not None else set())
+
+
+def register_environment(config: DictConfig) -> None:
+    """Treat every environment variable that `judge.request` refers to as a secret: custom headers hold keys."""
+    for key, value in leaves(OmegaConf.to_container(config, resolve=False)):
+        for name in FROM_ENVIRONMENT.findall(str(value)) if key.startswith("judge.request.") else ():
+            register_secret(os.environ.get(name, ""))
 
 
 def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:

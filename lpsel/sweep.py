@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from lpsel.commands.job import Job
 from lpsel.distributed import agree, is_main_process, started_together
 from lpsel.errors import UserError, first_line, resource_errors
+from lpsel.redact import printable, redact
 from lpsel.run_config import NOT_IN_RESULTS, unused_keys
 from lpsel.storage import digest, read_json, write_atomically, write_json
 
@@ -107,14 +108,15 @@ def run_job(command: str, config: DictConfig, user_errors: tuple[type[Exception]
     except Exception as error:
         user_error = isinstance(error, user_errors)
         reason = " ".join(str(error).split()) if user_error else f"{type(error).__name__}: {first_line(error)}"
+        reason = redact(reason)
         outcome = replace(outcome, reason=reason, user_error=user_error)
         log.error("Failed: %s", reason)
         if not user_error:
-            trace = traceback.format_exc().encode(errors="replace")
+            trace = redact(traceback.format_exc()).encode(errors="replace")
             write_atomically(folder / ERROR_FILE, lambda file: file.write(trace))
             log.error("Traceback: %s", folder / ERROR_FILE)
         if os.environ.get("LPSEL_DEBUG"):
-            traceback.print_exc()
+            print(redact(traceback.format_exc()), file=sys.stderr)
     if is_main_process():
         outcomes = _outcomes_dir(config)
         outcomes.mkdir(parents=True, exist_ok=True)
@@ -207,12 +209,12 @@ def print_outcomes(outcomes: Sequence[Outcome], sweep: DictConfig) -> None:
         jobs = [(Path(o.folder).name, None if o.state == "found" else [Work(**w) for w in o.plan]) for o in valid]
         print_table(jobs, "experiment" in sweep)
         for reason in dict.fromkeys(o.reason for o in outcomes if o.reason):
-            print(reason, file=sys.stderr)
+            print(printable(redact(reason)), file=sys.stderr)
         return
     table = Table("job", "outcome", "reason", box=None, padding=(0, 2, 0, 0))
     for outcome in outcomes:
         cells = (Path(outcome.folder).name, outcome.state, outcome.reason)
-        table.add_row(*(Text(console.printable(cell)) for cell in cells))
+        table.add_row(*map(Text, cells))
     console.show(table)
     if failed := sum(outcome.state == "failed" for outcome in outcomes):
         print(f"{failed} of {len(outcomes)} jobs failed; run the same command again to retry them.", file=sys.stderr)

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from lpsel.errors import UserError
 from lpsel.output_folder import check_output_folder, mark_output_folder
-from lpsel.run_config import RESULT, read_result
+from lpsel.run_config import read_result
 from lpsel.storage import check_writable
 
 
@@ -21,7 +21,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def run_folder(command: str, given: Path | None, inputs: Iterable[str | Path]) -> Path:
-    """Create the folder that `--out` names, or one with the time in its name, and delete an earlier result.json in it.
+    """Create the folder that `--out` names, or one with the time in its name.
 
     Raises:
         UserError: it cannot be created, contains one of the files in `inputs`, or is not from the same command.
@@ -31,7 +31,6 @@ def run_folder(command: str, given: Path | None, inputs: Iterable[str | Path]) -
     check_output_folder(folder, command, inputs, replaced=False)
     check_writable("--out", folder)
     mark_output_folder(folder, command)
-    (folder / RESULT).unlink(missing_ok=True)
     return folder
 
 

@@ -17,7 +17,7 @@ from rich.text import Text
 from lpsel.commands.job import Job
 from lpsel.commands.work_estimate import GIB, ModelShape, RowLengths, cached, memory, model_shape, row_lengths
 from lpsel.config import build
-from lpsel.console import printable, show
+from lpsel.console import show
 from lpsel.data.dataset import Source
 from lpsel.data.templates import holds_conversations, resolve_template
 from lpsel.errors import UserError
@@ -165,9 +165,9 @@ def print_table(jobs: Sequence[tuple[str, Sequence[Work] | None]], experiment: b
     counted: list[Work] = []
     for name, work in jobs:
         if not work:
-            table.add_row(Text(printable(name)), "finished before" if work is None else "no model to run")
+            table.add_row(Text(name), "finished before" if work is None else "no model to run")
         for number, piece in enumerate(work or ()):
-            table.add_row(Text(printable("" if number else name)), *_cells(piece, counted))
+            table.add_row(Text("" if number else name), *_cells(piece, counted))
             if not piece.found and not any(other.covers(piece) for other in counted):
                 counted.append(piece)
     table.caption, table.caption_justify = Text(_totals(counted, experiment)), "left"
@@ -175,7 +175,7 @@ def print_table(jobs: Sequence[tuple[str, Sequence[Work] | None]], experiment: b
 
 
 def _cells(piece: Work, earlier: Sequence[Work]) -> list[str]:
-    name = printable(piece.model)
+    name = piece.model
     if piece.found:
         return [f"scores of {name}, in the cache"]
     if any(other.covers(piece) for other in earlier):
@@ -194,7 +194,7 @@ def _totals(counted: Sequence[Work], experiment: bool) -> str:
     at_least = "at least " if len(known) < len(counted) else ""
     models: dict[str, set[str]] = {}
     for piece in counted:
-        models.setdefault(piece.lengths, set()).add(printable(piece.model))
+        models.setdefault(piece.lengths, set()).add(piece.model)
     return "\n".join(
         [
             f"Total: {_short(sum(piece.tokens for piece in counted))} tokens, {at_least}{sum(known):.3g} FLOPs.",

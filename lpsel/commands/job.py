@@ -16,6 +16,7 @@ from lpsel.config import build, config_dir
 from lpsel.distributed import is_main_process
 from lpsel.errors import UserError
 from lpsel.output_folder import check_run_folder
+from lpsel.redact import redacted
 from lpsel.run_config import FORMAT, RESULT, RunConfig, leaves
 from lpsel.storage import check_writable, finite, write_json
 from lpsel.tracking.tracker import SafeTracker, Tracker
@@ -72,7 +73,7 @@ class Job:
         """Start the tracked run; called once the user's input has been validated."""
         if is_main_process():
             self.run_config().save(self.run_dir)
-        config: Any = OmegaConf.to_container(self.config, resolve=True)
+        config: Any = redacted(OmegaConf.to_container(self.config, resolve=True))
         self.tracker.start(self.command, config, self.run_dir, self.run_dir.parent.name if self.in_sweep else None)
 
     def run(self) -> dict[str, Any]:
@@ -81,10 +82,10 @@ class Job:
         self._check_required()
         if is_main_process():
             check_folder(self.command, self.config, self.run_dir)
-            (self.run_dir / RESULT).unlink(missing_ok=True)  # of an earlier run in the same folder
         try:
             command = import_module(f"lpsel.commands.{self.command}")
-            result = finite({"format": FORMAT, **command.run(self)})
+            run_digest = self.run_config().digest()
+            result = redacted(finite({"format": FORMAT, "run": run_digest, **command.run(self)}))
             if is_main_process():
                 write_json(self.run_dir / RESULT, result)
                 for folder in self.temporary:

@@ -18,6 +18,7 @@ from lpsel.console import lines, show
 from lpsel.data.column_forms import Example
 from lpsel.data.dataset import DatasetSpec, Source
 from lpsel.errors import UserError
+from lpsel.redact import printable, redact
 from lpsel.scoring.metrics import METRICS, learning_percentage
 from lpsel.scoring.read import MANIFEST, SCORES_FILE, read_scores
 from lpsel.scoring.table import CONTENT_ID, ScoreTable
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str]) -> None:
             pairs = [pair for row in rows.tolist() for pair in _described(table, row, by, value_N, texts)]
             show(lines(pairs, title=f"The {len(rows)} {name} of {len(hardest_M):,} rows by {by}"))
     if note:
-        print(note)
+        print(printable(redact(note)))
 
 
 def _count(text: str) -> int:

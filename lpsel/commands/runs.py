@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lpsel.commands.arguments import OneLineParser
-from lpsel.console import printable, show
+from lpsel.console import show
 from lpsel.errors import UserError
 from lpsel.report.points import Measure, measures, points
 from lpsel.report.runs import Run, Runs, find_runs
@@ -101,7 +101,7 @@ def table(entries: Sequence[Entry], columns: Sequence[str]) -> Table:
             cells = {"run": next((log.stem for log in folder.glob("*.log")), ""), "figures": run}
         below = folder.is_relative_to(here) and folder != here
         cells["folder"] = str(folder.relative_to(here) if below else folder)
-        made.add_row(*(Text(printable(cells.get(column, ""))) for column in columns))
+        made.add_row(*(Text(cells.get(column, "")) for column in columns))
     return made
 
 

@@ -9,7 +9,6 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from lpsel.errors import first_line
-from lpsel.redact import redact
 from lpsel.tracking.artifacts import Artifact
 
 log = logging.getLogger(__name__)
@@ -100,6 +99,6 @@ class SafeTracker(Tracker):
             return getattr(self.tracker, method)(*arguments)
         except Exception as error:
             if method not in self.failed:
-                log.warning("Tracking: %s failed (%s); the run continues", method, redact(first_line(error)))
+                log.warning("Tracking: %s failed (%s); the run continues", method, first_line(error))
             self.failed.add(method)
             return None

@@ -18,7 +18,6 @@ from urllib.request import urlopen
 import numpy as np
 
 from lpsel.errors import UserError, first_line
-from lpsel.redact import redact
 from lpsel.storage import finite, write_json
 from lpsel.tracking.artifacts import Artifact
 from lpsel.tracking.tracker import Distribution, Logged, Picture, Rows, Tracker
@@ -90,7 +89,7 @@ class WandbTracker(Tracker):
             "id": earlier["id"] if earlier and not earlier.get("finished") else secrets.token_hex(8),
             "resume": "allow",
             "name": run_dir.name,
-            "config": json.loads(redact(json.dumps(config))),
+            "config": config,
             "dir": run_dir,
             "settings": settings,
         }
@@ -112,7 +111,7 @@ class WandbTracker(Tracker):
             return wandb.init(**arguments, mode=self.mode)
         except (wandb.errors.Error, ConnectionError) as error:
             message = first_line(error)
-            reason = type(error).__name__ if message == "<no message>" else redact(message)
+            reason = type(error).__name__ if message == "<no message>" else message
             if self.mode != "online" or self.must_be_online:
                 hint = "set tracker.mode=offline or tracker=none"
                 raise UserError("tracker", "wandb", f"cannot start a run ({reason})", hint) from error

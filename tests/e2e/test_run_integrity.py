@@ -199,3 +199,16 @@ def test_two_simultaneous_commands_score_and_train_once(first, tmp_path, toy_mod
     assert len(list((tmp_path / "cache").rglob("scores.parquet"))) == 1
     assert len(list((tmp_path / "cache").rglob("tokens.arrow"))) == 1
     assert pq.read_table(results[0]["selection"]).equals(pq.read_table(results[1]["selection"]))
+
+
+def test_a_run_that_fails_leaves_the_finished_result(copied, monkeypatch):
+    folder, again = copied
+    again()
+    finished = (folder / "again" / "result.json").read_bytes()
+    with pytest.raises(UserError, match="pct=0"):
+        again("pct=0")
+    assert (folder / "again" / "result.json").read_bytes() == finished
+    monkeypatch.setattr("lpsel.commands.select.select_rows", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        again()
+    assert (folder / "again" / "result.json").read_bytes() == finished

@@ -6,6 +6,7 @@ import lzma
 import os
 import pickle
 import shlex
+import shutil
 import stat
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVER = ROOT / "tests" / "unit" / "judging" / "misbehaving_server.py"
@@ -124,12 +126,13 @@ def test_keys_in_the_environment_are_neither_written_nor_printed(lpsel, small_ru
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"instruction": f"Say {n}."}) + "\n" for n in range(3)))
     pairwise = [
         "evaluate", "evaluator=pairwise", f"baseline={toy_model}", "prompts=prompts.jsonl",
-        "evaluator.max_new_tokens=4",
+        "evaluator.max_new_tokens=4", "key_env=OPENAI_API_KEY",
     ]  # fmt: skip
+    with_key = [*pairwise, f"model={run}", "judge.key_env=OPENAI_API_KEY"]
     refusing = serve("--only", "400")
-    good = lpsel(*pairwise, f"model={run}", f"judge.base_url={serve()}", f"hydra.run.dir={run}-b", **CANARIES)
+    good = lpsel(*with_key, f"judge.base_url={serve()}", f"hydra.run.dir={run}-b", **CANARIES)
     wrong_key = lpsel(
-        *pairwise, f"model={run}", f"judge.base_url={serve('--only', '401')}", f"hydra.run.dir={run}-c",
+        *with_key, f"judge.base_url={serve('--only', '401')}", f"hydra.run.dir={run}-c",
         "judge.request={temperature: 1}", **CANARIES,
     )  # fmt: skip
     refused = lpsel(*pairwise, f"model=m@{refusing}", "judge=human", f"hydra.run.dir={run}-d", **CANARIES)
@@ -151,6 +154,40 @@ def test_keys_in_the_environment_are_neither_written_nor_printed(lpsel, small_ru
     ended = (done, good, wrong_key, refused, by_name, report, publish)
     said = [text for end in ended for text in (end.out, end.err)]
     assert found_canaries(tmp_path, *said, traced.stdout, traced.stderr) == []
+
+
+HEADER = "{extra_headers:{x-api-key:${oc.env:MY_SERVER}},temperature:"
+
+
+def test_keys_in_headers_and_in_sweeps_are_neither_written_nor_printed(small_run, serve, tmp_path, toy_model):
+    """A key that was read from a mounted file ends in a line feed, which HTTP headers cannot hold."""
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"instruction": "Say 1."}) + "\n")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"instruction": "Say 1.", "output": "1"}) + "\n")
+    shutil.copytree(toy_model, tmp_path / "other")
+    weights = load_file(toy_model / "model.safetensors")
+    save_file(
+        {name: -tensor for name, tensor in weights.items()}, tmp_path / "other" / "model.safetensors", {"format": "pt"}
+    )
+    canaries = {name: f"{key}\n" for name, key in CANARIES.items()}
+    pairwise = [
+        "evaluate", "evaluator=pairwise", f"baseline={toy_model}", "model=other", "prompts=prompts.jsonl",
+        "evaluator.max_new_tokens=4", "judge.max_retries=0", "judge.key_env=OPENAI_API_KEY",
+    ]  # fmt: skip
+    swept = as_process(
+        pairwise[0], "-m", *pairwise[1:], f"judge.base_url={serve('--only', '400')}", "tracker=none",
+        f"judge.request={HEADER}0}},{HEADER}1}}", f"hydra.sweep.dir={tmp_path}/sweep", cwd=tmp_path, **canaries,
+    )  # fmt: skip
+    assert swept.returncode == 2, swept.stderr
+    assert "status 400 for Bearer ***" in swept.stdout
+    judged = as_process(
+        *pairwise, f"judge.base_url={serve()}", f"judge.request={HEADER}0}}", f"hydra.run.dir={tmp_path}/run",
+        cwd=tmp_path, **canaries,
+    )  # fmt: skip
+    assert judged.returncode == 0, judged.stderr
+    assert json.loads((tmp_path / "run/result.json").read_text())["judging"]["asked"] > 0
+    shown = as_process("show", tmp_path / "run", cwd=tmp_path, **canaries)
+    printed = [text for end in (swept, judged, shown) for text in (end.stdout, end.stderr)]
+    assert found_canaries(tmp_path, *printed) == []
 
 
 def test_the_search_for_keys_finds_them(tmp_path):
@@ -211,10 +248,7 @@ class RunsOnLoading:
 
 
 def test_pickled_weights_are_read_on_request_and_never_executed(lpsel, toy_model, instructions, tmp_path):
-    import shutil
-
     import torch
-    from safetensors.torch import load_file
 
     folder = tmp_path / "pickled"
     shutil.copytree(toy_model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -253,8 +287,6 @@ class OwnModel(LlamaForCausalLM):
 
 
 def test_remote_code_runs_only_on_request_and_the_manifest_records_it(lpsel, toy_model, instructions, tmp_path):
-    import shutil
-
     folder, marker = tmp_path / "own", tmp_path / "ran"
     shutil.copytree(toy_model, folder)
     config = json.loads((folder / "config.json").read_text())

@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lpsel import console
-from lpsel.console import as_text, lines, printable
+from lpsel.console import as_text, lines
+from lpsel.redact import printable
 
 COLOR = re.compile(rb"\x1b\[[0-9;]*3[0-9]")
 PRINT_TABLE = """
@@ -101,3 +102,34 @@ def test_work_of_less_than_a_minute_says_nothing_elsewhere(clock, capsys):
         clock[0] += 59
         advance(5)
     assert capsys.readouterr().err == ""
+
+
+HOSTILE = "\x1b]0;pwned\x1b[2Jname"
+HOSTILE_TABLE = f"""
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+from lpsel.console import show
+name = {HOSTILE!r}
+table = Table(escape(name), escape(name), title=escape(name), caption=f"{{escape(name)}}\\nsk-0123456789-secret")
+table.add_row(escape(name), Text(name))
+show(table)
+"""
+
+
+def test_no_cell_title_or_caption_moves_the_cursor_of_a_terminal(on_a_terminal):
+    shown = on_a_terminal("-c", HOSTILE_TABLE, NO_COLOR="1", MY_KEY="sk-0123456789-secret")
+    assert b"\x1b]0;" not in shown
+    assert b"\x1b[2J" not in shown
+    assert b"sk-0123456789" not in shown
+    assert rb"\x1b]0;pwned\x1b[2Jname" in shown
+
+
+def test_elsewhere_tables_have_no_control_characters_or_secrets_either():
+    done = subprocess.run(
+        [sys.executable, "-c", HOSTILE_TABLE], env={"MY_KEY": "sk-0123456789-secret"}, capture_output=True, check=True
+    )
+    escaped = rb"\x1b]0;pwned\x1b[2Jname"
+    assert done.stdout.count(escaped) == 6
+    assert done.stdout.decode().replace("\n", "").isprintable()
+    assert done.stdout.endswith(b"\n***\n")

@@ -61,15 +61,18 @@ def test_files_named_in_the_configuration_are_part_of_it(tmp_path):
     folder = tmp_path / "evaluated"
     folder.mkdir()
     run_config().save(folder)
-    write_json(folder / "result.json", {"n": 1})
+    first = {"n": 1, "run": run_config().digest()}
+    write_json(folder / "result.json", first)
     (model / "train.log").write_text("Done before")
     (model / ".hydra").mkdir()
     (model / ".hydra" / "config.yaml").write_text("")
-    assert run_config().finished(folder) == {"n": 1}
+    assert run_config().finished(folder) == first
     (model / "model" / "config.json").write_text("{ }")
     assert run_config().finished(folder) is None
-    run_config().save(folder)
-    assert run_config().finished(folder) == {"n": 1}
+    run_config().save(folder)  # a run that begins, and is interrupted
+    assert run_config().finished(folder) is None
+    write_json(folder / "result.json", second := {"n": 2, "run": run_config().digest()})
+    assert run_config().finished(folder) == second
     rows.write_text("{}\n{}")
     assert run_config().finished(folder) is None
     run_config().check(folder)  # the folder is still for this configuration
