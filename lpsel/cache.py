@@ -5,19 +5,22 @@ every file, and what else is recorded about it. Entries that grow line by line (
 are a `Journal`.
 """
 
+import fcntl
 import json
 import logging
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
+from lpsel.distributed import is_main_process
+from lpsel.errors import UserError
 from lpsel.integrity import Damaged, open_line, seal, sealed_line, unseal
-from lpsel.storage import digest, file_names, finite, sync
+from lpsel.storage import digest, file_names, finite, sync, write_json
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +37,50 @@ OLD_KINDS = (
     "training",
 )  # folders of development versions
 KEY_DIGITS = 32  # hexadecimal digits of the digest in a folder's name
+USERS = "users"  # folder with a file for every run: the entries that it used
+
+_used: set[str] = set()  # digests of the entries that the current run has used
 
 
 def log_old_kinds(cache_dir: Path) -> None:
     """Log which folders of earlier development versions are no longer read."""
     if found := [kind for kind in OLD_KINDS if (cache_dir / kind).is_dir()]:
         log.info("%s: no longer reads %s, which is rebuilt once and can be deleted", cache_dir, ", ".join(found))
+
+
+@contextmanager
+def in_use(cache_dir: Path, run_dir: Path) -> Iterator[None]:
+    """Within, a run uses the cache and nothing is deleted from it; a run that finishes records what it used."""
+    with _opened(cache_dir) as folder:
+        with suppress(OSError):  # a file system without such locks
+            fcntl.flock(folder, fcntl.LOCK_SH)  # waits while entries are deleted
+        _used.clear()
+        yield
+        if is_main_process():
+            file = cache_dir / USERS / f"{digest(str(run_dir))[:KEY_DIGITS]}.json"
+            file.parent.mkdir(exist_ok=True)
+            write_json(file, {"run": str(run_dir), "entries": sorted(_used)})
+
+
+@contextmanager
+def exclusive(cache_dir: Path) -> Iterator[None]:
+    """Within, no run uses the cache; raises a UserError if one does now."""
+    with _opened(cache_dir) as folder:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            problem = "a running command uses it"
+            raise UserError("--dir", cache_dir, problem, "try again when it has ended") from None
+        yield
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        yield opened
+    finally:
+        os.close(opened)
 
 
 @dataclass(frozen=True)
@@ -73,6 +114,7 @@ class Entry:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the entry for this process; other processes wait for it."""
+        _used.add(self.digest)
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / "lock")
         try:

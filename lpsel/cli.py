@@ -35,6 +35,7 @@ FLAG_COMMANDS = {
     "runs": "list run folders with their key figures",
     "show": "show one run folder",
     "rows": "show the hardest and easiest rows of scores",
+    "cache": "show what is cached, and delete what no run uses",
 }
 SECONDS_FOR_MAIN_PROCESS = 5  # to print an error: torchrun ends all ranks when the first one exits
 

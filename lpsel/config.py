@@ -1,5 +1,6 @@
 """The configuration files, and how a configuration node becomes the object it describes."""
 
+import os
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -64,10 +65,11 @@ def build(node: DictConfig) -> Any:
         raise
 
 
-def _user_cache() -> str:
+def default_cache() -> str:
+    """The cache folder of commands without `cache_dir`."""
     from platformdirs import user_cache_dir
 
-    return user_cache_dir("lpsel")
+    return os.environ.get("LPSEL_CACHE") or user_cache_dir("lpsel")
 
 
 def _stem(path: str | Sequence[str]) -> str:
@@ -85,7 +87,7 @@ def _stem(path: str | Sequence[str]) -> str:
     return ""
 
 
-OmegaConf.register_new_resolver("lpsel_user_cache", _user_cache, replace=True)
+OmegaConf.register_new_resolver("lpsel_cache", default_cache, replace=True)
 OmegaConf.register_new_resolver("lpsel_stem", _stem, replace=True)
 # Every model can be a scorer.
 for _name in choices("model"):

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from lpsel.cache import log_old_kinds
-from lpsel.config import build, config_dir
+from lpsel.cache import in_use, log_old_kinds
+from lpsel.config import build, config_dir, default_cache
 from lpsel.distributed import is_main_process
 from lpsel.errors import UserError
 from lpsel.output_folder import check_run_folder
@@ -53,7 +53,7 @@ class Job:
     @classmethod
     def of(cls, command: str, config: DictConfig, run_dir: Path, in_sweep: bool = False) -> "Job":
         """The job of a composed configuration; raises a UserError if the cache folder is not writable."""
-        cache_dir = Path(config.cache_dir or "~/.cache/lpsel").expanduser().resolve()
+        cache_dir = Path(config.cache_dir or default_cache()).expanduser().resolve()
         check_writable("cache_dir", cache_dir)
         log_old_kinds(cache_dir)
         tracker = SafeTracker(build(config.tracker) if is_main_process() else Tracker())
@@ -85,7 +85,8 @@ class Job:
         try:
             command = import_module(f"lpsel.commands.{self.command}")
             run_digest = self.run_config().digest()
-            result = redacted(finite({"format": FORMAT, "run": run_digest, **command.run(self)}))
+            with in_use(self.cache_dir, self.run_dir):
+                result = redacted(finite({"format": FORMAT, "run": run_digest, **command.run(self)}))
             if is_main_process():
                 write_json(self.run_dir / RESULT, result)
                 for folder in self.temporary:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lpsel.cli import FLAG_COMMANDS, HYDRA_COMMANDS
 from lpsel.command_line import check_arguments
 from lpsel.errors import UserError
 
@@ -66,7 +67,7 @@ def test_a_user_error_is_one_line_and_status_2(arguments, subject, tmp_path):
 
 def test_help_lists_the_commands():
     names = [line.split()[0] for line in lpsel("--help").stdout.splitlines()[2:]]
-    assert names == ["train", "select", "evaluate", "agreement", "votes", "publish", "report", "runs", "show", "rows"]
+    assert names == [*HYDRA_COMMANDS, *FLAG_COMMANDS]
 
 
 def test_a_closed_pipe_ends_a_command_without_a_message():

@@ -1,0 +1,146 @@
+"""`cache`: what is cached, with its size, its age and the runs that used it, and the deletion of what is not needed."""
+
+import re
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from stat import S_ISREG
+
+from rich import box
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+from lpsel.cache import FORMATS, OLD_KINDS, USERS, exclusive
+from lpsel.commands.arguments import OneLineParser
+from lpsel.config import default_cache
+from lpsel.console import show
+from lpsel.errors import UserError, check_number
+from lpsel.storage import read_dict
+
+DIGEST = re.compile(r"[0-9a-f]{32}")
+# What takes long or costs money to make again; of other kinds, everything that is old is deleted.
+EXPENSIVE = ("scores", "answers", "verdicts", "trained")
+FILES = ("prompts", "hashes")  # kinds whose entries are files
+DAY = 24 * 60 * 60  # seconds
+LISTED = 2  # runs named in a line
+
+
+@dataclass(frozen=True)
+class Cached:
+    """One entry of the cache; finished scores and the records they are made from are one.
+
+    Attributes:
+        paths: its folders or file.
+        size: in bytes.
+        days: since its last use.
+        runs: folders of finished runs that used it and still exist.
+    """
+
+    kind: str
+    name: str
+    paths: tuple[Path, ...]
+    size: int
+    days: float
+    runs: tuple[Path, ...]
+
+    @property
+    def needed(self) -> bool:
+        """Whether its age does not matter."""
+        return self.kind in EXPENSIVE and bool(self.runs)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command as `lpsel cache ARGUMENTS`.
+
+    Raises:
+        UserError: there is no such folder, or a running command uses it.
+    """
+    parser = OneLineParser(
+        prog="lpsel cache", description="List what is cached, with its size, its age and the runs that used it."
+    )
+    parser.add_argument(
+        "--prune",
+        type=float,
+        metavar="DAYS",
+        help="delete what was last used more than DAYS days ago; scores, answers, verdicts and checkpoints only if no "
+        "finished run used them",
+    )
+    parser.add_argument("--dir", type=Path, default=Path(default_cache()), help="the cache (LPSEL_CACHE)")
+    given = parser.parse_args(arguments)
+    cache_dir = given.dir.expanduser().resolve()
+    if not cache_dir.is_dir():
+        raise UserError("--dir", cache_dir, "no such folder", "name the cache_dir of your commands")
+    if given.prune is None:
+        show(table(contents(cache_dir), f"in {cache_dir}"))
+    else:
+        check_number("--prune", given.prune, minimum=0)
+        show(table(prune(cache_dir, given.prune), f"deleted from {cache_dir}"))
+
+
+def contents(cache_dir: Path) -> list[Cached]:
+    """All entries of a cache, the largest first."""
+    users = defaultdict(list)
+    for file in (cache_dir / USERS).glob("*.json"):
+        used = read_dict(file)
+        if (run := Path(str(used.get("run")))).is_dir():
+            for entry in used.get("entries") or ():
+                users[entry].append(run)
+    entries = []
+    for kind in (*FORMATS, *OLD_KINDS, *FILES):
+        paths: dict[str, list[Path]] = defaultdict(list)
+        for path in sorted((cache_dir / kind).glob("[!.]*")):
+            found = DIGEST.search(path.name)
+            paths[found[0] if found and kind not in FILES else path.name].append(path)
+        entries += [_described(kind, folders, users[entry]) for entry, folders in paths.items()]
+    return sorted(entries, key=lambda entry: entry.size, reverse=True)
+
+
+def _described(kind: str, paths: Sequence[Path], runs: Sequence[Path]) -> Cached:
+    stats = []
+    for file in (file for path in paths for file in (path, *path.rglob("*"))):
+        with suppress(FileNotFoundError):  # of a running command
+            stats.append(file.stat())
+    days = (time.time() - max((stat.st_mtime for stat in stats), default=time.time())) / DAY
+    size = sum(stat.st_size for stat in stats if S_ISREG(stat.st_mode))
+    return Cached(kind, paths[0].name, tuple(paths), size, days, tuple(sorted(runs)))
+
+
+def prune(cache_dir: Path, days: float) -> list[Cached]:
+    """Delete the entries that were last used more than `days` days ago and are not needed, and return them.
+
+    Raises:
+        UserError: a running command uses the cache.
+    """
+    with exclusive(cache_dir):
+        old = [entry for entry in contents(cache_dir) if entry.days > days and not entry.needed]
+        for path in (path for entry in old for path in entry.paths):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for file in (cache_dir / USERS).glob("*.json"):
+            if not Path(str(read_dict(file).get("run"))).is_dir():
+                file.unlink()
+    return old
+
+
+def table(entries: Sequence[Cached], where: str) -> Table:
+    """A row for every entry."""
+    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in ("kind", "entry", "size", "last used", "used by"):
+        made.add_column(column, justify="right" if column in ("size", "last used") else "left", overflow="fold")
+    for entry in entries:
+        age = f"{entry.days:.0f} days ago" if entry.days >= 1 else "today"
+        made.add_row(*map(Text, (entry.kind, entry.name, decimal(entry.size), age, _names(entry.runs))))
+    total = decimal(sum(entry.size for entry in entries))
+    made.caption, made.caption_justify = Text(f"{len(entries):,} entries, {total}, {where}"), "left"
+    return made
+
+
+def _names(runs: Sequence[Path]) -> str:
+    here = Path.cwd()
+    names = [str(run.relative_to(here) if run.is_relative_to(here) else run) for run in runs[:LISTED]]
+    more = [f"{len(runs) - LISTED} more"] if len(runs) > LISTED else []
+    return ", ".join([*names, *more])
