@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lpsel.command_line import check_arguments, hydra_error
-from lpsel.distributed import Interrupted, is_main_process, signals_interrupt
+from lpsel.distributed import Interrupted, is_main_process, lost_rank, signals_interrupt
 from lpsel.errors import ReportedByMainProcess, UserError, resource_errors
 from lpsel.redact import printable, protect_output, redact
 
@@ -90,6 +90,7 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
     with _errors_end_command(command, hydra_errors), signals_interrupt():
         check_arguments(given)
         sys.argv[1:] = hydra_arguments(command, given)
+        SweepCallback.fail = partial(_fail, f"lpsel {command}")
         SweepCallback.before_run = None if os.environ.get("LPSEL_DEBUG") else partial(_check_run_folder, command)
         start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)
         start(_job(command, hydra_errors))()
@@ -115,6 +116,12 @@ def _errors_end_command(command: str, hydra_errors: tuple[type[Exception], ...] 
         if os.environ.get("LPSEL_DEBUG"):
             raise
         _fail(f"lpsel {command}", error if isinstance(error, UserError) else hydra_error(error, command))
+    except Exception as error:
+        reason = None if os.environ.get("LPSEL_DEBUG") else lost_rank(error)
+        if reason is None:
+            raise
+        print(f"lpsel {command}: {redact(reason)}; run the same command again to resume", file=sys.stderr, flush=True)
+        os._exit(1)  # destroying the process group would wait for the rank
     except KeyboardInterrupt:
         print(f"lpsel {command}: interrupted", file=sys.stderr)
         sys.exit(130)

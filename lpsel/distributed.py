@@ -4,18 +4,30 @@ Every rank runs the whole command. Ranks other than the main one write no result
 shared cache.
 """
 
+import itertools
 import os
+import re
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # SLURM can send SIGUSR1 before a job's end
+_decisions = itertools.count()  # that ranks have agreed on
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # SLURM can send SIGUSR1 before a job's end
+BEAT, POLL, SILENCE = 10.0, 0.2, 300.0  # seconds between signs of life of rank 0, and without one until others end
+LATE = 1800.0  # seconds that rank 0 waits for the others
+# In errors of gloo, NCCL and the store of torch.distributed.
+LOST = re.compile(
+    r"Connection (?:closed|reset|refused|was (?:closed|likely closed))|Broken pipe|timed out|wait timeout|"
+    r"NCCL (?:error|communicator was aborted)|Socket Timeout|failed to recv|connection was closed",
+    re.IGNORECASE,
+)
 SECONDS_TO_INSIST = 3.0  # after which a second Ctrl+C ends at once; torchrun forwards the first one twice
 
 
@@ -50,6 +62,9 @@ def agree(decide: Callable[[], T]) -> T:
 
     Ranks that start together could read a changing cache differently. Ranks that Lightning starts call `decide`
     themselves: they begin after the main process has decided to train.
+
+    Raises:
+        RankLost: the main process has not shown for SILENCE seconds that it is alive.
     """
     if not started_together():
         return decide()
@@ -58,11 +73,61 @@ def agree(decide: Callable[[], T]) -> T:
 
     if not dist.is_initialized():
         _init_process_group()
-    patient = dist.new_group(backend="gloo", timeout=timedelta(days=7))
-    box = [decide() if is_main_process() else None]
-    dist.broadcast_object_list(box, src=0, group=patient, device=torch.device("cpu"))
-    dist.destroy_process_group(patient)
+    store, number = dist.distributed_c10d._get_default_store(), next(_decisions)
+    box: list[Any] = [None]
+    if is_main_process():
+        with _beating(store, f"lpsel/beat/{number}"):
+            box[0] = decide()
+        store.set(f"lpsel/decided/{number}", "")
+    else:
+        _wait_for_main(store, f"lpsel/beat/{number}", f"lpsel/decided/{number}")
+    quick = dist.new_group(backend="gloo", timeout=timedelta(seconds=LATE))
+    dist.broadcast_object_list(box, src=0, group=quick, device=torch.device("cpu"))
+    dist.destroy_process_group(quick)
     return cast(T, box[0])
+
+
+@contextmanager
+def _beating(store: Any, key: str) -> Iterator[None]:
+    """Within, a thread adds 1 to a number in the store of all ranks again and again."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        with suppress(RuntimeError):  # the store has ended, and with it all ranks
+            while not ended.wait(BEAT):
+                store.add(key, 1)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _wait_for_main(store: Any, beat: str, decided: str) -> None:
+    beats, changed = -1, time.monotonic()
+    while not store.check([decided]):
+        if (now := store.add(beat, 0)) != beats:
+            beats, changed = now, time.monotonic()
+        elif time.monotonic() - changed > SILENCE:
+            raise RankLost(f"rank 0 has not responded for {SILENCE:.0f} s")
+        time.sleep(POLL)
+
+
+class RankLost(RuntimeError):
+    """Another rank has ended or does not respond."""
+
+
+def lost_rank(error: BaseException) -> str | None:
+    """Why this rank cannot continue without another one, if that is what a library's error says; else None."""
+    if isinstance(error, RankLost):
+        return str(error)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 and not started_together():
+        return None
+    found = LOST.search(str(error)) if isinstance(error, RuntimeError) else None
+    return f"another rank has ended or does not respond ({found[0]})" if found else None
 
 
 def _init_process_group() -> None:

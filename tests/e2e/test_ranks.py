@@ -4,15 +4,17 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from lpsel import cli
+from lpsel import cli, distributed
 from lpsel.cli import run as command_line
 from lpsel.commands.job import run
 from lpsel.errors import UserError
@@ -78,6 +80,66 @@ def test_an_error_that_only_the_main_rank_detects_ends_all_with_one_line(tmp_pat
     assert len(lines) == 1
     assert lines[0].startswith(f"lpsel train: {cut}: cannot be loaded as a causal language model (")
     assert "Traceback" not in (tmp_path / "err0").read_text() + (tmp_path / "err1").read_text()
+
+
+def train_and_kill_rank_1(*overrides):
+    from lpsel.model.lightning_module import FineTuner
+
+    step = FineTuner.training_step
+
+    def killed(self, batch, i):
+        if self.trainer.global_rank == 1 and i == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self, batch, i)
+
+    FineTuner.training_step = killed
+    from_command_line("train", *overrides)
+
+
+def the_line(tmp_path, rank):
+    errors = (tmp_path / f"err{rank}").read_text()
+    assert "Traceback" not in errors
+    (line,) = (line for line in errors.splitlines() if line.startswith("lpsel"))
+    return line
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
+def test_a_rank_that_is_killed_ends_the_others_with_one_line(tmp_path, toy_model, instructions, as_ranks, trainer):
+    common = given(toy_model, instructions(rows=24), tmp_path / "cache")
+    devices = [f"trainer={trainer}", "trainer.accelerator=cpu", "trainer.devices=2", "selection=full"]
+    run_dir = f"hydra.run.dir={tmp_path}/run"
+    small = "model.recipe.batch_size=4"
+    statuses = as_ranks(2, train_and_kill_rank_1, *common, *devices, small, run_dir, may_fail=True)
+    assert statuses == [1, -signal.SIGKILL]  # rank 0 ended by itself
+    line = the_line(tmp_path, 0)
+    assert line.startswith("lpsel train: another rank has ended or does not respond (")
+    assert line.endswith("run the same command again to resume")
+
+
+def agree_while_rank_0_waits(seconds, beat):
+    distributed.BEAT, distributed.SILENCE, distributed.LATE = beat, 3.0, 3.0
+
+    def decide():
+        time.sleep(seconds)
+        return "found"
+
+    with cli._errors_end_command("train"):
+        print(distributed.agree(decide))
+
+
+@pytest.mark.distributed
+def test_ranks_wait_for_rank_0_as_long_as_it_shows_that_it_is_alive(tmp_path, as_ranks):
+    as_ranks(2, agree_while_rank_0_waits, 6, 0.5)
+    assert [(tmp_path / f"out{rank}").read_text() for rank in range(2)] == ["found\n"] * 2
+
+
+@pytest.mark.distributed
+def test_a_rank_0_that_is_lost_ends_the_others_with_one_line(tmp_path, as_ranks):
+    assert as_ranks(2, agree_while_rank_0_waits, 8, 60, may_fail=True) == [1, 1]
+    assert the_line(tmp_path, 1) == (
+        "lpsel train: rank 0 has not responded for 3 s; run the same command again to resume"
+    )
 
 
 @pytest.mark.parametrize("invalid", ["trainer.strategy.cpu_offload=true", "trainer.num_nodes=2"])

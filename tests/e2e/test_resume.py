@@ -249,7 +249,7 @@ def test_a_damaged_part_is_recorded_again(tmp_path, toy_model, rows, whole, cut,
     np.testing.assert_array_equal(losses(resumed), losses(whole))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 @pytest.mark.parametrize(("name", "after"), [("training_step", 3), ("validation_step", BATCHES + 3)])
 def test_a_signal_ends_training_where_nothing_has_to_be_repeated(
     tmp_path, toy_model, rows, whole, cut, monkeypatch, number, name, after
