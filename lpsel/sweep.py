@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from lpsel.commands.job import Job
 from lpsel.distributed import agree, is_main_process, started_together
 from lpsel.errors import UserError, first_line, resource_errors
+from lpsel.output_folder import check_output_folder, mark_output_folder
 from lpsel.redact import printable, redact
 from lpsel.run_config import NOT_IN_RESULTS, unused_keys
 from lpsel.storage import digest, read_json, write_atomically, write_json
@@ -61,10 +62,12 @@ class SweepCallback(Callback):
     Attributes:
         before_run: called with the configuration of a single job before Hydra writes anything. Hydra ignores its
             exceptions, except SystemExit.
+        fail: ends the command with an error.
     """
 
     sweep: DictConfig | None = None
     before_run: Callable[[DictConfig], None] | None = None
+    fail: Callable[[UserError], NoReturn]
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         if SweepCallback.before_run is not None:
@@ -75,7 +78,14 @@ class SweepCallback(Callback):
         if is_main_process():
             HydraConfig.instance().set_config(config)
             # Resolving the sweep's folder here fixes it for all jobs, whose overrides differ.
-            shutil.rmtree(_outcomes_dir(config), ignore_errors=True)
+            folder = _outcomes_dir(config)
+            try:
+                check_output_folder(folder, "sweep", replaced=False)
+            except UserError as error:
+                SweepCallback.fail(error.renamed("hydra.sweep.dir"))
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            mark_output_folder(folder, "sweep")
         if config.get("dry_run"):  # in this process, whatever would start the jobs
             with read_write(config.hydra), open_dict(config.hydra):
                 config.hydra.launcher = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}

@@ -28,11 +28,13 @@ from lpsel.data.content_ids import counts, fingerprint, id_array, kinds_array, r
 from lpsel.errors import UnusableRow, UserError, check_choice
 from lpsel.model.flops import forward_flops, training_flops
 from lpsel.model.loss import per_sample_nll, token_nll
+from lpsel.output_folder import check_output_folder, mark_output_folder
 from lpsel.scoring.store import Parts, write_scores
 
 # N rows, B rows of a batch, T tokens of a row (padded), P positions of a batch with a label in any row, L labels of it
 
 IGNORED = -100
+NAME = "ScoresCallback"  # in errors, and of what it writes
 TEMPLATE = "the trainer's own"
 
 
@@ -53,7 +55,8 @@ class ScoresCallback(TrainerCallback):
             trains on them.
 
     Raises:
-        UserError: at the start of training, if the trainer's rows do not correspond to `rows`.
+        UserError: at the start of training, if the trainer's rows do not correspond to `rows`, or if `folder` or
+            `FOLDER.parts` has files that no earlier ScoresCallback wrote.
         UnusableRow: at the start of training, a row that lpsel cannot use, with bad_rows=error.
     """
 
@@ -65,7 +68,7 @@ class ScoresCallback(TrainerCallback):
         bad_rows: str = "error",
     ) -> None:
         check_choice("bad_rows", bad_rows, ("error", "skip"))
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser().resolve()
         self.rows = rows
         self.batch_tokens = batch_tokens
         self.bad_rows = bad_rows
@@ -76,13 +79,19 @@ class ScoresCallback(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
         if args.fsdp or args.deepspeed:
             problem = "does not support sharded weights (fsdp, deepspeed)"
-            raise UserError("ScoresCallback", problem=problem, hint="score with lpsel itself")
+            raise UserError(NAME, problem=problem, hint="score with lpsel itself")
+        for output in (self.folder, self.parts.folder):
+            try:
+                check_output_folder(output, NAME, replaced=False)
+            except UserError as error:
+                raise error.renamed(NAME) from None
         self.started = time.monotonic()
         self.dataset, self.collate = kw["train_dataloader"].dataset, kw["train_dataloader"].collate_fn
         self.columns = self._columns()
         if state.global_step == 0:
             if args.process_index == 0:
                 self.parts.clear()
+                mark_output_folder(self.parts.folder, NAME)
             args.distributed_state.wait_for_everyone()
             self._record(0, args, kw["model"])
         elif not self.parts.recorded(0):
@@ -105,6 +114,8 @@ class ScoresCallback(TrainerCallback):
             problem = f"has no records of epoch {missing[0]}"
             raise UserError(self.parts.folder, problem=problem, hint="train again without resuming")
         nll_EN = self.parts.collect(self.epochs, len(self.id_array))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        mark_output_folder(self.folder, NAME)
         write_scores(self.folder, self.columns, nll_EN, self._manifest(args, kw["model"]))
         self.parts.remove()
 
@@ -146,9 +157,9 @@ class ScoresCallback(TrainerCallback):
         if n != len(self.id_array):
             problem = f"got {len(self.id_array)} rows, but the trainer has {n}"
             hint = "pass the trainer's rows in their order, and train without packing and filters"
-            raise UserError("ScoresCallback", problem=problem, hint=hint)
+            raise UserError(NAME, problem=problem, hint=hint)
         if len(self.collate([self.dataset[i] for i in range(min(n, 2))])["labels"]) != min(n, 2):
-            raise UserError("ScoresCallback", problem="the trainer joins rows", hint="set padding_free=False")
+            raise UserError(NAME, problem="the trainer joins rows", hint="set padding_free=False")
         lengths, labels = np.zeros(n, dtype=np.int32), np.zeros(n, dtype=np.int32)
         for i in range(n):
             features = self.collate([self.dataset[i]])

@@ -239,6 +239,15 @@ class TestRunFolder:
             assert end.status is None, end.err
 
 
+def test_a_folder_for_outcomes_in_a_sweep_is_not_replaced_if_it_is_the_users(rejected, selected, tmp_path):
+    sweep, inputs = tmp_path / "sweep", selected.parent.parent / "inputs"
+    (sweep / ".jobs").mkdir(parents=True)
+    (sweep / ".jobs" / "0.json").write_text("mine")
+    given = [f"dataset.path={inputs}/rows.jsonl", f"scores={inputs}/scores.csv", "tracker=none", "cluster=none"]
+    error = rejected("select", "-m", *given, "pct=25,50", f"hydra.sweep.dir={sweep}")
+    assert f"hydra.sweep.dir={sweep}/.jobs: is not empty and was not written by lpsel sweep" in error
+
+
 class TestCodeOfAModel:
     @pytest.fixture
     def their_run(self, toy_model, tmp_path):

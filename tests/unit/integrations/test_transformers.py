@@ -201,3 +201,27 @@ def test_a_trl_run_that_packs_rows_is_rejected(model_and_tokenizer, tmp_path):
     trainer = SFTTrainer(model, args=config, train_dataset=rows, processing_class=tokenizer, callbacks=[callback])
     with pytest.raises(UserError, match=r"got 9 rows, .* without packing"):
         trainer.train()
+
+
+@pytest.mark.parametrize("name", ["scores", "scores.parts"])
+def test_a_folder_with_files_of_the_user_is_rejected(model_and_tokenizer, tmp_path, name):
+    from lpsel.integrations.transformers import ScoresCallback
+
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "thesis.txt").write_text("mine")
+    model, tokenizer = model_and_tokenizer
+    trainer = trainer_of(model, tokenizer, tmp_path / "trained", ScoresCallback(tmp_path / "scores", ROWS))
+    with pytest.raises(UserError) as caught:
+        trainer.train()
+    assert (caught.value.name, caught.value.value) == ("ScoresCallback", tmp_path / name)
+    assert (tmp_path / name / "thesis.txt").read_text() == "mine"
+
+
+def test_its_own_folder_is_written_again(model_and_tokenizer, tmp_path):
+    from lpsel.integrations.transformers import ScoresCallback
+
+    model, tokenizer = model_and_tokenizer
+    for _ in range(2):
+        trainer_of(model, tokenizer, tmp_path / "trained", ScoresCallback(tmp_path / "scores", ROWS)).train()
+    assert (tmp_path / "scores" / SCORES).is_file()
+    assert not (tmp_path / "scores.parts").exists()
