@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lpsel.errors import UserError, first_line
 from lpsel.integrity import sha256_once
-from lpsel.storage import digest, write_atomically
+from lpsel.storage import digest, read_dict, write_atomically
 
 SUFFIXES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py")
 LARGE = 1 << 20  # bytes from which on the hash of a file is cached
@@ -15,8 +15,8 @@ LARGE = 1 << 20  # bytes from which on the hash of a file is cached
 def model_fingerprint(path: str, revision: str | None = None, cache_dir: Path | None = None) -> str:
     """The SHA-256 of a local folder's model and tokenizer files, or the id and commit of a Hub model.
 
-    Of a sentence-transformers folder, the files of its modules' folders count too. With `cache_dir`, hashes of large
-    files are shared between processes.
+    Of a sentence-transformers folder, the files of its modules' folders count too, and so do weights in subfolders that
+    an index lists. With `cache_dir`, hashes of large files are shared between processes.
 
     Raises:
         NotOnHub: there is neither such a folder nor such a Hub model.
@@ -50,7 +50,9 @@ def hub_config(path: str, revision: str | None = None) -> Path:
 
 def _files(folder: Path) -> Iterator[str]:
     nested = (folder / "modules.json").is_file()
-    for file in sorted(folder.rglob("*") if nested else folder.iterdir()):
+    shards = [read_dict(index).get("weight_map") for index in folder.glob("*.index.json")]
+    listed = {folder / str(name) for shard in shards if isinstance(shard, dict) for name in shard.values()}
+    for file in sorted({*(folder.rglob("*") if nested else folder.iterdir()), *listed}):
         name = file.relative_to(folder)
         if file.suffix in SUFFIXES and file.is_file() and not any(part.startswith(".") for part in name.parts[:-1]):
             yield name.as_posix()

@@ -37,6 +37,13 @@ def test_the_modules_of_a_sentence_transformers_model_count(folder):
     assert model_fingerprint(str(folder)) != before
 
 
+def test_weights_in_subfolders_that_an_index_lists_count(folder):
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"w": "1_Dense/model.safetensors"}}')
+    before = model_fingerprint(str(folder))
+    (folder / "1_Dense" / "model.safetensors").write_bytes(b"other")
+    assert model_fingerprint(str(folder)) != before
+
+
 def test_logs_and_checkpoints_in_the_folder_do_not_count(folder):
     before = model_fingerprint(str(folder))
     (folder / "train.log").write_text("step 1")
