@@ -75,9 +75,9 @@ class RunConfig:
     def check(self, run_dir: Path) -> None:
         """Raise a UserError for a folder that holds a run with another configuration, finished or not."""
         saved = read_dict(run_dir / RUN_CONFIG)
-        if not saved:
+        if not isinstance(saved.get("config"), dict):  # none, or not written by lpsel
             return
-        theirs, ours = {"command": saved["command"], **saved["config"]}, {"command": self.command, **self.config}
+        theirs, ours = {"command": saved.get("command"), **saved["config"]}, {"command": self.command, **self.config}
         if differing := list(_differences(theirs, ours)):
             state = "a" if (run_dir / RESULT).is_file() else "an unfinished"
             named = differing[:MAX_DIFFERENCES]
@@ -92,11 +92,14 @@ class RunConfig:
         saved, result = read_dict(run_dir / RUN_CONFIG), read_dict(run_dir / RESULT)
         if not result or (saved.get("command"), saved.get("config")) != (self.command, self.config):
             return None
-        if changed := sorted({*self.inputs.items()} ^ {*saved.get("inputs", {}).items()}):
-            log.warning("%s has changed since the last run; running again", changed[0][0])
+        inputs = saved.get("inputs")
+        if inputs != self.inputs:
+            known = inputs if isinstance(inputs, dict) else {}
+            changed = (name for name, state in self.inputs.items() if known.get(name) != state)
+            log.warning("%s has changed since the last run; running again", next(changed, "An input"))
             return None
-        written = [result.get(name) for name in ("subset", "selection", "model")]
-        if result.get("format", FORMAT) != FORMAT or not all(Path(path).exists() for path in written if path):
+        written = [str(path) for name in ("subset", "selection", "model") if (path := result.get(name))]
+        if result.get("format", FORMAT) != FORMAT or not all(Path(path).exists() for path in written):
             return None
         if result.get("run") != self.digest():  # of an earlier run, whose files this one may have begun to replace
             return None
