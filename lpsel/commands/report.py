@@ -33,9 +33,10 @@ def report(paths: Sequence[str], out: Path, wandb: bool = False) -> Path:
     """
     out = out.expanduser().resolve()
     check_output_folder(out, "report", paths)
-    from lpsel.report.runs import COMMANDS, find_runs
+    from lpsel.report.runs import COMMANDS
+    from lpsel.report.tables import find_readable
 
-    runs = find_runs(paths)
+    runs = find_readable(paths)
     if not runs.finished:
         reason = "; ".join(reason for _, reason in runs.skipped[:1]) or "no result.json in it"
         hint = f"name run folders of {', '.join(COMMANDS)}"

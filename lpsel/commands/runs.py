@@ -14,7 +14,8 @@ from lpsel.commands.arguments import OneLineParser
 from lpsel.console import show
 from lpsel.errors import UserError
 from lpsel.report.points import Measure, measures, points
-from lpsel.report.runs import Run, Runs, find_runs
+from lpsel.report.runs import Run, Runs
+from lpsel.report.tables import find_readable
 from lpsel.run_config import RESULT
 from lpsel.storage import finite
 
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print a JSON object per run, one per line")
     options = parser.parse_args(arguments)
     folders = options.folders or [name for name in DEFAULT if Path(name).is_dir()]
-    entries = _entries(find_runs(folders))
+    entries = _entries(find_readable(folders))
     if not entries:
         name = " ".join(folders) or " and ".join(DEFAULT)
         problem = "contains no run" if folders else "no such folder here"
@@ -115,7 +116,7 @@ def _cells(run: Run, measured: list[Measure]) -> dict[str, str]:
     if run.command == "train":
         figures = _figure(measured[-1]) if measured else "not evaluated"
     elif run.command == "agreement":
-        figures = f"{len(run.get('scorers') or [])} scorers"
+        figures = f"{len(scorers) if isinstance(scorers := run.get('scorers'), list) else 0} scorers"
     flops = f"{run.flops:.2g} FLOPs" if run.flops else ""
     seconds = f"{run.seconds:,.{int(run.seconds < 10)}f} s" if run.seconds else ""
     return {

@@ -34,8 +34,9 @@ def main(arguments: Sequence[str]) -> None:
 def describe(run: Run) -> Pairs:
     """The run as pairs of a name and a line of text."""
     try:
-        return [*_settings(run), *_results(run), ("Files", _files(run.folder))]
-    except (KeyError, TypeError, AttributeError) as error:
+        pairs = [*_settings(run), *_results(run), ("Files", _files(run.folder))]
+        return [(name, str(what)) for name, what in pairs]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         problem = f"is not complete ({error})"
         raise UserError(run.folder / RESULT, problem=problem, hint=f"run {run.command} again") from None
 

@@ -54,7 +54,7 @@ class Run:
 
     @property
     def bucket(self) -> str | None:
-        return self.get("bucket")
+        return str(bucket) if (bucket := self.get("bucket")) else None
 
     @property
     def name(self) -> str:

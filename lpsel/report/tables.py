@@ -2,14 +2,17 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import t
 
+from lpsel.errors import printable_line
 from lpsel.evaluation.win_rate import shown_interval
-from lpsel.report.points import WIN_RATE_DETAILS, Point, measures_of
-from lpsel.report.runs import Run, Runs, number
+from lpsel.report.points import WIN_RATE_DETAILS, Point, measures_of, points
+from lpsel.report.runs import Run, Runs, find_runs, number
+from lpsel.run_config import RESULT
 
 Table = list[dict[str, Any]]
 
@@ -31,6 +34,21 @@ def all_tables(runs: Runs, points: Sequence[Point]) -> dict[str, Table]:
         "costs": cost_rows(runs),
         "examples": example_rows(runs),
     }
+
+
+def find_readable(paths: Sequence[str | Path]) -> Runs:
+    """`find_runs`, where a run whose result.json has other values than lpsel writes is skipped with the reason."""
+    runs = find_runs(paths)
+    readable = Runs(skipped=list(runs.skipped))
+    for run in runs.finished:
+        alone = Runs([run])
+        try:
+            all_tables(alone, points(alone))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            readable.skipped.append((run.folder, f"{RESULT} is not complete ({printable_line(error)})"))
+        else:
+            readable.finished.append(run)
+    return readable
 
 
 def run_rows(runs: Runs, points: Sequence[Point]) -> Table:

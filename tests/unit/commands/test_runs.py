@@ -110,3 +110,22 @@ def test_a_number_that_no_float_can_hold_does_not_stop_the_others(few_runs, tmp_
     assert any("of 5 models" in line for line in lines)
     report([str(tmp_path)], tmp_path / "report")
     assert "held-out" not in (tmp_path / "report" / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"examples": {"first": "x"}}, {"diagnosis": {"warnings": 5}}, {"models": [{"name": []}]}, {"bucket": [1]}],
+    ids=str,
+)
+def test_a_malformed_result_is_skipped_with_the_reason(few_runs, tmp_path, capsys, change):
+    shutil.copytree(few_runs / "train" / "toy-llama-low", tmp_path / "good")
+    command = "evaluate" if "models" in change else "train"
+    result = json.loads((tmp_path / "good" / "result.json").read_text()) | change | {"command": command}
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "result.json").write_text(json.dumps(result))
+    main([str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if line.split()[-1].endswith(("good", "odd"))]) == 2
+    (odd,) = (line for line in lines if line.endswith("odd"))
+    assert "result.json is not complete (" in odd or "bucket" in change
+    assert (report([str(tmp_path)], tmp_path / "report")).is_file()
