@@ -156,7 +156,7 @@ def test_keys_in_the_environment_are_neither_written_nor_printed(lpsel, small_ru
     assert found_canaries(tmp_path, *said, traced.stdout, traced.stderr) == []
 
 
-HEADER = "{extra_headers:{x-api-key:${oc.env:MY_SERVER}},temperature:"
+HEADER = "+judge.request.extra_headers={x-api-key:${oc.env:MY_SERVER}}"
 
 
 def test_keys_in_headers_and_in_sweeps_are_neither_written_nor_printed(small_run, serve, tmp_path, toy_model):
@@ -168,19 +168,19 @@ def test_keys_in_headers_and_in_sweeps_are_neither_written_nor_printed(small_run
     save_file(
         {name: -tensor for name, tensor in weights.items()}, tmp_path / "other" / "model.safetensors", {"format": "pt"}
     )
-    canaries = {name: f"{key}\n" for name, key in CANARIES.items()}
+    canaries = CANARIES | {"OPENAI_API_KEY": CANARIES["OPENAI_API_KEY"] + "\n"}
     pairwise = [
         "evaluate", "evaluator=pairwise", f"baseline={toy_model}", "model=other", "prompts=prompts.jsonl",
         "evaluator.max_new_tokens=4", "judge.max_retries=0", "judge.key_env=OPENAI_API_KEY",
     ]  # fmt: skip
     swept = as_process(
         pairwise[0], "-m", *pairwise[1:], f"judge.base_url={serve('--only', '400')}", "tracker=none",
-        f"judge.request={HEADER}0}},{HEADER}1}}", f"hydra.sweep.dir={tmp_path}/sweep", cwd=tmp_path, **canaries,
+        HEADER, "judge.request.temperature=0,1", f"hydra.sweep.dir={tmp_path}/sweep", cwd=tmp_path, **canaries,
     )  # fmt: skip
     assert swept.returncode == 2, swept.stderr
     assert "status 400 for Bearer ***" in swept.stdout
     judged = as_process(
-        *pairwise, f"judge.base_url={serve()}", f"judge.request={HEADER}0}}", f"hydra.run.dir={tmp_path}/run",
+        *pairwise, f"judge.base_url={serve()}", HEADER, f"hydra.run.dir={tmp_path}/run",
         cwd=tmp_path, **canaries,
     )  # fmt: skip
     assert judged.returncode == 0, judged.stderr
