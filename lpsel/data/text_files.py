@@ -82,7 +82,9 @@ def _encoding(line: bytes) -> str | None:
     if not re.search(rb"[\x80-\xff]{3}", line) and _is_text(line, "cp1252"):  # accents between letters of ASCII
         return "CP1252"
     best = from_bytes(line).best()
-    return best.encoding.upper().replace("_", "-") if best is not None and _is_text(line, best.encoding) else None
+    if best is None or best.encoding.startswith("utf") or not _is_text(line, best.encoding):
+        return None
+    return best.encoding.upper().replace("_", "-")
 
 
 def _is_text(content: bytes, encoding: str) -> bool:
