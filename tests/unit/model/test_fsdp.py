@@ -76,7 +76,7 @@ def train(folder, model, data, *overrides):
     job = Job("train", config, folder, folder.parent / "cache", Tracker())
     spec = build(config.model)
     tokenizer = load_tokenizer(spec, spec.path)
-    tokens = tokenize(Source(build(config.dataset)), tokenizer, spec.template, spec.max_length, job.cache_dir)
+    tokens = tokenize(Source(build(config.dataset)), tokenizer, "alpaca", spec.max_length, job.cache_dir)
     data = SubsetDataModule(tokens, batch_size=8, seed=0, train_tokens=1000, score_tokens=2000, record=True)
     # AdamW divides a gradient that is only rounding error by itself, hence the larger eps.
     module = FineTuner(
