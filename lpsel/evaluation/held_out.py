@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,15 +15,16 @@ import torch
 from numpy.typing import NDArray
 
 from lpsel.console import track
-from lpsel.data.batching import packed
+from lpsel.data.batching import NO_ROWS, packed
 from lpsel.data.column_forms import Example
+from lpsel.data.content_ids import counts, first_kinds
 from lpsel.data.control_tokens import Rendered
 from lpsel.data.dataset import DatasetSpec, Source
 from lpsel.data.packing import collate
 from lpsel.data.shared_prefixes import find_prefixes
 from lpsel.data.templates import holds_conversations, render_prompt, resolve_template
 from lpsel.data.tokens import Tokens, tokenize, tokenizer_hash
-from lpsel.errors import check_int
+from lpsel.errors import UserError, check_int
 from lpsel.evaluation.evaluator import Candidates, EvaluationContext, generation_files
 from lpsel.evaluation.row_metrics import RowMetrics, compare_rows
 from lpsel.evaluation.tables import reference_table
@@ -48,8 +50,14 @@ class Inputs(NamedTuple):
     spec: ModelSpec
     path: str
     tokenizer: Any
-    tokens: Tokens
-    prompts: list[Rendered]
+    tokens: Tokens  # of all rows
+    rows: NDArray[np.int64] = NO_ROWS  # to evaluate on: those that all models can use, shape (N,)
+    prompts: Sequence[Rendered] = ()
+
+    def of_rows(self, rows: NDArray[np.int64], examples: Sequence[Example]) -> "Inputs":
+        """The same with these rows, and their prompts."""
+        prompts = [render_prompt(example, self.spec.template, self.tokenizer) for example in examples]
+        return self._replace(rows=rows, prompts=prompts)
 
 
 @dataclass(frozen=True)
@@ -105,10 +113,16 @@ class ReferenceEvaluator:
         examples = [row.example for row in source]
         specs = candidates.local()
         names = [spec.name for spec in specs]
-        inputs = [
-            self._prepare(name, spec, source, examples, context.cache_dir)
+        prepared = [
+            self._prepare(name, spec, source, context.cache_dir)
             for name, spec in zip(distinct(names), specs, strict=True)
         ]
+        unusable = reduce(first_kinds, (model.tokens.unusable for model in prepared))
+        rows = np.arange(len(examples)) if unusable is None else np.flatnonzero(unusable.is_null())
+        examples = [examples[row] for row in rows]
+        if not examples:
+            raise UserError("dataset", source.spec.name, "no row can be used by all models", "set another template")
+        inputs = [model.of_rows(rows, examples) for model in prepared]
         measured, reports = [], []
         for model, file in zip(inputs, generation_files(names, context.folder), strict=True):
             of_model, report = self._evaluate_model(model, file, examples, context)
@@ -123,6 +137,7 @@ class ReferenceEvaluator:
                 "evaluator": "reference",
                 "dataset": source.spec.name,
                 "n": len(examples),
+                "rows_unusable": counts(unusable),
                 "data_fingerprint": source.fingerprint,
                 "baseline": reports[0]["name"],
                 "max_new_tokens": self.max_new_tokens,
@@ -132,29 +147,29 @@ class ReferenceEvaluator:
             }
         )
 
-    def _prepare(self, name: str, spec: ModelSpec, source: Source, examples: list[Example], cache_dir: Path) -> Inputs:
+    def _prepare(self, name: str, spec: ModelSpec, source: Source, cache_dir: Path) -> Inputs:
         path = locate(spec, cache_dir)
         prompt_room(load_config(spec, path), self.max_new_tokens)
         tokenizer = load_tokenizer(spec, path)
         spec = replace(spec, template=resolve_template(spec.template, holds_conversations(source), tokenizer))
         tokens = tokenize(source, tokenizer, spec.template, spec.max_length, cache_dir)
         check_vocabulary(tokens, tokenizer, spec, path)
-        prompts = [render_prompt(example, spec.template, tokenizer) for example in examples]
-        return Inputs(name, spec, path, tokenizer, tokens, prompts)
+        return Inputs(name, spec, path, tokenizer, tokens)
 
     def _evaluate_model(
         self, inputs: Inputs, file: str, examples: list[Example], context: EvaluationContext
     ) -> tuple[RowMetrics, dict[str, Any]]:
         nll, text_nll, answers, seconds = self._run_model(inputs, context)
-        tokens, tokenizer = inputs.tokens, tokenizer_hash(inputs.tokenizer)
+        tokens, rows, tokenizer = inputs.tokens, inputs.rows, tokenizer_hash(inputs.tokenizer)
         references = [reference_of(example) for example in examples]
         pairs = list(zip((answer.text for answer in answers), references, strict=True))
+        lengths = [response_bytes(e, tokens, row, inputs.tokenizer) for row, e in zip(rows, examples, strict=True)]
         measured = RowMetrics(
             nll=nll,
             text_nll=text_nll,
-            tokens=tokens.response_tokens.astype(np.int64),
-            labels=np.array([hash((tokenizer, _labels(tokens, i).tobytes())) for i in range(len(examples))]),
-            response_bytes=np.array([response_bytes(e, tokens, i, inputs.tokenizer) for i, e in enumerate(examples)]),
+            tokens=tokens.response_tokens[rows].astype(np.int64),
+            labels=np.array([hash((tokenizer, _labels(tokens, row).tobytes())) for row in rows]),
+            response_bytes=np.array(lengths),
             exact_match=np.array([exact_match(*pair) for pair in pairs], dtype=np.float64),
             rouge_l=np.array([rouge_l(*pair) for pair in pairs]),
         )
@@ -169,8 +184,8 @@ class ReferenceEvaluator:
             "max_length": inputs.spec.max_length,
             "tokenizer": tokenizer,
             "rows": len(examples),
-            "rows_without_supervised_tokens": tokens.n_unsupervised,
-            "rows_truncated": tokens.n_truncated,
+            "rows_without_supervised_tokens": (measured.tokens == 0).sum(),
+            "rows_truncated": tokens.truncated[rows].sum(),
             "rows_not_finite": not_finite,
             "supervised_tokens": measured.tokens.sum(),
             "response_bytes": measured.response_bytes.sum(),
@@ -202,7 +217,12 @@ class ReferenceEvaluator:
             model, inputs.tokenizer, inputs.prompts, sampling, batch_tokens=self.batch_tokens, title=title
         )
         seconds = {"load": loaded - started, "nll": scored - loaded, "generate": time.perf_counter() - scored}
-        return nll, text_nll, answers, {step: round(value, 3) for step, value in seconds.items()}
+        return (
+            nll[inputs.rows],
+            text_nll[inputs.rows],
+            answers,
+            {step: round(value, 3) for step, value in seconds.items()},
+        )
 
 
 @torch.inference_mode()
@@ -257,7 +277,7 @@ def _generations(
 ) -> Iterator[dict[str, Any]]:
     for i, answer in enumerate(answers):
         yield {
-            "id": inputs.tokens.ids[i].as_py(),
+            "id": inputs.tokens.ids[inputs.rows[i]].as_py(),
             "prompt": inputs.prompts[i].text,
             "output": answer.text,
             "reference": references[i],

@@ -15,11 +15,12 @@ from rich.console import Console
 from scipy import stats
 
 from lpsel.config import build
+from lpsel.data import tokens
 from lpsel.data.column_forms import Example, Turn
 from lpsel.data.dataset import DatasetSpec, Source
 from lpsel.data.templates import render
 from lpsel.data.tokens import tokenize
-from lpsel.errors import UserError
+from lpsel.errors import UnusableRow, UserError
 from lpsel.evaluation import held_out
 from lpsel.evaluation.evaluator import Candidates, EvaluationContext
 from lpsel.evaluation.held_out import ReferenceEvaluator, reference_nll, reference_of, response_bytes
@@ -68,6 +69,34 @@ def evaluated(evaluator, specs, rows, folder):
 def two_models(saved, tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluation")
     return evaluated(SMALL, [saved["llama"], saved["gpt2"]], ROWS, folder), folder
+
+
+def test_rows_that_a_model_cannot_use_are_left_out_for_all_models(saved, two_models, tmp_path, monkeypatch):
+    """One row is unusable in itself, one is rejected by a model's template: the others give the same results."""
+
+    def picky(example, template, tokenizer):
+        if example.instruction() == "Reject":
+            raise UnusableRow("chat template", problem="no", kind="template rejects roles")
+        return render(example, template, tokenizer)
+
+    monkeypatch.setattr(tokens, "render", picky)
+    odd = {"instruction": "List", "output": [["a"]]}
+    rows = [odd, ROWS[0], {"instruction": "Reject", "output": "x"}, *ROWS[1:]]
+    source = source_of(tmp_path, rows)
+    evaluator = dataclasses.replace(SMALL, dataset=dataclasses.replace(source.spec, bad_rows="skip"))
+    context = EvaluationContext(tmp_path, tmp_path / "cache", "cpu", "32-true")
+    result = evaluator.evaluate(Candidates((saved["llama"], saved["gpt2"])), context)
+    usable, folder = two_models
+    assert (result["n"], sum(result["rows_unusable"].values())) == (4, 2)
+    assert result["rows_unusable"]["template rejects roles"] == 1
+    assert usable["rows_unusable"] == {}
+    for with_odd, alone in zip(result["models"], usable["models"], strict=True):
+        assert with_odd["metrics"] == alone["metrics"]
+        assert with_odd["difference"] == alone["difference"]
+        written, expected = (json.loads(f"[{','.join((f / m['generations']).read_text().splitlines())}]")
+                             for f, m in ((tmp_path, with_odd), (folder, alone)))  # fmt: skip
+        assert [row["id"] for row in written] == [row["id"] for row in expected]
+        assert [row["nll"] for row in written] == pytest.approx([row["nll"] for row in expected])
 
 
 def test_metrics_are_computed_from_the_written_rows(two_models, saved, random_models, byte_tokenizer):
