@@ -48,9 +48,7 @@ def diagnosis(selection: Selection, characters_2N: NDArray[np.int32]) -> dict[st
             "all": float(np.median(response_N[table.usable])),
         },
         **known_and_rising(table, selected),
-        "duplicates": None
-        if table.id is None
-        else int(selected.sum()) - pc.count_distinct(table.id.filter(selected)).as_py(),
+        "duplicates": duplicates(table, selected),
     }
     return values | {"warnings": list(_warnings(selection, values))}
 
@@ -114,6 +112,11 @@ def duplicates(table: ScoreTable, selected_N: NDArray[np.bool_]) -> int | None:
 def _warnings(selection: Selection, values: Mapping[str, Any]) -> Iterator[str]:
     """Sentences about what should not surprise the user, with the option that addresses each."""
     spec, n = selection.spec, selection.n_selected
+    if selection.n_tied >= n and n < selection.n_eligible and not selection.arbitrary:
+        yield (
+            f"{selection.n_tied:,} rows are tied at the cutoff, and {n:,} rows are selected: which of the tied ones is "
+            "arbitrary, by a hash of their content. Another selection= or more recorded epochs may rank them."
+        )
     correlations, median = values["spearman"] or {}, values["median_response"]
     by_length = correlations.get(f"response_{median['unit']}", 0.0)
     if abs(by_length) >= STRONG and spec.length != "matched" and not spec.rule.uses_lengths:

@@ -91,6 +91,14 @@ def test_every_warning_names_the_option_that_addresses_it(make_table, make_spec)
     assert addressed["warnings"] == []
 
 
+def test_equal_scores_are_reported_as_an_arbitrary_ranking(make_table, make_spec):
+    selection = select(make_table([[10.0] * 10, [5.0] * 10]), make_spec("lp_app"), 30, 0)
+    (warning,) = diagnosis(selection, NO_CHARACTERS)["warnings"]
+    assert warning.startswith("10 rows are tied at the cutoff, and 3 rows are selected")
+    without_ties = select(make_table([[10.0] * 10, range(1, 11)]), make_spec("lp_app"), 30, 0)
+    assert not any("tied" in warning for warning in diagnosis(without_ties, NO_CHARACTERS)["warnings"])
+
+
 def test_arbitrary_scores_follow_nothing(table, make_spec):
     found = diagnosis(select(table, make_spec("random"), 20, 0), NO_CHARACTERS)
     assert (found["spearman"], found["clusters"]) == (None, None)
