@@ -18,6 +18,7 @@ from urllib.request import urlopen
 import numpy as np
 
 from lpsel.errors import UserError, first_line
+from lpsel.redact import redacted
 from lpsel.storage import finite, write_json
 from lpsel.tracking.artifacts import Artifact
 from lpsel.tracking.tracker import Distribution, Logged, Picture, Rows, Tracker
@@ -89,7 +90,7 @@ class WandbTracker(Tracker):
             "id": earlier["id"] if earlier and not earlier.get("finished") else secrets.token_hex(8),
             "resume": "allow",
             "name": run_dir.name,
-            "config": config,
+            "config": redacted(config),
             "dir": run_dir,
             "settings": settings,
         }

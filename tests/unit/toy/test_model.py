@@ -2,7 +2,6 @@
 
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from lpsel.data.column_forms import Example, Turn
 from lpsel.data.templates import render
 from lpsel.errors import UserError
 from lpsel.toy.data import generate
-from lpsel.toy.model import ALPACA, EOS, FORMULAS, formulas, make_tiny
+from lpsel.toy.model import ALPACA, FORMULAS, formulas, make_tiny
 
 ARGUMENTS: dict[str, int] = {"layers": 1, "hidden": 32, "heads": 2, "vocabulary": 400, "pretrain_steps": 3, "seed": 0}
 
@@ -61,9 +60,9 @@ def alpaca(row: dict[str, Any], tokenizer: Any) -> str:
 
 
 @pytest.mark.parametrize("given", ["", "2, 3"])
-def test_the_tokenizer_is_trained_on_the_alpaca_prompt(given: str) -> None:
+def test_the_tokenizer_is_trained_on_the_alpaca_prompt(folder: Path, given: str) -> None:
     row = {"instruction": "Add.", "input": given, "output": "5"}
-    assert ALPACA[bool(given)].format(**row) == alpaca(row, SimpleNamespace(eos_token=EOS))
+    assert ALPACA[bool(given)].format(**row) == alpaca(row, AutoTokenizer.from_pretrained(folder))
 
 
 def test_chat_template_renders_the_turns_and_opens_the_answer(folder: Path) -> None:
@@ -148,7 +147,7 @@ def test_pre_training_text_has_no_held_out_problem() -> None:
     ("change", "name"),
     [
         ({"layers": 0}, "tiny.layers"),
-        ({"hidden": 30, "heads": 4}, "tiny.hidden"),
+        ({"heads": 4, "hidden": 30}, "tiny.heads"),
         ({"vocabulary": 100}, "tiny.vocabulary"),
         ({"pretrain_steps": -1}, "tiny.pretrain_steps"),
     ],
