@@ -91,6 +91,7 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
         check_arguments(given)
         sys.argv[1:] = hydra_arguments(command, given)
         SweepCallback.fail = partial(_fail, f"lpsel {command}")
+        SweepCallback.sweep = None
         SweepCallback.before_run = None if os.environ.get("LPSEL_DEBUG") else partial(_check_run_folder, command)
         start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)
         start(_job(command, hydra_errors))()

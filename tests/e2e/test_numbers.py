@@ -92,15 +92,15 @@ def test_an_empty_answer_supervises_only_eos(tmp_path, toy_model, rows):
     assert np.isfinite(recorded(select(tmp_path, toy_model, data, "pct=50"))).all()
 
 
-def test_eos_inside_an_answer_is_an_ordinary_token(tmp_path, toy_model, rows):
+def test_eos_written_in_an_answer_is_text_and_does_not_end_it(tmp_path, toy_model, rows):
     tokens = tokens_of(toy_model, rows(("x", "a<eos>b")), tmp_path)
-    a, b = load_tokenizer(ModelSpec("toy", str(toy_model)), str(toy_model))("ab").input_ids
-    assert tokens.input_ids(0)[tokens.supervised(0)].tolist() == [a, EOS, b, EOS]
+    tokenizer = load_tokenizer(ModelSpec("toy", str(toy_model)), str(toy_model))
+    characters = [tokenizer(character).input_ids[0] for character in "a<eos>b"]
+    assert tokens.input_ids(0)[tokens.supervised(0)].tolist() == [*characters, EOS]
 
 
-def test_eos_at_the_end_of_an_answer_is_added_once_more(tmp_path, toy_model, rows):
-    """Like the released code, which always adds EOS."""
-    assert tokens_of(toy_model, rows(("x", "a<eos>")), tmp_path).response_tokens.tolist() == [3]
+def test_eos_is_added_to_an_answer_that_ends_in_its_text(tmp_path, toy_model, rows):
+    assert tokens_of(toy_model, rows(("x", "a<eos>")), tmp_path).response_tokens.tolist() == [len("a<eos>") + 1]
 
 
 def test_a_padding_token_equal_to_eos_changes_no_loss(tmp_path, toy_model, rows):
@@ -163,7 +163,7 @@ def with_new_tokens(tmp_path, toy_model):
     def make(known, fill):
         folder = tmp_path / "new"
         tokenizer = AutoTokenizer.from_pretrained(toy_model)
-        tokenizer.add_special_tokens({"additional_special_tokens": ["<call>", "<done>"]})
+        tokenizer.add_tokens(["<call>", "<done>"])  # special ones would stay text in rows
         model = AutoModelForCausalLM.from_pretrained(toy_model)
         if known:
             model.resize_token_embeddings(257 + known, mean_resizing=False)
