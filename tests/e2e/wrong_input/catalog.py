@@ -369,7 +369,7 @@ EVALUATIONS = [
     Case(PAIR + "prompts=prompts/empty.jsonl", "prompts/empty.jsonl"),
     Case(PAIR + "prompts=prompts/silent.jsonl", "row 0: prompt: has no text"),
     Case(PAIR + "prompts=prompts/columns.jsonl", "columns=question"),
-    Case(PAIR + "prompts=prompts/number.jsonl", "found int '3'"),
+    Case(PAIR + "prompts=prompts/object.jsonl", "found dict"),
     Case(PAIR + "prompts=prompts/half.jsonl", "half.jsonl, line 1"),
     Case(PAIR + "prompts=prompts/ids.jsonl", "the id ids/a is not unique"),
     Case(PAIR + "'prompts=[]'", "prompts=[]"),
@@ -474,7 +474,10 @@ FURTHER = [
         Case(f"publish {name}", f"{name}: not a finished run")
         for name in ("nowhere", "runs/empty", "runs/half", "runs/deep", "runs/list", "runs/foreign", "runs/no-scores")
     ],
-    Case("publish runs/lost-subset", "nowhere.jsonl: no longer exists"),
+    Case("publish runs/lost-subset", "runs/lost-subset/subset.jsonl: no longer exists"),
+    Case("publish runs/changed-subset", "runs/changed-subset/subset.jsonl: has changed since it was written"),
+    Case("publish runs/no-hashes", "runs/no-hashes/subset.jsonl: is not an output of the run"),
+    Case("publish runs/other-subset", "runs/other-subset/good.jsonl: is not an output of the run"),
     Case("publish runs/no-license", "dataset mine"),
     Case("publish runs/no-fields --license mit", "result.json: is not complete"),
     Case("publish runs/lost-subset --too x", "--too x"),

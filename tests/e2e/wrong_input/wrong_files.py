@@ -1,6 +1,7 @@
 """The invalid files that the command lines of catalog.py name, in one folder."""
 
 import gzip
+import hashlib
 import json
 import lzma
 import os
@@ -171,7 +172,7 @@ def _prompts():
         "prompts/empty.jsonl": b"",
         "prompts/silent.jsonl": lines([{"instruction": "  "}]),
         "prompts/columns.jsonl": lines([{"question": "x"}]),
-        "prompts/number.jsonl": lines([{"instruction": 3}]),
+        "prompts/object.jsonl": lines([{"instruction": {"text": "a"}}]),
         "prompts/half.jsonl": b'{"instruction": "x"',
         "prompts/long.jsonl": lines([{"instruction": "word " * 2_000}]),
         "prompts/text.txt": b"Say hello.",
@@ -324,10 +325,23 @@ def _runs(folder):
     result("foreign", {"hello": 1})
     result("no-scores", select | {"scores": None})
     result("lost-scores", select | {"scores": str(folder / "nowhere.parquet")})
-    result("lost-subset", select | {"subset": str(folder / "nowhere.jsonl"), "selection": str(folder / "good.parquet")})
-    result("no-license", select | {"subset": str(folder / "good.jsonl"), "selection": str(folder / "good.parquet"),
-                                   "dataset": {"name": "mine", "path": "mine.jsonl", "license": None}})  # fmt: skip
-    result("no-fields", select | {"subset": str(folder / "good.jsonl"), "selection": str(folder / "good.parquet")})
+
+    def selected(name, *lost, **changed):
+        outputs = {"subset": "subset.jsonl", "selection": "selection.parquet"}
+        sources = {"subset.jsonl": folder / "good.jsonl", "selection.parquet": folder / "good.parquet"}
+        hashes = {file: hashlib.sha256(source.read_bytes()).hexdigest() for file, source in sources.items()}
+        result(name, select | outputs | {"sha256": hashes} | changed)
+        for file in sources.keys() - set(lost):
+            shutil.copy(sources[file], folder / "runs" / name / file)
+
+    selected("lost-subset", "subset.jsonl")
+    selected("changed-subset")
+    with (folder / "runs/changed-subset/subset.jsonl").open("a") as subset:
+        subset.write('{"instruction": "a", "output": "b"}\n')
+    selected("no-hashes", sha256={})
+    selected("other-subset", subset=str(folder / "good.jsonl"))
+    selected("no-license", dataset={"name": "mine", "path": "mine.jsonl", "license": None})
+    selected("no-fields")
     (folder / "runs/empty").mkdir()
     (folder / "report-in-the-way").mkdir()
     (folder / "report-in-the-way/thesis.txt").write_text("mine")
