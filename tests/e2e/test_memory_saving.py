@@ -51,11 +51,12 @@ def test_an_adapter_is_trained_saved_merged_and_evaluated(embedded, cache, metho
 
     settings = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     base_path = settings["base_model_name_or_path"]
-    text = AutoTokenizer.from_pretrained(folder / "model")("Reverse the words: one two three")["input_ids"]
+    answers = " ".join(json.loads(row)["output"] for row in (folder / "subset.jsonl").read_text().splitlines())
+    text = AutoTokenizer.from_pretrained(folder / "model")(answers)["input_ids"]
     base, merged = (AutoModelForCausalLM.from_pretrained(p) for p in (base_path, folder / "model"))
     before, after = nll_of(base, text), nll_of(merged, text)
     again = PeftModel.from_pretrained(base, folder / "adapter")
-    assert abs(before - after) > 0.01
+    assert before - after > 0.1
     assert nll_of(again, text) == pytest.approx(after, abs=1e-5)
     assert (
         load_file(folder / "model" / "model.safetensors").keys() == load_file(f"{base_path}/model.safetensors").keys()

@@ -265,8 +265,12 @@ def test_a_signal_ends_training_where_nothing_has_to_be_repeated(
 
     monkeypatch.setattr(FineTuner, name, signaled)
     given = arguments(toy_model, rows, tmp_path / "cut")
-    with pytest.raises(Interrupted) as caught, signals_interrupt():
-        run("select", given, tmp_path / "b")
+    before = signal.signal(number, signal.SIG_DFL)  # nohup, and a shell for jobs in the background, ignore some signals
+    try:
+        with pytest.raises(Interrupted) as caught, signals_interrupt():
+            run("select", given, tmp_path / "b")
+    finally:
+        signal.signal(number, before)
     assert caught.value.status == 128 + number
     saved = "saved after step 4 of epoch 1" if name == "training_step" else "the losses recorded so far are saved"
     assert f"; {saved}; run the same command again to resume" in str(caught.value)

@@ -38,7 +38,7 @@ def sweep(tmp_path, *overrides, command="train", status=0):
 
 def outcomes(tmp_path):
     """Job -> what became of it in the last call."""
-    read = [json.loads(file.read_text()) for file in (tmp_path / "sweep" / ".jobs").glob("*.json")]
+    read = [json.loads(file.read_text()) for file in (tmp_path / "sweep" / ".jobs").glob("[!.]*.json")]
     return {Path(job["folder"]).name: job["state"] for job in read}
 
 
