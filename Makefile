@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PYTEST_ARGS ?= -m "not real"
+PYTEST_ARGS ?= -m "not real and not slow"
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -36,7 +36,7 @@ lint: venv ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint ## Check style and types, run the tests (PYTEST_ARGS= includes the tests with real models)
+test: lint ## Check style and types, run the tests (PYTEST_ARGS= includes slow ones and real models)
 	$(BIN)/python -m pytest --numprocesses=2 --dist=worksteal $(PYTEST_ARGS)
 
 test-torch-free: ## A short test without torch, in build/torch-free; for another Python: PYTHON=python3.13

@@ -275,10 +275,11 @@ def test_the_csv_tracker_writes_metrics(tmp_path, toy_model, instructions):
 
 
 TORCHRUN = ["-m", "torch.distributed.run"]
+TWO_NODES = "fsdp, two nodes of torchrun"
 LAUNCHERS = {
     "ddp, started by Lightning": ["trainer=ddp", "trainer.devices=2"],
     "fsdp, started by torchrun": ["trainer=fsdp", "trainer.devices=2"],
-    "fsdp, two nodes of torchrun": ["trainer=fsdp", "trainer.devices=1", "trainer.num_nodes=2"],
+    TWO_NODES: ["trainer=fsdp", "trainer.devices=1", "trainer.num_nodes=2"],
 }
 
 
@@ -292,7 +293,9 @@ def started(launcher, port):
     }[launcher]
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize(
+    "launcher", [name if name != TWO_NODES else pytest.param(name, marks=pytest.mark.slow) for name in LAUNCHERS]
+)
 def test_two_processes_train_the_same_target(tmp_path, toy_model, instructions, free_port, launcher):
     """With a scorer and a target to train: two fits in one run, on both ranks."""
     from safetensors.torch import load_file

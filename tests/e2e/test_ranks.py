@@ -104,7 +104,7 @@ def the_line(tmp_path, rank):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
+@pytest.mark.parametrize("trainer", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_a_rank_that_is_killed_ends_the_others_with_one_line(tmp_path, toy_model, instructions, as_ranks, trainer):
     common = given(toy_model, instructions(rows=24), tmp_path / "cache")
     devices = [f"trainer={trainer}", "trainer.accelerator=cpu", "trainer.devices=2", "selection=full"]
@@ -191,6 +191,7 @@ def test_a_sweep_becomes_an_array_of_jobs_of_the_trainers_size(tmp_path):
     assert "export SLURM_KILL_BAD_EXIT=1" in lines[:command]
 
 
+@pytest.mark.slow
 def test_a_job_that_submitit_starts_runs_the_command(tmp_path, toy_model, instructions):
     """Its local executor replaces SLURM: the job is a process that reads its function from a file."""
     ours = [

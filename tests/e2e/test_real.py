@@ -68,6 +68,7 @@ def test_real_embeddings_cover_the_dataset(rule, select, tmp_path):
     assert sorted(table.loc[table["selected"], "score"]) == list(range(CHOSEN)), "turns in which rows were picked"
 
 
+@pytest.mark.slow
 def test_ifd_of_a_real_scorer_is_around_1(select, tmp_path):
     result = run("select", [*select, "selection=ifd", "pct=10"], tmp_path / "ifd")
     scores = pq.read_table(result["scores"]).to_pandas()

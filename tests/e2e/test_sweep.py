@@ -114,6 +114,7 @@ def test_two_processes_that_start_together_train_once(rule, tmp_path, toy_model,
         assert {one["scores_reused"], two["scores_reused"]} == {True, False}
 
 
+@pytest.mark.slow
 def test_ranks_started_by_lightning_run_their_job_only(tmp_path, toy_model, instructions):
     two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
     sweep(tmp_path, *given(tmp_path, toy_model, instructions(rows=4)), *two, "selection=full", "seed=1,2")
