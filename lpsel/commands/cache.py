@@ -22,7 +22,8 @@ from lpsel.console import show
 from lpsel.errors import UserError, check_number
 from lpsel.storage import read_dict
 
-DIGEST = re.compile(r"[0-9a-f]{32}")
+# In the name of everything that commands cache, after a label or before the name of a downloaded file.
+DIGEST = re.compile(r"(?<![0-9a-f])(?:[0-9a-f]{32}(?![0-9a-f])|[0-9a-f]{16}(?=-))")
 # What takes long or costs money to make again; of other kinds, everything that is old is deleted.
 EXPENSIVE = ("scores", "answers", "verdicts", "trained")
 FILES = ("prompts", "hashes")  # kinds whose entries are files
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str]) -> None:
 def contents(cache_dir: Path) -> list[Cached]:
     """All entries of a cache, the largest first."""
     users = defaultdict(list)
-    for file in (cache_dir / USERS).glob("*.json"):
+    for file in _user_files(cache_dir):
         used = read_dict(file)
         if (run := Path(str(used.get("run")))).is_dir():
             for entry in used.get("entries") or ():
@@ -94,10 +95,14 @@ def contents(cache_dir: Path) -> list[Cached]:
     for kind in (*FORMATS, *OLD_KINDS, *FILES):
         paths: dict[str, list[Path]] = defaultdict(list)
         for path in sorted((cache_dir / kind).glob("[!.]*")):
-            found = DIGEST.search(path.name)
-            paths[found[0] if found and kind not in FILES else path.name].append(path)
+            if found := DIGEST.search(path.name):  # the folder may contain files of the user
+                paths[found[0]].append(path)
         entries += [_described(kind, folders, users[entry]) for entry, folders in paths.items()]
     return sorted(entries, key=lambda entry: entry.size, reverse=True)
+
+
+def _user_files(cache_dir: Path) -> list[Path]:
+    return [file for file in (cache_dir / USERS).glob("*.json") if DIGEST.fullmatch(file.stem)]
 
 
 def _described(kind: str, paths: Sequence[Path], runs: Sequence[Path]) -> Cached:
@@ -120,7 +125,7 @@ def prune(cache_dir: Path, days: float) -> list[Cached]:
         old = [entry for entry in contents(cache_dir) if entry.days > days and not entry.needed]
         for path in (path for entry in old for path in entry.paths):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        for file in (cache_dir / USERS).glob("*.json"):
+        for file in _user_files(cache_dir):
             if not Path(str(read_dict(file).get("run"))).is_dir():
                 file.unlink()
     return old

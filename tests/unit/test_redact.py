@@ -85,7 +85,7 @@ import logging
 from lpsel.redact import protect_output
 protect_output()
 logging.basicConfig()
-log = logging.getLogger("any.library")
+log = logging.getLogger("httpx")
 log.warning("sent %s to %s", "sk-0123456789-secret", "\\x1b]0;title\\x07server\\nline 2")
 log.warning("%d items", "no number")
 try:

@@ -109,11 +109,26 @@ def test_the_records_of_an_interrupted_run_have_no_user_and_are_deleted_by_age(t
 
 
 def test_folders_that_are_not_of_the_cache_are_left_alone(tmp_path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("mine")
-    (tmp_path / "notes.txt").write_text("mine")
+    for name in (
+        "mine/thesis.txt",
+        "notes.txt",
+        "prompts/mine.jsonl",
+        "scores/2024-run/scores.parquet",
+        "users/me.txt",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
     assert prune(tmp_path, days=0) == []
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine", "notes.txt", "thesis.txt"]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_downloaded_prompts_are_deleted_by_age(tmp_path):
+    prompts = tmp_path / "prompts" / "0123456789abcdef-koala.jsonl"
+    prompts.parent.mkdir()
+    prompts.write_text("{}")
+    assert [entry.paths for entry in prune(tmp_path, days=0)] == [(prompts,)]
+    assert not prompts.exists()
 
 
 @pytest.mark.parametrize(
