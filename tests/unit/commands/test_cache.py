@@ -114,7 +114,7 @@ def test_folders_that_are_not_of_the_cache_are_left_alone(tmp_path):
         "notes.txt",
         "prompts/mine.jsonl",
         "scores/2024-run/scores.parquet",
-        "users/me.txt",
+        "users/me.json",
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text("mine")
