@@ -61,10 +61,11 @@ def message_of(status, err):
 
 
 def normalized(message, *folders):
-    """A message without what differs from machine to machine: folders, ports, digests, versions."""
+    """A message without what differs from machine to machine: folders, ports, digests, versions, the Hub's error."""
     for folder in folders:
         message = message.replace(str(folder), "FOLDER")
     message = message.replace(str(ROOT), "ROOT").replace(f"lpsel {__version__}", "lpsel VERSION")
+    message = re.sub(r"(on the Hub) \(\w+\)", r"\1 (ERROR)", message)  # by what the machine has of the Hub
     message = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:PORT", message)
     message = re.sub(r"/[^ ]*pytest-of-[^/ ]+(/pytest-[0-9]+)?", "TEMPORARY", message)
     return re.sub(r"\b[0-9a-f]{12,64}\b", "DIGEST", message)

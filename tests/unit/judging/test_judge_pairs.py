@@ -24,8 +24,8 @@ def in_both_orders(judgements):
 
 
 def test_no_verdict_is_lost_or_duplicated_by_an_unreliable_server(serve, make_pairs, make_judge, tmp_path):
-    server, pairs = serve("--misbehave", "--seed", "0"), make_pairs(40)
-    judge = make_judge(server.url, timeout=1, concurrency=8, attempts=5)
+    server, pairs = serve("--misbehave", "--seed", "0", "--slow", "8"), make_pairs(40)
+    judge = make_judge(server.url, timeout=5, concurrency=8, attempts=5)
     judgements, ledger = judge_pairs(judge, pairs, tmp_path)
 
     assert set(server.kinds()) >= {"good", "429", "500", "cut", "not json", "html", "empty", "two verdicts", "odd"}
