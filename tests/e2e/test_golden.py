@@ -12,8 +12,6 @@ import lzma
 import math
 import os
 import platform
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -53,14 +51,8 @@ PUBLISHED = (
 class Commands:
     """Runs commands in a folder, with a separate cache."""
 
-    def __init__(self, folder):
-        self.folder = folder
-        self.environment = os.environ | {
-            "PYTHONPATH": str(ROOT),
-            "LPSEL_CACHE": str(folder / "cache"),
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-        }
+    def __init__(self, folder, as_process):
+        self.folder, self.as_process = folder, as_process
 
     def __call__(self, name, command, *overrides):
         """The run folder of one command."""
@@ -76,13 +68,7 @@ class Commands:
         return {" ".join(choices): folder / str(number) for number, choices in enumerate(itertools.product(*swept))}
 
     def _run(self, *arguments):
-        done = subprocess.run(
-            [sys.executable, "-m", "lpsel", *arguments],
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-        )
+        done = self.as_process(*arguments, cwd=self.folder, LPSEL_CACHE=str(self.folder / "cache"))
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
@@ -227,8 +213,8 @@ def without(value, names):
 
 
 @pytest.fixture(scope="module")
-def commands(tmp_path_factory):
-    return Commands(tmp_path_factory.mktemp("golden"))
+def commands(tmp_path_factory, as_process):
+    return Commands(tmp_path_factory.mktemp("golden"), as_process)
 
 
 @pytest.fixture(scope="module")

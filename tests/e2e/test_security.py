@@ -10,6 +10,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -50,19 +51,11 @@ def lpsel(tmp_path, monkeypatch, capsys):
     return here
 
 
-def as_process(*arguments, cwd, **environment):
+@pytest.fixture
+def process(as_process, tmp_path):
     """The same as a process of its own, for what only the end of a process shows: a traceback."""
-    quiet = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    place = {"LPSEL_CACHE": str(cwd / "cache"), "WANDB_MODE": "offline", "LPSEL_DEBUG": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "lpsel", *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | quiet | place | environment,
-        capture_output=True,
-        text=True,
-        timeout=250,
-        check=False,
-    )
+    quiet = {"CUDA_VISIBLE_DEVICES": "", "WANDB_MODE": "offline", "LPSEL_DEBUG": "1", "LPSEL_CACHE": "cache"}
+    return partial(as_process, cwd=tmp_path, **quiet)
 
 
 @pytest.fixture
@@ -118,7 +111,7 @@ def found_canaries(folder, *printed):
     ]
 
 
-def test_keys_in_the_environment_are_neither_written_nor_printed(lpsel, small_run, serve, tmp_path, toy_model):
+def test_keys_in_the_environment_are_neither_written_nor_printed(lpsel, process, small_run, serve, tmp_path, toy_model):
     """The servers here send every request's Authorization header back in what they say of it."""
     given, run = small_run
     # At such a rate the model answers unlike the baseline, so that the judge is asked.
@@ -140,9 +133,7 @@ def test_keys_in_the_environment_are_neither_written_nor_printed(lpsel, small_ru
         *pairwise, f"model={run}", f"judge.base_url={refusing}", "judge.key_env=MY_SERVER", f"hydra.run.dir={run}-e",
         "judge.max_retries=0", "judge.request={temperature: 1}", "evaluator.max_new_tokens=5", **CANARIES,
     )  # fmt: skip
-    traced = as_process(
-        *pairwise, f"model=m@{refusing}", "judge=human", f"hydra.run.dir={run}-f", cwd=tmp_path, **CANARIES
-    )
+    traced = process(*pairwise, f"model=m@{refusing}", "judge=human", f"hydra.run.dir={run}-f", **CANARIES)
     report = lpsel("report", "runs", "--out", "report", **CANARIES)
     publish = lpsel("publish", run, **CANARIES)
     assert [end.status for end in (done, good, report, publish)] == [None] * 4
@@ -159,7 +150,7 @@ def test_keys_in_the_environment_are_neither_written_nor_printed(lpsel, small_ru
 HEADER = "+judge.request.extra_headers={x-api-key:${oc.env:MY_SERVER}}"
 
 
-def test_keys_in_headers_and_in_sweeps_are_neither_written_nor_printed(small_run, serve, tmp_path, toy_model):
+def test_keys_in_headers_and_in_sweeps_are_neither_written_nor_printed(process, small_run, serve, tmp_path, toy_model):
     """A key that was read from a mounted file ends in a line feed, which HTTP headers cannot hold."""
     (tmp_path / "prompts.jsonl").write_text(json.dumps({"instruction": "Say 1."}) + "\n")
     (tmp_path / "rows.jsonl").write_text(json.dumps({"instruction": "Say 1.", "output": "1"}) + "\n")
@@ -173,19 +164,19 @@ def test_keys_in_headers_and_in_sweeps_are_neither_written_nor_printed(small_run
         "evaluate", "evaluator=pairwise", f"baseline={toy_model}", "model=other", "prompts=prompts.jsonl",
         "evaluator.max_new_tokens=4", "judge.max_retries=0", "judge.key_env=OPENAI_API_KEY",
     ]  # fmt: skip
-    swept = as_process(
+    swept = process(
         pairwise[0], "-m", *pairwise[1:], f"judge.base_url={serve('--only', '400')}", "tracker=none",
-        HEADER, "judge.request.temperature=0,1", f"hydra.sweep.dir={tmp_path}/sweep", cwd=tmp_path, **canaries,
+        HEADER, "judge.request.temperature=0,1", f"hydra.sweep.dir={tmp_path}/sweep", **canaries,
     )  # fmt: skip
     assert swept.returncode == 2, swept.stderr
     assert "status 400 for Bearer ***" in swept.stdout
-    judged = as_process(
+    judged = process(
         *pairwise, f"judge.base_url={serve()}", HEADER, f"hydra.run.dir={tmp_path}/run",
-        cwd=tmp_path, **canaries,
+        **canaries,
     )  # fmt: skip
     assert judged.returncode == 0, judged.stderr
     assert json.loads((tmp_path / "run/result.json").read_text())["judging"]["asked"] > 0
-    shown = as_process("show", tmp_path / "run", cwd=tmp_path, **canaries)
+    shown = process("show", tmp_path / "run", **canaries)
     printed = [text for end in (swept, judged, shown) for text in (end.stdout, end.stderr)]
     assert found_canaries(tmp_path, *printed) == []
 

@@ -25,15 +25,16 @@ def given(tmp_path, toy_model, data):
     ]  # fmt: skip
 
 
-def sweep(tmp_path, *overrides, command="train", status=0):
-    """Run a sweep in a process of its own; returns what it printed, standard error behind it."""
-    arguments = [sys.executable, "-m", "lpsel", command, "-m", f"hydra.sweep.dir={tmp_path}/sweep", *overrides]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False
-    )
-    assert done.returncode == status, done.stdout + done.stderr
-    return done.stdout + done.stderr
+@pytest.fixture
+def sweep(tmp_path, as_process):
+    """Runs a sweep in a process of its own; returns what it printed, standard error behind it."""
+
+    def run(*overrides, command="train", status=0):
+        done = as_process(command, "-m", f"hydra.sweep.dir={tmp_path}/sweep", *overrides)
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    return run
 
 
 def outcomes(tmp_path):
@@ -46,11 +47,11 @@ def results(tmp_path):
     return {file.parent.name: json.loads(file.read_text()) for file in (tmp_path / "sweep").glob("*/result.json")}
 
 
-def test_a_failed_job_does_not_stop_the_others_and_a_second_call_retries_it(tmp_path, toy_model, instructions):
+def test_a_failed_job_does_not_stop_the_others_and_a_second_call_retries_it(sweep, tmp_path, toy_model, instructions):
     there, missing = instructions(rows=8, name="a.jsonl"), tmp_path / "b.jsonl"
     overrides = [o for o in given(tmp_path, toy_model, f"{there},{missing}") if not o.startswith("model")]
     overrides += ["selection=lp_app", "pct=25,50"]
-    output = sweep(tmp_path, *overrides, command="select", status=2)
+    output = sweep(*overrides, command="select", status=2)
     states = outcomes(tmp_path)
     assert Counter(states.values()) == {"done": 2, "failed": 2}
     assert all(("b.jsonl" in job) == (state == "failed") for job, state in states.items())
@@ -62,17 +63,15 @@ def test_a_failed_job_does_not_stop_the_others_and_a_second_call_retries_it(tmp_
     written = {job: (tmp_path / "sweep" / job / "result.json").stat().st_mtime_ns for job in first}
 
     instructions(rows=9, name="b.jsonl")
-    sweep(tmp_path, *overrides, command="select")
+    sweep(*overrides, command="select")
     assert Counter(outcomes(tmp_path).values()) == {"found": 2, "done": 2}
     assert {job: (tmp_path / "sweep" / job / "result.json").stat().st_mtime_ns for job in first} == written
     assert len(results(tmp_path)) == 4
 
 
-def test_joblib_runs_jobs_in_parallel_and_shared_work_is_done_once(tmp_path, toy_model, instructions):
+def test_joblib_runs_jobs_in_parallel_and_shared_work_is_done_once(sweep, tmp_path, toy_model, instructions):
     side_by_side = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    output = sweep(
-        tmp_path, *side_by_side, *given(tmp_path, toy_model, instructions(rows=8)), "selection=lp_app", "pct=25,50"
-    )
+    output = sweep(*side_by_side, *given(tmp_path, toy_model, instructions(rows=8)), "selection=lp_app", "pct=25,50")
     made = results(tmp_path)
     assert sorted(result["n_selected"] for result in made.values()) == [2, 4]
     assert sorted(result["scores_reused"] for result in made.values()) == [False, True]
@@ -117,7 +116,9 @@ def test_two_processes_that_start_together_train_once(rule, tmp_path, toy_model,
 @pytest.mark.slow
 def test_ranks_started_by_lightning_run_their_job_only(tmp_path, toy_model, instructions):
     two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
-    sweep(tmp_path, *given(tmp_path, toy_model, instructions(rows=4)), *two, "selection=full", "seed=1,2")
+    overrides = [*given(tmp_path, toy_model, instructions(rows=4)), *two, "selection=full", "seed=1,2"]
+    command = [sys.executable, "-m", "lpsel", "train", "-m", f"hydra.sweep.dir={tmp_path}/sweep", *overrides]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=280)
     made = results(tmp_path)
     assert sorted(result["seed"] for result in made.values()) == [1, 2]
     assert [result["training"]["world_size"] for result in made.values()] == [2, 2]

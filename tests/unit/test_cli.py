@@ -4,27 +4,12 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from lpsel.cli import FLAG_COMMANDS, HYDRA_COMMANDS
 from lpsel.command_line import check_arguments
 from lpsel.errors import UserError
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def lpsel(*arguments, cwd=ROOT, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "lpsel", *arguments],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment,
-        capture_output=True,
-        text=True,
-        timeout=250,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize(
@@ -56,17 +41,17 @@ def lpsel(*arguments, cwd=ROOT, **environment):
         (["agreement"], "lpsel agreement: the following arguments are required: TABLE. See lpsel agreement --help."),
     ],
 )
-def test_a_user_error_is_one_line_and_status_2(arguments, subject, tmp_path):
+def test_a_user_error_is_one_line_and_status_2(arguments, subject, tmp_path, as_process):
     run_dir = [] if arguments[0] in ("publsh", "agreement") else [f"hydra.run.dir={tmp_path}/run"]
-    done = lpsel(*arguments, *run_dir, cwd=tmp_path, LPSEL_CACHE=str(tmp_path / "cache"), CUDA_VISIBLE_DEVICES="")
+    done = as_process(*arguments, *run_dir, cwd=tmp_path, LPSEL_CACHE=str(tmp_path / "cache"), CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 2, done.stderr
     assert subject in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
-def test_help_lists_the_commands():
-    names = [line.split()[0] for line in lpsel("--help").stdout.splitlines()[2:]]
+def test_help_lists_the_commands(as_process):
+    names = [line.split()[0] for line in as_process("--help").stdout.splitlines()[2:]]
     assert names == [*HYDRA_COMMANDS, *FLAG_COMMANDS]
 
 

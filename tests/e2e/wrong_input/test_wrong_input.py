@@ -106,30 +106,12 @@ def test_every_case_is_listed_once_and_has_a_message():
 
 
 @pytest.mark.parametrize("case", AS_PROCESS, ids=lambda case: case.line)
-def test_a_process_ends_in_the_same_line(case, wrong_files, tmp_path):
-    run_dir = as_process(case, wrong_files, tmp_path)
-    assert left_over(run_dir, tmp_path / "cache") == []
-
-
-def as_process(case, wrong_files, tmp_path, **environment):
-    """Run the script and check its message; returns its run folder."""
+def test_a_process_ends_in_the_same_line(case, wrong_files, tmp_path, as_process):
     line, run_dir = in_folders(case, tmp_path)
-    command, *arguments = shlex.split(line)
-    environment = {
-        "LPSEL_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", **environment,
-    }  # fmt: skip
-    inherited = {name: value for name, value in os.environ.items() if name not in ("OPENAI_API_KEY", "LPSEL_DEBUG")}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / f"{command}.py"), *arguments],
-        cwd=wrong_files,
-        env=inherited | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert case.value in message_of(done.returncode, done.stderr)
-    return run_dir
+    cache = {"LPSEL_CACHE": str(tmp_path / "cache")}
+    ended = as_process(*shlex.split(line), cwd=wrong_files, CUDA_VISIBLE_DEVICES="", **cache)
+    assert case.value in message_of(ended.returncode, ended.stderr)
+    assert left_over(run_dir, tmp_path / "cache") == []
 
 
 class NoEntry(BaseHTTPRequestHandler):
@@ -158,14 +140,19 @@ class NoEntry(BaseHTTPRequestHandler):
 def test_a_key_that_the_hub_rejects_ends_in_one_line_without_the_key(line, value, wrong_files, tmp_path):
     hub = ThreadingHTTPServer(("127.0.0.1", 0), NoEntry)
     threading.Thread(target=hub.serve_forever, daemon=True).start()
-    case = Case(f"{line} tracker=none", value)
-    run_dir = as_process(
-        case, wrong_files, tmp_path, HF_ENDPOINT=f"http://127.0.0.1:{hub.server_address[1]}", HF_HUB_OFFLINE="0",
-        HF_TOKEN="hf_" + "canary" * 5, HF_HOME=str(tmp_path / "hub"),
+    command, *overrides = line.split()
+    environment = os.environ | {
+        "LPSEL_CACHE": str(tmp_path / "cache"), "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_address[1]}",
+        "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_" + "canary" * 5, "HF_HOME": str(tmp_path / "hub"),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, ROOT / f"{command}.py", *overrides, "tracker=none", f"hydra.run.dir={tmp_path}/run"],
+        cwd=wrong_files, env=environment, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     hub.shutdown()
     hub.server_close()
-    assert left_over(run_dir, tmp_path / "cache") == []
+    assert value in message_of(done.returncode, done.stderr)
+    assert left_over(tmp_path / "run", tmp_path / "cache") == []
 
 
 def test_a_valid_command_line_passes_none_of_these_checks(wrong_files, alone, tmp_path, monkeypatch, capsys):
