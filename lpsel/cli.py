@@ -15,28 +15,31 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lpsel import __version__
 from lpsel.command_line import check_arguments, hydra_error
 from lpsel.distributed import Interrupted, is_main_process, lost_rank, signals_interrupt
 from lpsel.errors import ReportedByMainProcess, UserError, resource_errors
 from lpsel.redact import printable, protect_output, redact
 
-# Commands that Hydra configures.
+# Commands with what they do and an example. Hydra configures these:
 HYDRA_COMMANDS = {
-    "train": "score and select rows as needed, and train a model on them",
-    "select": "score rows as needed, and write a subset",
-    "evaluate": "compare models on held-out rows or prompts",
+    "train": ("score and select rows as needed, and train a model on them", "model=opt-1.3b selection=lp_app pct=10"),
+    "select": ("score rows as needed, and write a subset", "scorer=opt-350m dataset=my.jsonl pct=10"),
+    "evaluate": ("compare models on held-out rows or prompts", "model=RUN baseline=facebook/opt-1.3b dataset=dolly"),
 }
-# Commands with paths and flags: their module in lpsel.commands has `main(arguments)`.
+# These take paths and flags: their module in lpsel.commands has `main(arguments)`.
 FLAG_COMMANDS = {
-    "agreement": "compare scorers: do they find the same rows hard?",
-    "votes": "count the votes of human annotators",
-    "publish": "write a subset as a dataset with a card, for the Hub",
-    "report": "summarize runs on one page, with figures and tables",
-    "runs": "list run folders with their key figures",
-    "show": "show one run folder",
-    "rows": "show the hardest and easiest rows of scores",
-    "cache": "show what is cached, and delete what no run uses",
+    "agreement": ("compare scorers: do they find the same rows hard?", "SCORES_1 SCORES_2"),
+    "votes": ("count the votes of human annotators", "votes-ann.json votes-ben.json"),
+    "publish": ("write a subset as a dataset with a card, for the Hub", "RUN --out my-subset"),
+    "report": ("summarize runs on one page, with figures and tables", "RUN_1 RUN_2"),
+    "runs": ("list run folders with their key figures", "--json"),
+    "show": ("show one run folder", "RUN"),
+    "rows": ("show the hardest and easiest rows of scores", "RUN --hardest 5"),
+    "cache": ("show what is cached, and delete what no run uses", "--prune 90"),
 }
+COMMANDS = HYDRA_COMMANDS | FLAG_COMMANDS
+COMPLETION = ("-sc", "--shell-completion")
 SECONDS_FOR_MAIN_PROCESS = 5  # to print an error: torchrun ends all ranks when the first one exits
 
 
@@ -52,11 +55,32 @@ def console() -> None:
     elif arguments and arguments[0] in FLAG_COMMANDS:
         run_flag_command(arguments[0], arguments[1:])
     elif arguments in ([], ["-h"], ["--help"]):
-        print("usage: lpsel COMMAND [OVERRIDE ...]   (lpsel COMMAND --help lists the options)\n")
-        print("\n".join(f"  {name:<11}{what}" for name, what in (HYDRA_COMMANDS | FLAG_COMMANDS).items()))
+        print(_usage())
+    elif arguments == ["--version"]:
+        print(f"lpsel {__version__}")
+    elif arguments[0] in COMPLETION:
+        _complete(arguments)
     else:
-        known = ", ".join(HYDRA_COMMANDS | FLAG_COMMANDS)
-        _fail("lpsel", UserError(arguments[0], problem="unknown command", hint=f"use one of {known}"))
+        hint = f"use one of {', '.join(COMMANDS)}"
+        _fail("lpsel", UserError(arguments[0], problem="unknown command", hint=hint))
+
+
+def _usage() -> str:
+    lines = ["usage: lpsel COMMAND ...   (lpsel COMMAND --help lists the options)", ""]
+    for name, (what, example) in COMMANDS.items():
+        lines += [f"  {name:<11}{what}", f"  {'':<11}$ lpsel {name} {example}"]
+    return "\n".join([*lines, "", 'lpsel --version; completion in bash: eval "$(lpsel -sc install=bash)"'])
+
+
+def _complete(arguments: Sequence[str]) -> None:
+    """Hydra's shell completion, which knows one command only: the line it completes gets the name of ours removed."""
+    words = os.environ.get("COMP_LINE", "").split(" ")
+    command = next(iter(words[1:]), "")
+    if arguments[1:] and arguments[1].startswith("query=") and len(words) < 3:
+        print(" ".join(name for name in COMMANDS if name.startswith(command)))
+    elif command not in FLAG_COMMANDS:
+        os.environ["COMP_LINE"] = " ".join([words[0], *words[2:]])
+        run(command if command in HYDRA_COMMANDS else "select", arguments)
 
 
 def entry_point(script: str) -> None:

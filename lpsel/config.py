@@ -2,6 +2,7 @@
 
 import os
 import re
+import textwrap
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -87,6 +88,14 @@ def _stem(path: str | Sequence[str]) -> str:
     return ""
 
 
+def _names(group: str, placeholder: str) -> str:
+    """The choices of a group as lines of --help."""
+    return textwrap.fill(
+        f"{placeholder}: {', '.join(choices(group))}", 80, subsequent_indent="  ", break_on_hyphens=False
+    )
+
+
+OmegaConf.register_new_resolver("lpsel_names", _names, replace=True)
 OmegaConf.register_new_resolver("lpsel_cache", default_cache, replace=True)
 OmegaConf.register_new_resolver("lpsel_stem", _stem, replace=True)
 # Every model can be a scorer.

@@ -4,12 +4,18 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 from lpsel.cli import FLAG_COMMANDS, HYDRA_COMMANDS
-from lpsel.command_line import check_arguments
+from lpsel.command_line import _option_names, check_arguments
+from lpsel.config import config_dir
 from lpsel.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -50,9 +56,66 @@ def test_a_user_error_is_one_line_and_status_2(arguments, subject, tmp_path, as_
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
-def test_help_lists_the_commands(as_process):
-    names = [line.split()[0] for line in as_process("--help").stdout.splitlines()[2:]]
-    assert names == [*HYDRA_COMMANDS, *FLAG_COMMANDS]
+def test_lpsel_alone_lists_the_commands_with_an_example_each(as_process):
+    listed = as_process().stdout
+    assert as_process("--help").stdout == listed
+    names = re.findall(r"^  (\w+) ", listed, re.MULTILINE)
+    assert names == [*HYDRA_COMMANDS, *FLAG_COMMANDS] == re.findall(r"\$ lpsel (\w+) \S", listed)
+    assert max(map(len, listed.splitlines())) <= 80
+
+
+def test_version(as_process):
+    assert as_process("--version").stdout == f"lpsel {version('lpsel')}\n"
+
+
+@pytest.mark.parametrize("command", HYDRA_COMMANDS)
+def test_help_fits_the_terminal_and_lists_ten_options_that_exist_and_how_to_see_all(command):
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        text = compose(command, overrides=[f"hydra.job.name={command}"], return_hydra_config=True).hydra.help.template
+    assert max(map(len, text.splitlines())) <= 80
+    options = re.findall(r"^  ([\w.]+)=[A-Za-z]+ ", text, re.MULTILINE)
+    assert len(set(options)) == 10
+    known = _option_names(command) | {"hydra.run.dir"} | ({"model"} if command == "evaluate" else set())
+    assert set(options) <= known
+    assert f"lpsel {command} --cfg job\n" in text
+    if command != "evaluate":
+        assert {"lp_app,", "facility_location,"} <= set(text.split())
+
+
+def test_completion_in_bash_after_the_documented_line(tmp_path):
+    guide = (ROOT / "docs" / "guides" / "terminal.md").read_text()
+    install = 'eval "$(lpsel -sc install=bash)"'
+    assert f"    {install}\n" in guide
+    (tmp_path / "selected.json").touch()
+    script = tmp_path / "completed.sh"
+    script.write_text(
+        install
+        + r"""
+completed() {
+    COMP_LINE="$1"; read -ra COMP_WORDS <<< "$1"; [[ $1 == *" " ]] && COMP_WORDS+=("")
+    COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); COMP_POINT=${#1}
+    COMPREPLY=(); "$(complete -p lpsel | grep -o 'hydra_bash_completion')"; echo "${COMPREPLY[*]}"
+}
+completed "lpsel s"
+completed "lpsel train selection=lp_app"
+completed "lpsel show sel"
+"""
+    )
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", script],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout.splitlines() == [
+        "select show",
+        "selection=lp_app selection=lp_app_nll",
+        "selected.json",
+    ]
 
 
 def test_a_closed_pipe_ends_a_command_without_a_message():
