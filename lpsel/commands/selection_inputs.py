@@ -218,7 +218,7 @@ def _table_of_tokens(source: Source, model: ModelSpec, cache_dir: Path) -> Score
     model = with_template(model, source, cache_dir)
     tokenizer = load_tokenizer(model, locate(model, cache_dir))
     tokens = tokenize(source, tokenizer, model.template, model.max_length, cache_dir)
-    report_tokens(model, len(tokens), tokens.n_truncated, tokens.n_unsupervised)
+    report_tokens(model, tokens.counted())
     counts = (tokens.prompt_tokens, tokens.response_tokens, tokens.truncated)
     nll = np.empty((0, len(tokens)))
     return ScoreTable(np.arange(len(tokens)), tokens.ids, *counts, nll=nll, unusable=tokens.unusable)

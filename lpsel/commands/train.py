@@ -16,6 +16,7 @@ from lpsel.commands.selection_inputs import prepare_inputs, warn_of_toy
 from lpsel.commands.tracked_values import log_ledger
 from lpsel.config import build
 from lpsel.console import as_text, lines
+from lpsel.data.content_ids import counts
 from lpsel.data.dataset import Source
 from lpsel.distributed import is_main_process
 from lpsel.errors import UserError
@@ -110,6 +111,7 @@ def train(
     training = {
         "rows": int(data.trained.sum()),
         "rows_truncated": int(tokens.truncated[data.trained].sum()),
+        "rows_unusable": counts(tokens.unusable),
         "steps": trainer.global_step,
         "epochs": epochs,
         "last_step_nll": last_step_nll,
@@ -137,7 +139,7 @@ def _tokens(setup: TrainingSetup, target: Target, source: Source, tokenizer: Any
 
     spec = target.spec
     tokens = tokenize(source, tokenizer, spec.template, spec.max_length, setup.cache_dir)
-    report_tokens(spec, len(tokens), tokens.n_truncated, tokens.n_unsupervised)
+    report_tokens(spec, tokens.counted())
     check_vocabulary(tokens, tokenizer, spec, target.path)
     return tokens
 

@@ -88,15 +88,18 @@ class Tokens:
         batches = (self._file.get_batch(i) for i in range(self._file.num_record_batches))
         return pa.concat_arrays([batch.column("id") for batch in batches])
 
-    @property
-    def n_truncated(self) -> int:
-        """Number of truncated rows."""
-        return int(self.truncated.sum())
+    def counted(self) -> dict[str, Any]:
+        """Numbers of rows, as manifests have them.
 
-    @property
-    def n_unsupervised(self) -> int:
-        """Number of usable rows without a supervised token: no answer, or a fully truncated one."""
-        return int((self.response_tokens == 0).sum()) - sum(counts(self.unusable).values())
+        Rows without a supervised token have no answer, or it is truncated; unusable rows are counted by kind only.
+        """
+        kinds = counts(self.unusable)
+        return {
+            "rows": len(self),
+            "rows_truncated": int(self.truncated.sum()),
+            "rows_without_supervised_token": int((self.response_tokens == 0).sum()) - sum(kinds.values()),
+            "rows_unusable": kinds,
+        }
 
     def input_ids(self, i: int) -> np.ndarray:
         """The tokens of row i, int32 (T,): a read-only view of the file."""

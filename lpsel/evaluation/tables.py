@@ -6,6 +6,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from lpsel.data.content_ids import listed
 from lpsel.evaluation.win_rate import shown_interval
 
 NO_INFORMATION = "no information"
@@ -37,6 +38,8 @@ def reference_table(result: dict[str, Any]) -> Table:
             notes.append(f"Differences in NLL are those of the rows with the same supervised tokens, {min(partial):,}.")
     if len({model["tokenizer"] for model in models}) > 1:
         notes.append("Tokenizers differ: compare bits/byte, not NLL or perplexity.")
+    if result["rows_unusable"]:
+        notes.append(f"Unusable rows are left out: {escape(listed(result['rows_unusable']))}.")
     rows = []
     for model in models:
         cells = {"model": model["name"], "rows": f"{model['rows']:,}"}

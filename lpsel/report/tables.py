@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t
 
+from lpsel.data.content_ids import listed
 from lpsel.errors import printable_line
 from lpsel.evaluation.win_rate import shown_interval
 from lpsel.report.points import WIN_RATE_DETAILS, Point, measures_of, points
@@ -66,6 +67,7 @@ def run_rows(runs: Runs, points: Sequence[Point]) -> Table:
             "command": run.command,
             **{name: getattr(run, name) if selects else None for name in settings},
             "rows": run.get("n_selected" if selects else "n") if trained_rows is None else trained_rows,
+            "unusable rows": listed(run.get("rows_unusable") or {}) or None,
             "seed": run.get("seed"),
             **{name: getattr(point, name, None) for name in ("metric", "value", "low", "high")},
             "selection FLOPs": number(run.get("ledger", "selection", "flops")),

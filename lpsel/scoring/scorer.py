@@ -4,7 +4,7 @@ import logging
 import platform
 import shutil
 import subprocess
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lpsel import __version__
 from lpsel.cache import Entry
+from lpsel.data.content_ids import listed
 from lpsel.data.datamodule import SubsetDataModule
 from lpsel.data.dataset import Source
 from lpsel.data.paths import absolute
@@ -48,7 +49,6 @@ from lpsel.training.trainer import Cost, fit
 log = logging.getLogger(__name__)
 
 PROMPTS = {"alpaca": "Alpaca's prompt", "chat": "the tokenizer's chat template", "plain": "turns as plain text"}
-COUNTED = ("rows", "rows_truncated", "rows_without_supervised_token")  # in the manifest
 OTHER_SCORERS = (
     "set scorer=FOLDER_OR_HUB_ID or another name in conf/model, scores=FILE to use scores that you have, or "
     "scorer=tiny, a toy to try things out with"
@@ -107,7 +107,7 @@ def scores_for(
         if found := agree(look):
             scores = Scores(found, reused=True)
             log.info("Scores: reused from %s", scores.table)
-            report_tokens(scorer, *(scores.manifest()[name] for name in COUNTED))
+            report_tokens(scorer, scores.manifest())
             if is_main_process():  # of a process that was killed after writing them
                 shutil.rmtree(entry.folder / found.name.removeprefix(f"{entry.folder.name}-"), ignore_errors=True)
             return scores
@@ -135,9 +135,9 @@ class _Scoring:
         self.title = f"Scorer {scorer.name}"
         self.tokenizer = load_tokenizer(scorer, path)
         self.tokens = tokenize(source, self.tokenizer, scorer.template, scorer.max_length, setup.cache_dir)
-        report_tokens(scorer, len(self.tokens), self.tokens.n_truncated, self.tokens.n_unsupervised)
+        report_tokens(scorer, self.tokens.counted())
         check_vocabulary(self.tokens, self.tokenizer, scorer, path)
-        if self.tokens.n_unsupervised == len(self.tokens):
+        if not self.tokens.response_tokens.any():
             problem = f"no row of {source.spec.name} keeps a supervised token"
             raise UserError("scorer.max_length", scorer.max_length, problem, "raise it")
         config = load_config(scorer, path)
@@ -213,9 +213,7 @@ class _Scoring:
             "dataset": asdict(replace(spec, path=absolute(spec.path))),
             "epochs": self.epochs,
             "columns": self.columns,
-            "rows": len(self.tokens),
-            "rows_truncated": self.tokens.n_truncated,
-            "rows_without_supervised_token": self.tokens.n_unsupervised,
+            **self.tokens.counted(),
             "tokenizer_hash": tokenizer_hash(self.tokenizer),
             "template_hash": template_hash(scorer.template, self.tokenizer),
             "trust_remote_code": scorer.trust_remote_code,
@@ -227,17 +225,24 @@ class _Scoring:
         }
 
 
-def report_tokens(model: ModelSpec, rows: int, truncated: int, unsupervised: int) -> None:
-    """Log the prompt of a model's rows and how many of them its length limit truncates."""
+def report_tokens(model: ModelSpec, counted: Mapping[str, Any]) -> None:
+    """Log the prompt of a model's rows, how many its length limit truncates, and how many are unusable.
+
+    Args:
+        counted: as `Tokens.counted` returns it.
+    """
+    kinds = counted["rows_unusable"]
+    unusable = f"; {sum(kinds.values()):,} are unusable and skipped: {listed(kinds)}" if kinds else ""
     log.info(
-        "Tokens for %s: %s; %s of %s rows (%.1f%%) are truncated to %s tokens, %s keep no supervised token",
+        "Tokens for %s: %s; %s of %s rows (%.1f%%) are truncated to %s tokens, %s keep no supervised token%s",
         model.name,
         PROMPTS[model.template],
-        f"{truncated:,}",
-        f"{rows:,}",
-        100 * truncated / rows,
+        f"{counted['rows_truncated']:,}",
+        f"{counted['rows']:,}",
+        100 * counted["rows_truncated"] / counted["rows"],
         model.max_length,
-        f"{unsupervised:,}",
+        f"{counted['rows_without_supervised_token']:,}",
+        unusable,
     )
 
 

@@ -65,7 +65,8 @@ def test_long_rows_are_truncated_on_the_right(make_tokenizer, source, tmp_path):
     assert tokens.truncated.tolist() == [False, True, True, False]
     assert [labels(tokens, tokenizer, i) for i in range(4)] == [["c", "d", "</s>"], ["c", "d", "e"], [], ["</s>"]]
     assert tokens.lengths.tolist() == [5, 5, 5, 3]
-    assert (tokens.n_truncated, tokens.n_unsupervised) == (2, 1)
+    counted = {"rows": 4, "rows_truncated": 2, "rows_without_supervised_token": 1, "rows_unusable": {}}
+    assert tokens.counted() == counted
 
 
 def test_the_first_token_is_never_a_label(make_tokenizer, source, tmp_path):

@@ -146,7 +146,7 @@ def test_skipped_rows_have_no_tokens(tmp_path, odd, make_tokenizer, picky):
     assert with_odd.unusable.to_pylist() == kinds
     usable = [0, 3]
     assert np.flatnonzero(with_odd.lengths).tolist() == np.flatnonzero(with_odd.response_tokens).tolist() == usable
-    assert with_odd.n_unsupervised == 0
+    assert with_odd.counted()["rows_without_supervised_token"] == 0
     alone = tokenize(source(write(tmp_path / "usable.jsonl", ADD)), make_tokenizer(bos=True), "plain", 64, tmp_path)
     for row in usable:
         assert with_odd.input_ids(row).tolist() == alone.input_ids(0).tolist()

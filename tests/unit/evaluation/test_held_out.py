@@ -90,6 +90,8 @@ def test_rows_that_a_model_cannot_use_are_left_out_for_all_models(saved, two_mod
     assert (result["n"], sum(result["rows_unusable"].values())) == (4, 2)
     assert result["rows_unusable"]["template rejects roles"] == 1
     assert usable["rows_unusable"] == {}
+    notes = "Unusable rows are left out: a list as text (1), template rejects roles (1)."
+    assert notes in reference_table(result).caption
     for with_odd, alone in zip(result["models"], usable["models"], strict=True):
         assert with_odd["metrics"] == alone["metrics"]
         assert with_odd["difference"] == alone["difference"]

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from lpsel.report import tables
+from lpsel.report.page import write_report
 from lpsel.report.points import points
 from lpsel.report.runs import find_runs
 
@@ -15,6 +16,16 @@ def test_costs_are_those_of_the_ledgers(few_runs):
     for run in runs.by_command("train"):
         row = rows[run.name]
         assert row["saved FLOPs"] == row["all rows FLOPs"] - row["scoring FLOPs"] - row["training FLOPs"]
+
+
+def test_unusable_rows_are_listed_with_their_runs(sweep):
+    path = sweep / "1" / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rows_unusable": {"images": 1200, "no turns": 3}}))
+    runs = find_runs([sweep])
+    rows = {row["run"]: row["unusable rows"] for row in tables.run_rows(runs, points(runs))}
+    assert {run: kinds for run, kinds in rows.items() if kinds} == {"sweep/1": "images (1,200), no turns (3)"}
+    page = write_report(runs, sweep.parent / "report")
+    assert "images (1,200), no turns (3)" in page.read_text()
 
 
 def test_diagnoses_are_those_of_the_selections(few_runs):

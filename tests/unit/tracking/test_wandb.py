@@ -44,7 +44,7 @@ def test_wandb_sync_reads_config_metrics_tables_artifacts_and_parents(tmp_path, 
     tracker.log({"records/epoch": 1, "records/lp": Distribution([0.1, np.nan, 0.3, np.inf])})
     tracker.log({"empty": Distribution([np.nan]), "rows": Rows(["row", "text"], [[1, "<b>"], [None, "two"]])})
     tracker.log_artifact(Artifact("subset", "subset-def", scores, metadata={"rows": 4}))
-    line = tracker.finish({"n_selected": 4, "bad": float("nan")})
+    line = tracker.finish({"n_selected": 4, "bad": float("nan"), "rows_unusable": {"images": 2}})
     (folder,) = (run_dir / "wandb").glob("offline-run-*")
     assert line == f"Tracked offline; to upload: wandb sync {folder}"
 
@@ -76,6 +76,8 @@ def test_wandb_sync_reads_config_metrics_tables_artifacts_and_parents(tmp_path, 
     parent = made["scores-abc"]
     answered = wandb_server.answer("CreateArtifact", {"input": parent})["createArtifact"]["artifact"]["id"]
     assert (used["artifactID"], used["runName"]) == (answered, first["name"])
+    result = {"n_selected": 4, "bad": None, "rows_unusable": {"images": 2}}
+    assert wandb_server.summary[first["name"]]["result"] == result
     assert wandb_server.exit_codes == {first["name"]: 0}
     assert not list((tmp_path / "data").rglob("*.parquet*")), "files are read in place"
 
