@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         common = [
             "scorer=local", f"scorer.path={asked.model}", "dataset=local", f"dataset.path={asked.data}",
             f"dataset.limit={asked.rows}", f"cache_dir={asked.cache or work}", "selection=lp_app", "cluster=none",
-            f"trainer.precision={asked.precision}", f"scorer.recipe.seed={SEED}", f"scorer.recipe.batch_size={BATCH}",
+            f"trainer.precision={asked.precision}", f"scorer.recipe.seed={SEED}", f"scorer.recipe.global_batch={BATCH}",
             "tracker=none", *asked.also,
         ]  # fmt: skip
         folders = []
@@ -102,7 +102,7 @@ def show(folders: list[Path]) -> list[dict[str, Any]]:
 def _trained(table: Any, manifest: dict[str, Any]) -> NDArray[np.bool_]:
     """Which rows the scorer has been trained on, bool (N,)."""
     ids, some_N = table["id"].to_pylist(), table["response_tokens"].to_numpy() > 0
-    seed, batch = manifest["recipe"]["seed"], manifest["recipe"]["batch_size"]
+    seed, batch = manifest["recipe"]["seed"], manifest["recipe"]["global_batch"]
     if fraction := manifest.get("train_fraction"):
         rows = random_rows(some_N, ids, seed, PART, int(fraction * some_N.sum() + 0.5))
     else:

@@ -7,6 +7,7 @@ ranks that disagree on the number of forward passes deadlock.
 import numpy as np
 from numpy.typing import NDArray
 
+MICRO_BATCH = 4  # rows whose loss the released training averages at a time
 Rows = NDArray[np.int64]
 NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 
@@ -57,6 +58,27 @@ def recording_rounds(rows: Rows, lengths: NDArray[np.int32], budget: int, world:
     batches = packed(rows, lengths, budget)
     batches += batches[-1:] * (-len(batches) % world)
     return [batches[first : first + world] for first in range(0, len(batches), world)]
+
+
+def token_weights(
+    order: Rows, supervised_N: NDArray[np.int64], batch_size: int, reduction: str
+) -> tuple[NDArray[np.float32] | None, list[int]]:
+    """The weight of the tokens of each row, (N,), and of every step the divisor of the weighted sum of its NLLs.
+
+    Args:
+        order: the rows of an epoch, in steps of `batch_size`.
+        supervised_N: supervised tokens of every row, at least one of each row in `order`.
+        reduction: token, row or micro_batch, see `lpsel.model.spec.Recipe`. A token has no weights.
+    """
+    steps = np.split(order, np.arange(batch_size, len(order), batch_size))
+    if reduction == "token":
+        return None, [int(supervised_N[rows].sum()) for rows in steps]
+    size = 1 if reduction == "row" else MICRO_BATCH
+    weight_N = np.zeros(len(supervised_N), np.float32)
+    for rows in steps:
+        group_R = np.arange(len(rows)) // size
+        weight_N[rows] = 1 / np.bincount(group_R, weights=supervised_N[rows])[group_R]
+    return weight_N, [-(-len(rows) // size) for rows in steps]
 
 
 def training_plan(

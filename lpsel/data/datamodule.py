@@ -1,6 +1,7 @@
 """The LightningDataModule: batches of the selected rows for training, of all rows for recording."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import lightning as L
@@ -9,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lpsel.data.batching import Rows, recording_plan, recording_rounds, training_plan
+from lpsel.data.batching import Rows, recording_plan, recording_rounds, token_weights, training_plan
 from lpsel.data.packing import MicroBatch, OptimizerStep, collate
 from lpsel.data.random_order import epoch_order
 from lpsel.data.shared_prefixes import Prefixes, find_prefixes
@@ -18,13 +19,19 @@ from lpsel.data.tokens import Tokens
 SHAPES = 4  # pack sizes within the budget, for a compiled model
 
 
+Weights = NDArray[np.float32] | None
+
+
 class _Steps(Dataset[OptimizerStep]):
     def __init__(self, data: "SubsetDataModule") -> None:
         self.data = data
 
-    def __getitem__(self, plan: tuple[list[Rows], int, int]) -> OptimizerStep:
-        micro_batches, supervised, rows = plan
-        return OptimizerStep([self.data.pack(m, self.data.train_tokens) for m in micro_batches], supervised, rows)
+    def __getitem__(self, plan: tuple[list[Rows], Weights, int, int]) -> OptimizerStep:
+        micro_batches, weight_N, divisor, rows = plan
+        packs = [self.data.pack(m, self.data.train_tokens) for m in micro_batches]
+        if weight_N is not None:
+            packs = [replace(p, weight_N=torch.from_numpy(weight_N[p.index_B])[p.row_N]) for p in packs]
+        return OptimizerStep(packs, divisor, rows)
 
 
 class _Passes(Dataset[MicroBatch]):
@@ -64,19 +71,19 @@ class _EpochPlan(Sampler):
     def __len__(self) -> int:
         return self.data.steps_per_epoch
 
-    def __iter__(self) -> Iterator[tuple[list[Rows], int, int]]:
+    def __iter__(self) -> Iterator[tuple[list[Rows], Weights, int, int]]:
         data = self.data
         order = data.order(self.epoch)
         supervised = data.tokens.response_tokens.astype(np.int64)
         budget = data.room(data.train_tokens)
         plan = training_plan(order, data.own_lengths, data.batch_size, budget, data.rank, data.world)
+        weight_N, divisors = token_weights(order, supervised, data.batch_size, data.reduction)
         made_epoch, made = data.made
-        for i, micro_batches in enumerate(plan):
+        for i, (micro_batches, divisor) in enumerate(zip(plan, divisors, strict=True)):
             if self.epoch == made_epoch and i < made:
-                yield [], 0, 0
-                continue
-            rows = order[i * data.batch_size : (i + 1) * data.batch_size]
-            yield micro_batches, int(supervised[rows].sum()), len(rows)
+                yield [], None, 0, 0
+            else:
+                yield micro_batches, weight_N, divisor, len(order[i * data.batch_size : (i + 1) * data.batch_size])
 
 
 class SubsetDataModule(L.LightningDataModule):
@@ -92,6 +99,7 @@ class SubsetDataModule(L.LightningDataModule):
         train_tokens, score_tokens: tokens of the largest pack; a longer row has its own pack.
         record: whether validation passes over all rows run.
         few_shapes: pad packs to few sizes, for a model that is compiled again for every size.
+        reduction: what the loss of a step is a mean over, see `lpsel.data.batching.token_weights`.
 
     Attributes:
         made: an epoch and how many of its steps were done before a resume; they are empty.
@@ -110,6 +118,7 @@ class SubsetDataModule(L.LightningDataModule):
         score_tokens: int,
         record: bool = False,
         few_shapes: bool = False,
+        reduction: str = "token",
     ) -> None:
         super().__init__()
         self.tokens = tokens
@@ -118,7 +127,7 @@ class SubsetDataModule(L.LightningDataModule):
         self.batch_size, self.seed = batch_size, seed
         self.train_tokens, self.score_tokens = train_tokens, score_tokens
         self.record = record
-        self.few_shapes = few_shapes
+        self.few_shapes, self.reduction = few_shapes, reduction
         self.made = (0, 0)
         self.recorded_N = np.full(len(tokens), np.nan)
 

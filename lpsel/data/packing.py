@@ -61,6 +61,7 @@ class MicroBatch:
         shared, rows: the prefixes, and the rest of each of the B rows.
         tokens: of all rows, prefixes counted for every row.
         varlen: the segments for the kernels of a GPU.
+        weight_N: of each supervised token in the loss of a step; None if all count alike.
     """
 
     input_ids_T: Tensor
@@ -74,6 +75,7 @@ class MicroBatch:
     rows: tuple[Segment, ...]
     tokens: int
     varlen: Varlen | None = None
+    weight_N: Tensor | None = None
 
     def to(self, device: torch.device) -> "MicroBatch":
         moved = _each(self, lambda tensor: tensor.to(device, non_blocking=True))
@@ -89,12 +91,12 @@ class OptimizerStep:
 
     Attributes:
         micro_batches: the same number on every rank, at least one; none for a step that was done before a resume.
-        supervised_tokens: of the global batch, over all ranks and micro-batches.
+        divisor: of the weighted sum of NLLs, over all ranks and micro-batches; its quotient is the loss.
         rows: of the global batch, over all ranks.
     """
 
     micro_batches: list[MicroBatch]
-    supervised_tokens: int
+    divisor: int
     rows: int
 
     def to(self, device: torch.device) -> "OptimizerStep":

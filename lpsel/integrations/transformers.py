@@ -134,7 +134,7 @@ class ScoresCallback(TrainerCallback):
             "rows_without_supervised_token": int((~scored_N).sum()) - sum(counts(columns.unusable).values()),
             "recipe": {
                 "epochs": float(args.num_train_epochs),
-                "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+                "global_batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
                 "learning_rate": args.learning_rate,
                 "schedule": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
                 "max_grad_norm": args.max_grad_norm,

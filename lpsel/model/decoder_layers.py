@@ -1,6 +1,6 @@
 """A model's decoder layers, compiled or checkpointed (Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost).
 
-The switch of transformers works only in training mode, and models are in evaluation mode so that dropout is off.
+The switch of transformers works only in training mode, and models without dropout train in evaluation mode.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ RECOMPILE_LIMIT = 64
 def checkpoint_layers(model: Any) -> None:
     """Checkpoint every decoder layer in passes with gradients; parameter names do not change."""
     for layer in decoder_layers(model):
-        layer.forward = partial(_recomputed, layer.forward)
+        layer.forward = partial(_recomputed, layer, layer.forward)
 
 
 def compile_layers(model: Any) -> None:
@@ -50,8 +50,8 @@ def decoder_layers(model: Any) -> nn.ModuleList:
     )
 
 
-def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _recomputed(layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    # A layer draws no random numbers, because dropout is off.
-    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+    # Only dropout, in training mode, draws random numbers.
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=layer.training, **kwargs)

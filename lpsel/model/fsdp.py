@@ -107,7 +107,7 @@ def _whole_on_rank_0(spec: ModelSpec, path: str, strategy: ShardedStrategy) -> t
     if strategy.is_global_zero:
         try:
             whole = load_model(spec, path, stored_dtype(spec, path))
-            loss = PerSampleLoss(whole)
+            loss = PerSampleLoss(whole, packed=False if spec.recipe.dropout else None)
             check_head(loss)
             packed = loss.attention is not None
             decoder_layers(whole)

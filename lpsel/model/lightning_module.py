@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from numpy.random import SeedSequence
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -27,9 +28,9 @@ from lpsel.model.spec import ModelSpec
 class FineTuner(L.LightningModule):
     """Fine-tunes a causal language model on responses.
 
-    The loss of a step is the mean NLL over the supervised tokens of the whole global batch, however the batch is split
-    into micro-batches and ranks. Dropout is off, so that the same holds for the gradient. A step with a loss or
-    gradient that is not finite ends the training before the weights change.
+    The loss of a step is the mean NLL of the whole global batch (`Recipe.reduction`), however the batch is split into
+    packs and ranks. Without dropout, the same holds for the gradient. A step with a loss or gradient that is not finite
+    ends the training before the weights change.
 
     Args:
         role: scorer or target, the prefix of its metrics.
@@ -38,7 +39,7 @@ class FineTuner(L.LightningModule):
         measure: what recording passes return of every supervised token, instead of its NLL.
 
     Attributes:
-        step_nll: mean NLL of the last optimizer step, over all ranks.
+        step_nll: loss of the last optimizer step, over all ranks.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class FineTuner(L.LightningModule):
                 if self.adapter is not None:
                     self.adapted = self.adapter.load(self.spec, self.path, precision, strategy.root_device)
                 model = self.adapted.model if self.adapted else load_model(self.spec, self.path, dtype)
-                self.loss = PerSampleLoss(model)
+                self.loss = PerSampleLoss(model, packed=False if self.spec.recipe.dropout else None)
                 check_head(self.loss)
                 self._prepare(model)  # after the check, so that nothing is compiled for its few tokens
         self.loss.eval()
@@ -117,15 +118,20 @@ class FineTuner(L.LightningModule):
             return
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
+        if self.spec.recipe.dropout:  # the masks of a step are the same when training resumes with it
+            seed = (self.spec.recipe.seed, self.trainer.global_step, self.trainer.global_rank)
+            torch.manual_seed(int(SeedSequence(seed).generate_state(1)[0]))
+            self.loss.train()
         model = self.trainer.strategy.model
         total = torch.zeros((), device=self.trainer.strategy.root_device)
         for i, batch in enumerate(step.micro_batches):
             if isinstance(model, DistributedDataParallel):  # gradients are reduced with the last micro-batch
                 model.require_backward_grad_sync = i == len(step.micro_batches) - 1
             # Strategies average gradients over ranks, but the loss is a sum over ranks.
-            loss = self.loss(batch, summed=True) * (self.trainer.world_size / step.supervised_tokens)
+            loss = self.loss(batch, summed=True) * (self.trainer.world_size / step.divisor)
             self.manual_backward(loss)
             total += loss.detach()
+        self.loss.eval()
         # Over the slices of all ranks if the weights are sharded, which Lightning's clipping does not do.
         weights = [p for group in optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(weights, self.spec.recipe.max_grad_norm)

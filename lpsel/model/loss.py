@@ -47,11 +47,15 @@ class PerSampleLoss(nn.Module):
             self.attention.install(model)
 
     def forward(self, batch: MicroBatch, summed: bool = False, measure: Measure | None = None) -> Tensor:
-        """NLL of every supervised token, or `measure`, float32, (N,), without a gradient; or the sum, with one."""
+        """NLL of every supervised token, or `measure`, float32, (N,), without a gradient.
+
+        With `summed`, their sum with the batch's weights, with a gradient.
+        """
         if summed:
             hidden_NH = self.hidden(batch)
             weights = list(self.model.get_output_embeddings().parameters())
-            return _SummedNLL.apply(hidden_NH, batch.labels_N, self.logits, self._chunk(hidden_NH), *weights)
+            chunk = self._chunk(hidden_NH)
+            return _SummedNLL.apply(hidden_NH, batch.labels_N, batch.weight_N, self.logits, chunk, *weights)
         with torch.no_grad():
             hidden_NH = self.hidden(batch)
             weights = [_autocast(weight) for weight in self.model.get_output_embeddings().parameters()]
@@ -117,6 +121,7 @@ class _SummedNLL(torch.autograd.Function):
         ctx: Any,
         hidden_NH: Tensor,
         labels_N: Tensor,
+        weight_N: Tensor | None,
         logits: Callable[[Tensor, Sequence[Tensor]], Tensor],
         chunk: int,
         *weights: Tensor,
@@ -130,7 +135,8 @@ class _SummedNLL(torch.autograd.Function):
             part = slice(start, start + chunk)
             with torch.enable_grad():
                 hidden = hidden_NH[part].detach().requires_grad_()
-                nll = token_nll(logits(hidden, used), labels_N[part]).sum()
+                nll_N = token_nll(logits(hidden, used), labels_N[part])
+                nll = (nll_N if weight_N is None else nll_N * weight_N[part]).sum()
                 of_hidden, *of_weights = torch.autograd.grad(nll, [hidden, *trained])
             hidden_gradient[part] = of_hidden
             for gradient, more in zip(gradients, of_weights, strict=True):
@@ -145,7 +151,7 @@ class _SummedNLL(torch.autograd.Function):
         hidden_gradient, *gradients = ctx.saved_tensors
         trained = iter(gradients)
         of_weights = [(next(trained) * outer[0]).to(dtype) if needed else None for needed, dtype in ctx.weights]
-        return hidden_gradient * outer[0], None, None, None, *of_weights
+        return hidden_gradient * outer[0], None, None, None, None, *of_weights
 
 
 def _autocast(weight: Tensor) -> Tensor:

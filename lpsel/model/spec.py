@@ -1,14 +1,16 @@
 """What a configuration defines about a model and its fine-tuning. Imports nothing heavy."""
 
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 from lpsel.errors import UserError, check_choice, check_flag, check_int, check_number
 
 SCHEDULES = ("cosine", "linear", "constant")
 TEMPLATES = ("auto", "alpaca", "chat", "plain")
+REDUCTIONS = ("token", "row", "micro_batch")
 STOPS = ("stable",)
 MIN_STOP_ROWS = 20  # a rank correlation of fewer rows means little
+RELEASED_BATCH = 32  # rows of a step on each GPU in the released training settings: 8 micro-batches of 4
 
 
 @dataclass(frozen=True)
@@ -16,30 +18,43 @@ class Recipe:
     """How a model is fine-tuned; the defaults are the paper's (released training settings).
 
     Attributes:
-        batch_size: rows per optimizer step, over all devices and micro-batches.
+        global_batch: rows per optimizer step, over all devices and micro-batches.
         learning_rate: its peak, after warm-up.
         warmup: fraction of all optimizer steps over which the rate rises from 0.
         schedule: the rate after warm-up: cosine or linear to 0, or constant.
-        seed: of the order of the rows.
+        reduction: what the loss of a step is a mean over: its supervised tokens, its rows' means, or the means of its
+            micro-batches of 4 rows, as in the released training, where short answers count more.
+        dropout: train with the dropout in the model's config.json. Rows are then padded and not packed, and the result
+            depends on train_tokens and the number of devices.
+        seed: of the order of the rows, and of dropout.
+        gpus: sets the global_batch of the released settings on this many GPUs, 32 rows on each.
     """
 
     epochs: int = 3
-    batch_size: int = 32
+    global_batch: int = RELEASED_BATCH
     learning_rate: float = 2e-5
     warmup: float = 0.03
     schedule: str = "cosine"
     max_grad_norm: float = 1.0
+    reduction: str = "token"
+    dropout: bool = False
     seed: int = 42
+    gpus: InitVar[int | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, gpus: int | None) -> None:
         check_int("recipe.epochs", self.epochs, 1)
-        check_int("recipe.batch_size", self.batch_size, 1, what="a number of rows")
+        if gpus is not None:
+            check_int("recipe.gpus", gpus, 1)
+            object.__setattr__(self, "global_batch", RELEASED_BATCH * gpus)
+        check_int("recipe.global_batch", self.global_batch, 1, what="a number of rows")
         check_number("recipe.learning_rate", self.learning_rate, above=0)
         check_number("recipe.warmup", self.warmup, minimum=0)
         if self.warmup >= 1:
             raise UserError("recipe.warmup", self.warmup, "must be a fraction of all steps, less than 1")
         check_choice("recipe.schedule", self.schedule, SCHEDULES)
         check_number("recipe.max_grad_norm", self.max_grad_norm, above=0)
+        check_choice("recipe.reduction", self.reduction, REDUCTIONS)
+        check_flag("recipe.dropout", self.dropout)
         check_int("recipe.seed", self.seed, 0)
         if self.seed >= 2**32:
             raise UserError("recipe.seed", self.seed, "must be less than 4294967296")

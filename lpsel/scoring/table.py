@@ -157,7 +157,10 @@ class ScoreTable:
             found = f"have {len(self)} rows, index {self.index.min()} to {self.index.max()}"
             hint = "score these rows (leave scores= out), or name the dataset that was scored"
             raise UserError("scores", None, f"{found}; dataset {name} has {len(ids)}, index from 0{prints}", hint)
-        if not self.has_content_ids or self.id.equals(ids):
+        if not self.has_content_ids:
+            log.info("Scores: without content ids; that row i belongs to row i of dataset %s is taken on trust", name)
+            return replace(self, id=ids)
+        if self.id.equals(ids):
             return replace(self, id=ids)
         order = np.empty(len(self), np.int64)
         order[pc.sort_indices(ids).to_numpy()] = pc.sort_indices(self.id).to_numpy()

@@ -84,8 +84,9 @@ class TrainingSetup:
 
     def data_module(self, tokens: Tokens, spec: ModelSpec, **options: Any) -> SubsetDataModule:
         """Batches of `tokens` for a model, with more options of SubsetDataModule, such as the mask of selected rows."""
-        settings = {
-            "batch_size": spec.recipe.batch_size,
+        settings: dict[str, Any] = {
+            "batch_size": spec.recipe.global_batch,
+            "reduction": spec.recipe.reduction,
             "seed": spec.recipe.seed,
             "train_tokens": self.train_tokens,
             "score_tokens": self.score_tokens,

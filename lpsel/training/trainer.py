@@ -55,7 +55,7 @@ def fit(
     resume = Resume(title, checkpoints, data, setup.checkpoint_steps)
     trainer = _trainer(setup, module, data, epochs, [*callbacks, progress, resume])
     with deferred_signals(), warnings.catch_warnings():
-        # The modules are in evaluation mode on purpose, so that dropout is off.
+        # The modules are in evaluation mode on purpose: training steps switch dropout on and off.
         warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
         warnings.filterwarnings("ignore", message=".*does not have many workers")

@@ -33,7 +33,7 @@ LEAST_GAP = 1e-4  # relative distance at a cutoff, so that no such difference se
 REPEATED = "hydra.sweep.subdir=${hydra.job.num}"
 
 TINY = ["scorer.tiny.pretrain_steps=80", "dataset.limit=300", "trainer=cpu", "trainer.precision=32-true"]
-TINY_TARGET = ["model.tiny.pretrain_steps=60", "model.recipe.epochs=8", "model.recipe.batch_size=4"]
+TINY_TARGET = ["model.tiny.pretrain_steps=60", "model.recipe.epochs=8", "model.recipe.global_batch=4"]
 
 # Sweeps over rows with released perplexities: data set, scores (SCORER of the .npz, or SCORER+ for a table that has
 # clusters, token counts, and a made-up column), and the choices.
@@ -356,7 +356,7 @@ def test_selections_from_released_perplexities(name, released, commands):
 def test_a_real_scorer_and_target_on_60_rows(commands, real_models, shared_data):
     model = real_models / "smollm2-135m"
     data = ["dataset=local", f"dataset.path={shared_data}/dolly.jsonl.xz", "dataset.limit=60", "cluster=none"]
-    scorer = ["scorer=smollm2-135m", f"scorer.path={model}", "scorer.max_length=96", "scorer.recipe.batch_size=20"]
+    scorer = ["scorer=smollm2-135m", f"scorer.path={model}", "scorer.max_length=96", "scorer.recipe.global_batch=20"]
     target = ["model=smollm2-135m", f"model.path={model}", "model.max_length=96", "model.recipe.epochs=1"]
     choice = ["selection=lp_app", "pct=10", "trainer=cpu", "trainer.precision=32-true"]
     run = commands("smollm2", "train", *data, *scorer, *target, *choice)

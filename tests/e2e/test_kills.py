@@ -53,10 +53,10 @@ def commands(toy_model, embedder, data, folder):
     shared = ["trainer=cpu", "tracker=none", f"cache_dir={folder}/cache"]
     train = [
         "model=local", f"model.path={toy_model}", "scorer=local", f"scorer.path={toy_model}", "dataset=local",
-        f"dataset.path={data}", "scorer.recipe.learning_rate=1e-3", "scorer.recipe.batch_size=8",
+        f"dataset.path={data}", "scorer.recipe.learning_rate=1e-3", "scorer.recipe.global_batch=8",
         "scorer.recipe.epochs=2", "selection=lp", "selection.epochs=2", "scorer.max_length=256", "score_tokens=300",
         "cluster=kmeans", "cluster.n_clusters=3", f"cluster.embedder={embedder}", "pct=50", "model.recipe.epochs=2",
-        "model.recipe.batch_size=4", "model.recipe.learning_rate=1e-3", "checkpoint_steps=3",
+        "model.recipe.global_batch=4", "model.recipe.learning_rate=1e-3", "checkpoint_steps=3",
         f"hydra.run.dir={folder}/run",
     ]  # fmt: skip
     evaluate = [

@@ -120,7 +120,7 @@ def test_a_real_model_learns_in_four_bits(real_models, shared_data, tmp_path):
     base = real_models / "smollm2-135m"
     overrides = [
         "dataset=local", f"dataset.path={shared_data}/dolly.jsonl.xz", "dataset.limit=12", "selection=full",
-        "model=smollm2-135m", f"model.path={base}", "model.max_length=128", "model.recipe.batch_size=6",
+        "model=smollm2-135m", f"model.path={base}", "model.max_length=128", "model.recipe.global_batch=6",
         "model.recipe.epochs=2", "adapter=qlora", "trainer=cpu", "tracker=none", f"cache_dir={tmp_path}/cache",
     ]  # fmt: skip
     result = run("train", overrides, tmp_path / "run")

@@ -35,7 +35,7 @@ def rows(tmp_path):
 
 def select(tmp_path, model, data, *more, command="select"):
     given = [
-        "dataset=local", f"dataset.path={data}", "scorer=local", f"scorer.path={model}", "scorer.recipe.batch_size=4",
+        "dataset=local", f"dataset.path={data}", "scorer=local", f"scorer.path={model}", "scorer.recipe.global_batch=4",
         "scorer.max_length=256", "trainer=cpu", "tracker=none", "cluster=none", f"cache_dir={tmp_path}/cache", *more,
     ]  # fmt: skip
     return run(command, given, tmp_path / "run")

@@ -38,7 +38,7 @@ def from_command_line(command, *overrides):
 def given(model, data, cache):
     return [
         f"model.path={model}", f"scorer.path={model}", f"dataset.path={data}", "cluster=none", "pct=30", "tracker=csv",
-        "scorer.recipe.batch_size=8", "model.recipe.epochs=1", f"cache_dir={cache}",
+        "scorer.recipe.global_batch=8", "model.recipe.epochs=1", f"cache_dir={cache}",
     ]  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def test_a_rank_that_is_killed_ends_the_others_with_one_line(tmp_path, toy_model
     common = given(toy_model, instructions(rows=24), tmp_path / "cache")
     devices = [f"trainer={trainer}", "trainer.accelerator=cpu", "trainer.devices=2", "selection=full"]
     run_dir = f"hydra.run.dir={tmp_path}/run"
-    small = "model.recipe.batch_size=4"
+    small = "model.recipe.global_batch=4"
     statuses = as_ranks(2, train_and_kill_rank_1, *common, *devices, small, run_dir, may_fail=True)
     assert statuses == [1, -signal.SIGKILL]  # rank 0 ended by itself
     line = the_line(tmp_path, 0)

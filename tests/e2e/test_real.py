@@ -34,7 +34,7 @@ def given(real_models, shared_data, tmp_path_factory):
 def select(given, real_models):
     return [
         *given, f"dataset.limit={ROWS}", "pct=20", "scorer=smollm2-135m", f"scorer.path={real_models}/smollm2-135m",
-        "scorer.max_length=160", "scorer.recipe.batch_size=8", f"cluster.embedder={real_models}/all-minilm-l6-v2",
+        "scorer.max_length=160", "scorer.recipe.global_batch=8", f"cluster.embedder={real_models}/all-minilm-l6-v2",
         "cluster.n_clusters=3",
     ]  # fmt: skip
 

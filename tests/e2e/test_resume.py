@@ -88,7 +88,7 @@ def cut_off(command, given, run_dir, cut, *moment):
 def arguments(model, data, cache, *overrides):
     return [
         "scorer=local", f"scorer.path={model}", "dataset=local", f"dataset.path={data}", "trainer=cpu", "tracker=none",
-        "scorer.recipe.learning_rate=1e-3", "scorer.recipe.batch_size=8", f"scorer.recipe.epochs={EPOCHS}",
+        "scorer.recipe.learning_rate=1e-3", "scorer.recipe.global_batch=8", f"scorer.recipe.epochs={EPOCHS}",
         "scorer.max_length=256", "score_tokens=300", "selection=lp", f"selection.epochs={EPOCHS}", "pct=20",
         "cluster=none", "checkpoint_steps=2", f"cache_dir={cache}", *overrides,
     ]  # fmt: skip
@@ -125,7 +125,7 @@ def test_scores_are_bit_identical_wherever_the_run_was_interrupted(tmp_path, toy
 
 
 def test_an_epoch_that_was_stopped_is_stopped_there_again(tmp_path, toy_model, rows, cut):
-    stable = ["scorer.stop=stable", "scorer.stop_rows=20", "scorer.stop_bound=.05", "scorer.recipe.batch_size=3"]
+    stable = ["scorer.stop=stable", "scorer.stop_rows=20", "scorer.stop_bound=.05", "scorer.recipe.global_batch=3"]
     alone = run("select", arguments(toy_model, rows, tmp_path / "whole", *stable), tmp_path / "a")
     calls = cut()
     again = arguments(toy_model, rows, tmp_path / "cut", *stable, "checkpoint_steps=1")
@@ -168,7 +168,7 @@ def test_columns_of_passes_before_training_resume(tmp_path, toy_model, rows, cut
 def test_a_target_gets_the_same_weights(tmp_path, toy_model, rows, cut, how):
     def asked(cache):
         given = ["model=local", f"model.path={toy_model}", "model.recipe.learning_rate=1e-3", "model.recipe.epochs=2",
-                 "model.recipe.batch_size=8", "model.max_length=256", "selection=full", how]  # fmt: skip
+                 "model.recipe.global_batch=8", "model.max_length=256", "selection=full", how]  # fmt: skip
         return [*given, "dataset=local", f"dataset.path={rows}", "trainer=cpu", "tracker=none", "checkpoint_steps=3",
                 f"cache_dir={cache}"]  # fmt: skip
 
@@ -307,7 +307,7 @@ def test_by_default_the_first_checkpoint_determines_the_interval(tmp_path, toy_m
         save(self, step, *state)
 
     monkeypatch.setattr(Checkpoints, "save", slow)
-    given = ["scorer.recipe.batch_size=1", "selection=lp_app", "checkpoint_steps=auto"]
+    given = ["scorer.recipe.global_batch=1", "selection=lp_app", "checkpoint_steps=auto"]
     run("select", [o for o in arguments(toy_model, rows, tmp_path, *given) if "epochs=2" not in o], tmp_path / "run")
     assert made == [10, ROWS]  # 25 seconds of training are due after the first, but the epoch ends before
     assert re.search(r"a checkpoint takes 0\.\d s; saving one every \d+ steps in ", caplog.text)

@@ -19,7 +19,7 @@ from lpsel.storage import read_json, write_json
 
 def overrides(model, data, cache, *more):
     return [
-        "dataset=local", f"dataset.path={data}", "scorer=local", f"scorer.path={model}", "scorer.recipe.batch_size=8",
+        "dataset=local", f"dataset.path={data}", "scorer=local", f"scorer.path={model}", "scorer.recipe.global_batch=8",
         "trainer=cpu", "tracker=none", "cluster=none", "pct=25", f"cache_dir={cache}", *more,
     ]  # fmt: skip
 

@@ -22,7 +22,7 @@ def scored(toy_model, tmp_path_factory):
     (folder / "rows.jsonl").write_text("".join(f'{{"instruction": "Q{n}", "output": "A {n}"}}\n' for n in range(8)))
     given = [
         "dataset=local", f"dataset.path={folder}/rows.jsonl", "scorer=local", f"scorer.path={toy_model}",
-        "scorer.recipe.batch_size=8", "trainer=cpu", "tracker=none", "cluster=none", "pct=25",
+        "scorer.recipe.global_batch=8", "trainer=cpu", "tracker=none", "cluster=none", "pct=25",
         f"cache_dir={folder}/cache",
     ]  # fmt: skip
     for name in ("a", "b"):

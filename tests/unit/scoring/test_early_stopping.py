@@ -23,7 +23,7 @@ from lpsel.scoring.early_stopping import check_steps, expected_agreement, rank_c
 from lpsel.scoring.scorer import scores_for
 from lpsel.tracking.tracker import Tracker
 
-RECIPE = ["scorer.recipe.learning_rate=1e-3", "scorer.recipe.batch_size=8", "scorer.max_length=256"]
+RECIPE = ["scorer.recipe.learning_rate=1e-3", "scorer.recipe.global_batch=8", "scorer.max_length=256"]
 STABLE = ["scorer.stop=stable", "scorer.stop_rows=30"]
 
 
@@ -300,7 +300,7 @@ def test_rows_without_a_number_do_not_rank():
 def test_a_real_scorer_stops(tmp_path, shared_data, real_models):
     given = ["scorer=smollm2-135m", f"scorer.path={real_models}/smollm2-135m", "scorer.max_length=64", "trainer=cpu",
              "dataset=local", f"dataset.path={shared_data}/dolly.jsonl.xz", "dataset.limit=48", "cluster=none",
-             "scorer.recipe.batch_size=4", "scorer.recipe.epochs=1", "scorer.stop=stable", "scorer.stop_rows=24",
+             "scorer.recipe.global_batch=4", "scorer.recipe.epochs=1", "scorer.stop=stable", "scorer.stop_rows=24",
              "scorer.stop_bound=.2", "pct=25", "tracker=none", f"cache_dir={tmp_path}/cache"]  # fmt: skip
     result = run("select", given, tmp_path / "run")
     manifest = json.loads((Path(result["scores"]).parent / "manifest.json").read_text())

@@ -173,11 +173,14 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path, name, text, message):
     assert "\n" not in str(error.value)
 
 
-def test_scores_of_the_data_set_get_its_content_ids(make_table):
+def test_scores_of_the_data_set_get_its_content_ids(make_table, caplog):
     ids = ["0" * 31 + "a", "0" * 31 + "b"]
     own = make_table([[2.0, 3.0]])
-    assert own.of_dataset(ids, "mine").id.to_pylist() == ids, "ids of the user's own making are not compared"
-    assert replace(own, id=ids).of_dataset(ids, "mine").id.to_pylist() == ids
+    with caplog.at_level("INFO"):
+        assert replace(own, id=ids).of_dataset(ids, "mine").id.to_pylist() == ids
+        assert "trust" not in caplog.text
+        assert own.of_dataset(ids, "mine").id.to_pylist() == ids, "ids of the user's own making are not compared"
+    assert "that row i belongs to row i of dataset mine is taken on trust" in caplog.text
 
 
 def test_scores_in_another_order_are_matched_by_content_id(make_table, caplog):

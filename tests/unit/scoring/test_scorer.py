@@ -22,7 +22,7 @@ from lpsel.tracking.tracker import Tracker
 
 ROOT = Path(__file__).resolve().parents[3]
 # A rate at which the toy model moves, few steps an epoch, batches of several rows.
-RECIPE = ["scorer.recipe.learning_rate=1e-3", "scorer.recipe.batch_size=8", "scorer.max_length=256"]
+RECIPE = ["scorer.recipe.learning_rate=1e-3", "scorer.recipe.global_batch=8", "scorer.max_length=256"]
 
 
 def score(tmp_path, model, data, *overrides, epochs=2, columns=(), cache="cache"):

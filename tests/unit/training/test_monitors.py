@@ -75,7 +75,7 @@ def broken_rows(tmp_path, toy_model, instructions):
 
 def overrides(model, data, tmp_path, *more):
     return [
-        "dataset=local", f"dataset.path={data}", "scorer=local", f"scorer.path={model}", "scorer.recipe.batch_size=4",
+        "dataset=local", f"dataset.path={data}", "scorer=local", f"scorer.path={model}", "scorer.recipe.global_batch=4",
         "trainer=cpu", "tracker=none", "cluster=none", "pct=25", f"cache_dir={tmp_path}/cache", *more,
     ]  # fmt: skip
 
@@ -102,7 +102,8 @@ def test_a_loss_of_nan_ends_training_with_step_rate_and_rows(broken_rows, tmp_pa
 
 def test_the_checkpoint_of_the_previous_step_is_complete_and_finite(broken_rows, tmp_path):
     model, data = broken_rows
-    target = ["model=local", f"model.path={model}", "model.recipe.batch_size=4", "selection=full", "checkpoint_steps=1"]
+    target = ["model=local", f"model.path={model}", "model.recipe.global_batch=4"]
+    target += ["selection=full", "checkpoint_steps=1"]
     for seed in range(5):  # until the row is not in the first batch
         asked = [*overrides(model, data, tmp_path), *target, f"model.recipe.seed={seed}"]
         with pytest.raises(UserError, match="NLL nan") as caught:

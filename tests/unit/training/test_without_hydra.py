@@ -25,7 +25,7 @@ trainer = dict(_target_="lightning.pytorch.Trainer", accelerator="cpu", devices=
                precision="32-true")
 optimizer = dict(_target_="torch.optim.AdamW", betas=[0.9, 0.999])
 setup = TrainingSetup(trainer, optimizer, False, False, 1000, 1000, "auto", folder, folder, Tracker())
-spec = ModelSpec("toy", path=model, max_length=256, recipe=Recipe(epochs=1, batch_size=8))
+spec = ModelSpec("toy", path=model, max_length=256, recipe=Recipe(epochs=1, global_batch=8))
 tokens = tokenize(Source(DatasetSpec("rows", path=rows)), load_tokenizer(spec, model), "alpaca", 256, folder)
 data = setup.data_module(tokens, spec, record=True)
 module = setup.fine_tuner("target", spec, model, data.steps_per_epoch)
