@@ -119,10 +119,11 @@ def _given_scores(
         problem, hint = "names an array of scores=FILE.npz, which is not set", "set scores=FILE.npz, or leave it out"
         raise UserError("scores_key", config.scores_key, problem, hint)
     columns = [name for name in spec.columns if name is not None]
-    table = read_scores(config.scores, config.scores_key, columns, clusters=with_clusters)
+    table = read_scores(config.scores, config.scores_key, columns, clusters=with_clusters, rows=len(source))
     spec.check_records(table)
     path = Path(config.scores).expanduser().resolve()
-    return table.of_dataset(source.ids, source.spec.name), path / SCORES_FILE if path.is_dir() else path
+    file = path / SCORES_FILE
+    return table.of_dataset(source.ids, source.spec.name), file if file.is_file() else path
 
 
 def _check(inputs: Inputs) -> None:

@@ -1,4 +1,4 @@
-"""Read scores from a scores folder, a Parquet or CSV table, or the arrays that were released with the paper.
+"""Read scores from a scores folder, a Parquet or CSV table, the arrays released with the paper, or another tool.
 
 N rows, E recorded columns (0 = before training, then one after each epoch)
 """
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from lpsel.data.size_limits import check_expansion
 from lpsel.errors import UserError, printable_line
 from lpsel.integrity import Damaged, unseal
+from lpsel.scoring.external import read_external
 from lpsel.scoring.npz import SUFFIX, open_npz
 from lpsel.scoring.store import FORMAT, MANIFEST
 from lpsel.scoring.store import SCORES as SCORES_FILE
@@ -29,9 +30,11 @@ FILES = "use a scores folder, or a .parquet, .csv or .npz file"
 
 
 def read_scores(
-    path: str | Path, key: str | None = None, columns: Collection[str] = (), clusters: bool = True
+    path: str | Path, key: str | None = None, columns: Collection[str] = (), clusters: bool = True, rows: int = 0
 ) -> ScoreTable:
     """Read a scores folder, a Parquet or CSV table of scores, or a .npz of perplexities, sorted by its `index`.
+
+    Files of other tools have only `columns` (`lpsel.scoring.external`).
 
     A table needs the columns nll_0 .. nll_n or ppl_0 .. ppl_n (nll counts where it has both), or one of `columns`.
     Without `index`, rows count from 0. Without `response_tokens`, a row is taken to have none if its first record is
@@ -42,15 +45,20 @@ def read_scores(
         key: the name of the array in a .npz that has several.
         columns: other columns to read where the table has them; `ppl_X` stands in for `nll_X`.
         clusters: whether to read the column `cluster`.
+        rows: of the dataset, for files of other tools that hold only some of them.
 
     Raises:
         UserError: no such file, no or missing epochs, a column of the wrong type, no such array; a scores folder
             whose file or rows are not the ones that its manifest describes.
     """
-    file, fingerprint = _check_folder(path)
+    file = Path(str(path)).expanduser()
+    table, fingerprint = read_external(file, rows), None
+    if table is None:
+        file, fingerprint = _check_folder(path)
     if key is not None and file.suffix != SUFFIX:
         raise UserError("scores_key", key, f"names an array of a .npz file, {file.name} is not one", "leave it out")
-    table = _read_archive(file, key) if file.suffix == SUFFIX else read_table(file, columns)
+    if table is None:
+        table = _read_archive(file, key) if file.suffix == SUFFIX else read_table(file, columns)
     scores = _sorted(_Columns(table, file).scores(columns, clusters), file)
     if fingerprint not in (None, found := scores.fingerprint()):
         prints = f"{str(found)[:12]}, but its {MANIFEST} belongs to rows with {str(fingerprint)[:12]}"
@@ -221,6 +229,8 @@ class _Columns:
         if optional:
             return "nll", 0
         hint = "name the columns nll_0, nll_1, ... (mean NLL in nats before training, after epoch 1, ...) or ppl_0, ..."
+        if others := [name for name in self.names if name not in OPTIONAL]:
+            hint = f"set selection=score_column selection.column=NAME, of {', '.join(others)}"
         raise UserError("scores", self.file, "has no column nll_0 (or ppl_0)", hint)
 
     def _records(self, kind: str, epochs: int) -> NDArray[np.float64]:

@@ -1,0 +1,130 @@
+"""Scores in the files of other tools: Bergson's scores folders, DataFlex's selections, samples logged by lm-eval.
+
+They hold numbers to rank by (`selection=score_column`), not recorded losses. What each format means is from the
+tools' public sources.
+
+N rows, Q queries, T tokens
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lpsel.data.text_files import lines
+from lpsel.errors import UserError, printable_line
+from lpsel.storage import read_json
+
+INFO, SCORES = "info.json", "scores.bin"  # of a folder written by Bergson
+BFLOAT16 = np.dtype("<u2")  # NumPy has none: it is the upper half of a float32
+TYPES = {"bfloat16": BFLOAT16} | {name: np.dtype(name) for name in ("bool", "float16", "float32", "float64")}
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, OSError)
+
+
+def read_external(path: Path, rows: int = 0) -> pa.Table | None:
+    """The numeric columns of a file or folder of one of these tools, by row; None for anything else.
+
+    - Bergson: `score` of the only query, otherwise `score_0`, `score_1`, ... and `score`, their mean. Scores of tokens
+      are summed over each document, since influence adds up. Cells that are not written are null.
+    - DataFlex: the metrics in `step_N.json`, such as `loss`. Rows that were not selected are null.
+    - lm-eval: the metrics in `samples_TASK_TIME.jsonl`; a pair of a sum and a weight is divided. With several filters,
+      columns are named `METRIC,FILTER`. Documents are the rows; those that were not evaluated are null.
+
+    Args:
+        rows: of the dataset, for files that hold only some of them.
+
+    Raises:
+        UserError: such a file with unexpected contents.
+    """
+    reader = _reader(path)
+    if reader is None:
+        return None
+    try:
+        columns = reader(path, rows)
+        return pa.table({name: pa.array(values_N, from_pandas=True) for name, values_N in columns.items()})
+    except UNREADABLE as error:
+        tool = {_bergson: "Bergson", _dataflex: "DataFlex", _lm_eval: "lm-eval"}[reader]
+        problem = f"is not as {tool} writes it ({printable_line(error)})"
+        raise UserError("scores", path, problem, "use a complete file") from error
+
+
+def _reader(path: Path) -> Any:
+    if path.is_dir():
+        return _bergson if (path / INFO).is_file() and (path / SCORES).is_file() else None
+    return {".json": _dataflex, ".jsonl": _lm_eval}.get(path.suffix) if path.is_file() else None
+
+
+def _bergson(folder: Path, rows: int) -> dict[str, NDArray[np.float64]]:
+    """Rows of (score_0, written_0, score_1, ...) in the layout that info.json describes."""
+    info = read_json(folder / INFO)
+    layout = info["dtype"]
+    fields: Any = {**layout, "formats": [TYPES[name] for name in layout["formats"]]}
+    stored = np.memmap(folder / SCORES, dtype=np.dtype(fields), mode="r", shape=(info["num_rows"],))
+    score_QT = [_floats(stored[f"score_{q}"]) for q in range(info["num_scores"])]
+    score_QT = [np.where(stored[f"written_{q}"], score_T, np.nan) for q, score_T in enumerate(score_QT)]
+    if info.get("attribute_tokens"):
+        ends = np.load(folder / "offsets.npy", allow_pickle=False)
+        sums = [np.concatenate([[0.0], np.cumsum(score_T)]) for score_T in score_QT]
+        score_QT = [each[ends[1:]] - each[ends[:-1]] for each in sums]
+    columns = {f"score_{q}": score_N for q, score_N in enumerate(score_QT)} if len(score_QT) > 1 else {}
+    return columns | {"score": np.mean(score_QT, axis=0)}
+
+
+def _floats(values: NDArray[Any]) -> NDArray[np.float64]:
+    if values.dtype == BFLOAT16:
+        values = (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float64)
+
+
+def _dataflex(file: Path, rows: int) -> dict[str, NDArray[np.float64]]:
+    """{"indices": selected rows, "metric": {name: a value of each}}; or a value of every row of the dataset."""
+    step = read_json(file)
+    index = np.array(step["indices"], np.int64)
+    metrics = {name: np.array(values, np.float64) for name, values in step["metric"].items()}
+    if not metrics:
+        raise ValueError("it has no metric")
+    return {name: values if len(values) != len(index) else _placed(index, values, rows)
+            for name, values in metrics.items()}  # fmt: skip
+
+
+def _lm_eval(file: Path, rows: int) -> dict[str, NDArray[np.float64]]:
+    samples = list(_samples(file))
+    filters = len({sample["filter"] for sample in samples}) > 1
+    found: dict[str, dict[int, float]] = {}
+    for sample in samples:
+        for metric in sample["metrics"]:
+            if (value := _number(sample[metric])) is not None:
+                name = f"{metric},{sample['filter']}" if filters else metric
+                found.setdefault(name, {})[sample["doc_id"]] = value
+    if not found:
+        raise ValueError("it has no numeric metric")
+    return {name: _placed(np.array([*values]), np.array([*values.values()]), rows) for name, values in found.items()}
+
+
+def _samples(file: Path) -> Iterator[dict[str, Any]]:
+    for _, line in lines(file):
+        if line.strip():
+            sample = json.loads(line)
+            if not isinstance(sample["doc_id"], int) or isinstance(sample["doc_id"], bool):
+                raise ValueError(f"doc_id {sample['doc_id']!r} is no number of a row")
+            yield sample
+
+
+def _number(value: Any) -> float | None:
+    """A metric's value: a number, or a sum and the weight that it is divided by."""
+    if isinstance(value, list) and len(value) == 2 and value[1]:
+        value = value[0] / value[1]
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _placed(index: NDArray[np.int64], values: NDArray[np.float64], rows: int) -> NDArray[np.float64]:
+    """The values at their rows, NaN elsewhere, (N,); of a row drawn several times, the value is the same."""
+    if index.min() < 0:
+        raise ValueError(f"row {index.min()} is negative")
+    placed_N = np.full(max(rows, int(index.max()) + 1), np.nan)
+    placed_N[index] = values
+    return placed_N
