@@ -1,5 +1,6 @@
 """Fixtures by subject in tests/fixtures, and settings of all tests."""
 
+import gc
 import os
 import sys
 from importlib.util import find_spec
@@ -17,3 +18,9 @@ if find_spec("absl"):
 
 # Tests run in parallel: threads of one that wait for a core make the other wait as well.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the Hub's library is imported
+
+
+def pytest_collection_finish():
+    """Garbage collection passes over the objects of the libraries, which are there to stay."""
+    gc.freeze()

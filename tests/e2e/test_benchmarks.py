@@ -147,6 +147,7 @@ def test_disagreeing_contestants_are_not_compared(monkeypatch):
     assert order == ["a", "b", "c", "b", "c", "a"]
 
 
+@pytest.mark.slow
 def test_stopping(monkeypatch, toy_model, instructions, tmp_path, capsys):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     main = importlib.import_module("stopping").main
@@ -178,6 +179,7 @@ def test_loading(benchmark):
     assert first["own"] < 0.75 * widened["own"]
 
 
+@pytest.mark.slow
 def test_growth(benchmark):
     figures = benchmark("growth", "--stages", "content ids")
     (stage,) = figures["stages"]

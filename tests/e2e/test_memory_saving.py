@@ -1,7 +1,6 @@
 """train.py with an adapter, 8-bit AdamW and activation checkpointing, end to end."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -100,13 +99,13 @@ def test_errors_are_detected_before_data_and_models_are_read(tmp_path):
         run("train", [*base, "optimizer=adamw8bit"], tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_same_adapter(embedded, tmp_path):
     common = [*embedded, "adapter=lora", "adapter.merge=false", "activation_checkpointing=true"]
     run("train", common, tmp_path / "one")
     two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", f"hydra.run.dir={tmp_path}/two"]
     command = [sys.executable, "-m", "lpsel", "train", *(a for a in common if a != "trainer=cpu"), *two]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "two" / "result.json").read_text())["training"]["world_size"] == 2
     ours, theirs = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("one", "two"))

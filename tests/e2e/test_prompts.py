@@ -116,7 +116,7 @@ def select(tmp_path, *arguments, **environment):
     return subprocess.run(
         [sys.executable, "-m", "lpsel", "select", *arguments, "cluster=none", "trainer=cpu", "tracker=none"],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "LPSEL_CACHE": "cache"} | environment,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "LPSEL_CACHE": "cache"} | environment,
         capture_output=True,
         text=True,
         timeout=250,

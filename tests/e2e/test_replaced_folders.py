@@ -14,10 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "wrong_input"))
 @pytest.fixture
 def lpsel(tmp_path, monkeypatch, capsys):
     """Run a command in this process, in a folder."""
-    import huggingface_hub.constants
     from in_process import run
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
     def here(*arguments, cwd=tmp_path):
         with monkeypatch.context() as inside:

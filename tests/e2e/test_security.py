@@ -33,10 +33,7 @@ sys.path.insert(0, str(ROOT / "tests" / "e2e" / "wrong_input"))
 @pytest.fixture
 def lpsel(tmp_path, monkeypatch, capsys):
     """Run a command in this process, in a folder, with more in the environment."""
-    import huggingface_hub.constants
     from in_process import run
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
     def here(*arguments, cwd=tmp_path, **environment):
         with monkeypatch.context() as inside:

@@ -92,7 +92,7 @@ def one_of_two(ready, folder, overrides):
         os._exit(status)
 
 
-@pytest.mark.parametrize("rule", ["full", "lp_app"])
+@pytest.mark.parametrize("rule", [pytest.param("full", marks=pytest.mark.slow), "lp_app"])
 def test_two_processes_that_start_together_train_once(rule, tmp_path, toy_model, instructions):
     named = ["dataset=local", "scorer=local", "model=local", f"selection={rule}", "pct=50"]
     overrides = [*named, *given(tmp_path, toy_model, instructions(rows=8))]

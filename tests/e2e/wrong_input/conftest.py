@@ -22,10 +22,7 @@ def wrong_files(tmp_path_factory, toy_model):
 
 @pytest.fixture
 def alone(monkeypatch):
-    """No GPU, no Hub, no keys."""
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    """No GPU, no keys."""
     for name in ("OPENAI_API_KEY", "WANDB_API_KEY", "LPSEL_DEBUG", "LPSEL_PROMPTS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

@@ -1,6 +1,5 @@
 """Dry runs compared with what the runs then report, and models that do not fit."""
 
-import huggingface_hub.constants
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -19,7 +18,6 @@ from lpsel.model.memory_estimate import training_memory
 
 @pytest.fixture(autouse=True)
 def no_lookups(monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(work_estimate, "_cache", {})
 
 

@@ -63,8 +63,7 @@ def test_hashes_of_large_files_are_shared_between_processes(tmp_path, folder):
     assert model_fingerprint(str(folder), None, cache) == first, "rewritten, so read again"
 
 
-def test_a_path_that_is_neither_a_folder_nor_on_the_hub(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_a_path_that_is_neither_a_folder_nor_on_the_hub():
     with pytest.raises(UserError) as caught:
         model_fingerprint("nobody/no-such-model")
     assert caught.value.name == "nobody/no-such-model"

@@ -117,8 +117,12 @@ def reloaded_nll(folder, data, cache):
 
 RECIPE = ["model.recipe.learning_rate=1e-2", "model.recipe.max_grad_norm=0.5"]
 CASES = [
-    ("llama, tied", 2, 11), ("llama, untied", 3, 23), ("opt", 2, 23), ("gemma3", 2, 11), ("llama, tied", 1, 11),
-]  # fmt: skip
+    ("llama, tied", 2, 11),
+    ("gemma3", 2, 11),
+    pytest.param("llama, untied", 3, 23, marks=pytest.mark.slow),
+    pytest.param("opt", 2, 23, marks=pytest.mark.slow),
+    pytest.param("llama, tied", 1, 11, marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize(("model", "ranks", "rows"), CASES, indirect=["model"])
@@ -164,7 +168,7 @@ def test_bfloat16_layers_on_float32_weights_stay_near_float32(tmp_path, toy_mode
     assert {w.dtype for w in load_file(tmp_path / "mixed" / "model" / "model.safetensors").values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("stored", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("model", ["gemma3"], indirect=True)
 def test_slices_are_cast_to_float32_and_buffers_that_no_file_contains_are_exact(
     model, tmp_path, instructions, as_ranks, stored

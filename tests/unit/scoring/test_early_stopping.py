@@ -196,7 +196,7 @@ def test_a_rule_that_trains_nothing_has_nothing_to_stop(tmp_path, toy_model, ins
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_ranks_stop_together(tmp_path, toy_model, instructions, as_ranks, strategy):
     """125 rows: neither all nor the 29 followed ones are as many on both ranks."""
     data = instructions(rows=125)

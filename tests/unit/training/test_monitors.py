@@ -144,7 +144,7 @@ def select_and_write_error(tmp_path, *given):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_all_ranks_end_together(broken_rows, tmp_path, as_ranks, strategy):
     more = [f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.devices=2"]
     as_ranks(2, select_and_write_error, tmp_path, *overrides(*broken_rows, tmp_path, *more))
