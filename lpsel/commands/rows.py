@@ -5,6 +5,7 @@ N rows, M rows with a value to rank by
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -15,8 +16,7 @@ from rich.console import Console
 from lpsel.commands.arguments import OneLineParser, scores_of_run
 from lpsel.commands.result_summary import Pairs
 from lpsel.console import lines, show
-from lpsel.data.column_forms import Example
-from lpsel.data.dataset import DatasetSpec, Source
+from lpsel.data.dataset import DatasetSpec, Row, Source
 from lpsel.errors import UserError
 from lpsel.redact import printable, redact
 from lpsel.scoring.metrics import METRICS, learning_percentage
@@ -94,7 +94,7 @@ def _ranked(table: ScoreTable, by: str) -> tuple[Floats, NDArray[np.int64]]:
     return value_N, rows_M[np.lexsort((table.index[rows_M], key_N[rows_M]))]
 
 
-def _described(table: ScoreTable, row: int, by: str, value_N: Floats, texts: Mapping[int, Example]) -> Pairs:
+def _described(table: ScoreTable, row: int, by: str, value_N: Floats, texts: Mapping[int, Row]) -> Pairs:
     """A line of numbers, and one for each turn of the conversation, shortened on a terminal."""
     losses = " → ".join(f"{nll:.3f}" for nll in table.nll[:, row])
     tokens = f"  {table.response_tokens[row]:,} tokens" if table.tokens_known else ""
@@ -102,30 +102,32 @@ def _described(table: ScoreTable, row: int, by: str, value_N: Floats, texts: Map
     pairs = [(f"row {table.index[row]}", f"{by} {value_N[row]:.4g}  NLL {losses}{tokens}{content}")]
     if row not in texts:
         return pairs
-    turns = [(turn.role, turn.content) for turn in texts[row].turns]
-    if texts[row].input:
-        turns.insert(1, ("input", texts[row].input))
+    example, unusable = texts[row].example, texts[row].unusable
+    turns = [(turn.role, turn.content) for turn in example.turns] if unusable is None else [("unusable", unusable)]
+    if example.input:
+        turns.insert(1, ("input", example.input))
     short = Console().is_terminal
     return pairs + [(f"  {role}", f"{t[:LONGEST]}…" if short and len(t) > LONGEST else t) for role, t in turns]
 
 
-def _texts(file: Path, table: ScoreTable, dataset: str | None, rows: Sequence[int]) -> dict[int, Example]:
-    """The examples at positions in the table, from the given dataset or that of the scores folder.
+def _texts(file: Path, table: ScoreTable, dataset: str | None, rows: Sequence[int]) -> dict[int, Row]:
+    """The rows of the source at positions in the table, from the given dataset or that of the scores folder.
 
     Raises:
         UserError: the dataset is unknown, cannot be read, or differs from the one that was scored.
     """
-    source = Source(DatasetSpec(Path(dataset).name, dataset) if dataset is not None else _dataset_of(file))
+    spec = DatasetSpec(Path(dataset).name, dataset) if dataset is not None else _dataset_of(file)
+    source = Source(replace(spec, bad_rows="skip"))  # also rows that need not be shown
     position = {int(table.index[row]): row for row in rows}
     try:
         first = islice(source, max(position, default=-1) + 1)
-        texts = {position[row.index]: row.example for row in first if row.index in position}
+        texts = {position[row.index]: row for row in first if row.index in position}
     except UserError as error:
         raise error.renamed("--dataset") if dataset is not None and error.name == "dataset.path" else error from None
     for number, row in sorted(position.items()):
         scored = "" if table.id is None else table.id[row].as_py() or ""
         is_content = CONTENT_ID.fullmatch(scored) is not None  # other ids are the user's own
-        if row not in texts or (is_content and scored != texts[row].content_id()):
+        if row not in texts or (is_content and scored != texts[row].example.content_id()):
             name = "--dataset" if dataset is not None else "dataset"
             problem = f"row {number} is not the row that was scored"
             hint = "give the dataset of these scores with --dataset FILE"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lpsel.data.column_forms import Form, choose_form, forms_of, mapped_form, to_example
 from lpsel.data.column_guess import unknown_form
 from lpsel.data.example import Example, merge_system
-from lpsel.data.formats import Numbered, Part, reader_of, valid_rows
+from lpsel.data.formats import Numbered, Part, reader_of
 from lpsel.data.paths import hub_error, local_files
 from lpsel.errors import UnusableRow, UserError, check_choice, check_flag, check_int
 
@@ -92,6 +92,16 @@ class DatasetSpec:
             mapped_form(self.columns)
 
 
+def skipped(error: UnusableRow, location: str, bad_rows: str) -> str:
+    """The kind of a row to skip; with bad_rows=error, raise the error with its location and this option."""
+    if bad_rows == "skip":
+        return error.kind
+    skip = "set dataset.bad_rows=skip to leave such rows out"
+    located = error.at(location)
+    located.hint = f"{error.hint}, or {skip}" if error.hint else skip
+    raise located from None
+
+
 class Source:
     """The rows of a dataset, read as a stream on every iteration and never all in memory.
 
@@ -132,10 +142,10 @@ class Source:
             after = f" after dataset.skip={self.spec.skip}" if self.spec.skip else ""
             raise UserError(self._location, None, f"no rows{after}", "set dataset.path to a dataset that has some")
 
-    def raw_rows(self) -> Iterator[dict[str, Any]]:
-        """The rows as in the source, without interpreting their columns."""
+    def raw_rows(self) -> Iterator[dict[str, Any] | UnusableRow]:
+        """The rows as in the source, without interpreting their columns; for a line that holds none, why."""
         rows = chain.from_iterable(part.rows for part in self._parts())
-        return (raw for _, raw in valid_rows(islice(rows, self.spec.skip, self.stop)))
+        return (raw for _, raw in islice(rows, self.spec.skip, self.stop))
 
     @property
     def stop(self) -> int | None:
@@ -162,13 +172,8 @@ class Source:
         return example if self.spec.system == "keep" else merge_system(example)
 
     def skipped(self, error: UnusableRow, location: str) -> str:
-        """The kind of a row to skip; with bad_rows=error, raise the error with its location and this option."""
-        if self.spec.bad_rows == "skip":
-            return error.kind
-        skip = "set dataset.bad_rows=skip to leave such rows out"
-        located = error.at(location)
-        located.hint = f"{error.hint}, or {skip}" if error.hint else skip
-        raise located from None
+        """`skipped` with the option of this dataset."""
+        return skipped(error, location, self.spec.bad_rows)
 
     def check_skipped(self, unusable: "pa.Array | None") -> None:
         """Raise for the first of the rows that an earlier run with bad_rows=skip has skipped, unless this one skips.

@@ -1,19 +1,22 @@
 """Models against a baseline: answers to the same prompts, verdicts of a judge, win rates with intervals."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lpsel.errors import UserError, check_int
+from lpsel.data.content_ids import listed
+from lpsel.data.dataset import skipped
+from lpsel.errors import UserError, check_choice, check_int
 from lpsel.evaluation.comparison import compare
 from lpsel.evaluation.evaluator import Candidates, EvaluationContext, generation_files
 from lpsel.evaluation.imported import read_judgements
 from lpsel.evaluation.judgements import JUDGEMENTS, Row, Verdicts, aligned, group, write_judgements
 from lpsel.evaluation.preferences import judges_agreement
 from lpsel.evaluation.tables import pairwise_table
-from lpsel.generation.answers import answers, check
+from lpsel.generation.answers import answers, check, rejections
 from lpsel.generation.prompts import Prompt, load_prompts
 from lpsel.generation.sampling import Generation, Sampling
 from lpsel.judging.human import HumanJudge
@@ -38,6 +41,7 @@ class PairwiseEvaluator:
         batch_tokens: largest batch, in tokens with padding; changes speed and memory.
         resamples: number of bootstrap resamples of the prompts.
         seed: of sampled answers and of the resamples.
+        bad_rows: skip to leave out prompts that cannot be used, for all models if one of their templates rejects them.
     """
 
     judge: Judge | HumanJudge
@@ -51,12 +55,14 @@ class PairwiseEvaluator:
     batch_tokens: int = 16_384
     resamples: int = 10_000
     seed: int = 42
+    bad_rows: str = "error"
 
     table = staticmethod(pairwise_table)
 
     def __post_init__(self) -> None:
         for name in ("batch_tokens", "resamples"):
             check_int(f"evaluator.{name}", getattr(self, name), 1)
+        check_choice("dataset.bad_rows", self.bad_rows, ("error", "skip"))
         _ = self.sampling
 
     @property
@@ -88,9 +94,7 @@ class PairwiseEvaluator:
         """
         if self.judgements is not None:
             return finite(self._count_imported(read_judgements(self.judgements), context.folder))
-        assert self.prompts is not None, "checked"
-        folder = None if self.prompts_dir is None else Path(self.prompts_dir).expanduser()
-        prompts = load_prompts(self.prompts, self.limit, cache_dir=context.cache_dir, folder=folder)
+        prompts, unusable = self._prompts(candidates, context.cache_dir)
         names = distinct([model.name for model in candidates.all])
         generations, reports = self._generate(candidates, names, prompts, context)
         pairs = {
@@ -110,11 +114,32 @@ class PairwiseEvaluator:
                 "baseline": names[0],
                 "prompts": list(dict.fromkeys(prompt.prompt_set for prompt in prompts)),
                 "n_prompts": len(prompts),
+                "rows_unusable": dict(unusable.most_common()),
                 "sampling": self.sampling.settings(),
                 "answers": reports,
                 **judged,
             }
         )
+
+    def _prompts(self, candidates: Candidates, cache_dir: Path) -> tuple[list[Prompt], Counter[str]]:
+        """The prompts that all models can use, and the numbers of others by kind."""
+        assert self.prompts is not None, "checked"
+        folder = None if self.prompts_dir is None else Path(self.prompts_dir).expanduser()
+        unusable, counted = Counter[str](), self.bad_rows == "skip"
+        prompts = load_prompts(
+            self.prompts, self.limit, cache_dir=cache_dir, folder=folder, unusable=unusable if counted else None
+        )
+        for model in candidates.all:
+            rejected = rejections(model, prompts, cache_dir)
+            unusable.update(skipped(error, f"prompt {name}", self.bad_rows) for name, error in rejected.items())
+            prompts = [prompt for prompt in prompts if prompt.id not in rejected]
+        if not prompts:
+            raise UserError(
+                "prompts", self.prompts, f"no model can use any: {listed(unusable)}", "use another template"
+            )
+        if unusable:
+            log.info("Prompts: %d are unusable and skipped: %s", unusable.total(), listed(unusable))
+        return prompts, unusable
 
     def _generate(
         self, candidates: Candidates, names: Sequence[str], prompts: Sequence[Prompt], context: EvaluationContext

@@ -38,8 +38,7 @@ def reference_table(result: dict[str, Any]) -> Table:
             notes.append(f"Differences in NLL are those of the rows with the same supervised tokens, {min(partial):,}.")
     if len({model["tokenizer"] for model in models}) > 1:
         notes.append("Tokenizers differ: compare bits/byte, not NLL or perplexity.")
-    if result["rows_unusable"]:
-        notes.append(f"Unusable rows are left out: {escape(listed(result['rows_unusable']))}.")
+    notes += map(escape, _unusable(result))
     rows = []
     for model in models:
         cells = {"model": model["name"], "rows": f"{model['rows']:,}"}
@@ -72,7 +71,7 @@ def pairwise_table(result: dict[str, Any]) -> Table:
     notes += [_difference(pair) for pair in result["comparisons"][:MOST_COMPARISONS] if pair["n"]]
     if (more := len(result["comparisons"]) - MOST_COMPARISONS) > 0:
         notes.append(f"{more} more comparisons of two models are in result.json.")
-    notes += result["warnings"]
+    notes += result["warnings"] + _unusable(result)
     for name, pairs in (result.get("judges") or {}).items():
         notes += [_agreement(name, pair) for pair in pairs if pair["n"]]
     rows = []
@@ -93,6 +92,11 @@ def pairwise_table(result: dict[str, Any]) -> Table:
             }
         )
     return _table(rows, [escape(note) for note in notes])
+
+
+def _unusable(result: dict[str, Any]) -> list[str]:
+    kinds = result.get("rows_unusable")  # imported verdicts have none
+    return [f"Unusable rows are left out: {listed(kinds)}."] if kinds else []
 
 
 def _difference(pair: dict[str, Any]) -> str:

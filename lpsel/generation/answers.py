@@ -1,5 +1,6 @@
 """Answers of models to prompts: read from the cache, and generated where they are missing."""
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -9,9 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lpsel.cache import Journal
 from lpsel.console import track
 from lpsel.data.chat_template import chat_messages
-from lpsel.data.column_forms import Turn
+from lpsel.data.column_forms import Example, Turn
 from lpsel.data.control_tokens import Rendered
 from lpsel.data.templates import render_prompt, resolve_template
+from lpsel.errors import UnusableRow
 from lpsel.generation.openai_client import MALFORMED, Endpoint, RequestFailed, run_concurrently
 from lpsel.generation.prompts import Prompt
 from lpsel.generation.sampling import Generation, Sampling
@@ -55,6 +57,19 @@ def check(
     if missing and isinstance(model, Endpoint):
         model.check()
     return missing
+
+
+def rejections(model: ModelSpec | Endpoint, prompts: Sequence[Prompt], cache_dir: Path) -> dict[str, UnusableRow]:
+    """Why a model on this machine cannot use prompts, by their ids: its template rejects them, or has no tools."""
+    if isinstance(model, Endpoint):
+        return {}
+    tokenizer, found = load_tokenizer(model, locate(model, cache_dir)), {}
+    for prompt in prompts:
+        try:
+            _rendered(model, prompt, tokenizer)
+        except UnusableRow as error:
+            found[prompt.id] = error
+    return found
 
 
 def answers(
@@ -124,7 +139,7 @@ def _inputs(
     depends_on: dict[str, Any]
     if isinstance(model, Endpoint):
         source, tokenizer = f"{model.model}@{model.base_url}", None
-        inputs = [chat_messages(prompt.example) for prompt in prompts]
+        inputs = [_conversation(prompt.example) for prompt in prompts]
         depends_on = {"endpoint": model.base_url, "model": model.model}
     else:
         from lpsel.generation.generate import prompt_room
@@ -132,10 +147,7 @@ def _inputs(
         source = locate(model, cache_dir)
         prompt_room(load_config(model, source), sampling.max_new_tokens)
         tokenizer = load_tokenizer(model, source)
-        # `render_prompt` takes the turns before the last answer, so the answer to come is added.
-        examples = [replace(p.example, turns=(*p.example.turns, Turn("assistant", ""))) for p in prompts]
-        templates = [resolve_template(model.template, prompt.conversation, tokenizer) for prompt in prompts]
-        inputs = [render_prompt(*each, tokenizer) for each in zip(examples, templates, strict=True)]
+        inputs = [_rendered(model, prompt, tokenizer) for prompt in prompts]
         fingerprint = model_fingerprint(source, model.revision, cache_dir)
         depends_on = {"model": fingerprint, "dtype": str(dtype).removeprefix("torch.")}
     keys = [
@@ -143,6 +155,35 @@ def _inputs(
     ]
     journal = Journal.of(cache_dir, "answers", depends_on | sampling.settings())
     return _Inputs(source, tokenizer, dict(zip(keys, inputs, strict=True)), keys, journal)
+
+
+def _conversation(example: Example) -> Any:
+    """A prompt as an endpoint gets it: its messages, or an object with them and the tools that it has.
+
+    Unlike chat templates, endpoints take the arguments of a call as text, and tools with their type.
+    """
+    messages = chat_messages(example)
+    for message in messages:
+        if calls := message.get("tool_calls"):
+            message["tool_calls"] = [{**call, "function": _with_text(call["function"])} for call in calls]
+    if not example.tools:
+        return messages
+    tools = [tool if "function" in tool else {"type": "function", "function": tool} for tool in example.tools]
+    return {"messages": messages, "tools": tools}
+
+
+def _with_text(function: dict[str, Any]) -> dict[str, Any]:
+    arguments = function["arguments"]
+    return {**function, "arguments": arguments if isinstance(arguments, str) else json.dumps(arguments)}
+
+
+def _rendered(model: ModelSpec, prompt: Prompt, tokenizer: Any) -> Rendered:
+    """The text that a model gets.
+
+    `render_prompt` takes the turns before the last answer, so the answer to come is added.
+    """
+    example = replace(prompt.example, turns=(*prompt.example.turns, Turn("assistant", "")))
+    return render_prompt(example, resolve_template(model.template, prompt.conversation, tokenizer), tokenizer)
 
 
 def _request(
@@ -155,12 +196,15 @@ def _request(
 
         def ask(index: int) -> Generation:
             try:
-                reply = endpoint.complete(client, conversations[index], **parameters)
+                conversation = conversations[index]
+                given = conversation if isinstance(conversation, dict) else {"messages": conversation}
+                reply = endpoint.complete(client, **given, **parameters)
             except RequestFailed as failure:
                 raise endpoint.unavailable(failure) from None
             if reply.text is None:
                 raise endpoint.unavailable(MALFORMED)
-            return Generation(reply.text, reply.completion_tokens, reply.finish_reason == "stop", reply.prompt_tokens)
+            stopped = reply.finish_reason in ("stop", "tool_calls")
+            return Generation(reply.text, reply.completion_tokens, stopped, reply.prompt_tokens)
 
         def save_one(index: int, answer: Generation) -> None:
             save({index: answer})

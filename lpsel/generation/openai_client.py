@@ -1,5 +1,6 @@
 """The client for OpenAI-compatible servers: hosted services, vLLM, `transformers serve`, llama.cpp."""
 
+import json
 import logging
 import os
 import re
@@ -206,10 +207,16 @@ def _reply(response: Any) -> Reply:
         tokens = [None, None]
     try:
         choice = response.choices[0]
-        text = choice.message.content
+        text = choice.message.content or _calls(choice.message)
         return Reply(text if isinstance(text, str) else "", choice.finish_reason, *tokens)
     except (AttributeError, IndexError, TypeError):
         return Reply(None, None, *tokens)
+
+
+def _calls(message: Any) -> str:
+    """The calls of tools in a reply, one per line, as JSON."""
+    functions = (call.function for call in getattr(message, "tool_calls", None) or [])
+    return "\n".join(json.dumps({"name": f.name, "arguments": f.arguments}) for f in functions)
 
 
 def _limit_size(response: Any) -> None:

@@ -14,10 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from lpsel.config import build, config_dir
 from lpsel.data.column_forms import FORMS, PROMPT_FORMS, choose_form, forms_of, is_conversation, to_example
-from lpsel.data.dataset import DatasetSpec, Source
+from lpsel.data.content_ids import listed
+from lpsel.data.dataset import DatasetSpec, Source, skipped
 from lpsel.data.example import Example
 from lpsel.data.formats import ENDINGS, reader_of
-from lpsel.errors import UserError, check_int, first_line
+from lpsel.errors import UnusableRow, UserError, check_int, first_line
 from lpsel.storage import utf8, write_atomically
 
 DOWNLOAD_TIMEOUT = 60  # seconds
@@ -61,7 +62,12 @@ class PromptSet:
 
 
 def load_prompts(
-    names: str | Sequence[str], limit: int | None = None, *, cache_dir: Path, folder: Path | None = None
+    names: str | Sequence[str],
+    limit: int | None = None,
+    *,
+    cache_dir: Path,
+    folder: Path | None = None,
+    unusable: Counter[str] | None = None,
 ) -> list[Prompt]:
     """The prompts of one or several sets, set by set.
 
@@ -74,10 +80,12 @@ def load_prompts(
         limit: take at most this many prompts of every set.
         cache_dir: for downloaded files.
         folder: of prompt files, searched first.
+        unusable: if given, unusable rows are skipped and counted in it by kind.
 
     Raises:
         UserError: no such set, file or Hub dataset, a set without prompts or with duplicate ids, sets with the same
-            name, a prompt without text.
+            name.
+        UnusableRow: a row that cannot be used, or a prompt without text, unless such rows are skipped.
     """
     chosen = [names] if isinstance(names, str) else list(names)
     if not chosen:
@@ -90,7 +98,7 @@ def load_prompts(
     for name, count in Counter(prompt_set.name for prompt_set in sets).items():
         if count > 1:
             raise UserError("prompts", None, f"{count} sets are named {name}", "give every set once and rename files")
-    prompts = [prompt for prompt_set in sets for prompt in _read(prompt_set, limit, cache_dir)]
+    prompts = [prompt for prompt_set in sets for prompt in _read(prompt_set, limit, cache_dir, unusable)]
     ids = Counter(prompt.id for prompt in prompts)
     prompts = [replace(p, id=f"{p.prompt_set}/{p.id}") if ids[p.id] > 1 else p for p in prompts]
     for name, count in Counter(prompt.id for prompt in prompts).items():
@@ -133,7 +141,7 @@ def _find(name: str, folder: Path | None) -> PromptSet:
     return PromptSet(_name(name), name)
 
 
-def _read(prompt_set: PromptSet, limit: int | None, cache_dir: Path) -> list[Prompt]:
+def _read(prompt_set: PromptSet, limit: int | None, cache_dir: Path, unusable: Counter[str] | None) -> list[Prompt]:
     path = str(_download(prompt_set.path, cache_dir)) if _is_url(prompt_set.path) else prompt_set.path
     location = f"prompts={prompt_set.name}"
     try:
@@ -145,24 +153,33 @@ def _read(prompt_set: PromptSet, limit: int | None, cache_dir: Path) -> list[Pro
         raise error.at(location) from None
     if not rows:
         raise UserError("prompts", prompt_set.name, f"{prompt_set.path} has no prompts", "choose another set")
-    prompts = []
+    prompts, kinds = [], Counter[str]()
     for number, raw in enumerate(rows):
         try:
             prompts.append(_prompt(prompt_set, number, raw))
-        except UserError as error:
-            raise error.at(f"{location}, row {number}") from None
+        except UnusableRow as error:
+            at = location if error is raw else f"{location}, row {number}"
+            kinds[skipped(error, at, "error" if unusable is None else "skip")] += 1
+    if not prompts:
+        problem = f"none of {len(rows):,} prompts can be used: {listed(kinds)}"
+        raise UserError("prompts", prompt_set.name, problem, "convert them, or use other prompts")
+    if unusable is not None:
+        unusable.update(kinds)
     return prompts
 
 
-def _prompt(prompt_set: PromptSet, number: int, raw: dict[str, Any]) -> Prompt:
+def _prompt(prompt_set: PromptSet, number: int, raw: dict[str, Any] | UnusableRow) -> Prompt:
+    if isinstance(raw, UnusableRow):
+        raise raw
     row = {name: _value(raw, column) for name, column in prompt_set.columns.items()} or raw
     missing = [column for name, column in prompt_set.columns.items() if row[name] is None and name != "input"]
     if missing:
-        raise UserError("columns", ", ".join(raw), f"do not include {missing[0]}", "correct columns in conf/prompt_set")
+        problem, hint = f"do not include {missing[0]}", "correct columns in conf/prompt_set"
+        raise UnusableRow("columns", ", ".join(raw), problem, hint, kind="a missing column")
     forms = forms_of(tuple(row), (*FORMS, *PROMPT_FORMS))
     if not forms:
         hint = "rename a column to instruction (with input), prompt or messages"
-        raise UserError("columns", ", ".join(row), "hold no prompt", hint)
+        raise UnusableRow("columns", ", ".join(row), "hold no prompt", hint, kind="an unknown form")
     form = choose_form(forms, row)
     example, answer = to_example(row, form), ""
     if example.turns and example.turns[-1].role == "assistant":
@@ -182,7 +199,7 @@ def _prompt(prompt_set: PromptSet, number: int, raw: dict[str, Any]) -> Prompt:
         conversation=is_conversation(row, form),
     )
     if not prompt.text.strip():
-        raise UserError("prompt", None, "has no text", "add text or remove the row")
+        raise UnusableRow("prompt", None, "has no text", "add text or remove the row", kind="a prompt without text")
     return prompt
 
 

@@ -85,6 +85,20 @@ def test_a_scores_folder_names_its_dataset(few_runs, capsys):
         assert head(lines[place + 2]) == ["assistant", source[index].raw["output"]]
 
 
+def test_unusable_rows_of_the_dataset_are_passed_over_or_named(scores, tmp_path, capsys):
+    rows = [{"instruction": ["a"], "output": "b"}, {"instruction": "x", "output": "y"}, {"image": "z"}]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[1]]))
+    main([str(scores), "--dataset", str(data), "--easiest", "2", "--hardest", "1"])
+    shown = [head(line) for line in capsys.readouterr().out.splitlines() if not line.startswith("The ")]
+    assert [line[:2] for line in shown if "row" not in line[0]] == [
+        ["unusable", "a list as text"],
+        ["user", "x"],
+        ["assistant", "y"],
+        ["unusable", "an unknown form"],
+    ]
+
+
 def test_a_dataset_with_other_rows_is_an_error(few_runs, tmp_path, capsys):
     folder = few_runs / "train" / "toy-llama-low"
     other = tmp_path / "other.jsonl"

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from lpsel.commands.job import run
-from lpsel.errors import UserError
+from lpsel.errors import UnusableRow, UserError
 from lpsel.evaluation.tables import pairwise_table
 from lpsel.report.points import measures
 from lpsel.report.runs import Run
@@ -71,6 +72,36 @@ def test_from_prompts_to_metrics(given, toy_model, second_model, tmp_path):
     assert [about["generated"] for about in again["answers"]] == [0, 0]
     assert again["models"][0]["judging"]["asked"] == 0
     assert again["win_rate"] == result["win_rate"]
+
+
+def test_prompts_that_a_model_cannot_use_are_left_out_for_all_models(given, toy_model, second_model, tmp_path):
+    """A row is unusable in itself, and one model's chat template rejects another row."""
+    strict = tmp_path / "strict"
+    shutil.copytree(second_model, strict)
+    (strict / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('No system turns') }}{% endif %}"
+        "{{ m.content }}\n{% endfor %}"
+    )
+    system = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    odd = [{"id": "images", "instruction": "See", "image": "x.png"}, {"id": "system", "messages": system}]
+    usable = [{"id": "chat", "messages": system[1:], "reference_output": "Ho"}, PROMPTS[0]]
+    (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*odd, *usable]))
+    asked = [*given, f"prompts={tmp_path}/mixed.jsonl", f"models={strict}", f"baseline={toy_model}", "judge=reference"]
+    with pytest.raises(UnusableRow) as caught:
+        run("evaluate", asked, tmp_path / "stopped")
+    assert (caught.value.location, caught.value.kind) == ("prompts=mixed, row 0", "images")
+    result = run("evaluate", [*asked, "dataset.bad_rows=skip"], tmp_path / "run")
+    assert result["rows_unusable"] == {"images": 1, "the chat template rejects it": 1}
+    assert (result["n"], result["n_prompts"]) == (2, 2)
+    for model in ("strict", "toy-llama"):
+        lines = (tmp_path / "run" / "generations" / f"{model}.jsonl").read_text().splitlines()
+        assert [json.loads(line)["id"] for line in lines] == ["chat", "p0"]
+    assert "Unusable rows are left out: images (1), the chat template rejects it (1)." in pairwise_table(result).caption
+
+    (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*usable, odd[1]]))
+    with pytest.raises(UnusableRow) as caught:
+        run("evaluate", asked, tmp_path / "rejected")
+    assert (caught.value.location, caught.value.kind) == ("prompt system", "the chat template rejects it")
 
 
 def test_its_table_of_verdicts_can_be_imported(given, toy_model, second_model, tmp_path):

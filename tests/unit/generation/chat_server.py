@@ -61,6 +61,10 @@ class Handler(BaseHTTPRequestHandler):
                 "message": {"role": "assistant", "content": " ".join(words[:limit])},
             }],
         }  # fmt: skip
+        if body["model"] == "caller":
+            call = {"type": "function", "id": "2", "function": {"name": "weather", "arguments": '{"city": "Köln"}'}}
+            answer["choices"][0] |= {"message": {"role": "assistant", "content": None, "tool_calls": [call]}}
+            answer["choices"][0]["finish_reason"] = "tool_calls"
         if body["model"].startswith("MiB-"):
             answer["choices"][0]["message"]["content"] = "x" * (int(body["model"].removeprefix("MiB-")) << 20)
         if body["model"] == "odd-usage":

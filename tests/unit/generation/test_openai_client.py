@@ -15,7 +15,7 @@ from lpsel.data.column_forms import Example, Turn
 from lpsel.errors import UserError
 from lpsel.generation.answers import answers, check
 from lpsel.generation.openai_client import Endpoint
-from lpsel.generation.prompts import Prompt
+from lpsel.generation.prompts import Prompt, load_prompts
 from lpsel.generation.sampling import Sampling
 
 SERVER = Path(__file__).parent / "chat_server.py"
@@ -79,6 +79,29 @@ def test_turns_are_sent_unchanged_and_answers_cached(tmp_path, server):
     again, about = answers(endpoint, prompts, FOUR, cache_dir=tmp_path, **HOW)
     assert (again, about["reused"], len(server())) == (found, 2, 2)
     assert "sk-right" not in "".join(f.read_text() for f in tmp_path.glob("answers/*/*"))
+
+
+def test_tools_and_calls_are_sent_as_the_protocol_has_them_and_answered_with_a_call(tmp_path, server):
+    """Of a dataset with flat tools and with arguments as objects, which chat templates take."""
+    tool = {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
+    turns = [
+        {"role": "user", "content": "Is it warm in Bonn?"},
+        {"role": "assistant", "tool_calls": [{"id": "1", "name": "weather", "arguments": {"city": "Bonn"}}]},
+        {"role": "tool", "content": "12", "tool_call_id": "1"},
+    ]
+    path = tmp_path / "own.jsonl"
+    path.write_text(json.dumps({"messages": turns, "tools": [tool]}))
+    prompts = load_prompts(str(path), cache_dir=tmp_path)
+    (answer,), about = answers(Endpoint.of(f"caller@{server.url}"), prompts, FOUR, cache_dir=tmp_path, **HOW)
+    assert (json.loads(answer.text), answer.stopped) == ({"name": "weather", "arguments": '{"city": "Köln"}'}, True)
+    assert (about["answers_cut"], about["answers_empty"]) == (0, 0)
+    (request,) = server()
+    assert request["tools"] == [{"type": "function", "function": tool}]
+    function = {"name": "weather", "arguments": '{"city": "Bonn"}'}
+    call = {"type": "function", "id": "1", "function": function}
+    assert request["messages"] == [turns[0], {"role": "assistant", "content": "", "tool_calls": [call]}, turns[2]]
+    _, again = answers(Endpoint.of(f"caller@{server.url}"), prompts, FOUR, cache_dir=tmp_path, **HOW)
+    assert (again["reused"], len(server())) == (1, 1)
 
 
 def test_samples_carry_their_settings(tmp_path, server):

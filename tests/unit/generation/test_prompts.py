@@ -3,11 +3,12 @@ import gzip
 import http.server
 import json
 import threading
+from collections import Counter
 
 import pytest
 
 from lpsel.data.column_forms import Turn
-from lpsel.errors import UserError
+from lpsel.errors import UnusableRow, UserError
 from lpsel.generation.prompts import known_sets, load_prompts
 
 FIVE = {"vicuna": 80, "koala": 180, "wizardlm": 218, "self_instruct": 252, "alpaca_eval": 805}
@@ -142,6 +143,35 @@ def test_an_invalid_set_is_rejected(load, written, rows, location, name, problem
         load(path)
     found = (caught.value.location, caught.value.name, caught.value.problem)
     assert found == (location, name, problem.format(path=path))
+
+
+def test_unusable_prompts_are_skipped_and_counted_and_keep_their_numbers(load, written):
+    """Of every kind: a list as text, an unknown form, no text, a line that is no row."""
+    path = written([{"instruction": [5]}, {"instruction": "Why?"}, {"question": "x"}, {"instruction": " "}])
+    with open(path, "a") as file:
+        file.write('[1]\n{"instruction": "How?"}\n')
+    kinds = Counter()
+    assert [(p.id, p.text) for p in load(path, unusable=kinds)] == [("own/1", "Why?"), ("own/5", "How?")]
+    assert kinds == dict.fromkeys(
+        ["a list as text", "an unknown form", "a prompt without text", "a row that is not an object"], 1
+    )
+    with pytest.raises(UnusableRow) as caught:
+        load(path)
+    assert (caught.value.location, caught.value.kind) == ("prompts=own, row 0", "a list as text")
+    assert caught.value.hint.endswith("set dataset.bad_rows=skip to leave such rows out")
+
+
+def test_a_line_that_holds_no_prompt_is_named_once(load, written):
+    path = written([{"instruction": "Why?"}, [1]])
+    with pytest.raises(UnusableRow) as caught:
+        load(path)
+    assert (caught.value.location, caught.value.name) == ("prompts=own", f"{path}, line 2")
+
+
+def test_a_set_without_a_usable_prompt_is_rejected(load, written):
+    with pytest.raises(UserError) as caught:
+        load(written([{"instruction": [5]}]), unusable=Counter())
+    assert caught.value.problem == "none of 1 prompts can be used: a list as text (1)"
 
 
 def test_a_column_that_is_not_text_is_rejected(load, written):
