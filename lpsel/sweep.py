@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from lpsel.commands.job import Job
+from lpsel.commands.job import Job, ranks_run
 from lpsel.distributed import agree, is_main_process, started_together
 from lpsel.errors import UserError, first_line, resource_errors
 from lpsel.output_folder import check_output_folder, mark_output_folder
@@ -181,19 +181,10 @@ def _isolated(hydra: Any, config: DictConfig) -> Iterator[None]:
     if not single and "joblib" in str(hydra.launcher.get("_target_")):
         problem = "hydra/launcher=joblib runs jobs in parallel, each on one device"
         raise UserError("trainer.devices", devices, problem, "set trainer.devices=1, or remove the launcher")
-    arguments, environment = sys.argv[1:], dict(os.environ)
-    sys.argv[1:] = [*hydra.overrides.task, "hydra.mode=RUN"]
     with read_write(hydra), open_dict(hydra):
         hydra.run.dir = hydra.runtime.output_dir
-    try:
+    with ranks_run([*hydra.overrides.task, "hydra.mode=RUN"]):
         yield
-    finally:
-        sys.argv[1:] = arguments
-        if not started_together():
-            os.environ.clear()
-            os.environ.update(environment)
-            if (distributed := sys.modules.get("torch.distributed")) and distributed.is_initialized():
-                distributed.destroy_process_group()
 
 
 def read_outcomes(sweep: DictConfig) -> list[Outcome]:

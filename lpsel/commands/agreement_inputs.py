@@ -1,7 +1,7 @@
 """The tables of scores that `agreement` compares, checked to be of the same rows, and their clusters."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from lpsel.commands.arguments import scores_of_run
 from lpsel.errors import UserError
 from lpsel.integrity import Damaged, check_files
 from lpsel.run_config import read_result
+from lpsel.scoring.external import is_external
 from lpsel.scoring.npz import names_in_npz, read_array, split_npz
 from lpsel.scoring.read import MANIFEST, SCORES_FILE, cluster_codes, read_scores, read_table
 from lpsel.scoring.table import ScoreTable
@@ -41,38 +42,40 @@ class Scored:
     table: ScoreTable
 
 
-def read_all(arguments: Sequence[str]) -> list[Scored]:
-    """Two or more tables with distinct names.
+def read_all(arguments: Sequence[str], least: int = 2, columns: Collection[str] = ()) -> list[Scored]:
+    """At least `least` tables with distinct names, and with `columns` where they have them.
 
     Raises:
-        UserError: fewer than two tables, one that cannot be read, or tables of different rows.
+        UserError: fewer tables, one that cannot be read, or tables of different rows.
     """
-    tables = [table for argument in arguments for table in _read(argument)]
-    if len(tables) < 2:
+    tables = [table for argument in arguments for table in _read(argument, columns)]
+    if not tables:
+        raise UserError("SCORES", None, "no scores given", "name a scores folder or file")
+    if len(tables) < least:
         raise UserError(" ".join(arguments), None, "is only one table", "give two or more to compare")
     for other in tables[1:]:
         _check_same_rows(tables[0], other)
     return _distinct(tables)
 
 
-def _read(argument: str) -> list[Scored]:
+def _read(argument: str, columns: Collection[str]) -> list[Scored]:
     path = Path(argument).expanduser()
-    if path.is_dir():
+    if path.is_dir() and not is_external(path):
         if (path / SCORES_FILE).is_file():
-            return [_read_table(argument, path / SCORES_FILE)]
+            return [_read_table(argument, path / SCORES_FILE, columns)]
         run = scores_of_run(path)
-        scored = _read_table(argument, Path(run["scores"]))
+        scored = _read_table(argument, Path(run["scores"]), columns)
         name = (run.get("scorer") or {}).get("name", scored.name)
         return [replace(scored, name=name, origin=path.resolve().name)]
     if archive := split_npz(argument):
         file, name = archive
         names = names_in_npz(file) if name is None else [name]
         return [Scored(n, f"{file}:{n}", file.stem, f"{file}:{n}", read_scores(file, key=n)) for n in names]
-    return [_read_table(argument, path)]
+    return [_read_table(argument, path, columns)]
 
 
-def _read_table(argument: str, file: Path) -> Scored:
-    table = read_scores(file)
+def _read_table(argument: str, file: Path, columns: Collection[str]) -> Scored:
+    table = read_scores(file, columns=columns)
     file = file.resolve()
     manifest = file.with_name(MANIFEST)
     name = file.parent.name if file.name == SCORES_FILE else file.stem

@@ -1,8 +1,11 @@
 """One run of train, select or evaluate: from a composed configuration to result.json in its folder."""
 
 import logging
+import os
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lpsel.cache import in_use, log_old_kinds
 from lpsel.config import build, config_dir, default_cache
-from lpsel.distributed import is_main_process
+from lpsel.distributed import is_main_process, started_together
 from lpsel.errors import UserError
 from lpsel.output_folder import check_run_folder
 from lpsel.redact import redacted
@@ -126,3 +129,22 @@ def run(command: str, overrides: Sequence[str], run_dir: Path, in_sweep: bool = 
         job = Job.of(command, config, run_dir, in_sweep)
         finished = job.run_config().finished(run_dir) if in_sweep else None
         return finished if finished is not None else job.run()
+
+
+@contextmanager
+def ranks_run(arguments: Sequence[str]) -> Iterator[None]:
+    """Within, the ranks that Lightning starts run `lpsel` with these arguments, not with those of this process.
+
+    At the end, the process is as before, so that it can run another job.
+    """
+    own, environment = sys.argv[1:], dict(os.environ)
+    sys.argv[1:] = arguments
+    try:
+        yield
+    finally:
+        sys.argv[1:] = own
+        if not started_together():
+            os.environ.clear()
+            os.environ.update(environment)
+            if (distributed := sys.modules.get("torch.distributed")) and distributed.is_initialized():
+                distributed.destroy_process_group()

@@ -52,6 +52,11 @@ def read_external(path: Path, rows: int = 0) -> pa.Table | None:
         raise UserError("scores", path, problem, "use a complete file") from error
 
 
+def is_external(path: Path) -> bool:
+    """Whether a path has the form of one of these tools."""
+    return _reader(path) is not None
+
+
 def _reader(path: Path) -> Any:
     if path.is_dir():
         return _bergson if (path / INFO).is_file() and (path / SCORES).is_file() else None

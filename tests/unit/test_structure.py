@@ -30,8 +30,9 @@ STAGES = (
     ("evaluation",),
     ("report",),
     ("integrations",),
+    ("overrides",),
     ("commands",),
-    ("command_line", "overrides", "sweep"),
+    ("command_line", "sweep"),
     ("cli",),
     ("__main__",),
 )

@@ -428,6 +428,11 @@ EVALUATIONS = [
 ]
 
 FURTHER = [
+    Case("validate scores/good.csv", "--held-out"),
+    Case("validate scores/nowhere.csv --held-out good.jsonl", "scores/nowhere.csv"),
+    Case("validate scores/good.csv --held-out good.jsonl --subsets 2", "--subsets=2"),
+    Case("validate scores/good.csv --held-out good.jsonl --metric loss", "--metric=loss"),
+    Case("validate model=opt-125m --held-out good.jsonl", "SCORES"),
     Case("agreement", "TABLE"),
     Case("agreement scores/good.csv", "scores/good.csv: is only one table"),
     Case(AGREE + "nowhere.csv", "nowhere.csv"),

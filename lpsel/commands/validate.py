@@ -1,0 +1,249 @@
+"""`validate`: does a score predict what a model trained on a subset reaches?
+
+Every subset is a run of `train`, by a column of one table of random numbers and scores, and of `evaluate`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from rich.markup import escape
+from rich.table import Table
+
+from lpsel import console
+from lpsel.commands.agreement_inputs import Scored, read_all
+from lpsel.commands.arguments import OneLineParser, run_folder
+from lpsel.commands.job import ranks_run
+from lpsel.commands.job import run as run_job
+from lpsel.errors import UserError, check_int
+from lpsel.evaluation.subset_validation import conclusion, conclusive, rank_correlation
+from lpsel.overrides import hydra_arguments
+from lpsel.run_config import RESULT
+from lpsel.scoring.metrics import METRICS, learning_percentage
+from lpsel.scoring.npz import split_npz
+from lpsel.selection.budget import check_pct
+from lpsel.storage import finite, write_atomically, write_csv, write_json
+
+FEWEST = 5  # subsets: a rank correlation of fewer says nothing
+TABLE = "subsets.parquet"
+EVALUATION = ("evaluator.max_new_tokens=1", "evaluator.resamples=100")  # only the NLL is used, without its interval
+SHARED = ("trainer", "tracker", "cache_dir")  # options that train and evaluate have in common
+
+Floats = NDArray[np.float64]
+
+
+class Subset(NamedTuple):
+    """The `pct` % of the rows with the lowest, or highest, values of a column of the table."""
+
+    name: str
+    column: str
+    highest: bool = False
+
+
+class Settings(NamedTuple):
+    """How subsets are trained on and measured; `given` are overrides of train, `held_out` those of evaluate."""
+
+    given: Sequence[str]
+    held_out: Sequence[str]
+    subsets: int = 32
+    pct: float = 10.0
+    seeds: int = 1
+    seed: int = 42
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command as `lpsel validate ARGUMENTS`.
+
+    Raises:
+        UserError: as `run`, or an invalid argument.
+    """
+    parser = OneLineParser(
+        prog="lpsel validate",
+        description="Train a model on random subsets, and correlate their mean score with its held-out loss.",
+        epilog="SCORES are as for lpsel agreement. Options with = are those of lpsel train (model=, dataset=, ...).",
+        allow_abbrev=False,
+    )
+    parser.add_argument("scores", nargs="+", metavar="SCORES", help="scores of the dataset, or NAME=VALUE for train")
+    held_out = "held-out rows: a dataset, and options of lpsel evaluate such as dataset.limit=200"
+    parser.add_argument("--held-out", nargs="+", required=True, metavar="DATASET", help=held_out)
+    metric = f"{', '.join(METRICS)}, or a column of the scores (lp_app)"
+    parser.add_argument("--metric", default="lp_app", metavar="M[,M...]", help=metric)
+    parser.add_argument("--subsets", type=int, default=32, metavar="K", help="number of random subsets (32)")
+    parser.add_argument("--pct", type=float, default=10.0, metavar="P", help="percentage of the rows in each (10)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="trainings of each, averaged (1)")
+    parser.add_argument("--seed", type=int, default=42, metavar="S", help="of the subsets, and the first training (42)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (runs/validate/TIME); resumes in it")
+    given = parser.parse_intermixed_args(arguments)
+    overrides = [argument for argument in given.scores if "=" in argument]
+    tables = [argument for argument in given.scores if "=" not in argument]
+    dataset, *others = given.held_out
+    measured_on = [dataset if "=" in dataset else f"dataset={dataset}", *others]
+    settings = Settings(overrides, measured_on, given.subsets, given.pct, given.seeds, given.seed)
+    result = run(tables, given.metric.split(","), settings, given.out)
+    show(result)
+    print(result["run_dir"], flush=True)
+
+
+def run(
+    arguments: Sequence[str], metrics: Sequence[str], settings: Settings, run_dir: Path | None = None
+) -> dict[str, Any]:
+    """Train, evaluate and compare; what is finished in `run_dir` or in the cache is reused.
+
+    Raises:
+        UserError: an invalid argument, a table that cannot be read, or what train and evaluate raise.
+    """
+    check_int("--subsets", settings.subsets, FEWEST)
+    check_int("--seeds", settings.seeds, 1)
+    check_int("--seed", settings.seed, 0)
+    check_pct(settings.pct)
+    tables = read_all(arguments, least=1, columns=[name for name in metrics if name not in METRICS])
+    scores = {f"{t.name} {name}": _score(t, name) for t in tables for name in metrics}
+    archives = [archive[0] for argument in arguments if (archive := split_npz(argument))]
+    folder = run_folder("validate", run_dir, [*arguments, *archives])
+    subsets = _write_subsets(folder / TABLE, tables[0], scores, settings)
+    measured = [_measure(folder, subset, scores, settings) for subset in subsets]
+    result = {
+        "command": "validate",
+        "sources": [scored.source for scored in tables],
+        "pct": settings.pct,
+        "seeds": settings.seeds,
+        "seed": settings.seed,
+        **_summary(measured, scores, settings.subsets),
+        "cost": {name: sum(m["cost"][name] for m in measured) for name in measured[0]["cost"]},
+        "subsets": measured,
+    }
+    write_csv(folder / "subsets.csv", [finite(_flat(m)) for m in measured])
+    write_json(folder / RESULT, result)
+    return finite(result) | {"run_dir": folder}
+
+
+def _score(scored: Scored, metric: str) -> Floats:
+    """A score of every row, (N,), NaN where it has none."""
+    table = scored.table
+    if metric not in METRICS:
+        if metric in table.columns:
+            return table.columns[metric]
+        hint = f"use one of {', '.join(METRICS)}, or a column of the scores"
+        raise UserError("--metric", metric, f"{scored.argument} has no such column", hint)
+    if table.epochs < METRICS[metric].epochs:
+        problem = f"needs {METRICS[metric].epochs} recorded epochs, {scored.argument} has {table.epochs}"
+        raise UserError("--metric", metric, problem, "use another metric or other scores")
+    return np.where(table.response_tokens > 0, learning_percentage(table, metric), np.nan)
+
+
+def _write_subsets(file: Path, first: Scored, scores: Mapping[str, Floats], settings: Settings) -> list[Subset]:
+    """Write the columns that subsets are selected by; rows without a score in some table are in none of them."""
+    value_SN = np.array([*scores.values()])
+    undefined_N = ~np.isfinite(value_SN).all(axis=0)
+    draw_KN = np.random.default_rng(settings.seed).random((settings.subsets, len(undefined_N)))
+    names = [f"random_{k:03d}" for k in range(1, settings.subsets + 1)]
+    subsets = [Subset(name, name) for name in names]
+    columns = dict(zip(names, draw_KN, strict=True))
+    for s, value_N in enumerate(value_SN):
+        columns[f"score_{s}"] = value_N
+        subsets += [Subset(f"{end}_{s}", f"score_{s}", end == "highest") for end in ("lowest", "highest")]
+    about = {"index": first.table.index} | ({"id": first.table.id} if first.table.has_content_ids else {})
+    values = {name: pa.array(np.where(undefined_N, np.nan, v), from_pandas=True) for name, v in columns.items()}
+    content = BytesIO()
+    pq.write_table(pa.table(about | values), content)
+    # An unchanged file keeps its time, by which finished runs know their inputs.
+    if not file.is_file() or file.read_bytes() != content.getvalue():
+        write_atomically(file, lambda out: out.write(content.getvalue()))
+    return subsets
+
+
+def _measure(folder: Path, subset: Subset, scores: Mapping[str, Floats], settings: Settings) -> dict[str, Any]:
+    """Train on a subset with every seed, and evaluate: its mean scores, NLL and cost."""
+    nll, cost = [], {"trainings": 0, "tokens": 0, "flops": 0.0, "seconds": 0.0}
+    for seed in range(settings.seed, settings.seed + settings.seeds):
+        place = folder / f"{subset.name}-seed-{seed}"
+        trained = _train(place / "train", folder / TABLE, subset, seed, settings)
+        shared = [override for override in settings.given if override.split("=")[0].split(".")[0] in SHARED]
+        asked = [*shared, *EVALUATION, *settings.held_out, f"model={place / 'train'}"]
+        evaluated = run_job("evaluate", hydra_arguments("evaluate", asked), place / "evaluate", in_sweep=True)
+        nll.append(evaluated["models"][0]["metrics"]["nll"]["value"])
+        if trained["reused_from"] is None:
+            cost["trainings"] += 1
+            for name in ("tokens", "flops", "seconds"):
+                cost[name] += trained["training"][name]
+    rows = _selected(trained["selection"], folder / TABLE)
+    means = {name: float(score_N[rows].mean()) for name, score_N in scores.items()}
+    defined = [value for value in nll if value is not None]
+    mean = float(np.mean(defined)) if len(defined) == len(nll) else None
+    return {"name": subset.name, "rows": len(rows), "nll": mean, "nll_of_seeds": nll, "mean_score": means,
+            "cost": cost}  # fmt: skip
+
+
+def _selected(selection: str, table: Path) -> NDArray[np.int64]:
+    """Positions in the table of the selected rows; the dataset may have its rows in another order."""
+    ids = pq.read_table(table, columns=["id"])["id"] if "id" in pq.read_schema(table).names else None
+    chosen = pq.read_table(selection, columns=["id", "selected"])
+    if ids is None or ids.equals(chosen["id"].cast(ids.type)):
+        return np.flatnonzero(chosen["selected"].to_numpy())
+    found = pc.index_in(chosen["id"].filter(chosen["selected"]).cast(ids.type), value_set=ids.combine_chunks())
+    return found.to_numpy().astype(np.int64)
+
+
+def _train(run_dir: Path, table: Path, subset: Subset, seed: int, settings: Settings) -> dict[str, Any]:
+    overrides = hydra_arguments("train", [
+        *settings.given, f"scores={table}", "selection=score_column", f"selection.column={subset.column}",
+        f"selection.descending={str(subset.highest).lower()}", "cluster=none", f"pct={settings.pct:g}", f"seed={seed}",
+    ])  # fmt: skip
+    with ranks_run(["train", *overrides, f"hydra.run.dir={run_dir}"]):
+        return run_job("train", overrides, run_dir, in_sweep=True)
+
+
+def _summary(measured: Sequence[dict[str, Any]], scores: Mapping[str, Floats], subsets: int) -> dict[str, Any]:
+    random, ends = measured[:subsets], {m["name"]: m for m in measured[subsets:]}
+    nll_K = np.array([np.nan if m["nll"] is None else m["nll"] for m in random])
+    compared = []
+    for s, name in enumerate(scores):
+        correlation = rank_correlation([m["mean_score"][name] for m in random], nll_K)
+        lowest, highest = (ends[f"{end}_{s}"]["nll"] for end in ("lowest", "highest"))
+        compared.append({
+            "score": name,
+            **{"spearman": correlation.value, "ci_low": correlation.low, "ci_high": correlation.high},
+            "conclusive": conclusive(correlation),
+            "conclusion": conclusion(correlation, subsets),
+            **{"nll_lowest": lowest, "nll_highest": highest},
+            "random_above_lowest": None if lowest is None else int((nll_K > lowest).sum()),
+            "random_above_highest": None if highest is None else int((nll_K > highest).sum()),
+        })  # fmt: skip
+    spread = {"subsets": subsets, "mean": float(nll_K.mean()), "standard_deviation": float(nll_K.std(ddof=1))}
+    return {"random_nll": spread, "scores": compared}
+
+
+def _flat(measured: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: measured[name] for name in ("name", "rows", "nll")} | measured["mean_score"]
+
+
+def show(result: Mapping[str, Any]) -> None:
+    """Print the correlation of every score, and what its lowest and highest rows lead to."""
+    random = result["random_nll"]
+    caption = [f"{random['subsets']} random subsets of {result['pct']:g} %: NLL {_figure(random['mean'])}, "
+               f"standard deviation {_figure(random['standard_deviation'])}", *_conclusions(result)]  # fmt: skip
+    table = Table(caption="\n".join(caption), caption_justify="left")
+    table.add_column("score", overflow="fold")
+    for title in ("Spearman", "95 % interval", "NLL of the lowest", "of the highest"):
+        table.add_column(title, justify="right")
+    for score in result["scores"]:
+        ends = f"{_figure(score['ci_low'])} to {_figure(score['ci_high'])}"
+        nlls = (f"{_figure(score[f'nll_{end}'])} (random above: {score[f'random_above_{end}']})"
+                for end in ("lowest", "highest"))  # fmt: skip
+        table.add_row(escape(score["score"]), _figure(score["spearman"]), ends, *nlls)
+    console.show(table)
+
+
+def _conclusions(result: Mapping[str, Any]) -> Iterator[str]:
+    for score in result["scores"]:
+        yield escape(f"{score['score']}: {score['conclusion']}")
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

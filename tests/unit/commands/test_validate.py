@@ -1,0 +1,119 @@
+"""lpsel validate: subsets of equal size are trained on, evaluated, and compared with their mean scores."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lpsel.commands import validate
+from lpsel.errors import UserError
+
+ROWS = 40
+
+
+@pytest.fixture
+def scores(tmp_path):
+    """Row i has LP_app on NLL i / 100, except row 5, which has none; and a column of another tool."""
+    fraction = np.arange(ROWS) / 100
+    columns = {"index": np.arange(ROWS), "nll_0": np.full(ROWS, 2.0), "nll_1": 2 * (1 - fraction), "other": -fraction}
+    columns["nll_1"] = pa.array(columns["nll_1"], mask=np.arange(ROWS) == 5)
+    pq.write_table(pa.table(columns), tmp_path / "mine.parquet")
+    return str(tmp_path / "mine.parquet")
+
+
+@pytest.fixture
+def given(tmp_path, toy_model, instructions):
+    data, held_out = instructions(rows=ROWS), instructions(rows=6, name="held-out.jsonl")
+    return [
+        f"dataset={data}", f"model={toy_model}", "model.max_length=256", "model.recipe.epochs=1",
+        "model.recipe.learning_rate=1e-3", "trainer=cpu", "tracker=none", f"cache_dir={tmp_path}/cache",
+    ], [f"dataset={held_out}"]  # fmt: skip
+
+
+def held_out_nll(folder, held_out):
+    """The mean NLL of the answers' tokens by transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    total, count = 0.0, 0
+    for line in Path(held_out[0].split("=")[1]).read_text().splitlines():
+        row = json.loads(line)
+        prompt = tokenizer(
+            "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+            f"\n\n### Instruction:\n{row['instruction']}\n\n### Response:"
+        )["input_ids"]
+        answer = [*tokenizer(row["output"])["input_ids"], tokenizer.eos_token_id]
+        with torch.no_grad():
+            loss = model(
+                input_ids=torch.tensor([prompt + answer]), labels=torch.tensor([[-100] * len(prompt) + answer])
+            )
+        total, count = total + loss.loss.item() * len(answer), count + len(answer)
+    return total / count
+
+
+def test_subsets_are_trained_on_once_and_compared(tmp_path, scores, given, capsys):
+    settings = validate.Settings(*given, subsets=5, pct=20)
+    result = validate.run([scores], ["lp_app_nll", "other"], settings, tmp_path / "out")
+    random, ends = result["subsets"][:5], {m["name"]: m for m in result["subsets"][5:]}
+    assert {m["rows"] for m in result["subsets"]} == {8}, "20 % of 40"
+    assert ends["lowest_0"]["mean_score"]["mine lp_app_nll"] == pytest.approx(np.mean([0, 1, 2, 3, 4, 6, 7, 8]) / 100)
+    assert ends["highest_0"]["mean_score"]["mine lp_app_nll"] == pytest.approx(np.arange(32, 40).mean() / 100)
+    assert ends["lowest_1"]["nll"] == ends["highest_0"]["nll"], "the other column has the opposite order"
+    assert result["cost"]["trainings"] == 7, "the same rows are trained on once"
+    assert len({m["nll"] for m in random}) == 5
+    assert random[0]["nll"] == pytest.approx(held_out_nll(tmp_path / "out/random_001-seed-42/train/model", given[1]))
+    first, second = result["scores"]
+    assert second["spearman"] == pytest.approx(-first["spearman"])
+    means = [m["mean_score"]["mine lp_app_nll"] for m in random]
+    order = np.argsort(np.argsort(means)), np.argsort(np.argsort([m["nll"] for m in random]))
+    assert first["spearman"] == pytest.approx(np.corrcoef(*order)[0, 1])
+    assert first["random_above_lowest"] == sum(m["nll"] > first["nll_lowest"] for m in random)
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["scores"] == result["scores"]
+    validate.show(result)
+    assert "5 random subsets of 20 %" in capsys.readouterr().out
+
+    trained = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.safetensors")}
+    again = validate.run([scores], ["lp_app_nll", "other"], settings, tmp_path / "out")
+    assert again["subsets"] == result["subsets"]
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.safetensors")} == trained
+
+
+def test_selected_rows_are_found_where_the_dataset_has_another_order(tmp_path):
+    pq.write_table(pa.table({"index": [0, 1, 2], "id": pa.array(["a", "b", "c"], pa.large_string())}), tmp_path / "t")
+    pq.write_table(pa.table({"id": ["c", "a", "b"], "selected": [True, False, True]}), tmp_path / "s")
+    assert validate._selected(str(tmp_path / "s"), tmp_path / "t").tolist() == [2, 1]
+    pq.write_table(pa.table({"id": ["a", "b", "c"], "selected": [True, False, True]}), tmp_path / "s")
+    assert validate._selected(str(tmp_path / "s"), tmp_path / "t").tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "changed", "name"),
+    [
+        (["lp_app"], {"subsets": 4}, "--subsets"),
+        (["lp_app"], {"seeds": 0}, "--seeds"),
+        (["lp"], {}, "--metric"),
+        (["loss"], {}, "--metric"),
+        (["lp_app"], {"pct": 0}, "pct"),
+    ],
+)
+def test_errors_come_before_any_training(tmp_path, scores, metrics, changed, name):
+    with pytest.raises(UserError) as caught:
+        validate.run([scores], metrics, validate.Settings([], [], **changed), tmp_path / "out")
+    assert caught.value.name == name
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_of_train_and_evaluate_are_told_from_scores(monkeypatch, tmp_path, capsys):
+    seen = []
+    monkeypatch.setattr(validate, "run", lambda *given: seen.append(given) or {"run_dir": tmp_path})
+    monkeypatch.setattr(validate, "show", lambda result: None)
+    validate.main(["A", "model=opt-125m", "B", "--subsets", "9", "--metric", "lp,other", "trainer=cpu",
+                   "--held-out", "dolly", "dataset.limit=200", "--out", str(tmp_path)])  # fmt: skip
+    tables, metrics, settings, out = seen[0]
+    assert (tables, metrics, out) == (["A", "B"], ["lp", "other"], tmp_path)
+    assert settings == validate.Settings(["model=opt-125m", "trainer=cpu"], ["dataset=dolly", "dataset.limit=200"], 9)
+    assert capsys.readouterr().out == f"{tmp_path}\n"
