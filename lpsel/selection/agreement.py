@@ -2,7 +2,8 @@
 
 N rows, S scorers, P percentages. Low scores are hard; arrays of scores contain no NaN.
 
-The number of lowest rows is that of a selection: pct/100 x rows, rounded half up; ties go to the first rows.
+The number of lowest rows is that of a selection: pct/100 x rows, rounded half up; ties go to the rows with the lowest
+turn, by content as in a selection (`tie_turns`).
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kendalltau, rankdata
 
-from lpsel.selection.budget import rounded_rows
+from lpsel.scoring.table import ScoreTable
+from lpsel.selection.budget import Ties, rounded_rows
 
 ROWS_OF_A_CLUSTER = 10  # a rank correlation of fewer rows says little
 ROWS_OF_ALL_PAIRS = 300  # up to here, comparing all pairs of rows at once is faster than scipy
@@ -51,9 +53,9 @@ class Agreement:
         return self.lowest / self.n
 
 
-def agreement(scores_SN: Floats, pcts: Sequence[float]) -> Agreement:
-    """Compare every two scorers."""
-    low_PSN = np.array([lowest(scores_SN, pct) for pct in pcts]).astype(np.float32)
+def agreement(scores_SN: Floats, pcts: Sequence[float], turn_N: NDArray[np.int64] | None = None) -> Agreement:
+    """Compare every two scorers; `turn_N` is that of `lowest`."""
+    low_PSN = np.array([lowest(scores_SN, pct, turn_N) for pct in pcts]).astype(np.float32)
     return Agreement(
         spearman=spearman(scores_SN),
         kendall=kendall(scores_SN),
@@ -63,12 +65,28 @@ def agreement(scores_SN: Floats, pcts: Sequence[float]) -> Agreement:
     )
 
 
-def lowest(scores_SN: Floats, pct: float) -> NDArray[np.bool_]:
-    """Which rows are in the lowest `pct` % of each scorer, (S, N); none if that is less than half a row."""
+def lowest(scores_SN: Floats, pct: float, turn_N: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
+    """Which rows are in the lowest `pct` % of each scorer, (S, N); none if that is less than half a row.
+
+    Rows of equal score come in the order of `turn_N`, or of their position.
+    """
     low_SN = np.zeros(scores_SN.shape, np.bool_)
-    first_SK = np.argsort(scores_SN, axis=1, kind="stable")[:, : rounded_rows(pct, scores_SN.shape[1])]
-    np.put_along_axis(low_SN, first_SK, True, axis=1)
+    order_N = np.arange(scores_SN.shape[1]) if turn_N is None else np.argsort(turn_N)
+    first_SK = np.argsort(scores_SN[:, order_N], axis=1, kind="stable")[:, : rounded_rows(pct, len(order_N))]
+    np.put_along_axis(low_SN, order_N[first_SK], True, axis=1)
     return low_SN
+
+
+def tie_turns(tables: Sequence[ScoreTable]) -> NDArray[np.int64]:
+    """The turn of every row among rows of equal score, as in a selection, int64 (N,).
+
+    By content, or by row number where no table has content ids.
+    """
+    ids = next((table.id for table in tables if table.has_content_ids), None)
+    rows = np.arange(len(tables[0]))
+    turn_N = np.empty_like(rows)
+    turn_N[Ties(ids, tables[0].index).sort(rows, np.zeros(len(rows), np.int32))] = rows
+    return turn_N
 
 
 def spearman(scores_SN: Floats) -> Floats:
@@ -101,12 +119,14 @@ def _cosines(vectors_SK: Floats) -> Floats:
         return np.clip(product_SS / length_S[:, None] / length_S, -1.0, 1.0)
 
 
-def agreement_in_clusters(scores_SN: Floats, cluster_N: NDArray[np.int32], pcts: Sequence[float]) -> list[Agreement]:
+def agreement_in_clusters(
+    scores_SN: Floats, cluster_N: NDArray[np.int32], pcts: Sequence[float], turn_N: NDArray[np.int64]
+) -> list[Agreement]:
     """Compare scorers within every cluster of at least ROWS_OF_A_CLUSTER rows; below 0 means no cluster."""
     order_N = np.argsort(cluster_N, kind="stable")
     clusters = np.split(order_N, np.flatnonzero(np.diff(cluster_N[order_N])) + 1)
     return [
-        agreement(scores_SN[:, rows], pcts)
+        agreement(scores_SN[:, rows], pcts, turn_N[rows])
         for rows in clusters
         if len(rows) >= ROWS_OF_A_CLUSTER and cluster_N[rows[0]] >= 0
     ]

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from lpsel.errors import UserError
 from lpsel.scoring.metrics import METRICS, learning_percentage
 from lpsel.scoring.table import ScoreTable
-from lpsel.selection.agreement import Agreement, agreement, agreement_in_clusters, auc, lowest
+from lpsel.selection.agreement import Agreement, agreement, agreement_in_clusters, auc, lowest, tie_turns
 from lpsel.selection.budget import row_budget
 from lpsel.selection.diagnosis import known_and_rising, what_it_follows
 
@@ -30,6 +30,7 @@ class Study:
         epochs: recorded epochs that all tables have, the n of the formulas.
         metrics: those that need no more epochs, keys of METRICS.
         scores: (M, S, N), NaN where undefined.
+        turn: the order of rows of equal score, as `tie_turns`, (N,).
         defined: rows with a supervised token and a score by every metric in every table, (N,).
         between: agreement of the scorers by (metric, rows), with rows ALL or DEFINED.
         in_clusters: the same for every large enough cluster; no entry without clusters.
@@ -41,6 +42,7 @@ class Study:
     metrics: list[str]
     pcts: list[float]
     scores: NDArray[np.float64]
+    turn: NDArray[np.int64]
     defined: NDArray[np.bool_]
     cluster: NDArray[np.int32] | None
     between: dict[tuple[str, str], Agreement]
@@ -83,12 +85,16 @@ def study(
         raise UserError(", ".join(names), None, problem, "use tables with scores of the same rows")
     for pct in pcts:
         row_budget(pct, int(defined_N.sum()))
-    result = Study(list(names), list(tables), epochs, metrics, list(pcts), scores_MSN, defined_N, cluster, {}, {})
+    turn_N = tie_turns(tables)
+    result = Study(
+        list(names), list(tables), epochs, metrics, list(pcts), scores_MSN, turn_N, defined_N, cluster, {}, {}
+    )
     for rows, mask_N in result.rows.items():
         for metric, scores_SN in zip(metrics, result.filled(rows), strict=True):
-            result.between[metric, rows] = agreement(scores_SN, pcts)
+            turn_R = turn_N[mask_N]
+            result.between[metric, rows] = agreement(scores_SN, pcts, turn_R)
             if cluster is not None:
-                result.in_clusters[metric, rows] = agreement_in_clusters(scores_SN, cluster[mask_N], pcts)
+                result.in_clusters[metric, rows] = agreement_in_clusters(scores_SN, cluster[mask_N], pcts, turn_R)
     return result
 
 
@@ -151,9 +157,10 @@ def _pairs(study: Study) -> Iterator[dict[str, Any]]:
 
 def _within(study: Study) -> Iterator[dict[str, Any]]:
     """Agreement of every two metrics within one table."""
-    for rows in study.rows:
+    for rows, mask_N in study.rows.items():
         for name, scores_MN in zip(study.names, study.filled(rows).swapaxes(0, 1), strict=True):
-            for _, pair in _compared(study.metrics, agreement(scores_MN, study.pcts), study.pcts):
+            between = agreement(scores_MN, study.pcts, study.turn[mask_N])
+            for _, pair in _compared(study.metrics, between, study.pcts):
                 yield {"table": name, "rows": rows, **pair}
 
 
@@ -209,13 +216,13 @@ def _diagnosis(study: Study) -> Iterator[dict[str, Any]]:
         clustered = replace(table, cluster=study.cluster)
         for metric, score_N in zip(study.metrics, study.scores[:, s], strict=True):
             follows = what_it_follows(score_N, clustered, rows, lengths if table.tokens_known else {})
-            low = [_lowest(score_N, table, rows, pct) for pct in study.pcts]
+            low = [_lowest(lowest(score_N[None, rows], pct, study.turn[rows])[0], table, rows, pct)
+                   for pct in study.pcts]  # fmt: skip
             yield {"table": name, "metric": metric, "n": len(rows), **follows, "lowest": low}
 
 
-def _lowest(score_N: NDArray[np.float64], table: ScoreTable, rows: NDArray[np.int64], pct: float) -> dict[str, Any]:
+def _lowest(low_N: NDArray[np.bool_], table: ScoreTable, rows: NDArray[np.int64], pct: float) -> dict[str, Any]:
     """Known and rising rows among the lowest and, with token counts, their lengths."""
-    low_N = lowest(score_N[None, rows], pct)[0]
     selected_N = np.zeros(len(table), np.bool_)
     selected_N[rows[low_N]] = True
     counts = {"pct": pct, "rows": int(low_N.sum()), **known_and_rising(table, selected_N)}

@@ -3,21 +3,25 @@
 import json
 import lzma
 import math
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kendalltau, spearmanr
 
 from lpsel.errors import UserError
+from lpsel.scoring.metrics import learning_percentage
 from lpsel.scoring.npz import names_in_npz, split_npz
 from lpsel.scoring.read import read_scores
 from lpsel.selection import agreement as module
-from lpsel.selection.agreement import agreement, agreement_in_clusters, auc, kendall, lowest, spearman
+from lpsel.selection.agreement import agreement, agreement_in_clusters, auc, kendall, lowest, spearman, tie_turns
 from lpsel.selection.agreement_study import ALL, DEFINED, numbers, study
+from lpsel.selection.select import select
 
 OPT = ("opt-350m", "opt-1.3b", "opt-2.7b", "opt-6.7b")
 TIES = np.array([[1.0, 2.0, 2.0, 4.0], [1.0, 3.0, 2.0, 4.0]])
@@ -62,7 +66,19 @@ def test_the_overlap_is_of_the_rows_that_both_would_select():
     assert found.chance == pytest.approx([0.1, 0.3, 0.3])
 
 
-def test_ties_at_the_cutoff_go_to_the_first_rows():
+def test_ties_at_the_cutoff_are_broken_as_in_a_selection(make_table, make_spec):
+    rng = np.random.default_rng(0)
+    ids = [f"{number:032x}" for number in rng.permutation(40)]
+    table = replace(make_table(np.repeat([[2.0], [1.0]], 40, axis=1)), id=pa.array(ids, pa.large_string()))
+    (score,) = (learning_percentage(table, "lp_app"),)
+    low_N = lowest(score[None], 25, tie_turns([table]))[0]
+    assert np.flatnonzero(low_N).tolist() == np.flatnonzero(select(table, make_spec("lp_app"), 25, 0).selected).tolist()
+    assert low_N.sum() == 10
+    assert not low_N[:10].all(), "not simply the first rows"
+
+
+def test_without_content_ids_ties_at_the_cutoff_go_to_the_first_rows(make_table):
+    assert tie_turns([make_table([[2.0] * 4])]).tolist() == [0, 1, 2, 3]
     assert np.flatnonzero(lowest(np.array([[1.0, 0.0, 1.0, 1.0]]), 50)[0]).tolist() == [0, 1]
 
 
@@ -87,7 +103,7 @@ def test_within_clusters_it_is_the_median_over_those_with_enough_rows(make_table
     second = np.concatenate([up, down, up, up[:9], down])
     # 7, 3 and 5 count: same, opposite, same. Cluster 9 has nine rows, -1 is no cluster.
     cluster = np.repeat([7, 3, 5, 9, -1], [10, 10, 10, 9, 10]).astype(np.int32)
-    assert len(agreement_in_clusters(np.array([first, second]), cluster, [10])) == 3
+    assert len(agreement_in_clusters(np.array([first, second]), cluster, [10], np.arange(len(cluster)))) == 3
     # LP_app rises with the score.
     tables = [make_table([np.full(49, 100.0), 99 - score]) for score in (first, second)]
     pair = numbers(study(["a", "b"], tables, [10], cluster))["pairs"][0]["in_clusters"]
