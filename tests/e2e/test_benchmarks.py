@@ -10,6 +10,7 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -187,3 +188,21 @@ def test_growth(benchmark):
     assert stage["rows"] == [200, 400]
     assert len(stage["bytes"]) == 2
     assert math.isfinite(stage["bytes_a_row"])
+
+
+def test_figures_of_scores_are_the_same_for_the_same_perplexities(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    figures = importlib.import_module("score_figures")
+    draw = np.random.default_rng(0)
+    for dataset in ("alpaca", "dolly"):
+        records = {name: np.exp(draw.uniform(0, 3, (4, 60))) for name in (*figures.SMALL, figures.LARGE)}
+        np.savez(tmp_path / f"perplexities_{dataset}.npz", **records)
+    drawn = []
+    for out in ("one", "two"):
+        (tmp_path / out).mkdir()
+        figures.main([str(tmp_path), "--out", str(tmp_path / out)])
+        drawn.append({path.name: path.read_bytes() for path in (tmp_path / out).iterdir()})
+    assert drawn[0] == drawn[1]
+    assert sorted(drawn[0]) == ["score-and-loss.svg", "scorer-transfer.svg"]
+    with pytest.raises(SystemExit, match=r"The released perplexities are needed: .*no such file"):
+        figures.main([str(tmp_path / "nowhere")])
