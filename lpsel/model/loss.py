@@ -129,7 +129,7 @@ class _SummedNLL(torch.autograd.Function):
         used = [_autocast(weight).detach().requires_grad_(weight.requires_grad) for weight in weights]
         trained = [weight for weight in used if weight.requires_grad]
         hidden_gradient = torch.empty_like(hidden_NH)
-        gradients = [torch.zeros_like(weight, dtype=torch.float32) for weight in trained]
+        gradients: list[Tensor] = []
         total = torch.zeros((), device=hidden_NH.device)
         for start in range(0, len(hidden_NH), chunk):
             part = slice(start, start + chunk)
@@ -139,9 +139,11 @@ class _SummedNLL(torch.autograd.Function):
                 nll = (nll_N if weight_N is None else nll_N * weight_N[part]).sum()
                 of_hidden, *of_weights = torch.autograd.grad(nll, [hidden, *trained])
             hidden_gradient[part] = of_hidden
-            for gradient, more in zip(gradients, of_weights, strict=True):
+            for gradient, more in zip(gradients, of_weights, strict=False):
                 gradient += more
+            gradients = gradients or [first.float() for first in of_weights]
             total += nll.detach()
+        gradients = gradients or [torch.zeros_like(weight, dtype=torch.float32) for weight in trained]  # no token
         ctx.save_for_backward(hidden_gradient, *gradients)
         ctx.weights = [(weight.requires_grad, weight.dtype) for weight in weights]
         return total
@@ -150,8 +152,8 @@ class _SummedNLL(torch.autograd.Function):
     def backward(ctx: Any, *outer: Tensor) -> Any:
         hidden_gradient, *gradients = ctx.saved_tensors
         trained = iter(gradients)
-        of_weights = [(next(trained) * outer[0]).to(dtype) if needed else None for needed, dtype in ctx.weights]
-        return hidden_gradient * outer[0], None, None, None, None, *of_weights
+        of_weights = [next(trained).mul_(outer[0]).to(dtype) if needed else None for needed, dtype in ctx.weights]
+        return hidden_gradient.mul_(outer[0]), None, None, None, None, *of_weights
 
 
 def _autocast(weight: Tensor) -> Tensor:
