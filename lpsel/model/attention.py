@@ -6,6 +6,7 @@ after the other.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from inspect import signature
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from lpsel.data.packing import MicroBatch, Segment
+from lpsel.model.device import seconds_on_one_thread
 
 # T tokens of a pack, Q queries and K keys of a segment, H query heads, G key heads, D head dimension
 
@@ -108,20 +110,11 @@ class PackedAttention:
             key_GKD, value_GKD = (torch.cat(parts, dim=1) for parts in zip(prefix, (key_GKD, value_GKD), strict=True))
         queries, length = query_HQD.shape[1], key_GKD.shape[1]
         mask_QK = self._mask(length, window, query_HQD.device)[length - queries : length, :length]
-        if query_HQD.dtype == torch.float32 and softcap is None:
-            # The fused kernel needs four dimensions.
-            query, key, value = query_HQD[None], key_GKD[None], value_GKD[None]
-            fused = F.scaled_dot_product_attention
-            return fused(query, key, value, attn_mask=mask_QK, scale=scaling, enable_gqa=True)[0]
-        # In bfloat16, the fused kernel of the CPU takes twice as long as these products.
-        heads, groups = len(query_HQD), len(key_GKD)
-        query_GQD = query_HQD.reshape(groups, heads // groups * queries, -1)
-        score_GQK = torch.bmm(query_GQD * scaling, key_GKD.transpose(1, 2))
-        if softcap is not None:
-            score_GQK = softcap * torch.tanh(score_GQK / softcap)
-        score_GRQK = score_GQK.view(groups, heads // groups, queries, length)
-        share_GRQK = torch.softmax(score_GRQK.masked_fill(~mask_QK, float("-inf")), dim=-1)
-        return torch.bmm(share_GRQK.view_as(score_GQK), value_GKD).view(heads, queries, -1)
+        if softcap is None and (
+            query_HQD.dtype == torch.float32 or (not torch.is_grad_enabled() and fused_is_faster())
+        ):
+            return _fused(query_HQD, key_GKD, value_GKD, mask_QK, scaling)
+        return _products(query_HQD, key_GKD, value_GKD, mask_QK, scaling, softcap)
 
     def _mask(self, length: int, window: int | None, device: torch.device) -> Tensor:
         """Which keys each query attends to, by position in the row, bool (at least length, at least length)."""
@@ -154,6 +147,36 @@ class PackedAttention:
             **grouped,
         )
         return attended_THD
+
+
+def _fused(query_HQD: Tensor, key_GKD: Tensor, value_GKD: Tensor, mask_QK: Tensor, scaling: float) -> Tensor:
+    query, key, value = query_HQD[None], key_GKD[None], value_GKD[None]  # the fused kernel needs four dimensions
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask_QK, scale=scaling, enable_gqa=True)[0]
+
+
+def _products(
+    query_HQD: Tensor, key_GKD: Tensor, value_GKD: Tensor, mask_QK: Tensor, scaling: float, softcap: float | None = None
+) -> Tensor:
+    heads, groups, (queries, length) = len(query_HQD), len(key_GKD), mask_QK.shape
+    query_GQD = query_HQD.reshape(groups, heads // groups * queries, -1)
+    score_GQK = torch.bmm(query_GQD * scaling, key_GKD.transpose(1, 2))
+    if softcap is not None:
+        score_GQK = softcap * torch.tanh(score_GQK / softcap)
+    score_GRQK = score_GQK.view(groups, heads // groups, queries, length)
+    share_GRQK = torch.softmax(score_GRQK.masked_fill(~mask_QK, float("-inf")), dim=-1)
+    return torch.bmm(share_GRQK.view_as(score_GQK), value_GKD).view(heads, queries, -1)
+
+
+@cache
+def fused_is_faster() -> bool:
+    """Whether this CPU computes attention in bfloat16, without gradients, faster in the fused kernel than in products.
+
+    With AMX it takes half as long, with AVX-512 up to twice as long; its backward pass takes longer on both.
+    """
+    query = torch.ones(9, 100, 64, dtype=torch.bfloat16)
+    key, mask = query[:3], torch.ones(100, 100, dtype=torch.bool).tril_()
+    fused = seconds_on_one_thread(lambda: _fused(query, key, key, mask, 0.125))
+    return fused < seconds_on_one_thread(lambda: _products(query, key, key, mask, 0.125))
 
 
 def flash_supports(query: Tensor, value: Tensor) -> bool:

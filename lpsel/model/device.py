@@ -2,8 +2,10 @@
 
 import ctypes
 import os
+from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING
+from timeit import repeat
+from typing import TYPE_CHECKING, Any
 
 from lpsel.errors import UserError, check_choice
 
@@ -33,6 +35,17 @@ def resolve_precision(requested: str) -> str:
     # Older GPUs emulate bfloat16 slowly.
     supported = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16-mixed" if supported else "32-true"
+
+
+def seconds_on_one_thread(work: Callable[[], Any]) -> float:
+    """How long `work` takes on one CPU thread: the shortest of ten times, because other processes may be busy."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    seconds = min(repeat(work, number=1, repeat=10))
+    torch.set_num_threads(threads)
+    return seconds
 
 
 def lightning_precision(precision: str) -> str:

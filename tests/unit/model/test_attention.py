@@ -53,17 +53,47 @@ def before_torch_2_12(*given, scale, window_size):
 def test_the_gpu_kernel_computes_the_same_as_the_cpu(monkeypatch, window, kernel, dtype):
     monkeypatch.setattr(varlen, "varlen_attn", kernel)
     packed = PackedAttention()
-    nothing = torch.empty(0, dtype=torch.int64)
-    segments = [*SHARED, *ROWS, Segment(32, TOKENS)]
-    packed.batch = MicroBatch(
-        nothing, nothing, nothing, nothing, nothing, nothing, nothing, SHARED, ROWS, 0, varlen_of(segments)
-    )
+    packed.batch = pack_of([*SHARED, *ROWS, Segment(32, TOKENS)])
     torch.manual_seed(0)
     query, key, value = (torch.randn(heads, TOKENS, 8, dtype=dtype) for heads in (4, 2, 2))
     for _ in range(2):  # layers of one pass: the second has the first one's masks
         on_cpu, _ = packed(torch.nn.Module(), query[None], key[None], value[None], None, 0.3, sliding_window=window)
     on_gpu = packed._on_gpu(query, key, value, 0.3, window)
     torch.testing.assert_close(on_gpu, on_cpu[0], rtol=1e-5, atol=1e-6)
+
+
+def pack_of(segments=None):
+    nothing = torch.empty(0, dtype=torch.int64)
+    return MicroBatch(*[nothing] * 7, SHARED, ROWS, 0, varlen_of(segments) if segments else None)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("window", [None, 4])
+def test_both_kernels_for_bfloat16_compute_the_same_as_float32(monkeypatch, window, fused):
+    calls, kernel = [], attention._fused
+    monkeypatch.setattr(attention, "fused_is_faster", lambda: fused)
+    monkeypatch.setattr(attention, "_fused", lambda *given: calls.append(given[0].dtype) or kernel(*given))
+    packed = PackedAttention()
+    packed.batch = pack_of()
+    torch.manual_seed(0)
+    whole = [torch.randn(1, heads, TOKENS, 8) for heads in (4, 2, 2)]
+    half = [tensor.bfloat16() for tensor in whole]
+    expected, _ = packed(torch.nn.Module(), *whole, None, 0.3, sliding_window=window)
+    with torch.no_grad():
+        recorded, _ = packed(torch.nn.Module(), *half, None, 0.3, sliding_window=window)
+    assert calls.count(torch.bfloat16) == fused * 7  # segments
+    trained, _ = packed(torch.nn.Module(), *half, None, 0.3, sliding_window=window)
+    assert calls.count(torch.bfloat16) == fused * 7  # with gradients, products
+    for result in (recorded, trained):
+        torch.testing.assert_close(result.float(), expected, rtol=0.03, atol=0.03)
+
+
+def test_the_kernel_for_bfloat16_is_chosen_once():
+    attention.fused_is_faster.cache_clear()
+    first = attention.fused_is_faster()
+    assert isinstance(first, bool)
+    assert attention.fused_is_faster() is first
+    assert attention.fused_is_faster.cache_info().misses == 1
 
 
 @pytest.mark.parametrize(
