@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 RUN_CONFIG = "run_config.json"
 RESULT = "result.json"
-SCORER = "scorer"  # as the name of an embedder: the scorer itself
+SCORER, TARGET = "scorer", "target"  # as the name of an embedder: the scorer itself, the model to train
 FORMAT = 1  # of result.json; a file without a format has this one
 # Keys that change where and how a run is made, and no result; of the trainer, only the precision changes results.
 NOT_IN_RESULTS = (

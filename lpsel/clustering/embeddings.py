@@ -25,7 +25,8 @@ from lpsel.storage import write_atomically
 log = logging.getLogger(__name__)
 
 MAX_TOKENS = 256  # of a row; what the paper's embedder reads
-BATCH_ROWS = 64
+WEIGHTED_TOKENS = 2048  # what RDS+ reads
+BATCH_ROWS = 64  # of MAX_TOKENS tokens; fewer of longer rows
 PART_ROWS = 16_384  # sorted by length together, and stored together
 NAME_DIGITS = 32  # of a SHA-256, in the name of a part
 HINT = "set cluster.embedder=FOLDER (a sentence-transformers model), or cluster=none"
@@ -50,7 +51,7 @@ def check_embedder(embedder: str) -> None:
             raise UserError("cluster.embedder", embedder, error.problem, HINT) from error
 
 
-def embed(source: Source, embedder: str, cache_dir: Path) -> NDArray[np.float32]:
+def embed(source: Source, embedder: str, cache_dir: Path, weighted: bool = False) -> NDArray[np.float32]:
     """Embeddings of all different contents of the usable rows, in ascending order of their ids, float32 (U, D).
 
     They are cached in parts, each named by its SHA-256. A part that has changed is deleted with a warning, and its rows
@@ -58,11 +59,13 @@ def embed(source: Source, embedder: str, cache_dir: Path) -> NDArray[np.float32]
 
     Args:
         embedder: a sentence-transformers folder or Hub id, which normalizes or not. It reads 256 tokens of a row.
+        weighted: the mean of the last hidden states with each token's position as its weight, of 2,048 tokens, whatever
+            the embedder's own pooling (Ivison et al. 2025, RDS+, arXiv 2503.01807).
 
     Raises:
         UserError: the embedder cannot be loaded, or the cache cannot be written.
     """
-    entry = embeddings_entry(embedder, cache_dir)
+    entry = embeddings_entry(embedder, cache_dir, weighted)
     ids_U, index_N = source.contents
     first_U = np.flatnonzero(index_N >= 0)[np.unique(index_N[index_N >= 0], return_index=True)[1]]
     with entry.locked():
@@ -71,31 +74,33 @@ def embed(source: Source, embedder: str, cache_dir: Path) -> NDArray[np.float32]
         missing_N = np.zeros(len(index_N), np.bool_)
         missing_N[first_U[~cached_U]] = True
         if missing_N.any():
-            _embed_missing(source, missing_N, embedder, entry.folder)
+            _embed_missing(source, missing_N, _load(embedder, weighted), entry.folder)
         return _cached_vectors(entry.folder, ids_U)
 
 
-def embeddings_entry(embedder: str, cache_dir: Path) -> Entry:
+def embeddings_entry(embedder: str, cache_dir: Path, weighted: bool = False) -> Entry:
     """The cache entry of an embedder's vectors. Its key is everything that they depend on except the rows."""
-    key = {"embedder": model_fingerprint(embedder, cache_dir=cache_dir), "max_tokens": MAX_TOKENS}
+    key: dict[str, Any] = {"embedder": model_fingerprint(embedder, cache_dir=cache_dir), "max_tokens": MAX_TOKENS}
+    if weighted:
+        key |= {"max_tokens": WEIGHTED_TOKENS, "pooling": "weightedmean"}
     return Entry.of(cache_dir, "embeddings", key, label=Path(embedder).name)
 
 
-def _embed_missing(source: Source, missing_N: NDArray[np.bool_], embedder: str, folder: Path) -> None:
-    model = _load(embedder)
+def _embed_missing(source: Source, missing_N: NDArray[np.bool_], model: Any, folder: Path) -> None:
+    size = min(BATCH_ROWS, max(BATCH_ROWS * MAX_TOKENS // model.max_seq_length, 1))
     with track("Embedding", total=int(missing_N.sum()), unit="rows") as advance:
         for part in _parts(source, missing_N):
             part.sort(key=lambda row: (len(row[1]), row[0]), reverse=True)
             vectors = []
-            for start in range(0, len(part), BATCH_ROWS):
-                texts = [text for _, text in part[start : start + BATCH_ROWS]]
-                batch = model.encode(texts, batch_size=BATCH_ROWS, convert_to_numpy=True, show_progress_bar=False)
+            for start in range(0, len(part), size):
+                texts = [text for _, text in part[start : start + size]]
+                batch = model.encode(texts, batch_size=size, convert_to_numpy=True, show_progress_bar=False)
                 vectors.append(np.asarray(batch, np.float32))
                 advance(len(texts))
             _write(folder, [id_ for id_, _ in part], np.concatenate(vectors))
 
 
-def _load(embedder: str) -> Any:
+def _load(embedder: str, weighted: bool) -> Any:
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging as verbosity
 
@@ -111,10 +116,15 @@ def _load(embedder: str) -> Any:
         raise UserError("cluster.embedder", embedder, f"cannot be loaded ({first_line(error)})", HINT) from error
     finally:
         verbosity.set_verbosity(level)
-    model.max_seq_length = min(model.max_seq_length or MAX_TOKENS, MAX_TOKENS)
+    most = WEIGHTED_TOKENS if weighted else MAX_TOKENS
+    model.max_seq_length = min(model.max_seq_length or most, most)
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is not None and getattr(tokenizer, "pad_token", "") is None:  # padding is masked, whatever it is
         tokenizer.pad_token = tokenizer.eos_token
+    if weighted:
+        from sentence_transformers.sentence_transformer.modules import Pooling
+
+        model[1] = Pooling(model.get_embedding_dimension(), "weightedmean")
     return model
 
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lpsel.commands.job import Job
+from lpsel.commands.selection_inputs import query_source
 from lpsel.commands.work_estimate import GIB, ModelShape, RowLengths, cached, memory, model_shape, row_lengths
 from lpsel.config import build
 from lpsel.console import show
@@ -103,24 +104,28 @@ def planned_work(command: str, config: DictConfig, folder: Path) -> list[Work] |
     pct = rule.percentage(config.pct, len(source))
     work = []
     if rule.epochs is not None and config.scores is None:
-        work.append(_scoring(job, build(config.scorer), source, rule.epochs, rule.records))
+        query = query_source(config, rule, scored=False) if rule.trains_on_query else None
+        work.append(_scoring(job, build(config.scorer), source, query, rule.epochs, rule.records))
     if command == "train":
         work.append(_training(job, build(config.model), adapter, source, pct))
     return work
 
 
-def _scoring(job: Job, scorer: ScorerSpec, source: Source, epochs: int, columns: tuple[str, ...]) -> Work:
+def _scoring(
+    job: Job, scorer: ScorerSpec, source: Source, query: Source | None, epochs: int, columns: tuple[str, ...]
+) -> Work:
     model = model_shape(scorer, job.cache_dir)
     scorer = replace(scorer, template=resolve_template(scorer.template, holds_conversations(source), model.tokenizer))
     rows = row_lengths(source, scorer, model.tokenizer, job.cache_dir)
     bos = getattr(model.tokenizer, "bos_token_id", None) is not None
-    passes: list[Pass] = [(epochs * scorer.train_fraction, training_flops, rows), (1 + epochs, forward_flops, rows)]
+    trained = rows if query is None else row_lengths(query, scorer, model.tokenizer, job.cache_dir)
+    passes: list[Pass] = [(epochs * scorer.train_fraction, training_flops, trained), (1 + epochs, forward_flops, rows)]
     for column in columns:
         fed = rows.without_prompts(bos) if RECORDABLE[column].without_prompt else rows
         passes.append((1, forward_flops, fed))
     tokens, flops = _cost(model, passes)
     size, problem, hint = memory(job.config, scorer, model, None, training=epochs > 0)
-    entry_of = partial(scores_entry, job.training_setup(), scorer, source, epochs)
+    entry_of = partial(scores_entry, job.training_setup(), scorer, source, epochs, trained_on=query)
     try:
         entry = entry_of(model_fingerprint(locate(scorer, job.cache_dir), scorer.revision, job.cache_dir))
         found = find_scores(entry, epochs, columns) is not None

@@ -38,6 +38,10 @@ def statistics(result: Mapping[str, Any]) -> Pairs:
     pairs.append((f"Mean {unit}", ", ".join(lengths)))
     if result["reasons"]:
         pairs.append(("Excluded", ", ".join(f"{reason} ({count:,})" for reason, count in result["reasons"].items())))
+    if query := result.get("query"):
+        pairs.append(
+            ("Query", f"{query['rows']:,} rows of {query['path']}, {query['rows_in_data']:,} also in the data")
+        )
     if odd := [f"{count:,} {ODD[name]}" for name, count in result["odd_scores"].items() if count]:
         as_0 = result["budget"] == "paper" and result["odd_scores"]["undefined"]
         pairs.append(("Odd scores", ", ".join(odd) + ("; undefined scores count as 0" if as_0 else "")))

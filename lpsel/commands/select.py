@@ -98,8 +98,17 @@ def write_selection(
         "sha256": hashes,
         **_origin_of(scores, inputs),
         "dataset": dataset | {"fingerprint": source.fingerprint},
+        "query": _query(inputs),
         "seed": inputs.seed,
     }
+
+
+def _query(inputs: Inputs) -> dict[str, Any] | None:
+    """The examples of the user's task, and how many of them the dataset contains."""
+    if inputs.query is None:
+        return None
+    query, found = inputs.query, inputs.query_in_data
+    return {"path": query.spec.path, "rows": len(query), "fingerprint": query.fingerprint, "rows_in_data": found}
 
 
 def _origin_of(scores: "Scores | None", inputs: Inputs) -> dict[str, Any]:

@@ -1,12 +1,15 @@
 """What a selection is made from: the dataset, scores, clusters and embeddings, first checked, then loaded."""
 
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from lpsel.clustering.clusters import Auto, Clusters, KMeans, NoClusters, brings_clusters, with_clusters
@@ -18,7 +21,7 @@ from lpsel.distributed import is_main_process
 from lpsel.errors import UserError
 from lpsel.model.load import load_tokenizer, locate, with_template
 from lpsel.model.spec import ModelSpec, ScorerSpec
-from lpsel.run_config import SCORER
+from lpsel.run_config import SCORER, TARGET
 from lpsel.scoring.read import SCORES_FILE, read_scores
 from lpsel.scoring.table import ScoreTable
 from lpsel.selection import rules
@@ -42,6 +45,8 @@ class Inputs:
     Attributes:
         seed: of the selection and of clustering.
         setup: how the scorer is trained; None if the rule needs no scores or they are given.
+        query: examples of the user's own task, if there are any.
+        query_in_data: how many of these are also rows of the dataset.
         given: scores from a file, `scores_file`.
         tokens_of: the model whose tokens decide which rows have a supervised token, if there are no scores.
     """
@@ -53,6 +58,8 @@ class Inputs:
     clusters: Clusters
     scorer: ScorerSpec
     setup: "TrainingSetup | None"
+    query: Source | None
+    query_in_data: int | None
     given: ScoreTable | None
     scores_file: Path | None
     tokens_of: ModelSpec
@@ -76,15 +83,19 @@ def prepare_inputs(
     spec: SelectionSpec = build(config.selection)
     clusters: Clusters = build(config.cluster)
     scorer: ScorerSpec = build(config.scorer)
-    if spec.embedder == SCORER:
-        spec = replace(spec, embedder=_scorer_path(scorer, cache_dir))
-    if isinstance(clusters, KMeans) and clusters.embedder == SCORER:
-        clusters = replace(clusters, embedder=_scorer_path(scorer, cache_dir))
+    query = query_source(config, spec, config.scores is not None)
     source = Source(build(config.dataset))
     given, scores_file = _given_scores(config, spec, source, with_clusters=isinstance(clusters, Auto))
+    in_data = None if query is None else _rows_in(query, source)
     pct = spec.percentage(config.pct, len(source))
+    if spec.embedder in (SCORER, TARGET):
+        model = scorer if spec.embedder == SCORER else tokens_of
+        spec = replace(spec, embedder=_embedder_path("selection.embedder", spec.embedder, model, cache_dir))
+    if isinstance(clusters, KMeans) and clusters.embedder == SCORER:
+        clusters = replace(clusters, embedder=_embedder_path("cluster.embedder", SCORER, scorer, cache_dir))
     setup = make_setup() if given is None and spec.epochs is not None else None
-    inputs = Inputs(source, spec, pct, config.seed, clusters, scorer, setup, given, scores_file, tokens_of, cache_dir)
+    found = (setup, query, in_data, given, scores_file, tokens_of, cache_dir)
+    inputs = Inputs(source, spec, pct, config.seed, clusters, scorer, *found)
     _check(inputs)
     if pct < 100 and (rows := rounded_rows(pct, len(source))) < FEW_ROWS:
         log.warning("pct=%g of %d rows is only %s", pct, len(source), "1 row" if rows == 1 else f"{rows} rows")
@@ -102,12 +113,44 @@ def warn_of_toy(option: str, model: ModelSpec, source: Source) -> None:
         )
 
 
-def _scorer_path(scorer: ScorerSpec, cache_dir: Path) -> str:
-    """The scorer as an embedder: sentence-transformers averages a language model's last hidden states."""
-    if scorer.revision is not None:
-        problem = f"does not support scorer.revision={scorer.revision}"
-        raise UserError("cluster.embedder", SCORER, problem, "set cluster.embedder=FOLDER")
-    return locate(scorer, cache_dir)
+def _embedder_path(option: str, value: str, model: ModelSpec, cache_dir: Path) -> str:
+    """A language model as an embedder: sentence-transformers averages its last hidden states."""
+    if value == TARGET and isinstance(model, ScorerSpec):
+        raise UserError(option, value, "`select` has no target", f"set {option}=scorer, or scorer= to the target")
+    if model.revision is not None:
+        problem = f"does not support {'model' if value == TARGET else value}.revision={model.revision}"
+        raise UserError(option, value, problem, f"set {option}=FOLDER")
+    return locate(model, cache_dir)
+
+
+def query_source(config: DictConfig, spec: SelectionSpec, scored: bool) -> Source | None:
+    """The examples of the user's task, if any; a rule that does not select for them only reports those in the data.
+
+    Raises:
+        UserError: the rule needs examples, unless it has been `scored` before, or they cannot be read.
+    """
+    if config.query.path is None:
+        if spec.rule.uses_query and not (scored and spec.trains_on_query):
+            problem = f"selection={spec.name} needs examples of your task"
+            raise UserError("query.path", "null", problem, "set query.path=FILE, in any form that dataset.path takes")
+        return None
+    query = Source(build(config.query), "query")
+    try:
+        _ = query.ids
+    except UserError as error:
+        raise error.renamed(re.sub(r"^dataset\b", "query", error.name)) from error
+    return query
+
+
+def _rows_in(query: Source, source: Source) -> int:
+    """How many of the examples are also rows of the dataset, by content."""
+    found = pc.sum(pc.is_in(query.ids, value_set=source.ids)).as_py()
+    if found and is_main_process():
+        log.warning(
+            "%s of %s rows of query.path are also rows of dataset %s (leakage): do not evaluate on them.",
+            f"{found:,}", f"{len(query):,}", source.spec.name,
+        )  # fmt: skip
+    return found
 
 
 def _given_scores(
@@ -141,6 +184,9 @@ def _check(inputs: Inputs) -> None:
         from lpsel.scoring.scorer import check_scorer
 
         check_scorer(inputs.setup, inputs.scorer, spec.epochs)
+        if spec.trains_on_query and (less := inputs.scorer.less_training()):
+            problem, hint = f"selection={spec.name} trains on all rows of query.path", "leave it out"
+            raise UserError(f"scorer.{next(iter(less))}", problem=problem, hint=hint)
     elif inputs.given is None and isinstance(inputs.tokens_of, ScorerSpec):
         from lpsel.scoring.scorer import check_available
 
@@ -179,7 +225,8 @@ def load_table(inputs: Inputs) -> tuple[ScoreTable, "Scores | None"]:
     elif inputs.setup is not None and spec.epochs is not None:
         from lpsel.scoring.scorer import scores_for
 
-        scores = scores_for(inputs.setup, inputs.scorer, source, spec.epochs, spec.records)
+        trained_on = inputs.query if spec.trains_on_query else None
+        scores = scores_for(inputs.setup, inputs.scorer, source, spec.epochs, spec.records, trained_on)
         table = read_scores(scores.table, columns=spec.records)
     else:
         table = _table_of_tokens(source, inputs.tokens_of, inputs.cache_dir)
@@ -192,9 +239,17 @@ def load_table(inputs: Inputs) -> tuple[ScoreTable, "Scores | None"]:
         columns = dict(zip(names, numbers.reshape(-1, len(names)).T, strict=True))
         table = replace(table, columns={**table.columns, **columns})
     if spec.needs_vectors and spec.embedder is not None:
-        vectors_UD = embed(source, spec.embedder, inputs.cache_dir)
-        table = replace(table, vectors=vectors_UD[source.contents.position])
+        table = replace(table, vectors=_vectors(source, spec.embedder, inputs))
+        if inputs.query is not None and spec.rule.uses_query:
+            usable = inputs.query.contents.position >= 0
+            table = replace(table, query_vectors=_vectors(inputs.query, spec.embedder, inputs)[usable])
     return table, scores
+
+
+def _vectors(source: Source, embedder: str, inputs: Inputs) -> NDArray[np.float32]:
+    """The embeddings of all rows, (N, D); any for an unusable one."""
+    vectors_UD = embed(source, embedder, inputs.cache_dir, weighted=inputs.spec.rule.uses_query)
+    return vectors_UD[source.contents.position]
 
 
 def _number(row: Row, name: str, spec: SelectionSpec) -> float:

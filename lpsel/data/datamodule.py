@@ -97,7 +97,7 @@ class SubsetDataModule(L.LightningDataModule):
         batch_size: rows of one optimizer step, over all ranks.
         seed: of the order of the rows.
         train_tokens, score_tokens: tokens of the largest pack; a longer row has its own pack.
-        record: whether validation passes over all rows run.
+        record: whether validation passes over the rows run: over all, or those of a mask, shape (N,).
         few_shapes: pad packs to few sizes, for a model that is compiled again for every size.
         reduction: what the loss of a step is a mean over, see `lpsel.data.batching.token_weights`.
 
@@ -116,7 +116,7 @@ class SubsetDataModule(L.LightningDataModule):
         seed: int,
         train_tokens: int,
         score_tokens: int,
-        record: bool = False,
+        record: bool | NDArray[np.bool_] = False,
         few_shapes: bool = False,
         reduction: str = "token",
     ) -> None:
@@ -126,7 +126,8 @@ class SubsetDataModule(L.LightningDataModule):
         self.trained = self.supervised if mask is None else self.supervised & mask
         self.batch_size, self.seed = batch_size, seed
         self.train_tokens, self.score_tokens = train_tokens, score_tokens
-        self.record = record
+        self.record = record is not False
+        self.to_record = self.supervised & record
         self.few_shapes, self.reduction = few_shapes, reduction
         self.made = (0, 0)
         self.recorded_N = np.full(len(tokens), np.nan)
@@ -186,7 +187,7 @@ class SubsetDataModule(L.LightningDataModule):
 
     def rounds(self) -> list[list[Rows]]:
         """The batches of a recording pass, in rounds of one per rank."""
-        rows = np.flatnonzero(self.supervised)
+        rows = np.flatnonzero(self.to_record)
         return recording_rounds(rows, self.own_lengths, self.room(self.score_tokens), self.world)
 
     def rounds_left(self) -> list[int]:

@@ -92,11 +92,11 @@ class DatasetSpec:
             mapped_form(self.columns)
 
 
-def skipped(error: UnusableRow, location: str, bad_rows: str) -> str:
+def skipped(error: UnusableRow, location: str, bad_rows: str, option: str = "dataset") -> str:
     """The kind of a row to skip; with bad_rows=error, raise the error with its location and this option."""
     if bad_rows == "skip":
         return error.kind
-    skip = "set dataset.bad_rows=skip to leave such rows out"
+    skip = f"set {option}.bad_rows=skip to leave such rows out"
     located = error.at(location)
     located.hint = f"{error.hint}, or {skip}" if error.hint else skip
     raise located from None
@@ -112,8 +112,9 @@ class Source:
         UnusableRow: a row that cannot be used, with bad_rows=error.
     """
 
-    def __init__(self, spec: DatasetSpec) -> None:
+    def __init__(self, spec: DatasetSpec, option: str = "dataset") -> None:
         self.spec = spec
+        self.option = option  # that the spec was set by, for messages
         self._states: dict[Path, tuple[int, ...]] = {}  # of the files in the first pass
         mapped = [mapped_form(spec.columns)] if spec.columns else None
         # The forms that a row with these columns can have, of which `dataset.columns` leaves one.
@@ -173,7 +174,7 @@ class Source:
 
     def skipped(self, error: UnusableRow, location: str) -> str:
         """`skipped` with the option of this dataset."""
-        return skipped(error, location, self.spec.bad_rows)
+        return skipped(error, location, self.spec.bad_rows, self.option)
 
     def check_skipped(self, unusable: "pa.Array | None") -> None:
         """Raise for the first of the rows that an earlier run with bad_rows=skip has skipped, unless this one skips.

@@ -115,6 +115,15 @@ def forgetting_events(nll_EN: Floats) -> Floats:
     return events_N
 
 
+def relative_drop(nll_EN: Floats) -> Floats:
+    """(L_0 - L_n) / L_0 with L_n the last NLL, shape (N,): the score of Yang, He, Cheng 2026, arXiv 2605.09404.
+
+    NaN where a record is not finite or L_0 = 0.
+    """
+    with np.errstate(invalid="ignore"):
+        return _quotient(nll_EN[0] - nll_EN[-1], nll_EN[0], nll_EN)
+
+
 def mean_relative_drop(nll_EN: Floats) -> Floats:
     """1/n sum over e = 1..n of (L_0 - L_e) / L_0, with L_e the NLL after epoch e, shape (N,): low is learned slowly.
 

@@ -19,9 +19,10 @@ from lpsel.cache import Entry
 from lpsel.data.content_ids import listed
 from lpsel.data.datamodule import SubsetDataModule
 from lpsel.data.dataset import Source
+from lpsel.data.joined_tokens import JoinedTokens
 from lpsel.data.paths import absolute
 from lpsel.data.templates import template_hash
-from lpsel.data.tokens import tokenize, tokenizer_hash
+from lpsel.data.tokens import Tokens, tokenize, tokenizer_hash
 from lpsel.distributed import agree, is_main_process
 from lpsel.errors import UserError
 from lpsel.model.fingerprint import NotOnHub, model_fingerprint
@@ -78,7 +79,12 @@ def check_available(scorer: ModelSpec, cache_dir: Path) -> None:
 
 
 def scores_for(
-    setup: TrainingSetup, scorer: ScorerSpec, source: Source, epochs: int, columns: Collection[str] = ()
+    setup: TrainingSetup,
+    scorer: ScorerSpec,
+    source: Source,
+    epochs: int,
+    columns: Collection[str] = (),
+    trained_on: Source | None = None,
 ) -> Scores:
     """Scores of `source` with at least `epochs` recorded epochs and `columns`: from the cache, else new ones.
 
@@ -87,6 +93,7 @@ def scores_for(
 
     Args:
         columns: keys of `lpsel.scoring.columns.RECORDABLE`, recorded before training.
+        trained_on: rows to train the scorer on instead of those of `source`.
 
     Raises:
         UserError: more epochs are needed than the scorer's recipe has, or what training raises.
@@ -94,7 +101,8 @@ def scores_for(
     check_scorer(setup, scorer, epochs)
     scorer = with_template(scorer, source, setup.cache_dir)
     path = locate(scorer, setup.cache_dir)
-    entry = scores_entry(setup, scorer, source, epochs, model_fingerprint(path, scorer.revision, setup.cache_dir))
+    weights = model_fingerprint(path, scorer.revision, setup.cache_dir)
+    entry = scores_entry(setup, scorer, source, epochs, weights, trained_on)
     if not epochs and (unused := scorer.less_training()):
         log.info("Scorer %s: nothing is trained; ignoring scorer.%s", scorer.name, " and scorer.".join(unused))
     with ExitStack() as held:
@@ -114,7 +122,8 @@ def scores_for(
         passes = f"training the scorer for {epochs} of the {scorer.recipe.epochs} epochs of its recipe"
         passes = passes if epochs else "running the pass before training"
         log.info("Scores: none yet of %s by %s with this recipe; %s", source.spec.name, scorer.name, passes)
-        return Scores(_Scoring(setup, scorer, path, source, epochs, sorted(columns), entry).run(), reused=False)
+        scoring = _Scoring(setup, scorer, path, source, trained_on, epochs, sorted(columns), entry)
+        return Scores(scoring.run(), reused=False)
 
 
 class _Scoring:
@@ -126,6 +135,7 @@ class _Scoring:
         scorer: ScorerSpec,
         path: str,
         source: Source,
+        trained_on: Source | None,
         epochs: int,
         columns: list[str],
         entry: Entry,
@@ -134,9 +144,8 @@ class _Scoring:
         self.epochs, self.columns, self.entry = epochs, columns, entry
         self.title = f"Scorer {scorer.name}"
         self.tokenizer = load_tokenizer(scorer, path)
-        self.tokens = tokenize(source, self.tokenizer, scorer.template, scorer.max_length, setup.cache_dir)
-        report_tokens(scorer, self.tokens.counted())
-        check_vocabulary(self.tokens, self.tokenizer, scorer, path)
+        self.tokens = self._tokenized(source)
+        self.trained_on = None if trained_on is None else JoinedTokens(self.tokens, self._tokenized(trained_on))
         if not self.tokens.response_tokens.any():
             problem = f"no row of {source.spec.name} keeps a supervised token"
             raise UserError("scorer.max_length", scorer.max_length, problem, "raise it")
@@ -146,7 +155,7 @@ class _Scoring:
 
     def run(self) -> Path:
         """Record, train, and write the scores folder."""
-        data = self._data(self.tokens, random_part(self.tokens, self.scorer) if self._less("train_fraction") else None)
+        data = self._training_data()
         steps = data.steps_per_epoch * self.scorer.recipe.epochs
         values, costs = {}, []
         for column in self.columns:
@@ -184,8 +193,28 @@ class _Scoring:
         """Whether the scorer is trained less by this setting: with 0 epochs, it is not trained at all."""
         return name in self.entry.key
 
-    def _data(self, tokens: Any, mask: NDArray[np.bool_] | None = None) -> SubsetDataModule:
-        return self.setup.data_module(tokens, self.scorer, mask=mask, record=True, score_tokens=self.score_tokens)
+    def _tokenized(self, source: Source) -> Tokens:
+        scorer = self.scorer
+        tokens = tokenize(source, self.tokenizer, scorer.template, scorer.max_length, self.setup.cache_dir)
+        report_tokens(scorer, tokens.counted())
+        check_vocabulary(tokens, self.tokenizer, scorer, self.path)
+        return tokens
+
+    def _training_data(self) -> SubsetDataModule:
+        if self.trained_on is None:
+            part = random_part(self.tokens, self.scorer) if self._less("train_fraction") else None
+            return self._data(self.tokens, part)
+        others = self.trained_on.from_second
+        data = self._data(self.trained_on, others, ~others)
+        if not data.steps_per_epoch:
+            problem, hint = "no row of query.path keeps a supervised token", "raise it, or add answers to these rows"
+            raise UserError("scorer.max_length", self.scorer.max_length, problem, hint)
+        return data
+
+    def _data(
+        self, tokens: Any, mask: NDArray[np.bool_] | None = None, record: bool | NDArray[np.bool_] = True
+    ) -> SubsetDataModule:
+        return self.setup.data_module(tokens, self.scorer, mask=mask, record=record, score_tokens=self.score_tokens)
 
     def _record(self, column: str, steps: int) -> tuple[NDArray[np.float64], Cost]:
         """The values of a column, shape (N,), and the cost of its pass, unless an earlier process has finished it."""

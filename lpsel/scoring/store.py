@@ -49,7 +49,14 @@ class Scores:
         return json.loads((self.folder / MANIFEST).read_text())
 
 
-def scores_entry(setup: "TrainingSetup", scorer: ScorerSpec, source: Source, epochs: int, weights: str) -> Entry:
+def scores_entry(
+    setup: "TrainingSetup",
+    scorer: ScorerSpec,
+    source: Source,
+    epochs: int,
+    weights: str,
+    trained_on: Source | None = None,
+) -> Entry:
     """The cache entry of scores. Its key is everything they depend on, whichever epochs and columns are recorded.
 
     Its folder holds the records of unfinished passes; finished scores are next to it (`scores_folder`).
@@ -57,6 +64,7 @@ def scores_entry(setup: "TrainingSetup", scorer: ScorerSpec, source: Source, epo
     Args:
         epochs: recorded; with 0, nothing is trained, and the scorer's `train_fraction` and `stop` do not matter.
         weights: fingerprint of the scorer's files.
+        trained_on: rows that the scorer is trained on instead of those of `source`.
     """
     key = {
         "dataset_fingerprint": source.fingerprint,
@@ -67,6 +75,7 @@ def scores_entry(setup: "TrainingSetup", scorer: ScorerSpec, source: Source, epo
         "optimizer": setup.optimizer,
         "precision": setup.precision,
         **(scorer.less_training() if epochs else {}),
+        **({"trained_on": trained_on.fingerprint} if trained_on else {}),
     }
     return Entry.of(setup.cache_dir, "scores", key, label=f"{scorer.name}-{source.spec.name}")
 

@@ -1,6 +1,7 @@
 """The table of scores that selection rules rank by.
 
-N rows, E recorded columns (0 = before training, then one after each epoch), D dimensions of an embedding
+N rows, E recorded columns (0 = before training, then one after each epoch), D dimensions of an embedding, Q
+examples of the user's task
 
 Missing values, everywhere between the forward pass and `selected`:
 - A row without a supervised token has no record: null in files, NaN in arrays. `to_arrow` and `from_arrow` convert.
@@ -60,6 +61,7 @@ class ScoreTable:
         tokens_known: False where token counts are placeholders, because the file had none.
         columns: other numbers that a rule ranks by, float64 (N,) each.
         vectors: embeddings, float32 (N, D), or None where no rule uses them.
+        query_vectors: those of the examples of the user's task, float32 (Q, D).
         empty_answer: whether the row has no answer but white space, bool (N,), or None where the texts are not known.
         unusable: the kind of every row that was skipped, an Arrow array of N texts, null for the others; None for none.
     """
@@ -75,6 +77,7 @@ class ScoreTable:
     tokens_known: bool = True
     columns: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     vectors: NDArray[np.float32] | None = None
+    query_vectors: NDArray[np.float32] | None = None
     empty_answer: NDArray[np.bool_] | None = None
     unusable: pa.Array | None = None
 

@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 
 from lpsel.data.random_order import random_keys
 from lpsel.errors import UserError
-from lpsel.scoring.metrics import Basis, forgetting_events, learning_percentage, mean_relative_drop, mid_ranks
+from lpsel.scoring.metrics import (
+    Basis,
+    forgetting_events,
+    learning_percentage,
+    mean_relative_drop,
+    mid_ranks,
+    relative_drop,
+)
 from lpsel.scoring.metrics import perplexity as perplexity_of
 from lpsel.scoring.table import ScoreTable
 
@@ -55,12 +62,14 @@ class Rule:
         function: from a table and `seed` to a `Ranking`; further keyword arguments are options of conf/selection.
         picks_rows: the ranking has `pick`.
         uses_lengths: the rule ranks by token counts.
+        uses_query: the rule selects for examples of the user's task.
         takes_all: the rule is for training on everything, rows with an empty answer included.
     """
 
     function: Callable[..., Ranking]
     picks_rows: bool = False
     uses_lengths: bool = False
+    uses_query: bool = False
     takes_all: bool = False
 
     def __call__(self, table: ScoreTable, *, seed: int, **options: Any) -> Ranking:
@@ -128,6 +137,15 @@ def lp_nll(table: ScoreTable, *, seed: int) -> Ranking:
 def lp_app_nll(table: ScoreTable, *, seed: int) -> Ranking:
     """LP_app(1) of mean NLLs, lowest first: relative to where a row starts, unlike that of perplexities."""
     return lp_app(table, seed=seed, basis="nll")
+
+
+@partial(Rule, uses_query=True)
+def task_lp(table: ScoreTable, *, seed: int) -> Ranking:
+    """The relative drop in NLL after training on examples of the user's task, highest first (Yang, He, Cheng 2026).
+
+    (L_0 - L_n) / L_0 with n the last epoch of the table, where only the examples are trained on.
+    """
+    return Ranking(relative_drop(table.nll), descending=True, unit=True)
 
 
 @partial(Rule, uses_lengths=True)

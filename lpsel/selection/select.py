@@ -175,20 +175,17 @@ def select(table: ScoreTable, spec: SelectionSpec, pct: float, seed: int) -> Sel
         raise UserError("selection", spec.name, problem, "use other data or scores")
     ranked = rank_in_clusters(eligible, cluster, key, ties)
     take_C = _rows_per_cluster(ranked, spec, pct, len(table), hardness)
-    selected, n_tied = np.zeros(len(table), np.bool_), 0
+    if spec.length == "matched":  # from here on, clusters are divided by length
+        rows, cell = matched(eligible, key, table.response_tokens, ties, cluster, take_C)
+        ranked = rank_in_clusters(eligible, cell, key, ties)
+        take_C = np.bincount(np.searchsorted(ranked.cluster, cell[rows]), minlength=len(ranked.cluster))
+    selected, rows, turn = np.zeros(len(table), np.bool_), ranked.first(take_C), None
     if ranking.pick is not None:
         rows, turn = _picked(ranking.pick, ranked, take_C)
-        selected[rows] = True
-        if ranking.score is None:
-            score[rows] = turn
-        else:
-            n_tied = ranked.tied_at_cutoff(selected)
-    elif spec.length == "matched":
-        rows, cell = matched(eligible, key, table.response_tokens, ties, cluster, take_C)
-        selected[rows] = True
-        n_tied = rank_in_clusters(eligible, cell, key, ties).tied_at_cutoff(selected)
+    selected[rows] = True
+    if ranking.score is None:
+        score[rows], n_tied = turn, 0
     else:
-        selected[ranked.first(take_C)] = True
         n_tied = ranked.tied_at_cutoff(selected)
     order, reasons = (ranking.descending, ranking.arbitrary), tuple(exclusions.reasons)
     return Selection(table, spec, pct, score, *order, odd, bucket, selected, exclusions.code, reasons, n_tied)

@@ -88,7 +88,7 @@ class SelectionSpec:
             self._allow(problem, "leave it out", allocation=["proportional"])
         if self.rule.picks_rows:
             problem = f"needs a score for every row; selection={self.name} picks rows one after another"
-            allowed: dict[str, Collection[str | None]] = {"budget": ["exact"], "bucket": [None], "length": ["none"]}
+            allowed: dict[str, Collection[str | None]] = {"budget": ["exact"], "bucket": [None]}
             self._allow(problem, "leave it out", **allowed, allocation=["proportional", "equal"])
 
     def _allow(self, problem: str, hint: str, **allowed: Collection[str | None]) -> None:
@@ -107,9 +107,14 @@ class SelectionSpec:
         return self.embedder is not None and self.options.get("threshold", 0) is not None
 
     @property
+    def trains_on_query(self) -> bool:
+        """Whether the scores are those of a scorer that is trained on the examples of the user's task only."""
+        return self.rule.uses_query and self.epochs is not None
+
+    @property
     def relative(self) -> bool:
         """Whether the score is a relative drop in loss."""
-        return self.name in ("lp_nll", "lp_app_nll") or self.options.get("basis") == "nll"
+        return self.name in ("lp_nll", "lp_app_nll", "task_lp") or self.options.get("basis") == "nll"
 
     @property
     def settings(self) -> dict[str, Any]:

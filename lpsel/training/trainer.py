@@ -69,7 +69,7 @@ def fit(
         device = trainer.strategy.root_device
         busy = utilization(flops, progress.seconds, device, trainer.world_size, module.precision)
         setup.tracker.log({f"{module.role}/{name}": value for name, value in busy.items()}, trainer.global_step)
-    recorded_N = data.supervised * (epochs + 1 if data.record else 0)
+    recorded_N = data.to_record * (epochs + 1)
     recorded_N = recorded_N + sum(getattr(callback, "times_checked", 0) for callback in callbacks)
     work: dict[str, Any] = spent(model, data.tokens, trained_N, recorded_N)
     return trainer, Cost(**work, **resume.cost(trainer), peak_memory_bytes=peak_memory())

@@ -12,10 +12,12 @@ from hydra import compose, initialize_config_dir
 
 from lpsel.commands.job import Job, run
 from lpsel.config import build, config_dir
-from lpsel.data.dataset import Source
+from lpsel.data.dataset import DatasetSpec, Source
 from lpsel.errors import UserError
 from lpsel.model.load import load_model, load_tokenizer
+from lpsel.scoring.read import read_scores
 from lpsel.scoring.scorer import scores_for
+from lpsel.selection import rules
 from lpsel.storage import sha256_of
 from lpsel.tracking.tracker import Tracker
 
@@ -24,12 +26,13 @@ ROOT = Path(__file__).resolve().parents[3]
 RECIPE = ["scorer.recipe.learning_rate=1e-3", "scorer.recipe.global_batch=8", "scorer.max_length=256"]
 
 
-def score(tmp_path, model, data, *overrides, epochs=2, columns=(), cache="cache"):
+def score(tmp_path, model, data, *overrides, epochs=2, columns=(), cache="cache", query=None):
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         given = [f"scorer.path={model}", f"dataset.path={data}", *RECIPE, *overrides]
         config = compose("select", overrides=["scorer=local", "dataset=local", "trainer=cpu", *given])
     job = Job("select", config, tmp_path / "run", tmp_path / cache, Tracker())
-    return scores_for(job.training_setup(), build(config.scorer), Source(build(config.dataset)), epochs, columns)
+    source, trained_on = Source(build(config.dataset)), query and Source(DatasetSpec("query", path=str(query)))
+    return scores_for(job.training_setup(), build(config.scorer), source, epochs, columns, trained_on)
 
 
 def nll(scores):
@@ -173,6 +176,32 @@ def test_rows_without_a_supervised_token_have_null_records(tmp_path, toy_model, 
     assert table["truncated"].to_pylist()[-1] is True
     assert [table[f"nll_{e}"].to_pylist()[-1] for e in range(3)] == [None, None, None]
     assert table["nll_0"].null_count == 1
+
+
+def test_a_scorer_trained_on_the_rows_as_examples_of_a_task_gives_lp_app_nll_with_the_sign_flipped(
+    tmp_path, toy_model, instructions
+):
+    data = instructions()
+    usual, by_task = score(tmp_path, toy_model, data, epochs=1), score(tmp_path, toy_model, data, epochs=1, query=data)
+    assert by_task.folder != usual.folder
+    tables = [read_scores(scores.table) for scores in (usual, by_task)]
+    lp_app_nll, drop = rules.lp_app_nll(tables[0], seed=0), rules.task_lp(tables[1], seed=0)
+    np.testing.assert_allclose(drop.score, lp_app_nll.score, rtol=1e-4, atol=1e-6)
+    assert (drop.descending, lp_app_nll.descending) == (True, False)
+    same = score(tmp_path, toy_model, data, epochs=1, query=data)
+    assert (same.reused, same.folder) == (True, by_task.folder)
+
+
+def test_a_scorer_trained_on_examples_of_a_task_is_not_trained_on_the_rows(tmp_path, toy_model, instructions):
+    data, query = instructions(), instructions(rows=8, name="query.jsonl")
+    scores = score(tmp_path, toy_model, data, epochs=1, query=query)
+    # The loss of the same rows among the examples, trained on and recorded there, is the same.
+    alone = score(tmp_path, toy_model, query, epochs=1)
+    np.testing.assert_allclose(nll(scores)[:, :8], nll(alone), rtol=1e-5)
+    assert nll(scores).shape == (2, 24)
+    lengths = np.array([pq.read_table(scores.table)[f"{side}_tokens"] for side in ("prompt", "response")]).sum(axis=0)
+    assert scores.manifest()["tokens"] == 2 * lengths.sum() + lengths[:8].sum()
+    assert scores.manifest()["rows_trained"] == 8
 
 
 def test_more_epochs_than_the_recipe_has_are_refused(tmp_path, toy_model, instructions):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lpsel.selection import coverage, rules, trajectories
+from lpsel.selection import coverage, nearest, rules, trajectories
 from lpsel.selection.spec import selection
 
 SHARED_DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
@@ -17,6 +17,7 @@ EPOCHS = {
     "forgetting": 3,
     "learning_speed": 3,
     "s2l": 3,
+    "task_lp": 1,
     "perplexity": 0,
     "ifd": 0,
     "superfilter": 0,
@@ -29,7 +30,7 @@ def make_spec():
     """The spec of a rule by name, with the defaults of conf/selection."""
 
     def make(name, **fields):
-        rule = next(vars(module)[name] for module in (rules, coverage, trajectories) if name in vars(module))
+        rule = next(vars(module)[name] for module in (rules, coverage, nearest, trajectories) if name in vars(module))
         return selection(**{"name": name, "rule": rule, "epochs": EPOCHS.get(name), **fields})
 
     return make

@@ -56,6 +56,14 @@ def test_perplexity_takes_a_band(make_table, make_spec):
     assert mid.score == pytest.approx([1.5 / 4, 1.5 / 4, 0.5 / 4, 0.5 / 4, np.nan], nan_ok=True)
 
 
+def test_task_lp_takes_the_largest_relative_drops(make_table, make_spec):
+    nll = np.array([[4.0, 2, 1, 3, 5], [2, 1.8, 0.9, 3.3, 5]])
+    table = make_table(np.exp(nll), response_tokens=TOKENS)
+    selection = select(table, make_spec("task_lp"), 40, 0)
+    assert selection.score == pytest.approx([0.5, 0.1, 0.1, -0.1, 0])
+    assert ranking(table, make_spec("task_lp"))[-1] == 3
+
+
 def test_ifd_is_the_ratio_of_losses_and_stays_below_1(make_table, make_spec):
     alone = np.array([4.0, 2.0, 5.0, 0.0, np.nan])
     table = make_table(np.exp([[2.0, 3.0, 4.0, 1.0, 0.0]]), response_tokens=TOKENS, columns={"nll_0_noprompt": alone})

@@ -74,7 +74,9 @@ def test_every_way_to_cluster_is_a_file():
 
 
 def test_selecting_imports_neither_torch_nor_transformers():
-    modules = "agreement budget combine coverage diagnosis length_matching rules select spec summary trajectories"
+    modules = (
+        "agreement budget combine coverage diagnosis length_matching nearest rules select spec summary trajectories"
+    )
     code = (
         f"import importlib, sys; [importlib.import_module('lpsel.selection.' + m) for m in '{modules}'.split()]; "
         "print({'torch', 'transformers', 'sklearn', 'sentence_transformers', 'datasets'} & set(sys.modules))"

@@ -1,0 +1,45 @@
+"""The tokens of two datasets as those of one: rows to record, and other rows to train on."""
+
+# N rows of both, T tokens of a row
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lpsel.data.tokens import Batch, Tokens
+
+
+class JoinedTokens:
+    """The rows of `first`, then those of `second`; what a data module reads of `Tokens`."""
+
+    def __init__(self, first: Tokens, second: Tokens) -> None:
+        self.first, self.second = first, second
+        self.ids = pa.concat_arrays([tokens.ids for tokens in (first, second)])
+        self.lengths = np.concatenate([first.lengths, second.lengths])
+        self.response_tokens = np.concatenate([first.response_tokens, second.response_tokens])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def from_second(self) -> NDArray[np.bool_]:
+        """Which rows are those of `second`, bool (N,)."""
+        return np.arange(len(self)) >= len(self.first)
+
+    def batches(self) -> list[Batch]:
+        """The list columns of all rows, in order."""
+        return [*self.first.batches(), *self.second.batches()]
+
+    def input_ids(self, i: int) -> NDArray[np.int32]:
+        """The tokens of row i, int32 (T,)."""
+        tokens, row = self._at(i)
+        return tokens.input_ids(row)
+
+    def supervised(self, i: int) -> NDArray[np.bool_]:
+        """Which tokens of row i are labels, bool (T,)."""
+        tokens, row = self._at(i)
+        return tokens.supervised(row)
+
+    def _at(self, i: int) -> tuple[Any, int]:
+        return (self.first, i) if i < len(self.first) else (self.second, i - len(self.first))

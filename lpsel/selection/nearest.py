@@ -1,0 +1,114 @@
+"""rds: rows near to examples of the user's own task, which pick them in turn.
+
+N rows, M eligible rows, n rows to pick, Q examples, D dimensions, B rows of a tile, k rows kept for every example,
+K keys of which they are found
+
+Similarities are computed in tiles of rows, and only the nearest k rows of every example are kept: memory above the
+vectors is about 2 KEPT keys of 8 bytes and a few tiles.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lpsel.scoring.table import ScoreTable
+from lpsel.selection.rules import Ranking, Rule
+
+TILE_BYTES = 2**24  # of similarities computed at once
+KEPT = 2**22  # rows kept for all examples together; more passes over the rows where examples want the same ones
+GRID = 2**20  # steps per unit of similarity; rows are equally near within one step, which is above float32's error
+
+
+@partial(Rule, picks_rows=True, uses_query=True)
+def rds(table: ScoreTable, *, seed: int) -> Ranking:
+    """The rows nearest to examples of the user's task: every example in turn picks its nearest row that is left.
+
+    Ivison, Zhang, Brahman, Koh, Dasigi 2025 (RDS+), arXiv 2503.01807: cosine similarity of position-weighted means of a
+    model's last hidden states. The score of a row is its similarity to the nearest example.
+    """
+    assert table.vectors is not None
+    assert table.query_vectors is not None
+    unit_QD = _unit(table.query_vectors)
+    score_N, size = np.empty(len(table)), _tile_rows(unit_QD)
+    for start in range(0, len(table), size):
+        tile_BD = table.vectors[start : start + size]
+        norm_B = np.linalg.norm(tile_BD.astype(np.float64), axis=1)  # in float32, many different rows would tie
+        score_N[start : start + size] = (unit_QD @ tile_BD.T).max(axis=0) / np.where(norm_B == 0, 1, norm_B)
+    return Ranking(score_N, descending=True, pick=partial(round_robin, unit_QD, table.vectors))
+
+
+def round_robin(
+    unit_QD: NDArray[np.float32], vectors_ND: NDArray[np.float32], rows_M: NDArray[np.int64], n: int
+) -> NDArray[np.int64]:
+    """Positions of n rows in the order of choice, (n,): example after example picks its nearest row that is left.
+
+    Of equally near rows, the first in `rows_M`. An example whose k nearest rows are all picked needs a new search among
+    the rows that are left.
+    """
+    picked, turn = np.empty(n, np.int64), 0
+    left = rows_M
+    while turn < n:
+        k = min(n - turn, max(KEPT // len(unit_QD), 1))
+        nearest_Qk = _nearest(unit_QD, vectors_ND, left, k)
+        taken, depth_Q = np.zeros(len(left), np.bool_), [0] * len(unit_QD)
+        while turn < n:
+            example = turn % len(unit_QD)
+            nearest_k, depth = nearest_Qk[example], depth_Q[example]
+            while depth < k and taken[nearest_k[depth]]:
+                depth += 1
+            depth_Q[example] = depth
+            if depth == k:
+                break
+            taken[nearest_k[depth]] = True
+            picked[turn] = left[nearest_k[depth]]
+            turn += 1
+        left = left[~taken]
+    return picked
+
+
+def _nearest(
+    unit_QD: NDArray[np.float32], vectors_ND: NDArray[np.float32], rows_M: NDArray[np.int64], k: int
+) -> list[NDArray[np.uint32]]:
+    """For every example, the k nearest of the rows, nearest first, as positions in `rows_M`.
+
+    A key has the distance in steps of GRID in its upper 32 bits and the position in the lower ones.
+    """
+    keys_QK = np.empty((len(unit_QD), 2 * k + _tile_rows(unit_QD)), np.uint64)
+    size_Q, least_Q = np.zeros(len(unit_QD), np.int64), np.full(len(unit_QD), -np.inf, np.float32)
+    for start, similarity_QB in _tiles(unit_QD, vectors_ND, rows_M):
+        for example, similarity_B in enumerate(similarity_QB):
+            near = np.flatnonzero(similarity_B >= least_Q[example])
+            size, size_Q[example] = size_Q[example], size_Q[example] + len(near)
+            steps = np.rint((1 - similarity_B[near]).clip(min=0) * GRID).astype(np.uint64)
+            keys_K = keys_QK[example, : size + len(near)]
+            keys_K[size:] = steps << np.uint64(32) | (start + near).astype(np.uint64)
+            if len(keys_K) >= 2 * k:
+                keys_K.partition(k - 1)
+                size_Q[example] = k
+                least_Q[example] = 1 - ((keys_K[k - 1] >> np.uint64(32)) + np.uint64(1)) / GRID
+    found = zip(keys_QK, size_Q, strict=True)
+    return [np.sort(keys_K[:size])[:k].astype(np.uint32) for keys_K, size in found]  # the lower 32 bits
+
+
+def _tiles(
+    unit_QD: NDArray[np.float32], vectors_ND: NDArray[np.float32], rows_M: NDArray[np.int64]
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Similarities to the examples in tiles of rows: the number of the first row of a tile, and (Q, B) of them."""
+    size = _tile_rows(unit_QD)
+    for start in range(0, len(rows_M), size):
+        yield start, unit_QD @ _unit(vectors_ND[rows_M[start : start + size]]).T
+
+
+def _tile_rows(unit_QD: NDArray[np.float32]) -> int:
+    """B: the rows of a tile."""
+    return max(TILE_BYTES // (4 * max(unit_QD.shape)), 1)
+
+
+def _unit(vectors_MD: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Vectors of length 1; 0 stays 0, and a vector that is not finite becomes NaN."""
+    norm_M1 = np.linalg.norm(vectors_MD, axis=1, keepdims=True)
+    norm_M1[norm_M1 == 0] = 1
+    with np.errstate(invalid="ignore"):
+        return np.divide(vectors_MD, norm_M1, out=np.empty_like(vectors_MD))

@@ -1,0 +1,106 @@
+"""rds and task_lp as commands, on a toy model."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from lpsel.commands import result_summary
+from lpsel.commands.job import run
+from lpsel.data.dataset import DatasetSpec, Source
+from lpsel.errors import UserError
+
+
+@pytest.fixture
+def select(tmp_path, toy_model, instructions):
+    """Runs `select` (or another command) on 24 rows; `query` has two of them and two others."""
+    rows = [json.loads(line) for line in instructions().read_text().splitlines()]
+    others = [{"instruction": "Say hello.", "output": "hello"}, {"instruction": "Count to 9.", "output": "1 2 3 9"}]
+    query = tmp_path / "query.jsonl"
+    query.write_text("".join(json.dumps(row) + "\n" for row in [rows[3], others[0], rows[20], others[1]]))
+    common = [
+        "dataset=local", f"dataset.path={tmp_path}/rows.jsonl", "trainer=cpu", "tracker=none", "cluster=none", "pct=25",
+        f"cache_dir={tmp_path}/cache", "scorer=local", f"scorer.path={toy_model}", "scorer.recipe.learning_rate=1e-3",
+    ]  # fmt: skip
+
+    def start(name, *overrides, command="select"):
+        return run(command, [*common, *overrides], tmp_path / "runs" / name)
+
+    start.rows, start.query = tmp_path / "rows.jsonl", f"query.path={query}"
+    return start
+
+
+def selected(result):
+    return np.flatnonzero(pq.read_table(result["selection"])["selected"].to_numpy()).tolist()
+
+
+def weighted_means(model, path):
+    """Position-weighted means of last hidden states, one row at a time, in plain PyTorch; unit length."""
+    tokenizer, network = AutoTokenizer.from_pretrained(model), AutoModel.from_pretrained(model).eval()
+    means = []
+    for row in Source(DatasetSpec("rows", path=str(path))):
+        ids = tokenizer(row.example.embedding_text(), return_tensors="pt").input_ids
+        with torch.no_grad():
+            states = network(ids).last_hidden_state[0]
+        weights = torch.arange(1, len(states) + 1, dtype=torch.float32)
+        mean = (weights[:, None] * states).sum(0) / weights.sum()
+        means.append((mean / mean.norm()).numpy())
+    return np.array(means)
+
+
+def test_rds_selects_what_an_independent_computation_of_its_vectors_selects(select, toy_model, caplog):
+    result = select("rds", "selection=rds", select.query)
+    similarity = weighted_means(toy_model, select.query[11:]) @ weighted_means(toy_model, select.rows).T
+    scores = pq.read_table(result["selection"])["score"].to_numpy()
+    np.testing.assert_allclose(scores, similarity.max(axis=0), atol=1e-5)
+    picked = []
+    while len(picked) < 6:
+        order = np.argsort(-similarity[len(picked) % 4])
+        picked.append(next(row for row in order.tolist() if row not in picked))
+    assert selected(result) == sorted(picked)
+    assert (result["query"]["rows"], result["query"]["rows_in_data"]) == (4, 2)
+    assert "2 of 4 rows of query.path are also rows of dataset rows (leakage)" in caplog.text
+    assert ("Query", f"4 rows of {select.query[11:]}, 2 also in the data") in result_summary.selection(result)
+    caplog.clear()
+    again = select("again", "selection=rds", select.query, f"selection.embedder={toy_model}")
+    assert "Embedding" not in caplog.text
+    assert again["sha256"] == result["sha256"]
+
+
+def test_rds_works_with_the_target_and_with_matched_lengths(select, toy_model):
+    overrides = ["selection=rds", select.query, "model=local", f"model.path={toy_model}", "model.recipe.epochs=1"]
+    trained = select("train", *overrides, "selection.embedder=target", command="train")
+    assert trained["n_selected"] == 6
+    matched = select("matched", "selection=rds", select.query, "selection.length=matched")
+    assert matched["n_selected"] == 6
+    with pytest.raises(UserError) as caught:
+        select("none", "selection=rds", select.query, "selection.embedder=target")
+    assert (caught.value.name, caught.value.value) == ("selection.embedder", "target")
+
+
+def test_task_lp_selects_the_largest_relative_drops_after_training_on_the_examples(select):
+    result = select("task", "selection=task_lp", select.query)
+    records = pq.read_table(result["scores"])
+    before, after = records["nll_0"].to_numpy(), records["nll_1"].to_numpy()
+    assert selected(result) == sorted(np.argsort(-(before - after) / before)[:6].tolist())
+    assert result["query"]["rows_in_data"] == 2
+    again = select("again", "selection=task_lp", select.query)
+    assert (again["scores_reused"], again["sha256"]) == (True, result["sha256"])
+    without = select("without", "selection=task_lp", f"scores={Path(result['scores']).parent}", "pct=50")
+    assert without["n_selected"] == 12, "recorded scores need no examples"
+
+
+@pytest.mark.parametrize("rule", ["rds", "task_lp"])
+def test_rules_for_a_task_need_examples_of_it(select, rule):
+    with pytest.raises(UserError) as caught:
+        select("none", f"selection={rule}")
+    assert (caught.value.name, caught.value.value) == ("query.path", "null")
+
+
+def test_other_rules_report_examples_that_are_in_the_data(select):
+    result = select("random", "selection=random", select.query)
+    assert (result["query"]["rows_in_data"], result["n_selected"]) == (2, 6)
