@@ -121,12 +121,13 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
 
 
 def unused_keys(command: str, config: Any) -> set[str]:
-    """Keys of a configuration that its selection ignores: a rule without scores needs no scorer."""
+    """Keys of a configuration that its selection ignores: without scores, or with the target's, it needs no scorer."""
     if command != "train":
         return set()
     rule = config["selection"]
     embeds_with_scorer = SCORER in (rule.get("embedder"), config["cluster"].get("embedder"))
-    scorer = {"scorer"} if rule.get("epochs") is None and not embeds_with_scorer else set()
+    by_target = rule.get("epochs") is None or rule.get("scored_by") == TARGET
+    scorer = {"scorer"} if by_target and not embeds_with_scorer else set()
     return scorer | ({"pct"} if rule.get("pct") is not None else set())
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lpsel.commands.job import Job
-from lpsel.commands.selection_inputs import query_source
+from lpsel.commands.selection_inputs import query_source, scoring_model
 from lpsel.commands.work_estimate import GIB, ModelShape, RowLengths, cached, memory, model_shape, row_lengths
 from lpsel.config import build
 from lpsel.console import show
@@ -104,8 +104,10 @@ def planned_work(command: str, config: DictConfig, folder: Path) -> list[Work] |
     pct = rule.percentage(config.pct, len(source))
     work = []
     if rule.epochs is not None and config.scores is None:
+        scorer: ScorerSpec = build(config.scorer)
+        scorer = scoring_model(rule, scorer, build(config.model)) if command == "train" else scorer
         query = query_source(config, rule, scored=False) if rule.trains_on_query else None
-        work.append(_scoring(job, build(config.scorer), source, query, rule.epochs, rule.records))
+        work.append(_scoring(job, scorer, source, query, rule.epochs, rule.records))
     if command == "train":
         work.append(_training(job, build(config.model), adapter, source, pct))
     return work

@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from lpsel.clustering.clusters import Auto, Clusters, KMeans, NoClusters, brings_clusters, with_clusters
 from lpsel.clustering.embeddings import check_embedder, embed
+from lpsel.commands.prompt_groups import prompt_numbers
 from lpsel.config import build, choice, choices
 from lpsel.data.content_ids import first_kinds
 from lpsel.data.dataset import Row, Source
@@ -27,6 +28,7 @@ from lpsel.scoring.table import ScoreTable
 from lpsel.selection import rules
 from lpsel.selection.budget import rounded_rows
 from lpsel.selection.combine import combined_spec
+from lpsel.selection.rules import PROMPT
 from lpsel.selection.spec import SelectionSpec, selection
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class Inputs:
         query: examples of the user's own task, if there are any.
         query_in_data: how many of these are also rows of the dataset.
         given: scores from a file, `scores_file`.
+        prompts: the number of every row's prompt, (N,), for a rule that compares the answers to one.
         tokens_of: the model whose tokens decide which rows have a supervised token, if there are no scores.
     """
 
@@ -60,6 +63,7 @@ class Inputs:
     setup: "TrainingSetup | None"
     query: Source | None
     query_in_data: int | None
+    prompts: NDArray[np.float64] | None
     given: ScoreTable | None
     scores_file: Path | None
     tokens_of: ModelSpec
@@ -82,11 +86,12 @@ def prepare_inputs(
     """
     spec: SelectionSpec = build(config.selection)
     clusters: Clusters = build(config.cluster)
-    scorer: ScorerSpec = build(config.scorer)
+    scorer = scoring_model(spec, build(config.scorer), tokens_of)
     query = query_source(config, spec, config.scores is not None)
     source = Source(build(config.dataset))
     given, scores_file = _given_scores(config, spec, source, with_clusters=isinstance(clusters, Auto))
     in_data = None if query is None else _rows_in(query, source)
+    prompts = None if spec.group is None else prompt_numbers(source, spec.group)
     pct = spec.percentage(config.pct, len(source))
     if spec.embedder in (SCORER, TARGET):
         model = scorer if spec.embedder == SCORER else tokens_of
@@ -94,7 +99,7 @@ def prepare_inputs(
     if isinstance(clusters, KMeans) and clusters.embedder == SCORER:
         clusters = replace(clusters, embedder=_embedder_path("cluster.embedder", SCORER, scorer, cache_dir))
     setup = make_setup() if given is None and spec.epochs is not None else None
-    found = (setup, query, in_data, given, scores_file, tokens_of, cache_dir)
+    found = (setup, query, in_data, prompts, given, scores_file, tokens_of, cache_dir)
     inputs = Inputs(source, spec, pct, config.seed, clusters, scorer, *found)
     _check(inputs)
     if pct < 100 and (rows := rounded_rows(pct, len(source))) < FEW_ROWS:
@@ -102,6 +107,13 @@ def prepare_inputs(
     if setup is not None:
         warn_of_toy("scorer", scorer, source)
     return inputs
+
+
+def scoring_model(spec: SelectionSpec, scorer: ScorerSpec, target: ModelSpec) -> ScorerSpec:
+    """The model that records the scores: the scorer, or the target of `train` for a rule that is scored by it."""
+    if spec.scored_by == SCORER or isinstance(target, ScorerSpec):
+        return scorer
+    return ScorerSpec(**{field.name: getattr(target, field.name) for field in fields(target)})
 
 
 def warn_of_toy(option: str, model: ModelSpec, source: Source) -> None:
@@ -238,6 +250,8 @@ def load_table(inputs: Inputs) -> tuple[ScoreTable, "Scores | None"]:
         numbers = np.fromiter((_number(row, name, spec) for row in source for name in names), np.float64)
         columns = dict(zip(names, numbers.reshape(-1, len(names)).T, strict=True))
         table = replace(table, columns={**table.columns, **columns})
+    if inputs.prompts is not None:
+        table = replace(table, columns={**table.columns, PROMPT: inputs.prompts})
     if spec.needs_vectors and spec.embedder is not None:
         table = replace(table, vectors=_vectors(source, spec.embedder, inputs))
         if inputs.query is not None and spec.rule.uses_query:

@@ -63,6 +63,11 @@ class Example:
         text = f'{{"input":{quoted(self.input)},"turns":[{turns}]{tools}}}'
         return hashlib.sha256(text.encode()).digest()[:ID_BYTES]
 
+    def prompt(self) -> "Example":
+        """The conversation up to its last answer; all of it if there is none."""
+        answers = [number for number, turn in enumerate(self.turns) if turn.role == "assistant"]
+        return replace(self, turns=self.turns[: answers[-1]]) if answers else self
+
     def instruction(self) -> str:
         """The content of the first user turn."""
         return next((turn.content for turn in self.turns if turn.role == "user"), "")

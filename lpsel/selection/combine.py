@@ -32,7 +32,7 @@ def combined_spec(parts: Mapping[str, SelectionSpec], weights: Mapping[str, floa
         if parts[name].rule.picks_rows:
             problem, hint = "picks rows one after another and has no ranks", "combine rules that score every row"
             raise UserError("selection.combine", name, problem, hint)
-        if parts[name].rule.uses_query:
+        if parts[name].rule.uses_query or parts[name].group is not None:
             raise UserError("selection.combine", name, "cannot be combined", "combine rules that only need scores")
 
     def mean_rank(table: ScoreTable, *, seed: int, combine: Mapping[str, float]) -> Ranking:

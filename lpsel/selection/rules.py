@@ -27,8 +27,11 @@ from lpsel.scoring.metrics import (
 )
 from lpsel.scoring.metrics import perplexity as perplexity_of
 from lpsel.scoring.table import ScoreTable
+from lpsel.selection.budget import Ties, rank_in_clusters
 
 Band = Literal["high", "low", "mid"]
+PROMPT = "same prompt"  # the column that numbers the prompts of a table
+
 Pick = Callable[[NDArray[np.int64], int], NDArray[np.int64]]
 
 
@@ -169,6 +172,24 @@ def perplexity(table: ScoreTable, *, seed: int, band: Band = "high") -> Ranking:
         distance[ranked] = np.abs(rank - (len(rank) - 1) / 2) / max(len(rank), 1)
         return Ranking(distance)
     return Ranking(ppl_N, descending=band == "high")
+
+
+@Rule
+def grape(table: ScoreTable, *, seed: int) -> Ranking:
+    """The answer to every prompt that the model finds most likely before training (Zhang, Dai, Peng 2025).
+
+    The integer part of the score is the rank of a row's mean NLL among the answers to its prompt, lowest first, from 0,
+    where rows with an empty answer do not count. The fraction is random, by content and seed: which prompts are
+    selected does not depend on how likely their answers are.
+    """
+    answered_N = table.usable & (table.response_tokens > 0) & np.isfinite(table.nll[0])
+    if table.empty_answer is not None:
+        answered_N &= ~table.empty_answer
+    prompt_N = table.columns[PROMPT].astype(np.int32)
+    ranked = rank_in_clusters(np.flatnonzero(answered_N), prompt_N, table.nll[0], Ties(table.id, table.index))
+    score_N = np.full(len(table), np.nan)
+    score_N[ranked.row] = ranked.rank + random_keys(table.id, table.index, seed)[ranked.row]
+    return Ranking(score_N)
 
 
 @Rule

@@ -21,6 +21,7 @@ CHOICES = {
     "duplicates": ("keep", "drop"),
     "known": ("keep", "drop"),
     "rising": ("keep", "drop"),
+    "scored_by": ("scorer", "target"),
 }
 
 
@@ -35,6 +36,9 @@ class SelectionSpec:
         pct: overrides the command's percentage.
         clusters: shared if every cluster contributes a share of the rows, rule if only the rule uses clusters, none.
         columns: further columns that the rule ranks by: recorded by a scorer (RECORDABLE), or the user's own.
+        scored_by: scorer, or target where the model to train records the scores itself.
+        group: column whose equal values mark answers to the same prompt, for a rule that compares these; `prompt` for
+            the text of the prompt.
         embedder: embeds the rows, for a rule that uses embeddings; a rule with an option `threshold` uses them only
             if that is set.
         duplicates: drop to select only the first of several rows with the same content.
@@ -54,6 +58,8 @@ class SelectionSpec:
     pct: float | None = None
     clusters: str = "shared"
     columns: Sequence[str | None] = ()
+    scored_by: str = "scorer"
+    group: str | None = None
     embedder: str | None = None
     duplicates: str = "keep"
     known: str = "keep"

@@ -1,4 +1,4 @@
-"""rds and task_lp as commands, on a toy model."""
+"""rds, task_lp and grape as commands, on a toy model."""
 
 import json
 from pathlib import Path
@@ -104,3 +104,24 @@ def test_rules_for_a_task_need_examples_of_it(select, rule):
 def test_other_rules_report_examples_that_are_in_the_data(select):
     result = select("random", "selection=random", select.query)
     assert (result["query"]["rows_in_data"], result["n_selected"]) == (2, 6)
+
+
+def test_grape_selects_the_answer_that_the_target_finds_most_likely(select, toy_model):
+    # 24 rows with 7 prompts: 29 % are exactly one answer to each.
+    target = ["model=local", f"model.path={toy_model}", "model.recipe.epochs=1"]
+    result = select("grape", "selection=grape", "pct=29", *target, command="train")
+    nll = pq.read_table(result["scores"])["nll_0"].to_numpy()
+    best = [min(range(first, 24, 7), key=lambda row: nll[row]) for first in range(7)]
+    assert selected(result) == sorted(best)
+    rows = [json.loads(line) | {"task": number % 2} for number, line in enumerate(select.rows.read_text().splitlines())]
+    select.rows.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    by_column = select("column", "selection=grape", "selection.group=task", "pct=8")
+    assert selected(by_column) == sorted(min(range(first, 24, 2), key=lambda row: nll[row]) for first in (0, 1))
+
+
+def test_grape_needs_several_answers_to_a_prompt(select):
+    lines = select.rows.read_text().splitlines()[:7]
+    select.rows.write_text("\n".join(lines))
+    with pytest.raises(UserError) as caught:
+        select("grape", "selection=grape")
+    assert (caught.value.name, caught.value.problem) == ("selection.group", "no two of 7 rows have the same prompt")

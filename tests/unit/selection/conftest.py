@@ -19,6 +19,7 @@ EPOCHS = {
     "s2l": 3,
     "task_lp": 1,
     "perplexity": 0,
+    "grape": 0,
     "ifd": 0,
     "superfilter": 0,
     "el2n": 0,

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from lpsel.data.random_order import random_keys
 from lpsel.errors import UserError
 from lpsel.scoring.metrics import mid_ranks
+from lpsel.selection.rules import PROMPT
 from lpsel.selection.select import select
 
 TOKENS = [3, 9, 5, 7, 0]
@@ -54,6 +55,30 @@ def test_perplexity_takes_a_band(make_table, make_spec):
     mid = select(table, make_spec("perplexity", band="mid"), 40, 0)
     assert np.flatnonzero(mid.selected).tolist() == [2, 3]
     assert mid.score == pytest.approx([1.5 / 4, 1.5 / 4, 0.5 / 4, 0.5 / 4, np.nan], nan_ok=True)
+
+
+def test_grape_takes_the_likeliest_answer_to_every_prompt_first(make_table, make_spec):
+    # Prompts 0 0 0 1 1 2 2; ranks of the losses within them. Row 2 has the lowest loss of prompt 0 and an empty answer.
+    nll = [[3.0, 2, 1, 5, 4, 9, np.nan]]
+    columns = {PROMPT: np.array([0.0, 0, 0, 1, 1, 2, 2])}
+    empty = np.arange(7) == 2
+    table = make_table(np.exp(nll), columns=columns, empty_answer=empty)
+    selection = select(table, make_spec("grape"), 3 / 7 * 100, 0)
+    assert np.flatnonzero(selection.selected).tolist() == [1, 4, 5]
+    assert np.floor(selection.score) == pytest.approx([1, 0, np.nan, 1, 0, 0, np.nan], nan_ok=True)
+    assert selection.counts == {"empty answer": 1, "score is undefined": 1}
+    seeds = {tuple(select(table, make_spec("grape"), 15, seed).selected) for seed in range(20)}
+    assert len(seeds) == 3, "which prompts come first is random"
+
+
+def test_grape_keeps_its_ranks_where_clusters_divide_the_answers_to_a_prompt(make_table, make_spec):
+    columns = {PROMPT: np.repeat(np.arange(20.0), 2)}
+    ppl = np.random.default_rng(0).random((1, 40)) + 1
+    table = make_table(ppl, columns=columns, cluster=np.arange(40) % 2)
+    best = np.repeat(ppl.reshape(20, 2).min(axis=1), 2) == ppl[0]
+    selected = select(table, make_spec("grape"), 25, 0).selected
+    assert selected.sum() == 10
+    assert (selected <= best).all()
 
 
 def test_task_lp_takes_the_largest_relative_drops(make_table, make_spec):
