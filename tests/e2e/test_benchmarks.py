@@ -132,6 +132,14 @@ def test_selection(monkeypatch, capsys):
     assert printed[-1].startswith("the same 200 rows; lpsel takes ")
 
 
+def test_nearest(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    importlib.import_module("nearest").main(["--rows=2000", "--examples=20", "--dimensions=4"])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("2,000 rows x 4, 20 examples: rds selects 200 in ")
+    assert printed[1].startswith("sorting all similarities ")
+
+
 def test_disagreeing_contestants_are_not_compared(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import numpy as np
