@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lpsel.data.batching import packed, padded, recording_plan, training_plan
@@ -35,6 +35,7 @@ def test_every_row_is_in_one_batch_within_the_budget(lengths, budget):
 
 
 @given(LENGTHS, st.integers(1, 200), WORLDS)
+@example(np.arange(1, 12, dtype=np.int32), 20, 12)
 def test_recording_reaches_every_row_with_equal_passes_on_every_rank(lengths, budget, world):
     plans = [recording_plan(np.arange(len(lengths)), lengths, budget, rank, world) for rank in range(world)]
     assert len({len(plan) for plan in plans}) == 1
@@ -42,6 +43,7 @@ def test_recording_reaches_every_row_with_equal_passes_on_every_rank(lengths, bu
 
 
 @given(LENGTHS, st.integers(1, 200), st.integers(1, 40), WORLDS)
+@example(np.arange(1, 12, dtype=np.int32), 20, 4, 12)
 def test_training_steps_are_the_same_rows_for_any_budget_and_world_size(lengths, budget, batch_size, world):
     order = np.random.default_rng(0).permutation(len(lengths))
     plans = [training_plan(order, lengths, batch_size, budget, rank, world) for rank in range(world)]

@@ -12,6 +12,7 @@ from lpsel.data import column_forms, content_ids
 from lpsel.data.column_forms import FORMS, Field, Form
 from lpsel.data.content_ids import fingerprint, id_array
 from lpsel.data.dataset import DatasetSpec, Source
+from lpsel.data.example import Example, Turn
 
 
 @pytest.mark.parametrize(("skip", "limit"), [(0, None), (1, 3), (3, None), (0, 2)])
@@ -53,6 +54,16 @@ OPTIONAL_SYSTEM = Form(
         Field("source", "source", "user", optional=True),
     )
 )
+
+
+def test_of_columns_that_differ_only_by_case_the_one_as_in_the_form_counts_else_the_first(tmp_path):
+    columns = {"Instruction": ["no", "no"], "instruction": ["a", "b"], "OUTPUT": ["c", "d"], "Output": ["no", "no"]}
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    expected = [Example((Turn("user", a), Turn("assistant", b))).content_id() for a, b in ("ac", "bd")]
+    for name in ("rows.parquet", "rows.jsonl"):
+        assert Source(DatasetSpec("t", str(tmp_path / name))).ids.to_pylist() == expected
 
 
 @pytest.mark.parametrize("form", [form for form in (*FORMS, OPTIONAL_SYSTEM) if form.fields[0].role], ids=str)

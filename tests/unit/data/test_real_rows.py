@@ -115,6 +115,22 @@ def test_rows_of_this_kind_are_read(tmp_path, case):
     assert example(row, tmp_path) == expected
 
 
+def test_arguments_of_calls_have_the_same_id_as_objects_and_as_text_in_json_lines_and_parquet(tmp_path):
+    """Arrow adds null fields where calls have different arguments, and cannot mix objects and texts."""
+    arguments = [{"city": "Bonn"}, {"day": 2}]
+    turns = [[{"role": "user", "content": "Hi"}, {"role": "assistant", "tool_calls": [{"name": "w", "arguments": a}]}]
+             for a in arguments]  # fmt: skip
+    as_text = [[asked, {**call, "tool_calls": [{"name": "w", "arguments": json.dumps(a)}]}]
+               for (asked, call), a in zip(turns, arguments, strict=True)]  # fmt: skip
+    paths = []
+    for name, rows in (("objects", turns), ("texts", as_text)):
+        paths.append(write(tmp_path / f"{name}.jsonl", *({"messages": row} for row in rows)))
+        pq.write_table(pa.table({"messages": rows}), paths[-1].with_suffix(".parquet"))
+    ids = [source(file).ids.to_pylist() for path in paths for file in (path, path.with_suffix(".parquet"))]
+    assert len(set(map(tuple, ids))) == 1
+    assert len(set(ids[0])) == 2
+
+
 UNUSABLE = {
     "a list as text": [{"instruction": "a", "output": ["b"]}, chat(("user", ["a", "b"]))],
     "an object as text": [{"instruction": {"a": 1}, "output": "b"}, chat(("user", {"text": "a"}))],

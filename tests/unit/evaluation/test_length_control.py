@@ -84,6 +84,15 @@ def test_too_few_verdicts_or_lengths_are_undefined():
     assert length_controlled_win_rate([2.0, 1.0] * 20, np.full(40, 30), np.full(40, 10)) == UNDEFINED
 
 
+def test_one_empty_answer_counts_as_an_answer_of_length_0():
+    preference, model, baseline = drawn(np.random.default_rng(5), 300, theta=0.5, phi=-1.0)
+    model[0], preference[0] = 0, 1.0
+    empty = length_controlled_win_rate(preference, model, baseline, resamples=100)
+    model[0] = 1
+    almost_empty = length_controlled_win_rate(preference, model, baseline, resamples=100)
+    assert empty == pytest.approx(tuple(almost_empty), abs=0.05)
+
+
 def test_wins_only_give_almost_100_percent():
     found = length_controlled_win_rate([2.0] * 60, np.arange(60), np.full(60, 25), resamples=200)
     assert found == pytest.approx((100, 100, 100), abs=0.001)

@@ -82,6 +82,14 @@ def test_perplexities_are_taken_for_their_losses(save):
     assert table.response_tokens.tolist() == [1, 0, 0], "1 throughout is how released tables show an empty response"
 
 
+def test_perplexities_of_1_nan_and_infinity_are_defined_as_far_as_they_go(save):
+    table = read_scores(save({"ppl_0": [1.0, math.nan, math.inf, 4.0], "ppl_1": [1.0, 2.0, 2.0, 2.0]}))
+    np.testing.assert_allclose(table.nll[0], [0, math.nan, math.inf, math.log(4)])
+    # A loss of 0 before and after training, and one that is null, are those of rows without a supervised token.
+    assert table.response_tokens.tolist() == [0, 0, 1, 1]
+    np.testing.assert_allclose(learning_percentage(table, "lp_app"), [0, math.nan, math.nan, 0.5])
+
+
 def test_ten_epochs_are_sorted_as_numbers(save):
     table = read_scores(save({f"nll_{e}": [float(e)] for e in (10, *range(10))}))
     assert table.nll[:, 0].tolist() == list(range(11))
@@ -130,6 +138,8 @@ def test_cluster_codes_of_several_kinds():
         ({"ppl_1": [1.0]}, r"has ppl_1 but no ppl_0\. Add every epoch"),
         ({"nll_0": [1.0], "nll_1": ["low"]}, r"column nll_1 is string, must be numbers"),
         ({"ppl_0": [2.0, -3.0]}, r"ppl_0 of row 1 is -3\.0, perplexities are 1 or more"),
+        ({"ppl_0": [2.0, 0.0]}, r"ppl_0 of row 1 is 0\.0, perplexities are 1 or more"),
+        ({"nll_0": [1.0, 1.0], "index": [0, None]}, r"column index is int64 with 1 empty, must be an integer"),
         ({"ppl_0": [2.0, 0.5]}, r"ppl_0 of row 1 is 0\.5, perplexities are 1 or more"),
         (
             {"nll_0": [2.0], "nll_1": [-1.5]},
@@ -206,8 +216,9 @@ def test_scores_of_other_rows_are_refused(make_table):
         table.of_dataset([ids[0]] * 2, "mine")
     with pytest.raises(UserError, match="have 2 rows, index 0 to 1; dataset mine has 1, index from 0"):
         table.of_dataset(ids[:1], "mine")
-    with pytest.raises(UserError, match="index 1 to 2"):
-        replace(table, index=np.array([1, 2])).of_dataset(ids, "mine")
+    for first, last in ((1, 2), (-1, 0), (0, 2)):
+        with pytest.raises(UserError, match=f"index {first} to {last}"):
+            replace(table, index=np.array([first, last])).of_dataset(ids, "mine")
 
 
 def test_released_perplexities_are_taken_as_they_are(tmp_path):
