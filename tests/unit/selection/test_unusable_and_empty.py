@@ -1,5 +1,7 @@
 """Rows without an answer to learn from, and rows that cannot be used, are not selected."""
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,6 +10,7 @@ import pytest
 from lpsel.errors import UserError
 from lpsel.scoring.read import read_scores
 from lpsel.scoring.table import ScoreTable
+from lpsel.selection import select as select_module
 from lpsel.selection.select import select
 from lpsel.selection.summary import summary
 
@@ -108,3 +111,12 @@ def test_scores_read_which_rows_were_skipped(tmp_path):
     pq.write_table(pa.table({**columns, "unusable": [1, 2, 3]}), tmp_path / "scores.parquet")
     with pytest.raises(UserError, match="column unusable is int64"):
         read_scores(tmp_path / "scores.parquet")
+
+
+def test_reasons_and_columns_are_documented(make_spec):
+    documented = (Path(__file__).resolve().parents[3] / "docs" / "reference" / "files.md").read_text()
+    reasons = [value for name, value in vars(select_module).items() if name.isupper() and isinstance(value, str)]
+    assert {"unusable: ", "empty answer", "short answer"} <= set(reasons)
+    assert all(f"`{reason}" in documented for reason in reasons)
+    columns = select(table(), make_spec("lp_app"), 50, 0).to_arrow().column_names
+    assert all(f"`{column}`" in documented for column in columns)
