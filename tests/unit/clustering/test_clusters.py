@@ -88,6 +88,21 @@ def test_kmeans_finds_the_kinds(source, encoder, tmp_path):
     assert len(set(cluster[:3])) == 3
 
 
+def test_skipped_rows_are_neither_embedded_nor_in_a_cluster(source, encoder, tmp_path):
+    folder, seen = encoder
+    alone = KMeans(3, folder).assign(source(range(30)), tmp_path / "alone", 0)
+    texts = seen.copy()
+    with_odd = source(range(30), bad_rows="skip")
+    lines = Path(with_odd.spec.path).read_text().splitlines()
+    lines[10:10] = ['{"instruction": "add", "output": ["a"], "kind": "add"}', "{"]
+    Path(with_odd.spec.path).write_text("\n".join(["[1]", *lines]))
+    for clusters, expected in ((KMeans(3, folder), alone.tolist()), (Column("kind"), [i % 3 for i in range(30)])):
+        cluster = clusters.assign(with_odd, tmp_path / "odd", 0)
+        assert cluster[[0, 11, 12]].tolist() == [-1, -1, -1]
+        assert np.delete(cluster, [0, 11, 12]).tolist() == expected
+    assert seen == texts * 2
+
+
 def test_clusters_do_not_depend_on_the_order_of_rows(source, encoder, tmp_path):
     order = np.random.default_rng(0).permutation(150)
     first = KMeans(7, encoder[0]).assign(source(range(150)), tmp_path / "one", 42)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lpsel.commands.job import run
-from lpsel.errors import UserError
+from lpsel.errors import UnusableRow, UserError
 from lpsel.scoring.store import MANIFEST, SCORES
 
 ROWS = [{"prompt": f"Count to {n}.", "completion": " " + " ".join(map(str, range(1, n + 1)))} for n in range(1, 10)]
@@ -85,6 +85,30 @@ def test_its_scores_select_rows_of_the_same_file(model_and_tokenizer, tmp_path):
     given = ["dataset=local", f"dataset.path={tmp_path}/rows.jsonl", f"scores={tmp_path}/scores", "tracker=none"]
     result = run("select", [*given, "cluster=none", "pct=34"], tmp_path / "run")
     assert (result["n_selected"], result["n_eligible"]) == (3, 8)
+
+
+def test_rows_that_lpsel_cannot_use_have_no_record_and_are_not_selected(model_and_tokenizer, tmp_path):
+    from lpsel.integrations.transformers import ScoresCallback
+
+    model, tokenizer = model_and_tokenizer
+    rows = [{"prompt": ["x"], "completion": "y"}, *ROWS[1:4], {**ROWS[4], "image": "x.png"}, *ROWS[5:]]
+    kinds = ["no turns", *[None] * 3, "images", *[None] * 4]
+    with pytest.raises(UnusableRow) as caught:
+        trainer_of(model, tokenizer, tmp_path, ScoresCallback(tmp_path / "stopped", rows)).train()
+    assert (caught.value.location, caught.value.kind) == ("row 0", "no turns")
+    before = [own_nll(model, **row) for row in tokenized(tokenizer)[:-1]]
+    trainer_of(model, tokenizer, tmp_path, ScoresCallback(tmp_path / "scores", rows, bad_rows="skip")).train()
+    table = pq.read_table(tmp_path / "scores" / SCORES)
+    assert table["unusable"].to_pylist() == kinds
+    expected = [None if kinds[i] or i == 8 else pytest.approx(before[i], rel=1e-5) for i in range(9)]
+    assert table["nll_0"].to_pylist() == expected
+    unusable = {"images": 1, "no turns": 1}
+    assert json.loads((tmp_path / "scores" / MANIFEST).read_text())["rows_unusable"] == unusable
+
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ["dataset=local", f"dataset.path={tmp_path}/rows.jsonl", f"scores={tmp_path}/scores", "tracker=none"]
+    result = run("select", [*given, "cluster=none", "pct=34", "dataset.bad_rows=skip"], tmp_path / "run")
+    assert (result["n_selected"], result["n_eligible"], result["rows_unusable"]) == (3, 6, unusable)
 
 
 def test_dropout_is_off_while_recording_and_on_again_after(toy_model, model_and_tokenizer, tmp_path):

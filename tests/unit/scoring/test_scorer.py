@@ -204,6 +204,43 @@ def test_a_scorer_trained_on_examples_of_a_task_is_not_trained_on_the_rows(tmp_p
     assert scores.manifest()["rows_trained"] == 8
 
 
+def written(tmp_path, rows):
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_every_row_may_be_truncated_but_not_every_answer(tmp_path, toy_model):
+    """A question of 12 bytes and an answer of 40: 20 tokens keep 8 bytes of the answer, 12 keep none."""
+    rows = [{"instruction": f"Question {i:2}?", "output": f"{i:2} " * 13 + "!"} for i in range(20)]
+    data = written(tmp_path, [*rows, {"instruction": "x", "output": ["y"]}])
+    given = ["dataset.bad_rows=skip", "scorer.template=plain"]
+    scores = score(tmp_path, toy_model, data, *given, "scorer.max_length=20", epochs=0)
+    table = pq.read_table(scores.table)
+    assert table["response_tokens"].to_pylist() == [8] * 20 + [0]
+    assert table["truncated"].to_pylist() == [True] * 20 + [False]
+    assert np.isfinite(nll(scores)[0, :20]).all()
+    with pytest.raises(UserError, match="no row of own keeps a supervised token"):
+        score(tmp_path, toy_model, data, *given, "scorer.max_length=12", epochs=0)
+
+
+def test_rows_with_the_same_first_256_tokens_have_the_losses_of_rows_on_their_own(tmp_path, toy_model):
+    import torch
+
+    same = "The same instruction for all rows. " * 8
+    rows = [{"instruction": f"{same[:256]}{i}?", "output": f"{i} and {i + 1}"} for i in range(30)]
+    given = ["scorer.template=plain", "scorer.max_length=512"]
+    scores = score(tmp_path, toy_model, written(tmp_path, rows), *given, epochs=0)
+    spec = build(compose_scorer(toy_model))
+    model, tokenizer = load_model(spec, str(toy_model), torch.float32), load_tokenizer(spec, str(toy_model))
+    for row, recorded in zip(rows, nll(scores)[0], strict=True):
+        prompt, answer = (tokenizer(row[side])["input_ids"] for side in ("instruction", "output"))
+        ids = torch.tensor([[*prompt, *answer, tokenizer.eos_token_id]])
+        labels = torch.where(torch.arange(ids.shape[1]) < len(prompt), -100, ids)
+        with torch.no_grad():
+            assert recorded == pytest.approx(model(input_ids=ids, labels=labels).loss.item(), rel=1e-4)
+
+
 def test_more_epochs_than_the_recipe_has_are_refused(tmp_path, toy_model, instructions):
     with pytest.raises(UserError, match=r"scorer.recipe.epochs=1: the selection needs 3 recorded epochs"):
         score(tmp_path, toy_model, instructions(), "scorer.recipe.epochs=1", epochs=3)
