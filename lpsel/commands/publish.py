@@ -133,13 +133,14 @@ def card(result: dict[str, Any], data: Path, license: str) -> "DatasetCard":
         tags=["lpsel", "instruction-tuning", "data-selection"],
         configs=[{"config_name": "default", "data_files": data.as_posix()}],
     )
+    at_commit = f" at commit {source['commit']}" if source.get("commit") else ""
     no_scorer = "none, the scores were given" if result["scores"] else "none"
     return DatasetCard.from_template(
         metadata,
         template_path=str(Path(report.__file__).parent / "templates" / "dataset_card.md.j2"),
         **{key: result[key] for key in ("pct", "rule", "n_selected", "n_total", "seed")},
         **{key: source[key] for key in ("name", "fingerprint")},
-        source=hub_id or ("a local file" if source["path"] else "generated from a seed"),
+        source=hub_id + at_commit if hub_id else ("a local file" if source["path"] else "generated from a seed"),
         statistics=statistics(result),
         scorer=f"{scorer['name']} ({scorer['path'] or 'built in'})" if scorer else no_scorer,
         settings=", ".join(f"{name} {value}" for name, value in result["settings"].items() if value is not None),

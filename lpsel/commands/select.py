@@ -97,7 +97,7 @@ def write_selection(
         "selection": table_path,
         "sha256": hashes,
         **_origin_of(scores, inputs),
-        "dataset": dataset | {"fingerprint": source.fingerprint},
+        "dataset": dataset | {"commit": source.commit, "fingerprint": source.fingerprint},
         "query": _query(inputs),
         "seed": inputs.seed,
     }

@@ -12,7 +12,7 @@ from lpsel.data.column_forms import Form, choose_form, forms_of, mapped_form, to
 from lpsel.data.column_guess import unknown_form
 from lpsel.data.example import Example, merge_system
 from lpsel.data.formats import Numbered, Part, reader_of
-from lpsel.data.paths import hub_error, local_files
+from lpsel.data.paths import hub_commit, hub_error, is_hub_id, local_files
 from lpsel.errors import UnusableRow, UserError, check_choice, check_flag, check_int
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class DatasetSpec:
         path: local file, folder, glob, a list of these, or a Hub id; null for the embedded generator.
         split: of a Hub dataset or of the generator; in a .json file, the name of the list (or "data"); of a folder, the
             files that are named for it, if there are any.
+        revision: branch, tag or commit of a Hub dataset.
         streaming: read a Hub dataset without storing it; local files always are.
         system: `keep`, or `merge` each system turn into the user turn after it.
         columns: our field -> the source's column, for columns with other names. Fields: instruction, input and
@@ -66,6 +67,7 @@ class DatasetSpec:
     name: str
     path: str | list[str] | None = None
     split: str = "train"
+    revision: str | None = None
     streaming: bool = False
     system: str = "keep"
     columns: dict[str, str] | None = None
@@ -82,6 +84,8 @@ class DatasetSpec:
         if self.path is not None and self.synthetic is not None:
             problem = f"dataset={self.name} is generated from a seed and has no path"
             raise UserError("dataset.path", self.path, problem, "set dataset=local")
+        if self.revision is not None and not is_hub_id(self.path):
+            raise UserError("dataset.revision", self.revision, "dataset.path is not on the Hub", "leave it out")
         check_flag("dataset.streaming", self.streaming)
         check_choice("dataset.system", self.system, ("keep", "merge"))
         check_int("dataset.skip", self.skip, 0)
@@ -237,6 +241,11 @@ class Source:
 
         return fingerprint(self.ids)
 
+    @cached_property
+    def commit(self) -> str | None:
+        """The commit of a Hub dataset, which all passes read; None if it is unknown, and for other datasets."""
+        return hub_commit(str(self.spec.path), self.spec.revision) if is_hub_id(self.spec.path) else None
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -288,7 +297,7 @@ class Source:
     def _hub(self) -> Any:
         from datasets import load_dataset
 
-        return load_dataset(self.spec.path, split=self.spec.split, streaming=self.spec.streaming)
+        return load_dataset(self.spec.path, split=self.spec.split, streaming=self.spec.streaming, revision=self.commit)
 
     def _hub_rows(self) -> Iterator[dict[str, Any]]:
         try:

@@ -44,6 +44,16 @@ def is_hub_id(path: object) -> bool:
     return not local and not Path(str(path)).expanduser().exists()
 
 
+def hub_commit(path: str, revision: str | None) -> str | None:
+    """The commit of a dataset that a branch, a tag or None stands for now; the revision if the Hub does not reply."""
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().dataset_info(path, revision=revision, timeout=10).sha
+    except Exception:  # as in `hub_error`, which loading the dataset raises
+        return revision
+
+
 def hub_error(path: object, split: str, error: Exception) -> UserError:
     """The error for a dataset that the Hub does not deliver."""
     problem = f"not a local file, and the Hub reports for split {split}: {first_line(error)}"

@@ -13,7 +13,7 @@ from lpsel.errors import UserError, is_number
 from lpsel.run_config import RESULT, RUN_CONFIG, leaves, read_result
 from lpsel.storage import digest, read_dict
 
-NO_SETTINGS = ("seed", "pct", "folder", "trainable_parameters")  # keys that do not define a series
+NO_SETTINGS = ("seed", "pct", "folder", "trainable_parameters", "commit")  # keys that do not define a series
 UNNAMED = ("path", "fingerprint", "license", "_target_")  # keys that define a series and are not in its label
 MOST_NAMED = 3  # settings in a label
 COMMANDS = ("train", "select", "evaluate", "votes", "agreement")

@@ -239,7 +239,7 @@ class _Scoring:
             "key": self.entry.key,
             **self.entry.key,
             "scorer": scorer.name,
-            "dataset": asdict(replace(spec, path=absolute(spec.path))),
+            "dataset": asdict(replace(spec, path=absolute(spec.path), revision=self.source.commit)),
             "epochs": self.epochs,
             "columns": self.columns,
             **self.tokens.counted(),

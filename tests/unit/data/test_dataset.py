@@ -54,17 +54,47 @@ def test_a_path_for_the_embedded_rows_is_rejected():
 
 
 def test_hub_data_sets_are_loaded_by_split(monkeypatch):
-    def load_dataset(path, split, streaming):
-        assert not streaming
+    def load_dataset(path, split, streaming, revision):
+        assert (streaming, revision) == (False, None)
         if path != "org/name":
             raise FileNotFoundError(f"Dataset '{path}' doesn't exist on the Hub.\nMore lines")
         return [SAY, ADD] if split == "train" else [ADD]
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert len(source("org/name")) == 2
     assert len(source("org/name", split="test")) == 1
     with pytest.raises(UserError, match=r"^dataset.path=org/nome: .*doesn't exist on the Hub\. Set it to a local file"):
         list(source("org/nome"))
+
+
+def test_every_pass_reads_the_commit_that_a_branch_stood_for(monkeypatch):
+    heads, loaded = ["c1", "c2"], []
+
+    def dataset_info(self, path, revision, timeout):
+        assert (path, revision) == ("org/name", "main")
+        return types.SimpleNamespace(sha=heads.pop(0))
+
+    def load_dataset(path, split, streaming, revision):
+        loaded.append(revision)
+        return [SAY, ADD]
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", dataset_info)
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    rows = source("org/name", revision="main")
+    assert [len(list(rows)), len(list(rows)), rows.commit, *loaded] == [2, 2, "c1", "c1"]
+
+
+def test_the_revision_is_the_given_one_where_the_hub_does_not_reply(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert source("org/name", revision="v1").commit == "v1"
+
+
+def test_local_rows_have_no_revision(tmp_path):
+    assert source(tmp_path / "rows.jsonl").commit is None
+    with pytest.raises(UserError) as caught:
+        source(tmp_path / "rows.jsonl", revision="main")
+    assert (caught.value.name, caught.value.value) == ("dataset.revision", "main")
 
 
 # --- invalid settings
