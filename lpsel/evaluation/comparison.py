@@ -10,7 +10,7 @@ import numpy as np
 
 from lpsel.evaluation.judgements import Verdicts, by_prompt
 from lpsel.evaluation.reliability import describe_problems
-from lpsel.evaluation.statistics import bootstrap_means, holm, sign_flip_test
+from lpsel.evaluation.statistics import holm, paired_interval, sign_flip_test
 from lpsel.evaluation.win_rate import pairwise_metrics
 
 
@@ -26,8 +26,8 @@ def compare(
 
     Returns:
         `models`, see `pairwise_metrics`, each with its `name`, `p_value_holm`, and `warnings` and `informative`, see
-        `describe_problems`; `comparisons` of every two models, see `model_differences`; and all `warnings`. Holm's
-        correction is for the models of a judge.
+        `describe_problems`; `comparisons` of every two models whose verdicts are informative, see `model_differences`;
+        and all `warnings`. Holm's correction is for the models of a judge.
     """
     metrics = {
         name: pairwise_metrics(
@@ -44,16 +44,23 @@ def compare(
         )
         for name, each in verdicts.items()
     }
-    comparisons = []
-    for judge in dict.fromkeys(each.judge for each in verdicts.values()):
-        of_judge = {name: each for name, each in verdicts.items() if each.judge == judge}
-        metrics |= adjust_p_values({name: metrics[name] for name in of_judge})
-        comparisons += model_differences(of_judge, resamples=resamples, seed=seed)
+    judges: dict[str, list[str]] = {}
+    for name, each in verdicts.items():
+        judges.setdefault(each.judge, []).append(name)
+    for names in judges.values():
+        metrics |= adjust_p_values({name: metrics[name] for name in names})
     models = []
     for name, of_model in metrics.items():
         generated = [report for report in answers if report["name"] in (name, answers[0]["name"])]
-        problems = describe_problems(of_model, letter_probability=verdicts[name].letter_probability, answers=generated)
+        judged = verdicts[name]
+        problems = describe_problems(
+            of_model, letter_probability=judged.letter_probability, only_order=judged.only_order, answers=generated
+        )
         models.append({"name": name, **of_model, **problems})
+    informative = {model["name"] for model in models if model["informative"]}
+    comparisons = []
+    for names in judges.values():
+        comparisons += model_differences({name: verdicts[name] for name in names if name in informative}, seed=seed)
     by_sentence: dict[str, list[str]] = {}
     for model in models:
         for sentence in model["warnings"]:
@@ -63,13 +70,13 @@ def compare(
     return {"models": models, "comparisons": comparisons, "warnings": warnings}
 
 
-def model_differences(verdicts: Mapping[str, Verdicts], *, resamples: int, seed: int) -> list[dict[str, Any]]:
+def model_differences(verdicts: Mapping[str, Verdicts], *, seed: int) -> list[dict[str, Any]]:
     """Win rate of one model minus that of another, on the prompts where both have a verdict against the baseline.
 
     Returns:
-        For every two `models`: `n` prompts, `difference` in points, its `standard_error`, `ci_low` and `ci_high` (95 %
-        percentile bootstrap of the paired differences), `p_value` (sign-flip test) and `p_value_holm`, corrected for
-        the number of comparisons. None where there are no such prompts.
+        For every two `models`: `n` prompts, `difference` in points, its `standard_error`, `ci_low` and `ci_high` (95 %,
+        `paired_interval`), `p_value` (sign-flip test) and `p_value_holm`, corrected for the number of comparisons. None
+        where there are no such prompts, and no interval of a single one.
     """
     several = list(verdicts.values())
     share = dict(zip(verdicts, by_prompt(several), strict=True))
@@ -78,15 +85,15 @@ def model_differences(verdicts: Mapping[str, Verdicts], *, resamples: int, seed:
         difference_N = 100 * (share[first] - share[second])
         difference_n = difference_N[~np.isnan(difference_N)]
         n = len(difference_n)
-        mean = bootstrap_means(difference_n[:, None], resamples=resamples, seed=seed).estimate(0) if n else None
+        low, high = paired_interval(difference_n, 100) if n > 1 else (None, None)
         found[f"{first} and {second}"] = {
             "models": [first, second],
             "judge": verdicts[first].judge,
             "n": n,
-            "difference": mean and mean.value,
+            "difference": float(difference_n.mean()) if n else None,
             "standard_error": float(difference_n.std(ddof=1)) / n**0.5 if n > 1 else None,
-            "ci_low": mean and mean.low,
-            "ci_high": mean and mean.high,
+            "ci_low": low,
+            "ci_high": high,
             "p_value": sign_flip_test(difference_n, seed=seed) if n else None,
         }
     return list(adjust_p_values(found).values())

@@ -53,6 +53,12 @@ class Verdicts:
         return any(row.get("failure") == NOT_ASKED for row in self.rows)
 
     @property
+    def only_order(self) -> str | None:
+        """The order in which a judge was shown all pairs that it replied to; None for several or without replies."""
+        orders = {row["order"] for row in self.rows if row.get("raw")}
+        return orders.pop() if len(orders) == 1 else None
+
+    @property
     def letter_probability(self) -> float | None:
         """Mean probability of A and B together as the next token, of a judge that compares them."""
         known = [p for row in self.rows if (p := row.get("letter_probability")) is not None]

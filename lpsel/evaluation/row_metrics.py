@@ -9,7 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lpsel.evaluation.statistics import bootstrap_ratios, exponential, holm, two_sided_p
+from lpsel.evaluation.statistics import (
+    Estimate,
+    bootstrap_ratios,
+    exponential,
+    holm,
+    paired_interval,
+    sign_flip_test,
+    wilson,
+)
 
 METRICS = ("nll", "bits_per_byte", "exact_match", "rouge_l")
 
@@ -34,8 +42,9 @@ def compare_rows(measured: Sequence[RowMetrics], resamples: int, seed: int) -> l
 
     Returns:
         For every model `metrics` (METRICS and perplexity), each with `value`, `low` and `high`; and `difference`
-        (METRICS; None for the first), with the number of `rows` compared, `p_value` (bootstrap), and `p_value_holm`,
-        corrected for the number of models and metrics. exp of the difference in NLL is the ratio of perplexities.
+        (METRICS; None for the first), with the number of `rows` compared, `p_value` (sign-flip test of the rows), and
+        `p_value_holm`, corrected for the number of models and metrics. exp of the difference in NLL is the ratio of
+        perplexities. Intervals are percentile bootstrap, of exact matches Wilson's and `paired_interval`.
     """
     first = measured[0]
     every = np.ones(len(first.tokens), bool)
@@ -51,18 +60,27 @@ def compare_rows(measured: Sequence[RowMetrics], resamples: int, seed: int) -> l
     results: list[dict[str, Any]] = []
     for i in range(len(measured)):
         metrics = {metric: ratios.estimate(own * i + j) for j, metric in enumerate(METRICS)}
+        metrics["exact_match"] = _proportion(measured[i].exact_match)
         metrics = {"nll": metrics["nll"], "perplexity": exponential(metrics["nll"]), **metrics}
         difference: dict[str, dict[str, Any]] = {}
-        for j, metric in enumerate(METRICS):
+        for j, metric in enumerate(METRICS) if i else ():
             k = own * (len(measured) + 2 * i) + j
+            by_row_N = numerator_NK[:, k] - numerator_NK[:, k + own]
             estimate = ratios.difference(k, k + own)
-            resampled_R = ratios.resampled_RK[:, k] - ratios.resampled_RK[:, k + own]
-            p_value = None if estimate.low is None else two_sided_p(resampled_R)
+            if metric == "exact_match" and estimate.low is not None:
+                estimate = Estimate(estimate.value, *paired_interval(by_row_N, 1))
+            p_value = None if estimate.low is None else sign_flip_test(by_row_N, seed=seed)
             difference[metric] = estimate._asdict() | {"rows": int(ratios.rows_K[k]), "p_value": p_value}
         by_metric = {name: each._asdict() for name, each in metrics.items()}
         results.append({"metrics": by_metric, "difference": difference if i else None})
     _correct([each for result in results[1:] for each in result["difference"].values()])
     return results
+
+
+def _proportion(value_N: NDArray[np.float64]) -> Estimate:
+    """The mean of zeros and ones with Wilson's interval, none of a single one."""
+    n = len(value_N)
+    return Estimate(float(value_N.mean()), *(wilson(float(value_N.sum()), n) if n > 1 else (None, None)))
 
 
 def _columns(

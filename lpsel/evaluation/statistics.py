@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import bdtr, ndtri
+from scipy.special import bdtr, ndtr, ndtri, stdtrit
 
 RESAMPLES = 10_000
 LEVEL = 0.95
@@ -95,13 +95,18 @@ def bootstrap_means(values_NK: ArrayLike, *, resamples: int = RESAMPLES, seed: i
 
 
 def interval(value: float, resampled_R: Floats, rows: int) -> Estimate:
-    """A value with the percentile interval of its defined resamples; no interval for fewer than two rows."""
+    """A value with the percentile interval of its defined resamples; no interval for fewer than two rows.
+
+    The percentiles are those of Hesterberg 2015 (What teachers should know about the bootstrap, section 5.3): resamples
+    of few rows spread less than samples do, by sqrt((n - 1) / n), and a t interval would be wider.
+    """
     if not math.isfinite(value):
         return UNDEFINED
     defined = resampled_R[np.isfinite(resampled_R)]
     if rows < 2 or len(defined) == 0:
         return Estimate(float(value), None, None)
-    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    tail = float(ndtr(-math.sqrt(rows / (rows - 1)) * stdtrit(rows - 1, (1 + LEVEL) / 2)))
+    low, high = np.quantile(defined, [tail, 1 - tail])
     return Estimate(float(value), float(low), float(high))
 
 
@@ -145,6 +150,20 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
     return max(0.0, center - half), min(1.0, center + half)
 
 
+def paired_interval(difference_N: ArrayLike, largest: float) -> tuple[float, float]:
+    """Interval of the mean of paired differences of proportions, from -largest to largest (Agresti and Min 2005).
+
+    The normal one, with half a pair more of each outcome: one won, one lost, and two equal. Unlike a percentile
+    bootstrap, it covers with few pairs and with few that differ (docs/guides/win-rates.md).
+    """
+    difference_n = np.asarray(difference_N, dtype=np.float64)
+    n = len(difference_n) + 2
+    mean = float(difference_n.sum()) / n
+    variance = (float((difference_n**2).sum()) + largest**2) / n - mean**2
+    half = float(ndtri((1 + LEVEL) / 2)) * math.sqrt(variance / n)
+    return max(-largest, mean - half), min(largest, mean + half)
+
+
 def sign_test(wins: int, losses: int) -> float:
     """Two-sided exact p-value of wins against losses under chance 1/2; 1 without any (Dixon and Mood 1946)."""
     return min(1.0, 2 * float(bdtr(min(wins, losses), wins + losses, 0.5)))
@@ -164,16 +183,11 @@ def sign_flip_test(difference_N: ArrayLike, *, draws: int = RESAMPLES, seed: int
     generator, as_large = np.random.default_rng(seed), 0
     block = max(1, DRAWS_AT_ONCE // len(size_n))
     for start in range(0, draws, block):
-        positive = generator.integers(0, 2, (min(block, draws - start), len(size_n)), dtype=np.uint8)
+        shape = min(block, draws - start), len(size_n)
+        bits = np.frombuffer(generator.bytes(-(-shape[0] * shape[1] // 8)), np.uint8)
+        positive = np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape)
         as_large += int((np.abs(2 * (positive @ size_n) - size_n.sum()) >= least).sum())
     return (as_large + 1) / (draws + 1)
-
-
-def two_sided_p(resampled_R: Floats) -> float:
-    """Two-sided p-value of 0, from a bootstrap: 1 minus the level of the largest percentile interval without 0."""
-    defined = resampled_R[np.isfinite(resampled_R)]
-    beyond = min(int((defined <= 0).sum()), int((defined >= 0).sum()))
-    return min(1.0, 2 * (beyond + 1) / (len(defined) + 1))
 
 
 def holm(p_values: ArrayLike) -> list[float]:

@@ -28,11 +28,11 @@ def reference_table(result: dict[str, Any]) -> Table:
     A star marks values whose paired difference to the baseline is significant.
     """
     models = result["models"]
-    notes = ["95 % bootstrap intervals over rows."]
+    notes = ["95 % intervals over rows: bootstrap, Wilson's for exact matches."]
     if len(models) > 1:
         notes.append(
             f"* The paired difference to {escape(result['baseline'])} is significant: p < 0.05 with Holm's correction "
-            "for models and metrics."
+            "for models and metrics (sign-flip test)."
         )
         if partial := {model["difference"]["nll"]["rows"] for model in models[1:]} - {models[0]["rows"]}:
             notes.append(f"Differences in NLL are those of the rows with the same supervised tokens, {min(partial):,}.")

@@ -7,7 +7,7 @@ from scipy import stats
 from lpsel.evaluation.comparison import compare, model_differences
 from lpsel.evaluation.judgements import group
 from lpsel.evaluation.reliability import describe_problems
-from lpsel.evaluation.statistics import sign_flip_test
+from lpsel.evaluation.statistics import paired_interval, sign_flip_test
 from lpsel.evaluation.win_rate import pairwise_metrics
 
 
@@ -29,7 +29,7 @@ def metrics_of(preference_NO, **more):
 def test_the_difference_between_two_models_by_hand():
     # on the prompts that both have: 2 - 1, 1.5 - 1, 2 - 2, 1 - 2: differences 1, .5, 0, -1 with mean .125
     verdicts = {"x": verdicts_of([2, 1.5, 2, 1, 2, None]), "y": verdicts_of([1, 1, 2, 2, None, 2])}
-    [pair] = model_differences(verdicts, resamples=1000, seed=0)
+    [pair] = model_differences(verdicts, seed=0)
     assert (pair["models"], pair["n"], pair["difference"]) == (["x", "y"], 4, pytest.approx(12.5))
     assert pair["standard_error"] == pytest.approx(100 * np.std([1, 0.5, 0, -1], ddof=1) / 2)
     # of 8 signs of 1, .5, 1 the sums 2.5, .5 .5, 1.5 1.5 and their negatives; all are at least .5
@@ -48,6 +48,26 @@ def test_a_paired_difference_is_narrower_than_that_of_unpaired_win_rates():
     assert 0 < pair["ci_low"] < pair["difference"] < pair["ci_high"]
 
 
+@pytest.mark.parametrize(
+    ("rates", "prompts"), [((0.95, 0.9), 10), ((0.95, 0.9), 20), ((0.8, 0.7), 10), ((0.6, 0.4), 50)]
+)
+def test_the_interval_of_a_difference_covers_with_few_prompts(rates, prompts):
+    generator, inside = np.random.default_rng(prompts), 0
+    for _ in range(400):
+        shared, own = generator.random((2, prompts))
+        other = np.where(generator.random(prompts) < 0.5, shared, own)  # half of the prompts are as hard for both
+        low, high = paired_interval(100.0 * (shared < rates[0]) - 100.0 * (other < rates[1]), 100)
+        inside += low <= 100 * (rates[0] - rates[1]) <= high
+    assert inside >= 0.93 * 400
+
+
+def test_equal_verdicts_leave_room_for_a_difference():
+    verdicts = {"x": verdicts_of([2] * 20), "y": verdicts_of([2] * 20)}
+    [pair] = model_differences(verdicts, seed=0)
+    assert (pair["difference"], pair["p_value"]) == (0, 1)
+    assert (pair["ci_low"], pair["ci_high"]) == pytest.approx((-8.9, 8.9), abs=0.1)  # 196 / 22
+
+
 def test_comparisons_are_corrected_for_their_number_and_within_a_judge():
     verdicts = {
         "a, j": verdicts_of([2] * 12, "a"),
@@ -63,7 +83,7 @@ def test_comparisons_are_corrected_for_their_number_and_within_a_judge():
 
 def test_models_without_common_prompts_have_no_difference():
     verdicts = {"x": verdicts_of([2, 1], ids=["a", "b"]), "y": verdicts_of([2, 1], ids=["c", "d"])}
-    [pair] = model_differences(verdicts, resamples=100, seed=0)
+    [pair] = model_differences(verdicts, seed=0)
     assert {pair[name] for name in ("difference", "ci_low", "p_value", "p_value_holm")} == {None}
 
 
@@ -101,6 +121,18 @@ def test_a_judge_that_is_not_about_to_reply_a_letter_carries_no_information():
     informative, text = problems(metrics, letter_probability=0.003)
     assert not informative
     assert "their probability as the next token is 0.003 on average" in text
+
+
+def test_pairs_shown_in_one_order_are_reported():
+    # always the first answer, the baseline's: a win rate of 0 that the order explains
+    lengths = {"model_chars": None, "baseline_chars": None, "category": None, "prompt_set": None}
+    rows = [{"id": str(i), "order": order, "model": "m", "judge": "j", "baseline": "b", "raw": "[[A]]",
+             "preference": 1 if order == "baseline_first" else 2, **lengths}
+            for i in range(40) for order in ("baseline_first", "model_first")]  # fmt: skip
+    [in_one] = compare({"m": group(rows[::2])[0]}, resamples=100, seed=0)["warnings"]
+    assert in_one.startswith("All pairs were shown to the judge in one order, baseline_first: ")
+    in_both = compare({"m": group(rows)[0]}, resamples=100, seed=0)["warnings"][0]
+    assert "carries no information" in in_both
 
 
 def test_cut_and_empty_answers_are_reported():

@@ -147,8 +147,9 @@ def test_a_model_that_reproduces_the_references_is_at_100_percent(saved, tmp_pat
     said = [json.loads(line)["output"] for line in (tmp_path / "generations/llama.jsonl").read_text().splitlines()]
     rows = [{**row, "output": output} for row, output in zip(ROWS, said, strict=True)]
     metrics = evaluated(SMALL, [saved["llama"]], rows, tmp_path)["models"][0]["metrics"]
-    for metric in ("exact_match", "rouge_l"):
-        assert metrics[metric] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert metrics["rouge_l"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    of_four = stats.binomtest(4, 4).proportion_ci(method="wilson")
+    assert metrics["exact_match"] == pytest.approx({"value": 1.0, "low": of_four.low, "high": 1.0})
 
 
 def test_one_row_has_no_intervals_and_names_are_made_distinct(saved, tmp_path):
@@ -342,22 +343,39 @@ def test_differences_are_corrected_for_models_and_metrics():
     rows, tokens = 200, np.full(200, 5)
     models = []
     for _ in range(14):
-        nll, text, right, close = generator.gamma(4.0, 1.0, (4, rows))
+        nll, text, close = generator.gamma(4.0, 1.0, (3, rows))
+        right = generator.integers(0, 2, rows).astype(float)
         models.append(RowMetrics(nll, text, tokens, tokens, tokens, right, close))
     found = [each for result in compare_rows(models, 4000, 0)[1:] for each in result["difference"].values()]
     assert len(found) == 52
-    assert (
-        sum(each["p_value"] < 0.05 for each in found) == sum(each["low"] > 0 or each["high"] < 0 for each in found) > 0
-    )
+    by_interval = sum(each["low"] > 0 or each["high"] < 0 for each in found)
+    assert 0 < sum(each["p_value"] < 0.05 for each in found) <= by_interval < 8
     assert min(each["p_value_holm"] for each in found) > 0.05
     first = models[0]
     better = compare_rows([first, first._replace(nll=first.nll - 1)], 4000, 0)[1]["difference"]["nll"]
     assert better["p_value_holm"] < 0.01
 
 
+def test_few_rows_that_differ_are_no_certainty():
+    # 5 of 20 answers become right: a bootstrap gives [.1, .45] and p = .003, the sign test of 5 rows p = .0625
+    rows, tokens = np.arange(20), np.full(20, 5)
+    wrong, right = np.zeros(20), (rows < 5).astype(float)
+    models = [RowMetrics(tokens * 1.0, tokens * 1.0, tokens, tokens, tokens, own, own) for own in (wrong, right)]
+    first, second = compare_rows(models, 200, 0)
+    none = stats.binomtest(0, 20).proportion_ci(method="wilson")
+    assert first["metrics"]["exact_match"] == pytest.approx({"value": 0, "low": 0, "high": none.high})
+    difference = second["difference"]["exact_match"]
+    assert (difference["value"], difference["p_value"]) == pytest.approx((0.25, 2 / 2**5))
+    # with half a pair more each way: mean 5/22, variance 6/22 - (5/22)^2
+    half = 1.959964 * np.sqrt((6 / 22 - (5 / 22) ** 2) / 22)
+    assert (difference["low"], difference["high"]) == pytest.approx((5 / 22 - half, 5 / 22 + half))
+    same = second["difference"]["nll"]
+    assert (same["low"], same["high"], same["p_value"]) == (0, 0, 1), "equal losses, not equal chances"
+
+
 def test_the_paired_interval_matches_scipy():
     generator = np.random.default_rng(0)
-    one, two = (generator.integers(0, 2, 40).astype(float) for _ in range(2))
+    one, two = (generator.random(40) for _ in range(2))
     tokens = np.full(40, 5)
     models = [RowMetrics(own, own, tokens, tokens, tokens, own, own) for own in (one, two)]
     ours = compare_rows(models, 20_000, 1)[1]
@@ -370,8 +388,8 @@ def test_the_paired_interval_matches_scipy():
         method="percentile",
         rng=np.random.default_rng(2),
     ).confidence_interval
-    difference = ours["difference"]["exact_match"]
-    assert (difference["low"], difference["high"]) == pytest.approx((theirs.low, theirs.high), abs=0.026)  # 1/40
+    difference = ours["difference"]["rouge_l"]
+    assert (difference["low"], difference["high"]) == pytest.approx((theirs.low, theirs.high), abs=0.005)
     # per token: a fifth of the difference per row
     assert ours["difference"]["nll"]["value"] == pytest.approx((two.mean() - one.mean()) / 5)
 
