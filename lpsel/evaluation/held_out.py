@@ -4,9 +4,12 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from itertools import chain, tee
+from operator import or_
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,8 +32,8 @@ from lpsel.evaluation.evaluator import Candidates, EvaluationContext, generation
 from lpsel.evaluation.row_metrics import RowMetrics, compare_rows
 from lpsel.evaluation.tables import reference_table
 from lpsel.generation.answers import answer_counts
-from lpsel.generation.generate import generate, prompt_room
-from lpsel.generation.sampling import Generation, Sampling
+from lpsel.generation.generate import generated, prompt_room
+from lpsel.generation.sampling import Sampling
 from lpsel.generation.text_metrics import exact_match, rouge_l
 from lpsel.model.device import free_memory, reuse_freed_memory
 from lpsel.model.load import load_config, load_model, load_tokenizer, locate
@@ -42,22 +45,27 @@ from lpsel.training.monitors import check_vocabulary
 
 log = logging.getLogger(__name__)
 
+PACKS = 256  # whose losses stay on the device, so that not every pack waits for a transfer
+
 
 class Inputs(NamedTuple):
-    """What a model is evaluated on, prepared before any model is loaded."""
+    """A model, and what it is evaluated on, prepared before any model is loaded."""
 
     name: str
     spec: ModelSpec
     path: str
     tokenizer: Any
+    source: Source
     tokens: Tokens  # of all rows
     rows: NDArray[np.int64] = NO_ROWS  # to evaluate on: those that all models can use, shape (N,)
-    prompts: Sequence[Rendered] = ()
 
-    def of_rows(self, rows: NDArray[np.int64], examples: Sequence[Example]) -> "Inputs":
-        """The same with these rows, and their prompts."""
-        prompts = [render_prompt(example, self.spec.template, self.tokenizer) for example in examples]
-        return self._replace(rows=rows, prompts=prompts)
+    def prompts(self) -> Iterator[tuple[Example, Rendered]]:
+        """These rows with their prompts, read again from the source: they may not fit into memory."""
+        used_N = np.zeros(len(self.source), bool)
+        used_N[self.rows] = True
+        for row in self.source:
+            if used_N[row.index]:
+                yield row.example, render_prompt(row.example, self.spec.template, self.tokenizer)
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ class ReferenceEvaluator:
     - `rouge_l`: mean ROUGE-L F1 of the greedy answers.
 
     In a chat, all turns of the assistant count for the likelihood, and the last one is generated. Every metric has a
-    95 % percentile bootstrap interval over rows, and the differences to the first model, the baseline, are paired.
+    95 % interval over rows, and the differences to the first model, the baseline, are paired: see `compare_rows`.
 
     Attributes:
         dataset: the held-out rows.
@@ -110,7 +118,6 @@ class ReferenceEvaluator:
                 before any model is loaded; an unsupported architecture.
         """
         source = Source(self.dataset)
-        examples = [row.example for row in source]
         specs = candidates.local()
         names = [spec.name for spec in specs]
         prepared = [
@@ -118,32 +125,33 @@ class ReferenceEvaluator:
             for name, spec in zip(distinct(names), specs, strict=True)
         ]
         unusable = reduce(first_kinds, (model.tokens.unusable for model in prepared))
-        rows = np.arange(len(examples)) if unusable is None else np.flatnonzero(unusable.is_null())
-        examples = [examples[row] for row in rows]
-        if not examples:
+        rows = np.arange(len(source)) if unusable is None else np.flatnonzero(unusable.is_null())
+        if not len(rows):
             raise UserError("dataset", source.spec.name, "no row can be used by all models", "set another template")
-        inputs = [model.of_rows(rows, examples) for model in prepared]
+        inputs = [model._replace(rows=rows) for model in prepared]
+        for _ in chain.from_iterable(model.prompts() for model in inputs):  # a template may reject one
+            pass
         measured, reports = [], []
         for model, file in zip(inputs, generation_files(names, context.folder), strict=True):
-            of_model, report = self._evaluate_model(model, file, examples, context)
+            of_model, report = self._evaluate_model(model, file, context)
             measured.append(of_model)
             reports.append(report)
             if len(inputs) > 2:
                 log.info("Evaluated %s (%d of %d)", model.name, len(reports), len(inputs))
             free_memory()
-        metrics = compare_rows(measured, self.resamples, self.seed)
         return finite(
             {
                 "evaluator": "reference",
                 "dataset": source.spec.name,
-                "n": len(examples),
+                "n": len(rows),
                 "rows_unusable": counts(unusable),
                 "data_fingerprint": source.fingerprint,
+                "data_commit": source.commit,
                 "baseline": reports[0]["name"],
                 "max_new_tokens": self.max_new_tokens,
                 "resamples": self.resamples,
                 "seed": self.seed,
-                "models": [{**report, **compared} for report, compared in zip(reports, metrics, strict=True)],
+                "models": list(map(or_, reports, compare_rows(measured, self.resamples, self.seed))),
             }
         )
 
@@ -154,50 +162,11 @@ class ReferenceEvaluator:
         spec = replace(spec, template=resolve_template(spec.template, holds_conversations(source), tokenizer))
         tokens = tokenize(source, tokenizer, spec.template, spec.max_length, cache_dir)
         check_vocabulary(tokens, tokenizer, spec, path)
-        return Inputs(name, spec, path, tokenizer, tokens)
+        return Inputs(name, spec, path, tokenizer, source, tokens)
 
     def _evaluate_model(
-        self, inputs: Inputs, file: str, examples: list[Example], context: EvaluationContext
+        self, inputs: Inputs, file: str, context: EvaluationContext
     ) -> tuple[RowMetrics, dict[str, Any]]:
-        nll, text_nll, answers, seconds = self._run_model(inputs, context)
-        tokens, rows, tokenizer = inputs.tokens, inputs.rows, tokenizer_hash(inputs.tokenizer)
-        references = [reference_of(example) for example in examples]
-        pairs = list(zip((answer.text for answer in answers), references, strict=True))
-        lengths = [response_bytes(e, tokens, row, inputs.tokenizer) for row, e in zip(rows, examples, strict=True)]
-        measured = RowMetrics(
-            nll=nll,
-            text_nll=text_nll,
-            tokens=tokens.response_tokens[rows].astype(np.int64),
-            labels=np.array([hash((tokenizer, _labels(tokens, row).tobytes())) for row in rows]),
-            response_bytes=np.array(lengths),
-            exact_match=np.array([exact_match(*pair) for pair in pairs], dtype=np.float64),
-            rouge_l=np.array([rouge_l(*pair) for pair in pairs]),
-        )
-        not_finite = int((~np.isfinite(nll)).sum())
-        if not_finite:
-            log.warning("%s: NLL is not defined because it is NaN or Inf in %d rows", inputs.name, not_finite)
-        write_lines(context.folder / file, _generations(inputs, measured, answers, references))
-        return measured, {
-            "name": inputs.name,
-            "model": inputs.path,
-            "template": inputs.spec.template,
-            "max_length": inputs.spec.max_length,
-            "tokenizer": tokenizer,
-            "rows": len(examples),
-            "rows_without_supervised_tokens": (measured.tokens == 0).sum(),
-            "rows_truncated": tokens.truncated[rows].sum(),
-            "rows_not_finite": not_finite,
-            "supervised_tokens": measured.tokens.sum(),
-            "response_bytes": measured.response_bytes.sum(),
-            **answer_counts(answers),
-            "seconds": seconds,
-            "generations": file,
-        }
-
-    def _run_model(
-        self, inputs: Inputs, context: EvaluationContext
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[Generation], dict[str, float]]:
-        """NLL of the references, also without special tokens, greedy answers, and seconds spent on each."""
         started = time.perf_counter()
         device, dtype = context.device, context.dtype
         if device.type == "cpu":
@@ -208,21 +177,72 @@ class ReferenceEvaluator:
         loaded = time.perf_counter()
         precision = "32-true" if dtype == torch.float32 else "bf16-true"
         largest = recording_pack(model.config, precision, self.batch_tokens, device.type)
-        special = inputs.tokenizer.all_special_ids
-        nll, text_nll = reference_nll(loss, inputs.tokens, largest, f"References, {inputs.name}", special)
+        title, special = f"References, {inputs.name}", inputs.tokenizer.all_special_ids
+        measured = _without_answers(inputs, *reference_nll(loss, inputs.tokens, largest, title, special))
         loss.release()
+        if not_finite := int((~np.isfinite(measured.nll)).sum()):
+            log.warning("%s: NLL is not defined because it is NaN or Inf in %d rows", inputs.name, not_finite)
         scored = time.perf_counter()
-        sampling, title = Sampling(self.max_new_tokens), f"Answers, {inputs.name}"
-        answers = generate(
-            model, inputs.tokenizer, inputs.prompts, sampling, batch_tokens=self.batch_tokens, title=title
-        )
+        answered: Counter[str] = Counter()
+        write_lines(context.folder / file, self._answer(model, inputs, measured, answered))
         seconds = {"load": loaded - started, "nll": scored - loaded, "generate": time.perf_counter() - scored}
-        return (
-            nll[inputs.rows],
-            text_nll[inputs.rows],
-            answers,
-            {step: round(value, 3) for step, value in seconds.items()},
-        )
+        return measured, {
+            "name": inputs.name,
+            "model": inputs.path,
+            "template": inputs.spec.template,
+            "max_length": inputs.spec.max_length,
+            "tokenizer": tokenizer_hash(inputs.tokenizer),
+            "rows": len(inputs.rows),
+            "rows_without_supervised_tokens": (measured.tokens == 0).sum(),
+            "rows_truncated": inputs.tokens.truncated[inputs.rows].sum(),
+            "rows_not_finite": not_finite,
+            "supervised_tokens": measured.tokens.sum(),
+            "response_bytes": measured.response_bytes.sum(),
+            **answered,
+            "seconds": {step: round(value, 3) for step, value in seconds.items()},
+            "generations": file,
+        }
+
+    def _answer(
+        self, model: Any, inputs: Inputs, measured: RowMetrics, answered: Counter[str]
+    ) -> Iterator[dict[str, Any]]:
+        """Generate an answer to every row, yield the rows to write, and add them to `measured` and `answered`."""
+        rows, to_answer = tee(inputs.prompts())
+        given = model, inputs.tokenizer, (prompt for _, prompt in to_answer), len(inputs.rows)
+        sampling, title = Sampling(self.max_new_tokens), f"Answers, {inputs.name}"
+        answers = generated(*given, sampling, batch_tokens=self.batch_tokens, title=title)
+        for i, ((example, prompt), answer) in enumerate(zip(rows, answers, strict=True)):
+            row, reference = inputs.rows[i], reference_of(example)
+            measured.response_bytes[i] = response_bytes(example, inputs.tokens, row, inputs.tokenizer)
+            measured.exact_match[i] = exact_match(answer.text, reference)
+            measured.rouge_l[i] = rouge_l(answer.text, reference)
+            answered.update(answer_counts([answer]))
+            yield {
+                "id": inputs.tokens.ids[row].as_py(),
+                "prompt": prompt.text,
+                "output": answer.text,
+                "reference": reference,
+                "exact_match": bool(measured.exact_match[i]),
+                "rouge_l": measured.rouge_l[i],
+                "nll": measured.nll[i] / measured.tokens[i] if measured.tokens[i] else None,
+                "tokens": measured.tokens[i],
+                "output_tokens": answer.tokens,
+                "stopped": answer.stopped,
+            }
+
+
+def _without_answers(inputs: Inputs, nll: NDArray[np.float64], text_nll: NDArray[np.float64]) -> RowMetrics:
+    """What is known before the model answers; the rest is 0."""
+    rows, tokenizer = inputs.rows, tokenizer_hash(inputs.tokenizer)
+    return RowMetrics(
+        nll=nll[rows],
+        text_nll=text_nll[rows],
+        tokens=inputs.tokens.response_tokens[rows].astype(np.int64),
+        labels=np.array([hash((tokenizer, _labels(inputs.tokens, row).tobytes())) for row in rows]),
+        response_bytes=np.zeros(len(rows), np.int64),
+        exact_match=np.zeros(len(rows)),
+        rouge_l=np.zeros(len(rows)),
+    )
 
 
 @torch.inference_mode()
@@ -238,18 +258,26 @@ def reference_nll(
     supervised = np.flatnonzero(tokens.response_tokens > 0)
     prefixes = find_prefixes(tokens)
     on_gpu = loss.model.device.type == "cuda"
-    packs = []  # stay on the device until the end, so that no pack waits for a transfer
+    packs: list[tuple[Any, ...]] = []
     with track(title, total=len(supervised), unit="rows") as advance:
         for rows in packed(supervised, tokens.lengths, batch_tokens):
             batch = collate(tokens, rows, prefixes, varlen=on_gpu)
             is_text_N = ~np.isin(batch.labels_N.numpy(), special)
             packs.append((rows, batch.row_N.numpy(), is_text_N, loss(batch.to(loss.model.device))))
+            if len(packs) == PACKS:
+                _add_sums(packs, nll_N, text_nll_N)
             advance(len(rows), tokens=batch.tokens)
+    _add_sums(packs, nll_N, text_nll_N)
+    return nll_N, text_nll_N
+
+
+def _add_sums(packs: list[tuple[Any, ...]], nll_N: NDArray[np.float64], text_nll_N: NDArray[np.float64]) -> None:
+    """Move the sums of packs to their rows, and forget the packs."""
     for rows, row_N, is_text_N, token_nll in packs:
         token_nll_N = token_nll.cpu().double().numpy()
         nll_N[rows] = np.bincount(row_N, weights=token_nll_N, minlength=len(rows))
         text_nll_N[rows] = np.bincount(row_N[is_text_N], weights=token_nll_N[is_text_N], minlength=len(rows))
-    return nll_N, text_nll_N
+    packs.clear()
 
 
 def _labels(tokens: Tokens, i: int) -> NDArray[np.int32]:
@@ -270,21 +298,3 @@ def response_bytes(example: Example, tokens: Tokens, i: int, tokenizer: Any) -> 
 def reference_of(example: Example) -> str:
     """The last turn of the assistant; empty if there is none."""
     return next((turn.content for turn in reversed(example.turns) if turn.role == "assistant"), "")
-
-
-def _generations(
-    inputs: Inputs, measured: RowMetrics, answers: list[Generation], references: list[str]
-) -> Iterator[dict[str, Any]]:
-    for i, answer in enumerate(answers):
-        yield {
-            "id": inputs.tokens.ids[inputs.rows[i]].as_py(),
-            "prompt": inputs.prompts[i].text,
-            "output": answer.text,
-            "reference": references[i],
-            "exact_match": bool(measured.exact_match[i]),
-            "rouge_l": measured.rouge_l[i],
-            "nll": measured.nll[i] / measured.tokens[i] if measured.tokens[i] else None,
-            "tokens": measured.tokens[i],
-            "output_tokens": answer.tokens,
-            "stopped": answer.stopped,
-        }

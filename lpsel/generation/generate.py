@@ -2,7 +2,8 @@
 
 # B rows in a batch, T tokens per row (padded on the left), G generated tokens, V vocabulary size
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from lpsel.data.batching import padded
 from lpsel.data.control_tokens import Rendered, control_tokens
 from lpsel.errors import UserError
 from lpsel.generation.sampling import Generation, Sampling
+
+WINDOW = 1024  # prompts in memory, and sorted by length together, of `generated`
 
 
 def generate(
@@ -40,24 +43,47 @@ def generate(
     Raises:
         UserError: max_new_tokens leaves no room for a prompt in the model's context.
     """
+    given = model, tokenizer, prompts, len(prompts), sampling
+    return list(generated(*given, batch_tokens=batch_tokens, title=title, save=save, window=max(len(prompts), 1)))
+
+
+def generated(
+    model: Any,
+    tokenizer: Any,
+    prompts: Iterable[Rendered | str],
+    total: int,
+    sampling: Sampling,
+    *,
+    batch_tokens: int,
+    title: str,
+    save: Callable[[dict[int, Generation]], None] = lambda done: None,
+    window: int = WINDOW,
+) -> Iterator[Generation]:
+    """The same as an iterator, which reads `window` of the `total` prompts at a time."""
     room = prompt_room(model.config, sampling.max_new_tokens)
-    whole = [prompt_ids(tokenizer, prompt) for prompt in prompts]
-    fed = [_last_tokens(ids, room, tokenizer.bos_token_id) for ids in whole]
     stops = stop_ids(tokenizer, model.config, model.generation_config)
-    lengths = np.array([len(ids) + sampling.max_new_tokens for ids in fed], dtype=np.int32)
-    generations: dict[int, Generation] = {}
-    with track(title, total=len(fed)) as advance:
-        for batch in padded(np.arange(len(fed)), lengths, batch_tokens):
-            new = _continue(model, [fed[i] for i in batch], sampling, stops)
-            done = {}
-            for i, ids in zip(batch.tolist(), new, strict=True):
-                stopped = bool(ids) and ids[-1] in stops
-                text = tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=True)
-                done[i] = Generation(text, len(ids), stopped, len(fed[i]), len(whole[i]) - len(fed[i]))
-            save(done)
-            generations |= done
-            advance(len(batch), tokens=sum(map(len, new)))
-    return [generations[i] for i in range(len(fed))]
+    prompts, first = iter(prompts), 0
+    with track(title, total=total) as advance:
+        while some := list(islice(prompts, window)):
+            fed, cut = [], []
+            for prompt in some:
+                ids = prompt_ids(tokenizer, prompt)
+                fed.append(_last_tokens(ids, room, tokenizer.bos_token_id))
+                cut.append(len(ids) - len(fed[-1]))
+            lengths = np.array([len(ids) + sampling.max_new_tokens for ids in fed], dtype=np.int32)
+            generations: dict[int, Generation] = {}
+            for batch in padded(np.arange(len(fed)), lengths, batch_tokens):
+                new = _continue(model, [fed[i] for i in batch], sampling, stops)
+                done = {}
+                for i, ids in zip(batch.tolist(), new, strict=True):
+                    stopped = bool(ids) and ids[-1] in stops
+                    text = tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=True)
+                    done[i] = Generation(text, len(ids), stopped, len(fed[i]), cut[i])
+                save({first + i: generation for i, generation in done.items()})
+                generations |= done
+                advance(len(batch), tokens=sum(map(len, new)))
+            yield from (generations[i] for i in range(len(fed)))
+            first += len(fed)
 
 
 def prompt_room(config: Any, max_new_tokens: int) -> int | None:

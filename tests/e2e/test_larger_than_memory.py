@@ -26,6 +26,13 @@ limit = int(taken.split()[1]) * 1024 + int(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 """
 SELECT = LIBRARIES + LIMIT + "from lpsel.cli import run; run('select', sys.argv[2:])"
+EVALUATE = """
+import resource, sys
+from lpsel.commands.job import run
+from pathlib import Path
+result = run("evaluate", sys.argv[3:], Path(sys.argv[2]))
+print(result["n"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+"""
 HOLD_ALL = LIMIT + "list(Source(DatasetSpec('rows', path=sys.argv[2])).raw_rows())"
 
 
@@ -42,13 +49,13 @@ def rows(tmp_path_factory):
     return path
 
 
-def run(script, *arguments, cwd):
+def run(script, *arguments, cwd, timeout=250):
     quiet = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "0"}
     quiet["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # mimalloc reserves more than it uses, and the limit counts it
     place = {"PYTHONPATH": str(ROOT), "LPSEL_CACHE": str(cwd / "cache")}
     command = [sys.executable, "-c", script, str(ALLOWED), *map(str, arguments)]
     return subprocess.run(
-        command, cwd=cwd, env=os.environ | quiet | place, capture_output=True, text=True, timeout=250, check=False
+        command, cwd=cwd, env=os.environ | quiet | place, capture_output=True, text=True, timeout=timeout, check=False
     )
 
 
@@ -72,3 +79,25 @@ def test_the_limit_stops_a_process_that_holds_all_rows(rows, tmp_path):
     held = run(HOLD_ALL, rows, cwd=tmp_path)
     assert held.returncode != 0
     assert "MemoryError" in held.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_the_memory_of_an_evaluation_does_not_grow_with_the_rows(toy_model, tmp_path):
+    """Sixteen times the rows, whose references of 8 KiB would take 60 MiB more."""
+    peaks = {}
+    for rows in (500, 8_000):
+        path = tmp_path / f"{rows}.jsonl"
+        with path.open("w") as file:
+            for i in range(rows):
+                row = {"instruction": f"Count to {i}.", "output": f"page {i} " * (8192 // len(f"page {i} "))}
+                file.write(json.dumps(row) + "\n")
+        done = run(
+            EVALUATE, tmp_path / f"run{rows}", f"models={toy_model}", "dataset=local", f"dataset.path={path}",
+            "evaluator.max_new_tokens=1", "evaluator.resamples=100", "template=plain", "max_length=32",
+            "tracker=none", f"cache_dir={tmp_path}/cache", cwd=tmp_path, timeout=700,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        n, peaks[rows] = map(int, done.stdout.split()[-2:])
+        assert n == rows
+    assert peaks[8_000] < peaks[500] + 32

@@ -8,7 +8,7 @@ from transformers import GenerationConfig
 
 from lpsel.data.control_tokens import Rendered
 from lpsel.errors import UserError
-from lpsel.generation.generate import generate, prompt_room, stop_ids
+from lpsel.generation.generate import generate, generated, prompt_room, stop_ids
 from lpsel.generation.sampling import Sampling
 
 ARCHITECTURES = ("llama", "gpt2", "opt", "gemma3")
@@ -54,6 +54,15 @@ def test_answers_are_in_the_order_of_the_prompts(random_models, byte_tokenizer):
     random.Random(1).shuffle(order)
     shuffled = generate(random_models["llama"], byte_tokenizer, [PROMPTS[i] for i in order], Sampling(5))
     assert [answer.text for answer in shuffled] == [texts[i] for i in order]
+
+
+def test_prompts_are_read_as_they_are_answered(random_models, byte_tokenizer):
+    read = []
+    given = random_models["llama"], byte_tokenizer, (read.append(p) or p for p in PROMPTS), len(PROMPTS), Sampling(5)
+    answers = generated(*given, batch_tokens=10_000, title="", window=3)
+    at_first = [next(answers)]
+    assert len(read) == 3
+    assert at_first + list(answers) == generate(random_models["llama"], byte_tokenizer, PROMPTS, Sampling(5))
 
 
 def test_an_answer_ends_at_eos_which_is_not_part_of_its_text(random_models, byte_tokenizer):
