@@ -37,7 +37,9 @@ def agreement_figures(study: Study, metric: str) -> Iterator[tuple[str, str, Fig
         ("kendall", f"{label}: Kendall tau-b", between.kendall),
     ]
     for p, pct in enumerate(study.pcts):
-        title = f"{label}: overlap of the lowest {pct:g} %\n(chance {between.chance[p]:.2f})"
+        chance = between.chance[p][~np.eye(len(study.names), dtype=bool)]
+        spread = " to ".join(dict.fromkeys(f"{end:.2f}" for end in (chance.min(), chance.max())))
+        title = f"{label}: overlap of the lowest {pct:g} %\n(chance {spread})"
         matrices.append((f"lowest-{pct:g}", title, between.share[p]))
     for name, title, values_SS in matrices:
         yield f"heatmap-{metric}-{name}", title, heatmap(study.names, values_SS, title)

@@ -12,6 +12,7 @@ from itertools import combinations_with_replacement
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr
 from scipy.stats import kendalltau, rankdata
 
 from lpsel.scoring.table import ScoreTable
@@ -32,6 +33,7 @@ class Agreement:
         kendall: Kendall's tau-b, (S, S); NaN as above.
         common: number of rows among the lowest of both, (P, S, S).
         lowest: number of lowest rows of each, (P,).
+        chance: the expected fraction in common of two unrelated scorers with the same numbers of ties, (P, S, S).
         n: number of rows.
     """
 
@@ -39,6 +41,7 @@ class Agreement:
     kendall: Floats
     common: NDArray[np.int64]
     lowest: NDArray[np.int64]
+    chance: Floats
     n: int
 
     @property
@@ -46,11 +49,6 @@ class Agreement:
         """Fraction of the lowest rows in common, (P, S, S); NaN if there are none."""
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.common / self.lowest[:, None, None]
-
-    @property
-    def chance(self) -> Floats:
-        """The expected fraction in common of two unrelated scorers, (P,)."""
-        return self.lowest / self.n
 
 
 def agreement(scores_SN: Floats, pcts: Sequence[float], turn_N: NDArray[np.int64] | None = None) -> Agreement:
@@ -61,6 +59,7 @@ def agreement(scores_SN: Floats, pcts: Sequence[float], turn_N: NDArray[np.int64
         kendall=kendall(scores_SN),
         common=np.rint(low_PSN @ low_PSN.swapaxes(1, 2)).astype(np.int64),
         lowest=low_PSN[:, 0].sum(axis=1).astype(np.int64),
+        chance=np.array([chance(scores_SN, pct) for pct in pcts]),
         n=scores_SN.shape[1],
     )
 
@@ -87,6 +86,30 @@ def tie_turns(tables: Sequence[ScoreTable]) -> NDArray[np.int64]:
     turn_N = np.empty_like(rows)
     turn_N[Ties(ids, tables[0].index).sort(rows, np.zeros(len(rows), np.int32))] = rows
     return turn_N
+
+
+def chance(scores_SN: Floats, pct: float) -> Floats:
+    """The fraction of the lowest rows that every two scorers would have in common if they were unrelated, (S, S).
+
+    pct/100 without ties at the cutoff. All scorers take tied rows in the same order, so that even unrelated ones share
+    more of them: all, if they give all rows the same score. NaN if there are no lowest rows.
+    """
+    n = scores_SN.shape[1]
+    k = rounded_rows(pct, n)
+    if not k:
+        return np.full((len(scores_SN),) * 2, np.nan)
+    cutoff_S1 = np.partition(scores_SN, k - 1, axis=1)[:, k - 1 : k]
+    below_S1 = (scores_SN < cutoff_S1).sum(axis=1, keepdims=True)
+    tied_S1 = (scores_SN == cutoff_S1).sum(axis=1, keepdims=True)
+    # Of the tied rows, the first k - below are lowest. If a row is tied, so many of the i before it are as well, in the
+    # normal approximation of the hypergeometric distribution.
+    before_N = np.arange(n) / max(n - 1, 1)
+    variance_SN = (tied_S1 - 1) * before_N * (1 - before_N) * (n - tied_S1) / max(n - 2, 1)
+    with np.errstate(divide="ignore"):
+        taken_SN = ndtr((k - below_S1 - 0.5 - (tied_S1 - 1) * before_N) / np.sqrt(variance_SN))
+    p_SN = (below_S1 + tied_S1 * np.where(tied_S1 == k - below_S1, 1.0, taken_SN)) / n
+    p_SN *= k / p_SN.sum(axis=1, keepdims=True)
+    return p_SN @ p_SN.T / k
 
 
 def spearman(scores_SN: Floats) -> Floats:

@@ -175,7 +175,7 @@ def _compared(
                 "rows": int(between.lowest[p]),
                 "common": int(between.common[p, a, b]),
                 "share": float(between.share[p, a, b]),
-                "chance": float(between.chance[p]),
+                "chance": float(between.chance[p, a, b]),
             }
             for p, pct in enumerate(pcts)
         ]
@@ -190,7 +190,7 @@ def _pair_in_clusters(clusters: Sequence[Agreement], pcts: Sequence[float], a: i
     lowest_P = np.sum([c.lowest for c in clusters], axis=0)
     with np.errstate(invalid="ignore"):
         pooled_P = np.sum([c.common[:, a, b] for c in clusters], axis=0) / lowest_P
-        chance_P = np.sum([c.lowest**2 / c.n for c in clusters], axis=0) / lowest_P
+        chance_P = np.nansum([c.lowest * c.chance[:, a, b] for c in clusters], axis=0) / lowest_P
     return {
         "clusters": len(clusters),
         "spearman": _quartiles([c.spearman[a, b] for c in clusters]),

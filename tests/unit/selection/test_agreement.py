@@ -63,7 +63,7 @@ def test_the_overlap_is_of_the_rows_that_both_would_select():
     assert found.lowest.tolist() == [1, 3, 3]
     assert found.common[:, 0, 1].tolist() == [0, 2, 2]
     assert found.share[:, 0, 1] == pytest.approx([0, 2 / 3, 2 / 3])
-    assert found.chance == pytest.approx([0.1, 0.3, 0.3])
+    assert found.chance[:, 0, 1] == pytest.approx([0.1, 0.3, 0.3])
 
 
 def test_ties_at_the_cutoff_are_broken_as_in_a_selection(make_table, make_spec):
@@ -94,7 +94,26 @@ def test_agreement_is_symmetric_and_complete_with_itself(n, pct, seed):
 
 def test_random_scorers_overlap_by_chance():
     found = agreement(np.random.default_rng(0).random((2, 200_000)), [10])
-    assert found.share[0, 0, 1] == pytest.approx(found.chance[0], abs=0.006)
+    assert found.share[0, 0, 1] == pytest.approx(0.1, abs=0.006)
+    assert found.chance == pytest.approx(np.full((1, 2, 2), 0.1))
+
+
+@pytest.mark.parametrize(
+    ("levels", "other", "n", "by_hand"),
+    # Half of five ratings' 20 % are the first rows of 10 %: .5 x .2 x .2 / .1; of all equal, the same rows.
+    [(5, 5, 5000, 0.2), (2, 3, 3000, 0.2 * 0.5 / 3 / 0.1), (1, 1, 300, 1), (5, 40, 40, 0.1), (5, 5, 40, 0.2)],
+)
+def test_unrelated_scorers_with_ties_overlap_by_the_chance_of_their_ties(levels, other, n, by_hand):
+    # the same numbers of ties in random orders, ties going to the first rows
+    generator = np.random.default_rng(0)
+    scores = np.array([np.arange(n) * k // n for k in (levels, other)], float)
+    shares = []
+    for _ in range(300):
+        found = agreement(generator.permuted(scores, axis=1), [10])
+        shares.append(found.share[0, 0, 1])
+    error = np.std(shares) / 300**0.5
+    assert found.chance[0, 0, 1] == pytest.approx(np.mean(shares), abs=4 * error + 0.005)
+    assert found.chance[0, 0, 1] == pytest.approx(by_hand, rel=0.2 if n == 40 else 0.02)
 
 
 def test_within_clusters_it_is_the_median_over_those_with_enough_rows(make_table):
@@ -259,7 +278,7 @@ def test_alpaca_has_the_known_agreement(released):
     assert with_opt_13b(made, lp.spearman) == ["0.791", "0.865", "0.893", "0.916"]
     assert with_opt_13b(made, lp.kendall) == ["0.601", "0.685", "0.724", "0.757"]
     assert with_opt_13b(made, lp.share[0]) == ["0.504", "0.589", "0.640", "0.659"]
-    assert f"{lp.chance[0]:.3f}" == "0.100"
+    assert with_opt_13b(made, lp.chance[0]) == ["0.100"] * 4
     assert with_opt_13b(made, made.between["lp_app", ALL].spearman) == ["0.886", "0.929", "0.941", "0.947"]
 
 
