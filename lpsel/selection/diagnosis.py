@@ -109,6 +109,11 @@ def duplicates(table: ScoreTable, selected_N: NDArray[np.bool_]) -> int | None:
     return int(selected_N.sum()) - pc.count_distinct(table.id.filter(pa.array(selected_N))).as_py()
 
 
+def clusters_of(cluster: NDArray[np.int32]) -> int:
+    """The number of different clusters; below 0 means no cluster."""
+    return pc.count_distinct(pa.array(cluster[cluster >= 0])).as_py()
+
+
 def _warnings(selection: Selection, values: Mapping[str, Any]) -> Iterator[str]:
     """Sentences about what should not surprise the user, with the option that addresses each."""
     spec, n = selection.spec, selection.n_selected
@@ -117,6 +122,13 @@ def _warnings(selection: Selection, values: Mapping[str, Any]) -> Iterator[str]:
             f"{selection.n_tied:,} rows are tied at the cutoff, and {n:,} rows are selected: which of the tied ones is "
             "arbitrary, by a hash of their content. Another selection= or more recorded epochs may rank them."
         )
+    if selection.table.cluster is not None and spec.clusters == "shared":
+        chosen = clusters_of(selection.table.cluster[selection.selected])
+        if n < (clusters := clusters_of(selection.table.cluster)):
+            yield (
+                f"{clusters - chosen:,} of {clusters:,} clusters have no selected row, since only {n:,} rows are "
+                "selected. Set a smaller cluster.n_clusters, or a larger pct."
+            )
     correlations, median = values["spearman"] or {}, values["median_response"]
     by_length = correlations.get(f"response_{median['unit']}", 0.0)
     if abs(by_length) >= STRONG and spec.length != "matched" and not spec.rule.uses_lengths:

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lpsel.data.content_ids import counts
+from lpsel.selection.diagnosis import clusters_of
 from lpsel.selection.select import Selection
 
 EXAMPLES = 10  # from each end of the ranking, and at random
@@ -69,8 +68,8 @@ def summary(selection: Selection, mean_characters: Mapping[str, Any]) -> dict[st
     clusters: dict[str, Any] = dict.fromkeys(["clusters", "clusters_selected", "rows_in_no_cluster"])
     if (cluster := table.cluster) is not None:
         clusters = {
-            "clusters": _n_clusters(cluster),
-            "clusters_selected": _n_clusters(cluster[selected]),
+            "clusters": clusters_of(cluster),
+            "clusters_selected": clusters_of(cluster[selected]),
             "rows_in_no_cluster": {"selected": int((cluster[selected] < 0).sum()), "all": int((cluster < 0).sum())},
         }
     scored = ~np.isnan(selection.score) & (not selection.arbitrary)
@@ -115,10 +114,6 @@ def _lowest(key_M: NDArray[np.float64], index_M: NDArray[np.int64]) -> NDArray[n
     ties = ties[np.argpartition(index_M[ties], n - len(below) - 1)[: n - len(below)]]
     lowest = np.concatenate([below, ties])
     return lowest[np.lexsort((index_M[lowest], key_M[lowest]))]
-
-
-def _n_clusters(cluster: NDArray[np.int32]) -> int:
-    return pc.count_distinct(pa.array(cluster[cluster >= 0])).as_py()
 
 
 def _range(score: NDArray[np.float64]) -> dict[str, float] | None:

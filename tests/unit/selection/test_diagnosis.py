@@ -99,6 +99,19 @@ def test_equal_scores_are_reported_as_an_arbitrary_ranking(make_table, make_spec
     assert not any("tied" in warning for warning in diagnosis(without_ties, NO_CHARACTERS)["warnings"])
 
 
+def test_clusters_without_a_selected_row_are_reported(make_table, make_spec):
+    # 1 % of 1,000 clusters of 51.2 rows each are 512 rows: no cluster has two
+    generator = np.random.default_rng(0)
+    cluster = np.sort(np.concatenate([np.arange(1000), generator.integers(0, 1000, 50_200)])).astype(np.int32)
+    table = make_table([np.full(51_200, 9.0), 1 + 7 * generator.random(51_200)], cluster=cluster)
+    selection = select(table, make_spec("lp_app"), 1, 0)
+    assert np.bincount(cluster[selection.selected]).max() == 1
+    warnings = diagnosis(selection, np.zeros((2, 51_200), np.int32))["warnings"]
+    assert "488 of 1,000 clusters have no selected row, since only 512 rows are selected." in " ".join(warnings)
+    enough = diagnosis(select(table, make_spec("lp_app"), 5, 0), np.zeros((2, 51_200), np.int32))["warnings"]
+    assert not any("no selected row" in warning for warning in enough)
+
+
 def test_arbitrary_scores_follow_nothing(table, make_spec):
     found = diagnosis(select(table, make_spec("random"), 20, 0), NO_CHARACTERS)
     assert (found["spearman"], found["clusters"]) == (None, None)
