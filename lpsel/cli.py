@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from lpsel import __version__
 from lpsel.command_line import check_arguments, hydra_error
-from lpsel.distributed import Interrupted, is_main_process, lost_rank, signals_interrupt
+from lpsel.distributed import Interrupted, at_end, is_main_process, lost_rank, signals_interrupt
 from lpsel.errors import ReportedByMainProcess, UserError, resource_errors
 from lpsel.redact import printable, protect_output, redact
 
@@ -112,7 +112,7 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises exceptions instead of printing them
     given = list(sys.argv[1:] if arguments is None else arguments)
     hydra_errors = (HydraException, OmegaConfBaseException)
-    with _errors_end_command(command, hydra_errors), signals_interrupt():
+    with _errors_end_command(command, hydra_errors), signals_interrupt(), at_end:
         check_arguments(given)
         sys.argv[1:] = hydra_arguments(command, given)
         SweepCallback.fail = partial(_fail, f"lpsel {command}")
@@ -147,6 +147,7 @@ def _errors_end_command(command: str, hydra_errors: tuple[type[Exception], ...] 
         if reason is None:
             raise
         print(f"lpsel {command}: {redact(reason)}; run the same command again to resume", file=sys.stderr, flush=True)
+        at_end.close()
         os._exit(1)  # destroying the process group would wait for the rank
     except KeyboardInterrupt:
         print(f"lpsel {command}: interrupted", file=sys.stderr)

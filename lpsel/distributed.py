@@ -11,12 +11,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 
+at_end = ExitStack()  # closed when the command ends, in whichever way
 _decisions = itertools.count()  # that ranks have agreed on
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # SLURM can send SIGUSR1 before a job's end
@@ -45,6 +47,11 @@ def rank() -> int:
 def is_main_process() -> bool:
     """Whether this process prints, tracks and writes results."""
     return rank() == 0
+
+
+def temporary_folder(prefix: str) -> str:
+    """A new folder that is deleted at the end of the command."""
+    return at_end.enter_context(TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True))
 
 
 def started_by_torchrun() -> bool:

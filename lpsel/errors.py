@@ -4,6 +4,7 @@ import copy
 import errno
 import sys
 from collections.abc import Collection, Iterator
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TypeGuard
@@ -123,7 +124,7 @@ def is_number(value: object) -> TypeGuard[float]:
 
 @contextmanager
 def resource_errors() -> Iterator[None]:
-    """Turn any library's error about a full disk or GPU memory, and an OSError about permissions, into a UserError."""
+    """Turn errors about a full disk, GPU memory, a worker that was killed or permissions into a UserError."""
     try:
         yield
     except UserError:
@@ -137,6 +138,10 @@ def resource_errors() -> Iterator[None]:
         if isinstance(error, getattr(sys.modules.get("torch"), "OutOfMemoryError", ())):
             hint = "set smaller train_tokens= and score_tokens=, or see docs/guides/memory.md for more options"
             raise UserError("GPU", problem=f"out of memory ({first_line(error)})", hint=hint) from error
+        if isinstance(error, BrokenExecutor):
+            problem = "has ended, often because the system has no memory left"
+            hint = "free some memory, and run the same command again"
+            raise UserError("a worker process", problem=problem, hint=hint) from error
         if isinstance(error, OSError) and number in NOT_PERMITTED and error.filename is not None:
             hint = "check the path and its permissions"
             raise UserError(error.filename, problem=error.strerror or "not accessible", hint=hint) from error

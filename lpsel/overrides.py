@@ -2,11 +2,10 @@
 
 import os
 import re
-import tempfile
 from pathlib import Path
 
 from lpsel.config import choices, config_dir
-from lpsel.distributed import is_main_process, started_together
+from lpsel.distributed import is_main_process, started_together, temporary_folder
 from lpsel.errors import UserError
 
 # Groups whose value may be a path or Hub id instead of a name in conf.
@@ -44,7 +43,7 @@ def hydra_arguments(command: str, arguments: list[str]) -> list[str]:
         defaults = _defaults(command, given)
         implied += [f"{g}={name}" for g, name in defaults.items() if g not in given and f"{g}.path" not in given]
     if started_together() and not is_main_process() and "hydra.run.dir" not in given:
-        implied += [f"hydra.run.dir={tempfile.mkdtemp(prefix='lpsel-rank-')}", "hydra.output_subdir=null"]
+        implied += [f"hydra.run.dir={temporary_folder('lpsel-rank-')}", "hydra.output_subdir=null"]
     # Next to the user's own overrides: argparse takes them from one place only, before or after flags like --multirun.
     place = next((i for i, a in enumerate(rewritten) if _is_override(a)), len(rewritten))
     return [*rewritten[:place], *implied, *rewritten[place:]]

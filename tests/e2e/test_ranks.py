@@ -18,6 +18,7 @@ from lpsel import cli, distributed
 from lpsel.cli import run as command_line
 from lpsel.commands.job import run
 from lpsel.errors import UserError
+from tests.fixtures.processes import torchrun
 
 
 def srun(rank, world, port):
@@ -125,21 +126,42 @@ def agree_while_rank_0_waits(seconds, beat):
         return "found"
 
     with cli._errors_end_command("train"):
+        Path(f"folder{distributed.rank()}").write_text(distributed.temporary_folder("lpsel-rank-"))
         print(distributed.agree(decide))
 
 
 @pytest.mark.distributed
-def test_ranks_wait_for_rank_0_as_long_as_it_shows_that_it_is_alive(tmp_path, as_ranks):
+def test_ranks_wait_for_rank_0_as_long_as_it_shows_that_it_is_alive(tmp_path, as_ranks, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     as_ranks(2, agree_while_rank_0_waits, 6, 0.5)
     assert [(tmp_path / f"out{rank}").read_text() for rank in range(2)] == ["found\n"] * 2
 
 
 @pytest.mark.distributed
-def test_a_rank_0_that_is_lost_ends_the_others_with_one_line(tmp_path, as_ranks):
+def test_a_rank_0_that_is_lost_ends_the_others_with_one_line(tmp_path, as_ranks, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert as_ranks(2, agree_while_rank_0_waits, 8, 60, may_fail=True) == [1, 1]
     assert the_line(tmp_path, 1) == (
         "lpsel train: rank 0 has not responded for 3 s; run the same command again to resume"
     )
+    assert not Path((tmp_path / "folder1").read_text()).exists()
+
+
+def test_the_temporary_run_folder_of_a_rank_is_deleted(tmp_path, monkeypatch):
+    for name, value in torchrun(1, 2, "1").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    made = []
+
+    def spied(prefix):
+        made.append(distributed.temporary_folder(prefix))
+        assert Path(made[0]).parent == tmp_path
+        return made[0]
+
+    monkeypatch.setattr("lpsel.overrides.temporary_folder", spied)
+    with pytest.raises(SystemExit):
+        from_command_line("select", "selection=none-of-them")
+    assert (len(made), list(tmp_path.iterdir())) == (1, [])
 
 
 @pytest.mark.parametrize("invalid", ["trainer.strategy.cpu_offload=true", "trainer.num_nodes=2"])

@@ -2,7 +2,10 @@
 
 import copy
 import errno
+import multiprocessing
+import os
 import pickle
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
@@ -81,6 +84,13 @@ def test_a_full_disk_is_recognized_in_any_librarys_error(error):
         raise error
     assert caught.value.problem == "the disk is full"
     assert "No space left on device" in caught.value.name
+
+
+def test_a_worker_that_is_killed_ends_the_command_with_one_line():
+    forked = multiprocessing.get_context("fork")
+    with pytest.raises(UserError) as caught, resource_errors(), ProcessPoolExecutor(2, forked) as pool:
+        list(pool.map(os._exit, [9, 9, 9]))
+    assert str(caught.value).startswith("a worker process: has ended, often because the system has no memory left. ")
 
 
 def test_out_of_gpu_memory_names_the_options_that_save_memory():
