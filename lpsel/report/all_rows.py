@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import ndtri
 
 from lpsel.report.points import Interval, Point
 
@@ -44,13 +45,16 @@ def differences(points: Sequence[Point]) -> list[tuple[Point, Interval]]:
 def smallest_passing(points: Sequence[Point]) -> float | None:
     """The smallest percentage at which a selection is no worse than all rows, and at all larger ones as well.
 
-    The 95 % interval decides: a win rate whose lower end is at least 50 %, or a paired difference in NLL whose upper
-    end is at most 0. The ends are means over seeds, as if seeds had all of their prompts' variation in common.
+    The interval decides: a win rate whose lower end is at least 50 %, or a paired difference in NLL whose upper end is
+    at most 0. Its level is 95 % for all selections together (Bonferroni), since the best of several is reported. The
+    ends are means over seeds, as if seeds had all of their prompts' variation in common.
     """
     better: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for p, at in _judged(points):
-        end = at.low if p.metric == "win_rate" else at.high
-        margin = -np.inf if end is None else end - EVEN if p.metric == "win_rate" else -end
+    judged = _judged(points)
+    wider = ndtri(1 - 0.025 / max(len({p.run.series for p, _ in judged}), 1)) / ndtri(0.975)
+    for p, at in judged:
+        sign, even, end = (1, EVEN, at.low) if p.metric == "win_rate" else (-1, 0.0, at.high)
+        margin = -np.inf if end is None else sign * (at.value + wider * (end - at.value) - even)
         better[p.run.series][p.run.pct or 0.0].append(margin)
     passing = []
     for by_pct in better.values():

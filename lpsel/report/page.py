@@ -179,8 +179,8 @@ def _quality_figures(measured: Sequence[Point]) -> Iterator[Drawn]:
         "share": (
             quality_figures.fraction_figure,
             "Lines connect means over seeds, each mark is one run with its 95 % interval over prompts or rows; dashed: "
-            "training on all rows, or a win rate of 50 %. From the dotted percentage on, the intervals of a selection "
-            "are no worse.",
+            "training on all rows, or a win rate of 50 %. From the dotted percentage on, the intervals of a selection, "
+            "corrected for the number of selections, are no worse.",
         ),
         "tokens": (
             quality_figures.token_figure,
