@@ -1,21 +1,27 @@
 """Prints the tables of docs/guides/win-rates.md: length control on 21 AlpacaEval sets, and coverage of intervals.
 
-python benchmarks/win_rates.py ../shared/data/alpaca_eval_annotations.json.gz [DRAWS]
+python benchmarks/win_rates.py [FILE [DRAWS]], with FILE the annotations of AlpacaEval sets and their published results
 """
 
 import gzip
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 from scipy.special import expit
 from scipy.stats import binom
 
 from lpsel.evaluation.length_control import length_controlled_win_rate, minimal_win_rate
-from lpsel.evaluation.win_rate import shown_interval, win_rate
+from lpsel.evaluation.statistics import bootstrap_means, bootstrap_ratios, paired_interval, wilson
+from lpsel.evaluation.win_rate import pairwise_metrics, shown_interval, win_rate
+from lpsel.report.all_rows import smallest_passing
+from lpsel.report.points import Point
+from lpsel.report.runs import Run
 
 PROMPTS = (50, 100, 200, 805)
+FEW_AND_MANY = (10, 20, 50, 200)
 RATES = ((0.5, 0.0), (0.45, 0.1), (0.25, 0.1), (0.85, 0.05))  # P(win), P(tie)
 
 
@@ -29,7 +35,7 @@ def length_control(entries: list[dict]) -> None:
         verdicts = entry["preference"], entry["model_chars"], entry["baseline_chars"]
         found = length_controlled_win_rate(*verdicts, seed=1)
         distance.append(abs(found.value - published["length_controlled_winrate"]))
-        judge = "GPT-4" if entry["annotator"] == "alpaca_eval_gpt4" else "GPT-4 Turbo, shares"
+        judge = "GPT-4" if entry["annotator"] == "alpaca_eval_gpt4" else "GPT-4 Turbo, fractional"
         print(
             f"| {entry['model']} | {judge} | {published['win_rate']:.2f} | "
             f"{published['length_controlled_winrate']:.2f} | {minimal_win_rate(*verdicts):.2f} | {found.value:.2f} | "
@@ -58,7 +64,7 @@ def coverage(draws: int) -> None:
 def exact_coverage() -> None:
     """The same for wins and losses, from the binomial distribution of the wins instead of draws."""
     print("\n| prompts | wins | bootstrap | Wilson | shown |\n|---|---|---|---|---|")
-    for prompts in (10, 20, 50, 200):
+    for prompts in FEW_AND_MANY:
         found = [
             win_rate([2.0] * wins + [1.0] * (prompts - wins), resamples=4000, seed=wins) for wins in range(prompts + 1)
         ]
@@ -76,11 +82,90 @@ def exact_coverage() -> None:
             print(f"| {prompts} | {100 * rate:g} % | " + " | ".join(f"{100 * share:.1f}" for share in inside) + " |")
 
 
+def coverage_of_differences(draws: int) -> None:
+    """Of the difference between two models on the same prompts, half of which are equally hard for both."""
+    print("\n| prompts | won by one, by the other | bootstrap | Agresti-Min, shown |\n|---|---|---|---|")
+    generator = np.random.default_rng(0)
+    for prompts in FEW_AND_MANY:
+        for rates in ((0.5, 0.45), (0.8, 0.7), (0.95, 0.9)):
+            inside = np.zeros(2)
+            for draw in range(draws):
+                first, own = generator.random((2, prompts))
+                second = np.where(generator.random(prompts) < 0.5, first, own)
+                difference = 100.0 * (first < rates[0]) - 100.0 * (second < rates[1])
+                ends = [
+                    bootstrap_means(difference[:, None], resamples=500, seed=draw).estimate(0)[1:],
+                    paired_interval(difference, 100),
+                ]
+                inside += [low <= 100 * (rates[0] - rates[1]) <= high for low, high in ends]
+            shares = " | ".join(f"{100 * share:.1f}" for share in inside / draws)
+            print(f"| {prompts} | {100 * rates[0]:g} %, {100 * rates[1]:g} % | {shares} |", flush=True)
+
+
+def coverage_of_sets(draws: int) -> None:
+    """Of the mean of two prompt sets with as many prompts each and the same win rate, without ties."""
+    print("\n| prompts of each set | wins | mean of prompt sets |\n|---|---|---|")
+    generator = np.random.default_rng(0)
+    for prompts in FEW_AND_MANY:
+        for rate in (0.5, 0.8, 0.95):
+            inside, unknown = 0, [None] * (2 * prompts)
+            for draw in range(draws):
+                mean = pairwise_metrics(
+                    1.0 + (generator.random(2 * prompts) < rate), model_chars_N=unknown, baseline_chars_N=unknown,
+                    prompt_set_N=["a", "b"] * prompts, resamples=500, seed=draw,
+                )["mean_of_prompt_sets"]  # fmt: skip
+                inside += mean["ci_low"] <= 100 * rate <= mean["ci_high"]
+            print(f"| {prompts} | {100 * rate:g} % | {100 * inside / draws:.1f} |", flush=True)
+
+
+def coverage_of_rows(draws: int) -> None:
+    """Of held-out rows: NLL per token of rows of 5 to 100 tokens, its difference between models, and ROUGE-L."""
+    print("\n| rows | NLL | difference in NLL | ROUGE-L |\n|---|---|---|---|")
+    generator = np.random.default_rng(0)
+    tokens_all = np.exp(generator.uniform(np.log(5), np.log(100), 200_000)).astype(int)
+    level_all = generator.gamma(4, 0.5, len(tokens_all)) * (1 + 2 / tokens_all)  # short rows are harder
+    true = (level_all * tokens_all).sum() / tokens_all.sum()
+    for rows in FEW_AND_MANY:
+        inside = np.zeros(3)
+        for draw in range(draws):
+            some = generator.integers(0, len(tokens_all), rows)
+            tokens = tokens_all[some]
+            nll = level_all[some] * tokens
+            other = nll + tokens * generator.normal(0.05, 0.3, rows)
+            close = generator.beta(0.5, 1, rows)
+            columns = np.column_stack([nll, other, close]), np.column_stack([tokens, tokens, np.ones(rows)])
+            found = bootstrap_ratios(*columns, resamples=500, seed=draw)
+            estimates = found.estimate(0), found.difference(1, 0), found.estimate(2)
+            inside += [e.low <= each <= e.high for e, each in zip(estimates, (true, 0.05, 1 / 3), strict=True)]
+        print(f"| {rows} | " + " | ".join(f"{100 * share:.1f}" for share in inside / draws) + " |", flush=True)
+
+
+def false_matches(reports: int) -> None:
+    """Reports of six selections at six percentages, all at 48 %, in which one "matches" all rows."""
+    print("\n| prompts | reports with a false match |\n|---|---|")
+    generator = np.random.default_rng(0)
+    for prompts in FEW_AND_MANY:
+        matches = 0
+        for won in generator.binomial(prompts, 0.48, (reports, 6, 6)):
+            measured = [
+                _point(f"rule {s}", pct, 100 * won[s, k] / prompts, [100 * end for end in wilson(won[s, k], prompts)])
+                for s in range(6)
+                for k, pct in enumerate((1, 3, 5, 10, 25, 33))
+            ]
+            matches += smallest_passing(measured) is not None
+        print(f"| {prompts} | {100 * matches / reports:.1f} % |")
+
+
+def _point(rule: str, pct: float, value: float, ends: list[float]) -> Point:
+    run = Run(Path(rule), {"command": "train", "rule": rule, "pct": pct})
+    return Point(rule, "win_rate", value, *ends, run, run, "", {})
+
+
 def coverage_at_equal_length(draws: int) -> None:
     """The same of the length-controlled win rate, on data that follow its model."""
     generator = np.random.default_rng(0)
     print("\n| prompts | theta, phi | length-controlled bootstrap |\n|---|---|---|")
-    for prompts, theta, phi in ((100, 0.4, -1.5), (250, 0.4, -1.5), (250, -1.5, -2.0)):
+    for prompts, theta, phi in [*((n, 0.4, -1.5) for n in (20, 50, 100, 250)), (250, -1.5, -2.0)]:
         inside = 0
         for draw in range(draws):
             baseline = generator.integers(200, 2000, prompts)
@@ -93,9 +178,14 @@ def coverage_at_equal_length(draws: int) -> None:
 
 
 if __name__ == "__main__":
-    with gzip.open(sys.argv[1]) as file:
-        length_control(json.load(file)["entries"])
+    if len(sys.argv) > 1:
+        with gzip.open(sys.argv[1]) as file:
+            length_control(json.load(file)["entries"])
     sets = int(sys.argv[2]) if len(sys.argv) > 2 else 1000
     coverage(sets)
     exact_coverage()
+    coverage_of_differences(sets)
+    coverage_of_sets(sets)
+    coverage_of_rows(sets)
     coverage_at_equal_length(sets)
+    false_matches(sets)
