@@ -72,6 +72,16 @@ class UnusableRow(UserError):
         self.kind = kind or problem
 
 
+def skipped(error: UnusableRow, location: str, bad_rows: str, option: str = "dataset") -> str:
+    """The kind of a row to skip; with bad_rows=error, raise the error with its location and this option."""
+    if bad_rows == "skip":
+        return error.kind
+    skip = f"set {option}.bad_rows=skip to leave such rows out"
+    located = error.at(location)
+    located.hint = f"{error.hint}, or {skip}" if error.hint else skip
+    raise located from None
+
+
 class ReportedByMainProcess(UserError):
     """An error that the main process prints; other ranks exit without a message."""
 

@@ -13,7 +13,7 @@ from lpsel.data.column_guess import unknown_form
 from lpsel.data.example import Example, merge_system
 from lpsel.data.formats import Numbered, Part, reader_of
 from lpsel.data.paths import hub_commit, hub_error, is_hub_id, local_files
-from lpsel.errors import UnusableRow, UserError, check_choice, check_flag, check_int
+from lpsel.errors import UnusableRow, UserError, check_choice, check_flag, check_int, skipped
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,16 +94,6 @@ class DatasetSpec:
             check_int("dataset.limit", self.limit, 1, hint="set it to null for all rows")
         if self.columns is not None and self.columns != {}:
             mapped_form(self.columns)
-
-
-def skipped(error: UnusableRow, location: str, bad_rows: str, option: str = "dataset") -> str:
-    """The kind of a row to skip; with bad_rows=error, raise the error with its location and this option."""
-    if bad_rows == "skip":
-        return error.kind
-    skip = f"set {option}.bad_rows=skip to leave such rows out"
-    located = error.at(location)
-    located.hint = f"{error.hint}, or {skip}" if error.hint else skip
-    raise located from None
 
 
 class Source:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lpsel.data.content_ids import listed
-from lpsel.data.dataset import skipped
-from lpsel.errors import UserError, check_choice, check_int
+from lpsel.errors import UserError, check_choice, check_int, skipped
 from lpsel.evaluation.comparison import compare
 from lpsel.evaluation.evaluator import Candidates, EvaluationContext, generation_files
 from lpsel.evaluation.imported import read_judgements

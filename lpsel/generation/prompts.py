@@ -15,10 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 from lpsel.config import build, config_dir
 from lpsel.data.column_forms import FORMS, PROMPT_FORMS, choose_form, forms_of, is_conversation, to_example
 from lpsel.data.content_ids import listed
-from lpsel.data.dataset import DatasetSpec, Source, skipped
+from lpsel.data.dataset import DatasetSpec, Source
 from lpsel.data.example import Example
 from lpsel.data.formats import ENDINGS, reader_of
-from lpsel.errors import UnusableRow, UserError, check_int, first_line
+from lpsel.errors import UnusableRow, UserError, check_int, first_line, skipped
 from lpsel.storage import utf8, write_atomically
 
 DOWNLOAD_TIMEOUT = 60  # seconds

@@ -83,6 +83,7 @@ RANGES = [
     *[Case(f"select seed={seed}", f"seed={seed}") for seed in ("abc", "-1", "1.5", "4294967296")],
     *[Case(f"select dataset.limit={n}", f"dataset.limit={n}") for n in ("0", "-5", "1.5", "many")],
     Case("select dataset.limit=true", "dataset.limit=True"),
+    Case("select dataset.revision=v1", "dataset.revision=v1"),
     Case("select dataset.skip=-1", "dataset.skip=-1"),
     Case("select dataset.skip=x", "dataset.skip=x"),
     Case("select dataset.skip=3000", "dataset.skip=3000"),
