@@ -126,6 +126,11 @@ def lines(pairs: Iterable[tuple[str, str]], title: str | None = None) -> Table:
     return table
 
 
+def shortened(text: str, longest: int) -> str:
+    """The text, or its beginning with an ellipsis at the end."""
+    return text if len(text) <= longest else f"{text[: longest - 1].rstrip()}…"
+
+
 def _inert(cell: Any) -> Any:
     """The cell without secrets and control characters, except line ends."""
     shown = "" if cell is None else _text(cell).plain

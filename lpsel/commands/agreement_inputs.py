@@ -10,17 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lpsel.commands.arguments import scores_of_run
+from lpsel.commands.arguments import scores_of_run, selection_of_run
 from lpsel.errors import UserError
-from lpsel.integrity import Damaged, check_files
-from lpsel.run_config import read_result
 from lpsel.scoring.external import is_external
 from lpsel.scoring.npz import names_in_npz, read_array, split_npz
 from lpsel.scoring.read import MANIFEST, SCORES_FILE, cluster_codes, read_scores, read_table
 from lpsel.scoring.table import ScoreTable
 from lpsel.storage import read_json
-
-SELECTION = "selection.parquet"
 
 
 @dataclass(frozen=True)
@@ -124,7 +120,7 @@ def read_clusters(argument: str, index: NDArray[np.int64]) -> NDArray[np.int32]:
     archive = split_npz(argument)
     file = Path(argument).expanduser()
     if file.is_dir():
-        file = _selection_of_run(file)
+        file = selection_of_run(file)
     try:
         if archive:
             columns = pa.table({"cluster": np.atleast_1d(read_array(archive[0], archive[1] or "cluster"))})
@@ -146,13 +142,3 @@ def read_clusters(argument: str, index: NDArray[np.int64]) -> NDArray[np.int32]:
         problem = f"has clusters of {len(cluster):,} rows, and the tables have {len(index):,}"
         raise UserError("--clusters", argument, problem, "give a cluster for each row of the tables")
     return cluster_codes(cluster)
-
-
-def _selection_of_run(folder: Path) -> Path:
-    """The selection.parquet of a run folder, unchanged since it was written."""
-    hashes = (read_result(folder) or {}).get("sha256") or {}
-    try:
-        check_files(folder, {name: hashes[name] for name in [SELECTION] if name in hashes})
-    except Damaged as damage:
-        raise damage.with_hint("select again") from None
-    return folder / SELECTION

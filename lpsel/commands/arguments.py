@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lpsel.errors import UserError
+from lpsel.integrity import Damaged, check_files
 from lpsel.output_folder import check_output_folder, mark_output_folder
 from lpsel.run_config import read_result
 from lpsel.storage import check_writable
+
+SELECTION = "selection.parquet"
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -49,3 +52,13 @@ def scores_of_run(folder: Path) -> dict[str, Any]:
     if not Path(result["scores"]).exists():
         raise UserError(folder, None, f"its scores {result['scores']} no longer exist", "give another run")
     return result
+
+
+def selection_of_run(folder: Path) -> Path:
+    """The selection.parquet of a run folder, unchanged since it was written."""
+    hashes = (read_result(folder) or {}).get("sha256") or {}
+    try:
+        check_files(folder, {name: hashes[name] for name in [SELECTION] if name in hashes})
+    except Damaged as damage:
+        raise damage.with_hint("select again") from None
+    return folder / SELECTION

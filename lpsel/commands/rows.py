@@ -4,18 +4,21 @@ N rows, M rows with a value to rank by
 """
 
 import argparse
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from rich.console import Console
 
-from lpsel.commands.arguments import OneLineParser, scores_of_run
+from lpsel.commands.arguments import OneLineParser, scores_of_run, selection_of_run
 from lpsel.commands.result_summary import Pairs
-from lpsel.console import lines, show
+from lpsel.console import lines, shortened, show
 from lpsel.data.dataset import DatasetSpec, Row, Source
 from lpsel.errors import UserError
 from lpsel.redact import printable, redact
@@ -36,40 +39,106 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         UserError: no scores, an unknown value to rank by, or a dataset with other rows.
     """
+    given = _parser().parse_args(arguments)
+    file, chosen, rule = Path(given.scores).expanduser(), None, None
+    if file.is_dir() and not (file / SCORES_FILE).is_file():
+        result = scores_of_run(file)
+        chosen, rule = Chosen.of(file, result), result["rule"]
+        file = Path(result["scores"])
+    try:
+        table = read_scores(file, given.key)
+    except UserError as error:
+        raise error.renamed("--key") if error.name == "scores_key" else error from None
+    by = given.by or (rule if rule in METRICS else "lp_app" if table.epochs else "nll_0")
+    value_N, hardest_M = _ranked(table, by)
+    lists = _lists(given, table, hardest_M, chosen, by)
+    texts, note = {}, ""
+    try:
+        texts = _texts(file, table, given.dataset, np.concatenate([*lists.values()]).tolist())
+    except UserError as error:
+        if given.dataset is not None:
+            raise
+        note = f"No texts: {error}"
+    longest = LONGEST if Console().is_terminal and given.row is None else None
+    for title, rows in lists.items():
+        pairs = []
+        for row in rows.tolist():
+            mark = [] if chosen is None else [("", chosen.mark(int(table.index[row])))]
+            numbers = _numbers(table, row, by, value_N, with_id=row not in texts)
+            pairs += [numbers, *mark, *(_turns(texts[row], longest) if row in texts else ())]
+        show(lines(pairs, title=title))
+    if note:
+        print(printable(redact(note)))
+
+
+def _parser() -> OneLineParser:
     parser = OneLineParser(prog="lpsel rows", description="Show the hardest and easiest rows of a table of scores.")
     parser.add_argument(
         "scores", metavar="SCORES", help="a scores folder, a Parquet, CSV or .npz file, or a run folder"
     )
     parser.add_argument("--hardest", type=_count, metavar="N", help=f"number of the hardest rows ({ROWS})")
     parser.add_argument("--easiest", type=_count, metavar="N", help="number of the easiest rows")
+    parser.add_argument("--chosen", action="store_true", help="only rows that the run selected")
+    parser.add_argument("--row", type=_count, nargs="+", metavar="N", help="these rows, with all of their texts")
     parser.add_argument("--by", metavar="NAME", help="lp, lp_app, lp_nll, lp_app_nll, nll_0, ... (lp_app, else nll_0)")
     parser.add_argument("--dataset", metavar="FILE", help="the dataset, if the scores do not name it")
     parser.add_argument("--key", metavar="NAME", help="the array of an .npz with several")
-    given = parser.parse_args(arguments)
-    file = Path(given.scores).expanduser()
-    if file.is_dir() and not (file / SCORES_FILE).is_file():
-        file = Path(scores_of_run(file)["scores"])
-    try:
-        table = read_scores(file, given.key)
-    except UserError as error:
-        raise error.renamed("--key") if error.name == "scores_key" else error from None
-    by = given.by or ("lp_app" if table.epochs else "nll_0")
-    value_N, hardest_M = _ranked(table, by)
+    return parser
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a run selected.
+
+    Attributes:
+        rows: columns of selection.parquet by row number.
+        counts: number of selected rows in every cluster, or of all rows under None where clusters were not used.
+    """
+
+    rows: Mapping[str, Sequence[Any]]
+    counts: Mapping[int | None, int]
+
+    @classmethod
+    def of(cls, folder: Path, result: Mapping[str, Any]) -> "Chosen":
+        """The selection of a run folder with this result; raises a UserError where it cannot be read."""
+        path, names = selection_of_run(folder), ["selected", "rank", "cluster", "reason"]
+        try:
+            rows = pq.read_table(path, columns=names).to_pydict()
+        except (OSError, ValueError):
+            raise UserError(path, None, f"is missing or has no columns {', '.join(names)}", "select again") from None
+        if result.get("clusters") is None:
+            rows["cluster"] = [None] * len(rows["selected"])
+        selected = zip(rows["cluster"], rows["selected"], strict=True)
+        return cls(rows, Counter(cluster for cluster, is_selected in selected if is_selected))
+
+    def mark(self, row: int) -> str:
+        """Whether a row was selected, and its rank next to the number of rows that were."""
+        selected, rank, cluster, reason = (self.rows[name][row] for name in ("selected", "rank", "cluster", "reason"))
+        if reason is not None:
+            return f"not selected: {reason}"
+        group = "" if cluster is None else f" in cluster {cluster}" if cluster >= 0 else " without a cluster"
+        ranked = "" if rank is None else f", rank {rank:,}; {self.counts.get(cluster, 0):,} rows are selected{group}"
+        return f"{'selected' if selected else 'not selected'}{ranked}"
+
+
+def _lists(
+    given: argparse.Namespace, table: ScoreTable, hardest_M: NDArray[np.int64], chosen: Chosen | None, by: str
+) -> dict[str, NDArray[np.int64]]:
+    """Positions of the rows to show, under the titles of their lists."""
+    if given.row is not None:
+        at = {int(index): position for position, index in enumerate(table.index)}
+        if unknown := [row for row in given.row if row not in at]:
+            raise UserError("--row", unknown[0], f"these scores have rows {min(at)} to {max(at)}", "give one of them")
+        return {"": np.array([at[row] for row in given.row])}
+    of = f"{len(hardest_M):,} rows"
+    if given.chosen:
+        if chosen is None:
+            raise UserError("--chosen", None, "these are scores without a selection", "give a run folder")
+        hardest_M = hardest_M[np.array(chosen.rows["selected"])[table.index[hardest_M]]]
+        of = f"{len(hardest_M):,} selected rows"
     hardest = ROWS if given.hardest is None and given.easiest is None else given.hardest or 0
     ends = {"hardest": hardest_M[:hardest], "easiest": hardest_M[::-1][: given.easiest or 0]}
-    texts, note = {}, ""
-    try:
-        texts = _texts(file, table, given.dataset, np.concatenate([*ends.values()]).tolist())
-    except UserError as error:
-        if given.dataset is not None:
-            raise
-        note = f"No texts: {error}"
-    for name, rows in ends.items():
-        if len(rows):
-            pairs = [pair for row in rows.tolist() for pair in _described(table, row, by, value_N, texts)]
-            show(lines(pairs, title=f"The {len(rows)} {name} of {len(hardest_M):,} rows by {by}"))
-    if note:
-        print(printable(redact(note)))
+    return {f"The {len(rows)} {name} of {of} by {by}": rows for name, rows in ends.items() if len(rows)}
 
 
 def _count(text: str) -> int:
@@ -94,20 +163,23 @@ def _ranked(table: ScoreTable, by: str) -> tuple[Floats, NDArray[np.int64]]:
     return value_N, rows_M[np.lexsort((table.index[rows_M], key_N[rows_M]))]
 
 
-def _described(table: ScoreTable, row: int, by: str, value_N: Floats, texts: Mapping[int, Row]) -> Pairs:
-    """A line of numbers, and one for each turn of the conversation, shortened on a terminal."""
-    losses = " → ".join(f"{nll:.3f}" for nll in table.nll[:, row])
+def _numbers(table: ScoreTable, row: int, by: str, value_N: Floats, with_id: bool) -> tuple[str, str]:
+    losses = " → ".join(f"{nll:.3f}" if np.isfinite(nll) else "none" for nll in table.nll[:, row])
     tokens = f"  {table.response_tokens[row]:,} tokens" if table.tokens_known else ""
-    content = f"  id {table.id[row].as_py()}" if table.id is not None and row not in texts else ""
-    pairs = [(f"row {table.index[row]}", f"{by} {value_N[row]:.4g}  NLL {losses}{tokens}{content}")]
-    if row not in texts:
-        return pairs
-    example, unusable = texts[row].example, texts[row].unusable
-    turns = [(turn.role, turn.content) for turn in example.turns] if unusable is None else [("unusable", unusable)]
+    content = f"  id {table.id[row].as_py()}" if table.id is not None and with_id else ""
+    value = f"{value_N[row]:.4g}" if np.isfinite(value_N[row]) else "undefined"
+    return f"row {table.index[row]}", f"{by} {value}  NLL {losses}{tokens}{content}"
+
+
+def _turns(row: Row, longest: int | None) -> Pairs:
+    """A line for each turn of the conversation, or for the reason why the row cannot be used."""
+    example = row.example
+    turns = (
+        [(turn.role, turn.content) for turn in example.turns] if row.unusable is None else [("unusable", row.unusable)]
+    )
     if example.input:
         turns.insert(1, ("input", example.input))
-    short = Console().is_terminal
-    return pairs + [(f"  {role}", f"{t[:LONGEST]}…" if short and len(t) > LONGEST else t) for role, t in turns]
+    return [(f"  {role}", text if longest is None else shortened(text, longest)) for role, text in turns]
 
 
 def _texts(file: Path, table: ScoreTable, dataset: str | None, rows: Sequence[int]) -> dict[int, Row]:

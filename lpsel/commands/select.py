@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from lpsel.commands import result_summary
+from lpsel.commands.arguments import SELECTION
 from lpsel.commands.job import Job
 from lpsel.commands.selection_inputs import Inputs, load_table, prepare_inputs
 from lpsel.commands.tracked_values import log_diagnosis, log_rows, log_scores
@@ -29,12 +30,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SELECTION = "selection.parquet"
 # Ids and scores do not get smaller by compression, which takes longer than writing them.
 PARQUET_OPTIONS: dict[str, Any] = {
-    "use_dictionary": ["bucket", "reason"],  # columns with few different values
+    "use_dictionary": ["bucket", "reason", "response_tokens"],  # columns with few different values
     "column_encoding": {"index": "DELTA_BINARY_PACKED"},
-    "compression": dict.fromkeys(["cluster", "bucket", "selected", "reason"], "snappy"),
+    "compression": dict.fromkeys(["cluster", "bucket", "selected", "reason", "rank", "response_tokens"], "snappy"),
 }
 
 

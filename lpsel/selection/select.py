@@ -54,6 +54,8 @@ class Selection:
         odd: numbers of rows with an odd score: undefined, and of these with a record that is not finite; for rules with
             scores in [0, 1], above 1 and below 0. With budget=exact, rows without a supervised token do not count.
         bucket: index in BUCKETS, int8 (N,), -1 for none; None without buckets.
+        rank: place in the order in which rows of its cluster are selected, int32 (N,), from 1; 0 for rows without one:
+            those that are not eligible or, for a rule that picks rows one after another, not picked.
         selected: bool (N,).
         reason: index in `reasons`, int8 (N,), -1 for an eligible row.
         reasons: why rows could not be selected.
@@ -68,6 +70,7 @@ class Selection:
     arbitrary: bool
     odd: dict[str, int]
     bucket: NDArray[np.int8] | None
+    rank: NDArray[np.int32]
     selected: NDArray[np.bool_]
     reason: NDArray[np.int8]
     reasons: tuple[str, ...]
@@ -104,8 +107,15 @@ class Selection:
             "bucket": pa.nulls(n, pa.string()) if self.bucket is None else _texts(self.bucket, BUCKETS),
             "selected": pa.array(self.selected, pa.bool_()),
             "reason": _texts(self.reason, self.reasons),
+            "rank": pa.array(self.rank, pa.int32(), mask=self.rank == 0),
+            "nll_0": self._nll(0),
+            "nll_1": self._nll(1),
+            "response_tokens": pa.array(table.response_tokens, pa.int32(), mask=np.full(n, not table.tokens_known)),
         }
         return pa.table(columns)
+
+    def _nll(self, epoch: int) -> pa.Array:
+        return to_arrow(self.table.nll[epoch]) if epoch < len(self.table.nll) else pa.nulls(self.n_total, pa.float64())
 
 
 class Exclusions:
@@ -180,15 +190,19 @@ def select(table: ScoreTable, spec: SelectionSpec, pct: float, seed: int) -> Sel
         ranked = rank_in_clusters(eligible, cell, key, ties)
         take_C = np.bincount(np.searchsorted(ranked.cluster, cell[rows]), minlength=len(ranked.cluster))
     selected, rows, turn = np.zeros(len(table), np.bool_), ranked.first(take_C), None
-    if ranking.pick is not None:
+    rank = np.zeros(len(table), np.int32)
+    if ranking.pick is None:
+        rank[ranked.row] = ranked.rank + 1
+    else:
         rows, turn = _picked(ranking.pick, ranked, take_C)
+        rank[rows] = turn + 1
     selected[rows] = True
     if ranking.score is None:
         score[rows], n_tied = turn, 0
     else:
         n_tied = ranked.tied_at_cutoff(selected)
     order, reasons = (ranking.descending, ranking.arbitrary), tuple(exclusions.reasons)
-    return Selection(table, spec, pct, score, *order, odd, bucket, selected, exclusions.code, reasons, n_tied)
+    return Selection(table, spec, pct, score, *order, odd, bucket, rank, selected, exclusions.code, reasons, n_tied)
 
 
 def _exclude_texts(table: ScoreTable, spec: SelectionSpec, exclusions: Exclusions) -> None:

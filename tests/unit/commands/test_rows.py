@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lpsel.commands.rows import main
+from lpsel.commands.rows import Chosen, main
 from lpsel.data.dataset import DatasetSpec, Source
 from lpsel.errors import UserError
 
@@ -73,11 +73,8 @@ def test_texts_cannot_run_in_the_terminal(scores, tmp_path, capsys, on_a_termina
 def test_a_scores_folder_names_its_dataset(few_runs, capsys):
     folder = few_runs / "train" / "toy-llama-low"
     result = json.loads((folder / "result.json").read_text())
-    main([str(folder), "--hardest", "2"])
-    of_run = capsys.readouterr().out
     main([str(Path(result["scores"]).parent), "--hardest", "2"])
-    assert capsys.readouterr().out == of_run
-    lines = of_run.splitlines()
+    lines = capsys.readouterr().out.splitlines()
     source = list(Source(DatasetSpec("rows", result["dataset"]["path"])))
     for place in (1, 4):  # a line of numbers, one of the user, one of the assistant
         index = int(lines[place].split()[1])
@@ -97,6 +94,68 @@ def test_unusable_rows_of_the_dataset_are_passed_over_or_named(scores, tmp_path,
         ["assistant", "y"],
         ["unusable", "an unknown form"],
     ]
+
+
+@pytest.fixture
+def run(few_runs):
+    """A run without clusters that selected 6 of the 8 rows in the lowest third of 24, by content and seed."""
+    return few_runs / "train" / "toy-llama-low"
+
+
+def test_rows_of_a_run_say_whether_they_were_selected_and_where_the_cut_was(run, capsys):
+    written = {row["index"]: row for row in pq.read_table(run / "selection.parquet").to_pylist()}
+    main([str(run), "--hardest", "24"])
+    lines = capsys.readouterr().out.splitlines()
+    shown = [(int(lines[i].split()[1]), lines[i + 1].strip()) for i in range(1, len(lines), 4)]
+    assert len(shown) == 24
+    assert {mark for row, mark in shown if row in written and written[row]["selected"]} == {
+        f"selected, rank {rank}; 6 rows are selected" for rank in range(1, 7)
+    }
+    assert {mark for row, mark in shown if not written[row]["selected"]} == {
+        "not selected, rank 7; 6 rows are selected",
+        "not selected, rank 8; 6 rows are selected",
+        "not selected: in bucket mid",
+        "not selected: in bucket high",
+    }
+
+
+def test_chosen_lists_only_selected_rows(run, capsys):
+    selected = pq.read_table(run / "selection.parquet")["selected"].to_numpy().nonzero()[0].tolist()
+    assert sorted(int(name.split()[1]) for name in ranking(capsys, run, "--chosen")) == selected
+    main([str(run), "--chosen", "--hardest", "2"])
+    assert capsys.readouterr().out.splitlines()[0] == "The 2 hardest of 6 selected rows by lp_app"
+
+
+def test_one_row_is_shown_with_all_of_its_text(scores, tmp_path, capsys, monkeypatch):
+    data = tmp_path / "rows.jsonl"
+    data.write_text(
+        json.dumps({"instruction": "x", "output": "word " * 100}) + "\n" + '{"instruction": "x", "output": ""}\n' * 3
+    )
+    arguments = [str(scores), "--dataset", str(data)]
+    monkeypatch.setattr("lpsel.commands.rows.Console.is_terminal", True)
+    main([*arguments, "--hardest", "1"])
+    assert re.sub(r"\x1b\S*?m", "", capsys.readouterr().out).rstrip().endswith("word…")
+    main([*arguments, "--row", "3", "0"])
+    out = re.sub(r"\x1b\S*?m", "", capsys.readouterr().out)
+    assert re.findall(r"^row \d +lp_app \S+", out, re.MULTILINE) == [
+        "row 3        lp_app undefined",
+        "row 0        lp_app 0.1",
+    ]
+    assert out.count("word") == 100
+
+
+def test_rows_of_a_run_with_clusters_have_the_counts_of_their_cluster(tmp_path):
+    columns = {"index": [0, 1, 2], "selected": [True, False, True], "rank": [1, 2, 1], "cluster": [4, 4, -1]}
+    pq.write_table(pa.table({**columns, "reason": pa.nulls(3, pa.string())}), tmp_path / "selection.parquet")
+    chosen = Chosen.of(tmp_path, {"clusters": 2})
+    assert [chosen.mark(row) for row in range(3)] == [
+        "selected, rank 1; 1 rows are selected in cluster 4",
+        "not selected, rank 2; 1 rows are selected in cluster 4",
+        "selected, rank 1; 1 rows are selected without a cluster",
+    ]
+    (tmp_path / "selection.parquet").unlink()
+    with pytest.raises(UserError, match=r"selection.parquet: is missing or has no columns selected, rank"):
+        Chosen.of(tmp_path, {})
 
 
 def test_a_dataset_with_other_rows_is_an_error(few_runs, tmp_path, capsys):
@@ -125,6 +184,8 @@ def test_released_scores_with_the_released_data(shared_data, capsys):
         ),
         (["SCORES", "--hardest", "-3"], "--hardest: -3: must be a number of rows"),
         (["SCORES", "--easiest", "few"], "--easiest: few: must be a number of rows"),
+        (["SCORES", "--row", "9"], "--row=9: these scores have rows 0 to 3. Give one of them."),
+        (["SCORES", "--chosen"], "--chosen: these are scores without a selection. Give a run folder."),
         (["nowhere.parquet"], "nowhere.parquet: no such file"),
         (["SCORES", "--dataset", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
     ],

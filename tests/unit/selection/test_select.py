@@ -1,6 +1,8 @@
 """Selections worked out by hand, and properties that always hold."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -232,32 +234,40 @@ def test_an_invalid_percentage_is_an_error_before_scoring(make_spec):
 
 def test_the_table_has_the_columns_of_the_contract(table, make_spec):
     arrow = select(table, make_spec("lp_app"), 40, 0).to_arrow()
-    assert arrow.schema == pa.schema(
-        {
-            "index": pa.int64(),
-            "id": pa.string(),
-            "score": pa.float64(),
-            "cluster": pa.int32(),
-            "bucket": pa.string(),
-            "selected": pa.bool_(),
-            "reason": pa.string(),
-        }
-    )
-    assert arrow.slice(8).to_pylist() == [
-        {"index": 8, "id": "row-8", "score": 0.4, "cluster": 9, "bucket": None, "selected": True, "reason": None},
-        {
-            "index": 9,
-            "id": "row-9",
-            "score": 0.0,
-            "cluster": 9,
-            "bucket": None,
-            "selected": False,
-            "reason": "no supervised token",
-        },
-    ]
-    bare = replace(table, cluster=None, id=None, nll=np.full((2, 10), np.nan), ppl=None)
+    numbers = {"score": pa.float64(), "cluster": pa.int32()}
+    texts = {"bucket": pa.string(), "selected": pa.bool_(), "reason": pa.string()}
+    why = {"rank": pa.int32(), "nll_0": pa.float64(), "nll_1": pa.float64(), "response_tokens": pa.int32()}
+    assert arrow.schema == pa.schema({"index": pa.int64(), "id": pa.string()} | numbers | texts | why)
+    page = (Path(__file__).resolve().parents[3] / "docs" / "reference" / "files.md").read_text()
+    section = page.partition("## A selection folder")[2].partition("| reason |")[0]
+    first_cells = " ".join(line.split("|")[1] for line in section.splitlines() if line.startswith("| `"))
+    documented = re.findall(r"`(\w+)`", first_cells)
+    assert documented == arrow.column_names
+    first, second = arrow.slice(8).to_pylist()
+    same = {"cluster": 9, "bucket": None, "nll_0": table.nll[0, 8]}
+    assert first == same | {
+        "index": 8, "id": "row-8", "score": 0.4, "selected": True, "reason": None, "rank": 1,
+        "nll_1": table.nll[1, 8], "response_tokens": 4,
+    }  # fmt: skip
+    assert second == same | {
+        "index": 9, "id": "row-9", "score": 0.0, "selected": False, "reason": "no supervised token", "rank": None,
+        "nll_0": table.nll[0, 9], "nll_1": table.nll[1, 9], "response_tokens": 0,
+    }  # fmt: skip
+    bare = replace(table, cluster=None, id=None, nll=np.full((2, 10), np.nan), ppl=None, tokens_known=False)
     arrow = select(bare, make_spec("lp_app", budget="paper"), 40, 0).to_arrow()
-    assert (arrow["id"].null_count, arrow["cluster"].null_count) == (10, 10)
+    empty = [name for name in arrow.column_names if arrow[name].null_count == 10]
+    assert empty == ["id", "cluster", "bucket", "reason", "nll_0", "nll_1", "response_tokens"]
+
+
+def test_the_selected_rows_of_a_cluster_are_those_with_the_lowest_ranks(table, make_spec):
+    # Cluster 0: rows 1, 2, 0 by score. Cluster 5: 3, 5, 7, 6, 4. Cluster 9: row 8; row 9 is not eligible.
+    selection = select(table, make_spec("lp_app"), 40, 0)
+    assert selection.rank.tolist() == [3, 1, 2, 1, 5, 2, 4, 3, 1, 0]
+    assert chosen(selection) == [1, 3, 5, 8]
+    without_scores = replace(table, nll=np.empty((0, 10)), ppl=None)
+    random = select(without_scores, make_spec("random"), 40, 0)
+    assert random.to_arrow()["nll_0"].null_count == 10
+    assert sorted(random.rank[random.selected].tolist()) == [1, 1, 1, 2]
 
 
 def test_undefined_scores_are_null_in_the_table(make_table, make_spec):
