@@ -98,8 +98,8 @@ class PairwiseEvaluator:
         generations, reports = self._generate(candidates, names, prompts, context)
         pairs = {
             name: [
-                Pair(p.id, p.text, baseline.text, model.text, p.prompt_set, p.category, p.reference)
-                for p, baseline, model in zip(prompts, generations[0], of_model, strict=True)
+                Pair(p.id, p.text, b.text, m.text, p.prompt_set, p.category, p.reference, (m.stopped, b.stopped))
+                for p, b, m in zip(prompts, generations[0], of_model, strict=True)
             ]
             for name, of_model in zip(names[1:], generations[1:], strict=True)
         }

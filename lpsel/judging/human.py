@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from markdown_it import MarkdownIt
 from numpy.typing import NDArray
 
 from lpsel.errors import UserError
@@ -24,6 +25,9 @@ from lpsel.storage import read_json, write_atomically, write_json
 PAGE = "annotate.html"
 KEY = "key.json"
 CHOICES = ("a", "b", "tie", "skip")
+
+_MARKDOWN = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable("table")
+_MARKDOWN.disable(["html_block", "html_inline", "link", "image", "autolink", "reference", "entity", "escape"])
 
 Writer = Literal["baseline", "model"]
 Floats = NDArray[np.float64]
@@ -87,19 +91,34 @@ def blinded(pairs: Sequence[Pair], *, question: str, seed: int, baseline: str, m
     """The page as HTML, and its key.
 
     The page has prompts, answers, the question and the SHA-256 of these, but neither ids nor the seed, which would give
-    the sides away. All texts are in a block of JSON, and the content security policy allows no script but its own.
+    the sides away. All texts are in a block of JSON, prompts and answers `rendered`, and the content security policy
+    allows no script but its own.
     """
     equal = [pair for pair in pairs if pair.baseline == pair.model]
     different = [pair for pair in pairs if pair.baseline != pair.model]
     shown, secrets = [], []
     for pair, model_is_a in zip(different, np.random.default_rng(seed).integers(0, 2, len(different)), strict=True):
         a, b = pair.shown("model_first" if model_is_a else "baseline_first")
-        shown.append({"prompt": pair.prompt, "a": a, "b": b})
+        stopped_a, stopped_b = pair.stopped if model_is_a else pair.stopped[::-1]
+        shown.append({"prompt": rendered(pair.prompt), "a": rendered(a, stopped_a), "b": rendered(b, stopped_b)})
         secrets.append(_key_pair(pair, "model" if model_is_a else "baseline"))
     # Escaped to ASCII: half a surrogate pair has no UTF-8.
     digest = hashlib.sha256(json.dumps({"question": question, "pairs": shown}, sort_keys=True).encode()).hexdigest()
     key = Key(digest, baseline, model, tuple(secrets), tuple(_key_pair(pair, "baseline") for pair in equal))
     return _html({"page": digest, "question": question, "pairs": shown}), key
+
+
+def rendered(text: str, stopped: bool = True) -> str:
+    """A text as HTML, as its Markdown says; with a note unless the model stopped by itself.
+
+    HTML in the text stays text, and so do links, images, entities and backslashes, so that nothing is requested and
+    formulas are shown as they are written.
+    """
+    tokens = _MARKDOWN.parse(text)
+    for token in tokens:
+        token.attrs.pop("style", None)  # the alignment of tables, which the content security policy forbids
+    html = _MARKDOWN.renderer.render(tokens, _MARKDOWN.options, {})
+    return html if stopped else html + '<p class="cut">The answer was cut off here.</p>\n'
 
 
 def _key_pair(pair: Pair, a: Writer) -> KeyPair:

@@ -29,6 +29,7 @@ class Pair:
     prompt_set: str = ""
     category: str | None = None
     reference: str | None = None
+    stopped: tuple[bool, bool] = (True, True)  # the model's answer and the baseline's: not at the token limit
 
     def shown(self, order: Order) -> tuple[str, str]:
         """The first answer and the second."""

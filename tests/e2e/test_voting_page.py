@@ -239,14 +239,15 @@ def test_unreadable_saved_votes_are_reported(page_in_chromium, write):
 
 def test_texts_of_models_and_people_stay_text(page_in_chromium, write, tmp_path):
     """The fixture fails the test if the page violates its policy, requests anything or throws."""
+    as_shown = HOSTILE.replace("`", "")  # code, in Markdown
     hostile = [Pair(HOSTILE, HOSTILE, f"{HOSTILE}1", f"{HOSTILE}2", HOSTILE, HOSTILE)]
     page = page_in_chromium(write(hostile, question=HOSTILE))
     assert page.text_content("h1") == HOSTILE
     begin(page, HOSTILE)
-    assert page.text_content("#prompt") == HOSTILE
-    assert {page.text_content("#a"), page.text_content("#b")} == {f"{HOSTILE}1", f"{HOSTILE}2"}
+    assert page.text_content("#prompt").strip() == as_shown
+    assert {page.text_content(side).strip() for side in ("#a", "#b")} == {f"{as_shown}1", f"{as_shown}2"}
     assert page.text_content("#annotator") == HOSTILE.strip()
-    side = "1" if page.text_content("#a").endswith("2") else "2"
+    side = "1" if page.text_content("#a").strip().endswith("2") else "2"
     page.keyboard.press(side)
     page.reload()
     page.wait_for_selector("#done:visible")
@@ -282,6 +283,29 @@ def test_the_content_security_policy_blocks_injected_script(browser, write):
         "default-src",
     }
     context.close()
+
+
+def test_answers_are_rendered_in_a_readable_width_and_marked_where_they_were_cut_off(page_in_chromium, write):
+    code = "\n\n\nUse this:\n\n```python\n" + "x = 1  # " + "long " * 60 + "\n```\n" + "Many words follow. " * 60
+    page = page_in_chromium(
+        write([Pair("x", "Q", code, "short", stopped=(True, False))]), viewport={"width": 1400, "height": 800}
+    )
+    begin(page, "Ann")
+    side = "#a" if page.locator("#a pre").count() else "#b"
+    assert page.inner_text(side).startswith("Use this:")
+    assert page.inner_text(f"{side} pre code").startswith("x = 1")
+    assert page.inner_text(f"{side} .cut") == "The answer was cut off here."
+    assert page.locator(".cut").count() == 1
+    characters = page.evaluate(
+        """element => {
+            const paragraph = document.querySelector(element + " pre + p");
+            const style = getComputedStyle(paragraph);
+            return paragraph.clientWidth / (parseFloat(style.fontSize) / 2);
+        }""",
+        side,
+    )
+    assert 40 < characters < 90
+    assert page.evaluate("document.documentElement.scrollWidth") == 1400, "long lines scroll within their block"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

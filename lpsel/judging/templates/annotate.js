@@ -1,6 +1,6 @@
 
 "use strict";
-// Texts of models only enter the page as textContent.
+// Prompts and answers are HTML that lpsel rendered, with all HTML of the models as text; other texts are textContent.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const VOTES = ["a", "b", "tie", "skip"];
@@ -171,7 +171,7 @@ function show() {
   } else {
     const pair = data.pairs[order[position]];
     element("progress").textContent = `Pair ${position + 1} of ${order.length}, ${votes.size} done`;
-    for (const part of ["prompt", "a", "b"]) element(part).textContent = pair[part];
+    for (const part of ["prompt", "a", "b"]) element(part).innerHTML = pair[part];
   }
 }
 

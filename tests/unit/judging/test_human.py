@@ -1,6 +1,7 @@
 """The page as a file, and its key."""
 
 import hashlib
+import html as html_module
 import json
 import re
 
@@ -11,7 +12,7 @@ from omegaconf import OmegaConf
 
 from lpsel.config import build, config_dir
 from lpsel.errors import UserError
-from lpsel.judging.human import KEY, PAGE, HumanJudge, blinded, read_key
+from lpsel.judging.human import KEY, PAGE, HumanJudge, blinded, read_key, rendered
 from lpsel.judging.judge import Pair
 
 
@@ -40,7 +41,8 @@ def test_the_page_holds_every_text_and_the_key_its_model(texts, question, seed):
     assert (data["question"], len(data["pairs"])) == (question, len(asked))
     for pair, on_page, secret in zip(asked, data["pairs"], key.pairs, strict=True):
         sides = ("a", "b") if secret.a == "model" else ("b", "a")
-        assert (on_page["prompt"], *(on_page[side] for side in sides)) == (pair.prompt, pair.model, pair.baseline)
+        texts = (on_page["prompt"], *(on_page[side] for side in sides))
+        assert texts == tuple(map(rendered, (pair.prompt, pair.model, pair.baseline)))
         assert (secret.id, secret.model_chars) == (pair.id, len(pair.model))
 
 
@@ -54,6 +56,33 @@ def test_the_page_holds_nothing_but_what_it_shows():
     assert data["page"] == key.page == hashlib.sha256(visible.encode()).hexdigest()
     for secret in ("opt-125m", "opt-350m", "koala-", "category"):
         assert secret not in html
+
+
+def test_markdown_is_rendered_and_nothing_else():
+    text = "\n\n# Title\nsome *words* and `x < 1`\nnext line\n\n```python\nif a < b:\n    pass\n```\n- one\n- two"
+    assert rendered(text) == (
+        "<h1>Title</h1>\n<p>some <em>words</em> and <code>x &lt; 1</code><br />\nnext line</p>\n"
+        '<pre><code class="language-python">if a &lt; b:\n    pass\n</code></pre>\n'
+        "<ul>\n<li>one</li>\n<li>two</li>\n</ul>\n"
+    )
+    assert "<td>x</td>" in rendered("|a|\n|:-:|\n|x|")
+    as_written = r"[a](http://x) ![b](http://y) <http://z> \(x^2\) &lt;"
+    assert html_module.unescape(rendered(as_written)) == f"<p>{as_written}</p>\n"
+
+
+@given(st.text(st.sampled_from("<>&\"'`*_[]()!#-~|\n =/abimgscriptonerror:")))
+def test_rendered_texts_have_only_tags_without_attributes(text):
+    tags = re.findall(r"<[^>]*>", rendered(text))
+    known = re.compile(r'</?[a-z]+[1-6]?( /)?>|<code class="language-[^"<>]*">|<ol start="\d+">')
+    assert [tag for tag in tags if not known.fullmatch(tag)] == []
+
+
+def test_answers_that_were_cut_off_are_marked_on_their_side():
+    pair = Pair("x", "Q", "baseline", "model", stopped=(False, True))
+    html, key = make([pair])
+    [on_page] = shown(html)["pairs"]
+    cut = {side for side in "ab" if "The answer was cut off here." in on_page[side]}
+    assert cut == {"a" if key.pairs[0].a == "model" else "b"}
 
 
 def test_sides_are_drawn_from_the_seed():
@@ -106,7 +135,7 @@ def test_a_file_that_is_not_a_key(tmp_path, text):
 def test_equal_answers_are_not_on_the_page(tmp_path):
     pairs = [Pair("a", "Q", "x", "y"), Pair("b", "Q", "same", "same", "set", "kind")]
     html, key = blinded(pairs, question="?", seed=0, baseline="old", model="new")
-    assert '"same"' not in html
+    assert "same" not in json.dumps(shown(html))
     assert [pair.id for pair in key.pairs] == ["a"]
     assert [(pair.id, pair.prompt_set, pair.category) for pair in key.equal] == [("b", "set", "kind")]
     with pytest.raises(UserError, match="judge=human: all answers of new and old are equal"):
