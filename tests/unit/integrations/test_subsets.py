@@ -1,10 +1,14 @@
 """Other frameworks read a subset without conversion."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
+import yaml
 
 from lpsel.commands.job import run
+from lpsel.data.dataset import DatasetSpec, Source
 
 PAIRS = [{"prompt": f"Count to {n}.", "completion": " " + " ".join(map(str, range(n)))} for n in range(1, 9)]
 
@@ -28,6 +32,92 @@ def test_datasets_reads_it(subset):
 
     path, chosen = subset
     assert load_dataset("json", data_files=path, split="train").to_list() == chosen
+
+
+ODD = [
+    {"instruction": "Add 1 and 2.", "input": "", "output": 3},
+    {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]},
+    {"prompt": "Name a color.", "completion": " red"},
+    {"instruction": "Explain.", "output": "Because\u2028it is so."},
+    {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+            {"role": "assistant", "content": "Hey"},
+        ]
+    },
+    {"prompt": [{"role": "user", "content": "Hi"}], "completion": [{"role": "assistant", "content": "Hello"}]},
+    {"instruction": "Scale.", "output": "x", "weight": 0.5, "tags": ["a", None]},
+    {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}], "id": "x-1"},
+]
+
+
+@pytest.mark.parametrize("part", [ODD, ODD[4:] + ODD[:4], ODD[1:] + ODD[:1]], ids=["first", "second", "odd"])
+def test_datasets_reads_rows_of_mixed_forms(part, tmp_path):
+    from datasets import load_dataset
+
+    path, chosen = every_second(part, tmp_path)
+    rows = load_dataset("json", data_files=path, split="train", cache_dir=str(tmp_path / "cache")).to_list()
+    assert [{key: value for key, value in row.items() if value is not None} for row in rows] == chosen
+
+
+GUIDE = Path(__file__).resolve().parents[3] / "docs" / "guides" / "frameworks.md"
+ALPACA = [{"instruction": f"Count to {n}.", "input": "words" * (n % 2), "output": "one"} for n in range(8)]
+CHATS = [
+    {"messages": [{"role": "system", "content": "Be brief."}] * (n % 2) + [
+        {"role": "user", "content": f"Count to {n}."}, {"role": "assistant", "content": "one"},
+    ]} for n in range(8)
+]  # fmt: skip
+
+
+def configuration(language):
+    """The only block of the guide in a language."""
+    return re.search(rf"```{language}\n(.*?)```", GUIDE.read_text(), re.DOTALL)[1]
+
+
+def llama_factory(entry, row):
+    """The system prompt and the turns of a row, by the rules of LLaMA-Factory's data/README.md."""
+    columns, tags = entry["columns"], entry.get("tags", {})
+    if entry.get("formatting", "alpaca") == "alpaca":
+        question = "\n".join(filter(None, (row[columns["prompt"]], row[columns["query"]])))
+        return "", [("user", question), ("assistant", row[columns["response"]])]
+    turns = [(turn[tags["role_tag"]], turn[tags["content_tag"]]) for turn in row[columns["messages"]]]
+    system = turns.pop(0)[1] if turns[0][0] == tags["system_tag"] else ""
+    role = {tags["user_tag"]: "user", tags["assistant_tag"]: "assistant"}
+    return system, [(role[name], text) for name, text in turns]
+
+
+def axolotl(entry, row):
+    """The turns of a row, by axolotl's documentation of `type: alpaca` and `type: chat_template`."""
+    assert set(entry) <= {"path", "ds_type", "type", "field_messages"}
+    if entry["type"] == "alpaca":
+        question = "\n".join(filter(None, (row["instruction"], row["input"])))
+        return "", [("user", question), ("assistant", row["output"])]
+    assert entry["type"] == "chat_template"
+    turns = [(turn["role"], turn["content"]) for turn in row[entry["field_messages"]]]
+    return (turns[0][1], turns[1:]) if turns[0][0] == "system" else ("", turns)
+
+
+@pytest.mark.parametrize("program", ["LLaMA-Factory", "axolotl"])
+@pytest.mark.parametrize(("form", "position"), [(ALPACA, 0), (CHATS, 1)], ids=["alpaca", "chats"])
+def test_the_configuration_of_the_guide_reads_a_subset(program, form, position, tmp_path):
+    from datasets import load_dataset
+
+    path, chosen = every_second(form, tmp_path)
+    if program == "axolotl":
+        entry, read = yaml.safe_load(configuration("yaml"))["datasets"][position], axolotl
+        file, kind = entry["path"], entry["ds_type"]
+    else:
+        entry, read = list(json.loads(configuration("json")).values())[position], llama_factory
+        file, kind = entry["file_name"], "json"
+    rows = load_dataset(kind, data_files=file.replace("SUBSET", str(path)), split="train", cache_dir=str(tmp_path))
+    source = Source(DatasetSpec("subset", str(path)))
+    assert len(rows) == len(chosen) == 4
+    for row, expected in zip(rows, source, strict=True):
+        turns = [(turn.role, turn.content) for turn in expected.example.turns]
+        system = turns.pop(0)[1] if turns[0][0] == "system" else ""
+        if expected.example.input:
+            turns[0] = ("user", f"{turns[0][1]}\n{expected.example.input}")
+        assert read(entry, row) == (system, turns)
 
 
 def test_trl_trains_on_it(subset, toy_model, tmp_path):
