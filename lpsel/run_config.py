@@ -27,7 +27,7 @@ FORMAT = 1  # of result.json; a file without a format has this one
 # Keys that change where and how a run is made, and no result; of the trainer, only the precision changes results.
 NOT_IN_RESULTS = (
     "cache_dir", "tracker", "experiment", "prompts_dir", "train_tokens", "score_tokens", "activation_checkpointing",
-    "checkpoint_steps", "compile", "dry_run", "gpu_memory_gib", "key_env",
+    "checkpoint_steps", "compile", "dry_run", "gpu_memory_gib", "gpu_tflops", "key_env",
 )  # fmt: skip
 FROM_ENVIRONMENT = re.compile(r"\$\{oc\.env:([^,}]+)")
 MAX_DIFFERENCES = 3  # named in a message

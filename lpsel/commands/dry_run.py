@@ -16,7 +16,19 @@ from rich.text import Text
 
 from lpsel.commands.job import Job
 from lpsel.commands.selection_inputs import query_source, scoring_model
-from lpsel.commands.work_estimate import GIB, ModelShape, RowLengths, cached, memory, model_shape, row_lengths
+from lpsel.commands.work_estimate import (
+    GIB,
+    UTILIZATION,
+    ModelShape,
+    RowLengths,
+    cached,
+    disk,
+    gpu_bytes,
+    gpu_hours,
+    memory,
+    model_shape,
+    row_lengths,
+)
 from lpsel.config import build
 from lpsel.console import show
 from lpsel.data.dataset import Source
@@ -49,6 +61,10 @@ class Work:
         key: of scores, everything they depend on; None for a target.
         epochs, columns: of scores, what is recorded.
         found: the scores are in the cache.
+        hours: on the GPUs, see `gpu_hours`.
+        checkpoints: bytes on disk while it is trained.
+        model_bytes: of the saved model.
+        limit: memory of each device in bytes, None where it is not known.
         problem, hint: why it does not fit into the GPU's memory, and how it would.
     """
 
@@ -63,6 +79,10 @@ class Work:
     epochs: int = 0
     columns: tuple[str, ...] = ()
     found: bool = False
+    hours: float | None = None
+    checkpoints: float = 0.0
+    model_bytes: float = 0.0
+    limit: float | None = None
     problem: str = ""
     hint: str = ""
 
@@ -136,6 +156,8 @@ def _scoring(
     return Work(
         "score", scorer.name, len(source), tokens, rows.counted, flops, size,
         key=entry.digest, epochs=epochs, columns=columns, found=found, problem=problem, hint=hint,
+        hours=gpu_hours(job.config, flops), checkpoints=disk(job.config, model, None, epochs > 0),
+        limit=gpu_bytes(job.config),
     )  # fmt: skip
 
 
@@ -147,7 +169,11 @@ def _training(job: Job, target: ModelSpec, adapter: Adapter | None, source: Sour
     selected = min(int(pct / 100 * len(source) + 0.5), len(source))
     tokens, flops = _cost(model, [(target.recipe.epochs * selected / len(source), training_flops, rows)])
     size, problem, hint = memory(job.config, target, model, adapter, training=True)
-    return Work("train", target.name, selected, tokens, rows.counted, flops, size, problem=problem, hint=hint)
+    return Work(
+        "train", target.name, selected, tokens, rows.counted, flops, size, problem=problem, hint=hint,
+        hours=gpu_hours(job.config, flops), checkpoints=disk(job.config, model, adapter, True),
+        model_bytes=0.0 if model.shapes is None else 4.0 * model.shapes.num_parameters(), limit=gpu_bytes(job.config),
+    )  # fmt: skip
 
 
 def _cost(model: ModelShape, passes: Sequence[Pass]) -> tuple[float, float | None]:
@@ -192,19 +218,30 @@ def _cells(piece: Work, earlier: Sequence[Work]) -> list[str]:
         f"{piece.rows:,}",
         _short(piece.tokens),
         "unknown" if piece.flops is None else f"{piece.flops:.2g}",
-        "unknown" if piece.bytes is None else f"{piece.bytes / GIB:,.1f}{' !' if piece.problem else ''}",
+        _memory(piece),
     ]
+
+
+def _memory(piece: Work) -> str:
+    if piece.bytes is None:
+        return "unknown"
+    limit = "" if piece.limit is None else f" of {piece.limit / GIB:,.0f}"
+    return f"{piece.bytes / GIB:,.1f}{limit}{' !' if piece.problem else ''}"
 
 
 def _totals(counted: Sequence[Work], experiment: bool) -> str:
     known = [piece.flops for piece in counted if piece.flops is not None]
     at_least = "at least " if len(known) < len(counted) else ""
+    hours = [piece.hours for piece in counted if piece.hours is not None]
+    saved, checkpoints = sum(p.model_bytes for p in counted), max((p.checkpoints for p in counted), default=0.0)
     models: dict[str, set[str]] = {}
     for piece in counted:
         models.setdefault(piece.lengths, set()).add(piece.model)
     return "\n".join(
         [
             f"Total: {_short(sum(piece.tokens for piece in counted))} tokens, {at_least}{sum(known):.3g} FLOPs.",
+            *([f"{at_least}{sum(hours):,.1f} hours at {UTILIZATION} % of gpu_tflops.".capitalize()] if hours else []),
+            f"Disk: {saved / 1e9:,.1f} GB of models, and up to {checkpoints / 1e9:,.1f} GB of checkpoints in training.",
             *(f"Tokens {counted}: {', '.join(sorted(names))}." for counted, names in models.items()),
             "Selected rows count as long as the average row. Memory is weights, gradients, optimizer states",
             f"and estimated activations; embedding{', evaluation' if experiment else ''} and file access are left out.",

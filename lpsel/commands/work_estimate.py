@@ -23,12 +23,14 @@ from lpsel.model.load import load_config, load_tokenizer, locate
 from lpsel.model.memory_estimate import DeviceMemory, devices_needed, training_memory
 from lpsel.model.spec import ModelSpec
 from lpsel.storage import digest
+from lpsel.training.checkpoint import COUNT
 
 log = logging.getLogger(__name__)
 
 GIB = 2**30
 SAMPLE = 1000  # rows whose lengths represent all rows
 CHARACTERS = 4  # per token, without a tokenizer
+UTILIZATION = 40  # percent of a GPU's peak, for the hours of a plan; measured ones are in docs/results/benchmarks.md
 COUNTED, SAMPLED = "counted", f"estimated from {SAMPLE:,} rows"
 GUESSED = f"estimated at {CHARACTERS} characters each"
 
@@ -72,7 +74,7 @@ def memory(
     Raises:
         UserError: gpu_memory_gib is not a positive number.
     """
-    limit = _gpu_bytes(config)
+    limit = gpu_bytes(config)
     if model.shapes is None:
         return None, "", ""
     precision = config.trainer.precision
@@ -103,7 +105,7 @@ def memory(
     return needed, problem, f"set {option}; docs/guides/memory.md lists more options"
 
 
-def _gpu_bytes(config: DictConfig) -> float | None:
+def gpu_bytes(config: DictConfig) -> float | None:
     """Memory of a GPU: `gpu_memory_gib`, or that of this machine's first GPU; None without one."""
     if config.gpu_memory_gib is not None:
         check_number("gpu_memory_gib", config.gpu_memory_gib, above=0, hint="set the memory of one GPU in GiB, or null")
@@ -113,10 +115,33 @@ def _gpu_bytes(config: DictConfig) -> float | None:
     return float(torch.cuda.get_device_properties(0).total_memory)
 
 
+def gpu_hours(config: DictConfig, flops: float | None) -> float | None:
+    """Hours on all GPUs together at UTILIZATION percent of `gpu_tflops`; None on a CPU and without FLOPs.
+
+    Raises:
+        UserError: gpu_tflops is not a positive number.
+    """
+    check_number("gpu_tflops", config.gpu_tflops, above=0, hint="set the peak of one GPU in TFLOP/s")
+    if flops is None or config.trainer.accelerator == "cpu":
+        return None
+    return flops / (_devices(config.trainer) * config.gpu_tflops * 1e12 * UTILIZATION / 100) / 3600
+
+
+def disk(config: DictConfig, model: ModelShape, adapter: Adapter | None, trained: bool) -> float:
+    """Bytes of the checkpoints of one training: weights in float32 and two moments, without those of an adapter."""
+    if model.shapes is None or adapter is not None or not trained:
+        return 0.0
+    moments = 2 if config.optimizer["_target_"].startswith("bitsandbytes.") else 8
+    return float(COUNT * (4 + moments) * model.shapes.num_parameters())
+
+
 def _devices_per_copy(trainer: DictConfig) -> int:
     """Devices that share one copy of a model."""
-    if not shards(trainer.strategy):
-        return 1
+    return _devices(trainer) if shards(trainer.strategy) else 1
+
+
+def _devices(trainer: DictConfig) -> int:
+    """Devices of all nodes."""
     devices = trainer.devices
     if devices in ("auto", -1):
         devices = max(torch.cuda.device_count(), 1)
@@ -146,7 +171,8 @@ def _look_up(spec: ModelSpec, cache_dir: Path) -> ModelShape:
     try:
         config = AutoConfig.for_model(**spec.architecture) if spec.architecture else load_config(spec, path)
     except UserError as error:
-        log.warning("The size of %s is unknown: %s", spec.name, error)
+        reason = str(error)
+        cached("unknown", spec.path, lambda: log.warning("The size of %s is unknown: %s", spec.name, reason))
         return ModelShape(None, tokenizer)
     with torch.device("meta"):
         shapes = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)

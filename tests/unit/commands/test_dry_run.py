@@ -67,7 +67,7 @@ def test_lengths_of_many_rows_are_estimated_from_a_sample(tmp_path, toy_model, i
 def test_plans_of_the_papers_models_need_no_network_and_no_gpu(tmp_path, instructions, capsys):
     overrides = ["model=opt-13b", "scorer=opt-350m", "dataset=local", f"dataset.path={instructions(rows=100)}",
                  "selection=lp", "pct=10", "tracker=none", f"cache_dir={tmp_path}/cache"]  # fmt: skip
-    score, train = plan(tmp_path, *overrides, "trainer=fsdp", "trainer.devices=8", "gpu_memory_gib=80")
+    score, train = _, eight = plan(tmp_path, *overrides, "trainer=fsdp", "trainer.devices=8", "gpu_memory_gib=80")
     assert (score.model, score.rows, train.model, train.rows) == ("opt-350m", 100, "opt-13b", 10)
     assert train.lengths == "estimated at 4 characters each"
     # 12.85 B weights in OPT-13B, 16 bytes each over 8 GPUs; 40 layers of 8 x 5,120 + 2 x 20,480 values for 4,096 tokens
@@ -85,6 +85,17 @@ def test_plans_of_the_papers_models_need_no_network_and_no_gpu(tmp_path, instruc
     with pytest.raises(UserError, match="opt-13b: needs 21"):
         print_plan("train", config, tmp_path / "run")
     assert "train opt-13b" in capsys.readouterr().out, "the plan is printed before the reason"
+    # FLOPs over eight A100s at 40 % of 312 TFLOP/s; two checkpoints of 12 bytes per weight; weights in float32.
+    assert eight.hours == pytest.approx(eight.flops / (8 * 312e12 * 0.4) / 3600)
+    assert eight.checkpoints == pytest.approx(2 * 12 * 12.85e9, rel=0.01)
+    assert (eight.model_bytes, score.model_bytes) == (pytest.approx(4 * 12.85e9, rel=0.01), 0)
+    print_table([("job", [score, eight])])
+    said = capsys.readouterr().out
+    assert " of 80" in said
+    assert f"{score.hours + eight.hours:,.1f} hours at 40 % of gpu_tflops." in said
+    assert "Disk: 51.4 GB of models, and up to 308.5 GB of checkpoints in training." in said
+    with pytest.raises(UserError, match="gpu_tflops=0: must be a number greater than 0"):
+        plan(tmp_path, *overrides, "gpu_tflops=0", "gpu_memory_gib=80")
     with pytest.raises(UserError, match="gpu_memory_gib=0: must be a number greater than 0"):
         plan(tmp_path, *overrides, "gpu_memory_gib=0")
 
