@@ -5,6 +5,7 @@ Nothing heavy is imported before a job starts, so that --help and errors are pri
 
 import logging
 import os
+import shlex
 import signal
 import sys
 import time
@@ -207,6 +208,7 @@ def _run_job(command: str, config: Any, folder: Path) -> None:
         print_plan(command, config, folder)
         return
     from lpsel.commands.job import Job
+    from lpsel.commands.result_summary import next_step
 
     started = Job.of(command, config, folder)
     result = started.run()
@@ -215,11 +217,20 @@ def _run_job(command: str, config: Any, folder: Path) -> None:
             from lpsel.commands.evaluate import show
 
             show(config, result)
+        print(f"Next: {next_step(command, result, _from_here(started.run_dir))}")
         print(started.run_dir, flush=True)
+
+
+def _from_here(folder: Path) -> str:
+    """The folder as an argument of a command that is run here."""
+    here = Path.cwd().resolve()
+    return shlex.quote(str(folder.relative_to(here) if folder.is_relative_to(here) else folder))
 
 
 def _end_sweep(sweep: Any) -> int:
     """Print the outcomes of a sweep's jobs, evaluate and report an experiment; returns the exit status."""
+    from hydra.core.hydra_config import HydraConfig
+
     from lpsel.sweep import print_outcomes, read_outcomes, sweep_dir
 
     if not is_main_process():
@@ -232,6 +243,9 @@ def _end_sweep(sweep: Any) -> int:
         from lpsel.commands.experiment import conclude
 
         page = conclude(sweep, folder, finished)
+    elif finished:
+        command = "evaluate model=" if HydraConfig.get().job.name == "train" else "report "
+        print(f"Next: lpsel {command}{_from_here(folder)}")
     print(page or folder, flush=True)
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     return 0 if not failed else 2 if all(outcome.user_error for outcome in failed) else 1

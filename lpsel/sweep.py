@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from filelock import FileLock
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
@@ -32,7 +35,9 @@ from lpsel.storage import digest, read_json, write_atomically, write_json
 log = logging.getLogger(__name__)
 
 ERROR_FILE = "error.txt"
-UNSAFE = re.compile(r"[^A-Za-z0-9._,=+-]+")  # in folder names
+TOTAL_FILE = ".total.json"  # number of jobs, in the folder of outcomes
+UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")  # in folder names
+BETWEEN = "__"  # options in the name of a job's folder
 GROUP = re.compile("[.@]")  # separates the group of an override from the rest of its key
 MAX_NAME = 100  # characters of a job's folder; file systems allow 255 bytes
 
@@ -86,9 +91,22 @@ class SweepCallback(Callback):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             mark_output_folder(folder, "sweep")
+            write_json(folder / TOTAL_FILE, {"jobs": _number_of_jobs(config)})
         if config.get("dry_run"):  # in this process, whatever would start the jobs
             with read_write(config.hydra), open_dict(config.hydra):
                 config.hydra.launcher = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}
+
+
+def _number_of_jobs(config: DictConfig) -> int | None:
+    """How many jobs Hydra's own sweeper starts; None for another sweeper or options that it rejects."""
+    if not config.hydra.sweeper["_target_"].endswith("BasicSweeper"):
+        return None
+    given = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    try:
+        overrides = OverridesParser.create().parse_overrides([*given, *config.hydra.overrides.task])
+        return sum(map(len, BasicSweeper.split_arguments(overrides, None)))
+    except HydraException:
+        return None
 
 
 def sweep_dir() -> Path:
@@ -110,6 +128,9 @@ def run_job(command: str, config: DictConfig, user_errors: tuple[type[Exception]
         if config.get("dry_run"):
             outcome = _plan(command, config, outcome)
         else:
+            if is_main_process():
+                total = read_json(_outcomes_dir(config) / TOTAL_FILE)["jobs"]
+                log.info("Job %s%s: %s", outcome.number + 1, f" of {total}" if total else "", folder.name)
             with _isolated(hydra, config), resource_errors():
                 found = _run_or_find(command, config, folder)
             outcome = replace(outcome, state="found" if found else "done")
@@ -209,13 +230,19 @@ def print_outcomes(outcomes: Sequence[Outcome], sweep: DictConfig) -> None:
         valid = [o for o in outcomes if o.state != "failed" or o.plan]
         jobs = [(Path(o.folder).name, None if o.state == "found" else [Work(**w) for w in o.plan]) for o in valid]
         print_table(jobs, "experiment" in sweep)
+        total = read_json(_outcomes_dir(sweep) / TOTAL_FILE)["jobs"]
+        if total is not None and total > len(outcomes):
+            print(f"{total} jobs, {total - len(outcomes)} of which have the options of another and run once.")
         for reason in dict.fromkeys(o.reason for o in outcomes if o.reason):
             print(printable(redact(reason)), file=sys.stderr)
         return
-    table = Table("job", "outcome", "reason", box=None, padding=(0, 2, 0, 0))
+    from lpsel.commands.runs import key_figures
+
+    table = Table("job", "outcome", "rows", "result", box=None, padding=(0, 2, 0, 0))
     for outcome in outcomes:
-        cells = (Path(outcome.folder).name, outcome.state, outcome.reason)
-        table.add_row(*map(Text, cells))
+        folder = Path(outcome.folder)
+        figures = ("", outcome.reason) if outcome.state == "failed" else key_figures(folder)
+        table.add_row(*map(Text, (folder.name, outcome.state, *figures)))
     console.show(table)
     if failed := sum(outcome.state == "failed" for outcome in outcomes):
         print(f"{failed} of {len(outcomes)} jobs failed; run the same command again to retry them.", file=sys.stderr)
@@ -236,9 +263,9 @@ def job_name(overrides: Any, command: str, *, _root_: DictConfig) -> str:
     """
     unused = unused_keys(command, _root_)
     used = {key: value for key, value in _by_key(overrides).items() if GROUP.split(key)[0] not in unused}
-    full = ",".join(f"{key}={value}" for key, value in used.items())
-    name = UNSAFE.sub("-", ",".join(f"{key}={value.rsplit('/', 1)[-1]}" for key, value in used.items()))
-    if name == full and len(name) <= MAX_NAME:
+    full = BETWEEN.join(f"{key}-{value}" for key, value in used.items())
+    name = UNSAFE.sub("-", BETWEEN.join(f"{key}-{value.rsplit('/', 1)[-1]}" for key, value in used.items()))
+    if name == full and len(name) <= MAX_NAME and not any(BETWEEN in value for value in used.values()):
         return name or "job"
     return f"{name[: MAX_NAME - 9]}-{digest(used)[:8]}"
 

@@ -1,6 +1,9 @@
 """`evaluate`: models side by side on held-out rows, by their answers to prompts, or on tasks of a harness."""
 
 import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from lpsel.generation.openai_client import Endpoint
 from lpsel.model.device import resolve_precision
 from lpsel.model.load import locate
 from lpsel.model.spec import ModelSpec
+from lpsel.report.runs import find_runs
 from lpsel.run_config import read_result
 from lpsel.tracking.artifacts import evaluation_artifact, model_artifact
 
@@ -28,11 +32,9 @@ def run(job: Job) -> dict[str, Any]:
     """Evaluate, and write generations and metrics to the run folder."""
     config = job.config
     models = config.models if isinstance(config.models, list | ListConfig) else [config.models]
-    names = [str(name) for name in models if name is not None]
     baseline = [] if config.baseline is None else [str(config.baseline)]
-    candidates = Candidates(
-        tuple(candidate(name, config) for name in names), *(candidate(name, config) for name in baseline)
-    )
+    names = [run for name in models if name is not None for run in _runs_of(str(name), config.baseline)]
+    candidates = _candidates(names, baseline, config)
     with_key = sorted({model.host for model in candidates.all if isinstance(model, Endpoint) and model.key_env})
     if len(with_key) > 1:
         problem = f"would be sent to {with_key[0]} and {with_key[1]}"
@@ -61,6 +63,30 @@ def run(job: Job) -> dict[str, Any]:
         if output.exists():
             job.tracker.log_artifact(evaluation_artifact(output, job.run_dir))
     return {"command": "evaluate", "device": device, **result}
+
+
+def _runs_of(name: str, baseline: str | None) -> list[str]:
+    """The training runs in the folder of a sweep, without the baseline; other names as they are."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir() or (folder / "config.json").is_file() or read_result(folder) is not None:
+        return [name]
+    runs = find_runs([folder])
+    excluded = None if baseline is None else Path(baseline).expanduser().resolve()
+    trained = [str(run.folder) for run in runs.by_command("train") if run.folder != excluded]
+    if trained and runs.skipped:
+        log.warning("%s: %s of its runs are not finished and not evaluated", name, len(runs.skipped))
+    return trained or [name]
+
+
+def _candidates(names: Sequence[str], baseline: Sequence[str], config: DictConfig) -> Candidates:
+    """The models; runs that differ only in their seed are named with it."""
+    specs = [candidate(name, config) for name in [*names, *baseline]]
+    count = Counter(spec.name for spec in specs)
+    for number, (name, spec) in enumerate(zip([*names, *baseline], specs, strict=True)):
+        seed = (read_result(Path(name).expanduser()) or {}).get("seed")
+        if count[spec.name] > 1 and seed is not None and isinstance(spec, ModelSpec):
+            specs[number] = replace(spec, name=f"{spec.name}, seed {seed}")
+    return Candidates(tuple(specs[: len(names)]), *specs[len(names) :])
 
 
 def show(config: DictConfig, result: dict[str, Any]) -> None:

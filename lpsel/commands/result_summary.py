@@ -4,8 +4,11 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
+from lpsel.console import shortened
+
 Pairs = list[tuple[str, str]]
-TEXT = 60  # characters of an example
+TEXT = 40  # characters of an example, which then fits a line of 80
+EXAMPLES = 3  # rows from each end of the ranking
 ODD = {
     "undefined": "undefined",
     "not_finite": "of these with a record that is not finite",
@@ -78,11 +81,12 @@ def selection(result: Mapping[str, Any]) -> Pairs:
     listed: set[int] = set()
     for end in ("first", "last"):
         # In a small dataset, the first rows are also the last.
-        rows = [row for row in result["examples"][end] if row["index"] not in listed]
+        rows = result["examples"][end][:EXAMPLES] if end == "first" else result["examples"][end][-EXAMPLES:]
+        rows = [row for row in rows if row["index"] not in listed]
         listed |= {row["index"] for row in rows}
         for row in rows:
             name = f"{end.capitalize()} in ranking" if row is rows[0] else ""
-            pairs.append((name, f"{row['score']:.4g}  row {row['index']}: {row['text'][:TEXT]}"))
+            pairs.append((name, f"{row['score']:.4g}  row {row['index']}: {shortened(row['text'], TEXT)}"))
     return pairs
 
 
@@ -113,3 +117,12 @@ def training(result: Mapping[str, Any]) -> Pairs:
         weights = f"{adapter['trainable_parameters']:,} trainable parameters"
         pairs.append(("Adapter", f"{adapter['method']}, {weights}: {adapter['folder']}"))
     return [*pairs, ("Cost", describe_ledger(result["ledger"]))]
+
+
+def next_step(command: str, result: Mapping[str, Any], run: str) -> str:
+    """The command that usually follows, with the run folder as `run`."""
+    if command == "select":
+        return f"lpsel rows {run} --chosen" if isinstance(result["scores"], str) else f"lpsel publish {run}"
+    if command == "train":
+        return f"lpsel evaluate model={run}"
+    return f"lpsel report {run}"

@@ -14,7 +14,7 @@ from lpsel.commands.arguments import OneLineParser
 from lpsel.console import show
 from lpsel.errors import UserError
 from lpsel.report.points import Measure, measures, points
-from lpsel.report.runs import Run, Runs
+from lpsel.report.runs import Run, Runs, find_runs, number
 from lpsel.report.tables import find_readable
 from lpsel.run_config import RESULT
 from lpsel.storage import finite
@@ -51,6 +51,14 @@ def main(arguments: Sequence[str]) -> None:
         console = Console()
         narrow = console.is_terminal and console.width < WIDTH
         show(table(entries, [column for column in COLUMNS if not (narrow and column in WIDE_COLUMNS)]))
+
+
+def key_figures(folder: Path) -> tuple[str, str]:
+    """How many rows a finished run used, and its main figure; for a training run, the loss at its end."""
+    (run,) = find_runs([folder]).finished
+    cells = _cells(run, [] if run.command == "train" else measures(run))
+    loss = number(run.get("training", "last_step_nll"))
+    return cells["rows"], cells["figures"] if loss is None else f"NLL of the last step {loss:.3f}"
 
 
 def _entries(runs: Runs) -> list[Entry]:
@@ -95,9 +103,12 @@ def table(entries: Sequence[Entry], columns: Sequence[str]) -> Table:
     for column in columns:
         made.add_column(column, justify="right" if column == "rows" else "left", overflow="fold")
     here = Path.cwd().resolve()
+    several_seeds = len({run.get("seed") for _, run, _ in entries if isinstance(run, Run)} - {None}) > 1
     for folder, run, measured in entries:
         if isinstance(run, Run):
             cells = _cells(run, measured)
+            if several_seeds and run.get("seed") is not None:
+                cells["run"] += f" seed {run.get('seed')}"
         else:
             cells = {"run": next((log.stem for log in folder.glob("*.log")), ""), "figures": run}
         below = folder.is_relative_to(here) and folder != here

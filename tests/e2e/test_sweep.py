@@ -54,6 +54,10 @@ def test_a_failed_job_does_not_stop_the_others_and_a_second_call_retries_it(swee
     output = sweep(*overrides, command="select", status=2)
     states = outcomes(tmp_path)
     assert Counter(states.values()) == {"done": 2, "failed": 2}
+    assert not any(set(job) & set(",= ") for job in states)
+    assert re.findall(r"^Job (\d of \d): ", output, re.MULTILINE) == ["1 of 4", "2 of 4", "3 of 4", "4 of 4"]
+    table = [line.split() for line in output.splitlines() if line.split()[:1] and line.split()[0] in states]
+    assert sorted(line[1:3] for line in table if line[1] == "done") == [["done", "2"], ["done", "4"]]
     assert all(("b.jsonl" in job) == (state == "failed") for job, state in states.items())
     assert f"dataset.path={missing}: no such file." in output
     assert "2 of 4 jobs failed; run the same command again to retry them." in output
@@ -136,11 +140,17 @@ def test_the_folder_of_a_sweep_is_the_same_at_every_call():
 @pytest.mark.parametrize(
     ("rule", "overrides", "name"),
     [
-        ({"epochs": 1, "pct": None}, ["pct=5", "selection=lp_app", "scorer=a"], "pct=5,scorer=a,selection=lp_app"),
-        ({"epochs": None, "pct": None}, ["pct=5", "selection=random", "scorer=a"], "pct=5,selection=random"),
-        ({"epochs": None, "pct": 100}, ["pct=5", "selection=full", "scorer=a"], "selection=full"),
-        ({"epochs": 1, "pct": None}, ["pct=5", "pct=7", "tracker=none", "trainer=cpu"], "pct=7"),
+        ({"epochs": 1, "pct": None}, ["pct=5", "selection=lp_app", "scorer=a"], "pct-5__scorer-a__selection-lp_app"),
+        ({"epochs": None, "pct": None}, ["pct=5", "selection=random", "scorer=a"], "pct-5__selection-random"),
+        ({"epochs": None, "pct": 100}, ["pct=5", "selection=full", "scorer=a"], "selection-full"),
+        ({"epochs": 1, "pct": None}, ["pct=5", "pct=7", "tracker=none", "trainer=cpu"], "pct-7"),
     ],
 )
 def test_a_job_is_named_after_the_options_it_uses(rule, overrides, name):
     assert job_name(overrides, "train", _root_={"selection": rule, "cluster": {}}) == name
+
+
+def test_options_with_the_separator_of_names_do_not_make_two_jobs_one():
+    rule = {"selection": {"epochs": None, "pct": None}, "cluster": {}}
+    names = {job_name([f"seed={seed}", *more], "train", _root_=rule) for seed, more in (("1__x-2", []), ("1", ["x=2"]))}
+    assert len(names) == 2

@@ -129,3 +129,13 @@ def test_a_malformed_result_is_skipped_with_the_reason(few_runs, tmp_path, capsy
     (odd,) = (line for line in lines if line.endswith("odd"))
     assert "result.json is not complete (" in odd or "bucket" in change
     assert (report([str(tmp_path)], tmp_path / "report")).is_file()
+
+
+def test_seeds_are_shown_where_they_differ(sweep, another_seed, capsys):
+    main([str(sweep)])
+    assert " seed 1 " not in capsys.readouterr().out
+    another_seed(sweep, "again", 2)
+    main([str(sweep)])
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("train lp 5 % seed 1" in line for line in lines) == 1
+    assert sum("train lp 5 % seed 2" in line for line in lines) == 1
