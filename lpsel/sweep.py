@@ -232,7 +232,7 @@ def print_outcomes(outcomes: Sequence[Outcome], sweep: DictConfig) -> None:
         print_table(jobs, "experiment" in sweep)
         total = read_json(_outcomes_dir(sweep) / TOTAL_FILE)["jobs"]
         if total is not None and total > len(outcomes):
-            print(f"{total} jobs, {total - len(outcomes)} of which have the options of another and run once.")
+            print(f"Repeated jobs, which run once: {total - len(outcomes)} of {total}.")
         for reason in dict.fromkeys(o.reason for o in outcomes if o.reason):
             print(printable(redact(reason)), file=sys.stderr)
         return
