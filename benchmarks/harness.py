@@ -34,6 +34,7 @@ from lpsel.model.device import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("lpsel", "torch", "lightning", "transformers", "accelerate", "lm-eval", "numpy", "pandas")
 AGREEMENT = 1e-3  # nats; in float32, contestants that differ by more do not compute the same thing
+FAST_BFLOAT16 = {"amx_bf16", "avx512_bf16", "bf16"}  # as Linux names what x86 and Arm CPUs multiply bfloat16 with
 # Dense bfloat16 products of the SXM boards, from NVIDIA's data sheets, FLOP/s
 NOMINAL_PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 
@@ -279,7 +280,9 @@ def _describe(device: str) -> str:
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+    flags = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}
+    fast = sorted(flags & FAST_BFLOAT16) or ["no bfloat16 instructions"]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, {' and '.join(fast)}"
 
 
 def _version(package: str) -> str | None:

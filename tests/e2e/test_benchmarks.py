@@ -69,6 +69,20 @@ def test_gpu_on_the_cpu(benchmark):
     assert projected["ratio"] == pytest.approx(projected["others"] / projected["lpsel"])
 
 
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("fpu avx512_bf16 amx_bf16 amx_tile", "amx_bf16 and avx512_bf16"),
+        ("fpu avx2", "no bfloat16 instructions"),
+    ],
+)
+def test_a_benchmark_names_the_cpu_and_its_bfloat16_instructions(monkeypatch, flags, named):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    harness = importlib.import_module("harness")
+    monkeypatch.setattr(harness.Path, "read_text", lambda _: f"model name\t: A CPU\nflags\t\t: {flags}\n")
+    assert harness._describe("cpu") == f"A CPU, {os.cpu_count()} cores, {named}"
+
+
 def test_a_missing_path(benchmark, capsys):
     with pytest.raises(SystemExit):
         benchmark("cpu", "--model=no/such/folder")
