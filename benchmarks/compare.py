@@ -80,7 +80,8 @@ def compare(
     tokens = Tokens(tokens_folder)
     fed = ours.order_of(tokens)
     if steps:
-        fed = fed[: steps * entrants[LPSEL].keywords["batch_size"]]  # type: ignore[attr-defined]
+        batch_size = entrants[LPSEL].keywords["batch_size"]  # type: ignore[attr-defined]
+        fed = fed[batch_size : (steps + 1) * batch_size]  # the first step is not timed
     assert int(tokens.lengths[fed].sum()) == measured[LPSEL][0].tokens, "FLOPs would be counted of other rows"
     spent = {kind: (3 if steps else 1) * count for kind, count in ours.flops(model, tokens, fed).items()}
     figures: dict[str, Any] = {}

@@ -95,11 +95,11 @@ def trainer_train(
     device: str = "cpu",
     on_ready: OnReady = touch,
 ) -> Run:
-    """transformers' Trainer: 4 rows a pass, accumulated to the same rows a step as lpsel takes, its own AdamW."""
+    """transformers' Trainer: 4 rows a pass, as many rows a step and steps as lpsel, its own AdamW."""
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     tokens = Tokens(tokens_folder)
-    rows = ours.order_of(tokens)[: steps * batch_size]
+    rows = ours.order_of(tokens)[: (steps + 1) * batch_size]
     model = _load(model_folder, torch.float32, device)
     losses: list[Tensor] = []
 
@@ -111,9 +111,10 @@ def trainer_train(
     class Timed(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             on_ready(model)
-            self.seconds = stopwatch(device)
 
-        def on_step_end(self, *_: Any, **__: Any) -> None:
+        def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+            if state.global_step == 1:
+                self.seconds = stopwatch(device)
             self.took = self.seconds()
 
     timed = Timed()
@@ -122,7 +123,7 @@ def trainer_train(
             model=model,
             args=TrainingArguments(
                 output_dir=folder,
-                max_steps=steps,
+                max_steps=steps + 1,
                 per_device_train_batch_size=ROWS_A_BATCH,
                 gradient_accumulation_steps=batch_size // ROWS_A_BATCH,
                 train_sampling_strategy="sequential",
@@ -144,8 +145,8 @@ def trainer_train(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    per_step = torch.stack(losses).view(steps, -1).sum(1)
-    return Run(timed.took, int(tokens.lengths[rows].sum()), per_step.double().cpu().numpy())
+    per_step = torch.stack(losses).view(steps + 1, -1).sum(1)
+    return Run(timed.took, int(tokens.lengths[rows[batch_size:]].sum()), per_step.double().cpu().numpy())
 
 
 def _load(model_folder: Path, dtype: torch.dtype, device: str) -> Any:

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> Path:
     batch_size = 4 if options.tiny else 32
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        counts = {"scored": options.rows, "lm-eval": options.lm_eval_rows, "trained": options.steps * batch_size}
+        counts = {"scored": options.rows, "lm-eval": options.lm_eval_rows, "trained": (options.steps + 1) * batch_size}
         files = {rows: sample(options.data, rows, work) for rows in set(counts.values())}
         text, data_name = files[options.rows]
         model = options.model

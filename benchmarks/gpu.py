@@ -85,7 +85,7 @@ def _measure(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     batch_size = 4 if options.tiny else 32
     device = options.device
-    counts = {"checked": CHECKED_ROWS, "scored": options.rows, "trained": options.steps * batch_size}
+    counts = {"checked": CHECKED_ROWS, "scored": options.rows, "trained": (options.steps + 1) * batch_size}
     tokens = {
         what: ours.made_up_tokens(*alpaca_lengths(count), vocabulary, rows / what).folder
         for what, count in counts.items()

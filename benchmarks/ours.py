@@ -139,13 +139,13 @@ def train(
     record: bool = False,
     on_ready: Callable[[Any], None] = touch,
 ) -> Run:
-    """`steps` optimizer steps over the first rows of `order_of`.
+    """`steps` optimizer steps over the first rows of `order_of`, after one that is not timed: AdamW allocates in it.
 
     With `record`, a recording pass over all rows before and after; `extra` then has `whole`, the seconds of everything
     after loading, `forward`, those inside the passes' forward passes, and `passes`, those of the passes as a whole.
     """
     tokens = Tokens(tokens_folder)
-    module = fine_tuner(model_folder, steps, precision)
+    module = fine_tuner(model_folder, steps + 1, precision)
     data = _data(tokens, batch_size, SCORE_TOKENS, record)
     clock = _Clock(device, on_ready)
     with tempfile.TemporaryDirectory() as folder:
@@ -157,14 +157,14 @@ def train(
             precision,
             callbacks,
             max_epochs=1,
-            limit_train_batches=steps,
+            limit_train_batches=steps + 1,
             num_sanity_val_steps=-1 if record else 0,
             limit_val_batches=1.0 if record else 0,
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             trainer.fit(module, datamodule=data)
-    trained = order_of(tokens)[: steps * batch_size]
+    trained = order_of(tokens)[batch_size : (steps + 1) * batch_size]
     extra = {"whole": clock.whole, "passes": clock.passes, "forward": clock.forward} if record else {}
     return Run(clock.training, int(tokens.lengths[trained].sum()), np.array(clock.losses), extra)
 
@@ -228,10 +228,9 @@ class _Clock(L.Callback):
         self._time_forward_passes(pl_module)
         self.started = self._now()
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self.training_started = self._now()
-
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+        if not self.losses:
+            self.training_started = self._now()
         self.training = self._now() - self.training_started
         self.losses.append(float(trainer.callback_metrics["target/nll"]))
 
