@@ -56,9 +56,9 @@ def read_all(arguments: Sequence[str], least: int = 2, columns: Collection[str] 
 
 def _read(argument: str, columns: Collection[str]) -> list[Scored]:
     path = Path(argument).expanduser()
+    if path.is_dir() and (path / SCORES_FILE).is_file():
+        return [_read_table(argument, path / SCORES_FILE, columns)]
     if path.is_dir() and not is_external(path):
-        if (path / SCORES_FILE).is_file():
-            return [_read_table(argument, path / SCORES_FILE, columns)]
         run = scores_of_run(path)
         scored = _read_table(argument, Path(run["scores"]), columns)
         name = (run.get("scorer") or {}).get("name", scored.name)

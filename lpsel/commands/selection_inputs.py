@@ -174,7 +174,7 @@ def _given_scores(
         problem, hint = "names an array of scores=FILE.npz, which is not set", "set scores=FILE.npz, or leave it out"
         raise UserError("scores_key", config.scores_key, problem, hint)
     columns = [name for name in spec.columns if name is not None]
-    table = read_scores(config.scores, config.scores_key, columns, clusters=with_clusters, rows=len(source))
+    table = read_scores(config.scores, config.scores_key, columns, clusters=with_clusters, rows=lambda: len(source))
     spec.check_records(table)
     path = Path(config.scores).expanduser().resolve()
     file = path / SCORES_FILE

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lpsel.errors import UnusableRow
+from lpsel.redact import printable
 
 PROMPTS = ("prompt", "instruction", "question", "query", "problem", "request", "user", "human", "task", "input")
 ANSWERS = ("completion", "output", "answer", "response", "chosen", "reply", "solution", "target", "assistant", "gpt")
@@ -15,7 +16,7 @@ def unknown_form(raw: Mapping[str, Any], mapping: Mapping[str, str] | None = Non
     """The error for a row whose columns no form has, or not all those that `dataset.columns` names."""
     if mapping:
         missing = next((column for column in mapping.values() if column not in raw), "")
-        problem = f"missing in this row, which has {', '.join(raw) or 'none'}"
+        problem = f"missing in this row, which has {_names(raw)}"
         return UnusableRow(f"column {missing}", None, problem, "see dataset.columns", kind="a missing column")
     problem = "not a known form"
     hint = "map your columns, as in 'dataset.columns={instruction: COLUMN, output: COLUMN}'"
@@ -25,7 +26,11 @@ def unknown_form(raw: Mapping[str, Any], mapping: Mapping[str, str] | None = Non
     elif len(raw) == 1 and _named(PROMPTS, list(raw)) is None:
         problem = "the prompt and the answer must be separate"
         hint = "write them as two columns, such as prompt and completion, or as messages"
-    return UnusableRow(f"columns {', '.join(raw) or 'none'}", None, problem, hint, kind="an unknown form")
+    return UnusableRow(f"columns {_names(raw)}", None, problem, hint, kind="an unknown form")
+
+
+def _names(raw: Mapping[str, Any]) -> str:
+    return printable(", ".join(raw)) or "none"
 
 
 def _guess(raw: Mapping[str, Any]) -> dict[str, str]:

@@ -7,7 +7,7 @@ N rows, Q queries, T tokens
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ TYPES = {"bfloat16": BFLOAT16} | {name: np.dtype(name) for name in ("bool", "flo
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, OSError)
 
 
-def read_external(path: Path, rows: int = 0) -> pa.Table | None:
+def read_external(path: Path, rows: Callable[[], int]) -> pa.Table | None:
     """The numeric columns of a file or folder of one of these tools, by row; None for anything else.
 
     - Bergson: `score` of the only query, otherwise `score_0`, `score_1`, ... and `score`, their mean. Scores of tokens
@@ -35,7 +35,7 @@ def read_external(path: Path, rows: int = 0) -> pa.Table | None:
       columns are named `METRIC,FILTER`. Documents are the rows; those that were not evaluated are null.
 
     Args:
-        rows: of the dataset, for files that hold only some of them.
+        rows: counts those of the dataset, for files that hold only some of them.
 
     Raises:
         UserError: such a file with unexpected contents.
@@ -63,7 +63,7 @@ def _reader(path: Path) -> Any:
     return {".json": _dataflex, ".jsonl": _lm_eval}.get(path.suffix) if path.is_file() else None
 
 
-def _bergson(folder: Path, rows: int) -> dict[str, NDArray[np.float64]]:
+def _bergson(folder: Path, rows: Callable[[], int]) -> dict[str, NDArray[np.float64]]:
     """Rows of (score_0, written_0, score_1, ...) in the layout that info.json describes."""
     info = read_json(folder / INFO)
     layout = info["dtype"]
@@ -85,18 +85,18 @@ def _floats(values: NDArray[Any]) -> NDArray[np.float64]:
     return values.astype(np.float64)
 
 
-def _dataflex(file: Path, rows: int) -> dict[str, NDArray[np.float64]]:
+def _dataflex(file: Path, rows: Callable[[], int]) -> dict[str, NDArray[np.float64]]:
     """{"indices": selected rows, "metric": {name: a value of each}}; or a value of every row of the dataset."""
     step = read_json(file)
     index = np.array(step["indices"], np.int64)
     metrics = {name: np.array(values, np.float64) for name, values in step["metric"].items()}
     if not metrics:
         raise ValueError("it has no metric")
-    return {name: values if len(values) != len(index) else _placed(index, values, rows)
+    return {name: values if len(values) != len(index) else _placed(index, values, rows())
             for name, values in metrics.items()}  # fmt: skip
 
 
-def _lm_eval(file: Path, rows: int) -> dict[str, NDArray[np.float64]]:
+def _lm_eval(file: Path, rows: Callable[[], int]) -> dict[str, NDArray[np.float64]]:
     samples = list(_samples(file))
     filters = len({sample["filter"] for sample in samples}) > 1
     found: dict[str, dict[int, float]] = {}
@@ -107,7 +107,7 @@ def _lm_eval(file: Path, rows: int) -> dict[str, NDArray[np.float64]]:
                 found.setdefault(name, {})[sample["doc_id"]] = value
     if not found:
         raise ValueError("it has no numeric metric")
-    return {name: _placed(np.array([*values]), np.array([*values.values()]), rows) for name, values in found.items()}
+    return {name: _placed(np.array([*values]), np.array([*values.values()]), rows()) for name, values in found.items()}
 
 
 def _samples(file: Path) -> Iterator[dict[str, Any]]:

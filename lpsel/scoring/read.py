@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from lpsel.data.size_limits import check_expansion
 from lpsel.errors import UserError, printable_line
 from lpsel.integrity import Damaged, unseal
+from lpsel.redact import printable
 from lpsel.scoring.external import read_external
 from lpsel.scoring.npz import SUFFIX, open_npz
 from lpsel.scoring.store import FORMAT, MANIFEST
@@ -30,7 +31,11 @@ FILES = "use a scores folder, or a .parquet, .csv or .npz file"
 
 
 def read_scores(
-    path: str | Path, key: str | None = None, columns: Collection[str] = (), clusters: bool = True, rows: int = 0
+    path: str | Path,
+    key: str | None = None,
+    columns: Collection[str] = (),
+    clusters: bool = True,
+    rows: Callable[[], int] = lambda: 0,
 ) -> ScoreTable:
     """Read a scores folder, a Parquet or CSV table of scores, or a .npz of perplexities, sorted by its `index`.
 
@@ -45,14 +50,14 @@ def read_scores(
         key: the name of the array in a .npz that has several.
         columns: other columns to read where the table has them; `ppl_X` stands in for `nll_X`.
         clusters: whether to read the column `cluster`.
-        rows: of the dataset, for files of other tools that hold only some of them.
+        rows: counts those of the dataset, for files of other tools that hold only some of them.
 
     Raises:
         UserError: no such file, no or missing epochs, a column of the wrong type, no such array; a scores folder
             whose file or rows are not the ones that its manifest describes.
     """
     file = Path(str(path)).expanduser()
-    table, fingerprint = read_external(file, rows), None
+    table, fingerprint = None if (file / SCORES_FILE).is_file() else read_external(file, rows), None
     if table is None:
         file, fingerprint = _check_folder(path)
     if key is not None and file.suffix != SUFFIX:
@@ -230,7 +235,7 @@ class _Columns:
             return "nll", 0
         hint = "name the columns nll_0, nll_1, ... (mean NLL in nats before training, after epoch 1, ...) or ppl_0, ..."
         if others := [name for name in self.names if name not in OPTIONAL]:
-            hint = f"set selection=score_column selection.column=NAME, of {', '.join(others)}"
+            hint = f"set selection=score_column selection.column=NAME, of {printable(', '.join(others))}"
         raise UserError("scores", self.file, "has no column nll_0 (or ppl_0)", hint)
 
     def _records(self, kind: str, epochs: int) -> NDArray[np.float64]:

@@ -42,7 +42,7 @@ def write_bergson(folder, score_TQ, kind="float32", offsets=None, unwritten=()):
 
 
 def columns(path, *names, rows=0):
-    table = read_scores(path, columns=names, rows=rows)
+    table = read_scores(path, columns=names, rows=lambda: rows)
     return [table.columns[name].tolist() if name in table.columns else None for name in names]
 
 
