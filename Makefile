@@ -37,7 +37,7 @@ lint: venv ## Check style and types
 	$(BIN)/mypy
 
 test: lint ## Check style and types, run the tests (PYTEST_ARGS= includes slow ones and real models)
-	$(BIN)/python -m pytest --numprocesses=2 --dist=worksteal $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses=3 --dist=worksteal $(PYTEST_ARGS)
 
 test-torch-free: ## A short test without torch, in build/torch-free; for another Python: PYTHON=python3.13
 	$(PYTHON) -m venv build/torch-free

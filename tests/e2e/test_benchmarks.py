@@ -38,6 +38,7 @@ def finite(ratio):
     return all(math.isfinite(ratio[part]) and ratio[part] > 0 for part in ("median", "min", "max"))
 
 
+@pytest.mark.slow
 def test_cpu(benchmark, monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.import_module("cpu"), "ALPACA", tmp_path / "none")
     figures = benchmark("cpu", "--rows=8", "--lm-eval-rows=8", "--steps=1")
@@ -103,6 +104,7 @@ def test_memory(benchmark):
     assert all(math.isfinite(row["ratio"]) and row["peak_bytes"] > 0 for row in figures["comparisons"])
 
 
+@pytest.mark.slow
 def test_a_killed_benchmark_leaves_no_process_behind(tmp_path):
     (tmp_path / "endless.py").write_text(
         "import os, pathlib, time\n"
@@ -132,6 +134,7 @@ def wait_until(true, seconds):
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_commands(benchmark):
     figures = benchmark("commands")
     assert [row["command"].split()[0] for row in figures["comparisons"]] == ["select.py", "train.py"]
@@ -191,6 +194,7 @@ def test_stopping_without_its_material(monkeypatch, tmp_path, capsys):
     assert "model is not there: nothing to measure" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_loading(benchmark):
     """A rank of fsdp holds half of the weights, and a tensor at a time, whatever type they are stored in."""
     loads = {(load["stored"], load["strategy"]): load["ranks"] for load in benchmark("loading")["loads"]}

@@ -59,6 +59,7 @@ def run(script, *arguments, cwd, timeout=250):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts anonymous memory on Linux alone")
 def test_rows_beyond_the_memory_are_scored_and_selected(rows, toy_model, tmp_path):
     done = run(

@@ -114,6 +114,7 @@ def test_two_processes_train_the_same_adapter(embedded, tmp_path):
         torch.testing.assert_close(theirs[name], weight, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_a_real_model_learns_in_four_bits(real_models, shared_data, tmp_path):
     base = real_models / "smollm2-135m"

@@ -137,6 +137,7 @@ def test_ranks_wait_for_rank_0_as_long_as_it_shows_that_it_is_alive(tmp_path, as
     assert [(tmp_path / f"out{rank}").read_text() for rank in range(2)] == ["found\n"] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_rank_0_that_is_lost_ends_the_others_with_one_line(tmp_path, as_ranks, monkeypatch):
     monkeypatch.chdir(tmp_path)

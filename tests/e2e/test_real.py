@@ -78,6 +78,7 @@ def test_ifd_of_a_real_scorer_is_around_1(select, tmp_path):
     assert result["score"]["selected"]["highest"] < 1
 
 
+@pytest.mark.slow
 def test_a_target_with_another_tokenizer_trains_on_the_same_rows_and_is_evaluated(
     smollm2, select, given, real_models, tmp_path
 ):

@@ -197,8 +197,9 @@ def select_and_kill_rank_1(given, run_dir):
     run("select", given, run_dir)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_one_of_two_ranks_is_killed_and_one_or_three_resume(tmp_path, toy_model, rows, whole, as_ranks, strategy):
     def given(cache, world):
         more = [f"trainer={strategy}", "trainer.accelerator=cpu", f"trainer.devices={world}"]

@@ -73,6 +73,7 @@ def test_a_failed_job_does_not_stop_the_others_and_a_second_call_retries_it(swee
     assert len(results(tmp_path)) == 4
 
 
+@pytest.mark.slow
 def test_joblib_runs_jobs_in_parallel_and_shared_work_is_done_once(sweep, tmp_path, toy_model, instructions):
     side_by_side = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     output = sweep(*side_by_side, *given(tmp_path, toy_model, instructions(rows=8)), "selection=lp_app", "pct=25,50")

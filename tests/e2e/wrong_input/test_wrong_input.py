@@ -134,7 +134,7 @@ class NoEntry(BaseHTTPRequestHandler):
     [
         ("select dataset.path=someone/rows", "dataset.path=someone/rows"),
         ("select dataset.path=good.jsonl cluster=none scorer.path=someone/model", "someone/model"),
-        ("evaluate model=someone/model", "someone/model"),
+        pytest.param("evaluate model=someone/model", "someone/model", marks=pytest.mark.slow),
     ],
 )
 def test_a_key_that_the_hub_rejects_ends_in_one_line_without_the_key(line, value, wrong_files, tmp_path):

@@ -208,6 +208,7 @@ def test_filters_are_separate_metrics_and_missing_errors_are_none():
     }
 
 
+@pytest.mark.slow
 @installed
 def test_the_command_runs_next_to_evaluate_py(toy_model, tasks, tmp_path):
     # a metric of the package `evaluate`, whose name evaluate.py has as well

@@ -155,6 +155,7 @@ def test_errors_are_raised_before_a_model_is_loaded(tmp_path, toy_model, toy_spe
     check(toy_spec, questions(2), SHORT, cache_dir=tmp_path, dtype=torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_a_real_model_answers_real_prompts(tmp_path, real_models, shared_data):
     from lpsel.generation.prompts import load_prompts

@@ -249,6 +249,7 @@ def test_a_redirect_does_not_send_prompts_to_another_server(tmp_path, server):
     assert received == []
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_a_server_with_a_real_model_gives_that_models_greedy_answers(tmp_path, real_models, free_port):
     from lpsel.model.spec import ModelSpec

@@ -118,7 +118,7 @@ def reloaded_nll(folder, data, cache):
 RECIPE = ["model.recipe.learning_rate=1e-2", "model.recipe.max_grad_norm=0.5"]
 CASES = [
     ("llama, tied", 2, 11),
-    ("gemma3", 2, 11),
+    pytest.param("gemma3", 2, 11, marks=pytest.mark.slow),
     pytest.param("llama, untied", 3, 23, marks=pytest.mark.slow),
     pytest.param("opt", 2, 23, marks=pytest.mark.slow),
     pytest.param("llama, tied", 1, 11, marks=pytest.mark.slow),
@@ -156,6 +156,7 @@ def test_gradients_are_clipped_over_all_slices(tmp_path, toy_model, instructions
     assert norm == pytest.approx(0.01, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_bfloat16_layers_on_float32_weights_stay_near_float32(tmp_path, toy_model, instructions, as_ranks):
     data = instructions(rows=11)
     fsdp = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=bf16-mixed"]

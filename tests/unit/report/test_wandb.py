@@ -26,6 +26,7 @@ def test_curves_and_bars_are_means_of_the_points(few_runs):
     assert panel.bars == {f"bars 1/{p.run.series}, 25 %": p.value for p in measured if p.run.bucket}
 
 
+@pytest.mark.slow
 def test_panels_show_what_the_reports_run_has_logged(few_runs, tmp_path, no_wandb_account, wandb_server, capsys):
     from wandb_workspaces.reports.v2 import BarPlot, LinePlot, PanelGrid, Report
     from wandb_workspaces.reports.v2.internal import ReportViewspec

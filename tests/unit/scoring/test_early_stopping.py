@@ -296,6 +296,7 @@ def test_rows_without_a_number_do_not_rank():
     assert math.isnan(rank_correlation(np.full(4, np.nan), b))
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_a_real_scorer_stops(tmp_path, shared_data, real_models):
     given = ["scorer=smollm2-135m", f"scorer.path={real_models}/smollm2-135m", "scorer.max_length=64", "trainer=cpu",

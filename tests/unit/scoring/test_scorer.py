@@ -116,9 +116,8 @@ LAUNCHERS = {
 }
 
 
-@pytest.mark.parametrize(
-    "launcher", [pytest.param(name, marks=pytest.mark.slow) if "Lightning" in name else name for name in LAUNCHERS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_scores_do_not_depend_on_the_number_of_processes(tmp_path, toy_model, instructions, launcher):
     """25 rows: neither 2 nor 3 processes get equal numbers of them."""
     processes, python = LAUNCHERS[launcher]
