@@ -57,7 +57,8 @@ def read_scores(
             whose file or rows are not the ones that its manifest describes.
     """
     file = Path(str(path)).expanduser()
-    table, fingerprint = None if (file / SCORES_FILE).is_file() else read_external(file, rows), None
+    ours = file.is_dir() and (file / SCORES_FILE).is_file()
+    table, fingerprint = None if ours else read_external(file, rows), None
     if table is None:
         file, fingerprint = _check_folder(path)
     if key is not None and file.suffix != SUFFIX:
