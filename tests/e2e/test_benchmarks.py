@@ -60,6 +60,7 @@ def test_cpu(benchmark, monkeypatch, tmp_path):
     assert 0 <= figures["recording"]["percent_beyond_forward_passes"]["median"] < 100
 
 
+@pytest.mark.slow
 def test_gpu_on_the_cpu(benchmark):
     figures = benchmark("gpu", "--device=cpu", "--rows=8", "--steps=1")
     scoring, training = figures["comparisons"]

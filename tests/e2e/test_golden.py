@@ -352,6 +352,7 @@ def test_selections_from_released_perplexities(name, released, commands):
     check(name, found)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_a_real_scorer_and_target_on_60_rows(commands, real_models, shared_data):
     model = real_models / "smollm2-135m"

@@ -135,6 +135,7 @@ def hub(tmp_path, toy_model):
     return tmp_path / "hub"
 
 
+@pytest.mark.slow
 def test_rows_of_the_users_own_are_scored_by_a_real_model(tmp_path, hub):
     written(tmp_path / "rows-1.jsonl", INSTRUCTIONS[:6])
     written(tmp_path / "rows-2.jsonl", INSTRUCTIONS[6:])

@@ -80,7 +80,10 @@ def check_snapshot(line, message):
     assert message == messages.get(line)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.line)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=case.line, marks=[pytest.mark.slow] if n % 2 else []) for n, case in enumerate(CASES)],
+)
 def test_a_wrong_input_ends_in_one_line(case, wrong_files, server, alone, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(wrong_files)
     monkeypatch.setenv("LPSEL_CACHE", str(tmp_path / "cache"))

@@ -117,6 +117,7 @@ def test_compiled_layers_are_compiled_once_for_each_size_of_pack(make_model):
     assert graphs[3:] == graphs[3:4] * 2
 
 
+@pytest.mark.slow
 def test_no_size_of_pack_is_left_uncompiled(make_model, monkeypatch):
     """By default PyTorch compiles eight versions of a layer's code and runs the ninth uncompiled."""
     torch._dynamo.reset()
