@@ -1,7 +1,6 @@
 """Files in which one row in a hundred is odd, through reading, scoring, selection and training."""
 
 import json
-import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -99,12 +98,9 @@ def test_of_100_000_rows_the_odd_ones_are_counted_and_not_selected(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def strict_model(toy_model, tmp_path_factory):
+def strict_model(with_chat_template):
     """The toy model with a chat template that rejects some conversations and has no tools."""
-    folder = tmp_path_factory.mktemp("strict") / "strict"
-    shutil.copytree(toy_model, folder)
-    (folder / "chat_template.jinja").write_text(STRICT)
-    return folder
+    return with_chat_template(STRICT, "strict")
 
 
 def training(model, path, cache, *overrides):

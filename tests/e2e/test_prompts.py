@@ -24,12 +24,9 @@ MESSAGES = [
 
 
 @pytest.fixture(scope="module")
-def chat_model(toy_model, tmp_path_factory):
+def chat_model(with_chat_template):
     """A model with a chat template."""
-    folder = tmp_path_factory.mktemp("chat") / "chat-llama"
-    shutil.copytree(toy_model, folder)
-    (folder / "chat_template.jinja").write_text(CHAT)
-    return folder
+    return with_chat_template(CHAT)
 
 
 def written(path, rows):

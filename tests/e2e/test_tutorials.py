@@ -4,7 +4,6 @@ import json
 import re
 import runpy
 import shlex
-import shutil
 import sys
 from pathlib import Path
 
@@ -16,12 +15,10 @@ REAL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 @pytest.fixture
-def chat_model(toy_model, tmp_path):
+def chat_model(with_chat_template):
     """The toy model with a chat template."""
-    folder = shutil.copytree(toy_model, tmp_path / "model")
     template = "{% for m in messages %}{{ m.role[0] + ':' + m.content + eos_token }}{% endfor %}"
-    (folder / "chat_template.jinja").write_text(template + "{% if add_generation_prompt %}a:{% endif %}")
-    return str(folder)
+    return str(with_chat_template(template + "{% if add_generation_prompt %}a:{% endif %}"))
 
 
 def test_chats_to_trl(chat_model, tmp_path, monkeypatch, capsys):
