@@ -52,20 +52,27 @@ def trainers(
     model: Path, tokens: Path, precision: str, device: str, steps: int, batch_size: int
 ) -> dict[str, Callable[..., Run]]:
     sizes: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "device": device}
-    return {
-        LPSEL: partial(ours.train, model, tokens, precision, **sizes),
-        TRAINER: partial(contestants.trainer_train, model, tokens, precision, **sizes),
-    }
+    found: dict[str, Callable[..., Run]] = {LPSEL: partial(ours.train, model, tokens, precision, **sizes)}
+    if contestants.HAS_TRAINER:
+        found[TRAINER] = partial(contestants.trainer_train, model, tokens, precision, **sizes)
+    return found
 
 
 def compare(
-    title: str, entrants: Mapping[str, Callable[..., Run]], rounds: int, model: Path, device: str, steps: int = 0
+    title: str,
+    entrants: Mapping[str, Callable[..., Run]],
+    rounds: int,
+    model: Path,
+    device: str,
+    steps: int = 0,
+    peaks: bool = True,
 ) -> dict[str, Any]:
     """Run the rounds, check that all agree, measure peak memory, print the table and return all figures.
 
     Args:
         entrants: lpsel first; bound to the same rows.
         steps: optimizer steps of each run that trains.
+        peaks: whether to measure peak memory, in one more run of every contestant.
     """
     print(f"\n{title}", flush=True)
     _, tokens_folder, precision = entrants[LPSEL].args  # type: ignore[attr-defined]
@@ -93,7 +100,7 @@ def compare(
             kind: spread([flops / run.seconds / best for run, best in zip(runs, rate, strict=True)])["median"]
             for kind, flops in spent.items()
         }
-        peak = peak_above_weights(device, entrants[name])
+        peak = peak_above_weights(device, entrants[name]) if peaks else None
         figures[name] = {
             "ratio": speed,
             "tokens_per_second": spread([run.rate for run in runs]),
@@ -111,12 +118,12 @@ def compare(
                 "1" if name == LPSEL else in_words(speed),
                 f"{shares['needed']:.0%}",
                 f"{shares['full']:.0%}",
-                f"{peak / 2**20:,.0f}",
+                *([] if peak is None else [f"{peak / 2**20:,.0f}"]),
                 f"{difference:.1e}",
             ]
         )
     headings = ["", "tokens/s", *(["s/step"] if steps else []), "lpsel/it"]
-    headings += ["of matmul, needed", "of matmul, full", "peak MiB above weights", "off by, nats"]
+    headings += ["of matmul, needed", "of matmul, full", *(["peak MiB above weights"] if peaks else []), "off by, nats"]
     show(title, headings, rows, [f"matrix products {spread(rate)['median'] / 1e9:,.0f} GFLOP/s"])
     return {
         "title": title,

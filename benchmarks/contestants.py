@@ -20,9 +20,11 @@ from lpsel.data.tokens import Tokens
 
 IGNORED = -100
 ROWS_A_BATCH = 4  # the released settings: 4 rows a pass, 8 passes a step
-DTYPES = {"32-true": torch.float32, "bf16-true": torch.bfloat16}
+DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.float32, "bf16-true": torch.bfloat16}
 
 HAS_LM_EVAL = find_spec("lm_eval") is not None
+HAS_TRAINER = find_spec("accelerate") is not None  # which transformers' Trainer needs
+NO_TRAINER = "accelerate is not installed, so transformers' Trainer is left out"
 OnReady = Callable[[Any], None]
 
 
@@ -39,7 +41,7 @@ def recipe_score(
     on_ready(model)
     perplexities = []
     seconds = stopwatch(device)
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-mixed"):
         for start in range(0, len(rows), ROWS_A_BATCH):
             batch = {
                 name: tensor.to(device)

@@ -76,7 +76,9 @@ def random_llama(folder: Path, text: Path, *, layers: int, hidden: int, vocabula
     return random_model(folder, config, text.read_text().splitlines())
 
 
-def random_model(folder: Path, config: Any, text: list[str], dtype: torch.dtype = torch.float32) -> Path:
+def random_model(
+    folder: Path, config: Any, text: list[str], dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> Path:
     """A model folder with random weights; its tokenizer needs no more than a few thousand of the vocabulary's ids."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -94,5 +96,7 @@ def random_model(folder: Path, config: Any, text: list[str], dtype: torch.dtype 
     backend.train_from_iterator(text, learner)
     PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>").save_pretrained(folder)
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(folder)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.save_pretrained(folder)
     return folder

@@ -1,4 +1,4 @@
-"""lpsel as a contestant: every call into its internals that a benchmark makes is in this file."""
+"""lpsel as a contestant."""
 
 import tempfile
 import time
@@ -37,7 +37,7 @@ LEARNING_RATE = 2e-5
 
 def tokens_of(rows: Path, model_folder: Path, cache: Path) -> Tokens:
     """The rows of a file as the model's tokens, in the paper's template."""
-    tokenizer = load_tokenizer(_spec(model_folder), str(model_folder))
+    tokenizer = load_tokenizer(spec_of(model_folder), str(model_folder))
     return tokenize(Source(DatasetSpec("benchmark", str(rows))), tokenizer, "alpaca", MAX_LENGTH, cache)
 
 
@@ -93,7 +93,7 @@ def flops(model_folder: Path, tokens: Tokens, rows: NDArray[np.int64]) -> dict[s
 
 def largest_pack(model_folder: Path, precision: str, score_tokens: int, device: str) -> int:
     """Tokens of the largest pack that a recording pass makes where `score_tokens` are asked for."""
-    return recording_pack(load_config(_spec(model_folder), str(model_folder)), precision, score_tokens, device)
+    return recording_pack(load_config(spec_of(model_folder), str(model_folder)), precision, score_tokens, device)
 
 
 def score(
@@ -115,7 +115,7 @@ def score(
     """
     tokens = Tokens(tokens_folder)
     module = fine_tuner(model_folder, 1, precision)
-    data = _data(tokens, 32, largest_pack(model_folder, precision, score_tokens, device), record=True)
+    data = data_module(tokens, 32, largest_pack(model_folder, precision, score_tokens, device), record=True)
     with tempfile.TemporaryDirectory() as folder:
         parts = Parts(Path(folder) / "parts")
         clock = _Clock(device, on_ready)
@@ -146,7 +146,7 @@ def train(
     """
     tokens = Tokens(tokens_folder)
     module = fine_tuner(model_folder, steps + 1, precision)
-    data = _data(tokens, batch_size, SCORE_TOKENS, record)
+    data = data_module(tokens, batch_size, SCORE_TOKENS, record)
     clock = _Clock(device, on_ready)
     with tempfile.TemporaryDirectory() as folder:
         callbacks: list[L.Callback] = [clock]
@@ -169,7 +169,8 @@ def train(
     return Run(clock.training, int(tokens.lengths[trained].sum()), np.array(clock.losses), extra)
 
 
-def _spec(model_folder: Path) -> ModelSpec:
+def spec_of(model_folder: Path) -> ModelSpec:
+    """A model folder, trained with the benchmarks' recipe."""
     recipe = Recipe(epochs=1, learning_rate=LEARNING_RATE, warmup=0.0, schedule="constant", seed=SEED)
     return ModelSpec("benchmark", str(model_folder), max_length=MAX_LENGTH, recipe=recipe)
 
@@ -177,10 +178,10 @@ def _spec(model_folder: Path) -> ModelSpec:
 def fine_tuner(model_folder: Path, steps: int, precision: str) -> FineTuner:
     # As conf/optimizer/adamw.yaml
     adamw = partial(torch.optim.AdamW, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True)
-    return FineTuner("target", _spec(model_folder), str(model_folder), adamw, steps, precision=precision)
+    return FineTuner("target", spec_of(model_folder), str(model_folder), adamw, steps, precision=precision)
 
 
-def _data(tokens: Tokens, batch_size: int, score_tokens: int, record: bool) -> SubsetDataModule:
+def data_module(tokens: Tokens, batch_size: int, score_tokens: int, record: bool) -> SubsetDataModule:
     return SubsetDataModule(
         tokens,
         batch_size=batch_size,

@@ -60,15 +60,58 @@ def test_cpu(benchmark, monkeypatch, tmp_path):
     assert 0 <= figures["recording"]["percent_beyond_forward_passes"]["median"] < 100
 
 
+@pytest.fixture
+def gpu_check(monkeypatch, tmp_path):
+    """Run stages in their smallest form on the CPU; what the JSON holds of each, and the exit status."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+
+    def run(*stages):
+        options = ["--device=cpu", "--tiny", "--rounds=1", "--rows=8", "--steps=1", f"--out={tmp_path}", "--stages"]
+        path, status = importlib.import_module("gpu_check").main([*options, *stages])
+        return json.loads(path.read_text())["stages"], status
+
+    return run
+
+
+def test_the_check_for_a_gpu_compares_with_float32_and_profiles(gpu_check):
+    stages, status = gpu_check("attention", "losses", "profile", "checkpoint")
+    assert status == 0
+    assert [stage["failed"] for stage in stages.values()] == [[]] * 4
+    attention, losses, profile, checkpoint = (stage["figures"] for stage in stages.values())
+    assert len(attention["cases"]) == 2 * 2 * 2 * 4  # heads, windows, dtypes, packs
+    assert {model["32-true"]["nll"] < 1e-5 for model in losses.values()} == {True}
+    assert 0 < losses["tiny Llama"]["bf16-mixed"]["gradient"] < 0.05
+    assert [profile[part]["profiled"] for part in ("training", "recording")] == [3, pytest.approx(4, abs=3)]
+    assert 0 < profile["training"]["device_busy_percent"] <= 100
+    assert checkpoint["bytes"] > 3 * 4 * 32 * 512  # of the embeddings: weights and two moments
+
+
 @pytest.mark.slow
-def test_gpu_on_the_cpu(benchmark):
-    figures = benchmark("gpu", "--device=cpu", "--rows=8", "--steps=1")
-    scoring, training = figures["comparisons"]
-    assert scoring["contestants"].keys() >= {"lpsel"} | RECIPE | LM_EVAL
-    assert all(finite(each["ratio"]) for each in [*scoring["contestants"].values(), *training["contestants"].values()])
-    projected = figures["alpaca_end_to_end"][0]
+def test_the_check_for_a_gpu_projects_alpaca_from_measured_rates(gpu_check):
+    stages, status = gpu_check("rates", "projection")
+    assert status == 0
+    measured = stages["rates"]["figures"]["tiny OPT"]
+    assert measured["scoring"]["contestants"].keys() == {"lpsel"} | RECIPE
+    assert measured["training"]["contestants"].keys() == {"lpsel", "transformers Trainer"}
+    assert all(finite(each["ratio"]) for part in measured.values() for each in part["contestants"].values())
+    projected = stages["projection"]["figures"]["tiny OPT"]
     assert 52_002 * 60 < projected["tokens"] < 52_002 * 200
-    assert projected["ratio"] == pytest.approx(projected["others"] / projected["lpsel"])
+
+
+def test_a_stage_that_fails_leaves_the_others_and_is_reported(gpu_check, monkeypatch, capsys):
+    import device_checks
+
+    def broken(*_):
+        raise RuntimeError("CUDA error: no kernel image is available")
+
+    monkeypatch.setattr(device_checks, "losses_and_gradients", broken)
+    monkeypatch.setitem(device_checks.ROUNDING, device_checks.torch.bfloat16, 1e-9)
+    stages, status = gpu_check("losses", "attention")
+    assert status == 1
+    assert stages["losses"]["failed"] == ["losses: RuntimeError: CUDA error: no kernel image is available"]
+    assert stages["losses"]["traceback"][-1] == "RuntimeError: CUDA error: no kernel image is available"
+    assert len(stages["attention"]["failed"]) == 16  # bfloat16 rounds to 8 bits; float32 agrees
+    assert "failed: attention of tiny, 64, an empty pack, torch.bfloat16: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -91,12 +134,13 @@ def test_a_missing_path(benchmark, capsys):
     assert "--model: no/such/folder: not there; give another, or leave it out." in capsys.readouterr().err
 
 
-def test_gpu_without_one(benchmark, monkeypatch):
+def test_the_check_for_a_gpu_without_one(monkeypatch):
     import torch
 
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit, match=r"^--device=cuda: this machine has no CUDA device; say --device cpu --tiny"):
-        benchmark("gpu")
+    with pytest.raises(SystemExit, match=r"^--device=cuda: this machine has no CUDA device; set --device cpu --tiny"):
+        importlib.import_module("gpu_check").main([])
 
 
 def test_memory(benchmark):

@@ -1,0 +1,367 @@
+"""The stages of gpu_check.py that compare a device with float32 and time what only training shows.
+
+Each returns its figures and the checks that failed, in words.
+"""
+
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import ours
+import torch
+import torch.nn.functional as F
+from harness import AGREEMENT, begin_peak, resident, stopwatch, synchronise
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from lpsel.data.packing import MicroBatch, Segment, varlen_of
+from lpsel.data.tokens import Tokens
+from lpsel.model.attention import PackedAttention, flash_supports
+from lpsel.model.loss import PerSampleLoss, check_head, per_sample_nll
+from lpsel.model.memory_estimate import training_memory
+from lpsel.scoring.recorder import NLLRecorder
+from lpsel.scoring.store import Parts
+from lpsel.tracking.tracker import Tracker
+from lpsel.training.checkpoint import Checkpoints
+from lpsel.training.setup import TrainingSetup
+from lpsel.training.trainer import fit
+
+# T tokens of a pack, H query heads, G key heads, D head dimension
+
+Checked = tuple[dict[str, Any], list[str]]
+# Query heads, key heads, size of a head
+HEADS = {
+    "OPT-350M": (16, 16, 64),
+    "OPT-2.7B": (32, 32, 80),
+    "OPT-13B, Llama 2 13B": (40, 40, 128),
+    "Llama 3.2 1B": (32, 8, 64),
+    "Llama 3 8B, Qwen3 4B": (32, 8, 128),
+    "SmolLM2-135M": (9, 3, 64),
+    "Gemma 3 270M": (4, 1, 256),
+}
+TINY_HEADS = {"tiny, grouped": (4, 2, 8), "tiny": (2, 2, 16)}
+WINDOWS = (None, 64)
+PARTS = ("out", "query", "key", "value")  # the result, and the gradients
+# Relative to the norm. The rounding of one bfloat16 value is at most 2^-9; float32 products may use TF32.
+ROUNDING = {torch.bfloat16: 1e-2, torch.float32: 1e-3}
+NLL_LIMITS = {"32-true": AGREEMENT, "bf16-mixed": 0.1}  # nats
+GRADIENT_LIMITS = {"32-true": 1e-3, "bf16-mixed": 5e-2}  # relative to the norm of all gradients
+WARM_UP = 3  # steps and packs before the profiler starts
+GAP = 100e-6  # seconds without work on the device from which a gap is counted
+
+
+def packs() -> dict[str, list[Segment]]:
+    """Packs as `lpsel.data.packing` lays them out: prefixes first, then the rows, then tokens that fill it up."""
+    one, two = Segment(0, 41), Segment(41, 60)
+    return {
+        "rows": [Segment(0, 130), Segment(130, 131), Segment(131, 300)],
+        "a prefix": [one, Segment(41, 141, 0, 41), Segment(141, 142, 0, 41), Segment(142, 330, 0, 41)],
+        "two prefixes, and filled up": [
+            one,
+            two,
+            *(Segment(60 + 30 * i, 90 + 30 * i, *(one if i % 2 else two)[:2]) for i in range(8)),
+            Segment(300, 301),
+            Segment(301, 320),
+        ],
+        "an empty pack": [Segment(0, 2)],
+    }
+
+
+def attention(device: str, tiny: bool) -> Checked:
+    """The attention of packs, forward and backward, against PyTorch's sdpa in float32, one segment at a time."""
+    cases, failed = [], []
+    shapes = TINY_HEADS if tiny else HEADS
+    for (model, heads), window, dtype in product(shapes.items(), WINDOWS, ROUNDING):
+        for name, segments in packs().items():
+            errors = _attention_errors(segments, heads, window, dtype, device)
+            case = {"heads": model, "window": window, "pack": name, "dtype": str(dtype)}
+            cases.append(case | errors)
+            if not max(errors[part] for part in PARTS) <= ROUNDING[dtype]:
+                failed.append(f"attention of {', '.join(map(str, case.values()))}: {errors}")
+    worst = {
+        str(dtype): max(case[part] for case in cases if case["dtype"] == str(dtype) for part in PARTS)
+        for dtype in ROUNDING
+    }
+    return {"largest_relative_error": worst, "cases": cases}, failed
+
+
+def _attention_errors(
+    segments: list[Segment], heads: tuple[int, int, int], window: int | None, dtype: torch.dtype, device: str
+) -> dict[str, Any]:
+    """The kernel that was used, and the errors of the result and of each gradient.
+
+    They are relative to the norm of the result and of all gradients together.
+    """
+    queries, groups, size = heads
+    tokens = segments[-1].stop
+    draw = torch.Generator().manual_seed(0)
+    leaves = [
+        torch.randn(1, count, tokens, size, generator=draw).to(device, dtype).requires_grad_()
+        for count in (queries, groups, groups)
+    ]
+    exact = [leaf.detach().float().requires_grad_() for leaf in leaves]
+    prefixes = {s.prefix_start for s in segments if s.prefix_stop}
+    shared = [s for s in segments if s.start in prefixes and not s.prefix_stop]
+    packed = PackedAttention()
+    rows = tuple(s for s in segments if s not in shared)
+    nothing = torch.empty(0, dtype=torch.int64)
+    whole = MicroBatch(*[nothing] * 7, tuple(shared), rows, 0, varlen_of(segments))
+    packed.batch = whole.to(torch.device(device))
+    out_1THD, _ = packed(nn.Module(), *leaves, None, sliding_window=window)
+    outer = torch.randn(out_1THD.shape, generator=draw).to(device, dtype)
+    out_1THD.backward(outer)
+    reference = _by_sdpa(segments, *exact, window)
+    reference.backward(outer.float())
+    gradients = [(ours_.grad, theirs.grad) for ours_, theirs in zip(leaves, exact, strict=True)]
+    norm = float(sum(theirs.square().sum() for _, theirs in gradients)) ** 0.5
+    offs = [float((ours_ - theirs).norm()) / norm for ours_, theirs in gradients]
+    kernel = "varlen" if flash_supports(leaves[0][0], leaves[2][0]) else "segments"
+    out = float((out_1THD - reference).norm() / reference.norm())
+    return {"kernel": kernel, **dict(zip(PARTS, [out, *offs], strict=True))}
+
+
+def _by_sdpa(segments: list[Segment], query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
+    parts = []
+    for s in segments:
+        seen = [*range(s.prefix_start, s.prefix_stop), *range(s.start, s.stop)]
+        index = torch.tensor(seen, device=query.device)
+        position = torch.arange(len(seen), device=query.device)
+        mask = position[None] <= position[:, None]
+        if window is not None:
+            mask &= position[None] > position[:, None] - window
+        own = mask[s.prefix_stop - s.prefix_start :]
+        k, v = key.index_select(2, index), value.index_select(2, index)
+        parts.append(F.scaled_dot_product_attention(query[:, :, s.start : s.stop], k, v, own, enable_gqa=True))
+    return torch.cat(parts, dim=2).transpose(1, 2)
+
+
+def losses_and_gradients(model: Path, tokens: Path, device: str) -> Checked:
+    """Every row's NLL and all gradients of a pack, against the model's own on a CPU in float32, row by row."""
+    rows = Tokens(tokens)
+    exact_N, exact_gradients = _row_by_row(model, rows)
+    figures: dict[str, Any] = {}
+    failed = []
+    for precision in NLL_LIMITS:
+        nll_N, gradients = _packed(model, rows, precision, device)
+        squares = [((gradients[n] - g).square().sum(), g.square().sum()) for n, g in exact_gradients.items()]
+        off, norm = (float(sum(each)) ** 0.5 for each in zip(*squares, strict=True))
+        figures[precision] = {"nll": float(np.abs(nll_N - exact_N).max()), "gradient": off / norm}
+        for what, limit in (("nll", NLL_LIMITS[precision]), ("gradient", GRADIENT_LIMITS[precision])):
+            if not figures[precision][what] <= limit:
+                failed.append(f"{model.name}, {precision}: {what} off by {figures[precision][what]:.3g}, above {limit}")
+    return figures, failed
+
+
+def _row_by_row(folder: Path, tokens: Tokens) -> tuple[np.ndarray, dict[str, Tensor]]:
+    model = _load(folder)
+    nll = []
+    for i in range(len(tokens)):
+        ids_1T = torch.tensor(tokens.input_ids(i), dtype=torch.int64)[None]
+        logits_TV = model(input_ids=ids_1T, use_cache=False).logits[0, :-1]
+        supervised_T = torch.tensor(tokens.supervised(i))[1:]
+        row = F.cross_entropy(logits_TV[supervised_T], ids_1T[0, 1:][supervised_T], reduction="sum")
+        (row / int(tokens.response_tokens.sum())).backward()
+        nll.append(float(row) / int(supervised_T.sum()))
+    return np.array(nll), _gradients(model)
+
+
+def _packed(folder: Path, tokens: Tokens, precision: str, device: str) -> tuple[np.ndarray, dict[str, Tensor]]:
+    loss = PerSampleLoss(_load(folder).to(device)).eval()
+    check_head(loss)
+    data = ours.data_module(tokens, len(tokens), ours.SCORE_TOKENS, record=True)
+    batch = data.pack(np.arange(len(tokens)), ours.TRAIN_TOKENS).to(torch.device(device))
+    with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-mixed", cache_enabled=False):
+        nll_B = per_sample_nll(loss(batch), batch.row_N, batch.supervised_B)
+        (loss(batch, summed=True) / len(batch.labels_N)).backward()
+    return nll_B.double().cpu().numpy(), _gradients(loss.model)
+
+
+def _load(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def _gradients(model: Any) -> dict[str, Tensor]:
+    return {name: weight.grad.cpu() for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+def training_and_recording(
+    model: Path, tokens: Path, device: str, steps: int, batch_size: int, score_tokens: int
+) -> Checked:
+    """Steps of a training and packs of a recording pass, as commands run them, under the profiler."""
+    rows = Tokens(tokens)
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        setup = _setup(device, Path(folder))
+        spec = ours.spec_of(model)
+        mask_N = np.zeros(len(rows), bool)
+        mask_N[ours.order_of(rows)[: steps * batch_size]] = True
+        pack = ours.largest_pack(model, setup.precision, score_tokens, device)
+        for name, epochs, options in (
+            ("training", 1, {"mask": mask_N, "batch_size": batch_size}),
+            ("recording", 0, {"record": True, "score_tokens": pack}),
+        ):
+            data = setup.data_module(rows, spec, **options)
+            module = setup.fine_tuner("target", spec, str(model), steps)
+            watch = Watch(device)
+            recorder = [NLLRecorder(Parts(Path(folder) / "parts"))] if not epochs else []
+            checkpoints = Path(folder) / "checkpoints"
+            fit(setup, module, data, epochs=epochs, title=name, callbacks=[*recorder, watch], checkpoints=checkpoints)
+            figures[name] = watch.figures()
+        whole = training_memory(
+            _load(model).to("meta"),
+            spec,
+            precision=setup.precision,
+            eight_bits=False,
+            adapter=None,
+            checkpointing=False,
+            pack=setup.train_tokens,
+            shards=1,
+        )
+    training = figures["training"]
+    training["estimated_bytes"] = whole.total
+    training["peak_of_estimate"] = training["peak_bytes"] / whole.total
+    # On a CPU the process has more than the model in memory.
+    fits = device == "cpu" or training["peak_of_estimate"] <= 1
+    return figures, [] if fits else [f"training: peak memory {training['peak_of_estimate']:.2f} of the estimate"]
+
+
+def _setup(device: str, folder: Path) -> TrainingSetup:
+    trainer = {
+        "_target_": "lightning.pytorch.Trainer",
+        "accelerator": "gpu" if device == "cuda" else "cpu",
+        "devices": 1,
+        "num_nodes": 1,
+        "strategy": "auto",
+        "precision": "bf16-mixed",
+    }
+    adamw = {"_target_": "torch.optim.AdamW", "fused": True}
+    sizes = (ours.TRAIN_TOKENS, ours.SCORE_TOKENS)
+    return TrainingSetup(trainer, adamw, False, False, *sizes, 10**9, folder, folder, Tracker())
+
+
+class Watch(L.Callback):
+    """Profiles all steps or packs but the first WARM_UP: how long the device has no work and the host waits for it."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        activity = ProfilerActivity.CUDA if device == "cuda" else ProfilerActivity.CPU
+        self.profiler = profile(activities=[activity])
+        self.done = 0
+        self.loaded = 0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._begin()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._begin()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._count()
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        self._count()
+
+    def on_train_end(self, *_: Any) -> None:
+        self._end()
+
+    def on_validation_end(self, *_: Any) -> None:
+        self._end()
+
+    def _begin(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            self.loaded = torch.cuda.memory_allocated()
+        else:
+            self.loaded = begin_peak()
+
+    def _count(self) -> None:
+        self.done += 1
+        if self.done == WARM_UP:
+            synchronise(self.device)
+            self.profiler.start()
+            self.began = time.perf_counter()
+
+    def _end(self) -> None:
+        synchronise(self.device)
+        self.seconds = time.perf_counter() - self.began
+        self.profiler.stop()
+        self.peak = torch.cuda.max_memory_allocated() if self.device == "cuda" else resident("VmHWM")
+
+    def figures(self) -> dict[str, Any]:
+        """Of one step or pack each, except for the longest gap."""
+        events = self.profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+        kind = torch.autograd.DeviceType.CUDA if self.device == "cuda" else torch.autograd.DeviceType.CPU
+        spans = sorted((e.start_ns(), e.start_ns() + e.duration_ns()) for e in events if e.device_type() == kind)
+        gaps = np.array(_gaps(spans)) / 1e9
+        waits = [e for e in events if "Synchronize" in e.name()]
+        count = self.done - WARM_UP
+        return {
+            "profiled": count,
+            "seconds": self.seconds / count,
+            "device_busy_percent": 100 * (1 - float(gaps.sum()) / self.seconds),
+            "longest_gap_seconds": float(gaps.max(initial=0)),
+            "gaps": int((gaps > GAP).sum()) / count,
+            "seconds_in_gaps": float(gaps[gaps > GAP].sum()) / count,
+            "waits": {name: number / count for name, number in Counter(e.name() for e in waits).items()},
+            "seconds_waiting": sum(e.duration_ns() for e in waits) / 1e9 / count,
+            "device_operations": len(spans) / count,
+            "peak_bytes": self.peak,
+            "peak_bytes_above_start": self.peak - self.loaded,
+        }
+
+
+def _gaps(spans: Sequence[tuple[int, int]]) -> list[int]:
+    """Nanoseconds between spans, which are sorted by their start, that no earlier span covers."""
+    gaps, end = [], spans[0][0] if spans else 0
+    for start, stop in spans:
+        if start > end:
+            gaps.append(start - end)
+        end = max(end, stop)
+    return gaps
+
+
+def checkpoint(model: Path, tokens: Path, device: str, batch_size: int) -> Checked:
+    """Writing and reading the checkpoint of a training with AdamW's states, and whether it restores the weights."""
+    rows = Tokens(tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        setup = _setup(device, Path(folder))
+        spec = ours.spec_of(model)
+        mask_N = np.zeros(len(rows), bool)
+        mask_N[ours.order_of(rows)[: 2 * batch_size]] = True
+        data = setup.data_module(rows, spec, mask=mask_N, batch_size=batch_size)
+        saved = _Saved(device, Path(folder) / "written")
+        module = setup.fine_tuner("target", spec, str(model), 2)
+        fit(setup, module, data, epochs=1, title="checkpoint", callbacks=[saved], checkpoints=Path(folder) / "none")
+    return saved.figures, saved.failed
+
+
+class _Saved(L.Callback):
+    def __init__(self, device: str, folder: Path) -> None:
+        self.device, self.folder = device, folder
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx != 1:
+            return
+        model, optimizer = pl_module.language_model, trainer.optimizers[0]
+        checkpoints = Checkpoints(self.folder, trainer.strategy)
+        before = {name: weight.detach().cpu() for name, weight in model.named_parameters()}
+        seconds = stopwatch(self.device)
+        checkpoints.save(2, model, optimizer, {})
+        wrote = seconds()
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.zero_()
+        seconds = stopwatch(self.device)
+        checkpoints.load(model, optimizer)
+        size = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+        self.figures = {"bytes": size, "seconds_to_write": wrote, "seconds_to_read": seconds()}
+        changed = [name for name, weight in model.named_parameters() if not torch.equal(weight.cpu(), before[name])]
+        self.failed = [f"checkpoint: {len(changed)} weights differ after reading it, {changed[0]}"] if changed else []
