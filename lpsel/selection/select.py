@@ -3,11 +3,13 @@
 N rows, M eligible rows, C clusters
 """
 
+from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lpsel.data.random_order import random_keys
@@ -25,19 +27,19 @@ from lpsel.selection.budget import (
     row_budget,
     thirds,
 )
+from lpsel.selection.exclusions import (
+    DUPLICATE,
+    KNOWN,
+    NOT_FINITE,
+    RISING,
+    UNDEFINED,
+    Exclusions,
+    exclude_texts,
+    repeated,
+)
 from lpsel.selection.length_matching import matched
 from lpsel.selection.rules import Pick, Ranking
 from lpsel.selection.spec import BUCKETS, SelectionSpec
-
-UNUSABLE = "unusable: "
-EMPTY_ANSWER = "empty answer"
-NO_SUPERVISED_TOKEN = "no supervised token"
-SHORT_ANSWER = "short answer"
-NOT_FINITE = "nll is not finite"
-UNDEFINED = "score is undefined"
-KNOWN = "already known"
-RISING = "loss rises"
-DUPLICATE = "duplicate"
 
 Floats = NDArray[np.float64]
 
@@ -118,23 +120,12 @@ class Selection:
         return to_arrow(self.table.nll[epoch]) if epoch < len(self.table.nll) else pa.nulls(self.n_total, pa.float64())
 
 
-class Exclusions:
-    """Why rows cannot be selected; the first reason given for a row counts."""
+class Choice(NamedTuple):
+    """Eligible rows in their order, those that are selected, and their turns in their clusters if a rule picks rows."""
 
-    def __init__(self, n: int) -> None:
-        self.code = np.full(n, -1, np.int8)
-        self.reasons: list[str] = []
-
-    def add(self, reason: str, rows: NDArray[np.bool_]) -> None:
-        new = rows & (self.code < 0)
-        if new.any():
-            self.code[new] = len(self.reasons)
-            self.reasons.append(reason)
-
-    @property
-    def eligible(self) -> NDArray[np.int64]:
-        """Positions of the rows that are not excluded."""
-        return np.flatnonzero(self.code < 0)
+    ranked: Ranked
+    rows: NDArray[np.int64]
+    turn: NDArray[np.int64] | None = None
 
 
 def select(table: ScoreTable, spec: SelectionSpec, pct: float, seed: int) -> Selection:
@@ -153,6 +144,9 @@ def select(table: ScoreTable, spec: SelectionSpec, pct: float, seed: int) -> Sel
     hardness (`hardness_weights`); the excess over a cluster's size goes to the others. length=matched preserves the
     distribution of response lengths (`length_matching`).
 
+    pct_of=tokens counts tokens of prompts and responses in place of rows: as many rows as have at most pct percent of
+    the tokens of all rows, at least one.
+
     Raises:
         UserError: an invalid percentage, too few epochs, or no eligible row.
     """
@@ -160,7 +154,7 @@ def select(table: ScoreTable, spec: SelectionSpec, pct: float, seed: int) -> Sel
     spec.check_records(table)
     cluster = table.cluster if spec.clusters == "shared" else None
     exclusions, supervised = Exclusions(len(table)), table.response_tokens > 0
-    _exclude_texts(table, spec, exclusions)
+    exclude_texts(table, spec, exclusions)
     ranking = spec.rank(table, seed)
     score, odd = _checked_scores(ranking, table, spec, exclusions)
     if spec.known == "drop":
@@ -177,45 +171,41 @@ def select(table: ScoreTable, spec: SelectionSpec, pct: float, seed: int) -> Sel
         bucket = _bucket(score, cluster, ties, spec.bucket, exclusions)
         key = random_keys(table.id, table.index, seed)
     if spec.duplicates == "drop":
-        exclusions.add(DUPLICATE, _repeated(table, exclusions.eligible))
+        exclusions.add(DUPLICATE, repeated(table, exclusions.eligible))
 
     eligible = exclusions.eligible
     if not len(eligible):
         problem = f"none of {len(table)} rows can be selected ({', '.join(exclusions.reasons)})"
         raise UserError("selection", spec.name, problem, "use other data or scores")
-    ranked = rank_in_clusters(eligible, cluster, key, ties)
-    take_C = _rows_per_cluster(ranked, spec, pct, len(table), hardness)
-    if spec.length == "matched":  # from here on, clusters are divided by length
-        rows, cell = matched(eligible, key, table.response_tokens, ties, cluster, take_C)
-        ranked = rank_in_clusters(eligible, cell, key, ties)
-        take_C = np.bincount(np.searchsorted(ranked.cluster, cell[rows]), minlength=len(ranked.cluster))
-    selected, rows, turn = np.zeros(len(table), np.bool_), ranked.first(take_C), None
-    rank = np.zeros(len(table), np.int32)
-    if ranking.pick is None:
+    in_clusters = rank_in_clusters(eligible, cluster, key, ties)
+
+    def choose(n: int) -> Choice:
+        ranked, take_C = in_clusters, _rows_per_cluster(in_clusters, spec, pct, n, hardness)
+        if spec.length == "matched":  # from here on, clusters are divided by length
+            rows, cell = matched(eligible, key, table.response_tokens, ties, cluster, take_C)
+            ranked = rank_in_clusters(eligible, cell, key, ties)
+            take_C = np.bincount(np.searchsorted(ranked.cluster, cell[rows]), minlength=len(ranked.cluster))
+        if ranking.pick is None:
+            return Choice(ranked, ranked.first(take_C))
+        return Choice(ranked, *_picked(ranking.pick, ranked, take_C))
+
+    if spec.pct_of == "tokens":
+        n = _rows_of_tokens(table.prompt_tokens + table.response_tokens, pct, len(eligible), choose)
+    else:
+        n = min(row_budget(pct, len(table)), len(eligible)) if spec.budget == "exact" else 0
+    ranked, rows, turn = choose(n)
+    selected, rank = np.zeros(len(table), np.bool_), np.zeros(len(table), np.int32)
+    selected[rows] = True
+    if turn is None:
         rank[ranked.row] = ranked.rank + 1
     else:
-        rows, turn = _picked(ranking.pick, ranked, take_C)
         rank[rows] = turn + 1
-    selected[rows] = True
     if ranking.score is None:
         score[rows], n_tied = turn, 0
     else:
         n_tied = ranked.tied_at_cutoff(selected)
     order, reasons = (ranking.descending, ranking.arbitrary), tuple(exclusions.reasons)
     return Selection(table, spec, pct, score, *order, odd, bucket, rank, selected, exclusions.code, reasons, n_tied)
-
-
-def _exclude_texts(table: ScoreTable, spec: SelectionSpec, exclusions: Exclusions) -> None:
-    """Exclude rows that cannot be used and, with budget=exact, those without an answer to learn from."""
-    if table.unusable is not None:
-        for kind in table.unusable.drop_null().unique().to_pylist():
-            exclusions.add(UNUSABLE + kind, pc.equal(table.unusable, kind).fill_null(False).to_numpy(False))
-    if spec.budget == "exact":
-        if table.empty_answer is not None and not spec.rule.takes_all:
-            exclusions.add(EMPTY_ANSWER, table.empty_answer)
-        exclusions.add(NO_SUPERVISED_TOKEN, table.response_tokens == 0)
-    if spec.min_response_tokens is not None:
-        exclusions.add(SHORT_ANSWER, table.response_tokens < spec.min_response_tokens)
 
 
 def _checked_scores(
@@ -257,25 +247,16 @@ def _bucket(
     return bucket
 
 
-def _repeated(table: ScoreTable, rows_M: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Rows with the same content as an earlier one of `rows_M`, bool (N,)."""
-    if table.id is None:
-        problem = "these rows have no content ids to compare"
-        raise UserError("selection.duplicates", "drop", problem, "set selection.duplicates=keep")
-    code_M = table.id.dictionary_encode().indices.to_numpy()[rows_M]
-    order_M = np.lexsort((table.index[rows_M], code_M))
-    repeated_N = np.zeros(len(table), np.bool_)
-    repeated_N[rows_M[order_M[1:][np.diff(code_M[order_M]) == 0]]] = True
-    return repeated_N
+def _rows_of_tokens(tokens_N: NDArray[np.int32], pct: float, most: int, choose: Callable[[int], Choice]) -> int:
+    """The largest number of rows, 1 to `most`, that have at most pct percent of the tokens of all rows."""
+    budget = pct / 100 * int(tokens_N.sum())
+    return max(1, bisect_right(range(1, most + 1), budget, key=lambda n: int(tokens_N[choose(n).rows].sum())))
 
 
-def _rows_per_cluster(
-    ranked: Ranked, spec: SelectionSpec, pct: float, n_total: int, hardness_N: Floats
-) -> NDArray[np.int64]:
-    """How many rows to select from every cluster, int64 (C,)."""
+def _rows_per_cluster(ranked: Ranked, spec: SelectionSpec, pct: float, n: int, hardness_N: Floats) -> NDArray[np.int64]:
+    """How many rows to select from every cluster, int64 (C,): n with budget=exact."""
     if spec.budget == "paper":
         return paper_shares(ranked.size, pct) if spec.bucket is None else ranked.size
-    n = min(row_budget(pct, n_total), len(ranked.row))
     if spec.allocation == "equal":
         return capped_shares(np.ones(len(ranked.size)), ranked.size, n, ranked.order)
     if spec.allocation == "cluster_mean":

@@ -18,6 +18,7 @@ CHOICES = {
     "clusters": ("shared", "rule", "none"),
     "allocation": ("proportional", "equal", "cluster_mean"),
     "length": ("none", "matched"),
+    "pct_of": ("rows", "tokens"),
     "duplicates": ("keep", "drop"),
     "known": ("keep", "drop"),
     "rising": ("keep", "drop"),
@@ -48,6 +49,7 @@ class SelectionSpec:
         min_response_tokens: rows with fewer supervised tokens are not selected; None for no such limit.
         allocation: of the rows to clusters: proportional to their sizes, equal, or cluster_mean.
         length: matched to select from all lengths of responses in proportion.
+        pct_of: what the percentage counts: rows, or tokens of prompts and responses.
     """
 
     name: str
@@ -68,6 +70,7 @@ class SelectionSpec:
     min_response_tokens: int | None = None
     allocation: str = "proportional"
     length: str = "none"
+    pct_of: str = "rows"
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -88,7 +91,7 @@ class SelectionSpec:
         if self.budget == "paper":
             problem, hint = "is not part of the released method", "set selection.budget=exact"
             self._allow(problem, hint, allocation=["proportional"], length=["none"], min_response_tokens=[None])
-            self._allow(problem, hint, duplicates=["keep"], known=["keep"], rising=["keep"])
+            self._allow(problem, hint, pct_of=["rows"], duplicates=["keep"], known=["keep"], rising=["keep"])
         if self.clusters != "shared":
             problem = f"needs selection.clusters=shared; selection={self.name} does not allocate rows to clusters"
             self._allow(problem, "leave it out", allocation=["proportional"])
@@ -125,7 +128,7 @@ class SelectionSpec:
     @property
     def settings(self) -> dict[str, Any]:
         """How the rule is applied, for results."""
-        names = ("epochs", "clusters", "duplicates", "known", "known_level", "rising", "allocation", "length")
+        names = ("epochs", "clusters", "duplicates", "known", "known_level", "rising", "allocation", "length", "pct_of")
         return {name: getattr(self, name) for name in (*names, "min_response_tokens")} | dict(self.options)
 
     @property
@@ -180,6 +183,8 @@ class SelectionSpec:
                 raise UserError("selection", self.name, problem, hint)
             if self.length == "matched":
                 raise UserError("selection.length", self.length, problem, hint)
+            if self.pct_of == "tokens":
+                raise UserError("selection.pct_of", self.pct_of, problem, hint)
             if self.min_response_tokens is not None:
                 raise UserError("selection.min_response_tokens", self.min_response_tokens, problem, hint)
 
