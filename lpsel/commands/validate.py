@@ -32,7 +32,7 @@ from lpsel.storage import finite, write_atomically, write_csv, write_json
 
 FEWEST = 5  # subsets: a rank correlation of fewer says nothing
 TABLE = "subsets.parquet"
-EVALUATION = ("evaluator.max_new_tokens=1", "evaluator.resamples=100")  # only the NLL is used, without its interval
+EVALUATION = ("evaluator.max_new_tokens=0", "evaluator.resamples=100")  # only the NLL is used, without its interval
 SHARED = ("trainer", "tracker", "cache_dir")  # options that train and evaluate have in common
 
 Floats = NDArray[np.float64]

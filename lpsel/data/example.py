@@ -72,6 +72,10 @@ class Example:
         """The content of the first user turn."""
         return next((turn.content for turn in self.turns if turn.role == "user"), "")
 
+    def last_answer(self) -> str:
+        """The content of the last turn of the assistant; empty if there is none."""
+        return next((turn.content for turn in reversed(self.turns) if turn.role == "assistant"), "")
+
     def has_empty_answer(self) -> bool:
         """Whether the answers to train on are all empty or white space, and call no tool; False if there are none."""
         found = False

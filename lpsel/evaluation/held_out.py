@@ -5,10 +5,10 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from itertools import chain, tee
+from itertools import chain, repeat, tee
 from operator import or_
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,11 +29,11 @@ from lpsel.data.templates import holds_conversations, render_prompt, resolve_tem
 from lpsel.data.tokens import Tokens, tokenize, tokenizer_hash
 from lpsel.errors import UserError, check_int
 from lpsel.evaluation.evaluator import Candidates, EvaluationContext, generation_files
-from lpsel.evaluation.row_metrics import RowMetrics, compare_rows
+from lpsel.evaluation.row_metrics import METRICS, RowMetrics, compare_rows
 from lpsel.evaluation.tables import reference_table
 from lpsel.generation.answers import answer_counts
 from lpsel.generation.generate import generated, prompt_room
-from lpsel.generation.sampling import Sampling
+from lpsel.generation.sampling import Generation, Sampling
 from lpsel.generation.text_metrics import exact_match, rouge_l
 from lpsel.model.device import free_memory, reuse_freed_memory
 from lpsel.model.load import load_config, load_model, load_tokenizer, locate
@@ -84,7 +84,7 @@ class ReferenceEvaluator:
 
     Attributes:
         dataset: the held-out rows.
-        max_new_tokens: longest greedy answer.
+        max_new_tokens: longest greedy answer; 0 for no answers, which leaves out exact_match and rouge_l.
         batch_tokens: largest batch, in tokens with padding; changes speed and memory, not float32 results.
         resamples, seed: of the bootstrap over rows.
     """
@@ -100,7 +100,8 @@ class ReferenceEvaluator:
     def __post_init__(self) -> None:
         for name in ("batch_tokens", "resamples"):
             check_int(f"evaluator.{name}", getattr(self, name), 1)
-        Sampling(self.max_new_tokens, seed=self.seed)  # checks them
+        check_int("evaluator.max_new_tokens", self.max_new_tokens, 0)
+        Sampling(self.max_new_tokens or 1, seed=self.seed)  # checks them
 
     def check(self, candidates: Candidates) -> None:
         """Raise a UserError unless there are models, all of them local."""
@@ -139,6 +140,7 @@ class ReferenceEvaluator:
             if len(inputs) > 2:
                 log.info("Evaluated %s (%d of %d)", model.name, len(reports), len(inputs))
             free_memory()
+        metrics = METRICS if self.max_new_tokens else METRICS[: METRICS.index("exact_match")]
         return finite(
             {
                 "evaluator": "reference",
@@ -151,7 +153,7 @@ class ReferenceEvaluator:
                 "max_new_tokens": self.max_new_tokens,
                 "resamples": self.resamples,
                 "seed": self.seed,
-                "models": list(map(or_, reports, compare_rows(measured, self.resamples, self.seed))),
+                "models": list(map(or_, reports, compare_rows(measured, self.resamples, self.seed, metrics))),
             }
         )
 
@@ -209,26 +211,27 @@ class ReferenceEvaluator:
         """Generate an answer to every row, yield the rows to write, and add them to `measured` and `answered`."""
         rows, to_answer = tee(inputs.prompts())
         given = model, inputs.tokenizer, (prompt for _, prompt in to_answer), len(inputs.rows)
-        sampling, title = Sampling(self.max_new_tokens), f"Answers, {inputs.name}"
-        answers = generated(*given, sampling, batch_tokens=self.batch_tokens, title=title)
+        answers: Iterable[Generation | None] = repeat(None, len(inputs.rows))
+        if self.max_new_tokens:
+            sampling, title = Sampling(self.max_new_tokens), f"Answers, {inputs.name}"
+            answers = generated(*given, sampling, batch_tokens=self.batch_tokens, title=title)
         for i, ((example, prompt), answer) in enumerate(zip(rows, answers, strict=True)):
-            row, reference = inputs.rows[i], reference_of(example)
+            row, reference = inputs.rows[i], example.last_answer()
             measured.response_bytes[i] = response_bytes(example, inputs.tokens, row, inputs.tokenizer)
-            measured.exact_match[i] = exact_match(answer.text, reference)
-            measured.rouge_l[i] = rouge_l(answer.text, reference)
-            answered.update(answer_counts([answer]))
-            yield {
+            written = {
                 "id": inputs.tokens.ids[row].as_py(),
                 "prompt": prompt.text,
-                "output": answer.text,
                 "reference": reference,
-                "exact_match": bool(measured.exact_match[i]),
-                "rouge_l": measured.rouge_l[i],
                 "nll": measured.nll[i] / measured.tokens[i] if measured.tokens[i] else None,
                 "tokens": measured.tokens[i],
-                "output_tokens": answer.tokens,
-                "stopped": answer.stopped,
             }
+            if answer is not None:
+                measured.exact_match[i] = exact_match(answer.text, reference)
+                measured.rouge_l[i] = rouge_l(answer.text, reference)
+                answered.update(answer_counts([answer]))
+                written |= {"output": answer.text, "output_tokens": answer.tokens, "stopped": answer.stopped}
+                written |= {"exact_match": bool(measured.exact_match[i]), "rouge_l": measured.rouge_l[i]}
+            yield written
 
 
 def _without_answers(inputs: Inputs, nll: NDArray[np.float64], text_nll: NDArray[np.float64]) -> RowMetrics:
@@ -293,8 +296,3 @@ def response_bytes(example: Example, tokens: Tokens, i: int, tokenizer: Any) -> 
     if not tokens.truncated[i]:
         return whole
     return min(whole, len(tokenizer.decode(_labels(tokens, i).tolist(), skip_special_tokens=True).encode()))
-
-
-def reference_of(example: Example) -> str:
-    """The last turn of the assistant; empty if there is none."""
-    return next((turn.content for turn in reversed(example.turns) if turn.role == "assistant"), "")

@@ -34,36 +34,41 @@ class RowMetrics(NamedTuple):
     rouge_l: NDArray[np.float64]  # of the greedy answer, from 0 to 1
 
 
-def compare_rows(measured: Sequence[RowMetrics], resamples: int, seed: int) -> list[dict[str, Any]]:
+def compare_rows(
+    measured: Sequence[RowMetrics], resamples: int, seed: int, metrics: Sequence[str] = METRICS
+) -> list[dict[str, Any]]:
     """Metrics of every model with their intervals, and paired differences to the first model.
 
     A difference in NLL is that of the rows whose supervised tokens are the same, one in bits per byte that of rows with
     equally long text: others, cut at another length for example, are no easier or harder for one of the models.
 
+    Args:
+        metrics: the first of METRICS, those that were measured.
+
     Returns:
-        For every model `metrics` (METRICS and perplexity), each with `value`, `low` and `high`; and `difference`
-        (METRICS; None for the first), with the number of `rows` compared, `p_value` (sign-flip test of the rows), and
+        For every model `metrics` (these and perplexity), each with `value`, `low` and `high`; and `difference`
+        (these; None for the first), with the number of `rows` compared, `p_value` (sign-flip test of the rows), and
         `p_value_holm`, corrected for the number of models and metrics. exp of the difference in NLL is the ratio of
         perplexities. Intervals are percentile bootstrap, of exact matches Wilson's and `paired_interval`.
     """
-    first = measured[0]
+    first, own = measured[0], len(metrics)
     every = np.ones(len(first.tokens), bool)
     columns: list[tuple[NDArray[Any], NDArray[Any]]] = []
     for m in measured:
-        columns += _columns(m, every, every)
+        columns += _columns(m, every, every)[:own]
     shared = [(m.labels == first.labels, m.response_bytes == first.response_bytes) for m in measured]
     for m, same in zip(measured, shared, strict=True):
-        columns += [*_columns(m, *same), *_columns(first, *same)]
+        columns += [*_columns(m, *same)[:own], *_columns(first, *same)[:own]]
     numerator_NK, denominator_NK = (np.column_stack(side) for side in zip(*columns, strict=True))
     ratios = bootstrap_ratios(numerator_NK, denominator_NK, resamples=resamples, seed=seed)
-    own = len(METRICS)
     results: list[dict[str, Any]] = []
     for i in range(len(measured)):
-        metrics = {metric: ratios.estimate(own * i + j) for j, metric in enumerate(METRICS)}
-        metrics["exact_match"] = _proportion(measured[i].exact_match)
-        metrics = {"nll": metrics["nll"], "perplexity": exponential(metrics["nll"]), **metrics}
+        values = {metric: ratios.estimate(own * i + j) for j, metric in enumerate(metrics)}
+        if "exact_match" in metrics:
+            values["exact_match"] = _proportion(measured[i].exact_match)
+        values = {"nll": values["nll"], "perplexity": exponential(values["nll"]), **values}
         difference: dict[str, dict[str, Any]] = {}
-        for j, metric in enumerate(METRICS) if i else ():
+        for j, metric in enumerate(metrics) if i else ():
             k = own * (len(measured) + 2 * i) + j
             by_row_N = numerator_NK[:, k] - numerator_NK[:, k + own]
             estimate = ratios.difference(k, k + own)
@@ -71,7 +76,7 @@ def compare_rows(measured: Sequence[RowMetrics], resamples: int, seed: int) -> l
                 estimate = Estimate(estimate.value, *paired_interval(by_row_N, 1))
             p_value = None if estimate.low is None else sign_flip_test(by_row_N, seed=seed)
             difference[metric] = estimate._asdict() | {"rows": int(ratios.rows_K[k]), "p_value": p_value}
-        by_metric = {name: each._asdict() for name, each in metrics.items()}
+        by_metric = {name: each._asdict() for name, each in values.items()}
         results.append({"metrics": by_metric, "difference": difference if i else None})
     _correct([each for result in results[1:] for each in result["difference"].values()])
     return results

@@ -43,6 +43,8 @@ def reference_table(result: dict[str, Any]) -> Table:
     for model in models:
         cells = {"model": model["name"], "rows": f"{model['rows']:,}"}
         for title, metric, factor, digits in REFERENCE_COLUMNS:
+            if metric not in model["metrics"]:
+                continue  # no answers
             estimate = (model["metrics"][metric][part] for part in ("value", "low", "high"))
             scaled = (None if value is None else value * factor for value in estimate)
             cells[title] = _interval(*scaled, digits=digits, mark="*" if _differs(model, metric) else "")

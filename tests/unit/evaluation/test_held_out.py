@@ -23,7 +23,7 @@ from lpsel.data.tokens import tokenize
 from lpsel.errors import UnusableRow, UserError
 from lpsel.evaluation import held_out
 from lpsel.evaluation.evaluator import Candidates, EvaluationContext
-from lpsel.evaluation.held_out import ReferenceEvaluator, reference_nll, reference_of, response_bytes
+from lpsel.evaluation.held_out import ReferenceEvaluator, reference_nll, response_bytes
 from lpsel.evaluation.row_metrics import METRICS, RowMetrics, compare_rows
 from lpsel.evaluation.tables import reference_table
 from lpsel.model.loss import PerSampleLoss
@@ -131,6 +131,20 @@ def test_the_first_model_is_the_baseline_of_paired_differences(two_models):
             second["metrics"][metric]["value"] - first["metrics"][metric]["value"]
         )
         assert difference["low"] <= difference["high"]
+
+
+def test_an_evaluation_without_answers_has_the_same_likelihoods_and_no_other_metrics(two_models, saved, tmp_path):
+    with_answers, _ = two_models
+    evaluator = dataclasses.replace(SMALL, max_new_tokens=0)
+    result = evaluated(evaluator, [saved["llama"], saved["gpt2"]], ROWS, tmp_path)
+    likelihoods = ["nll", "perplexity", "bits_per_byte"]
+    for model, other in zip(result["models"], with_answers["models"], strict=True):
+        assert list(model["metrics"]) == likelihoods
+        assert model["metrics"] == {name: other["metrics"][name] for name in likelihoods}
+    assert list(result["models"][1]["difference"]) == ["nll", "bits_per_byte"]
+    written = (tmp_path / result["models"][0]["generations"]).read_text().splitlines()
+    assert "output" not in json.loads(written[0])
+    assert "ROUGE-L (%)" not in [column.header for column in reference_table(result).columns]
 
 
 def test_evaluations_are_reproducible(two_models, saved, tmp_path):
@@ -246,17 +260,17 @@ def test_the_configuration_matches_the_defaults():
     assert build(node.evaluator) == ReferenceEvaluator(HELD_OUT)
 
 
-@pytest.mark.parametrize("name", ["max_new_tokens", "batch_tokens", "resamples"])
-def test_settings_below_one_are_rejected(name):
-    with pytest.raises(UserError, match=f"evaluator.{name}=0: must be an integer, at least 1"):
-        ReferenceEvaluator(HELD_OUT, **{name: 0})
+@pytest.mark.parametrize(("name", "least"), [("max_new_tokens", 0), ("batch_tokens", 1), ("resamples", 1)])
+def test_settings_that_are_too_low_are_rejected(name, least):
+    with pytest.raises(UserError, match=f"evaluator.{name}={least - 1}: must be an integer, at least {least}"):
+        ReferenceEvaluator(HELD_OUT, **{name: least - 1})
 
 
 def test_the_reference_is_the_last_turn_of_the_assistant():
     turns = (Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"), Turn("assistant", "d"))
-    assert reference_of(Example(turns)) == "d"
-    assert reference_of(Example(turns[:3])) == "b"
-    assert reference_of(Example(turns[:1])) == ""
+    assert Example(turns).last_answer() == "d"
+    assert Example(turns[:3]).last_answer() == "b"
+    assert Example(turns[:1]).last_answer() == ""
 
 
 def test_file_names_are_safe_and_distinct():
