@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lpsel.commands.job import run
 from lpsel.commands.report import report
@@ -23,7 +23,8 @@ def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
     evaluation of the same runs is reused.
 
     Args:
-        sweep: the sweep's configuration with Hydra's node; `experiment.evaluate` has overrides of `lpsel evaluate`.
+        sweep: the sweep's configuration with Hydra's node; `experiment.evaluate` has overrides of `lpsel evaluate`,
+            or a name for each of several evaluations with its overrides.
         folder: of the sweep.
         runs: folders of finished training runs.
 
@@ -35,17 +36,21 @@ def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
     for run_dir, result in results.items():
         groups.setdefault((str(result["base_model"]["name"]), int(result["seed"])), []).append(run_dir)
     failed: UserError | None = None
+    evaluate = OmegaConf.to_container(sweep.experiment.evaluate, resolve=True)
+    evaluations = {f"-{key}": each for key, each in evaluate.items()} if isinstance(evaluate, dict) else {"": evaluate}
     names = file_names([f"evaluate-{target}-seed-{seed}" for target, seed in groups])
     for name, members in zip(names, groups.values(), strict=True):
         full = [member for member in members if results[member]["rule"] == "full"]
         others = [member for member in members if member not in full]
         models = [read_json(member / RUN_CONFIG)["config"]["model"] for member in members]
         trusted = any(model["trust_remote_code"] is True for model in models)  # set by the user, for this sweep
-        try:
-            _evaluate(sweep, others or full, full[0] if full and others else None, folder / name, trusted)
-        except UserError as error:
-            log.error("Not evaluated: %s", error)
-            failed = error
+        baseline = full[0] if full and others else None
+        for suffix, evaluation in evaluations.items():
+            try:
+                _evaluate(sweep, evaluation, others or full, baseline, folder / f"{name}{suffix}", trusted)
+            except UserError as error:
+                log.error("Not evaluated: %s", error)
+                failed = error
     page = report([str(folder)], folder / "report")
     if failed:
         log.error("The report has what was evaluated: %s. Run the same command again to resume.", page)
@@ -53,7 +58,9 @@ def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
     return page
 
 
-def _evaluate(sweep: DictConfig, models: list[Path], baseline: Path | None, folder: Path, trusted: bool) -> None:
+def _evaluate(
+    sweep: DictConfig, evaluation: Any, models: list[Path], baseline: Path | None, folder: Path, trusted: bool
+) -> None:
     listed = ",".join(f'"{model}"' for model in models)
     overrides: list[Any] = [
         f"tracker={sweep.hydra.runtime.choices.tracker}",
@@ -62,7 +69,7 @@ def _evaluate(sweep: DictConfig, models: list[Path], baseline: Path | None, fold
         f"trainer.accelerator={sweep.trainer.accelerator}",
         f"trainer.precision={sweep.trainer.precision}",
         *(["trust_remote_code=true"] if trusted else []),
-        *sweep.experiment.evaluate,
+        *evaluation,
         f"models=[{listed}]",
         *([f'baseline="{baseline}"'] if baseline else []),
     ]
