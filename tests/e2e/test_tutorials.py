@@ -14,6 +14,12 @@ TUTORIALS = Path(__file__).resolve().parents[2] / "docs" / "tutorials"
 REAL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
+def commands_of(text):
+    """The lines of the page's command blocks that run something."""
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    return [line for line in lines if line.startswith(("lpsel ", "python "))]
+
+
 @pytest.fixture
 def chat_model(with_chat_template):
     """The toy model with a chat template."""
@@ -38,8 +44,7 @@ def test_chats_to_trl(chat_model, tmp_path, monkeypatch, capsys):
     runpy.run_path("chats.py")
     runpy.run_path("held_out.py")
 
-    lines = [line.strip().replace(REAL, chat_model) for line in text.splitlines() if line.startswith("    ")]
-    commands = [shlex.split(line) for line in lines if line.startswith(("lpsel", "python train_trl.py"))]
+    commands = [shlex.split(line.replace(REAL, chat_model)) for line in commands_of(text)]
     assert [command[1] for command in commands] == ["select", "select", "train_trl.py", "evaluate"]
     folder = None
     for program, *arguments in commands:
@@ -54,3 +59,57 @@ def test_chats_to_trl(chat_model, tmp_path, monkeypatch, capsys):
     evaluated = json.loads((Path(folder) / "result.json").read_text())
     assert [model["model"] for model in evaluated["models"]] == [chat_model, "trained"]
     assert evaluated["n"] == 4
+
+
+@pytest.mark.slow
+def test_rows_for_my_task(toy_model, chat_model, tmp_path, monkeypatch, capsys):
+    from in_process import run
+
+    text = (TUTORIALS / "rows-for-my-task.md").read_text()
+    task, count = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LPSEL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    Path("task.py").write_text(task)
+    Path("count.py").write_text(count)
+    runpy.run_path("task.py")
+    examples, test = (Path(f"{name}.jsonl").read_text().splitlines() for name in ("examples", "test"))
+    assert (len(examples), len(test), set(examples) & set(test)) == (20, 60, set())
+    assert examples[1] in text
+    Path("alpaca.jsonl").write_text("\n".join(test))
+
+    small = {
+        "train": f"dataset.synthetic.rows=80 scorer={toy_model} scorer.recipe.learning_rate=1e-3 model={toy_model}",
+        "evaluate": "dataset.limit=4 evaluator.max_new_tokens=4",
+    }
+    embedded, real = text.split("## 6.")
+    runs = []
+    for line in commands_of(embedded):
+        if line.startswith("python "):
+            continue
+        for name, folder in zip(("RDS_RUN", "TASK_LP_RUN", "RANDOM_RUN"), runs, strict=False):
+            line = line.replace(name, folder)
+        line = line.replace("tiny-target", str(toy_model))
+        command = shlex.split(line)[1]
+        if command in small:
+            line += f" {small[command]} trainer=cpu tracker=none" + " dataset=embedded" * (command == "train")
+        ended = run(line.removeprefix("lpsel "), capsys)
+        assert ended.status is None, ended.err
+        runs += [ended.out.splitlines()[-1]] * (command != "rows")
+    results = [json.loads((Path(folder) / "result.json").read_text()) for folder in runs]
+    assert [result["rule"] for result in results[:3]] == ["rds", "task_lp", "random"]
+    assert {result["n_selected"] for result in results[:3]} == {4}, "5 % of 80"
+    assert results[0]["query"]["rows"] == 20
+    assert [model["model"] for model in results[3]["models"]] == [
+        str(toy_model),
+        *(f"{folder}/model" for folder in runs[:3]),
+    ]
+    monkeypatch.setattr(sys, "argv", ["count.py", runs[0]])
+    runpy.run_path("count.py")
+    assert sum(int(n) for n in re.findall(r"\d+", capsys.readouterr().out)) <= 4
+
+    for line in commands_of(real):
+        line = line.replace(REAL, chat_model).replace("Qwen/Qwen3-0.6B", chat_model).replace("alpaca", "alpaca.jsonl")
+        ended = run(line.removeprefix("lpsel ") + " trainer=cpu tracker=none", capsys)
+        assert ended.status is None, ended.err
+        assert json.loads((Path(ended.out.splitlines()[-1]) / "result.json").read_text())["n_selected"] == 3
