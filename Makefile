@@ -29,7 +29,7 @@ bench: venv ## Speed and memory compared with the released recipe, lm-eval and T
 	$(BIN)/python benchmarks/commands.py $(BENCH_ARGS)
 
 docs: venv ## Build the documentation in build/site
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 lint: venv ## Check style and types
 	$(BIN)/ruff check .
