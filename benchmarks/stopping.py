@@ -1,6 +1,6 @@
 """LP_app after less training of the scorer, compared with LP_app after the whole epoch.
 
-    python benchmarks/stopping.py MODEL_FOLDER DATA_FILE  # 1,000 rows; the table of docs/guides/stopping.md
+    python benchmarks/stopping.py MODEL_FOLDER DATA_FILE  # 1,000 rows; the table of docs/results/stopping.md
     python benchmarks/stopping.py MODEL_FOLDER DATA_FILE --rows 200 --cache FOLDER
 
 Each line is one `lpsel select`. Scores that are in the cache are not made again. The seed of the second line is of the

@@ -1,4 +1,4 @@
-"""Prints the tables of docs/guides/win-rates.md: length control on 21 AlpacaEval sets, and coverage of intervals.
+"""Prints the tables of docs/results/win-rates.md: length control on 21 AlpacaEval sets, and coverage of intervals.
 
 python benchmarks/win_rates.py [FILE [DRAWS]], with FILE the annotations of AlpacaEval sets and their published results
 """

@@ -80,7 +80,7 @@ class PairwiseEvaluator:
             raise UserError("prompts", "null", "no prompts to answer", "set prompts=koala or prompts=FILE")
 
     def evaluate(self, candidates: Candidates, context: EvaluationContext) -> dict[str, Any]:
-        """Generate and judge answers, and compute win rates (docs/guides/win-rates.md).
+        """Generate and judge answers, and compute win rates (docs/reference/metrics.md).
 
         Writes generations/NAME.jsonl for every model and the baseline, and judgements.parquet with a row for every
         verdict; for judge=human a page to vote on and its key instead. Answers and verdicts are cached as they arrive.

@@ -154,7 +154,7 @@ def paired_interval(difference_N: ArrayLike, largest: float) -> tuple[float, flo
     """Interval of the mean of paired differences of proportions, from -largest to largest (Agresti and Min 2005).
 
     The normal one, with half a pair more of each outcome: one won, one lost, and two equal. Unlike a percentile
-    bootstrap, it covers with few pairs and with few that differ (docs/guides/win-rates.md).
+    bootstrap, it covers with few pairs and with few that differ (docs/results/win-rates.md).
     """
     difference_n = np.asarray(difference_N, dtype=np.float64)
     n = len(difference_n) + 2

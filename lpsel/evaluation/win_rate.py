@@ -1,6 +1,6 @@
 """How often one model's answers are preferred to a baseline's, with every statistic of the comparison. Pure functions.
 
-docs/guides/win-rates.md has the formulas. For the coding of preferences see `lpsel.evaluation.preferences`.
+docs/reference/metrics.md has the formulas. For the coding of preferences see `lpsel.evaluation.preferences`.
 """
 
 # N prompts, n judged prompts that are resampled, T distinct texts, S prompt sets, R resamples
@@ -200,7 +200,7 @@ def shown_interval(counted: Mapping[str, Any]) -> tuple[float | None, float | No
     """The interval to show next to `win_rate`, None for a single verdict.
 
     Wilson's for few verdicts, wins or losses, where the bootstrap's covers less than 93 %, and for plain verdicts
-    without ties (docs/guides/win-rates.md). Of fractional preferences, Wilson's is that of as many wins as their sum.
+    without ties (docs/results/win-rates.md). Of fractional preferences, Wilson's is that of as many wins as their sum.
     """
     n, rate = counted.get("n") or 0, counted.get("win_rate")
     if rate is None or n < 2:

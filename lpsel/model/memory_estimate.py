@@ -43,7 +43,7 @@ def training_memory(
     pack: int,
     shards: int,
 ) -> DeviceMemory:
-    """The memory for training `model` on each device; docs/memory.md lists the bytes per weight.
+    """The memory for training `model` on each device; docs/explanation/memory.md lists the bytes per weight.
 
     `model` is on the meta device. `pack` is the number of tokens of the largest micro-batch, `shards` the number of
     devices that share one copy, 1 without FSDP.

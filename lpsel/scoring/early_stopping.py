@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 Floats = NDArray[np.float64]
 
-CHECKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of an epoch; docs/guides/stopping.md explains why they double
+CHECKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of an epoch; docs/results/stopping.md explains why they double
 NORMAL_95 = 1.96
 
 

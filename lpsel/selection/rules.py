@@ -4,7 +4,7 @@ N rows, M eligible rows
 
 A rule is a function here (or in `coverage`) and a file in conf/selection. It receives the table with at most the epochs
 that its file sets and returns NaN where its score is undefined; clusters, budgets, buckets and rows without supervised
-tokens are up to `select`. docs/guides/rules.md lists the rules with their sources.
+tokens are up to `select`. docs/reference/rules.md lists the rules with their sources.
 """
 
 from collections.abc import Callable, Mapping
