@@ -62,6 +62,21 @@ def test_chats_to_trl(chat_model, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_quickstart_prints_what_the_readme_shows(tmp_path, monkeypatch, capsys):
+    from in_process import run
+
+    quickstart = (TUTORIALS.parents[1] / "README.md").read_text().split("## Quickstart\n")[1].split("\n## ")[0]
+    shown = re.search(r"```text\n(.*?)```", quickstart, re.DOTALL)[1].splitlines()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LPSEL_CACHE", str(tmp_path / "cache"))
+    first = shlex.split(commands_of(quickstart)[0], comments=True)[1:]
+    ended = run(shlex.join([*first, "tracker=none", "trainer=cpu"]), capsys)
+    assert ended.status is None, ended.err
+    assert [line for line in shown if line not in ended.out.splitlines()] == []
+
+
+@pytest.mark.slow
 def test_rows_for_my_task(toy_model, chat_model, tmp_path, monkeypatch, capsys):
     from in_process import run
 

@@ -1,0 +1,118 @@
+"""Takes screenshots of the docs site, the report and the voting page: desktop and phone, light and dark.
+
+    make docs && .venv/bin/python docs/screenshots.py      # about ten minutes on two cores the first time
+
+Runs the embedded data's experiments in build/screenshots, which the next call resumes, writes every picture there, and
+those that the docs use to docs/figures. Needs playwright and Chromium.
+"""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from lpsel.judging.human import HumanJudge
+from lpsel.judging.judge import Pair
+
+ROOT = Path(__file__).resolve().parents[1]
+WORK = ROOT / "build" / "screenshots"
+FIGURES = ROOT / "docs" / "figures"
+SIZES = {"desktop": (1280, 800), "phone": (390, 844), "figure": (960, 540)}  # figures are those in docs/figures
+SITE = (
+    "",
+    "tutorials/rows-for-my-task/",
+    "guides/judges/",
+    "reference/rules/",
+    "reference/files/",
+    "explanation/concepts/",
+)
+HAIKU = "Blue waves, **endless** blue,\nthe shore forgets each footprint,\ngulls repeat it all."
+SLICE = "Use a slice:\n\n```python\nitems[::-1]\n```\n\nIt makes a new list."
+QUESTIONS = {
+    "Write a haiku about the sea.": (HAIKU, "The sea is big. It has water in it. The water is blue."),
+    "Reverse a list in Python.": (SLICE, "You can use `reversed(items)`, or `items.reverse()` to reverse it in place."),
+}
+
+
+def main() -> None:
+    WORK.mkdir(parents=True, exist_ok=True)
+    pages = {"report": report().as_uri(), "voting": voting_page().as_uri()}
+    with served(ROOT / "build" / "site") as site:
+        take(pages | {f"site-{Path(page).name or 'home'}": f"{site}/{page}" for page in SITE})
+    for name in ("report", "voting"):
+        shutil.copyfile(WORK / f"{name}-figure-light.png", FIGURES / f"{name}-page.png")
+
+
+def lpsel(*arguments: str) -> Path:
+    """Run a command; the path in its last line."""
+    line = [sys.executable, "-m", "lpsel", *arguments]
+    ended = subprocess.run(line, cwd=WORK, check=True, stdout=subprocess.PIPE, text=True)
+    return Path(ended.stdout.splitlines()[-1])
+
+
+def report() -> Path:
+    """The report of a sweep over two rules and three percentages, compared with all rows."""
+    quiet = "tracker=none"
+    every = lpsel("train", "selection=full", quiet, "hydra.run.dir=full")
+    sweep = lpsel("train", "-m", "selection=lp_app_nll,random", "pct=10,25,50", quiet, "hydra.sweep.dir=sweep")
+    evaluated = lpsel("evaluate", f"model={sweep}", f"baseline={every}", quiet, "hydra.run.dir=evaluated")
+    return lpsel("report", str(every), str(sweep), str(evaluated))
+
+
+def voting_page() -> Path:
+    """A page to vote on, of answers written for it: those of the embedded models are single words."""
+    pairs = [Pair(f"{i}", prompt, *answers) for i, (prompt, answers) in enumerate(QUESTIONS.items())]
+    folder = WORK / "voting"
+    folder.mkdir(exist_ok=True)
+    judge = HumanJudge("Which answer is better?", seed=3)
+    return judge.write(pairs, folder, baseline="all rows", model="10 %")[0]
+
+
+def begin_to_vote(page: Any) -> None:
+    page.fill("#name", "Ann")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#work:visible")
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        """No line for every request."""
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Serves a folder; its address. A site that is opened as a file has no search."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def take(pages: dict[str, str]) -> None:
+    """Write NAME-SIZE-SCHEME.png of every address by its name."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        for (name, address), (size, (width, height)), scheme in product(
+            pages.items(), SIZES.items(), ("light", "dark")
+        ):
+            options: Any = {"viewport": {"width": width, "height": height}, "color_scheme": scheme}
+            page = browser.new_context(**options).new_page()
+            page.goto(address)
+            if name == "voting":
+                begin_to_vote(page)
+            page.screenshot(path=WORK / f"{name}-{size}-{scheme}.png")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
