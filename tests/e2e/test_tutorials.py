@@ -15,9 +15,35 @@ REAL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def commands_of(text):
-    """The lines of the page's command blocks that run something."""
+    """The lines of the page's command blocks that run something; train.py and the like as `lpsel train`."""
     lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    lines = [
+        re.sub(r"^python (train|select|evaluate)\.py", r"lpsel \1", line.removeprefix(".venv/bin/")) for line in lines
+    ]
     return [line for line in lines if line.startswith(("lpsel ", "python "))]
+
+
+def run_on_few_rows(text, names, toy_model, capsys):
+    """Run a page's commands on 80 embedded rows with a toy model; `names` are those of the run folders, in order."""
+    from in_process import run
+
+    small = {
+        "train": f"dataset=embedded dataset.synthetic.rows=80 scorer={toy_model} scorer.recipe.learning_rate=1e-3 "
+        f"model={toy_model} cluster=none",
+        "evaluate": "dataset.limit=4 evaluator.max_new_tokens=4",
+    }
+    runs = {}
+    for line in commands_of(text):
+        for name, folder in {**runs, "tiny-target": str(toy_model)}.items():
+            line = line.replace(name, folder)
+        command = shlex.split(line)[1]
+        if command in small:
+            line += f" {small[command]} trainer=cpu tracker=none"
+        ended = run(line.removeprefix("lpsel "), capsys)
+        assert ended.status is None, ended.err
+        if command in small:
+            runs[names[len(runs)]] = ended.out.splitlines()[-1]
+    return [Path(folder) for folder in runs.values()]
 
 
 @pytest.fixture
@@ -77,6 +103,22 @@ def test_the_quickstart_prints_what_the_readme_shows(tmp_path, monkeypatch, caps
 
 
 @pytest.mark.slow
+def test_first_subset(toy_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LPSEL_CACHE", str(tmp_path / "cache"))
+    text = (TUTORIALS / "first-subset.md").read_text().replace("RUN_FOLDER", "LP_APP_RUN")
+    lp_app, at_random, evaluated = run_on_few_rows(text, ("LP_APP_RUN", "RANDOM_RUN", "EVALUATION"), toy_model, capsys)
+    assert [json.loads((run / "result.json").read_text())["rule"] for run in (lp_app, at_random)] == [
+        "lp_app",
+        "random",
+    ]
+    listed = re.findall(r"^\| `([\w.]+)/?` \|", text, re.MULTILINE)
+    assert listed == ["result.json", "selection.parquet", "subset.jsonl", "model"]
+    assert [name for name in listed if not (lp_app / name).exists()] == []
+    assert len(json.loads((evaluated / "result.json").read_text())["models"]) == 3
+
+
+@pytest.mark.slow
 def test_rows_for_my_task(toy_model, chat_model, tmp_path, monkeypatch, capsys):
     from in_process import run
 
@@ -93,25 +135,9 @@ def test_rows_for_my_task(toy_model, chat_model, tmp_path, monkeypatch, capsys):
     assert examples[1] in text
     Path("alpaca.jsonl").write_text("\n".join(test))
 
-    small = {
-        "train": f"dataset.synthetic.rows=80 scorer={toy_model} scorer.recipe.learning_rate=1e-3 model={toy_model}",
-        "evaluate": "dataset.limit=4 evaluator.max_new_tokens=4",
-    }
     embedded, real = text.split("## 6.")
-    runs = []
-    for line in commands_of(embedded):
-        if line.startswith("python "):
-            continue
-        for name, folder in zip(("RDS_RUN", "TASK_LP_RUN", "RANDOM_RUN"), runs, strict=False):
-            line = line.replace(name, folder)
-        line = line.replace("tiny-target", str(toy_model))
-        command = shlex.split(line)[1]
-        if command in small:
-            line += f" {small[command]} trainer=cpu tracker=none" + " dataset=embedded" * (command == "train")
-        ended = run(line.removeprefix("lpsel "), capsys)
-        assert ended.status is None, ended.err
-        runs += [ended.out.splitlines()[-1]] * (command != "rows")
-    results = [json.loads((Path(folder) / "result.json").read_text()) for folder in runs]
+    runs = run_on_few_rows(embedded, ("RDS_RUN", "TASK_LP_RUN", "RANDOM_RUN", "EVALUATION"), toy_model, capsys)
+    results = [json.loads((folder / "result.json").read_text()) for folder in runs]
     assert [result["rule"] for result in results[:3]] == ["rds", "task_lp", "random"]
     assert {result["n_selected"] for result in results[:3]} == {4}, "5 % of 80"
     assert results[0]["query"]["rows"] == 20
@@ -119,7 +145,7 @@ def test_rows_for_my_task(toy_model, chat_model, tmp_path, monkeypatch, capsys):
         str(toy_model),
         *(f"{folder}/model" for folder in runs[:3]),
     ]
-    monkeypatch.setattr(sys, "argv", ["count.py", runs[0]])
+    monkeypatch.setattr(sys, "argv", ["count.py", str(runs[0])])
     runpy.run_path("count.py")
     assert sum(int(n) for n in re.findall(r"\d+", capsys.readouterr().out)) <= 4
 
