@@ -1,6 +1,7 @@
 """What evaluations and human votes measured of the models of training runs."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +47,8 @@ class Point(Measure):
         against: the conditions under which values are comparable: held-out rows, baseline, judge.
         details: other statistics of the same comparison, by their names in result.json.
         difference: from the evaluation's baseline, paired by row.
+        baseline: the training run of that baseline, None for another model.
+        evaluated_as: the name of the model in the evaluation.
     """
 
     run: Run
@@ -53,6 +56,8 @@ class Point(Measure):
     against: str
     details: dict[str, float | None]
     difference: Interval | None = None
+    baseline: Run | None = None
+    evaluated_as: str = ""
 
 
 def points(runs: Runs) -> list[Point]:
@@ -60,25 +65,51 @@ def points(runs: Runs) -> list[Point]:
 
     Win rates come last, those of the most runs at the very end: a run's last point is its key figure.
     """
-    trained = {(run.folder / "model").resolve(): run for run in runs.by_command("train")}
     matched = []
     for evaluation in runs.by_command("evaluate", "votes"):
-        answers = _answer_folders(evaluation, runs)
+        trained = trained_models(evaluation, runs)
+        baseline = trained.get(str(evaluation.get("baseline")))
         for entry in evaluation.models:
-            folder = answers.get(entry.get("name", entry.get("model")), entry.get("model"))
+            name = model_name(entry)
             metrics = metrics_of(entry)
             metric = next((metric for metric in KEY_METRICS if metric in metrics), None)
-            if not isinstance(folder, str) or metric is None:
+            if metric is None or (run := trained.get(name)) is None:
                 continue
-            model = Path(folder).expanduser().resolve()
-            if run := trained.get(model) or trained.get(model / "model"):
-                against = _against(evaluation, entry, metric)
-                details = win_rate_details(entry)
-                difference = _interval(nested(entry, "difference", metric))
-                point = Point(run.name, metric, *metrics[metric], run, evaluation, against, details, difference)
-                matched.append(point)
+            against = _against(evaluation, entry, metric)
+            details = win_rate_details(entry)
+            difference = _interval(nested(entry, "difference", metric))
+            point = Point(
+                run.name, metric, *metrics[metric], run, evaluation, against, details, difference, baseline, name
+            )
+            matched.append(point)
     size = Counter((p.metric, p.against) for p in matched)
     return sorted(matched, key=lambda p: (p.metric == "win_rate", size[p.metric, p.against]))
+
+
+def trained_models(evaluation: Run, runs: Runs) -> dict[str, Run]:
+    """The training runs of the models of an evaluation, by their names in it."""
+    trained = {(run.folder / "model").resolve(): run for run in runs.by_command("train")}
+    folders = {model_name(entry): entry.get("model") for entry in evaluation.models} | _answer_folders(evaluation, runs)
+    models = {name: Path(f).expanduser().resolve() for name, f in folders.items() if isinstance(f, str)}
+    matched = {name: trained.get(model) or trained.get(model / "model") for name, model in models.items()}
+    return {str(name): run for name, run in matched.items() if run is not None}
+
+
+def untrained(points: Sequence[Point]) -> dict[str, float]:
+    """The values that the evaluations of the points measured of untrained targets, by label."""
+    values: dict[str, float] = {}
+    for p in points:
+        trained = {other.evaluated_as for other in points if other.evaluation is p.evaluation}
+        for entry in p.evaluation.models:
+            at = metrics_of(entry).get(p.metric)
+            if at is not None and model_name(entry) == p.run.target and model_name(entry) not in trained:
+                values[p.run.target] = at.value
+    return {"untrained" if len(values) == 1 else f"{name}, untrained": value for name, value in values.items()}
+
+
+def model_name(entry: dict[str, Any]) -> str:
+    """The name of a model in an evaluation."""
+    return str(entry.get("name", entry.get("model", "–")))
 
 
 def win_rate_details(entry: dict[str, Any]) -> dict[str, float | None]:
@@ -106,8 +137,7 @@ def measures_of(entry: dict[str, Any]) -> list[Measure]:
     """`measures` of one model."""
     metrics = metrics_of(entry)
     key = next((metric for metric in KEY_METRICS if metric in metrics), None)
-    name = str(entry.get("name", entry.get("model", "–")))
-    return [Measure(name, metric, *metrics[metric]) for metric in metrics if key in (None, metric)]
+    return [Measure(model_name(entry), metric, *metrics[metric]) for metric in metrics if key in (None, metric)]
 
 
 def metrics_of(entry: dict[str, Any]) -> dict[str, Interval]:

@@ -154,6 +154,20 @@ def with_variants(runs: Sequence[Run]) -> list[Run]:
     return [replace(run, variant=variants.get(run.folder, "")) for run in runs]
 
 
+def short_labels(runs: Sequence[Run]) -> dict[str, str]:
+    """A label for every series: the rule, and what else the series differ in."""
+    first = {run.series: run for run in runs}
+    targets = {run.target for run in first.values()}
+    scorers = {run.scorer for run in first.values()} - {"–"}
+    labels = {}
+    for series, run in first.items():
+        bucket = f", {run.bucket}" if run.bucket else ""
+        scorer = f" ({run.scorer})" if len(scorers) > 1 and run.scorer != "–" else ""
+        target = f" → {run.target}" if len(targets) > 1 else ""
+        labels[series] = f"{run.rule}{bucket}{scorer}{run.variant}{target}"
+    return labels if len({*labels.values()}) == len(labels) else {series: series for series in labels}
+
+
 def _variant(settings: dict[str, str]) -> str:
     """The first settings as text, such as `, length=matched`."""
     parts = [(key.split("."), value) for key, value in settings.items()]

@@ -1,0 +1,72 @@
+"""Tables as the page shows them: rounded, an interval in the cell of its value, without empty columns.
+
+CSV files have every column at full precision.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+HIDDEN = ("folder", "evaluation")
+LINKED = ("folder", "evaluation")  # what the first cell of a row links to, in this order
+
+
+class Cell(NamedTuple):
+    """Text, and what the column is sorted by."""
+
+    text: str
+    value: Any
+    is_number: bool
+
+
+class Shown(NamedTuple):
+    """A table of the page: names of columns, whether they are numbers, and rows with the folder that they link to."""
+
+    columns: dict[str, bool]
+    rows: list[tuple[str | None, list[Cell]]]
+
+
+def readable(table: Sequence[dict[str, Any]], omit: Sequence[str] = ()) -> Shown:
+    """A table for reading, without columns that are empty, merged into another, or in `omit`."""
+    names = [name for name in table[0] if name not in (*HIDDEN, *omit) and not _is_end(name, table[0])]
+    names = [name for name in names if any(row[name] is not None for row in table)]
+    rows = []
+    for row in table:
+        folder = next((row[key] for key in LINKED if row.get(key)), None)
+        rows.append((folder, [_cell(row, name) for name in names]))
+    is_number = [any(cells[i].is_number for _, cells in rows) for i in range(len(names))]
+    return Shown(dict(zip(names, is_number, strict=True)), rows)
+
+
+def _is_end(name: str, row: dict[str, Any]) -> bool:
+    """Whether the column is an end of the interval of another one."""
+    base, _, end = name.rpartition(" ")
+    return end in ("low", "high") and (base or "value") in row
+
+
+def _cell(row: dict[str, Any], name: str) -> Cell:
+    value = row[name]
+    prefix = "" if name == "value" else f"{name} "
+    low, high = row.get(f"{prefix}low"), row.get(f"{prefix}high")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    text = f"{value:.1f}" if is_number and "%" in name else shown(value)
+    if low is not None and high is not None:
+        digits = _decimals(max(abs(end) for end in (value, low, high)))
+        text = f"{value:,.{digits}f} [{low:,.{digits}f}, {high:,.{digits}f}]"
+    return Cell(text, "" if value is None else value, is_number)
+
+
+def shown(value: Any) -> str:
+    """A value as text: numbers with three or four digits, large ones as powers of ten."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not isinstance(value, int | float):
+        return str(value)
+    if abs(value) >= 1e8 or 0 < abs(value) < 1e-3:
+        return f"{value:.2e}".replace("e+", "e")
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.{_decimals(abs(value))}f}"
+
+
+def _decimals(size: float) -> int:
+    return 3 if size < 10 else 1 if size < 1000 else 0

@@ -1,0 +1,215 @@
+"""Selections compared with random rows and with all rows: differences with intervals. Pure functions of points."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from scipy.special import ndtri
+from scipy.stats import t
+
+from lpsel.report.all_rows import EVEN
+from lpsel.report.points import Interval, Point
+from lpsel.report.runs import number
+
+SAME = 0.02  # relative difference in rows or tokens up to which they count as equal
+BASELINE, ALL_ROWS = "random", "full"
+
+Basis = Literal["seeds", "rows", "none"]
+BySeed = Mapping[Any, Point]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A selection minus its reference, at one percentage of the rows.
+
+    Attributes:
+        point: of one of the selection's seeds.
+        value, reference: means over the seeds compared; the reference of a win rate against random rows is 50 %.
+        difference: with the interval at `level`, None at its ends where there is none.
+        basis: what the interval covers: seeds (and with them rows), the rows or prompts of one seed, or nothing.
+        seeds: how many were compared.
+    """
+
+    point: Point
+    value: float
+    reference: float
+    difference: Interval
+    basis: Basis
+    seeds: int
+    level: float
+
+    @property
+    def gain(self) -> float:
+        """The difference, positive where the selection is better."""
+        return self.difference.value * (1 if self.point.metric == "win_rate" else -1)
+
+    @property
+    def verdict(self) -> int | None:
+        """1 if the selection is better, -1 if it is worse, 0 if the interval includes 0, None without one."""
+        _, low, high = self.difference
+        if low is None or high is None:
+            return None
+        return 0 if low <= 0 <= high else int(np.sign(self.gain))
+
+
+def at_equal_rows(points: Sequence[Point]) -> list[Comparison]:
+    """Every selection minus random rows: as many of them, with the same target and the same seeds."""
+    reference = _by_selection(points, lambda rule: rule == BASELINE)
+
+    def reference_of(first: Point, _: BySeed) -> BySeed | None:
+        candidates = [seeds for key, seeds in reference.items() if key[:2] == (first.run.target, first.run.pct)]
+        candidates = [seeds for seeds in candidates if _close(first, next(iter(seeds.values())), "rows")]
+        same = [seeds for seeds in candidates if next(iter(seeds.values())).run.variant == first.run.variant]
+        return next(iter(same or candidates), None) if len(same or candidates) == 1 else None
+
+    return _compared(points, reference_of, against_baseline=BASELINE)
+
+
+def at_equal_tokens(points: Sequence[Point]) -> list[Comparison]:
+    """Every selection minus random rows with as many training tokens.
+
+    Random rows are interpolated between the percentages of the same seed, in the logarithm of the tokens. Selections
+    with more or fewer tokens than all random runs are left out.
+    """
+    curves: dict[tuple[str, Any], list[Point]] = defaultdict(list)
+    for p in points:
+        if p.run.rule == BASELINE and tokens(p):
+            curves[p.run.target, p.run.get("seed")].append(p)
+
+    def reference_of(first: Point, ours: BySeed) -> BySeed | None:
+        found = {
+            seed: point
+            for seed, p in ours.items()
+            if (point := _interpolated(curves.get((first.run.target, seed), []), tokens(p))) is not None
+        }
+        return found or None
+
+    return _compared(points, reference_of)
+
+
+def to_all_rows(points: Sequence[Point]) -> list[Comparison]:
+    """Every selection minus training the same target on all rows."""
+    reference = _by_selection(points, lambda rule: rule == ALL_ROWS)
+
+    def reference_of(first: Point, _: BySeed) -> BySeed | None:
+        found = [seeds for key, seeds in reference.items() if key[0] == first.run.target]
+        return found[0] if len(found) == 1 else None
+
+    return _compared(points, reference_of, against_baseline=ALL_ROWS)
+
+
+def tokens(point: Point) -> float | None:
+    """Tokens of training."""
+    return number(point.run.get("training", "tokens"))
+
+
+def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
+    """Mean with its interval: Student's t with n - 1 degrees of freedom."""
+    mean = float(np.mean(values))
+    half = float(t.ppf(0.5 + level / 2, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
+    return mean, mean - half, mean + half
+
+
+def _by_selection(
+    points: Sequence[Point], wanted: Callable[[str], bool]
+) -> dict[tuple[str, float | None, str], dict[Any, Point]]:
+    """Points by target, percentage and series, then by seed; without series that have two values for one seed."""
+    seeds: dict[tuple[str, float | None, str], dict[Any, Point]] = defaultdict(dict)
+    ambiguous = set()
+    for p in points:
+        if not wanted(p.run.rule) or p.run.pct is None:
+            continue
+        key = (p.run.target, p.run.pct, p.run.series)
+        earlier = seeds[key].setdefault(p.run.get("seed"), p)
+        if earlier.value != p.value:
+            ambiguous.add(key)
+    return {key: by_seed for key, by_seed in seeds.items() if key not in ambiguous}
+
+
+def _compared(
+    points: Sequence[Point],
+    reference_of: Callable[[Point, BySeed], BySeed | None],
+    against_baseline: str | None = None,
+) -> list[Comparison]:
+    """Every selection minus its reference; the level of the intervals is 95 % for all of them together (Bonferroni)."""
+    pairs: list[tuple[BySeed, BySeed | None]] = []
+    for ours in _by_selection(points, lambda rule: rule not in (BASELINE, ALL_ROWS)).values():
+        first = next(iter(ours.values()))
+        baseline = first.baseline.rule if first.baseline is not None else None
+        if first.metric == "win_rate" and against_baseline is not None and baseline == against_baseline:
+            pairs.append((ours, None))  # the win rate itself is the comparison
+        elif theirs := reference_of(first, ours):
+            pairs.append((ours, theirs))
+    level = 1 - 0.05 / max(len(pairs), 1)
+    return [_comparison(ours, theirs, level) for ours, theirs in pairs]
+
+
+def _comparison(ours: BySeed, theirs: BySeed | None, level: float) -> Comparison:
+    first = next(iter(ours.values()))
+    common = list(ours) if theirs is None else [seed for seed in ours if seed in theirs]
+    if len(common) > 1:
+        mine = [ours[seed].value for seed in common]
+        reference = [EVEN if theirs is None else theirs[seed].value for seed in common]
+        at = Interval(*t_interval(np.subtract(mine, reference).tolist(), level))
+        return Comparison(first, float(np.mean(mine)), float(np.mean(reference)), at, "seeds", len(common), level)
+    p = ours[common[0]] if common else first
+    q = None if theirs is None else theirs[common[0]] if common else next(iter(theirs.values()))
+    at = _widened(_of_rows(p, q), level)
+    basis: Basis = "none" if at.low is None else "rows"
+    return Comparison(p, p.value, EVEN if q is None else q.value, at, basis, 1, level)
+
+
+def _of_rows(p: Point, q: Point | None) -> Interval:
+    """One point minus another, with a 95 % interval over rows: paired where an evaluation has it.
+
+    Elsewhere it is that of two independent values, which is too wide for models measured on the same rows.
+    """
+    if q is None:
+        return Interval(p.value - EVEN, *(None if end is None else end - EVEN for end in (p.low, p.high)))
+    if p.difference is not None and p.baseline is not None and p.baseline.folder == q.run.folder:
+        return p.difference
+    for sign, a, b in ((1, p, q), (-1, q, p)):
+        for pair in p.evaluation.entries("comparisons") if p.evaluation.folder == q.evaluation.folder else []:
+            if pair.get("models") == [a.evaluated_as, b.evaluated_as] and pair.get("n"):
+                at = [number(pair.get(name)) for name in ("difference", "ci_low", "ci_high")]
+                value, *ends = (None if end is None else sign * end for end in at)
+                return Interval(value or 0.0, *(ends if sign == 1 else reversed(ends)))
+    value = p.value - q.value
+    if p.low is None or p.high is None or q.low is None or q.high is None:
+        return Interval(value)
+    below, above = np.hypot(p.value - p.low, q.high - q.value), np.hypot(p.high - p.value, q.value - q.low)
+    return Interval(value, value - float(below), value + float(above))
+
+
+def _widened(at: Interval, level: float) -> Interval:
+    """A 95 % interval as one at another level, as if the value were normal."""
+    if at.low is None or at.high is None:
+        return Interval(at.value)
+    wider = float(ndtri(0.5 + level / 2) / ndtri(0.975))
+    return Interval(at.value, *(at.value + wider * (end - at.value) for end in (at.low, at.high)))
+
+
+def _interpolated(curve: Sequence[Point], wanted: float | None) -> Point | None:
+    """A random point at as many tokens; None outside the curve."""
+    if not curve or not wanted:
+        return None
+    ordered = sorted(curve, key=lambda p: tokens(p) or 0.0)
+    x = [tokens(p) or 0.0 for p in ordered]
+    if not x[0] * (1 - SAME) <= wanted <= x[-1] * (1 + SAME):
+        return None
+
+    def at(values: list[float | None]) -> float | None:
+        return None if None in values else float(np.interp(np.log(wanted), np.log(x), np.array(values, np.float64)))
+
+    value, low, high = (at([getattr(p, name) for p in ordered]) for name in ("value", "low", "high"))
+    assert value is not None
+    run = replace(ordered[0].run, folder=ordered[0].run.folder / "interpolated")  # no evaluation pairs it
+    return replace(ordered[0], value=value, low=low, high=high, run=run, evaluated_as="")
+
+
+def _close(p: Point, q: Point, name: str) -> bool:
+    """Whether two runs trained on as many rows, as far as that is known."""
+    a, b = (number(each.run.get("training", name)) for each in (p, q))
+    return a is None or b is None or abs(a - b) <= SAME * max(a, b)

@@ -1,0 +1,236 @@
+"""The summary of a report: what was compared, what is better and by how much, at what cost. Pure functions."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lpsel.report.cells import shown
+from lpsel.report.comparisons import ALL_ROWS, BASELINE, Comparison, at_equal_rows, at_equal_tokens, to_all_rows
+from lpsel.report.points import Point
+from lpsel.report.runs import Run, Runs, number, short_labels
+
+MOST = 5  # selections or comparisons that a sentence lists
+NAMES = {"win_rate": "win rate", "nll": "held-out NLL"}
+UNITS = {"win_rate": "percent", "nll": "nats"}
+BETTER = {"win_rate": "higher is better", "nll": "lower is better"}
+DIGITS = {"win_rate": 1, "nll": 3}
+VERDICTS = {1: "better than random rows", -1: "worse than random rows"}
+
+
+class Summary(NamedTuple):
+    """The sentence that matters most, and paragraphs: a title with its lines."""
+
+    headline: str
+    paragraphs: list[tuple[str, list[str]]]
+
+
+def summarize(runs: Runs, measured: Sequence[Point]) -> Summary:
+    """What can be concluded from the runs, and what cannot."""
+    compared = ("Compared", [_compared(runs, measured)])
+    if not measured:
+        return Summary(_nothing_measured(runs), [compared])
+    labels = short_labels([p.run for p in measured])
+    groups: dict[tuple[str, str], list[Point]] = defaultdict(list)
+    for p in measured:
+        groups[p.metric, p.against].append(p)
+    key, *others = reversed(groups.values())  # key figures first
+    rows, at_tokens, all_rows = at_equal_rows(key), at_equal_tokens(key), to_all_rows(key)
+    paragraphs = [
+        compared,
+        ("At equal rows", _differences(rows, labels)),
+        ("At equal training tokens", _at_tokens(at_tokens, rows, labels)),
+        ("Against all rows", _against_all_rows(all_rows, labels)),
+        ("Cost", _costs(key, labels)),
+        ("Intervals", _intervals([*rows, *at_tokens, *all_rows])),
+        *((f"By {NAMES[o[0].metric]}, {o[0].against}", [_verdicts(at_equal_rows(o), labels)]) for o in others[:2]),
+    ]
+    return Summary(_verdicts(rows, labels), [(title, lines) for title, lines in paragraphs if lines])
+
+
+def _nothing_measured(runs: Runs) -> str:
+    if runs.by_command("train"):
+        if runs.by_command("evaluate"):
+            return "No evaluation is of a model that was trained here, so nothing can be said about quality."
+        return "No model is evaluated yet, so nothing can be said about quality. Next: lpsel evaluate model=RUNS."
+    if runs.by_command("select"):
+        return "Rows are selected, but no model is trained on them, so nothing can be said about quality."
+    return "Nothing is trained or selected here, so there are no selections to compare."
+
+
+def _compared(runs: Runs, measured: Sequence[Point]) -> str:
+    selections = runs.by_command("train", "select")
+    if not selections:
+        return f"{_count(len(runs.finished), 'run')}: {_listed(sorted({run.command for run in runs.finished}))}."
+    rules = list(dict.fromkeys(run.rule for run in selections if run.rule not in (BASELINE, ALL_ROWS)))
+    references = [name for rule, name in ((BASELINE, "random rows"), (ALL_ROWS, "all rows")) if _has(selections, rule)]
+    pcts = sorted({run.pct for run in selections if run.pct is not None and run.rule != ALL_ROWS})
+    seeds = {run.get("seed") for run in selections} - {None}
+    sizes = {(r.get("dataset", "name"), r.get("n_total")) for r in selections if isinstance(r.get("n_total"), int)}
+    data = [f"{name} ({size:,} rows)" for name, size in sorted(sizes, key=str)]
+    targets = sorted({run.target for run in selections if run.command == "train"})
+    text = _listed([*rules, *references], more="other rules")
+    text += f" on {_listed(data)}" if data else ""
+    text += f", {_pcts(pcts)} of the rows" if pcts else ""
+    text += f", {_count(len(seeds), 'seed')}" if seeds else ""
+    text += f"; trained: {_listed(targets)}" if targets else ""
+    if measured:
+        text += f"; measured: {_measured(measured[-1])}"
+    return f"{text}."
+
+
+def _measured(p: Point) -> str:
+    """The metric, and what it was measured on."""
+    n, dataset = p.evaluation.get("n"), p.evaluation.get("dataset")
+    if p.metric == "nll" and isinstance(n, int) and isinstance(dataset, str):
+        return f"{NAMES[p.metric]} of {n:,} rows of {dataset}"
+    return f"{NAMES[p.metric]} {p.against}"
+
+
+def _verdicts(compared: Sequence[Comparison], labels: dict[str, str]) -> str:
+    """Which selections are shown to be better or worse than random rows, and for which nothing can be shown."""
+    if not compared:
+        return "No random rows were trained on and measured the same way, so whether selecting helps cannot be said."
+    sentences = []
+    for verdict, words in VERDICTS.items():
+        if chosen := [c for c in compared if c.verdict == verdict]:
+            subject = _selections(chosen, labels)
+            sentences.append(f"{subject} {'is' if _is_one(chosen) else 'are'} {words}")
+    if tied := [c for c in compared if c.verdict == 0]:
+        sentences.append(f"{_selections(tied, labels)} and random rows: no difference can be shown")
+    if unknown := [c for c in compared if c.verdict is None]:
+        sentences.append(f"{_selections(unknown, labels)}: without an interval, nothing can be concluded")
+    return "; ".join(sentences) + "."
+
+
+def _is_one(chosen: Sequence[Comparison]) -> bool:
+    return len({c.point.run.series for c in chosen}) == 1
+
+
+def _selections(chosen: Sequence[Comparison], labels: dict[str, str]) -> str:
+    """Labels with their percentages: lp at 5 and 10 %, lp_app at 5 %."""
+    pcts: dict[str, list[float]] = defaultdict(list)
+    for c in chosen:
+        pcts[labels[c.point.run.series]].append(c.point.run.pct or 0.0)
+    return _listed([f"{label} at {_pcts(sorted(of))}" for label, of in pcts.items()], more="other selections")
+
+
+def _differences(compared: Sequence[Comparison], labels: dict[str, str], how: str = "") -> list[str]:
+    """Every difference with its interval, the largest gains first."""
+    if not compared:
+        return []
+    ordered = sorted(compared, key=lambda c: -c.gain)
+    metric = compared[0].point.metric
+    return [
+        f"{NAMES[metric][0].upper()}{NAMES[metric][1:]} in {UNITS[metric]}, {BETTER[metric]}{how}:",
+        *(f"{_at(c, labels)}: {_value(c)} against {_value(c, c.reference)}, {_change(c)}" for c in ordered[:MOST]),
+        *([f"{_count(len(ordered) - MOST, 'more comparison')} in the table of results."] if ordered[MOST:] else []),
+    ]
+
+
+def _at(c: Comparison, labels: dict[str, str]) -> str:
+    return f"{labels[c.point.run.series]} at {c.point.run.pct:g} %"
+
+
+def _value(c: Comparison, value: float | None = None) -> str:
+    return f"{c.value if value is None else value:.{DIGITS[c.point.metric]}f}"
+
+
+def _change(c: Comparison) -> str:
+    """A difference in words: 0.200 higher (+0.050 to +0.350)."""
+    value, low, high = c.difference
+    digits = DIGITS[c.point.metric]
+    text = f"{abs(value):.{digits}f} {'higher' if value > 0 else 'lower'}"
+    if low is None or high is None:
+        return text
+    return f"{text} ({low:+.{digits}f} to {high:+.{digits}f})".replace("-", "−")
+
+
+def _intervals(compared: Sequence[Comparison]) -> list[str]:
+    """What the intervals cover, and what they do not."""
+    bases = {c.basis for c in compared}
+    together = " for all comparisons of a paragraph together" if len(compared) > 1 else ""
+    lines = []
+    if "seeds" in bases:
+        seeds = sorted({c.seeds for c in compared if c.basis == "seeds"})
+        lines.append(
+            f"95 %{together}; t intervals over {_listed([str(n) for n in seeds], 'or')} seeds, paired by seed."
+        )
+    if "rows" in bases:
+        lines.append(f"95 %{together}; of one seed, over the rows or prompts measured: another seed may differ.")
+    if "none" in bases:
+        lines.append("Values without an interval allow no conclusion.")
+    return lines
+
+
+def _at_tokens(compared: Sequence[Comparison], rows: Sequence[Comparison], labels: dict[str, str]) -> list[str]:
+    known = {(c.point.run.series, c.point.run.pct) for c in compared}
+    missing = [c for c in rows if (c.point.run.series, c.point.run.pct) not in known]
+    lines = [f"{_selections(missing, labels)}: no random rows have as many training tokens."] if missing else []
+    if not compared:
+        return lines
+    how = ", random rows interpolated between their percentages"
+    return [_verdicts(compared, labels), *_differences(compared, labels, how), *lines]
+
+
+def _against_all_rows(compared: Sequence[Comparison], labels: dict[str, str]) -> list[str]:
+    if not compared:
+        return []
+    best = max(compared, key=lambda c: c.gain)
+    lines = [
+        f"{words}: {_selections(chosen, labels)}."
+        for verdict, words in ((1, "Better than all rows"), (0, "No difference can be shown"))
+        if (chosen := [c for c in compared if c.verdict == verdict])
+    ]
+    if all(c.verdict == -1 for c in compared):
+        lines = ["All selections are worse than all rows."]
+    value = f"{_at(best, labels)} has the best mean: {_value(best)} against {_value(best, best.reference)}"
+    return [*lines, f"{value}, {_change(best)}."]
+
+
+def _costs(key: Sequence[Point], labels: dict[str, str]) -> list[str]:
+    """FLOPs of every selection, as a percentage of those of training on all rows."""
+    spent: dict[str, list[Run]] = defaultdict(list)
+    for p in key:
+        if p.run.rule != ALL_ROWS and p.run.get("ledger", "everything", "flops"):
+            spent[labels[p.run.series]].append(p.run)
+    texts = []
+    for label, runs in list(spent.items())[:MOST]:
+        scoring = _range(_percent(run, "selection") for run in runs)
+        of_scoring = "" if scoring == "0" else f" ({scoring} % for selecting)"
+        texts.append(f"{label} {_range(_percent(run, 'total') for run in runs)} %{of_scoring}")
+    everything = [flops for p in key if (flops := number(p.run.get("ledger", "everything", "flops")))]
+    if not texts:
+        return []
+    return [f"FLOPs of selection and training, of training on all rows ({shown(float(np.mean(everything)))}): "
+            f"{'; '.join(texts)}."]  # fmt: skip
+
+
+def _percent(run: Run, part: str) -> float:
+    return 100 * (number(run.get("ledger", part, "flops")) or 0.0) / run.get("ledger", "everything", "flops")
+
+
+def _range(values: Iterable[float]) -> str:
+    known = [f"{value:.3g}" if value < 1 else f"{value:.0f}" for value in sorted(values)]
+    return " to ".join(dict.fromkeys([known[0], known[-1]]))
+
+
+def _has(runs: Sequence[Run], rule: str) -> bool:
+    return any(run.rule == rule for run in runs)
+
+
+def _pcts(pcts: Sequence[float]) -> str:
+    return f"{_listed([f'{pct:g}' for pct in pcts])} %"
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def _listed(items: Sequence[Any], last: str = "and", more: str = "others") -> str:
+    """Items as in a sentence; of many, the first and how many more there are."""
+    texts = [str(item) for item in items]
+    if len(texts) > MOST + 1:
+        texts = [*texts[:MOST], f"{len(texts) - MOST} {more}"]
+    return f" {last} ".join(filter(None, [", ".join(texts[:-1]), *texts[-1:]]))

@@ -1,0 +1,30 @@
+"""Tables as the page shows them."""
+
+import pytest
+
+from lpsel.report.cells import readable, shown
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(58.131, "58.1"), (0.88079, "0.881"), (8.287, "8.287"), (1234.5, "1,234"), (3000, "3,000"), (25.0, "25"),
+     (2.6986e11, "2.70e11"), (0.0000999, "9.99e-05"), (None, "–"), (True, "yes"), ("lp", "lp")],
+)  # fmt: skip
+def test_numbers_have_three_or_four_digits(value, text):
+    assert shown(value) == text
+
+
+def test_an_interval_is_in_the_cell_of_its_value_and_empty_columns_are_left_out():
+    table = [
+        {"run": "a", "value": 58.131, "low": 54.02, "high": 62.2, "minus random": -0.05, "minus random low": -0.12,
+         "minus random high": 0.02, "saved %": 75.013, "bucket": None, "folder": "runs/a"},
+        {"run": "b", "value": 9.5, "low": None, "high": None, "minus random": None, "minus random low": None,
+         "minus random high": None, "saved %": None, "bucket": None, "folder": "runs/b"},
+    ]  # fmt: skip
+    columns, rows = readable(table)
+    assert columns == {"run": False, "value": True, "minus random": True, "saved %": True}
+    (first, cells), (_, others) = rows
+    assert first == "runs/a"
+    assert [cell.text for cell in cells] == ["a", "58.1 [54.0, 62.2]", "-0.050 [-0.120, 0.020]", "75.0"]
+    assert [cell.value for cell in cells] == ["a", 58.131, -0.05, 75.013], "sorted by all digits"
+    assert [cell.text for cell in others] == ["b", "9.500", "–", "–"]
