@@ -1,5 +1,6 @@
 """`report`: run folders as one page, with its figures and tables."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ def main(arguments: Sequence[str]) -> None:
     """
     parser = OneLineParser(
         prog="lpsel report",
-        description="Write an HTML page about runs, with its figures (PNG, SVG) and tables (CSV).",
+        description="Write an HTML page about runs, with its figures (PNG, SVG, PDF) and tables (CSV).",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders that contain them")
     parser.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="output folder (report)")
@@ -45,7 +46,7 @@ def report(paths: Sequence[str], out: Path, wandb: bool = False) -> Path:
         check_package("wandb_workspaces", "wandb-report", "--wandb", None)
     from lpsel.report.page import write_report
 
-    page = write_report(runs, out)
+    page = write_report(runs, out, shlex.join(["lpsel", "report", *map(str, paths)]))
     if wandb:
         from lpsel.report.wandb import write_wandb_report
 

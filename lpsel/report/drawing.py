@@ -1,11 +1,13 @@
-"""Shared style of the figures, and figures as PNG files and SVG.
+"""Shared style of the figures, and figures as files and SVG.
 
 Figures are created without pyplot: no shared state, no display.
 """
 
 import io
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -15,11 +17,17 @@ from matplotlib.figure import Figure
 from lpsel.storage import write_atomically
 
 COLORMAP = "viridis"  # perceptually uniform, readable with color vision deficiencies
-SERIES = ("#3b7fc4", "#d9772b", "#3f9a6b", "#b0579c", "#8a7a3c", "#6b6fd0")
-MUTED = "#8b949e"
+# Okabe and Ito's hues (2008), for color vision deficiencies; the last two darker, for contrast on white.
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#c2619a", "#a67c00", "#3a9bc9")
+DARK_SERIES = ("#4ba3e3", "#f08a3c", "#2fbf94", "#dc8fbe", "#d3a62a", "#6cc3ec")  # the same on a dark page
+MUTED = "#7a828a"
 INK = "#1f2328"
 WIDTH = 3.6  # inches, 346 CSS pixels: what a phone shows without scaling
-DPI = 160
+SLIDE = (6.4, 3.6)  # inches: 1920 x 1080 pixels
+DPI = 300
+MOST_LABELS = 9  # at lines; more become a legend
+LONGEST_LABEL = 22  # characters
+LABEL_HEIGHT = 0.075  # of the axes
 
 # Decorator of functions that create figures.
 styled = matplotlib.rc_context(
@@ -34,6 +42,7 @@ styled = matplotlib.rc_context(
         "ytick.color": INK,
         "text.parse_math": False,  # names may contain $
         "axes.linewidth": 0.6,
+        "axes.facecolor": "none",
     }
 )
 
@@ -58,25 +67,101 @@ def interval(axes: Axes, x: list[float], y: list[float], color: str, alpha: floa
     axes.plot(x, y, color=color, linewidth=1, alpha=alpha)
 
 
+class Label(NamedTuple):
+    """The text of a line that ends at a point of the data, or with `on_axis` at the right end of the axes."""
+
+    text: str
+    color: str
+    end: tuple[float, float]
+    on_axis: bool = False
+
+
+def reference_line(axes: Axes, value: float, color: str, line: str) -> None:
+    """A thin line across the axes."""
+    axes.axhline(value, color=color, linewidth=1, linestyle=line, zorder=1)
+
+
+def label_lines(axes: Axes, labels: Sequence[Label]) -> None:
+    """Labels to the right of the axes, moved apart and connected with their lines; a legend if they do not fit."""
+    if len(labels) > MOST_LABELS or any(len(label.text) > LONGEST_LABEL for label in labels):
+        for label in labels:
+            if label.on_axis:
+                horizontal_label(axes, label.end[1], label.text, label.color)
+        legend(axes)
+        return
+    low, high = axes.get_ylim()
+    ordered = sorted(labels, key=lambda label: label.end[1])
+    heights = _apart([(label.end[1] - low) / (high - low) for label in ordered])
+    for label, height in zip(ordered, heights, strict=True):
+        axes.annotate(
+            f"\u00a0{label.text}",
+            label.end,
+            xycoords=axes.get_yaxis_transform() if label.on_axis else "data",
+            xytext=(1.04, height),
+            textcoords="axes fraction",
+            va="center",
+            color=label.color,
+            fontweight="bold",
+            arrowprops={"arrowstyle": "-", "color": label.color, "linewidth": 0.7, "alpha": 0.5,
+                        "shrinkA": 0, "shrinkB": 0, "patchA": None, "relpos": (0, 0.5)},
+        )  # fmt: skip
+
+
+def _apart(heights: Sequence[float]) -> list[float]:
+    """Increasing heights moved as little as needed for LABEL_HEIGHT between them, inside the axes."""
+    placed: list[float] = []
+    for height in heights:
+        placed.append(max(height, placed[-1] + LABEL_HEIGHT if placed else 0.0))
+    ceiling = 1.0
+    for i in reversed(range(len(placed))):
+        placed[i] = min(placed[i], ceiling)
+        ceiling = placed[i] - LABEL_HEIGHT
+    return placed
+
+
 def horizontal_line(axes: Axes, value: float, label: str) -> None:
     """A dashed line across the axes, with its label at the right end."""
     axes.axhline(value, color=MUTED, linewidth=1, linestyle="--")
+    horizontal_label(axes, value, label, MUTED)
+
+
+def horizontal_label(axes: Axes, value: float, label: str, color: str) -> None:
+    """Text above a horizontal line, at its right end."""
     at: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "xytext": (-2, 3), "textcoords": "offset points"}
-    axes.annotate(label, (1, value), ha="right", color=MUTED, **at)
+    axes.annotate(label, (1, value), ha="right", color=color, **at)
+
+
+def save_files(figure: Figure, folder: Path, name: str) -> str:
+    """Write a figure at the size of a slide as NAME.svg, NAME.png and NAME.pdf; returns the SVG document."""
+    if figure.get_figwidth() == WIDTH:  # others have a size of their own
+        figure.set_size_inches(SLIDE[0], max(SLIDE[1], figure.get_figheight()))
+    document = svg(figure, f"{name} slide")
+    figure.set_layout_engine("none")  # the layout stays
+    write_atomically(folder / f"{name}.svg", partial(_write, document.encode()))
+    save_png(figure, folder / f"{name}.png")
+    write_atomically(folder / f"{name}.pdf", partial(_write, _rendered(figure, "pdf", {"CreationDate": None})))
+    return document
 
 
 def save_png(figure: Figure, path: Path) -> Path:
-    """Write a figure on a white background."""
-    FigureCanvasAgg(figure)
-    write_atomically(
-        path, lambda file: figure.savefig(file, format="png", dpi=DPI, bbox_inches="tight", facecolor="white")
-    )
+    """Write a figure on white."""
+    write_atomically(path, partial(_write, _rendered(figure, "png")))
     return path
 
 
 def svg(figure: Figure, name: str) -> str:
     """A figure as an SVG document with text as text; `name` keeps the ids that it refers to unique on a page."""
-    document = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
-        figure.savefig(document, format="svg", bbox_inches="tight", facecolor="white", metadata={"Date": None})
+        return _rendered(figure, "svg", {"Date": None}).decode()
+
+
+def _rendered(figure: Figure, kind: str, metadata: dict[str, None] | None = None) -> bytes:
+    FigureCanvasAgg(figure)
+    trimmed = "tight" if figure.get_layout_engine() is None else None  # the others fit into their figure
+    document = io.BytesIO()
+    figure.savefig(document, format=kind, dpi=DPI, bbox_inches=trimmed, facecolor="white", metadata=metadata)
     return document.getvalue()
+
+
+def _write(document: bytes, file: BinaryIO) -> None:
+    file.write(document)

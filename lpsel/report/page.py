@@ -5,6 +5,7 @@ import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,12 +14,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from lpsel import __version__
 from lpsel.output_folder import output_folder
-from lpsel.report import quality_figures, row_figures
+from lpsel.report import row_figures
 from lpsel.report.agreement_figures import agreement_figures
-from lpsel.report.drawing import save_png, svg
-from lpsel.report.points import Interval, Point, points
+from lpsel.report.cells import Shown, readable
+from lpsel.report.drawing import DARK_SERIES, INK, MUTED, SERIES, save_files, svg
+from lpsel.report.line_figures import cost_figure, difference_figure, fraction_figure, token_figure
+from lpsel.report.looks import Look, looks
+from lpsel.report.points import Interval, Point, points, trained_models
+from lpsel.report.quality_figures import Dot, bucket_figure, dots_figure, scorer_target_figure
 from lpsel.report.runs import COMMANDS, Run, Runs
+from lpsel.report.summary import Summary, summarize
 from lpsel.report.tables import Table, all_tables
 from lpsel.report.wandb import SPEC as WANDB_SPEC
 from lpsel.scoring.metrics import METRICS
@@ -29,17 +36,13 @@ from lpsel.storage import write_atomically, write_csv
 Drawn = tuple[str, str, Figure | None]  # file name, caption and figure
 
 MOST_OF_A_KIND = 6  # trajectories and length figures: more would hide the other figures
+HEADLINE = "quality-1"  # the figure next to the summary
 
-# Sections of the report in order: the names of their figures, and the titles of their tables.
+# Sections of the report in order: the names of their figures, and the titles of their tables, which are folded.
 SECTIONS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
-    "Quality by percentage of the data": (
-        ("share", "tokens", "difference"),
-        {
-            "warnings": "Warnings",
-            "evaluations": "Evaluations",
-            "differences": "Differences between models",
-            "seeds": "Means over seeds",
-        },
+    "Quality": (
+        ("quality", "share", "tokens", "difference"),
+        {"differences": "Differences between models", "evaluations": "All evaluations"},
     ),
     "Buckets": (("buckets",), {}),
     "Scorer and target": (("scorers",), {}),
@@ -47,10 +50,44 @@ SECTIONS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "Human evaluation": ((), {"votes": "Annotators"}),
     "lm-evaluation-harness": (("harness",), {"harness": "Tasks"}),
     "Agreement of scores": (("agreement",), {}),
+    "What the scores follow": ((), {"diagnosis": "Spearman correlations, and counts of selected rows"}),
     "Hard and easy rows": (("trajectory",), {"examples": "Rows of each ranking: first, last and random"}),
     "Lengths of selected rows": (("lengths",), {}),
-    "What the scores follow": ((), {"diagnosis": "Spearman correlations, and counts of selected rows"}),
     "Costs": (("costs",), {"costs": "Ledgers"}),
+}
+OMITTED = {  # columns of a table that the page does not show: CSV files have them
+    "results": ("series", "lowest", "highest", "sd"),
+    "runs": ("selection FLOPs", "training FLOPs"),
+    "evaluations": ("series", "standard error"),
+}
+MOST_OPEN = 12  # rows of a table that is not folded
+SERIES_NAMES = [f"series-{k}" for k in range(len(SERIES))]
+PAGE_COLORS = dict(
+    zip((*SERIES, INK, MUTED), (*SERIES_NAMES, "ink", "quiet"), strict=True)
+)  # and the CSS variables that replace them
+OVER_SEEDS = "Lines connect means over seeds, faint dots are seeds, the gray band is the range of random rows"
+CAPTIONS = {"win_rate": "Win rate", "nll": "Held-out NLL"}
+QUALITY_FIGURES = {
+    "quality": (
+        cost_figure,
+        f"{OVER_SEEDS}; a single seed has its 95 % interval over prompts or rows. Dashed: training on all rows, or a "
+        "win rate of 50 %. The cost includes the scores, also where they were reused.",
+    ),
+    "share": (
+        fraction_figure,
+        f"{OVER_SEEDS}. From the dotted percentage on, the intervals of a selection, corrected for the number of "
+        "selections, are no worse than all rows.",
+    ),
+    "tokens": (
+        token_figure,
+        "The same at equal training tokens: equal percentages of long and of short rows differ in tokens.",
+    ),
+    "difference": (
+        difference_figure,
+        "Difference from training on all rows; a single seed has the 95 % interval of the paired difference, where the "
+        "baseline of the evaluation was trained on all rows.",
+    ),
+    "buckets": (bucket_figure, "Means over seeds; lines are the 95 % intervals of runs."),
 }
 FORMULAS = {
     "lp": "LP(1) = (P₀ − P₁) / (P₀ − Pₙ), with perplexities P: the fraction of all learning that happens in epoch 1.",
@@ -69,14 +106,15 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = _formatted
+    environment.globals["dark_colors"] = dict(zip(SERIES_NAMES, DARK_SERIES, strict=True))
+    environment.globals["light_colors"] = dict(zip(SERIES_NAMES, SERIES, strict=True))
     environment.filters["decimals"] = lambda value: "–" if value is None else f"{value:.3f}"
     script = values.setdefault("script", None)
     values["script_hash"] = script and base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template(template).render(**values)
 
 
-def write_report(runs: Runs, out: Path) -> Path:
+def write_report(runs: Runs, out: Path, command: str = "lpsel report") -> Path:
     """Write index.html, figures/ and tables/ to `out`, in place of an earlier report; returns the path of the page."""
     measured = points(runs)
     tables = all_tables(runs, measured)
@@ -86,25 +124,26 @@ def write_report(runs: Runs, out: Path) -> Path:
         figures = []
         for name, caption, figure in report_figures(runs, measured, tables):
             if figure is not None:
-                image = svg(figure, name)
-                save_png(figure, folder / "figures" / f"{name}.png")
-                _write(folder / "figures" / f"{name}.svg", image)
-                figures.append({"name": name, "caption": caption, "svg": _element(image)})
+                phone = svg(figure, name)
+                drawn = {"phone": _element(phone), "desktop": _element(save_files(figure, folder / "figures", name))}
+                figures.append({"name": name, "caption": caption, **drawn})
         for name, table in tables.items():
             if table:
                 write_csv(folder / "tables" / f"{name}.csv", table)
-        _write(folder / "index.html", _report_page(runs, tables, figures, out))
+        _write(folder / "index.html", _report_page(runs, summarize(runs, measured), tables, figures, out, command))
     return out / "index.html"
 
 
-def _report_page(runs: Runs, tables: dict[str, Table], figures: list[dict[str, Any]], out: Path) -> str:
-    rows = tables["runs"]
-    columns = [c for c in rows[0] if c not in ("run", "folder") and any(row[c] is not None for row in rows)]
+def _report_page(
+    runs: Runs, summary: Summary, tables: dict[str, Table], figures: list[dict[str, Any]], out: Path, command: str
+) -> str:
+    shown = {name: _shown(name, table) for name, table in tables.items() if table}
+    others = [figure for figure in figures if figure["name"] != HEADLINE]
     sections = [
         (
             title,
-            [figure for figure in figures if figure["name"].partition("-")[0] in kinds],
-            [(name, tables[table]) for table, name in names.items() if tables[table]],
+            [figure for figure in others if figure["name"].rpartition("-")[0] in kinds or figure["name"] in kinds],
+            [(name, shown[table]) for table, name in names.items() if table in shown],
         )
         for title, (kinds, names) in SECTIONS.items()
     ]
@@ -112,30 +151,21 @@ def _report_page(runs: Runs, tables: dict[str, Table], figures: list[dict[str, A
         "report.html.j2",
         runs=runs,
         commands=[command for command in COMMANDS if runs.by_command(command)],
-        tables=tables,
+        summary=summary,
+        headline=[figure for figure in figures if figure["name"] == HEADLINE],
+        tables=shown,
         sections=[section for section in sections if section[1] or section[2]],
-        overview=overview(runs),
-        columns=[column for column in columns if not column.endswith("FLOPs")],  # the ledgers have these
+        made={"date": date.today().isoformat(), "command": command, "version": __version__},
+        most_open=MOST_OPEN,
         link=lambda folder: link(Path(folder), out),
         script=Markup((Path(__file__).parent / "templates" / "report.js").read_text()),
     )
 
 
-def overview(runs: Runs) -> dict[str, str]:
-    """The different datasets, models, rules and settings of all runs that train or select."""
-    selections = runs.by_command("train", "select")
-    sizes = [(r.get("dataset", "name"), r.get("n_total")) for r in selections]
-    values: dict[str, set[Any]] = {
-        "data": {f"{name} ({size:,} rows)" for name, size in sizes if isinstance(size, int)},
-        "targets": {r.target for r in selections if r.command == "train"},
-        "scorers": {r.scorer for r in selections} - {"–"},
-        "rules": {r.rule for r in selections},
-        "buckets": {r.bucket for r in selections if r.bucket},
-        "data %": {r.pct for r in selections if r.pct is not None},
-        "seeds": {str(r.get("seed")) for r in selections if r.get("seed") is not None},
-    }
-    texts = {name: [f"{v:g}" if isinstance(v, float) else v for v in sorted(of)] for name, of in values.items()}
-    return {name: ", ".join(text) for name, text in texts.items() if text}
+def _shown(name: str, table: Table) -> Shown:
+    """A table as the page shows it."""
+    one_evaluation = name == "results" and len({row["against"] for row in table}) == 1
+    return readable(table, (*OMITTED.get(name, ()), *(["against"] if one_evaluation else [])))
 
 
 def link(folder: Path, out: Path) -> str:
@@ -147,22 +177,29 @@ def link(folder: Path, out: Path) -> str:
 
 def report_figures(runs: Runs, measured: Sequence[Point], tables: dict[str, Table]) -> Iterator[Drawn]:
     """Every figure of the report in order; None where the runs do not allow it."""
-    yield from _quality_figures(measured)
-    yield from _dot_figures("groups", tables["groups"], "group", "win rate, %", [50.0])
-    yield from _dot_figures("harness", tables["harness"], "task", "value", [])
-    selections = runs.by_command("train", "select")
+    selections = sorted(runs.by_command("train", "select"), key=lambda run: (run.series, run.pct or 0.0))
+    style = looks(selections)
+    yield from _quality_figures(measured, style)
+    yield from _dot_figures(runs, tables["groups"], "groups", "group", "win rate, %", [50.0], style)
+    yield from _dot_figures(runs, tables["harness"], "harness", "task", "value", [], style)
     caption = "Spearman correlation between scores of the same rows."
     yield "agreement", caption, row_figures.score_agreement_figure(selections)
-    for k, run in enumerate(_first(selections, lambda run: run.get("scores")), 1):
-        path = Path(str(run.get("scores")))
-        name = path.parent.name if run.scorer == "–" else f"{run.scorer} on {run.get('dataset', 'name')}"
-        caption = f"{name}, as used by {run.name}: median and quartiles of the hardest and easiest tenth by LP_app(1)."
-        yield f"trajectory-{k}", caption, row_figures.trajectory_figure(path)
+    for k, run in enumerate(_first(selections, _scored_by), 1):
+        seed = "" if run.scorer == "–" or run.get("seed") is None else f", seed {run.get('seed')}"
+        caption = f"{_scored_by(run)}{seed}: median and quartiles of the hardest and easiest tenth by LP_app(1)."
+        yield f"trajectory-{k}", caption, row_figures.trajectory_figure(Path(str(run.get("scores"))))
     for k, run in enumerate(_first(selections, lambda run: (run.series, run.pct)), 1):
-        caption = f"{run.series}, {run.pct:g} %." if run.pct else f"{run.series}."
-        yield f"lengths-{k}", caption, row_figures.length_figure(run)
-    caption = "FLOPs of scoring and training; the distance to the dashed line is saved."
-    yield "costs", caption, row_figures.ledger_figure(runs.by_command("train"))
+        caption = f"{style[run.series].label}, {run.pct:g} %." if run.pct else f"{style[run.series].label}."
+        yield f"lengths-{k}", caption, row_figures.length_figure(run, style[run.series].color)
+    caption = "FLOPs of selection and training, means over seeds; the distance to the dashed line is saved."
+    yield "costs", caption, row_figures.ledger_figure([run for run in selections if run.command == "train"], style)
+
+
+def _scored_by(run: Run) -> str:
+    """What scored which rows."""
+    if run.scorer == "–":
+        return Path(str(run.get("scores"))).parent.name
+    return f"{run.scorer} on {run.get('dataset', 'name')}"
 
 
 def _first(runs: Sequence[Run], key: Callable[[Run], Any]) -> list[Run]:
@@ -174,46 +211,30 @@ def _first(runs: Sequence[Run], key: Callable[[Run], Any]) -> list[Run]:
     return list(first.values())[:MOST_OF_A_KIND]
 
 
-def _quality_figures(measured: Sequence[Point]) -> Iterator[Drawn]:
-    kinds = {
-        "share": (
-            quality_figures.fraction_figure,
-            "Lines connect means over seeds, each mark is one run with its 95 % interval over prompts or rows; dashed: "
-            "training on all rows, or a win rate of 50 %. From the dotted percentage on, the intervals of a selection, "
-            "corrected for the number of selections, are no worse.",
-        ),
-        "tokens": (
-            quality_figures.token_figure,
-            "The same at equal training tokens: equal percentages of long and of short rows differ in tokens.",
-        ),
-        "difference": (
-            quality_figures.difference_figure,
-            "Difference from training on all rows; bars are 95 % intervals of the paired difference, where the "
-            "baseline of the evaluation was trained on all rows.",
-        ),
-        "buckets": (
-            quality_figures.bucket_figure,
-            "Means over seeds; lines are the 95 % intervals of runs.",
-        ),
-        "scorers": (quality_figures.scorer_target_figure, "Means over seeds."),
-    }
+def _quality_figures(measured: Sequence[Point], style: dict[str, Look]) -> Iterator[Drawn]:
     comparable = defaultdict(list)
     for p in measured:
         comparable[p.metric, p.against].append(p)
     for k, ((metric, against), group) in enumerate(reversed(comparable.items()), 1):  # key figures first
-        for name, (draw, caption) in kinds.items():
-            yield f"{name}-{k}", f"{quality_figures.LABELS[metric]}; {against}. {caption}", draw(group)
+        for name, (draw, caption) in QUALITY_FIGURES.items():
+            yield f"{name}-{k}", f"{CAPTIONS[metric]} {against}. {caption}", draw(group, style)
+        yield f"scorers-{k}", f"{CAPTIONS[metric]} {against}. Means over seeds.", scorer_target_figure(group)
 
 
-def _dot_figures(name: str, table: Table, row: str, label: str, lines: Sequence[float]) -> Iterator[Drawn]:
+def _dot_figures(
+    runs: Runs, table: Table, name: str, row: str, label: str, lines: Sequence[float], style: dict[str, Look]
+) -> Iterator[Drawn]:
     """A figure for every evaluation and kind of group or metric in it, which have the same scale."""
+    trained = {str(run.folder): trained_models(run, runs) for run in runs.by_command("evaluate", "votes")}
     dots = defaultdict(list)
     for entry in table:
         at = Interval(entry["value"], entry["low"], entry["high"])
-        dots[entry["evaluation"], entry["kind"]].append(quality_figures.Dot(entry[row], entry["model"], at))
+        run = trained[entry["evaluation"]].get(entry["model"])
+        color = None if run is None else style[run.series].color
+        dots[entry["evaluation"], entry["kind"]].append(Dot(entry[row], entry["model"], at, color))
     for k, ((evaluation, kind), group) in enumerate(dots.items(), 1):
         caption = f"{Path(evaluation).name}, {kind}. 95 % intervals."
-        yield f"{name}-{k}", caption, quality_figures.dots_figure(group, label, lines)
+        yield f"{name}-{k}", caption, dots_figure(group, label, lines)
 
 
 def agreement_page(study: Study, numbers: dict[str, Any]) -> str:
@@ -241,21 +262,12 @@ def agreement_page(study: Study, numbers: dict[str, Any]) -> str:
 
 
 def _element(document: str) -> Markup:
-    """The SVG element of an SVG document."""
+    """The SVG element of an SVG document, with the colors of the page, light or dark, and without its background."""
+    document = document.replace("fill: #ffffff", "fill: none", 1)
+    for color, variable in PAGE_COLORS.items():
+        document = document.replace(color, f"var(--{variable})")
     return Markup(document[document.index("<svg") :])
 
 
 def _write(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode(errors="replace")))
-
-
-def _formatted(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        if abs(value) >= 1e6 or 0 < abs(value) < 1e-3:
-            return f"{value:.3g}"
-        return f"{value:,.0f}" if value.is_integer() else f"{value:,.3f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -4,7 +4,7 @@ Every function returns None where the runs do not allow its figure.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from lpsel.errors import UserError
 from lpsel.integrity import Damaged, check_files
 from lpsel.report.agreement_figures import heatmap
-from lpsel.report.drawing import MUTED, SERIES, legend, new_axes, styled
+from lpsel.report.drawing import INK, MUTED, legend, new_axes, styled
+from lpsel.report.looks import Look
 from lpsel.report.runs import Run
 from lpsel.scoring.metrics import learning_percentage
 from lpsel.scoring.read import read_scores
@@ -23,6 +24,7 @@ from lpsel.scoring.read import read_scores
 log = logging.getLogger(__name__)
 
 SELECTION = "selection.parquet"
+PARTS = ("selection", "training")  # of a ledger
 
 
 def score_agreement_figure(runs: Sequence[Run]) -> Figure | None:
@@ -62,10 +64,10 @@ def trajectory_figure(scores: Path) -> Figure | None:
         return None
     tenth = max(1, len(order) // 10)
     figure, axes = new_axes()
-    for name, rows, color in (("hardest", order[:tenth], SERIES[1]), ("easiest", order[-tenth:], SERIES[0])):
+    for name, rows, line, color in (("hardest", order[:tenth], "-", INK), ("easiest", order[-tenth:], "--", MUTED)):
         low, median, high = np.nanpercentile(table.nll[:, rows], [25, 50, 75], axis=1)
         axes.fill_between(epochs, low, high, color=color, alpha=0.2, linewidth=0)
-        axes.plot(epochs, median, marker="o", markersize=4, color=color, label=f"{name} tenth")
+        axes.plot(epochs, median, line, marker="o", markersize=4, color=color, label=f"{name} tenth")
     axes.set_xticks(epochs)
     axes.set_xlabel("epochs of the scorer")
     axes.set_ylabel("NLL, nats per token")
@@ -74,7 +76,7 @@ def trajectory_figure(scores: Path) -> Figure | None:
 
 
 @styled
-def length_figure(run: Run) -> Figure | None:
+def length_figure(run: Run, color: str) -> Figure | None:
     """Response tokens of the selected rows compared with all rows."""
     chosen = _selection(run, ["index", "selected"])
     scores = _columns(Path(str(run.get("scores"))), ["index", "response_tokens"])
@@ -86,10 +88,10 @@ def length_figure(run: Run) -> Figure | None:
     top = max(2, int(np.percentile(tokens, 99)) + 1)
     bins = np.linspace(0, top, min(top, 40) + 1).tolist()
     figure, axes = new_axes()
-    for label, lengths, color in (("all rows", tokens, MUTED), ("selected", tokens[selected], SERIES[0])):
+    for label, lengths, edge in (("all rows", tokens, INK), ("selected", tokens[selected], color)):
         percent = np.full(len(lengths), 100 / len(lengths))
         clipped = np.clip(lengths, 0, top)
-        axes.hist(clipped, bins, weights=percent, histtype="step", linewidth=1.6, color=color, label=label)
+        axes.hist(clipped, bins, weights=percent, histtype="step", linewidth=1.6, color=edge, label=label)
     axes.set_xlabel("response tokens")
     axes.set_ylabel("rows, %")
     legend(axes)
@@ -97,25 +99,36 @@ def length_figure(run: Run) -> Figure | None:
 
 
 @styled
-def ledger_figure(runs: Sequence[Run]) -> Figure | None:
-    """FLOPs of scoring and training as a percentage of training on all rows."""
-    runs = [run for run in runs if run.get("ledger", "everything", "flops")]
-    if not runs:
+def ledger_figure(runs: Sequence[Run], looks: Mapping[str, Look]) -> Figure | None:
+    """FLOPs of scoring and training as a percentage of training on all rows: means over the seeds of a selection."""
+    seeds: dict[tuple[str, float], list[Run]] = {}
+    for run in runs:
+        if run.get("ledger", "everything", "flops"):
+            seeds.setdefault((run.series, run.pct or 0.0), []).append(run)
+    if not seeds:
         return None
-    figure, axes = new_axes(height=0.42 * len(runs) + 0.9)
-    for y, run in enumerate(runs):
-        all_rows = run.get("ledger", "everything", "flops") / 100
-        scoring, training = (run.get("ledger", part, "flops") / all_rows for part in ("selection", "training"))
-        axes.barh(y, scoring, color=SERIES[1], height=0.4, label=None if y else "scoring")
-        axes.barh(y, training, left=scoring, color=SERIES[0], height=0.4, label=None if y else "training")
-        name = f"{run.name}: {run.rule}{f' {run.pct:g} %' if run.pct else ''}"
+    figure, axes = new_axes(height=0.42 * len(seeds) + 0.9)
+    for y, ((series, pct), same) in enumerate(sorted(seeds.items())):
+        scoring, training = (float(np.mean([_of_all_rows(run, part) for run in same])) for part in PARTS)
+        color = looks[series].color
+        axes.barh(y, scoring, color=color, alpha=0.45, height=0.4)
+        axes.barh(y, training, left=scoring, color=color, height=0.4)
+        numbers = list(dict.fromkeys(str(run.get("seed")) for run in same if run.get("seed") is not None))
+        named = f", seed{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}" if numbers else ""
+        name = f"{looks[series].label}{f', {pct:g} %' if pct else ''}{named}"
         axes.text(0, y - 0.27, name, va="bottom")  # next to the bars, names would leave no room for them on a phone
-    axes.axvline(100, color=MUTED, linestyle="--", linewidth=1)
+    for label, alpha in (("selection", 0.45), ("training", 1.0)):
+        axes.barh([0], [0], color=INK, alpha=alpha, label=label)
+    axes.axvline(100, color=INK, linestyle="--", linewidth=1)
     axes.set_yticks([])
-    axes.set_ylim(len(runs) - 0.7, -0.9)
+    axes.set_ylim(len(seeds) - 0.7, -0.9)
     axes.set_xlabel("FLOPs, % of training on all rows")
     legend(axes)
     return figure
+
+
+def _of_all_rows(run: Run, part: str) -> float:
+    return 100 * run.get("ledger", part, "flops") / run.get("ledger", "everything", "flops")
 
 
 def _selection(run: Run, columns: list[str]) -> dict[str, Any] | None:

@@ -1,32 +1,27 @@
 """Tables of the report: lists of rows, each a dictionary of columns, None where a value is missing."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy.stats import t
-
 from lpsel.data.content_ids import listed
 from lpsel.errors import printable_line
 from lpsel.evaluation.win_rate import shown_interval
-from lpsel.report.points import WIN_RATE_DETAILS, Point, measures_of, points
+from lpsel.report.points import Point, measures_of, model_name, points, trained_models
+from lpsel.report.quality_tables import point_rows, result_rows
 from lpsel.report.runs import Run, Runs, find_runs, number
 from lpsel.run_config import RESULT
 
 Table = list[dict[str, Any]]
 
-SPREAD = ("mean", "low", "high", "lowest", "highest", "sd")  # over seeds
-
 
 def all_tables(runs: Runs, points: Sequence[Point]) -> dict[str, Table]:
     """All tables by name; a table without rows is empty."""
     return {
+        "results": result_rows(points),
         "runs": run_rows(runs, points),
         "evaluations": point_rows(points),
         "differences": difference_rows(runs),
-        "seeds": seed_rows(points),
         "warnings": warning_rows(runs),
         "groups": group_rows(runs),
         "votes": vote_rows(runs),
@@ -66,80 +61,19 @@ def run_rows(runs: Runs, points: Sequence[Point]) -> Table:
             "run": run.name,
             "command": run.command,
             **{name: getattr(run, name) if selects else None for name in settings},
+            "seed": run.get("seed"),
             "rows": run.get("n_selected" if selects else "n") if trained_rows is None else trained_rows,
             "unusable rows": listed(run.get("rows_unusable") or {}) or None,
-            "seed": run.get("seed"),
             **{name: getattr(point, name, None) for name in ("metric", "value", "low", "high")},
             "selection FLOPs": number(run.get("ledger", "selection", "flops")),
             "training FLOPs": number(run.get("ledger", "training", "flops") or run.get("training", "flops")),
+            "total FLOPs": run.flops,
             "saved %": None if saved is None else 100 * saved,
-            "seconds": number(run.get("training", "seconds")),
+            "total device seconds": run.seconds,
             "folder": str(run.folder),
         }
         rows.append(row)
     return rows
-
-
-def point_rows(points: Sequence[Point]) -> Table:
-    """A row per training run and evaluation of it."""
-    known = [name for name in WIN_RATE_DETAILS if any(p.details[name] is not None for p in points)]
-    return [
-        {
-            "run": p.run.name,
-            "series": p.run.series,
-            "pct": p.run.pct,
-            **_sizes([p]),
-            "seed": p.run.get("seed"),
-            **{name: getattr(p, name) for name in ("metric", "value", "low", "high")},
-            **{name.replace("_", " "): p.details[name] for name in known},
-            "against": p.against,
-            "folder": str(p.run.folder),
-            "evaluation": str(p.evaluation.folder),
-        }
-        for p in points
-    ]
-
-
-def seed_rows(points: Sequence[Point]) -> Table:
-    """Mean over the seeds of runs that differ in nothing else, with its 95 % interval (t, n - 1 degrees of freedom).
-
-    A series with two values for one seed has no mean: which of them counts is unknown.
-    """
-    seeds: dict[tuple[Any, ...], dict[Any, list[Point]]] = defaultdict(lambda: defaultdict(list))
-    for p in points:
-        seeds[p.run.series, p.run.pct, p.metric, p.against][p.run.get("seed")].append(p)
-    rows = []
-    for (series, pct, metric, against), by_seed in seeds.items():
-        if sum(map(len, by_seed.values())) < 2:
-            continue
-        doubled = [seed for seed, same in by_seed.items() if len({p.value for p in same}) > 1]
-        if len(by_seed) < 2 and not doubled:
-            continue
-        first = [same[0] for same in by_seed.values()]
-        row = {"series": series, "pct": pct, **_sizes(first), "metric": metric, "seeds": len(by_seed)}
-        row["n"] = _range([p.details["n"] for p in first])
-        row |= dict.fromkeys(SPREAD) if doubled else _spread([p.value for p in first])
-        problem = f"two values for seed {doubled[0]}" if doubled else None
-        rows.append(row | {"problem": problem, "against": against})
-    return rows
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    mean, sd = float(np.mean(values)), float(np.std(values, ddof=1))
-    half = float(t.ppf(0.975, len(values) - 1)) * sd / len(values) ** 0.5
-    return dict(zip(SPREAD, (mean, mean - half, mean + half, min(values), max(values), sd), strict=True))
-
-
-def _sizes(points: Sequence[Point]) -> dict[str, str | None]:
-    """What equal percentages differ in: rows and tokens of training."""
-    trained = {name: [number(p.run.get("training", name)) for p in points] for name in ("rows", "tokens")}
-    return {"rows": _range(trained["rows"]), "training tokens": _range(trained["tokens"])}
-
-
-def _range(values: Sequence[float | None]) -> str | None:
-    """The lowest and the highest of the known values."""
-    known = sorted({value for value in values if value is not None})
-    return " to ".join(f"{value:,.0f}" for value in dict.fromkeys([known[0], known[-1]])) if known else None
 
 
 def difference_rows(runs: Runs) -> Table:
@@ -149,6 +83,7 @@ def difference_rows(runs: Runs) -> Table:
         {
             "model": str(pair["models"][0]),
             "minus": str(pair["models"][1]),
+            "seed": _seed(runs, run, str(pair["models"][0])),
             **{column: number(pair.get(name)) for name, column in columns.items()},
             "evaluation": str(run.folder),
         }
@@ -156,6 +91,12 @@ def difference_rows(runs: Runs) -> Table:
         for pair in run.entries("comparisons")
         if pair.get("n")
     ]
+
+
+def _seed(runs: Runs, evaluation: Run, model: str) -> Any:
+    """The seed of the training run of a model, None for another model."""
+    run = trained_models(evaluation, runs).get(model)
+    return None if run is None else run.get("seed")
 
 
 def warning_rows(runs: Runs) -> Table:
@@ -172,7 +113,7 @@ def cost_rows(runs: Runs) -> Table:
     parts = {"scoring": "selection", "training": "training", "all rows": "everything", "saved": "saved"}
     return [
         {
-            "run": run.name,
+            **_which(run),
             **{f"{name} FLOPs": run.get("ledger", part, "flops") for name, part in parts.items()},
             "break-even % of FLOPs": run.get("ledger", "break_even_pct"),
             "break-even % of rows": run.get("ledger", "break_even_rows_pct"),
@@ -183,13 +124,16 @@ def cost_rows(runs: Runs) -> Table:
     ]
 
 
+def _which(run: Run) -> dict[str, Any]:
+    """What a run of train or select is: its folder's name, rule, bucket, percentage and seed."""
+    return {"run": run.name, **{key: getattr(run, key) for key in ("rule", "bucket", "pct")}, "seed": run.get("seed")}
+
+
 def diagnosis_rows(runs: Runs) -> Table:
     """What the scores of every selection follow, and what was selected."""
     return [
         {
-            "run": run.name,
-            "rule": run.rule,
-            "pct": run.pct,
+            **_which(run),
             **{f"Spearman with {name}": run.get("diagnosis", "spearman", name) for name in _compared(runs)},
             "between clusters": run.get("diagnosis", "clusters"),
             "median response": run.get("diagnosis", "median_response", "selected"),
@@ -216,8 +160,7 @@ def example_rows(runs: Runs) -> Table:
             rankings.setdefault((run.rule, run.scorer, run.bucket), run)
     return [
         {
-            "rule": run.rule,
-            "bucket": run.bucket,
+            **{key: value for key, value in _which(run).items() if key != "run"},
             "end": end,
             **{name: example.get(name) for name in ("index", "score", "selected", "text")},
             "folder": str(run.folder),
@@ -233,7 +176,8 @@ def group_rows(runs: Runs) -> Table:
     counts = ("n", "wins", "ties", "losses", "failed")
     return [
         {
-            "model": str(entry.get("name", entry.get("model", "–"))),
+            "model": model_name(entry),
+            "seed": _seed(runs, run, model_name(entry)),
             "against": str(run.get("baseline") or "–"),
             "kind": kind,
             "group": str(name),
@@ -282,6 +226,7 @@ def harness_rows(runs: Runs) -> Table:
             for m in measures_of(entry):
                 task, _, kind = m.metric.partition("/")
                 count = entry.get("tasks", {}).get(task, {}).get("rows")
-                row = {"model": m.model, "task": task, "kind": kind, "rows": count}
+                seed = _seed(runs, run, m.model)
+                row = {"model": m.model, "seed": seed, "task": task, "kind": kind, "rows": count}
                 rows.append(row | {"value": m.value, "low": m.low, "high": m.high, "evaluation": str(run.folder)})
     return rows

@@ -7,8 +7,9 @@ import pytest
 
 from lpsel.evaluation.statistics import wilson
 from lpsel.report.all_rows import differences, goals, smallest_passing
+from lpsel.report.line_figures import fraction_figure, token_figure
+from lpsel.report.looks import looks
 from lpsel.report.points import Interval, Point
-from lpsel.report.quality_figures import fraction_figure, token_figure
 from lpsel.report.runs import Run
 
 
@@ -38,8 +39,8 @@ def test_the_goal_is_that_of_the_target():
     assert goals(measured) == {"small": 2.8, "big": 1.9}
     assert smallest_passing(measured) is None
     assert {p.run.target: at.value for p, at in differences(measured)} == {"small": 0.1, "big": 0.4}
-    (axes,) = fraction_figure(measured).axes
-    assert {"all rows, small", "all rows, big"} <= {text.get_text() for text in axes.texts}
+    (axes,) = fraction_figure(measured, looks([p.run for p in measured])).axes
+    assert {"all rows, small", "all rows, big"} <= {text.get_text().strip() for text in axes.texts}
     dashed = {line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--"}
     assert dashed == {2.8, 1.9}
 
@@ -96,8 +97,8 @@ def test_no_percentage_passes_in_more_than_5_percent_of_reports_where_all_are_at
 
 def test_values_are_drawn_against_training_tokens():
     measured = [point(2.5, 0.1, pct=10), point(2.3, 0.1, pct=10, seed=2), point(2.2, 0.1, pct=25)]
-    (axes,) = token_figure(measured).axes
+    (axes,) = token_figure(measured, looks([p.run for p in measured])).axes
     line = next(line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_ydata()[0] == 2.4)
     assert list(line.get_xdata()) == [10_000, 25_000]
-    assert axes.get_xlabel() == "training tokens"
-    assert token_figure(measured[:2]) is None
+    assert axes.get_xlabel() == "training tokens (× 10³)"
+    assert token_figure(measured[:2], {}) is None

@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from lpsel.report import quality_figures
+from lpsel.report import line_figures, quality_figures
+from lpsel.report.all_rows import differences
+from lpsel.report.looks import looks
 from lpsel.report.points import points
 from lpsel.report.runs import find_runs
 
@@ -14,9 +16,13 @@ def runs(few_runs):
     return find_runs([few_runs])
 
 
+def styles(measured):
+    return looks([p.run for p in measured])
+
+
 def test_bars_show_the_values_of_their_buckets(runs):
     measured = points(runs)
-    (axes,) = quality_figures.bucket_figure(measured).axes
+    (axes,) = quality_figures.bucket_figure(measured, styles(measured)).axes
     heights = sorted(bar.get_height() for bar in axes.patches if bar.get_height())
     assert heights == pytest.approx(sorted(p.value for p in measured if p.run.bucket))
     assert len(heights) == 4
@@ -29,7 +35,8 @@ def test_bars_show_the_values_of_their_buckets(runs):
 
 
 def test_a_single_bucket_has_no_figure(runs):
-    assert quality_figures.bucket_figure([p for p in points(runs) if p.run.bucket == "low"]) is None
+    low = [p for p in points(runs) if p.run.bucket == "low"]
+    assert quality_figures.bucket_figure(low, styles(low)) is None
 
 
 def test_every_scorer_and_target_has_its_mean(runs):
@@ -44,32 +51,28 @@ def test_every_scorer_and_target_has_its_mean(runs):
 def test_differences_are_paired_if_the_baseline_was_trained_on_all_rows(runs):
     measured = points(runs)
     full = next(p.value for p in measured if p.run.rule == "full")
-    differences = quality_figures.differences(measured)
-    assert len(differences) == 4
-    for p, (value, low, high) in differences:
+    assert len(differences(measured)) == 4
+    for p, (value, low, high) in differences(measured):
         assert value == pytest.approx(p.value - full)
         assert low <= value <= high
         assert high - low < p.high - p.low, "rows differ more than models do"
-    assert len(quality_figures.difference_figure(measured).axes) == 1
+    assert len(line_figures.difference_figure(measured, styles(measured)).axes) == 1
 
 
 def test_many_rules_at_one_percentage_become_rows_with_the_best_first(runs):
     one = next(p for p in points(runs) if p.run.bucket == "low")
     full = next(p for p in points(runs) if p.run.rule == "full")
     values = {"g": (3.0, 3.2), "a": (2.0, 2.6), "b": (2.1, 2.2), "c": (2.5,), "d": (2.6,), "e": (2.7,), "f": (2.8,)}
+    values |= {"h": (3.2,), "i": (3.3,)}
     many = [
         replace(one, run=replace(one.run, result=one.run.result | {"rule": rule, "seed": seed, "bucket": None}),
                 value=value, low=value - 0.1, high=value + 0.1)
         for rule, by_seed in values.items() for seed, value in enumerate(by_seed)
     ]  # fmt: skip
-    (axes,) = quality_figures.fraction_figure([full, *many]).axes
+    (axes,) = line_figures.fraction_figure([full, *many], styles([full, *many])).axes
     names = [label.get_text().split(" ")[0] for label in axes.get_yticklabels()]
-    assert names == ["b", "a", "c", "d", "e", "f", "g"], "by the mean of the seeds"
-    assert axes.get_xlabel() == "held-out NLL, nats per token, at 25 %"
+    assert names == ["b", "a", "c", "d", "e", "f", "g", "h", "i"], "by the mean of the seeds"
+    assert axes.get_xlabel() == "held-out NLL, nats per token (lower is better), at 25 %"
     assert full.value in {line.get_xdata()[0] for line in axes.lines if len(line.get_xdata())}
-    (axes,) = quality_figures.fraction_figure([full, *many[:6]]).axes
+    (axes,) = line_figures.fraction_figure([full, *many[:6]], styles([full, *many])).axes
     assert axes.get_xlabel() == "percentage of the rows"
-
-
-def test_series_differ_in_color_or_marker():
-    assert len({quality_figures.look(k) for k in range(36)}) == 36

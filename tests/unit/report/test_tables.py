@@ -5,8 +5,9 @@ import json
 import pytest
 
 from lpsel.report import tables
-from lpsel.report.page import write_report
+from lpsel.report.cells import readable
 from lpsel.report.points import points
+from lpsel.report.quality_tables import result_rows
 from lpsel.report.runs import find_runs
 
 
@@ -24,8 +25,7 @@ def test_unusable_rows_are_listed_with_their_runs(sweep):
     runs = find_runs([sweep])
     rows = {row["run"]: row["unusable rows"] for row in tables.run_rows(runs, points(runs))}
     assert {run: kinds for run, kinds in rows.items() if kinds} == {"sweep/1": "images (1,200), no turns (3)"}
-    page = write_report(runs, sweep.parent / "report")
-    assert "images (1,200), no turns (3)" in page.read_text()
+    assert "unusable rows" in readable([*tables.run_rows(runs, points(runs))]).columns
 
 
 def test_diagnoses_are_those_of_the_selections(few_runs):
@@ -39,27 +39,35 @@ def test_diagnoses_are_those_of_the_selections(few_runs):
         assert row["Spearman with response_tokens"] == (found["spearman"] or {}).get("response_tokens")
 
 
-def test_means_over_seeds_have_an_interval_of_the_mean(sweep, another_seed):
+def test_results_are_means_over_seeds_with_an_interval_of_the_mean(sweep, another_seed):
     another_seed(sweep, "4", seed=2)
-    (row,) = tables.seed_rows(points(find_runs([sweep])))
+    rows = {(row["selection"], row["pct"]): row for row in result_rows(points(find_runs([sweep])))}
+    assert [*rows] == [("lp", 5), ("lp", 10), ("lp", 25), ("random", 10)]
+    row = rows["lp", 5]
     # 48 and 52: mean 50, sd 2.83, standard error 2, and t = 12.706 with one degree of freedom
-    assert (row["seeds"], row["pct"], row["n"], row["mean"], row["problem"]) == (2, 5, "100", 50, None)
+    assert (row["seeds"], row["n"], row["value"], row["problem"]) == ("1, 2", "100", 50, None)
     assert row["sd"] == pytest.approx(8**0.5)
     assert (row["low"], row["high"]) == pytest.approx((50 - 2 * 12.706, 50 + 2 * 12.706), abs=1e-3)
+    one = rows["lp", 10]
+    assert (one["seeds"], one["value"], one["low"], one["high"], one["sd"]) == ("1", 53, 49, 57, None)
+    # 53 ± 4 minus 49 ± 4, independent: 4 ± 4 times the square root of 2
+    difference = (one["minus random"], one["minus random low"], one["minus random high"])
+    assert difference == pytest.approx((4, 4 - 4 * 2**0.5, 4 + 4 * 2**0.5))
+    assert (row["minus random"], one["total FLOPs"], one["FLOPs, % of all rows"]) == (None, 40, 40)
 
 
 def test_two_values_for_a_seed_have_no_mean(sweep, another_seed):
     another_seed(sweep, "4", seed=2)
     another_seed(sweep, "5", seed=1)
-    (row,) = tables.seed_rows(points(find_runs([sweep])))
-    assert (row["mean"], row["problem"]) == (None, "two values for seed 1")
+    row = result_rows(points(find_runs([sweep])))[0]
+    assert (row["value"], row["problem"]) == (None, "two values for seed 1")
 
 
 def test_a_trial_with_few_prompts_is_not_averaged_with_others(sweep, another_seed):
     another_seed(sweep, "4", seed=2)
     path = sweep / "e4" / "result.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"n": 10}))
-    assert tables.seed_rows(points(find_runs([sweep]))) == []
+    assert {row["seeds"] for row in result_rows(points(find_runs([sweep])))} == {"1", "2"}
 
 
 def test_comparisons_and_warnings_of_evaluations(sweep):
