@@ -48,9 +48,10 @@ def _cell(row: dict[str, Any], name: str) -> Cell:
     prefix = "" if name == "value" else f"{name} "
     low, high = row.get(f"{prefix}low"), row.get(f"{prefix}high")
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    text = f"{value:.1f}" if is_number and "%" in name else shown(value)
+    is_rate = "%" in name or (row.get("metric") == "win_rate" and f"{prefix}low" in row)
+    text = f"{value:.1f}" if is_number and is_rate else shown(value)
     if low is not None and high is not None:
-        digits = _decimals(max(abs(end) for end in (value, low, high)))
+        digits = 1 if is_rate else _decimals(max(abs(end) for end in (value, low, high)))
         text = f"{value:,.{digits}f} [{low:,.{digits}f}, {high:,.{digits}f}]"
     return Cell(text, "" if value is None else value, is_number)
 

@@ -19,7 +19,7 @@ from lpsel.output_folder import output_folder
 from lpsel.report import row_figures
 from lpsel.report.agreement_figures import agreement_figures
 from lpsel.report.cells import Shown, readable
-from lpsel.report.drawing import DARK_SERIES, INK, MUTED, SERIES, save_files, svg
+from lpsel.report.drawing import DARK_SERIES, INK, MUTED, SERIES, SLIDE, save_files, svg
 from lpsel.report.line_figures import cost_figure, difference_figure, fraction_figure, token_figure
 from lpsel.report.looks import Look, looks
 from lpsel.report.points import Interval, Point, points, trained_models
@@ -126,7 +126,8 @@ def write_report(runs: Runs, out: Path, command: str = "lpsel report") -> Path:
             if figure is not None:
                 phone = svg(figure, name)
                 drawn = {"phone": _element(phone), "desktop": _element(save_files(figure, folder / "figures", name))}
-                figures.append({"name": name, "caption": caption, **drawn})
+                size = "slide" if figure.get_figwidth() == SLIDE[0] else "natural"
+                figures.append({"name": name, "caption": caption, "size": size, **drawn})
         for name, table in tables.items():
             if table:
                 write_csv(folder / "tables" / f"{name}.csv", table)

@@ -66,7 +66,7 @@ def _result(label: str, by_seed: dict[Any, list[Point]], compared: Comparison | 
         "selection": label,
         "series": p.run.series,
         "pct": p.run.pct,
-        "seeds": ", ".join(str(seed) for seed in by_seed if seed is not None),
+        "seeds": ", ".join(str(seed) for seed in sorted(by_seed, key=str) if seed is not None),
         **_sizes(first),
         "metric": p.metric,
         "n": _range([each.details["n"] for each in first]),

@@ -17,6 +17,10 @@ UNITS = {"win_rate": "percent", "nll": "nats"}
 BETTER = {"win_rate": "higher is better", "nll": "lower is better"}
 DIGITS = {"win_rate": 1, "nll": 3}
 VERDICTS = {1: "better than random rows", -1: "worse than random rows"}
+UNDECIDED = {
+    0: "no difference from random rows can be shown",
+    None: "nothing can be concluded without an interval",
+}
 
 
 class Summary(NamedTuple):
@@ -92,28 +96,27 @@ def _verdicts(compared: Sequence[Comparison], labels: dict[str, str]) -> str:
     """Which selections are shown to be better or worse than random rows, and for which nothing can be shown."""
     if not compared:
         return "No random rows were trained on and measured the same way, so whether selecting helps cannot be said."
+    pcts = {c.point.run.pct for c in compared}
+    where = f"at {_pcts([*pcts])} of the rows, " if len(pcts) == 1 else ""
     sentences = []
     for verdict, words in VERDICTS.items():
         if chosen := [c for c in compared if c.verdict == verdict]:
-            subject = _selections(chosen, labels)
-            sentences.append(f"{subject} {'is' if _is_one(chosen) else 'are'} {words}")
-    if tied := [c for c in compared if c.verdict == 0]:
-        sentences.append(f"{_selections(tied, labels)} and random rows: no difference can be shown")
-    if unknown := [c for c in compared if c.verdict is None]:
-        sentences.append(f"{_selections(unknown, labels)}: without an interval, nothing can be concluded")
-    return "; ".join(sentences) + "."
+            verb = "is" if len({c.point.run.series for c in chosen}) == 1 else "are"
+            sentences.append(f"{_selections(chosen, labels, named=not where)} {verb} {words}")
+    for verdict, words in UNDECIDED.items():
+        if chosen := [c for c in compared if c.verdict == verdict]:
+            sentences.append(f"for {_selections(chosen, labels, named=not where)}, {words}")
+    text = f"{where}{'; '.join(sentences)}."
+    return text if not where and not text.startswith("for ") else f"{text[0].upper()}{text[1:]}"
 
 
-def _is_one(chosen: Sequence[Comparison]) -> bool:
-    return len({c.point.run.series for c in chosen}) == 1
-
-
-def _selections(chosen: Sequence[Comparison], labels: dict[str, str]) -> str:
-    """Labels with their percentages: lp at 5 and 10 %, lp_app at 5 %."""
+def _selections(chosen: Sequence[Comparison], labels: dict[str, str], named: bool = True) -> str:
+    """Labels with their percentages, unless these are named before: lp at 5 and 10 %, lp_app at 5 %."""
     pcts: dict[str, list[float]] = defaultdict(list)
     for c in chosen:
         pcts[labels[c.point.run.series]].append(c.point.run.pct or 0.0)
-    return _listed([f"{label} at {_pcts(sorted(of))}" for label, of in pcts.items()], more="other selections")
+    texts = [f"{label} at {_pcts(sorted(of))}" if named else label for label, of in pcts.items()]
+    return _listed(texts, more="other selections")
 
 
 def _differences(compared: Sequence[Comparison], labels: dict[str, str], how: str = "") -> list[str]:

@@ -15,16 +15,15 @@ def test_numbers_have_three_or_four_digits(value, text):
 
 
 def test_an_interval_is_in_the_cell_of_its_value_and_empty_columns_are_left_out():
-    table = [
-        {"run": "a", "value": 58.131, "low": 54.02, "high": 62.2, "minus random": -0.05, "minus random low": -0.12,
-         "minus random high": 0.02, "saved %": 75.013, "bucket": None, "folder": "runs/a"},
-        {"run": "b", "value": 9.5, "low": None, "high": None, "minus random": None, "minus random low": None,
-         "minus random high": None, "saved %": None, "bucket": None, "folder": "runs/b"},
-    ]  # fmt: skip
+    difference = {"minus random": -0.05, "minus random low": -0.12, "minus random high": 0.02}
+    ends = {"low": 54.02, "high": 62.2}
+    first = {"run": "a", "metric": "nll", "value": 58.131, **ends, **difference, "saved %": 75.013, "bucket": None}
+    second = dict.fromkeys(first) | {"run": "b", "metric": "win_rate", "value": 9.512}
+    table = [first | {"folder": "runs/a"}, second | {"folder": "runs/b"}]
     columns, rows = readable(table)
-    assert columns == {"run": False, "value": True, "minus random": True, "saved %": True}
-    (first, cells), (_, others) = rows
-    assert first == "runs/a"
-    assert [cell.text for cell in cells] == ["a", "58.1 [54.0, 62.2]", "-0.050 [-0.120, 0.020]", "75.0"]
-    assert [cell.value for cell in cells] == ["a", 58.131, -0.05, 75.013], "sorted by all digits"
-    assert [cell.text for cell in others] == ["b", "9.500", "–", "–"]
+    assert columns == {"run": False, "metric": False, "value": True, "minus random": True, "saved %": True}
+    (folder, cells), (_, others) = rows
+    assert folder == "runs/a"
+    assert [cell.text for cell in cells] == ["a", "nll", "58.1 [54.0, 62.2]", "-0.050 [-0.120, 0.020]", "75.0"]
+    assert [cell.value for cell in cells] == ["a", "nll", 58.131, -0.05, 75.013], "sorted by all digits"
+    assert [cell.text for cell in others] == ["b", "win_rate", "9.5", "–", "–"]
