@@ -36,7 +36,7 @@ def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
     for run_dir, result in results.items():
         groups.setdefault((str(result["base_model"]["name"]), int(result["seed"])), []).append(run_dir)
     failed: UserError | None = None
-    evaluate = OmegaConf.to_container(sweep.experiment.evaluate, resolve=True)
+    evaluate: Any = OmegaConf.to_container(sweep.experiment.evaluate, resolve=True)
     evaluations = {f"-{key}": each for key, each in evaluate.items()} if isinstance(evaluate, dict) else {"": evaluate}
     names = file_names([f"evaluate-{target}-seed-{seed}" for target, seed in groups])
     for name, members in zip(names, groups.values(), strict=True):

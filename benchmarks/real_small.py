@@ -1,0 +1,215 @@
+"""The tables of docs/results/real-small.md: from finished runs to JSON, and from JSON to Markdown.
+
+    python benchmarks/real_small.py collect PART FOLDER...   # docs/results/data/PART.json from the folders of sweeps
+    python benchmarks/real_small.py tables                   # the tables of the page from these files
+
+PART is an experiment, such as real-small-alpaca. Training runs that are not evaluated on everything are left out.
+"""
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import t
+
+from lpsel.evaluation.statistics import bootstrap_ratios
+from lpsel.report.runs import Run, find_runs
+from lpsel.storage import finite
+
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
+PAGE = RESULTS / "real-small.md"
+UNTRAINED, ALL = "untrained", "all rows"
+MEASURED = {"alpaca": ("nll", "bits_per_byte"), "dolly": ("nll", "bits_per_byte"), "answers": ("rouge_l",)}
+SUMS = {"nll": "tokens", "rouge_l": None}  # metrics that are compared with random, and what weighs a row
+FEWEST_SEEDS = 3  # for an interval over seeds
+
+Rows = dict[str, np.ndarray[Any, Any]]
+
+
+def collect(folders: Sequence[str]) -> dict[str, Any]:
+    """The records of the evaluated runs in folders, one for each training, and one of the untrained model."""
+    runs = find_runs(folders)
+    trained = {Path(run.get("model")).resolve(): run for run in runs.by_command("train")}
+    measured: dict[Path, dict[str, Any]] = defaultdict(dict)
+    rows: dict[tuple[Path, str], Rows] = {}
+    for evaluation in runs.by_command("evaluate"):
+        kind = "answers" if evaluation.get("max_new_tokens") else evaluation.get("dataset")
+        for entry in evaluation.models:
+            model = Path(entry["model"]).resolve()
+            known = {name: entry["metrics"][name] for name in MEASURED[kind]}
+            measured[model][kind] = {"rows": entry["rows"], **known}
+            rows[model, kind] = _rows(evaluation.folder / entry["generations"])
+    complete = {model for model, kinds in measured.items() if kinds.keys() == MEASURED.keys()}
+    random = {_setting(run): model for model, run in trained.items() if run.rule == "random" and model in complete}
+    records = [{"name": UNTRAINED, "held_out": measured[m]} for m in sorted(complete - trained.keys())]
+    for model, run in trained.items():
+        if model in complete:
+            baseline = random.get(_setting(run))
+            pairs = {} if baseline in (None, model) else {k: (rows[model, k], rows[baseline, k]) for k in MEASURED}
+            minus_random = {kind: _difference(*pair) for kind, pair in pairs.items()}
+            records.append(_described(run) | {"held_out": measured[model], "minus_random": minus_random or None})
+    return finite({"unfinished": len(trained.keys() - complete), "records": sorted(records, key=_order)})
+
+
+def _setting(run: Run) -> tuple[Any, ...]:
+    """What runs share that are compared with random rows."""
+    return run.target, run.get("seed"), run.pct, run.get("settings", "pct_of")
+
+
+def _order(record: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(str(record.get(key, "")) for key in ("target", "pct_of", "pct", "name", "seed"))
+
+
+def _rows(file: Path) -> Rows:
+    """What is known about every held-out row, by column; 0 where a row has no value."""
+    written = [json.loads(line) for line in file.read_text().splitlines()]
+    return {name: np.array([row.get(name) or 0 for row in written], float) for name in ("nll", "tokens", "rouge_l")}
+
+
+def _difference(ours: Rows, theirs: Rows) -> dict[str, Any]:
+    """Differences to random rows, paired by held-out row, with bootstrap intervals."""
+    result = {}
+    for metric, weight in SUMS.items():
+        weights = np.column_stack([rows[weight] if weight else np.ones_like(rows[metric]) for rows in (ours, theirs)])
+        sums = np.column_stack([ours[metric], theirs[metric]]) * weights
+        result[metric] = bootstrap_ratios(sums, weights).difference(0, 1)._asdict()
+    return result
+
+
+def _described(run: Run) -> dict[str, Any]:
+    """What a training was, and what it cost."""
+    known, length = run.get("settings", "known"), run.get("settings", "length")
+    variant = [*["length matched"] * (length == "matched"), *["known dropped"] * (known == "drop")]
+    ledger = run.get("ledger")
+    return {
+        "name": ALL if run.rule == "full" else ", ".join([run.rule, *variant]),
+        "target": run.target,
+        "scorer": run.get("scorer", "name"),
+        "pct": run.pct,
+        "pct_of": run.get("settings", "pct_of"),
+        "seed": run.get("seed"),
+        "rows": run.get("training", "rows"),
+        "tokens": run.get("training", "tokens"),
+        "median_response": run.get("diagnosis", "median_response", "selected"),
+        "cost": {part: ledger[part] for part in ("selection", "training", "everything", "saved")},
+    }
+
+
+def tables(part: dict[str, Any]) -> str:
+    """The tables of a part, in Markdown."""
+    others = [record for record in part["records"] if "pct" not in record or record["name"] == ALL]
+    groups: dict[tuple[str, float], list[dict[str, Any]]] = defaultdict(list)
+    for record in part["records"]:
+        if record not in others:
+            groups[record["pct_of"], record["pct"]].append(record)
+    own, other = part["dataset"], next(name for name in ("alpaca", "dolly") if name != part["dataset"])
+    columns = [
+        (f"NLL, {own}", own, "nll", 1),
+        (f"NLL, {other}", other, "nll", 1),
+        ("ROUGE-L %", "answers", "rouge_l", 100),
+    ]
+    text = []
+    for (pct_of, pct), records in sorted(groups.items()):
+        text += [f"**{pct:g} % of the {pct_of}**", "", *_table([*others, *records], columns, own), ""]
+    return "\n".join([*text, "**Cost**", "", *_costs(part["records"])])
+
+
+def _table(records: Sequence[dict[str, Any]], columns: Sequence[tuple[str, str, str, float]], own: str) -> list[str]:
+    head = ["trained on", "seeds", "rows", "tokens"]
+    for title, *_ in columns:
+        head += [title, "minus random"]
+    lines = []
+    for group in _by_seed(records):
+        cells = [group[0]["name"], _seeds(group), _span(group, "rows"), _span(group, "tokens")]
+        for _, kind, metric, factor in columns:
+            digits = 3 if factor == 1 else 1
+            cells.append(_cell([record["held_out"][kind][metric] for record in group], factor, digits))
+            compared = [record["minus_random"][kind][metric] for record in group if record.get("minus_random")]
+            cells.append(_cell(compared, factor, digits, "+") if compared else "")
+        cells.append(_cell([record["held_out"][own]["bits_per_byte"] for record in group], 1, 3))
+        lines.append(cells)
+    return _markdown([*head, "bits per byte"], lines)
+
+
+def _costs(records: Sequence[dict[str, Any]]) -> list[str]:
+    lines = []
+    for record in records:
+        if "cost" in record:
+            cost = record["cost"]
+            flops = [cost[part]["flops"] for part in ("selection", "training")]
+            seconds = [cost[part]["device_seconds"] for part in ("selection", "training")]
+            share = 100 * sum(flops) / cost["everything"]["flops"]
+            name = (
+                record["name"]
+                if record["name"] == ALL
+                else f"{record['name']}, {record['pct']:g} % of {record['pct_of']}"
+            )
+            cells = [name, str(record["seed"]), *(f"{value:.2e}" for value in flops), f"{share:.0f}"]
+            lines.append([*cells, *(f"{value:,.0f}" for value in seconds)])
+    head = ["trained on", "seed", "FLOPs, selection", "FLOPs, training", "% of all rows"]
+    return _markdown([*head, "seconds, selection", "seconds, training"], lines)
+
+
+def _by_seed(records: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """The records of each name together if they are enough seeds for an interval, else one by one."""
+    by_name: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for record in records:
+        by_name[record["name"]].append(record)
+    for group in by_name.values():
+        yield from [group] if len(group) >= FEWEST_SEEDS else [[record] for record in group]
+
+
+def _seeds(group: Sequence[dict[str, Any]]) -> str:
+    return ", ".join(str(record["seed"]) for record in group if "seed" in record)
+
+
+def _span(group: Sequence[dict[str, Any]], key: str) -> str:
+    values = sorted({record[key] for record in group if key in record})
+    return " to ".join(f"{value:,}" for value in dict.fromkeys([*values[:1], *values[-1:]]))
+
+
+def _cell(estimates: Sequence[dict[str, Any]], factor: float, digits: int, sign: str = "") -> str:
+    """One value with its interval over rows, or the mean of several with its t interval over seeds."""
+    value, low, high = (estimates[0][name] for name in ("value", "low", "high"))
+    if len(estimates) > 1:
+        values = [estimate["value"] for estimate in estimates]
+        value = float(np.mean(values))
+        half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
+        low, high = value - half, value + half
+    return f"{factor * value:{sign}.{digits}f} [{factor * low:{sign}.{digits}f}, {factor * high:{sign}.{digits}f}]"
+
+
+def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *lines]]
+
+
+def with_tables(page: str) -> str:
+    """The page with the tables of every part between `<!-- PART -->` and `<!-- end -->`."""
+    for file in sorted((RESULTS / "data").glob("real-small-*.json")):
+        start, end = f"<!-- {file.stem} -->\n", "\n<!-- end -->"
+        before, after = page.split(start)
+        page = before + start + tables(json.loads(file.read_text())) + end + after.split(end, 1)[1]
+    return page
+
+
+def main(argv: Sequence[str]) -> None:
+    match argv:
+        case ["collect", part, *folders] if folders:
+            file = RESULTS / "data" / f"{part}.json"
+            about = json.loads(file.read_text())["about"] if file.exists() else {}
+            dataset = "alpaca" if part.endswith("alpaca") else "dolly"
+            found = {"part": part, "dataset": dataset, "about": about} | collect(folders)
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(json.dumps(found, indent=1) + "\n")
+        case ["tables"]:
+            PAGE.write_text(with_tables(PAGE.read_text()))
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
