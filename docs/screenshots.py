@@ -24,7 +24,8 @@ from lpsel.judging.judge import Pair
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "build" / "screenshots"
 FIGURES = ROOT / "docs" / "figures"
-SIZES = {"desktop": (1280, 800), "phone": (390, 844), "figure": (960, 540)}  # figures are those in docs/figures
+SIZES = {"desktop": (1280, 800), "tablet": (960, 540), "phone": (390, 844)}
+IN_DOCS = {"report": "report-desktop-light.png", "voting": "voting-tablet-light.png"}
 SITE = (
     "",
     "tutorials/rows-for-my-task/",
@@ -46,8 +47,8 @@ def main() -> None:
     pages = {"report": report().as_uri(), "voting": voting_page().as_uri()}
     with served(ROOT / "build" / "site") as site:
         take(pages | {f"site-{Path(page).name or 'home'}": f"{site}/{page}" for page in SITE})
-    for name in ("report", "voting"):
-        shutil.copyfile(WORK / f"{name}-figure-light.png", FIGURES / f"{name}-page.png")
+    for name, picture in IN_DOCS.items():
+        shutil.copyfile(WORK / picture, FIGURES / f"{name}-page.png")
 
 
 def lpsel(*arguments: str) -> Path:
