@@ -203,7 +203,8 @@ def training_and_recording(
         spec = ours.spec_of(model)
         mask_N = np.zeros(len(rows), bool)
         mask_N[ours.order_of(rows)[: steps * batch_size]] = True
-        pack = ours.largest_pack(model, setup.precision, score_tokens, device)
+        precision = setup.precision(spec, str(model))
+        pack = ours.largest_pack(model, precision, score_tokens, device)
         for name, epochs, options in (
             ("training", 1, {"mask": mask_N, "batch_size": batch_size}),
             ("recording", 0, {"record": True, "score_tokens": pack}),
@@ -218,7 +219,7 @@ def training_and_recording(
         whole = training_memory(
             _load(model).to("meta"),
             spec,
-            precision=setup.precision,
+            precision=precision,
             eight_bits=False,
             adapter=None,
             checkpointing=False,

@@ -147,12 +147,16 @@ def _scoring(
         passes.append((1, forward_flops, fed))
     tokens, flops = _cost(model, passes)
     size, problem, hint = memory(job.config, scorer, model, None, training=epochs > 0)
-    entry_of = partial(scores_entry, job.training_setup(), scorer, source, epochs, trained_on=query)
+    setup = job.training_setup()
+    entry_of = partial(scores_entry, setup, scorer, source, epochs, trained_on=query)
     try:
-        entry = entry_of(model_fingerprint(locate(scorer, job.cache_dir), scorer.revision, job.cache_dir))
+        path = locate(scorer, job.cache_dir)
+        weights = model_fingerprint(path, scorer.revision, job.cache_dir)
+        entry = entry_of(weights=weights, precision=setup.precision(scorer, path))
         found = find_scores(entry, epochs, columns) is not None
     except UserError:  # a model that is not on this machine has no scores on it
-        entry, found = entry_of(f"{scorer.path}@{scorer.revision}"), False
+        weights = f"{scorer.path}@{scorer.revision}"
+        entry, found = entry_of(weights=weights, precision=setup.trainer["precision"]), False
     return Work(
         "score", scorer.name, len(source), tokens, rows.counted, flops, size,
         key=entry.digest, epochs=epochs, columns=columns, found=found, problem=problem, hint=hint,

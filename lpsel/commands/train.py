@@ -52,7 +52,7 @@ def run(job: Job) -> dict[str, Any]:
     if adapter is not None:
         adapter.check(job.config.trainer.strategy)
     inputs = prepare_inputs(job.config, job.cache_dir, lambda: setup, tokens_of=spec)
-    _ = setup.device, setup.precision  # raise a UserError if not available
+    _ = setup.device  # raises a UserError if not available
     check_model(spec, job.cache_dir)
     warn_of_toy("model", spec, inputs.source)
     spec = with_template(spec, inputs.source, job.cache_dir)

@@ -79,7 +79,8 @@ def memory(
         return None, "", ""
     precision = config.trainer.precision
     automatic = precision == "auto" and config.gpu_memory_gib is not None
-    precision = "bf16-mixed" if automatic else resolve_precision(precision)
+    hidden_size = model.shapes.config.get_text_config().hidden_size
+    precision = "bf16-mixed" if automatic else resolve_precision(precision, hidden_size)
 
     def estimate(shards_per_copy: int) -> DeviceMemory:
         if not training:

@@ -66,7 +66,7 @@ def check_scorer(setup: TrainingSetup, scorer: ModelSpec, epochs: int) -> None:
         problem = f"the selection needs {epochs} recorded epochs"
         hint = "raise it, or choose a rule that needs fewer (selection=lp_app needs 1)"
         raise UserError("scorer.recipe.epochs", scorer.recipe.epochs, problem, hint)
-    _ = setup.device, setup.precision
+    _ = setup.device  # raises a UserError if not available
     check_available(scorer, setup.cache_dir)
 
 
@@ -102,7 +102,7 @@ def scores_for(
     scorer = with_template(scorer, source, setup.cache_dir)
     path = locate(scorer, setup.cache_dir)
     weights = model_fingerprint(path, scorer.revision, setup.cache_dir)
-    entry = scores_entry(setup, scorer, source, epochs, weights, trained_on)
+    entry = scores_entry(setup, scorer, source, epochs, weights, setup.precision(scorer, path), trained_on)
     if not epochs and (unused := scorer.less_training()):
         log.info("Scorer %s: nothing is trained; ignoring scorer.%s", scorer.name, " and scorer.".join(unused))
     with ExitStack() as held:
@@ -150,7 +150,8 @@ class _Scoring:
             problem = f"no row of {source.spec.name} keeps a supervised token"
             raise UserError("scorer.max_length", scorer.max_length, problem, "raise it")
         config = load_config(scorer, path)
-        self.score_tokens = recording_pack(config, setup.precision, setup.score_tokens, setup.device.type)
+        precision = setup.precision(scorer, path)
+        self.score_tokens = recording_pack(config, precision, setup.score_tokens, setup.device.type)
         self.parts = Parts(entry.folder / recording_name(epochs, columns))
 
     def run(self) -> Path:

@@ -55,6 +55,7 @@ def scores_entry(
     source: Source,
     epochs: int,
     weights: str,
+    precision: str,
     trained_on: Source | None = None,
 ) -> Entry:
     """The cache entry of scores. Its key is everything they depend on, whichever epochs and columns are recorded.
@@ -64,6 +65,7 @@ def scores_entry(
     Args:
         epochs: recorded; with 0, nothing is trained, and the scorer's `train_fraction` and `stop` do not matter.
         weights: fingerprint of the scorer's files.
+        precision: of its passes, not `auto`.
         trained_on: rows that the scorer is trained on instead of those of `source`.
     """
     key = {
@@ -73,7 +75,7 @@ def scores_entry(
         "max_length": scorer.max_length,
         "recipe": asdict(scorer.recipe),
         "optimizer": setup.optimizer,
-        "precision": setup.precision,
+        "precision": precision,
         **(scorer.less_training() if epochs else {}),
         **({"trained_on": trained_on.fingerprint} if trained_on else {}),
     }

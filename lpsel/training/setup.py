@@ -18,6 +18,7 @@ from lpsel.errors import UserError, check_flag, check_int, check_package, first_
 from lpsel.model.device import device_of, resolve_precision
 from lpsel.model.fsdp import shards
 from lpsel.model.lightning_module import FineTuner
+from lpsel.model.load import load_config
 from lpsel.model.spec import ModelSpec
 from lpsel.tracking.tracker import Tracker
 
@@ -53,6 +54,7 @@ class TrainingSetup:
         check_int("score_tokens", self.score_tokens, 1, what="a number of tokens")
         if self.checkpoint_steps != "auto":
             check_int("checkpoint_steps", self.checkpoint_steps, 1, what="auto or a number of optimizer steps")
+        resolve_precision(self.trainer["precision"])  # raises a UserError if there is no such precision
         _check_devices(self.trainer)
         if self.optimizer["_target_"].startswith("bitsandbytes."):
             check_package("bitsandbytes", "quantized", "optimizer", "adamw8bit")
@@ -77,10 +79,9 @@ class TrainingSetup:
         """The device on which models run."""
         return device_of(self.trainer["accelerator"])
 
-    @property
-    def precision(self) -> str:
-        """Of weights and passes, as named by `lpsel.model.device`."""
-        return resolve_precision(self.trainer["precision"])
+    def precision(self, spec: ModelSpec, path: str) -> str:
+        """Of a model's weights and passes, as named by `lpsel.model.device`."""
+        return resolve_precision(self.trainer["precision"], load_config(spec, path).get_text_config().hidden_size)
 
     def data_module(self, tokens: Tokens, spec: ModelSpec, **options: Any) -> SubsetDataModule:
         """Batches of `tokens` for a model, with more options of SubsetDataModule, such as the mask of selected rows."""
@@ -102,7 +103,7 @@ class TrainingSetup:
             path,
             partial_of(self.optimizer),
             steps,
-            precision=self.precision,
+            precision=self.precision(spec, path),
             activation_checkpointing=self.activation_checkpointing,
             compiled=self.compile,
             **options,

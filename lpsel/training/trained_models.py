@@ -48,7 +48,7 @@ def training_entry(
         "recipe": asdict(target.recipe),
         "optimizer": setup.optimizer,
         "adapter": adapter_settings,
-        "precision": setup.precision,
+        "precision": setup.precision(target, path),
     }
     return Entry.of(setup.cache_dir, "trained", key)
 

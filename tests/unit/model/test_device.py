@@ -1,5 +1,6 @@
-"""The precision that `auto` selects on a GPU, the device a model is loaded on, and the reuse of freed memory."""
+"""The precision that `auto` selects, the device a model is loaded on, and the reuse of freed memory."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from lpsel.model.adapter import Adapter
-from lpsel.model.device import choose_threads, resolve_precision
+from lpsel.model.device import bfloat16_speedup, choose_threads, resolve_precision
 from lpsel.model.lightning_module import FineTuner
 from lpsel.model.spec import ModelSpec
 
@@ -27,6 +28,35 @@ def test_auto_selects_bfloat16_where_a_gpu_computes_it_not_where_it_emulates_it(
     }.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
     assert resolve_precision("auto") == precision
+
+
+@pytest.mark.parametrize(
+    ("speedup", "hidden_size", "precision"),
+    [(0.3, 576, "32-true"), (1.2, 576, "32-true"), (3.0, 576, "bf16-mixed"), (3.0, 128, "32-true")],
+)
+def test_auto_selects_bfloat16_for_wide_models_on_cpus_that_multiply_it_fast(
+    monkeypatch, speedup, hidden_size, precision
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("lpsel.model.device.bfloat16_speedup", lambda: speedup)
+    assert resolve_precision("auto", hidden_size) == precision
+    assert resolve_precision("32-true", hidden_size) == "32-true"
+
+
+def test_the_speed_of_bfloat16_is_measured_once():
+    assert bfloat16_speedup() == bfloat16_speedup() > 0
+
+
+EMULATED = "import torch; from lpsel.model.device import resolve_precision; print(resolve_precision('auto', 576))"
+
+
+@pytest.mark.slow  # PyTorch is imported again
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="a setting of oneDNN on x86")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="auto decides by the GPU")
+def test_auto_selects_float32_where_the_cpu_emulates_bfloat16():
+    emulating = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run([sys.executable, "-c", EMULATED], check=True, capture_output=True, text=True, env=emulating)
+    assert done.stdout.strip() == "32-true"
 
 
 @pytest.mark.parametrize("adapter", [None, Adapter(rank=2)], ids=["whole", "lora"])

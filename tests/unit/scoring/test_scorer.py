@@ -166,6 +166,19 @@ def test_another_recipe_is_scored_anew(tmp_path, toy_model, instructions, change
     assert second.folder != first.folder
 
 
+def test_scores_name_the_precision_that_auto_selects(tmp_path, toy_model, instructions, monkeypatch):
+    data = instructions()
+    whole = score(tmp_path, toy_model, data, "trainer.precision=auto", epochs=0)
+    monkeypatch.setattr("lpsel.model.device.bfloat16_speedup", lambda: 7.0)
+    monkeypatch.setattr("lpsel.model.device.WIDE", 16)
+    mixed = score(tmp_path, toy_model, data, "trainer.precision=auto", epochs=0)
+    assert (whole.manifest()["precision"], mixed.manifest()["precision"]) == ("32-true", "bf16-mixed")
+    assert score(tmp_path, toy_model, data, "trainer.precision=bf16-mixed", epochs=0).folder == mixed.folder
+    # bfloat16 has 8 significant bits, so a logit of a few units is off by at most about 0.01.
+    np.testing.assert_allclose(nll(mixed), nll(whole), atol=0.05)
+    assert not np.array_equal(nll(mixed), nll(whole))
+
+
 def test_rows_without_a_supervised_token_have_null_records(tmp_path, toy_model, instructions):
     data = instructions(rows=6)
     long = {"instruction": "x" * 300, "input": "", "output": "never seen"}
