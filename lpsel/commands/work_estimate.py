@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 GIB = 2**30
 SAMPLE = 1000  # rows whose lengths represent all rows
 CHARACTERS = 4  # per token, without a tokenizer
+USABLE = 0.9  # of a GPU's memory: fragments, the context and what other libraries allocate take the rest
 UTILIZATION = 40  # percent of a GPU's peak, for the hours of a plan; measured ones are in docs/results/benchmarks.md
 COUNTED, SAMPLED = "counted", f"estimated from {SAMPLE:,} rows"
 GUESSED = f"estimated at {CHARACTERS} characters each"
@@ -95,14 +96,15 @@ def memory(
             checkpointing=config.activation_checkpointing,
             pack=config.train_tokens,
             shards=shards_per_copy,
+            buckets=_devices(config.trainer) > 1,
         )
 
     needed = estimate(_devices_per_copy(config.trainer)).total
-    if limit is None or needed <= limit:
+    if limit is None or needed <= USABLE * limit:
         return needed, "", ""
-    enough = devices_needed(limit, estimate)
+    enough = devices_needed(USABLE * limit, estimate)
     option = f"trainer=fsdp trainer.devices={enough}" if enough else "adapter=qlora"
-    problem = f"needs {needed / GIB:.0f} GiB on each GPU, which has {limit / GIB:.0f}"
+    problem = f"needs {needed / GIB:.0f} GiB on each GPU, which has {limit / GIB:.0f}, a tenth of it in reserve"
     return needed, problem, f"set {option}; docs/guides/memory.md lists more options"
 
 

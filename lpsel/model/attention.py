@@ -45,6 +45,7 @@ class PackedAttention:
 
     def __init__(self) -> None:
         self.batch: MicroBatch | None = None
+        self.flash = flash_supports
         self.name = f"lpsel_packed_{id(self)}"
         self.masks: dict[tuple[int | None, torch.device], Tensor] = {}
 
@@ -76,7 +77,7 @@ class PackedAttention:
         query, key, value = (each[0].to(dtype) for each in (query_1HTD, key_1GTD, value_1GTD))
         if scaling is None:
             scaling = query.shape[-1] ** -0.5
-        if softcap is None and flash_supports(query, value):
+        if softcap is None and self.flash(query, value):
             attended_THD = self._on_gpu(query, key, value, scaling, sliding_window)
         else:
             segments = [*self.batch.shared, *self.batch.rows]

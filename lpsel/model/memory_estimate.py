@@ -1,10 +1,17 @@
 """Memory of training and recording passes, estimated from the shapes of a model before it is loaded."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from lpsel.data.packing import MicroBatch, Segment, varlen_of
 from lpsel.model.adapter import Adapter
-from lpsel.model.decoder_layers import decoder_layers
+from lpsel.model.decoder_layers import checkpoint_layers, decoder_layers
+from lpsel.model.loss import GPU_LOGIT_BYTES, LOGIT_BYTES, PerSampleLoss
 from lpsel.model.spec import ModelSpec
 
 QUANTIZED = 0.5 + 1 / 64 + 4 / 16384  # bytes per weight in NF4 with double quantization
@@ -13,18 +20,21 @@ MOMENTS_8BIT = 2 + 2 * 4 / 256  # bytes per weight: two moments, and a scale per
 # Of a recording pass; on a GPU, because a small model computes smaller packs faster than Python launches their kernels.
 ACTIVATION_BYTES = {"cpu": 256 * 2**20, "cuda": 512 * 2**20}
 
+_counted: dict[Any, tuple[int, int]] = {}  # what `_first_and_more` returns; several jobs of a sweep need it
+
 
 class DeviceMemory(NamedTuple):
     """Bytes on each device.
 
     Attributes:
         states: weights, gradients and optimizer moments; exact except for the allocator's overhead.
-        gathered: with FSDP, the layer and the root module that are whole while they are used, and their gradients.
-        activations: estimate for the largest pack.
+        buffers: of DDP, a copy of the gradients; of FSDP, the root module, a layer and the next one, whole while they
+            are used, their gradients, and the float32 copy of the gradients that are being reduced.
+        activations: of the largest pack, including autocast's copies of the weights.
     """
 
     states: float
-    gathered: float
+    buffers: float
     activations: float
 
     @property
@@ -42,11 +52,13 @@ def training_memory(
     checkpointing: bool,
     pack: int,
     shards: int,
+    buckets: bool = False,
+    on_gpu: bool = True,
 ) -> DeviceMemory:
     """The memory for training `model` on each device; docs/explanation/memory.md lists the bytes per weight.
 
     `model` is on the meta device. `pack` is the number of tokens of the largest micro-batch, `shards` the number of
-    devices that share one copy, 1 without FSDP.
+    devices that share one copy, 1 without FSDP. `buckets` is for the copy of the gradients that DDP reduces.
     """
     computed = 4 if precision == "32-true" else 2
     stored = 2 if precision == "bf16-true" else 4
@@ -59,11 +71,16 @@ def training_memory(
         states = trained * sum(adapter.rank * (inputs + outputs) for inputs, outputs in layers)
         linear = _linear_weights(model) if adapter.quantization else 0
         states += QUANTIZED * linear + computed * (weights - linear)
-    gathered = 0.0
+    buffers = 4.0 * weights if buckets and adapter is None else 0.0
     if shards > 1:
         layer_sizes = [_size(layer) for layer in decoder_layers(model)]
-        gathered = 2.0 * computed * (weights - sum(layer_sizes) + max(layer_sizes))
-    return DeviceMemory(states, gathered, _activations(model, computed, checkpointing, pack))
+        root, layer = weights - sum(layer_sizes), max(layer_sizes)
+        buffers = 2.0 * computed * (root + 2 * layer) + 4.0 * max(root, layer)
+    # Frozen weights and those that FSDP gathers are stored as they are multiplied, so that autocast copies none.
+    as_multiplied = precision == "bf16-true" or (precision == "bf16-mixed" and (shards > 1 or adapter is not None))
+    dtype = torch.bfloat16 if as_multiplied else torch.float32
+    how = _Pass(dtype, precision == "bf16-mixed", checkpointing, on_gpu)
+    return DeviceMemory(states, buffers, _activations(model.config, how, pack, min(spec.max_length, pack)))
 
 
 def devices_needed(limit: float, estimate: Callable[[int], DeviceMemory]) -> int | None:
@@ -83,19 +100,71 @@ def recording_pack(config: Any, precision: str, requested: int, device: str) -> 
     return max(1, min(requested, ACTIVATION_BYTES[device] // bytes_per_token))
 
 
-def _activations(model: Any, computed: int, checkpointing: bool, pack: int) -> float:
-    """Bytes saved for the backward pass (Korthikanti et al. 2022, Reducing Activation Recomputation, equation 1).
+def _activations(config: Any, how: "_Pass", pack: int, row: int) -> float:
+    """Bytes that the forward pass of one pack saves for the backward pass, and those of the head.
 
-    Without dropout, and without the attention matrix, which flash attention does not store. A layer saves 8 values of
-    the hidden size per token, and two of the inner size of the MLP, four if it is gated. A checkpointed layer saves one
-    of the hidden size, and all of them for one layer at a time.
+    Counted in passes through one and two layers, on tensors without memory. Copies of weights that autocast makes are
+    among them. The head saves its gradient and that of the hidden states, and holds a chunk of logits three times.
     """
-    config = model.config.get_text_config()
-    hidden = config.hidden_size
-    gated = any("gate_proj" in name for name, _ in model.named_modules())
-    layer = 8 * hidden + (4 if gated else 2) * _inner_size(model.config)
-    layers = config.num_hidden_layers
-    return float(pack * computed * (layers * hidden + layer if checkpointing else layers * layer))
+    one, layer = _first_and_more(config, how, pack, row)
+    if how.checkpointing:  # the tensors of one layer at a time
+        one += _first_and_more(config, how._replace(checkpointing=False), pack, row)[1]
+    text = config.get_text_config()
+    head = 4 * text.hidden_size * (text.vocab_size + pack) + 3 * (GPU_LOGIT_BYTES if how.on_gpu else LOGIT_BYTES)
+    return float(one + (text.num_hidden_layers - 1) * layer + head)
+
+
+def _first_and_more(config: Any, how: "_Pass", pack: int, row: int) -> tuple[int, int]:
+    """Bytes saved with one layer, and those that each further layer adds."""
+    key = (config.to_json_string(), how, pack, row)
+    if key not in _counted:
+        one, two = (_saved_bytes(config, how, layers, pack, row) for layers in (1, 2))
+        _counted[key] = one, two - one
+    return _counted[key]
+
+
+class _Pass(NamedTuple):
+    """How a forward pass computes: the dtype of the weights, whether autocast is on, and whether it is on a GPU."""
+
+    dtype: torch.dtype
+    autocast: bool
+    checkpointing: bool
+    on_gpu: bool
+
+
+def _saved_bytes(config: Any, how: _Pass, layers: int, pack: int, row: int) -> int:
+    """Bytes of the tensors, weights aside, that a model of so many layers saves for rows of `row` tokens."""
+    from transformers import AutoModelForCausalLM
+
+    config = deepcopy(config)
+    config.get_text_config().num_hidden_layers = layers
+    saved: dict[int, int] = {}
+
+    def save(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with FakeTensorMode():
+        model = AutoModelForCausalLM.from_config(config, dtype=how.dtype).eval()
+        if how.checkpointing:
+            checkpoint_layers(model)
+        loss = PerSampleLoss(model)
+        if loss.attention:
+            loss.attention.flash = lambda query, value: how.on_gpu
+        hooks = torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor)
+        with torch.autocast("cpu", torch.bfloat16, enabled=how.autocast, cache_enabled=False), hooks:
+            hidden_NH = loss.hidden(_rows_of(pack, row))
+        loss.release()
+        weights = {weight.untyped_storage()._cdata for weight in model.parameters()}
+        del hidden_NH
+    return sum(size for storage, size in saved.items() if storage not in weights)
+
+
+def _rows_of(pack: int, row: int) -> MicroBatch:
+    """A pack of rows of `row` tokens, all supervised."""
+    rows = [Segment(start, min(start + row, pack)) for start in range(0, pack, row)]
+    of_T, of_B = torch.zeros(pack, dtype=torch.int64), torch.zeros(len(rows), dtype=torch.int64)
+    return MicroBatch(of_T, of_T, of_T, of_T, of_T, of_B, of_B, (), tuple(rows), pack, varlen_of(rows))
 
 
 def _inner_size(config: Any) -> int:

@@ -1,9 +1,20 @@
-"""The size of a recording pack, worked out by hand."""
+"""The size of a recording pack, worked out by hand, and the memory of training, compared with its allocations."""
+
+import weakref
 
 import pytest
-from transformers import GPT2Config, LlamaConfig, OPTConfig
+import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig
 
-from lpsel.model.memory_estimate import recording_pack
+from lpsel.data.packing import MicroBatch, Segment
+from lpsel.model import loss as loss_module
+from lpsel.model import memory_estimate
+from lpsel.model.loss import PerSampleLoss
+from lpsel.model.memory_estimate import recording_pack, training_memory
+from lpsel.model.spec import ModelSpec
 
 
 @pytest.mark.parametrize(
@@ -20,3 +31,101 @@ def test_activations_limit_a_pack_whatever_is_requested(config, precision, token
     assert recording_pack(config, precision, 10**9, "cpu") == tokens
     assert recording_pack(config, precision, 10**9, "cuda") in (2 * tokens, 2 * tokens + 1)
     assert recording_pack(config, precision, 100, "cpu") == 100
+
+
+FAMILIES = {
+    "opt": {"ffn_dim": 1024, "word_embed_proj_dim": 256, "dropout": 0.0},
+    "llama": {"intermediate_size": 688},
+    "gemma3_text": {"intermediate_size": 512, "num_key_value_heads": 1, "head_dim": 64, "sliding_window": 64},
+}
+
+
+class Allocated(TorchDispatchMode):
+    """The bytes of all tensors that exist at a time, and the largest number so far."""
+
+    def __init__(self, existing):
+        super().__init__()
+        self.now = self.peak = 0
+        self.known = set()
+        for tensor in existing:
+            self.add(tensor.untyped_storage())
+
+    def add(self, storage):
+        if storage._cdata not in self.known:
+            self.known.add(storage._cdata)
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self.remove, storage._cdata, storage.nbytes())
+
+    def remove(self, storage, size):
+        self.known.remove(storage)
+        self.now -= size
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.add(tensor.untyped_storage())
+        return result
+
+
+@pytest.mark.parametrize(
+    ("family", "precision", "checkpointing"),
+    [
+        *((family, "bf16-mixed", False) for family in FAMILIES),
+        ("llama", "32-true", False),
+        ("opt", "bf16-mixed", True),
+    ],
+)
+def test_the_estimate_is_within_15_percent_of_what_training_allocates(monkeypatch, family, precision, checkpointing):
+    """The peak of all tensors of two steps, under autocast as Lightning opens it."""
+    for module in (loss_module, memory_estimate):
+        monkeypatch.setattr(module, "LOGIT_BYTES", 2**18)  # of a chunk: a small part of so small a model's memory
+    sizes = {"hidden_size": 256, "num_hidden_layers": 5, "num_attention_heads": 4, "vocab_size": 512}
+    config = AutoConfig.for_model(family, **sizes, **FAMILIES[family])
+    model = AutoModelForCausalLM.from_config(config).eval()
+    if checkpointing:
+        memory_estimate.checkpoint_layers(model)
+    loss, batch = PerSampleLoss(model), pack_of(rows=8, length=128)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    autocast = MixedPrecision("bf16-mixed", "cpu").forward_context if precision == "bf16-mixed" else torch.enable_grad
+    with Allocated(model.parameters()) as allocated:
+        for _ in range(2):
+            with autocast():
+                loss(batch, summed=True).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    spec = ModelSpec("small", path="small", max_length=128)
+    how = dict(eight_bits=False, adapter=None, checkpointing=checkpointing, pack=8 * 128, shards=1, on_gpu=False)
+    assert training_memory(model, spec, precision=precision, **how).total == pytest.approx(allocated.peak, rel=0.15)
+
+
+def pack_of(rows, length):
+    tokens = rows * length
+    position_T, segments = torch.arange(tokens), [Segment(i * length, (i + 1) * length) for i in range(rows)]
+    each_B = torch.full((rows,), length)
+    return MicroBatch(
+        position_T % 512, position_T % length, position_T, position_T % 512, position_T // length, each_B,
+        torch.arange(rows), (), tuple(segments), tokens,
+    )  # fmt: skip
+
+
+def test_ddp_and_fsdp_add_what_they_hold():
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, vocab_size=100
+    )
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    spec = ModelSpec("small", path="small", max_length=128)
+    how = dict(precision="bf16-mixed", eight_bits=False, adapter=None, checkpointing=False, pack=256)
+    layer = 4 * 64 * 64 + 3 * 64 * 128 + 2 * 64
+    root = 2 * 100 * 64 + 64
+    one = training_memory(model, spec, shards=1, **how)
+    assert (one.states, one.buffers) == (16 * (root + 3 * layer), 0)
+    assert training_memory(model, spec, shards=1, buckets=True, **how).buffers == 4 * (root + 3 * layer)
+    # Weights and gradients in bfloat16 of the root, a layer and the prefetched one; the largest gradient in float32.
+    sharded = training_memory(model, spec, shards=4, **how)
+    assert sharded.buffers == 2 * 2 * (root + 2 * layer) + 4 * max(root, layer)
+    assert sharded.states == one.states / 4
+    # Autocast copies no weights that are gathered in bfloat16.
+    assert one.activations - sharded.activations > 2 * 3 * (layer - 2 * 64)
