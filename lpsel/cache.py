@@ -6,6 +6,7 @@ are a `Journal`.
 """
 
 import fcntl
+import glob
 import json
 import logging
 import os
@@ -20,7 +21,7 @@ from filelock import FileLock, Timeout
 from lpsel.distributed import is_main_process
 from lpsel.errors import UserError
 from lpsel.integrity import Damaged, open_line, seal, sealed_line, unseal
-from lpsel.storage import digest, file_names, finite, sync, write_json
+from lpsel.storage import digest, file_names, finite, read_dict, sync, write_json
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +58,19 @@ def in_use(cache_dir: Path, run_dir: Path) -> Iterator[None]:
         _used.clear()
         yield
         if is_main_process():
-            file = cache_dir / USERS / f"{digest(str(run_dir))[:KEY_DIGITS]}.json"
+            file = _user_file(cache_dir, run_dir)
             file.parent.mkdir(exist_ok=True)
             write_json(file, {"run": str(run_dir), "entries": sorted(_used)})
+
+
+def used_by(cache_dir: Path, run_dir: Path) -> list[Path]:
+    """The folders of the entries that a finished run has used and that still exist."""
+    used = read_dict(_user_file(cache_dir, run_dir)).get("entries")
+    return [folder for entry in used or () for folder in cache_dir.glob(f"*/*{glob.escape(str(entry))}")]
+
+
+def _user_file(cache_dir: Path, run_dir: Path) -> Path:
+    return cache_dir / USERS / f"{digest(str(run_dir))[:KEY_DIGITS]}.json"
 
 
 @contextmanager

@@ -37,6 +37,7 @@ FLAG_COMMANDS = {
     "runs": ("list run folders with their key figures", "--json"),
     "show": ("show one run folder", "RUN"),
     "rows": ("show the hardest and easiest rows of scores", "RUN --hardest 5"),
+    "explore": ("open the rows of a run as points and texts, on one page", "RUN"),
     "validate": ("does a score predict results? Train on random subsets", "SCORES model=opt-125m --held-out dolly"),
     "cache": ("show what is cached, and delete what no run uses", "--prune 90"),
 }

@@ -6,7 +6,8 @@ import sys
 from importlib.util import find_spec
 
 pytest_plugins = [
-    f"fixtures.{name}" for name in ("browser", "datasets", "models", "processes", "runs", "terminal", "wandb_server")
+    f"fixtures.{name}"
+    for name in ("browser", "datasets", "explorer", "models", "processes", "runs", "terminal", "wandb_server")
 ]
 
 # absl, which rouge-score imports, keeps the standard error of its import, which pytest has replaced when Hydra sets up

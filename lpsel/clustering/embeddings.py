@@ -5,7 +5,7 @@ U different contents, D dimensions
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lpsel.cache import Entry
+from lpsel.cache import MANIFEST, Entry
 from lpsel.console import track
 from lpsel.data.dataset import Source
 from lpsel.errors import UserError, first_line
 from lpsel.integrity import sha256_once
 from lpsel.model.fingerprint import hub_config, model_fingerprint
-from lpsel.storage import write_atomically
+from lpsel.storage import read_dict, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,9 @@ def embed(source: Source, embedder: str, cache_dir: Path, weighted: bool = False
         missing_N[first_U[~cached_U]] = True
         if missing_N.any():
             _embed_missing(source, missing_N, _load(embedder, weighted), entry.folder)
-        return _cached_vectors(entry.folder, ids_U)
+        vectors_UD = _cached_vectors(entry.folder, ids_U)
+    assert vectors_UD is not None
+    return vectors_UD
 
 
 def embeddings_entry(embedder: str, cache_dir: Path, weighted: bool = False) -> Entry:
@@ -175,15 +177,35 @@ def _cached_ids(folder: Path) -> pa.Array:
     return pa.concat_arrays(ids).cast(pa.large_string()) if ids else pa.array([], pa.large_string())
 
 
-def _cached_vectors(folder: Path, ids_U: pa.LargeStringArray) -> NDArray[np.float32]:
+def cached_embeddings(folders: Sequence[Path], cache_dir: Path, ids: pa.Array) -> NDArray[np.float32] | None:
+    """Embeddings of rows with these content ids, float32 (N, D), NaN for those without; None if none has one.
+
+    Nothing is computed: the vectors are in an entry of the cache among `folders`, or clusters among these were made
+    from them.
+    """
+    for folder in folders:
+        made_from = read_dict(folder / MANIFEST).get("key", {}).get("embeddings")
+        if made_from is not None:
+            name = Entry.of(cache_dir, "embeddings", made_from).digest
+            folder = next(iter(cache_dir.glob(f"embeddings/*{name}")), folder)
+        if folder.parent.name == "embeddings":
+            _delete_damaged(folder)
+            ids_U = pc.unique(ids)
+            vectors_UD = _cached_vectors(folder, ids_U)
+            if vectors_UD is not None and np.isfinite(vectors_UD).any():
+                return vectors_UD[pc.index_in(ids, value_set=ids_U).to_numpy(zero_copy_only=False)]
+    return None
+
+
+def _cached_vectors(folder: Path, ids_U: pa.LargeStringArray) -> NDArray[np.float32] | None:
+    """The vectors of these ids, NaN for those without; None if the folder has none at all."""
     vectors_UD = None
     for part in _read_parts(folder):
         position = pc.index_in(part["id"].cast(pa.large_string()), value_set=ids_U).combine_chunks()
         rows = np.flatnonzero(position.is_valid().to_numpy(zero_copy_only=False))
         dimensions = part.schema.field("embedding").type.list_size
         if vectors_UD is None:
-            vectors_UD = np.empty((len(ids_U), dimensions), np.float32)
+            vectors_UD = np.full((len(ids_U), dimensions), np.nan, np.float32)
         vectors = part["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, dimensions)
         vectors_UD[position.drop_null().to_numpy()] = vectors[rows]
-    assert vectors_UD is not None
     return vectors_UD

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = OneLineParser(prog="lpsel show", description="Print one run: its settings, results and costs.")
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder, or the result.json in it")
     path = parser.parse_args(arguments).run
-    run = _find(path.parent if path.name == RESULT else path)
+    run = find_run(path.parent if path.name == RESULT else path)
     show(lines(describe(run), title=f"{run.command}  {run.folder}"))
 
 
@@ -41,7 +41,8 @@ def describe(run: Run) -> Pairs:
         raise UserError(run.folder / RESULT, problem=problem, hint=f"run {run.command} again") from None
 
 
-def _find(folder: Path) -> Run:
+def find_run(folder: Path) -> Run:
+    """The finished run in a folder; raises a UserError if there is none, or several."""
     runs = find_runs([folder])
     if len(runs.finished) == 1:
         return runs.finished[0]

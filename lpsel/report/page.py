@@ -24,7 +24,7 @@ from lpsel.report.line_figures import cost_figure, difference_figure, fraction_f
 from lpsel.report.looks import Look, looks
 from lpsel.report.points import Interval, Point, points, trained_models
 from lpsel.report.quality_figures import Dot, bucket_figure, dots_figure, scorer_target_figure
-from lpsel.report.runs import COMMANDS, Run, Runs
+from lpsel.report.runs import COMMANDS, EXPLORER, Run, Runs
 from lpsel.report.summary import Summary, summarize
 from lpsel.report.tables import Table, all_tables
 from lpsel.report.wandb import SPEC as WANDB_SPEC
@@ -98,7 +98,10 @@ FORMULAS = {
 
 
 def render(template: str, **values: Any) -> str:
-    """A page from a template of this package. Every text is escaped; only `script`, by its hash, may run."""
+    """A page from a template of this package. Every text is escaped.
+
+    Only `script`, which is on the page, and `library`, which `script` may insert, run: by their hashes.
+    """
     environment = Environment(
         loader=PackageLoader("lpsel.report", "templates"),
         autoescape=True,
@@ -109,8 +112,9 @@ def render(template: str, **values: Any) -> str:
     environment.globals["dark_colors"] = dict(zip(SERIES_NAMES, DARK_SERIES, strict=True))
     environment.globals["light_colors"] = dict(zip(SERIES_NAMES, SERIES, strict=True))
     environment.filters["decimals"] = lambda value: "–" if value is None else f"{value:.3f}"
-    script = values.setdefault("script", None)
-    values["script_hash"] = script and base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    scripts = [values.setdefault("script", None), values.pop("library", None)]
+    digests = [hashlib.sha256(script.encode()).digest() for script in scripts if script]
+    values["script_hashes"] = [base64.b64encode(digest).decode() for digest in digests]
     return environment.get_template(template).render(**values)
 
 
@@ -159,6 +163,7 @@ def _report_page(
         made={"date": date.today().isoformat(), "command": command, "version": __version__},
         most_open=MOST_OPEN,
         link=lambda folder: link(Path(folder), out),
+        explorers=[(run.name, link(run.folder, out).rstrip("/") + f"/{EXPLORER}") for run in runs.explored],
         script=Markup((Path(__file__).parent / "templates" / "report.js").read_text()),
     )
 

@@ -16,6 +16,7 @@ from lpsel.storage import digest, read_dict
 NO_SETTINGS = ("seed", "pct", "folder", "trainable_parameters", "commit")  # keys that do not define a series
 UNNAMED = ("path", "fingerprint", "license", "_target_")  # keys that define a series and are not in its label
 MOST_NAMED = 3  # settings in a label
+EXPLORER = "explore.html"  # in the folder of a run: the page of lpsel explore
 COMMANDS = ("train", "select", "evaluate", "votes", "agreement")
 
 
@@ -107,6 +108,11 @@ class Runs:
 
     def by_command(self, *commands: str) -> list[Run]:
         return [run for run in self.finished if run.command in commands]
+
+    @property
+    def explored(self) -> list[Run]:
+        """The finished runs that have a page of lpsel explore."""
+        return [run for run in self.finished if (run.folder / EXPLORER).is_file()]
 
     @property
     def folders(self) -> list[Path]:

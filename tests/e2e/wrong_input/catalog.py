@@ -488,6 +488,11 @@ FURTHER = [
     *[Case(f"report runs/{name}", f"runs/{name}: no finished run") for name in ("empty", "half", "deep", "foreign")],
     Case("report runs --out report-in-the-way", "report-in-the-way"),
     Case("report runs --out a-file", "a-file"),
+    Case("explore", "RUN"),
+    Case("explore nowhere", "nowhere"),
+    Case("explore runs/empty", "runs/empty"),
+    Case("explore runs/lost-subset", "runs/lost-subset"),
+    Case("explore runs/changed-subset --out a-file", "a-file"),
     Case("publish", "RUN"),
     *[
         Case(f"publish {name}", f"{name}: not a finished run")

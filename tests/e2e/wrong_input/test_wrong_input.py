@@ -23,7 +23,7 @@ from lpsel.cache import USERS
 
 ROOT = Path(__file__).resolve().parents[3]
 MESSAGES = Path(__file__).parent / "messages.json"
-PLAIN = ("agreement", "validate", "votes", "report", "publish")
+PLAIN = ("agreement", "validate", "votes", "report", "publish", "explore")
 STARTED = ("train", "select", "evaluate")
 # Permissions count only in a process without root's rights.
 WITH_PERMISSIONS = [case for case in CASES if not any(name in case.line for name in ("locked", "read-only"))]

@@ -1,0 +1,184 @@
+"""`explore`: the rows of a run on one page, as points and texts.
+
+N rows of the dataset, S of them on the page, D dimensions of an embedding
+"""
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from lpsel.cache import used_by
+from lpsel.commands.arguments import OneLineParser, selection_of_run
+from lpsel.commands.result_summary import statistics
+from lpsel.commands.show import find_run
+from lpsel.config import default_cache
+from lpsel.data.dataset import DatasetSpec, Source
+from lpsel.errors import UserError
+from lpsel.redact import printable, redact
+from lpsel.report.runs import EXPLORER, Run
+from lpsel.run_config import RESULT, RUN_CONFIG
+from lpsel.scoring.table import to_arrow
+from lpsel.storage import check_writable, read_dict, utf8, write_atomically
+
+if TYPE_CHECKING:
+    from lpsel.report.explorer import Explorer
+
+COLUMNS = ["index", "id", "selected", "score", "rank", "nll_0", "nll_1", "response_tokens", "cluster", "reason"]
+MOST_TEXT = 2_000  # characters of a text that are read; a page has fewer
+TITLE = b"<title>Rows of "  # of a page that this command may replace
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command as `lpsel explore ARGUMENTS`.
+
+    Raises:
+        UserError: see `explore`.
+    """
+    parser = OneLineParser(prog="lpsel explore", description="Write an HTML page with the rows of a run.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder of select or train")
+    parser.add_argument("--out", type=Path, metavar="FILE", help=f"the page (RUN/{EXPLORER})")
+    parser.add_argument("--dataset", metavar="FILE", help="the dataset, if it is no longer where the run read it")
+    parser.add_argument("--cache", type=Path, default=Path(default_cache()), metavar="DIR", help="cache_dir of the run")
+    given = parser.parse_args(arguments)
+    page, notes = explore(given.run, given.out, given.dataset, given.cache)
+    for note in notes:
+        print(printable(redact(note)))
+    print(page, flush=True)
+
+
+def explore(run: Path, out: Path | None, dataset: str | None, cache_dir: Path) -> tuple[Path, list[str]]:
+    """Write the page of a run, in place of an earlier one; returns its path, and notes on what is missing.
+
+    Args:
+        run: run folder of select or train.
+        out: the page, RUN/explore.html by default.
+        dataset: where the rows are now; where the run read them by default.
+        cache_dir: of the run, for embeddings.
+
+    Raises:
+        UserError: there is no such run, its files have changed, or the page cannot be written.
+    """
+    found = find_run(run.expanduser())
+    if found.command not in ("select", "train"):
+        raise UserError(run, None, f"is a run of {found.command}", "give a run of select or train")
+    page = found.folder / EXPLORER if out is None else out.expanduser().resolve()
+    _check_page(page)
+    try:
+        explorer, notes = read_rows(found, dataset, cache_dir.expanduser().resolve())
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(found.folder / RESULT, None, f"is not complete ({error})", "select again") from None
+    from lpsel.report.explorer import explorer_page
+
+    html = explorer_page(explorer)
+    write_atomically(page, lambda file: file.write(html.encode(errors="replace")))
+    return page, notes
+
+
+def read_rows(run: Run, dataset: str | None, cache_dir: Path) -> tuple["Explorer", list[str]]:
+    """The rows of a run to show, and notes on what is missing."""
+    from lpsel.report.explorer import MOST_ROWS, SAMPLE, Explorer, fair_sample
+
+    table, notes = _selection(run), list[str]()
+    n_total, ids = len(table), None if table["id"].null_count else table["id"].combine_chunks().cast(pa.large_string())
+    index, selected = (table[name].to_numpy() for name in ("index", "selected"))
+    rows = pa.array(fair_sample(selected, ids, index, n_total if n_total <= MOST_ROWS else SAMPLE))
+    table, ids = table.take(rows), None if ids is None else ids.take(rows)
+    columns = {name: table[name] for name in table.column_names if name != "id"}
+    columns["length"], unit = columns.pop("response_tokens"), "tokens"
+    try:
+        texts = read_texts(Source(_dataset_of(run, dataset)), table["index"].to_pylist(), ids)
+    except UserError as error:
+        if dataset is not None:
+            raise error.renamed("--dataset") if error.name in ("dataset", "dataset.path") else error from None
+        notes.append(f"No texts: {error}")
+    else:
+        characters = texts.pop("characters")
+        columns |= texts
+        if columns["length"].null_count:
+            columns["length"], unit = characters, "characters"
+    map_S2, explained = _map_of(run, ids, cache_dir)
+    if not explained:
+        notes.append(f"No map: {cache_dir} has no embeddings that this run used")
+    columns |= {name: to_arrow(values_S) for name, values_S in zip(("x", "y"), map_S2.T, strict=False)}
+    known = {name: values for name, values in columns.items() if values.null_count < len(values)}
+    facts = statistics(run.result)
+    numbers = (n_total, run.rule, unit, explained)
+    return Explorer(run.name, pa.table(known), ids, *numbers, facts, run.get("diagnosis", "warnings")), notes
+
+
+def _selection(run: Run) -> pa.Table:
+    """Columns of the run's selection.parquet, without scores that say nothing about the rows."""
+    path = selection_of_run(run.folder)
+    try:
+        table = pq.read_table(path, columns=COLUMNS)
+    except (OSError, ValueError):
+        problem = f"is missing or has no columns {', '.join(COLUMNS)}"
+        raise UserError(path, None, problem, "select again") from None
+    return table if run.result["diagnosis"]["spearman"] else table.drop_columns(["score"])
+
+
+def _dataset_of(run: Run, dataset: str | None) -> DatasetSpec:
+    """The dataset that the run read, at its commit, where it is now."""
+    try:
+        config = read_dict(run.folder / RUN_CONFIG)["config"]["dataset"]
+        spec = DatasetSpec(**{field.name: config[field.name] for field in fields(DatasetSpec) if field.name in config})
+    except (KeyError, TypeError):
+        raise UserError(run.folder / RUN_CONFIG, None, "does not name the dataset", "add --dataset FILE") from None
+    spec = replace(spec, bad_rows="skip", revision=run.get("dataset", "commit"))
+    return spec if dataset is None else replace(spec, path=dataset, revision=None, synthetic=None)
+
+
+def read_texts(source: Source, rows: Sequence[int], ids: pa.Array | None) -> dict[str, pa.Array]:
+    """Prompt, response and characters of the response of rows, in ascending order; empty for unusable ones.
+
+    Raises:
+        UserError: the dataset cannot be read, or its rows are not those with these content ids.
+    """
+    texts: dict[str, list[Any]] = {"prompt": [], "response": [], "characters": []}
+    expected = dict.fromkeys(rows) if ids is None else dict(zip(rows, ids.to_pylist(), strict=True))
+    for row in islice(source, rows[-1] + 1):
+        if row.index in expected:
+            example = row.example
+            if expected[row.index] not in (None, example.content_id()) and row.unusable is None:
+                break
+            prompt = example.prompt()
+            response = example.turns[len(prompt.turns) :]
+            texts["prompt"].append(_joined([turn.content for turn in prompt.turns], example.input))
+            texts["response"].append(_joined([turn.content for turn in response]))
+            texts["characters"].append(example.characters()[1])
+    if (read := len(texts["prompt"])) < len(rows):
+        problem, hint = f"row {rows[read]} is not the row of the run", "give the dataset of the run with --dataset FILE"
+        raise UserError("dataset", source.spec.path or source.spec.name, problem, hint)
+    return {name: pa.array(values) for name, values in texts.items()}
+
+
+def _joined(parts: Sequence[str], *more: str) -> str:
+    """The beginning of texts, one after another, without lone surrogates."""
+    return utf8("\n".join(part.strip()[:MOST_TEXT] for part in [*parts, *more] if part)[:MOST_TEXT])
+
+
+def _map_of(run: Run, ids: pa.Array | None, cache_dir: Path) -> tuple[NDArray[np.float64], list[float]]:
+    """`map_of` the embeddings of rows with these content ids that the run used, if they are cached."""
+    from lpsel.clustering.embeddings import cached_embeddings
+    from lpsel.report.explorer import map_of
+
+    vectors_SD = None if ids is None else cached_embeddings(used_by(cache_dir, run.folder), cache_dir, ids)
+    return (np.empty((0, 0)), []) if vectors_SD is None else map_of(vectors_SD)
+
+
+def _check_page(page: Path) -> None:
+    """Raise a UserError for a page that cannot be written, or a file that is no such page."""
+    check_writable("--out", page.parent)
+    if page.is_dir():
+        raise UserError("--out", page, "is a folder", "name a file")
+    if page.exists():
+        with page.open("rb") as file:
+            if TITLE not in file.read(2000):
+                raise UserError("--out", page, "was not written by lpsel explore", "name another file")

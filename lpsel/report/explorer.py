@@ -1,0 +1,214 @@
+"""The explorer: the rows of a run on one page, as points, a searchable list and their texts.
+
+N rows of the dataset, S of them on the page, D dimensions of an embedding
+"""
+
+import base64
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pyarrow as pa
+from markupsafe import Markup
+from matplotlib.colors import to_hex
+from numpy.typing import NDArray
+from plotly.offline import get_plotlyjs
+
+from lpsel.console import shortened
+from lpsel.data.random_order import random_keys
+from lpsel.report.drawing import COLORMAP, SERIES
+from lpsel.report.page import render
+
+MOST_BYTES = 7_950_000  # of the page
+MOST_ROWS = 100_000  # on the page; of more, or where they do not fit, it has a sample of SAMPLE
+SAMPLE = 5_000
+TEXT_LENGTHS = (600, 300, 200, 120, 60)  # characters of a prompt and of a response: the first with which all rows fit
+DIGITS = 5  # significant ones of a number
+OUTSIDE = 0.5  # percent of the points at either end of an axis that its initial range leaves out
+MARGIN = 0.03  # of the range, on either side
+TEXTS = ("prompt", "response")
+RANGES = ("score", "nll_0", "nll_1", "length", "index")  # columns that the page filters by their range
+
+Axis = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """What the page shows.
+
+    Attributes:
+        name: of the run.
+        rows: S rows with the columns `index`, `selected` and, where there are values, `score`, `rank`, `nll_0`,
+            `nll_1`, `length` (of the response), `cluster`, `reason`, `prompt`, `response`, `x` and `y` (the map).
+        ids: content ids (S,), None where there are none.
+        n_total: N.
+        rule: which the score is from.
+        unit: of `length`, tokens or characters.
+        explained: fraction of the variance of the embeddings along x and y; empty without a map.
+        facts: names and lines of text about the selection.
+        warnings: sentences about it.
+    """
+
+    name: str
+    rows: pa.Table
+    ids: pa.Array | None
+    n_total: int
+    rule: str
+    unit: str
+    explained: Sequence[float]
+    facts: Sequence[tuple[str, str]]
+    warnings: Sequence[str]
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What the columns are called on the page."""
+        names = {"index": "row", "score": self.rule, "rank": "rank", "nll_0": "NLL before", "nll_1": "NLL after"}
+        names |= {"length": f"response {self.unit}", "cluster": "cluster", "reason": "reason"}
+        return {name: label for name, label in names.items() if name in self.rows.column_names}
+
+    def sample(self, count: int) -> "Explorer":
+        """The same with `fair_sample` of its rows."""
+        index_S, selected_S = (self.rows[name].to_numpy() for name in ("index", "selected"))
+        taken = pa.array(fair_sample(selected_S.astype(bool), self.ids, index_S, count))
+        return replace(self, rows=self.rows.take(taken), ids=None if self.ids is None else self.ids.take(taken))
+
+
+def fair_sample(
+    selected_N: NDArray[np.bool_], ids: pa.Array | None, index_N: NDArray[np.int64], count: int
+) -> NDArray[np.int64]:
+    """Positions of `count` rows in ascending order, or of all rows if they are fewer.
+
+    Selected and other rows are drawn in proportion to their numbers, and at least one of the selected. Within each, the
+    order is random by content (`random_keys`, seed 0): the same for the same rows in any order.
+    """
+    if len(selected_N) <= count:
+        return np.arange(len(selected_N))
+    order_N = np.argsort(random_keys(ids, index_N, seed=0), kind="stable")
+    selected, others = order_N[selected_N[order_N]], order_N[~selected_N[order_N]]
+    n_selected = max(round(count * selected_N.mean()), min(len(selected), 1))
+    return np.sort(np.concatenate([selected[:n_selected], others[: count - n_selected]]))
+
+
+def map_of(vectors_SD: NDArray[np.float32]) -> tuple[NDArray[np.float64], list[float]]:
+    """The first two principal components, float64 (S, 2), and the fractions of the variance along them.
+
+    NaN for a row whose vector has NaN. Fewer than three different vectors give no map, (S, 0).
+    """
+    from sklearn.decomposition import PCA
+
+    known_S = np.isfinite(vectors_SD).all(axis=1)
+    if len(np.unique(vectors_SD[known_S], axis=0)) < 3 or vectors_SD.shape[1] < 2:
+        return np.empty((len(vectors_SD), 0)), []
+    pca = PCA(2, svd_solver="covariance_eigh")
+    map_S2 = np.full((len(vectors_SD), 2), np.nan)
+    map_S2[known_S] = pca.fit_transform(vectors_SD[known_S].astype(np.float64))
+    return map_S2, pca.explained_variance_ratio_.tolist()
+
+
+def explorer_page(explorer: Explorer) -> str:
+    """The page, of at most MOST_BYTES: all rows with texts as long as fit, else a sample of them.
+
+    Its data and plotly.js are compressed. No text of a row is part of the HTML; the script shows it as text.
+    """
+    library = get_plotlyjs()
+    compressed = _compressed(library.encode())
+    room = MOST_BYTES - len(compressed) - 100_000
+    packed, longest, shown = None, 0, explorer
+    for shown in (explorer, explorer.sample(SAMPLE)):
+        packed, longest = _fitting(shown, room)
+        if packed is not None:
+            break
+    assert packed is not None  # SAMPLE rows of the shortest texts always fit
+    table, labels = shown.rows, shown.labels
+    return render(
+        "explorer.html.j2",
+        explorer=shown,
+        labels=labels,
+        ranges=[name for name in RANGES if name in labels],
+        reasons=table["reason"].unique().drop_null().to_pylist() if "reason" in labels else [],
+        longest=longest if "prompt" in table.column_names else 0,
+        n_selected=int(table["selected"].to_numpy().sum()),
+        data=packed,
+        plotly=compressed,
+        library=library,
+        script=Markup((Path(__file__).parent / "templates" / "explorer.js").read_text()),
+    )
+
+
+def _fitting(explorer: Explorer, room: int) -> tuple[str | None, int]:
+    """The compressed data of the page and the length of its texts; None if it would be larger than `room`."""
+    data = page_data(explorer)
+    texts = {name: explorer.rows[name].to_pylist() for name in TEXTS if name in explorer.rows.column_names}
+    for longest in TEXT_LENGTHS:
+        cut = {name: [shortened(text, longest) for text in column] for name, column in texts.items()}
+        plain = {**data, "columns": {**data["columns"], **cut}}
+        content = json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(content) <= 2.2 * room:  # texts hardly ever compress to less than a third, 4/9 in base64
+            packed = _compressed(content)
+            if len(packed) <= room:
+                return packed, longest
+    return None, 0
+
+
+def page_data(explorer: Explorer) -> dict[str, Any]:
+    """What the script of the page reads, except texts: columns of the rows, their labels, views and colors."""
+    columns: dict[str, list[Any]] = {}
+    for name in explorer.rows.column_names:
+        if name not in TEXTS:
+            values = explorer.rows[name].to_pylist()
+            if pa.types.is_floating(explorer.rows[name].type):
+                values = [None if value is None else float(f"{value:.{DIGITS}g}") for value in values]
+            columns[name] = values
+    colormap = matplotlib.colormaps[COLORMAP]
+    score = np.array([value for value in columns.get("score", []) if value is not None])
+    return {
+        "name": explorer.name,
+        "columns": columns,
+        "labels": explorer.labels,
+        "views": views(explorer),
+        "tenths": np.unique(np.percentile(score, range(10, 100, 10))).tolist() if len(score) else [],
+        "series": len(SERIES),  # colors that the style of the page defines
+        "scale": [to_hex(colormap(i)) for i in np.linspace(0.16, 0.92, 10)],
+    }
+
+
+def views(explorer: Explorer) -> list[dict[str, Any]]:
+    """The views that the columns allow: NLL, score by length, the map; rows by length if none of these."""
+    rows, labels, names = explorer.rows, explorer.labels, set(explorer.rows.column_names)
+    views = []
+    if {"nll_0", "nll_1"} <= names:
+        titles = ("NLL before training, nats per token", "NLL after one epoch, nats per token")
+        x, y = (_axis(rows, name, title) for name, title in zip(("nll_0", "nll_1"), titles, strict=True))
+        views.append({"name": "NLL before and after", "x": x, "y": y, "diagonal": True})
+    by_length = {"score", "length"} if views or "score" in names else {"length"}
+    if by_length <= names:
+        x = _axis(rows, "length", labels["length"], log=True)
+        vertical = "score" if "score" in by_length else "index"
+        name = "Score and length" if vertical == "score" else "Length"
+        views.append({"name": name, "x": x, "y": _axis(rows, vertical, labels[vertical])})
+    if {"x", "y"} <= names:
+        parts = zip(("x", "y"), ("first", "second"), explorer.explained, strict=True)
+        x, y = (
+            _axis(rows, name, f"{which} principal component, {part:.0%} of variance") for name, which, part in parts
+        )
+        views.append({"name": "Map", "x": x, "y": y})
+    return views
+
+
+def _axis(rows: pa.Table, column: str, title: str, log: bool = False) -> Axis:
+    """An axis whose range leaves out the percent OUTSIDE of the points at either end."""
+    values = rows[column].drop_null().cast(pa.float64()).to_numpy()
+    values = np.log10(np.maximum(values, 1)) if log else values
+    low, high = np.percentile(values, [OUTSIDE, 100 - OUTSIDE])
+    margin = MARGIN * (high - low) or 0.5
+    return {"column": column, "title": title, "log": log, "range": [low - margin, high + margin]}
+
+
+def _compressed(content: bytes) -> str:
+    """zlib's compression of bytes as base64, which the page undoes."""
+    return base64.b64encode(zlib.compress(content, 7)).decode()
