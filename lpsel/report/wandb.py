@@ -15,10 +15,10 @@ import numpy as np
 from lpsel.errors import UserError, first_line
 from lpsel.report.points import Point, points
 from lpsel.report.quality_figures import LABELS
-from lpsel.report.runs import Runs
+from lpsel.report.runs import EXPLORER, Runs
 from lpsel.report.tables import all_tables
 from lpsel.storage import write_atomically
-from lpsel.tracking.tracker import Picture, Rows
+from lpsel.tracking.tracker import Page, Picture, Rows
 from lpsel.tracking.wandb import WandbTracker, tracked_run
 
 SPEC = "wandb-report.json"
@@ -64,6 +64,7 @@ def write_wandb_report(runs: Runs, out: Path) -> str:
     drawn = panels(measured)
     tables = {f"table/{name}": rows for name, rows in all_tables(runs, measured).items() if rows}
     pictures = {f"figure/{path.stem}": Picture(path) for path in sorted((out / "figures").glob("*.png"))}
+    pages = {f"explorer/{run.name}": Page(run.folder / EXPLORER) for run in runs.explored}
 
     tracker = WandbTracker(project, entity)
     tracker.start("report", {"runs": [str(run.folder) for run in runs.finished]}, out)
@@ -73,11 +74,12 @@ def write_wandb_report(runs: Runs, out: Path) -> str:
         tracker.log(panel.bars)
     tracker.log({name: Rows(list(rows[0]), [list(row.values()) for row in rows]) for name, rows in tables.items()})
     tracker.log(pictures)
+    tracker.log(pages)
 
     import wandb_workspaces.reports.v2 as wr
 
     ids = [stored["id"] for stored in tracked if stored["project"] == project]
-    blocks = [wr.TableOfContents(), *_blocks(tracker.run.id, drawn, list(tables), list(pictures))]
+    blocks = [wr.TableOfContents(), *_blocks(tracker.run.id, drawn, list(tables), list(pictures), list(pages))]
     report = wr.Report(
         project=project,
         entity=tracker.run.entity or entity or "",
@@ -126,7 +128,9 @@ def panels(measured: Sequence[Point]) -> list[Panel]:
     return made
 
 
-def _blocks(run: str, drawn: Sequence[Panel], tables: Sequence[str], pictures: Sequence[str]) -> list[Any]:
+def _blocks(
+    run: str, drawn: Sequence[Panel], tables: Sequence[str], pictures: Sequence[str], pages: Sequence[str]
+) -> list[Any]:
     """Panels over the run that logged the points, with this id."""
     import wandb_workspaces.reports.v2 as wr
 
@@ -145,7 +149,11 @@ def _blocks(run: str, drawn: Sequence[Panel], tables: Sequence[str], pictures: S
             shown.append(wr.BarPlot(title=panel.title, metrics=bars, layout=wr.Layout(y=HIGH, **size)))
         blocks += [wr.H2(panel.title), grid(*shown)]
     gallery = wr.MediaBrowser(media_keys=list(pictures), num_columns=2, layout=wr.Layout(w=WIDE, h=2 * HIGH))
-    blocks += [wr.H2("Figures drawn by lpsel"), grid(gallery), wr.H2("Tables")]
+    blocks += [wr.H2("Figures drawn by lpsel"), grid(gallery)]
+    if pages:
+        rows = wr.MediaBrowser(media_keys=list(pages), num_columns=1, layout=wr.Layout(w=WIDE, h=3 * HIGH))
+        blocks += [wr.H2("Rows"), grid(rows)]
+    blocks.append(wr.H2("Tables"))
     for name in tables:
         table = wr.WeavePanelSummaryTable(table_name=name, layout=wr.Layout(w=WIDE, h=HIGH))
         blocks += [wr.H3(name.removeprefix("table/")), grid(table)]

@@ -36,7 +36,14 @@ class Picture:
     path: Path
 
 
-Logged = float | Distribution | Rows | Picture
+@dataclass(frozen=True)
+class Page:
+    """An HTML page that needs no other file."""
+
+    path: Path
+
+
+Logged = float | Distribution | Rows | Picture | Page
 
 
 class Tracker:

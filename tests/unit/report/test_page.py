@@ -71,6 +71,12 @@ def test_links_work_after_page_and_runs_are_moved_together(sweep, tmp_path, page
     assert all(folder.is_dir() for folder in folders)
 
 
+def test_pages_of_rows_are_linked(sweep, tmp_path):
+    (sweep / "2" / "explore.html").touch()
+    page = write_report(find_runs([sweep]), tmp_path / "out").read_text()
+    assert '<a href="../sweep/2/explore.html">sweep/2</a>' in page
+
+
 def test_links_to_runs_elsewhere_are_absolute(sweep, tmp_path):
     assert link(sweep / "0", tmp_path / "deep" / "out") == (sweep / "0").as_uri()
     assert link(tmp_path / "a b", tmp_path / "out") == "../a%20b/"

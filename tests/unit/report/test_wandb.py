@@ -34,8 +34,11 @@ def test_panels_show_what_the_reports_run_has_logged(few_runs, tmp_path, no_wand
     (few_runs / "train" / "full" / "wandb").mkdir(exist_ok=True)
     kept = few_runs / "train" / "full" / "wandb" / "lpsel.json"
     kept.write_text(json.dumps({"id": "abc", "project": "mine", "entity": None, "finished": True}))
+    explorer = few_runs / "train" / "full" / "explore.html"
+    explorer.write_text("<title>Rows of full</title>")
     page = report([str(few_runs)], tmp_path / "out", wandb=True)
     kept.unlink()
+    explorer.unlink()
     assert page.is_file()
     assert "No W&B account: the specification of the report is in" in capsys.readouterr().out
 
@@ -62,6 +65,7 @@ def test_panels_show_what_the_reports_run_has_logged(few_runs, tmp_path, no_wand
     pictures = {f"figure/{path.stem}" for path in (tmp_path / "out" / "figures").glob("*.png")}
     assert pictures <= logged
     assert set(grids[1].panels[0].media_keys) == pictures
+    assert set(grids[2].panels[0].media_keys) == {"explorer/full"} <= logged
     assert {"table/runs", "table/costs", "table/evaluations"} <= logged
 
 
