@@ -1,4 +1,4 @@
-"""Takes screenshots of the docs site, the report and the voting page: desktop and phone, light and dark.
+"""Takes screenshots of the docs site, the report, the explorer and the voting page: sizes of screens, light and dark.
 
     make docs && .venv/bin/python docs/screenshots.py      # about ten minutes on two cores the first time
 
@@ -25,7 +25,11 @@ ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "build" / "screenshots"
 FIGURES = ROOT / "docs" / "figures"
 SIZES = {"desktop": (1280, 800), "tablet": (960, 540), "phone": (390, 844)}
-IN_DOCS = {"report": "report-desktop-light.png", "voting": "voting-tablet-light.png"}
+IN_DOCS = {
+    "report": "report-desktop-light.png",
+    "explorer": "explorer-desktop-light.png",
+    "voting": "voting-tablet-light.png",
+}
 SITE = (
     "",
     "tutorials/rows-for-my-task/",
@@ -44,7 +48,9 @@ QUESTIONS = {
 
 def main() -> None:
     WORK.mkdir(parents=True, exist_ok=True)
-    pages = {"report": report().as_uri(), "voting": voting_page().as_uri()}
+    page = report()
+    explorer = lpsel("explore", str(next((WORK / "sweep").glob("pct-25*lp_app_nll"))))
+    pages = {"report": page.as_uri(), "explorer": explorer.as_uri(), "voting": voting_page().as_uri()}
     with served(ROOT / "build" / "site") as site:
         take(pages | {f"site-{Path(page).name or 'home'}": f"{site}/{page}" for page in SITE})
     for name, picture in IN_DOCS.items():
