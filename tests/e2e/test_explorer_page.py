@@ -13,6 +13,8 @@ import pytest
 from fixtures.explorer import HOSTILE, NLL
 
 from lpsel.commands.explore import explore
+from lpsel.commands.job import run
+from lpsel.overrides import hydra_arguments
 
 
 @pytest.fixture(scope="module")
@@ -252,3 +254,33 @@ def test_the_page_fits_a_phone_and_follows_the_color_scheme(page, scheme):
     assert ink == {"light": "rgb(31, 35, 40)", "dark": "rgb(230, 233, 237)"}[scheme]
     width = page.evaluate("document.getElementById('points').offsetWidth")
     assert width == 328 - 68, "the width of the page without margins"
+
+
+@pytest.mark.slow
+def test_all_52002_rows_of_alpaca_fit_on_a_page_that_opens_in_three_seconds(shared_data, tmp_path, browser):
+    overrides = [
+        f"dataset={shared_data}/alpaca.jsonl.xz", f"scores={shared_data}/perplexities_alpaca.npz",
+        "scores_key=opt-350m", "selection=lp_app", "cluster=none", "tracker=none", f"cache_dir={tmp_path}/cache",
+    ]  # fmt: skip
+    run("select", hydra_arguments("select", overrides), tmp_path / "run")
+    path, _ = explore(tmp_path / "run", None, None, tmp_path / "cache")
+    assert path.stat().st_size < 8e6
+    opened = []
+    for _ in range(3):
+        page = browser.new_page(viewport={"width": 1440, "height": 900})
+        session = page.context.new_cdp_session(page)
+        session.send("Performance.enable", {"timeDomain": "threadTicks"})
+        page.goto(path.as_uri())
+        page.wait_for_selector("body[data-ready]")
+        opened.append(seconds_of(session))
+    assert min(opened) < 3
+    assert page.inner_text("#count") == "52,002 of 52,002 rows, 5,200 selected (10 %)"
+    before = seconds_of(session)
+    page.evaluate("() => { for (let i = 0; i < 20; i += 1) paint(); }")
+    assert (seconds_of(session) - before) / 20 < 0.05, "a frame"
+
+
+def seconds_of(session):
+    """How long the page's thread has run: other processes may take the processor, so no wall-clock time."""
+    metrics = session.send("Performance.getMetrics")["metrics"]
+    return next(metric["value"] for metric in metrics if metric["name"] == "TaskDuration")
