@@ -225,6 +225,7 @@ def training_and_recording(
             checkpointing=False,
             pack=setup.train_tokens,
             shards=1,
+            on_gpu=device == "cuda",
         )
     training = figures["training"]
     training["estimated_bytes"] = whole.total
