@@ -18,7 +18,7 @@ from scipy.stats import t
 
 from lpsel.evaluation.statistics import bootstrap_ratios
 from lpsel.report.runs import Run, find_runs
-from lpsel.storage import finite
+from lpsel.storage import digest, finite
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 PAGE = RESULTS / "real-small.md"
@@ -52,7 +52,9 @@ def collect(folders: Sequence[str]) -> dict[str, Any]:
             pairs = {} if baseline in (None, model) else {k: (rows[model, k], rows[baseline, k]) for k in MEASURED}
             minus_random = {kind: _difference(*pair) for kind, pair in pairs.items()}
             records.append(_described(run) | {"held_out": measured[model], "minus_random": minus_random or None})
-    return finite({"unfinished": len(trained.keys() - complete), "records": sorted(records, key=_order)})
+    chosen = {digest(each): each for each in map(_selected, runs.by_command("train", "select"))}
+    found = {"selections": sorted(chosen.values(), key=_order), "records": sorted(records, key=_order)}
+    return finite({"unfinished": len(trained.keys() - complete)} | found)
 
 
 def _setting(run: Run) -> tuple[Any, ...]:
@@ -80,21 +82,35 @@ def _difference(ours: Rows, theirs: Rows) -> dict[str, Any]:
     return result
 
 
-def _described(run: Run) -> dict[str, Any]:
-    """What a training was, and what it cost."""
+def _named(run: Run) -> dict[str, Any]:
     known, length = run.get("settings", "known"), run.get("settings", "length")
     variant = [*["length matched"] * (length == "matched"), *["known dropped"] * (known == "drop")]
+    name = ALL if run.rule == "full" else ", ".join([run.rule, *variant])
+    return {"name": name, "pct": run.pct, "pct_of": run.get("settings", "pct_of"), "seed": run.get("seed")}
+
+
+def _selected(run: Run) -> dict[str, Any]:
+    """What a rule selected; tokens of one epoch, by the tokenizer of the scorer, or of the target without one."""
+    rows, mean = {"selected": run.get("n_selected"), "all": run.get("n_total")}, run.get("mean_tokens")
+    tokens = {of: round(n * sum(mean[side][of] for side in ("prompt", "response"))) for of, n in rows.items()}
+    return _named(run) | {
+        "rows": rows["selected"],
+        "tokens": tokens["selected"],
+        "tokens_pct": 100 * tokens["selected"] / tokens["all"],
+        "median_response": run.get("diagnosis", "median_response", "selected"),
+        "known": run.get("diagnosis", "known"),
+        "spearman": run.get("diagnosis", "spearman"),
+    }
+
+
+def _described(run: Run) -> dict[str, Any]:
+    """What a training was, and what it cost."""
     ledger = run.get("ledger")
-    return {
-        "name": ALL if run.rule == "full" else ", ".join([run.rule, *variant]),
+    return _named(run) | {
         "target": run.target,
         "scorer": run.get("scorer", "name"),
-        "pct": run.pct,
-        "pct_of": run.get("settings", "pct_of"),
-        "seed": run.get("seed"),
         "rows": run.get("training", "rows"),
         "tokens": run.get("training", "tokens"),
-        "median_response": run.get("diagnosis", "median_response", "selected"),
         "cost": {part: ledger[part] for part in ("selection", "training", "everything", "saved")},
     }
 
@@ -112,10 +128,33 @@ def tables(part: dict[str, Any]) -> str:
         (f"NLL, {other}", other, "nll", 1),
         ("ROUGE-L %", "answers", "rouge_l", 100),
     ]
-    text = []
+    text = ["**Selected rows**", "", *_selections(part["selections"]), ""]
     for (pct_of, pct), records in sorted(groups.items()):
         text += [f"**{pct:g} % of the {pct_of}**", "", *_table([*others, *records], columns, own), ""]
-    return "\n".join([*text, "**Cost**", "", *_costs(part["records"])])
+    if groups:
+        text += ["**Cost**", "", *_costs(part["records"])]
+    return "\n".join(text).rstrip()
+
+
+def _selections(selections: Sequence[dict[str, Any]]) -> list[str]:
+    lines = []
+    for each in selections:
+        cells = [
+            _budget(each),
+            str(each["seed"]),
+            f"{each['rows']:,}",
+            f"{each['tokens']:,}",
+            f"{each['tokens_pct']:.1f}",
+        ]
+        cells += [f"{each['median_response']:g}", "" if each["known"] is None else f"{each['known']:,}"]
+        spearman = [(each["spearman"] or {}).get(name) for name in ("response_tokens", "nll_0")]
+        lines.append([*cells, *("" if value is None else f"{value:.2f}" for value in spearman)])
+    head = ["selection", "seed", "rows", "tokens", "% of all tokens", "median response", "known before training"]
+    return _markdown([*head, "Spearman with response length", "with NLL_0"], lines)
+
+
+def _budget(record: dict[str, Any]) -> str:
+    return record["name"] if record["name"] == ALL else f"{record['name']}, {record['pct']:g} % of {record['pct_of']}"
 
 
 def _table(records: Sequence[dict[str, Any]], columns: Sequence[tuple[str, str, str, float]], own: str) -> list[str]:
@@ -143,12 +182,7 @@ def _costs(records: Sequence[dict[str, Any]]) -> list[str]:
             flops = [cost[part]["flops"] for part in ("selection", "training")]
             seconds = [cost[part]["device_seconds"] for part in ("selection", "training")]
             share = 100 * sum(flops) / cost["everything"]["flops"]
-            name = (
-                record["name"]
-                if record["name"] == ALL
-                else f"{record['name']}, {record['pct']:g} % of {record['pct_of']}"
-            )
-            cells = [name, str(record["seed"]), *(f"{value:.2e}" for value in flops), f"{share:.0f}"]
+            cells = [_budget(record), str(record["seed"]), *(f"{value:.2e}" for value in flops), f"{share:.0f}"]
             lines.append([*cells, *(f"{value:,.0f}" for value in seconds)])
     head = ["trained on", "seed", "FLOPs, selection", "FLOPs, training", "% of all rows"]
     return _markdown([*head, "seconds, selection", "seconds, training"], lines)
@@ -190,9 +224,10 @@ def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
 def with_tables(page: str) -> str:
     """The page with the tables of every part between `<!-- PART -->` and `<!-- end -->`."""
     for file in sorted((RESULTS / "data").glob("real-small-*.json")):
-        start, end = f"<!-- {file.stem} -->\n", "\n<!-- end -->"
+        start, end = f"<!-- {file.stem} -->", "<!-- end -->"
         before, after = page.split(start)
-        page = before + start + tables(json.loads(file.read_text())) + end + after.split(end, 1)[1]
+        text = tables(json.loads(file.read_text()))
+        page = f"{before}{start}\n{text}\n{end}{after.split(end, 1)[1]}"
     return page
 
 

@@ -55,6 +55,10 @@ def test_an_experiment_resumes_and_its_records_are_those_of_its_runs(experiment,
     all_tokens = by_name["random", "rows"]["cost"]["everything"]["tokens"]
     assert by_name["lp_app", "rows"]["rows"] == by_name["random", "rows"]["rows"] == 3
     assert max(by_name[name, "tokens"]["tokens"] for name in ("random", "lp_app")) <= 0.25 * all_tokens
+    chosen = {(each["name"], each["pct_of"]): each for each in part["selections"]}
+    assert {key: each["tokens"] for key, each in chosen.items()} == {
+        key: each["tokens"] for key, each in by_name.items()
+    }
     assert str(tmp_path) not in json.dumps(part), "no folders of this machine"
 
 
@@ -98,13 +102,18 @@ def test_tables_come_from_the_json_files(tmp_path, monkeypatch):
     records += [record("lp_app", seed, 300, nll, nll - 2) for seed, nll in ((1, 2.25), (2, 2.5))]
     monkeypatch.setattr(real_small, "RESULTS", tmp_path)
     (tmp_path / "data").mkdir()
-    content = json.dumps({"dataset": "alpaca", "records": records})
+    selected = {
+        "name": "lp_app", "pct": 20.0, "pct_of": "tokens", "seed": 1, "rows": 150, "tokens": 9000, "tokens_pct": 19.96,
+        "median_response": 80.5, "known": 12, "spearman": {"response_tokens": -0.5},
+    }  # fmt: skip
+    content = json.dumps({"dataset": "alpaca", "selections": [selected], "records": records})
     (tmp_path / "data" / "real-small-x.json").write_text(content)
     page = real_small.with_tables("a\n<!-- real-small-x -->\nold\n<!-- end -->\nb\n")
     assert real_small.with_tables(page) == page
     assert page.startswith("a\n")
     assert page.endswith("<!-- end -->\nb\n")
     assert "old" not in page
+    assert "| lp_app, 20 % of tokens | 1 | 150 | 9,000 | 20.0 | 80.5 | 12 | -0.50 |  |" in page
     assert "| random | 1, 2, 3 | 300 | 3,000 | 2.000 [2.000, 2.000] |  |" in page, "one line, t over seeds"
     assert "| lp_app | 1 | 300 | 3,000 | 2.250 [1.250, 3.250] | +0.250 [-0.250, +0.750] |" in page, "over rows"
     assert "| lp_app, 20 % of rows | 2 | 1.00e+12 | 1.00e+12 | 25 | 60 | 60 |" in page
