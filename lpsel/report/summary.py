@@ -103,8 +103,8 @@ def _verdicts(compared: Sequence[Comparison], labels: dict[str, str]) -> str:
         if chosen := [c for c in compared if c.verdict == verdict]:
             verb = "is" if len({c.point.run.series for c in chosen}) == 1 else "are"
             sentences.append(f"{_selections(chosen, labels, named=not where)} {verb} {words}")
-    for verdict, words in UNDECIDED.items():
-        if chosen := [c for c in compared if c.verdict == verdict]:
+    for open_verdict, words in UNDECIDED.items():
+        if chosen := [c for c in compared if c.verdict == open_verdict]:
             sentences.append(f"for {_selections(chosen, labels, named=not where)}, {words}")
     text = f"{where}{'; '.join(sentences)}."
     return text if not where and not text.startswith("for ") else f"{text[0].upper()}{text[1:]}"

@@ -16,6 +16,7 @@ from lpsel.errors import UserError, first_line
 from lpsel.report.points import Point, points
 from lpsel.report.quality_figures import LABELS
 from lpsel.report.runs import EXPLORER, Runs
+from lpsel.report.summary import summarize
 from lpsel.report.tables import all_tables
 from lpsel.storage import write_atomically
 from lpsel.tracking.tracker import Page, Picture, Rows
@@ -24,6 +25,7 @@ from lpsel.tracking.wandb import WandbTracker, tracked_run
 SPEC = "wandb-report.json"
 PROJECT = "lpsel"  # if no run is tracked
 PCT = "percentage of the rows"
+FLOPS = "FLOPs of selection and training"
 WIDE, HIGH = 24, 12  # of a panel across the page, in units of the grid
 RUN_PANELS = {
     "Training of targets": ("trainer/global_step", "target/nll"),
@@ -40,11 +42,13 @@ class Panel:
     Attributes:
         title: metric, and the conditions under which its values are comparable.
         curves: by the name in W&B, percentage -> mean over seeds.
+        costs: by the name in W&B, mean FLOPs over seeds -> mean over seeds.
         bars: by the name in W&B, the mean of each bucket, or of each scorer and target.
     """
 
     title: str
     curves: dict[str, dict[float, float]]
+    costs: dict[str, dict[float, float]]
     bars: dict[str, float]
 
 
@@ -71,6 +75,9 @@ def write_wandb_report(runs: Runs, out: Path) -> str:
     for panel in drawn:
         for pct in sorted({pct for curve in panel.curves.values() for pct in curve}):
             tracker.log({PCT: pct, **{name: curve[pct] for name, curve in panel.curves.items() if pct in curve}})
+        for name, curve in panel.costs.items():
+            for flops, value in curve.items():
+                tracker.log({FLOPS: flops, name: value})
         tracker.log(panel.bars)
     tracker.log({name: Rows(list(rows[0]), [list(row.values()) for row in rows]) for name, rows in tables.items()})
     tracker.log(pictures)
@@ -79,7 +86,13 @@ def write_wandb_report(runs: Runs, out: Path) -> str:
     import wandb_workspaces.reports.v2 as wr
 
     ids = [stored["id"] for stored in tracked if stored["project"] == project]
-    blocks = [wr.TableOfContents(), *_blocks(tracker.run.id, drawn, list(tables), list(pictures), list(pages))]
+    summary = summarize(runs, measured)
+    blocks = [
+        wr.H1(summary.headline),
+        *(wr.P(f"{title}: {' '.join(lines)}") for title, lines in summary.paragraphs),
+        wr.TableOfContents(),
+        *_blocks(tracker.run.id, drawn, list(tables), list(pictures), list(pages)),
+    ]
     report = wr.Report(
         project=project,
         entity=tracker.run.entity or entity or "",
@@ -114,14 +127,23 @@ def panels(measured: Sequence[Point]) -> list[Panel]:
     made = []
     for k, ((metric, against), group) in enumerate(reversed(comparable.items()), 1):
         curves: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+        flops: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
         bars = defaultdict(list)
         for p in group:
             curves[f"quality {k}/{p.run.series}"][p.run.pct or 0.0].append(p.value)
+            if p.run.flops:
+                flops[f"quality {k}/{p.run.series}"][p.run.pct or 0.0].append(p.run.flops)
             if p.run.bucket or p.run.scorer != "–":
                 bars[f"bars {k}/{p.run.series}, {p.run.pct:g} %"].append(p.value)
         panel = Panel(
             f"{LABELS[metric]}; {against}",
             {name: {pct: float(np.mean(values)) for pct, values in curve.items()} for name, curve in curves.items()},
+            {
+                name.replace("quality", "cost", 1): {
+                    float(np.mean(flops[name][pct])): float(np.mean(values)) for pct, values in curves[name].items()
+                }
+                for name in flops
+            },
             {name: float(np.mean(values)) for name, values in bars.items()},
         )
         made.append(panel)
@@ -141,12 +163,15 @@ def _blocks(
     blocks: list[Any] = []
     for panel in drawn:
         size = {"w": WIDE, "h": HIGH}
-        curves, bars = list[Any](panel.curves), list[Any](panel.bars)
+        lines: list[tuple[str, list[Any]]] = [(FLOPS, [*panel.costs]), (PCT, [*panel.curves])]
         shown: list[Any] = [
-            wr.LinePlot(title=panel.title, x=PCT, y=curves, log_x=True, title_x=PCT, layout=wr.Layout(**size))
+            wr.LinePlot(title=panel.title, x=x, y=y, log_x=True, title_x=x, layout=wr.Layout(y=i * HIGH, **size))
+            for i, (x, y) in enumerate(lines)
+            if y
         ]
-        if len(bars) > 1:
-            shown.append(wr.BarPlot(title=panel.title, metrics=bars, layout=wr.Layout(y=HIGH, **size)))
+        if len(panel.bars) > 1:
+            bars = wr.BarPlot(title=panel.title, metrics=[*panel.bars], layout=wr.Layout(y=2 * HIGH, **size))
+            shown.append(bars)
         blocks += [wr.H2(panel.title), grid(*shown)]
     gallery = wr.MediaBrowser(media_keys=list(pictures), num_columns=2, layout=wr.Layout(w=WIDE, h=2 * HIGH))
     blocks += [wr.H2("Figures drawn by lpsel"), grid(gallery)]

@@ -11,7 +11,7 @@ import pytest
 from lpsel.commands.report import report
 from lpsel.report.points import points
 from lpsel.report.runs import find_runs
-from lpsel.report.wandb import PCT, panels
+from lpsel.report.wandb import FLOPS, PCT, panels
 
 pytest.importorskip("wandb_workspaces", reason="wandb_workspaces is not installed: pip install 'lpsel[wandb-report]'")
 
@@ -23,6 +23,7 @@ def test_curves_and_bars_are_means_of_the_points(few_runs):
     low = next(p for p in measured if p.run.bucket == "low" and p.run.scorer == "toy-llama")
     assert panel.curves[f"quality 1/{low.run.series}"] == {25.0: low.value}
     assert panel.curves["quality 1/full → toy-llama"].keys() == {100.0}
+    assert panel.costs[f"cost 1/{low.run.series}"] == {low.run.flops: low.value}
     assert panel.bars == {f"bars 1/{p.run.series}, 25 %": p.value for p in measured if p.run.bucket}
 
 
@@ -45,6 +46,7 @@ def test_panels_show_what_the_reports_run_has_logged(few_runs, tmp_path, no_wand
     spec = json.loads((tmp_path / "out" / "wandb-report.json").read_text())
     assert (spec["displayName"], spec["project"]["name"]) == ("lpsel: runs and results", "mine")
     blocks = Report._from_model(ReportViewspec.model_validate(spec)).blocks
+    assert blocks[0].text.startswith("No random rows were trained on")
     grids = [block for block in blocks if isinstance(block, PanelGrid)]
     assert grids[-1].runsets[0].filters == "Metric(\"ID\") in ['abc']"
 
@@ -55,12 +57,12 @@ def test_panels_show_what_the_reports_run_has_logged(few_runs, tmp_path, no_wand
     ((own, lines),) = wandb_server.history.items()
     logged = set().union(*map(json.loads, lines))
     assert grids[0].runsets[0].filters == f"Metric(\"ID\") in ['{own}']"
-    curves, bars = grids[0].panels
+    costs, curves, bars = grids[0].panels
     assert isinstance(curves, LinePlot)
     assert isinstance(bars, BarPlot)
-    assert curves.x.name == PCT
-    shown = {metric.name for metric in (*curves.y, *bars.metrics)} | {PCT}
-    assert len(shown) == 10  # five selections, four bars of buckets, the percentage
+    assert (costs.x.name, curves.x.name) == (FLOPS, PCT)
+    shown = {metric.name for metric in (*costs.y, *curves.y, *bars.metrics)} | {FLOPS, PCT}
+    assert len(shown) == 16  # five selections twice, four bars of buckets, FLOPs and the percentage
     assert shown <= logged
     pictures = {f"figure/{path.stem}" for path in (tmp_path / "out" / "figures").glob("*.png")}
     assert pictures <= logged
