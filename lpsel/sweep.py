@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -51,6 +52,7 @@ class Outcome:
         reason: why it failed, in one line.
         user_error: whether the user can fix that.
         plan: its models, as `dry_run.Work`.
+        selection: its choice of conf/selection.
     """
 
     number: int
@@ -59,6 +61,7 @@ class Outcome:
     reason: str = ""
     user_error: bool = False
     plan: list[dict[str, Any]] = field(default_factory=list)
+    selection: str = ""
 
 
 class SweepCallback(Callback):
@@ -123,7 +126,7 @@ def run_job(command: str, config: DictConfig, user_errors: tuple[type[Exception]
     """Run one job of a sweep unless it is finished, and write its outcome; a failure does not end the sweep."""
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir).resolve()
-    outcome = Outcome(int(hydra.job.num), str(folder), "failed")
+    outcome = Outcome(int(hydra.job.num), str(folder), "failed", selection=hydra.runtime.choices.get("selection", ""))
     try:
         if config.get("dry_run"):
             outcome = _plan(command, config, outcome)
@@ -141,7 +144,8 @@ def run_job(command: str, config: DictConfig, user_errors: tuple[type[Exception]
         reason = " ".join(str(error).split()) if user_error else f"{type(error).__name__}: {first_line(error)}"
         reason = redact(reason)
         outcome = replace(outcome, reason=reason, user_error=user_error)
-        log.error("Failed: %s", reason)
+        if not config.get("dry_run"):  # which lists every reason once, at the end
+            log.error("Failed: %s", reason)
         if not user_error:
             trace = redact(traceback.format_exc()).encode(errors="replace")
             write_atomically(folder / ERROR_FILE, lambda file: file.write(trace))
@@ -210,11 +214,15 @@ def _isolated(hydra: Any, config: DictConfig) -> Iterator[None]:
 
 def read_outcomes(sweep: DictConfig) -> list[Outcome]:
     """The outcomes of a sweep's last call, one for each run folder, in the order of the jobs."""
-    outcomes = [Outcome(**read_json(file)) for file in _outcomes_dir(sweep).glob("[!.]*.json")]
-    first: dict[str, Outcome] = {}
-    for outcome in sorted(outcomes, key=lambda o: o.number):
-        first.setdefault(outcome.folder, outcome)
-    return list(first.values())
+    outcomes = _all_outcomes(sweep)
+    first = {outcome.folder: outcome for outcome in reversed(outcomes)}
+    return [outcome for outcome in outcomes if first[outcome.folder] is outcome]
+
+
+def _all_outcomes(sweep: DictConfig) -> list[Outcome]:
+    """One for each job, also of jobs that share a run folder."""
+    files = _outcomes_dir(sweep).glob("[!.]*.json")
+    return sorted((Outcome(**read_json(file)) for file in files), key=lambda o: o.number)
 
 
 def print_outcomes(outcomes: Sequence[Outcome], sweep: DictConfig) -> None:
@@ -225,16 +233,7 @@ def print_outcomes(outcomes: Sequence[Outcome], sweep: DictConfig) -> None:
     from lpsel import console
 
     if sweep.get("dry_run"):
-        from lpsel.commands.dry_run import Work, print_table
-
-        valid = [o for o in outcomes if o.state != "failed" or o.plan]
-        jobs = [(Path(o.folder).name, None if o.state == "found" else [Work(**w) for w in o.plan]) for o in valid]
-        print_table(jobs, "experiment" in sweep)
-        total = read_json(_outcomes_dir(sweep) / TOTAL_FILE)["jobs"]
-        if total is not None and total > len(outcomes):
-            print(f"Repeated jobs, which run once: {total - len(outcomes)} of {total}.")
-        for reason in dict.fromkeys(o.reason for o in outcomes if o.reason):
-            print(printable(redact(reason)), file=sys.stderr)
+        _print_plans(outcomes, sweep)
         return
     from lpsel.commands.runs import key_figures
 
@@ -246,6 +245,25 @@ def print_outcomes(outcomes: Sequence[Outcome], sweep: DictConfig) -> None:
     console.show(table)
     if failed := sum(outcome.state == "failed" for outcome in outcomes):
         print(f"{failed} of {len(outcomes)} jobs failed; run the same command again to retry them.", file=sys.stderr)
+
+
+def _print_plans(outcomes: Sequence[Outcome], sweep: DictConfig) -> None:
+    """Print what the jobs of a dry run would do, with the judgments of an experiment, and every problem once."""
+    from lpsel.commands.dry_run import Work, print_table
+    from lpsel.commands.judgment_estimate import judgments
+
+    valid = [o for o in outcomes if o.state != "failed" or o.plan]
+    jobs = [(Path(o.folder).name, None if o.state == "found" else [Work(**w) for w in o.plan]) for o in valid]
+    print_table(jobs, "experiment" in sweep)
+    if "experiment" in sweep:
+        judged = sum(o.selection != "full" for o in valid)  # which is the baseline
+        for line in judgments(sweep.experiment, Path(sweep.cache_dir).expanduser(), judged):
+            print(line)
+    times = Counter(Path(o.folder).name for o in _all_outcomes(sweep))
+    if repeated := [f"{name} ({count} times)" for name, count in times.items() if count > 1]:
+        print(f"Repeated jobs, which run once: {', '.join(repeated)}.")
+    for reason in dict.fromkeys(o.reason for o in outcomes if o.reason):
+        print(printable(redact(reason)), file=sys.stderr)
 
 
 def sweep_name(overrides: Any, params: Any) -> str:

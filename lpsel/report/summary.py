@@ -96,7 +96,7 @@ def _verdicts(compared: Sequence[Comparison], labels: dict[str, str]) -> str:
     """Which selections are shown to be better or worse than random rows, and for which nothing can be shown."""
     if not compared:
         return "No random rows were trained on and measured the same way, so whether selecting helps cannot be said."
-    pcts = {c.point.run.pct for c in compared}
+    pcts = {c.point.run.pct or 0.0 for c in compared}
     where = f"at {_pcts([*pcts])} of the rows, " if len(pcts) == 1 else ""
     sentences = []
     for verdict, words in VERDICTS.items():
