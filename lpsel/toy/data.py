@@ -1,7 +1,9 @@
 """Instruction data generated from a seed: no download, answers that can be checked, known difficulty and wrong answers.
 
 A row is a task, a level from 1 to 5 and a problem of that level. The level is the row's `difficulty`: the size of the
-problem, which grows by one per level (`TASKS`). It orders rows within a task, not across tasks.
+problem, which grows by one per level (`TASKS`). It orders rows within a task, not across tasks. Tasks belong to topics.
+
+Rows are of all tasks and levels alike, or redundant: most are the smallest problems of an easy task per topic (`EASY`).
 
 Problems are split by a hash of their text: a problem of the held_out split is never in the train split, whatever the
 seed, the number of rows or the wording of the instruction.
@@ -184,36 +186,53 @@ def _add(draw: Draw, size: int) -> Problem:
     return Problem(f"{a} + {b}", str(a + b))
 
 
-def generate(split: str, rows: int, held_out: int, seed: int, wrong: float) -> Iterator[dict[str, Any]]:
+TOPICS = {
+    "text": ("repeat", "reverse", "last", "initials"),
+    "facts": ("count", "filter", "lookup", "pattern"),
+    "numbers": ("words", "largest", "sort", "add"),
+}
+EASY = ("last", "pattern", "words")  # one of each topic
+
+
+def generate(
+    split: str, rows: int, held_out: int, seed: int, wrong: float, redundancy: float = 0.0, levels: int = 5
+) -> Iterator[dict[str, Any]]:
     """Generate the rows of one split, the same ones on every machine.
 
     Args:
         split: train or held_out.
-        rows, held_out: rows of the train and of the held_out split; no problem occurs twice.
+        rows, held_out: rows of the train and of the held_out split.
         seed: of all random choices; the two splits are independent.
         wrong: fraction of the train rows, from 0 to 1, whose answer is that of another problem of the same task and
             level: exactly round(wrong * rows) rows. The held_out split has none.
+        redundancy: fraction of the train rows, from 0 to 1, that are problems of level 1 of the tasks in EASY: exactly
+            round(redundancy * rows) rows, which the others then are not. The held_out split is varied.
+        levels: the highest level, from 1 to 5.
 
     Yields:
         `instruction`, `input` ("" in about a third of the rows, which have it in the instruction), `output`, `task`,
-        `difficulty` (1 to 5) and `wrong`.
+        `topic`, `difficulty` (1 to 5) and `wrong`. No row occurs twice, and no problem but the easy ones.
 
     Raises:
-        UserError: an unknown split, a negative number of rows, or `wrong` outside [0, 1].
+        UserError: an unknown split, a negative number of rows, or a fraction or level out of range.
     """
     check_choice("split", split, SPLITS)
     check_int("rows", rows, 0)
     check_int("held_out", held_out, 0)
-    if not is_number(wrong) or not 0 <= wrong <= 1:
-        raise UserError("wrong", wrong, "must be a number in [0, 1]", "set it to a fraction of the rows")
-    return _rows(split, rows if split == "train" else held_out, seed, wrong if split == "train" else 0.0)
+    for name, fraction in (("wrong", wrong), ("redundancy", redundancy)):
+        if not is_number(fraction) or not 0 <= fraction <= 1:
+            raise UserError(name, fraction, "must be a number in [0, 1]", "set it to a fraction of the rows")
+    check_choice("levels", levels, LEVELS)
+    train = split == "train"
+    return _rows(split, rows if train else held_out, seed, wrong * train, redundancy * train, levels)
 
 
-def problems(draw: Draw, split: str) -> Iterator[tuple[str, int, Problem]]:
+def problems(
+    draw: Draw, split: str, tasks: Sequence[str] = tuple(TASKS), levels: Sequence[int] = LEVELS
+) -> Iterator[tuple[str, int, Problem]]:
     """Yield (task, level, problem) of one split forever, tasks and levels uniformly; problems may repeat."""
-    names = tuple(TASKS)
     while True:
-        task, level = draw.one(names), draw.one(LEVELS)
+        task, level = draw.one(tasks), draw.one(levels)
         problem = _problem(draw, task, level)
         key = f"{task}|{problem.about}|{problem.given}"
         if (split == "held_out") == (zlib.crc32(key.encode()) % HELD_OUT_ONE_IN == 0):
@@ -224,15 +243,19 @@ def _problem(draw: Draw, task: str, level: int) -> Problem:
     return TASKS[task].problem(draw, TASKS[task].smallest + level - 1)
 
 
-def _rows(split: str, count: int, seed: int, wrong: float) -> Iterator[dict[str, Any]]:
+def _rows(split: str, count: int, seed: int, wrong: float, redundancy: float, levels: int) -> Iterator[dict[str, Any]]:
     draw = Draw(f"{seed} {split}")
-    draw_wrong = Draw(f"{seed} {split} wrong")
+    draw_wrong, draw_easy = Draw(f"{seed} {split} wrong"), Draw(f"{seed} {split} easy")
     wrong_rows = set(draw_wrong.distinct(range(count), round(wrong * count)))
-    stream, seen = problems(draw, split), set[tuple[str, Problem]]()
+    easy_rows = set(draw_easy.distinct(range(count), round(redundancy * count)))
+    varied = _varied_problems(draw, split, LEVELS[:levels], easy_too=not redundancy)
+    easy = _easy_rows(draw_easy, split)
     for index in range(count):
-        task, level, problem = next(item for item in stream if (item[0], item[2]) not in seen)
-        seen.add((task, problem))
-        instruction, given = _phrase(draw, task, problem)
+        if index in easy_rows:
+            task, level, problem, (instruction, given) = next(easy)
+        else:
+            task, level, problem = next(varied)
+            instruction, given = _phrase(draw, task, problem)
         answer = problem.answer
         while index in wrong_rows and answer == problem.answer:
             answer = _problem(draw_wrong, task, level).answer
@@ -241,9 +264,31 @@ def _rows(split: str, count: int, seed: int, wrong: float) -> Iterator[dict[str,
             "input": given,
             "output": answer,
             "task": task,
+            "topic": next(topic for topic, tasks in TOPICS.items() if task in tasks),
             "difficulty": level,
             "wrong": index in wrong_rows,
         }
+
+
+def _varied_problems(
+    draw: Draw, split: str, levels: Sequence[int], easy_too: bool
+) -> Iterator[tuple[str, int, Problem]]:
+    """Problems of all tasks, none of them twice."""
+    seen = set[tuple[str, Problem]]()
+    for task, level, problem in problems(draw, split, levels=levels):
+        if (task, problem) not in seen and (easy_too or task not in EASY or level > 1):
+            seen.add((task, problem))
+            yield task, level, problem
+
+
+def _easy_rows(draw: Draw, split: str) -> Iterator[tuple[str, int, Problem, tuple[str, str]]]:
+    """Easy problems with their instruction and input: a problem may occur twice, in other words."""
+    seen = set[tuple[str, str]]()
+    for task, level, problem in problems(draw, split, EASY, LEVELS[:1]):
+        text = _phrase(draw, task, problem)
+        if text not in seen:
+            seen.add(text)
+            yield task, level, problem, text
 
 
 def _phrase(draw: Draw, task: str, problem: Problem) -> tuple[str, str]:

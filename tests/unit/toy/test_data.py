@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lpsel.errors import UserError
-from lpsel.toy.data import CATEGORIES, DIGITS, LEVELS, TASKS, generate
+from lpsel.toy.data import CATEGORIES, DIGITS, EASY, LEVELS, TASKS, generate
 
 ROWS = 1500
-FIRST_200_ROWS = "01f8fcd5b92858600b66c7c377b23da17056a1c2b0899ed2ac362dcb7b65e09f"  # SHA-256 of their JSON
+FIRST_200_ROWS = "7aff0096e40a63d62efe9e1753f9fb1cc58b84fda82adac9cb8aee45a308808d"  # SHA-256 of their JSON
 
 Row = dict[str, Any]
 
@@ -146,9 +146,38 @@ def test_fewer_rows_are_the_first_rows_and_wrong_changes_nothing_but_answers() -
         assert one == other or other == {**one, "output": other["output"], "wrong": True}
 
 
+@given(rows=st.integers(0, 60), redundancy=st.floats(0.01, 1), levels=st.integers(1, 5))
+@settings(max_examples=40, deadline=None)
+def test_fraction_of_easy_rows_is_exact(rows: int, redundancy: float, levels: int) -> None:
+    generated = list(generate("train", rows, 0, 0, 0.0, redundancy, levels))
+    easy = [row for row in generated if row["task"] in EASY and row["difficulty"] == 1]
+    assert (len(generated), len(easy)) == (rows, round(redundancy * rows))
+    assert max((row["difficulty"] for row in generated), default=0) <= levels
+
+
+def test_redundant_rows_repeat_problems_but_no_row_and_none_that_is_held_out() -> None:
+    rows = list(generate("train", 4000, 0, 0, 0.0, 0.9, 3))
+    held_out = list(generate("held_out", 0, 500, 0, 0.0, 0.9, 3))
+    assert len({(row["instruction"], row["input"]) for row in rows}) == 4000
+    assert len({(row["task"], question(row)[1]) for row in rows}) < 3600
+    assert not {(row["task"], question(row)) for row in rows} & {(row["task"], question(row)) for row in held_out}
+    assert all(row["output"] == solve(row) for row in rows + held_out)
+
+
+def test_redundant_rows_spread_over_topics_and_held_out_rows_over_tasks() -> None:
+    topics = Counter(row["topic"] for row in generate("train", 6000, 0, 0, 0.0, 0.9, 3))
+    assert set(topics) == {"text", "facts", "numbers"}
+    assert min(topics.values()) > 1500
+    tasks = Counter(row["task"] for row in generate("held_out", 0, 1200, 0, 0.0, 0.9, 3))
+    assert set(tasks) == set(TASKS)
+    assert min(tasks.values()) > 60
+
+
 @pytest.mark.parametrize(
-    ("name", "value"), [("split", "test"), ("rows", -1), ("held_out", -2), ("wrong", 1.5), ("wrong", float("nan"))]
-)
+    ("name", "value"),
+    [("split", "test"), ("rows", -1), ("held_out", -2), ("wrong", 1.5), ("wrong", float("nan")), ("redundancy", -0.1),
+     ("levels", 6)],
+)  # fmt: skip
 def test_an_invalid_argument_is_rejected_before_the_first_row(name: str, value: Any) -> None:
     with pytest.raises(UserError) as caught:
         generate(**{"split": "train", "rows": 5, "held_out": 5, "seed": 0, "wrong": 0.1, name: value})
