@@ -29,7 +29,7 @@ def test_every_rule_is_a_file(make_table, name, epochs):
 
 
 def test_no_rule_file_is_without_its_line_in_the_documentation():
-    written = (config_dir().parent / "docs" / "guides" / "rules.md").read_text()
+    written = (config_dir().parent / "docs" / "reference" / "rules.md").read_text()
     for rule in choices("selection"):
         assert f"\n| `{rule}` |" in written
         file = config_dir() / "selection" / f"{rule}.yaml"

@@ -10,7 +10,7 @@ import pytest
 from lpsel.errors import UserError
 from lpsel.scoring.read import read_scores
 from lpsel.scoring.table import ScoreTable
-from lpsel.selection import select as select_module
+from lpsel.selection import exclusions
 from lpsel.selection.select import select
 from lpsel.selection.summary import summary
 
@@ -115,7 +115,7 @@ def test_scores_read_which_rows_were_skipped(tmp_path):
 
 def test_reasons_and_columns_are_documented(make_spec):
     documented = (Path(__file__).resolve().parents[3] / "docs" / "reference" / "files.md").read_text()
-    reasons = [value for name, value in vars(select_module).items() if name.isupper() and isinstance(value, str)]
+    reasons = [value for name, value in vars(exclusions).items() if name.isupper() and isinstance(value, str)]
     assert {"unusable: ", "empty answer", "short answer"} <= set(reasons)
     assert all(f"`{reason}" in documented for reason in reasons)
     columns = select(table(), make_spec("lp_app"), 50, 0).to_arrow().column_names
