@@ -16,10 +16,10 @@ venv: $(VENV)/.installed ## Create .venv and install lpsel with its development 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lpsel needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: venv ## Score, select, train and evaluate on embedded data; prints one table (under 5 minutes on two cores)
+demo: venv ## Score, select, train and evaluate on embedded data; prints one table (under 4 minutes on two cores)
 	$(BIN)/python examples/demo.py
 
 bench: venv ## Speed and memory compared with the released recipe, lm-eval and Trainer (about 30 minutes; BENCH_ARGS='--rounds 2')

@@ -108,8 +108,15 @@ def untrained(points: Sequence[Point]) -> dict[str, float]:
 
 
 def model_name(entry: dict[str, Any]) -> str:
-    """The name of a model in an evaluation."""
-    return str(entry.get("name", entry.get("model", "–")))
+    """The name of a model in an evaluation.
+
+    Raises:
+        TypeError: it is no text.
+    """
+    name = entry.get("name", entry.get("model", "–"))
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a model is {name!r}")
+    return name
 
 
 def win_rate_details(entry: dict[str, Any]) -> dict[str, float | None]:

@@ -143,6 +143,7 @@ def test_the_check_for_a_gpu_without_one(monkeypatch):
         importlib.import_module("gpu_check").main([])
 
 
+@pytest.mark.slow
 def test_memory(benchmark):
     figures = benchmark("memory")
     assert [row["score_tokens"] for row in figures["comparisons"]] == [512, 1024]

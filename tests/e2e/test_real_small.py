@@ -30,6 +30,7 @@ def experiment(tmp_path, as_process):
     return run
 
 
+@pytest.mark.slow
 def test_an_experiment_resumes_and_its_records_are_those_of_its_runs(experiment, tmp_path, toy_model, instructions):
     given = toy_model, instructions(rows=24), "trainer.precision=32-true", "selection=random,lp_app"
     experiment(*given)

@@ -85,7 +85,7 @@ def test_help_fits_the_terminal_and_lists_ten_options_that_exist_and_how_to_see_
 def test_completion_in_bash_after_the_documented_line(tmp_path):
     guide = (ROOT / "docs" / "guides" / "terminal.md").read_text()
     install = 'eval "$(lpsel -sc install=bash)"'
-    assert f"    {install}\n" in guide
+    assert f"\n{install}\n" in guide
     (tmp_path / "selected.json").touch()
     script = tmp_path / "completed.sh"
     script.write_text(
@@ -97,7 +97,7 @@ completed() {
     COMPREPLY=(); "$(complete -p lpsel | grep -o 'hydra_bash_completion')"; echo "${COMPREPLY[*]}"
 }
 completed "lpsel s"
-completed "lpsel train selection=lp_app"
+completed "lpsel train selection=bucket"
 completed "lpsel show sel"
 """
     )
@@ -113,7 +113,7 @@ completed "lpsel show sel"
     )
     assert done.stdout.splitlines() == [
         "select show",
-        "selection=lp_app selection=lp_app_nll",
+        "selection=buckets selection=buckets_high selection=buckets_mid",
         "selected.json",
     ]
 

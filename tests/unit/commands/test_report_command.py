@@ -76,6 +76,7 @@ def test_win_rates_by_category_and_the_agreement_of_annotators_are_on_the_page(f
     assert {p.stem for p in path.parent.glob("figures/groups-*.svg")} == {"groups-1", "groups-2", "groups-3"}
 
 
+@pytest.mark.slow
 def test_a_real_sweep_with_buckets_and_scorers(few_runs, tmp_path, page_in_chromium):
     path = report([str(few_runs)], tmp_path / "out")
     page = page_in_chromium(path, viewport={"width": 390, "height": 900})

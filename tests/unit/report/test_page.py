@@ -61,6 +61,7 @@ def test_the_table_is_sorted_and_filtered_from_the_keyboard(sweep, tmp_path, pag
     assert shown()[:4] == ["sweep/3", "sweep/1", "sweep/2", "sweep/0"]  # undefined ones stay last
 
 
+@pytest.mark.slow
 def test_links_work_after_page_and_runs_are_moved_together(sweep, tmp_path, page_in_chromium):
     write_report(find_runs([sweep]), sweep.parent / "out")
     sweep.parent.rename(moved := tmp_path.with_name(f"{tmp_path.name} moved"))
@@ -82,6 +83,7 @@ def test_links_to_runs_elsewhere_are_absolute(sweep, tmp_path):
     assert link(tmp_path / "a b", tmp_path / "out") == "../a%20b/"
 
 
+@pytest.mark.slow
 def test_the_page_fits_on_paper(sweep, tmp_path, page_in_chromium):
     page = page_in_chromium(write_report(find_runs([sweep]), tmp_path / "out"), viewport={"width": 1047, "height": 700})
     page.emulate_media(media="print")  # 1047 pixels: A4 across, less margins of 1 cm
