@@ -3,6 +3,8 @@
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import pytest
+
 from lpsel.report.page import link, write_report
 from lpsel.report.runs import find_runs
 
