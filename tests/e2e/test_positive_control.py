@@ -10,7 +10,7 @@ import pytest
 from lpsel.commands.job import run
 from lpsel.data.dataset import DatasetSpec, Source
 
-POOL = {"rows": 2000, "held_out": 300, "seed": 0, "wrong": 0.0, "redundancy": 0.9, "levels": 3}
+POOL = {"rows": 4000, "held_out": 300, "seed": 0, "wrong": 0.0, "redundancy": 0.9, "levels": 3}
 VARIED = 1 - POOL["redundancy"]
 
 
@@ -25,7 +25,7 @@ def select(tmp_path_factory):
     folder = tmp_path_factory.mktemp("control")
     common = [
         "dataset=embedded-redundant", f"dataset.synthetic.rows={POOL['rows']}", "pct=20", "trainer=cpu", "tracker=none",
-        "trainer.precision=32-true", "scorer.tiny.pretrain_steps=300", f"cache_dir={folder}/cache",
+        "trainer.precision=32-true", "scorer.tiny.pretrain_steps=800", f"cache_dir={folder}/cache",
     ]  # fmt: skip
     return lambda name, *overrides: run("select", [*common, *overrides], folder / name)
 
@@ -47,7 +47,7 @@ def varied(result, pool):
 
 @pytest.mark.slow
 def test_the_relative_ranking_finds_rows_that_are_not_redundant(relative, pool):
-    assert varied(relative, pool) > 3 * VARIED
+    assert varied(relative, pool) > 2.5 * VARIED
 
 
 @pytest.mark.slow
@@ -58,7 +58,7 @@ def test_the_inverted_ranking_selects_redundant_rows_only(select, relative, pool
 
 @pytest.mark.slow
 def test_records_of_other_rows_select_as_chance_does(select, relative, pool, tmp_path):
-    table = pq.read_table(f"{relative['scores']}/scores.parquet")
+    table = pq.read_table(relative["scores"])
     order = np.random.default_rng(0).permutation(len(table))
     shuffled = table
     for name in ("nll_0", "nll_1"):
@@ -77,5 +77,5 @@ def test_every_topic_contributes_its_share_which_a_ranking_without_clusters_does
 
     ignored = select("ignored", "selection=lp_app_nll", "cluster=none")
     everything = shares(range(len(pool)))
-    np.testing.assert_allclose(shares(selected(relative)), everything, atol=1 / 400)
+    np.testing.assert_allclose(shares(selected(relative)), everything, atol=1 / 800)
     assert np.abs(shares(selected(ignored)) - everything).max() > 0.05
