@@ -144,7 +144,7 @@ def test_rows_of_the_users_own_are_scored_by_a_real_model(tmp_path, hub):
     assert "toy" not in done.stderr + done.stdout
 
 
-@pytest.mark.parametrize("rule", ["lp_app", "random"])
+@pytest.mark.parametrize("rule", ["lp_app", pytest.param("random", marks=pytest.mark.slow)])
 def test_without_a_real_model_one_line_lists_the_choices(rule, tmp_path):
     written(tmp_path / "rows.jsonl", INSTRUCTIONS)
     done = select(tmp_path, "dataset=rows.jsonl", "pct=50", f"selection={rule}", HF_HUB_CACHE=str(tmp_path / "empty"))
