@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import t
 
 from lpsel.evaluation.statistics import bootstrap_ratios
+from lpsel.report.comparisons import t_interval
 from lpsel.report.runs import Run, find_runs
 from lpsel.storage import digest, finite
 
@@ -210,10 +210,7 @@ def _cell(estimates: Sequence[dict[str, Any]], factor: float, digits: int, sign:
     """One value with its interval over rows, or the mean of several with its t interval over seeds."""
     value, low, high = (estimates[0][name] for name in ("value", "low", "high"))
     if len(estimates) > 1:
-        values = [estimate["value"] for estimate in estimates]
-        value = float(np.mean(values))
-        half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
-        low, high = value - half, value + half
+        value, low, high = t_interval([estimate["value"] for estimate in estimates])
     return f"{factor * value:{sign}.{digits}f} [{factor * low:{sign}.{digits}f}, {factor * high:{sign}.{digits}f}]"
 
 

@@ -6,8 +6,7 @@ CSV files have every column at full precision.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-HIDDEN = ("folder", "evaluation")
-LINKED = ("folder", "evaluation")  # what the first cell of a row links to, in this order
+LINKED = ("folder", "evaluation")  # what the first cell of a row links to, in this order; not shown themselves
 
 
 class Cell(NamedTuple):
@@ -27,7 +26,7 @@ class Shown(NamedTuple):
 
 def readable(table: Sequence[dict[str, Any]], omit: Sequence[str] = ()) -> Shown:
     """A table for reading, without columns that are empty, merged into another, or in `omit`."""
-    names = [name for name in table[0] if name not in (*HIDDEN, *omit) and not _is_end(name, table[0])]
+    names = [name for name in table[0] if name not in (*LINKED, *omit) and not _is_end(name, table[0])]
     names = [name for name in names if any(row[name] is not None for row in table)]
     rows = []
     for row in table:
