@@ -20,7 +20,7 @@ from lpsel.model.adapter import Adapter
 from lpsel.model.device import resolve_precision
 from lpsel.model.fsdp import shards
 from lpsel.model.load import load_config, load_tokenizer, locate
-from lpsel.model.memory_estimate import DeviceMemory, devices_needed, training_memory
+from lpsel.model.memory_estimate import PACKS, DeviceMemory, devices_needed, training_memory, training_pack
 from lpsel.model.spec import ModelSpec
 from lpsel.storage import digest
 from lpsel.training.checkpoint import COUNT
@@ -83,7 +83,7 @@ def memory(
     hidden_size = model.shapes.config.get_text_config().hidden_size
     precision = "bf16-mixed" if automatic else resolve_precision(precision, hidden_size)
 
-    def estimate(shards_per_copy: int) -> DeviceMemory:
+    def estimate(shards_per_copy: int, pack: int) -> DeviceMemory:
         if not training:
             stored = 2 if precision == "bf16-true" else 4
             return DeviceMemory(stored * model.shapes.num_parameters() / shards_per_copy, 0.0, 0.0)
@@ -94,15 +94,18 @@ def memory(
             eight_bits=config.optimizer["_target_"].startswith("bitsandbytes."),
             adapter=adapter,
             checkpointing=config.activation_checkpointing,
-            pack=config.train_tokens,
+            pack=pack,
             shards=shards_per_copy,
             buckets=_devices(config.trainer) > 1,
         )
 
-    needed = estimate(_devices_per_copy(config.trainer)).total
+    shared, pack = _devices_per_copy(config.trainer), config.train_tokens
+    if pack == "auto":
+        pack = PACKS[0] if limit is None else training_pack(USABLE * limit, lambda pack: estimate(shared, pack))
+    needed = estimate(shared, pack).total
     if limit is None or needed <= USABLE * limit:
         return needed, "", ""
-    enough = devices_needed(USABLE * limit, estimate)
+    enough = devices_needed(USABLE * limit, lambda shared: estimate(shared, pack))
     option = f"trainer=fsdp trainer.devices={enough}" if enough else "adapter=qlora"
     problem = f"needs {needed / GIB:.0f} GiB on each GPU, which has {limit / GIB:.0f}, a tenth of it in reserve"
     return needed, problem, f"set {option}; docs/guides/memory.md lists more options"

@@ -4,6 +4,7 @@ import ctypes
 import os
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from timeit import repeat
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ WIDE, FAST_BFLOAT16 = 256, 1.5
 SMALL_MODEL = 10_000_000  # parameters: on its matrices, one thread is faster than several
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 REUSED_BYTES = 96 * 2**20
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")  # bytes, or "max"
 
 
 def resolve_precision(requested: str, hidden_size: int = 0) -> str:
@@ -79,6 +81,17 @@ def device_of(accelerator: str) -> "torch.device":
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError("trainer.accelerator", accelerator, "this machine has no CUDA device", "set trainer=cpu")
     return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def total_memory(device: "torch.device") -> int:
+    """Bytes of a GPU, or of this machine's memory, within the limit of a container."""
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    allowed = CONTAINER_LIMIT.read_text().strip() if CONTAINER_LIMIT.is_file() else ""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(machine, int(allowed)) if allowed.isdigit() else machine
 
 
 def free_memory() -> None:

@@ -20,6 +20,8 @@ MOMENTS_8BIT = 2 + 2 * 4 / 256  # bytes per weight: two moments, and a scale per
 # Of a recording pass; on a GPU, because a small model computes smaller packs faster than Python launches their kernels.
 ACTIVATION_BYTES = {"cpu": 256 * 2**20, "cuda": 512 * 2**20}
 
+PACKS = (4096, 2048, 1024, 512)  # tokens of the largest pack of training
+
 _counted: dict[Any, tuple[int, int]] = {}  # what `_first_and_more` returns; several jobs of a sweep need it
 
 
@@ -86,6 +88,11 @@ def training_memory(
 def devices_needed(limit: float, estimate: Callable[[int], DeviceMemory]) -> int | None:
     """The smallest power of two of FSDP devices that need at most `limit` bytes each; None if 1,024 do not suffice."""
     return next((n for n in (2**k for k in range(1, 11)) if estimate(n).total <= limit), None)
+
+
+def training_pack(limit: float, estimate: Callable[[int], DeviceMemory]) -> int:
+    """The largest of PACKS whose training needs at most `limit` bytes, the smallest if none does."""
+    return next((pack for pack in PACKS if estimate(pack).total <= limit), PACKS[-1])
 
 
 def recording_pack(config: Any, precision: str, requested: int, device: str) -> int:

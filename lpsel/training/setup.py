@@ -19,6 +19,7 @@ from lpsel.model.device import device_of, resolve_precision
 from lpsel.model.fsdp import shards
 from lpsel.model.lightning_module import FineTuner
 from lpsel.model.load import load_config
+from lpsel.model.memory_estimate import PACKS
 from lpsel.model.spec import ModelSpec
 from lpsel.tracking.tracker import Tracker
 
@@ -31,7 +32,8 @@ class TrainingSetup:
         trainer, optimizer: settings of Lightning's Trainer and of the optimizer, with the class as `_target_`.
         activation_checkpointing: keep only the inputs of each layer for the backward pass.
         compile: run the layers through torch.compile.
-        train_tokens, score_tokens: largest pack of a training step and of a recording pass, in tokens.
+        train_tokens: largest pack of a training step, or `auto` (`lpsel.training.pack_size`).
+        score_tokens: largest pack of a recording pass, in tokens.
         checkpoint_steps: optimizer steps from one checkpoint to the next, or `auto`.
         cache_dir: of tokens, scores and checkpoints.
     """
@@ -40,7 +42,7 @@ class TrainingSetup:
     optimizer: Mapping[str, Any]
     activation_checkpointing: bool
     compile: bool
-    train_tokens: int
+    train_tokens: int | str
     score_tokens: int
     checkpoint_steps: int | str
     cache_dir: Path
@@ -50,13 +52,14 @@ class TrainingSetup:
     def __post_init__(self) -> None:
         check_flag("activation_checkpointing", self.activation_checkpointing)
         check_flag("compile", self.compile)
-        check_int("train_tokens", self.train_tokens, 1, what="a number of tokens")
+        if self.train_tokens != "auto":
+            check_int("train_tokens", self.train_tokens, 1, what="auto or a number of tokens")
         check_int("score_tokens", self.score_tokens, 1, what="a number of tokens")
         if self.checkpoint_steps != "auto":
             check_int("checkpoint_steps", self.checkpoint_steps, 1, what="auto or a number of optimizer steps")
         resolve_precision(self.trainer["precision"])  # raises a UserError if there is no such precision
         _check_devices(self.trainer)
-        if self.optimizer["_target_"].startswith("bitsandbytes."):
+        if self.eight_bits:
             check_package("bitsandbytes", "quantized", "optimizer", "adamw8bit")
             if shards(self.trainer["strategy"]):
                 hint = "set optimizer=adamw, or trainer=ddp"
@@ -79,6 +82,11 @@ class TrainingSetup:
         """The device on which models run."""
         return device_of(self.trainer["accelerator"])
 
+    @property
+    def eight_bits(self) -> bool:
+        """Whether the optimizer keeps its moments in 8 bits."""
+        return bool(self.optimizer["_target_"].startswith("bitsandbytes."))
+
     def precision(self, spec: ModelSpec, path: str) -> str:
         """Of a model's weights and passes, as named by `lpsel.model.device`."""
         return resolve_precision(self.trainer["precision"], load_config(spec, path).get_text_config().hidden_size)
@@ -89,7 +97,7 @@ class TrainingSetup:
             "batch_size": spec.recipe.global_batch,
             "reduction": spec.recipe.reduction,
             "seed": spec.recipe.seed,
-            "train_tokens": self.train_tokens,
+            "train_tokens": PACKS[0] if self.train_tokens == "auto" else self.train_tokens,
             "score_tokens": self.score_tokens,
             "few_shapes": self.compile,
         }

@@ -23,6 +23,7 @@ from lpsel.model.flops import spent, training_flops
 from lpsel.model.lightning_module import FineTuner
 from lpsel.tracking.logger import TrackerLogger
 from lpsel.training.costs import Cost, peak_memory, utilization
+from lpsel.training.pack_size import PackSize
 from lpsel.training.resume import Resume
 from lpsel.training.setup import TrainingSetup, partial_of
 
@@ -53,7 +54,7 @@ def fit(
     L.seed_everything(module.spec.recipe.seed, verbose=False)
     progress = FitProgress(title, module.role, data)
     resume = Resume(title, checkpoints, data, setup.checkpoint_steps)
-    trainer = _trainer(setup, module, data, epochs, [*callbacks, progress, resume])
+    trainer = _trainer(setup, module, data, epochs, [*callbacks, progress, resume, PackSize(setup, title, data)])
     with deferred_signals(), warnings.catch_warnings():
         # The modules are in evaluation mode on purpose: training steps switch dropout on and off.
         warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")

@@ -80,12 +80,12 @@ def test_plans_of_the_papers_models_need_no_network_and_no_gpu(tmp_path, instruc
     assert (score.problem, train.problem) == ("", "")
 
     _, train = plan(tmp_path, *overrides, "gpu_memory_gib=80")
-    assert train.problem.startswith("needs 241")
+    assert train.problem.startswith("needs 219")
     assert train.problem.endswith(" GiB on each GPU, which has 80, a tenth of it in reserve")
-    assert train.hint.startswith("set trainer=fsdp trainer.devices=8; ")
+    assert train.hint.startswith("set trainer=fsdp trainer.devices=4; ")  # with packs of 512 tokens
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         config = compose("train", overrides=[*overrides, "gpu_memory_gib=80"])
-    with pytest.raises(UserError, match="opt-13b: needs 241"):
+    with pytest.raises(UserError, match="opt-13b: needs 219"):
         print_plan("train", config, tmp_path / "run")
     assert "train opt-13b" in capsys.readouterr().out, "the plan is printed before the reason"
     # FLOPs over eight A100s at 40 % of 312 TFLOP/s; two checkpoints of 12 bytes per weight; weights in float32.

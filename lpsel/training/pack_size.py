@@ -1,0 +1,70 @@
+"""`train_tokens=auto`: packs of training that fit into the memory of this machine."""
+
+import logging
+from typing import Any
+
+import lightning as L
+import torch
+
+from lpsel.data.datamodule import SubsetDataModule
+from lpsel.distributed import is_main_process
+from lpsel.model.device import SMALL_MODEL, total_memory
+from lpsel.model.fsdp import shards
+from lpsel.model.lightning_module import FineTuner
+from lpsel.model.load import load_config
+from lpsel.model.memory_estimate import PACKS, DeviceMemory, training_memory, training_pack
+from lpsel.training.setup import TrainingSetup
+
+log = logging.getLogger(__name__)
+
+# Of the memory: the tokens, the program and whatever else runs on the machine take the rest of a host's.
+USABLE = {"cpu": 0.5, "cuda": 0.9}
+
+
+class PackSize(L.Callback):
+    """Sets `data.train_tokens` before training starts, the same on all ranks.
+
+    It depends on the memory that the device has, not on what is free, so that a resumed training is the same.
+    """
+
+    def __init__(self, setup: TrainingSetup, title: str, data: SubsetDataModule) -> None:
+        self.of_run, self.title, self.data = setup, title, data
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, FineTuner)
+        spec = pl_module.spec
+        if self.of_run.train_tokens != "auto" or stage != "fit" or spec.tiny or spec.recipe.dropout:
+            return
+        from transformers import AutoModelForCausalLM
+
+        with torch.device("meta"):
+            config = load_config(spec, pl_module.path)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
+        if model.num_parameters() < SMALL_MODEL:
+            return
+        device = trainer.strategy.root_device
+        memory = total_memory(device) / (trainer.num_devices if device.type == "cpu" else 1)
+
+        def estimate(pack: int) -> DeviceMemory:
+            return self._estimate(model, trainer, pl_module, pack)
+
+        pack = trainer.strategy.broadcast(training_pack(USABLE[device.type] * memory, estimate))
+        self.data.train_tokens = pack
+        if pack < PACKS[0] and is_main_process():
+            needed, gib = estimate(pack).total / 2**30, memory / 2**30
+            how = f"training needs about {needed:.1f} of {gib:.1f} GiB"
+            log.info("%s: packs of %s tokens, with which %s (train_tokens=auto)", self.title, f"{pack:,}", how)
+
+    def _estimate(self, model: Any, trainer: L.Trainer, module: FineTuner, pack: int) -> DeviceMemory:
+        return training_memory(
+            model,
+            module.spec,
+            precision=module.precision,
+            eight_bits=self.of_run.eight_bits,
+            adapter=module.adapter,
+            checkpointing=module.activation_checkpointing,
+            pack=pack,
+            shards=trainer.world_size if shards(self.of_run.trainer["strategy"]) else 1,
+            buckets=trainer.world_size > 1,
+            on_gpu=trainer.strategy.root_device.type == "cuda",
+        )
