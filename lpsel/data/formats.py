@@ -84,12 +84,12 @@ def _csv(path: Path, split: str) -> Iterator[Numbered]:
     csv.field_size_limit(VALUE_BYTES)
     texts = _texts(path)
     first = next(texts, "")
-    # The header has the most fields with the delimiter of the file.
-    delimiter = max(DELIMITERS, key=lambda candidate: len(next(csv.reader([first], delimiter=candidate))))
-    reader = csv.reader(chain([first], texts), strict=True, delimiter=delimiter)
     header: list[str] = []
     begins = 1
     try:
+        # The header has the most fields with the delimiter of the file.
+        delimiter = max(DELIMITERS, key=lambda candidate: len(next(csv.reader([first], delimiter=candidate))))
+        reader = csv.reader(chain([first], texts), strict=True, delimiter=delimiter)
         for fields in reader:
             if not header:
                 header = fields
