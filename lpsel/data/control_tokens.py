@@ -25,7 +25,7 @@ class Rendered(NamedTuple):
         append_eos: whether the EOS id follows the last token, supervised as well.
         add_special_tokens: whether the tokenizer adds its own, such as BOS: not to a chat template, which writes them.
         controls: the spans of the control tokens; None where they are those that the tokenizer finds.
-        reasoning_omitted: whether the template leaves out reasoning of the row.
+        text_omitted: whether the template leaves out reasoning or a question of the row.
     """
 
     text: str
@@ -33,7 +33,7 @@ class Rendered(NamedTuple):
     append_eos: bool
     add_special_tokens: bool
     controls: list[Span] | None = None
-    reasoning_omitted: bool = False
+    text_omitted: bool = False
 
     def key(self) -> tuple[Any, ...]:
         """What the tokens depend on."""

@@ -13,14 +13,14 @@ class Encoded(NamedTuple):
     Attributes:
         spans: the supervised tokens, first and end.
         truncated: whether the row was longer.
-        reasoning_omitted: whether the template leaves out reasoning that the row has.
+        text_omitted: whether the template leaves out reasoning or a question of the row.
         unusable: why the row has no tokens.
     """
 
     ids: list[int]
     spans: list[Span]
     truncated: bool
-    reasoning_omitted: bool = False
+    text_omitted: bool = False
     unusable: str | None = None
 
 
@@ -40,7 +40,7 @@ def truncated(encoding: Any, rendered: Rendered, eos: int, max_length: int) -> E
     # Nothing predicts the first token, so it cannot be supervised.
     inside = [(max(first, 1), min(last, max_length)) for first, last in spans]
     spans = [span for span in inside if span[0] < span[1]]
-    return Encoded(ids[:max_length], spans, len(ids) > max_length, rendered.reasoning_omitted)
+    return Encoded(ids[:max_length], spans, len(ids) > max_length, rendered.text_omitted)
 
 
 def _tokens_after_prompt(offsets: list[Span], start: int, end: int, end_of_text: int) -> Span:

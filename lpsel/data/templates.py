@@ -7,6 +7,7 @@ compared only if their prompts have the same format, and the trained model needs
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -57,9 +58,17 @@ def render(example: Example, template: str, tokenizer: Any) -> Rendered:
     """
     check_choice("template", template, ("alpaca", "chat", "plain"))
     rendered = _render(example, template, tokenizer)
-    reasoning = (turn.fields.get("reasoning_content") for turn in example.turns if turn.fields)
-    omitted = any(isinstance(text, str) and text.strip() not in rendered.text for text in reasoning)
-    return rendered._replace(reasoning_omitted=True) if omitted else rendered
+    omitted = any(text.strip() not in rendered.text for text in _must_be_written(example))
+    return rendered._replace(text_omitted=True) if omitted else rendered
+
+
+def _must_be_written(example: Example) -> Iterator[str]:
+    """The reasoning and the questions, of which some chat templates leave out a part."""
+    for role, content, _, fields in example.turns:
+        if fields:
+            yield from (fields[key] for key in ("reasoning_content", "thinking") if key in fields)
+        if role != "assistant" and role != "tool":
+            yield content
 
 
 def render_prompt(example: Example, template: str, tokenizer: Any) -> Rendered:

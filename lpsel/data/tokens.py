@@ -36,7 +36,7 @@ SCHEMA = pa.schema(
         ("prompt_tokens", pa.int32()),
         ("response_tokens", pa.int32()),
         ("truncated", pa.bool_()),
-        ("reasoning_omitted", pa.bool_()),
+        ("text_omitted", pa.bool_()),
         ("unusable", pa.string()),  # the kind of a row that is skipped, which has no tokens
     ]
 )
@@ -60,7 +60,7 @@ class Tokens:
         prompt_tokens: tokens fed that are not supervised, int32 (N,).
         response_tokens: supervised tokens after truncation, int32 (N,).
         truncated: whether the row was longer, bool (N,).
-        reasoning_omitted: whether the template leaves out reasoning that the row has, bool (N,).
+        text_omitted: whether the template leaves out reasoning or a question of the row, bool (N,).
         lengths: tokens fed, int32 (N,), the sum of the first two.
         unusable: the kind of every row that is skipped, null for the others, (N,); None if there are none.
     """
@@ -74,7 +74,7 @@ class Tokens:
         self.prompt_tokens = _column(batches, "prompt_tokens", np.int32)
         self.response_tokens = _column(batches, "response_tokens", np.int32)
         self.truncated = _column(batches, "truncated", np.bool_)
-        self.reasoning_omitted = _column(batches, "reasoning_omitted", np.bool_)
+        self.text_omitted = _column(batches, "text_omitted", np.bool_)
         self.lengths = self.prompt_tokens + self.response_tokens
         unusable = pa.concat_arrays([batch.column("unusable") for batch in batches])
         self.unusable = None if unusable.null_count == len(unusable) else unusable.dictionary_encode()
@@ -151,8 +151,8 @@ def tokenize(source: Source, tokenizer: Any, template: str, max_length: int, cac
     if sum((kinds := counts(tokens.unusable)).values()) == len(tokens):
         problem = f"template={template} can use none of {len(tokens):,} rows: {listed(kinds)}"
         raise UserError("dataset", source.spec.name, problem, "set template=alpaca, or use other data")
-    if omitted := int(tokens.reasoning_omitted.sum()):
-        log.warning("template=%s leaves out the reasoning_content of %s of %s rows", template, omitted, len(tokens))
+    if omitted := int(tokens.text_omitted.sum()):
+        log.warning("template=%s leaves out reasoning or turns of %s of %s rows", template, omitted, len(tokens))
     return tokens
 
 
@@ -267,7 +267,7 @@ def _record_batch(row_ids: pa.StringArray, rows: list[Encoded]) -> pa.RecordBatc
         pa.array(lengths - response),
         pa.array(response),
         pa.array([row.truncated for row in rows], pa.bool_()),
-        pa.array([row.reasoning_omitted for row in rows], pa.bool_()),
+        pa.array([row.text_omitted for row in rows], pa.bool_()),
         pa.array([row.unusable for row in rows], pa.string()),
     ]
     return pa.record_batch(columns, schema=SCHEMA)

@@ -200,16 +200,24 @@ def test_qwen_3_supervises_thoughts_where_it_writes_them():
 def test_reasoning_content_is_supervised_or_counted():
     turns = (Turn("user", "a"), Turn("assistant", "ok", fields={"reasoning_content": "quick fox"}))
     encoded = encode(Example(turns), chat_tokenizer("bytes", "qwen-3"))
-    assert not encoded.reasoning_omitted
+    assert not encoded.text_omitted
     assert answers(Example(turns), chat_tokenizer("bytes", "qwen-3")) == [
         "<think>\nquick fox\n</think>\n\nok<|im_end|>"
     ]
     assert answers(Example(turns), chat_tokenizer("bytes", "chatml")) == ["ok<|im_end|>"]
-    assert encode(Example(turns), chat_tokenizer("bytes", "chatml")).reasoning_omitted
+    assert encode(Example(turns), chat_tokenizer("bytes", "chatml")).text_omitted
     for template in ("alpaca", "plain"):
-        assert encode(Example(turns), chat_tokenizer("bytes", "chatml"), template).reasoning_omitted
+        assert encode(Example(turns), chat_tokenizer("bytes", "chatml"), template).text_omitted
     earlier = (*turns, Turn("user", "b"), Turn("assistant", "5"))
-    assert encode(Example(earlier), chat_tokenizer("bytes", "qwen-3")).reasoning_omitted, "Qwen 3 drops old thoughts"
+    assert encode(Example(earlier), chat_tokenizer("bytes", "qwen-3")).text_omitted, "Qwen 3 drops old thoughts"
+
+
+def test_thinking_and_turns_that_a_template_leaves_out_are_counted():
+    thinking = (Turn("user", "a"), Turn("assistant", "ok", fields={"thinking": "quick fox"}))
+    assert encode(Example(thinking), chat_tokenizer("bytes", "chatml")).text_omitted
+    twice = Example((Turn("system", "Be brief."), Turn("user", "a"), Turn("system", "Be kind."), Turn("user", "b")))
+    assert encode(twice, chat_tokenizer("bytes", "smollm-3")).text_omitted, "SmolLM 3 writes the first one only"
+    assert not encode(twice, chat_tokenizer("bytes", "chatml")).text_omitted
 
 
 @pytest.mark.parametrize("template", ["chat", "alpaca", "plain"])
