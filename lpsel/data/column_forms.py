@@ -11,7 +11,7 @@ from lpsel.data.example import Example as Example
 from lpsel.data.example import Turn as Turn
 from lpsel.data.turns import check_no_media, media_columns, tools_of, turns_of
 from lpsel.data.values import is_null, text_of
-from lpsel.errors import UserError
+from lpsel.errors import UnusableRow, UserError
 
 
 class Field(NamedTuple):
@@ -39,20 +39,30 @@ class Form(NamedTuple):
         strict: optional columns must exist as well.
         tools: columns of the row, for a conversation that may have tools.
         media: columns of the row that must be empty: images, audio, video.
+        others: columns of the row that may say that it is more or less than its fields (`_check_others`).
     """
 
     fields: tuple[Field, ...]
     strict: bool = False
     tools: tuple[str, ...] = ()
     media: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
 
+SYSTEM = Field("system", "system", "system", optional=True)
 FORMS = (
-    Form((Field("messages", "messages", None, turns=True),)),
-    Form((Field("conversations", "conversations", None, turns=True),)),
-    Form((Field("prompt", "prompt", "user", turns=True), Field("completion", "completion", "assistant", turns=True))),
+    Form((SYSTEM, Field("messages", "messages", None, turns=True))),
+    Form((SYSTEM, Field("conversations", "conversations", None, turns=True))),
     Form(
         (
+            SYSTEM,
+            Field("prompt", "prompt", "user", turns=True),
+            Field("completion", "completion", "assistant", turns=True),
+        )
+    ),
+    Form(
+        (
+            SYSTEM,
             Field("instruction", "instruction", "user"),
             Field("input", "input", "input", optional=True),
             Field("output", "output", "assistant"),
@@ -60,6 +70,7 @@ FORMS = (
     ),
     Form(  # Dolly
         (
+            SYSTEM,
             Field("instruction", "instruction", "user"),
             Field("input", "context", "input", optional=True),
             Field("output", "response", "assistant"),
@@ -85,7 +96,10 @@ def forms_of(columns: Sequence[str], forms: Iterable[Form] | None = None) -> tup
             fields = tuple(field._replace(column=name) for field, name in pairs if name is not None)
             with_turns = any(field.turns for field in fields)
             tools = tuple(spelled[name] for name in ("tools", "functions") if with_turns and name in spelled)
-            possible.append(Form(fields, form.strict, tools, media))
+            may_be_unwanted = any(field.name == "completion" for field in fields)
+            telling = ("history", "label") if may_be_unwanted else ("history",)
+            others = tuple(spelled[name] for name in telling if name in spelled)
+            possible.append(Form(fields, form.strict, tools, media, others))
     return tuple(possible)
 
 
@@ -152,12 +166,26 @@ def to_example(raw: Mapping[str, Any], form: Form) -> Example:
     for _, column, role, may_be_turns, optional in form.fields:
         value = raw[column]
         if may_be_turns and (role is None or isinstance(value, list)):
-            turns += turns_of(value, column)
+            found = turns_of(value, column)
+            turns = found if turns == found[:1] else turns + found  # a system turn may be in its own column as well
         elif role == "input":
             extra = text_of(value, column)
         elif (text := text_of(value, column)) or not optional:
             turns.append(Turn(str(role), text))
     if form.media:
         check_no_media(raw, form.media)
+    if form.others:
+        _check_others(raw, form.others)
     tools = tuple(tool for column in form.tools for tool in tools_of(raw[column], column)) if form.tools else ()
     return Example(tuple(turns), extra, tools)
+
+
+def _check_others(raw: Mapping[str, Any], columns: Iterable[str]) -> None:
+    """Raise an UnusableRow for earlier turns (LLaMA-Factory), or an answer labeled as undesirable (KTO)."""
+    for column in columns:
+        if column.lower() == "history" and not (is_null(raw[column]) or raw[column] in ("", [])):
+            problem, hint = "has earlier turns", "write the conversation as messages"
+            raise UnusableRow(f"column {column}", None, problem, hint, kind="earlier turns in a column")
+        if column.lower() == "label" and raw[column] is False:
+            problem, hint = "false marks an answer that is not wanted", "remove the row or the column"
+            raise UnusableRow(f"column {column}", None, problem, hint, kind="an answer that is not wanted")

@@ -131,7 +131,7 @@ def contents_of(ids: pa.Array, unusable: pa.Array | None = None) -> Contents:
 def text_form(source: "Source", schema: pa.Schema) -> Form | None:
     """The form of all rows of a Parquet file, if it can be only one whose columns are all texts; else None."""
     forms = source.forms(tuple(schema.names))
-    if len(forms) != 1 or forms[0].tools or forms[0].media or source.spec.system != "keep":
+    if len(forms) != 1 or forms[0].tools or forms[0].media or forms[0].others or source.spec.system != "keep":
         return None
     texts = (pa.string(), pa.large_string())
     all_texts = all(f.role is not None and schema.field(f.column).type in texts for f in forms[0].fields)

@@ -70,7 +70,8 @@ def check_no_media(row: Mapping[str, Any], columns: tuple[str, ...], location: s
         value = row[column]
         if value and not is_null(value):
             kind = MEDIA_KINDS[re.split("s?_|s$", column.lower())[0]]
-            raise _unusable(f"{location}{column}", f"{kind} are not supported", kind)
+            problem = f"{kind} {'are' if kind == 'images' else 'is'} not supported"
+            raise _unusable(f"{location}{column}", problem, kind)
 
 
 def media_columns(columns: Any) -> tuple[str, ...]:
@@ -116,21 +117,21 @@ def _part(part: Any, column: str) -> str:
     if not isinstance(part, dict):
         raise _unusable(column, f"must be text or a list of parts, found {described(part)}", "a list as text")
     kind = part.get("type")
-    if kind in TEXT_PARTS or (kind is None and "text" in part):
+    if "text" in part and (kind is None or kind in TEXT_PARTS):
         return text_of(part.get("text"), column)
     media = next((name for word, name in MEDIA_KINDS.items() if word in str(kind)), None)
-    problem = f"a part of type {str(kind)[:40]!r} is not text"
+    problem = f"a part of type {str(kind)[:40]!r} is not text" if kind not in TEXT_PARTS else "a part has no text"
     raise _unusable(column, problem, media or "content parts that are not text")
 
 
 def _is_supervised(message: Mapping[str, Any], column: str) -> bool:
-    """Whether neither `weight` nor `train` excludes a turn from training."""
+    """Whether none of `weight`, `train` and `loss` excludes a turn from training."""
     marks = {key: message[key] for key in ("weight", "train") if not is_null(message.get(key))}
     for key, mark in marks.items():
         if mark not in (0, 1):  # also false and true
             problem = f"must be 0 or 1, false or true, found {described(mark)}"
             raise _unusable(f"{column}.{key}", problem, "a weight other than 0 and 1")
-    return all(marks.values())
+    return all(marks.values()) and message.get("loss") is not False  # another loss is a number
 
 
 def _fields(message: Mapping[str, Any], column: str) -> dict[str, Any]:
@@ -138,7 +139,11 @@ def _fields(message: Mapping[str, Any], column: str) -> dict[str, Any]:
     check_no_media(message, media_columns(message), f"{column}.")
     if message.get("refusal") and is_null(message.get("content")):
         raise _unusable(f"{column}.refusal", "a refusal without content is not an answer", "a refusal without content")
+    if message.get("train_detail"):
+        raise _unusable(f"{column}.train_detail", "parts of a turn cannot be excluded", "a turn to train on in part")
     fields: dict[str, Any] = {key: field for key in FIELDS if (field := text_of(message.get(key), f"{column}.{key}"))}
+    if isinstance(reasoning := message.get("reasoning"), str) and reasoning:  # of vLLM and OpenRouter
+        fields = {"reasoning_content": reasoning, **fields}
     calls = message.get("tool_calls")
     calls = parsed(calls, f"{column}.tool_calls") if isinstance(calls, str) and calls else calls
     calls = _list(calls) if calls and not is_null(calls) else []

@@ -13,7 +13,7 @@ def text_of(value: Any, column: str) -> str:
     """The text of a value: null and NaN are empty, numbers and booleans are as in JSON.
 
     Raises:
-        UnusableRow: any other value, or half of a surrogate pair.
+        UnusableRow: any other value, infinity, or half of a surrogate pair.
     """
     if isinstance(value, str):
         if not value.isascii():
@@ -21,6 +21,9 @@ def text_of(value: Any, column: str) -> str:
         return value
     if is_null(value):
         return ""
+    if isinstance(value, float) and math.isinf(value):
+        problem, kind = "is a number that is infinite or too large", "an infinite number as text"
+        raise UnusableRow(f"column {column}", None, problem, "write it as a string", kind=kind)
     if isinstance(value, bool | int | float):
         return json.dumps(value)
     problem = f"must be text, found {described(value)}"

@@ -98,9 +98,28 @@ USABLE = {
         answer(content="Hello", reasoning_content="Think."),
         answered(fields={"reasoning_content": "Think."}),
     ),
+    "reasoning as vLLM writes it": (
+        answer(content="Hello", reasoning="Think.", reasoning_content=None),
+        answered(fields={"reasoning_content": "Think."}),
+    ),
+    "a system column": (
+        {"system": "Be brief.", "instruction": "Hi", "output": "Hello"},
+        Example((Turn("system", "Be brief."), *HELLO.turns)),
+    ),
+    "a system column next to turns": (
+        {"System": "Be brief.", "conversations": chat(("user", "Hi"), ("assistant", "Hello"))["messages"]},
+        Example((Turn("system", "Be brief."), *HELLO.turns)),
+    ),
+    "a system column that repeats the first turn": (
+        {"system": "Be brief.", **chat(("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello"))},
+        Example((Turn("system", "Be brief."), *HELLO.turns)),
+    ),
+    "no system text": ({"system": None, "history": [], "instruction": "Hi", "output": "Hello"}, HELLO),
     "weights": (answer(content="Hello", weight=1.0, train=None), HELLO),
     "a turn with weight 0": (answer(content="Hello", weight=0), answered(supervised=False)),
     "a turn not to train on": (answer(content="Hello", train=False, weight=1), answered(supervised=False)),
+    "a turn without a loss": (answer(content="Hello", loss=False), answered(supervised=False)),
+    "a wanted answer": ({"prompt": "Hi", "completion": "Hello", "label": True}, HELLO),
     "no images": ({**answer(content="Hello"), "images": [], "image": None}, HELLO),
     "tools": (
         {**answer(content="Hello"), "tools": json.dumps([{"name": "w"}])},
@@ -133,6 +152,13 @@ def test_arguments_of_calls_have_the_same_id_as_objects_and_as_text_in_json_line
 
 UNUSABLE = {
     "a list as text": [{"instruction": "a", "output": ["b"]}, chat(("user", ["a", "b"]))],
+    "an infinite number as text": [
+        {"instruction": "a", "output": float("inf")},
+        chat(("user", "a"), ("assistant", -float("inf"))),
+    ],
+    "earlier turns in a column": [{**ADD, "history": [["Hi", "Hello"]]}],
+    "an answer that is not wanted": [{"prompt": "a", "completion": "b", "label": False}],
+    "a turn to train on in part": [answer(content="ab", train_detail=[{"begin_offset": 0, "end_offset": 0}])],
     "an object as text": [{"instruction": {"a": 1}, "output": "b"}, chat(("user", {"text": "a"}))],
     "half a surrogate pair": [
         {"instruction": "\ud83d", "output": "b"},
@@ -147,7 +173,10 @@ UNUSABLE = {
         {"messages": [{"role": "user", "content": "What?", "images": ["x.png"]}]},
     ],
     "audio": [{**ADD, "audio": "x.wav"}, chat(("user", [{"type": "input_audio"}]))],
-    "content parts that are not text": [chat(("user", [{"type": "file", "file": "x"}]))],
+    "content parts that are not text": [
+        chat(("user", [{"type": "file", "file": "x"}])),
+        chat(("user", [{"type": "text", "content": "Hi"}])),
+    ],
     "a weight other than 0 and 1": [answer(content="a", weight=0.5), answer(content="a", train="no")],
     "a refusal without content": [answer(content=None, refusal="No.")],
     "a tool call without a name": [answer(tool_calls=[{"id": "1"}]), answer(tool_calls=["w"])],
@@ -186,6 +215,24 @@ def test_a_csv_row_with_other_fields_than_the_header_can_be_skipped(tmp_path):
     path.write_text("instruction,output\na,b\nc\nd,e\n")
     kinds = [row.unusable for row in source(path, bad_rows="skip")]
     assert kinds == [None, "fields unlike the header's", None]
+
+
+@pytest.mark.parametrize("text", ["instruction,output\ra,b\r", 'instruction,output\na,"b" c\n', 'a,"b\n'])
+def test_csv_that_cannot_be_parsed_is_one_line(tmp_path, text):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(text.encode())
+    with pytest.raises(UserError, match="not valid CSV") as caught:
+        list(source(path))
+    assert caught.value.name.startswith(f"{path}, line ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_system_column_in_parquet_has_the_ids_of_json_lines(tmp_path):
+    rows = [{"system": text, "instruction": "Hi", "output": "Hello"} for text in ("Be brief.", "", None)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    ids = source(tmp_path / "rows.parquet").ids
+    assert ids == source(write(tmp_path / "rows.jsonl", *rows)).ids
+    assert ids[1].as_py() == ids[2].as_py() == HELLO.content_id()
 
 
 @pytest.mark.parametrize(
