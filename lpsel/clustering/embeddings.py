@@ -29,11 +29,18 @@ WEIGHTED_TOKENS = 2048  # what RDS+ reads
 BATCH_ROWS = 64  # of MAX_TOKENS tokens; fewer of longer rows
 PART_ROWS = 16_384  # sorted by length together, and stored together
 NAME_DIGITS = 32  # of a SHA-256, in the name of a part
-HINT = "set cluster.embedder=FOLDER (a sentence-transformers model), or cluster=none"
+OPTION = "cluster.embedder"
+HINTS = {
+    OPTION: "set cluster.embedder=FOLDER (a sentence-transformers model), or cluster=none",
+    "selection.embedder": "set selection.embedder=FOLDER (a sentence-transformers or language model)",
+}
 
 
-def check_embedder(embedder: str) -> None:
+def check_embedder(embedder: str, option: str = OPTION) -> None:
     """Check that an embedder exists, without loading it.
+
+    Args:
+        option: a key of HINTS, the option that names it.
 
     Raises:
         UserError: neither a folder with a model nor a model on the Hub.
@@ -41,17 +48,19 @@ def check_embedder(embedder: str) -> None:
     folder = Path(embedder).expanduser()
     if folder.is_dir():
         if not any((folder / name).is_file() for name in ("config.json", "modules.json")):
-            raise UserError("cluster.embedder", embedder, "has neither config.json nor modules.json", HINT)
+            raise UserError(option, embedder, "has neither config.json nor modules.json", HINTS[option])
     elif folder.is_absolute() or embedder.startswith((".", "~")) or embedder.count("/") > 1:
-        raise UserError("cluster.embedder", embedder, "no such folder", HINT)
+        raise UserError(option, embedder, "no such folder", HINTS[option])
     else:
         try:
             hub_config(embedder)
         except UserError as error:
-            raise UserError("cluster.embedder", embedder, error.problem, HINT) from error
+            raise UserError(option, embedder, error.problem, HINTS[option]) from error
 
 
-def embed(source: Source, embedder: str, cache_dir: Path, weighted: bool = False) -> NDArray[np.float32]:
+def embed(
+    source: Source, embedder: str, cache_dir: Path, weighted: bool = False, option: str = OPTION
+) -> NDArray[np.float32]:
     """Embeddings of all different contents of the usable rows, in ascending order of their ids, float32 (U, D).
 
     They are cached in parts, each named by its SHA-256. A part that has changed is deleted with a warning, and its rows
@@ -61,6 +70,7 @@ def embed(source: Source, embedder: str, cache_dir: Path, weighted: bool = False
         embedder: a sentence-transformers folder or Hub id, which normalizes or not. It reads 256 tokens of a row.
         weighted: the mean of the last hidden states with each token's position as its weight, of 2,048 tokens, whatever
             the embedder's own pooling (Ivison et al. 2025, RDS+, arXiv 2503.01807).
+        option: a key of HINTS, the option that names the embedder.
 
     Raises:
         UserError: the embedder cannot be loaded, or the cache cannot be written.
@@ -74,7 +84,7 @@ def embed(source: Source, embedder: str, cache_dir: Path, weighted: bool = False
         missing_N = np.zeros(len(index_N), np.bool_)
         missing_N[first_U[~cached_U]] = True
         if missing_N.any():
-            _embed_missing(source, missing_N, _load(embedder, weighted), entry.folder)
+            _embed_missing(source, missing_N, _load(embedder, weighted, option), entry.folder)
         vectors_UD = _cached_vectors(entry.folder, ids_U)
     assert vectors_UD is not None
     return vectors_UD
@@ -102,7 +112,7 @@ def _embed_missing(source: Source, missing_N: NDArray[np.bool_], model: Any, fol
             _write(folder, [id_ for id_, _ in part], np.concatenate(vectors))
 
 
-def _load(embedder: str, weighted: bool) -> Any:
+def _load(embedder: str, weighted: bool, option: str) -> Any:
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging as verbosity
 
@@ -115,7 +125,7 @@ def _load(embedder: str, weighted: bool) -> Any:
             str(folder) if folder.is_dir() else embedder, model_kwargs={"use_safetensors": True}
         )
     except Exception as error:  # transformers, the Hub's client and safetensors each raise their own
-        raise UserError("cluster.embedder", embedder, f"cannot be loaded ({first_line(error)})", HINT) from error
+        raise UserError(option, embedder, f"cannot be loaded ({first_line(error)})", HINTS[option]) from error
     finally:
         verbosity.set_verbosity(level)
     most = WEIGHTED_TOKENS if weighted else MAX_TOKENS

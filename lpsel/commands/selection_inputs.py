@@ -75,6 +75,12 @@ class Inputs:
         known = self.spec.records if self.given is None else self.given.columns
         return [name for name in self.spec.columns if name is not None and name not in known]
 
+    @property
+    def embedder_option(self) -> str:
+        """The option that names the rule's embedder: that of the clusters, unless it has one of its own."""
+        same = isinstance(self.clusters, KMeans) and self.clusters.embedder == self.spec.embedder
+        return "cluster.embedder" if same else "selection.embedder"
+
 
 def prepare_inputs(
     config: DictConfig, cache_dir: Path, make_setup: Callable[[], "TrainingSetup"], tokens_of: ModelSpec
@@ -191,7 +197,7 @@ def _check(inputs: Inputs) -> None:
     for name in inputs.source_columns:
         _number(next(row for row in inputs.source if row.unusable is None), name, spec)
     if spec.needs_vectors and spec.embedder is not None:
-        check_embedder(spec.embedder)
+        check_embedder(spec.embedder, inputs.embedder_option)
     if inputs.setup is not None and spec.epochs is not None:
         from lpsel.scoring.scorer import check_scorer
 
@@ -262,7 +268,7 @@ def load_table(inputs: Inputs) -> tuple[ScoreTable, "Scores | None"]:
 
 def _vectors(source: Source, embedder: str, inputs: Inputs) -> NDArray[np.float32]:
     """The embeddings of all rows, (N, D); any for an unusable one."""
-    vectors_UD = embed(source, embedder, inputs.cache_dir, weighted=inputs.spec.rule.uses_query)
+    vectors_UD = embed(source, embedder, inputs.cache_dir, inputs.spec.rule.uses_query, inputs.embedder_option)
     return vectors_UD[source.contents.position]
 
 

@@ -82,6 +82,13 @@ def test_rds_works_with_the_target_and_with_matched_lengths(select, toy_model):
     assert (caught.value.name, caught.value.value) == ("selection.embedder", "target")
 
 
+def test_an_embedder_of_the_selection_that_cannot_be_loaded_is_reported_as_such(select, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"cannot be loaded .* Set selection\.embedder=FOLDER") as caught:
+        select("broken", "selection=rds", select.query, f"selection.embedder={tmp_path}")
+    assert (caught.value.name, caught.value.value) == ("selection.embedder", str(tmp_path))
+
+
 def test_task_lp_selects_the_largest_relative_drops_after_training_on_the_examples(select):
     result = select("task", "selection=task_lp", select.query)
     records = pq.read_table(result["scores"])

@@ -181,6 +181,9 @@ RANGES = [
     Case("select cluster=kmeans cluster.n_clusters=0", "cluster.n_clusters=0"),
     Case("select cluster=kmeans cluster.n_clusters=many", "cluster.n_clusters=many"),
     Case("select cluster=kmeans cluster.embedder=./nowhere", "cluster.embedder=./nowhere"),
+    Case("select selection=k_center cluster.embedder=./nowhere", "cluster.embedder=./nowhere"),
+    Case("select selection=k_center selection.embedder=./nowhere", "selection.embedder=./nowhere"),
+    Case("select selection=rds query.path=good.jsonl selection.embedder=./nowhere", "selection.embedder=./nowhere"),
     Case("select scores_key=a", "scores_key=a"),
 ]
 
