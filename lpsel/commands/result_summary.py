@@ -63,6 +63,7 @@ def diagnosis(found: Mapping[str, Any]) -> Pairs:
         "known before training": found["known"],
         "with rising loss": found["rising"],
         "duplicates": found["duplicates"],
+        f"near-duplicates among {found['near_duplicates_among']:,}": found["near_duplicates"],
     }
     counted = [f"{count:,} {what}" for what, count in counts.items() if count is not None]
     pairs.append(("Selected rows", ", ".join([f"median response {lengths}", *counted])))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from lpsel.clustering.near_duplicates import near_duplicates, sample
 from lpsel.commands import result_summary
 from lpsel.commands.arguments import SELECTION
 from lpsel.commands.job import Job
@@ -74,9 +75,10 @@ def write_selection(
     write_atomically(table_path, lambda file: pq.write_table(selection.to_arrow(), file, **PARQUET_OPTIONS))
     positions = ends(selection, inputs.seed)
     shown = selection.table.index[np.concatenate([*positions.values()])].tolist()
-    subset_path, seen = write_subset(source, selection.selected, run_dir, shown)
+    compared = selection.table.index[sample(np.flatnonzero(selection.selected))].tolist()
+    subset_path, seen = write_subset(source, selection.selected, run_dir, shown, compared)
     statistics = summary(selection, seen.mean_characters(selection.selected))
-    diagnosed = diagnosis(selection, seen.characters)
+    diagnosed = diagnosis(selection, seen.characters, near_duplicates([*seen.texts.values()]))
     hashes = {path.name: sha256_of(path) for path in (subset_path, table_path)}
 
     parents = [scores_artifact(scores.folder, scores.manifest())] if scores else []

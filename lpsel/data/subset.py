@@ -1,6 +1,6 @@
 """Selected rows as in the source: JSON lines, or Parquet if the source is Parquet."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -16,6 +16,7 @@ from lpsel.storage import json_line, write_atomically
 if TYPE_CHECKING:
     import pyarrow as pa
 
+ENDS = 2_000  # characters from each end of a longer text that are compared
 NAMES = {False: "subset.jsonl", True: "subset.parquet"}  # by whether the source is a Parquet file
 
 
@@ -25,11 +26,25 @@ class Seen:
 
     Attributes:
         characters: of the prompt and the response of every row, int32 (2, N).
-        rows: the requested rows, by number.
+        wanted: numbers of the rows to return in `rows`, selected or not.
+        compared: numbers of the rows to return in `texts`.
+        rows: by number.
+        texts: both ends of `Example.embedding_text`, once for every content, by its id.
     """
 
     characters: NDArray[np.int32]
+    wanted: frozenset[int]
+    compared: frozenset[int]
     rows: dict[int, Example] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+
+    def keep(self, number: int, example: Example) -> None:
+        """Add a row to `rows` and `texts` if it belongs there."""
+        if number in self.wanted:
+            self.rows[number] = example
+        if number in self.compared:
+            text = example.embedding_text()
+            self.texts[example.content_id()] = text if len(text) <= 2 * ENDS else f"{text[:ENDS]} {text[-ENDS:]}"
 
     def mean_characters(self, selected: NDArray[np.bool_]) -> dict[str, dict[str, float]]:
         """Mean characters per row of `prompt` and `response`, for the `selected` rows and for `all`."""
@@ -40,20 +55,20 @@ class Seen:
 
 
 def write_subset(
-    source: Source, selected: NDArray[np.bool_], folder: Path, wanted: Collection[int]
+    source: Source, selected: NDArray[np.bool_], folder: Path, wanted: Iterable[int], compared: Iterable[int] = ()
 ) -> tuple[Path, Seen]:
     """Write the selected rows in source order, in one pass.
 
     Args:
         selected: bool (N,).
         folder: gets subset.jsonl, or subset.parquet if the source is Parquet files that have the same schema.
-        wanted: numbers of rows to return in `Seen.rows`, selected or not.
+        wanted, compared: numbers of rows to return in `Seen.rows` and in `Seen.texts`.
     """
     is_parquet = _is_parquet(source)
     path = folder / NAMES[is_parquet]
-    seen = Seen(np.zeros((2, len(selected)), np.int32))
+    seen = Seen(np.zeros((2, len(selected)), np.int32), frozenset(wanted), frozenset(compared))
     write = _write_parquet if is_parquet else _write_lines
-    write_atomically(path, lambda file: write(file, source, selected, set(wanted), seen))
+    write_atomically(path, lambda file: write(file, source, selected, seen))
     return path, seen
 
 
@@ -67,26 +82,25 @@ def _is_parquet(source: Source) -> bool:
     return all(first.equals(other) for other in others)
 
 
-def _write_lines(file: IO[bytes], source: Source, selected: NDArray[np.bool_], wanted: set[int], seen: Seen) -> None:
+def _write_lines(file: IO[bytes], source: Source, selected: NDArray[np.bool_], seen: Seen) -> None:
     def lines() -> Iterator[bytes]:
         for position, ((index, raw, example, _), chosen) in enumerate(zip(source, selected.tolist(), strict=True)):
             seen.characters[:, position] = example.characters()
-            if index in wanted:
-                seen.rows[index] = example
+            seen.keep(index, example)
             if chosen:
                 yield json_line(raw)
 
     file.writelines(lines())
 
 
-def _write_parquet(file: IO[bytes], source: Source, selected: NDArray[np.bool_], wanted: set[int], seen: Seen) -> None:
+def _write_parquet(file: IO[bytes], source: Source, selected: NDArray[np.bool_], seen: Seen) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     from lpsel.data.parquet import batches
 
     first, last = source.spec.skip, source.spec.skip + len(selected)
-    start = 0
+    start, kept = 0, seen.wanted | seen.compared
     with pq.ParquetWriter(file, pq.read_schema(source.parquet_files[0])) as writer:
         for batch in chain.from_iterable(map(batches, source.parquet_files)):
             end = start + len(batch)
@@ -95,9 +109,9 @@ def _write_parquet(file: IO[bytes], source: Source, selected: NDArray[np.bool_],
                 seen.characters[:, rows] = _characters(source, part)
                 if len(chosen := part.filter(pa.array(selected[rows]))):
                     writer.write_batch(chosen)
-                for row in wanted:
+                for row in kept:
                     if row + first in taken:
-                        seen.rows[row] = source.example(part.slice(row + first - taken[0], 1).to_pylist()[0])
+                        seen.keep(row, source.example(part.slice(row + first - taken[0], 1).to_pylist()[0]))
             start = end
             if start >= last:
                 break

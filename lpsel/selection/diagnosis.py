@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from lpsel.clustering.near_duplicates import SIMILAR, NearDuplicates
 from lpsel.scoring.metrics import known_level, rises
 from lpsel.scoring.table import ScoreTable
 from lpsel.selection.agreement import spearman
@@ -24,11 +25,12 @@ MANY_KNOWN, MANY_RISING, MANY_DUPLICATES = 0.1, 0.01, 0.01  # fractions of the s
 Lengths = Mapping[str, NDArray[np.int32]]  # by column name
 
 
-def diagnosis(selection: Selection, characters_2N: NDArray[np.int32]) -> dict[str, Any]:
+def diagnosis(selection: Selection, characters_2N: NDArray[np.int32], near: NearDuplicates) -> dict[str, Any]:
     """What result.json says about a selection; correlations are None if the scores are arbitrary.
 
     Args:
         characters_2N: of the prompt and the response of every row, used where there are no token counts.
+        near: of the selected rows, once for every content.
     """
     table, selected = selection.table, selection.selected
     unit = "tokens" if table.tokens_known else "characters"
@@ -49,6 +51,8 @@ def diagnosis(selection: Selection, characters_2N: NDArray[np.int32]) -> dict[st
         },
         **known_and_rising(table, selected),
         "duplicates": duplicates(table, selected),
+        "near_duplicates": near.count,
+        "near_duplicates_among": near.compared,
     }
     return values | {"warnings": list(_warnings(selection, values))}
 
@@ -154,3 +158,10 @@ def _warnings(selection: Selection, values: Mapping[str, Any]) -> Iterator[str]:
     for name, (many, what) in counted.items():
         if (values[name] or 0) >= many * n:
             yield f"{values[name]:,} of {n:,} selected rows {what}. selection.{name}=drop leaves them out."
+    similar, among = values["near_duplicates"], values["near_duplicates_among"]
+    if similar and similar >= MANY_DUPLICATES * among:
+        sampled = " (a random sample)" if among < n - (values["duplicates"] or 0) else ""
+        yield (
+            f"{similar:,} of {among:,} different selected rows{sampled} are near-duplicates of another one: at least "
+            f"{SIMILAR:.0%} of their word triples are the same. selection=k_center selects rows that differ."
+        )

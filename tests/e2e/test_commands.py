@@ -57,6 +57,15 @@ def test_the_selected_rows_have_the_lowest_lp_app(trained):
     assert set(selected.loc[selected["selected"], "index"]) == expected
 
 
+def test_near_duplicates_among_the_selected_rows_are_counted(tmp_path, toy_model, instructions):
+    overrides = given(tmp_path, toy_model, instructions(), *scorer(toy_model), "selection=full")
+    found = run("select", overrides, tmp_path / "full")["diagnosis"]
+    # "Instruction: Count to k. Response: 0 1 ... k #i", k = i % 7, has k + 5 triples, all but the last the same for
+    # one k: (k + 4) / (k + 6) is .67 for k = 0 and at least .71 for the 20 rows with another k, six of which are first.
+    assert (found["near_duplicates"], found["near_duplicates_among"]) == (14, 24)
+    assert "14 of 24 different selected rows are near-duplicates" in found["warnings"][-1]
+
+
 def test_the_trained_model_loads_with_transformers_and_has_changed(trained, toy_model):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lpsel.data import subset
 from lpsel.data.dataset import DatasetSpec, Source
 from lpsel.data.subset import write_subset
 
@@ -44,6 +45,18 @@ def test_characters_of_all_and_of_selected_rows_are_counted(form, tmp_path, requ
     assert seen.characters.tolist() == [[1, 0, 10, 5], [1, 1, 0, 1]]
     means = seen.mean_characters(np.array([False, False, True, True]))
     assert means == {"prompt": {"selected": 7.5, "all": 4.0}, "response": {"selected": 0.5, "all": 0.75}}
+
+
+@pytest.mark.parametrize("form", ["parquet", "lines"])
+def test_texts_to_compare_are_kept_once_for_every_content(form, tmp_path, request, monkeypatch):
+    path = request.getfixturevalue(form)
+    source = Source(DatasetSpec("rows", path=str(path)))
+    _, seen = write_subset(source, np.full(len(source), True), tmp_path, wanted=[], compared=[1, 4])
+    expected = {row.example.content_id(): row.example.embedding_text() for row in source if row.index in (1, 4)}
+    assert (seen.texts, seen.rows) == (expected, {})
+    monkeypatch.setattr(subset, "ENDS", 5)
+    _, seen = write_subset(source, np.full(len(source), True), tmp_path, wanted=[], compared=[4])
+    assert [*seen.texts.values()] == [f"{text[:5]} {text[-5:]}" for text in [*expected.values()][1:]]
 
 
 def test_characters_of_conversations_are_counted_by_side(tmp_path):

@@ -8,14 +8,22 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from lpsel.clustering.near_duplicates import NearDuplicates
 from lpsel.commands.result_summary import diagnosis as as_pairs
 from lpsel.scoring.metrics import known_level, rises
 from lpsel.scoring.read import read_scores
 from lpsel.selection import diagnosis as module
-from lpsel.selection.diagnosis import diagnosis, explained_by_clusters
+from lpsel.selection.diagnosis import explained_by_clusters
 from lpsel.selection.select import select
 
 NO_CHARACTERS = np.zeros((2, 10), np.int32)
+NO_NEAR = NearDuplicates(0, 0)
+
+
+def diagnosis(selection, characters, near=NO_NEAR):
+    return module.diagnosis(selection, characters, near)
+
+
 # Ten rows, NLL before and after one epoch. LP_app_nll: .5 to .05, falling as the loss and the length rise.
 NLL_0 = np.arange(1.0, 11)
 DROP = np.array([0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05])
@@ -91,6 +99,21 @@ def test_every_warning_names_the_option_that_addresses_it(make_table, make_spec)
     assert addressed["warnings"] == []
 
 
+def test_near_duplicates_are_a_warning_from_one_percent_on(table, make_spec):
+    selection = select(table, make_spec("random"), 100, 0)
+    others = diagnosis(selection, NO_CHARACTERS, NearDuplicates(1, 101))["warnings"]
+    assert not any("near" in warning for warning in others)
+    found = diagnosis(selection, NO_CHARACTERS, NearDuplicates(1, 10))
+    assert (found["near_duplicates"], found["near_duplicates_among"]) == (1, 10)
+    assert found["warnings"] == [
+        *others,
+        "1 of 10 different selected rows are near-duplicates of another one: at least 70% of their word triples are "
+        "the same. selection=k_center selects rows that differ.",
+    ]
+    warning = diagnosis(selection, NO_CHARACTERS, NearDuplicates(1, 9))["warnings"][-1]
+    assert warning.startswith("1 of 9 different selected rows (a random sample) are near-duplicates")
+
+
 def test_equal_scores_are_reported_as_an_arbitrary_ranking(make_table, make_spec):
     selection = select(make_table([[10.0] * 10, [5.0] * 10]), make_spec("lp_app"), 30, 0)
     (warning,) = diagnosis(selection, NO_CHARACTERS)["warnings"]
@@ -138,7 +161,8 @@ def test_the_summary_has_a_line_for_each(table, make_spec):
     pairs = dict(as_pairs(diagnosis(select(table, make_spec("lp_app_nll"), 20, 0), NO_CHARACTERS)))
     assert pairs["Score follows"].startswith("response_tokens -1.00, nll_0 -1.00, clusters 0.73 (Spearman;")
     assert pairs["Selected rows"] == (
-        "median response 52 tokens (all: 6), 0 known before training, 0 with rising loss, 0 duplicates"
+        "median response 52 tokens (all: 6), 0 known before training, 0 with rising loss, 0 duplicates, "
+        "0 near-duplicates among 0"
     )
     assert "selection.length=matched" in pairs["Warning"]
 

@@ -1,0 +1,66 @@
+"""Near-duplicates: rows whose texts share most of their word triples.
+
+N texts, F triples in several texts
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+SIMILAR = 0.7  # Jaccard similarity of the sets of word triples from which on two rows are near-duplicates
+MOST_ROWS = 10_000  # of more, a random sample is compared
+MOST_PRODUCTS = 2_000_000_000  # pairs of rows with a common triple, over all triples: some 10 s; a sample of more
+BLOCK = 256  # rows compared with all others at once
+HASHES = 2**22  # of triples; rows in which two of them collide seem a little more similar
+# A character of a script without spaces is a word.
+WORD = r"[\u3040-\u30ff\u3400-\u9fff]|\w+"
+
+
+class NearDuplicates(NamedTuple):
+    """How many of the `compared` rows are near-duplicates of an earlier one of them."""
+
+    count: int
+    compared: int
+
+
+def sample(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """At most MOST_ROWS of the rows, drawn at random."""
+    return rows if len(rows) <= MOST_ROWS else np.random.default_rng(0).choice(rows, MOST_ROWS, replace=False)
+
+
+def near_duplicates(texts: Sequence[str]) -> NearDuplicates:
+    """Count texts that are near-duplicates of an earlier one, of a random sample where many share long passages.
+
+    The measure is that of near-duplicates in web data (Broder 1997; Lee et al. 2022, arXiv 2107.06499), the Jaccard
+    similarity of the sets of n-grams: |A and B| / |A or B|. Case and punctuation do not count.
+    """
+    if not texts:
+        return NearDuplicates(0, 0)
+    hashed = _triples(texts)
+    rows_F = np.bincount(hashed.indices, minlength=HASHES)
+    size_N, triples_NF = np.diff(hashed.indptr), hashed[:, np.flatnonzero(rows_F > 1)]
+    if (products := (rows_F.astype(np.float64) ** 2).sum()) > MOST_PRODUCTS:
+        n = int(len(texts) * np.sqrt(MOST_PRODUCTS / products))
+        rows = np.sort(np.random.default_rng(0).choice(len(texts), n, replace=False))
+        size_N, triples_NF = size_N[rows], triples_NF[rows]
+    by_triple_FN, count = triples_NF.T.tocsr(), 0
+    for start in range(0, len(size_N), BLOCK):
+        common = (triples_NF[start : start + BLOCK] @ by_triple_FN).tocoo()
+        row, other = common.row + start, common.col
+        similar = common.data >= SIMILAR * (size_N[row] + size_N[other] - common.data)
+        count += len(np.unique(row[similar & (other < row)]))
+    return NearDuplicates(count, len(size_N))
+
+
+def _triples(texts: Sequence[str]) -> csr_array:
+    """Which hashed triples of words the texts have, 1 or 0, float32 (N, HASHES)."""
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    vectorizer = HashingVectorizer(
+        ngram_range=(3, 3), token_pattern=WORD, n_features=HASHES, binary=True, norm=None, alternate_sign=False,
+        dtype=np.float32,
+    )  # fmt: skip
+    return csr_array(vectorizer.transform(texts))
