@@ -144,12 +144,16 @@ def _slice_of(tensor: Any) -> tuple[int, int]:
 
 
 def _write_slices(folder: Path, rank: int, tensors: dict[str, Any]) -> None:
-    own, where = {}, {}
+    own: dict[str, Tensor] = {}
+    where, stored = {}, set()
     for name, value in tensors.items():
         sliced = isinstance(value, DTensor)
         if sliced or rank == 0:
-            # Copied, because the states of bitsandbytes share a code book and safetensors rejects shared memory.
-            own[name] = (value.to_local() if sliced else value).to("cpu", copy=True).contiguous()
+            part = (value.to_local() if sliced else value).cpu().contiguous()
+            storage = part.untyped_storage().data_ptr()
+            # safetensors rejects shared memory, and the states of bitsandbytes share a code book.
+            own[name] = part.clone() if storage in stored else part
+            stored.add(storage)
             where[name] = {"first": _slice_of(value)[0], "shape": list(value.shape)}
     described = folder / SLICES.format(rank)
     path = described.with_suffix(".safetensors")
