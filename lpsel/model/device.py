@@ -1,6 +1,7 @@
 """The device and the precision that a configuration selects on this machine, and how freed memory is reused."""
 
 import ctypes
+import logging
 import os
 from collections.abc import Callable
 from functools import cache
@@ -13,8 +14,10 @@ from lpsel.errors import UserError, check_choice
 if TYPE_CHECKING:
     import torch
 
+log = logging.getLogger(__name__)
+
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
-ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 ALIASES = {"32": "32-true", "bf16": "bf16-mixed"}
 
 # On CPUs: hidden size, and speed of bfloat16 products over float32 ones, from which bf16-mixed with its casts is faster
@@ -74,13 +77,23 @@ def lightning_precision(precision: str) -> str:
 
 
 def device_of(accelerator: str) -> "torch.device":
-    """The device that a run in one process uses."""
+    """The device that a run in one process uses; with `auto` CUDA or the CPU, since Apple's GPUs are untested."""
     check_choice("trainer.accelerator", accelerator, ACCELERATORS)
     import torch
 
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError("trainer.accelerator", accelerator, "this machine has no CUDA device", "set trainer=cpu")
+    if accelerator == "mps":
+        if not torch.backends.mps.is_available():
+            raise UserError("trainer.accelerator", "mps", "this machine has no Apple GPU", "set trainer=cpu")
+        _warn_untested()
+        return torch.device("mps")
     return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@cache
+def _warn_untested() -> None:
+    log.warning("trainer.accelerator=mps is untested: compare the losses of a few rows with those of trainer=cpu")
 
 
 def total_memory(device: "torch.device") -> int:

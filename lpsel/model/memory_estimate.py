@@ -18,7 +18,7 @@ QUANTIZED = 0.5 + 1 / 64 + 4 / 16384  # bytes per weight in NF4 with double quan
 MOMENTS_8BIT = 2 + 2 * 4 / 256  # bytes per weight: two moments, and a scale per block of 256
 
 # Of a recording pass; on a GPU, because a small model computes smaller packs faster than Python launches their kernels.
-ACTIVATION_BYTES = {"cpu": 256 * 2**20, "cuda": 512 * 2**20}
+ACTIVATION_BYTES = {"cpu": 256 * 2**20, "cuda": 512 * 2**20, "mps": 256 * 2**20}
 
 PACKS = (4096, 2048, 1024, 512)  # tokens of the largest pack of training
 

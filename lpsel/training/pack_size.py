@@ -18,7 +18,7 @@ from lpsel.training.setup import TrainingSetup
 log = logging.getLogger(__name__)
 
 # Of the memory: the tokens, the program and whatever else runs on the machine take the rest of a host's.
-USABLE = {"cpu": 0.5, "cuda": 0.9}
+USABLE = {"cpu": 0.5, "cuda": 0.9, "mps": 0.5}
 
 
 class PackSize(L.Callback):

@@ -98,6 +98,7 @@ def _trainer(
         raise UserError("trainer.num_nodes", nodes, problem, "start it on every node with torchrun or srun")
     try:
         trainer: L.Trainer = partial_of({**settings, "precision": lightning_precision(module.precision)})(
+            accelerator=setup.device.type,
             max_epochs=epochs,
             callbacks=callbacks,
             logger=TrackerLogger(setup.tracker) if setup.tracker.enabled else False,

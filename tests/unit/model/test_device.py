@@ -11,10 +11,21 @@ import lightning as L
 import pytest
 import torch
 
+from lpsel.errors import UserError
 from lpsel.model.adapter import Adapter
-from lpsel.model.device import bfloat16_speedup, choose_threads, resolve_precision
+from lpsel.model.device import bfloat16_speedup, choose_threads, device_of, resolve_precision
 from lpsel.model.lightning_module import FineTuner
 from lpsel.model.spec import ModelSpec
+
+
+def test_apple_gpus_are_used_on_request_only(monkeypatch, caplog):
+    with pytest.raises(UserError) as caught:
+        device_of("mps")
+    assert (caught.value.name, caught.value.hint) == ("trainer.accelerator", "set trainer=cpu")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert device_of("auto").type == "cpu"
+    assert [device_of("mps").type, device_of("mps").type] == ["mps", "mps"]
+    assert [m.split(":")[0] for m in caplog.messages] == ["trainer.accelerator=mps is untested"]
 
 
 @pytest.mark.parametrize(("major", "precision"), [(7, "32-true"), (8, "bf16-mixed"), (9, "bf16-mixed")])
