@@ -20,9 +20,9 @@ WORD = r"[\u3040-\u30ff\u3400-\u9fff]|\w+"
 
 
 class NearDuplicates(NamedTuple):
-    """How many of the `compared` rows are near-duplicates of an earlier one of them."""
+    """How many `rows` of those `compared` are near-duplicates of an earlier one of them."""
 
-    count: int
+    rows: int
     compared: int
 
 

@@ -51,7 +51,7 @@ def diagnosis(selection: Selection, characters_2N: NDArray[np.int32], near: Near
         },
         **known_and_rising(table, selected),
         "duplicates": duplicates(table, selected),
-        "near_duplicates": near.count,
+        "near_duplicates": near.rows,
         "near_duplicates_among": near.compared,
     }
     return values | {"warnings": list(_warnings(selection, values))}

@@ -73,7 +73,7 @@ def test_real_rows_have_as_many_as_by_sets(shared_data):
         Example((Turn("user", r["instruction"]), Turn("assistant", r["output"])), r["input"]).embedding_text()
         for r in rows
     ]
-    assert near_duplicates(texts).count == by_sets(texts) == 16
+    assert near_duplicates(texts).rows == by_sets(texts) == 16
 
 
 def test_rows_that_share_a_long_passage_are_sampled(monkeypatch):
