@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,6 +70,19 @@ def test_grape_takes_the_likeliest_answer_to_every_prompt_first(make_table, make
     assert selection.counts == {"empty answer": 1, "score is undefined": 1}
     seeds = {tuple(select(table, make_spec("grape"), 15, seed).selected) for seed in range(20)}
     assert len(seeds) == 3, "which prompts come first is random"
+
+
+def test_grape_ranks_second_answers_after_all_first_ones_even_where_an_option_excludes_the_first(make_table, make_spec):
+    # Two answers each to prompts 0, 1 and 2. Row 0, the likeliest of prompt 0, is known: row 1 stays a second answer.
+    # Row 4 is unusable: row 5 is the likeliest of prompt 2.
+    columns = {PROMPT: np.array([0.0, 0, 1, 1, 2, 2])}
+    unusable = pa.array([None, None, None, None, "images", None])
+    table = make_table(np.exp([[1.0, 2, 3, 4, np.nan, 5]]), columns=columns, unusable=unusable)
+    spec = make_spec("grape", known="drop", known_level=1.5)
+    first, second = ({tuple(np.flatnonzero(select(table, spec, pct, seed).selected).tolist()) for seed in range(20)}
+                     for pct in (2 / 6 * 100, 3 / 6 * 100))  # fmt: skip
+    assert first == {(2, 5)}
+    assert second == {(1, 2, 5), (2, 3, 5)}, "which prompts get a second row is random"
 
 
 def test_grape_keeps_its_ranks_where_clusters_divide_the_answers_to_a_prompt(make_table, make_spec):
