@@ -4,7 +4,7 @@ Nothing is trained and no weights are read: a model's shape comes from its confi
 conf/model where the Hub is not available.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -100,10 +100,15 @@ def print_plan(command: str, config: DictConfig, folder: Path) -> None:
     """Print the plan of one job; raises a UserError if a model does not fit, or as `planned_work`."""
     work = planned_work(command, config, folder)
     print_table([(command, work)])
-    for piece in work or ():
+    check_memory(work or ())
+    print(folder.resolve(), flush=True)
+
+
+def check_memory(work: Iterable[Work]) -> None:
+    """Raise a UserError if a model does not fit."""
+    for piece in work:
         if piece.problem:
             raise piece.error()
-    print(folder.resolve(), flush=True)
 
 
 def planned_work(command: str, config: DictConfig, folder: Path) -> list[Work] | None:

@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -111,6 +111,11 @@ class Job:
                 raise UserError(key, problem="required and not set", hint=f"set {key}=...")
 
 
+def configured(command: str) -> AbstractContextManager[None]:
+    """Within, `compose` reads the configuration of a command."""
+    return initialize_config_dir(str(config_dir()), version_base="1.3", job_name=command)
+
+
 def run(command: str, overrides: Sequence[str], run_dir: Path, in_sweep: bool = False) -> dict[str, Any]:
     """Run a command from Python, as `lpsel COMMAND OVERRIDE...` does from a shell, and return its result.
 
@@ -123,7 +128,7 @@ def run(command: str, overrides: Sequence[str], run_dir: Path, in_sweep: bool = 
     Raises:
         UserError: what the command line would print in one line.
     """
-    with initialize_config_dir(str(config_dir()), version_base="1.3", job_name=command):
+    with configured(command):
         config = compose(command, overrides=list(overrides))
         run_dir.mkdir(parents=True, exist_ok=True)
         job = Job.of(command, config, run_dir, in_sweep)

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from hydra import compose
 from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
@@ -19,7 +20,8 @@ from rich.table import Table
 from lpsel import console
 from lpsel.commands.agreement_inputs import Scored, read_all
 from lpsel.commands.arguments import OneLineParser, run_folder
-from lpsel.commands.job import ranks_run
+from lpsel.commands.dry_run import check_memory, planned_work, print_table
+from lpsel.commands.job import configured, ranks_run
 from lpsel.commands.job import run as run_job
 from lpsel.errors import UserError, check_int
 from lpsel.evaluation.subset_validation import conclusion, conclusive, rank_correlation
@@ -56,6 +58,10 @@ class Settings(NamedTuple):
     seeds: int = 1
     seed: int = 42
 
+    @property
+    def training_seeds(self) -> range:
+        return range(self.seed, self.seed + self.seeds)
+
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command as `lpsel validate ARGUMENTS`.
@@ -85,6 +91,9 @@ def main(arguments: Sequence[str]) -> None:
     dataset, *others = given.held_out
     measured_on = [dataset if "=" in dataset else f"dataset={dataset}", *others]
     settings = Settings(overrides, measured_on, given.subsets, given.pct, given.seeds, given.seed)
+    if "dry_run=true" in map(str.lower, overrides):
+        plan(tables, given.metric.split(","), settings, given.out)
+        return
     result = run(tables, given.metric.split(","), settings, given.out)
     show(result)
     print(result["run_dir"], flush=True)
@@ -98,16 +107,11 @@ def run(
     Raises:
         UserError: an invalid argument, a table that cannot be read, or what train and evaluate raise.
     """
-    check_int("--subsets", settings.subsets, FEWEST)
-    check_int("--seeds", settings.seeds, 1)
-    check_int("--seed", settings.seed, 0)
-    check_pct(settings.pct)
-    tables = read_all(arguments, least=1, columns=[name for name in metrics if name not in METRICS])
-    scores = {f"{t.name} {name}": _score(t, name) for t in tables for name in metrics}
+    tables, scores = _read(arguments, metrics, settings)
     archives = [archive[0] for argument in arguments if (archive := split_npz(argument))]
     folder = run_folder("validate", run_dir, [*arguments, *archives])
-    subsets = _write_subsets(folder / TABLE, tables[0], scores, settings)
-    measured = [_measure(folder, subset, scores, settings) for subset in subsets]
+    _write_subsets(folder / TABLE, tables[0], scores, settings)
+    measured = [_measure(folder, subset, scores, settings) for subset in _subsets(len(scores), settings)]
     result = {
         "command": "validate",
         "sources": [scored.source for scored in tables],
@@ -121,6 +125,38 @@ def run(
     write_csv(folder / "subsets.csv", [finite(_flat(m)) for m in measured])
     write_json(folder / RESULT, result)
     return finite(result) | {"run_dir": folder}
+
+
+def plan(arguments: Sequence[str], metrics: Sequence[str], settings: Settings, run_dir: Path | None = None) -> None:
+    """Print what `run` would train, with tokens, FLOPs and memory.
+
+    Raises:
+        UserError: as `run`, or a model that does not fit into memory.
+    """
+    _, scores = _read(arguments, metrics, settings)
+    folder, jobs = (run_dir or Path("runs/validate")).expanduser().resolve(), []
+    for subset in _subsets(len(scores), settings):
+        for seed in settings.training_seeds:
+            place = folder / f"{subset.name}-seed-{seed}"
+            overrides = _overrides(folder / TABLE, subset, seed, settings)
+            with configured("train"):
+                config = compose("train", overrides=overrides)
+            jobs.append((place.name, planned_work("train", config, place / "train")))
+    print_table(jobs)
+    check_memory(piece for _, work in jobs for piece in work or ())
+    print(folder, flush=True)
+
+
+def _read(
+    arguments: Sequence[str], metrics: Sequence[str], settings: Settings
+) -> tuple[list[Scored], dict[str, Floats]]:
+    """The tables, and every score of their rows, (N,), by the names of both."""
+    check_int("--subsets", settings.subsets, FEWEST)
+    check_int("--seeds", settings.seeds, 1)
+    check_int("--seed", settings.seed, 0)
+    check_pct(settings.pct)
+    tables = read_all(arguments, least=1, columns=[name for name in metrics if name not in METRICS])
+    return tables, {f"{t.name} {name}": _score(t, name) for t in tables for name in metrics}
 
 
 def _score(scored: Scored, metric: str) -> Floats:
@@ -137,17 +173,22 @@ def _score(scored: Scored, metric: str) -> Floats:
     return np.where(table.response_tokens > 0, learning_percentage(table, metric), np.nan)
 
 
-def _write_subsets(file: Path, first: Scored, scores: Mapping[str, Floats], settings: Settings) -> list[Subset]:
+def _subsets(scores: int, settings: Settings) -> list[Subset]:
+    """The random subsets, and two for every score."""
+    names = [f"random_{k:03d}" for k in range(1, settings.subsets + 1)]
+    ends = [
+        Subset(f"{end}_{s}", f"score_{s}", end == "highest") for s in range(scores) for end in ("lowest", "highest")
+    ]
+    return [*(Subset(name, name) for name in names), *ends]
+
+
+def _write_subsets(file: Path, first: Scored, scores: Mapping[str, Floats], settings: Settings) -> None:
     """Write the columns that subsets are selected by; rows without a score in some table are in none of them."""
     value_SN = np.array([*scores.values()])
     undefined_N = ~np.isfinite(value_SN).all(axis=0)
     draw_KN = np.random.default_rng(settings.seed).random((settings.subsets, len(undefined_N)))
-    names = [f"random_{k:03d}" for k in range(1, settings.subsets + 1)]
-    subsets = [Subset(name, name) for name in names]
-    columns = dict(zip(names, draw_KN, strict=True))
-    for s, value_N in enumerate(value_SN):
-        columns[f"score_{s}"] = value_N
-        subsets += [Subset(f"{end}_{s}", f"score_{s}", end == "highest") for end in ("lowest", "highest")]
+    columns = dict(zip((subset.column for subset in _subsets(0, settings)), draw_KN, strict=True))
+    columns |= {f"score_{s}": value_N for s, value_N in enumerate(value_SN)}
     about = {"index": first.table.index} | ({"id": first.table.id} if first.table.has_content_ids else {})
     values = {name: pa.array(np.where(undefined_N, np.nan, v), from_pandas=True) for name, v in columns.items()}
     content = BytesIO()
@@ -155,13 +196,12 @@ def _write_subsets(file: Path, first: Scored, scores: Mapping[str, Floats], sett
     # An unchanged file keeps its time, by which finished runs know their inputs.
     if not file.is_file() or file.read_bytes() != content.getvalue():
         write_atomically(file, lambda out: out.write(content.getvalue()))
-    return subsets
 
 
 def _measure(folder: Path, subset: Subset, scores: Mapping[str, Floats], settings: Settings) -> dict[str, Any]:
     """Train on a subset with every seed, and evaluate: its mean scores, NLL and cost."""
     nll, cost = [], {"trainings": 0, "tokens": 0, "flops": 0.0, "seconds": 0.0}
-    for seed in range(settings.seed, settings.seed + settings.seeds):
+    for seed in settings.training_seeds:
         place = folder / f"{subset.name}-seed-{seed}"
         trained = _train(place / "train", folder / TABLE, subset, seed, settings)
         shared = [override for override in settings.given if override.split("=")[0].split(".")[0] in SHARED]
@@ -190,11 +230,16 @@ def _selected(selection: str, table: Path) -> NDArray[np.int64]:
     return found.to_numpy().astype(np.int64)
 
 
-def _train(run_dir: Path, table: Path, subset: Subset, seed: int, settings: Settings) -> dict[str, Any]:
-    overrides = hydra_arguments("train", [
+def _overrides(table: Path, subset: Subset, seed: int, settings: Settings) -> list[str]:
+    """Those of the training on a subset."""
+    return hydra_arguments("train", [
         *settings.given, f"scores={table}", "selection=score_column", f"selection.column={subset.column}",
         f"selection.descending={str(subset.highest).lower()}", "cluster=none", f"pct={settings.pct:g}", f"seed={seed}",
     ])  # fmt: skip
+
+
+def _train(run_dir: Path, table: Path, subset: Subset, seed: int, settings: Settings) -> dict[str, Any]:
+    overrides = _overrides(table, subset, seed, settings)
     with ranks_run(["train", *overrides, f"hydra.run.dir={run_dir}"]):
         return run_job("train", overrides, run_dir, in_sweep=True)
 

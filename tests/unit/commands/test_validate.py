@@ -90,6 +90,87 @@ def test_selected_rows_are_found_where_the_dataset_has_another_order(tmp_path):
     assert validate._selected(str(tmp_path / "s"), tmp_path / "t").tolist() == [0, 2]
 
 
+def test_a_dry_run_lists_the_trainings_and_writes_nothing(tmp_path, scores, given, capsys):
+    files = sorted(tmp_path.rglob("*"))
+    options = ["--subsets", "5", "--pct", "20", "--seeds", "2", "--metric", "lp_app_nll", "--out", f"{tmp_path}/out"]
+    validate.main([scores, *given[0], "dry_run=true", *options, "--held-out", *given[1]])
+    *table, folder = capsys.readouterr().out.splitlines()
+    trainings = [line.split() for line in table if "train toy" in line or "-seed-" in line]
+    names = [f"random_00{k}" for k in range(1, 6)] + ["lowest_0", "highest_0"]
+    assert [line[0] for line in trainings] == [f"{name}-seed-{seed}" for name in names for seed in (42, 43)]
+    assert {line[3] for line in trainings} == {"8"}, "20 % of 40"
+    assert folder == f"{tmp_path}/out"
+    assert [file for file in sorted(tmp_path.rglob("*")) if "cache" not in file.parts] == files
+
+
+def kill_at_the_fourth_evaluation(scores, given, out):
+    """`run`, ended by SIGKILL when it evaluates the fourth subset."""
+    import os
+    import signal
+
+    calls, run_job = [], validate.run_job
+
+    def killed(command, *arguments, **named):
+        calls.append(command)
+        if calls.count("evaluate") == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return run_job(command, *arguments, **named)
+
+    validate.run_job = killed
+    validate.run([scores], ["lp_app_nll"], validate.Settings(*given, subsets=5, pct=20), out)
+
+
+@pytest.mark.slow
+def test_a_killed_command_resumes_to_the_same_result(tmp_path, scores, given, as_ranks):
+    settings = validate.Settings(*given, subsets=5, pct=20)
+    assert as_ranks(1, kill_at_the_fourth_evaluation, scores, given, tmp_path / "out", may_fail=True) == [-9]
+    weights = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.safetensors")}
+    assert len(weights) == 4
+    resumed = validate.run([scores], ["lp_app_nll"], settings, tmp_path / "out")
+    assert {file: file.stat().st_mtime_ns for file in weights} == weights
+    elsewhere = validate.run([scores], ["lp_app_nll"], settings, tmp_path / "elsewhere")
+    assert [m["nll"] for m in elsewhere["subsets"]] == [m["nll"] for m in resumed["subsets"]]
+    assert elsewhere["scores"] == resumed["scores"]
+    assert (resumed["cost"]["trainings"], elsewhere["cost"]["trainings"]) == (7, 0), "models are shared with other runs"
+
+
+@pytest.mark.slow
+def test_the_nll_is_the_mean_over_seeds_and_five_subsets_support_no_conclusion(tmp_path, scores, given):
+    given[0].append("model.recipe.global_batch=4")  # two steps, whose rows depend on the seed
+    settings = validate.Settings(*given, subsets=5, pct=20, seeds=2)
+    result = validate.run([scores], ["lp_app_nll"], settings, tmp_path / "out")
+    for subset in result["subsets"]:
+        assert subset["nll"] == pytest.approx(np.mean(subset["nll_of_seeds"]))
+        assert len(set(subset["nll_of_seeds"])) == 2
+    assert result["cost"]["trainings"] == 14
+    trained = [json.loads(file.read_text())["training"] for file in (tmp_path / "out").glob("*/train/result.json")]
+    assert result["cost"]["tokens"] == sum(training["tokens"] for training in trained)
+    (score,) = result["scores"]
+    assert score["ci_low"] < 0 < score["ci_high"]
+    assert score["conclusive"] is False
+    assert "too wide for a conclusion from 5 subsets, it contains 0. Raise --subsets or --seeds." in score["conclusion"]
+
+
+@pytest.mark.real
+def test_a_real_model_is_validated_on_real_rows(real_models, shared_data, tmp_path):
+    with np.load(shared_data / "perplexities_dolly.npz") as released:
+        nll = np.log(released["opt-350m"][:, :ROWS])
+    pq.write_table(pa.table({f"nll_{epoch}": values for epoch, values in enumerate(nll)}), tmp_path / "s.parquet")
+    dolly = f"dataset={shared_data}/dolly.jsonl.xz"
+    given = [
+        dolly, f"dataset.limit={ROWS}", f"model={real_models}/smollm2-135m", "model.max_length=96",
+        "model.recipe.epochs=1", "trainer=cpu", "tracker=none", f"cache_dir={tmp_path}/cache",
+    ]  # fmt: skip
+    settings = validate.Settings(given, [dolly, f"dataset.skip={ROWS}", "dataset.limit=8"], subsets=5, pct=20)
+    result = validate.run([str(tmp_path / "s.parquet")], ["lp_app_nll"], settings, tmp_path / "out")
+    nll = [subset["nll"] for subset in result["subsets"]]
+    assert {subset["rows"] for subset in result["subsets"]} == {8}
+    assert all(1 < value < 5 for value in nll)
+    assert len(set(nll)) == result["cost"]["trainings"] == 7
+    assert result["cost"]["flops"] > 0
+    assert "too wide for a conclusion from 5 subsets" in result["scores"][0]["conclusion"]
+
+
 @pytest.mark.parametrize(
     ("metrics", "changed", "name"),
     [
