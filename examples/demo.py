@@ -35,7 +35,7 @@ UNTRAINED = "untrained"
 TRAINING = [f"pct={PCT}", f"seed={SEED}", "model.recipe.epochs=4"]
 HELD_OUT = ["dataset.split=held_out", "evaluator.max_new_tokens=32"]
 COMMON = ["dataset=embedded-redundant", "trainer=cpu", "tracker=csv"]
-MEASURES = {"nll": "NLL", "exact_match": "exact match"}
+MEASURES = {"nll": "NLL", "exact_match": "Exact match"}
 
 
 def main() -> None:
