@@ -57,6 +57,7 @@ def varied(result, pool):
     return np.mean([row["task"] not in EASY for row in rows])
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.slow
 def test_the_relative_ranking_finds_rows_that_are_not_redundant(relative, pool):
     assert varied(relative, pool) > 2.5 * VARIED
@@ -93,6 +94,7 @@ def test_every_topic_contributes_its_share_which_a_ranking_without_clusters_does
     assert np.abs(shares(selected(ignored)) - everything).max() > 0.05
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.slow
 def test_held_out_rows_are_best_after_the_relative_ranking_and_worst_after_its_inverse(folder, common):
     rules = {"relative": ("selection=lp_app_nll",), "random": ("selection=random",), "inverted": INVERTED}
