@@ -168,9 +168,11 @@ def to_example(raw: Mapping[str, Any], form: Form) -> Example:
         if may_be_turns and (role is None or isinstance(value, list)):
             found = turns_of(value, column)
             turns = found if turns == found[:1] else turns + found  # a system turn may be in its own column as well
-        elif role == "input":
-            extra = text_of(value, column)
-        elif (text := text_of(value, column)) or not optional:
+            continue
+        text = value if type(value) is str and value.isascii() else text_of(value, column)  # a call takes longer
+        if role == "input":
+            extra = text
+        elif text or not optional:
             turns.append(Turn(str(role), text))
     if form.media:
         check_no_media(raw, form.media)

@@ -156,15 +156,14 @@ class Source:
             return NO_CONTENT
 
     def _example(self, raw: dict[str, Any]) -> Example:
-        column = self.spec.cluster_column
-        if column is not None and column not in raw:
+        spec, forms = self.spec, self.forms(tuple(raw))
+        if (column := spec.cluster_column) is not None and column not in raw:
             problem = f"no such column, the row has {', '.join(raw) or 'none'}"
             raise UserError("dataset.cluster_column", column, problem, "name one of these, or null")
-        forms = self.forms(tuple(raw))
         if not forms:
-            raise unknown_form(raw, self.spec.columns)
-        example = to_example(raw, choose_form(forms, raw))
-        return example if self.spec.system == "keep" else merge_system(example)
+            raise unknown_form(raw, spec.columns)
+        example = to_example(raw, forms[0] if len(forms) == 1 else choose_form(forms, raw))
+        return example if spec.system == "keep" else merge_system(example)
 
     def skipped(self, error: UnusableRow, location: str) -> str:
         """`skipped` with the option of this dataset."""

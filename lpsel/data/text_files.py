@@ -28,13 +28,14 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
         UserError: the file is damaged, a decompression bomb, UTF-16 or UTF-32, or has a line of more than 64 MiB.
     """
     number = total = 0
+    compressed = is_compressed(path)
     with _readable(path) as file:
         while line := file.readline(VALUE_BYTES + 1):
             number += 1
             total += len(line)
             if len(line) > VALUE_BYTES:
                 raise too_long(f"{path}, line {number}")
-            if is_compressed(path):
+            if compressed:
                 check_expansion(path, total)
             if number == 1:
                 _check_not_wide(path, line)
