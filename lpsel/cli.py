@@ -189,13 +189,15 @@ def _check_run_folder(command: str, config: Any) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     from lpsel.commands.job import check_folder
+    from lpsel.run_config import RunConfig
 
     if not is_main_process() or config.get("dry_run"):
         return
     try:
         folder = Path(str(config.hydra.run.dir)).expanduser().resolve()
         if folder.is_dir():
-            check_folder(command, OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]), folder)
+            own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+            check_folder(RunConfig.of(command, own), own, folder)
     except UserError as error:
         _fail(f"lpsel {command}", error)
     except (OmegaConfBaseException, OSError):

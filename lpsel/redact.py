@@ -27,18 +27,28 @@ def register_secret(value: str) -> None:
 
 def redact(text: str) -> str:
     """The text with *** in place of every secret in the environment, also where it is quoted as JSON or in a URL."""
-    named = {value for name, value in os.environ.items() if SECRET_NAME.search(name)}
-    pattern = _pattern(frozenset(named | _registered))
+    pattern = _secrets()
     return pattern.sub("***", text) if pattern else text
 
 
 def redacted(value: Any) -> Any:
     """A JSON-like value with all its texts redacted."""
-    if isinstance(value, dict):
-        return {redacted(name): redacted(v) for name, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [redacted(v) for v in value]
-    return redact(value) if isinstance(value, str) else value
+    pattern = _secrets()
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {walk(name): walk(v) for name, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [walk(v) for v in value]
+        return pattern.sub("***", value) if pattern and isinstance(value, str) else value
+
+    return walk(value)
+
+
+def _secrets() -> re.Pattern[str] | None:
+    """A pattern of the secrets that the environment has now, None if it has none."""
+    named = {value for name, value in os.environ.items() if SECRET_NAME.search(name)}
+    return _pattern(frozenset(named | _registered))
 
 
 @lru_cache(maxsize=8)

@@ -182,7 +182,7 @@ def _run_or_find(command: str, config: DictConfig, folder: Path) -> bool:
     def finished() -> bool:
         if is_main_process():
             lock.acquire()
-        return job.run_config().finished(folder) is not None
+        return job.run_config.finished(folder) is not None
 
     try:
         if agree(finished):

@@ -118,7 +118,7 @@ def planned_work(command: str, config: DictConfig, folder: Path) -> list[Work] |
         UserError: an error in the configuration or the dataset.
     """
     job = Job.of(command, config, folder)
-    if job.run_config().finished(folder):
+    if job.run_config.finished(folder):
         return None
     job.training_setup()
     rule: SelectionSpec = build(config.selection)

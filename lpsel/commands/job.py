@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def check_folder(command: str, config: DictConfig, run_dir: Path) -> None:
+def check_folder(run_config: RunConfig, config: DictConfig, run_dir: Path) -> None:
     """Raise a UserError for a folder with another configuration's run, or with files that the run would replace."""
-    RunConfig.of(command, config).check(run_dir)
-    check_run_folder(command, config, run_dir)
+    run_config.check(run_dir)
+    check_run_folder(run_config.command, config, run_dir)
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,15 @@ class Job:
 
         return TrainingSetup.of(self.config, self.cache_dir, self.run_dir, self.tracker)
 
+    @cached_property
     def run_config(self) -> RunConfig:
-        """What the run folder is for."""
+        """What the run folder is for, with the inputs as they were when the command started."""
         return RunConfig.of(self.command, self.config)
 
     def start_tracking(self) -> None:
         """Start the tracked run; called once the user's input has been validated."""
         if is_main_process():
-            self.run_config().save(self.run_dir)
+            self.run_config.save(self.run_dir)
         config: Any = redacted(OmegaConf.to_container(self.config, resolve=True))
         self.tracker.start(self.command, config, self.run_dir, self.run_dir.parent.name if self.in_sweep else None)
 
@@ -84,10 +86,10 @@ class Job:
         result = None
         self._check_required()
         if is_main_process():
-            check_folder(self.command, self.config, self.run_dir)
+            check_folder(self.run_config, self.config, self.run_dir)
         try:
             command = import_module(f"lpsel.commands.{self.command}")
-            run_digest = self.run_config().digest()
+            run_digest = self.run_config.digest()
             with in_use(self.cache_dir, self.run_dir):
                 result = redacted(finite({"format": FORMAT, "run": run_digest, **command.run(self)}))
             if is_main_process():
@@ -97,7 +99,7 @@ class Job:
             return result
         except (UserError, OSError):
             if is_main_process() and not any(folder.exists() for folder in self.temporary):
-                self.run_config().discard(self.run_dir)
+                self.run_config.discard(self.run_dir)
             raise
         finally:
             if message := self.tracker.finish(result):
@@ -132,7 +134,7 @@ def run(command: str, overrides: Sequence[str], run_dir: Path, in_sweep: bool = 
         config = compose(command, overrides=list(overrides))
         run_dir.mkdir(parents=True, exist_ok=True)
         job = Job.of(command, config, run_dir, in_sweep)
-        finished = job.run_config().finished(run_dir) if in_sweep else None
+        finished = job.run_config.finished(run_dir) if in_sweep else None
         return finished if finished is not None else job.run()
 
 
