@@ -21,6 +21,7 @@ from lpsel.model.device import seconds_on_one_thread
 # T tokens of a pack, Q queries and K keys of a segment, H query heads, G key heads, D head dimension
 
 LAYER_TYPES = {"full_attention", "sliding_attention"}
+SHAPE = 32  # tokens in bfloat16 on CPUs, and multiples of it
 KNOWN_ARGUMENTS = {"position_ids", "use_cache", "output_attentions", "output_hidden_states", "cache_position"}
 
 
@@ -109,13 +110,18 @@ class PackedAttention:
         query_HQD, key_GKD, value_GKD = own
         if prefix:
             key_GKD, value_GKD = (torch.cat(parts, dim=1) for parts in zip(prefix, (key_GKD, value_GKD), strict=True))
-        queries, length = query_HQD.shape[1], key_GKD.shape[1]
-        mask_QK = self._mask(length, window, query_HQD.device)[length - queries : length, :length]
+        queries = query_HQD.shape[1]
+        if more := fill(key_GKD.shape[1], query_HQD):
+            query_HQD, key_GKD, value_GKD = (F.pad(part, (0, 0, 0, more)) for part in (query_HQD, key_GKD, value_GKD))
+        length = key_GKD.shape[1]
+        mask_QK = self._mask(length, window, query_HQD.device)[length - query_HQD.shape[1] : length, :length]
         if softcap is None and (
             query_HQD.dtype == torch.float32 or (not torch.is_grad_enabled() and fused_is_faster())
         ):
-            return _fused(query_HQD, key_GKD, value_GKD, mask_QK, scaling)
-        return _products(query_HQD, key_GKD, value_GKD, mask_QK, scaling, softcap)
+            attended_HQD = _fused(query_HQD, key_GKD, value_GKD, mask_QK, scaling)
+        else:
+            attended_HQD = _products(query_HQD, key_GKD, value_GKD, mask_QK, scaling, softcap)
+        return attended_HQD[:, :queries] if more else attended_HQD
 
     def _mask(self, length: int, window: int | None, device: torch.device) -> Tensor:
         """Which keys each query attends to, by position in the row, bool (at least length, at least length)."""
@@ -190,6 +196,15 @@ def flash_supports(query: Tensor, value: Tensor) -> bool:
         and size % 8 == 0
         and torch.cuda.get_device_capability(query.device) >= (8, 0)
     )
+
+
+def fill(length: int, tensor: Tensor) -> int:
+    """How many tokens to add to `length` tokens, so that products with `tensor` have few shapes.
+
+    For bfloat16, CPUs compile a kernel for every shape of a product, and keep it.
+    """
+    compiled = tensor.device.type == "cpu" and autocast_dtype(tensor) == torch.bfloat16
+    return -length % SHAPE if compiled else 0
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype:

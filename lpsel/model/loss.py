@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from lpsel.data.packing import MicroBatch, Segment, varlen_of
 from lpsel.errors import UserError
-from lpsel.model.attention import PackedAttention, autocast_dtype, can_pack
+from lpsel.model.attention import PackedAttention, autocast_dtype, can_pack, fill
 
 # B rows of a pack, T tokens of it, N supervised tokens of it, H hidden size, V vocabulary
 
@@ -68,8 +68,10 @@ class PerSampleLoss(nn.Module):
         if self.attention is None:
             return self._hidden_of_padded(batch)
         self.attention.batch = batch
+        more = fill(len(batch.input_ids_T), self.model.get_input_embeddings().weight)
+        ids_1T, positions_1T = (F.pad(each, (0, more))[None] for each in (batch.input_ids_T, batch.positions_T))
         hidden_1TH = self.model.base_model(
-            input_ids=batch.input_ids_T[None], position_ids=batch.positions_T[None], use_cache=False
+            input_ids=ids_1T, position_ids=positions_1T, use_cache=False
         ).last_hidden_state
         return hidden_1TH[0].index_select(0, batch.predicts_N)
 

@@ -10,6 +10,7 @@ SMALL = dict(vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_h
 LLAMA = SMALL | dict(intermediate_size=48, num_key_value_heads=2, bos_token_id=1, eos_token_id=2)
 KINDS = {
     "llama": ("llama", LLAMA),
+    "mistral": ("mistral", LLAMA),
     "tied": ("llama", LLAMA | dict(tie_word_embeddings=True)),
     "opt-350m-like": ("opt", SMALL | dict(ffn_dim=48, word_embed_proj_dim=16, do_layer_norm_before=False)),
     "gpt2": (

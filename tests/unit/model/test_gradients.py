@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lpsel.data.batching import training_plan
 from lpsel.data.packing import collate
 from lpsel.data.shared_prefixes import find_prefixes
 from lpsel.data.tokens import Batch
+from lpsel.model import attention
 from lpsel.model.loss import PerSampleLoss
 
 
@@ -67,3 +69,37 @@ def test_a_global_batch_has_one_gradient_however_it_is_split(make_model, kind, s
 def test_sharing_and_splitting_do_happen_in_these_tests(make_model):
     assert sorted(set(find_prefixes(Rows()).length_N.tolist())) == [0, 10]
     assert gradient(make_model(), 100, 3, shared=True)[1] > 3
+
+
+class Shapes(TorchDispatchMode):
+    """Collects the shapes of matrix products in bfloat16."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, operator, types, arguments=(), options=None):
+        name = operator.overloadpacket.__name__
+        if name in ("mm", "bmm", "addmm") and arguments[-1].dtype == torch.bfloat16:
+            self.seen.add((name, *(tuple(a.shape) for a in arguments)))
+        return operator(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("changes", [{}, {"sliding_window": 8}], ids=["full attention", "window"])
+def test_products_in_bfloat16_have_few_shapes_on_a_cpu(make_model, monkeypatch, changes):
+    """A CPU compiles and keeps a kernel for every shape: with one for every length, memory grew with every step."""
+    kind = "mistral" if changes else "llama"
+    seen, gradients = {}, {}
+    for size in (1, 32):
+        monkeypatch.setattr(attention, "SHAPE", size)
+        made = make_model(kind, **changes)
+        with Shapes() as shapes, torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            gradients[size], _ = gradient(made, 100, 1, shared=True)
+        seen[size] = {shape for shape in shapes.seen if shape[0] == "bmm"}
+        assert all(torch.isfinite(value).all() for value in gradients[size].values())
+    exact, _ = gradient(make_model(kind, **changes), 100, 1, shared=True)
+    assert len(seen[1]) > 80
+    assert len(seen[32]) <= 24
+    for name, expected in exact.items():
+        errors = [float((gradients[size][name] - expected).norm() / expected.norm()) for size in (1, 32)]
+        assert errors[1] < 1.5 * errors[0] + 1e-3, name
