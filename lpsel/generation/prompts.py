@@ -55,6 +55,7 @@ class PromptSet:
     name: str
     path: str  # local file, web address of a file, or Hub id
     split: str = "train"  # of a Hub dataset
+    revision: str | None = None  # branch, tag or commit of a Hub dataset
     columns: dict[str, str] = field(default_factory=dict)
     id: str = "id"  # this and the next two: columns, used in rows that have them
     category: str = "category"
@@ -145,7 +146,8 @@ def _read(prompt_set: PromptSet, limit: int | None, cache_dir: Path, unusable: C
     path = str(_download(prompt_set.path, cache_dir)) if _is_url(prompt_set.path) else prompt_set.path
     location = f"prompts={prompt_set.name}"
     try:
-        rows = list(Source(DatasetSpec(prompt_set.name, path, split=prompt_set.split, limit=limit)).raw_rows())
+        spec = DatasetSpec(prompt_set.name, path, prompt_set.split, prompt_set.revision, limit=limit)
+        rows = list(Source(spec).raw_rows())
     except UserError as error:
         if not Path(prompt_set.path).expanduser().is_file():
             error.hint = error.hint or "check the path"

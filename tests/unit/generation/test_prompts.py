@@ -2,7 +2,9 @@ import functools
 import gzip
 import http.server
 import json
+import sys
 import threading
+import types
 from collections import Counter
 
 import pytest
@@ -95,6 +97,27 @@ def test_nested_columns(shared_data, tmp_path, monkeypatch, load):
     monkeypatch.setattr("lpsel.generation.prompts.config_dir", lambda: tmp_path / "conf")
     (prompt,) = load("mine")
     assert (prompt.id, prompt.text, prompt.category, prompt.reference) == ("t_0", "Shorten.\n\nLong.", "Mail", "L.")
+
+
+def test_a_set_on_the_hub_is_read_at_its_revision(tmp_path, monkeypatch, load):
+    conf = tmp_path / "conf" / "prompt_set"
+    conf.mkdir(parents=True)
+    (conf / "mine.yaml").write_text(
+        "_target_: lpsel.generation.prompts.PromptSet\nname: mine\npath: org/prompts\nsplit: test\nrevision: v1\n"
+    )
+    monkeypatch.setattr("lpsel.generation.prompts.config_dir", lambda: tmp_path / "conf")
+
+    def dataset_info(self, path, revision, timeout):
+        assert (path, revision) == ("org/prompts", "v1")
+        return types.SimpleNamespace(sha="c1")
+
+    def load_dataset(path, split, streaming, revision):
+        assert (path, split, revision) == ("org/prompts", "test", "c1")
+        return [{"instruction": "Why?"}]
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", dataset_info)
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    assert [prompt.text for prompt in load("mine")] == ["Why?"]
 
 
 def test_a_web_address_is_downloaded_once(tmp_path, written, load):
