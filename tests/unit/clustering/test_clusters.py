@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -158,6 +159,32 @@ def test_of_two_processes_one_embeds_and_clusters(source, encoder, tmp_path):
     (one, first), (two, second) = (json.loads((tmp_path / f"said{i}.json").read_text()) for i in range(2))
     assert sorted([one, two]) == [0, 21]
     assert first == second
+
+
+@pytest.mark.parametrize("part", [1, 2])
+def test_embedding_that_is_killed_after_a_part_resumes_with_the_next(source, encoder, tmp_path, monkeypatch, part):
+    monkeypatch.setattr(embeddings, "PART_ROWS", 8)
+    folder, seen = encoder
+    rows, written = source(range(20)), []
+
+    def embed_and_die():
+        def write(*arguments):
+            whole(*arguments)
+            written.append(None)
+            if len(written) == part:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        whole = embeddings._write
+        embeddings._write = write
+        embed(rows, folder, tmp_path)
+
+    process = multiprocessing.get_context("fork").Process(target=embed_and_die)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    resumed = embed(rows, folder, tmp_path)
+    assert len(seen) == 1 + 20 - 8 * part, "rows of finished parts are not embedded again"
+    assert (resumed == embed(rows, folder, tmp_path / "undisturbed")).all()
 
 
 def test_embeddings_are_those_of_their_rows_and_of_long_rows_first(source, encoder, tmp_path, monkeypatch):

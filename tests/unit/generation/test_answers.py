@@ -3,12 +3,12 @@ import multiprocessing
 import os
 import shutil
 import signal
-import time
 from dataclasses import replace
 
 import pytest
 import torch
 
+from lpsel.cache import Journal
 from lpsel.errors import UserError
 from lpsel.generation.answers import answers, check
 from lpsel.generation.sampling import Sampling
@@ -87,25 +87,28 @@ def test_the_same_weights_in_another_folder_are_the_same_model(tmp_path, toy_mod
     assert about["reused"] == 3
 
 
-def test_a_killed_run_resumes(tmp_path, toy_spec, questions):
-    prompts, long = questions(40), Sampling(60)
+@pytest.mark.parametrize("batches", [1, 3])
+def test_a_run_that_is_killed_after_a_batch_resumes_with_the_next(tmp_path, toy_spec, questions, batches):
+    prompts, sampling, appended = questions(9), Sampling(20), []
 
     def run():
-        answers(toy_spec, prompts, long, cache_dir=tmp_path, **(HOW | {"batch_tokens": 1}))
+        def append(*arguments):
+            whole(*arguments)
+            appended.append(None)
+            if len(appended) == batches:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        whole = Journal.append
+        Journal.append = append
+        answers(toy_spec, prompts, sampling, cache_dir=tmp_path, **(HOW | {"batch_tokens": 1}))
 
     process = multiprocessing.get_context("fork").Process(target=run)
     process.start()
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and len(lines_of(tmp_path)) < 4:
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
+    process.join(60)
     assert process.exitcode == -signal.SIGKILL
-    done = len(lines_of(tmp_path)) - 1  # the first line holds the key
-    assert 3 <= done < 40
-    found, about = answers(toy_spec, prompts, long, cache_dir=tmp_path, **HOW)
-    assert (about["reused"], about["generated"]) == (done, 40 - done)
-    assert found == answers(toy_spec, prompts, long, cache_dir=tmp_path / "undisturbed", **HOW)[0]
+    found, about = answers(toy_spec, prompts, sampling, cache_dir=tmp_path, **HOW)
+    assert (about["reused"], about["generated"]) == (batches, 9 - batches)
+    assert found == answers(toy_spec, prompts, sampling, cache_dir=tmp_path / "undisturbed", **HOW)[0]
 
 
 def test_of_two_processes_one_generates_and_the_other_reads(tmp_path, toy_spec, questions):
