@@ -152,16 +152,17 @@ def test_the_nll_is_the_mean_over_seeds_and_five_subsets_support_no_conclusion(t
 
 
 @pytest.mark.real
+@pytest.mark.timeout(900)
 def test_a_real_model_is_validated_on_real_rows(real_models, shared_data, tmp_path):
     with np.load(shared_data / "perplexities_dolly.npz") as released:
         nll = np.log(released["opt-350m"][:, :ROWS])
     pq.write_table(pa.table({f"nll_{epoch}": values for epoch, values in enumerate(nll)}), tmp_path / "s.parquet")
     dolly = f"dataset={shared_data}/dolly.jsonl.xz"
     given = [
-        dolly, f"dataset.limit={ROWS}", f"model={real_models}/smollm2-135m", "model.max_length=96",
+        dolly, f"dataset.limit={ROWS}", f"model={real_models}/smollm2-135m", "model.max_length=64",
         "model.recipe.epochs=1", "trainer=cpu", "tracker=none", f"cache_dir={tmp_path}/cache",
     ]  # fmt: skip
-    settings = validate.Settings(given, [dolly, f"dataset.skip={ROWS}", "dataset.limit=8"], subsets=5, pct=20)
+    settings = validate.Settings(given, [dolly, f"dataset.skip={ROWS}", "dataset.limit=4"], subsets=5, pct=20)
     result = validate.run([str(tmp_path / "s.parquet")], ["lp_app_nll"], settings, tmp_path / "out")
     nll = [subset["nll"] for subset in result["subsets"]]
     assert {subset["rows"] for subset in result["subsets"]} == {8}
