@@ -1,6 +1,8 @@
 """rds, task_lp and grape as commands, on a toy model."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +11,12 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+from lpsel.clustering import embeddings
 from lpsel.commands import result_summary
 from lpsel.commands.job import run
 from lpsel.data.dataset import DatasetSpec, Source
 from lpsel.errors import UserError
+from lpsel.model.lightning_module import FineTuner
 
 
 @pytest.fixture
@@ -30,6 +34,7 @@ def select(tmp_path, toy_model, instructions):
     def start(name, *overrides, command="select"):
         return run(command, [*common, *overrides], tmp_path / "runs" / name)
 
+    start.common = common
     start.rows, start.query = tmp_path / "rows.jsonl", f"query.path={query}"
     return start
 
@@ -99,6 +104,40 @@ def test_task_lp_selects_the_largest_relative_drops_after_training_on_the_exampl
     assert (again["scores_reused"], again["sha256"]) == (True, result["sha256"])
     without = select("without", "selection=task_lp", f"scores={Path(result['scores']).parent}", "pct=50")
     assert without["n_selected"] == 12, "recorded scores need no examples"
+
+
+def select_and_kill(overrides, run_dir):
+    """`select`, whose last rank ends by SIGKILL at its first training step or when it stores its first embeddings."""
+
+    step = FineTuner.training_step
+
+    def kill(*_):
+        if int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def killed(self, batch, i):
+        if batch.micro_batches:
+            kill()
+        return step(self, batch, i)
+
+    FineTuner.training_step, embeddings._write = killed, kill
+    run("select", overrides, run_dir)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize(("rule", "statuses"), [("rds", [-9]), ("task_lp", [1, -9])])
+def test_two_ranks_select_the_same_rows_for_a_task_after_a_kill(select, tmp_path, as_ranks, rule, statuses):
+    asked = [f"selection={rule}", select.query]
+    alone = select("alone", *asked, f"cache_dir={tmp_path}/alone")
+
+    def on(ranks):
+        return [*select.common, *asked, "trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={ranks}"]
+
+    world, run_dir = len(statuses), tmp_path / "runs" / "ranks"
+    assert as_ranks(world, select_and_kill, on(world), run_dir, may_fail=True) == statuses
+    as_ranks(2, run, "select", on(2), run_dir)
+    assert selected(json.loads((run_dir / "result.json").read_text())) == selected(alone)
 
 
 @pytest.mark.parametrize("rule", ["rds", "task_lp"])
