@@ -111,11 +111,36 @@ def test_a_rank_that_is_killed_ends_the_others_with_one_line(tmp_path, toy_model
     devices = [f"trainer={trainer}", "trainer.accelerator=cpu", "trainer.devices=2", "selection=full"]
     run_dir = f"hydra.run.dir={tmp_path}/run"
     small = "model.recipe.global_batch=4"
+    started = time.monotonic()
     statuses = as_ranks(2, train_and_kill_rank_1, *common, *devices, small, run_dir, may_fail=True)
     assert statuses == [1, -signal.SIGKILL]  # rank 0 ended by itself
+    assert time.monotonic() - started < 120, "docs/explanation/parallel.md: within seconds, here with loading"
     line = the_line(tmp_path, 0)
     assert line.startswith("lpsel train: another rank has ended or does not respond (")
     assert line.endswith("run the same command again to resume")
+
+
+def evaluate_and_kill_rank_1(*overrides):
+    from lpsel.evaluation import held_out
+
+    measure = held_out.reference_nll
+
+    def killed(*arguments):
+        if distributed.rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return measure(*arguments)
+
+    held_out.reference_nll = killed
+    from_command_line("evaluate", *overrides)
+
+
+@pytest.mark.distributed
+def test_ranks_evaluate_alone_and_do_not_wait_for_one_that_is_killed(tmp_path, toy_model, instructions, as_ranks):
+    given = [f"models={toy_model}", f"dataset.path={instructions(rows=6)}", "evaluator.max_new_tokens=0", "trainer=cpu",
+             "evaluator.resamples=10", "tracker=none", f"cache_dir={tmp_path}/cache"]  # fmt: skip
+    run_dir = f"hydra.run.dir={tmp_path}/run"
+    assert as_ranks(2, evaluate_and_kill_rank_1, *given, run_dir, may_fail=True) == [0, -signal.SIGKILL]
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["n"] == 6
 
 
 def agree_while_rank_0_waits(seconds, beat):
