@@ -28,6 +28,14 @@ def test_the_same_configuration_is_accepted(tmp_path):
     ours.check(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", '{"config": [1]}', '{"config": null}', "\x00"])
+def test_a_file_that_lpsel_did_not_write_is_no_configuration(tmp_path, text):
+    (tmp_path / "run_config.json").write_text(text)
+    (tmp_path / "result.json").write_text('{"n": 1}')
+    RunConfig("train", {"pct": 5}).check(tmp_path)
+    assert RunConfig("train", {"pct": 5}).finished(tmp_path) is None
+
+
 def test_a_rule_without_scores_uses_the_scorer_only_to_embed_rows():
     config = {"selection": {"epochs": None}, "cluster": {"embedder": "a/b"}}
     assert unused_keys("train", config) == {"scorer"}
