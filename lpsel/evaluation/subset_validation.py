@@ -4,31 +4,31 @@ The check of linear datamodels (Ilyas et al. 2022, arXiv 2202.00622; as a score,
 for the mean loss on held-out rows: a score that is worth anything ranks random subsets by what they lead to.
 """
 
-# K subsets, R resamples of them
+# K subsets
+
+import math
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
+from numpy.typing import ArrayLike
+from scipy.stats import spearmanr
 
-from lpsel.evaluation.statistics import RESAMPLES, Estimate, interval
+from lpsel.evaluation.statistics import UNDEFINED, Estimate
+from lpsel.scoring.metrics import correlation_interval
 
 
-def rank_correlation(score_K: ArrayLike, result_K: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
-    """Spearman's correlation of two values of each subset, with a percentile interval over resampled subsets.
+def rank_correlation(score_K: ArrayLike, result_K: ArrayLike) -> Estimate:
+    """Spearman's correlation of two values of each subset, with its `correlation_interval` for four subsets or more.
 
     Ties get their mean rank. Undefined where all subsets have the same score or the same result.
     """
-    pair_2K = np.array([score_K, result_K], np.float64)
-    draw_RK = np.random.default_rng(seed).integers(pair_2K.shape[1], size=(resamples, pair_2K.shape[1]))
-    (value,), resampled_R = _spearman(*pair_2K[:, None]), _spearman(*pair_2K[:, draw_RK])
-    return interval(value, resampled_R, pair_2K.shape[1])
-
-
-def _spearman(first_RK: NDArray[np.float64], second_RK: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of every row, (R,); NaN where one side is constant."""
-    a_RK, b_RK = (rankdata(side, axis=1) - (side.shape[1] + 1) / 2 for side in (first_RK, second_RK))
-    with np.errstate(invalid="ignore"):
-        return (a_RK * b_RK).sum(1) / np.sqrt((a_RK**2).sum(1) * (b_RK**2).sum(1))
+    score_K, result_K = np.asarray(score_K, np.float64), np.asarray(result_K, np.float64)
+    if np.ptp(score_K) == 0 or np.ptp(result_K) == 0 or not np.isfinite([score_K, result_K]).all():
+        return UNDEFINED
+    value = float(spearmanr(score_K, result_K).statistic)
+    if len(score_K) <= 3:
+        return Estimate(value, None, None)
+    low, high = correlation_interval(value, len(score_K))
+    return Estimate(value, math.tanh(low), math.tanh(high))
 
 
 def conclusive(correlation: Estimate) -> bool:

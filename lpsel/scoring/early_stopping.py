@@ -23,14 +23,13 @@ from lpsel.data.tokens import Tokens
 from lpsel.errors import UserError
 from lpsel.model.flops import Times, spent
 from lpsel.model.spec import MIN_STOP_ROWS, ScorerSpec
-from lpsel.scoring.metrics import learning_percentage
+from lpsel.scoring.metrics import correlation_interval, learning_percentage
 
 log = logging.getLogger(__name__)
 
 Floats = NDArray[np.float64]
 
 CHECKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of an epoch; docs/results/stopping.md explains why they double
-NORMAL_95 = 1.96
 
 
 def check_steps(steps: int) -> list[int]:
@@ -54,10 +53,9 @@ def expected_agreement(correlation: float, rows: int, before: int, now: int, ste
         `spearman`, `low` and `high`.
     """
     doublings = math.log(steps / now) / math.log(now / before)
-    z = math.atanh(min(correlation, 1 - 1e-9))
-    error = NORMAL_95 * math.sqrt((1 + correlation**2 / 2) / (rows - 3))
-    names = {"spearman": z, "low": z - error, "high": z + error}
-    return {name: max(math.tanh(value), 0.0) ** doublings for name, value in names.items()}
+    low, high = map(math.tanh, correlation_interval(correlation, rows))
+    names = {"spearman": min(correlation, 1 - 1e-9), "low": low, "high": high}
+    return {name: max(value, 0.0) ** doublings for name, value in names.items()}
 
 
 def rank_correlation(a_S: Floats, b_S: Floats) -> float:

@@ -6,6 +6,7 @@ Formulas: Mekala, Nguyen, Shang, Smaller Language Models are capable of selectin
 Larger Language Models, Findings of ACL 2024, arXiv 2402.10430, unless another source is named.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -19,6 +20,7 @@ Floats = NDArray[np.float64]
 Basis = Literal["perplexity", "nll"]
 
 LARGEST_EXPONENT = 700.0  # exp of it is still a float64
+NORMAL_95 = 1.96
 
 
 def lp(records_EN: Floats, epoch: int = 1) -> Floats:
@@ -160,3 +162,13 @@ def _quotient(numerator_N: Floats, denominator_N: Floats, records_EN: Floats) ->
     with np.errstate(over="ignore"):
         quotient_N = np.divide(numerator_N, denominator_N, out=np.full(len(numerator_N), np.nan), where=defined_N)
     return np.where(np.isfinite(quotient_N), quotient_N, np.nan)
+
+
+def correlation_interval(correlation: float, rows: int) -> tuple[float, float]:
+    """95 % interval of Spearman's correlation of more than three rows, as its Fisher transform, atanh.
+
+    Bonett and Wright, Psychometrika 65, 2000; docs/results/win-rates.md has its coverage.
+    """
+    z = math.atanh(max(min(correlation, 1 - 1e-9), 1e-9 - 1))
+    error = NORMAL_95 * math.sqrt((1 + correlation**2 / 2) / (rows - 3))
+    return z - error, z + error
