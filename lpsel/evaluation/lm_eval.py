@@ -1,6 +1,7 @@
 """EleutherAI's lm-evaluation-harness on trained models, several side by side."""
 
 import logging
+import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 from lpsel.errors import UserError, check_int, check_package, first_line
 from lpsel.evaluation.evaluator import GENERATIONS, Candidates, EvaluationContext
+from lpsel.evaluation.statistics import wilson
 from lpsel.evaluation.tables import lm_eval_table
 from lpsel.model.device import free_memory
 from lpsel.model.load import load_model, load_tokenizer, locate
@@ -63,7 +65,8 @@ class LmEvalEvaluator:
 
         Returns:
             `models` in their order, each with `metrics`: `TASK/METRIC` to `value` and `standard_error` as reported by
-            the harness (None where it has none), and `tasks`: rows, few-shot examples and version of each.
+            the harness (None where it has none), and `low` and `high` of their 95 % interval, see `_interval`; and
+            `tasks`: rows, few-shot examples and version of each.
 
         Raises:
             UserError: an unknown task or one whose data cannot be read; a model without a chat template. Before any
@@ -92,7 +95,7 @@ class LmEvalEvaluator:
                     "apply_chat_template": chats[i],
                     "generations": generations,
                     "tasks": _tasks(output),
-                    "metrics": metrics_of(output["results"]),
+                    "metrics": metrics_of(output["results"], output["n-samples"]),
                     "seconds": round(time.perf_counter() - started, 3),
                 }
             )
@@ -163,8 +166,10 @@ class LmEvalEvaluator:
         )
 
 
-def metrics_of(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """The harness's results as `TASK/METRIC` to value and standard error.
+def metrics_of(
+    results: Mapping[str, Mapping[str, Any]], samples: Mapping[str, Mapping[str, int]]
+) -> dict[str, dict[str, float | None]]:
+    """The harness's results as `TASK/METRIC` to value, standard error and interval.
 
     The harness uses the keys `METRIC,FILTER` and `METRIC_stderr,FILTER`; a filter other than "none" is kept.
     """
@@ -174,11 +179,24 @@ def metrics_of(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
             metric, _, name = key.partition(",")
             if not name or metric.endswith("_stderr") or _number(value) is None:
                 continue
+            at, error = _number(value), _number(values.get(f"{metric}_stderr,{name}"))
+            low, high = _interval(at, error, samples.get(task, {}).get("effective", 0))
             metrics[f"{task}/{metric}" if name == "none" else f"{task}/{metric},{name}"] = {
-                "value": _number(value),
-                "standard_error": _number(values.get(f"{metric}_stderr,{name}")),
-            }
+                "value": at, "standard_error": error, "low": low, "high": high,
+            }  # fmt: skip
     return metrics
+
+
+def _interval(value: float | None, error: float | None, rows: int) -> tuple[float | None, float | None]:
+    """Wilson's interval where the standard error is that of a proportion of the rows, else 1.96 of them.
+
+    The harness divides by n - 1, so that the variance is p (1 - p) / (n - 1).
+    """
+    if value is None or error is None:
+        return None, None
+    if rows > 1 and 0 <= value <= 1 and math.isclose(error**2 * (rows - 1), value * (1 - value), abs_tol=1e-9):
+        return wilson(value * rows, rows)
+    return value - 1.96 * error, value + 1.96 * error
 
 
 def _number(value: Any) -> float | None:

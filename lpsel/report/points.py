@@ -148,10 +148,7 @@ def measures_of(entry: dict[str, Any]) -> list[Measure]:
 
 
 def metrics_of(entry: dict[str, Any]) -> dict[str, Interval]:
-    """Every metric of one model with its interval: 1.96 standard errors to either side for lm_eval's.
-
-    No win rate where the verdicts carry no information.
-    """
+    """Every metric of one model with its interval; no win rate where the verdicts carry no information."""
     if entry.get("informative") is False:
         return {}
     if (rate := number(entry.get("win_rate"))) is not None:
@@ -162,12 +159,8 @@ def metrics_of(entry: dict[str, Any]) -> dict[str, Interval]:
 
 
 def _interval(statistic: Any) -> Interval | None:
-    value, low, high, error = (number(nested(statistic, key)) for key in ("value", "low", "high", "standard_error"))
-    if value is None:
-        return None
-    if low is None and high is None and error is not None:
-        low, high = value - 1.96 * error, value + 1.96 * error
-    return Interval(value, low, high)
+    value, low, high = (number(nested(statistic, key)) for key in ("value", "low", "high"))
+    return None if value is None else Interval(value, low, high)
 
 
 def _against(evaluation: Run, entry: dict[str, Any], metric: str) -> str:

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from scipy import stats
 
 from lpsel.errors import UserError
 from lpsel.evaluation.evaluator import Candidates, EvaluationContext
@@ -99,9 +101,12 @@ def test_accuracy_matches_log_likelihoods_by_hand(toy_model, tasks, tmp_path):
     for model in result["models"]:
         for metric, right in by_hand(toy_model).items():
             mean = sum(right) / 5
+            ends = stats.binomtest(round(sum(right)), 5).proportion_ci(method="wilson")
             assert model["metrics"][f"my_choice/{metric}"] == {
                 "value": pytest.approx(mean),
                 "standard_error": pytest.approx(math.sqrt(mean * (1 - mean) / 4)),
+                "low": pytest.approx(ends.low),
+                "high": pytest.approx(ends.high),
             }
         assert model["metrics"]["my_free/exact_match"]["value"] == 0  # a random model
         assert model["tasks"]["my_choice"] == {"rows": 5, "num_fewshot": 0, "version": 3.0}
@@ -201,11 +206,24 @@ def test_filters_are_separate_metrics_and_missing_errors_are_none():
                 "exact_match_stderr,flexible-extract": "N/A",
                 "sample_len": 4,
             }
-        }
+        },
+        {"gsm8k": {"original": 4, "effective": 4}},
     ) == {
-        "gsm8k/exact_match,strict-match": {"value": 0.5, "standard_error": 0.1},
-        "gsm8k/exact_match,flexible-extract": {"value": 0.75, "standard_error": None},
-    }
+        "gsm8k/exact_match,strict-match": {
+            "value": 0.5, "standard_error": 0.1, "low": pytest.approx(0.304), "high": pytest.approx(0.696)
+        },
+        "gsm8k/exact_match,flexible-extract": {"value": 0.75, "standard_error": None, "low": None, "high": None},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("right", "rows"), [(20, 20), (0, 8), (7, 10)])
+def test_proportions_have_wilsons_interval(right, rows):
+    error = np.std([1] * right + [0] * (rows - right), ddof=1) / rows**0.5  # as the harness computes it
+    found = metrics_of(
+        {"task": {"acc,none": right / rows, "acc_stderr,none": error}}, {"task": {"original": 99, "effective": rows}}
+    )["task/acc"]
+    expected = stats.binomtest(right, rows).proportion_ci(method="wilson")
+    assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high))
 
 
 @pytest.mark.slow

@@ -2,8 +2,6 @@
 
 import json
 
-import pytest
-
 from lpsel.commands.votes import run as count_votes
 from lpsel.judging.human import HumanJudge, read_key
 from lpsel.judging.judge import Pair
@@ -132,6 +130,6 @@ def test_nll_of_different_tokenizers_is_not_comparable(tmp_path):
     assert len({p.against for p in points(find_runs([tmp_path]))}) == 2
 
 
-def test_a_standard_error_becomes_a_95_percent_interval():
-    entry = {"metrics": {"task/acc": {"value": 0.5, "standard_error": 0.1}, "undefined": {"value": None}}}
-    assert metrics_of(entry) == {"task/acc": pytest.approx((0.5, 0.304, 0.696))}
+def test_a_metric_without_a_value_is_left_out():
+    entry = {"metrics": {"task/acc": {"value": 0.5, "low": 0.3, "high": 0.7}, "undefined": {"value": None}}}
+    assert metrics_of(entry) == {"task/acc": (0.5, 0.3, 0.7)}
