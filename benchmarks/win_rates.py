@@ -10,11 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from scipy.special import expit
+from scipy.special import expit, logit
 from scipy.stats import binom
 
 from lpsel.evaluation.length_control import length_controlled_win_rate, minimal_win_rate
 from lpsel.evaluation.statistics import bootstrap_means, bootstrap_ratios, paired_interval, wilson
+from lpsel.evaluation.subset_validation import rank_correlation
 from lpsel.evaluation.win_rate import pairwise_metrics, shown_interval, win_rate
 from lpsel.report.all_rows import smallest_passing
 from lpsel.report.points import Point
@@ -22,6 +23,7 @@ from lpsel.report.runs import Run
 
 PROMPTS = (50, 100, 200, 805)
 FEW_AND_MANY = (10, 20, 50, 200)
+HIGH = (0.5, 0.8, 0.95)
 RATES = ((0.5, 0.0), (0.45, 0.1), (0.25, 0.1), (0.85, 0.05))  # P(win), P(tie)
 
 
@@ -73,7 +75,7 @@ def exact_coverage() -> None:
             [(f.wilson_low, f.wilson_high) for f in found],
             [shown_interval(asdict(f)) for f in found],
         ]
-        for rate in (0.5, 0.8, 0.95):
+        for rate in HIGH:
             chance = binom(prompts, rate).pmf(range(prompts + 1))
             inside = [
                 sum(p for p, (low, high) in zip(chance, each, strict=True) if low <= 100 * rate <= high)
@@ -104,18 +106,33 @@ def coverage_of_differences(draws: int) -> None:
 
 def coverage_of_sets(draws: int) -> None:
     """Of the mean of two prompt sets with as many prompts each and the same win rate, without ties."""
-    print("\n| prompts of each set | wins | mean of prompt sets |\n|---|---|---|")
+    print("\n| prompts of each set | wins | bootstrap | Wilson |\n|---|---|---|---|")
     generator = np.random.default_rng(0)
     for prompts in FEW_AND_MANY:
-        for rate in (0.5, 0.8, 0.95):
-            inside, unknown = 0, [None] * (2 * prompts)
+        for rate in HIGH:
+            inside, unknown = np.zeros(2), [None] * (2 * prompts)
             for draw in range(draws):
                 mean = pairwise_metrics(
                     1.0 + (generator.random(2 * prompts) < rate), model_chars_N=unknown, baseline_chars_N=unknown,
                     prompt_set_N=["a", "b"] * prompts, resamples=500, seed=draw,
                 )["mean_of_prompt_sets"]  # fmt: skip
-                inside += mean["ci_low"] <= 100 * rate <= mean["ci_high"]
-            print(f"| {prompts} | {100 * rate:g} % | {100 * inside / draws:.1f} |", flush=True)
+                inside += [mean[f"{kind}_low"] <= 100 * rate <= mean[f"{kind}_high"] for kind in ("ci", "wilson")]
+            plain, of_wilson = 100 * inside / draws
+            print(f"| {prompts} | {100 * rate:g} % | {plain:.1f} | {of_wilson:.1f} |", flush=True)
+
+
+def coverage_of_correlations(draws: int) -> None:
+    """Of Spearman's correlation of subsets' scores with their results, both normal."""
+    print("\n| subsets | correlation | Bonett-Wright |\n|---|---|---|")
+    generator = np.random.default_rng(0)
+    for subsets in FEW_AND_MANY:
+        for correlation in (0.0, *HIGH):
+            of_normal = 2 * np.sin(np.pi * correlation / 6)  # the Pearson correlation with this rank correlation
+            first, second = generator.normal(size=(2, draws, subsets))
+            second = of_normal * first + np.sqrt(1 - of_normal**2) * second
+            found = [rank_correlation(*pair) for pair in zip(first, second, strict=True)]
+            inside = sum(each.low <= correlation <= each.high for each in found)
+            print(f"| {subsets} | {correlation:g} | {100 * inside / draws:.1f} |", flush=True)
 
 
 def coverage_of_rows(draws: int) -> None:
@@ -164,17 +181,17 @@ def _point(rule: str, pct: float, value: float, ends: list[float]) -> Point:
 def coverage_at_equal_length(draws: int) -> None:
     """The same of the length-controlled win rate, on data that follow its model."""
     generator = np.random.default_rng(0)
-    print("\n| prompts | theta, phi | length-controlled bootstrap |\n|---|---|---|")
-    for prompts, theta, phi in [*((n, 0.4, -1.5) for n in (20, 50, 100, 250)), (250, -1.5, -2.0)]:
-        inside = 0
+    print("\n| prompts | wins at equal length | length-controlled |\n|---|---|---|")
+    for prompts, rate in [(n, rate) for n in FEW_AND_MANY for rate in HIGH]:
+        inside, theta, phi = 0, logit(rate), -1.5
         for draw in range(draws):
             baseline = generator.integers(200, 2000, prompts)
             model = np.maximum(1, baseline + generator.normal(150, 400, prompts).astype(int))
             shorter = (baseline - model).astype(float)
             wins = generator.random(prompts) < expit(theta + phi * np.tanh(shorter / shorter.std(ddof=1)))
             found = length_controlled_win_rate(np.where(wins, 2.0, 1.0), model, baseline, resamples=500, seed=draw)
-            inside += found.low <= 100 * expit(theta) <= found.high
-        print(f"| {prompts} | {theta}, {phi} | {100 * inside / draws:.1f} |", flush=True)
+            inside += found.low <= 100 * rate <= found.high
+        print(f"| {prompts} | {100 * rate:g} % | {100 * inside / draws:.1f} |", flush=True)
 
 
 if __name__ == "__main__":
@@ -187,5 +204,6 @@ if __name__ == "__main__":
     coverage_of_differences(sets)
     coverage_of_sets(sets)
     coverage_of_rows(sets)
+    coverage_of_correlations(sets)
     coverage_at_equal_length(sets)
     false_matches(sets)

@@ -11,6 +11,9 @@ prediction at no difference, 100 x sigmoid(theta).
 The win rate and its interval come from one fit, with the weakest of alpaca_eval's L1 penalties on both coefficients,
 close to maximum likelihood. alpaca_eval's own figure selects the strength by 5-fold cross-validation, which pulls small
 effects to exactly 50: `minimal_win_rate`, to compare with theirs.
+
+Of few prompts, wins or losses, the interval is that of the likelihood ratio, maximized over phi (Venzon and Moolgavkar
+1988), because resamples of these vary too little: docs/results/win-rates.md.
 """
 
 # n judged prompts, R resamples, 2 coefficients: theta and phi
@@ -19,11 +22,25 @@ import warnings
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit
+from scipy.optimize import brentq, minimize_scalar
+from scipy.special import chdtri, expit
 
 from lpsel.evaluation.preferences import as_preferences
-from lpsel.evaluation.statistics import RESAMPLES, UNDEFINED, Estimate, bootstrap_means, distinct_rows, draws, interval
+from lpsel.evaluation.statistics import (
+    LEVEL,
+    RARE,
+    RESAMPLES,
+    UNDEFINED,
+    Estimate,
+    bootstrap_means,
+    distinct_rows,
+    draws,
+    interval,
+    wilson,
+)
 
+FEW = 100  # prompts
+BOUND = 12.0  # of both coefficients, where the likelihood ratio is computed: expit of it is 99.999 %
 FOLDS = 5
 FEWEST = 2 * FOLDS
 STRENGTHS = np.logspace(-4, 4, 10)  # inverse strengths of the penalty, scikit-learn's C
@@ -44,9 +61,10 @@ def length_controlled_win_rate(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
-    """The length-controlled win rate, in percent, with its 95 % percentile bootstrap interval over prompts.
+    """The length-controlled win rate, in percent, with its 95 % interval: percentile bootstrap over prompts.
 
-    Preferences are the weights of both outcomes; the resamples keep s.
+    That of the likelihood ratio for fewer than 100 prompts, or 15 wins or losses. Preferences are the weights of both
+    outcomes; the resamples keep s.
 
     Args:
         preference_N: coded as in `win_rate`.
@@ -60,14 +78,42 @@ def length_controlled_win_rate(
     features_n2, share_n = _inputs(preference_N, model_chars_N, baseline_chars_N)
     if len(share_n) < FEWEST:
         return UNDEFINED
+    few = len(share_n) < FEW or min(share_n.sum(), (1 - share_n).sum()) < RARE
     if not features_n2[:, 1].any():
-        return bootstrap_means(100 * share_n[:, None], resamples=resamples, seed=seed).estimate(0)
+        plain = bootstrap_means(100 * share_n[:, None], resamples=resamples, seed=seed).estimate(0)
+        ends = wilson(float(share_n.sum()), len(share_n))
+        return Estimate(plain.value, 100 * ends[0], 100 * ends[1]) if few else plain
     distinct_U3, times_U = distinct_rows(np.column_stack([features_n2, share_n]))
     inputs = distinct_U3[:, :2], distinct_U3[:, 2]
     [coefficients_2] = refit(*inputs, times_U[None].astype(np.float64), np.zeros(2))
+    if few:
+        low, high = likelihood_interval(features_n2[:, 1], share_n, float(coefficients_2[0]))
+        return Estimate(*(100 * float(expit(theta)) for theta in (coefficients_2[0], low, high)))
     refitted = [refit(*inputs, counts_RU, coefficients_2) for counts_RU in draws(times_U, resamples, seed)]
     theta_R = np.concatenate(refitted)[:, 0]
     return interval(100 * float(expit(coefficients_2[0])), 100 * expit(theta_R), len(share_n))
+
+
+def likelihood_interval(shorter_n: Floats, share_n: Floats, theta: float) -> tuple[float, float]:
+    """95 % interval of theta, around its estimate: where twice the log of the likelihood ratio is below chi squared's.
+
+    An end beyond BOUND, of wins or losses only, is infinite.
+    """
+
+    def deviance(at: float) -> float:
+        def loss(phi: float) -> float:
+            logit_n = at + phi * shorter_n
+            return float((np.logaddexp(0, logit_n) - share_n * logit_n).sum())
+
+        return 2 * float(minimize_scalar(loss, bounds=(-BOUND, BOUND), method="bounded").fun)
+
+    theta = min(max(theta, -BOUND), BOUND)
+    limit = deviance(theta) + float(chdtri(1, 1 - LEVEL))
+    ends = [-np.inf, np.inf]
+    for i, far in enumerate((-BOUND, BOUND)):
+        if far != theta and deviance(far) > limit:
+            ends[i] = brentq(lambda at: deviance(at) - limit, theta, far, xtol=1e-4)
+    return ends[0], ends[1]
 
 
 def minimal_win_rate(preference_N: ArrayLike, model_chars_N: ArrayLike, baseline_chars_N: ArrayLike) -> float | None:

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lpsel.evaluation.length_control import FEW
 from lpsel.evaluation.win_rate import shown_interval
 
-FEW_FOR_LENGTHS = 100  # prompts of a length-controlled win rate
 WIDE = 10.0  # points from the win rate to the end of an interval
 AIM = 5.0  # points, of the number of prompts to use
 LEAST_PROBABILITY = 0.1  # of A and B together, as the judge's next token
@@ -80,6 +80,6 @@ def _too_few(metrics: Mapping[str, Any]) -> list[str]:
             f"The interval of the win rate, {low:.0f} to {high:.0f} %, is too wide to show which model is better: "
             f"about {enough:,.0f} prompts would give ±{AIM:.0f} points."
         )
-    if n < FEW_FOR_LENGTHS and metrics["length_controlled_win_rate"] is not None:
-        problems.append(f"The length-controlled win rate of {n} prompts is unreliable: use at least {FEW_FOR_LENGTHS}.")
+    if n < FEW and metrics["length_controlled_win_rate"] is not None:
+        problems.append(f"The length-controlled win rate of {n} prompts is unreliable: use at least {FEW}.")
     return problems

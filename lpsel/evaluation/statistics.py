@@ -17,6 +17,7 @@ from scipy.special import bdtr, ndtr, ndtri, stdtrit
 
 RESAMPLES = 10_000
 LEVEL = 0.95
+RARE = 15  # wins or losses, of which a bootstrap interval is too narrow
 DRAWS_AT_ONCE = 1 << 20
 SAME_SIZE = 1e-9  # relative rounding error of sums, and of sizes up to 1
 MEAN_MULTIPLICITY = 4  # rows are drawn one by one unless every distinct row occurs this often on average
@@ -45,17 +46,18 @@ class Ratios:
     value_K: Floats  # over all rows; NaN if a numerator is not finite or the denominators sum to 0
     resampled_RK: Floats
     rows_K: NDArray[np.int64]  # number of rows with a denominator above 0
+    effective_K: Floats  # rows as heavy as each other that would vary as much: Kish 1965, Survey Sampling, chapter 11.7
 
     def estimate(self, k: int) -> Estimate:
         """Ratio k with its percentile interval."""
-        return interval(self.value_K[k], self.resampled_RK[:, k], int(self.rows_K[k]))
+        return interval(self.value_K[k], self.resampled_RK[:, k], self.effective_K[k])
 
     def difference(self, k: int, baseline: int) -> Estimate:
         """Ratio k minus ratio `baseline`, with the percentile interval of the paired difference."""
         return interval(
             self.value_K[k] - self.value_K[baseline],
             self.resampled_RK[:, k] - self.resampled_RK[:, baseline],
-            int(min(self.rows_K[k], self.rows_K[baseline])),
+            min(self.effective_K[k], self.effective_K[baseline]),
         )
 
 
@@ -85,6 +87,7 @@ def bootstrap_ratios(
         value_K=_ratio(numerator.sum(axis=0), denominator.sum(axis=0)),
         resampled_RK=_ratio(sums[:, :columns], sums[:, columns:]),
         rows_K=(denominator > 0).sum(axis=0),
+        effective_K=_ratio(denominator.sum(axis=0) ** 2, (denominator**2).sum(axis=0)),
     )
 
 
@@ -94,16 +97,17 @@ def bootstrap_means(values_NK: ArrayLike, *, resamples: int = RESAMPLES, seed: i
     return bootstrap_ratios(values, np.ones_like(values), resamples=resamples, seed=seed)
 
 
-def interval(value: float, resampled_R: Floats, rows: int) -> Estimate:
-    """A value with the percentile interval of its defined resamples; no interval for fewer than two rows.
+def interval(value: float, resampled_R: Floats, rows: float) -> Estimate:
+    """A value with the percentile interval of its defined resamples; no interval of a single row.
 
     The percentiles are those of Hesterberg 2015 (What teachers should know about the bootstrap, section 5.3): resamples
-    of few rows spread less than samples do, by sqrt((n - 1) / n), and a t interval would be wider.
+    of few rows spread less than samples do, by sqrt((n - 1) / n), and a t interval would be wider. Rows that differ in
+    weight count as fewer (`Ratios.effective_K`).
     """
     if not math.isfinite(value):
         return UNDEFINED
     defined = resampled_R[np.isfinite(resampled_R)]
-    if rows < 2 or len(defined) == 0:
+    if not rows > 1 or len(defined) == 0:
         return Estimate(float(value), None, None)
     tail = float(ndtr(-math.sqrt(rows / (rows - 1)) * stdtrit(rows - 1, (1 + LEVEL) / 2)))
     low, high = np.quantile(defined, [tail, 1 - tail])

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from lpsel.evaluation.length_control import length_controlled_win_rate, minimal_win_rate
 from lpsel.evaluation.preferences import TIE, as_preferences, combined, flip_rate
 from lpsel.evaluation.statistics import (
+    RARE,
     RESAMPLES,
     Estimate,
     bootstrap_means,
@@ -30,7 +31,6 @@ GROUP_METRICS = (
     "wilson_low", "wilson_high",
 )  # fmt: skip
 FEW = 50  # verdicts, of which the bootstrap interval is too narrow
-RARE = 15  # the same for this many wins or losses
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -251,7 +251,8 @@ def _mean_of_sets(
 ) -> dict[str, float | None] | None:
     """Unweighted mean of the win rates of the sets, None if one is empty.
 
-    Texts are resampled, each with its verdicts in all sets: sets that share prompts do not vary independently.
+    Texts are resampled, each with its verdicts in all sets: sets that share prompts do not vary independently. Wilson's
+    interval is that of as many texts of the same weight as would vary as much (Kish 1965).
     """
     samples = [Sample.of(preference_N[rows], equal_N[rows]) for rows in sets]
     if not sets or not all(sample.rows_N.any() for sample in samples):
@@ -268,7 +269,12 @@ def _mean_of_sets(
         (weight_S * rate + (1 - weight_S) * 50).mean(axis=-1) for rate in (rates.value_K, rates.resampled_RK)
     )
     mean = interval(float(value), resampled_R, int(occurs_T.sum()))
-    return {"win_rate": mean.value, "ci_low": mean.low, "ci_high": mean.high}
+    weight_T = (judged_TS * (weight_S / judged_TS.sum(axis=0))).sum(axis=1) / weight_S.sum()
+    n, judged = 1 / (weight_T**2).sum(), weight_S.mean()
+    won = float((rates.value_K @ weight_S) / weight_S.sum() / 100)
+    wilson_low, wilson_high = (judged * 100 * end + (1 - judged) * 50 for end in wilson(n * won, n))
+    return {**dict(zip(("win_rate", "ci_low", "ci_high"), mean, strict=True)),
+            "wilson_low": float(wilson_low), "wilson_high": float(wilson_high)}  # fmt: skip
 
 
 def _mean(chars_N: Floats) -> float | None:

@@ -1,4 +1,5 @@
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -71,9 +72,11 @@ def test_swapping_the_models_mirrors_the_rate():
 
 def test_equal_lengths_give_the_plain_win_rate():
     preference = np.array([2.0] * 30 + [1.0] * 10 + [1.5] * 4)
-    plain = win_rate(preference, resamples=500, seed=3)
-    found = length_controlled_win_rate(preference, np.full(44, 80), np.full(44, 80), resamples=500, seed=3)
-    assert found == pytest.approx((plain.win_rate, plain.ci_low, plain.ci_high))
+    for several, ends in ((1, "wilson"), (4, "ci")):
+        plain = asdict(win_rate(np.tile(preference, several), resamples=500, seed=3))
+        equal = np.full(44 * several, 80)
+        found = length_controlled_win_rate(np.tile(preference, several), equal, equal, resamples=500, seed=3)
+        assert found == pytest.approx([plain[name] for name in ("win_rate", f"{ends}_low", f"{ends}_high")])
 
 
 def test_too_few_verdicts_or_lengths_are_undefined():
@@ -93,9 +96,26 @@ def test_one_empty_answer_counts_as_an_answer_of_length_0():
     assert empty == pytest.approx(tuple(almost_empty), abs=0.05)
 
 
-def test_wins_only_give_almost_100_percent():
+def test_wins_only_give_almost_100_percent_and_room_below():
     found = length_controlled_win_rate([2.0] * 60, np.arange(60), np.full(60, 25), resamples=200)
-    assert found == pytest.approx((100, 100, 100), abs=0.001)
+    assert (found.value, found.high) == pytest.approx((100, 100), abs=0.001)
+    assert 80 < found.low < 97
+
+
+def test_the_interval_of_few_prompts_is_that_of_the_likelihood_ratio():
+    preference, model, baseline = drawn(np.random.default_rng(8), 40, theta=0.5, phi=-1.0)
+    found = length_controlled_win_rate(preference, model, baseline, resamples=10)
+    shorter = (baseline - model).astype(float)
+    length = np.tanh(shorter / shorter.std(ddof=1))
+    phi = np.linspace(-8, 8, 16_001)[:, None]
+
+    def log_likelihood(rate):  # its maximum over phi
+        won = expit(np.log(rate / (100 - rate)) + phi * length)
+        return np.log(np.where(preference == 2, won, 1 - won)).sum(axis=1).max()
+
+    assert found.low < found.value < found.high
+    for end in (found.low, found.high):
+        assert 2 * (log_likelihood(found.value) - log_likelihood(end)) == pytest.approx(3.841, abs=0.01)
 
 
 def test_rows_without_a_verdict_only_affect_the_scale():

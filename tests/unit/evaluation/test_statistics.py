@@ -74,6 +74,27 @@ def test_the_95_percent_interval_covers_the_mean_of_normal_data():
     assert 0.92 <= covered / 400 <= 0.97
 
 
+@pytest.mark.parametrize("rows", [10, 20, 50])
+def test_the_interval_of_a_ratio_covers_where_weights_differ(rows):
+    # NLL per token of rows of 5 to 100 tokens, short ones harder; 92 % with 10 rows if each counted as one
+    generator, inside = np.random.default_rng(rows), 0
+    tokens = np.exp(generator.uniform(np.log(5), np.log(100), 100_000)).astype(int)
+    level = generator.gamma(4, 0.5, len(tokens)) * (1 + 2 / tokens)
+    true = (level * tokens).sum() / tokens.sum()
+    for draw in range(600):
+        some = generator.integers(0, len(tokens), rows)
+        found = bootstrap_ratios((level * tokens)[some, None], tokens[some, None], resamples=300, seed=draw).estimate(0)
+        inside += found.low <= true <= found.high
+    assert 0.92 <= inside / 600 <= 0.975
+
+
+def test_rows_of_different_weight_count_as_fewer():
+    # (1 + 1 + 2)^2 / (1 + 1 + 4)
+    ratios = bootstrap_ratios([[1.0], [2.0], [3.0]], [[1.0], [1.0], [2.0]], resamples=10)
+    assert ratios.effective_K == pytest.approx([16 / 6])
+    assert ratios.rows_K == [3]
+
+
 def test_a_difference_is_paired():
     # the rows differ a lot from each other, the models by exactly 0.25 on every row: the difference has no spread
     baseline = np.random.default_rng(0).normal(0, 10, 50)

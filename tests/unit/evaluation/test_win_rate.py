@@ -257,6 +257,17 @@ def test_groups_and_the_mean_of_prompt_sets():
     assert {name: of_part["n"] for name, of_part in metrics["by_category"].items()} == {"x": 2, "y": 3}
 
 
+def test_the_mean_of_few_prompts_has_wilsons_interval():
+    # two sets of 20, all won: as many texts of equal weight, n = 40
+    mean = metrics_of([2] * 40, prompt_set_N=["a", "b"] * 20)["mean_of_prompt_sets"]
+    assert (mean["win_rate"], mean["ci_low"], mean["wilson_high"]) == (100, 100, 100)
+    assert mean["wilson_low"] == pytest.approx(100 * stats.binomtest(40, 40).proportion_ci(method="wilson").low)
+    # sets of 10 and 30 without common texts: weights 1/20 and 1/60, so n = 1 / (10 / 400 + 30 / 3600) = 30, 15 won
+    mean = metrics_of([2, 1] * 5 + [2, 1] * 15, prompt_set_N=["a"] * 10 + ["b"] * 30)["mean_of_prompt_sets"]
+    expected = stats.binomtest(15, 30).proportion_ci(method="wilson")
+    assert (mean["wilson_low"], mean["wilson_high"]) == pytest.approx((100 * expected.low, 100 * expected.high))
+
+
 def test_without_groups_the_entries_are_none():
     metrics = metrics_of([2, 1, 1.5], category_N=[None] * 3)
     assert (metrics["by_category"], metrics["by_prompt_set"], metrics["mean_of_prompt_sets"]) == (None, None, None)
