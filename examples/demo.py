@@ -49,14 +49,17 @@ def main() -> None:
     folder = Path("runs") / "demo" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core for each process
     trained = {}
-    with ProcessPoolExecutor(1, get_context("spawn")) as other_core:  # scores rows during the longest training
-        scoring = other_core.submit(run, "select", ["selection=lp_app", *SELECTING, *COMMON], folder / "select")
-        for number, (name, overrides) in enumerate(RUNS.items(), 1):
-            print(f"\n[{number}/{len(RUNS) + 1}] {name}", flush=True)
-            if name.startswith("lp"):
-                scoring.result()
-            trained[name] = run("train", [*overrides, *SELECTING, *TARGET, *COMMON], folder / f"train-{number}")
-    print(f"\n[{len(RUNS) + 1}/{len(RUNS) + 1}] evaluation on held-out rows", flush=True)
+    with ProcessPoolExecutor(2, get_context("spawn"), quiet_libraries) as cores:
+        # The scores of all rules, while the first target is trained
+        cores.submit(run, "select", ["selection=lp_app", *SELECTING, *COMMON], folder / "select")
+        training = {
+            name: cores.submit(run, "train", [*overrides, *SELECTING, *TARGET, *COMMON], folder / f"train-{number}")
+            for number, (name, overrides) in enumerate(RUNS.items(), 1)
+        }
+        for number, (name, job) in enumerate(training.items(), 1):
+            trained[name] = job.result()
+            print(f"[{number}/{len(RUNS) + 1}] trained on {name}", flush=True)
+    print(f"[{len(RUNS) + 1}/{len(RUNS) + 1}] evaluation on held-out rows", flush=True)
     paths = {name: str(Path(result["model"]).parent) for name, result in trained.items()}
     paths = {RANDOM: paths[RANDOM], UNTRAINED: "tiny-target", **paths}  # the first is what the others are compared with
     evaluation = run("evaluate", [f"models=[{','.join(paths.values())}]", *HELD_OUT, *COMMON], folder / "evaluate")
