@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 SIMILAR = 0.7  # Jaccard similarity of the sets of word triples from which on two rows are near-duplicates
-MOST_ROWS = 10_000  # of more, a random sample is compared
+MOST_ROWS = 5_000  # of more, a random sample is compared: less than a second
 MOST_PRODUCTS = 2_000_000_000  # pairs of rows with a common triple, over all triples: some 10 s; a sample of more
 BLOCK = 256  # rows compared with all others at once
 HASHES = 2**22  # of triples; rows in which two of them collide seem a little more similar

@@ -37,9 +37,12 @@ class PackSize(L.Callback):
             return
         from transformers import AutoModelForCausalLM
 
-        with torch.device("meta"):
-            config = load_config(spec, pl_module.path)
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
+        config = load_config(spec, pl_module.path)
+        try:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
+        except ValueError:  # not a causal language model, which loading it reports
+            return
         if model.num_parameters() < SMALL_MODEL:
             return
         device = trainer.strategy.root_device

@@ -151,6 +151,7 @@ def test_the_nll_is_the_mean_over_seeds_and_five_subsets_support_no_conclusion(t
     assert "too wide for a conclusion from 5 subsets, it contains 0. Raise --subsets or --seeds." in score["conclusion"]
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.timeout(900)
 def test_a_real_model_is_validated_on_real_rows(real_models, shared_data, tmp_path):
