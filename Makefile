@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: venv ## Score, select, train and evaluate on embedded data; prints one table (about 4 minutes on two cores)
+demo: venv ## Score, select, train and evaluate on embedded data; prints one table (2.5 minutes on two cores)
 	$(BIN)/python examples/demo.py
 
 bench: venv ## Speed and memory compared with the released recipe, lm-eval and Trainer (about 30 minutes; BENCH_ARGS='--rounds 2')
