@@ -1,6 +1,7 @@
 """Sizes of models and lengths of rows for dry runs, from a model's configuration and a sample of the rows."""
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from lpsel.model.adapter import Adapter
 from lpsel.model.device import resolve_precision
 from lpsel.model.fsdp import shards
 from lpsel.model.load import load_config, load_tokenizer, locate
-from lpsel.model.memory_estimate import PACKS, DeviceMemory, devices_needed, training_memory, training_pack
+from lpsel.model.memory_estimate import USABLE, DeviceMemory, devices_needed, training_memory, training_pack
 from lpsel.model.spec import ModelSpec
 from lpsel.storage import digest
 from lpsel.training.checkpoint import COUNT
@@ -30,7 +31,6 @@ log = logging.getLogger(__name__)
 GIB = 2**30
 SAMPLE = 1000  # rows whose lengths represent all rows
 CHARACTERS = 4  # per token, without a tokenizer
-USABLE = 0.9  # of a GPU's memory: fragments, the context and what other libraries allocate take the rest
 UTILIZATION = 40  # percent of a GPU's peak, for the hours of a plan; measured ones are in docs/results/benchmarks.md
 COUNTED, SAMPLED = "counted", f"estimated from {SAMPLE:,} rows"
 GUESSED = f"estimated at {CHARACTERS} characters each"
@@ -76,6 +76,7 @@ def memory(
         UserError: gpu_memory_gib is not a positive number.
     """
     limit = gpu_bytes(config)
+    usable = math.inf if limit is None else USABLE["cuda"] * limit
     if model.shapes is None:
         return None, "", ""
     precision = config.trainer.precision
@@ -101,11 +102,11 @@ def memory(
 
     shared, pack = _devices_per_copy(config.trainer), config.train_tokens
     if pack == "auto":
-        pack = PACKS[0] if limit is None else training_pack(USABLE * limit, lambda pack: estimate(shared, pack))
+        pack = training_pack(usable, lambda pack: estimate(shared, pack))
     needed = estimate(shared, pack).total
-    if limit is None or needed <= USABLE * limit:
+    if limit is None or needed <= usable:
         return needed, "", ""
-    enough = devices_needed(USABLE * limit, lambda shared: estimate(shared, pack))
+    enough = devices_needed(usable, lambda shared: estimate(shared, pack))
     option = f"trainer=fsdp trainer.devices={enough}" if enough else "adapter=qlora"
     problem = f"needs {needed / GIB:.0f} GiB on each GPU, which has {limit / GIB:.0f}, a tenth of it in reserve"
     return needed, problem, f"set {option}; docs/guides/memory.md lists more options"

@@ -6,8 +6,6 @@ for the mean loss on held-out rows: a score that is worth anything ranks random 
 
 # K subsets
 
-import math
-
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import spearmanr
@@ -27,8 +25,7 @@ def rank_correlation(score_K: ArrayLike, result_K: ArrayLike) -> Estimate:
     value = float(spearmanr(score_K, result_K).statistic)
     if len(score_K) <= 3:
         return Estimate(value, None, None)
-    low, high = correlation_interval(value, len(score_K))
-    return Estimate(value, math.tanh(low), math.tanh(high))
+    return Estimate(value, *correlation_interval(value, len(score_K)))
 
 
 def conclusive(correlation: Estimate) -> bool:

@@ -22,6 +22,10 @@ ACTIVATION_BYTES = {"cpu": 256 * 2**20, "cuda": 512 * 2**20, "mps": 256 * 2**20}
 
 PACKS = (4096, 2048, 1024, 512)  # tokens of the largest pack of training
 
+# Fraction of the memory for training. On a GPU, fragments, the context and what other libraries allocate take the rest;
+# on a host, the tokens, the program and whatever else runs there.
+USABLE = {"cpu": 0.5, "cuda": 0.9, "mps": 0.5}
+
 _counted: dict[Any, tuple[int, int]] = {}  # what `_first_and_more` returns; several jobs of a sweep need it
 
 

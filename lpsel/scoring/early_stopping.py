@@ -53,7 +53,7 @@ def expected_agreement(correlation: float, rows: int, before: int, now: int, ste
         `spearman`, `low` and `high`.
     """
     doublings = math.log(steps / now) / math.log(now / before)
-    low, high = map(math.tanh, correlation_interval(correlation, rows))
+    low, high = correlation_interval(correlation, rows)
     names = {"spearman": min(correlation, 1 - 1e-9), "low": low, "high": high}
     return {name: max(value, 0.0) ** doublings for name, value in names.items()}
 

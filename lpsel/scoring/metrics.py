@@ -165,10 +165,10 @@ def _quotient(numerator_N: Floats, denominator_N: Floats, records_EN: Floats) ->
 
 
 def correlation_interval(correlation: float, rows: int) -> tuple[float, float]:
-    """95 % interval of Spearman's correlation of more than three rows, as its Fisher transform, atanh.
+    """95 % interval of Spearman's correlation of more than three rows, by Fisher's transform.
 
     Bonett and Wright, Psychometrika 65, 2000; docs/results/win-rates.md has its coverage.
     """
     z = math.atanh(max(min(correlation, 1 - 1e-9), 1e-9 - 1))
     error = NORMAL_95 * math.sqrt((1 + correlation**2 / 2) / (rows - 3))
-    return z - error, z + error
+    return math.tanh(z - error), math.tanh(z + error)

@@ -12,13 +12,10 @@ from lpsel.model.device import SMALL_MODEL, total_memory
 from lpsel.model.fsdp import shards
 from lpsel.model.lightning_module import FineTuner
 from lpsel.model.load import load_config
-from lpsel.model.memory_estimate import PACKS, DeviceMemory, training_memory, training_pack
+from lpsel.model.memory_estimate import PACKS, USABLE, DeviceMemory, training_memory, training_pack
 from lpsel.training.setup import TrainingSetup
 
 log = logging.getLogger(__name__)
-
-# Of the memory: the tokens, the program and whatever else runs on the machine take the rest of a host's.
-USABLE = {"cpu": 0.5, "cuda": 0.9, "mps": 0.5}
 
 
 class PackSize(L.Callback):
