@@ -48,7 +48,7 @@ class PackedAttention:
         self.batch: MicroBatch | None = None
         self.flash = flash_supports
         self.name = f"lpsel_packed_{id(self)}"
-        self.masks: dict[tuple[int | None, torch.device], Tensor] = {}
+        self.masks: dict[tuple[int | None, torch.device, torch.dtype], Tensor] = {}
 
     def install(self, model: Any) -> None:
         """Use this object as the attention function of `model`."""
@@ -114,7 +114,7 @@ class PackedAttention:
         if more := fill(key_GKD.shape[1], query_HQD):
             query_HQD, key_GKD, value_GKD = (F.pad(part, (0, 0, 0, more)) for part in (query_HQD, key_GKD, value_GKD))
         length = key_GKD.shape[1]
-        mask_QK = self._mask(length, window, query_HQD.device)[length - query_HQD.shape[1] : length, :length]
+        mask_QK = self._mask(length, window, query_HQD)[length - query_HQD.shape[1] : length, :length]
         if softcap is None and (
             query_HQD.dtype == torch.float32 or (not torch.is_grad_enabled() and fused_is_faster())
         ):
@@ -123,14 +123,18 @@ class PackedAttention:
             attended_HQD = _products(query_HQD, key_GKD, value_GKD, mask_QK, scaling, softcap)
         return attended_HQD[:, :queries] if more else attended_HQD
 
-    def _mask(self, length: int, window: int | None, device: torch.device) -> Tensor:
-        """Which keys each query attends to, by position in the row, bool (at least length, at least length)."""
-        known = self.masks.get((window, device))
+    def _mask(self, length: int, window: int | None, query: Tensor) -> Tensor:
+        """What to add to the score of each query and key, by position in the row: 0 where the query attends to the key,
+        otherwise -inf. It has the dtype of `query`, and its shape is (at least length, at least length).
+        """
+        key = window, query.device, query.dtype
+        known = self.masks.get(key)
         if known is None or len(known) < length:
-            known = torch.ones(length, length, dtype=torch.bool, device=device).tril_()
+            seen = torch.ones(length, length, dtype=torch.bool, device=query.device).tril_()
             if window is not None:
-                known.triu_(1 - window)
-            self.masks[window, device] = known
+                seen.triu_(1 - window)
+            known = torch.zeros_like(seen, dtype=query.dtype).masked_fill_(~seen, float("-inf"))
+            self.masks[key] = known
         return known
 
     def _on_gpu(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
@@ -170,7 +174,7 @@ def _products(
     if softcap is not None:
         score_GQK = softcap * torch.tanh(score_GQK / softcap)
     score_GRQK = score_GQK.view(groups, heads // groups, queries, length)
-    share_GRQK = torch.softmax(score_GRQK.masked_fill(~mask_QK, float("-inf")), dim=-1)
+    share_GRQK = torch.softmax(score_GRQK + mask_QK, dim=-1)
     return torch.bmm(share_GRQK.view_as(score_GQK), value_GKD).view(heads, queries, -1)
 
 
@@ -181,7 +185,7 @@ def fused_is_faster() -> bool:
     With AMX it takes half as long, with AVX-512 up to twice as long; its backward pass takes longer on both.
     """
     query = torch.ones(9, 100, 64, dtype=torch.bfloat16)
-    key, mask = query[:3], torch.ones(100, 100, dtype=torch.bool).tril_()
+    key, mask = query[:3], torch.zeros(100, 100, dtype=torch.bfloat16)
     fused = seconds_on_one_thread(lambda: _fused(query, key, key, mask, 0.125))
     return fused < seconds_on_one_thread(lambda: _products(query, key, key, mask, 0.125))
 
