@@ -25,7 +25,7 @@ from harness import (
 
 from lpsel.data.tokens import Tokens
 
-LPSEL, RECIPE, TRAINER = "lpsel", "released recipe's loop", "transformers Trainer"
+LPSEL, COMPILED, RECIPE, TRAINER = "lpsel", "lpsel, compiled", "released recipe's loop", "transformers Trainer"
 NO_LM_EVAL = "lm-eval is not installed and left out: pip install '.[lm-eval]'"
 NOTES = (
     "tokens/s: real tokens, padding aside. lpsel/it: median [range] of the rounds' speed ratios, lpsel's over its",
@@ -35,10 +35,20 @@ NOTES = (
 
 
 def scorers(
-    model: Path, tokens: Path, precision: str, device: str, *, recipe: bool = False, lm_eval: tuple[int, ...] = ()
+    model: Path,
+    tokens: Path,
+    precision: str,
+    device: str,
+    *,
+    recipe: bool = False,
+    lm_eval: tuple[int, ...] = (),
+    compiled: bool = False,
 ) -> dict[str, Callable[..., Run]]:
-    """lpsel and what it is compared with: the recipe's loop, lm-eval with batch sizes, where it is installed."""
-    found: dict[str, Callable[..., Run]] = {LPSEL: partial(ours.score, model, tokens, precision, device=device)}
+    """lpsel, also with compiled layers, and what it is compared with: the recipe's loop, lm-eval with batch sizes."""
+    score = partial(ours.score, model, tokens, precision, device=device)
+    found: dict[str, Callable[..., Run]] = {LPSEL: score}
+    if compiled:
+        found[COMPILED] = partial(score, compiled=True)
     if recipe:
         found[RECIPE] = partial(contestants.recipe_score, model, tokens, precision, device=device)
     for size in lm_eval if contestants.HAS_LM_EVAL else ():
@@ -49,10 +59,13 @@ def scorers(
 
 
 def trainers(
-    model: Path, tokens: Path, precision: str, device: str, steps: int, batch_size: int
+    model: Path, tokens: Path, precision: str, device: str, steps: int, batch_size: int, compiled: bool = False
 ) -> dict[str, Callable[..., Run]]:
     sizes: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "device": device}
-    found: dict[str, Callable[..., Run]] = {LPSEL: partial(ours.train, model, tokens, precision, **sizes)}
+    train = partial(ours.train, model, tokens, precision, **sizes)
+    found: dict[str, Callable[..., Run]] = {LPSEL: train}
+    if compiled:
+        found[COMPILED] = partial(train, compiled=True)
     if contestants.HAS_TRAINER:
         found[TRAINER] = partial(contestants.trainer_train, model, tokens, precision, **sizes)
     return found

@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> Path:
     parser.add_argument("--steps", type=int, default=1, help="optimizer steps per round of training")
     options = parser.parse_args(argv)
     quiet_libraries()
-    batch_size = 4 if options.tiny else 32
+    batch_size, sizes, compiled = (4, (4,), False) if options.tiny else (32, (1, 4, 16), True)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         counts = {"scored": options.rows, "lm-eval": options.lm_eval_rows, "trained": (options.steps + 1) * batch_size}
@@ -44,20 +44,18 @@ def main(argv: list[str] | None = None) -> Path:
         figures: dict[str, Any] = {"model": name, "data": data_name, "rows": counts, "comparisons": []}
 
         for precision in ("32-true", "bf16-true"):
-            entrants = scorers(model, tokens["scored"], precision, "cpu", recipe=True)
+            entrants = scorers(model, tokens["scored"], precision, "cpu", recipe=True, compiled=compiled)
             if precision != "32-true":
                 entrants[f"{RECIPE}, 32-true"] = scorers(model, tokens["scored"], "32-true", "cpu", recipe=True)[RECIPE]
             title = f"Scoring {options.rows} rows of {data_name}, {name}, {precision}"
             figures["comparisons"].append(compare(title, entrants, options.rounds, model, "cpu"))
         if contestants.HAS_LM_EVAL:
             for precision in ("32-true", "bf16-true"):
-                entrants = scorers(
-                    model, tokens["lm-eval"], precision, "cpu", lm_eval=(4,) if options.tiny else (1, 4, 16)
-                )
+                entrants = scorers(model, tokens["lm-eval"], precision, "cpu", lm_eval=sizes, compiled=compiled)
                 title = f"Scoring {options.lm_eval_rows} of these rows with lm-eval, {name}, {precision}"
                 figures["comparisons"].append(compare(title, entrants, options.rounds, model, "cpu"))
         for precision in ("32-true", "bf16-mixed"):
-            entrants = trainers(model, tokens["trained"], precision, "cpu", options.steps, batch_size)
+            entrants = trainers(model, tokens["trained"], precision, "cpu", options.steps, batch_size, compiled)
             title = f"Training, {options.steps} steps of {batch_size} rows, {name}, {precision}"
             rounds = min(options.rounds, options.training_rounds)
             figures["comparisons"].append(compare(title, entrants, rounds, model, "cpu", steps=options.steps))

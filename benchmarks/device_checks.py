@@ -175,7 +175,7 @@ def _packed(folder: Path, tokens: Tokens, precision: str, device: str) -> tuple[
     loss = PerSampleLoss(_load(folder).to(device)).eval()
     check_head(loss)
     data = ours.data_module(tokens, len(tokens), ours.SCORE_TOKENS, record=True)
-    batch = data.pack(np.arange(len(tokens)), ours.TRAIN_TOKENS).to(torch.device(device))
+    batch = data.pack(np.arange(len(tokens))).to(torch.device(device))
     with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-mixed", cache_enabled=False):
         nll_B = per_sample_nll(loss(batch), batch.row_N, batch.supervised_B)
         (loss(batch, summed=True) / len(batch.labels_N)).backward()

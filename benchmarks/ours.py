@@ -103,6 +103,7 @@ def score(
     *,
     device: str = "cpu",
     score_tokens: int = SCORE_TOKENS,
+    compiled: bool = False,
     on_ready: Callable[[Any], None] = touch,
 ) -> Run:
     """A recording pass over all rows, records on disk included.
@@ -111,14 +112,21 @@ def score(
         tokens_folder: of the tokenised rows.
         precision: as `trainer.precision`.
         score_tokens: as on the command line.
+        compiled: compile the layers, before the clock starts.
         on_ready: called with the model once it is loaded, before the clock starts.
     """
     tokens = Tokens(tokens_folder)
-    module = fine_tuner(model_folder, 1, precision)
+    module = fine_tuner(model_folder, 1, precision, compiled)
     data = data_module(tokens, 32, largest_pack(model_folder, precision, score_tokens, device), record=True)
     with tempfile.TemporaryDirectory() as folder:
         parts = Parts(Path(folder) / "parts")
-        clock = _Clock(device, on_ready)
+
+        def ready(model: Any) -> None:
+            on_ready(model)
+            if compiled:
+                module.loss(data.pack(np.flatnonzero(data.supervised)[:2]).to(torch.device(device)))
+
+        clock = _Clock(device, ready)
         trainer = _trainer(device, precision, [NLLRecorder(parts), clock])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -137,15 +145,17 @@ def train(
     batch_size: int = 32,
     device: str = "cpu",
     record: bool = False,
+    compiled: bool = False,
     on_ready: Callable[[Any], None] = touch,
 ) -> Run:
-    """`steps` optimizer steps over the first rows of `order_of`, after one that is not timed: AdamW allocates in it.
+    """`steps` optimizer steps over the first rows of `order_of`, after one that is not timed: in it, AdamW allocates
+    its moments, and layers are compiled.
 
     With `record`, a recording pass over all rows before and after; `extra` then has `whole`, the seconds of everything
     after loading, `forward`, those inside the passes' forward passes, and `passes`, those of the passes as a whole.
     """
     tokens = Tokens(tokens_folder)
-    module = fine_tuner(model_folder, steps + 1, precision)
+    module = fine_tuner(model_folder, steps + 1, precision, compiled)
     data = data_module(tokens, batch_size, SCORE_TOKENS, record)
     clock = _Clock(device, on_ready)
     with tempfile.TemporaryDirectory() as folder:
@@ -175,10 +185,11 @@ def spec_of(model_folder: Path) -> ModelSpec:
     return ModelSpec("benchmark", str(model_folder), max_length=MAX_LENGTH, recipe=recipe)
 
 
-def fine_tuner(model_folder: Path, steps: int, precision: str) -> FineTuner:
+def fine_tuner(model_folder: Path, steps: int, precision: str, compiled: bool = False) -> FineTuner:
     # As conf/optimizer/adamw.yaml
     adamw = partial(torch.optim.AdamW, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True)
-    return FineTuner("target", spec_of(model_folder), str(model_folder), adamw, steps, precision=precision)
+    spec = spec_of(model_folder)
+    return FineTuner("target", spec, str(model_folder), adamw, steps, precision=precision, compiled=compiled)
 
 
 def data_module(tokens: Tokens, batch_size: int, score_tokens: int, record: bool) -> SubsetDataModule:

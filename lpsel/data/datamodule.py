@@ -16,9 +16,6 @@ from lpsel.data.random_order import epoch_order
 from lpsel.data.shared_prefixes import Prefixes, find_prefixes
 from lpsel.data.tokens import Tokens
 
-SHAPES = 4  # pack sizes within the budget, for a compiled model
-
-
 Weights = NDArray[np.float32] | None
 
 
@@ -28,7 +25,7 @@ class _Steps(Dataset[OptimizerStep]):
 
     def __getitem__(self, plan: tuple[list[Rows], Weights, int, int]) -> OptimizerStep:
         micro_batches, weight_N, divisor, rows = plan
-        packs = [self.data.pack(m, self.data.train_tokens) for m in micro_batches]
+        packs = [self.data.pack(m) for m in micro_batches]
         if weight_N is not None:
             packs = [replace(p, weight_N=torch.from_numpy(weight_N[p.index_B])[p.row_N]) for p in packs]
         return OptimizerStep(packs, divisor, rows)
@@ -42,7 +39,7 @@ class _Passes(Dataset[MicroBatch]):
         return len(self.plan)
 
     def __getitem__(self, i: int) -> MicroBatch:
-        return self.data.pack(self.plan[i], self.data.score_tokens)
+        return self.data.pack(self.plan[i])
 
 
 class _Unrecorded(Sampler):
@@ -98,7 +95,6 @@ class SubsetDataModule(L.LightningDataModule):
         seed: of the order of the rows.
         train_tokens, score_tokens: tokens of the largest pack; a longer row has its own pack.
         record: whether validation passes over the rows run: over all, or those of a mask, shape (N,).
-        few_shapes: pad packs to few sizes, for a model that is compiled again for every size.
         reduction: what the loss of a step is a mean over, see `lpsel.data.batching.token_weights`.
 
     Attributes:
@@ -117,7 +113,6 @@ class SubsetDataModule(L.LightningDataModule):
         train_tokens: int,
         score_tokens: int,
         record: bool | NDArray[np.bool_] = False,
-        few_shapes: bool = False,
         reduction: str = "token",
     ) -> None:
         super().__init__()
@@ -128,7 +123,7 @@ class SubsetDataModule(L.LightningDataModule):
         self.train_tokens, self.score_tokens = train_tokens, score_tokens
         self.record = record is not False
         self.to_record = self.supervised & record
-        self.few_shapes, self.reduction = few_shapes, reduction
+        self.reduction = reduction
         self.made = (0, 0)
         self.recorded_N = np.full(len(tokens), np.nan)
 
@@ -146,15 +141,20 @@ class SubsetDataModule(L.LightningDataModule):
         """Tokens of a pack of `budget` tokens that remain for rows if it contains every prefix."""
         return max(1, budget - sum(map(len, self.prefixes.ids)))
 
-    def pack(self, rows: Rows, budget: int) -> MicroBatch:
-        """A pack of `rows`, in one of SHAPES sizes with `few_shapes`."""
-        round_to = -(-budget // SHAPES) if self.few_shapes else 1
-        return collate(self.tokens, rows, self.prefixes, varlen=torch.cuda.is_available(), round_to=round_to)
+    def pack(self, rows: Rows) -> MicroBatch:
+        """A pack of `rows`."""
+        return collate(self.tokens, rows, self.prefixes, varlen=torch.cuda.is_available())
 
     def order(self, epoch: int) -> Rows:
         """The trained rows in the order of an epoch."""
         order = epoch_order(self.tokens.ids, self.seed, epoch)
         return order[self.trained[order]]
+
+    def tokens_ahead(self, epochs: int) -> int:
+        """Tokens of the forward passes of so many epochs; one with a backward pass counts as three."""
+        lengths_N = self.tokens.lengths.astype(np.int64)
+        trained, recorded = int(lengths_N[self.trained].sum()), int(lengths_N[self.to_record].sum())
+        return 3 * epochs * trained + (epochs + 1) * recorded * self.record
 
     def times_trained(self, steps: Sequence[int]) -> NDArray[np.int64]:
         """How often each row was trained on after the given number of steps of each epoch, shape (N,)."""

@@ -117,15 +117,12 @@ def _each(holder: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return replace(holder, **changed)
 
 
-def collate(
-    tokens: Tokens, rows: Rows, prefixes: Prefixes | None = None, *, varlen: bool = False, round_to: int = 1
-) -> MicroBatch:
+def collate(tokens: Tokens, rows: Rows, prefixes: Prefixes | None = None, *, varlen: bool = False) -> MicroBatch:
     """Pack `rows` of `tokens`; no rows give a pack of two tokens without labels.
 
     Args:
         prefixes: to share.
         varlen: whether to set `MicroBatch.varlen`.
-        round_to: fill the pack up to a multiple of this many tokens, so that packs have few shapes.
     """
     if len(rows) == 0:
         pieces, shared, segments = [np.zeros(2, dtype=np.int32)], list[Segment](), [Segment(0, 2)]
@@ -134,12 +131,6 @@ def collate(
     else:
         pieces, positions, labels, shared, segments = _lay_out(tokens, rows, prefixes)
         fed = int(tokens.lengths[rows].sum(dtype=np.int64))
-    used = segments[-1].stop
-    width = -(-used // round_to) * round_to
-    filler = [Segment(used, width)] if width > used else []
-    if filler:
-        pieces.append(np.zeros(width - used, dtype=np.int32))
-        positions.append(np.zeros(width - used, dtype=np.int64))
     input_ids_T = np.concatenate(pieces)
     position_T = np.concatenate(positions)
     within = [np.flatnonzero(mask) for mask in labels]
@@ -160,7 +151,7 @@ def collate(
         shared=tuple(shared),
         rows=tuple(segments),
         tokens=fed,
-        varlen=varlen_of([*shared, *segments, *filler]) if varlen else None,
+        varlen=varlen_of([*shared, *segments]) if varlen else None,
     )
 
 

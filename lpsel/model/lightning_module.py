@@ -1,7 +1,9 @@
 """The LightningModule: an optimizer step over micro-batches, and the per-sample losses of a recording pass."""
 
+import logging
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -17,12 +19,14 @@ from lpsel.data.packing import MicroBatch, OptimizerStep
 from lpsel.distributed import is_main_process
 from lpsel.errors import ReportedByMainProcess, UserError
 from lpsel.model.adapter import AdaptedModel, Adapter
-from lpsel.model.decoder_layers import checkpoint_layers, compile_layers
+from lpsel.model.decoder_layers import checkpoint_layers, compile_layers, compiling_pays
 from lpsel.model.device import reuse_freed_memory
 from lpsel.model.fsdp import ShardedStrategy, load_sharded
 from lpsel.model.load import freeze_other_parts, load_model
 from lpsel.model.loss import Measure, PerSampleLoss, check_head, per_sample_nll
 from lpsel.model.spec import ModelSpec
+
+log = logging.getLogger(__name__)
 
 
 class FineTuner(L.LightningModule):
@@ -36,9 +40,11 @@ class FineTuner(L.LightningModule):
         role: scorer or target, the prefix of its metrics.
         optimizer: called with the parameters and `lr=`.
         total_steps: horizon of the learning-rate schedule, in optimizer steps.
+        compiled: compile the layers, or `auto`: where it saves time.
         measure: what recording passes return of every supervised token, instead of its NLL.
 
     Attributes:
+        tokens_ahead: tokens of the forward passes that are to come, for `compiled="auto"`.
         step_nll: loss of the last optimizer step, over all ranks.
     """
 
@@ -53,7 +59,7 @@ class FineTuner(L.LightningModule):
         precision: str = "32-true",
         adapter: Adapter | None = None,
         activation_checkpointing: bool = False,
-        compiled: bool = False,
+        compiled: bool | str = False,
         measure: Measure | None = None,
     ) -> None:
         super().__init__()
@@ -65,6 +71,7 @@ class FineTuner(L.LightningModule):
         self.adapted: AdaptedModel | None = None
         self.loss: PerSampleLoss  # set by configure_model
         self.step_nll = math.nan
+        self.tokens_ahead = 0
 
     def configure_model(self) -> None:
         if hasattr(self, "loss"):
@@ -74,7 +81,8 @@ class FineTuner(L.LightningModule):
         if strategy.root_device.type == "cpu":
             reuse_freed_memory()
         if isinstance(strategy, ShardedStrategy):
-            self.loss = load_sharded(self.spec, self.path, dtype, strategy, precision, prepare=self._prepare)
+            prepare = partial(self._prepare, compiled=self.compiled is True)
+            self.loss = load_sharded(self.spec, self.path, dtype, strategy, precision, prepare)
         else:
             # Lightning makes the GPU the default device here, which transformers supports only with accelerate.
             with torch.device("cpu"):
@@ -83,16 +91,28 @@ class FineTuner(L.LightningModule):
                 model = self.adapted.model if self.adapted else load_model(self.spec, self.path, dtype)
                 self.loss = PerSampleLoss(model, packed=False if self.spec.recipe.dropout else None)
                 check_head(self.loss)
-                self._prepare(model)  # after the check, so that nothing is compiled for its few tokens
+                # After the check, so that nothing is compiled for its few tokens
+                self._prepare(model, self._compiles(model))
         self.loss.eval()
 
-    def _prepare(self, model: Any) -> None:
+    def _prepare(self, model: Any, compiled: bool) -> None:
         if self.adapter is None:
             freeze_other_parts(model)
         if self.activation_checkpointing:
             checkpoint_layers(model)
-        if self.compiled:
+        if compiled:
             compile_layers(model)
+
+    def _compiles(self, model: Any) -> bool:
+        """Whether to compile the model's layers: `auto` does so for long runs of one process on a CPU."""
+        if self.compiled != "auto":
+            return bool(self.compiled)
+        trainer = self.trainer
+        tried = trainer.strategy.root_device.type == "cpu" and trainer.world_size == 1 and self.adapter is None
+        pays = bool(tried and self.loss.attention and compiling_pays(model, self.tokens_ahead))
+        if pays:
+            log.info("Compiling the layers of %s %s (compile=false turns this off)", self.role, self.spec.name)
+        return pays
 
     @property
     def language_model(self) -> Any:

@@ -14,7 +14,7 @@ import torch
 
 from lpsel.data.datamodule import SubsetDataModule
 from lpsel.data.tokens import Tokens
-from lpsel.errors import UserError, check_flag, check_int, check_package, first_line, is_int
+from lpsel.errors import UserError, check_choice, check_flag, check_int, check_package, first_line, is_int
 from lpsel.model.device import device_of, resolve_precision
 from lpsel.model.fsdp import shards
 from lpsel.model.lightning_module import FineTuner
@@ -31,7 +31,7 @@ class TrainingSetup:
     Attributes:
         trainer, optimizer: settings of Lightning's Trainer and of the optimizer, with the class as `_target_`.
         activation_checkpointing: keep only the inputs of each layer for the backward pass.
-        compile: run the layers through torch.compile.
+        compile: run the layers through torch.compile, or `auto`: where it saves time on a CPU.
         train_tokens: largest pack of a training step, or `auto` (`lpsel.training.pack_size`).
         score_tokens: largest pack of a recording pass, in tokens.
         checkpoint_steps: optimizer steps from one checkpoint to the next, or `auto`.
@@ -41,7 +41,7 @@ class TrainingSetup:
     trainer: Mapping[str, Any]
     optimizer: Mapping[str, Any]
     activation_checkpointing: bool
-    compile: bool
+    compile: bool | str
     train_tokens: int | str
     score_tokens: int
     checkpoint_steps: int | str
@@ -51,7 +51,7 @@ class TrainingSetup:
 
     def __post_init__(self) -> None:
         check_flag("activation_checkpointing", self.activation_checkpointing)
-        check_flag("compile", self.compile)
+        check_choice("compile", self.compile, ("auto", True, False))
         if self.train_tokens != "auto":
             check_int("train_tokens", self.train_tokens, 1, what="auto or a number of tokens")
         check_int("score_tokens", self.score_tokens, 1, what="a number of tokens")
@@ -99,7 +99,6 @@ class TrainingSetup:
             "seed": spec.recipe.seed,
             "train_tokens": PACKS[0] if self.train_tokens == "auto" else self.train_tokens,
             "score_tokens": self.score_tokens,
-            "few_shapes": self.compile,
         }
         return SubsetDataModule(tokens, **(settings | options))
 

@@ -52,6 +52,7 @@ def fit(
     """
     gc.collect()  # the previous model and its trainer reference each other and hold the memory of the device
     L.seed_everything(module.spec.recipe.seed, verbose=False)
+    module.tokens_ahead = data.tokens_ahead(epochs)
     progress = FitProgress(title, module.role, data)
     resume = Resume(title, checkpoints, data, setup.checkpoint_steps)
     trainer = _trainer(setup, module, data, epochs, [*callbacks, progress, resume, PackSize(setup, title, data)])

@@ -7,15 +7,24 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+import torch._inductor.config
 from torch.autograd.graph import saved_tensors_hooks
 
 from lpsel.data.packing import collate
 from lpsel.errors import UserError
 from lpsel.model.adapter import Adapter
-from lpsel.model.decoder_layers import checkpoint_layers, compile_layers, decoder_layers
+from lpsel.model.decoder_layers import (
+    WORTH_COMPILING,
+    can_compile,
+    checkpoint_layers,
+    compile_layers,
+    decoder_layers,
+)
 from lpsel.model.lightning_module import FineTuner
 from lpsel.model.loss import PerSampleLoss
 from lpsel.model.spec import ModelSpec
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 
 
 def run(model, batch):
@@ -97,8 +106,8 @@ def test_a_model_without_a_list_of_layers_is_rejected(make_model):
     assert (caught.value.name, caught.value.problem) == ("llama", "has no list of 7 decoder layers")
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-def test_compiled_layers_are_compiled_once_for_each_size_of_pack(make_model):
+@needs_compiler
+def test_layers_are_compiled_once_for_packs_of_any_size(make_model):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     plain, model = make_model(), make_model()
@@ -107,44 +116,62 @@ def test_compiled_layers_are_compiled_once_for_each_size_of_pack(make_model):
     graphs = []
     for lengths in ([20, 11], [9, 9, 9], [25], [3, 30, 6, 2], [31, 8]):
         rows = Rows(lengths)
-        batch = collate(rows, np.arange(len(lengths)), round_to=32)
+        batch = collate(rows, np.arange(len(lengths)))
         with torch.no_grad():
             torch.testing.assert_close(ours(batch), expected(batch), rtol=1e-4, atol=1e-5)
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-    # 32 tokens, then 64; the other three packs have these sizes too
-    assert graphs[0] < graphs[3]
-    assert graphs[:3] == graphs[:1] * 3
-    assert graphs[3:] == graphs[3:4] * 2
-
-
-@pytest.mark.slow
-def test_no_size_of_pack_is_left_uncompiled(make_model, monkeypatch):
-    """By default PyTorch compiles eight versions of a layer's code and runs the ninth uncompiled."""
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    compiled = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compiled(self, backend="eager", **how))
-    model = make_model(num_hidden_layers=1)
-    compile_layers(model)
-    loss = PerSampleLoss(model)
-    graphs = [0]
-    for tokens in range(20, 29):
-        with torch.no_grad():
-            loss(collate(Rows([tokens]), np.arange(1)))
-        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-    assert graphs == [i * graphs[1] for i in range(10)]
-    assert graphs[1] > 0
+    assert graphs == graphs[:1] * 5
+    assert graphs[0] > 0
 
 
 def test_nothing_is_compiled_for_the_check_of_the_head(make_folder):
     path = make_folder()
     spec = ModelSpec("small", path=path, max_length=64)
     module = FineTuner("target", spec, path, partial(torch.optim.AdamW), 1, compiled=True)
-    module.trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
     torch._dynamo.utils.counters.clear()
-    module.configure_model()
+    configured(module)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 0
-    assert all(layer._compiled_call_impl is not None for layer in decoder_layers(module.language_model))
+    assert is_compiled(module)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("more", "adapter", "works", "expected"),
+    [
+        (1, None, True, True),
+        (0, None, True, False),
+        (1, Adapter(rank=4), True, False),
+        (1, None, False, False),
+    ],
+    ids=["a long run", "a short run", "an adapter", "no compiler"],
+)
+def test_auto_compiles_the_layers_where_it_saves_time(
+    make_model, make_folder, monkeypatch, caplog, more, adapter, works, expected
+):
+    path = make_folder()
+    spec = ModelSpec("small", path=path, max_length=64)
+    can_compile.cache_clear()
+    torch._dynamo.reset()
+    if not works:
+        monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
+        monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    module = FineTuner("target", spec, path, partial(torch.optim.AdamW), 1, compiled="auto", adapter=adapter)
+    weights = sum(p.numel() for p in make_model().model.layers.parameters())
+    module.tokens_ahead = int(WORTH_COMPILING / (2 * weights)) + more
+    with caplog.at_level("INFO"):
+        configured(module)
+    can_compile.cache_clear()
+    assert is_compiled(module) == expected
+    assert ("torch.compile fails here" in caplog.text) == (not works)
+
+
+def configured(module):
+    module.trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    module.configure_model()
+
+
+def is_compiled(module):
+    return all(layer._compiled_call_impl is not None for layer in decoder_layers(module.language_model))
 
 
 class Rows:
