@@ -17,7 +17,7 @@ from lpsel.evaluation.length_control import length_controlled_win_rate, minimal_
 from lpsel.evaluation.statistics import bootstrap_means, bootstrap_ratios, paired_interval, wilson
 from lpsel.evaluation.subset_validation import rank_correlation
 from lpsel.evaluation.win_rate import pairwise_metrics, shown_interval, win_rate
-from lpsel.report.all_rows import smallest_passing
+from lpsel.report.comparisons import smallest_passing
 from lpsel.report.points import Point
 from lpsel.report.runs import Run
 

@@ -1,4 +1,6 @@
-"""Selections compared with random rows and with all rows: differences with intervals. Pure functions of points."""
+"""Selections compared with random rows and with all rows: differences with intervals, and from which percentage on
+there are none. Pure functions of points.
+"""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -9,10 +11,10 @@ import numpy as np
 from scipy.special import ndtri
 from scipy.stats import t
 
-from lpsel.report.all_rows import EVEN
-from lpsel.report.points import Interval, Point
+from lpsel.report.points import Interval, Point, by_selection
 from lpsel.report.runs import number
 
+EVEN = 50.0  # win rate, in percent
 SAME = 0.02  # relative difference in rows or tokens up to which they count as equal
 BASELINE, ALL_ROWS = "random", "full"
 
@@ -98,6 +100,53 @@ def to_all_rows(points: Sequence[Point]) -> list[Comparison]:
         return found[0] if len(found) == 1 else None
 
     return _compared(points, reference_of, against_baseline=ALL_ROWS)
+
+
+def differences(points: Sequence[Point]) -> list[Point]:
+    """Points whose value is the NLL minus that of training the same target on all rows, with the same seed if any.
+
+    Only within an evaluation; with a paired interval where that model was its baseline.
+    """
+    full: dict[object, list[Point]] = defaultdict(list)
+    for p in points:
+        if p.run.rule == ALL_ROWS and p.metric == "nll":
+            full[p.evaluation.folder, p.run.target].append(p)
+    differing = []
+    for p in points:
+        candidates = full.get((p.evaluation.folder, p.run.target), [])
+        if not candidates or p.run.rule == ALL_ROWS or p.run.pct is None:
+            continue
+        all_rows = next((each for each in candidates if each.run.get("seed") == p.run.get("seed")), candidates[0])
+        paired = p.difference if all_rows.difference is None else None
+        differing.append(replace(p, **(paired or Interval(p.value - all_rows.value))._asdict()))
+    return differing
+
+
+def smallest_passing(points: Sequence[Point]) -> float | None:
+    """The smallest percentage at which a selection is no worse than all rows, and at all larger ones as well.
+
+    The interval decides: a win rate whose lower end is at least 50 %, or a paired difference in NLL whose upper end is
+    at most 0. Its level is 95 % for all selections together (Bonferroni), since the best of several is reported. The
+    ends are means over seeds, as if seeds had all of their prompts' variation in common.
+    """
+    win_rates = bool(points) and points[0].metric == "win_rate"
+    judged = [p for p in points if p.run.rule != ALL_ROWS and p.run.pct is not None]
+    selections = by_selection(judged if win_rates else differences(points))
+    level = 1 - 0.05 / max(len(selections), 1)
+
+    def margin(p: Point) -> float:
+        """By how much the interval passes."""
+        _, low, high = _widened(p.at, level)
+        end = low if win_rates else high
+        return -np.inf if end is None else end - EVEN if win_rates else -end
+
+    passing = []
+    for by_pct in selections.values():
+        for pct in sorted(by_pct, reverse=True):
+            if np.mean([margin(p) for p in by_pct[pct]]) < 0:
+                break
+            passing.append(pct)
+    return min(passing, default=None)
 
 
 def tokens(point: Point) -> float | None:

@@ -2,18 +2,17 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from lpsel.report.all_rows import EVEN, differences, goals, smallest_passing
-from lpsel.report.comparisons import ALL_ROWS, BASELINE, tokens
+from lpsel.report.comparisons import ALL_ROWS, BASELINE, EVEN, differences, smallest_passing, tokens
 from lpsel.report.drawing import INK, MUTED, Label, interval, label_lines, new_axes, reference_line, styled
 from lpsel.report.looks import Look
-from lpsel.report.points import Interval, Point, untrained
+from lpsel.report.points import Point, by_selection, untrained
 from lpsel.report.quality_figures import AXES, Dot, dots_figure
 
 MOST_LINES = 8  # selections at a single percentage; more become rows of a dot plot
@@ -21,42 +20,54 @@ LOGARITHMIC = 5  # ratio of the largest to the smallest cost from which on the a
 POWERS = {1e3: "10³", 1e6: "10⁶", 1e9: "10⁹", 1e12: "10¹²", 1e15: "10¹⁵", 1e18: "10¹⁸", 1e21: "10²¹"}
 
 Looks = Mapping[str, Look]
-Value = tuple[Point, Interval]
+CostOf = Callable[[Point], float | None]
 
 
-@styled
+class Scale(NamedTuple):
+    """The vertical axis: its label, values that all others are compared with, and those of untrained models."""
+
+    label: str
+    references: Mapping[str, float]
+    untrained: Mapping[str, float] = {}
+    is_win_rate: bool = False
+
+    @classmethod
+    def of(cls, points: Sequence[Point]) -> "Scale":
+        """That of a key metric: the reference is 50 %, or the mean over the seeds of training on all rows."""
+        label, is_win_rate = AXES[points[0].metric], points[0].metric == "win_rate"
+        if is_win_rate:
+            return cls(label, {"50 %": EVEN}, untrained(points), is_win_rate)
+        full = defaultdict(list)
+        for p in points:
+            if p.run.rule == ALL_ROWS:
+                full[p.run.target].append(p.value)
+        named = {"all rows" if len(full) == 1 else f"all rows, {target}": of for target, of in full.items()}
+        return cls(label, {name: float(np.mean(of)) for name, of in named.items()}, untrained(points))
+
+
+DIFFERENCE = Scale("NLL minus that of all rows, nats\n(lower is better)", {"same as all rows": 0.0})
+
+
 def cost_figure(points: Sequence[Point], looks: Looks) -> Figure | None:
     """The metric against the FLOPs of selection and training; dashed: all rows, dotted: the untrained model."""
-    values = [(p, Interval(p.value, p.low, p.high)) for p in points if p.run.flops]
-    if all(p.run.rule == ALL_ROWS for p, _ in values):
+    drawn = [p for p in points if p.run.flops]
+    if all(p.run.rule == ALL_ROWS for p in drawn):
         return None
-    figure, axes = new_axes(height=3.1)
-    labels = _lines(axes, values, looks, lambda p: p.run.flops)
-    _cost_axis(axes, [p.run.flops or 0.0 for p, _ in values], "FLOPs of selection and training")
-    _finish(axes, points, [at for _, at in values], labels)
-    return figure
+    return _by_cost(drawn, Scale.of(points), looks, lambda p: p.run.flops, "FLOPs of selection and training")
+
+
+def token_figure(points: Sequence[Point], looks: Looks) -> Figure | None:
+    """The metric against the tokens of training: rows of a selection may be longer or shorter than others."""
+    drawn = [p for p in points if p.run.pct is not None and tokens(p)]
+    if len({tokens(p) for p in drawn}) < 2:
+        return None
+    return _by_cost(drawn, Scale.of(points), looks, tokens, "training tokens")
 
 
 def fraction_figure(points: Sequence[Point], looks: Looks) -> Figure | None:
     """The metric against the percentage of the data; many selections at a single percentage become rows, best first."""
-    values = [(p, Interval(p.value, p.low, p.high)) for p in points if p.run.pct is not None]
-    if not values:
-        return None
-    win_rate = points[0].metric == "win_rate"
-    return _by_pct(values, AXES[points[0].metric], looks, points, descending=win_rate)
-
-
-@styled
-def token_figure(points: Sequence[Point], looks: Looks) -> Figure | None:
-    """The metric against the tokens of training: rows of a selection may be longer or shorter than others."""
-    values = [(p, Interval(p.value, p.low, p.high)) for p in points if p.run.pct is not None and tokens(p)]
-    if len({tokens(p) for p, _ in values}) < 2:
-        return None
-    figure, axes = new_axes(height=3.1)
-    labels = _lines(axes, values, looks, tokens)
-    _cost_axis(axes, [tokens(p) or 0.0 for p, _ in values], "training tokens")
-    _finish(axes, points, [at for _, at in values], labels)
-    return figure
+    drawn = [p for p in points if p.run.pct is not None]
+    return _by_pct(drawn, Scale.of(points), looks, smallest_passing(points)) if drawn else None
 
 
 def difference_figure(points: Sequence[Point], looks: Looks) -> Figure | None:
@@ -64,72 +75,40 @@ def difference_figure(points: Sequence[Point], looks: Looks) -> Figure | None:
 
     Rows differ more than models do: NLL intervals overlap where those of the paired difference exclude 0.
     """
-    values = differences(points)
-    return _by_pct(values, "NLL minus that of all rows, nats\n(lower is better)", looks) if values else None
+    drawn = differences(points)
+    return _by_pct(drawn, DIFFERENCE, looks) if drawn else None
 
 
 @styled
-def _by_pct(
-    values: Sequence[Value], label: str, looks: Looks, points: Sequence[Point] = (), descending: bool = False
-) -> Figure | None:
-    """Values against the percentage; without `points`, they are differences, whose reference is 0."""
-    selected = [(p, at) for p, at in values if p.run.rule != ALL_ROWS]
-    pcts, series = {p.run.pct for p, _ in selected}, {p.run.series for p, _ in selected}
-    if len(pcts) == 1 and len(series) > MOST_LINES:
-        references = [*_references(points).values()] if points else [0.0]
-        title = f"{label.replace(chr(10), ' ')}, at {pcts.pop():g} %"
-        return dots_figure(_ranked(selected, looks, descending), title, references)
+def _by_pct(points: Sequence[Point], scale: Scale, looks: Looks, passing: float | None = None) -> Figure | None:
+    selected = [p for p in points if p.run.rule != ALL_ROWS]
+    pcts = {p.run.pct for p in selected}
+    if len(pcts) == 1 and len({p.run.series for p in selected}) > MOST_LINES:
+        title = f"{scale.label.replace(chr(10), ' ')}, at {pcts.pop():g} %"
+        return dots_figure(_ranked(selected, looks, scale.is_win_rate), title, [*scale.references.values()])
     figure, axes = new_axes(height=3.1)
-    labels = _lines(axes, values, looks, lambda p: p.run.pct)
-    ticks = sorted({p.run.pct for p, _ in values if p.run.pct})
+    labels = _lines(axes, points, looks, lambda p: p.run.pct)
+    ticks = sorted({p.run.pct for p in points if p.run.pct})
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlim(min(ticks) / 1.3, max(ticks) * 1.3)
     axes.set_xlabel("percentage of the rows")
-    passing = smallest_passing(points)
     if passing is not None:
         axes.axvline(passing, color=MUTED, linewidth=0.8, linestyle=":")
         at: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "xytext": (3, -10), "textcoords": "offset points"}
         axes.annotate(f"from {passing:g} %: no worse", (passing, 1), color=MUTED, **at)
-    _finish(axes, points, [at for _, at in values], labels, label)
+    _finish(axes, points, labels, scale)
     return figure
 
 
-def _lines(axes: Axes, values: Sequence[Value], looks: Looks, x_of: Callable[[Point], float | None]) -> list[Label]:
-    """A line for every selection through its means; seeds are faint dots, those of random rows also a band.
-
-    The 95 % interval of a run is drawn where it is the only seed.
-    """
-    by_series: dict[str, dict[float, list[Value]]] = defaultdict(lambda: defaultdict(list))
-    for p, at in values:
-        by_series[p.run.series][p.run.pct or 0.0].append((p, at))
-    labels = []
-    for series, at_pct in sorted(by_series.items()):
-        look, rule = looks[series], next(iter(at_pct.values()))[0][0].run.rule
-        seeds = [[at.value for _, at in at_pct[pct]] for pct in sorted(at_pct)]
-        costs = [[x_of(p) or np.nan for p, _ in at_pct[pct]] for pct in sorted(at_pct)]
-        x, y = [float(np.mean(cost)) for cost in costs], [float(np.mean(of)) for of in seeds]
-        if rule == BASELINE:
-            low, high = [min(of) for of in seeds], [max(of) for of in seeds]
-            axes.fill_between(x, low, high, color=look.color, alpha=0.25, linewidth=0)
-        for cost, pct in zip(costs, sorted(at_pct), strict=True):
-            (_, only), *others = at_pct[pct]
-            if others:
-                dots = [at.value for _, at in at_pct[pct]]
-                axes.plot(cost, dots, look.marker, color=look.color, markersize=3.5, alpha=0.35, markeredgewidth=0)
-            elif only.low is not None and only.high is not None:
-                interval(axes, [cost[0]] * 2, [only.low, only.high], look.color, alpha=0.45)
-        axes.plot(x, y, color=look.color, linewidth=1.7, linestyle=look.line, marker=look.marker, markersize=5.5,
-                  label=look.label)  # fmt: skip
-        if rule != ALL_ROWS:
-            labels.append(Label(look.label, look.color, (x[-1], y[-1])))
-    return labels
-
-
-def _cost_axis(axes: Axes, costs: Sequence[float], label: str) -> None:
-    """The axis of a cost, in a power of 1,000: from 0, or logarithmic where the costs differ much."""
+@styled
+def _by_cost(points: Sequence[Point], scale: Scale, looks: Looks, cost_of: CostOf, label: str) -> Figure:
+    """Values against a cost, in a power of 1,000: from 0, or logarithmic where the costs differ much."""
+    figure, axes = new_axes(height=3.1)
+    labels = _lines(axes, points, looks, cost_of)
+    costs = [cost_of(p) or 0.0 for p in points]
     power = max((p for p in POWERS if p <= max(costs)), default=1.0)
     if max(costs) / min(costs) > LOGARITHMIC:
         axes.set_xscale("log")
@@ -141,24 +120,48 @@ def _cost_axis(axes: Axes, costs: Sequence[float], label: str) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / power:g}"))
     axes.set_xlabel(f"{label} (× {POWERS[power]})" if power in POWERS else label)
+    _finish(axes, points, labels, scale)
+    return figure
 
 
-def _finish(
-    axes: Axes, points: Sequence[Point], drawn: Sequence[Interval], labels: list[Label], label: str | None = None
-) -> None:
-    """Reference lines, the range of the values, and labels. Without `points`, the reference is 0."""
-    ends = [end for at in drawn for end in at if end is not None]
+def _lines(axes: Axes, points: Sequence[Point], looks: Looks, x_of: CostOf) -> list[Label]:
+    """A line for every selection through its means; seeds are faint dots, those of random rows also a band.
+
+    The 95 % interval of a run is drawn where it is the only seed.
+    """
+    labels = []
+    for series, by_pct in by_selection(points).items():
+        look, rule = looks[series], next(iter(by_pct.values()))[0].run.rule
+        seeds = [[p.value for p in same] for same in by_pct.values()]
+        costs = [[x_of(p) or np.nan for p in same] for same in by_pct.values()]
+        x, y = ([float(np.mean(of)) for of in each] for each in (costs, seeds))
+        if rule == BASELINE:
+            low, high = [min(of) for of in seeds], [max(of) for of in seeds]
+            axes.fill_between(x, low, high, color=look.color, alpha=0.25, linewidth=0)
+        for cost, dots, (only, *others) in zip(costs, seeds, by_pct.values(), strict=True):
+            if others:
+                axes.plot(cost, dots, look.marker, color=look.color, markersize=3.5, alpha=0.35, markeredgewidth=0)
+            elif only.low is not None and only.high is not None:
+                interval(axes, cost * 2, [only.low, only.high], look.color, alpha=0.45)
+        axes.plot(x, y, color=look.color, linewidth=1.7, linestyle=look.line, marker=look.marker, markersize=5.5,
+                  label=look.label)  # fmt: skip
+        if rule != ALL_ROWS:
+            labels.append(Label(look.label, look.color, (x[-1], y[-1])))
+    return labels
+
+
+def _finish(axes: Axes, points: Sequence[Point], labels: list[Label], scale: Scale) -> None:
+    """Reference lines, the range of the values, and labels; an untrained model far from the others is only named."""
+    ends = [end for p in points for end in p.at if end is not None] + [*scale.references.values()]
     low, high = min(ends), max(ends)
-    references = _references(points) if points else {"same as all rows": 0.0}
-    low, high = min([low, *references.values()]), max([high, *references.values()])
     margin = 0.06 * (high - low) or 0.5
-    if points and points[0].metric == "win_rate":
+    if scale.is_win_rate:
         low, high = min(low, EVEN - 10), max(high, EVEN + 10)
     axes.set_ylim(low - margin, high + margin)
-    for text, value in references.items():
-        reference_line(axes, value, INK if points else MUTED, "--")
+    for text, value in scale.references.items():
+        reference_line(axes, value, INK, "--")
         labels.append(Label(text, INK, (1.0, value), on_axis=True))
-    for text, value in untrained(points).items():
+    for text, value in scale.untrained.items():
         if low - (high - low) / 2 <= value <= high + (high - low) / 2:
             axes.set_ylim(min(low, value) - margin, max(high, value) + margin)
             reference_line(axes, value, MUTED, ":")
@@ -168,27 +171,15 @@ def _finish(
             top = value > high
             axes.annotate(f"{text}: {value:.3g} {'↑' if top else '↓'}", (1, float(top)), xytext=(0, -9 if top else 4),
                           color=MUTED, **at)  # fmt: skip
-    axes.set_ylabel(label or AXES[points[0].metric])
+    axes.set_ylabel(scale.label)
     label_lines(axes, labels)
 
 
-def _references(points: Sequence[Point]) -> dict[str, float]:
-    """What values are compared with, by label: 50 %, or training on all rows."""
-    if points[0].metric == "win_rate":
-        return {"50 %": EVEN}
-    by_target = goals(points)
-    return {"all rows" if len(by_target) == 1 else f"all rows, {target}": goal for target, goal in by_target.items()}
-
-
-def _ranked(values: Sequence[Value], looks: Looks, descending: bool) -> list[Dot]:
+def _ranked(points: Sequence[Point], looks: Looks, descending: bool) -> list[Dot]:
     """A row for every selection, the best by the mean of its seeds first, with a dot for every seed."""
-    seeds: dict[str, list[tuple[int, str, Interval]]] = defaultdict(list)
-    for p, at in values:
+    seeds: dict[str, list[Dot]] = defaultdict(list)
+    for p in sorted(points, key=lambda p: int(p.run.get("seed") or 0)):
         look = looks[p.run.series]
-        seeds[look.label].append((int(p.run.get("seed") or 0), look.color, at))
-    best = sorted(seeds, key=lambda label: np.mean([at.value for *_, at in seeds[label]]), reverse=descending)
-    return [
-        Dot(label, f"seed {seed}", at, color)
-        for label in best
-        for seed, color, at in sorted(seeds[label], key=lambda entry: entry[0])
-    ]
+        seeds[look.label].append(Dot(look.label, f"seed {int(p.run.get('seed') or 0)}", p.at, look.color))
+    best = sorted(seeds.values(), key=lambda dots: np.mean([dot.at.value for dot in dots]), reverse=descending)
+    return [dot for dots in best for dot in dots]

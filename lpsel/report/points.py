@@ -1,6 +1,6 @@
 """What evaluations and human votes measured of the models of training runs."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,10 @@ class Measure:
     value: float
     low: float | None
     high: float | None
+
+    @property
+    def at(self) -> Interval:
+        return Interval(self.value, self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -75,15 +79,37 @@ def points(runs: Runs) -> list[Point]:
             metric = next((metric for metric in KEY_METRICS if metric in metrics), None)
             if metric is None or (run := trained.get(name)) is None:
                 continue
-            against = _against(evaluation, entry, metric)
-            details = win_rate_details(entry)
-            difference = _interval(nested(entry, "difference", metric))
             point = Point(
-                run.name, metric, *metrics[metric], run, evaluation, against, details, difference, baseline, name
+                run.name,
+                metric,
+                *metrics[metric],
+                run,
+                evaluation,
+                against=_against(evaluation, entry, metric),
+                details=win_rate_details(entry),
+                difference=_interval(nested(entry, "difference", metric)),
+                baseline=baseline,
+                evaluated_as=name,
             )
             matched.append(point)
     size = Counter((p.metric, p.against) for p in matched)
     return sorted(matched, key=lambda p: (p.metric == "win_rate", size[p.metric, p.against]))
+
+
+def comparable(points: Sequence[Point]) -> list[list[Point]]:
+    """The points in groups of one metric and the same conditions, key figures first."""
+    groups: dict[tuple[str, str], list[Point]] = defaultdict(list)
+    for p in points:
+        groups[p.metric, p.against].append(p)
+    return [*reversed(groups.values())]
+
+
+def by_selection(points: Sequence[Point]) -> dict[str, dict[float, list[Point]]]:
+    """The points of every series by percentage, the seeds of a selection together."""
+    selections: dict[str, dict[float, list[Point]]] = defaultdict(lambda: defaultdict(list))
+    for p in sorted(points, key=lambda p: (p.run.series, p.run.pct or 0.0)):
+        selections[p.run.series][p.run.pct or 0.0].append(p)
+    return selections
 
 
 def trained_models(evaluation: Run, runs: Runs) -> dict[str, Run]:

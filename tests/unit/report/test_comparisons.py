@@ -1,12 +1,13 @@
-"""Selections compared with training on all rows, from points with known values."""
+"""Selections compared with training on all rows, from points with known values; `test_summary` has the others."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lpsel.evaluation.statistics import wilson
-from lpsel.report.all_rows import differences, goals, smallest_passing
+from lpsel.report.comparisons import differences, smallest_passing
 from lpsel.report.line_figures import fraction_figure, token_figure
 from lpsel.report.looks import looks
 from lpsel.report.points import Interval, Point
@@ -36,9 +37,8 @@ def test_the_goal_is_that_of_the_target():
         point(2.9, 0.1, pct=1, difference=Interval(0.1, 0.05, 0.15)),
         point(2.3, 0.1, pct=1, target="big", difference=far),
     ]
-    assert goals(measured) == {"small": 2.8, "big": 1.9}
     assert smallest_passing(measured) is None
-    assert {p.run.target: at.value for p, at in differences(measured)} == {"small": 0.1, "big": 0.4}
+    assert {p.run.target: p.value for p in differences(measured)} == {"small": 0.1, "big": 0.4}
     (axes,) = fraction_figure(measured, looks([p.run for p in measured])).axes
     assert {"all rows, small", "all rows, big"} <= {text.get_text().strip() for text in axes.texts}
     dashed = {line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--"}
@@ -47,7 +47,7 @@ def test_the_goal_is_that_of_the_target():
 
 def test_a_difference_is_to_the_same_seed():
     measured = [full(2.0, seed=1), full(2.2, seed=2), point(2.1, 0.1, seed=1), point(2.1, 0.1, seed=2)]
-    assert [at.value for _, at in differences(measured)] == pytest.approx([0.1, -0.1])
+    assert [p.value for p in differences(measured)] == pytest.approx([0.1, -0.1])
 
 
 def test_a_percentage_passes_by_its_interval_and_those_of_all_larger_ones():
@@ -59,7 +59,7 @@ def test_a_percentage_passes_by_its_interval_and_those_of_all_larger_ones():
     assert smallest_passing(won(55, 55, 55, 49)) is None
     without = [point(60, 4, metric="win_rate")]
     assert smallest_passing(without) == 10
-    assert smallest_passing([p.__class__(**{**vars(p), "low": None, "high": None}) for p in without]) is None
+    assert smallest_passing([replace(p, low=None, high=None) for p in without]) is None
 
 
 def test_of_several_selections_each_needs_a_clearer_result():
