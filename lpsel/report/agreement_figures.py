@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from lpsel.report.cells import spread
 from lpsel.report.drawing import COLORMAP, INK, SERIES, styled
 from lpsel.scoring.metrics import METRICS
 from lpsel.selection.agreement_study import DEFINED, Study
@@ -38,8 +39,7 @@ def agreement_figures(study: Study, metric: str) -> Iterator[tuple[str, str, Fig
     ]
     for p, pct in enumerate(study.pcts):
         chance = between.chance[p][~np.eye(len(study.names), dtype=bool)]
-        spread = " to ".join(dict.fromkeys(f"{end:.2f}" for end in (chance.min(), chance.max())))
-        title = f"{label}: overlap of the lowest {pct:g} %\n(chance {spread})"
+        title = f"{label}: overlap of the lowest {pct:g} %\n(chance {spread(chance, '{:.2f}'.format)})"
         matrices.append((f"lowest-{pct:g}", title, between.share[p]))
     for name, title, values_SS in matrices:
         yield f"heatmap-{metric}-{name}", title, heatmap(study.names, values_SS, title)

@@ -3,7 +3,7 @@
 CSV files have every column at full precision.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 LINKED = ("folder", "evaluation")  # what the first cell of a row links to, in this order; not shown themselves
@@ -66,6 +66,17 @@ def shown(value: Any) -> str:
     if abs(value) >= 1e8 or 0 < abs(value) < 1e-3:
         return f"{value:.2e}".replace("e+", "e")
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.{_decimals(abs(value))}f}"
+
+
+def capitalized(text: str) -> str:
+    """The text with its first letter upper-case, the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
+def spread(values: Iterable[float], text: Callable[[float], str]) -> str:
+    """The lowest and the highest value, or one where both have the same text: 5 to 10."""
+    ordered = sorted(values)
+    return " to ".join(dict.fromkeys([text(ordered[0]), text(ordered[-1])]))
 
 
 def _decimals(size: float) -> int:

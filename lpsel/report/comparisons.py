@@ -45,7 +45,7 @@ class Comparison:
     @property
     def gain(self) -> float:
         """The difference, positive where the selection is better."""
-        return self.difference.value * (1 if self.point.metric == "win_rate" else -1)
+        return self.difference.value * (1 if self.point.key_metric.better == "higher" else -1)
 
     @property
     def verdict(self) -> int | None:

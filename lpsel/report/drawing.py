@@ -1,19 +1,22 @@
-"""Shared style of the figures, and figures as files and SVG.
+"""Shared style of the figures: the label, color and marker of every series, and figures as files and SVG.
 
 Figures are created without pyplot: no shared state, no display.
 """
 
 import io
+from collections import Counter
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from lpsel.report.points import Interval
+from lpsel.report.runs import Run, short_labels
 from lpsel.storage import write_atomically
 
 COLORMAP = "viridis"  # perceptually uniform, readable with color vision deficiencies
@@ -22,6 +25,9 @@ SERIES = ("#0072b2", "#d55e00", "#009e73", "#c2619a", "#a67c00", "#3a9bc9")
 DARK_SERIES = ("#4ba3e3", "#f08a3c", "#2fbf94", "#dc8fbe", "#d3a62a", "#6cc3ec")  # the same on a dark page
 MUTED = "#7a828a"
 INK = "#1f2328"
+RESERVED = {"random": MUTED, "full": INK}
+MARKERS = "osD^vP"
+LINES = ("-", "-.", ":", (0, (5, 1)))
 WIDTH = 3.6  # inches, 346 CSS pixels: what a phone shows without scaling
 SLIDE = (6.4, 3.6)  # inches: 1920 x 1080 pixels
 DPI = 300
@@ -47,6 +53,33 @@ styled = matplotlib.rc_context(
 )
 
 
+@dataclass(frozen=True)
+class Look:
+    """How a series is drawn: its color is that of its rule; marker and line distinguish series of one rule."""
+
+    label: str
+    color: str
+    marker: str
+    line: str | tuple[int, tuple[int, ...]]
+
+
+def looks(runs: Sequence[Run]) -> dict[str, Look]:
+    """The look of every series. Random rows are gray and all rows black; the other rules have the colors in order."""
+    labels = short_labels(runs)
+    rule_of = {run.series: run.rule for run in runs}
+    rules = {rule: k for k, rule in enumerate(sorted({*rule_of.values()} - {*RESERVED}))}
+    seen: Counter[str] = Counter()
+    made = {}
+    for series in sorted(labels):
+        rule = rule_of[series]
+        k = rules.get(rule, 0)
+        i, seen[rule] = seen[rule], seen[rule] + 1
+        color = RESERVED.get(rule, SERIES[k % len(SERIES)])
+        marker = MARKERS[(k + k // len(SERIES) + i) % len(MARKERS)]
+        made[series] = Look(labels[series], color, marker, LINES[i % len(LINES)])
+    return made
+
+
 def new_axes(width: float = WIDTH, height: float = 2.9) -> tuple[Figure, Axes]:
     """A figure, sizes in inches, and its only axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -62,9 +95,14 @@ def legend(axes: Axes) -> None:
     axes.figure.legend(frameon=False, loc="outside upper left", ncols=columns, borderaxespad=0.2)
 
 
-def interval(axes: Axes, x: list[float], y: list[float], color: str, alpha: float = 0.7) -> None:
-    """The line of a confidence interval."""
-    axes.plot(x, y, color=color, linewidth=1, alpha=alpha)
+def interval(
+    axes: Axes, at: Interval, position: float, color: str, *, alpha: float = 0.7, horizontal: bool = False
+) -> None:
+    """The line of a confidence interval, if there is one, at a position on the other axis."""
+    if at.low is not None and at.high is not None:
+        ends, positions = [at.low, at.high], [position, position]
+        x, y = (ends, positions) if horizontal else (positions, ends)
+        axes.plot(x, y, color=color, linewidth=1, alpha=alpha)
 
 
 class Label(NamedTuple):
@@ -119,12 +157,6 @@ def _apart(heights: Sequence[float]) -> list[float]:
     return placed
 
 
-def horizontal_line(axes: Axes, value: float, label: str) -> None:
-    """A dashed line across the axes, with its label at the right end."""
-    axes.axhline(value, color=MUTED, linewidth=1, linestyle="--")
-    horizontal_label(axes, value, label, MUTED)
-
-
 def horizontal_label(axes: Axes, value: float, label: str, color: str) -> None:
     """Text above a horizontal line, at its right end."""
     at: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "xytext": (-2, 3), "textcoords": "offset points"}
@@ -137,15 +169,15 @@ def save_files(figure: Figure, folder: Path, name: str) -> str:
         figure.set_size_inches(SLIDE[0], max(SLIDE[1], figure.get_figheight()))
     document = svg(figure, f"{name} slide")
     figure.set_layout_engine("none")  # the layout stays
-    write_atomically(folder / f"{name}.svg", partial(_write, document.encode()))
+    _write(folder / f"{name}.svg", document.encode())
+    _write(folder / f"{name}.pdf", _rendered(figure, "pdf", {"CreationDate": None}))
     save_png(figure, folder / f"{name}.png")
-    write_atomically(folder / f"{name}.pdf", partial(_write, _rendered(figure, "pdf", {"CreationDate": None})))
     return document
 
 
 def save_png(figure: Figure, path: Path) -> Path:
     """Write a figure on white."""
-    write_atomically(path, partial(_write, _rendered(figure, "png")))
+    _write(path, _rendered(figure, "png"))
     return path
 
 
@@ -163,5 +195,5 @@ def _rendered(figure: Figure, kind: str, metadata: dict[str, None] | None = None
     return document.getvalue()
 
 
-def _write(document: bytes, file: BinaryIO) -> None:
-    file.write(document)
+def _write(path: Path, document: bytes) -> None:
+    write_atomically(path, lambda file: file.write(document))

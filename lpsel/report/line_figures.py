@@ -10,10 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from lpsel.report.comparisons import ALL_ROWS, BASELINE, EVEN, differences, smallest_passing, tokens
-from lpsel.report.drawing import INK, MUTED, Label, interval, label_lines, new_axes, reference_line, styled
-from lpsel.report.looks import Look
+from lpsel.report.drawing import INK, MUTED, Label, Look, interval, label_lines, new_axes, reference_line, styled
+from lpsel.report.figures import Dot, dots_figure
 from lpsel.report.points import Point, by_selection, untrained
-from lpsel.report.quality_figures import AXES, Dot, dots_figure
 
 MOST_LINES = 8  # selections at a single percentage; more become rows of a dot plot
 LOGARITHMIC = 5  # ratio of the largest to the smallest cost from which on the axis is logarithmic
@@ -34,7 +33,7 @@ class Scale(NamedTuple):
     @classmethod
     def of(cls, points: Sequence[Point]) -> "Scale":
         """That of a key metric: the reference is 50 %, or the mean over the seeds of training on all rows."""
-        label, is_win_rate = AXES[points[0].metric], points[0].metric == "win_rate"
+        label, is_win_rate = points[0].key_metric.axis_label, points[0].metric == "win_rate"
         if is_win_rate:
             return cls(label, {"50 %": EVEN}, untrained(points), is_win_rate)
         full = defaultdict(list)
@@ -141,8 +140,8 @@ def _lines(axes: Axes, points: Sequence[Point], looks: Looks, x_of: CostOf) -> l
         for cost, dots, (only, *others) in zip(costs, seeds, by_pct.values(), strict=True):
             if others:
                 axes.plot(cost, dots, look.marker, color=look.color, markersize=3.5, alpha=0.35, markeredgewidth=0)
-            elif only.low is not None and only.high is not None:
-                interval(axes, cost * 2, [only.low, only.high], look.color, alpha=0.45)
+            else:
+                interval(axes, only.at, cost[0], look.color, alpha=0.45)
         axes.plot(x, y, color=look.color, linewidth=1.7, linestyle=look.line, marker=look.marker, markersize=5.5,
                   label=look.label)  # fmt: skip
         if rule != ALL_ROWS:

@@ -16,14 +16,22 @@ from matplotlib.figure import Figure
 
 from lpsel import __version__
 from lpsel.output_folder import output_folder
-from lpsel.report import row_figures
 from lpsel.report.agreement_figures import agreement_figures
-from lpsel.report.cells import Shown, readable
-from lpsel.report.drawing import DARK_SERIES, INK, MUTED, SERIES, SLIDE, save_files, svg
+from lpsel.report.cells import Shown, capitalized, readable
+from lpsel.report.comparisons import EVEN
+from lpsel.report.drawing import DARK_SERIES, INK, MUTED, SERIES, SLIDE, Look, looks, save_files, svg
+from lpsel.report.figures import (
+    Dot,
+    bucket_figure,
+    dots_figure,
+    ledger_figure,
+    length_figure,
+    score_agreement_figure,
+    scorer_target_figure,
+    trajectory_figure,
+)
 from lpsel.report.line_figures import cost_figure, difference_figure, fraction_figure, token_figure
-from lpsel.report.looks import Look, looks
-from lpsel.report.points import Interval, Point, points, trained_models
-from lpsel.report.quality_figures import Dot, bucket_figure, dots_figure, scorer_target_figure
+from lpsel.report.points import KEY_METRICS, Interval, Point, comparable, points, trained_models
 from lpsel.report.runs import COMMANDS, EXPLORER, Run, Runs
 from lpsel.report.summary import Summary, summarize
 from lpsel.report.tables import Table, all_tables
@@ -66,7 +74,6 @@ PAGE_COLORS = dict(
     zip((*SERIES, INK, MUTED), (*SERIES_NAMES, "ink", "quiet"), strict=True)
 )  # and the CSS variables that replace them
 OVER_SEEDS = "Lines connect means over seeds, faint dots are seeds, the gray band is the range of random rows"
-CAPTIONS = {"win_rate": "Win rate", "nll": "Held-out NLL"}
 QUALITY_FIGURES = {
     "quality": (
         cost_figure,
@@ -186,19 +193,19 @@ def report_figures(runs: Runs, measured: Sequence[Point], tables: dict[str, Tabl
     selections = sorted(runs.by_command("train", "select"), key=lambda run: (run.series, run.pct or 0.0))
     style = looks(selections)
     yield from _quality_figures(measured, style)
-    yield from _dot_figures(runs, tables["groups"], "groups", "group", "win rate, %", [50.0], style)
+    yield from _dot_figures(runs, tables["groups"], "groups", "group", KEY_METRICS["win_rate"].label, [EVEN], style)
     yield from _dot_figures(runs, tables["harness"], "harness", "task", "value", [], style)
     caption = "Spearman correlation between scores of the same rows."
-    yield "agreement", caption, row_figures.score_agreement_figure(selections)
+    yield "agreement", caption, score_agreement_figure(selections)
     for k, run in enumerate(_first(selections, _scored_by), 1):
         seed = "" if run.scorer == "–" or run.get("seed") is None else f", seed {run.get('seed')}"
         caption = f"{_scored_by(run)}{seed}: median and quartiles of the hardest and easiest tenth by LP_app(1)."
-        yield f"trajectory-{k}", caption, row_figures.trajectory_figure(Path(str(run.get("scores"))))
+        yield f"trajectory-{k}", caption, trajectory_figure(Path(str(run.get("scores"))))
     for k, run in enumerate(_first(selections, lambda run: (run.series, run.pct)), 1):
         caption = f"{style[run.series].label}, {run.pct:g} %." if run.pct else f"{style[run.series].label}."
-        yield f"lengths-{k}", caption, row_figures.length_figure(run, style[run.series].color)
+        yield f"lengths-{k}", caption, length_figure(run, style[run.series].color)
     caption = "FLOPs of selection and training, means over seeds; the distance to the dashed line is saved."
-    yield "costs", caption, row_figures.ledger_figure([run for run in selections if run.command == "train"], style)
+    yield "costs", caption, ledger_figure([run for run in selections if run.command == "train"], style)
 
 
 def _scored_by(run: Run) -> str:
@@ -218,13 +225,11 @@ def _first(runs: Sequence[Run], key: Callable[[Run], Any]) -> list[Run]:
 
 
 def _quality_figures(measured: Sequence[Point], style: dict[str, Look]) -> Iterator[Drawn]:
-    comparable = defaultdict(list)
-    for p in measured:
-        comparable[p.metric, p.against].append(p)
-    for k, ((metric, against), group) in enumerate(reversed(comparable.items()), 1):  # key figures first
+    for k, group in enumerate(comparable(measured), 1):
+        about = f"{capitalized(group[0].key_metric.title)} {group[0].against}."
         for name, (draw, caption) in QUALITY_FIGURES.items():
-            yield f"{name}-{k}", f"{CAPTIONS[metric]} {against}. {caption}", draw(group, style)
-        yield f"scorers-{k}", f"{CAPTIONS[metric]} {against}. Means over seeds.", scorer_target_figure(group)
+            yield f"{name}-{k}", f"{about} {caption}", draw(group, style)
+        yield f"scorers-{k}", f"{about} Means over seeds.", scorer_target_figure(group)
 
 
 def _dot_figures(

@@ -9,8 +9,31 @@ from typing import Any, NamedTuple
 from lpsel.evaluation.win_rate import shown_interval
 from lpsel.report.runs import Run, Runs, nested, number
 
-KEY_METRICS = ("win_rate", "nll")  # in percent, in nats per token
 WIN_RATE_DETAILS = ("n", "standard_error", "p_value_holm", "flip_rate", "length_controlled_win_rate")
+
+
+class KeyMetric(NamedTuple):
+    """How a metric that selections are compared by is named and shown."""
+
+    title: str
+    unit: str  # on an axis
+    unit_name: str  # in a sentence
+    better: str  # higher or lower
+    digits: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.title}, {self.unit}"
+
+    @property
+    def axis_label(self) -> str:
+        return f"{self.label}\n({self.better} is better)"
+
+
+KEY_METRICS = {
+    "win_rate": KeyMetric("win rate", "%", "percent", "higher", 1),
+    "nll": KeyMetric("held-out NLL", "nats per token", "nats", "lower", 3),
+}
 
 
 class Interval(NamedTuple):
@@ -62,6 +85,10 @@ class Point(Measure):
     difference: Interval | None = None
     baseline: Run | None = None
     evaluated_as: str = ""
+
+    @property
+    def key_metric(self) -> KeyMetric:
+        return KEY_METRICS[self.metric]
 
 
 def points(runs: Runs) -> list[Point]:

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from lpsel.report.cells import spread
 from lpsel.report.comparisons import Comparison, at_equal_rows, t_interval
-from lpsel.report.points import WIN_RATE_DETAILS, Point
+from lpsel.report.points import WIN_RATE_DETAILS, Point, by_selection, comparable
 from lpsel.report.runs import number, short_labels
 
 SPREAD = ("value", "low", "high", "lowest", "highest", "sd")  # over seeds
@@ -23,7 +24,8 @@ def point_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
             "pct": p.run.pct,
             "seed": p.run.get("seed"),
             **_sizes([p]),
-            **{name: getattr(p, name) for name in ("metric", "value", "low", "high")},
+            "metric": p.metric,
+            **p.at._asdict(),
             **{name.replace("_", " "): p.details[name] for name in known},
             "against": p.against,
             "folder": str(p.run.folder),
@@ -39,29 +41,23 @@ def result_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
     The interval is that of the mean (t, n - 1 degrees of freedom), or that of the evaluation where there is one seed.
     A series with two values for one seed has no mean: which of them counts is unknown.
     """
-    groups: dict[tuple[str, str], list[Point]] = defaultdict(list)
-    for p in points:
-        groups[p.metric, p.against].append(p)
     rows, labels = [], short_labels([p.run for p in points])
-    for group in reversed(groups.values()):
+    for group in comparable(points):
         compared = {(c.point.run.series, c.point.run.pct): c for c in at_equal_rows(group)}
-        seeds: dict[tuple[str, float | None], dict[Any, list[Point]]] = defaultdict(lambda: defaultdict(list))
-        for p in group:
-            seeds[p.run.series, p.run.pct][p.run.get("seed")].append(p)
-        for key, by_seed in sorted(seeds.items(), key=lambda item: (item[0][0], item[0][1] or 0.0)):
-            rows.append(_result(labels[key[0]], by_seed, compared.get(key)))
+        for series, by_pct in by_selection(group).items():
+            rows += [_result(labels[series], same, compared.get((series, pct))) for pct, same in by_pct.items()]
     return rows
 
 
-def _result(label: str, by_seed: dict[Any, list[Point]], compared: Comparison | None) -> dict[str, Any]:
-    first = [same[0] for same in by_seed.values()]
+def _result(label: str, same: Sequence[Point], compared: Comparison | None) -> dict[str, Any]:
+    by_seed: dict[Any, list[Point]] = defaultdict(list)
+    for p in same:
+        by_seed[p.run.get("seed")].append(p)
+    first = [several[0] for several in by_seed.values()]
     p = first[0]
-    doubled = [seed for seed, same in by_seed.items() if len({each.value for each in same}) > 1]
-    values = dict.fromkeys(SPREAD) if doubled else _spread(first)
-    ours = [run.flops for run in (each.run for each in first) if run.flops]
-    everything = [flops for each in first if (flops := number(each.run.get("ledger", "everything", "flops")))]
-    total = float(np.mean(ours)) if ours else None
-    difference = dict.fromkeys(("value", "low", "high")) if compared is None else compared.difference._asdict()
+    doubled = [seed for seed, several in by_seed.items() if len({each.value for each in several}) > 1]
+    ours, everything = _mean([each.run.flops for each in first]), _mean([each.run.everything for each in first])
+    value, low, high = (None, None, None) if compared is None else compared.difference
     return {
         "selection": label,
         "series": p.run.series,
@@ -70,21 +66,28 @@ def _result(label: str, by_seed: dict[Any, list[Point]], compared: Comparison | 
         **_sizes(first),
         "metric": p.metric,
         "n": _range([each.details["n"] for each in first]),
-        **values,
-        **{f"minus random{name}": difference[key] for name, key in (("", "value"), (" low", "low"), (" high", "high"))},
-        "total FLOPs": total,
-        "FLOPs, % of all rows": 100 * total / float(np.mean(everything)) if total and everything else None,
+        **(dict.fromkeys(SPREAD) if doubled else _spread(first)),
+        "minus random": value,
+        "minus random low": low,
+        "minus random high": high,
+        "total FLOPs": ours,
+        "FLOPs, % of all rows": 100 * ours / everything if ours and everything else None,
         "problem": f"two values for seed {doubled[0]}" if doubled else None,
         "against": p.against,
     }
 
 
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value]
+    return float(np.mean(known)) if known else None
+
+
 def _spread(points: Sequence[Point]) -> dict[str, float | None]:
     values = [p.value for p in points]
     if len(values) == 1:
-        return dict.fromkeys(SPREAD) | {"value": values[0], "low": points[0].low, "high": points[0].high}
-    spread = (*t_interval(values), min(values), max(values), float(np.std(values, ddof=1)))
-    return dict(zip(SPREAD, spread, strict=True))
+        return dict.fromkeys(SPREAD) | points[0].at._asdict()
+    statistics = (*t_interval(values), min(values), max(values), float(np.std(values, ddof=1)))
+    return dict(zip(SPREAD, statistics, strict=True))
 
 
 def _sizes(points: Sequence[Point]) -> dict[str, str | None]:
@@ -95,5 +98,5 @@ def _sizes(points: Sequence[Point]) -> dict[str, str | None]:
 
 def _range(values: Sequence[float | None]) -> str | None:
     """The lowest and the highest of the known values."""
-    known = sorted({value for value in values if value is not None})
-    return " to ".join(f"{value:,.0f}" for value in dict.fromkeys([known[0], known[-1]])) if known else None
+    known = [value for value in values if value is not None]
+    return spread(known, "{:,.0f}".format) if known else None

@@ -79,6 +79,16 @@ class Run:
         return number(self.get("ledger", "total", "flops") or self.get("scoring", "flops"))
 
     @property
+    def everything(self) -> float | None:
+        """FLOPs of training on all rows."""
+        return number(self.get("ledger", "everything", "flops"))
+
+    def flops_percent(self, part: str) -> float | None:
+        """FLOPs of a part of the ledger, in percent of `everything`."""
+        spent = number(self.get("ledger", part, "flops"))
+        return None if spent is None or not self.everything else 100 * spent / self.everything
+
+    @property
     def seconds(self) -> float | None:
         """Device seconds of scoring and training; for an evaluation, the seconds of its models."""
         if self.command != "evaluate":

@@ -1,21 +1,17 @@
 """The summary of a report: what was compared, what is better and by how much, at what cost. Pure functions."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lpsel.report.cells import shown
+from lpsel.report.cells import capitalized, shown, spread
 from lpsel.report.comparisons import ALL_ROWS, BASELINE, Comparison, at_equal_rows, at_equal_tokens, to_all_rows
-from lpsel.report.points import Point
-from lpsel.report.runs import Run, Runs, number, short_labels
+from lpsel.report.points import Point, comparable
+from lpsel.report.runs import Run, Runs, short_labels
 
 MOST = 5  # selections or comparisons that a sentence lists
-NAMES = {"win_rate": "win rate", "nll": "held-out NLL"}
-UNITS = {"win_rate": "percent", "nll": "nats"}
-BETTER = {"win_rate": "higher is better", "nll": "lower is better"}
-DIGITS = {"win_rate": 1, "nll": 3}
 VERDICTS = {1: "better than random rows", -1: "worse than random rows"}
 UNDECIDED = {
     0: "no difference from random rows can be shown",
@@ -36,10 +32,7 @@ def summarize(runs: Runs, measured: Sequence[Point]) -> Summary:
     if not measured:
         return Summary(_nothing_measured(runs), [compared])
     labels = short_labels([p.run for p in measured])
-    groups: dict[tuple[str, str], list[Point]] = defaultdict(list)
-    for p in measured:
-        groups[p.metric, p.against].append(p)
-    key, *others = reversed(groups.values())  # key figures first
+    key, *others = comparable(measured)
     rows, at_tokens, all_rows = at_equal_rows(key), at_equal_tokens(key), to_all_rows(key)
     paragraphs = [
         compared,
@@ -48,7 +41,7 @@ def summarize(runs: Runs, measured: Sequence[Point]) -> Summary:
         ("Against all rows", _against_all_rows(all_rows, labels)),
         ("Cost", _costs(key, labels)),
         ("Intervals", _intervals([*rows, *at_tokens, *all_rows])),
-        *((f"By {NAMES[o[0].metric]}, {o[0].against}", [_verdicts(at_equal_rows(o), labels)]) for o in others[:2]),
+        *((f"By {o[0].key_metric.title}, {o[0].against}", [_verdicts(at_equal_rows(o), labels)]) for o in others[:2]),
     ]
     return Summary(_verdicts(rows, labels), [(title, lines) for title, lines in paragraphs if lines])
 
@@ -67,14 +60,15 @@ def _compared(runs: Runs, measured: Sequence[Point]) -> str:
     selections = runs.by_command("train", "select")
     if not selections:
         return f"{_count(len(runs.finished), 'run')}: {_listed(sorted({run.command for run in runs.finished}))}."
-    rules = list(dict.fromkeys(run.rule for run in selections if run.rule not in (BASELINE, ALL_ROWS)))
-    references = [name for rule, name in ((BASELINE, "random rows"), (ALL_ROWS, "all rows")) if _has(selections, rule)]
+    references = {BASELINE: "random rows", ALL_ROWS: "all rows"}
+    rules = list(dict.fromkeys(run.rule for run in selections if run.rule not in references))
+    compared = [name for rule, name in references.items() if any(run.rule == rule for run in selections)]
     pcts = sorted({run.pct for run in selections if run.pct is not None and run.rule != ALL_ROWS})
     seeds = {run.get("seed") for run in selections} - {None}
     sizes = {(r.get("dataset", "name"), r.get("n_total")) for r in selections if isinstance(r.get("n_total"), int)}
     data = [f"{name} ({size:,} rows)" for name, size in sorted(sizes, key=str)]
     targets = sorted({run.target for run in selections if run.command == "train"})
-    text = _listed([*rules, *references], more="other rules")
+    text = _listed([*rules, *compared], more="other rules")
     text += f" on {_listed(data)}" if data else ""
     text += f", {_pcts(pcts)} of the rows" if pcts else ""
     text += f", {_count(len(seeds), 'seed')}" if seeds else ""
@@ -88,8 +82,8 @@ def _measured(p: Point) -> str:
     """The metric, and what it was measured on."""
     n, dataset = p.evaluation.get("n"), p.evaluation.get("dataset")
     if p.metric == "nll" and isinstance(n, int) and isinstance(dataset, str):
-        return f"{NAMES[p.metric]} of {n:,} rows of {dataset}"
-    return f"{NAMES[p.metric]} {p.against}"
+        return f"{p.key_metric.title} of {n:,} rows of {dataset}"
+    return f"{p.key_metric.title} {p.against}"
 
 
 def _verdicts(compared: Sequence[Comparison], labels: dict[str, str]) -> str:
@@ -107,7 +101,7 @@ def _verdicts(compared: Sequence[Comparison], labels: dict[str, str]) -> str:
         if chosen := [c for c in compared if c.verdict == open_verdict]:
             sentences.append(f"for {_selections(chosen, labels, named=not where)}, {words}")
     text = f"{where}{'; '.join(sentences)}."
-    return text if not where and not text.startswith("for ") else f"{text[0].upper()}{text[1:]}"
+    return capitalized(text) if where or text.startswith("for ") else text
 
 
 def _selections(chosen: Sequence[Comparison], labels: dict[str, str], named: bool = True) -> str:
@@ -124,9 +118,9 @@ def _differences(compared: Sequence[Comparison], labels: dict[str, str], how: st
     if not compared:
         return []
     ordered = sorted(compared, key=lambda c: -c.gain)
-    metric = compared[0].point.metric
+    metric = compared[0].point.key_metric
     return [
-        f"{NAMES[metric][0].upper()}{NAMES[metric][1:]} in {UNITS[metric]}, {BETTER[metric]}{how}:",
+        f"{capitalized(metric.title)} in {metric.unit_name}, {metric.better} is better{how}:",
         *(f"{_at(c, labels)}: {_value(c)} against {_value(c, c.reference)}, {_change(c)}" for c in ordered[:MOST]),
         *([f"{_count(len(ordered) - MOST, 'more comparison')} in the table of results."] if ordered[MOST:] else []),
     ]
@@ -137,13 +131,13 @@ def _at(c: Comparison, labels: dict[str, str]) -> str:
 
 
 def _value(c: Comparison, value: float | None = None) -> str:
-    return f"{c.value if value is None else value:.{DIGITS[c.point.metric]}f}"
+    return f"{c.value if value is None else value:.{c.point.key_metric.digits}f}"
 
 
 def _change(c: Comparison) -> str:
     """A difference in words: 0.200 higher (+0.050 to +0.350)."""
     value, low, high = c.difference
-    digits = DIGITS[c.point.metric]
+    digits = c.point.key_metric.digits
     text = f"{abs(value):.{digits}f} {'higher' if value > 0 else 'lower'}"
     if low is None or high is None:
         return text
@@ -196,31 +190,22 @@ def _costs(key: Sequence[Point], labels: dict[str, str]) -> list[str]:
     """FLOPs of every selection, as a percentage of those of training on all rows."""
     spent: dict[str, list[Run]] = defaultdict(list)
     for p in key:
-        if p.run.rule != ALL_ROWS and p.run.get("ledger", "everything", "flops"):
+        if p.run.rule != ALL_ROWS and p.run.everything:
             spent[labels[p.run.series]].append(p.run)
     texts = []
     for label, runs in list(spent.items())[:MOST]:
-        scoring = _range(_percent(run, "selection") for run in runs)
+        scoring, total = (_percent(runs, part) for part in ("selection", "total"))
         of_scoring = "" if scoring == "0" else f" ({scoring} % for selecting)"
-        texts.append(f"{label} {_range(_percent(run, 'total') for run in runs)} %{of_scoring}")
-    everything = [flops for p in key if (flops := number(p.run.get("ledger", "everything", "flops")))]
+        texts.append(f"{label} {total} %{of_scoring}")
     if not texts:
         return []
-    return [f"FLOPs of selection and training, of training on all rows ({shown(float(np.mean(everything)))}): "
-            f"{'; '.join(texts)}."]  # fmt: skip
+    everything = shown(float(np.mean([p.run.everything for p in key if p.run.everything])))
+    return [f"FLOPs of selection and training, of training on all rows ({everything}): {'; '.join(texts)}."]
 
 
-def _percent(run: Run, part: str) -> float:
-    return 100 * (number(run.get("ledger", part, "flops")) or 0.0) / run.get("ledger", "everything", "flops")
-
-
-def _range(values: Iterable[float]) -> str:
-    known = [f"{value:.3g}" if value < 1 else f"{value:.0f}" for value in sorted(values)]
-    return " to ".join(dict.fromkeys([known[0], known[-1]]))
-
-
-def _has(runs: Sequence[Run], rule: str) -> bool:
-    return any(run.rule == rule for run in runs)
+def _percent(runs: Sequence[Run], part: str) -> str:
+    percents = [run.flops_percent(part) or 0.0 for run in runs]
+    return spread(percents, lambda value: f"{value:.3g}" if value < 1 else f"{value:.0f}")
 
 
 def _pcts(pcts: Sequence[float]) -> str:

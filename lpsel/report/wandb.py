@@ -4,7 +4,7 @@ A W&B panel shows values that one run has logged, but these figures join trainin
 run of job type "report" logs the points, the tables and the figures; other panels show the training runs themselves.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from lpsel.errors import UserError, first_line
-from lpsel.report.points import Point, points
-from lpsel.report.quality_figures import LABELS
+from lpsel.report.points import Point, by_selection, comparable, points
 from lpsel.report.runs import EXPLORER, Runs
 from lpsel.report.summary import summarize
 from lpsel.report.tables import all_tables
@@ -120,32 +119,18 @@ def _save(report: Any) -> str:
 
 def panels(measured: Sequence[Point]) -> list[Panel]:
     """The points of the quality figures by metric and conditions, key figures first."""
-    comparable = defaultdict(list)
-    for p in measured:
-        if p.run.pct is not None:
-            comparable[p.metric, p.against].append(p)
     made = []
-    for k, ((metric, against), group) in enumerate(reversed(comparable.items()), 1):
-        curves: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
-        flops: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
-        bars = defaultdict(list)
-        for p in group:
-            curves[f"quality {k}/{p.run.series}"][p.run.pct or 0.0].append(p.value)
-            if p.run.flops:
-                flops[f"quality {k}/{p.run.series}"][p.run.pct or 0.0].append(p.run.flops)
-            if p.run.bucket or p.run.scorer != "–":
-                bars[f"bars {k}/{p.run.series}, {p.run.pct:g} %"].append(p.value)
-        panel = Panel(
-            f"{LABELS[metric]}; {against}",
-            {name: {pct: float(np.mean(values)) for pct, values in curve.items()} for name, curve in curves.items()},
-            {
-                name.replace("quality", "cost", 1): {
-                    float(np.mean(flops[name][pct])): float(np.mean(values)) for pct, values in curves[name].items()
-                }
-                for name in flops
-            },
-            {name: float(np.mean(values)) for name, values in bars.items()},
-        )
+    for k, group in enumerate(comparable([p for p in measured if p.run.pct is not None]), 1):
+        panel = Panel(f"{group[0].key_metric.label}; {group[0].against}", {}, {}, {})
+        for series, by_pct in by_selection(group).items():
+            means = {pct: float(np.mean([p.value for p in same])) for pct, same in by_pct.items()}
+            flops = {pct: [p.run.flops for p in same if p.run.flops] for pct, same in by_pct.items()}
+            panel.curves[f"quality {k}/{series}"] = means
+            if costs := {float(np.mean(of)): means[pct] for pct, of in flops.items() if of}:
+                panel.costs[f"cost {k}/{series}"] = costs
+            run = next(iter(by_pct.values()))[0].run
+            if run.bucket or run.scorer != "–":
+                panel.bars.update({f"bars {k}/{series}, {pct:g} %": mean for pct, mean in means.items()})
         made.append(panel)
     return made
 

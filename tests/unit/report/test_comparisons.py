@@ -8,8 +8,8 @@ import pytest
 
 from lpsel.evaluation.statistics import wilson
 from lpsel.report.comparisons import differences, smallest_passing
+from lpsel.report.drawing import looks
 from lpsel.report.line_figures import fraction_figure, token_figure
-from lpsel.report.looks import looks
 from lpsel.report.points import Interval, Point
 from lpsel.report.runs import Run
 

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from lpsel.report.drawing import DARK_SERIES, INK, LABEL_HEIGHT, MUTED, SERIES, _apart
+from lpsel.report.drawing import DARK_SERIES, INK, LABEL_HEIGHT, MUTED, SERIES, _apart, looks
 from lpsel.report.line_figures import cost_figure, fraction_figure
-from lpsel.report.looks import looks
 from lpsel.report.points import Point
 from lpsel.report.runs import Run
 

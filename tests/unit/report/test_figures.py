@@ -1,12 +1,15 @@
-"""Figures of quality, from real runs of a tiny model."""
+"""Figures of quality, rows and costs, from real runs of a tiny model."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from lpsel.report import line_figures, quality_figures
+from lpsel.report import figures, line_figures
 from lpsel.report.comparisons import differences
-from lpsel.report.looks import looks
+from lpsel.report.drawing import looks
 from lpsel.report.points import points
 from lpsel.report.runs import find_runs
 
@@ -22,7 +25,7 @@ def styles(measured):
 
 def test_bars_show_the_values_of_their_buckets(runs):
     measured = points(runs)
-    (axes,) = quality_figures.bucket_figure(measured, styles(measured)).axes
+    (axes,) = figures.bucket_figure(measured, styles(measured)).axes
     heights = sorted(bar.get_height() for bar in axes.patches if bar.get_height())
     assert heights == pytest.approx(sorted(p.value for p in measured if p.run.bucket))
     assert len(heights) == 4
@@ -36,16 +39,16 @@ def test_bars_show_the_values_of_their_buckets(runs):
 
 def test_a_single_bucket_has_no_figure(runs):
     low = [p for p in points(runs) if p.run.bucket == "low"]
-    assert quality_figures.bucket_figure(low, styles(low)) is None
+    assert figures.bucket_figure(low, styles(low)) is None
 
 
 def test_every_scorer_and_target_has_its_mean(runs):
     measured = [p for p in points(runs) if p.run.bucket == "high"]
-    (axes,) = quality_figures.scorer_target_figure(measured).axes
+    (axes,) = figures.scorer_target_figure(measured).axes
     values = {p.run.scorer: p.value for p in measured}
     assert [label.get_text() for label in axes.get_yticklabels()] == sorted(values)
     assert axes.images[0].get_array()[:, 0].tolist() == pytest.approx([values[name] for name in sorted(values)])
-    assert quality_figures.scorer_target_figure([p for p in measured if p.run.scorer == "toy-llama"]) is None
+    assert figures.scorer_target_figure([p for p in measured if p.run.scorer == "toy-llama"]) is None
 
 
 def test_differences_are_paired_if_the_baseline_was_trained_on_all_rows(runs):
@@ -76,3 +79,34 @@ def test_many_rules_at_one_percentage_become_rows_with_the_best_first(runs):
     assert full.value in {line.get_xdata()[0] for line in axes.lines if len(line.get_xdata())}
     (axes,) = line_figures.fraction_figure([full, *many[:6]], styles([full, *many])).axes
     assert axes.get_xlabel() == "percentage of the rows"
+
+
+def test_a_selection_that_has_changed_is_left_out(runs, tmp_path, caplog):
+    run = next(run for run in runs.finished if run.get("sha256") and run.bucket)
+    assert figures.length_figure(run, "black") is not None
+    (tmp_path / "selection.parquet").write_bytes((run.folder / "selection.parquet").read_bytes() + b" ")
+    assert figures.length_figure(replace(run, folder=tmp_path), "black") is None
+    assert "selection.parquet: has changed since it was written" in caplog.text
+
+
+def test_trajectories_lengths_and_costs_of_real_runs(runs):
+    chosen = runs.by_command("train")
+    scored = next(r for r in chosen if r.get("scores"))
+    (axes,) = figures.trajectory_figure(Path(scored.get("scores"))).axes
+    assert len(axes.lines) == 2
+    assert figures.length_figure(scored, "black") is not None
+    assert figures.length_figure(next(r for r in chosen if r.rule == "full"), "black") is None
+    (axes,) = figures.ledger_figure(chosen, looks(chosen)).axes
+    ends = sorted(trained.get_x() + trained.get_width() for trained in axes.patches[1 : 2 * len(chosen) : 2])
+    spent = [100 - 100 * r.get("ledger", "saved", "share") for r in chosen]
+    assert ends == pytest.approx(sorted(spent))
+
+
+def test_agreement_is_the_spearman_correlation_of_two_scorers(runs):
+    scored = [r for r in runs.by_command("train") if r.bucket == "low"]
+    (axes,) = figures.score_agreement_figure(scored).axes
+    found_SS = axes.images[0].get_array()
+    scores = [pq.read_table(r.get("selection")).to_pandas()["score"] for r in scored]
+    assert found_SS[0, 1] == pytest.approx(scores[0].corr(scores[1], method="spearman"))  # by pandas
+    assert found_SS[0, 1] < 0.99
+    assert np.ma.is_masked(found_SS[0, 0])
