@@ -32,7 +32,7 @@ from lpsel.evaluation.evaluator import Candidates, EvaluationContext, generation
 from lpsel.evaluation.row_metrics import METRICS, RowMetrics, compare_rows
 from lpsel.evaluation.tables import reference_table
 from lpsel.generation.answers import answer_counts
-from lpsel.generation.generate import generated, prompt_room
+from lpsel.generation.generate import generate, in_order, prompt_room
 from lpsel.generation.sampling import Generation, Sampling
 from lpsel.generation.text_metrics import exact_match, rouge_l
 from lpsel.model.device import free_memory, reuse_freed_memory
@@ -214,7 +214,7 @@ class ReferenceEvaluator:
         answers: Iterable[Generation | None] = repeat(None, len(inputs.rows))
         if self.max_new_tokens:
             sampling, title = Sampling(self.max_new_tokens), f"Answers, {inputs.name}"
-            answers = generated(*given, sampling, batch_tokens=self.batch_tokens, title=title)
+            answers = in_order(generate(*given, sampling, batch_tokens=self.batch_tokens, title=title))
         for i, ((example, prompt), answer) in enumerate(zip(rows, answers, strict=True)):
             row, reference = inputs.rows[i], example.last_answer()
             measured.response_bytes[i] = response_bytes(example, inputs.tokens, row, inputs.tokenizer)

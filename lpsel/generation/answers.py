@@ -117,8 +117,10 @@ def answers(
             from lpsel.generation.generate import generate
 
             title, loaded = f"Answers, {model.name}", load_model(model, inputs.source, dtype).to(device)
-            generate(loaded, inputs.tokenizer, unanswered, sampling, batch_tokens=batch_tokens, title=title, save=save)
-            del loaded
+            given = loaded, inputs.tokenizer, unanswered, len(unanswered), sampling
+            for done in generate(*given, batch_tokens=batch_tokens, title=title):
+                save(done)
+            del loaded, given
             free_memory()
     generations = [known[key] for key in inputs.keys]
     return generations, {

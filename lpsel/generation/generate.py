@@ -2,7 +2,7 @@
 
 # B rows in a batch, T tokens per row (padded on the left), G generated tokens, V vocabulary size
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -16,38 +16,10 @@ from lpsel.data.control_tokens import Rendered, control_tokens
 from lpsel.errors import UserError
 from lpsel.generation.sampling import Generation, Sampling
 
-WINDOW = 1024  # prompts in memory, and sorted by length together, of `generated`
+WINDOW = 1024  # prompts in memory, and sorted by length together
 
 
 def generate(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Rendered | str],
-    sampling: Sampling,
-    *,
-    batch_tokens: int = 16_384,
-    title: str = "Generating",
-    save: Callable[[dict[int, Generation]], None] = lambda done: None,
-) -> list[Generation]:
-    """The answer of a model to every prompt, in order.
-
-    In float32 an answer does not depend on the other prompts in its batch, sampled or not; in a lower precision a near
-    tie may fall either way. The sampling, penalties and beams in the model's own generation settings are ignored.
-
-    Args:
-        model: a causal language model of transformers in evaluation mode, on its device.
-        prompts: strings are tokenized with the tokenizer's special tokens.
-        batch_tokens: largest batch, in tokens of prompts and answers with padding.
-        save: called after every batch with its generations by index of the prompt.
-
-    Raises:
-        UserError: max_new_tokens leaves no room for a prompt in the model's context.
-    """
-    given = model, tokenizer, prompts, len(prompts), sampling
-    return list(generated(*given, batch_tokens=batch_tokens, title=title, save=save, window=max(len(prompts), 1)))
-
-
-def generated(
     model: Any,
     tokenizer: Any,
     prompts: Iterable[Rendered | str],
@@ -56,34 +28,52 @@ def generated(
     *,
     batch_tokens: int,
     title: str,
-    save: Callable[[dict[int, Generation]], None] = lambda done: None,
-    window: int = WINDOW,
-) -> Iterator[Generation]:
-    """The same as an iterator, which reads `window` of the `total` prompts at a time."""
+) -> Iterator[dict[int, Generation]]:
+    """The answers of a model to prompts, batch by batch, by the index of the prompt.
+
+    In float32 an answer does not depend on the other prompts in its batch, sampled or not; in a lower precision a near
+    tie may fall either way. The sampling, penalties and beams in the model's own generation settings are ignored.
+
+    Args:
+        model: a causal language model of transformers in evaluation mode, on its device.
+        prompts: `total` of them; strings are tokenized with the tokenizer's special tokens.
+        batch_tokens: largest batch, in tokens of prompts and answers with padding.
+
+    Raises:
+        UserError: max_new_tokens leaves no room for a prompt in the model's context.
+    """
     room = prompt_room(model.config, sampling.max_new_tokens)
     stops = stop_ids(tokenizer, model.config, model.generation_config)
     prompts, first = iter(prompts), 0
     with track(title, total=total) as advance:
-        while some := list(islice(prompts, window)):
+        while some := list(islice(prompts, WINDOW)):
             fed, cut = [], []
             for prompt in some:
                 ids = prompt_ids(tokenizer, prompt)
                 fed.append(_last_tokens(ids, room, tokenizer.bos_token_id))
                 cut.append(len(ids) - len(fed[-1]))
             lengths = np.array([len(ids) + sampling.max_new_tokens for ids in fed], dtype=np.int32)
-            generations: dict[int, Generation] = {}
             for batch in padded(np.arange(len(fed)), lengths, batch_tokens):
                 new = _continue(model, [fed[i] for i in batch], sampling, stops)
                 done = {}
                 for i, ids in zip(batch.tolist(), new, strict=True):
                     stopped = bool(ids) and ids[-1] in stops
                     text = tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=True)
-                    done[i] = Generation(text, len(ids), stopped, len(fed[i]), cut[i])
-                save({first + i: generation for i, generation in done.items()})
-                generations |= done
+                    done[first + i] = Generation(text, len(ids), stopped, len(fed[i]), cut[i])
+                yield done
                 advance(len(batch), tokens=sum(map(len, new)))
-            yield from (generations[i] for i in range(len(fed)))
             first += len(fed)
+
+
+def in_order(batches: Iterable[dict[int, Generation]]) -> Iterator[Generation]:
+    """The answers of `generate` in the order of the prompts."""
+    waiting: dict[int, Generation] = {}
+    following = 0
+    for done in batches:
+        waiting |= done
+        while following in waiting:
+            yield waiting.pop(following)
+            following += 1
 
 
 def prompt_room(config: Any, max_new_tokens: int) -> int | None:

@@ -8,12 +8,22 @@ from transformers import GenerationConfig
 
 from lpsel.data.control_tokens import Rendered
 from lpsel.errors import UserError
-from lpsel.generation.generate import generate, generated, prompt_room, stop_ids
+from lpsel.generation import generate as generation
+from lpsel.generation.generate import in_order, prompt_room, stop_ids
 from lpsel.generation.sampling import Sampling
 
 ARCHITECTURES = ("llama", "gpt2", "opt", "gemma3")
 CONTEXT = 64  # of every random model, in tokens
 PROMPTS = ["Add 2 and 3.", "", "a", "Say: yes, no, yes, no, yes", "ümläut", "What is the color of the sky?", "zz"]
+
+
+def generate(model, tokenizer, prompts, sampling, batch_tokens=16_384):
+    """All answers, in the order of the prompts."""
+    return list(
+        in_order(
+            generation.generate(model, tokenizer, prompts, len(prompts), sampling, batch_tokens=batch_tokens, title="")
+        )
+    )
 
 
 def greedy_by_hand(model, ids, steps, stops):
@@ -56,10 +66,11 @@ def test_answers_are_in_the_order_of_the_prompts(random_models, byte_tokenizer):
     assert [answer.text for answer in shuffled] == [texts[i] for i in order]
 
 
-def test_prompts_are_read_as_they_are_answered(random_models, byte_tokenizer):
+def test_prompts_are_read_as_they_are_answered(random_models, byte_tokenizer, monkeypatch):
+    monkeypatch.setattr(generation, "WINDOW", 3)
     read = []
     given = random_models["llama"], byte_tokenizer, (read.append(p) or p for p in PROMPTS), len(PROMPTS), Sampling(5)
-    answers = generated(*given, batch_tokens=10_000, title="", window=3)
+    answers = in_order(generation.generate(*given, batch_tokens=10_000, title=""))
     at_first = [next(answers)]
     assert len(read) == 3
     assert at_first + list(answers) == generate(random_models["llama"], byte_tokenizer, PROMPTS, Sampling(5))

@@ -5,11 +5,21 @@ import torch
 from scipy.stats import chisquare
 
 from lpsel.errors import UserError
-from lpsel.generation.generate import generate
+from lpsel.generation import generate as generation
+from lpsel.generation.generate import in_order
 from lpsel.generation.sampling import Sampling
 
 PROMPTS = ["Add 2 and 3.", "a", "Say: yes, no, yes, no, yes", "What is the color of the sky?", "zz", "b" * 40]
 WARM = Sampling(12, temperature=1.5, top_p=0.95, seed=7)
+
+
+def generate(model, tokenizer, prompts, sampling, batch_tokens=16_384):
+    """All answers, in the order of the prompts."""
+    return list(
+        in_order(
+            generation.generate(model, tokenizer, prompts, len(prompts), sampling, batch_tokens=batch_tokens, title="")
+        )
+    )
 
 
 def first_tokens(model, tokenizer, prompt, count, **settings):
@@ -74,11 +84,12 @@ def test_a_nucleus_of_one_token_is_the_greedy_answer(random_models, byte_tokeniz
     assert generate(model, byte_tokenizer, PROMPTS, Sampling(12, temperature=1e-4)) == greedy
 
 
-def test_every_batch_is_saved_when_it_is_done(random_models, byte_tokenizer):
-    saved = []
-    all_of_them = generate(random_models["llama"], byte_tokenizer, PROMPTS, WARM, batch_tokens=1, save=saved.append)
-    assert [len(done) for done in saved] == [1] * len(PROMPTS)
-    assert {i: answer for done in saved for i, answer in done.items()} == dict(enumerate(all_of_them))
+def test_every_batch_is_there_when_it_is_done(random_models, byte_tokenizer):
+    given = random_models["llama"], byte_tokenizer, PROMPTS, len(PROMPTS), WARM
+    batches = list(generation.generate(*given, batch_tokens=1, title=""))
+    assert [len(done) for done in batches] == [1] * len(PROMPTS)
+    answers = {i: answer for done in batches for i, answer in done.items()}
+    assert answers == dict(enumerate(generate(random_models["llama"], byte_tokenizer, PROMPTS, WARM)))
 
 
 @pytest.mark.parametrize(
