@@ -15,7 +15,7 @@ from rich.table import Table
 from lpsel import console
 from lpsel.commands.arguments import OneLineParser, run_folder
 from lpsel.errors import UserError
-from lpsel.evaluation.reliability import describe_problems
+from lpsel.evaluation.comparison import describe_problems
 from lpsel.evaluation.win_rate import pairwise_metrics, shown_interval, win_rate
 from lpsel.judging import human
 from lpsel.judging.human import KEY, Key, Vote, VoteFile, read_key

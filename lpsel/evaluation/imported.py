@@ -10,8 +10,7 @@ import numpy as np
 
 from lpsel.data.formats import ENDINGS, reader_of, valid_rows
 from lpsel.errors import UserError
-from lpsel.evaluation.judgements import Row, Verdicts, group
-from lpsel.evaluation.preferences import CODES, combined
+from lpsel.evaluation.judgements import CODES, Row, Verdicts, combined, group
 from lpsel.judging.judge import LOSS, TIE, WIN
 from lpsel.storage import utf8
 

@@ -1,23 +1,29 @@
-"""The verdicts of a judge on a model as arrays, and judgements.parquet."""
+"""Verdicts of judges as numbers: both orders combined, agreement between judges, and judgements.parquet.
+
+Preferences are coded like AlpacaEval's: 1 if the first answer (the baseline's) is better, 2 if the second one (the
+model's) is, 1.5 or 0 for a tie, numbers between 1 and 2 for fractional preferences, NaN if not judged.
+"""
 
 # N prompts, O orders in which the two answers were shown
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from lpsel.errors import UserError
-from lpsel.evaluation.preferences import as_preferences, combined
-from lpsel.judging.judge import NOT_ASKED, TIE
+from lpsel.judging.judge import LOSS, NOT_ASKED, TIE, WIN
 from lpsel.storage import write_table
 
 log = logging.getLogger(__name__)
 
+CODES = "use 1 (the baseline's answer is better), 2 (the model's), a number between, 0 or 1.5 (a tie), or null"
+KAPPAS = {"kappa": None, "weighted_kappa": "linear"}  # weights of scikit-learn
 JUDGEMENTS = "judgements.parquet"
 VERDICTS = {1: "win", 0: "tie", -1: "loss"}
 # Columns of judgements.parquet; all others are strings.
@@ -25,9 +31,86 @@ FLOATS = ("preference", "letter_probability", "model_chars", "baseline_chars")
 INTEGERS = ("prompt_tokens", "completion_tokens", "attempts")
 BOTH_ORDERS = 0.1  # fraction of the prompts; with fewer, each prompt was judged once
 
+Floats = NDArray[np.float64]
 # A verdict: id, order, model, judge, baseline, category, prompt_set, text (a digest of the prompt's), preference,
 # model_chars, baseline_chars, equal (answers) and failure; more for judgements.parquet.
 Row = dict[str, Any]
+
+
+def as_preferences(values: ArrayLike) -> Floats:
+    """Preferences of any shape as float64; every tie is 1.5, and None becomes NaN.
+
+    Raises:
+        UserError: a number that is not a preference.
+    """
+    preference = np.array(values, dtype=np.float64)
+    preference[preference == 0] = TIE
+    wrong = np.argwhere((preference < LOSS) | (preference > WIN))
+    if len(wrong):
+        value = preference[tuple(wrong[0])]
+        raise UserError("preference", f"{value:g}", f"row {wrong[0][0]} is not a preference", CODES)
+    return preference
+
+
+def combined(preference_NO: ArrayLike) -> Floats:
+    """One preference for every prompt from those in each order, shape (N,); NaN where any of them is missing.
+
+    The mean where the orders agree on the verdict (win, tie, loss). Elsewhere a tie, because the verdicts only show
+    which position the judge prefers (Zheng et al. 2023, section 3.4, count a win only if both orders agree). For the
+    same reason, a prompt with a verdict in one order only has no preference.
+    """
+    preference_NO = _by_order(preference_NO)
+    mean_N = preference_NO.mean(axis=1)
+    verdict_NO = np.sign(preference_NO - TIE)
+    flipped_N = (verdict_NO != verdict_NO[:, :1]).any(axis=1)
+    return np.where(flipped_N & ~np.isnan(mean_N), TIE, mean_N)
+
+
+def flip_rate(preference_NO: ArrayLike) -> float | None:
+    """Percentage of the prompts judged in both orders whose verdict (win, tie or loss) differs between the orders.
+
+    None if no prompt was judged in both. 100 minus it is the consistency of Zheng et al. 2023, Judging LLM-as-a-judge.
+    """
+    preference_NO = _by_order(preference_NO)
+    if preference_NO.shape[1] != 2:
+        return None
+    verdict_n2 = np.sign(preference_NO[~np.isnan(preference_NO).any(axis=1)] - TIE)
+    return 100 * float((verdict_n2[:, 0] != verdict_n2[:, 1]).mean()) if len(verdict_n2) else None
+
+
+def judges_agreement(preference_N: Mapping[str, ArrayLike]) -> list[dict[str, Any]]:
+    """Agreement of every two judges, given the preferences of each for the same prompts in the same order.
+
+    Returns:
+        For each pair of `judges`: `n` prompts that both judged, `agreement` of their verdicts (win, tie, loss) in
+        percent, Cohen's `kappa` (1960) and `weighted_kappa` (1968), for which a loss is twice as far from a win as from
+        a tie. None if only one verdict occurs.
+    """
+    from sklearn.metrics import cohen_kappa_score
+
+    def kappa(a: Floats, b: Floats, weights: str | None) -> float | None:
+        several = len(np.unique([a, b])) > 1
+        return float(cohen_kappa_score(a, b, labels=[-1, 0, 1], weights=weights)) if several else None
+
+    verdict_N = {judge: np.sign(as_preferences(values) - TIE) for judge, values in preference_N.items()}
+    pairs = []
+    for first, second in combinations(verdict_N, 2):
+        both = ~np.isnan(verdict_N[first]) & ~np.isnan(verdict_N[second])
+        a, b = verdict_N[first][both], verdict_N[second][both]
+        pairs.append(
+            {
+                "judges": [first, second],
+                "n": len(a),
+                "agreement": 100 * float((a == b).mean()) if len(a) else None,
+                **{name: kappa(a, b, weights) for name, weights in KAPPAS.items()},
+            }
+        )
+    return pairs
+
+
+def _by_order(preference_NO: ArrayLike) -> Floats:
+    preference = as_preferences(preference_NO)
+    return preference[:, None] if preference.ndim == 1 else preference
 
 
 @dataclass(frozen=True)
@@ -38,9 +121,9 @@ class Verdicts:
     judge: str
     baseline: str
     ids: list[str]  # of the prompts
-    preference_NO: NDArray[np.float64]  # see `lpsel.evaluation.preferences`
-    model_chars_N: NDArray[np.float64]  # lengths of the answers, NaN if unknown
-    baseline_chars_N: NDArray[np.float64]
+    preference_NO: Floats  # see the top of this file
+    model_chars_N: Floats  # lengths of the answers, NaN if unknown
+    baseline_chars_N: Floats
     category_N: list[str | None]
     prompt_set_N: list[str | None]
     text_N: list[str | None]
@@ -73,7 +156,7 @@ def group(rows: Iterable[Row], where: str = "") -> list[Verdicts]:
     return [_collect(own, where) for own in groups.values()]
 
 
-def aligned(several: Sequence[Verdicts]) -> dict[str, NDArray[np.float64]]:
+def aligned(several: Sequence[Verdicts]) -> dict[str, Floats]:
     """By judge, a preference for every prompt that any of them judged on the same model; NaN without a verdict."""
     judged = by_prompt(
         [replace(one, preference_NO=np.where(one.equal_N[:, None], np.nan, one.preference_NO)) for one in several]
@@ -81,7 +164,7 @@ def aligned(several: Sequence[Verdicts]) -> dict[str, NDArray[np.float64]]:
     return {one.judge: preference_N for one, preference_N in zip(several, judged, strict=True)}
 
 
-def by_prompt(several: Sequence[Verdicts]) -> list[NDArray[np.float64]]:
+def by_prompt(several: Sequence[Verdicts]) -> list[Floats]:
     """The preferences of each for every distinct prompt that any of them has; NaN without one."""
     prompts = [[text or i for i, text in zip(one.ids, one.text_N, strict=True)] for one in several]
     index = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompt for own in prompts for prompt in own))}

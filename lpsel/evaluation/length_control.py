@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq, minimize_scalar
 from scipy.special import chdtri, expit
 
-from lpsel.evaluation.preferences import as_preferences
+from lpsel.evaluation.judgements import as_preferences
 from lpsel.evaluation.statistics import (
     LEVEL,
     RARE,

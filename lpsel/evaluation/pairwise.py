@@ -12,15 +12,13 @@ from lpsel.errors import UserError, check_choice, check_int, skipped
 from lpsel.evaluation.comparison import compare
 from lpsel.evaluation.evaluator import Candidates, EvaluationContext, generation_files
 from lpsel.evaluation.imported import read_judgements
-from lpsel.evaluation.judgements import JUDGEMENTS, Row, Verdicts, aligned, group, write_judgements
-from lpsel.evaluation.preferences import judges_agreement
+from lpsel.evaluation.judgements import JUDGEMENTS, Row, Verdicts, aligned, group, judges_agreement, write_judgements
 from lpsel.evaluation.tables import pairwise_table
 from lpsel.generation.answers import answers, check, rejections
 from lpsel.generation.prompts import Prompt, load_prompts
 from lpsel.generation.sampling import Generation, Sampling
 from lpsel.judging.human import HumanJudge
-from lpsel.judging.judge import Judge, Judgement, Pair
-from lpsel.judging.judge_pairs import judge_pairs
+from lpsel.judging.judge import Judge, Judgement, Pair, judge_pairs
 from lpsel.storage import digest, distinct, file_names, finite, write_lines
 
 log = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from lpsel.evaluation.statistics import (
     Estimate,
+    add_holm,
     bootstrap_ratios,
     exponential,
-    holm,
     paired_interval,
     sign_flip_test,
     wilson,
@@ -78,7 +78,7 @@ def compare_rows(
             difference[metric] = estimate._asdict() | {"rows": int(ratios.rows_K[k]), "p_value": p_value}
         by_metric = {name: each._asdict() for name, each in values.items()}
         results.append({"metrics": by_metric, "difference": difference if i else None})
-    _correct([each for result in results[1:] for each in result["difference"].values()])
+    add_holm([each for result in results[1:] for each in result["difference"].values()])
     return results
 
 
@@ -103,13 +103,3 @@ def _columns(
         (m.exact_match, one_N),
         (m.rouge_l, one_N),
     ]
-
-
-def _correct(differences: Sequence[dict[str, Any]]) -> None:
-    """Add `p_value_holm` to every difference."""
-    tested = [each for each in differences if each["p_value"] is not None]
-    adjusted = holm([each["p_value"] for each in tested])
-    for each in differences:
-        each["p_value_holm"] = None
-    for each, p_value in zip(tested, adjusted, strict=True):
-        each["p_value_holm"] = p_value

@@ -7,9 +7,9 @@ ratio of sums, a row is drawn with its numerator and denominator.
 # N rows, U distinct rows, R resamples, K statistics (models x metrics)
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -203,6 +203,13 @@ def holm(p_values: ArrayLike) -> list[float]:
     order = np.argsort(p, kind="stable")
     adjusted = np.minimum(1.0, np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p)))))
     return adjusted[np.argsort(order, kind="stable")].tolist()
+
+
+def add_holm(tests: Sequence[dict[str, Any]]) -> None:
+    """Add `p_value_holm` to several results: their `p_value`, corrected for the number of tests; None without one."""
+    adjusted = iter(holm([test["p_value"] for test in tests if test["p_value"] is not None]))
+    for test in tests:
+        test["p_value_holm"] = None if test["p_value"] is None else next(adjusted)
 
 
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:

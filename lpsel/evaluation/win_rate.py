@@ -1,6 +1,6 @@
 """How often one model's answers are preferred to a baseline's, with every statistic of the comparison. Pure functions.
 
-docs/reference/metrics.md has the formulas. For the coding of preferences see `lpsel.evaluation.preferences`.
+docs/reference/metrics.md has the formulas. For the coding of preferences see `lpsel.evaluation.judgements`.
 """
 
 # N prompts, n judged prompts that are resampled, T distinct texts, S prompt sets, R resamples
@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lpsel.evaluation.judgements import TIE, as_preferences, combined, flip_rate
 from lpsel.evaluation.length_control import length_controlled_win_rate, minimal_win_rate
-from lpsel.evaluation.preferences import TIE, as_preferences, combined, flip_rate
 from lpsel.evaluation.statistics import (
     RARE,
     RESAMPLES,

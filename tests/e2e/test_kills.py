@@ -75,7 +75,7 @@ def events(happened):
     import lpsel.commands.train
     import lpsel.data.tokens
     import lpsel.generation.generate
-    import lpsel.judging.judge_pairs
+    import lpsel.judging.judge
     import lpsel.model.export
     import lpsel.training.trainer
 
@@ -104,7 +104,7 @@ def events(happened):
     shown = (
         lpsel.data.tokens,
         lpsel.training.trainer,
-        lpsel.judging.judge_pairs,
+        lpsel.judging.judge,
         lpsel.generation.generate,
         lpsel.clustering.embeddings,
     )

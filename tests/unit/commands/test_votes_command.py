@@ -11,7 +11,7 @@ import pytest
 from lpsel.commands.votes import main, run
 from lpsel.errors import UserError
 from lpsel.evaluation.imported import read_judgements
-from lpsel.evaluation.preferences import combined
+from lpsel.evaluation.judgements import combined
 from lpsel.judging.human import HumanJudge, read_key
 from lpsel.judging.judge import Pair
 

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lpsel.evaluation.comparison import compare, model_differences
+from lpsel.evaluation.comparison import compare, describe_problems, model_differences
 from lpsel.evaluation.judgements import group
-from lpsel.evaluation.reliability import describe_problems
 from lpsel.evaluation.statistics import paired_interval, sign_flip_test
 from lpsel.evaluation.win_rate import pairwise_metrics
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lpsel.errors import UserError
-from lpsel.evaluation.comparison import adjust_p_values
+from lpsel.evaluation.statistics import add_holm
 from lpsel.evaluation.win_rate import longer_wins, pairwise_metrics, shown_interval, win_rate
 from lpsel.storage import finite
 
@@ -301,10 +301,9 @@ def test_a_seed_gives_reproducible_intervals():
 
 
 def test_p_values_are_corrected_for_the_number_of_models():
-    won = metrics_of([2] * 12)  # p = 2 x .5^12
-    even = metrics_of([2, 1] * 6)  # p = 1
-    metrics = adjust_p_values({"good": won, "same": even, "unjudged": metrics_of([None] * 3)})
-    assert metrics["good"]["p_value_holm"] == pytest.approx(2 * 2 * 0.5**12)
-    assert metrics["same"]["p_value_holm"] == 1
-    assert metrics["unjudged"]["p_value_holm"] is None
-    assert metrics["good"]["p_value"] == pytest.approx(2 * 0.5**12)
+    won, even, unjudged = metrics_of([2] * 12), metrics_of([2, 1] * 6), metrics_of([None] * 3)
+    add_holm([won, even, unjudged])
+    assert won["p_value"] == pytest.approx(2 * 0.5**12)
+    assert won["p_value_holm"] == pytest.approx(2 * 2 * 0.5**12)
+    assert even["p_value_holm"] == 1
+    assert unjudged["p_value_holm"] is None

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from lpsel.errors import UserError
-from lpsel.judging.judge import TOO_LONG, Pair
-from lpsel.judging.judge_pairs import judge_pairs
+from lpsel.judging.judge import TOO_LONG, Pair, judge_pairs
 from lpsel.judging.local import HFJudge, answer_tokens, letter_probabilities
 from lpsel.judging.prompt import fill, load_prompt
 from lpsel.model.load import load_tokenizer

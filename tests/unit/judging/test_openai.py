@@ -6,8 +6,7 @@ import pytest
 
 from lpsel.errors import UserError
 from lpsel.judging import verdicts as parse
-from lpsel.judging.judge import CUT_OFF, Pair
-from lpsel.judging.judge_pairs import judge_pairs
+from lpsel.judging.judge import CUT_OFF, Pair, judge_pairs
 from lpsel.judging.openai import OpenAIJudge
 from lpsel.storage import json_line
 

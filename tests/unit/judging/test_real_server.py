@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from lpsel.errors import UserError
-from lpsel.judging.judge import UNREADABLE, Pair, preference_of
-from lpsel.judging.judge_pairs import judge_pairs
+from lpsel.judging.judge import UNREADABLE, Pair, judge_pairs, preference_of
 from lpsel.judging.openai import OpenAIJudge
 from lpsel.judging.verdicts import pairwise
 

@@ -1,8 +1,7 @@
 import pytest
 
 from lpsel.errors import UserError
-from lpsel.judging.judge import NO_REFERENCE, Pair
-from lpsel.judging.judge_pairs import judge_pairs
+from lpsel.judging.judge import NO_REFERENCE, Pair, judge_pairs
 from lpsel.judging.reference import ReferenceJudge
 
 

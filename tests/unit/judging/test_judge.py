@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lpsel.judging.judge import NOT_ASKED, UNREADABLE, Pair
-from lpsel.judging.judge_pairs import judge_pairs, question_key
+from lpsel.judging.judge import NOT_ASKED, UNREADABLE, Pair, judge_pairs, question_key
 
 # worth 0, 1, 2, 3 against 2, and one that the judge always prefers when it is shown first
 PREFERENCES = [1.0, 1.0, 1.5, 2.0, 1.5]
@@ -137,8 +136,7 @@ RUN = """
 import sys
 from pathlib import Path
 from lpsel.judging.openai import OpenAIJudge
-from lpsel.judging.judge_pairs import judge_pairs
-from lpsel.judging.judge import Pair
+from lpsel.judging.judge import Pair, judge_pairs
 from lpsel.judging.verdicts import pairwise
 pairs = [Pair(f"p{i}", f"Request {i}", "Mine: worth 2", f"Theirs: worth {i % 5}") for i in range(30)]
 judge = OpenAIJudge(model="judge", parser=pairwise, base_url=sys.argv[1], concurrency=3)
