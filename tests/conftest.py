@@ -5,6 +5,8 @@ import os
 import sys
 from importlib.util import find_spec
 
+from hypothesis import settings
+
 pytest_plugins = [
     f"fixtures.{name}"
     for name in ("browser", "datasets", "explorer", "models", "processes", "runs", "terminal", "wandb_server")
@@ -20,6 +22,9 @@ if find_spec("absl"):
 # Tests run in parallel: threads of one that wait for a core make the other wait as well.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the Hub's library is imported
+
+settings.register_profile("lpsel", deadline=None)  # an example may take long on a busy machine
+settings.load_profile("lpsel")
 
 
 def pytest_collection_finish():

@@ -40,14 +40,12 @@ class Panel:
 
     Attributes:
         title: metric, and the conditions under which its values are comparable.
-        curves: by the name in W&B, percentage -> mean over seeds.
-        costs: by the name in W&B, mean FLOPs over seeds -> mean over seeds.
+        lines: by what they are drawn against and their name in W&B, means over seeds, FLOPs or percentage -> metric.
         bars: by the name in W&B, the mean of each bucket, or of each scorer and target.
     """
 
     title: str
-    curves: dict[str, dict[float, float]]
-    costs: dict[str, dict[float, float]]
+    lines: dict[str, dict[str, dict[float, float]]]
     bars: dict[str, float]
 
 
@@ -72,11 +70,10 @@ def write_wandb_report(runs: Runs, out: Path) -> str:
     tracker = WandbTracker(project, entity)
     tracker.start("report", {"runs": [str(run.folder) for run in runs.finished]}, out)
     for panel in drawn:
-        for pct in sorted({pct for curve in panel.curves.values() for pct in curve}):
-            tracker.log({PCT: pct, **{name: curve[pct] for name, curve in panel.curves.items() if pct in curve}})
-        for name, curve in panel.costs.items():
-            for flops, value in curve.items():
-                tracker.log({FLOPS: flops, name: value})
+        for against, lines in panel.lines.items():
+            for name, line in lines.items():
+                for x, value in line.items():
+                    tracker.log({against: x, name: value})
         tracker.log(panel.bars)
     tracker.log({name: Rows(list(rows[0]), [list(row.values()) for row in rows]) for name, rows in tables.items()})
     tracker.log(pictures)
@@ -121,13 +118,13 @@ def panels(measured: Sequence[Point]) -> list[Panel]:
     """The points of the quality figures by metric and conditions, key figures first."""
     made = []
     for k, group in enumerate(comparable([p for p in measured if p.run.pct is not None]), 1):
-        panel = Panel(f"{group[0].key_metric.label}; {group[0].against}", {}, {}, {})
+        panel = Panel(f"{group[0].key_metric.label}; {group[0].against}", {FLOPS: {}, PCT: {}}, {})
         for series, by_pct in by_selection(group).items():
             means = {pct: float(np.mean([p.value for p in same])) for pct, same in by_pct.items()}
             flops = {pct: [p.run.flops for p in same if p.run.flops] for pct, same in by_pct.items()}
-            panel.curves[f"quality {k}/{series}"] = means
+            panel.lines[PCT][f"quality {k}/{series}"] = means
             if costs := {float(np.mean(of)): means[pct] for pct, of in flops.items() if of}:
-                panel.costs[f"cost {k}/{series}"] = costs
+                panel.lines[FLOPS][f"cost {k}/{series}"] = costs
             run = next(iter(by_pct.values()))[0].run
             if run.bucket or run.scorer != "–":
                 panel.bars.update({f"bars {k}/{series}, {pct:g} %": mean for pct, mean in means.items()})
@@ -148,11 +145,10 @@ def _blocks(
     blocks: list[Any] = []
     for panel in drawn:
         size = {"w": WIDE, "h": HIGH}
-        lines: list[tuple[str, list[Any]]] = [(FLOPS, [*panel.costs]), (PCT, [*panel.curves])]
         shown: list[Any] = [
-            wr.LinePlot(title=panel.title, x=x, y=y, log_x=True, title_x=x, layout=wr.Layout(y=i * HIGH, **size))
-            for i, (x, y) in enumerate(lines)
-            if y
+            wr.LinePlot(title=panel.title, x=x, y=[*lines], log_x=True, title_x=x, layout=wr.Layout(y=i * HIGH, **size))
+            for i, (x, lines) in enumerate(panel.lines.items())
+            if lines
         ]
         if len(panel.bars) > 1:
             bars = wr.BarPlot(title=panel.title, metrics=[*panel.bars], layout=wr.Layout(y=2 * HIGH, **size))

@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from plotly.offline import get_plotlyjs
 
@@ -41,7 +41,6 @@ def test_a_sample_has_the_share_of_selected_rows():
     assert abs((rows < 26_001).sum() - 2_500) < 4 * (5_000 / 4) ** 0.5
 
 
-@settings(deadline=None)  # a busy machine
 @given(st.integers(1, 60), st.integers(1, 70), st.randoms())
 def test_a_sample_does_not_depend_on_the_order_of_rows_and_has_a_selected_one(n, count, random):
     selected = np.array([random.random() < 0.1 for _ in range(n)])
