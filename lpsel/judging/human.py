@@ -1,15 +1,13 @@
 """Human evaluation: a page with blinded pairs to vote on, its key, and the votes: outcome of a pair, agreement."""
 
-import base64
 import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from markdown_it import MarkdownIt
@@ -17,6 +15,7 @@ from numpy.typing import NDArray
 
 from lpsel.errors import UserError
 from lpsel.generation.prompts import Prompt
+from lpsel.html_pages import render
 from lpsel.judging.judge import LOSS, TIE, WIN, Order, Pair, preference_of
 from lpsel.storage import read_json, write_atomically, write_json
 
@@ -105,7 +104,8 @@ def blinded(pairs: Sequence[Pair], *, question: str, seed: int, baseline: str, m
     # Escaped to ASCII: half a surrogate pair has no UTF-8.
     digest = hashlib.sha256(json.dumps({"question": question, "pairs": shown}, sort_keys=True).encode()).hexdigest()
     key = Key(digest, baseline, model, tuple(secrets), tuple(_key_pair(pair, "baseline") for pair in equal))
-    return _html({"page": digest, "question": question, "pairs": shown}), key
+    data = {"page": digest, "question": question, "pairs": shown}
+    return render("lpsel.judging", "annotate.html.j2", data=data), key
 
 
 def rendered(text: str, stopped: bool = True) -> str:
@@ -123,21 +123,6 @@ def rendered(text: str, stopped: bool = True) -> str:
 
 def _key_pair(pair: Pair, a: Writer) -> KeyPair:
     return KeyPair(pair.id, a, pair.prompt_set, pair.category, len(pair.baseline), len(pair.model))
-
-
-def _html(data: dict[str, Any]) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-
-    loader = PackageLoader("lpsel.judging", "templates")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
-    assets = {}
-    for name, suffix in (("script", "js"), ("style", "css")):
-        text = (files("lpsel.judging") / "templates" / f"annotate.{suffix}").read_text(encoding="utf-8")
-        assets[name] = Markup(text)
-        # As a content security policy allows an inline script or style.
-        assets[f"{name}_hash"] = Markup(base64.b64encode(hashlib.sha256(text.encode()).digest()).decode())
-    return environment.get_template("annotate.html.j2").render(data=data, **assets)
 
 
 def read_key(path: Path) -> Key:

@@ -8,13 +8,11 @@ import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 import pyarrow as pa
-from markupsafe import Markup
 from matplotlib.colors import to_hex
 from numpy.typing import NDArray
 from plotly.offline import get_plotlyjs
@@ -136,7 +134,6 @@ def explorer_page(explorer: Explorer) -> str:
         data=packed,
         plotly=compressed,
         library=library,
-        script=Markup((Path(__file__).parent / "templates" / "explorer.js").read_text()),
     )
 
 

@@ -1,7 +1,5 @@
 """HTML pages that need no network, from Jinja templates: the report of runs and the agreement of scorers."""
 
-import base64
-import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -10,11 +8,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from lpsel import __version__
+from lpsel import __version__, html_pages
 from lpsel.output_folder import output_folder
 from lpsel.report.agreement_figures import agreement_figures
 from lpsel.report.cells import Shown, capitalized, readable
@@ -69,6 +66,7 @@ OMITTED = {  # columns of a table that the page does not show: CSV files have th
     "evaluations": ("series", "standard error"),
 }
 MOST_OPEN = 12  # rows of a table that is not folded
+SCHEMES = {"light": SERIES, "dark": DARK_SERIES}
 SERIES_NAMES = [f"series-{k}" for k in range(len(SERIES))]
 PAGE_COLORS = dict(
     zip((*SERIES, INK, MUTED), (*SERIES_NAMES, "ink", "quiet"), strict=True)
@@ -105,24 +103,9 @@ FORMULAS = {
 
 
 def render(template: str, **values: Any) -> str:
-    """A page from a template of this package. Every text is escaped.
-
-    Only `script`, which is on the page, and `library`, which `script` may insert, run: by their hashes.
-    """
-    environment = Environment(
-        loader=PackageLoader("lpsel.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals["dark_colors"] = dict(zip(SERIES_NAMES, DARK_SERIES, strict=True))
-    environment.globals["light_colors"] = dict(zip(SERIES_NAMES, SERIES, strict=True))
-    environment.filters["decimals"] = lambda value: "–" if value is None else f"{value:.3f}"
-    scripts = [values.setdefault("script", None), values.pop("library", None)]
-    digests = [hashlib.sha256(script.encode()).digest() for script in scripts if script]
-    values["script_hashes"] = [base64.b64encode(digest).decode() for digest in digests]
-    return environment.get_template(template).render(**values)
+    """A page from a template of this package, in the colors of the figures."""
+    colors = {f"{name}_colors": dict(zip(SERIES_NAMES, of, strict=True)) for name, of in SCHEMES.items()}
+    return html_pages.render("lpsel.report", template, **colors, **values)
 
 
 def write_report(runs: Runs, out: Path, command: str = "lpsel report") -> Path:
@@ -171,7 +154,6 @@ def _report_page(
         most_open=MOST_OPEN,
         link=lambda folder: link(Path(folder), out),
         explorers=[(run.name, link(run.folder, out).rstrip("/") + f"/{EXPLORER}") for run in runs.explored],
-        script=Markup((Path(__file__).parent / "templates" / "report.js").read_text()),
     )
 
 

@@ -14,7 +14,7 @@ MODULES = sorted((ROOT / "lpsel").rglob("*.py"))
 STAGES = (
     ("errors",),
     ("redact", "storage", "distributed"),
-    ("integrity", "console", "config"),
+    ("integrity", "console", "config", "html_pages"),
     ("cache", "run_config"),
     ("output_folder",),
     ("toy",),
