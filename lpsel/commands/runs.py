@@ -13,6 +13,7 @@ from rich.text import Text
 from lpsel.commands.arguments import OneLineParser
 from lpsel.console import show
 from lpsel.errors import UserError
+from lpsel.evaluation.statistics import with_interval
 from lpsel.report.points import Measure, measures, points
 from lpsel.report.runs import Run, Runs, find_runs, number
 from lpsel.report.tables import find_readable
@@ -156,6 +157,4 @@ def _key_figure(measured: list[Measure]) -> str:
 
 
 def _figure(m: Measure) -> str:
-    digits = 1 if m.metric == "win_rate" else 3
-    ends = "" if m.low is None or m.high is None else f" [{m.low:.{digits}f}, {m.high:.{digits}f}]"
-    return f"{LABELS.get(m.metric, m.metric)} {m.value:.{digits}f}{ends}"
+    return f"{LABELS.get(m.metric, m.metric)} {with_interval(*m.at, '.1f' if m.metric == 'win_rate' else '.3f')}"

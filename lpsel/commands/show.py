@@ -9,6 +9,7 @@ from lpsel.commands import result_summary
 from lpsel.commands.arguments import OneLineParser
 from lpsel.console import lines, show
 from lpsel.errors import UserError
+from lpsel.evaluation.statistics import with_interval
 from lpsel.report.points import measures
 from lpsel.report.runs import Run, find_runs, number
 from lpsel.run_config import RESULT
@@ -83,10 +84,7 @@ def _results(run: Run) -> Pairs:
         return [*pairs, *result_summary.training(run.result)] if run.command == "train" else pairs
     if run.command == "agreement":
         return [("Scorers", ", ".join(map(str, run.get("scorers") or []))), ("Page", str(run.get("page")))]
-    pairs = []
-    for m in measures(run):
-        ends = "" if m.low is None or m.high is None else f" [{m.low:.4g}, {m.high:.4g}]"
-        pairs.append((m.model, f"{m.metric} {m.value:.4g}{ends}"))
+    pairs = [(m.model, f"{m.metric} {with_interval(*m.at, '.4g')}") for m in measures(run)]
     pairs += [("Warning", str(sentence)) for sentence in run.get("warnings") or []]
     if (alpha := number(run.get("agreement", "krippendorff_alpha"))) is not None:
         pairs.append(("Krippendorff's alpha", f"{alpha:.3f}"))

@@ -16,6 +16,7 @@ from lpsel import console
 from lpsel.commands.arguments import OneLineParser, run_folder
 from lpsel.errors import UserError
 from lpsel.evaluation.comparison import describe_problems
+from lpsel.evaluation.statistics import with_interval
 from lpsel.evaluation.win_rate import pairwise_metrics, shown_interval, win_rate
 from lpsel.judging import human
 from lpsel.judging.human import KEY, Key, Vote, VoteFile, read_key
@@ -214,8 +215,4 @@ def show(result: dict[str, Any]) -> None:
 
 def _cells(figures: dict[str, Any]) -> list[str]:
     counts = [f"{figures[name]:,}" for name in ("wins", "ties", "losses", "failed")]
-    if figures["win_rate"] is None:
-        return [*counts, "-"]
-    low, high = shown_interval(figures)
-    interval = "" if low is None or high is None else f" [{low:.1f}, {high:.1f}]"
-    return [*counts, f"{figures['win_rate']:.1f}{interval}"]
+    return [*counts, with_interval(figures["win_rate"], *shown_interval(figures))]

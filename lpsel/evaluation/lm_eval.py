@@ -2,7 +2,6 @@
 
 import logging
 import math
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from lpsel.errors import UserError, check_int, check_package, first_line
-from lpsel.evaluation.evaluator import GENERATIONS, Candidates, EvaluationContext
+from lpsel.evaluation.evaluator import Candidates, EvaluationContext, generation_files
 from lpsel.evaluation.statistics import wilson
 from lpsel.evaluation.tables import lm_eval_table
 from lpsel.model.device import free_memory
 from lpsel.model.load import load_model, load_tokenizer, locate
 from lpsel.model.spec import ModelSpec
-from lpsel.storage import distinct, file_names, finite, write_lines
+from lpsel.storage import distinct, finite, write_lines
 
 
 @dataclass(frozen=True)
@@ -74,26 +73,26 @@ class LmEvalEvaluator:
         """
         for name in ("lm_eval", "evaluate"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        specs = candidates.local()
-        paths = [locate(spec, context.cache_dir) for spec in specs]
-        tokenizers = [load_tokenizer(spec, path) for spec, path in zip(specs, paths, strict=True)]
-        chats = [self._chat(spec, tokenizer) for spec, tokenizer in zip(specs, tokenizers, strict=True)]
+        prepared = []
+        for spec in candidates.local():
+            path = locate(spec, context.cache_dir)
+            tokenizer = load_tokenizer(spec, path)
+            prepared.append((spec, path, tokenizer, self._chat(spec, tokenizer)))
         manager = self._task_manager()
-        shutil.rmtree(context.folder / GENERATIONS, ignore_errors=True)  # of an earlier run in the same folder
-        names = [spec.name for spec in specs]
+        names = [spec.name for spec, *_ in prepared]
+        files = generation_files(names, context.folder)
         models = []
-        for i, (name, file) in enumerate(zip(distinct(names), file_names(names), strict=True)):
+        for name, file, (spec, path, tokenizer, chat) in zip(distinct(names), files, prepared, strict=True):
             started = time.perf_counter()
-            output = self._run(specs[i], paths[i], tokenizers[i], manager, chats[i], context)
+            output = self._run(spec, path, tokenizer, manager, chat, context)
             free_memory()
-            generations = f"{GENERATIONS}/{file}.jsonl"
-            write_lines(context.folder / generations, _rows(output))
+            write_lines(context.folder / file, _rows(output))
             models.append(
                 {
                     "name": name,
-                    "model": paths[i],
-                    "apply_chat_template": chats[i],
-                    "generations": generations,
+                    "model": path,
+                    "apply_chat_template": chat,
+                    "generations": file,
                     "tasks": _tasks(output),
                     "metrics": metrics_of(output["results"], output["n-samples"]),
                     "seconds": round(time.perf_counter() - started, 3),

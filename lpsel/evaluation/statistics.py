@@ -114,6 +114,16 @@ def interval(value: float, resampled_R: Floats, rows: float) -> Estimate:
     return Estimate(float(value), float(low), float(high))
 
 
+def with_interval(
+    value: float | None, low: float | None, high: float | None, form: str = ".1f", separator: str = " "
+) -> str:
+    """A value and its interval as text, such as `52.0 [48.1, 55.9]`; only the value where there is no interval."""
+    if value is None:
+        return "-"
+    text = format(value, form)
+    return text if low is None or high is None else f"{text}{separator}[{low:{form}}, {high:{form}}]"
+
+
 def exponential(estimate: Estimate) -> Estimate:
     """exp of the value and of both ends: perplexity from a mean NLL in nats. None where it overflows."""
     return Estimate(*(None if x is None or x > 700 else math.exp(x) for x in estimate))

@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lpsel.data.content_ids import listed
+from lpsel.evaluation.statistics import with_interval
 from lpsel.evaluation.win_rate import shown_interval
 
 NO_INFORMATION = "no information"
@@ -46,8 +47,9 @@ def reference_table(result: dict[str, Any]) -> Table:
             if metric not in model["metrics"]:
                 continue  # no answers
             estimate = (model["metrics"][metric][part] for part in ("value", "low", "high"))
-            scaled = (None if value is None else value * factor for value in estimate)
-            cells[title] = _interval(*scaled, digits=digits, mark="*" if _differs(model, metric) else "")
+            value, low, high = (None if part is None else part * factor for part in estimate)
+            star = "*" if _differs(model, metric) else ""
+            cells[title] = with_interval(value, low, high, f".{digits}f", f"{star}\n")
         rows.append(cells)
     return _table(rows, notes)
 
@@ -80,16 +82,17 @@ def pairwise_table(result: dict[str, Any]) -> Table:
     for model in result["models"]:
         p_value, lengths = model["p_value_holm"], [model["model_mean_chars"], model["baseline_mean_chars"]]
         mean_length = "-" if None in lengths else f"{lengths[0]:,.0f}\n(baseline {lengths[1]:,.0f})"
-        controlled = (model[f"length_controlled_{part}"] for part in ("win_rate", "ci_low", "ci_high"))
-        rate = _interval(model["win_rate"], *shown_interval(model))
+        value, low, high = (model[f"length_controlled_{part}"] for part in ("win_rate", "ci_low", "ci_high"))
+        controlled = with_interval(value, low, high, separator="\n")
+        rate = with_interval(model["win_rate"], *shown_interval(model), separator="\n")
         rows.append(
             {
                 "model": model["name"],
                 **{name: f"{model[name]:,}" for name in ("wins", "ties", "losses", "failed")},
                 "win rate (%)": rate if model["informative"] else NO_INFORMATION,
                 "p-value": "-" if p_value is None else f"{p_value:.2g}",
-                "flip rate (%)": _interval(model["flip_rate"]),
-                "length-controlled win rate (%)": _interval(*controlled) if model["informative"] else NO_INFORMATION,
+                "flip rate (%)": with_interval(model["flip_rate"], None, None),
+                "length-controlled win rate (%)": controlled if model["informative"] else NO_INFORMATION,
                 "mean length (characters)": mean_length,
             }
         )
@@ -137,15 +140,6 @@ def _agreement(model: str, pair: dict[str, Any]) -> str:
     on = f" on {model}" if model else ""
     both = " and ".join(pair["judges"])
     return f"{both} agree{on} in {pair['agreement']:.1f} % of {pair['n']:,} prompts; Cohen's kappa {kappa}."
-
-
-def _interval(
-    value: float | None, low: float | None = None, high: float | None = None, *, digits: int = 1, mark: str = ""
-) -> str:
-    if value is None:
-        return "-"
-    text = f"{value:.{digits}f}{mark}"
-    return text if low is None or high is None else f"{text}\n[{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def _differs(model: dict[str, Any], metric: str) -> bool:

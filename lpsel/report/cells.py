@@ -6,6 +6,8 @@ CSV files have every column at full precision.
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from lpsel.evaluation.statistics import with_interval
+
 LINKED = ("folder", "evaluation")  # what the first cell of a row links to, in this order; not shown themselves
 
 
@@ -51,7 +53,7 @@ def _cell(row: dict[str, Any], name: str) -> Cell:
     text = f"{value:.1f}" if is_number and is_rate else shown(value)
     if low is not None and high is not None:
         digits = 1 if is_rate else _decimals(max(abs(end) for end in (value, low, high)))
-        text = f"{value:,.{digits}f} [{low:,.{digits}f}, {high:,.{digits}f}]"
+        text = with_interval(value, low, high, f",.{digits}f")
     return Cell(text, "" if value is None else value, is_number)
 
 
