@@ -71,9 +71,9 @@ def write_wandb_report(runs: Runs, out: Path) -> str:
     tracker.start("report", {"runs": [str(run.folder) for run in runs.finished]}, out)
     for panel in drawn:
         for against, lines in panel.lines.items():
-            for name, line in lines.items():
-                for x, value in line.items():
-                    tracker.log({against: x, name: value})
+            for name, means in lines.items():
+                for x, mean in means.items():
+                    tracker.log({against: x, name: mean})
         tracker.log(panel.bars)
     tracker.log({name: Rows(list(rows[0]), [list(row.values()) for row in rows]) for name, rows in tables.items()})
     tracker.log(pictures)
