@@ -18,7 +18,7 @@ from lpsel.report.runs import EXPLORER, Runs
 from lpsel.report.summary import summarize
 from lpsel.report.tables import all_tables
 from lpsel.storage import write_atomically
-from lpsel.tracking.tracker import Page, Picture, Rows
+from lpsel.tracking.tracker import Rows
 from lpsel.tracking.wandb import WandbTracker, tracked_run
 
 SPEC = "wandb-report.json"
@@ -64,8 +64,8 @@ def write_wandb_report(runs: Runs, out: Path) -> str:
     measured = points(runs)
     drawn = panels(measured)
     tables = {f"table/{name}": rows for name, rows in all_tables(runs, measured).items() if rows}
-    pictures = {f"figure/{path.stem}": Picture(path) for path in sorted((out / "figures").glob("*.png"))}
-    pages = {f"explorer/{run.name}": Page(run.folder / EXPLORER) for run in runs.explored}
+    pictures = {f"figure/{path.stem}": path for path in sorted((out / "figures").glob("*.png"))}
+    pages = {f"explorer/{run.name}": run.folder / EXPLORER for run in runs.explored}
 
     tracker = WandbTracker(project, entity)
     tracker.start("report", {"runs": [str(run.folder) for run in runs.finished]}, out)

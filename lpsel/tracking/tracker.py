@@ -29,21 +29,7 @@ class Rows:
     rows: Sequence[Sequence[Any]]
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A PNG file."""
-
-    path: Path
-
-
-@dataclass(frozen=True)
-class Page:
-    """An HTML page that needs no other file."""
-
-    path: Path
-
-
-Logged = float | Distribution | Rows | Picture | Page
+Logged = float | Distribution | Rows | Path  # the path of a PNG file, or of an HTML page that needs no other file
 
 
 class Tracker:

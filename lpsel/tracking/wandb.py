@@ -21,7 +21,7 @@ from lpsel.errors import UserError, first_line
 from lpsel.redact import redacted
 from lpsel.storage import finite, write_json
 from lpsel.tracking.artifacts import Artifact
-from lpsel.tracking.tracker import Distribution, Logged, Page, Picture, Rows, Tracker
+from lpsel.tracking.tracker import Distribution, Logged, Rows, Tracker
 
 log = logging.getLogger(__name__)
 
@@ -192,10 +192,8 @@ def _to_wandb(value: Logged) -> Any:
 
     if isinstance(value, Rows):
         return wandb.Table(columns=list(value.columns), data=[list(row) for row in value.rows], allow_mixed_types=True)
-    if isinstance(value, Picture):
-        return wandb.Image(str(value.path))
-    if isinstance(value, Page):
-        return wandb.Html(str(value.path), inject=False)
+    if isinstance(value, Path):
+        return wandb.Image(str(value)) if value.suffix == ".png" else wandb.Html(str(value), inject=False)
     if isinstance(value, Distribution):
         numbers = np.asarray(value.values, dtype=np.float64)
         numbers = numbers[np.isfinite(numbers)]
