@@ -87,7 +87,11 @@ class PackedAttention:
             # The backward of a slice fills a tensor of the size of the whole pack; that of `split` is one `cat`.
             lengths = [s.stop - s.start for s in segments]
             split = list(zip(*(each.split(lengths, dim=1) for each in (query, key, value)), strict=True))
-            prefixes = {s.start: keys for s, (_, *keys) in zip(self.batch.shared, split, strict=False)}
+            precise = torch.promote_types(dtype, torch.float32)  # in which the gradients of a shared prefix add up
+            prefixes = {
+                s.start: [each.to(precise) for each in keys]
+                for s, (_, *keys) in zip(self.batch.shared, split, strict=False)
+            }
             parts = [
                 self._segment(own, prefixes[s.prefix_start] if s.prefix_stop else (), scaling, sliding_window, softcap)
                 for s, own in zip(segments, split, strict=True)
@@ -109,7 +113,10 @@ class PackedAttention:
         """
         query_HQD, key_GKD, value_GKD = own
         if prefix:
-            key_GKD, value_GKD = (torch.cat(parts, dim=1) for parts in zip(prefix, (key_GKD, value_GKD), strict=True))
+            key_GKD, value_GKD = (
+                torch.cat([before.to(after.dtype), after], dim=1)
+                for before, after in zip(prefix, (key_GKD, value_GKD), strict=True)
+            )
         queries = query_HQD.shape[1]
         if more := fill(key_GKD.shape[1], query_HQD):
             query_HQD, key_GKD, value_GKD = (F.pad(part, (0, 0, 0, more)) for part in (query_HQD, key_GKD, value_GKD))
@@ -147,8 +154,8 @@ class PackedAttention:
         assert varlen is not None, "the pack was made for a CPU"
         attended_THD: Any = varlen_attn(
             query.transpose(0, 1).contiguous(),
-            key.transpose(0, 1).index_select(0, varlen.seen_K),
-            value.transpose(0, 1).index_select(0, varlen.seen_K),
+            self._seen(key.transpose(0, 1), varlen.seen_K),
+            self._seen(value.transpose(0, 1), varlen.seen_K),
             varlen.query_ends_S1,
             varlen.key_ends_S1,
             varlen.longest_query,
@@ -158,6 +165,30 @@ class PackedAttention:
             **grouped,
         )
         return attended_THD
+
+    def _seen(self, each_TGD: Tensor, seen_K: Tensor) -> Tensor:
+        """Keys or values in the order in which the kernel reads them: a shared prefix once for every row."""
+        assert self.batch is not None, "no pack is set"
+        if not self.batch.shared:
+            return each_TGD.contiguous()
+        gathered_KGD: Tensor = _Gather.apply(each_TGD, seen_K)
+        return gathered_KGD
+
+
+class _Gather(torch.autograd.Function):
+    """`index_select` of the first dimension. Its gradient is summed in float32: many rows can share a prefix."""
+
+    @staticmethod
+    def forward(ctx: Any, source: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.shape = source.shape
+        return source.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> Any:
+        (index,) = ctx.saved_tensors
+        summed = outer[0].new_zeros(ctx.shape, dtype=torch.float32).index_add_(0, index, outer[0].float())
+        return summed.to(outer[0].dtype), None
 
 
 def _fused(query_HQD: Tensor, key_GKD: Tensor, value_GKD: Tensor, mask_QK: Tensor, scaling: float) -> Tensor:
