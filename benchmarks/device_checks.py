@@ -17,12 +17,12 @@ import ours
 import torch
 import torch.nn.functional as F
 from harness import AGREEMENT, begin_peak, resident, stopwatch, synchronise
-from torch import Tensor, nn
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from lpsel.data.packing import MicroBatch, Segment, varlen_of
+from lpsel.data.packing import Segment
 from lpsel.data.tokens import Tokens
-from lpsel.model.attention import PackedAttention, flash_supports
+from lpsel.model.kernel_check import PACK, ROUNDING, WINDOW, Heads, attention_errors, kernel_of
 from lpsel.model.loss import PerSampleLoss, check_head, per_sample_nll
 from lpsel.model.memory_estimate import training_memory
 from lpsel.scoring.recorder import NLLRecorder
@@ -32,24 +32,18 @@ from lpsel.training.checkpoint import Checkpoints
 from lpsel.training.setup import TrainingSetup
 from lpsel.training.trainer import fit
 
-# T tokens of a pack, H query heads, G key heads, D head dimension
-
 Checked = tuple[dict[str, Any], list[str]]
-# Query heads, key heads, size of a head
 HEADS = {
-    "OPT-350M": (16, 16, 64),
-    "OPT-2.7B": (32, 32, 80),
-    "OPT-13B, Llama 2 13B": (40, 40, 128),
-    "Llama 3.2 1B": (32, 8, 64),
-    "Llama 3 8B, Qwen3 4B": (32, 8, 128),
-    "SmolLM2-135M": (9, 3, 64),
-    "Gemma 3 270M": (4, 1, 256),
+    "OPT-350M": Heads(16, 16, 64),
+    "OPT-2.7B": Heads(32, 32, 80),
+    "OPT-13B, Llama 2 13B": Heads(40, 40, 128),
+    "Llama 3.2 1B": Heads(32, 8, 64),
+    "Llama 3 8B, Qwen3 4B": Heads(32, 8, 128),
+    "SmolLM2-135M": Heads(9, 3, 64),
+    "Gemma 3 270M": Heads(4, 1, 256),
 }
-TINY_HEADS = {"tiny, grouped": (4, 2, 8), "tiny": (2, 2, 16)}
-WINDOWS = (None, 64)
-PARTS = ("out", "query", "key", "value")  # the result, and the gradients
-# Relative to the norm. The rounding of one bfloat16 value is at most 2^-9; float32 products may use TF32.
-ROUNDING = {torch.bfloat16: 1e-2, torch.float32: 1e-3}
+TINY_HEADS = {"tiny, grouped": Heads(4, 2, 8), "tiny": Heads(2, 2, 16)}
+WINDOWS = (None, WINDOW)
 NLL_LIMITS = {"32-true": AGREEMENT, "bf16-mixed": 0.1}  # nats
 GRADIENT_LIMITS = {"32-true": 1e-3, "bf16-mixed": 5e-2}  # relative to the norm of all gradients
 WARM_UP = 3  # steps and packs before the profiler starts
@@ -58,17 +52,10 @@ GAP = 100e-6  # seconds without work on the device from which a gap is counted
 
 def packs() -> dict[str, list[Segment]]:
     """Packs as `lpsel.data.packing` lays them out: prefixes first, then the rows, then tokens that fill it up."""
-    one, two = Segment(0, 41), Segment(41, 60)
     return {
         "rows": [Segment(0, 130), Segment(130, 131), Segment(131, 300)],
-        "a prefix": [one, Segment(41, 141, 0, 41), Segment(141, 142, 0, 41), Segment(142, 330, 0, 41)],
-        "two prefixes, and filled up": [
-            one,
-            two,
-            *(Segment(60 + 30 * i, 90 + 30 * i, *(one if i % 2 else two)[:2]) for i in range(8)),
-            Segment(300, 301),
-            Segment(301, 320),
-        ],
+        "a prefix": [Segment(0, 41), Segment(41, 141, 0, 41), Segment(141, 142, 0, 41), Segment(142, 330, 0, 41)],
+        "two prefixes, and filled up": PACK,
         "an empty pack": [Segment(0, 2)],
     }
 
@@ -76,69 +63,16 @@ def packs() -> dict[str, list[Segment]]:
 def attention(device: str, tiny: bool) -> Checked:
     """The attention of packs, forward and backward, against PyTorch's sdpa in float32, one segment at a time."""
     cases, failed = [], []
-    shapes = TINY_HEADS if tiny else HEADS
-    for (model, heads), window, dtype in product(shapes.items(), WINDOWS, ROUNDING):
+    place = torch.device(device)
+    for (model, heads), window, dtype in product((TINY_HEADS if tiny else HEADS).items(), WINDOWS, ROUNDING):
         for name, segments in packs().items():
-            errors = _attention_errors(segments, heads, window, dtype, device)
+            errors = attention_errors(segments, heads, window, dtype, place)
             case = {"heads": model, "window": window, "pack": name, "dtype": str(dtype)}
-            cases.append(case | errors)
-            if not max(errors[part] for part in PARTS) <= ROUNDING[dtype]:
+            cases.append(case | errors | {"kernel": kernel_of(heads, dtype, place), "worst": max(errors.values())})
+            if not max(errors.values()) <= ROUNDING[dtype]:
                 failed.append(f"attention of {', '.join(map(str, case.values()))}: {errors}")
-    worst = {
-        str(dtype): max(case[part] for case in cases if case["dtype"] == str(dtype) for part in PARTS)
-        for dtype in ROUNDING
-    }
+    worst = {str(t): max(case["worst"] for case in cases if case["dtype"] == str(t)) for t in ROUNDING}
     return {"largest_relative_error": worst, "cases": cases}, failed
-
-
-def _attention_errors(
-    segments: list[Segment], heads: tuple[int, int, int], window: int | None, dtype: torch.dtype, device: str
-) -> dict[str, Any]:
-    """The kernel that was used, and the errors of the result and of each gradient.
-
-    They are relative to the norm of the result and of all gradients together.
-    """
-    queries, groups, size = heads
-    tokens = segments[-1].stop
-    draw = torch.Generator().manual_seed(0)
-    leaves = [
-        torch.randn(1, count, tokens, size, generator=draw).to(device, dtype).requires_grad_()
-        for count in (queries, groups, groups)
-    ]
-    exact = [leaf.detach().float().requires_grad_() for leaf in leaves]
-    prefixes = {s.prefix_start for s in segments if s.prefix_stop}
-    shared = [s for s in segments if s.start in prefixes and not s.prefix_stop]
-    packed = PackedAttention()
-    rows = tuple(s for s in segments if s not in shared)
-    nothing = torch.empty(0, dtype=torch.int64)
-    whole = MicroBatch(*[nothing] * 7, tuple(shared), rows, 0, varlen_of(segments))
-    packed.batch = whole.to(torch.device(device))
-    out_1THD, _ = packed(nn.Module(), *leaves, None, sliding_window=window)
-    outer = torch.randn(out_1THD.shape, generator=draw).to(device, dtype)
-    out_1THD.backward(outer)
-    reference = _by_sdpa(segments, *exact, window)
-    reference.backward(outer.float())
-    gradients = [(ours_.grad, theirs.grad) for ours_, theirs in zip(leaves, exact, strict=True)]
-    norm = float(sum(theirs.square().sum() for _, theirs in gradients)) ** 0.5
-    offs = [float((ours_ - theirs).norm()) / norm for ours_, theirs in gradients]
-    kernel = "varlen" if flash_supports(leaves[0][0], leaves[2][0]) else "segments"
-    out = float((out_1THD - reference).norm() / reference.norm())
-    return {"kernel": kernel, **dict(zip(PARTS, [out, *offs], strict=True))}
-
-
-def _by_sdpa(segments: list[Segment], query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
-    parts = []
-    for s in segments:
-        seen = [*range(s.prefix_start, s.prefix_stop), *range(s.start, s.stop)]
-        index = torch.tensor(seen, device=query.device)
-        position = torch.arange(len(seen), device=query.device)
-        mask = position[None] <= position[:, None]
-        if window is not None:
-            mask &= position[None] > position[:, None] - window
-        own = mask[s.prefix_stop - s.prefix_start :]
-        k, v = key.index_select(2, index), value.index_select(2, index)
-        parts.append(F.scaled_dot_product_attention(query[:, :, s.start : s.stop], k, v, own, enable_gqa=True))
-    return torch.cat(parts, dim=2).transpose(1, 2)
 
 
 def losses_and_gradients(model: Path, tokens: Path, device: str) -> Checked:

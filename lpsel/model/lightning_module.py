@@ -22,6 +22,7 @@ from lpsel.model.adapter import AdaptedModel, Adapter
 from lpsel.model.decoder_layers import checkpoint_layers, compile_layers, compiling_pays
 from lpsel.model.device import reuse_freed_memory
 from lpsel.model.fsdp import ShardedStrategy, load_sharded
+from lpsel.model.kernel_check import check_kernel
 from lpsel.model.load import freeze_other_parts, load_model
 from lpsel.model.loss import Measure, PerSampleLoss, check_head, per_sample_nll
 from lpsel.model.spec import ModelSpec
@@ -94,6 +95,8 @@ class FineTuner(L.LightningModule):
                 # After the check, so that nothing is compiled for its few tokens
                 self._prepare(model, self._compiles(model))
         self.loss.eval()
+        if strategy.root_device.type == "cuda" and self.loss.attention and precision != "32-true":
+            check_kernel(self.language_model.config, torch.bfloat16, strategy.root_device)
 
     def _prepare(self, model: Any, compiled: bool) -> None:
         if self.adapter is None:

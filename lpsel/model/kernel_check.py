@@ -1,0 +1,110 @@
+"""The attention kernel of a GPU, compared with PyTorch's sdpa in float32 before anything is trained."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lpsel.data.packing import MicroBatch, Segment, varlen_of
+from lpsel.errors import UserError
+from lpsel.model.attention import PackedAttention, flash_supports
+
+# Relative to the norm. The rounding of one bfloat16 value is at most 2^-9; float32 products may use TF32.
+ROUNDING = {torch.bfloat16: 1e-2, torch.float32: 1e-3}
+WINDOW = 64  # short enough to matter in PACK
+
+# As `lpsel.data.packing` lays packs out: prefixes first, then the rows, then a token that fills it up
+_ONE, _TWO = Segment(0, 41), Segment(41, 60)
+_ROWS = [Segment(60 + 30 * i, 90 + 30 * i, *(_ONE if i % 2 else _TWO)[:2]) for i in range(8)]
+PACK = [_ONE, _TWO, *_ROWS, Segment(300, 430), Segment(430, 431)]
+
+
+class Heads(NamedTuple):
+    """Query heads, key heads, and the size of a head."""
+
+    queries: int
+    keys: int
+    size: int
+
+    @classmethod
+    def of(cls, config: Any) -> "Heads":
+        """Those of a transformers configuration."""
+        text = config.get_text_config()
+        queries = text.num_attention_heads
+        keys = getattr(text, "num_key_value_heads", None) or queries
+        return cls(queries, keys, getattr(text, "head_dim", None) or text.hidden_size // queries)
+
+
+def check_kernel(config: Any, dtype: torch.dtype, device: torch.device) -> None:
+    """Compare the attention of a model's heads on `device`, forward and backward, with a window if the model has one.
+
+    Raises:
+        UserError: an error relative to the norm exceeds ROUNDING.
+    """
+    for window in {None, WINDOW if getattr(config.get_text_config(), "sliding_window", None) else None}:
+        worst = max(attention_errors(PACK, Heads.of(config), window, dtype, device).values())
+        if not worst <= ROUNDING[dtype]:
+            problem = f"attention in {str(dtype).removeprefix('torch.')} is off by {worst:.1%} on this device"
+            hint = "set trainer.precision=32-true, or install another version of PyTorch"
+            raise UserError(config.model_type, problem=problem, hint=hint)
+
+
+def attention_errors(
+    segments: Sequence[Segment], heads: Heads, window: int | None, dtype: torch.dtype, device: torch.device
+) -> dict[str, float]:
+    """Errors of the result and of the gradients of query, key and value.
+
+    They are relative to the norm of the result and of all gradients together.
+    """
+    draw = torch.Generator().manual_seed(0)
+    tokens = segments[-1].stop
+    leaves = [
+        torch.randn(1, count, tokens, heads.size, generator=draw).to(device, dtype).requires_grad_()
+        for count in (heads.queries, heads.keys, heads.keys)
+    ]
+    exact = [leaf.detach().float().requires_grad_() for leaf in leaves]
+    packed = PackedAttention()
+    packed.batch = _pack_of(segments).to(device)
+    result_1THD, _ = packed(nn.Module(), *leaves, None, sliding_window=window)
+    outer = torch.randn(result_1THD.shape, generator=draw).to(device, dtype)
+    reference_1THD = _by_sdpa(segments, exact, window)
+    gradients = torch.autograd.grad(result_1THD, leaves, outer, materialize_grads=True)
+    expected = torch.autograd.grad(reference_1THD, exact, outer.float())
+    norm = torch.cat([gradient.flatten() for gradient in expected]).norm()
+    errors = [(ours - theirs).norm() / norm for ours, theirs in zip(gradients, expected, strict=True)]
+    errors.insert(0, (result_1THD - reference_1THD).norm() / reference_1THD.norm())
+    return dict(zip(("result", "query", "key", "value"), torch.stack(errors).tolist(), strict=True))
+
+
+def kernel_of(heads: Heads, dtype: torch.dtype, device: torch.device) -> str:
+    """The kernel that computes the attention of such heads: varlen, or segments one after the other."""
+    query_HTD = torch.empty(heads.queries, 1, heads.size, dtype=dtype, device=device)
+    return "varlen" if flash_supports(query_HTD, query_HTD) else "segments"
+
+
+def _pack_of(segments: Sequence[Segment]) -> MicroBatch:
+    """A pack of segments without labels, for attention alone."""
+    starts = {s.prefix_start for s in segments if s.prefix_stop}
+    shared = [s for s in segments if s.start in starts and not s.prefix_stop]
+    rows = [s for s in segments if s not in shared]
+    nothing = torch.empty(0, dtype=torch.int64)
+    seven = (nothing, nothing, nothing, nothing, nothing, nothing, nothing)
+    return MicroBatch(*seven, tuple(shared), tuple(rows), 0, varlen_of([*shared, *rows]))
+
+
+def _by_sdpa(segments: Sequence[Segment], whole: Sequence[Tensor], window: int | None) -> Tensor:
+    """Attention of one segment after the other, shape (1, T, H, D)."""
+    query, key, value = whole
+    parts = []
+    for s in segments:
+        seen = torch.tensor([*range(s.prefix_start, s.prefix_stop), *range(s.start, s.stop)], device=query.device)
+        position = torch.arange(len(seen), device=query.device)
+        mask = position[None] <= position[:, None]
+        if window is not None:
+            mask &= position[None] > position[:, None] - window
+        own = mask[s.prefix_stop - s.prefix_start :]
+        k, v = key.index_select(2, seen), value.index_select(2, seen)
+        parts.append(F.scaled_dot_product_attention(query[:, :, s.start : s.stop], k, v, own, enable_gqa=True))
+    return torch.cat(parts, dim=2).transpose(1, 2)
