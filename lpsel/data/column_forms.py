@@ -20,14 +20,14 @@ class Field(NamedTuple):
     Attributes:
         name: in `dataset.columns`.
         column: the column that holds it, unless `dataset.columns` names another one.
-        role: of the turn that its text becomes; "input" for Alpaca's extra input; None for a list of turns.
+        role: of the turn that its text becomes; "input" for Alpaca's extra input; empty for a list of turns.
         turns: whether the column may hold a list of turns.
         optional: the column may be missing; null and empty text contribute nothing either.
     """
 
     name: str
     column: str
-    role: str | None
+    role: str
     turns: bool = False
     optional: bool = False
 
@@ -51,8 +51,8 @@ class Form(NamedTuple):
 
 SYSTEM = Field("system", "system", "system", optional=True)
 FORMS = (
-    Form((SYSTEM, Field("messages", "messages", None, turns=True))),
-    Form((SYSTEM, Field("conversations", "conversations", None, turns=True))),
+    Form((SYSTEM, Field("messages", "messages", "", turns=True))),
+    Form((SYSTEM, Field("conversations", "conversations", "", turns=True))),
     Form(
         (
             SYSTEM,
@@ -146,11 +146,7 @@ def mapped_form(columns: Mapping[str, str]) -> Form:
 
 def is_conversation(raw: Mapping[str, Any], form: Form) -> bool:
     """Whether a row is a list of turns, rather than an instruction and its answer."""
-    return any(_holds_turns(field, raw[field.column]) for field in form.fields)
-
-
-def _holds_turns(field: Field, value: Any) -> bool:
-    return field.turns and (field.role is None or isinstance(value, list))
+    return any(field.turns and (not field.role or isinstance(raw[field.column], list)) for field in form.fields)
 
 
 def to_example(raw: Mapping[str, Any], form: Form) -> Example:
@@ -162,10 +158,11 @@ def to_example(raw: Mapping[str, Any], form: Form) -> Example:
     Raises:
         UnusableRow: a column holds something other than text or turns.
     """
+    fields, _, tool_columns, media, others = form
     turns, extra = list[Turn](), ""
-    for _, column, role, may_be_turns, optional in form.fields:
+    for _, column, role, may_be_turns, optional in fields:
         value = raw[column]
-        if may_be_turns and (role is None or isinstance(value, list)):
+        if may_be_turns and (not role or isinstance(value, list)):
             found = turns_of(value, column)
             turns = found if turns == found[:1] else turns + found  # a system turn may be in its own column as well
             continue
@@ -173,12 +170,12 @@ def to_example(raw: Mapping[str, Any], form: Form) -> Example:
         if role == "input":
             extra = text
         elif text or not optional:
-            turns.append(Turn(str(role), text))
-    if form.media:
-        check_no_media(raw, form.media)
-    if form.others:
-        _check_others(raw, form.others)
-    tools = tuple(tool for column in form.tools for tool in tools_of(raw[column], column)) if form.tools else ()
+            turns.append(Turn(role, text))
+    if media:
+        check_no_media(raw, media)
+    if others:
+        _check_others(raw, others)
+    tools = tuple(tool for column in tool_columns for tool in tools_of(raw[column], column)) if tool_columns else ()
     return Example(tuple(turns), extra, tools)
 
 

@@ -134,21 +134,21 @@ def text_form(source: "Source", schema: pa.Schema) -> Form | None:
     if len(forms) != 1 or forms[0].tools or forms[0].media or forms[0].others or source.spec.system != "keep":
         return None
     texts = (pa.string(), pa.large_string())
-    all_texts = all(f.role is not None and schema.field(f.column).type in texts for f in forms[0].fields)
+    all_texts = all(f.role and schema.field(f.column).type in texts for f in forms[0].fields)
     return forms[0] if all_texts else None
 
 
 def _by_row(source: "Source", unusable: dict[int, str]) -> Iterator[Block]:
     """The rows in blocks, so that only one block of digests are objects at a time; adds to `unusable`."""
     digests, empty = list[bytes](), bytearray()
-    for row in source:
-        if row.unusable is not None:
-            unusable[row.index] = row.unusable
-            digests.append(raw_digest(row.raw))
-            empty.append(False)
+    for index, raw, example, kind in source:
+        if kind is None:
+            digests.append(example.content_digest())
+            empty.append(example.has_empty_answer())
         else:
-            digests.append(row.example.content_digest())
-            empty.append(row.example.has_empty_answer())
+            unusable[index] = kind
+            digests.append(raw_digest(raw))
+            empty.append(False)
         if len(empty) == ROWS_PER_BLOCK:
             yield Block(b"".join(digests), bytes(empty))
             digests, empty = [], bytearray()

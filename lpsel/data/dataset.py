@@ -117,12 +117,12 @@ class Source:
     def __iter__(self) -> Iterator[Row]:
         index, parts = -1, list[Part]()
 
-        def rows() -> Iterator[Numbered]:
+        def rows() -> Iterator[Iterator[Numbered]]:
             for part in self._parts():
                 parts.append(part)
-                yield from part.rows
+                yield part.rows
 
-        for index, (number, raw) in enumerate(islice(rows(), self.spec.skip, self.stop)):
+        for index, (number, raw) in enumerate(islice(chain.from_iterable(rows()), self.spec.skip, self.stop)):
             if isinstance(raw, UnusableRow):
                 yield Row(index, {}, NO_CONTENT, self.skipped(raw, ""))
                 continue

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from json.encoder import encode_basestring as quoted
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -29,8 +28,7 @@ class Turn(NamedTuple):
     fields: Mapping[str, Any] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
+class Example(NamedTuple):
     """A row in any form.
 
     Attributes:
@@ -51,22 +49,21 @@ class Example:
 
         A turn with fields, or that is not trained on, has a third item, and tools are a third key, "tools".
         """
-        turns = ",".join(
-            [
-                f"[{quoted(role)},{quoted(content)}]"
-                if supervised and not fields
-                else f"[{quoted(role)},{quoted(content)},{_json({**fields, 'supervised': supervised})}]"
-                for role, content, supervised, fields in self.turns
-            ]
-        )
-        tools = f',"tools":{_json(self.tools)}' if self.tools else ""
-        text = f'{{"input":{quoted(self.input)},"turns":[{turns}]{tools}}}'
+        turns, extra, tools = self  # which takes less time than three attributes, as below
+        written = []
+        for role, content, supervised, fields in turns:
+            if supervised and not fields:
+                written.append(f'["{role}",{quoted(content)}]')
+            else:
+                written.append(f'["{role}",{quoted(content)},{_json({**fields, "supervised": supervised})}]')
+        end = f',"tools":{_json(tools)}}}' if tools else "}"
+        text = f'{{"input":{quoted(extra)},"turns":[{",".join(written)}]{end}'
         return hashlib.sha256(text.encode()).digest()[:ID_BYTES]
 
     def prompt(self) -> "Example":
         """The conversation up to its last answer; all of it if there is none."""
         answers = [number for number, turn in enumerate(self.turns) if turn.role == "assistant"]
-        return replace(self, turns=self.turns[: answers[-1]]) if answers else self
+        return self._replace(turns=self.turns[: answers[-1]]) if answers else self
 
     def instruction(self) -> str:
         """The content of the first user turn."""
@@ -125,7 +122,7 @@ def merge_system(example: Example) -> Example:
     if system:
         problem, hint = "no user turn follows the system turn", "fix or remove the row"
         raise UnusableRow("dataset.system", "merge", problem, hint, kind="a system turn without a user turn")
-    return replace(example, turns=tuple(turns))
+    return example._replace(turns=tuple(turns))
 
 
 def _json(value: Any) -> str:

@@ -8,7 +8,6 @@ compared only if their prompts have the same format, and the trained model needs
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lpsel.data.chat_template import BETWEEN, SAME_DATE, render_chat, with_input
@@ -73,12 +72,11 @@ def _must_be_written(example: Example) -> Iterator[str]:
 
 def render_prompt(example: Example, template: str, tokenizer: Any) -> Rendered:
     """The text to generate from: all turns before the last assistant turn, and the beginning of the answer."""
-    answers = [i for i, turn in enumerate(example.turns) if turn.role == "assistant"]
-    before = example.turns[: answers[-1]] if answers else example.turns
+    before = example.prompt()
     if template == "chat":
-        return render_chat(replace(example, turns=before), tokenizer, prompt=True)
+        return render_chat(before, tokenizer, prompt=True)
     # An empty answer adds the text that the template writes before an answer.
-    opened = render(replace(example, turns=(*before, Turn("assistant", ""))), template, tokenizer)
+    opened = render(before._replace(turns=(*before.turns, Turn("assistant", ""))), template, tokenizer)
     return opened._replace(supervised=[], append_eos=False)
 
 

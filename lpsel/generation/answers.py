@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -184,7 +184,7 @@ def _rendered(model: ModelSpec, prompt: Prompt, tokenizer: Any) -> Rendered:
 
     `render_prompt` takes the turns before the last answer, so the answer to come is added.
     """
-    example = replace(prompt.example, turns=(*prompt.example.turns, Turn("assistant", "")))
+    example = prompt.example._replace(turns=(*prompt.example.turns, Turn("assistant", "")))
     return render_prompt(example, resolve_template(model.template, prompt.conversation, tokenizer), tokenizer)
 
 

@@ -186,7 +186,7 @@ def _prompt(prompt_set: PromptSet, number: int, raw: dict[str, Any] | UnusableRo
     example, answer = to_example(row, form), ""
     if example.turns and example.turns[-1].role == "assistant":
         answer = example.turns[-1].content
-        example = replace(example, turns=example.turns[:-1])
+        example = example._replace(turns=example.turns[:-1])
 
     def text(column: str) -> str | None:
         value = _value(raw, column)
