@@ -74,8 +74,7 @@ def _json_lines(path: Path, split: str) -> Iterator[Numbered]:
             if end < len(text):
                 raise json.JSONDecodeError("Extra data", text, end)
         except UnicodeDecodeError as error:
-            fault = not_utf8(path, number, error)
-            yield Numbered(number, UnusableRow(fault.name, None, fault.problem, fault.hint, kind="not UTF-8"))
+            yield Numbered(number, not_utf8(path, number, error))
         except (ValueError, RecursionError) as error:  # ValueError: also a number with thousands of digits
             problem, hint = f"not a valid JSON object ({first_line(error)})", "fix or remove the line"
             yield Numbered(number, UnusableRow(f"{path}, line {number}", None, problem, hint, kind="invalid JSON"))
@@ -85,8 +84,11 @@ def _json_lines(path: Path, split: str) -> Iterator[Numbered]:
 
 def _csv(path: Path, split: str) -> Iterator[Numbered]:
     csv.field_size_limit(VALUE_BYTES)
-    texts = _texts(path)
+    faults: list[UnusableRow] = []  # of the lines of the row that is being read
+    texts = _texts(path, faults)
     first = next(texts, "")
+    if faults:
+        raise faults[0]
     header: list[str] = []
     begins = 1
     try:
@@ -97,6 +99,9 @@ def _csv(path: Path, split: str) -> Iterator[Numbered]:
             if not header:
                 header = fields
                 _check_columns(header, path)
+            elif faults:
+                yield Numbered(begins, faults[0])
+                faults.clear()
             elif fields and len(fields) != len(header):
                 problem = f"{len(fields)} fields, but the header has {len(header)}"
                 hint = f"quote fields that contain {delimiter!r} or line breaks"
@@ -109,12 +114,15 @@ def _csv(path: Path, split: str) -> Iterator[Numbered]:
         raise UserError(f"{path}, line {begins}", None, f"not valid CSV ({error})", "fix or remove the row") from None
 
 
-def _texts(path: Path) -> Iterator[str]:
+def _texts(path: Path, faults: list[UnusableRow]) -> Iterator[str]:
+    """The lines of a file; adds to `faults` what is not UTF-8."""
     for number, line in lines(path):
         try:
-            yield line.decode()
+            text = line.decode()
         except UnicodeDecodeError as error:
-            raise not_utf8(path, number, error) from None
+            faults.append(not_utf8(path, number, error))
+            text = line.decode(errors="replace")
+        yield text
 
 
 def _parquet(path: Path, split: str) -> Iterator[Numbered]:

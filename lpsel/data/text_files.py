@@ -13,7 +13,7 @@ from typing import IO
 from fsspec.compression import compr
 
 from lpsel.data.size_limits import VALUE_BYTES, check_expansion, too_long
-from lpsel.errors import UserError, first_line
+from lpsel.errors import UnusableRow, UserError, first_line
 
 CHUNK_BYTES = 1 << 18
 HEAD_BYTES = 4096  # to recognize UTF-16 and UTF-32 by
@@ -67,13 +67,13 @@ def chunks(path: Path) -> Iterator[str]:
             raise not_utf8(path, line + error.object[: error.start].count(b"\n"), error) from None
 
 
-def not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> UserError:
+def not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> UnusableRow:
     """The error for a line that is not UTF-8, with the encoding that would work."""
     start, end = error.object.rfind(b"\n", 0, error.start) + 1, error.object.find(b"\n", error.start)
     encoding = _encoding(error.object[start : end if end > 0 else None])
     problem = f"not UTF-8 ({error.reason})" + (f", but valid as {encoding}" if encoding else "")
     hint = f"convert the file: iconv -f {encoding or 'ENCODING'} -t UTF-8"
-    return UserError(f"{path}, line {line}", None, problem, hint)
+    return UnusableRow(f"{path}, line {line}", None, problem, hint, kind="not UTF-8")
 
 
 def _encoding(line: bytes) -> str | None:

@@ -217,6 +217,33 @@ def test_a_csv_row_with_other_fields_than_the_header_can_be_skipped(tmp_path):
     assert kinds == [None, "fields unlike the header's", None]
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_csv_row_that_is_not_utf8_can_be_skipped(tmp_path, delimiter):
+    path = tmp_path / "rows.csv"
+    rows = ["instruction,output", "a,é", 'b,"two', 'ß lines"', "c,d"]  # of which the last one is UTF-8
+    path.write_bytes("\n".join(rows).replace(",", delimiter).encode("latin-1"))
+    with pytest.raises(UnusableRow) as caught:
+        list(source(path))
+    assert (caught.value.kind, caught.value.name) == ("not UTF-8", f"{path}, line 2")
+    read = list(source(path, bad_rows="skip"))
+    assert [row.unusable for row in read] == ["not UTF-8", "not UTF-8", None]
+    assert read[2].raw == {"instruction": "c", "output": "d"}
+
+
+def test_a_csv_header_that_is_not_utf8_cannot_be_skipped(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_bytes("instruction,output,größe\na,b,c\n".encode("latin-1"))
+    with pytest.raises(UserError, match="line 1: not UTF-8"):
+        list(source(path, bad_rows="skip"))
+
+
+def test_the_last_value_of_a_repeated_key_counts(tmp_path):
+    text = '{"instruction": "a", "output": "b", "output": "c"}'
+    for name, content in {"rows.jsonl": text, "rows.json": f"[{text}]"}.items():
+        (tmp_path / name).write_text(content)
+        assert [row.raw for row in source(tmp_path / name)] == [{"instruction": "a", "output": "c"}]
+
+
 @pytest.mark.parametrize("text", ["instruction,output\ra,b\r", 'instruction,output\na,"b" c\n', 'a,"b\n'])
 def test_csv_that_cannot_be_parsed_is_one_line(tmp_path, text):
     path = tmp_path / "rows.csv"
