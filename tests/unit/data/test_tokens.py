@@ -111,6 +111,23 @@ def test_every_answer_of_a_conversation_is_a_label(make_tokenizer, tmp_path):
 # --- the cache
 
 
+def test_a_conversation_written_once_per_answer_has_one_turn_of_it_in_each_row(make_tokenizer, tmp_path):
+    """What docs/explanation/design.md suggests in place of a record of every turn."""
+    contents = ["One?", "1", "Two?", "22", "Three?", "333"]
+    turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
+    copies = [
+        [turn | {"weight": int(i == kept)} if i % 2 else turn for i, turn in enumerate(turns)] for kept in (1, 3, 5)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in [turns, *copies]))
+    source = Source(DatasetSpec("t", path=str(path)))
+    tokens = tokenize(source, make_tokenizer(chat_template=CHATML, eos="<|im_end|>"), "chat", 512, tmp_path / "cache")
+    whole, *parts = [tokens.supervised(i) for i in range(4)]
+    assert [tokens.input_ids(i).tolist() for i in (1, 2, 3)] == 3 * [tokens.input_ids(0).tolist()]
+    assert np.add.reduce(parts, dtype=np.int64).tolist() == whole.astype(np.int64).tolist()
+    assert len(set(source.ids.to_pylist())) == 4
+
+
 def test_rows_beyond_one_record_batch_keep_their_order(make_tokenizer, source, tmp_path):
     tokenizer = make_tokenizer()
     rows = [(f"{n}=", "x" * (n % 3)) for n in range(ROWS_PER_BATCH + 5)]
