@@ -15,7 +15,7 @@ PERCENT = re.compile(r"(?<=\d) ?%")
 HYDRA_SYNTAX = re.compile(r"\w+\(|.*\$\{")  # a sweep function such as choice(a,b), or an interpolation
 GLOB = re.compile(r"[*?]")
 
-EMBEDDED = {"embedded", "embedded-redundant", "embedded-held-out"}
+EMBEDDED = {"embedded", "embedded-uniform", "embedded-held-out"}
 TINY_MODELS = {"tiny", "tiny-target"}
 # What goes with a real model, as in the paper, and what scores a dataset of the user's own; unless set otherwise.
 WITH_REAL_MODEL = {"dataset": "alpaca", "scorer": "opt-350m"}

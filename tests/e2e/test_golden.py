@@ -32,7 +32,8 @@ GENERATED = ("exact_match", "rouge_l", "generated_tokens", "answers_cut", "answe
 LEAST_GAP = 1e-4  # relative distance at a cutoff, so that no such difference selects another row
 REPEATED = "hydra.sweep.subdir=${hydra.job.num}"
 
-TINY = ["scorer.tiny.pretrain_steps=80", "dataset.limit=300", "trainer=cpu", "trainer.precision=32-true"]
+UNIFORM = ["dataset=embedded-uniform", "trainer=cpu", "trainer.precision=32-true"]
+TINY = [*UNIFORM, "scorer.tiny.pretrain_steps=80", "dataset.limit=300"]
 TINY_TARGET = ["model.tiny.pretrain_steps=60", "model.recipe.epochs=8", "model.recipe.global_batch=4"]
 
 # Sweeps over rows with released perplexities: data set, scores (SCORER of the .npz, or SCORER+ for a table that has
@@ -246,8 +247,8 @@ def test_rules_that_need_recorded_columns_or_embeddings(commands):
 
 def test_evaluation_on_held_out_rows(commands, trained):
     models = ",".join(map(str, trained.values()))
-    given = ["dataset.limit=60", "evaluator.max_new_tokens=4", "evaluator.resamples=1000", "trainer=cpu"]
-    run = commands("reference", "evaluate", f"model=[{models}]", *given, "trainer.precision=32-true")
+    given = ["dataset.split=held_out", "dataset.limit=60", "evaluator.max_new_tokens=4", "evaluator.resamples=1000"]
+    run = commands("reference", "evaluate", f"model=[{models}]", *UNIFORM, *given)
     check("reference", numbers_of(picked(result_of(run), "n", "models")), tiny=True)
 
 

@@ -1,6 +1,6 @@
 """Redundant rows: a correct relative ranking finds what is not redundant, and a broken one does not.
 
-dataset=embedded-redundant is a pool in which 92% of the rows are of three easy tasks; random rows contain 8% others.
+The embedded pool is redundant: 92% of the rows are of three easy tasks; random rows contain 8% others.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ INVERTED = ("selection=combine", "selection.combine={lp_app_nll: -1}")
 
 @pytest.fixture(scope="module")
 def pool():
-    return [row.raw for row in Source(DatasetSpec("embedded-redundant", synthetic=POOL))]
+    return [row.raw for row in Source(DatasetSpec("embedded", synthetic=POOL))]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def common(folder):
     return [
-        "dataset=embedded-redundant", *(f"dataset.synthetic.{name}={value}" for name, value in POOL.items()),
+        *(f"dataset.synthetic.{name}={value}" for name, value in POOL.items()),
         "trainer=cpu", "trainer.precision=32-true", "tracker=none", f"cache_dir={folder}/cache",
     ]  # fmt: skip
 
@@ -101,8 +101,8 @@ def test_held_out_rows_are_best_after_the_relative_ranking_and_worst_after_its_i
     settings = [*common, "pct=20", "seed=1", "model.recipe.epochs=4"]
     trained = [run("train", [*rule, *settings], folder / f"train-{name}") for name, rule in rules.items()]
     models = ",".join(str(Path(result["model"]).parent) for result in trained)
-    held_out = ["dataset.split=held_out", "evaluator.max_new_tokens=32"]
-    measured = run("evaluate", [f"models=[{models}]", *held_out, *common], folder / "evaluate")["models"]
+    evaluating = [f"models=[{models}]", "evaluator.max_new_tokens=32"]
+    measured = run("evaluate", [*evaluating, *common], folder / "evaluate")["models"]
     nll, match = ([model["metrics"][name]["value"] for model in measured] for name in ("nll", "exact_match"))
     assert nll == sorted(nll)
     assert match == sorted(match, reverse=True)

@@ -28,7 +28,7 @@ def run_on_few_rows(text, names, toy_model, capsys):
     from in_process import run
 
     small = {
-        "train": f"dataset=embedded dataset.synthetic.rows=80 scorer={toy_model} scorer.recipe.learning_rate=1e-3 "
+        "train": f"dataset.synthetic.rows=80 scorer={toy_model} scorer.recipe.learning_rate=1e-3 "
         f"model={toy_model} cluster=none",
         "evaluate": "dataset.limit=4 evaluator.max_new_tokens=4",
     }
@@ -39,6 +39,8 @@ def run_on_few_rows(text, names, toy_model, capsys):
         command = shlex.split(line)[1]
         if command in small:
             line += f" {small[command]} trainer=cpu tracker=none"
+        if command == "train" and "dataset=" not in line:
+            line += " dataset=embedded"  # which a model of one's own does not imply
         ended = run(line.removeprefix("lpsel "), capsys)
         assert ended.status is None, ended.err
         if command in small:
@@ -62,13 +64,11 @@ def test_chats_to_trl(chat_model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LPSEL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    Path("chats.py").write_text(chats.replace("rows=300", "rows=30"))
+    Path("chats.py").write_text(chats.replace("rows=300, held_out=60", "rows=30, held_out=8"))
     Path("train_trl.py").write_text(train)
-    held_out = chats.replace('"train", rows=300, held_out=0', '"held_out", rows=0, held_out=8')
-    assert held_out != chats
-    Path("held_out.py").write_text(held_out.replace("chats.jsonl", "held-out.jsonl"))
     runpy.run_path("chats.py")
-    runpy.run_path("held_out.py")
+    chats, held_out = (set(Path(f"{name}.jsonl").read_text().splitlines()) for name in ("chats", "held-out"))
+    assert (len(chats), len(held_out), chats & held_out) == (30, 8, set())
 
     commands = [shlex.split(line.replace(REAL, chat_model)) for line in commands_of(text)]
     assert [command[1] for command in commands] == ["select", "select", "train_trl.py", "evaluate"]
@@ -106,15 +106,13 @@ def test_the_quickstart_prints_what_the_readme_shows(tmp_path, monkeypatch, caps
 def test_first_subset(toy_model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LPSEL_CACHE", str(tmp_path / "cache"))
-    text = (TUTORIALS / "first-subset.md").read_text().replace("RUN_FOLDER", "LP_APP_RUN")
-    lp_app, at_random, evaluated = run_on_few_rows(text, ("LP_APP_RUN", "RANDOM_RUN", "EVALUATION"), toy_model, capsys)
-    assert [json.loads((run / "result.json").read_text())["rule"] for run in (lp_app, at_random)] == [
-        "lp_app",
-        "random",
-    ]
+    text = (TUTORIALS / "first-subset.md").read_text()
+    ranked, at_random, evaluated = run_on_few_rows(text, ("RUN_FOLDER", "RANDOM_RUN", "EVALUATION"), toy_model, capsys)
+    rules = [json.loads((run / "result.json").read_text())["rule"] for run in (ranked, at_random)]
+    assert rules == ["lp_app_nll", "random"]
     listed = re.findall(r"^\| `([\w.]+)/?` \|", text, re.MULTILINE)
     assert listed == ["result.json", "selection.parquet", "subset.jsonl", "model"]
-    assert [name for name in listed if not (lp_app / name).exists()] == []
+    assert [name for name in listed if not (ranked / name).exists()] == []
     assert len(json.loads((evaluated / "result.json").read_text())["models"]) == 3
 
 

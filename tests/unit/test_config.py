@@ -140,6 +140,6 @@ def test_an_experiment_sweeps_over_what_there_is(name):
             known = (key, value) in CHOICES or (key == "selection.pct_of" and value in ("rows", "tokens"))
             assert known or (key in ("pct", "seed") and float(value) > 0), f"{key}={value}"
     tiny = name.endswith("-tiny")
-    assert config.dataset.name in (("embedded",) if tiny else ("alpaca", "dolly"))
+    assert config.dataset.name in (("embedded-uniform",) if tiny else ("alpaca", "dolly"))
     if not name.startswith("real-small"):
         assert {("experiment", name.removesuffix("-tiny") + ending) for ending in ("", "-tiny")} <= set(CHOICES)

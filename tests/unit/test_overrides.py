@@ -157,7 +157,7 @@ def test_a_scorer_or_scores_of_the_users_own_come_first(chosen):
 @pytest.mark.parametrize(
     "given",
     [[], ["pct=5"], ["model=tiny-target"], ["-m", "model=tiny,tiny-target"], ["dataset=embedded"],
-     ["dataset=embedded-redundant"], ["dataset.synthetic.rows=60"], ["experiment=figure1-tiny"]],
+     ["dataset=embedded-uniform"], ["dataset.synthetic.rows=60"], ["experiment=figure1-tiny"]],
 )  # fmt: skip
 def test_embedded_data_and_models_imply_nothing(given):
     assert hydra_arguments("train", given) == given
