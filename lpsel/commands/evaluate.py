@@ -21,7 +21,7 @@ from lpsel.generation.openai_client import Endpoint
 from lpsel.model.device import resolve_precision
 from lpsel.model.load import locate
 from lpsel.model.spec import ModelSpec
-from lpsel.report.runs import find_runs
+from lpsel.report.runs import find_runs, rule_name
 from lpsel.run_config import read_result
 from lpsel.tracking.artifacts import evaluation_artifact, model_artifact
 
@@ -144,4 +144,4 @@ def _describe_run(result: dict[str, Any]) -> str:
     bucket = f" {result['bucket']} bucket" if result.get("bucket") else ""
     adapter = f", {result['adapter']['method']}" if result.get("adapter") else ""
     scorer = f" by {result['scorer']['name']}" if result.get("scorer") else ""
-    return f"{result['base_model']['name']}, {result['rule']}{bucket}{scorer}, {rows}{adapter}"
+    return f"{result['base_model']['name']}, {rule_name(result)}{bucket}{scorer}, {rows}{adapter}"

@@ -5,6 +5,7 @@ from math import isfinite
 from typing import Any
 
 from lpsel.console import shortened
+from lpsel.report.runs import rule_name
 
 Pairs = list[tuple[str, str]]
 TEXT = 40  # characters of an example, which then fits a line of 80
@@ -28,7 +29,7 @@ def statistics(result: Mapping[str, Any]) -> Pairs:
             rows += f" and {outside['selected']:,} of {outside['all']:,} rows without a cluster"
     if tied := result.get("n_tied"):
         rows += f"; {tied:,} rows are tied at the cutoff"
-    pairs = [(f"Selection {result['rule']}", rows)]
+    pairs = [(f"Selection {rule_name(result)}", rows)]
     ranges = [
         f"{name} {scores['lowest']:.4g} to {scores['highest']:.4g}, mean {scores['mean']:.4g}"
         for name, scores in result["score"].items()

@@ -4,7 +4,7 @@ Folders without a readable result are kept with the reason, so that a sweep can 
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,7 +38,7 @@ class Run:
 
     @property
     def rule(self) -> str:
-        return str(self.get("rule") or "?")
+        return rule_name(self.result)
 
     @property
     def pct(self) -> float | None:
@@ -226,6 +226,15 @@ def _read(folder: Path) -> Run | str:
     if result is None:
         return f"{RESULT} is not readable"
     return Run(folder, result) if result.get("command") in COMMANDS else f"not a run of {', '.join(COMMANDS)}"
+
+
+def rule_name(result: Mapping[str, Any]) -> str:
+    """The rule in a result.json, with the column it reads, or the parts it combines and their weights."""
+    settings = nested(result, "settings")
+    parts, column = nested(settings, "combine"), nested(settings, "column")
+    if isinstance(parts, dict):
+        column = ", ".join(name if weight == 1 else f"{weight} {name}" for name, weight in parts.items())
+    return str(result.get("rule") or "?") + (f"({column})" if column else "")
 
 
 def nested(value: Any, *keys: str) -> Any:

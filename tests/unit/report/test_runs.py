@@ -93,6 +93,16 @@ def test_runs_that_differ_in_the_seed_only_have_no_settings_in_their_label(tmp_p
     assert {run.series for run in find_runs([tmp_path]).finished} == {"lp → m"}
 
 
+def test_rules_are_named_with_the_columns_and_rules_that_they_rank_by(tmp_path):
+    combine = {"combine": {"lp_app_nll": 1, "quality": 0.5, "ifd": -1}}
+    settings_of(tmp_path, "0", 1, rule="combine", settings=combine)
+    settings_of(tmp_path, "1", 1, rule="combine", settings={"combine": {"quality": 1}})
+    settings_of(tmp_path, "2", 1, rule="score_column", settings={"column": "reward"})
+    assert {run.folder.name: run.series for run in find_runs([tmp_path]).finished} == {
+        "0": "combine(lp_app_nll, 0.5 quality, -1 ifd) → m", "1": "combine(quality) → m",
+        "2": "score_column(reward) → m"}  # fmt: skip
+
+
 def test_a_win_rate_without_information_is_left_out():
     entry = {"win_rate": 50.0, "ci_low": 50.0, "ci_high": 50.0, "n": 100, "informative": False}
     assert metrics_of(entry) == {}
