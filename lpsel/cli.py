@@ -220,7 +220,7 @@ def _run_job(command: str, config: Any, folder: Path) -> None:
             from lpsel.commands.evaluate import show
 
             show(config, result)
-        print(f"Next: {next_step(command, result, _from_here(started.run_dir))}")
+        print(f"Next: {next_step(command, _from_here(started.run_dir))}")
         print(started.run_dir, flush=True)
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lpsel.commands.arguments import scores_of_run, selection_of_run
+from lpsel.commands.arguments import result_of_run, scores_of_run, selection_of_run
 from lpsel.errors import UserError
 from lpsel.scoring.external import is_external
 from lpsel.scoring.npz import names_in_npz, read_array, split_npz
@@ -59,8 +59,8 @@ def _read(argument: str, columns: Collection[str]) -> list[Scored]:
     if path.is_dir() and (path / SCORES_FILE).is_file():
         return [_read_table(argument, path / SCORES_FILE, columns)]
     if path.is_dir() and not is_external(path):
-        run = scores_of_run(path)
-        scored = _read_table(argument, Path(run["scores"]), columns)
+        run = result_of_run(path)
+        scored = _read_table(argument, scores_of_run(path, run), columns)
         name = (run.get("scorer") or {}).get("name", scored.name)
         return [replace(scored, name=name, origin=path.resolve().name)]
     if archive := split_npz(argument):

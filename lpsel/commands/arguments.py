@@ -1,16 +1,19 @@
 """Arguments of the commands that take paths and flags."""
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lpsel.data.dataset import DatasetSpec
 from lpsel.errors import UserError
 from lpsel.integrity import Damaged, check_files
 from lpsel.output_folder import check_output_folder, mark_output_folder
-from lpsel.run_config import read_result
-from lpsel.storage import check_writable
+from lpsel.report.runs import nested
+from lpsel.run_config import RUN_CONFIG, read_result
+from lpsel.storage import check_writable, read_dict
 
 SELECTION = "selection.parquet"
 
@@ -37,21 +40,33 @@ def run_folder(command: str, given: Path | None, inputs: Iterable[str | Path]) -
     return folder
 
 
-def scores_of_run(folder: Path) -> dict[str, Any]:
-    """The result of a run of select or train, whose `scores` is the path of the scores it used.
-
-    Raises:
-        UserError: not a finished run, or one whose scores do not exist.
-    """
+def result_of_run(folder: Path) -> dict[str, Any]:
+    """The result of a finished run of select or train; raises a UserError for another folder."""
     result = read_result(folder) or {}
     if "scores" not in result:
         hint = "give a folder or file of scores, or the folder of a finished run"
         raise UserError(folder, None, "neither a scores folder nor a finished run of select or train", hint)
+    return result
+
+
+def scores_of_run(folder: Path, result: Mapping[str, Any]) -> Path:
+    """The scores that a run of select or train used; raises a UserError if there are none."""
     if not isinstance(result["scores"], str):
         raise UserError(folder, None, f"this run used no scores (selection={result.get('rule')})", "give another run")
     if not Path(result["scores"]).exists():
         raise UserError(folder, None, f"its scores {result['scores']} no longer exist", "give another run")
-    return result
+    return Path(result["scores"])
+
+
+def dataset_of_run(folder: Path, result: Mapping[str, Any], dataset: str | None) -> DatasetSpec:
+    """The dataset that a run read, at its commit, where it is now: in `dataset`, if given."""
+    try:
+        config = read_dict(folder / RUN_CONFIG)["config"]["dataset"]
+        spec = DatasetSpec(**{field.name: config[field.name] for field in fields(DatasetSpec) if field.name in config})
+    except (KeyError, TypeError):
+        raise UserError(folder / RUN_CONFIG, None, "does not name the dataset", "add --dataset FILE") from None
+    spec = replace(spec, bad_rows="skip", revision=nested(result, "dataset", "commit"))
+    return spec if dataset is None else replace(spec, path=dataset, revision=None, synthetic=None)
 
 
 def selection_of_run(folder: Path) -> Path:

@@ -4,7 +4,6 @@ N rows of the dataset, S of them on the page, D dimensions of an embedding
 """
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,17 +14,17 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lpsel.cache import used_by
-from lpsel.commands.arguments import OneLineParser, selection_of_run
+from lpsel.commands.arguments import OneLineParser, dataset_of_run, selection_of_run
 from lpsel.commands.result_summary import statistics
 from lpsel.commands.show import find_run
 from lpsel.config import default_cache
-from lpsel.data.dataset import DatasetSpec, Source
+from lpsel.data.dataset import Source
 from lpsel.errors import UserError
 from lpsel.redact import printable, redact
 from lpsel.report.runs import EXPLORER, Run
-from lpsel.run_config import RESULT, RUN_CONFIG
+from lpsel.run_config import RESULT
 from lpsel.scoring.table import to_arrow
-from lpsel.storage import check_writable, read_dict, utf8, write_atomically
+from lpsel.storage import check_writable, utf8, write_atomically
 
 if TYPE_CHECKING:
     from lpsel.report.explorer import Explorer
@@ -93,7 +92,7 @@ def read_rows(run: Run, dataset: str | None, cache_dir: Path) -> tuple["Explorer
     columns = {name: table[name] for name in table.column_names if name != "id"}
     columns["length"], unit = columns.pop("response_tokens"), "tokens"
     try:
-        texts = read_texts(Source(_dataset_of(run, dataset)), table["index"].to_pylist(), ids)
+        texts = read_texts(Source(dataset_of_run(run.folder, run.result, dataset)), table["index"].to_pylist(), ids)
     except UserError as error:
         if dataset is not None:
             raise error.renamed("--dataset") if error.name in ("dataset", "dataset.path") else error from None
@@ -122,17 +121,6 @@ def _selection(run: Run) -> pa.Table:
         problem = f"is missing or has no columns {', '.join(COLUMNS)}"
         raise UserError(path, None, problem, "select again") from None
     return table if run.result["diagnosis"]["spearman"] else table.drop_columns(["score"])
-
-
-def _dataset_of(run: Run, dataset: str | None) -> DatasetSpec:
-    """The dataset that the run read, at its commit, where it is now."""
-    try:
-        config = read_dict(run.folder / RUN_CONFIG)["config"]["dataset"]
-        spec = DatasetSpec(**{field.name: config[field.name] for field in fields(DatasetSpec) if field.name in config})
-    except (KeyError, TypeError):
-        raise UserError(run.folder / RUN_CONFIG, None, "does not name the dataset", "add --dataset FILE") from None
-    spec = replace(spec, bad_rows="skip", revision=run.get("dataset", "commit"))
-    return spec if dataset is None else replace(spec, path=dataset, revision=None, synthetic=None)
 
 
 def read_texts(source: Source, rows: Sequence[int], ids: pa.Array | None) -> dict[str, pa.Array]:

@@ -121,10 +121,10 @@ def training(result: Mapping[str, Any]) -> Pairs:
     return [*pairs, ("Cost", describe_ledger(result["ledger"]))]
 
 
-def next_step(command: str, result: Mapping[str, Any], run: str) -> str:
+def next_step(command: str, run: str) -> str:
     """The command that usually follows, with the run folder as `run`."""
     if command == "select":
-        return f"lpsel rows {run} --chosen" if isinstance(result["scores"], str) else f"lpsel publish {run}"
+        return f"lpsel rows {run} --chosen"
     if command == "train":
         return f"lpsel evaluate model={run}"
     return f"lpsel report {run}"

@@ -1,12 +1,13 @@
-"""`rows`: the hardest and easiest rows of a table of scores, with their losses and texts.
+"""`rows`: the hardest and easiest rows of a table of scores, or the first of a run without losses, with their texts.
 
 N rows, M rows with a value to rank by
 """
 
 import argparse
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from rich.console import Console
 
-from lpsel.commands.arguments import OneLineParser, scores_of_run, selection_of_run
+from lpsel.commands.arguments import OneLineParser, dataset_of_run, result_of_run, scores_of_run, selection_of_run
 from lpsel.commands.result_summary import Pairs
 from lpsel.console import lines, shortened, show
 from lpsel.data.dataset import DatasetSpec, Row, Source
@@ -24,10 +25,11 @@ from lpsel.errors import UserError
 from lpsel.redact import printable, redact
 from lpsel.scoring.metrics import METRICS, learning_percentage
 from lpsel.scoring.read import MANIFEST, SCORES_FILE, read_scores
-from lpsel.scoring.table import CONTENT_ID, ScoreTable
+from lpsel.scoring.table import CONTENT_ID, ScoreTable, from_arrow
 from lpsel.storage import read_json
 
 ROWS = 20  # by default
+RANK = "rank"  # the order of a run without losses
 LONGEST = 240  # characters of a text on a terminal
 
 Floats = NDArray[np.float64]
@@ -40,25 +42,16 @@ def main(arguments: Sequence[str]) -> None:
         UserError: no scores, an unknown value to rank by, or a dataset with other rows.
     """
     given = _parser().parse_args(arguments)
-    file, chosen, rule = Path(given.scores).expanduser(), None, None
-    if file.is_dir() and not (file / SCORES_FILE).is_file():
-        result = scores_of_run(file)
-        chosen, rule = Chosen.of(file, result), result["rule"]
-        file = Path(result["scores"])
-    try:
-        table = read_scores(file, given.key)
-    except UserError as error:
-        raise error.renamed("--key") if error.name == "scores_key" else error from None
-    by = given.by or (rule if rule in METRICS else "lp_app" if table.epochs else "nll_0")
+    table, by, chosen, dataset, notes = _read(given)
     value_N, hardest_M = _ranked(table, by)
     lists = _lists(given, table, hardest_M, chosen, by)
-    texts, note = {}, ""
+    texts = {}
     try:
-        texts = _texts(file, table, given.dataset, np.concatenate([*lists.values()]).tolist())
+        texts = _texts(dataset, given.dataset, table, np.concatenate([*lists.values()]).tolist())
     except UserError as error:
         if given.dataset is not None:
             raise
-        note = f"No texts: {error}"
+        notes.append(f"No texts: {error}")
     longest = LONGEST if Console().is_terminal and given.row is None else None
     for title, rows in lists.items():
         pairs = []
@@ -67,8 +60,33 @@ def main(arguments: Sequence[str]) -> None:
             numbers = _numbers(table, row, by, value_N, with_id=row not in texts)
             pairs += [numbers, *mark, *(_turns(texts[row], longest) if row in texts else ())]
         show(lines(pairs, title=title))
-    if note:
+    for note in notes:
         print(printable(redact(note)))
+
+
+def _read(given: argparse.Namespace) -> tuple[ScoreTable, str, "Chosen | None", Callable[[], DatasetSpec], list[str]]:
+    """The scores, the value to rank them by, what a run selected, how to find the dataset, and notes."""
+    file = Path(given.scores).expanduser()
+    if file.is_dir() and not (file / SCORES_FILE).is_file():
+        result = result_of_run(file)
+        rule, chosen, table = result["rule"], Chosen.of(file, result), _without_losses(file)
+        dataset, notes = partial(dataset_of_run, file, result, given.dataset), []
+        if table is None:
+            table = _scores(scores_of_run(file, result), given.key)
+        else:
+            notes = [f"This run has no losses: its rows are in the order in which selection={rule} selects them."]
+    else:
+        table, rule, chosen, notes = _scores(file, given.key), None, None, []
+        dataset = partial(_dataset_of, file, given.dataset)
+    by = RANK if table.columns else rule if rule in METRICS else "lp_app" if table.epochs else "nll_0"
+    return table, given.by or by, chosen, dataset, notes
+
+
+def _scores(file: Path, key: str | None) -> ScoreTable:
+    try:
+        return read_scores(file, key)
+    except UserError as error:
+        raise error.renamed("--key") if error.name == "scores_key" else error from None
 
 
 def _parser() -> OneLineParser:
@@ -137,7 +155,8 @@ def _lists(
         hardest_M = hardest_M[np.array(chosen.rows["selected"])[table.index[hardest_M]]]
         of = f"{len(hardest_M):,} selected rows"
     hardest = ROWS if given.hardest is None and given.easiest is None else given.hardest or 0
-    ends = {"hardest": hardest_M[:hardest], "easiest": hardest_M[::-1][: given.easiest or 0]}
+    first, last = ("first", "last") if by == RANK else ("hardest", "easiest")
+    ends = {first: hardest_M[:hardest], last: hardest_M[::-1][: given.easiest or 0]}
     return {f"The {len(rows)} {name} of {of} by {by}": rows for name, rows in ends.items() if len(rows)}
 
 
@@ -150,12 +169,16 @@ def _count(text: str) -> int:
 def _ranked(table: ScoreTable, by: str) -> tuple[Floats, NDArray[np.int64]]:
     """The values to rank by, (N,), and the positions of rows with one, hardest first, ties by row number.
 
-    A high loss is hard, and a low learning percentage.
+    A high loss is hard, and a low learning percentage. Rows by rank have the score of the run as their value.
     """
+    if by == RANK and RANK in table.columns:
+        rank_N = table.columns[RANK]
+        rows_M = np.flatnonzero(np.isfinite(rank_N))
+        return table.columns["score"], rows_M[np.lexsort((table.index[rows_M], rank_N[rows_M]))]
     losses = [f"nll_{epoch}" for epoch in range(len(table.nll))]
     choices = [name for name, metric in METRICS.items() if table.epochs >= metric.epochs] + losses
     if by not in choices:
-        problem = f"these scores have {', '.join(choices) or 'no recorded loss'}"
+        problem = f"these scores have {', '.join(choices or table.columns) or 'no recorded loss'}"
         raise UserError("--by", by, problem, "choose one of them" if choices else "give other scores")
     value_N = learning_percentage(table, by) if by in METRICS else table.nll[losses.index(by)]
     key_N = value_N if by in METRICS else -value_N
@@ -168,6 +191,8 @@ def _numbers(table: ScoreTable, row: int, by: str, value_N: Floats, with_id: boo
     tokens = f"  {table.response_tokens[row]:,} tokens" if table.tokens_known else ""
     content = f"  id {table.id[row].as_py()}" if table.id is not None and with_id else ""
     value = f"{value_N[row]:.4g}" if np.isfinite(value_N[row]) else "undefined"
+    if by == RANK:
+        return f"row {table.index[row]}", f"score {value}{tokens}{content}"
     return f"row {table.index[row]}", f"{by} {value}  NLL {losses}{tokens}{content}"
 
 
@@ -182,14 +207,15 @@ def _turns(row: Row, longest: int | None) -> Pairs:
     return [(f"  {role}", text if longest is None else shortened(text, longest)) for role, text in turns]
 
 
-def _texts(file: Path, table: ScoreTable, dataset: str | None, rows: Sequence[int]) -> dict[int, Row]:
-    """The rows of the source at positions in the table, from the given dataset or that of the scores folder.
+def _texts(
+    spec: Callable[[], DatasetSpec], dataset: str | None, table: ScoreTable, rows: Sequence[int]
+) -> dict[int, Row]:
+    """The rows of the source at positions in the table.
 
     Raises:
         UserError: the dataset is unknown, cannot be read, or differs from the one that was scored.
     """
-    spec = DatasetSpec(Path(dataset).name, dataset) if dataset is not None else _dataset_of(file)
-    source = Source(replace(spec, bad_rows="skip"))  # also rows that need not be shown
+    source = Source(replace(spec(), bad_rows="skip"))  # also rows that need not be shown
     position = {int(table.index[row]): row for row in rows}
     try:
         first = islice(source, max(position, default=-1) + 1)
@@ -207,8 +233,29 @@ def _texts(file: Path, table: ScoreTable, dataset: str | None, rows: Sequence[in
     return texts
 
 
-def _dataset_of(file: Path) -> DatasetSpec:
-    """The dataset in the manifest of a scores folder."""
+def _without_losses(run: Path) -> ScoreTable | None:
+    """The order in which the rule of a run selects, and its score, as columns; None if the run recorded losses."""
+    columns = ["index", "id", "rank", "score", "nll_0", "response_tokens"]
+    rows = pq.read_table(selection_of_run(run), columns=columns)
+    if rows["nll_0"].null_count < (n := len(rows)):
+        return None
+    known, ones_N = not rows["response_tokens"].null_count, np.ones(n, np.int32)
+    return ScoreTable(
+        rows["index"].to_numpy(),
+        None if rows["id"].null_count else rows["id"].combine_chunks(),
+        prompt_tokens=ones_N,
+        response_tokens=rows["response_tokens"].to_numpy() if known else ones_N,
+        truncated=np.zeros(n, np.bool_),
+        nll=np.empty((0, n)),
+        tokens_known=known,
+        columns={name: from_arrow(rows[name]) for name in (RANK, "score")},
+    )
+
+
+def _dataset_of(file: Path, dataset: str | None) -> DatasetSpec:
+    """The given dataset, or that in the manifest of a scores folder."""
+    if dataset is not None:
+        return DatasetSpec(Path(dataset).name, dataset)
     try:
         return DatasetSpec(**read_json((file if file.is_dir() else file.parent) / MANIFEST)["dataset"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lpsel.commands import job
 from lpsel.commands.rows import Chosen, main
 from lpsel.data.dataset import DatasetSpec, Source
 from lpsel.errors import UserError
@@ -156,6 +157,36 @@ def test_rows_of_a_run_with_clusters_have_the_counts_of_their_cluster(tmp_path):
     (tmp_path / "selection.parquet").unlink()
     with pytest.raises(UserError, match=r"selection.parquet: is missing or has no columns selected, rank"):
         Chosen.of(tmp_path, {})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "first"),
+    [(["selection=longest"], {23}), (["selection=random"], set(range(24))),
+     (["selection=score_column", "selection.column=price", "scores=PRICES"], {5})],
+)  # fmt: skip
+def test_rows_of_a_run_without_losses_are_in_the_order_in_which_it_selects(
+    overrides, first, instructions, toy_model, tmp_path, capsys
+):
+    data = instructions(rows=24)
+    texts = [json.loads(line) for line in data.read_text().splitlines()]
+    texts[23]["output"] = "the longest answer " * 9
+    data.write_text("".join(json.dumps(row) + "\n" for row in texts))
+    prices = tmp_path / "prices.parquet"
+    pq.write_table(pa.table({"price": [float((row + 19) % 24) for row in range(24)]}), prices)
+    given = [override.replace("PRICES", str(prices)) for override in overrides]
+    shared = ["dataset=local", f"dataset.path={data}", "scorer=local", f"scorer.path={toy_model}", "cluster=none"]
+    job.run("select", [*given, *shared, "pct=25", "tracker=none", f"cache_dir={tmp_path}"], tmp_path / "run")
+    stored = pq.read_table(tmp_path / "run" / "selection.parquet").to_pylist()
+    by_rank = [f"row {row['index']}" for row in sorted(stored, key=lambda row: row["rank"])]
+    assert ranking(capsys, tmp_path / "run", "--hardest", 24) == by_rank
+    assert ranking(capsys, tmp_path / "run", "--chosen") == by_rank[:6]
+    assert int(by_rank[0].split()[1]) in first
+    main([str(tmp_path / "run"), "--easiest", "1"])
+    title, _, mark, *texts, note = capsys.readouterr().out.splitlines()
+    assert title == "The 1 last of 24 rows by rank"
+    assert mark.strip() == "not selected, rank 24; 6 rows are selected"
+    assert texts
+    assert note.startswith("This run has no losses: its rows are in the order in which selection=")
 
 
 def test_a_dataset_with_other_rows_is_an_error(few_runs, tmp_path, capsys):
