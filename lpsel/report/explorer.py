@@ -153,7 +153,7 @@ def _fitting(explorer: Explorer, room: int) -> tuple[str | None, int]:
 
 
 def page_data(explorer: Explorer) -> dict[str, Any]:
-    """What the script of the page reads, except texts: columns of the rows, their labels, views and colors."""
+    """What the script of the page reads, except texts: columns and ids of the rows, labels, views and colors."""
     columns: dict[str, list[Any]] = {}
     for name in explorer.rows.column_names:
         if name not in TEXTS:
@@ -161,6 +161,8 @@ def page_data(explorer: Explorer) -> dict[str, Any]:
             if pa.types.is_floating(explorer.rows[name].type):
                 values = [None if value is None else float(f"{value:.{DIGITS}g}") for value in values]
             columns[name] = values
+    if explorer.ids is not None:
+        columns["id"] = explorer.ids.to_pylist()  # which exports have
     colormap = matplotlib.colormaps[COLORMAP]
     score = np.array([value for value in columns.get("score", []) if value is not None])
     return {

@@ -219,6 +219,7 @@ def test_exports_have_the_listed_rows(page, table):
     assert {row["index"] for row in rows} == set(range(12, 22))
     by_number = {row["index"]: row for row in rows}
     assert by_number[13]["prompt"] == HOSTILE
+    assert [by_number[i]["id"] for i in range(12, 22)] == table["id"][12:22].tolist()
     assert [by_number[i]["selected"] for i in range(12, 22)] == table["selected"][12:22].tolist()
     assert by_number[15]["nll_0"] == pytest.approx(NLL[0, 15])
 

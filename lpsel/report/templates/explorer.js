@@ -414,7 +414,7 @@ function brush(rows) {
 }
 
 function exported() {
-  const names = [...Object.keys(data.labels), ...["selected", "prompt", "response"].filter((name) => columns[name])];
+  const names = [...Object.keys(data.labels), ...["id", "selected", "prompt", "response"].filter((name) => columns[name])];
   return state.order.map((row) => Object.fromEntries(names.map((name) => [name, columns[name][row]])));
 }
 

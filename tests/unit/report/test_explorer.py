@@ -93,8 +93,8 @@ def test_texts_are_cut_and_then_rows_are_drawn_until_the_page_fits(monkeypatch):
         packed, cut = _fitting(rows, room)
         assert len(packed) <= room
         assert cut == longest
-    assert _fitting(rows, 280_000) == (None, 0)
-    monkeypatch.setattr(explorer, "MOST_BYTES", len(_compressed(get_plotlyjs().encode())) + 380_000)
+    assert _fitting(rows, 300_000) == (None, 0)
+    monkeypatch.setattr(explorer, "MOST_BYTES", len(_compressed(get_plotlyjs().encode())) + 400_000)
     page = explorer_page(rows)
     assert len(page.encode()) <= explorer.MOST_BYTES
     assert "A sample of 5,000 of 6,000 rows, 2 of them selected" in page
