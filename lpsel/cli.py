@@ -80,7 +80,7 @@ def _complete(arguments: Sequence[str]) -> None:
     words = os.environ.get("COMP_LINE", "").split(" ")
     command = next(iter(words[1:]), "")
     if arguments[1:] and arguments[1].startswith("query=") and len(words) < 3:
-        print(" ".join(name for name in COMMANDS if name.startswith(command)))
+        print("\n".join(name for name in COMMANDS if name.startswith(command)))
     elif command not in FLAG_COMMANDS:
         os.environ["COMP_LINE"] = " ".join([words[0], *words[2:]])
         run(command if command in HYDRA_COMMANDS else "select", arguments)

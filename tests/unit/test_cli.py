@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -116,6 +117,31 @@ completed "lpsel show sel"
         "selection=buckets selection=buckets_high selection=buckets_mid",
         "selected.json",
     ]
+
+
+@pytest.mark.parametrize(
+    ("shell", "script"),
+    [("fish", '{}; for line in "lpsel s" "lpsel train selection=bucket"; complete -C $line; end'),
+     ("zsh", "{}; print -l $_comps[lpsel]")],  # which calls bash's; it completes on a terminal only
+)  # fmt: skip
+def test_completion_in_other_shells_after_the_documented_line(shell, script, tmp_path):
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    guide = (ROOT / "docs" / "guides" / "terminal.md").read_text()
+    install = re.search(rf"```{shell}\n(.*)\n```", guide)[1].replace("&& compinit", "&& compinit -u")
+    environment = os.environ | {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "HOME": str(tmp_path),
+    }
+    done = subprocess.run([shell, "-c", script.format(install)], cwd=tmp_path, env=environment,
+                          capture_output=True, text=True, timeout=120, check=True)  # fmt: skip
+    assert (
+        done.stdout.split()
+        == {
+            "fish": ["select", "show", "selection=buckets", "selection=buckets_high", "selection=buckets_mid"],
+            "zsh": ["_bash_complete", "-o", "nospace", "-o", "default", "-F", "hydra_bash_completion"],
+        }[shell]
+    )
 
 
 def test_a_closed_pipe_ends_a_command_without_a_message():
