@@ -51,7 +51,7 @@ class Outcome:
         state: done, found (finished before), failed, or planned by a dry run.
         reason: why it failed, in one line.
         user_error: whether the user can fix that.
-        plan: its models, as `dry_run.Work`.
+        plan: its models, as `work_estimate.Work`.
         selection: its choice of conf/selection.
     """
 
@@ -164,12 +164,12 @@ def run_job(command: str, config: DictConfig, user_errors: tuple[type[Exception]
 
 def _plan(command: str, config: DictConfig, outcome: Outcome) -> Outcome:
     """The outcome of a dry run."""
-    from lpsel.commands.dry_run import planned_work
+    from lpsel.commands.dry_run import memory_problem, planned_work
 
     work = planned_work(command, config, Path(outcome.folder))
     if work is None:
         return replace(outcome, state="found")
-    reason = next((str(piece.error()) for piece in work if piece.problem), "")
+    reason = str(memory_problem(work) or "")
     state = "failed" if reason else "planned"
     return replace(outcome, state=state, reason=reason, user_error=True, plan=[asdict(piece) for piece in work])
 
@@ -250,7 +250,7 @@ def print_outcomes(outcomes: Sequence[Outcome], sweep: DictConfig) -> None:
 def _print_plans(outcomes: Sequence[Outcome], sweep: DictConfig) -> None:
     """Print what the jobs of a dry run would do, with the judgments of an experiment, and every problem once."""
     from lpsel.commands.dry_run import Work, print_table
-    from lpsel.commands.judgment_estimate import judgments
+    from lpsel.commands.evaluation_estimate import judgments
 
     valid = [o for o in outcomes if o.state != "failed" or o.plan]
     jobs = [(Path(o.folder).name, None if o.state == "found" else [Work(**w) for w in o.plan]) for o in valid]

@@ -4,8 +4,8 @@ Nothing is trained and no weights are read: a model's shape comes from its confi
 conf/model where the Hub is not available.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,14 +14,17 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from lpsel.commands.evaluate import candidates_of
+from lpsel.commands.evaluation_estimate import evaluation_work, judgments_of
 from lpsel.commands.job import Job
 from lpsel.commands.selection_inputs import query_source, scoring_model
 from lpsel.commands.work_estimate import (
     GIB,
     UTILIZATION,
-    ModelShape,
-    RowLengths,
+    Pass,
+    Work,
     cached,
+    cost,
     disk,
     gpu_bytes,
     gpu_hours,
@@ -43,72 +46,28 @@ from lpsel.scoring.columns import RECORDABLE
 from lpsel.scoring.store import find_scores, scores_entry
 from lpsel.selection.spec import SelectionSpec
 
-Pass = tuple[float, Callable[..., float], RowLengths]  # how many times, FLOPs of one pass, over which rows
-
-
-@dataclass(frozen=True)
-class Work:
-    """The training or recording of one model.
-
-    Attributes:
-        what: score or train.
-        model: its name.
-        rows: trained on, or scored.
-        tokens: fed to the model in all passes.
-        lengths: how the tokens were counted.
-        flops: None where the model's shape is not known.
-        bytes: on each device; None where the model's shape is not known.
-        key: of scores, everything they depend on; None for a target.
-        epochs, columns: of scores, what is recorded.
-        found: the scores are in the cache.
-        hours: on the GPUs, see `gpu_hours`.
-        checkpoints: bytes on disk while it is trained.
-        model_bytes: of the saved model.
-        limit: memory of each device in bytes, None where it is not known.
-        problem, hint: why it does not fit into the GPU's memory, and how it would.
-    """
-
-    what: str
-    model: str
-    rows: int
-    tokens: float
-    lengths: str
-    flops: float | None
-    bytes: float | None
-    key: str | None = None
-    epochs: int = 0
-    columns: tuple[str, ...] = ()
-    found: bool = False
-    hours: float | None = None
-    checkpoints: float = 0.0
-    model_bytes: float = 0.0
-    limit: float | None = None
-    problem: str = ""
-    hint: str = ""
-
-    def covers(self, other: "Work") -> bool:
-        """Whether these scores include the other's."""
-        same = self.key is not None and self.key == other.key
-        return same and self.epochs >= other.epochs and set(other.columns) <= set(self.columns)
-
-    def error(self) -> UserError:
-        """The problem as an error."""
-        return UserError(self.model, problem=self.problem, hint=self.hint)
-
 
 def print_plan(command: str, config: DictConfig, folder: Path) -> None:
     """Print the plan of one job; raises a UserError if a model does not fit, or as `planned_work`."""
     work = planned_work(command, config, folder)
     print_table([(command, work)])
+    if command == "evaluate":
+        job = Job.of(command, config, folder)
+        for line in judgments_of(build(config.evaluator), job.cache_dir, len(candidates_of(config).models)):
+            print(line)
     check_memory(work or ())
     print(folder.resolve(), flush=True)
 
 
 def check_memory(work: Iterable[Work]) -> None:
     """Raise a UserError if a model does not fit."""
-    for piece in work:
-        if piece.problem:
-            raise piece.error()
+    if (problem := memory_problem(work)) is not None:
+        raise problem
+
+
+def memory_problem(work: Iterable[Work]) -> UserError | None:
+    """Of the first model that does not fit."""
+    return next((UserError(w.model, problem=w.problem, hint=w.hint) for w in work if w.problem), None)
 
 
 def planned_work(command: str, config: DictConfig, folder: Path) -> list[Work] | None:
@@ -120,6 +79,8 @@ def planned_work(command: str, config: DictConfig, folder: Path) -> list[Work] |
     job = Job.of(command, config, folder)
     if job.run_config.finished(folder):
         return None
+    if command == "evaluate":
+        return evaluation_work(job)
     job.training_setup()
     rule: SelectionSpec = build(config.selection)
     adapter: Adapter | None = build(config.adapter) if command == "train" else None
@@ -150,7 +111,7 @@ def _scoring(
     for column in columns:
         fed = rows.without_prompts(bos) if RECORDABLE[column].without_prompt else rows
         passes.append((1, forward_flops, fed))
-    tokens, flops = _cost(model, passes)
+    tokens, flops = cost(model, passes)
     size, problem, hint = memory(job.config, scorer, model, None, training=epochs > 0)
     setup = job.training_setup()
     entry_of = partial(scores_entry, setup, scorer, source, epochs, trained_on=query)
@@ -176,22 +137,13 @@ def _training(job: Job, target: ModelSpec, adapter: Adapter | None, source: Sour
     target = replace(target, template=resolve_template(target.template, holds_conversations(source), model.tokenizer))
     rows = row_lengths(source, target, model.tokenizer, job.cache_dir)
     selected = min(int(pct / 100 * len(source) + 0.5), len(source))
-    tokens, flops = _cost(model, [(target.recipe.epochs * selected / len(source), training_flops, rows)])
+    tokens, flops = cost(model, [(target.recipe.epochs * selected / len(source), training_flops, rows)])
     size, problem, hint = memory(job.config, target, model, adapter, training=True)
     return Work(
         "train", target.name, selected, tokens, rows.counted, flops, size, problem=problem, hint=hint,
         hours=gpu_hours(job.config, flops), checkpoints=disk(job.config, model, adapter, True),
         model_bytes=0.0 if model.shapes is None else 4.0 * model.shapes.num_parameters(), limit=gpu_bytes(job.config),
     )  # fmt: skip
-
-
-def _cost(model: ModelShape, passes: Sequence[Pass]) -> tuple[float, float | None]:
-    """Tokens and FLOPs of passes over rows; FLOPs are None where the model's shape is not known."""
-    tokens = sum(times * rows.tokens for times, _, rows in passes)
-    if model.shapes is None:
-        return tokens, None
-    costs = (times * rows.weight * flops(model.shapes, rows.lengths, rows.supervised) for times, flops, rows in passes)
-    return tokens, sum(costs)
 
 
 def print_table(jobs: Sequence[tuple[str, Sequence[Work] | None]], experiment: bool = False) -> None:
@@ -223,7 +175,7 @@ def _cells(piece: Work, earlier: Sequence[Work]) -> list[str]:
     if any(other.covers(piece) for other in earlier):
         return [f"scores of {name}, as above"]
     return [
-        f"score with {name}, {piece.epochs} epochs" if piece.what == "score" else f"train {name}",
+        f"score with {name}, {piece.epochs} epochs" if piece.what == "score" else f"{piece.what} {name}",
         f"{piece.rows:,}",
         _short(piece.tokens),
         "unknown" if piece.flops is None else f"{piece.flops:.2g}",
@@ -246,14 +198,22 @@ def _totals(counted: Sequence[Work], experiment: bool) -> str:
     models: dict[str, set[str]] = {}
     for piece in counted:
         models.setdefault(piece.lengths, set()).add(piece.model)
+    evaluated = any(piece.what == "evaluate" for piece in counted)
+    stored = f"Disk: {saved / 1e9:,.1f} GB of models, and up to {checkpoints / 1e9:,.1f} GB of checkpoints in training."
+    trained = (
+        "Selected rows count as long as the average row. Memory is weights, gradients, optimizer states",
+        f"and estimated activations; embedding{', evaluation' if experiment else ''} and file access are left out.",
+    )
+    answered = (
+        "Answers count as long as they may be. Generating does not reach this utilization on a GPU.",
+        "Memory is that of the weights in float32.",
+    )
     return "\n".join(
         [
             f"Total: {_short(sum(piece.tokens for piece in counted))} tokens, {at_least}{sum(known):.3g} FLOPs.",
             *([f"{at_least}{sum(hours):,.1f} hours at {UTILIZATION} % of gpu_tflops.".capitalize()] if hours else []),
-            f"Disk: {saved / 1e9:,.1f} GB of models, and up to {checkpoints / 1e9:,.1f} GB of checkpoints in training.",
             *(f"Tokens {counted}: {', '.join(sorted(names))}." for counted, names in models.items()),
-            "Selected rows count as long as the average row. Memory is weights, gradients, optimizer states",
-            f"and estimated activations; embedding{', evaluation' if experiment else ''} and file access are left out.",
+            *(answered if evaluated else (stored, *trained)),
         ]
     )
 

@@ -31,9 +31,7 @@ log = logging.getLogger(__name__)
 def run(job: Job) -> dict[str, Any]:
     """Evaluate, and write generations and metrics to the run folder."""
     config = job.config
-    models = config.models if isinstance(config.models, list | ListConfig) else [config.models]
-    baseline = [] if config.baseline is None else [str(config.baseline)]
-    names = [run for name in models if name is not None for run in _runs_of(str(name), config.baseline)]
+    baseline, names = _names(config)
     candidates = _candidates(names, baseline, config)
     with_key = sorted({model.host for model in candidates.all if isinstance(model, Endpoint) and model.key_env})
     if len(with_key) > 1:
@@ -63,6 +61,19 @@ def run(job: Job) -> dict[str, Any]:
         if output.exists():
             job.tracker.log_artifact(evaluation_artifact(output, job.run_dir))
     return {"command": "evaluate", "device": device, **result}
+
+
+def candidates_of(config: DictConfig) -> Candidates:
+    """The models and the baseline that a configuration names; raises a UserError if one is none."""
+    baseline, names = _names(config)
+    return _candidates(names, baseline, config)
+
+
+def _names(config: DictConfig) -> tuple[list[str], list[str]]:
+    """The names of the baseline, if any, and of the models; a sweep stands for its runs."""
+    models = config.models if isinstance(config.models, list | ListConfig) else [config.models]
+    baseline = [] if config.baseline is None else [str(config.baseline)]
+    return baseline, [run for name in models if name is not None for run in _runs_of(str(name), config.baseline)]
 
 
 def _runs_of(name: str, baseline: str | None) -> list[str]:

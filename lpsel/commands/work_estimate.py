@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,10 +61,73 @@ class RowLengths:
         """Of all rows, in one pass."""
         return self.weight * float(self.lengths.sum(dtype="int64"))
 
+    def with_answers(self, longest: int) -> "RowLengths":
+        """As answers of `longest` tokens are generated to their prompts."""
+        lengths = self.lengths - self.supervised + longest
+        return replace(self, lengths=lengths, supervised=np.full_like(lengths, longest))
+
     def without_prompts(self, bos: bool) -> "RowLengths":
         """As the column `nll_0_noprompt` feeds them."""
         lengths = self.supervised + int(bos)
         return replace(self, lengths=lengths, supervised=lengths - 1)
+
+
+Pass = tuple[float, Callable[..., float], RowLengths]  # how many times, FLOPs of one pass, over which rows
+
+
+@dataclass(frozen=True)
+class Work:
+    """The training or recording of one model.
+
+    Attributes:
+        what: score, train or evaluate.
+        model: its name.
+        rows: trained on, scored or evaluated on.
+        tokens: fed to the model in all passes.
+        lengths: how the tokens were counted.
+        flops: None where the model's shape is not known.
+        bytes: on each device; None where the model's shape is not known.
+        key: of scores, everything they depend on; None for others.
+        epochs, columns: of scores, what is recorded.
+        found: the scores are in the cache.
+        hours: on the GPUs, see `gpu_hours`.
+        checkpoints: bytes on disk while it is trained.
+        model_bytes: of the saved model.
+        limit: memory of each device in bytes, None where it is not known.
+        problem, hint: of a UserError, why it does not fit into the GPU's memory, and how it would.
+    """
+
+    what: str
+    model: str
+    rows: int
+    tokens: float
+    lengths: str
+    flops: float | None
+    bytes: float | None
+    key: str | None = None
+    epochs: int = 0
+    columns: tuple[str, ...] = ()
+    found: bool = False
+    hours: float | None = None
+    checkpoints: float = 0.0
+    model_bytes: float = 0.0
+    limit: float | None = None
+    problem: str = ""
+    hint: str = ""
+
+    def covers(self, other: "Work") -> bool:
+        """Whether these scores include the other's."""
+        same = self.key is not None and self.key == other.key
+        return same and self.epochs >= other.epochs and set(other.columns) <= set(self.columns)
+
+
+def cost(model: ModelShape, passes: Sequence[Pass]) -> tuple[float, float | None]:
+    """Tokens and FLOPs of passes over rows; FLOPs are None where the model's shape is not known."""
+    tokens = sum(times * rows.tokens for times, _, rows in passes)
+    if model.shapes is None:
+        return tokens, None
+    costs = (times * rows.weight * flops(model.shapes, rows.lengths, rows.supervised) for times, flops, rows in passes)
+    return tokens, sum(costs)
 
 
 def memory(

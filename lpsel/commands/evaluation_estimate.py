@@ -1,0 +1,129 @@
+"""The work of evaluations, and their judgments with the price, for dry runs."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from lpsel.commands.evaluate import candidates_of
+from lpsel.commands.job import Job
+from lpsel.commands.work_estimate import (
+    CHARACTERS,
+    GUESSED,
+    Pass,
+    RowLengths,
+    Work,
+    cached,
+    cost,
+    gpu_bytes,
+    gpu_hours,
+    model_shape,
+    row_lengths,
+)
+from lpsel.config import build, config_dir
+from lpsel.data.dataset import Source
+from lpsel.data.templates import holds_conversations, resolve_template
+from lpsel.errors import UserError
+from lpsel.evaluation.held_out import ReferenceEvaluator
+from lpsel.evaluation.pairwise import PairwiseEvaluator
+from lpsel.generation.prompts import Prompt, load_prompts
+from lpsel.judging.openai import LIMITS, OpenAIJudge
+from lpsel.model.flops import forward_flops
+from lpsel.model.spec import ModelSpec
+
+
+def evaluation_work(job: Job) -> list[Work]:
+    """The work of every model of `lpsel evaluate` that runs on this machine.
+
+    Raises:
+        UserError: models, rows or prompts are missing, or the evaluator has no estimate.
+    """
+    evaluator, candidates = build(job.config.evaluator), candidates_of(job.config)
+    evaluator.check(candidates)
+    local = [model for model in candidates.all if isinstance(model, ModelSpec)]
+    if isinstance(evaluator, PairwiseEvaluator):
+        prompts = [] if evaluator.prompts is None else prompts_of(evaluator, job.cache_dir)
+        lengths = np.array([len(prompt.text) // CHARACTERS + 1 for prompt in prompts], np.int32)
+        rows = RowLengths(lengths, np.zeros_like(lengths), 1.0, GUESSED).with_answers(evaluator.max_new_tokens)
+        return [_work(job, spec, len(prompts), [(1, forward_flops, rows)]) for spec in local]
+    if not isinstance(evaluator, ReferenceEvaluator):
+        raise UserError("dry_run", True, "evaluator=lm_eval has no estimate", "leave it out")
+    source = cached("source", OmegaConf.to_yaml(job.config.dataset, resolve=True), lambda: Source(evaluator.dataset))
+    work = []
+    for spec in local:
+        tokenizer = model_shape(spec, job.cache_dir).tokenizer
+        template = resolve_template(spec.template, holds_conversations(source), tokenizer)
+        rows = row_lengths(source, replace(spec, template=template), tokenizer, job.cache_dir)
+        answers = [(1, forward_flops, rows.with_answers(evaluator.max_new_tokens))] if evaluator.max_new_tokens else []
+        work.append(_work(job, spec, len(source), [(1, forward_flops, rows), *answers]))
+    return work
+
+
+def _work(job: Job, spec: ModelSpec, rows: int, passes: list[Pass]) -> Work:
+    """Forward passes of one model, on one device."""
+    model = model_shape(spec, job.cache_dir)
+    tokens, flops = cost(model, passes)
+    one_device = job.config.copy()
+    one_device.trainer.devices = one_device.trainer.num_nodes = 1
+    stored = None if model.shapes is None else 4.0 * model.shapes.num_parameters()
+    return Work(
+        "evaluate", spec.name, rows, tokens, passes[0][2].counted, flops, stored,
+        hours=gpu_hours(one_device, flops), limit=gpu_bytes(job.config),
+    )  # fmt: skip
+
+
+def judgments(experiment: DictConfig, cache_dir: Path, models: int) -> Iterator[str]:
+    """A line for every evaluation of an experiment whose judge is a server.
+
+    Args:
+        experiment: with `evaluate`, the overrides of `lpsel evaluate`, or a name for each of several evaluations.
+        models: how many are judged.
+    """
+    evaluate: Any = OmegaConf.to_container(experiment.evaluate, resolve=True)
+    for overrides in evaluate.values() if isinstance(evaluate, dict) else [evaluate]:
+        with initialize_config_dir(str(config_dir()), version_base="1.3", job_name="evaluate"):
+            evaluator = build(compose("evaluate", overrides=overrides).evaluator)
+        yield from judgments_of(evaluator, cache_dir, models)
+
+
+def judgments_of(evaluator: Any, cache_dir: Path, models: int) -> Iterator[str]:
+    """A line for an evaluator whose judge is a server: judgments of its models, and the highest price."""
+    judge = getattr(evaluator, "judge", None)
+    if not isinstance(judge, OpenAIJudge) or evaluator.judgements is not None:
+        return
+    try:
+        prompts = prompts_of(evaluator, cache_dir)
+    except UserError as error:
+        yield f"Judgments by {judge.name}: unknown. {error}"
+        return
+    read = sum(len(prompt.text) for prompt in prompts) / CHARACTERS
+    read += len(prompts) * (len(judge.text) / CHARACTERS + 2 * evaluator.max_new_tokens)
+    written = len(prompts) * next((judge.request[name] for name in LIMITS if name in judge.request), 0)
+    yield _line(judge, models, len(prompts), int(read), int(written))
+
+
+def prompts_of(evaluator: PairwiseEvaluator, cache_dir: Path) -> list[Prompt]:
+    """The prompts of an evaluation; raises a UserError where they are not found."""
+    assert evaluator.prompts is not None
+    folder = None if evaluator.prompts_dir is None else Path(evaluator.prompts_dir).expanduser()
+    return load_prompts(evaluator.prompts, evaluator.limit, cache_dir=cache_dir, folder=folder)
+
+
+def _line(judge: OpenAIJudge, models: int, prompts: int, read: int, written: int) -> str:
+    """Counts and the highest price, with answers as long as they may be.
+
+    Args:
+        read, written: tokens of one model's prompts and replies in one order.
+    """
+    orders = len(judge.orders)
+    questions = models * orders
+    price = judge.cost(questions * read, questions * written)
+    costs = f"up to about ${price:,.2f}" if price is not None else "set judge.prompt_price and judge.completion_price"
+    return (
+        f"Judgments: {models} models x {prompts:,} prompts x {orders} orders = {questions * prompts:,}, {judge.name}, "
+        f"{questions * read / 1e6:,.1f} M tokens read and up to {questions * written / 1e6:,.1f} M written: {costs}."
+    )
