@@ -44,11 +44,6 @@ def _longest_first(rows: Rows, lengths: NDArray[np.int32]) -> Rows:
     return rows[np.lexsort((rows, -lengths[rows]))]
 
 
-def recording_plan(rows: Rows, lengths: NDArray[np.int32], budget: int, rank: int, world: int) -> list[Rows]:
-    """The batches of a pass over `rows` that this rank computes, one per round."""
-    return [batches[rank] for batches in recording_rounds(rows, lengths, budget, world)]
-
-
 def recording_rounds(rows: Rows, lengths: NDArray[np.int32], budget: int, world: int) -> list[list[Rows]]:
     """The batches of a pass over `rows`, in rounds of one per rank. They do not depend on the number of ranks.
 

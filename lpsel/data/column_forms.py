@@ -103,29 +103,23 @@ def forms_of(columns: Sequence[str], forms: Iterable[Form] | None = None) -> tup
     return tuple(possible)
 
 
-def choose_form(forms: Sequence[Form], raw: Mapping[str, Any]) -> Form:
-    """The first of the possible forms of a row in which no required column is empty, or else the first."""
+def choose_form(forms: Sequence[Form], raw: Mapping[str, Any], mapping: Mapping[str, str] | None = None) -> Form:
+    """The first of the possible forms of a row in which no required column is empty, or else the first.
 
-    if len(forms) == 1:
-        return forms[0]
-    return next((form for form in forms if not _has_empty_column(form, raw)), forms[0])
-
-
-def _has_empty_column(form: Form, raw: Mapping[str, Any]) -> bool:
-    values = (raw[field.column] for field in form.fields if not field.optional)
-    return any(is_null(value) or value == "" for value in values)
-
-
-def recognize(raw: Mapping[str, Any]) -> Form:
-    """The form of a row.
+    Args:
+        mapping: `dataset.columns`, for the error.
 
     Raises:
-        UnusableRow: no form has these columns.
+        UnusableRow: there are none.
     """
-    forms = forms_of(tuple(raw))
     if not forms:
-        raise unknown_form(raw)
-    return choose_form(forms, raw)
+        raise unknown_form(raw, mapping)
+    if len(forms) > 1:
+        for form in forms:
+            values = [raw[field.column] for field in form.fields if not field.optional]
+            if not any(is_null(value) or value == "" for value in values):
+                return form
+    return forms[0]
 
 
 def mapped_form(columns: Mapping[str, str]) -> Form:
@@ -153,7 +147,7 @@ def to_example(raw: Mapping[str, Any], form: Form) -> Example:
     """A row as an example.
 
     Args:
-        form: of this row, from `recognize` or `forms_of`.
+        form: of this row, from `choose_form`.
 
     Raises:
         UnusableRow: a column holds something other than text or turns.
@@ -164,7 +158,8 @@ def to_example(raw: Mapping[str, Any], form: Form) -> Example:
         value = raw[column]
         if may_be_turns and (not role or isinstance(value, list)):
             found = turns_of(value, column)
-            turns = found if turns == found[:1] else turns + found  # a system turn may be in its own column as well
+            # A system turn may be in its own column as well.
+            turns = found if not turns or turns == found[:1] else turns + found
             continue
         text = value if type(value) is str and value.isascii() else text_of(value, column)  # a call takes longer
         if role == "input":

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lpsel.data.batching import Rows, recording_plan, recording_rounds, token_weights, training_plan
+from lpsel.data.batching import Rows, recording_rounds, token_weights, training_plan
 from lpsel.data.packing import MicroBatch, OptimizerStep, collate
 from lpsel.data.random_order import epoch_order
 from lpsel.data.shared_prefixes import Prefixes, find_prefixes
@@ -32,14 +32,14 @@ class _Steps(Dataset[OptimizerStep]):
 
 
 class _Passes(Dataset[MicroBatch]):
-    def __init__(self, data: "SubsetDataModule", plan: list[Rows]) -> None:
-        self.data, self.plan = data, plan
+    def __init__(self, data: "SubsetDataModule", rounds: list[list[Rows]]) -> None:
+        self.data, self.rounds = data, rounds
 
     def __len__(self) -> int:
-        return len(self.plan)
+        return len(self.rounds)
 
     def __getitem__(self, i: int) -> MicroBatch:
-        return self.data.pack(self.plan[i])
+        return self.data.pack(self.rounds[i][self.data.rank])
 
 
 class _Unrecorded(Sampler):
@@ -182,12 +182,11 @@ class SubsetDataModule(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader | Sequence:
         if not self.record:
             return []
-        plan = [batches[self.rank] for batches in self.rounds()]
-        return self._loader(_Passes(self, plan), sampler=_Unrecorded(self))
+        return self._loader(_Passes(self, self.rounds()), sampler=_Unrecorded(self))
 
-    def rounds(self) -> list[list[Rows]]:
-        """The batches of a recording pass, in rounds of one per rank."""
-        rows = np.flatnonzero(self.to_record)
+    def rounds(self, rows: Rows | None = None) -> list[list[Rows]]:
+        """The batches of a pass over `rows`, by default of a recording pass, in rounds of one per rank."""
+        rows = np.flatnonzero(self.to_record) if rows is None else rows
         return recording_rounds(rows, self.own_lengths, self.room(self.score_tokens), self.world)
 
     def rounds_left(self) -> list[int]:
@@ -197,8 +196,7 @@ class SubsetDataModule(L.LightningDataModule):
 
     def recording(self, rows: Rows) -> DataLoader:
         """This rank's batches of a pass over `rows`."""
-        plan = recording_plan(rows, self.own_lengths, self.room(self.score_tokens), self.rank, self.world)
-        return self._loader(_Passes(self, plan))
+        return self._loader(_Passes(self, self.rounds(rows)))
 
     def _loader(self, data: Dataset, sampler: Sampler | None = None) -> DataLoader:
         return DataLoader(data, sampler=sampler, batch_size=None, pin_memory=torch.cuda.is_available())

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lpsel.data.column_forms import Form, choose_form, forms_of, mapped_form, to_example
-from lpsel.data.column_guess import unknown_form
 from lpsel.data.example import Example, merge_system
 from lpsel.data.formats import Numbered, Part, reader_of
 from lpsel.data.paths import hub_commit, hub_error, is_hub_id, local_files
@@ -160,9 +159,7 @@ class Source:
         if (column := spec.cluster_column) is not None and column not in raw:
             problem = f"no such column, the row has {', '.join(raw) or 'none'}"
             raise UserError("dataset.cluster_column", column, problem, "name one of these, or null")
-        if not forms:
-            raise unknown_form(raw, spec.columns)
-        example = to_example(raw, forms[0] if len(forms) == 1 else choose_form(forms, raw))
+        example = to_example(raw, forms[0] if len(forms) == 1 else choose_form(forms, raw, spec.columns))
         return example if spec.system == "keep" else merge_system(example)
 
     def skipped(self, error: UnusableRow, location: str) -> str:

@@ -27,20 +27,10 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
     Raises:
         UserError: the file is damaged, a decompression bomb, UTF-16 or UTF-32, or has a line of more than 64 MiB.
     """
-    number = total = 0
-    compressed = is_compressed(path)
-    with _readable(path) as file:
-        while line := file.readline(VALUE_BYTES + 1):
-            number += 1
-            total += len(line)
-            if len(line) > VALUE_BYTES:
-                raise too_long(f"{path}, line {number}")
-            if compressed:
-                check_expansion(path, total)
-            if number == 1:
-                _check_not_wide(path, line)
-                line = line.removeprefix(codecs.BOM_UTF8)
-            yield number, line
+    for number, line in enumerate(_pieces(path, lambda file: file.readline(VALUE_BYTES + 1)), start=1):
+        if len(line) > VALUE_BYTES:
+            raise too_long(f"{path}, line {number}")
+        yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
 
 
 def chunks(path: Path) -> Iterator[str]:
@@ -50,21 +40,29 @@ def chunks(path: Path) -> Iterator[str]:
         UserError: the file is damaged, a decompression bomb, or not UTF-8.
     """
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    line, total = 1, 0
+    line = 1
+    try:
+        for block in _pieces(path, lambda file: file.read(CHUNK_BYTES)):
+            text = decoder.decode(block)
+            line += text.count("\n")
+            yield text
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        raise not_utf8(path, line + error.object[: error.start].count(b"\n"), error) from None
+
+
+def _pieces(path: Path, read: Callable[[IO[bytes]], bytes]) -> Iterator[bytes]:
+    """What `read` returns of the decompressed content until it is empty."""
+    compressed = path.suffix.lower() in COMPRESSIONS
+    total = 0
     with _readable(path) as file:
-        try:
-            while block := file.read(CHUNK_BYTES):
-                if not total:
-                    _check_not_wide(path, block)
-                total += len(block)
-                if is_compressed(path):
-                    check_expansion(path, total)
-                text = decoder.decode(block)
-                line += text.count("\n")
-                yield text
-            decoder.decode(b"", final=True)
-        except UnicodeDecodeError as error:
-            raise not_utf8(path, line + error.object[: error.start].count(b"\n"), error) from None
+        while piece := read(file):
+            if not total:
+                _check_not_wide(path, piece)
+            total += len(piece)
+            if compressed:
+                check_expansion(path, total)
+            yield piece
 
 
 def not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> UnusableRow:
@@ -116,11 +114,6 @@ def _readable(path: Path) -> Iterator[IO[bytes]]:
         except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
             problem = f"not readable to its end ({first_line(error)})"
             raise UserError(path, None, problem, "download or compress it again") from None
-
-
-def is_compressed(path: Path) -> bool:
-    """Whether the name of a file has the extension of a compressed one."""
-    return path.suffix.lower() in COMPRESSIONS
 
 
 def _zstandard(packed: IO[bytes]) -> IO[bytes]:

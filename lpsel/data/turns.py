@@ -83,8 +83,9 @@ def _turn(message: Any, column: str) -> Turn:
     if not isinstance(message, dict):
         raise _unusable(column, f"every turn must have role and content, found {described(message)}", "no turns")
     role, content = message.get("role"), message.get("content")
-    if len(message) == 2 and isinstance(role, str) and isinstance(content, str) and role in PLAIN_ROLES:
-        return Turn(PLAIN_ROLES[role], text_of(content, column))  # nearly all turns: the rest takes longer
+    if len(message) == 2 and type(role) is str and type(content) is str and (plain := PLAIN_ROLES.get(role)):
+        # Nearly all turns: the rest takes longer, also a call for a text in ASCII.
+        return Turn(plain, content if content.isascii() else text_of(content, column))
     return _turn_with_fields(message, column)
 
 

@@ -23,7 +23,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lpsel.console import track
 from lpsel.data.batching import padded
-from lpsel.data.column_forms import recognize, to_example
+from lpsel.data.column_forms import choose_form, forms_of, to_example
 from lpsel.data.content_ids import counts, fingerprint, id_array, kinds_array, raw_digest
 from lpsel.errors import UnusableRow, UserError, check_choice
 from lpsel.model.flops import forward_flops, training_flops
@@ -178,7 +178,7 @@ class ScoresCallback(TrainerCallback):
     def _digest(self, number: int, row: Mapping[str, Any], kinds: dict[int, str]) -> bytes:
         """The digest of a row; adds the kind of an unusable one to `kinds`."""
         try:
-            return to_example(row, recognize(row)).content_digest()
+            return to_example(row, choose_form(forms_of(tuple(row)), row)).content_digest()
         except UnusableRow as error:
             if self.bad_rows == "error":
                 hint = "pass bad_rows='skip' to record nothing for such rows"

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lpsel.data.batching import packed, padded, recording_plan, training_plan
+from lpsel.data.batching import packed, padded, recording_rounds, training_plan
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=80).map(lambda x: np.array(x, dtype=np.int32))
 WORLDS = st.integers(1, 5)
@@ -37,9 +37,9 @@ def test_every_row_is_in_one_batch_within_the_budget(lengths, budget):
 @given(LENGTHS, st.integers(1, 200), WORLDS)
 @example(np.arange(1, 12, dtype=np.int32), 20, 12)
 def test_recording_reaches_every_row_with_equal_passes_on_every_rank(lengths, budget, world):
-    plans = [recording_plan(np.arange(len(lengths)), lengths, budget, rank, world) for rank in range(world)]
-    assert len({len(plan) for plan in plans}) == 1
-    assert set(np.concatenate([rows for plan in plans for rows in plan]).tolist()) == set(range(len(lengths)))
+    rounds = recording_rounds(np.arange(len(lengths)), lengths, budget, world)
+    assert {len(batches) for batches in rounds} == {world}
+    assert set(np.concatenate([rows for batches in rounds for rows in batches]).tolist()) == set(range(len(lengths)))
 
 
 @given(LENGTHS, st.integers(1, 200), st.integers(1, 40), WORLDS)
