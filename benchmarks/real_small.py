@@ -150,7 +150,7 @@ def _selections(selections: Sequence[dict[str, Any]]) -> list[str]:
         spearman = [(each["spearman"] or {}).get(name) for name in ("response_tokens", "nll_0")]
         lines.append([*cells, *("" if value is None else f"{value:.2f}" for value in spearman)])
     head = ["selection", "seed", "rows", "tokens", "% of all tokens", "median response", "known before training"]
-    return _markdown([*head, "Spearman with response length", "with NLL_0"], lines)
+    return markdown([*head, "Spearman with response length", "with NLL_0"], lines)
 
 
 def _budget(record: dict[str, Any]) -> str:
@@ -171,7 +171,7 @@ def _table(records: Sequence[dict[str, Any]], columns: Sequence[tuple[str, str, 
             cells.append(_cell(compared, factor, digits, "+") if compared else "")
         cells.append(_cell([record["held_out"][own]["bits_per_byte"] for record in group], 1, 3))
         lines.append(cells)
-    return _markdown([*head, "bits per byte"], lines)
+    return markdown([*head, "bits per byte"], lines)
 
 
 def _costs(records: Sequence[dict[str, Any]]) -> list[str]:
@@ -185,7 +185,7 @@ def _costs(records: Sequence[dict[str, Any]]) -> list[str]:
             cells = [_budget(record), str(record["seed"]), *(f"{value:.2e}" for value in flops), f"{share:.0f}"]
             lines.append([*cells, *(f"{value:,.0f}" for value in seconds)])
     head = ["trained on", "seed", "FLOPs, selection", "FLOPs, training", "% of all rows"]
-    return _markdown([*head, "seconds, selection", "seconds, training"], lines)
+    return markdown([*head, "seconds, selection", "seconds, training"], lines)
 
 
 def _by_seed(records: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -214,18 +214,23 @@ def _cell(estimates: Sequence[dict[str, Any]], factor: float, digits: int, sign:
     return f"{factor * value:{sign}.{digits}f} [{factor * low:{sign}.{digits}f}, {factor * high:{sign}.{digits}f}]"
 
 
-def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table."""
     return [f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *lines]]
 
 
 def with_tables(page: str) -> str:
-    """The page with the tables of every part between `<!-- PART -->` and `<!-- end -->`."""
+    """The page with the tables of every part."""
     for file in sorted((RESULTS / "data").glob("real-small-*.json")):
-        start, end = f"<!-- {file.stem} -->", "<!-- end -->"
-        before, after = page.split(start)
-        text = tables(json.loads(file.read_text()))
-        page = f"{before}{start}\n{text}\n{end}{after.split(end, 1)[1]}"
+        page = between_marks(page, file.stem, tables(json.loads(file.read_text())))
     return page
+
+
+def between_marks(page: str, name: str, text: str) -> str:
+    """The page with a text between `<!-- NAME -->` and `<!-- end -->`."""
+    start, end = f"<!-- {name} -->", "<!-- end -->"
+    before, after = page.split(start)
+    return f"{before}{start}\n{text}\n{end}{after.split(end, 1)[1]}"
 
 
 def main(argv: Sequence[str]) -> None:
