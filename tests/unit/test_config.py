@@ -7,6 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 import lpsel.sweep  # noqa: F401  names the folders of sweeps in conf/base.yaml
 from lpsel.config import build, choices, config_dir
@@ -138,8 +139,9 @@ def test_an_experiment_sweeps_over_what_there_is(name):
     for key, values in config.hydra.sweeper.params.items():
         for value in str(values).replace(" ", "").split(","):
             known = (key, value) in CHOICES or (key == "selection.pct_of" and value in ("rows", "tokens"))
-            assert known or (key in ("pct", "seed") and float(value) > 0), f"{key}={value}"
+            number = key in ("pct", "seed") or OmegaConf.select(config, key) is not None
+            assert known or (number and float(value) >= 0), f"{key}={value}"
     tiny = name.endswith("-tiny")
-    assert config.dataset.name in (("embedded-uniform",) if tiny else ("alpaca", "dolly"))
-    if not name.startswith("real-small"):
+    assert config.dataset.name in (("embedded-uniform", "embedded") if tiny else ("alpaca", "dolly"))
+    if not name.startswith(("real-small", "redundancy")):
         assert {("experiment", name.removesuffix("-tiny") + ending) for ending in ("", "-tiny")} <= set(CHOICES)
