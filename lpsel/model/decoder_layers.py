@@ -4,6 +4,8 @@ The switch of transformers works only in training mode, and models without dropo
 """
 
 import logging
+import os
+import tempfile
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import torch
 import torch._dynamo
 from torch import nn
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch.utils.checkpoint import checkpoint
 
 from lpsel.errors import UserError, first_line
@@ -20,9 +23,10 @@ log = logging.getLogger(__name__)
 # Compiled versions of a layer's code, shared by all models of its kind, for passes with and without gradients, several
 # dtypes, a scorer and targets; PyTorch does not compile more.
 RECOMPILE_LIMIT = 64
-# FLOPs on a CPU from which compiled layers save more time than compiling takes: about one epoch of 500 Alpaca rows with
-# SmolLM2-135M. Compiling takes about 10 seconds, and a pass then a fifth to a quarter less time.
-WORTH_COMPILING = 5e13
+# FLOPs on a CPU from which compiled layers save more time than compiling takes: LP_app on about 2,000 Alpaca rows with
+# SmolLM2-135M. Compiling takes about 30 seconds; a training step then takes a tenth (two threads) to a quarter (one
+# thread) less time.
+WORTH_COMPILING = 2e14
 
 
 def checkpoint_layers(model: Any) -> None:
@@ -33,6 +37,7 @@ def checkpoint_layers(model: Any) -> None:
 
 def compile_layers(model: Any) -> None:
     """Compile every decoder layer, once for packs of any size; attention remains a kernel call."""
+    _keep_compiled_code_private()
     dynamo: Any = torch._dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, RECOMPILE_LIMIT)
     for layer in decoder_layers(model):
@@ -54,12 +59,27 @@ def compiling_pays(model: Any, tokens: int) -> bool:
 @cache
 def can_compile() -> bool:
     """Whether torch.compile works on this CPU: it needs a C++ compiler and Python's headers."""
+    _keep_compiled_code_private()
     try:
         torch.compile(torch.neg)(torch.ones(2))
     except Exception as error:  # of the compiler, dynamo or inductor
         log.info("compile=auto: layers are not compiled, since torch.compile fails here (%s)", first_line(error))
         return False
     return True
+
+
+@cache
+def _keep_compiled_code_private() -> tempfile.TemporaryDirectory[str] | None:
+    """Let PyTorch write compiled code to a folder of this process, unless the user has named one.
+
+    By default it loads code, and pickles, from a folder in /tmp whose name other users can guess and take.
+    """
+    shared = default_cache_dir()
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", shared) != shared:
+        return None
+    folder = tempfile.TemporaryDirectory(prefix="lpsel-compiled-", ignore_cleanup_errors=True)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder.name
+    return folder
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:

@@ -2,12 +2,14 @@
 
 import shutil
 from functools import partial
+from pathlib import Path
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
 import torch._inductor.config
+from torch._inductor.runtime import cache_dir_utils
 from torch.autograd.graph import saved_tensors_hooks
 
 from lpsel.data.packing import collate
@@ -15,6 +17,7 @@ from lpsel.errors import UserError
 from lpsel.model.adapter import Adapter
 from lpsel.model.decoder_layers import (
     WORTH_COMPILING,
+    _keep_compiled_code_private,
     can_compile,
     checkpoint_layers,
     compile_layers,
@@ -163,6 +166,21 @@ def test_auto_compiles_the_layers_where_it_saves_time(
     can_compile.cache_clear()
     assert is_compiled(module) == expected
     assert ("torch.compile fails here" in caplog.text) == (not works)
+
+
+@pytest.mark.parametrize("named", [None, "mine"])
+def test_compiled_code_is_in_a_folder_of_the_process_or_the_users_own(monkeypatch, tmp_path, named):
+    """By default, PyTorch loads code from a folder in /tmp that other users could make first."""
+    _keep_compiled_code_private.cache_clear()
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    if named:
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / named))
+    _keep_compiled_code_private()
+    used = Path(cache_dir_utils.cache_dir())
+    assert (used == tmp_path / "mine") == (named == "mine")
+    assert used != Path(cache_dir_utils.default_cache_dir())
+    assert named or used.stat().st_mode & 0o077 == 0
+    _keep_compiled_code_private.cache_clear()
 
 
 def configured(module):
