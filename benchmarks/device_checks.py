@@ -68,10 +68,12 @@ def attention(device: str, tiny: bool) -> Checked:
         for name, segments in packs().items():
             errors = attention_errors(segments, heads, window, dtype, place)
             case = {"heads": model, "window": window, "pack": name, "dtype": str(dtype)}
-            cases.append(case | errors | {"kernel": kernel_of(heads, dtype, place), "worst": max(errors.values())})
-            if not max(errors.values()) <= ROUNDING[dtype]:
+            cases.append(
+                case | errors | {"kernel": kernel_of(heads, dtype, place), "worst": float(np.max([*errors.values()]))}
+            )
+            if not all(error <= ROUNDING[dtype] for error in errors.values()):  # also NaN
                 failed.append(f"attention of {', '.join(map(str, case.values()))}: {errors}")
-    worst = {str(t): max(case["worst"] for case in cases if case["dtype"] == str(t)) for t in ROUNDING}
+    worst = {str(t): float(np.max([c["worst"] for c in cases if c["dtype"] == str(t)])) for t in ROUNDING}
     return {"largest_relative_error": worst, "cases": cases}, failed
 
 

@@ -44,9 +44,11 @@ def check_kernel(config: Any, dtype: torch.dtype, device: torch.device) -> None:
         UserError: an error relative to the norm exceeds ROUNDING.
     """
     for window in {None, WINDOW if getattr(config.get_text_config(), "sliding_window", None) else None}:
-        worst = max(attention_errors(PACK, Heads.of(config), window, dtype, device).values())
-        if not worst <= ROUNDING[dtype]:
-            problem = f"attention in {str(dtype).removeprefix('torch.')} is off by {worst:.1%} on this device"
+        errors = attention_errors(PACK, Heads.of(config), window, dtype, device)
+        wrong = [f"{error:.1%} ({part})" for part, error in errors.items() if not error <= ROUNDING[dtype]]  # also NaN
+        if wrong:
+            kind = str(dtype).removeprefix("torch.")
+            problem = f"attention in {kind} is off by {', '.join(wrong)} on this device"
             hint = "set trainer.precision=32-true, or install another version of PyTorch"
             raise UserError(config.model_type, problem=problem, hint=hint)
 

@@ -35,6 +35,12 @@ def without_gradients_of_values(query, key, value, *given, **how):
     return defined(query, key, value.detach(), *given, **how)
 
 
+def with_gradients_of_values_that_are_nan(query, key, value, *given, **how):
+    value = value.clone()
+    value.register_hook(lambda gradient: gradient * float("nan"))
+    return defined(query, key, value, *given, **how)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("config", [LlamaConfig(**SMALL), MistralConfig(**SMALL, sliding_window=4096)])
 def test_a_kernel_that_does_what_it_documents_passes(kernel, config, dtype):
@@ -47,10 +53,17 @@ def test_a_kernel_that_does_what_it_documents_passes(kernel, config, dtype):
     [
         (without_window, MistralConfig(**SMALL, sliding_window=4096)),
         (without_gradients_of_values, LlamaConfig(**SMALL)),
+        (with_gradients_of_values_that_are_nan, LlamaConfig(**SMALL)),
         (lambda *given, **how: defined(*given, **how) * 1.02, LlamaConfig(**SMALL)),
         (lambda *given, **how: defined(*given, **how) * float("nan"), LlamaConfig(**SMALL)),
     ],
-    ids=["a window ignored", "no gradient of the values", "two percent too large", "NaN"],
+    ids=[
+        "a window ignored",
+        "no gradient of the values",
+        "NaN as gradient of the values",
+        "two percent too large",
+        "NaN",
+    ],
 )
 def test_a_wrong_kernel_ends_the_run_before_training(kernel, wrong, config):
     kernel(wrong)
