@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpsel.data.tokens import Tokens
+from lpsel.model.load import text_decoder
 
 Times = NDArray[np.int64]  # how often each row has been fed, shape (N,)
 
@@ -53,7 +54,7 @@ def _products(model: Any, lengths: NDArray[np.int32], supervised: NDArray[np.int
     config = model.config.get_text_config()
     head = model.get_output_embeddings().weight
     tables = {id(model.get_input_embeddings().weight), id(head)}
-    layers = [(p, _share(name, config)) for name, p in model.named_parameters() if id(p) not in tables]
+    layers = [(p, _share(name, config)) for name, p in text_decoder(model).named_parameters() if id(p) not in tables]
     length = lengths.astype(np.float64)
     per_token = 2.0 * length.sum()
     per_label = 2.0 * supervised.sum(dtype=np.float64)

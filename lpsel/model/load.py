@@ -204,7 +204,13 @@ def freeze_other_parts(model: Any) -> None:
 
     Text gives the other parts no gradient, and DDP waits for every gradient.
     """
-    if model.config is not model.config.get_text_config():
+    decoder = text_decoder(model)
+    if decoder is not model:
         model.requires_grad_(False)
-        model.get_decoder().requires_grad_(True)
+        decoder.requires_grad_(True)
         model.get_output_embeddings().requires_grad_(True)
+
+
+def text_decoder(model: Any) -> Any:
+    """The part of a multimodal model that text passes through before the head; any other model itself."""
+    return model if model.config is model.config.get_text_config() else model.get_decoder()

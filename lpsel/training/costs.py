@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 PEAK_OF = {"bf16-true": torch.bfloat16, "bf16-mixed": torch.bfloat16}
+# Dense products in bfloat16 per second, by NVIDIA's data sheets, where Lightning has no figure or the one with sparsity
+HOPPER = {"NVIDIA H200": 989.4e12, "NVIDIA H200 NVL": 835.5e12, "NVIDIA H100 NVL": 835.5e12}
 SPENT = ("tokens", "flops", "device_seconds")
 
 
@@ -52,14 +54,16 @@ def peak_memory() -> dict[str, int]:
 
 
 def utilization(flops: float, seconds: float, device: torch.device, devices: int, precision: str) -> dict[str, float]:
-    """Model FLOPs per second and device and, for devices that Lightning knows, their percentage of the peak."""
+    """Model FLOPs per second and device and, for devices with a known peak, their percentage of it."""
     from lightning.fabric.utilities.throughput import get_available_flops
 
     per_second = flops / seconds / devices
     measured = {"flops_per_second_per_device": per_second}
+    dtype = PEAK_OF.get(precision, torch.float32)
+    peak = HOPPER.get(torch.cuda.get_device_name(device)) if device.type == "cuda" and dtype != torch.float32 else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a device that Lightning does not know
-        peak = get_available_flops(device, PEAK_OF.get(precision, torch.float32))
+        peak = peak or get_available_flops(device, dtype)
     if peak:
         measured["utilization_percent"] = 100 * per_second / peak
     return measured
