@@ -9,7 +9,7 @@ from pathlib import Path
 from timeit import repeat
 from typing import TYPE_CHECKING, Any
 
-from lpsel.errors import UserError, check_choice
+from lpsel.errors import UserError, check_choice, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +25,10 @@ WIDE, FAST_BFLOAT16 = 256, 1.5
 SMALL_MODEL = 10_000_000  # parameters: on its matrices, one thread is faster than several
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 REUSED_BYTES = 96 * 2**20
+# Of logits in float32 at a time, a few of which are needed: large enough to keep the device busy. On a GPU, every chunk
+# of a training step also reads and writes the gradient of the head.
+LOGIT_BYTES, GPU_LOGIT_SHARE = 64 * 2**20, 1 / 64
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")  # bytes, or "max"
 
 
@@ -82,13 +86,42 @@ def device_of(accelerator: str) -> "torch.device":
     import torch
 
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise UserError("trainer.accelerator", accelerator, "this machine has no CUDA device", "set trainer=cpu")
+        hint = "set trainer=cpu, or install a PyTorch build for the driver of this machine"
+        raise UserError("trainer.accelerator", accelerator, f"CUDA does not work here ({cuda_problem()})", hint)
+    if accelerator == "auto" and NVIDIA_DRIVER.exists() and not torch.cuda.is_available():
+        _warn_of_idle_gpu()
     if accelerator == "mps":
         if not torch.backends.mps.is_available():
             raise UserError("trainer.accelerator", "mps", "this machine has no Apple GPU", "set trainer=cpu")
         _warn_untested()
         return torch.device("mps")
     return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def cuda_problem() -> str:
+    """Why PyTorch cannot use CUDA: no GPU, no or an old driver, or a build without CUDA."""
+    import torch
+
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return first_line(error)
+    return "no device is visible"
+
+
+@cache
+def _warn_of_idle_gpu() -> None:
+    log.warning("This machine has an NVIDIA driver, but the CPU is used: %s (trainer=cpu is quiet)", cuda_problem())
+
+
+def warn_of_mixed_gpus(count: int) -> None:
+    """Warn if the first `count` GPUs of this machine are of several kinds."""
+    import torch
+
+    names = sorted({torch.cuda.get_device_name(i) for i in range(count)})
+    if len(names) > 1:
+        listed = ", ".join(names)
+        log.warning("The GPUs are of several kinds (%s): the slowest and the smallest one limit all of them", listed)
 
 
 @cache
@@ -105,6 +138,17 @@ def total_memory(device: "torch.device") -> int:
     allowed = CONTAINER_LIMIT.read_text().strip() if CONTAINER_LIMIT.is_file() else ""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min(machine, int(allowed)) if allowed.isdigit() else machine
+
+
+@cache
+def gpu_memory(device: "torch.device") -> int | None:
+    """Bytes of a CUDA GPU, free or not, so that what depends on it is the same in every run; None for other devices."""
+    return total_memory(device) if device.type == "cuda" else None
+
+
+def logit_bytes(gpu: float | None) -> float:
+    """Bytes of the logits that are computed at a time, on a GPU with so much memory or on a CPU."""
+    return LOGIT_BYTES if gpu is None else GPU_LOGIT_SHARE * gpu
 
 
 def free_memory() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from lpsel.errors import UserError
+from lpsel.model import device
 from lpsel.model.adapter import Adapter
 from lpsel.model.device import bfloat16_speedup, choose_threads, device_of, resolve_precision
 from lpsel.model.lightning_module import FineTuner
@@ -126,3 +127,28 @@ def test_omp_num_threads_of_the_user_is_left_alone(monkeypatch):
     before = torch.get_num_threads()
     choose_threads(1_000_000)
     assert torch.get_num_threads() == before
+
+
+def test_a_gpu_that_pytorch_cannot_use_is_explained(monkeypatch, tmp_path, caplog):
+    old = "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver"
+
+    def too_old():
+        raise RuntimeError(f"{old}\nmore lines")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", too_old)
+    monkeypatch.setattr(device, "NVIDIA_DRIVER", tmp_path)
+    with pytest.raises(UserError) as caught:
+        device_of("gpu")
+    assert caught.value.problem == f"CUDA does not work here ({old})"
+    assert [device_of("auto").type, device_of("auto").type, device_of("cpu").type] == ["cpu"] * 3
+    said = f"This machine has an NVIDIA driver, but the CPU is used: {old} (trainer=cpu is quiet)"
+    assert caplog.messages == [said]
+
+
+def test_gpus_of_several_kinds_are_named(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: ["NVIDIA L4", "NVIDIA L4", "NVIDIA A10G"][i])
+    device.warn_of_mixed_gpus(2)
+    assert not caplog.messages
+    device.warn_of_mixed_gpus(3)
+    assert caplog.messages[0].startswith("The GPUs are of several kinds (NVIDIA A10G, NVIDIA L4): ")
