@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lpsel.data.batching import Rows
 from lpsel.data.packing import MicroBatch, OptimizerStep
-from lpsel.distributed import is_main_process
+from lpsel.distributed import is_main_process, pending_signal
 from lpsel.errors import ReportedByMainProcess, UserError
 from lpsel.model.adapter import AdaptedModel, Adapter
 from lpsel.model.decoder_layers import checkpoint_layers, compile_layers, compiling_pays
@@ -47,6 +47,7 @@ class FineTuner(L.LightningModule):
     Attributes:
         tokens_ahead: tokens of the forward passes that are to come, for `compiled="auto"`.
         step_nll: loss of the last optimizer step, over all ranks.
+        signaled: whether a signal had reached some rank by then; equal on all ranks.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class FineTuner(L.LightningModule):
         self.activation_checkpointing, self.compiled = activation_checkpointing, compiled
         self.adapted: AdaptedModel | None = None
         self.loss: PerSampleLoss  # set by configure_model
-        self.step_nll = math.nan
+        self.step_nll, self.signaled = math.nan, False
         self.tokens_ahead = 0
 
     def configure_model(self) -> None:
@@ -158,17 +159,23 @@ class FineTuner(L.LightningModule):
         # Over the slices of all ranks if the weights are sharded, which Lightning's clipping does not do.
         weights = [p for group in optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(weights, self.spec.recipe.max_grad_norm)
-        total = self.trainer.strategy.reduce(total, reduce_op="mean")
-        # The only synchronization with the device in a step. Both numbers are equal on all ranks, so all end together.
+        own = torch.stack([total, torch.full_like(total, pending_signal() is not None)])
+        of_all: Any = self.trainer.strategy.reduce(own, reduce_op="mean")
+        # The only synchronization with the device in a step. These numbers are equal on all ranks, so all end together.
         norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).to(total.device)
-        self.step_nll, gradient = torch.stack([total, norm.float()]).tolist()
+        self.step_nll, signals, gradient = torch.cat([of_all, norm.float()[None]]).tolist()
+        self.signaled = signals > 0
         if not (math.isfinite(self.step_nll) and math.isfinite(gradient)):
             raise self._diverged(step, batch_idx, gradient)
         optimizer.step()
         optimizer.zero_grad()
         scheduler.step()
-        self.log(f"{self.role}/nll", total, batch_size=step.rows)
-        self.log(f"{self.role}/learning_rate", scheduler.get_last_lr()[0], batch_size=step.rows)
+        self.log_number("nll", self.step_nll)
+        self.log_number("learning_rate", scheduler.get_last_lr()[0])
+
+    def log_number(self, name: str, value: float) -> None:
+        """Log a number of one optimizer step, without the transfer to the device that Lightning would wait for."""
+        self.log(f"{self.role}/{name}", torch.tensor(float(value)), batch_size=1, on_step=True, on_epoch=False)
 
     def on_train_end(self) -> None:
         # Lightning would move the optimizer's states to the host.

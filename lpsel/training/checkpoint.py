@@ -52,8 +52,11 @@ class Checkpoints:
         self.folder, self.strategy = folder, strategy
         self.rank, self.world = strategy.global_rank, strategy.world_size
 
-    def save(self, step: int, model: Any, optimizer: Any, progress: dict[str, Any]) -> None:
+    def save(self, step: int, model: Any, optimizer: Any | None, progress: dict[str, Any]) -> None:
         """Write a checkpoint, with `progress` as JSON, and delete all but the newest of the earlier ones.
+
+        Args:
+            optimizer: None where no step follows, so that only the weights are needed.
 
         Raises:
             UserError: the checkpoint cannot be written; earlier ones remain.
@@ -66,15 +69,21 @@ class Checkpoints:
             folder.mkdir(parents=True)
         self.strategy.barrier("checkpoint folder created")
         numbers, tensors = _state(model, optimizer)
-        sharded = any(isinstance(value, DTensor) for value in tensors.values())
-        names = [SLICES.format(rank) for rank in range(self.world if sharded else 1)]
+        writers = max(map(_shards, tensors.values()))  # the first copy, if there are several of a sharded model
+        names = [SLICES.format(rank) for rank in range(writers)]
 
         def finish() -> None:
             write_json(folder / STATE, {"optimizer": numbers, **progress})
             seal(folder / MANIFEST, [STATE, *names], {"format": FORMAT})
 
-        self._together(folder, lambda: _write_slices(folder, self.rank, tensors), sharded or self.rank == 0)
+        self._together(folder, lambda: _write_slices(folder, self.rank, tensors), self.rank < writers)
         self._together(folder, finish, self.rank == 0)
+
+    @staticmethod
+    def size(model: Any, optimizer: Any) -> int:
+        """Bytes of the tensors that this rank holds of a checkpoint."""
+        _, tensors = _state(model, optimizer)
+        return sum(_own(tensor).nbytes for tensor in tensors.values())
 
     def load(self, model: Any, optimizer: Any) -> dict[str, Any] | None:
         """Restore model and optimizer from the newest intact checkpoint; its `progress`, or None without one."""
@@ -122,15 +131,26 @@ def _trained(model: Any) -> dict[str, Any]:
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-def _state(model: Any, optimizer: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The optimizer's numbers, and all tensors, both by "KEY WEIGHT"."""
+def _state(model: Any, optimizer: Any | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The optimizer's numbers, and all tensors, both by "KEY WEIGHT"; without an optimizer, the weights."""
     numbers: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
     for name, weight in _trained(model).items():
         tensors[f"{WEIGHT} {name}"] = weight.detach()
-        for key, value in optimizer.state.get(weight, {}).items():
+        state = optimizer.state.get(weight, {}) if optimizer else {}
+        for key, value in state.items():
             (tensors if isinstance(value, Tensor) else numbers)[f"{key} {name}"] = value
     return numbers, tensors
+
+
+def _own(tensor: Any) -> Tensor:
+    """A tensor, or of a sharded one this rank's slice."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _shards(tensor: Any) -> int:
+    """The number of ranks that hold a slice of one copy of a tensor: the last dimension of its mesh."""
+    return tensor.device_mesh.shape[-1] if isinstance(tensor, DTensor) else 1
 
 
 def _slice_of(tensor: Any) -> tuple[int, int]:
@@ -138,8 +158,8 @@ def _slice_of(tensor: Any) -> tuple[int, int]:
     rows = tensor.shape[0] if tensor.dim() else 0
     if not isinstance(tensor, DTensor):
         return 0, rows
-    each = -(-rows // tensor.device_mesh.size())
-    first = min(each * tensor.device_mesh.get_local_rank(), rows)
+    each = -(-rows // _shards(tensor))
+    first = min(each * tensor.device_mesh.get_local_rank(tensor.device_mesh.ndim - 1), rows)
     return first, min(first + each, rows)
 
 
@@ -149,7 +169,7 @@ def _write_slices(folder: Path, rank: int, tensors: dict[str, Any]) -> None:
     for name, value in tensors.items():
         sliced = isinstance(value, DTensor)
         if sliced or rank == 0:
-            part = (value.to_local() if sliced else value).cpu().contiguous()
+            part = _own(value).cpu().contiguous()
             storage = part.untyped_storage().data_ptr()
             # safetensors rejects shared memory, and the states of bitsandbytes share a code book.
             own[name] = part.clone() if storage in stored else part
@@ -209,8 +229,7 @@ def _fill(tensor: Any, pieces: list[Piece]) -> None:
     """Copy the saved values into a tensor, or into this rank's slice of it."""
     if pieces[0].shape != list(tensor.shape):
         raise ValueError(f"a tensor of shape {list(tensor.shape)} was saved with shape {pieces[0].shape}")
-    own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    own.copy_(_rows(pieces, *_slice_of(tensor)))
+    _own(tensor).copy_(_rows(pieces, *_slice_of(tensor)))
 
 
 def _rows(pieces: list[Piece], first: int, stop: int) -> Tensor:

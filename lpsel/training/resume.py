@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from pathlib import Path
+from signal import SIGTERM
 from typing import Any
 
 import lightning as L
@@ -15,8 +16,12 @@ from lpsel.training.checkpoint import Checkpoints
 
 log = logging.getLogger(__name__)
 
-SHARE = 0.02  # of the training time, for checkpoints with checkpoint_steps=auto
-FIRST = 10  # steps before the first checkpoint, whose duration sets the interval
+# With checkpoint_steps=auto:
+SHARE = 0.02  # of the training time, for checkpoints
+FEWEST = 10  # steps between two
+BYTES_PER_SECOND = 500e6  # written and hashed, assumed for the first one; those after it are timed
+
+RECORDED = 64  # batches of a recording pass between two looks for a signal, for which ranks wait for each other
 
 
 class Resume(L.Callback):
@@ -24,19 +29,24 @@ class Resume(L.Callback):
 
     It must be the last callback, because it saves the state of the others (`Callback.state_dict`). Steps that an
     earlier process has made come as empty batches. At the end of a recorded epoch, a checkpoint is always saved, so
-    that the recorded losses are those of these weights whichever process computes them. After a signal, all ranks end
-    together, at the end of a step or batch. `every` is the number of steps between checkpoints, or `auto` for as many
-    as keep their share of the time at `SHARE`.
+    that the recorded losses are those of these weights whichever process computes them; after the last epoch, it holds
+    the weights alone. After a signal, all ranks end together, at the end of a step, or of up to `RECORDED` batches of a
+    recording pass. `every` is the number of steps between checkpoints, or `auto` for as many as keep their share of the
+    time at `SHARE`.
+
+    Attributes:
+        saving: seconds spent on checkpoints.
     """
 
     def __init__(self, title: str, folder: Path, data: SubsetDataModule, every: int | str) -> None:
         self.title, self.folder, self.data = title, folder, data
         self.auto = every == "auto"
-        self.every = FIRST if self.auto else int(every)
+        self.every = FEWEST if self.auto else int(every)
         self.before = {"seconds": 0.0, "device_seconds": 0.0}  # of earlier processes, up to the restored checkpoint
         self.started = time.monotonic()
         self.since = self.step = 0
-        self.training = 0.0  # seconds of the `since` steps
+        self.training = self.saving = 0.0  # `training` is the time of the `since` steps
+        self.took = 0.0  # of the last checkpoint, 0 before there is one
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.checkpoints = Checkpoints(self.folder, trainer.strategy)
@@ -71,20 +81,25 @@ class Resume(L.Callback):
             return
         self.training += time.monotonic() - self.last
         self.step, self.since = self.step + 1, self.since + 1
+        if self.auto and not self.took and self.since == FEWEST:
+            size = self.checkpoints.size(pl_module.language_model, trainer.optimizers[0])
+            self.every = self._interval(trainer, size / BYTES_PER_SECOND)
         epoch_ends = batch_idx + 1 == self.data.steps_per_epoch or trainer.should_stop
-        signal = _signal_on_any_rank(trainer)
-        if signal or self.since >= self.every or (epoch_ends and self.data.record):
+        if pl_module.signaled or self.since >= self.every or (epoch_ends and self.data.record):
             self._save(trainer, pl_module, batch_idx + 1)
-        if signal:
+        if pl_module.signaled:
             saved = f"saved after step {batch_idx + 1} of epoch {trainer.current_epoch + 1}"
-            raise Interrupted(signal, saved, all_ranks=True)
+            raise Interrupted(pending_signal() or SIGTERM, saved, all_ranks=True)
         self.last = time.monotonic()
 
     def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: MicroBatch, *_: Any
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: MicroBatch, batch_idx: int, *_: Any
     ) -> None:
-        if signal := _signal_on_any_rank(trainer):
-            raise Interrupted(signal, "the losses recorded so far are saved", all_ranks=True)
+        if trainer.world_size > 1 and (batch_idx + 1) % RECORDED:
+            return
+        signal = pending_signal()
+        if trainer.strategy.reduce_boolean_decision(signal is not None, all=False):
+            raise Interrupted(signal or SIGTERM, "the losses recorded so far are saved", all_ranks=True)
 
     def cost(self, trainer: L.Trainer) -> dict[str, Any]:
         """Seconds and device seconds so far, including those of earlier processes up to the restored checkpoint."""
@@ -105,25 +120,24 @@ class Resume(L.Callback):
             "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
             "cost": self.cost(trainer),
         }
-        self.checkpoints.save(self.step, pl_module.language_model, trainer.optimizers[0], progress)
-        if self.auto:
-            took = time.monotonic() - began
-            every = max(FIRST, math.ceil(took * self.since / (SHARE * self.training)))
-            every = trainer.strategy.broadcast(every)  # the ranks measure different times
+        finished = trainer.current_epoch + 1 == trainer.max_epochs and epoch_step == self.data.steps_per_epoch
+        optimizer = None if finished else trainer.optimizers[0]
+        self.checkpoints.save(self.step, pl_module.language_model, optimizer, progress)
+        self.took = time.monotonic() - began
+        self.saving += self.took
+        if self.auto and not finished:
+            every = self._interval(trainer, self.took)
             if not self.every / 2 <= every <= self.every * 2:
                 message = "%s: a checkpoint takes %.1f s; saving one every %s steps in %s"
-                log.info(message, self.title, took, every, self.folder)
+                log.info(message, self.title, self.took, every, self.folder)
             self.every = every
         self.since, self.training = 0, 0.0
+
+    def _interval(self, trainer: L.Trainer, seconds: float) -> int:
+        """Steps between checkpoints of so many seconds, at the duration of the last `since` steps."""
+        every = max(FEWEST, math.ceil(seconds * self.since / (SHARE * self.training)))
+        return trainer.strategy.broadcast(every)  # the ranks measure different times
 
 
 def _stateful(trainer: Any) -> list[L.Callback]:
     return [callback for callback in trainer.callbacks if callback.state_dict()]
-
-
-def _signal_on_any_rank(trainer: L.Trainer) -> int | None:
-    """The signal that some rank has received; the other ranks report SIGTERM."""
-    signal = pending_signal()
-    if trainer.strategy.reduce_boolean_decision(signal is not None, all=False):
-        return signal or 15
-    return None

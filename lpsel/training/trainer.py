@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lpsel.console import Advance, track
@@ -18,7 +19,7 @@ from lpsel.data.datamodule import SubsetDataModule
 from lpsel.data.packing import MicroBatch, OptimizerStep
 from lpsel.distributed import deferred_signals, is_main_process, started_together
 from lpsel.errors import ReportedByMainProcess, UserError, first_line
-from lpsel.model.device import lightning_precision
+from lpsel.model.device import lightning_precision, warn_of_mixed_gpus
 from lpsel.model.flops import spent, training_flops
 from lpsel.model.lightning_module import FineTuner
 from lpsel.tracking.logger import TrackerLogger
@@ -67,9 +68,8 @@ def fit(
             trainer.validate(module, datamodule=data, verbose=False)
     model, trained_N = module.language_model, data.times_trained(progress.steps)
     if setup.tracker.enabled and progress.seconds:
-        flops = spent(model, data.tokens, trained_N, 0 * trained_N)["flops"]
-        device = trainer.strategy.root_device
-        busy = utilization(flops, progress.seconds, device, trainer.world_size, module.precision)
+        flops, seconds = spent(model, data.tokens, trained_N, 0 * trained_N)["flops"], progress.seconds - resume.saving
+        busy = utilization(flops, seconds, trainer.strategy.root_device, trainer.world_size, module.precision)
         setup.tracker.log({f"{module.role}/{name}": value for name, value in busy.items()}, trainer.global_step)
     recorded_N = data.to_record * (epochs + 1)
     recorded_N = recorded_N + sum(getattr(callback, "times_checked", 0) for callback in callbacks)
@@ -126,6 +126,10 @@ def _trainer(
             f"{trainer.world_size} ranks were started",
             "set both to the values given to torchrun or srun",
         )
+    if setup.device.type == "cuda" and is_main_process():
+        warn_of_mixed_gpus(trainer.num_devices)
+    if isinstance(trainer.strategy, DDPStrategy):
+        trainer.strategy._ddp_kwargs["gradient_as_bucket_view"] = True  # which are otherwise held twice
     # Lightning's own handlers would broadcast inside the handler, and save a pickle for SLURM.
     signals: Any = trainer._signal_connector
     signals.register_signal_handlers = lambda: None
@@ -139,7 +143,7 @@ class FitProgress(L.Callback):
 
     Attributes:
         steps: optimizer steps of each epoch.
-        seconds: total time of these steps, without recording passes and loading.
+        seconds: total time of these steps, with checkpoints, without recording passes and loading.
     """
 
     def __init__(self, title: str, role: str, data: SubsetDataModule) -> None:
@@ -161,7 +165,7 @@ class FitProgress(L.Callback):
         self.last = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: OptimizerStep, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: OptimizerStep, batch_idx: int
     ) -> None:
         now, tokens = time.perf_counter(), sum(micro.tokens for micro in batch.micro_batches)
         self.steps[-1] += 1
@@ -171,7 +175,7 @@ class FitProgress(L.Callback):
             measured = {"tokens_per_second": trainer.world_size * tokens / (now - self.last)}
             measured |= {f"peak_{where}_memory_gib": size / 2**30 for where, size in peak_memory().items()}
             for name, value in measured.items():
-                pl_module.log(f"{self.role}/{name}", value, batch_size=1, on_step=True, on_epoch=False)
+                pl_module.log_number(name, value)
         self.last = now
         if batch_idx + 1 == self.data.steps_per_epoch:
             self.bar.close()

@@ -18,6 +18,8 @@ from lpsel.commands.job import run
 from lpsel.distributed import Interrupted, signals_interrupt
 from lpsel.errors import UserError
 from lpsel.model.lightning_module import FineTuner
+from lpsel.storage import read_json
+from lpsel.training import resume
 from lpsel.training.checkpoint import Checkpoints
 
 ROWS, STEPS, EPOCHS = 40, 5, 2  # rows, optimizer steps per epoch, epochs of the scorer
@@ -199,23 +201,24 @@ def select_and_kill_rank_1(given, run_dir):
 
 @pytest.mark.slow
 @pytest.mark.distributed
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_one_of_two_ranks_is_killed_and_one_or_three_resume(tmp_path, toy_model, rows, whole, as_ranks, strategy):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "fsdp trainer.strategy.replicate=2"])
+def test_one_of_two_ranks_is_killed_and_one_or_more_resume(tmp_path, toy_model, rows, whole, as_ranks, strategy):
     def given(cache, world):
-        more = [f"trainer={strategy}", "trainer.accelerator=cpu", f"trainer.devices={world}"]
+        more = [*f"trainer={strategy}".split(), "trainer.accelerator=cpu", f"trainer.devices={world}"]
         return [o for o in arguments(toy_model, rows, cache) if o != "trainer=cpu"] + more
 
     # The other rank ends by itself: killed after a timeout, it would have another status.
     cut = given(tmp_path / "cut", 2)
     assert as_ranks(2, select_and_kill_rank_1, cut, tmp_path / "run2", may_fail=True) == [1, -signal.SIGKILL]
-    shutil.copytree(tmp_path / "cut", tmp_path / "three")
+    shutil.copytree(tmp_path / "cut", tmp_path / "more")
     state = json.loads(sorted((tmp_path / "cut").rglob("state.json"))[-1].read_text())
     assert (state["epoch"], state["epoch_step"]) == (1, 2)
     one = run("select", arguments(toy_model, rows, tmp_path / "cut"), tmp_path / "run1")
     np.testing.assert_allclose(losses(one), losses(whole), rtol=1e-5)
-    as_ranks(3, run, "select", given(tmp_path / "three", 3), tmp_path / "run3")
-    three = json.loads((tmp_path / "run3" / "result.json").read_text())
-    np.testing.assert_allclose(losses(three), losses(whole), rtol=1e-5)
+    several = 4 if "replicate" in strategy else 3
+    as_ranks(several, run, "select", given(tmp_path / "more", several), tmp_path / "run3")
+    more = json.loads((tmp_path / "run3" / "result.json").read_text())
+    np.testing.assert_allclose(losses(more), losses(whole), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -296,6 +299,22 @@ def test_a_full_disk_ends_with_one_line_and_the_command_resumes_when_there_is_sp
     assert not list((tmp_path / "cut").rglob("step-*"))
     resumed = run("select", given, tmp_path / "c")
     np.testing.assert_array_equal(losses(resumed), losses(whole))
+
+
+def test_the_size_of_the_first_checkpoint_determines_when_it_is_written(tmp_path, toy_model, rows, monkeypatch):
+    written, save = {}, Checkpoints.save
+
+    def saved(self, step, *state):
+        save(self, step, *state)
+        described = read_json(self.folder / f"step-{step:08d}" / "rank00000.json")
+        written[step] = {name.partition(" ")[0] for name in described["tensors"]}
+
+    monkeypatch.setattr(Checkpoints, "save", saved)
+    monkeypatch.setattr(resume, "BYTES_PER_SECOND", 1e4)  # minutes for the embedded model
+    given = ["scorer.recipe.global_batch=1", "selection=lp", "checkpoint_steps=auto"]
+    run("select", arguments(toy_model, rows, tmp_path, *given), tmp_path / "run")
+    # None within an epoch; after the last, no step needs moments.
+    assert written == {ROWS: {"weight", "step", "exp_avg", "exp_avg_sq"}, 2 * ROWS: {"weight"}}
 
 
 def test_by_default_the_first_checkpoint_determines_the_interval(tmp_path, toy_model, rows, monkeypatch, caplog):
