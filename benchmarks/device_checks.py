@@ -22,6 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from lpsel.data.packing import Segment
 from lpsel.data.tokens import Tokens
+from lpsel.model.device import gpu_memory
 from lpsel.model.kernel_check import PACK, ROUNDING, WINDOW, Heads, attention_errors, kernel_of
 from lpsel.model.loss import PerSampleLoss, check_head, per_sample_nll
 from lpsel.model.memory_estimate import training_memory
@@ -161,7 +162,7 @@ def training_and_recording(
             checkpointing=False,
             pack=setup.train_tokens,
             shards=1,
-            on_gpu=device == "cuda",
+            gpu=gpu_memory(torch.device(device)),
         )
     training = figures["training"]
     training["estimated_bytes"] = whole.total

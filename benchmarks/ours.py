@@ -20,7 +20,7 @@ from lpsel.data.dataset import DatasetSpec, Source
 from lpsel.data.random_order import epoch_order
 from lpsel.data.shared_prefixes import find_prefixes
 from lpsel.data.tokens import DATA, ROWS_PER_BATCH, SCHEMA, Tokens, tokenize
-from lpsel.model.device import lightning_precision
+from lpsel.model.device import gpu_memory, lightning_precision
 from lpsel.model.flops import forward_flops
 from lpsel.model.lightning_module import FineTuner
 from lpsel.model.load import load_config, load_tokenizer
@@ -93,7 +93,8 @@ def flops(model_folder: Path, tokens: Tokens, rows: NDArray[np.int64]) -> dict[s
 
 def largest_pack(model_folder: Path, precision: str, score_tokens: int, device: str) -> int:
     """Tokens of the largest pack that a recording pass makes where `score_tokens` are asked for."""
-    return recording_pack(load_config(spec_of(model_folder), str(model_folder)), precision, score_tokens, device)
+    config, gpu = load_config(spec_of(model_folder), str(model_folder)), gpu_memory(torch.device(device))
+    return recording_pack(config, precision, score_tokens, gpu)
 
 
 def score(

@@ -19,9 +19,9 @@ from lpsel.data.tokens import count_tokens, find_tokens
 from lpsel.errors import UserError, check_number
 from lpsel.model.adapter import Adapter
 from lpsel.model.device import resolve_precision
-from lpsel.model.fsdp import shards
+from lpsel.model.fsdp import option_of, shards
 from lpsel.model.load import load_config, load_tokenizer, locate
-from lpsel.model.memory_estimate import USABLE, DeviceMemory, devices_needed, training_memory, training_pack
+from lpsel.model.memory_estimate import A_GPU, USABLE, DeviceMemory, devices_needed, training_memory, training_pack
 from lpsel.model.spec import ModelSpec
 from lpsel.storage import digest
 from lpsel.training.checkpoint import COUNT
@@ -160,7 +160,8 @@ def memory(
             checkpointing=config.activation_checkpointing,
             pack=pack,
             shards=shards_per_copy,
-            buckets=_devices(config.trainer) > 1,
+            layers_stay=not option_of(config.trainer.strategy, "reshard_after_forward", True),
+            gpu=A_GPU if limit is None else limit,
         )
 
     shared, pack = _devices_per_copy(config.trainer), config.train_tokens
@@ -207,7 +208,7 @@ def disk(config: DictConfig, model: ModelShape, adapter: Adapter | None, trained
 
 def _devices_per_copy(trainer: DictConfig) -> int:
     """Devices that share one copy of a model."""
-    return _devices(trainer) if shards(trainer.strategy) else 1
+    return _devices(trainer) // option_of(trainer.strategy, "replicate", 1) if shards(trainer.strategy) else 1
 
 
 def _devices(trainer: DictConfig) -> int:

@@ -35,7 +35,7 @@ from lpsel.generation.answers import answer_counts
 from lpsel.generation.generate import generate, in_order, prompt_room
 from lpsel.generation.sampling import Generation, Sampling
 from lpsel.generation.text_metrics import exact_match, rouge_l
-from lpsel.model.device import free_memory, reuse_freed_memory
+from lpsel.model.device import free_memory, gpu_memory, reuse_freed_memory
 from lpsel.model.load import load_config, load_model, load_tokenizer, locate
 from lpsel.model.loss import PerSampleLoss, check_head
 from lpsel.model.memory_estimate import recording_pack
@@ -178,7 +178,7 @@ class ReferenceEvaluator:
         check_head(loss)
         loaded = time.perf_counter()
         precision = "32-true" if dtype == torch.float32 else "bf16-true"
-        largest = recording_pack(model.config, precision, self.batch_tokens, device.type)
+        largest = recording_pack(model.config, precision, self.batch_tokens, gpu_memory(device))
         title, special = f"References, {inputs.name}", inputs.tokenizer.all_special_ids
         measured = _without_answers(inputs, *reference_nll(loss, inputs.tokens, largest, title, special))
         loss.release()

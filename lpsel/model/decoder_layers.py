@@ -97,6 +97,12 @@ def decoder_layers(model: Any) -> nn.ModuleList:
     )
 
 
+def norms_of(layer: nn.Module) -> list[nn.Module]:
+    """The modules of a layer whose own weights are all vectors, which autocast does not round."""
+    own = ((module, [p.dim() for p in module.parameters(recurse=False)]) for module in layer.modules())
+    return [module for module, dimensions in own if dimensions and set(dimensions) == {1}]
+
+
 def _find_layers(model: Any) -> nn.ModuleList | None:
     layers = model.config.get_text_config().num_hidden_layers
     lists = (module for module in model.get_decoder().modules() if isinstance(module, nn.ModuleList))

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
-from lpsel.errors import ReportedByMainProcess, UserError, first_line
-from lpsel.model.decoder_layers import decoder_layers
+from lpsel.errors import ReportedByMainProcess, UserError, check_int, first_line
+from lpsel.model.decoder_layers import decoder_layers, norms_of
 from lpsel.model.load import load_config, load_model, stored_dtype
 from lpsel.model.loss import PerSampleLoss, check_head
 from lpsel.model.spec import ModelSpec
@@ -25,25 +26,42 @@ from lpsel.model.spec import ModelSpec
 class ShardedStrategy(ModelParallelStrategy):
     """Lightning's strategy for FSDP2, over all devices of all nodes.
 
-    With `cpu_offload`, weights, gradients and optimizer states are on the host, where the optimizer updates them.
+    Args:
+        cpu_offload: keep weights, gradients and optimizer states on the host, where the optimizer updates them.
+        reshard_after_forward: free a gathered layer after its forward pass, and gather it again in the backward pass.
+        replicate: copies of the model, each sharded over as many devices, for example one on every node (HSDP).
     """
 
-    def __init__(self, cpu_offload: bool = False) -> None:
+    def __init__(self, cpu_offload: bool = False, reshard_after_forward: bool = True, replicate: int = 1) -> None:
+        check_int("trainer.strategy.replicate", replicate, 1)
         # The gradient norm is then reduced on the host, which NCCL cannot do.
         backend = "cpu:gloo,cuda:nccl" if cpu_offload else None
         super().__init__(data_parallel_size=1, tensor_parallel_size=1, process_group_backend=backend)
-        self.cpu_offload = cpu_offload
+        self.cpu_offload, self.reshard_after_forward, self.replicate = cpu_offload, reshard_after_forward, replicate
 
     def _configure_launcher(self) -> None:
         # The first hook that knows the devices, before other processes start.
         if self.cpu_offload and self.root_device.type == "cpu":
             problem, hint = "needs a GPU; everything is on the CPU already", "remove it"
             raise UserError("trainer.strategy.cpu_offload", "true", problem, hint)
+        if (devices := self.num_nodes * self.num_processes) % self.replicate:
+            problem = f"{devices} devices do not divide into as many copies"
+            raise UserError("trainer.strategy.replicate", self.replicate, problem, f"set a divisor of {devices}")
         super()._configure_launcher()
 
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+    @property
+    def shards(self) -> int:
+        """Devices that share a copy of the model."""
+        return self.num_nodes * self.num_processes // self.replicate
+
+    def mesh(self) -> DeviceMesh:
+        """All devices, in one dimension or, with several copies, by copy and slice."""
+        sizes = {"shard": self.shards} if self.replicate == 1 else {"replicate": self.replicate, "shard": self.shards}
+        return init_device_mesh(self.root_device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
 
     def model_to_device(self) -> None:
         if not self.cpu_offload:  # with it, load_sharded has placed every tensor
@@ -57,6 +75,11 @@ def shards(strategy: Any) -> bool:
     return issubclass(pkgutil.resolve_name(strategy["_target_"]), ModelParallelStrategy)
 
 
+def option_of(strategy: Any, name: str, default: Any) -> Any:
+    """An option of a strategy, which is a name or has settings."""
+    return default if isinstance(strategy, str) else strategy.get(name, default)
+
+
 def load_sharded(
     spec: ModelSpec,
     path: str,
@@ -67,7 +90,8 @@ def load_sharded(
 ) -> PerSampleLoss:
     """The sharded model, checked and filled with its weights. All ranks call it together.
 
-    With bf16-mixed, a layer is gathered and computed in bfloat16, and its gradient is reduced in float32.
+    bf16-mixed computes as on one device: the matrices of a layer are gathered in bfloat16, to which autocast would
+    round them; norms, embeddings and head in float32, as autocast leaves them. Gradients are reduced in float32.
 
     Args:
         dtype: of the weights that the optimizer updates.
@@ -84,15 +108,20 @@ def load_sharded(
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trusted).eval()
     prepare(model)
     loss = PerSampleLoss(model, packed)
-    mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     shard = partial(
         fully_shard,
-        mesh=strategy.device_mesh["data_parallel"],
-        mp_policy=mixed if precision == "bf16-mixed" else MixedPrecisionPolicy(),
+        mesh=strategy.mesh(),
+        reshard_after_forward=strategy.reshard_after_forward,
         offload_policy=CPUOffloadPolicy() if strategy.cpu_offload else OffloadPolicy(),
     )
+    rounded = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     for layer in decoder_layers(model):
-        shard(layer)
+        if precision == "bf16-mixed":
+            if norms := norms_of(layer):
+                shard(norms)
+            shard(layer, mp_policy=rounded)
+        else:
+            shard(layer)
     shard(loss)
     _fill(model, whole, strategy)
     return loss

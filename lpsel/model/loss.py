@@ -14,12 +14,10 @@ from torch.func import functional_call
 from lpsel.data.packing import MicroBatch, Segment, varlen_of
 from lpsel.errors import UserError
 from lpsel.model.attention import PackedAttention, autocast_dtype, can_pack, fill
+from lpsel.model.device import gpu_memory, logit_bytes
 
 # B rows of a pack, T tokens of it, N supervised tokens of it, H hidden size, V vocabulary
 
-# Of one chunk in float32, a few of which are needed at a time: large enough to keep the device busy
-LOGIT_BYTES = 64 * 2**20
-GPU_LOGIT_BYTES = 128 * 2**20
 CACHE_BYTES = 4 * 2**20  # of the logits whose loss a CPU computes at once, so that they stay in its cache
 
 Measure = Callable[[Tensor, Tensor], Tensor]  # of logits (N, V) and labels (N,), shape (N,)
@@ -105,7 +103,7 @@ class PerSampleLoss(nn.Module):
 
     def _chunk(self, hidden_NH: Tensor) -> int:
         bytes_per_token = 4 * self.model.get_output_embeddings().weight.shape[0]
-        return max(1, (GPU_LOGIT_BYTES if hidden_NH.is_cuda else LOGIT_BYTES) // bytes_per_token)
+        return max(1, int(logit_bytes(gpu_memory(hidden_NH.device)) // bytes_per_token))
 
 
 def token_nll(logits_NV: Tensor, labels_N: Tensor) -> Tensor:

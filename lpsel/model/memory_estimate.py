@@ -10,15 +10,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lpsel.data.packing import MicroBatch, Segment, varlen_of
 from lpsel.model.adapter import Adapter
-from lpsel.model.decoder_layers import checkpoint_layers, decoder_layers
-from lpsel.model.loss import GPU_LOGIT_BYTES, LOGIT_BYTES, PerSampleLoss
+from lpsel.model.decoder_layers import checkpoint_layers, decoder_layers, norms_of
+from lpsel.model.device import logit_bytes
+from lpsel.model.loss import PerSampleLoss
 from lpsel.model.spec import ModelSpec
 
 QUANTIZED = 0.5 + 1 / 64 + 4 / 16384  # bytes per weight in NF4 with double quantization
 MOMENTS_8BIT = 2 + 2 * 4 / 256  # bytes per weight: two moments, and a scale per block of 256
 
-# Of a recording pass; on a GPU, because a small model computes smaller packs faster than Python launches their kernels.
-ACTIVATION_BYTES = {"cpu": 256 * 2**20, "cuda": 512 * 2**20, "mps": 256 * 2**20}
+# Of a recording pass. On a GPU a share of its memory, because every pack casts, and with FSDP gathers, all weights.
+ACTIVATION_BYTES, GPU_ACTIVATION_SHARE = 256 * 2**20, 1 / 20
+A_GPU = 80 * 2**30  # bytes, where the GPU is not known
 
 PACKS = (4096, 2048, 1024, 512)  # tokens of the largest pack of training
 
@@ -34,8 +36,8 @@ class DeviceMemory(NamedTuple):
 
     Attributes:
         states: weights, gradients and optimizer moments; exact except for the allocator's overhead.
-        buffers: of DDP, a copy of the gradients; of FSDP, the root module, a layer and the next one, whole while they
-            are used, their gradients, and the float32 copy of the gradients that are being reduced.
+        buffers: of FSDP, the root module, a layer and the next one (or all layers), whole while they are used, their
+            gradients, and the float32 copy of the gradients that are being reduced.
         activations: of the largest pack, including autocast's copies of the weights.
     """
 
@@ -58,13 +60,14 @@ def training_memory(
     checkpointing: bool,
     pack: int,
     shards: int,
-    buckets: bool = False,
-    on_gpu: bool = True,
+    layers_stay: bool = False,
+    gpu: float | None = A_GPU,
 ) -> DeviceMemory:
     """The memory for training `model` on each device; docs/explanation/memory.md lists the bytes per weight.
 
     `model` is on the meta device. `pack` is the number of tokens of the largest micro-batch, `shards` the number of
-    devices that share one copy, 1 without FSDP. `buckets` is for the copy of the gradients that DDP reduces.
+    devices that share one copy, 1 without FSDP, and `layers_stay` that none is freed before the backward pass. `gpu` is
+    the memory of a GPU in bytes, None on a CPU.
     """
     computed = 4 if precision == "32-true" else 2
     stored = 2 if precision == "bf16-true" else 4
@@ -77,15 +80,17 @@ def training_memory(
         states = trained * sum(adapter.rank * (inputs + outputs) for inputs, outputs in layers)
         linear = _linear_weights(model) if adapter.quantization else 0
         states += QUANTIZED * linear + computed * (weights - linear)
-    buffers = 4.0 * weights if buckets and adapter is None else 0.0
+    buffers = 0.0
     if shards > 1:
-        layer_sizes = [_size(layer) for layer in decoder_layers(model)]
-        root, layer = weights - sum(layer_sizes), max(layer_sizes)
-        buffers = 2.0 * computed * (root + 2 * layer) + 4.0 * max(root, layer)
-    # Frozen weights and those that FSDP gathers are stored as they are multiplied, so that autocast copies none.
-    as_multiplied = precision == "bf16-true" or (precision == "bf16-mixed" and (shards > 1 or adapter is not None))
-    dtype = torch.bfloat16 if as_multiplied else torch.float32
-    how = _Pass(dtype, precision == "bf16-mixed", checkpointing, on_gpu)
+        sizes = [_size(layer) for layer in decoder_layers(model)]
+        root, layer = weights - sum(sizes), max(sizes)
+        gathered = sum(sizes) if layers_stay else 2 * layer
+        buffers = 2.0 * stored * root + computed * (gathered + 2.0 * layer) + 4.0 * max(root, layer)
+    # Frozen weights, and the matrices that FSDP gathers, are stored as they are multiplied: autocast copies none.
+    mixed = precision == "bf16-mixed"
+    dtype = torch.bfloat16 if precision == "bf16-true" or (mixed and adapter is not None) else torch.float32
+    matrices = torch.bfloat16 if mixed and shards > 1 else dtype
+    how = _Pass(dtype, matrices, mixed, checkpointing, gpu)
     return DeviceMemory(states, buffers, _activations(model.config, how, pack, min(spec.max_length, pack)))
 
 
@@ -99,8 +104,10 @@ def training_pack(limit: float, estimate: Callable[[int], DeviceMemory]) -> int:
     return next((pack for pack in PACKS if estimate(pack).total <= limit), PACKS[-1])
 
 
-def recording_pack(config: Any, precision: str, requested: int, device: str) -> int:
-    """Tokens of the largest pack of a recording pass: `requested`, or as many as fit into ACTIVATION_BYTES.
+def recording_pack(config: Any, precision: str, requested: int, gpu: float | None) -> int:
+    """Tokens of the largest pack of a recording pass: `requested`, or as many as fit into the memory for activations.
+
+    `gpu` is the memory of a GPU in bytes, None on a CPU.
 
     The activations of a token are largest inside the MLP of a layer: six hidden states and four times the MLP's inner
     state in the precision of the pass, and the residual stream and its norm in float32.
@@ -108,7 +115,8 @@ def recording_pack(config: Any, precision: str, requested: int, device: str) -> 
     hidden, inner = config.get_text_config().hidden_size, _inner_size(config)
     bytes_each = 4 if precision == "32-true" else 2
     bytes_per_token = bytes_each * (6 * hidden + 4 * inner) + 4 * 3 * hidden
-    return max(1, min(requested, ACTIVATION_BYTES[device] // bytes_per_token))
+    available = ACTIVATION_BYTES if gpu is None else GPU_ACTIVATION_SHARE * gpu
+    return max(1, min(requested, int(available // bytes_per_token)))
 
 
 def _activations(config: Any, how: "_Pass", pack: int, row: int) -> float:
@@ -121,7 +129,8 @@ def _activations(config: Any, how: "_Pass", pack: int, row: int) -> float:
     if how.checkpointing:  # the tensors of one layer at a time
         one += _first_and_more(config, how._replace(checkpointing=False), pack, row)[1]
     text = config.get_text_config()
-    head = 4 * text.hidden_size * (text.vocab_size + pack) + 3 * (GPU_LOGIT_BYTES if how.on_gpu else LOGIT_BYTES)
+    chunk = min(logit_bytes(how.gpu), 4 * pack * text.vocab_size)
+    head = 4 * text.hidden_size * (text.vocab_size + pack) + 3 * chunk
     return float(one + (text.num_hidden_layers - 1) * layer + head)
 
 
@@ -135,12 +144,13 @@ def _first_and_more(config: Any, how: "_Pass", pack: int, row: int) -> tuple[int
 
 
 class _Pass(NamedTuple):
-    """How a forward pass computes: the dtype of the weights, whether autocast is on, and whether it is on a GPU."""
+    """How a forward pass computes: the dtypes of all weights and of a layer's matrices, and where."""
 
     dtype: torch.dtype
+    matrices: torch.dtype
     autocast: bool
     checkpointing: bool
-    on_gpu: bool
+    gpu: float | None
 
 
 def _saved_bytes(config: Any, how: _Pass, layers: int, pack: int, row: int) -> int:
@@ -157,11 +167,13 @@ def _saved_bytes(config: Any, how: _Pass, layers: int, pack: int, row: int) -> i
 
     with FakeTensorMode():
         model = AutoModelForCausalLM.from_config(config, dtype=how.dtype).eval()
+        if how.matrices != how.dtype:
+            _round_matrices(model, how.matrices)
         if how.checkpointing:
             checkpoint_layers(model)
         loss = PerSampleLoss(model)
         if loss.attention:
-            loss.attention.flash = lambda query, value: how.on_gpu
+            loss.attention.flash = lambda query, value: how.gpu is not None
         hooks = torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor)
         with torch.autocast("cpu", torch.bfloat16, enabled=how.autocast, cache_enabled=False), hooks:
             hidden_NH = loss.hidden(_rows_of(pack, row))
@@ -169,6 +181,15 @@ def _saved_bytes(config: Any, how: _Pass, layers: int, pack: int, row: int) -> i
         weights = {weight.untyped_storage()._cdata for weight in model.parameters()}
         del hidden_NH
     return sum(size for storage, size in saved.items() if storage not in weights)
+
+
+def _round_matrices(model: Any, dtype: torch.dtype) -> None:
+    """Give all weights of the layers but those of norms another dtype."""
+    for layer in decoder_layers(model):
+        norms = norms_of(layer)
+        for module in layer.modules():
+            for name, weight in [] if module in norms else list(module.named_parameters(recurse=False)):
+                setattr(module, name, torch.nn.Parameter(weight.detach().to(dtype)))
 
 
 def _rows_of(pack: int, row: int) -> MicroBatch:

@@ -25,6 +25,7 @@ from lpsel.data.templates import template_hash
 from lpsel.data.tokens import Tokens, tokenize, tokenizer_hash
 from lpsel.distributed import agree, is_main_process
 from lpsel.errors import UserError
+from lpsel.model.device import gpu_memory
 from lpsel.model.fingerprint import NotOnHub, model_fingerprint
 from lpsel.model.load import check_model, load_config, load_tokenizer, locate, with_template
 from lpsel.model.memory_estimate import recording_pack
@@ -151,7 +152,7 @@ class _Scoring:
             raise UserError("scorer.max_length", scorer.max_length, problem, "raise it")
         config = load_config(scorer, path)
         precision = setup.precision(scorer, path)
-        self.score_tokens = recording_pack(config, precision, setup.score_tokens, setup.device.type)
+        self.score_tokens = recording_pack(config, precision, setup.score_tokens, gpu_memory(setup.device))
         self.parts = Parts(entry.folder / recording_name(epochs, columns))
 
     def run(self) -> Path:

@@ -8,8 +8,8 @@ import torch
 
 from lpsel.data.datamodule import SubsetDataModule
 from lpsel.distributed import is_main_process
-from lpsel.model.device import SMALL_MODEL, total_memory
-from lpsel.model.fsdp import shards
+from lpsel.model.device import SMALL_MODEL, gpu_memory, total_memory
+from lpsel.model.fsdp import ShardedStrategy
 from lpsel.model.lightning_module import FineTuner
 from lpsel.model.load import load_config
 from lpsel.model.memory_estimate import PACKS, USABLE, DeviceMemory, training_memory, training_pack
@@ -56,6 +56,7 @@ class PackSize(L.Callback):
             log.info("%s: packs of %s tokens, with which %s (train_tokens=auto)", self.title, f"{pack:,}", how)
 
     def _estimate(self, model: Any, trainer: L.Trainer, module: FineTuner, pack: int) -> DeviceMemory:
+        strategy: Any = trainer.strategy
         return training_memory(
             model,
             module.spec,
@@ -64,7 +65,7 @@ class PackSize(L.Callback):
             adapter=module.adapter,
             checkpointing=module.activation_checkpointing,
             pack=pack,
-            shards=trainer.world_size if shards(self.of_run.trainer["strategy"]) else 1,
-            buckets=trainer.world_size > 1,
-            on_gpu=trainer.strategy.root_device.type == "cuda",
+            shards=strategy.shards if isinstance(strategy, ShardedStrategy) else 1,
+            layers_stay=isinstance(strategy, ShardedStrategy) and not strategy.reshard_after_forward,
+            gpu=gpu_memory(strategy.root_device),
         )

@@ -132,6 +132,7 @@ RANGES = [
     Case("select trainer.precision=16-mixed", "trainer.precision=16-mixed"),
     late(TRAIN + "trainer.strategy=magic", "trainer.strategy=magic"),
     late(TRAIN + "+trainer.foo=1", "'foo'"),
+    late(TRAIN + "trainer=fsdp trainer.accelerator=cpu trainer.devices=2 trainer.strategy.replicate=3", "replicate=3"),
     Case("select 'optimizer.betas=[2,2]'", "betas=[2, 2]"),
     Case("select optimizer.eps=-1", "eps=-1"),
     Case("select +optimizer.momentum=1", "momentum=1"),

@@ -70,12 +70,14 @@ def test_plans_of_the_papers_models_need_no_network_and_no_gpu(tmp_path, instruc
     score, train = _, eight = plan(tmp_path, *overrides, "trainer=fsdp", "trainer.devices=8", "gpu_memory_gib=80")
     assert (score.model, score.rows, train.model, train.rows) == ("opt-350m", 100, "opt-13b", 10)
     assert train.lengths == "estimated at 4 characters each"
-    # 12.85 B weights in OPT-13B, 16 bytes each over 8 GPUs; weights and gradients in bfloat16 of embeddings and head
-    # (0.27 B) and two layers (0.31 B each), and a layer's gradients in float32; 4,096 tokens in 40 layers, each of
-    # which saves eight hidden states (before and after two norms, query, key, value, attended) and the MLP's 20,480
-    # values; the gradients of the head and of its input, and three chunks of logits.
-    expected = 16 * 12.85e9 / 8 + 4 * (0.27e9 + 2 * 0.31e9) + 4 * 0.31e9 + 2 * 4096 * 40 * (8 * 5120 + 20480)
-    expected += 4 * 5120 * (50272 + 4096) + 3 * 2**27
+    # 12.85 B weights in OPT-13B, 16 bytes each over 8 GPUs; weights and gradients of embeddings and head (0.27 B) in
+    # float32 and of two layers (0.31 B each) in bfloat16, and a layer's gradients in float32; 4,096 tokens in 40
+    # layers, each of which saves two hidden states in float32 (before two norms), eight in bfloat16 (query, key and
+    # value, their inputs, attended and the MLP's input) and the MLP's 20,480 values; the gradients of the head and of
+    # its input, and three times all logits of a pack.
+    expected = 16 * 12.85e9 / 8 + 8 * 0.27e9 + 4 * 2 * 0.31e9 + 4 * 0.31e9
+    expected += 4096 * 40 * (4 * 2 * 5120 + 2 * 8 * 5120 + 2 * 20480)
+    expected += 4 * 5120 * (50272 + 4096) + 3 * 4 * 4096 * 50272
     assert train.bytes == pytest.approx(expected, rel=0.01)
     assert (score.problem, train.problem) == ("", "")
 
@@ -163,7 +165,9 @@ def test_llama_2_7b_as_in_docs_memory():
                      pack=4096, shards=1)  # fmt: skip
     # 55.5 bytes per token, layer and hidden unit by a review of the code, and two per weight that autocast has cast.
     layers = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
-    assert whole.activations == pytest.approx(55.5 * 32 * 4096 * 4096 + 2 * layers, rel=0.05)
-    # The residual stream of every layer, all of one layer, the gradients of the head and three chunks of its logits.
-    head = 4 * 4096 * (32000 + 4096) + 3 * 128 * 2**20
-    assert less.activations == pytest.approx(4 * 32 * 4096 * 4096 + whole.activations / 32 + head, rel=0.05)
+    # The gradients of the head and three times its logits.
+    head = 4 * 4096 * (32000 + 4096) + 3 * 4 * 4096 * 32000
+    assert whole.activations == pytest.approx(55.5 * 32 * 4096 * 4096 + 2 * layers + head, rel=0.05)
+    # The residual stream of every layer, and all of one layer
+    one_layer = (whole.activations - head) / 32
+    assert less.activations == pytest.approx(4 * 32 * 4096 * 4096 + one_layer + head, rel=0.05)

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lpsel.data.packing import collate
 from lpsel.data.shared_prefixes import Prefixes
 from lpsel.errors import UserError
-from lpsel.model import loss as loss_module
+from lpsel.model import device
 from lpsel.model.loss import PerSampleLoss, check_head, per_sample_nll
 
 SMALL = dict(vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64)
@@ -106,7 +106,7 @@ def test_gradient_equals_transformers_own_gradient_whatever_the_chunk(model, mon
     (own / sum(tokens)).backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    monkeypatch.setattr(loss_module, "LOGIT_BYTES", 5 * 4 * 97)  # five tokens a chunk
+    monkeypatch.setattr(device, "LOGIT_BYTES", 5 * 4 * 97)  # five tokens a chunk
     (PerSampleLoss(model)(batch_of(rows), summed=True) / sum(tokens)).backward()
     for name, parameter in model.named_parameters():
         if name in expected:

@@ -46,7 +46,7 @@ def chosen(tmp_path, toy_model, instructions, monkeypatch):
 @pytest.fixture(scope="module")
 def needed(toy_model):
     spec = ModelSpec("toy", path=str(toy_model))
-    how = dict(precision="32-true", eight_bits=False, adapter=None, checkpointing=False, shards=1, on_gpu=False)
+    how = dict(precision="32-true", eight_bits=False, adapter=None, checkpointing=False, shards=1, gpu=None)
     model = load_model(spec, spec.path, torch.float32)
     return lambda pack, **more: training_memory(model, spec, pack=pack, **how | more).total
 
@@ -66,9 +66,8 @@ def test_packs_are_smaller_where_memory_is_short(chosen, needed, caplog):
 
 
 def test_processes_share_the_memory_of_a_machine(chosen, needed):
-    """With DDP each holds a copy of the gradients."""
-    assert chosen(4 * needed(2048, buckets=True), processes=2) == 2048
-    assert chosen(4 * needed(2048, buckets=True) - 4, processes=2) == 1024
+    assert chosen(4 * needed(2048), processes=2) == 2048
+    assert chosen(4 * needed(2048) - 4, processes=2) == 1024
 
 
 def test_a_size_that_is_set_and_that_of_a_model_with_dropout_do_not_depend_on_memory(chosen):
