@@ -7,7 +7,6 @@ Similarities are computed in tiles of rows, and only the nearest k rows of every
 vectors is about 2 KEPT keys of 8 bytes and a few tiles.
 """
 
-from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from lpsel.scoring.table import ScoreTable
 from lpsel.selection.rules import Ranking, Rule
 
-TILE_BYTES = 2**24  # of similarities computed at once
+TILE_BYTES = 2**22  # of similarities computed at once
 KEPT = 2**22  # rows kept for all examples together; more passes over the rows where examples want the same ones
 GRID = 2**20  # steps per unit of similarity; rows are equally near within one step, which is above float32's error
 
@@ -75,30 +74,26 @@ def _nearest(
 
     A key has the distance in steps of GRID in its upper 32 bits and the position in the lower ones.
     """
-    keys_QK = np.empty((len(unit_QD), 2 * k + _tile_rows(unit_QD)), np.uint64)
-    size_Q, least_Q = np.zeros(len(unit_QD), np.int64), np.full(len(unit_QD), -np.inf, np.float32)
-    for start, similarity_QB in _tiles(unit_QD, vectors_ND, rows_M):
-        for example, similarity_B in enumerate(similarity_QB):
-            near = np.flatnonzero(similarity_B >= least_Q[example])
-            size, size_Q[example] = size_Q[example], size_Q[example] + len(near)
-            steps = np.rint((1 - similarity_B[near]).clip(min=0) * GRID).astype(np.uint64)
-            keys_K = keys_QK[example, : size + len(near)]
-            keys_K[size:] = steps << np.uint64(32) | (start + near).astype(np.uint64)
-            if len(keys_K) >= 2 * k:
-                keys_K.partition(k - 1)
-                size_Q[example] = k
-                least_Q[example] = 1 - ((keys_K[k - 1] >> np.uint64(32)) + np.uint64(1)) / GRID
-    found = zip(keys_QK, size_Q, strict=True)
-    return [np.sort(keys_K[:size])[:k].astype(np.uint32) for keys_K, size in found]  # the lower 32 bits
-
-
-def _tiles(
-    unit_QD: NDArray[np.float32], vectors_ND: NDArray[np.float32], rows_M: NDArray[np.int64]
-) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Similarities to the examples in tiles of rows: the number of the first row of a tile, and (Q, B) of them."""
     size = _tile_rows(unit_QD)
+    keys_QK = np.empty((len(unit_QD), 2 * k + size), np.uint64)
+    filled_Q, least_Q = np.zeros(len(unit_QD), np.int64), np.full(len(unit_QD), -np.inf, np.float32)
+    order_M = np.argsort(rows_M)  # vectors are read in the order in which they lie in memory
     for start in range(0, len(rows_M), size):
-        yield start, unit_QD @ _unit(vectors_ND[rows_M[start : start + size]]).T
+        position_B = order_M[start : start + size]
+        similarity_QB = unit_QD @ _unit(vectors_ND[rows_M[position_B]]).T
+        near = np.flatnonzero(similarity_QB >= least_Q[:, None])
+        example, row = np.divmod(near, len(position_B))
+        steps = np.rint((1 - similarity_QB.ravel()[near]).clip(min=0) * GRID).astype(np.uint64)
+        count_Q = np.bincount(example, minlength=len(unit_QD))
+        turn = np.arange(len(near)) - (np.cumsum(count_Q) - count_Q)[example]
+        keys_QK[example, filled_Q[example] + turn] = steps << np.uint64(32) | position_B[row].astype(np.uint64)
+        filled_Q += count_Q
+        for q in np.flatnonzero(filled_Q >= 2 * k):
+            keys_K = keys_QK[q, : filled_Q[q]]
+            keys_K.partition(k - 1)
+            filled_Q[q], least_Q[q] = k, 1 - ((keys_K[k - 1] >> np.uint64(32)) + np.uint64(1)) / GRID
+    found = zip(keys_QK, filled_Q, strict=True)
+    return [np.sort(keys_K[:filled])[:k].astype(np.uint32) for keys_K, filled in found]  # the lower 32 bits
 
 
 def _tile_rows(unit_QD: NDArray[np.float32]) -> int:
