@@ -69,7 +69,7 @@ def embed(
     Args:
         embedder: a sentence-transformers folder or Hub id, which normalizes or not. It reads 256 tokens of a row.
         weighted: the mean of the last hidden states with each token's position as its weight, of 2,048 tokens, whatever
-            the embedder's own pooling (Ivison et al. 2025, RDS+, arXiv 2503.01807).
+            the embedder's own pooling and chat template (Ivison et al. 2025, RDS+, arXiv 2503.01807).
         option: a key of HINTS, the option that names the embedder.
 
     Raises:
@@ -94,7 +94,7 @@ def embeddings_entry(embedder: str, cache_dir: Path, weighted: bool = False) -> 
     """The cache entry of an embedder's vectors. Its key is everything that they depend on except the rows."""
     key: dict[str, Any] = {"embedder": model_fingerprint(embedder, cache_dir=cache_dir), "max_tokens": MAX_TOKENS}
     if weighted:
-        key |= {"max_tokens": WEIGHTED_TOKENS, "pooling": "weightedmean"}
+        key |= {"max_tokens": WEIGHTED_TOKENS, "pooling": "weightedmean", "chat_template": False}
     return Entry.of(cache_dir, "embeddings", key, label=Path(embedder).name)
 
 
@@ -136,6 +136,7 @@ def _load(embedder: str, weighted: bool, option: str) -> Any:
     if weighted:
         from sentence_transformers.sentence_transformer.modules import Pooling
 
+        model[0].modality_config.pop("message", None)  # else a text becomes a user turn in the chat template
         model[1] = Pooling(model.get_embedding_dimension(), "weightedmean")
     return model
 

@@ -76,6 +76,13 @@ def test_rds_selects_what_an_independent_computation_of_its_vectors_selects(sele
     assert again["sha256"] == result["sha256"]
 
 
+def test_rds_embeds_a_row_as_it_is_where_the_model_has_a_chat_template(select, with_chat_template):
+    chat = with_chat_template("{% for message in messages %}<{{ message.role }}>{{ message.content }}<end>{% endfor %}")
+    result = select("chat", "selection=rds", select.query, f"selection.embedder={chat}")
+    similarity = weighted_means(chat, select.query[11:]) @ weighted_means(chat, select.rows).T
+    np.testing.assert_allclose(pq.read_table(result["selection"])["score"], similarity.max(axis=0), atol=1e-5)
+
+
 def test_rds_works_with_the_target_and_with_matched_lengths(select, toy_model):
     overrides = ["selection=rds", select.query, "model=local", f"model.path={toy_model}", "model.recipe.epochs=1"]
     trained = select("train", *overrides, "selection.embedder=target", command="train")
