@@ -1,6 +1,6 @@
 """Near-duplicates: rows whose texts share most of their word triples.
 
-N texts, F triples in several texts
+N texts, F triples in several texts, G groups of texts
 """
 
 from collections.abc import Sequence
@@ -26,33 +26,40 @@ class NearDuplicates(NamedTuple):
     compared: int
 
 
-def sample(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """At most MOST_ROWS of the rows, drawn at random."""
-    return rows if len(rows) <= MOST_ROWS else np.random.default_rng(0).choice(rows, MOST_ROWS, replace=False)
+def sample(rows: NDArray[np.int64], most: int | None = None) -> NDArray[np.int64]:
+    """At most `most` (MOST_ROWS) of the rows, drawn at random."""
+    most = most or MOST_ROWS
+    return rows if len(rows) <= most else np.random.default_rng(0).choice(rows, most, replace=False)
 
 
 def near_duplicates(texts: Sequence[str]) -> NearDuplicates:
-    """Count texts that are near-duplicates of an earlier one, of a random sample where many share long passages.
+    """Count texts that are near-duplicates of an earlier one, of a random sample where many share long passages."""
+    return near_duplicates_in(np.ones((1, len(texts)), np.bool_), texts)[0]
+
+
+def near_duplicates_in(groups_GN: NDArray[np.bool_], texts: Sequence[str]) -> list[NearDuplicates]:
+    """`near_duplicates` of the texts that are in each group.
 
     The measure is that of near-duplicates in web data (Broder 1997; Lee et al. 2022, arXiv 2107.06499), the Jaccard
     similarity of the sets of n-grams: |A and B| / |A or B|. Case and punctuation do not count.
     """
     if not texts:
-        return NearDuplicates(0, 0)
+        return [NearDuplicates(0, 0) for _ in groups_GN]
     hashed = _triples(texts)
     rows_F = np.bincount(hashed.indices, minlength=HASHES)
     size_N, triples_NF = np.diff(hashed.indptr), hashed[:, np.flatnonzero(rows_F > 1)]
     if (products := (rows_F.astype(np.float64) ** 2).sum()) > MOST_PRODUCTS:
         n = int(len(texts) * np.sqrt(MOST_PRODUCTS / products))
         rows = np.sort(np.random.default_rng(0).choice(len(texts), n, replace=False))
-        size_N, triples_NF = size_N[rows], triples_NF[rows]
-    by_triple_FN, count = triples_NF.T.tocsr(), 0
+        size_N, triples_NF, groups_GN = size_N[rows], triples_NF[rows], groups_GN[:, rows]
+    by_triple_FN, count_G = triples_NF.T.tocsr(), np.zeros(len(groups_GN), np.int64)
     for start in range(0, len(size_N), BLOCK):
         common = (triples_NF[start : start + BLOCK] @ by_triple_FN).tocoo()
         row, other = common.row + start, common.col
-        similar = common.data >= SIMILAR * (size_N[row] + size_N[other] - common.data)
-        count += len(np.unique(row[similar & (other < row)]))
-    return NearDuplicates(count, len(size_N))
+        similar = (common.data >= SIMILAR * (size_N[row] + size_N[other] - common.data)) & (other < row)
+        row, other = row[similar], other[similar]
+        count_G += [len(np.unique(row[group_N[row] & group_N[other]])) for group_N in groups_GN]
+    return list(map(NearDuplicates, count_G.tolist(), groups_GN.sum(axis=1).tolist()))
 
 
 def _triples(texts: Sequence[str]) -> csr_array:

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lpsel import console
-from lpsel.commands.agreement_inputs import Scored, read_all, read_clusters
+from lpsel.commands.agreement_inputs import Scored, read_all, read_clusters, read_texts, with_dataset
 from lpsel.commands.arguments import OneLineParser, run_folder
 from lpsel.run_config import RESULT
 from lpsel.scoring.metrics import METRICS
@@ -44,9 +44,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--clusters", metavar="FILE", help="table or FILE.npz with a cluster for every row (default: those of a table)"
     )
+    dataset = "the dataset: leaves out empty answers, and counts near-duplicates among the lowest rows"
+    parser.add_argument("--dataset", metavar="FILE", help=dataset)
     parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (runs/agreement/TIME)")
     given = parser.parse_args(arguments)
-    result = run(given.tables, given.out, given.pct, given.clusters)
+    result = run(given.tables, given.out, given.pct, given.clusters, given.dataset)
     show(result["numbers"])
     show_diagnosis(result["numbers"])
     print(result["run_dir"], flush=True)
@@ -60,7 +62,11 @@ def _percentages(text: str) -> list[float]:
 
 
 def run(
-    arguments: Sequence[str], run_dir: Path | None = None, pcts: Sequence[float] = (10.0,), clusters: str | None = None
+    arguments: Sequence[str],
+    run_dir: Path | None = None,
+    pcts: Sequence[float] = (10.0,),
+    clusters: str | None = None,
+    dataset: str | None = None,
 ) -> dict[str, Any]:
     """Compare tables, write the run folder, and return its result.json and the numbers of agreement.json.
 
@@ -71,13 +77,16 @@ def run(
     from lpsel.report.page import agreement_page
 
     pcts = sorted({check_pct(pct) for pct in pcts})
-    tables = read_all(arguments)
+    tables, source = read_all(arguments), None
+    if dataset is not None:
+        tables, source = with_dataset(tables, dataset)
     cluster_N, cluster_source = _clusters(tables, clusters)
     compared = study([scored.name for scored in tables], [scored.table for scored in tables], pcts, cluster_N)
 
     archives = [archive[0] for argument in arguments if (archive := split_npz(argument))]
-    folder = run_folder("agreement", run_dir, [*arguments, *archives, *([clusters] if clusters else [])])
-    values = finite({"command": "agreement"} | numbers(compared))
+    folder = run_folder("agreement", run_dir, [*arguments, *archives, *filter(None, [clusters, dataset])])
+    texts = () if source is None else read_texts(source, compared.lowest.reshape(-1, len(compared.defined)))
+    values = finite({"command": "agreement"} | numbers(compared, *texts))
     for table, scored in zip(values["tables"], tables, strict=True):
         table["source"] = scored.source
     if values["clusters"]:
@@ -90,6 +99,7 @@ def run(
         "scorers": compared.names,
         "sources": [scored.source for scored in tables],
         "clusters": cluster_source,
+        "dataset": dataset,
         "pct": pcts,
         "metrics": compared.metrics,
         "n_total": values["n"],
@@ -171,18 +181,21 @@ def show(values: dict[str, Any]) -> None:
 
 
 def show_diagnosis(values: dict[str, Any]) -> None:
-    """Print a table of what every score follows, and of known and rising rows among its lowest."""
+    """Print a table of what every score follows, and of what is among its lowest rows."""
     columns = list(dict.fromkeys(name for entry in values["diagnosis"] for name in entry["spearman"]))
+    counted = {"known": "known", "rising": "rising", "duplicates": "duplicate", "near_duplicates": "near-duplicate"}
+    first = values["diagnosis"][0]["lowest"][0]
+    counted = {name: title for name, title in counted.items() if first.get(name) is not None}
     table = Table(caption="What the scores follow, and rows among the lowest", caption_justify="left")
     for title in ("metric", "scorer"):
         table.add_column(title, overflow="fold")
     titles = [f"Spearman with {name}" for name in columns] + ["between clusters"] * bool(values["clusters"])
-    for title in (*titles, *(f"known, rising in lowest {pct:g} %" for pct in values["pct"])):
+    for title in (*titles, *(f"{', '.join(counted.values())} in lowest {pct:g} %" for pct in values["pct"])):
         table.add_column(title, justify="right")
     for entry in sorted(values["diagnosis"], key=lambda entry: values["metrics"].index(entry["metric"])):
         numbers = [entry["spearman"].get(name) for name in columns]
         numbers += [entry["clusters"]] * bool(values["clusters"])
-        counts = (f"{low['known']:,}, {low['rising']:,} of {low['rows']:,}" for low in entry["lowest"])
+        counts = (f"{', '.join(f'{low[name]:,}' for name in counted)} of {low['rows']:,}" for low in entry["lowest"])
         table.add_row(METRICS[entry["metric"]].title, escape(entry["table"]), *map(_figure, numbers), *counts)
     console.show(table)
 

@@ -1,4 +1,4 @@
-"""The tables of scores that `agreement` compares, checked to be of the same rows, and their clusters."""
+"""The tables of scores that `agreement` compares, checked to be of the same rows, their clusters and texts."""
 
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -10,13 +10,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lpsel.clustering.near_duplicates import NearDuplicates, near_duplicates_in, sample
 from lpsel.commands.arguments import result_of_run, scores_of_run, selection_of_run
+from lpsel.data.dataset import DatasetSpec, Source
+from lpsel.data.subset import Seen
 from lpsel.errors import UserError
 from lpsel.scoring.external import is_external
 from lpsel.scoring.npz import names_in_npz, read_array, split_npz
 from lpsel.scoring.read import MANIFEST, SCORES_FILE, cluster_codes, read_scores, read_table
 from lpsel.scoring.table import ScoreTable
 from lpsel.storage import read_json
+
+MOST_ROWS = 20_000  # whose texts are compared: some seconds
 
 
 @dataclass(frozen=True)
@@ -142,3 +147,37 @@ def read_clusters(argument: str, index: NDArray[np.int64]) -> NDArray[np.int32]:
         problem = f"has clusters of {len(cluster):,} rows, and the tables have {len(index):,}"
         raise UserError("--clusters", argument, problem, "give a cluster for each row of the tables")
     return cluster_codes(cluster)
+
+
+def with_dataset(tables: Sequence[Scored], dataset: str) -> tuple[list[Scored], Source]:
+    """The tables with the content ids of the rows of a file, and which of these have no answer; and the rows.
+
+    Raises:
+        UserError: the file cannot be read, or has other rows.
+    """
+    source = Source(DatasetSpec(Path(dataset).name, dataset, bad_rows="skip"))
+    try:
+        empty_N, ids = source.empty_answer, source.ids
+    except UserError as error:
+        raise error.renamed("--dataset") if error.name in ("dataset", "dataset.path") else error from None
+    found = []
+    for scored in tables:
+        try:
+            table = scored.table.of_dataset(ids, source.spec.name)
+        except UserError as error:
+            raise error.renamed(scored.argument) from None
+        found.append(replace(scored, table=replace(table, empty_answer=empty_N)))
+    return found, source
+
+
+def read_texts(source: Source, low_GN: NDArray[np.bool_]) -> tuple[NDArray[np.int32], list[NearDuplicates]]:
+    """Characters of the prompt and the response of every row, (2, N), and near-duplicates in each group of rows."""
+    rows = sample(np.flatnonzero(low_GN.any(axis=0)), MOST_ROWS)
+    seen = Seen(np.zeros((2, len(source)), np.int32), frozenset(), frozenset(rows.tolist()))
+    for row in source:
+        seen.characters[:, row.index] = row.example.characters()
+        seen.keep(row.index, row.example)
+    text_N = pc.index_in(source.ids, value_set=pa.array([*seen.texts], pa.large_string()))
+    text_N = text_N.fill_null(len(seen.texts)).to_numpy()
+    groups_GN = np.array([np.bincount(text_N[low_N], minlength=len(seen.texts) + 1) > 0 for low_N in low_GN])
+    return seen.characters, near_duplicates_in(groups_GN[:, :-1], [*seen.texts.values()])

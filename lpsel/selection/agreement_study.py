@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,7 +17,10 @@ from lpsel.scoring.metrics import METRICS, learning_percentage
 from lpsel.scoring.table import ScoreTable
 from lpsel.selection.agreement import Agreement, agreement, agreement_in_clusters, auc, lowest, tie_turns
 from lpsel.selection.budget import row_budget
-from lpsel.selection.diagnosis import known_and_rising, what_it_follows
+from lpsel.selection.diagnosis import duplicates, known_and_rising, what_it_follows
+
+if TYPE_CHECKING:
+    from lpsel.clustering.near_duplicates import NearDuplicates
 
 ALL, DEFINED = "all", "defined"  # the rows compared
 
@@ -31,7 +34,8 @@ class Study:
         metrics: those that need no more epochs, keys of METRICS.
         scores: (M, S, N), NaN where undefined.
         turn: the order of rows of equal score, as `tie_turns`, (N,).
-        defined: rows with a supervised token and a score by every metric in every table, (N,).
+        defined: rows with a supervised token, an answer, and a score by every metric in every table, (N,).
+        lowest: the lowest of these by every metric and table, (M, S, P, N).
         between: agreement of the scorers by (metric, rows), with rows ALL or DEFINED.
         in_clusters: the same for every large enough cluster; no entry without clusters.
     """
@@ -44,6 +48,7 @@ class Study:
     scores: NDArray[np.float64]
     turn: NDArray[np.int64]
     defined: NDArray[np.bool_]
+    lowest: NDArray[np.bool_]
     cluster: NDArray[np.int32] | None
     between: dict[tuple[str, str], Agreement]
     in_clusters: dict[tuple[str, str], list[Agreement]]
@@ -80,15 +85,20 @@ def study(
     first = [table.first_epochs(epochs) for table in tables]
     scores_MSN = np.array([[learning_percentage(table, metric) for table in first] for metric in metrics])
     defined_N = np.isfinite(scores_MSN).all(axis=(0, 1)) & np.all([t.response_tokens > 0 for t in tables], axis=0)
+    defined_N &= ~np.any([table.empty_answer for table in tables if table.empty_answer is not None], axis=0)
     if defined_N.sum() < 2:
         problem = f"{int(defined_N.sum())} rows have a score in all tables"
         raise UserError(", ".join(names), None, problem, "use tables with scores of the same rows")
     for pct in pcts:
         row_budget(pct, int(defined_N.sum()))
     turn_N = tie_turns(tables)
-    result = Study(
-        list(names), list(tables), epochs, metrics, list(pcts), scores_MSN, turn_N, defined_N, cluster, {}, {}
-    )
+    low_MSPN = np.zeros((len(metrics), len(tables), len(pcts), len(turn_N)), np.bool_)
+    for p, pct in enumerate(pcts):
+        low_MSPN[:, :, p, defined_N] = [
+            lowest(scores_SN[:, defined_N], pct, turn_N[defined_N]) for scores_SN in scores_MSN
+        ]
+    known = (list(pcts), scores_MSN, turn_N, defined_N, low_MSPN, cluster)
+    result = Study(list(names), list(tables), epochs, metrics, *known, {}, {})
     for rows, mask_N in result.rows.items():
         for metric, scores_SN in zip(metrics, result.filled(rows), strict=True):
             turn_R = turn_N[mask_N]
@@ -98,8 +108,15 @@ def study(
     return result
 
 
-def numbers(study: Study) -> dict[str, Any]:
-    """A study as plain values for agreement.json, one entry per line of its tables; NaN where undefined."""
+def numbers(
+    study: Study, characters_2N: NDArray[np.int32] | None = None, near: "Sequence[NearDuplicates] | None" = None
+) -> dict[str, Any]:
+    """A study as plain values for agreement.json, one entry per line of its tables; NaN where undefined.
+
+    Args:
+        characters_2N: of the prompt and the response of every row, used where there are no token counts.
+        near: of the lowest rows, in the order of `Study.lowest`.
+    """
     return {
         "n": len(study.defined),
         "n_defined": int(study.defined.sum()),
@@ -111,7 +128,7 @@ def numbers(study: Study) -> dict[str, Any]:
         "tables": [_table(name, table, study.scores[:, s]) for s, (name, table) in enumerate(study.named)],
         "pairs": list(_pairs(study)),
         "within": list(_within(study)),
-        "diagnosis": list(_diagnosis(study)),
+        "diagnosis": list(_diagnosis(study, characters_2N, near)),
     }
 
 
@@ -208,26 +225,31 @@ def _quartiles(values_C: ArrayLike) -> dict[str, float]:
     return dict(zip(("lower_quartile", "median", "upper_quartile"), map(float, quartiles), strict=True))
 
 
-def _diagnosis(study: Study) -> Iterator[dict[str, Any]]:
+def _diagnosis(
+    study: Study, characters_2N: NDArray[np.int32] | None, near: "Sequence[NearDuplicates] | None"
+) -> Iterator[dict[str, Any]]:
     """What every score follows, and what is among its lowest rows, of the rows with a score in every table."""
-    rows = np.flatnonzero(study.defined)
+    rows, shape = np.flatnonzero(study.defined), study.lowest.shape[:3]
+    near_MSP = None if near is None else np.array(near, np.int64).reshape(*shape, 2)
     for s, (name, table) in enumerate(study.named):
-        lengths = {"response_tokens": table.response_tokens, "prompt_tokens": table.prompt_tokens}
+        unit = "tokens" if table.tokens_known else "characters"
+        sides = (table.prompt_tokens, table.response_tokens) if table.tokens_known else characters_2N
+        lengths = {} if sides is None else {f"response_{unit}": sides[1], f"prompt_{unit}": sides[0]}
         clustered = replace(table, cluster=study.cluster)
-        for metric, score_N in zip(study.metrics, study.scores[:, s], strict=True):
-            follows = what_it_follows(score_N, clustered, rows, lengths if table.tokens_known else {})
-            low = [_lowest(lowest(score_N[None, rows], pct, study.turn[rows])[0], table, rows, pct)
-                   for pct in study.pcts]  # fmt: skip
+        for m, metric in enumerate(study.metrics):
+            follows = what_it_follows(study.scores[m, s], clustered, rows, lengths)
+            low = [{"pct": pct, **_lowest(low_N, table, study.defined)}
+                   for pct, low_N in zip(study.pcts, study.lowest[m, s], strict=True)]  # fmt: skip
+            for entry, counted in zip(low, () if near_MSP is None else near_MSP[m, s].tolist(), strict=False):
+                entry["near_duplicates"], entry["near_duplicates_among"] = counted
             yield {"table": name, "metric": metric, "n": len(rows), **follows, "lowest": low}
 
 
-def _lowest(low_N: NDArray[np.bool_], table: ScoreTable, rows: NDArray[np.int64], pct: float) -> dict[str, Any]:
-    """Known and rising rows among the lowest and, with token counts, their lengths."""
-    selected_N = np.zeros(len(table), np.bool_)
-    selected_N[rows[low_N]] = True
-    counts = {"pct": pct, "rows": int(low_N.sum()), **known_and_rising(table, selected_N)}
+def _lowest(low_N: NDArray[np.bool_], table: ScoreTable, defined_N: NDArray[np.bool_]) -> dict[str, Any]:
+    """Known, rising and repeated rows among the lowest and, with token counts, their lengths."""
+    counts = {"rows": int(low_N.sum()), **known_and_rising(table, low_N), "duplicates": duplicates(table, low_N)}
     if not table.tokens_known:
         return counts
-    length_N = table.response_tokens[rows]
-    means = {"mean_tokens": float(length_N[low_N].mean()), "mean_tokens_all": float(length_N.mean())}
-    return counts | {"auc": auc(length_N, low_N)} | means
+    length_N = table.response_tokens
+    means = {"mean_tokens": float(length_N[low_N].mean()), "mean_tokens_all": float(length_N[defined_N].mean())}
+    return counts | {"auc": auc(length_N[defined_N], low_N[defined_N])} | means

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lpsel.clustering import near_duplicates as module
-from lpsel.clustering.near_duplicates import NearDuplicates, near_duplicates, sample
+from lpsel.clustering.near_duplicates import NearDuplicates, near_duplicates, near_duplicates_in, sample
 from lpsel.data.example import Example, Turn
 
 CHINESE = "\u6211\u559c\u6b22\u5728\u6625\u5929\u8bfb\u4e66\u548c\u6563\u6b65"  # 11 characters, 9 triples
@@ -64,6 +64,9 @@ def test_counts_equal_those_of_sets_over_several_blocks():
     assert len(texts) > 2 * module.BLOCK
     assert 100 < by_sets(texts) < 590
     assert near_duplicates(texts) == (by_sets(texts), 600)
+    groups = rng.random((3, 600)) < [[0.1], [0.5], [0]]
+    members = [[text for text, inside in zip(texts, group, strict=True) if inside] for group in groups]
+    assert near_duplicates_in(groups, texts) == [(by_sets(of_group), len(of_group)) for of_group in members]
 
 
 def test_real_rows_have_as_many_as_by_sets(shared_data):

@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy.stats import spearmanr
 
-from lpsel.commands.agreement import main, run
+from lpsel.commands.agreement import main, run, show_diagnosis
 from lpsel.commands.agreement_inputs import read_all, read_clusters
 from lpsel.errors import UserError
 from lpsel.integrity import seal
@@ -98,8 +99,6 @@ def test_a_run_folder_has_numbers_tables_figures_and_a_page(scores, tmp_path):
 
 
 def test_the_figures_are_those_of_scipy_on_the_recorded_losses(scores, tmp_path):
-    from scipy.stats import spearmanr
-
     folders = [scores("a", seed=1, empty=[0, 1]), scores("b", seed=2)]
     pairs = run([str(f) for f in folders], tmp_path / "out")["numbers"]["pairs"]
     ppl = [np.exp([pq.read_table(f / "scores.parquet")[f"nll_{e}"].to_numpy()[2:] for e in range(2)]) for f in folders]
@@ -248,6 +247,68 @@ def test_clusters_that_do_not_fit_are_refused(tmp_path, name, columns, message):
 def test_text_clusters_are_taken_too(tmp_path):
     (tmp_path / "c.csv").write_text("cluster\nqa\nchat\nqa\n")
     assert read_clusters(f"{tmp_path}/c.csv", np.arange(3)).tolist() == [1, 0, 1]
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """20 rows and two scorers that rank them from the last to the first. Writes the rows, changed.
+
+    Rows 15 and 16 have the same content, and 17 and 18 all words but one; row 19 has no answer.
+    """
+
+    def write(name="rows.jsonl", count=20):
+        numbers = [*range(16), 15, 18, 18, 19]
+        rows = [{"instruction": " ".join(f"w{n}x{k}" for k in range(20)), "output": "x" * (n + 1)} for n in numbers]
+        rows[17]["output"], rows[19]["output"] = "y", " "
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows[:count]))
+        return str(tmp_path / name)
+
+    ppl = np.stack([np.full(20, 100.0), 99 - np.arange(20) / 2])
+    np.savez(tmp_path / "p.npz", one=ppl[:, ::-1], other=ppl[:, ::-1] - 1)
+    return write
+
+
+def test_with_the_dataset_repeated_rows_and_lengths_are_known_and_empty_answers_left_out(texts, tmp_path, capsys):
+    values = run([f"{tmp_path}/p.npz"], tmp_path / "out", [25], dataset=texts())["numbers"]
+    entry = next(entry for entry in values["diagnosis"] if entry["metric"] == "lp_app")
+    assert values["n_defined"] == entry["n"] == 19
+    # 25 % of 19 rows: 18, 17, 16, 15, 14. Row 16 repeats 15; of the four contents, that of 18 is nearly that of 17.
+    (low,) = entry["lowest"]
+    counts = {name: low[name] for name in ("rows", "duplicates", "near_duplicates", "near_duplicates_among")}
+    assert counts == {"rows": 5, "duplicates": 1, "near_duplicates": 1, "near_duplicates_among": 4}
+    length = [*range(1, 17), 16, 1, 19]
+    assert entry["spearman"]["response_characters"] == pytest.approx(spearmanr(length, range(19, 0, -1)).statistic)
+    show_diagnosis(values)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "near-duplicate in lowest 25 %" in " ".join(word for word in printed.split() if set(word) - set("│┃"))
+    assert "1, 1 of 5" in printed
+    html = (tmp_path / "out" / "agreement.html").read_text()
+    assert '<th class="n">similar</th>' in html
+    without = run([f"{tmp_path}/p.npz"], tmp_path / "without", [25])["numbers"]
+    assert without["n_defined"] == 20
+    assert "near_duplicates" not in without["diagnosis"][0]["lowest"][0]
+    assert "add --dataset FILE" in (tmp_path / "without" / "agreement.html").read_text()
+
+
+def test_a_dataset_with_other_rows_is_refused(texts, tmp_path):
+    with pytest.raises(UserError, match=r"have 20 rows, index 0 to 19; dataset few\.jsonl has 3") as caught:
+        run([f"{tmp_path}/p.npz"], tmp_path / "out", dataset=texts("few.jsonl", 3))
+    assert caught.value.name == f"{tmp_path}/p.npz:one"
+    with pytest.raises(UserError) as caught:
+        run([f"{tmp_path}/p.npz"], tmp_path / "out", dataset=f"{tmp_path}/nowhere.jsonl")
+    assert (caught.value.name, caught.value.value) == ("--dataset", f"{tmp_path}/nowhere.jsonl")
+    assert not (tmp_path / "out").exists()
+
+
+def test_alpacas_released_perplexities_have_the_published_agreement_and_diagnosis(shared_data, tmp_path):
+    tables = [f"{shared_data}/perplexities_alpaca.npz:{name}" for name in ("opt-350m", "opt-13b")]
+    values = run(tables, tmp_path / "out", dataset=f"{shared_data}/alpaca.jsonl.xz")["numbers"]
+    pairs = {pair["metric"]: pair for pair in values["pairs"] if pair["rows"] == "defined"}
+    assert [f"{pairs[name]['spearman']:.3f}" for name in ("lp_app", "lp_app_nll")] == ["0.888", "0.869"]
+    assert [f"{pairs[name]['lowest'][0]['share']:.3f}" for name in ("lp_app", "lp_app_nll")] == ["0.547", "0.543"]
+    lp_app = next(entry for entry in values["diagnosis"] if entry["metric"] == "lp_app")
+    assert f"{lp_app['spearman']['response_characters']:.2f}" == "-0.88"
+    assert f"{lp_app['spearman']['nll_0']:.2f}" == "0.61"
 
 
 def test_the_command_ends_with_its_run_folder(scores, tmp_path, monkeypatch, capsys):

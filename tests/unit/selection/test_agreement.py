@@ -21,6 +21,7 @@ from lpsel.scoring.read import read_scores
 from lpsel.selection import agreement as module
 from lpsel.selection.agreement import agreement, agreement_in_clusters, auc, kendall, lowest, spearman, tie_turns
 from lpsel.selection.agreement_study import ALL, DEFINED, numbers, study
+from lpsel.selection.diagnosis import what_it_follows
 from lpsel.selection.select import select
 
 OPT = ("opt-350m", "opt-1.3b", "opt-2.7b", "opt-6.7b")
@@ -315,14 +316,24 @@ def test_on_losses_a_small_scorer_agrees_with_a_large_one_on_dolly(shared_data, 
     assert [[f"{agreed.share[p, 0, 1]:.3f}" for agreed in between] for p in (0, 1)] == shares
 
 
-def test_on_alpaca_the_basis_makes_no_difference(shared_data):
-    with lzma.open(shared_data.folder / "alpaca.jsonl.xz", "rt") as lines:
-        answered = np.flatnonzero([bool(json.loads(line)["output"].strip()) for line in lines])
-    shared_data("perplexities_alpaca.npz")
-    tables = [read_scores(shared_data.folder / "perplexities_alpaca.npz", name) for name in ("opt-350m", "opt-13b")]
-    made = study(["opt-350m", "opt-13b"], [table.take(answered) for table in tables], [10])
-    found = {name: made.between[name, DEFINED] for name in ("lp_app", "lp_app_nll")}
-    assert [f"{agreed.spearman[0, 1]:.3f}" for agreed in found.values()] == ["0.888", "0.869"]
-    assert [f"{agreed.share[0, 0, 1]:.3f}" for agreed in found.values()] == ["0.547", "0.543"]
-    entry = {entry["metric"]: entry for entry in numbers(made)["diagnosis"] if entry["table"] == "opt-350m"}
-    assert f"{entry['lp_app']['spearman']['nll_0']:.2f}" == "0.61"
+@pytest.mark.parametrize(
+    ("dataset", "metric", "loss", "words"),
+    [
+        ("alpaca", "lp_app", ("0.61", "0.75"), ("-0.90", "-0.77")),
+        ("alpaca", "lp_app_nll", ("0.19", "0.29"), ("-0.86", "-0.80")),
+        ("dolly", "lp_app", ("0.20", "0.63"), ("-0.91", "-0.56")),
+        ("dolly", "lp_app_nll", ("-0.26", "-0.19"), ("-0.82", "-0.73")),
+    ],
+)
+def test_scores_of_seven_scorers_follow_loss_and_length_as_published(shared_data, dataset, metric, loss, words):
+    with lzma.open(shared_data.folder / f"{dataset}.jsonl.xz", "rt") as lines:
+        words_N = np.array([len(json.loads(line)["output"].split()) for line in lines], np.int32)
+    found = []
+    for name in shared_data(f"perplexities_{dataset}.npz").files:
+        table = read_scores(shared_data.folder / f"perplexities_{dataset}.npz", name)
+        score_N = learning_percentage(table, metric)
+        rows = np.flatnonzero(np.isfinite(score_N) & (table.response_tokens > 0) & (words_N > 0))
+        found.append(what_it_follows(score_N, table, rows, {"words": words_N})["spearman"])
+    for column, bounds in (("nll_0", loss), ("words", words)):
+        values = [entry[column] for entry in found]
+        assert (len(values), f"{min(values):.2f}", f"{max(values):.2f}") == (7, *bounds)
