@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
     """Evaluate the runs and write a report; returns the report's page.
 
-    Each target and seed is evaluated on its own, with the model trained on all rows as the baseline. A finished
-    evaluation of the same runs is reused.
+    Each target and seed is evaluated on its own, next to the untrained target, with the model trained on all rows as
+    the baseline, unless the evaluation sets one. A finished evaluation of the same runs is reused.
 
     Args:
         sweep: the sweep's configuration with Hydra's node; `experiment.evaluate` has overrides of `lpsel evaluate`,
@@ -42,12 +42,16 @@ def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
     for name, members in zip(names, groups.values(), strict=True):
         full = [member for member in members if results[member]["rule"] == "full"]
         others = [member for member in members if member not in full]
-        models = [read_json(member / RUN_CONFIG)["config"]["model"] for member in members]
-        trusted = any(model["trust_remote_code"] is True for model in models)  # set by the user, for this sweep
-        baseline = full[0] if full and others else None
+        configs = [read_json(member / RUN_CONFIG)["config"]["model"] for member in members]
+        trusted = any(model["trust_remote_code"] is True for model in configs)  # set by the user, for this sweep
+        target = results[members[0]]["base_model"]
+        default = [_models(target["path"] or target["name"], *(others or full))]
+        default += [f'baseline="{full[0]}"'] if full and others else []
         for suffix, evaluation in evaluations.items():
+            own = any(override.startswith("baseline=") for override in evaluation)
+            models = [_models(*members)] if own else default
             try:
-                _evaluate(sweep, evaluation, others or full, baseline, folder / f"{name}{suffix}", trusted)
+                _evaluate(sweep, [*evaluation, *models], folder / f"{name}{suffix}", trusted)
             except UserError as error:
                 log.error("Not evaluated: %s", error)
                 failed = error
@@ -58,10 +62,12 @@ def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
     return page
 
 
-def _evaluate(
-    sweep: DictConfig, evaluation: Any, models: list[Path], baseline: Path | None, folder: Path, trusted: bool
-) -> None:
-    listed = ",".join(f'"{model}"' for model in models)
+def _models(*models: str | Path) -> str:
+    """The override that names models to evaluate."""
+    return "models=[{}]".format(",".join(f'"{model}"' for model in models))
+
+
+def _evaluate(sweep: DictConfig, evaluation: list[str], folder: Path, trusted: bool) -> None:
     overrides: list[Any] = [
         f"tracker={sweep.hydra.runtime.choices.tracker}",
         f"+experiment.name={sweep.experiment.name}",
@@ -70,7 +76,5 @@ def _evaluate(
         f"trainer.precision={sweep.trainer.precision}",
         *(["trust_remote_code=true"] if trusted else []),
         *evaluation,
-        f"models=[{listed}]",
-        *([f'baseline="{baseline}"'] if baseline else []),
     ]
     run("evaluate", overrides, folder, in_sweep=True)

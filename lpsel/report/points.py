@@ -155,7 +155,9 @@ def untrained(points: Sequence[Point]) -> dict[str, float]:
         trained = {other.evaluated_as for other in points if other.evaluation is p.evaluation}
         for entry in p.evaluation.models:
             at = metrics_of(entry).get(p.metric)
-            if at is not None and model_name(entry) == p.run.target and model_name(entry) not in trained:
+            path = p.run.get("base_model", "path")
+            is_target = model_name(entry) == p.run.target or (path is not None and entry.get("model") == path)
+            if at is not None and is_target and model_name(entry) not in trained:
                 values[p.run.target] = at.value
     return {"untrained" if len(values) == 1 else f"{name}, untrained": value for name, value in values.items()}
 

@@ -9,7 +9,7 @@ from matplotlib.colors import to_rgb
 
 from lpsel.report.drawing import DARK_SERIES, INK, LABEL_HEIGHT, MUTED, SERIES, _apart, looks
 from lpsel.report.line_figures import cost_figure, fraction_figure
-from lpsel.report.points import Point
+from lpsel.report.points import Point, untrained
 from lpsel.report.runs import Run
 
 DETAILS = dict.fromkeys(("n", "standard_error", "p_value_holm", "flip_rate", "length_controlled_win_rate"))
@@ -64,6 +64,10 @@ def test_all_rows_and_the_untrained_model_are_reference_lines():
     axes = drawn([replace(p, evaluation=far) for p in MEASURED])
     assert "untrained: 8.3 ↑" in {text.get_text() for text in axes.texts}
     assert axes.get_ylim()[1] < 4, "it does not compress the others"
+    entry = {"name": "7b", "model": "hub/7b", "metrics": {"nll": {"value": 3.3}}}
+    evaluation, target = Run(Path("e"), {"models": [entry]}), {"base_model": {"name": "m", "path": "hub/7b"}}
+    by_path = [replace(p, evaluation=evaluation, run=Run(Path("r"), {**p.run.result, **target})) for p in MEASURED]
+    assert untrained(by_path) == {"untrained": 3.3}
 
 
 def test_the_axis_of_win_rates_includes_40_to_60_percent():
