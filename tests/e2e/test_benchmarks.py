@@ -203,6 +203,14 @@ def test_nearest(monkeypatch, capsys):
     assert printed[1].startswith("sorting all similarities ")
 
 
+def test_trajectories(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    importlib.import_module("trajectories").main(["--rows=2000"])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("2,000 rows: s2l selects 200 in ")
+    assert printed[1].startswith("MiniBatchKMeans of all trajectories ")
+
+
 def test_disagreeing_contestants_are_not_compared(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import numpy as np

@@ -166,6 +166,8 @@ def test_grape_selects_the_answer_that_the_target_finds_most_likely(select, toy_
     nll = pq.read_table(result["scores"])["nll_0"].to_numpy()
     best = [min(range(first, 24, 7), key=lambda row: nll[row]) for first in range(7)]
     assert selected(result) == sorted(best)
+    recorded = select("recorded", "selection=grape", "pct=29", f"scores={Path(result['scores']).parent}")
+    assert recorded["sha256"] == {name: result["sha256"][name] for name in recorded["sha256"]}
     rows = [json.loads(line) | {"task": number % 2} for number, line in enumerate(select.rows.read_text().splitlines())]
     select.rows.write_text("".join(json.dumps(row) + "\n" for row in rows))
     by_column = select("column", "selection=grape", "selection.group=task", "pct=8")

@@ -62,6 +62,26 @@ def test_with_clusters_sizes_are_exact_and_no_stratum_is_far_off(make_table, mak
     assert abs(count - exact_shares(np.bincount(stratum), 200, np.arange(20))).sum() / 2 <= 0.05 * 200
 
 
+@pytest.mark.parametrize("clusters", ["none", "shared"])
+def test_rows_for_a_task_have_the_lengths_of_all_rows(make_table, make_spec, clusters):
+    rng = np.random.default_rng(2)
+    length, cluster = rng.integers(1, 500, 2000), rng.integers(0, 4, 2000)
+    drop = 0.5 * length / 500 + 0.1 * rng.random(2000)  # long rows drop most
+    table = make_table(np.exp([np.full(2000, 3.0), 3 * (1 - drop)]), cluster, length)
+    plain, matched = (
+        select(table, make_spec("task_lp", clusters=clusters, length=length), 10, 0) for length in ("none", "matched")
+    )
+    assert plain.n_selected == matched.n_selected == 200
+    stratum = strata(length, 200)
+    assert np.bincount(stratum[plain.selected], minlength=20)[:10].sum() == 0
+    assert abs(np.bincount(stratum[matched.selected], minlength=20) - 10).sum() / 2 <= (0 if clusters == "none" else 10)
+    if clusters == "shared":
+        assert np.abs(np.bincount(cluster[matched.selected]) - np.bincount(cluster) / 10).max() < 1
+    for s in range(20):
+        inside, outside = (drop[(stratum == s) & rows] for rows in (matched.selected, ~matched.selected))
+        assert inside.mean() > outside.mean(), "the largest drops of every length"
+
+
 def test_lengths_must_be_known(make_table, make_spec):
     table = make_table([[10.0] * 3, [1.0, 2, 3]], tokens_known=False)
     with pytest.raises(UserError, match=r"selection\.length=matched: these scores have no token counts"):

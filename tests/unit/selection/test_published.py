@@ -1,9 +1,10 @@
-"""budget=paper against the released perplexities and clusters, and an independent reference in plain Python."""
+"""Selections from the released perplexities, against independent references in plain Python."""
 
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from lpsel.commands import result_summary
 from lpsel.commands.job import run
 from lpsel.scoring.read import read_scores
+from lpsel.selection.rules import PROMPT
 from lpsel.selection.select import select
 
 SCORERS = ("opt-350m", "opt-1.3b", "opt-2.7b", "opt-6.7b", "opt-13b", "llama2-7b", "llama2-13b")
@@ -67,6 +69,53 @@ def test_every_cluster_gives_the_scores_of_sorting_and_splitting_by_hand(release
         assert {c: sorted(rows) for c, rows in chosen.items()} == {
             c: parts_by_hand(rows, parts)[part] for c, rows in of_cluster.items()
         }, (pct, bucket)
+
+
+def scores_by_hand(nll, rule):
+    """The score of a row with these losses, low to be selected; None where it is undefined."""
+    first, last = nll[0], nll[-1]
+    if rule in ("lp_nll", "lp_app_nll", "task_lp"):
+        whole = first - last if rule == "lp_nll" else first
+        sign = -1 if rule == "task_lp" else 1
+        return sign * (first - nll[1]) / whole if whole else None
+    if rule == "learning_speed":
+        return sum((first - later) / first for later in nll[1:]) / (len(nll) - 1) if first else None
+    if rule == "forgetting":  # ties by the last loss
+        return (-sum(after > before for before, after in pairwise(nll)), -last)
+    return {"high": -first, "low": first}[rule]
+
+
+@pytest.mark.parametrize("rule", ["lp_nll", "lp_app_nll", "task_lp", "learning_speed", "forgetting", "high", "low"])
+@pytest.mark.parametrize("scorer", ["opt-350m", "llama2-13b"])
+def test_released_losses_select_the_rows_of_a_plain_loop(shared_data, make_table, make_spec, rule, scorer):
+    ppl = shared_data("perplexities_dolly.npz")[scorer]
+    supervised = ~(ppl == 1).all(axis=0)
+    table = make_table(ppl, response_tokens=supervised, id=[f"{row:032x}" for row in range(ppl.shape[1])])
+    band = {"band": rule} if rule in ("high", "low") else {}
+    selection = select(table, make_spec("perplexity" if band else rule, clusters="none", **band), 10, seed=0)
+    losses = zip(*np.log(ppl).tolist(), strict=True)
+    scores = [scores_by_hand(nll, rule) if known else None for nll, known in zip(losses, supervised, strict=True)]
+    ranked = sorted(score for score in scores if score is not None)
+    assert selection.n_selected == round(ppl.shape[1] / 10)
+    chosen = sorted(scores[row] for row in np.flatnonzero(selection.selected))
+    assert (
+        chosen == pytest.approx(ranked[: selection.n_selected])
+        if rule != "forgetting"
+        else chosen == ranked[: len(chosen)]
+    )
+
+
+def test_the_likeliest_answer_of_every_group_is_selected_from_released_losses(shared_data, make_table, make_spec):
+    ppl, group = shared_data("perplexities_dolly.npz")["opt-350m"], shared_data("clusters_dolly.npz")["cluster"]
+    supervised = ~(ppl == 1).all(axis=0)
+    best: dict[int, int] = {}
+    for row in np.flatnonzero(supervised).tolist():
+        before = best.setdefault(int(group[row]), row)
+        if ppl[0, row] < ppl[0, before]:
+            best[int(group[row])] = row
+    table = make_table(ppl, response_tokens=supervised, columns={PROMPT: group.astype(float)})
+    selection = select(table, make_spec("grape", clusters="none"), 100 * len(best) / len(group), seed=0)
+    assert np.flatnonzero(selection.selected).tolist() == sorted(best.values())
 
 
 @pytest.mark.parametrize("rule", ["lp", "lp_app", "random"])
