@@ -24,7 +24,7 @@ from lpsel.commands.dry_run import check_memory, planned_work, print_table
 from lpsel.commands.job import configured, ranks_run
 from lpsel.commands.job import run as run_job
 from lpsel.errors import UserError, check_int
-from lpsel.evaluation.subset_validation import conclusion, conclusive, rank_correlation
+from lpsel.evaluation.subset_validation import bootstrap_interval, conclusion, conclusive, rank_correlation
 from lpsel.overrides import hydra_arguments
 from lpsel.run_config import RESULT
 from lpsel.scoring.metrics import METRICS, learning_percentage
@@ -249,11 +249,13 @@ def _summary(measured: Sequence[dict[str, Any]], scores: Mapping[str, Floats], s
     nll_K = np.array([np.nan if m["nll"] is None else m["nll"] for m in random])
     compared = []
     for s, name in enumerate(scores):
-        correlation = rank_correlation([m["mean_score"][name] for m in random], nll_K)
+        mean_K = [m["mean_score"][name] for m in random]
+        correlation, bootstrap = rank_correlation(mean_K, nll_K), bootstrap_interval(mean_K, nll_K)
         lowest, highest = (ends[f"{end}_{s}"]["nll"] for end in ("lowest", "highest"))
         compared.append({
             "score": name,
             **{"spearman": correlation.value, "ci_low": correlation.low, "ci_high": correlation.high},
+            **{"bootstrap_low": bootstrap.low, "bootstrap_high": bootstrap.high},
             "conclusive": conclusive(correlation),
             "conclusion": conclusion(correlation, subsets),
             **{"nll_lowest": lowest, "nll_highest": highest},

@@ -4,13 +4,13 @@ The check of linear datamodels (Ilyas et al. 2022, arXiv 2202.00622; as a score,
 for the mean loss on held-out rows: a score that is worth anything ranks random subsets by what they lead to.
 """
 
-# K subsets
+# K subsets, R resamples of them
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import spearmanr
+from scipy.stats import rankdata, spearmanr
 
-from lpsel.evaluation.statistics import UNDEFINED, Estimate
+from lpsel.evaluation.statistics import RESAMPLES, UNDEFINED, Estimate, interval
 from lpsel.scoring.metrics import correlation_interval
 
 
@@ -26,6 +26,20 @@ def rank_correlation(score_K: ArrayLike, result_K: ArrayLike) -> Estimate:
     if len(score_K) <= 3:
         return Estimate(value, None, None)
     return Estimate(value, *correlation_interval(value, len(score_K)))
+
+
+def bootstrap_interval(score_K: ArrayLike, result_K: ArrayLike, *, seed: int = 0) -> Estimate:
+    """`rank_correlation` with a percentile bootstrap over subsets, which is too wide for few of them: 97 to 99 %."""
+    estimate = rank_correlation(score_K, result_K)
+    if estimate.value is None:
+        return UNDEFINED
+    k = len(np.asarray(score_K))
+    draw_RK = np.random.default_rng(seed).integers(k, size=(RESAMPLES, k))
+    ranks_RK = [rankdata(np.asarray(side)[draw_RK], axis=1) - (k + 1) / 2 for side in (score_K, result_K)]
+    a_RK, b_RK = ranks_RK
+    with np.errstate(invalid="ignore"):  # undefined where all drawn subsets have the same score or result
+        resampled_R = (a_RK * b_RK).sum(axis=1) / np.sqrt((a_RK**2).sum(axis=1) * (b_RK**2).sum(axis=1))
+    return interval(estimate.value, resampled_R, k)
 
 
 def conclusive(correlation: Estimate) -> bool:

@@ -90,6 +90,7 @@ def test_a_scorer_is_its_model(name):
 def test_the_papers_recipe():
     recipe = build(composed("scorer", "opt-350m").scorer).recipe
     assert (recipe.epochs, recipe.learning_rate, recipe.warmup, recipe.schedule) == (3, 2e-5, 0.03, "cosine")
+    assert (recipe.global_batch, recipe.reduction, recipe.dropout) == (32, "token", False), "not what it leaves open"
 
 
 def test_a_scorers_recipe_can_differ_from_the_targets():

@@ -147,6 +147,7 @@ def test_the_nll_is_the_mean_over_seeds_and_five_subsets_support_no_conclusion(t
     assert result["cost"]["tokens"] == sum(training["tokens"] for training in trained)
     (score,) = result["scores"]
     assert score["ci_low"] < 0 < score["ci_high"]
+    assert -1 <= score["bootstrap_low"] < 0 < score["bootstrap_high"] <= 1
     assert score["conclusive"] is False
     assert "too wide for a conclusion from 5 subsets, it contains 0. Raise --subsets or --seeds." in score["conclusion"]
 

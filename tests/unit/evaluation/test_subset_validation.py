@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from lpsel.evaluation.statistics import Estimate
-from lpsel.evaluation.subset_validation import conclusion, conclusive, rank_correlation
+from lpsel.evaluation.subset_validation import bootstrap_interval, conclusion, conclusive, rank_correlation
 
 
 @pytest.fixture
@@ -39,6 +39,18 @@ def test_the_interval_covers_the_correlation(subsets, correlation):
     second = of_normal * first + np.sqrt(1 - of_normal**2) * second
     inside = [e.low <= correlation <= e.high for e in map(rank_correlation, first, second)]
     assert 0.91 <= np.mean(inside) <= 0.985
+
+
+def test_the_bootstrap_is_scipys(pairs):
+    found = bootstrap_interval(*pairs)
+    # Hesterberg's percentiles of 24 subsets are those of a level of 96.5 %, by the t distribution with 23 degrees.
+    level = 1 - 2 * stats.norm.cdf(-np.sqrt(24 / 23) * stats.t.ppf(0.975, 23))
+    expected = stats.bootstrap(
+        pairs, lambda a, b: stats.spearmanr(a, b).statistic, paired=True, vectorized=False, method="percentile",
+        n_resamples=500, confidence_level=level, rng=np.random.default_rng(1),
+    ).confidence_interval  # fmt: skip
+    assert found == pytest.approx((rank_correlation(*pairs).value, *expected), abs=0.05)
+    assert bootstrap_interval(np.arange(6), np.ones(6)) == Estimate(None, None, None)
 
 
 def test_equal_results_have_no_correlation():
