@@ -136,7 +136,8 @@ def _load(embedder: str, weighted: bool, option: str) -> Any:
     if weighted:
         from sentence_transformers.sentence_transformer.modules import Pooling
 
-        model[0].modality_config.pop("message", None)  # else a text becomes a user turn in the chat template
+        reader: Any = model[0]
+        reader.modality_config.pop("message", None)  # else a text becomes a user turn in the chat template
         model[1] = Pooling(model.get_embedding_dimension(), "weightedmean")
     return model
 
