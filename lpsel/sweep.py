@@ -5,6 +5,7 @@ or on other machines, so each job writes its outcome to a file in the sweep's fo
 """
 
 import logging
+import math
 import os
 import re
 import shutil
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from filelock import FileLock
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -106,8 +106,9 @@ def _number_of_jobs(config: DictConfig) -> int | None:
         return None
     given = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     try:
-        overrides = OverridesParser.create().parse_overrides([*given, *config.hydra.overrides.task])
-        return sum(map(len, BasicSweeper.split_arguments(overrides, None)))
+        parsed = OverridesParser.create().parse_overrides([*given, *config.hydra.overrides.task])
+        swept = [o for o in {o.get_key_element(): o for o in parsed}.values() if o.is_sweep_override()]
+        return math.prod(len(list(o.sweep_string_iterator())) for o in swept)
     except HydraException:
         return None
 

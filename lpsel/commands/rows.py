@@ -42,12 +42,15 @@ def main(arguments: Sequence[str]) -> None:
         UserError: no scores, an unknown value to rank by, or a dataset with other rows.
     """
     given = _parser().parse_args(arguments)
-    table, by, chosen, dataset, notes = _read(given)
+    file = Path(given.scores).expanduser()
+    is_run = file.is_dir() and not (file / SCORES_FILE).is_file()
+    shown = _of_run(file, given) if is_run else _of_scores(file, given)
+    table, by, notes = shown.table, given.by or shown.by, [] if shown.note is None else [shown.note]
     value_N, hardest_M = _ranked(table, by)
-    lists = _lists(given, table, hardest_M, chosen, by)
+    lists = _lists(given, table, hardest_M, shown.chosen, by)
     texts = {}
     try:
-        texts = _texts(dataset, given.dataset, table, np.concatenate([*lists.values()]).tolist())
+        texts = _texts(shown.dataset, given.dataset, table, np.concatenate([*lists.values()]).tolist())
     except UserError as error:
         if given.dataset is not None:
             raise
@@ -56,7 +59,7 @@ def main(arguments: Sequence[str]) -> None:
     for title, rows in lists.items():
         pairs = []
         for row in rows.tolist():
-            mark = [] if chosen is None else [("", chosen.mark(int(table.index[row])))]
+            mark = [] if shown.chosen is None else [("", shown.chosen.mark(int(table.index[row])))]
             numbers = _numbers(table, row, by, value_N, with_id=row not in texts)
             pairs += [numbers, *mark, *(_turns(texts[row], longest) if row in texts else ())]
         show(lines(pairs, title=title))
@@ -64,22 +67,43 @@ def main(arguments: Sequence[str]) -> None:
         print(printable(redact(note)))
 
 
-def _read(given: argparse.Namespace) -> tuple[ScoreTable, str, "Chosen | None", Callable[[], DatasetSpec], list[str]]:
-    """The scores, the value to rank them by, what a run selected, how to find the dataset, and notes."""
-    file = Path(given.scores).expanduser()
-    if file.is_dir() and not (file / SCORES_FILE).is_file():
-        result = result_of_run(file)
-        rule, chosen, table = result["rule"], Chosen.of(file, result), _without_losses(file)
-        dataset, notes = partial(dataset_of_run, file, result, given.dataset), []
-        if table is None:
-            table = _scores(scores_of_run(file, result), given.key)
-        else:
-            notes = [f"This run has no losses: its rows are in the order in which selection={rule} selects them."]
-    else:
-        table, rule, chosen, notes = _scores(file, given.key), None, None, []
-        dataset = partial(_dataset_of, file, given.dataset)
-    by = RANK if table.columns else rule if rule in METRICS else "lp_app" if table.epochs else "nll_0"
-    return table, given.by or by, chosen, dataset, notes
+@dataclass(frozen=True)
+class Shown:
+    """The rows that can be shown.
+
+    Attributes:
+        table: their scores.
+        by: the value to rank them by, unless another is given.
+        dataset: finds where their texts are.
+        chosen: what the run selected; None for scores without a run.
+        note: printed after the rows.
+    """
+
+    table: ScoreTable
+    by: str
+    dataset: Callable[[], DatasetSpec]
+    chosen: "Chosen | None" = None
+    note: str | None = None
+
+
+def _of_run(folder: Path, given: argparse.Namespace) -> Shown:
+    result = result_of_run(folder)
+    rule, chosen = result["rule"], Chosen.of(folder, result)
+    dataset = partial(dataset_of_run, folder, result, given.dataset)
+    if (ranks := _without_losses(folder)) is not None:
+        note = f"This run has no losses: its rows are in the order in which selection={rule} selects them."
+        return Shown(ranks, RANK, dataset, chosen, note)
+    table = _scores(scores_of_run(folder, result), given.key)
+    return Shown(table, rule if rule in METRICS else _best_known(table), dataset, chosen)
+
+
+def _of_scores(file: Path, given: argparse.Namespace) -> Shown:
+    table = _scores(file, given.key)
+    return Shown(table, _best_known(table), partial(_dataset_of, file, given.dataset))
+
+
+def _best_known(table: ScoreTable) -> str:
+    return "lp_app" if table.epochs else "nll_0"
 
 
 def _scores(file: Path, key: str | None) -> ScoreTable:

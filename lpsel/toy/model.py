@@ -182,7 +182,7 @@ def _pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, steps
     ]
     schedules = [torch.optim.lr_scheduler.LambdaLR(each, lambda step: _rate_factor(step, steps)) for each in optimizers]
     model.train()
-    with track("Pre-training the tiny model", total=steps, unit="steps") as advance:
+    with track("Pre-training an embedded model (once)", total=steps, unit="steps") as advance:
         for ids_BT, labels_BT in islice(_batches(tokenizer, seed), steps):
             hidden_BTD = model.model(input_ids=ids_BT[:, :-1]).last_hidden_state
             learned_BT = labels_BT[:, 1:] != IGNORED
