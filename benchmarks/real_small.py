@@ -130,7 +130,7 @@ def tables(part: dict[str, Any]) -> str:
     ]
     text = ["**Selected rows**", "", *_selections(part["selections"]), ""]
     for (pct_of, pct), records in sorted(groups.items()):
-        text += [f"**{pct:g} % of the {pct_of}**", "", *_table([*others, *records], columns, own), ""]
+        text += [f"**{pct:g}% of the {pct_of}**", "", *_table([*others, *records], columns, own), ""]
     if groups:
         text += ["**Cost**", "", *_costs(part["records"])]
     return "\n".join(text).rstrip()
@@ -154,7 +154,7 @@ def _selections(selections: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _budget(record: dict[str, Any]) -> str:
-    return record["name"] if record["name"] == ALL else f"{record['name']}, {record['pct']:g} % of {record['pct_of']}"
+    return record["name"] if record["name"] == ALL else f"{record['name']}, {record['pct']:g}% of {record['pct_of']}"
 
 
 def _table(records: Sequence[dict[str, Any]], columns: Sequence[tuple[str, str, str, float]], own: str) -> list[str]:

@@ -69,7 +69,7 @@ def score_and_loss(folder: Path) -> Any:
 
 @styled
 def scorer_transfer(folder: Path) -> Any:
-    """The overlap of each scorer's lowest 10 % with OPT-13B's, on Dolly; each scorer on the rows defined in both."""
+    """The overlap of each scorer's lowest 10% with OPT-13B's, on Dolly; each scorer on the rows defined in both."""
     figure, axes = new_axes()
     for rule, color in zip(range(len(RULES)), SERIES, strict=False):
         overlap = [
@@ -86,7 +86,7 @@ def scorer_transfer(folder: Path) -> Any:
     axes.set(
         xlim=(-0.3, len(SMALL) - 0.7),
         ylim=(0, 1),
-        ylabel=f"overlap of the lowest 10 % with {LARGE}",
+        ylabel=f"overlap of the lowest 10% with {LARGE}",
         xticks=range(len(SMALL)),
     )
     axes.set_xticklabels(SMALL)

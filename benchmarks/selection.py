@@ -4,7 +4,7 @@
     python benchmarks/selection.py --rows 52002 --clusters 1000
 
 Data set and scores are made up: Parquet, an instruction and an answer of some thirty characters each, LP_app from two
-recorded losses. The command reads both, makes content ids, chooses 10 % exactly, and writes selection.parquet and
+recorded losses. The command reads both, makes content ids, chooses 10% exactly, and writes selection.parquet and
 subset.parquet. pandas does less: it reads scores alone, sorts them by cluster and score, and takes the same number of
 every cluster with groupby; it has neither ids nor a subset to write. Both chosen sets must be the same.
 """
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make(folder, asked.rows, asked.clusters)
-        print(f"{asked.rows:,} rows, {asked.clusters:,} clusters, {PCT} %, exact budget; {os.cpu_count()} cores")
+        print(f"{asked.rows:,} rows, {asked.clusters:,} clusters, {PCT}%, exact budget; {os.cpu_count()} cores")
         command = [
             sys.executable, "-m", "lpsel", "select", f"dataset.path={folder}/rows.parquet", "selection=lp_app",
             f"scores={folder}/scores.parquet", f"pct={PCT}", "tracker=none", f"hydra.run.dir={folder}/run",

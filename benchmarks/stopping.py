@@ -71,8 +71,8 @@ def show(folders: list[Path]) -> list[dict[str, Any]]:
     compared = agreement(score_SN[:, defined_N], [PCT])
     low_SN = lowest(score_SN[:, defined_N], PCT)
     rows = f"{compared.lowest[0]:,} of {compared.n:,} rows"
-    print(f"lowest {PCT} %: {rows}, of which chance has {compared.chance[0]:.2f} in common")
-    print(f"| training | rows trained on | FLOPs | Spearman | lowest {PCT} % in common | not trained on, of these |")
+    print(f"lowest {PCT}%: {rows}, of which chance has {compared.chance[0]:.2f} in common")
+    print(f"| training | rows trained on | FLOPs | Spearman | lowest {PCT}% in common | not trained on, of these |")
     print("|---|---|---|---|---|---|")
     figures = []
     for i, (name, table, manifest) in enumerate(zip(SETTINGS, tables, manifests, strict=True)):

@@ -29,7 +29,7 @@ RATES = ((0.5, 0.0), (0.45, 0.1), (0.25, 0.1), (0.85, 0.05))  # P(win), P(tie)
 
 def length_control(entries: list[dict]) -> None:
     """Each set's win rate, length-controlled ones, and the interval."""
-    print("| set | judge | win rate | published, length-controlled | minimal | ours | 95 % interval |")
+    print("| set | judge | win rate | published, length-controlled | minimal | ours | 95% interval |")
     print("|---|---|---|---|---|---|---|")
     distance = []
     for entry in entries:
@@ -48,7 +48,7 @@ def length_control(entries: list[dict]) -> None:
 
 
 def coverage(draws: int) -> None:
-    """How many percent of simulated sets have the true win rate inside their 95 % interval."""
+    """How many percent of simulated sets have the true win rate inside their 95% interval."""
     print("\n| prompts | wins, ties | bootstrap | Wilson |\n|---|---|---|---|")
     generator = np.random.default_rng(0)
     for prompts in PROMPTS:
@@ -60,7 +60,7 @@ def coverage(draws: int) -> None:
                 found = win_rate(verdicts, resamples=1000, seed=draw)
                 inside += [found.ci_low <= true <= found.ci_high, found.wilson_low <= true <= found.wilson_high]
             plain, wilson = 100 * inside / draws
-            print(f"| {prompts} | {100 * win:g} %, {100 * tie:g} % | {plain:.1f} | {wilson:.1f} |", flush=True)
+            print(f"| {prompts} | {100 * win:g}%, {100 * tie:g}% | {plain:.1f} | {wilson:.1f} |", flush=True)
 
 
 def exact_coverage() -> None:
@@ -81,7 +81,7 @@ def exact_coverage() -> None:
                 sum(p for p, (low, high) in zip(chance, each, strict=True) if low <= 100 * rate <= high)
                 for each in ends
             ]
-            print(f"| {prompts} | {100 * rate:g} % | " + " | ".join(f"{100 * share:.1f}" for share in inside) + " |")
+            print(f"| {prompts} | {100 * rate:g}% | " + " | ".join(f"{100 * share:.1f}" for share in inside) + " |")
 
 
 def coverage_of_differences(draws: int) -> None:
@@ -101,7 +101,7 @@ def coverage_of_differences(draws: int) -> None:
                 ]
                 inside += [low <= 100 * (rates[0] - rates[1]) <= high for low, high in ends]
             shares = " | ".join(f"{100 * share:.1f}" for share in inside / draws)
-            print(f"| {prompts} | {100 * rates[0]:g} %, {100 * rates[1]:g} % | {shares} |", flush=True)
+            print(f"| {prompts} | {100 * rates[0]:g}%, {100 * rates[1]:g}% | {shares} |", flush=True)
 
 
 def coverage_of_sets(draws: int) -> None:
@@ -118,7 +118,7 @@ def coverage_of_sets(draws: int) -> None:
                 )["mean_of_prompt_sets"]  # fmt: skip
                 inside += [mean[f"{kind}_low"] <= 100 * rate <= mean[f"{kind}_high"] for kind in ("ci", "wilson")]
             plain, of_wilson = 100 * inside / draws
-            print(f"| {prompts} | {100 * rate:g} % | {plain:.1f} | {of_wilson:.1f} |", flush=True)
+            print(f"| {prompts} | {100 * rate:g}% | {plain:.1f} | {of_wilson:.1f} |", flush=True)
 
 
 def coverage_of_correlations(draws: int) -> None:
@@ -158,7 +158,7 @@ def coverage_of_rows(draws: int) -> None:
 
 
 def false_matches(reports: int) -> None:
-    """Reports of six selections at six percentages, all at 48 %, in which one "matches" all rows."""
+    """Reports of six selections at six percentages, all at 48%, in which one "matches" all rows."""
     print("\n| prompts | reports with a false match |\n|---|---|")
     generator = np.random.default_rng(0)
     for prompts in FEW_AND_MANY:
@@ -170,7 +170,7 @@ def false_matches(reports: int) -> None:
                 for k, pct in enumerate((1, 3, 5, 10, 25, 33))
             ]
             matches += smallest_passing(measured) is not None
-        print(f"| {prompts} | {100 * matches / reports:.1f} % |")
+        print(f"| {prompts} | {100 * matches / reports:.1f}% |")
 
 
 def _point(rule: str, pct: float, value: float, ends: list[float]) -> Point:
@@ -191,7 +191,7 @@ def coverage_at_equal_length(draws: int) -> None:
             wins = generator.random(prompts) < expit(theta + phi * np.tanh(shorter / shorter.std(ddof=1)))
             found = length_controlled_win_rate(np.where(wins, 2.0, 1.0), model, baseline, resamples=500, seed=draw)
             inside += found.low <= 100 * rate <= found.high
-        print(f"| {prompts} | {100 * rate:g} % | {100 * inside / draws:.1f} |", flush=True)
+        print(f"| {prompts} | {100 * rate:g}% | {100 * inside / draws:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

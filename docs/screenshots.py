@@ -79,7 +79,7 @@ def voting_page() -> Path:
     folder = WORK / "voting"
     folder.mkdir(exist_ok=True)
     judge = HumanJudge("Which answer is better?", seed=3)
-    return judge.write(pairs, folder, baseline="all rows", model="10 %")[0]
+    return judge.write(pairs, folder, baseline="all rows", model="10%")[0]
 
 
 def begin_to_vote(page: Any) -> None:

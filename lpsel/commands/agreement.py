@@ -167,7 +167,7 @@ def show(values: dict[str, Any]) -> None:
     table = Table(caption="\n".join(caption), caption_justify="left")
     for title in ("metric", "scorer", "and"):
         table.add_column(title, overflow="fold")
-    for title in ("Spearman", "tau-b", *(f"lowest {pct:g} % in common (chance)" for pct in values["pct"])):
+    for title in ("Spearman", "tau-b", *(f"lowest {pct:g}% in common (chance)" for pct in values["pct"])):
         table.add_column(title, justify="right")
     for metric, pairs in groupby((p for p in values["pairs"] if p["rows"] == DEFINED), key=itemgetter("metric")):
         title = METRICS[metric].title
@@ -190,7 +190,7 @@ def show_diagnosis(values: dict[str, Any]) -> None:
     for title in ("metric", "scorer"):
         table.add_column(title, overflow="fold")
     titles = [f"Spearman with {name}" for name in columns] + ["between clusters"] * bool(values["clusters"])
-    for title in (*titles, *(f"{', '.join(counted.values())} in lowest {pct:g} %" for pct in values["pct"])):
+    for title in (*titles, *(f"{', '.join(counted.values())} in lowest {pct:g}%" for pct in values["pct"])):
         table.add_column(title, justify="right")
     for entry in sorted(values["diagnosis"], key=lambda entry: values["metrics"].index(entry["metric"])):
         numbers = [entry["spearman"].get(name) for name in columns]

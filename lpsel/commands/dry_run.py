@@ -211,7 +211,7 @@ def _totals(counted: Sequence[Work], experiment: bool) -> str:
     return "\n".join(
         [
             f"Total: {_short(sum(piece.tokens for piece in counted))} tokens, {at_least}{sum(known):.3g} FLOPs.",
-            *([f"{at_least}{sum(hours):,.1f} hours at {UTILIZATION} % of gpu_tflops.".capitalize()] if hours else []),
+            *([f"{at_least}{sum(hours):,.1f} hours at {UTILIZATION}% of gpu_tflops.".capitalize()] if hours else []),
             *(f"Tokens {counted}: {', '.join(sorted(names))}." for counted, names in models.items()),
             *(answered if evaluated else (stored, *trained)),
         ]

@@ -151,7 +151,7 @@ def _trained_model(name: str, folder: Path, trust_remote_code: bool) -> ModelSpe
 
 def _describe_run(result: dict[str, Any]) -> str:
     """What distinguishes a run in a table: its target, rule, scorer and percentage of the data."""
-    rows = "all" if result["rule"] == "full" else f"{result['pct']:g} %"
+    rows = "all" if result["rule"] == "full" else f"{result['pct']:g}%"
     bucket = f" {result['bucket']} bucket" if result.get("bucket") else ""
     adapter = f", {result['adapter']['method']}" if result.get("adapter") else ""
     scorer = f" by {result['scorer']['name']}" if result.get("scorer") else ""

@@ -121,7 +121,7 @@ def table(entries: Sequence[Entry], columns: Sequence[str]) -> Table:
 def _cells(run: Run, measured: list[Measure]) -> dict[str, str]:
     parts: list[Any] = [run.command, run.get("evaluator")]
     if run.command in ("train", "select"):
-        pct = None if run.pct is None or run.rule == "full" else f"{run.pct:g} %"
+        pct = None if run.pct is None or run.rule == "full" else f"{run.pct:g}%"
         parts = [run.command, run.rule, run.bucket, pct]
     counts = [n for n in (run.get("n_selected"), run.get("n"), run.get("n_total")) if isinstance(n, int)]
     figures = _key_figure(measured)

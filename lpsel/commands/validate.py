@@ -273,11 +273,11 @@ def _flat(measured: Mapping[str, Any]) -> dict[str, Any]:
 def show(result: Mapping[str, Any]) -> None:
     """Print the correlation of every score, and what its lowest and highest rows lead to."""
     random = result["random_nll"]
-    caption = [f"{random['subsets']} random subsets of {result['pct']:g} %: NLL {_figure(random['mean'])}, "
+    caption = [f"{random['subsets']} random subsets of {result['pct']:g}%: NLL {_figure(random['mean'])}, "
                f"standard deviation {_figure(random['standard_deviation'])}", *_conclusions(result)]  # fmt: skip
     table = Table(caption="\n".join(caption), caption_justify="left")
     table.add_column("score", overflow="fold")
-    for title in ("Spearman", "95 % interval", "NLL of the lowest", "of the highest"):
+    for title in ("Spearman", "95% interval", "NLL of the lowest", "of the highest"):
         table.add_column(title, justify="right")
     for score in result["scores"]:
         ends = f"{_figure(score['ci_low'])} to {_figure(score['ci_high'])}"

@@ -80,7 +80,7 @@ def model_differences(verdicts: Mapping[str, Verdicts], *, seed: int) -> list[di
     """Win rate of one model minus that of another, on the prompts where both have a verdict against the baseline.
 
     Returns:
-        For every two `models`: `n` prompts, `difference` in points, its `standard_error`, `ci_low` and `ci_high` (95 %,
+        For every two `models`: `n` prompts, `difference` in points, its `standard_error`, `ci_low` and `ci_high` (95%,
         `paired_interval`), `p_value` (sign-flip test) and `p_value_holm`, corrected for the number of comparisons. None
         where there are no such prompts, and no interval of a single one.
     """
@@ -146,7 +146,7 @@ def _judge_problems(flip_rate: float | None, letter_probability: float | None) -
     problems = []
     if flip_rate is not None and flip_rate > 100 * MOST:
         problems.append(
-            f"The judge carries no information: in {flip_rate:.0f} % of the judged pairs, its verdict depends on the "
+            f"The judge carries no information: in {flip_rate:.0f}% of the judged pairs, its verdict depends on the "
             "order of the answers. Set a stronger judge."
         )
     if letter_probability is not None and letter_probability < LEAST_PROBABILITY:
@@ -171,7 +171,7 @@ def _too_few(metrics: Mapping[str, Any]) -> list[str]:
     if low is not None and high is not None and low < 50 < high and high - low > 2 * WIDE:
         enough = round(n * ((high - low) / (2 * AIM)) ** 2, -1)
         problems.append(
-            f"The interval of the win rate, {low:.0f} to {high:.0f} %, is too wide to show which model is better: "
+            f"The interval of the win rate, {low:.0f} to {high:.0f}%, is too wide to show which model is better: "
             f"about {enough:,.0f} prompts would give ±{AIM:.0f} points."
         )
     if n < FEW and metrics["length_controlled_win_rate"] is not None:

@@ -80,7 +80,7 @@ class ReferenceEvaluator:
     - `rouge_l`: mean ROUGE-L F1 of the greedy answers.
 
     In a chat, all turns of the assistant count for the likelihood, and the last one is generated. Every metric has a
-    95 % interval over rows, and the differences to the first model, the baseline, are paired: see `compare_rows`.
+    95% interval over rows, and the differences to the first model, the baseline, are paired: see `compare_rows`.
 
     Attributes:
         dataset: the held-out rows.

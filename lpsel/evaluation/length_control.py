@@ -40,7 +40,7 @@ from lpsel.evaluation.statistics import (
 )
 
 FEW = 100  # prompts
-BOUND = 12.0  # of both coefficients, where the likelihood ratio is computed: expit of it is 99.999 %
+BOUND = 12.0  # of both coefficients, where the likelihood ratio is computed: expit of it is 99.999%
 FOLDS = 5
 FEWEST = 2 * FOLDS
 STRENGTHS = np.logspace(-4, 4, 10)  # inverse strengths of the penalty, scikit-learn's C
@@ -61,7 +61,7 @@ def length_controlled_win_rate(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
-    """The length-controlled win rate, in percent, with its 95 % interval: percentile bootstrap over prompts.
+    """The length-controlled win rate, in percent, with its 95% interval: percentile bootstrap over prompts.
 
     That of the likelihood ratio for fewer than 100 prompts, or 15 wins or losses. Preferences are the weights of both
     outcomes; the resamples keep s.
@@ -95,7 +95,7 @@ def length_controlled_win_rate(
 
 
 def likelihood_interval(shorter_n: Floats, share_n: Floats, theta: float) -> tuple[float, float]:
-    """95 % interval of theta, around its estimate: where twice the log of the likelihood ratio is below chi squared's.
+    """95% interval of theta, around its estimate: where twice the log of the likelihood ratio is below chi squared's.
 
     An end beyond BOUND, of wins or losses only, is infinite.
     """

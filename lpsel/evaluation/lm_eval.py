@@ -64,7 +64,7 @@ class LmEvalEvaluator:
 
         Returns:
             `models` in their order, each with `metrics`: `TASK/METRIC` to `value` and `standard_error` as reported by
-            the harness (None where it has none), and `low` and `high` of their 95 % interval, see `_interval`; and
+            the harness (None where it has none), and `low` and `high` of their 95% interval, see `_interval`; and
             `tasks`: rows, few-shot examples and version of each.
 
         Raises:

@@ -29,7 +29,7 @@ def rank_correlation(score_K: ArrayLike, result_K: ArrayLike) -> Estimate:
 
 
 def bootstrap_interval(score_K: ArrayLike, result_K: ArrayLike, *, seed: int = 0) -> Estimate:
-    """`rank_correlation` with a percentile bootstrap over subsets, which is too wide for few of them: 97 to 99 %."""
+    """`rank_correlation` with a percentile bootstrap over subsets, which is too wide for few of them: 97 to 99%."""
     estimate = rank_correlation(score_K, result_K)
     if estimate.value is None:
         return UNDEFINED
@@ -51,7 +51,7 @@ def conclusion(correlation: Estimate, subsets: int) -> str:
     """What a correlation of subsets' mean score with their NLL says, in one sentence."""
     if correlation.value is None or correlation.low is None or correlation.high is None:
         return "Not defined: all subsets have the same mean score or the same NLL."
-    found = f"{correlation.value:.2f} (95 % interval {correlation.low:.2f} to {correlation.high:.2f})"
+    found = f"{correlation.value:.2f} (95% interval {correlation.low:.2f} to {correlation.high:.2f})"
     if not conclusive(correlation):
         return f"{found}: too wide for a conclusion from {subsets} subsets, it contains 0. Raise --subsets or --seeds."
     which = "lower" if correlation.value > 0 else "higher"

@@ -24,12 +24,12 @@ REFERENCE_COLUMNS = (
 
 
 def reference_table(result: dict[str, Any]) -> Table:
-    """A row for every model, each value above its 95 % interval; the baseline comes first.
+    """A row for every model, each value above its 95% interval; the baseline comes first.
 
     A star marks values whose paired difference to the baseline is significant.
     """
     models = result["models"]
-    notes = ["95 % intervals over rows: bootstrap, Wilson's for exact matches."]
+    notes = ["95% intervals over rows: bootstrap, Wilson's for exact matches."]
     if len(models) > 1:
         notes.append(
             f"* The paired difference to {escape(result['baseline'])} is significant: p < 0.05 with Holm's correction "
@@ -55,7 +55,7 @@ def reference_table(result: dict[str, Any]) -> Table:
 
 
 def pairwise_table(result: dict[str, Any]) -> Table:
-    """A row for every model with its results against the baseline, each value above its 95 % interval.
+    """A row for every model with its results against the baseline, each value above its 95% interval.
 
     For human judges, a row for every page to vote on.
     """
@@ -67,7 +67,7 @@ def pairwise_table(result: dict[str, Any]) -> Table:
     judge = result["judge"]["name"] or "imported verdicts"
     corrected = ", with Holm's correction" if len(result["models"]) > 1 else ""
     notes = [
-        f"Against {result['baseline']}, judged by {judge}. 95 % bootstrap intervals over prompts, Wilson's for few "
+        f"Against {result['baseline']}, judged by {judge}. 95% bootstrap intervals over prompts, Wilson's for few "
         f"wins or losses; p-value of the sign-flip test{corrected}."
     ]
     if any(model["failed"] for model in result["models"]):
@@ -139,7 +139,7 @@ def _agreement(model: str, pair: dict[str, Any]) -> str:
     kappa = "not defined" if pair["kappa"] is None else f"{pair['kappa']:.2f}, weighted {pair['weighted_kappa']:.2f}"
     on = f" on {model}" if model else ""
     both = " and ".join(pair["judges"])
-    return f"{both} agree{on} in {pair['agreement']:.1f} % of {pair['n']:,} prompts; Cohen's kappa {kappa}."
+    return f"{both} agree{on} in {pair['agreement']:.1f}% of {pair['n']:,} prompts; Cohen's kappa {kappa}."
 
 
 def _differs(model: dict[str, Any], metric: str) -> bool:

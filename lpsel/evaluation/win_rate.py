@@ -47,10 +47,10 @@ class WinRate:
     failed: int  # prompts without a verdict
     win_rate: float | None = None  # 100 x mean(preference - 1); for plain verdicts 100 x (wins + ties / 2) / n
     standard_error: float | None = None  # 100 x sample standard deviation / sqrt(n), as in alpaca_eval
-    ci_low: float | None = None  # 95 % percentile bootstrap interval of the win rate over prompts, for n > 1
+    ci_low: float | None = None  # 95% percentile bootstrap interval of the win rate over prompts, for n > 1
     ci_high: float | None = None
     discrete_win_rate: float | None = None  # 100 x (wins + ties / 2) / n, also for fractional preferences
-    wilson_low: float | None = None  # 95 % Wilson score interval of the discrete win rate
+    wilson_low: float | None = None  # 95% Wilson score interval of the discrete win rate
     wilson_high: float | None = None
     p_value: float | None = None  # two-sided sign-flip test of an even mean: the exact sign test of plain verdicts
     winning_score: float | None = None  # (wins - losses) / n + 1, from 0 to 2, as in Cherry LLM (Li et al. 2024)
@@ -199,7 +199,7 @@ def pairwise_metrics(
 def shown_interval(counted: Mapping[str, Any]) -> tuple[float | None, float | None]:
     """The interval to show next to `win_rate`, None for a single verdict.
 
-    Wilson's for few verdicts, wins or losses, where the bootstrap's covers less than 93 %, and for plain verdicts
+    Wilson's for few verdicts, wins or losses, where the bootstrap's covers less than 93%, and for plain verdicts
     without ties (docs/results/win-rates.md). Of fractional preferences, Wilson's is that of as many wins as their sum.
     """
     n, rate = counted.get("n") or 0, counted.get("win_rate")

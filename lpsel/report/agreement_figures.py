@@ -39,7 +39,7 @@ def agreement_figures(study: Study, metric: str) -> Iterator[tuple[str, str, Fig
     ]
     for p, pct in enumerate(study.pcts):
         chance = between.chance[p][~np.eye(len(study.names), dtype=bool)]
-        title = f"{label}: overlap of the lowest {pct:g} %\n(chance {spread(chance, '{:.2f}'.format)})"
+        title = f"{label}: overlap of the lowest {pct:g}%\n(chance {spread(chance, '{:.2f}'.format)})"
         matrices.append((f"lowest-{pct:g}", title, between.share[p]))
     for name, title, values_SS in matrices:
         yield f"heatmap-{metric}-{name}", title, heatmap(study.names, values_SS, title)

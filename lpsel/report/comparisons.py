@@ -28,7 +28,7 @@ class Comparison:
 
     Attributes:
         point: of one of the selection's seeds.
-        value, reference: means over the seeds compared; the reference of a win rate against random rows is 50 %.
+        value, reference: means over the seeds compared; the reference of a win rate against random rows is 50%.
         difference: with the interval at `level`, None at its ends where there is none.
         basis: what the interval covers: seeds (and with them rows), the rows or prompts of one seed, or nothing.
         seeds: how many were compared.
@@ -125,8 +125,8 @@ def differences(points: Sequence[Point]) -> list[Point]:
 def smallest_passing(points: Sequence[Point]) -> float | None:
     """The smallest percentage at which a selection is no worse than all rows, and at all larger ones as well.
 
-    The interval decides: a win rate whose lower end is at least 50 %, or a paired difference in NLL whose upper end is
-    at most 0. Its level is 95 % for all selections together (Bonferroni), since the best of several is reported. The
+    The interval decides: a win rate whose lower end is at least 50%, or a paired difference in NLL whose upper end is
+    at most 0. Its level is 95% for all selections together (Bonferroni), since the best of several is reported. The
     ends are means over seeds, as if seeds had all of their prompts' variation in common.
     """
     win_rates = bool(points) and points[0].metric == "win_rate"
@@ -182,7 +182,7 @@ def _compared(
     reference_of: Callable[[Point, BySeed], BySeed | None],
     against_baseline: str | None = None,
 ) -> list[Comparison]:
-    """Every selection minus its reference; the level of the intervals is 95 % for all of them together (Bonferroni)."""
+    """Every selection minus its reference; the level of the intervals is 95% for all of them together (Bonferroni)."""
     pairs: list[tuple[BySeed, BySeed | None]] = []
     for ours in _by_selection(points, lambda rule: rule not in (BASELINE, ALL_ROWS)).values():
         first = next(iter(ours.values()))
@@ -211,7 +211,7 @@ def _comparison(ours: BySeed, theirs: BySeed | None, level: float) -> Comparison
 
 
 def _of_rows(p: Point, q: Point | None) -> Interval:
-    """One point minus another, with a 95 % interval over rows: paired where an evaluation has it.
+    """One point minus another, with a 95% interval over rows: paired where an evaluation has it.
 
     Elsewhere it is that of two independent values, which is too wide for models measured on the same rows.
     """
@@ -233,7 +233,7 @@ def _of_rows(p: Point, q: Point | None) -> Interval:
 
 
 def _widened(at: Interval, level: float) -> Interval:
-    """A 95 % interval as one at another level, as if the value were normal."""
+    """A 95% interval as one at another level, as if the value were normal."""
     if at.low is None or at.high is None:
         return Interval(at.value)
     wider = float(ndtri(0.5 + level / 2) / ndtri(0.975))

@@ -80,9 +80,9 @@ def bucket_figure(points: Sequence[Point], looks: Mapping[str, Look]) -> Figure 
                 _bar(axes, x, width, bars, colors[group[0]], SHADES[bucket], rotation)
     if points[0].metric == "win_rate":
         reference_line(axes, EVEN, MUTED, "--")
-        horizontal_label(axes, EVEN, "50 %", MUTED)
+        horizontal_label(axes, EVEN, "50%", MUTED)
     axes.margins(y=0.16)
-    axes.set_xticks(range(len(groups)), [f"{rule}, {pct:g} %\n{models}" for rule, pct, models in groups])
+    axes.set_xticks(range(len(groups)), [f"{rule}, {pct:g}%\n{models}" for rule, pct, models in groups])
     axes.set_ylabel(points[0].key_metric.axis_label)
     legend(axes)
     return figure
@@ -123,7 +123,7 @@ def scorer_target_figure(points: Sequence[Point]) -> Figure | None:
     axes.imshow(np.ma.masked_invalid(means), cmap=COLORMAP, aspect="auto")
     axes.set_xticks(range(len(targets)), targets)
     axes.set_yticks(range(len(scorers)), scorers)
-    axes.set_xlabel(f"target; {rule}{f', {bucket}' if bucket else ''}, {pct:g} %")
+    axes.set_xlabel(f"target; {rule}{f', {bucket}' if bucket else ''}, {pct:g}%")
     axes.set_ylabel("scorer")
     return figure
 
@@ -242,7 +242,7 @@ def ledger_figure(runs: Sequence[Run], looks: Mapping[str, Look]) -> Figure | No
         axes.barh(y, training, left=scoring, color=color, height=0.4)
         numbers = list(dict.fromkeys(str(run.get("seed")) for run in same if run.get("seed") is not None))
         named = f", seed{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}" if numbers else ""
-        name = f"{looks[series].label}{f', {pct:g} %' if pct else ''}{named}"
+        name = f"{looks[series].label}{f', {pct:g}%' if pct else ''}{named}"
         axes.text(0, y - 0.27, name, va="bottom")  # next to the bars, names would leave no room for them on a phone
     for label, alpha in (("selection", 0.45), ("training", 1.0)):
         axes.barh([0], [0], color=INK, alpha=alpha, label=label)

@@ -32,10 +32,10 @@ class Scale(NamedTuple):
 
     @classmethod
     def of(cls, points: Sequence[Point]) -> "Scale":
-        """That of a key metric: the reference is 50 %, or the mean over the seeds of training on all rows."""
+        """That of a key metric: the reference is 50%, or the mean over the seeds of training on all rows."""
         label, is_win_rate = points[0].key_metric.axis_label, points[0].metric == "win_rate"
         if is_win_rate:
-            return cls(label, {"50 %": EVEN}, untrained(points), is_win_rate)
+            return cls(label, {"50%": EVEN}, untrained(points), is_win_rate)
         full = defaultdict(list)
         for p in points:
             if p.run.rule == ALL_ROWS:
@@ -83,7 +83,7 @@ def _by_pct(points: Sequence[Point], scale: Scale, looks: Looks, passing: float 
     selected = [p for p in points if p.run.rule != ALL_ROWS]
     pcts = {p.run.pct for p in selected}
     if len(pcts) == 1 and len({p.run.series for p in selected}) > MOST_LINES:
-        title = f"{scale.label.replace(chr(10), ' ')}, at {pcts.pop():g} %"
+        title = f"{scale.label.replace(chr(10), ' ')}, at {pcts.pop():g}%"
         return dots_figure(_ranked(selected, looks, scale.is_win_rate), title, [*scale.references.values()])
     figure, axes = new_axes(height=3.1)
     labels = _lines(axes, points, looks, lambda p: p.run.pct)
@@ -97,7 +97,7 @@ def _by_pct(points: Sequence[Point], scale: Scale, looks: Looks, passing: float 
     if passing is not None:
         axes.axvline(passing, color=MUTED, linewidth=0.8, linestyle=":")
         at: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "xytext": (3, -10), "textcoords": "offset points"}
-        axes.annotate(f"from {passing:g} %: no worse", (passing, 1), color=MUTED, **at)
+        axes.annotate(f"from {passing:g}%: no worse", (passing, 1), color=MUTED, **at)
     _finish(axes, points, labels, scale)
     return figure
 
@@ -126,7 +126,7 @@ def _by_cost(points: Sequence[Point], scale: Scale, looks: Looks, cost_of: CostO
 def _lines(axes: Axes, points: Sequence[Point], looks: Looks, x_of: CostOf) -> list[Label]:
     """A line for every selection through its means; seeds are faint dots, those of random rows also a band.
 
-    The 95 % interval of a run is drawn where it is the only seed.
+    The 95% interval of a run is drawn where it is the only seed.
     """
     labels = []
     for series, by_pct in by_selection(points).items():

@@ -75,8 +75,8 @@ OVER_SEEDS = "Lines connect means over seeds, faint dots are seeds, the gray ban
 QUALITY_FIGURES = {
     "quality": (
         cost_figure,
-        f"{OVER_SEEDS}; a single seed has its 95 % interval over prompts or rows. Dashed: training on all rows, or a "
-        "win rate of 50 %. The cost includes the scores, also where they were reused.",
+        f"{OVER_SEEDS}; a single seed has its 95% interval over prompts or rows. Dashed: training on all rows, or a "
+        "win rate of 50%. The cost includes the scores, also where they were reused.",
     ),
     "share": (
         fraction_figure,
@@ -89,10 +89,10 @@ QUALITY_FIGURES = {
     ),
     "difference": (
         difference_figure,
-        "Difference from training on all rows; a single seed has the 95 % interval of the paired difference, where the "
+        "Difference from training on all rows; a single seed has the 95% interval of the paired difference, where the "
         "baseline of the evaluation was trained on all rows.",
     ),
-    "buckets": (bucket_figure, "Means over seeds; lines are the 95 % intervals of runs."),
+    "buckets": (bucket_figure, "Means over seeds; lines are the 95% intervals of runs."),
 }
 FORMULAS = {
     "lp": "LP(1) = (P₀ − P₁) / (P₀ − Pₙ), with perplexities P: the fraction of all learning that happens in epoch 1.",
@@ -184,7 +184,7 @@ def report_figures(runs: Runs, measured: Sequence[Point], tables: dict[str, Tabl
         caption = f"{_scored_by(run)}{seed}: median and quartiles of the hardest and easiest tenth by LP_app(1)."
         yield f"trajectory-{k}", caption, trajectory_figure(Path(str(run.get("scores"))))
     for k, run in enumerate(_first(selections, lambda run: (run.series, run.pct)), 1):
-        caption = f"{style[run.series].label}, {run.pct:g} %." if run.pct else f"{style[run.series].label}."
+        caption = f"{style[run.series].label}, {run.pct:g}%." if run.pct else f"{style[run.series].label}."
         yield f"lengths-{k}", caption, length_figure(run, style[run.series].color)
     caption = "FLOPs of selection and training, means over seeds; the distance to the dashed line is saved."
     yield "costs", caption, ledger_figure([run for run in selections if run.command == "train"], style)
@@ -226,7 +226,7 @@ def _dot_figures(
         color = None if run is None else style[run.series].color
         dots[entry["evaluation"], entry["kind"]].append(Dot(entry[row], entry["model"], at, color))
     for k, ((evaluation, kind), group) in enumerate(dots.items(), 1):
-        caption = f"{Path(evaluation).name}, {kind}. 95 % intervals."
+        caption = f"{Path(evaluation).name}, {kind}. 95% intervals."
         yield f"{name}-{k}", caption, dots_figure(group, label, lines)
 
 

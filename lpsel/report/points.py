@@ -37,7 +37,7 @@ KEY_METRICS = {
 
 
 class Interval(NamedTuple):
-    """A value and its 95 % confidence interval, if there is one."""
+    """A value and its 95% confidence interval, if there is one."""
 
     value: float
     low: float | None = None
@@ -51,7 +51,7 @@ class Measure:
     Attributes:
         model: its name in the evaluation.
         metric: win_rate, nll, or a TASK/METRIC of lm_eval.
-        value, low, high: the value and its 95 % interval, None where there is none.
+        value, low, high: the value and its 95% interval, None where there is none.
     """
 
     model: str

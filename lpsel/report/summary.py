@@ -105,7 +105,7 @@ def _verdicts(compared: Sequence[Comparison], labels: dict[str, str]) -> str:
 
 
 def _selections(chosen: Sequence[Comparison], labels: dict[str, str], named: bool = True) -> str:
-    """Labels with their percentages, unless these are named before: lp at 5 and 10 %, lp_app at 5 %."""
+    """Labels with their percentages, unless these are named before: lp at 5 and 10%, lp_app at 5%."""
     pcts: dict[str, list[float]] = defaultdict(list)
     for c in chosen:
         pcts[labels[c.point.run.series]].append(c.point.run.pct or 0.0)
@@ -127,7 +127,7 @@ def _differences(compared: Sequence[Comparison], labels: dict[str, str], how: st
 
 
 def _at(c: Comparison, labels: dict[str, str]) -> str:
-    return f"{labels[c.point.run.series]} at {c.point.run.pct:g} %"
+    return f"{labels[c.point.run.series]} at {c.point.run.pct:g}%"
 
 
 def _value(c: Comparison, value: float | None = None) -> str:
@@ -151,11 +151,9 @@ def _intervals(compared: Sequence[Comparison]) -> list[str]:
     lines = []
     if "seeds" in bases:
         seeds = sorted({c.seeds for c in compared if c.basis == "seeds"})
-        lines.append(
-            f"95 %{together}; t intervals over {_listed([str(n) for n in seeds], 'or')} seeds, paired by seed."
-        )
+        lines.append(f"95%{together}; t intervals over {_listed([str(n) for n in seeds], 'or')} seeds, paired by seed.")
     if "rows" in bases:
-        lines.append(f"95 %{together}; of one seed, over the rows or prompts measured: another seed may differ.")
+        lines.append(f"95%{together}; of one seed, over the rows or prompts measured: another seed may differ.")
     if "none" in bases:
         lines.append("Values without an interval allow no conclusion.")
     return lines
@@ -195,8 +193,8 @@ def _costs(key: Sequence[Point], labels: dict[str, str]) -> list[str]:
     texts = []
     for label, runs in list(spent.items())[:MOST]:
         scoring, total = (_percent(runs, part) for part in ("selection", "total"))
-        of_scoring = "" if scoring == "0" else f" ({scoring} % for selecting)"
-        texts.append(f"{label} {total} %{of_scoring}")
+        of_scoring = "" if scoring == "0" else f" ({scoring}% for selecting)"
+        texts.append(f"{label} {total}%{of_scoring}")
     if not texts:
         return []
     everything = shown(float(np.mean([p.run.everything for p in key if p.run.everything])))
@@ -209,7 +207,7 @@ def _percent(runs: Sequence[Run], part: str) -> str:
 
 
 def _pcts(pcts: Sequence[float]) -> str:
-    return f"{_listed([f'{pct:g}' for pct in pcts])} %"
+    return f"{_listed([f'{pct:g}' for pct in pcts])}%"
 
 
 def _count(n: int, noun: str) -> str:

@@ -127,7 +127,7 @@ def panels(measured: Sequence[Point]) -> list[Panel]:
                 panel.lines[FLOPS][f"cost {k}/{series}"] = costs
             run = next(iter(by_pct.values()))[0].run
             if run.bucket or run.scorer != "–":
-                panel.bars.update({f"bars {k}/{series}, {pct:g} %": mean for pct, mean in means.items()})
+                panel.bars.update({f"bars {k}/{series}, {pct:g}%": mean for pct, mean in means.items()})
         made.append(panel)
     return made
 

@@ -40,7 +40,7 @@ def check_steps(steps: int) -> list[int]:
 def expected_agreement(correlation: float, rows: int, before: int, now: int, steps: int) -> dict[str, float]:
     """Estimate Spearman's correlation of the ranking now with the one after the whole epoch, from the last two checks.
 
-    It assumes that each further doubling of the steps changes the ranking as much as the last one did. The 95 %
+    It assumes that each further doubling of the steps changes the ranking as much as the last one did. The 95%
     interval is that of a correlation of `rows` rows (Bonett and Wright, Psychometrika 65, 2000); it covers the error of
     the sample, not that of the extrapolation. Training stops at the first correlation above a bound, which is more
     often too high than too low: the estimate is optimistic by up to the error of the sample.

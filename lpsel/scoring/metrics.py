@@ -165,7 +165,7 @@ def _quotient(numerator_N: Floats, denominator_N: Floats, records_EN: Floats) ->
 
 
 def correlation_interval(correlation: float, rows: int) -> tuple[float, float]:
-    """95 % interval of Spearman's correlation of more than three rows, by Fisher's transform.
+    """95% interval of Spearman's correlation of more than three rows, by Fisher's transform.
 
     Bonett and Wright, Psychometrika 65, 2000; docs/results/win-rates.md has its coverage.
     """

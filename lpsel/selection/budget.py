@@ -189,8 +189,8 @@ def hardness_weights(ranked: Ranked, key_M: NDArray[np.float64]) -> NDArray[np.f
 def paper_shares(size_C: NDArray[np.int64], pct: float) -> NDArray[np.int64]:
     """Rows to select from every cluster as in the paper's released selection, int64 (C,).
 
-    The first of round(100/pct) near-equal parts of each cluster, so ceil(size / round(100/pct)) rows: 1 % of many small
-    clusters is more than 1 % of the rows, and 67 % or more is all rows.
+    The first of round(100/pct) near-equal parts of each cluster, so ceil(size / round(100/pct)) rows: 1% of many small
+    clusters is more than 1% of the rows, and 67% or more is all rows.
     """
     parts = min(round(100 / pct), int(size_C.max(initial=1)))
     return -(-size_C // parts)

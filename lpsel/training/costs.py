@@ -103,8 +103,8 @@ def describe_ledger(figures: Mapping[str, Any]) -> str:
     if figures["break_even_pct"] == 0:
         limit = "selection alone costs as much"
     else:
-        limit = f"selection pays off below {figures['break_even_pct']:.0f} % of these, "
-        limit += f"{figures['break_even_rows_pct']:.0f} % of the rows if as long as the selected ones"
+        limit = f"selection pays off below {figures['break_even_pct']:.0f}% of these, "
+        limit += f"{figures['break_even_rows_pct']:.0f}% of the rows if as long as the selected ones"
     return (
         f"{figures['selection']['flops']:.3g} FLOPs to select, {figures['training']['flops']:.3g} to train: "
         f"{outcome} training on everything ({figures['everything']['flops']:.3g}); {limit}"

@@ -191,7 +191,7 @@ def test_selection(monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     importlib.import_module("selection").main(["--rows=2000", "--clusters=20"])
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].startswith("2,000 rows, 20 clusters, 10 %, exact budget")
+    assert printed[0].startswith("2,000 rows, 20 clusters, 10%, exact budget")
     assert printed[-1].startswith("the same 200 rows; lpsel takes ")
 
 

@@ -43,7 +43,7 @@ def test_the_subset_has_the_sources_rows_in_their_order(trained, tmp_path):
     subset = Path(trained["subset"]).read_text().splitlines()
     selected = pq.read_table(trained["selection"])
     chosen = [i for i, s in zip(selected["index"].to_pylist(), selected["selected"].to_pylist(), strict=True) if s]
-    assert len(subset) == trained["n_selected"] == 6  # 25 % of 24
+    assert len(subset) == trained["n_selected"] == 6  # 25% of 24
     assert [json.loads(line) for line in subset] == [json.loads(source[i]) for i in chosen]
 
 
@@ -109,7 +109,7 @@ def test_runs_are_evaluated_next_to_untrained_models(trained, tmp_path, toy_mode
     untrained, after = result["models"]
     assert result["n"] == 5
     assert result["baseline"] == "toy-llama"
-    assert after["name"] == "toy-llama, lp_app by toy-llama, 25 %"
+    assert after["name"] == "toy-llama, lp_app by toy-llama, 25%"
     assert after["metrics"]["nll"]["value"] < untrained["metrics"]["nll"]["value"]
     assert after["difference"]["nll"]["high"] < 0
     lines = (tmp_path / "runs" / "evaluate" / after["generations"]).read_text().splitlines()

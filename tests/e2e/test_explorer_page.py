@@ -89,7 +89,7 @@ def downloaded(page, button):
 
 
 def test_the_list_starts_with_the_rows_ranked_first(page, table):
-    assert page.inner_text("#count") == "60 of 60 rows, 12 selected (20 %)"
+    assert page.inner_text("#count") == "60 of 60 rows, 12 selected (20%)"
     first = sorted((rank, row) for row, rank in enumerate(table["rank"]) if rank is not None)[:25]
     assert listed(page) == [row for _, row in first]
     page.click("#rows thead >> text=NLL after")
@@ -275,7 +275,7 @@ def test_all_52002_rows_of_alpaca_fit_on_a_page_that_opens_in_three_seconds(shar
         page.wait_for_selector("body[data-ready]")
         opened.append(seconds_of(session))
     assert min(opened) < 3
-    assert page.inner_text("#count") == "52,002 of 52,002 rows, 5,200 selected (10 %)"
+    assert page.inner_text("#count") == "52,002 of 52,002 rows, 5,200 selected (10%)"
     before = seconds_of(session)
     page.evaluate("() => { for (let i = 0; i < 20; i += 1) paint(); }")
     assert (seconds_of(session) - before) / 20 < 0.05, "a frame"

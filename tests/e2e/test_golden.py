@@ -26,7 +26,7 @@ GOLDEN = Path(__file__).parent / "golden"
 WRITE = bool(os.environ.get("LPSEL_WRITE_GOLDEN"))
 RTOL = 1e-4  # of losses
 # Tiny models are pre-trained from scratch, which amplifies rounding: another instruction set changed the loss of a row
-# by up to 0.6 %, a few generated answers, and no selection.
+# by up to 0.6%, a few generated answers, and no selection.
 RTOL_OTHER_CPU = 2e-2
 GENERATED = ("exact_match", "rouge_l", "generated_tokens", "answers_cut", "answers_empty", "difference")
 LEAST_GAP = 1e-4  # relative distance at a cutoff, so that no such difference selects another row

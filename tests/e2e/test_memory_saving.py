@@ -63,7 +63,7 @@ def test_an_adapter_is_trained_saved_merged_and_evaluated(embedded, cache, metho
 
     limits = ["dataset.limit=4", "evaluator.max_new_tokens=2", "trainer=cpu", "tracker=none", f"cache_dir={cache}"]
     evaluated = run("evaluate", [*limits, f"models=[{folder}]", f"baseline={base_path}"], tmp_path / "evaluation")
-    assert evaluated["models"][1]["name"] == f"tiny-target, random, 25 %, {method}"
+    assert evaluated["models"][1]["name"] == f"tiny-target, random, 25%, {method}"
 
 
 def test_evaluating_an_unmerged_run_explains_how_to_merge_it(embedded, tmp_path):

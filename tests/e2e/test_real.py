@@ -18,7 +18,7 @@ from lpsel.model.spec import ModelSpec
 
 pytestmark = pytest.mark.real
 
-ROWS, CHOSEN = 24, 5  # 20 % of 24 rows, rounded half up
+ROWS, CHOSEN = 24, 5  # 20% of 24 rows, rounded half up
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_a_target_with_another_tokenizer_trains_on_the_same_rows_and_is_evaluate
     held_out = ["dataset.skip=400", "dataset.limit=4", "evaluator.max_new_tokens=8", "max_length=160"]
     runs = f"models=[{Path(trained['model']).parent}]"
     result = run("evaluate", [*given, *held_out, f"baseline={gemma}", runs], tmp_path / "evaluation")
-    assert [m["name"] for m in result["models"]] == ["gemma3-270m", "gemma3-270m, lp_app by smollm2-135m, 20 %"]
+    assert [m["name"] for m in result["models"]] == ["gemma3-270m", "gemma3-270m, lp_app by smollm2-135m, 20%"]
     assert all(0 < m["metrics"]["bits_per_byte"]["value"] < 4 for m in result["models"])
     json.dumps(result, allow_nan=False)
 

@@ -114,10 +114,10 @@ def test_tables_come_from_the_json_files(tmp_path, monkeypatch):
     assert page.startswith("a\n")
     assert page.endswith("<!-- end -->\nb\n")
     assert "old" not in page
-    assert "| lp_app, 20 % of tokens | 1 | 150 | 9,000 | 20.0 | 80.5 | 12 | -0.50 |  |" in page
+    assert "| lp_app, 20% of tokens | 1 | 150 | 9,000 | 20.0 | 80.5 | 12 | -0.50 |  |" in page
     assert "| random | 1, 2, 3 | 300 | 3,000 | 2.000 [2.000, 2.000] |  |" in page, "one line, t over seeds"
     assert "| lp_app | 1 | 300 | 3,000 | 2.250 [1.250, 3.250] | +0.250 [-0.250, +0.750] |" in page, "over rows"
-    assert "| lp_app, 20 % of rows | 2 | 1.00e+12 | 1.00e+12 | 25 | 60 | 60 |" in page
+    assert "| lp_app, 20% of rows | 2 | 1.00e+12 | 1.00e+12 | 25 | 60 | 60 |" in page
 
 
 def test_the_tables_of_the_page_are_those_of_the_json_files():

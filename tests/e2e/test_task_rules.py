@@ -160,7 +160,7 @@ def test_other_rules_report_examples_that_are_in_the_data(select):
 
 
 def test_grape_selects_the_answer_that_the_target_finds_most_likely(select, toy_model):
-    # 24 rows with 7 prompts: 29 % are exactly one answer to each.
+    # 24 rows with 7 prompts: 29% are exactly one answer to each.
     target = ["model=local", f"model.path={toy_model}", "model.recipe.epochs=1"]
     result = select("grape", "selection=grape", "pct=29", *target, command="train")
     nll = pq.read_table(result["scores"])["nll_0"].to_numpy()

@@ -137,7 +137,7 @@ def test_rows_for_my_task(toy_model, chat_model, tmp_path, monkeypatch, capsys):
     runs = run_on_few_rows(embedded, ("RDS_RUN", "TASK_LP_RUN", "RANDOM_RUN", "EVALUATION"), toy_model, capsys)
     results = [json.loads((folder / "result.json").read_text()) for folder in runs]
     assert [result["rule"] for result in results[:3]] == ["rds", "task_lp", "random"]
-    assert {result["n_selected"] for result in results[:3]} == {4}, "5 % of 80"
+    assert {result["n_selected"] for result in results[:3]} == {4}, "5% of 80"
     assert results[0]["query"]["rows"] == 20
     assert [model["model"] for model in results[3]["models"]] == [
         str(toy_model),

@@ -115,7 +115,7 @@ function update() {
   recolor();
   const n = state.order.length;
   const selected = state.order.filter((row) => columns.selected[row]).length;
-  const share = n ? ` (${shown((100 * selected) / n)} %)` : "";
+  const share = n ? ` (${shown((100 * selected) / n)}%)` : "";
   element("count").textContent = `${COUNT.format(n)} of ${counted(columns.index.length)}, `
     + `${COUNT.format(selected)} selected${share}`;
   for (const id of ["csv", "jsonl"]) element(id).disabled = n === 0;

@@ -272,7 +272,7 @@ def test_with_the_dataset_repeated_rows_and_lengths_are_known_and_empty_answers_
     values = run([f"{tmp_path}/p.npz"], tmp_path / "out", [25], dataset=texts())["numbers"]
     entry = next(entry for entry in values["diagnosis"] if entry["metric"] == "lp_app")
     assert values["n_defined"] == entry["n"] == 19
-    # 25 % of 19 rows: 18, 17, 16, 15, 14. Row 16 repeats 15; of the four contents, that of 18 is nearly that of 17.
+    # 25% of 19 rows: 18, 17, 16, 15, 14. Row 16 repeats 15; of the four contents, that of 18 is nearly that of 17.
     (low,) = entry["lowest"]
     counts = {name: low[name] for name in ("rows", "duplicates", "near_duplicates", "near_duplicates_among")}
     assert counts == {"rows": 5, "duplicates": 1, "near_duplicates": 1, "near_duplicates_among": 4}
@@ -280,7 +280,7 @@ def test_with_the_dataset_repeated_rows_and_lengths_are_known_and_empty_answers_
     assert entry["spearman"]["response_characters"] == pytest.approx(spearmanr(length, range(19, 0, -1)).statistic)
     show_diagnosis(values)
     printed = " ".join(capsys.readouterr().out.split())
-    assert "near-duplicate in lowest 25 %" in " ".join(word for word in printed.split() if set(word) - set("│┃"))
+    assert "near-duplicate in lowest 25%" in " ".join(word for word in printed.split() if set(word) - set("│┃"))
     assert "1, 1 of 5" in printed
     html = (tmp_path / "out" / "agreement.html").read_text()
     assert '<th class="n">similar</th>' in html
@@ -318,7 +318,7 @@ def test_the_command_ends_with_its_run_folder(scores, tmp_path, monkeypatch, cap
     out = capsys.readouterr().out.splitlines()
     folder = next((tmp_path / "runs" / "agreement").iterdir())
     assert out[-1] == str(folder)
-    assert any("lowest 25 %" in line for line in out)
+    assert any("lowest 25%" in line for line in out)
     assert any("What the scores follow" in line for line in out)
     assert any("b has 1: LP_app only." in line for line in out)
     assert strict(folder / "result.json")["pct"] == [10, 25]

@@ -90,14 +90,14 @@ def test_plans_of_the_papers_models_need_no_network_and_no_gpu(tmp_path, instruc
     with pytest.raises(UserError, match="opt-13b: needs 219"):
         print_plan("train", config, tmp_path / "run")
     assert "train opt-13b" in capsys.readouterr().out, "the plan is printed before the reason"
-    # FLOPs over eight A100s at 40 % of 312 TFLOP/s; two checkpoints of 12 bytes per weight; weights in float32.
+    # FLOPs over eight A100s at 40% of 312 TFLOP/s; two checkpoints of 12 bytes per weight; weights in float32.
     assert eight.hours == pytest.approx(eight.flops / (8 * 312e12 * 0.4) / 3600)
     assert eight.checkpoints == pytest.approx(2 * 12 * 12.85e9, rel=0.01)
     assert (eight.model_bytes, score.model_bytes) == (pytest.approx(4 * 12.85e9, rel=0.01), 0)
     print_table([("job", [score, eight])])
     said = capsys.readouterr().out
     assert " of 80" in said
-    assert f"{score.hours + eight.hours:,.1f} hours at 40 % of gpu_tflops." in said
+    assert f"{score.hours + eight.hours:,.1f} hours at 40% of gpu_tflops." in said
     assert "Disk: 51.4 GB of models, and up to 308.5 GB of checkpoints in training." in said
     with pytest.raises(UserError, match="gpu_tflops=0: must be a number greater than 0"):
         plan(tmp_path, *overrides, "gpu_tflops=0", "gpu_memory_gib=80")

@@ -37,7 +37,7 @@ def test_the_folder_loads_as_a_dataset_and_its_card_describes_it(selected, tmp_p
     assert rows["instruction"] == ["Q3", "Q4", "Q5", "Q6"]  # LP_app is .6, .5, .4, .3: the lowest
     card = DatasetCard.load(folder / "README.md")
     assert (card.data.license, card.data.size_categories) == ("cc-by-4.0", ["n<1K"])
-    assert "# rows, 50 % by lp_app\n\n4 of the 8 rows of rows" in card.text
+    assert "# rows, 50% by lp_app\n\n4 of the 8 rows of rows" in card.text
     assert "- Excluded: empty answer (1)" in card.text
     assert "Scores: selected 0.3 to 0.6, mean 0.45; all 0.3 to 0.9, mean 0.6" in card.text
     assert (folder / "selection.parquet").read_bytes() == (selected / "selection.parquet").read_bytes()

@@ -30,7 +30,7 @@ def test_every_run_is_a_line_with_its_figures_and_its_full_path(few_runs, capsys
     full = by_folder["runs/train/full"]
     assert full.startswith("train full")
     assert f"NLL {nll['value']:.3f} [{nll['low']:.3f}, {nll['high']:.3f}]" in full
-    assert by_folder["runs/train/toy-llama-low"].startswith("train lp_app low 25 %")
+    assert by_folder["runs/train/toy-llama-low"].startswith("train lp_app low 25%")
     assert "not finished: no result.json" in by_folder["runs/train/cut-off"]
     assert "of 5 models" in by_folder["runs/evaluate/held-out"]
     assert lines.index(full) < lines.index(by_folder["runs/evaluate/held-out"]), "the latest last"
@@ -64,7 +64,7 @@ def test_control_characters_in_names_are_escaped(tmp_path, capsys):
     main([str(tmp_path)])
     output = capsys.readouterr().out
     assert "\x1b" not in output
-    assert r"train \x1b[2J[red] 5 %" in output
+    assert r"train \x1b[2J[red] 5%" in output
 
 
 def test_a_command_that_fails_before_it_starts_leaves_no_run(tmp_path, toy_model, instructions):
@@ -137,5 +137,5 @@ def test_seeds_are_shown_where_they_differ(sweep, another_seed, capsys):
     another_seed(sweep, "again", 2)
     main([str(sweep)])
     lines = capsys.readouterr().out.splitlines()
-    assert sum("train lp 5 % seed 1" in line for line in lines) == 1
-    assert sum("train lp 5 % seed 2" in line for line in lines) == 1
+    assert sum("train lp 5% seed 1" in line for line in lines) == 1
+    assert sum("train lp 5% seed 2" in line for line in lines) == 1

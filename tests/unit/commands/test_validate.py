@@ -59,7 +59,7 @@ def test_subsets_are_trained_on_once_and_compared(tmp_path, scores, given, capsy
     settings = validate.Settings(*given, subsets=5, pct=20)
     result = validate.run([scores], ["lp_app_nll", "other"], settings, tmp_path / "out")
     random, ends = result["subsets"][:5], {m["name"]: m for m in result["subsets"][5:]}
-    assert {m["rows"] for m in result["subsets"]} == {8}, "20 % of 40"
+    assert {m["rows"] for m in result["subsets"]} == {8}, "20% of 40"
     assert ends["lowest_0"]["mean_score"]["mine lp_app_nll"] == pytest.approx(np.mean([0, 1, 2, 3, 4, 6, 7, 8]) / 100)
     assert ends["highest_0"]["mean_score"]["mine lp_app_nll"] == pytest.approx(np.arange(32, 40).mean() / 100)
     assert ends["lowest_1"]["nll"] == ends["highest_0"]["nll"], "the other column has the opposite order"
@@ -74,7 +74,7 @@ def test_subsets_are_trained_on_once_and_compared(tmp_path, scores, given, capsy
     assert first["random_above_lowest"] == sum(m["nll"] > first["nll_lowest"] for m in random)
     assert json.loads((tmp_path / "out" / "result.json").read_text())["scores"] == result["scores"]
     validate.show(result)
-    assert "5 random subsets of 20 %" in capsys.readouterr().out
+    assert "5 random subsets of 20%" in capsys.readouterr().out
 
     trained = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.safetensors")}
     again = validate.run([scores], ["lp_app_nll", "other"], settings, tmp_path / "out")
@@ -98,7 +98,7 @@ def test_a_dry_run_lists_the_trainings_and_writes_nothing(tmp_path, scores, give
     trainings = [line.split() for line in table if "train toy" in line or "-seed-" in line]
     names = [f"random_00{k}" for k in range(1, 6)] + ["lowest_0", "highest_0"]
     assert [line[0] for line in trainings] == [f"{name}-seed-{seed}" for name in names for seed in (42, 43)]
-    assert {line[3] for line in trainings} == {"8"}, "20 % of 40"
+    assert {line[3] for line in trainings} == {"8"}, "20% of 40"
     assert folder == f"{tmp_path}/out"
     assert [file for file in sorted(tmp_path.rglob("*")) if "cache" not in file.parts] == files
 

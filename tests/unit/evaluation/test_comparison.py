@@ -109,7 +109,7 @@ def test_a_judge_that_prefers_a_position_carries_no_information():
     # always A, on every pair that was judged; half of the pairs have equal answers
     informative, text = problems(metrics_of([(1, 2)] * 60 + [(1.5, 1.5)] * 60, equal_N=np.arange(120) >= 60))
     assert not informative
-    assert text.startswith("The judge carries no information: in 100 % of the judged pairs")
+    assert text.startswith("The judge carries no information: in 100% of the judged pairs")
     informative, text = problems(metrics_of([(1, 2)] * 50 + [(2, 2), (1, 1)] * 200))
     assert (informative, text) == (True, "")
 
@@ -149,7 +149,7 @@ def test_cut_and_empty_answers_are_reported():
 def test_too_few_prompts_are_reported_with_the_number_to_use():
     # Wilson's interval of 15 of 30 is 33.2 to 66.8; a third as wide at 11.3 times the prompts
     _, text = problems(metrics_of([2, 1] * 15))
-    assert "33 to 67 %, is too wide to show which model is better: about 340 prompts" in text
+    assert "33 to 67%, is too wide to show which model is better: about 340 prompts" in text
     assert problems(metrics_of([2] * 30)) == (True, "")
     assert "20 of 100 prompts have no verdict in every order." in problems(metrics_of([2] * 80 + [None] * 20))[1]
 

@@ -167,7 +167,7 @@ def test_a_model_that_reproduces_the_references_is_at_100_percent(saved, tmp_pat
 
 
 def test_one_row_has_no_intervals_and_names_are_made_distinct(saved, tmp_path):
-    spec = dataclasses.replace(saved["llama"], name="llama, lp_app, 10 % [b]")
+    spec = dataclasses.replace(saved["llama"], name="llama, lp_app, 10% [b]")
     twins = [spec, spec]
     result = evaluated(SMALL, twins, ROWS[:1], tmp_path)
     assert [model["name"] for model in result["models"]] == [spec.name, f"{spec.name}-2"]

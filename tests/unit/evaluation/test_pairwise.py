@@ -169,7 +169,7 @@ def test_judges_of_two_files_are_compared_and_corrected_separately(tmp_path):
     assert (agreed["agreement"], agreed["kappa"]) == (80, pytest.approx((0.8 - 0.52) / (1 - 0.52)))
     assert [model["p_value_holm"] for model in result["models"]] == [model["p_value"] for model in result["models"]]
     assert (
-        "x and y agree on m in 80.0 % of 10 prompts; Cohen's kappa 0.58, weighted 0.58."
+        "x and y agree on m in 80.0% of 10 prompts; Cohen's kappa 0.58, weighted 0.58."
         in pairwise_table(result).caption
     )
 
@@ -189,7 +189,7 @@ def test_two_models_are_compared_and_a_judge_without_information_gets_no_win_rat
     assert [model["informative"] for model in result["models"]] == [True, True, False]
     assert (same["win_rate"], same["flip_rate"]) == (50, 100)
     [warning] = result["warnings"]
-    assert warning.startswith("same: The judge carries no information: in 100 % of the judged pairs")
+    assert warning.startswith("same: The judge carries no information: in 100% of the judged pairs")
     console = Console(width=200, file=io.StringIO(), record=True)
     console.print(pairwise_table(result))
     shown = console.export_text()

@@ -24,12 +24,12 @@ def test_a_ratio_is_the_ratio_of_sums():
 
 
 def test_the_interval_of_a_mean_of_two_rows_is_known_by_hand():
-    # rows 0 and 1: a resample's mean is 0 (chance 1/4), .5 or 1 (1/4): both 2.5 % tails end at the extremes
+    # rows 0 and 1: a resample's mean is 0 (chance 1/4), .5 or 1 (1/4): both 2.5% tails end at the extremes
     assert bootstrap_means([[0.0], [1.0]], seed=1).estimate(0) == Estimate(0.5, 0.0, 1.0)
 
 
 def test_the_interval_of_many_equal_rows_is_binomial():
-    # 50 ones and 50 zeros: a resample's sum is binomial (100, 1/2), whose 2.5 % and 97.5 % quantiles are 40 and 60
+    # 50 ones and 50 zeros: a resample's sum is binomial (100, 1/2), whose 2.5% and 97.5% quantiles are 40 and 60
     assert stats.binom(100, 0.5).ppf([0.025, 0.975]).tolist() == [40, 60]
     assert bootstrap_means([[1.0], [0.0]] * 50, seed=1).estimate(0) == Estimate(0.5, 0.4, 0.6)
 
@@ -76,7 +76,7 @@ def test_the_95_percent_interval_covers_the_mean_of_normal_data():
 
 @pytest.mark.parametrize("rows", [10, 20, 50])
 def test_the_interval_of_a_ratio_covers_where_weights_differ(rows):
-    # NLL per token of rows of 5 to 100 tokens, short ones harder; 92 % with 10 rows if each counted as one
+    # NLL per token of rows of 5 to 100 tokens, short ones harder; 92% with 10 rows if each counted as one
     generator, inside = np.random.default_rng(rows), 0
     tokens = np.exp(generator.uniform(np.log(5), np.log(100), 100_000)).astype(int)
     level = generator.gamma(4, 0.5, len(tokens)) * (1 + 2 / tokens)

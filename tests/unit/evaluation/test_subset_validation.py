@@ -43,7 +43,7 @@ def test_the_interval_covers_the_correlation(subsets, correlation):
 
 def test_the_bootstrap_is_scipys(pairs):
     found = bootstrap_interval(*pairs)
-    # Hesterberg's percentiles of 24 subsets are those of a level of 96.5 %, by the t distribution with 23 degrees.
+    # Hesterberg's percentiles of 24 subsets are those of a level of 96.5%, by the t distribution with 23 degrees.
     level = 1 - 2 * stats.norm.cdf(-np.sqrt(24 / 23) * stats.t.ppf(0.975, 23))
     expected = stats.bootstrap(
         pairs, lambda a, b: stats.spearmanr(a, b).statistic, paired=True, vectorized=False, method="percentile",
@@ -69,10 +69,10 @@ def test_unrelated_scores_are_rarely_called_conclusive():
 @pytest.mark.parametrize(
     ("estimate", "text"),
     [
-        (Estimate(0.4, -0.1, 0.7), "0.40 (95 % interval -0.10 to 0.70): too wide for a conclusion from 9 subsets, it "
+        (Estimate(0.4, -0.1, 0.7), "0.40 (95% interval -0.10 to 0.70): too wide for a conclusion from 9 subsets, it "
          "contains 0. Raise --subsets or --seeds."),
-        (Estimate(0.6, 0.3, 0.8), "0.60 (95 % interval 0.30 to 0.80): subsets with lower scores lead to a lower NLL."),
-        (Estimate(-0.6, -0.8, -0.3), "-0.60 (95 % interval -0.80 to -0.30): subsets with lower scores lead to a "
+        (Estimate(0.6, 0.3, 0.8), "0.60 (95% interval 0.30 to 0.80): subsets with lower scores lead to a lower NLL."),
+        (Estimate(-0.6, -0.8, -0.3), "-0.60 (95% interval -0.80 to -0.30): subsets with lower scores lead to a "
          "higher NLL."),
     ],
 )  # fmt: skip

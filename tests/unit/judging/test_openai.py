@@ -82,7 +82,7 @@ def test_a_web_page_is_not_a_judge(serve, make_judge, tmp_path, how):
 
 
 def test_the_check_tolerates_occasional_failures(serve, make_judge):
-    # 47 % of the replies cannot be used; with one attempt a check in four or so would end the run
+    # 47% of the replies cannot be used; with one attempt a check in four or so would end the run
     for seed in range(6):
         make_judge(serve("--misbehave", "--seed", str(seed)).url, attempts=8, timeout=5).check()
 

@@ -29,7 +29,7 @@ def full(value, **more):
 
 
 def test_the_goal_is_that_of_the_target():
-    # on all rows, small reaches 2.8 and big 1.9; big on 1 % is far from that with 2.3
+    # on all rows, small reaches 2.8 and big 1.9; big on 1% is far from that with 2.3
     far = Interval(0.4, 0.35, 0.45)
     measured = [
         full(2.8),
@@ -51,7 +51,7 @@ def test_a_difference_is_to_the_same_seed():
 
 
 def test_a_percentage_passes_by_its_interval_and_those_of_all_larger_ones():
-    def won(*ends):  # the lower ends at 1, 5, 10 and 25 %
+    def won(*ends):  # the lower ends at 1, 5, 10 and 25%
         return [point(low + 4, 4, pct=pct, metric="win_rate") for pct, low in zip((1, 5, 10, 25), ends, strict=True)]
 
     assert smallest_passing(won(51, 52, 50, 53)) == 1
@@ -63,7 +63,7 @@ def test_a_percentage_passes_by_its_interval_and_those_of_all_larger_ones():
 
 
 def test_of_several_selections_each_needs_a_clearer_result():
-    # of four selections, 95 % of all reports: 2.498 in place of 1.96 standard errors
+    # of four selections, 95% of all reports: 2.498 in place of 1.96 standard errors
     clear = point(56.1, 6, metric="win_rate")
     assert smallest_passing([clear]) == 10
     others = [point(45, 6, metric="win_rate", rule=rule) for rule in ("lp_app", "ifd", "random")]

@@ -71,7 +71,7 @@ def test_views_are_those_that_the_columns_allow():
     ]
     (view,) = views(of_columns(score=numbers, length=numbers))
     assert (view["x"]["column"], view["y"]["column"], view["x"]["log"]) == ("length", "score", True)
-    # log10 of 1 and of 1000, less half a percent at either end and with a margin of 3 %: a range of 2.97 of 3.
+    # log10 of 1 and of 1000, less half a percent at either end and with a margin of 3%: a range of 2.97 of 3.
     low, high = np.percentile([0, 1, 3], [0.5, 99.5])
     assert view["x"]["range"] == pytest.approx([low - 0.03 * (high - low), high + 0.03 * (high - low)])
     (view,) = views(of_columns(length=numbers))

@@ -30,8 +30,8 @@ def test_bars_show_the_values_of_their_buckets(runs):
     assert heights == pytest.approx(sorted(p.value for p in measured if p.run.bucket))
     assert len(heights) == 4
     assert [label.get_text() for label in axes.get_xticklabels()] == [
-        "lp_app, 25 %\nother-scorer",
-        "lp_app, 25 %\ntoy-llama",
+        "lp_app, 25%\nother-scorer",
+        "lp_app, 25%\ntoy-llama",
     ]
     intervals = {tuple(line.get_ydata()) for line in axes.lines}
     assert intervals == {(p.low, p.high) for p in measured if p.run.bucket}
@@ -75,7 +75,7 @@ def test_many_rules_at_one_percentage_become_rows_with_the_best_first(runs):
     (axes,) = line_figures.fraction_figure([full, *many], styles([full, *many])).axes
     names = [label.get_text().split(" ")[0] for label in axes.get_yticklabels()]
     assert names == ["b", "a", "c", "d", "e", "f", "g", "h", "i"], "by the mean of the seeds"
-    assert axes.get_xlabel() == "held-out NLL, nats per token (lower is better), at 25 %"
+    assert axes.get_xlabel() == "held-out NLL, nats per token (lower is better), at 25%"
     assert full.value in {line.get_xdata()[0] for line in axes.lines if len(line.get_xdata())}
     (axes,) = line_figures.fraction_figure([full, *many[:6]], styles([full, *many])).axes
     assert axes.get_xlabel() == "percentage of the rows"

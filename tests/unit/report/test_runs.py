@@ -28,8 +28,8 @@ def test_evaluations_of_several_models_and_their_votes_are_matched_by_the_names_
     evaluation = sweep / "evaluation"
     evaluation.mkdir()
     pairs = [Pair(f"p{i}", f"prompt {i}", "old", "newer", "vicuna", None) for i in range(2)]
-    _, key = HumanJudge().write(pairs, evaluation, baseline="full", model="lp, 10 %")
-    names = {"full": "elsewhere", "lp, 5 %": "0", "lp, 10 %": "1", "lp, 25 %": "3"}  # as in result.json of pairwise
+    _, key = HumanJudge().write(pairs, evaluation, baseline="full", model="lp, 10%")
+    names = {"full": "elsewhere", "lp, 5%": "0", "lp, 10%": "1", "lp, 25%": "3"}  # as in result.json of pairwise
     answers = [{"name": name, "model": str(sweep / run / "model")} for name, run in names.items()]
     models = [
         {"name": name, "win_rate": 40.0 + i, "ci_low": 30.0, "ci_high": 60.0, "n": 40}

@@ -41,37 +41,37 @@ def text_of(summary):
 
 def test_a_rule_that_beats_random_rows_with_one_seed():
     summary = summary_of(point(2.5, scoring=13), point(3.0, rule="random"))
-    assert summary.headline == "At 10 % of the rows, lp is better than random rows."
+    assert summary.headline == "At 10% of the rows, lp is better than random rows."
     # independent intervals of 0.1 each: sqrt(0.1² + 0.1²) = 0.141
     assert text_of(summary)["At equal rows"] == (
-        "Held-out NLL in nats, lower is better: lp at 10 %: 2.500 against 3.000, 0.500 lower (−0.641 to −0.359)"
+        "Held-out NLL in nats, lower is better: lp at 10%: 2.500 against 3.000, 0.500 lower (−0.641 to −0.359)"
     )
     assert text_of(summary)["Intervals"] == (
-        "95 % for all comparisons of a paragraph together; of one seed, over the rows or prompts measured: "
+        "95% for all comparisons of a paragraph together; of one seed, over the rows or prompts measured: "
         "another seed may differ."
     )
     assert text_of(summary)["Cost"] == (
-        "FLOPs of selection and training, of training on all rows (100): lp 23 % (13 % for selecting); random 10 %."
+        "FLOPs of selection and training, of training on all rows (100): lp 23% (13% for selecting); random 10%."
     )
     assert text_of(summary)["Compared"] == (
-        "lp and random rows on alpaca (1,000 rows), 10 % of the rows, 1 seed; trained: m; "
+        "lp and random rows on alpaca (1,000 rows), 10% of the rows, 1 seed; trained: m; "
         "measured: held-out NLL on rows."
     )
 
 
 def test_a_rule_that_loses_to_random_rows():
     summary = summary_of(point(3.5), point(3.0, rule="random"))
-    assert summary.headline == "At 10 % of the rows, lp is worse than random rows."
+    assert summary.headline == "At 10% of the rows, lp is worse than random rows."
 
 
 def test_an_interval_that_includes_zero_shows_no_difference():
     summary = summary_of(point(2.9), point(3.0, rule="random"))
-    assert summary.headline == "At 10 % of the rows, for lp, no difference from random rows can be shown."
+    assert summary.headline == "At 10% of the rows, for lp, no difference from random rows can be shown."
 
 
 def test_without_an_interval_nothing_is_concluded():
     summary = summary_of(point(2.0, half=None), point(3.0, rule="random"))
-    assert summary.headline == "At 10 % of the rows, for lp, nothing can be concluded without an interval."
+    assert summary.headline == "At 10% of the rows, for lp, nothing can be concluded without an interval."
 
 
 def test_several_seeds_have_a_paired_t_interval_at_the_level_of_all_comparisons():
@@ -86,20 +86,20 @@ def test_several_seeds_have_a_paired_t_interval_at_the_level_of_all_comparisons(
     low, high = ttest_rel(ours, theirs).confidence_interval(0.975)  # Bonferroni for two comparisons
     assert first.difference == pytest.approx((np.mean(ours) - np.mean(theirs), low, high))
     headline = (
-        "At 10 % of the rows, lp is better than random rows; for ifd, no difference from random rows can be shown."
+        "At 10% of the rows, lp is better than random rows; for ifd, no difference from random rows can be shown."
     )
     assert summary_of(*measured).headline == headline
     assert text_of(summary_of(*measured))["Intervals"] == (
-        "95 % for all comparisons of a paragraph together; t intervals over 3 seeds, paired by seed."
+        "95% for all comparisons of a paragraph together; t intervals over 3 seeds, paired by seed."
     )
 
 
 def test_a_win_rate_against_random_rows_is_the_comparison_itself():
     p = replace(point(58.1, 4, metric="win_rate"), baseline=training_run("random"))
-    assert summary_of(p).headline == "At 10 % of the rows, lp is better than random rows."
-    assert "lp at 10 %: 58.1 against 50.0, 8.1 higher (+4.1 to +12.1)" in text_of(summary_of(p))["At equal rows"]
+    assert summary_of(p).headline == "At 10% of the rows, lp is better than random rows."
+    assert "lp at 10%: 58.1 against 50.0, 8.1 higher (+4.1 to +12.1)" in text_of(summary_of(p))["At equal rows"]
     near = replace(point(52, 4, metric="win_rate"), baseline=training_run("random"))
-    assert summary_of(near).headline == "At 10 % of the rows, for lp, no difference from random rows can be shown."
+    assert summary_of(near).headline == "At 10% of the rows, for lp, no difference from random rows can be shown."
 
 
 def test_win_rates_against_all_rows_are_compared_by_their_paired_difference():
@@ -113,8 +113,8 @@ def test_win_rates_against_all_rows_are_compared_by_their_paired_difference():
     assert compared.difference == (4, 1, 7)
     (to_all,) = to_all_rows(measured)
     assert (to_all.reference, to_all.difference, to_all.verdict) == (50, (-2, -8, 4), 0)
-    assert summary_of(*measured).headline == "At 10 % of the rows, lp is better than random rows."
-    assert text_of(summary_of(*measured))["Against all rows"].startswith("No difference can be shown: lp at 10 %.")
+    assert summary_of(*measured).headline == "At 10% of the rows, lp is better than random rows."
+    assert text_of(summary_of(*measured))["Against all rows"].startswith("No difference can be shown: lp at 10%.")
 
 
 def test_nll_differences_of_the_evaluation_are_used_where_random_rows_were_its_baseline():
@@ -130,14 +130,14 @@ def test_equal_tokens_are_interpolated_between_random_runs_of_the_seed():
     (compared,) = at_equal_tokens([longer, *random])
     assert (compared.value, compared.reference) == (2.6, pytest.approx(2.5))
     summary = summary_of(longer, *random)
-    assert summary.headline == "At 10 % of the rows, lp is better than random rows."
+    assert summary.headline == "At 10% of the rows, lp is better than random rows."
     assert text_of(summary)["At equal training tokens"].startswith(
-        "At 10 % of the rows, for lp, no difference from random rows can be shown."
+        "At 10% of the rows, for lp, no difference from random rows can be shown."
     )
     far = point(2.6, tokens=90_000)
     assert at_equal_tokens([far, *random]) == []
     assert text_of(summary_of(far, *random))["At equal training tokens"] == (
-        "lp at 10 %: no random rows have as many training tokens."
+        "lp at 10%: no random rows have as many training tokens."
     )
 
 
@@ -154,7 +154,7 @@ def test_two_values_for_a_seed_are_not_compared():
 def test_without_random_rows_nothing_is_said_about_selecting():
     summary = summary_of(point(2.5), point(2.4, rule="full", pct=100))
     assert summary.headline.startswith("No random rows were trained on")
-    assert text_of(summary)["Against all rows"].startswith("No difference can be shown: lp at 10 %.")
+    assert text_of(summary)["Against all rows"].startswith("No difference can be shown: lp at 10%.")
     assert "0.100 higher (−0.041 to +0.241)" in text_of(summary)["Against all rows"]
 
 
@@ -172,12 +172,12 @@ def test_many_selections_are_counted_instead_of_listed():
     rules = "abcdefgh"
     measured = [point(2.0 + i / 100, rule=rule) for i, rule in enumerate(rules)] + [point(3.0, rule="random")]
     summary = summary_of(*measured)
-    assert summary.headline.startswith("At 10 % of the rows, a, b, c, d, e and 3 other selections are better")
+    assert summary.headline.startswith("At 10% of the rows, a, b, c, d, e and 3 other selections are better")
     assert "3 more comparisons in the table of results" in text_of(summary)["At equal rows"]
 
 
 def test_percentages_are_named_where_they_differ():
     measured = [point(2.5), point(3.0, rule="random"), point(2.9, pct=25.0), point(2.9, rule="random", pct=25.0)]
     assert summary_of(*measured).headline == (
-        "lp at 10 % is better than random rows; for lp at 25 %, no difference from random rows can be shown."
+        "lp at 10% is better than random rows; for lp at 25%, no difference from random rows can be shown."
     )

@@ -24,7 +24,7 @@ def test_curves_and_bars_are_means_of_the_points(few_runs):
     assert panel.lines[PCT][f"quality 1/{low.run.series}"] == {25.0: low.value}
     assert panel.lines[PCT]["quality 1/full → toy-llama"].keys() == {100.0}
     assert panel.lines[FLOPS][f"cost 1/{low.run.series}"] == {low.run.flops: low.value}
-    assert panel.bars == {f"bars 1/{p.run.series}, 25 %": p.value for p in measured if p.run.bucket}
+    assert panel.bars == {f"bars 1/{p.run.series}, 25%": p.value for p in measured if p.run.bucket}
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ def test_the_overlap_is_of_the_rows_that_both_would_select():
     one = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
     other = [0.3, 0.9, 0.1, 0.8, 0.2, 0.7, 0.6, 0.5, 0.4, 1.0]
     found = agreement(np.array([one, other]), [10, 30, 25])
-    # Lowest three: rows 0, 1, 2 and rows 2, 4, 0. 25 % of ten rows is 2.5, rounded up as a selection does.
+    # Lowest three: rows 0, 1, 2 and rows 2, 4, 0. 25% of ten rows is 2.5, rounded up as a selection does.
     assert found.lowest.tolist() == [1, 3, 3]
     assert found.common[:, 0, 1].tolist() == [0, 2, 2]
     assert found.share[:, 0, 1] == pytest.approx([0, 2 / 3, 2 / 3])
@@ -101,7 +101,7 @@ def test_random_scorers_overlap_by_chance():
 
 @pytest.mark.parametrize(
     ("levels", "other", "n", "by_hand"),
-    # Half of five ratings' 20 % are the first rows of 10 %: .5 x .2 x .2 / .1; of all equal, the same rows.
+    # Half of five ratings' 20% are the first rows of 10%: .5 x .2 x .2 / .1; of all equal, the same rows.
     [(5, 5, 5000, 0.2), (2, 3, 3000, 0.2 * 0.5 / 3 / 0.1), (1, 1, 300, 1), (5, 40, 40, 0.1), (5, 5, 40, 0.2)],
 )
 def test_unrelated_scorers_with_ties_overlap_by_the_chance_of_their_ties(levels, other, n, by_hand):
@@ -139,7 +139,7 @@ def test_clusters_with_less_than_half_a_lowest_row_do_not_count(make_table):
     table = make_table([np.full(100, 1000.0), np.random.default_rng(0).permutation(100) + 1.0])
     cluster = np.repeat([0, 1], [10, 90]).astype(np.int32)
     low = numbers(study(["a", "b"], [table, table], [1], cluster))["pairs"][0]["in_clusters"]["lowest"][0]
-    # 1 % of ten rows rounds to 0; of 90 rows it is one.
+    # 1% of ten rows rounds to 0; of 90 rows it is one.
     assert low["median"] == 1
     assert low["chance"] == pytest.approx(1 / 90)
 
@@ -311,7 +311,7 @@ def test_on_losses_a_small_scorer_agrees_with_a_large_one_on_dolly(shared_data, 
     made = study(names, tables, [9.995, 10])
     between = [made.between[metric, DEFINED] for metric in ("lp_app", "lp_app_nll")]
     assert between[0].n == 14_467
-    assert between[0].lowest.tolist() == [1446, 1447], "10 % of the rows, rounded down and as a selection rounds"
+    assert between[0].lowest.tolist() == [1446, 1447], "10% of the rows, rounded down and as a selection rounds"
     assert [f"{agreed.spearman[0, 1]:.3f}" for agreed in between] == spearman
     assert [[f"{agreed.share[p, 0, 1]:.3f}" for agreed in between] for p in (0, 1)] == shares
 

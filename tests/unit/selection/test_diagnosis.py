@@ -123,7 +123,7 @@ def test_equal_scores_are_reported_as_an_arbitrary_ranking(make_table, make_spec
 
 
 def test_clusters_without_a_selected_row_are_reported(make_table, make_spec):
-    # 1 % of 1,000 clusters of 51.2 rows each are 512 rows: no cluster has two
+    # 1% of 1,000 clusters of 51.2 rows each are 512 rows: no cluster has two
     generator = np.random.default_rng(0)
     cluster = np.sort(np.concatenate([np.arange(1000), generator.integers(0, 1000, 50_200)])).astype(np.int32)
     table = make_table([np.full(51_200, 9.0), 1 + 7 * generator.random(51_200)], cluster=cluster)

@@ -150,7 +150,7 @@ def test_the_command_reads_such_a_table_and_summarizes_its_selection(shared_data
     result = run("select", [*asked, "selection.budget=paper"], tmp_path / "run")
     assert result["n_selected"] == Path(result["subset"]).read_bytes().count(b"\n") == DOLLY_SIZES[1]
     pairs = result_summary.selection(result)
-    rows = "307 of 15,011 rows (2.05 %, 1 % requested, budget paper), from 300 of 300 clusters"
+    rows = "307 of 15,011 rows (2.05%, 1% requested, budget paper), from 300 of 300 clusters"
     rows += "; 472 rows are tied at the cutoff"  # mostly at 0, as undefined scores count
     assert pairs[0] == ("Selection lp", rows)
     assert list(dict.fromkeys(name for name, _ in pairs if name))[1:] == [
@@ -168,9 +168,9 @@ def test_rows_without_response_fill_the_released_subsets_and_no_exact_one(dolly_
     assert unsupervised.sum() == empty
 
     released = select(table, make_spec("lp", budget="paper"), 1, 42).selected
-    assert 0.57 <= unsupervised[released].mean() <= 0.63, "as measured on the released 1 % subsets"
+    assert 0.57 <= unsupervised[released].mean() <= 0.63, "as measured on the released 1% subsets"
     exact = select(table, make_spec("lp"), 1, 42)
-    assert exact.n_selected == 150, "1 % of 15,011 is 150.11"
+    assert exact.n_selected == 150, "1% of 15,011 is 150.11"
     assert not unsupervised[exact.selected].any()
     assert exact.counts["no supervised token"] == empty
     assert select(replace(table, cluster=None), make_spec("lp_app"), 10, 42).n_selected == 1501

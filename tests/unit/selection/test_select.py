@@ -89,7 +89,7 @@ def test_ties_without_ids_and_in_the_papers_budget_go_to_the_lower_index(make_ta
 
 
 def test_ties_are_broken_by_content_whatever_the_order_of_the_rows(make_table, make_spec):
-    # Ratings from 1 to 5 of ten sources, one after another. 400 of the 2,000 rows have a 5, so 10 % are half of these.
+    # Ratings from 1 to 5 of ten sources, one after another. 400 of the 2,000 rows have a 5, so 10% are half of these.
     rating, source = np.tile([1.0, 2, 3, 4, 5], 400), np.repeat(np.arange(10), 200)
     table = make_table([[2.0] * 2000], columns={"rating": rating})
     spec = make_spec("score_column", column="rating", columns=["rating"], descending=True)
@@ -289,7 +289,7 @@ def test_the_summary_compares_selected_rows_with_all(table, make_spec):
     assert numbers["mean_tokens"]["prompt"] == {"selected": (1 + 3 + 5 + 8) / 4, "all": 4.5}
     assert numbers["mean_tokens"]["response"] == {"selected": 4.0, "all": 3.6}
     assert statistics(numbers) == [
-        ("Selection lp_app", "4 of 10 rows (40 %, 40 % requested, budget exact), from 3 of 3 clusters"),
+        ("Selection lp_app", "4 of 10 rows (40%, 40% requested, budget exact), from 3 of 3 clusters"),
         ("Scores", "selected 0.1 to 0.4, mean 0.25; all 0 to 0.9, mean 0.45"),
         ("Mean tokens", "prompt 4.2 (all: 4.5), response 4.0 (all: 3.6)"),
         ("Excluded", "no supervised token (1)"),

@@ -19,11 +19,11 @@ def test_selection_and_training_add_up_and_are_compared_with_training_on_all_row
     assert figures["everything"] == {"tokens": 1000, "flops": 10e12, "device_seconds": 100.0}
     assert figures["saved"] == {"flops": 7e12, "share": pytest.approx(0.7)}
     assert figures["break_even_pct"] == pytest.approx(80)
-    # 5 % of the rows have 10 % of the FLOPs: they are twice as long, so that 40 % of such rows have 80 % of the FLOPs
+    # 5% of the rows have 10% of the FLOPs: they are twice as long, so that 40% of such rows have 80% of the FLOPs
     assert figures["break_even_rows_pct"] == pytest.approx(40)
     assert describe_ledger(figures) == (
         "2e+12 FLOPs to select, 1e+12 to train: 70% less than training on everything (1e+13); selection "
-        "pays off below 80 % of these, 40 % of the rows if as long as the selected ones"
+        "pays off below 80% of these, 40% of the rows if as long as the selected ones"
     )
 
 
