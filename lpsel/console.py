@@ -5,10 +5,11 @@ Elsewhere progress is a line a minute and a table is aligned lines without contr
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from rich import box
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -110,9 +111,28 @@ def as_text(table: Table) -> str:
     table.title, table.caption = _inert(table.title), _inert(table.caption)
     if not console.is_terminal:
         return _aligned(table)
+    notes, table.caption = table.caption, None  # which rich would wrap at the width of the table
     with console.capture() as captured:
         console.print(table)
+        if notes:
+            console.print(notes)
     return captured.get().rstrip("\n")
+
+
+def table(
+    columns: Iterable[str], right: Collection[str] = (), title: str | None = None, notes: Iterable[str] = ()
+) -> Table:
+    """A table without rows yet; its columns are aligned to the left, those in `right` to the right.
+
+    Args:
+        notes: lines below the table, without markup.
+    """
+    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left")
+    made.caption, made.caption_justify = Text("\n".join(notes)), "left"
+    made.title = None if title is None else Text(title)
+    for name in columns:
+        made.add_column(Text(name), justify="right" if name in right else "left", overflow="fold")
+    return made
 
 
 def lines(pairs: Iterable[tuple[str, str]], title: str | None = None) -> Table:

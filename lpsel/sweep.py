@@ -143,10 +143,9 @@ def run_job(command: str, config: DictConfig, user_errors: tuple[type[Exception]
     except Exception as error:
         user_error = isinstance(error, user_errors)
         reason = " ".join(str(error).split()) if user_error else f"{type(error).__name__}: {first_line(error)}"
-        reason = redact(reason)
-        outcome = replace(outcome, reason=reason, user_error=user_error)
+        outcome = replace(outcome, reason=redact(reason), user_error=user_error)
         if not config.get("dry_run"):  # which lists every reason once, at the end
-            log.error("Failed: %s", reason)
+            log.error("Failed: %s", outcome.reason)
         if not user_error:
             trace = redact(traceback.format_exc()).encode(errors="replace")
             write_atomically(folder / ERROR_FILE, lambda file: file.write(trace))
@@ -187,7 +186,7 @@ def _run_or_find(command: str, config: DictConfig, folder: Path) -> bool:
 
     try:
         if agree(finished):
-            log.info("Found a finished run: %s", folder)
+            log.info("Finished before")
             return True
         (folder / ERROR_FILE).unlink(missing_ok=True)
         job.run()
@@ -228,7 +227,6 @@ def _all_outcomes(sweep: DictConfig) -> list[Outcome]:
 
 def print_outcomes(outcomes: Sequence[Outcome], sweep: DictConfig) -> None:
     """Print a table of the jobs' outcomes, or of what they would do in a dry run."""
-    from rich.table import Table
     from rich.text import Text
 
     from lpsel import console
@@ -238,7 +236,7 @@ def print_outcomes(outcomes: Sequence[Outcome], sweep: DictConfig) -> None:
         return
     from lpsel.commands.runs import key_figures
 
-    table = Table("job", "outcome", "rows", "result", box=None, padding=(0, 2, 0, 0))
+    table = console.table(("job", "outcome", "rows", "result"), right=["rows"])
     for outcome in outcomes:
         folder = Path(outcome.folder)
         figures = ("", outcome.reason) if outcome.state == "failed" else key_figures(folder)
@@ -250,17 +248,18 @@ def print_outcomes(outcomes: Sequence[Outcome], sweep: DictConfig) -> None:
 
 def _print_plans(outcomes: Sequence[Outcome], sweep: DictConfig) -> None:
     """Print what the jobs of a dry run would do, with the judgments of an experiment, and every problem once."""
-    from lpsel.commands.dry_run import Work, print_table
+    from lpsel.commands.dry_run import Work, print_table, short_names
     from lpsel.commands.evaluation_estimate import judgments
 
+    names = short_names({o.folder: Path(o.folder).name.split(BETWEEN) for o in outcomes})
     valid = [o for o in outcomes if o.state != "failed" or o.plan]
-    jobs = [(Path(o.folder).name, None if o.state == "found" else [Work(**w) for w in o.plan]) for o in valid]
+    jobs = [(names[o.folder], None if o.state == "found" else [Work(**w) for w in o.plan]) for o in valid]
     print_table(jobs, "experiment" in sweep)
     if "experiment" in sweep:
         judged = sum(o.selection != "full" for o in valid)  # which is the baseline
         for line in judgments(sweep.experiment, Path(sweep.cache_dir).expanduser(), judged):
             print(line)
-    times = Counter(Path(o.folder).name for o in _all_outcomes(sweep))
+    times = Counter(names[o.folder] for o in _all_outcomes(sweep))
     if repeated := [f"{name} ({count} times)" for name, count in times.items() if count > 1]:
         print(f"Repeated jobs, which run once: {', '.join(repeated)}.")
     for reason in dict.fromkeys(o.reason for o in outcomes if o.reason):

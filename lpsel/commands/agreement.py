@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
 
 from lpsel import console
 from lpsel.commands.agreement_inputs import Scored, read_all, read_clusters, read_texts, with_dataset
@@ -163,12 +162,9 @@ def show(values: dict[str, Any]) -> None:
     """Print a table with every two scorers, over the rows that are defined in all tables."""
     undefined = values["n"] - values["n_defined"]
     left_out = f"; {undefined:,} rows without a score are left out" if undefined else ""
-    caption = [f"{values['n_defined']:,} rows{left_out}", *map(escape, values["notes"])]
-    table = Table(caption="\n".join(caption), caption_justify="left")
-    for title in ("metric", "scorer", "and"):
-        table.add_column(title, overflow="fold")
-    for title in ("Spearman", "tau-b", *(f"lowest {pct:g}% in common (chance)" for pct in values["pct"])):
-        table.add_column(title, justify="right")
+    notes = [f"{values['n_defined']:,} rows{left_out}", *values["notes"]]
+    numbers = ["Spearman", "tau-b", *(f"lowest {pct:g}% in common (chance)" for pct in values["pct"])]
+    table = console.table(["metric", "scorer", "and", *numbers], numbers, notes=notes)
     for metric, pairs in groupby((p for p in values["pairs"] if p["rows"] == DEFINED), key=itemgetter("metric")):
         title = METRICS[metric].title
         for pair in pairs:
@@ -186,12 +182,10 @@ def show_diagnosis(values: dict[str, Any]) -> None:
     counted = {"known": "known", "rising": "rising", "duplicates": "duplicate", "near_duplicates": "near-duplicate"}
     first = values["diagnosis"][0]["lowest"][0]
     counted = {name: title for name, title in counted.items() if first.get(name) is not None}
-    table = Table(caption="What the scores follow, and rows among the lowest", caption_justify="left")
-    for title in ("metric", "scorer"):
-        table.add_column(title, overflow="fold")
     titles = [f"Spearman with {name}" for name in columns] + ["between clusters"] * bool(values["clusters"])
-    for title in (*titles, *(f"{', '.join(counted.values())} in lowest {pct:g}%" for pct in values["pct"])):
-        table.add_column(title, justify="right")
+    titles += [f"{', '.join(counted.values())} in lowest {pct:g}%" for pct in values["pct"]]
+    notes = ["What the scores follow, and rows among the lowest"]
+    table = console.table(["metric", "scorer", *titles], titles, notes=notes)
     for entry in sorted(values["diagnosis"], key=lambda entry: values["metrics"].index(entry["metric"])):
         numbers = [entry["spearman"].get(name) for name in columns]
         numbers += [entry["clusters"]] * bool(values["clusters"])

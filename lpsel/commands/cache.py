@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
 
-from rich import box
 from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from lpsel import console
 from lpsel.cache import FORMATS, OLD_KINDS, USERS, exclusive
 from lpsel.commands.arguments import OneLineParser
 from lpsel.config import default_cache
-from lpsel.console import show
 from lpsel.errors import UserError, check_number
 from lpsel.storage import read_dict
 
@@ -77,10 +76,10 @@ def main(arguments: Sequence[str]) -> None:
     if not cache_dir.is_dir():
         raise UserError("--dir", cache_dir, "no such folder", "name the cache_dir of your commands")
     if given.prune is None:
-        show(table(contents(cache_dir), f"in {cache_dir}"))
+        console.show(table(contents(cache_dir), f"in {cache_dir}"))
     else:
         check_number("--prune", given.prune, minimum=0)
-        show(table(prune(cache_dir, given.prune), f"deleted from {cache_dir}"))
+        console.show(table(prune(cache_dir, given.prune), f"deleted from {cache_dir}"))
 
 
 def contents(cache_dir: Path) -> list[Cached]:
@@ -133,14 +132,13 @@ def prune(cache_dir: Path, days: float) -> list[Cached]:
 
 def table(entries: Sequence[Cached], where: str) -> Table:
     """A row for every entry."""
-    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in ("kind", "entry", "size", "last used", "used by"):
-        made.add_column(column, justify="right" if column in ("size", "last used") else "left", overflow="fold")
+    total = decimal(sum(entry.size for entry in entries))
+    notes = [f"{len(entries):,} entries, {total}, {where}"]
+    made = console.table(("kind", "entry", "size", "last used", "used by"), ("size", "last used"), notes=notes)
     for entry in entries:
         age = f"{entry.days:.0f} days ago" if entry.days >= 1 else "today"
-        made.add_row(*map(Text, (entry.kind, entry.name, decimal(entry.size), age, _names(entry.runs))))
-    total = decimal(sum(entry.size for entry in entries))
-    made.caption, made.caption_justify = Text(f"{len(entries):,} entries, {total}, {where}"), "left"
+        name, used_by = (Text(t, no_wrap=True, overflow="ellipsis") for t in (entry.name, _names(entry.runs)))
+        made.add_row(entry.kind, name, decimal(entry.size), age, used_by)
     return made
 
 

@@ -4,16 +4,15 @@ Nothing is trained and no weights are read: a model's shape comes from its confi
 conf/model where the Hub is not available.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
+from lpsel import console
 from lpsel.commands.evaluate import candidates_of
 from lpsel.commands.evaluation_estimate import evaluation_work, judgments_of
 from lpsel.commands.job import Job
@@ -33,7 +32,6 @@ from lpsel.commands.work_estimate import (
     row_lengths,
 )
 from lpsel.config import build
-from lpsel.console import show
 from lpsel.data.dataset import Source
 from lpsel.data.templates import holds_conversations, resolve_template
 from lpsel.errors import UserError
@@ -153,9 +151,8 @@ def print_table(jobs: Sequence[tuple[str, Sequence[Work] | None]], experiment: b
         jobs: names with their work; None where the job is finished.
         experiment: an evaluation and a report follow.
     """
-    table = Table("job", "work", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for title in ("rows", "tokens", "FLOPs", "GiB per GPU"):
-        table.add_column(title, justify="right")
+    numbers = ("rows", "tokens", "FLOPs", "GiB per GPU")
+    table = console.table(("job", "work", *numbers), numbers)
     counted: list[Work] = []
     for name, work in jobs:
         if not work:
@@ -164,8 +161,14 @@ def print_table(jobs: Sequence[tuple[str, Sequence[Work] | None]], experiment: b
             table.add_row(Text("" if number else name), *_cells(piece, counted))
             if not piece.found and not any(other.covers(piece) for other in counted):
                 counted.append(piece)
-    table.caption, table.caption_justify = Text(_totals(counted, experiment)), "left"
-    show(table)
+    table.caption = Text(_totals(counted, experiment))
+    console.show(table)
+
+
+def short_names(options: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Names of jobs from the options in their folders' names, without those that all of several jobs share."""
+    shared = set.intersection(*map(set, options.values())) if len(options) > 1 else set[str]()
+    return {job: " ".join(o for o in own if o not in shared) or " ".join(own) for job, own in options.items()}
 
 
 def _cells(piece: Work, earlier: Sequence[Work]) -> list[str]:
@@ -174,8 +177,9 @@ def _cells(piece: Work, earlier: Sequence[Work]) -> list[str]:
         return [f"scores of {name}, in the cache"]
     if any(other.covers(piece) for other in earlier):
         return [f"scores of {name}, as above"]
+    epochs = "1 epoch" if piece.epochs == 1 else f"{piece.epochs} epochs"
     return [
-        f"score with {name}, {piece.epochs} epochs" if piece.what == "score" else f"{piece.what} {name}",
+        f"score with {name}, {epochs}" if piece.what == "score" else f"{piece.what} {name}",
         f"{piece.rows:,}",
         _short(piece.tokens),
         "unknown" if piece.flops is None else f"{piece.flops:.2g}",
@@ -194,6 +198,7 @@ def _totals(counted: Sequence[Work], experiment: bool) -> str:
     known = [piece.flops for piece in counted if piece.flops is not None]
     at_least = "at least " if len(known) < len(counted) else ""
     hours = [piece.hours for piece in counted if piece.hours is not None]
+    time = f"{sum(hours):,.1f}" if at_least or sum(hours) >= 0.05 else "less than 0.1"
     saved, checkpoints = sum(p.model_bytes for p in counted), max((p.checkpoints for p in counted), default=0.0)
     models: dict[str, set[str]] = {}
     for piece in counted:
@@ -201,19 +206,19 @@ def _totals(counted: Sequence[Work], experiment: bool) -> str:
     evaluated = any(piece.what == "evaluate" for piece in counted)
     stored = f"Disk: {saved / 1e9:,.1f} GB of models, and up to {checkpoints / 1e9:,.1f} GB of checkpoints in training."
     trained = (
-        "Selected rows count as long as the average row. Memory is weights, gradients, optimizer states",
-        f"and estimated activations; embedding{', evaluation' if experiment else ''} and file access are left out.",
+        "Selected rows count as long as the average row. Memory is weights, gradients, optimizer states and estimated "
+        f"activations; embedding{', evaluation' if experiment else ''} and file access are left out."
     )
     answered = (
-        "Answers count as long as they may be. Generating does not reach this utilization on a GPU.",
-        "Memory is that of the weights in float32.",
+        "Answers count as long as they may be. Generating does not reach this utilization on a GPU. Memory is that of "
+        "the weights in float32."
     )
     return "\n".join(
         [
             f"Total: {_short(sum(piece.tokens for piece in counted))} tokens, {at_least}{sum(known):.3g} FLOPs.",
-            *([f"{at_least}{sum(hours):,.1f} hours at {UTILIZATION}% of gpu_tflops.".capitalize()] if hours else []),
+            *([f"{at_least}{time} hours at {UTILIZATION}% of gpu_tflops.".capitalize()] if hours else []),
             *(f"Tokens {counted}: {', '.join(sorted(names))}." for counted, names in models.items()),
-            *(answered if evaluated else (stored, *trained)),
+            *([answered] if evaluated else [stored, trained]),
         ]
     )
 

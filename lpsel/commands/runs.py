@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lpsel import console
 from lpsel.commands.arguments import OneLineParser
-from lpsel.console import show
 from lpsel.errors import UserError
 from lpsel.evaluation.statistics import with_interval
 from lpsel.report.points import Measure, measures, points
@@ -23,7 +22,7 @@ from lpsel.storage import finite
 DEFAULT = ("runs", "multirun")
 COLUMNS = ("run", "rows", "target", "figures", "cost", "folder")
 WIDE_COLUMNS = ("target", "cost")  # omitted on a terminal of fewer than WIDTH characters
-WIDTH = 120
+WIDTH = 130
 LABELS = {"win_rate": "win rate", "nll": "NLL"}
 
 Entry = tuple[Path, Run | str, list[Measure]]  # the reason in place of the run in a skipped folder
@@ -49,9 +48,12 @@ def main(arguments: Sequence[str]) -> None:
         for entry in entries:
             print(json.dumps(finite(as_json(*entry)), ensure_ascii=False))
     else:
-        console = Console()
-        narrow = console.is_terminal and console.width < WIDTH
-        show(table(entries, [column for column in COLUMNS if not (narrow and column in WIDE_COLUMNS)]))
+        terminal = Console()
+        narrow = terminal.is_terminal and terminal.width < WIDTH
+        made = table(entries, [column for column in COLUMNS if not (narrow and column in WIDE_COLUMNS)])
+        folders = made.columns[-1]
+        folders.no_wrap = max(len(str(folder)) for folder in folders.cells) <= terminal.width // 2
+        console.show(made)
 
 
 def key_figures(folder: Path) -> tuple[str, str]:
@@ -100,9 +102,7 @@ def as_json(folder: Path, run: Run | str, measured: list[Measure]) -> dict[str, 
 
 def table(entries: Sequence[Entry], columns: Sequence[str]) -> Table:
     """A row for every run, and for every skipped folder with the reason."""
-    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in columns:
-        made.add_column(column, justify="right" if column == "rows" else "left", overflow="fold")
+    made = console.table(columns, right=["rows"])
     here = Path.cwd().resolve()
     several_seeds = len({run.get("seed") for _, run, _ in entries if isinstance(run, Run)} - {None}) > 1
     for folder, run, measured in entries:

@@ -3,7 +3,7 @@
 Every subset is a run of `train`, by a column of one table of random numbers and scores, and of `evaluate`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 from hydra import compose
 from numpy.typing import NDArray
 from rich.markup import escape
-from rich.table import Table
 
 from lpsel import console
 from lpsel.commands.agreement_inputs import Scored, read_all
@@ -273,23 +272,17 @@ def _flat(measured: Mapping[str, Any]) -> dict[str, Any]:
 def show(result: Mapping[str, Any]) -> None:
     """Print the correlation of every score, and what its lowest and highest rows lead to."""
     random = result["random_nll"]
-    caption = [f"{random['subsets']} random subsets of {result['pct']:g}%: NLL {_figure(random['mean'])}, "
-               f"standard deviation {_figure(random['standard_deviation'])}", *_conclusions(result)]  # fmt: skip
-    table = Table(caption="\n".join(caption), caption_justify="left")
-    table.add_column("score", overflow="fold")
-    for title in ("Spearman", "95% interval", "NLL of the lowest", "of the highest"):
-        table.add_column(title, justify="right")
+    notes = [f"{random['subsets']} random subsets of {result['pct']:g}%: NLL {_figure(random['mean'])}, "
+               f"standard deviation {_figure(random['standard_deviation'])}"]  # fmt: skip
+    notes += [f"{score['score']}: {score['conclusion']}" for score in result["scores"]]
+    numbers = ("Spearman", "95% interval", "NLL of the lowest", "of the highest")
+    table = console.table(("score", *numbers), numbers, notes=notes)
     for score in result["scores"]:
         ends = f"{_figure(score['ci_low'])} to {_figure(score['ci_high'])}"
         nlls = (f"{_figure(score[f'nll_{end}'])} (random above: {score[f'random_above_{end}']})"
                 for end in ("lowest", "highest"))  # fmt: skip
         table.add_row(escape(score["score"]), _figure(score["spearman"]), ends, *nlls)
     console.show(table)
-
-
-def _conclusions(result: Mapping[str, Any]) -> Iterator[str]:
-    for score in result["scores"]:
-        yield escape(f"{score['score']}: {score['conclusion']}")
 
 
 def _figure(value: float | None) -> str:

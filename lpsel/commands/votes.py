@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from rich.markup import escape
-from rich.table import Table
 
 from lpsel import console
 from lpsel.commands.arguments import OneLineParser, run_folder
@@ -189,22 +188,20 @@ def show(result: dict[str, Any]) -> None:
     agreement = result["agreement"]
     alphas = agreement["krippendorff_alpha"], agreement["krippendorff_alpha_ordinal"]
     nominal, ordinal = ("undefined" if alpha is None else f"{alpha:.3f}" for alpha in alphas)
-    caption = [
+    notes = [
         f"{result['pairs']:,} pairs, {result['pairs_without_votes']:,} without votes, "
         f"{agreement['pairs_with_several_votes']:,} with several.",
         f"Krippendorff's alpha: {nominal} (nominal), {ordinal} (ordinal: a tie between win and loss).",
-        *map(escape, result["warnings"]),
+        *result["warnings"],
     ]
-    caption += [
-        escape(f"{person['name']} changed {person['replaced']:,} votes; the latest vote on a pair counts.")
+    notes += [
+        f"{person['name']} changed {person['replaced']:,} votes; the latest vote on a pair counts."
         for person in result["annotators"]
         if person["replaced"]
     ]
-    title = escape(f"{result['model']} against {result['baseline']}")
-    table = Table(title=title, title_justify="left", caption="\n".join(caption), caption_justify="left")
-    table.add_column("", overflow="fold")
-    for column in ("wins", "ties", "losses", "skipped", "win rate, %"):
-        table.add_column(column, justify="right")
+    title = f"{result['model']} against {result['baseline']}"
+    numbers = ("wins", "ties", "losses", "skipped", "win rate, %")
+    table = console.table(("", *numbers), numbers, title=title, notes=notes)
     for person in result["annotators"]:
         table.add_row(escape(person["name"]), *_cells(person))
     table.add_section()

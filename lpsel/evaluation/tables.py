@@ -6,6 +6,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from lpsel import console
 from lpsel.data.content_ids import listed
 from lpsel.evaluation.statistics import with_interval
 from lpsel.evaluation.win_rate import shown_interval
@@ -32,14 +33,14 @@ def reference_table(result: dict[str, Any]) -> Table:
     notes = ["95% intervals over rows: bootstrap, Wilson's for exact matches."]
     if len(models) > 1:
         notes.append(
-            f"* The paired difference to {escape(result['baseline'])} is significant: p < 0.05 with Holm's correction "
+            f"* The paired difference to {result['baseline']} is significant: p < 0.05 with Holm's correction "
             "for models and metrics (sign-flip test)."
         )
         if partial := {model["difference"]["nll"]["rows"] for model in models[1:]} - {models[0]["rows"]}:
             notes.append(f"Differences in NLL are those of the rows with the same supervised tokens, {min(partial):,}.")
     if len({model["tokenizer"] for model in models}) > 1:
         notes.append("Tokenizers differ: compare bits/byte, not NLL or perplexity.")
-    notes += map(escape, _unusable(result))
+    notes += _unusable(result)
     rows = []
     for model in models:
         cells = {"model": model["name"], "rows": f"{model['rows']:,}"}
@@ -60,7 +61,7 @@ def pairwise_table(result: dict[str, Any]) -> Table:
     For human judges, a row for every page to vote on.
     """
     if "win_rate" not in result:
-        pages = Table("model", "page to vote on", caption="Then run: lpsel votes FILE...", caption_justify="left")
+        pages = console.table(("model", "page to vote on"), notes=["Then run: lpsel votes FILE..."])
         for model in result["models"]:
             pages.add_row(escape(model["name"]), escape(str(model["page"])))
         return pages
@@ -96,7 +97,7 @@ def pairwise_table(result: dict[str, Any]) -> Table:
                 "mean length (characters)": mean_length,
             }
         )
-    return _table(rows, [escape(note) for note in notes])
+    return _table(rows, notes)
 
 
 def _unusable(result: dict[str, Any]) -> list[str]:
@@ -127,9 +128,8 @@ def lm_eval_table(result: dict[str, Any]) -> Table:
 
 def _table(rows: Sequence[dict[str, str]], notes: Sequence[str]) -> Table:
     """Rows of column to cell; the first column holds names, the others numbers."""
-    table = Table(caption="\n".join(notes), caption_justify="left")
-    for i, column in enumerate(rows[0]):
-        table.add_column(escape(column), justify="right" if i else "left", overflow="fold")
+    columns = list(rows[0])
+    table = console.table(columns, columns[1:], notes=notes)
     for row in rows:
         table.add_row(*map(escape, row.values()))
     return table

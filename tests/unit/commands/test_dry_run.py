@@ -1,12 +1,14 @@
 """Dry runs compared with what the runs then report, and models that do not fit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lpsel.commands import work_estimate
-from lpsel.commands.dry_run import Work, planned_work, print_plan, print_table
+from lpsel.commands.dry_run import Work, planned_work, print_plan, print_table, short_names
 from lpsel.commands.job import run
 from lpsel.commands.work_estimate import GIB
 from lpsel.config import build, config_dir
@@ -97,7 +99,9 @@ def test_plans_of_the_papers_models_need_no_network_and_no_gpu(tmp_path, instruc
     print_table([("job", [score, eight])])
     said = capsys.readouterr().out
     assert " of 80" in said
-    assert f"{score.hours + eight.hours:,.1f} hours at 40% of gpu_tflops." in said
+    assert "Less than 0.1 hours at 40% of gpu_tflops." in said
+    print_table([("job", [replace(score, hours=1.5), replace(eight, hours=2.5)])])
+    assert "\n4.0 hours at 40% of gpu_tflops." in capsys.readouterr().out
     assert "Disk: 51.4 GB of models, and up to 308.5 GB of checkpoints in training." in said
     with pytest.raises(UserError, match="gpu_tflops=0: must be a number greater than 0"):
         plan(tmp_path, *overrides, "gpu_tflops=0", "gpu_memory_gib=80")
@@ -124,6 +128,13 @@ def test_shared_scores_are_counted_once(capsys):
         "e no model to run",
     ]
     assert "Total: 6 M tokens, at least 2e+12 FLOPs." in said
+
+
+def test_jobs_are_named_without_the_options_that_all_share():
+    jobs = {"a": ["pct-5", "scorer-s", "selection-lp"], "b": ["pct-9", "scorer-s", "selection-lp"]}
+    assert short_names(jobs) == {"a": "pct-5", "b": "pct-9"}
+    assert short_names({"a": ["pct-5", "seed-1"]}) == {"a": "pct-5 seed-1"}
+    assert short_names({"a": ["pct-5"], "b": ["pct-5", "seed-1"]}) == {"a": "pct-5", "b": "seed-1"}
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
