@@ -64,7 +64,9 @@ def console() -> None:
     elif arguments[0] in COMPLETION:
         _complete(arguments)
     else:
-        hint = f"use one of {', '.join(COMMANDS)}"
+        from lpsel.config import suggestion
+
+        hint = f"{suggestion(arguments[0], list(COMMANDS))}Use one of {', '.join(COMMANDS)}"
         _fail("lpsel", UserError(arguments[0], problem="unknown command", hint=hint))
 
 

@@ -21,8 +21,9 @@ ODD = {
 def statistics(result: Mapping[str, Any]) -> Pairs:
     """How many rows were selected, their scores and lengths, and which rows were excluded."""
     n_total, n_selected = result["n_total"], result["n_selected"]
-    rows = f"{n_selected:,} of {n_total:,} rows ({100 * n_selected / n_total:.3g}%"
-    rows += f", {result['pct']:g}% requested, budget {result['budget']})"
+    share, requested = f"{100 * n_selected / n_total:.3g}%", f"{result['pct']:g}%"
+    shares = share if share == requested else f"{share}, {requested} requested"
+    rows = f"{n_selected:,} of {n_total:,} rows ({shares}, budget {result['budget']})"
     if result["clusters"] is not None:
         rows += f", from {result['clusters_selected']:,} of {result['clusters']:,} clusters"
         if (outside := result["rows_in_no_cluster"])["all"]:

@@ -1,4 +1,4 @@
-"""Tiny Llama models with their own tokenizer, built in less than a minute on a CPU without a download.
+"""Tiny Llama models with their own tokenizer, built in about a minute on a CPU without a download.
 
 A model with random weights learns nothing from a few hundred rows, so each model is pre-trained for a short while, like
 a real base model: next-token prediction on formulas that show the skills of `lpsel.toy.data`, such as

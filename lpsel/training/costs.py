@@ -100,12 +100,13 @@ def describe_ledger(figures: Mapping[str, Any]) -> str:
     """The ledger in one line."""
     share = figures["saved"]["share"]
     outcome = f"{share:.0%} less than" if share >= 0 else f"{-share:.0%} more than"
-    if figures["break_even_pct"] == 0:
-        limit = "selection alone costs as much"
-    else:
-        limit = f"selection pays off below {figures['break_even_pct']:.0f}% of these, "
-        limit += f"{figures['break_even_rows_pct']:.0f}% of the rows if as long as the selected ones"
+    limit = "; selecting alone costs as much"
+    if figures["selection"]["flops"] == 0:
+        limit = ""
+    elif figures["break_even_pct"] > 0:
+        limit = f"; breaks even at {figures['break_even_pct']:.0f}% of these FLOPs, "
+        limit += f"which is {figures['break_even_rows_pct']:.0f}% of all rows at the mean length of the selected ones"
     return (
         f"{figures['selection']['flops']:.3g} FLOPs to select, {figures['training']['flops']:.3g} to train: "
-        f"{outcome} training on everything ({figures['everything']['flops']:.3g}); {limit}"
+        f"{outcome} training on everything ({figures['everything']['flops']:.3g}){limit}"
     )

@@ -44,7 +44,10 @@ ROOT = Path(__file__).resolve().parents[2]
             ["evaluate", "evaluator=pairwise", "judge=hf", "model=a"],
             "judge.model.path: required and not set. Set ",
         ),
-        (["publsh"], "lpsel: publsh: unknown command. Use one of train, select, evaluate, agreement, votes, publish, "),
+        (
+            ["publsh"],
+            "lpsel: publsh: unknown command. Did you mean publish? Use one of train, select, evaluate, agreement, ",
+        ),
         (["agreement"], "lpsel agreement: the following arguments are required: TABLE. See lpsel agreement --help."),
     ],
 )

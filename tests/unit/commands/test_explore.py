@@ -50,7 +50,7 @@ def test_the_page_has_every_row_with_its_scores_losses_and_texts(explorable):
     assert columns["reason"][5] == "empty answer"
     html = page.read_text()
     assert "All 60 rows, 12 of them selected." in html
-    assert "12 of 60 rows (20%, 20% requested, budget exact)" in html
+    assert "12 of 60 rows (20%, budget exact)" in html
     assert "unsafe-eval" not in html
     assert HOSTILE not in html
 

@@ -23,7 +23,7 @@ def test_a_training_run_has_its_selection_scores_training_and_cost(few_runs, cap
     result = json.loads((folder / "result.json").read_text())
     title, pairs = shown(capsys, folder)
     assert title.split() == ["train", str(folder)]
-    assert pairs["Selection lp_app"].startswith("6 of 24 rows (25%, 25% requested")
+    assert pairs["Selection lp_app"].startswith("6 of 24 rows (25%, budget exact")
     assert pairs["Scores from"] == f"reused: {result['scores']}"
     assert pairs["Scorer"].startswith(f"other-scorer: {result['scoring']['tokens']:,} tokens")
     assert f"{result['training']['tokens']:,} tokens" in pairs["Target"]

@@ -289,7 +289,7 @@ def test_the_summary_compares_selected_rows_with_all(table, make_spec):
     assert numbers["mean_tokens"]["prompt"] == {"selected": (1 + 3 + 5 + 8) / 4, "all": 4.5}
     assert numbers["mean_tokens"]["response"] == {"selected": 4.0, "all": 3.6}
     assert statistics(numbers) == [
-        ("Selection lp_app", "4 of 10 rows (40%, 40% requested, budget exact), from 3 of 3 clusters"),
+        ("Selection lp_app", "4 of 10 rows (40%, budget exact), from 3 of 3 clusters"),
         ("Scores", "selected 0.1 to 0.4, mean 0.25; all 0 to 0.9, mean 0.45"),
         ("Mean tokens", "prompt 4.2 (all: 4.5), response 4.0 (all: 3.6)"),
         ("Excluded", "no supervised token (1)"),

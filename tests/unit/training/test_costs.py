@@ -22,8 +22,8 @@ def test_selection_and_training_add_up_and_are_compared_with_training_on_all_row
     # 5% of the rows have 10% of the FLOPs: they are twice as long, so that 40% of such rows have 80% of the FLOPs
     assert figures["break_even_rows_pct"] == pytest.approx(40)
     assert describe_ledger(figures) == (
-        "2e+12 FLOPs to select, 1e+12 to train: 70% less than training on everything (1e+13); selection "
-        "pays off below 80% of these, 40% of the rows if as long as the selected ones"
+        "2e+12 FLOPs to select, 1e+12 to train: 70% less than training on everything (1e+13); breaks "
+        "even at 80% of these FLOPs, which is 40% of all rows at the mean length of the selected ones"
     )
 
 
@@ -31,6 +31,7 @@ def test_a_rule_without_scores_costs_nothing_and_saves_up_to_all_rows():
     figures = ledger(None, TRAINING, EVERYTHING, 100)
     assert figures["selection"] == {"tokens": 0, "flops": 0, "device_seconds": 0}
     assert (figures["break_even_pct"], figures["break_even_rows_pct"]) == (100, 50)
+    assert describe_ledger(figures) == "0 FLOPs to select, 1e+12 to train: 90% less than training on everything (1e+13)"
 
 
 def test_a_scorer_more_expensive_than_the_target_never_saves():
@@ -38,7 +39,7 @@ def test_a_scorer_more_expensive_than_the_target_never_saves():
     assert figures["break_even_pct"] == 0
     assert figures["saved"]["share"] == pytest.approx(-0.3)
     assert describe_ledger(figures).endswith(
-        "30% more than training on everything (1e+13); selection alone costs as much"
+        "30% more than training on everything (1e+13); selecting alone costs as much"
     )
 
 
