@@ -97,8 +97,20 @@ def axolotl(entry, row):
     return (turns[0][1], turns[1:]) if turns[0][0] == "system" else ("", turns)
 
 
+def system_and_turns(row):
+    """The system prompt and the turns of a row of a source, its input in the first one."""
+    turns = [(turn.role, turn.content) for turn in row.example.turns]
+    system = turns.pop(0)[1] if turns[0][0] == "system" else ""
+    if row.example.input:
+        turns[0] = ("user", f"{turns[0][1]}\n{row.example.input}")
+    return system, turns
+
+
+forms = pytest.mark.parametrize(("form", "position"), [(ALPACA, 0), (CHATS, 1)], ids=["alpaca", "chats"])
+
+
 @pytest.mark.parametrize("program", ["LLaMA-Factory", "axolotl"])
-@pytest.mark.parametrize(("form", "position"), [(ALPACA, 0), (CHATS, 1)], ids=["alpaca", "chats"])
+@forms
 def test_the_configuration_of_the_guide_reads_a_subset(program, form, position, tmp_path):
     from datasets import load_dataset
 
@@ -113,11 +125,55 @@ def test_the_configuration_of_the_guide_reads_a_subset(program, form, position, 
     source = Source(DatasetSpec("subset", str(path)))
     assert len(rows) == len(chosen) == 4
     for row, expected in zip(rows, source, strict=True):
-        turns = [(turn.role, turn.content) for turn in expected.example.turns]
-        system = turns.pop(0)[1] if turns[0][0] == "system" else ""
-        if expected.example.input:
-            turns[0] = ("user", f"{turns[0][1]}\n{expected.example.input}")
-        assert read(entry, row) == (system, turns)
+        assert read(entry, row) == system_and_turns(expected)
+
+
+@forms
+def test_llama_factory_itself_reads_a_subset(form, position, tmp_path):
+    parser = pytest.importorskip("llamafactory.data.parser", reason="pip install --no-deps llamafactory torchaudio")
+    from datasets import load_dataset
+    from llamafactory.data.converter import get_dataset_converter
+
+    path, chosen = every_second(form, tmp_path)
+    (tmp_path / "dataset_info.json").write_text(configuration("json").replace("SUBSET", str(path)))
+    name = list(json.loads(configuration("json")))[position]
+    (attributes,) = parser.get_dataset_list([name], str(tmp_path))
+    assert (attributes.load_from, attributes.dataset_name) == ("file", str(path))
+    convert = get_dataset_converter(attributes.formatting, attributes, data_args=None)
+    rows = load_dataset("json", data_files=path, split="train", cache_dir=str(tmp_path))
+    assert len(rows) == len(chosen) == 4
+    for row, expected in zip(rows, Source(DatasetSpec("subset", str(path))), strict=True):
+        read = convert(row)
+        turns = [(turn["role"], turn["content"]) for turn in (*read["_prompt"], *read["_response"])]
+        assert (read["_system"], turns) == system_and_turns(expected)
+
+
+@forms
+def test_axolotl_itself_reads_a_subset(form, position, with_chat_template, tmp_path):
+    strategies = pytest.importorskip("axolotl.prompt_strategies", reason="pip install --no-deps axolotl addict")
+    from axolotl.prompt_tokenizers import AlpacaPromptTokenizingStrategy
+    from axolotl.prompters import AlpacaPrompter
+    from axolotl.utils.dict import DictDefault
+    from datasets import load_dataset
+    from transformers import AutoTokenizer
+
+    path, chosen = every_second(form, tmp_path)
+    entry = yaml.safe_load(configuration("yaml"))["datasets"][position]
+    template = "{% for m in messages %}{{ m.role[0] + ':' + m.content + eos_token }}{% endfor %}"
+    tokenizer = AutoTokenizer.from_pretrained(with_chat_template(template))
+    settings = DictDefault(sequence_len=2048, train_on_inputs=False)
+    strategy = strategies.load(entry["type"], tokenizer, settings, DictDefault(entry))
+    if strategy is None:  # `type: alpaca` is in axolotl's own table, which creates this
+        strategy = AlpacaPromptTokenizingStrategy(AlpacaPrompter(None), tokenizer, False, 2048)
+    rows = load_dataset(entry["ds_type"], data_files=path, split="train", cache_dir=str(tmp_path))
+    assert len(rows) == len(chosen) == 4
+    for row, expected in zip(rows, Source(DatasetSpec("subset", str(path))), strict=True):
+        read = strategy.tokenize_prompt(row)
+        supervised = [token for token in read["labels"] if token != -100]
+        _, turns = system_and_turns(expected)
+        assert tokenizer.decode(supervised).removesuffix("<eos>").endswith(turns[-1][1])
+        fed = tokenizer.decode(read["input_ids"])
+        assert [line for line in turns[0][1].splitlines() if line not in fed] == []
 
 
 def test_trl_trains_on_it(subset, toy_model, tmp_path):
