@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from rich.console import Console
@@ -45,7 +46,8 @@ def main(arguments: Sequence[str]) -> None:
     file = Path(given.scores).expanduser()
     is_run = file.is_dir() and not (file / SCORES_FILE).is_file()
     shown = _of_run(file, given) if is_run else _of_scores(file, given)
-    table, by, notes = shown.table, given.by or shown.by, [] if shown.note is None else [shown.note]
+    table, by = shown.table, given.by or shown.by
+    notes = [] if shown.note is None or given.by is not None else [shown.note]
     value_N, hardest_M = _ranked(table, by)
     lists = _lists(given, table, hardest_M, shown.chosen, by)
     texts = {}
@@ -90,11 +92,17 @@ def _of_run(folder: Path, given: argparse.Namespace) -> Shown:
     result = result_of_run(folder)
     rule, chosen = result["rule"], Chosen.of(folder, result)
     dataset = partial(dataset_of_run, folder, result, given.dataset)
-    if (ranks := _without_losses(folder)) is not None:
-        note = f"This run has no losses: its rows are in the order in which selection={rule} selects them."
-        return Shown(ranks, RANK, dataset, chosen, note)
-    table = _scores(scores_of_run(folder, result), given.key)
-    return Shown(table, rule if rule in METRICS else _best_known(table), dataset, chosen)
+    ranks = _ranks(folder)
+    if losses := not np.isnan(from_arrow(ranks["nll_0"])).all():
+        table = _scores(scores_of_run(folder, result), given.key)
+        if rule in METRICS:
+            return Shown(table, rule, dataset, chosen)
+        ranks = ranks.take(table.index)
+        table = replace(table, columns={name: from_arrow(ranks[name]) for name in (RANK, "score")})
+    else:
+        table = _without_losses(ranks)
+    note = f"The rows are in the order in which selection={rule} selects them."
+    return Shown(table, RANK, dataset, chosen, note if losses else f"This run has no losses. {note}")
 
 
 def _of_scores(file: Path, given: argparse.Namespace) -> Shown:
@@ -215,9 +223,8 @@ def _numbers(table: ScoreTable, row: int, by: str, value_N: Floats, with_id: boo
     tokens = f"  {table.response_tokens[row]:,} tokens" if table.tokens_known else ""
     content = f"  id {table.id[row].as_py()}" if table.id is not None and with_id else ""
     value = f"{value_N[row]:.4g}" if np.isfinite(value_N[row]) else "undefined"
-    if by == RANK:
-        return f"row {table.index[row]}", f"score {value}{tokens}{content}"
-    return f"row {table.index[row]}", f"{by} {value}  NLL {losses}{tokens}{content}"
+    recorded = f"  NLL {losses}" if len(table.nll) else ""
+    return f"row {table.index[row]}", f"{'score' if by == RANK else by} {value}{recorded}{tokens}{content}"
 
 
 def _turns(row: Row, longest: int | None) -> Pairs:
@@ -257,12 +264,15 @@ def _texts(
     return texts
 
 
-def _without_losses(run: Path) -> ScoreTable | None:
-    """The order in which the rule of a run selects, and its score, as columns; None if the run recorded losses."""
-    columns = ["index", "id", "rank", "score", "nll_0", "response_tokens"]
-    rows = pq.read_table(selection_of_run(run), columns=columns)
-    if rows["nll_0"].null_count < (n := len(rows)):
-        return None
+def _ranks(run: Path) -> pa.Table:
+    """The order in which the rule of a run selects, and its score."""
+    columns = ["index", "id", RANK, "score", "nll_0", "response_tokens"]
+    return pq.read_table(selection_of_run(run), columns=columns)
+
+
+def _without_losses(rows: pa.Table) -> ScoreTable:
+    """`_ranks` as a table of scores without losses."""
+    n = len(rows)
     known, ones_N = not rows["response_tokens"].null_count, np.ones(n, np.int32)
     return ScoreTable(
         rows["index"].to_numpy(),

@@ -120,7 +120,8 @@ def scores_for(
             if is_main_process():  # of a process that was killed after writing them
                 shutil.rmtree(entry.folder / found.name.removeprefix(f"{entry.folder.name}-"), ignore_errors=True)
             return scores
-        passes = f"training the scorer for {epochs} of the {scorer.recipe.epochs} epochs of its recipe"
+        some = f"{epochs} of the " if epochs < scorer.recipe.epochs else "the "
+        passes = f"training the scorer for {some}{scorer.recipe.epochs} epochs of its recipe"
         passes = passes if epochs else "running the pass before training"
         log.info("Scores: none yet of %s by %s with this recipe; %s", source.spec.name, scorer.name, passes)
         scoring = _Scoring(setup, scorer, path, source, trained_on, epochs, sorted(columns), entry)

@@ -186,7 +186,25 @@ def test_rows_of_a_run_without_losses_are_in_the_order_in_which_it_selects(
     assert title == "The 1 last of 24 rows by rank"
     assert mark.strip() == "not selected, rank 24; 6 rows are selected"
     assert texts
-    assert note.startswith("This run has no losses: its rows are in the order in which selection=")
+    assert note.startswith("This run has no losses. The rows are in the order in which selection=")
+
+
+def test_rows_of_a_rule_with_a_score_of_its_own_are_in_its_order(few_runs, tmp_path, capsys):
+    scored = json.loads((few_runs / "train" / "toy-llama-low" / "result.json").read_text())
+    data = json.loads((few_runs / "train" / "toy-llama-low" / "run_config.json").read_text())["config"]["dataset"]
+    given = ["selection=perplexity", "dataset=local", f"dataset.path={data['path']}", f"scores={scored['scores']}"]
+    job.run("select", [*given, "cluster=none", "pct=25", "tracker=none", f"cache_dir={tmp_path}"], tmp_path / "run")
+    stored = pq.read_table(tmp_path / "run" / "selection.parquet").to_pylist()
+    by_rank = [f"row {row['index']}" for row in sorted(stored, key=lambda row: row["rank"])]
+    assert ranking(capsys, tmp_path / "run", "--chosen", "--hardest", 24) == by_rank[:6]
+    assert ranking(capsys, tmp_path / "run", "--by", "nll_1", "--hardest", 24) != by_rank
+    main([str(tmp_path / "run"), "--hardest", "1"])
+    title, first, *_, note = capsys.readouterr().out.splitlines()
+    assert title == "The 1 first of 24 rows by rank"
+    assert head(first)[0] == by_rank[0]
+    assert head(first)[1].startswith("score ")
+    assert head(first)[2].startswith("NLL ")
+    assert note == "The rows are in the order in which selection=perplexity selects them."
 
 
 def test_a_dataset_with_other_rows_is_an_error(few_runs, tmp_path, capsys):
