@@ -12,7 +12,7 @@ from scipy.special import ndtri
 from scipy.stats import t
 
 from lpsel.report.points import Interval, Point, by_selection
-from lpsel.report.runs import number
+from lpsel.report.runs import Run, number
 
 EVEN = 50.0  # win rate, in percent
 SAME = 0.02  # relative difference in rows or tokens up to which they count as equal
@@ -43,6 +43,11 @@ class Comparison:
     level: float
 
     @property
+    def selection(self) -> tuple[str, float | None]:
+        """Series and percentage."""
+        return self.point.run.series, self.point.run.pct
+
+    @property
     def gain(self) -> float:
         """The difference, positive where the selection is better."""
         return self.difference.value * (1 if self.point.key_metric.better == "higher" else -1)
@@ -57,16 +62,12 @@ class Comparison:
 
 
 def at_equal_rows(points: Sequence[Point]) -> list[Comparison]:
-    """Every selection minus random rows: as many of them, with the same target and the same seeds."""
-    reference = _by_selection(points, lambda rule: rule == BASELINE)
+    """Every selection minus random rows: as many of them, with the same target, training and seeds."""
 
-    def reference_of(first: Point, _: BySeed) -> BySeed | None:
-        candidates = [seeds for key, seeds in reference.items() if key[:2] == (first.run.target, first.run.pct)]
-        candidates = [seeds for seeds in candidates if _close(first, next(iter(seeds.values())), "rows")]
-        same = [seeds for seeds in candidates if next(iter(seeds.values())).run.variant == first.run.variant]
-        return next(iter(same or candidates), None) if len(same or candidates) == 1 else None
+    def is_reference(run: Run, other: Run) -> bool:
+        return other.rule == BASELINE and other.pct == run.pct and _close(run, other, "rows")
 
-    return _compared(points, reference_of, against_baseline=BASELINE)
+    return _compared_with_runs(points, is_reference)
 
 
 def at_equal_tokens(points: Sequence[Point]) -> list[Comparison]:
@@ -75,16 +76,16 @@ def at_equal_tokens(points: Sequence[Point]) -> list[Comparison]:
     Random rows are interpolated between the percentages of the same seed, in the logarithm of the tokens. Selections
     with more or fewer tokens than all random runs are left out.
     """
-    curves: dict[tuple[str, Any], list[Point]] = defaultdict(list)
+    curves: dict[tuple[tuple[str, str], Any], list[Point]] = defaultdict(list)
     for p in points:
         if p.run.rule == BASELINE and tokens(p):
-            curves[p.run.target, p.run.get("seed")].append(p)
+            curves[p.run.trained_as, p.run.get("seed")].append(p)
 
     def reference_of(first: Point, ours: BySeed) -> BySeed | None:
         found = {
             seed: point
             for seed, p in ours.items()
-            if (point := _interpolated(curves.get((first.run.target, seed), []), tokens(p))) is not None
+            if (point := _interpolated(curves.get((first.run.trained_as, seed), []), tokens(p))) is not None
         }
         return found or None
 
@@ -92,14 +93,8 @@ def at_equal_tokens(points: Sequence[Point]) -> list[Comparison]:
 
 
 def to_all_rows(points: Sequence[Point]) -> list[Comparison]:
-    """Every selection minus training the same target on all rows."""
-    reference = _by_selection(points, lambda rule: rule == ALL_ROWS)
-
-    def reference_of(first: Point, _: BySeed) -> BySeed | None:
-        found = [seeds for key, seeds in reference.items() if key[0] == first.run.target]
-        return found[0] if len(found) == 1 else None
-
-    return _compared(points, reference_of, against_baseline=ALL_ROWS)
+    """Every selection minus training the same target in the same way on all rows."""
+    return _compared_with_runs(points, lambda _, other: other.rule == ALL_ROWS)
 
 
 def differences(points: Sequence[Point]) -> list[Point]:
@@ -110,10 +105,10 @@ def differences(points: Sequence[Point]) -> list[Point]:
     full: dict[object, list[Point]] = defaultdict(list)
     for p in points:
         if p.run.rule == ALL_ROWS and p.metric == "nll":
-            full[p.evaluation.folder, p.run.target].append(p)
+            full[p.evaluation.folder, p.run.trained_as].append(p)
     differing = []
     for p in points:
-        candidates = full.get((p.evaluation.folder, p.run.target), [])
+        candidates = full.get((p.evaluation.folder, p.run.trained_as), [])
         if not candidates or p.run.rule == ALL_ROWS or p.run.pct is None:
             continue
         all_rows = next((each for each in candidates if each.run.get("seed") == p.run.get("seed")), candidates[0])
@@ -125,13 +120,12 @@ def differences(points: Sequence[Point]) -> list[Point]:
 def smallest_passing(points: Sequence[Point]) -> float | None:
     """The smallest percentage at which a selection is no worse than all rows, and at all larger ones as well.
 
-    The interval decides: a win rate whose lower end is at least 50%, or a paired difference in NLL whose upper end is
-    at most 0. Its level is 95% for all selections together (Bonferroni), since the best of several is reported. The
-    ends are means over seeds, as if seeds had all of their prompts' variation in common.
+    The interval decides: a win rate against all rows whose lower end is at least 50%, or a paired difference in NLL
+    whose upper end is at most 0. Its level is 95% for all selections together (Bonferroni), since the best of several
+    is reported. The ends are means over seeds, as if seeds had all of their prompts' variation in common.
     """
     win_rates = bool(points) and points[0].metric == "win_rate"
-    judged = [p for p in points if p.run.rule != ALL_ROWS and p.run.pct is not None]
-    selections = by_selection(judged if win_rates else differences(points))
+    selections = by_selection([p for p in points if _is_to_all_rows(p)] if win_rates else differences(points))
     level = 1 - 0.05 / max(len(selections), 1)
 
     def margin(p: Point) -> float:
@@ -149,6 +143,17 @@ def smallest_passing(points: Sequence[Point]) -> float | None:
     return min(passing, default=None)
 
 
+def _is_to_all_rows(p: Point) -> bool:
+    """Whether the baseline of a selection's win rate is the same target, trained in the same way on all rows."""
+    return (
+        p.baseline is not None
+        and p.baseline.rule == ALL_ROWS
+        and p.baseline.trained_as == p.run.trained_as
+        and p.run.rule != ALL_ROWS
+        and p.run.pct is not None
+    )
+
+
 def tokens(point: Point) -> float | None:
     """Tokens of training."""
     return number(point.run.get("training", "tokens"))
@@ -161,33 +166,45 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, flo
     return mean, mean - half, mean + half
 
 
-def _by_selection(
-    points: Sequence[Point], wanted: Callable[[str], bool]
-) -> dict[tuple[str, float | None, str], dict[Any, Point]]:
-    """Points by target, percentage and series, then by seed; without series that have two values for one seed."""
-    seeds: dict[tuple[str, float | None, str], dict[Any, Point]] = defaultdict(dict)
+def _by_selection(points: Sequence[Point], wanted: Callable[[str], bool]) -> list[BySeed]:
+    """The points of every series and percentage by seed; without series that have two values for one seed."""
+    seeds: dict[tuple[float, str], dict[Any, Point]] = defaultdict(dict)
     ambiguous = set()
     for p in points:
         if not wanted(p.run.rule) or p.run.pct is None:
             continue
-        key = (p.run.target, p.run.pct, p.run.series)
+        key = (p.run.pct, p.run.series)
         earlier = seeds[key].setdefault(p.run.get("seed"), p)
         if earlier.value != p.value:
             ambiguous.add(key)
-    return {key: by_seed for key, by_seed in seeds.items() if key not in ambiguous}
+    return [by_seed for key, by_seed in seeds.items() if key not in ambiguous]
+
+
+def _compared_with_runs(points: Sequence[Point], is_reference: Callable[[Run, Run], bool]) -> list[Comparison]:
+    """Every selection minus the only reference of its target that is trained in the same way."""
+    references = _by_selection(points, lambda rule: rule in (BASELINE, ALL_ROWS))
+
+    def is_comparable(run: Run, other: Run) -> bool:
+        return run.trained_as == other.trained_as and is_reference(run, other)
+
+    def reference_of(first: Point, _: BySeed) -> BySeed | None:
+        candidates = [seeds for seeds in references if is_comparable(first.run, next(iter(seeds.values())).run)]
+        same = [seeds for seeds in candidates if next(iter(seeds.values())).run.variant == first.run.variant]
+        return next(iter(same or candidates), None) if len(same or candidates) == 1 else None
+
+    return _compared(points, reference_of, is_comparable)
 
 
 def _compared(
     points: Sequence[Point],
     reference_of: Callable[[Point, BySeed], BySeed | None],
-    against_baseline: str | None = None,
+    is_reference: Callable[[Run, Run], bool] | None = None,
 ) -> list[Comparison]:
     """Every selection minus its reference; the level of the intervals is 95% for all of them together (Bonferroni)."""
     pairs: list[tuple[BySeed, BySeed | None]] = []
-    for ours in _by_selection(points, lambda rule: rule not in (BASELINE, ALL_ROWS)).values():
+    for ours in _by_selection(points, lambda rule: rule not in (BASELINE, ALL_ROWS)):
         first = next(iter(ours.values()))
-        baseline = first.baseline.rule if first.baseline is not None else None
-        if first.metric == "win_rate" and against_baseline is not None and baseline == against_baseline:
+        if first.metric == "win_rate" and is_reference and first.baseline and is_reference(first.run, first.baseline):
             pairs.append((ours, None))  # the win rate itself is the comparison
         elif theirs := reference_of(first, ours):
             pairs.append((ours, theirs))
@@ -258,7 +275,7 @@ def _interpolated(curve: Sequence[Point], wanted: float | None) -> Point | None:
     return replace(ordered[0], value=value, low=low, high=high, run=run, evaluated_as="")
 
 
-def _close(p: Point, q: Point, name: str) -> bool:
+def _close(run: Run, other: Run, name: str) -> bool:
     """Whether two runs trained on as many rows, as far as that is known."""
-    a, b = (number(each.run.get("training", name)) for each in (p, q))
+    a, b = (number(each.get("training", name)) for each in (run, other))
     return a is None or b is None or abs(a - b) <= SAME * max(a, b)

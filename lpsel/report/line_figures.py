@@ -39,8 +39,8 @@ class Scale(NamedTuple):
         full = defaultdict(list)
         for p in points:
             if p.run.rule == ALL_ROWS:
-                full[p.run.target].append(p.value)
-        named = {"all rows" if len(full) == 1 else f"all rows, {target}": of for target, of in full.items()}
+                full[p.run.target + p.run.variant].append(p.value)
+        named = {"all rows" if len(full) == 1 else f"all rows, {model}": of for model, of in full.items()}
         return cls(label, {name: float(np.mean(of)) for name, of in named.items()}, untrained(points))
 
 

@@ -235,5 +235,5 @@ def _against(evaluation: Run, entry: dict[str, Any], metric: str) -> str:
         parts["prompts"] = f"{judged:.0f}" if judged else None
     else:
         parts = {"on": text("dataset"), "rows": text("n"), "data": (text("data_fingerprint") or "")[:8] or None}
-        parts["tokenizer"] = (text("tokenizer") or "")[:8] or None
+        parts["tokenizer"], parts["tokens"] = (text("tokenizer") or "")[:8] or None, text("supervised_tokens")
     return ", ".join(f"{word} {value}" for word, value in parts.items() if value)

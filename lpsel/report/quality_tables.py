@@ -1,14 +1,14 @@
 """Tables of quality: what every evaluation measured, and the results of every selection over its seeds."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from lpsel.report.cells import spread
-from lpsel.report.comparisons import Comparison, at_equal_rows, t_interval
-from lpsel.report.points import WIN_RATE_DETAILS, Point, by_selection, comparable
+from lpsel.report.comparisons import at_equal_rows, at_equal_tokens, t_interval
+from lpsel.report.points import WIN_RATE_DETAILS, Interval, Point, by_selection, comparable
 from lpsel.report.runs import number, short_labels
 
 SPREAD = ("value", "low", "high", "lowest", "highest", "sd")  # over seeds
@@ -36,20 +36,24 @@ def point_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
 
 
 def result_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
-    """A row per selection, percentage and metric, key figures first: the mean over the seeds, and random rows compared.
+    """A row per selection, percentage and metric, key figures first: the mean over the seeds, and the differences from
+    as many random rows and from random rows with as many training tokens.
 
     The interval is that of the mean (t, n - 1 degrees of freedom), or that of the evaluation where there is one seed.
     A series with two values for one seed has no mean: which of them counts is unknown.
     """
     rows, labels = [], short_labels([p.run for p in points])
     for group in comparable(points):
-        compared = {(c.point.run.series, c.point.run.pct): c for c in at_equal_rows(group)}
+        by_name = {"minus random": at_equal_rows(group), "minus random, equal tokens": at_equal_tokens(group)}
+        compared = {name: {c.selection: c.difference for c in several} for name, several in by_name.items()}
         for series, by_pct in by_selection(group).items():
-            rows += [_result(labels[series], same, compared.get((series, pct))) for pct, same in by_pct.items()]
+            for pct, same in by_pct.items():
+                differences = {name: of.get((series, pct)) for name, of in compared.items()}
+                rows.append(_result(labels[series], same, differences))
     return rows
 
 
-def _result(label: str, same: Sequence[Point], compared: Comparison | None) -> dict[str, Any]:
+def _result(label: str, same: Sequence[Point], differences: Mapping[str, Interval | None]) -> dict[str, Any]:
     by_seed: dict[Any, list[Point]] = defaultdict(list)
     for p in same:
         by_seed[p.run.get("seed")].append(p)
@@ -57,7 +61,6 @@ def _result(label: str, same: Sequence[Point], compared: Comparison | None) -> d
     p = first[0]
     doubled = [seed for seed, several in by_seed.items() if len({each.value for each in several}) > 1]
     ours, everything = _mean([each.run.flops for each in first]), _mean([each.run.everything for each in first])
-    value, low, high = (None, None, None) if compared is None else compared.difference
     return {
         "selection": label,
         "series": p.run.series,
@@ -67,9 +70,11 @@ def _result(label: str, same: Sequence[Point], compared: Comparison | None) -> d
         "metric": p.metric,
         "n": _range([each.details["n"] for each in first]),
         **(dict.fromkeys(SPREAD) if doubled else _spread(first)),
-        "minus random": value,
-        "minus random low": low,
-        "minus random high": high,
+        **{
+            f"{name}{end}": value
+            for name, at in differences.items()
+            for end, value in zip(("", " low", " high"), at or (None, None, None), strict=True)
+        },
         "total FLOPs": ours,
         "FLOPs, % of all rows": 100 * ours / everything if ours and everything else None,
         "problem": f"two values for seed {doubled[0]}" if doubled else None,

@@ -4,6 +4,7 @@ Folders without a readable result are kept with the reason, so that a sweep can 
 """
 
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from lpsel.run_config import RESULT, RUN_CONFIG, leaves, read_result
 from lpsel.storage import digest, read_dict
 
 NO_SETTINGS = ("seed", "pct", "folder", "trainable_parameters", "commit")  # keys that do not define a series
+TRAINING = ("base_model", "model", "adapter", "optimizer", "precision")  # settings of how a model is trained
 UNNAMED = ("path", "fingerprint", "license", "_target_")  # keys that define a series and are not in its label
 MOST_NAMED = 3  # settings in a label
 EXPLORER = "explore.html"  # in the folder of a run: the page of lpsel explore
@@ -26,7 +28,8 @@ class Run:
 
     folder: Path
     result: dict[str, Any]
-    variant: str = ""  # settings in which it differs from the runs with the same selection and target
+    variant: str = ""  # settings in which it differs from the runs with the same selection, or the same target
+    conditions: str = ""  # a digest of all that training depends on but the target, the selected rows and the seed
 
     @property
     def command(self) -> str:
@@ -48,6 +51,11 @@ class Run:
     @property
     def target(self) -> str:
         return str(self.get("base_model", "name") or "–")
+
+    @property
+    def trained_as(self) -> tuple[str, str]:
+        """Equal for runs that differ in the selected rows and the seed only: the target, and how it is trained."""
+        return self.target, self.conditions
 
     @property
     def scorer(self) -> str:
@@ -153,21 +161,29 @@ def find_runs(paths: Sequence[str | Path]) -> Runs:
 
 
 def with_variants(runs: Sequence[Run]) -> list[Run]:
-    """The runs, where those of one selection and target that differ in other settings have a `variant`."""
-    groups: dict[str, dict[Path, dict[str, str]]] = {}
+    """The runs, where those of one selection and target that differ in other settings have a `variant`.
+
+    Runs of one target that are trained in different ways have one as well, whatever they select.
+    """
+    settings = {run.folder: _settings(run) for run in runs if run.command in ("train", "select")}
+    trained = {run.folder: _training(settings[run.folder]) for run in runs if run.command == "train"}
+    series: dict[str, list[Path]] = defaultdict(list)
+    targets: dict[str, list[dict[str, str]]] = defaultdict(list)
     for run in runs:
-        if run.command in ("train", "select"):
-            groups.setdefault(run.series, {})[run.folder] = _settings(run)
+        if run.folder in settings:
+            series[run.series].append(run.folder)
+        if run.folder in trained:
+            targets[run.target].append(trained[run.folder])
     variants: dict[Path, str] = {}
-    for group in groups.values():
-        keys = dict.fromkeys(key for settings in group.values() for key in settings)
-        differing = [key for key in keys if len({settings.get(key) for settings in group.values()}) > 1]
-        values = {folder: [settings.get(key, "–") for key in differing] for folder, settings in group.items()}
-        texts = {folder: _variant(dict(zip(differing, of_run, strict=True))) for folder, of_run in values.items()}
-        ambiguous = len(set(texts.values())) < len(set(map(tuple, values.values())))
-        for folder, text in texts.items():
-            variants[folder] = f"{text}, #{digest(values[folder])[:4]}" if ambiguous else text
-    return [replace(run, variant=variants.get(run.folder, "")) for run in runs]
+    for run in runs:
+        if run.folder in settings and run.folder not in variants:
+            folders = series[run.series]
+            differing = [*_differing([settings[folder] for folder in folders]), *_differing(targets[run.target])]
+            variants |= _variants({folder: settings[folder] for folder in folders}, list(dict.fromkeys(differing)))
+    conditions = {folder: digest(of_run)[:8] for folder, of_run in trained.items()}
+    return [
+        replace(run, variant=variants.get(run.folder, ""), conditions=conditions.get(run.folder, "")) for run in runs
+    ]
 
 
 def short_labels(runs: Sequence[Run]) -> dict[str, str]:
@@ -184,11 +200,33 @@ def short_labels(runs: Sequence[Run]) -> dict[str, str]:
     return labels if len({*labels.values()}) == len(labels) else {series: series for series in labels}
 
 
+def _differing(several: Sequence[dict[str, str]]) -> list[str]:
+    """The keys in which settings differ."""
+    keys = dict.fromkeys(key for settings in several for key in settings)
+    return [key for key in keys if len({settings.get(key) for settings in several}) > 1]
+
+
+def _variants(group: dict[Path, dict[str, str]], keys: Sequence[str]) -> dict[Path, str]:
+    """The values of these settings as texts, such as `, length=matched`; different texts for different values."""
+    values = {folder: [settings.get(key, "–") for key in keys] for folder, settings in group.items()}
+    texts = {folder: _variant(dict(zip(keys, of_run, strict=True))) for folder, of_run in values.items()}
+    if len(set(texts.values())) < len(set(map(tuple, values.values()))):
+        return {folder: f"{text}, #{digest(values[folder])[:4]}" for folder, text in texts.items()}
+    return texts
+
+
 def _variant(settings: dict[str, str]) -> str:
-    """The first settings as text, such as `, length=matched`."""
+    """The first settings that have a name."""
     parts = [(key.split("."), value) for key, value in settings.items()]
     named = [f"{key[-2] if key[-1] == 'name' else key[-1]}={value}" for key, value in parts if key[-1] not in UNNAMED]
     return "".join(f", {text}" for text in list(dict.fromkeys(named))[:MOST_NAMED])
+
+
+def _training(settings: dict[str, str]) -> dict[str, str]:
+    """The settings that training depends on; of the dataset, its content."""
+    return {
+        key: value for key, value in settings.items() if key.split(".")[0] in TRAINING or key == "dataset.fingerprint"
+    }
 
 
 def _settings(run: Run) -> dict[str, str]:

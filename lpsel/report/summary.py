@@ -160,8 +160,8 @@ def _intervals(compared: Sequence[Comparison]) -> list[str]:
 
 
 def _at_tokens(compared: Sequence[Comparison], rows: Sequence[Comparison], labels: dict[str, str]) -> list[str]:
-    known = {(c.point.run.series, c.point.run.pct) for c in compared}
-    missing = [c for c in rows if (c.point.run.series, c.point.run.pct) not in known]
+    known = {c.selection for c in compared}
+    missing = [c for c in rows if c.selection not in known]
     lines = [f"{_selections(missing, labels)}: no random rows have as many training tokens."] if missing else []
     if not compared:
         return lines

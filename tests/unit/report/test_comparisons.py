@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lpsel.evaluation.statistics import wilson
-from lpsel.report.comparisons import differences, smallest_passing
+from lpsel.report.comparisons import differences, smallest_passing, to_all_rows
 from lpsel.report.drawing import looks
 from lpsel.report.line_figures import fraction_figure, token_figure
 from lpsel.report.points import Interval, Point
@@ -21,7 +21,9 @@ def point(value, half, *, pct=10, rule="lp", target="small", seed=1, metric="nll
     evaluated = Run(Path(evaluation), {"command": "evaluate"})
     details = {"n": 100.0, "standard_error": None, "p_value_holm": None, "flip_rate": None,
                "length_controlled_win_rate": None}  # fmt: skip
-    return Point(run.name, metric, value, value - half, value + half, run, evaluated, "rows", details, difference)
+    all_rows = Run(Path("full"), result | {"rule": "full", "pct": 100}) if metric == "win_rate" else None
+    ends = value - half, value + half
+    return Point(run.name, metric, value, *ends, run, evaluated, "rows", details, difference, baseline=all_rows)
 
 
 def full(value, **more):
@@ -45,6 +47,18 @@ def test_the_goal_is_that_of_the_target():
     assert dashed == {2.8, 1.9}
 
 
+def test_the_goal_is_that_of_the_same_training():
+    # with another learning rate, training on all rows reaches 3.0
+    other = full(3.0)
+    other = replace(other, run=replace(other.run, variant=", learning_rate=0.1", conditions="b"))
+    measured = [full(2.0), other, point(2.1, 0.1, difference=Interval(0.1, 0.05, 0.15))]
+    assert [p.value for p in differences([other, *measured[::2]])] == pytest.approx([0.1])
+    assert differences(measured[1:]) == to_all_rows(measured[1:]) == []
+    (axes,) = fraction_figure(measured, looks([p.run for p in measured])).axes
+    assert {line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--"} == {2.0, 3.0}
+    assert "all rows, small, learning_rate=0.1" in {text.get_text().strip() for text in axes.texts}
+
+
 def test_a_difference_is_to_the_same_seed():
     measured = [full(2.0, seed=1), full(2.2, seed=2), point(2.1, 0.1, seed=1), point(2.1, 0.1, seed=2)]
     assert [p.value for p in differences(measured)] == pytest.approx([0.1, -0.1])
@@ -60,6 +74,15 @@ def test_a_percentage_passes_by_its_interval_and_those_of_all_larger_ones():
     without = [point(60, 4, metric="win_rate")]
     assert smallest_passing(without) == 10
     assert smallest_passing([replace(p, low=None, high=None) for p in without]) is None
+
+
+def test_a_win_rate_against_anything_but_all_rows_of_the_target_passes_nothing():
+    clear = point(60, 4, metric="win_rate")
+    assert smallest_passing([clear]) == 10
+    for rule, target in (("random", "small"), ("full", "big")):
+        baseline = point(0, 0, rule=rule, target=target).run
+        assert smallest_passing([replace(clear, baseline=baseline)]) is None
+    assert smallest_passing([replace(clear, baseline=None)]) is None, "such as GPT-4"
 
 
 def test_of_several_selections_each_needs_a_clearer_result():

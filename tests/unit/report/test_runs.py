@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from lpsel.commands.votes import run as count_votes
 from lpsel.judging.human import HumanJudge, read_key
 from lpsel.judging.judge import Pair
@@ -87,6 +89,21 @@ def test_runs_that_differ_in_more_than_the_seed_are_different_series(tmp_path):
     assert "length=matched" in series["2"]
 
 
+def test_runs_are_trained_the_same_way_unless_they_differ_in_more_than_rows_and_seed(tmp_path):
+    settings_of(tmp_path, "lp", 1, dataset={"name": "dolly", "fingerprint": "a"}, settings={"length": "matched"})
+    settings_of(tmp_path, "same", 2, rule="random", pct=5, dataset={"name": "copy", "fingerprint": "a"})
+    settings_of(tmp_path, "rows", 1, rule="random", dataset={"name": "dolly", "fingerprint": "b"})
+    settings_of(tmp_path, "rate", 1, rule="full", dataset={"name": "dolly", "fingerprint": "a"},
+                recipe={"learning_rate": 2e-5})  # fmt: skip
+    settings_of(tmp_path, "lora", 1, rule="ifd", dataset={"name": "dolly", "fingerprint": "a"},
+                adapter={"method": "lora"})  # fmt: skip
+    runs = {run.folder.name: run for run in find_runs([tmp_path]).finished}
+    assert runs["lp"].trained_as == runs["same"].trained_as
+    assert len({run.trained_as for run in runs.values()}) == 4
+    assert "learning_rate=2e-05" in runs["rate"].series, "labels say so, also of different rules"
+    assert "method=lora" in runs["lora"].series
+
+
 def test_runs_that_differ_in_the_seed_only_have_no_settings_in_their_label(tmp_path):
     for seed in range(3):
         settings_of(tmp_path, str(seed), seed)
@@ -122,22 +139,27 @@ def test_few_verdicts_have_wilsons_interval():
     assert metrics_of(entry) == {"win_rate": (100, 83.9, 100)}
 
 
-def test_nll_of_different_tokenizers_is_not_comparable(tmp_path):
+@pytest.mark.parametrize("differing", ["tokenizer", "supervised_tokens"])
+def test_nll_of_different_tokenizers_or_tokens_is_not_comparable(tmp_path, differing):
     for name in "ab":
         settings_of(tmp_path, name, 1)
     models = [
         {
             "name": name,
             "model": str(tmp_path / name / "model"),
-            "tokenizer": name * 64,
+            "tokenizer": "t" * 64,
+            "supervised_tokens": 2000,
             "metrics": {"nll": {"value": 2.0}},
         }
         for name in "ab"
     ]
     (tmp_path / "e").mkdir()
     evaluation = {"command": "evaluate", "dataset": "held-out", "n": 8, "models": models}
-    (tmp_path / "e" / "result.json").write_text(json.dumps(evaluation))
-    assert len({p.against for p in points(find_runs([tmp_path]))}) == 2
+    for change, conditions in ((0, 1), (1, 2)):
+        models[0][differing] = {"tokenizer": "tu", "supervised_tokens": (2000, 1000)}[differing][change]
+        models[0][differing] *= 64 if differing == "tokenizer" else 1
+        (tmp_path / "e" / "result.json").write_text(json.dumps(evaluation))
+        assert len({p.against for p in points(find_runs([tmp_path]))}) == conditions
 
 
 def test_a_metric_without_a_value_is_left_out():

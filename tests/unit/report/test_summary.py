@@ -102,6 +102,12 @@ def test_a_win_rate_against_random_rows_is_the_comparison_itself():
     assert summary_of(near).headline == "At 10% of the rows, for lp, no difference from random rows can be shown."
 
 
+def test_a_win_rate_against_fewer_random_rows_is_no_comparison_at_equal_rows():
+    p = replace(point(58.1, 4, metric="win_rate"), baseline=training_run("random", pct=5.0))
+    assert at_equal_rows([p]) == []
+    assert at_equal_rows([replace(p, baseline=training_run("random"))]) != []
+
+
 def test_win_rates_against_all_rows_are_compared_by_their_paired_difference():
     pair = {"models": ["random-10.0-1", "lp-10.0-1"], "n": 90, "difference": -4, "ci_low": -7, "ci_high": -1}
     evaluation = {"comparisons": [pair]}
@@ -145,6 +151,14 @@ def test_more_rows_than_the_random_runs_are_not_compared_as_equal():
     p = point(2.0)
     p.run.result["training"]["rows"] = 200
     assert at_equal_rows([p, point(3.0, rule="random")]) == []
+
+
+def test_random_rows_trained_in_another_way_are_no_reference():
+    measured = [point(2.0, tokens=10_000), point(3.0, rule="random"), point(2.9, rule="full", pct=100)]
+    for compare in (at_equal_rows, at_equal_tokens, to_all_rows):
+        assert len(compare(measured)) == 1
+        changed = [measured[0], *(replace(p, run=replace(p.run, conditions="lora")) for p in measured[1:])]
+        assert compare(changed) == []
 
 
 def test_two_values_for_a_seed_are_not_compared():

@@ -41,7 +41,10 @@ def test_diagnoses_are_those_of_the_selections(few_runs):
 
 def test_results_are_means_over_seeds_with_an_interval_of_the_mean(sweep, another_seed):
     another_seed(sweep, "4", seed=2)
-    rows = {(row["selection"], row["pct"]): row for row in result_rows(points(find_runs([sweep])))}
+    measured = points(find_runs([sweep]))
+    for p in measured:
+        p.run.result["training"] = {"tokens": 1000 * p.run.pct}
+    rows = {(row["selection"], row["pct"]): row for row in result_rows(measured)}
     assert [*rows] == [("lp", 5), ("lp", 10), ("lp", 25), ("random", 10)]
     row = rows["lp", 5]
     # 48 and 52: mean 50, sd 2.83, standard error 2, and t = 12.706 with one degree of freedom
@@ -51,8 +54,9 @@ def test_results_are_means_over_seeds_with_an_interval_of_the_mean(sweep, anothe
     one = rows["lp", 10]
     assert (one["seeds"], one["value"], one["low"], one["high"], one["sd"]) == ("1", 53, 49, 57, None)
     # 53 ± 4 minus 49 ± 4, independent: 4 ± 4 times the square root of 2
-    difference = (one["minus random"], one["minus random low"], one["minus random high"])
-    assert difference == pytest.approx((4, 4 - 4 * 2**0.5, 4 + 4 * 2**0.5))
+    for name in ("minus random", "minus random, equal tokens"):  # the same random rows
+        difference = [one[f"{name}{end}"] for end in ("", " low", " high")]
+        assert difference == pytest.approx((4, 4 - 4 * 2**0.5, 4 + 4 * 2**0.5))
     assert (row["minus random"], one["total FLOPs"], one["FLOPs, % of all rows"]) == (None, 40, 40)
 
 
