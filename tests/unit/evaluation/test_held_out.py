@@ -4,6 +4,7 @@ import io
 import json
 import math
 import shutil
+import tracemalloc
 import weakref
 from pathlib import Path
 
@@ -145,6 +146,27 @@ def test_an_evaluation_without_answers_has_the_same_likelihoods_and_no_other_met
     written = (tmp_path / result["models"][0]["generations"]).read_text().splitlines()
     assert "output" not in json.loads(written[0])
     assert "ROUGE-L (%)" not in [column.header for column in reference_table(result).columns]
+
+
+def test_memory_does_not_grow_with_the_rows(saved, tmp_path, monkeypatch):
+    """References of 8 KiB, of which 300 more would take 2.4 MiB, and prompts in memory for 16 answers."""
+    monkeypatch.setattr("lpsel.generation.generate.WINDOW", 16)
+    evaluator, peaks = dataclasses.replace(SMALL, max_new_tokens=1, batch_tokens=1000, resamples=1), []
+    for n in (100, 100, 400):  # the first also loads what all need
+        folder = tmp_path / str(len(peaks))
+        folder.mkdir()
+        rows = ({"instruction": f"Say {i}", "output": f"{i} page " * (8192 // len(f"{i} page "))} for i in range(n))
+        source_of(folder, rows)
+        tracemalloc.start()
+        try:
+            context = EvaluationContext(folder, folder / "cache", "cpu", "32-true")
+            dataset = DatasetSpec(name="rows", path=str(folder / "rows.jsonl"))
+            result = dataclasses.replace(evaluator, dataset=dataset).evaluate(Candidates((saved["llama"],)), context)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+        assert result["n"] == len((folder / result["models"][0]["generations"]).read_text().splitlines()) == n
+    assert peaks[2] < peaks[1] + 2**19, peaks
 
 
 def test_evaluations_are_reproducible(two_models, saved, tmp_path):
