@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from lpsel.evaluation.judgements import Verdicts, by_prompt
+from lpsel.evaluation.judgements import Verdicts, by_prompt, without_equal
 from lpsel.evaluation.length_control import FEW
 from lpsel.evaluation.statistics import add_holm, paired_interval, sign_flip_test
-from lpsel.evaluation.win_rate import pairwise_metrics, shown_interval
+from lpsel.evaluation.win_rate import Sample, pairwise_metrics, shown_interval
 
 WIDE = 10.0  # points from the win rate to the end of an interval
 AIM = 5.0  # points, of the number of prompts to use
@@ -86,16 +86,20 @@ def model_differences(verdicts: Mapping[str, Verdicts], *, seed: int) -> list[di
     """
     several = list(verdicts.values())
     share = dict(zip(verdicts, by_prompt(several), strict=True))
+    asked = dict(zip(verdicts, by_prompt([without_equal(one) for one in several]), strict=True))
     differences: list[dict[str, Any]] = []
     for first, second in combinations(verdicts, 2):
         difference_N = 100 * (share[first] - share[second])
-        difference_n = difference_N[~np.isnan(difference_N)]
+        unfinished = verdicts[first].unfinished or verdicts[second].unfinished
+        equal_N = np.isnan(asked[first]) & np.isnan(asked[second])  # to the baseline's answer, both
+        sample = Sample.of(difference_N, equal_N if unfinished else None)
+        difference_n = sample.weight * difference_N[sample.rows_N]
         n = len(difference_n)
-        low, high = paired_interval(difference_n, 100) if n > 1 else (None, None)
+        low, high = paired_interval(difference_n, sample.weight * 100) if n > 1 else (None, None)
         difference = {
             "models": [first, second],
             "judge": verdicts[first].judge,
-            "n": n,
+            "n": n + sample.equal,
             "difference": float(difference_n.mean()) if n else None,
             "standard_error": float(difference_n.std(ddof=1)) / n**0.5 if n > 1 else None,
             "ci_low": low,

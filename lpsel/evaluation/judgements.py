@@ -158,10 +158,13 @@ def group(rows: Iterable[Row], where: str = "") -> list[Verdicts]:
 
 def aligned(several: Sequence[Verdicts]) -> dict[str, Floats]:
     """By judge, a preference for every prompt that any of them judged on the same model; NaN without a verdict."""
-    judged = by_prompt(
-        [replace(one, preference_NO=np.where(one.equal_N[:, None], np.nan, one.preference_NO)) for one in several]
-    )
+    judged = by_prompt([without_equal(one) for one in several])
     return {one.judge: preference_N for one, preference_N in zip(several, judged, strict=True)}
+
+
+def without_equal(one: Verdicts) -> Verdicts:
+    """The verdicts without those on equal answers, which nobody judged."""
+    return replace(one, preference_NO=np.where(one.equal_N[:, None], np.nan, one.preference_NO))
 
 
 def by_prompt(several: Sequence[Verdicts]) -> list[Floats]:

@@ -8,14 +8,18 @@ from lpsel.evaluation.comparison import compare, describe_problems, model_differ
 from lpsel.evaluation.judgements import group
 from lpsel.evaluation.statistics import paired_interval, sign_flip_test
 from lpsel.evaluation.win_rate import pairwise_metrics
+from lpsel.judging.judge import NOT_ASKED
 
 
-def verdicts_of(preference_N, model="m", judge="j", ids=None):
+def verdicts_of(preference_N, model="m", judge="j", ids=None, equal=0):
+    """The first `equal` answers are equal to the baseline's; a price cap left out those without a preference."""
     lengths = {"model_chars": None, "baseline_chars": None, "category": None, "prompt_set": None}
     rows = [
         {"id": str(i), "order": "", "model": model, "judge": judge, "baseline": "b", "preference": p, **lengths}
         for i, p in zip(ids or range(len(preference_N)), preference_N, strict=True)
     ]
+    for number, row in enumerate(rows):
+        row |= {"equal": number < equal, "failure": NOT_ASKED if row["preference"] is None and equal else None}
     [verdicts] = group(rows)
     return verdicts
 
@@ -65,6 +69,19 @@ def test_equal_verdicts_leave_room_for_a_difference():
     [pair] = model_differences(verdicts, seed=0)
     assert (pair["difference"], pair["p_value"]) == (0, 1)
     assert (pair["ci_low"], pair["ci_high"]) == pytest.approx((-8.9, 8.9), abs=0.1)  # 196 / 22
+
+
+def test_unfinished_judging_does_not_dilute_a_difference():
+    # 50 of 100 prompts have equal answers of all; x wins the 10 others that were judged, y loses them: half of 100
+    verdicts = {
+        name: verdicts_of([1.5] * 50 + [won] * 10 + [None] * 40, name, equal=50) for name, won in (("x", 2), ("y", 1))
+    }
+    [pair] = model_differences(verdicts, seed=0)
+    assert (pair["n"], pair["difference"], pair["p_value"]) == (60, 50, pytest.approx(2 * 0.5**10))
+    low, high = paired_interval([100.0] * 10, 100)
+    assert (pair["ci_low"], pair["ci_high"]) == pytest.approx((low / 2, high / 2))
+    finished = {name: verdicts_of([1.5] * 50 + [won] * 50, name, equal=50) for name, won in (("x", 2), ("y", 1))}
+    assert model_differences(finished, seed=0)[0]["difference"] == 50
 
 
 def test_comparisons_are_corrected_for_their_number_and_within_a_judge():
