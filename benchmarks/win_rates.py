@@ -11,20 +11,19 @@ from pathlib import Path
 
 import numpy as np
 from scipy.special import expit, logit
-from scipy.stats import binom
+from scipy.stats import multinomial
 
 from lpsel.evaluation.length_control import length_controlled_win_rate, minimal_win_rate
-from lpsel.evaluation.statistics import bootstrap_means, bootstrap_ratios, paired_interval, wilson
+from lpsel.evaluation.statistics import bootstrap_means, bootstrap_ratios, paired_interval, score_interval, wilson
 from lpsel.evaluation.subset_validation import rank_correlation
 from lpsel.evaluation.win_rate import pairwise_metrics, shown_interval, win_rate
 from lpsel.report.comparisons import smallest_passing
 from lpsel.report.points import Point
 from lpsel.report.runs import Run
 
-PROMPTS = (50, 100, 200, 805)
 FEW_AND_MANY = (10, 20, 50, 200)
 HIGH = (0.5, 0.8, 0.95)
-RATES = ((0.5, 0.0), (0.45, 0.1), (0.25, 0.1), (0.85, 0.05))  # P(win), P(tie)
+TIES = (0.0, 0.1)
 
 
 def length_control(entries: list[dict]) -> None:
@@ -48,40 +47,47 @@ def length_control(entries: list[dict]) -> None:
 
 
 def coverage(draws: int) -> None:
-    """How many percent of simulated sets have the true win rate inside their 95% interval."""
-    print("\n| prompts | wins, ties | bootstrap | Wilson |\n|---|---|---|---|")
+    """How many percent of sets of verdicts have the true win rate inside their 95% interval.
+
+    Of wins, ties and losses, Wilson's is over their distribution instead of draws. Fractional preferences are drawn
+    from a beta distribution, mostly near 0 and 1 as a judge's are.
+    """
+    print("\n| prompts | win rate | ties | bootstrap | Wilson, shown |\n|---|---|---|---|---|")
     generator = np.random.default_rng(0)
-    for prompts in PROMPTS:
-        for win, tie in RATES:
-            true = 100 * (win + tie / 2)
-            inside = np.zeros(2)
-            for draw in range(draws):
-                verdicts = generator.choice([2, 1.5, 1], size=prompts, p=[win, tie, 1 - win - tie])
-                found = win_rate(verdicts, resamples=1000, seed=draw)
-                inside += [found.ci_low <= true <= found.ci_high, found.wilson_low <= true <= found.wilson_high]
-            plain, wilson = 100 * inside / draws
-            print(f"| {prompts} | {100 * win:g}%, {100 * tie:g}% | {plain:.1f} | {wilson:.1f} |", flush=True)
+    for prompts, rate in [(n, rate) for n in FEW_AND_MANY for rate in HIGH]:
+        for ties in TIES:
+            chances = [1 - rate - ties / 2, ties, rate - ties / 2]
+            drawn = generator.choice([1, 1.5, 2], size=(draws, prompts), p=chances)
+            print(f"| {prompts} | {100 * rate:g}% | {100 * ties:g}% | {_covered(drawn, rate)[0]:.1f} "
+                  f"| {exact_coverage(prompts, rate, ties):.1f} |", flush=True)  # fmt: skip
+        drawn = 1 + generator.beta(0.3 * rate, 0.3 * (1 - rate), size=(draws, prompts))
+        plain, score = _covered(drawn, rate)
+        print(f"| {prompts} | {100 * rate:g}% | fractional | {plain:.1f} | {score:.1f} |", flush=True)
 
 
-def exact_coverage() -> None:
-    """The same for wins and losses, from the binomial distribution of the wins instead of draws."""
-    print("\n| prompts | wins | bootstrap | Wilson | shown |\n|---|---|---|---|---|")
-    for prompts in FEW_AND_MANY:
-        found = [
-            win_rate([2.0] * wins + [1.0] * (prompts - wins), resamples=4000, seed=wins) for wins in range(prompts + 1)
-        ]
-        ends = [
-            [(f.ci_low, f.ci_high) for f in found],
-            [(f.wilson_low, f.wilson_high) for f in found],
-            [shown_interval(asdict(f)) for f in found],
-        ]
-        for rate in HIGH:
-            chance = binom(prompts, rate).pmf(range(prompts + 1))
-            inside = [
-                sum(p for p, (low, high) in zip(chance, each, strict=True) if low <= 100 * rate <= high)
-                for each in ends
-            ]
-            print(f"| {prompts} | {100 * rate:g}% | " + " | ".join(f"{100 * share:.1f}" for share in inside) + " |")
+def exact_coverage(prompts: int, rate: float, ties: float) -> float:
+    """Percentage of the verdicts on so many prompts whose score interval contains the rate."""
+    most_ties = prompts if ties else 0
+    counts = np.array(
+        [(w, t, prompts - w - t) for w in range(prompts + 1) for t in range(min(most_ties, prompts - w) + 1)]
+    )
+    chances = multinomial.pmf(counts, prompts, [rate - ties / 2, ties, 1 - rate - ties / 2])
+    likely = chances > 1e-9
+    covered = 0.0
+    for chance, numbers in zip(chances[likely], counts[likely], strict=True):
+        low, high = score_interval(np.repeat([1, 0.5, 0], numbers))
+        covered += chance * (low - 1e-9 <= rate <= high + 1e-9)
+    return 100 * covered
+
+
+def _covered(preference_DN: np.ndarray, rate: float) -> list[float]:
+    """Percentage of draws in which the bootstrap and the interval that is shown contain the rate."""
+    inside = np.zeros(2)
+    for draw, preference in enumerate(preference_DN):
+        found = win_rate(preference, resamples=1000, seed=draw)
+        ends = (found.ci_low, found.ci_high), shown_interval(asdict(found))
+        inside += [low <= 100 * rate <= high for low, high in ends]
+    return list(100 * inside / len(preference_DN))
 
 
 def coverage_of_differences(draws: int) -> None:
@@ -174,8 +180,8 @@ def false_matches(reports: int) -> None:
 
 
 def _point(rule: str, pct: float, value: float, ends: list[float]) -> Point:
-    run = Run(Path(rule), {"command": "train", "rule": rule, "pct": pct})
-    return Point(rule, "win_rate", value, *ends, run, run, "", {})
+    run, all_rows = (Run(Path(r), {"command": "train", "rule": r, "pct": pct}) for r in (rule, "full"))
+    return Point(rule, "win_rate", value, *ends, run, run, "", {}, baseline=all_rows)
 
 
 def coverage_at_equal_length(draws: int) -> None:
@@ -200,7 +206,6 @@ if __name__ == "__main__":
             length_control(json.load(file)["entries"])
     sets = int(sys.argv[2]) if len(sys.argv) > 2 else 1000
     coverage(sets)
-    exact_coverage()
     coverage_of_differences(sets)
     coverage_of_sets(sets)
     coverage_of_rows(sets)

@@ -155,13 +155,30 @@ def draws(times_U: NDArray[np.int64], resamples: int, seed: int) -> Iterator[Flo
         yield np.bincount(drawn.ravel(), minlength=size * rows).reshape(size, rows).astype(np.float64)
 
 
-def wilson(successes: float, n: int) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson 1927); too wide if many of the successes are halves of ties."""
+def wilson(successes: float, n: float) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (Wilson 1927)."""
     z2 = ndtri((1 + LEVEL) / 2) ** 2
     proportion = successes / n
     center = (proportion + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2 * (proportion * (1 - proportion) / n + z2 / (4 * n * n))) / (1 + z2 / n)
-    return max(0.0, center - half), min(1.0, center + half)
+    return max(0.0, float(center - half)), min(1.0, float(center + half))
+
+
+def score_interval(share_N: ArrayLike, weight_N: ArrayLike = 1.0) -> tuple[float, float]:
+    """Interval of the weighted mean of values from 0 to 1: Wilson's of as many zeros and ones as would vary as much.
+
+    Their number is the effective sample size (Franco, Little, Louis and Slud 2019, J. Surv. Stat. Methodol. 7, 334),
+    here from the variance with half a 0 and half a 1 more, so that equal values leave room. Of zeros and ones of equal
+    weight it is Wilson's interval. It covers with few values, and near 0 and 1 (docs/results/win-rates.md).
+    """
+    share_n = np.asarray(share_N, dtype=np.float64)
+    weight_n = np.broadcast_to(np.asarray(weight_N, dtype=np.float64), share_n.shape)
+    total = weight_n.sum()
+    n, rate = total**2 / (weight_n**2).sum(), (weight_n @ share_n) / total  # n: Kish 1965, as in `Ratios`
+    mean = (n * rate + 0.5) / (n + 1)
+    variance = (n * (weight_n @ share_n**2) / total + 0.5) / (n + 1) - mean**2
+    effective = n * mean * (1 - mean) / variance
+    return wilson(rate * effective, effective)
 
 
 def paired_interval(difference_N: ArrayLike, largest: float) -> tuple[float, float]:

@@ -68,8 +68,8 @@ def pairwise_table(result: dict[str, Any]) -> Table:
     judge = result["judge"]["name"] or "imported verdicts"
     corrected = ", with Holm's correction" if len(result["models"]) > 1 else ""
     notes = [
-        f"Against {result['baseline']}, judged by {judge}. 95% bootstrap intervals over prompts, Wilson's for few "
-        f"wins or losses; p-value of the sign-flip test{corrected}."
+        f"Against {result['baseline']}, judged by {judge}. 95% intervals over prompts, Wilson's of win rates and "
+        f"Agresti and Min's of differences; p-value of the sign-flip test{corrected}."
     ]
     if any(model["failed"] for model in result["models"]):
         notes.append("Failed prompts have no valid verdict in every order, and are not wins, ties or losses.")

@@ -16,21 +16,19 @@ from numpy.typing import ArrayLike, NDArray
 from lpsel.evaluation.judgements import TIE, as_preferences, combined, flip_rate
 from lpsel.evaluation.length_control import length_controlled_win_rate, minimal_win_rate
 from lpsel.evaluation.statistics import (
-    RARE,
     RESAMPLES,
     Estimate,
     bootstrap_means,
     bootstrap_ratios,
     interval,
+    score_interval,
     sign_flip_test,
-    wilson,
 )
 
 GROUP_METRICS = (
     "n", "wins", "ties", "losses", "failed", "win_rate", "standard_error", "ci_low", "ci_high",
     "wilson_low", "wilson_high",
 )  # fmt: skip
-FEW = 50  # verdicts, of which the bootstrap interval is too narrow
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -50,7 +48,7 @@ class WinRate:
     ci_low: float | None = None  # 95% percentile bootstrap interval of the win rate over prompts, for n > 1
     ci_high: float | None = None
     discrete_win_rate: float | None = None  # 100 x (wins + ties / 2) / n, also for fractional preferences
-    wilson_low: float | None = None  # 95% Wilson score interval of the discrete win rate
+    wilson_low: float | None = None  # 95% score interval of the win rate, for n > 1: see `score_interval`
     wilson_high: float | None = None
     p_value: float | None = None  # two-sided sign-flip test of an even mean: the exact sign test of plain verdicts
     winning_score: float | None = None  # (wins - losses) / n + 1, from 0 to 2, as in Cherry LLM (Li et al. 2024)
@@ -109,7 +107,7 @@ def win_rate(
     low, high = bootstrap_means(100 * share_n[:, None], resamples=resamples, seed=seed).estimate(0)[1:]
     if low is not None and high is not None:  # resampled means of equal verdicts differ by rounding errors
         low, high = sample.all_prompts(min(low, rate)), sample.all_prompts(max(high, rate))
-    wilson_low, wilson_high = (sample.all_prompts(100 * end) for end in wilson(wins + ties / 2, n))
+    score = [sample.all_prompts(100 * end) for end in score_interval(share_n)] if n > 1 else [None, None]
     return WinRate(
         **counts,
         win_rate=sample.all_prompts(rate),
@@ -117,8 +115,8 @@ def win_rate(
         ci_low=low,
         ci_high=high,
         discrete_win_rate=sample.all_prompts(100 * (wins + ties / 2) / n),
-        wilson_low=wilson_low,
-        wilson_high=wilson_high,
+        wilson_low=score[0],
+        wilson_high=score[1],
         p_value=sign_flip_test(share_n - 0.5, seed=seed),
         winning_score=1 + sample.weight * (wins - losses) / n,
     )
@@ -197,24 +195,9 @@ def pairwise_metrics(
 
 
 def shown_interval(counted: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    """The interval to show next to `win_rate`, None for a single verdict.
-
-    Wilson's for few verdicts, wins or losses, where the bootstrap's covers less than 93%, and for plain verdicts
-    without ties (docs/results/win-rates.md). Of fractional preferences, Wilson's is that of as many wins as their sum.
-    """
-    n, rate = counted.get("n") or 0, counted.get("win_rate")
-    if rate is None or n < 2:
-        return None, None
-    few = n < FEW or n * min(rate, 100 - rate) / 100 < RARE
-    if counted.get("wilson_low") is None or not (few or counted.get("ties") == 0):
-        return counted.get("ci_low"), counted.get("ci_high")
-    won = [counted.get("discrete_win_rate"), 100 * (counted.get("wins", 0) + counted.get("ties", 0) / 2) / n]
-    if any(each is not None and abs(each - rate) < 1e-9 for each in won):
-        return counted["wilson_low"], counted["wilson_high"]
-    if not few:
-        return counted.get("ci_low"), counted.get("ci_high")
-    low, high = wilson(n * rate / 100, n)
-    return 100 * low, 100 * high
+    """The interval to show next to `win_rate`, None for a single verdict: the bootstrap's covers less with few wins."""
+    kind = "wilson" if "wilson_low" in counted else "ci"
+    return counted.get(f"{kind}_low"), counted.get(f"{kind}_high")
 
 
 def _texts(text_N: Sequence[str | None] | None, rows: int) -> tuple[NDArray[np.int64], Bools]:
@@ -251,8 +234,7 @@ def _mean_of_sets(
 ) -> dict[str, float | None] | None:
     """Unweighted mean of the win rates of the sets, None if one is empty.
 
-    Texts are resampled, each with its verdicts in all sets: sets that share prompts do not vary independently. Wilson's
-    interval is that of as many texts of the same weight as would vary as much (Kish 1965).
+    Texts are resampled, each with its verdicts in all sets: sets that share prompts do not vary independently.
     """
     samples = [Sample.of(preference_N[rows], equal_N[rows]) for rows in sets]
     if not sets or not all(sample.rows_N.any() for sample in samples):
@@ -269,12 +251,11 @@ def _mean_of_sets(
         (weight_S * rate + (1 - weight_S) * 50).mean(axis=-1) for rate in (rates.value_K, rates.resampled_RK)
     )
     mean = interval(float(value), resampled_R, int(occurs_T.sum()))
-    weight_T = (judged_TS * (weight_S / judged_TS.sum(axis=0))).sum(axis=1) / weight_S.sum()
-    n, judged = 1 / (weight_T**2).sum(), weight_S.mean()
-    won = float((rates.value_K @ weight_S) / weight_S.sum() / 100)
-    wilson_low, wilson_high = (judged * 100 * end + (1 - judged) * 50 for end in wilson(n * won, n))
-    return {**dict(zip(("win_rate", "ci_low", "ci_high"), mean, strict=True)),
-            "wilson_low": float(wilson_low), "wilson_high": float(wilson_high)}  # fmt: skip
+    share_S = weight_S / judged_TS.sum(axis=0)
+    weight_t, won_t = ((counts_TS @ share_S)[occurs_T] for counts_TS in (judged_TS, won_TS))
+    judged = weight_S.mean()
+    ends = [judged * 100 * end + (1 - judged) * 50 for end in score_interval(won_t / weight_t, weight_t)]
+    return dict(zip(("win_rate", "ci_low", "ci_high", "wilson_low", "wilson_high"), [*mean, *ends], strict=True))
 
 
 def _mean(chars_N: Floats) -> float | None:
