@@ -174,7 +174,8 @@ def by_prompt(several: Sequence[Verdicts]) -> list[Floats]:
     preferences = []
     for one, own in zip(several, prompts, strict=True):
         preferences.append(np.full(len(index), np.nan))
-        preferences[-1][[index[prompt] for prompt in own]] = combined(one.preference_NO)
+        # The last assignment counts: the first verdict on a text, as in `pairwise_metrics`.
+        preferences[-1][[index[prompt] for prompt in own][::-1]] = combined(one.preference_NO)[::-1]
     return preferences
 
 

@@ -7,9 +7,11 @@ from typing import Any
 from lpsel.data.content_ids import listed
 from lpsel.errors import printable_line
 from lpsel.evaluation.win_rate import shown_interval
+from lpsel.report.cells import readable
 from lpsel.report.points import Point, measures_of, model_name, points, trained_models
 from lpsel.report.quality_tables import point_rows, result_rows
 from lpsel.report.runs import Run, Runs, find_runs, number
+from lpsel.report.summary import summarize
 from lpsel.run_config import RESULT
 
 Table = list[dict[str, Any]]
@@ -35,16 +37,19 @@ def all_tables(runs: Runs, points: Sequence[Point]) -> dict[str, Table]:
 def find_readable(paths: Sequence[str | Path]) -> Runs:
     """`find_runs`, where a run whose result.json has other values than lpsel writes is skipped with the reason."""
     runs = find_runs(paths)
-    readable = Runs(skipped=list(runs.skipped))
+    sound = Runs(skipped=list(runs.skipped))
     for run in runs.finished:
         alone = Runs([run])
         try:
-            all_tables(alone, points(alone))
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            readable.skipped.append((run.folder, f"{RESULT} is not complete ({printable_line(error)})"))
+            measured = points(alone)
+            summarize(alone, measured)
+            for table in filter(None, all_tables(alone, measured).values()):
+                readable(table)
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+            sound.skipped.append((run.folder, f"{RESULT} is not complete ({printable_line(error)})"))
         else:
-            readable.finished.append(run)
-    return readable
+            sound.finished.append(run)
+    return sound
 
 
 def run_rows(runs: Runs, points: Sequence[Point]) -> Table:

@@ -114,8 +114,16 @@ def test_a_number_that_no_float_can_hold_does_not_stop_the_others(few_runs, tmp_
 
 @pytest.mark.parametrize(
     "change",
-    [{"examples": {"first": "x"}}, {"diagnosis": {"warnings": 5}}, {"models": [{"name": []}]}, {"bucket": [1]}],
-    ids=str,
+    [
+        {"examples": {"first": "x"}},
+        {"diagnosis": {"warnings": 5}},
+        {"models": [{"name": []}]},
+        {"bucket": [1]},
+        {"seed": [1]},
+        {"training": {"rows": 10**310}},
+        {"models": [{"name": "m", "win_rate": 50.0, "by_category": {"c": {"n": 10**310, "win_rate": 50.0}}}]},
+    ],
+    ids=lambda change: str(change)[:40],
 )
 def test_a_malformed_result_is_skipped_with_the_reason(few_runs, tmp_path, capsys, change):
     shutil.copytree(few_runs / "train" / "toy-llama-low", tmp_path / "good")

@@ -1,5 +1,7 @@
 """Two models on the prompts of one evaluation, and what is reported as unreliable."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -69,6 +71,16 @@ def test_equal_verdicts_leave_room_for_a_difference():
     [pair] = model_differences(verdicts, seed=0)
     assert (pair["difference"], pair["p_value"]) == (0, 1)
     assert (pair["ci_low"], pair["ci_high"]) == pytest.approx((-8.9, 8.9), abs=0.1)  # 196 / 22
+
+
+def test_a_text_in_several_sets_counts_once_in_a_difference():
+    # a and c are the same text, judged differently: the first verdict counts, as in the win rate
+    verdicts = {
+        name: replace(verdicts_of(of), text_N=["t", "u", "t"]) for name, of in (("x", [2, 2, 1]), ("y", [1, 2, 2]))
+    }
+    found = compare(verdicts, resamples=100, seed=0)
+    (x, y), [pair] = found["models"], found["comparisons"]
+    assert (x["win_rate"], y["win_rate"], pair["n"], pair["difference"]) == (100, 50, 2, 50)
 
 
 def test_unfinished_judging_does_not_dilute_a_difference():
