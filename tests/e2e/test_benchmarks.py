@@ -286,3 +286,16 @@ def test_figures_of_scores_are_the_same_for_the_same_perplexities(monkeypatch, t
     assert sorted(drawn[0]) == ["score-and-loss.svg", "scorer-transfer.svg"]
     with pytest.raises(SystemExit, match=r"The released perplexities are needed: .*no such file"):
         figures.main([str(tmp_path / "nowhere")])
+
+
+def test_the_coverage_of_win_rates_on_the_page_is_that_of_the_script():
+    from benchmarks import win_rates
+
+    page = (ROOT / "docs" / "results" / "win-rates.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if "%" in line]
+    exact = {tuple(row[:3]): row[4] for row in rows if len(row) == 5 and row[2] in ("0%", "10%")}
+    assert len(exact) == len(win_rates.FEW_AND_MANY) * len(win_rates.HIGH) * len(win_rates.TIES)
+    for (prompts, rate, ties), shown in exact.items():
+        if int(prompts) < 200:
+            covered = win_rates.exact_coverage(int(prompts), float(rate[:-1]) / 100, float(ties[:-1]) / 100)
+            assert f"{covered:.1f}" == shown, (prompts, rate, ties)
