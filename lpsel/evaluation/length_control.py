@@ -32,11 +32,10 @@ from lpsel.evaluation.statistics import (
     RESAMPLES,
     UNDEFINED,
     Estimate,
-    bootstrap_means,
     distinct_rows,
     draws,
     interval,
-    wilson,
+    score_interval,
 )
 
 FEW = 100  # prompts
@@ -72,21 +71,18 @@ def length_controlled_win_rate(
         resamples, seed: of the bootstrap.
 
     Returns:
-        The plain win rate if all answers are as long as the baseline's; undefined for fewer than 10 judged prompts with
-        known lengths.
+        The win rate and its `score_interval` if all answers are as long as the baseline's; undefined for fewer than 10
+        judged prompts with known lengths.
     """
     features_n2, share_n = _inputs(preference_N, model_chars_N, baseline_chars_N)
     if len(share_n) < FEWEST:
         return UNDEFINED
-    few = len(share_n) < FEW or min(share_n.sum(), (1 - share_n).sum()) < RARE
     if not features_n2[:, 1].any():
-        plain = bootstrap_means(100 * share_n[:, None], resamples=resamples, seed=seed).estimate(0)
-        ends = wilson(float(share_n.sum()), len(share_n))
-        return Estimate(plain.value, 100 * ends[0], 100 * ends[1]) if few else plain
+        return Estimate(*(100 * float(rate) for rate in (share_n.mean(), *score_interval(share_n))))
     distinct_U3, times_U = distinct_rows(np.column_stack([features_n2, share_n]))
     inputs = distinct_U3[:, :2], distinct_U3[:, 2]
     [coefficients_2] = refit(*inputs, times_U[None].astype(np.float64), np.zeros(2))
-    if few:
+    if len(share_n) < FEW or min(share_n.sum(), (1 - share_n).sum()) < RARE:
         low, high = likelihood_interval(features_n2[:, 1], share_n, float(coefficients_2[0]))
         return Estimate(*(100 * float(expit(theta)) for theta in (coefficients_2[0], low, high)))
     refitted = [refit(*inputs, counts_RU, coefficients_2) for counts_RU in draws(times_U, resamples, seed)]
