@@ -80,23 +80,30 @@ def random_model(
     folder: Path, config: Any, text: list[str], dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> Path:
     """A model folder with random weights; its tokenizer needs no more than a few thousand of the vocabulary's ids."""
+    from transformers import AutoModelForCausalLM
+
+    byte_tokenizer(text, min(config.vocab_size, 4096)).save_pretrained(folder)
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.save_pretrained(folder)
+    return folder
+
+
+def byte_tokenizer(text: list[str], vocabulary: int) -> Any:
+    """A byte-level tokenizer of transformers, learned from lines of text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     learner = trainers.BpeTrainer(
-        vocab_size=min(config.vocab_size, 4096),
+        vocab_size=vocabulary,
         special_tokens=["<eos>"],
         initial_alphabet=sorted(alphabet),
         show_progress=False,
     )
     backend.train_from_iterator(text, learner)
-    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>").save_pretrained(folder)
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    model.save_pretrained(folder)
-    return folder
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
