@@ -95,6 +95,23 @@ def test_run_folders_pass_check_contract(trained, tmp_path):
     assert done.stdout.strip() == "as the contract says"
 
 
+@pytest.mark.parametrize(
+    ("pct", "n"),
+    [(1, 520), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((3, 1560), (5, 2600), (10, 5200)))],
+)
+def test_lp_app_on_alpaca_selects_the_exact_number_and_no_empty_answer(tmp_path, shared_data, pct, n):
+    """Of the 520 rows with the lowest LP_app of OPT-350M, 16 have an empty answer."""
+    rows = ["dataset=local", f"dataset.path={shared_data}/alpaca.jsonl.xz", "cluster=none", "tracker=none"]
+    scores = [f"scores={shared_data}/perplexities_alpaca.npz", "scores_key=opt-350m", "selection=lp_app", f"pct={pct}"]
+    result = run("select", [*rows, *scores], tmp_path / "run")
+    answers = [json.loads(line)["output"] for line in Path(result["subset"]).read_text().splitlines()]
+    assert len(answers) == result["n_selected"] == n
+    assert all(answer.strip() for answer in answers)
+    assert result["reasons"]["empty answer"] == 28
+    if SHARED_CHECK.is_file():
+        subprocess.run([sys.executable, SHARED_CHECK, tmp_path / "run"], check=True)
+
+
 def test_select_selects_the_rows_that_train_trained_on(trained, tmp_path, toy_model):
     overrides = given(tmp_path, toy_model, tmp_path / "rows.jsonl", *scorer(toy_model), "selection=lp_app")
     selected = run("select", overrides, tmp_path / "runs" / "select")

@@ -133,6 +133,14 @@ def test_rows_longer_than_the_context_are_truncated_and_a_longer_limit_is_reject
         select(tmp_path / "more", toy_model, data, "pct=50", "scorer.max_length=513")
 
 
+def test_every_row_may_be_truncated_if_something_of_an_answer_is_left(tmp_path, toy_model, rows):
+    result = select(tmp_path, toy_model, rows(*((f"Say {a}.", a * 600) for a in "abcd")), "pct=50")
+    assert pq.read_table(result["scores"])["truncated"].to_pylist() == [True] * 4
+    assert (result["n_eligible"], result["n_selected"]) == (4, 2)
+    with pytest.raises(UserError, match="no row of rows keeps a supervised token"):
+        select(tmp_path / "none", toy_model, rows(*(("x" * 600, a) for a in "abcd")), "pct=50")
+
+
 def test_float16_is_rejected_and_float16_weights_are_computed_in_float32(tmp_path, toy_model, rows):
     data = rows(("Say a.", "a"), ("Say b.", "b"))
     with pytest.raises(
