@@ -6,11 +6,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lpsel.data.column_guess import unknown_form
+from lpsel.data.column_guess import SYSTEMS, unknown_form
 from lpsel.data.example import Example as Example
 from lpsel.data.example import Turn as Turn
 from lpsel.data.turns import check_no_media, media_columns, tools_of, turns_of
-from lpsel.data.values import is_null, text_of
+from lpsel.data.values import is_empty, text_of
 from lpsel.errors import UnusableRow, UserError
 
 
@@ -39,7 +39,7 @@ class Form(NamedTuple):
         strict: optional columns must exist as well.
         tools: columns of the row, for a conversation that may have tools.
         media: columns of the row that must be empty: images, audio, video.
-        others: columns of the row that may say that it is more or less than its fields (`_check_others`).
+        others: columns of the row that may say that it is more than its fields or not to train on (`_is_excluded`).
     """
 
     fields: tuple[Field, ...]
@@ -86,7 +86,9 @@ def forms_of(columns: Sequence[str], forms: Iterable[Form] | None = None) -> tup
 
     A form without `strict` leaves out the optional columns that the row does not have.
     """
-    spelled = {name.lower(): name for name in reversed(columns)} | {name: name for name in columns}
+    spelled = {name.strip().lower(): name for name in reversed(columns)} | {name: name for name in columns}
+    if system := next((name for name in SYSTEMS if name in spelled), None):
+        spelled.setdefault("system", spelled[system])
     media = media_columns(columns)
     possible = []
     for form in FORMS if forms is None else forms:
@@ -95,9 +97,10 @@ def forms_of(columns: Sequence[str], forms: Iterable[Form] | None = None) -> tup
         if all(name is not None or (field.optional and not form.strict) for field, name in pairs):
             fields = tuple(field._replace(column=name) for field, name in pairs if name is not None)
             with_turns = any(field.turns for field in fields)
-            tools = tuple(spelled[name] for name in ("tools", "functions") if with_turns and name in spelled)
+            names_of_tools = ("tools", "functions") if with_turns else ("tools",)
+            tools = tuple(spelled[name] for name in names_of_tools if name in spelled)
             may_be_unwanted = any(field.name == "completion" for field in fields)
-            telling = ("history", "label") if may_be_unwanted else ("history",)
+            telling = ("history", "weight", "train", *(["label"] if may_be_unwanted else []))
             others = tuple(spelled[name] for name in telling if name in spelled)
             possible.append(Form(fields, form.strict, tools, media, others))
     return tuple(possible)
@@ -117,7 +120,7 @@ def choose_form(forms: Sequence[Form], raw: Mapping[str, Any], mapping: Mapping[
     if len(forms) > 1:
         for form in forms:
             values = [raw[field.column] for field in form.fields if not field.optional]
-            if not any(is_null(value) or value == "" for value in values):
+            if not any(map(is_empty, values)):
                 return form
     return forms[0]
 
@@ -168,18 +171,23 @@ def to_example(raw: Mapping[str, Any], form: Form) -> Example:
             turns.append(Turn(role, text))
     if media:
         check_no_media(raw, media)
-    if others:
-        _check_others(raw, others)
+    if others and _is_excluded(raw, others):
+        turns = [turn._replace(supervised=turn.role != "assistant") for turn in turns]
     tools = tuple(tool for column in tool_columns for tool in tools_of(raw[column], column)) if tool_columns else ()
     return Example(tuple(turns), extra, tools)
 
 
-def _check_others(raw: Mapping[str, Any], columns: Iterable[str]) -> None:
-    """Raise an UnusableRow for earlier turns (LLaMA-Factory), or an answer labeled as undesirable (KTO)."""
-    for column in columns:
-        if column.lower() == "history" and not (is_null(raw[column]) or raw[column] in ("", [])):
-            problem, hint = "has earlier turns", "write the conversation as messages"
-            raise UnusableRow(f"column {column}", None, problem, hint, kind="earlier turns in a column")
-        if column.lower() == "label" and raw[column] is False:
-            problem, hint = "false marks an answer that is not wanted", "remove the row or the column"
-            raise UnusableRow(f"column {column}", None, problem, hint, kind="an answer that is not wanted")
+def _is_excluded(raw: Mapping[str, Any], columns: Iterable[str]) -> bool:
+    """Whether `weight: 0` or `train: false` excludes a row from training.
+
+    Raises:
+        UnusableRow: earlier turns (LLaMA-Factory), or an answer labeled as undesirable (KTO).
+    """
+    values = {column.strip().lower(): raw[column] for column in columns}
+    if not is_empty(values.get("history")):
+        problem, hint = "has earlier turns", "write the conversation as messages"
+        raise UnusableRow("column history", None, problem, hint, kind="earlier turns in a column")
+    if values.get("label") is False:
+        problem, hint = "false marks an answer that is not wanted", "remove the row or the column"
+        raise UnusableRow("column label", None, problem, hint, kind="an answer that is not wanted")
+    return values.get("weight") == 0 or values.get("train") == 0

@@ -4,9 +4,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from lpsel.data.turns import PLAIN_ROLES
 from lpsel.errors import UnusableRow
 from lpsel.redact import printable
 
+SYSTEMS = ("system", "system_prompt", "system_message")
 PROMPTS = ("prompt", "instruction", "question", "query", "problem", "request", "user", "human", "task", "input")
 ANSWERS = ("completion", "output", "answer", "response", "chosen", "reply", "solution", "target", "assistant", "gpt")
 CONTEXTS = ("input", "context", "passage", "document")
@@ -37,16 +39,17 @@ def _guess(raw: Mapping[str, Any]) -> dict[str, str]:
     """Our fields -> columns; empty if nothing suggests itself."""
     columns = [column for column in raw if "reject" not in column.lower()]
     for column in columns:
-        if _has_user_turn(raw[column]):
+        if _is_conversation(raw[column]):
             return {"messages": column}
     prompt = _named(PROMPTS, columns)
     answer = _named(ANSWERS, [column for column in columns if column != prompt])
     if prompt is None or answer is None:
         return {}
     context = _named(CONTEXTS, [column for column in columns if column not in (prompt, answer)])
+    system = next(({"system": column} for column in columns if column.lower() in SYSTEMS), {})
     if context is None:
-        return {"prompt": prompt, "completion": answer}
-    return {"instruction": prompt, "input": context, "output": answer}
+        return {**system, "prompt": prompt, "completion": answer}
+    return {**system, "instruction": prompt, "input": context, "output": answer}
 
 
 def _named(names: Iterable[str], columns: Sequence[str]) -> str | None:
@@ -57,9 +60,10 @@ def _named(names: Iterable[str], columns: Sequence[str]) -> str | None:
     return next(exact, next(partial, None))
 
 
-def _has_user_turn(value: Any) -> bool:
-    turns = value if isinstance(value, list) else []
-    return any(isinstance(turn, dict) and (turn.get("role") or turn.get("from")) in ("user", "human") for turn in turns)
+def _is_conversation(value: Any) -> bool:
+    """Whether a value is a list of turns of a user and an assistant."""
+    turns = [turn for turn in value if isinstance(turn, dict)] if isinstance(value, list) else []
+    return {"user", "assistant"} <= {PLAIN_ROLES.get(str(turn.get("role") or turn.get("from"))) for turn in turns}
 
 
 def _quoted(column: str) -> str:

@@ -50,12 +50,12 @@ class Example(NamedTuple):
         A turn with fields, or that is not trained on, has a third item, and tools are a third key, "tools".
         """
         turns, extra, tools = self  # which takes less time than three attributes, as below
-        written = []
-        for role, content, supervised, fields in turns:
-            if supervised and not fields:
-                written.append(f'["{role}",{quoted(content)}]')
-            else:
-                written.append(f'["{role}",{quoted(content)},{_json({**fields, "supervised": supervised})}]')
+        written = [
+            f'["{role}",{quoted(content)}]'
+            if supervised and not fields
+            else f'["{role}",{quoted(content)},{_json({**fields, "supervised": supervised})}]'
+            for role, content, supervised, fields in turns
+        ]
         end = f',"tools":{_json(tools)}}}' if tools else "}"
         text = f'{{"input":{quoted(extra)},"turns":[{",".join(written)}]{end}'
         return hashlib.sha256(text.encode()).digest()[:ID_BYTES]

@@ -17,6 +17,7 @@ DECODER = json.JSONDecoder()
 NOT_SPACE = re.compile(r"[^ \t\n\r]")
 LONGEST_SYMBOL = 16  # characters, or fewer: of -Infinity, an escape and whatever else a chunk can end within
 DELIMITERS = ",;\t|"  # of CSV
+QUOTED = re.compile(r'"[^"]*("|$)')
 
 
 class Numbered(NamedTuple):
@@ -76,7 +77,9 @@ def _json_lines(path: Path, split: str) -> Iterator[Numbered]:
         except UnicodeDecodeError as error:
             yield Numbered(number, not_utf8(path, number, error))
         except (ValueError, RecursionError) as error:  # ValueError: also a number with thousands of digits
-            problem, hint = f"not a valid JSON object ({first_line(error)})", "fix or remove the line"
+            problem = f"not a valid JSON object ({first_line(error)})"
+            is_list = number == 1 and line[:2] in (b"[", b"[{")
+            hint = "name the file .json if it is one list" if is_list else "fix or remove the line"
             yield Numbered(number, UnusableRow(f"{path}, line {number}", None, problem, hint, kind="invalid JSON"))
         else:
             yield Numbered(number, row if type(row) is dict else _no_object(row, f"{path}, line {number}"))
@@ -91,9 +94,8 @@ def _csv(path: Path, split: str) -> Iterator[Numbered]:
         raise faults[0]
     header: list[str] = []
     begins = 1
+    delimiter = max(DELIMITERS, key=QUOTED.sub("", first).count)
     try:
-        # The header has the most fields with the delimiter of the file.
-        delimiter = max(DELIMITERS, key=lambda candidate: len(next(csv.reader([first], delimiter=candidate))))
         reader = csv.reader(chain([first], texts), strict=True, delimiter=delimiter)
         for fields in reader:
             if not header:
@@ -102,13 +104,13 @@ def _csv(path: Path, split: str) -> Iterator[Numbered]:
             elif faults:
                 yield Numbered(begins, faults[0])
                 faults.clear()
-            elif fields and len(fields) != len(header):
+            elif len(fields) == len(header):
+                yield Numbered(begins, dict(zip(header, fields, strict=True)))
+            elif len(fields) > 1 or "".join(fields).strip():  # no blank line
                 problem = f"{len(fields)} fields, but the header has {len(header)}"
                 hint = f"quote fields that contain {delimiter!r} or line breaks"
                 kind = "fields unlike the header's"
                 yield Numbered(begins, UnusableRow(f"{path}, line {begins}", None, problem, hint, kind=kind))
-            elif fields:
-                yield Numbered(begins, dict(zip(header, fields, strict=True)))
             begins = reader.line_num + 1
     except csv.Error as error:
         raise UserError(f"{path}, line {begins}", None, f"not valid CSV ({error})", "fix or remove the row") from None
@@ -128,7 +130,7 @@ def _texts(path: Path, faults: list[UnusableRow]) -> Iterator[str]:
 def _parquet(path: Path, split: str) -> Iterator[Numbered]:
     import pyarrow.parquet as pq
 
-    from lpsel.data.parquet import batches, parquet_errors
+    from lpsel.data.parquet import batches, dictionaries, parquet_errors
 
     number = 0
     path.open("rb").close()  # Arrow's own error would not name the file
@@ -139,7 +141,7 @@ def _parquet(path: Path, split: str) -> Iterator[Numbered]:
             _check_columns(file.schema_arrow.names, path)
         for batch in batches(path):
             for start in range(0, len(batch), PARQUET_ROWS):
-                for row in batch.slice(start, PARQUET_ROWS).to_pylist():
+                for row in dictionaries(batch.slice(start, PARQUET_ROWS)):
                     number += 1
                     yield Numbered(number, row)
 

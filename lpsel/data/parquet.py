@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -55,13 +56,21 @@ def batches(
                     yield batch
 
 
+def dictionaries(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """The rows as dictionaries, also the maps in them; of a repeated key the last value counts, as in JSON."""
+    if "map<" in str(batch.schema.types):  # which takes several times as long
+        return batch.to_pylist(maps_as_pydicts="lossy")
+    return batch.to_pylist()
+
+
 def _expanded(array: pa.Array) -> int:
     """Bytes of a column with every text in full."""
     if _is_text_dictionary(array.type):
         return pc.sum(pc.binary_length(array.dictionary).take(array.indices)).as_py() or 0
     if pa.types.is_struct(array.type):
         return sum(map(_expanded, array.flatten()))
-    return _expanded(array.flatten()) if pa.types.is_list(array.type) else array.nbytes
+    is_list = pa.types.is_nested(array.type) and not pa.types.is_map(array.type)  # a map cannot be flattened
+    return _expanded(array.flatten()) if is_list else array.nbytes
 
 
 def _longest(array: pa.Array) -> int:
@@ -70,7 +79,7 @@ def _longest(array: pa.Array) -> int:
         return pc.max(pc.binary_length(array.dictionary)).as_py() or 0
     if pa.types.is_struct(array.type):
         return max(map(_longest, array.flatten()), default=0)
-    return _longest(array.values) if pa.types.is_list(array.type) else 0
+    return _longest(array.values) if pa.types.is_nested(array.type) else 0
 
 
 def _is_text_dictionary(kind: pa.DataType) -> bool:

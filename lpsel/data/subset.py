@@ -97,7 +97,7 @@ def _write_parquet(file: IO[bytes], source: Source, selected: NDArray[np.bool_],
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from lpsel.data.parquet import batches
+    from lpsel.data.parquet import batches, dictionaries
 
     first, last = source.spec.skip, source.spec.skip + len(selected)
     start, kept = 0, seen.wanted | seen.compared
@@ -111,7 +111,7 @@ def _write_parquet(file: IO[bytes], source: Source, selected: NDArray[np.bool_],
                     writer.write_batch(chosen)
                 for row in kept:
                     if row + first in taken:
-                        seen.keep(row, source.example(part.slice(row + first - taken[0], 1).to_pylist()[0]))
+                        seen.keep(row, source.example(dictionaries(part.slice(row + first - taken[0], 1))[0]))
             start = end
             if start >= last:
                 break
@@ -122,10 +122,11 @@ def _characters(source: Source, batch: "pa.RecordBatch") -> NDArray[np.int32]:
     import pyarrow.compute as pc
 
     from lpsel.data.content_ids import text_form
+    from lpsel.data.parquet import dictionaries
 
     form = text_form(source, batch.schema)
     if form is None:
-        return np.array([source.example(raw).characters() for raw in batch.to_pylist()], np.int32).T
+        return np.array([source.example(raw).characters() for raw in dictionaries(batch)], np.int32).T
     characters = np.zeros((2, len(batch)), np.int32)
     for part in form.fields:
         length = pc.utf8_length(batch.column(part.column)).fill_null(0)

@@ -6,39 +6,33 @@ from collections.abc import Mapping
 from typing import Any
 
 from lpsel.data.example import Turn
-from lpsel.data.values import check_unicode, described, is_null, parsed, text_of, without_nulls
+from lpsel.data.values import check_unicode, described, is_empty, is_null, parsed, text_of, without_nulls
 from lpsel.errors import UnusableRow
 
-ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-    "function_call": "assistant",  # its text is a call
+NAMES_OF_ROLES = {
+    "system": ("system", "developer"),
+    "user": ("user", "human", "prompter"),
+    "assistant": ("assistant", "gpt", "chatgpt", "bing", "bard", "model", "ai", "bot", "chatbot"),
+    "tool": ("tool", "function", "observation", "tool_response", "tool_result"),
 }
-PLAIN_ROLES = {written: role for written, role in ROLES.items() if written != "function_call"}
+PLAIN_ROLES = {name: role for role, names in NAMES_OF_ROLES.items() for name in names}
+CALLING_ROLES = ("function_call", "tool_call", "tool_calls")  # of the assistant, whose text is a call
+ROLES = {**PLAIN_ROLES, **dict.fromkeys(CALLING_ROLES, "assistant")}
 FIELDS = ("name", "reasoning_content", "thinking", "tool_call_id")  # that chat templates use as they are
 TEXT_PARTS = {"text", "input_text", "output_text"}
-MEDIA = re.compile(r"(image|audio|video)s?(_(url|path|file)s?)?")
+MEDIA = re.compile(r"(image|audio|video)s?(_(url|path|file|name|base64|bytes|data)s?)?")
 MEDIA_KINDS = {"image": "images", "audio": "audio", "video": "video"}
 
 
 def turns_of(value: Any, column: str) -> list[Turn]:
-    """The turns in a column: a list of messages, or that list as JSON.
+    """The turns in a column: a list of messages, or that list, or each message in it, as JSON.
 
     A message has a role (or `from`) and a content (or `value`): text, null, or a list of text parts.
 
     Raises:
         UnusableRow: anything else, or a message with something other than text.
     """
-    if isinstance(value, str) and value.lstrip().startswith("["):
+    while isinstance(value, str) and value.lstrip().startswith(("[", '"')):  # also JSON inside JSON
         value = parsed(value, column)
     if not isinstance(value, list) or not value:
         problem = f"must be a list of turns, found {described(value)}"
@@ -55,7 +49,7 @@ def tools_of(value: Any, column: str) -> tuple[Mapping[str, Any], ...]:
     """
     if isinstance(value, str) and value:
         value = parsed(value, column)
-    if is_null(value) or value in ("", [], {}):
+    if is_empty(value):
         return ()
     tools = [parsed(tool, column) if isinstance(tool, str) else tool for tool in _list(value)]
     if not all(isinstance(tool, dict) for tool in tools):
@@ -68,7 +62,7 @@ def check_no_media(row: Mapping[str, Any], columns: tuple[str, ...], location: s
     """Raise an UnusableRow if one of these columns or fields is not empty."""
     for column in columns:
         value = row[column]
-        if value and not is_null(value):
+        if value and not is_empty(value):
             kind = MEDIA_KINDS[re.split("s?_|s$", column.lower())[0]]
             problem = f"{kind} {'are' if kind == 'images' else 'is'} not supported"
             raise _unusable(f"{location}{column}", problem, kind)
@@ -80,33 +74,43 @@ def media_columns(columns: Any) -> tuple[str, ...]:
 
 
 def _turn(message: Any, column: str) -> Turn:
+    if type(message) is dict and len(message) == 2:
+        role, content = message.get("role"), message.get("content")
+        if type(role) is str and type(content) is str and (plain := PLAIN_ROLES.get(role)):
+            # Nearly all turns: the rest takes longer, also a call for a text in ASCII.
+            return Turn(plain, content if content.isascii() else text_of(content, column))
+    if isinstance(message, str) and message.lstrip().startswith("{"):
+        message = parsed(message, column)
     if not isinstance(message, dict):
         raise _unusable(column, f"every turn must have role and content, found {described(message)}", "no turns")
-    role, content = message.get("role"), message.get("content")
-    if len(message) == 2 and type(role) is str and type(content) is str and (plain := PLAIN_ROLES.get(role)):
-        # Nearly all turns: the rest takes longer, also a call for a text in ASCII.
-        return Turn(plain, content if content.isascii() else text_of(content, column))
     return _turn_with_fields(message, column)
 
 
 def _turn_with_fields(message: Mapping[str, Any], column: str) -> Turn:
     fields = _fields(message, column)
-    role_key, content_key = ("from", "value") if is_null(message.get("role")) else ("role", "content")
-    if role_key not in message or (content_key not in message and "tool_calls" not in fields):
+    role_key, content_key = (_key(message, *keys) for keys in (("role", "from"), ("content", "value")))
+    if role_key is None or (content_key is None and "tool_calls" not in fields):
         problem = "every turn must have role and content, or from and value"
         raise _unusable(column, problem, "a turn without role or content")
-    written, content = message[role_key], _content(message.get(content_key), f"{column}.{content_key}")
-    role = ROLES.get(written.lower()) if isinstance(written, str) else None
+    content = _content(message[content_key], f"{column}.{content_key}") if content_key else ""
+    name = str(message[role_key]).strip().lower()
+    role = ROLES.get(name)
     if role is None:
-        problem = f"{role_key} {str(written)[:40]!r} must be one of {', '.join(ROLES)}"
+        problem = f"{role_key} {str(message[role_key])[:40]!r} must be system, user, assistant or tool"
         raise _unusable(column, problem, "an unknown role")
-    if written.lower() == "function_call" and (calls := _calls_in(content, column)):
+    if name in CALLING_ROLES and (calls := _calls_in(content, column)):
         content, fields = "", {**fields, "tool_calls": calls}
     supervised = _is_supervised(message, column) or role != "assistant"  # no other turn is ever trained on
     if not fields:
         return Turn(role, content, supervised)
     check_unicode(fields, column)
     return Turn(role, content, supervised, fields)
+
+
+def _key(message: Mapping[str, Any], *keys: str) -> str | None:
+    """The first of the keys with a value, else the first that the message has."""
+    present = [key for key in keys if key in message]
+    return next((key for key in present if not is_null(message[key])), present[0] if present else None)
 
 
 def _content(value: Any, column: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from decimal import Decimal
 from typing import Any
 
 from lpsel.errors import UnusableRow, first_line
@@ -26,6 +27,8 @@ def text_of(value: Any, column: str) -> str:
         raise UnusableRow(f"column {column}", None, problem, "write it as a string", kind=kind)
     if isinstance(value, bool | int | float):
         return json.dumps(value)
+    if isinstance(value, Decimal):  # of Parquet
+        return f"{value:f}"
     problem = f"must be text, found {described(value)}"
     kind = KINDS.get(type(value).__name__, f"{type(value).__name__} as text")
     raise UnusableRow(f"column {column}", None, problem, "convert it to a string", kind=kind)
@@ -43,6 +46,13 @@ def check_unicode(value: Any, column: str) -> None:
 def is_null(value: Any) -> bool:
     """Whether a value is null or NaN, which pandas writes for a missing value."""
     return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a value is null, NaN, an empty text, or a list or an object that holds nothing else."""
+    if isinstance(value, dict | list):
+        return all(map(is_empty, value.values() if isinstance(value, dict) else value))
+    return is_null(value) or value == ""
 
 
 def without_nulls(value: Any) -> Any:

@@ -244,7 +244,7 @@ ROWS = [
     Case(DATA + "object-in-text.jsonl", "found dict"),
     Case(DATA + "bytes.parquet", "found bytes"),
     Case(DATA + "roles.jsonl", "'wizard'"),
-    Case(DATA + "sharegpt.jsonl", "'bot'"),
+    Case(DATA + "sharegpt.jsonl", "'robot'"),
     Case(DATA + "no-turns.jsonl", "an empty list"),
     Case(DATA + "text-for-turns.jsonl", "'Hello'"),
     Case(DATA + "turn-without-content.jsonl", "column messages"),

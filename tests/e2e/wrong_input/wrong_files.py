@@ -82,7 +82,7 @@ def _data():
         "no-turns.jsonl": lines([{"messages": []}]),
         "text-for-turns.jsonl": lines([{"messages": "Hello"}]),
         "turn-without-content.jsonl": lines([{"messages": [{"role": "user"}]}]),
-        "sharegpt.jsonl": lines([{"conversations": [{"from": "bot", "value": "a"}]}]),
+        "sharegpt.jsonl": lines([{"conversations": [{"from": "robot", "value": "a"}]}]),
         "no-answers.jsonl": lines([{"instruction": "a", "output": ""}] * 24),
         "object.json": {"rows": [ROW]},
         "lines.json": good,

@@ -110,7 +110,7 @@ INVALID = {
     "an unknown role": (
         '{"messages": [{"role": "wizard", "content": ""}]}',
         "column messages",
-        "role 'wizard' must be one",
+        "role 'wizard' must be system, user",
     ),
     "half a pair": (r'{"instruction": "\ud800", "output": ""}', "column instruction", "half of a surrogate pair"),
 }

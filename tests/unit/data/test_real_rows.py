@@ -1,8 +1,10 @@
 """Rows as people have them: what each kind becomes, and the kind of error for those that cannot be used."""
 
 import json
+from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lpsel.data.example import Example, Turn
+from lpsel.data.subset import write_subset
 from lpsel.errors import UnusableRow, UserError
 
 from .rows import ADD, SAY, example, question, source, write
@@ -56,6 +59,21 @@ USABLE = {
         {"messages": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
         HELLO,
     ),
+    "from with content, role with value": (
+        {"messages": [{"from": "human", "content": "Hi"}, {"role": "assistant", "value": "Hello", "content": None}]},
+        HELLO,
+    ),
+    "roles in any case": (chat(("User", "Hi"), (" ASSISTANT", "Hello")), HELLO),
+    "roles of other datasets": (chat(("prompter", "Hi"), ("bot", "Hello")), HELLO),
+    "JSON inside JSON": (
+        {"messages": json.dumps(json.dumps(chat(("user", "Hi"), ("assistant", "Hello"))["messages"]))},
+        HELLO,
+    ),
+    "every message as JSON": (
+        {"messages": [json.dumps(turn) for turn in chat(("user", "Hi"), ("assistant", "Hello"))["messages"]]},
+        HELLO,
+    ),
+    "no turns next to an instruction": ({"messages": [], "instruction": "Hi", "output": "Hello"}, HELLO),
     "messages as JSON": ({"messages": json.dumps(chat(("user", "Hi"), ("assistant", "Hello"))["messages"])}, HELLO),
     "text parts are joined": (
         chat(("user", [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]), ("assistant", "Hello")),
@@ -86,9 +104,13 @@ USABLE = {
         {"conversations": [{"from": "human", "value": "Hi"}, {"from": "function_call", "value": CALL_TEXT}]},
         calling({"city": "Bonn"}),
     ),
+    "a call in another spelling": (
+        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "tool_call", "value": CALL_TEXT}]},
+        calling({"city": "Bonn"}),
+    ),
     "results of tools": (
-        chat(("tool", "12"), ("function", "13"), ("observation", "14")),
-        Example((Turn("tool", "12"), Turn("tool", "13"), Turn("tool", "14"))),
+        chat(("tool", "12"), ("function", "13"), ("observation", "14"), ("tool_response", "15")),
+        Example((Turn("tool", "12"), Turn("tool", "13"), Turn("tool", "14"), Turn("tool", "15"))),
     ),
     "the call that a result belongs to": (
         {"messages": [{"role": "tool", "content": "12", "tool_call_id": "1", "name": "w"}]},
@@ -106,6 +128,10 @@ USABLE = {
         {"system": "Be brief.", "instruction": "Hi", "output": "Hello"},
         Example((Turn("system", "Be brief."), *HELLO.turns)),
     ),
+    "a column system_prompt": (
+        {"System_Prompt": "Be brief.", "instruction": "Hi", "output": "Hello"},
+        Example((Turn("system", "Be brief."), *HELLO.turns)),
+    ),
     "a system column next to turns": (
         {"System": "Be brief.", "conversations": chat(("user", "Hi"), ("assistant", "Hello"))["messages"]},
         Example((Turn("system", "Be brief."), *HELLO.turns)),
@@ -119,8 +145,16 @@ USABLE = {
     "a turn with weight 0": (answer(content="Hello", weight=0), answered(supervised=False)),
     "a turn not to train on": (answer(content="Hello", train=False, weight=1), answered(supervised=False)),
     "a turn without a loss": (answer(content="Hello", loss=False), answered(supervised=False)),
+    "a row with weight 0": ({"instruction": "Hi", "output": "Hello", "weight": 0}, answered(supervised=False)),
+    "a conversation not to train on": ({**answer(content="Hello"), "train": False}, answered(supervised=False)),
+    "a row with another weight": ({"instruction": "Hi", "output": "Hello", "weight": 2.5, "train": None}, HELLO),
     "a wanted answer": ({"prompt": "Hi", "completion": "Hello", "label": True}, HELLO),
     "no images": ({**answer(content="Hello"), "images": [], "image": None}, HELLO),
+    "an image of which nothing is there": ({**answer(content="Hello"), "image": {"bytes": None, "path": None}}, HELLO),
+    "tools next to an instruction": (
+        {"instruction": "Hi", "output": "Hello", "tools": [{"name": "w"}]},
+        Example(HELLO.turns, tools=({"name": "w"},)),
+    ),
     "tools": (
         {**answer(content="Hello"), "tools": json.dumps([{"name": "w"}])},
         Example(HELLO.turns, tools=({"name": "w"},)),
@@ -169,6 +203,7 @@ UNUSABLE = {
     "images": [
         {**answer(content="Hello"), "images": ["x.png"]},
         {**ADD, "Image": {"bytes": "x"}},
+        {**ADD, "image_base64": "iVBORw0KGgo="},
         chat(("user", [{"type": "image_url", "image_url": {"url": "x"}}, {"type": "text", "text": "What?"}])),
         {"messages": [{"role": "user", "content": "What?", "images": ["x.png"]}]},
     ],
@@ -210,11 +245,48 @@ def test_a_line_that_holds_no_row_can_be_skipped(tmp_path, line, kind):
     assert [row.unusable for row in source(path, bad_rows="skip")] == [None, kind, None]
 
 
+@pytest.mark.parametrize("text", ['[\n{"instruction": "a"}\n]', '[{"instruction": "a"},\n{}]'])
+def test_a_list_in_a_file_named_jsonl_is_reported_as_such(tmp_path, text):
+    (tmp_path / "rows.jsonl").write_text(text)
+    with pytest.raises(UnusableRow) as caught:
+        list(source(tmp_path / "rows.jsonl"))
+    assert caught.value.hint.startswith("name the file .json if it is one list")
+
+
 def test_a_csv_row_with_other_fields_than_the_header_can_be_skipped(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("instruction,output\na,b\nc\nd,e\n")
     kinds = [row.unusable for row in source(path, bad_rows="skip")]
     assert kinds == [None, "fields unlike the header's", None]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Instruction, Output \n   \n\nHi,Hello\n\t\n",
+        '"instruction";"notes, and, more";"output"\n"Hi";"a, b";"Hello"\n',
+        "instruction|input|output\nHi||Hello\n",
+        '\ufeff"instruction"\t"output"\r\nHi\t"Hello"\r\n',
+    ],
+)
+def test_csv_as_spreadsheets_write_it_is_read(tmp_path, text):
+    """With blank lines, spaces around names, other delimiters, and delimiters in quoted names."""
+    path = tmp_path / "rows.csv"
+    path.write_bytes(text.encode())
+    assert [row.example for row in source(path)] == [HELLO]
+
+
+def test_maps_and_decimals_of_parquet_are_read(tmp_path):
+    turn = pa.map_(pa.string(), pa.string())
+    rows = [[[("role", "user"), ("content", "Hi")], [("role", "assistant"), ("content", "Hello")]]]
+    pq.write_table(pa.table({"messages": pa.array(rows, pa.list_(turn))}), tmp_path / "maps.parquet")
+    numbers = pa.table({"instruction": ["Hi"], "output": [Decimal("1.50")]})
+    pq.write_table(numbers, tmp_path / "decimals.parquet")
+    for name, expected in (("maps", HELLO), ("decimals", question("Hi", "1.50"))):
+        rows_read = source(tmp_path / f"{name}.parquet")
+        assert [row.example for row in rows_read] == [expected]
+        write_subset(rows_read, np.array([True]), tmp_path, wanted=[0])
+        assert pq.read_table(tmp_path / "subset.parquet").equals(pq.read_table(tmp_path / f"{name}.parquet"))
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
@@ -273,6 +345,10 @@ def test_a_system_column_in_parquet_has_the_ids_of_json_lines(tmp_path):
             '{instruction: question, input: context, output: "best answer"}',
         ),
         (("input", "output"), "{prompt: input, completion: output}"),
+        (
+            ("system_prompt", "question", "response"),
+            "{system: system_prompt, prompt: question, completion: response}",
+        ),
     ],
 )
 def test_an_unknown_form_gets_the_mapping_to_paste(tmp_path, columns, mapping):
@@ -288,6 +364,14 @@ def test_a_chosen_conversation_is_mapped_to_messages(tmp_path):
     with pytest.raises(UnusableRow, match=r"'dataset\.columns=\{messages: chosen\}'"):
         example(row, tmp_path)
     assert example(row, tmp_path, columns={"messages": "chosen"}) == HELLO
+
+
+def test_a_prompt_and_a_chosen_answer_as_turns_are_mapped_to_both(tmp_path):
+    said, hello = answer(content="Hello")["messages"]
+    row = {"prompt": [said], "chosen": [hello], "rejected": [{**hello, "content": "Go"}]}
+    with pytest.raises(UnusableRow, match=r"'dataset\.columns=\{prompt: prompt, completion: chosen\}'"):
+        example(row, tmp_path)
+    assert example(row, tmp_path, columns={"prompt": "prompt", "completion": "chosen"}) == HELLO
 
 
 def test_each_row_is_read_in_its_own_form(tmp_path):
