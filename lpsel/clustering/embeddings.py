@@ -5,7 +5,9 @@ U different contents, D dimensions
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ MAX_TOKENS = 256  # of a row; what the paper's embedder reads
 WEIGHTED_TOKENS = 2048  # what RDS+ reads
 BATCH_ROWS = 64  # of MAX_TOKENS tokens; fewer of longer rows
 PART_ROWS = 16_384  # sorted by length together, and stored together
+BATCHES_PER_GPU = 8  # between two updates of the progress bar
 NAME_DIGITS = 32  # of a SHA-256, in the name of a part
 OPTION = "cluster.embedder"
 HINTS = {
@@ -99,17 +102,38 @@ def embeddings_entry(embedder: str, cache_dir: Path, weighted: bool = False) -> 
 
 
 def _embed_missing(source: Source, missing_N: NDArray[np.bool_], model: Any, folder: Path) -> None:
-    size = min(BATCH_ROWS, max(BATCH_ROWS * MAX_TOKENS // model.max_seq_length, 1))
-    with track("Embedding", total=int(missing_N.sum()), unit="rows") as advance:
+    rows = int(missing_N.sum())
+    with track("Embedding", total=rows, unit="rows") as advance, _encoder(model, rows) as (encode, step):
         for part in _parts(source, missing_N):
             part.sort(key=lambda row: (len(row[1]), row[0]), reverse=True)
             vectors = []
-            for start in range(0, len(part), size):
-                texts = [text for _, text in part[start : start + size]]
-                batch = model.encode(texts, batch_size=size, convert_to_numpy=True, show_progress_bar=False)
-                vectors.append(np.asarray(batch, np.float32))
+            for start in range(0, len(part), step):
+                texts = [text for _, text in part[start : start + step]]
+                vectors.append(np.asarray(encode(texts), np.float32))
                 advance(len(texts))
             _write(folder, [id_ for id_, _ in part], np.concatenate(vectors))
+
+
+@contextmanager
+def _encoder(model: Any, rows: int) -> Iterator[tuple[Callable[[list[str]], Any], int]]:
+    """What embeds texts, with a process on every visible GPU if there are many rows, and how many texts it gets."""
+    size = min(BATCH_ROWS, max(BATCH_ROWS * MAX_TOKENS // model.max_seq_length, 1))
+    options = {"batch_size": size, "convert_to_numpy": True, "show_progress_bar": False}
+    gpus = _visible_gpus() if rows > PART_ROWS else []
+    if len(gpus) < 2:
+        yield partial(model.encode, **options), size
+        return
+    pool = model.start_multi_process_pool(gpus)
+    try:
+        yield partial(model.encode, pool=pool, chunk_size=size, **options), BATCHES_PER_GPU * size * len(gpus)
+    finally:
+        model.stop_multi_process_pool(pool)
+
+
+def _visible_gpus() -> list[str]:
+    import torch
+
+    return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
 
 
 def _load(embedder: str, weighted: bool, option: str) -> Any:

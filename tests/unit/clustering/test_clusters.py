@@ -328,18 +328,42 @@ def test_an_embedder_that_cannot_be_loaded_is_a_user_error(source, tmp_path):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.real
-def test_minilm_keeps_kinds_of_instruction_apart(tmp_path):
+@pytest.fixture
+def minilm():
     folder = Path(os.environ.get("LPSEL_TEST_MODELS", "")) / "all-minilm-l6-v2"
     if not (folder / "config.json").is_file():
         pytest.skip("needs all-minilm-l6-v2 under LPSEL_TEST_MODELS")
+    return folder
+
+
+@pytest.mark.real
+def test_minilm_keeps_kinds_of_instruction_apart(minilm, tmp_path):
     texts = [f"Translate to French: {word}" for word in ("cat", "dog", "house", "tree", "car", "bread")]
     texts += [f"What is {n} plus 5? Answer with a number." for n in (3, 14, 22, 81, 90, 65)]
     lines = (json.dumps({"instruction": text, "output": "Here it is."}) for text in texts)
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     rows = Source(DatasetSpec("rows", path=str(tmp_path / "rows.jsonl")))
-    cluster = KMeans(2, str(folder)).assign(rows, tmp_path, 42)
+    cluster = KMeans(2, str(minilm)).assign(rows, tmp_path, 42)
     assert (set(cluster[:6]), set(cluster[6:])) in [({0}, {1}), ({1}, {0})]
-    vectors = embed(rows, str(folder), tmp_path)
+    vectors = embed(rows, str(minilm), tmp_path)
     assert vectors.shape == (12, 384)
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(12), abs=1e-5), "normalised by the model itself"
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_processes_of_several_devices_embed_many_rows(minilm, tmp_path, instructions, monkeypatch):
+    rows = Source(DatasetSpec("rows", path=str(instructions(rows=150))))
+    alone = embed(rows, str(minilm), tmp_path / "alone")
+    monkeypatch.setattr(embeddings, "PART_ROWS", 100)
+    monkeypatch.setattr(embeddings, "_visible_gpus", lambda: ["cpu", "cpu"])
+    from sentence_transformers import SentenceTransformer
+
+    pools, start = [], SentenceTransformer.start_multi_process_pool
+    monkeypatch.setattr(
+        SentenceTransformer, "start_multi_process_pool", lambda *given: pools.append(start(*given)) or pools[-1]
+    )
+    together = embed(rows, str(minilm), tmp_path / "together")
+    assert len(pools) == 1
+    assert not [child for child in multiprocessing.active_children() if child.name.startswith("SpawnProcess")]
+    np.testing.assert_allclose(together, alone, atol=1e-6)
