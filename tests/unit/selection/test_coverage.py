@@ -103,6 +103,9 @@ def test_k_center_is_within_twice_the_best_radius(make_table, make_spec, seed, n
     radius = distance.min(axis=1).max()
     between = distance[rows] + np.diag([np.inf] * k)
     assert between.min() >= radius - 1e-4
+    for turn in range(1, k):  # a plain loop: the next row is the one farthest from its nearest picked row
+        farthest = max(min(distance[row, :turn]) for row in range(n) if row not in rows[:turn])
+        assert min(distance[rows[turn], :turn]) == pytest.approx(farthest, abs=1e-3)
 
 
 def test_deita_takes_complexity_times_quality(make_table, make_spec):
@@ -132,3 +135,22 @@ def test_deita_passes_over_what_is_near_to_a_picked_row(make_table, make_spec):
     assert chosen(50, 0.9) == [0, 2]
     assert chosen(50, 0.97) == [0, 1]
     assert chosen(75, 0.9) == [0, 1, 2], "too few differ: the best of those passed over follows"
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.integers(2, 30), st.floats(0.1, 1), st.data())
+def test_deita_is_a_loop_over_the_rows_by_score(make_table, make_spec, seed, n, threshold, data):
+    rng = np.random.default_rng(seed)
+    columns, vectors = {"c": rng.random(n), "q": rng.random(n)}, rng.normal(size=(n, 2)).astype(np.float32)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    k = data.draw(st.integers(1, n))
+    order = np.argsort(-columns["c"] * columns["q"]).tolist()
+    kept: list[int] = []
+    for row in order:
+        if all(unit[row] @ unit[other] < threshold for other in kept):
+            kept.append(row)
+    expected = [*kept[:k], *[row for row in order if row not in kept]][:k]
+    options = {"complexity": "c", "quality": "q", "threshold": threshold, "columns": ["c", "q"]}
+    spec = make_spec("deita", clusters="none", embedder="x", **options)
+    table = make_table([[2.0] * n], columns=columns, vectors=vectors)
+    assert set(np.flatnonzero(select(table, spec, 100 * k / n, 0).selected)) == set(expected)

@@ -1,5 +1,6 @@
 """Selections from the released perplexities, against independent references in plain Python."""
 
+from bisect import bisect_left, bisect_right
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -82,19 +83,25 @@ def scores_by_hand(nll, rule):
         return sum((first - later) / first for later in nll[1:]) / (len(nll) - 1) if first else None
     if rule == "forgetting":  # ties by the last loss
         return (-sum(after > before for before, after in pairwise(nll)), -last)
-    return {"high": -first, "low": first}[rule]
+    return {"high": -first, "low": first, "mid": first}[rule]
 
 
-@pytest.mark.parametrize("rule", ["lp_nll", "lp_app_nll", "task_lp", "learning_speed", "forgetting", "high", "low"])
+@pytest.mark.parametrize(
+    "rule", ["lp_nll", "lp_app_nll", "task_lp", "learning_speed", "forgetting", "high", "mid", "low"]
+)
 @pytest.mark.parametrize("scorer", ["opt-350m", "llama2-13b"])
 def test_released_losses_select_the_rows_of_a_plain_loop(shared_data, make_table, make_spec, rule, scorer):
     ppl = shared_data("perplexities_dolly.npz")[scorer]
     supervised = ~(ppl == 1).all(axis=0)
     table = make_table(ppl, response_tokens=supervised, id=[f"{row:032x}" for row in range(ppl.shape[1])])
-    band = {"band": rule} if rule in ("high", "low") else {}
+    band = {"band": rule} if rule in ("high", "mid", "low") else {}
     selection = select(table, make_spec("perplexity" if band else rule, clusters="none", **band), 10, seed=0)
     losses = zip(*np.log(ppl).tolist(), strict=True)
     scores = [scores_by_hand(nll, rule) if known else None for nll, known in zip(losses, supervised, strict=True)]
+    if rule == "mid":
+        known = sorted(score for score in scores if score is not None)
+        scores = [None if score is None else abs(bisect_left(known, score) + bisect_right(known, score) - len(known))
+                  for score in scores]  # fmt: skip
     ranked = sorted(score for score in scores if score is not None)
     assert selection.n_selected == round(ppl.shape[1] / 10)
     chosen = sorted(scores[row] for row in np.flatnonzero(selection.selected))
