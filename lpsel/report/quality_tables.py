@@ -8,7 +8,7 @@ import numpy as np
 
 from lpsel.report.cells import spread
 from lpsel.report.comparisons import at_equal_rows, at_equal_tokens, t_interval
-from lpsel.report.points import WIN_RATE_DETAILS, Interval, Point, by_selection, comparable
+from lpsel.report.points import WIN_RATE_DETAILS, Interval, Point, by_selection, comparable, untrained
 from lpsel.report.runs import number, short_labels
 
 SPREAD = ("value", "low", "high", "lowest", "highest", "sd")  # over seeds
@@ -37,7 +37,8 @@ def point_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
 
 def result_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
     """A row per selection, percentage and metric, key figures first: the mean over the seeds, and the differences from
-    as many random rows and from random rows with as many training tokens.
+    as many random rows and from random rows with as many training tokens. The untrained model follows, where the
+    evaluations have it.
 
     The interval is that of the mean (t, n - 1 degrees of freedom), or that of the evaluation where there is one seed.
     A series with two values for one seed has no mean: which of them counts is unknown.
@@ -50,6 +51,9 @@ def result_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
             for pct, same in by_pct.items():
                 differences = {name: of.get((series, pct)) for name, of in compared.items()}
                 rows.append(_result(labels[series], same, differences))
+        known = {"metric": group[0].metric, "against": group[0].against}
+        for label, value in untrained(group).items():
+            rows.append(dict.fromkeys(rows[-1]) | known | {"selection": label, "value": value})
     return rows
 
 

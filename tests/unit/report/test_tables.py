@@ -1,6 +1,7 @@
 """Tables of the report, from real runs of a tiny model."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -8,7 +9,7 @@ from lpsel.report import tables
 from lpsel.report.cells import readable
 from lpsel.report.points import points
 from lpsel.report.quality_tables import result_rows
-from lpsel.report.runs import find_runs
+from lpsel.report.runs import Run, find_runs
 
 
 def test_costs_are_those_of_the_ledgers(few_runs):
@@ -58,6 +59,16 @@ def test_results_are_means_over_seeds_with_an_interval_of_the_mean(sweep, anothe
         difference = [one[f"{name}{end}"] for end in ("", " low", " high")]
         assert difference == pytest.approx((4, 4 - 4 * 2**0.5, 4 + 4 * 2**0.5))
     assert (row["minus random"], one["total FLOPs"], one["FLOPs, % of all rows"]) == (None, 40, 40)
+
+
+def test_the_untrained_model_is_a_row_of_the_results(sweep):
+    evaluation = Run(sweep, {"models": [{"name": "m", "metrics": {"nll": {"value": 3.2}}}]})
+    measured = [replace(p, metric="nll", evaluation=evaluation) for p in points(find_runs([sweep]))]
+    *trained, row = result_rows(measured)
+    assert {each["selection"] for each in trained} == {"lp", "random"}
+    assert {name: value for name, value in row.items() if value is not None} == {
+        "selection": "untrained", "metric": "nll", "value": 3.2, "against": measured[0].against,
+    }  # fmt: skip
 
 
 def test_two_values_for_a_seed_have_no_mean(sweep, another_seed):
