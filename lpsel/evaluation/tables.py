@@ -27,10 +27,14 @@ REFERENCE_COLUMNS = (
 def reference_table(result: dict[str, Any]) -> Table:
     """A row for every model, each value above its 95% interval; the baseline comes first.
 
-    A star marks values whose paired difference to the baseline is significant.
+    A star marks values whose paired difference to the baseline is significant. Bits per byte are shown where tokenizers
+    differ, and numbers of rows where these do.
     """
     models = result["models"]
-    notes = ["95% intervals over rows: bootstrap, Wilson's for exact matches."]
+    tokenizers_differ = len({model["tokenizer"] for model in models}) > 1
+    rows_differ = len({model["rows"] for model in models}) > 1
+    counted = "" if rows_differ else f"{models[0]['rows']:,} "
+    notes = [f"95% intervals over {counted}rows: bootstrap, Wilson's for exact matches."]
     if len(models) > 1:
         notes.append(
             f"* The paired difference to {result['baseline']} is significant: p < 0.05 with Holm's correction "
@@ -38,15 +42,15 @@ def reference_table(result: dict[str, Any]) -> Table:
         )
         if partial := {model["difference"]["nll"]["rows"] for model in models[1:]} - {models[0]["rows"]}:
             notes.append(f"Differences in NLL are those of the rows with the same supervised tokens, {min(partial):,}.")
-    if len({model["tokenizer"] for model in models}) > 1:
+    if tokenizers_differ:
         notes.append("Tokenizers differ: compare bits/byte, not NLL or perplexity.")
     notes += _unusable(result)
     rows = []
     for model in models:
-        cells = {"model": model["name"], "rows": f"{model['rows']:,}"}
+        cells = {"model": model["name"]} | ({"rows": f"{model['rows']:,}"} if rows_differ else {})
         for title, metric, factor, digits in REFERENCE_COLUMNS:
-            if metric not in model["metrics"]:
-                continue  # no answers
+            if metric not in model["metrics"] or (metric == "bits_per_byte" and not tokenizers_differ):
+                continue  # no answers, or as NLL
             estimate = (model["metrics"][metric][part] for part in ("value", "low", "high"))
             value, low, high = (None if part is None else part * factor for part in estimate)
             star = "*" if _differs(model, metric) else ""

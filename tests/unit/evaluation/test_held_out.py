@@ -145,7 +145,10 @@ def test_an_evaluation_without_answers_has_the_same_likelihoods_and_no_other_met
     assert list(result["models"][1]["difference"]) == ["nll", "bits_per_byte"]
     written = (tmp_path / result["models"][0]["generations"]).read_text().splitlines()
     assert "output" not in json.loads(written[0])
-    assert "ROUGE-L (%)" not in [column.header for column in reference_table(result).columns]
+    columns = [str(column.header) for column in reference_table(result).columns]
+    assert "exact match (%)" not in columns
+    assert "ROUGE-L (%)" not in columns
+    assert "perplexity" in columns
 
 
 def test_memory_does_not_grow_with_the_rows(saved, tmp_path, monkeypatch):
@@ -273,6 +276,7 @@ def test_nll_is_not_compared_between_tokenizers(saved, byte_tokenizer, tmp_path)
     assert (difference["nll"]["value"], difference["nll"]["rows"], difference["nll"]["p_value"]) == (None, 0, None)
     assert difference["bits_per_byte"]["value"] == 0
     assert shown(result).count("Tokenizers differ: compare bits/byte") == 1
+    assert shown(result).count("bits/byte") == 2, "as a column as well"
 
 
 def test_the_configuration_matches_the_defaults():
@@ -309,9 +313,10 @@ def shown(result):
 def test_the_table_shows_every_value_with_its_interval(two_models):
     text = shown(two_models[0])
     nll = two_models[0]["models"][0]["metrics"]["nll"]
-    for expected in ("llama", "gpt2", f"{nll['value']:.3f}", f"[{nll['low']:.3f}, {nll['high']:.3f}]", "bits/byte"):
+    for expected in ("llama", "gpt2", f"{nll['value']:.3f}", f"[{nll['low']:.3f}, {nll['high']:.3f}]", "perplexity"):
         assert expected in text
     assert "Tokenizers differ" not in text
+    assert "bits/byte" not in text
 
 
 def test_the_table_marks_differences_and_undefined_values(two_models):
