@@ -5,6 +5,7 @@ import json
 import pytest
 
 from lpsel.commands.job import run
+from lpsel.commands.tracked_values import log_evaluation
 from lpsel.tracking.artifacts import Artifact
 from lpsel.tracking.tracker import Distribution, Rows, SafeTracker, Tracker
 
@@ -108,3 +109,15 @@ def test_values_that_a_training_run_and_an_evaluation_log(overrides, tmp_path, m
     assert [values[f"{name}/nll{end}"] for end in ("", "/low", "/high")] == [nll["value"], nll["low"], nll["high"]]
     assert [name, "nll", nll["value"], nll["low"], nll["high"]] in values["evaluation"].rows
     assert isinstance(values["evaluation"], Rows)
+
+
+def test_a_win_rate_without_information_is_not_logged(monkeypatch):
+    monkeypatch.setattr(Recording, "logged", logged := [])
+    rate = {"n": 60, "win_rate": 50.0, "ci_low": 50.0, "ci_high": 50.0}
+    models = [rate | {"name": "judged", "informative": True}, rate | {"name": "flipped", "informative": False}]
+    log_evaluation(Recording(), {"models": models, "warnings": ["flipped: The judge carries no information."]})
+    (values,) = logged
+    assert values["judged/win_rate"] == 50
+    assert not [name for name in values if name.startswith("flipped")]
+    assert {row[0] for row in values["evaluation"].rows} == {"judged"}
+    assert values["warnings"].rows == [["flipped: The judge carries no information."]]
