@@ -161,7 +161,7 @@ def _write_figures(folder: Path, compared: Study) -> list[Path]:
 def show(values: dict[str, Any]) -> None:
     """Print a table with every two scorers, over the rows that are defined in all tables."""
     undefined = values["n"] - values["n_defined"]
-    left_out = f"; {undefined:,} rows without a score are left out" if undefined else ""
+    left_out = f"; {undefined:,} rows without a score or with an empty answer are left out" if undefined else ""
     notes = [f"{values['n_defined']:,} rows{left_out}", *values["notes"]]
     numbers = ["Spearman", "tau-b", *(f"lowest {pct:g}% in common (chance)" for pct in values["pct"])]
     table = console.table(["metric", "scorer", "and", *numbers], numbers, notes=notes)
