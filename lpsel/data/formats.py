@@ -92,22 +92,21 @@ def _csv(path: Path, split: str) -> Iterator[Numbered]:
     first = next(texts, "")
     if faults:
         raise faults[0]
-    header: list[str] = []
     begins = 1
     delimiter = max(DELIMITERS, key=QUOTED.sub("", first).count)
     try:
         reader = csv.reader(chain([first], texts), strict=True, delimiter=delimiter)
+        header = next(filter(None, reader), [])
+        _check_columns(header, path)
+        begins, width = reader.line_num + 1, len(header)
         for fields in reader:
-            if not header:
-                header = fields
-                _check_columns(header, path)
-            elif faults:
+            if faults:
                 yield Numbered(begins, faults[0])
                 faults.clear()
-            elif len(fields) == len(header):
+            elif len(fields) == width:
                 yield Numbered(begins, dict(zip(header, fields, strict=True)))
             elif len(fields) > 1 or "".join(fields).strip():  # no blank line
-                problem = f"{len(fields)} fields, but the header has {len(header)}"
+                problem = f"{len(fields)} fields, but the header has {width}"
                 hint = f"quote fields that contain {delimiter!r} or line breaks"
                 kind = "fields unlike the header's"
                 yield Numbered(begins, UnusableRow(f"{path}, line {begins}", None, problem, hint, kind=kind))
