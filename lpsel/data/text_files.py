@@ -7,6 +7,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -27,7 +28,7 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
     Raises:
         UserError: the file is damaged, a decompression bomb, UTF-16 or UTF-32, or has a line of more than 64 MiB.
     """
-    for number, line in enumerate(_pieces(path, lambda file: file.readline(VALUE_BYTES + 1)), start=1):
+    for number, line in enumerate(_pieces(path, lambda file: partial(file.readline, VALUE_BYTES + 1)), start=1):
         if len(line) > VALUE_BYTES:
             raise too_long(f"{path}, line {number}")
         yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
@@ -42,7 +43,7 @@ def chunks(path: Path) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     line = 1
     try:
-        for block in _pieces(path, lambda file: file.read(CHUNK_BYTES)):
+        for block in _pieces(path, lambda file: partial(file.read, CHUNK_BYTES)):
             text = decoder.decode(block)
             line += text.count("\n")
             yield text
@@ -51,12 +52,12 @@ def chunks(path: Path) -> Iterator[str]:
         raise not_utf8(path, line + error.object[: error.start].count(b"\n"), error) from None
 
 
-def _pieces(path: Path, read: Callable[[IO[bytes]], bytes]) -> Iterator[bytes]:
-    """What `read` returns of the decompressed content until it is empty."""
+def _pieces(path: Path, reader: Callable[[IO[bytes]], Callable[[], bytes]]) -> Iterator[bytes]:
+    """What the reader of the decompressed content returns until it is empty."""
     compressed = path.suffix.lower() in COMPRESSIONS
     total = 0
     with _readable(path) as file:
-        while piece := read(file):
+        for piece in iter(reader(file), b""):
             if not total:
                 _check_not_wide(path, piece)
             total += len(piece)
