@@ -158,13 +158,21 @@ def test_gradients_are_clipped_over_all_slices(tmp_path, toy_model, instructions
     assert norm == pytest.approx(0.01, rel=1e-3)
 
 
-@pytest.mark.parametrize("model", ["llama, tied", pytest.param("gemma3", marks=pytest.mark.slow)], indirect=True)
-def test_mixed_precision_rounds_what_one_process_rounds(tmp_path, model, instructions, as_ranks):
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("llama, tied", []),
+        pytest.param("gemma3", [], marks=pytest.mark.slow),
+        pytest.param("llama, tied", ["activation_checkpointing=true"], marks=pytest.mark.slow),
+    ],
+    indirect=["model"],
+)
+def test_mixed_precision_rounds_what_one_process_rounds(tmp_path, model, instructions, as_ranks, options):
     data, mixed = instructions(rows=11), "trainer.precision=bf16-mixed"
     for name, precision in (("one", mixed), ("full", "trainer.precision=32-true")):
         (tmp_path / name).mkdir()
         train(tmp_path / name, model, data, "trainer=cpu", precision)
-    fsdp = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", mixed]
+    fsdp = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", mixed, *options]
     as_ranks(2, train, tmp_path / "several", model, data, *fsdp)
     several, one, full = (np.load(tmp_path / name / "result.npz")["nll"] for name in ("several", "one", "full"))
     off = np.abs(one - full)[0].mean()
