@@ -29,6 +29,7 @@ NOT_IN_RESULTS = (
     "cache_dir", "tracker", "experiment", "prompts_dir", "train_tokens", "score_tokens", "activation_checkpointing",
     "checkpoint_steps", "compile", "dry_run", "gpu_memory_gib", "gpu_tflops", "key_env",
 )  # fmt: skip
+NOT_IN_VERDICTS = ("attempts", "concurrency", "key_env", "max_cost", "max_retries", "timeout")  # the same, of a judge
 FROM_ENVIRONMENT = re.compile(r"\$\{oc\.env:([^,}]+)")
 MAX_DIFFERENCES = 3  # named in a message
 
@@ -55,6 +56,9 @@ class RunConfig:
         unused = {*NOT_IN_RESULTS, "trainer", *unused_keys(command, resolved)}
         kept = {name: value for name, value in resolved.items() if name not in unused}
         kept["precision"] = resolved["trainer"]["precision"]
+        for judge in (kept.get("judge"), kept.get("evaluator", {}).get("judge")):
+            for name in NOT_IN_VERDICTS if judge else ():
+                judge.pop(name, None)
         kept = redacted(json.loads(json.dumps(finite(kept))))  # as it is read back from a file
         return cls(command, kept, {text: _file_state(path) for _, text, path in existing_paths(kept)})
 
@@ -88,7 +92,10 @@ class RunConfig:
             raise UserError(run_dir, problem=problem, hint=hint)
 
     def finished(self, run_dir: Path) -> dict[str, Any] | None:
-        """The result of the same run in this folder; None without one, or where its files or inputs have changed."""
+        """The result of the same run in this folder; None without one, or where its files or inputs have changed.
+
+        None as well for an evaluation whose judge has left questions open, which the next run asks again.
+        """
         saved, result = read_dict(run_dir / RUN_CONFIG), read_dict(run_dir / RESULT)
         if not result or (saved.get("command"), saved.get("config")) != (self.command, self.config):
             return None
@@ -102,6 +109,9 @@ class RunConfig:
         if result.get("format", FORMAT) != FORMAT or not all(Path(path).exists() for path in written):
             return None
         if result.get("run") != self.digest():  # of an earlier run, whose files this one may have begun to replace
+            return None
+        if unanswered := result.get("unanswered"):
+            log.info("Asking the judge again, for %s missing judgments", unanswered)
             return None
         try:
             check_files(run_dir, result.get("sha256") or {})

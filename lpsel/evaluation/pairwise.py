@@ -173,6 +173,7 @@ class PairwiseEvaluator:
             **compared["models"][0],
             "judge": judge.identity() | {"name": judge.name},
             "cost": sum(costs) if costs else None,
+            "unanswered": sum(report["unanswered"] for report in reports),
             **compared,
             "judgements": context.folder / JUDGEMENTS,
         }

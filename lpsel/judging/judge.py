@@ -23,6 +23,7 @@ CUT_OFF = "cut off"
 NO_REFERENCE = "no reference"
 TOO_LONG = "longer than the judge's context"
 NOT_ASKED = "price cap"
+FINAL = (NO_REFERENCE, TOO_LONG)  # for which asking again is no use
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +117,8 @@ def judge_pairs(judge: Judge, pairs: Sequence[Pair], cache_dir: Path) -> tuple[l
 
     Returns:
         A judgement for every pair and order, in the order of the pairs; its failure is "price cap" where the cap left
-        it out. And the ledger: counts, and the tokens and dollars of all verdicts (None where unknown); `cost_now` is
-        without those of cached ones, `kept` is the journal.
+        it out. And the ledger: counts, and the tokens and dollars of all verdicts (None where unknown); `unanswered`
+        are the failed ones that a further run asks again, `cost_now` is without cached verdicts, `kept` is the journal.
 
     Raises:
         UserError: no further question can succeed. Verdicts up to then are cached.
@@ -146,6 +147,7 @@ def judge_pairs(judge: Judge, pairs: Sequence[Pair], cache_dir: Path) -> tuple[l
         "asked": len(known) - reused,
         "reused": reused,
         "failed": sum(judgement.preference is None for judgement in judgements),
+        "unanswered": sum(j.preference is None and j.failure not in FINAL for j in judgements),
         "prompt_tokens": _sum([judgement.prompt_tokens for judgement in known.values()]),
         "completion_tokens": _sum([judgement.completion_tokens for judgement in known.values()]),
         "cost": _sum(costs),

@@ -15,6 +15,7 @@ from rich.console import Console
 from lpsel.commands.job import run
 from lpsel.errors import UnusableRow, UserError
 from lpsel.evaluation.tables import pairwise_table
+from lpsel.generation.openai_client import Endpoint, Reply
 from lpsel.report.points import measures
 from lpsel.report.runs import Run
 
@@ -146,6 +147,21 @@ def test_several_models_are_compared_with_one_baseline(given, toy_model, second_
     shown = pairwise_table(result)
     assert shown.row_count == 2
     assert "Against toy-llama, judged by" in shown.caption
+
+
+def test_a_sweep_asks_the_judge_again_for_missing_verdicts_only(given, toy_model, second_model, tmp_path, monkeypatch):
+    def evaluate(reply, *settings):
+        asked = []
+        monkeypatch.setattr(Endpoint, "complete", lambda *_, **__: asked.append(1) or Reply(reply, "stop", 10, 1))
+        judge = ["judge=openai", "judge.base_url=http://127.0.0.1:9/v1", "judge.attempts=1", "judge.concurrency=1"]
+        models = [f"models={second_model}", f"baseline={toy_model}"]
+        return run("evaluate", [*given, *models, *judge, *settings], tmp_path / "job", in_sweep=True), len(asked)
+
+    result, asked = evaluate("I cannot tell.")
+    assert (result["n"], result["failed"], result["unanswered"], asked) == (0, 4, 8, 9)  # with the check
+    result, asked = evaluate("[[A]]", "judge.attempts=2", "judge.timeout=60")  # which change no verdict
+    assert (result["n"], result["flip_rate"], result["unanswered"], asked) == (4, 100, 0, 8)
+    assert evaluate("[[B]]") == (result, 0)
 
 
 def test_human_judges_get_a_page(given, toy_model, second_model, tmp_path):

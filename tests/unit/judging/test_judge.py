@@ -194,10 +194,24 @@ def test_damaged_lines_are_asked_again(serve, make_pairs, make_judge, tmp_path, 
     assert f"{file}: skipped 1 damaged lines" in caplog.text
 
 
-def test_failed_requests_are_asked_again_by_the_next_run(serve, make_pairs, make_judge, tmp_path):
-    broken = serve("--only", "500")
-    judgements, ledger = judge_pairs(make_judge(broken.url, max_retries=1), make_pairs(3), tmp_path)
-    assert {j.failure for j in judgements} == {"500: status 500 for Bearer none"}
-    assert (ledger["failed"], ledger["asked"], len(broken.requests())) == (6, 6, 12)
-    _, again = judge_pairs(make_judge(broken.url, max_retries=0), make_pairs(3), tmp_path)
-    assert (again["asked"], again["reused"]) == (6, 0)
+@pytest.mark.parametrize(
+    ("kind", "requests", "failure"),
+    [("500", 2, "500: status 500 for Bearer none"), ("two verdicts", 3, UNREADABLE), ("empty", 3, UNREADABLE)],
+)
+def test_questions_without_a_verdict_are_asked_again(serve, make_pairs, make_judge, tmp_path, kind, requests, failure):
+    broken = serve("--only", kind)
+    for asked in (
+        1,
+        2,
+    ):  # in a run: max_retries of a failed request, attempts of an unreadable reply; then the next run
+        judgements, ledger = judge_pairs(make_judge(broken.url, max_retries=1, attempts=3), make_pairs(3), tmp_path)
+        assert {judgement.failure for judgement in judgements} == {failure}
+        assert (ledger["failed"], ledger["unanswered"], ledger["asked"], ledger["reused"]) == (6, 6, 6, 0)
+        assert len(broken.requests()) == 6 * requests * asked
+
+
+def test_flips_are_verdicts_and_not_asked_again(serve, make_pairs, make_judge, tmp_path):
+    judge, pairs = make_judge(serve().url), make_pairs(5)[4:]
+    judgements, ledger = judge_pairs(judge, pairs, tmp_path)
+    assert (in_both_orders(judgements), ledger["unanswered"]) == ([(1.0, 2.0)], 0)
+    assert judge_pairs(judge, pairs, tmp_path)[1]["asked"] == 0
