@@ -204,7 +204,7 @@ def from_command_line(command, *overrides):
 
 @pytest.mark.slow
 @pytest.mark.distributed
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, 3, 12])
 def test_ranks_skip_the_same_rows_and_give_the_scores_of_one(tmp_path, strict_model, as_ranks, world):
     """11 rows, so that no number of ranks divides them, of which 4 are unusable and 2 have an empty answer."""
     kinds, _ = write_rows(tmp_path / "rows.jsonl", 11, [REJECTED[0], ODD[0], REJECTED[1], ODD[-1]], every=2)
