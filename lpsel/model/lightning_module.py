@@ -83,7 +83,8 @@ class FineTuner(L.LightningModule):
         if strategy.root_device.type == "cpu":
             reuse_freed_memory()
         if isinstance(strategy, ShardedStrategy):
-            prepare = partial(self._prepare, compiled=self.compiled is True)
+            compiled = self.compiled is True
+            prepare = partial(self._prepare, compiled=compiled)
             self.loss = load_sharded(self.spec, self.path, dtype, strategy, precision, prepare)
         else:
             # Lightning makes the GPU the default device here, which transformers supports only with accelerate.
@@ -93,8 +94,10 @@ class FineTuner(L.LightningModule):
                 model = self.adapted.model if self.adapted else load_model(self.spec, self.path, dtype)
                 self.loss = PerSampleLoss(model, packed=False if self.spec.recipe.dropout else None)
                 check_head(self.loss)
-                # After the check, so that nothing is compiled for its few tokens
-                self._prepare(model, self._compiles(model))
+                compiled = self._compiles(model)  # after the check, so that nothing is compiled for its few tokens
+                self._prepare(model, compiled)
+        if compiled:
+            self.loss.compile_nll()
         self.loss.eval()
         if strategy.root_device.type == "cuda" and self.loss.attention and precision != "32-true":
             check_kernel(self.language_model.config, torch.bfloat16, strategy.root_device)

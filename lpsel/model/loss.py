@@ -38,6 +38,7 @@ class PerSampleLoss(nn.Module):
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)  # Gemma 2
         self.scale = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere
         self.scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite
+        self.token_nll: Measure = token_nll
         self.own_attention = config._attn_implementation
         packed = can_pack(model) if packed is None else packed
         self.attention = PackedAttention() if packed else None
@@ -53,13 +54,15 @@ class PerSampleLoss(nn.Module):
             hidden_NH = self.hidden(batch)
             weights = list(self.model.get_output_embeddings().parameters())
             chunk = self._chunk(hidden_NH)
-            return _SummedNLL.apply(hidden_NH, batch.labels_N, batch.weight_N, self.logits, chunk, *weights)
+            return _SummedNLL.apply(
+                hidden_NH, batch.labels_N, batch.weight_N, self.logits, self.token_nll, chunk, *weights
+            )
         with torch.no_grad():
             hidden_NH = self.hidden(batch)
             weights = [_autocast(weight) for weight in self.model.get_output_embeddings().parameters()]
             size = self._chunk(hidden_NH)
             chunks = zip(hidden_NH.split(size), batch.labels_N.split(size), strict=True)
-            return torch.cat([(measure or token_nll)(self.logits(h, weights), y) for h, y in chunks])
+            return torch.cat([(measure or self.token_nll)(self.logits(h, weights), y) for h, y in chunks])
 
     def hidden(self, batch: MicroBatch) -> Tensor:
         """The last hidden states that predict a supervised token, shape (N, H)."""
@@ -97,6 +100,10 @@ class PerSampleLoss(nn.Module):
             logits_NV = self.softcap * torch.tanh(logits_NV / self.softcap)
         return logits_NV
 
+    def compile_nll(self) -> None:
+        """Compute NLLs from logits in compiled code, which takes two thirds of the time on a CPU."""
+        self.token_nll = torch.compile(_nll, dynamic=True)
+
     def release(self) -> None:
         """Restore the model's own attention."""
         self.model.set_attn_implementation(self.own_attention)
@@ -110,7 +117,11 @@ def token_nll(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
     """-log softmax(z)_y of every token, in nats, float32, shape (N,)."""
     size = len(logits_NV) if logits_NV.is_cuda else max(1, CACHE_BYTES // (4 * logits_NV.shape[1]))
     parts = zip(logits_NV.split(size), labels_N.split(size), strict=True)
-    return torch.cat([F.cross_entropy(z_NV.float(), y_N, reduction="none") for z_NV, y_N in parts])
+    return torch.cat([_nll(z_NV, y_N) for z_NV, y_N in parts])
+
+
+def _nll(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
+    return F.cross_entropy(logits_NV.float(), labels_N, reduction="none")
 
 
 class _SummedNLL(torch.autograd.Function):
@@ -123,6 +134,7 @@ class _SummedNLL(torch.autograd.Function):
         labels_N: Tensor,
         weight_N: Tensor | None,
         logits: Callable[[Tensor, Sequence[Tensor]], Tensor],
+        token_nll: Measure,
         chunk: int,
         *weights: Tensor,
     ) -> Tensor:
@@ -153,7 +165,7 @@ class _SummedNLL(torch.autograd.Function):
         hidden_gradient, *gradients = ctx.saved_tensors
         trained = iter(gradients)
         of_weights = [next(trained).mul_(outer[0]).to(dtype) if needed else None for needed, dtype in ctx.weights]
-        return hidden_gradient.mul_(outer[0]), None, None, None, None, *of_weights
+        return hidden_gradient.mul_(outer[0]), None, None, None, None, None, *of_weights
 
 
 def _autocast(weight: Tensor) -> Tensor:

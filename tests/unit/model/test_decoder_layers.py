@@ -110,12 +110,13 @@ def test_a_model_without_a_list_of_layers_is_rejected(make_model):
 
 
 @needs_compiler
-def test_layers_are_compiled_once_for_packs_of_any_size(make_model):
+def test_layers_and_loss_are_compiled_once_for_packs_of_any_size(make_model):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     plain, model = make_model(), make_model()
     compile_layers(model)
     ours, expected = PerSampleLoss(model), PerSampleLoss(plain)
+    ours.compile_nll()
     graphs = []
     for lengths in ([20, 11], [9, 9, 9], [25], [3, 30, 6, 2], [31, 8]):
         rows = Rows(lengths)
@@ -125,6 +126,10 @@ def test_layers_are_compiled_once_for_packs_of_any_size(make_model):
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert graphs == graphs[:1] * 5
     assert graphs[0] > 0
+    for loss in (ours, expected):
+        loss(batch, summed=True).backward()
+    for compiled, reference in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(compiled.grad, reference.grad, rtol=1e-3, atol=1e-5)
 
 
 def test_nothing_is_compiled_for_the_check_of_the_head(make_folder):
