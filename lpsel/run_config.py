@@ -56,8 +56,8 @@ class RunConfig:
         unused = {*NOT_IN_RESULTS, "trainer", *unused_keys(command, resolved)}
         kept = {name: value for name, value in resolved.items() if name not in unused}
         kept["precision"] = resolved["trainer"]["precision"]
-        for judge in (kept.get("judge"), kept.get("evaluator", {}).get("judge")):
-            for name in NOT_IN_VERDICTS if judge else ():
+        for judge in filter(None, (kept.get("judge"), kept.get("evaluator", {}).get("judge"))):
+            for name in NOT_IN_VERDICTS:
                 judge.pop(name, None)
         kept = redacted(json.loads(json.dumps(finite(kept))))  # as it is read back from a file
         return cls(command, kept, {text: _file_state(path) for _, text, path in existing_paths(kept)})
