@@ -51,8 +51,9 @@ def render_chat(example: Example, tokenizer: Any, prompt: bool = False) -> Rende
     controls = control_tokens(tokenizer)
     messages, tools = chat_messages(example), list(example.tools) or None
     base = None
-    texts = list(_strings([messages, tools]))
-    if any(controls.find(text) for text in texts):
+    texts = [message["content"] for message in messages]
+    texts += _strings([[message for message in messages if len(message) > 2], tools])
+    if any(map(controls.find, texts)):
         base = controls.base("".join(texts))
         messages, tools = _hidden(messages, tools, controls, base)
     text, spans = _render(messages, tools, tokenizer, prompt, [turn.supervised for turn in example.turns])

@@ -110,7 +110,8 @@ def _join(turns: tuple[Turn, ...], sections: list[str], before_answer: str, toke
     how the tokenizer splits the text.
     """
     text, eos = "", tokenizer.eos_token
-    answers, ends = list[Span](), list[Span]()
+    answers: list[Span] = []
+    ends: list[Span] = []
     for i, (turn, section) in enumerate(zip(turns, sections, strict=True)):
         if turn.role != "assistant":
             text += section
