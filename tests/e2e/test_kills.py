@@ -212,6 +212,7 @@ def test_a_command_killed_at_random_moments_gives_the_same_result(
 ):
     import rouge_score.rouge_scorer  # noqa: F401  what the processes would import, each anew
     import sklearn.cluster  # noqa: F401
+    import transformers.trainer_utils  # noqa: F401
 
     gc.collect()
     gc.freeze()  # a collection in a forked process would copy all memory
