@@ -33,6 +33,7 @@ AGREE = "agreement scores/good.csv "
 
 COMMAND_LINE = [
     Case("frobnicate", "frobnicate"),
+    Case("publsh", "publsh"),
     Case("select pct", "'pct'"),
     Case("select =5", "=5"),
     Case("select 'pct=[1'", "[1"),
@@ -584,4 +585,5 @@ SERVICES = [
     Case("select dataset.path=no-such/rows", "no-such/rows"),
 ]
 
-CASES = [*COMMAND_LINE, *RANGES, *ROWS, *TABLES, *MODELS, *EVALUATIONS, *FURTHER, *OUT_OF_REACH, *SERVICES]
+KINDS = [COMMAND_LINE, RANGES, ROWS, TABLES, MODELS, EVALUATIONS, FURTHER, OUT_OF_REACH, SERVICES]
+CASES = [case for kind in KINDS for case in kind]

@@ -1,4 +1,4 @@
-"""Runs a command in this process, as `lpsel ARGUMENTS` does."""
+"""Runs a command in this process: as `lpsel ARGUMENTS` does, or only the job below Hydra's command line."""
 
 import ctypes
 import logging
@@ -6,7 +6,10 @@ import os
 import shlex
 import sys
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import cache
 from itertools import takewhile
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -16,21 +19,70 @@ class Ended(NamedTuple):
     err: str
 
 
-def run(line, capsys):
+def console(words):
+    """The console script."""
+    from lpsel import cli
+
+    sys.argv = ["lpsel", *words]
+    cli.console()
+
+
+def job(words):
+    """What Hydra calls with the configuration that `lpsel WORD...` describes; the last word is the run folder."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from lpsel import cli
+    from lpsel.commands.job import configured
+    from lpsel.overrides import hydra_arguments
+
+    command, *overrides, folder = words
+    with cli._errors_end_command(command, (HydraException, OmegaConfBaseException)):
+        config = configuration(command, hydra_arguments(command, overrides))
+        Path(folder := folder.removeprefix("hydra.run.dir=")).mkdir()
+        with configured(command):
+            cli._run_job(command, config, Path(folder))
+
+
+def configuration(command, overrides):
+    """A configuration as Hydra composes it, which takes 0.2 s: the same choices of groups are composed once."""
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from lpsel.config import config_dir
+
+    def chooses(override):
+        name = override.split("=")[0]
+        return name == "scorer" or (config_dir() / name).is_dir()
+
+    config = deepcopy(composed(command, tuple(filter(chooses, overrides))))
+    values = OverridesParser.create().parse_overrides([o for o in overrides if not chooses(o)])
+    ConfigLoaderImpl._apply_overrides_to_config(values, config)
+    return config
+
+
+@cache
+def composed(command, choices):
+    from hydra import compose
+
+    from lpsel.commands.job import configured
+
+    with configured(command):
+        return compose(command, list(choices))
+
+
+def run(line, capsys, start=console):
     """The exit status and output of a command line. Exceptions other than SystemExit are raised."""
     from hydra.core.global_hydra import GlobalHydra
-
-    from lpsel.cli import console
 
     words = shlex.split(line)
     environment_set = dict(takewhile(lambda pair: pair[0].isupper(), (word.split("=", 1) for word in words)))
     before, argv, environment = logging.getLogger().handlers[:], sys.argv, dict(os.environ)
-    sys.argv = ["lpsel", *words[len(environment_set) :]]
     os.environ |= environment_set
     capsys.readouterr()
     status = None
     try:
-        console()
+        start(words[len(environment_set) :])
     except SystemExit as end:
         status = end.code
     finally:

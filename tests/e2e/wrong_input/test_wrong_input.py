@@ -15,8 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from catalog import CASES, Case
-from in_process import permissions_count, run, watched_loading
+from catalog import CASES, COMMAND_LINE, KINDS, Case
+from in_process import console, job, permissions_count, run, watched_loading
 
 from lpsel import __version__
 from lpsel.cache import USERS
@@ -24,10 +24,14 @@ from lpsel.cache import USERS
 ROOT = Path(__file__).resolve().parents[3]
 MESSAGES = Path(__file__).parent / "messages.json"
 PLAIN = ("agreement", "validate", "votes", "report", "publish", "explore")
-STARTED = ("train", "select", "evaluate")
-# Permissions count only in a process without root's rights.
-WITH_PERMISSIONS = [case for case in CASES if not any(name in case.line for name in ("locked", "read-only"))]
-AS_PROCESS = [case for case in WITH_PERMISSIONS if case.line.split()[0] in STARTED][::30]
+# A case that needs no environment and no permissions, which root has anyway, stands for its kind.
+AS_PROCESS = [next(case for case in kind if case.line[0].islower() and "locked" not in case.line) for kind in KINDS]
+
+
+def detected_by(case):
+    """What is started to see the error: the job that detects it, or the whole command for those of the command line."""
+    whole = case in COMMAND_LINE or case.line.split()[0] in PLAIN or "hydra." in case.line
+    return console if whole else job
 
 
 def in_folders(case, tmp_path):
@@ -80,10 +84,7 @@ def check_snapshot(line, message):
     assert message == messages.get(line)
 
 
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(case, id=case.line, marks=[pytest.mark.slow] if n % 2 else []) for n, case in enumerate(CASES)],
-)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.line)
 def test_a_wrong_input_ends_in_one_line(case, wrong_files, server, alone, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(wrong_files)
     monkeypatch.setenv("LPSEL_CACHE", str(tmp_path / "cache"))
@@ -92,7 +93,7 @@ def test_a_wrong_input_ends_in_one_line(case, wrong_files, server, alone, tmp_pa
     loaded = []
     started = time.monotonic()
     with watched_loading(loaded), permissions_count():
-        ended = run(line.replace("SERVER", server), capsys)
+        ended = run(line.replace("SERVER", server), capsys, detected_by(case))
     seconds = time.monotonic() - started
     message = message_of(ended.status, ended.err)
     assert case.value in message
@@ -109,10 +110,10 @@ def test_every_case_is_listed_once_and_has_a_message():
 
 
 @pytest.mark.parametrize("case", AS_PROCESS, ids=lambda case: case.line)
-def test_a_process_ends_in_the_same_line(case, wrong_files, tmp_path, as_process):
+def test_a_process_ends_in_the_same_line(case, wrong_files, server, tmp_path, as_process):
     line, run_dir = in_folders(case, tmp_path)
     cache = {"LPSEL_CACHE": str(tmp_path / "cache")}
-    ended = as_process(*shlex.split(line), cwd=wrong_files, CUDA_VISIBLE_DEVICES="", **cache)
+    ended = as_process(*shlex.split(line.replace("SERVER", server)), cwd=wrong_files, CUDA_VISIBLE_DEVICES="", **cache)
     assert case.value in message_of(ended.returncode, ended.stderr)
     assert left_over(run_dir, tmp_path / "cache") == []
 
