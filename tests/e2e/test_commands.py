@@ -286,12 +286,6 @@ def test_missing_columns_are_reported_before_the_dataset_is_read(tmp_path, toy_m
         run("select", [*overrides, "selection=lp"], tmp_path / "run")
 
 
-def test_cluster_random_needs_clusters(tmp_path, toy_model, instructions):
-    overrides = given(tmp_path, toy_model, instructions(rows=4), *scorer(toy_model), "selection=cluster_random")
-    with pytest.raises(UserError, match="cluster=none: selection=cluster_random needs clusters"):
-        run("select", overrides, tmp_path / "run")
-
-
 def test_the_csv_tracker_writes_metrics(tmp_path, toy_model, instructions):
     overrides = given(tmp_path, toy_model, instructions(rows=8), *model(toy_model), "selection=full")
     run("train", [*overrides, "tracker=csv"], tmp_path / "run")

@@ -144,19 +144,6 @@ def test_rows_of_the_users_own_are_scored_by_a_real_model(tmp_path, hub):
     assert "toy" not in done.stderr + done.stdout
 
 
-@pytest.mark.parametrize("rule", ["lp_app", pytest.param("random", marks=pytest.mark.slow)])
-def test_without_a_real_model_one_line_lists_the_choices(rule, tmp_path):
-    written(tmp_path / "rows.jsonl", INSTRUCTIONS)
-    done = select(tmp_path, "dataset=rows.jsonl", "pct=50", f"selection={rule}", HF_HUB_CACHE=str(tmp_path / "empty"))
-    [line] = done.stderr.strip().splitlines()
-    assert done.returncode == 2
-    assert line.startswith("lpsel select: scorer HuggingFaceTB/SmolLM2-135M: no such folder, and not available from ")
-    assert line.endswith(
-        " Set scorer=FOLDER_OR_HUB_ID or another name in conf/model, scores=FILE to use scores that you have, or "
-        "scorer=tiny, a toy to try things out with."
-    )
-
-
 def test_the_toy_scorer_on_rows_of_the_users_own_is_a_choice_with_a_warning(tmp_path, toy_model, caplog):
     data = written(tmp_path / "rows.jsonl", INSTRUCTIONS)
     tiny = [

@@ -19,47 +19,6 @@ from lpsel.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "subject"),
-    [
-        (["select", "pct=0"], "lpsel select: pct=0: "),
-        (["select", "selectoin=lp"], "lpsel select: selectoin: unknown option. Did you mean selection"),
-        (["select", "selection=lpp"], "selection=lpp: unknown choice. Did you mean lp or lp_app? See "),
-        (
-            ["train", "model=OPT-350M"],
-            "model=OPT-350M: unknown choice. Did you mean opt-350m? See lpsel train --help, or ",
-        ),
-        (["train", "scorer=opt350m"], "scorer=opt350m: unknown choice. Did you mean opt-350m? "),
-        (["select", "selection=LP"], "selection=LP: unknown choice. Did you mean lp? See "),
-        (["evaluate", "model=OPT350m"], "model=OPT350m: no such model. Did you mean opt-350m?"),
-        (["select", "--scorer", "opt-350m"], "lpsel select: --scorer: options have no dashes. Use scorer=opt-350m."),
-        (["select", "selection=lp,random"], "selection=lp,random: several values. Use -m selection=lp,random for one"),
-        (["select", "pct"], "not NAME=VALUE. Quote values with special characters"),
-        (["select", "dataset.path=nowhere.jsonl"], "dataset.path=nowhere.jsonl: "),
-        (["train", "model.recipe.schedule=zigzag"], "recipe.schedule=zigzag: "),
-        (["select", "trainer=gpu"], "trainer.accelerator=gpu: "),
-        (["evaluate"], "lpsel evaluate: model=null: no model to evaluate. Set "),
-        (["select", "cache_dir=/proc/nowhere"], "cache_dir=/proc/nowhere: not writable"),
-        (
-            ["evaluate", "evaluator=pairwise", "judge=hf", "model=a"],
-            "judge.model.path: required and not set. Set ",
-        ),
-        (
-            ["publsh"],
-            "lpsel: publsh: unknown command. Did you mean publish? Use one of train, select, evaluate, agreement, ",
-        ),
-        (["agreement"], "lpsel agreement: the following arguments are required: TABLE. See lpsel agreement --help."),
-    ],
-)
-def test_a_user_error_is_one_line_and_status_2(arguments, subject, tmp_path, as_process):
-    run_dir = [] if arguments[0] in ("publsh", "agreement") else [f"hydra.run.dir={tmp_path}/run"]
-    done = as_process(*arguments, *run_dir, cwd=tmp_path, LPSEL_CACHE=str(tmp_path / "cache"), CUDA_VISIBLE_DEVICES="")
-    assert done.returncode == 2, done.stderr
-    assert subject in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-
-
 def test_lpsel_alone_lists_the_commands_with_an_example_each(as_process):
     listed = as_process().stdout
     assert as_process("--help").stdout == listed

@@ -1,8 +1,6 @@
 """`lpsel votes`: from files of votes to win rates, intervals and tables."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -186,20 +184,3 @@ def test_the_key_is_found_by_the_hash_of_the_page(votes, key, tmp_path, monkeypa
         UserError, match=r"no key\.json of its page next to it or in runs/\*/\*. Give --key RUN_FOLDER\."
     ):
         run([given])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "the following arguments are required: FILE. See lpsel votes --help."),
-        (
-            ["nowhere.json"],
-            "nowhere.json: cannot be read (No such file or directory). Give files downloaded from the page.",
-        ),
-    ],
-)
-def test_a_user_error_is_one_line_with_status_2(arguments, message, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "lpsel", "votes", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (2, f"lpsel votes: {message}\n")

@@ -133,53 +133,25 @@ def test_cluster_codes_of_several_kinds():
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"loss": [1.0]}, r"has no column nll_0 \(or ppl_0\)\. Name the columns nll_0"),
-        ({"nll_0": [1.0], "nll_2": [1.0]}, r"has nll_2 but no nll_1\. Add every epoch"),
         ({"ppl_1": [1.0]}, r"has ppl_1 but no ppl_0\. Add every epoch"),
-        ({"nll_0": [1.0], "nll_1": ["low"]}, r"column nll_1 is string, must be numbers"),
-        ({"ppl_0": [2.0, -3.0]}, r"ppl_0 of row 1 is -3\.0, perplexities are 1 or more"),
-        ({"ppl_0": [2.0, 0.0]}, r"ppl_0 of row 1 is 0\.0, perplexities are 1 or more"),
         ({"nll_0": [1.0, 1.0], "index": [0, None]}, r"column index is int64 with 1 empty, must be an integer"),
         ({"ppl_0": [2.0, 0.5]}, r"ppl_0 of row 1 is 0\.5, perplexities are 1 or more"),
         (
             {"nll_0": [2.0], "nll_1": [-1.5]},
             r"nll_1 of row 0 is -1\.5, losses are 0 or more\. Negate log-likelihoods",
         ),
-        ({"nll_0": [1.0], "index": [0.5]}, r"column index is double, must be an integer in every row"),
-        ({"nll_0": [1.0, 1.0], "index": [4, 4]}, r"has index 4 twice"),
         ({"nll_0": [1.0, 1.0], "response_tokens": [4, None]}, r"column response_tokens is int64 with 1 empty, must be"),
         (
             {"nll_0": [1.0], "response_tokens": [-1]},
             r"column response_tokens has values from -1 to -1, must be 0 or more",
         ),
-        ({"nll_0": [1.0, 1.0], "cluster": [4, None]}, r"column cluster is int64 with 1 empty.*cluster=none"),
         ({"nll_0": [1.0], "truncated": [7]}, r"column truncated is int64, must be true or false"),
-        ({"nll_0": pa.array([], pa.float64())}, "has no rows"),
     ],
 )
 def test_a_table_that_cannot_be_used_says_why_in_one_line(save, columns, message):
+    """Next to the tables of tests/e2e/wrong_input."""
     with pytest.raises(UserError, match=message) as error:
         read_scores(save(columns))
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("nowhere.csv", None, "no such file"),
-        ("scores.pkl", "", "unknown file type"),
-        ("scores.npz", "", "cannot be read"),
-        ("scores.parquet", "not parquet", "cannot be read"),
-        ("scores.csv", "", "cannot be read"),
-    ],
-)
-def test_a_file_that_cannot_be_read_says_why(tmp_path, name, text, message):
-    file = tmp_path / name
-    if text is not None:
-        file.write_text(text)
-    with pytest.raises(UserError, match=message) as error:
-        read_scores(file)
-    assert str(file) in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -231,35 +203,6 @@ def test_released_perplexities_are_taken_as_they_are(tmp_path):
     table = read_scores(tmp_path / "two.npz", "large")
     assert (np.asarray(table.ppl) == ppl + 1).all()
     assert np.asarray(table.cluster).tolist() == [4, 4, 9]
-
-
-@pytest.mark.parametrize(
-    ("arrays", "key", "message"),
-    [
-        (
-            {"a": np.ones((4, 2)), "b": np.ones((4, 2))},
-            None,
-            r"has the arrays a, b\. Set scores_key=NAME to choose one\.",
-        ),
-        ({"a": np.ones((4, 2))}, "c", r"scores_key=c: no such array in scores\.npz, which has a\. Use one of them\."),
-        ({"a": np.ones(4)}, None, r"array a is float64 of shape \(4,\), must be perplexities"),
-        ({"a": np.array([["x"]])}, "a", r"array a is <U1 of shape \(1, 1\), must be perplexities"),
-        ({"a": np.ones((4, 2)), "cluster": np.ones(3)}, None, r"cluster has shape \(3,\), must be \(2,\)"),
-        ({"a": np.array([[1, None]], object)}, None, r"cannot be read \(Object arrays cannot be loaded"),
-    ],
-)
-def test_arrays_that_cannot_be_used_say_why(tmp_path, arrays, key, message):
-    np.savez(tmp_path / "scores.npz", **arrays)
-    with pytest.raises(UserError, match=message) as error:
-        read_scores(tmp_path / "scores.npz", key)
-    assert "\n" not in str(error.value)
-
-
-def test_a_key_without_arrays_is_refused(save):
-    with pytest.raises(
-        UserError, match=r"scores_key=x: names an array of a \.npz file, scores\.\w+ is not one\. Leave it out"
-    ):
-        read_scores(save({"nll_0": [1.0]}), "x")
 
 
 def test_further_columns_are_kept_where_they_are_asked_for(save):
