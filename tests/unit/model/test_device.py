@@ -2,6 +2,7 @@
 
 import os
 import platform
+import resource
 import subprocess
 import sys
 from functools import partial
@@ -14,7 +15,7 @@ import torch
 from lpsel.errors import UserError
 from lpsel.model import device
 from lpsel.model.adapter import Adapter
-from lpsel.model.device import bfloat16_speedup, choose_threads, device_of, resolve_precision
+from lpsel.model.device import bfloat16_speedup, choose_threads, device_of, resolve_precision, reuse_freed_memory
 from lpsel.model.lightning_module import FineTuner
 from lpsel.model.spec import ModelSpec
 
@@ -83,29 +84,27 @@ def test_a_model_is_loaded_on_the_cpu_whatever_the_default_device(make_folder, a
     assert {p.device.type for p in module.parameters()} == {"cpu"}
 
 
-PASSES = """
-import resource, torch
-from lpsel.model.device import reuse_freed_memory
+def count_page_faults():
+    """Prints how many a pass causes before and after `reuse_freed_memory`."""
 
-def faults():
-    counts = []
-    for _ in range(12):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        torch.ones(20, 2**20).add(1)  # two blocks of 80 MiB
-        counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    return min(counts)
+    def faults():
+        counts = []
+        for _ in range(12):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            torch.ones(20, 2**20).add(1)  # two blocks of 80 MiB
+            counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        return min(counts)
 
-print(faults())
-reuse_freed_memory()
-print(faults())
-"""
+    print(faults())
+    reuse_freed_memory()
+    print(faults())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
-def test_freed_memory_is_reused_without_page_faults():
+def test_freed_memory_is_reused_without_page_faults(as_ranks, tmp_path):
     """160 MiB are 40,960 pages, each of which the kernel would clear again."""
-    done = subprocess.run([sys.executable, "-c", PASSES], check=True, capture_output=True, text=True)
-    default, reused = map(int, done.stdout.split())
+    as_ranks(1, count_page_faults)
+    default, reused = map(int, (tmp_path / "out0").read_text().split())
     assert default > 10_000
     assert reused < 100
 
