@@ -23,7 +23,8 @@ if find_spec("absl"):
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the Hub's library is imported
 
-settings.register_profile("lpsel", deadline=None)  # an example may take long on a busy machine
+# An example may take long on a busy machine; half of hypothesis's own number of examples.
+settings.register_profile("lpsel", deadline=None, max_examples=50)
 settings.load_profile("lpsel")
 
 
