@@ -18,7 +18,7 @@ from lpsel.model.spec import ModelSpec
 
 pytestmark = pytest.mark.real
 
-ROWS, CHOSEN = 24, 5  # 20% of 24 rows, rounded half up
+ROWS, CHOSEN = 18, 4  # 20% of 18 rows, rounded half up
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def select(given, real_models):
 
 @pytest.fixture(scope="module")
 def smollm2(select, real_models, tmp_path_factory):
-    target = ["model=smollm2-135m", f"model.path={real_models}/smollm2-135m"]
+    target = ["model=smollm2-135m", f"model.path={real_models}/smollm2-135m", "model.recipe.epochs=1"]
     folder = tmp_path_factory.mktemp("runs") / "smollm2"
     return run("train", [*select, *target, "model.max_length=160", "selection=lp_app"], folder)
 
