@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from fixtures.datasets import write_instructions
 
 from lpsel.commands import result_summary
 from lpsel.commands.job import run
@@ -32,14 +33,21 @@ def model(toy_model):
     return ["model=local", f"model.path={toy_model}", "model.recipe.learning_rate=1e-3", "model.recipe.epochs=1"]
 
 
-@pytest.fixture
-def trained(tmp_path, toy_model, instructions):
-    overrides = given(tmp_path, toy_model, instructions(), *scorer(toy_model), *model(toy_model), "selection=lp_app")
-    return run("train", overrides, tmp_path / "runs" / "train")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The folder of `trained`: rows.jsonl, cache and train."""
+    return tmp_path_factory.mktemp("commands")
 
 
-def test_the_subset_has_the_sources_rows_in_their_order(trained, tmp_path):
-    source = (tmp_path / "rows.jsonl").read_text().splitlines()
+@pytest.fixture(scope="module")
+def trained(folder, toy_model):
+    data = write_instructions(folder)
+    overrides = given(folder, toy_model, data, *scorer(toy_model), *model(toy_model), "selection=lp_app")
+    return run("train", overrides, folder / "train")
+
+
+def test_the_subset_has_the_sources_rows_in_their_order(trained, folder):
+    source = (folder / "rows.jsonl").read_text().splitlines()
     subset = Path(trained["subset"]).read_text().splitlines()
     selected = pq.read_table(trained["selection"])
     chosen = [i for i, s in zip(selected["index"].to_pylist(), selected["selected"].to_pylist(), strict=True) if s]
@@ -75,8 +83,8 @@ def test_the_trained_model_loads_with_transformers_and_has_changed(trained, toy_
     assert not list(Path(trained["model"]).glob("*.bin"))
 
 
-def test_result_json_equals_the_returned_result(trained, tmp_path):
-    written = json.loads((tmp_path / "runs" / "train" / "result.json").read_text())
+def test_result_json_equals_the_returned_result(trained, folder):
+    written = json.loads((folder / "train" / "result.json").read_text())
     assert written["n_selected"] == 6
     assert written["rule"] == "lp_app"
     assert written["training"]["steps"] == 1
@@ -89,8 +97,8 @@ def test_result_json_equals_the_returned_result(trained, tmp_path):
 
 
 @pytest.mark.skipif(not SHARED_CHECK.is_file(), reason="../shared/tools/check-contract is not there")
-def test_run_folders_pass_check_contract(trained, tmp_path):
-    folders = [tmp_path / "runs" / "train", Path(trained["scores"]).parent]
+def test_run_folders_pass_check_contract(trained, folder):
+    folders = [folder / "train", Path(trained["scores"]).parent]
     done = subprocess.run([sys.executable, SHARED_CHECK, *folders], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "as the contract says"
 
@@ -112,15 +120,15 @@ def test_lp_app_on_alpaca_selects_the_exact_number_and_no_empty_answer(tmp_path,
         subprocess.run([sys.executable, SHARED_CHECK, tmp_path / "run"], check=True)
 
 
-def test_select_selects_the_rows_that_train_trained_on(trained, tmp_path, toy_model):
-    overrides = given(tmp_path, toy_model, tmp_path / "rows.jsonl", *scorer(toy_model), "selection=lp_app")
-    selected = run("select", overrides, tmp_path / "runs" / "select")
+def test_select_selects_the_rows_that_train_trained_on(trained, folder, tmp_path, toy_model):
+    overrides = given(folder, toy_model, folder / "rows.jsonl", *scorer(toy_model), "selection=lp_app")
+    selected = run("select", overrides, tmp_path / "run")
     assert selected["scores_reused"]
     assert Path(selected["subset"]).read_text() == Path(trained["subset"]).read_text()
 
 
-def test_runs_are_evaluated_next_to_untrained_models(trained, tmp_path, toy_model):
-    overrides = given(tmp_path, toy_model, tmp_path / "rows.jsonl", "dataset.limit=5", "evaluator.max_new_tokens=4")
+def test_runs_are_evaluated_next_to_untrained_models(trained, folder, tmp_path, toy_model):
+    overrides = given(folder, toy_model, folder / "rows.jsonl", "dataset.limit=5", "evaluator.max_new_tokens=4")
     models = f"models=[{Path(trained['model']).parent}]"
     result = run("evaluate", [*overrides, f"baseline={toy_model}", models], tmp_path / "runs" / "evaluate")
     untrained, after = result["models"]
