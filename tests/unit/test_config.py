@@ -1,6 +1,7 @@
 """Every configuration file composes and instantiates."""
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,9 @@ def hydra():
         yield
 
 
+@cache
 def composed(group, choice):
+    """The configuration of a command with this choice, which tests only read."""
     command = COMMANDS.get(group, "select")
     override = f"recipe@scorer.recipe={choice}" if group == "recipe" else f"{group}={choice}"
     override = f"+{override}" if group in ON_THEIR_OWN else override
