@@ -5,9 +5,9 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from itertools import chain, repeat, tee
 from operator import or_
 from pathlib import Path
@@ -17,27 +17,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lpsel.console import track
-from lpsel.data.batching import NO_ROWS, packed
+from lpsel.data.batching import NO_ROWS
 from lpsel.data.column_forms import Example
 from lpsel.data.content_ids import counts, first_kinds
 from lpsel.data.control_tokens import Rendered
 from lpsel.data.dataset import DatasetSpec, Source
-from lpsel.data.packing import collate
-from lpsel.data.shared_prefixes import find_prefixes
 from lpsel.data.templates import holds_conversations, render_prompt, resolve_template
 from lpsel.data.tokens import Tokens, tokenize, tokenizer_hash
 from lpsel.errors import UserError, check_int
 from lpsel.evaluation.evaluator import Candidates, EvaluationContext, generation_files
+from lpsel.evaluation.likelihood import Loaded, reference_nll, with_own_attention
 from lpsel.evaluation.row_metrics import METRICS, RowMetrics, compare_rows
 from lpsel.evaluation.tables import reference_table
 from lpsel.generation.answers import answer_counts
-from lpsel.generation.generate import generate, in_order, prompt_room
+from lpsel.generation.generate import ROWS_PER_GPU, generate, in_order, prompt_room
 from lpsel.generation.sampling import Generation, Sampling
 from lpsel.generation.text_metrics import exact_match, rouge_l
-from lpsel.model.device import free_memory, gpu_memory, reuse_freed_memory
-from lpsel.model.load import load_config, load_model, load_tokenizer, locate
-from lpsel.model.loss import PerSampleLoss, check_head
+from lpsel.model.copies import Copies, devices_for
+from lpsel.model.device import gpu_memory
+from lpsel.model.load import load_config, load_tokenizer, locate
 from lpsel.model.memory_estimate import recording_pack
 from lpsel.model.spec import ModelSpec
 from lpsel.storage import distinct, finite, write_lines
@@ -45,7 +43,8 @@ from lpsel.training.monitors import check_vocabulary
 
 log = logging.getLogger(__name__)
 
-PACKS = 256  # whose losses stay on the device, so that not every pack waits for a transfer
+LOSSES_PER_GPU = 16_384  # rows without answers: a process takes longer to start than one GPU to compute fewer
+PACKS = 8  # that a GPU computes between two transfers of their sums
 
 
 class Inputs(NamedTuple):
@@ -139,7 +138,6 @@ class ReferenceEvaluator:
             reports.append(report)
             if len(inputs) > 2:
                 log.info("Evaluated %s (%d of %d)", model.name, len(reports), len(inputs))
-            free_memory()
         metrics = METRICS if self.max_new_tokens else METRICS[: METRICS.index("exact_match")]
         return finite(
             {
@@ -170,24 +168,23 @@ class ReferenceEvaluator:
         self, inputs: Inputs, file: str, context: EvaluationContext
     ) -> tuple[RowMetrics, dict[str, Any]]:
         started = time.perf_counter()
-        device, dtype = context.device, context.dtype
-        if device.type == "cpu":
-            reuse_freed_memory()
-        model = load_model(inputs.spec, inputs.path, dtype).to(device)
-        loss = PerSampleLoss(model)
-        check_head(loss)
-        loaded = time.perf_counter()
+        spec, device, dtype = inputs.spec, context.device, context.dtype
         precision = "32-true" if dtype == torch.float32 else "bf16-true"
-        largest = recording_pack(model.config, precision, self.batch_tokens, gpu_memory(device))
+        config = load_config(spec, inputs.path)
+        largest = recording_pack(config, precision, self.batch_tokens, gpu_memory(device))
         title, special = f"References, {inputs.name}", inputs.tokenizer.all_special_ids
-        measured = _without_answers(inputs, *reference_nll(loss, inputs.tokens, largest, title, special))
-        loss.release()
+        devices = devices_for(device, len(inputs.rows), ROWS_PER_GPU if self.max_new_tokens else LOSSES_PER_GPU)
+        with Copies(partial(Loaded.of, spec, inputs.path, dtype, inputs.tokens.folder), devices) as copies:
+            loaded = time.perf_counter()
+            at_once = PACKS if device.type == "cuda" else 1
+            nll = reference_nll(copies, inputs.tokens, largest, title, special, at_once)
+            measured = _without_answers(inputs, *nll)
+            scored = time.perf_counter()
+            answered: Counter[str] = Counter()
+            write_lines(context.folder / file, self._answer(copies, inputs, measured, answered))
+        seconds = {"load": loaded - started, "nll": scored - loaded, "generate": time.perf_counter() - scored}
         if not_finite := int((~np.isfinite(measured.nll)).sum()):
             log.warning("%s: NLL is not defined because it is NaN or Inf in %d rows", inputs.name, not_finite)
-        scored = time.perf_counter()
-        answered: Counter[str] = Counter()
-        write_lines(context.folder / file, self._answer(model, inputs, measured, answered))
-        seconds = {"load": loaded - started, "nll": scored - loaded, "generate": time.perf_counter() - scored}
         return measured, {
             "name": inputs.name,
             "model": inputs.path,
@@ -206,15 +203,17 @@ class ReferenceEvaluator:
         }
 
     def _answer(
-        self, model: Any, inputs: Inputs, measured: RowMetrics, answered: Counter[str]
+        self, copies: Copies[Loaded], inputs: Inputs, measured: RowMetrics, answered: Counter[str]
     ) -> Iterator[dict[str, Any]]:
         """Generate an answer to every row, yield the rows to write, and add them to `measured` and `answered`."""
         rows, to_answer = tee(inputs.prompts())
-        given = model, inputs.tokenizer, (prompt for _, prompt in to_answer), len(inputs.rows)
+        given = inputs.tokenizer, (prompt for _, prompt in to_answer), len(inputs.rows)
         answers: Iterable[Generation | None] = repeat(None, len(inputs.rows))
         if self.max_new_tokens:
             sampling, title = Sampling(self.max_new_tokens), f"Answers, {inputs.name}"
-            answers = in_order(generate(*given, sampling, batch_tokens=self.batch_tokens, title=title))
+            answers = in_order(
+                generate(with_own_attention(copies), *given, sampling, batch_tokens=self.batch_tokens, title=title)
+            )
         for i, ((example, prompt), answer) in enumerate(zip(rows, answers, strict=True)):
             row, reference = inputs.rows[i], example.last_answer()
             measured.response_bytes[i] = response_bytes(example, inputs.tokens, row, inputs.tokenizer)
@@ -246,41 +245,6 @@ def _without_answers(inputs: Inputs, nll: NDArray[np.float64], text_nll: NDArray
         exact_match=np.zeros(len(rows)),
         rouge_l=np.zeros(len(rows)),
     )
-
-
-@torch.inference_mode()
-def reference_nll(
-    loss: PerSampleLoss, tokens: Tokens, batch_tokens: int, title: str, special: Sequence[int] = ()
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Negative log-likelihood of the supervised tokens of each row, summed in float64, in nats, shape (N,).
-
-    Of all of them, and of those that are not special. 0 where a row has none. The model is in evaluation mode and on
-    its device.
-    """
-    nll_N, text_nll_N = np.zeros((2, len(tokens.ids)))
-    supervised = np.flatnonzero(tokens.response_tokens > 0)
-    prefixes = find_prefixes(tokens)
-    on_gpu = loss.model.device.type == "cuda"
-    packs: list[tuple[Any, ...]] = []
-    with track(title, total=len(supervised), unit="rows") as advance:
-        for rows in packed(supervised, tokens.lengths, batch_tokens):
-            batch = collate(tokens, rows, prefixes, varlen=on_gpu)
-            is_text_N = ~np.isin(batch.labels_N.numpy(), special)
-            packs.append((rows, batch.row_N.numpy(), is_text_N, loss(batch.to(loss.model.device))))
-            if len(packs) == PACKS:
-                _add_sums(packs, nll_N, text_nll_N)
-            advance(len(rows), tokens=batch.tokens)
-    _add_sums(packs, nll_N, text_nll_N)
-    return nll_N, text_nll_N
-
-
-def _add_sums(packs: list[tuple[Any, ...]], nll_N: NDArray[np.float64], text_nll_N: NDArray[np.float64]) -> None:
-    """Move the sums of packs to their rows, and forget the packs."""
-    for rows, row_N, is_text_N, token_nll in packs:
-        token_nll_N = token_nll.cpu().double().numpy()
-        nll_N[rows] = np.bincount(row_N, weights=token_nll_N, minlength=len(rows))
-        text_nll_N[rows] = np.bincount(row_N[is_text_N], weights=token_nll_N[is_text_N], minlength=len(rows))
-    packs.clear()
 
 
 def _labels(tokens: Tokens, i: int) -> NDArray[np.int32]:

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +18,7 @@ from lpsel.errors import UnusableRow
 from lpsel.generation.openai_client import MALFORMED, Endpoint, RequestFailed, run_concurrently
 from lpsel.generation.prompts import Prompt
 from lpsel.generation.sampling import Generation, Sampling
-from lpsel.model.device import free_memory
+from lpsel.model.copies import Copies, devices_for
 from lpsel.model.fingerprint import model_fingerprint
 from lpsel.model.load import load_config, load_model, load_tokenizer, locate
 from lpsel.model.spec import ModelSpec
@@ -89,7 +90,7 @@ def answers(
 
     Args:
         model: a model on this machine, whose template renders the prompts; or an endpoint, which gets their turns.
-        device, dtype, batch_tokens: of a model on this machine, see `generate`.
+        device, dtype, batch_tokens: of a model on this machine, see `generate`; with many prompts, on every GPU.
 
     Returns:
         A generation for every prompt, in order; and counts for result.json. `generated_tokens` is None where an
@@ -114,14 +115,13 @@ def answers(
         if unanswered and isinstance(model, Endpoint):
             _request(model, unanswered, sampling, save)
         elif unanswered and isinstance(model, ModelSpec):
-            from lpsel.generation.generate import generate
+            from lpsel.generation.generate import ROWS_PER_GPU, generate
 
-            title, loaded = f"Answers, {model.name}", load_model(model, inputs.source, dtype).to(device)
-            given = loaded, inputs.tokenizer, unanswered, len(unanswered), sampling
-            for done in generate(*given, batch_tokens=batch_tokens, title=title):
-                save(done)
-            del loaded, given
-            free_memory()
+            given, title = (inputs.tokenizer, unanswered, len(unanswered), sampling), f"Answers, {model.name}"
+            devices = devices_for(device, len(unanswered), ROWS_PER_GPU)
+            with Copies(partial(_load, model, inputs.source, dtype), devices) as copies:
+                for done in generate(copies.map, *given, batch_tokens=batch_tokens, title=title):
+                    save(done)
     generations = [known[key] for key in inputs.keys]
     return generations, {
         "name": model.name,
@@ -132,6 +132,10 @@ def answers(
         **answer_counts(generations),
         "seconds": round(time.perf_counter() - started, 3),
     }
+
+
+def _load(model: ModelSpec, path: str, dtype: "torch.dtype", device: "torch.device") -> Any:
+    return load_model(model, path, dtype).to(device)
 
 
 def _inputs(

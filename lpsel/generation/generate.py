@@ -3,8 +3,9 @@
 # B rows in a batch, T tokens per row (padded on the left), G generated tokens, V vocabulary size
 import hashlib
 from collections.abc import Iterable, Iterator
-from itertools import islice
-from typing import Any
+from functools import partial
+from itertools import islice, tee
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,12 +16,24 @@ from lpsel.data.batching import padded
 from lpsel.data.control_tokens import Rendered, control_tokens
 from lpsel.errors import UserError
 from lpsel.generation.sampling import Generation, Sampling
+from lpsel.model.copies import Each
 
 WINDOW = 1024  # prompts in memory, and sorted by length together
 
 
+ROWS_PER_GPU = 128  # prompts: a process takes longer to start than one GPU to answer fewer
+
+
+class _Batch(NamedTuple):
+    """Prompts to answer together: their indices, their tokens, and the tokens that were cut from each."""
+
+    indices: list[int]
+    fed: list[list[int]]
+    cut: list[int]
+
+
 def generate(
-    model: Any,
+    each: Each,
     tokenizer: Any,
     prompts: Iterable[Rendered | str],
     total: int,
@@ -35,34 +48,43 @@ def generate(
     tie may fall either way. The sampling, penalties and beams in the model's own generation settings are ignored.
 
     Args:
-        model: a causal language model of transformers in evaluation mode, on its device.
+        each: `Copies.map` of a causal language model of transformers in evaluation mode.
         prompts: `total` of them; strings are tokenized with the tokenizer's special tokens.
         batch_tokens: largest batch, in tokens of prompts and answers with padding.
 
     Raises:
         UserError: max_new_tokens leaves no room for a prompt in the model's context.
     """
-    room = prompt_room(model.config, sampling.max_new_tokens)
-    stops = stop_ids(tokenizer, model.config, model.generation_config)
-    prompts, first = iter(prompts), 0
+    ((room, stops),) = each(partial(_limits, sampling.max_new_tokens), [tokenizer])
+    batches, to_answer = tee(_batches(tokenizer, prompts, room, sampling.max_new_tokens, batch_tokens))
+    answered = each(partial(_continue, sampling, stops), (batch.fed for batch in to_answer))
     with track(title, total=total) as advance:
-        while some := list(islice(prompts, WINDOW)):
-            fed, cut = [], []
-            for prompt in some:
-                ids = prompt_ids(tokenizer, prompt)
-                fed.append(_last_tokens(ids, room, tokenizer.bos_token_id))
-                cut.append(len(ids) - len(fed[-1]))
-            lengths = np.array([len(ids) + sampling.max_new_tokens for ids in fed], dtype=np.int32)
-            for batch in padded(np.arange(len(fed)), lengths, batch_tokens):
-                new = _continue(model, [fed[i] for i in batch], sampling, stops)
-                done = {}
-                for i, ids in zip(batch.tolist(), new, strict=True):
-                    stopped = bool(ids) and ids[-1] in stops
-                    text = tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=True)
-                    done[first + i] = Generation(text, len(ids), stopped, len(fed[i]), cut[i])
-                yield done
-                advance(len(batch), tokens=sum(map(len, new)))
-            first += len(fed)
+        for batch, new in zip(batches, answered, strict=True):
+            done = {}
+            for i, fed, cut, ids in zip(*batch, new, strict=True):
+                stopped = bool(ids) and ids[-1] in stops
+                text = tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=True)
+                done[i] = Generation(text, len(ids), stopped, len(fed), cut)
+            yield done
+            advance(len(done), tokens=sum(map(len, new)))
+
+
+def _batches(
+    tokenizer: Any, prompts: Iterable[Rendered | str], room: int | None, max_new_tokens: int, batch_tokens: int
+) -> Iterator[_Batch]:
+    prompts, first = iter(prompts), 0
+    while some := list(islice(prompts, WINDOW)):
+        ids = [prompt_ids(tokenizer, prompt) for prompt in some]
+        fed = [_last_tokens(each, room, tokenizer.bos_token_id) for each in ids]
+        lengths = np.array([len(each) + max_new_tokens for each in fed], dtype=np.int32)
+        for rows in padded(np.arange(len(fed)), lengths, batch_tokens):
+            cut = [len(ids[i]) - len(fed[i]) for i in rows]
+            yield _Batch((first + rows).tolist(), [fed[i] for i in rows], cut)
+        first += len(fed)
+
+
+def _limits(max_new_tokens: int, model: Any, tokenizer: Any) -> tuple[int | None, list[int]]:
+    return prompt_room(model.config, max_new_tokens), stop_ids(tokenizer, model.config, model.generation_config)
 
 
 def in_order(batches: Iterable[dict[int, Generation]]) -> Iterator[Generation]:
@@ -129,7 +151,7 @@ def _last_tokens(ids: list[int], room: int | None, bos: int | None) -> list[int]
 
 
 @torch.inference_mode()
-def _continue(model: Any, prompts: list[list[int]], sampling: Sampling, stops: list[int]) -> list[list[int]]:
+def _continue(sampling: Sampling, stops: list[int], model: Any, prompts: list[list[int]]) -> list[list[int]]:
     """New tokens of every prompt, up to and including the first that ends the answer."""
     width = max(map(len, prompts))
     padding = stops[0] if stops else 0

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from lpsel.errors import UserError, check_int
 from lpsel.generation.prompts import Prompt
 from lpsel.judging.judge import LOSS, ORDERS, TIE, TOO_LONG, WIN, Judgement, Order, Pair, check_orders, preference_of
 from lpsel.judging.prompt import fill, load_prompt
-from lpsel.model.device import device_of, free_memory, resolve_precision
+from lpsel.model.copies import Copies, devices_for
+from lpsel.model.device import device_of, resolve_precision
 from lpsel.model.fingerprint import model_fingerprint
 from lpsel.model.load import load_config, load_model, load_tokenizer, locate
 from lpsel.model.spec import ModelSpec
 
 # B questions in a batch, T tokens per question (padded on the right), H hidden size, V vocabulary size
+
+QUESTIONS_PER_GPU = 1024  # a process takes longer to start than one GPU to judge fewer
 
 
 @dataclass
@@ -76,10 +80,6 @@ class HFJudge:
         resolve_precision(self.precision)
 
     def judge(self, questions: Sequence[tuple[Pair, Order]], save: Callable[[Judgement], None]) -> None:
-        import torch
-
-        from lpsel.model.loss import PerSampleLoss, check_head
-
         tokenizer = load_tokenizer(self.model, self._path)
         letters = answer_tokens(tokenizer)
         config = load_config(self.model, self._path).get_text_config()
@@ -92,19 +92,17 @@ class HFJudge:
         fitting = np.flatnonzero(lengths <= context)
         if not len(fitting):
             return
-        dtype = torch.float32 if resolve_precision(self.precision) == "32-true" else torch.bfloat16
-        model = load_model(self.model, self._path, dtype).to(device_of(self.accelerator))
-        check_head(PerSampleLoss(model, packed=False))
-        for batch in padded(fitting, lengths, self.batch_tokens):
-            probabilities = letter_probabilities(model, [ids[i] for i in batch], letters)
-            for i, (first, second) in zip(batch.tolist(), probabilities, strict=True):
-                pair, order = questions[i]
-                verdict = TIE if first == second else LOSS if first > second else WIN
-                raw = json.dumps({"A": first, "B": second})
-                judgement = Judgement(pair.id, order, preference_of(verdict, order), raw, len(ids[i]), 0)
-                save(judgement._replace(letter_probability=first + second))
-        del model
-        free_memory()
+        batches = padded(fitting, lengths, self.batch_tokens)
+        devices = devices_for(device_of(self.accelerator), len(fitting), QUESTIONS_PER_GPU)
+        with Copies(partial(_load, self.model, self._path, resolve_precision(self.precision)), devices) as copies:
+            judged = copies.map(partial(letter_probabilities, letters), ([ids[i] for i in batch] for batch in batches))
+            for batch, probabilities in zip(batches, judged, strict=True):
+                for i, (first, second) in zip(batch.tolist(), probabilities, strict=True):
+                    pair, order = questions[i]
+                    verdict = TIE if first == second else LOSS if first > second else WIN
+                    raw = json.dumps({"A": first, "B": second})
+                    judgement = Judgement(pair.id, order, preference_of(verdict, order), raw, len(ids[i]), 0)
+                    save(judgement._replace(letter_probability=first + second))
 
     def token_ids(self, tokenizer: Any, question: str) -> list[int]:
         """The tokens of a question in the model's template; text inside the question never becomes a control token."""
@@ -112,6 +110,16 @@ class HFJudge:
 
         example = Example((Turn("user", question.strip()),))  # many chat templates strip it
         return prompt_ids(tokenizer, render_prompt(example, self.model.template, tokenizer))
+
+
+def _load(spec: ModelSpec, path: str, precision: str, device: Any) -> Any:
+    import torch
+
+    from lpsel.model.loss import PerSampleLoss, check_head
+
+    model = load_model(spec, path, torch.float32 if precision == "32-true" else torch.bfloat16).to(device)
+    check_head(PerSampleLoss(model, packed=False))
+    return model
 
 
 def answer_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -131,7 +139,7 @@ def answer_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def letter_probabilities(
-    model: Any, questions: Sequence[list[int]], letters: tuple[list[int], list[int]]
+    letters: tuple[list[int], list[int]], model: Any, questions: Sequence[list[int]]
 ) -> list[tuple[float, float]]:
     """The probability that the next token after each question is one of the first letter's, or of the second's."""
     import torch

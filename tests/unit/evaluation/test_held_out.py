@@ -21,20 +21,24 @@ from lpsel.data import tokens
 from lpsel.data.column_forms import Example, Turn
 from lpsel.data.control_tokens import Rendered
 from lpsel.data.dataset import DatasetSpec, Source
+from lpsel.data.shared_prefixes import find_prefixes
 from lpsel.data.templates import render
 from lpsel.data.tokens import tokenize
 from lpsel.errors import UnusableRow, UserError
-from lpsel.evaluation import held_out
+from lpsel.evaluation import held_out, likelihood
 from lpsel.evaluation.evaluator import Candidates, EvaluationContext
-from lpsel.evaluation.held_out import ReferenceEvaluator, reference_nll, response_bytes
+from lpsel.evaluation.held_out import ReferenceEvaluator, response_bytes
+from lpsel.evaluation.likelihood import Loaded, reference_nll
 from lpsel.evaluation.row_metrics import METRICS, RowMetrics, compare_rows
 from lpsel.evaluation.tables import reference_table
 from lpsel.generation.sampling import Generation
 from lpsel.generation.text_metrics import exact_match
+from lpsel.model.copies import Copies
 from lpsel.model.loss import PerSampleLoss
 from lpsel.model.spec import ModelSpec
 from lpsel.storage import file_names
 
+CPU = torch.device("cpu")
 CONF = Path(__file__).resolve().parents[3] / "conf"
 ROWS = [
     {"instruction": "Add 1 and 2", "input": "", "output": "3"},
@@ -237,7 +241,7 @@ def test_nan_makes_the_nll_undefined_with_a_warning(saved, random_models, byte_t
 
 
 def test_errors_are_raised_before_a_model_is_loaded(saved, tmp_path, monkeypatch):
-    monkeypatch.setattr("lpsel.evaluation.held_out.load_model", lambda *_: pytest.fail("loaded a model"))
+    monkeypatch.setattr("lpsel.evaluation.likelihood.load_model", lambda *_: pytest.fail("loaded a model"))
     with pytest.raises(UserError, match="no rows"):
         evaluated(SMALL, [saved["llama"]], [], tmp_path)
     with pytest.raises(UserError, match="no such folder"):
@@ -247,14 +251,14 @@ def test_errors_are_raised_before_a_model_is_loaded(saved, tmp_path, monkeypatch
 
 
 def test_a_missing_chat_template_is_an_error_before_a_model_is_loaded(saved, tmp_path, monkeypatch):
-    monkeypatch.setattr("lpsel.evaluation.held_out.load_model", lambda *_: pytest.fail("loaded a model"))
+    monkeypatch.setattr("lpsel.evaluation.likelihood.load_model", lambda *_: pytest.fail("loaded a model"))
     chat = dataclasses.replace(saved["gpt2"], template="chat")
     with pytest.raises(UserError, match="no chat template"):
         evaluated(SMALL, [saved["llama"], chat], ROWS, tmp_path)
 
 
 def test_a_model_is_freed_before_the_next_is_loaded(saved, tmp_path, monkeypatch):
-    load, loaded = held_out.load_model, []
+    load, loaded = likelihood.load_model, []
 
     def load_alone(*arguments):
         assert all(model() is None for model in loaded)
@@ -262,9 +266,20 @@ def test_a_model_is_freed_before_the_next_is_loaded(saved, tmp_path, monkeypatch
         loaded.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(held_out, "load_model", load_alone)
+    monkeypatch.setattr(likelihood, "load_model", load_alone)
     evaluated(SMALL, [saved["llama"], saved["gpt2"]], ROWS, tmp_path)
     assert len(loaded) == 2
+
+
+def test_two_processes_write_the_same_files_as_one(two_models, saved, tmp_path, monkeypatch):
+    """One process for each of two devices, here of one CPU."""
+    result, folder = two_models
+    monkeypatch.setattr(held_out, "devices_for", lambda *_: [CPU, CPU])
+    shared = evaluated(SMALL, [saved["llama"], saved["gpt2"]], ROWS, tmp_path)
+    for one, other in zip(result["models"], shared["models"], strict=True):
+        assert (tmp_path / other["generations"]).read_bytes() == (folder / one["generations"]).read_bytes()
+        assert other["seconds"].pop("load") < 0.1, "in the processes"
+        assert other | {"seconds": one["seconds"]} == one
 
 
 def test_nll_is_not_compared_between_tokenizers(saved, byte_tokenizer, tmp_path):
@@ -442,10 +457,11 @@ def test_the_paired_interval_matches_scipy():
 def test_nll_matches_the_loss_of_transformers(random_models, byte_tokenizer, tmp_path, kind):
     model = random_models[kind]
     tokens = tokenize(source_of(tmp_path, ROWS), byte_tokenizer, "plain", 32, tmp_path / "cache")
-    loss = PerSampleLoss(model)
+    loaded = Loaded(PerSampleLoss(model), tokens, find_prefixes(tokens))
     end = byte_tokenizer.eos_token_id
-    nll, text_nll = reference_nll(loss, tokens, 70, "References", [end])
-    loss.release()
+    with Copies(lambda _: loaded, [CPU]) as copies:
+        nll, text_nll = reference_nll(copies, tokens, 70, "References", [end])
+    loaded.loss.release()
     for i in range(len(ROWS)):
         ids = torch.from_numpy(tokens.input_ids(i).astype(np.int64))
         labels = ids.masked_fill(~torch.from_numpy(tokens.supervised(i).copy()), -100)

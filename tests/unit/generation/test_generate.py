@@ -17,11 +17,17 @@ CONTEXT = 64  # of every random model, in tokens
 PROMPTS = ["Add 2 and 3.", "", "a", "Say: yes, no, yes, no, yes", "ümläut", "What is the color of the sky?", "zz"]
 
 
+def with_model(model):
+    return lambda function, batches: (function(model, batch) for batch in batches)
+
+
 def generate(model, tokenizer, prompts, sampling, batch_tokens=16_384):
     """All answers, in the order of the prompts."""
     return list(
         in_order(
-            generation.generate(model, tokenizer, prompts, len(prompts), sampling, batch_tokens=batch_tokens, title="")
+            generation.generate(
+                with_model(model), tokenizer, prompts, len(prompts), sampling, batch_tokens=batch_tokens, title=""
+            )
         )
     )
 
@@ -69,7 +75,13 @@ def test_answers_are_in_the_order_of_the_prompts(random_models, byte_tokenizer):
 def test_prompts_are_read_as_they_are_answered(random_models, byte_tokenizer, monkeypatch):
     monkeypatch.setattr(generation, "WINDOW", 3)
     read = []
-    given = random_models["llama"], byte_tokenizer, (read.append(p) or p for p in PROMPTS), len(PROMPTS), Sampling(5)
+    given = (
+        with_model(random_models["llama"]),
+        byte_tokenizer,
+        (read.append(p) or p for p in PROMPTS),
+        len(PROMPTS),
+        Sampling(5),
+    )
     answers = in_order(generation.generate(*given, batch_tokens=10_000, title=""))
     at_first = [next(answers)]
     assert len(read) == 3

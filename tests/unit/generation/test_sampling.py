@@ -13,11 +13,17 @@ PROMPTS = ["Add 2 and 3.", "a", "Say: yes, no, yes, no, yes", "What is the color
 WARM = Sampling(12, temperature=1.5, top_p=0.95, seed=7)
 
 
+def with_model(model):
+    return lambda function, batches: (function(model, batch) for batch in batches)
+
+
 def generate(model, tokenizer, prompts, sampling, batch_tokens=16_384):
     """All answers, in the order of the prompts."""
     return list(
         in_order(
-            generation.generate(model, tokenizer, prompts, len(prompts), sampling, batch_tokens=batch_tokens, title="")
+            generation.generate(
+                with_model(model), tokenizer, prompts, len(prompts), sampling, batch_tokens=batch_tokens, title=""
+            )
         )
     )
 
@@ -85,7 +91,7 @@ def test_a_nucleus_of_one_token_is_the_greedy_answer(random_models, byte_tokeniz
 
 
 def test_every_batch_is_there_when_it_is_done(random_models, byte_tokenizer):
-    given = random_models["llama"], byte_tokenizer, PROMPTS, len(PROMPTS), WARM
+    given = with_model(random_models["llama"]), byte_tokenizer, PROMPTS, len(PROMPTS), WARM
     batches = list(generation.generate(*given, batch_tokens=1, title=""))
     assert [len(done) for done in batches] == [1] * len(PROMPTS)
     answers = {i: answer for done in batches for i, answer in done.items()}

@@ -24,7 +24,7 @@ def judge(toy_model, tmp_path):
 def test_probabilities_equal_those_of_the_models_logits(random_models):
     letters, questions = ([5, 9], [7]), [[3, 4, 5, 6, 7], [8, 9], [1, 2, 3]]
     for model in random_models.values():
-        for ids, (first, second) in zip(questions, letter_probabilities(model, questions, letters), strict=True):
+        for ids, (first, second) in zip(questions, letter_probabilities(letters, model, questions), strict=True):
             with torch.no_grad():
                 p = model(torch.tensor([ids])).logits[0, -1].softmax(-1)
             assert first == pytest.approx(float(p[5] + p[9]), abs=1e-5)

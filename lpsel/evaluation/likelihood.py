@@ -1,0 +1,92 @@
+"""Likelihood of the responses of held-out rows, on one device or several."""
+
+# N rows, B rows of a pack
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lpsel.console import track
+from lpsel.data.batching import Rows, packed
+from lpsel.data.packing import collate
+from lpsel.data.shared_prefixes import Prefixes, find_prefixes
+from lpsel.data.tokens import Tokens
+from lpsel.model.copies import Copies, Each
+from lpsel.model.device import reuse_freed_memory
+from lpsel.model.load import load_model
+from lpsel.model.loss import PerSampleLoss, check_head
+from lpsel.model.spec import ModelSpec
+
+Sums = tuple[NDArray[Any], NDArray[Any]]  # of a pack, over all supervised tokens, and the text, (B,) each
+
+
+class Loaded(NamedTuple):
+    """A model on a device, and the rows that it is evaluated on."""
+
+    loss: PerSampleLoss
+    tokens: Tokens
+    prefixes: Prefixes
+
+    @classmethod
+    def of(cls, spec: ModelSpec, path: str, dtype: torch.dtype, folder: Path, device: torch.device) -> "Loaded":
+        """The model with its weights in `dtype`, and the tokens in `folder`."""
+        if device.type == "cpu":
+            reuse_freed_memory()
+        loss = PerSampleLoss(load_model(spec, path, dtype).to(device))
+        check_head(loss)
+        tokens = Tokens(folder)
+        return cls(loss, tokens, find_prefixes(tokens))
+
+
+def reference_nll(
+    copies: Copies[Loaded],
+    tokens: Tokens,
+    batch_tokens: int,
+    title: str,
+    special: Sequence[int] = (),
+    at_once: int = 1,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Negative log-likelihood of the supervised tokens of each row, summed in float64, in nats, shape (N,).
+
+    Of all of them, and of those that are not special. 0 where a row has none. A device computes `at_once` packs before
+    their sums are transferred.
+    """
+    nll_N, text_nll_N = np.zeros((2, len(tokens)))
+    supervised = np.flatnonzero(tokens.response_tokens > 0)
+    packs = packed(supervised, tokens.lengths, batch_tokens)
+    groups = [packs[first : first + at_once] for first in range(0, len(packs), at_once)]
+    with track(title, total=len(supervised), unit="rows") as advance:
+        for group, sums in zip(groups, copies.map(partial(_sums, special), groups), strict=True):
+            for rows, of_pack in zip(group, sums, strict=True):
+                nll_N[rows], text_nll_N[rows] = of_pack
+                advance(len(rows), tokens=int(tokens.lengths[rows].sum()))
+    return nll_N, text_nll_N
+
+
+@torch.inference_mode()
+def _sums(special: Sequence[int], loaded: Loaded, packs: list[Rows]) -> list[Sums]:
+    device = loaded.loss.model.device
+    batches = [collate(loaded.tokens, rows, loaded.prefixes, varlen=device.type == "cuda") for rows in packs]
+    losses = [loaded.loss(batch.to(device)) for batch in batches]
+    sums = []
+    for batch, loss in zip(batches, losses, strict=True):
+        nll_N, row_N, rows = loss.cpu().double().numpy(), batch.row_N.numpy(), len(batch.supervised_B)
+        is_text_N = ~np.isin(batch.labels_N.numpy(), special)
+        text_B = np.bincount(row_N[is_text_N], weights=nll_N[is_text_N], minlength=rows)
+        sums.append((np.bincount(row_N, weights=nll_N, minlength=rows), text_B))
+    return sums
+
+
+def with_own_attention(copies: Copies[Loaded]) -> Each:
+    """`copies.map` for functions that get the transformers model."""
+    return lambda function, batches: copies.map(partial(_released, function), batches)
+
+
+def _released(function: Callable[[Any, Any], Any], loaded: Loaded, batch: Any) -> Any:
+    loaded.loss.release()
+    return function(loaded.loss.model, batch)

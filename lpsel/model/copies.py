@@ -1,0 +1,116 @@
+"""Copies of a model on several GPUs, each in a process of its own, which share the batches of an evaluation."""
+
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from lpsel.distributed import started_together
+from lpsel.model.device import free_memory
+
+if TYPE_CHECKING:
+    import torch
+
+Model = TypeVar("Model")
+Batch = TypeVar("Batch")
+Result = TypeVar("Result")
+Each = Callable[[Callable[[Any, Batch], Result], Iterable[Batch]], Iterator[Result]]  # as `Copies.map`
+
+AHEAD = 2  # batches per process that are sent before the first of them is done
+PROCESSES = multiprocessing.get_context("forkserver")  # whose processes can use CUDA, unlike forked ones
+
+
+def devices_for(device: "torch.device", rows: int, rows_each: int) -> "list[torch.device]":
+    """The devices for so many rows: `device`, or the visible GPUs, one for every `rows_each` rows.
+
+    Ranks that a launcher started share the GPUs already.
+    """
+    import torch
+
+    if device.type != "cuda" or started_together():
+        return [device]
+    count = min(torch.cuda.device_count(), max(1, rows // rows_each))
+    return [torch.device("cuda", i) for i in range(count)]
+
+
+class Copies(Generic[Model]):
+    """A copy of a model on each of several devices, or with one device the model in this process.
+
+    They are freed at the end of the `with` statement. Results do not depend on the number of devices, since the caller
+    makes the batches.
+
+    Args:
+        load: returns the model on a device. With several devices, it is called when a process gets its first batch,
+            and it and whatever `map` gets and returns are pickled.
+    """
+
+    def __init__(self, load: "Callable[[torch.device], Model]", devices: "Sequence[torch.device]") -> None:
+        self.load, self.devices = load, devices
+        self.model: Model | None = None
+        self.pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> "Copies[Model]":
+        if len(self.devices) > 1:
+            free = PROCESSES.SimpleQueue()
+            for device in self.devices:
+                free.put(device)
+            self.pool = ProcessPoolExecutor(len(self.devices), PROCESSES, _start, (free,))
+        else:
+            self.model = self.load(self.devices[0])
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.pool is not None:
+            for process in list(self.pool._processes.values()) if kind else ():
+                process.terminate()  # it may be in the middle of a long batch
+            self.pool.shutdown(cancel_futures=True)
+        self.model = None
+        free_memory()
+
+    def map(self, function: Callable[[Model, Batch], Result], batches: Iterable[Batch]) -> Iterator[Result]:
+        """`function(model, batch)` of every batch, in their order."""
+        if self.pool is None:
+            assert self.model is not None, "outside the with statement"
+            for batch in batches:
+                yield function(self.model, batch)
+            return
+        waiting: deque[Future[Result]] = deque()
+        for batch in batches:
+            waiting.append(self.pool.submit(_call, self.load, function, batch))
+            if len(waiting) > AHEAD * len(self.devices):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+# --- in a process of its own
+
+
+class _Worker:
+    """What this process has: the devices without a process yet, and its own model, once it is loaded."""
+
+    free: Any
+    model: Any = None
+
+
+def _start(free: Any) -> None:
+    _Worker.free = free
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C reaches every process; the main one ends the others
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _call(load: Callable[[Any], Any], function: Callable[[Any, Any], Any], batch: Any) -> Any:
+    if _Worker.model is None:
+        _Worker.model = load(_Worker.free.get())
+    return function(_Worker.model, batch)
