@@ -25,7 +25,8 @@ from harness import (
 
 from lpsel.data.tokens import Tokens
 
-LPSEL, COMPILED, RECIPE, TRAINER = "lpsel", "lpsel, compiled", "released recipe's loop", "transformers Trainer"
+LPSEL, COMPILED, LIGER = "lpsel", "lpsel, compiled", "lpsel, Liger's head"
+RECIPE, TRAINER = "released recipe's loop", "transformers Trainer"
 NO_LM_EVAL = "lm-eval is not installed and left out: pip install '.[lm-eval]'"
 NOTES = (
     "tokens/s: real tokens, padding aside. lpsel/it: median [range] of the rounds' speed ratios, lpsel's over its",
@@ -43,12 +44,15 @@ def scorers(
     recipe: bool = False,
     lm_eval: tuple[int, ...] = (),
     compiled: bool = False,
+    liger: bool = False,
 ) -> dict[str, Callable[..., Run]]:
-    """lpsel, also with compiled layers, and what it is compared with: the recipe's loop, lm-eval with batch sizes."""
+    """lpsel, also with compiled layers or Liger's head, and the others: the recipe's loop, lm-eval with batch sizes."""
     score = partial(ours.score, model, tokens, precision, device=device)
     found: dict[str, Callable[..., Run]] = {LPSEL: score}
     if compiled:
         found[COMPILED] = partial(score, compiled=True)
+    if liger:
+        found[LIGER] = partial(score, head="liger")
     if recipe:
         found[RECIPE] = partial(contestants.recipe_score, model, tokens, precision, device=device)
     for size in lm_eval if contestants.HAS_LM_EVAL else ():
@@ -59,13 +63,22 @@ def scorers(
 
 
 def trainers(
-    model: Path, tokens: Path, precision: str, device: str, steps: int, batch_size: int, compiled: bool = False
+    model: Path,
+    tokens: Path,
+    precision: str,
+    device: str,
+    steps: int,
+    batch_size: int,
+    compiled: bool = False,
+    liger: bool = False,
 ) -> dict[str, Callable[..., Run]]:
     sizes: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "device": device}
     train = partial(ours.train, model, tokens, precision, **sizes)
     found: dict[str, Callable[..., Run]] = {LPSEL: train}
     if compiled:
         found[COMPILED] = partial(train, compiled=True)
+    if liger:
+        found[LIGER] = partial(train, head="liger")
     if contestants.HAS_TRAINER:
         found[TRAINER] = partial(contestants.trainer_train, model, tokens, precision, **sizes)
     return found

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ HEADS = {
 }
 TINY_HEADS = {"tiny, grouped": Heads(4, 2, 8), "tiny": Heads(2, 2, 16)}
 WINDOWS = (None, WINDOW)
+HEADS_OF_LOSS = ("own", "liger") if find_spec("liger_kernel") and torch.cuda.is_available() else ("own",)
 NLL_LIMITS = {"32-true": AGREEMENT, "bf16-mixed": 0.1}  # nats
 GRADIENT_LIMITS = {"32-true": 1e-3, "bf16-mixed": 5e-2}  # relative to the norm of all gradients
 WARM_UP = 3  # steps and packs before the profiler starts
@@ -84,14 +86,15 @@ def losses_and_gradients(model: Path, tokens: Path, device: str) -> Checked:
     exact_N, exact_gradients = _row_by_row(model, rows)
     figures: dict[str, Any] = {}
     failed = []
-    for precision in NLL_LIMITS:
-        nll_N, gradients = _packed(model, rows, precision, device)
+    for head, precision in product(HEADS_OF_LOSS, NLL_LIMITS):
+        nll_N, gradients = _packed(model, rows, precision, device, head)
         squares = [((gradients[n] - g).square().sum(), g.square().sum()) for n, g in exact_gradients.items()]
         off, norm = (float(sum(each)) ** 0.5 for each in zip(*squares, strict=True))
-        figures[precision] = {"nll": float(np.abs(nll_N - exact_N).max()), "gradient": off / norm}
+        case = precision if head == "own" else f"{precision}, Liger's head"
+        errors = figures[case] = {"nll": float(np.abs(nll_N - exact_N).max()), "gradient": off / norm}
         for what, limit in (("nll", NLL_LIMITS[precision]), ("gradient", GRADIENT_LIMITS[precision])):
-            if not figures[precision][what] <= limit:
-                failed.append(f"{model.name}, {precision}: {what} off by {figures[precision][what]:.3g}, above {limit}")
+            if not errors[what] <= limit:
+                failed.append(f"{model.name}, {case}: {what} off by {errors[what]:.3g}, above {limit}")
     return figures, failed
 
 
@@ -108,9 +111,12 @@ def _row_by_row(folder: Path, tokens: Tokens) -> tuple[np.ndarray, dict[str, Ten
     return np.array(nll), _gradients(model)
 
 
-def _packed(folder: Path, tokens: Tokens, precision: str, device: str) -> tuple[np.ndarray, dict[str, Tensor]]:
+def _packed(
+    folder: Path, tokens: Tokens, precision: str, device: str, head: str
+) -> tuple[np.ndarray, dict[str, Tensor]]:
     loss = PerSampleLoss(_load(folder).to(device)).eval()
     check_head(loss)
+    loss.head = head
     data = ours.data_module(tokens, len(tokens), ours.SCORE_TOKENS, record=True)
     batch = data.pack(np.arange(len(tokens))).to(torch.device(device))
     with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-mixed", cache_enabled=False):

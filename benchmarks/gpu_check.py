@@ -46,6 +46,8 @@ def main(argv: list[str] | None = None) -> tuple[Path, int]:
     with tempfile.TemporaryDirectory() as folder:
         path, failures = run(Stages(Path(folder), options, figures["stages"]), options, figures)
     print(*NOTES, *([] if contestants.HAS_TRAINER else [contestants.NO_TRAINER]), sep="\n")
+    if "liger" not in device_checks.HEADS_OF_LOSS:
+        print("liger-kernel is not installed (or there is no GPU), and its head is left out")
     for failure in failures:
         print(f"failed: {failure}")
     return path, 1 if failures else 0
@@ -93,7 +95,7 @@ class Stages:
         return figures, failed
 
     def profile(self) -> device_checks.Checked:
-        name, rows, steps, pack = ("tiny OPT", 30, 6, 512) if self.tiny else ("OPT-350M", 1700, 30, ours.SCORE_TOKENS)
+        name, rows, steps, pack = ("tiny OPT", 30, 6, 512) if self.tiny else ("OPT-350M", 3000, 30, ours.SCORE_TOKENS)
         given = (self.model(name), self.tokens(name, rows), self.device)
         return device_checks.training_and_recording(*given, steps, self.batch_size, pack)
 
@@ -123,13 +125,15 @@ class Stages:
 
     def _scoring(self, name: str) -> dict[str, Any]:
         rows = self.options.rows
-        entrants = scorers(self.model(name), self.tokens(name, rows), PRECISION, self.device, recipe=True)
+        given = self.model(name), self.tokens(name, rows), PRECISION, self.device
+        entrants = scorers(*given, recipe=True, liger="liger" in device_checks.HEADS_OF_LOSS)
         return self._compare(f"Scoring {rows} rows, {name}", name, entrants)
 
     def _training(self, name: str) -> dict[str, Any]:
         steps, size = self.options.steps, self.batch_size
         tokens = self.tokens(name, (steps + 1) * size)
-        entrants = trainers(self.model(name), tokens, PRECISION, self.device, steps, size)
+        given = self.model(name), tokens, PRECISION, self.device
+        entrants = trainers(*given, steps, size, liger="liger" in device_checks.HEADS_OF_LOSS)
         return self._compare(f"Training, {steps} steps of {size} rows, {name}", name, entrants, steps=steps)
 
     def _compare(

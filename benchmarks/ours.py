@@ -105,6 +105,7 @@ def score(
     device: str = "cpu",
     score_tokens: int = SCORE_TOKENS,
     compiled: bool = False,
+    head: str = "own",
     on_ready: Callable[[Any], None] = touch,
 ) -> Run:
     """A recording pass over all rows, records on disk included.
@@ -114,10 +115,11 @@ def score(
         precision: as `trainer.precision`.
         score_tokens: as on the command line.
         compiled: compile the layers, before the clock starts.
+        head: as on the command line.
         on_ready: called with the model once it is loaded, before the clock starts.
     """
     tokens = Tokens(tokens_folder)
-    module = fine_tuner(model_folder, 1, precision, compiled)
+    module = fine_tuner(model_folder, 1, precision, compiled, head)
     data = data_module(tokens, 32, largest_pack(model_folder, precision, score_tokens, device), record=True)
     with tempfile.TemporaryDirectory() as folder:
         parts = Parts(Path(folder) / "parts")
@@ -147,6 +149,7 @@ def train(
     device: str = "cpu",
     record: bool = False,
     compiled: bool = False,
+    head: str = "own",
     on_ready: Callable[[Any], None] = touch,
 ) -> Run:
     """`steps` optimizer steps over the first rows of `order_of`, after one that is not timed: in it, AdamW allocates
@@ -156,7 +159,7 @@ def train(
     after loading, `forward`, those inside the passes' forward passes, and `passes`, those of the passes as a whole.
     """
     tokens = Tokens(tokens_folder)
-    module = fine_tuner(model_folder, steps + 1, precision, compiled)
+    module = fine_tuner(model_folder, steps + 1, precision, compiled, head)
     data = data_module(tokens, batch_size, SCORE_TOKENS, record)
     clock = _Clock(device, on_ready)
     with tempfile.TemporaryDirectory() as folder:
@@ -186,11 +189,12 @@ def spec_of(model_folder: Path) -> ModelSpec:
     return ModelSpec("benchmark", str(model_folder), max_length=MAX_LENGTH, recipe=recipe)
 
 
-def fine_tuner(model_folder: Path, steps: int, precision: str, compiled: bool = False) -> FineTuner:
+def fine_tuner(model_folder: Path, steps: int, precision: str, compiled: bool = False, head: str = "own") -> FineTuner:
     # As conf/optimizer/adamw.yaml
     adamw = partial(torch.optim.AdamW, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True)
     spec = spec_of(model_folder)
-    return FineTuner("target", spec, str(model_folder), adamw, steps, precision=precision, compiled=compiled)
+    options: dict[str, Any] = {"precision": precision, "compiled": compiled, "head": head}
+    return FineTuner("target", spec, str(model_folder), adamw, steps, **options)
 
 
 def data_module(tokens: Tokens, batch_size: int, score_tokens: int, record: bool) -> SubsetDataModule:

@@ -42,6 +42,7 @@ class FineTuner(L.LightningModule):
         optimizer: called with the parameters and `lr=`.
         total_steps: horizon of the learning-rate schedule, in optimizer steps.
         compiled: compile the layers, or `auto`: where it saves time.
+        head: of the loss, see `PerSampleLoss`.
         measure: what recording passes return of every supervised token, instead of its NLL.
 
     Attributes:
@@ -62,6 +63,7 @@ class FineTuner(L.LightningModule):
         adapter: Adapter | None = None,
         activation_checkpointing: bool = False,
         compiled: bool | str = False,
+        head: str = "own",
         measure: Measure | None = None,
     ) -> None:
         super().__init__()
@@ -69,7 +71,7 @@ class FineTuner(L.LightningModule):
         self.role, self.spec, self.path = role, spec, path
         self.make_optimizer, self.total_steps = optimizer, total_steps
         self.precision, self.adapter, self.measure = precision, adapter, measure
-        self.activation_checkpointing, self.compiled = activation_checkpointing, compiled
+        self.activation_checkpointing, self.compiled, self.head = activation_checkpointing, compiled, head
         self.adapted: AdaptedModel | None = None
         self.loss: PerSampleLoss  # set by configure_model
         self.step_nll, self.signaled = math.nan, False
@@ -99,6 +101,7 @@ class FineTuner(L.LightningModule):
         if compiled:
             self.loss.compile_nll()
         self.loss.eval()
+        self.loss.head = self.head
         if strategy.root_device.type == "cuda" and self.loss.attention and precision != "32-true":
             check_kernel(self.language_model.config, torch.bfloat16, strategy.root_device)
 

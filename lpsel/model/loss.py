@@ -29,7 +29,13 @@ class PerSampleLoss(nn.Module):
     Works for every architecture whose logits are its output embedding times the last hidden state, scaled or
     soft-capped as configured; `check_head` compares them with the model's own logits. If the model supports packs
     (`packed`, by default as `can_pack` finds), it uses `lpsel.model.attention` until `release`.
+
+    Attributes:
+        head: what computes head and loss together: `own`, or `liger` for the kernels of Liger (Hsu et al. 2024,
+            arXiv 2410.10989).
     """
+
+    head = "own"
 
     def __init__(self, model: Any, packed: bool | None = None) -> None:
         super().__init__()
@@ -50,8 +56,13 @@ class PerSampleLoss(nn.Module):
 
         With `summed`, their sum with the batch's weights, with a gradient.
         """
+        fused = self.head == "liger" and measure is None and len(batch.labels_N) > 0
         if summed:
             hidden_NH = self.hidden(batch)
+            if fused:
+                if batch.weight_N is None:
+                    return self._by_liger(hidden_NH, batch.labels_N, "sum")
+                return (self._by_liger(hidden_NH, batch.labels_N, "none") * batch.weight_N).sum()
             weights = list(self.model.get_output_embeddings().parameters())
             chunk = self._chunk(hidden_NH)
             return _SummedNLL.apply(
@@ -59,6 +70,8 @@ class PerSampleLoss(nn.Module):
             )
         with torch.no_grad():
             hidden_NH = self.hidden(batch)
+            if fused:
+                return self._by_liger(hidden_NH, batch.labels_N, "none")
             weights = [_autocast(weight) for weight in self.model.get_output_embeddings().parameters()]
             size = self._chunk(hidden_NH)
             chunks = zip(hidden_NH.split(size), batch.labels_N.split(size), strict=True)
@@ -103,6 +116,16 @@ class PerSampleLoss(nn.Module):
     def compile_nll(self) -> None:
         """Compute NLLs from logits in compiled code, which takes two thirds of the time on a CPU."""
         self.token_nll = torch.compile(_nll, dynamic=True)
+
+    def _by_liger(self, hidden_NH: Tensor, labels_N: Tensor, reduction: str) -> Tensor:
+        """The NLL of at least one token, or their sum. The gradient of the head is added up in float32."""
+        from liger_kernel.transformers.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyLoss
+
+        head = self.model.get_output_embeddings()
+        bias = None if head.bias is None else head.bias * self.scale
+        options = {"reduction": reduction, "softcap": self.softcap, "accum_dtype": torch.float32}
+        loss: Tensor = LigerFusedLinearCrossEntropyLoss(**options)(head.weight, hidden_NH * self.scale, labels_N, bias)
+        return loss
 
     def release(self) -> None:
         """Restore the model's own attention."""

@@ -3,6 +3,7 @@
 Imports neither Hydra nor OmegaConf, so that the library also works where they are not installed.
 """
 
+import os
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -32,6 +33,7 @@ class TrainingSetup:
         trainer, optimizer: settings of Lightning's Trainer and of the optimizer, with the class as `_target_`.
         activation_checkpointing: keep only the inputs of each layer for the backward pass.
         compile: run the layers through torch.compile, or `auto`: where it saves time on a CPU.
+        head: what computes the output head and the loss: `own`, or `liger` on a GPU.
         train_tokens: largest pack of a training step, or `auto` (`lpsel.training.pack_size`).
         score_tokens: largest pack of a recording pass, in tokens.
         checkpoint_steps: optimizer steps from one checkpoint to the next, or `auto`.
@@ -48,10 +50,12 @@ class TrainingSetup:
     cache_dir: Path
     run_dir: Path
     tracker: Tracker
+    head: str = "own"
 
     def __post_init__(self) -> None:
         check_flag("activation_checkpointing", self.activation_checkpointing)
         check_choice("compile", self.compile, ("auto", True, False))
+        self._check_head()
         if self.train_tokens != "auto":
             check_int("train_tokens", self.train_tokens, 1, what="auto or a number of tokens")
         check_int("score_tokens", self.score_tokens, 1, what="a number of tokens")
@@ -65,6 +69,13 @@ class TrainingSetup:
                 hint = "set optimizer=adamw, or trainer=ddp"
                 raise UserError("optimizer", "adamw8bit", "does not support trainer=fsdp (sharded weights)", hint)
         _check_optimizer(self.optimizer)
+
+    def _check_head(self) -> None:
+        check_choice("head", self.head, ("own", "liger"))
+        if self.head == "liger":
+            check_package("liger_kernel", "liger", "head", "liger")
+            if self.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+                raise UserError("head", "liger", "its kernels need a GPU", "set head=own")
 
     @classmethod
     def of(cls, config: Any, cache_dir: Path, run_dir: Path, tracker: Tracker) -> "TrainingSetup":
@@ -113,6 +124,7 @@ class TrainingSetup:
             precision=self.precision(spec, path),
             activation_checkpointing=self.activation_checkpointing,
             compiled=self.compile,
+            head=self.head,
             **options,
         )
 

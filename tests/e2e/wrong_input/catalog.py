@@ -122,6 +122,7 @@ RANGES = [
     Case("select train_tokens=many", "train_tokens=many"),
     Case("select score_tokens=-5", "score_tokens=-5"),
     Case("select compile=maybe", "compile=maybe"),
+    Case("select head=fast", "head=fast"),
     Case("select activation_checkpointing=maybe", "activation_checkpointing=maybe"),
     Case("select trainer=gpu", "trainer.accelerator=gpu"),
     Case("train trainer=gpu", "trainer.accelerator=gpu"),

@@ -1,5 +1,9 @@
 """Per-sample NLL against transformers' own loss, for every kind of head there is."""
 
+import os
+from dataclasses import replace
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import torch
@@ -111,6 +115,32 @@ def test_gradient_equals_transformers_own_gradient_whatever_the_chunk(model, mon
     for name, parameter in model.named_parameters():
         if name in expected:
             torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.skipif(
+    find_spec("liger_kernel") is None or not (torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"),
+    reason="needs liger-kernel, and a GPU or TRITON_INTERPRET=1",
+)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", ["llama", "opt-350m-like", "phi, biased head", "granite, divided logits"])
+def test_ligers_head_gives_the_same_losses_and_gradients(name, weighted):
+    """The vocabulary of 97 is no power of two. Triton's interpreter does not support soft-capping."""
+    where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    batch = batch_of([(ids, len(ids) - 4) for ids, _ in rows_of_different_lengths()]).to(where)
+    if weighted:
+        batch = replace(batch, weight_N=torch.linspace(0.5, 2, len(batch.labels_N), device=where))
+    none = replace(batch, predicts_N=batch.predicts_N[:0], labels_N=batch.labels_N[:0], weight_N=None)
+    computed = {}
+    for head in ("own", "liger"):
+        loss = PerSampleLoss(tiny_model(name).to(where))
+        loss.head = head
+        total = loss(batch, summed=True)
+        total.backward()
+        gradients = {name: p.grad for name, p in loss.model.named_parameters() if p.grad is not None}
+        computed[head] = {"nll": loss(batch), "summed": total.detach(), "none": loss(none, summed=True).detach()}
+        computed[head] |= gradients
+    assert len(computed["own"]) > 10
+    torch.testing.assert_close(computed["liger"], computed["own"], rtol=1e-4, atol=1e-6)
 
 
 def test_head_check_accepts_every_known_architecture(model):
