@@ -1,6 +1,6 @@
 """Whether one CUDA device computes what lpsel computes elsewhere, and how fast: within 5 minutes, without a network.
 
-    python benchmarks/gpu_check.py
+    python benchmarks/gpu_check.py                 # PYTHONPATH=. before it where lpsel is not installed
 
 Models have random weights in the published shapes, and rows random ids in Alpaca's lengths. Six stages, each written to
 the JSON file when it ends, so that nothing is lost where a later one fails: the exit status is then 1. `--stages` runs

@@ -26,8 +26,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from lpsel.commands.job import Job, ranks_run
-from lpsel.distributed import agree, is_main_process, started_together
+from lpsel.distributed import agree, is_main_process
 from lpsel.errors import UserError, first_line, resource_errors
+from lpsel.model.device import use_one_device
 from lpsel.output_folder import check_output_folder, mark_output_folder
 from lpsel.redact import printable, redact
 from lpsel.run_config import NOT_IN_RESULTS, unused_keys
@@ -201,11 +202,8 @@ def _isolated(hydra: Any, config: DictConfig) -> Iterator[None]:
 
     Lightning starts them with this process's arguments and Hydra's run folder.
     """
-    devices = config.trainer.devices
-    single = str(devices) in ("1", "auto") or started_together()
-    if not single and "joblib" in str(hydra.launcher.get("_target_")):
-        problem = "hydra/launcher=joblib runs jobs in parallel, each on one device"
-        raise UserError("trainer.devices", devices, problem, "set trainer.devices=1, or remove the launcher")
+    if "joblib" in str(hydra.launcher.get("_target_")):
+        use_one_device(config.trainer.devices, int(hydra.job.num))
     with read_write(hydra), open_dict(hydra):
         hydra.run.dir = hydra.runtime.output_dir
     with ranks_run([*hydra.overrides.task, "hydra.mode=RUN"]):

@@ -9,6 +9,7 @@ from pathlib import Path
 from timeit import repeat
 from typing import TYPE_CHECKING, Any
 
+from lpsel.distributed import started_together
 from lpsel.errors import UserError, check_choice, first_line
 
 if TYPE_CHECKING:
@@ -122,6 +123,22 @@ def warn_of_mixed_gpus(count: int) -> None:
     if len(names) > 1:
         listed = ", ".join(names)
         log.warning("The GPUs are of several kinds (%s): the slowest and the smallest one limit all of them", listed)
+
+
+def use_one_device(devices: object, job: int) -> None:
+    """Let a process of parallel jobs see one of the visible GPUs, before it uses any. Its later jobs keep that one.
+
+    Raises:
+        UserError: `devices`, that of the trainer, asks for several.
+    """
+    import torch
+
+    if str(devices) not in ("1", "auto") and not started_together():
+        problem = "hydra/launcher=joblib runs jobs in parallel, each on one device"
+        raise UserError("trainer.devices", devices, problem, "set trainer.devices=1, or remove the launcher")
+    if (count := torch.cuda.device_count()) > 1:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[job % count]
 
 
 @cache

@@ -15,9 +15,28 @@ import torch
 from lpsel.errors import UserError
 from lpsel.model import device
 from lpsel.model.adapter import Adapter
-from lpsel.model.device import bfloat16_speedup, choose_threads, device_of, resolve_precision, reuse_freed_memory
+from lpsel.model.device import (
+    bfloat16_speedup,
+    choose_threads,
+    device_of,
+    resolve_precision,
+    reuse_freed_memory,
+    use_one_device,
+)
 from lpsel.model.lightning_module import FineTuner
 from lpsel.model.spec import ModelSpec
+
+
+@pytest.mark.parametrize(("visible", "taken"), [("", ["0", "1", "2", "0"]), ("4,6,7", ["4", "6", "7", "4"])])
+def test_parallel_jobs_take_different_gpus(monkeypatch, visible, taken):
+    for job, gpu in enumerate(taken):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+        use_one_device("auto", job)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == gpu
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        use_one_device("auto", job + 1)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == gpu, "a later job of the same process"
 
 
 def test_apple_gpus_are_used_on_request_only(monkeypatch, caplog):
