@@ -26,11 +26,10 @@ def test_the_wheel_contains_every_configuration_file(unpacked):
     assert inside == {str(p.relative_to(ROOT)) for p in (ROOT / "conf").rglob("*.yaml")}
 
 
-@pytest.mark.parametrize("command", ["train", "select", "evaluate"])
-def test_commands_work_from_the_wheel_in_another_folder(unpacked, tmp_path, command):
+def test_a_command_works_from_the_wheel_in_another_folder(unpacked, tmp_path):
     code = "import lpsel, sys; from lpsel.cli import console; print(lpsel.__file__, file=sys.stderr); console()"
     done = subprocess.run(
-        [sys.executable, "-c", code, command, "--cfg", "job"],
+        [sys.executable, "-c", code, "select", "--cfg", "job"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(unpacked)},
         capture_output=True,
