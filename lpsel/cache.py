@@ -10,9 +10,11 @@ import glob
 import json
 import logging
 import os
+import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,22 +33,20 @@ FORMATS = {
     "verdicts": 3,
 }  # fmt: skip
 MANIFEST = "manifest.json"
-OLD_KINDS = (
-    "generations",
-    "judgements",
-    "tiny",
-    "training",
-)  # folders of development versions
 KEY_DIGITS = 32  # hexadecimal digits of the digest in a folder's name
 USERS = "users"  # folder with a file for every run: the entries that it used
 
 _used: set[str] = set()  # digests of the entries that the current run has used
 
 
-def log_old_kinds(cache_dir: Path) -> None:
-    """Log which folders of earlier development versions are no longer read."""
-    if found := [kind for kind in OLD_KINDS if (cache_dir / kind).is_dir()]:
-        log.info("%s: no longer reads %s, which is rebuilt once and can be deleted", cache_dir, ", ".join(found))
+@cache
+def warn_if_shared(cache_dir: Path) -> None:
+    """Warn of a cache that others can change: its checks detect accidents, not attacks."""
+    status = cache_dir.stat()
+    foreign = status.st_uid not in (0, os.getuid())
+    if foreign or status.st_mode & stat.S_IWOTH:
+        reason = "belongs to another user" if foreign else "can be written to by every user"
+        log.warning("cache_dir=%s: %s, who can change scores and models; use one of your own", cache_dir, reason)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lpsel import console
-from lpsel.cache import FORMATS, OLD_KINDS, USERS, exclusive
+from lpsel.cache import FORMATS, USERS, exclusive
 from lpsel.commands.arguments import OneLineParser
 from lpsel.config import default_cache
 from lpsel.errors import UserError, check_number
@@ -26,6 +26,7 @@ DIGEST = re.compile(r"(?<![0-9a-f])(?:[0-9a-f]{32}(?![0-9a-f])|[0-9a-f]{16}(?=-)
 # What takes long or costs money to make again; of other kinds, everything that is old is deleted.
 EXPENSIVE = ("scores", "answers", "verdicts", "trained")
 FILES = ("prompts", "hashes")  # kinds whose entries are files
+OLD_KINDS = ("generations", "judgements", "tiny", "training")  # of development versions
 DAY = 24 * 60 * 60  # seconds
 LISTED = 2  # runs named in a line
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from lpsel.cache import in_use, log_old_kinds
+from lpsel.cache import in_use, warn_if_shared
 from lpsel.config import build, config_dir, default_cache
 from lpsel.distributed import is_main_process, started_together
 from lpsel.errors import UserError
@@ -59,7 +59,7 @@ class Job:
         """The job of a composed configuration; raises a UserError if the cache folder is not writable."""
         cache_dir = Path(config.cache_dir or default_cache()).expanduser().resolve()
         check_writable("cache_dir", cache_dir)
-        log_old_kinds(cache_dir)
+        warn_if_shared(cache_dir)
         tracker = SafeTracker(build(config.tracker) if is_main_process() else Tracker())
         return cls(command, config, run_dir.resolve(), cache_dir, tracker, in_sweep)
 

@@ -2,9 +2,11 @@
 
 import json
 import re
+import signal
+import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from itertools import count
 from typing import Any, cast
 
@@ -23,6 +25,7 @@ SAME_DATE = (
 )
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # marks answers in a template, for transformers
 REMOVE = "remove the row or set template=alpaca"
+LONGEST = 60.0  # seconds of this process's CPU time for one conversation, which takes about a millisecond
 Messages = list[dict[str, Any]]
 Tools = list[Any] | None
 
@@ -222,16 +225,46 @@ def _apply_marked(messages: Messages, tokenizer: Any, tools: Tools) -> tuple[str
 
 @contextmanager
 def _rejection(messages: Messages, tokenizer: Any) -> Iterator[None]:
-    """Turn what a template raises into an UnusableRow."""
+    """Turn what a template raises into an UnusableRow, and a template that does not end into a UserError."""
     from jinja2 import TemplateError
 
     try:
-        yield
+        with time_limit(tokenizer):
+            yield
+    except UserError:
+        raise
     except (TemplateError, TypeError, ValueError, LookupError) as error:
         roles = ", ".join(message["role"] for message in messages)
         problem = f"rejects a conversation of {roles}: {first_line(error)}"
         name = f"chat template of {tokenizer.name_or_path}"
         raise UnusableRow(name, None, problem, REMOVE, kind="the chat template rejects it") from None
+
+
+@contextmanager
+def time_limit(tokenizer: Any) -> Iterator[None]:
+    """Raise a UserError in a chat template that takes more than LONGEST, which is a loop; in the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _stop_at_timer()
+    try:
+        signal.setitimer(signal.ITIMER_VIRTUAL, LONGEST)
+        yield
+    except TimeoutError:
+        name, problem = f"chat template of {tokenizer.name_or_path}", f"does not end: stopped after {LONGEST:g} seconds"
+        raise UserError(name, problem=problem, hint="set template=alpaca, or use another model") from None
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+
+
+@cache
+def _stop_at_timer() -> None:
+    """From now on, the timer of `time_limit` raises a TimeoutError."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError
+
+    signal.signal(signal.SIGVTALRM, stop)
 
 
 @lru_cache(maxsize=8)

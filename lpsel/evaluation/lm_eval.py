@@ -139,9 +139,12 @@ class LmEvalEvaluator:
                 hint = "run `lm_eval ls tasks` for a list, or set evaluator.include_path=FOLDER"
                 return UserError("tasks", task, "no task, group or tag of lm_eval, and no file", hint)
             try:
-                manager.load([task])
+                loaded = manager.load([task])["tasks"]
             except Exception as error:  # whatever the code of a task raises
                 return UserError("tasks", task, f"cannot be loaded ({first_line(error)})", "check its file and data")
+            if any(getattr(each, "UNSAFE_CODE", False) for each in loaded.values()):
+                hint = "evaluate this task with lm_eval itself, in a sandbox"
+                return UserError("tasks", task, "runs code that the model writes", hint)
         return None
 
     def _run(

@@ -13,6 +13,7 @@ from transformers import GenerationConfig, LogitsProcessor, TemperatureLogitsWar
 
 from lpsel.console import track
 from lpsel.data.batching import padded
+from lpsel.data.chat_template import time_limit
 from lpsel.data.control_tokens import Rendered, control_tokens
 from lpsel.errors import UserError
 from lpsel.generation.sampling import Generation, Sampling
@@ -121,7 +122,9 @@ def stop_ids(tokenizer: Any, config: Any, generation_config: Any) -> list[int]:
         stops.update([eos] if isinstance(eos, int) else eos or [])
     if tokenizer.chat_template:
         turns = [{"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": "ANSWER"}]
-        _, answer, after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("ANSWER")
+        with time_limit(tokenizer):
+            text = tokenizer.apply_chat_template(turns, tokenize=False)
+        _, answer, after = text.rpartition("ANSWER")
         following = tokenizer(after.lstrip(), add_special_tokens=False)["input_ids"] if answer else []
         # An end of turn in ordinary text has no token of its own.
         if following and following[0] in tokenizer.added_tokens_decoder:

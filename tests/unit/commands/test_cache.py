@@ -4,10 +4,11 @@ import multiprocessing
 import os
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 
-from lpsel.cache import Entry, in_use
+from lpsel.cache import Entry, in_use, warn_if_shared
 from lpsel.commands.cache import contents, main, prune
 from lpsel.commands.job import run
 from lpsel.errors import UserError
@@ -37,6 +38,25 @@ def cache(scored, tmp_path):
     for path in (tmp_path / "cache").rglob("*"):
         os.utime(path, (time.time() - 10 * DAY,) * 2)
     return tmp_path / "cache"
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "warning"),
+    [
+        (0o755, "own", None),
+        (0o775, "own", None),
+        (0o755, "root", None),
+        (0o777, "own", "can be written to by every user"),
+        (0o700, "another", "belongs to another user"),
+    ],
+)
+def test_a_cache_that_others_can_change_is_a_warning(tmp_path, monkeypatch, caplog, mode, owner, warning):
+    tmp_path.chmod(mode)
+    own = tmp_path.stat().st_uid
+    status = os.stat_result((mode, 0, 0, 2, {"own": own, "root": 0, "another": own + 1}[owner], 0, 0, 0, 0, 0))
+    monkeypatch.setattr(Path, "stat", lambda _: status)
+    warn_if_shared(tmp_path)
+    assert [f"cache_dir={tmp_path}: {warning}, who can" in text for text in caplog.messages] == [True] * bool(warning)
 
 
 def by_kind(cache_dir):

@@ -3,13 +3,15 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import PretrainedConfig
 
 from lpsel.data.column_forms import Example, Turn
 from lpsel.data.control_tokens import control_tokens
 from lpsel.data.dataset import Row
 from lpsel.data.templates import render, render_prompt
 from lpsel.data.tokens import _encoded
-from lpsel.errors import UnusableRow
+from lpsel.errors import UnusableRow, UserError
+from lpsel.generation.generate import stop_ids
 from tests.fixtures.chat_templates import SPECIAL, TEMPLATES, chat_tokenizer
 
 KINDS = ["bytes", "sentencepiece", "unigram"]
@@ -299,6 +301,27 @@ def test_a_rejected_conversation_is_unusable_with_the_templates_own_message():
     assert "Conversation roles must alternate" in caught.value.problem
     assert caught.value.kind == "the chat template rejects it"
     assert answers(Example(turns), chat_tokenizer("bytes", "chatml")) == ["c<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda tokenizer: render(chat("a", "b"), "chat", tokenizer),
+        lambda tokenizer: render_prompt(chat("a", "b"), "chat", tokenizer),
+        lambda tokenizer: stop_ids(tokenizer, PretrainedConfig(), None),
+    ],
+    ids=["rows", "prompts", "end of answers"],
+)
+def test_a_template_that_loops_is_an_error(monkeypatch, use):
+    monkeypatch.setattr("lpsel.data.chat_template.LONGEST", 0.1)
+    tokenizer = chat_tokenizer("bytes", "chatml")
+    loop = "{% for _ in range(99999) %}{% for _ in range(99999) %}{% endfor %}{% endfor %}"
+    monkeypatch.setattr(tokenizer, "chat_template", loop)
+    with pytest.raises(UserError) as caught:
+        use(tokenizer)
+    assert not isinstance(caught.value, UnusableRow)  # which skip would try for every row
+    assert caught.value.name == "chat template of tiny-bytes"
+    assert caught.value.problem == "does not end: stopped after 0.1 seconds"
 
 
 def test_a_row_takes_one_rendering_and_one_per_answer(monkeypatch):

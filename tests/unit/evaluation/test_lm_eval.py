@@ -166,6 +166,12 @@ def test_errors_are_raised_before_a_model_is_loaded(toy_model, tasks, tmp_path, 
         UserError, match=r"^tasks=hellaswagg: no task, group or tag of lm_eval, and no file\. Run `lm_eval ls"
     ):
         run(LmEvalEvaluator(["hellaswagg"]), [spec], tmp_path)
+    with (tasks / "free.yaml").open("a") as file:
+        file.write("unsafe_code: true\n")
+    with pytest.raises(
+        UserError, match=r"^tasks=my_free: runs code that the model writes\. Evaluate this task with lm_"
+    ):
+        run(LmEvalEvaluator(["my_free"], include_path=str(tasks)), [spec], tmp_path)
     (tasks / "rows.json").unlink()
     with pytest.raises(UserError, match=r"^tasks=my_choice: cannot be loaded \(.*rows\.json"):
         run(LmEvalEvaluator(["my_choice"], include_path=str(tasks)), [spec], tmp_path)
