@@ -40,10 +40,9 @@ def check_steps(steps: int) -> list[int]:
 def expected_agreement(correlation: float, rows: int, before: int, now: int, steps: int) -> dict[str, float]:
     """Estimate Spearman's correlation of the ranking now with the one after the whole epoch, from the last two checks.
 
-    It assumes that each further doubling of the steps changes the ranking as much as the last one did. The 95%
-    interval is that of a correlation of `rows` rows (Bonett and Wright, Psychometrika 65, 2000); it covers the error of
-    the sample, not that of the extrapolation. Training stops at the first correlation above a bound, which is more
-    often too high than too low: the estimate is optimistic by up to the error of the sample.
+    It assumes that each further doubling of the steps changes the ranking as much as the last one did. The interval is
+    that of a correlation of `rows` rows, 95% for all checks together, since training stops at the first that is high:
+    the estimate is optimistic by up to the error of the sample. It does not cover the error of the extrapolation.
 
     Args:
         correlation: of the checks after `before` and `now` of `steps` steps.
@@ -53,7 +52,7 @@ def expected_agreement(correlation: float, rows: int, before: int, now: int, ste
         `spearman`, `low` and `high`.
     """
     doublings = math.log(steps / now) / math.log(now / before)
-    low, high = correlation_interval(correlation, rows)
+    low, high = correlation_interval(correlation, rows, len(CHECKS))
     names = {"spearman": min(correlation, 1 - 1e-9), "low": low, "high": high}
     return {name: max(value, 0.0) ** doublings for name, value in names.items()}
 

@@ -9,6 +9,7 @@ Larger Language Models, Findings of ACL 2024, arXiv 2402.10430, unless another s
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
@@ -20,7 +21,6 @@ Floats = NDArray[np.float64]
 Basis = Literal["perplexity", "nll"]
 
 LARGEST_EXPONENT = 700.0  # exp of it is still a float64
-NORMAL_95 = 1.96
 
 
 def lp(records_EN: Floats, epoch: int = 1) -> Floats:
@@ -164,11 +164,12 @@ def _quotient(numerator_N: Floats, denominator_N: Floats, records_EN: Floats) ->
     return np.where(np.isfinite(quotient_N), quotient_N, np.nan)
 
 
-def correlation_interval(correlation: float, rows: int) -> tuple[float, float]:
+def correlation_interval(correlation: float, rows: int, several: int = 1) -> tuple[float, float]:
     """95% interval of Spearman's correlation of more than three rows, by Fisher's transform.
 
-    Bonett and Wright, Psychometrika 65, 2000; docs/results/win-rates.md has its coverage.
+    Bonett and Wright, Psychometrika 65, 2000; docs/results/win-rates.md has its coverage. For one of `several`
+    correlations, chosen by its value, it is 95% for all of them together (Bonferroni).
     """
     z = math.atanh(max(min(correlation, 1 - 1e-9), 1e-9 - 1))
-    error = NORMAL_95 * math.sqrt((1 + correlation**2 / 2) / (rows - 3))
+    error = NormalDist().inv_cdf(1 - 0.025 / several) * math.sqrt((1 + correlation**2 / 2) / (rows - 3))
     return math.tanh(z - error), math.tanh(z + error)

@@ -270,12 +270,30 @@ def test_expected_agreement_by_hand():
     assert expected_agreement(math.sqrt(1 / 2), 256, before=8, now=16, steps=128)["spearman"] == pytest.approx(
         math.sqrt(1 / 8)
     )
-    # z = atanh(.9) = 1.4722; its standard error sqrt((1 + .405) / 253) = .07452; times 1.96 = .14606
+    # z = atanh(.9) = 1.4722; its standard error sqrt((1 + .405) / 253) = .07452; times 2.4977, that of 98.75%, = .18613
     interval = expected_agreement(0.9, 256, before=8, now=16, steps=32)
     assert (interval["low"], interval["high"]) == (
-        pytest.approx(math.tanh(1.4722 - 0.14606), abs=1e-4),
-        pytest.approx(math.tanh(1.4722 + 0.14606), abs=1e-4),
+        pytest.approx(math.tanh(1.4722 - 0.18613), abs=1e-4),
+        pytest.approx(math.tanh(1.4722 + 0.18613), abs=1e-4),
     )
+
+
+@pytest.mark.parametrize("true", [(0.6, 0.75, 0.89), (0.8, 0.86, 0.89), (0.88, 0.89, 0.9), (0.86, 0.92, 0.95)])
+def test_the_interval_covers_where_training_stops_at_the_first_high_correlation(true):
+    draws, rows, generator = 1000, 256, np.random.default_rng(0)
+    stopped, covered = np.zeros(draws, bool), []
+    for spearman in true:
+        pearson = 2 * math.sin(math.pi / 6 * spearman)  # of normal values
+        a, b = generator.standard_normal((2, draws, rows))
+        b = pearson * a + math.sqrt(1 - pearson**2) * b
+        rank_a, rank_b = (x.argsort(axis=1).argsort(axis=1) - (rows - 1) / 2 for x in (a, b))
+        found = (rank_a * rank_b).sum(axis=1) / (rank_a**2).sum(axis=1)
+        for correlation in found[(found >= 0.9) & ~stopped]:
+            at = expected_agreement(correlation, rows, before=8, now=16, steps=32)
+            covered.append(at["low"] <= spearman <= at["high"])
+        stopped |= found >= 0.9
+    assert len(covered) > 150
+    assert np.mean(covered) > 0.95
 
 
 def test_rows_without_a_number_do_not_rank():
