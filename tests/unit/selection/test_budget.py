@@ -89,6 +89,20 @@ def test_exact_shares_add_up_and_stay_within_one_of_the_quota(size, data):
     assert (abs(take * total - size * n) < total).all()
 
 
+def test_a_cluster_can_lose_a_row_to_a_larger_budget():
+    """The Alabama paradox: of 10 rows the shares are 4.29, 4.29 and 1.43, of 11 rows 4.71, 4.71 and 1.57."""
+    size, order = np.array([6, 6, 2]), np.arange(3)
+    assert exact_shares(size, 10, order).tolist() == [4, 4, 2]
+    assert exact_shares(size, 11, order).tolist() == [5, 5, 1]
+
+
+@given(sizes, st.data())
+def test_no_cluster_loses_two_rows_to_a_larger_budget(size, data):
+    n = data.draw(st.integers(0, int(size.sum()) - 1))
+    order = np.arange(len(size))
+    assert (exact_shares(size, n + 1, order) - exact_shares(size, n, order)).min() >= -1
+
+
 def test_paper_shares_are_ceilings_of_whole_parts():
     size = np.array([1, 50, 101, 300])
     assert paper_shares(size, 1).tolist() == [1, 1, 2, 3]
