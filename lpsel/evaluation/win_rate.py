@@ -156,10 +156,10 @@ def pairwise_metrics(
         resamples, seed: of the bootstrap over prompts.
 
     Returns:
-        The fields of `WinRate`; `repeated` prompts, which are not among them; `flip_rate` of the prompts that were
-        judged; `model_mean_chars` and `baseline_mean_chars`; `longer_wins`; `length_controlled_win_rate` with
-        `length_controlled_ci_low` and `_ci_high`; `length_controlled_minimal`; `by_category`, `by_prompt_set` and
-        `mean_of_prompt_sets`, None without groups. Rates are in percent.
+        The fields of `WinRate`; `repeated` prompts, which are not among them; those with `equal` answers; `flip_rate`
+        of the prompts that were judged; `model_mean_chars` and `baseline_mean_chars`; `longer_wins`;
+        `length_controlled_win_rate` with `length_controlled_ci_low` and `_ci_high`; `length_controlled_minimal`;
+        `by_category`, `by_prompt_set` and `mean_of_prompt_sets`, None without groups. Rates are in percent.
 
     Raises:
         UserError: a number that is not a preference.
@@ -180,6 +180,7 @@ def pairwise_metrics(
     return {
         **asdict(win_rate(preference_N[first_N], equal_N=tied_N[first_N], **draws)),
         "repeated": int((~first_N).sum()),
+        "equal": int((equal_N & first_N).sum()),
         "flip_rate": flip_rate(preference_NO[first_N & ~equal_N]),
         "model_mean_chars": _mean(model_chars_N),
         "baseline_mean_chars": _mean(baseline_chars_N),

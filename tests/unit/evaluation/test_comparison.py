@@ -143,6 +143,23 @@ def test_a_judge_that_prefers_a_position_carries_no_information():
     assert (informative, text) == (True, "")
 
 
+def test_a_judge_that_says_tie_to_everything_carries_no_information():
+    informative, text = problems(metrics_of([[1.5, 1.5]] * 40))
+    assert not informative
+    assert text.startswith("The judge carries no information: all its verdicts on 40 prompts are ties. Set a stronger")
+    assert problems(metrics_of([[1.5, 1.5]] * 39 + [[2, 2]])) == (True, "")
+    assert not problems(metrics_of([1.5] * 40, equal_N=[True] * 19 + [False] * 21))[0]
+    assert problems(metrics_of([1.5] * 40, equal_N=[True] * 20 + [False] * 20)) == (
+        True,
+        "",
+    )  # the models hardly differ
+
+
+def test_a_single_verdict_is_reported():
+    sentence = "A single verdict has no interval, and shows nothing about other prompts."
+    assert describe_problems(metrics_of([[2, 2]])) == {"warnings": [sentence], "informative": True}
+
+
 def test_a_judge_that_is_not_about_to_reply_a_letter_carries_no_information():
     metrics = metrics_of([2, 1] * 200)
     assert problems(metrics, letter_probability=0.9) == (True, "")
