@@ -9,15 +9,15 @@ from lpsel.storage import check_writable
 
 # Names of keys as an option, in a mapping or in a header; a reference such as ${oc.env:MY_KEY} is no key.
 SECRET = re.compile(
-    r"(?P<name>[\w-]*(?:(?:api|access|secret|private|subscription)[-_]?key|auth[-_]?token|passw(?:or)?d|secret"
+    r"(?P<name>[\w-]*(?:(?:api|access|secret|private|subscription)[-_]?key|(?:auth|access|bearer|session)[-_]?token|passw(?:or)?d|secret"
     r"|authorization|cookies?)|(?<![\w-])x-[\w-]*(?:auth|key|token)"
     r"|(?<![\w-])(?:key|(?:hf[-_])?token))"
     r"['\"]?\s*[:=](?![^,}]*\$\{oc\.env:)",
     re.IGNORECASE,
 )
-# OpenAI and its imitators, Hugging Face, GitHub, Groq, xAI, NVIDIA, Google, AWS
+# OpenAI and its imitators, Hugging Face, GitHub, GitLab, Groq, xAI, NVIDIA, Perplexity, Google, AWS, JSON Web Tokens
 KEY = re.compile(
-    r"(?<![A-Za-z0-9])(?P<name>sk-|hf_|gh[pousr]_|github_pat_|gsk_|xai-|nvapi-|AIza|AKIA)(?:[\w-]*[-_])?[A-Za-z0-9]{16,}"
+    r"(?<![A-Za-z0-9])(?P<name>sk-|hf_|gh[pousr]_|github_pat_|glpat-|gsk_|xai-|nvapi-|pplx-|AIza|AKIA|eyJ)(?:[\w-]*[-_])?[A-Za-z0-9]{16,}"
 )
 # A user (several endpoints in a list are no users) or a query, which may hold a signature.
 PRIVATE_URL = re.compile(

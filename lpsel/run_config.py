@@ -142,9 +142,12 @@ def unused_keys(command: str, config: Any) -> set[str]:
 
 
 def register_environment(config: DictConfig) -> None:
-    """Treat every environment variable that `judge.request` refers to as a secret: custom headers hold keys."""
-    for key, value in leaves(OmegaConf.to_container(config, resolve=False)):
-        for name in FROM_ENVIRONMENT.findall(str(value)) if key.startswith("judge.request.") else ():
+    """Treat every environment variable whose value is in `judge.request` as a secret: custom headers hold keys."""
+    written, resolved = ([*leaves(OmegaConf.to_container(config, resolve=resolve))] for resolve in (False, True))
+    sent = " ".join(str(value) for key, value in resolved if key.startswith("judge.request."))
+    # Of any key, since a request may refer to a key that refers to a variable.
+    for name in {name for _, value in written for name in FROM_ENVIRONMENT.findall(str(value))}:
+        if os.environ.get(name, "") in sent:
             register_secret(os.environ.get(name, ""))
 
 

@@ -84,3 +84,25 @@ def test_files_named_in_the_configuration_are_part_of_it(tmp_path):
     rows.write_text("{}\n{}")
     assert run_config().finished(folder) is None
     run_config().check(folder)  # the folder is still for this configuration
+
+
+@pytest.mark.parametrize("header", ["${oc.env:GATEWAY}", "Bearer ${oc.env:GATEWAY}", "${gateway}", "${nested.gateway}"])
+def test_a_variable_that_a_request_refers_to_is_not_in_the_configuration(monkeypatch, header):
+    monkeypatch.setattr("lpsel.redact._registered", set())
+    monkeypatch.setenv("GATEWAY", "canary-0123456789")
+    monkeypatch.setenv("FOLDER", "/home/user/prompts")
+    config = {
+        "judge": {"request": {"extra_headers": {"x": header}}}, "gateway": "${oc.env:GATEWAY}",
+        "nested": {"gateway": "${gateway}"}, "prompts": "${oc.env:FOLDER}", "trainer": {"precision": "auto"},
+    }  # fmt: skip
+    kept = RunConfig.of("evaluate", OmegaConf.create(config)).config
+    assert "canary" not in str(kept)
+    assert kept["prompts"] == "/home/user/prompts"
+
+
+def test_an_evaluation_with_open_questions_is_not_finished(tmp_path):
+    ours = RunConfig("evaluate", {"judge": {"name": "openai"}})
+    ours.save(tmp_path)
+    for unanswered in (2, 0):
+        write_json(tmp_path / "result.json", result := {"unanswered": unanswered, "run": ours.digest()})
+        assert ours.finished(tmp_path) == (None if unanswered else result)
