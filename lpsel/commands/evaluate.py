@@ -134,7 +134,9 @@ def _trained_model(name: str, folder: Path, trust_remote_code: bool) -> ModelSpe
         options = {"template": base["template"], "max_length": base["max_length"]}
         spec = ModelSpec(_describe_run(result), str(folder / "model"), **options, trust_remote_code=trust_remote_code)
         needs_code = base["trust_remote_code"] is not False
-    except (KeyError, TypeError, AttributeError):
+    except UserError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
         problem = "neither a finished run of train.py (result.json with a model) nor a model folder (config.json)"
         hint = "set model to one of these, a name in conf/model or a Hugging Face id"
         raise UserError("model", name, problem, hint) from None

@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 
 from lpsel.commands.evaluate import _candidates, _runs_of
 from lpsel.config import config_dir
+from lpsel.errors import UserError
 
 
 @pytest.fixture
@@ -36,3 +37,16 @@ def test_runs_that_differ_only_in_their_seed_are_named_with_it(few_runs, tmp_pat
     one, two = (model.name for model in models.models)
     assert (one.removesuffix(", seed 1"), two.removesuffix(", seed 2")) == (one[:-8], one[:-8])
     assert "seed" not in models.baseline.name
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"pct": "x"}, {"pct": 10**400}, {"pct": [10]}, {"adapter": "lora"}, {"scorer": "x"}, {"base_model": {}}],
+)
+def test_a_result_that_lpsel_did_not_write_is_no_run(few_runs, tmp_path, config, changes):
+    shutil.copytree(few_runs / "train" / "toy-llama-low", tmp_path / "theirs")
+    result = json.loads((tmp_path / "theirs" / "result.json").read_text())
+    (tmp_path / "theirs" / "result.json").write_text(json.dumps(result | changes))
+    with pytest.raises(UserError) as caught:
+        _candidates([str(tmp_path / "theirs")], [], config)
+    assert caught.value.problem.startswith("neither a finished run of train.py (result.json with a model) nor")
