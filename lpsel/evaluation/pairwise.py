@@ -111,6 +111,7 @@ class PairwiseEvaluator:
                 "baseline": names[0],
                 "prompts": list(dict.fromkeys(prompt.prompt_set for prompt in prompts)),
                 "n_prompts": len(prompts),
+                "prompts_fingerprint": digest([prompt.text for prompt in prompts]),
                 "rows_unusable": dict(unusable.most_common()),
                 "sampling": self.sampling.settings(),
                 "answers": reports,

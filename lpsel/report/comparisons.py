@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import ndtri
 from scipy.stats import t
 
-from lpsel.report.points import Interval, Point, by_selection
+from lpsel.report.points import Interval, Point, by_selection, one_value_per_seed
 from lpsel.report.runs import Run, number
 
 EVEN = 50.0  # win rate, in percent
@@ -167,17 +167,12 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, flo
 
 
 def _by_selection(points: Sequence[Point], wanted: Callable[[str], bool]) -> list[BySeed]:
-    """The points of every series and percentage by seed; without series that have two values for one seed."""
+    """The points of every series and percentage by seed."""
     seeds: dict[tuple[float, str], dict[Any, Point]] = defaultdict(dict)
-    ambiguous = set()
-    for p in points:
-        if not wanted(p.run.rule) or p.run.pct is None:
-            continue
-        key = (p.run.pct, p.run.series)
-        earlier = seeds[key].setdefault(p.run.get("seed"), p)
-        if earlier.value != p.value:
-            ambiguous.add(key)
-    return [by_seed for key, by_seed in seeds.items() if key not in ambiguous]
+    for p in one_value_per_seed(points):
+        if wanted(p.run.rule) and p.run.pct is not None:
+            seeds[p.run.pct, p.run.series].setdefault(p.run.get("seed"), p)
+    return [*seeds.values()]
 
 
 def _compared_with_runs(points: Sequence[Point], is_reference: Callable[[Run, Run], bool]) -> list[Comparison]:

@@ -28,7 +28,7 @@ from lpsel.report.figures import (
     trajectory_figure,
 )
 from lpsel.report.line_figures import cost_figure, difference_figure, fraction_figure, token_figure
-from lpsel.report.points import KEY_METRICS, Interval, Point, comparable, points, trained_models
+from lpsel.report.points import KEY_METRICS, Interval, Point, comparable, one_value_per_seed, points, trained_models
 from lpsel.report.runs import COMMANDS, EXPLORER, Run, Runs
 from lpsel.report.summary import Summary, summarize
 from lpsel.report.tables import Table, all_tables
@@ -209,9 +209,10 @@ def _first(runs: Sequence[Run], key: Callable[[Run], Any]) -> list[Run]:
 def _quality_figures(measured: Sequence[Point], style: dict[str, Look]) -> Iterator[Drawn]:
     for k, group in enumerate(comparable(measured), 1):
         about = f"{capitalized(group[0].key_metric.title)} {group[0].against}."
-        for name, (draw, caption) in QUALITY_FIGURES.items():
-            yield f"{name}-{k}", f"{about} {caption}", draw(group, style)
-        yield f"scorers-{k}", f"{about} Means over seeds.", scorer_target_figure(group)
+        if drawn := one_value_per_seed(group):
+            for name, (draw, caption) in QUALITY_FIGURES.items():
+                yield f"{name}-{k}", f"{about} {caption}", draw(drawn, style)
+            yield f"scorers-{k}", f"{about} Means over seeds.", scorer_target_figure(drawn)
 
 
 def _dot_figures(

@@ -2,12 +2,13 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lpsel.evaluation.win_rate import shown_interval
 from lpsel.report.runs import Run, Runs, nested, number
+from lpsel.storage import digest
 
 WIN_RATE_DETAILS = ("n", "standard_error", "p_value_holm", "flip_rate", "length_controlled_win_rate")
 
@@ -119,8 +120,22 @@ def points(runs: Runs) -> list[Point]:
                 evaluated_as=name,
             )
             matched.append(point)
+    matched = _told_apart(matched)
     size = Counter((p.metric, p.against) for p in matched)
     return sorted(matched, key=lambda p: (p.metric == "win_rate", size[p.metric, p.against]))
+
+
+def _told_apart(points: Sequence[Point]) -> list[Point]:
+    """The points, where conditions of one name that differ have a digest: prompts, answers or the judge's settings."""
+    names = ("judge", "sampling", "prompts_fingerprint")
+    settings = [digest([p.evaluation.get(name) for name in names])[:8] for p in points]
+    different = defaultdict(set)
+    for p, of_point in zip(points, settings, strict=True):
+        different[p.metric, p.against].add(of_point)
+    return [
+        replace(p, against=f"{p.against}, settings {of_point}") if len(different[p.metric, p.against]) > 1 else p
+        for p, of_point in zip(points, settings, strict=True)
+    ]
 
 
 def comparable(points: Sequence[Point]) -> list[list[Point]]:
@@ -129,6 +144,15 @@ def comparable(points: Sequence[Point]) -> list[list[Point]]:
     for p in points:
         groups[p.metric, p.against].append(p)
     return [*reversed(groups.values())]
+
+
+def one_value_per_seed(points: Sequence[Point]) -> list[Point]:
+    """Comparable points without the selections that have two values for a seed: which of them counts is unknown."""
+    values = defaultdict(set)
+    for p in points:
+        values[p.run.series, p.run.pct, p.run.get("seed")].add(p.value)
+    ambiguous = {(series, pct) for (series, pct, _), several in values.items() if len(several) > 1}
+    return [p for p in points if (p.run.series, p.run.pct) not in ambiguous]
 
 
 def by_selection(points: Sequence[Point]) -> dict[str, dict[float, list[Point]]]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lpsel.errors import UserError, first_line
-from lpsel.report.points import Point, by_selection, comparable, points
+from lpsel.report.points import Point, by_selection, comparable, one_value_per_seed, points
 from lpsel.report.runs import EXPLORER, Runs
 from lpsel.report.summary import summarize
 from lpsel.report.tables import all_tables
@@ -117,7 +117,9 @@ def _save(report: Any) -> str:
 def panels(measured: Sequence[Point]) -> list[Panel]:
     """The points of the quality figures by metric and conditions, key figures first."""
     made = []
-    for k, group in enumerate(comparable([p for p in measured if p.run.pct is not None]), 1):
+    for k, each in enumerate(comparable([p for p in measured if p.run.pct is not None]), 1):
+        if not (group := one_value_per_seed(each)):
+            continue
         panel = Panel(f"{group[0].key_metric.label}; {group[0].against}", {FLOPS: {}, PCT: {}}, {})
         for series, by_pct in by_selection(group).items():
             means = {pct: float(np.mean([p.value for p in same])) for pct, same in by_pct.items()}

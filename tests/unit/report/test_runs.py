@@ -162,6 +162,30 @@ def test_nll_of_different_tokenizers_or_tokens_is_not_comparable(tmp_path, diffe
         assert len({p.against for p in points(find_runs([tmp_path]))}) == conditions
 
 
+@pytest.mark.parametrize(
+    "differing",
+    [
+        {"judge": {"name": "j", "prompt": "Be strict."}},
+        {"sampling": {"temperature": 1.0}},
+        {"prompts_fingerprint": "b"},
+    ],
+)
+def test_win_rates_by_another_judge_of_the_same_name_are_not_comparable(tmp_path, differing):
+    conditions = {"judge": {"name": "j", "prompt": "Decide."}, "sampling": {"temperature": 0.0}, "n_prompts": 9}
+    for change, different in (({}, 1), (differing, 2)):
+        for name in "ab":
+            settings_of(tmp_path / f"{different}", name, 1)
+            models = [{"name": name, "model": str(tmp_path / f"{different}" / name / "model"), "win_rate": 50.0}]
+            evaluation = {"command": "evaluate", "baseline": "full", **conditions, "models": models}
+            folder = tmp_path / f"{different}" / f"evaluated-{name}"
+            folder.mkdir(parents=True)
+            (folder / "result.json").write_text(json.dumps(evaluation | (change if name == "b" else {})))
+        measured = points(find_runs([tmp_path / f"{different}"]))
+        assert len(measured) == 2
+        assert len({p.against for p in measured}) == different
+        assert ("settings" in measured[0].against) == (different == 2)
+
+
 def test_a_metric_without_a_value_is_left_out():
     entry = {"metrics": {"task/acc": {"value": 0.5, "low": 0.3, "high": 0.7}, "undefined": {"value": None}}}
     assert metrics_of(entry) == {"task/acc": (0.5, 0.3, 0.7)}
