@@ -14,11 +14,13 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
 from lpsel.errors import UserError
 
+TABLE_ROWS = 10_000  # converted at a time
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
@@ -141,14 +143,22 @@ def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     write_atomically(path, lambda file: file.writelines(map(json_line, rows)))
 
 
-def write_table(path: Path, rows: Sequence[dict[str, Any]], types: Mapping[str, Any]) -> None:
-    """Write a Parquet file with the columns of the first row: `types` by name, strings otherwise."""
+def write_table(path: Path, rows: Iterable[dict[str, Any]], types: Mapping[str, Any]) -> None:
+    """Write a Parquet file with the columns of the first row, block by block: `types` by name, strings otherwise."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema([(name, types.get(name, "string")) for name in rows[0]])
-    table = pa.Table.from_pylist(finite(rows), schema=schema)
-    write_atomically(path, lambda file: pq.write_table(table, file))
+    rows = iter(rows)
+    first = next(rows)
+    schema = pa.schema([(name, types.get(name, "string")) for name in first])
+
+    def write(file: IO[bytes]) -> None:
+        with pq.ParquetWriter(file, schema) as writer:
+            left = chain([first], rows)
+            while block := list(islice(left, TABLE_ROWS)):
+                writer.write_table(pa.Table.from_pylist(finite(block), schema=schema))
+
+    write_atomically(path, write)
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -183,7 +183,7 @@ def write_judgements(path: Path, verdicts: Sequence[Verdicts]) -> None:
     """Write a Parquet table that `read_judgements` reads, with `verdict` (win, tie or loss) of every row."""
     rows = [row for each in verdicts for row in each.rows]
     sign_N = np.sign(as_preferences([row["preference"] for row in rows]) - TIE)
-    words = [{**row, "verdict": VERDICTS.get(sign)} for row, sign in zip(rows, sign_N, strict=True)]
+    words = ({**row, "verdict": VERDICTS.get(sign)} for row, sign in zip(rows, sign_N, strict=True))
     types = dict.fromkeys(FLOATS, "float64") | dict.fromkeys(INTEGERS, "int64") | {"equal": "bool"}
     write_table(path, words, types)
 
