@@ -67,7 +67,7 @@ def bootstrap_ratios(
     """sum(numerator) / sum(denominator) over rows, for K columns and for `resamples` resamples of the rows.
 
     Args:
-        numerator_NK: NaN makes its column undefined.
+        numerator_NK: NaN or infinity makes its column undefined.
         denominator_NK: same shape, not negative.
         resamples: number of times N rows are drawn with replacement.
         seed: the same seed draws the same rows.
@@ -76,6 +76,7 @@ def bootstrap_ratios(
         ValueError: the shapes differ, or there are no rows.
     """
     numerator = np.asarray(numerator_NK, dtype=np.float64)
+    numerator = np.where(np.isfinite(numerator), numerator, np.nan)
     denominator = np.asarray(denominator_NK, dtype=np.float64)
     if numerator.shape != denominator.shape or numerator.ndim != 2 or len(numerator) == 0:
         shapes = f"{numerator.shape} and {denominator.shape}"

@@ -10,6 +10,9 @@ from lpsel.evaluation.win_rate import shown_interval
 from lpsel.report.runs import Run, Runs, nested, number
 from lpsel.storage import digest
 
+CONDITIONS = (
+    "judge", "sampling", "prompts_fingerprint", "data_fingerprint", "tokenizer", "supervised_tokens",
+)  # fmt: skip
 WIN_RATE_DETAILS = ("n", "standard_error", "p_value_holm", "flip_rate", "length_controlled_win_rate")
 
 
@@ -77,6 +80,7 @@ class Point(Measure):
         difference: from the evaluation's baseline, paired by row.
         baseline: the training run of that baseline, None for another model.
         evaluated_as: the name of the model in the evaluation.
+        conditions: a digest of what values depend on besides the model: rows and tokens, or prompts, answers and judge.
     """
 
     run: Run
@@ -86,6 +90,7 @@ class Point(Measure):
     difference: Interval | None = None
     baseline: Run | None = None
     evaluated_as: str = ""
+    conditions: str = ""
 
     @property
     def key_metric(self) -> KeyMetric:
@@ -118,6 +123,7 @@ def points(runs: Runs) -> list[Point]:
                 difference=_interval(nested(entry, "difference", metric)),
                 baseline=baseline,
                 evaluated_as=name,
+                conditions=digest([entry.get(key, evaluation.get(key)) for key in CONDITIONS])[:8],
             )
             matched.append(point)
     matched = _told_apart(matched)
@@ -126,15 +132,13 @@ def points(runs: Runs) -> list[Point]:
 
 
 def _told_apart(points: Sequence[Point]) -> list[Point]:
-    """The points, where conditions of one name that differ have a digest: prompts, answers or the judge's settings."""
-    names = ("judge", "sampling", "prompts_fingerprint")
-    settings = [digest([p.evaluation.get(name) for name in names])[:8] for p in points]
-    different = defaultdict(set)
-    for p, of_point in zip(points, settings, strict=True):
-        different[p.metric, p.against].add(of_point)
+    """The points, where conditions that have the same description but differ have a digest in it."""
+    known: dict[object, set[str]] = defaultdict(set)
+    for p in points:
+        known[p.metric, p.against].add(p.conditions)
     return [
-        replace(p, against=f"{p.against}, settings {of_point}") if len(different[p.metric, p.against]) > 1 else p
-        for p, of_point in zip(points, settings, strict=True)
+        replace(p, against=f"{p.against}, settings {p.conditions}") if len(known[p.metric, p.against]) > 1 else p
+        for p in points
     ]
 
 
@@ -258,6 +262,5 @@ def _against(evaluation: Run, entry: dict[str, Any], metric: str) -> str:
         )
         parts["prompts"] = f"{judged:.0f}" if judged else None
     else:
-        parts = {"on": text("dataset"), "rows": text("n"), "data": (text("data_fingerprint") or "")[:8] or None}
-        parts["tokenizer"], parts["tokens"] = (text("tokenizer") or "")[:8] or None, text("supervised_tokens")
+        parts = {"on": text("dataset"), "rows": text("n")}
     return ", ".join(f"{word} {value}" for word, value in parts.items() if value)

@@ -127,8 +127,8 @@ def test_one_row_has_a_value_and_no_interval():
 
 def test_undefined_ratios_are_none():
     assert bootstrap_ratios([[0.0], [0.0]], [[0.0], [0.0]]).estimate(0) == Estimate(None, None, None)
-    with_nan = bootstrap_means([[1.0, math.nan], [2.0, 1.0]])
-    assert with_nan.estimate(1) == Estimate(None, None, None)
+    with_nan = bootstrap_means([[1.0, math.nan, math.inf], [2.0, 1.0, 1.0]])
+    assert with_nan.estimate(1) == with_nan.estimate(2) == Estimate(None, None, None)
     assert with_nan.difference(1, 0) == Estimate(None, None, None)
     assert with_nan.estimate(0).value == 1.5
 
