@@ -186,16 +186,17 @@ def _job(command: str, hydra_errors: tuple[type[Exception], ...]) -> Callable[[A
 
 
 def _check_run_folder(command: str, config: Any) -> None:
-    """Exit if the run folder is rejected, before Hydra writes its configuration and log to it."""
+    """Exit if the run folder is rejected or a key would be written, before Hydra writes its configuration and log."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     from lpsel.commands.job import check_folder
-    from lpsel.run_config import RunConfig
+    from lpsel.run_config import RunConfig, check_headers
 
     if not is_main_process() or config.get("dry_run"):
         return
     try:
+        check_headers(config)
         folder = Path(str(config.hydra.run.dir)).expanduser().resolve()
         if folder.is_dir():
             own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from lpsel import __version__
 from lpsel.errors import UserError, printable_line
 from lpsel.integrity import Damaged, check_files
-from lpsel.redact import redacted, register_secret
+from lpsel.redact import SECRET_NAME, redacted, register_secret
 from lpsel.storage import digest, finite, read_dict, write_json
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ NOT_IN_RESULTS = (
     "checkpoint_steps", "compile", "dry_run", "gpu_memory_gib", "gpu_tflops", "key_env",
 )  # fmt: skip
 NOT_IN_VERDICTS = ("attempts", "concurrency", "key_env", "max_cost", "max_retries", "timeout")  # the same, of a judge
+SECRET_HEADER = re.compile(f"auth|cookie|{SECRET_NAME.pattern}", re.IGNORECASE)
 FROM_ENVIRONMENT = re.compile(r"\$\{oc\.env:([^,}]+)")
 MAX_DIFFERENCES = 3  # named in a message
 
@@ -51,6 +52,7 @@ class RunConfig:
     @classmethod
     def of(cls, command: str, config: DictConfig) -> "RunConfig":
         """The run configuration of a composed configuration."""
+        check_headers(config)
         register_environment(config)
         resolved: Any = OmegaConf.to_container(config, resolve=True)
         unused = {*NOT_IN_RESULTS, "trainer", *unused_keys(command, resolved)}
@@ -139,6 +141,15 @@ def unused_keys(command: str, config: Any) -> set[str]:
     by_target = rule.get("epochs") is None or rule.get("scored_by") == TARGET
     scorer = {"scorer"} if by_target and not embeds_with_scorer else set()
     return scorer | ({"pct"} if rule.get("pct") is not None else set())
+
+
+def check_headers(config: DictConfig) -> None:
+    """Raise a UserError for a key in a configuration file, which would be written to the run folder."""
+    for key, value in leaves(OmegaConf.to_container(config, resolve=False)):
+        sent = key.startswith(("judge.request.extra_headers.", "judge.request.extra_query."))
+        if sent and SECRET_HEADER.search(key) and "${" not in str(value):
+            problem = "a key in a configuration file would be written to the run folder"
+            raise UserError(key, problem=problem, hint="write ${oc.env:NAME}, and set the variable NAME")
 
 
 def register_environment(config: DictConfig) -> None:

@@ -31,7 +31,7 @@ from lpsel.errors import UserError, first_line, resource_errors
 from lpsel.model.device import use_one_device
 from lpsel.output_folder import check_output_folder, mark_output_folder
 from lpsel.redact import printable, redact
-from lpsel.run_config import NOT_IN_RESULTS, unused_keys
+from lpsel.run_config import NOT_IN_RESULTS, check_headers, unused_keys
 from lpsel.storage import digest, read_json, write_atomically, write_json
 
 log = logging.getLogger(__name__)
@@ -89,9 +89,10 @@ class SweepCallback(Callback):
             # Resolving the sweep's folder here fixes it for all jobs, whose overrides differ.
             folder = _outcomes_dir(config)
             try:
+                check_headers(config)
                 check_output_folder(folder, "sweep", replaced=False)
             except UserError as error:
-                SweepCallback.fail(error.renamed("hydra.sweep.dir"))
+                SweepCallback.fail(error if error.name.startswith("judge.") else error.renamed("hydra.sweep.dir"))
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             mark_output_folder(folder, "sweep")
@@ -154,8 +155,7 @@ def run_job(command: str, config: DictConfig, user_errors: tuple[type[Exception]
         if os.environ.get("LPSEL_DEBUG"):
             print(redact(traceback.format_exc()), file=sys.stderr)
     if is_main_process():
-        outcomes = _outcomes_dir(config)
-        outcomes.mkdir(parents=True, exist_ok=True)
+        (outcomes := _outcomes_dir(config)).mkdir(parents=True, exist_ok=True)
         write_json(outcomes / f"{outcome.number}.json", asdict(outcome))
     if "torch" in sys.modules:
         from lpsel.model.device import free_memory

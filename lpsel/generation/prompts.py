@@ -227,10 +227,10 @@ def _file_name(url: str) -> str:
 
 
 def _download(url: str, cache_dir: Path) -> Path:
-    """The file at a web address, downloaded once."""
-    name = _file_name(url)
+    """The file at a web address, downloaded once; errors leave out a query, which may hold a signature."""
+    name, shown = _file_name(url), url.partition("?")[0]
     if reader_of(name) is None:
-        raise UserError("prompts", url, "unknown kind of file", f"name a file that ends in {ENDINGS}")
+        raise UserError("prompts", shown, "unknown kind of file", f"name a file that ends in {ENDINGS}")
     file = cache_dir / "prompts" / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -240,9 +240,9 @@ def _download(url: str, cache_dir: Path) -> Path:
         # No such host, no connection, a timeout or an HTTP status; a broken response; an invalid URL.
         except (OSError, HTTPException, ValueError) as error:
             hint = "download it some other way and pass the file, or set prompts_dir to its folder"
-            raise UserError("prompts", url, f"cannot be downloaded ({first_line(error)})", hint) from error
+            raise UserError("prompts", shown, f"cannot be downloaded ({first_line(error)})", hint) from error
         if len(content) > MAX_DOWNLOAD:
             hint = "download it, and pass the part of it that you need as a file"
-            raise UserError("prompts", url, f"has more than {MAX_DOWNLOAD >> 20} MiB", hint)
+            raise UserError("prompts", shown, f"has more than {MAX_DOWNLOAD >> 20} MiB", hint)
         write_atomically(file, lambda out: out.write(content))
     return file

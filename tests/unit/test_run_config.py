@@ -86,18 +86,37 @@ def test_files_named_in_the_configuration_are_part_of_it(tmp_path):
     run_config().check(folder)  # the folder is still for this configuration
 
 
-@pytest.mark.parametrize("header", ["${oc.env:GATEWAY}", "Bearer ${oc.env:GATEWAY}", "${gateway}", "${nested.gateway}"])
-def test_a_variable_that_a_request_refers_to_is_not_in_the_configuration(monkeypatch, header):
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        ("x", "${oc.env:GATEWAY}"),
+        ("x", "Bearer ${oc.env:GATEWAY}"),
+        ("x", "${gateway}"),
+        ("x", "${nested.gateway}"),
+        ("api-key", "${oc.env:GATEWAY}"),
+    ],
+)
+def test_a_secret_that_a_request_sends_is_not_in_the_configuration(monkeypatch, name, header):
     monkeypatch.setattr("lpsel.redact._registered", set())
     monkeypatch.setenv("GATEWAY", "canary-0123456789")
     monkeypatch.setenv("FOLDER", "/home/user/prompts")
     config = {
-        "judge": {"request": {"extra_headers": {"x": header}}}, "gateway": "${oc.env:GATEWAY}",
+        "judge": {"request": {"extra_headers": {name: header}, "max_tokens": 1024}}, "gateway": "${oc.env:GATEWAY}",
         "nested": {"gateway": "${gateway}"}, "prompts": "${oc.env:FOLDER}", "trainer": {"precision": "auto"},
     }  # fmt: skip
     kept = RunConfig.of("evaluate", OmegaConf.create(config)).config
     assert "canary" not in str(kept)
-    assert kept["prompts"] == "/home/user/prompts"
+    assert (kept["prompts"], kept["judge"]["request"]["max_tokens"]) == ("/home/user/prompts", 1024)
+
+
+@pytest.mark.parametrize("name", ["extra_headers.api-key", "extra_headers.Authorization", "extra_query.sig_token"])
+def test_a_key_in_a_configuration_file_is_rejected(name):
+    part, key = name.split(".")
+    request = {"max_tokens": 8, "stop_token": "</s>", "extra_headers": {"x-team": "a"}, part: {key: "canary"}}
+    with pytest.raises(UserError) as caught:
+        RunConfig.of("evaluate", OmegaConf.create({"judge": {"request": request}, "trainer": {"precision": "auto"}}))
+    assert caught.value.name == f"judge.request.{name}"
+    assert "canary" not in str(caught.value)
 
 
 def test_an_evaluation_with_open_questions_is_not_finished(tmp_path):

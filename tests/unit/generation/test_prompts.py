@@ -128,7 +128,7 @@ def test_a_web_address_is_downloaded_once(tmp_path, written, load):
         address = f"http://127.0.0.1:{server.server_port}"
         assert [p.text for p in load(f"{address}/far.jsonl")] == ["From afar."]
         with pytest.raises(UserError, match=r"near.jsonl: cannot be downloaded \(HTTP Error 404: .*\). Download it"):
-            load(f"{address}/near.jsonl")
+            load(f"{address}/near.jsonl?sig=abc")
         server.shutdown()
     (again,) = load(f"{address}/far.jsonl")
     assert (again.id, again.prompt_set) == ("x", "far")
