@@ -29,7 +29,8 @@ NOT_IN_RESULTS = (
     "cache_dir", "tracker", "experiment", "prompts_dir", "train_tokens", "score_tokens", "activation_checkpointing",
     "checkpoint_steps", "compile", "dry_run", "gpu_memory_gib", "gpu_tflops", "key_env",
 )  # fmt: skip
-NOT_IN_VERDICTS = ("attempts", "concurrency", "key_env", "max_cost", "max_retries", "timeout")  # the same, of a judge
+# Keys of a judge that may change in a folder: they change how many of its verdicts there are.
+NOT_IN_VERDICTS = re.compile(r"(^|\.)judge\.(attempts|concurrency|key_env|max_cost|max_retries|timeout)$")
 SECRET_HEADER = re.compile(f"auth|cookie|{SECRET_NAME.pattern}", re.IGNORECASE)
 FROM_ENVIRONMENT = re.compile(r"\$\{oc\.env:([^,}]+)")
 MAX_DIFFERENCES = 3  # named in a message
@@ -58,9 +59,6 @@ class RunConfig:
         unused = {*NOT_IN_RESULTS, "trainer", *unused_keys(command, resolved)}
         kept = {name: value for name, value in resolved.items() if name not in unused}
         kept["precision"] = resolved["trainer"]["precision"]
-        for judge in filter(None, (kept.get("judge"), kept.get("evaluator", {}).get("judge"))):
-            for name in NOT_IN_VERDICTS:
-                judge.pop(name, None)
         kept = redacted(json.loads(json.dumps(finite(kept))))  # as it is read back from a file
         return cls(command, kept, {text: _file_state(path) for _, text, path in existing_paths(kept)})
 
@@ -84,7 +82,7 @@ class RunConfig:
         if not isinstance(saved.get("config"), dict):  # none, or not written by lpsel
             return
         theirs, ours = {"command": saved.get("command"), **saved["config"]}, {"command": self.command, **self.config}
-        if differing := list(_differences(theirs, ours)):
+        if differing := [each for each in _differences(theirs, ours) if not NOT_IN_VERDICTS.search(each[0])]:
             state = "a" if (run_dir / RESULT).is_file() else "an unfinished"
             named = differing[:MAX_DIFFERENCES]
             has, requested = (", ".join(f"{key}={pair[i]}" for key, *pair in named) for i in (0, 1))

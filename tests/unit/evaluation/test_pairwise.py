@@ -159,9 +159,12 @@ def test_a_sweep_asks_the_judge_again_for_missing_verdicts_only(given, toy_model
 
     result, asked = evaluate("I cannot tell.")
     assert (result["n"], result["failed"], result["unanswered"], asked) == (0, 4, 8, 9)  # with the check
-    result, asked = evaluate("[[A]]", "judge.attempts=2", "judge.timeout=60")  # which change no verdict
+    patient = ("judge.attempts=2", "judge.timeout=60")  # which change no verdict
+    result, asked = evaluate("[[A]]", *patient)
     assert (result["n"], result["flip_rate"], result["unanswered"], asked) == (4, 100, 0, 8)
-    assert evaluate("[[B]]") == (result, 0)
+    assert evaluate("[[B]]", *patient) == (result, 0)
+    with pytest.raises(UserError, match=r"judge\.model=other"):
+        evaluate("[[B]]", "judge.model=other")
 
 
 def test_human_judges_get_a_page(given, toy_model, second_model, tmp_path):
