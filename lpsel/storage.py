@@ -148,13 +148,13 @@ def write_table(path: Path, rows: Iterable[dict[str, Any]], types: Mapping[str, 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = iter(rows)
-    first = next(rows)
+    left = iter(rows)
+    first = next(left)
+    left = chain([first], left)
     schema = pa.schema([(name, types.get(name, "string")) for name in first])
 
     def write(file: IO[bytes]) -> None:
         with pq.ParquetWriter(file, schema) as writer:
-            left = chain([first], rows)
             while block := list(islice(left, TABLE_ROWS)):
                 writer.write_table(pa.Table.from_pylist(finite(block), schema=schema))
 

@@ -10,11 +10,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpsel.storage import digest, finite, folder_atomically, write_atomically, write_csv, write_json
+from lpsel.storage import digest, finite, folder_atomically, write_atomically, write_csv, write_json, write_table
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -171,3 +172,11 @@ def test_no_cell_of_a_csv_file_is_a_formula(tmp_path, text):
     write_csv(tmp_path / "t.csv", [{"name": text, "value": -1.5, "n": None, "safe": "a=1"}])
     with (tmp_path / "t.csv").open(newline="") as file:
         assert list(csv.DictReader(file)) == [{"name": f"'{text}", "value": "-1.5", "n": "", "safe": "a=1"}]
+
+
+def test_a_table_is_written_in_blocks_of_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr("lpsel.storage.TABLE_ROWS", 2)
+    rows = [{"id": str(i), "x": i / 2} for i in range(5)]
+    write_table(tmp_path / "t.parquet", iter(rows), {"x": "float64"})
+    file = pq.ParquetFile(tmp_path / "t.parquet")
+    assert (file.num_row_groups, file.read().to_pylist()) == (3, rows)
