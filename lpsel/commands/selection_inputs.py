@@ -275,15 +275,14 @@ def _vectors(source: Source, embedder: str, inputs: Inputs) -> NDArray[np.float3
 def _number(row: Row, name: str, spec: SelectionSpec) -> float:
     if row.unusable is not None:
         return float("nan")
-    value, hint = row.raw.get(name), "name a numeric column (selection=combine: or a rule)"
-    if name not in row.raw:
-        problem = f"neither in scores= nor in row {row.index} of the dataset, which has {', '.join(map(str, row.raw))}"
-        raise UserError(spec.option_of(name), name, problem, hint)
-    try:
-        return float("nan") if value is None or value == "" else float(value)
-    except (TypeError, ValueError):
-        problem = f"row {row.index} has {str(value)[:40]!r}"
-        raise UserError(spec.option_of(name), name, problem, hint) from None
+    problem = f"neither in scores= nor in row {row.index} of the dataset, which has {', '.join(map(str, row.raw))}"
+    if name in row.raw:
+        value = row.raw[name]
+        try:
+            return float("nan") if value is None or value == "" else float(value)
+        except (TypeError, ValueError):
+            problem = f"row {row.index} has {str(value)[:40]!r}"
+    raise UserError(spec.option_of(name), name, problem, "name a numeric column (selection=combine: or a rule)")
 
 
 def _table_of_tokens(source: Source, model: ModelSpec, cache_dir: Path) -> ScoreTable:
@@ -294,7 +293,8 @@ def _table_of_tokens(source: Source, model: ModelSpec, cache_dir: Path) -> Score
     model = with_template(model, source, cache_dir)
     tokenizer = load_tokenizer(model, locate(model, cache_dir))
     tokens = tokenize(source, tokenizer, model.template, model.max_length, cache_dir)
-    report_tokens(model, tokens.counted())
+    if isinstance(model, ScorerSpec):  # those of a target are reported when it is trained
+        report_tokens(model, tokens.counted())
     counts = (tokens.prompt_tokens, tokens.response_tokens, tokens.truncated)
     nll = np.empty((0, len(tokens)))
     return ScoreTable(np.arange(len(tokens)), tokens.ids, *counts, nll=nll, unusable=tokens.unusable)

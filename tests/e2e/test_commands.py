@@ -193,7 +193,12 @@ def test_a_repeated_command_reuses_its_model_unless_the_rows_changed(tmp_path, t
     assert more["training"]["rows"] > first["training"]["rows"]
 
 
-def test_full_trains_on_every_row_with_a_supervised_token(tmp_path, toy_model, instructions):
+def lines_about_tokens(caplog):
+    return [message for message in caplog.messages if message.startswith("Tokens for ")]
+
+
+def test_full_trains_on_every_row_with_a_supervised_token(tmp_path, toy_model, instructions, caplog):
+    caplog.set_level("INFO")
     data = instructions(rows=6)
     data.write_text(data.read_text() + json.dumps({"instruction": "x" * 600, "output": "cut off"}) + "\n")
     overrides = given(tmp_path, toy_model, data, *model(toy_model), "selection=full")
@@ -202,9 +207,11 @@ def test_full_trains_on_every_row_with_a_supervised_token(tmp_path, toy_model, i
     assert result["reasons"] == {"no supervised token": 1}
     assert result["scores"] is None
     assert result["training"]["rows"] == 6
+    assert len(lines_about_tokens(caplog)) == 1, "not one for the selection and one for the training"
 
 
-def test_random_needs_no_scorer_and_does_not_depend_on_row_order(tmp_path, toy_model, instructions):
+def test_random_needs_no_scorer_and_does_not_depend_on_row_order(tmp_path, toy_model, instructions, caplog):
+    caplog.set_level("INFO")
     order = [5, 3, 1, 7, 0, 2, 6, 4]
     texts = []
     for name, rows in (("a.jsonl", None), ("b.jsonl", order)):
@@ -215,6 +222,7 @@ def test_random_needs_no_scorer_and_does_not_depend_on_row_order(tmp_path, toy_m
         assert result["scores"] is None
     assert texts[0] == texts[1]
     assert len(texts[0]) == 2
+    assert len(lines_about_tokens(caplog)) == 2, "one of each command"
 
 
 def test_the_scorer_itself_can_embed_the_rows(tmp_path, toy_model, instructions):
