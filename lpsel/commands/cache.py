@@ -3,7 +3,7 @@
 import re
 import shutil
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,6 +29,7 @@ FILES = ("prompts", "hashes")  # kinds whose entries are files
 OLD_KINDS = ("generations", "judgements", "tiny", "training")  # of development versions
 DAY = 24 * 60 * 60  # seconds
 LISTED = 2  # runs named in a line
+LARGEST = 15  # entries that fit a screen
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = OneLineParser(
         prog="lpsel cache", description="List what is cached, with its size, its age and the runs that used it."
     )
+    parser.add_argument("--all", action="store_true", help=f"list all entries, not the {LARGEST} largest")
     parser.add_argument(
         "--prune",
         type=float,
@@ -77,10 +79,11 @@ def main(arguments: Sequence[str]) -> None:
     if not cache_dir.is_dir():
         raise UserError("--dir", cache_dir, "no such folder", "name the cache_dir of your commands")
     if given.prune is None:
-        console.show(table(contents(cache_dir), f"in {cache_dir}"))
+        entries, where = contents(cache_dir), "in"
     else:
         check_number("--prune", given.prune, minimum=0)
-        console.show(table(prune(cache_dir, given.prune), f"deleted from {cache_dir}"))
+        entries, where = prune(cache_dir, given.prune), "deleted from"
+    console.show(table(entries, f"{where} {cache_dir}", len(entries) if given.all else LARGEST))
 
 
 def contents(cache_dir: Path) -> list[Cached]:
@@ -131,12 +134,18 @@ def prune(cache_dir: Path, days: float) -> list[Cached]:
     return old
 
 
-def table(entries: Sequence[Cached], where: str) -> Table:
-    """A row for every entry."""
-    total = decimal(sum(entry.size for entry in entries))
-    notes = [f"{len(entries):,} entries, {total}, {where}"]
-    made = console.table(("kind", "entry", "size", "last used", "used by"), ("size", "last used"), notes=notes)
+def table(entries: Sequence[Cached], where: str, most: int) -> Table:
+    """A row for each of the first `most` entries, and the sizes of all by kind."""
+    sizes = Counter[str]()
     for entry in entries:
+        sizes[entry.kind] += entry.size
+    notes = [f"{len(entries):,} entries, {decimal(sizes.total())}, {where}"]
+    if len(sizes) > 1:
+        notes.insert(0, ", ".join(f"{kind} {decimal(size)}" for kind, size in sizes.most_common()))
+    if len(entries) > most:
+        notes.insert(0, f"... and {len(entries) - most:,} smaller entries: add --all to list them")
+    made = console.table(("kind", "entry", "size", "last used", "used by"), ("size", "last used"), notes=notes)
+    for entry in entries[:most]:
         age = f"{entry.days:.0f} days ago" if entry.days >= 1 else "today"
         name, used_by = (Text(t, no_wrap=True, overflow="ellipsis") for t in (entry.name, _names(entry.runs)))
         made.add_row(entry.kind, name, decimal(entry.size), age, used_by)

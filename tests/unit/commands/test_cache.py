@@ -82,6 +82,25 @@ def test_entries_have_their_size_age_and_the_runs_that_used_them(cache, scored, 
     assert lines[-1].endswith(f"in {cache}")
 
 
+def test_the_largest_entries_fit_a_screen_and_all_are_listed_on_request(tmp_path, capsys):
+    for n in range(40):
+        for kind in ("tokens", "scores"):
+            Entry.of(tmp_path, kind, {"n": n}).folder.mkdir(parents=True)
+            (Entry.of(tmp_path, kind, {"n": n}).folder / "file").write_bytes(bytes(1000 * (n + 1)))
+    main(["--dir", str(tmp_path)])
+    short = capsys.readouterr().out.splitlines()
+    main(["--dir", str(tmp_path), "--all"])
+    full = capsys.readouterr().out.splitlines()
+    assert len(short) < 24
+    assert len([line for line in full if line.startswith(("tokens ", "scores "))]) == 80 + 1
+    assert short[1:16] == full[1:16], "the largest"
+    assert short[-3:] == [
+        "... and 65 smaller entries: add --all to list them",
+        "scores 820.0 kB, tokens 820.0 kB",  # 1 + 2 + ... + 40 = 820
+        f"80 entries, 1.6 MB, in {tmp_path}",
+    ]
+
+
 def test_scores_are_deleted_only_if_no_run_that_exists_used_them(cache, scored):
     assert prune(cache, days=11) == []
     assert [entry.kind for entry in prune(cache, days=9) if entry.kind in ("tokens", "scores")] == ["tokens"]
