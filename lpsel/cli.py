@@ -57,9 +57,9 @@ def console() -> None:
         run(started_as, arguments)
     elif arguments and arguments[0] in FLAG_COMMANDS:
         run_flag_command(arguments[0], arguments[1:])
-    elif arguments in ([], ["-h"], ["--help"]):
+    elif arguments in ([], ["-h"], ["--help"], ["help"]):
         print(_usage())
-    elif arguments == ["--version"]:
+    elif arguments in (["--version"], ["-V"], ["version"]):
         print(f"lpsel {__version__}")
     elif arguments[0] in COMPLETION:
         _complete(arguments)

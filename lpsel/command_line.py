@@ -27,10 +27,12 @@ NO_CHOICE = re.compile(r"Could not find '(?P<group>[^']+)/(?P<name>[^'/]*)'")
 NO_KEY = re.compile(r"Could not override '(?P<key>[^']+)'")
 AMBIGUOUS = re.compile(r"Ambiguous value for argument '(?P<key>[^=']+)=(?P<value>.*)'")
 MAX_LISTED = 20  # choices listed in a message
+FLAGS_WITH_VALUE = (
+    "--cfg", "-c", "--package", "-p", "--shell-completion", "-sc", "--config-path", "-cp", "--config-name", "-cn",
+    "--config-dir", "-cd", "--experimental-rerun", "--info", "-i",
+)  # fmt: skip
 HYDRA_FLAGS = (
-    "--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--run", "-r",
-    "--multirun", "-m", "--shell-completion", "-sc", "--config-path", "-cp", "--config-name", "-cn", "--config-dir",
-    "-cd", "--experimental-rerun", "--info", "-i",
+    "--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", *FLAGS_WITH_VALUE,
 )  # fmt: skip
 
 
@@ -38,8 +40,8 @@ def check_arguments(arguments: Sequence[str]) -> None:
     """Check the command line before Hydra writes it to the run folder.
 
     Raises:
-        UserError: it contains a key or password, an option with dashes, an override without a name, or a run folder
-            that is not writable.
+        UserError: it contains a key or password, an option with dashes, an override without a name or a value, or a
+            run folder that is not writable.
     """
     for position, argument in enumerate(arguments):
         if secret := SECRET.search(argument) or KEY.search(argument):
@@ -54,17 +56,28 @@ def check_arguments(arguments: Sequence[str]) -> None:
                 problem="a user, password or query in a URL would be written to the run folder",
                 hint="remove it; keys are read from the environment",
             )
-        name, _, value = argument.partition("=")
-        if name.startswith("-") and name not in HYDRA_FLAGS:
-            after = next(iter(arguments[position + 1 :]), "")
-            value = value or (after if re.fullmatch(r"[^-=][^=]*", after) else "VALUE")
-            meant = f"{name.lstrip('-')}={value}"
+        name, equals, value = argument.partition("=")
+        with_dashes = name.startswith("-") and name not in HYDRA_FLAGS
+        follows_flag = arguments[position - 1 : position] and arguments[position - 1] in FLAGS_WITH_VALUE
+        if with_dashes or not (equals or follows_flag or argument.startswith(("-", "~"))):
+            meant = _meant(name, value, arguments[position + 1 :])
             check_arguments([meant])
-            raise UserError(name, problem="options have no dashes", hint=f"use {meant}")
+            problem = "options have no dashes" if with_dashes else "options are NAME=VALUE"
+            raise UserError(name, problem=problem, hint=f"use {meant}")
         if argument.startswith("="):
             raise UserError(argument, problem="has no name before the =", hint="use NAME=VALUE")
         if name == "hydra.run.dir" and "${" not in value and "--cfg" not in arguments:
             check_writable(name, Path(value.strip("'\"")).expanduser())  # Hydra removes quotes as well
+
+
+def _meant(name: str, value: str, following: Sequence[str]) -> str:
+    """The override for an option with dashes or without a value, from what follows it; or for a path alone."""
+    after = next((argument.lstrip("=") for argument in following if argument != "="), "")
+    value = value or (after if re.fullmatch(r"[^-=][^=]*", after) else "VALUE")
+    path = Path(name)
+    if "/" in name or path.exists():
+        return f"{'model' if path.is_dir() else 'dataset'}={name}"
+    return f"{name.lstrip('-').replace('-', '_')}={value}"
 
 
 def hydra_error(error: Exception, command: str) -> UserError:

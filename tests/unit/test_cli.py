@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_lpsel_alone_lists_the_commands_with_an_example_each(as_process):
     listed = as_process().stdout
-    assert as_process("--help").stdout == listed
+    assert as_process("--help").stdout == as_process("help").stdout == listed
     names = re.findall(r"^  (\w+) ", listed, re.MULTILINE)
     assert names == [*HYDRA_COMMANDS, *FLAG_COMMANDS] == re.findall(r"\$ lpsel (\w+) \S", listed)
     assert max(map(len, listed.splitlines())) <= 80
@@ -29,6 +29,13 @@ def test_lpsel_alone_lists_the_commands_with_an_example_each(as_process):
 
 def test_version(as_process):
     assert as_process("--version").stdout == f"lpsel {version('lpsel')}\n"
+
+
+def test_commands_with_flags_answer_before_torch_is_imported():
+    code = "import importlib, sys; [importlib.import_module(f'lpsel.commands.{name}') for name in sys.argv[1:]]"
+    code += "; print('torch' in sys.modules)"  # which takes seconds
+    done = subprocess.run([sys.executable, "-c", code, *FLAG_COMMANDS], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.parametrize("command", HYDRA_COMMANDS)
@@ -128,22 +135,33 @@ def test_quotes_around_a_run_folder_are_removed(tmp_path, monkeypatch):
         (["-scorer", "tiny"], "use scorer=tiny"),
         (["selection=lp", "--pct", "dataset=x"], "use pct=VALUE"),
         (["--compile"], "use compile=VALUE"),
+        (["--dry-run=true"], "use dry_run=true"),
+        (["pct", "10"], "use pct=10"),
+        (["dataset", "=", "rows.jsonl"], "use dataset=rows.jsonl"),
+        (["dataset", "=rows.jsonl"], "use dataset=rows.jsonl"),
+        (["pct=5", "dry_run"], "use dry_run=VALUE"),
+        (["rows.jsonl", "pct=5"], "use dataset=rows.jsonl"),
+        (["runs/a", "runs/b"], "use model=runs/a"),
     ],
 )
-def test_an_option_with_dashes_is_answered_with_the_option(arguments, meant):
+def test_a_habit_is_answered_with_the_option(arguments, meant, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").touch()
+    Path("runs/a").mkdir(parents=True)
     with pytest.raises(UserError) as error:
         check_arguments(arguments)
     assert error.value.hint == meant
 
 
-def test_a_key_after_an_option_with_dashes_is_not_repeated():
+@pytest.mark.parametrize("name", ["--api_key", "api_key"])
+def test_a_key_after_a_name_without_an_equals_sign_is_not_repeated(name):
     with pytest.raises(UserError, match="a key on the command line") as error:
-        check_arguments(["--api_key", "canary"])
+        check_arguments([name, "canary"])
     assert "canary" not in str(error.value)
 
 
 def test_hydras_own_flags_pass():
-    check_arguments(["--multirun", "-m", "--cfg", "job", "--help", "--config-dir=x", "-cn", "y"])
+    check_arguments(["--multirun", "-m", "--cfg", "job", "--help", "--config-dir=x", "-cn", "y", "~tracker"])
 
 
 @pytest.mark.parametrize(

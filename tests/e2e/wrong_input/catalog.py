@@ -34,7 +34,7 @@ AGREE = "agreement scores/good.csv "
 COMMAND_LINE = [
     Case("frobnicate", "frobnicate"),
     Case("publsh", "publsh"),
-    Case("select pct", "'pct'"),
+    Case("select pct", "pct: "),
     Case("select =5", "=5"),
     Case("select 'pct=[1'", "[1"),
     Case("select selectoin=lp", "selectoin"),
