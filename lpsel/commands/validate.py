@@ -19,7 +19,6 @@ from rich.markup import escape
 from lpsel import console
 from lpsel.commands.agreement_inputs import Scored, read_all
 from lpsel.commands.arguments import OneLineParser, run_folder
-from lpsel.commands.dry_run import check_memory, planned_work, print_table
 from lpsel.commands.job import configured, ranks_run
 from lpsel.commands.job import run as run_job
 from lpsel.errors import UserError, check_int
@@ -132,6 +131,8 @@ def plan(arguments: Sequence[str], metrics: Sequence[str], settings: Settings, r
     Raises:
         UserError: as `run`, or a model that does not fit into memory.
     """
+    from lpsel.commands.dry_run import check_memory, planned_work, print_table  # imports torch
+
     _, scores = _read(arguments, metrics, settings)
     folder, jobs = (run_dir or Path("runs/validate")).expanduser().resolve(), []
     for subset in _subsets(len(scores), settings):
