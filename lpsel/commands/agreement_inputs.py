@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lpsel.clustering.near_duplicates import NearDuplicates, near_duplicates_in, sample
-from lpsel.commands.arguments import result_of_run, scores_of_run, selection_of_run
+from lpsel.commands.arguments import dataset_error, result_of_run, scores_of_run, selection_of_run
 from lpsel.data.dataset import DatasetSpec, Source
 from lpsel.data.subset import Seen
 from lpsel.errors import UserError
@@ -159,7 +159,7 @@ def with_dataset(tables: Sequence[Scored], dataset: str) -> tuple[list[Scored], 
     try:
         empty_N, ids = source.empty_answer, source.ids
     except UserError as error:
-        raise error.renamed("--dataset") if error.name in ("dataset", "dataset.path") else error from None
+        raise dataset_error(error) from None
     found = []
     for scored in tables:
         try:

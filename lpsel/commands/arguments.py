@@ -1,18 +1,21 @@
 """Arguments of the commands that take paths and flags."""
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lpsel.data.dataset import DatasetSpec
+from lpsel.data.content_ids import raw_digest
+from lpsel.data.dataset import DatasetSpec, Row, Source
 from lpsel.errors import UserError
 from lpsel.integrity import Damaged, check_files
 from lpsel.output_folder import check_output_folder, mark_output_folder
 from lpsel.report.runs import nested
 from lpsel.run_config import RUN_CONFIG, read_result
+from lpsel.scoring.table import CONTENT_ID
 from lpsel.storage import check_writable, read_dict
 
 SELECTION = "selection.parquet"
@@ -67,6 +70,36 @@ def dataset_of_run(folder: Path, result: Mapping[str, Any], dataset: str | None)
         raise UserError(folder / RUN_CONFIG, None, "does not name the dataset", "add --dataset FILE") from None
     spec = replace(spec, bad_rows="skip", revision=nested(result, "dataset", "commit"))
     return spec if dataset is None else replace(spec, path=dataset, revision=None, synthetic=None)
+
+
+def checked_rows(source: Source, ids: Mapping[int, str | None]) -> Iterator[Row]:
+    """The rows of a dataset with these numbers, in ascending order.
+
+    Args:
+        ids: of the rows by their number; None, or an id of the user's own, for a row whose content is not known.
+
+    Raises:
+        UserError: the dataset cannot be read, or its rows are other ones.
+    """
+    expected = iter(sorted(ids))
+    for row in islice(source, max(ids, default=-1) + 1):
+        if row.index in ids:
+            own = row.example.content_id() if row.unusable is None else raw_digest(row.raw).hex()
+            if ids[row.index] != own and CONTENT_ID.fullmatch(ids[row.index] or ""):
+                break
+            next(expected)
+            yield row
+    if (number := next(expected, None)) is not None:
+        problem, hint = (
+            f"row {number} is not the row that was scored",
+            "give the dataset of these scores with --dataset FILE",
+        )
+        raise UserError("dataset", source.spec.path or source.spec.name, problem, hint)
+
+
+def dataset_error(error: UserError) -> UserError:
+    """The error about a dataset that `--dataset` named."""
+    return error.renamed("--dataset") if error.name in ("dataset", "dataset.path") else error
 
 
 def selection_of_run(folder: Path) -> Path:

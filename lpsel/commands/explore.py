@@ -4,7 +4,6 @@ N rows of the dataset, S of them on the page, D dimensions of an embedding
 """
 
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lpsel.cache import used_by
-from lpsel.commands.arguments import OneLineParser, dataset_of_run, selection_of_run
+from lpsel.commands.arguments import OneLineParser, checked_rows, dataset_error, dataset_of_run, selection_of_run
 from lpsel.commands.result_summary import statistics
 from lpsel.commands.show import find_run
 from lpsel.config import default_cache
@@ -95,7 +94,7 @@ def read_rows(run: Run, dataset: str | None, cache_dir: Path) -> tuple["Explorer
         texts = read_texts(Source(dataset_of_run(run.folder, run.result, dataset)), table["index"].to_pylist(), ids)
     except UserError as error:
         if dataset is not None:
-            raise error.renamed("--dataset") if error.name in ("dataset", "dataset.path") else error from None
+            raise dataset_error(error) from None
         notes.append(f"No texts: {error}")
     else:
         characters = texts.pop("characters")
@@ -131,19 +130,13 @@ def read_texts(source: Source, rows: Sequence[int], ids: pa.Array | None) -> dic
     """
     texts: dict[str, list[Any]] = {"prompt": [], "response": [], "characters": []}
     expected = dict.fromkeys(rows) if ids is None else dict(zip(rows, ids.to_pylist(), strict=True))
-    for row in islice(source, rows[-1] + 1):
-        if row.index in expected:
-            example = row.example
-            if expected[row.index] not in (None, example.content_id()) and row.unusable is None:
-                break
-            prompt = example.prompt()
-            response = example.turns[len(prompt.turns) :]
-            texts["prompt"].append(_joined([turn.content for turn in prompt.turns], example.input))
-            texts["response"].append(_joined([turn.content for turn in response]))
-            texts["characters"].append(example.characters()[1])
-    if (read := len(texts["prompt"])) < len(rows):
-        problem, hint = f"row {rows[read]} is not the row of the run", "give the dataset of the run with --dataset FILE"
-        raise UserError("dataset", source.spec.path or source.spec.name, problem, hint)
+    for row in checked_rows(source, expected):
+        example = row.example
+        prompt = example.prompt()
+        response = example.turns[len(prompt.turns) :]
+        texts["prompt"].append(_joined([turn.content for turn in prompt.turns], example.input))
+        texts["response"].append(_joined([turn.content for turn in response]))
+        texts["characters"].append(example.characters()[1])
     return {name: pa.array(values) for name, values in texts.items()}
 
 

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from rich.console import Console
 
-from lpsel.commands.arguments import OneLineParser, dataset_of_run, result_of_run, scores_of_run, selection_of_run
+from lpsel.commands.arguments import (
+    OneLineParser,
+    checked_rows,
+    dataset_error,
+    dataset_of_run,
+    result_of_run,
+    scores_of_run,
+    selection_of_run,
+)
 from lpsel.commands.result_summary import Pairs
 from lpsel.console import lines, shortened, show
 from lpsel.data.dataset import DatasetSpec, Row, Source
@@ -26,7 +33,7 @@ from lpsel.errors import UserError
 from lpsel.redact import printable, redact
 from lpsel.scoring.metrics import METRICS, learning_percentage
 from lpsel.scoring.read import MANIFEST, SCORES_FILE, read_scores
-from lpsel.scoring.table import CONTENT_ID, ScoreTable, from_arrow
+from lpsel.scoring.table import ScoreTable, from_arrow
 from lpsel.storage import read_json
 
 ROWS = 20  # by default
@@ -52,10 +59,10 @@ def main(arguments: Sequence[str]) -> None:
     lists = _lists(given, table, hardest_M, shown.chosen, by)
     texts = {}
     try:
-        texts = _texts(shown.dataset, given.dataset, table, np.concatenate([*lists.values()]).tolist())
+        texts = _texts(shown.dataset(), table, np.concatenate([*lists.values()]).tolist())
     except UserError as error:
         if given.dataset is not None:
-            raise
+            raise dataset_error(error) from None
         notes.append(f"No texts: {error}")
     longest = LONGEST if Console().is_terminal and given.row is None else None
     for title, rows in lists.items():
@@ -187,9 +194,9 @@ def _lists(
         hardest_M = hardest_M[np.array(chosen.rows["selected"])[table.index[hardest_M]]]
         of = f"{len(hardest_M):,} selected rows"
     hardest = ROWS if given.hardest is None and given.easiest is None else given.hardest or 0
-    first, last = ("first", "last") if by == RANK else ("hardest", "easiest")
+    first, last = ("First", "Last") if by == RANK else ("Hardest", "Easiest")
     ends = {first: hardest_M[:hardest], last: hardest_M[::-1][: given.easiest or 0]}
-    return {f"The {len(rows)} {name} of {of} by {by}": rows for name, rows in ends.items() if len(rows)}
+    return {f"{name} {len(rows)} of {of} by {by}": rows for name, rows in ends.items() if len(rows)}
 
 
 def _count(text: str) -> int:
@@ -238,30 +245,12 @@ def _turns(row: Row, longest: int | None) -> Pairs:
     return [(f"  {role}", text if longest is None else shortened(text, longest)) for role, text in turns]
 
 
-def _texts(
-    spec: Callable[[], DatasetSpec], dataset: str | None, table: ScoreTable, rows: Sequence[int]
-) -> dict[int, Row]:
-    """The rows of the source at positions in the table.
-
-    Raises:
-        UserError: the dataset is unknown, cannot be read, or differs from the one that was scored.
-    """
-    source = Source(replace(spec(), bad_rows="skip"))  # also rows that need not be shown
+def _texts(spec: DatasetSpec, table: ScoreTable, rows: Sequence[int]) -> dict[int, Row]:
+    """The rows of the dataset at positions in the table."""
+    source = Source(replace(spec, bad_rows="skip"))  # also rows that need not be shown
     position = {int(table.index[row]): row for row in rows}
-    try:
-        first = islice(source, max(position, default=-1) + 1)
-        texts = {position[row.index]: row for row in first if row.index in position}
-    except UserError as error:
-        raise error.renamed("--dataset") if dataset is not None and error.name == "dataset.path" else error from None
-    for number, row in sorted(position.items()):
-        scored = "" if table.id is None else table.id[row].as_py() or ""
-        is_content = CONTENT_ID.fullmatch(scored) is not None  # other ids are the user's own
-        if row not in texts or (is_content and scored != texts[row].example.content_id()):
-            name = "--dataset" if dataset is not None else "dataset"
-            problem = f"row {number} is not the row that was scored"
-            hint = "give the dataset of these scores with --dataset FILE"
-            raise UserError(name, source.spec.path or source.spec.name, problem, hint)
-    return texts
+    ids = {number: None if table.id is None else table.id[row].as_py() for number, row in position.items()}
+    return {position[row.index]: row for row in checked_rows(source, ids)}
 
 
 def _ranks(run: Path) -> pa.Table:

@@ -71,7 +71,7 @@ def test_without_its_dataset_a_page_has_no_texts_and_with_another_one_it_is_an_e
     (tmp_path / "other.jsonl").write_text(rows.read_text().replace("Count to 2.", "Count to two."))
     with pytest.raises(UserError) as raised:
         explore(copied, None, str(tmp_path / "other.jsonl"), tmp_path)
-    assert (raised.value.name, raised.value.problem) == ("--dataset", "row 2 is not the row of the run")
+    assert (raised.value.name, raised.value.problem) == ("--dataset", "row 2 is not the row that was scored")
 
 
 def test_the_map_is_of_cached_embeddings_also_where_only_clusters_were_used(copied, tmp_path):

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lpsel.commands import job
+from lpsel.commands.arguments import checked_rows
 from lpsel.commands.rows import Chosen, main
 from lpsel.data.dataset import DatasetSpec, Source
 from lpsel.errors import UserError
@@ -48,7 +49,7 @@ def test_hard_rows_have_a_low_learning_percentage_or_a_high_loss(scores, capsys)
 def test_rows_have_their_numbers_and_missing_texts_are_explained(scores, capsys):
     main([str(scores), "--hardest", "1"])
     title, row, why = capsys.readouterr().out.splitlines()
-    assert title == "The 1 hardest of 3 rows by lp_app"
+    assert title == "Hardest 1 of 3 rows by lp_app"
     assert head(row) == ["row 0", "lp_app 0.1", "NLL 2.303 → 2.197 → 2.079"]  # ln 10, ln 9, ln 8
     assert why == f"No texts: {scores}: does not name its dataset. Add --dataset FILE."
 
@@ -88,13 +89,26 @@ def test_unusable_rows_of_the_dataset_are_passed_over_or_named(scores, tmp_path,
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[1]]))
     main([str(scores), "--dataset", str(data), "--easiest", "2", "--hardest", "1"])
-    shown = [head(line) for line in capsys.readouterr().out.splitlines() if not line.startswith("The ")]
+    shown = [head(line) for line in capsys.readouterr().out.splitlines() if " of 3 rows by " not in line]
     assert [line[:2] for line in shown if "row" not in line[0]] == [
         ["unusable", "a list as text"],
         ["user", "x"],
         ["assistant", "y"],
         ["unusable", "an unknown form"],
     ]
+
+
+def test_rows_are_checked_by_their_content_unusable_ones_too(tmp_path):
+    rows = [{"instruction": "a", "output": "b"}, {"image": "z"}, {"instruction": "x", "output": "y"}]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = Source(DatasetSpec("rows", str(data), bad_rows="skip"))
+    ids = source.ids.to_pylist()
+    assert [row.index for row in checked_rows(source, dict(enumerate(ids)))] == [0, 1, 2]
+    assert [row.index for row in checked_rows(source, {2: "user-7", 1: None})] == [1, 2]
+    for wrong, number in (({0: ids[0], 1: ids[2]}, 1), ({2: ids[2], 3: None}, 3)):
+        with pytest.raises(UserError, match=f"row {number} is not the row that was scored"):
+            list(checked_rows(source, wrong))
 
 
 @pytest.fixture
@@ -124,7 +138,7 @@ def test_chosen_lists_only_selected_rows(run, capsys):
     selected = pq.read_table(run / "selection.parquet")["selected"].to_numpy().nonzero()[0].tolist()
     assert sorted(int(name.split()[1]) for name in ranking(capsys, run, "--chosen")) == selected
     main([str(run), "--chosen", "--hardest", "2"])
-    assert capsys.readouterr().out.splitlines()[0] == "The 2 hardest of 6 selected rows by lp_app"
+    assert capsys.readouterr().out.splitlines()[0] == "Hardest 2 of 6 selected rows by lp_app"
 
 
 def test_one_row_is_shown_with_all_of_its_text(scores, tmp_path, capsys, monkeypatch):
@@ -183,7 +197,7 @@ def test_rows_of_a_run_without_losses_are_in_the_order_in_which_it_selects(
     assert int(by_rank[0].split()[1]) in first
     main([str(tmp_path / "run"), "--easiest", "1"])
     title, _, mark, *texts, note = capsys.readouterr().out.splitlines()
-    assert title == "The 1 last of 24 rows by rank"
+    assert title == "Last 1 of 24 rows by rank"
     assert mark.strip() == "not selected, rank 24; 6 rows are selected"
     assert texts
     assert note.startswith("This run has no losses. The rows are in the order in which selection=")
@@ -200,7 +214,7 @@ def test_rows_of_a_rule_with_a_score_of_its_own_are_in_its_order(few_runs, tmp_p
     assert ranking(capsys, tmp_path / "run", "--by", "nll_1", "--hardest", 24) != by_rank
     main([str(tmp_path / "run"), "--hardest", "1"])
     title, first, *_, note = capsys.readouterr().out.splitlines()
-    assert title == "The 1 first of 24 rows by rank"
+    assert title == "First 1 of 24 rows by rank"
     assert head(first)[0] == by_rank[0]
     assert head(first)[1].startswith("score ")
     assert head(first)[2].startswith("NLL ")
@@ -219,7 +233,7 @@ def test_released_scores_with_the_released_data(shared_data, capsys):
     arguments = [str(shared_data / "perplexities_dolly.npz"), "--key", "opt-350m", "--hardest", "2"]
     main([*arguments, "--dataset", str(shared_data / "dolly.jsonl.xz")])
     lines = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"The 2 hardest of [\d,]+ rows by lp_app", lines[0])
+    assert re.fullmatch(r"Hardest 2 of [\d,]+ rows by lp_app", lines[0])
     assert sum(line.startswith("row ") for line in lines) == 2
     assert sum(line.strip().startswith("user ") for line in lines) == 2
 
