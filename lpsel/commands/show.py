@@ -84,7 +84,7 @@ def _results(run: Run) -> Pairs:
         return [*pairs, *result_summary.training(run.result)] if run.command == "train" else pairs
     if run.command == "agreement":
         return [("Scorers", ", ".join(map(str, run.get("scorers") or []))), ("Page", str(run.get("page")))]
-    pairs = [(m.model, f"{m.metric} {with_interval(*m.at, '.4g')}") for m in measures(run)]
+    pairs = [(m.model, f"{m.metric} {with_interval(*m.at, '#.4g')}") for m in measures(run)]
     pairs += [("Warning", str(sentence)) for sentence in run.get("warnings") or []]
     if (alpha := number(run.get("agreement", "krippendorff_alpha"))) is not None:
         pairs.append(("Krippendorff's alpha", f"{alpha:.3f}"))

@@ -39,7 +39,7 @@ def test_an_evaluation_has_a_line_per_model(few_runs, capsys):
     _, pairs = shown(capsys, few_runs / "evaluate" / "held-out" / "result.json")
     assert pairs["Baseline"] == result["baseline"]
     for model in result["models"]:
-        assert pairs[model["name"]].startswith(f"nll {model['metrics']['nll']['value']:.4g} [")
+        assert pairs[model["name"]].startswith(f"nll {model['metrics']['nll']['value']:#.4g} [")
 
 
 def test_a_folder_without_a_finished_run_is_an_error(few_runs, tmp_path):
