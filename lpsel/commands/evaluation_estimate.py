@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
 from lpsel.commands.evaluate import candidates_of
-from lpsel.commands.job import Job
+from lpsel.commands.job import Job, configured
 from lpsel.commands.work_estimate import (
     CHARACTERS,
     GUESSED,
@@ -24,7 +24,7 @@ from lpsel.commands.work_estimate import (
     model_shape,
     row_lengths,
 )
-from lpsel.config import build, config_dir
+from lpsel.config import build
 from lpsel.data.dataset import Source
 from lpsel.data.templates import holds_conversations, resolve_template
 from lpsel.errors import UserError
@@ -85,7 +85,7 @@ def judgments(experiment: DictConfig, cache_dir: Path, models: int) -> Iterator[
     """
     evaluate: Any = OmegaConf.to_container(experiment.evaluate, resolve=True)
     for overrides in evaluate.values() if isinstance(evaluate, dict) else [evaluate]:
-        with initialize_config_dir(str(config_dir()), version_base="1.3", job_name="evaluate"):
+        with configured("evaluate"):
             evaluator = build(compose("evaluate", overrides=overrides).evaluator)
         yield from judgments_of(evaluator, cache_dir, models)
 

@@ -14,6 +14,7 @@ from lpsel.report.points import Interval, metrics_of, win_rate_details
 from lpsel.scoring.metrics import learning_percentage
 from lpsel.scoring.table import ScoreTable
 from lpsel.selection.select import Selection
+from lpsel.storage import finite
 from lpsel.tracking.tracker import Distribution, Logged, Rows, Tracker
 
 TEXT_LENGTH = 2000  # characters of a prompt or response in the table of rows
@@ -48,24 +49,24 @@ def log_rows(
     if not tracker.enabled:
         return
     table = selection.table
-    records = range(len(table.nll))
     rows = [
         [
             group,
-            int(table.index[position]),
-            _finite(selection.score[position]),
-            bool(selection.selected[position]),
-            None if table.cluster is None else int(table.cluster[position]),
-            int(table.response_tokens[position]) if table.tokens_known else None,
-            *(_finite(table.nll[epoch, position]) for epoch in records),
+            table.index[position],
+            selection.score[position],
+            selection.selected[position],
+            None if table.cluster is None else table.cluster[position],
+            table.response_tokens[position] if table.tokens_known else None,
+            *table.nll[:, position],
             *_texts(examples[int(table.index[position])]),
         ]
         for group, of_group in positions.items()
         for position in of_group
     ]
-    columns = ["rows", "index", "score", "chosen", "cluster", "response tokens", *(f"nll_{epoch}" for epoch in records)]
+    columns = ["rows", "index", "score", "chosen", "cluster", "response tokens"]
+    columns += [*(f"nll_{epoch}" for epoch in range(len(table.nll))), "prompt", "response"]
     values: dict[str, Logged] = {
-        "rows": Rows([*columns, "prompt", "response"], rows),
+        "rows": Rows(columns, finite(rows)),
         f"scores/{selection.spec.name}": Distribution(selection.score),
         f"scores/{selection.spec.name}, chosen": Distribution(selection.score[selection.selected]),
     }
@@ -126,7 +127,3 @@ def _texts(example: Example) -> tuple[str, str]:
     prompt = [turn.content for turn in example.turns if turn.role != "assistant"]
     prompt += [example.input] if example.input else []
     return "\n".join(prompt)[:TEXT_LENGTH], "\n".join(response)[:TEXT_LENGTH]
-
-
-def _finite(value: Any) -> float | None:
-    return float(value) if np.isfinite(value) else None
