@@ -1,5 +1,6 @@
-"""The tutorials' files and commands, with a small model in place of the real one."""
+"""The tutorials' files and commands with a toy model, and the commands of guides with a real one."""
 
+import csv
 import json
 import re
 import runpy
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "wrong_input"))
-TUTORIALS = Path(__file__).resolve().parents[2] / "docs" / "tutorials"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+TUTORIALS = DOCS / "tutorials"
 REAL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
@@ -152,3 +154,36 @@ def test_rows_for_my_task(toy_model, chat_model, tmp_path, monkeypatch, capsys):
         ended = run(line.removeprefix("lpsel ") + " trainer=cpu tracker=none", capsys)
         assert ended.status is None, ended.err
         assert json.loads((Path(ended.out.splitlines()[-1]) / "result.json").read_text())["n_selected"] == 3
+
+
+@pytest.mark.real
+def test_the_guides_to_data_and_models_with_a_real_model(real_models, tmp_path, monkeypatch, capsys):
+    from in_process import run
+
+    from lpsel.toy.data import generate
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LPSEL_CACHE", str(tmp_path / "cache"))
+    rows = [(row["instruction"], row["output"]) for row in generate("train", rows=5, held_out=0, seed=0, wrong=0.0)]
+    objects = (json.dumps({"instruction": question, "output": answer}) for question, answer in rows)
+    Path("my.jsonl").write_text("\n".join(objects))
+    with open("my.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("question", "answer"), *rows])
+    model = real_models / "smollm2-135m"  # where the Hub's models are on this machine
+    local = f"scorer.path={model} cluster.embedder={real_models}/all-minilm-l6-v2 trainer=cpu tracker=none"
+
+    text = "".join((DOCS / "guides" / f"{name}.md").read_text() for name in ("data", "models"))
+    commands = [line for line in commands_of(text) if "dataset=my." in line]
+    assert [command.split()[1] for command in commands] == ["select", "select", "select", "train"]
+    results = []
+    for command in commands:
+        implied = "" if "scorer=" in command else "scorer=smollm2-135m"
+        command = command.removeprefix("lpsel ").replace("FOLDER_OR_HUB_ID", str(model))
+        ended = run(f"{command} {implied} {local}", capsys)
+        assert ended.status is None, ended.err
+        results.append(json.loads((Path(ended.out.splitlines()[-1]) / "result.json").read_text()))
+    assert [result["scorer"]["name"] for result in results] == ["smollm2-135m"] * 4
+    assert [result["n_selected"] for result in results] == [1] * 4, "10% of 5 rows, rounded half up"
+    assert [result["scores_reused"] for result in results] == [False, True, True, True], "the CSV has the same rows"
+    assert results[3]["base_model"]["template"] == "alpaca"
+    assert (Path(results[3]["model"]) / "config.json").is_file()
