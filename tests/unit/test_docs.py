@@ -64,6 +64,19 @@ def test_guides_are_short(page):
     assert len(page.read_text().split()) <= GUIDE_WORDS
 
 
+def test_pages_of_the_site_fit_a_phone_and_are_dark_where_it_is(browser):
+    site = ROOT / "build" / "site"
+    if not site.is_dir():
+        pytest.skip("build/site does not exist: run make docs")
+    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme="dark")
+    page = context.new_page()
+    for name in ("", "reference/rules", "results/benchmarks"):  # with the widest code and tables, which scroll
+        page.goto((site / name / "index.html").as_uri(), wait_until="domcontentloaded")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)", name
+    context.close()
+
+
 @pytest.fixture(scope="module")
 def commands_page():
     spec = spec_from_file_location("commands_page", ROOT / "docs" / "commands_page.py")
