@@ -1,12 +1,15 @@
 """Arguments of the commands that take paths and flags."""
 
 import argparse
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from lpsel.data.content_ids import raw_digest
 from lpsel.data.dataset import DatasetSpec, Row, Source
@@ -110,3 +113,13 @@ def selection_of_run(folder: Path) -> Path:
     except Damaged as damage:
         raise damage.with_hint("select again") from None
     return folder / SELECTION
+
+
+def selection_table(folder: Path, columns: Sequence[str]) -> pa.Table:
+    """Columns of `selection_of_run`; raises a UserError if it has not all of them."""
+    path = selection_of_run(folder)
+    try:
+        return pq.read_table(path, columns=list(columns))
+    except (OSError, ValueError):
+        problem = f"is missing or has no columns {', '.join(columns)}"
+        raise UserError(path, None, problem, "select again") from None

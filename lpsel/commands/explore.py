@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lpsel.cache import used_by
-from lpsel.commands.arguments import OneLineParser, checked_rows, dataset_error, dataset_of_run, selection_of_run
+from lpsel.commands.arguments import OneLineParser, checked_rows, dataset_error, dataset_of_run, selection_table
 from lpsel.commands.result_summary import statistics
 from lpsel.commands.show import find_run
 from lpsel.config import default_cache
@@ -113,12 +112,7 @@ def read_rows(run: Run, dataset: str | None, cache_dir: Path) -> tuple["Explorer
 
 def _selection(run: Run) -> pa.Table:
     """Columns of the run's selection.parquet, without scores that say nothing about the rows."""
-    path = selection_of_run(run.folder)
-    try:
-        table = pq.read_table(path, columns=COLUMNS)
-    except (OSError, ValueError):
-        problem = f"is missing or has no columns {', '.join(COLUMNS)}"
-        raise UserError(path, None, problem, "select again") from None
+    table = selection_table(run.folder, COLUMNS)
     return table if run.result["diagnosis"]["spearman"] else table.drop_columns(["score"])
 
 

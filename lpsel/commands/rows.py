@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from rich.console import Console
 
@@ -24,7 +23,7 @@ from lpsel.commands.arguments import (
     dataset_of_run,
     result_of_run,
     scores_of_run,
-    selection_of_run,
+    selection_table,
 )
 from lpsel.commands.result_summary import Pairs
 from lpsel.console import lines, shortened, show
@@ -38,6 +37,7 @@ from lpsel.storage import read_json
 
 ROWS = 20  # by default
 RANK = "rank"  # the order of a run without losses
+COLUMNS = ("index", "id", "selected", RANK, "score", "cluster", "reason", "nll_0", "response_tokens")
 LONGEST = 240  # characters of a text on a terminal
 
 Floats = NDArray[np.float64]
@@ -97,9 +97,9 @@ class Shown:
 
 def _of_run(folder: Path, given: argparse.Namespace) -> Shown:
     result = result_of_run(folder)
-    rule, chosen = result["rule"], Chosen.of(folder, result)
+    ranks = selection_table(folder, COLUMNS)
+    rule, chosen = result["rule"], Chosen.of(ranks, result)
     dataset = partial(dataset_of_run, folder, result, given.dataset)
-    ranks = _ranks(folder)
     if losses := not np.isnan(from_arrow(ranks["nll_0"])).all():
         table = _scores(scores_of_run(folder, result), given.key)
         if rule in METRICS:
@@ -156,13 +156,9 @@ class Chosen:
     counts: Mapping[int | None, int]
 
     @classmethod
-    def of(cls, folder: Path, result: Mapping[str, Any]) -> "Chosen":
-        """The selection of a run folder with this result; raises a UserError where it cannot be read."""
-        path, names = selection_of_run(folder), ["selected", "rank", "cluster", "reason"]
-        try:
-            rows = pq.read_table(path, columns=names).to_pydict()
-        except (OSError, ValueError):
-            raise UserError(path, None, f"is missing or has no columns {', '.join(names)}", "select again") from None
+    def of(cls, ranks: pa.Table, result: Mapping[str, Any]) -> "Chosen":
+        """The selection of a run with this result."""
+        rows = ranks.select(["selected", "rank", "cluster", "reason"]).to_pydict()
         if result.get("clusters") is None:
             rows["cluster"] = [None] * len(rows["selected"])
         selected = zip(rows["cluster"], rows["selected"], strict=True)
@@ -174,7 +170,9 @@ class Chosen:
         if reason is not None:
             return f"not selected: {reason}"
         group = "" if cluster is None else f" in cluster {cluster}" if cluster >= 0 else " without a cluster"
-        ranked = "" if rank is None else f", rank {rank:,}; {self.counts.get(cluster, 0):,} rows are selected{group}"
+        count = self.counts.get(cluster, 0)
+        rows = "1 row is" if count == 1 else f"{count:,} rows are"
+        ranked = "" if rank is None else f", rank {rank:,}; {rows} selected{group}"
         return f"{'selected' if selected else 'not selected'}{ranked}"
 
 
@@ -253,14 +251,8 @@ def _texts(spec: DatasetSpec, table: ScoreTable, rows: Sequence[int]) -> dict[in
     return {position[row.index]: row for row in checked_rows(source, ids)}
 
 
-def _ranks(run: Path) -> pa.Table:
-    """The order in which the rule of a run selects, and its score."""
-    columns = ["index", "id", RANK, "score", "nll_0", "response_tokens"]
-    return pq.read_table(selection_of_run(run), columns=columns)
-
-
 def _without_losses(rows: pa.Table) -> ScoreTable:
-    """`_ranks` as a table of scores without losses."""
+    """Columns of selection.parquet as a table of scores without losses."""
     n = len(rows)
     known, ones_N = not rows["response_tokens"].null_count, np.ones(n, np.int32)
     return ScoreTable(

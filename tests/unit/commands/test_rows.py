@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lpsel.commands import job
-from lpsel.commands.arguments import checked_rows
+from lpsel.commands.arguments import checked_rows, selection_table
 from lpsel.commands.rows import Chosen, main
 from lpsel.data.dataset import DatasetSpec, Source
 from lpsel.errors import UserError
@@ -160,17 +160,23 @@ def test_one_row_is_shown_with_all_of_its_text(scores, tmp_path, capsys, monkeyp
 
 
 def test_rows_of_a_run_with_clusters_have_the_counts_of_their_cluster(tmp_path):
-    columns = {"index": [0, 1, 2], "selected": [True, False, True], "rank": [1, 2, 1], "cluster": [4, 4, -1]}
-    pq.write_table(pa.table({**columns, "reason": pa.nulls(3, pa.string())}), tmp_path / "selection.parquet")
-    chosen = Chosen.of(tmp_path, {"clusters": 2})
+    columns = {"selected": [True, False, True], "rank": [1, 2, 1], "cluster": [4, 4, -1]}
+    table = pa.table({**columns, "reason": pa.nulls(3, pa.string())})
+    chosen = Chosen.of(table, {"clusters": 2})
     assert [chosen.mark(row) for row in range(3)] == [
-        "selected, rank 1; 1 rows are selected in cluster 4",
-        "not selected, rank 2; 1 rows are selected in cluster 4",
-        "selected, rank 1; 1 rows are selected without a cluster",
+        "selected, rank 1; 1 row is selected in cluster 4",
+        "not selected, rank 2; 1 row is selected in cluster 4",
+        "selected, rank 1; 1 row is selected without a cluster",
     ]
-    (tmp_path / "selection.parquet").unlink()
-    with pytest.raises(UserError, match=r"selection.parquet: is missing or has no columns selected, rank"):
-        Chosen.of(tmp_path, {})
+
+
+def test_a_run_without_columns_of_its_selection_is_named(tmp_path):
+    error = r"selection.parquet: is missing or has no columns selected, reason"
+    with pytest.raises(UserError, match=error):
+        selection_table(tmp_path, ["selected", "reason"])
+    pq.write_table(pa.table({"selected": [True]}), tmp_path / "selection.parquet")
+    with pytest.raises(UserError, match=error):
+        selection_table(tmp_path, ["selected", "reason"])
 
 
 @pytest.mark.parametrize(
