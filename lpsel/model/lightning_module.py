@@ -25,7 +25,7 @@ from lpsel.model.fsdp import ShardedStrategy, load_sharded
 from lpsel.model.kernel_check import check_kernel
 from lpsel.model.load import freeze_other_parts, load_model
 from lpsel.model.loss import Measure, PerSampleLoss, check_head, per_sample_nll
-from lpsel.model.spec import ModelSpec
+from lpsel.model.spec import ModelSpec, Recipe
 
 log = logging.getLogger(__name__)
 
@@ -130,17 +130,11 @@ class FineTuner(L.LightningModule):
         return self.loss.model
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        from transformers import get_scheduler
-
         recipe = self.spec.recipe
         trained = [p for p in self.language_model.parameters() if p.requires_grad]
         optimizer = self.make_optimizer(trained, lr=recipe.learning_rate)
-        scheduler = get_scheduler(
-            "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule,
-            optimizer,
-            num_warmup_steps=round(recipe.warmup * self.total_steps),
-            num_training_steps=self.total_steps,
-        )
+        factor = partial(learning_rate_factor, recipe, self.total_steps)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def training_step(self, step: OptimizerStep, batch_idx: int) -> None:
@@ -221,6 +215,22 @@ class FineTuner(L.LightningModule):
             f"{culprits}. The step was not made and the checkpoint before it remains",
             "lower the learning rate, or remove rows",
         )
+
+
+def learning_rate_factor(recipe: Recipe, total_steps: int, step: int) -> float:
+    """The learning rate of an optimizer step, counted from 0, as a fraction of `recipe.learning_rate`.
+
+    As transformers' schedules, whose import takes seconds where PEFT is installed.
+    """
+    warmup = round(recipe.warmup * total_steps)
+    if step < warmup:
+        return step / warmup
+    if recipe.schedule == "constant":
+        return 1.0
+    decay = max(total_steps - warmup, 1)
+    if recipe.schedule == "linear":
+        return (total_steps - step) / decay
+    return (1 + math.cos(math.pi * ((step - warmup) / decay))) / 2
 
 
 def _listed(rows: Rows) -> str:
