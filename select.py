@@ -9,12 +9,13 @@ import sys
 
 here = os.path.dirname(os.path.abspath(__file__))
 elsewhere = [p for p in sys.path if os.path.abspath(p) != here]
+without_lpsel = [p for p in elsewhere if not os.path.isdir(os.path.join(p, "lpsel"))]  # another checkout has this file
 
 if __name__ == "select":
     from importlib.machinery import PathFinder
     from importlib.util import module_from_spec
 
-    spec = PathFinder.find_spec("select", elsewhere)
+    spec = PathFinder.find_spec("select", without_lpsel)
     assert spec is not None
     assert spec.loader is not None
     sys.modules["select"] = module_from_spec(spec)

@@ -41,9 +41,14 @@ def run(python, *arguments, cwd=ROOT):
     )
 
 
-def test_importing_from_the_root_finds_the_standard_librarys_select(python):
-    done = run(python, "-c", "import select, subprocess, selectors; print(select.select, hasattr(select, 'POLLIN'))")
-    assert done.stdout.strip() == "<built-in function select> True", done.stderr
+def test_importing_from_the_root_finds_the_standard_librarys_select(python, tmp_path):
+    another_checkout = f"import sys; sys.path.insert(1, {str(tmp_path)!r})"
+    (tmp_path / "lpsel").mkdir()
+    shutil.copy(ROOT / "select.py", tmp_path)
+    for before in ("", another_checkout):
+        print_select = "import select, subprocess, selectors; print(select.select, hasattr(select, 'POLLIN'))"
+        done = run(python, "-c", f"{before}\n{print_select}")
+        assert done.stdout.strip() == "<built-in function select> True", done.stderr
 
 
 @pytest.mark.parametrize("script", ["select.py", "evaluate.py"])
