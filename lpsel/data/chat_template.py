@@ -59,7 +59,8 @@ def render_chat(example: Example, tokenizer: Any, prompt: bool = False) -> Rende
     if any(map(controls.find, texts)):
         base = controls.base("".join(texts))
         messages, tools = _hidden(messages, tools, controls, base)
-    text, spans = _render(messages, tools, tokenizer, prompt, [turn.supervised for turn in example.turns])
+    with time_limit(tokenizer):
+        text, spans = _render(messages, tools, tokenizer, prompt, [turn.supervised for turn in example.turns])
     if base is None:
         return Rendered(text, spans, append_eos=False, add_special_tokens=False)
     written, shown = controls.find(text), controls.show(text, base)
@@ -225,14 +226,11 @@ def _apply_marked(messages: Messages, tokenizer: Any, tools: Tools) -> tuple[str
 
 @contextmanager
 def _rejection(messages: Messages, tokenizer: Any) -> Iterator[None]:
-    """Turn what a template raises into an UnusableRow, and a template that does not end into a UserError."""
+    """Turn what a template raises into an UnusableRow."""
     from jinja2 import TemplateError
 
     try:
-        with time_limit(tokenizer):
-            yield
-    except UserError:
-        raise
+        yield
     except (TemplateError, TypeError, ValueError, LookupError) as error:
         roles = ", ".join(message["role"] for message in messages)
         problem = f"rejects a conversation of {roles}: {first_line(error)}"
