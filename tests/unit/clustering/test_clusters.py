@@ -328,16 +328,9 @@ def test_an_embedder_that_cannot_be_loaded_is_a_user_error(source, tmp_path):
     assert "\n" not in str(error.value)
 
 
-@pytest.fixture
-def minilm():
-    folder = Path(os.environ.get("LPSEL_TEST_MODELS", "")) / "all-minilm-l6-v2"
-    if not (folder / "config.json").is_file():
-        pytest.skip("needs all-minilm-l6-v2 under LPSEL_TEST_MODELS")
-    return folder
-
-
 @pytest.mark.real
-def test_minilm_keeps_kinds_of_instruction_apart(minilm, tmp_path):
+def test_minilm_keeps_kinds_of_instruction_apart(real_models, tmp_path):
+    minilm = real_models / "all-minilm-l6-v2"
     texts = [f"Translate to French: {word}" for word in ("cat", "dog", "house", "tree", "car", "bread")]
     texts += [f"What is {n} plus 5? Answer with a number." for n in (3, 14, 22, 81, 90, 65)]
     lines = (json.dumps({"instruction": text, "output": "Here it is."}) for text in texts)
@@ -352,7 +345,8 @@ def test_minilm_keeps_kinds_of_instruction_apart(minilm, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.real
-def test_processes_of_several_devices_embed_many_rows(minilm, tmp_path, instructions, monkeypatch):
+def test_processes_of_several_devices_embed_many_rows(real_models, tmp_path, instructions, monkeypatch):
+    minilm = real_models / "all-minilm-l6-v2"
     rows = Source(DatasetSpec("rows", path=str(instructions(rows=150))))
     alone = embed(rows, str(minilm), tmp_path / "alone")
     monkeypatch.setattr(embeddings, "PART_ROWS", 100)

@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import os
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from lpsel.errors import UserError, resource_errors
 from .conftest import CHATML
 
 DOLLY = Path(__file__).resolve().parents[4] / "shared" / "data" / "dolly.jsonl.xz"
-MODELS = os.environ.get("LPSEL_TEST_MODELS")
 
 
 @pytest.fixture
@@ -267,14 +265,13 @@ def test_a_row_that_the_template_rejects_is_named_by_its_line(make_tokenizer, so
 
 
 @pytest.mark.real
-@pytest.mark.skipif(MODELS is None, reason="needs models in LPSEL_TEST_MODELS")
 @pytest.mark.skipif(not DOLLY.exists(), reason="needs ../shared/data")
 @pytest.mark.parametrize("model", ["smollm2-135m", "gemma3-270m"])
-def test_labels_are_those_of_the_papers_method(model, tmp_path):
+def test_labels_are_those_of_the_papers_method(model, real_models, tmp_path):
     """The paper masks as many tokens as the prompt has alone, of `prompt + answer + eos` cut to length."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(Path(MODELS or "") / model)
+    tokenizer = AutoTokenizer.from_pretrained(real_models / model)
     dolly = Source(DatasetSpec("dolly", path=str(DOLLY), limit=300))
     short, long = (tokenize(dolly, tokenizer, "alpaca", max_length, tmp_path) for max_length in (128, 512))
     for i, row in enumerate(dolly):
