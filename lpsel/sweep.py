@@ -155,7 +155,8 @@ def run_job(command: str, config: DictConfig, user_errors: tuple[type[Exception]
         if os.environ.get("LPSEL_DEBUG"):
             print(redact(traceback.format_exc()), file=sys.stderr)
     if is_main_process():
-        (outcomes := _outcomes_dir(config)).mkdir(parents=True, exist_ok=True)
+        outcomes = _outcomes_dir(config)
+        outcomes.mkdir(parents=True, exist_ok=True)
         write_json(outcomes / f"{outcome.number}.json", asdict(outcome))
     if "torch" in sys.modules:
         from lpsel.model.device import free_memory

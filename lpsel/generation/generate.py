@@ -20,8 +20,6 @@ from lpsel.generation.sampling import Generation, Sampling
 from lpsel.model.copies import Each
 
 WINDOW = 1024  # prompts in memory, and sorted by length together
-
-
 ROWS_PER_GPU = 128  # prompts: a process takes longer to start than one GPU to answer fewer
 
 
