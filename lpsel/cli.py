@@ -5,7 +5,6 @@ Nothing heavy is imported before a job starts, so that --help and errors are pri
 
 import logging
 import os
-import shlex
 import signal
 import sys
 import time
@@ -42,6 +41,7 @@ FLAG_COMMANDS = {
     "cache": ("show what is cached, and delete what no run uses", "--prune 90"),
 }
 COMMANDS = HYDRA_COMMANDS | FLAG_COMMANDS
+NEXT = {"train": "lpsel evaluate model={}", "select": "lpsel rows {} --chosen", "evaluate": "lpsel report {}"}
 COMPLETION = ("-sc", "--shell-completion")
 SECONDS_FOR_MAIN_PROCESS = 5  # to print an error: torchrun ends all ranks when the first one exits
 
@@ -214,7 +214,7 @@ def _run_job(command: str, config: Any, folder: Path) -> None:
         print_plan(command, config, folder)
         return
     from lpsel.commands.job import Job
-    from lpsel.commands.result_summary import next_step
+    from lpsel.console import end
 
     started = Job.of(command, config, folder)
     result = started.run()
@@ -223,20 +223,14 @@ def _run_job(command: str, config: Any, folder: Path) -> None:
             from lpsel.commands.evaluate import show
 
             show(config, result)
-        print(f"Next: {next_step(command, _from_here(started.run_dir))}")
-        print(started.run_dir, flush=True)
-
-
-def _from_here(folder: Path) -> str:
-    """The folder as an argument of a command that is run here."""
-    here = Path.cwd().resolve()
-    return shlex.quote(str(folder.relative_to(here) if folder.is_relative_to(here) else folder))
+        end(NEXT[command], started.run_dir)
 
 
 def _end_sweep(sweep: Any) -> int:
     """Print the outcomes of a sweep's jobs, evaluate and report an experiment; returns the exit status."""
     from hydra.core.hydra_config import HydraConfig
 
+    from lpsel.console import OPEN, end
     from lpsel.sweep import print_outcomes, read_outcomes, sweep_dir
 
     if not is_main_process():
@@ -244,15 +238,14 @@ def _end_sweep(sweep: Any) -> int:
     folder, outcomes = sweep_dir(), read_outcomes(sweep)
     print_outcomes(outcomes, sweep)
     finished = [Path(outcome.folder) for outcome in outcomes if outcome.state in ("done", "found")]
-    page = None
     if finished and sweep.get("experiment"):
         from lpsel.commands.experiment import conclude
 
-        page = conclude(sweep, folder, finished)
+        end(OPEN, conclude(sweep, folder, finished))
     elif finished:
-        command = "evaluate model=" if HydraConfig.get().job.name == "train" else "report "
-        print(f"Next: lpsel {command}{_from_here(folder)}")
-    print(page or folder, flush=True)
+        end(NEXT["train" if HydraConfig.get().job.name == "train" else "evaluate"], folder)
+    else:
+        print(folder, flush=True)
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     return 0 if not failed else 2 if all(outcome.user_error for outcome in failed) else 1
 

@@ -3,10 +3,12 @@
 Elsewhere progress is a line a minute and a table is aligned lines without control characters.
 """
 
+import shlex
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 from rich import box
@@ -20,6 +22,7 @@ from lpsel.distributed import is_main_process
 from lpsel.redact import printable, printable_lines, redact
 
 SECONDS_BETWEEN_LINES = 60.0
+OPEN = "open {} in a browser"  # a step after a page, see `end`
 
 
 class Advance(Protocol):
@@ -144,6 +147,18 @@ def lines(pairs: Iterable[tuple[str, str]], title: str | None = None) -> Table:
     for name, what in pairs:
         table.add_row(Text(printable(name)), Text(printable(what)))
     return table
+
+
+def end(next_step: str, written: Path) -> None:
+    """Print the step that usually follows and, as the last line, the path that a command has written.
+
+    Args:
+        next_step: a command, or an instruction; `{}` stands for the path, as an argument in the current folder.
+    """
+    here = Path.cwd().resolve()
+    argument = written.relative_to(here) if written.is_relative_to(here) else written
+    print(f"Next: {next_step.format(shlex.quote(str(argument)))}")
+    print(written, flush=True)
 
 
 def shortened(text: str, longest: int) -> str:

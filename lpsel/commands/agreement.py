@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> None:
     result = run(given.tables, given.out, given.pct, given.clusters, given.dataset)
     show(result["numbers"])
     show_diagnosis(result["numbers"])
-    print(result["run_dir"], flush=True)
+    console.end(f"open {{}}/{PAGE} in a browser", result["run_dir"])
 
 
 def _percentages(text: str) -> list[float]:

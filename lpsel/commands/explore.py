@@ -16,6 +16,7 @@ from lpsel.commands.arguments import OneLineParser, checked_rows, dataset_error,
 from lpsel.commands.result_summary import statistics
 from lpsel.commands.show import find_run
 from lpsel.config import default_cache
+from lpsel.console import OPEN, end
 from lpsel.data.dataset import Source
 from lpsel.errors import UserError
 from lpsel.redact import printable, redact
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
     page, notes = explore(given.run, given.out, given.dataset, given.cache)
     for note in notes:
         print(printable(redact(note)))
-    print(page, flush=True)
+    end(OPEN, page)
 
 
 def explore(run: Path, out: Path | None, dataset: str | None, cache_dir: Path) -> tuple[Path, list[str]]:

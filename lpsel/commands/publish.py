@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lpsel import report
+from lpsel import console, report
 from lpsel.commands.arguments import OneLineParser
 from lpsel.commands.result_summary import statistics
 from lpsel.data.paths import is_hub_id
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> None:
     folder = publish(options.run, options.out, options.license)
     if options.to:
         print(upload(folder, options.to, private=not options.public), flush=True)
-    print(folder, flush=True)
+    console.end("use it as dataset={}" if options.to else "upload it with --to OWNER/NAME", folder)
 
 
 def publish(run: Path, out: Path | None = None, license: str | None = None) -> Path:

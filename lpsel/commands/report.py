@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lpsel.commands.arguments import OneLineParser
+from lpsel.console import OPEN, end
 from lpsel.errors import UserError, check_package
 from lpsel.output_folder import check_output_folder
 
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="output folder (report)")
     parser.add_argument("--wandb", action="store_true", help="create a Weights & Biases report as well")
     options = parser.parse_args(arguments)
-    print(report(options.runs, options.out, options.wandb), flush=True)
+    end(OPEN, report(options.runs, options.out, options.wandb))
 
 
 def report(paths: Sequence[str], out: Path, wandb: bool = False) -> Path:

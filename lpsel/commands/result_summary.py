@@ -120,12 +120,3 @@ def training(result: Mapping[str, Any]) -> Pairs:
         weights = f"{adapter['trainable_parameters']:,} trainable parameters"
         pairs.append(("Adapter", f"{adapter['method']}, {weights}: {adapter['folder']}"))
     return [*pairs, ("Cost", describe_ledger(result["ledger"]))]
-
-
-def next_step(command: str, run: str) -> str:
-    """The command that usually follows, with the run folder as `run`."""
-    if command == "select":
-        return f"lpsel rows {run} --chosen"
-    if command == "train":
-        return f"lpsel evaluate model={run}"
-    return f"lpsel report {run}"

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
     result = run(given.files, given.key, given.out)
     show(result)
-    print(result["run_dir"], flush=True)
+    console.end("lpsel report {}", result["run_dir"])
 
 
 def run(given: Sequence[Path], key_path: Path | None = None, run_dir: Path | None = None) -> dict[str, Any]:

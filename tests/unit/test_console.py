@@ -133,3 +133,13 @@ def test_elsewhere_tables_have_no_control_characters_or_secrets_either():
     assert done.stdout.count(escaped) == 6
     assert done.stdout.decode().replace("\n", "").isprintable()
     assert done.stdout.endswith(b"\n***\n")
+
+
+@pytest.mark.parametrize(("folder", "argument"), [("runs/a b", "'runs/a b'"), ("../elsewhere", "{}/elsewhere")])
+def test_a_command_ends_with_the_next_step_and_what_it_has_written(folder, argument, tmp_path, monkeypatch, capsys):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    written = (here / folder).resolve()
+    console.end("lpsel report {}", written)
+    assert capsys.readouterr().out == f"Next: lpsel report {argument.format(tmp_path)}\n{written}\n"

@@ -32,7 +32,7 @@ def test_the_folder_loads_as_a_dataset_and_its_card_describes_it(selected, tmp_p
 
     main([str(selected), "--license", "cc-by-4.0"])
     folder = selected / "dataset"
-    assert capsys.readouterr().out == f"{folder}\n"
+    assert capsys.readouterr().out == f"Next: upload it with --to OWNER/NAME\n{folder}\n"
     rows = load_dataset(str(folder), split="train")
     assert rows["instruction"] == ["Q3", "Q4", "Q5", "Q6"]  # LP_app is .6, .5, .4, .3: the lowest
     card = DatasetCard.load(folder / "README.md")

@@ -107,7 +107,7 @@ def test_a_later_vote_replaces_an_earlier_one(votes, key, tmp_path, capsys):
     main([str(late), str(early), "--key", str(key), "--out", str(tmp_path / "out")])
     printed = capsys.readouterr().out
     assert "Ann changed 2 votes; the latest vote on a pair counts." in printed
-    assert printed.splitlines()[-1] == str(tmp_path / "out")
+    assert printed.splitlines()[-2:] == [f"Next: lpsel report {tmp_path}/out", f"{tmp_path}/out"]
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert [result[k] for k in ("wins", "losses")] == [2, 2]
     assert result["annotators"][0]["replaced"] == 2
