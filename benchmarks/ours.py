@@ -12,7 +12,7 @@ import lightning as L
 import numpy as np
 import pyarrow as pa
 import torch
-from harness import Run, stopwatch, synchronise, touch
+from harness import Run, stopwatch, synchronize, touch
 from numpy.typing import NDArray
 
 from lpsel.data.datamodule import SubsetDataModule
@@ -24,13 +24,14 @@ from lpsel.model.device import gpu_memory, lightning_precision
 from lpsel.model.flops import forward_flops
 from lpsel.model.lightning_module import FineTuner
 from lpsel.model.load import load_config, load_tokenizer
-from lpsel.model.memory_estimate import recording_pack
+from lpsel.model.memory_estimate import CPU_PACKS, PACKS, recording_pack
 from lpsel.model.spec import ModelSpec, Recipe
 from lpsel.scoring.recorder import NLLRecorder
 from lpsel.scoring.store import Parts
 
 SEED = 42
-TRAIN_TOKENS, SCORE_TOKENS = 4096, 16384  # conf/choosing.yaml
+TRAIN_TOKENS = (PACKS if torch.cuda.is_available() else CPU_PACKS)[0]  # train_tokens=auto
+SCORE_TOKENS = 16384  # conf/choosing.yaml
 MAX_LENGTH = 512
 LEARNING_RATE = 2e-5
 
@@ -266,5 +267,5 @@ class _Clock(L.Callback):
         pl_module.validation_step = timed_step
 
     def _now(self) -> float:
-        synchronise(self.device)
+        synchronize(self.device)
         return time.perf_counter()

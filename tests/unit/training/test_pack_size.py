@@ -11,7 +11,7 @@ from lpsel.data.dataset import DatasetSpec, Source
 from lpsel.data.tokens import tokenize
 from lpsel.model import device
 from lpsel.model.load import load_model, load_tokenizer
-from lpsel.model.memory_estimate import training_memory
+from lpsel.model.memory_estimate import training_memory, training_pack
 from lpsel.model.spec import ModelSpec, Recipe
 from lpsel.tracking.tracker import Tracker
 from lpsel.training import pack_size
@@ -53,16 +53,24 @@ def needed(toy_model):
 
 def test_packs_are_smaller_where_memory_is_short(chosen, needed, caplog):
     with caplog.at_level(logging.INFO, "lpsel"):
-        assert chosen(2 * needed(4096) + 1) == 4096
+        assert chosen(2 * needed(2048) + 1) == 2048
+        assert chosen(20 * needed(2048)) == 2048
         assert not caplog.messages
-        assert chosen(2 * needed(4096) - 1) == 2048
+        assert chosen(2 * needed(2048) - 1) == 1024
     gib = 2**30
     assert caplog.messages == [
-        f"Target toy: packs of 2,048 tokens, with which training needs about {needed(2048) / gib:.1f} of "
-        f"{2 * needed(4096) / gib:.1f} GiB (train_tokens=auto)"
+        f"Target toy: packs of 1,024 tokens, with which training needs about {needed(1024) / gib:.1f} of "
+        f"{2 * needed(2048) / gib:.1f} GiB (train_tokens=auto)"
     ]
-    assert chosen(2 * needed(1024)) == 1024
+    assert chosen(2 * needed(512)) == 512
     assert chosen(1) == 512  # what is left to try
+
+
+def test_packs_of_a_gpu_are_larger():
+    def estimate(pack):
+        return SimpleNamespace(total=pack)
+
+    assert [training_pack(limit, estimate) for limit in (10_000, 4096, 4095, 1)] == [4096, 4096, 2048, 512]
 
 
 def test_processes_share_the_memory_of_a_machine(chosen, needed):
