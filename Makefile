@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?= -m "not real and not slow"
 BENCH_ARGS ?=
+CONSTRAINTS ?= constraints.txt
+LOWEST_TORCH ?= 2.11.0
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo bench docs test test-torch-free test-lowest soak lint audit clean
@@ -40,14 +42,14 @@ lint: venv ## Check style and types
 test: lint ## Check style and types, run the tests (PYTEST_ARGS= includes slow ones and real models)
 	$(BIN)/python -m pytest --numprocesses=3 --dist=worksteal $(PYTEST_ARGS)
 
-test-torch-free: ## A short test without torch, in build/torch-free; for another Python: PYTHON=python3.13
+test-torch-free: ## A short test without torch, in build/torch-free (PYTHON=python3.13, CONSTRAINTS=constraints-lowest.txt)
 	$(PYTHON) -m venv build/torch-free
-	build/torch-free/bin/python -m pip install --quiet --constraint constraints.txt filelock fsspec hydra-core hypothesis numpy platformdirs pyarrow pytest pytest-timeout rich scikit-learn scipy
+	build/torch-free/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) filelock fsspec hydra-core hypothesis numpy platformdirs pyarrow pytest pytest-timeout rich scikit-learn scipy
 	build/torch-free/bin/python -m pytest -p no:cacheprovider tests/unit/selection --ignore-glob='*published.py' --ignore-glob='*agreement.py' tests/unit/scoring/test_metrics.py tests/unit/test_errors.py tests/unit/test_storage.py tests/unit/test_integrity.py tests/unit/test_console.py tests/unit/test_run_config.py tests/unit/test_structure.py tests/unit/evaluation/test_statistics.py -m "not real"
 
-test-lowest: ## A short test with the lowest versions of constraints-lowest.txt, in build/lowest (downloads 3 GB: PyPI has no torch 2.11 for CPUs alone)
+test-lowest: ## A short test with the lowest versions of constraints-lowest.txt, in build/lowest (downloads 3 GB, since PyPI has no torch 2.11 for CPUs alone: LOWEST_TORCH=2.13.0 takes another)
 	$(PYTHON) -m venv build/lowest
-	build/lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt charset-normalizer hydra-core hypothesis lightning platformdirs pyarrow pytest pytest-timeout rich scikit-learn scipy torch transformers zstandard
+	build/lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt charset-normalizer hydra-core hypothesis lightning platformdirs pyarrow pytest pytest-timeout rich scikit-learn scipy torch==$(LOWEST_TORCH) transformers zstandard
 	build/lowest/bin/python -m pytest -p no:cacheprovider tests/unit/model/test_attention.py tests/unit/model/test_loss.py tests/unit/model/test_memory_estimate.py tests/unit/training/test_without_hydra.py tests/unit/selection/test_budget.py -m "not real and not slow"
 
 audit: venv ## Known vulnerabilities and licenses of the installed packages, according to the package index
