@@ -70,9 +70,9 @@ def show(folders: list[Path]) -> list[dict[str, Any]]:
     defined_N = np.isfinite(score_SN).all(axis=0)
     compared = agreement(score_SN[:, defined_N], [PCT])
     low_SN = lowest(score_SN[:, defined_N], PCT)
-    rows = f"{compared.lowest[0]:,} of {compared.n:,} rows"
-    print(f"lowest {PCT}%: {rows}, of which chance has {compared.chance[0]:.2f} in common")
-    print(f"| training | rows trained on | FLOPs | Spearman | lowest {PCT}% in common | not trained on, of these |")
+    print(f"lowest {PCT}%: {compared.lowest[0]:,} of {compared.n:,} rows")
+    common = f"lowest {PCT}% in common (chance)"
+    print(f"| training | rows trained on | FLOPs | Spearman | {common} | not trained on, of these |")
     print("|---|---|---|---|---|---|")
     figures = []
     for i, (name, table, manifest) in enumerate(zip(SETTINGS, tables, manifests, strict=True)):
@@ -84,6 +84,7 @@ def show(folders: list[Path]) -> list[dict[str, Any]]:
                 "flops": manifest["flops"] / manifests[0]["flops"],
                 "spearman": compared.spearman[0, i],
                 "common": compared.share[0, 0, i],
+                "chance": compared.chance[0, 0, i],
                 "unseen": unseen_N.mean(),
                 "unseen_of_lowest": unseen_N[low_SN[i]].mean(),
                 "checked_epochs": manifest.get("checked_epochs"),
@@ -91,8 +92,8 @@ def show(folders: list[Path]) -> list[dict[str, Any]]:
         )
         f = figures[-1]
         print(
-            f"| {name} | {f['rows_trained']:,} | {f['flops']:.2f} | {f['spearman']:.3f} | {f['common']:.2f} | "
-            f"{f['unseen_of_lowest']:.0%} (of all {f['unseen']:.0%}) |"
+            f"| {name} | {f['rows_trained']:,} | {f['flops']:.2f} | {f['spearman']:.3f} | "
+            f"{f['common']:.2f} ({f['chance']:.2f}) | {f['unseen_of_lowest']:.0%} (of all {f['unseen']:.0%}) |"
         )
         for epoch in f["checked_epochs"] or []:
             print(json.dumps(epoch))
