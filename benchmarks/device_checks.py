@@ -17,7 +17,7 @@ import numpy as np
 import ours
 import torch
 import torch.nn.functional as F
-from harness import AGREEMENT, begin_peak, resident, stopwatch, synchronise
+from harness import AGREEMENT, begin_peak, resident, stopwatch, synchronize
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -230,12 +230,12 @@ class Watch(L.Callback):
     def _count(self) -> None:
         self.done += 1
         if self.done == WARM_UP:
-            synchronise(self.device)
+            synchronize(self.device)
             self.profiler.start()
             self.began = time.perf_counter()
 
     def _end(self) -> None:
-        synchronise(self.device)
+        synchronize(self.device)
         self.seconds = time.perf_counter() - self.began
         self.profiler.stop()
         self.peak = torch.cuda.max_memory_allocated() if self.device == "cuda" else resident("VmHWM")

@@ -3,7 +3,7 @@
     python benchmarks/growth.py                        # 10,000, 100,000 and 1,000,000 rows
     python benchmarks/growth.py --rows 10000 100000
 
-Made-up instructions and answers as JSON lines, each stage in a process of its own: reading and content ids, tokenising,
+Made-up instructions and answers as JSON lines, each stage in a process of its own: reading and content ids, tokenizing,
 a recording pass of the tiny scorer over 32 tokens a row, embedding by a random BERT, k-means, the whole command
 `lpsel select` on scores, training a tiny target on a random tenth of the rows, and evaluating it on all of them (one
 token of an answer each). A figure is the largest anonymous memory of the process and of those it started (RssAnon of
@@ -235,7 +235,7 @@ def _embedder(work: Path) -> Path:
 
 STAGES: dict[str, Callable[[Path], None]] = {
     "content ids": identify,
-    "tokenising": tokenise,
+    "tokenizing": tokenise,
     "recording pass": record,
     "embedding": embed,
     "k-means": cluster,

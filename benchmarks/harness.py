@@ -44,7 +44,7 @@ class Run:
     """One contestant in one round.
 
     Attributes:
-        seconds: of the timed part; loading and tokenising are outside it.
+        seconds: of the timed part; loading and tokenizing are outside it.
         tokens: fed, padding aside, the same for all contestants of a comparison.
         nll: of each row or optimizer step, to check that contestants agree.
         extra: further figures of this contestant.
@@ -135,18 +135,18 @@ def check_agreement(
     return difference
 
 
-def synchronise(device: str) -> None:
+def synchronize(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def stopwatch(device: str) -> Callable[[], float]:
     """Start now; gives a function that waits for the device and returns the seconds since then."""
-    synchronise(device)
+    synchronize(device)
     started = time.perf_counter()
 
     def seconds() -> float:
-        synchronise(device)
+        synchronize(device)
         return time.perf_counter() - started
 
     return seconds

@@ -188,6 +188,14 @@ def test_commands(benchmark):
 
 
 @pytest.mark.slow
+def test_whole_run(benchmark):
+    figures = benchmark("whole_run", "--old", str(ROOT))
+    assert {side: len(runs) for side, runs in figures["runs"].items()} == {"old": 1, "new": 1}
+    assert all(finite(ratio) for ratio in figures["ratio"].values())
+    assert 0 < figures["state_bytes"] < figures["runs"]["new"][0]["peak_bytes"]
+
+
+@pytest.mark.slow
 def test_reading(benchmark):
     figures = benchmark("reading", "--old", str(ROOT))
     steps = [(row["file"], row["step"]) for row in figures["comparisons"]]

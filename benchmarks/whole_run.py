@@ -1,0 +1,89 @@
+"""A whole `train.py selection=lp_app` compared with another commit: time, CPU time and peak memory.
+
+    git worktree add ../before COMMIT
+    python benchmarks/whole_run.py --old ../before
+
+Both sides train scorer and target from the same folder on the same rows, with their own default settings and an empty
+cache. Above 1, this checkout is faster. Peak memory is the largest resident memory of the process, libraries included,
+minus the weights and AdamW's two moments in float32.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from harness import HERE, arguments, in_words, interleave, ratios, show, spread, write
+from material import ALPACA, existing, random_llama, sample, smollm2
+from safetensors import safe_open
+
+STATE_BYTES = 3 * 4  # a weight and its two moments
+FIGURES = ("seconds", "cpu_seconds", "peak_bytes")
+
+
+def main(argv: list[str] | None = None) -> Path:
+    parser = arguments(__doc__)
+    parser.add_argument("--old", type=existing, required=True, help="a checkout of the other commit")
+    parser.add_argument("--model", type=existing, default=smollm2())
+    parser.add_argument("--embedder", type=existing, help="a sentence-transformers folder; without it, no clusters")
+    parser.add_argument("--data", type=existing, default=ALPACA if ALPACA.is_file() else None)
+    parser.add_argument("--rows", type=int, default=300)
+    options = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        rows, data = sample(options.data, 40 if options.tiny else options.rows, work)
+        model = options.model
+        if options.tiny or model is None:
+            model = random_llama(work / "model", rows, layers=2, hidden=32, vocabulary=512)
+        given = ["scorer=smollm2-135m", f"scorer.path={model}", "model=smollm2-135m", f"model.path={model}"]
+        given += ["dataset=alpaca", f"dataset.path={rows}", "selection=lp_app", "pct=10", "tracker=none"]
+        given.append(f"cluster.embedder={options.embedder}" if options.embedder else "cluster=none")
+        sides = {"old": options.old.resolve(), "new": HERE.parent}
+        runs = interleave({side: partial(whole_run, at, given) for side, at in sides.items()}, options.rounds)
+        states, count = STATE_BYTES * parameters(model), len(rows.read_text().splitlines())
+    measured = {side: {what: [run[what] for run in each] for what in FIGURES} for side, each in runs.items()}
+    ratio = {what: ratios(measured["old"][what], measured["new"][what]) for what in FIGURES}
+    table = []
+    for side, figures in measured.items():
+        median = {what: spread(values)["median"] for what, values in figures.items()}
+        above = (median["peak_bytes"] - states) / 2**30
+        table.append([side, f"{median['seconds']:.1f}", f"{median['cpu_seconds']:.1f}", f"{above:.2f}"])
+    table.append(["old / new", *(in_words(ratio[what]) for what in FIGURES[:2]), ""])
+    heads = ["", "s", "CPU seconds", "peak GiB above weights and moments"]
+    show(f"lp_app, {count} rows of {data}, {model.name}: medians", heads, table)
+    figures = {"data": data, "model": model.name, "state_bytes": states, "runs": runs, "ratio": ratio}
+    return write(options.out, "whole_run", options, "cpu", figures)
+
+
+def whole_run(checkout: Path, overrides: list[str]) -> dict[str, float]:
+    """Seconds, CPU seconds and peak resident bytes of one run of a checkout's train.py."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "train.py", *overrides, f"hydra.run.dir={folder}/run"]
+        environment = {**os.environ, "PYTHONPATH": str(checkout), "LPSEL_CACHE": f"{folder}/cache"}
+        with Path(folder, "log").open("w+") as log:
+            started = time.perf_counter()
+            process = subprocess.Popen(command, cwd=checkout, env=environment, stdout=log, stderr=log)
+            _, status, used = os.wait4(process.pid, 0)
+            seconds = time.perf_counter() - started
+            if status:
+                log.seek(0)
+                raise SystemExit(f"train.py of {checkout} failed: {log.read()[-2000:]}")
+    return {"seconds": seconds, "cpu_seconds": used.ru_utime + used.ru_stime, "peak_bytes": 1024 * used.ru_maxrss}
+
+
+def parameters(model: Path) -> int:
+    """Number of weights in a model folder's safetensors files."""
+    shapes: list[Any] = []
+    for file in model.glob("*.safetensors"):
+        with safe_open(file, "numpy") as tensors:
+            shapes += [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118  # not a mapping
+    return int(sum(np.prod(shape) for shape in shapes))
+
+
+if __name__ == "__main__":
+    main()
