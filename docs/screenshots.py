@@ -1,6 +1,6 @@
 """Takes screenshots of the docs site, the report, the explorer and the voting page: sizes of screens, light and dark.
 
-    make docs && .venv/bin/python docs/screenshots.py      # about ten minutes on two cores the first time
+    make docs && .venv/bin/python docs/screenshots.py      # about six minutes on two cores the first time
 
 Runs the embedded data's experiments in build/screenshots, which the next call resumes, writes every picture there, and
 those that the docs use to docs/figures. Needs playwright and Chromium.
