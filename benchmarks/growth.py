@@ -157,7 +157,7 @@ def identify(work: Path) -> None:
     assert _source(work).fingerprint
 
 
-def tokenise(work: Path) -> None:
+def tokenize_rows(work: Path) -> None:
     from hydra import compose, initialize_config_dir
 
     from lpsel.config import build, config_dir
@@ -235,7 +235,7 @@ def _embedder(work: Path) -> Path:
 
 STAGES: dict[str, Callable[[Path], None]] = {
     "content ids": identify,
-    "tokenizing": tokenise,
+    "tokenizing": tokenize_rows,
     "recording pass": record,
     "embedding": embed,
     "k-means": cluster,

@@ -24,13 +24,13 @@ from lpsel.model.device import gpu_memory, lightning_precision
 from lpsel.model.flops import forward_flops
 from lpsel.model.lightning_module import FineTuner
 from lpsel.model.load import load_config, load_tokenizer
-from lpsel.model.memory_estimate import CPU_PACKS, PACKS, recording_pack
+from lpsel.model.memory_estimate import recording_pack, training_packs
 from lpsel.model.spec import ModelSpec, Recipe
 from lpsel.scoring.recorder import NLLRecorder
 from lpsel.scoring.store import Parts
 
 SEED = 42
-TRAIN_TOKENS = (PACKS if torch.cuda.is_available() else CPU_PACKS)[0]  # train_tokens=auto
+TRAIN_TOKENS = training_packs("cuda" if torch.cuda.is_available() else "cpu")[0]  # train_tokens=auto
 SCORE_TOKENS = 16384  # conf/choosing.yaml
 MAX_LENGTH = 512
 LEARNING_RATE = 2e-5
@@ -112,7 +112,7 @@ def score(
     """A recording pass over all rows, records on disk included.
 
     Args:
-        tokens_folder: of the tokenised rows.
+        tokens_folder: of the tokenized rows.
         precision: as `trainer.precision`.
         score_tokens: as on the command line.
         compiled: compile the layers, before the clock starts.

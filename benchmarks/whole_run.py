@@ -49,8 +49,8 @@ def main(argv: list[str] | None = None) -> Path:
     measured = {side: {what: [run[what] for run in each] for what in FIGURES} for side, each in runs.items()}
     ratio = {what: ratios(measured["old"][what], measured["new"][what]) for what in FIGURES}
     table = []
-    for side, figures in measured.items():
-        median = {what: spread(values)["median"] for what, values in figures.items()}
+    for side, of_runs in measured.items():
+        median = {what: spread(values)["median"] for what, values in of_runs.items()}
         above = (median["peak_bytes"] - states) / 2**30
         table.append([side, f"{median['seconds']:.1f}", f"{median['cpu_seconds']:.1f}", f"{above:.2f}"])
     table.append(["old / new", *(in_words(ratio[what]) for what in FIGURES[:2]), ""])

@@ -166,7 +166,7 @@ def memory(
 
     shared, pack = _devices_per_copy(config.trainer), config.train_tokens
     if pack == "auto":
-        pack = training_pack(usable, lambda pack: estimate(shared, pack))
+        pack = training_pack(config.trainer.accelerator, usable, lambda pack: estimate(shared, pack))
     needed = estimate(shared, pack).total
     if limit is None or needed <= usable:
         return needed, "", ""

@@ -24,7 +24,6 @@ A_GPU = 80 * 2**30  # bytes, where the GPU is not known
 
 # Tokens of the largest pack of training. On a CPU, 2,048 are as fast as 4,096, and take 1.2 GB less for SmolLM2-135M.
 PACKS = (4096, 2048, 1024, 512)
-CPU_PACKS = PACKS[1:]
 
 # Fraction of the memory for training. On a GPU, fragments, the context and what other libraries allocate take the rest;
 # on a host, the tokens, the program and whatever else runs there.
@@ -101,8 +100,14 @@ def devices_needed(limit: float, estimate: Callable[[int], DeviceMemory]) -> int
     return next((n for n in (2**k for k in range(1, 11)) if estimate(n).total <= limit), None)
 
 
-def training_pack(limit: float, estimate: Callable[[int], DeviceMemory], packs: Sequence[int] = PACKS) -> int:
-    """The largest of `packs` whose training needs at most `limit` bytes, the smallest if none does."""
+def training_packs(accelerator: str) -> Sequence[int]:
+    """Those of PACKS that `train_tokens=auto` chooses from on such a device, largest first."""
+    return PACKS[1:] if accelerator == "cpu" else PACKS
+
+
+def training_pack(accelerator: str, limit: float, estimate: Callable[[int], DeviceMemory]) -> int:
+    """The largest of `training_packs` whose training needs at most `limit` bytes, the smallest if none does."""
+    packs = training_packs(accelerator)
     return next((pack for pack in packs if estimate(pack).total <= limit), packs[-1])
 
 

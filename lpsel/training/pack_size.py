@@ -12,7 +12,7 @@ from lpsel.model.device import SMALL_MODEL, gpu_memory, total_memory
 from lpsel.model.fsdp import ShardedStrategy
 from lpsel.model.lightning_module import FineTuner
 from lpsel.model.load import load_config
-from lpsel.model.memory_estimate import CPU_PACKS, PACKS, USABLE, DeviceMemory, training_memory, training_pack
+from lpsel.model.memory_estimate import USABLE, DeviceMemory, training_memory, training_pack, training_packs
 from lpsel.training.setup import TrainingSetup
 
 log = logging.getLogger(__name__)
@@ -48,10 +48,9 @@ class PackSize(L.Callback):
         def estimate(pack: int) -> DeviceMemory:
             return self._estimate(model, trainer, pl_module, pack)
 
-        packs = CPU_PACKS if device.type == "cpu" else PACKS
-        pack = trainer.strategy.broadcast(training_pack(USABLE[device.type] * memory, estimate, packs))
+        pack = trainer.strategy.broadcast(training_pack(device.type, USABLE[device.type] * memory, estimate))
         self.data.train_tokens = pack
-        if pack < packs[0] and is_main_process():
+        if pack < training_packs(device.type)[0] and is_main_process():
             needed, gib = estimate(pack).total / 2**30, memory / 2**30
             how = f"training needs about {needed:.1f} of {gib:.1f} GiB"
             log.info("%s: packs of %s tokens, with which %s (train_tokens=auto)", self.title, f"{pack:,}", how)

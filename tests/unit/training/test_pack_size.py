@@ -70,7 +70,9 @@ def test_packs_of_a_gpu_are_larger():
     def estimate(pack):
         return SimpleNamespace(total=pack)
 
-    assert [training_pack(limit, estimate) for limit in (10_000, 4096, 4095, 1)] == [4096, 4096, 2048, 512]
+    limits = (10_000, 4096, 4095, 1)
+    assert [training_pack("cuda", limit, estimate) for limit in limits] == [4096, 4096, 2048, 512]
+    assert [training_pack("cpu", limit, estimate) for limit in limits] == [2048, 2048, 2048, 512]
 
 
 def test_processes_share_the_memory_of_a_machine(chosen, needed):
