@@ -180,7 +180,7 @@ def free_memory() -> None:
 
 
 def choose_threads(parameters: int) -> None:
-    """Compute on CPUs with one thread for a small model, otherwise with as many as at the start.
+    """Compute on CPUs with one thread for a small model, otherwise with one for each core this process may use.
 
     Threads that wait for each other after every small product are slow, and next to other busy processes very slow
     (docs/results/benchmarks.md). A user's OMP_NUM_THREADS is left alone.
@@ -189,7 +189,7 @@ def choose_threads(parameters: int) -> None:
 
     at_start = _threads_at_start()
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1 if parameters < SMALL_MODEL else at_start)
+        torch.set_num_threads(1 if parameters < SMALL_MODEL else min(at_start, _cores()))
 
 
 @cache
@@ -197,6 +197,15 @@ def _threads_at_start() -> int:
     import torch
 
     return torch.get_num_threads()
+
+
+def _cores() -> int:
+    """CPU cores that this process may use: in a container with a quota, fewer than the ones PyTorch counts."""
+    try:
+        from joblib import cpu_count  # where scikit-learn is installed
+    except ImportError:
+        return _threads_at_start()
+    return int(cpu_count())
 
 
 def reuse_freed_memory() -> None:

@@ -188,6 +188,23 @@ def test_commands(benchmark):
 
 
 @pytest.mark.slow
+def test_busy(benchmark):
+    figures = benchmark("busy", "--busy=2")
+    assert {name: each["threads"] for name, each in figures["shares"].items()} == dict.fromkeys(
+        ["lpsel", "spinning threads", "one thread"], 1
+    )
+    assert all(finite(each["share"]) for each in figures["shares"].values())
+    assert all(run["tokens"] == figures["runs"]["lpsel, alone"][0]["tokens"] for [run] in figures["runs"].values())
+
+
+@pytest.mark.parametrize(("threads", "busy", "cores", "fair"), [(2, 1, 2, 2 / 3), (1, 1, 2, 1), (8, 4, 4, 2 / 3)])
+def test_the_fair_share_next_to_busy_processes(monkeypatch, threads, busy, cores, fair):
+    """Two threads and a busy process on two cores: each gets two thirds of a core, instead of one."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    assert importlib.import_module("busy").fair_share(threads, busy, cores) == pytest.approx(fair)
+
+
+@pytest.mark.slow
 def test_whole_run(benchmark):
     figures = benchmark("whole_run", "--old", str(ROOT))
     assert {side: len(runs) for side, runs in figures["runs"].items()} == {"old": 1, "new": 1}

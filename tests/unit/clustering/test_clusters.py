@@ -12,6 +12,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 
 from lpsel.clustering import embeddings
 from lpsel.clustering.clusters import Auto, Column, KMeans, NoClusters, clusters_for, with_clusters
@@ -43,10 +44,11 @@ def encoder(monkeypatch, tmp_path):
     """An embedder that puts every kind into a corner of its own, and notes what it has been given."""
     seen = []
 
-    class SentenceTransformer:
+    class SentenceTransformer(torch.nn.Module):
         max_seq_length = 512
 
         def __init__(self, folder, **more):
+            super().__init__()
             seen.append(f"loaded {Path(folder).name}")
 
         def encode(self, texts, **_):

@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from types import SimpleNamespace
 
+import joblib
 import lightning as L
 import pytest
 import torch
@@ -136,6 +137,22 @@ def test_a_small_model_uses_one_thread_and_a_larger_one_as_many_as_before(monkey
         assert torch.get_num_threads() == 1
         choose_threads(135_000_000)
         assert torch.get_num_threads() == before
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_threads_are_at_most_the_cores_that_a_container_grants(monkeypatch):
+    """joblib reads the quota; LOKY_MAX_CPU_COUNT is its own way to set one."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(device, "_threads_at_start", lambda: 64)
+    before = torch.get_num_threads()
+    try:
+        monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+        choose_threads(135_000_000)
+        assert torch.get_num_threads() == 1
+        monkeypatch.delenv("LOKY_MAX_CPU_COUNT")
+        choose_threads(135_000_000)
+        assert torch.get_num_threads() == joblib.cpu_count() <= os.cpu_count()
     finally:
         torch.set_num_threads(before)
 

@@ -1,0 +1,104 @@
+"""Scoring next to processes that keep the CPU busy: how much of its fair share lpsel makes use of.
+
+    python benchmarks/busy.py --busy 1
+
+A run with T threads on C cores, next to B busy processes, gets C / (T + B) cores a thread if the system is fair. The
+table compares tokens per second with those of the same run alone, and that ratio with the fair one. Contestants:
+lpsel as it is (threads sleep while they wait), threads that spin as libgomp lets them by default, and one thread.
+Rates are those of the recording passes and the training of the scorer, after the model is loaded.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+from harness import HERE, Run, arguments, in_words, interleave, ratios, show, spread, write
+from material import ALPACA, existing, random_llama, sample, smollm2
+from whole_run import parameters
+
+from lpsel.model.device import SMALL_MODEL
+
+LPSEL, SPINNING, ONE_THREAD = "lpsel", "spinning threads", "one thread"
+ENVIRONMENTS = {
+    LPSEL: {},
+    SPINNING: {"GOMP_SPINCOUNT": "300000"},  # libgomp's own where nothing is set
+    ONE_THREAD: {"OMP_NUM_THREADS": "1"},
+}
+SET_BY_USERS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+
+
+def main(argv: list[str] | None = None) -> Path:
+    parser = arguments(__doc__)
+    parser.add_argument("--busy", type=int, default=1, help="busy processes")
+    parser.add_argument("--model", type=existing, default=smollm2())
+    parser.add_argument("--data", type=existing, default=ALPACA if ALPACA.is_file() else None)
+    parser.add_argument("--rows", type=int, default=60)
+    options = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        rows, data = sample(options.data, 40 if options.tiny else options.rows, work)
+        model = options.model
+        if options.tiny or model is None:
+            model = random_llama(work / "model", rows, layers=2, hidden=32, vocabulary=512)
+        sides = {}
+        for name, environment in ENVIRONMENTS.items():
+            sides[f"{name}, alone"] = partial(score, model, rows, environment, busy=0)
+            sides[f"{name}, next to others"] = partial(score, model, rows, environment, busy=options.busy)
+        runs = interleave(sides, options.rounds)
+        threads = 1 if parameters(model) < SMALL_MODEL else torch.get_num_threads()
+    table, shares = [], {}
+    for name in ENVIRONMENTS:
+        used = 1 if name == ONE_THREAD else threads
+        fair = fair_share(used, options.busy, os.cpu_count() or 1)
+        alone, next_to = ([run.rate for run in runs[f"{name}, {where}"]] for where in ("alone", "next to others"))
+        share = ratios(next_to, alone)
+        shares[name] = {"threads": used, "fair": fair, "share": share}
+        medians = (f"{spread(rates)['median']:.0f}" for rates in (alone, next_to))
+        table.append([name, str(used), *medians, in_words(share), f"{fair:.2f}", f"{share['median'] / fair:.0%}"])
+    title = f"lpsel select, rows of {data}, {model.name}, alone and next to {options.busy} busy processes: medians"
+    heads = ["", "threads", "tokens/s alone", "next to others", "ratio", "fair", "of the fair share"]
+    show(title, heads, table)
+    figures = {"data": data, "model": model.name, "runs": runs, "shares": shares}
+    return write(options.out, "busy", options, "cpu", figures)
+
+
+def fair_share(threads: int, busy: int, cores: int) -> float:
+    """Time that a fair system gives each of `threads` next to `busy` others, as a fraction of that without them."""
+    return min(1, cores / (threads + busy)) / min(1, cores / threads)
+
+
+def score(model: Path, rows: Path, environment: dict[str, str], busy: int) -> Run:
+    """One run of select.py with an empty cache."""
+    own = {name: value for name, value in os.environ.items() if name not in SET_BY_USERS}
+    with tempfile.TemporaryDirectory() as folder, busy_processes(busy):
+        command = [sys.executable, "select.py", "scorer=smollm2-135m", f"scorer.path={model}", "dataset=alpaca"]
+        command += [f"dataset.path={rows}", "cluster=none", "selection=lp_app", "pct=10", "tracker=none"]
+        command += [f"hydra.run.dir={folder}/run", f"cache_dir={folder}/cache"]
+        done = subprocess.run(command, cwd=HERE.parent, env=own | environment, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"select.py failed: {done.stderr[-2000:]}")
+        cost = json.loads(Path(folder, "run", "result.json").read_text())["scoring"]
+    return Run(cost["seconds"], cost["tokens"], nll=torch.empty(0).numpy())
+
+
+@contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    """Processes of one thread that compute all the time."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+if __name__ == "__main__":
+    main()
