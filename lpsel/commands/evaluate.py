@@ -43,7 +43,7 @@ def run(job: Job) -> dict[str, Any]:
     device = None
     if candidates.all:  # imported verdicts need neither models nor torch, which takes seconds to import
         device = str(context.device)
-        resolve_precision(context.precision)
+        resolve_precision(context.precision, context.accelerator)
     for spec in candidates.all:
         if isinstance(spec, ModelSpec) and spec.path:
             locate(spec, job.cache_dir)

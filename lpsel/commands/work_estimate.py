@@ -142,10 +142,10 @@ def memory(
     usable = math.inf if limit is None else USABLE["cuda"] * limit
     if model.shapes is None:
         return None, "", ""
-    precision = config.trainer.precision
+    precision, accelerator = config.trainer.precision, config.trainer.accelerator
     automatic = precision == "auto" and config.gpu_memory_gib is not None
     hidden_size = model.shapes.config.get_text_config().hidden_size
-    precision = "bf16-mixed" if automatic else resolve_precision(precision, hidden_size)
+    precision = "bf16-mixed" if automatic else resolve_precision(precision, accelerator, hidden_size)
 
     def estimate(shards_per_copy: int, pack: int) -> DeviceMemory:
         if not training:

@@ -67,7 +67,8 @@ class EvaluationContext:
         """Data type of the models' weights; imports torch."""
         import torch
 
-        return torch.float32 if resolve_precision(self.precision) == "32-true" else torch.bfloat16
+        precise = resolve_precision(self.precision, self.accelerator) == "32-true"
+        return torch.float32 if precise else torch.bfloat16
 
 
 def generation_files(names: Sequence[str], folder: Path) -> list[str]:

@@ -64,7 +64,7 @@ class HFJudge:
             "model": model_fingerprint(self._path, self.model.revision),
             "template": self.model.template,
             "prompt": self.text,
-            "precision": resolve_precision(self.precision),
+            "precision": resolve_precision(self.precision, self.accelerator),
         }
 
     def cost(self, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
@@ -77,7 +77,7 @@ class HFJudge:
         self.token_ids(tokenizer, fill(self.text, "Say hello.", "Hello.", "Hi."))
         answer_tokens(tokenizer)
         device_of(self.accelerator)
-        resolve_precision(self.precision)
+        resolve_precision(self.precision, self.accelerator)
 
     def judge(self, questions: Sequence[tuple[Pair, Order]], save: Callable[[Judgement], None]) -> None:
         tokenizer = load_tokenizer(self.model, self._path)
@@ -94,7 +94,8 @@ class HFJudge:
             return
         batches = padded(fitting, lengths, self.batch_tokens)
         devices = devices_for(device_of(self.accelerator), len(fitting), QUESTIONS_PER_GPU)
-        with Copies(partial(_load, self.model, self._path, resolve_precision(self.precision)), devices) as copies:
+        precision = resolve_precision(self.precision, self.accelerator)
+        with Copies(partial(_load, self.model, self._path, precision), devices) as copies:
             judged = copies.map(partial(letter_probabilities, letters), ([ids[i] for i in batch] for batch in batches))
             for batch, probabilities in zip(batches, judged, strict=True):
                 for i, (first, second) in zip(batch.tolist(), probabilities, strict=True):

@@ -33,7 +33,7 @@ NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")  # bytes, or "max"
 
 
-def resolve_precision(requested: str, hidden_size: int = 0) -> str:
+def resolve_precision(requested: str, accelerator: str, hidden_size: int = 0) -> str:
     """Lightning's name of the requested precision; `auto` is bf16-mixed where it is faster, otherwise 32-true.
 
     It is faster on GPUs that support it, and for models with at least WIDE hidden units on CPUs that multiply bfloat16
@@ -45,7 +45,7 @@ def resolve_precision(requested: str, hidden_size: int = 0) -> str:
         return named
     import torch
 
-    if torch.cuda.is_available():
+    if accelerator != "cpu" and torch.cuda.is_available():
         fast = torch.cuda.is_bf16_supported(including_emulation=False)  # older GPUs emulate it slowly
     else:
         fast = hidden_size >= WIDE and bfloat16_speedup() > FAST_BFLOAT16

@@ -61,7 +61,8 @@ class TrainingSetup:
         check_int("score_tokens", self.score_tokens, 1, what="a number of tokens")
         if self.checkpoint_steps != "auto":
             check_int("checkpoint_steps", self.checkpoint_steps, 1, what="auto or a number of optimizer steps")
-        resolve_precision(self.trainer["precision"])  # raises a UserError if there is no such precision
+        # Raises a UserError if there is no such precision.
+        resolve_precision(self.trainer["precision"], self.trainer["accelerator"])
         _check_devices(self.trainer)
         if self.eight_bits:
             check_package("bitsandbytes", "quantized", "optimizer", "adamw8bit")
@@ -100,7 +101,8 @@ class TrainingSetup:
 
     def precision(self, spec: ModelSpec, path: str) -> str:
         """Of a model's weights and passes, as named by `lpsel.model.device`."""
-        return resolve_precision(self.trainer["precision"], load_config(spec, path).get_text_config().hidden_size)
+        hidden_size = load_config(spec, path).get_text_config().hidden_size
+        return resolve_precision(self.trainer["precision"], self.trainer["accelerator"], hidden_size)
 
     def data_module(self, tokens: Tokens, spec: ModelSpec, **options: Any) -> SubsetDataModule:
         """Batches of `tokens` for a model, with more options of SubsetDataModule, such as the mask of selected rows."""

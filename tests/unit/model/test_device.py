@@ -60,7 +60,9 @@ def test_auto_selects_bfloat16_where_a_gpu_computes_it_not_where_it_emulates_it(
         "_check_bf16_tensor_supported": True,  # as on a V100
     }.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
-    assert resolve_precision("auto") == precision
+    assert resolve_precision("auto", "auto") == precision
+    monkeypatch.setattr("lpsel.model.device.bfloat16_speedup", lambda: 0.3)
+    assert resolve_precision("auto", "cpu", 576) == "32-true", "whatever the GPU can do"
 
 
 @pytest.mark.parametrize(
@@ -72,15 +74,17 @@ def test_auto_selects_bfloat16_for_wide_models_on_cpus_that_multiply_it_fast(
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr("lpsel.model.device.bfloat16_speedup", lambda: speedup)
-    assert resolve_precision("auto", hidden_size) == precision
-    assert resolve_precision("32-true", hidden_size) == "32-true"
+    assert resolve_precision("auto", "auto", hidden_size) == precision
+    assert resolve_precision("32-true", "auto", hidden_size) == "32-true"
 
 
 def test_the_speed_of_bfloat16_is_measured_once():
     assert bfloat16_speedup() == bfloat16_speedup() > 0
 
 
-EMULATED = "import torch; from lpsel.model.device import resolve_precision; print(resolve_precision('auto', 576))"
+EMULATED = (
+    "import torch; from lpsel.model.device import resolve_precision; print(resolve_precision('auto', 'auto', 576))"
+)
 
 
 @pytest.mark.slow  # PyTorch is imported again

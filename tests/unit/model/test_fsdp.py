@@ -85,7 +85,7 @@ def train(folder, model, data, *overrides):
         spec.path,
         lambda w, lr: torch.optim.AdamW(w, lr=lr, eps=1e-3),
         6,
-        precision=resolve_precision(config.trainer.precision),
+        precision=resolve_precision(config.trainer.precision, config.trainer.accelerator),
     )
     parts = Parts(folder / "parts")
     hooks = [NLLRecorder(parts), FirstGradients(folder / "gradients.safetensors")]
