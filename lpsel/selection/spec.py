@@ -117,8 +117,11 @@ class SelectionSpec:
 
     @property
     def trains_on_query(self) -> bool:
-        """Whether the scores are those of a scorer that is trained on the examples of the user's task only."""
-        return self.rule.uses_query and self.epochs is not None
+        """Whether the scores are those of a scorer that is trained on the examples of the user's task only.
+
+        A rule that compares embeddings of rows and examples needs no such scorer.
+        """
+        return self.rule.uses_query and self.embedder is None and self.epochs is not None
 
     @property
     def relative(self) -> bool:

@@ -94,6 +94,17 @@ def test_rds_works_with_the_target_and_with_matched_lengths(select, toy_model):
     assert (caught.value.name, caught.value.value) == ("selection.embedder", "target")
 
 
+def test_rds_drops_known_and_rising_rows_by_a_scorer_trained_on_the_data_set(select):
+    scored = select("scored", "selection=lp_app")
+    result = select("rds", "selection=rds", select.query, "selection.known=drop", "selection.rising=drop")
+    assert result["scores"] == scored["scores"]
+    assert result["scores_reused"]
+    nll_0, nll_1 = (pq.read_table(result["scores"])[name].to_numpy() for name in ("nll_0", "nll_1"))
+    chosen = selected(result)
+    assert (nll_0[chosen] >= np.median(nll_1)).all()
+    assert (nll_1[chosen] <= nll_0[chosen]).all()
+
+
 def test_an_embedder_of_the_selection_that_cannot_be_loaded_is_reported_as_such(select, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"cannot be loaded .* Set selection\.embedder=FOLDER") as caught:
