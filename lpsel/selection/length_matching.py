@@ -39,7 +39,7 @@ def matched(
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Positions of the selected rows: take_C[c] of every cluster c, and close to the share of every stratum.
 
-    The cluster and stratum of every row are returned as one number, int32 (N,).
+    The cluster and stratum of every row are returned as one number, int32 (N,), in ascending order of the clusters.
 
     Without clusters, the numbers per stratum are exactly those of the largest remainder. With clusters, the numbers per
     cluster are exact, and the best of ROUNDS rounds for the strata is returned.
@@ -74,4 +74,5 @@ def matched(
         if misplaced == 0:
             break
         price_Q += 2 * n / len(rows_M) * excess_Q / np.maximum(quota_Q, 1) / (1 + turn / 5)
-    return best, cluster_N * np.int32(STRATA[1]) + stratum_N
+    numbered_N = np.unique(cluster_N, return_inverse=True)[1].astype(np.int32)  # a column can have any numbers
+    return best, numbered_N * np.int32(STRATA[1]) + stratum_N

@@ -32,6 +32,18 @@ def test_the_hardest_of_every_length_are_chosen(make_table, make_spec):
     assert np.flatnonzero(matched).tolist() == [9, 19, 29, 39, 49, 59, 69, 79, 89, 99], "the hardest of every decile"
 
 
+def test_clusters_may_have_any_numbers(make_table, make_spec):
+    """42,949,673 times 100 strata is 4 more than 2^32: in 32 bits, the clusters would share their strata."""
+    rng = np.random.default_rng(0)
+    length, cluster, perplexity = rng.integers(1, 500, 2000), rng.integers(0, 2, 2000), rng.uniform(1, 9, 2000)
+    spec = make_spec("lp_app", length="matched")
+    near, far = (
+        select(make_table([[10.0] * 2000, perplexity], numbers, length), spec, 20, 0).selected
+        for numbers in (cluster, 42_949_673 * cluster)
+    )
+    assert near.tolist() == far.tolist()
+
+
 @given(st.data(), st.integers(20, 120), st.floats(5, 100))
 def test_without_clusters_every_stratum_gives_its_share(make_table, make_spec, data, n, pct):
     length = np.array(data.draw(st.lists(st.integers(1, 30), min_size=n, max_size=n)))
