@@ -50,7 +50,7 @@ def conclusive(correlation: Estimate) -> bool:
 def conclusion(correlation: Estimate, subsets: int) -> str:
     """What a correlation of subsets' mean score with their NLL says, in one sentence."""
     if correlation.value is None or correlation.low is None or correlation.high is None:
-        return "Not defined: all subsets have the same mean score or the same NLL."
+        return "Not defined: a subset has no NLL, or all have the same mean score or the same NLL."
     found = f"{correlation.value:.2f} (95% interval {correlation.low:.2f} to {correlation.high:.2f})"
     if not conclusive(correlation):
         return f"{found}: too wide for a conclusion from {subsets} subsets, it contains 0. Raise --subsets or --seeds."
