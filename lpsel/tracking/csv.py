@@ -1,5 +1,6 @@
 """Metrics as metrics.csv in the run folder (`tracker=csv`)."""
 
+import csv
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ class CSVTracker(Tracker):
 
     def __init__(self) -> None:
         self._logger: Any = None
+        self._step = 0  # the last one
 
     def start(self, job: str, config: dict[str, Any], run_dir: Path, group: str | None = None) -> None:
         self.run_dir = run_dir
@@ -26,11 +28,24 @@ class CSVTracker(Tracker):
         if self._logger is None:
             from lightning.pytorch.loggers import CSVLogger
 
+            earlier = self._read()
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Experiment logs directory .* is not empty")
-                self._logger = CSVLogger(self.run_dir, name="", version="")
-                _ = self._logger.experiment
-        self._logger.log_metrics(numbers, step)
+                self._logger = CSVLogger(self.run_dir, name="", version="", flush_logs_every_n_steps=1)
+                _ = self._logger.experiment  # which deletes metrics.csv
+            for self._step, row in earlier:
+                self._logger.log_metrics(row, self._step)
+        self._step = self._step if step is None else step
+        self._logger.log_metrics(numbers, self._step)
+
+    def _read(self) -> list[tuple[int, dict[str, float]]]:
+        """Step and numbers of every line of metrics.csv, of an interrupted run that this one resumes."""
+        path = self.run_dir / "metrics.csv"
+        if not path.is_file():
+            return []
+        with path.open(newline="") as file:
+            rows = [{name: float(text) for name, text in line.items() if text} for line in csv.DictReader(file)]
+        return [(int(row.pop("step")), row) for row in rows]
 
     def finish(self, result: Mapping[str, Any] | None) -> str | None:
         if self._logger is not None:

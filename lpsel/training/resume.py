@@ -35,7 +35,7 @@ class Resume(L.Callback):
     time at `SHARE`.
 
     Attributes:
-        saving: seconds spent on checkpoints.
+        stepping: seconds spent on steps in this process, without checkpoints and recording passes.
     """
 
     def __init__(self, title: str, folder: Path, data: SubsetDataModule, every: int | str) -> None:
@@ -45,7 +45,7 @@ class Resume(L.Callback):
         self.before = {"seconds": 0.0, "device_seconds": 0.0}  # of earlier processes, up to the restored checkpoint
         self.started = time.monotonic()
         self.since = self.step = 0
-        self.training = self.saving = 0.0  # `training` is the time of the `since` steps
+        self.training = self.stepping = 0.0  # `training` is the time of the `since` steps
         self.took = 0.0  # of the last checkpoint, 0 before there is one
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -79,7 +79,8 @@ class Resume(L.Callback):
     ) -> None:
         if not batch.micro_batches:
             return
-        self.training += time.monotonic() - self.last
+        seconds = time.monotonic() - self.last
+        self.training, self.stepping = self.training + seconds, self.stepping + seconds
         self.step, self.since = self.step + 1, self.since + 1
         if self.auto and not self.took and self.since == FEWEST:
             size = self.checkpoints.size(pl_module.language_model, trainer.optimizers[0])
@@ -124,7 +125,6 @@ class Resume(L.Callback):
         optimizer = None if finished else trainer.optimizers[0]
         self.checkpoints.save(self.step, pl_module.language_model, optimizer, progress)
         self.took = time.monotonic() - began
-        self.saving += self.took
         if self.auto and not finished:
             every = self._interval(trainer, self.took)
             if not self.every / 2 <= every <= self.every * 2:

@@ -67,9 +67,9 @@ def fit(
         else:
             trainer.validate(module, datamodule=data, verbose=False)
     model, trained_N = module.language_model, data.times_trained(progress.steps)
-    if setup.tracker.enabled and progress.seconds:
-        flops, seconds = spent(model, data.tokens, trained_N, 0 * trained_N)["flops"], progress.seconds - resume.saving
-        busy = utilization(flops, seconds, trainer.strategy.root_device, trainer.world_size, module.precision)
+    if setup.tracker.enabled and resume.stepping:
+        flops = spent(model, data.tokens, trained_N - data.times_trained(progress.earlier), 0 * trained_N)["flops"]
+        busy = utilization(flops, resume.stepping, trainer.strategy.root_device, trainer.world_size, module.precision)
         setup.tracker.log({f"{module.role}/{name}": value for name, value in busy.items()}, trainer.global_step)
     recorded_N = data.to_record * (epochs + 1)
     recorded_N = recorded_N + sum(getattr(callback, "times_checked", 0) for callback in callbacks)
@@ -143,7 +143,7 @@ class FitProgress(L.Callback):
 
     Attributes:
         steps: optimizer steps of each epoch.
-        seconds: total time of these steps, with checkpoints, without recording passes and loading.
+        earlier: those of them that an interrupted process has made.
     """
 
     def __init__(self, title: str, role: str, data: SubsetDataModule) -> None:
@@ -151,13 +151,14 @@ class FitProgress(L.Callback):
         self.bar = ExitStack()
         self.advance: Advance
         self.steps: list[int] = []
-        self.seconds = 0.0
+        self.earlier: list[int] = []
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.steps = state["steps"][:-1]  # those of the last epoch are counted again as empty batches
+        self.earlier = state["steps"]
+        self.steps = self.earlier[:-1]  # those of the last epoch are counted again as empty batches
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.steps.append(0)
@@ -169,9 +170,8 @@ class FitProgress(L.Callback):
     ) -> None:
         now, tokens = time.perf_counter(), sum(micro.tokens for micro in batch.micro_batches)
         self.steps[-1] += 1
-        self.seconds += now - self.last
         self.advance(1, tokens=tokens)
-        if trainer.logger:
+        if trainer.logger and batch.micro_batches:
             measured = {"tokens_per_second": trainer.world_size * tokens / (now - self.last)}
             measured |= {f"peak_{where}_memory_gib": size / 2**30 for where, size in peak_memory().items()}
             for name, value in measured.items():

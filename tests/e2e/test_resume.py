@@ -1,5 +1,6 @@
 """A command that is interrupted at any moment resumes and gives the same numbers, with few steps repeated."""
 
+import csv
 import json
 import os
 import re
@@ -124,6 +125,17 @@ def test_scores_are_bit_identical_wherever_the_run_was_interrupted(tmp_path, toy
     assert resumed["scoring"]["tokens"] == whole["scoring"]["tokens"]
     assert calls["training_step"] <= STEPS * EPOCHS + 1  # checkpoint_steps=2: one of them twice
     assert not list((tmp_path / "cut" / "scores").rglob("epoch*")), "no parts are left"
+
+
+def test_a_resumed_run_logs_only_steps_that_it_makes(tmp_path, toy_model, rows, cut):
+    given = arguments(toy_model, rows, tmp_path / "cache", "tracker=csv")
+    cut_off("select", given, tmp_path / "run", cut, "training_step", STEPS + 3)
+    run("select", given, tmp_path / "run")
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        logged = [row for row in csv.DictReader(file) if row.get("scorer/tokens_per_second")]
+    assert [int(row["step"]) for row in logged] == [*range(STEPS + 3), *range(STEPS + 2, STEPS * EPOCHS)]
+    assert all(float(row["scorer/tokens_per_second"]) > 0 for row in logged)
+    assert all(float(row["scorer/nll"]) > 0 for row in logged)
 
 
 def test_an_epoch_that_was_stopped_is_stopped_there_again(tmp_path, toy_model, rows, cut):

@@ -16,3 +16,14 @@ def test_numbers_are_written_with_their_step_and_tables_are_not(tmp_path):
     with (tmp_path / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["step"], row["target/nll"]) for row in rows] == [("0", "1.5"), ("1", "1.25")]
+
+
+def test_a_resumed_run_keeps_the_numbers_of_the_interrupted_one(tmp_path):
+    for part in ({0: {"target/nll": 1.5}, 1: {"target/nll": 1.25, "rows": 3}}, {2: {"target/nll": 1.125}}):
+        tracker = CSVTracker()
+        tracker.start("train", {}, tmp_path)
+        for step, numbers in part.items():
+            tracker.log(numbers, step)
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = [(row["step"], row["target/nll"], row["rows"]) for row in csv.DictReader(file)]
+    assert rows == [("0", "1.5", ""), ("1", "1.25", "3.0"), ("2", "1.125", "")], "although neither has finished"
