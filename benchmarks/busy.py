@@ -77,6 +77,7 @@ def fair_share(threads: int, busy: int, cores: int) -> float:
 def score(model: Path, rows: Path, environment: dict[str, str], busy: int) -> Run:
     """One run of select.py with an empty cache."""
     own = {name: value for name, value in os.environ.items() if name not in SET_BY_USERS}
+    own["PYTHONPATH"] = str(HERE.parent)
     with tempfile.TemporaryDirectory() as folder, busy_processes(busy):
         command = [sys.executable, "select.py", "scorer=smollm2-135m", f"scorer.path={model}", "dataset=alpaca"]
         command += [f"dataset.path={rows}", "cluster=none", "selection=lp_app", "pct=10", "tracker=none"]

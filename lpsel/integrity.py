@@ -21,9 +21,9 @@ CHECK_DIGITS = 16
 class Damaged(UserError):
     """A file differs from its manifest. The error names the file; the caller adds the hint."""
 
-    def with_hint(self, hint: str, option: str = "") -> UserError:
-        """The error for the user, under the name of the option that led to the file, if there is one."""
-        return UserError(option or self.name, self.name if option else None, self.problem, hint)
+    def with_hint(self, hint: str) -> UserError:
+        """The error for the user."""
+        return UserError(self.name, None, self.problem, hint)
 
 
 def seal(manifest: Path, files: Collection[str], described: dict[str, Any]) -> None:

@@ -24,11 +24,7 @@ PAGE = "agreement.html"
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command as `lpsel agreement ARGUMENTS`.
-
-    Raises:
-        UserError: as `run`, or an invalid argument.
-    """
+    """Run the command as `lpsel agreement ARGUMENTS`."""
     parser = OneLineParser(
         prog="lpsel agreement",
         description="How far scorers agree on which rows are hard.",

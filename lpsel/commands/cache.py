@@ -26,7 +26,6 @@ DIGEST = re.compile(r"(?<![0-9a-f])(?:[0-9a-f]{32}(?![0-9a-f])|[0-9a-f]{16}(?=-)
 # What takes long or costs money to make again; of other kinds, everything that is old is deleted.
 EXPENSIVE = ("scores", "answers", "verdicts", "trained")
 FILES = ("prompts", "hashes")  # kinds whose entries are files
-OLD_KINDS = ("generations", "judgements", "tiny", "training")  # of development versions
 DAY = 24 * 60 * 60  # seconds
 LISTED = 2  # runs named in a line
 LARGEST = 15  # entries that fit a screen
@@ -95,7 +94,7 @@ def contents(cache_dir: Path) -> list[Cached]:
             for entry in used.get("entries") or ():
                 users[entry].append(run)
     entries = []
-    for kind in (*FORMATS, *OLD_KINDS, *FILES):
+    for kind in (*FORMATS, *FILES):
         paths: dict[str, list[Path]] = defaultdict(list)
         for path in sorted((cache_dir / kind).glob("[!.]*")):
             if found := DIGEST.search(path.name):  # the folder may contain files of the user

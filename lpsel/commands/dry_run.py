@@ -53,14 +53,9 @@ def print_plan(command: str, config: DictConfig, folder: Path) -> None:
         job = Job.of(command, config, folder)
         for line in judgments_of(build(config.evaluator), job.cache_dir, len(candidates_of(config).models)):
             print(line)
-    check_memory(work or ())
-    print(folder.resolve(), flush=True)
-
-
-def check_memory(work: Iterable[Work]) -> None:
-    """Raise a UserError if a model does not fit."""
-    if (problem := memory_problem(work)) is not None:
+    if problem := memory_problem(work or ()):
         raise problem
+    print(folder.resolve(), flush=True)
 
 
 def memory_problem(work: Iterable[Work]) -> UserError | None:

@@ -34,11 +34,7 @@ TITLE = b"<title>Rows of "  # of a page that this command may replace
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command as `lpsel explore ARGUMENTS`.
-
-    Raises:
-        UserError: see `explore`.
-    """
+    """Run the command as `lpsel explore ARGUMENTS`."""
     parser = OneLineParser(prog="lpsel explore", description="Write an HTML page with the rows of a run.")
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder of select or train")
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"the page (RUN/{EXPLORER})")

@@ -11,11 +11,7 @@ from lpsel.output_folder import check_output_folder
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command as `lpsel report ARGUMENTS`.
-
-    Raises:
-        UserError: see `report`.
-    """
+    """Run the command as `lpsel report ARGUMENTS`."""
     parser = OneLineParser(
         prog="lpsel report",
         description="Write an HTML page about runs, with its figures (PNG, SVG, PDF) and tables (CSV).",

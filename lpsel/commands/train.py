@@ -90,12 +90,13 @@ def train(
 ) -> dict[str, Any]:
     """Train the target on the selected rows and save it; its part of result.json, on the main process."""
     from lpsel.model.export import save_model
+    from lpsel.scoring.scorer import checked_tokens
     from lpsel.training.monitors import LossSpikes, UntrainedTokens
     from lpsel.training.trainer import fit, full_training
 
     spec, epochs = target.spec, target.spec.recipe.epochs
     tokenizer = load_tokenizer(spec, target.path)
-    tokens = _tokens(setup, target, source, tokenizer)
+    tokens = checked_tokens(source, tokenizer, spec, target.path, setup.cache_dir)
     data = _training_data(setup, spec, tokens, selected_N)
     title = f"Target {spec.name}"
     spikes, untrained = LossSpikes(title), UntrainedTokens(title, tokens, tokenizer)
@@ -130,18 +131,6 @@ def train(
         "training": training,
         "full_training": full_training(module, data, epochs),
     }
-
-
-def _tokens(setup: TrainingSetup, target: Target, source: Source, tokenizer: Any) -> "Tokens":
-    from lpsel.data.tokens import tokenize
-    from lpsel.scoring.scorer import report_tokens
-    from lpsel.training.monitors import check_vocabulary
-
-    spec = target.spec
-    tokens = tokenize(source, tokenizer, spec.template, spec.max_length, setup.cache_dir)
-    report_tokens(spec, tokens.counted())
-    check_vocabulary(tokens, tokenizer, spec, target.path)
-    return tokens
 
 
 def _training_data(

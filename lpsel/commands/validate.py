@@ -62,11 +62,7 @@ class Settings(NamedTuple):
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command as `lpsel validate ARGUMENTS`.
-
-    Raises:
-        UserError: as `run`, or an invalid argument.
-    """
+    """Run the command as `lpsel validate ARGUMENTS`."""
     parser = OneLineParser(
         prog="lpsel validate",
         description="Train a model on random subsets, and correlate their mean score with its held-out loss.",
@@ -131,7 +127,7 @@ def plan(arguments: Sequence[str], metrics: Sequence[str], settings: Settings, r
     Raises:
         UserError: as `run`, or a model that does not fit into memory.
     """
-    from lpsel.commands.dry_run import check_memory, planned_work, print_table  # imports torch
+    from lpsel.commands.dry_run import memory_problem, planned_work, print_table  # imports torch
 
     _, scores = _read(arguments, metrics, settings)
     folder, jobs = (run_dir or Path("runs/validate")).expanduser().resolve(), []
@@ -143,7 +139,8 @@ def plan(arguments: Sequence[str], metrics: Sequence[str], settings: Settings, r
                 config = compose("train", overrides=overrides)
             jobs.append((place.name, planned_work("train", config, place / "train")))
     print_table(jobs)
-    check_memory(piece for _, work in jobs for piece in work or ())
+    if problem := memory_problem(piece for _, work in jobs for piece in work or ()):
+        raise problem
     print(folder, flush=True)
 
 

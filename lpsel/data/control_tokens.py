@@ -35,10 +35,6 @@ class Rendered(NamedTuple):
     controls: list[Span] | None = None
     text_omitted: bool = False
 
-    def key(self) -> tuple[Any, ...]:
-        """What the tokens depend on."""
-        return self[:4] if self.controls is None else self[:5]
-
 
 class ControlTokens:
     """The control tokens of a tokenizer: its special tokens, and other added tokens that mark the parts of a chat.

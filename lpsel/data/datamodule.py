@@ -23,12 +23,12 @@ class _Steps(Dataset[OptimizerStep]):
     def __init__(self, data: "SubsetDataModule") -> None:
         self.data = data
 
-    def __getitem__(self, plan: tuple[list[Rows], Weights, int, int]) -> OptimizerStep:
-        micro_batches, weight_N, divisor, rows = plan
+    def __getitem__(self, plan: tuple[list[Rows], Weights, int]) -> OptimizerStep:
+        micro_batches, weight_N, divisor = plan
         packs = [self.data.pack(m) for m in micro_batches]
         if weight_N is not None:
             packs = [replace(p, weight_N=torch.from_numpy(weight_N[p.index_B])[p.row_N]) for p in packs]
-        return OptimizerStep(packs, divisor, rows)
+        return OptimizerStep(packs, divisor)
 
 
 class _Passes(Dataset[MicroBatch]):
@@ -68,7 +68,7 @@ class _EpochPlan(Sampler):
     def __len__(self) -> int:
         return self.data.steps_per_epoch
 
-    def __iter__(self) -> Iterator[tuple[list[Rows], Weights, int, int]]:
+    def __iter__(self) -> Iterator[tuple[list[Rows], Weights, int]]:
         data = self.data
         order = data.order(self.epoch)
         supervised = data.tokens.response_tokens.astype(np.int64)
@@ -78,9 +78,9 @@ class _EpochPlan(Sampler):
         made_epoch, made = data.made
         for i, (micro_batches, divisor) in enumerate(zip(plan, divisors, strict=True)):
             if self.epoch == made_epoch and i < made:
-                yield [], None, 0, 0
+                yield [], None, 0
             else:
-                yield micro_batches, weight_N, divisor, len(order[i * data.batch_size : (i + 1) * data.batch_size])
+                yield micro_batches, weight_N, divisor
 
 
 class SubsetDataModule(L.LightningDataModule):

@@ -92,12 +92,10 @@ class OptimizerStep:
     Attributes:
         micro_batches: the same number on every rank, at least one; none for a step that was done before a resume.
         divisor: of the weighted sum of NLLs, over all ranks and micro-batches; its quotient is the loss.
-        rows: of the global batch, over all ranks.
     """
 
     micro_batches: list[MicroBatch]
     divisor: int
-    rows: int
 
     def to(self, device: torch.device) -> "OptimizerStep":
         return replace(self, micro_batches=[m.to(device) for m in self.micro_batches])

@@ -1,6 +1,5 @@
 """Limits that keep a small file from filling the memory or keeping a run busy forever."""
 
-import zipfile
 from pathlib import Path
 
 from lpsel.errors import UserError
@@ -24,16 +23,6 @@ def check_expansion(path: Path, expanded: int, name: str = "") -> None:
     if expanded > EXPANDED_BYTES and expanded > RATIO * (packed := path.stat().st_size):
         problem = f"{packed:,} bytes expand to {expanded:,} or more, above {RATIO} times the file"
         raise UserError(name or path, None, problem, "decompress it yourself if that is intended")
-
-
-def check_archive(path: Path, name: str) -> None:
-    """`check_expansion` for a ZIP archive such as .npz, by the sizes it declares.
-
-    Raises:
-        UserError: as `check_expansion`.
-    """
-    with zipfile.ZipFile(path) as archive:
-        check_expansion(path, sum(member.file_size for member in archive.infolist()), name)
 
 
 def too_long(location: str) -> UserError:

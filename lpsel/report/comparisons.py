@@ -40,7 +40,6 @@ class Comparison:
     difference: Interval
     basis: Basis
     seeds: int
-    level: float
 
     @property
     def selection(self) -> tuple[str, float | None]:
@@ -214,12 +213,12 @@ def _comparison(ours: BySeed, theirs: BySeed | None, level: float) -> Comparison
         mine = [ours[seed].value for seed in common]
         reference = [EVEN if theirs is None else theirs[seed].value for seed in common]
         at = Interval(*t_interval(np.subtract(mine, reference).tolist(), level))
-        return Comparison(first, float(np.mean(mine)), float(np.mean(reference)), at, "seeds", len(common), level)
+        return Comparison(first, float(np.mean(mine)), float(np.mean(reference)), at, "seeds", len(common))
     p = ours[common[0]] if common else first
     q = None if theirs is None else theirs[common[0]] if common else next(iter(theirs.values()))
     at = _widened(_of_rows(p, q), level)
     basis: Basis = "none" if at.low is None else "rows"
-    return Comparison(p, p.value, EVEN if q is None else q.value, at, basis, 1, level)
+    return Comparison(p, p.value, EVEN if q is None else q.value, at, basis, 1)
 
 
 def _of_rows(p: Point, q: Point | None) -> Interval:

@@ -45,11 +45,9 @@ class WithoutPrompt:
         self.tokens = tokens
         self.bos = [] if bos is None else [bos]
         self.ids = tokens.ids
-        self.truncated = tokens.truncated
         supervised = tokens.response_tokens
         self.lengths = np.where(supervised > 0, supervised + len(self.bos), 0).astype(np.int32)
         self.response_tokens = np.maximum(self.lengths - 1, 0).astype(np.int32)
-        self.prompt_tokens = self.lengths - self.response_tokens
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lpsel.data.size_limits import check_archive
+from lpsel.data.size_limits import check_expansion
 from lpsel.errors import UserError, printable_line
 
 SUFFIX = ".npz"
@@ -53,7 +53,8 @@ def open_npz(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise UserError("scores", path, "no such file", "use a .npz archive of perplexities, FILE.npz:SCORER")
     try:
-        check_archive(path, f"scores={path}")
+        with zipfile.ZipFile(path) as members:
+            check_expansion(path, sum(member.file_size for member in members.infolist()), f"scores={path}")
         with np.load(path, allow_pickle=False) as archive:
             yield archive
     except UserError:

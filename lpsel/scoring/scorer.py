@@ -197,11 +197,7 @@ class _Scoring:
         return name in self.entry.key
 
     def _tokenized(self, source: Source) -> Tokens:
-        scorer = self.scorer
-        tokens = tokenize(source, self.tokenizer, scorer.template, scorer.max_length, self.setup.cache_dir)
-        report_tokens(scorer, tokens.counted())
-        check_vocabulary(tokens, self.tokenizer, scorer, self.path)
-        return tokens
+        return checked_tokens(source, self.tokenizer, self.scorer, self.path, self.setup.cache_dir)
 
     def _training_data(self) -> SubsetDataModule:
         if self.trained_on is None:
@@ -255,6 +251,14 @@ class _Scoring:
             **asdict(cost),
             "wall_seconds": cost.seconds,
         }
+
+
+def checked_tokens(source: Source, tokenizer: Any, spec: ModelSpec, path: str, cache_dir: Path) -> Tokens:
+    """The tokens of a model's rows, reported, and all of them in its vocabulary."""
+    tokens = tokenize(source, tokenizer, spec.template, spec.max_length, cache_dir)
+    report_tokens(spec, tokens.counted())
+    check_vocabulary(tokens, tokenizer, spec, path)
+    return tokens
 
 
 def report_tokens(model: ModelSpec, counted: Mapping[str, Any]) -> None:
