@@ -31,6 +31,7 @@ REUSED_BYTES = 96 * 2**20
 LOGIT_BYTES, GPU_LOGIT_SHARE = 64 * 2**20, 1 / 64
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")  # bytes, or "max"
+CONTAINER_CORES = Path("/sys/fs/cgroup/cpu.max")  # "max", or microseconds of CPU time, per so many microseconds
 
 
 def resolve_precision(requested: str, accelerator: str, hidden_size: int = 0) -> str:
@@ -189,7 +190,7 @@ def choose_threads(parameters: int) -> None:
 
     at_start = _threads_at_start()
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1 if parameters < SMALL_MODEL else min(at_start, _cores()))
+        torch.set_num_threads(1 if parameters < SMALL_MODEL else _granted(at_start))
 
 
 @cache
@@ -199,13 +200,10 @@ def _threads_at_start() -> int:
     return torch.get_num_threads()
 
 
-def _cores() -> int:
-    """CPU cores that this process may use: in a container with a quota, fewer than the ones PyTorch counts."""
-    try:
-        from joblib import cpu_count  # where scikit-learn is installed
-    except ImportError:
-        return _threads_at_start()
-    return int(cpu_count())
+def _granted(cores: int) -> int:
+    """How many of the cores that PyTorch counts this container may keep busy."""
+    allowed = CONTAINER_CORES.read_text().split() if CONTAINER_CORES.is_file() else ["max"]
+    return cores if allowed[0] == "max" else min(cores, -(-int(allowed[0]) // int(allowed[1])))
 
 
 def reuse_freed_memory() -> None:

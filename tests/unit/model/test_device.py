@@ -8,7 +8,6 @@ import sys
 from functools import partial
 from types import SimpleNamespace
 
-import joblib
 import lightning as L
 import pytest
 import torch
@@ -145,18 +144,19 @@ def test_a_small_model_uses_one_thread_and_a_larger_one_as_many_as_before(monkey
         torch.set_num_threads(before)
 
 
-def test_threads_are_at_most_the_cores_that_a_container_grants(monkeypatch):
-    """joblib reads the quota; LOKY_MAX_CPU_COUNT is its own way to set one."""
+@pytest.mark.parametrize(
+    ("quota", "threads"), [("max 100000", 4), ("50000 100000", 1), ("150000 100000", 2), ("6400000 100000", 4)]
+)
+def test_threads_are_at_most_the_cores_that_a_container_grants(monkeypatch, tmp_path, quota, threads):
+    """`docker run --cpus=1.5` is written as 150,000 microseconds in 100,000."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(device, "_threads_at_start", lambda: 64)
+    monkeypatch.setattr(device, "_threads_at_start", lambda: 4)
+    monkeypatch.setattr(device, "CONTAINER_CORES", tmp_path / "cpu.max")
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
     before = torch.get_num_threads()
     try:
-        monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
         choose_threads(135_000_000)
-        assert torch.get_num_threads() == 1
-        monkeypatch.delenv("LOKY_MAX_CPU_COUNT")
-        choose_threads(135_000_000)
-        assert torch.get_num_threads() == joblib.cpu_count() <= os.cpu_count()
+        assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
 
