@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from harness import HERE, Run, arguments, in_words, interleave, ratios, show, spread, write
-from material import ALPACA, existing, random_llama, sample, smollm2
+from material import add_options, from_options
 from whole_run import parameters
 
 from lpsel.model.device import SMALL_MODEL
@@ -37,16 +37,10 @@ SET_BY_USERS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 def main(argv: list[str] | None = None) -> Path:
     parser = arguments(__doc__)
     parser.add_argument("--busy", type=int, default=1, help="busy processes")
-    parser.add_argument("--model", type=existing, default=smollm2())
-    parser.add_argument("--data", type=existing, default=ALPACA if ALPACA.is_file() else None)
-    parser.add_argument("--rows", type=int, default=60)
+    add_options(parser, rows=60)
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        rows, data = sample(options.data, 40 if options.tiny else options.rows, work)
-        model = options.model
-        if options.tiny or model is None:
-            model = random_llama(work / "model", rows, layers=2, hidden=32, vocabulary=512)
+        rows, data, model = from_options(options, Path(folder))
         sides = {}
         for name, environment in ENVIRONMENTS.items():
             sides[f"{name}, alone"] = partial(score, model, rows, environment, busy=0)

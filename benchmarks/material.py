@@ -27,6 +27,21 @@ def smollm2() -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def add_options(parser: argparse.ArgumentParser, rows: int) -> None:
+    """The options of a benchmark of whole commands: model, data and number of rows."""
+    parser.add_argument("--model", type=existing, default=smollm2())
+    parser.add_argument("--data", type=existing, default=ALPACA if ALPACA.is_file() else None)
+    parser.add_argument("--rows", type=int, default=rows)
+
+
+def from_options(options: argparse.Namespace, folder: Path) -> tuple[Path, str, Path]:
+    """Rows as `sample` writes them, and their name; and the model, a random Llama where none is given."""
+    rows, data = sample(options.data, 40 if options.tiny else options.rows, folder)
+    if options.model is not None and not options.tiny:
+        return rows, data, options.model
+    return rows, data, random_llama(folder / "model", rows, layers=2, hidden=32, vocabulary=512)
+
+
 def existing(path: str) -> Path:
     """A path given on the command line."""
     if not Path(path).exists():

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from harness import HERE, arguments, in_words, interleave, ratios, show, spread, write
-from material import ALPACA, existing, random_llama, sample, smollm2
+from material import add_options, existing, from_options
 from safetensors import safe_open
 
 STATE_BYTES = 3 * 4  # a weight and its two moments
@@ -29,17 +29,11 @@ FIGURES = ("seconds", "cpu_seconds", "peak_bytes")
 def main(argv: list[str] | None = None) -> Path:
     parser = arguments(__doc__)
     parser.add_argument("--old", type=existing, required=True, help="a checkout of the other commit")
-    parser.add_argument("--model", type=existing, default=smollm2())
     parser.add_argument("--embedder", type=existing, help="a sentence-transformers folder; without it, no clusters")
-    parser.add_argument("--data", type=existing, default=ALPACA if ALPACA.is_file() else None)
-    parser.add_argument("--rows", type=int, default=300)
+    add_options(parser, rows=300)
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        rows, data = sample(options.data, 40 if options.tiny else options.rows, work)
-        model = options.model
-        if options.tiny or model is None:
-            model = random_llama(work / "model", rows, layers=2, hidden=32, vocabulary=512)
+        rows, data, model = from_options(options, Path(folder))
         given = ["scorer=smollm2-135m", f"scorer.path={model}", "model=smollm2-135m", f"model.path={model}"]
         given += ["dataset=alpaca", f"dataset.path={rows}", "selection=lp_app", "pct=10", "tracker=none"]
         given.append(f"cluster.embedder={options.embedder}" if options.embedder else "cluster=none")
