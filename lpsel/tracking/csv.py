@@ -39,12 +39,13 @@ class CSVTracker(Tracker):
         self._logger.log_metrics(numbers, self._step)
 
     def _read(self) -> list[tuple[int, dict[str, float]]]:
-        """Step and numbers of every line of metrics.csv, of an interrupted run that this one resumes."""
+        """Step and numbers of every whole line of metrics.csv, of an interrupted run that this one resumes."""
         path = self.run_dir / "metrics.csv"
         if not path.is_file():
             return []
         with path.open(newline="") as file:
-            rows = [{name: float(text) for name, text in line.items() if text} for line in csv.DictReader(file)]
+            lines = [line for line in csv.DictReader(file) if None not in line.values()]  # a full disk cuts the last
+        rows = [{name: float(text) for name, text in line.items() if text} for line in lines]
         return [(int(row.pop("step")), row) for row in rows]
 
     def finish(self, result: Mapping[str, Any] | None) -> str | None:
