@@ -63,6 +63,7 @@ def diagnosis(found: Mapping[str, Any]) -> Pairs:
     lengths = f"{median['selected']:,.0f} {median['unit']} (all: {median['all']:,.0f})"
     counts = {
         "known before training": found["known"],
+        "learned by the scorer": found["learned"],
         "with rising loss": found["rising"],
         "duplicates": found["duplicates"],
         f"near-duplicates among {found['near_duplicates_among']:,}": found["near_duplicates"],

@@ -143,7 +143,7 @@ def diagnosis_rows(runs: Runs) -> Table:
             "between clusters": run.get("diagnosis", "clusters"),
             "median response": run.get("diagnosis", "median_response", "selected"),
             "of all rows": run.get("diagnosis", "median_response", "all"),
-            **{name: run.get("diagnosis", name) for name in ("known", "rising", "duplicates")},
+            **{name: run.get("diagnosis", name) for name in ("known", "learned", "rising", "duplicates")},
             "near-duplicates": run.get("diagnosis", "near_duplicates"),
             "warnings": " ".join(run.get("diagnosis", "warnings") or []) or None,
             "folder": str(run.folder),

@@ -17,7 +17,7 @@ from lpsel.scoring.metrics import METRICS, learning_percentage
 from lpsel.scoring.table import ScoreTable
 from lpsel.selection.agreement import Agreement, agreement, agreement_in_clusters, auc, lowest, tie_turns
 from lpsel.selection.budget import row_budget
-from lpsel.selection.diagnosis import duplicates, known_and_rising, what_it_follows
+from lpsel.selection.diagnosis import duplicates, learned_and_rising, what_it_follows
 
 if TYPE_CHECKING:
     from lpsel.clustering.near_duplicates import NearDuplicates
@@ -247,7 +247,7 @@ def _diagnosis(
 
 def _lowest(low_N: NDArray[np.bool_], table: ScoreTable, defined_N: NDArray[np.bool_]) -> dict[str, Any]:
     """Known, rising and repeated rows among the lowest and, with token counts, their lengths."""
-    counts = {"rows": int(low_N.sum()), **known_and_rising(table, low_N), "duplicates": duplicates(table, low_N)}
+    counts = {"rows": int(low_N.sum()), **learned_and_rising(table, low_N), "duplicates": duplicates(table, low_N)}
     if not table.tokens_known:
         return counts
     length_N = table.response_tokens

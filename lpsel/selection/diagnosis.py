@@ -1,4 +1,4 @@
-"""What a score follows, and what was selected by it: lengths, known and rising rows, duplicates.
+"""What a score follows, and what was selected by it: lengths, known, learned and rising rows, duplicates.
 
 N rows, M rows with a score, C clusters, F columns that the score is compared with
 """
@@ -20,7 +20,7 @@ from lpsel.selection.select import Selection
 
 MOST_ROWS = 200_000  # of more, a sample is compared: sorting all would take longer than the selection
 STRONG = 0.5  # a correlation from which on there is a warning
-MANY_KNOWN, MANY_RISING, MANY_DUPLICATES = 0.1, 0.01, 0.01  # fractions of the selected rows, likewise
+MANY_KNOWN, MANY_RISING, MANY_DUPLICATES, MANY_LEARNED = 0.1, 0.01, 0.01, 0.75  # of the selected rows, likewise
 
 Lengths = Mapping[str, NDArray[np.int32]]  # by column name
 
@@ -49,7 +49,7 @@ def diagnosis(selection: Selection, characters_2N: NDArray[np.int32], near: Near
             "selected": float(np.median(response_N[selected])),
             "all": float(np.median(response_N[table.usable])),
         },
-        **known_and_rising(table, selected),
+        **learned_and_rising(table, selected),
         "duplicates": duplicates(table, selected),
         "near_duplicates": near.rows,
         "near_duplicates_among": near.compared,
@@ -94,16 +94,18 @@ def explained_by_clusters(score_M: NDArray[np.float64], cluster_M: NDArray[np.in
     return float(1 - (1 - between / total) * (m - 1) / (m - c))
 
 
-def known_and_rising(table: ScoreTable, selected_N: NDArray[np.bool_]) -> dict[str, Any]:
-    """How many selected rows the base model knew, below which level, and how many have a rising loss.
+def learned_and_rising(table: ScoreTable, selected_N: NDArray[np.bool_]) -> dict[str, Any]:
+    """How many selected rows were known before training, are learned after it, or have a rising loss.
 
-    None without a recorded epoch. `known_level` and `rises` define both.
+    Known and learned rows have a loss below `known_level`, the median of all rows after training; `rises` defines
+    rising. None without a recorded epoch.
     """
     if not table.epochs:
-        return {"known": None, "known_level": None, "rising": None}
+        return dict.fromkeys(("known", "learned", "known_level", "rising"))
     level = known_level(table.nll, table.response_tokens > 0)
-    known, rising = table.nll[0, selected_N] < level, rises(table.nll[:, selected_N])
-    return {"known": int(known.sum()), "known_level": level, "rising": int(rising.sum())}
+    nll_EM = table.nll[:, selected_N]
+    counts = {"known": nll_EM[0] < level, "learned": nll_EM[-1] < level, "rising": rises(nll_EM)}
+    return {"known_level": level, **{name: int(rows.sum()) for name, rows in counts.items()}}
 
 
 def duplicates(table: ScoreTable, selected_N: NDArray[np.bool_]) -> int | None:
@@ -146,6 +148,13 @@ def _warnings(selection: Selection, values: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"The score follows the loss before training (Spearman {by_loss:.2f}): rows that the base model already "
             "knows are selected as hard. selection=lp_app_nll ranks by the relative drop in loss."
+        )
+    learned = values["learned"] or 0
+    if learned >= MANY_LEARNED * n and not selection.arbitrary:
+        yield (
+            f"{learned:,} of {n:,} selected rows have a loss below {values['known_level']:.3g} after training, the median "
+            "of all rows: the scorer learns them early, and a target needs few of them. selection=lp_app_nll, or with "
+            "buckets selection.bucket=low, selects rows that are learned late."
         )
     counted = {
         "known": (

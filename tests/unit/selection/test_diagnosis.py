@@ -40,13 +40,14 @@ def test_correlations_counts_and_medians_by_hand(table, make_spec):
     selection = select(table, make_spec("lp_app_nll"), 20, 0)
     found = diagnosis(selection, NO_CHARACTERS)
     # The last row of each cluster: 5 and 100 tokens. After the epoch the losses are .5, 1.1, 1.8, 2.6, 3.5, 4.5, 5.6,
-    # 6.8, 8.1 and 9.5, with a median of 4; the selected rows started at 5 and 10.
+    # 6.8, 8.1 and 9.5, with a median of 4; the selected rows started at 5 and 10, and end at 3.5 and 9.5.
     assert np.flatnonzero(selection.selected).tolist() == [4, 9]
     assert found["spearman"].keys() == {"response_tokens", "prompt_tokens", "nll_0"}
     assert (found["spearman"]["response_tokens"], found["spearman"]["nll_0"]) == (pytest.approx(-1), pytest.approx(-1))
     assert math.isnan(found["spearman"]["prompt_tokens"]), "all prompts have 10 tokens"
     assert found["median_response"] == {"unit": "tokens", "selected": 52.5, "all": 5.5}
-    assert (found["known"], found["known_level"], found["rising"], found["duplicates"]) == (0, pytest.approx(4), 0, 0)
+    assert (found["known"], found["learned"], found["known_level"]) == (0, 1, pytest.approx(4))
+    assert (found["rising"], found["duplicates"]) == (0, 0)
     assert found["warnings"] == [
         "The score follows the length of responses (Spearman -1.00): the median is 52 tokens for the selected rows and "
         "6 for all rows. selection.length=matched compares rows of similar length."
@@ -90,9 +91,9 @@ def test_every_warning_names_the_option_that_addresses_it(make_table, make_spec)
     nll = np.array([start, np.where(np.arange(10) == 0, start + 0.1, start * 0.5)])
     table = make_table(np.exp(nll), response_tokens=[50, 40, 30, 20, 10, 9, 8, 7, 6, 5], id=list("aacdefghij"))
     warnings = diagnosis(select(table, make_spec("lp_app"), 30, 0), NO_CHARACTERS)["warnings"]
-    options = ["selection.length=matched", "selection=lp_app_nll"]
+    options = ["selection.length=matched", "selection=lp_app_nll", "selection.bucket=low"]
     options += [f"selection.{name}=drop" for name in ("known", "rising", "duplicates")]
-    assert len(warnings) == 5
+    assert len(warnings) == 6
     assert all(option in warning for option, warning in zip(options, warnings, strict=True))
     settings = {"length": "matched", "known": "drop", "rising": "drop", "duplicates": "drop"}
     addressed = diagnosis(select(table, make_spec("lp_app_nll", **settings), 30, 0), NO_CHARACTERS)
@@ -161,8 +162,8 @@ def test_the_summary_has_a_line_for_each(table, make_spec):
     pairs = dict(as_pairs(diagnosis(select(table, make_spec("lp_app_nll"), 20, 0), NO_CHARACTERS)))
     assert pairs["Score follows"].startswith("response_tokens -1.00, nll_0 -1.00, clusters 0.73 (Spearman;")
     assert pairs["Selected rows"] == (
-        "median response 52 tokens (all: 6), 0 known before training, 0 with rising loss, 0 duplicates, "
-        "0 near-duplicates among 0"
+        "median response 52 tokens (all: 6), 0 known before training, 1 learned by the scorer, 0 with rising loss, "
+        "0 duplicates, 0 near-duplicates among 0"
     )
     assert "selection.length=matched" in pairs["Warning"]
 
@@ -191,3 +192,18 @@ def test_lp_app_of_alpaca_follows_length_and_initial_loss_as_measured(shared_dat
     nll = diagnosis(select(table, make_spec("lp_app_nll"), 10, 0), characters)
     assert 0.19 <= nll["spearman"]["nll_0"] <= 0.29
     assert len(nll["warnings"]) == 1
+
+
+@pytest.mark.parametrize("data", ["alpaca", "dolly"])
+def test_only_a_selection_of_easy_rows_has_mostly_learned_ones(shared_data, make_spec, data):
+    shared_data(f"perplexities_{data}.npz")
+    table = read_scores(shared_data.folder / f"perplexities_{data}.npz", "opt-350m")
+    hard, easy, some = (
+        diagnosis(select(table, spec, 10, 0), np.zeros((2, len(table.index)), np.int32))
+        for spec in (make_spec("lp_app_nll"), make_spec("lp_app_nll", bucket="high"), make_spec("random"))
+    )
+    n = round(len(table.index) / 10)
+    assert (hard["learned"] / n, easy["learned"] / n) == (pytest.approx(0.05, abs=0.02), pytest.approx(0.9, abs=0.1))
+    assert some["learned"] == pytest.approx(0.5 * n, rel=0.05)
+    warned = [any("learns them early" in warning for warning in found["warnings"]) for found in (hard, easy, some)]
+    assert warned == [False, True, False]
