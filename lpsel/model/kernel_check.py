@@ -44,7 +44,8 @@ def check_kernel(config: Any, dtype: torch.dtype, device: torch.device) -> None:
         UserError: an error relative to the norm exceeds ROUNDING.
     """
     for window in {None, WINDOW if getattr(config.get_text_config(), "sliding_window", None) else None}:
-        errors = attention_errors(PACK, Heads.of(config), window, dtype, device)
+        with torch.device("cpu"):  # Lightning makes the GPU the default device while a model is created
+            errors = attention_errors(PACK, Heads.of(config), window, dtype, device)
         wrong = [f"{error:.1%} ({part})" for part, error in errors.items() if not error <= ROUNDING[dtype]]  # also NaN
         if wrong:
             kind = str(dtype).removeprefix("torch.")

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from lpsel.errors import UserError
 from lpsel.model import device
@@ -23,6 +24,7 @@ from lpsel.model.device import (
     reuse_freed_memory,
     use_one_device,
 )
+from lpsel.model.kernel_check import check_kernel
 from lpsel.model.lightning_module import FineTuner
 from lpsel.model.spec import ModelSpec
 
@@ -105,6 +107,17 @@ def test_a_model_is_loaded_on_the_cpu_whatever_the_default_device(make_folder, a
     with torch.device("meta"):
         module.configure_model()
     assert {p.device.type for p in module.parameters()} == {"cpu"}
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_kernel_is_checked_whatever_the_default_device_and_dtype(precision):
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(precision)  # as Lightning does with trainer.precision=bf16-true
+    try:
+        with torch.device("meta"):
+            check_kernel(LlamaConfig(hidden_size=32, num_attention_heads=4), torch.bfloat16, torch.device("cpu"))
+    finally:
+        torch.set_default_dtype(default)
 
 
 def count_page_faults():
