@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lpsel.model.device import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+from lpsel.storage import finite
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("lpsel", "torch", "lightning", "transformers", "accelerate", "lm-eval", "numpy", "pandas")
@@ -262,7 +263,7 @@ def write(out: Path, name: str, options: argparse.Namespace, device: str, figure
         "versions": {package: _version(package) for package in PACKAGES},
         "options": {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()},
     }
-    path.write_text(json.dumps({**about, **figures}, indent=2, allow_nan=False, default=_plain) + "\n")
+    path.write_text(json.dumps(finite({**about, **figures}), indent=2, allow_nan=False, default=_plain) + "\n")
     print(f"\n{path}")
     return path
 
@@ -270,8 +271,9 @@ def write(out: Path, name: str, options: argparse.Namespace, device: str, figure
 def _plain(value: Any) -> Any:
     """Runs as JSON, without the NLL of every row."""
     if isinstance(value, Run):
-        return {"seconds": value.seconds, "tokens": value.tokens, "tokens_per_second": value.rate, **value.extra}
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
+        figures = {"seconds": value.seconds, "tokens": value.tokens, "tokens_per_second": value.rate, **value.extra}
+        return finite(figures)
+    return finite(value.tolist()) if isinstance(value, np.ndarray | np.generic) else str(value)
 
 
 def _describe(device: str) -> str:

@@ -1,5 +1,6 @@
 """Every benchmark runs in its smallest form and writes finite ratios."""
 
+import argparse
 import importlib
 import json
 import math
@@ -112,6 +113,14 @@ def test_a_stage_that_fails_leaves_the_others_and_is_reported(gpu_check, monkeyp
     assert stages["losses"]["traceback"][-1] == "RuntimeError: CUDA error: no kernel image is available"
     assert len(stages["attention"]["failed"]) == 16  # bfloat16 rounds to 8 bits; float32 agrees
     assert "failed: attention of tiny, 64, an empty pack, torch.bfloat16: " in capsys.readouterr().out
+
+
+def test_figures_that_are_not_numbers_are_written_as_null(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    harness = importlib.import_module("harness")
+    figures = {"error": math.nan, "rounds": np.array([1, math.inf])}
+    written = harness.write(tmp_path, "check", argparse.Namespace(), "cpu", figures)
+    assert json.loads(written.read_text()).items() >= {"error": None, "rounds": [1, None]}.items()
 
 
 @pytest.mark.parametrize(
