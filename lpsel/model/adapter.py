@@ -10,7 +10,7 @@ from typing import Any
 
 from lpsel.errors import UserError, check_choice, check_flag, check_int, check_number, check_package
 from lpsel.model.spec import ModelSpec
-from lpsel.storage import folder_atomically
+from lpsel.storage import folder_atomically, open_as
 
 ALL_LINEAR = "all-linear"
 ADAPTER = "adapter"
@@ -96,7 +96,7 @@ class Adapter:
         )
         with torch.random.fork_rng(devices=[]), _ignore_peft_warnings():
             torch.manual_seed(spec.recipe.seed)
-            wrapped = peft.get_peft_model(model, config).eval()
+            wrapped = peft.get_peft_model(model, config, autocast_adapter_dtype=precision != "bf16-true").eval()
         return AdaptedModel(self, spec, path, precision, wrapped)
 
     def layers(self, model: Any, spec: ModelSpec) -> dict[str, tuple[int, int]]:
@@ -157,6 +157,7 @@ class AdaptedModel:
         with folder_atomically(run_dir / ADAPTER) as folder:
             # No embedding is trained; without this setting, peft would query the Hub to find out.
             self.wrapped.save_pretrained(folder, save_embedding_layers=False)
+            open_as(folder, peft.utils.CONFIG_NAME)
         shutil.rmtree(run_dir / model, ignore_errors=True)  # of an earlier run in the same folder
         if not self.adapter.merge:
             return
@@ -167,6 +168,7 @@ class AdaptedModel:
         with folder_atomically(run_dir / model) as folder:
             merged.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
+            open_as(folder, "config.json")
 
     def describe(self, run_dir: Path) -> dict[str, Any]:
         """The adapter's part of result.json."""

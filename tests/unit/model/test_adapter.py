@@ -129,6 +129,10 @@ def test_a_merged_model_has_the_same_losses_under_the_original_names(make_folder
     adapted.save(TOKENIZER, tmp_path / "run", "model")
 
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["adapter", "model"]
+    for folder, settings in (("adapter", "adapter_config.json"), ("model", "config.json")):
+        files = (tmp_path / "run" / folder).glob("*.safetensors")
+        mode = (tmp_path / "run" / folder / settings).stat().st_mode
+        assert [file.stat().st_mode for file in files] == [mode], "weights can be read by whoever can read the rest"
     before, after = weights_in(path), weights_in(tmp_path / "run" / "model")
     assert {n: (w.shape, w.dtype) for n, w in after.items()} == {n: (w.shape, w.dtype) for n, w in before.items()}
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model").eval()
@@ -214,10 +218,14 @@ def test_four_bits_support_widths_that_do_not_fill_a_block_of_64(make_folder, wi
         assert ((ours - weight).abs() <= bound).all()
 
 
-def test_weights_below_float32_carry_an_adapter_in_float32(make_folder, batch):
+@pytest.mark.parametrize(("precision", "adapter"), [("bf16-mixed", torch.float32), ("bf16-true", torch.bfloat16)])
+def test_weights_in_bfloat16_carry_an_adapter_in_the_dtype_that_is_trained(make_folder, precision, adapter):
+    model = load(make_folder(), precision).model
+    assert {p.requires_grad: p.dtype for p in model.parameters()} == {True: adapter, False: torch.bfloat16}
+
+
+def test_a_model_with_weights_in_bfloat16_computes_the_losses_of_its_own_head(make_folder):
     model = load(make_folder(), "bf16-mixed").model
-    dtypes = {p.requires_grad: p.dtype for p in model.parameters()}
-    assert dtypes == {True: torch.float32, False: torch.bfloat16}
     check_head(PerSampleLoss(model))
     four_bit = load(make_folder(), "bf16-mixed", quantization="nf4").model.model.layers[0].mlp.up_proj.base_layer
     assert (four_bit.weight.dtype, four_bit.compute_dtype) == (torch.uint8, torch.bfloat16)
