@@ -148,8 +148,6 @@ class PackedAttention:
         from torch.nn.attention.varlen import varlen_attn
 
         assert self.batch is not None, "no pack is set"
-        # Before torch 2.12, the kernel supported fewer key heads than query heads without an option.
-        grouped: Any = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
         varlen = self.batch.varlen
         assert varlen is not None, "the pack was made for a CPU"
         attended_THD: Any = varlen_attn(
@@ -162,7 +160,7 @@ class PackedAttention:
             varlen.longest_key,
             scale=scaling,
             window_size=(-1 if window is None else window - 1, 0),
-            **grouped,
+            **_grouped_heads(varlen_attn),
         )
         return attended_THD
 
@@ -173,6 +171,12 @@ class PackedAttention:
             return each_TGD.contiguous()
         gathered_KGD: Tensor = _Gather.apply(each_TGD, seen_K)
         return gathered_KGD
+
+
+@cache
+def _grouped_heads(kernel: Any) -> dict[str, Any]:
+    """The option for fewer key heads than query heads, which the kernel supports without one before torch 2.12."""
+    return {"enable_gqa": True} if "enable_gqa" in signature(kernel).parameters else {}
 
 
 class _Gather(torch.autograd.Function):
