@@ -4,11 +4,14 @@ Pure functions of lengths. A plan is a list of row-index arrays; every rank's pl
 ranks that disagree on the number of forward passes deadlock.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
 MICRO_BATCH = 4  # rows whose loss the released training averages at a time
 Rows = NDArray[np.int64]
+Split = Callable[[Rows, NDArray[np.int32], int], list[Rows]]  # `packed` or `padded`
 NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 
 
@@ -44,13 +47,15 @@ def _longest_first(rows: Rows, lengths: NDArray[np.int32]) -> Rows:
     return rows[np.lexsort((rows, -lengths[rows]))]
 
 
-def recording_rounds(rows: Rows, lengths: NDArray[np.int32], budget: int, world: int) -> list[list[Rows]]:
+def recording_rounds(
+    rows: Rows, lengths: NDArray[np.int32], budget: int, world: int, split: Split = packed
+) -> list[list[Rows]]:
     """The batches of a pass over `rows`, in rounds of one per rank. They do not depend on the number of ranks.
 
     The batches of a round have similar lengths. The last round is filled with copies of the shortest batch; records
     are stored by row, so computing it again changes nothing.
     """
-    batches = packed(rows, lengths, budget)
+    batches = split(rows, lengths, budget)
     batches += batches[-1:] * (-len(batches) % world)
     return [batches[first : first + world] for first in range(0, len(batches), world)]
 
@@ -77,13 +82,13 @@ def token_weights(
 
 
 def training_plan(
-    order: Rows, lengths: NDArray[np.int32], batch_size: int, budget: int, rank: int, world: int
+    order: Rows, lengths: NDArray[np.int32], batch_size: int, budget: int, rank: int, world: int, split: Split = packed
 ) -> list[list[Rows]]:
     """For every optimizer step, the micro-batches that this rank computes.
 
     The global batch of a step is the next `batch_size` rows of `order` (the last may be smaller). Its rows are sorted
-    by length and dealt to the ranks back and forth; each rank packs its rows within the token budget. A rank with fewer
-    micro-batches than another gets empty ones.
+    by length and dealt to the ranks back and forth; each rank splits its rows within the token budget. A rank with
+    fewer micro-batches than another gets empty ones.
     """
     steps = []
     for start in range(0, len(order), batch_size):
@@ -91,7 +96,7 @@ def training_plan(
         window = _longest_first(window, lengths)
         position = np.arange(len(window)) % (2 * world)
         dealt_to = np.where(position < world, position, 2 * world - 1 - position)
-        shares = [packed(window[dealt_to == r], lengths, budget) for r in range(world)]
+        shares = [split(window[dealt_to == r], lengths, budget) for r in range(world)]
         passes = max(len(share) for share in shares)
         steps.append(shares[rank] + [NO_ROWS] * (passes - len(shares[rank])))
     return steps

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lpsel.data.batching import Rows, recording_rounds, token_weights, training_plan
+from lpsel.data.batching import Rows, Split, packed, padded, recording_rounds, token_weights, training_plan
 from lpsel.data.packing import MicroBatch, OptimizerStep, collate
 from lpsel.data.random_order import epoch_order
 from lpsel.data.shared_prefixes import Prefixes, find_prefixes
@@ -72,8 +73,8 @@ class _EpochPlan(Sampler):
         data = self.data
         order = data.order(self.epoch)
         supervised = data.tokens.response_tokens.astype(np.int64)
-        budget = data.room(data.train_tokens)
-        plan = training_plan(order, data.own_lengths, data.batch_size, budget, data.rank, data.world)
+        lengths, budget, split = data.packing(data.train_tokens)
+        plan = training_plan(order, lengths, data.batch_size, budget, data.rank, data.world, split)
         weight_N, divisors = token_weights(order, supervised, data.batch_size, data.reduction)
         made_epoch, made = data.made
         for i, (micro_batches, divisor) in enumerate(zip(plan, divisors, strict=True)):
@@ -137,13 +138,19 @@ class SubsetDataModule(L.LightningDataModule):
         """Tokens of each row after its shared prefix, shape (N,)."""
         return self.tokens.lengths - self.prefixes.length_N
 
-    def room(self, budget: int) -> int:
-        """Tokens of a pack of `budget` tokens that remain for rows if it contains every prefix."""
-        return max(1, budget - sum(map(len, self.prefixes.ids)))
+    def packing(self, budget: int) -> tuple[NDArray[np.int32], int, Split]:
+        """The lengths of all rows, (N,), the tokens of a batch that remain for rows, and how to split rows by these.
+
+        A pack contains every prefix. A model that does not compute packs pads whole rows to one length.
+        """
+        loss: Any = getattr(self.trainer and self.trainer.lightning_module, "loss", None)
+        if loss is not None and loss.attention is None:
+            return self.tokens.lengths, budget, padded
+        return self.own_lengths, max(1, budget - sum(map(len, self.prefixes.ids))), packed
 
     def pack(self, rows: Rows) -> MicroBatch:
         """A pack of `rows`."""
-        return collate(self.tokens, rows, self.prefixes, varlen=torch.cuda.is_available())
+        return collate(self.tokens, rows, self.prefixes, varlen=self.on_gpu)
 
     def order(self, epoch: int) -> Rows:
         """The trained rows in the order of an epoch."""
@@ -176,6 +183,11 @@ class SubsetDataModule(L.LightningDataModule):
     def world(self) -> int:
         return self.trainer.world_size if self.trainer else 1
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether batches are computed on a GPU."""
+        return self.trainer.strategy.root_device.type == "cuda" if self.trainer else torch.cuda.is_available()
+
     def train_dataloader(self) -> DataLoader:
         return self._loader(_Steps(self), sampler=_EpochPlan(self))
 
@@ -187,7 +199,8 @@ class SubsetDataModule(L.LightningDataModule):
     def rounds(self, rows: Rows | None = None) -> list[list[Rows]]:
         """The batches of a pass over `rows`, by default of a recording pass, in rounds of one per rank."""
         rows = np.flatnonzero(self.to_record) if rows is None else rows
-        return recording_rounds(rows, self.own_lengths, self.room(self.score_tokens), self.world)
+        lengths, budget, split = self.packing(self.score_tokens)
+        return recording_rounds(rows, lengths, budget, self.world, split)
 
     def rounds_left(self) -> list[int]:
         """The rounds of the next pass in which a row is not recorded yet."""
@@ -199,4 +212,4 @@ class SubsetDataModule(L.LightningDataModule):
         return self._loader(_Passes(self, self.rounds(rows)))
 
     def _loader(self, data: Dataset, sampler: Sampler | None = None) -> DataLoader:
-        return DataLoader(data, sampler=sampler, batch_size=None, pin_memory=torch.cuda.is_available())
+        return DataLoader(data, sampler=sampler, batch_size=None, pin_memory=self.on_gpu)
