@@ -168,7 +168,8 @@ class FineTuner(L.LightningModule):
         if not (math.isfinite(self.step_nll) and math.isfinite(gradient)):
             raise self._diverged(step, batch_idx, gradient)
         optimizer.step()
-        optimizer.zero_grad()
+        # Gradients are views of DDP's buckets, which it would otherwise hold in addition to those of a new step.
+        optimizer.zero_grad(set_to_none=not isinstance(model, DistributedDataParallel))
         scheduler.step()
         self.log_number("nll", self.step_nll)
         self.log_number("learning_rate", scheduler.get_last_lr()[0])
