@@ -77,7 +77,10 @@ def log_diagnosis(tracker: Tracker, diagnosis: Mapping[str, Any]) -> None:
     """What the score follows and what was selected, as numbers to compare runs by, and the warnings as a table."""
     numbers = {
         **{f"spearman/{name}": value for name, value in (diagnosis["spearman"] or {}).items()},
-        **{name: diagnosis[name] for name in ("clusters", "known", "learned", "rising", "duplicates", "near_duplicates")},
+        **{
+            name: diagnosis[name]
+            for name in ("clusters", "known", "learned", "rising", "duplicates", "near_duplicates")
+        },
         **{f"median_response/{rows}": diagnosis["median_response"][rows] for rows in ("selected", "all")},
     }
     values: dict[str, Logged] = {

@@ -26,6 +26,9 @@ WIDE, FAST_BFLOAT16 = 256, 1.5
 SMALL_MODEL = 10_000_000  # parameters: on its matrices, one thread is faster than several
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 REUSED_BYTES = 96 * 2**20
+RETURN_SECONDS = (
+    60.0  # of training, after which freed memory is returned: clearing its pages again takes about a second
+)
 # Of logits in float32 at a time, a few of which are needed: large enough to keep the device busy. On a GPU, every chunk
 # of a training step also reads and writes the gradient of the head.
 LOGIT_BYTES, GPU_LOGIT_SHARE = 64 * 2**20, 1 / 64
@@ -216,3 +219,13 @@ def reuse_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, REUSED_BYTES)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def return_freed_memory() -> None:
+    """Let glibc return the pages of freed blocks to the system, wherever they are.
+
+    In training, blocks of many sizes leave holes that are too small for later ones, and more of them with every step.
+    """
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)

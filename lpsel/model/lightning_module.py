@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -20,7 +21,7 @@ from lpsel.distributed import is_main_process, pending_signal
 from lpsel.errors import ReportedByMainProcess, UserError
 from lpsel.model.adapter import AdaptedModel, Adapter
 from lpsel.model.decoder_layers import checkpoint_layers, compile_layers, compiling_pays
-from lpsel.model.device import reuse_freed_memory
+from lpsel.model.device import RETURN_SECONDS, return_freed_memory, reuse_freed_memory
 from lpsel.model.fsdp import ShardedStrategy, load_sharded
 from lpsel.model.kernel_check import check_kernel
 from lpsel.model.load import freeze_other_parts, load_model
@@ -49,6 +50,7 @@ class FineTuner(L.LightningModule):
         tokens_ahead: tokens of the forward passes that are to come, for `compiled="auto"`.
         step_nll: loss of the last optimizer step, over all ranks.
         signaled: whether a signal had reached some rank by then; equal on all ranks.
+        returned: when freed memory was last returned to the system, on a CPU.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class FineTuner(L.LightningModule):
         self.loss: PerSampleLoss  # set by configure_model
         self.step_nll, self.signaled = math.nan, False
         self.tokens_ahead = 0
+        self.returned = time.monotonic()
 
     def configure_model(self) -> None:
         if hasattr(self, "loss"):
@@ -171,6 +174,9 @@ class FineTuner(L.LightningModule):
         # Gradients are views of DDP's buckets, which it would otherwise hold in addition to those of a new step.
         optimizer.zero_grad(set_to_none=not isinstance(model, DistributedDataParallel))
         scheduler.step()
+        if total.device.type == "cpu" and time.monotonic() - self.returned >= RETURN_SECONDS:
+            return_freed_memory()
+            self.returned = time.monotonic()
         self.log_number("nll", self.step_nll)
         self.log_number("learning_rate", scheduler.get_last_lr()[0])
 

@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import lightning as L
@@ -21,6 +22,7 @@ from lpsel.model.device import (
     choose_threads,
     device_of,
     resolve_precision,
+    return_freed_memory,
     reuse_freed_memory,
     use_one_device,
 )
@@ -143,6 +145,28 @@ def test_freed_memory_is_reused_without_page_faults(as_ranks, tmp_path):
     default, reused = map(int, (tmp_path / "out0").read_text().split())
     assert default > 10_000
     assert reused < 100
+
+
+def leave_holes():
+    """Prints the resident MiB after 200 blocks of 2 MiB were freed between others, and after `return_freed_memory`."""
+
+    def resident():
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * resource.getpagesize() // 2**20
+
+    reuse_freed_memory()
+    blocks = [torch.ones(2**19) for _ in range(400)]
+    del blocks[::2]
+    print(resident())
+    return_freed_memory()
+    print(resident())
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a function of glibc")
+def test_memory_between_blocks_that_are_in_use_is_returned(as_ranks, tmp_path):
+    as_ranks(1, leave_holes)
+    before, after = map(int, (tmp_path / "out0").read_text().split())
+    assert before - after > 350  # of 400 MiB
 
 
 def test_a_small_model_uses_one_thread_and_a_larger_one_as_many_as_before(monkeypatch):
