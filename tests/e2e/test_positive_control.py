@@ -70,6 +70,18 @@ def test_the_inverted_ranking_selects_redundant_rows_only(select, relative, pool
 
 
 @pytest.mark.slow
+def test_the_diagnosis_says_that_the_inverted_ranking_selects_what_is_learned(select, relative):
+    inverted, some = select("inverse", *INVERTED), select("random", "selection=random")
+    learned = [result["diagnosis"]["learned"] for result in (relative, inverted)]
+    assert learned[0] < 120 < 1080 < learned[1]  # of 1,200 rows
+    warned = [
+        any("learns them early" in warning for warning in result["diagnosis"]["warnings"])
+        for result in (relative, inverted, some)
+    ]
+    assert warned == [False, True, False]
+
+
+@pytest.mark.slow
 def test_records_of_other_rows_select_as_chance_does(select, relative, pool, tmp_path):
     table = pq.read_table(relative["scores"])
     order = np.random.default_rng(0).permutation(len(table))
