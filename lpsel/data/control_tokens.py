@@ -67,7 +67,8 @@ class ControlTokens:
 
     def end(self, text: str, begin: int) -> int | None:
         """The end of the control token that begins at `begin`, the longest one; None if there is none."""
-        return next((begin + n for n in self._lengths if text[begin : begin + n] in self._numbers), None)
+        tokens = (text[begin : begin + n] for n in self._lengths)  # shorter than n at the end of the text
+        return next((begin + len(token) for token in tokens if token in self._numbers), None)
 
     def find(self, text: str) -> list[Span]:
         """The control tokens in a text, as the tokenizer finds them."""
