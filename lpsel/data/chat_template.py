@@ -2,32 +2,19 @@
 
 import json
 import re
-import signal
-import threading
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from functools import cache, lru_cache, partial
+from contextlib import suppress
+from functools import lru_cache, partial
 from itertools import count
-from typing import Any, cast
+from typing import Any
 
+from lpsel.data.apply_template import Messages, Tools, apply_marked, apply_template, template_of, time_limit
 from lpsel.data.column_forms import Example, Turn
 from lpsel.data.control_tokens import ControlTokens, Rendered, Span, control_tokens
-from lpsel.errors import UnusableRow, UserError, first_line
+from lpsel.errors import UnusableRow
 
 BETWEEN = "\n\n"  # a turn and Alpaca's input
-# Some chat templates (Llama 3.2, SmolLM3) write today's date: a fixed date, so that scores do not depend on it.
-# transformers passes no custom function to a template, but a template can define its own macro.
-DATE_CODES = {"%d": "26", "%m": "07", "%b": "Jul", "%B": "July", "%Y": "2024", "%y": "24", "%A": "Friday", "%a": "Fri"}
-SAME_DATE = (
-    "{%- macro strftime_now(format) -%}{{ format"
-    + "".join(f" | replace('{code}', '{value}')" for code, value in DATE_CODES.items())
-    + " }}{%- endmacro -%}"
-)
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # marks answers in a template, for transformers
-REMOVE = "remove the row or set template=alpaca"
-LONGEST = 60.0  # seconds of this process's CPU time for one conversation, which takes about a millisecond
-Messages = list[dict[str, Any]]
-Tools = list[Any] | None
 
 
 def chat_messages(example: Example) -> Messages:
@@ -102,11 +89,11 @@ def _render(
     messages: Messages, tools: Tools, tokenizer: Any, prompt: bool, supervised: list[bool]
 ) -> tuple[str, list[Span]]:
     """The text of a conversation, and the spans of its supervised answers."""
-    apply = partial(_apply, tokenizer=tokenizer, tools=tools)
+    apply = partial(apply_template, tokenizer=tokenizer, tools=tools)
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     marked: list[Span] = []
-    if not prompt and GENERATION.search(_template(tokenizer, tools)):
-        text, marked = _apply_marked(messages, tokenizer, tools)
+    if not prompt and GENERATION.search(template_of(tokenizer, tools)):
+        text, marked = apply_marked(messages, tokenizer, tools)
     else:
         text = apply(messages, add_generation_prompt=prompt)
     spans: dict[int, Span | None] = {}
@@ -119,39 +106,50 @@ def _render(
     return text, [span for i, span in spans.items() if span and supervised[i]]
 
 
-def _answer(text: str, messages: Messages, i: int, tokenizer: Any, apply: Callable[[Messages], str]) -> Span | None:
+def _answer(text: str, messages: Messages, i: int, tokenizer: Any, apply: Callable[..., str]) -> Span | None:
     """Where a template writes the answer of turn i: its content, reasoning and calls, and the token that ends it.
 
     The turn is replaced by a bare sentinel. The text that both renderings share before and after the sentinel is not
-    the answer, so the rest is, whatever the template strips, adds or drops elsewhere.
+    the answer, so the rest is, whatever the template strips, adds or drops elsewhere. The results of calls could be
+    rejected after the sentinel, and are not the answer: for calls, both renderings leave them out.
     """
     sentinel = next(sentinel for n in count(1) if (sentinel := "\ue3a7" + n * "\uf1c2" + "\ue3a7") not in text)
-    following = messages[i + 1 :]
-    has_calls = bool(messages[i].get("tool_calls"))
-    if has_calls:  # the results of calls that are no longer there could be rejected
-        users = (k for k, message in enumerate(following) if message["role"] == "user")
-        following = following[next(users, len(following)) :]
-    replaced = apply([*messages[:i], {"role": "assistant", "content": sentinel}, *following])
+    bare = [*messages[:i], {"role": "assistant", "content": sentinel}]
+    written, begin = text, 0
+    if messages[i].get("tool_calls"):
+        written, replaced = (_without_results(turns, messages, apply) for turns in (messages[: i + 1], bare))
+        with suppress(UnusableRow):
+            begin = _common_prefix(text, apply(messages[:i], add_generation_prompt=True))
+    else:
+        replaced = apply(bare + messages[i + 1 :])
     before, found, rest = replaced.partition(sentinel)
     if not found:  # the template drops this turn
         return None
-    header, end_of_turn = _markup(tokenizer)
-    start = _common_prefix(text, before)
-    if start < len(before) and header and header in text[:start]:  # reasoning or a call follows the header
-        start = text.rindex(header, 0, start) + len(header)
-    if has_calls and end_of_turn in text[start:]:
-        return start, text.index(end_of_turn, start) + len(end_of_turn)
-    after = rest.rpartition(sentinel)[2]
-    end = max(start, len(text) - _common_prefix(text[::-1], after[::-1]))
-    return start, _end_of_turn(text, end, tokenizer)
+    start, header = _common_prefix(text, before), _headers(tokenizer)[-1]
+    if start < len(before) and header in text[:start]:  # reasoning or a call follows the header
+        start = max(begin, _after_header(text, text.rindex(header, 0, start), tokenizer))
+    rest = rest.rpartition(sentinel)[2]
+    after = rest[_end_of_turn(rest, 0, tokenizer) :]
+    end = len(written) - _common_prefix(written[::-1], after[::-1])
+    return start, max(start, min(end, _common_prefix(text, written)))
+
+
+def _without_results(beginning: Messages, messages: Messages, apply: Callable[..., str]) -> str:
+    """The text of the beginning of a conversation and what follows the results of its last calls."""
+    following = messages[len(beginning) :]
+    answer, question = (
+        next((k for k, message in enumerate(following) if message["role"] not in skipped), len(following))
+        for skipped in (("tool",), ("tool", "assistant"))
+    )
+    try:
+        return apply(beginning + following[answer:])
+    except UnusableRow:  # an answer follows another one
+        return apply(beginning + following[question:])
 
 
 def _trimmed(text: str, span: Span, tokenizer: Any) -> Span:
     """A part that a template marks for training, without the header of the turn and white space after its end token."""
-    start, end = span
-    header, _ = _markup(tokenizer)
-    if header and text.startswith(header, start):
-        start += len(header)
+    start, end = _after_header(text, span[0], tokenizer), span[1]
     written = control_tokens(tokenizer).find(text[start:end])
     if written and not text[start + written[-1][1] : end].strip():
         return start, start + written[-1][1]
@@ -160,7 +158,7 @@ def _trimmed(text: str, span: Span, tokenizer: Any) -> Span:
 
 def _check_tools(text: str, messages: Messages, spans: dict[int, Span | None], tokenizer: Any, tools: Tools) -> None:
     """Raise an UnusableRow if the template leaves out tools, calls or their results."""
-    missing = "tools" if tools and "tools" not in _template(tokenizer, tools) else ""
+    missing = "tools" if tools and "tools" not in template_of(tokenizer, tools) else ""
     for i, message in enumerate(messages):
         if message.get("tool_calls"):
             start, end = spans.get(i) or (0, 0)
@@ -185,98 +183,26 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
-def _template(tokenizer: Any, tools: Tools) -> str:
-    """The chat template, which always writes the same date."""
-    if not getattr(tokenizer, "chat_template", None):
-        problem = f"the tokenizer of {tokenizer.name_or_path} has no chat template"
-        hint = "set model.template=alpaca (scorer.template=alpaca for the scorer)"
-        raise UserError("template", "chat", problem, hint)
-    template = str(tokenizer.get_chat_template(tools=tools))
-    return SAME_DATE + template if "strftime_now" in template else template
-
-
-def _apply(messages: Messages, tokenizer: Any, tools: Tools, add_generation_prompt: bool = False) -> str:
-    template = _template(tokenizer, tools)
-    with _rejection(messages, tokenizer):
-        return str(
-            tokenizer.apply_chat_template(
-                messages,
-                tools=tools,
-                chat_template=template,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-            )
-        )
-
-
-def _apply_marked(messages: Messages, tokenizer: Any, tools: Tools) -> tuple[str, list[Span]]:
-    """The text of a conversation, and the parts that the template marks with {% generation %}."""
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    with _rejection(messages, tokenizer):
-        texts, spans = cast(Any, render_jinja_template)(  # annotated as a string
-            [messages],
-            tools=tools,
-            chat_template=_template(tokenizer, tools),
-            return_assistant_tokens_mask=True,
-            **tokenizer.special_tokens_map,
-        )
-    return texts[0], spans[0]
-
-
-@contextmanager
-def _rejection(messages: Messages, tokenizer: Any) -> Iterator[None]:
-    """Turn what a template raises into an UnusableRow."""
-    from jinja2 import TemplateError
-
-    try:
-        yield
-    except (TemplateError, TypeError, ValueError, LookupError) as error:
-        roles = ", ".join(message["role"] for message in messages)
-        problem = f"rejects a conversation of {roles}: {first_line(error)}"
-        name = f"chat template of {tokenizer.name_or_path}"
-        raise UnusableRow(name, None, problem, REMOVE, kind="the chat template rejects it") from None
-
-
-@contextmanager
-def time_limit(tokenizer: Any) -> Iterator[None]:
-    """Raise a UserError in a chat template that takes more than LONGEST, which is a loop; in the main thread only."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    _stop_at_timer()
-    try:
-        signal.setitimer(signal.ITIMER_VIRTUAL, LONGEST)
-        yield
-    except TimeoutError:
-        name, problem = f"chat template of {tokenizer.name_or_path}", f"does not end: stopped after {LONGEST:g} seconds"
-        raise UserError(name, problem=problem, hint="set template=alpaca, or use another model") from None
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-
-
-@cache
-def _stop_at_timer() -> None:
-    """From now on, the timer of `time_limit` raises a TimeoutError."""
-
-    def stop(*_: object) -> None:
-        raise TimeoutError
-
-    signal.signal(signal.SIGVTALRM, stop)
-
-
 @lru_cache(maxsize=8)
-def _markup(tokenizer: Any) -> tuple[str, str]:
-    """What a template writes before an answer that is to be generated, and the token that ends an answer."""
+def _headers(tokenizer: Any) -> tuple[str, str]:
+    """What a template writes before an answer that is to be generated, and the part of it that precedes any answer.
+
+    The former can contain a tag such as <think>, which opens reasoning.
+    """
     question, answer = {"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": "ANSWER"}
     try:
-        asked = _apply([question], tokenizer, None)
-        opened = _apply([question], tokenizer, None, add_generation_prompt=True)
-        text = _apply([question, answer], tokenizer, None)
+        asked = apply_template([question], tokenizer, None)
+        opened = apply_template([question], tokenizer, None, add_generation_prompt=True)
+        text = apply_template([question, answer], tokenizer, None)
     except UnusableRow:
         return "", ""
-    end = text.rfind("ANSWER") + len("ANSWER")
-    return opened[_common_prefix(asked, opened) :], text[end : _end_of_turn(text, end, tokenizer)].strip()
+    begin = _common_prefix(asked, opened)
+    return opened[begin:], opened[begin : _common_prefix(text, opened)]
+
+
+def _after_header(text: str, begin: int, tokenizer: Any) -> int:
+    """The end of the header of an answer that begins here; `begin` if there is none."""
+    return begin + next((len(header) for header in _headers(tokenizer) if text.startswith(header, begin)), 0)
 
 
 def _common_prefix(text: str, other: str) -> int:

@@ -37,10 +37,14 @@ def truncated(encoding: Any, rendered: Rendered, eos: int, max_length: int) -> E
             ids = [*ids, eos]
         # The last answer includes its EOS.
         spans[-1] = (min(spans[-1][0], len(ids) - 1), len(ids))
-    # Nothing predicts the first token, so it cannot be supervised.
-    inside = [(max(first, 1), min(last, max_length)) for first, last in spans]
-    spans = [span for span in inside if span[0] < span[1]]
-    return Encoded(ids[:max_length], spans, len(ids) > max_length, rendered.text_omitted)
+    inside: list[Span] = []
+    free = 1  # nothing predicts the first token, and a token with characters of two answers counts once
+    for first, last in spans:
+        first, last = max(first, free), min(last, max_length)
+        if first < last:
+            inside.append((first, last))
+            free = last
+    return Encoded(ids[:max_length], inside, len(ids) > max_length, rendered.text_omitted)
 
 
 def _tokens_after_prompt(offsets: list[Span], start: int, end: int, end_of_text: int) -> Span:

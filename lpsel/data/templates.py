@@ -10,7 +10,8 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from lpsel.data.chat_template import BETWEEN, SAME_DATE, render_chat, with_input
+from lpsel.data.apply_template import SAME_DATE
+from lpsel.data.chat_template import BETWEEN, render_chat, with_input
 from lpsel.data.column_forms import Example, Turn, choose_form, is_conversation
 from lpsel.data.control_tokens import Rendered, Span, control_tokens
 from lpsel.errors import UnusableRow, check_choice

@@ -12,8 +12,8 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
 
 from lpsel.console import track
+from lpsel.data.apply_template import time_limit
 from lpsel.data.batching import padded
-from lpsel.data.chat_template import time_limit
 from lpsel.data.control_tokens import Rendered, control_tokens
 from lpsel.errors import UserError
 from lpsel.generation.sampling import Generation, Sampling

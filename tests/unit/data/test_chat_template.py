@@ -313,7 +313,7 @@ def test_a_rejected_conversation_is_unusable_with_the_templates_own_message():
     ids=["rows", "prompts", "end of answers"],
 )
 def test_a_template_that_loops_is_an_error(monkeypatch, use):
-    monkeypatch.setattr("lpsel.data.chat_template.LONGEST", 0.1)
+    monkeypatch.setattr("lpsel.data.apply_template.LONGEST", 0.1)
     tokenizer = chat_tokenizer("bytes", "chatml")
     loop = "{% for _ in range(99999) %}{% for _ in range(99999) %}{% endfor %}{% endfor %}"
     monkeypatch.setattr(tokenizer, "chat_template", loop)

@@ -1,0 +1,105 @@
+"""The text that the chat template of a tokenizer writes for a conversation."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, cast
+
+from lpsel.data.control_tokens import Span
+from lpsel.errors import UnusableRow, UserError, first_line
+
+# Some chat templates (Llama 3.2, SmolLM3) write today's date: a fixed date, so that scores do not depend on it.
+# transformers passes no custom function to a template, but a template can define its own macro.
+DATE_CODES = {"%d": "26", "%m": "07", "%b": "Jul", "%B": "July", "%Y": "2024", "%y": "24", "%A": "Friday", "%a": "Fri"}
+SAME_DATE = (
+    "{%- macro strftime_now(format) -%}{{ format"
+    + "".join(f" | replace('{code}', '{value}')" for code, value in DATE_CODES.items())
+    + " }}{%- endmacro -%}"
+)
+REMOVE = "remove the row or set template=alpaca"
+LONGEST = 60.0  # seconds of this process's CPU time for one conversation, which takes about a millisecond
+Messages = list[dict[str, Any]]
+Tools = list[Any] | None
+
+
+def template_of(tokenizer: Any, tools: Tools) -> str:
+    """The chat template, which always writes the same date."""
+    if not getattr(tokenizer, "chat_template", None):
+        problem = f"the tokenizer of {tokenizer.name_or_path} has no chat template"
+        hint = "set model.template=alpaca (scorer.template=alpaca for the scorer)"
+        raise UserError("template", "chat", problem, hint)
+    template = str(tokenizer.get_chat_template(tools=tools))
+    return SAME_DATE + template if "strftime_now" in template else template
+
+
+def apply_template(messages: Messages, tokenizer: Any, tools: Tools, add_generation_prompt: bool = False) -> str:
+    """The text of a conversation; raises an UnusableRow if the template rejects it."""
+    template = template_of(tokenizer, tools)
+    with _rejection(messages, tokenizer):
+        return str(
+            tokenizer.apply_chat_template(
+                messages,
+                tools=tools,
+                chat_template=template,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+            )
+        )
+
+
+def apply_marked(messages: Messages, tokenizer: Any, tools: Tools) -> tuple[str, list[Span]]:
+    """The text of a conversation, and the parts that the template marks with {% generation %}."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    with _rejection(messages, tokenizer):
+        texts, spans = cast(Any, render_jinja_template)(  # annotated as a string
+            [messages],
+            tools=tools,
+            chat_template=template_of(tokenizer, tools),
+            return_assistant_tokens_mask=True,
+            **tokenizer.special_tokens_map,
+        )
+    return texts[0], spans[0]
+
+
+@contextmanager
+def _rejection(messages: Messages, tokenizer: Any) -> Iterator[None]:
+    """Turn what a template raises into an UnusableRow."""
+    from jinja2 import TemplateError
+
+    try:
+        yield
+    except (TemplateError, TypeError, ValueError, LookupError) as error:
+        roles = ", ".join(message["role"] for message in messages)
+        problem = f"rejects a conversation of {roles}: {first_line(error)}"
+        name = f"chat template of {tokenizer.name_or_path}"
+        raise UnusableRow(name, None, problem, REMOVE, kind="the chat template rejects it") from None
+
+
+@contextmanager
+def time_limit(tokenizer: Any) -> Iterator[None]:
+    """Raise a UserError in a chat template that takes more than LONGEST, which is a loop; in the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _stop_at_timer()
+    try:
+        signal.setitimer(signal.ITIMER_VIRTUAL, LONGEST)
+        yield
+    except TimeoutError:
+        name, problem = f"chat template of {tokenizer.name_or_path}", f"does not end: stopped after {LONGEST:g} seconds"
+        raise UserError(name, problem=problem, hint="set template=alpaca, or use another model") from None
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+
+
+@cache
+def _stop_at_timer() -> None:
+    """From now on, the timer of `time_limit` raises a TimeoutError."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError
+
+    signal.signal(signal.SIGVTALRM, stop)
