@@ -8,14 +8,18 @@ from pathlib import Path
 from lpsel.data.formats import ENDINGS, reader_of
 from lpsel.errors import UserError, first_line
 
+NUMBER = r"(((?<!\d)|[-_. ])\d+([-_. ]of[-_. ]\d+)?(-[0-9a-f]{16})?)?"  # of a part of a split
+EXTENSION = r"\.[a-z]+(\.(xz|gz|zst))?"
+SPLITS = re.compile(r"(?<![a-z])(train|test|validation|valid|val|dev|eval)(?![a-z])")
+
 
 def local_files(paths: str | Sequence[str], split: str) -> list[Path]:
     """The files, in the order of the list and by name in a folder or glob; none if the path is no local one.
 
-    Of a folder with files that are named for the split, such as train-00000.parquet, only these are taken.
+    Of a folder with files that are named for the split, only these are taken, see `_of_split`.
 
     Raises:
-        UserError: no such file, or none of a known kind.
+        UserError: no such file, none of a known kind, or files of other splits only.
     """
     if isinstance(paths, str):
         return _files(paths, split)
@@ -75,7 +79,7 @@ def _files(text: str, split: str) -> list[Path]:
         if not files:
             hint = f"name a file that ends in {ENDINGS}, or a glob such as '{text}/**/*.jsonl'"
             raise UserError("dataset.path", text, "is a folder without data files", hint)
-        return [file for file in files if split in re.split(r"[^a-z]+", file.name.lower())] or files
+        return _of_split(files, split, text)
     if path.exists():
         hint = f"name a file that ends in {ENDINGS}"
         raise UserError("dataset.path", text, "is not a regular file", hint)
@@ -87,6 +91,23 @@ def _files(text: str, split: str) -> list[Path]:
     if reader_of(text) is not None:
         raise UserError("dataset.path", text, "no such file", "check the name and the current folder")
     return []
+
+
+def _of_split(files: list[Path], split: str, folder: str) -> list[Path]:
+    """The files of a folder whose names end with the split and a number; all of them if no name says a split.
+
+    For train, these are train.jsonl, my_train.jsonl, train_00.jsonl and train-00000-of-00001.parquet, also with the
+    hash of the Hub, but not train_sft.jsonl, which is another split.
+    """
+    named = re.compile(rf"(.*[^a-z0-9])?{re.escape(split.lower())}{NUMBER}{EXTENSION}")
+    found = [file for file in files if named.fullmatch(file.name.lower())]
+    if not found and all(SPLITS.search(file.name.lower()) for file in files):
+        names = ", ".join(file.name for file in files[:3])
+        problem = f"{folder} has no file named for it, but {names}{', ...' if len(files) > 3 else ''}"
+        raise UserError(
+            "dataset.split", split, problem, "set it to a split that files are named for, or name the files"
+        )
+    return found or files
 
 
 def _readable(paths: Sequence[Path]) -> list[Path]:

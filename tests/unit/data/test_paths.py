@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lpsel.data.dataset import DatasetSpec, Source
-from lpsel.data.paths import absolute, is_hub_id
+from lpsel.data.paths import absolute, is_hub_id, local_files
 from lpsel.data.subset import write_subset
 from lpsel.errors import UnusableRow, UserError
 
@@ -63,6 +63,37 @@ def test_of_a_folder_with_splits_one_is_read(folder):
     write(folder / "train-00000.jsonl", SAY)
     assert [row.raw for row in source(folder)] == [SAY]
     assert [row.raw for row in source(folder, split="test")] == [ADD]
+
+
+SPLITS = {
+    "train": [
+        *("train.jsonl", "Train-00000-of-00002.parquet", "train-00001-of-00002-0123456789abcdef.parquet"),
+        *("train_00.jsonl.gz", "train7.csv", "my_train.jsonl", "data.train.jsonl"),
+    ],
+    "train_sft": ["train_sft-00000-of-00001.parquet", "train_sft.jsonl"],
+    "test_sft": ["test_sft-00000-of-00001.parquet"],
+    "fold1": ["fold1.jsonl", "fold1-00000.jsonl"],
+    "fold10": ["fold10.jsonl"],
+    "pretrain": ["pretrain.jsonl"],
+}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_whole_name_of_a_split_counts(tmp_path, split):
+    for name in [name for names in SPLITS.values() for name in names]:
+        (tmp_path / name).touch()
+    assert {file.name for file in local_files(str(tmp_path), split)} == set(SPLITS[split])
+    assert local_files(str(tmp_path), split.upper()) == local_files(str(tmp_path), split)
+
+
+def test_a_folder_of_other_splits_only_is_rejected(tmp_path):
+    for name in ("train_sft.jsonl", "validation.jsonl"):
+        write(tmp_path / name, ADD)
+    for split in ("train", "test"):
+        with pytest.raises(UserError, match=rf"dataset\.split={split}: .* but train_sft\.jsonl, validation\.jsonl"):
+            local_files(str(tmp_path), split)
+    write(tmp_path / "latest.jsonl", ADD)
+    assert len(local_files(str(tmp_path), "test")) == 3, "a file that is named for no split may be of any"
 
 
 def test_a_file_that_changes_or_disappears_between_two_passes_is_rejected(folder):
