@@ -10,7 +10,7 @@ from lpsel.data.column_guess import SYSTEMS, unknown_form
 from lpsel.data.example import Example as Example
 from lpsel.data.example import Turn as Turn
 from lpsel.data.turns import check_no_media, media_columns, tools_of, turns_of
-from lpsel.data.values import is_empty, text_of
+from lpsel.data.values import is_empty, mark_of, text_of
 from lpsel.errors import UnusableRow, UserError
 
 
@@ -184,7 +184,7 @@ def _is_excluded(raw: Mapping[str, Any], columns: Iterable[str]) -> bool:
     Raises:
         UnusableRow: earlier turns (LLaMA-Factory), or an answer labeled as undesirable (KTO).
     """
-    values = {column.strip().lower(): raw[column] for column in columns}
+    values = {column.strip().lower(): mark_of(raw[column]) for column in columns}
     if not is_empty(values.get("history")):
         problem, hint = "has earlier turns", "write the conversation as messages"
         raise UnusableRow("column history", None, problem, hint, kind="earlier turns in a column")

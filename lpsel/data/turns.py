@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lpsel.data.example import Turn
-from lpsel.data.values import check_unicode, described, is_empty, is_null, parsed, text_of, without_nulls
+from lpsel.data.values import check_unicode, described, is_empty, is_null, mark_of, parsed, text_of, without_nulls
 from lpsel.errors import UnusableRow
 
 NAMES_OF_ROLES = {
@@ -131,12 +131,12 @@ def _part(part: Any, column: str) -> str:
 
 def _is_supervised(message: Mapping[str, Any], column: str) -> bool:
     """Whether none of `weight`, `train` and `loss` excludes a turn from training."""
-    marks = {key: message[key] for key in ("weight", "train") if not is_null(message.get(key))}
+    marks = {key: mark_of(message[key]) for key in ("weight", "train") if not is_null(message.get(key))}
     for key, mark in marks.items():
         if mark not in (0, 1):  # also false and true
             problem = f"must be 0 or 1, false or true, found {described(mark)}"
             raise _unusable(f"{column}.{key}", problem, "a weight other than 0 and 1")
-    return all(marks.values()) and message.get("loss") is not False  # another loss is a number
+    return all(marks.values()) and mark_of(message.get("loss")) is not False  # another loss is a number
 
 
 def _fields(message: Mapping[str, Any], column: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from lpsel.errors import UnusableRow, first_line
 
+MARKS = {"0": 0, "0.0": 0, "1": 1, "1.0": 1, "false": False, "true": True}
 KINDS = {"list": "a list as text", "dict": "an object as text"}
 
 
@@ -46,6 +47,11 @@ def check_unicode(value: Any, column: str) -> None:
 def is_null(value: Any) -> bool:
     """Whether a value is null or NaN, which pandas writes for a missing value."""
     return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def mark_of(value: Any) -> Any:
+    """The value of a mark such as `weight` or `train`, which is a text in CSV: its number or boolean if it is one."""
+    return MARKS.get(value.strip().lower(), value) if isinstance(value, str) else value
 
 
 def is_empty(value: Any) -> bool:

@@ -184,6 +184,19 @@ def test_arguments_of_calls_have_the_same_id_as_objects_and_as_text_in_json_line
     assert len(set(ids[0])) == 2
 
 
+@pytest.mark.parametrize("column", ["train", "weight"])
+def test_marks_are_text_in_csv(tmp_path, column):
+    path = tmp_path / "rows.csv"
+    marks = {"0": False, "0.0": False, "false": False, " FALSE": False, "1": True, "1.0": True, "True": True, "": True}
+    path.write_text(f"instruction,output,{column}\n" + "".join(f"Hi,Hello,{mark}\n" for mark in marks))
+    assert [row.example.turns[1].supervised for row in source(path)] == list(marks.values())
+    assert example(answer(content="Hello", weight="0.0", train="True"), tmp_path) == answered(supervised=False)
+    assert example(answer(content="Hello", loss="False"), tmp_path) == answered(supervised=False)
+    path.write_text("prompt,completion,label\nHi,Hello,True\nHi,Hello,False\nHi,Hello,3\n")
+    kinds = [row.unusable for row in source(path, bad_rows="skip")]
+    assert kinds == [None, "an answer that is not wanted", None]
+
+
 UNUSABLE = {
     "a list as text": [{"instruction": "a", "output": ["b"]}, chat(("user", ["a", "b"]))],
     "an infinite number as text": [
