@@ -157,13 +157,14 @@ def to_example(raw: Mapping[str, Any], form: Form) -> Example:
     """
     fields, _, tool_columns, media, others = form
     turns: list[Turn] = []  # list[Turn]() takes longer than a turn
-    extra = ""
+    extra, asked = "", 0
     for _, column, role, may_be_turns, optional in fields:
         value = raw[column]
+        if role == "assistant":
+            asked = len(turns)
         if may_be_turns and (not role or isinstance(value, list)):
             found = turns_of(value, column)
-            # A system turn may be in its own column as well.
-            turns = found if not turns or turns == found[:1] else turns + found
+            turns = _joined(turns, found) if turns else found
             continue
         text = value if type(value) is str and value.isascii() else text_of(value, column)  # a call takes longer
         if role == "input":
@@ -172,10 +173,24 @@ def to_example(raw: Mapping[str, Any], form: Form) -> Example:
             turns.append(Turn(role, text))
     if media:
         check_no_media(raw, media)
+    if asked > 1:
+        turns = _context(turns[:asked]) + turns[asked:]  # answers in a prompt
     if others and _is_excluded(raw, others):
-        turns = [turn._replace(supervised=turn.role != "assistant") for turn in turns]
+        turns = _context(turns)
     tools = tuple(tool for column in tool_columns for tool in tools_of(raw[column], column)) if tool_columns else ()
     return Example(tuple(turns), extra, tools)
+
+
+def _joined(turns: list[Turn], found: list[Turn]) -> list[Turn]:
+    """The turns of two columns, of which the second may begin with the question and what precedes it, or a part."""
+    lengths = range(min(len(turns), len(found)), 0, -1)
+    repeated = (n for n in lengths if turns[-n:] == found[:n] and found[n - 1].role != "assistant")
+    return turns + found[next(repeated, 0) :]
+
+
+def _context(turns: list[Turn]) -> list[Turn]:
+    """The turns, none of them to train on."""
+    return [turn._replace(supervised=turn.role != "assistant") for turn in turns]
 
 
 def _is_excluded(raw: Mapping[str, Any], columns: Iterable[str]) -> bool:

@@ -197,6 +197,38 @@ def test_marks_are_text_in_csv(tmp_path, column):
     assert kinds == [None, "an answer that is not wanted", None]
 
 
+SYSTEM, HI, HELLO_TURN = {"role": "system", "content": "Be."}, *chat(("user", "Hi"), ("assistant", "Hello"))["messages"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "chosen"),
+    [
+        ("Hi", [HI, HELLO_TURN]),
+        ([HI], [HI, HELLO_TURN]),
+        ([HI], [HELLO_TURN]),
+        ([SYSTEM, HI], [SYSTEM, HI, HELLO_TURN]),
+        ([SYSTEM, HI], [HI, HELLO_TURN]),
+    ],
+)
+def test_a_completion_that_repeats_the_prompt_has_it_once(tmp_path, prompt, chosen):
+    row = {"system": "Be.", "prompt": prompt, "chosen": chosen}
+    columns = {"system": "system", "prompt": "prompt", "completion": "chosen"}
+    assert example(row, tmp_path, columns=columns) == Example((Turn("system", "Be."), *HELLO.turns))
+
+
+def test_answers_in_a_prompt_are_context(tmp_path):
+    asked = [HI, HELLO_TURN, HI]
+    context = (Turn("user", "Hi"), Turn("assistant", "Hello", False), Turn("user", "Hi"))
+    for completion in ("Hello", [HELLO_TURN], [*asked, HELLO_TURN]):
+        read = example({"prompt": asked, "completion": completion}, tmp_path)
+        assert read == Example((*context, Turn("assistant", "Hello")))
+    assert example({"prompt": [HI, HELLO_TURN], "completion": [HELLO_TURN]}, tmp_path).turns[1:] == (
+        Turn("assistant", "Hello", False),
+        Turn("assistant", "Hello"),
+    )
+    assert all(turn.supervised for turn in example({"messages": [*asked, HELLO_TURN]}, tmp_path).turns)
+
+
 UNUSABLE = {
     "a list as text": [{"instruction": "a", "output": ["b"]}, chat(("user", ["a", "b"]))],
     "an infinite number as text": [
