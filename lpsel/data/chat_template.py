@@ -46,13 +46,36 @@ def render_chat(example: Example, tokenizer: Any, prompt: bool = False) -> Rende
     if any(map(controls.find, texts)):
         base = controls.base("".join(texts))
         messages, tools = _hidden(messages, tools, controls, base)
+    supervised = [turn.supervised for turn in example.turns]
     with time_limit(tokenizer):
-        text, spans = _render(messages, tools, tokenizer, prompt, [turn.supervised for turn in example.turns])
+        try:
+            text, spans = _render(messages, tools, tokenizer, prompt, supervised)
+        except UnusableRow:
+            if (with_text := _arguments_as_text(messages)) == messages:
+                raise
+            text, spans = _render(with_text, tools, tokenizer, prompt, supervised)
     if base is None:
         return Rendered(text, spans, append_eos=False, add_special_tokens=False)
     written, shown = controls.find(text), controls.show(text, base)
     differ = written != controls.find(shown)
     return Rendered(shown, spans, append_eos=False, add_special_tokens=False, controls=written if differ else None)
+
+
+def _arguments_as_text(messages: Messages) -> Messages:
+    """The conversation with the arguments of calls as JSON, which templates such as DeepSeek V3's join with text."""
+
+    def as_text(call: Any) -> Any:
+        function = call["function"]
+        arguments = function.get("arguments")
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        return {**call, "function": {**function, "arguments": text}}
+
+    return [
+        {**message, "tool_calls": [as_text(call) for call in message["tool_calls"]]}
+        if "tool_calls" in message
+        else message
+        for message in messages
+    ]
 
 
 def _hidden(messages: Messages, tools: Tools, controls: ControlTokens, base: int) -> tuple[Messages, Tools]:

@@ -7,6 +7,7 @@ from lpsel.data.control_tokens import control_tokens
 from lpsel.data.dataset import Row
 from lpsel.data.templates import render
 from lpsel.data.tokens import _encoded
+from lpsel.errors import UnusableRow
 from tests.fixtures.chat_templates import chat_tokenizer
 
 CALL = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
@@ -162,3 +163,12 @@ def test_a_token_of_two_answers_is_counted_once(make_tokenizer):
     turns = [Turn("user", "a"), said("b"), said("cd")]
     assert render(Example(tuple(turns)), "chat", tokenizer).supervised == [(1, 2), (2, 4)]
     assert encoded(turns, tokenizer).spans == [(1, 2), (2, 3)], "a, bc, d"
+
+
+def test_arguments_are_json_where_a_template_joins_them_with_text():
+    template = NO_END.replace("call.function.name", "call.function.name + ' ' + call.function.arguments")
+    call, answer = answers(template, QUESTION, called(), RESULT, said("Dry."))
+    assert call.removesuffix("<|start_header_id|>") == '<tool_call>weather {"city": "Rome"}</tool_call>'
+    assert answer == "Dry."
+    with pytest.raises(UnusableRow, match="rejects a conversation of user, assistant"):
+        render(Example((QUESTION, called())), "chat", with_template(template + "{{ raise_exception('No.') }}"))
