@@ -89,14 +89,16 @@ def _csv(path: Path, split: str) -> Iterator[Numbered]:
     csv.field_size_limit(VALUE_BYTES)
     faults: list[UnusableRow] = []  # of the lines of the row that is being read
     texts = _texts(path, faults)
-    first = next(texts, "")
+    first: list[str] = []  # blank lines, and the first that is not
+    while not "".join(first[-1:]).strip() and (text := next(texts, "")):
+        first.append(text)
     if faults:
         raise faults[0]
     begins = 1
-    delimiter = max(DELIMITERS, key=QUOTED.sub("", first).count)
+    delimiter = max(DELIMITERS, key=QUOTED.sub("", "".join(first[-1:])).count)
     try:
-        reader = csv.reader(chain([first], texts), strict=True, delimiter=delimiter)
-        header = next(filter(None, reader), [])
+        reader = csv.reader(chain(first, texts), strict=True, delimiter=delimiter)
+        header = next((fields for fields in reader if "".join(fields).strip()), [])
         _check_columns(header, path)
         begins, width = reader.line_num + 1, len(header)
         for fields in reader:

@@ -311,6 +311,7 @@ def test_a_csv_row_with_other_fields_than_the_header_can_be_skipped(tmp_path):
         "Instruction, Output \n   \n\nHi,Hello\n\t\n",
         '"instruction";"notes, and, more";"output"\n"Hi";"a, b";"Hello"\n',
         "instruction|input|output\nHi||Hello\n",
+        "\n \t\ninstruction;output\nHi;Hello\n",
         '\ufeff"instruction"\t"output"\r\nHi\t"Hello"\r\n',
     ],
 )
