@@ -32,9 +32,9 @@ ALPACA_RESPONSE = "### Response:"
 
 
 def holds_conversations(source: "Source") -> bool:
-    """Whether the first usable row of a dataset is a list of turns."""
-    raw = next(row.raw for row in source if row.unusable is None)
-    return is_conversation(raw, choose_form(source.forms(tuple(raw)), raw))
+    """Whether the first usable row of a dataset is a list of turns; False if there is none."""
+    raw = next((row.raw for row in source if row.unusable is None), None)
+    return raw is not None and is_conversation(raw, choose_form(source.forms(tuple(raw)), raw))
 
 
 def resolve_template(template: str, conversations: bool, tokenizer: Any) -> str:

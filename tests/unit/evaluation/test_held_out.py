@@ -80,6 +80,14 @@ def two_models(saved, tmp_path_factory):
     return evaluated(SMALL, [saved["llama"], saved["gpt2"]], ROWS, folder), folder
 
 
+def test_rows_of_which_none_can_be_used_are_an_error(saved, tmp_path):
+    source = source_of(tmp_path, [{"instruction": "List", "output": [["a"]]}])
+    evaluator = dataclasses.replace(SMALL, dataset=dataclasses.replace(source.spec, bad_rows="skip"))
+    context = EvaluationContext(tmp_path, tmp_path / "cache", "cpu", "32-true")
+    with pytest.raises(UserError, match="none of 1 rows can be used: a list as text"):
+        evaluator.evaluate(Candidates((saved["llama"],)), context)
+
+
 def test_rows_that_a_model_cannot_use_are_left_out_for_all_models(saved, two_models, tmp_path, monkeypatch):
     """One row is unusable in itself, one is rejected by a model's template: the others give the same results."""
 
