@@ -63,11 +63,11 @@ def render(example: Example, template: str, tokenizer: Any) -> Rendered:
 
 
 def _must_be_written(example: Example) -> Iterator[str]:
-    """The reasoning and the questions, of which some chat templates leave out a part."""
+    """The reasoning, the questions and the text next to calls, of which some chat templates leave out a part."""
     for role, content, _, fields in example.turns:
         if fields:
             yield from (fields[key] for key in ("reasoning_content", "thinking") if key in fields)
-        if role != "assistant" and role != "tool":
+        if (role != "assistant" and role != "tool") or "tool_calls" in fields:
             yield content
 
 

@@ -165,6 +165,13 @@ def test_a_token_of_two_answers_is_counted_once(make_tokenizer):
     assert encoded(turns, tokenizer).spans == [(1, 2), (2, 3)], "a, bc, d"
 
 
+def test_text_next_to_a_call_that_a_template_leaves_out_is_counted():
+    beside = Turn("assistant", "I look.", fields={"tool_calls": [CALL]})
+    turns = (QUESTION, beside, RESULT, said("Dry."))
+    assert encoded(turns, with_template(THREE_ENDS), tools=TOOLS).text_omitted
+    assert not encoded(turns, with_template(NO_END), tools=TOOLS).text_omitted
+
+
 def test_arguments_are_json_where_a_template_joins_them_with_text():
     template = NO_END.replace("call.function.name", "call.function.name + ' ' + call.function.arguments")
     call, answer = answers(template, QUESTION, called(), RESULT, said("Dry."))
