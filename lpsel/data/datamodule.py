@@ -130,8 +130,8 @@ class SubsetDataModule(L.LightningDataModule):
 
     @cached_property
     def prefixes(self) -> Prefixes:
-        """The prefixes that rows share."""
-        return find_prefixes(self.tokens)
+        """The prefixes that rows share, which take at most half of a pack."""
+        return find_prefixes(self.tokens, min(self.train_tokens, self.score_tokens) // 2)
 
     @cached_property
     def own_lengths(self) -> NDArray[np.int32]:

@@ -29,18 +29,36 @@ class Prefixes:
     length_N: NDArray[np.int32]
 
 
-def find_prefixes(tokens: Tokens) -> Prefixes:
-    """Find prefixes in a sample of the rows, then every row that begins with one of them."""
+def find_prefixes(tokens: Tokens, most: int | None = None) -> Prefixes:
+    """Find prefixes in a sample of the rows, then every row that begins with one of them.
+
+    Args:
+        most: tokens of all prefixes together; those that save the most are kept. None for no limit.
+    """
     every = max(1, len(tokens) // SAMPLE)
     sample = [heads[::every].copy() for heads, _ in _heads(tokens) if len(heads)]  # a view would keep all of them
     ids = [np.empty(0, dtype=np.int32)]
     if sample:
         ids += sorted(_shared(np.concatenate(sample)), key=len)
+    prefixes = _assigned(tokens, ids)
+    if most is None or sum(map(len, ids)) <= most:
+        return prefixes
+    rows = np.bincount(prefixes.group_N, minlength=len(ids))
+    kept, total = [0], 0
+    for number in sorted(range(1, len(ids)), key=lambda number: -rows[number] * len(ids[number])):
+        if total + len(ids[number]) <= most:
+            kept.append(number)
+            total += len(ids[number])
+    return _assigned(tokens, [ids[number] for number in sorted(kept)])
+
+
+def _assigned(tokens: Tokens, ids: list[NDArray[np.int32]]) -> Prefixes:
+    """The longest of the prefixes that each row begins with."""
     group_N = np.zeros(len(tokens), dtype=np.int16)
     start = 0
     for heads_RW, free_R in _heads(tokens):
         part = group_N[start : start + len(heads_RW)]
-        for number, prefix in enumerate(ids[1:], start=1):  # the longest one wins
+        for number, prefix in enumerate(ids[1:], start=1):
             begins = (heads_RW[:, : len(prefix)] == prefix).all(axis=1)
             part[begins & (free_R >= len(prefix))] = number
         start += len(heads_RW)

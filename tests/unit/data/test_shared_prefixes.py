@@ -4,6 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lpsel.data.datamodule import SubsetDataModule
 from lpsel.data.packing import collate
 from lpsel.data.shared_prefixes import SHORTEST, find_prefixes
 from lpsel.data.tokens import Batch
@@ -54,6 +55,20 @@ def test_a_prefix_ends_before_the_first_label():
 
 def test_rows_that_begin_differently_share_nothing():
     assert find_prefixes(Rows([([i] * 20, 10) for i in range(9)])).length_N.tolist() == [0] * 9
+
+
+def test_prefixes_take_at_most_half_of_a_pack():
+    """Five system turns of 100 tokens, of which the last two are those of more rows."""
+    kinds = [*range(5), *range(5), 3, 4]
+    rows = Rows([([*range(100 * kind, 100 * kind + 100), 900 + i, 1, 2], 101) for i, kind in enumerate(kinds)])
+    rows.response_tokens = np.full(len(rows), 2)
+    assert len(find_prefixes(rows).ids) == 6
+    data = SubsetDataModule(rows, batch_size=4, seed=0, train_tokens=1000, score_tokens=500, record=True)
+    assert [ids[:1].tolist() for ids in data.prefixes.ids] == [[], [300], [400]]
+    assert data.prefixes.length_N.tolist() == [100 * (kind >= 3) for kind in kinds]
+    assert data.room(500) == 300
+    assert [len(pack) for [pack] in data.rounds()] == [2, 2, 8], "6 rows of 103 tokens, then 6 of 3"
+    assert len(find_prefixes(rows, 99).ids) == 1
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 30), st.integers(1, 9)), min_size=1, max_size=40))
