@@ -33,7 +33,7 @@ def find_prefixes(tokens: Tokens, most: int | None = None) -> Prefixes:
     """Find prefixes in a sample of the rows, then every row that begins with one of them.
 
     Args:
-        most: tokens of all prefixes together; those that save the most are kept. None for no limit.
+        most: tokens of all prefixes together, of which those that save the most are kept; None for no limit.
     """
     every = max(1, len(tokens) // SAMPLE)
     sample = [heads[::every].copy() for heads, _ in _heads(tokens) if len(heads)]  # a view would keep all of them

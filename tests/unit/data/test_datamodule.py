@@ -22,7 +22,7 @@ class Tokens(SimpleNamespace):
 
 @pytest.fixture
 def data(monkeypatch):
-    monkeypatch.setattr("lpsel.data.datamodule.find_prefixes", lambda tokens: SimpleNamespace(ids=[], length_N=0))
+    monkeypatch.setattr("lpsel.data.datamodule.find_prefixes", lambda *_: SimpleNamespace(ids=[], length_N=0))
     module = SubsetDataModule(Tokens(), batch_size=32, seed=0, train_tokens=2048, score_tokens=2048, record=True)
 
     def of(attention):

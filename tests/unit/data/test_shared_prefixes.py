@@ -66,7 +66,7 @@ def test_prefixes_take_at_most_half_of_a_pack():
     data = SubsetDataModule(rows, batch_size=4, seed=0, train_tokens=1000, score_tokens=500, record=True)
     assert [ids[:1].tolist() for ids in data.prefixes.ids] == [[], [300], [400]]
     assert data.prefixes.length_N.tolist() == [100 * (kind >= 3) for kind in kinds]
-    assert data.room(500) == 300
+    assert data.packing(500)[1] == 300
     assert [len(pack) for [pack] in data.rounds()] == [2, 2, 8], "6 rows of 103 tokens, then 6 of 3"
     assert len(find_prefixes(rows, 99).ids) == 1
 
