@@ -137,7 +137,7 @@ def mean_relative_drop(nll_EN: Floats) -> Floats:
 
 
 def known_level(nll_EN: Floats, rows_N: NDArray[np.bool_]) -> float:
-    """The median NLL of rows after the last recorded epoch: below it before training, a row counts as known.
+    """The median NLL of rows after the last epoch of the records: below it before training, a row counts as known.
 
     NaN if no row has a record.
     """

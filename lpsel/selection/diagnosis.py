@@ -32,7 +32,7 @@ def diagnosis(selection: Selection, characters_2N: NDArray[np.int32], near: Near
         characters_2N: of the prompt and the response of every row, used where there are no token counts.
         near: of the selected rows, once for every content.
     """
-    table, selected = selection.table, selection.selected
+    table, selected = selection.spec.used(selection.table), selection.selected
     unit = "tokens" if table.tokens_known else "characters"
     prompt_N, response_N = (table.prompt_tokens, table.response_tokens) if table.tokens_known else characters_2N
     scored = selection.reason < 0 if selection.bucket is None else selection.bucket >= 0

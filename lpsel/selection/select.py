@@ -157,11 +157,12 @@ def select(table: ScoreTable, spec: SelectionSpec, pct: float, seed: int) -> Sel
     exclude_texts(table, spec, exclusions)
     ranking = spec.rank(table, seed)
     score, odd = _checked_scores(ranking, table, spec, exclusions)
+    nll = spec.used(table).nll
     if spec.known == "drop":
         level = spec.known_level
-        exclusions.add(KNOWN, table.nll[0] < (known_level(table.nll, supervised) if level is None else level))
+        exclusions.add(KNOWN, nll[0] < (known_level(nll, supervised) if level is None else level))
     if spec.rising == "drop":
-        exclusions.add(RISING, rises(table.nll))
+        exclusions.add(RISING, rises(nll))
     key = hardness = -score if ranking.descending else score
     if ranking.score is None:
         key = np.zeros(len(table))

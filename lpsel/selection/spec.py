@@ -44,8 +44,8 @@ class SelectionSpec:
             if that is set.
         duplicates: drop to select only the first of several rows with the same content.
         known: drop to leave out rows whose loss before training is below `known_level`; if that is None, below the
-            median after the last recorded epoch.
-        rising: drop to leave out rows whose loss after any recorded epoch is above that before training.
+            median after the last epoch that the rule uses.
+        rising: drop to leave out rows whose loss after any epoch that the rule uses is above that before training.
         min_response_tokens: rows with fewer supervised tokens are not selected; None for no such limit.
         allocation: of the rows to clusters: proportional to their sizes, equal, or cluster_mean.
         length: matched to select from all lengths of responses in proportion.
@@ -146,10 +146,13 @@ class SelectionSpec:
         )
         return f"selection.{next(names, 'column')}"
 
+    def used(self, table: ScoreTable) -> ScoreTable:
+        """The table without epochs after `epochs`, so that a file with more of them selects the same rows."""
+        return table if self.epochs is None else table.first_epochs(self.epochs)
+
     def rank(self, table: ScoreTable, seed: int) -> Ranking:
         """The rule's ranking of a table, from as many epochs as `epochs`."""
-        known = table if self.epochs is None else table.first_epochs(self.epochs)
-        return self.rule(known, seed=seed, **self.options)
+        return self.rule(self.used(table), seed=seed, **self.options)
 
     def percentage(self, pct: float, n_total: int) -> float:
         """The percentage of n_total rows to select when the command's is `pct`.

@@ -191,6 +191,19 @@ def test_known_and_rising_rows_are_left_out_with_a_reason(make_table, make_spec)
     assert chosen(rising) == [1, 2, 3]
 
 
+def test_epochs_that_the_rule_does_not_use_change_nothing(make_table, make_spec):
+    # NLL 1, 2, 3, 4 become 1.5, 1, 2, 2 after epoch 1, with a median of 1.75: row 0 is known and rises. After epoch 2,
+    # with a median of 0.4, no row would be known and row 3 would rise.
+    nll = np.array([[1.0, 2, 3, 4], [1.5, 1, 2, 2], [0.1, 0.3, 0.5, 5]])
+    one_epoch, two_epochs = make_table(np.exp(nll[:2])), make_table(np.exp(nll))
+    for setting in {"known": "drop"}, {"rising": "drop"}, {"known": "drop", "known_level": 2.5}, {}:
+        one, two = (select(each, make_spec("lp_app_nll", **setting), 50, 0) for each in (one_epoch, two_epochs))
+        assert one.reason.tolist() == two.reason.tolist()
+        assert chosen(one) == chosen(two)
+    assert select(two_epochs, make_spec("lp_app_nll", known="drop"), 50, 0).counts == {"already known": 1}
+    assert select(two_epochs, make_spec("lp_app_nll", rising="drop"), 50, 0).counts == {"loss rises": 1}
+
+
 def test_known_and_rising_rows_need_the_records_that_tell_them(make_table, make_spec):
     assert [make_spec("random", **{option: "drop"}).epochs for option in ("known", "rising")] == [1, 1]
     assert make_spec("random", known="drop", known_level=1.0).epochs == 0
