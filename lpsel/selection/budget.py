@@ -30,9 +30,14 @@ def check_pct(pct: Any) -> float:
     return float(pct)
 
 
+def part_of(pct: float, total: int) -> Fraction:
+    """pct/100 x total, exactly: pct counts as the decimal number it is written as."""
+    return Fraction(repr(float(pct))) / 100 * total
+
+
 def rounded_rows(pct: float, n_total: int) -> int:
-    """pct/100 x n_total, rounded half up, exactly: pct counts as the decimal number it is written as."""
-    return math.floor(Fraction(repr(float(pct))) / 100 * n_total + Fraction(1, 2))
+    """pct/100 x n_total, rounded half up, exactly."""
+    return math.floor(part_of(pct, n_total) + Fraction(1, 2))
 
 
 def row_budget(pct: float, n_total: int) -> int:

@@ -3,6 +3,7 @@
 N rows, M eligible rows, C clusters
 """
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from lpsel.selection.budget import (
     exact_shares,
     hardness_weights,
     paper_shares,
+    part_of,
     rank_in_clusters,
     row_budget,
     thirds,
@@ -250,7 +252,7 @@ def _bucket(
 
 def _rows_of_tokens(tokens_N: NDArray[np.int32], pct: float, most: int, choose: Callable[[int], Choice]) -> int:
     """The largest number of rows, 1 to `most`, that have at most pct percent of the tokens of all rows."""
-    budget = pct / 100 * int(tokens_N.sum())
+    budget = math.floor(part_of(pct, int(tokens_N.sum())))
     return max(1, bisect_right(range(1, most + 1), budget, key=lambda n: int(tokens_N[choose(n).rows].sum())))
 
 

@@ -1,5 +1,7 @@
 """A percentage of the tokens of all rows."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -21,6 +23,13 @@ def test_the_hardest_rows_that_fit_are_selected(make_table, make_spec):
     assert rows(60) == [0, 2, 4]
     assert rows(15) == [4], "at least one row"
     assert rows(100) == [0, 1, 2, 3, 4]
+
+
+def test_the_budget_is_exact(make_table, make_spec):
+    # Rows of one token, so that 29% of 100 tokens are 29 rows; in floats, 29 / 100 * 100 is 28.999999999999996.
+    table = make_table([[100.0] * 100, np.linspace(10, 50, 100)])
+    table = replace(table, prompt_tokens=np.zeros(100, np.int32))
+    assert select(table, make_spec("lp_app", pct_of="tokens"), 29, 0).n_selected == 29
 
 
 @settings(max_examples=30, deadline=None)
