@@ -29,7 +29,8 @@ def read_external(path: Path, rows: Callable[[], int]) -> pa.Table | None:
     """The numeric columns of a file or folder of one of these tools, by row; None for anything else.
 
     - Bergson: `score` of the only query, otherwise `score_0`, `score_1`, ... and `score`, their mean. Scores of tokens
-      are summed over each document, since influence adds up. Cells that are not written are null.
+      are summed over each document, since influence adds up. Cells that are not written, and the documents that they
+      are tokens of, are null.
     - DataFlex: the metrics in `step_N.json`, such as `loss`. Rows that were not selected are null.
     - lm-eval: the metrics in `samples_TASK_TIME.jsonl`; a pair of a sum and a weight is divided. With several filters,
       columns are named `METRIC,FILTER`. Documents are the rows; those that were not evaluated are null.
@@ -73,8 +74,9 @@ def _bergson(folder: Path, rows: Callable[[], int]) -> dict[str, NDArray[np.floa
     score_QT = [np.where(stored[f"written_{q}"], score_T, np.nan) for q, score_T in enumerate(score_QT)]
     if info.get("attribute_tokens"):
         ends = np.load(folder / "offsets.npy", allow_pickle=False)
-        sums = [np.concatenate([[0.0], np.cumsum(score_T)]) for score_T in score_QT]
-        score_QT = [each[ends[1:]] - each[ends[:-1]] for each in sums]
+        items = len(ends) - 1
+        item_T = np.repeat(np.arange(items), np.diff(ends))
+        score_QT = [_floats(np.bincount(item_T, score_T, items)) for score_T in score_QT]
     columns = {f"score_{q}": score_N for q, score_N in enumerate(score_QT)} if len(score_QT) > 1 else {}
     return columns | {"score": np.mean(score_QT, axis=0)}
 

@@ -66,6 +66,12 @@ def test_bergsons_scores_of_tokens_are_summed_over_each_row(tmp_path):
     assert columns(folder, "score") == [[7.0, 0.0, 8.0]]
 
 
+def test_a_token_that_bergson_has_not_written_leaves_only_its_row_undefined(tmp_path):
+    score = np.array([[1.0], [2], [3], [4], [5], [6]])  # 1 + 2, 3 + 4 with 3 missing, 5 + 6
+    folder = write_bergson(tmp_path / "scores", score, offsets=[0, 2, 4, 6], unwritten=[(2, 0)])
+    assert columns(folder, "score") == [[3.0, pytest.approx(np.nan, nan_ok=True), 11.0]]
+
+
 def test_dataflex_has_values_of_the_selected_rows(tmp_path):
     file = tmp_path / "step_10.json"
     file.write_text(json.dumps({"indices": [3, 0, 3], "metric": {"loss": [0.5, 2.0, 0.5]}}))
