@@ -25,6 +25,7 @@ from lpsel.scoring.table import ScoreTable, from_arrow
 
 RECORDED = re.compile(r"(nll|ppl)_(0|[1-9][0-9]*)")
 OPTIONAL = ("index", "id", "prompt_tokens", "response_tokens", "truncated", "cluster", "unusable")
+TEXTS = ("string", "large_string", "string_view")  # types, also of the values of a dictionary
 MINIMUM = {"nll": (0, "losses"), "ppl": (1, "perplexities")}
 ROUNDING = 1e-3  # by which a record may be below the minimum
 FILES = "use a scores folder, or a .parquet, .csv or .npz file"
@@ -215,12 +216,14 @@ class _Columns:
         )
 
     def _unusable(self) -> pa.Array | None:
-        """The kinds of skipped rows, None if there are none."""
+        """The kinds of skipped rows, None if there are none. Arrow reads empty cells of a CSV file as empty strings."""
         if "unusable" not in self.names or (column := self.table["unusable"]).null_count == len(column):
             return None
-        if not pa.types.is_string(column.type):
+        if str(column.type.value_type if pa.types.is_dictionary(column.type) else column.type) not in TEXTS:
             raise self._wrong("unusable", "a string where a row cannot be used, else empty")
-        return _one_array(column)
+        texts = _one_array(column.cast(pa.string()))
+        kinds = pc.if_else(pc.equal(texts, ""), None, texts)
+        return None if kinds.null_count == len(kinds) else kinds
 
     def _recorded(self, optional: bool) -> tuple[str, int]:
         """The kind of records, nll or ppl, and the number of their columns, which may be 0 if they are optional."""

@@ -55,6 +55,31 @@ def test_a_scores_table_is_read_as_it_is(save):
     ]
 
 
+@pytest.mark.parametrize("kind", ["string", "large_string", "dictionary"])
+def test_unusable_rows_are_those_with_a_text(save, kind):
+    unusable = pa.array([None, "images", ""])
+    unusable = unusable.dictionary_encode() if kind == "dictionary" else unusable.cast(kind)
+    table = read_scores(save(SCORES | {"unusable": unusable}))
+    assert table.unusable.type == pa.string()
+    assert table.unusable.to_pylist() == [None, "images", None]
+    assert table.usable.tolist() == [True, False, True]
+    assert read_scores(save(SCORES | {"unusable": pa.array(["", None, ""])})).unusable is None
+
+
+def test_unusable_rows_may_be_string_views(tmp_path):
+    pytest.importorskip("pyarrow", "22", "older versions neither write nor cast string views")
+    unusable = pa.array([None, "images", ""], pa.string_view())
+    pq.write_table(pa.table(SCORES | {"unusable": unusable}), tmp_path / "scores.parquet")
+    assert read_scores(tmp_path / "scores.parquet").unusable.to_pylist() == [None, "images", None]
+
+
+@pytest.mark.parametrize("unusable", [[1, 2, 3], [["a"], ["b"], ["c"]]])
+def test_unusable_rows_need_a_text(tmp_path, unusable):
+    pq.write_table(pa.table(SCORES | {"unusable": unusable}), tmp_path / "scores.parquet")
+    with pytest.raises(UserError, match=r"column unusable is .*, must be a string where a row cannot be used"):
+        read_scores(tmp_path / "scores.parquet")
+
+
 def test_a_scores_folder_is_as_good_as_its_table(tmp_path):
     pq.write_table(pa.table(SCORES), tmp_path / "scores.parquet")
     seal(tmp_path / "manifest.json", ["scores.parquet"], {"format": 1})
