@@ -4,6 +4,7 @@ N rows, M rows that every part ranks
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from lpsel.scoring.table import ScoreTable
 from lpsel.selection.rules import Ranking, Rule
 from lpsel.selection.spec import SelectionSpec, selection
 
+# Settings that say which rows are selected, which the combined rule has once.
+OF_ALL = ("budget", "bucket", "allocation", "length", "pct_of", "duplicates", "known", "rising", "min_response_tokens")
+
 
 def combined_spec(parts: Mapping[str, SelectionSpec], weights: Mapping[str, float], **settings: Any) -> SelectionSpec:
     """The spec of a rule that ranks by several others and needs what they need.
@@ -24,7 +28,8 @@ def combined_spec(parts: Mapping[str, SelectionSpec], weights: Mapping[str, floa
     have no score.
 
     Raises:
-        UserError: a weight that is 0 or not a number, or a rule that picks rows without scoring them.
+        UserError: a weight that is 0 or not a number, a rule that picks rows without scoring them, or one with settings
+            of its own.
     """
     for name, weight in weights.items():
         if not is_number(weight) or weight == 0:
@@ -34,6 +39,11 @@ def combined_spec(parts: Mapping[str, SelectionSpec], weights: Mapping[str, floa
             raise UserError("selection.combine", name, problem, hint)
         if parts[name].rule.uses_query or parts[name].group is not None:
             raise UserError("selection.combine", name, "cannot be combined", "combine rules that only need scores")
+        for setting in OF_ALL:
+            if (value := getattr(parts[name], setting)) != getattr(SelectionSpec, setting):
+                problem = f"sets selection.{setting}={value}, which parts cannot"
+                hint = f"combine a rule that does not, and set selection.{setting} for all parts"
+                raise UserError("selection.combine", name, problem, hint)
 
     def mean_rank(table: ScoreTable, *, seed: int, combine: Mapping[str, float]) -> Ranking:
         rankings = {name: part.rank(table, seed) for name, part in parts.items()}
@@ -49,10 +59,11 @@ def combined_spec(parts: Mapping[str, SelectionSpec], weights: Mapping[str, floa
         score_N[ranked_N] = mean_M / sum(map(abs, combine.values()))
         return Ranking(score_N, excluded)
 
-    known = [part.epochs for part in parts.values() if part.epochs is not None]
     columns = dict.fromkeys(column for part in parts.values() for column in part.columns)
-    needs = {"epochs": max(known, default=None), "columns": list(columns)}
-    return selection(rule=Rule(mean_rank), combine=dict(weights), **settings | needs)
+    rule = Rule(mean_rank, uses_lengths=any(part.rule.uses_lengths for part in parts.values()))
+    spec = selection(rule=rule, combine=dict(weights), **settings | {"columns": list(columns)})
+    epochs = [part.epochs for part in (*parts.values(), spec) if part.epochs is not None]
+    return replace(spec, epochs=max(epochs, default=None))
 
 
 def _lowest_first(ranking: Ranking) -> NDArray[np.float64]:

@@ -48,6 +48,19 @@ def test_one_part_selects_as_on_its_own(make_table, make_spec):
         assert (on_its_own == part).all()
 
 
+def test_more_epochs_than_the_parts_need_are_kept():
+    assert combined(name="combine", combine={"lp_app": 1}, epochs=3).epochs == 3
+    assert combined(name="combine", combine={"lp_app": 1, "lp": 1}, epochs=2).epochs == 3
+    assert combined(name="combine", combine={"longest": 1}).epochs is None
+    assert combined(name="combine", combine={"longest": 1}, known="drop").epochs == 1
+
+
+def test_a_part_that_ranks_by_length_needs_token_counts(make_table):
+    table = make_table([[4.0, 4.0], [2.0, 3.0]], tokens_known=False)
+    with pytest.raises(UserError, match="selection=combine: these scores have no token counts"):
+        select(table, combined(name="combine", combine={"lp_app": 1, "longest": 1}), 50, 0)
+
+
 def test_released_records_against_scipy(shared_data):
     shared_data("perplexities_dolly.npz")
     table = read_scores(shared_data.folder / "perplexities_dolly.npz", "opt-350m")
@@ -67,6 +80,8 @@ def test_released_records_against_scipy(shared_data):
         ({"lp": "much"}, "selection.combine.lp", "must be a number other than 0"),
         ({"k_center": 1}, "selection.combine", "picks rows one after another and has no ranks"),
         ({"score_column": 1}, "selection.combine", "cannot be combined"),
+        ({"buckets_high": 1}, "selection.combine", "sets selection.bucket=high, which parts cannot"),
+        ({"lp_app_nll_matched": 1}, "selection.combine", "sets selection.length=matched, which parts cannot"),
     ],
 )
 def test_what_cannot_be_combined_is_an_error(combine, name, problem):
