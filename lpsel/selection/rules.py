@@ -67,6 +67,7 @@ class Rule:
         uses_lengths: the rule ranks by token counts.
         uses_query: the rule selects for examples of the user's task.
         takes_all: the rule is for training on everything, rows with an empty answer included.
+        epochs: recorded epochs that its formula needs at least; None if it needs no records.
     """
 
     function: Callable[..., Ranking]
@@ -74,6 +75,7 @@ class Rule:
     uses_lengths: bool = False
     uses_query: bool = False
     takes_all: bool = False
+    epochs: int | None = None
 
     def __call__(self, table: ScoreTable, *, seed: int, **options: Any) -> Ranking:
         return self.function(table, seed=seed, **options)
@@ -112,7 +114,7 @@ def cluster_random(table: ScoreTable, *, seed: int) -> Ranking:
     return Ranking(turn[code] + key, arbitrary=True)
 
 
-@Rule
+@partial(Rule, epochs=2)
 def lp(table: ScoreTable, *, seed: int, basis: Basis = "perplexity") -> Ranking:
     """LP(1), hardest (lowest) first, over all epochs of the table (Mekala, Nguyen, Shang 2024).
 
@@ -121,7 +123,7 @@ def lp(table: ScoreTable, *, seed: int, basis: Basis = "perplexity") -> Ranking:
     return Ranking(learning_percentage(table, "lp", basis), unit=True)
 
 
-@Rule
+@partial(Rule, epochs=1)
 def lp_app(table: ScoreTable, *, seed: int, basis: Basis = "perplexity") -> Ranking:
     """LP_app(1), hardest (lowest) first, from one epoch (Mekala, Nguyen, Shang 2024).
 
@@ -130,19 +132,19 @@ def lp_app(table: ScoreTable, *, seed: int, basis: Basis = "perplexity") -> Rank
     return Ranking(learning_percentage(table, "lp_app", basis), unit=True)
 
 
-@Rule
+@partial(Rule, epochs=2)
 def lp_nll(table: ScoreTable, *, seed: int) -> Ranking:
     """LP(1) of mean NLLs (log-perplexities) in place of perplexities, lowest first."""
     return lp(table, seed=seed, basis="nll")
 
 
-@Rule
+@partial(Rule, epochs=1)
 def lp_app_nll(table: ScoreTable, *, seed: int) -> Ranking:
     """LP_app(1) of mean NLLs, lowest first: relative to where a row starts, unlike that of perplexities."""
     return lp_app(table, seed=seed, basis="nll")
 
 
-@partial(Rule, uses_query=True)
+@partial(Rule, uses_query=True, epochs=1)
 def task_lp(table: ScoreTable, *, seed: int) -> Ranking:
     """The relative drop in NLL after training on examples of the user's task, highest first (Yang, He, Cheng 2026).
 
@@ -157,7 +159,7 @@ def longest(table: ScoreTable, *, seed: int) -> Ranking:
     return Ranking(table.response_tokens.astype(np.float64), descending=True)
 
 
-@Rule
+@partial(Rule, epochs=0)
 def perplexity(table: ScoreTable, *, seed: int, band: Band = "high") -> Ranking:
     """Perplexity before training: the highest, the lowest, or the closest to the median (Marion et al. 2023).
 
@@ -174,7 +176,7 @@ def perplexity(table: ScoreTable, *, seed: int, band: Band = "high") -> Ranking:
     return Ranking(ppl_N, descending=band == "high")
 
 
-@Rule
+@partial(Rule, epochs=0)
 def grape(table: ScoreTable, *, seed: int) -> Ranking:
     """The answer to every prompt that the model finds most likely before training (Zhang, Dai, Peng 2025).
 
@@ -192,7 +194,7 @@ def grape(table: ScoreTable, *, seed: int) -> Ranking:
     return Ranking(score_N)
 
 
-@Rule
+@partial(Rule, epochs=0)
 def ifd(table: ScoreTable, *, seed: int) -> Ranking:
     """Instruction-following difficulty: loss with the prompt over loss without, highest first below 1 (Li et al. 2024).
 
@@ -203,7 +205,7 @@ def ifd(table: ScoreTable, *, seed: int) -> Ranking:
     return Ranking(ratio_N, {"IFD of 1 or more": ratio_N >= 1}, descending=True)
 
 
-@Rule
+@partial(Rule, epochs=0)
 def superfilter(table: ScoreTable, *, seed: int) -> Ranking:
     """IFD of a small model as a ratio of perplexities, highest first below 1 (Superfiltering, Li et al. 2024)."""
     with np.errstate(over="ignore", invalid="ignore"):
@@ -211,13 +213,13 @@ def superfilter(table: ScoreTable, *, seed: int) -> Ranking:
     return Ranking(ratio_N, {"IFD of 1 or more": ratio_N >= 1}, descending=True)
 
 
-@Rule
+@partial(Rule, epochs=0)
 def el2n(table: ScoreTable, *, seed: int) -> Ranking:
     """EL2N before training, the 2-norm of the error of the predicted distribution, highest first (Paul et al. 2021)."""
     return Ranking(table.columns["el2n_0"], descending=True)
 
 
-@Rule
+@partial(Rule, epochs=1)
 def forgetting(table: ScoreTable, *, seed: int) -> Ranking:
     """The most forgotten rows, by the NLLs of successive recorded passes (after Toneva et al. 2019).
 
@@ -226,7 +228,7 @@ def forgetting(table: ScoreTable, *, seed: int) -> Ranking:
     return Ranking(forgetting_events(table.nll), descending=True)
 
 
-@Rule
+@partial(Rule, epochs=1)
 def learning_speed(table: ScoreTable, *, seed: int) -> Ranking:
     """Slowest learned first, by the NLL curve over the recorded epochs (after Jiang et al. 2021)."""
     return Ranking(mean_relative_drop(table.nll), unit=True)

@@ -78,8 +78,11 @@ class SelectionSpec:
             check_choice(f"selection.{name}", getattr(self, name), choices)
         if self.bucket is not None:
             check_choice("selection.bucket", self.bucket, BUCKETS, "set selection.bucket=null for no buckets")
-        if self.epochs is not None:
-            check_int("selection.epochs", self.epochs, 0, hint="set selection.epochs=null for a rule without scores")
+        needed = self.rule.epochs
+        if self.epochs is not None or needed is not None:
+            without = "set selection.epochs=null for a rule without scores"
+            hint = without if needed is None else f"leave it out: selection={self.name} needs that many"
+            check_int("selection.epochs", self.epochs, needed or 0, hint=hint)
         if self.known_level is not None:
             check_number("selection.known_level", self.known_level, hint="set it to null for the median after training")
         if self.min_response_tokens is not None:

@@ -19,7 +19,7 @@ MOST_ROWS = 200_000  # that k-means visits in every iteration; the others are as
 BLOCK = 65_536  # trajectories whose distances to all means are computed at once
 
 
-@partial(Rule, picks_rows=True)
+@partial(Rule, picks_rows=True, epochs=1)
 def s2l(table: ScoreTable, *, seed: int, trajectory_clusters: int = 100) -> Ranking:
     """Rows in equal numbers from clusters of loss trajectories, at random within each.
 

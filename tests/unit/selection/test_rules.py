@@ -269,3 +269,19 @@ def test_sizes_are_exact_and_the_order_of_rows_does_not_matter(make_table, make_
     assert selection.n_selected == min((n + 1) // 2, selection.n_eligible)
     shuffled = select(replace(table.take(order), index=table.index[order]), spec, 50, 1)
     assert (shuffled.selected == selection.selected[order]).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        *({"lp": 2, "lp_nll": 2, "lp_app": 1, "lp_app_nll": 1, "task_lp": 1, "forgetting": 1}.items()),
+        *({"learning_speed": 1, "s2l": 1, "perplexity": 0, "grape": 0, "ifd": 0, "superfilter": 0, "el2n": 0}.items()),
+    ],
+)
+def test_a_rule_has_at_least_the_epochs_of_its_formula(make_spec, name, least):
+    assert make_spec(name, epochs=least).epochs == least
+    for fewer in (None, least - 1):
+        with pytest.raises(UserError) as caught:
+            make_spec(name, epochs=fewer)
+        assert (caught.value.name, caught.value.value) == ("selection.epochs", fewer)
+        assert caught.value.problem == f"must be an integer, at least {least}"

@@ -223,7 +223,8 @@ def test_no_eligible_row_is_an_error(make_table, make_spec):
     [
         ({"budget": "exakt"}, "must be one of exact, paper"),
         ({"bucket": "lowest"}, "must be one of low, mid, high"),
-        ({"epochs": -1}, "must be an integer, at least 0"),
+        ({"epochs": 1}, "must be an integer, at least 2"),
+        ({"epochs": None}, "must be an integer, at least 2"),
         ({"known": "leave"}, "must be one of keep, drop"),
         ({"known_level": "low"}, "must be a number"),
         ({"rising": True}, "must be one of keep, drop"),
