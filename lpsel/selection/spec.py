@@ -110,8 +110,8 @@ class SelectionSpec:
 
     @property
     def uses_clusters(self) -> bool:
-        """Whether clusters can affect the selection: not if all rows are selected."""
-        return self.clusters != "none" and self.pct != 100
+        """Whether clusters can affect the selection: shares do not if all rows are selected."""
+        return self.clusters == "rule" or (self.clusters == "shared" and (self.pct != 100 or self.bucket is not None))
 
     @property
     def needs_vectors(self) -> bool:

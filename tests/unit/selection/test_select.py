@@ -238,6 +238,14 @@ def test_an_invalid_choice_is_an_error(make_spec, fields, problem):
     assert caught.value.problem == problem
 
 
+def test_shares_of_all_rows_need_no_clusters_but_buckets_and_rules_do(make_spec):
+    assert make_spec("lp").uses_clusters
+    assert not make_spec("lp", pct=100).uses_clusters
+    assert make_spec("lp", pct=100, bucket="low").uses_clusters
+    assert make_spec("cluster_random", pct=100, clusters="rule").uses_clusters
+    assert not make_spec("lp", clusters="none", bucket="low").uses_clusters
+
+
 def test_an_invalid_percentage_is_an_error_before_scoring(make_spec):
     with pytest.raises(UserError, match="pct=0: must be in"):
         make_spec("lp").percentage(0, 100)
