@@ -77,7 +77,7 @@ def write_selection(
     shown = selection.table.index[np.concatenate([*positions.values()])].tolist()
     compared = selection.table.index[sample(np.flatnonzero(selection.selected))].tolist()
     subset_path, seen = write_subset(source, selection.selected, run_dir, shown, compared)
-    statistics = summary(selection, seen.mean_characters(selection.selected))
+    statistics = summary(selection, seen.mean_characters(selection.selected, selection.table.usable))
     diagnosed = diagnosis(selection, seen.characters, near_duplicates([*seen.texts.values()]))
     hashes = {path.name: sha256_of(path) for path in (subset_path, table_path)}
 

@@ -46,10 +46,10 @@ class Seen:
             text = example.embedding_text()
             self.texts[example.content_id()] = text if len(text) <= 2 * ENDS else f"{text[:ENDS]} {text[-ENDS:]}"
 
-    def mean_characters(self, selected: NDArray[np.bool_]) -> dict[str, dict[str, float]]:
-        """Mean characters per row of `prompt` and `response`, for the `selected` rows and for `all`."""
+    def mean_characters(self, selected: NDArray[np.bool_], usable: NDArray[np.bool_]) -> dict[str, dict[str, float]]:
+        """Mean characters per row of `prompt` and `response`, for the `selected` rows and for `all` usable ones."""
         return {
-            side: {"selected": float(characters_N[selected].mean()), "all": float(characters_N.mean())}
+            side: {"selected": float(characters_N[selected].mean()), "all": float(characters_N[usable].mean())}
             for side, characters_N in zip(("prompt", "response"), self.characters, strict=True)
         }
 

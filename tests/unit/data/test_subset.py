@@ -43,8 +43,10 @@ def test_characters_of_all_and_of_selected_rows_are_counted(form, tmp_path, requ
     _, seen = write_subset(source, np.array([False, False, True, True]), tmp_path, wanted=[])
     # Prompts "x", "", 'Say "\u00fc\u2028\\"' + "y" and "Last" + "z": 1, 0, 10, 5 characters; responses 1, 1, 0, 1.
     assert seen.characters.tolist() == [[1, 0, 10, 5], [1, 1, 0, 1]]
-    means = seen.mean_characters(np.array([False, False, True, True]))
+    means = seen.mean_characters(np.array([False, False, True, True]), np.full(4, True))
     assert means == {"prompt": {"selected": 7.5, "all": 4.0}, "response": {"selected": 0.5, "all": 0.75}}
+    means = seen.mean_characters(np.array([False, False, True, True]), np.array([True, False, True, True]))
+    assert means == {"prompt": {"selected": 7.5, "all": 16 / 3}, "response": {"selected": 0.5, "all": 2 / 3}}
 
 
 @pytest.mark.parametrize("form", ["parquet", "lines"])
