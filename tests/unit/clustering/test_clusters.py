@@ -84,6 +84,14 @@ def test_a_missing_column_is_named(source, tmp_path):
     Column("kind").check(source([0]).spec)
 
 
+def test_a_column_is_checked_in_the_first_usable_row(source):
+    rows = source([0], bad_rows="skip", cluster_column="kind")
+    Path(rows.spec.path).write_text("{\n{}\n" + Path(rows.spec.path).read_text())
+    Column().check(rows.spec)
+    with pytest.raises(UserError, match=r"cluster.column=topic: row 2 has only instruction, output, kind\."):
+        Column("topic").check(rows.spec)
+
+
 def test_kmeans_finds_the_kinds(source, encoder, tmp_path):
     cluster = KMeans(3, encoder[0]).assign(source(range(30)), tmp_path, 42)
     assert cluster.dtype == np.int32

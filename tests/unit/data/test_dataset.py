@@ -141,6 +141,12 @@ def test_a_missing_cluster_column_is_rejected(tmp_path):
     assert (caught.value.name, caught.value.value) == ("dataset.cluster_column", "topic")
 
 
+def test_a_row_to_skip_may_lack_the_cluster_column(tmp_path):
+    path = write(tmp_path / "rows.jsonl", {"topic": "a", **ADD}, {"instruction": "Bake"})
+    rows = source(path, cluster_column="topic", bad_rows="skip")
+    assert [row.unusable is None for row in rows] == [True, False]
+
+
 def test_skipping_all_rows_is_rejected(tmp_path):
     with pytest.raises(UserError, match=r"no rows after dataset\.skip=5"):
         list(source(write(tmp_path / "rows.jsonl", ADD), skip=5))
