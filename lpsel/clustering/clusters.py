@@ -6,6 +6,7 @@ Each class that implements `Clusters` is a choice in conf/cluster.
 """
 
 import logging
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -99,7 +100,7 @@ class Column:
         if isinstance(value, list | dict):
             problem = f"row {row.index} holds a {type(value).__name__}"
             raise UserError("cluster.column", name, problem, "name a column of single values")
-        return value
+        return None if isinstance(value, float) and math.isnan(value) else value
 
     def _name(self, dataset: DatasetSpec) -> str:
         name = self.column if self.column is not None else dataset.cluster_column

@@ -1,6 +1,7 @@
 """Clusters of rows."""
 
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -11,6 +12,8 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -82,6 +85,14 @@ def test_a_missing_column_is_named(source, tmp_path):
     with pytest.raises(UserError, match=r"cluster.column=topic: row 0 has only"):
         Column("topic").check(source([0]).spec)
     Column("kind").check(source([0]).spec)
+
+
+def test_rows_without_a_value_are_one_cluster(tmp_path):
+    # pandas writes a missing number as NaN, which is not equal to itself.
+    columns = {"instruction": ["a", "b", "c", "d"], "output": ["e"] * 4, "kind": [math.nan, 2.0, None, math.nan]}
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    rows = Source(DatasetSpec("rows", path=str(tmp_path / "rows.parquet")))
+    assert Column("kind").assign(rows, tmp_path, 0).tolist() == [0, 1, 0, 0]
 
 
 def test_a_column_is_checked_in_the_first_usable_row(source):
