@@ -107,7 +107,7 @@ class Column:
         if name is None:
             problem = f"dataset {dataset.name} has no cluster_column"
             raise UserError("cluster", "column", problem, "set cluster.column=NAME")
-        return name
+        return str(name)  # may look like a number
 
 
 @dataclass(frozen=True)

@@ -220,7 +220,8 @@ def combined(*, combine: dict[str, float] | None, **settings: Any) -> SelectionS
     hint = "set 'selection.combine={lp_app_nll: 1, COLUMN: .5}' with names of rules and of numeric columns"
     if not isinstance(combine, dict) or not combine:
         raise UserError("selection.combine", combine, "needs rules or columns with their weights", hint)
-    return combined_spec({name: _part(name, hint) for name in map(str, combine)}, combine, **settings)
+    weights = {str(name): weight for name, weight in combine.items()}  # a column may look like a number
+    return combined_spec({name: _part(name, hint) for name in weights}, weights, **settings)
 
 
 def _part(name: str, hint: str) -> SelectionSpec:

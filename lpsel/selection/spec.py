@@ -210,6 +210,8 @@ def selection(*, rule: Any, **settings: Any) -> SelectionSpec:
     elif settings.get("known") == "drop":
         settings["epochs"] = settings.get("epochs") or 0
     own = {f.name for f in fields(SelectionSpec)} - {"options"}
+    settings["columns"] = [_column(name) for name in settings.get("columns", ())]
+    settings["group"] = _column(settings.get("group"))
     options = {name: value for name, value in settings.items() if name not in own}
     parameters, kinds = inspect.signature(rule.function).parameters, get_type_hints(rule.function)
     for name, value in options.items():
@@ -217,7 +219,14 @@ def selection(*, rule: Any, **settings: Any) -> SelectionSpec:
             problem = f"selection={settings['name']} has no such option"
             raise UserError(f"selection.{name}", value, problem, "leave it out")
         _check_option(f"selection.{name}", value, kinds[name])
+        if kinds[name] is str:
+            options[name] = _column(value)
     return SelectionSpec(rule=rule, options=options, **{k: v for k, v in settings.items() if k in own})
+
+
+def _column(name: Any) -> str | None:
+    """The name of a column, which may look like a number."""
+    return None if name is None else str(name)
 
 
 def _check_option(name: str, value: Any, kind: Any) -> None:

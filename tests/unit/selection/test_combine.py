@@ -61,6 +61,12 @@ def test_a_part_that_ranks_by_length_needs_token_counts(make_table):
         select(table, combined(name="combine", combine={"lp_app": 1, "longest": 1}), 50, 0)
 
 
+def test_a_column_may_look_like_a_number(make_table):
+    table = make_table([[2.0] * 4], columns={"2024": np.array([1.0, 4, 2, 3])})
+    selection = select(table, combined(name="combine", combine={2024: 1}), 50, 0)
+    assert np.flatnonzero(selection.selected).tolist() == [1, 3]
+
+
 def test_released_records_against_scipy(shared_data):
     shared_data("perplexities_dolly.npz")
     table = read_scores(shared_data.folder / "perplexities_dolly.npz", "opt-350m")

@@ -54,6 +54,14 @@ def test_options_are_set_from_the_command_line():
     assert near.embedder == "sentence-transformers/all-MiniLM-L6-v2"
 
 
+def test_the_name_of_a_column_may_look_like_a_number(make_table):
+    spec = instantiate(node("selection", "score_column", "selection.column=5"))
+    assert (spec.columns, spec.options["column"]) == (["5"], "5")
+    table = make_table([[2.0] * 4], columns={"5": np.array([3.0, 1, 4, 2])})
+    assert np.flatnonzero(select(table, spec, 50, 0).selected).tolist() == [1, 3]
+    assert instantiate(node("selection", "grape", "selection.group=7")).group == "7"
+
+
 def test_rules_that_look_at_embeddings_take_the_embedder_of_the_clusters():
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         config = compose("select", overrides=["selection=k_center", "cluster.embedder=here"])
