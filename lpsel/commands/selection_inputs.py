@@ -189,10 +189,9 @@ def _given_scores(
 
 def _check(inputs: Inputs) -> None:
     spec = inputs.spec
-    if spec.uses_clusters and (inputs.given is None or not brings_clusters(inputs.given, inputs.clusters)):
-        if spec.clusters == "rule" and isinstance(inputs.clusters, NoClusters):
-            hint = "leave out cluster=none, or use another rule"
-            raise UserError("cluster", "none", f"selection={spec.name} needs clusters", hint)
+    if isinstance(inputs.clusters, NoClusters):
+        spec.check_without_clusters()
+    elif spec.uses_clusters and (inputs.given is None or not brings_clusters(inputs.given, inputs.clusters)):
         inputs.clusters.check(inputs.source.spec)
     for name in inputs.source_columns:
         _number(next(row for row in inputs.source if row.unusable is None), name, spec)

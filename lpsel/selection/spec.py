@@ -85,6 +85,9 @@ class SelectionSpec:
             check_int("selection.epochs", self.epochs, needed or 0, hint=hint)
         if self.known_level is not None:
             check_number("selection.known_level", self.known_level, hint="set it to null for the median after training")
+            if self.known == "keep":
+                hint = "set it as well, or leave out the level"
+                raise UserError("selection.known_level", self.known_level, "needs selection.known=drop", hint)
         if self.min_response_tokens is not None:
             hint = "set selection.min_response_tokens=null for no limit"
             check_int("selection.min_response_tokens", self.min_response_tokens, 1, hint=hint)
@@ -170,6 +173,13 @@ class SelectionSpec:
             hint = "set pct=33, or selection.budget=exact for smaller subsets"
             raise UserError("pct", f"{pct:g}", "the released buckets are whole thirds", hint)
         return pct
+
+    def check_without_clusters(self) -> None:
+        """Raise a UserError for what cluster=none leaves nothing to do."""
+        if self.clusters == "rule":
+            hint = "leave out cluster=none, or use another rule"
+            raise UserError("cluster", "none", f"selection={self.name} needs clusters", hint)
+        self._allow("allocates rows to clusters, and cluster=none has none", "leave it out", allocation=["proportional"])
 
     def check_records(self, table: ScoreTable) -> None:
         """Check that a table has the records and token counts that the rule needs, except the user's own columns.

@@ -154,6 +154,8 @@ RANGES = [
     Case("select selection.duplicates=hide", "selection.duplicates=hide"),
     Case("select selection.known=hide", "selection.known=hide"),
     Case("select selection.known_level=low", "selection.known_level=low"),
+    Case("select selection.known_level=2.5", "selection.known_level=2.5"),
+    Case("select selection.allocation=equal cluster=none", "selection.allocation=equal"),
     Case("select selection.rising=hide", "selection.rising=hide"),
     Case("select selection=lp selection.budget=paper selection.known=drop", "known=drop"),
     Case("select selection=s2l selection.trajectory_clusters=0", "trajectory_clusters=0"),

@@ -246,6 +246,18 @@ def test_shares_of_all_rows_need_no_clusters_but_buckets_and_rules_do(make_spec)
     assert not make_spec("lp", clusters="none", bucket="low").uses_clusters
 
 
+def test_a_setting_that_does_nothing_is_an_error(make_spec):
+    with pytest.raises(UserError) as caught:
+        make_spec("lp", known_level=2.5)
+    assert (caught.value.name, caught.value.value) == ("selection.known_level", 2.5)
+    assert caught.value.problem == "needs selection.known=drop"
+    for allocation in ("equal", "cluster_mean"):
+        with pytest.raises(UserError) as caught:
+            make_spec("lp", allocation=allocation).check_without_clusters()
+        assert (caught.value.name, caught.value.value) == ("selection.allocation", allocation)
+    make_spec("lp", known="drop", known_level=2.5).check_without_clusters()
+
+
 def test_an_invalid_percentage_is_an_error_before_scoring(make_spec):
     with pytest.raises(UserError, match="pct=0: must be in"):
         make_spec("lp").percentage(0, 100)
