@@ -67,6 +67,7 @@ class Rule:
         uses_lengths: the rule ranks by token counts.
         uses_query: the rule selects for examples of the user's task.
         takes_all: the rule is for training on everything, rows with an empty answer included.
+        uses_group: the rule compares answers to the same prompt.
         epochs: recorded epochs that its formula needs at least; None if it needs no records.
     """
 
@@ -75,6 +76,7 @@ class Rule:
     uses_lengths: bool = False
     uses_query: bool = False
     takes_all: bool = False
+    uses_group: bool = False
     epochs: int | None = None
 
     def __call__(self, table: ScoreTable, *, seed: int, **options: Any) -> Ranking:
@@ -176,7 +178,7 @@ def perplexity(table: ScoreTable, *, seed: int, band: Band = "high") -> Ranking:
     return Ranking(ppl_N, descending=band == "high")
 
 
-@partial(Rule, epochs=0)
+@partial(Rule, uses_group=True, epochs=0)
 def grape(table: ScoreTable, *, seed: int) -> Ranking:
     """The answer to every prompt that the model finds most likely before training (Zhang, Dai, Peng 2025).
 

@@ -94,6 +94,9 @@ class SelectionSpec:
         if None in self.columns:
             hint = "set selection.column=NAME (deita: complexity and quality), a number in the scores or dataset"
             raise UserError("selection", self.name, "needs a column to rank by", hint)
+        if self.rule.uses_group and self.group is None:
+            problem, hint = f"selection={self.name} compares the answers to a prompt", "set it to prompt or to a column"
+            raise UserError("selection.group", "null", problem, hint)
         if self.budget == "paper":
             problem, hint = "is not part of the released method", "set selection.budget=exact"
             self._allow(problem, hint, allocation=["proportional"], length=["none"], min_response_tokens=[None])

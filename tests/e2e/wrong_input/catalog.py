@@ -170,6 +170,7 @@ RANGES = [
     Case("select selection=task_lp query.path=good.jsonl scorer.train_fraction=.5", "scorer.train_fraction"),
     Case("select selection=rds query.path=good.jsonl selection.embedder=target", "selection.embedder=target"),
     Case("select dataset=one.jsonl scorer=tiny cluster=none selection=grape", "selection.group=prompt"),
+    Case("select selection=grape selection.group=null", "selection.group=null"),
     Case("select selection=grape selection.group=nowhere", "selection.group=nowhere"),
     Case("select selection=grape selection.scored_by=nobody", "selection.scored_by=nobody"),
     Case("select selection.clusters=all", "selection.clusters=all"),

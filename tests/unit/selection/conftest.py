@@ -32,7 +32,8 @@ def make_spec():
 
     def make(name, **fields):
         rule = next(vars(module)[name] for module in (rules, coverage, nearest, trajectories) if name in vars(module))
-        return selection(**{"name": name, "rule": rule, "epochs": EPOCHS.get(name), **fields})
+        defaults = {"epochs": EPOCHS.get(name), "group": "prompt" if name == "grape" else None}
+        return selection(**{"name": name, "rule": rule, **defaults, **fields})
 
     return make
 

@@ -85,6 +85,12 @@ def test_grape_ranks_second_answers_after_all_first_ones_even_where_an_option_ex
     assert second == {(1, 2, 5), (2, 3, 5)}, "which prompts get a second row is random"
 
 
+def test_grape_needs_a_group(make_spec):
+    with pytest.raises(UserError) as caught:
+        make_spec("grape", group=None)
+    assert (caught.value.name, caught.value.value) == ("selection.group", "null")
+
+
 def test_grape_keeps_its_ranks_where_clusters_divide_the_answers_to_a_prompt(make_table, make_spec):
     columns = {PROMPT: np.repeat(np.arange(20.0), 2)}
     ppl = np.random.default_rng(0).random((1, 40)) + 1
