@@ -49,7 +49,7 @@ def diagnosis(selection: Selection, characters_2N: NDArray[np.int32], near: Near
             "selected": float(np.median(response_N[selected])),
             "all": float(np.median(response_N[table.usable])),
         },
-        **learned_and_rising(table, selected),
+        **learned_and_rising(table, selected, selection.spec.known_level),
         "duplicates": duplicates(table, selected),
         "near_duplicates": near.rows,
         "near_duplicates_among": near.compared,
@@ -94,17 +94,18 @@ def explained_by_clusters(score_M: NDArray[np.float64], cluster_M: NDArray[np.in
     return float(1 - (1 - between / total) * (m - 1) / (m - c))
 
 
-def learned_and_rising(table: ScoreTable, selected_N: NDArray[np.bool_]) -> dict[str, Any]:
+def learned_and_rising(table: ScoreTable, selected_N: NDArray[np.bool_], level: float | None = None) -> dict[str, Any]:
     """How many selected rows were known before training, are learned after it, or have a rising loss.
 
-    Known and learned rows have a loss below `known_level`, the median of all rows after training; `rises` defines
-    rising. None without a recorded epoch.
+    Learned rows have a loss below the median of all rows after training, `known_level`; known ones had one below
+    `level`, by default the same median, before it; `rises` defines rising. None without a recorded epoch.
     """
     if not table.epochs:
         return dict.fromkeys(("known", "learned", "known_level", "rising"))
-    level = known_level(table.nll, table.response_tokens > 0)
+    median = known_level(table.nll, table.response_tokens > 0)
+    level = median if level is None else level
     nll_EM = table.nll[:, selected_N]
-    counts = {"known": nll_EM[0] < level, "learned": nll_EM[-1] < level, "rising": rises(nll_EM)}
+    counts = {"known": nll_EM[0] < level, "learned": nll_EM[-1] < median, "rising": rises(nll_EM)}
     return {"known_level": level, **{name: int(rows.sum()) for name, rows in counts.items()}}
 
 
@@ -121,8 +122,9 @@ def clusters_of(cluster: NDArray[np.int32]) -> int:
 
 
 def _warnings(selection: Selection, values: Mapping[str, Any]) -> Iterator[str]:
-    """Sentences about what should not surprise the user, with the option that addresses each."""
+    """Sentences about what should not surprise the user, with the option that addresses each and is not set yet."""
     spec, n = selection.spec, selection.n_selected
+    exact = "selection.budget=exact " if spec.budget == "paper" else ""  # which the options below need
     if selection.n_tied >= n and n < selection.n_eligible and not selection.arbitrary:
         yield (
             f"{selection.n_tied:,} rows are tied at the cutoff, and {n:,} rows are selected: which of the tied ones is "
@@ -141,7 +143,7 @@ def _warnings(selection: Selection, values: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"The score follows the length of responses (Spearman {by_length:.2f}): the median is "
             f"{median['selected']:,.0f} {median['unit']} for the selected rows and {median['all']:,.0f} for all rows. "
-            "selection.length=matched compares rows of similar length."
+            f"{exact}selection.length=matched compares rows of similar length."
         )
     by_loss = correlations.get("nll_0", 0.0) * (-1 if selection.descending else 1)
     if by_loss >= STRONG and not spec.relative:
@@ -149,12 +151,12 @@ def _warnings(selection: Selection, values: Mapping[str, Any]) -> Iterator[str]:
             f"The score follows the loss before training (Spearman {by_loss:.2f}): rows that the base model already "
             "knows are selected as hard. selection=lp_app_nll ranks by the relative drop in loss."
         )
-    learned = values["learned"] or 0
-    if learned >= MANY_LEARNED * n and not selection.arbitrary:
+    learned, late = values["learned"] or 0, None if spec.relative else "selection=lp_app_nll"
+    late = "selection.bucket=low" if spec.bucket in ("mid", "high") else late
+    if learned >= MANY_LEARNED * n and late and not selection.arbitrary:
         yield (
-            f"{learned:,} of {n:,} selected rows have a loss below {values['known_level']:.3g} after training, the median "
-            "of all rows: the scorer learns them early, and a target needs few of them. selection=lp_app_nll, or with "
-            "buckets selection.bucket=low, selects rows that are learned late."
+            f"{learned:,} of {n:,} selected rows have a loss below the median of all rows after training: the scorer "
+            f"learns them early, and a target needs few of them. {late} selects rows that are learned late."
         )
     counted = {
         "known": (
@@ -166,11 +168,11 @@ def _warnings(selection: Selection, values: Mapping[str, Any]) -> Iterator[str]:
     }
     for name, (many, what) in counted.items():
         if (values[name] or 0) >= many * n:
-            yield f"{values[name]:,} of {n:,} selected rows {what}. selection.{name}=drop leaves them out."
+            yield f"{values[name]:,} of {n:,} selected rows {what}. {exact}selection.{name}=drop leaves them out."
     similar, among = values["near_duplicates"], values["near_duplicates_among"]
-    if similar and similar >= MANY_DUPLICATES * among:
+    if similar and similar >= MANY_DUPLICATES * among and spec.name != "k_center":
         sampled = " (a random sample)" if among < n - (values["duplicates"] or 0) else ""
         yield (
             f"{similar:,} of {among:,} different selected rows{sampled} are near-duplicates of another one: at least "
-            f"{SIMILAR:.0%} of their word triples are the same. selection=k_center selects rows that differ."
+            f"{SIMILAR:.0%} of their word triples are the same. {exact}selection=k_center selects rows that differ."
         )

@@ -182,7 +182,9 @@ class SelectionSpec:
         if self.clusters == "rule":
             hint = "leave out cluster=none, or use another rule"
             raise UserError("cluster", "none", f"selection={self.name} needs clusters", hint)
-        self._allow("allocates rows to clusters, and cluster=none has none", "leave it out", allocation=["proportional"])
+        self._allow(
+            "allocates rows to clusters, and cluster=none has none", "leave it out", allocation=["proportional"]
+        )
 
     def check_records(self, table: ScoreTable) -> None:
         """Check that a table has the records and token counts that the rule needs, except the user's own columns.

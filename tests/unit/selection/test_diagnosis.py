@@ -101,13 +101,58 @@ def test_every_warning_names_the_option_that_addresses_it(make_table, make_spec)
     nll = np.array([start, np.where(np.arange(10) == 0, start + 0.1, start * 0.5)])
     table = make_table(np.exp(nll), response_tokens=[50, 40, 30, 20, 10, 9, 8, 7, 6, 5], id=list("aacdefghij"))
     warnings = diagnosis(select(table, make_spec("lp_app"), 30, 0), NO_CHARACTERS)["warnings"]
-    options = ["selection.length=matched", "selection=lp_app_nll", "selection.bucket=low"]
+    options = ["selection.length=matched", "selection=lp_app_nll", "selection=lp_app_nll selects"]
     options += [f"selection.{name}=drop" for name in ("known", "rising", "duplicates")]
     assert len(warnings) == 6
     assert all(option in warning for option, warning in zip(options, warnings, strict=True))
     settings = {"length": "matched", "known": "drop", "rising": "drop", "duplicates": "drop"}
     addressed = diagnosis(select(table, make_spec("lp_app_nll", **settings), 30, 0), NO_CHARACTERS)
     assert addressed["warnings"] == []
+
+
+def test_known_rows_are_those_below_the_level_that_is_set(table, make_spec):
+    # Rows 5 to 9 start at 6 or more: 8 and 9 are selected. The losses after the epoch have a median of 4.
+    found = diagnosis(select(table, make_spec("lp_app_nll", known="drop", known_level=6), 20, 0), NO_CHARACTERS)
+    assert (found["known"], found["known_level"], found["learned"]) == (0, 6, 0)
+    # Learned rows are those below the median all the same: .5, 1.1, 1.8, 2.6 and 3.5.
+    found = diagnosis(select(table, make_spec("lp_app_nll", known="drop", known_level=0.5), 100, 0), NO_CHARACTERS)
+    assert (found["known"], found["known_level"], found["learned"]) == (0, 0.5, 5)
+
+
+def test_the_rule_in_use_is_not_recommended_against_learned_rows(make_table, make_spec):
+    # Three rows with a low loss that drops by 5%, and seven whose loss is halved to 2.5 or more.
+    start = np.array([1.0, 1.1, 1.2, *range(5, 12)])
+    nll = np.array([start, start * np.where(start < 2, 0.95, 0.5)])
+
+    def advice(table, rule, **settings):
+        found = diagnosis(select(table, make_spec(rule, **settings), 30, 0), NO_CHARACTERS)
+        assert found["learned"] == 3
+        return [warning.split(". ")[-1] for warning in found["warnings"] if "learns them early" in warning]
+
+    table = make_table(np.exp(nll))
+    assert advice(table, "lp_app") == ["selection=lp_app_nll selects rows that are learned late."]
+    assert advice(table, "lp_app_nll") == []
+    falling = make_table(np.exp([np.full(10, 10.0), np.arange(10.0)]))
+    easy = advice(falling, "lp_app_nll", bucket="high")
+    assert easy == ["selection.bucket=low selects rows that are learned late."]
+
+
+def test_with_the_papers_budget_warnings_add_the_budget_that_their_option_needs(make_table, make_spec):
+    start = np.linspace(0.2, 4, 10)  # as above: row 0 rises, rows 0 and 1 have the same content
+    nll = np.array([start, np.where(np.arange(10) == 0, start + 0.1, start * 0.5)])
+    table = make_table(np.exp(nll), response_tokens=[50, 40, 30, 20, 10, 9, 8, 7, 6, 5], id=list("aacdefghij"))
+    selection = select(table, make_spec("lp_app", budget="paper"), 30, 0)
+    warnings = " ".join(diagnosis(selection, NO_CHARACTERS, NearDuplicates(1, 3))["warnings"])
+    needs = ["selection.length=matched", "selection=k_center"]
+    needs += [f"selection.{name}=drop" for name in ("known", "rising", "duplicates")]
+    for option in needs:
+        assert warnings.count(option) == warnings.count(f"selection.budget=exact {option}") == 1
+
+
+def test_k_center_is_not_recommended_to_itself(make_table, make_spec):
+    table = make_table([[2.0] * 10], vectors=np.eye(10, dtype=np.float32))
+    selection = select(table, make_spec("k_center"), 30, 0)
+    assert diagnosis(selection, NO_CHARACTERS, NearDuplicates(1, 3))["warnings"] == []
 
 
 def test_near_duplicates_are_a_warning_from_one_percent_on(table, make_spec):
