@@ -133,8 +133,8 @@ def open_as(folder: Path, like: str) -> None:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write strict JSON; numbers that are not finite become null."""
-    text = json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    text = _json(value, indent=2, allow_nan=False) + b"\n"
+    write_atomically(path, lambda file: file.write(text))
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -196,12 +196,17 @@ def utf8(text: str) -> str:
 
 
 def json_line(value: Any) -> bytes:
-    """One line of strict JSON in UTF-8; lone surrogates, which UTF-8 cannot encode, remain escapes."""
+    """One line of strict JSON in UTF-8."""
+    return _json(value, default=str) + b"\n"
+
+
+def _json(value: Any, **options: Any) -> bytes:
+    """JSON in UTF-8; lone surrogates, which UTF-8 cannot encode, remain escapes."""
     plain = finite(value)
     try:
-        return json.dumps(plain, ensure_ascii=False, default=str).encode() + b"\n"
+        return json.dumps(plain, ensure_ascii=False, **options).encode()
     except UnicodeEncodeError:
-        return json.dumps(plain, default=str).encode() + b"\n"
+        return json.dumps(plain, **options).encode()
 
 
 def sha256_of(path: Path) -> str:
@@ -211,7 +216,7 @@ def sha256_of(path: Path) -> str:
 
 def digest(value: Any) -> str:
     """SHA-256 of a JSON-like value, equal for equal values on every machine."""
-    return hashlib.sha256(json.dumps(finite(value), sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(_json(value, sort_keys=True)).hexdigest()
 
 
 def distinct(names: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import hashlib
 import json
 import math
 import os
@@ -46,6 +47,15 @@ values = st.recursive(
 @given(values)
 def test_finite_values_are_strict_json(value):
     json.dumps(finite(value), allow_nan=False)
+
+
+def test_a_lone_surrogate_is_written_as_an_escape(tmp_path):
+    # As Python reads the name of a file that is not UTF-8. Other values keep their digests, as in existing caches.
+    write_json(tmp_path / "a.json", {"é": "d\udcff.jsonl"})
+    assert (tmp_path / "a.json").read_bytes() == b'{\n  "\\u00e9": "d\\udcff.jsonl"\n}\n'
+    assert json.loads((tmp_path / "a.json").read_text()) == {"é": "d\udcff.jsonl"}
+    assert digest("d\udcff") == hashlib.sha256(rb'"d\udcff"').hexdigest()
+    assert digest("é") == hashlib.sha256('"é"'.encode()).hexdigest()
 
 
 @given(st.dictionaries(st.text(), st.integers()))
