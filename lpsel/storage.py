@@ -52,23 +52,28 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 def folder_atomically(path: Path) -> Iterator[Path]:
     """An empty folder to write to, which replaces `path` once everything in it is on disk.
 
-    The old folder is renamed first and deleted last, so that nothing is lost before the new one is in place. Callers
-    check first that its contents are not the user's (`lpsel.output_folder`).
+    The old folder is renamed first and deleted last, so that nothing is lost before the new one is in place; one that
+    a killed writer has renamed is put back. Callers check first that its contents are not the user's
+    (`lpsel.output_folder`).
     """
     unique = secrets.token_hex(4)
     temporary, old = (path.with_name(f".{path.name}.{unique}.{ending}") for ending in ("tmp", "old"))
-    for abandoned in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
-        if (lock := _lock(abandoned)) is not None:  # its writer was killed
-            shutil.rmtree(abandoned, ignore_errors=True)
+    for abandoned in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.*"):
+        if abandoned.suffix in (".tmp", ".old") and (lock := _lock(abandoned)) is not None:  # its writer was killed
+            if abandoned.suffix == ".old" and not os.path.lexists(path):
+                abandoned.replace(path)
+            else:
+                _remove(abandoned)
             os.close(lock)
     temporary.mkdir(parents=True)
-    lock = _lock(temporary)
+    locks = [_lock(temporary)]
     try:
         yield temporary
         for inside in temporary.rglob("*"):
             sync(inside)
         sync(temporary)
         if path.is_dir():
+            locks.append(_lock(path))
             path.replace(old)
         try:
             temporary.replace(path)
@@ -77,18 +82,27 @@ def folder_atomically(path: Path) -> Iterator[Path]:
                 old.replace(path)
             raise
         sync(path.parent)
+        _remove(old)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
-    if old.is_symlink():
-        old.unlink()
-    shutil.rmtree(old, ignore_errors=True)
+        for lock in locks:
+            if lock is not None:
+                os.close(lock)
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder, or a link to one but not what it points to."""
+    if folder.is_symlink():
+        folder.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _lock(folder: Path) -> int | None:
     """A descriptor that holds the folder's lock until it is closed; None if the lock is not available."""
-    opened = os.open(folder, os.O_RDONLY)
+    try:
+        opened = os.open(folder, os.O_RDONLY)
+    except OSError:  # another process has deleted it
+        return None
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:  # held by another process, or a file system without such locks

@@ -170,6 +170,40 @@ def test_what_a_killed_writer_left_is_deleted_and_what_looks_like_it_is_not(tmp_
     assert sorted(p.name for p in tmp_path.iterdir()) == [".made.notes.tmp", ".made.tmp", "made"]
 
 
+def test_the_folder_that_a_killed_writer_has_renamed_is_put_back(tmp_path):
+    old = tmp_path / ".made.01234567.old"
+    old.mkdir()
+    (old / "a").write_text("old")
+    with pytest.raises(KeyError), folder_atomically(tmp_path / "made"):
+        raise KeyError  # the next writer fails as well
+    assert [p.name for p in tmp_path.iterdir()] == ["made"]
+    assert (tmp_path / "made" / "a").read_text() == "old"
+    old.mkdir()  # of a writer that was killed after the new folder was in place
+    with folder_atomically(tmp_path / "made") as folder:
+        (folder / "a").write_text("new")
+    assert [p.name for p in tmp_path.iterdir()] == ["made"]
+    assert (tmp_path / "made" / "a").read_text() == "new"
+
+
+def test_the_old_folder_of_a_writer_that_is_alive_is_left_to_it(tmp_path, monkeypatch):
+    (tmp_path / "made").mkdir()
+    replace, seen = Path.replace, []
+
+    def another_writer_starts(path, target):
+        if path.name.endswith(".tmp") and not seen:  # the old folder is renamed, the new one not yet in place
+            seen.append(path)
+            with pytest.raises(KeyError), folder_atomically(tmp_path / "made"):
+                raise KeyError
+            assert not (tmp_path / "made").exists()
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", another_writer_starts)
+    with folder_atomically(tmp_path / "made") as folder:
+        (folder / "a").write_text("new")
+    assert [p.name for p in tmp_path.iterdir()] == ["made"]
+    assert (tmp_path / "made" / "a").read_text() == "new"
+
+
 def test_a_folder_does_not_replace_a_file(tmp_path):
     (tmp_path / "made").write_text("mine")
     with pytest.raises(NotADirectoryError), folder_atomically(tmp_path / "made"):
