@@ -145,8 +145,8 @@ class SelectionSpec:
 
     @property
     def records(self) -> tuple[str, ...]:
-        """Columns that a scorer has to record for this rule in addition to the NLLs."""
-        return tuple(name for name in self.columns if name in RECORDABLE)
+        """Columns that a scorer has to record for this rule in addition to the NLLs; none if no scorer runs."""
+        return tuple(name for name in self.columns if self.epochs is not None and name in RECORDABLE)
 
     def option_of(self, column: str) -> str:
         """The option that names one of `columns`, for messages."""
@@ -193,7 +193,9 @@ class SelectionSpec:
             UserError: too few epochs, or no such recorded column or token counts.
         """
         if self.epochs is not None and (table.epochs < self.epochs or not len(table.nll)):
-            problem = f"needs {self.epochs} recorded epochs, and these scores have {table.epochs}"
+            problem = "needs nll_0, which these scores lack"
+            if self.epochs:
+                problem = f"needs {self.epochs} recorded epochs, and these scores have {table.epochs}"
             again = f"score again with scorer.recipe.epochs={max(self.epochs, 1)}"
             hint = f"{again}, or use a rule that needs fewer (lp_app: 1, random: none)"
             raise UserError("selection", self.name, problem, hint)

@@ -180,6 +180,7 @@ RANGES = [
     Case("select selection=lp selection.budget=paper selection.bucket=low", "pct=10"),
     Case("select selection=lp selection.budget=paper selection.length=matched", "length=matched"),
     Case("select selection=score_column", "selection=score_column"),
+    Case("select selection=score_column selection.column=el2n_0", "selection.column=el2n_0"),
     Case("select selection=score_column selection.column=reward", "selection.column=reward"),
     Case("select selection=cluster_random cluster=none", "cluster=none"),
     Case("select cluster=column cluster.column=nowhere", "cluster.column=nowhere"),

@@ -212,6 +212,20 @@ def test_known_and_rising_rows_need_the_records_that_tell_them(make_table, make_
         select(make_table([[2.0] * 4]), make_spec("perplexity", rising="drop"), 50, 0)
 
 
+def test_a_level_of_known_rows_needs_the_losses_before_training(make_table, make_spec):
+    table = replace(make_table([[2.0] * 4], columns={"x": np.arange(4.0)}), nll=np.empty((0, 4)), ppl=None)
+    spec = make_spec("score_column", column="x", columns=["x"], known="drop", known_level=1.0)
+    with pytest.raises(UserError) as caught:
+        select(table, spec, 50, 0)
+    assert caught.value.problem == "needs nll_0, which these scores lack"
+
+
+def test_a_column_is_recorded_only_where_a_scorer_runs(make_spec):
+    column = {"column": "el2n_0", "columns": ["el2n_0"]}
+    assert make_spec("score_column", **column).records == ()
+    assert make_spec("score_column", **column, epochs=0).records == make_spec("el2n", columns=["el2n_0"]).records
+
+
 def test_no_eligible_row_is_an_error(make_table, make_spec):
     table = make_table([[1.0, 1.0]], response_tokens=[0, 0])
     with pytest.raises(UserError, match=r"none of 2 rows can be selected \(no supervised token\)"):
