@@ -26,7 +26,7 @@ class Exclusions:
     """Why rows cannot be selected; the first reason given for a row counts."""
 
     def __init__(self, n: int) -> None:
-        self.code = np.full(n, -1, np.int8)
+        self.code = np.full(n, -1, np.int32)
         self.reasons: list[str] = []
 
     def add(self, reason: str, rows: NDArray[np.bool_]) -> None:

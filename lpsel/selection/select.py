@@ -61,7 +61,7 @@ class Selection:
         rank: place in the order in which rows of its cluster are selected, int32 (N,), from 1; 0 for rows without one:
             those that are not eligible or, for a rule that picks rows one after another, not picked.
         selected: bool (N,).
-        reason: index in `reasons`, int8 (N,), -1 for an eligible row.
+        reason: index in `reasons`, int32 (N,), -1 for an eligible row.
         reasons: why rows could not be selected.
         n_tied: rows that have the score, and cluster, of a selected and of another row, so that ties decided.
     """
@@ -76,7 +76,7 @@ class Selection:
     bucket: NDArray[np.int8] | None
     rank: NDArray[np.int32]
     selected: NDArray[np.bool_]
-    reason: NDArray[np.int8]
+    reason: NDArray[np.int32]
     reasons: tuple[str, ...]
     n_tied: int
 
@@ -274,6 +274,6 @@ def _picked(pick: Pick, ranked: Ranked, take_C: NDArray[np.int64]) -> tuple[NDAr
     return np.concatenate(picked), np.concatenate([np.arange(len(rows)) for rows in picked])
 
 
-def _texts(codes: NDArray[np.int8], texts: tuple[str, ...]) -> pa.Array:
-    indices = pa.array(codes, pa.int8(), mask=codes < 0)
+def _texts(codes: NDArray[np.signedinteger], texts: tuple[str, ...]) -> pa.Array:
+    indices = pa.array(codes, mask=codes < 0)
     return pa.DictionaryArray.from_arrays(indices, pa.array(texts, pa.string())).cast(pa.string())

@@ -89,6 +89,15 @@ def test_unusable_rows_are_never_selected_and_have_no_cluster(make_spec, budget)
     assert selection.n_eligible == 6
 
 
+def test_unusable_rows_may_be_of_many_kinds(make_table, make_spec):
+    # A column unusable of the user's own may say something else about every row.
+    unusable = pa.array([None, *(f"kind {i}" for i in range(300))])
+    selection = select(make_table([[2.0] * 301] * 2, unusable=unusable), make_spec("random"), 1, 0)
+    assert np.flatnonzero(selection.selected).tolist() == [0]
+    assert selection.to_arrow()["reason"].to_pylist() == [None, *(f"unusable: kind {i}" for i in range(300))]
+    assert selection.counts == {f"unusable: kind {i}": 1 for i in range(300)}
+
+
 def test_the_summary_counts_unusable_rows_and_leaves_them_out_of_means(make_spec):
     statistics = summary(select(table(unusable=KINDS), make_spec("lp_app"), 50, 0), {})
     assert statistics["rows_unusable"] == {"a list as text": 1, "images": 1}
