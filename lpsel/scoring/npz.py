@@ -51,7 +51,8 @@ def read_array(path: Path, name: str) -> Any:
 def open_npz(path: Path) -> Iterator[Any]:
     """An archive of arrays that are readable without pickle; whatever fails while it is open is reported as such."""
     if not path.is_file():
-        raise UserError("scores", path, "no such file", "use a .npz archive of perplexities, FILE.npz:SCORER")
+        hint = "use a .npz archive of perplexities, with scores_key=SCORER (agreement: FILE.npz:SCORER)"
+        raise UserError("scores", path, "no such file", hint)
     try:
         with zipfile.ZipFile(path) as members:
             check_expansion(path, sum(member.file_size for member in members.infolist()), f"scores={path}")

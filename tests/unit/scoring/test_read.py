@@ -244,3 +244,10 @@ def test_further_columns_are_kept_where_they_are_asked_for(save):
 def test_a_table_may_have_nothing_but_the_column_to_rank_by(save):
     table = read_scores(save({"reward": [1.0, 2.0]}), columns=["reward"])
     assert (len(table), table.epochs, table.response_tokens.tolist()) == (2, 0, [1, 1])
+
+
+def test_a_missing_archive_names_the_option_that_chooses_a_scorer(tmp_path):
+    with pytest.raises(UserError) as caught:
+        read_scores(tmp_path / "p.npz")
+    assert (caught.value.name, caught.value.problem) == ("scores", "no such file")
+    assert "scores_key=SCORER" in caught.value.hint
