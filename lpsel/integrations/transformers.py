@@ -116,7 +116,7 @@ class ScoresCallback(TrainerCallback):
         nll_EN = self.parts.collect(self.epochs, len(self.id_array))
         self.folder.mkdir(parents=True, exist_ok=True)
         mark_output_folder(self.folder, NAME)
-        write_scores(self.folder, self.columns, nll_EN, self._manifest(args, kw["model"]))
+        write_scores(self.folder, self.columns, nll_EN, self._manifest(args, kw["model"]), records=self.parts.folder)
         self.parts.remove()
 
     def _manifest(self, args: TrainingArguments, model: Any) -> dict[str, Any]:

@@ -186,7 +186,8 @@ class _Scoring:
                 "world_size": trainer.world_size,
                 **({"checked_epochs": [asdict(epoch) for epoch in stop.epochs]} if stop else {}),
             }
-            write_scores(folder, self.tokens, self.parts.collect(self.epochs, len(self.tokens)), manifest, values)
+            nll_EN = self.parts.collect(self.epochs, len(self.tokens))
+            write_scores(folder, self.tokens, nll_EN, manifest, values, self.parts.folder)
             self.parts.remove()
             log.info("Scores: written to %s", folder / SCORES)
         trainer.strategy.barrier("scores written")

@@ -162,7 +162,7 @@ class Parts:
             try:
                 part = pq.read_table(path, page_checksum_verification=True)
             except (OSError, pa.ArrowException, KeyError) as error:
-                log.warning("Records %s are damaged (%s): computing them again", path, first_line(error))
+                log.warning("Records %s are damaged (%s) and not used", path, first_line(error))
                 continue
             nll_N[part["index"].to_numpy()] = part["nll"].to_numpy()
         return nll_N
@@ -185,6 +185,7 @@ def write_scores(
     nll_EN: NDArray[np.float64],
     manifest: dict[str, Any],
     columns: Mapping[str, NDArray[np.float64]] | None = None,
+    records: Path | None = None,
 ) -> Path:
     """Write the scores folder of the contract and return the path of its scores.parquet.
 
@@ -195,6 +196,7 @@ def write_scores(
         manifest: what the scores depend on and what they took; the format, the numbers of rows with a record that is
             not finite and of unusable ones by kind, and the SHA-256 of the file are added.
         columns: more columns, (N,) each.
+        records: the folder of the `Parts` that the NLLs are from, for messages.
 
     Raises:
         UserError: a row with supervised tokens has no record.
@@ -202,8 +204,9 @@ def write_scores(
     missing = np.isnan(nll_EN) & (rows.response_tokens > 0)
     if missing.any():
         epoch, row = np.argwhere(missing)[0]
-        problem = f"{int(missing.sum())} records are missing, the first of row {row} after epoch {epoch}"
-        raise UserError(folder, None, problem, "set cache_dir to a folder that all ranks see")
+        problem = f"{int(missing.sum())} records are missing or damaged, the first of row {row} after epoch {epoch}"
+        hint = "delete it to score again; with several machines, set cache_dir to a folder that all of them see"
+        raise UserError(records or folder, None, problem, hint)
     table: dict[str, Any] = {
         "index": pa.array(np.arange(len(rows.ids)), pa.int64()),
         "id": pa.array(rows.ids, pa.string()),

@@ -50,9 +50,25 @@ def test_of_a_row_computed_twice_the_first_result_stays(tmp_path):
 
 def test_a_row_without_a_record_is_an_error_not_a_null(tmp_path):
     nll = np.array([[1.0, np.nan, np.nan]])
-    with pytest.raises(UserError, match="1 records are missing, the first of row 2 after epoch 0"):
+    with pytest.raises(UserError, match="1 records are missing or damaged, the first of row 2 after epoch 0"):
         write_scores(tmp_path / "scores", three_rows(), nll, {"epochs": 0})
     assert not (tmp_path / "scores").exists()
+
+
+def test_damaged_records_of_an_earlier_epoch_name_the_folder_to_delete(tmp_path, caplog):
+    parts = Parts(tmp_path / "parts")
+    parts.clear()
+    parts.add(0, 0, [0, 2], [1.5, 0.5])
+    parts.add(1, 0, [0, 2], [1.0, 0.25])
+    parts.wait()
+    damaged = next((tmp_path / "parts").glob("epoch000-*"))
+    damaged.write_bytes(b"")
+    with pytest.raises(UserError) as caught:
+        write_scores(tmp_path / "scores", three_rows(), parts.collect(1, 3), {"epochs": 1}, records=parts.folder)
+    assert f"Records {damaged} are damaged" in caplog.text
+    assert caught.value.name == str(parts.folder)
+    assert caught.value.problem == "2 records are missing or damaged, the first of row 0 after epoch 0"
+    assert caught.value.hint.startswith("delete it to score again")
 
 
 def test_a_writing_error_surfaces(tmp_path):
