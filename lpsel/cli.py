@@ -237,7 +237,8 @@ def _end_sweep(sweep: Any) -> int:
         return 0
     folder, outcomes = sweep_dir(), read_outcomes(sweep)
     print_outcomes(outcomes, sweep)
-    finished = [Path(outcome.folder) for outcome in outcomes if outcome.state in ("done", "found")]
+    dry_run = sweep.get("dry_run")  # which evaluates and reports nothing
+    finished = [Path(o.folder) for o in outcomes if o.state in ("done", "found") and not dry_run]
     if finished and sweep.get("experiment"):
         from lpsel.commands.experiment import conclude
 

@@ -1,18 +1,23 @@
 """The command line: its checks, and how user errors are printed."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
+from lpsel import cli, sweep
 from lpsel.cli import FLAG_COMMANDS, HYDRA_COMMANDS
 from lpsel.command_line import _option_names, check_arguments
+from lpsel.commands import experiment
 from lpsel.config import config_dir
 from lpsel.errors import UserError
 
@@ -215,3 +220,28 @@ def test_secrets_on_the_command_line_are_rejected_before_anything_is_written(arg
 def test_what_only_resembles_a_secret_is_accepted(argument, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     check_arguments([argument])
+
+
+@pytest.fixture
+def ended(tmp_path, monkeypatch):
+    """Ends a sweep of an experiment with outcomes of two jobs, one of them finished; returns what is concluded."""
+
+    def end(folder, **config):
+        (tmp_path / folder).mkdir()
+        for number, state in enumerate(("found", "planned")):
+            outcome = sweep.Outcome(number, str(tmp_path / f"job-{number}"), state)
+            (tmp_path / folder / f"{number}.json").write_text(json.dumps(asdict(outcome)))
+        concluded = []
+        monkeypatch.setattr(sweep, "sweep_dir", lambda: tmp_path)
+        monkeypatch.setattr(sweep, "print_outcomes", lambda *_: None)
+        monkeypatch.setattr(experiment, "conclude", lambda _, folder, runs: concluded.extend(runs) or folder)
+        assert cli._end_sweep(OmegaConf.create({"experiment": {"name": "e"}, **config})) == 0
+        return concluded
+
+    return end
+
+
+def test_a_dry_run_of_a_partly_finished_experiment_evaluates_nothing(ended, tmp_path, capsys):
+    assert ended(".plans", dry_run=True) == []
+    assert capsys.readouterr().out == f"{tmp_path}\n"
+    assert ended(".jobs") == [tmp_path / "job-0"]
