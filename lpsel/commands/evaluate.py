@@ -123,7 +123,7 @@ def candidate(name: str, config: DictConfig) -> ModelSpec | Endpoint:
     options = {key: config[key] for key in ("template", "max_length", "trust_remote_code", "bin_weights")}
     if folder.is_dir():
         return ModelSpec(folder.resolve().name, str(folder), **options)
-    return ModelSpec(name.rsplit("/", 1)[-1], name, **options)
+    return ModelSpec(name.rsplit("/", 1)[-1], name, config.revision, **options)
 
 
 def _trained_model(name: str, folder: Path, trust_remote_code: bool) -> ModelSpec:

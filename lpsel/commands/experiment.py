@@ -1,5 +1,6 @@
 """What follows the jobs of an experiment: an evaluation for each target and seed, and one report of all runs."""
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +12,11 @@ from lpsel.commands.job import run
 from lpsel.commands.report import report
 from lpsel.errors import UserError
 from lpsel.run_config import RESULT, RUN_CONFIG
-from lpsel.storage import file_names, read_json
+from lpsel.storage import file_names, read_dict, read_json, write_json
 
 log = logging.getLogger(__name__)
+
+UNTRAINED = ("revision", "template", "max_length", "bin_weights")  # options of a target that it has untrained as well
 
 
 def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
@@ -45,13 +48,17 @@ def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
         configs = [read_json(member / RUN_CONFIG)["config"]["model"] for member in members]
         trusted = any(model["trust_remote_code"] is True for model in configs)  # set by the user, for this sweep
         target = results[members[0]]["base_model"]
-        default = [_models(target["path"] or target["name"], *(others or full))]
-        default += [f'baseline="{full[0]}"'] if full and others else []
+        untrained = target["path"] or target["name"]
+        options = [f"{key}={json.dumps(target[key])}" for key in UNTRAINED if target.get(key) is not None]
         for suffix, evaluation in evaluations.items():
-            own = any(override.startswith("baseline=") for override in evaluation)
-            models = [_models(*members)] if own else default
+            own = next((o.partition("=")[2].strip("\"'") for o in evaluation if o.startswith("baseline=")), None)
+            named: dict[str, Any] = {"models": [str(member) for member in members]}
+            if own is None:
+                named["models"] = [untrained, *map(str, others or full)]
+                named["baseline"] = str(full[0]) if full and others else None
+            given = [*(["trust_remote_code=true"] if trusted else []), *(options if own in (None, untrained) else [])]
             try:
-                _evaluate(sweep, [*evaluation, *models], folder / f"{name}{suffix}", trusted)
+                _evaluate(sweep, [*given, *evaluation], named, folder / f"{name}{suffix}")
             except UserError as error:
                 log.error("Not evaluated: %s", error)
                 failed = error
@@ -62,19 +69,21 @@ def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
     return page
 
 
-def _models(*models: str | Path) -> str:
-    """The override that names models to evaluate."""
-    return "models=[{}]".format(",".join(f'"{model}"' for model in models))
-
-
-def _evaluate(sweep: DictConfig, evaluation: list[str], folder: Path, trusted: bool) -> None:
+def _evaluate(sweep: DictConfig, evaluation: list[str], named: dict[str, Any], folder: Path) -> None:
+    """Evaluate the models and the baseline that are named, also in place of other ones in the folder."""
     overrides: list[Any] = [
         f"tracker={sweep.hydra.runtime.choices.tracker}",
+        *(override for override in sweep.hydra.overrides.task if override.lstrip("+").startswith("tracker.")),
         f"+experiment.name={sweep.experiment.name}",
         f'cache_dir="{sweep.cache_dir}"',
         f"trainer.accelerator={sweep.trainer.accelerator}",
         f"trainer.precision={sweep.trainer.precision}",
-        *(["trust_remote_code=true"] if trusted else []),
         *evaluation,
+        "models=[{}]".format(",".join(f'"{model}"' for model in named["models"])),
+        *([f'baseline="{named["baseline"]}"'] if named.get("baseline") else []),
     ]
+    saved = read_dict(folder / RUN_CONFIG)
+    if saved and saved["config"] != saved["config"] | named:  # a job that failed then is finished now
+        (folder / RESULT).unlink(missing_ok=True)
+        write_json(folder / RUN_CONFIG, saved | {"config": saved["config"] | named})
     run("evaluate", overrides, folder, in_sweep=True)

@@ -3,40 +3,51 @@
 import json
 
 import pytest
+from hydra import compose
 from omegaconf import OmegaConf
 
 from lpsel.commands import experiment
+from lpsel.commands.evaluate import candidate
+from lpsel.commands.job import configured
+from lpsel.errors import UserError
+from lpsel.model.spec import ModelSpec
+from lpsel.run_config import RunConfig
 
 
 @pytest.fixture
 def evaluated(tmp_path, monkeypatch):
-    """What `conclude` evaluates: pairs of the models and the baseline, of two rules and all rows for each target."""
+    """The overrides of what `conclude` evaluates, of two rules and all rows for each target."""
 
-    def conclude(evaluate, targets):
+    def conclude(evaluate, targets, tracker=(), **base_model):
         runs, calls = [], []
         for name, path in targets:
             for rule in ("full", "random", "lp"):
                 runs.append(tmp_path / f"{name}-{rule}")
                 runs[-1].mkdir()
-                result = {"base_model": {"name": name, "path": path}, "seed": 1, "rule": rule}
+                result = {"base_model": {"name": name, "path": path, **base_model}, "seed": 1, "rule": rule}
                 config = {"config": {"model": {"trust_remote_code": False}}}
                 (runs[-1] / "result.json").write_text(json.dumps(result))
                 (runs[-1] / "run_config.json").write_text(json.dumps(config))
         monkeypatch.setattr(experiment, "run", lambda command, overrides, *_, **__: calls.append(overrides))
         monkeypatch.setattr(experiment, "report", lambda folders, page: page)
         sweep = {
-            "hydra": {"runtime": {"choices": {"tracker": "none"}}}, "cache_dir": "cache",
-            "experiment": {"name": "e", "evaluate": evaluate}, "trainer": {"accelerator": "cpu", "precision": "auto"},
+            "hydra": {"runtime": {"choices": {"tracker": "none"}}, "overrides": {"task": list(tracker)}},
+            "experiment": {"name": "e", "evaluate": evaluate}, "cache_dir": "cache",
+            "trainer": {"accelerator": "cpu", "precision": "auto"},
         }  # fmt: skip
         experiment.conclude(OmegaConf.create(sweep), tmp_path, runs)
-        return [[each for each in call if each.startswith(("models=", "baseline="))] for call in calls]
+        return calls
 
     return conclude
 
 
+def named(call):
+    return [override for override in call if override.startswith(("models=", "baseline="))]
+
+
 def test_every_target_is_evaluated_without_training_as_well(evaluated, tmp_path):
     found = evaluated(["evaluator=pairwise"], [("tiny-target", None), ("opt-13b", "facebook/opt-13b")])
-    assert found == [
+    assert [named(call) for call in found] == [
         [
             f'models=["{untrained}","{tmp_path}/{name}-random","{tmp_path}/{name}-lp"]',
             f'baseline="{tmp_path}/{name}-full"',
@@ -47,5 +58,55 @@ def test_every_target_is_evaluated_without_training_as_well(evaluated, tmp_path)
 
 def test_an_experiment_with_a_baseline_of_its_own_compares_with_that(evaluated, tmp_path):
     (found,) = evaluated({"rows": ["baseline=facebook/opt-13b"]}, [("opt-13b", "facebook/opt-13b")])
-    assert found[0] == "baseline=facebook/opt-13b"
-    assert found[1:] == [f'models=["{tmp_path}/opt-13b-full","{tmp_path}/opt-13b-random","{tmp_path}/opt-13b-lp"]']
+    baseline, *models = named(found)
+    assert baseline == "baseline=facebook/opt-13b"
+    assert models == [f'models=["{tmp_path}/opt-13b-full","{tmp_path}/opt-13b-random","{tmp_path}/opt-13b-lp"]']
+
+
+OPT = {"revision": "main", "template": "alpaca", "max_length": 256, "bin_weights": True}
+
+
+def composed(call):
+    with configured("evaluate"):
+        return compose("evaluate", overrides=call)
+
+
+def test_the_untrained_target_is_read_as_it_was_for_training(evaluated):
+    (found,) = evaluated(["evaluator=pairwise"], [("opt-13b", "facebook/opt-13b")], **OPT)
+    assert candidate("facebook/opt-13b", composed(found)) == ModelSpec("opt-13b", "facebook/opt-13b", **OPT)
+
+
+def test_an_option_in_the_evaluation_wins_and_another_baseline_is_not_read_like_the_target(evaluated):
+    rows = {"own": ["baseline=facebook/opt-13b"], "set": ["max_length=64"], "other": ["baseline=gpt2"]}
+    calls = evaluated(rows, [("opt-13b", "facebook/opt-13b")], **OPT)
+    assert [composed(call).max_length for call in calls] == [256, 64, 512]
+    assert [composed(call).revision for call in calls] == ["main", "main", None]
+
+
+def test_options_of_the_tracker_are_those_of_the_sweep(evaluated):
+    given = ["tracker.mode=offline", "tracker.project=mine", "pct=5"]
+    (found,) = evaluated(["evaluator=pairwise"], [("tiny-target", None)], given)
+    assert found[:4] == ["tracker=none", "tracker.mode=offline", "tracker.project=mine", "+experiment.name=e"]
+
+
+def test_a_retried_job_joins_the_evaluation_that_was_made_without_it(tmp_path, monkeypatch):
+    def run(command, overrides, folder, **_):
+        config = RunConfig.of(command, composed(overrides))
+        config.check(folder)
+        found = (folder / "result.json").exists()
+        config.save(folder)
+        (folder / "result.json").write_text("{}")
+        made.append((config.config["models"], config.config["baseline"], found))
+
+    made = []
+    monkeypatch.setattr(experiment, "run", run)
+    node = {
+        "hydra": {"runtime": {"choices": {"tracker": "none"}}, "overrides": {"task": []}},
+        "experiment": {"name": "e"}, "cache_dir": "c", "trainer": {"accelerator": "cpu", "precision": "auto"},
+    }  # fmt: skip
+    alone, both = {"models": ["t", "lp"], "baseline": None}, {"models": ["t", "lp", "random"], "baseline": "full"}
+    for named in (alone, both, both):
+        experiment._evaluate(OmegaConf.create(node), ["evaluator=pairwise", "prompts=koala"], named, tmp_path)
+    assert made == [(alone["models"], None, False), (both["models"], "full", False), (both["models"], "full", True)]
+    with pytest.raises(UserError, match=r"holds a run with evaluator\.prompts=koala"):
+        experiment._evaluate(OmegaConf.create(node), ["evaluator=pairwise", "prompts=vicuna"], both, tmp_path)
