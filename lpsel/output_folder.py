@@ -1,6 +1,7 @@
 """Output folders: no command deletes or overwrites a file that it did not write."""
 
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from lpsel.storage import check_writable, folder_atomically, read_dict, write_js
 
 MARKER = ".lpsel.json"  # in an output folder: the command that wrote it and, where it is replaced as a whole, its files
 ANOTHER = "name another folder"
+KEPT = "wandb"  # in an output folder: runs of W&B, maybe offline and not synced, that every later output keeps
 DESKTOP_FILES = (".DS_Store", "Thumbs.db")
 
 SUBSET_FILES = ("subset.jsonl", "subset.parquet", "selection.parquet")
@@ -44,6 +46,8 @@ def output_folder(
     check_writable("--out", folder)
     with folder_atomically(folder) as temporary:
         yield temporary
+        if (folder / KEPT).is_dir():
+            shutil.copytree(folder / KEPT, temporary / KEPT, ignore=_links)
         write_json(temporary / MARKER, {"command": command, "files": [*_files(temporary), *written_later]})
 
 
@@ -103,9 +107,15 @@ def check_run_folder(command: str, config: DictConfig, run_dir: Path) -> None:
 
 
 def _files(folder: Path) -> list[str]:
-    """Relative paths of the files and links in a folder, sorted."""
+    """Relative paths of the files and links in a folder, sorted, without those that are kept."""
     paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    return sorted(path.relative_to(folder).as_posix() for path in paths if path.name not in (*DESKTOP_FILES, MARKER))
+    names = sorted(path.relative_to(folder).as_posix() for path in paths if path.name not in (*DESKTOP_FILES, MARKER))
+    return [name for name in names if not name.startswith(f"{KEPT}/")]
+
+
+def _links(folder: str, names: list[str]) -> list[str]:
+    """Those of the names in a folder that are links."""
+    return [name for name in names if os.path.islink(os.path.join(folder, name))]
 
 
 def _spellings(path: Path) -> tuple[Path, Path]:

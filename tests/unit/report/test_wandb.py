@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lpsel.commands.report import report
+from lpsel.errors import UserError
 from lpsel.report.points import points
 from lpsel.report.runs import find_runs
 from lpsel.report.wandb import FLOPS, PCT, panels
@@ -69,6 +70,23 @@ def test_panels_show_what_the_reports_run_has_logged(few_runs, tmp_path, no_wand
     assert set(grids[1].panels[0].media_keys) == pictures
     assert set(grids[2].panels[0].media_keys) == {"explorer/full"} <= logged
     assert {"table/runs", "table/costs", "table/evaluations"} <= logged
+
+
+def test_a_later_report_in_the_same_folder_keeps_the_runs_that_are_not_synced(few_runs, tmp_path, no_wandb_account):
+    def written():
+        return {folder.name for folder in (tmp_path / "out" / "wandb").glob("offline-run-*")}
+
+    given = [str(few_runs / "evaluate")]
+    report(given, tmp_path / "out", wandb=True)
+    (first,) = written()
+    data = {path.name: path.read_bytes() for path in (tmp_path / "out" / "wandb" / first).glob("*.wandb")}
+    assert report(given, tmp_path / "out", wandb=True).is_file()
+    assert report(given, tmp_path / "out").is_file()
+    assert len(written()) == 2
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out" / "wandb" / first).glob("*.wandb")} == data
+    (tmp_path / "out" / "mine.txt").touch()
+    with pytest.raises(UserError, match=r"mine\.txt in it was not written by lpsel report"):
+        report(given, tmp_path / "out")
 
 
 def test_with_an_account_the_report_is_saved(few_runs, tmp_path, no_wandb_account, wandb_server, monkeypatch, capsys):
