@@ -28,13 +28,14 @@ class ReferenceJudge:
 
     def check(self, prompts: Sequence[Prompt] = ()) -> None:
         """Check that there are references."""
-        _check_references([prompt.reference for prompt in prompts])
+        if prompts and all(prompt.reference is None for prompt in prompts):
+            problem = f"none of the {len(prompts)} prompts has a reference answer"
+            raise UserError("judge", "reference", problem, "add references, or set judge=openai or judge=hf")
 
     def cost(self, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
         return None
 
     def judge(self, questions: Sequence[tuple[Pair, Order]], save: Callable[[Judgement], None]) -> None:
-        _check_references([pair.reference for pair, _ in questions])
         measure = MEASURES[self.measure]
         for pair, order in questions:
             if pair.reference is None:
@@ -42,9 +43,3 @@ class ReferenceJudge:
                 continue
             baseline, model = measure(pair.baseline, pair.reference), measure(pair.model, pair.reference)
             save(Judgement(pair.id, order, TIE if baseline == model else LOSS if baseline > model else WIN))
-
-
-def _check_references(references: Sequence[str | None]) -> None:
-    if references and all(reference is None for reference in references):
-        problem = f"none of the {len(references)} prompts has a reference answer"
-        raise UserError("judge", "reference", problem, "add references, or set judge=openai or judge=hf")

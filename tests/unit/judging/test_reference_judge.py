@@ -1,6 +1,8 @@
 import pytest
 
+from lpsel.data.column_forms import Example, Turn
 from lpsel.errors import UserError
+from lpsel.generation.prompts import Prompt
 from lpsel.judging.judge import NO_REFERENCE, Pair, judge_pairs
 from lpsel.judging.reference import ReferenceJudge
 
@@ -20,12 +22,15 @@ def test_the_answer_closer_to_the_reference_wins(tmp_path):
         ("d", None, NO_REFERENCE),
     ]
     assert (ledger["failed"], ledger["cost"], ledger["prompt_tokens"]) == (1, None, None)
+    again, ledger = judge_pairs(ReferenceJudge(), pairs, tmp_path)
+    assert again == judgements, "only the one without a reference is asked again"
+    assert ledger["reused"] == 3
     exact, _ = judge_pairs(ReferenceJudge("exact_match"), pairs[:3], tmp_path)
     assert [j.preference for j in exact] == [1.5, 2.0, 1.5]
 
 
-def test_prompts_without_references_are_rejected(tmp_path):
+def test_prompts_without_references_are_rejected():
     with pytest.raises(UserError, match="judge=reference: none of the 1 prompts has a reference answer"):
-        judge_pairs(ReferenceJudge(), [Pair("a", "Q", "x", "y")], tmp_path)
+        ReferenceJudge().check([Prompt("a", "mine", Example((Turn("user", "Q"),)))])
     with pytest.raises(UserError, match=r"judge.measure=bleu: must be one of rouge_l, exact_match."):
         ReferenceJudge("bleu")
