@@ -14,8 +14,8 @@ from lpsel.data.chat_template import chat_messages
 from lpsel.data.column_forms import Example, Turn
 from lpsel.data.control_tokens import Rendered
 from lpsel.data.templates import render_prompt, resolve_template
-from lpsel.errors import UnusableRow
-from lpsel.generation.openai_client import MALFORMED, Endpoint, RequestFailed, run_concurrently
+from lpsel.errors import UnusableRow, UserError
+from lpsel.generation.openai_client import MALFORMED, Endpoint, Refused, RequestFailed, run_concurrently
 from lpsel.generation.prompts import Prompt
 from lpsel.generation.sampling import Generation, Sampling
 from lpsel.model.copies import Copies, devices_for
@@ -113,7 +113,8 @@ def answers(
 
         unanswered = [inputs.by_key[key] for key in missing]
         if unanswered and isinstance(model, Endpoint):
-            _request(model, unanswered, sampling, save)
+            name_of = dict(zip(inputs.keys, (prompt.id for prompt in prompts), strict=True))
+            _request(model, unanswered, [name_of[key] for key in missing], sampling, save)
         elif unanswered and isinstance(model, ModelSpec):
             from lpsel.generation.generate import ROWS_PER_GPU, generate
 
@@ -193,7 +194,11 @@ def _rendered(model: ModelSpec, prompt: Prompt, tokenizer: Any) -> Rendered:
 
 
 def _request(
-    endpoint: Endpoint, conversations: list[Any], sampling: Sampling, save: Callable[[dict[int, Generation]], None]
+    endpoint: Endpoint,
+    conversations: list[Any],
+    names: list[str],
+    sampling: Sampling,
+    save: Callable[[dict[int, Generation]], None],
 ) -> None:
     parameters: dict[str, Any] = {"temperature": sampling.temperature, "max_tokens": sampling.max_new_tokens}
     if not sampling.greedy:
@@ -205,11 +210,14 @@ def _request(
                 conversation = conversations[index]
                 given = conversation if isinstance(conversation, dict) else {"messages": conversation}
                 reply = endpoint.complete(client, **given, **parameters)
+            except Refused as failure:
+                hint = "remove it from the prompts; if all are refused, change what the server complains about"
+                raise UserError("prompts", names[index], f"{endpoint.name} refuses it ({failure})", hint) from None
             except RequestFailed as failure:
                 raise endpoint.unavailable(failure) from None
             if reply.text is None:
                 raise endpoint.unavailable(MALFORMED)
-            stopped = reply.finish_reason in ("stop", "tool_calls")
+            stopped = reply.finish_reason not in ("length", "content_filter")  # servers have many words for an end
             return Generation(reply.text, reply.completion_tokens, stopped, reply.prompt_tokens)
 
         def save_one(index: int, answer: Generation) -> None:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from lpsel.errors import UserError, check_int, first_line, is_int
 from lpsel.redact import redact, register_secret
+from lpsel.storage import utf8
 
 OPENAI = "https://api.openai.com/v1"
 OPENAI_KEY = "OPENAI_API_KEY"  # the environment variable whose value only OpenAI's own server gets by default
@@ -33,6 +34,10 @@ Result = TypeVar("Result")
 
 class RequestFailed(Exception):
     """A request failed after all retries; a later one may succeed."""
+
+
+class Refused(RequestFailed):
+    """The server refuses this request, and would again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +202,8 @@ class Endpoint:
         if type(error.__cause__).__name__ == "ConnectError":  # of httpx: there was no connection
             hint = "check the address and that the server is running"
             return self.error(f"cannot be reached ({_reason(error)})", hint)
-        return RequestFailed(_reason(error))
+        refused = isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError)
+        return (Refused if refused else RequestFailed)(_reason(error))
 
 
 def _reply(response: Any) -> Reply:
@@ -208,7 +214,7 @@ def _reply(response: Any) -> Reply:
     try:
         choice = response.choices[0]
         text = choice.message.content or _calls(choice.message)
-        return Reply(text if isinstance(text, str) else "", choice.finish_reason, *tokens)
+        return Reply(utf8(text) if isinstance(text, str) else "", choice.finish_reason, *tokens)
     except (AttributeError, IndexError, TypeError):
         return Reply(None, None, *tokens)
 
@@ -279,8 +285,8 @@ def run_concurrently(
                 save(item, result)
 
     with ThreadPoolExecutor(concurrency) as pool:
-        futures = [pool.submit(run, item) for item in items]
         try:
+            futures = [pool.submit(run, item) for item in items]
             for future in as_completed(futures):
                 future.result()
         except BaseException:

@@ -65,6 +65,10 @@ class Handler(BaseHTTPRequestHandler):
             call = {"type": "function", "id": "2", "function": {"name": "weather", "arguments": '{"city": "Köln"}'}}
             answer["choices"][0] |= {"message": {"role": "assistant", "content": None, "tool_calls": [call]}}
             answer["choices"][0]["finish_reason"] = "tool_calls"
+        if body["model"].startswith("ends-"):
+            answer["choices"][0]["finish_reason"] = json.loads(body["model"].removeprefix("ends-"))
+        if body["model"] == "half-a-pair":
+            answer["choices"][0]["message"]["content"] = "\ud83d"
         if body["model"].startswith("MiB-"):
             answer["choices"][0]["message"]["content"] = "x" * (int(body["model"].removeprefix("MiB-")) << 20)
         if body["model"] == "odd-usage":

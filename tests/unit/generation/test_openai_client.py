@@ -14,9 +14,10 @@ import torch
 from lpsel.data.column_forms import Example, Turn
 from lpsel.errors import UserError
 from lpsel.generation.answers import answers, check
-from lpsel.generation.openai_client import Endpoint
+from lpsel.generation.openai_client import Endpoint, run_concurrently
 from lpsel.generation.prompts import Prompt, load_prompts
 from lpsel.generation.sampling import Sampling
+from lpsel.judging.judge import Pair, question_key
 
 SERVER = Path(__file__).parent / "chat_server.py"
 HOW = {"device": torch.device("cpu"), "dtype": torch.float32, "batch_tokens": 400}
@@ -130,8 +131,8 @@ def test_answers_before_a_failed_request_are_cached(tmp_path, server):
     prompts = prompts_of("one", "two", "too long", "three")
     with pytest.raises(UserError) as caught:
         answers(endpoint, prompts, FOUR, cache_dir=tmp_path, **HOW)
-    assert (caught.value.name, caught.value.value) == ("model", f"m@{server.url}")
-    assert caught.value.problem == "no usable reply (400: The context has 10 tokens)"
+    assert (caught.value.name, caught.value.value) == ("prompts", "2")
+    assert caught.value.problem == "m refuses it (400: The context has 10 tokens)"
     _, about = answers(endpoint, prompts[:2], FOUR, cache_dir=tmp_path, **HOW)
     assert about["reused"] == 2
 
@@ -234,6 +235,38 @@ def test_a_reply_has_a_limited_size(tmp_path, server):
     with pytest.raises(UserError) as caught:
         answers(Endpoint.of(f"MiB-17@{server.url}"), prompts_of("a"), FOUR, cache_dir=tmp_path, **HOW)
     assert caught.value.problem == "no usable reply (a reply of more than 16 MiB)"
+
+
+@pytest.mark.parametrize(
+    ("reason", "stopped"),
+    [(None, True), ("eos", True), ("end_turn", True), ("length", False), ("content_filter", False)],
+)
+def test_an_answer_is_cut_off_only_where_the_server_says_so(tmp_path, server, reason, stopped):
+    endpoint = Endpoint.of(f"ends-{json.dumps(reason)}@{server.url}")
+    (answer,), about = answers(endpoint, prompts_of("a"), FOUR, cache_dir=tmp_path, **HOW)
+    assert (answer.stopped, about["answers_cut"]) == (stopped, not stopped)
+
+
+def test_half_a_surrogate_pair_in_an_answer_can_be_judged_and_written(tmp_path, server):
+    (answer,), _ = answers(Endpoint.of(f"half-a-pair@{server.url}"), prompts_of("a"), FOUR, cache_dir=tmp_path, **HOW)
+    assert answer.text == "\\ud83d"
+    assert question_key(Pair("0", "a", answer.text, "b"), "baseline_first")
+
+
+def test_a_signal_while_requests_are_queued_starts_no_further_one():
+    asked = []
+
+    def ask(item):
+        asked.append(item)
+        time.sleep(0.05)
+
+    def items():
+        yield from range(100)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_concurrently(ask, items(), lambda *_: None, 2)
+    assert len(asked) < 10
 
 
 def test_a_redirect_does_not_send_prompts_to_another_server(tmp_path, server):
