@@ -184,6 +184,12 @@ def pending_signal() -> int | None:
     return _Received.number
 
 
+def end_if_signaled() -> None:
+    """Within `deferred_signals`, where everything is saved: raises `Interrupted` for a signal that has arrived."""
+    if _Received.number is not None:
+        raise Interrupted(_Received.number)
+
+
 @contextmanager
 def signals_interrupt() -> Iterator[None]:
     """Within, a signal raises `Interrupted`. Signals with a handler of their own (submitit, tests) keep it."""
@@ -212,8 +218,7 @@ def deferred_signals() -> Iterator[None]:
         yield
     finally:
         _Received.deferred = False
-    if _Received.number is not None:
-        raise Interrupted(_Received.number)
+    end_if_signaled()
 
 
 def _handle(number: int, _frame: Any) -> None:

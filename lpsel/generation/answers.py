@@ -14,6 +14,7 @@ from lpsel.data.chat_template import chat_messages
 from lpsel.data.column_forms import Example, Turn
 from lpsel.data.control_tokens import Rendered
 from lpsel.data.templates import render_prompt, resolve_template
+from lpsel.distributed import deferred_signals, end_if_signaled
 from lpsel.errors import UnusableRow, UserError
 from lpsel.generation.openai_client import MALFORMED, Endpoint, Refused, RequestFailed, run_concurrently
 from lpsel.generation.prompts import Prompt
@@ -120,9 +121,10 @@ def answers(
 
             given, title = (inputs.tokenizer, unanswered, len(unanswered), sampling), f"Answers, {model.name}"
             devices = devices_for(device, len(unanswered), ROWS_PER_GPU)
-            with Copies(partial(_load, model, inputs.source, dtype), devices) as copies:
+            with Copies(partial(_load, model, inputs.source, dtype), devices) as copies, deferred_signals():
                 for done in generate(copies.map, *given, batch_tokens=batch_tokens, title=title):
                     save(done)
+                    end_if_signaled()
     generations = [known[key] for key in inputs.keys]
     return generations, {
         "name": model.name,

@@ -13,6 +13,7 @@ import numpy as np
 from lpsel.data.batching import padded
 from lpsel.data.column_forms import Example, Turn
 from lpsel.data.templates import render_prompt
+from lpsel.distributed import deferred_signals, end_if_signaled
 from lpsel.errors import UserError, check_int
 from lpsel.generation.prompts import Prompt
 from lpsel.judging.judge import LOSS, ORDERS, TIE, TOO_LONG, WIN, Judgement, Order, Pair, check_orders, preference_of
@@ -95,7 +96,7 @@ class HFJudge:
         batches = padded(fitting, lengths, self.batch_tokens)
         devices = devices_for(device_of(self.accelerator), len(fitting), QUESTIONS_PER_GPU)
         precision = resolve_precision(self.precision, self.accelerator)
-        with Copies(partial(_load, self.model, self._path, precision), devices) as copies:
+        with Copies(partial(_load, self.model, self._path, precision), devices) as copies, deferred_signals():
             judged = copies.map(partial(letter_probabilities, letters), ([ids[i] for i in batch] for batch in batches))
             for batch, probabilities in zip(batches, judged, strict=True):
                 for i, (first, second) in zip(batch.tolist(), probabilities, strict=True):
@@ -104,6 +105,7 @@ class HFJudge:
                     raw = json.dumps({"A": first, "B": second})
                     judgement = Judgement(pair.id, order, preference_of(verdict, order), raw, len(ids[i]), 0)
                     save(judgement._replace(letter_probability=first + second))
+                end_if_signaled()
 
     def token_ids(self, tokenizer: Any, question: str) -> list[int]:
         """The tokens of a question in the model's template; text inside the question never becomes a control token."""

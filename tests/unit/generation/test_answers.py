@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from lpsel.cache import Journal
+from lpsel.distributed import Interrupted, signals_interrupt
 from lpsel.errors import UserError
 from lpsel.generation.answers import answers, check
 from lpsel.generation.sampling import Sampling
+from lpsel.model.copies import Copies
 from lpsel.model.fingerprint import model_fingerprint
 
 SHORT = Sampling(8)
@@ -109,6 +111,22 @@ def test_a_run_that_is_killed_after_a_batch_resumes_with_the_next(tmp_path, toy_
     found, about = answers(toy_spec, prompts, sampling, cache_dir=tmp_path, **HOW)
     assert (about["reused"], about["generated"]) == (batches, 9 - batches)
     assert found == answers(toy_spec, prompts, sampling, cache_dir=tmp_path / "undisturbed", **HOW)[0]
+
+
+def test_a_signal_while_a_batch_is_generated_loses_no_answer(tmp_path, toy_spec, questions, monkeypatch):
+    def interrupted(self, function, batches):
+        def call(model, batch):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return function(model, batch)
+
+        return whole(self, call, batches)
+
+    whole = Copies.map
+    monkeypatch.setattr(Copies, "map", interrupted)
+    with pytest.raises(Interrupted) as caught, signals_interrupt():
+        answers(toy_spec, questions(9), SHORT, cache_dir=tmp_path, **(HOW | {"batch_tokens": 1}))
+    assert caught.value.status == 128 + signal.SIGTERM
+    assert len(lines_of(tmp_path)) == 1 + 1, "the key, and the answer of the batch"
 
 
 def test_of_two_processes_one_generates_and_the_other_reads(tmp_path, toy_spec, questions):

@@ -1,10 +1,13 @@
 """The judge on this machine, against the model's own logits."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
 
+from lpsel.distributed import Interrupted, signals_interrupt
 from lpsel.errors import UserError
 from lpsel.judging.judge import TOO_LONG, Pair, judge_pairs
 from lpsel.judging.local import HFJudge, answer_tokens, letter_probabilities
@@ -51,6 +54,19 @@ def test_a_question_longer_than_the_context_fails(judge, tmp_path):
     judgements, _ = judge_pairs(judge, pairs, tmp_path)
     assert [j.failure for j in judgements] == [TOO_LONG, TOO_LONG, None, None]
     assert judge_pairs(judge, pairs, tmp_path)[1]["reused"] == 2, "only verdicts are kept"
+
+
+def test_a_signal_while_a_batch_is_judged_loses_no_verdict(judge, tmp_path, monkeypatch):
+    def interrupted(*given):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return letter_probabilities(*given)
+
+    monkeypatch.setattr("lpsel.judging.local.letter_probabilities", interrupted)
+    pairs = [Pair("a", "Q", "a", "b")]
+    with pytest.raises(Interrupted), signals_interrupt():
+        judge_pairs(judge, pairs, tmp_path)
+    monkeypatch.undo()
+    assert judge_pairs(judge, pairs, tmp_path)[1]["reused"] == 2
 
 
 def test_special_tokens_in_an_answer_stay_text(judge, byte_tokenizer):
