@@ -26,7 +26,6 @@ RUN_OUTPUTS = {
 }
 RUN_FOLDERS = ("model", "adapter", "generations")
 RUN_RECORDS = (RESULT, "metrics.csv", "hparams.yaml")
-NOT_PATHS = ("name", "_target_")  # keys whose value is never a path, even where a file has the same name
 
 
 @contextmanager
@@ -92,8 +91,6 @@ def check_run_folder(command: str, config: DictConfig, run_dir: Path) -> None:
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     outputs = [run_dir / name for name in (*RUN_OUTPUTS[command], *RUN_RECORDS, RUN_CONFIG)]
     for key, text, path in existing_paths(resolved):
-        if key.rpartition(".")[2] in NOT_PATHS:
-            continue
         for output in outputs:
             if os.path.lexists(output) and any(p.is_relative_to(output) for p in _spellings(path)):
                 problem = f"the output of this run would replace it ({output})"

@@ -31,6 +31,7 @@ NOT_IN_RESULTS = (
 )  # fmt: skip
 # Keys of a judge that may change in a folder: they change how many of its verdicts there are.
 NOT_IN_VERDICTS = re.compile(r"(^|\.)judge\.(attempts|concurrency|key_env|max_cost|max_retries|timeout)$")
+NOT_PATHS = ("name", "_target_")  # keys whose value is never a path, even where a file has the same name
 SECRET_HEADER = re.compile(f"auth|cookie|{SECRET_NAME.pattern}", re.IGNORECASE)
 FROM_ENVIRONMENT = re.compile(r"\$\{oc\.env:([^,}]+)")
 MAX_DIFFERENCES = 3  # named in a message
@@ -42,7 +43,7 @@ class RunConfig:
 
     Attributes:
         command: train, select or evaluate.
-        config: the resolved configuration without `NOT_IN_RESULTS`.
+        config: the resolved configuration without `NOT_IN_RESULTS`, and without the cache folder of a judge.
         inputs: for every file and folder named in it, a digest of names, sizes and modification times.
     """
 
@@ -59,6 +60,7 @@ class RunConfig:
         unused = {*NOT_IN_RESULTS, "trainer", *unused_keys(command, resolved)}
         kept = {name: value for name, value in resolved.items() if name not in unused}
         kept["precision"] = resolved["trainer"]["precision"]
+        kept = _without_caches(kept)
         kept = redacted(json.loads(json.dumps(finite(kept))))  # as it is read back from a file
         return cls(command, kept, {text: _file_state(path) for _, text, path in existing_paths(kept)})
 
@@ -172,9 +174,18 @@ def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, node
 
 
+def _without_caches(node: Any) -> Any:
+    """A configuration without the keys `cache_dir` in it."""
+    if isinstance(node, dict):
+        return {name: _without_caches(value) for name, value in node.items() if name != "cache_dir"}
+    return node
+
+
 def existing_paths(config: dict[str, Any]) -> Iterator[tuple[str, str, Path]]:
     """Keys and texts in a configuration that name a file or folder, with its path."""
     for key, text in leaves(config):
+        if key.rpartition(".")[2] in NOT_PATHS:
+            continue
         with suppress(OSError, ValueError, RuntimeError):  # not a name that a file could have, no such user
             if isinstance(text, str) and text and os.path.lexists(path := Path(text).expanduser()):
                 yield key, text, path

@@ -1,8 +1,10 @@
 """A run folder belongs to one configuration."""
 
 import pytest
+from hydra import compose
 from omegaconf import OmegaConf
 
+from lpsel.commands.job import configured
 from lpsel.errors import UserError
 from lpsel.run_config import RunConfig, unused_keys
 from lpsel.storage import write_json
@@ -125,3 +127,23 @@ def test_an_evaluation_with_open_questions_is_not_finished(tmp_path):
     for unanswered in (2, 0):
         write_json(tmp_path / "result.json", result := {"unanswered": unanswered, "run": ours.digest()})
         assert ours.finished(tmp_path) == (None if unanswered else result)
+
+
+def test_what_other_runs_leave_in_the_cache_and_files_named_like_a_choice_are_no_inputs(tmp_path, monkeypatch):
+    def made():
+        with configured("evaluate"):
+            return RunConfig.of("evaluate", compose("evaluate", overrides=overrides))
+
+    monkeypatch.chdir(tmp_path)
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    overrides = ["evaluator=pairwise", "judge=hf", f"judge.model.path={tmp_path}/judge", f"cache_dir={cache}"]
+    before = made()
+    (cache / "users").write_text("")
+    (tmp_path / "judge").write_text("")
+    assert made().inputs.keys() == {f"{tmp_path}/judge"}
+    (tmp_path / "judge").unlink()
+    for name in ("local", "embedded-held-out", str(before.config["dataset"]["name"])):
+        (tmp_path / name).mkdir(exist_ok=True)
+    assert made() == before
+    assert str(cache) not in str(before.config)
