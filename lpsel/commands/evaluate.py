@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lpsel import console
 from lpsel.commands.job import Job
 from lpsel.commands.tracked_values import log_evaluation
-from lpsel.config import build, choices, config_dir, same_letters
+from lpsel.config import build, choice, choices, config_dir, same_letters
 from lpsel.errors import UserError
 from lpsel.evaluation.evaluator import GENERATIONS, Candidates, EvaluationContext
 from lpsel.evaluation.judgements import JUDGEMENTS
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 def run(job: Job) -> dict[str, Any]:
     """Evaluate, and write generations and metrics to the run folder."""
     config = job.config
+    _check_used(config)
     baseline, names = _names(config)
     candidates = _candidates(names, baseline, config)
     with_key = sorted({model.host for model in candidates.all if isinstance(model, Endpoint) and model.key_env})
@@ -48,6 +49,7 @@ def run(job: Job) -> dict[str, Any]:
         if isinstance(spec, ModelSpec) and spec.path:
             locate(spec, job.cache_dir)
     evaluator.check(candidates)
+    _warn_of_toy_rows(evaluator, [*baseline, *names], candidates)
     if candidates.all:
         log.info("Evaluating %s", "; ".join(model.name for model in candidates.all))
     job.start_tracking()
@@ -63,8 +65,39 @@ def run(job: Job) -> dict[str, Any]:
     return {"command": "evaluate", "device": device, **result}
 
 
+def _check_used(config: DictConfig) -> None:
+    """Raise a UserError for an option that the evaluator does not read, or that verdicts take the place of."""
+    given = {key: config[key] for key in ("prompts", "judgements") if config[key] is not None}
+    if OmegaConf.to_container(config.judge) != OmegaConf.to_container(choice("judge", "openai")):
+        given["judge"] = None
+    options, target = str(OmegaConf.to_container(config.evaluator)), config.evaluator["_target_"]
+    files = {name: (config_dir() / "evaluator" / f"{name}.yaml").read_text() for name in choices("evaluator")}
+    name = next((name for name, file in files.items() if target in file), target)
+    for key, value in given.items():
+        if f"${{{key}}}" not in options:
+            raise UserError(key, value, f"evaluator={name} does not use it", "leave it out, or set evaluator=pairwise")
+    if given.pop("judgements", None) is not None:
+        given |= {key: value for key, value in (("model", config.models), ("baseline", config.baseline)) if value}
+        for key, value in given.items():
+            raise UserError(key, value, f"evaluator={name} does not use it with judgements=", "leave one of them out")
+
+
+def _warn_of_toy_rows(evaluator: Any, names: Sequence[str], candidates: Candidates) -> None:
+    """Warn about the first model other than the embedded ones, where the embedded rows are what it is evaluated on."""
+    dataset = getattr(evaluator, "dataset", None)
+    if dataset is None or dataset.path is not None:
+        return
+    for name, model in zip(names, candidates.all, strict=True):
+        base = (read_result(Path(name).expanduser()) or {}).get("base_model")
+        if (base["path"] if base else getattr(model, "path", None)) is not None:
+            problem = f"has toy rows for the embedded models: results of {model.name} on them mean nothing"
+            log.warning("dataset=%s %s. Set dataset=FILE_OR_HUB_ID.", dataset.name, problem)
+            return
+
+
 def candidates_of(config: DictConfig) -> Candidates:
     """The models and the baseline that a configuration names; raises a UserError if one is none."""
+    _check_used(config)
     baseline, names = _names(config)
     return _candidates(names, baseline, config)
 

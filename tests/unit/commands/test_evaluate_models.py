@@ -2,19 +2,22 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from hydra import compose, initialize_config_dir
 
-from lpsel.commands.evaluate import _candidates, _runs_of
-from lpsel.config import config_dir
+from lpsel.commands.evaluate import _candidates, _runs_of, _warn_of_toy_rows, candidates_of
+from lpsel.commands.job import configured, run
+from lpsel.config import build, config_dir
+from lpsel.data.dataset import DatasetSpec
 from lpsel.errors import UserError
 
 
 @pytest.fixture
 def config():
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return compose("evaluate")
+        yield compose("evaluate")
 
 
 def test_the_folder_of_a_sweep_stands_for_its_finished_training_runs_but_the_baseline(few_runs, caplog):
@@ -50,3 +53,52 @@ def test_a_result_that_lpsel_did_not_write_is_no_run(few_runs, tmp_path, config,
     with pytest.raises(UserError) as caught:
         _candidates([str(tmp_path / "theirs")], [], config)
     assert caught.value.problem.startswith("neither a finished run of train.py (result.json with a model) nor")
+
+
+def test_a_real_model_on_the_embedded_rows_is_a_warning(few_runs, tmp_path, config, caplog):
+    def warned(name, evaluator):
+        caplog.clear()
+        _warn_of_toy_rows(evaluator, [name], _candidates([name], [], config))
+        return caplog.text
+
+    trained = str(shutil.copytree(few_runs / "train" / "toy-llama-low", tmp_path / "run"))
+    embedded = build(config.evaluator)
+    assert "dataset=embedded has toy rows for the embedded models: results of toy-" in warned(trained, embedded)
+    assert "results of opt-350m on them mean nothing. Set dataset=" in warned("facebook/opt-350m", embedded)
+    assert not warned("tiny-target", embedded)
+    assert not warned(trained, replace(embedded, dataset=DatasetSpec("mine", path="mine.jsonl")))
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    (tmp_path / "run" / "result.json").write_text(
+        json.dumps(result | {"base_model": result["base_model"] | {"path": None}})
+    )
+    assert not warned(trained, embedded)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            "prompts=koala",
+            "prompts=koala: evaluator=reference does not use it. Leave it out, or set evaluator=pairwise.",
+        ),
+        ("judgements=x.json", "judgements=x.json: evaluator=reference does not use it"),
+        ("judge=human", "judge: evaluator=reference does not use it"),
+        ("evaluator=lm_eval tasks=x judge.attempts=2", "judge: evaluator=lm_eval does not use it"),
+        (
+            "evaluator=pairwise judgements=x prompts=koala",
+            "prompts=koala: evaluator=pairwise does not use it with judg",
+        ),
+        ("evaluator=pairwise judgements=x judge=human", "judge: evaluator=pairwise does not use it with judgements="),
+        ("evaluator=pairwise judgements=x models=a", "model=a: evaluator=pairwise does not use it with judgements="),
+    ],
+)
+def test_an_option_that_is_not_used_is_an_error(overrides, message, tmp_path):
+    given = ["tracker=none", f"cache_dir={tmp_path}", *overrides.split()]
+    with pytest.raises(UserError) as caught:
+        run("evaluate", given, tmp_path / "run")
+    assert str(caught.value).startswith(message)
+    with configured("evaluate"):
+        config = compose("evaluate", overrides=given)
+    with pytest.raises(UserError) as planned:
+        candidates_of(config)
+    assert str(planned.value) == str(caught.value)

@@ -248,7 +248,6 @@ def test_imported_verdicts_do_not_need_torch(tmp_path):
         ("prompts", ["prompts=koalas"], "prompts=koalas: no such prompt set. Set one of alpaca_eval, koala, lima"),
         ("", ["judge=openai", "judge.base_url=http://127.0.0.1:9/v1", "judge.max_retries=0"], "judge.base_url=http"),
         ("", ["evaluator.limit=0"], "evaluator.limit=0: must be an integer, at least 1"),
-        ("", ["judgements=none.json"], "judgements=none.json: no such file"),
     ],
 )
 def test_errors_are_raised_before_a_model_is_loaded(
@@ -261,6 +260,12 @@ def test_errors_are_raised_before_a_model_is_loaded(
     with pytest.raises(UserError) as error:
         run("evaluate", [*overrides, *also], tmp_path / "run")
     assert str(error.value).startswith(message)
+
+
+def test_verdicts_that_are_not_found_are_an_error(tmp_path):
+    given = ["evaluator=pairwise", "judgements=none.json", "tracker=none", f"cache_dir={tmp_path}"]
+    with pytest.raises(UserError, match=r"^judgements=none\.json: no such file"):
+        run("evaluate", given, tmp_path / "run")
 
 
 def test_other_evaluators_reject_endpoints(tmp_path):
