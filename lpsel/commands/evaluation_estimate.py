@@ -30,7 +30,6 @@ from lpsel.data.templates import holds_conversations, resolve_template
 from lpsel.errors import UserError
 from lpsel.evaluation.held_out import ReferenceEvaluator
 from lpsel.evaluation.pairwise import PairwiseEvaluator
-from lpsel.generation.prompts import Prompt, load_prompts
 from lpsel.judging.openai import LIMITS, OpenAIJudge
 from lpsel.model.flops import forward_flops
 from lpsel.model.spec import ModelSpec
@@ -46,7 +45,7 @@ def evaluation_work(job: Job) -> list[Work]:
     evaluator.check(candidates)
     local = [model for model in candidates.all if isinstance(model, ModelSpec)]
     if isinstance(evaluator, PairwiseEvaluator):
-        prompts = [] if evaluator.prompts is None else prompts_of(evaluator, job.cache_dir)
+        prompts = [] if evaluator.prompts is None else evaluator.read_prompts(job.cache_dir)[0]
         lengths = np.array([len(prompt.text) // CHARACTERS + 1 for prompt in prompts], np.int32)
         rows = RowLengths(lengths, np.zeros_like(lengths), 1.0, GUESSED).with_answers(evaluator.max_new_tokens)
         return [_work(job, spec, len(prompts), [(1, forward_flops, rows)]) for spec in local]
@@ -96,34 +95,28 @@ def judgments_of(evaluator: Any, cache_dir: Path, models: int) -> Iterator[str]:
     if not isinstance(judge, OpenAIJudge) or evaluator.judgements is not None:
         return
     try:
-        prompts = prompts_of(evaluator, cache_dir)
+        prompts, _ = evaluator.read_prompts(cache_dir)
     except UserError as error:
         yield f"Judgments by {judge.name}: unknown. {error}"
         return
     read = sum(len(prompt.text) for prompt in prompts) / CHARACTERS
     read += len(prompts) * (len(judge.text) / CHARACTERS + 2 * evaluator.max_new_tokens)
-    written = len(prompts) * next((judge.request[name] for name in LIMITS if name in judge.request), 0)
-    yield _line(judge, models, len(prompts), int(read), int(written))
+    limit = next((limit for name in LIMITS if (limit := judge.request.get(name))), None)
+    yield _line(judge, models, len(prompts), int(read), None if limit is None else len(prompts) * limit)
 
 
-def prompts_of(evaluator: PairwiseEvaluator, cache_dir: Path) -> list[Prompt]:
-    """The prompts of an evaluation; raises a UserError where they are not found."""
-    assert evaluator.prompts is not None
-    folder = None if evaluator.prompts_dir is None else Path(evaluator.prompts_dir).expanduser()
-    return load_prompts(evaluator.prompts, evaluator.limit, cache_dir=cache_dir, folder=folder)
-
-
-def _line(judge: OpenAIJudge, models: int, prompts: int, read: int, written: int) -> str:
+def _line(judge: OpenAIJudge, models: int, prompts: int, read: int, written: int | None) -> str:
     """Counts and the highest price, with answers as long as they may be.
 
     Args:
-        read, written: tokens of one model's prompts and replies in one order.
+        read, written: tokens of one model's prompts and replies in one order; None where replies have no limit.
     """
     orders = len(judge.orders)
     questions = models * orders
+    asked = f"{models} models x {prompts:,} prompts x {orders} orders = {questions * prompts:,}"
+    tokens = f"{questions * read / 1e6:,.1f} M tokens read and"
+    if written is None:
+        return f"Judgments: {asked}, {judge.name}, {tokens} replies without a limit: set judge.request.max_tokens."
     price = judge.cost(questions * read, questions * written)
     costs = f"up to about ${price:,.2f}" if price is not None else "set judge.prompt_price and judge.completion_price"
-    return (
-        f"Judgments: {models} models x {prompts:,} prompts x {orders} orders = {questions * prompts:,}, {judge.name}, "
-        f"{questions * read / 1e6:,.1f} M tokens read and up to {questions * written / 1e6:,.1f} M written: {costs}."
-    )
+    return f"Judgments: {asked}, {judge.name}, {tokens} up to {questions * written / 1e6:,.1f} M written: {costs}."

@@ -119,14 +119,17 @@ class PairwiseEvaluator:
             }
         )
 
-    def _prompts(self, candidates: Candidates, cache_dir: Path) -> tuple[list[Prompt], Counter[str]]:
-        """The prompts that all models can use, and the numbers of others by kind."""
+    def read_prompts(self, cache_dir: Path) -> tuple[list[Prompt], Counter[str]]:
+        """The prompts, and the numbers of unusable ones by kind; a UserError where they are not found."""
         assert self.prompts is not None, "checked"
         folder = None if self.prompts_dir is None else Path(self.prompts_dir).expanduser()
-        unusable, counted = Counter[str](), self.bad_rows == "skip"
-        prompts = load_prompts(
-            self.prompts, self.limit, cache_dir=cache_dir, folder=folder, unusable=unusable if counted else None
-        )
+        unusable = Counter[str]()
+        counted = unusable if self.bad_rows == "skip" else None
+        return load_prompts(self.prompts, self.limit, cache_dir=cache_dir, folder=folder, unusable=counted), unusable
+
+    def _prompts(self, candidates: Candidates, cache_dir: Path) -> tuple[list[Prompt], Counter[str]]:
+        """The prompts that all models can use, and the numbers of others by kind."""
+        prompts, unusable = self.read_prompts(cache_dir)
         for model in candidates.all:
             rejected = rejections(model, prompts, cache_dir)
             unusable.update(skipped(error, f"prompt {name}", self.bad_rows) for name, error in rejected.items())

@@ -43,6 +43,21 @@ def test_the_price_is_that_of_the_longest_answers_and_replies(tmp_path, prompts)
     assert price < 30 * 3 * 512 / 1000
 
 
+def test_replies_without_a_limit_have_no_highest_price(tmp_path, prompts):
+    prices = ["judge.prompt_price=1", "judge.completion_price=1"]
+    (line,) = lines(tmp_path, "evaluator=pairwise", prompts, "judge.request.max_tokens=null", *prices)
+    assert line.endswith("replies without a limit: set judge.request.max_tokens.")
+
+
+def test_prompts_that_the_evaluation_skips_are_not_counted(tmp_path, prompts):
+    with (tmp_path / "mine.jsonl").open("a") as file:
+        file.write(json.dumps({"id": "empty", "instruction": ""}) + "\n")
+    (line,) = lines(tmp_path, "evaluator=pairwise", prompts, "dataset.bad_rows=skip")
+    assert " x 5 prompts x " in line
+    (line,) = lines(tmp_path, "evaluator=pairwise", prompts)
+    assert line.startswith("Judgments by gpt-4.1-mini: unknown. prompts=mine, row 5: ")
+
+
 def test_an_evaluation_without_a_server_needs_no_judgment(tmp_path, prompts):
     assert lines(tmp_path, "evaluator=reference", "dataset=embedded-held-out") == []
     assert lines(tmp_path, "evaluator=pairwise", prompts, "judge=reference") == []
