@@ -33,7 +33,7 @@ class LmEvalEvaluator:
         seed: of the choice of examples.
     """
 
-    tasks: Sequence[str] | None = None
+    tasks: Sequence[str] | str | None = None
     include_path: str | None = None
     num_fewshot: int | None = None
     limit: int | None = None
@@ -44,6 +44,8 @@ class LmEvalEvaluator:
     table = staticmethod(lm_eval_table)
 
     def __post_init__(self) -> None:
+        if isinstance(self.tasks, str):
+            object.__setattr__(self, "tasks", [self.tasks])
         for name, minimum in (("num_fewshot", 0), ("limit", 1), ("batch_size", 1)):
             if getattr(self, name) is not None:
                 check_int(f"evaluator.{name}", getattr(self, name), minimum)

@@ -119,6 +119,10 @@ def test_accuracy_matches_log_likelihoods_by_hand(toy_model, tasks, tmp_path):
     assert "my_choice/acc_norm" in printed.get()
 
 
+def test_one_task_needs_no_list():
+    assert LmEvalEvaluator("my_choice") == LmEvalEvaluator(["my_choice"])
+
+
 @installed
 def test_a_limit_and_few_shot_examples(toy_model, tasks, tmp_path):
     evaluator = LmEvalEvaluator(["my_choice"], include_path=str(tasks), limit=2, num_fewshot=1)
