@@ -169,19 +169,22 @@ class Journal(Entry):
         """The file, JSON lines; its first line holds the key. Deleting it makes the cache forget the entry."""
         return self.folder / "journal.jsonl"
 
-    def read(self) -> list[dict[str, Any]]:
+    def read(self) -> Iterator[dict[str, Any]]:
         """All intact lines in order; damaged ones, such as half a line left by a crash, are skipped with a warning."""
         if not self.path.is_file():
-            return []
-        lines, damaged = [], 0
-        for line in self.path.read_bytes().split(b"\n")[1:-1]:
-            try:
-                lines.append(open_line(line))
-            except ValueError:
-                damaged += 1
+            return
+        damaged = 0
+        with self.path.open("rb") as file:
+            next(file, None)
+            for line in file:
+                try:
+                    value = open_line(line)
+                except ValueError:
+                    damaged += line.endswith(b"\n")
+                else:
+                    yield value
         if damaged:
             log.warning("%s: skipped %s damaged lines; their content is requested again", self.path, damaged)
-        return lines
 
     def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Add lines, on disk when this returns. Call it inside `locked`, from one thread at a time."""

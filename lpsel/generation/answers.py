@@ -39,7 +39,8 @@ class _Inputs(NamedTuple):
     journal: Journal
 
     def cached(self) -> dict[str, Generation]:
-        return {line.pop("key"): Generation(**line) for line in self.journal.read()}
+        lines = (line for line in self.journal.read() if line["key"] in self.by_key)
+        return {line.pop("key"): Generation(**line) for line in lines}
 
 
 def check(

@@ -128,7 +128,7 @@ def judge_pairs(judge: Judge, pairs: Sequence[Pair], cache_dir: Path) -> tuple[l
     journal = Journal.of(cache_dir, "verdicts", judge.identity(), label=judge.name)
     with journal.locked():
         keys = {question_key(pair, order) for pair, order in questions}
-        lines = [line for line in journal.read() if line["question"] in keys]
+        lines = (line for line in journal.read() if line["question"] in keys)
         known = {line.pop("question"): Judgement(**line) for line in lines}
         known = {key: judgement for key, judgement in known.items() if judgement.preference is not None}
         reused = len(known)

@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from lpsel.judging.judge import NOT_ASKED, UNREADABLE, Pair, judge_pairs, question_key
+from lpsel.cache import Journal
+from lpsel.judging.judge import NOT_ASKED, UNREADABLE, Judgement, Pair, judge_pairs, question_key
+from lpsel.judging.reference import ReferenceJudge
 
 # worth 0, 1, 2, 3 against 2, and one that the judge always prefers when it is shown first
 PREFERENCES = [1.0, 1.0, 1.5, 2.0, 1.5]
@@ -213,3 +216,19 @@ def test_flips_are_verdicts_and_not_asked_again(serve, make_pairs, make_judge, t
     judgements, ledger = judge_pairs(judge, pairs, tmp_path)
     assert (in_both_orders(judgements), ledger["unanswered"]) == ([(1.0, 2.0)], 0)
     assert judge_pairs(judge, pairs, tmp_path)[1]["asked"] == 0
+
+
+def test_verdicts_of_other_pairs_take_no_memory(tmp_path):
+    judge, pairs = ReferenceJudge(), [Pair("a", "Q", "x", "y", reference="y")]
+    first, ledger = judge_pairs(judge, pairs, tmp_path)
+    verdict = Judgement("b", "baseline_first", 1.0, "said " * 1000)._asdict()
+    journal = Journal.of(tmp_path, "verdicts", judge.identity(), label=judge.name)
+    assert str(journal.path) == ledger["kept"]
+    with journal.locked():
+        journal.append({"question": str(i), **verdict} for i in range(1000))
+    tracemalloc.start()
+    again, ledger = judge_pairs(judge, pairs, tmp_path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (again, ledger["reused"]) == (first, 1)
+    assert peak < journal.path.stat().st_size / 4
