@@ -58,8 +58,7 @@ def run(given: Sequence[Path], key_path: Path | None = None, run_dir: Path | Non
         UserError: a file is not a file of votes, votes are on another page, there is no key, all pairs are skipped.
     """
     files = [human.read_votes(path.expanduser()) for path in given]
-    key_path = _find_key(files[0]) if key_path is None else key_path.expanduser()
-    key_path = key_path / KEY if key_path.is_dir() else key_path
+    key_path = _find_key(files[0], key_path and key_path.expanduser())
     key = read_key(key_path)
     for file in files:
         human.check_votes(file, key)
@@ -98,13 +97,20 @@ def run(given: Sequence[Path], key_path: Path | None = None, run_dir: Path | Non
     return finite(result) | {"run_dir": folder}
 
 
-def _find_key(file: VoteFile) -> Path:
-    """The key of the page that the votes are on, recognized by its SHA-256."""
-    for path in [file.path.parent / KEY, *sorted(Path("runs").glob(f"*/*/{KEY}"))]:
-        with suppress(UserError):  # another kind of file with the same name, or none
-            if read_key(path).page == file.page:
-                return path
-    raise UserError(file.path, None, f"no {KEY} of its page next to it or in runs/*/*", "give --key RUN_FOLDER")
+def _find_key(file: VoteFile, given: Path | None) -> Path:
+    """The key that is given, or the one of the page that the votes are on, recognized by its SHA-256."""
+    if given is not None and not given.is_dir():
+        return given
+    folders = [file.path.parent, *sorted(Path("runs").glob("*/*"))] if given is None else [given]
+    for folder in folders:
+        for path in (folder / KEY, *sorted(folder.glob(f"votes/*/{KEY}"))):  # of one model, of each of several
+            with suppress(UserError):  # another kind of file with the same name, or none
+                if read_key(path).page == file.page:
+                    return path
+    if given is not None and (given / KEY).exists():
+        return given / KEY
+    where = "next to it or in runs/*/*" if given is None else f"in {given}"
+    raise UserError(file.path, None, f"no {KEY} of its page {where}", "give --key RUN_FOLDER")
 
 
 def _outcomes(voted: Sequence[int], preference_AN: NDArray[np.float64], key: Key) -> list[dict[str, Any]]:

@@ -184,3 +184,17 @@ def test_the_key_is_found_by_the_hash_of_the_page(votes, key, tmp_path, monkeypa
         UserError, match=r"no key\.json of its page next to it or in runs/\*/\*. Give --key RUN_FOLDER\."
     ):
         run([given])
+
+
+def test_the_key_of_one_of_several_models_is_found(votes, key, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, pairs in (("opt-1.3b", PAIRS[:-1]), ("opt-350m", PAIRS)):
+        folder = key.parent / "votes" / name
+        folder.mkdir(parents=True)
+        HumanJudge(seed=5).write(pairs, folder, baseline="opt-125m", model=name)
+    given = votes("Ann", "wwww")
+    key.unlink()
+    assert run([given])["key"] == run([given], key.parent)["key"] == str(folder / "key.json")
+    (folder / "key.json").unlink()
+    with pytest.raises(UserError, match=r"Ann\.json: no key\.json of its page in .*now\. Give --key RUN_FOLDER\."):
+        run([given], key.parent)
