@@ -132,6 +132,7 @@ def _outcomes(voted: Sequence[int], preference_AN: NDArray[np.float64], key: Key
             "baseline_chars": pair.baseline_chars,
             "prompt_set": pair.prompt_set,
             "category": pair.category,
+            "text": pair.text,
         }
         for pair, preference, mean, votes in outcomes
     ]
@@ -151,17 +152,23 @@ def _judgements(votes: Sequence[Vote], counted: set[Vote], key: Key) -> list[dic
             "counted": vote in counted,
             "prompt_set": key.pairs[vote.pair].prompt_set,
             "category": key.pairs[vote.pair].category,
+            "text": key.pairs[vote.pair].text,
         }
         for vote in votes
     ]
 
 
 def _win_rates(outcomes: Sequence[dict[str, Any]], key: Key) -> dict[str, Any]:
-    """Win rates of the majority and of the mean vote, where pairs with votes stand for those without."""
+    """Win rates of the majority and of the mean vote, where pairs with votes stand for those without.
+
+    Pairs without votes have not failed. A prompt in several sets counts once, except within each set.
+    """
     column = {name: [outcome[name] for outcome in outcomes] for name in outcomes[0]}
     seen = set(column["id"])
     unseen = [pair for pair in key.pairs if pair.id not in seen]
     missing = [None] * len(unseen)
+    text_N = [*column["text"], *(pair.text for pair in unseen)]
+    once = list({i if text is None else text: i for i, text in reversed([*enumerate(text_N)])}.values())
     equal_N = np.isin([*column["id"], *missing], [pair.id for pair in key.equal])
     by_majority = pairwise_metrics(
         [*column["preference"], *missing],
@@ -169,12 +176,21 @@ def _win_rates(outcomes: Sequence[dict[str, Any]], key: Key) -> dict[str, Any]:
         baseline_chars_N=np.array([*column["baseline_chars"], *missing], np.float64),
         equal_N=equal_N,
         unfinished=True,
+        text_N=text_N,
         category_N=[*column["category"], *(pair.category for pair in unseen)],
         prompt_set_N=[*column["prompt_set"], *(pair.prompt_set for pair in unseen)],
     )
-    by_mean = asdict(win_rate([*column["mean_preference"], *missing], equal_N=equal_N))
+    mean_N = np.array([*column["mean_preference"], *missing], np.float64)
+    by_mean = asdict(win_rate(mean_N[once], equal_N=equal_N[once]))
+    unseen_once = [unseen[i - len(outcomes)] for i in once if i >= len(outcomes)]
     for counted in (by_majority, by_mean):
-        counted["failed"] -= len(unseen)
+        counted["failed"] -= len(unseen_once)
+    for groups, group_of in (
+        (by_majority["by_category"], [pair.category for pair in unseen_once]),
+        (by_majority["by_prompt_set"], [pair.prompt_set for pair in unseen]),
+    ):
+        for name in filter(None, group_of):
+            groups[name]["failed"] -= 1
     return {**by_majority, **describe_problems(by_majority), "mean_of_votes": by_mean}
 
 

@@ -17,7 +17,7 @@ from lpsel.errors import UserError
 from lpsel.generation.prompts import Prompt
 from lpsel.html_pages import render
 from lpsel.judging.judge import LOSS, TIE, WIN, Order, Pair, preference_of
-from lpsel.storage import read_json, write_atomically, write_json
+from lpsel.storage import digest, read_json, write_atomically, write_json
 
 # A annotators, N pairs, V distinct votes
 
@@ -42,6 +42,7 @@ class KeyPair:
     category: str | None
     baseline_chars: int
     model_chars: int
+    text: str | None = None  # a digest of the prompt: equal for a prompt that is in several sets
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +103,9 @@ def blinded(pairs: Sequence[Pair], *, question: str, seed: int, baseline: str, m
         shown.append({"prompt": rendered(pair.prompt), "a": rendered(a, stopped_a), "b": rendered(b, stopped_b)})
         secrets.append(_key_pair(pair, "model" if model_is_a else "baseline"))
     # Escaped to ASCII: half a surrogate pair has no UTF-8.
-    digest = hashlib.sha256(json.dumps({"question": question, "pairs": shown}, sort_keys=True).encode()).hexdigest()
-    key = Key(digest, baseline, model, tuple(secrets), tuple(_key_pair(pair, "baseline") for pair in equal))
-    data = {"page": digest, "question": question, "pairs": shown}
+    page = hashlib.sha256(json.dumps({"question": question, "pairs": shown}, sort_keys=True).encode()).hexdigest()
+    key = Key(page, baseline, model, tuple(secrets), tuple(_key_pair(pair, "baseline") for pair in equal))
+    data = {"page": page, "question": question, "pairs": shown}
     return render("lpsel.judging", "annotate.html.j2", data=data), key
 
 
@@ -122,7 +123,8 @@ def rendered(text: str, stopped: bool = True) -> str:
 
 
 def _key_pair(pair: Pair, a: Writer) -> KeyPair:
-    return KeyPair(pair.id, a, pair.prompt_set, pair.category, len(pair.baseline), len(pair.model))
+    chars = len(pair.baseline), len(pair.model)
+    return KeyPair(pair.id, a, pair.prompt_set, pair.category, *chars, digest(pair.prompt)[:16])
 
 
 def read_key(path: Path) -> Key:

@@ -198,3 +198,29 @@ def test_the_key_of_one_of_several_models_is_found(votes, key, tmp_path, monkeyp
     (folder / "key.json").unlink()
     with pytest.raises(UserError, match=r"Ann\.json: no key\.json of its page in .*now\. Give --key RUN_FOLDER\."):
         run([given], key.parent)
+
+
+def test_prompts_count_once_and_pairs_without_votes_have_failed_in_no_group(tmp_path):
+    # Prompts 0 to 3 are in both sets, 4 to 7 in one of them; only pairs of koala have votes, all for the model.
+    sets = {"koala": range(6), "vicuna": [0, 1, 2, 3, 6, 7]}
+    pairs = [Pair(f"{name}/{i}", f"prompt {i}", "old", "new", name, "even" if i % 2 == 0 else "odd")
+             for name, numbers in sets.items() for i in numbers]  # fmt: skip
+    key = HumanJudge().write(pairs, tmp_path, baseline="b", model="m")[1]
+    chosen = [{"pair": i, "vote": "a" if pair.a == "model" else "b", "at": "2026-01-01T12:00:00Z"}
+              for i, pair in enumerate(read_key(key).pairs[:5])]  # fmt: skip
+    again = read_key(key).pairs[6]  # prompt 0 once more
+    chosen += [chosen[0] | {"pair": 6, "vote": "a" if again.a == "model" else "b"}]
+    (tmp_path / "ann.json").write_text(json.dumps({"page": read_key(key).page, "annotator": "Ann", "votes": chosen}))
+    result = run([tmp_path / "ann.json"], key, tmp_path / "out")
+    counts = ("n", "wins", "failed")
+    assert [result[k] for k in (*counts, "repeated", "pairs_without_votes")] == [5, 5, 0, 4, 6]
+    assert [result["mean_of_votes"][k] for k in counts] == [5, 5, 0]
+    groups = result["by_prompt_set"] | result["by_category"]
+    assert {name: [group[k] for k in ("n", "failed")] for name, group in groups.items()} == {
+        "koala": [5, 0], "vicuna": [1, 0], "even": [3, 0], "odd": [2, 0],
+    }  # fmt: skip
+    old = json.loads(key.read_text())
+    for pair in old["pairs"]:
+        del pair["text"]
+    key.write_text(json.dumps(old))
+    assert run([tmp_path / "ann.json"], key, tmp_path / "old")["n"] == 6, "a key that has no texts"
