@@ -3,11 +3,13 @@
 CSV files have every column at full precision.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from lpsel.evaluation.statistics import with_interval
 
+COUNTS = re.compile(r"([\d,]+)(?: to [\d,]+)?")  # a count as text, or the lowest and the highest
 LINKED = ("folder", "evaluation")  # what the first cell of a row links to, in this order; not shown themselves
 
 
@@ -54,6 +56,8 @@ def _cell(row: dict[str, Any], name: str) -> Cell:
     if low is not None and high is not None:
         digits = 1 if is_rate else _decimals(max(abs(end) for end in (value, low, high)))
         text = with_interval(value, low, high, f",.{digits}f")
+    if isinstance(value, str) and (counts := COUNTS.fullmatch(value)):
+        value = counts[1].replace(",", "")
     return Cell(text, "" if value is None else value, is_number)
 
 

@@ -27,3 +27,9 @@ def test_an_interval_is_in_the_cell_of_its_value_and_empty_columns_are_left_out(
     assert [cell.text for cell in cells] == ["a", "nll", "58.1 [54.0, 62.2]", "-0.050 [-0.120, 0.020]", "75.0"]
     assert [cell.value for cell in cells] == ["a", "nll", 58.131, -0.05, 75.013], "sorted by all digits"
     assert [cell.text for cell in others] == ["b", "win_rate", "9.5", "–", "–"]
+
+
+def test_counts_and_ranges_of_counts_are_sorted_by_their_lowest_number():
+    _, rows = readable([{"run": "a", "rows": text} for text in ("12,345", "900 to 1,000", "7", None, "lp, 3")])
+    assert [cells[1].text for _, cells in rows] == ["12,345", "900 to 1,000", "7", "–", "lp, 3"]
+    assert [cells[1].value for _, cells in rows] == ["12345", "900", "7", "", "lp, 3"]
