@@ -169,7 +169,10 @@ def by_selection(points: Sequence[Point]) -> dict[str, dict[float, list[Point]]]
 
 def trained_models(evaluation: Run, runs: Runs) -> dict[str, Run]:
     """The training runs of the models of an evaluation, by their names in it."""
-    trained = {(run.folder / "model").resolve(): run for run in runs.by_command("train")}
+    training = runs.by_command("train")
+    # Where a run was when it was trained, and evaluated: its folder may have been moved since.
+    then = {Path(path).resolve(): run for run in training if isinstance(path := run.get("model"), str)}
+    trained = then | {(run.folder / "model").resolve(): run for run in training}
     folders = {model_name(entry): entry.get("model") for entry in evaluation.models} | _answer_folders(evaluation, runs)
     models = {name: Path(f).expanduser().resolve() for name, f in folders.items() if isinstance(f, str)}
     matched = {name: trained.get(model) or trained.get(model / "model") for name, model in models.items()}

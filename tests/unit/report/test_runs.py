@@ -189,3 +189,14 @@ def test_win_rates_by_another_judge_of_the_same_name_are_not_comparable(tmp_path
 def test_a_metric_without_a_value_is_left_out():
     entry = {"metrics": {"task/acc": {"value": 0.5, "low": 0.3, "high": 0.7}, "undefined": {"value": None}}}
     assert metrics_of(entry) == {"task/acc": (0.5, 0.3, 0.7)}
+
+
+def test_evaluations_still_belong_to_their_runs_after_a_sweep_is_moved(sweep, tmp_path):
+    for name in "0123":
+        file = sweep / name / "result.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"model": str(sweep / name / "model")}))
+    before = {p.run.name: p.value for p in points(find_runs([sweep]))}
+    moved = sweep.rename(tmp_path / "elsewhere")
+    after = {p.run.name: p.value for p in points(find_runs([moved]))}
+    assert after == {f"elsewhere/{name[-1]}": value for name, value in before.items()}
+    assert sorted(after.values()) == [48, 49, 53, 58]
