@@ -13,12 +13,12 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -26,7 +26,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from lpsel.commands.job import Job, ranks_run
-from lpsel.distributed import agree, is_main_process
+from lpsel.distributed import agree, at_end, is_main_process
 from lpsel.errors import UserError, first_line, resource_errors
 from lpsel.model.device import use_one_device
 from lpsel.output_folder import check_output_folder, mark_output_folder
@@ -93,8 +93,11 @@ class SweepCallback(Callback):
                 check_output_folder(folder, "sweep", replaced=False)
             except UserError as error:
                 SweepCallback.fail(error if error.name.startswith("judge.") else error.renamed("hydra.sweep.dir"))
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(Timeout):  # another call of the same sweep is running: its outcomes stay
+                at_end.enter_context(FileLock(f"{folder}.lock", timeout=0))
+                shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(exist_ok=True)
             mark_output_folder(folder, "sweep")
             write_json(folder / TOTAL_FILE, {"jobs": _number_of_jobs(config)})
         if config.get("dry_run"):  # in this process, whatever would start the jobs
@@ -155,9 +158,7 @@ def run_job(command: str, config: DictConfig, user_errors: tuple[type[Exception]
         if os.environ.get("LPSEL_DEBUG"):
             print(redact(traceback.format_exc()), file=sys.stderr)
     if is_main_process():
-        outcomes = _outcomes_dir(config)
-        outcomes.mkdir(parents=True, exist_ok=True)
-        write_json(outcomes / f"{outcome.number}.json", asdict(outcome))
+        write_json(_outcomes_dir(config) / f"{outcome.number}.json", asdict(outcome))
     if "torch" in sys.modules:
         from lpsel.model.device import free_memory
 

@@ -1,0 +1,35 @@
+"""The start of a sweep."""
+
+import pytest
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+
+from lpsel.commands.job import configured
+from lpsel.distributed import at_end
+from lpsel.sweep import SweepCallback
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """Starts a sweep as Hydra does; returns the folder of its outcomes."""
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    monkeypatch.setattr(SweepCallback, "sweep", None)
+    with configured("train"):
+        config = compose("train", overrides=[f"hydra.sweep.dir={tmp_path}/sweep"], return_hydra_config=True)
+
+    def begin():
+        SweepCallback().on_multirun_start(config)
+        return tmp_path / "sweep" / ".jobs"
+
+    with at_end:
+        yield begin
+
+
+def test_a_second_call_of_a_running_sweep_keeps_the_outcomes_of_the_first(start):
+    outcome = start() / "0.json"
+    outcome.write_text("{}")
+    start()
+    assert outcome.exists()
+    at_end.close()
+    start()
+    assert not outcome.exists(), "the first call has ended"
