@@ -170,7 +170,7 @@ def _warnings(selection: Selection, values: Mapping[str, Any]) -> Iterator[str]:
         if (values[name] or 0) >= many * n:
             yield f"{values[name]:,} of {n:,} selected rows {what}. {exact}selection.{name}=drop leaves them out."
     similar, among = values["near_duplicates"], values["near_duplicates_among"]
-    if similar and similar >= MANY_DUPLICATES * among and spec.name != "k_center":
+    if similar and similar >= MANY_DUPLICATES * among and not spec.rule.picks_rows:
         sampled = " (a random sample)" if among < n - (values["duplicates"] or 0) else ""
         yield (
             f"{similar:,} of {among:,} different selected rows{sampled} are near-duplicates of another one: at least "
