@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 # Incremented when the same key would give different content.
 FORMATS = {
-    "answers": 3, "clusters": 3, "embeddings": 3, "scores": 2, "tiny_models": 1, "tokens": 8, "trained": 4,
+    "answers": 3, "clusters": 3, "embeddings": 3, "scores": 1, "tiny_models": 1, "tokens": 8, "trained": 4,
     "verdicts": 3,
 }  # fmt: skip
 MANIFEST = "manifest.json"

@@ -70,6 +70,7 @@ def scores_entry(
     """
     key = {
         "dataset_fingerprint": source.fingerprint,
+        "tokens_format": FORMATS["tokens"],
         "scorer_identity": weights,
         "template": scorer.template,
         "max_length": scorer.max_length,
