@@ -109,14 +109,21 @@ def test_a_model_without_a_list_of_layers_is_rejected(make_model):
     assert (caught.value.name, caught.value.problem) == ("llama", "has no list of 7 decoder layers")
 
 
-@needs_compiler
-def test_layers_and_loss_are_compiled_once_for_packs_of_any_size(make_model):
+@pytest.fixture
+def compiled_and_plain(make_model):
+    """The same model twice, the first one with compiled layers and loss."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     plain, model = make_model(), make_model()
     compile_layers(model)
-    ours, expected = PerSampleLoss(model), PerSampleLoss(plain)
+    ours = PerSampleLoss(model)
     ours.compile_nll()
+    return ours, PerSampleLoss(plain)
+
+
+@needs_compiler
+def test_layers_and_loss_are_compiled_once_for_packs_of_any_size(compiled_and_plain):
+    ours, expected = compiled_and_plain
     graphs = []
     for lengths in ([20, 11], [9, 9, 9], [25], [3, 30, 6, 2], [31, 8]):
         rows = Rows(lengths)
@@ -126,10 +133,17 @@ def test_layers_and_loss_are_compiled_once_for_packs_of_any_size(make_model):
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert graphs == graphs[:1] * 5
     assert graphs[0] > 0
-    for loss in (ours, expected):
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_compiled_layers_have_the_gradients_of_plain_ones(compiled_and_plain):
+    batch = collate(Rows([31, 8]), np.arange(2))
+    for loss in compiled_and_plain:
         loss(batch, summed=True).backward()
-    for compiled, reference in zip(model.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(compiled.grad, reference.grad, rtol=1e-3, atol=1e-5)
+    compiled, plain = (loss.model.parameters() for loss in compiled_and_plain)
+    for ours, expected in zip(compiled, plain, strict=True):
+        torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-3, atol=1e-5)
 
 
 def test_nothing_is_compiled_for_the_check_of_the_head(make_folder):
