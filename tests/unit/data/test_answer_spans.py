@@ -166,8 +166,8 @@ def test_a_token_of_two_answers_is_counted_once(make_tokenizer):
 
 
 def test_text_next_to_a_call_that_a_template_leaves_out_is_counted():
-    beside = Turn("assistant", "I look.", fields={"tool_calls": [CALL]})
-    turns = (QUESTION, beside, RESULT, said("Dry."))
+    with_text = Turn("assistant", "I look.", fields={"tool_calls": [CALL]})
+    turns = (QUESTION, with_text, RESULT, said("Dry."))
     assert encoded(turns, with_template(THREE_ENDS), tools=TOOLS).text_omitted
     assert not encoded(turns, with_template(NO_END), tools=TOOLS).text_omitted
 
