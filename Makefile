@@ -52,10 +52,13 @@ test-lowest: ## A short test with the lowest versions of constraints-lowest.txt,
 	build/lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt charset-normalizer hydra-core hypothesis lightning platformdirs pyarrow pytest pytest-timeout rich scikit-learn scipy torch==$(LOWEST_TORCH) transformers zstandard
 	build/lowest/bin/python -m pytest -p no:cacheprovider tests/unit/model/test_attention.py tests/unit/model/test_loss.py tests/unit/model/test_memory_estimate.py tests/unit/training/test_without_hydra.py tests/unit/selection/test_budget.py -m "not real and not slow"
 
-audit: venv ## Known vulnerabilities and licenses of the installed packages, according to the package index
+audit: venv build/audit/.installed ## Known vulnerabilities and licenses of the installed packages, according to the package index
+	build/audit/bin/python .ci/audit.py $(VENV)
+
+build/audit/.installed:
 	$(PYTHON) -m venv build/audit
 	build/audit/bin/python -m pip install -qq pip-audit pip-licenses
-	build/audit/bin/python .ci/audit.py $(VENV)
+	@touch $@
 
 soak: venv ## Kill processes at 200 random moments and compare the results of resumed commands (about 10 minutes)
 	LPSEL_KILLS=200 $(BIN)/python -m pytest -q tests/e2e/test_kills.py

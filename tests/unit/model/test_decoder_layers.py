@@ -121,7 +121,6 @@ def compiled_and_plain(make_model):
     return ours, PerSampleLoss(plain)
 
 
-@pytest.mark.slow  # the compiler takes 40 seconds
 @needs_compiler
 def test_layers_and_loss_are_compiled_once_for_packs_of_any_size(compiled_and_plain):
     ours, expected = compiled_and_plain
