@@ -44,18 +44,21 @@ class LmEvalEvaluator:
     table = staticmethod(lm_eval_table)
 
     def __post_init__(self) -> None:
-        if isinstance(self.tasks, str):
-            object.__setattr__(self, "tasks", [self.tasks])
         for name, minimum in (("num_fewshot", 0), ("limit", 1), ("batch_size", 1)):
             if getattr(self, name) is not None:
                 check_int(f"evaluator.{name}", getattr(self, name), minimum)
         if self.include_path is not None and not Path(self.include_path).expanduser().is_dir():
             raise UserError("evaluator.include_path", self.include_path, "no such folder", "set a folder of task files")
 
+    @property
+    def task_names(self) -> list[str]:
+        """The tasks as a list; one can be set without."""
+        return [self.tasks] if isinstance(self.tasks, str) else list(self.tasks or ())
+
     def check(self, candidates: Candidates) -> None:
         """Raise a UserError unless the harness is installed and there are tasks and local models."""
         check_package("lm_eval", "lm-eval", "evaluator", "lm_eval")
-        if not self.tasks:
+        if not self.task_names:
             raise UserError("tasks", "null", "no tasks to run", "set tasks=[hellaswag,arc_easy] or a task file")
         candidates.local()
 
@@ -104,7 +107,7 @@ class LmEvalEvaluator:
             {
                 "evaluator": "lm_eval",
                 "lm_eval_version": version("lm_eval"),
-                "tasks": list(self.tasks or ()),
+                "tasks": self.task_names,
                 "num_fewshot": self.num_fewshot,
                 "limit": self.limit,
                 "seed": self.seed,
@@ -136,7 +139,7 @@ class LmEvalEvaluator:
         return every
 
     def _task_error(self, manager: Any) -> UserError | None:
-        for task in self.tasks or ():
+        for task in self.task_names:
             if not manager.match_tasks([task]) and not Path(task).is_file():
                 hint = "run `lm_eval ls tasks` for a list, or set evaluator.include_path=FOLDER"
                 return UserError("tasks", task, "no task, group or tag of lm_eval, and no file", hint)
@@ -158,7 +161,7 @@ class LmEvalEvaluator:
         model: Any = load_model(spec, path, context.dtype).to(context.device)
         return simple_evaluate(
             HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=self.batch_size),
-            tasks=list(self.tasks or ()),
+            tasks=self.task_names,
             num_fewshot=self.num_fewshot,
             limit=self.limit,
             apply_chat_template=chat,

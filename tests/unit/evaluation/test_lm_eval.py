@@ -120,7 +120,7 @@ def test_accuracy_matches_log_likelihoods_by_hand(toy_model, tasks, tmp_path):
 
 
 def test_one_task_needs_no_list():
-    assert LmEvalEvaluator("my_choice") == LmEvalEvaluator(["my_choice"])
+    assert LmEvalEvaluator("my_choice").task_names == LmEvalEvaluator(["my_choice"]).task_names == ["my_choice"]
 
 
 @installed
