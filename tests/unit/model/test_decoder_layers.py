@@ -135,7 +135,6 @@ def test_layers_and_loss_are_compiled_once_for_packs_of_any_size(compiled_and_pl
     assert graphs[0] > 0
 
 
-@pytest.mark.slow
 @needs_compiler
 def test_compiled_layers_have_the_gradients_of_plain_ones(compiled_and_plain):
     batch = collate(Rows([31, 8]), np.arange(2))
