@@ -18,7 +18,7 @@ from lpsel.model.device import gpu_memory, logit_bytes
 
 # B rows of a pack, T tokens of it, N supervised tokens of it, H hidden size, V vocabulary
 
-CACHE_BYTES = 4 * 2**20  # of the logits whose loss a CPU computes at once, so that they stay in its cache
+CACHE_BYTES = 4 * 2**20  # of float32 numbers that a CPU handles at once, so that they stay in its cache
 
 Measure = Callable[[Tensor, Tensor], Tensor]  # of logits (N, V) and labels (N,), shape (N,)
 
@@ -138,7 +138,7 @@ class PerSampleLoss(nn.Module):
 
 def token_nll(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
     """-log softmax(z)_y of every token, in nats, float32, shape (N,)."""
-    size = len(logits_NV) if logits_NV.is_cuda else max(1, CACHE_BYTES // (4 * logits_NV.shape[1]))
+    size = _rows_at_once(logits_NV)
     parts = zip(logits_NV.split(size), labels_N.split(size), strict=True)
     return torch.cat([_nll(z_NV, y_N) for z_NV, y_N in parts])
 
@@ -175,7 +175,9 @@ class _SummedNLL(torch.autograd.Function):
                 of_hidden, *of_weights = torch.autograd.grad(nll, [hidden, *trained])
             hidden_gradient[part] = of_hidden
             for gradient, more in zip(gradients, of_weights, strict=False):
-                gradient += more
+                size = _rows_at_once(gradient)
+                for rows, more_of_rows in zip(gradient.split(size), more.split(size), strict=True):
+                    rows += more_of_rows
             gradients = gradients or [first.float() for first in of_weights]
             total += nll.detach()
         gradients = gradients or [torch.zeros_like(weight, dtype=torch.float32) for weight in trained]  # no token
@@ -189,6 +191,11 @@ class _SummedNLL(torch.autograd.Function):
         trained = iter(gradients)
         of_weights = [next(trained).mul_(outer[0]).to(dtype) if needed else None for needed, dtype in ctx.weights]
         return hidden_gradient.mul_(outer[0]), None, None, None, None, None, *of_weights
+
+
+def _rows_at_once(tensor: Tensor) -> int:
+    """How many rows of logits or weights to handle at once: on a CPU, as many as its cache holds in float32."""
+    return len(tensor) if tensor.is_cuda else max(1, CACHE_BYTES // (4 * tensor.shape[1:].numel()))
 
 
 def _autocast(weight: Tensor) -> Tensor:
