@@ -131,6 +131,7 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
 def run_flag_command(command: str, arguments: Sequence[str]) -> None:
     """Run a command with paths and flags; errors end it as in `run`."""
     with _errors_end_command(command):
+        quiet_libraries()
         import_module(f"lpsel.commands.{command}").main(arguments)
 
 

@@ -85,7 +85,7 @@ def main(arguments: Sequence[str]) -> None:
     dataset, *others = given.held_out
     measured_on = [dataset if "=" in dataset else f"dataset={dataset}", *others]
     settings = Settings(overrides, measured_on, given.subsets, given.pct, given.seeds, given.seed)
-    if "dry_run=true" in map(str.lower, overrides):
+    if "dry_run=true" in map(str.lower, [*overrides, *others]):
         plan(tables, given.metric.split(","), settings, given.out)
         return
     result = run(tables, given.metric.split(","), settings, given.out)

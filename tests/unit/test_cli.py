@@ -1,6 +1,7 @@
 """The command line: its checks, and how user errors are printed."""
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -116,6 +117,14 @@ def test_completion_in_other_shells_after_the_documented_line(shell, script, tmp
             "zsh": ["_bash_complete", "-o", "nospace", "-o", "default", "-F", "hydra_bash_completion"],
         }[shell]
     )
+
+
+def test_lightning_does_not_log_about_itself_in_commands_with_flags(monkeypatch, tmp_path):
+    monkeypatch.setenv("LPSEL_CACHE", str(tmp_path))
+    library = logging.getLogger("lightning.pytorch.utilities.rank_zero")  # "GPU available: False", a tip, ...
+    library.setLevel(logging.INFO)
+    cli.run_flag_command("cache", [])
+    assert not library.isEnabledFor(logging.INFO)
 
 
 def test_a_closed_pipe_ends_a_command_without_a_message():

@@ -90,10 +90,12 @@ def test_selected_rows_are_found_where_the_dataset_has_another_order(tmp_path):
     assert validate._selected(str(tmp_path / "s"), tmp_path / "t").tolist() == [0, 2]
 
 
-def test_a_dry_run_lists_the_trainings_and_writes_nothing(tmp_path, scores, given, capsys):
+@pytest.mark.parametrize("place", ["of train", "of evaluate"])
+def test_a_dry_run_lists_the_trainings_and_writes_nothing(tmp_path, scores, given, capsys, place):
+    of_train, of_evaluate = (["dry_run=true"] if place == where else [] for where in ("of train", "of evaluate"))
     files = sorted(tmp_path.rglob("*"))
     options = ["--subsets", "5", "--pct", "20", "--seeds", "2", "--metric", "lp_app_nll", "--out", f"{tmp_path}/out"]
-    validate.main([scores, *given[0], "dry_run=true", *options, "--held-out", *given[1]])
+    validate.main([scores, *given[0], *of_train, *options, "--held-out", *given[1], *of_evaluate])
     *table, folder = capsys.readouterr().out.splitlines()
     trainings = [line.split() for line in table if "train toy" in line or "-seed-" in line]
     names = [f"random_00{k}" for k in range(1, 6)] + ["lowest_0", "highest_0"]
