@@ -126,16 +126,16 @@ def choose_form(forms: Sequence[Form], raw: Mapping[str, Any], mapping: Mapping[
 
 
 def mapped_form(columns: Mapping[str, str]) -> Form:
-    """The form for `dataset.columns`, our field -> the source's column.
+    """The form for `dataset.columns`, our field -> the source's column, whose name may look like a number.
 
     Raises:
         UserError: no form has these fields.
     """
     hint = "set it as in dataset.columns={instruction: question, output: answer}"
-    if isinstance(columns, Mapping):
+    if isinstance(columns, Mapping) and None not in columns.values():
         for form in FORMS:
             if {f.name for f in form.fields if not f.optional} <= columns.keys() <= {f.name for f in form.fields}:
-                mapped = (f._replace(column=columns[f.name]) for f in form.fields if f.name in columns)
+                mapped = (f._replace(column=str(columns[f.name])) for f in form.fields if f.name in columns)
                 return Form(tuple(mapped), strict=True)
     problem = "must map instruction and output (and input), prompt and completion, messages, or conversations"
     raise UserError("dataset.columns", columns, problem, hint)

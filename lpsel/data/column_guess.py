@@ -17,7 +17,7 @@ CONTEXTS = ("input", "context", "passage", "document")
 def unknown_form(raw: Mapping[str, Any], mapping: Mapping[str, str] | None = None) -> UnusableRow:
     """The error for a row whose columns no form has, or not all those that `dataset.columns` names."""
     if mapping:
-        missing = next((column for column in mapping.values() if column not in raw), "")
+        missing = next((column for column in map(str, mapping.values()) if column not in raw), "")
         problem = f"missing in this row, which has {_names(raw)}"
         return UnusableRow(f"column {missing}", None, problem, "see dataset.columns", kind="a missing column")
     problem = "not a known form"

@@ -51,6 +51,13 @@ def test_columns_map_other_names(tmp_path):
     assert example(row, tmp_path, columns={"messages": "dialog"}) == Example((Turn("user", "c"),))
 
 
+def test_names_of_columns_may_look_like_numbers(tmp_path):
+    row, columns = {"0": "a", "1": "b", "2": "topic"}, {"instruction": 0, "output": 1}
+    assert example(row, tmp_path, columns=columns, cluster_column=2) == question("a", "b")
+    with pytest.raises(UserError, match="column 3: missing in this row, which has 0, 1, 2"):
+        example(row, tmp_path, columns={"instruction": 0, "output": 3})
+
+
 @pytest.mark.parametrize(
     ("row", "expected"),
     [

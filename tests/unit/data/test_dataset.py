@@ -125,6 +125,7 @@ def test_a_missing_file_and_a_folder_are_rejected(tmp_path):
         ({"skip": -1}, "dataset.skip"),
         ({"limit": 0}, "dataset.limit"),
         ({"columns": {"instruction": "a"}}, "dataset.columns"),
+        ({"columns": {"instruction": "a", "output": None}}, "dataset.columns"),
         ({"columns": {"frage": "a", "antwort": "b"}}, "dataset.columns"),
         ({"columns": ["instruction"]}, "dataset.columns"),
     ],
