@@ -151,8 +151,8 @@ def _fields(message: Mapping[str, Any], column: str) -> dict[str, Any]:
         fields = {"reasoning_content": reasoning, **fields}
     calls = message.get("tool_calls")
     calls = parsed(calls, f"{column}.tool_calls") if isinstance(calls, str) and calls else calls
-    calls = _list(calls) if calls and not is_null(calls) else []
-    if legacy := message.get("function_call"):
+    calls = [] if is_empty(calls) else _list(calls)
+    if not is_empty(legacy := message.get("function_call")):
         calls = [*calls, parsed(legacy, f"{column}.function_call") if isinstance(legacy, str) else legacy]
     return {**fields, "tool_calls": [_call(call, f"{column}.tool_calls") for call in calls]} if calls else fields
 

@@ -96,6 +96,10 @@ USABLE = {
         answer(content=None, function_call={"name": "w", "arguments": '{"city": null}'}),
         calling({"city": None}),
     ),
+    "calls of which nothing is there": (
+        answer(content="Hello", function_call={"name": None, "arguments": None}, tool_calls=[{"function": None}, None]),
+        HELLO,
+    ),
     "arguments that are not JSON stay text": (
         answer(tool_calls=[{"name": "w", "arguments": "Bonn"}]),
         calling("Bonn"),
