@@ -95,7 +95,7 @@ def _csv(path: Path, split: str) -> Iterator[Numbered]:
     if faults:
         raise faults[0]
     begins = 1
-    delimiter = max(DELIMITERS, key=QUOTED.sub("", "".join(first[-1:])).count)
+    delimiter = delimiter_of("".join(first[-1:]))
     try:
         reader = csv.reader(chain(first, texts), strict=True, delimiter=delimiter)
         header = next((fields for fields in reader if "".join(fields).strip()), [])
@@ -115,6 +115,11 @@ def _csv(path: Path, split: str) -> Iterator[Numbered]:
             begins = reader.line_num + 1
     except csv.Error as error:
         raise UserError(f"{path}, line {begins}", None, f"not valid CSV ({error})", "fix or remove the row") from None
+
+
+def delimiter_of(header: str) -> str:
+    """The delimiter of a CSV file with this header."""
+    return max(DELIMITERS, key=QUOTED.sub("", header).count)
 
 
 def _texts(path: Path, faults: list[UnusableRow]) -> Iterator[str]:

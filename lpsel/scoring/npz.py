@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from lpsel.data.size_limits import check_expansion
 from lpsel.errors import UserError, printable_line
@@ -45,6 +46,36 @@ def read_array(path: Path, name: str) -> Any:
         if name not in archive.files:
             raise UserError("scores", f"{path}:{name}", "no such array", f"use one of {', '.join(archive.files)}")
         return archive[name]
+
+
+def read_npz(file: Path, key: str | None) -> pa.Table:
+    """The perplexities of one scorer, and `cluster` if the archive has it, as a table.
+
+    Args:
+        key: the name of the array of perplexities, if the archive has several.
+
+    Raises:
+        UserError: no such file or array, or one of another type or shape.
+    """
+    with open_npz(file) as archive:
+        names = [name for name in archive.files if name != "cluster"]
+        listed = ", ".join(names) or "none"
+        if key is None and len(names) != 1:
+            raise UserError("scores", file, f"has the arrays {listed}", "set scores_key=NAME to choose one")
+        if key is not None and key not in names:
+            raise UserError("scores_key", key, f"no such array in {file.name}, which has {listed}", "use one of them")
+        key = names[0] if key is None else key
+        ppl_EN = archive[key]
+        cluster = archive["cluster"] if "cluster" in archive.files else None
+    if ppl_EN.ndim != 2 or ppl_EN.dtype.kind not in "fiu":
+        problem = f"array {key} is {ppl_EN.dtype} of shape {ppl_EN.shape}, must be perplexities (epochs + 1, rows)"
+        raise UserError("scores", file, problem, "store those before training first, then those after each epoch")
+    columns = {f"ppl_{epoch}": ppl_N.astype(np.float64) for epoch, ppl_N in enumerate(ppl_EN)}
+    if cluster is not None:
+        if cluster.shape != ppl_EN.shape[1:]:
+            raise UserError("scores", file, f"cluster has shape {cluster.shape}, must be ({ppl_EN.shape[1]},)")
+        columns["cluster"] = cluster
+    return pa.table(columns)
 
 
 @contextmanager

@@ -13,12 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lpsel.data.formats import delimiter_of
 from lpsel.data.size_limits import check_expansion
+from lpsel.data.text_files import lines
 from lpsel.errors import UserError, printable_line
 from lpsel.integrity import Damaged, unseal
 from lpsel.redact import printable
 from lpsel.scoring.external import read_external
-from lpsel.scoring.npz import SUFFIX, open_npz
+from lpsel.scoring.npz import SUFFIX, read_npz
 from lpsel.scoring.store import FORMAT, MANIFEST
 from lpsel.scoring.store import SCORES as SCORES_FILE
 from lpsel.scoring.table import ScoreTable, from_arrow
@@ -65,7 +67,7 @@ def read_scores(
     if key is not None and file.suffix != SUFFIX:
         raise UserError("scores_key", key, f"names an array of a .npz file, {file.name} is not one", "leave it out")
     if table is None:
-        table = _read_archive(file, key) if file.suffix == SUFFIX else read_table(file, columns)
+        table = read_npz(file, key) if file.suffix == SUFFIX else read_table(file, columns)
     scores = _sorted(_Columns(table, file).scores(columns, clusters), file)
     if fingerprint not in (None, found := scores.fingerprint()):
         prints = f"{str(found)[:12]}, but its {MANIFEST} belongs to rows with {str(fingerprint)[:12]}"
@@ -136,36 +138,16 @@ def read_table(file: Path, columns: Collection[str] = ()) -> pa.Table:
         if file.suffix == ".csv":
             from pyarrow import csv
 
-            table = csv.read_csv(file, convert_options=csv.ConvertOptions(column_types={"id": pa.large_string()}))
+            header = next((line for _, line in lines(file) if line.strip()), b"").decode(errors="replace")
+            parse = csv.ParseOptions(delimiter=delimiter_of(header), newlines_in_values=True)
+            convert = csv.ConvertOptions(column_types={"id": pa.large_string()})
+            table = csv.read_csv(file, parse_options=parse, convert_options=convert)
             return table.select(wanted(table.column_names))
     except UserError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError("scores", file, f"cannot be read ({printable_line(error)})", "use a complete file") from error
     raise UserError("scores", file, "unknown file type", FILES)
-
-
-def _read_archive(file: Path, key: str | None) -> pa.Table:
-    """The perplexities of one scorer, and `cluster` if the archive has it, as a table."""
-    with open_npz(file) as archive:
-        names = [name for name in archive.files if name != "cluster"]
-        listed = ", ".join(names) or "none"
-        if key is None and len(names) != 1:
-            raise UserError("scores", file, f"has the arrays {listed}", "set scores_key=NAME to choose one")
-        if key is not None and key not in names:
-            raise UserError("scores_key", key, f"no such array in {file.name}, which has {listed}", "use one of them")
-        key = names[0] if key is None else key
-        ppl_EN = archive[key]
-        cluster = archive["cluster"] if "cluster" in archive.files else None
-    if ppl_EN.ndim != 2 or ppl_EN.dtype.kind not in "fiu":
-        problem = f"array {key} is {ppl_EN.dtype} of shape {ppl_EN.shape}, must be perplexities (epochs + 1, rows)"
-        raise UserError("scores", file, problem, "store those before training first, then those after each epoch")
-    columns = {f"ppl_{epoch}": ppl_N.astype(np.float64) for epoch, ppl_N in enumerate(ppl_EN)}
-    if cluster is not None:
-        if cluster.shape != ppl_EN.shape[1:]:
-            raise UserError("scores", file, f"cluster has shape {cluster.shape}, must be ({ppl_EN.shape[1]},)")
-        columns["cluster"] = cluster
-    return pa.table(columns)
 
 
 def _as_perplexity(name: str) -> str:

@@ -246,6 +246,14 @@ def test_a_table_may_have_nothing_but_the_column_to_rank_by(save):
     assert (len(table), table.epochs, table.response_tokens.tolist()) == (2, 0, [1, 1])
 
 
+@pytest.mark.parametrize("delimiter", [",", ";"])
+def test_a_csv_file_may_have_the_texts_of_the_rows_and_another_delimiter(tmp_path, delimiter):
+    file, text = tmp_path / "scores.csv", "a line\nand, " * 300
+    row = f'"{text}"{delimiter}0.5\n'
+    file.write_text(f'text{delimiter}"reward"\n' + 400 * row)  # more than Arrow reads at a time
+    assert read_scores(file, columns=["reward"]).columns["reward"].tolist() == 400 * [0.5]
+
+
 def test_a_missing_archive_names_the_option_that_chooses_a_scorer(tmp_path):
     with pytest.raises(UserError) as caught:
         read_scores(tmp_path / "p.npz")
