@@ -139,7 +139,9 @@ def read_table(file: Path, columns: Collection[str] = ()) -> pa.Table:
             from pyarrow import csv
 
             header = next((line for _, line in lines(file) if line.strip()), b"").decode(errors="replace")
-            parse = csv.ParseOptions(delimiter=delimiter_of(header), newlines_in_values=True)
+            delimiter = delimiter_of(header)
+            several = delimiter in header  # columns: of only one, an empty line is a row
+            parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, ignore_empty_lines=several)
             convert = csv.ConvertOptions(column_types={"id": pa.large_string()})
             table = csv.read_csv(file, parse_options=parse, convert_options=convert)
             return table.select(wanted(table.column_names))

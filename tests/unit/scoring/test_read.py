@@ -246,6 +246,13 @@ def test_a_table_may_have_nothing_but_the_column_to_rank_by(save):
     assert (len(table), table.epochs, table.response_tokens.tolist()) == (2, 0, [1, 1])
 
 
+@pytest.mark.parametrize("text", ["gain\n1\n\n2\n", "gain\r\n1\r\n\r\n2\r\n"])
+def test_an_empty_line_of_a_single_column_is_a_row_without_a_value(tmp_path, text):
+    file = tmp_path / "scores.csv"
+    file.write_bytes(text.encode())
+    assert read_scores(file, columns=["gain"]).columns["gain"] == pytest.approx([1, math.nan, 2], nan_ok=True)
+
+
 @pytest.mark.parametrize("delimiter", [",", ";"])
 def test_a_csv_file_may_have_the_texts_of_the_rows_and_another_delimiter(tmp_path, delimiter):
     file, text = tmp_path / "scores.csv", "a line\nand, " * 300
