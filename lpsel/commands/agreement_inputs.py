@@ -130,7 +130,7 @@ def read_clusters(argument: str, index: NDArray[np.int64]) -> NDArray[np.int32]:
         if archive:
             columns = pa.table({"cluster": np.atleast_1d(read_array(archive[0], archive[1] or "cluster"))})
         else:
-            columns = read_table(file)
+            columns = read_table(file, ("cluster",))
     except UserError as error:
         raise error.renamed("--clusters", argument) from None
     if "cluster" not in columns.column_names:

@@ -50,7 +50,8 @@ def read_external(path: Path, rows: Callable[[], int]) -> pa.Table | None:
     except UNREADABLE as error:
         tool = {_bergson: "Bergson", _dataflex: "DataFlex", _lm_eval: "lm-eval"}[reader]
         problem = f"is not as {tool} writes it ({printable_line(error)})"
-        raise UserError("scores", path, problem, "use a complete file") from error
+        hint = "use a complete file, or write scores of your own as .parquet or .csv"
+        raise UserError("scores", path, problem, hint) from error
 
 
 def is_external(path: Path) -> bool:

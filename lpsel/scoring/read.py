@@ -125,7 +125,7 @@ def read_table(file: Path, columns: Collection[str] = ()) -> pa.Table:
         twice = next((name for name in found if found.count(name) > 1), None)
         if twice is not None:
             raise UserError("scores", file, f"has {found.count(twice)} columns {twice}", "keep one of them")
-        return found
+        return found if set(found).difference(OPTIONAL) else names  # all, for the error
 
     try:
         if file.suffix == ".parquet":
@@ -180,7 +180,10 @@ class _Columns:
         n = len(self.table)
         supervised_N = ~np.isnan(nll_EN[0]) & (nll_EN != 0).any(axis=0) if epochs else np.ones(n, np.bool_)
         truncated = self._valid("truncated", pa.types.is_boolean, "true or false in every row")
-        ids = self._valid("id", lambda _: True, "an id in every row, or left out")
+        no_text = (pa.types.is_nested, pa.types.is_binary, pa.types.is_large_binary)
+        ids = self._valid(
+            "id", lambda type_: not any(is_kind(type_) for is_kind in no_text), "an id in every row, or left out"
+        )
         cluster = None
         if clusters:
             expected = "a number or a string in every row (or set cluster=none)"
@@ -223,7 +226,7 @@ class _Columns:
             return "nll", 0
         hint = "name the columns nll_0, nll_1, ... (mean NLL in nats before training, after epoch 1, ...) or ppl_0, ..."
         if others := [name for name in self.names if name not in OPTIONAL]:
-            hint = f"set selection=score_column selection.column=NAME, of {printable(', '.join(others))}"
+            hint += f", or set selection=score_column selection.column=NAME, of {printable(', '.join(others))}"
         raise UserError("scores", self.file, "has no column nll_0 (or ppl_0)", hint)
 
     def _records(self, kind: str, epochs: int) -> NDArray[np.float64]:
@@ -249,9 +252,9 @@ class _Columns:
 
     def _numbers(self, name: str, expected: str) -> NDArray[np.float64]:
         column = self.table[name]
-        is_number = pa.types.is_floating(column.type) or pa.types.is_integer(column.type)
-        if not is_number and column.null_count < len(column):
-            raise self._wrong(name, expected)
+        kinds = (pa.types.is_floating, pa.types.is_integer, pa.types.is_decimal)
+        if not any(is_kind(column.type) for is_kind in kinds) and column.null_count < len(column):
+            raise self._wrong(name, expected, _first_text(column))
         return from_arrow(column)
 
     def _integers(self, name: str, default_N: NDArray[Any]) -> NDArray[Any]:
@@ -273,10 +276,20 @@ class _Columns:
             raise self._wrong(name, expected)
         return column
 
-    def _wrong(self, name: str, expected: str) -> UserError:
+    def _wrong(self, name: str, expected: str, example: str = "") -> UserError:
         column = self.table[name]
         nulls = f" with {column.null_count} empty" if column.null_count else ""
-        return UserError("scores", self.file, f"column {name} is {column.type}{nulls}, must be {expected}")
+        return UserError("scores", self.file, f"column {name} is {column.type}{nulls}{example}, must be {expected}")
+
+
+def _first_text(column: pa.ChunkedArray) -> str:
+    """The first text in a column that is no number, for messages; empty if there is none."""
+    for row, value in enumerate(column.to_pylist() if str(column.type) in TEXTS else ()):
+        try:
+            float(value or "nan")
+        except ValueError:
+            return f" with {printable(value[:40])!r} in row {row}"
+    return ""
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.Array:

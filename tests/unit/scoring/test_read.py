@@ -171,6 +171,8 @@ def test_cluster_codes_of_several_kinds():
             r"column response_tokens has values from -1 to -1, must be 0 or more",
         ),
         ({"nll_0": [1.0], "truncated": [7]}, r"column truncated is int64, must be true or false"),
+        ({"nll_0": ["1.5", None, "N.A."]}, r"column nll_0 is string.* with 'N\.A\.' in row 2, must be numbers"),
+        ({"gain": [1.0], "text": ["a"]}, r"has no column nll_0 .* selection\.column=NAME, of gain, text"),
     ],
 )
 def test_a_table_that_cannot_be_used_says_why_in_one_line(save, columns, message):
@@ -237,13 +239,23 @@ def test_further_columns_are_kept_where_they_are_asked_for(save):
     assert table.columns["reward"] == pytest.approx([3, np.nan], nan_ok=True)
     assert table.columns["nll_0_noprompt"] == pytest.approx([0, math.log(10)])
     assert read_scores(file).columns == {}
-    with pytest.raises(UserError, match="column other is string, must be numbers, empty where a row has none"):
+    with pytest.raises(UserError, match="column other is string with 'x' in row 0, must be numbers, empty where a row"):
         read_scores(file, columns=["other"])
 
 
 def test_a_table_may_have_nothing_but_the_column_to_rank_by(save):
     table = read_scores(save({"reward": [1.0, 2.0]}), columns=["reward"])
     assert (len(table), table.epochs, table.response_tokens.tolist()) == (2, 0, [1, 1])
+
+
+def test_parquet_from_a_database_is_read_or_refused_in_one_line(tmp_path):
+    file, gain = tmp_path / "scores.parquet", pa.array(["0.25", "1.5"]).cast(pa.decimal128(9, 2))
+    pq.write_table(pa.table({"gain": gain}), file)
+    assert read_scores(file, columns=["gain"]).columns["gain"].tolist() == [0.25, 1.5]
+    for ids in ([b"\xff", b"a"], [[1], [2]]):
+        pq.write_table(pa.table({"gain": gain, "id": ids}), file)
+        with pytest.raises(UserError, match=r"column id is .*, must be an id in every row"):
+            read_scores(file, columns=["gain"])
 
 
 @pytest.mark.parametrize("text", ["gain\n1\n\n2\n", "gain\r\n1\r\n\r\n2\r\n"])
