@@ -34,7 +34,7 @@ class Clusters(Protocol):
     """A way to cluster rows."""
 
     def check(self, dataset: DatasetSpec) -> None:
-        """Raise a UserError for what is bound to fail, before a model is loaded; reads up to one usable row."""
+        """Raise a UserError for what is bound to fail, before a model is loaded."""
 
     def assign(self, source: Source, cache_dir: Path, seed: int) -> NDArray[np.int32] | None:
         """The cluster of every row of the source, int32 (N,), -1 for unusable rows; None for no clusters."""
@@ -77,8 +77,10 @@ class Column:
     column: str | None = None
 
     def check(self, dataset: DatasetSpec) -> None:
-        name, rows = self._name(dataset), Source(dataset)
-        self._value(next(row for row in rows if row.unusable is None), name)
+        name = self._name(dataset)
+        for row in Source(dataset):
+            if row.unusable is None:
+                self._value(row, name)
 
     def assign(self, source: Source, cache_dir: Path, seed: int) -> NDArray[np.int32]:
         name = self._name(source.spec)

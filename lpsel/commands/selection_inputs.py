@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,11 +70,14 @@ class Inputs:
     tokens_of: ModelSpec
     cache_dir: Path
 
-    @property
-    def source_columns(self) -> list[str]:
-        """The columns that the rule ranks by and that the scores do not have."""
+    @cached_property
+    def numbers(self) -> dict[str, NDArray[np.float64]]:
+        """The columns that the rule ranks by and that the scores do not have, from the dataset, (N,) each."""
         known = self.spec.records if self.given is None else self.given.columns
-        return [name for name in self.spec.columns if name is not None and name not in known]
+        if not (names := [name for name in self.spec.columns if name is not None and name not in known]):
+            return {}
+        numbers = np.fromiter((_number(row, name, self.spec) for row in self.source for name in names), np.float64)
+        return dict(zip(names, numbers.reshape(-1, len(names)).T, strict=True))
 
     @property
     def embedder_option(self) -> str:
@@ -193,8 +197,7 @@ def _check(inputs: Inputs) -> None:
         spec.check_without_clusters()
     elif spec.uses_clusters and (inputs.given is None or not brings_clusters(inputs.given, inputs.clusters)):
         inputs.clusters.check(inputs.source.spec)
-    for name in inputs.source_columns:
-        _number(next(row for row in inputs.source if row.unusable is None), name, spec)
+    _ = inputs.numbers
     if spec.needs_vectors and spec.embedder is not None:
         check_embedder(spec.embedder, inputs.embedder_option)
     if inputs.setup is not None and spec.epochs is not None:
@@ -252,12 +255,8 @@ def load_table(inputs: Inputs) -> tuple[ScoreTable, "Scores | None"]:
     table = replace(table, empty_answer=source.empty_answer, unusable=first_kinds(source.unusable, table.unusable))
     if spec.uses_clusters:
         table = with_clusters(table, inputs.clusters, source, inputs.cache_dir, inputs.seed)
-    if names := inputs.source_columns:
-        numbers = np.fromiter((_number(row, name, spec) for row in source for name in names), np.float64)
-        columns = dict(zip(names, numbers.reshape(-1, len(names)).T, strict=True))
-        table = replace(table, columns={**table.columns, **columns})
-    if inputs.prompts is not None:
-        table = replace(table, columns={**table.columns, PROMPT: inputs.prompts})
+    prompts = {} if inputs.prompts is None else {PROMPT: inputs.prompts}
+    table = replace(table, columns={**table.columns, **inputs.numbers, **prompts})
     if spec.needs_vectors and spec.embedder is not None:
         table = replace(table, vectors=_vectors(source, spec.embedder, inputs))
         if inputs.query is not None and spec.rule.uses_query:
@@ -280,7 +279,7 @@ def _number(row: Row, name: str, spec: SelectionSpec) -> float:
         value = row.raw[name]
         try:
             return float("nan") if value is None or value == "" else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             problem = f"row {row.index} has {str(value)[:40]!r}"
     raise UserError(spec.option_of(name), name, problem, "name a numeric column (selection=combine: or a rule)")
 

@@ -95,7 +95,7 @@ def test_rows_without_a_value_are_one_cluster(tmp_path):
     assert Column("kind").assign(rows, tmp_path, 0).tolist() == [0, 1, 0, 0]
 
 
-def test_a_column_is_checked_in_the_first_usable_row(source):
+def test_a_column_is_checked_in_the_usable_rows(source):
     rows = source([0], bad_rows="skip", cluster_column="kind")
     Path(rows.spec.path).write_text("{\n{}\n" + Path(rows.spec.path).read_text())
     Column().check(rows.spec)

@@ -1,0 +1,37 @@
+"""What a selection is made from is checked, all of it, before a model is loaded."""
+
+import json
+
+import pytest
+
+from lpsel.commands.job import run
+from lpsel.errors import UserError
+
+
+@pytest.fixture
+def select(tmp_path, toy_model):
+    """Runs `lpsel select` on rows with further options."""
+
+    def run_select(rows, *options):
+        file = tmp_path / "rows.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        given = [f"dataset.path={file}", f"scorer.path={toy_model}", f"cache_dir={tmp_path}/cache"]
+        fixed = ["dataset=local", "scorer=local", "tracker=none", "pct=50"]
+        return run("select", [*fixed, *given, *options], tmp_path / "run")
+
+    return run_select
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["selection=combine", "selection.combine={lp_app: 1, quality: 1}", "cluster=none"], "row 2 has 'n/a'"),
+        (["selection=lp_app", "cluster=column", "cluster.column=topic"], "row 2 has only instruction, output, quality"),
+    ],
+)
+def test_columns_are_checked_in_every_row_before_rows_are_scored(select, monkeypatch, options, message):
+    monkeypatch.setattr("lpsel.scoring.scorer.scores_for", lambda *_: pytest.fail("rows are scored"))
+    row = {"instruction": "Add.", "output": "5"}
+    rows = [row | {"quality": 1, "topic": "sums"}, row | {"quality": None, "topic": "sums"}, row | {"quality": "n/a"}]
+    with pytest.raises(UserError, match=message):
+        select(rows, *options)
