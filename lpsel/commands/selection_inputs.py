@@ -253,6 +253,7 @@ def load_table(inputs: Inputs) -> tuple[ScoreTable, "Scores | None"]:
         table = _table_of_tokens(source, inputs.tokens_of, inputs.cache_dir)
     source.check_skipped(table.unusable)
     table = replace(table, empty_answer=source.empty_answer, unusable=first_kinds(source.unusable, table.unusable))
+    table = replace(table, response_tokens=np.where(source.no_answer, 0, table.response_tokens))
     if spec.uses_clusters:
         table = with_clusters(table, inputs.clusters, source, inputs.cache_dir, inputs.seed)
     prompts = {} if inputs.prompts is None else {PROMPT: inputs.prompts}

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lpsel.data.column_forms import Form
-from lpsel.data.example import ID_BYTES
+from lpsel.data.example import ANSWERED, EMPTY_ANSWERS, ID_BYTES
 from lpsel.data.parquet import batches
 
 if TYPE_CHECKING:
@@ -37,20 +37,20 @@ class Scan(NamedTuple):
 
     Attributes:
         ids: content ids, an Arrow array (N,).
-        empty_answer: whether the row is usable and all answers in it are empty or white space, bool (N,).
+        answers: `Example.answers` of every row, uint8 (N,); 0 for an unusable one.
         unusable: the kind of every unusable row, an Arrow array (N,), null for the others; None if all are usable.
     """
 
     ids: pa.LargeStringArray
-    empty_answer: NDArray[np.bool_]
+    answers: NDArray[np.uint8]
     unusable: pa.DictionaryArray | None
 
 
 class Block(NamedTuple):
-    """Some rows: their digests, concatenated, and a byte for each that is 1 if its answer is empty."""
+    """Some rows: their digests, concatenated, and a byte for each with its `Example.answers`."""
 
     digests: bytes
-    empty: bytes
+    answers: bytes
 
 
 class Contents(NamedTuple):
@@ -69,8 +69,8 @@ def scan(source: "Source") -> Scan:
     """Read a source once."""
     unusable: dict[int, str] = {}
     blocks = list(_by_column(source) or _by_row(source, unusable))
-    empty = np.frombuffer(b"".join(block.empty for block in blocks), np.bool_)
-    return Scan(id_array(block.digests for block in blocks), empty, kinds_array(unusable, len(empty)))
+    answers_N = np.frombuffer(b"".join(block.answers for block in blocks), np.uint8)
+    return Scan(id_array(block.digests for block in blocks), answers_N, kinds_array(unusable, len(answers_N)))
 
 
 def kinds_array(kinds: Mapping[int, str], n: int) -> pa.DictionaryArray | None:
@@ -140,19 +140,19 @@ def text_form(source: "Source", schema: pa.Schema) -> Form | None:
 
 def _by_row(source: "Source", unusable: dict[int, str]) -> Iterator[Block]:
     """The rows in blocks, so that only one block of digests are objects at a time; adds to `unusable`."""
-    digests, empty = list[bytes](), bytearray()
+    digests, answers = list[bytes](), bytearray()
     for index, raw, example, kind in source:
         if kind is None:
             digests.append(example.content_digest())
-            empty.append(example.has_empty_answer())
+            answers.append(example.answers())
         else:
             unusable[index] = kind
             digests.append(raw_digest(raw))
-            empty.append(False)
-        if len(empty) == ROWS_PER_BLOCK:
-            yield Block(b"".join(digests), bytes(empty))
-            digests, empty = [], bytearray()
-    yield Block(b"".join(digests), bytes(empty))
+            answers.append(ANSWERED)
+        if len(answers) == ROWS_PER_BLOCK:
+            yield Block(b"".join(digests), bytes(answers))
+            digests, answers = [], bytearray()
+    yield Block(b"".join(digests), bytes(answers))
 
 
 def raw_digest(raw: Mapping[str, Any]) -> bytes:
@@ -207,26 +207,27 @@ def _blocks(groups: list[_Group]) -> Iterator[Block]:
 
 def _block(group: _Group) -> Block:
     path, form, number, rows = group
-    sha256, start, digests, empty = hashlib.sha256, 0, [], []
+    sha256, start, digests, answers = hashlib.sha256, 0, [], []
     columns = list(dict.fromkeys(field.column for field in form.fields))
     for batch in batches(path, columns=columns, groups=[number]):
         taken = range(max(rows.start - start, 0), min(rows.stop - start, len(batch)))
         start += len(batch)
         if taken:
             part = batch.slice(taken.start, len(taken))
-            empty.append(_empty_answers(part, form).tobytes())
+            answers.append(_answers(part, form).tobytes())
             contents = _contents(part, form)
             ends = np.frombuffer(contents.buffers()[1], np.int64)[: len(contents) + 1].tolist()
             data = memoryview(contents.buffers()[2])
             digests.append(b"".join([sha256(data[a:b]).digest()[:ID_BYTES] for a, b in pairwise(ends)]))
-    return Block(b"".join(digests), b"".join(empty))
+    return Block(b"".join(digests), b"".join(answers))
 
 
-def _empty_answers(batch: pa.RecordBatch, form: Form) -> NDArray[np.bool_]:
-    """`Example.has_empty_answer` of every row."""
+def _answers(batch: pa.RecordBatch, form: Form) -> NDArray[np.uint8]:
+    """`Example.answers` of every row."""
     answers = [batch.column(field.column) for field in form.fields if field.role == "assistant"]
     written = [pc.match_substring_regex(texts, f"[^{WHITE_SPACE}]").fill_null(False) for texts in answers]
-    return ~np.logical_or.reduce([texts.to_numpy(zero_copy_only=False) for texts in written])
+    answered = np.logical_or.reduce([texts.to_numpy(zero_copy_only=False) for texts in written])
+    return np.where(answered, ANSWERED, EMPTY_ANSWERS).astype(np.uint8)
 
 
 def _contents(batch: pa.RecordBatch, form: Form) -> pa.LargeStringArray:

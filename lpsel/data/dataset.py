@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lpsel.data.column_forms import Form, choose_form, forms_of, mapped_form, to_example
-from lpsel.data.example import Example, merge_system
+from lpsel.data.example import EMPTY_ANSWERS, NO_ANSWER, Example, merge_system
 from lpsel.data.formats import Numbered, Part, reader_of
 from lpsel.data.paths import hub_commit, hub_error, is_hub_id, local_files
 from lpsel.errors import UnusableRow, UserError, check_choice, check_flag, check_int, skipped
@@ -211,7 +211,12 @@ class Source:
     @property
     def empty_answer(self) -> "NDArray[np.bool_]":
         """Whether the row has no answer but white space, bool (N,)."""
-        return self._scan.empty_answer
+        return self._scan.answers == EMPTY_ANSWERS
+
+    @property
+    def no_answer(self) -> "NDArray[np.bool_]":
+        """Whether the row is usable and has no answer to train on, bool (N,)."""
+        return self._scan.answers == NO_ANSWER
 
     @cached_property
     def contents(self) -> "Contents":

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from lpsel.errors import UnusableRow
 
 ID_BYTES = 16  # of a SHA-256: an id has 32 hexadecimal digits
+ANSWERED, EMPTY_ANSWERS, NO_ANSWER = range(3)  # what there is to train on in a row
 
 
 class Turn(NamedTuple):
@@ -73,15 +74,15 @@ class Example(NamedTuple):
         """The content of the last turn of the assistant; empty if there is none."""
         return next((turn.content for turn in reversed(self.turns) if turn.role == "assistant"), "")
 
-    def has_empty_answer(self) -> bool:
-        """Whether the answers to train on are all empty or white space, and call no tool; False if there are none."""
-        found = False
+    def answers(self) -> int:
+        """NO_ANSWER to train on, EMPTY_ANSWERS if all are empty or white space and call no tool, else ANSWERED."""
+        state = NO_ANSWER
         for role, content, supervised, fields in self.turns:
             if role == "assistant" and supervised:
                 if (content and not content.isspace()) or fields.get("tool_calls"):
-                    return False
-                found = True
-        return found
+                    return ANSWERED
+                state = EMPTY_ANSWERS
+        return state
 
     def characters(self) -> tuple[int, int]:
         """Number of characters of the prompt (everything but the assistant turns) and of the response."""

@@ -2,6 +2,7 @@
 
 import json
 
+import pyarrow.parquet as pq
 import pytest
 
 from lpsel.commands.job import run
@@ -35,3 +36,14 @@ def test_columns_are_checked_in_every_row_before_rows_are_scored(select, monkeyp
     rows = [row | {"quality": 1, "topic": "sums"}, row | {"quality": None, "topic": "sums"}, row | {"quality": "n/a"}]
     with pytest.raises(UserError, match=message):
         select(rows, *options)
+
+
+def test_rows_without_an_answer_to_train_on_are_not_selected_by_scores_without_token_counts(select, tmp_path):
+    question, answer = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}
+    turns = [[question], [question, answer], [question, answer | {"weight": 0}], [question, answer]]
+    (tmp_path / "scores.csv").write_text("reward\n4\n1\n3\n2\n")
+    ranked = ["selection=score_column", "selection.column=reward", "selection.descending=true", "cluster=none"]
+    result = select([{"messages": row} for row in turns], *ranked, f"scores={tmp_path}/scores.csv")
+    selection = pq.read_table(result["selection"])
+    assert selection["selected"].to_pylist() == [False, True, False, True]
+    assert selection["reason"].to_pylist() == ["no supervised token", None, "no supervised token", None]
