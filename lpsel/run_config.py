@@ -138,8 +138,10 @@ def unused_keys(command: str, config: Any) -> set[str]:
         return set()
     rule = config["selection"]
     embeds_with_scorer = SCORER in (rule.get("embedder"), config["cluster"].get("embedder"))
-    by_target = rule.get("epochs") is None or rule.get("scored_by") == TARGET
-    scorer = {"scorer"} if by_target and not embeds_with_scorer else set()
+    dropped = "drop" in (rule.get("known"), rule.get("rising"))  # by recorded losses, with any rule
+    scored = rule.get("epochs") is not None or bool(rule.get("combine")) or dropped
+    unscored = not scored or rule.get("scored_by") == TARGET
+    scorer = {"scorer"} if unscored and not embeds_with_scorer else set()
     return scorer | ({"pct"} if rule.get("pct") is not None else set())
 
 

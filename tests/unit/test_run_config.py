@@ -46,6 +46,14 @@ def test_a_rule_without_scores_uses_the_scorer_only_to_embed_rows():
     assert unused_keys("select", config) == set()
 
 
+@pytest.mark.parametrize("scored", [{"combine": {"lp_app_nll": 1}}, {"known": "drop"}, {"rising": "drop"}])
+def test_a_rule_whose_options_need_scores_depends_on_the_scorer(scored):
+    config = {"selection": {"epochs": None} | scored, "cluster": {}}
+    assert unused_keys("train", config) == set()
+    config["selection"]["scored_by"] = "target"
+    assert unused_keys("train", config) == {"scorer"}
+
+
 def test_the_run_config_is_discarded_unless_there_is_something_to_resume_from(tmp_path):
     ours = RunConfig("train", {"pct": 5})
     ours.save(tmp_path)
