@@ -28,7 +28,7 @@ class _Steps(Dataset[OptimizerStep]):
         micro_batches, weight_N, divisor = plan
         packs = [self.data.pack(m) for m in micro_batches]
         if weight_N is not None:
-            packs = [replace(p, weight_N=torch.from_numpy(weight_N[p.index_B])[p.row_N]) for p in packs]
+            packs = [replace(p, weight_N=torch.from_numpy(weight_N)[p.index_B][p.row_N]) for p in packs]
         return OptimizerStep(packs, divisor)
 
 
