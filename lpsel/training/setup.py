@@ -24,6 +24,13 @@ from lpsel.model.memory_estimate import PACKS
 from lpsel.model.spec import ModelSpec
 from lpsel.tracking.tracker import Tracker
 
+# Arguments of Lightning's Trainer that change what a recipe trains, which no cache and no run folder would know.
+IN_RECIPE = {
+    "accumulate_grad_batches", "check_val_every_n_epoch", "fast_dev_run", "gradient_clip_val", "limit_train_batches",
+    "limit_val_batches", "max_epochs", "max_steps", "max_time", "min_epochs", "min_steps", "overfit_batches",
+    "val_check_interval",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class TrainingSetup:
@@ -63,7 +70,7 @@ class TrainingSetup:
             check_int("checkpoint_steps", self.checkpoint_steps, 1, what="auto or a number of optimizer steps")
         # Raises a UserError if there is no such precision.
         resolve_precision(self.trainer["precision"], self.trainer["accelerator"])
-        _check_devices(self.trainer)
+        _check_trainer(self.trainer)
         if self.eight_bits:
             check_package("bitsandbytes", "quantized", "optimizer", "adamw8bit")
             if shards(self.trainer["strategy"]):
@@ -143,7 +150,10 @@ def _built(value: Any) -> Any:
     return [_built(part) for part in value] if isinstance(value, list) else value
 
 
-def _check_devices(trainer: Mapping[str, Any]) -> None:
+def _check_trainer(trainer: Mapping[str, Any]) -> None:
+    if changed := sorted(IN_RECIPE & trainer.keys()):
+        hint = "set model.recipe and scorer.recipe, or dataset.limit=N for a short run"
+        raise UserError(f"trainer.{changed[0]}", trainer[changed[0]], "changes what the recipe trains", hint)
     check_int("trainer.num_nodes", trainer["num_nodes"], 1, what="a number of machines")
     devices = trainer["devices"]
     listed = isinstance(devices, Sequence) and not isinstance(devices, str)

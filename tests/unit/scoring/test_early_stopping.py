@@ -62,7 +62,10 @@ def followed(scores, rows=30, seed=42):
     return random_rows(np.ones(len(ids), bool), ids, seed, SAMPLE, rows)
 
 
-def test_training_ends_at_the_first_check_that_agrees_with_the_one_before(tmp_path, toy_model, instructions):
+def test_training_ends_at_the_first_check_that_agrees_with_the_one_before(
+    tmp_path, toy_model, instructions, monkeypatch
+):
+    monkeypatch.setattr("lpsel.training.setup.IN_RECIPE", set())
     data = instructions(rows=128)  # 16 steps: checks after 1, 2, 4 and 8
     scores = score(tmp_path, toy_model, data, *STABLE, "scorer.stop_bound=.5")
     ended = {steps: score(tmp_path, toy_model, data, cut(steps), cache=f"cut{steps}") for steps in (2, 4)}

@@ -159,3 +159,11 @@ def test_gpus_stand_for_the_global_batch_of_the_released_settings():
     with pytest.raises(UserError) as caught:
         Recipe(gpus=0)
     assert (caught.value.name, caught.value.value) == ("recipe.gpus", 0)
+
+
+@pytest.mark.parametrize("setting", [{"max_steps": 2}, {"limit_train_batches": 0.5}, {"gradient_clip_val": 1.0}])
+def test_arguments_of_the_trainer_do_not_change_what_the_recipe_trains(tmp_path, setting):
+    """Caches and run folders do not know them, so a shorter training would be reused as a whole one."""
+    with pytest.raises(UserError, match="changes what the recipe trains") as caught:
+        TrainingSetup(TRAINER | setting, OPTIMIZER, False, False, 4000, 4000, 1, tmp_path, tmp_path, Tracker())
+    assert caught.value.name == f"trainer.{next(iter(setting))}"
