@@ -95,7 +95,8 @@ def _check_config(spec: ModelSpec, file: Path) -> None:
 def _check_context(spec: ModelSpec, context: int) -> None:
     if spec.max_length > context:
         problem = f"{spec.name} has a context of {context} tokens"
-        raise UserError("max_length", spec.max_length, problem, f"set max_length={context} or less")
+        hint = f"set model.max_length={context} or less (scorer.max_length, or max_length for evaluate)"
+        raise UserError("max_length", spec.max_length, problem, hint)
 
 
 def load_tokenizer(spec: ModelSpec, path: str) -> Any:

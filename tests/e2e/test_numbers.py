@@ -129,7 +129,8 @@ def test_rows_longer_than_the_context_are_truncated_and_a_longer_limit_is_reject
     assert table["truncated"].to_pylist() == [True, True, False]
     assert table["response_tokens"].to_pylist()[0] == 0
     assert result["reasons"] == {"no supervised token": 1}
-    with pytest.raises(UserError, match=r"max_length=513: \S+ has a context of 512 tokens"):
+    problem = r"max_length=513: \S+ has a context of 512 tokens\. Set model\.max_length=512 or less \(scorer\."
+    with pytest.raises(UserError, match=problem):
         select(tmp_path / "more", toy_model, data, "pct=50", "scorer.max_length=513")
 
 
