@@ -42,6 +42,7 @@ from lpsel.model.load import locate
 from lpsel.model.spec import ModelSpec, ScorerSpec
 from lpsel.scoring.columns import RECORDABLE
 from lpsel.scoring.store import find_scores, scores_entry
+from lpsel.selection.budget import rounded_rows
 from lpsel.selection.spec import SelectionSpec
 
 
@@ -129,7 +130,7 @@ def _training(job: Job, target: ModelSpec, adapter: Adapter | None, source: Sour
     model = model_shape(target, job.cache_dir)
     target = replace(target, template=resolve_template(target.template, holds_conversations(source), model.tokenizer))
     rows = row_lengths(source, target, model.tokenizer, job.cache_dir)
-    selected = min(int(pct / 100 * len(source) + 0.5), len(source))
+    selected = rounded_rows(pct, len(source))
     tokens, flops = cost(model, [(target.recipe.epochs * selected / len(source), training_flops, rows)])
     size, problem, hint = memory(job.config, target, model, adapter, training=True)
     return Work(

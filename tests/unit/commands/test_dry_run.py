@@ -55,6 +55,12 @@ def test_tokens_and_flops_equal_those_of_the_run(rule, tmp_path, toy_model, inst
     assert scores_there.found
 
 
+def test_the_rows_to_train_on_are_rounded_as_those_of_the_run(tmp_path, toy_model, instructions):
+    """57% of 50 rows is 28.5, which is below that in floats."""
+    overrides = [*given(tmp_path, toy_model, instructions(rows=50)), "selection=random", "pct=57"]
+    assert plan(tmp_path, *overrides)[0].rows == 29
+
+
 def test_lengths_of_many_rows_are_estimated_from_a_sample(tmp_path, toy_model, instructions, monkeypatch):
     overrides = [*given(tmp_path, toy_model, instructions(rows=700)), "selection=full"]
     exact = plan(tmp_path, *overrides)[0]
