@@ -162,7 +162,10 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
 
 
 def _check_optimizer(settings: Mapping[str, Any]) -> None:
-    """Create the optimizer for one weight."""
+    """Create the optimizer for one weight; the recipe has the learning rate."""
+    if "lr" in settings:
+        hint = "set model.recipe.learning_rate, and scorer.recipe.learning_rate"
+        raise UserError("optimizer.lr", settings["lr"], "is not used", hint)
     try:
         partial_of(settings)([torch.nn.Parameter(torch.zeros(1))], lr=1e-5)
     except Exception as error:  # PyTorch and bitsandbytes each raise their own

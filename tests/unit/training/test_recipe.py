@@ -167,3 +167,8 @@ def test_arguments_of_the_trainer_do_not_change_what_the_recipe_trains(tmp_path,
     with pytest.raises(UserError, match="changes what the recipe trains") as caught:
         TrainingSetup(TRAINER | setting, OPTIMIZER, False, False, 4000, 4000, 1, tmp_path, tmp_path, Tracker())
     assert caught.value.name == f"trainer.{next(iter(setting))}"
+
+
+def test_the_recipe_has_the_learning_rate_and_the_optimizer_has_none(tmp_path):
+    with pytest.raises(UserError, match=r"optimizer\.lr=0\.01: is not used\. Set model\.recipe\.learning_rate"):
+        TrainingSetup(TRAINER, OPTIMIZER | {"lr": 0.01}, False, False, 4000, 4000, 1, tmp_path, tmp_path, Tracker())
