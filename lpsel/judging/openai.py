@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from inspect import signature
 from typing import Any
 
 from lpsel.errors import UserError, check_int, check_number
@@ -14,6 +15,7 @@ from lpsel.redact import redacted
 
 GIVE_UP = 10  # failed questions in a row
 HAS_REPLIED = (None, UNREADABLE, CUT_OFF)  # failures of a question that the server answered
+OWN = ("model", "messages", "stream")  # parameters that every request sets, or that would change its reply
 LIMITS = ("max_tokens", "max_completion_tokens")  # of a reply, in a request
 HIGHER = 4  # factor of the limit after a reply that was cut off
 REMINDER = "Your reply did not contain a valid verdict. Reply again and end with the verdict in the requested format."
@@ -93,7 +95,7 @@ class OpenAIJudge:
     def check(self, prompts: Sequence[Prompt] = ()) -> None:
         """Ask the server one short question, with the address, key, model and parameters of the run."""
         pair = Pair("check", "Say hello.", "Hello.", "Hi.")
-        with replace(self.endpoint, max_retries=min(self.max_retries, 2)).connect() as client:
+        with self._connect(max_retries=min(self.max_retries, 2)) as client:
             for _ in range(self.attempts):
                 judgement = self._ask(client, pair, "baseline_first", attempts=1)
                 if judgement.failure in HAS_REPLIED:
@@ -116,8 +118,20 @@ class OpenAIJudge:
             if failures >= GIVE_UP:
                 raise self.endpoint.unavailable(f"{judgement.failure}, {failures} times in a row")
 
-        with self.endpoint.connect() as client:
+        with self._connect() as client:
             run_concurrently(ask, questions, save_and_count, self.concurrency)
+
+    def _connect(self, **changes: Any) -> Any:
+        """The client; a UserError for a parameter of `request` that it does not send as such."""
+        client = replace(self.endpoint, **changes).connect()
+        known = signature(client.chat.completions.create).parameters
+        for name in self.request:
+            if name in OWN:
+                raise UserError(f"judge.request.{name}", None, "is not for the user to set", "remove it")
+            if name not in known:
+                hint = f"set '+judge.request.extra_body={{{name}:VALUE}}' if the server has it"
+                raise UserError(f"judge.request.{name}", None, "the openai client has no such parameter", hint)
+        return client
 
     def _ask(self, client: Any, pair: Pair, order: Order, attempts: int) -> Judgement:
         """Ask a question until a reply has a valid verdict, at most `attempts` times; a failed request ends it.

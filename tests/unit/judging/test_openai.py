@@ -99,6 +99,23 @@ def test_a_reply_that_is_cut_off_is_requested_again_with_a_higher_limit(serve, m
     assert [request["limit"] for request in server.requests()[2:]] == [2, 8, 32]
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("top_k", "the openai client has no such parameter. Set '.judge.request.extra_body={top_k:VALUE}' if "),
+        ("model", "is not for the user to set. Remove it."),
+        ("messages", "is not for the user to set. Remove it."),
+        ("stream", "is not for the user to set. Remove it."),
+    ],
+)
+@pytest.mark.parametrize("how", ["check", "judge"])
+def test_a_request_with_a_parameter_that_cannot_be_sent(make_judge, tmp_path, name, message, how):
+    judge = make_judge("http://127.0.0.1:9/v1", request={"temperature": 0, "seed": 1, name: 5})
+    with pytest.raises(UserError, match=f"judge.request.{name}: {message}") as caught:
+        judge.check() if how == "check" else judge_pairs(judge, [Pair("a", "Q", "x", "y")], tmp_path)
+    one_line(caught)
+
+
 def test_a_cap_without_token_counts_is_rejected(serve, make_judge, tmp_path):
     server = serve("--no-usage")
     judge = make_judge(server.url, max_cost=1, prompt_price=1, completion_price=1, concurrency=1)
