@@ -45,6 +45,9 @@ class OpenAIJudge:
     spent: float = field(init=False, default=0.0)  # dollars
 
     def __post_init__(self) -> None:
+        if self.model in (None, ""):
+            raise UserError("judge.model", None, "is not set", "set the name that the server has for the model")
+        self.model = str(self.model)  # a name of digits
         check_int("judge.attempts", self.attempts, 1)
         check_int("judge.concurrency", self.concurrency, 1)
         check_number("judge.timeout", self.timeout, above=0, hint="set seconds per request")

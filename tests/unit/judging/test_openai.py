@@ -116,6 +116,15 @@ def test_a_request_with_a_parameter_that_cannot_be_sent(make_judge, tmp_path, na
     one_line(caught)
 
 
+def test_a_model_whose_name_is_a_number(make_judge, tmp_path, serve):
+    [found], _ = judge_pairs(
+        make_judge(serve("--model", "5").url, model=5, orders=["baseline_first"]),
+        [Pair("a", "Q", "worth 1", "worth 2")],
+        tmp_path,
+    )
+    assert found.preference == 2.0
+
+
 def test_a_cap_without_token_counts_is_rejected(serve, make_judge, tmp_path):
     server = serve("--no-usage")
     judge = make_judge(server.url, max_cost=1, prompt_price=1, completion_price=1, concurrency=1)
@@ -160,11 +169,13 @@ def test_openais_own_server_needs_a_key(monkeypatch):
         ({"max_cost": 5}, "judge.max_cost=5: needs the price of a token. Set judge.prompt_price"),
         ({"orders": ["first"]}, r"judge.orders=\['first'\]: must name one or both orders, once each. Set "),
         ({"prompt": "nothing.txt"}, "judge.prompt=nothing.txt: cannot be read"),
+        ({"model": None}, "judge.model: is not set. Set the name that the server has for the model"),
+        ({"model": ""}, "judge.model: is not set"),
     ],
 )
 def test_an_invalid_configuration_is_rejected(settings, message):
     with pytest.raises(UserError, match=message) as error:
-        OpenAIJudge(model="m", parser=parse.pairwise, **settings)
+        OpenAIJudge(**{"model": "m", "parser": parse.pairwise} | settings)
     one_line(error)
 
 
