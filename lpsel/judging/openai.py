@@ -6,7 +6,7 @@ from inspect import signature
 from typing import Any
 
 from lpsel.errors import UserError, check_int, check_number
-from lpsel.generation.openai_client import MALFORMED, OPENAI, Endpoint, Reply, RequestFailed, run_concurrently
+from lpsel.generation.openai_client import MALFORMED, OPENAI, Endpoint, Refused, Reply, RequestFailed, run_concurrently
 from lpsel.generation.prompts import Prompt
 from lpsel.judging.judge import CUT_OFF, ORDERS, UNREADABLE, Judgement, Order, Pair, check_orders, preference_of
 from lpsel.judging.prompt import fill, load_prompt
@@ -150,6 +150,8 @@ class OpenAIJudge:
             try:
                 reply = self.endpoint.complete(client, messages, **request)
             except RequestFailed as failure:
+                if isinstance(failure, Refused) and judgement.failure in HAS_REPLIED:
+                    return judgement  # a longer reply, or the reminder, does not fit into its context
                 return judgement._replace(failure=str(failure))
             judgement = self._read(reply, judgement)
             if judgement.preference is not None:

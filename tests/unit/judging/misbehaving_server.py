@@ -89,6 +89,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send(json.dumps(completion("[[A]], though one could also say [[B]]")))
         elif kind == "long":  # of 40 tokens
             limit = body["max_tokens"]
+            if limit > options.context:
+                return self.answer("400", None)
             self.send(json.dumps(good if limit >= 40 else completion("I considered both, and I think", "length")))
         elif kind == "odd":
             self.send(json.dumps({"choices": [{"message": None}], "usage": "none"}))
@@ -125,6 +127,7 @@ if __name__ == "__main__":
     parser.add_argument("--slow", type=float, default=1.5)
     parser.add_argument("--only", help="the reply to every request: a status, html, cut, ...")
     parser.add_argument("--some", action="store_true", help="only for requests that contain `always A`")
+    parser.add_argument("--context", type=int, default=1000, help="largest limit of a long reply")
     parser.add_argument("--key")
     parser.add_argument("--model")
     parser.add_argument("--no-usage", dest="usage", action="store_false")
