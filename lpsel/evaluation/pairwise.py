@@ -148,7 +148,7 @@ class PairwiseEvaluator:
         """Answers of every model, baseline first, and reports on them."""
         cached: dict[str, Any] = {"cache_dir": context.cache_dir, "dtype": context.dtype}
         missing = [check(model, prompts, self.sampling, **cached) for model in candidates.all]
-        if any(missing):
+        if any(missing) and not isinstance(self.judge, HumanJudge):
             self.judge.check(prompts)  # before paying for answers that could not be judged
         generations, reports = [], []
         for name, file, model in zip(names, generation_files(names, context.folder), candidates.all, strict=True):

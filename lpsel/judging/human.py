@@ -13,8 +13,7 @@ import numpy as np
 from markdown_it import MarkdownIt
 from numpy.typing import NDArray
 
-from lpsel.errors import UserError
-from lpsel.generation.prompts import Prompt
+from lpsel.errors import UserError, check_int
 from lpsel.html_pages import render
 from lpsel.judging.judge import LOSS, TIE, WIN, Order, Pair, preference_of
 from lpsel.storage import digest, read_json, write_atomically, write_json
@@ -63,10 +62,10 @@ class HumanJudge:
     question: str = "Which answer is better?"
     seed: int = 0
 
-    def check(self, prompts: Sequence[Prompt] = ()) -> None:
-        """Raise a UserError without a question."""
-        if not self.question.strip():
+    def __post_init__(self) -> None:
+        if not str(self.question or "").strip():
             raise UserError("judge.question", None, "is empty", "set a question such as 'Which answer is better?'")
+        check_int("judge.seed", self.seed, 0)
 
     def write(self, pairs: Sequence[Pair], folder: Path, *, baseline: str, model: str) -> tuple[Path, Path]:
         """Write the page and its key into a folder that exists, and return their paths; only the key has the names.

@@ -117,9 +117,11 @@ def test_the_configuration():
     config = OmegaConf.merge({"seed": 7}, {"judge": OmegaConf.load(config_dir() / "judge" / "human.yaml")})
     judge = build(config.judge)
     assert judge == HumanJudge(question="Which answer is better?", seed=7)
-    judge.check()
-    with pytest.raises(UserError, match=r"judge\.question: is empty. Set a question"):
-        HumanJudge(question=" ").check()
+    for empty in (" ", None):
+        with pytest.raises(UserError, match=r"judge\.question: is empty. Set a question"):
+            HumanJudge(question=empty)
+    with pytest.raises(UserError, match=r"judge\.seed=-1: must be an integer, at least 0"):
+        HumanJudge(seed=-1)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"page": "x", "baseline": "b", "model": "m", "pairs": [{"id": 1}]}'])
