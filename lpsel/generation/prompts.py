@@ -88,7 +88,7 @@ def load_prompts(
             name.
         UnusableRow: a row that cannot be used, or a prompt without text, unless such rows are skipped.
     """
-    chosen = [names] if isinstance(names, str) else list(names)
+    chosen = list(names) if isinstance(names, list | tuple) else [names]
     if not chosen:
         raise UserError("prompts", "[]", "has no prompt set", "set prompts=NAME_OR_FILE")
     if limit is not None:

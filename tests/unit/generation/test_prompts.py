@@ -214,6 +214,7 @@ def test_unknown_sets_and_files_are_rejected(tmp_path, load, written):
             load(*arguments, **options)
         return caught.value.name, caught.value.value, caught.value.problem, caught.value.hint
 
+    assert rejected(5)[:3] == ("prompts", "5", "no such prompt set")  # a name of digits
     assert rejected("coala") == ("prompts", "coala", "no such prompt set", f"set one of {known}, a file or a Hub id")
     none = tmp_path / "none"
     assert rejected(f"{none}.jsonl") == ("prompts", f"{none}.jsonl", "no such file", "check the path")
