@@ -4,6 +4,7 @@ Figures are created without pyplot: no shared state, no display.
 """
 
 import io
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -191,7 +192,9 @@ def _rendered(figure: Figure, kind: str, metadata: dict[str, None] | None = None
     FigureCanvasAgg(figure)
     trimmed = "tight" if figure.get_layout_engine() is None else None  # the others fit into their figure
     document = io.BytesIO()
-    figure.savefig(document, format=kind, dpi=DPI, bbox_inches=trimmed, facecolor="white", metadata=metadata)
+    # Of characters that the font does not have: SVG leaves them to the fonts of the browser.
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
+        figure.savefig(document, format=kind, dpi=DPI, bbox_inches=trimmed, facecolor="white", metadata=metadata)
     return document.getvalue()
 
 

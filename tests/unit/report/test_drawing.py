@@ -7,6 +7,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from lpsel.report.agreement_figures import heatmap
 from lpsel.report.drawing import save_png, svg
+from lpsel.report.figures import Dot, dots_figure
+from lpsel.report.points import Interval
 
 NAMES = ["small", "$large$"]
 
@@ -31,3 +33,11 @@ def test_a_figure_is_the_same_every_time(tmp_path):
     figure = drawn()
     assert save_png(figure, tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
     assert isinstance(figure.canvas, FigureCanvasAgg)
+
+
+def test_names_in_any_script_give_no_warnings(tmp_path, recwarn):
+    figure = dots_figure([Dot("数学", "model", Interval(50.0, 40.0, 60.0))], "win rate, %")
+    document = svg(figure, "a")
+    save_png(figure, tmp_path / "f.png")
+    assert [str(each.message) for each in recwarn] == []
+    assert "数学" in document
