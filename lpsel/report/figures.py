@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lpsel.console import shortened
 from lpsel.errors import UserError
 from lpsel.integrity import Damaged, check_files
 from lpsel.report.agreement_figures import heatmap
@@ -41,6 +42,7 @@ from lpsel.scoring.read import read_scores
 log = logging.getLogger(__name__)
 
 MOST_UPRIGHT = 9  # bars; the labels of more are rotated
+LONGEST_ROW = 30  # characters of the name of a row, which leave half of the width for its values
 SHADES = {"low": 0.45, "mid": 0.7, "high": 1.0}  # of the color of a rule
 SELECTION = "selection.parquet"
 PARTS = ("selection", "training")  # of a ledger
@@ -147,7 +149,7 @@ def dots_figure(dots: Sequence[Dot], label: str, lines: Sequence[float] = ()) ->
         axes.plot([], [], marker, color=colors[0] if len({*colors}) == 1 else INK, markersize=4.5, label=name)
     for line in lines:
         axes.axvline(line, color=MUTED, linewidth=1, linestyle="--")
-    axes.set_yticks(range(len(rows)), rows)
+    axes.set_yticks(range(len(rows)), [shortened(row, LONGEST_ROW) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel(label)
     legend(axes)

@@ -35,9 +35,13 @@ def test_a_figure_is_the_same_every_time(tmp_path):
     assert isinstance(figure.canvas, FigureCanvasAgg)
 
 
-def test_names_in_any_script_give_no_warnings(tmp_path, recwarn):
-    figure = dots_figure([Dot("数学", "model", Interval(50.0, 40.0, 60.0))], "win rate, %")
+def test_names_of_any_length_and_script_leave_room_for_the_values(tmp_path, recwarn):
+    names = ["数学", "writing: " + "a long description of a category, " * 5]
+    figure = dots_figure([Dot(name, "model", Interval(50.0, 40.0, 60.0)) for name in names], "win rate, %")
     document = svg(figure, "a")
     save_png(figure, tmp_path / "f.png")
     assert [str(each.message) for each in recwarn] == []
+    assert figure.axes[0].get_position().width > 0.35
     assert "数学" in document
+    assert "writing: a long description of…" not in document
+    assert "writing: a long description o…" in document
