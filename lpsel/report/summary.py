@@ -12,6 +12,7 @@ from lpsel.report.points import Point, comparable
 from lpsel.report.runs import Run, Runs, short_labels
 
 MOST = 5  # selections or comparisons that a sentence lists
+REFERENCES = {BASELINE: "random rows", ALL_ROWS: "all rows"}
 VERDICTS = {1: "better than random rows", -1: "worse than random rows"}
 UNDECIDED = {
     0: "no difference from random rows can be shown",
@@ -41,9 +42,12 @@ def summarize(runs: Runs, measured: Sequence[Point]) -> Summary:
         ("Against all rows", _against_all_rows(all_rows, labels)),
         ("Cost", _costs(key, labels)),
         ("Intervals", _intervals([*rows, *at_tokens, *all_rows])),
-        *((f"By {o[0].key_metric.title}, {o[0].against}", [_verdicts(at_equal_rows(o), labels)]) for o in others[:2]),
+        *(
+            (f"By {of[0].key_metric.title}, {of[0].against}", [_conclusion(of, at_equal_rows(of), labels)])
+            for of in others[:2]
+        ),
     ]
-    return Summary(_verdicts(rows, labels), [(title, lines) for title, lines in paragraphs if lines])
+    return Summary(_conclusion(key, rows, labels), [(title, lines) for title, lines in paragraphs if lines])
 
 
 def _nothing_measured(runs: Runs) -> str:
@@ -60,9 +64,8 @@ def _compared(runs: Runs, measured: Sequence[Point]) -> str:
     selections = runs.by_command("train", "select")
     if not selections:
         return f"{_count(len(runs.finished), 'run')}: {_listed(sorted({run.command for run in runs.finished}))}."
-    references = {BASELINE: "random rows", ALL_ROWS: "all rows"}
-    rules = list(dict.fromkeys(run.rule for run in selections if run.rule not in references))
-    compared = [name for rule, name in references.items() if any(run.rule == rule for run in selections)]
+    rules = list(dict.fromkeys(run.rule for run in selections if run.rule not in REFERENCES))
+    compared = [name for rule, name in REFERENCES.items() if any(run.rule == rule for run in selections)]
     pcts = sorted({run.pct for run in selections if run.pct is not None and run.rule != ALL_ROWS})
     seeds = {run.get("seed") for run in selections} - {None}
     sizes = {(r.get("dataset", "name"), r.get("n_total")) for r in selections if isinstance(r.get("n_total"), int)}
@@ -86,10 +89,17 @@ def _measured(p: Point) -> str:
     return f"{p.key_metric.title} {p.against}"
 
 
-def _verdicts(compared: Sequence[Comparison], labels: dict[str, str]) -> str:
-    """Which selections are shown to be better or worse than random rows, and for which nothing can be shown."""
+def _conclusion(measured: Sequence[Point], compared: Sequence[Comparison], labels: dict[str, str]) -> str:
+    """The verdicts on the selections compared with random rows, or why there are none."""
+    if all(p.run.rule in REFERENCES for p in measured):
+        return "No selection is measured, so there is nothing to compare with random rows."
     if not compared:
         return "No random rows were trained on and measured the same way, so whether selecting helps cannot be said."
+    return _verdicts(compared, labels)
+
+
+def _verdicts(compared: Sequence[Comparison], labels: dict[str, str]) -> str:
+    """Which selections are shown to be better or worse than random rows, and for which nothing can be shown."""
     pcts = {c.point.run.pct or 0.0 for c in compared}
     where = f"at {_pcts([*pcts])} of the rows, " if len(pcts) == 1 else ""
     sentences = []

@@ -39,6 +39,12 @@ def text_of(summary):
     return {title: " ".join(lines) for title, lines in summary.paragraphs}
 
 
+def test_without_a_selection_there_is_nothing_to_compare():
+    nothing = "No selection is measured, so there is nothing to compare with random rows."
+    assert summary_of(point(3.0, rule="random"), point(2.0, rule="full", pct=100.0)).headline == nothing
+    assert summary_of(point(2.5)).headline.startswith("No random rows were trained on and measured the same way")
+
+
 def test_a_rule_that_beats_random_rows_with_one_seed():
     summary = summary_of(point(2.5, scoring=13), point(3.0, rule="random"))
     assert summary.headline == "At 10% of the rows, lp is better than random rows."
