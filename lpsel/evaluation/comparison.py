@@ -72,7 +72,7 @@ def compare(
         for sentence in model["warnings"]:
             by_sentence.setdefault(sentence, []).append(model["name"])
     several = len(models) > 1
-    warnings = [f"{', '.join(names)}: {text}" if several else text for text, names in by_sentence.items()]
+    warnings = [f"{'; '.join(names)}: {text}" if several else text for text, names in by_sentence.items()]
     return {"models": models, "comparisons": comparisons, "warnings": warnings}
 
 

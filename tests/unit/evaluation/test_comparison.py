@@ -178,6 +178,8 @@ def test_pairs_shown_in_one_order_are_reported():
     assert in_one.startswith("All pairs were shown to the judge in one order, baseline_first: ")
     in_both = compare({"m": group(rows)[0]}, resamples=100, seed=0)["warnings"][0]
     assert "carries no information" in in_both
+    of_two = compare(dict.fromkeys(("m, 10%, seed 1", "m, 10%, seed 2"), group(rows)[0]), resamples=100, seed=0)
+    assert of_two["warnings"][0].startswith("m, 10%, seed 1; m, 10%, seed 2: The judge carries no information")
 
 
 def test_cut_and_empty_answers_are_reported():
