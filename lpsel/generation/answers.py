@@ -219,7 +219,7 @@ def _request(
             except RequestFailed as failure:
                 raise endpoint.unavailable(failure) from None
             if reply.text is None:
-                raise endpoint.unavailable(MALFORMED)
+                raise endpoint.unavailable(f"{MALFORMED}, for prompt {names[index]}")
             stopped = reply.finish_reason not in ("length", "content_filter")  # servers have many words for an end
             return Generation(reply.text, reply.completion_tokens, stopped, reply.prompt_tokens)
 

@@ -67,6 +67,8 @@ class Handler(BaseHTTPRequestHandler):
             answer["choices"][0]["finish_reason"] = "tool_calls"
         if body["model"].startswith("ends-"):
             answer["choices"][0]["finish_reason"] = json.loads(body["model"].removeprefix("ends-"))
+        if "nothing" in said:
+            answer["choices"] = []
         if body["model"] == "half-a-pair":
             answer["choices"][0]["message"]["content"] = "\ud83d"
         if body["model"].startswith("MiB-"):

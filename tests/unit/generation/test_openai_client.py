@@ -126,6 +126,11 @@ def test_requests_to_a_busy_server_are_retried(tmp_path, server):
     assert len(server()) == 4
 
 
+def test_a_reply_without_choices_is_reported_with_its_prompt(tmp_path, server):
+    with pytest.raises(UserError, match=r"no usable reply \(not a chat completion, for prompt 1\)"):
+        answers(Endpoint.of(f"m@{server.url}"), prompts_of("one", "nothing"), FOUR, cache_dir=tmp_path, **HOW)
+
+
 def test_answers_before_a_failed_request_are_cached(tmp_path, server):
     endpoint = replace(Endpoint.of(f"m@{server.url}"), concurrency=1)
     prompts = prompts_of("one", "two", "too long", "three")
