@@ -28,7 +28,8 @@ class CSVTracker(Tracker):
         if self._logger is None:
             from lightning.pytorch.loggers import CSVLogger
 
-            earlier = self._read()
+            # Steps after the checkpoint that training resumes from are repeated.
+            earlier = [(at, row) for at, row in self._read() if step is None or at < step or not row.keys() & numbers]
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Experiment logs directory .* is not empty")
                 self._logger = CSVLogger(self.run_dir, name="", version="", flush_logs_every_n_steps=1)

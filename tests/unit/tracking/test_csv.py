@@ -18,8 +18,9 @@ def test_numbers_are_written_with_their_step_and_tables_are_not(tmp_path):
     assert [(row["step"], row["target/nll"]) for row in rows] == [("0", "1.5"), ("1", "1.25")]
 
 
-def test_a_resumed_run_keeps_the_numbers_of_the_interrupted_one(tmp_path):
-    for part in ({0: {"target/nll": 1.5}, 1: {"target/nll": 1.25, "rows": 3}}, {2: {"target/nll": 1.125}}):
+def test_a_resumed_run_keeps_the_numbers_of_the_interrupted_one_before_the_step_that_it_repeats(tmp_path):
+    interrupted = {0: {"target/nll": 1.5}, 1: {"target/nll": 1.25, "rows": 3}, 2: {"target/nll": 1.0}}
+    for part in (interrupted, {2: {"target/nll": 1.125}}):
         tracker = CSVTracker()
         tracker.start("train", {}, tmp_path)
         for step, numbers in part.items():
