@@ -133,7 +133,7 @@ def test_a_resumed_run_logs_only_steps_that_it_makes(tmp_path, toy_model, rows, 
     run("select", given, tmp_path / "run")
     with (tmp_path / "run" / "metrics.csv").open() as file:
         logged = [row for row in csv.DictReader(file) if row.get("scorer/tokens_per_second")]
-    assert [int(row["step"]) for row in logged] == [*range(STEPS + 3), *range(STEPS + 2, STEPS * EPOCHS)]
+    assert [int(row["step"]) for row in logged] == [*range(STEPS * EPOCHS)]
     assert all(float(row["scorer/tokens_per_second"]) > 0 for row in logged)
     assert all(float(row["scorer/nll"]) > 0 for row in logged)
 
