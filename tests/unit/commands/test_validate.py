@@ -90,12 +90,10 @@ def test_selected_rows_are_found_where_the_dataset_has_another_order(tmp_path):
     assert validate._selected(str(tmp_path / "s"), tmp_path / "t").tolist() == [0, 2]
 
 
-@pytest.mark.parametrize("place", ["of train", "of evaluate"])
-def test_a_dry_run_lists_the_trainings_and_writes_nothing(tmp_path, scores, given, capsys, place):
-    of_train, of_evaluate = (["dry_run=true"] if place == where else [] for where in ("of train", "of evaluate"))
+def test_a_dry_run_lists_the_trainings_and_writes_nothing(tmp_path, scores, given, capsys):
     files = sorted(tmp_path.rglob("*"))
     options = ["--subsets", "5", "--pct", "20", "--seeds", "2", "--metric", "lp_app_nll", "--out", f"{tmp_path}/out"]
-    validate.main([scores, *given[0], *of_train, *options, "--held-out", *given[1], *of_evaluate])
+    validate.main([scores, *given[0], "dry_run=true", *options, "--held-out", *given[1]])
     *table, folder = capsys.readouterr().out.splitlines()
     trainings = [line.split() for line in table if "train toy" in line or "-seed-" in line]
     names = [f"random_00{k}" for k in range(1, 6)] + ["lowest_0", "highest_0"]
@@ -203,3 +201,13 @@ def test_options_of_train_and_evaluate_are_told_from_scores(monkeypatch, tmp_pat
     assert (tables, metrics, out) == (["A", "B"], ["lp", "other"], tmp_path)
     assert settings == validate.Settings(["model=opt-125m", "trainer=cpu"], ["dataset=dolly", "dataset.limit=200"], 9)
     assert capsys.readouterr().out == f"{tmp_path}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["A", "dry_run=true", "--held-out", "d"], ["A", "--held-out", "d", "dry_run=True"]]
+)
+def test_a_dry_run_may_be_asked_for_among_the_options_of_train_or_evaluate(monkeypatch, arguments):
+    planned = []
+    monkeypatch.setattr(validate, "plan", lambda *given: planned.append(given[0]))
+    validate.main(arguments)
+    assert planned == [["A"]]
