@@ -81,7 +81,7 @@ def _stem(path: str | Sequence[str]) -> str:
     first = path if isinstance(path, str) or not path else path[0]
     for part in reversed(Path(str(first)).parts):
         name = part
-        for suffix in (".xz", ".gz", ".zst", ".jsonl", ".json", ".csv", ".parquet"):
+        for suffix in (".xz", ".gz", ".zst", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"):
             name = name.removesuffix(suffix)
         if name := re.sub(r"[*?\[\]]+", "", name):
             return name

@@ -271,7 +271,9 @@ def _no_object(row: Any, location: str) -> UnusableRow:
 READERS = {
     ".json": Reader(_json, "row"),
     ".jsonl": Reader(_json_lines, "line"),
+    ".ndjson": Reader(_json_lines, "line"),
     ".csv": Reader(_csv, "line"),
+    ".tsv": Reader(_csv, "line"),
     ".parquet": Reader(_parquet, "row"),
 }
-ENDINGS = ".json, .jsonl, .csv (each also .xz, .gz, .zst) or .parquet"
+ENDINGS = ".json, .jsonl, .ndjson, .csv, .tsv (each also .xz, .gz, .zst) or .parquet"

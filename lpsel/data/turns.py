@@ -121,6 +121,7 @@ def _content(value: Any, column: str) -> str:
 def _part(part: Any, column: str) -> str:
     if not isinstance(part, dict):
         raise _unusable(column, f"must be text or a list of parts, found {described(part)}", "a list as text")
+    check_no_media(part, media_columns(part), f"{column}.")
     kind = part.get("type")
     if "text" in part and (kind is None or kind in TEXT_PARTS):
         return text_of(part.get("text"), column)

@@ -30,7 +30,7 @@ OPTIONAL = ("index", "id", "prompt_tokens", "response_tokens", "truncated", "clu
 TEXTS = ("string", "large_string", "string_view")  # types, also of the values of a dictionary
 MINIMUM = {"nll": (0, "losses"), "ppl": (1, "perplexities")}
 ROUNDING = 1e-3  # by which a record may be below the minimum
-FILES = "use a scores folder, or a .parquet, .csv or .npz file"
+FILES = "use a scores folder, or a .parquet, .csv, .tsv or .npz file"
 
 
 def read_scores(
@@ -128,14 +128,14 @@ def read_table(file: Path, columns: Collection[str] = ()) -> pa.Table:
         return found if set(found).difference(OPTIONAL) else names  # all, for the error
 
     try:
-        if file.suffix == ".parquet":
+        if (kind := file.suffix.lower()) == ".parquet":
             import pyarrow.parquet as pq
 
             with pq.ParquetFile(file) as parquet:
                 groups = [parquet.metadata.row_group(i) for i in range(parquet.num_row_groups)]
                 check_expansion(file, sum(group.total_byte_size for group in groups), f"scores={file}")
                 return parquet.read(columns=wanted(parquet.schema_arrow.names))
-        if file.suffix == ".csv":
+        if kind in (".csv", ".tsv"):
             from pyarrow import csv
 
             header = next((line for _, line in lines(file) if line.strip()), b"").decode(errors="replace")

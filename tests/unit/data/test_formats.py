@@ -117,6 +117,12 @@ def test_an_invalid_file_is_rejected_in_one_line_with_its_location(tmp_path, cas
     assert caught.value.name.startswith(str(tmp_path / name))
 
 
+def test_ndjson_and_tsv_are_read_as_json_lines_and_csv(tmp_path):
+    (tmp_path / "rows.ndjson").write_text(json.dumps(ADD) + "\n")
+    (tmp_path / "rows.tsv").write_text("\t".join(ADD) + "\n" + "\t".join(ADD.values()) + "\n")
+    assert [[row.raw for row in source(tmp_path / name)] for name in ("rows.ndjson", "rows.tsv")] == 2 * [[ADD]]
+
+
 @pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv"])
 def test_another_encoding_is_rejected_with_its_line(tmp_path, kind):
     path = tmp_path / f"rows{kind}"

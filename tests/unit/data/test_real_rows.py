@@ -254,6 +254,7 @@ UNUSABLE = {
         {**ADD, "Image": {"bytes": "x"}},
         {**ADD, "image_base64": "iVBORw0KGgo="},
         chat(("user", [{"type": "image_url", "image_url": {"url": "x"}}, {"type": "text", "text": "What?"}])),
+        chat(("user", [{"type": "text", "text": "What?", "image": "x.png"}])),
         {"messages": [{"role": "user", "content": "What?", "images": ["x.png"]}]},
     ],
     "audio": [{**ADD, "audio": "x.wav"}, chat(("user", [{"type": "input_audio"}]))],

@@ -265,9 +265,9 @@ def test_an_empty_line_of_a_single_column_is_a_row_without_a_value(tmp_path, tex
     assert read_scores(file, columns=["gain"]).columns["gain"] == pytest.approx([1, math.nan, 2], nan_ok=True)
 
 
-@pytest.mark.parametrize("delimiter", [",", ";"])
-def test_a_csv_file_may_have_the_texts_of_the_rows_and_another_delimiter(tmp_path, delimiter):
-    file, text = tmp_path / "scores.csv", "a line\nand, " * 300
+@pytest.mark.parametrize(("name", "delimiter"), [("scores.csv", ","), ("SCORES.CSV", ";"), ("scores.tsv", "\t")])
+def test_a_csv_file_may_have_the_texts_of_the_rows_and_another_delimiter(tmp_path, name, delimiter):
+    file, text = tmp_path / name, "a line\nand, " * 300
     row = f'"{text}"{delimiter}0.5\n'
     file.write_text(f'text{delimiter}"reward"\n' + 400 * row)  # more than Arrow reads at a time
     assert read_scores(file, columns=["reward"]).columns["reward"].tolist() == 400 * [0.5]
