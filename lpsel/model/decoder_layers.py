@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,27 +59,46 @@ def compiling_pays(model: Any, tokens: int) -> bool:
 
 @cache
 def can_compile() -> bool:
-    """Whether torch.compile works on this CPU: it needs a C++ compiler and Python's headers."""
+    """Whether torch.compile works on this CPU: it needs a C++ compiler and Python's headers.
+
+    PyTorch compiles and loads a program for each of the CPU's instruction sets to see whether the compiler knows it,
+    which takes longer than the trial here. It is left to do so only where the best one does not work at once.
+    """
+    from torch._inductor.cpu_vec_isa import supported_vec_isa_list, valid_vec_isa_list
+
+    checked: list[Any] = [valid_vec_isa_list, *(type(each).__bool__ for each in supported_vec_isa_list)]
     _keep_compiled_code_private()
-    try:
-        torch.compile(torch.neg)(torch.ones(2))
-    except Exception as error:  # of the compiler, dynamo or inductor
-        log.info("compile=auto: layers are not compiled, since torch.compile fails here (%s)", first_line(error))
-        return False
-    return True
+    cpp: Any = torch._inductor.config.cpp
+    chosen = cpp.vec_isa_ok
+    for known in (True, None) if chosen is None else (chosen,):
+        cpp.vec_isa_ok = known
+        for check in checked:
+            if hasattr(check, "cache_clear"):
+                check.cache_clear()
+        try:
+            torch.compile(torch.exp)(torch.ones(64))
+            return True
+        except Exception as error:  # of the compiler, dynamo or inductor
+            problem = first_line(error)
+    log.info("compile=auto: layers are not compiled, since torch.compile fails here (%s)", problem)
+    return False
 
 
 @cache
 def _keep_compiled_code_private() -> tempfile.TemporaryDirectory[str] | None:
     """Let PyTorch write compiled code to a folder of this process, unless the user has named one.
 
-    By default it loads code, and pickles, from a folder in /tmp whose name other users can guess and take.
+    By default it loads code, and pickles, from a folder in /tmp whose name other users can guess and take, and
+    compiles with headers from there wherever its code is.
     """
-    shared = default_cache_dir()
-    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", shared) != shared:
-        return None
-    folder = tempfile.TemporaryDirectory(prefix="lpsel-compiled-", ignore_cleanup_errors=True)
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder.name
+    from torch._inductor import codecache
+
+    folder, shared = None, default_cache_dir()
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", shared) == shared:
+        folder = tempfile.TemporaryDirectory(prefix="lpsel-compiled-", ignore_cleanup_errors=True)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder.name
+    headers = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]) / "precompiled_headers"
+    codecache._HEADER_DIR, codecache._HEADER_LOCK_DIR = str(headers), str(headers / "locks")
     return folder
 
 

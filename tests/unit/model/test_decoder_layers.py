@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch._inductor.config
+from torch._inductor import codecache
+from torch._inductor.cpu_vec_isa import pick_vec_isa
 from torch._inductor.runtime import cache_dir_utils
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -113,6 +115,7 @@ def test_a_model_without_a_list_of_layers_is_rejected(make_model):
 def compiled_and_plain(make_model):
     """The same model twice, the first one with compiled layers and loss."""
     torch._dynamo.reset()
+    assert can_compile()
     torch._dynamo.utils.counters.clear()
     plain, model = make_model(), make_model()
     compile_layers(model)
@@ -166,24 +169,37 @@ def test_nothing_is_compiled_for_the_check_of_the_head(make_folder):
     ],
     ids=["a long run", "a short run", "an adapter", "no compiler"],
 )
-def test_auto_compiles_the_layers_where_it_saves_time(
-    make_model, make_folder, monkeypatch, caplog, more, adapter, works, expected
-):
+def test_auto_compiles_the_layers_where_it_saves_time(make_model, make_folder, caplog, more, adapter, works, expected):
     path = make_folder()
     spec = ModelSpec("small", path=path, max_length=64)
     can_compile.cache_clear()
     torch._dynamo.reset()
-    if not works:
-        monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
-        monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    missing = {} if works else {"force_disable_caches": True, "cpp.cxx": ("no-such-compiler",)}
     module = FineTuner("target", spec, path, partial(torch.optim.AdamW), 1, compiled="auto", adapter=adapter)
     weights = sum(p.numel() for p in make_model().model.layers.parameters())
     module.tokens_ahead = int(WORTH_COMPILING / (2 * weights)) + more
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO"), torch._inductor.config.patch(missing):
         configured(module)
     can_compile.cache_clear()
     assert is_compiled(module) == expected
     assert ("torch.compile fails here" in caplog.text) == (not works)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_where_the_compiler_does_not_know_the_cpu_pytorch_looks_for_what_it_knows(monkeypatch, tmp_path):
+    old = tmp_path / "old-g++"
+    old.write_text('#!/bin/sh\ncase "$*" in *-mavx512*|*-mamx*) exit 1;; esac\nexec g++ "$@"\n')
+    old.chmod(0o700)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "code"))
+    can_compile.cache_clear()
+    torch._dynamo.reset()
+    with torch._inductor.config.patch({"cpp.cxx": (str(old),), "cpp.vec_isa_ok": None}):
+        assert can_compile()
+        assert torch._inductor.config.cpp.vec_isa_ok is None
+        assert "avx512" not in str(pick_vec_isa())
+    can_compile.cache_clear()
+    assert can_compile()  # also by the compiler that is there
 
 
 @pytest.mark.parametrize("named", [None, "mine"])
@@ -198,6 +214,7 @@ def test_compiled_code_is_in_a_folder_of_the_process_or_the_users_own(monkeypatc
     assert (used == tmp_path / "mine") == (named == "mine")
     assert used != Path(cache_dir_utils.default_cache_dir())
     assert named or used.stat().st_mode & 0o077 == 0
+    assert used in Path(codecache._HEADER_DIR).parents
     _keep_compiled_code_private.cache_clear()
 
 
