@@ -43,11 +43,13 @@ def test_parallel_jobs_take_different_gpus(monkeypatch, visible, taken):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == gpu, "a later job of the same process"
 
 
-def test_apple_gpus_are_used_on_request_only(monkeypatch, caplog):
+def test_apple_gpus_are_used_on_request_only(monkeypatch, tmp_path, caplog):
     with pytest.raises(UserError) as caught:
         device_of("mps")
     assert (caught.value.name, caught.value.hint) == ("trainer.accelerator", "set trainer=cpu")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(device, "NVIDIA_DRIVER", tmp_path / "none")
     assert device_of("auto").type == "cpu"
     assert [device_of("mps").type, device_of("mps").type] == ["mps", "mps"]
     assert [m.split(":")[0] for m in caplog.messages] == ["trainer.accelerator=mps is untested"]
