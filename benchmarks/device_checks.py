@@ -297,7 +297,7 @@ class _Saved(L.Callback):
             return
         model, optimizer = pl_module.language_model, trainer.optimizers[0]
         checkpoints = Checkpoints(self.folder, trainer.strategy)
-        before = {name: weight.detach().cpu() for name, weight in model.named_parameters()}
+        before = {name: weight.detach().cpu().clone() for name, weight in model.named_parameters()}
         seconds = stopwatch(self.device)
         checkpoints.save(2, model, optimizer, {})
         wrote = seconds()

@@ -5,6 +5,7 @@ import importlib
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -113,6 +114,15 @@ def test_a_stage_that_fails_leaves_the_others_and_is_reported(gpu_check, monkeyp
     assert stages["losses"]["traceback"][-1] == "RuntimeError: CUDA error: no kernel image is available"
     assert len(stages["attention"]["failed"]) == 16  # bfloat16 rounds to 8 bits; float32 agrees
     assert "failed: attention of tiny, 64, an empty pack, torch.bfloat16: " in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_restores_nothing_is_reported(gpu_check, monkeypatch):
+    import device_checks
+
+    monkeypatch.setattr(device_checks.Checkpoints, "load", lambda *_: None)
+    stages, status = gpu_check("checkpoint")
+    assert status == 1
+    assert re.match(r"checkpoint: \d+ weights differ after reading it, ", stages["checkpoint"]["failed"][0])
 
 
 def test_figures_that_are_not_numbers_are_written_as_null(monkeypatch, tmp_path):
