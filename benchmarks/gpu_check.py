@@ -79,6 +79,7 @@ class Stages:
         self.folder, self.options, self.done = folder, options, done
         self.device, self.tiny = options.device, options.tiny
         self.batch_size = 4 if self.tiny else 32
+        self.others_failed: list[str] = []
         self.model = cache(self._model)
         self.tokens = cache(self._tokens)
 
@@ -107,9 +108,11 @@ class Stages:
         figures: dict[str, Any] = {}
         for name in ("tiny OPT",) if self.tiny else self.options.models:
             figures[name] = {"scoring": self._scoring(name), "training": self._training(name)}
-        return figures, []
+        return figures, self.others_failed
 
     def projection(self) -> device_checks.Checked:
+        if "figures" not in self.done.get("rates", {}):
+            return {}, ["projection: there are no rates"]
         figures = {name: end_to_end(**measured) for name, measured in self.done["rates"]["figures"].items()}
         checkpoint = self.done.get("checkpoint", {}).get("figures")
         show(
@@ -139,9 +142,14 @@ class Stages:
     def _compare(
         self, title: str, name: str, entrants: Mapping[str, Callable[..., Any]], steps: int = 0
     ) -> dict[str, Any]:
-        measured = compare(
-            title, entrants, self.options.rounds, self.model(name), self.device, steps=steps, peaks=False
+        measure = partial(
+            compare, rounds=self.options.rounds, model=self.model(name), device=self.device, steps=steps, peaks=False
         )
+        try:
+            measured = measure(title, entrants)
+        except Exception as error:  # such as too little memory for padding, or a library of the Trainer
+            self.others_failed.append(f"{title}, with others: {type(error).__name__}: {error}")
+            measured = measure(title, {LPSEL: entrants[LPSEL]})
         peak = nominal_peak(torch.cuda.get_device_name()) if self.device == "cuda" else None
         if peak:
             rates = measured["matmul_flops_per_second"]
@@ -196,7 +204,7 @@ def end_to_end(scoring: dict[str, Any], training: dict[str, Any]) -> dict[str, f
     alpaca = ALPACA_ROWS * tokens / (scoring["rows"] + training["rows"])
     minutes = {"tokens": alpaca}
     for who, scorer, trainer in (("lpsel", LPSEL, LPSEL), ("others", RECIPE, TRAINER)):
-        if trainer in training["contestants"]:
+        if scorer in scoring["contestants"] and trainer in training["contestants"]:
             passes = 2 / scoring["contestants"][scorer]["tokens_per_second"]["median"]
             epoch = 1 / training["contestants"][trainer]["tokens_per_second"]["median"]
             minutes[who] = alpaca * (passes + epoch) / 60

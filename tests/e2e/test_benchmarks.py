@@ -116,6 +116,31 @@ def test_a_stage_that_fails_leaves_the_others_and_is_reported(gpu_check, monkeyp
     assert "failed: attention of tiny, 64, an empty pack, torch.bfloat16: " in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_a_contestant_that_fails_leaves_the_rates_of_lpsel_and_is_reported(gpu_check, monkeypatch):
+    import gpu_check as script
+
+    def without_memory(*_):
+        raise RuntimeError("CUDA out of memory")
+
+    made = script.trainers
+    monkeypatch.setattr(script, "trainers", lambda *a, **k: made(*a, **k) | {script.TRAINER: without_memory})
+    stages, status = gpu_check("rates", "projection")
+    assert status == 1
+    (failed,) = stages["rates"]["failed"]
+    assert failed.startswith("Training, 1 steps of 4 rows, tiny OPT, with others: ")
+    assert "CUDA out of memory" in failed
+    assert stages["rates"]["figures"]["tiny OPT"]["training"]["contestants"].keys() == {"lpsel"}
+    projected = stages["projection"]["figures"]["tiny OPT"]
+    assert projected["lpsel"] > 0
+    assert "others" not in projected
+
+
+def test_no_rates_are_projected_where_there_are_none(gpu_check):
+    stages, status = gpu_check("projection")
+    assert (status, stages["projection"]["failed"]) == (1, ["projection: there are no rates"])
+
+
 def test_a_checkpoint_that_restores_nothing_is_reported(gpu_check, monkeypatch):
     import device_checks
 
