@@ -47,6 +47,9 @@ class HFJudge:
     text: str = field(init=False, repr=False)  # of the prompt file
 
     def __post_init__(self) -> None:
+        if not isinstance(self.model, ModelSpec):
+            hint = "set judge.model.path=FOLDER_OR_HUB_ID"
+            raise UserError("judge.model", self.model, "must have a path and a template", hint)
         check_orders(self.orders)
         check_int("judge.batch_tokens", self.batch_tokens, 1)
         self.text = load_prompt(self.prompt)

@@ -410,6 +410,7 @@ EVALUATIONS = [
     late(JUDGE + "judge=reference", "none of the 2 prompts has a reference answer"),
     late(JUDGE + "judge=human judge.question=' '", "judge.question: is empty"),
     Case(JUDGE + "judge=hf", "judge.model.path"),
+    Case(JUDGE + "judge=hf judge.model=models/good", "judge.model.path=FOLDER"),
     late(JUDGE + "judge=hf judge.model.path=./nowhere", "./nowhere"),
     late(JUDGE + "judge=hf judge.model.path=models/good", "template=chat"),
     late(JUDGE, "OPENAI_API_KEY is not set"),
