@@ -53,7 +53,8 @@ def collect(folders: Sequence[str]) -> dict[str, Any]:
             minus_random = {kind: _difference(*pair) for kind, pair in pairs.items()}
             records.append(_described(run) | {"held_out": measured[model], "minus_random": minus_random or None})
     chosen = {digest(each): each for each in map(_selected, runs.by_command("train", "select"))}
-    found = {"selections": sorted(chosen.values(), key=_order), "records": sorted(records, key=_order)}
+    once = {_order(record): record for record in records}  # the pieces of a part may each have the random rows
+    found = {"selections": sorted(chosen.values(), key=_order), "records": [once[key] for key in sorted(once)]}
     return finite({"unfinished": len(trained.keys() - complete)} | found)
 
 
