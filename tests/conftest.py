@@ -5,6 +5,7 @@ import os
 import sys
 from importlib.util import find_spec
 
+import pytest
 from hypothesis import settings
 
 pytest_plugins = [
@@ -26,6 +27,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when the Hub's library is imported
 # An example may take long on a busy machine; half of hypothesis's own number of examples.
 settings.register_profile("lpsel", deadline=None, max_examples=50)
 settings.load_profile("lpsel")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def compose_once():
+    """`lpsel.commands.job.run` composes the same choices once."""
+    if find_spec("hydra"):
+        from fixtures.configurations import compose
+
+        from lpsel.commands import job
+
+        job.compose = compose
 
 
 def pytest_collection_finish():

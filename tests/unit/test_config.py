@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import fixtures.configurations
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
@@ -77,6 +78,20 @@ def test_every_file_composes_and_instantiates(group, choice):
     built = build(node)
     if group in ("model", "scorer", "dataset", "prompt_set") and choice not in ("local", "embedded-held-out"):
         assert built.name == choice
+
+
+@pytest.mark.parametrize(
+    ("command", "overrides"),
+    [
+        ("train", ["model=opt-1.3b", "adapter=lora", "model.recipe.epochs=1", "+trainer.max_steps=2", "seed=7"]),
+        ("select", ["dataset=local", "dataset.path=a.jsonl", "selection=combine", "selection.combine={lp: 1}"]),
+        ("select", ["recipe@scorer.recipe=paper", "~query", "selection.length=matched", "scorer=opt-350m"]),
+        ("evaluate", ["models=[a,b]", "evaluator=pairwise", "+prompt_set=koala", "judge=openai"]),
+        ("train", ["experiment=figure4-tiny", "pct=3"]),
+    ],
+)
+def test_what_tests_compose_is_what_hydra_composes(command, overrides):
+    assert fixtures.configurations.compose(command, overrides) == compose(command, overrides=overrides)
 
 
 def test_any_model_can_score():

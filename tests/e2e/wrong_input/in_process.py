@@ -6,11 +6,11 @@ import os
 import shlex
 import sys
 from contextlib import contextmanager
-from copy import deepcopy
-from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
+
+from fixtures.configurations import compose
 
 
 class Ended(NamedTuple):
@@ -37,38 +37,10 @@ def job(words):
     from lpsel.overrides import hydra_arguments
 
     command, *overrides, folder = words
-    with cli._errors_end_command(command, (HydraException, OmegaConfBaseException)):
-        config = configuration(command, hydra_arguments(command, overrides))
+    with cli._errors_end_command(command, (HydraException, OmegaConfBaseException)), configured(command):
+        config = compose(command, hydra_arguments(command, overrides))
         Path(folder := folder.removeprefix("hydra.run.dir=")).mkdir()
-        with configured(command):
-            cli._run_job(command, config, Path(folder))
-
-
-def configuration(command, overrides):
-    """A configuration as Hydra composes it, which takes 0.2 s: the same choices of groups are composed once."""
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    from lpsel.config import config_dir
-
-    def chooses(override):
-        name = override.split("=")[0]
-        return name == "scorer" or (config_dir() / name).is_dir()
-
-    config = deepcopy(composed(command, tuple(filter(chooses, overrides))))
-    values = OverridesParser.create().parse_overrides([o for o in overrides if not chooses(o)])
-    ConfigLoaderImpl._apply_overrides_to_config(values, config)
-    return config
-
-
-@cache
-def composed(command, choices):
-    from hydra import compose
-
-    from lpsel.commands.job import configured
-
-    with configured(command):
-        return compose(command, list(choices))
+        cli._run_job(command, config, Path(folder))
 
 
 def run(line, capsys, start=console):

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from fixtures.configurations import compose
+from hydra import initialize_config_dir
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lpsel.commands import work_estimate

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hydra import compose
+from fixtures.configurations import compose
 from omegaconf import OmegaConf
 
 from lpsel.commands.dry_run import planned_work, print_plan

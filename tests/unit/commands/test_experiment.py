@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hydra import compose
+from fixtures.configurations import compose
 from omegaconf import OmegaConf
 
 from lpsel.commands import experiment

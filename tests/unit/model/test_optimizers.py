@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from fixtures.configurations import compose
+from hydra import initialize_config_dir
 
 from lpsel import errors
 from lpsel.config import build, config_dir

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hydra import compose, initialize_config_dir
+from fixtures.configurations import compose
+from hydra import initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hydra import compose, initialize_config_dir
+from fixtures.configurations import compose
+from hydra import initialize_config_dir
 
 from lpsel.commands.job import Job, run
 from lpsel.config import build, config_dir
