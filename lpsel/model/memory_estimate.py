@@ -1,12 +1,15 @@
 """Memory of training and recording passes, estimated from the shapes of a model before it is loaded."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from lpsel.data.packing import MicroBatch, Segment, varlen_of
 from lpsel.model.adapter import Adapter
@@ -182,12 +185,24 @@ def _saved_bytes(config: Any, how: _Pass, layers: int, pack: int, row: int) -> i
         if loss.attention:
             loss.attention.flash = lambda query, value: how.gpu is not None
         hooks = torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor)
-        with torch.autocast("cpu", torch.bfloat16, enabled=how.autocast, cache_enabled=False), hooks:
+        as_a_gpu = _FloatLikeCuda() if how.gpu is not None and how.autocast else nullcontext()
+        with torch.autocast("cpu", torch.bfloat16, enabled=how.autocast, cache_enabled=False), as_a_gpu, hooks:
             hidden_NH = loss.hidden(_rows_of(pack, row))
         loss.release()
         weights = {weight.untyped_storage()._cdata for weight in model.parameters()}
         del hidden_NH
     return sum(size for storage, size in saved.items() if storage not in weights)
+
+
+class _FloatLikeCuda(TorchFunctionMode):
+    """Computes in float32 what autocast does on CUDA devices and not on CPUs, of the functions of language models."""
+
+    FUNCTIONS = (torch.layer_norm, torch.nn.functional.layer_norm, torch.pow, Tensor.pow, Tensor.__pow__)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.FUNCTIONS:
+            args, kwargs = tree_map_only(Tensor, Tensor.float, (args, kwargs))
+        return func(*args, **kwargs or {})
 
 
 def _round_matrices(model: Any, dtype: torch.dtype) -> None:

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConf
 
 from lpsel.data.packing import MicroBatch, Segment
 from lpsel.model import device, memory_estimate
+from lpsel.model.adapter import Adapter
 from lpsel.model.loss import PerSampleLoss
 from lpsel.model.memory_estimate import recording_pack, training_memory
 from lpsel.model.spec import ModelSpec
@@ -106,6 +107,25 @@ def pack_of(rows, length):
         position_T % 512, position_T % length, position_T, position_T % 512, position_T // length, each_B,
         torch.arange(rows), (), tuple(segments), tokens,
     )  # fmt: skip
+
+
+def test_layer_norms_on_a_gpu_save_float32(monkeypatch):
+    """CUDA's autocast computes them in float32, also of the bfloat16 weights below an adapter; a CPU's does not."""
+    pack, hidden, layers = 512, 64, 3
+    shape = {"hidden_size": hidden, "ffn_dim": 256, "num_hidden_layers": layers, "num_attention_heads": 4}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(OPTConfig(**shape, vocab_size=100, word_embed_proj_dim=hidden))
+    spec = ModelSpec("small", path="small", max_length=128)
+    how = dict(precision="bf16-mixed", eight_bits=False, checkpointing=False, pack=pack, shards=1)
+    saved = []
+    for functions in (memory_estimate._FloatLikeCuda.FUNCTIONS, ()):
+        monkeypatch.setattr(memory_estimate._FloatLikeCuda, "FUNCTIONS", functions)
+        memory_estimate._counted.clear()
+        saved.append(training_memory(model, spec, adapter=Adapter(rank=4), **how).activations)
+    memory_estimate._counted.clear()
+    # The input of each norm with 4 bytes instead of 2, and its output, in bfloat16 again, for q, k and v each.
+    copies = 2 * layers + 1 + 2 * layers
+    assert saved[0] - saved[1] == pytest.approx(2 * copies * pack * hidden, rel=0.05)
 
 
 def test_fsdp_adds_what_it_gathers():
