@@ -23,6 +23,7 @@ class Field(NamedTuple):
         role: of the turn that its text becomes; "input" for Alpaca's extra input; empty for a list of turns.
         turns: whether the column may hold a list of turns.
         optional: the column may be missing; null and empty text contribute nothing either.
+        instead: the column that holds it where `column` is missing, since people mix the names of Alpaca and Dolly.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Field(NamedTuple):
     role: str
     turns: bool = False
     optional: bool = False
+    instead: str = ""
 
 
 class Form(NamedTuple):
@@ -64,7 +66,7 @@ FORMS = (
         (
             SYSTEM,
             Field("instruction", "instruction", "user"),
-            Field("input", "input", "input", optional=True),
+            Field("input", "input", "input", optional=True, instead="context"),
             Field("output", "output", "assistant"),
         )
     ),
@@ -72,7 +74,7 @@ FORMS = (
         (
             SYSTEM,
             Field("instruction", "instruction", "user"),
-            Field("input", "context", "input", optional=True),
+            Field("input", "context", "input", optional=True, instead="input"),
             Field("output", "response", "assistant"),
         )
     ),
@@ -92,7 +94,8 @@ def forms_of(columns: Sequence[str], forms: Iterable[Form] | None = None) -> tup
     media = media_columns(columns)
     possible = []
     for form in FORMS if forms is None else forms:
-        names = [spelled.get(field.column, spelled.get(field.column.lower())) for field in form.fields]
+        found = [[name, name.lower(), field.instead] for field in form.fields for name in [field.column]]
+        names = [next((spelled[name] for name in each if name in spelled), None) for each in found]
         pairs = list(zip(form.fields, names, strict=True))
         if all(name is not None or (field.optional and not form.strict) for field, name in pairs):
             fields = tuple(field._replace(column=name) for field, name in pairs if name is not None)
@@ -135,8 +138,8 @@ def mapped_form(columns: Mapping[str, str]) -> Form:
     if isinstance(columns, Mapping) and None not in columns.values():
         for form in FORMS:
             if {f.name for f in form.fields if not f.optional} <= columns.keys() <= {f.name for f in form.fields}:
-                mapped = (f._replace(column=str(columns[f.name])) for f in form.fields if f.name in columns)
-                return Form(tuple(mapped), strict=True)
+                chosen = [f for f in form.fields if f.name in columns]
+                return Form(tuple(f._replace(column=str(columns[f.name]), instead="") for f in chosen), strict=True)
     problem = "must map instruction and output (and input), prompt and completion, messages, or conversations"
     raise UserError("dataset.columns", columns, problem, hint)
 
@@ -158,7 +161,7 @@ def to_example(raw: Mapping[str, Any], form: Form) -> Example:
     fields, _, tool_columns, media, others = form
     turns: list[Turn] = []  # list[Turn]() takes longer than a turn
     extra, asked = "", 0
-    for _, column, role, may_be_turns, optional in fields:
+    for _, column, role, may_be_turns, optional, _ in fields:
         value = raw[column]
         if role == "assistant":
             asked = len(turns)

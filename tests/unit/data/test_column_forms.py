@@ -26,6 +26,14 @@ def test_dolly_form(tmp_path):
     assert example(row, tmp_path) == question("Who?", "Ada", "Ada.")
 
 
+def test_the_names_of_alpaca_and_dolly_may_be_mixed(tmp_path):
+    for extra, answer in (("context", "output"), ("input", "response"), ("Context", "Output")):
+        row = {"instruction": "Who?", extra: "Ada.", answer: "Ada"}
+        assert example(row, tmp_path) == question("Who?", "Ada", "Ada.")
+    both = {"instruction": "Who?", "input": "Ada.", "context": "a book", "output": "Ada"}
+    assert example(both, tmp_path) == question("Who?", "Ada", "Ada.")
+
+
 def test_messages_and_sharegpt_are_the_same_conversation(tmp_path):
     said = (Turn("system", "Be brief."), Turn("user", "Hi"), Turn("assistant", "Ho"))
     messages = [{"role": role, "content": content} for role, content, *_ in said]
