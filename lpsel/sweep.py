@@ -85,14 +85,16 @@ class SweepCallback(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         SweepCallback.sweep = config
         if is_main_process():
+            from lpsel.commands.experiment import check_evaluations
+
             HydraConfig.instance().set_config(config)
-            # Resolving the sweep's folder here fixes it for all jobs, whose overrides differ.
-            folder = _outcomes_dir(config)
+            folder = _outcomes_dir(config)  # resolved here, it is the same for all jobs, whose overrides differ
             try:
                 check_headers(config)
+                check_evaluations(config)
                 check_output_folder(folder, "sweep", replaced=False)
             except UserError as error:
-                SweepCallback.fail(error if error.name.startswith("judge.") else error.renamed("hydra.sweep.dir"))
+                SweepCallback.fail(error.renamed("hydra.sweep.dir") if error.name == "--out" else error)
             folder.parent.mkdir(parents=True, exist_ok=True)
             with suppress(Timeout):  # another call of the same sweep is running: its outcomes stay
                 at_end.enter_context(FileLock(f"{folder}.lock", timeout=0))
@@ -200,10 +202,7 @@ def _run_or_find(command: str, config: DictConfig, folder: Path) -> bool:
 
 @contextmanager
 def _isolated(hydra: Any, config: DictConfig) -> Iterator[None]:
-    """Make the ranks that Lightning starts for this job run this job only, and restore the process afterwards.
-
-    Lightning starts them with this process's arguments and Hydra's run folder.
-    """
+    """Make the ranks that Lightning starts, with this process's arguments and run folder, run this job only."""
     if "joblib" in str(hydra.launcher.get("_target_")):
         use_one_device(config.trainer.devices, int(hydra.job.num))
     with read_write(hydra), open_dict(hydra):
@@ -232,8 +231,7 @@ def print_outcomes(outcomes: Sequence[Outcome], sweep: DictConfig) -> None:
     from lpsel import console
 
     if sweep.get("dry_run"):
-        _print_plans(outcomes, sweep)
-        return
+        return _print_plans(outcomes, sweep)
     from lpsel.commands.runs import key_figures
 
     table = console.table(("job", "outcome", "rows", "result"), right=["rows"])

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra import compose
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from lpsel.commands.job import run
+from lpsel.commands.job import check_required, run
 from lpsel.commands.report import report
-from lpsel.errors import UserError
+from lpsel.errors import UserError, first_line
 from lpsel.run_config import RESULT, RUN_CONFIG
 from lpsel.storage import file_names, read_dict, read_json, write_json
 
@@ -39,8 +42,7 @@ def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
     for run_dir, result in results.items():
         groups.setdefault((str(result["base_model"]["name"]), int(result["seed"])), []).append(run_dir)
     failed: UserError | None = None
-    evaluate: Any = OmegaConf.to_container(sweep.experiment.evaluate, resolve=True)
-    evaluations = {f"-{key}": each for key, each in evaluate.items()} if isinstance(evaluate, dict) else {"": evaluate}
+    evaluations = _evaluations(sweep)
     names = file_names([f"evaluate-{target}-seed-{seed}" for target, seed in groups])
     for name, members in zip(names, groups.values(), strict=True):
         full = [member for member in members if results[member]["rule"] == "full"]
@@ -69,9 +71,34 @@ def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
     return page
 
 
+def check_evaluations(sweep: DictConfig) -> None:
+    """Raise a UserError for an evaluation with an unknown option or without a required one; Hydra must be running."""
+    for evaluation in _evaluations(sweep).values() if sweep.get("experiment") else ():
+        try:
+            check_required(compose("evaluate", _overrides(sweep, evaluation, {"models": ["trained"]})))
+        except (HydraException, OmegaConfBaseException) as error:
+            problem = f"cannot be composed ({first_line(error)})"
+            raise UserError("experiment.evaluate", json.dumps(evaluation), problem, "fix the option") from error
+
+
+def _evaluations(sweep: DictConfig) -> dict[str, list[str]]:
+    """What follows the name of an evaluation's folder -> its overrides."""
+    evaluate: Any = OmegaConf.to_container(sweep.experiment.evaluate, resolve=True)
+    return {f"-{key}": each for key, each in evaluate.items()} if isinstance(evaluate, dict) else {"": evaluate}
+
+
 def _evaluate(sweep: DictConfig, evaluation: list[str], named: dict[str, Any], folder: Path) -> None:
     """Evaluate the models and the baseline that are named, also in place of other ones in the folder."""
-    overrides: list[Any] = [
+    overrides = _overrides(sweep, evaluation, named)
+    saved = read_dict(folder / RUN_CONFIG)
+    if saved and saved["config"] != saved["config"] | named:  # a job that failed then is finished now
+        (folder / RESULT).unlink(missing_ok=True)
+        write_json(folder / RUN_CONFIG, saved | {"config": saved["config"] | named})
+    run("evaluate", overrides, folder, in_sweep=True)
+
+
+def _overrides(sweep: DictConfig, evaluation: list[str], named: dict[str, Any]) -> list[str]:
+    return [
         f"tracker={sweep.hydra.runtime.choices.tracker}",
         *(override for override in sweep.hydra.overrides.task if override.lstrip("+").startswith("tracker.")),
         f"+experiment.name={sweep.experiment.name}",
@@ -82,8 +109,3 @@ def _evaluate(sweep: DictConfig, evaluation: list[str], named: dict[str, Any], f
         "models=[{}]".format(",".join(f'"{model}"' for model in named["models"])),
         *([f'baseline="{named["baseline"]}"'] if named.get("baseline") else []),
     ]
-    saved = read_dict(folder / RUN_CONFIG)
-    if saved and saved["config"] != saved["config"] | named:  # a job that failed then is finished now
-        (folder / RESULT).unlink(missing_ok=True)
-        write_json(folder / RUN_CONFIG, saved | {"config": saved["config"] | named})
-    run("evaluate", overrides, folder, in_sweep=True)

@@ -56,7 +56,12 @@ class Job:
 
     @classmethod
     def of(cls, command: str, config: DictConfig, run_dir: Path, in_sweep: bool = False) -> "Job":
-        """The job of a composed configuration; raises a UserError if the cache folder is not writable."""
+        """The job of a composed configuration.
+
+        Raises:
+            UserError: a required value is missing, or the cache folder is not writable.
+        """
+        check_required(config)
         cache_dir = Path(config.cache_dir or default_cache()).expanduser().resolve()
         check_writable("cache_dir", cache_dir)
         warn_if_shared(cache_dir)
@@ -84,7 +89,6 @@ class Job:
     def run(self) -> dict[str, Any]:
         """Run the command, write result.json, and end the tracked run in any case."""
         result = None
-        self._check_required()
         if is_main_process():
             check_folder(self.run_config, self.config, self.run_dir)
         try:
@@ -105,12 +109,13 @@ class Job:
             if message := self.tracker.finish(result):
                 log.info(message)
 
-    def _check_required(self) -> None:
-        """Raise a UserError for a required value that is missing; a judge that is not used may be incomplete."""
-        pairwise = str(self.config.get("evaluator", {}).get("_target_", "")).endswith("PairwiseEvaluator")
-        for key, value in leaves(OmegaConf.to_container(self.config, resolve=False)):
-            if value == "???" and (pairwise or not key.startswith("judge.")):
-                raise UserError(key, problem="required and not set", hint=f"set {key}=...")
+
+def check_required(config: DictConfig) -> None:
+    """Raise a UserError for a required value that is missing; a judge that is not used may be incomplete."""
+    pairwise = str(config.get("evaluator", {}).get("_target_", "")).endswith("PairwiseEvaluator")
+    for key, value in leaves(OmegaConf.to_container(config, resolve=False)):
+        if value == "???" and (pairwise or not key.startswith("judge.")):
+            raise UserError(key, problem="required and not set", hint=f"set {key}=...")
 
 
 def configured(command: str) -> AbstractContextManager[None]:

@@ -110,3 +110,23 @@ def test_a_retried_job_joins_the_evaluation_that_was_made_without_it(tmp_path, m
     assert made == [(alone["models"], None, False), (both["models"], "full", False), (both["models"], "full", True)]
     with pytest.raises(UserError, match=r"holds a run with evaluator\.prompts=koala"):
         experiment._evaluate(OmegaConf.create(node), ["evaluator=pairwise", "prompts=vicuna"], both, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "name", "problem"),
+    [
+        (["evaluator=pairwise", "judge=hf"], "judge.model.path", "required and not set"),
+        (["promts=koala"], "experiment.evaluate", "cannot be composed (Could not override 'promts')"),
+        (["judge=none-such"], "experiment.evaluate", "cannot be composed (In 'evaluate': Could not find 'judge/none"),
+    ],
+)
+def test_an_evaluation_that_cannot_run_is_found_before_the_jobs(evaluation, name, problem):
+    node = {
+        "hydra": {"runtime": {"choices": {"tracker": "none"}}, "overrides": {"task": []}}, "cache_dir": "c",
+        "trainer": {"accelerator": "cpu", "precision": "auto"},
+        "experiment": {"name": "e", "evaluate": {"good": ["evaluator=pairwise"], "other": evaluation}},
+    }  # fmt: skip
+    with configured("evaluate"), pytest.raises(UserError) as caught:
+        experiment.check_evaluations(OmegaConf.create(node))
+    assert caught.value.name == name
+    assert caught.value.problem.startswith(problem)
