@@ -31,7 +31,7 @@ class Field(NamedTuple):
     role: str
     turns: bool = False
     optional: bool = False
-    instead: str = ""
+    instead: str | None = None
 
 
 class Form(NamedTuple):
@@ -139,7 +139,7 @@ def mapped_form(columns: Mapping[str, str]) -> Form:
         for form in FORMS:
             if {f.name for f in form.fields if not f.optional} <= columns.keys() <= {f.name for f in form.fields}:
                 chosen = [f for f in form.fields if f.name in columns]
-                return Form(tuple(f._replace(column=str(columns[f.name]), instead="") for f in chosen), strict=True)
+                return Form(tuple(f._replace(column=str(columns[f.name]), instead=None) for f in chosen), strict=True)
     problem = "must map instruction and output (and input), prompt and completion, messages, or conversations"
     raise UserError("dataset.columns", columns, problem, hint)
 

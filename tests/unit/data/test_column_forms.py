@@ -30,6 +30,8 @@ def test_the_names_of_alpaca_and_dolly_may_be_mixed(tmp_path):
     for extra, answer in (("context", "output"), ("input", "response"), ("Context", "Output")):
         row = {"instruction": "Who?", extra: "Ada.", answer: "Ada"}
         assert example(row, tmp_path) == question("Who?", "Ada", "Ada.")
+    unnamed = {"": "0", "instruction": "Who?", "context": "Ada.", "output": "Ada"}  # pandas writes its index so
+    assert example(unnamed, tmp_path) == question("Who?", "Ada", "Ada.")
     both = {"instruction": "Who?", "input": "Ada.", "context": "a book", "output": "Ada"}
     assert example(both, tmp_path) == question("Who?", "Ada", "Ada.")
 
