@@ -4,6 +4,7 @@ import gc
 import os
 import sys
 from importlib.util import find_spec
+from itertools import count
 
 import pytest
 from hypothesis import settings
@@ -24,6 +25,8 @@ if find_spec("absl"):
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the Hub's library is imported
 
+FINISHED = count(1)  # tests of this process
+
 # An example may take long on a busy machine; half of hypothesis's own number of examples.
 settings.register_profile("lpsel", deadline=None, max_examples=50)
 settings.load_profile("lpsel")
@@ -43,3 +46,10 @@ def compose_once():
 def pytest_collection_finish():
     """Garbage collection passes over the objects of the libraries, which are there to stay."""
     gc.freeze()
+
+
+def pytest_runtest_logfinish():
+    """As over those that tests have imported and cached since: every training collects garbage."""
+    if next(FINISHED) % 40 == 0:
+        gc.collect()
+        gc.freeze()
