@@ -94,8 +94,8 @@ def forms_of(columns: Sequence[str], forms: Iterable[Form] | None = None) -> tup
     media = media_columns(columns)
     possible = []
     for form in FORMS if forms is None else forms:
-        found = [[name, name.lower(), field.instead] for field in form.fields for name in [field.column]]
-        names = [next((spelled[name] for name in each if name in spelled), None) for each in found]
+        wanted = [(field.column, field.column.lower(), field.instead) for field in form.fields]
+        names = [next((spelled[name] for name in each if name in spelled), None) for each in wanted]
         pairs = list(zip(form.fields, names, strict=True))
         if all(name is not None or (field.optional and not form.strict) for field, name in pairs):
             fields = tuple(field._replace(column=name) for field, name in pairs if name is not None)

@@ -70,8 +70,8 @@ def can_compile() -> bool:
     _keep_compiled_code_private()
     cpp: Any = torch._inductor.config.cpp
     chosen = cpp.vec_isa_ok
-    for known in (True, None) if chosen is None else (chosen,):
-        cpp.vec_isa_ok = known
+    for trusted in (True, None) if chosen is None else (chosen,):  # None: PyTorch checks every instruction set
+        cpp.vec_isa_ok = trusted
         for check in checked:
             if hasattr(check, "cache_clear"):
                 check.cache_clear()
