@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.text import Text
 
 from lpsel import console
@@ -22,7 +22,6 @@ from lpsel.commands.work_estimate import (
     UTILIZATION,
     Pass,
     Work,
-    cached,
     cost,
     disk,
     gpu_bytes,
@@ -33,6 +32,7 @@ from lpsel.commands.work_estimate import (
 )
 from lpsel.config import build
 from lpsel.data.dataset import Source
+from lpsel.data.shared_source import shared_source
 from lpsel.data.templates import holds_conversations, resolve_template
 from lpsel.errors import UserError
 from lpsel.model.adapter import Adapter
@@ -80,7 +80,7 @@ def planned_work(command: str, config: DictConfig, folder: Path) -> list[Work] |
     adapter: Adapter | None = build(config.adapter) if command == "train" else None
     if adapter is not None:
         adapter.check(config.trainer.strategy)
-    source = cached("source", OmegaConf.to_yaml(config.dataset, resolve=True), lambda: Source(build(config.dataset)))
+    source = shared_source(build(config.dataset))
     pct = rule.percentage(config.pct, len(source))
     work = []
     if rule.epochs is not None and config.scores is None:

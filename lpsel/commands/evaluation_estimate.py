@@ -17,7 +17,6 @@ from lpsel.commands.work_estimate import (
     Pass,
     RowLengths,
     Work,
-    cached,
     cost,
     gpu_bytes,
     gpu_hours,
@@ -25,7 +24,7 @@ from lpsel.commands.work_estimate import (
     row_lengths,
 )
 from lpsel.config import build
-from lpsel.data.dataset import Source
+from lpsel.data.shared_source import shared_source
 from lpsel.data.templates import holds_conversations, resolve_template
 from lpsel.errors import UserError
 from lpsel.evaluation.held_out import ReferenceEvaluator
@@ -51,7 +50,7 @@ def evaluation_work(job: Job) -> list[Work]:
         return [_work(job, spec, len(prompts), [(1, forward_flops, rows)]) for spec in local]
     if not isinstance(evaluator, ReferenceEvaluator):
         raise UserError("dry_run", True, "evaluator=lm_eval has no estimate", "leave it out")
-    source = cached("source", OmegaConf.to_yaml(job.config.dataset, resolve=True), lambda: Source(evaluator.dataset))
+    source = shared_source(evaluator.dataset)
     work = []
     for spec in local:
         tokenizer = model_shape(spec, job.cache_dir).tokenizer

@@ -19,6 +19,7 @@ from lpsel.commands.prompt_groups import prompt_numbers
 from lpsel.config import build, choice, choices
 from lpsel.data.content_ids import first_kinds
 from lpsel.data.dataset import Row, Source
+from lpsel.data.shared_source import shared_source
 from lpsel.distributed import is_main_process
 from lpsel.errors import UserError
 from lpsel.model.load import load_tokenizer, locate, with_template
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from lpsel.training.setup import TrainingSetup
 
 log = logging.getLogger(__name__)
-
 FEW_ROWS = 10
 
 
@@ -98,7 +98,7 @@ def prepare_inputs(
     clusters: Clusters = build(config.cluster)
     scorer = scoring_model(spec, build(config.scorer), tokens_of)
     query = query_source(config, spec, config.scores is not None)
-    source = Source(build(config.dataset))
+    source = shared_source(build(config.dataset))
     given, scores_file = _given_scores(config, spec, source, with_clusters=isinstance(clusters, Auto))
     in_data = None if query is None else _rows_in(query, source)
     prompts = None if spec.group is None else prompt_numbers(source, spec.group)

@@ -36,7 +36,7 @@ COUNTED, SAMPLED = "counted", f"estimated from {SAMPLE:,} rows"
 GUESSED = f"estimated at {CHARACTERS} characters each"
 
 T = TypeVar("T")
-_cache: dict[str, Any] = {}  # sources, models and lengths that several jobs of a sweep share
+_cache: dict[str, Any] = {}  # models and lengths that several jobs of a sweep share
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lpsel.data.column_forms import Form, choose_form, forms_of, mapped_form, to_example
 from lpsel.data.example import EMPTY_ANSWERS, NO_ANSWER, Example, merge_system
 from lpsel.data.formats import Numbered, Part, reader_of
-from lpsel.data.paths import hub_commit, hub_error, is_hub_id, local_files
+from lpsel.data.paths import file_state, hub_commit, hub_error, is_hub_id, local_files
 from lpsel.errors import UnusableRow, UserError, check_choice, check_flag, check_int, skipped
 
 if TYPE_CHECKING:
@@ -278,9 +278,12 @@ class Source:
             self._check_unchanged(path)
             yield Part(str(path), reader.unit, reader.read(path, spec.split))
 
+    def state(self) -> Any:
+        """What differs once the rows have changed: the files with size, time and inode, or the commit."""
+        return [(path, file_state(path)) for path in self.files] or self.commit
+
     def _check_unchanged(self, path: Path) -> None:
-        about = path.stat() if path.exists() else None
-        state = about and (about.st_size, about.st_mtime_ns, about.st_ino)
+        state = file_state(path)
         if state is None or self._states.setdefault(path, state) != state:
             raise UserError("dataset.path", path, "changed while it was being read", "run the command again")
 

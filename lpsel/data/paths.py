@@ -48,6 +48,12 @@ def is_hub_id(path: object) -> bool:
     return not local and not Path(str(path)).expanduser().exists()
 
 
+def file_state(path: Path) -> tuple[int, ...] | None:
+    """Size, time and inode of a file, which differ once it has changed; None if there is no such file."""
+    about = path.stat() if path.exists() else None
+    return about and (about.st_size, about.st_mtime_ns, about.st_ino)
+
+
 def hub_commit(path: str, revision: str | None) -> str | None:
     """The commit of a dataset that a branch, a tag or None stands for now; the revision if the Hub does not reply."""
     from huggingface_hub import HfApi

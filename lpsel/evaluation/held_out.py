@@ -22,6 +22,7 @@ from lpsel.data.column_forms import Example
 from lpsel.data.content_ids import counts, first_kinds
 from lpsel.data.control_tokens import Rendered
 from lpsel.data.dataset import DatasetSpec, Source
+from lpsel.data.shared_source import shared_source
 from lpsel.data.templates import holds_conversations, render_prompt, resolve_template
 from lpsel.data.tokens import Tokens, tokenize, tokenizer_hash
 from lpsel.errors import UserError, check_int
@@ -117,7 +118,7 @@ class ReferenceEvaluator:
             UserError: no rows, a missing model, a context without room for a prompt or a template that does not fit,
                 before any model is loaded; an unsupported architecture.
         """
-        source = Source(self.dataset)
+        source = shared_source(self.dataset)
         specs = candidates.local()
         names = [spec.name for spec in specs]
         prepared = [
