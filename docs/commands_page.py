@@ -21,12 +21,12 @@ PAGE = Path(__file__).parent / "reference" / "commands.md"
 INTRO = """# Commands
 
 `lpsel COMMAND` runs in any folder once the package is installed; in a checkout, `python train.py`, `select.py` and
-`evaluate.py` are the first three. Every command ends with the path of what it wrote, and has `--help`. The exit
-status is 0 when the command is done, 2 for an error that you can fix, which is one line, 1 for any other failure, such
-as a lost rank, and 128 plus the signal's number after a signal.
+`evaluate.py` are the first three. Every command has `--help`. A command that writes files prints their
+path as its last line. The exit status is 0 for success, 2 for an error that you can fix, with a one-line message, 1 for
+any other failure, such as a lost rank, and 128 plus the signal's number after a signal.
 
 `train`, `select` and `evaluate` take `OPTION=VALUE`; [configuration](options.md) lists all options. `-m` runs [a
-sweep](../guides/sweeps.md) over values separated by commas. The others take paths and flags.
+sweep](../guides/sweeps.md) over values separated by commas. The other commands take paths and flags.
 """
 
 
