@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,15 +68,14 @@ class Tokens:
     def __init__(self, folder: Path, reused: bool = True) -> None:
         self.folder = folder
         self.reused = reused
-        self._file = pa.ipc.open_file(pa.memory_map(str(folder / DATA)))
-        batches = [self._file.get_batch(i) for i in range(self._file.num_record_batches)]
-        self._batches = [_views(batch) for batch in batches]
-        self.prompt_tokens = _column(batches, "prompt_tokens", np.int32)
-        self.response_tokens = _column(batches, "response_tokens", np.int32)
-        self.truncated = _column(batches, "truncated", np.bool_)
-        self.text_omitted = _column(batches, "text_omitted", np.bool_)
+        self._table = pa.ipc.open_file(pa.memory_map(str(folder / DATA))).read_all()
+        self._batches = [_views(batch) for batch in self._table.to_batches()]
+        self.prompt_tokens = self._table["prompt_tokens"].to_numpy()
+        self.response_tokens = self._table["response_tokens"].to_numpy()
+        self.truncated = self._table["truncated"].to_numpy()
+        self.text_omitted = self._table["text_omitted"].to_numpy()
         self.lengths = self.prompt_tokens + self.response_tokens
-        unusable = pa.concat_arrays([batch.column("unusable") for batch in batches])
+        unusable = self._table["unusable"].combine_chunks()
         self.unusable = None if unusable.null_count == len(unusable) else unusable.dictionary_encode()
 
     def __len__(self) -> int:
@@ -85,8 +84,7 @@ class Tokens:
     @cached_property
     def ids(self) -> pa.StringArray:
         """The content id of every row."""
-        batches = (self._file.get_batch(i) for i in range(self._file.num_record_batches))
-        return pa.concat_arrays([batch.column("id") for batch in batches])
+        return self._table["id"].combine_chunks()
 
     def counted(self) -> dict[str, Any]:
         """Numbers of rows, as manifests have them.
@@ -166,7 +164,7 @@ def count_tokens(
     source: Source, rows: Sequence[Row], tokenizer: Any, template: str, max_length: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fed tokens and supervised tokens of some rows as `tokenize` would count them, int32 (N,) each."""
-    encoded = list(chain.from_iterable(_encoded(source, rows, tokenizer, template, max_length)))
+    encoded = list(_encoded(source, rows, tokenizer, template, max_length))
     return np.array([len(row.ids) for row in encoded], np.int32), _response_tokens(encoded)
 
 
@@ -189,7 +187,8 @@ def _entry(source: Source, tokenizer: Any, template: str, max_length: int, cache
 def _write(file: Any, source: Source, tokenizer: Any, template: str, max_length: int) -> None:
     first = 0
     with track("Tokenizing", total=len(source), unit="rows") as advance, pa.ipc.new_file(file, SCHEMA) as written:
-        for rows in _encoded(source, source, tokenizer, template, max_length):
+        encoded = _encoded(source, source, tokenizer, template, max_length)
+        while rows := list(islice(encoded, ROWS_PER_BATCH)):
             ids = source.ids.slice(first, len(rows)).cast(pa.string())
             written.write_batch(_record_batch(ids, rows))
             first += len(rows)
@@ -204,44 +203,34 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return hashlib.sha256((state + special).encode()).hexdigest()
 
 
-def _encoded(
-    source: Source, rows: Iterable[Row], tokenizer: Any, template: str, max_length: int
-) -> Iterator[list[Encoded]]:
-    """Rows of a source in lists of ROWS_PER_BATCH; the last one may be shorter."""
+def _encoded(source: Source, rows: Iterable[Row], tokenizer: Any, template: str, max_length: int) -> Iterator[Encoded]:
+    """Rows of a source, of which the tokenizer gets up to ROWS_PER_BATCH at a time."""
     controls = control_tokens(tokenizer)
     backend = controls.backend()
 
-    def encode(texts: list[Rendered | str]) -> list[Encoded]:
+    def encode(texts: list[Rendered | str]) -> Iterator[Encoded]:
         usable = [text for text in texts if isinstance(text, Rendered)]
         whole = [text.text if text.controls is None else "" for text in usable]
         special = bool(usable) and usable[0].add_special_tokens
         encodings = iter(backend.encode_batch(whole, add_special_tokens=special))
-        rows = []
         for text in texts:
             if isinstance(text, str):
-                rows.append(Encoded([], [], truncated=False, unusable=text))
+                yield Encoded([], [], truncated=False, unusable=text)
                 continue
             encoding = next(encodings)
             encoding = encoding if text.controls is None else controls.encode(text)
-            rows.append(truncated(encoding, text, tokenizer.eos_token_id, max_length))
-        return rows
+            yield truncated(encoding, text, tokenizer.eos_token_id, max_length)
 
-    encoded: list[Encoded] = []
     texts: list[Rendered | str] = []
     characters = 0
     for row in rows:
         text = _render(source, row, template, tokenizer)
         texts.append(text)
         characters += len(text.text) if isinstance(text, Rendered) else 0
-        full = len(encoded) + len(texts) == ROWS_PER_BATCH
-        if full or characters >= MAX_CHARACTERS:
-            encoded += encode(texts)
+        if len(texts) == ROWS_PER_BATCH or characters >= MAX_CHARACTERS:
+            yield from encode(texts)
             texts, characters = [], 0
-        if full:
-            yield encoded
-            encoded = []
-    if encoded or texts:
-        yield encoded + (encode(texts) if texts else [])
+    yield from encode(texts)
 
 
 def _render(source: Source, row: Row, template: str, tokenizer: Any) -> Rendered | str:
@@ -258,36 +247,24 @@ def _render(source: Source, row: Row, template: str, tokenizer: Any) -> Rendered
 
 def _record_batch(row_ids: pa.StringArray, rows: list[Encoded]) -> pa.RecordBatch:
     lengths = np.array([len(row.ids) for row in rows], dtype=np.int32)
-    spans = [list(chain.from_iterable(row.spans)) for row in rows]
     response = _response_tokens(rows)
-    columns = [
-        row_ids,
-        _lists([row.ids for row in rows]),
-        _lists(spans),
-        pa.array(lengths - response),
-        pa.array(response),
-        pa.array([row.truncated for row in rows], pa.bool_()),
-        pa.array([row.text_omitted for row in rows], pa.bool_()),
-        pa.array([row.unusable for row in rows], pa.string()),
-    ]
-    return pa.record_batch(columns, schema=SCHEMA)
+    columns = {
+        "id": row_ids,
+        "input_ids": [row.ids for row in rows],
+        "supervised_spans": [list(chain.from_iterable(row.spans)) for row in rows],
+        "prompt_tokens": lengths - response,
+        "response_tokens": response,
+        "truncated": [row.truncated for row in rows],
+        "text_omitted": [row.text_omitted for row in rows],
+        "unusable": [row.unusable for row in rows],
+    }
+    return pa.RecordBatch.from_pydict(columns, schema=SCHEMA)
 
 
 def _response_tokens(rows: list[Encoded]) -> np.ndarray:
     return np.array([sum(last - first for first, last in row.spans) for row in rows], dtype=np.int32)
 
 
-def _lists(rows: list[list[int]]) -> pa.ListArray:
-    offsets = np.zeros(len(rows) + 1, dtype=np.int32)
-    np.cumsum([len(row) for row in rows], out=offsets[1:])
-    values = np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(offsets[-1]))
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
-
-
 def _views(batch: pa.RecordBatch) -> Batch:
     ids, spans = batch.column("input_ids"), batch.column("supervised_spans")
     return Batch(*(part.to_numpy() for lists in (ids, spans) for part in (lists.values, lists.offsets)))
-
-
-def _column(batches: list[pa.RecordBatch], name: str, dtype: Any) -> np.ndarray:
-    return np.concatenate([batch.column(name).to_numpy(zero_copy_only=False) for batch in batches]).astype(dtype)

@@ -61,7 +61,7 @@ def with_template(template):
 
 
 def encoded(turns, tokenizer, template="chat", tools=()):
-    [[row]] = list(_encoded(None, [Row(0, {}, Example(tuple(turns), tools=tools))], tokenizer, template, 1 << 20))
+    [row] = list(_encoded(None, [Row(0, {}, Example(tuple(turns), tools=tools))], tokenizer, template, 1 << 20))
     return row
 
 

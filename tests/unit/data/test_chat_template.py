@@ -24,7 +24,7 @@ BEFORE = {"qwen-3-marked": "<think>\n\n</think>\n\n"}  # marked for training in 
 
 
 def encode(example, tokenizer, template="chat"):
-    [[encoded]] = list(_encoded(None, [Row(0, {}, example)], tokenizer, template, 1 << 20))
+    [encoded] = list(_encoded(None, [Row(0, {}, example)], tokenizer, template, 1 << 20))
     return encoded
 
 
