@@ -32,17 +32,6 @@ class _Steps(Dataset[OptimizerStep]):
         return OptimizerStep(packs, divisor)
 
 
-class _Passes(Dataset[MicroBatch]):
-    def __init__(self, data: "SubsetDataModule", rounds: list[list[Rows]]) -> None:
-        self.data, self.rounds = data, rounds
-
-    def __len__(self) -> int:
-        return len(self.rounds)
-
-    def __getitem__(self, i: int) -> MicroBatch:
-        return self.data.pack(self.rounds[i][self.data.rank])
-
-
 class _Unrecorded(Sampler):
     """The rounds of this rank's plan that are not recorded yet when the pass starts."""
 
@@ -133,11 +122,6 @@ class SubsetDataModule(L.LightningDataModule):
         """The prefixes that rows share, which take at most half of a pack."""
         return find_prefixes(self.tokens, min(self.train_tokens, self.score_tokens) // 2)
 
-    @cached_property
-    def own_lengths(self) -> NDArray[np.int32]:
-        """Tokens of each row after its shared prefix, shape (N,)."""
-        return self.tokens.lengths - self.prefixes.length_N
-
     def packing(self, budget: int) -> tuple[NDArray[np.int32], int, Split]:
         """The lengths of all rows, (N,), the tokens of a batch that remain for rows, and how to split rows by these.
 
@@ -146,7 +130,8 @@ class SubsetDataModule(L.LightningDataModule):
         loss: Any = getattr(self.trainer and self.trainer.lightning_module, "loss", None)
         if loss is not None and loss.attention is None:
             return self.tokens.lengths, budget, padded
-        return self.own_lengths, max(1, budget - sum(map(len, self.prefixes.ids))), packed
+        own_lengths = self.tokens.lengths - self.prefixes.length_N
+        return own_lengths, max(1, budget - sum(map(len, self.prefixes.ids))), packed
 
     def pack(self, rows: Rows) -> MicroBatch:
         """A pack of `rows`."""
@@ -189,12 +174,10 @@ class SubsetDataModule(L.LightningDataModule):
         return self.trainer.strategy.root_device.type == "cuda" if self.trainer else torch.cuda.is_available()
 
     def train_dataloader(self) -> DataLoader:
-        return self._loader(_Steps(self), sampler=_EpochPlan(self))
+        return DataLoader(_Steps(self), sampler=_EpochPlan(self), batch_size=None, pin_memory=self.on_gpu)
 
     def val_dataloader(self) -> DataLoader | Sequence:
-        if not self.record:
-            return []
-        return self._loader(_Passes(self, self.rounds()), sampler=_Unrecorded(self))
+        return self.recording(sampler=_Unrecorded(self)) if self.record else []
 
     def rounds(self, rows: Rows | None = None) -> list[list[Rows]]:
         """The batches of a pass over `rows`, by default of a recording pass, in rounds of one per rank."""
@@ -207,9 +190,8 @@ class SubsetDataModule(L.LightningDataModule):
         missing_N = np.isnan(self.recorded_N)
         return [i for i, batches in enumerate(self.rounds()) if any(missing_N[rows].any() for rows in batches)]
 
-    def recording(self, rows: Rows) -> DataLoader:
-        """This rank's batches of a pass over `rows`."""
-        return self._loader(_Passes(self, self.rounds(rows)))
-
-    def _loader(self, data: Dataset, sampler: Sampler | None = None) -> DataLoader:
-        return DataLoader(data, sampler=sampler, batch_size=None, pin_memory=self.on_gpu)
+    def recording(self, rows: Rows | None = None, sampler: Sampler | None = None) -> DataLoader:
+        """This rank's batches of a pass over `rows`, by default of a recording pass; a sampler draws from them."""
+        own: Any = [batches[self.rank] for batches in self.rounds(rows)]
+        pack: Any = self.pack  # of rows, not of a list of samples
+        return DataLoader(own, sampler=sampler, batch_size=None, collate_fn=pack, pin_memory=self.on_gpu)

@@ -85,23 +85,11 @@ class MicroBatch:
         return replace(_each(self, Tensor.pin_memory), index_B=self.index_B)
 
 
-@dataclass(frozen=True)
-class OptimizerStep:
-    """This rank's part of one global batch.
+class OptimizerStep(NamedTuple):
+    """This rank's part of one global batch: PyTorch and Lightning pin and move what is in a tuple."""
 
-    Attributes:
-        micro_batches: the same number on every rank, at least one; none for a step that was done before a resume.
-        divisor: of the weighted sum of NLLs, over all ranks and micro-batches; its quotient is the loss.
-    """
-
-    micro_batches: list[MicroBatch]
-    divisor: int
-
-    def to(self, device: torch.device) -> "OptimizerStep":
-        return replace(self, micro_batches=[m.to(device) for m in self.micro_batches])
-
-    def pin_memory(self) -> "OptimizerStep":
-        return replace(self, micro_batches=[m.pin_memory() for m in self.micro_batches])
+    micro_batches: list[MicroBatch]  # the same number on every rank, at least one; none if done before a resume
+    divisor: int  # of the weighted sum of NLLs, over all ranks and micro-batches; its quotient is the loss
 
 
 def _each(holder: Any, change: Callable[[Tensor], Tensor]) -> Any:
