@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import lru_cache, partial
 from itertools import count
@@ -42,7 +42,7 @@ def render_chat(example: Example, tokenizer: Any, prompt: bool = False) -> Rende
     messages, tools = chat_messages(example), list(example.tools) or None
     base = None
     texts = [message["content"] for message in messages]
-    texts += _strings([[message for message in messages if len(message) > 2], tools])
+    _mapped([[message for message in messages if len(message) > 2], tools], texts.append)
     if any(map(controls.find, texts)):
         base = controls.base("".join(texts))
         messages, tools = _hidden(messages, tools, controls, base)
@@ -51,7 +51,7 @@ def render_chat(example: Example, tokenizer: Any, prompt: bool = False) -> Rende
         try:
             text, spans = _render(messages, tools, tokenizer, prompt, supervised)
         except UnusableRow:
-            if (with_text := _arguments_as_text(messages)) == messages:
+            if (with_text := arguments_as_text(messages)) == messages:
                 raise
             text, spans = _render(with_text, tools, tokenizer, prompt, supervised)
     if base is None:
@@ -61,13 +61,13 @@ def render_chat(example: Example, tokenizer: Any, prompt: bool = False) -> Rende
     return Rendered(shown, spans, append_eos=False, add_special_tokens=False, controls=written if differ else None)
 
 
-def _arguments_as_text(messages: Messages) -> Messages:
+def arguments_as_text(messages: Messages, ensure_ascii: bool = False) -> Messages:
     """The conversation with the arguments of calls as JSON, which templates such as DeepSeek V3's join with text."""
 
     def as_text(call: Any) -> Any:
         function = call["function"]
         arguments = function.get("arguments")
-        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=ensure_ascii)
         return {**call, "function": {**function, "arguments": text}}
 
     return [
@@ -92,15 +92,8 @@ def _hidden(messages: Messages, tools: Tools, controls: ControlTokens, base: int
     return hidden, _mapped(tools, hide)
 
 
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list | tuple):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _strings(item)
-
-
-def _mapped(value: Any, function: Callable[[str], str]) -> Any:
+def _mapped(value: Any, function: Callable[[str], Any]) -> Any:
+    """A JSON value with what a function returns for each of its texts."""
     if isinstance(value, str):
         return function(value)
     if isinstance(value, dict):
@@ -186,24 +179,15 @@ def _check_tools(text: str, messages: Messages, spans: dict[int, Span | None], t
         if message.get("tool_calls"):
             start, end = spans.get(i) or (0, 0)
             written = text[start:end].replace(message["content"].strip(), "", 1)
-            names = [_name(call) for call in message["tool_calls"]]
+            names = [call["function"]["name"] for call in message["tool_calls"]]
             missing = missing if all(name in written for name in names) else "tool calls"
         elif message["role"] == "tool":
             content = message["content"].strip()
-            missing = missing if content in text or _quoted(content) in text else "results of tools"
+            quoted = json.dumps(content, ensure_ascii=False)[1:-1]
+            missing = missing if content in text or quoted in text else "results of tools"
     if missing:
         name, hint = f"chat template of {tokenizer.name_or_path}", "use a model whose chat template has tools"
         raise UnusableRow(name, None, f"has no place for {missing}", hint, kind="the chat template has no tools")
-
-
-def _name(call: Any) -> str:
-    """The name of the function in a call; also one without `function` around it."""
-    function = call.get("function", call) if isinstance(call, dict) else {}
-    return str(function.get("name", "")) if isinstance(function, dict) else ""
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 @lru_cache(maxsize=8)

@@ -1,6 +1,5 @@
 """Answers of models to prompts: read from the cache, and generated where they are missing."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lpsel.cache import Journal
 from lpsel.console import track
-from lpsel.data.chat_template import chat_messages
+from lpsel.data.chat_template import arguments_as_text, chat_messages
 from lpsel.data.column_forms import Example, Turn
 from lpsel.data.control_tokens import Rendered
 from lpsel.data.templates import render_prompt, resolve_template
@@ -172,19 +171,11 @@ def _conversation(example: Example) -> Any:
 
     Unlike chat templates, endpoints take the arguments of a call as text, and tools with their type.
     """
-    messages = chat_messages(example)
-    for message in messages:
-        if calls := message.get("tool_calls"):
-            message["tool_calls"] = [{**call, "function": _with_text(call["function"])} for call in calls]
+    messages = arguments_as_text(chat_messages(example), ensure_ascii=True)
     if not example.tools:
         return messages
     tools = [tool if "function" in tool else {"type": "function", "function": tool} for tool in example.tools]
     return {"messages": messages, "tools": tools}
-
-
-def _with_text(function: dict[str, Any]) -> dict[str, Any]:
-    arguments = function["arguments"]
-    return {**function, "arguments": arguments if isinstance(arguments, str) else json.dumps(arguments)}
 
 
 def _rendered(model: ModelSpec, prompt: Prompt, tokenizer: Any) -> Rendered:
