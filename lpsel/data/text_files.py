@@ -6,7 +6,6 @@ import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -54,16 +53,19 @@ def chunks(path: Path) -> Iterator[str]:
 
 def _pieces(path: Path, reader: Callable[[IO[bytes]], Callable[[], bytes]]) -> Iterator[bytes]:
     """What the reader of the decompressed content returns until it is empty."""
-    compressed = path.suffix.lower() in COMPRESSIONS
-    total = 0
-    with _readable(path) as file:
-        for piece in iter(reader(file), b""):
-            if not total:
-                _check_not_wide(path, piece)
-            total += len(piece)
-            if compressed:
-                check_expansion(path, total)
-            yield piece
+    decompressed, total = COMPRESSIONS.get(path.suffix.lower()), 0
+    with path.open("rb") as packed:
+        try:
+            for piece in iter(reader(decompressed(packed) if decompressed else packed), b""):
+                if not total:
+                    _check_not_wide(path, piece)
+                total += len(piece)
+                if decompressed:
+                    check_expansion(path, total)
+                yield piece
+        except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+            problem = f"not readable to its end ({first_line(error)})"
+            raise UserError(path, None, problem, "download or compress it again") from None
 
 
 def not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> UnusableRow:
@@ -104,17 +106,6 @@ def _check_not_wide(path: Path, beginning: bytes) -> None:
     if name is not None:
         hint = f"convert the file: iconv -f {name} -t UTF-8"
         raise UserError(f"{path}, line 1", None, f"not UTF-8, but {name}", hint)
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[IO[bytes]]:
-    """The decompressed content of a file."""
-    with path.open("rb") as packed:
-        try:
-            yield COMPRESSIONS.get(path.suffix.lower(), lambda plain: plain)(packed)
-        except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-            problem = f"not readable to its end ({first_line(error)})"
-            raise UserError(path, None, problem, "download or compress it again") from None
 
 
 def _zstandard(packed: IO[bytes]) -> IO[bytes]:
