@@ -4,17 +4,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from lpsel.data.content_ids import text_form
 from lpsel.data.dataset import Source
 from lpsel.data.example import Example
+from lpsel.data.parquet import batches, dictionaries
 from lpsel.storage import json_line, write_atomically
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 ENDS = 2_000  # characters from each end of a longer text that are compared
 NAMES = {False: "subset.jsonl", True: "subset.parquet"}  # by whether the source is a Parquet file
@@ -74,12 +76,8 @@ def write_subset(
 
 def _is_parquet(source: Source) -> bool:
     """Whether the source is Parquet files with the same schema."""
-    if not source.parquet_files:
-        return False
-    import pyarrow.parquet as pq
-
-    first, *others = map(pq.read_schema, source.parquet_files)
-    return all(first.equals(other) for other in others)
+    schemas = [pq.read_schema(file) for file in source.parquet_files]
+    return bool(schemas) and all(schemas[0].equals(other) for other in schemas)
 
 
 def _write_lines(file: IO[bytes], source: Source, selected: NDArray[np.bool_], seen: Seen) -> None:
@@ -94,11 +92,6 @@ def _write_lines(file: IO[bytes], source: Source, selected: NDArray[np.bool_], s
 
 
 def _write_parquet(file: IO[bytes], source: Source, selected: NDArray[np.bool_], seen: Seen) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from lpsel.data.parquet import batches, dictionaries
-
     first, last = source.spec.skip, source.spec.skip + len(selected)
     start, kept = 0, seen.wanted | seen.compared
     with pq.ParquetWriter(file, pq.read_schema(source.parquet_files[0])) as writer:
@@ -117,13 +110,8 @@ def _write_parquet(file: IO[bytes], source: Source, selected: NDArray[np.bool_],
                 break
 
 
-def _characters(source: Source, batch: "pa.RecordBatch") -> NDArray[np.int32]:
+def _characters(source: Source, batch: pa.RecordBatch) -> NDArray[np.int32]:
     """Characters of the prompt and the response of rows, int32 (2, rows), by column if these hold text."""
-    import pyarrow.compute as pc
-
-    from lpsel.data.content_ids import text_form
-    from lpsel.data.parquet import dictionaries
-
     form = text_form(source, batch.schema)
     if form is None:
         return np.array([source.example(raw).characters() for raw in dictionaries(batch)], np.int32).T

@@ -8,16 +8,14 @@ compared only if their prompts have the same format, and the trained model needs
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lpsel.data.apply_template import SAME_DATE
 from lpsel.data.chat_template import BETWEEN, render_chat, with_input
 from lpsel.data.column_forms import Example, Turn, choose_form, is_conversation
 from lpsel.data.control_tokens import Rendered, Span, control_tokens
+from lpsel.data.dataset import Source
 from lpsel.errors import UnusableRow, check_choice
-
-if TYPE_CHECKING:
-    from lpsel.data.dataset import Source
 
 ALPACA_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -31,7 +29,7 @@ ALPACA_INPUT = "\n\n### Input:\n"
 ALPACA_RESPONSE = "### Response:"
 
 
-def holds_conversations(source: "Source") -> bool:
+def holds_conversations(source: Source) -> bool:
     """Whether the first usable row of a dataset is a list of turns; False if there is none."""
     raw = next((row.raw for row in source if row.unusable is None), None)
     return raw is not None and is_conversation(raw, choose_form(source.forms(tuple(raw)), raw))

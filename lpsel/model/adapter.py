@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lpsel.errors import UserError, check_choice, check_flag, check_int, check_number, check_package
+from lpsel.model.load import load_config, load_model
 from lpsel.model.spec import ModelSpec
 from lpsel.storage import folder_atomically, open_as
 
@@ -78,8 +79,6 @@ class Adapter:
         """
         import peft
         import torch
-
-        from lpsel.model.load import load_model
 
         dtype = torch.float32 if precision == "32-true" else torch.bfloat16
         if self.quantization is None:
@@ -152,8 +151,6 @@ class AdaptedModel:
         import peft
         import torch
 
-        from lpsel.model.load import load_model
-
         with folder_atomically(run_dir / ADAPTER) as folder:
             # No embedding is trained; without this setting, peft would query the Hub to find out.
             self.wrapped.save_pretrained(folder, save_embedding_layers=False)
@@ -179,8 +176,6 @@ class AdaptedModel:
 def _load_in_4_bits(spec: ModelSpec, path: str, dtype: Any, device: Any) -> Any:
     from bitsandbytes.nn import Linear4bit
     from transformers import BitsAndBytesConfig
-
-    from lpsel.model.load import load_config, load_model
 
     if getattr(load_config(spec, path), "quantization_config", None) is not None:
         raise UserError("adapter", "qlora", f"{path} is already quantized", "use the model's original weights")

@@ -233,7 +233,5 @@ def _size(module: Any) -> int:
 
 
 def _linear_weights(model: Any) -> int:
-    from torch import nn
-
     head = model.get_output_embeddings()
-    return sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m is not head)
+    return sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head)
