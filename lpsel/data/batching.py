@@ -92,8 +92,7 @@ def training_plan(
     """
     steps = []
     for start in range(0, len(order), batch_size):
-        window = order[start : start + batch_size]
-        window = _longest_first(window, lengths)
+        window = _longest_first(order[start : start + batch_size], lengths)
         position = np.arange(len(window)) % (2 * world)
         dealt_to = np.where(position < world, position, 2 * world - 1 - position)
         shares = [split(window[dealt_to == r], lengths, budget) for r in range(world)]

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from lpsel.data.batching import Rows
@@ -173,12 +172,8 @@ def varlen_of(segments: list[Segment]) -> Varlen:
     seen = [part for s in segments for part in (np.arange(s.prefix_start, s.prefix_stop), np.arange(s.start, s.stop))]
     return Varlen(
         seen_K=torch.from_numpy(np.concatenate(seen)),
-        query_ends_S1=torch.from_numpy(_ends(queries)),
-        key_ends_S1=torch.from_numpy(_ends(keys)),
+        query_ends_S1=torch.from_numpy(np.cumulative_sum(queries, dtype=np.int32, include_initial=True)),
+        key_ends_S1=torch.from_numpy(np.cumulative_sum(keys, dtype=np.int32, include_initial=True)),
         longest_query=int(queries.max()),
         longest_key=int(keys.max()),
     )
-
-
-def _ends(lengths: NDArray[np.int64]) -> NDArray[np.int32]:
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)

@@ -83,5 +83,4 @@ def _longest(array: pa.Array) -> int:
 
 
 def _is_text_dictionary(kind: pa.DataType) -> bool:
-    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary)
-    return pa.types.is_dictionary(kind) and any(is_kind(kind.value_type) for is_kind in texts)
+    return pa.types.is_dictionary(kind) and kind.value_type in (pa.string(), pa.large_string(), pa.binary())

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
 
 from lpsel.console import track
@@ -154,13 +155,10 @@ def _last_tokens(ids: list[int], room: int | None, bos: int | None) -> list[int]
 @torch.inference_mode()
 def _continue(sampling: Sampling, stops: list[int], model: Any, prompts: list[list[int]]) -> list[list[int]]:
     """New tokens of every prompt, up to and including the first that ends the answer."""
-    width = max(map(len, prompts))
     padding = stops[0] if stops else 0
-    input_ids_BT = torch.full((len(prompts), width), padding)
-    attended_BT = torch.zeros_like(input_ids_BT)
-    for b, ids in enumerate(prompts):
-        input_ids_BT[b, width - len(ids) :] = torch.tensor(ids)
-        attended_BT[b, width - len(ids) :] = 1
+    rows = [torch.tensor(ids) for ids in prompts]
+    input_ids_BT = pad_sequence(rows, batch_first=True, padding_value=padding, padding_side="left")
+    attended_BT = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
     greedy = GenerationConfig(
         do_sample=False,  # _InverseTransform draws samples by leaving one token to choose from
         max_new_tokens=sampling.max_new_tokens,
@@ -179,7 +177,7 @@ def _continue(sampling: Sampling, stops: list[int], model: Any, prompts: list[li
         )
     finally:
         model.generation_config = own
-    new_BG = output_BT[:, width:].tolist()
+    new_BG = output_BT[:, input_ids_BT.shape[1] :].tolist()
     ends = [next((g for g, token in enumerate(new_G) if token in stops), len(new_G)) for new_G in new_BG]
     return [new_G[: end + 1] for new_G, end in zip(new_BG, ends, strict=True)]
 

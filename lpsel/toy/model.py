@@ -9,6 +9,7 @@ a real base model: next-token prediction on formulas that show the skills of `lp
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
@@ -215,11 +217,7 @@ def _batches(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple[Te
 
 
 def _padded(rows: list[tuple[list[int], list[int]]], pad: int) -> tuple[Tensor, Tensor]:
-    length = max(len(question) + len(answer) for question, answer in rows)
-    ids_BT = torch.full((len(rows), length), pad)
-    labels_BT = torch.full((len(rows), length), IGNORED)
-    for i, (question, answer) in enumerate(rows):
-        end = len(question) + len(answer)
-        ids_BT[i, :end] = torch.tensor(question + answer)
-        labels_BT[i, len(question) : end] = torch.tensor(answer)
-    return ids_BT, labels_BT
+    ids = [torch.tensor(question + answer) for question, answer in rows]
+    labels = [torch.tensor([IGNORED] * len(question) + answer) for question, answer in rows]
+    pad_right = partial(pad_sequence, batch_first=True)
+    return pad_right(ids, padding_value=pad), pad_right(labels, padding_value=IGNORED)
