@@ -27,6 +27,7 @@ NO_ADDRESS = ("is not a web address", "set an address such as http://127.0.0.1:8
 ENDPOINT = re.compile(r"(?P<model>.+)@(?P<base_url>https?://.+)")
 
 log = logging.getLogger(__name__)
+_warn_once = cache(log.warning)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -147,7 +148,8 @@ class Endpoint:
             raise UserError(name, problem="contains a character that no API key has", hint=f"export {name}=KEY again")
         register_secret(key)
         if urlsplit(self.base_url).scheme == "http" and not _is_loopback(self.host):
-            _warn_about_plain_http(self.host, name)
+            message = "The key in %s is sent to %s unencrypted; use https:// if the server supports it"
+            _warn_once(message, name, self.host)
         return key
 
     def check(self) -> None:
@@ -248,11 +250,6 @@ def _is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-@cache
-def _warn_about_plain_http(host: str, key_env: str) -> None:
-    log.warning("The key in %s is sent to %s unencrypted; use https:// if the server supports it", key_env, host)
 
 
 def _reason(error: Any) -> str:

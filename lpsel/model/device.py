@@ -1,6 +1,7 @@
 """The device and the precision that a configuration selects on this machine, and how freed memory is reused."""
 
 import ctypes
+import gc
 import logging
 import os
 from collections.abc import Callable
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
+_warn_once = cache(log.warning)
 
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
@@ -26,9 +28,7 @@ WIDE, FAST_BFLOAT16 = 256, 1.5
 SMALL_MODEL = 10_000_000  # parameters: on its matrices, one thread is faster than several
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 REUSED_BYTES = 96 * 2**20
-RETURN_SECONDS = (
-    60.0  # of training, after which freed memory is returned: clearing its pages again takes about a second
-)
+RETURN_SECONDS = 60.0  # of training, after which freed memory is returned: clearing its pages takes about a second
 # Of logits in float32 at a time, a few of which are needed: large enough to keep the device busy. On a GPU, every chunk
 # of a training step also reads and writes the gradient of the head.
 LOGIT_BYTES, GPU_LOGIT_SHARE = 64 * 2**20, 1 / 64
@@ -94,11 +94,13 @@ def device_of(accelerator: str) -> "torch.device":
         hint = "set trainer=cpu, or install a PyTorch build for the driver of this machine"
         raise UserError("trainer.accelerator", accelerator, f"CUDA does not work here ({cuda_problem()})", hint)
     if accelerator == "auto" and NVIDIA_DRIVER.exists() and not torch.cuda.is_available():
-        _warn_of_idle_gpu()
+        message = "This machine has an NVIDIA driver, but the CPU is used: %s (trainer=cpu is quiet)"
+        _warn_once(message, cuda_problem())
     if accelerator == "mps":
         if not torch.backends.mps.is_available():
             raise UserError("trainer.accelerator", "mps", "this machine has no Apple GPU", "set trainer=cpu")
-        _warn_untested()
+        message = "trainer.accelerator=mps is untested: compare the losses of a few rows with those of trainer=cpu"
+        _warn_once(message)
         return torch.device("mps")
     return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
@@ -112,11 +114,6 @@ def cuda_problem() -> str:
     except (RuntimeError, AssertionError) as error:
         return first_line(error)
     return "no device is visible"
-
-
-@cache
-def _warn_of_idle_gpu() -> None:
-    log.warning("This machine has an NVIDIA driver, but the CPU is used: %s (trainer=cpu is quiet)", cuda_problem())
 
 
 def warn_of_mixed_gpus(count: int) -> None:
@@ -145,11 +142,6 @@ def use_one_device(devices: object, job: int) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[job % count]
 
 
-@cache
-def _warn_untested() -> None:
-    log.warning("trainer.accelerator=mps is untested: compare the losses of a few rows with those of trainer=cpu")
-
-
 def total_memory(device: "torch.device") -> int:
     """Bytes of a GPU, or of this machine's memory, within the limit of a container."""
     import torch
@@ -174,8 +166,6 @@ def logit_bytes(gpu: float | None) -> float:
 
 def free_memory() -> None:
     """Free the memory of deleted models, before the next one is loaded."""
-    import gc
-
     import torch
 
     gc.collect()
