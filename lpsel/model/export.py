@@ -13,13 +13,10 @@ def save_model(trainer: Any, module: Any, tokenizer: Any, folder: Path) -> None:
     All ranks call it: the slices of a sharded model are gathered in the host memory of the main process.
     """
     model = module.language_model
-    if module.adapted is not None:
-        if trainer.is_global_zero:
-            module.adapted.save(tokenizer, folder.parent, folder.name)
-        trainer.strategy.barrier("model saved")
-        return
     weights = gather(model) if isinstance(trainer.strategy, ShardedStrategy) else None
-    if trainer.is_global_zero:
+    if trainer.is_global_zero and module.adapted is not None:  # which is never sharded
+        module.adapted.save(tokenizer, folder.parent, folder.name)
+    elif trainer.is_global_zero:
         with folder_atomically(folder) as temporary:
             model.save_pretrained(temporary, state_dict=weights)
             tokenizer.save_pretrained(temporary)

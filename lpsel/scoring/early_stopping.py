@@ -1,11 +1,10 @@
 """Less training for a scorer: on a random part of the rows, or until the ranking of a sample of rows is stable.
 
-S rows of the sample, W ranks, E recorded passes (0 = before training, then one after each epoch)
+S rows of the sample, R of them, W ranks, E recorded passes (0 = before training, then one after each epoch)
 """
 
 import logging
 import math
-import warnings
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,7 +12,7 @@ import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import ConstantInputWarning, spearmanr
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from lpsel.data.datamodule import SubsetDataModule
@@ -60,11 +59,9 @@ def expected_agreement(correlation: float, rows: int, before: int, now: int, ste
 def rank_correlation(a_S: Floats, b_S: Floats) -> float:
     """Spearman's, over the rows that both define; NaN if either is constant."""
     both_S = np.isfinite(a_S) & np.isfinite(b_S)
-    if both_S.sum() < 2:
-        return math.nan
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConstantInputWarning)
-        return float(spearmanr(a_S[both_S], b_S[both_S]).statistic)
+    a_R, b_R = a_S[both_S], b_S[both_S]
+    constant = len(a_R) < 2 or np.ptp(a_R) == 0 or np.ptp(b_R) == 0
+    return math.nan if constant else float(spearmanr(a_R, b_R).statistic)
 
 
 def random_part(tokens: Tokens, scorer: ScorerSpec) -> NDArray[np.bool_]:

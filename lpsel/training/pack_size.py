@@ -1,6 +1,7 @@
 """`train_tokens=auto`: packs of training that fit into the memory of this machine."""
 
 import logging
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -44,10 +45,7 @@ class PackSize(L.Callback):
             return
         device = trainer.strategy.root_device
         memory = total_memory(device) / (trainer.num_devices if device.type == "cpu" else 1)
-
-        def estimate(pack: int) -> DeviceMemory:
-            return self._estimate(model, trainer, pl_module, pack)
-
+        estimate = partial(self._estimate, model, trainer, pl_module)
         pack = trainer.strategy.broadcast(training_pack(device.type, USABLE[device.type] * memory, estimate))
         self.data.train_tokens = pack
         if pack < training_packs(device.type)[0] and is_main_process():
