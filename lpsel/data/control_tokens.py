@@ -18,22 +18,14 @@ STAND_INS = range(0x40000, 0x10FFFE)
 
 
 class Rendered(NamedTuple):
-    """A row as text.
-
-    Attributes:
-        supervised: half-open character spans of `text`.
-        append_eos: whether the EOS id follows the last token, supervised as well.
-        add_special_tokens: whether the tokenizer adds its own, such as BOS: not to a chat template, which writes them.
-        controls: the spans of the control tokens; None where they are those that the tokenizer finds.
-        text_omitted: whether the template leaves out reasoning or a question of the row.
-    """
+    """A row as text."""
 
     text: str
-    supervised: list[Span]
-    append_eos: bool
-    add_special_tokens: bool
-    controls: list[Span] | None = None
-    text_omitted: bool = False
+    supervised: list[Span]  # half-open character spans of the text
+    append_eos: bool  # the EOS id follows the last token, supervised as well
+    add_special_tokens: bool  # the tokenizer adds its own, such as BOS: not to a chat template, which writes them
+    controls: list[Span] | None = None  # of the control tokens; None where they are those that the tokenizer finds
+    text_omitted: bool = False  # the template leaves out reasoning or a question of the row
 
 
 class ControlTokens:

@@ -14,32 +14,21 @@ ANSWERED, EMPTY_ANSWERS, NO_ANSWER = range(3)  # what there is to train on in a 
 
 
 class Turn(NamedTuple):
-    """A turn of a conversation.
+    """A turn of a conversation."""
 
-    Attributes:
-        role: system, user, assistant or tool.
-        content: its text; empty where an assistant turn only calls tools.
-        supervised: whether an assistant turn is trained on.
-        fields: what else a chat template can use, as in the row: tool_calls, tool_call_id, name, reasoning_content.
-    """
-
-    role: str
-    content: str
-    supervised: bool = True
+    role: str  # system, user, assistant or tool
+    content: str  # empty where an assistant turn only calls tools
+    supervised: bool = True  # whether an assistant turn is trained on
+    # What else a chat template can use, as in the row: tool_calls, tool_call_id, name, reasoning_content.
     fields: Mapping[str, Any] = MappingProxyType({})
 
 
 class Example(NamedTuple):
-    """A row in any form.
-
-    Attributes:
-        input: Alpaca's extra input, which belongs to the first user turn.
-        tools: the tools that the assistant can call, as in the row, for the chat template.
-    """
+    """A row in any form."""
 
     turns: tuple[Turn, ...]
-    input: str = ""
-    tools: tuple[Mapping[str, Any], ...] = ()
+    input: str = ""  # Alpaca's extra input, which belongs to the first user turn
+    tools: tuple[Mapping[str, Any], ...] = ()  # that the assistant can call, as in the row, for the chat template
 
     def content_id(self) -> str:
         """32 hexadecimal digits of the SHA-256 of the content, the same on every machine and in every form."""

@@ -30,51 +30,31 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True)
 class Varlen:
-    """The segments of a pack, in order, in the form of variable-length attention kernels.
+    """The segments of a pack, in order, in the form of variable-length attention kernels."""
 
-    Attributes:
-        seen_K: positions in the pack of the keys of every segment, prefix first, int64.
-        query_ends_S1, key_ends_S1: cumulative numbers of queries and keys, starting with 0, int32.
-        longest_query, longest_key: of any segment.
-    """
-
-    seen_K: Tensor
-    query_ends_S1: Tensor
+    seen_K: Tensor  # positions in the pack of the keys of every segment, prefix first, int64
+    query_ends_S1: Tensor  # this and the next: cumulative numbers of queries and keys, starting with 0, int32
     key_ends_S1: Tensor
-    longest_query: int
+    longest_query: int  # this and the next: of any segment
     longest_key: int
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """A pack.
+    """A pack."""
 
-    Attributes:
-        input_ids_T: token ids, int64.
-        positions_T: of each token in its row.
-        predicts_N: positions in the pack whose hidden states predict the supervised tokens.
-        labels_N: the supervised tokens.
-        row_N: the row, 0 to B - 1, of each supervised token.
-        supervised_B: supervised tokens of each row.
-        index_B: row numbers in the dataset, -1 for the placeholder of an empty pack. Stays on the host.
-        shared, rows: the prefixes, and the rest of each of the B rows.
-        tokens: of all rows, prefixes counted for every row.
-        varlen: the segments for the kernels of a GPU.
-        weight_N: of each supervised token in the loss of a step; None if all count alike.
-    """
-
-    input_ids_T: Tensor
-    positions_T: Tensor
-    predicts_N: Tensor
-    labels_N: Tensor
-    row_N: Tensor
-    supervised_B: Tensor
-    index_B: Tensor
-    shared: tuple[Segment, ...]
-    rows: tuple[Segment, ...]
-    tokens: int
-    varlen: Varlen | None = None
-    weight_N: Tensor | None = None
+    input_ids_T: Tensor  # token ids, int64
+    positions_T: Tensor  # of each token in its row
+    predicts_N: Tensor  # positions in the pack whose hidden states predict the supervised tokens
+    labels_N: Tensor  # the supervised tokens
+    row_N: Tensor  # the row, 0 to B - 1, of each supervised token
+    supervised_B: Tensor  # supervised tokens of each row
+    index_B: Tensor  # row numbers in the dataset, -1 for the placeholder of an empty pack; stays on the host
+    shared: tuple[Segment, ...]  # the prefixes
+    rows: tuple[Segment, ...]  # the rest of each of the B rows
+    tokens: int  # of all rows, prefixes counted for every row
+    varlen: Varlen | None = None  # the segments for the kernels of a GPU
+    weight_N: Tensor | None = None  # of each supervised token in the loss of a step; None if all count alike
 
     def to(self, device: torch.device) -> "MicroBatch":
         moved = _each(self, lambda tensor: tensor.to(device, non_blocking=True))

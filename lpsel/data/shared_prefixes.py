@@ -16,17 +16,11 @@ SAMPLE = 4096  # rows to search for prefixes
 
 @dataclass(frozen=True)
 class Prefixes:
-    """Which rows share a prefix.
+    """Which rows share a prefix."""
 
-    Attributes:
-        ids: the token ids of every prefix, int32; the first is empty.
-        group_N: the prefix of each row, int16 (N,).
-        length_N: its number of tokens, int32 (N,); ends before the first supervised token and is never the whole row.
-    """
-
-    ids: list[NDArray[np.int32]]
-    group_N: NDArray[np.int16]
-    length_N: NDArray[np.int32]
+    ids: list[NDArray[np.int32]]  # the tokens of every prefix; the first is empty
+    group_N: NDArray[np.int16]  # the prefix of each row
+    length_N: NDArray[np.int32]  # its tokens, which end before the first supervised one and are never the whole row
 
 
 def find_prefixes(tokens: Tokens, most: int | None = None) -> Prefixes:

@@ -24,21 +24,13 @@ NAMES = {False: "subset.jsonl", True: "subset.parquet"}  # by whether the source
 
 @dataclass
 class Seen:
-    """What the pass that writes the subset collects.
+    """What the pass that writes the subset collects."""
 
-    Attributes:
-        characters: of the prompt and the response of every row, int32 (2, N).
-        wanted: numbers of the rows to return in `rows`, selected or not.
-        compared: numbers of the rows to return in `texts`.
-        rows: by number.
-        texts: both ends of `Example.embedding_text`, once for every content, by its id.
-    """
-
-    characters: NDArray[np.int32]
-    wanted: frozenset[int]
-    compared: frozenset[int]
-    rows: dict[int, Example] = field(default_factory=dict)
-    texts: dict[str, str] = field(default_factory=dict)
+    characters: NDArray[np.int32]  # of the prompt and the response of every row, (2, N)
+    wanted: frozenset[int]  # numbers of the rows to return in `rows`, selected or not
+    compared: frozenset[int]  # numbers of the rows to return in `texts`
+    rows: dict[int, Example] = field(default_factory=dict)  # by number
+    texts: dict[str, str] = field(default_factory=dict)  # both ends of `Example.embedding_text`, by content id
 
     def keep(self, number: int, example: Example) -> None:
         """Add a row to `rows` and `texts` if it belongs there."""

@@ -8,20 +8,13 @@ from lpsel.data.control_tokens import Rendered, Span
 
 
 class Encoded(NamedTuple):
-    """A truncated row.
-
-    Attributes:
-        spans: the supervised tokens, first and end.
-        truncated: whether the row was longer.
-        text_omitted: whether the template leaves out reasoning or a question of the row.
-        unusable: why the row has no tokens.
-    """
+    """A truncated row."""
 
     ids: list[int]
-    spans: list[Span]
-    truncated: bool
-    text_omitted: bool = False
-    unusable: str | None = None
+    spans: list[Span]  # the supervised tokens, first and end
+    truncated: bool  # the row was longer
+    text_omitted: bool = False  # the template leaves out reasoning or a question of the row
+    unusable: str | None = None  # why the row has no tokens
 
 
 def truncated(encoding: Any, rendered: Rendered, eos: int, max_length: int) -> Encoded:

@@ -26,18 +26,13 @@ class Adapter:
     """A low-rank adapter: W x + alpha / rank * B A x instead of W x, with only A and B trained (Hu et al. 2021, 4.1).
 
     It has no dropout, because the loss of a batch must not depend on how the batch is split.
-
-    Attributes:
-        target_modules: all-linear for every linear layer of the decoder, or a list of layer names such as q_proj.
-        quantization: null, or nf4: 4 bits per weight, with quantized scales (Dettmers et al. 2023, section 3).
-        merge: also save the full model with the adapter merged into its weights.
     """
 
     rank: int = 16
     alpha: float = 32.0
-    target_modules: str | list[str] = ALL_LINEAR
-    quantization: str | None = None
-    merge: bool = True
+    target_modules: str | list[str] = ALL_LINEAR  # of the decoder, or a list of layer names such as q_proj
+    quantization: str | None = None  # or nf4: 4 bits per weight, with quantized scales (Dettmers et al. 2023, 3)
+    merge: bool = True  # also save the full model with the adapter merged into its weights
 
     def __post_init__(self) -> None:
         check_int("adapter.rank", self.rank, 1)

@@ -36,18 +36,13 @@ _counted: dict[Any, tuple[int, int]] = {}  # what `_first_and_more` returns; sev
 
 
 class DeviceMemory(NamedTuple):
-    """Bytes on each device.
+    """Bytes on each device."""
 
-    Attributes:
-        states: weights, gradients and optimizer moments; exact except for the allocator's overhead.
-        buffers: of FSDP, the root module, a layer and the next one (or all layers), whole while they are used, their
-            gradients, and the float32 copy of the gradients that are being reduced.
-        activations: of the largest pack, including autocast's copies of the weights.
-    """
-
-    states: float
+    states: float  # weights, gradients and optimizer moments; exact except for the allocator's overhead
+    # Of FSDP, the root module, a layer and the next one (or all layers), whole while they are used, their gradients,
+    # and the float32 copy of the gradients that are being reduced.
     buffers: float
-    activations: float
+    activations: float  # of the largest pack, including autocast's copies of the weights
 
     @property
     def total(self) -> float:

@@ -99,19 +99,12 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class ScorerSpec(ModelSpec):
-    """A model as scorer, and how much of its recipe's training it gets: docs/guides/stopping.md.
+    """A model as scorer, and how much of its recipe's training it gets: docs/guides/stopping.md."""
 
-    Attributes:
-        train_fraction: fraction of the rows with a supervised token, chosen at random, on which it is trained.
-        stop: `stable` ends the training of an epoch once the ranking is stable; null trains whole epochs.
-        stop_bound: the ranking is stable when its rank correlation with the previous check reaches this.
-        stop_rows: number of rows, chosen at random, whose ranking is checked.
-    """
-
-    train_fraction: float = 1.0
-    stop: str | None = None
-    stop_bound: float = 0.9
-    stop_rows: int = 256
+    train_fraction: float = 1.0  # of the rows with a supervised token, chosen at random, on which it is trained
+    stop: str | None = None  # `stable` ends the training of an epoch once the ranking is; null trains whole epochs
+    stop_bound: float = 0.9  # rank correlation with the previous check from which the ranking is stable
+    stop_rows: int = 256  # chosen at random, whose ranking is checked
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -20,15 +20,10 @@ if TYPE_CHECKING:  # selection rules and dry runs use the registry without torch
 
 @dataclass(frozen=True)
 class RecordableColumn:
-    """The mean of a measure over the supervised tokens of a row, from a recording pass of its own.
+    """The mean of a measure over the supervised tokens of a row, from a recording pass of its own."""
 
-    Attributes:
-        measure: computed from the logits (N, V) and the labels (N,), shape (N,); None for the NLL.
-        without_prompt: feed the response without its prompt.
-    """
-
-    measure: Measure | None = None
-    without_prompt: bool = False
+    measure: Measure | None = None  # of the logits (N, V) and the labels (N,), shape (N,); None for the NLL
+    without_prompt: bool = False  # feed the response without its prompt
 
     def fed(self, tokens: Tokens, bos: int | None) -> Any:
         """The tokens to feed."""

@@ -83,28 +83,17 @@ def random_part(tokens: Tokens, scorer: ScorerSpec) -> NDArray[np.bool_]:
 
 @dataclass
 class EpochChecks:
-    """The checks of one epoch, as the manifest has them.
+    """The checks of one epoch, as the manifest has them."""
 
-    Attributes:
-        epoch: from 1.
-        steps: optimizer steps of the whole epoch.
-        checked: steps after which the ranking was checked.
-        correlation: Spearman's, of each check with the one before; None for the first, and where it is undefined.
-        stopped: step after which training ended early; None if it did not.
-        expected: agreement with the whole epoch, from `expected_agreement`.
-        training, saved, checks: tokens and FLOPs of the whole epoch's training, of the part that was skipped, and of
-            the checks.
-    """
-
-    epoch: int
-    steps: int
-    checked: list[int] = field(default_factory=list)
-    correlation: list[float | None] = field(default_factory=list)
-    stopped: int | None = None
-    expected: dict[str, float] | None = None
-    training: dict[str, float] = field(default_factory=dict)
-    saved: dict[str, float] = field(default_factory=dict)
-    checks: dict[str, float] = field(default_factory=dict)
+    epoch: int  # from 1
+    steps: int  # of the whole epoch
+    checked: list[int] = field(default_factory=list)  # steps after which the ranking was checked
+    correlation: list[float | None] = field(default_factory=list)  # Spearman's with the check before, if defined
+    stopped: int | None = None  # step after which training ended early
+    expected: dict[str, float] | None = None  # agreement with the whole epoch, from `expected_agreement`
+    training: dict[str, float] = field(default_factory=dict)  # tokens and FLOPs of the whole epoch's training
+    saved: dict[str, float] = field(default_factory=dict)  # of the part that was skipped
+    checks: dict[str, float] = field(default_factory=dict)  # of the checks
 
     def describe(self, rows: int, bound: float) -> str:
         """The checks of a sample of `rows` rows in one line."""

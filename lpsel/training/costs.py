@@ -17,20 +17,13 @@ SPENT = ("tokens", "flops", "device_seconds")
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of a fit.
+    """The cost of a fit."""
 
-    Attributes:
-        tokens: fed in training and recording passes over all ranks, without padding.
-        seconds: wall-clock time, including loading the model and earlier processes up to their last checkpoint.
-        device_seconds: `seconds` times the number of devices.
-        peak_memory_bytes: of this process so far, and of its GPU if it has one.
-    """
-
-    tokens: int
+    tokens: int  # fed in training and recording passes over all ranks, without padding
     flops: float
-    seconds: float
-    device_seconds: float
-    peak_memory_bytes: dict[str, int]
+    seconds: float  # wall-clock time, including loading the model and earlier processes up to their last checkpoint
+    device_seconds: float  # `seconds` times the number of devices
+    peak_memory_bytes: dict[str, int]  # of this process so far, and of its GPU if it has one
 
     def __add__(self, other: "Cost") -> "Cost":
         """The cost of two fits in one process, one after the other."""

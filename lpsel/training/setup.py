@@ -34,30 +34,19 @@ IN_RECIPE = {
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """The part of a command's configuration that defines how models are trained, and where.
+    """The part of a command's configuration that defines how models are trained, and where."""
 
-    Attributes:
-        trainer, optimizer: settings of Lightning's Trainer and of the optimizer, with the class as `_target_`.
-        activation_checkpointing: keep only the inputs of each layer for the backward pass.
-        compile: run the layers through torch.compile, or `auto`: where it saves time on a CPU.
-        head: what computes the output head and the loss: `own`, or `liger` on a GPU.
-        train_tokens: largest pack of a training step, or `auto` (`lpsel.training.pack_size`).
-        score_tokens: largest pack of a recording pass, in tokens.
-        checkpoint_steps: optimizer steps from one checkpoint to the next, or `auto`.
-        cache_dir: of tokens, scores and checkpoints.
-    """
-
-    trainer: Mapping[str, Any]
-    optimizer: Mapping[str, Any]
-    activation_checkpointing: bool
-    compile: bool | str
-    train_tokens: int | str
-    score_tokens: int
-    checkpoint_steps: int | str
-    cache_dir: Path
+    trainer: Mapping[str, Any]  # settings of Lightning's Trainer, with the class as `_target_`
+    optimizer: Mapping[str, Any]  # the same of the optimizer
+    activation_checkpointing: bool  # keep only the inputs of each layer for the backward pass
+    compile: bool | str  # run the layers through torch.compile, or `auto`: where it saves time on a CPU
+    train_tokens: int | str  # largest pack of a training step, or `auto` (`lpsel.training.pack_size`)
+    score_tokens: int  # largest pack of a recording pass
+    checkpoint_steps: int | str  # optimizer steps from one checkpoint to the next, or `auto`
+    cache_dir: Path  # of tokens, scores and checkpoints
     run_dir: Path
     tracker: Tracker
-    head: str = "own"
+    head: str = "own"  # computes the output head and the loss: `own`, or `liger` on a GPU
 
     def __post_init__(self) -> None:
         check_flag("activation_checkpointing", self.activation_checkpointing)
