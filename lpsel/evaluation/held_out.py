@@ -33,7 +33,7 @@ from lpsel.evaluation.tables import reference_table
 from lpsel.generation.answers import answer_counts
 from lpsel.generation.generate import ROWS_PER_GPU, generate, in_order, prompt_room
 from lpsel.generation.sampling import Generation, Sampling
-from lpsel.generation.text_metrics import exact_match, rouge_l
+from lpsel.judging.reference import exact_match, rouge_l
 from lpsel.model.copies import Copies, devices_for
 from lpsel.model.device import gpu_memory
 from lpsel.model.load import load_config, load_tokenizer, locate

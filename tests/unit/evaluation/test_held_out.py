@@ -32,7 +32,7 @@ from lpsel.evaluation.likelihood import Loaded, reference_nll
 from lpsel.evaluation.row_metrics import METRICS, RowMetrics, compare_rows
 from lpsel.evaluation.tables import reference_table
 from lpsel.generation.sampling import Generation
-from lpsel.generation.text_metrics import exact_match
+from lpsel.judging.reference import exact_match
 from lpsel.model.copies import Copies
 from lpsel.model.loss import PerSampleLoss
 from lpsel.model.spec import ModelSpec

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from lpsel.generation.text_metrics import exact_match, rouge_l
+from lpsel.judging.reference import exact_match, rouge_l
 
 
 def test_exact_match_only_ignores_white_space_around_the_text():
