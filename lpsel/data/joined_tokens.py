@@ -22,11 +22,6 @@ class JoinedTokens:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    @property
-    def from_second(self) -> NDArray[np.bool_]:
-        """Which rows are those of `second`, bool (N,)."""
-        return np.arange(len(self)) >= len(self.first)
-
     def batches(self) -> list[Batch]:
         """The list columns of all rows, in order."""
         return [*self.first.batches(), *self.second.batches()]

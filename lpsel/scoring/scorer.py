@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -128,33 +128,32 @@ def scores_for(
         return Scores(scoring.run(), reused=False)
 
 
+@dataclass
 class _Scoring:
     """The passes of one scorer over one dataset."""
 
-    def __init__(
-        self,
-        setup: TrainingSetup,
-        scorer: ScorerSpec,
-        path: str,
-        source: Source,
-        trained_on: Source | None,
-        epochs: int,
-        columns: list[str],
-        entry: Entry,
-    ) -> None:
-        self.setup, self.scorer, self.path, self.source = setup, scorer, path, source
-        self.epochs, self.columns, self.entry = epochs, columns, entry
-        self.title = f"Scorer {scorer.name}"
-        self.tokenizer = load_tokenizer(scorer, path)
-        self.tokens = self._tokenized(source)
-        self.trained_on = None if trained_on is None else JoinedTokens(self.tokens, self._tokenized(trained_on))
+    setup: TrainingSetup
+    scorer: ScorerSpec
+    path: str
+    source: Source
+    trained_on: Source | None
+    epochs: int
+    columns: list[str]
+    entry: Entry
+
+    def __post_init__(self) -> None:
+        self.title = f"Scorer {self.scorer.name}"
+        self.tokenizer = load_tokenizer(self.scorer, self.path)
+        self.tokens = self._tokenized(self.source)
+        others = None if self.trained_on is None else self._tokenized(self.trained_on)
+        self.joined = None if others is None else JoinedTokens(self.tokens, others)
         if not self.tokens.response_tokens.any():
-            problem = f"no row of {source.spec.name} keeps a supervised token"
-            raise UserError("scorer.max_length", scorer.max_length, problem, "raise it")
-        config = load_config(scorer, path)
-        precision = setup.precision(scorer, path)
-        self.score_tokens = recording_pack(config, precision, setup.score_tokens, gpu_memory(setup.device))
-        self.parts = Parts(entry.folder / recording_name(epochs, columns))
+            problem = f"no row of {self.source.spec.name} keeps a supervised token"
+            raise UserError("scorer.max_length", self.scorer.max_length, problem, "raise it")
+        config, gpu = load_config(self.scorer, self.path), gpu_memory(self.setup.device)
+        precision = self.setup.precision(self.scorer, self.path)
+        self.score_tokens = recording_pack(config, precision, self.setup.score_tokens, gpu)
+        self.parts = Parts(self.entry.folder / recording_name(self.epochs, self.columns))
 
     def run(self) -> Path:
         """Record, train, and write the scores folder."""
@@ -201,11 +200,11 @@ class _Scoring:
         return checked_tokens(source, self.tokenizer, self.scorer, self.path, self.setup.cache_dir)
 
     def _training_data(self) -> SubsetDataModule:
-        if self.trained_on is None:
+        if self.joined is None:
             part = random_part(self.tokens, self.scorer) if self._less("train_fraction") else None
             return self._data(self.tokens, part)
-        others = self.trained_on.from_second
-        data = self._data(self.trained_on, others, ~others)
+        others_N = np.arange(len(self.joined)) >= len(self.tokens)
+        data = self._data(self.joined, others_N, ~others_N)
         if not data.steps_per_epoch:
             problem, hint = "no row of query.path keeps a supervised token", "raise it, or add answers to these rows"
             raise UserError("scorer.max_length", self.scorer.max_length, problem, hint)
