@@ -37,10 +37,10 @@ def training_flops(model: Any, lengths: NDArray[np.int32], supervised: NDArray[n
     return 2 * (weights + attention) + attention + trainable
 
 
-def spent(model: Any, tokens: Tokens, trained_N: Times, recorded_N: Times) -> dict[str, float]:
+def spent(model: Any, tokens: Tokens, trained_N: Times | int = 0, recorded_N: Times | int = 0) -> dict[str, float]:
     """Tokens, without padding, and FLOPs of training on rows and recording them as often as given, shape (N,)."""
 
-    def rows(times_N: Times) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    def rows(times_N: Times | int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         return np.repeat(tokens.lengths, times_N), np.repeat(tokens.response_tokens, times_N)
 
     return {

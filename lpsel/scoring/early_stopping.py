@@ -201,14 +201,13 @@ class StopWhenStable(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         trainer.should_stop = False  # ends this epoch's training, not that of the next
-        epoch, data, none_N = self.epochs[-1], self.data, np.zeros(len(self.data.tokens), np.int64)
-        skipped_N, sample_N = none_N.copy(), none_N.copy()
+        epoch, data, model = self.epochs[-1], self.data, pl_module.language_model
+        skipped_N, sample_N = np.zeros((2, len(data.tokens)), np.int64)
         skipped_N[data.order(epoch.epoch - 1)[(epoch.stopped or epoch.steps) * data.batch_size :]] = 1
         sample_N[self.sample] = len(epoch.checked)
-        model = pl_module.language_model
-        epoch.training = spent(model, data.tokens, data.trained.astype(np.int64), none_N)
-        epoch.saved = spent(model, data.tokens, skipped_N, none_N)
-        epoch.checks = spent(model, data.tokens, none_N, sample_N)
+        epoch.training = spent(model, data.tokens, data.trained.astype(np.int64))
+        epoch.saved = spent(model, data.tokens, skipped_N)
+        epoch.checks = spent(model, data.tokens, recorded_N=sample_N)
         log.info("%s: %s", self.title, epoch.describe(len(self.sample), self.bound))
 
     def _record_sample(self, trainer: L.Trainer) -> Floats:

@@ -20,7 +20,7 @@ from lpsel.data.packing import MicroBatch, OptimizerStep
 from lpsel.distributed import deferred_signals, is_main_process, started_together
 from lpsel.errors import ReportedByMainProcess, UserError, first_line
 from lpsel.model.device import lightning_precision, warn_of_mixed_gpus
-from lpsel.model.flops import spent, training_flops
+from lpsel.model.flops import spent
 from lpsel.model.lightning_module import FineTuner
 from lpsel.tracking.logger import TrackerLogger
 from lpsel.training.costs import Cost, peak_memory, utilization
@@ -68,7 +68,7 @@ def fit(
             trainer.validate(module, datamodule=data, verbose=False)
     model, trained_N = module.language_model, data.times_trained(progress.steps)
     if setup.tracker.enabled and resume.stepping:
-        flops = spent(model, data.tokens, trained_N - data.times_trained(progress.earlier), 0 * trained_N)["flops"]
+        flops = spent(model, data.tokens, trained_N - data.times_trained(progress.earlier))["flops"]
         busy = utilization(flops, resume.stepping, trainer.strategy.root_device, trainer.world_size, module.precision)
         setup.tracker.log({f"{module.role}/{name}": value for name, value in busy.items()}, trainer.global_step)
     recorded_N = data.to_record * (epochs + 1)
@@ -84,9 +84,8 @@ def before_training(trainer: L.Trainer) -> bool:
 
 def full_training(module: FineTuner, data: SubsetDataModule, epochs: int) -> dict[str, float]:
     """Tokens and FLOPs of training the same model on every row that has a supervised token."""
-    lengths, supervised = data.tokens.lengths[data.supervised], data.tokens.response_tokens[data.supervised]
-    flops = training_flops(module.language_model, lengths, supervised)
-    return {"tokens": epochs * int(lengths.sum(dtype="int64")), "flops": epochs * flops}
+    once = spent(module.language_model, data.tokens, data.supervised.astype("int64"))
+    return {name: epochs * number for name, number in once.items()}
 
 
 def _trainer(
