@@ -1,6 +1,5 @@
 """From a ModelSpec to a tokenizer and a model."""
 
-import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,9 +11,10 @@ from lpsel.errors import UserError, first_line
 from lpsel.model.device import choose_threads
 from lpsel.model.fingerprint import hub_config
 from lpsel.model.spec import ModelSpec
+from lpsel.storage import read_json
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
-NO_JSON = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # of reading an unexpected JSON file
+NO_JSON = (ValueError, KeyError, TypeError, AttributeError)  # of reading an unexpected JSON file
 SAVED = "use a folder written by save_pretrained"
 Spec = TypeVar("Spec", bound=ModelSpec)
 
@@ -60,7 +60,7 @@ def _check_weights(spec: ModelSpec, folder: Path) -> None:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            named = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+            named = sorted(set(read_json(index)["weight_map"].values()))
         except NO_JSON:
             raise UserError(index, problem="not an index of weights", hint=hint) from None
         missing = [name for name in named if not (folder / str(name)).is_file()]
@@ -80,7 +80,7 @@ def _check_weights(spec: ModelSpec, folder: Path) -> None:
 def _check_config(spec: ModelSpec, file: Path) -> None:
     """Check without transformers that a config.json describes a model, with a context that is long enough."""
     try:
-        config = json.loads(file.read_bytes())
+        config = read_json(file)
         model_type, decoder = config["model_type"], config.get("text_config") or config
         context = decoder.get("max_position_embeddings")
     except NO_JSON:
@@ -189,7 +189,7 @@ def stored_dtype(spec: ModelSpec, path: str) -> Any:
     find = partial(cached_file, path, revision=spec.revision, _raise_exceptions_for_missing_entries=False)
     file = find(SAFE_WEIGHTS_NAME)
     if file is None and (index := find(SAFE_WEIGHTS_INDEX_NAME)) is not None:
-        file = find(min(json.loads(Path(index).read_bytes())["weight_map"].values()))
+        file = find(min(read_json(Path(index))["weight_map"].values()))
     if file is None:
         return "auto"
     try:

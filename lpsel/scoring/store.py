@@ -1,6 +1,5 @@
 """The scores folder, and where it is in the cache: records while passes run, scores.parquet, and manifest.json last."""
 
-import json
 import logging
 import shutil
 import time
@@ -22,7 +21,7 @@ from lpsel.errors import UserError, first_line
 from lpsel.integrity import Damaged, seal
 from lpsel.model.spec import ScorerSpec
 from lpsel.scoring.table import as_records, to_arrow
-from lpsel.storage import write_atomically
+from lpsel.storage import read_json, write_atomically
 
 if TYPE_CHECKING:  # tables of scores are read without torch
     from lpsel.training.setup import TrainingSetup
@@ -46,7 +45,7 @@ class Scores:
         return self.folder / SCORES
 
     def manifest(self) -> dict[str, Any]:
-        return json.loads((self.folder / MANIFEST).read_text())
+        return read_json(self.folder / MANIFEST)
 
 
 def scores_entry(
