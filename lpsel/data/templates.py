@@ -7,7 +7,7 @@ compared only if their prompts have the same format, and the trained model needs
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from lpsel.data.apply_template import SAME_DATE
@@ -96,13 +96,11 @@ def _render(example: Example, template: str, tokenizer: Any) -> Rendered:
         hint = "set template=chat for a model whose chat template has tools, or remove the row"
         raise UnusableRow("template", template, "has no place for tools", hint, kind=f"tools with template={template}")
     if template == "alpaca":
-        sections, before_answer = _alpaca_sections(example), BETWEEN + ALPACA_RESPONSE
-    else:
-        sections, before_answer = [turn.content for turn in with_input(example)], ""
-    return _join(example.turns, sections, before_answer, tokenizer)
+        return _join(example.turns, _alpaca_sections(example), BETWEEN + ALPACA_RESPONSE, tokenizer)
+    return _join(example.turns, (turn.content for turn in with_input(example)), "", tokenizer)
 
 
-def _join(turns: tuple[Turn, ...], sections: list[str], before_answer: str, tokenizer: Any) -> Rendered:
+def _join(turns: tuple[Turn, ...], sections: Iterable[str], before_answer: str, tokenizer: Any) -> Rendered:
     """Join one section per turn; answers are supervised.
 
     EOS as text ends an answer that other turns follow. The EOS id ends the last answer, so that it does not depend on
@@ -140,9 +138,8 @@ def _join(turns: tuple[Turn, ...], sections: list[str], before_answer: str, toke
     )
 
 
-def _alpaca_sections(example: Example) -> list[str]:
+def _alpaca_sections(example: Example) -> Iterator[str]:
     """The section of each turn in the prompt of Stanford Alpaca; a system turn precedes the preamble."""
-    sections = []
     has_preamble = False
     for i, turn in enumerate(example.turns):
         section = turn.content
@@ -152,5 +149,4 @@ def _alpaca_sections(example: Example) -> list[str]:
                 preamble = ALPACA_WITH_INPUT if example.input else ALPACA_WITHOUT_INPUT
                 section = preamble + BETWEEN + section + (ALPACA_INPUT + example.input if example.input else "")
             has_preamble = True
-        sections.append(BETWEEN + section if i and turn.role != "assistant" else section)
-    return sections
+        yield BETWEEN + section if i and turn.role != "assistant" else section
