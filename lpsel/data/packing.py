@@ -90,14 +90,16 @@ def collate(tokens: Tokens, rows: Rows, prefixes: Prefixes | None = None, *, var
         varlen: whether to set `MicroBatch.varlen`.
     """
     if len(rows) == 0:
-        pieces, shared, segments = [np.zeros(2, dtype=np.int32)], list[Segment](), [Segment(0, 2)]
-        positions, labels = [np.arange(2)], [np.zeros(2, dtype=bool)]
+        pieces, labels = [np.zeros(2, dtype=np.int32)], [np.zeros(2, dtype=bool)]
+        shared, segments = list[Segment](), [Segment(0, 2)]
         rows, fed = np.array([-1]), 0
     else:
-        pieces, positions, labels, shared, segments = _lay_out(tokens, rows, prefixes)
+        pieces, labels, shared, segments = _lay_out(tokens, rows, prefixes)
         fed = int(tokens.lengths[rows].sum(dtype=np.int64))
     input_ids_T = np.concatenate(pieces)
-    position_T = np.concatenate(positions)
+    position_T = np.concatenate(
+        [np.arange(s.stop - s.start) + (s.prefix_stop - s.prefix_start) for s in (*shared, *segments)]
+    )
     within = [np.flatnonzero(mask) for mask in labels]
     label_N = np.concatenate([s.start + inside for s, inside in zip(segments, within, strict=True)])
     predicts = [
@@ -120,8 +122,8 @@ def collate(tokens: Tokens, rows: Rows, prefixes: Prefixes | None = None, *, var
     )
 
 
-def _lay_out(tokens: Tokens, rows: Rows, prefixes: Prefixes | None) -> tuple[list, list, list, list, list]:
-    pieces, positions, labels, shared, segments = [], [], [], [], []
+def _lay_out(tokens: Tokens, rows: Rows, prefixes: Prefixes | None) -> tuple[list, list, list, list]:
+    pieces, labels, shared, segments = [], [], [], []
     groups = prefixes.group_N[rows] if prefixes else np.zeros(len(rows), dtype=np.int16)
     segment_of = {0: Segment(0, 0)}
     end = 0
@@ -131,7 +133,6 @@ def _lay_out(tokens: Tokens, rows: Rows, prefixes: Prefixes | None) -> tuple[lis
         segment_of[group] = Segment(end, end + len(ids))
         shared.append(segment_of[group])
         pieces.append(ids)
-        positions.append(np.arange(len(ids)))
         end += len(ids)
     for i, group in zip(rows.tolist(), groups.tolist(), strict=True):
         prefix = segment_of[group]
@@ -139,10 +140,9 @@ def _lay_out(tokens: Tokens, rows: Rows, prefixes: Prefixes | None) -> tuple[lis
         ids = tokens.input_ids(i)[skipped:]
         segments.append(Segment(end, end + len(ids), prefix.start, prefix.stop))
         pieces.append(ids)
-        positions.append(np.arange(skipped, skipped + len(ids)))
         labels.append(tokens.supervised(i)[skipped:])
         end += len(ids)
-    return pieces, positions, labels, shared, segments
+    return pieces, labels, shared, segments
 
 
 def varlen_of(segments: list[Segment]) -> Varlen:
