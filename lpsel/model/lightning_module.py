@@ -201,15 +201,12 @@ class FineTuner(L.LightningModule):
         trainer, recipe = self.trainer, self.spec.recipe
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         rows_R: Rows = data.order(trainer.current_epoch)[batch_idx * data.batch_size :][: data.batch_size]
-        bad_R = torch.zeros(len(rows_R), device=trainer.strategy.root_device)
-        position = {row: i for i, row in enumerate(rows_R.tolist())}
+        bad_R = torch.zeros(len(rows_R))
         with torch.no_grad():
             for batch in step.micro_batches:
-                nll_B = self.validation_step(batch, 0)
-                for row, finite in zip(batch.index_B.tolist(), nll_B.isfinite().tolist(), strict=True):
-                    if row >= 0 and not finite:
-                        bad_R[position[row]] = 1
-        reduced: Any = trainer.strategy.reduce(bad_R, reduce_op="sum")
+                finite_B = self.validation_step(batch, 0).isfinite().cpu()
+                bad_R[torch.isin(torch.from_numpy(rows_R), batch.index_B[~finite_B])] = 1
+        reduced: Any = trainer.strategy.reduce(bad_R.to(trainer.strategy.root_device), reduce_op="sum")
         alone = rows_R[reduced.cpu().numpy() > 0]
         culprits = f" (not finite on their own: {_listed(alone)})" if 0 < len(alone) < len(rows_R) else ""
         rate = trainer.optimizers[0].param_groups[0]["lr"]

@@ -38,7 +38,7 @@ class WithoutPrompt:
 
     def __init__(self, tokens: Tokens, bos: int | None) -> None:
         self.tokens = tokens
-        self.bos = [] if bos is None else [bos]
+        self.bos = np.array([] if bos is None else [bos], np.int32)
         self.ids = tokens.ids
         supervised = tokens.response_tokens
         self.lengths = np.where(supervised > 0, supervised + len(self.bos), 0).astype(np.int32)
@@ -53,9 +53,7 @@ class WithoutPrompt:
 
     def input_ids(self, i: int) -> NDArray[np.int32]:
         """BOS and the response of row i, int32 (T,)."""
-        return np.concatenate(
-            [np.array(self.bos, np.int32), self.tokens.input_ids(i)[self.tokens.supervised(i)]], dtype=np.int32
-        )
+        return np.concatenate([self.bos, self.tokens.input_ids(i)[self.tokens.supervised(i)]])
 
     def supervised(self, i: int) -> NDArray[np.bool_]:
         """All but the first token, bool (T,)."""
