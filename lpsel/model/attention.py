@@ -45,7 +45,7 @@ class PackedAttention:
     """The attention function of one model. `batch` is the pack of its next forward and backward pass."""
 
     def __init__(self) -> None:
-        self.batch: MicroBatch | None = None
+        self.batch: MicroBatch
         self.flash = flash_supports
         self.name = f"lpsel_packed_{id(self)}"
         self.masks: dict[tuple[int | None, torch.device, torch.dtype], Tensor] = {}
@@ -73,7 +73,6 @@ class PackedAttention:
         unknown = [name for name, value in others.items() if value is not None and name not in KNOWN_ARGUMENTS]
         if unknown:
             raise NotImplementedError(f"attention with {', '.join(unknown)}")
-        assert self.batch is not None, "no pack is set"
         dtype = autocast_dtype(value_1GTD)
         query, key, value = (each[0].to(dtype) for each in (query_1HTD, key_1GTD, value_1GTD))
         if scaling is None:
@@ -147,7 +146,6 @@ class PackedAttention:
     def _on_gpu(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn
 
-        assert self.batch is not None, "no pack is set"
         varlen = self.batch.varlen
         assert varlen is not None, "the pack was made for a CPU"
         attended_THD: Any = varlen_attn(
@@ -166,7 +164,6 @@ class PackedAttention:
 
     def _seen(self, each_TGD: Tensor, seen_K: Tensor) -> Tensor:
         """Keys or values in the order in which the kernel reads them: a shared prefix once for every row."""
-        assert self.batch is not None, "no pack is set"
         if not self.batch.shared:
             return each_TGD.contiguous()
         gathered_KGD: Tensor = _Gather.apply(each_TGD, seen_K)
