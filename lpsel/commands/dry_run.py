@@ -4,46 +4,39 @@ Nothing is trained and no weights are read: a model's shape comes from its confi
 conf/model where the Hub is not available.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 from rich.text import Text
 
 from lpsel import console
+from lpsel.commands import work_estimate as estimate
 from lpsel.commands.evaluate import candidates_of
 from lpsel.commands.evaluation_estimate import evaluation_work, judgments_of
 from lpsel.commands.job import Job
 from lpsel.commands.selection_inputs import query_source, scoring_model
-from lpsel.commands.work_estimate import (
-    GIB,
-    UTILIZATION,
-    Pass,
-    Work,
-    cost,
-    disk,
-    gpu_bytes,
-    gpu_hours,
-    memory,
-    model_shape,
-    row_lengths,
-)
+from lpsel.commands.work_estimate import GIB, UTILIZATION, ModelShape, Pass, Work
 from lpsel.config import build
 from lpsel.data.dataset import Source
 from lpsel.data.shared_source import shared_source
-from lpsel.data.templates import holds_conversations, resolve_template
 from lpsel.errors import UserError
 from lpsel.model.adapter import Adapter
+from lpsel.model.device import resolve_precision
 from lpsel.model.fingerprint import model_fingerprint
 from lpsel.model.flops import forward_flops, training_flops
+from lpsel.model.fsdp import option_of, shards
 from lpsel.model.load import locate
+from lpsel.model.memory_estimate import A_GPU, USABLE, DeviceMemory, devices_needed, training_memory, training_pack
 from lpsel.model.spec import ModelSpec, ScorerSpec
 from lpsel.scoring.columns import RECORDABLE
 from lpsel.scoring.store import find_scores, scores_entry
 from lpsel.selection.budget import rounded_rows
 from lpsel.selection.spec import SelectionSpec
+from lpsel.training.checkpoint import COUNT
 
 
 def print_plan(command: str, config: DictConfig, folder: Path) -> None:
@@ -96,17 +89,13 @@ def planned_work(command: str, config: DictConfig, folder: Path) -> list[Work] |
 def _scoring(
     job: Job, scorer: ScorerSpec, source: Source, query: Source | None, epochs: int, columns: tuple[str, ...]
 ) -> Work:
-    model = model_shape(scorer, job.cache_dir)
-    scorer = replace(scorer, template=resolve_template(scorer.template, holds_conversations(source), model.tokenizer))
-    rows = row_lengths(source, scorer, model.tokenizer, job.cache_dir)
+    scorer, model, rows = estimate.with_rows(scorer, source, job.cache_dir)
     bos = getattr(model.tokenizer, "bos_token_id", None) is not None
-    trained = rows if query is None else row_lengths(query, scorer, model.tokenizer, job.cache_dir)
+    trained = rows if query is None else estimate.with_rows(scorer, query, job.cache_dir)[2]
     passes: list[Pass] = [(epochs * scorer.train_fraction, training_flops, trained), (1 + epochs, forward_flops, rows)]
     for column in columns:
         fed = rows.without_prompts(bos) if RECORDABLE[column].without_prompt else rows
         passes.append((1, forward_flops, fed))
-    tokens, flops = cost(model, passes)
-    size, problem, hint = memory(job.config, scorer, model, None, training=epochs > 0)
     setup = job.training_setup()
     entry_of = partial(scores_entry, setup, scorer, source, epochs, trained_on=query)
     try:
@@ -117,27 +106,86 @@ def _scoring(
     except UserError:  # a model that is not on this machine has no scores on it
         weights = f"{scorer.path}@{scorer.revision}"
         entry, found = entry_of(weights=weights, precision=setup.trainer["precision"]), False
-    return Work(
-        "score", scorer.name, len(source), tokens, rows.counted, flops, size,
-        key=entry.digest, epochs=epochs, columns=columns, found=found, problem=problem, hint=hint,
-        hours=gpu_hours(job.config, flops), checkpoints=disk(job.config, model, None, epochs > 0),
-        limit=gpu_bytes(job.config),
-    )  # fmt: skip
+    about: dict[str, Any] = {"key": entry.digest, "epochs": epochs, "columns": columns, "found": found}
+    return _work(job.config, "score", scorer, model, len(source), passes, training=epochs > 0, **about)
 
 
 def _training(job: Job, target: ModelSpec, adapter: Adapter | None, source: Source, pct: float) -> Work:
     """The selected rows are assumed to be as long as all rows on average."""
-    model = model_shape(target, job.cache_dir)
-    target = replace(target, template=resolve_template(target.template, holds_conversations(source), model.tokenizer))
-    rows = row_lengths(source, target, model.tokenizer, job.cache_dir)
+    target, model, rows = estimate.with_rows(target, source, job.cache_dir)
     selected = rounded_rows(pct, len(source))
-    tokens, flops = cost(model, [(target.recipe.epochs * selected / len(source), training_flops, rows)])
-    size, problem, hint = memory(job.config, target, model, adapter, training=True)
+    passes: list[Pass] = [(target.recipe.epochs * selected / len(source), training_flops, rows)]
+    saved = 0.0 if model.shapes is None else 4.0 * model.shapes.num_parameters()
+    return _work(job.config, "train", target, model, selected, passes, adapter, model_bytes=saved)
+
+
+def _work(
+    config: DictConfig, what: str, spec: ModelSpec, model: ModelShape, rows: int, passes: Sequence[Pass],
+    adapter: Adapter | None = None, *, training: bool = True, **about: Any,
+) -> Work:  # fmt: skip
+    """The work of one model, from all of its passes; `about` are other attributes.
+
+    Raises:
+        UserError: gpu_memory_gib or gpu_tflops is not a positive number.
+    """
+    tokens, flops = estimate.cost(model, passes)
+    limit = estimate.gpu_bytes(config)
+    size, problem, hint = _memory(config, spec, model, adapter, training, limit)
+    checkpoints = _disk(config, model, adapter) if training else 0.0
     return Work(
-        "train", target.name, selected, tokens, rows.counted, flops, size, problem=problem, hint=hint,
-        hours=gpu_hours(job.config, flops), checkpoints=disk(job.config, model, adapter, True),
-        model_bytes=0.0 if model.shapes is None else 4.0 * model.shapes.num_parameters(), limit=gpu_bytes(job.config),
+        what, spec.name, rows, tokens, passes[-1][2].counted, flops, size, problem=problem, hint=hint, limit=limit,
+        hours=estimate.gpu_hours(config, flops), checkpoints=checkpoints, **about,
     )  # fmt: skip
+
+
+def _memory(
+    config: DictConfig, spec: ModelSpec, model: ModelShape, adapter: Adapter | None, training: bool, limit: float | None
+) -> tuple[float | None, str, str]:
+    """Bytes on each device, None where the model's shape is not known; and the problem and hint if it does not fit."""
+    usable = math.inf if limit is None else USABLE["cuda"] * limit
+    if model.shapes is None:
+        return None, "", ""
+    precision, accelerator = config.trainer.precision, config.trainer.accelerator
+    automatic = precision == "auto" and config.gpu_memory_gib is not None
+    hidden_size = model.shapes.config.get_text_config().hidden_size
+    precision = "bf16-mixed" if automatic else resolve_precision(precision, accelerator, hidden_size)
+
+    def memory(shards_per_copy: int, pack: int) -> DeviceMemory:
+        if not training:
+            stored = 2 if precision == "bf16-true" else 4
+            return DeviceMemory(stored * model.shapes.num_parameters() / shards_per_copy, 0.0, 0.0)
+        return training_memory(
+            model.shapes,
+            spec,
+            precision=precision,
+            eight_bits=config.optimizer["_target_"].startswith("bitsandbytes."),
+            adapter=adapter,
+            checkpointing=config.activation_checkpointing,
+            pack=pack,
+            shards=shards_per_copy,
+            layers_stay=not option_of(strategy, "reshard_after_forward", True),
+            gpu=A_GPU if limit is None else limit,
+        )
+
+    strategy, pack = config.trainer.strategy, config.train_tokens
+    shared = estimate.devices(config.trainer) // option_of(strategy, "replicate", 1) if shards(strategy) else 1
+    if pack == "auto":
+        pack = training_pack(config.trainer.accelerator, usable, lambda pack: memory(shared, pack))
+    needed = memory(shared, pack).total
+    if limit is None or needed <= usable:
+        return needed, "", ""
+    enough = devices_needed(usable, lambda shared: memory(shared, pack))
+    option = f"trainer=fsdp trainer.devices={enough}" if enough else "adapter=qlora"
+    problem = f"needs {needed / GIB:.0f} GiB on each GPU, which has {limit / GIB:.0f}, a tenth of it in reserve"
+    return needed, problem, f"set {option}; docs/guides/memory.md lists more options"
+
+
+def _disk(config: DictConfig, model: ModelShape, adapter: Adapter | None) -> float:
+    """Bytes of the checkpoints of one training: weights in float32 and two moments, without those of an adapter."""
+    if model.shapes is None or adapter is not None:
+        return 0.0
+    moments = 2 if config.optimizer["_target_"].startswith("bitsandbytes.") else 8
+    return float(COUNT * (4 + moments) * model.shapes.num_parameters())
 
 
 def print_table(jobs: Sequence[tuple[str, Sequence[Work] | None]], experiment: bool = False) -> None:
@@ -179,11 +227,11 @@ def _cells(piece: Work, earlier: Sequence[Work]) -> list[str]:
         f"{piece.rows:,}",
         _short(piece.tokens),
         "unknown" if piece.flops is None else f"{piece.flops:.2g}",
-        _memory(piece),
+        _gib(piece),
     ]
 
 
-def _memory(piece: Work) -> str:
+def _gib(piece: Work) -> str:
     if piece.bytes is None:
         return "unknown"
     limit = "" if piece.limit is None else f" of {piece.limit / GIB:,.0f}"

@@ -1,7 +1,6 @@
 """The work of evaluations, and their judgments with the price, for dry runs."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,23 +8,12 @@ import numpy as np
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
+from lpsel.commands import work_estimate as estimate
 from lpsel.commands.evaluate import candidates_of
 from lpsel.commands.job import Job, configured
-from lpsel.commands.work_estimate import (
-    CHARACTERS,
-    GUESSED,
-    Pass,
-    RowLengths,
-    Work,
-    cost,
-    gpu_bytes,
-    gpu_hours,
-    model_shape,
-    row_lengths,
-)
+from lpsel.commands.work_estimate import CHARACTERS, GUESSED, Pass, RowLengths, Work
 from lpsel.config import build
 from lpsel.data.shared_source import shared_source
-from lpsel.data.templates import holds_conversations, resolve_template
 from lpsel.errors import UserError
 from lpsel.evaluation.held_out import ReferenceEvaluator
 from lpsel.evaluation.pairwise import PairwiseEvaluator
@@ -50,12 +38,9 @@ def evaluation_work(job: Job) -> list[Work]:
         return [_work(job, spec, len(prompts), [(1, forward_flops, rows)]) for spec in local]
     if not isinstance(evaluator, ReferenceEvaluator):
         raise UserError("dry_run", True, "evaluator=lm_eval has no estimate", "leave it out")
-    source = shared_source(evaluator.dataset)
-    work = []
+    source, work = shared_source(evaluator.dataset), []
     for spec in local:
-        tokenizer = model_shape(spec, job.cache_dir).tokenizer
-        template = resolve_template(spec.template, holds_conversations(source), tokenizer)
-        rows = row_lengths(source, replace(spec, template=template), tokenizer, job.cache_dir)
+        rows = estimate.with_rows(spec, source, job.cache_dir)[2]
         answers = [(1, forward_flops, rows.with_answers(evaluator.max_new_tokens))] if evaluator.max_new_tokens else []
         work.append(_work(job, spec, len(source), [(1, forward_flops, rows), *answers]))
     return work
@@ -63,14 +48,14 @@ def evaluation_work(job: Job) -> list[Work]:
 
 def _work(job: Job, spec: ModelSpec, rows: int, passes: list[Pass]) -> Work:
     """Forward passes of one model, on one device."""
-    model = model_shape(spec, job.cache_dir)
-    tokens, flops = cost(model, passes)
+    model = estimate.model_shape(spec, job.cache_dir)
+    tokens, flops = estimate.cost(model, passes)
     one_device = job.config.copy()
     one_device.trainer.devices = one_device.trainer.num_nodes = 1
     stored = None if model.shapes is None else 4.0 * model.shapes.num_parameters()
     return Work(
         "evaluate", spec.name, rows, tokens, passes[0][2].counted, flops, stored,
-        hours=gpu_hours(one_device, flops), limit=gpu_bytes(job.config),
+        hours=estimate.gpu_hours(one_device, flops), limit=estimate.gpu_bytes(job.config),
     )  # fmt: skip
 
 

@@ -1,7 +1,6 @@
 """Sizes of models and lengths of rows for dry runs, from a model's configuration and a sample of the rows."""
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,18 +12,14 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from lpsel.data import templates
 from lpsel.data.dataset import Source
-from lpsel.data.templates import ALPACA_INSTRUCTION, ALPACA_RESPONSE, ALPACA_WITHOUT_INPUT, BETWEEN
+from lpsel.data.templates import holds_conversations, resolve_template
 from lpsel.data.tokens import count_tokens, find_tokens
 from lpsel.errors import UserError, check_number
-from lpsel.model.adapter import Adapter
-from lpsel.model.device import resolve_precision
-from lpsel.model.fsdp import option_of, shards
 from lpsel.model.load import load_config, load_tokenizer, locate
-from lpsel.model.memory_estimate import A_GPU, USABLE, DeviceMemory, devices_needed, training_memory, training_pack
 from lpsel.model.spec import ModelSpec
 from lpsel.storage import digest
-from lpsel.training.checkpoint import COUNT
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +31,7 @@ COUNTED, SAMPLED = "counted", f"estimated from {SAMPLE:,} rows"
 GUESSED = f"estimated at {CHARACTERS} characters each"
 
 T = TypeVar("T")
+M = TypeVar("M", bound=ModelSpec)
 _cache: dict[str, Any] = {}  # models and lengths that several jobs of a sweep share
 
 
@@ -130,52 +126,6 @@ def cost(model: ModelShape, passes: Sequence[Pass]) -> tuple[float, float | None
     return tokens, sum(costs)
 
 
-def memory(
-    config: DictConfig, spec: ModelSpec, model: ModelShape, adapter: Adapter | None, training: bool
-) -> tuple[float | None, str, str]:
-    """Bytes on each device, None where the model's shape is not known; and the problem and hint if it does not fit.
-
-    Raises:
-        UserError: gpu_memory_gib is not a positive number.
-    """
-    limit = gpu_bytes(config)
-    usable = math.inf if limit is None else USABLE["cuda"] * limit
-    if model.shapes is None:
-        return None, "", ""
-    precision, accelerator = config.trainer.precision, config.trainer.accelerator
-    automatic = precision == "auto" and config.gpu_memory_gib is not None
-    hidden_size = model.shapes.config.get_text_config().hidden_size
-    precision = "bf16-mixed" if automatic else resolve_precision(precision, accelerator, hidden_size)
-
-    def estimate(shards_per_copy: int, pack: int) -> DeviceMemory:
-        if not training:
-            stored = 2 if precision == "bf16-true" else 4
-            return DeviceMemory(stored * model.shapes.num_parameters() / shards_per_copy, 0.0, 0.0)
-        return training_memory(
-            model.shapes,
-            spec,
-            precision=precision,
-            eight_bits=config.optimizer["_target_"].startswith("bitsandbytes."),
-            adapter=adapter,
-            checkpointing=config.activation_checkpointing,
-            pack=pack,
-            shards=shards_per_copy,
-            layers_stay=not option_of(config.trainer.strategy, "reshard_after_forward", True),
-            gpu=A_GPU if limit is None else limit,
-        )
-
-    shared, pack = _devices_per_copy(config.trainer), config.train_tokens
-    if pack == "auto":
-        pack = training_pack(config.trainer.accelerator, usable, lambda pack: estimate(shared, pack))
-    needed = estimate(shared, pack).total
-    if limit is None or needed <= usable:
-        return needed, "", ""
-    enough = devices_needed(usable, lambda shared: estimate(shared, pack))
-    option = f"trainer=fsdp trainer.devices={enough}" if enough else "adapter=qlora"
-    problem = f"needs {needed / GIB:.0f} GiB on each GPU, which has {limit / GIB:.0f}, a tenth of it in reserve"
-    return needed, problem, f"set {option}; docs/guides/memory.md lists more options"
-
-
 def gpu_bytes(config: DictConfig) -> float | None:
     """Memory of a GPU: `gpu_memory_gib`, or that of this machine's first GPU; None without one."""
     if config.gpu_memory_gib is not None:
@@ -195,23 +145,10 @@ def gpu_hours(config: DictConfig, flops: float | None) -> float | None:
     check_number("gpu_tflops", config.gpu_tflops, above=0, hint="set the peak of one GPU in TFLOP/s")
     if flops is None or config.trainer.accelerator == "cpu":
         return None
-    return flops / (_devices(config.trainer) * config.gpu_tflops * 1e12 * UTILIZATION / 100) / 3600
+    return flops / (devices(config.trainer) * config.gpu_tflops * 1e12 * UTILIZATION / 100) / 3600
 
 
-def disk(config: DictConfig, model: ModelShape, adapter: Adapter | None, trained: bool) -> float:
-    """Bytes of the checkpoints of one training: weights in float32 and two moments, without those of an adapter."""
-    if model.shapes is None or adapter is not None or not trained:
-        return 0.0
-    moments = 2 if config.optimizer["_target_"].startswith("bitsandbytes.") else 8
-    return float(COUNT * (4 + moments) * model.shapes.num_parameters())
-
-
-def _devices_per_copy(trainer: DictConfig) -> int:
-    """Devices that share one copy of a model."""
-    return _devices(trainer) // option_of(trainer.strategy, "replicate", 1) if shards(trainer.strategy) else 1
-
-
-def _devices(trainer: DictConfig) -> int:
+def devices(trainer: DictConfig) -> int:
     """Devices of all nodes."""
     devices = trainer.devices
     if devices in ("auto", -1):
@@ -266,10 +203,12 @@ def _go_offline_without_network(spec: ModelSpec, path: str) -> None:
         return  # gated or unknown, which loading the tokenizer reports
 
 
-def row_lengths(source: Source, spec: ModelSpec, tokenizer: Any, cache_dir: Path) -> RowLengths:
-    """Lengths of the rows of a source as a model sees them."""
+def with_rows(spec: M, source: Source, cache_dir: Path) -> tuple[M, ModelShape, RowLengths]:
+    """A model with the template for the rows of a source, its shape, and the lengths of the rows as it sees them."""
+    model = model_shape(spec, cache_dir)
+    spec = replace(spec, template=resolve_template(spec.template, holds_conversations(source), model.tokenizer))
     key = [source.fingerprint, spec.template, spec.max_length, spec.path, spec.tiny]
-    return cached("rows", key, lambda: _count(source, spec, tokenizer, cache_dir))
+    return spec, model, cached("rows", key, lambda: _count(source, spec, model.tokenizer, cache_dir))
 
 
 def _count(source: Source, spec: ModelSpec, tokenizer: Any, cache_dir: Path) -> RowLengths:
@@ -292,7 +231,8 @@ def _count(source: Source, spec: ModelSpec, tokenizer: Any, cache_dir: Path) -> 
 
 def _guess(sample: list[Any], max_length: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Lengths from characters, with the Alpaca prompt whatever the template."""
-    around = len(ALPACA_WITHOUT_INPUT + BETWEEN + ALPACA_INSTRUCTION + BETWEEN + ALPACA_RESPONSE)
+    parts = (templates.ALPACA_WITHOUT_INPUT, templates.ALPACA_INSTRUCTION, templates.ALPACA_RESPONSE)
+    around = len(templates.BETWEEN.join(parts))
     usable = [row.example.characters() for row in sample if row.unusable is None]
     prompts, responses = np.array(usable).reshape(-1, 2).T
     lengths = np.minimum((prompts + responses + around) // CHARACTERS + 1, max_length)
