@@ -48,6 +48,12 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_file(path: Path, content: bytes | str) -> None:
+    """Write a file atomically; of a text, lone surrogates, which UTF-8 cannot encode, become question marks."""
+    data = content.encode(errors="replace") if isinstance(content, str) else content
+    write_atomically(path, lambda file: file.write(data))
+
+
 @contextmanager
 def folder_atomically(path: Path) -> Iterator[Path]:
     """An empty folder to write to, which replaces `path` once everything in it is on disk.
@@ -147,8 +153,7 @@ def open_as(folder: Path, like: str) -> None:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write strict JSON; numbers that are not finite become null."""
-    text = _json(value, indent=2, allow_nan=False) + b"\n"
-    write_atomically(path, lambda file: file.write(text))
+    write_file(path, _json(value, indent=2, allow_nan=False) + b"\n")
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -186,7 +191,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         formulas = {name: f"'{v}" for name, v in row.items() if isinstance(v, str) and v.startswith(FORMULA_STARTS)}
         writer.writerow({**row, **formulas})
-    write_atomically(path, lambda file: file.write(text.getvalue().encode(errors="replace")))
+    write_file(path, text.getvalue())
 
 
 def finite(value: Any) -> Any:

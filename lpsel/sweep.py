@@ -32,7 +32,7 @@ from lpsel.model.device import use_one_device
 from lpsel.output_folder import check_output_folder, mark_output_folder
 from lpsel.redact import printable, redact
 from lpsel.run_config import NOT_IN_RESULTS, check_headers, unused_keys
-from lpsel.storage import digest, read_json, write_atomically, write_json
+from lpsel.storage import digest, read_json, write_file, write_json
 
 log = logging.getLogger(__name__)
 
@@ -154,8 +154,7 @@ def run_job(command: str, config: DictConfig, user_errors: tuple[type[Exception]
         if not config.get("dry_run"):  # which lists every reason once, at the end
             log.error("Failed: %s", outcome.reason)
         if not user_error:
-            trace = redact(traceback.format_exc()).encode(errors="replace")
-            write_atomically(folder / ERROR_FILE, lambda file: file.write(trace))
+            write_file(folder / ERROR_FILE, redact(traceback.format_exc()))
             log.error("Traceback: %s", folder / ERROR_FILE)
         if os.environ.get("LPSEL_DEBUG"):
             print(redact(traceback.format_exc()), file=sys.stderr)

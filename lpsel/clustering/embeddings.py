@@ -23,7 +23,7 @@ from lpsel.errors import UserError, first_line
 from lpsel.integrity import sha256_once
 from lpsel.model.device import choose_threads
 from lpsel.model.fingerprint import hub_config, model_fingerprint
-from lpsel.storage import read_dict, write_atomically
+from lpsel.storage import read_dict, write_file
 
 log = logging.getLogger(__name__)
 
@@ -188,9 +188,8 @@ def _write(folder: Path, ids: list[str], vectors: NDArray[np.float32]) -> None:
     buffer = pa.BufferOutputStream()
     with pa.ipc.new_file(buffer, table.schema) as writer:
         writer.write_table(table)
-    content = buffer.getvalue()
-    name = hashlib.sha256(content).hexdigest()[:NAME_DIGITS]
-    write_atomically(folder / f"{name}.arrow", lambda file: file.write(content))
+    content = buffer.getvalue().to_pybytes()
+    write_file(folder / f"{hashlib.sha256(content).hexdigest()[:NAME_DIGITS]}.arrow", content)
 
 
 def _part_files(folder: Path) -> list[Path]:

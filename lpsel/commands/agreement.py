@@ -17,7 +17,7 @@ from lpsel.scoring.metrics import METRICS
 from lpsel.scoring.npz import split_npz
 from lpsel.selection.agreement_study import DEFINED, Study, numbers, study
 from lpsel.selection.budget import check_pct
-from lpsel.storage import finite, write_atomically, write_csv, write_json
+from lpsel.storage import finite, write_csv, write_file, write_json
 
 NUMBERS = "agreement.json"
 PAGE = "agreement.html"
@@ -87,8 +87,7 @@ def run(
     if values["clusters"]:
         values["clusters"]["source"] = cluster_source
     write_json(folder / NUMBERS, values)
-    html = agreement_page(compared, values).encode()
-    write_atomically(folder / PAGE, lambda file: file.write(html))
+    write_file(folder / PAGE, agreement_page(compared, values))
     result = {
         "command": "agreement",
         "scorers": compared.names,

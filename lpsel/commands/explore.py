@@ -23,7 +23,7 @@ from lpsel.redact import printable, redact
 from lpsel.report.runs import EXPLORER, Run
 from lpsel.run_config import RESULT
 from lpsel.scoring.table import to_arrow
-from lpsel.storage import check_writable, utf8, write_atomically
+from lpsel.storage import check_writable, utf8, write_file
 
 if TYPE_CHECKING:
     from lpsel.report.explorer import Explorer
@@ -70,8 +70,7 @@ def explore(run: Path, out: Path | None, dataset: str | None, cache_dir: Path) -
         raise UserError(found.folder / RESULT, None, f"is not complete ({error})", "select again") from None
     from lpsel.report.explorer import explorer_page
 
-    html = explorer_page(explorer)
-    write_atomically(page, lambda file: file.write(html.encode(errors="replace")))
+    write_file(page, explorer_page(explorer))
     return page, notes
 
 

@@ -28,7 +28,7 @@ from lpsel.run_config import RESULT
 from lpsel.scoring.metrics import METRICS, learning_percentage
 from lpsel.scoring.npz import split_npz
 from lpsel.selection.budget import check_pct
-from lpsel.storage import finite, write_atomically, write_csv, write_json
+from lpsel.storage import finite, write_csv, write_file, write_json
 
 FEWEST = 5  # subsets: a rank correlation of fewer says nothing
 TABLE = "subsets.parquet"
@@ -192,7 +192,7 @@ def _write_subsets(file: Path, first: Scored, scores: Mapping[str, Floats], sett
     pq.write_table(pa.table(about | values), content)
     # An unchanged file keeps its time, by which finished runs know their inputs.
     if not file.is_file() or file.read_bytes() != content.getvalue():
-        write_atomically(file, lambda out: out.write(content.getvalue()))
+        write_file(file, content.getvalue())
 
 
 def _measure(folder: Path, subset: Subset, scores: Mapping[str, Floats], settings: Settings) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from lpsel.report.points import Interval
 from lpsel.report.runs import Run, short_labels
-from lpsel.storage import write_atomically
+from lpsel.storage import write_file
 
 COLORMAP = "viridis"  # perceptually uniform, readable with color vision deficiencies
 # Okabe and Ito's hues (2008), for color vision deficiencies; the last two darker, for contrast on white.
@@ -170,15 +170,15 @@ def save_files(figure: Figure, folder: Path, name: str) -> str:
         figure.set_size_inches(SLIDE[0], max(SLIDE[1], figure.get_figheight()))
     document = svg(figure, f"{name} slide")
     figure.set_layout_engine("none")  # the layout stays
-    _write(folder / f"{name}.svg", document.encode())
-    _write(folder / f"{name}.pdf", _rendered(figure, "pdf", {"CreationDate": None}))
+    write_file(folder / f"{name}.svg", document)
+    write_file(folder / f"{name}.pdf", _rendered(figure, "pdf", {"CreationDate": None}))
     save_png(figure, folder / f"{name}.png")
     return document
 
 
 def save_png(figure: Figure, path: Path) -> Path:
     """Write a figure on white."""
-    _write(path, _rendered(figure, "png"))
+    write_file(path, _rendered(figure, "png"))
     return path
 
 
@@ -196,7 +196,3 @@ def _rendered(figure: Figure, kind: str, metadata: dict[str, None] | None = None
     with warnings.catch_warnings(action="ignore", category=UserWarning):
         figure.savefig(document, format=kind, dpi=DPI, bbox_inches=trimmed, facecolor="white", metadata=metadata)
     return document.getvalue()
-
-
-def _write(path: Path, document: bytes) -> None:
-    write_atomically(path, lambda file: file.write(document))

@@ -36,7 +36,7 @@ from lpsel.report.wandb import SPEC as WANDB_SPEC
 from lpsel.scoring.metrics import METRICS
 from lpsel.selection.agreement import ROWS_OF_A_CLUSTER
 from lpsel.selection.agreement_study import ALL, DEFINED, Study
-from lpsel.storage import write_atomically, write_csv
+from lpsel.storage import write_csv, write_file
 
 Drawn = tuple[str, str, Figure | None]  # file name, caption and figure
 
@@ -125,7 +125,7 @@ def write_report(runs: Runs, out: Path, command: str = "lpsel report") -> Path:
         for name, table in tables.items():
             if table:
                 write_csv(folder / "tables" / f"{name}.csv", table)
-        _write(folder / "index.html", _report_page(runs, summarize(runs, measured), tables, figures, out, command))
+        write_file(folder / "index.html", _report_page(runs, summarize(runs, measured), tables, figures, out, command))
     return out / "index.html"
 
 
@@ -261,7 +261,3 @@ def _element(document: str) -> Markup:
     for color, variable in PAGE_COLORS.items():
         document = document.replace(color, f"var(--{variable})")
     return Markup(document[document.index("<svg") :])
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode(errors="replace")))

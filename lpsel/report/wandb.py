@@ -17,7 +17,7 @@ from lpsel.report.points import Point, by_selection, comparable, one_value_per_s
 from lpsel.report.runs import EXPLORER, Runs
 from lpsel.report.summary import summarize
 from lpsel.report.tables import all_tables
-from lpsel.storage import write_atomically
+from lpsel.storage import write_file
 from lpsel.tracking.tracker import Rows
 from lpsel.tracking.wandb import WandbTracker, tracked_run
 
@@ -99,8 +99,7 @@ def write_wandb_report(runs: Runs, out: Path) -> str:
     line = tracker.finish({})
     if tracker.mode == "online":
         return f"W&B report: {_save(report)}"
-    spec = report._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=1)
-    write_atomically(out / SPEC, lambda file: file.write(spec.encode()))
+    write_file(out / SPEC, report._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=1))
     return f"No W&B account: the specification of the report is in {out / SPEC}. {line}"
 
 
