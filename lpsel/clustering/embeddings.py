@@ -183,8 +183,7 @@ def _parts(source: Source, missing_N: NDArray[np.bool_]) -> Iterator[list[tuple[
 
 def _write(folder: Path, ids: list[str], vectors: NDArray[np.float32]) -> None:
     flat = pa.array(vectors.reshape(-1), pa.float32())
-    columns = {"id": pa.array(ids), "embedding": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])}
-    table = pa.table(columns)
+    table = pa.table({"id": ids, "embedding": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])})
     buffer = pa.BufferOutputStream()
     with pa.ipc.new_file(buffer, table.schema) as writer:
         writer.write_table(table)

@@ -64,7 +64,9 @@ def at_equal_rows(points: Sequence[Point]) -> list[Comparison]:
     """Every selection minus random rows: as many of them, with the same target, training and seeds."""
 
     def is_reference(run: Run, other: Run) -> bool:
-        return other.rule == BASELINE and other.pct == run.pct and _close(run, other, "rows")
+        a, b = (number(each.get("training", "rows")) for each in (run, other))
+        as_many = a is None or b is None or abs(a - b) <= SAME * max(a, b)  # as far as that is known
+        return other.rule == BASELINE and other.pct == run.pct and as_many
 
     return _compared_with_runs(points, is_reference)
 
@@ -267,9 +269,3 @@ def _interpolated(curve: Sequence[Point], wanted: float | None) -> Point | None:
     assert value is not None
     run = replace(ordered[0].run, folder=ordered[0].run.folder / "interpolated")  # no evaluation pairs it
     return replace(ordered[0], value=value, low=low, high=high, run=run, evaluated_as="")
-
-
-def _close(run: Run, other: Run, name: str) -> bool:
-    """Whether two runs trained on as many rows, as far as that is known."""
-    a, b = (number(each.get("training", name)) for each in (run, other))
-    return a is None or b is None or abs(a - b) <= SAME * max(a, b)

@@ -115,11 +115,6 @@ class Label(NamedTuple):
     on_axis: bool = False
 
 
-def reference_line(axes: Axes, value: float, color: str, line: str) -> None:
-    """A thin line across the axes."""
-    axes.axhline(value, color=color, linewidth=1, linestyle=line, zorder=1)
-
-
 def label_lines(axes: Axes, labels: Sequence[Label]) -> None:
     """Labels to the right of the axes, moved apart and connected with their lines; a legend if they do not fit."""
     if len(labels) > MOST_LABELS or any(len(label.text) > LONGEST_LABEL for label in labels):

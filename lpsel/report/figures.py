@@ -31,7 +31,6 @@ from lpsel.report.drawing import (
     interval,
     legend,
     new_axes,
-    reference_line,
     styled,
 )
 from lpsel.report.points import Interval, Point
@@ -81,7 +80,7 @@ def bucket_figure(points: Sequence[Point], looks: Mapping[str, Look]) -> Figure 
             if bars := at.get((group, bucket)):
                 _bar(axes, x, width, bars, colors[group[0]], SHADES[bucket], rotation)
     if points[0].metric == "win_rate":
-        reference_line(axes, EVEN, MUTED, "--")
+        axes.axhline(EVEN, color=MUTED, linewidth=1, linestyle="--", zorder=1)
         horizontal_label(axes, EVEN, "50%", MUTED)
     axes.margins(y=0.16)
     axes.set_xticks(range(len(groups)), [f"{rule}, {pct:g}%\n{models}" for rule, pct, models in groups])
@@ -171,11 +170,8 @@ def score_agreement_figure(runs: Sequence[Run]) -> Figure | None:
     if len(scored) < 2 or len({len(score_N) for score_N in scored.values()}) > 1:
         return None
     scores = scored.values()
-    return heatmap(
-        list(scored),
-        np.array([[spearmanr(a_N, b_N, nan_policy="omit").statistic for b_N in scores] for a_N in scores]),
-        "",
-    )
+    correlations = [[spearmanr(a_N, b_N, nan_policy="omit").statistic for b_N in scores] for a_N in scores]
+    return heatmap(list(scored), np.array(correlations), "")
 
 
 @styled

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from lpsel.report.comparisons import ALL_ROWS, BASELINE, EVEN, differences, smallest_passing, tokens
-from lpsel.report.drawing import INK, MUTED, Label, Look, interval, label_lines, new_axes, reference_line, styled
+from lpsel.report.drawing import INK, MUTED, Label, Look, interval, label_lines, new_axes, styled
 from lpsel.report.figures import Dot, dots_figure
 from lpsel.report.points import Point, by_selection, untrained
 
@@ -158,12 +158,12 @@ def _finish(axes: Axes, points: Sequence[Point], labels: list[Label], scale: Sca
         low, high = min(low, EVEN - 10), max(high, EVEN + 10)
     axes.set_ylim(low - margin, high + margin)
     for text, value in scale.references.items():
-        reference_line(axes, value, INK, "--")
+        axes.axhline(value, color=INK, linewidth=1, linestyle="--", zorder=1)
         labels.append(Label(text, INK, (1.0, value), on_axis=True))
     for text, value in scale.untrained.items():
         if low - (high - low) / 2 <= value <= high + (high - low) / 2:
             axes.set_ylim(min(low, value) - margin, max(high, value) + margin)
-            reference_line(axes, value, MUTED, ":")
+            axes.axhline(value, color=MUTED, linewidth=1, linestyle=":", zorder=1)
             labels.append(Label(text, MUTED, (1.0, value), on_axis=True))
         else:
             at: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "right"}

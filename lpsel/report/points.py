@@ -260,9 +260,7 @@ def _against(evaluation: Run, entry: dict[str, Any], metric: str) -> str:
 
     if metric == "win_rate":
         parts = {"against": text("baseline"), "judged by": text("judge"), "on": text("prompts") or text("dataset")}
-        judged = number(evaluation.get("n_prompts")) or (number(entry.get("n")) or 0) + (
-            number(entry.get("failed")) or 0
-        )
+        judged = number(evaluation.get("n_prompts")) or sum(number(entry.get(key)) or 0 for key in ("n", "failed"))
         parts["prompts"] = f"{judged:.0f}" if judged else None
     else:
         parts = {"on": text("dataset"), "rows": text("n")}

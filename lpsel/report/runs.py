@@ -167,19 +167,17 @@ def with_variants(runs: Sequence[Run]) -> list[Run]:
     """
     settings = {run.folder: _settings(run) for run in runs if run.command in ("train", "select")}
     trained = {run.folder: _training(settings[run.folder]) for run in runs if run.command == "train"}
-    series: dict[str, list[Path]] = defaultdict(list)
+    series: dict[tuple[str, str], dict[Path, dict[str, str]]] = defaultdict(dict)
     targets: dict[str, list[dict[str, str]]] = defaultdict(list)
     for run in runs:
         if run.folder in settings:
-            series[run.series].append(run.folder)
+            series[run.series, run.target][run.folder] = settings[run.folder]
         if run.folder in trained:
             targets[run.target].append(trained[run.folder])
     variants: dict[Path, str] = {}
-    for run in runs:
-        if run.folder in settings and run.folder not in variants:
-            folders = series[run.series]
-            differing = [*_differing([settings[folder] for folder in folders]), *_differing(targets[run.target])]
-            variants |= _variants({folder: settings[folder] for folder in folders}, list(dict.fromkeys(differing)))
+    for (_, target), group in series.items():
+        differing = [*_differing([*group.values()]), *_differing(targets[target])]
+        variants |= _variants(group, list(dict.fromkeys(differing)))
     conditions = {folder: digest(of_run)[:8] for folder, of_run in trained.items()}
     return [
         replace(run, variant=variants.get(run.folder, ""), conditions=conditions.get(run.folder, "")) for run in runs

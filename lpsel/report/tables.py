@@ -136,10 +136,11 @@ def _which(run: Run) -> dict[str, Any]:
 
 def diagnosis_rows(runs: Runs) -> Table:
     """What the scores of every selection follow, and what was selected."""
+    compared = dict.fromkeys(name for run in runs.finished for name in run.get("diagnosis", "spearman") or {})
     return [
         {
             **_which(run),
-            **{f"Spearman with {name}": run.get("diagnosis", "spearman", name) for name in _compared(runs)},
+            **{f"Spearman with {name}": run.get("diagnosis", "spearman", name) for name in compared},
             "between clusters": run.get("diagnosis", "clusters"),
             "median response": run.get("diagnosis", "median_response", "selected"),
             "of all rows": run.get("diagnosis", "median_response", "all"),
@@ -151,11 +152,6 @@ def diagnosis_rows(runs: Runs) -> Table:
         for run in runs.by_command("train", "select")
         if run.get("diagnosis")
     ]
-
-
-def _compared(runs: Runs) -> list[str]:
-    """What any selection's score was compared with."""
-    return list(dict.fromkeys(name for run in runs.finished for name in run.get("diagnosis", "spearman") or {}))
 
 
 def example_rows(runs: Runs) -> Table:
