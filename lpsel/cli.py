@@ -191,7 +191,7 @@ def _check_run_folder(command: str, config: Any) -> None:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from lpsel.commands.job import check_folder
+    from lpsel.output_folder import check_run_folder
     from lpsel.run_config import RunConfig, check_headers
 
     if not is_main_process() or config.get("dry_run"):
@@ -201,7 +201,8 @@ def _check_run_folder(command: str, config: Any) -> None:
         folder = Path(str(config.hydra.run.dir)).expanduser().resolve()
         if folder.is_dir():
             own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-            check_folder(RunConfig.of(command, own), own, folder)
+            RunConfig.of(command, own).check(folder)
+            check_run_folder(command, own, folder)
     except UserError as error:
         _fail(f"lpsel {command}", error)
     except (OmegaConfBaseException, OSError):

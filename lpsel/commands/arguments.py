@@ -93,10 +93,8 @@ def checked_rows(source: Source, ids: Mapping[int, str | None]) -> Iterator[Row]
             next(expected)
             yield row
     if (number := next(expected, None)) is not None:
-        problem, hint = (
-            f"row {number} is not the row that was scored",
-            "give the dataset of these scores with --dataset FILE",
-        )
+        hint = "give the dataset of these scores with --dataset FILE"
+        problem = f"row {number} is not the row that was scored"
         raise UserError("dataset", source.spec.path or source.spec.name, problem, hint)
 
 

@@ -78,7 +78,9 @@ def read_rows(run: Run, dataset: str | None, cache_dir: Path) -> tuple["Explorer
     """The rows of a run to show, and notes on what is missing."""
     from lpsel.report.explorer import MOST_ROWS, SAMPLE, Explorer, fair_sample
 
-    table, notes = _selection(run), list[str]()
+    table, notes = selection_table(run.folder, COLUMNS), list[str]()
+    if not run.result["diagnosis"]["spearman"]:  # scores that say nothing about the rows
+        table = table.drop_columns(["score"])
     n_total, ids = len(table), None if table["id"].null_count else table["id"].combine_chunks().cast(pa.large_string())
     index, selected = (table[name].to_numpy() for name in ("index", "selected"))
     rows = pa.array(fair_sample(selected, ids, index, n_total if n_total <= MOST_ROWS else SAMPLE))
@@ -104,12 +106,6 @@ def read_rows(run: Run, dataset: str | None, cache_dir: Path) -> tuple["Explorer
     facts = statistics(run.result)
     numbers = (n_total, run.rule, unit, explained)
     return Explorer(run.name, pa.table(known), ids, *numbers, facts, run.get("diagnosis", "warnings")), notes
-
-
-def _selection(run: Run) -> pa.Table:
-    """Columns of the run's selection.parquet, without scores that say nothing about the rows."""
-    table = selection_table(run.folder, COLUMNS)
-    return table if run.result["diagnosis"]["spearman"] else table.drop_columns(["score"])
 
 
 def read_texts(source: Source, rows: Sequence[int], ids: pa.Array | None) -> dict[str, pa.Array]:

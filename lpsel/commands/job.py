@@ -31,12 +31,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def check_folder(run_config: RunConfig, config: DictConfig, run_dir: Path) -> None:
-    """Raise a UserError for a folder with another configuration's run, or with files that the run would replace."""
-    run_config.check(run_dir)
-    check_run_folder(run_config.command, config, run_dir)
-
-
 @dataclass(frozen=True)
 class Job:
     """A command with its configuration, run folder, cache and tracker.
@@ -90,7 +84,8 @@ class Job:
         """Run the command, write result.json, and end the tracked run in any case."""
         result = None
         if is_main_process():
-            check_folder(self.run_config, self.config, self.run_dir)
+            self.run_config.check(self.run_dir)
+            check_run_folder(self.command, self.config, self.run_dir)
         try:
             command = import_module(f"lpsel.commands.{self.command}")
             run_digest = self.run_config.digest()

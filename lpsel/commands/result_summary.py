@@ -44,9 +44,8 @@ def statistics(result: Mapping[str, Any]) -> Pairs:
     if result["reasons"]:
         pairs.append(("Excluded", ", ".join(f"{reason} ({count:,})" for reason, count in result["reasons"].items())))
     if query := result.get("query"):
-        pairs.append(
-            ("Query", f"{query['rows']:,} rows of {query['path']}, {query['rows_in_data']:,} also in the data")
-        )
+        rows = f"{query['rows']:,} rows of {query['path']}, {query['rows_in_data']:,} also in the data"
+        pairs.append(("Query", rows))
     if odd := [f"{count:,} {ODD[name]}" for name, count in result["odd_scores"].items() if count]:
         as_0 = result["budget"] == "paper" and result["odd_scores"]["undefined"]
         pairs.append(("Odd scores", ", ".join(odd) + ("; undefined scores count as 0" if as_0 else "")))
@@ -57,7 +56,7 @@ def diagnosis(found: Mapping[str, Any]) -> Pairs:
     """What the score follows, what was selected, and warnings with the options that address them."""
     pairs = []
     numbers = {**(found["spearman"] or {}), "clusters": found["clusters"]}
-    if follows := [f"{name} {value:.2f}" for name, value in numbers.items() if _known(value)]:
+    if follows := [f"{name} {value:.2f}" for name, value in numbers.items() if value is not None and isfinite(value)]:
         pairs.append(("Score follows", ", ".join(follows) + " (Spearman; clusters: part of the variance of ranks)"))
     median = found["median_response"]
     lengths = f"{median['selected']:,.0f} {median['unit']} (all: {median['all']:,.0f})"
@@ -71,10 +70,6 @@ def diagnosis(found: Mapping[str, Any]) -> Pairs:
     counted = [f"{count:,} {what}" for what, count in counts.items() if count is not None]
     pairs.append(("Selected rows", ", ".join([f"median response {lengths}", *counted])))
     return [*pairs, *(("Warning", warning) for warning in found["warnings"])]
-
-
-def _known(value: float | None) -> bool:
-    return value is not None and isfinite(value)
 
 
 def selection(result: Mapping[str, Any]) -> Pairs:

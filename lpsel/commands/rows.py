@@ -114,11 +114,7 @@ def _of_run(folder: Path, given: argparse.Namespace) -> Shown:
 
 def _of_scores(file: Path, given: argparse.Namespace) -> Shown:
     table = _scores(file, given.key)
-    return Shown(table, _best_known(table), partial(_dataset_of, file, given.dataset))
-
-
-def _best_known(table: ScoreTable) -> str:
-    return "lp_app" if table.epochs else "nll_0"
+    return Shown(table, "lp_app" if table.epochs else "nll_0", partial(_dataset_of, file, given.dataset))
 
 
 def _scores(file: Path, key: str | None) -> ScoreTable:
@@ -234,12 +230,11 @@ def _numbers(table: ScoreTable, row: int, by: str, value_N: Floats, with_id: boo
 
 def _turns(row: Row, longest: int | None) -> Pairs:
     """A line for each turn of the conversation, or for the reason why the row cannot be used."""
-    example = row.example
-    turns = (
-        [(turn.role, turn.content) for turn in example.turns] if row.unusable is None else [("unusable", row.unusable)]
-    )
-    if example.input:
-        turns.insert(1, ("input", example.input))
+    turns = [(turn.role, turn.content) for turn in row.example.turns]
+    if row.unusable is not None:
+        turns = [("unusable", row.unusable)]
+    if row.example.input:
+        turns.insert(1, ("input", row.example.input))
     return [(f"  {role}", text if longest is None else shortened(text, longest)) for role, text in turns]
 
 

@@ -50,9 +50,8 @@ def find_run(folder: Path) -> Run:
     if runs.finished:
         raise UserError(folder, problem=f"contains {len(runs.finished)} runs", hint=f"`lpsel runs {folder}` lists them")
     reason = runs.skipped[0][1] if runs.skipped else f"no {RESULT} in it"
-    raise UserError(
-        folder, problem=reason, hint="name the folder of a finished run; an unfinished command can be repeated"
-    )
+    hint = "name the folder of a finished run; an unfinished command can be repeated"
+    raise UserError(folder, problem=reason, hint=hint)
 
 
 def _settings(run: Run) -> Pairs:
@@ -88,9 +87,8 @@ def _results(run: Run) -> Pairs:
     pairs += [("Warning", str(sentence)) for sentence in run.get("warnings") or []]
     if (alpha := number(run.get("agreement", "krippendorff_alpha"))) is not None:
         pairs.append(("Krippendorff's alpha", f"{alpha:.3f}"))
-    for annotator in run.entries("annotators"):
-        counts = f"{annotator.get('votes')} votes, {annotator.get('skipped')} skipped"
-        pairs.append((str(annotator.get("name")), counts))
+    for person in run.entries("annotators"):
+        pairs.append((str(person.get("name")), f"{person.get('votes')} votes, {person.get('skipped')} skipped"))
     return [*pairs, ("Cost", f"{run.seconds:,.1f} s")] if run.seconds else pairs
 
 

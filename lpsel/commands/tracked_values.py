@@ -75,14 +75,10 @@ def log_rows(
 
 def log_diagnosis(tracker: Tracker, diagnosis: Mapping[str, Any]) -> None:
     """What the score follows and what was selected, as numbers to compare runs by, and the warnings as a table."""
-    numbers = {
-        **{f"spearman/{name}": value for name, value in (diagnosis["spearman"] or {}).items()},
-        **{
-            name: diagnosis[name]
-            for name in ("clusters", "known", "learned", "rising", "duplicates", "near_duplicates")
-        },
-        **{f"median_response/{rows}": diagnosis["median_response"][rows] for rows in ("selected", "all")},
-    }
+    counted = ("clusters", "known", "learned", "rising", "duplicates", "near_duplicates")
+    numbers = {f"spearman/{name}": value for name, value in (diagnosis["spearman"] or {}).items()}
+    numbers |= {name: diagnosis[name] for name in counted}
+    numbers |= {f"median_response/{rows}": diagnosis["median_response"][rows] for rows in ("selected", "all")}
     values: dict[str, Logged] = {
         f"diagnosis/{name}": float(value) for name, value in numbers.items() if value is not None and np.isfinite(value)
     }

@@ -116,7 +116,8 @@ def run(
         "cost": {name: sum(m["cost"][name] for m in measured) for name in measured[0]["cost"]},
         "subsets": measured,
     }
-    write_csv(folder / "subsets.csv", [finite(_flat(m)) for m in measured])
+    rows = [{name: m[name] for name in ("name", "rows", "nll")} | m["mean_score"] for m in measured]
+    write_csv(folder / "subsets.csv", finite(rows))
     write_json(folder / RESULT, result)
     return finite(result) | {"run_dir": folder}
 
@@ -173,10 +174,9 @@ def _score(scored: Scored, metric: str) -> Floats:
 def _subsets(scores: int, settings: Settings) -> list[Subset]:
     """The random subsets, and two for every score."""
     names = [f"random_{k:03d}" for k in range(1, settings.subsets + 1)]
-    ends = [
-        Subset(f"{end}_{s}", f"score_{s}", end == "highest") for s in range(scores) for end in ("lowest", "highest")
-    ]
-    return [*(Subset(name, name) for name in names), *ends]
+    ends = [(s, end) for s in range(scores) for end in ("lowest", "highest")]
+    by_score = [Subset(f"{end}_{s}", f"score_{s}", end == "highest") for s, end in ends]
+    return [*(Subset(name, name) for name in names), *by_score]
 
 
 def _write_subsets(file: Path, first: Scored, scores: Mapping[str, Floats], settings: Settings) -> None:
@@ -200,7 +200,9 @@ def _measure(folder: Path, subset: Subset, scores: Mapping[str, Floats], setting
     nll, cost = [], {"trainings": 0, "tokens": 0, "flops": 0.0, "seconds": 0.0}
     for seed in settings.training_seeds:
         place = folder / f"{subset.name}-seed-{seed}"
-        trained = _train(place / "train", folder / TABLE, subset, seed, settings)
+        overrides = _overrides(folder / TABLE, subset, seed, settings)
+        with ranks_run(["train", *overrides, f"hydra.run.dir={place / 'train'}"]):
+            trained = run_job("train", overrides, place / "train", in_sweep=True)
         shared = [override for override in settings.given if override.split("=")[0].split(".")[0] in SHARED]
         asked = [*shared, *EVALUATION, *settings.held_out, f"model={place / 'train'}"]
         evaluated = run_job("evaluate", hydra_arguments("evaluate", asked), place / "evaluate", in_sweep=True)
@@ -235,12 +237,6 @@ def _overrides(table: Path, subset: Subset, seed: int, settings: Settings) -> li
     ])  # fmt: skip
 
 
-def _train(run_dir: Path, table: Path, subset: Subset, seed: int, settings: Settings) -> dict[str, Any]:
-    overrides = _overrides(table, subset, seed, settings)
-    with ranks_run(["train", *overrides, f"hydra.run.dir={run_dir}"]):
-        return run_job("train", overrides, run_dir, in_sweep=True)
-
-
 def _summary(measured: Sequence[dict[str, Any]], scores: Mapping[str, Floats], subsets: int) -> dict[str, Any]:
     random, ends = measured[:subsets], {m["name"]: m for m in measured[subsets:]}
     nll_K = np.array([np.nan if m["nll"] is None else m["nll"] for m in random])
@@ -251,20 +247,16 @@ def _summary(measured: Sequence[dict[str, Any]], scores: Mapping[str, Floats], s
         lowest, highest = (ends[f"{end}_{s}"]["nll"] for end in ("lowest", "highest"))
         compared.append({
             "score": name,
-            **{"spearman": correlation.value, "ci_low": correlation.low, "ci_high": correlation.high},
-            **{"bootstrap_low": bootstrap.low, "bootstrap_high": bootstrap.high},
+            "spearman": correlation.value, "ci_low": correlation.low, "ci_high": correlation.high,
+            "bootstrap_low": bootstrap.low, "bootstrap_high": bootstrap.high,
             "conclusive": conclusive(correlation),
             "conclusion": conclusion(correlation, subsets),
-            **{"nll_lowest": lowest, "nll_highest": highest},
+            "nll_lowest": lowest, "nll_highest": highest,
             "random_above_lowest": None if lowest is None else int((nll_K > lowest).sum()),
             "random_above_highest": None if highest is None else int((nll_K > highest).sum()),
         })  # fmt: skip
     spread = {"subsets": subsets, "mean": float(nll_K.mean()), "standard_deviation": float(nll_K.std(ddof=1))}
     return {"random_nll": spread, "scores": compared}
-
-
-def _flat(measured: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: measured[name] for name in ("name", "rows", "nll")} | measured["mean_score"]
 
 
 def show(result: Mapping[str, Any]) -> None:
