@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from lpsel.distributed import is_main_process
 from lpsel.errors import UserError
 from lpsel.integrity import Damaged, open_line, seal, sealed_line, unseal
-from lpsel.storage import digest, file_names, finite, read_dict, sync, write_json
+from lpsel.storage import digest, file_names, finite, opened, read_dict, sync, write_json
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def warn_if_shared(cache_dir: Path) -> None:
 @contextmanager
 def in_use(cache_dir: Path, run_dir: Path) -> Iterator[None]:
     """Within, a run uses the cache and nothing is deleted from it; a run that finishes records what it used."""
-    with _opened(cache_dir) as folder:
+    with opened(cache_dir) as folder:
         with suppress(OSError):  # a file system without such locks
             fcntl.flock(folder, fcntl.LOCK_SH)  # waits while entries are deleted
         _used.clear()
@@ -76,22 +76,13 @@ def _user_file(cache_dir: Path, run_dir: Path) -> Path:
 @contextmanager
 def exclusive(cache_dir: Path) -> Iterator[None]:
     """Within, no run uses the cache; raises a UserError if one does now."""
-    with _opened(cache_dir) as folder:
+    with opened(cache_dir) as folder:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             problem = "a running command uses it"
             raise UserError("--dir", cache_dir, problem, "try again when it has ended") from None
         yield
-
-
-@contextmanager
-def _opened(folder: Path) -> Iterator[int]:
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        yield opened
-    finally:
-        os.close(opened)
 
 
 @dataclass(frozen=True)

@@ -117,13 +117,20 @@ def _lock(folder: Path) -> int | None:
     return opened
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """A descriptor of a file or folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def sync(path: Path) -> None:
     """Flush a file, or the names in a folder, to disk: a rename alone does not survive a power failure."""
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
+    with opened(path) as descriptor:
+        os.fsync(descriptor)
 
 
 def read_json(path: Path) -> Any:
