@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # also an exhausted quota, and a file at its size limit
 NOT_PERMITTED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR}
@@ -58,18 +58,9 @@ class UnusableRow(UserError):
         kind: what is wrong, without values of the row, such as `images`: skipped rows are counted by it.
     """
 
-    def __init__(
-        self,
-        name: object,
-        value: object = None,
-        problem: str = "",
-        hint: str = "",
-        location: str = "",
-        *,
-        kind: str = "",
-    ) -> None:
-        super().__init__(name, value, problem, hint, location)
-        self.kind = kind or problem
+    def __init__(self, *arguments: Any, kind: str = "", **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.kind = kind or self.problem
 
 
 def skipped(error: UnusableRow, location: str, bad_rows: str, option: str = "dataset") -> str:
