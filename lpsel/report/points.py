@@ -223,14 +223,12 @@ def _answer_folders(evaluation: Run, runs: Runs) -> dict[Any, Any]:
 
 def measures(evaluation: Run) -> list[Measure]:
     """The metrics of all models of an evaluation: the key metric of each, or all of lm_eval's."""
-    return [measure for entry in evaluation.models for measure in measures_of(entry)]
-
-
-def measures_of(entry: dict[str, Any]) -> list[Measure]:
-    """`measures` of one model."""
-    metrics = metrics_of(entry)
-    key = next((metric for metric in KEY_METRICS if metric in metrics), None)
-    return [Measure(model_name(entry), metric, *metrics[metric]) for metric in metrics if key in (None, metric)]
+    measured = []
+    for entry in evaluation.models:
+        metrics = metrics_of(entry)
+        key = next((metric for metric in KEY_METRICS if metric in metrics), None)
+        measured += [Measure(model_name(entry), metric, *at) for metric, at in metrics.items() if key in (None, metric)]
+    return measured
 
 
 def metrics_of(entry: dict[str, Any]) -> dict[str, Interval]:

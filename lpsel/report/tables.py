@@ -8,7 +8,7 @@ from lpsel.data.content_ids import listed
 from lpsel.errors import printable_line
 from lpsel.evaluation.win_rate import shown_interval
 from lpsel.report.cells import readable
-from lpsel.report.points import Point, measures_of, model_name, points, trained_models
+from lpsel.report.points import Point, metrics_of, model_name, points, trained_models
 from lpsel.report.quality_tables import point_rows, result_rows
 from lpsel.report.runs import Run, Runs, find_runs, number
 from lpsel.report.summary import summarize
@@ -225,10 +225,10 @@ def harness_rows(runs: Runs) -> Table:
     rows = []
     for run in runs.by_command("evaluate"):
         for entry in run.models if run.get("evaluator") == "lm_eval" else []:
-            for m in measures_of(entry):
-                task, _, kind = m.metric.partition("/")
+            name = model_name(entry)
+            for metric, at in metrics_of(entry).items():
+                task, _, kind = metric.partition("/")
                 count = entry.get("tasks", {}).get(task, {}).get("rows")
-                seed = _seed(runs, run, m.model)
-                row = {"model": m.model, "seed": seed, "task": task, "kind": kind, "rows": count}
-                rows.append(row | {"value": m.value, "low": m.low, "high": m.high, "evaluation": str(run.folder)})
+                row = {"model": name, "seed": _seed(runs, run, name), "task": task, "kind": kind, "rows": count}
+                rows.append(row | at._asdict() | {"evaluation": str(run.folder)})
     return rows
