@@ -90,9 +90,8 @@ def _stem(path: str | Sequence[str]) -> str:
 
 def _names(group: str, placeholder: str) -> str:
     """The choices of a group as lines of --help."""
-    return textwrap.fill(
-        f"{placeholder}: {', '.join(choices(group))}", 80, subsequent_indent="  ", break_on_hyphens=False
-    )
+    text = f"{placeholder}: {', '.join(choices(group))}"
+    return textwrap.fill(text, 80, subsequent_indent="  ", break_on_hyphens=False)
 
 
 OmegaConf.register_new_resolver("lpsel_names", _names, replace=True)

@@ -47,8 +47,6 @@ def brings_clusters(table: ScoreTable, clusters: Clusters) -> bool:
 
 def with_clusters(table: ScoreTable, clusters: Clusters, source: Source, cache_dir: Path, seed: int) -> ScoreTable:
     """The table with its own clusters, else those of its rows in the source; without any for cluster=none."""
-    if isinstance(clusters, NoClusters):
-        return replace(table, cluster=None)
     if brings_clusters(table, clusters):
         return table
     cluster_N = clusters.assign(source, cache_dir, seed)

@@ -146,9 +146,8 @@ def _load(embedder: str, weighted: bool, option: str) -> Any:
     level = verbosity.get_verbosity()
     verbosity.set_verbosity_error()  # else it warns about the head of a language model, which is not used
     try:
-        model = SentenceTransformer(
-            str(folder) if folder.is_dir() else embedder, model_kwargs={"use_safetensors": True}
-        )
+        path = str(folder) if folder.is_dir() else embedder
+        model = SentenceTransformer(path, model_kwargs={"use_safetensors": True})
     except Exception as error:  # transformers, the Hub's client and safetensors each raise their own
         raise UserError(option, embedder, f"cannot be loaded ({first_line(error)})", HINTS[option]) from error
     finally:

@@ -94,9 +94,8 @@ def study(
     turn_N = tie_turns(tables)
     low_MSPN = np.zeros((len(metrics), len(tables), len(pcts), len(turn_N)), np.bool_)
     for p, pct in enumerate(pcts):
-        low_MSPN[:, :, p, defined_N] = [
-            lowest(scores_SN[:, defined_N], pct, turn_N[defined_N]) for scores_SN in scores_MSN
-        ]
+        low_MSR = [lowest(scores_SN[:, defined_N], pct, turn_N[defined_N]) for scores_SN in scores_MSN]
+        low_MSPN[:, :, p, defined_N] = low_MSR
     known = (list(pcts), scores_MSN, turn_N, defined_N, low_MSPN, cluster)
     result = Study(list(names), list(tables), epochs, metrics, *known, {}, {})
     for rows, mask_N in result.rows.items():

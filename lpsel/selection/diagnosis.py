@@ -158,11 +158,9 @@ def _warnings(selection: Selection, values: Mapping[str, Any]) -> Iterator[str]:
             f"{learned:,} of {n:,} selected rows have a loss below the median of all rows after training: the scorer "
             f"learns them early, and a target needs few of them. {late} selects rows that are learned late."
         )
+    before = f"had a loss below {values['known_level'] or 0:.3g} before training, the median after it"
     counted = {
-        "known": (
-            MANY_KNOWN,
-            f"had a loss below {values['known_level'] or 0:.3g} before training, the median after it",
-        ),
+        "known": (MANY_KNOWN, before),
         "rising": (MANY_RISING, "have a loss that rose above its initial value in training, often a sign of noise"),
         "duplicates": (MANY_DUPLICATES, "have the same content as another selected row"),
     }

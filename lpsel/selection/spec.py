@@ -182,9 +182,8 @@ class SelectionSpec:
         if self.clusters == "rule":
             hint = "leave out cluster=none, or use another rule"
             raise UserError("cluster", "none", f"selection={self.name} needs clusters", hint)
-        self._allow(
-            "allocates rows to clusters, and cluster=none has none", "leave it out", allocation=["proportional"]
-        )
+        problem = "allocates rows to clusters, and cluster=none has none"
+        self._allow(problem, "leave it out", allocation=["proportional"])
 
     def check_records(self, table: ScoreTable) -> None:
         """Check that a table has the records and token counts that the rule needs, except the user's own columns.
@@ -207,12 +206,7 @@ class SelectionSpec:
             problem, hint = "these scores have no token counts", "add the columns prompt_tokens and response_tokens"
             if self.rule.uses_lengths:
                 raise UserError("selection", self.name, problem, hint)
-            if self.length == "matched":
-                raise UserError("selection.length", self.length, problem, hint)
-            if self.pct_of == "tokens":
-                raise UserError("selection.pct_of", self.pct_of, problem, hint)
-            if self.min_response_tokens is not None:
-                raise UserError("selection.min_response_tokens", self.min_response_tokens, problem, hint)
+            self._allow(problem, hint, length=["none"], pct_of=["rows"], min_response_tokens=[None])
 
 
 def selection(*, rule: Any, **settings: Any) -> SelectionSpec:

@@ -53,9 +53,8 @@ def trajectory_clusters_of(nll_ME: NDArray[np.float64], k: int, seed: int) -> ND
     number_C = np.flatnonzero(size_C).astype(np.int32)
     square_C = (mean_CE**2).sum(axis=1)
     blocks = np.split(nll_ME[MOST_ROWS:], range(BLOCK, len(nll_ME) - MOST_ROWS, BLOCK))
-    return np.concatenate(
-        [cluster_F, *(number_C[(square_C - 2 * block @ mean_CE.T).argmin(axis=1)] for block in blocks)]
-    )
+    others = [number_C[(square_C - 2 * block @ mean_CE.T).argmin(axis=1)] for block in blocks]
+    return np.concatenate([cluster_F, *others])
 
 
 def equal_shares(
