@@ -87,17 +87,11 @@ def exclusive(cache_dir: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of the cache, which may not exist yet.
+    """One entry of the cache, which may not exist yet."""
 
-    Attributes:
-        kind: a key of `FORMATS`.
-        key: everything that the content depends on, without secrets.
-        folder: of the entry.
-    """
-
-    kind: str
-    key: Mapping[str, Any]
-    folder: Path
+    kind: str  # a key of `FORMATS`
+    key: Mapping[str, Any]  # everything that the content depends on, without secrets
+    folder: Path  # of the entry
 
     @classmethod
     def of(cls, cache_dir: Path, kind: str, key: Mapping[str, Any], label: str = "") -> Self:

@@ -39,17 +39,11 @@ MAX_DIFFERENCES = 3  # named in a message
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A command and everything that its result depends on.
+    """A command and everything that its result depends on."""
 
-    Attributes:
-        command: train, select or evaluate.
-        config: the resolved configuration without `NOT_IN_RESULTS`, and without the cache folder of a judge.
-        inputs: for every file and folder named in it, a digest of names, sizes and modification times.
-    """
-
-    command: str
-    config: dict[str, Any]
-    inputs: dict[str, str] = field(default_factory=dict)
+    command: str  # train, select or evaluate
+    config: dict[str, Any]  # resolved, without `NOT_IN_RESULTS` and the cache folder of a judge
+    inputs: dict[str, str] = field(default_factory=dict)  # of the files and folders in it, a digest as `_file_state`
 
     @classmethod
     def of(cls, command: str, config: DictConfig) -> "RunConfig":

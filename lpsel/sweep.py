@@ -46,23 +46,15 @@ MAX_NAME = 100  # characters of a job's folder; file systems allow 255 bytes
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a job.
-
-    Attributes:
-        state: done, found (finished before), failed, or planned by a dry run.
-        reason: why it failed, in one line.
-        user_error: whether the user can fix that.
-        plan: its models, as `work_estimate.Work`.
-        selection: its choice of conf/selection.
-    """
+    """The outcome of a job."""
 
     number: int
     folder: str
-    state: str
-    reason: str = ""
-    user_error: bool = False
-    plan: list[dict[str, Any]] = field(default_factory=list)
-    selection: str = ""
+    state: str  # done, found (finished before), failed, or planned by a dry run
+    reason: str = ""  # why it failed, in one line
+    user_error: bool = False  # whether the user can fix that
+    plan: list[dict[str, Any]] = field(default_factory=list)  # its models, as `work_estimate.Work`
+    selection: str = ""  # its choice of conf/selection
 
 
 class SweepCallback(Callback):

@@ -26,20 +26,12 @@ MOST_ROWS = 20_000  # whose texts are compared: some seconds
 
 @dataclass(frozen=True)
 class Scored:
-    """A table of scores.
+    """A table of scores."""
 
-    Attributes:
-        name: of its scorer.
-        argument: as given on the command line.
-        origin: the folder or file that distinguishes tables of the same name.
-        source: the file.
-        table: the scores.
-    """
-
-    name: str
-    argument: str
-    origin: str
-    source: str
+    name: str  # of its scorer
+    argument: str  # as given on the command line
+    origin: str  # the folder or file that distinguishes tables of the same name
+    source: str  # the file
     table: ScoreTable
 
 

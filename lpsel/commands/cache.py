@@ -33,21 +33,14 @@ LARGEST = 15  # entries that fit a screen
 
 @dataclass(frozen=True)
 class Cached:
-    """One entry of the cache; finished scores and the records they are made from are one.
-
-    Attributes:
-        paths: its folders or file.
-        size: in bytes.
-        days: since its last use.
-        runs: folders of finished runs that used it and still exist.
-    """
+    """One entry of the cache; finished scores and the records they are made from are one."""
 
     kind: str
     name: str
-    paths: tuple[Path, ...]
-    size: int
-    days: float
-    runs: tuple[Path, ...]
+    paths: tuple[Path, ...]  # its folders or file
+    size: int  # in bytes
+    days: float  # since its last use
+    runs: tuple[Path, ...]  # folders of finished runs that used it and still exist
 
     @property
     def needed(self) -> bool:

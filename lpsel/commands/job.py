@@ -33,20 +33,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Job:
-    """A command with its configuration, run folder, cache and tracker.
-
-    Attributes:
-        in_sweep: a model that any earlier run trained in the same way is reused.
-        temporary: folders that only an unfinished run needs, deleted once its result is written.
-    """
+    """A command with its configuration, run folder, cache and tracker."""
 
     command: str
     config: DictConfig
     run_dir: Path
     cache_dir: Path
     tracker: Tracker
-    in_sweep: bool = False
-    temporary: list[Path] = field(default_factory=list)
+    in_sweep: bool = False  # a model that any earlier run trained in the same way is reused
+    temporary: list[Path] = field(default_factory=list)  # folders that are deleted once the result is written
 
     @classmethod
     def of(cls, command: str, config: DictConfig, run_dir: Path, in_sweep: bool = False) -> "Job":

@@ -78,21 +78,13 @@ def main(arguments: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Shown:
-    """The rows that can be shown.
-
-    Attributes:
-        table: their scores.
-        by: the value to rank them by, unless another is given.
-        dataset: finds where their texts are.
-        chosen: what the run selected; None for scores without a run.
-        note: printed after the rows.
-    """
+    """The rows that can be shown."""
 
     table: ScoreTable
-    by: str
-    dataset: Callable[[], DatasetSpec]
-    chosen: "Chosen | None" = None
-    note: str | None = None
+    by: str  # the value to rank them by, unless another is given
+    dataset: Callable[[], DatasetSpec]  # finds where their texts are
+    chosen: "Chosen | None" = None  # what the run selected; None for scores without a run
+    note: str | None = None  # printed after the rows
 
 
 def _of_run(folder: Path, given: argparse.Namespace) -> Shown:
@@ -141,15 +133,10 @@ def _parser() -> OneLineParser:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a run selected.
+    """What a run selected."""
 
-    Attributes:
-        rows: columns of selection.parquet by row number.
-        counts: number of selected rows in every cluster, or of all rows under None where clusters were not used.
-    """
-
-    rows: Mapping[str, Sequence[Any]]
-    counts: Mapping[int | None, int]
+    rows: Mapping[str, Sequence[Any]]  # columns of selection.parquet by row number
+    counts: Mapping[int | None, int]  # selected rows of every cluster, or all under None where there are none
 
     @classmethod
     def of(cls, ranks: pa.Table, result: Mapping[str, Any]) -> "Chosen":

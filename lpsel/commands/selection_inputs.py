@@ -43,31 +43,21 @@ FEW_ROWS = 10
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a selection is made from.
-
-    Attributes:
-        seed: of the selection and of clustering.
-        setup: how the scorer is trained; None if the rule needs no scores or they are given.
-        query: examples of the user's own task, if there are any.
-        query_in_data: how many of these are also rows of the dataset.
-        given: scores from a file, `scores_file`.
-        prompts: the number of every row's prompt, (N,), for a rule that compares the answers to one.
-        tokens_of: the model whose tokens decide which rows have a supervised token, if there are no scores.
-    """
+    """What a selection is made from."""
 
     source: Source
     spec: SelectionSpec
     pct: float
-    seed: int
+    seed: int  # of the selection and of clustering
     clusters: Clusters
     scorer: ScorerSpec
-    setup: "TrainingSetup | None"
-    query: Source | None
-    query_in_data: int | None
-    prompts: NDArray[np.float64] | None
-    given: ScoreTable | None
+    setup: "TrainingSetup | None"  # how the scorer is trained; None if the rule needs no scores or they are given
+    query: Source | None  # examples of the user's own task, if there are any
+    query_in_data: int | None  # how many of these are also rows of the dataset
+    prompts: NDArray[np.float64] | None  # number of every row's prompt, (N,), for a rule that compares answers to one
+    given: ScoreTable | None  # scores from a file, `scores_file`
     scores_file: Path | None
-    tokens_of: ModelSpec
+    tokens_of: ModelSpec  # the model whose tokens decide which rows have a supervised token, if there are no scores
     cache_dir: Path
 
     @cached_property

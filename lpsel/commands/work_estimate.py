@@ -73,43 +73,25 @@ Pass = tuple[float, Callable[..., float], RowLengths]  # how many times, FLOPs o
 
 @dataclass(frozen=True)
 class Work:
-    """The training or recording of one model.
+    """The training or recording of one model."""
 
-    Attributes:
-        what: score, train or evaluate.
-        model: its name.
-        rows: trained on, scored or evaluated on.
-        tokens: fed to the model in all passes.
-        lengths: how the tokens were counted.
-        flops: None where the model's shape is not known.
-        bytes: on each device; None where the model's shape is not known.
-        key: of scores, everything they depend on; None for others.
-        epochs, columns: of scores, what is recorded.
-        found: the scores are in the cache.
-        hours: on the GPUs, see `gpu_hours`.
-        checkpoints: bytes on disk while it is trained.
-        model_bytes: of the saved model.
-        limit: memory of each device in bytes, None where it is not known.
-        problem, hint: of a UserError, why it does not fit into the GPU's memory, and how it would.
-    """
-
-    what: str
+    what: str  # score, train or evaluate
     model: str
-    rows: int
-    tokens: float
-    lengths: str
-    flops: float | None
-    bytes: float | None
-    key: str | None = None
-    epochs: int = 0
-    columns: tuple[str, ...] = ()
-    found: bool = False
-    hours: float | None = None
-    checkpoints: float = 0.0
-    model_bytes: float = 0.0
-    limit: float | None = None
-    problem: str = ""
-    hint: str = ""
+    rows: int  # trained on, scored or evaluated on
+    tokens: float  # fed to the model in all passes
+    lengths: str  # how the tokens were counted
+    flops: float | None  # None where the model's shape is not known
+    bytes: float | None  # on each device; None where the model's shape is not known
+    key: str | None = None  # of scores, everything they depend on; None for others
+    epochs: int = 0  # recorded, of scores
+    columns: tuple[str, ...] = ()  # likewise
+    found: bool = False  # the scores are in the cache
+    hours: float | None = None  # on the GPUs, see `gpu_hours`
+    checkpoints: float = 0.0  # bytes on disk while it is trained
+    model_bytes: float = 0.0  # of the saved model
+    limit: float | None = None  # memory of each device in bytes, None where it is not known
+    problem: str = ""  # of a UserError, why it does not fit into the GPU's memory
+    hint: str = ""  # and how it would
 
     def covers(self, other: "Work") -> bool:
         """Whether these scores include the other's."""

@@ -24,22 +24,14 @@ BySeed = Mapping[Any, Point]
 
 @dataclass(frozen=True)
 class Comparison:
-    """A selection minus its reference, at one percentage of the rows.
+    """A selection minus its reference, at one percentage of the rows."""
 
-    Attributes:
-        point: of one of the selection's seeds.
-        value, reference: means over the seeds compared; the reference of a win rate against random rows is 50%.
-        difference: with the interval at `level`, None at its ends where there is none.
-        basis: what the interval covers: seeds (and with them rows), the rows or prompts of one seed, or nothing.
-        seeds: how many were compared.
-    """
-
-    point: Point
-    value: float
-    reference: float
-    difference: Interval
-    basis: Basis
-    seeds: int
+    point: Point  # of one of the selection's seeds
+    value: float  # mean over the seeds compared
+    reference: float  # likewise; that of a win rate against random rows is 50%
+    difference: Interval  # with the interval at `level`, None at its ends where there is none
+    basis: Basis  # what the interval covers: seeds (and with them rows), the rows or prompts of one seed, or nothing
+    seeds: int  # how many were compared
 
     @property
     def selection(self) -> tuple[str, float | None]:

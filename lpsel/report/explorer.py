@@ -37,30 +37,19 @@ Axis = dict[str, Any]
 
 @dataclass(frozen=True)
 class Explorer:
-    """What the page shows.
+    """What the page shows."""
 
-    Attributes:
-        name: of the run.
-        rows: S rows with the columns `index`, `selected` and, where there are values, `score`, `rank`, `nll_0`,
-            `nll_1`, `length` (of the response), `cluster`, `reason`, `prompt`, `response`, `x` and `y` (the map).
-        ids: content ids (S,), None where there are none.
-        n_total: N.
-        rule: which the score is from.
-        unit: of `length`, tokens or characters.
-        explained: fraction of the variance of the embeddings along x and y; empty without a map.
-        facts: names and lines of text about the selection.
-        warnings: sentences about it.
-    """
-
-    name: str
+    name: str  # of the run
+    # The S rows, with the columns `index`, `selected` and, where there are values, `score`, `rank`, `nll_0`, `nll_1`,
+    # `length` (of the response), `cluster`, `reason`, `prompt`, `response`, `x` and `y` (the map)
     rows: pa.Table
-    ids: pa.Array | None
-    n_total: int
-    rule: str
-    unit: str
-    explained: Sequence[float]
-    facts: Sequence[tuple[str, str]]
-    warnings: Sequence[str]
+    ids: pa.Array | None  # content ids (S,), None where there are none
+    n_total: int  # N
+    rule: str  # which the score is from
+    unit: str  # of `length`, tokens or characters
+    explained: Sequence[float]  # fraction of the variance of the embeddings along x and y; empty without a map
+    facts: Sequence[tuple[str, str]]  # names and lines of text about the selection
+    warnings: Sequence[str]  # sentences about it
 
     @property
     def labels(self) -> dict[str, str]:

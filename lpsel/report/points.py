@@ -50,18 +50,12 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Measure:
-    """One metric of one model.
+    """One metric of one model."""
 
-    Attributes:
-        model: its name in the evaluation.
-        metric: win_rate, nll, or a TASK/METRIC of lm_eval.
-        value, low, high: the value and its 95% interval, None where there is none.
-    """
-
-    model: str
-    metric: str
+    model: str  # its name in the evaluation
+    metric: str  # win_rate, nll, or a TASK/METRIC of lm_eval
     value: float
-    low: float | None
+    low: float | None  # ends of the 95% interval, None where there is none
     high: float | None
 
     @property
@@ -71,25 +65,16 @@ class Measure:
 
 @dataclass(frozen=True)
 class Point(Measure):
-    """A key metric that an evaluation measured of the model of a training run.
-
-    Attributes:
-        model: the name of the training run.
-        against: the conditions under which values are comparable: held-out rows, baseline, judge.
-        details: other statistics of the same comparison, by their names in result.json.
-        difference: from the evaluation's baseline, paired by row.
-        baseline: the training run of that baseline, None for another model.
-        evaluated_as: the name of the model in the evaluation.
-        conditions: a digest of what values depend on besides the model: rows and tokens, or prompts, answers and judge.
-    """
+    """A key metric that an evaluation measured of the model of a training run."""
 
     run: Run
     evaluation: Run
-    against: str
-    details: dict[str, float | None]
-    difference: Interval | None = None
-    baseline: Run | None = None
-    evaluated_as: str = ""
+    against: str  # the conditions under which values are comparable: held-out rows, baseline, judge
+    details: dict[str, float | None]  # other statistics of the same comparison, by their names in result.json
+    difference: Interval | None = None  # from the evaluation's baseline, paired by row
+    baseline: Run | None = None  # the training run of that baseline, None for another model
+    evaluated_as: str = ""  # the name of the model in the evaluation
+    # A digest of what values depend on besides the model: rows and tokens, or prompts, answers and judge
     conditions: str = ""
 
     @property

@@ -36,17 +36,12 @@ RUN_PANELS = {
 
 @dataclass(frozen=True)
 class Panel:
-    """The points of one figure.
+    """The points of one figure."""
 
-    Attributes:
-        title: metric, and the conditions under which its values are comparable.
-        lines: by what they are drawn against and their name in W&B, means over seeds, FLOPs or percentage -> metric.
-        bars: by the name in W&B, the mean of each bucket, or of each scorer and target.
-    """
-
-    title: str
+    title: str  # metric, and the conditions under which its values are comparable
+    # By what they are drawn against and their name in W&B: means over seeds, FLOPs or percentage -> metric
     lines: dict[str, dict[str, dict[float, float]]]
-    bars: dict[str, float]
+    bars: dict[str, float]  # by the name in W&B, the mean of each bucket, or of each scorer and target
 
 
 def write_wandb_report(runs: Runs, out: Path) -> str:

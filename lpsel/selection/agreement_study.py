@@ -27,31 +27,20 @@ ALL, DEFINED = "all", "defined"  # the rows compared
 
 @dataclass(frozen=True)
 class Study:
-    """S scorers compared on N rows.
-
-    Attributes:
-        epochs: recorded epochs that all tables have, the n of the formulas.
-        metrics: those that need no more epochs, keys of METRICS.
-        scores: (M, S, N), NaN where undefined.
-        turn: the order of rows of equal score, as `tie_turns`, (N,).
-        defined: rows with a supervised token, an answer, and a score by every metric in every table, (N,).
-        lowest: the lowest of these by every metric and table, (M, S, P, N).
-        between: agreement of the scorers by (metric, rows), with rows ALL or DEFINED.
-        in_clusters: the same for every large enough cluster; no entry without clusters.
-    """
+    """S scorers compared on N rows."""
 
     names: list[str]
     tables: list[ScoreTable]
-    epochs: int
-    metrics: list[str]
+    epochs: int  # recorded epochs that all tables have, the n of the formulas
+    metrics: list[str]  # those that need no more epochs, keys of METRICS
     pcts: list[float]
-    scores: NDArray[np.float64]
-    turn: NDArray[np.int64]
-    defined: NDArray[np.bool_]
-    lowest: NDArray[np.bool_]
+    scores: NDArray[np.float64]  # (M, S, N), NaN where undefined
+    turn: NDArray[np.int64]  # the order of rows of equal score, as `tie_turns`, (N,)
+    defined: NDArray[np.bool_]  # with a supervised token, an answer, and a score by every metric and table, (N,)
+    lowest: NDArray[np.bool_]  # the lowest of these by every metric and table, (M, S, P, N)
     cluster: NDArray[np.int32] | None
-    between: dict[tuple[str, str], Agreement]
-    in_clusters: dict[tuple[str, str], list[Agreement]]
+    between: dict[tuple[str, str], Agreement]  # agreement of the scorers by (metric, rows), with rows ALL or DEFINED
+    in_clusters: dict[tuple[str, str], list[Agreement]]  # in every large enough cluster; empty without clusters
 
     @property
     def named(self) -> list[tuple[str, ScoreTable]]:

@@ -62,15 +62,10 @@ def _at_least(value: Fraction) -> str:
 
 @dataclass(frozen=True)
 class Ties:
-    """The order of rows with equal keys: by a hash of their content, or by row number where there are no ids.
+    """The order of rows with equal keys: by a hash of their content, or by row number where there are no ids."""
 
-    Attributes:
-        ids: content ids of the N rows, or None.
-        index: row numbers, int64 (N,).
-    """
-
-    ids: pa.Array | None
-    index: NDArray[np.int64]
+    ids: pa.Array | None  # content ids of the N rows, or None
+    index: NDArray[np.int64]  # row numbers, int64 (N,)
 
     def sort(self, rows: NDArray[np.int64], group: NDArray[np.int32]) -> NDArray[np.int64]:
         """Positions of rows, sorted by group and, within it, in the order of ties."""
@@ -82,21 +77,13 @@ class Ties:
 
 @dataclass(frozen=True)
 class Ranked:
-    """M rows sorted by cluster and, within it, from first to last choice.
+    """M rows sorted by cluster and, within it, from first to last choice."""
 
-    Attributes:
-        row: the rows' positions, in that order, int64 (M,).
-        cluster: number of every cluster, ascending, int64 (C,).
-        size: number of rows of every cluster, int64 (C,).
-        rank: of each in its cluster, from 0, in the order of `row`, int64 (M,).
-        run: rows of one cluster and key have the same number, ascending in the order of `row`, int32 (M,).
-    """
-
-    row: NDArray[np.int64]
-    cluster: NDArray[np.int64]
-    size: NDArray[np.int64]
-    rank: NDArray[np.int64]
-    run: NDArray[np.int32]
+    row: NDArray[np.int64]  # the rows' positions, in that order, int64 (M,)
+    cluster: NDArray[np.int64]  # number of every cluster, ascending, int64 (C,)
+    size: NDArray[np.int64]  # number of rows of every cluster, int64 (C,)
+    rank: NDArray[np.int64]  # of each in its cluster, from 0, in the order of `row`, int64 (M,)
+    run: NDArray[np.int32]  # equal for rows of one cluster and key, ascending in the order of `row`, int32 (M,)
 
     @property
     def order(self) -> NDArray[np.uint64]:

@@ -36,48 +36,31 @@ Pick = Callable[[NDArray[np.int64], int], NDArray[np.int64]]
 
 
 class Ranking(NamedTuple):
-    """The result of a rule.
+    """The result of a rule."""
 
-    Attributes:
-        score: float64 (N,), lowest first; not finite where undefined. None for a rule that picks rows without scoring
-            them: the score of a row is then the turn in which it was picked.
-        excluded: reason -> bool (N,), rows that the rule itself excludes.
-        descending: highest first instead.
-        unit: the score mostly lies in [0, 1]; scores outside are counted.
-        arbitrary: the score orders the rows but says nothing about them.
-        pick: for a rule that picks rows one after another; from the positions of eligible rows in the order of their
-            score, int64 (M,), and the number to pick, n <= M, to the positions in the order of choice, int64 (n,).
-    """
-
+    # Float64 (N,), lowest first; not finite where undefined. None for a rule that picks rows without scoring them: the
+    # score of a row is then the turn in which it was picked.
     score: NDArray[np.float64] | None
-    excluded: Mapping[str, NDArray[np.bool_]] = {}
-    descending: bool = False
-    unit: bool = False
-    arbitrary: bool = False
+    excluded: Mapping[str, NDArray[np.bool_]] = {}  # reason -> bool (N,), rows that the rule itself excludes
+    descending: bool = False  # highest first instead
+    unit: bool = False  # the score mostly lies in [0, 1]; scores outside are counted
+    arbitrary: bool = False  # the score orders the rows but says nothing about them
+    # For a rule that picks rows one after another: from the positions of eligible rows in the order of their score,
+    # int64 (M,), and the number to pick, n <= M, to the positions in the order of choice, int64 (n,).
     pick: Pick | None = None
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule, and what has to be known about it before it runs. Decorates the function.
+    """A rule, and what has to be known about it before it runs. Decorates the function."""
 
-    Attributes:
-        function: from a table and `seed` to a `Ranking`; further keyword arguments are options of conf/selection.
-        picks_rows: the ranking has `pick`.
-        uses_lengths: the rule ranks by token counts.
-        uses_query: the rule selects for examples of the user's task.
-        takes_all: the rule is for training on everything, rows with an empty answer included.
-        uses_group: the rule compares answers to the same prompt.
-        epochs: recorded epochs that its formula needs at least; None if it needs no records.
-    """
-
-    function: Callable[..., Ranking]
-    picks_rows: bool = False
-    uses_lengths: bool = False
-    uses_query: bool = False
-    takes_all: bool = False
-    uses_group: bool = False
-    epochs: int | None = None
+    function: Callable[..., Ranking]  # of a table and `seed`; further keyword arguments are options of conf/selection
+    picks_rows: bool = False  # the ranking has `pick`
+    uses_lengths: bool = False  # the rule ranks by token counts
+    uses_query: bool = False  # the rule selects for examples of the user's task
+    takes_all: bool = False  # the rule is for training on everything, rows with an empty answer included
+    uses_group: bool = False  # the rule compares answers to the same prompt
+    epochs: int | None = None  # recorded epochs that its formula needs at least; None if it needs no records
 
     def __call__(self, table: ScoreTable, *, seed: int, **options: Any) -> Ranking:
         return self.function(table, seed=seed, **options)

@@ -7,19 +7,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Artifact:
-    """A file or folder that a run created or used.
+    """A file or folder that a run created or used."""
 
-    Attributes:
-        kind: scores, subset, model or evaluation.
-        name: the same for the same content, so that a tracker can link runs through it.
-        path: a file or a folder; complete, and not modified later.
-        by_reference: store only the path and checksums, for files that are too large to copy.
-    """
-
-    kind: str
-    name: str
-    path: Path
-    by_reference: bool = False
+    kind: str  # scores, subset, model or evaluation
+    name: str  # the same for the same content, so that a tracker can link runs through it
+    path: Path  # complete, and not modified later
+    by_reference: bool = False  # store only the path and checksums, for files that are too large to copy
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
