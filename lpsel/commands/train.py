@@ -1,7 +1,8 @@
 """`train`: find or compute scores, select a subset, train the target on it, and save a Hugging Face model folder."""
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,15 +36,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Target:
-    """The model to train: its spec, an adapter or None, and the folder or Hub id of its weights."""
-
-    spec: ModelSpec
-    adapter: Adapter | None
-    path: str
-
-
 def run(job: Job) -> dict[str, Any]:
     """Select, train, save. The run folder is a selection folder with the model in it."""
     setup = job.training_setup()
@@ -56,7 +48,7 @@ def run(job: Job) -> dict[str, Any]:
     check_model(spec, job.cache_dir)
     warn_of_toy("model", spec, inputs.source)
     spec = with_template(spec, inputs.source, job.cache_dir)
-    target = Target(spec, adapter, locate(spec, job.cache_dir))
+    path = locate(spec, job.cache_dir)
     job.start_tracking()
 
     selection, scores = select_rows(inputs)
@@ -67,15 +59,11 @@ def run(job: Job) -> dict[str, Any]:
     log.info("Selection %s: %s, to train %s on", inputs.spec.name, counts, spec.name)
 
     adapter_settings = OmegaConf.to_container(job.config.adapter, resolve=True)
-    entry = training_entry(setup, spec, target.path, adapter_settings, inputs.source.ids, selection.selected)
+    entry = training_entry(setup, spec, path, adapter_settings, inputs.source.ids, selection.selected)
     checkpoints = checkpoints_of(entry)
     job.temporary.append(checkpoints)
-    result |= trained_once(
-        setup,
-        entry,
-        lambda: train(setup, target, inputs.source, selection.selected, checkpoints),
-        from_any_run=job.in_sweep,
-    )
+    fit_target = partial(train, setup, spec, adapter, path, inputs.source, selection.selected, checkpoints)
+    result |= trained_once(setup, entry, fit_target, from_any_run=job.in_sweep)
     if not is_main_process():
         return {}
     result["ledger"] = ledger(result["scoring"], result["training"], result.pop("full_training"), result["n_total"])
@@ -86,27 +74,26 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def train(
-    setup: TrainingSetup, target: Target, source: Source, selected_N: NDArray[np.bool_], checkpoints: Path
-) -> dict[str, Any]:
-    """Train the target on the selected rows and save it; its part of result.json, on the main process."""
+    setup: TrainingSetup, spec: ModelSpec, adapter: Adapter | None, path: str, source: Source,
+    selected_N: NDArray[np.bool_], checkpoints: Path,
+) -> dict[str, Any]:  # fmt: skip
+    """Train the target, with weights at `path`, and save it; its part of result.json, on the main process."""
     from lpsel.model.export import save_model
     from lpsel.scoring.scorer import checked_tokens
     from lpsel.training.monitors import LossSpikes, UntrainedTokens
     from lpsel.training.trainer import fit, full_training
 
-    spec, epochs = target.spec, target.spec.recipe.epochs
-    tokenizer = load_tokenizer(spec, target.path)
-    tokens = checked_tokens(source, tokenizer, spec, target.path, setup.cache_dir)
+    epochs, title = spec.recipe.epochs, f"Target {spec.name}"
+    tokenizer = load_tokenizer(spec, path)
+    tokens = checked_tokens(source, tokenizer, spec, path, setup.cache_dir)
     data = _training_data(setup, spec, tokens, selected_N)
-    title = f"Target {spec.name}"
     spikes, untrained = LossSpikes(title), UntrainedTokens(title, tokens, tokenizer)
-    steps = data.steps_per_epoch * epochs
-    module = setup.fine_tuner("target", spec, target.path, steps, adapter=target.adapter)
-    trainer, cost = fit(
-        setup, module, data, epochs=epochs, title=title, callbacks=[spikes, untrained], checkpoints=checkpoints
-    )
+    module = setup.fine_tuner("target", spec, path, data.steps_per_epoch * epochs, adapter=adapter)
+    callbacks = [spikes, untrained]
+    trainer, cost = fit(setup, module, data, epochs=epochs, title=title, callbacks=callbacks, checkpoints=checkpoints)
     last_step_nll = float(trainer.callback_metrics["target/nll"])
-    save_model(trainer, module, tokenizer, setup.run_dir / MODEL)
+    folder, name = setup.run_dir / MODEL, model_name(setup.run_dir)
+    save_model(trainer, module, tokenizer, folder)
     if not is_main_process():
         return {}
     training = {
@@ -122,12 +109,15 @@ def train(
         "world_size": trainer.world_size,
         **asdict(cost),
     }
-    adapter = module.adapted.describe(setup.run_dir) if module.adapted else None
-    saved = _track_model(setup, adapter, training)
+    adapted = module.adapted.describe(setup.run_dir) if module.adapted else None
+    saved = folder.is_dir()
+    tracked = folder if saved or adapted is None else Path(adapted["folder"])  # the adapter if only that was saved
+    setup.tracker.log_artifact(model_artifact(name, tracked, training))
     return {
-        **saved,
+        "model": str(folder) if saved else None,
+        "artifact": name,
         "base_model": describe_model(spec),
-        "adapter": adapter,
+        "adapter": adapted,
         "training": training,
         "full_training": full_training(module, data, epochs),
     }
@@ -143,12 +133,3 @@ def _training_data(
     if unsupervised := int(selected_N.sum() - data.trained.sum()):
         log.warning("Target: %s selected rows have no supervised token for %s and are skipped", unsupervised, spec.name)
     return data
-
-
-def _track_model(setup: TrainingSetup, adapter: dict[str, Any] | None, training: dict[str, Any]) -> dict[str, Any]:
-    """Track the saved model, or the adapter if only that was saved; `model` and `artifact` of result.json."""
-    folder, name = setup.run_dir / MODEL, model_name(setup.run_dir)
-    saved = folder.is_dir()
-    path = folder if saved or adapter is None else Path(adapter["folder"])
-    setup.tracker.log_artifact(model_artifact(name, path, training))
-    return {"model": str(folder) if saved else None, "artifact": name}
