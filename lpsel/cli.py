@@ -216,15 +216,14 @@ def _run_job(command: str, config: Any, folder: Path) -> None:
         print_plan(command, config, folder)
         return
     from lpsel.commands.job import Job
-    from lpsel.console import end
+    from lpsel.config import build
+    from lpsel.console import end, show
 
     started = Job.of(command, config, folder)
     result = started.run()
     if is_main_process():
         if command == "evaluate":
-            from lpsel.commands.evaluate import show
-
-            show(config, result)
+            show(build(config.evaluator).table(result))
         end(NEXT[command], started.run_dir)
 
 

@@ -161,6 +161,11 @@ def end(next_step: str, written: Path) -> None:
     print(written, flush=True)
 
 
+def decimals(value: float | None) -> str:
+    """Three decimals, or a dash for a missing value."""
+    return "-" if value is None else f"{value:.3f}"
+
+
 def shortened(text: str, longest: int) -> str:
     """The text, or its beginning with an ellipsis at the end."""
     return text if len(text) <= longest else f"{text[: longest - 1].rstrip()}…"

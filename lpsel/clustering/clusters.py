@@ -66,13 +66,9 @@ class NoClusters:
 
 @dataclass(frozen=True)
 class Column:
-    """One cluster for every value of a column of the source, numbered in sorted order.
+    """One cluster for every value of a column of the source, numbered in sorted order."""
 
-    Attributes:
-        column: its name; null for the dataset's `cluster_column`.
-    """
-
-    column: str | None = None
+    column: str | None = None  # null for the dataset's `cluster_column`
 
     def check(self, dataset: DatasetSpec) -> None:
         name = self._name(dataset)
@@ -117,14 +113,10 @@ class KMeans:
     The same rows, embedder and seed give the same clusters in any order of the rows, and a content that occurs twice
     counts twice. One start by k-means++ (scikit-learn's default for it). Above 200,000 different contents, mini-batch
     k-means.
-
-    Attributes:
-        n_clusters: null for one per 50 rows (`clusters_for`); at most the number of contents.
-        embedder: a sentence-transformers folder or Hub id.
     """
 
-    n_clusters: int | None = None
-    embedder: str = "sentence-transformers/all-MiniLM-L6-v2"
+    n_clusters: int | None = None  # null for one per 50 rows (`clusters_for`); at most the number of contents
+    embedder: str = "sentence-transformers/all-MiniLM-L6-v2"  # a sentence-transformers folder or Hub id
 
     def __post_init__(self) -> None:
         if self.n_clusters is not None:

@@ -12,6 +12,7 @@ from rich.markup import escape
 from lpsel import console
 from lpsel.commands.agreement_inputs import Scored, read_all, read_clusters, read_texts, with_dataset
 from lpsel.commands.arguments import OneLineParser, run_folder
+from lpsel.console import decimals
 from lpsel.run_config import RESULT
 from lpsel.scoring.metrics import METRICS
 from lpsel.scoring.npz import split_npz
@@ -163,8 +164,8 @@ def show(values: dict[str, Any]) -> None:
     for metric, pairs in groupby((p for p in values["pairs"] if p["rows"] == DEFINED), key=itemgetter("metric")):
         title = METRICS[metric].title
         for pair in pairs:
-            shares = (f"{_figure(low['share'])} ({_figure(low['chance'])})" for low in pair["lowest"])
-            correlations = _figure(pair["spearman"]), _figure(pair["kendall_tau_b"])
+            shares = (f"{decimals(low['share'])} ({decimals(low['chance'])})" for low in pair["lowest"])
+            correlations = decimals(pair["spearman"]), decimals(pair["kendall_tau_b"])
             table.add_row(title, escape(pair["a"]), escape(pair["b"]), *correlations, *shares)
             title = ""
         table.add_section()
@@ -185,9 +186,5 @@ def show_diagnosis(values: dict[str, Any]) -> None:
         numbers = [entry["spearman"].get(name) for name in columns]
         numbers += [entry["clusters"]] * bool(values["clusters"])
         counts = (f"{', '.join(f'{low[name]:,}' for name in counted)} of {low['rows']:,}" for low in entry["lowest"])
-        table.add_row(METRICS[entry["metric"]].title, escape(entry["table"]), *map(_figure, numbers), *counts)
+        table.add_row(METRICS[entry["metric"]].title, escape(entry["table"]), *map(decimals, numbers), *counts)
     console.show(table)
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

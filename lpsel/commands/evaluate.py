@@ -10,7 +10,6 @@ from typing import Any
 from hydra import compose
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from lpsel import console
 from lpsel.commands.job import Job
 from lpsel.commands.tracked_values import log_evaluation
 from lpsel.config import build, choice, choices, config_dir, same_letters
@@ -131,11 +130,6 @@ def _candidates(names: Sequence[str], baseline: Sequence[str], config: DictConfi
         if count[spec.name] > 1 and seed is not None and isinstance(spec, ModelSpec):
             specs[number] = replace(spec, name=f"{spec.name}, seed {seed}")
     return Candidates(tuple(specs[: len(names)]), *specs[len(names) :])
-
-
-def show(config: DictConfig, result: dict[str, Any]) -> None:
-    """Print the models side by side."""
-    console.show(build(config.evaluator).table(result))
 
 
 def candidate(name: str, config: DictConfig) -> ModelSpec | Endpoint:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from lpsel.cache import used_by
 from lpsel.commands.arguments import OneLineParser, checked_rows, dataset_error, dataset_of_run, selection_table
@@ -76,7 +75,8 @@ def explore(run: Path, out: Path | None, dataset: str | None, cache_dir: Path) -
 
 def read_rows(run: Run, dataset: str | None, cache_dir: Path) -> tuple["Explorer", list[str]]:
     """The rows of a run to show, and notes on what is missing."""
-    from lpsel.report.explorer import MOST_ROWS, SAMPLE, Explorer, fair_sample
+    from lpsel.clustering.embeddings import cached_embeddings
+    from lpsel.report.explorer import MOST_ROWS, SAMPLE, Explorer, fair_sample, map_of
 
     table, notes = selection_table(run.folder, COLUMNS), list[str]()
     if not run.result["diagnosis"]["spearman"]:  # scores that say nothing about the rows
@@ -98,7 +98,8 @@ def read_rows(run: Run, dataset: str | None, cache_dir: Path) -> tuple["Explorer
         columns |= texts
         if columns["length"].null_count:
             columns["length"], unit = characters, "characters"
-    map_S2, explained = _map_of(run, ids, cache_dir)
+    vectors_SD = None if ids is None else cached_embeddings(used_by(cache_dir, run.folder), cache_dir, ids)
+    map_S2, explained = (np.empty((0, 0)), []) if vectors_SD is None else map_of(vectors_SD)
     if not explained:
         notes.append(f"No map: {cache_dir} has no embeddings that this run used")
     columns |= {name: to_arrow(values_S) for name, values_S in zip(("x", "y"), map_S2.T, strict=False)}
@@ -129,15 +130,6 @@ def read_texts(source: Source, rows: Sequence[int], ids: pa.Array | None) -> dic
 def _joined(parts: Sequence[str], *more: str) -> str:
     """The beginning of texts, one after another, without lone surrogates."""
     return utf8("\n".join(part.strip()[:MOST_TEXT] for part in [*parts, *more] if part)[:MOST_TEXT])
-
-
-def _map_of(run: Run, ids: pa.Array | None, cache_dir: Path) -> tuple[NDArray[np.float64], list[float]]:
-    """`map_of` the embeddings of rows with these content ids that the run used, if they are cached."""
-    from lpsel.clustering.embeddings import cached_embeddings
-    from lpsel.report.explorer import map_of
-
-    vectors_SD = None if ids is None else cached_embeddings(used_by(cache_dir, run.folder), cache_dir, ids)
-    return (np.empty((0, 0)), []) if vectors_SD is None else map_of(vectors_SD)
 
 
 def _check_page(page: Path) -> None:

@@ -21,6 +21,7 @@ from lpsel.commands.agreement_inputs import Scored, read_all
 from lpsel.commands.arguments import OneLineParser, run_folder
 from lpsel.commands.job import configured, ranks_run
 from lpsel.commands.job import run as run_job
+from lpsel.console import decimals
 from lpsel.errors import UserError, check_int
 from lpsel.evaluation.subset_validation import bootstrap_interval, conclusion, conclusive, rank_correlation
 from lpsel.overrides import hydra_arguments
@@ -262,18 +263,14 @@ def _summary(measured: Sequence[dict[str, Any]], scores: Mapping[str, Floats], s
 def show(result: Mapping[str, Any]) -> None:
     """Print the correlation of every score, and what its lowest and highest rows lead to."""
     random = result["random_nll"]
-    notes = [f"{random['subsets']} random subsets of {result['pct']:g}%: NLL {_figure(random['mean'])}, "
-               f"standard deviation {_figure(random['standard_deviation'])}"]  # fmt: skip
+    notes = [f"{random['subsets']} random subsets of {result['pct']:g}%: NLL {decimals(random['mean'])}, "
+               f"standard deviation {decimals(random['standard_deviation'])}"]  # fmt: skip
     notes += [f"{score['score']}: {score['conclusion']}" for score in result["scores"]]
     numbers = ("Spearman", "95% interval", "NLL of the lowest", "of the highest")
     table = console.table(("score", *numbers), numbers, notes=notes)
     for score in result["scores"]:
-        ends = f"{_figure(score['ci_low'])} to {_figure(score['ci_high'])}"
-        nlls = (f"{_figure(score[f'nll_{end}'])} (random above: {score[f'random_above_{end}']})"
+        ends = f"{decimals(score['ci_low'])} to {decimals(score['ci_high'])}"
+        nlls = (f"{decimals(score[f'nll_{end}'])} (random above: {score[f'random_above_{end}']})"
                 for end in ("lowest", "highest"))  # fmt: skip
-        table.add_row(escape(score["score"]), _figure(score["spearman"]), ends, *nlls)
+        table.add_row(escape(score["score"]), decimals(score["spearman"]), ends, *nlls)
     console.show(table)
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

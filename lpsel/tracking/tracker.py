@@ -33,13 +33,9 @@ Logged = float | Distribution | Rows | Path  # the path of a PNG file, or of an 
 
 
 class Tracker:
-    """A tracker that ignores everything (`tracker=none`), and the interface of the others.
+    """A tracker that ignores everything (`tracker=none`), and the interface of the others."""
 
-    Attributes:
-        enabled: whether logged values are stored; if not, a trainer need not compute them.
-    """
-
-    enabled: bool = False
+    enabled: bool = False  # whether logged values are stored; if not, a trainer need not compute them
 
     def start(self, job: str, config: dict[str, Any], run_dir: Path, group: str | None = None) -> None:
         """Start the run of a command ("train", "select", "evaluate") with its configuration.
