@@ -74,13 +74,12 @@ def at_equal_tokens(points: Sequence[Point]) -> list[Comparison]:
         if p.run.rule == BASELINE and tokens(p):
             curves[p.run.trained_as, p.run.get("seed")].append(p)
 
-    def reference_of(first: Point, ours: BySeed) -> BySeed | None:
-        found = {
+    def reference_of(first: Point, ours: BySeed) -> BySeed:
+        return {
             seed: point
             for seed, p in ours.items()
             if (point := _interpolated(curves.get((first.run.trained_as, seed), []), tokens(p))) is not None
         }
-        return found or None
 
     return _compared(points, reference_of)
 

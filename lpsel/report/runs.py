@@ -222,9 +222,7 @@ def _variant(settings: dict[str, str]) -> str:
 
 def _training(settings: dict[str, str]) -> dict[str, str]:
     """The settings that training depends on; of the dataset, its content."""
-    return {
-        key: value for key, value in settings.items() if key.split(".")[0] in TRAINING or key == "dataset.fingerprint"
-    }
+    return {k: v for k, v in settings.items() if k.split(".")[0] in TRAINING or k == "dataset.fingerprint"}
 
 
 def _settings(run: Run) -> dict[str, str]:
