@@ -13,21 +13,11 @@ from matplotlib.figure import Figure
 
 from lpsel import __version__, html_pages
 from lpsel.output_folder import output_folder
+from lpsel.report import figures, line_figures
 from lpsel.report.agreement_figures import agreement_figures
 from lpsel.report.cells import Shown, capitalized, readable
 from lpsel.report.comparisons import EVEN
 from lpsel.report.drawing import DARK_SERIES, INK, MUTED, SERIES, SLIDE, Look, looks, save_files, svg
-from lpsel.report.figures import (
-    Dot,
-    bucket_figure,
-    dots_figure,
-    ledger_figure,
-    length_figure,
-    score_agreement_figure,
-    scorer_target_figure,
-    trajectory_figure,
-)
-from lpsel.report.line_figures import cost_figure, difference_figure, fraction_figure, token_figure
 from lpsel.report.points import KEY_METRICS, Interval, Point, comparable, one_value_per_seed, points, trained_models
 from lpsel.report.runs import COMMANDS, EXPLORER, Run, Runs
 from lpsel.report.summary import Summary, summarize
@@ -74,25 +64,25 @@ PAGE_COLORS = dict(
 OVER_SEEDS = "Lines connect means over seeds, faint dots are seeds, the gray band is the range of random rows"
 QUALITY_FIGURES = {
     "quality": (
-        cost_figure,
+        line_figures.cost_figure,
         f"{OVER_SEEDS}; a single seed has its 95% interval over prompts or rows. Dashed: training on all rows, or a "
         "win rate of 50%. The cost includes the scores, also where they were reused.",
     ),
     "share": (
-        fraction_figure,
+        line_figures.fraction_figure,
         f"{OVER_SEEDS}. From the dotted percentage on, the intervals of a selection, corrected for the number of "
         "selections, are no worse than all rows.",
     ),
     "tokens": (
-        token_figure,
+        line_figures.token_figure,
         "The same at equal training tokens: equal percentages of long and of short rows differ in tokens.",
     ),
     "difference": (
-        difference_figure,
+        line_figures.difference_figure,
         "Difference from training on all rows; a single seed has the 95% interval of the paired difference, where the "
         "baseline of the evaluation was trained on all rows.",
     ),
-    "buckets": (bucket_figure, "Means over seeds; lines are the 95% intervals of runs."),
+    "buckets": (figures.bucket_figure, "Means over seeds; lines are the 95% intervals of runs."),
 }
 FORMULAS = {
     "lp": "LP(1) = (P₀ − P₁) / (P₀ − Pₙ), with perplexities P: the fraction of all learning that happens in epoch 1.",
@@ -115,25 +105,25 @@ def write_report(runs: Runs, out: Path, command: str = "lpsel report") -> Path:
     with output_folder(out, "report", runs.folders, written_later=[WANDB_SPEC]) as folder:
         (folder / "figures").mkdir()
         (folder / "tables").mkdir()
-        figures = []
+        drawn = []
         for name, caption, figure in report_figures(runs, measured, tables):
             if figure is not None:
                 phone = svg(figure, name)
-                drawn = {"phone": _element(phone), "desktop": _element(save_files(figure, folder / "figures", name))}
+                sizes = {"phone": _element(phone), "desktop": _element(save_files(figure, folder / "figures", name))}
                 size = "slide" if figure.get_figwidth() == SLIDE[0] else "natural"
-                figures.append({"name": name, "caption": caption, "size": size, **drawn})
+                drawn.append({"name": name, "caption": caption, "size": size, **sizes})
         for name, table in tables.items():
             if table:
                 write_csv(folder / "tables" / f"{name}.csv", table)
-        write_file(folder / "index.html", _report_page(runs, summarize(runs, measured), tables, figures, out, command))
+        write_file(folder / "index.html", _report_page(runs, summarize(runs, measured), tables, drawn, out, command))
     return out / "index.html"
 
 
 def _report_page(
-    runs: Runs, summary: Summary, tables: dict[str, Table], figures: list[dict[str, Any]], out: Path, command: str
+    runs: Runs, summary: Summary, tables: dict[str, Table], drawn: list[dict[str, Any]], out: Path, command: str
 ) -> str:
     shown = {name: _shown(name, table) for name, table in tables.items() if table}
-    others = [figure for figure in figures if figure["name"] != HEADLINE]
+    others = [figure for figure in drawn if figure["name"] != HEADLINE]
     sections = [
         (
             title,
@@ -147,7 +137,7 @@ def _report_page(
         runs=runs,
         commands=[command for command in COMMANDS if runs.by_command(command)],
         summary=summary,
-        headline=[figure for figure in figures if figure["name"] == HEADLINE],
+        headline=[figure for figure in drawn if figure["name"] == HEADLINE],
         tables=shown,
         sections=[section for section in sections if section[1] or section[2]],
         made={"date": date.today().isoformat(), "command": command, "version": __version__},
@@ -178,16 +168,16 @@ def report_figures(runs: Runs, measured: Sequence[Point], tables: dict[str, Tabl
     yield from _dot_figures(runs, tables["groups"], "groups", "group", KEY_METRICS["win_rate"].label, [EVEN], style)
     yield from _dot_figures(runs, tables["harness"], "harness", "task", "value", [], style)
     caption = "Spearman correlation between scores of the same rows."
-    yield "agreement", caption, score_agreement_figure(selections)
+    yield "agreement", caption, figures.score_agreement_figure(selections)
     for k, run in enumerate(_first(selections, _scored_by), 1):
         seed = "" if run.scorer == "–" or run.get("seed") is None else f", seed {run.get('seed')}"
         caption = f"{_scored_by(run)}{seed}: median and quartiles of the hardest and easiest tenth by LP_app(1)."
-        yield f"trajectory-{k}", caption, trajectory_figure(Path(str(run.get("scores"))))
+        yield f"trajectory-{k}", caption, figures.trajectory_figure(Path(str(run.get("scores"))))
     for k, run in enumerate(_first(selections, lambda run: (run.series, run.pct)), 1):
         caption = f"{style[run.series].label}, {run.pct:g}%." if run.pct else f"{style[run.series].label}."
-        yield f"lengths-{k}", caption, length_figure(run, style[run.series].color)
+        yield f"lengths-{k}", caption, figures.length_figure(run, style[run.series].color)
     caption = "FLOPs of selection and training, means over seeds; the distance to the dashed line is saved."
-    yield "costs", caption, ledger_figure([run for run in selections if run.command == "train"], style)
+    yield "costs", caption, figures.ledger_figure([run for run in selections if run.command == "train"], style)
 
 
 def _scored_by(run: Run) -> str:
@@ -212,7 +202,7 @@ def _quality_figures(measured: Sequence[Point], style: dict[str, Look]) -> Itera
         if drawn := one_value_per_seed(group):
             for name, (draw, caption) in QUALITY_FIGURES.items():
                 yield f"{name}-{k}", f"{about} {caption}", draw(drawn, style)
-            yield f"scorers-{k}", f"{about} Means over seeds.", scorer_target_figure(drawn)
+            yield f"scorers-{k}", f"{about} Means over seeds.", figures.scorer_target_figure(drawn)
 
 
 def _dot_figures(
@@ -225,10 +215,10 @@ def _dot_figures(
         at = Interval(entry["value"], entry["low"], entry["high"])
         run = trained[entry["evaluation"]].get(entry["model"])
         color = None if run is None else style[run.series].color
-        dots[entry["evaluation"], entry["kind"]].append(Dot(entry[row], entry["model"], at, color))
+        dots[entry["evaluation"], entry["kind"]].append(figures.Dot(entry[row], entry["model"], at, color))
     for k, ((evaluation, kind), group) in enumerate(dots.items(), 1):
         caption = f"{Path(evaluation).name}, {kind}. 95% intervals."
-        yield f"{name}-{k}", caption, dots_figure(group, label, lines)
+        yield f"{name}-{k}", caption, figures.dots_figure(group, label, lines)
 
 
 def agreement_page(study: Study, numbers: dict[str, Any]) -> str:
@@ -238,16 +228,15 @@ def agreement_page(study: Study, numbers: dict[str, Any]) -> str:
         study: the comparison, for its figures.
         numbers: the same as plain values, None where a statistic is undefined.
     """
-    figures = {
-        metric: [(title, _element(svg(figure, name))) for name, title, figure in agreement_figures(study, metric)]
-        for metric in study.metrics
-    }
     return render(
         "agreement.html.j2",
         numbers=numbers,
         labels={name: metric.title for name, metric in METRICS.items()},
         formulas=FORMULAS,
-        figures=figures,
+        figures={
+            metric: [(title, _element(svg(figure, name))) for name, title, figure in agreement_figures(study, metric)]
+            for metric in study.metrics
+        },
         pairs=lambda metric, rows: [p for p in numbers["pairs"] if (p["metric"], p["rows"]) == (metric, rows)],
         all_rows=ALL,
         defined=DEFINED,

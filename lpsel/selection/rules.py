@@ -17,15 +17,7 @@ from numpy.typing import NDArray
 
 from lpsel.data.random_order import random_keys
 from lpsel.errors import UserError
-from lpsel.scoring.metrics import (
-    Basis,
-    forgetting_events,
-    learning_percentage,
-    mean_relative_drop,
-    mid_ranks,
-    relative_drop,
-)
-from lpsel.scoring.metrics import perplexity as perplexity_of
+from lpsel.scoring import metrics
 from lpsel.scoring.table import ScoreTable
 from lpsel.selection.budget import Ties, rank_in_clusters
 
@@ -100,21 +92,21 @@ def cluster_random(table: ScoreTable, *, seed: int) -> Ranking:
 
 
 @partial(Rule, epochs=2)
-def lp(table: ScoreTable, *, seed: int, basis: Basis = "perplexity") -> Ranking:
+def lp(table: ScoreTable, *, seed: int, basis: metrics.Basis = "perplexity") -> Ranking:
     """LP(1), hardest (lowest) first, over all epochs of the table (Mekala, Nguyen, Shang 2024).
 
     With basis nll, the same formula on mean NLL.
     """
-    return Ranking(learning_percentage(table, "lp", basis), unit=True)
+    return Ranking(metrics.learning_percentage(table, "lp", basis), unit=True)
 
 
 @partial(Rule, epochs=1)
-def lp_app(table: ScoreTable, *, seed: int, basis: Basis = "perplexity") -> Ranking:
+def lp_app(table: ScoreTable, *, seed: int, basis: metrics.Basis = "perplexity") -> Ranking:
     """LP_app(1), hardest (lowest) first, from one epoch (Mekala, Nguyen, Shang 2024).
 
     With basis nll, the same formula on mean NLL.
     """
-    return Ranking(learning_percentage(table, "lp_app", basis), unit=True)
+    return Ranking(metrics.learning_percentage(table, "lp_app", basis), unit=True)
 
 
 @partial(Rule, epochs=2)
@@ -135,7 +127,7 @@ def task_lp(table: ScoreTable, *, seed: int) -> Ranking:
 
     (L_0 - L_n) / L_0 with n the last epoch of the table, where only the examples are trained on.
     """
-    return Ranking(relative_drop(table.nll), descending=True, unit=True)
+    return Ranking(metrics.relative_drop(table.nll), descending=True, unit=True)
 
 
 @partial(Rule, uses_lengths=True)
@@ -151,11 +143,11 @@ def perplexity(table: ScoreTable, *, seed: int, band: Band = "high") -> Ranking:
     For the band mid, the score is the distance of a row's rank from the middle rank of all rows with a supervised
     token, as a fraction of these rows: 0 for the median and at most 1/2.
     """
-    ppl_N = perplexity_of(table.nll[0]) if table.ppl is None else table.ppl[0]
+    ppl_N = metrics.perplexity(table.nll[0]) if table.ppl is None else table.ppl[0]
     if band == "mid":
         ranked = np.isfinite(ppl_N) & (table.response_tokens > 0)
         distance = np.full(len(ppl_N), np.nan)
-        rank = mid_ranks(ppl_N[ranked])
+        rank = metrics.mid_ranks(ppl_N[ranked])
         distance[ranked] = np.abs(rank - (len(rank) - 1) / 2) / max(len(rank), 1)
         return Ranking(distance)
     return Ranking(ppl_N, descending=band == "high")
@@ -210,13 +202,13 @@ def forgetting(table: ScoreTable, *, seed: int) -> Ranking:
 
     The integer part of the score counts the rises; the fraction orders equal counts by NLL after the last epoch.
     """
-    return Ranking(forgetting_events(table.nll), descending=True)
+    return Ranking(metrics.forgetting_events(table.nll), descending=True)
 
 
 @partial(Rule, epochs=1)
 def learning_speed(table: ScoreTable, *, seed: int) -> Ranking:
     """Slowest learned first, by the NLL curve over the recorded epochs (after Jiang et al. 2021)."""
-    return Ranking(mean_relative_drop(table.nll), unit=True)
+    return Ranking(metrics.mean_relative_drop(table.nll), unit=True)
 
 
 @Rule

@@ -17,18 +17,8 @@ from lpsel.data.random_order import random_keys
 from lpsel.errors import UserError
 from lpsel.scoring.metrics import known_level, rises
 from lpsel.scoring.table import ScoreTable, to_arrow
-from lpsel.selection.budget import (
-    Ranked,
-    Ties,
-    capped_shares,
-    exact_shares,
-    hardness_weights,
-    paper_shares,
-    part_of,
-    rank_in_clusters,
-    row_budget,
-    thirds,
-)
+from lpsel.selection import budget
+from lpsel.selection.budget import Ranked, Ties, rank_in_clusters
 from lpsel.selection.exclusions import (
     DUPLICATE,
     KNOWN,
@@ -195,7 +185,7 @@ def select(table: ScoreTable, spec: SelectionSpec, pct: float, seed: int) -> Sel
     if spec.pct_of == "tokens":
         n = _rows_of_tokens(table.prompt_tokens + table.response_tokens, pct, len(eligible), choose)
     else:
-        n = min(row_budget(pct, len(table)), len(eligible)) if spec.budget == "exact" else 0
+        n = min(budget.row_budget(pct, len(table)), len(eligible)) if spec.budget == "exact" else 0
     ranked, rows, turn = choose(n)
     selected, rank = np.zeros(len(table), np.bool_), np.zeros(len(table), np.int32)
     selected[rows] = True
@@ -243,7 +233,7 @@ def _bucket(
     """The bucket of every row, int8 (N,); rows of others than `wanted` are excluded."""
     ranked = rank_in_clusters(exclusions.eligible, cluster, score, ties)
     bucket = np.full(len(score), -1, np.int8)
-    bucket[ranked.row] = thirds(ranked)
+    bucket[ranked.row] = budget.thirds(ranked)
     for code, name in enumerate(BUCKETS):
         if name != wanted:
             exclusions.add(f"in bucket {name}", bucket == code)
@@ -252,19 +242,20 @@ def _bucket(
 
 def _rows_of_tokens(tokens_N: NDArray[np.int32], pct: float, most: int, choose: Callable[[int], Choice]) -> int:
     """The largest number of rows, 1 to `most`, that have at most pct percent of the tokens of all rows."""
-    budget = math.floor(part_of(pct, int(tokens_N.sum())))
-    return max(1, bisect_right(range(1, most + 1), budget, key=lambda n: int(tokens_N[choose(n).rows].sum())))
+    limit = math.floor(budget.part_of(pct, int(tokens_N.sum())))
+    return max(1, bisect_right(range(1, most + 1), limit, key=lambda n: int(tokens_N[choose(n).rows].sum())))
 
 
 def _rows_per_cluster(ranked: Ranked, spec: SelectionSpec, pct: float, n: int, hardness_N: Floats) -> NDArray[np.int64]:
     """How many rows to select from every cluster, int64 (C,): n with budget=exact."""
     if spec.budget == "paper":
-        return paper_shares(ranked.size, pct) if spec.bucket is None else ranked.size
+        return budget.paper_shares(ranked.size, pct) if spec.bucket is None else ranked.size
     if spec.allocation == "equal":
-        return capped_shares(np.ones(len(ranked.size)), ranked.size, n, ranked.order)
+        return budget.capped_shares(np.ones(len(ranked.size)), ranked.size, n, ranked.order)
     if spec.allocation == "cluster_mean":
-        return capped_shares(hardness_weights(ranked, hardness_N[ranked.row]), ranked.size, n, ranked.order)
-    return exact_shares(ranked.size, n, ranked.order)
+        weight_C = budget.hardness_weights(ranked, hardness_N[ranked.row])
+        return budget.capped_shares(weight_C, ranked.size, n, ranked.order)
+    return budget.exact_shares(ranked.size, n, ranked.order)
 
 
 def _picked(pick: Pick, ranked: Ranked, take_C: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
