@@ -28,11 +28,8 @@ def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
     Each target and seed is evaluated on its own, next to the untrained target, with the model trained on all rows as
     the baseline, unless the evaluation sets one. A finished evaluation of the same runs is reused.
 
-    Args:
-        sweep: the sweep's configuration with Hydra's node; `experiment.evaluate` has overrides of `lpsel evaluate`,
-            or a name for each of several evaluations with its overrides.
-        folder: of the sweep.
-        runs: folders of finished training runs.
+    `sweep` is the sweep's configuration with Hydra's node: its `experiment.evaluate` has overrides of `lpsel evaluate`,
+    or a name for each of several evaluations with its overrides. `runs` are folders of finished training runs.
 
     Raises:
         UserError: an evaluation failed; the report is written nevertheless.

@@ -49,12 +49,6 @@ def main(arguments: Sequence[str]) -> None:
 def explore(run: Path, out: Path | None, dataset: str | None, cache_dir: Path) -> tuple[Path, list[str]]:
     """Write the page of a run, in place of an earlier one; returns its path, and notes on what is missing.
 
-    Args:
-        run: run folder of select or train.
-        out: the page, RUN/explore.html by default.
-        dataset: where the rows are now; where the run read them by default.
-        cache_dir: of the run, for embeddings.
-
     Raises:
         UserError: there is no such run, its files have changed, or the page cannot be written.
     """

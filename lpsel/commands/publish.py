@@ -43,10 +43,7 @@ def main(arguments: Sequence[str]) -> None:
 def publish(run: Path, out: Path | None = None, license: str | None = None) -> Path:
     """Write the dataset folder: data/train.jsonl or .parquet, selection.parquet, and README.md, the card.
 
-    Args:
-        run: run folder of select or train.
-        out: RUN/dataset by default; an earlier dataset folder is replaced.
-        license: of the source; by default that of conf/dataset.
+    An earlier dataset folder is replaced. The license is that of the source, by default the one in conf/dataset.
 
     Raises:
         UserError: the run has no intact subset, its license is unknown, or `out` was not written by publish.
