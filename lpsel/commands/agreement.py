@@ -15,7 +15,6 @@ from lpsel.commands.arguments import OneLineParser, run_folder
 from lpsel.console import decimals
 from lpsel.run_config import RESULT
 from lpsel.scoring.metrics import METRICS
-from lpsel.scoring.npz import split_npz
 from lpsel.selection.agreement_study import DEFINED, Study, numbers, study
 from lpsel.selection.budget import check_pct
 from lpsel.storage import finite, write_csv, write_file, write_json
@@ -79,8 +78,7 @@ def run(
     cluster_N, cluster_source = _clusters(tables, clusters)
     compared = study([scored.name for scored in tables], [scored.table for scored in tables], pcts, cluster_N)
 
-    archives = [archive[0] for argument in arguments if (archive := split_npz(argument))]
-    folder = run_folder("agreement", run_dir, [*arguments, *archives, *filter(None, [clusters, dataset])])
+    folder = run_folder("agreement", run_dir, [*arguments, *filter(None, [clusters, dataset])])
     texts = () if source is None else read_texts(source, compared.lowest.reshape(-1, len(compared.defined)))
     values = finite({"command": "agreement"} | numbers(compared, *texts))
     for table, scored in zip(values["tables"], tables, strict=True):

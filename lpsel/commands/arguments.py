@@ -1,7 +1,7 @@
 """Arguments of the commands that take paths and flags."""
 
 import argparse
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import datetime
 from itertools import islice
@@ -18,6 +18,7 @@ from lpsel.integrity import Damaged, check_files
 from lpsel.output_folder import check_output_folder, mark_output_folder
 from lpsel.report.runs import nested
 from lpsel.run_config import RUN_CONFIG, read_result
+from lpsel.scoring.npz import split_npz
 from lpsel.scoring.table import CONTENT_ID
 from lpsel.storage import check_writable, read_dict
 
@@ -32,15 +33,16 @@ class OneLineParser(argparse.ArgumentParser):
         raise UserError(name.removeprefix("argument "), problem=problem or "invalid", hint=f"see {self.prog} --help")
 
 
-def run_folder(command: str, given: Path | None, inputs: Iterable[str | Path]) -> Path:
+def run_folder(command: str, given: Path | None, inputs: Sequence[str | Path]) -> Path:
     """Create the folder that `--out` names, or one with the time in its name.
 
     Raises:
         UserError: it cannot be created, contains one of the files in `inputs`, or is not from the same command.
     """
+    archives = [archive[0] for path in inputs if (archive := split_npz(str(path)))]  # of FILE.npz:NAME
     folder = given or Path("runs") / command / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     folder = folder.expanduser().resolve()
-    check_output_folder(folder, command, inputs, replaced=False)
+    check_output_folder(folder, command, [*inputs, *archives], replaced=False)
     check_writable("--out", folder)
     mark_output_folder(folder, command)
     return folder

@@ -27,7 +27,6 @@ from lpsel.evaluation.subset_validation import bootstrap_interval, conclusion, c
 from lpsel.overrides import hydra_arguments
 from lpsel.run_config import RESULT
 from lpsel.scoring.metrics import METRICS, learning_percentage
-from lpsel.scoring.npz import split_npz
 from lpsel.selection.budget import check_pct
 from lpsel.storage import finite, write_csv, write_file, write_json
 
@@ -103,8 +102,7 @@ def run(
         UserError: an invalid argument, a table that cannot be read, or what train and evaluate raise.
     """
     tables, scores = _read(arguments, metrics, settings)
-    archives = [archive[0] for argument in arguments if (archive := split_npz(argument))]
-    folder = run_folder("validate", run_dir, [*arguments, *archives])
+    folder = run_folder("validate", run_dir, arguments)
     _write_subsets(folder / TABLE, tables[0], scores, settings)
     measured = [_measure(folder, subset, scores, settings) for subset in _subsets(len(scores), settings)]
     result = {
