@@ -71,15 +71,15 @@ class Run:
         return f"{self.folder.parent.name}/{self.folder.name}" if self.folder.name.isdigit() else self.folder.name
 
     @property
-    def selection(self) -> str:
-        """Rule, bucket, scorer, and settings in which other runs with these differ."""
-        bucket = f", {self.bucket}" if self.bucket else ""
-        return self.rule + bucket + ("" if self.scorer == "–" else f" ({self.scorer})") + self.variant
-
-    @property
     def series(self) -> str:
-        """The label of a line in a figure: everything in which runs differ but the percentage and the seed."""
-        return f"{self.selection} → {self.target}"
+        """Everything in which runs differ but the percentage and the seed."""
+        return self.label()
+
+    def label(self, *, scorer: bool = True, target: bool = True) -> str:
+        """Rule, bucket, scorer, settings in which other runs with these differ, and target."""
+        bucket = f", {self.bucket}" if self.bucket else ""
+        by = f" ({self.scorer})" if scorer and self.scorer != "–" else ""
+        return f"{self.rule}{bucket}{by}{self.variant}" + (f" → {self.target}" if target else "")
 
     @property
     def flops(self) -> float | None:
@@ -187,14 +187,9 @@ def with_variants(runs: Sequence[Run]) -> list[Run]:
 def short_labels(runs: Sequence[Run]) -> dict[str, str]:
     """A label for every series: the rule, and what else the series differ in."""
     first = {run.series: run for run in runs}
-    targets = {run.target for run in first.values()}
-    scorers = {run.scorer for run in first.values()} - {"–"}
-    labels = {}
-    for series, run in first.items():
-        bucket = f", {run.bucket}" if run.bucket else ""
-        scorer = f" ({run.scorer})" if len(scorers) > 1 and run.scorer != "–" else ""
-        target = f" → {run.target}" if len(targets) > 1 else ""
-        labels[series] = f"{run.rule}{bucket}{scorer}{run.variant}{target}"
+    several_scorers = len({run.scorer for run in first.values()} - {"–"}) > 1
+    several_targets = len({run.target for run in first.values()}) > 1
+    labels = {series: run.label(scorer=several_scorers, target=several_targets) for series, run in first.items()}
     return labels if len({*labels.values()}) == len(labels) else {series: series for series in labels}
 
 
