@@ -19,7 +19,7 @@ from lpsel.scoring.external import is_external
 from lpsel.scoring.npz import names_in_npz, read_array, split_npz
 from lpsel.scoring.read import MANIFEST, SCORES_FILE, cluster_codes, read_scores, read_table
 from lpsel.scoring.table import ScoreTable
-from lpsel.storage import read_json
+from lpsel.storage import read_dict
 
 MOST_ROWS = 20_000  # whose texts are compared: some seconds
 
@@ -69,11 +69,9 @@ def _read(argument: str, columns: Collection[str]) -> list[Scored]:
 
 def _read_table(argument: str, file: Path, columns: Collection[str]) -> Scored:
     table = read_scores(file, columns=columns)
-    file = file.resolve()
-    manifest = file.with_name(MANIFEST)
-    name = file.parent.name if file.name == SCORES_FILE else file.stem
-    if file.name == SCORES_FILE and manifest.exists():
-        name = read_json(manifest).get("scorer", name)
+    file, name = file.resolve(), file.stem
+    if file.name == SCORES_FILE:
+        name = read_dict(file.with_name(MANIFEST)).get("scorer", file.parent.name)
     return Scored(name, argument, file.parent.name, str(file), table)
 
 

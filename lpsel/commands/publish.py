@@ -1,5 +1,6 @@
 """`publish`: the subset of a run as a dataset folder with a card, and its upload to the Hugging Face Hub."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,8 +65,8 @@ def publish(run: Path, out: Path | None = None, license: str | None = None) -> P
     with output_folder(folder, "publish", (run, subset, selection)) as temporary:
         data = temporary / "data" / f"train{subset.suffix}"
         data.parent.mkdir()
-        data.write_bytes(subset.read_bytes())
-        (temporary / selection.name).write_bytes(selection.read_bytes())
+        shutil.copyfile(subset, data)
+        shutil.copyfile(selection, temporary / selection.name)
         try:
             dataset_card = card(result, data.relative_to(temporary), license)
         except (KeyError, TypeError, AttributeError) as error:

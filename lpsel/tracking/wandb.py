@@ -1,6 +1,5 @@
 """Weights & Biases: one W&B run per command, with its artifacts and their lineage (`tracker=wandb`)."""
 
-import json
 import logging
 import netrc
 import os
@@ -19,7 +18,7 @@ import numpy as np
 
 from lpsel.errors import UserError, first_line
 from lpsel.redact import redacted
-from lpsel.storage import finite, write_json
+from lpsel.storage import finite, read_dict, write_json
 from lpsel.tracking.artifacts import Artifact
 from lpsel.tracking.tracker import Distribution, Logged, Rows, Tracker
 
@@ -152,11 +151,8 @@ class WandbTracker(Tracker):
 
 def tracked_run(run_dir: Path) -> dict[str, Any] | None:
     """Id, project and entity of the W&B run of a run folder; None if there is none."""
-    try:
-        stored = json.loads((run_dir / RUN_FILE).read_text())
-    except (OSError, ValueError):
-        return None
-    return stored if isinstance(stored, dict) and isinstance(stored.get("id"), str) else None
+    stored = read_dict(run_dir / RUN_FILE)
+    return stored if isinstance(stored.get("id"), str) else None
 
 
 def has_account() -> bool:
