@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 from hydra import compose
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from lpsel.commands import work_estimate as estimate
 from lpsel.commands.evaluate import candidates_of
+from lpsel.commands.experiment import evaluations
 from lpsel.commands.job import Job, configured
 from lpsel.commands.work_estimate import CHARACTERS, GUESSED, Pass, RowLengths, Work
 from lpsel.config import build
@@ -66,8 +67,7 @@ def judgments(experiment: DictConfig, cache_dir: Path, models: int) -> Iterator[
         experiment: with `evaluate`, the overrides of `lpsel evaluate`, or a name for each of several evaluations.
         models: how many are judged.
     """
-    evaluate: Any = OmegaConf.to_container(experiment.evaluate, resolve=True)
-    for overrides in evaluate.values() if isinstance(evaluate, dict) else [evaluate]:
+    for overrides in evaluations(experiment).values():
         with configured("evaluate"):
             evaluator = build(compose("evaluate", overrides=overrides).evaluator)
         yield from judgments_of(evaluator, cache_dir, models)

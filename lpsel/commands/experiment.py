@@ -39,7 +39,6 @@ def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
     for run_dir, result in results.items():
         groups.setdefault((str(result["base_model"]["name"]), int(result["seed"])), []).append(run_dir)
     failed: UserError | None = None
-    evaluations = _evaluations(sweep)
     names = file_names([f"evaluate-{target}-seed-{seed}" for target, seed in groups])
     for name, members in zip(names, groups.values(), strict=True):
         full = [member for member in members if results[member]["rule"] == "full"]
@@ -49,7 +48,7 @@ def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
         target = results[members[0]]["base_model"]
         untrained = target["path"] or target["name"]
         options = [f"{key}={json.dumps(target[key])}" for key in UNTRAINED if target.get(key) is not None]
-        for suffix, evaluation in evaluations.items():
+        for suffix, evaluation in evaluations(sweep.experiment).items():
             own = next((o.partition("=")[2].strip("\"'") for o in evaluation if o.startswith("baseline=")), None)
             named: dict[str, Any] = {"models": [str(member) for member in members]}
             if own is None:
@@ -70,7 +69,7 @@ def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
 
 def check_evaluations(sweep: DictConfig) -> None:
     """Raise a UserError for an evaluation with an unknown option or without a required one; Hydra must be running."""
-    for evaluation in _evaluations(sweep).values() if sweep.get("experiment") else ():
+    for evaluation in evaluations(sweep.experiment).values() if sweep.get("experiment") else ():
         try:
             check_required(compose("evaluate", _overrides(sweep, evaluation, {"models": ["trained"]})))
         except (HydraException, OmegaConfBaseException) as error:
@@ -78,9 +77,9 @@ def check_evaluations(sweep: DictConfig) -> None:
             raise UserError("experiment.evaluate", json.dumps(evaluation), problem, "fix the option") from error
 
 
-def _evaluations(sweep: DictConfig) -> dict[str, list[str]]:
+def evaluations(experiment: DictConfig) -> dict[str, list[str]]:
     """What follows the name of an evaluation's folder -> its overrides."""
-    evaluate: Any = OmegaConf.to_container(sweep.experiment.evaluate, resolve=True)
+    evaluate: Any = OmegaConf.to_container(experiment.evaluate, resolve=True)
     return {f"-{key}": each for key, each in evaluate.items()} if isinstance(evaluate, dict) else {"": evaluate}
 
 

@@ -17,7 +17,7 @@ from lpsel.scoring.metrics import METRICS, learning_percentage
 from lpsel.scoring.table import ScoreTable
 from lpsel.selection.agreement import Agreement, agreement, agreement_in_clusters, auc, lowest, tie_turns
 from lpsel.selection.budget import row_budget
-from lpsel.selection.diagnosis import duplicates, learned_and_rising, what_it_follows
+from lpsel.selection.diagnosis import clusters_of, duplicates, learned_and_rising, what_it_follows
 
 if TYPE_CHECKING:
     from lpsel.clustering.near_duplicates import NearDuplicates
@@ -135,8 +135,7 @@ def _notes(study: Study) -> Iterator[str]:
 def _clusters(cluster_N: NDArray[np.int32] | None) -> dict[str, Any] | None:
     if cluster_N is None:
         return None
-    known = cluster_N[cluster_N >= 0]
-    return {"clusters": len(np.unique(known)), "rows_in_none": len(cluster_N) - len(known)}
+    return {"clusters": clusters_of(cluster_N), "rows_in_none": int((cluster_N < 0).sum())}
 
 
 def _table(name: str, table: ScoreTable, scores_MN: NDArray[np.float64]) -> dict[str, Any]:
