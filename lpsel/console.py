@@ -30,17 +30,14 @@ class Advance(Protocol):
 
 
 class _Rate(ProgressColumn):
-    """Tokens per second where tokens are counted, units per second elsewhere."""
-
     def render(self, task: Task) -> Text:
-        elapsed = task.elapsed or 0.0
-        tokens = task.fields["tokens"]
-        done, unit = (tokens, "tokens") if tokens else (task.completed, task.fields["unit"])
-        return Text(_rate(done, elapsed, unit))
+        return Text(_rate(task.completed, task.fields["unit"], task.fields["tokens"], task.elapsed or 0.0))
 
 
-def _rate(done: float, elapsed: float, unit: str) -> str:
-    return f"{done / elapsed:,.0f} {unit}/s" if elapsed > 0 and done else ""
+def _rate(done: float, unit: str, tokens: int, elapsed: float) -> str:
+    """Tokens per second where tokens are counted, units per second elsewhere."""
+    count, counted = (tokens, "tokens") if tokens else (done, unit)
+    return f"{count / elapsed:,.0f} {counted}/s" if elapsed > 0 and count else ""
 
 
 @contextmanager
@@ -91,7 +88,7 @@ class _Lines:
             return
         self.last_line = now
         elapsed = now - self.started
-        rate = _rate(self.tokens, elapsed, "tokens") if self.tokens else _rate(self.done, elapsed, self.unit)
+        rate = _rate(self.done, self.unit, self.tokens, elapsed)
         left = elapsed / max(self.done, 1) * (self.total - self.done)
         line = f"{self.title}: {self.done:,} of {self.total:,} {self.unit}, {rate}, {left / 60:.0f} min left {note}"
         print(line.rstrip(), file=sys.stderr, flush=True)
