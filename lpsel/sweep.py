@@ -58,17 +58,13 @@ class Outcome:
 
 
 class SweepCallback(Callback):
-    """Hydra's callback: stores the configuration of a sweep, which hydra.main does not return.
-
-    Attributes:
-        before_run: called with the configuration of a single job before Hydra writes anything. Hydra ignores its
-            exceptions, except SystemExit.
-        fail: ends the command with an error.
-    """
+    """Hydra's callback: stores the configuration of a sweep, which hydra.main does not return."""
 
     sweep: DictConfig | None = None
+    # Called with the configuration of a single job before Hydra writes anything; Hydra ignores all of its exceptions
+    # but SystemExit.
     before_run: Callable[[DictConfig], None] | None = None
-    fail: Callable[[UserError], NoReturn]
+    fail: Callable[[UserError], NoReturn]  # ends the command with an error
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         if SweepCallback.before_run is not None:
