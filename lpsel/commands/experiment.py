@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lpsel.commands.job import check_required, run
 from lpsel.commands.report import report
 from lpsel.errors import UserError, first_line
+from lpsel.report.runs import grouped
 from lpsel.run_config import RESULT, RUN_CONFIG
 from lpsel.storage import file_names, read_dict, read_json, write_json
 
@@ -35,9 +36,7 @@ def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
         UserError: an evaluation failed; the report is written nevertheless.
     """
     results = {run_dir: read_json(run_dir / RESULT) for run_dir in runs}
-    groups: dict[tuple[str, int], list[Path]] = {}
-    for run_dir, result in results.items():
-        groups.setdefault((str(result["base_model"]["name"]), int(result["seed"])), []).append(run_dir)
+    groups = grouped(results, lambda run: (str(results[run]["base_model"]["name"]), int(results[run]["seed"])))
     failed: UserError | None = None
     names = file_names([f"evaluate-{target}-seed-{seed}" for target, seed in groups])
     for name, members in zip(names, groups.values(), strict=True):

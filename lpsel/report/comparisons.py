@@ -12,7 +12,7 @@ from scipy.special import ndtri
 from scipy.stats import t
 
 from lpsel.report.points import Interval, Point, by_selection, one_value_per_seed
-from lpsel.report.runs import Run, number
+from lpsel.report.runs import Run, grouped, number
 
 EVEN = 50.0  # win rate, in percent
 SAME = 0.02  # relative difference in rows or tokens up to which they count as equal
@@ -69,10 +69,8 @@ def at_equal_tokens(points: Sequence[Point]) -> list[Comparison]:
     Random rows are interpolated between the percentages of the same seed, in the logarithm of the tokens. Selections
     with more or fewer tokens than all random runs are left out.
     """
-    curves: dict[tuple[tuple[str, str], Any], list[Point]] = defaultdict(list)
-    for p in points:
-        if p.run.rule == BASELINE and tokens(p):
-            curves[p.run.trained_as, p.run.get("seed")].append(p)
+    random = [p for p in points if p.run.rule == BASELINE and tokens(p)]
+    curves = grouped(random, lambda p: (p.run.trained_as, p.run.get("seed")))
 
     def reference_of(first: Point, ours: BySeed) -> BySeed:
         return {
@@ -94,10 +92,8 @@ def differences(points: Sequence[Point]) -> list[Point]:
 
     Only within an evaluation; with a paired interval where that model was its baseline.
     """
-    full: dict[object, list[Point]] = defaultdict(list)
-    for p in points:
-        if p.run.rule == ALL_ROWS and p.metric == "nll":
-            full[p.evaluation.folder, p.run.trained_as].append(p)
+    everything = [p for p in points if p.run.rule == ALL_ROWS and p.metric == "nll"]
+    full = grouped(everything, lambda p: (p.evaluation.folder, p.run.trained_as))
     differing = []
     for p in points:
         candidates = full.get((p.evaluation.folder, p.run.trained_as), [])

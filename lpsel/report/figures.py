@@ -34,7 +34,7 @@ from lpsel.report.drawing import (
     styled,
 )
 from lpsel.report.points import Interval, Point
-from lpsel.report.runs import Run
+from lpsel.report.runs import Run, grouped
 from lpsel.scoring.metrics import learning_percentage
 from lpsel.scoring.read import read_scores
 
@@ -103,23 +103,21 @@ def _bar(axes: Axes, x: float, width: float, points: Sequence[Point], color: str
 @styled
 def scorer_target_figure(points: Sequence[Point]) -> Figure | None:
     """The metric of every scorer and target, for the rule, bucket and percentage that most pairs have."""
-    values: dict[tuple[str, str, float], dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
-    for p in points:
-        if p.run.scorer != "–" and p.run.pct is not None:
-            setting = p.run.rule + p.run.variant, p.run.bucket or "", p.run.pct
-            values[setting][p.run.scorer, p.run.target].append(p.value)
-    if not values:
+    scored = [p for p in points if p.run.scorer != "–" and p.run.pct is not None]
+    settings = grouped(scored, lambda p: (p.run.rule + p.run.variant, p.run.bucket or "", p.run.pct or 0.0))
+    pairs = {key: grouped(same, lambda p: (p.run.scorer, p.run.target)) for key, same in settings.items()}
+    if not pairs:
         return None
-    rule, bucket, pct = most = max(values, key=lambda key: (len(values[key]), key))
-    scorers, targets = (sorted(set(names)) for names in zip(*values[most], strict=True))
+    rule, bucket, pct = most = max(pairs, key=lambda key: (len(pairs[key]), key))
+    scorers, targets = (sorted(set(names)) for names in zip(*pairs[most], strict=True))
     if len(scorers) < 2:
         return None
     figure, axes = new_axes(max(WIDTH, 1.1 * len(targets) + 1), 0.45 * len(scorers) + 0.9)
     means = np.full((len(scorers), len(targets)), np.nan)
     box = {"facecolor": INK, "edgecolor": "none", "alpha": 0.6, "pad": 2}
-    for (scorer, target), seeds in values[most].items():
+    for (scorer, target), seeds in pairs[most].items():
         a, b = scorers.index(scorer), targets.index(target)
-        means[a, b] = np.mean(seeds)
+        means[a, b] = np.mean([p.value for p in seeds])
         axes.text(b, a, f"{means[a, b]:.2f}", ha="center", va="center", color="white", bbox=box)
     axes.imshow(np.ma.masked_invalid(means), cmap=COLORMAP, aspect="auto")
     axes.set_xticks(range(len(targets)), targets)
@@ -226,10 +224,8 @@ def length_figure(run: Run, color: str) -> Figure | None:
 @styled
 def ledger_figure(runs: Sequence[Run], looks: Mapping[str, Look]) -> Figure | None:
     """FLOPs of scoring and training as a percentage of training on all rows: means over the seeds of a selection."""
-    seeds: dict[tuple[str, float], list[Run]] = {}
-    for run in runs:
-        if run.flops_percent("total") is not None:
-            seeds.setdefault((run.series, run.pct or 0.0), []).append(run)
+    counted = [run for run in runs if run.flops_percent("total") is not None]
+    seeds = grouped(counted, lambda run: (run.series, run.pct or 0.0))
     if not seeds:
         return None
     figure, axes = new_axes(height=0.42 * len(seeds) + 0.9)

@@ -13,6 +13,7 @@ from lpsel.report.comparisons import ALL_ROWS, BASELINE, EVEN, differences, smal
 from lpsel.report.drawing import INK, MUTED, Label, Look, interval, label_lines, new_axes, styled
 from lpsel.report.figures import Dot, dots_figure
 from lpsel.report.points import Point, by_selection, untrained
+from lpsel.report.runs import grouped
 
 MOST_LINES = 8  # selections at a single percentage; more become rows of a dot plot
 LOGARITHMIC = 5  # ratio of the largest to the smallest cost from which on the axis is logarithmic
@@ -36,12 +37,10 @@ class Scale(NamedTuple):
         label, is_win_rate = points[0].key_metric.axis_label, points[0].metric == "win_rate"
         if is_win_rate:
             return cls(label, {"50%": EVEN}, untrained(points), is_win_rate)
-        full = defaultdict(list)
-        for p in points:
-            if p.run.rule == ALL_ROWS:
-                full[p.run.target + p.run.variant].append(p.value)
-        named = {"all rows" if len(full) == 1 else f"all rows, {model}": of for model, of in full.items()}
-        return cls(label, {name: float(np.mean(of)) for name, of in named.items()}, untrained(points))
+        full = grouped((p for p in points if p.run.rule == ALL_ROWS), lambda p: p.run.target + p.run.variant)
+        means = {model: float(np.mean([p.value for p in seeds])) for model, seeds in full.items()}
+        named = {"all rows" if len(full) == 1 else f"all rows, {model}": mean for model, mean in means.items()}
+        return cls(label, named, untrained(points))
 
 
 DIFFERENCE = Scale("NLL minus that of all rows, nats\n(lower is better)", {"same as all rows": 0.0})

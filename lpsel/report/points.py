@@ -1,13 +1,13 @@
 """What evaluations and human votes measured of the models of training runs."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lpsel.evaluation.win_rate import shown_interval
-from lpsel.report.runs import Run, Runs, nested, number
+from lpsel.report.runs import Run, Runs, grouped, nested, number
 from lpsel.storage import digest
 
 CONDITIONS = (
@@ -118,9 +118,8 @@ def points(runs: Runs) -> list[Point]:
 
 def _told_apart(points: Sequence[Point]) -> list[Point]:
     """The points, where conditions that have the same description but differ have a digest in it."""
-    known: dict[object, set[str]] = defaultdict(set)
-    for p in points:
-        known[p.metric, p.against].add(p.conditions)
+    described = grouped(points, lambda p: (p.metric, p.against))
+    known = {key: {p.conditions for p in same} for key, same in described.items()}
     return [
         replace(p, against=f"{p.against}, settings {p.conditions}") if len(known[p.metric, p.against]) > 1 else p
         for p in points
@@ -129,27 +128,21 @@ def _told_apart(points: Sequence[Point]) -> list[Point]:
 
 def comparable(points: Sequence[Point]) -> list[list[Point]]:
     """The points in groups of one metric and the same conditions, key figures first."""
-    groups: dict[tuple[str, str], list[Point]] = defaultdict(list)
-    for p in points:
-        groups[p.metric, p.against].append(p)
-    return [*reversed(groups.values())]
+    return [*reversed(grouped(points, lambda p: (p.metric, p.against)).values())]
 
 
 def one_value_per_seed(points: Sequence[Point]) -> list[Point]:
     """Comparable points without the selections that have two values for a seed: which of them counts is unknown."""
-    values = defaultdict(set)
-    for p in points:
-        values[p.run.series, p.run.pct, p.run.get("seed")].add(p.value)
-    ambiguous = {(series, pct) for (series, pct, _), several in values.items() if len(several) > 1}
+    by_seed = grouped(points, lambda p: (p.run.series, p.run.pct, p.run.get("seed")))
+    ambiguous = {(series, pct) for (series, pct, _), same in by_seed.items() if len({p.value for p in same}) > 1}
     return [p for p in points if (p.run.series, p.run.pct) not in ambiguous]
 
 
 def by_selection(points: Sequence[Point]) -> dict[str, dict[float, list[Point]]]:
     """The points of every series by percentage, the seeds of a selection together."""
-    selections: dict[str, dict[float, list[Point]]] = defaultdict(lambda: defaultdict(list))
-    for p in sorted(points, key=lambda p: (p.run.series, p.run.pct or 0.0)):
-        selections[p.run.series][p.run.pct or 0.0].append(p)
-    return selections
+    ordered = sorted(points, key=lambda p: (p.run.series, p.run.pct or 0.0))
+    by_series = grouped(ordered, lambda p: p.run.series)
+    return {series: grouped(same, lambda p: p.run.pct or 0.0) for series, same in by_series.items()}
 
 
 def trained_models(evaluation: Run, runs: Runs) -> dict[str, Run]:

@@ -1,6 +1,5 @@
 """Tables of quality: what every evaluation measured, and the results of every selection over its seeds."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 from lpsel.report.cells import spread
 from lpsel.report.comparisons import at_equal_rows, at_equal_tokens, t_interval
 from lpsel.report.points import WIN_RATE_DETAILS, Interval, Point, by_selection, comparable, untrained
-from lpsel.report.runs import number, short_labels
+from lpsel.report.runs import grouped, number, short_labels
 
 SPREAD = ("value", "low", "high", "lowest", "highest", "sd")  # over seeds
 
@@ -58,9 +57,7 @@ def result_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
 
 
 def _result(label: str, same: Sequence[Point], differences: Mapping[str, Interval | None]) -> dict[str, Any]:
-    by_seed: dict[Any, list[Point]] = defaultdict(list)
-    for p in same:
-        by_seed[p.run.get("seed")].append(p)
+    by_seed = grouped(same, lambda p: p.run.get("seed"))
     first = [several[0] for several in by_seed.values()]
     p = first[0]
     doubled = [seed for seed, several in by_seed.items() if len({each.value for each in several}) > 1]

@@ -5,10 +5,10 @@ Folders without a readable result are kept with the reason, so that a sweep can 
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from lpsel.errors import UserError, is_number
 from lpsel.run_config import RESULT, RUN_CONFIG, leaves, read_result
@@ -20,6 +20,9 @@ UNNAMED = ("path", "fingerprint", "license", "_target_")  # keys that define a s
 MOST_NAMED = 3  # settings in a label
 EXPLORER = "explore.html"  # in the folder of a run: the page of lpsel explore
 COMMANDS = ("train", "select", "evaluate", "votes", "agreement")
+
+T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -149,15 +152,9 @@ def find_runs(paths: Sequence[str | Path]) -> Runs:
         if not top.is_dir():
             raise UserError(path, problem="no such folder", hint="name run folders, or folders that contain them")
         folders |= dict.fromkeys(folder.resolve() for folder in _run_folders(top))
-    runs = Runs()
-    for folder in folders:
-        run = _read(folder)
-        if isinstance(run, Run):
-            runs.finished.append(run)
-        else:
-            runs.skipped.append((folder, run))
-    runs.finished = with_variants(runs.finished)
-    return runs
+    read = {folder: _read(folder) for folder in folders}
+    finished = [run for run in read.values() if isinstance(run, Run)]
+    return Runs(with_variants(finished), [(folder, why) for folder, why in read.items() if isinstance(why, str)])
 
 
 def with_variants(runs: Sequence[Run]) -> list[Run]:
@@ -264,6 +261,14 @@ def rule_name(result: Mapping[str, Any]) -> str:
     if isinstance(parts, dict):
         column = ", ".join(name if weight == 1 else f"{weight} {name}" for name, weight in parts.items())
     return str(result.get("rule") or "?") + (f"({column})" if column else "")
+
+
+def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """The items by key; both keep their order."""
+    groups: dict[K, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def nested(value: Any, *keys: str) -> Any:

@@ -1,6 +1,5 @@
 """The summary of a report: what was compared, what is better and by how much, at what cost. Pure functions."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,7 +8,7 @@ import numpy as np
 from lpsel.report.cells import capitalized, shown, spread
 from lpsel.report.comparisons import ALL_ROWS, BASELINE, Comparison, at_equal_rows, at_equal_tokens, to_all_rows
 from lpsel.report.points import Point, comparable
-from lpsel.report.runs import Run, Runs, short_labels
+from lpsel.report.runs import Run, Runs, grouped, short_labels
 
 MOST = 5  # selections or comparisons that a sentence lists
 REFERENCES = {BASELINE: "random rows", ALL_ROWS: "all rows"}
@@ -116,10 +115,9 @@ def _verdicts(compared: Sequence[Comparison], labels: dict[str, str]) -> str:
 
 def _selections(chosen: Sequence[Comparison], labels: dict[str, str], named: bool = True) -> str:
     """Labels with their percentages, unless these are named before: lp at 5 and 10%, lp_app at 5%."""
-    pcts: dict[str, list[float]] = defaultdict(list)
-    for c in chosen:
-        pcts[labels[c.point.run.series]].append(c.point.run.pct or 0.0)
-    texts = [f"{label} at {_pcts(sorted(of))}" if named else label for label, of in pcts.items()]
+    by_label = grouped(chosen, lambda c: labels[c.point.run.series])
+    pcts = {label: _pcts(sorted(c.point.run.pct or 0.0 for c in of)) for label, of in by_label.items()}
+    texts = [f"{label} at {text}" if named else label for label, text in pcts.items()]
     return _listed(texts, more="other selections")
 
 
@@ -196,10 +194,8 @@ def _against_all_rows(compared: Sequence[Comparison], labels: dict[str, str]) ->
 
 def _costs(key: Sequence[Point], labels: dict[str, str]) -> list[str]:
     """FLOPs of every selection, as a percentage of those of training on all rows."""
-    spent: dict[str, list[Run]] = defaultdict(list)
-    for p in key:
-        if p.run.rule != ALL_ROWS and p.run.everything:
-            spent[labels[p.run.series]].append(p.run)
+    counted = [p.run for p in key if p.run.rule != ALL_ROWS and p.run.everything]
+    spent = grouped(counted, lambda run: labels[run.series])
     texts = []
     for label, runs in list(spent.items())[:MOST]:
         scoring, total = (_percent(runs, part) for part in ("selection", "total"))
