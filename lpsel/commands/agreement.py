@@ -174,8 +174,8 @@ def show_diagnosis(values: dict[str, Any]) -> None:
     """Print a table of what every score follows, and of what is among its lowest rows."""
     columns = list(dict.fromkeys(name for entry in values["diagnosis"] for name in entry["spearman"]))
     counted = {"known": "known", "rising": "rising", "duplicates": "duplicate", "near_duplicates": "near-duplicate"}
-    first = values["diagnosis"][0]["lowest"][0]
-    counted = {name: title for name, title in counted.items() if first.get(name) is not None}
+    lowest = [low for entry in values["diagnosis"] for low in entry["lowest"]]
+    counted = {name: title for name, title in counted.items() if any(low.get(name) is not None for low in lowest)}
     titles = [f"Spearman with {name}" for name in columns] + ["between clusters"] * bool(values["clusters"])
     titles += [f"{', '.join(counted.values())} in lowest {pct:g}%" for pct in values["pct"]]
     notes = ["What the scores follow, and rows among the lowest"]
@@ -183,6 +183,12 @@ def show_diagnosis(values: dict[str, Any]) -> None:
     for entry in sorted(values["diagnosis"], key=lambda entry: values["metrics"].index(entry["metric"])):
         numbers = [entry["spearman"].get(name) for name in columns]
         numbers += [entry["clusters"]] * bool(values["clusters"])
-        counts = (f"{', '.join(f'{low[name]:,}' for name in counted)} of {low['rows']:,}" for low in entry["lowest"])
+        counts = (
+            f"{', '.join(_count(low.get(name)) for name in counted)} of {low['rows']:,}" for low in entry["lowest"]
+        )
         table.add_row(METRICS[entry["metric"]].title, escape(entry["table"]), *map(decimals, numbers), *counts)
     console.show(table)
+
+
+def _count(number: int | None) -> str:
+    return "-" if number is None else f"{number:,}"

@@ -324,6 +324,18 @@ def test_the_command_ends_with_its_run_folder(scores, tmp_path, monkeypatch, cap
     assert strict(folder / "result.json")["pct"] == [10, 25]
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_what_one_of_the_tables_does_not_know_is_a_dash(scores, tmp_path, capsys, reverse):
+    folder = scores("known")
+    columns = pq.read_table(folder / "scores.parquet", columns=["index", "nll_0", "nll_1"])
+    pq.write_table(columns, tmp_path / "plain.parquet")
+    tables = [str(folder), str(tmp_path / "plain.parquet")]
+    main([*(reversed(tables) if reverse else tables), "--pct", "10", "--out", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    assert "known, rising, duplicate" in " ".join(printed.split())
+    assert printed.splitlines()[-1] == str(tmp_path / "out")
+
+
 def test_the_module_runs_without_torch_or_lightning(scores):
     code = (
         "import sys; from lpsel.cli import console; sys.argv[1:] = ['agreement', '--help']\n"
