@@ -41,7 +41,7 @@ def to_arrow(values_N: NDArray[np.float64]) -> pa.Array:
 
 def from_arrow(column: pa.ChunkedArray) -> NDArray[np.float64]:
     """A column of numbers as float64 (N,), NaN in place of null."""
-    return column.cast(pa.float64()).to_numpy()
+    return column.cast(pa.float64(), safe=False).to_numpy()  # integers above 2**53 are rounded
 
 
 @dataclass(frozen=True)

@@ -278,3 +278,8 @@ def test_a_missing_archive_names_the_option_that_chooses_a_scorer(tmp_path):
         read_scores(tmp_path / "p.npz")
     assert (caught.value.name, caught.value.problem) == ("scores", "no such file")
     assert "scores_key=SCORER" in caught.value.hint
+
+
+def test_integers_that_float64_cannot_hold_are_rounded(save):
+    table = read_scores(save({"index": [0, 1], "large": pa.array([2**62, 2**62 + 1], pa.int64())}), columns=["large"])
+    assert table.columns["large"].tolist() == [2.0**62, 2.0**62]
