@@ -73,7 +73,8 @@ def dataset_of_run(folder: Path, result: Mapping[str, Any], dataset: str | None)
         spec = DatasetSpec(**{field.name: config[field.name] for field in fields(DatasetSpec) if field.name in config})
     except (KeyError, TypeError):
         raise UserError(folder / RUN_CONFIG, None, "does not name the dataset", "add --dataset FILE") from None
-    spec = replace(spec, bad_rows="skip", revision=nested(result, "dataset", "commit"))
+    path = nested(result, "dataset", "path") or spec.path
+    spec = replace(spec, path=path, bad_rows="skip", revision=nested(result, "dataset", "commit"))
     return spec if dataset is None else replace(spec, path=dataset, revision=None, synthetic=None)
 
 

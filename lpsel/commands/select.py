@@ -16,6 +16,7 @@ from lpsel.commands.selection_inputs import Inputs, load_table, prepare_inputs
 from lpsel.commands.tracked_values import log_diagnosis, log_rows, log_scores
 from lpsel.config import build
 from lpsel.console import as_text, lines
+from lpsel.data.paths import absolute
 from lpsel.data.subset import write_subset
 from lpsel.distributed import is_main_process
 from lpsel.model.spec import ModelSpec
@@ -89,7 +90,8 @@ def write_selection(
     log_diagnosis(tracker, diagnosed)
     metadata = {**statistics, "made from": [parent.name for parent in parents]}
     track_subset(subset_artifact(subset_path, hashes[subset_path.name], metadata))
-    dataset = {name: getattr(source.spec, name) for name in ("name", "path", "license")}
+    spec = source.spec
+    dataset = {"name": spec.name, "path": absolute(spec.path), "license": spec.license}
     return {
         **statistics,
         "diagnosis": diagnosed,

@@ -268,3 +268,17 @@ def test_a_run_that_is_not_finished_has_no_scores_yet(tmp_path):
     (tmp_path / "run_config.json").write_text("{}")
     with pytest.raises(UserError, match=f"{tmp_path}: neither a scores folder nor a finished run of select or train"):
         main([str(tmp_path)])
+
+
+def test_texts_of_a_run_are_found_from_any_folder(instructions, tmp_path, monkeypatch, capsys):
+    data = instructions(rows=6)
+    monkeypatch.chdir(data.parent)
+    given = ["scorer=tiny", "dataset=local", f"dataset.path={data.name}", "cluster=none", "tracker=none", "pct=50"]
+    job.run("select", [*given, "selection=longest"], tmp_path / "run")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    main(["../run", "--hardest", "1"])
+    first = json.loads(data.read_text().splitlines()[0])
+    shown = capsys.readouterr().out
+    assert "No texts" not in shown
+    assert first["instruction"].split()[0] in shown
