@@ -20,10 +20,10 @@ ODD = {
 
 def statistics(result: Mapping[str, Any]) -> Pairs:
     """How many rows were selected, their scores and lengths, and which rows were excluded."""
-    n_total, n_selected = result["n_total"], result["n_selected"]
-    share, requested = f"{100 * n_selected / n_total:.3g}%", f"{result['pct']:g}%"
-    shares = share if share == requested else f"{share}, {requested} requested"
-    rows = f"{n_selected:,} of {n_total:,} rows ({shares}, budget {result['budget']})"
+    share, requested = f"{_percentage(result):.3g}%", f"{result['pct']:g}%"
+    unit = " of the tokens" if _in_tokens(result) else ""
+    shares = f"{share}{unit}" if share == requested else f"{share}{unit}, {requested} requested"
+    rows = f"{result['n_selected']:,} of {result['n_total']:,} rows ({shares}, budget {result['budget']})"
     if result["clusters"] is not None:
         rows += f", from {result['clusters_selected']:,} of {result['clusters']:,} clusters"
         if (outside := result["rows_in_no_cluster"])["all"]:
@@ -50,6 +50,20 @@ def statistics(result: Mapping[str, Any]) -> Pairs:
         as_0 = result["budget"] == "paper" and result["odd_scores"]["undefined"]
         pairs.append(("Odd scores", ", ".join(odd) + ("; undefined scores count as 0" if as_0 else "")))
     return [*pairs, *diagnosis(result["diagnosis"])] if result.get("diagnosis") else pairs
+
+
+def _in_tokens(result: Mapping[str, Any]) -> bool:
+    return result["settings"].get("pct_of") == "tokens"
+
+
+def _percentage(result: Mapping[str, Any]) -> float:
+    """The selected percentage of all rows, or of their tokens with `selection.pct_of=tokens`."""
+    selected, total = result["n_selected"], result["n_total"]
+    if _in_tokens(result):
+        sides = result["mean_tokens"].values()
+        selected *= sum(mean["selected"] for mean in sides)
+        total = (total - sum(result["rows_unusable"].values())) * sum(mean["all"] for mean in sides)
+    return 100 * selected / total
 
 
 def diagnosis(found: Mapping[str, Any]) -> Pairs:

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lpsel.commands.result_summary import statistics
 from lpsel.errors import UserError
 from lpsel.selection.select import select
+from lpsel.selection.summary import summary
 
 
 def test_the_hardest_rows_that_fit_are_selected(make_table, make_spec):
@@ -64,3 +66,15 @@ def test_token_counts_are_needed(make_table, make_spec):
     table = make_table([[4.0, 4.0], [2.0, 3.0]], tokens_known=False)
     with pytest.raises(UserError, match=r"selection\.pct_of=tokens: these scores have no token counts"):
         select(table, make_spec("lp_app", pct_of="tokens"), 50, 0)
+
+
+def test_the_summary_has_the_percentage_of_the_tokens(make_table, make_spec):
+    table = make_table([[100.0] * 5, [30, 20, 40, 10, 50]], response_tokens=[10, 20, 30, 40, 50])
+    characters = {side: {"selected": 1.0, "all": 1.0} for side in ("prompt", "response")}
+
+    def described(pct):
+        chosen = select(table, make_spec("lp_app", pct_of="tokens"), pct, 0)
+        return statistics(summary(chosen, characters))[0][1]
+
+    assert described(50) == "2 of 5 rows (50% of the tokens, budget exact)"
+    assert described(49) == "1 of 5 rows (30% of the tokens, 49% requested, budget exact)"
