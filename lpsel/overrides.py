@@ -14,6 +14,7 @@ PERCENTAGES = ("pct", "selection.pct")
 PERCENT = re.compile(r"(?<=\d) ?%")
 HYDRA_SYNTAX = re.compile(r"\w+\(|.*\$\{")  # a sweep function such as choice(a,b), or an interpolation
 GLOB = re.compile(r"[*?]")
+IN_QUOTES = re.compile(r"'[^']*'|\"[^\"]*\"")
 
 EMBEDDED = {"embedded", "embedded-uniform", "embedded-held-out"}
 TINY_MODELS = {"tiny", "tiny-target"}
@@ -80,7 +81,8 @@ def _choice_or_path(group: str, value: str) -> list[str]:
     if value.startswith("[") and group == "dataset":
         return as_path
     known = {name: name for name in choices(group)}
-    names = [value] if os.path.lexists(value) else [name.strip() for name in value.split(",")]
+    single = os.path.lexists(value) or IN_QUOTES.fullmatch(value)
+    names = [value] if single else [name.strip() for name in value.split(",")]
     if any("/" in name for name in names):
         known |= {path: name for path, name in _hub_ids(group).items() if not Path(path).exists()}
     paths = [name for name in names if name not in known and _is_path(group, name.strip("'\""))]

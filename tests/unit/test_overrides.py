@@ -106,6 +106,12 @@ def test_a_sweep_that_mixes_names_and_paths_is_rejected():
     assert error.value.problem == "./mine is a path, the others are names"
 
 
+@pytest.mark.parametrize("quote", ["'", '"'])
+def test_a_comma_in_quotes_belongs_to_the_name_of_a_file(quote):
+    arguments = hydra_arguments("select", [f"dataset={quote}my data, v=2/a,b.jsonl{quote}", "scorer=tiny"])
+    assert {"dataset": "local", "dataset.path": "my data, v=2/a,b.jsonl"}.items() <= values(arguments).items()
+
+
 # --- values that Hydra's grammar does not have
 
 
