@@ -15,7 +15,7 @@ from lpsel.evaluation.imported import read_judgements
 from lpsel.evaluation.judgements import JUDGEMENTS, Row, Verdicts, aligned, group, judges_agreement, write_judgements
 from lpsel.evaluation.tables import pairwise_table
 from lpsel.generation.answers import answers, check, rejections
-from lpsel.generation.prompts import Prompt, load_prompts
+from lpsel.generation.prompts import Prompt, find_sets, load_prompts
 from lpsel.generation.sampling import Generation, Sampling
 from lpsel.judging.human import HumanJudge
 from lpsel.judging.judge import Judge, Judgement, Pair, judge_pairs
@@ -66,6 +66,10 @@ class PairwiseEvaluator:
     def sampling(self) -> Sampling:
         return Sampling(self.max_new_tokens, self.temperature, self.top_p, self.seed)
 
+    @property
+    def _prompts_folder(self) -> Path | None:
+        return None if self.prompts_dir is None else Path(self.prompts_dir).expanduser()
+
     def check(self, candidates: Candidates) -> None:
         """Raise a UserError unless there are verdicts, or two models and prompts to compare them on."""
         if self.judgements is not None:
@@ -76,6 +80,7 @@ class PairwiseEvaluator:
             raise UserError(missing, "null", "evaluator=pairwise compares a model with a baseline", hint)
         if self.prompts is None:
             raise UserError("prompts", "null", "no prompts to answer", "set prompts=koala or prompts=FILE")
+        find_sets(self.prompts, self._prompts_folder)
 
     def evaluate(self, candidates: Candidates, context: EvaluationContext) -> dict[str, Any]:
         """Generate and judge answers, and compute win rates (docs/reference/metrics.md).
@@ -122,8 +127,7 @@ class PairwiseEvaluator:
     def read_prompts(self, cache_dir: Path) -> tuple[list[Prompt], Counter[str]]:
         """The prompts, and the numbers of unusable ones by kind; a UserError where they are not found."""
         assert self.prompts is not None, "checked"
-        folder = None if self.prompts_dir is None else Path(self.prompts_dir).expanduser()
-        unusable = Counter[str]()
+        folder, unusable = self._prompts_folder, Counter[str]()
         counted = unusable if self.bad_rows == "skip" else None
         return load_prompts(self.prompts, self.limit, cache_dir=cache_dir, folder=folder, unusable=counted), unusable
 

@@ -88,17 +88,9 @@ def load_prompts(
             name.
         UnusableRow: a row that cannot be used, or a prompt without text, unless such rows are skipped.
     """
-    chosen = list(names) if isinstance(names, list | tuple) else [names]
-    if not chosen:
-        raise UserError("prompts", "[]", "has no prompt set", "set prompts=NAME_OR_FILE")
     if limit is not None:
         check_int("evaluator.limit", limit, 1, hint="set null to use all prompts")
-    if folder is not None and not folder.is_dir():
-        raise UserError("prompts_dir", folder, "no such folder", "set a folder with prompt files, or null")
-    sets = [_find(str(name), folder) for name in chosen]
-    for name, count in Counter(prompt_set.name for prompt_set in sets).items():
-        if count > 1:
-            raise UserError("prompts", None, f"{count} sets are named {name}", "give every set once and rename files")
+    sets = find_sets(names, folder)
     prompts = [prompt for prompt_set in sets for prompt in _read(prompt_set, limit, cache_dir, unusable)]
     ids = Counter(prompt.id for prompt in prompts)
     prompts = [replace(p, id=f"{p.prompt_set}/{p.id}") if ids[p.id] > 1 else p for p in prompts]
@@ -106,6 +98,24 @@ def load_prompts(
         if count > 1:
             raise UserError("prompts", None, f"the id {name} is not unique", "give every prompt in a set its own id")
     return prompts
+
+
+def find_sets(names: str | Sequence[str], folder: Path | None = None) -> list[PromptSet]:
+    """The prompt sets of these names, as in `load_prompts`, without reading them.
+
+    Raises:
+        UserError: no such set or local file, or sets with the same name.
+    """
+    chosen = list(names) if isinstance(names, list | tuple) else [names]
+    if not chosen:
+        raise UserError("prompts", "[]", "has no prompt set", "set prompts=NAME_OR_FILE")
+    if folder is not None and not folder.is_dir():
+        raise UserError("prompts_dir", folder, "no such folder", "set a folder with prompt files, or null")
+    sets = [_find(str(name), folder) for name in chosen]
+    for name, count in Counter(prompt_set.name for prompt_set in sets).items():
+        if count > 1:
+            raise UserError("prompts", None, f"{count} sets are named {name}", "give every set once and rename files")
+    return sets
 
 
 def known_sets(folder: Path | None = None) -> list[str]:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from lpsel.commands.job import run
+from lpsel.commands.job import Job, run
 from lpsel.errors import UnusableRow, UserError
 from lpsel.evaluation.tables import pairwise_table
 from lpsel.generation.openai_client import Endpoint, Reply
@@ -73,6 +73,13 @@ def test_from_prompts_to_metrics(given, toy_model, second_model, tmp_path):
     assert [about["generated"] for about in again["answers"]] == [0, 0]
     assert again["models"][0]["judging"]["asked"] == 0
     assert again["win_rate"] == result["win_rate"]
+
+
+def test_missing_prompts_are_reported_before_anything_is_tracked(given, toy_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(Job, "start_tracking", lambda _: pytest.fail("tracked"))
+    options = [*given, f"models={toy_model}", f"baseline={toy_model}", "judge=reference"]
+    with pytest.raises(UserError, match=r"prompts=nowhere\.jsonl: no such file"):
+        run("evaluate", [*options, "prompts=nowhere.jsonl"], tmp_path / "run")
 
 
 def test_prompts_that_a_model_cannot_use_are_left_out_for_all_models(given, toy_model, second_model, tmp_path):
