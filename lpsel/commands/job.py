@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from lpsel.cache import in_use, warn_if_shared
 from lpsel.config import build, config_dir, default_cache
 from lpsel.distributed import is_main_process, started_together
-from lpsel.errors import UserError
+from lpsel.errors import UserError, check_int
 from lpsel.output_folder import check_run_folder
 from lpsel.redact import redacted
 from lpsel.run_config import FORMAT, RESULT, RunConfig, leaves
@@ -51,6 +51,8 @@ class Job:
             UserError: a required value is missing, or the cache folder is not writable.
         """
         check_required(config)
+        if (seed := config.get("seed")) is not None:  # before the recipes that take it
+            check_int("seed", seed, 0)
         cache_dir = Path(config.cache_dir or default_cache()).expanduser().resolve()
         check_writable("cache_dir", cache_dir)
         warn_if_shared(cache_dir)

@@ -146,8 +146,8 @@ def query_source(config: DictConfig, spec: SelectionSpec, scored: bool) -> Sourc
             problem = f"selection={spec.name} needs examples of your task"
             raise UserError("query.path", "null", problem, "set query.path=FILE, in any form that dataset.path takes")
         return None
-    query = Source(build(config.query), "query")
     try:
+        query = Source(build(config.query), "query")
         _ = query.ids
     except UserError as error:
         raise error.renamed(re.sub(r"^dataset\b", "query", error.name)) from error
@@ -200,7 +200,8 @@ def _check(inputs: Inputs) -> None:
     elif inputs.given is None and isinstance(inputs.tokens_of, ScorerSpec):
         from lpsel.scoring.scorer import check_available
 
-        check_available(inputs.tokens_of, inputs.cache_dir)
+        purpose = "; its tokenizer finds the rows that have no token to train on"
+        check_available(inputs.tokens_of, inputs.cache_dir, purpose)
 
 
 def combined(*, combine: dict[str, float] | None, **settings: Any) -> SelectionSpec:

@@ -109,17 +109,20 @@ def forms_of(columns: Sequence[str], forms: Iterable[Form] | None = None) -> tup
     return tuple(possible)
 
 
-def choose_form(forms: Sequence[Form], raw: Mapping[str, Any], mapping: Mapping[str, str] | None = None) -> Form:
+def choose_form(
+    forms: Sequence[Form], raw: Mapping[str, Any], mapping: Mapping[str, str] | None = None, option: str = "dataset"
+) -> Form:
     """The first of the possible forms of a row in which no required column is empty, or else the first.
 
     Args:
         mapping: `dataset.columns`, for the error.
+        option: the option whose rows these are, for the error.
 
     Raises:
         UnusableRow: there are none.
     """
     if not forms:
-        raise unknown_form(raw, mapping)
+        raise unknown_form(raw, mapping, option)
     if len(forms) > 1:
         for form in forms:
             values = [raw[field.column] for field in form.fields if not field.optional]

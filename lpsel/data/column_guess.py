@@ -14,17 +14,19 @@ ANSWERS = ("completion", "output", "answer", "response", "chosen", "reply", "sol
 CONTEXTS = ("input", "context", "passage", "document")
 
 
-def unknown_form(raw: Mapping[str, Any], mapping: Mapping[str, str] | None = None) -> UnusableRow:
+def unknown_form(
+    raw: Mapping[str, Any], mapping: Mapping[str, str] | None = None, option: str = "dataset"
+) -> UnusableRow:
     """The error for a row whose columns no form has, or not all those that `dataset.columns` names."""
     if mapping:
         missing = next((column for column in map(str, mapping.values()) if column not in raw), "")
         problem = f"missing in this row, which has {_names(raw)}"
-        return UnusableRow(f"column {missing}", None, problem, "see dataset.columns", kind="a missing column")
+        return UnusableRow(f"column {missing}", None, problem, f"see {option}.columns", kind="a missing column")
     problem = "not a known form"
-    hint = "map your columns, as in 'dataset.columns={instruction: COLUMN, output: COLUMN}'"
+    hint = f"map your columns, as in '{option}.columns={{instruction: COLUMN, output: COLUMN}}'"
     if guess := _guess(raw):
         pairs = ", ".join(f"{field}: {_quoted(column)}" for field, column in guess.items())
-        hint = f"if that is their meaning, set 'dataset.columns={{{pairs}}}'"
+        hint = f"if that is their meaning, set '{option}.columns={{{pairs}}}'"
     elif len(raw) == 1 and _named(PROMPTS, list(raw)) is None:
         problem = "the prompt and the answer must be separate"
         hint = "write them as two columns, such as prompt and completion, or as messages"

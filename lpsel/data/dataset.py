@@ -156,7 +156,7 @@ class Source:
 
     def _example(self, raw: dict[str, Any]) -> Example:
         spec, forms = self.spec, self.forms(tuple(raw))
-        example = to_example(raw, forms[0] if len(forms) == 1 else choose_form(forms, raw, spec.columns))
+        example = to_example(raw, forms[0] if len(forms) == 1 else choose_form(forms, raw, spec.columns, self.option))
         if (column := spec.cluster_column) is not None and str(column) not in raw:
             problem = f"no such column, the row has {', '.join(raw) or 'none'}"
             raise UserError("dataset.cluster_column", column, problem, "name one of these, or null")

@@ -71,12 +71,12 @@ def check_scorer(setup: TrainingSetup, scorer: ModelSpec, epochs: int) -> None:
     check_available(scorer, setup.cache_dir)
 
 
-def check_available(scorer: ModelSpec, cache_dir: Path) -> None:
-    """Raise a UserError for a scorer that cannot be loaded; for a Hub model, it lists the alternatives."""
+def check_available(scorer: ModelSpec, cache_dir: Path, purpose: str = "") -> None:
+    """Raise a UserError with the purpose of a scorer that cannot be loaded; for a Hub model, it lists alternatives."""
     try:
         check_model(scorer, cache_dir)
     except NotOnHub as error:
-        raise UserError(f"scorer {scorer.path}", problem=error.problem, hint=OTHER_SCORERS) from error
+        raise UserError(f"scorer {scorer.path}", problem=error.problem + purpose, hint=OTHER_SCORERS) from error
 
 
 def scores_for(

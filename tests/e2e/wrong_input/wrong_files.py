@@ -54,6 +54,7 @@ def _data():
         "empty.jsonl": b"",
         "blank.jsonl": b"\n \n\n",
         "half.jsonl": good[:-20],
+        "questions.jsonl": lines([{"instruction": "Say hello."}]),
         "half-in-the-middle.jsonl": good[:60] + b"\n" + good,
         "words.jsonl": b"once upon a time\n",
         "list.jsonl": b"[1, 2]\n",
