@@ -56,9 +56,9 @@ def test_the_page_has_every_row_with_its_scores_losses_and_texts(explorable):
 
 
 def test_without_its_dataset_a_page_has_no_texts_and_with_another_one_it_is_an_error(copied, explorable, tmp_path):
-    config = json.loads((copied / "run_config.json").read_text())
-    config["config"]["dataset"]["path"] = str(tmp_path / "gone.jsonl")
-    (copied / "run_config.json").write_text(json.dumps(config))
+    result = json.loads((copied / "result.json").read_text())
+    result["dataset"]["path"] = str(tmp_path / "gone.jsonl")
+    (copied / "result.json").write_text(json.dumps(result))
     page, (no_texts, _) = explore(copied, None, None, tmp_path)
     assert re.match(r"No texts: dataset\.path=.*gone\.jsonl: ", no_texts)
     assert not {"prompt", "length"} & data_of(page)["columns"].keys()
