@@ -1,9 +1,9 @@
-"""What evaluators get. An evaluator, built from a file in conf/evaluator, compares models with three methods:
+"""The inputs of evaluators. An evaluator, built from a file in conf/evaluator, compares models with three methods:
 
 - `check(candidates)` raises a UserError if models or settings are missing.
 - `evaluate(candidates, context)` returns metrics as plain values and writes files to the run folder. It raises a
-  UserError before any model is loaded, if the error can be detected by then.
-- `table(result)` shows the result on the terminal.
+  UserError before it loads a model, if the error can be detected by then.
+- `table(result)` formats the result for the terminal.
 """
 
 import shutil
@@ -26,7 +26,7 @@ GENERATIONS = "generations"  # subfolder of the run folder, with one file per mo
 
 @dataclass(frozen=True)
 class Candidates:
-    """The models of an evaluation, and the baseline that they are compared with."""
+    """The models to evaluate and the baseline to compare them with."""
 
     models: tuple[ModelSpec | Endpoint, ...]
     baseline: ModelSpec | Endpoint | None = None
@@ -37,7 +37,7 @@ class Candidates:
         return self.models if self.baseline is None else (self.baseline, *self.models)
 
     def local(self) -> list[ModelSpec]:
-        """All of them, for an evaluator that needs their weights; a UserError if one is an endpoint or none is set."""
+        """Return all models, which must have weights; raise a UserError if one is an endpoint or if there are none."""
         if not self.all:
             raise UserError("model", "null", "no model to evaluate", "set model=RUN_OR_MODEL or model=[A,B]")
         for model in self.all:
@@ -52,14 +52,14 @@ class Candidates:
 class EvaluationContext:
     """Where an evaluation runs and writes its files."""
 
-    folder: Path  # of the run
+    folder: Path  # the run folder
     cache_dir: Path  # for tokens, answers, verdicts and tiny models
-    accelerator: str  # and precision: as for training
+    accelerator: str  # accelerator and precision are set as for training
     precision: str
 
     @property
     def device(self) -> "torch.device":
-        """Device of the models; imports torch."""
+        """Device to load the models on; imports torch."""
         return device_of(self.accelerator)
 
     @property
@@ -72,6 +72,6 @@ class EvaluationContext:
 
 
 def generation_files(names: Sequence[str], folder: Path) -> list[str]:
-    """A file inside a run folder for the generations of each model, without those of an earlier run."""
+    """Remove the generations of an earlier run, and return a file name in the run folder for each model."""
     shutil.rmtree(folder / GENERATIONS, ignore_errors=True)
     return [f"{GENERATIONS}/{file}.jsonl" for file in file_names(names)]

@@ -1,4 +1,4 @@
-"""Models side by side on held-out rows: likelihood of the reference responses, and how close the answers are."""
+"""Evaluate models on held-out rows: likelihood of reference responses, and similarity of generated answers to them."""
 
 # N rows
 
@@ -44,12 +44,12 @@ from lpsel.training.monitors import check_vocabulary
 
 log = logging.getLogger(__name__)
 
-LOSSES_PER_GPU = 16_384  # rows without answers: a process takes longer to start than one GPU to compute fewer
-PACKS = 8  # that a GPU computes between two transfers of their sums
+LOSSES_PER_GPU = 16_384  # without generation; starting another process only pays off above this many rows
+PACKS = 8  # packs that a GPU computes between two transfers of results to the host
 
 
 class Inputs(NamedTuple):
-    """A model, and what it is evaluated on, prepared before any model is loaded."""
+    """A model and its evaluation data, prepared before any weights are loaded."""
 
     name: str
     spec: ModelSpec
@@ -57,10 +57,10 @@ class Inputs(NamedTuple):
     tokenizer: Any
     source: Source
     tokens: Tokens  # of all rows
-    rows: NDArray[np.int64] = NO_ROWS  # to evaluate on: those that all models can use, shape (N,)
+    rows: NDArray[np.int64] = NO_ROWS  # numbers of the rows to evaluate on, which all models can use, shape (N,)
 
     def prompts(self) -> Iterator[tuple[Example, Rendered]]:
-        """These rows with their prompts, read again from the source: they may not fit into memory."""
+        """Yield the rows to evaluate on with their prompts, read from the source again to save memory."""
         used_N = np.zeros(len(self.source), bool)
         used_N[self.rows] = True
         for row in self.source:
@@ -70,23 +70,23 @@ class Inputs(NamedTuple):
 
 @dataclass(frozen=True)
 class ReferenceEvaluator:
-    """Compares models with the reference responses of held-out rows.
+    """Evaluates models against the reference responses of held-out rows.
 
     - `nll`: mean negative log-likelihood per supervised token, in nats, over all tokens of all rows; `perplexity` is
       exp(nll). Neither is comparable between tokenizers.
-    - `bits_per_byte`: the likelihood of the response text, without special tokens, in bits per UTF-8 byte of it;
+    - `bits_per_byte`: negative log-likelihood of the response text without special tokens, in bits per UTF-8 byte;
       comparable between tokenizers.
     - `exact_match`: fraction of greedy answers equal to the reference, except for surrounding whitespace.
     - `rouge_l`: mean ROUGE-L F1 of the greedy answers.
 
-    In a chat, all turns of the assistant count for the likelihood, and the last one is generated. Every metric has a
-    95% interval over rows, and the differences to the first model, the baseline, are paired: see `compare_rows`.
+    In a conversation, the likelihood covers all assistant turns, and the last one is generated. Every metric has a 95%
+    interval over rows. Differences to the first model, the baseline, are paired: see `compare_rows`.
 
     Attributes:
         dataset: the held-out rows.
-        max_new_tokens: longest greedy answer; 0 for no answers, which leaves out exact_match and rouge_l.
+        max_new_tokens: maximum length of greedy answers; 0 skips generation, and with it exact_match and rouge_l.
         batch_tokens: largest batch, in tokens with padding; changes speed and memory, not float32 results.
-        resamples, seed: of the bootstrap over rows.
+        resamples, seed: settings of the bootstrap over rows.
     """
 
     dataset: DatasetSpec
@@ -101,22 +101,22 @@ class ReferenceEvaluator:
         for name in ("batch_tokens", "resamples"):
             check_int(f"evaluator.{name}", getattr(self, name), 1)
         check_int("evaluator.max_new_tokens", self.max_new_tokens, 0)
-        Sampling(self.max_new_tokens or 1, seed=self.seed)  # checks them
+        Sampling(self.max_new_tokens or 1, seed=self.seed)  # validates both
 
     def check(self, candidates: Candidates) -> None:
-        """Raise a UserError unless there are models, all of them local."""
+        """Raise a UserError unless there is at least one model and all models are local."""
         candidates.local()
 
     def evaluate(self, candidates: Candidates, context: EvaluationContext) -> dict[str, Any]:
-        """Evaluate one model after the other, and write generations/NAME.jsonl as soon as each is done.
+        """Evaluate the models one at a time, and write generations/NAME.jsonl after each of them.
 
         Returns:
-            `models` in their order, each with `metrics` and `difference`, see `compare_rows`; None where a value is not
-            defined, such as the difference in NLL if the tokenizers differ.
+            `models` in their order, each with `metrics` and `difference`, see `compare_rows`. Undefined values are
+            None, such as the difference in NLL between models with different tokenizers.
 
         Raises:
-            UserError: no rows, a missing model, a context without room for a prompt or a template that does not fit,
-                before any model is loaded; an unsupported architecture.
+            UserError: there are no rows, a model is missing, a prompt does not fit into the context, or the template
+                is unsuitable (all raised before any model is loaded); or the architecture is not supported.
         """
         source = shared_source(self.dataset)
         specs = candidates.local()
@@ -130,7 +130,7 @@ class ReferenceEvaluator:
         if not len(rows):
             raise UserError("dataset", source.spec.name, "no row can be used by all models", "set another template")
         inputs = [model._replace(rows=rows) for model in prepared]
-        for _ in chain.from_iterable(model.prompts() for model in inputs):  # a template may reject one
+        for _ in chain.from_iterable(model.prompts() for model in inputs):  # raises if a template rejects a prompt
             pass
         measured, reports = [], []
         for model, file in zip(inputs, generation_files(names, context.folder), strict=True):
@@ -206,7 +206,7 @@ class ReferenceEvaluator:
     def _answer(
         self, copies: Copies[Loaded], inputs: Inputs, measured: RowMetrics, answered: Counter[str]
     ) -> Iterator[dict[str, Any]]:
-        """Generate an answer to every row, yield the rows to write, and add them to `measured` and `answered`."""
+        """Generate an answer for every row, yield the rows to write, and update `measured` and `answered`."""
         rows, to_answer = tee(inputs.prompts())
         given = inputs.tokenizer, (prompt for _, prompt in to_answer), len(inputs.rows)
         answers: Iterable[Generation | None] = repeat(None, len(inputs.rows))
@@ -235,7 +235,7 @@ class ReferenceEvaluator:
 
 
 def _without_answers(inputs: Inputs, nll: NDArray[np.float64], text_nll: NDArray[np.float64]) -> RowMetrics:
-    """What is known before the model answers; the rest is 0."""
+    """Return the metrics that do not need generated answers; the others are 0."""
     rows, tokenizer = inputs.rows, tokenizer_hash(inputs.tokenizer)
     return RowMetrics(
         nll=nll[rows],
@@ -254,7 +254,7 @@ def _labels(tokens: Tokens, i: int) -> NDArray[np.int32]:
 
 
 def response_bytes(example: Example, tokens: Tokens, i: int, tokenizer: Any) -> int:
-    """UTF-8 bytes of the assistant's turns in row i; of the remaining supervised tokens if the row is truncated."""
+    """Count the UTF-8 bytes of the assistant turns in row i; if truncated, of its remaining supervised tokens."""
     if tokens.response_tokens[i] == 0:
         return 0
     whole = sum(len(turn.content.encode()) for turn in example.turns if turn.role == "assistant")

@@ -1,4 +1,4 @@
-"""Files of verdicts to import: judgements.parquet, other tables, and lists as AlpacaEval writes them."""
+"""Import verdicts from files: judgements.parquet, other tables, and the annotation lists of AlpacaEval."""
 
 import logging
 import math
@@ -17,7 +17,7 @@ from lpsel.storage import utf8
 log = logging.getLogger(__name__)
 
 WORDS = {"win": WIN, "model": WIN, "tie": TIE, "loss": LOSS, "baseline": LOSS}
-TEXTS = {  # field: columns of a file, ours and AlpacaEval's
+TEXTS = {  # field -> our and AlpacaEval's names of the column
     "id": ("id", "instruction"),
     "order": ("order",),
     "model": ("model", "generator_2"),
@@ -35,19 +35,19 @@ ANSWERS = {"model_chars": "output_2", "baseline_chars": "output_1"}
 def read_judgements(files: str | Path | Sequence[str | Path]) -> list[Verdicts]:
     """Read verdicts and group them by model and judge, in order of first occurrence.
 
-    A verdict that is not a preference counts as not judged, with a warning that contains the first. If no row of a file
-    has an id or instruction, every row is a prompt of its own. A model, judge or baseline that some rows leave out is
-    the one of the other rows. If hardly any prompt was judged in both orders, each verdict counts as it is. Votes that
-    a later one replaced (`counted` is false) are left out.
+    Invalid verdicts count as failed; a warning shows the first of them. If no row of a file has an id or instruction,
+    each row is a separate prompt. Rows without a model, judge or baseline get the one of the other rows. If hardly any
+    prompt was judged in both orders, each verdict counts by itself. Votes that were replaced by a later one (`counted`
+    is false) are ignored.
 
     Args:
-        files: .json or .jsonl with objects like those of AlpacaEval's annotations.json; or a table (.parquet, .csv)
-            with `id`, `preference` or `verdict` (win, tie, loss), and optionally `order`, `model`, `baseline`, `judge`,
-            `category`, `prompt_set`, `model_chars`, `baseline_chars`. May be compressed like datasets.
+        files: .json or .jsonl with objects as in AlpacaEval's annotations.json; or a table (.parquet, .csv) with `id`,
+            `preference` or `verdict` (win, tie, loss), and optionally `order`, `model`, `baseline`, `judge`,
+            `category`, `prompt_set`, `model_chars`, `baseline_chars`. Files may be compressed, like datasets.
 
     Raises:
-        UserError: a file does not exist or has no valid verdict; two verdicts of a judge on the same answers; no
-            prompt of a model has a verdict in every order; two baselines.
+        UserError: a file does not exist or has no valid verdict; a judge has two verdicts on the same answers; no
+            prompt of a model has a verdict in every order; or there are two baselines.
     """
     paths = [Path(str(file)).expanduser() for file in (files if isinstance(files, list | tuple) else [files])]
     if not paths:
@@ -81,7 +81,7 @@ def _read(path: Path) -> list[Row]:
     ]
     anonymous = not any(_text(row, *TEXTS["id"]) or row.get("order") for _, row in numbered)
     rows: list[Row] = []
-    values: list[tuple[str, Any]] = []  # columns and values of the verdicts
+    values: list[tuple[str, Any]] = []  # column and value of each verdict
     for i, (number, row) in enumerate(numbered, start=1):
         location = f"{path}, {reader.unit} {number}"
         column = next((name for name in ("preference", "verdict") if name in row), None)
@@ -107,9 +107,9 @@ def _read(path: Path) -> list[Row]:
 
 
 def _preferences(values: Sequence[tuple[str, Any]], path: Path) -> list[float | None]:
-    """The preferences of a file, None where there is none; a UserError if none of several is valid.
+    """Return the preference of every row, None if missing; raise a UserError if there are several and none is valid.
 
-    Fractions below 1 show that a file counts from 0 (the baseline) to 1 (the model).
+    Fractions below 1 imply that the file uses a scale from 0 (the baseline) to 1 (the model).
     """
     numbers = [_number(value) for _, value in values]
     known = {number for number in numbers if math.isfinite(number)}
@@ -117,7 +117,7 @@ def _preferences(values: Sequence[tuple[str, Any]], path: Path) -> list[float | 
         log.info("%s: preferences from 0 (the baseline) to 1 (the model)", path)
         numbers = [number + 1 for number in numbers]
     elif known == {0, 1}:
-        log.warning("%s: only 0 and 1, which count as ties and wins of the baseline. %s", path, CODES.capitalize())
+        log.warning("%s: contains only 0 (read as tie) and 1 (read as baseline win). %s", path, CODES.capitalize())
     valid = [math.isnan(number) or number == 0 or LOSS <= number <= WIN for number in numbers]
     invalid = [i for i, is_valid in enumerate(valid) if not is_valid]
     if invalid:
@@ -132,7 +132,7 @@ def _preferences(values: Sequence[tuple[str, Any]], path: Path) -> list[float | 
 
 
 def _number(value: Any) -> float:
-    """A number, its text, or win, tie or loss; NaN for null and "", infinity for anything else."""
+    """Parse a number, or win, tie or loss; NaN for null and "", infinity for anything else."""
     if value is None or value == "":
         return math.nan
     try:
@@ -142,17 +142,17 @@ def _number(value: Any) -> float:
 
 
 def _boolean(row: Row, column: str) -> bool | None:
-    """True or False, also as text; None for anything else."""
+    """Parse true or false, which may be text; None for anything else."""
     return {"true": True, "false": False}.get(str(row.get(column)).lower())
 
 
 def _text(row: Row, *columns: str) -> str:
-    """The first of the columns that is not empty."""
+    """Return the value of the first column that is not empty."""
     return next((utf8(str(row[name])) for name in columns if row.get(name) not in (None, "")), "")
 
 
 def _chars(row: Row, column: str, output: str, location: str) -> float | None:
-    """Length of an answer: of its text, or from the column."""
+    """Return the length of an answer in characters, from its text or the column."""
     if isinstance(row.get(output), str):
         return float(len(row[output]))
     value = row.get(column)
@@ -168,11 +168,11 @@ def _chars(row: Row, column: str, output: str, location: str) -> float | None:
 
 
 def _fill_in(field: str, rows: list[Row], where: str) -> None:
-    """Add the only name of a field to rows that leave it out."""
+    """Fill in a field in rows that leave it out, if all other rows have the same value."""
     known = list(dict.fromkeys(row[field] for row in rows if row[field]))
     unnamed = [row for row in rows if not row[field]]
     if unnamed and len(known) > 1:
-        problem = f"rows without a {field} next to rows of {known[0]} and {known[1]}"
+        problem = f"some rows have no {field}, and others have {known[0]} or {known[1]}"
         raise UserError("judgements", where, problem, f"add the {field} to every row")
     for row in unnamed if known else ():
         row[field] = known[0]

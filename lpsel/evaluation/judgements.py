@@ -1,6 +1,6 @@
-"""Verdicts of judges as numbers: both orders combined, agreement between judges, and judgements.parquet.
+"""Verdicts of judges as numbers: combining both orders, agreement between judges, and judgements.parquet.
 
-Preferences are coded like AlpacaEval's: 1 if the first answer (the baseline's) is better, 2 if the second one (the
+Preferences are coded as in AlpacaEval: 1 if the first answer (the baseline's) is better, 2 if the second one (the
 model's) is, 1.5 or 0 for a tie, numbers between 1 and 2 for fractional preferences, NaN if not judged.
 """
 
@@ -29,19 +29,19 @@ VERDICTS = {1: "win", 0: "tie", -1: "loss"}
 # Columns of judgements.parquet; all others are strings.
 FLOATS = ("preference", "letter_probability", "model_chars", "baseline_chars")
 INTEGERS = ("prompt_tokens", "completion_tokens", "attempts")
-BOTH_ORDERS = 0.1  # fraction of the prompts; with fewer, each prompt was judged once
+BOTH_ORDERS = 0.1  # minimum fraction of prompts judged in both orders; below it, each prompt counts as judged once
 
 Floats = NDArray[np.float64]
-# A verdict: id, order, model, judge, baseline, category, prompt_set, text (a digest of the prompt's), preference,
-# model_chars, baseline_chars, equal (answers) and failure; more for judgements.parquet.
+# A verdict: id, order, model, judge, baseline, category, prompt_set, text (digest of the prompt), preference,
+# model_chars, baseline_chars, equal (identical answers), failure, and the other columns of judgements.parquet.
 Row = dict[str, Any]
 
 
 def as_preferences(values: ArrayLike) -> Floats:
-    """Preferences of any shape as float64; every tie is 1.5, and None becomes NaN.
+    """Convert preferences of any shape to float64; ties become 1.5, and None becomes NaN.
 
     Raises:
-        UserError: a number that is not a preference.
+        UserError: a value is not a valid preference.
     """
     preference = np.array(values, dtype=np.float64)
     preference[preference == 0] = TIE
@@ -53,11 +53,11 @@ def as_preferences(values: ArrayLike) -> Floats:
 
 
 def combined(preference_NO: ArrayLike) -> Floats:
-    """One preference for every prompt from those in each order, shape (N,); NaN where any of them is missing.
+    """Combine the preferences in each order into one per prompt, shape (N,); NaN if any of them is missing.
 
-    The mean where the orders agree on the verdict (win, tie, loss). Elsewhere a tie, because the verdicts only show
-    which position the judge prefers (Zheng et al. 2023, section 3.4, count a win only if both orders agree). For the
-    same reason, a prompt with a verdict in one order only has no preference.
+    If the orders agree on the verdict (win, tie, loss), it is their mean. Otherwise it is a tie, because the verdicts
+    only reflect position bias (Zheng et al. 2023, section 3.4, count a win only if both orders agree). For the same
+    reason, a prompt that was judged in only one of two orders has no preference.
     """
     preference_NO = _by_order(preference_NO)
     mean_N = preference_NO.mean(axis=1)
@@ -67,9 +67,9 @@ def combined(preference_NO: ArrayLike) -> Floats:
 
 
 def flip_rate(preference_NO: ArrayLike) -> float | None:
-    """Percentage of the prompts judged in both orders whose verdict (win, tie or loss) differs between the orders.
+    """Compute the percentage of prompts judged in both orders whose verdict (win, tie or loss) depends on the order.
 
-    None if no prompt was judged in both. 100 minus it is the consistency of Zheng et al. 2023, Judging LLM-as-a-judge.
+    None without such prompts. 100 minus the flip rate is the consistency of Zheng et al. 2023, Judging LLM-as-a-judge.
     """
     preference_NO = _by_order(preference_NO)
     if preference_NO.shape[1] != 2:
@@ -79,12 +79,12 @@ def flip_rate(preference_NO: ArrayLike) -> float | None:
 
 
 def judges_agreement(preference_N: Mapping[str, ArrayLike]) -> list[dict[str, Any]]:
-    """Agreement of every two judges, given the preferences of each for the same prompts in the same order.
+    """Compute the agreement of every pair of judges from their preferences for the same prompts, in the same order.
 
     Returns:
-        For each pair of `judges`: `n` prompts that both judged, `agreement` of their verdicts (win, tie, loss) in
-        percent, Cohen's `kappa` (1960) and `weighted_kappa` (1968), for which a loss is twice as far from a win as from
-        a tie. None if only one verdict occurs.
+        For each pair of `judges`: the number `n` of prompts that both judged, the `agreement` of their verdicts (win,
+        tie, loss) in percent, and Cohen's `kappa` (1960) and linearly `weighted_kappa` (1968), which are None if only
+        one verdict occurs.
     """
     from sklearn.metrics import cohen_kappa_score
 
@@ -120,36 +120,36 @@ class Verdicts:
     model: str
     judge: str
     baseline: str
-    ids: list[str]  # of the prompts
-    preference_NO: Floats  # see the top of this file
+    ids: list[str]  # prompt ids
+    preference_NO: Floats  # coded as in the module docstring
     model_chars_N: Floats  # lengths of the answers, NaN if unknown
     baseline_chars_N: Floats
     category_N: list[str | None]
     prompt_set_N: list[str | None]
     text_N: list[str | None]
-    equal_N: NDArray[np.bool_]  # equal answers, which were not judged
+    equal_N: NDArray[np.bool_]  # whether both answers are identical, and were therefore not judged
     rows: list[Row]
 
     @property
     def unfinished(self) -> bool:
-        """Some questions have not been asked."""
+        """Whether some pairs have not been judged because of the price cap."""
         return any(row.get("failure") == NOT_ASKED for row in self.rows)
 
     @property
     def only_order(self) -> str | None:
-        """The order in which a judge was shown all pairs that it replied to; None for several or without replies."""
+        """The only order in which the judge has replied to pairs; None if there are several orders or no replies."""
         orders = {row["order"] for row in self.rows if row.get("raw")}
         return orders.pop() if len(orders) == 1 else None
 
     @property
     def letter_probability(self) -> float | None:
-        """Mean probability of A and B together as the next token, of a judge that compares them."""
+        """Mean probability that the next token is A or B; None unless the judge compares these probabilities."""
         known = [p for row in self.rows if (p := row.get("letter_probability")) is not None]
         return float(np.mean(known)) if known else None
 
 
 def group(rows: Iterable[Row], where: str = "") -> list[Verdicts]:
-    """The verdicts of each judge on each model, read from the files `where`."""
+    """Group verdicts by judge and model; errors name `where`, the files they were read from."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["model"], row["judge"]), []).append(row)
@@ -157,30 +157,30 @@ def group(rows: Iterable[Row], where: str = "") -> list[Verdicts]:
 
 
 def aligned(several: Sequence[Verdicts]) -> dict[str, Floats]:
-    """By judge, a preference for every prompt that any of them judged on the same model; NaN without a verdict."""
+    """Align the judges' preferences for one model: by judge, a value for every prompt that any judged, or NaN."""
     judged = by_prompt([without_equal(one) for one in several])
     return {one.judge: preference_N for one, preference_N in zip(several, judged, strict=True)}
 
 
 def without_equal(one: Verdicts) -> Verdicts:
-    """The verdicts without those on equal answers, which nobody judged."""
+    """Set the preferences for identical answers, which were not judged, to NaN."""
     return replace(one, preference_NO=np.where(one.equal_N[:, None], np.nan, one.preference_NO))
 
 
 def by_prompt(several: Sequence[Verdicts]) -> list[Floats]:
-    """The preferences of each for every distinct prompt that any of them has; NaN without one."""
+    """Align preferences: in each result, a value for every distinct prompt of all `several`, or NaN."""
     prompts = [[text or i for i, text in zip(one.ids, one.text_N, strict=True)] for one in several]
     index = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompt for own in prompts for prompt in own))}
     preferences = []
     for one, own in zip(several, prompts, strict=True):
         preferences.append(np.full(len(index), np.nan))
-        # The last assignment counts: the first verdict on a text, as in `pairwise_metrics`.
+        # Assigned in reverse, so that the first verdict on a text counts, as in `pairwise_metrics`.
         preferences[-1][[index[prompt] for prompt in own][::-1]] = combined(one.preference_NO)[::-1]
     return preferences
 
 
 def write_judgements(path: Path, verdicts: Sequence[Verdicts]) -> None:
-    """Write a Parquet table that `read_judgements` reads, with `verdict` (win, tie or loss) of every row."""
+    """Write a Parquet table for `read_judgements`, with an additional column `verdict` (win, tie or loss)."""
     rows = [row for each in verdicts for row in each.rows]
     sign_N = np.sign(as_preferences([row["preference"] for row in rows]) - TIE)
     words = ({**row, "verdict": VERDICTS.get(sign)} for row, sign in zip(rows, sign_N, strict=True))
@@ -189,7 +189,7 @@ def write_judgements(path: Path, verdicts: Sequence[Verdicts]) -> None:
 
 
 def _collect(rows: list[Row], where: str) -> Verdicts:
-    """The verdicts of one judge on one model as arrays."""
+    """Convert the verdicts of one judge on one model to arrays."""
     model, judge, baseline = (rows[0][field] for field in ("model", "judge", "baseline"))
     orders = list(dict.fromkeys(row["order"] for row in rows))
     if len(orders) > 2:
@@ -207,7 +207,7 @@ def _collect(rows: list[Row], where: str) -> Verdicts:
         preference[question] = row["preference"]
     asked = {i: [preference[i, order] for order in orders if (i, order) in preference] for i in first}
     if len(orders) == 2 and sum(len(verdicts) == 2 for verdicts in asked.values()) < BOTH_ORDERS * len(first):
-        log.warning("%s: each prompt was judged in one order only, which counts as it is", where or judge)
+        log.warning("%s: each prompt was judged in one order only, so position bias is not corrected", where or judge)
         preference_NO = np.array([combined(np.array([verdicts], np.float64)) for verdicts in asked.values()])
     else:
         preference_NO = np.array([[preference.get((i, order)) for order in orders] for i in first], dtype=np.float64)

@@ -1,4 +1,4 @@
-"""The win rate a model would have if its answers were as long as the baseline's.
+"""Length-controlled win rate: the win rate that a model would have if its answers were as long as the baseline's.
 
 Dubois, Galambosi, Liang and Hashimoto 2024, Length-Controlled AlpacaEval (arXiv:2404.04475), section 3, without the
 term for the difficulty of the instruction: `length_controlled_minimal` in the alpaca_eval package.
@@ -9,11 +9,11 @@ s is the sample standard deviation of the length differences, in characters. The
 prediction at no difference, 100 x sigmoid(theta).
 
 The win rate and its interval come from one fit, with the weakest of alpaca_eval's L1 penalties on both coefficients,
-close to maximum likelihood. alpaca_eval's own figure selects the strength by 5-fold cross-validation, which pulls small
-effects to exactly 50: `minimal_win_rate`, to compare with theirs.
+which is close to maximum likelihood. alpaca_eval itself selects the penalty by 5-fold cross-validation, which shrinks
+small effects to exactly 50; `minimal_win_rate` reproduces its value for comparison.
 
-Of few prompts, wins or losses, the interval is that of the likelihood ratio, maximized over phi (Venzon and Moolgavkar
-1988), because resamples of these vary too little: docs/results/win-rates.md.
+With few prompts, wins or losses, bootstrap resamples vary too little (docs/results/win-rates.md), so the interval is a
+profile likelihood interval over phi (Venzon and Moolgavkar 1988).
 """
 
 # n judged prompts, R resamples, 2 coefficients: theta and phi
@@ -38,13 +38,13 @@ from lpsel.evaluation.statistics import (
     score_interval,
 )
 
-FEW = 100  # prompts
-BOUND = 12.0  # of both coefficients, where the likelihood ratio is computed: expit of it is 99.999%
+FEW = 100  # prompts; with fewer, the interval is that of the likelihood ratio
+BOUND = 12.0  # limit of both coefficients in the likelihood ratio: expit(12) is 99.999%
 FOLDS = 5
 FEWEST = 2 * FOLDS
 STRENGTHS = np.logspace(-4, 4, 10)  # inverse strengths of the penalty, scikit-learn's C
 NO_WEIGHT = 1e-12  # liblinear drops rows of weight 0, and fails if only one outcome is left
-RIDGE = 1e-9  # curvature where a resample has nothing but wins
+RIDGE = 1e-9  # added to the curvature, which vanishes if a resample has only wins
 ITERATIONS = 100
 LARGEST_STEP = 2.0
 TOLERANCE = 1e-4  # Newton's method converges quadratically: the error is about the square of the last step
@@ -60,19 +60,19 @@ def length_controlled_win_rate(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
-    """The length-controlled win rate, in percent, with its 95% interval: percentile bootstrap over prompts.
+    """Compute the length-controlled win rate in percent with its 95% percentile bootstrap interval over prompts.
 
-    That of the likelihood ratio for fewer than 100 prompts, or 15 wins or losses. Preferences are the weights of both
-    outcomes; the resamples keep s.
+    With fewer than 100 prompts, 15 wins or 15 losses, it is a likelihood ratio interval instead. Fractional preferences
+    count as a weighted win and loss. All resamples use the same s.
 
     Args:
         preference_N: coded as in `win_rate`.
         model_chars_N, baseline_chars_N: lengths of the answers in characters; NaN where unknown.
-        resamples, seed: of the bootstrap.
+        resamples, seed: settings of the bootstrap.
 
     Returns:
-        The win rate and its `score_interval` if all answers are as long as the baseline's; undefined for fewer than 10
-        judged prompts with known lengths.
+        The estimate; the plain win rate with its `score_interval` if all answers are as long as the baseline's;
+        undefined with fewer than 10 judged prompts with known lengths.
     """
     features_n2, share_n = _inputs(preference_N, model_chars_N, baseline_chars_N)
     if len(share_n) < FEWEST:
@@ -91,9 +91,9 @@ def length_controlled_win_rate(
 
 
 def likelihood_interval(shorter_n: Floats, share_n: Floats, theta: float) -> tuple[float, float]:
-    """95% interval of theta, around its estimate: where twice the log of the likelihood ratio is below chi squared's.
+    """Compute the 95% profile likelihood interval of theta, given its estimate.
 
-    An end beyond BOUND, of wins or losses only, is infinite.
+    The likelihood ratio statistic is compared with chi squared. Bounds beyond BOUND, as with only wins, are infinite.
     """
 
     def deviance(at: float) -> float:
@@ -113,7 +113,7 @@ def likelihood_interval(shorter_n: Floats, share_n: Floats, theta: float) -> tup
 
 
 def minimal_win_rate(preference_N: ArrayLike, model_chars_N: ArrayLike, baseline_chars_N: ArrayLike) -> float | None:
-    """`length_controlled_minimal` of alpaca_eval, in percent; None where `length_controlled_win_rate` is undefined."""
+    """Compute alpaca_eval's `length_controlled_minimal` in percent; None if the length-controlled rate is undefined."""
     features_n2, share_n = _inputs(preference_N, model_chars_N, baseline_chars_N)
     if len(share_n) < FEWEST:
         return None
@@ -123,16 +123,16 @@ def minimal_win_rate(preference_N: ArrayLike, model_chars_N: ArrayLike, baseline
 
 
 def _inputs(preference_N: ArrayLike, model_chars_N: ArrayLike, baseline_chars_N: ArrayLike) -> tuple[Floats, Floats]:
-    """1 and the scaled length difference, shape (n, 2), and preference - 1, shape (n,), of the prompts with both.
+    """Return (1, scaled length difference), shape (n, 2), and preference - 1, shape (n,), of prompts with both.
 
-    No prompts where all differences are equal, but not 0: the effects of length and model cannot be separated.
+    There are no prompts if all differences are equal but not 0: effects of length and model cannot be separated.
     """
     preference_N = as_preferences(preference_N)
     shorter_N = np.asarray(baseline_chars_N, dtype=np.float64) - np.asarray(model_chars_N, dtype=np.float64)
     used_N = ~np.isnan(preference_N) & ~np.isnan(shorter_N)
     shorter_n, share_n = shorter_N[used_N], preference_N[used_N] - 1
     if shorter_n.any():
-        scale = np.nanstd(shorter_N, ddof=1) if len(shorter_n) > 1 else 0.0  # also of answers without a verdict
+        scale = np.nanstd(shorter_N, ddof=1) if len(shorter_n) > 1 else 0.0  # includes answers without a verdict
         if scale == 0:
             return np.empty((0, 2)), np.empty(0)
         shorter_n = np.tanh(shorter_n / scale)
@@ -140,13 +140,13 @@ def _inputs(preference_N: ArrayLike, model_chars_N: ArrayLike, baseline_chars_N:
 
 
 def fit(features_n2: Floats, share_n: Floats) -> tuple[Floats, float]:
-    """Coefficients, shape (2,), and the inverse strength of the penalty that predicts left-out prompts best."""
+    """Fit the coefficients, shape (2,), with the inverse penalty strength chosen by cross-validation; return both."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegressionCV
     from sklearn.model_selection import GroupKFold
 
     rows = len(share_n)
-    # Each prompt is a win with its preference as weight, and a loss with the rest.
+    # Each prompt is a win weighted by its preference, and a loss with the remaining weight.
     both_outcomes = np.vstack([features_n2, features_n2])
     weight = np.maximum(np.concatenate([share_n, 1 - share_n]), NO_WEIGHT)
     folds = list(GroupKFold(FOLDS).split(both_outcomes, groups=np.tile(np.arange(rows), 2)))
@@ -168,11 +168,11 @@ def fit(features_n2: Floats, share_n: Floats) -> tuple[Floats, float]:
 
 
 def refit(features_n2: Floats, share_n: Floats, counts_Rn: Floats, start_2: Floats) -> Floats:
-    """Coefficients of R resamples with the weakest penalty, shape (R, 2); row i occurs counts_Rn[r, i] times in r.
+    """Fit the coefficients of R resamples with the weakest penalty, shape (R, 2).
 
-    Newton's method on all resamples at once, about 50 times faster than one scikit-learn fit for each. A coefficient
-    stops at 0 on its way to the other sign, and leaves 0 only if the loss falls faster than the penalty grows (Andrew
-    and Gao 2007, Scalable training of L1-regularized log-linear models).
+    Row i occurs counts_Rn[r, i] times in resample r. Newton's method on all resamples at once is about 50 times faster
+    than one scikit-learn fit each. A coefficient stops at 0 before it changes sign, and leaves 0 only if the loss falls
+    faster than the penalty grows (Andrew and Gao 2007, Scalable training of L1-regularized log-linear models).
     """
     penalty = 1 / STRENGTHS[-1]
     coefficients_R2 = np.tile(start_2, (len(counts_Rn), 1))

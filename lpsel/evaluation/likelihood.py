@@ -1,4 +1,4 @@
-"""Likelihood of the responses of held-out rows, on one device or several."""
+"""Likelihood of the responses of held-out rows, on one or several devices."""
 
 # N rows, B rows of a pack
 
@@ -22,11 +22,11 @@ from lpsel.model.load import load_model
 from lpsel.model.loss import PerSampleLoss, check_head
 from lpsel.model.spec import ModelSpec
 
-Sums = tuple[NDArray[Any], NDArray[Any]]  # of a pack, over all supervised tokens, and the text, (B,) each
+Sums = tuple[NDArray[Any], NDArray[Any]]  # NLLs of rows over supervised tokens, and over text tokens only, (B,) each
 
 
 class Loaded(NamedTuple):
-    """A model on a device, and the rows that it is evaluated on."""
+    """A model on a device and the rows to evaluate it on."""
 
     loss: PerSampleLoss
     tokens: Tokens
@@ -34,7 +34,7 @@ class Loaded(NamedTuple):
 
     @classmethod
     def of(cls, spec: ModelSpec, path: str, dtype: torch.dtype, folder: Path, device: torch.device) -> "Loaded":
-        """The model with its weights in `dtype`, and the tokens in `folder`."""
+        """Load the model with weights in `dtype`, and the tokens in `folder`."""
         if device.type == "cpu":
             reuse_freed_memory()
         loss = PerSampleLoss(load_model(spec, path, dtype).to(device))
@@ -51,10 +51,10 @@ def reference_nll(
     special: Sequence[int] = (),
     at_once: int = 1,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Negative log-likelihood of the supervised tokens of each row, summed in float64, in nats, shape (N,).
+    """Compute the NLL of each row, in nats: over all supervised tokens, and without the `special` ones, (N,) each.
 
-    Of all of them, and of those that are not special. 0 where a row has none. A device computes `at_once` packs before
-    their sums are transferred.
+    Sums are float64, and 0 for a row without such tokens. A device computes `at_once` packs before it transfers their
+    sums to the host.
     """
     nll_N, text_nll_N = np.zeros((2, len(tokens)))
     supervised = np.flatnonzero(tokens.response_tokens > 0)
@@ -83,7 +83,7 @@ def _sums(special: Sequence[int], loaded: Loaded, packs: list[Rows]) -> list[Sum
 
 
 def with_own_attention(copies: Copies[Loaded]) -> Each:
-    """`copies.map` for functions that get the transformers model."""
+    """Return `copies.map` for functions that take the transformers model, with its original attention."""
     return lambda function, batches: copies.map(partial(_released, function), batches)
 
 

@@ -1,4 +1,4 @@
-"""EleutherAI's lm-evaluation-harness on trained models, several side by side."""
+"""Evaluate trained models with EleutherAI's lm-evaluation-harness."""
 
 import logging
 import math
@@ -24,13 +24,13 @@ class LmEvalEvaluator:
     """Evaluates models on tasks of the harness, or on your own task files.
 
     Attributes:
-        tasks: names, groups or tags of the harness, or YAML files.
+        tasks: tasks, groups or tags of the harness, or YAML files.
         include_path: folder with more task files.
-        num_fewshot: examples before the question; None for the number in each task.
-        limit: rows of each task; None for all.
-        batch_size: rows of a forward pass.
+        num_fewshot: number of few-shot examples; None for the default of each task.
+        limit: maximum number of rows per task; None for all.
+        batch_size: rows per forward pass.
         apply_chat_template: use the tokenizer's chat template; None for models with `template: chat`.
-        seed: of the choice of examples.
+        seed: seed for choosing few-shot examples.
     """
 
     tasks: Sequence[str] | str | None = None
@@ -52,7 +52,7 @@ class LmEvalEvaluator:
 
     @property
     def task_names(self) -> list[str]:
-        """The tasks as a list; one can be set without."""
+        """The tasks as a list, since a single task can be set as a string."""
         return [self.tasks] if isinstance(self.tasks, str) else list(self.tasks or ())
 
     def check(self, candidates: Candidates) -> None:
@@ -63,17 +63,17 @@ class LmEvalEvaluator:
         candidates.local()
 
     def evaluate(self, candidates: Candidates, context: EvaluationContext) -> dict[str, Any]:
-        """Run all tasks on one model after the other, freeing each before the next is loaded.
+        """Run all tasks on one model at a time, and free each model before loading the next.
 
         Writes generations/NAME.jsonl for every model: each row of each task with its prompt, answers and metrics.
 
         Returns:
-            `models` in their order, each with `metrics`: `TASK/METRIC` to `value` and `standard_error` as reported by
-            the harness (None where it has none), and `low` and `high` of their 95% interval, see `_interval`; and
-            `tasks`: rows, few-shot examples and version of each.
+            `models` in their order, each with `metrics`, a mapping from `TASK/METRIC` to `value` and `standard_error`
+            as reported by the harness (None if missing) and `low` and `high` of the 95% interval, see `_interval`; and
+            `tasks`: number of rows, few-shot examples and version of each.
 
         Raises:
-            UserError: an unknown task or one whose data cannot be read; a model without a chat template. Before any
+            UserError: a task is unknown or its data cannot be read, or a model has no chat template; raised before any
                 model is loaded.
         """
         for name in ("lm_eval", "evaluate"):
@@ -125,11 +125,11 @@ class LmEvalEvaluator:
         return chat
 
     def _task_manager(self) -> Any:
-        """The tasks of the harness, after checking that the requested ones can be loaded."""
+        """Return the harness's task manager after checking that the requested tasks can be loaded."""
         from lm_eval.tasks import TaskManager
 
         folder = None if self.include_path is None else str(Path(self.include_path).expanduser())
-        # Listing the thousands of tasks of the harness takes seconds, so your own files are tried first.
+        # Listing the harness's thousands of tasks takes seconds, so task files of the user are tried first.
         own = TaskManager(include_path=folder, include_defaults=False)
         if self._task_error(own) is None:
             return own
@@ -142,10 +142,10 @@ class LmEvalEvaluator:
         for task in self.task_names:
             if not manager.match_tasks([task]) and not Path(task).is_file():
                 hint = "run `lm_eval ls tasks` for a list, or set evaluator.include_path=FOLDER"
-                return UserError("tasks", task, "no task, group or tag of lm_eval, and no file", hint)
+                return UserError("tasks", task, "not a task, group or tag of lm_eval, nor a file", hint)
             try:
                 loaded = manager.load([task])["tasks"]
-            except Exception as error:  # whatever the code of a task raises
+            except Exception as error:  # the code of a task can raise anything
                 return UserError("tasks", task, f"cannot be loaded ({first_line(error)})", "check its file and data")
             if any(getattr(each, "UNSAFE_CODE", False) for each in loaded.values()):
                 hint = "evaluate this task with lm_eval itself, in a sandbox"
@@ -176,9 +176,9 @@ class LmEvalEvaluator:
 def metrics_of(
     results: Mapping[str, Mapping[str, Any]], samples: Mapping[str, Mapping[str, int]]
 ) -> dict[str, dict[str, float | None]]:
-    """The harness's results as `TASK/METRIC` to value, standard error and interval.
+    """Convert the harness's results to a mapping from `TASK/METRIC` to value, standard error and interval.
 
-    The harness uses the keys `METRIC,FILTER` and `METRIC_stderr,FILTER`; a filter other than "none" is kept.
+    The harness uses the keys `METRIC,FILTER` and `METRIC_stderr,FILTER`. The filter is dropped if it is "none".
     """
     metrics = {}
     for task, values in results.items():
@@ -195,9 +195,9 @@ def metrics_of(
 
 
 def _interval(value: float | None, error: float | None, rows: int) -> tuple[float | None, float | None]:
-    """Wilson's interval where the standard error is that of a proportion of the rows, else 1.96 of them.
+    """Compute Wilson's interval if the standard error is that of a proportion, otherwise value ± 1.96 standard errors.
 
-    The harness divides by n - 1, so that the variance is p (1 - p) / (n - 1).
+    For a proportion, the harness computes the variance as p (1 - p) / (n - 1).
     """
     if value is None or error is None:
         return None, None
@@ -207,7 +207,7 @@ def _interval(value: float | None, error: float | None, rows: int) -> tuple[floa
 
 
 def _number(value: Any) -> float | None:
-    """None for what the harness writes instead of a number ("N/A", a name)."""
+    """Return a number, or None if the harness reports something else ("N/A", a name)."""
     try:
         return None if isinstance(value, str) else float(value)
     except TypeError:

@@ -1,4 +1,4 @@
-"""Models against a baseline: answers to the same prompts, verdicts of a judge, win rates with intervals."""
+"""Compare models with a baseline: generate answers to the same prompts, judge them, and compute win rates."""
 
 import logging
 from collections import Counter
@@ -29,16 +29,16 @@ class PairwiseEvaluator:
     """Asks a judge which of two answers to the same prompt is better, in both orders.
 
     Attributes:
-        judge: compares the answers; human judges get a page to vote on.
+        judge: compares the answers; for human judges, a voting page is written.
         prompts: names of prompt sets, files or Hub ids.
         prompts_dir: folder in which names of prompt sets are looked up first.
-        limit: at most this many prompts of each set.
-        judgements: one or several files of verdicts, instead of prompts, models and judge.
-        max_new_tokens, temperature, top_p: of the answers, see `Sampling`.
+        limit: maximum number of prompts per set.
+        judgements: one or several files of verdicts to use instead of prompts, models and judge.
+        max_new_tokens, temperature, top_p: sampling settings, see `Sampling`.
         batch_tokens: largest batch, in tokens with padding; changes speed and memory.
         resamples: number of bootstrap resamples of the prompts.
-        seed: of sampled answers and of the resamples.
-        bad_rows: skip to leave out prompts that cannot be used, for all models if one of their templates rejects them.
+        seed: seed for sampling answers and for the bootstrap.
+        bad_rows: `skip` to leave out unusable prompts, for all models if the template of one rejects them.
     """
 
     judge: Judge | HumanJudge
@@ -71,7 +71,7 @@ class PairwiseEvaluator:
         return None if self.prompts_dir is None else Path(self.prompts_dir).expanduser()
 
     def check(self, candidates: Candidates) -> None:
-        """Raise a UserError unless there are verdicts, or two models and prompts to compare them on."""
+        """Raise a UserError unless there are verdicts, or a model, a baseline and prompts."""
         if self.judgements is not None:
             return
         if not candidates.models or candidates.baseline is None:
@@ -85,14 +85,14 @@ class PairwiseEvaluator:
     def evaluate(self, candidates: Candidates, context: EvaluationContext) -> dict[str, Any]:
         """Generate and judge answers, and compute win rates (docs/reference/metrics.md).
 
-        Writes generations/NAME.jsonl for every model and the baseline, and judgements.parquet with a row for every
-        verdict; for judge=human a page to vote on and its key instead. Answers and verdicts are cached as they arrive.
+        Writes generations/NAME.jsonl for every model and the baseline, and judgements.parquet with a row per verdict,
+        or a voting page and its key if judge=human. Answers and verdicts are cached as they arrive.
 
         Returns:
-            The metrics of the first model, and those of all in `models`; for human judges, the paths of the pages.
+            The metrics of the first model, and of all models in `models`; for human judges, the paths of the pages.
 
         Raises:
-            UserError: anything wrong with prompts, models or judge, before an answer is generated.
+            UserError: prompts, models or judge are not usable; raised before any answer is generated.
         """
         if self.judgements is not None:
             return finite(self._count_imported(read_judgements(self.judgements), context.folder))
@@ -125,14 +125,14 @@ class PairwiseEvaluator:
         )
 
     def read_prompts(self, cache_dir: Path) -> tuple[list[Prompt], Counter[str]]:
-        """The prompts, and the numbers of unusable ones by kind; a UserError where they are not found."""
+        """Return the prompts and the number of unusable ones by kind; raise a UserError if a set is not found."""
         assert self.prompts is not None, "checked"
         folder, unusable = self._prompts_folder, Counter[str]()
         counted = unusable if self.bad_rows == "skip" else None
         return load_prompts(self.prompts, self.limit, cache_dir=cache_dir, folder=folder, unusable=counted), unusable
 
     def _prompts(self, candidates: Candidates, cache_dir: Path) -> tuple[list[Prompt], Counter[str]]:
-        """The prompts that all models can use, and the numbers of others by kind."""
+        """Return the prompts that all models can use, and the number of unusable ones by kind."""
         prompts, unusable = self.read_prompts(cache_dir)
         for model in candidates.all:
             rejected = rejections(model, prompts, cache_dir)
@@ -140,7 +140,7 @@ class PairwiseEvaluator:
             prompts = [prompt for prompt in prompts if prompt.id not in rejected]
         if not prompts:
             raise UserError(
-                "prompts", self.prompts, f"no model can use any: {listed(unusable)}", "use another template"
+                "prompts", self.prompts, f"none is usable by all models: {listed(unusable)}", "use another template"
             )
         if unusable:
             log.info("Prompts: %d are unusable and skipped: %s", unusable.total(), listed(unusable))
@@ -149,7 +149,7 @@ class PairwiseEvaluator:
     def _generate(
         self, candidates: Candidates, names: Sequence[str], prompts: Sequence[Prompt], context: EvaluationContext
     ) -> tuple[list[list[Generation]], list[dict[str, Any]]]:
-        """Answers of every model, baseline first, and reports on them."""
+        """Return the answers of every model, baseline first, and a report on each model's answers."""
         cached: dict[str, Any] = {"cache_dir": context.cache_dir, "dtype": context.dtype}
         missing = [check(model, prompts, self.sampling, **cached) for model in candidates.all]
         if any(missing) and not isinstance(self.judge, HumanJudge):
@@ -210,7 +210,7 @@ class PairwiseEvaluator:
     def _compare(
         self, verdicts: dict[str, Verdicts], folder: Path, answers: Sequence[dict[str, Any]] = ()
     ) -> dict[str, Any]:
-        """All statistics, see `compare`; writes judgements.parquet."""
+        """Write judgements.parquet, and compute all statistics, see `compare`."""
         write_judgements(folder / JUDGEMENTS, list(verdicts.values()))
         compared = compare(verdicts, answers=answers, resamples=self.resamples, seed=self.seed)
         for sentence in compared["warnings"]:
@@ -231,7 +231,7 @@ def _generation_row(prompt: Prompt, answer: Generation) -> dict[str, Any]:
 
 
 def _write_pages(judge: HumanJudge, pairs: dict[str, list[Pair]], baseline: str, folder: Path) -> dict[str, Any]:
-    """A page to vote on for every model."""
+    """Write a voting page for every model."""
     pages = []
     for (name, of_model), file in zip(pairs.items(), file_names(list(pairs)), strict=True):
         page_folder = folder if len(pairs) == 1 else folder / "votes" / file
@@ -243,7 +243,7 @@ def _write_pages(judge: HumanJudge, pairs: dict[str, list[Pair]], baseline: str,
 
 
 def _judged_rows(pairs: Sequence[Pair], judgements: Sequence[Judgement], names: dict[str, str]) -> Iterator[Row]:
-    """Rows of judgements.parquet."""
+    """Yield the rows of judgements.parquet."""
     pair_of = {pair.id: pair for pair in pairs}
     for judgement in judgements:
         pair = pair_of[judgement.id]

@@ -1,4 +1,4 @@
-"""Metrics of models on the same held-out rows, and paired differences between them. Pure functions."""
+"""Metrics of models on the same held-out rows, and paired differences between models. Pure functions."""
 
 # N rows, R resamples
 
@@ -27,9 +27,9 @@ class RowMetrics(NamedTuple):
 
     nll: NDArray[np.float64]  # summed over the supervised tokens, in nats; 0 where there are none
     text_nll: NDArray[np.float64]  # the same without special tokens, such as the end of the response
-    tokens: NDArray[np.int64]  # supervised ones
+    tokens: NDArray[np.int64]  # number of supervised tokens
     labels: NDArray[np.int64]  # a hash of the supervised tokens and the tokenizer
-    response_bytes: NDArray[np.int64]  # of the supervised response text
+    response_bytes: NDArray[np.int64]  # length of the supervised response text in UTF-8
     exact_match: NDArray[np.float64]  # of the greedy answer, 0 or 1
     rouge_l: NDArray[np.float64]  # of the greedy answer, from 0 to 1
 
@@ -37,19 +37,19 @@ class RowMetrics(NamedTuple):
 def compare_rows(
     measured: Sequence[RowMetrics], resamples: int, seed: int, metrics: Sequence[str] = METRICS
 ) -> list[dict[str, Any]]:
-    """Metrics of every model with their intervals, and paired differences to the first model.
+    """Compute the metrics of every model with intervals, and paired differences to the first model.
 
-    A difference in NLL is that of the rows whose supervised tokens are the same, one in bits per byte that of rows with
-    equally long text: others, cut at another length for example, are no easier or harder for one of the models.
+    Differences in NLL only use rows with the same supervised tokens for both models, and differences in bits per byte
+    only rows with equally long text. Other rows, such as those truncated at different lengths, are not comparable.
 
     Args:
-        metrics: the first of METRICS, those that were measured.
+        metrics: the measured metrics, a prefix of METRICS.
 
     Returns:
-        For every model `metrics` (these and perplexity), each with `value`, `low` and `high`; and `difference`
-        (these; None for the first), with the number of `rows` compared, `p_value` (sign-flip test of the rows), and
-        `p_value_holm`, corrected for the number of models and metrics. exp of the difference in NLL is the ratio of
-        perplexities. Intervals are percentile bootstrap, of exact matches Wilson's and `paired_interval`.
+        For every model: `metrics` (these and perplexity), each with `value`, `low` and `high`; and `difference` to the
+        first model (None for the first itself), with the number of `rows` compared, `p_value` (sign-flip test over
+        rows) and `p_value_holm`, corrected for the number of models and metrics. exp of the difference in NLL is the
+        ratio of perplexities. Intervals are percentile bootstrap, but Wilson's and `paired_interval` for exact matches.
     """
     first, own = measured[0], len(metrics)
     every = np.ones(len(first.tokens), bool)
@@ -83,7 +83,7 @@ def compare_rows(
 
 
 def _proportion(value_N: NDArray[np.float64]) -> Estimate:
-    """The mean of zeros and ones with Wilson's interval, none of a single one."""
+    """Return the mean of zeros and ones with Wilson's interval, which needs more than one value."""
     n = len(value_N)
     return Estimate(float(value_N.mean()), *(wilson(float(value_N.sum()), n) if n > 1 else (None, None)))
 
@@ -91,7 +91,7 @@ def _proportion(value_N: NDArray[np.float64]) -> Estimate:
 def _columns(
     m: RowMetrics, same_tokens_N: NDArray[np.bool_], same_text_N: NDArray[np.bool_]
 ) -> list[tuple[NDArray[Any], NDArray[Any]]]:
-    """Numerator and denominator of each of METRICS, 0 where a row does not count."""
+    """Return numerator and denominator of each of METRICS, with 0 for rows that are excluded."""
     one_N = np.ones(len(m.tokens))
 
     def counted(value_N: NDArray[Any], rows_N: NDArray[np.bool_]) -> NDArray[Any]:

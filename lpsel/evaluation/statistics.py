@@ -1,4 +1,4 @@
-"""Bootstrap intervals of ratios and means over rows and of their paired differences; tests and intervals of counts.
+"""Bootstrap intervals of means, ratios and paired differences over rows; intervals for proportions; paired tests.
 
 Percentile bootstrap over rows: Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3. For a
 ratio of sums, a row is drawn with its numerator and denominator.
@@ -17,16 +17,16 @@ from scipy.special import bdtr, ndtr, ndtri, stdtrit
 
 RESAMPLES = 10_000
 LEVEL = 0.95
-RARE = 15  # wins or losses, of which a bootstrap interval is too narrow
+RARE = 15  # wins or losses; with fewer, a bootstrap interval is too narrow
 DRAWS_AT_ONCE = 1 << 20
-SAME_SIZE = 1e-9  # relative rounding error of sums, and of sizes up to 1
-MEAN_MULTIPLICITY = 4  # rows are drawn one by one unless every distinct row occurs this often on average
+SAME_SIZE = 1e-9  # tolerance for rounding errors: relative for sums, absolute for sizes up to 1
+MEAN_MULTIPLICITY = 4  # rows are drawn one by one unless distinct rows occur at least this often on average
 
 Floats = NDArray[np.float64]
 
 
 class Estimate(NamedTuple):
-    """A value and the ends of its interval; None where the data do not define them."""
+    """A value and its interval; None where undefined."""
 
     value: float | None
     low: float | None
@@ -38,22 +38,22 @@ UNDEFINED = Estimate(None, None, None)
 
 @dataclass(frozen=True, slots=True)
 class Ratios:
-    """K ratios of sums over the same rows, and their values under the same R resamples of the rows.
+    """K ratios of sums over rows, and their values in R resamples of the rows.
 
-    All K use the same rows of a resample, so differences between columns are paired.
+    All K ratios use the same resamples, so differences between them are paired.
     """
 
     value_K: Floats  # over all rows; NaN if a numerator is not finite or the denominators sum to 0
     resampled_RK: Floats
     rows_K: NDArray[np.int64]  # number of rows with a denominator above 0
-    effective_K: Floats  # rows as heavy as each other that would vary as much: Kish 1965, Survey Sampling, chapter 11.7
+    effective_K: Floats  # effective number of rows given their weights: Kish 1965, Survey Sampling, chapter 11.7
 
     def estimate(self, k: int) -> Estimate:
-        """Ratio k with its percentile interval."""
+        """Return ratio k with its percentile interval."""
         return interval(self.value_K[k], self.resampled_RK[:, k], self.effective_K[k])
 
     def difference(self, k: int, baseline: int) -> Estimate:
-        """Ratio k minus ratio `baseline`, with the percentile interval of the paired difference."""
+        """Return ratio k minus ratio `baseline` with the percentile interval of the paired difference."""
         return interval(
             self.value_K[k] - self.value_K[baseline],
             self.resampled_RK[:, k] - self.resampled_RK[:, baseline],
@@ -64,12 +64,12 @@ class Ratios:
 def bootstrap_ratios(
     numerator_NK: ArrayLike, denominator_NK: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Ratios:
-    """sum(numerator) / sum(denominator) over rows, for K columns and for `resamples` resamples of the rows.
+    """Compute sum(numerator) / sum(denominator) for K columns, over all rows and over resamples of the rows.
 
     Args:
         numerator_NK: NaN or infinity makes its column undefined.
         denominator_NK: same shape, not negative.
-        resamples: number of times N rows are drawn with replacement.
+        resamples: number of times to draw N rows with replacement.
         seed: the same seed draws the same rows.
 
     Raises:
@@ -93,17 +93,17 @@ def bootstrap_ratios(
 
 
 def bootstrap_means(values_NK: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> Ratios:
-    """The means of K columns over rows; `bootstrap_ratios` with denominators of 1."""
+    """Compute the means of K columns, as `bootstrap_ratios` with denominators of 1."""
     values = np.asarray(values_NK, dtype=np.float64)
     return bootstrap_ratios(values, np.ones_like(values), resamples=resamples, seed=seed)
 
 
 def interval(value: float, resampled_R: Floats, rows: float) -> Estimate:
-    """A value with the percentile interval of its defined resamples; no interval of a single row.
+    """Return a value with the percentile interval of its finite resamples; there is no interval for a single row.
 
-    The percentiles are those of Hesterberg 2015 (What teachers should know about the bootstrap, section 5.3): resamples
-    of few rows spread less than samples do, by sqrt((n - 1) / n), and a t interval would be wider. Rows that differ in
-    weight count as fewer (`Ratios.effective_K`).
+    Uses the expanded percentiles of Hesterberg 2015 (What teachers should know about the bootstrap, section 5.3), since
+    resamples of n rows spread less than samples, by a factor of sqrt((n - 1) / n), and a t interval would be wider.
+    `rows` is the effective number of rows (`Ratios.effective_K`).
     """
     if not math.isfinite(value):
         return UNDEFINED
@@ -118,7 +118,7 @@ def interval(value: float, resampled_R: Floats, rows: float) -> Estimate:
 def with_interval(
     value: float | None, low: float | None, high: float | None, form: str = ".1f", separator: str = " "
 ) -> str:
-    """A value and its interval as text, such as `52.0 [48.1, 55.9]`; only the value where there is no interval."""
+    """Format a value and its interval, such as `52.0 [48.1, 55.9]`; only the value if it has no interval."""
     if value is None:
         return "-"
     text = format(value, form)
@@ -126,12 +126,12 @@ def with_interval(
 
 
 def exponential(estimate: Estimate) -> Estimate:
-    """exp of the value and of both ends: perplexity from a mean NLL in nats. None where it overflows."""
+    """Apply exp to the value and both bounds, such as to get perplexity from mean NLL in nats; None on overflow."""
     return Estimate(*(None if x is None or x > 700 else math.exp(x) for x in estimate))
 
 
 def distinct_rows(table_NK: Floats) -> tuple[Floats, NDArray[np.int64]]:
-    """The distinct rows of a table, shape (U, K), and how often each occurs; all rows if few of them are equal."""
+    """Return the distinct rows of a table, shape (U, K), and their counts; or all rows if there are few duplicates."""
     distinct_UK, times_U = np.unique(table_NK, axis=0, return_counts=True)
     if len(distinct_UK) > len(table_NK) // MEAN_MULTIPLICITY:
         return table_NK, np.ones(len(table_NK), dtype=np.int64)
@@ -139,9 +139,9 @@ def distinct_rows(table_NK: Floats) -> tuple[Floats, NDArray[np.int64]]:
 
 
 def draws(times_U: NDArray[np.int64], resamples: int, seed: int) -> Iterator[Floats]:
-    """How often each row is drawn in each resample, in blocks of shape (resamples of the block, U).
+    """Yield how often each distinct row is drawn in each resample, in blocks of shape (resamples, U).
 
-    Row u represents times_U[u] equal rows, so the counts of U distinct rows are multinomial.
+    Row u represents times_U[u] equal rows, so the counts are multinomial.
     """
     generator = np.random.default_rng(seed)
     rows, distinct = int(times_U.sum()), len(times_U)
@@ -157,7 +157,7 @@ def draws(times_U: NDArray[np.int64], resamples: int, seed: int) -> Iterator[Flo
 
 
 def wilson(successes: float, n: float) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson 1927)."""
+    """Compute Wilson's score interval for a proportion (Wilson 1927)."""
     z2 = ndtri((1 + LEVEL) / 2) ** 2
     proportion = successes / n
     center = (proportion + z2 / (2 * n)) / (1 + z2 / n)
@@ -166,11 +166,11 @@ def wilson(successes: float, n: float) -> tuple[float, float]:
 
 
 def score_interval(share_N: ArrayLike, weight_N: ArrayLike = 1.0) -> tuple[float, float]:
-    """Interval of the weighted mean of values from 0 to 1: Wilson's of as many zeros and ones as would vary as much.
+    """Compute a 95% interval for the weighted mean of values from 0 to 1: Wilson's at the effective sample size.
 
-    Their number is the effective sample size (Franco, Little, Louis and Slud 2019, J. Surv. Stat. Methodol. 7, 334),
-    here from the variance with half a 0 and half a 1 more, so that equal values leave room. Of zeros and ones of equal
-    weight it is Wilson's interval. It covers with few values, and near 0 and 1 (docs/results/win-rates.md).
+    The effective sample size (Franco, Little, Louis and Slud 2019, J. Surv. Stat. Methodol. 7, 334) uses the variance
+    after adding half a 0 and half a 1, so that equal values do not give an empty interval. For equally weighted zeros
+    and ones, it is Wilson's interval. Coverage holds for few values and near 0 and 1 (docs/results/win-rates.md).
     """
     share_n = np.asarray(share_N, dtype=np.float64)
     weight_n = np.broadcast_to(np.asarray(weight_N, dtype=np.float64), share_n.shape)
@@ -183,10 +183,10 @@ def score_interval(share_N: ArrayLike, weight_N: ArrayLike = 1.0) -> tuple[float
 
 
 def paired_interval(difference_N: ArrayLike, largest: float) -> tuple[float, float]:
-    """Interval of the mean of paired differences of proportions, from -largest to largest (Agresti and Min 2005).
+    """Compute a 95% interval for the mean paired difference, within [-largest, largest] (Agresti and Min 2005).
 
-    The normal one, with half a pair more of each outcome: one won, one lost, and two equal. Unlike a percentile
-    bootstrap, it covers with few pairs and with few that differ (docs/results/win-rates.md).
+    A normal interval after adding half a pair for each of the four outcomes: one win, one loss, two equal. Unlike the
+    percentile bootstrap, its coverage holds with few pairs or few differing pairs (docs/results/win-rates.md).
     """
     difference_n = np.asarray(difference_N, dtype=np.float64)
     n = len(difference_n) + 2
@@ -197,15 +197,15 @@ def paired_interval(difference_N: ArrayLike, largest: float) -> tuple[float, flo
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Two-sided exact p-value of wins against losses under chance 1/2; 1 without any (Dixon and Mood 1946)."""
+    """Compute the two-sided p-value of the exact sign test (Dixon and Mood 1946); 1 without wins and losses."""
     return min(1.0, 2 * float(bdtr(min(wins, losses), wins + losses, 0.5)))
 
 
 def sign_flip_test(difference_N: ArrayLike, *, draws: int = RESAMPLES, seed: int = 0) -> float:
-    """Two-sided p-value of the hypothesis that the differences are symmetric around 0, by their mean (Fisher 1935).
+    """Test whether differences are symmetric around 0, by their mean; returns the two-sided p-value (Fisher 1935).
 
-    The exact sign test where all differences are equally large, and random signs elsewhere: the smallest p-value is
-    then 1 / (draws + 1). About ten times faster than scipy.stats.permutation_test.
+    Uses the exact sign test if all differences have the same magnitude. Otherwise signs are flipped at random, and the
+    smallest p-value is 1 / (draws + 1). About ten times faster than scipy.stats.permutation_test.
     """
     difference_n = np.asarray(difference_N, dtype=np.float64)
     size_n = np.abs(difference_n := difference_n[difference_n != 0])
@@ -223,9 +223,9 @@ def sign_flip_test(difference_N: ArrayLike, *, draws: int = RESAMPLES, seed: int
 
 
 def holm(p_values: ArrayLike) -> list[float]:
-    """Holm's step-down adjustment of several p-values, in their order (Holm 1979).
+    """Adjust p-values by Holm's step-down method (Holm 1979); the result has the same order.
 
-    The i-th smallest of m, counted from 0, is multiplied by m - i, and is at least as large as the one before.
+    The i-th smallest of m p-values, counted from 0, is multiplied by m - i, and raised to the previous one if smaller.
     """
     p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p, kind="stable")
@@ -234,7 +234,7 @@ def holm(p_values: ArrayLike) -> list[float]:
 
 
 def add_holm(tests: Sequence[dict[str, Any]]) -> None:
-    """Add `p_value_holm` to several results: their `p_value`, corrected for the number of tests; None without one."""
+    """Add `p_value_holm` to each result: its `p_value` corrected for the number of tests, None if it has none."""
     adjusted = iter(holm([test["p_value"] for test in tests if test["p_value"] is not None]))
     for test in tests:
         test["p_value_holm"] = None if test["p_value"] is None else next(adjusted)

@@ -1,10 +1,10 @@
-"""Do scores predict results? Subsets' mean scores, and the loss that a model trained on each subset reaches.
+"""Test whether scores predict results: correlate the mean score of subsets with the loss after training on each subset.
 
-The check of linear datamodels (Ilyas et al. 2022, arXiv 2202.00622; as a score, Park et al. 2023, arXiv 2303.14186),
-for the mean loss on held-out rows: a score that is worth anything ranks random subsets by what they lead to.
+The validation of linear datamodels (Ilyas et al. 2022, arXiv 2202.00622; as the linear datamodeling score, Park et al.
+2023, arXiv 2303.14186) for mean held-out loss: a useful score ranks random subsets by the loss they lead to.
 """
 
-# K subsets, R resamples of them
+# K subsets, R resamples of subsets
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,9 +15,9 @@ from lpsel.scoring.metrics import correlation_interval
 
 
 def rank_correlation(score_K: ArrayLike, result_K: ArrayLike) -> Estimate:
-    """Spearman's correlation of two values of each subset, with its `correlation_interval` for four subsets or more.
+    """Compute Spearman's rank correlation of score and result, with `correlation_interval` for at least four subsets.
 
-    Ties get their mean rank. Undefined where all subsets have the same score or the same result.
+    Ties get their mean rank. Undefined if all subsets have the same score or the same result.
     """
     score_K, result_K = np.asarray(score_K, np.float64), np.asarray(result_K, np.float64)
     if np.ptp(score_K) == 0 or np.ptp(result_K) == 0 or not np.isfinite([score_K, result_K]).all():
@@ -29,7 +29,7 @@ def rank_correlation(score_K: ArrayLike, result_K: ArrayLike) -> Estimate:
 
 
 def bootstrap_interval(score_K: ArrayLike, result_K: ArrayLike, *, seed: int = 0) -> Estimate:
-    """`rank_correlation` with a percentile bootstrap over subsets, which is too wide for few of them: 97 to 99%."""
+    """Compute `rank_correlation` with a percentile bootstrap; with few subsets it is too wide and covers 97 to 99%."""
     estimate = rank_correlation(score_K, result_K)
     if estimate.value is None:
         return UNDEFINED
@@ -48,7 +48,7 @@ def conclusive(correlation: Estimate) -> bool:
 
 
 def conclusion(correlation: Estimate, subsets: int) -> str:
-    """What a correlation of subsets' mean score with their NLL says, in one sentence."""
+    """Summarize the correlation between the mean score and NLL of subsets in one sentence."""
     if correlation.value is None or correlation.low is None or correlation.high is None:
         return "Not defined: a subset has no NLL, or all have the same mean score or the same NLL."
     found = f"{correlation.value:.2f} (95% interval {correlation.low:.2f} to {correlation.high:.2f})"

@@ -1,4 +1,4 @@
-"""Results of evaluations as tables for the terminal."""
+"""Format evaluation results as tables for the terminal."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from lpsel.evaluation.win_rate import shown_interval
 NO_INFORMATION = "no information"
 MOST_COMPARISONS = 10  # lines below the table
 
-# title, metric, factor, digits
+# column title, metric, scale factor, decimal places
 REFERENCE_COLUMNS = (
     ("NLL (nats/token)", "nll", 1.0, 3),
     ("perplexity", "perplexity", 1.0, 2),
@@ -25,10 +25,10 @@ REFERENCE_COLUMNS = (
 
 
 def reference_table(result: dict[str, Any]) -> Table:
-    """A row for every model, each value above its 95% interval; the baseline comes first.
+    """Return a table with one row per model, baseline first, and each value above its 95% interval.
 
-    A star marks values whose paired difference to the baseline is significant. Bits per byte are shown where tokenizers
-    differ, and numbers of rows where these do.
+    A star marks values whose paired difference to the baseline is significant. Bits per byte are only shown if
+    tokenizers differ, and the number of rows only if it differs.
     """
     models = result["models"]
     tokenizers_differ = len({model["tokenizer"] for model in models}) > 1
@@ -41,7 +41,7 @@ def reference_table(result: dict[str, Any]) -> Table:
             "for models and metrics (sign-flip test)."
         )
         if partial := {model["difference"]["nll"]["rows"] for model in models[1:]} - {models[0]["rows"]}:
-            notes.append(f"Differences in NLL are those of the rows with the same supervised tokens, {min(partial):,}.")
+            notes.append(f"Differences in NLL use only the {min(partial):,} rows with the same supervised tokens.")
     if tokenizers_differ:
         notes.append("Tokenizers differ: compare bits/byte, not NLL or perplexity.")
     notes += _unusable(result)
@@ -50,7 +50,7 @@ def reference_table(result: dict[str, Any]) -> Table:
         cells = {"model": model["name"]} | ({"rows": f"{model['rows']:,}"} if rows_differ else {})
         for title, metric, factor, digits in REFERENCE_COLUMNS:
             if metric not in model["metrics"] or (metric == "bits_per_byte" and not tokenizers_differ):
-                continue  # no answers, or as NLL
+                continue  # no answers were generated, or NLL is comparable
             estimate = (model["metrics"][metric][part] for part in ("value", "low", "high"))
             value, low, high = (None if part is None else part * factor for part in estimate)
             star = "*" if _differs(model, metric) else ""
@@ -60,26 +60,26 @@ def reference_table(result: dict[str, Any]) -> Table:
 
 
 def pairwise_table(result: dict[str, Any]) -> Table:
-    """A row for every model with its results against the baseline, each value above its 95% interval.
+    """Return a table with one row per model: its results against the baseline, each value above its 95% interval.
 
-    For human judges, a row for every page to vote on.
+    For human judges, the table lists the voting pages instead.
     """
     if "win_rate" not in result:
-        pages = console.table(("model", "page to vote on"), notes=["Then run: lpsel votes FILE..."])
+        pages = console.table(("model", "voting page"), notes=["Then run: lpsel votes FILE..."])
         for model in result["models"]:
             pages.add_row(escape(model["name"]), escape(str(model["page"])))
         return pages
     judge = result["judge"]["name"] or "imported verdicts"
     corrected = ", with Holm's correction" if len(result["models"]) > 1 else ""
     notes = [
-        f"Against {result['baseline']}, judged by {judge}. 95% intervals over prompts, Wilson's of win rates and "
-        f"Agresti and Min's of differences; p-value of the sign-flip test{corrected}."
+        f"Against {result['baseline']}, judged by {judge}. 95% intervals over prompts: Wilson's for win rates, "
+        f"Agresti and Min's for differences; p-values from the sign-flip test{corrected}."
     ]
     if any(model["failed"] for model in result["models"]):
-        notes.append("Failed prompts have no valid verdict in every order, and are not wins, ties or losses.")
+        notes.append("Failed prompts lack a valid verdict in at least one order; they are not wins, ties or losses.")
     notes += [_difference(pair) for pair in result["comparisons"][:MOST_COMPARISONS] if pair["n"]]
     if (more := len(result["comparisons"]) - MOST_COMPARISONS) > 0:
-        notes.append(f"{more} more comparisons of two models are in result.json.")
+        notes.append(f"result.json has {more} more comparisons of two models.")
     notes += result["warnings"] + _unusable(result)
     for name, pairs in (result.get("judges") or {}).items():
         notes += [_agreement(name, pair) for pair in pairs if pair["n"]]
@@ -110,7 +110,7 @@ def _unusable(result: dict[str, Any]) -> list[str]:
 
 
 def _difference(pair: dict[str, Any]) -> str:
-    """The paired difference between two models on one line."""
+    """Format the paired difference between two models as one line."""
     first, second = pair["models"]
     interval = "" if pair["ci_low"] is None else f" [{pair['ci_low']:+.1f}, {pair['ci_high']:+.1f}]"
     p_value = f"p = {pair['p_value_holm']:.2g} with Holm's correction"
@@ -118,7 +118,7 @@ def _difference(pair: dict[str, Any]) -> str:
 
 
 def lm_eval_table(result: dict[str, Any]) -> Table:
-    """A row for every metric of the harness, a column for every model."""
+    """Return a table with one row per metric of the harness and one column per model."""
     rows = []
     for metric in dict.fromkeys(metric for model in result["models"] for metric in model["metrics"]):
         cells = {"task/metric": metric}
@@ -131,7 +131,7 @@ def lm_eval_table(result: dict[str, Any]) -> Table:
 
 
 def _table(rows: Sequence[dict[str, str]], notes: Sequence[str]) -> Table:
-    """Rows of column to cell; the first column holds names, the others numbers."""
+    """Build a table from rows that map columns to cells; the first column holds names, the others numbers."""
     columns = list(rows[0])
     table = console.table(columns, columns[1:], notes=notes)
     for row in rows:

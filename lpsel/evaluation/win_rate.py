@@ -1,9 +1,9 @@
-"""How often one model's answers are preferred to a baseline's, with every statistic of the comparison. Pure functions.
+"""Win rates: how often a model's answers are preferred to a baseline's, with all related statistics. Pure functions.
 
-docs/reference/metrics.md has the formulas. For the coding of preferences see `lpsel.evaluation.judgements`.
+docs/reference/metrics.md has the formulas, and `lpsel.evaluation.judgements` the coding of preferences.
 """
 
-# N prompts, n judged prompts that are resampled, T distinct texts, S prompt sets, R resamples
+# N prompts, n judged prompts (resampled), T distinct texts, S prompt sets, R resamples
 
 import math
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class WinRate:
-    """A model against a baseline. Rates are in percent; None where the data do not define a value."""
+    """Win rate of a model against a baseline. Rates are in percent; undefined values are None."""
 
     n: int  # prompts judged: wins + ties + losses
     wins: int  # preferences above 1.5
@@ -50,20 +50,20 @@ class WinRate:
     discrete_win_rate: float | None = None  # 100 x (wins + ties / 2) / n, also for fractional preferences
     wilson_low: float | None = None  # 95% score interval of the win rate, for n > 1: see `score_interval`
     wilson_high: float | None = None
-    p_value: float | None = None  # two-sided sign-flip test of an even mean: the exact sign test of plain verdicts
+    p_value: float | None = None  # two-sided sign-flip test; for plain verdicts, the exact sign test
     winning_score: float | None = None  # (wins - losses) / n + 1, from 0 to 2, as in Cherry LLM (Li et al. 2024)
 
 
 class Sample(NamedTuple):
-    """The judged prompts that stand for all of them.
+    """The judged prompts, as a sample of all prompts.
 
-    Equal answers are ties that nobody judged. In unfinished judging, counting all of them next to a part of the other
-    prompts would pull the win rate toward 50. The judged prompts then stand for all whose answers differ.
+    Identical answers are ties without judging. While judging is unfinished, counting all of them but only some of the
+    other prompts would bias the win rate toward 50. The judged prompts then represent all prompts whose answers differ.
     """
 
-    rows_N: Bools  # the prompts to average
-    equal: int  # further prompts, whose answers are equal
-    weight: float  # fraction of the prompts that the rows stand for; the others are ties
+    rows_N: Bools  # the prompts to average over
+    equal: int  # number of other prompts, whose answers are identical
+    weight: float  # fraction of all prompts that these rows represent; the others are ties
 
     @classmethod
     def of(cls, preference_N: Floats, equal_N: Bools | None) -> "Sample":
@@ -74,24 +74,24 @@ class Sample(NamedTuple):
         return cls(judged_N & ~equal_N, int(equal_N.sum()), 1 - float(equal_N.mean()))
 
     def all_prompts(self, rate: float) -> float:
-        """The rate of all prompts, given that of the rows, in percent."""
+        """Convert the win rate of the sampled rows to that of all prompts, in percent."""
         return self.weight * rate + (1 - self.weight) * 50
 
     def estimate(self, of_rows: Estimate) -> Estimate:
-        """The same for a rate and its interval."""
+        """Convert a win rate and its interval with `all_prompts`."""
         return Estimate(*(None if rate is None else self.all_prompts(rate) for rate in of_rows))
 
 
 def win_rate(
     preference_N: ArrayLike, *, equal_N: Bools | None = None, resamples: int = RESAMPLES, seed: int = 0
 ) -> WinRate:
-    """Win rate of one preference per prompt, with its bootstrap interval over prompts and its test.
+    """Compute the win rate from one preference per prompt, with its bootstrap interval over prompts and its p-value.
 
     Args:
-        equal_N: in unfinished judging, the prompts with equal answers, see `Sample`.
+        equal_N: prompts with identical answers, if judging is unfinished, see `Sample`.
 
     Raises:
-        UserError: a number that is not a preference.
+        UserError: a value is not a valid preference.
     """
     preference_N = as_preferences(preference_N)
     sample = Sample.of(preference_N, equal_N)
@@ -123,7 +123,7 @@ def win_rate(
 
 
 def longer_wins(preference_N: ArrayLike, model_chars_N: ArrayLike, baseline_chars_N: ArrayLike) -> float | None:
-    """Percentage of the decided prompts with answers of different lengths that the longer answer won."""
+    """Compute how often the longer answer wins, in percent of the decided prompts with answers of unequal length."""
     sign_N = np.sign(as_preferences(preference_N) - TIE) * np.sign(
         np.asarray(model_chars_N, dtype=np.float64) - np.asarray(baseline_chars_N, dtype=np.float64)
     )
@@ -144,25 +144,25 @@ def pairwise_metrics(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Every statistic of one model against the baseline.
+    """Compute all statistics of one model against the baseline.
 
     Args:
-        preference_NO: shape (N,), or a column for each order in which the answers were shown.
+        preference_NO: shape (N,), or one column per order in which the answers were shown.
         model_chars_N, baseline_chars_N: lengths of the answers in characters; None or NaN where unknown.
-        equal_N: prompts with equal answers, which were not judged.
-        unfinished: prompts without a verdict have not been judged yet, see `Sample`.
-        text_N: a digest of each prompt's text. A prompt that is in several sets counts once, except within each set.
-        category_N, prompt_set_N: of the prompts.
-        resamples, seed: of the bootstrap over prompts.
+        equal_N: whether both answers are identical, and were therefore not judged.
+        unfinished: whether prompts without a verdict have not been judged yet, see `Sample`.
+        text_N: digests of the prompt texts. A text in several prompt sets counts once overall, and once in each set.
+        category_N, prompt_set_N: category and prompt set of each prompt.
+        resamples, seed: settings of the bootstrap over prompts.
 
     Returns:
-        The fields of `WinRate`; `repeated` prompts, which are not among them; those with `equal` answers; `flip_rate`
-        of the prompts that were judged; `model_mean_chars` and `baseline_mean_chars`; `longer_wins`;
+        The fields of `WinRate`; the number of `repeated` prompts, which are excluded, and of prompts with `equal`
+        answers; `flip_rate` of the judged prompts; `model_mean_chars` and `baseline_mean_chars`; `longer_wins`;
         `length_controlled_win_rate` with `length_controlled_ci_low` and `_ci_high`; `length_controlled_minimal`;
         `by_category`, `by_prompt_set` and `mean_of_prompt_sets`, None without groups. Rates are in percent.
 
     Raises:
-        UserError: a number that is not a preference.
+        UserError: a value is not a valid preference.
     """
     preference_NO = as_preferences(preference_NO)
     preference_N = combined(preference_NO)
@@ -196,13 +196,13 @@ def pairwise_metrics(
 
 
 def shown_interval(counted: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    """The interval to show next to `win_rate`, None for a single verdict: the bootstrap's covers less with few wins."""
+    """Return the interval to show next to `win_rate`, if any; the bootstrap's coverage is too low with few wins."""
     kind = "wilson" if "wilson_low" in counted else "ci"
     return counted.get(f"{kind}_low"), counted.get(f"{kind}_high")
 
 
 def _texts(text_N: Sequence[str | None] | None, rows: int) -> tuple[NDArray[np.int64], Bools]:
-    """A number for every text, and where it occurs first; a prompt whose text is unknown has its own."""
+    """Number the distinct texts, and mark their first occurrences; every unknown text counts as distinct."""
     number: dict[Any, int] = {}
     texts = [
         number.setdefault(i if text is None else text, len(number)) for i, text in enumerate(text_N or [None] * rows)
@@ -213,7 +213,7 @@ def _texts(text_N: Sequence[str | None] | None, rows: int) -> tuple[NDArray[np.i
 
 
 def _groups(group_N: Sequence[str | None] | None) -> dict[str, list[int]]:
-    """Rows of each group, in order of first occurrence; prompts without a group are left out."""
+    """Return the rows of each group, in order of first occurrence; prompts without a group are left out."""
     groups: dict[str, list[int]] = {}
     for i, name in enumerate(group_N or ()):
         if name:
@@ -233,9 +233,9 @@ def _by_group(
 def _mean_of_sets(
     sets: list[list[int]], texts: NDArray[np.int64], preference_N: Floats, equal_N: Bools, draws: dict[str, int]
 ) -> dict[str, float | None] | None:
-    """Unweighted mean of the win rates of the sets, None if one is empty.
+    """Compute the unweighted mean of the win rates of the prompt sets; None if a set is empty.
 
-    Texts are resampled, each with its verdicts in all sets: sets that share prompts do not vary independently.
+    The bootstrap draws texts with their verdicts in all sets, because sets that share prompts are not independent.
     """
     samples = [Sample.of(preference_N[rows], equal_N[rows]) for rows in sets]
     if not sets or not all(sample.rows_N.any() for sample in samples):

@@ -146,7 +146,7 @@ def test_a_judge_that_prefers_a_position_carries_no_information():
 def test_a_judge_that_says_tie_to_everything_carries_no_information():
     informative, text = problems(metrics_of([[1.5, 1.5]] * 40))
     assert not informative
-    assert text.startswith("The judge carries no information: all its verdicts on 40 prompts are ties. Set a stronger")
+    assert text.startswith("The judge carries no information: all its verdicts on 40 prompts are ties. Use a stronger")
     assert problems(metrics_of([[1.5, 1.5]] * 39 + [[2, 2]])) == (True, "")
     assert not problems(metrics_of([1.5] * 40, equal_N=[True] * 19 + [False] * 21))[0]
     assert problems(metrics_of([1.5] * 40, equal_N=[True] * 20 + [False] * 20)) == (
@@ -156,16 +156,16 @@ def test_a_judge_that_says_tie_to_everything_carries_no_information():
 
 
 def test_a_single_verdict_is_reported():
-    sentence = "A single verdict has no interval, and shows nothing about other prompts."
+    sentence = "A single verdict has no interval and does not generalize to other prompts."
     assert describe_problems(metrics_of([[2, 2]])) == {"warnings": [sentence], "informative": True}
 
 
-def test_a_judge_that_is_not_about_to_reply_a_letter_carries_no_information():
+def test_a_judge_that_rarely_replies_a_letter_carries_no_information():
     metrics = metrics_of([2, 1] * 200)
     assert problems(metrics, letter_probability=0.9) == (True, "")
     informative, text = problems(metrics, letter_probability=0.003)
     assert not informative
-    assert "their probability as the next token is 0.003 on average" in text
+    assert "the mean probability of these next tokens is 0.003" in text
 
 
 def test_pairs_shown_in_one_order_are_reported():

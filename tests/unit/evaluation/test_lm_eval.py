@@ -167,7 +167,7 @@ def test_errors_are_raised_before_a_model_is_loaded(toy_model, tasks, tmp_path, 
     with pytest.raises(UserError, match=r"^tasks=null: no tasks to run\. Set tasks=\["):
         run(LmEvalEvaluator(), [spec], tmp_path)
     with pytest.raises(
-        UserError, match=r"^tasks=hellaswagg: no task, group or tag of lm_eval, and no file\. Run `lm_eval ls"
+        UserError, match=r"^tasks=hellaswagg: not a task, group or tag of lm_eval, nor a file\. Run `lm_eval ls"
     ):
         run(LmEvalEvaluator(["hellaswagg"]), [spec], tmp_path)
     with (tasks / "free.yaml").open("a") as file:
