@@ -1,4 +1,4 @@
-"""The text that the chat template of a tokenizer writes for a conversation."""
+"""Apply a tokenizer's chat template to a conversation, with a fixed date and a time limit."""
 
 import signal
 import threading
@@ -10,8 +10,8 @@ from typing import Any, cast
 from lpsel.data.control_tokens import Span
 from lpsel.errors import UnusableRow, UserError, first_line
 
-# Some chat templates (Llama 3.2, SmolLM3) write today's date: a fixed date, so that scores do not depend on it.
-# transformers passes no custom function to a template, but a template can define its own macro.
+# Some chat templates (Llama 3.2, SmolLM3) insert today's date. A fixed date keeps scores reproducible. A macro sets it,
+# because transformers does not pass custom functions to a template.
 DATE_CODES = {"%d": "26", "%m": "07", "%b": "Jul", "%B": "July", "%Y": "2024", "%y": "24", "%A": "Friday", "%a": "Fri"}
 SAME_DATE = (
     "{%- macro strftime_now(format) -%}{{ format"
@@ -25,7 +25,7 @@ Tools = list[Any] | None
 
 
 def template_of(tokenizer: Any, tools: Tools) -> str:
-    """The chat template, which always writes the same date."""
+    """Return the chat template with a fixed date."""
     if not getattr(tokenizer, "chat_template", None):
         problem = f"the tokenizer of {tokenizer.name_or_path} has no chat template"
         hint = "set model.template=alpaca (scorer.template=alpaca for the scorer)"
@@ -35,7 +35,7 @@ def template_of(tokenizer: Any, tools: Tools) -> str:
 
 
 def apply_template(messages: Messages, tokenizer: Any, tools: Tools, add_generation_prompt: bool = False) -> str:
-    """The text of a conversation; raises an UnusableRow if the template rejects it."""
+    """Return the text of a conversation; raise an UnusableRow if the template rejects it."""
     template = template_of(tokenizer, tools)
     with _rejection(messages, tokenizer):
         return str(
@@ -50,11 +50,11 @@ def apply_template(messages: Messages, tokenizer: Any, tools: Tools, add_generat
 
 
 def apply_marked(messages: Messages, tokenizer: Any, tools: Tools) -> tuple[str, list[Span]]:
-    """The text of a conversation, and the parts that the template marks with {% generation %}."""
+    """Return the text of a conversation and the spans that the template marks with {% generation %}."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     with _rejection(messages, tokenizer):
-        texts, spans = cast(Any, render_jinja_template)(  # annotated as a string
+        texts, spans = cast(Any, render_jinja_template)(  # its annotated return type, str, is wrong here
             [messages],
             tools=tools,
             chat_template=template_of(tokenizer, tools),
@@ -66,7 +66,7 @@ def apply_marked(messages: Messages, tokenizer: Any, tools: Tools) -> tuple[str,
 
 @contextmanager
 def _rejection(messages: Messages, tokenizer: Any) -> Iterator[None]:
-    """Turn what a template raises into an UnusableRow."""
+    """Convert exceptions raised by a template to an UnusableRow."""
     from jinja2 import TemplateError
 
     try:
@@ -80,7 +80,7 @@ def _rejection(messages: Messages, tokenizer: Any) -> Iterator[None]:
 
 @contextmanager
 def time_limit(tokenizer: Any) -> Iterator[None]:
-    """Raise a UserError in a chat template that takes more than LONGEST, which is a loop; in the main thread only."""
+    """Stop a chat template that runs longer than LONGEST, such as an endless loop; only works in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -89,7 +89,7 @@ def time_limit(tokenizer: Any) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_VIRTUAL, LONGEST)
         yield
     except TimeoutError:
-        name, problem = f"chat template of {tokenizer.name_or_path}", f"does not end: stopped after {LONGEST:g} seconds"
+        name, problem = f"chat template of {tokenizer.name_or_path}", f"ran for more than {LONGEST:g} seconds"
         raise UserError(name, problem=problem, hint="set template=alpaca, or use another model") from None
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
@@ -97,7 +97,7 @@ def time_limit(tokenizer: Any) -> Iterator[None]:
 
 @cache
 def _stop_at_timer() -> None:
-    """From now on, the timer of `time_limit` raises a TimeoutError."""
+    """Install a signal handler that raises a TimeoutError when the timer of `time_limit` expires."""
 
     def stop(*_: object) -> None:
         raise TimeoutError

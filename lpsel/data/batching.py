@@ -1,7 +1,7 @@
 """Batches of rows within a token budget, balanced over ranks.
 
-Pure functions of lengths. A plan is a list of row-index arrays; every rank's plan has the same number of entries, since
-ranks that disagree on the number of forward passes deadlock.
+Pure functions of lengths. A plan is a list of row-index arrays. The plans of all ranks have the same number of entries,
+because a different number of forward passes would cause a deadlock.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,8 @@ NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 def padded(rows: Rows, lengths: NDArray[np.int32], budget: int) -> list[Rows]:
     """Split `rows` into batches of at most `budget` tokens, padding included.
 
-    A row longer than the budget is a batch of its own. The longest rows come first, so that a batch that does not fit
-    into memory fails at the start.
+    A row longer than the budget gets its own batch. The longest rows come first, so that running out of memory happens
+    at the start.
     """
     rows = _longest_first(rows, lengths)
     batches, start = [], 0
@@ -31,7 +31,7 @@ def padded(rows: Rows, lengths: NDArray[np.int32], budget: int) -> list[Rows]:
 
 
 def packed(rows: Rows, lengths: NDArray[np.int32], budget: int) -> list[Rows]:
-    """Split `rows` into packs of at most `budget` tokens, without padding. Otherwise as `padded`."""
+    """Split `rows` into packs of at most `budget` tokens, without padding; otherwise like `padded`."""
     rows = _longest_first(rows, lengths)
     ends = np.cumsum(lengths[rows], dtype=np.int64)
     packs, start = [], 0
@@ -50,10 +50,10 @@ def _longest_first(rows: Rows, lengths: NDArray[np.int32]) -> Rows:
 def recording_rounds(
     rows: Rows, lengths: NDArray[np.int32], budget: int, world: int, split: Split = packed
 ) -> list[list[Rows]]:
-    """The batches of a pass over `rows`, in rounds of one per rank. They do not depend on the number of ranks.
+    """Split `rows` into batches and group them into rounds of one batch per rank, for one pass over the rows.
 
-    The batches of a round have similar lengths. The last round is filled with copies of the shortest batch; records
-    are stored by row, so computing it again changes nothing.
+    Batches do not depend on the number of ranks, and those of a round have similar lengths. The last round is padded
+    with copies of the shortest batch, which is harmless because records are stored by row.
     """
     batches = split(rows, lengths, budget)
     batches += batches[-1:] * (-len(batches) % world)
@@ -63,12 +63,12 @@ def recording_rounds(
 def token_weights(
     order: Rows, supervised_N: NDArray[np.int64], batch_size: int, reduction: str
 ) -> tuple[NDArray[np.float32] | None, list[int]]:
-    """The weight of the tokens of each row, (N,), and of every step the divisor of the weighted sum of its NLLs.
+    """Compute the token weight of each row, (N,), and for each step the divisor of the weighted sum of token NLLs.
 
     Args:
-        order: the rows of an epoch, in steps of `batch_size`.
-        supervised_N: supervised tokens of every row, at least one of each row in `order`.
-        reduction: token, row or micro_batch, see `lpsel.model.spec.Recipe`. A token has no weights.
+        order: row numbers of an epoch, in steps of `batch_size`.
+        supervised_N: number of supervised tokens of every row, at least 1 for rows in `order`.
+        reduction: token, row or micro_batch, see `lpsel.model.spec.Recipe`. For token, the weights are None.
     """
     steps = np.split(order, np.arange(batch_size, len(order), batch_size))
     if reduction == "token":
@@ -84,11 +84,11 @@ def token_weights(
 def training_plan(
     order: Rows, lengths: NDArray[np.int32], batch_size: int, budget: int, rank: int, world: int, split: Split = packed
 ) -> list[list[Rows]]:
-    """For every optimizer step, the micro-batches that this rank computes.
+    """Return the micro-batches that this rank computes in every optimizer step.
 
     The global batch of a step is the next `batch_size` rows of `order` (the last may be smaller). Its rows are sorted
-    by length and dealt to the ranks back and forth; each rank splits its rows within the token budget. A rank with
-    fewer micro-batches than another gets empty ones.
+    by length and dealt to the ranks in alternating direction; each rank splits its rows within the token budget. Ranks
+    with fewer micro-batches get empty ones.
     """
     steps = []
     for start in range(0, len(order), batch_size):

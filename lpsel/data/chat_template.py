@@ -1,4 +1,4 @@
-"""The tokenizer's chat template: a conversation as text, and where its answers are."""
+"""Render conversations with the tokenizer's chat template, and locate the answers in the text."""
 
 import json
 import re
@@ -13,17 +13,17 @@ from lpsel.data.column_forms import Example, Turn
 from lpsel.data.control_tokens import ControlTokens, Rendered, Span, control_tokens
 from lpsel.errors import UnusableRow
 
-BETWEEN = "\n\n"  # a turn and Alpaca's input
+BETWEEN = "\n\n"  # separates a turn from Alpaca's input
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # marks answers in a template, for transformers
 
 
 def chat_messages(example: Example) -> Messages:
-    """The turns as messages for a chat template or an endpoint."""
+    """Convert the turns to messages for a chat template or an endpoint."""
     return [{"role": turn.role, "content": turn.content, **turn.fields} for turn in with_input(example)]
 
 
 def with_input(example: Example) -> list[Turn]:
-    """The turns, with Alpaca's input appended to the first user turn after an empty line."""
+    """Return the turns, with Alpaca's input appended to the first user turn after an empty line."""
     turns = list(example.turns)
     first = next((i for i, turn in enumerate(turns) if turn.role == "user"), None)
     if example.input and first is not None:
@@ -32,11 +32,11 @@ def with_input(example: Example) -> list[Turn]:
 
 
 def render_chat(example: Example, tokenizer: Any, prompt: bool = False) -> Rendered:
-    """The text of a conversation with its answers supervised, or a prompt that ends where an answer begins.
+    """Render a conversation with supervised answers, or with `prompt` up to where the next answer begins.
 
     Raises:
         UserError: the tokenizer has no chat template.
-        UnusableRow: the template rejects the conversation, or has no place for its tools.
+        UnusableRow: the template rejects the conversation, or does not support its tools.
     """
     controls = control_tokens(tokenizer)
     messages, tools = chat_messages(example), list(example.tools) or None
@@ -62,7 +62,7 @@ def render_chat(example: Example, tokenizer: Any, prompt: bool = False) -> Rende
 
 
 def arguments_as_text(messages: Messages, ensure_ascii: bool = False) -> Messages:
-    """The conversation with the arguments of calls as JSON, which templates such as DeepSeek V3's join with text."""
+    """Convert the arguments of tool calls to JSON text, for templates that concatenate them, such as DeepSeek V3's."""
 
     def as_text(call: Any) -> Any:
         function = call["function"]
@@ -79,7 +79,7 @@ def arguments_as_text(messages: Messages, ensure_ascii: bool = False) -> Message
 
 
 def _hidden(messages: Messages, tools: Tools, controls: ControlTokens, base: int) -> tuple[Messages, Tools]:
-    """The conversation without control tokens, but for the tags in answers."""
+    """Hide control tokens in a conversation and its tools, except for tags in answers."""
 
     def hide(text: str, keep: Collection[str] = ()) -> str:
         spans = [(begin, end) for begin, end in controls.find(text) if text[begin:end] not in keep]
@@ -93,7 +93,7 @@ def _hidden(messages: Messages, tools: Tools, controls: ControlTokens, base: int
 
 
 def _mapped(value: Any, function: Callable[[str], Any]) -> Any:
-    """A JSON value with what a function returns for each of its texts."""
+    """Apply a function to every string in a JSON value."""
     if isinstance(value, str):
         return function(value)
     if isinstance(value, dict):
@@ -104,7 +104,7 @@ def _mapped(value: Any, function: Callable[[str], Any]) -> Any:
 def _render(
     messages: Messages, tools: Tools, tokenizer: Any, prompt: bool, supervised: list[bool]
 ) -> tuple[str, list[Span]]:
-    """The text of a conversation, and the spans of its supervised answers."""
+    """Return the text of a conversation and the spans of its supervised answers."""
     apply = partial(apply_template, tokenizer=tokenizer, tools=tools)
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     marked: list[Span] = []
@@ -123,11 +123,11 @@ def _render(
 
 
 def _answer(text: str, messages: Messages, i: int, tokenizer: Any, apply: Callable[..., str]) -> Span | None:
-    """Where a template writes the answer of turn i: its content, reasoning and calls, and the token that ends it.
+    """Locate the answer of turn i: its content, reasoning and tool calls, and the token that ends it.
 
-    The turn is replaced by a bare sentinel. The text that both renderings share before and after the sentinel is not
-    the answer, so the rest is, whatever the template strips, adds or drops elsewhere. The results of calls could be
-    rejected after the sentinel, and are not the answer: for calls, both renderings leave them out.
+    The conversation is rendered again with the turn replaced by a sentinel. Text that both renderings share before and
+    after the sentinel is not part of the answer; the rest is, whatever the template strips, adds or drops elsewhere. If
+    the turn has tool calls, their results are omitted from both, since templates may reject them after the sentinel.
     """
     sentinel = next(sentinel for n in count(1) if (sentinel := "\ue3a7" + n * "\uf1c2" + "\ue3a7") not in text)
     bare = [*messages[:i], {"role": "assistant", "content": sentinel}]
@@ -151,7 +151,7 @@ def _answer(text: str, messages: Messages, i: int, tokenizer: Any, apply: Callab
 
 
 def _without_results(beginning: Messages, messages: Messages, apply: Callable[..., str]) -> str:
-    """The text of the beginning of a conversation and what follows the results of its last calls."""
+    """Render the beginning of a conversation and the turns after it, without the results of its last tool calls."""
     following = messages[len(beginning) :]
     answer, question = (
         next((k for k, message in enumerate(following) if message["role"] not in skipped), len(following))
@@ -164,7 +164,7 @@ def _without_results(beginning: Messages, messages: Messages, apply: Callable[..
 
 
 def _trimmed(text: str, span: Span, tokenizer: Any) -> Span:
-    """A part that a template marks for training, without the header of the turn and white space after its end token."""
+    """Trim a span that a template marks for training: remove the header and white space after the end token."""
     start, end = _after_header(text, span[0], tokenizer), span[1]
     written = control_tokens(tokenizer).find(text[start:end])
     if written and not text[start + written[-1][1] : end].strip():
@@ -173,7 +173,7 @@ def _trimmed(text: str, span: Span, tokenizer: Any) -> Span:
 
 
 def _check_tools(text: str, messages: Messages, spans: dict[int, Span | None], tokenizer: Any, tools: Tools) -> None:
-    """Raise an UnusableRow if the template leaves out tools, calls or their results."""
+    """Raise an UnusableRow if the template leaves out tools, tool calls or their results."""
     missing = "tools" if tools and "tools" not in template_of(tokenizer, tools) else ""
     for i, message in enumerate(messages):
         if message.get("tool_calls"):
@@ -186,15 +186,15 @@ def _check_tools(text: str, messages: Messages, spans: dict[int, Span | None], t
             quoted = json.dumps(content, ensure_ascii=False)[1:-1]
             missing = missing if content in text or quoted in text else "results of tools"
     if missing:
-        name, hint = f"chat template of {tokenizer.name_or_path}", "use a model whose chat template has tools"
-        raise UnusableRow(name, None, f"has no place for {missing}", hint, kind="the chat template has no tools")
+        name, hint = f"chat template of {tokenizer.name_or_path}", "use a model whose chat template supports tools"
+        raise UnusableRow(name, None, f"does not support {missing}", hint, kind="the chat template has no tools")
 
 
 @lru_cache(maxsize=8)
 def _headers(tokenizer: Any) -> tuple[str, str]:
-    """What a template writes before an answer that is to be generated, and the part of it that precedes any answer.
+    """Return the generation prompt, and the part of it that precedes every answer.
 
-    The former can contain a tag such as <think>, which opens reasoning.
+    The generation prompt may contain a tag such as <think>, which opens reasoning.
     """
     question, answer = {"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": "ANSWER"}
     try:
@@ -208,18 +208,18 @@ def _headers(tokenizer: Any) -> tuple[str, str]:
 
 
 def _after_header(text: str, begin: int, tokenizer: Any) -> int:
-    """The end of the header of an answer that begins here; `begin` if there is none."""
+    """Return where the header of the answer at `begin` ends; `begin` if there is no header."""
     return begin + next((len(header) for header in _headers(tokenizer) if text.startswith(header, begin)), 0)
 
 
 def _common_prefix(text: str, other: str) -> int:
-    """Length of the common prefix."""
+    """Return the length of the common prefix."""
     if text.startswith(other):
         return len(other)
     return next((n for n, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), len(text))
 
 
 def _end_of_turn(text: str, end: int, tokenizer: Any) -> int:
-    """The end of the control token that follows `end`, possibly after white space; else `end`."""
+    """Return the end of the control token that follows `end`, possibly after white space; `end` if there is none."""
     begin = end + len(text[end:]) - len(text[end:].lstrip())
     return control_tokens(tokenizer).end(text, begin) or end

@@ -1,6 +1,6 @@
-"""Column forms: how the columns of a row become a conversation.
+"""Column forms: how the columns of a row are converted to a conversation.
 
-`FORMS` is the only table of them: it drives reading, content ids (by row and by column), subset statistics and prompts.
+All forms are listed in `FORMS`, which reading, content ids (by row and by column), subset statistics and prompts use.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,12 +18,12 @@ class Field(NamedTuple):
     """A field of a form.
 
     Attributes:
-        name: in `dataset.columns`.
-        column: the column that holds it, unless `dataset.columns` names another one.
-        role: of the turn that its text becomes; "input" for Alpaca's extra input; empty for a list of turns.
-        turns: whether the column may hold a list of turns.
-        optional: the column may be missing; null and empty text contribute nothing either.
-        instead: the column that holds it where `column` is missing, since people mix the names of Alpaca and Dolly.
+        name: name of the field in `dataset.columns`.
+        column: default column of the field, which `dataset.columns` can override.
+        role: role of the turn that the text becomes; "input" for Alpaca's extra input; empty for a list of turns.
+        turns: whether the column may contain a list of turns.
+        optional: whether the column may be missing, null or empty.
+        instead: column to use if `column` is missing, since data sets mix the column names of Alpaca and Dolly.
     """
 
     name: str
@@ -38,10 +38,10 @@ class Form(NamedTuple):
     """The fields of a row in the order of their turns.
 
     Attributes:
-        strict: optional columns must exist as well.
-        tools: columns of the row, for a conversation that may have tools.
-        media: columns of the row that must be empty: images, audio, video.
-        others: columns of the row that may say that it is more than its fields or not to train on (`_is_excluded`).
+        strict: whether optional columns must exist as well.
+        tools: columns with the tools of a conversation.
+        media: columns that must be empty: images, audio, video.
+        others: columns that may exclude the row from training or make it unusable (`_is_excluded`).
     """
 
     fields: tuple[Field, ...]
@@ -84,9 +84,9 @@ PROMPT_FORMS = tuple(Form(tuple(f for f in form.fields if f.role != "assistant")
 
 
 def forms_of(columns: Sequence[str], forms: Iterable[Form] | None = None) -> tuple[Form, ...]:
-    """The forms, by default of FORMS, that a row with these columns can have, with its own spelling of the names.
+    """Return the forms (of FORMS by default) that match these columns, with column names as spelled in the row.
 
-    A form without `strict` leaves out the optional columns that the row does not have.
+    Missing optional columns are removed from a form unless it is `strict`.
     """
     spelled = {name.strip().lower(): name for name in reversed(columns)} | {name: name for name in columns}
     if system := next((name for name in SYSTEMS if name in spelled), None):
@@ -112,14 +112,14 @@ def forms_of(columns: Sequence[str], forms: Iterable[Form] | None = None) -> tup
 def choose_form(
     forms: Sequence[Form], raw: Mapping[str, Any], mapping: Mapping[str, str] | None = None, option: str = "dataset"
 ) -> Form:
-    """The first of the possible forms of a row in which no required column is empty, or else the first.
+    """Return the first form of a row without an empty required column, or the first form if there is none.
 
     Args:
-        mapping: `dataset.columns`, for the error.
-        option: the option whose rows these are, for the error.
+        mapping: `dataset.columns`, for the error message.
+        option: the option that the rows come from, for the error message.
 
     Raises:
-        UnusableRow: there are none.
+        UnusableRow: `forms` is empty.
     """
     if not forms:
         raise unknown_form(raw, mapping, option)
@@ -132,7 +132,7 @@ def choose_form(
 
 
 def mapped_form(columns: Mapping[str, str]) -> Form:
-    """The form for `dataset.columns`, our field -> the source's column, whose name may look like a number.
+    """Return the form for `dataset.columns`, a mapping from our fields to columns, whose names may look like numbers.
 
     Raises:
         UserError: no form has these fields.
@@ -148,21 +148,21 @@ def mapped_form(columns: Mapping[str, str]) -> Form:
 
 
 def is_conversation(raw: Mapping[str, Any], form: Form) -> bool:
-    """Whether a row is a list of turns, rather than an instruction and its answer."""
+    """Return whether a row is a list of turns, rather than an instruction and its answer."""
     return any(field.turns and (not field.role or isinstance(raw[field.column], list)) for field in form.fields)
 
 
 def to_example(raw: Mapping[str, Any], form: Form) -> Example:
-    """A row as an example.
+    """Convert a row to an example.
 
     Args:
-        form: of this row, from `choose_form`.
+        form: the form of this row, from `choose_form`.
 
     Raises:
-        UnusableRow: a column holds something other than text or turns.
+        UnusableRow: a column contains something other than text or turns.
     """
     fields, _, tool_columns, media, others = form
-    turns: list[Turn] = []  # list[Turn]() takes longer than a turn
+    turns: list[Turn] = []  # list[Turn]() takes longer than parsing a turn
     extra, asked = "", 0
     for _, column, role, may_be_turns, optional, _ in fields:
         value = raw[column]
@@ -172,7 +172,7 @@ def to_example(raw: Mapping[str, Any], form: Form) -> Example:
             found = turns_of(value, column)
             turns = _joined(turns, found) if turns else found
             continue
-        text = value if type(value) is str and value.isascii() else text_of(value, column)  # a call takes longer
+        text = value if type(value) is str and value.isascii() else text_of(value, column)  # avoids a function call
         if role == "input":
             extra = text
         elif text or not optional:
@@ -180,7 +180,7 @@ def to_example(raw: Mapping[str, Any], form: Form) -> Example:
     if media:
         check_no_media(raw, media)
     if asked > 1:
-        turns = _context(turns[:asked]) + turns[asked:]  # answers in a prompt
+        turns = _context(turns[:asked]) + turns[asked:]  # answers in the prompt are not supervised
     if others and _is_excluded(raw, others):
         turns = _context(turns)
     tools = tuple(tool for column in tool_columns for tool in tools_of(raw[column], column)) if tool_columns else ()
@@ -188,28 +188,28 @@ def to_example(raw: Mapping[str, Any], form: Form) -> Example:
 
 
 def _joined(turns: list[Turn], found: list[Turn]) -> list[Turn]:
-    """The turns of two columns, of which the second may begin with the question and what precedes it, or a part."""
+    """Join the turns of two columns; the second may repeat all or the last of the turns in the first."""
     lengths = range(min(len(turns), len(found)), 0, -1)
     repeated = (n for n in lengths if turns[-n:] == found[:n] and found[n - 1].role != "assistant")
     return turns + found[next(repeated, 0) :]
 
 
 def _context(turns: list[Turn]) -> list[Turn]:
-    """The turns, none of them to train on."""
+    """Return the turns, all of them unsupervised."""
     return [turn._replace(supervised=turn.role != "assistant") for turn in turns]
 
 
 def _is_excluded(raw: Mapping[str, Any], columns: Iterable[str]) -> bool:
-    """Whether `weight: 0` or `train: false` excludes a row from training.
+    """Return whether `weight: 0` or `train: false` excludes a row from training.
 
     Raises:
-        UnusableRow: earlier turns (LLaMA-Factory), or an answer labeled as undesirable (KTO).
+        UnusableRow: the row has earlier turns (LLaMA-Factory), or an answer labeled as undesirable (KTO).
     """
     values = {column.strip().lower(): mark_of(raw[column]) for column in columns}
     if not is_empty(values.get("history")):
         problem, hint = "has earlier turns", "write the conversation as messages"
         raise UnusableRow("column history", None, problem, hint, kind="earlier turns in a column")
     if values.get("label") is False:
-        problem, hint = "false marks an answer that is not wanted", "remove the row or the column"
+        problem, hint = "false marks an undesirable answer", "remove the row or the column"
         raise UnusableRow("column label", None, problem, hint, kind="an answer that is not wanted")
     return values.get("weight") == 0 or values.get("train") == 0

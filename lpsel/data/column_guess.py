@@ -1,4 +1,4 @@
-"""The error for a row of no known form, with the `dataset.columns` that its columns suggest."""
+"""The error for a row with unknown columns, which suggests a setting for `dataset.columns`."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ CONTEXTS = ("input", "context", "passage", "document")
 def unknown_form(
     raw: Mapping[str, Any], mapping: Mapping[str, str] | None = None, option: str = "dataset"
 ) -> UnusableRow:
-    """The error for a row whose columns no form has, or not all those that `dataset.columns` names."""
+    """Return the error for a row whose columns match no form, or that lacks a column named in `dataset.columns`."""
     if mapping:
         missing = next((column for column in map(str, mapping.values()) if column not in raw), "")
         problem = f"missing in this row, which has {_names(raw)}"
@@ -38,7 +38,7 @@ def _names(raw: Mapping[str, Any]) -> str:
 
 
 def _guess(raw: Mapping[str, Any]) -> dict[str, str]:
-    """Our fields -> columns; empty if nothing suggests itself."""
+    """Guess a mapping from our fields to columns; empty if there is no good guess."""
     columns = [column for column in raw if "reject" not in column.lower()]
     for column in columns:
         if _is_conversation(raw[column]):
@@ -55,7 +55,7 @@ def _guess(raw: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _named(names: Iterable[str], columns: Sequence[str]) -> str | None:
-    """The first column that has one of the names, or else one of them as a word such as `best_answer`."""
+    """Return the first column with one of the names, or else with one as part of its name, such as `best_answer`."""
     words = {column: re.split(r"[^a-z]+", column.lower()) for column in columns}
     exact = (column for name in names for column in columns if column.lower() == name)
     partial = (column for name in names for column in columns if name in words[column])
@@ -63,7 +63,7 @@ def _named(names: Iterable[str], columns: Sequence[str]) -> str | None:
 
 
 def _is_conversation(value: Any) -> bool:
-    """Whether a value is a list of turns of a user and an assistant."""
+    """Return whether a value is a list of turns between a user and an assistant."""
     turns = [turn for turn in value if isinstance(turn, dict)] if isinstance(value, list) else []
     return {"user", "assistant"} <= {PLAIN_ROLES.get(str(turn.get("role") or turn.get("from"))) for turn in turns}
 

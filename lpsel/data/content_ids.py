@@ -1,4 +1,4 @@
-"""Content ids of a whole data set as an Arrow array, and which rows are empty, by column where the source allows it."""
+"""Compute the content ids of a data set and find rows without answers, by column where the source allows it."""
 
 # N rows, U distinct contents
 import hashlib
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
     from lpsel.data.dataset import Source
 
 ROWS_PER_BLOCK = 65_536
-MAX_WORKERS = 8  # each of about 150 MB
-ROWS_WORTH_WORKERS = 1_000_000  # processes take half a second to start
+MAX_WORKERS = 8  # each uses about 150 MB
+ROWS_WORTH_WORKERS = 1_000_000  # minimum number of rows for workers, which take half a second to start
 ESCAPED = r'["\\\x00-\x1f]'
 WHITE_SPACE = "".join(character for character in map(chr, range(0x3001)) if character.isspace())
-HEX_PAIRS = np.frombuffer(bytes(range(256)).hex().encode(), np.uint16)  # the two digits of every byte
+HEX_PAIRS = np.frombuffer(bytes(range(256)).hex().encode(), np.uint16)  # the two hexadecimal digits of every byte
 
 
 class Scan(NamedTuple):
-    """What one pass over a source finds out about its rows.
+    """The results of one pass over a source.
 
     Attributes:
         ids: content ids, an Arrow array (N,).
-        answers: `Example.answers` of every row, uint8 (N,); 0 for an unusable one.
-        unusable: the kind of every unusable row, an Arrow array (N,), null for the others; None if all are usable.
+        answers: `Example.answers` of every row, uint8 (N,); 0 for unusable rows.
+        unusable: the kind of every unusable row, null for usable ones, an Arrow array (N,); None if all are usable.
     """
 
     ids: pa.LargeStringArray
@@ -47,18 +47,18 @@ class Scan(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Some rows: their digests, concatenated, and a byte for each with its `Example.answers`."""
+    """A block of rows: their concatenated digests, and one byte per row with its `Example.answers`."""
 
     digests: bytes
     answers: bytes
 
 
 class Contents(NamedTuple):
-    """The distinct contents of the usable ones of N rows.
+    """The distinct contents of the usable rows.
 
     Attributes:
-        ids: content ids in ascending order, length U.
-        position: of each row's id in `ids`, int32 (N,); -1 for an unusable row.
+        ids: distinct content ids in ascending order, (U,).
+        position: position of each row's id in `ids`, int32 (N,); -1 for unusable rows.
     """
 
     ids: pa.Array
@@ -66,7 +66,7 @@ class Contents(NamedTuple):
 
 
 def scan(source: "Source") -> Scan:
-    """Read a source once."""
+    """Read a source once and compute its content ids."""
     unusable: dict[int, str] = {}
     blocks = list(_by_column(source) or _by_row(source, unusable))
     answers_N = np.frombuffer(b"".join(block.answers for block in blocks), np.uint8)
@@ -74,7 +74,7 @@ def scan(source: "Source") -> Scan:
 
 
 def kinds_array(kinds: Mapping[int, str], n: int) -> pa.DictionaryArray | None:
-    """Kinds of unusable rows by row number as an Arrow array of n texts, null for other rows; None without any."""
+    """Convert the kinds of unusable rows by row number to an Arrow array (n,), null for usable rows; None if empty."""
     if not kinds:
         return None
     names = sorted(set(kinds.values()))
@@ -84,14 +84,14 @@ def kinds_array(kinds: Mapping[int, str], n: int) -> pa.DictionaryArray | None:
 
 
 def first_kinds(a: pa.Array | None, b: pa.Array | None) -> pa.Array | None:
-    """Kinds of rows that are unusable in either array, those of the first where both have one."""
+    """Merge two arrays of kinds of unusable rows; the first takes precedence."""
     if a is None or b is None:
         return b if a is None else a
     return pc.coalesce(a.cast(pa.string()), b.cast(pa.string()))
 
 
 def counts(unusable: pa.Array | None) -> dict[str, int]:
-    """Numbers of unusable rows by kind, most frequent first."""
+    """Count unusable rows by kind, most frequent first."""
     if unusable is None:
         return {}
     found = [(pair["values"], pair["counts"]) for pair in pc.value_counts(unusable.drop_null()).to_pylist()]
@@ -99,12 +99,12 @@ def counts(unusable: pa.Array | None) -> dict[str, int]:
 
 
 def listed(kinds: Mapping[str, int]) -> str:
-    """Counts by kind as text."""
+    """Format counts by kind as text."""
     return ", ".join(f"{kind} ({count:,})" for kind, count in kinds.items())
 
 
 def id_array(blocks: Iterable[bytes]) -> pa.LargeStringArray:
-    """Digests, concatenated in blocks of any size, as hexadecimal ids."""
+    """Convert blocks of concatenated digests to hexadecimal ids."""
     pairs = [HEX_PAIRS[np.frombuffer(block, np.uint8)] for block in blocks]
     digits = np.concatenate(pairs) if pairs else np.empty(0, np.uint16)
     n = len(digits) // ID_BYTES
@@ -113,23 +113,23 @@ def id_array(blocks: Iterable[bytes]) -> pa.LargeStringArray:
 
 
 def fingerprint(ids: pa.LargeStringArray) -> str:
-    """SHA-256 of the ids, joined by newlines."""
+    """Return the SHA-256 of the ids joined by newlines."""
     lines = np.full((len(ids), 2 * ID_BYTES + 1), ord("\n"), np.uint8)
     lines[:, :-1] = np.frombuffer(ids.buffers()[2], np.uint8).reshape(len(ids), -1)
     return hashlib.sha256(lines.reshape(-1)[:-1].data).hexdigest()
 
 
 def contents_of(ids: pa.Array, unusable: pa.Array | None = None) -> Contents:
-    """The distinct contents among the ids of N rows, without those that are unusable."""
+    """Find the distinct contents among the ids of N rows; unusable rows are excluded."""
     encoded = (ids if unusable is None else pc.if_else(unusable.is_null(), ids, None)).dictionary_encode()
     order_U = pc.sort_indices(encoded.dictionary)
-    position_U = np.full(len(order_U) + 1, -1, np.int32)  # the last one is that of unusable rows
+    position_U = np.full(len(order_U) + 1, -1, np.int32)  # the last entry is for unusable rows
     position_U[order_U.to_numpy()] = np.arange(len(order_U))
     return Contents(encoded.dictionary.take(order_U), position_U[encoded.indices.fill_null(-1).to_numpy()])
 
 
 def text_form(source: "Source", schema: pa.Schema) -> Form | None:
-    """The form of all rows of a Parquet file, if it can be only one whose columns are all texts; else None."""
+    """Return the form of a Parquet file's rows if there is only one, and its columns are all text; otherwise None."""
     forms = source.forms(tuple(schema.names))
     if len(forms) != 1 or forms[0].tools or forms[0].media or forms[0].others or source.spec.system != "keep":
         return None
@@ -139,7 +139,7 @@ def text_form(source: "Source", schema: pa.Schema) -> Form | None:
 
 
 def _by_row(source: "Source", unusable: dict[int, str]) -> Iterator[Block]:
-    """The rows in blocks, so that only one block of digests are objects at a time; adds to `unusable`."""
+    """Yield the rows in blocks, to limit the number of Python objects in memory; add unusable rows to `unusable`."""
     digests, answers = list[bytes](), bytearray()
     for index, raw, example, kind in source:
         if kind is None:
@@ -156,18 +156,18 @@ def _by_row(source: "Source", unusable: dict[int, str]) -> Iterator[Block]:
 
 
 def raw_digest(raw: Mapping[str, Any]) -> bytes:
-    """The digest of an unusable row: of its columns, since it has no content."""
+    """Return the digest of an unusable row, computed from its columns since it has no content."""
     text = json.dumps(raw, sort_keys=True, default=_stable_text)
     return hashlib.sha256(f"unusable:{text}".encode()).digest()[:ID_BYTES]
 
 
 def _stable_text(value: Any) -> str:
-    """A value that JSON does not have as text, without the memory address that some objects show."""
+    """Convert a value that is not JSON to text, without the memory address in the repr of some objects."""
     return type(value).__name__ if type(value).__str__ is object.__str__ else str(value)
 
 
 class _Group(NamedTuple):
-    """Rows of a row group of a file."""
+    """A range of rows in a row group of a file."""
 
     path: Path
     form: Form
@@ -176,7 +176,7 @@ class _Group(NamedTuple):
 
 
 def _by_column(source: "Source") -> Iterator[Block] | None:
-    """The rows by column, one block per row group, for Parquet files of text columns; else None."""
+    """Return the rows of Parquet files with text columns, read by column, one block per row group; otherwise None."""
     import pyarrow.parquet as pq
 
     if not source.parquet_files:
@@ -223,7 +223,7 @@ def _block(group: _Group) -> Block:
 
 
 def _answers(batch: pa.RecordBatch, form: Form) -> NDArray[np.uint8]:
-    """`Example.answers` of every row."""
+    """Compute `Example.answers` of every row."""
     answers = [batch.column(field.column) for field in form.fields if field.role == "assistant"]
     written = [pc.match_substring_regex(texts, f"[^{WHITE_SPACE}]").fill_null(False) for texts in answers]
     answered = np.logical_or.reduce([texts.to_numpy(zero_copy_only=False) for texts in written])
@@ -231,7 +231,7 @@ def _answers(batch: pa.RecordBatch, form: Form) -> NDArray[np.uint8]:
 
 
 def _contents(batch: pa.RecordBatch, form: Form) -> pa.LargeStringArray:
-    """The JSON that `Example.content_digest` hashes, of every row."""
+    """Build the JSON that `Example.content_digest` hashes, for every row."""
     extra, turns = _large(""), []
     for field in form.fields:
         text = _quoted(batch.column(field.column))
@@ -253,7 +253,7 @@ def _joined(*parts: pa.Array | pa.Scalar) -> pa.LargeStringArray:
 
 
 def _quoted(texts: pa.Array) -> pa.Array:
-    """Every text as json.dumps(ensure_ascii=False) writes it, without the quotation marks; null is empty."""
+    """Escape texts like json.dumps(ensure_ascii=False), without quotation marks; null becomes empty."""
     texts = texts.cast(pa.large_string()).fill_null("")
     if not pc.any(pc.match_substring_regex(texts, ESCAPED)).as_py():
         return texts

@@ -1,7 +1,7 @@
-"""Control tokens: where a template writes them, and text that only mentions them.
+"""Control tokens: tell those that a template writes from text that only mentions them.
 
-A tokenizer finds its control tokens (BOS, EOS, the marks of a chat template) anywhere in a text. A rendered row knows
-which of them its template wrote; others, in a prompt or an answer, are encoded like any text.
+A tokenizer recognizes its control tokens (BOS, EOS, the markers of a chat template) anywhere in a text. A rendered row
+records which of them its template wrote; the same strings in a prompt or an answer are encoded as ordinary text.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 Span = tuple[int, int]
 
-# Stand-ins for control tokens: unassigned and private-use characters, of which those that a text contains are left out.
+# Stand-ins for control tokens: unassigned and private-use characters, except those that occur in a text.
 STAND_INS = range(0x40000, 0x10FFFE)
 
 
@@ -22,20 +22,20 @@ class Rendered(NamedTuple):
 
     text: str
     supervised: list[Span]  # half-open character spans of the text
-    append_eos: bool  # the EOS id follows the last token, supervised as well
-    add_special_tokens: bool  # the tokenizer adds its own, such as BOS: not to a chat template, which writes them
-    controls: list[Span] | None = None  # of the control tokens; None where they are those that the tokenizer finds
-    text_omitted: bool = False  # the template leaves out reasoning or a question of the row
+    append_eos: bool  # whether to append the EOS id as a supervised token
+    add_special_tokens: bool  # whether the tokenizer adds tokens such as BOS; chat templates write their own
+    controls: list[Span] | None = None  # spans of control tokens; None for all that the tokenizer finds
+    text_omitted: bool = False  # whether the template leaves out reasoning or a question of the row
 
 
 class ControlTokens:
-    """The control tokens of a tokenizer: its special tokens, and other added tokens that mark the parts of a chat.
+    """The control tokens of a tokenizer: its special tokens, and other added tokens that structure a conversation.
 
-    The latter are those that its chat template contains, or with the form <|NAME|>. Added tokens of white space (Gemma)
-    and other additions to the vocabulary are text.
+    The latter occur in the chat template or have the form <|NAME|>. All other added tokens, such as Gemma's tokens for
+    white space, are ordinary text.
 
     Attributes:
-        tags: not special and in pairs, such as <think> and </think>: a model writes them itself, and so can an answer.
+        tags: paired tokens that are not special, such as <think> and </think>; models generate them in answers.
     """
 
     def __init__(self, tokenizer: Any, chat_template: str) -> None:
@@ -58,12 +58,12 @@ class ControlTokens:
         self._backends: dict[int, Any] = {}
 
     def end(self, text: str, begin: int) -> int | None:
-        """The end of the control token that begins at `begin`, the longest one; None if there is none."""
+        """Return the end of the longest control token that begins at `begin`; None if there is none."""
         tokens = (text[begin : begin + n] for n in self._lengths)  # shorter than n at the end of the text
         return next((begin + len(token) for token in tokens if token in self._numbers), None)
 
     def find(self, text: str) -> list[Span]:
-        """The control tokens in a text, as the tokenizer finds them."""
+        """Return the spans of control tokens in a text, as the tokenizer finds them."""
         spans: list[Span] = []
         for match in self._first.finditer(text):
             begin = match.start()
@@ -72,13 +72,13 @@ class ControlTokens:
         return spans
 
     def base(self, text: str) -> int:
-        """The first of as many characters in a row that `text` does not contain as there are control tokens."""
+        """Find a range of consecutive characters not in `text`, one per control token; return its first character."""
         used = sorted({ord(character) for character in text if ord(character) in STAND_INS})
         edges = [STAND_INS.start - 1, *used, STAND_INS.stop]
         return next(a + 1 for a, b in pairwise(edges) if b - a > len(self.texts))
 
     def hide(self, text: str, spans: Iterable[Span], base: int) -> str:
-        """Replace control tokens by stand-ins: runs of one character, as long as the token."""
+        """Replace control tokens with stand-ins: runs of one character that are as long as the token."""
         parts, position = [], 0
         for begin, end in spans:
             parts += [text[position:begin], self._stand_in(text[begin:end], base)]
@@ -86,7 +86,7 @@ class ControlTokens:
         return "".join([*parts, text[position:]])
 
     def show(self, text: str, base: int) -> str:
-        """Replace stand-ins by the control tokens that they stand for."""
+        """Replace stand-ins with the control tokens that they stand for."""
 
         def token(run: re.Match[str]) -> str:
             content = self.texts[ord(run[1]) - base]
@@ -95,7 +95,7 @@ class ControlTokens:
         return re.sub(f"([{chr(base)}-{chr(base + len(self.texts) - 1)}])\\1*", token, text)
 
     def encode(self, rendered: Rendered) -> Any:
-        """The encoding of a text in which exactly the spans `rendered.controls` are control tokens."""
+        """Encode a text so that exactly the spans in `rendered.controls` become control tokens."""
         assert rendered.controls is not None
         base = self.base(rendered.text)
         if base not in self._backends:
@@ -105,9 +105,9 @@ class ControlTokens:
         return self._backends[base].encode(text, add_special_tokens=rendered.add_special_tokens)
 
     def backend(self) -> Any:
-        """A copy of the tokenizer's backend without truncation and padding whose offsets include leading spaces.
+        """A copy of the tokenizer's backend without truncation and padding, with offsets that include leading spaces.
 
-        Byte-level tokenizers such as GPT-2's leave the space of ` foo` out of its offsets (trim_offsets): a token that
+        Byte-level tokenizers such as GPT-2's exclude the space of ` foo` from its offsets (trim_offsets). A token that
         begins in the prompt would seem to begin in the answer, and a single space would have an empty span.
         """
         from tokenizers import Tokenizer
@@ -123,7 +123,7 @@ class ControlTokens:
 
 
 def control_tokens(tokenizer: Any) -> ControlTokens:
-    """The control tokens of a tokenizer of transformers."""
+    """Return the control tokens of a transformers tokenizer."""
     template = getattr(tokenizer, "chat_template", None) or ""
     return _control_tokens(tokenizer, template if isinstance(template, str) else json.dumps(template))
 
@@ -132,7 +132,7 @@ _control_tokens = lru_cache(maxsize=8)(ControlTokens)
 
 
 def _renamed(backend: Any, names: dict[str, str]) -> Any:
-    """A copy of a backend whose tokens have other texts and the same ids."""
+    """Copy a backend and rename tokens; their ids stay the same."""
     from tokenizers import Tokenizer
 
     state = json.loads(backend.to_str())

@@ -1,4 +1,4 @@
-"""The LightningDataModule: batches of the selected rows for training, of all rows for recording."""
+"""The LightningDataModule: batches of selected rows for training, and of all rows for recording losses."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -33,7 +33,7 @@ class _Steps(Dataset[OptimizerStep]):
 
 
 class _Unrecorded(Sampler):
-    """The rounds of this rank's plan that are not recorded yet when the pass starts."""
+    """Samples the rounds of this rank's plan that were not recorded before the pass starts."""
 
     def __init__(self, data: "SubsetDataModule") -> None:
         self.data = data
@@ -46,7 +46,7 @@ class _Unrecorded(Sampler):
 
 
 class _EpochPlan(Sampler):
-    """The steps of the current epoch. Lightning calls `set_epoch`."""
+    """Samples the steps of the current epoch. Lightning calls `set_epoch`."""
 
     def __init__(self, data: "SubsetDataModule") -> None:
         self.data = data
@@ -74,23 +74,23 @@ class _EpochPlan(Sampler):
 
 
 class SubsetDataModule(L.LightningDataModule):
-    """Training on the rows of a mask and, with `record`, recording passes over all rows.
+    """Data for training on selected rows and, with `record`, for validation passes that record the losses of rows.
 
-    Rows without a supervised token are neither trained on nor recorded: they have no loss.
+    Rows without supervised tokens have no loss, and are neither trained on nor recorded.
 
     Args:
-        tokens: of the dataset, N rows.
+        tokens: the tokens of the dataset, N rows.
         mask: which rows to train on, shape (N,), or None for all.
-        batch_size: rows of one optimizer step, over all ranks.
-        seed: of the order of the rows.
-        train_tokens, score_tokens: tokens of the largest pack; a longer row has its own pack.
-        record: whether validation passes over the rows run: over all, or those of a mask, shape (N,).
-        reduction: what the loss of a step is a mean over, see `lpsel.data.batching.token_weights`.
+        batch_size: rows per optimizer step, over all ranks.
+        seed: seed for the order of the rows.
+        train_tokens, score_tokens: maximum tokens per pack; a longer row gets its own pack.
+        record: whether to run recording passes: over all rows, or those in a mask of shape (N,).
+        reduction: what the loss of a step is averaged over, see `lpsel.data.batching.token_weights`.
 
     Attributes:
-        made: an epoch and how many of its steps were done before a resume; they are empty.
-        recorded_N: what the next pass has recorded before a resume, NaN elsewhere, (N,). Complete rounds are skipped;
-            the other rounds are unchanged, and so are their numbers.
+        made: an epoch and the number of its steps completed before resuming; these steps are empty.
+        recorded_N: losses that an interrupted recording pass has already recorded, NaN elsewhere, (N,). Complete rounds
+            are skipped; the others are repeated with the same batches, and so give the same losses.
     """
 
     def __init__(
@@ -119,13 +119,13 @@ class SubsetDataModule(L.LightningDataModule):
 
     @cached_property
     def prefixes(self) -> Prefixes:
-        """The prefixes that rows share, which take at most half of a pack."""
+        """Prefixes shared by many rows, limited to half of a pack."""
         return find_prefixes(self.tokens, min(self.train_tokens, self.score_tokens) // 2)
 
     def packing(self, budget: int) -> tuple[NDArray[np.int32], int, Split]:
-        """The lengths of all rows, (N,), the tokens of a batch that remain for rows, and how to split rows by these.
+        """Return row lengths, (N,), the tokens per batch available for rows, and the function to split rows with.
 
-        A pack contains every prefix. A model that does not compute packs pads whole rows to one length.
+        A pack contains all prefixes. For a model without support for packs, whole rows are padded to equal length.
         """
         loss: Any = getattr(self.trainer and self.trainer.lightning_module, "loss", None)
         if loss is not None and loss.attention is None:
@@ -134,22 +134,22 @@ class SubsetDataModule(L.LightningDataModule):
         return own_lengths, max(1, budget - sum(map(len, self.prefixes.ids))), packed
 
     def pack(self, rows: Rows) -> MicroBatch:
-        """A pack of `rows`."""
+        """Collate `rows` into a pack."""
         return collate(self.tokens, rows, self.prefixes, varlen=self.on_gpu)
 
     def order(self, epoch: int) -> Rows:
-        """The trained rows in the order of an epoch."""
+        """Return the rows to train on, in the order of an epoch."""
         order = epoch_order(self.tokens.ids, self.seed, epoch)
         return order[self.trained[order]]
 
     def tokens_ahead(self, epochs: int) -> int:
-        """Tokens of the forward passes of so many epochs; one with a backward pass counts as three."""
+        """Count the tokens of all forward passes in `epochs` epochs; one with a backward pass counts three times."""
         lengths_N = self.tokens.lengths.astype(np.int64)
         trained, recorded = int(lengths_N[self.trained].sum()), int(lengths_N[self.to_record].sum())
         return 3 * epochs * trained + (epochs + 1) * recorded * self.record
 
     def times_trained(self, steps: Sequence[int]) -> NDArray[np.int64]:
-        """How often each row was trained on after the given number of steps of each epoch, shape (N,)."""
+        """Count how often each row was trained on, shape (N,), after the given number of steps in each epoch."""
         times_N = np.zeros(len(self.tokens), np.int64)
         for epoch, done in enumerate(steps):
             times_N[self.order(epoch)[: done * self.batch_size]] += 1
@@ -157,7 +157,7 @@ class SubsetDataModule(L.LightningDataModule):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of one epoch; the last batch may be smaller."""
+        """Number of optimizer steps per epoch; the last batch may be smaller."""
         return -(-int(self.trained.sum()) // self.batch_size)
 
     @property
@@ -180,18 +180,18 @@ class SubsetDataModule(L.LightningDataModule):
         return self.recording(sampler=_Unrecorded(self)) if self.record else []
 
     def rounds(self, rows: Rows | None = None) -> list[list[Rows]]:
-        """The batches of a pass over `rows`, by default of a recording pass, in rounds of one per rank."""
+        """Return the batches of a pass over `rows` (those to record by default), in rounds of one batch per rank."""
         rows = np.flatnonzero(self.to_record) if rows is None else rows
         lengths, budget, split = self.packing(self.score_tokens)
         return recording_rounds(rows, lengths, budget, self.world, split)
 
     def rounds_left(self) -> list[int]:
-        """The rounds of the next pass in which a row is not recorded yet."""
+        """Return the rounds of the next recording pass with rows that are not recorded yet."""
         missing_N = np.isnan(self.recorded_N)
         return [i for i, batches in enumerate(self.rounds()) if any(missing_N[rows].any() for rows in batches)]
 
     def recording(self, rows: Rows | None = None, sampler: Sampler | None = None) -> DataLoader:
-        """This rank's batches of a pass over `rows`, by default of a recording pass; a sampler draws from them."""
+        """Return a loader of this rank's batches of a pass over `rows`, those to record by default."""
         own: Any = [batches[self.rank] for batches in self.rounds(rows)]
-        pack: Any = self.pack  # of rows, not of a list of samples
+        pack: Any = self.pack  # takes row numbers, not a list of samples
         return DataLoader(own, sampler=sampler, batch_size=None, collate_fn=pack, pin_memory=self.on_gpu)

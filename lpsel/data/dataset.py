@@ -1,4 +1,4 @@
-"""Where rows come from: a file, the Hub or the embedded generator, streamed, with a content id for every row."""
+"""Datasets: rows streamed from local files, the Hub or the embedded generator, with a content id for every row."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -26,16 +26,16 @@ NO_CONTENT = Example(())
 
 
 class Row(NamedTuple):
-    """A row.
+    """A row of a dataset.
 
     Attributes:
-        index: counts from 0, after `dataset.skip` rows.
-        raw: as in the source.
-        example: without turns if the row is unusable.
-        unusable: why the row cannot be used (`UnusableRow.kind`), None if it can.
+        index: row number, counted from 0 after `dataset.skip` rows.
+        raw: the row as in the source.
+        example: the row as a conversation; without turns if it is unusable.
+        unusable: why the row cannot be used (`UnusableRow.kind`); None if it can.
     """
 
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nothing here needs
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which is not used
     raw: dict[str, Any]
     example: Example
     unusable: str | None = None
@@ -43,23 +43,23 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """Where rows come from and which of them to use.
+    """Specifies the source of a dataset and which of its rows to use.
 
     Attributes:
-        name: shown in results and folder names.
+        name: name shown in results and folder names.
         path: local file, folder, glob, a list of these, or a Hub id; null for the embedded generator.
-        split: of a Hub dataset or of the generator; in a .json file, the name of the list (or "data"); of a folder, the
-            files that are named for it, if there are any.
+        split: split of a Hub dataset or the generator; in a .json file, the key of the list (or "data"); in a folder,
+            selects files named after the split, if there are any.
         revision: branch, tag or commit of a Hub dataset.
-        streaming: read a Hub dataset without storing it; local files always are.
-        system: `keep`, or `merge` each system turn into the user turn after it.
-        columns: our field -> the source's column, for columns with other names. Fields: instruction, input and
-            output; prompt and completion; messages; conversations.
+        streaming: read a Hub dataset without storing it; local files are always streamed.
+        system: `keep` system turns, or `merge` each into the user turn after it.
+        columns: maps our fields to columns with other names. Fields: instruction, input and output; prompt and
+            completion; messages; conversations.
         skip: number of rows to skip at the beginning.
-        limit: maximum number of rows after those.
-        bad_rows: skip to leave out unusable rows, which keep their number; error to stop at the first one.
-        cluster_column: a column of the source that names clusters.
-        license: of the rows, as the Hub names it.
+        limit: maximum number of rows to use after skipping.
+        bad_rows: `error` to stop at the first unusable row; `skip` to leave out unusable rows, which keep their number.
+        cluster_column: a column with cluster names.
+        license: license of the rows, as an identifier of the Hub.
         synthetic: arguments of `lpsel.toy.data.generate`, used if path is null.
     """
 
@@ -96,21 +96,21 @@ class DatasetSpec:
 
 
 class Source:
-    """The rows of a dataset, read as a stream on every iteration and never all in memory.
+    """An iterable over the rows of a dataset, which are streamed on every pass and never all in memory.
 
-    The ids are computed once, in the first pass; later passes find the id of a row by its position.
+    Content ids are computed once, in the first pass, and later looked up by row number.
 
     Raises:
-        UserError: a missing file or Hub dataset, no usable row, or a file that changes between two passes.
-        UnusableRow: a row that cannot be used, with bad_rows=error.
+        UserError: a file or Hub dataset is missing, no row is usable, or a file changes between two passes.
+        UnusableRow: a row is unusable and bad_rows=error.
     """
 
     def __init__(self, spec: DatasetSpec, option: str = "dataset") -> None:
         self.spec = spec
-        self.option = option  # that the spec was set by, for messages
-        self._states: dict[Path, tuple[int, ...]] = {}  # of the files in the first pass
+        self.option = option  # the option that sets the spec, for error messages
+        self._states: dict[Path, tuple[int, ...]] = {}  # `file_state` of each file in the first pass
         mapped = [mapped_form(spec.columns)] if spec.columns else None
-        # The forms that a row with these columns can have, of which `dataset.columns` leaves one.
+        # The forms that match a row's columns; only one with `dataset.columns`.
         self.forms: Callable[[tuple[str, ...]], tuple[Form, ...]] = lru_cache(256)(partial(forms_of, forms=mapped))
 
     def __iter__(self) -> Iterator[Row]:
@@ -134,20 +134,20 @@ class Source:
             yield Row(index, raw, example, unusable)
         if index < 0:
             after = f" after dataset.skip={self.spec.skip}" if self.spec.skip else ""
-            raise UserError(self._location, None, f"no rows{after}", "set dataset.path to a dataset that has some")
+            raise UserError(self._location, None, f"no rows{after}", "set dataset.path to a dataset with rows")
 
     def raw_rows(self) -> Iterator[dict[str, Any] | UnusableRow]:
-        """The rows as in the source, without interpreting their columns; for a line that holds none, why."""
+        """Return the rows as in the source without interpreting columns; for an invalid line, its error."""
         rows = chain.from_iterable(part.rows for part in self._parts())
         return (raw for _, raw in islice(rows, self.spec.skip, self.stop))
 
     @property
     def stop(self) -> int | None:
-        """The row of the file or dataset at which this source ends; None for its end."""
+        """The source row at which to stop; None to read to the end."""
         return None if self.spec.limit is None else self.spec.skip + self.spec.limit
 
     def example(self, raw: dict[str, Any]) -> Example:
-        """A row as an example, without turns if it is to be skipped."""
+        """Convert a row to an example; without turns if the row is skipped."""
         try:
             return self._example(raw)
         except UnusableRow as error:
@@ -163,14 +163,14 @@ class Source:
         return example if spec.system == "keep" else merge_system(example)
 
     def skipped(self, error: UnusableRow, location: str) -> str:
-        """`skipped` with the option of this dataset."""
+        """Apply `lpsel.errors.skipped` with the settings of this dataset."""
         return skipped(error, location, self.spec.bad_rows, self.option)
 
     def check_skipped(self, unusable: "pa.Array | None") -> None:
-        """Raise for the first of the rows that an earlier run with bad_rows=skip has skipped, unless this one skips.
+        """Raise an error for the first unusable row, which an earlier run with bad_rows=skip found, if bad_rows=error.
 
         Args:
-            unusable: kinds of the rows (N,), null for usable ones; None if all are usable.
+            unusable: kinds of unusable rows (N,), null for usable ones; None if all are usable.
         """
         if unusable is None or self.spec.bad_rows == "skip":
             return
@@ -178,7 +178,7 @@ class Source:
         self.skipped(UnusableRow("unusable row", problem=unusable[row].as_py()), self.location(row))
 
     def location(self, index: int) -> str:
-        """The file and line of a row, for messages."""
+        """Return the file and line of a row, for error messages."""
         numbers = ((part, number) for part in self._parts() for number, _ in part.rows)
         part, number = next(islice(numbers, self.spec.skip + index, None))
         return part.at(number)
@@ -210,12 +210,12 @@ class Source:
 
     @property
     def empty_answer(self) -> "NDArray[np.bool_]":
-        """Whether the row has no answer but white space, bool (N,)."""
+        """Whether the answers of each row are empty or white space, bool (N,)."""
         return self._scan.answers == EMPTY_ANSWERS
 
     @property
     def no_answer(self) -> "NDArray[np.bool_]":
-        """Whether the row is usable and has no answer to train on, bool (N,)."""
+        """Whether each row is usable but has no answer to train on, bool (N,)."""
         return self._scan.answers == NO_ANSWER
 
     @cached_property
@@ -227,14 +227,14 @@ class Source:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the ids in order: the same for the same rows in any file, form or name."""
+        """SHA-256 of the ids in order: the same for the same rows, whatever the file, column form or name."""
         from lpsel.data.content_ids import fingerprint
 
         return fingerprint(self.ids)
 
     @cached_property
     def commit(self) -> str | None:
-        """The commit of a Hub dataset, which all passes read; None if it is unknown, and for other datasets."""
+        """The commit of a Hub dataset, which all passes use; None if it is unknown or the dataset is not on the Hub."""
         return hub_commit(str(self.spec.path), self.spec.revision) if is_hub_id(self.spec.path) else None
 
     def __len__(self) -> int:
@@ -242,7 +242,7 @@ class Source:
 
     @cached_property
     def files(self) -> list[Path]:
-        """The local files; none for the Hub and the embedded generator."""
+        """The local files; empty for the Hub and the embedded generator."""
         path = self.spec.path
         if path is None or (self.spec.streaming and isinstance(path, str) and Path(path).expanduser().is_dir()):
             return []
@@ -250,7 +250,7 @@ class Source:
 
     @property
     def parquet_files(self) -> list[Path]:
-        """The files if all of them are Parquet, else none."""
+        """The local files if all of them are Parquet; otherwise empty."""
         return self.files if all(file.suffix.lower() == ".parquet" for file in self.files) else []
 
     @property
@@ -274,12 +274,12 @@ class Source:
             yield Part(self._location, "row", map(Numbered, count(1), self._hub_rows()))
         for path in self.files:
             reader = reader_of(str(path))
-            assert reader is not None  # local_files gives no others
+            assert reader is not None  # ensured by local_files
             self._check_unchanged(path)
             yield Part(str(path), reader.unit, reader.read(path, spec.split))
 
     def state(self) -> Any:
-        """What differs once the rows have changed: the files with size, time and inode, or the commit."""
+        """Return a value that changes when the rows change: files with size, time and inode, or the commit."""
         return [(path, file_state(path)) for path in self.files] or self.commit
 
     def _check_unchanged(self, path: Path) -> None:
@@ -296,5 +296,5 @@ class Source:
     def _hub_rows(self) -> Iterator[dict[str, Any]]:
         try:
             yield from self._hub
-        except Exception as error:  # the Hub's client raises many kinds, of several libraries
+        except Exception as error:  # the Hub's client raises exceptions of several libraries
             raise hub_error(self.spec.path, self.spec.split, error) from error

@@ -1,4 +1,4 @@
-"""A row as a conversation, whatever the form of its columns, and its content id."""
+"""A row as a conversation, independent of the form of its columns, and its content id."""
 
 import hashlib
 import json
@@ -9,37 +9,37 @@ from typing import Any, NamedTuple
 
 from lpsel.errors import UnusableRow
 
-ID_BYTES = 16  # of a SHA-256: an id has 32 hexadecimal digits
-ANSWERED, EMPTY_ANSWERS, NO_ANSWER = range(3)  # what there is to train on in a row
+ID_BYTES = 16  # leading bytes of a SHA-256: an id has 32 hexadecimal digits
+ANSWERED, EMPTY_ANSWERS, NO_ANSWER = range(3)  # whether a row has answers to train on
 
 
 class Turn(NamedTuple):
     """A turn of a conversation."""
 
     role: str  # system, user, assistant or tool
-    content: str  # empty where an assistant turn only calls tools
+    content: str  # empty if an assistant turn only calls tools
     supervised: bool = True  # whether an assistant turn is trained on
-    # What else a chat template can use, as in the row: tool_calls, tool_call_id, name, reasoning_content.
+    # Other fields that chat templates use, as in the row: tool_calls, tool_call_id, name, reasoning_content.
     fields: Mapping[str, Any] = MappingProxyType({})
 
 
 class Example(NamedTuple):
-    """A row in any form."""
+    """A row as a conversation."""
 
     turns: tuple[Turn, ...]
     input: str = ""  # Alpaca's extra input, which belongs to the first user turn
-    tools: tuple[Mapping[str, Any], ...] = ()  # that the assistant can call, as in the row, for the chat template
+    tools: tuple[Mapping[str, Any], ...] = ()  # tools that the assistant can call, as in the row
 
     def content_id(self) -> str:
-        """32 hexadecimal digits of the SHA-256 of the content, the same on every machine and in every form."""
+        """Return 32 hexadecimal digits of the SHA-256 of the content, the same on every machine and in every form."""
         return self.content_digest().hex()
 
     def content_digest(self) -> bytes:
-        """The 16 bytes of `content_id`: of the JSON, without spaces, {"input":...,"turns":[[role,content],...]}.
+        """Return the first 16 bytes of the SHA-256 of {"input":...,"turns":[[role,content],...]} as compact JSON.
 
-        A turn with fields, or that is not trained on, has a third item, and tools are a third key, "tools".
+        Turns with fields, or that are not trained on, have a third item. Tools are added as a third key, "tools".
         """
-        turns, extra, tools = self  # which takes less time than three attributes, as below
+        turns, extra, tools = self  # faster than accessing three attributes, as below
         written = [
             f'["{role}",{quoted(content)}]'
             if supervised and not fields
@@ -51,20 +51,20 @@ class Example(NamedTuple):
         return hashlib.sha256(text.encode()).digest()[:ID_BYTES]
 
     def prompt(self) -> "Example":
-        """The conversation up to its last answer; all of it if there is none."""
+        """Return the conversation up to its last answer, or all of it if it has no answer."""
         answers = [number for number, turn in enumerate(self.turns) if turn.role == "assistant"]
         return self._replace(turns=self.turns[: answers[-1]]) if answers else self
 
     def instruction(self) -> str:
-        """The content of the first user turn."""
+        """Return the content of the first user turn."""
         return next((turn.content for turn in self.turns if turn.role == "user"), "")
 
     def last_answer(self) -> str:
-        """The content of the last turn of the assistant; empty if there is none."""
+        """Return the content of the last assistant turn; empty if there is none."""
         return next((turn.content for turn in reversed(self.turns) if turn.role == "assistant"), "")
 
     def answers(self) -> int:
-        """NO_ANSWER to train on, EMPTY_ANSWERS if all are empty or white space and call no tool, else ANSWERED."""
+        """Return NO_ANSWER without supervised answers, EMPTY_ANSWERS if all are blank without calls, else ANSWERED."""
         state = NO_ANSWER
         for role, content, supervised, fields in self.turns:
             if role == "assistant" and supervised:
@@ -74,7 +74,7 @@ class Example(NamedTuple):
         return state
 
     def characters(self) -> tuple[int, int]:
-        """Number of characters of the prompt (everything but the assistant turns) and of the response."""
+        """Count the characters of the prompt (everything except assistant turns) and of the response."""
         prompt, response = len(self.input), 0
         for turn in self.turns:
             if turn.role == "assistant":
@@ -84,9 +84,9 @@ class Example(NamedTuple):
         return prompt, response
 
     def embedding_text(self) -> str:
-        """The text to embed for clustering: `Instruction: {instruction} {input} Response: {output}`, fields stripped.
+        """Return the text to embed: `Instruction: {instruction} {input} Response: {output}` with stripped fields.
 
-        As in the code released with the paper; the turns of one role in a longer conversation are joined by a space.
+        As in the code released with the paper. In longer conversations, the turns of a role are joined by a space.
         """
         instruction, output = (
             " ".join(turn.content.strip() for turn in self.turns if turn.role == role) for role in ("user", "assistant")
@@ -95,10 +95,10 @@ class Example(NamedTuple):
 
 
 def merge_system(example: Example) -> Example:
-    """The conversation with each system turn in front of the user turn after it, an empty line between them.
+    """Merge each system turn into the user turn after it, separated by an empty line.
 
     Raises:
-        UnusableRow: no user turn follows.
+        UnusableRow: no user turn follows a system turn.
     """
     turns, system = list[Turn](), list[str]()
     for turn in example.turns:

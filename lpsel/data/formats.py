@@ -1,4 +1,4 @@
-"""Local files as dictionaries, one row at a time: JSON, JSON lines, CSV and Parquet, plain or compressed."""
+"""Read local files row by row as dictionaries: JSON, JSON lines, CSV and Parquet, plain or compressed."""
 
 import csv
 import json
@@ -12,35 +12,35 @@ from lpsel.data.size_limits import VALUE_BYTES, check_expansion, too_long
 from lpsel.data.text_files import CHUNK_BYTES, COMPRESSIONS, chunks, lines, not_utf8
 from lpsel.errors import UnusableRow, UserError, first_line
 
-PARQUET_ROWS = 256  # that are dictionaries at a time
+PARQUET_ROWS = 256  # rows converted to dictionaries at a time
 DECODER = json.JSONDecoder()
 NOT_SPACE = re.compile(r"[^ \t\n\r]")
-LONGEST_SYMBOL = 16  # characters, or fewer: of -Infinity, an escape and whatever else a chunk can end within
-DELIMITERS = ",;\t|"  # of CSV
+LONGEST_SYMBOL = 16  # maximum characters of a JSON token that a chunk can split, such as -Infinity or an escape
+DELIMITERS = ",;\t|"  # CSV delimiters to detect
 QUOTED = re.compile(r'"[^"]*("|$)')
 
 
 class Numbered(NamedTuple):
-    """A row, or why it is none, and where it begins in its file: the line or the number of the row, from 1."""
+    """A row, or the error for an invalid one, with its line or row number in the file, counted from 1."""
 
     number: int
     row: dict[str, Any] | UnusableRow
 
 
 class Part(NamedTuple):
-    """A file of a dataset, or all of a dataset that is not local; `unit` is what the numbers of its rows count."""
+    """A file of a dataset, or an entire dataset that is not local; `unit` is what row numbers count (line or row)."""
 
     location: str
     unit: str
     rows: Iterator[Numbered]
 
     def at(self, number: int) -> str:
-        """The place of a row, for messages."""
+        """Return the location of a row, for error messages."""
         return f"{self.location}, {self.unit} {number}"
 
 
 def valid_rows(numbered: Iterable[Numbered]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows with their numbers; raises an UnusableRow for what is none."""
+    """Yield the rows with their numbers; raise the error of the first invalid one."""
     for number, row in numbered:
         if isinstance(row, UnusableRow):
             raise row
@@ -48,19 +48,19 @@ def valid_rows(numbered: Iterable[Numbered]) -> Iterator[tuple[int, dict[str, An
 
 
 class Reader(NamedTuple):
-    """How to read a kind of file; `unit` is what `Numbered.number` counts."""
+    """Reads a file format; `unit` is what `Numbered.number` counts (line or row)."""
 
     read: Callable[[Path, str], Iterator[Numbered]]
     unit: str
 
 
 def reader_of(path: str) -> Reader | None:
-    """The reader for a file by its name; None for an unknown extension."""
+    """Return the reader for a file name; None for an unknown extension."""
     name = Path(path).name.lower()
     for extension in COMPRESSIONS:
         name = name.removesuffix(extension)
     kind = Path(name).suffix
-    if kind == ".parquet" and not path.lower().endswith(kind):  # Parquet is compressed inside
+    if kind == ".parquet" and not path.lower().endswith(kind):  # Parquet has its own compression
         return None
     return READERS.get(kind)
 
@@ -71,7 +71,7 @@ def _json_lines(path: Path, split: str) -> Iterator[Numbered]:
             continue
         try:
             text = line.decode()
-            row, end = DECODER.raw_decode(text)  # which takes less time than json.loads
+            row, end = DECODER.raw_decode(text)  # faster than json.loads
             if end < len(text):
                 raise json.JSONDecodeError("Extra data", text, end)
         except UnicodeDecodeError as error:
@@ -87,9 +87,9 @@ def _json_lines(path: Path, split: str) -> Iterator[Numbered]:
 
 def _csv(path: Path, split: str) -> Iterator[Numbered]:
     csv.field_size_limit(VALUE_BYTES)
-    faults: list[UnusableRow] = []  # of the lines of the row that is being read
+    faults: list[UnusableRow] = []  # errors in lines of the current row
     texts = _texts(path, faults)
-    first: list[str] = []  # blank lines, and the first that is not
+    first: list[str] = []  # leading blank lines and the header
     while not "".join(first[-1:]).strip() and (text := next(texts, "")):
         first.append(text)
     if faults:
@@ -107,7 +107,7 @@ def _csv(path: Path, split: str) -> Iterator[Numbered]:
                 faults.clear()
             elif len(fields) == width:
                 yield Numbered(begins, dict(zip(header, fields, strict=True)))
-            elif len(fields) > 1 or "".join(fields).strip():  # no blank line
+            elif len(fields) > 1 or "".join(fields).strip():  # not a blank line
                 problem = f"{len(fields)} fields, but the header has {width}"
                 hint = f"quote fields that contain {delimiter!r} or line breaks"
                 kind = "fields unlike the header's"
@@ -118,12 +118,12 @@ def _csv(path: Path, split: str) -> Iterator[Numbered]:
 
 
 def delimiter_of(header: str) -> str:
-    """The delimiter of a CSV file with this header."""
+    """Detect the delimiter of a CSV file from its header."""
     return max(DELIMITERS, key=QUOTED.sub("", header).count)
 
 
 def _texts(path: Path, faults: list[UnusableRow]) -> Iterator[str]:
-    """The lines of a file; adds to `faults` what is not UTF-8."""
+    """Yield the lines of a file; add an error to `faults` for lines that are not UTF-8."""
     for number, line in lines(path):
         try:
             text = line.decode()
@@ -139,7 +139,7 @@ def _parquet(path: Path, split: str) -> Iterator[Numbered]:
     from lpsel.data.parquet import batches, dictionaries, parquet_errors
 
     number = 0
-    path.open("rb").close()  # Arrow's own error would not name the file
+    path.open("rb").close()  # Arrow's error would not name the file
     with parquet_errors(path):
         with pq.ParquetFile(path) as file:
             groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
@@ -159,7 +159,7 @@ def _check_columns(names: Sequence[str], path: Path) -> None:
 
 
 def _json(path: Path, split: str) -> Iterator[Numbered]:
-    """A list of objects, or an object with such a list under "data" or the name of the split."""
+    """Read a list of objects, or an object with such a list under "data" or the name of the split."""
     text = _JsonText(path)
     if text.skip("["):
         yield from text.rows()
@@ -185,7 +185,7 @@ def _json(path: Path, split: str) -> Iterator[Numbered]:
 
 
 class _JsonText:
-    """The text of a JSON file, of which only the value that is being decoded is in memory."""
+    """An incremental parser of a JSON file, with only the current value in memory."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.row = path, 1
@@ -193,14 +193,14 @@ class _JsonText:
         self._text, self._position = "", 0
 
     def rows(self) -> Iterator[Numbered]:
-        """The objects of the list that has just begun."""
+        """Yield the objects of a list, after its opening bracket."""
         for _ in self.items("]"):
             row = self.value()
             yield Numbered(self.row, row if isinstance(row, dict) else _no_object(row, self._location))
             self.row += 1
 
     def items(self, end: str) -> Iterator[None]:
-        """Stop before every item of the list or object that has just begun and ends with `end`."""
+        """Yield before every item of a list or object, after its opening bracket and up to `end`."""
         if self.skip(end):
             return
         yield
@@ -209,7 +209,7 @@ class _JsonText:
             yield
 
     def skip(self, symbol: str) -> bool:
-        """Whether `symbol` is next after white space; if so, it is read. An empty one is the end of the text."""
+        """Consume `symbol` if it is next after white space; return whether it was. "" matches the end of the text."""
         found = self._next() == symbol
         self._position += len(symbol) if found else 0
         return found
@@ -219,7 +219,7 @@ class _JsonText:
             raise self._invalid(f"Expecting {symbol!r}" if symbol else "Extra data")
 
     def value(self) -> Any:
-        """The next value, decoded as in a line of JSON lines."""
+        """Decode and return the next value."""
         self._next()
         while True:
             try:
@@ -231,12 +231,12 @@ class _JsonText:
             except (ValueError, RecursionError) as error:  # ValueError: a number with thousands of digits
                 raise self._invalid(first_line(error)) from None
             else:
-                if end <= len(self._text) - LONGEST_SYMBOL or not self._read_more():  # a number may continue
+                if end <= len(self._text) - LONGEST_SYMBOL or not self._read_more():  # may continue
                     self._position = end
                     return value
 
     def _next(self) -> str:
-        """The next character after white space, which is read; empty at the end of the text."""
+        """Skip white space and return the next character without consuming it; empty at the end of the text."""
         while (found := NOT_SPACE.search(self._text, self._position)) is None:
             self._position = len(self._text)
             if not self._read_more():
@@ -252,7 +252,7 @@ class _JsonText:
         return UserError(self._location, None, f"not valid JSON ({problem})", "fix the file or write it again")
 
     def _read_more(self) -> bool:
-        """Read as much as is not decoded yet, so that a long value is decoded a few times only; False at the end."""
+        """Read as much again as is buffered, so that a long value is decoded only a few times; False at the end."""
         rest = self._text[self._position :]
         if len(rest) > VALUE_BYTES:
             raise too_long(self._location)

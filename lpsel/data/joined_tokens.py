@@ -1,6 +1,6 @@
-"""The tokens of two datasets as those of one: rows to record, and other rows to train on."""
+"""Concatenate the tokens of two datasets: rows to record, and other rows to train on."""
 
-# N rows of both, T tokens of a row
+# N rows in both datasets, T tokens of a row
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from lpsel.data.tokens import Batch, Tokens
 
 
 class JoinedTokens:
-    """The rows of `first`, then those of `second`; what a data module reads of `Tokens`."""
+    """The rows of `first`, then those of `second`, with the interface of `Tokens` that the data module uses."""
 
     def __init__(self, first: Tokens, second: Tokens) -> None:
         self.first, self.second = first, second
@@ -23,16 +23,16 @@ class JoinedTokens:
         return len(self.lengths)
 
     def batches(self) -> list[Batch]:
-        """The list columns of all rows, in order."""
+        """Return the list columns of all rows, in order."""
         return [*self.first.batches(), *self.second.batches()]
 
     def input_ids(self, i: int) -> NDArray[np.int32]:
-        """The tokens of row i, int32 (T,)."""
+        """Return the tokens of row i, int32 (T,)."""
         tokens, row = self._at(i)
         return tokens.input_ids(row)
 
     def supervised(self, i: int) -> NDArray[np.bool_]:
-        """Which tokens of row i are labels, bool (T,)."""
+        """Return which tokens of row i are labels, bool (T,)."""
         tokens, row = self._at(i)
         return tokens.supervised(row)
 

@@ -1,7 +1,7 @@
-"""Packs: rows concatenated into one sequence without padding, with shared prefixes only once.
+"""Packs: rows concatenated into one sequence without padding, in which shared prefixes occur only once.
 
-A pack is one sequence of T tokens: first the prefixes that its rows share, then the rest of every row. A row's tokens
-attend to its prefix and to its own preceding tokens only (`lpsel.model.attention`).
+A pack is a sequence of T tokens: first the prefixes that its rows share, then the rest of every row. A row's tokens
+attend only to its prefix and to their own predecessors in the row (`lpsel.model.attention`).
 """
 
 from collections.abc import Callable
@@ -16,11 +16,11 @@ from lpsel.data.batching import Rows
 from lpsel.data.shared_prefixes import Prefixes
 from lpsel.data.tokens import Tokens
 
-# B rows of a pack, T its tokens, N its supervised tokens, S segments, K keys of all segments together
+# B rows in a pack, T tokens, N supervised tokens, S segments, K keys of all segments
 
 
 class Segment(NamedTuple):
-    """Tokens `start` to `stop` of a pack, which attend to tokens `prefix_start` to `prefix_stop` as well."""
+    """Tokens `start` to `stop` of a pack, which also attend to tokens `prefix_start` to `prefix_stop`."""
 
     start: int
     stop: int
@@ -30,31 +30,31 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True)
 class Varlen:
-    """The segments of a pack, in order, in the form of variable-length attention kernels."""
+    """The segments of a pack, in order, as arguments of variable-length attention kernels."""
 
     seen_K: Tensor  # positions in the pack of the keys of every segment, prefix first, int64
-    query_ends_S1: Tensor  # this and the next: cumulative numbers of queries and keys, starting with 0, int32
+    query_ends_S1: Tensor  # cumulative numbers of queries, and below of keys, starting with 0, int32
     key_ends_S1: Tensor
-    longest_query: int  # this and the next: of any segment
+    longest_query: int  # maximum number of queries, and below of keys, in a segment
     longest_key: int
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """A pack."""
+    """A pack of rows, the input of one forward pass."""
 
     input_ids_T: Tensor  # token ids, int64
-    positions_T: Tensor  # of each token in its row
+    positions_T: Tensor  # position of each token in its row
     predicts_N: Tensor  # positions in the pack whose hidden states predict the supervised tokens
-    labels_N: Tensor  # the supervised tokens
-    row_N: Tensor  # the row, 0 to B - 1, of each supervised token
-    supervised_B: Tensor  # supervised tokens of each row
+    labels_N: Tensor  # ids of the supervised tokens
+    row_N: Tensor  # row of each supervised token, 0 to B - 1
+    supervised_B: Tensor  # number of supervised tokens of each row
     index_B: Tensor  # row numbers in the dataset, -1 for the placeholder of an empty pack; stays on the host
-    shared: tuple[Segment, ...]  # the prefixes
-    rows: tuple[Segment, ...]  # the rest of each of the B rows
-    tokens: int  # of all rows, prefixes counted for every row
-    varlen: Varlen | None = None  # the segments for the kernels of a GPU
-    weight_N: Tensor | None = None  # of each supervised token in the loss of a step; None if all count alike
+    shared: tuple[Segment, ...]  # shared prefixes
+    rows: tuple[Segment, ...]  # the B rows, without shared prefixes
+    tokens: int  # total length of the rows, including prefixes
+    varlen: Varlen | None = None  # segments for variable-length attention kernels on GPUs
+    weight_N: Tensor | None = None  # weight of each supervised token in the loss of a step; None for equal weights
 
     def to(self, device: torch.device) -> "MicroBatch":
         moved = _each(self, lambda tensor: tensor.to(device, non_blocking=True))
@@ -65,10 +65,10 @@ class MicroBatch:
 
 
 class OptimizerStep(NamedTuple):
-    """This rank's part of one global batch: PyTorch and Lightning pin and move what is in a tuple."""
+    """This rank's part of a global batch; a tuple, so that PyTorch and Lightning pin and move its contents."""
 
-    micro_batches: list[MicroBatch]  # the same number on every rank, at least one; none if done before a resume
-    divisor: int  # of the weighted sum of NLLs, over all ranks and micro-batches; its quotient is the loss
+    micro_batches: list[MicroBatch]  # as many on every rank, at least one; empty if completed before resuming
+    divisor: int  # the loss is the weighted sum of NLLs over all ranks and micro-batches, divided by this
 
 
 def _each(holder: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -83,10 +83,10 @@ def _each(holder: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def collate(tokens: Tokens, rows: Rows, prefixes: Prefixes | None = None, *, varlen: bool = False) -> MicroBatch:
-    """Pack `rows` of `tokens`; no rows give a pack of two tokens without labels.
+    """Pack `rows` of `tokens`; without rows, return a placeholder of two tokens without labels.
 
     Args:
-        prefixes: to share.
+        prefixes: prefixes to share; None for none.
         varlen: whether to set `MicroBatch.varlen`.
     """
     if len(rows) == 0:
@@ -146,7 +146,7 @@ def _lay_out(tokens: Tokens, rows: Rows, prefixes: Prefixes | None) -> tuple[lis
 
 
 def varlen_of(segments: list[Segment]) -> Varlen:
-    """The segments of a pack, in order, for the kernels of a GPU."""
+    """Convert the segments of a pack, in order, for variable-length attention kernels."""
     queries = np.array([s.stop - s.start for s in segments])
     keys = queries + np.array([s.prefix_stop - s.prefix_start for s in segments])
     seen = [part for s in segments for part in (np.arange(s.prefix_start, s.prefix_stop), np.arange(s.start, s.stop))]

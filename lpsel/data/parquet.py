@@ -1,4 +1,4 @@
-"""Parquet files in batches that fit into memory, whatever a small file expands to."""
+"""Read Parquet files in batches of bounded size, even if a small file expands to a large table."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ BATCH_BYTES = 64 * MIB
 
 @contextmanager
 def parquet_errors(path: Path) -> Iterator[None]:
-    """Turn errors of Arrow into a UserError that names the file."""
+    """Convert Arrow errors to a UserError that names the file."""
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -29,11 +29,11 @@ def parquet_errors(path: Path) -> Iterator[None]:
 def batches(
     path: Path, columns: Sequence[str] | None = None, groups: Sequence[int] | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """Record batches in order, of at most MAX_ROWS rows and, unless a single row is larger, about BATCH_BYTES.
+    """Yield record batches in order, of at most MAX_ROWS rows and about BATCH_BYTES, unless a single row is larger.
 
     Args:
-        columns: to read; None for all.
-        groups: row groups by number; None for all.
+        columns: names of the columns to read; None for all.
+        groups: numbers of the row groups to read; None for all.
 
     Raises:
         UserError: the file is damaged or a decompression bomb.
@@ -57,14 +57,14 @@ def batches(
 
 
 def dictionaries(batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    """The rows as dictionaries, also the maps in them; of a repeated key the last value counts, as in JSON."""
-    if "map<" in str(batch.schema.types):  # which takes several times as long
+    """Convert the rows, and maps in them, to dictionaries; the last value of a repeated key counts, as in JSON."""
+    if "map<" in str(batch.schema.types):  # several times slower
         return batch.to_pylist(maps_as_pydicts="lossy")
     return batch.to_pylist()
 
 
 def _expanded(array: pa.Array) -> int:
-    """Bytes of a column with every text in full."""
+    """Estimate the bytes of a column after expanding dictionary-encoded texts."""
     if _is_text_dictionary(array.type):
         return pc.sum(pc.binary_length(array.dictionary).take(array.indices)).as_py() or 0
     if pa.types.is_struct(array.type):
@@ -74,7 +74,7 @@ def _expanded(array: pa.Array) -> int:
 
 
 def _longest(array: pa.Array) -> int:
-    """Bytes of the longest text in the dictionaries of a column: a few bytes per row can refer to it."""
+    """Return the bytes of the longest text in a column's dictionaries, which a row can reference in a few bytes."""
     if _is_text_dictionary(array.type):
         return pc.max(pc.binary_length(array.dictionary)).as_py() or 0
     if pa.types.is_struct(array.type):

@@ -1,4 +1,4 @@
-"""The local files that `dataset.path` names: a file, a folder, a glob, or several of these."""
+"""Resolve `dataset.path`: local files, folders, globs or a Hub id."""
 
 import re
 from collections.abc import Sequence
@@ -8,18 +8,19 @@ from pathlib import Path
 from lpsel.data.formats import ENDINGS, reader_of
 from lpsel.errors import UserError, first_line
 
-NUMBER = r"(((?<!\d)|[-_. ])\d+([-_. ]of[-_. ]\d+)?(-[0-9a-f]{16})?)?"  # of a part of a split
+NUMBER = r"(((?<!\d)|[-_. ])\d+([-_. ]of[-_. ]\d+)?(-[0-9a-f]{16})?)?"  # of a shard of a split
 EXTENSION = r"\.[a-z]+(\.(xz|gz|zst))?"
 SPLITS = re.compile(r"(?<![a-z])(train|test|validation|valid|val|dev|eval)(?![a-z])")
 
 
 def local_files(paths: str | Sequence[str], split: str) -> list[Path]:
-    """The files, in the order of the list and by name in a folder or glob; none if the path is no local one.
+    """Return the local files of a dataset; empty if the path is not local.
 
-    Of a folder with files that are named for the split, only these are taken, see `_of_split`.
+    Paths in a list keep their order; files of a folder or glob are sorted by name. If files in a folder are named after
+    the split, only these are returned, see `_of_split`.
 
     Raises:
-        UserError: no such file, none of a known kind, or files of other splits only.
+        UserError: a file does not exist, has an unknown format, or a folder only has files of other splits.
     """
     if isinstance(paths, str):
         return _files(paths, split)
@@ -36,36 +37,36 @@ def local_files(paths: str | Sequence[str], split: str) -> list[Path]:
 
 
 def absolute(path: str | list[str] | None) -> str | list[str] | None:
-    """The path with the absolute names of local files; a Hub id as it is."""
+    """Make local paths absolute; a Hub id is returned unchanged."""
     if isinstance(path, list):
         return [str(absolute(item)) for item in path]
     return path if path is None or is_hub_id(path) else str(Path(path).expanduser().resolve())
 
 
 def is_hub_id(path: object) -> bool:
-    """Whether a path names a dataset on the Hub rather than local files."""
+    """Return whether a path names a dataset on the Hub rather than local files."""
     local = not isinstance(path, str) or has_magic(path) or reader_of(path) is not None
     return not local and not Path(str(path)).expanduser().exists()
 
 
 def file_state(path: Path) -> tuple[int, ...] | None:
-    """Size, time and inode of a file, which differ once it has changed; None if there is no such file."""
+    """Return size, modification time and inode of a file, to detect changes; None if it does not exist."""
     about = path.stat() if path.exists() else None
     return about and (about.st_size, about.st_mtime_ns, about.st_ino)
 
 
 def hub_commit(path: str, revision: str | None) -> str | None:
-    """The commit of a dataset that a branch, a tag or None stands for now; the revision if the Hub does not reply."""
+    """Return the current commit of a branch, a tag or the default revision; `revision` if the Hub does not reply."""
     from huggingface_hub import HfApi
 
     try:
         return HfApi().dataset_info(path, revision=revision, timeout=10).sha
-    except Exception:  # as in `hub_error`, which loading the dataset raises
+    except Exception:  # loading the dataset will raise `hub_error`
         return revision
 
 
 def hub_error(path: object, split: str, error: Exception) -> UserError:
-    """The error for a dataset that the Hub does not deliver."""
+    """Return the error for a dataset that cannot be loaded from the Hub."""
     problem = f"not a local file, and the Hub reports for split {split}: {first_line(error)}"
     hint = "set it to a local file or a Hub dataset that you can access, with HF_TOKEN for a gated one"
     return UserError("dataset.path", path, problem, hint)
@@ -100,18 +101,18 @@ def _files(text: str, split: str) -> list[Path]:
 
 
 def _of_split(files: list[Path], split: str, folder: str) -> list[Path]:
-    """The files of a folder whose names end with the split and a number; all of them if no name says a split.
+    """Return the files of a folder whose names end with the split and an optional number; all if no name has a split.
 
-    For train, these are train.jsonl, my_train.jsonl, train_00.jsonl and train-00000-of-00001.parquet, also with the
-    hash of the Hub, but not train_sft.jsonl, which is another split.
+    For train, these are train.jsonl, my_train.jsonl, train_00.jsonl and train-00000-of-00001.parquet (also with a hash
+    added by the Hub), but not train_sft.jsonl, which is a different split.
     """
     named = re.compile(rf"(.*[^a-z0-9])?{re.escape(split.lower())}{NUMBER}{EXTENSION}")
     found = [file for file in files if named.fullmatch(file.name.lower())]
     if not found and all(SPLITS.search(file.name.lower()) for file in files):
         names = ", ".join(file.name for file in files[:3])
-        problem = f"{folder} has no file named for it, but {names}{', ...' if len(files) > 3 else ''}"
+        problem = f"{folder} has no file for this split, only {names}{', ...' if len(files) > 3 else ''}"
         raise UserError(
-            "dataset.split", split, problem, "set it to a split that files are named for, or name the files"
+            "dataset.split", split, problem, "set it to a split that files are named after, or list the files"
         )
     return found or files
 

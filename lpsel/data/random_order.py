@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 # N rows
 Ids: TypeAlias = pa.Array | Sequence[str]
-PART, SAMPLE = 2**32, 2**32 + 1  # orders apart from those of the epochs: rows to train on, rows to monitor
-TIES = 2**32 + 2  # a seed apart from those that users set: rows of equal score, clusters of equal remainder
+PART, SAMPLE = 2**32, 2**32 + 1  # orders that differ from those of epochs: rows to train on, rows to monitor
+TIES = 2**32 + 2  # a seed that users cannot set: for ties between scores or between the remainders of clusters
 BLOCK_BYTES = 2**26
 
 
 def splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """One step of SplitMix64, a bijection on 64 bits; same shape.
+    """Apply one step of SplitMix64, a bijection on 64-bit integers; the shape is unchanged.
 
     Steele, Lea, Flood, Fast Splittable Pseudorandom Number Generators, OOPSLA 2014.
     """
@@ -30,7 +30,7 @@ def epoch_order(ids: Ids, seed: int, epoch: int) -> NDArray[np.int64]:
     """Shuffle the rows for an epoch.
 
     Args:
-        ids: content ids, hexadecimal, at least 16 digits each.
+        ids: content ids of at least 16 hexadecimal digits.
 
     Returns:
         Row numbers in the order of the epoch, shape (N,).
@@ -43,20 +43,20 @@ def epoch_order(ids: Ids, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 def random_rows(mask_N: NDArray[np.bool_], ids: Ids, seed: int, order: int, count: int) -> NDArray[np.int64]:
-    """At most `count` rows of a mask: the first ones in `epoch_order(ids, seed, order)`, in ascending order."""
+    """Draw up to `count` rows of a mask: the first ones in `epoch_order(ids, seed, order)`, sorted by row number."""
     shuffled = epoch_order(ids, seed, order)
     return np.sort(shuffled[mask_N[shuffled]][:count])
 
 
 def random_keys(ids: Ids | None, index: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
-    """A random number in [0, 1) for every row, float64 (N,).
+    """Return a random number in [0, 1) for every row, float64 (N,).
 
-    It depends on the row's id and, where several rows have it, on the row's turn among them by row number, so that
-    duplicates are drawn independently of each other.
+    It depends on the row's id and, if several rows share the id, on the row's rank among them by row number, so that
+    duplicates get independent numbers.
 
     Args:
-        ids: any strings.
-        index: row numbers; hashed themselves where `ids` is None.
+        ids: any strings; None to hash the row numbers instead.
+        index: row numbers.
     """
     state = splitmix64(np.full(len(index), seed % 2**64, np.uint64))
     if ids is None:
@@ -69,7 +69,7 @@ def random_keys(ids: Ids | None, index: NDArray[np.int64], seed: int) -> NDArray
 
 
 def _absorb_strings(state: NDArray[np.uint64], strings: pa.LargeStringArray) -> None:
-    """Mix strings into their states in place, by blocks of bounded size."""
+    """Mix strings into their states in place, in blocks of bounded size."""
     length = np.diff(_offsets(strings))
     state[:] = _absorb(state, length.astype(np.uint64))
     rows = max(BLOCK_BYTES // (int(length.max(initial=0)) + 8), 1)
@@ -80,7 +80,7 @@ def _absorb_strings(state: NDArray[np.uint64], strings: pa.LargeStringArray) -> 
 
 
 def _absorb_turns(state: NDArray[np.uint64], index: NDArray[np.int64]) -> None:
-    """Mix the turn of a row among rows of equal state into it, in place; the first of them stays as it is."""
+    """Mix the rank of each row among rows with the same state into its state, in place; the first is unchanged."""
     ordered = np.sort(state)
     repeated = ordered[1:][ordered[1:] == ordered[:-1]]
     if not len(repeated):
@@ -98,7 +98,7 @@ def _absorb(state: NDArray[np.uint64], word: NDArray[np.uint64]) -> NDArray[np.u
 
 
 def _words(strings: pa.LargeStringArray) -> NDArray[np.uint64]:
-    """The UTF-8 bytes of strings as 64-bit words, padded with zeros, shape (strings, words)."""
+    """Return the UTF-8 bytes of strings as 64-bit words, padded with zeros, shape (strings, words)."""
     offsets = _offsets(strings)
     length = np.diff(offsets)
     width = -(-int(length.max(initial=0)) // 8) * 8

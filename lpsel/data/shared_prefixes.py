@@ -1,4 +1,4 @@
-"""Prefixes that many rows share, such as a template's preamble: computed once per pack for all of its rows."""
+"""Prefixes that many rows share, such as a template's preamble, and that are computed only once per pack."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,29 +8,29 @@ from numpy.typing import NDArray
 
 from lpsel.data.tokens import Tokens
 
-LONGEST = 256  # tokens of a prefix
-SHORTEST = 8  # tokens; shorter prefixes save less than they cost
-ROWS_PER_PACK = 16  # expected: a prefix must save more than its own tokens in every pack
+LONGEST = 256  # maximum tokens of a prefix
+SHORTEST = 8  # minimum tokens; shorter prefixes save less than they cost
+ROWS_PER_PACK = 16  # expected rows per pack: a prefix must save more tokens than it adds to every pack
 SAMPLE = 4096  # rows to search for prefixes
 
 
 @dataclass(frozen=True)
 class Prefixes:
-    """Which rows share a prefix."""
+    """Shared prefixes, and the rows that begin with them."""
 
-    ids: list[NDArray[np.int32]]  # the tokens of every prefix; the first is empty
-    group_N: NDArray[np.int16]  # the prefix of each row
-    length_N: NDArray[np.int32]  # its tokens, which end before the first supervised one and are never the whole row
+    ids: list[NDArray[np.int32]]  # token ids of every prefix; the first prefix is empty
+    group_N: NDArray[np.int16]  # number of each row's prefix
+    length_N: NDArray[np.int32]  # length of each row's prefix, which has no supervised token and is not the whole row
 
 
 def find_prefixes(tokens: Tokens, most: int | None = None) -> Prefixes:
-    """Find prefixes in a sample of the rows, then every row that begins with one of them.
+    """Find prefixes in a sample of the rows, then assign them to all rows that begin with them.
 
     Args:
-        most: tokens of all prefixes together, of which those that save the most are kept; None for no limit.
+        most: maximum total tokens of all prefixes; those that save the most tokens are kept. None for no limit.
     """
     every = max(1, len(tokens) // SAMPLE)
-    sample = [heads[::every].copy() for heads, _ in _heads(tokens) if len(heads)]  # a view would keep all of them
+    sample = [heads[::every].copy() for heads, _ in _heads(tokens) if len(heads)]  # a view would keep the batch
     ids = [np.empty(0, dtype=np.int32)]
     if sample:
         ids += sorted(_shared(np.concatenate(sample)), key=len)
@@ -47,7 +47,7 @@ def find_prefixes(tokens: Tokens, most: int | None = None) -> Prefixes:
 
 
 def _assigned(tokens: Tokens, ids: list[NDArray[np.int32]]) -> Prefixes:
-    """The longest of the prefixes that each row begins with."""
+    """Assign to each row the longest prefix that it begins with."""
     group_N = np.zeros(len(tokens), dtype=np.int16)
     start = 0
     for heads_RW, free_R in _heads(tokens):
@@ -60,7 +60,7 @@ def _assigned(tokens: Tokens, ids: list[NDArray[np.int32]]) -> Prefixes:
 
 
 def _heads(tokens: Tokens) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
-    """In batches of rows: their first tokens, padded with -1, and how many of them may be part of a prefix."""
+    """Yield, per batch of rows, their first tokens, padded with -1, and how many of these may belong to a prefix."""
     for batch in tokens.batches():
         lengths = np.diff(batch.id_offsets)
         column_W = np.arange(LONGEST)
@@ -75,12 +75,12 @@ def _heads(tokens: Tokens) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64
 
 
 def _shared(heads_RW: NDArray[np.int32], total: int | None = None, parent: int = 0) -> list[NDArray[np.int32]]:
-    """The prefixes worth sharing among rows that already share a prefix of `parent` tokens."""
+    """Return the prefixes worth sharing among rows that already share a prefix of `parent` tokens."""
     total = total or len(heads_RW)
     differs_W = (heads_RW != heads_RW[0]).any(axis=0)
     common = int(differs_W.argmax()) if differs_W.any() else heads_RW.shape[1]
     common = min(common, int((heads_RW[0] >= 0).sum()))
-    expected = ROWS_PER_PACK * len(heads_RW) / total  # rows of a pack with this prefix
+    expected = ROWS_PER_PACK * len(heads_RW) / total  # expected rows per pack with this prefix
     found = []
     if common >= SHORTEST and expected * (common - parent) > common:
         found, parent = [heads_RW[0, :common].copy()], common

@@ -1,4 +1,4 @@
-"""The same rows are read once for all jobs of a sweep."""
+"""Share sources between the jobs of a sweep, so that the same rows are read only once."""
 
 from dataclasses import asdict
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 from lpsel.data.dataset import DatasetSpec, Source
 from lpsel.storage import digest
 
-SHARED = 2  # sources, each with 40 bytes per row
+SHARED = 2  # sources to keep; each takes 40 bytes per row
 
-_shared: dict[str, tuple[Source, Any]] = {}  # the ones that were used last, with their states
+_shared: dict[str, tuple[Source, Any]] = {}  # most recently used sources with their states
 
 
 def shared_source(spec: DatasetSpec) -> Source:
-    """The source of a dataset: that of an earlier call in this process, with its ids, if its rows are unchanged."""
+    """Return the source of a dataset; reuse that of an earlier call in this process if its rows have not changed."""
     source, key = Source(spec), digest(asdict(spec))
     state = source.state()
     known, known_state = _shared.pop(key, (source, state))

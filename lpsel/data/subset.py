@@ -1,4 +1,4 @@
-"""Selected rows as in the source: JSON lines, or Parquet if the source is Parquet."""
+"""Write the selected rows as in the source: to JSON lines, or to Parquet if the source is Parquet."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,22 +18,22 @@ from lpsel.data.example import Example
 from lpsel.data.parquet import batches, dictionaries
 from lpsel.storage import json_line, write_atomically
 
-ENDS = 2_000  # characters from each end of a longer text that are compared
+ENDS = 2_000  # characters to compare at each end of a longer text
 NAMES = {False: "subset.jsonl", True: "subset.parquet"}  # by whether the source is a Parquet file
 
 
 @dataclass
 class Seen:
-    """What the pass that writes the subset collects."""
+    """Data collected while writing the subset."""
 
-    characters: NDArray[np.int32]  # of the prompt and the response of every row, (2, N)
+    characters: NDArray[np.int32]  # lengths of the prompt and the response of every row, (2, N)
     wanted: frozenset[int]  # numbers of the rows to return in `rows`, selected or not
     compared: frozenset[int]  # numbers of the rows to return in `texts`
     rows: dict[int, Example] = field(default_factory=dict)  # by number
     texts: dict[str, str] = field(default_factory=dict)  # both ends of `Example.embedding_text`, by content id
 
     def keep(self, number: int, example: Example) -> None:
-        """Add a row to `rows` and `texts` if it belongs there."""
+        """Add a row to `rows` and `texts` if it was requested."""
         if number in self.wanted:
             self.rows[number] = example
         if number in self.compared:
@@ -41,7 +41,7 @@ class Seen:
             self.texts[example.content_id()] = text if len(text) <= 2 * ENDS else f"{text[:ENDS]} {text[-ENDS:]}"
 
     def mean_characters(self, selected: NDArray[np.bool_], usable: NDArray[np.bool_]) -> dict[str, dict[str, float]]:
-        """Mean characters per row of `prompt` and `response`, for the `selected` rows and for `all` usable ones."""
+        """Compute mean characters of `prompt` and `response` per row, for `selected` rows and for `all` usable rows."""
         return {
             side: {"selected": float(characters_N[selected].mean()), "all": float(characters_N[usable].mean())}
             for side, characters_N in zip(("prompt", "response"), self.characters, strict=True)
@@ -55,7 +55,7 @@ def write_subset(
 
     Args:
         selected: bool (N,).
-        folder: gets subset.jsonl, or subset.parquet if the source is Parquet files that have the same schema.
+        folder: folder for subset.jsonl, or for subset.parquet if the source is Parquet files with the same schema.
         wanted, compared: numbers of rows to return in `Seen.rows` and in `Seen.texts`.
     """
     is_parquet = _is_parquet(source)
@@ -67,7 +67,7 @@ def write_subset(
 
 
 def _is_parquet(source: Source) -> bool:
-    """Whether the source is Parquet files with the same schema."""
+    """Return whether the source is Parquet files with the same schema."""
     schemas = [pq.read_schema(file) for file in source.parquet_files]
     return bool(schemas) and all(schemas[0].equals(other) for other in schemas)
 
@@ -103,7 +103,7 @@ def _write_parquet(file: IO[bytes], source: Source, selected: NDArray[np.bool_],
 
 
 def _characters(source: Source, batch: pa.RecordBatch) -> NDArray[np.int32]:
-    """Characters of the prompt and the response of rows, int32 (2, rows), by column if these hold text."""
+    """Count the characters of prompts and responses, int32 (2, rows), by column if all columns are text."""
     form = text_form(source, batch.schema)
     if form is None:
         return np.array([source.example(raw).characters() for raw in dictionaries(batch)], np.int32).T

@@ -1,4 +1,4 @@
-"""Which tokens of a row are supervised."""
+"""Find the supervised tokens of a row."""
 
 from bisect import bisect_left, bisect_right
 from operator import itemgetter
@@ -8,12 +8,12 @@ from lpsel.data.control_tokens import Rendered, Span
 
 
 class Encoded(NamedTuple):
-    """A truncated row."""
+    """A row as token ids, after truncation."""
 
     ids: list[int]
-    spans: list[Span]  # the supervised tokens, first and end
-    truncated: bool  # the row was longer
-    text_omitted: bool = False  # the template leaves out reasoning or a question of the row
+    spans: list[Span]  # half-open spans of supervised tokens
+    truncated: bool  # whether the row was longer
+    text_omitted: bool = False  # whether the template leaves out reasoning or a question of the row
     unusable: str | None = None  # why the row has no tokens
 
 
@@ -31,7 +31,7 @@ def truncated(encoding: Any, rendered: Rendered, eos: int, max_length: int) -> E
         # The last answer includes its EOS.
         spans[-1] = (min(spans[-1][0], len(ids) - 1), len(ids))
     inside: list[Span] = []
-    free = 1  # nothing predicts the first token, and a token with characters of two answers counts once
+    free = 1  # the first token is never predicted, and a token that belongs to two answers counts once
     for first, last in spans:
         first, last = max(first, free), min(last, max_length)
         if first < last:
@@ -41,10 +41,10 @@ def truncated(encoding: Any, rendered: Rendered, eos: int, max_length: int) -> E
 
 
 def _tokens_after_prompt(offsets: list[Span], start: int, end: int, end_of_text: int) -> Span:
-    """The tokens that begin in an answer.
+    """Return the tokens that begin in an answer.
 
-    A token that begins in the prompt and ends in the answer is not supervised: the paper masks as many tokens as the
-    prompt has on its own, which include that one.
+    A token that begins in the prompt and ends in the answer is not supervised, since the paper masks as many tokens as
+    the prompt has when tokenized separately, which includes that token.
     """
     first = bisect_left(offsets, (start,), 0, end_of_text)
     last = bisect_left(offsets, (end,), first, end_of_text)
@@ -54,6 +54,6 @@ def _tokens_after_prompt(offsets: list[Span], start: int, end: int, end_of_text:
 
 
 def _tokens_of_answer(offsets: list[Span], start: int, end: int, end_of_text: int) -> Span:
-    """The tokens that have a character of an answer, also its first one together with a space of the chat template."""
+    """Return the tokens that overlap an answer, including a first token that starts with the template's space."""
     first = bisect_right(offsets, start, 0, end_of_text, key=itemgetter(1))
     return first, bisect_left(offsets, (end,), first, end_of_text) if start < end else first

@@ -1,8 +1,8 @@
-"""The text of a row, and the parts of it that are supervised.
+"""Render a row as text, and mark the parts that are supervised.
 
-Three templates: `alpaca`, the prompt of Stanford Alpaca, as in the paper; `chat`, the tokenizer's chat template;
-`plain`, the content of the turns only. `auto` is one of the first two, for all rows of a dataset: scores of rows can be
-compared only if their prompts have the same format, and the trained model needs one format to be used with.
+There are three templates: `alpaca`, the prompt of Stanford Alpaca, as in the paper; `chat`, the tokenizer's chat
+template; and `plain`, the content of the turns only. `auto` chooses alpaca or chat for all rows of a dataset, because
+scores are only comparable with the same prompt format, and the trained model needs a single format at inference.
 """
 
 import hashlib
@@ -30,13 +30,13 @@ ALPACA_RESPONSE = "### Response:"
 
 
 def holds_conversations(source: Source) -> bool:
-    """Whether the first usable row of a dataset is a list of turns; False if there is none."""
+    """Return whether the first usable row of a dataset is a list of turns; False without usable rows."""
     raw = next((row.raw for row in source if row.unusable is None), None)
     return raw is not None and is_conversation(raw, choose_form(source.forms(tuple(raw)), raw))
 
 
 def resolve_template(template: str, conversations: bool, tokenizer: Any) -> str:
-    """The template that `auto` stands for: chat for conversations if the tokenizer has a chat template, else alpaca.
+    """Resolve `auto` to chat for conversations if the tokenizer has a chat template, otherwise to alpaca.
 
     Args:
         conversations: whether the rows are lists of turns, see `holds_conversations`.
@@ -47,12 +47,12 @@ def resolve_template(template: str, conversations: bool, tokenizer: Any) -> str:
 
 
 def render(example: Example, template: str, tokenizer: Any) -> Rendered:
-    """The text of a row, with every assistant turn that is trained on, and the token that ends it, supervised.
+    """Render a row; the assistant turns to train on, and the tokens that end them, are supervised.
 
     Raises:
-        UserError: an unknown template, or template=chat and the tokenizer has no chat template.
-        UnusableRow: the chat template rejects the conversation; or the row has tools, calls or their results, and the
-            template has no place for them, as alpaca and plain.
+        UserError: the template is unknown, or template=chat and the tokenizer has no chat template.
+        UnusableRow: the chat template rejects the conversation; or the row has tools, tool calls or their results, and
+            the template does not support them, such as alpaca and plain.
     """
     check_choice("template", template, ("alpaca", "chat", "plain"))
     rendered = _render(example, template, tokenizer)
@@ -61,7 +61,7 @@ def render(example: Example, template: str, tokenizer: Any) -> Rendered:
 
 
 def _must_be_written(example: Example) -> Iterator[str]:
-    """The reasoning, the questions and the text next to calls, of which some chat templates leave out a part."""
+    """Yield texts that some chat templates leave out: reasoning, questions, and text next to tool calls."""
     for role, content, _, fields in example.turns:
         if fields:
             yield from (fields[key] for key in ("reasoning_content", "thinking") if key in fields)
@@ -70,17 +70,17 @@ def _must_be_written(example: Example) -> Iterator[str]:
 
 
 def render_prompt(example: Example, template: str, tokenizer: Any) -> Rendered:
-    """The text to generate from: all turns before the last assistant turn, and the beginning of the answer."""
+    """Render the prompt to generate from: all turns before the last answer, and the beginning of the answer."""
     before = example.prompt()
     if template == "chat":
         return render_chat(before, tokenizer, prompt=True)
-    # An empty answer adds the text that the template writes before an answer.
+    # Add an empty answer to get the text that the template writes before an answer.
     opened = render(before._replace(turns=(*before.turns, Turn("assistant", ""))), template, tokenizer)
     return opened._replace(supervised=[], append_eos=False)
 
 
 def template_hash(template: str, tokenizer: Any) -> str:
-    """SHA-256 of everything in the template that affects the text."""
+    """Return the SHA-256 of everything in the template that affects the text."""
     parts: dict[str, list[Any]] = {
         "alpaca": [ALPACA_WITH_INPUT, ALPACA_WITHOUT_INPUT, ALPACA_INSTRUCTION, ALPACA_INPUT, ALPACA_RESPONSE, BETWEEN],
         "chat": [getattr(tokenizer, "chat_template", None), SAME_DATE, BETWEEN],
@@ -93,8 +93,8 @@ def _render(example: Example, template: str, tokenizer: Any) -> Rendered:
     if template == "chat":
         return render_chat(example, tokenizer)
     if example.tools or any(turn.role == "tool" or "tool_calls" in turn.fields for turn in example.turns):
-        hint = "set template=chat for a model whose chat template has tools, or remove the row"
-        raise UnusableRow("template", template, "has no place for tools", hint, kind=f"tools with template={template}")
+        hint = "set template=chat for a model whose chat template supports tools, or remove the row"
+        raise UnusableRow("template", template, "does not support tools", hint, kind=f"tools with template={template}")
     if template == "alpaca":
         return _join(example.turns, _alpaca_sections(example), BETWEEN + ALPACA_RESPONSE, tokenizer)
     return _join(example.turns, (turn.content for turn in with_input(example)), "", tokenizer)
@@ -103,7 +103,7 @@ def _render(example: Example, template: str, tokenizer: Any) -> Rendered:
 def _join(turns: tuple[Turn, ...], sections: Iterable[str], before_answer: str, tokenizer: Any) -> Rendered:
     """Join one section per turn; answers are supervised.
 
-    EOS as text ends an answer that other turns follow. The EOS id ends the last answer, so that it does not depend on
+    Answers followed by other turns end with EOS as text. The last answer ends with the EOS id, which does not depend on
     how the tokenizer splits the text.
     """
     text, eos = "", tokenizer.eos_token
@@ -139,7 +139,7 @@ def _join(turns: tuple[Turn, ...], sections: Iterable[str], before_answer: str, 
 
 
 def _alpaca_sections(example: Example) -> Iterator[str]:
-    """The section of each turn in the prompt of Stanford Alpaca; a system turn precedes the preamble."""
+    """Yield the section of each turn in the prompt of Stanford Alpaca; a system turn precedes the preamble."""
     has_preamble = False
     for i, turn in enumerate(example.turns):
         section = turn.content

@@ -1,4 +1,4 @@
-"""Text files, plain or compressed, as numbered lines or in chunks."""
+"""Read text files, plain or compressed, as numbered lines or in chunks."""
 
 import codecs
 import io
@@ -16,16 +16,16 @@ from lpsel.data.size_limits import VALUE_BYTES, check_expansion, too_long
 from lpsel.errors import UnusableRow, UserError, first_line
 
 CHUNK_BYTES = 1 << 18
-HEAD_BYTES = 4096  # to recognize UTF-16 and UTF-32 by
+HEAD_BYTES = 4096  # bytes to detect UTF-16 and UTF-32 from
 CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
 WIDE = {"UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)}
 
 
 def lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines with their line ends, split at line feeds only, without a byte order mark.
+    """Yield numbered lines including line ends, split at line feeds only, without a byte order mark.
 
     Raises:
-        UserError: the file is damaged, a decompression bomb, UTF-16 or UTF-32, or has a line of more than 64 MiB.
+        UserError: the file is damaged, a decompression bomb, in UTF-16 or UTF-32, or has a line of more than 64 MiB.
     """
     for number, line in enumerate(_pieces(path, lambda file: partial(file.readline, VALUE_BYTES + 1)), start=1):
         if len(line) > VALUE_BYTES:
@@ -34,7 +34,7 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def chunks(path: Path) -> Iterator[str]:
-    """The text in pieces of at most CHUNK_BYTES, without a byte order mark.
+    """Yield the text in chunks of at most CHUNK_BYTES, without a byte order mark.
 
     Raises:
         UserError: the file is damaged, a decompression bomb, or not UTF-8.
@@ -52,7 +52,7 @@ def chunks(path: Path) -> Iterator[str]:
 
 
 def _pieces(path: Path, reader: Callable[[IO[bytes]], Callable[[], bytes]]) -> Iterator[bytes]:
-    """What the reader of the decompressed content returns until it is empty."""
+    """Yield what a reader of the decompressed content returns, until that is empty."""
     decompressed, total = COMPRESSIONS.get(path.suffix.lower()), 0
     with path.open("rb") as packed:
         try:
@@ -64,12 +64,12 @@ def _pieces(path: Path, reader: Callable[[IO[bytes]], Callable[[], bytes]]) -> I
                     check_expansion(path, total)
                 yield piece
         except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-            problem = f"not readable to its end ({first_line(error)})"
+            problem = f"cannot be read to the end ({first_line(error)})"
             raise UserError(path, None, problem, "download or compress it again") from None
 
 
 def not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> UnusableRow:
-    """The error for a line that is not UTF-8, with the encoding that would work."""
+    """Return the error for a line that is not UTF-8, with the encoding that it probably has."""
     start, end = error.object.rfind(b"\n", 0, error.start) + 1, error.object.find(b"\n", error.start)
     encoding = _encoding(error.object[start : end if end > 0 else None])
     problem = f"not UTF-8 ({error.reason})" + (f", but valid as {encoding}" if encoding else "")
@@ -78,10 +78,10 @@ def not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> UnusableRow:
 
 
 def _encoding(line: bytes) -> str | None:
-    """The encoding that a line probably has, as iconv names it; None if it is no text."""
+    """Guess the encoding of a line, with its name in iconv; None if it is not text."""
     from charset_normalizer import from_bytes  # takes 10 ms to import
 
-    if not re.search(rb"[\x80-\xff]{3}", line) and _is_text(line, "cp1252"):  # accents between letters of ASCII
+    if not re.search(rb"[\x80-\xff]{3}", line) and _is_text(line, "cp1252"):  # accented characters among ASCII letters
         return "CP1252"
     best = from_bytes(line).best()
     if best is None or best.encoding.startswith("utf") or not _is_text(line, best.encoding):
@@ -97,7 +97,7 @@ def _is_text(content: bytes, encoding: str) -> bool:
 
 
 def _check_not_wide(path: Path, beginning: bytes) -> None:
-    """Reject a file in UTF-16 or UTF-32, which its first line or block shows."""
+    """Reject a file in UTF-16 or UTF-32, detected from its first line or block."""
     head = beginning[: min(len(beginning), HEAD_BYTES) // 2 * 2]
     name = next((name for name, marks in WIDE.items() if head.startswith(marks)), None)
     if name is None and 4 * head.count(0) > len(head):  # every second byte of ASCII
@@ -109,7 +109,7 @@ def _check_not_wide(path: Path, beginning: bytes) -> None:
 
 
 def _zstandard(packed: IO[bytes]) -> IO[bytes]:
-    import pyarrow as pa  # the package zstandard, which fsspec uses, accepts half a frame
+    import pyarrow as pa  # the zstandard package, which fsspec uses, accepts truncated frames
 
     return io.BufferedReader(pa.CompressedInputStream(packed, "zstd"), CHUNK_BYTES)
 

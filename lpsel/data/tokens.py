@@ -1,4 +1,4 @@
-"""Rows as token ids, computed once and cached in a memory-mapped Arrow file."""
+"""Tokenize a dataset once, and cache the token ids in a memory-mapped Arrow file."""
 
 # N rows, T tokens of a row (fed to the model, after truncation)
 import hashlib
@@ -25,25 +25,25 @@ from lpsel.storage import write_atomically
 
 log = logging.getLogger(__name__)
 
-ROWS_PER_BATCH = 1024  # of every record batch but the last: row i is in batch i // ROWS_PER_BATCH
-MAX_CHARACTERS = 1 << 20  # per call of the tokenizer, which needs some hundred bytes per token
+ROWS_PER_BATCH = 1024  # in every record batch but the last: row i is in batch i // ROWS_PER_BATCH
+MAX_CHARACTERS = 1 << 20  # per call of the tokenizer, which needs a few hundred bytes per token
 DATA = "tokens.arrow"
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("input_ids", pa.list_(pa.int32())),
-        ("supervised_spans", pa.list_(pa.int32())),  # first, end, first, end, ... positions in input_ids
+        ("supervised_spans", pa.list_(pa.int32())),  # start, end, start, end, ... positions in input_ids
         ("prompt_tokens", pa.int32()),
         ("response_tokens", pa.int32()),
         ("truncated", pa.bool_()),
         ("text_omitted", pa.bool_()),
-        ("unusable", pa.string()),  # the kind of a row that is skipped, which has no tokens
+        ("unusable", pa.string()),  # the kind of a skipped row, which has no tokens
     ]
 )
 
 
 class Batch(NamedTuple):
-    """The list columns of a record batch: views of the file, row j from offsets[j] to offsets[j + 1]."""
+    """The list columns of a record batch as views of the file; row j is offsets[j] to offsets[j + 1]."""
 
     ids: np.ndarray
     id_offsets: np.ndarray
@@ -52,17 +52,17 @@ class Batch(NamedTuple):
 
 
 class Tokens:
-    """The token ids of a dataset, read-only, from a memory-mapped file; rows in the order of the source.
+    """The token ids of a dataset in the order of the source, read-only from a memory-mapped file.
 
     Attributes:
-        folder: of the cache entry.
-        reused: whether the cache had them.
-        prompt_tokens: tokens fed that are not supervised, int32 (N,).
-        response_tokens: supervised tokens after truncation, int32 (N,).
+        folder: folder of the cache entry.
+        reused: whether the tokens were already in the cache.
+        prompt_tokens: number of tokens fed to the model that are not supervised, int32 (N,).
+        response_tokens: number of supervised tokens after truncation, int32 (N,).
         truncated: whether the row was longer, bool (N,).
         text_omitted: whether the template leaves out reasoning or a question of the row, bool (N,).
-        lengths: tokens fed, int32 (N,), the sum of the first two.
-        unusable: the kind of every row that is skipped, null for the others, (N,); None if there are none.
+        lengths: number of tokens fed to the model, prompt_tokens + response_tokens, int32 (N,).
+        unusable: the kind of every skipped row, null for the others, (N,); None if no row is skipped.
     """
 
     def __init__(self, folder: Path, reused: bool = True) -> None:
@@ -87,9 +87,9 @@ class Tokens:
         return self._table["id"].combine_chunks()
 
     def counted(self) -> dict[str, Any]:
-        """Numbers of rows, as manifests have them.
+        """Return counts of rows for manifests.
 
-        Rows without a supervised token have no answer, or it is truncated; unusable rows are counted by kind only.
+        Rows without a supervised token have no answer, or it was truncated. Unusable rows are only counted by kind.
         """
         kinds = counts(self.unusable)
         return {
@@ -100,17 +100,17 @@ class Tokens:
         }
 
     def input_ids(self, i: int) -> np.ndarray:
-        """The tokens of row i, int32 (T,): a read-only view of the file."""
+        """Return the tokens of row i, int32 (T,), as a read-only view of the file."""
         number, row = divmod(i, ROWS_PER_BATCH)
         batch = self._batches[number]
         return batch.ids[batch.id_offsets[row] : batch.id_offsets[row + 1]]
 
     def batches(self) -> list[Batch]:
-        """The list columns of all rows, in order: `ROWS_PER_BATCH` rows in each batch but the last."""
+        """Return the list columns of all rows, in order, with `ROWS_PER_BATCH` rows in each batch but the last."""
         return self._batches
 
     def supervised(self, i: int) -> np.ndarray:
-        """Which tokens of row i are labels, bool (T,); position t - 1 predicts label t, so t = 0 is never one."""
+        """Return which tokens of row i are labels, bool (T,); t - 1 predicts label t, so token 0 is never one."""
         number, row = divmod(i, ROWS_PER_BATCH)
         batch = self._batches[number]
         mask_T = np.zeros(batch.id_offsets[row + 1] - batch.id_offsets[row], dtype=np.bool_)
@@ -121,22 +121,21 @@ class Tokens:
 
 
 def tokenize(source: Source, tokenizer: Any, template: str, max_length: int, cache_dir: Path) -> Tokens:
-    """The tokens of every row of `source`, from the cache if it has them.
+    """Tokenize every row of `source`, or load the tokens from the cache.
 
-    Rows are truncated to `max_length` tokens on the right, after EOS was added, as in the code released with the paper:
-    a long row loses its end, or its whole answer.
+    EOS is appended, and rows are then truncated on the right to `max_length`, as in the code released with the paper:
+    a long row loses its end, or its whole answer. With `dataset.bad_rows=skip`, a row that is unusable or rejected by
+    the template has no tokens.
 
     Args:
         tokenizer: a fast tokenizer of transformers with an EOS token.
         template: alpaca, chat or plain, see `lpsel.data.templates`.
-        cache_dir: processes that need the same tokens at the same time wait for the first one.
-
-    A row that is unusable in the source, or that the template rejects, has no tokens with `dataset.bad_rows=skip`.
+        cache_dir: folder of the cache; processes that need the same tokens wait for the first of them.
 
     Raises:
-        UserError: the tokenizer is slow or has no EOS, the template does not fit or rejects every row, the cache is not
-            writable, or whatever `Source` raises.
-        UnusableRow: the template rejects a row, with `dataset.bad_rows=error`.
+        UserError: the tokenizer is slow or has no EOS, the template is unsuitable or rejects all rows, the cache is not
+            writable, or `Source` raises it.
+        UnusableRow: the template rejects a row, and `dataset.bad_rows=error`.
     """
     entry = _entry(source, tokenizer, template, max_length, cache_dir)
     with entry.locked():
@@ -155,7 +154,7 @@ def tokenize(source: Source, tokenizer: Any, template: str, max_length: int, cac
 
 
 def find_tokens(source: Source, tokenizer: Any, template: str, max_length: int, cache_dir: Path) -> Tokens | None:
-    """The tokens if the cache has them, else None."""
+    """Return the tokens if they are in the cache, otherwise None."""
     entry = _entry(source, tokenizer, template, max_length, cache_dir)
     return None if entry.find() is None else Tokens(entry.folder)
 
@@ -163,7 +162,7 @@ def find_tokens(source: Source, tokenizer: Any, template: str, max_length: int, 
 def count_tokens(
     source: Source, rows: Sequence[Row], tokenizer: Any, template: str, max_length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fed tokens and supervised tokens of some rows as `tokenize` would count them, int32 (N,) each."""
+    """Count the tokens fed to the model and the supervised tokens of rows, as `tokenize` would, int32 (N,) each."""
     encoded = list(_encoded(source, rows, tokenizer, template, max_length))
     return np.array([len(row.ids) for row in encoded], np.int32), _response_tokens(encoded)
 
@@ -196,15 +195,15 @@ def _write(file: Any, source: Source, tokenizer: Any, template: str, max_length:
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """SHA-256 of everything that the ids of a fast tokenizer depend on: its backend and its special tokens."""
+    """Return the SHA-256 of everything that token ids depend on: the fast tokenizer's backend and special tokens."""
     state = tokenizer.backend_tokenizer.to_str()
-    state = state[state.index('"added_tokens"') :]  # truncation and padding, set per call, come first
+    state = state[state.index('"added_tokens"') :]  # skips truncation and padding, which are set per call
     special = json.dumps([tokenizer.special_tokens_map, tokenizer.eos_token_id], sort_keys=True, default=str)
     return hashlib.sha256((state + special).encode()).hexdigest()
 
 
 def _encoded(source: Source, rows: Iterable[Row], tokenizer: Any, template: str, max_length: int) -> Iterator[Encoded]:
-    """Rows of a source, of which the tokenizer gets up to ROWS_PER_BATCH at a time."""
+    """Encode rows of a source, with up to ROWS_PER_BATCH per call of the tokenizer."""
     controls = control_tokens(tokenizer)
     backend = controls.backend()
 
@@ -234,7 +233,7 @@ def _encoded(source: Source, rows: Iterable[Row], tokenizer: Any, template: str,
 
 
 def _render(source: Source, row: Row, template: str, tokenizer: Any) -> Rendered | str:
-    """The text of a row, or the kind of an unusable one."""
+    """Render a row as text; return the kind if it is unusable."""
     if row.unusable is not None:
         return row.unusable
     try:

@@ -1,4 +1,4 @@
-"""The turns of a conversation from a list of messages, in any of the usual ways to write one."""
+"""Parse the turns of a conversation from a list of messages in any of the common formats."""
 
 import json
 import re
@@ -16,23 +16,23 @@ NAMES_OF_ROLES = {
     "tool": ("tool", "function", "observation", "tool_response", "tool_result"),
 }
 PLAIN_ROLES = {name: role for role, names in NAMES_OF_ROLES.items() for name in names}
-CALLING_ROLES = ("function_call", "tool_call", "tool_calls")  # of the assistant, whose text is a call
+CALLING_ROLES = ("function_call", "tool_call", "tool_calls")  # roles of assistant turns whose text is a tool call
 ROLES = {**PLAIN_ROLES, **dict.fromkeys(CALLING_ROLES, "assistant")}
-FIELDS = ("name", "reasoning_content", "thinking", "tool_call_id")  # that chat templates use as they are
+FIELDS = ("name", "reasoning_content", "thinking", "tool_call_id")  # fields that are passed to chat templates unchanged
 TEXT_PARTS = {"text", "input_text", "output_text"}
 MEDIA = re.compile(r"(image|audio|video)s?(_(url|path|file|name|base64|bytes|data)s?)?")
 MEDIA_KINDS = {"image": "images", "audio": "audio", "video": "video"}
 
 
 def turns_of(value: Any, column: str) -> list[Turn]:
-    """The turns in a column: a list of messages, or that list, or each message in it, as JSON.
+    """Parse the turns in a column: a list of messages, where the list or its messages may be JSON text.
 
     A message has a role (or `from`) and a content (or `value`): text, null, or a list of text parts.
 
     Raises:
-        UnusableRow: anything else, or a message with something other than text.
+        UnusableRow: the value is anything else, or a message contains something other than text.
     """
-    while isinstance(value, str) and value.lstrip().startswith(("[", '"')):  # also JSON inside JSON
+    while isinstance(value, str) and value.lstrip().startswith(("[", '"')):  # may be JSON inside JSON
         value = parsed(value, column)
     if not isinstance(value, list) or not value:
         problem = f"must be a list of turns, found {described(value)}"
@@ -42,10 +42,10 @@ def turns_of(value: Any, column: str) -> list[Turn]:
 
 
 def tools_of(value: Any, column: str) -> tuple[Mapping[str, Any], ...]:
-    """The tools in a column: null, a list of objects, or either as JSON.
+    """Parse the tools in a column: null or a list of objects, which may be JSON text.
 
     Raises:
-        UnusableRow: anything else.
+        UnusableRow: the value is anything else.
     """
     if isinstance(value, str) and value:
         value = parsed(value, column)
@@ -69,7 +69,7 @@ def check_no_media(row: Mapping[str, Any], columns: tuple[str, ...], location: s
 
 
 def media_columns(columns: Any) -> tuple[str, ...]:
-    """The columns that hold images, audio or video by their names."""
+    """Return the columns that contain images, audio or video according to their names."""
     return tuple(column for column in columns if MEDIA.fullmatch(column.lower()))
 
 
@@ -77,7 +77,7 @@ def _turn(message: Any, column: str) -> Turn:
     if type(message) is dict and len(message) == 2:
         role, content = message.get("role"), message.get("content")
         if type(role) is str and type(content) is str and (plain := PLAIN_ROLES.get(role)):
-            # Nearly all turns: the rest takes longer, also a call for a text in ASCII.
+            # A fast path for nearly all turns, without function calls for ASCII text.
             return Turn(plain, content if content.isascii() else text_of(content, column))
     if isinstance(message, str) and message.lstrip().startswith("{"):
         message = parsed(message, column)
@@ -100,7 +100,7 @@ def _turn_with_fields(message: Mapping[str, Any], column: str) -> Turn:
         raise _unusable(column, problem, "an unknown role")
     if name in CALLING_ROLES and (calls := _calls_in(content, column)):
         content, fields = "", {**fields, "tool_calls": calls}
-    supervised = _is_supervised(message, column) or role != "assistant"  # no other turn is ever trained on
+    supervised = _is_supervised(message, column) or role != "assistant"  # marks of other turns have no effect
     if not fields:
         return Turn(role, content, supervised)
     check_unicode(fields, column)
@@ -108,13 +108,13 @@ def _turn_with_fields(message: Mapping[str, Any], column: str) -> Turn:
 
 
 def _key(message: Mapping[str, Any], *keys: str) -> str | None:
-    """The first of the keys with a value, else the first that the message has."""
+    """Return the first key with a value, otherwise the first key in the message."""
     present = [key for key in keys if key in message]
     return next((key for key in present if not is_null(message[key])), present[0] if present else None)
 
 
 def _content(value: Any, column: str) -> str:
-    """The text of a turn, whose parts are joined."""
+    """Return the text of a turn; a list of parts is joined."""
     return text_of(value, column) if not isinstance(value, list) else "".join(_part(part, column) for part in value)
 
 
@@ -131,24 +131,24 @@ def _part(part: Any, column: str) -> str:
 
 
 def _is_supervised(message: Mapping[str, Any], column: str) -> bool:
-    """Whether none of `weight`, `train` and `loss` excludes a turn from training."""
+    """Return whether a turn is trained on, which `weight`, `train` or `loss` can prevent."""
     marks = {key: mark_of(message[key]) for key in ("weight", "train") if not is_null(message.get(key))}
     for key, mark in marks.items():
-        if mark not in (0, 1):  # also false and true
+        if mark not in (0, 1):  # true for false and true as well
             problem = f"must be 0 or 1, false or true, found {described(mark)}"
             raise _unusable(f"{column}.{key}", problem, "a weight other than 0 and 1")
-    return all(marks.values()) and mark_of(message.get("loss")) is not False  # another loss is a number
+    return all(marks.values()) and mark_of(message.get("loss")) is not False  # `loss` may also be a number
 
 
 def _fields(message: Mapping[str, Any], column: str) -> dict[str, Any]:
-    """The fields that chat templates use, other than role and content; null is as if missing."""
+    """Return the fields other than role and content that chat templates use; null values are ignored."""
     check_no_media(message, media_columns(message), f"{column}.")
     if message.get("refusal") and is_null(message.get("content")):
         raise _unusable(f"{column}.refusal", "a refusal without content is not an answer", "a refusal without content")
     if message.get("train_detail"):
         raise _unusable(f"{column}.train_detail", "parts of a turn cannot be excluded", "a turn to train on in part")
     fields: dict[str, Any] = {key: field for key in FIELDS if (field := text_of(message.get(key), f"{column}.{key}"))}
-    if isinstance(reasoning := message.get("reasoning"), str) and reasoning:  # of vLLM and OpenRouter
+    if isinstance(reasoning := message.get("reasoning"), str) and reasoning:  # as in vLLM and OpenRouter
         fields = {"reasoning_content": reasoning, **fields}
     calls = message.get("tool_calls")
     calls = parsed(calls, f"{column}.tool_calls") if isinstance(calls, str) and calls else calls
@@ -159,7 +159,7 @@ def _fields(message: Mapping[str, Any], column: str) -> dict[str, Any]:
 
 
 def _calls_in(text: str, column: str) -> list[dict[str, Any]]:
-    """The calls that are the text of a `function_call` turn as JSON; none if it is any other text."""
+    """Parse the tool calls in the text of a `function_call` turn; empty if it is not JSON calls."""
     try:
         calls = _list(json.loads(text))
     except (ValueError, RecursionError):
@@ -169,7 +169,7 @@ def _calls_in(text: str, column: str) -> list[dict[str, Any]]:
 
 
 def _call(call: Any, column: str) -> dict[str, Any]:
-    """A call of a function as chat templates expect it: the arguments are an object."""
+    """Convert a function call to the format that chat templates expect, with arguments as an object."""
     nested = isinstance(call, dict) and isinstance(call.get("function"), dict)
     function = call["function"] if nested else call
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
@@ -180,7 +180,7 @@ def _call(call: Any, column: str) -> dict[str, Any]:
 
 
 def _arguments(arguments: Any) -> Any:
-    """The arguments of a call as an object; a text that is none as it is."""
+    """Parse the arguments of a call as an object; other text is returned unchanged."""
     if not isinstance(arguments, str):
         return without_nulls(arguments) or {}
     try:

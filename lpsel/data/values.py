@@ -1,4 +1,4 @@
-"""Single values of a row: text, and JSON inside a text."""
+"""Convert and check single values of a row: text, and JSON in text."""
 
 import json
 import math
@@ -12,10 +12,10 @@ KINDS = {"list": "a list as text", "dict": "an object as text"}
 
 
 def text_of(value: Any, column: str) -> str:
-    """The text of a value: null and NaN are empty, numbers and booleans are as in JSON.
+    """Convert a value to text: null and NaN become empty, numbers and booleans are written as in JSON.
 
     Raises:
-        UnusableRow: any other value, infinity, or half of a surrogate pair.
+        UnusableRow: the value is of another type or infinite, or contains half of a surrogate pair.
     """
     if isinstance(value, str):
         if not value.isascii():
@@ -24,11 +24,11 @@ def text_of(value: Any, column: str) -> str:
     if is_null(value):
         return ""
     if isinstance(value, float) and math.isinf(value):
-        problem, kind = "is a number that is infinite or too large", "an infinite number as text"
+        problem, kind = "is an infinite or too large number", "an infinite number as text"
         raise UnusableRow(f"column {column}", None, problem, "write it as a string", kind=kind)
     if isinstance(value, bool | int | float):
         return json.dumps(value)
-    if isinstance(value, Decimal):  # of Parquet
+    if isinstance(value, Decimal):  # from Parquet
         return f"{value:f}"
     problem = f"must be text, found {described(value)}"
     kind = KINDS.get(type(value).__name__, f"{type(value).__name__} as text")
@@ -36,7 +36,7 @@ def text_of(value: Any, column: str) -> str:
 
 
 def check_unicode(value: Any, column: str) -> None:
-    """Raise an UnusableRow if a text, or any text in a JSON value, contains half of a surrogate pair."""
+    """Raise an UnusableRow if any text in a JSON value contains half of a surrogate pair."""
     try:
         (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)).encode()
     except UnicodeEncodeError:
@@ -45,34 +45,34 @@ def check_unicode(value: Any, column: str) -> None:
 
 
 def is_null(value: Any) -> bool:
-    """Whether a value is null or NaN, which pandas writes for a missing value."""
+    """Return whether a value is null or NaN, which pandas writes for missing values."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def mark_of(value: Any) -> Any:
-    """The value of a mark such as `weight` or `train`, which is a text in CSV: its number or boolean if it is one."""
+    """Parse a mark such as `weight` or `train`, which is text in CSV, as a number or boolean if possible."""
     return MARKS.get(value.strip().lower(), value) if isinstance(value, str) else value
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a value is null, NaN, an empty text, or a list or an object that holds nothing else."""
+    """Return whether a value is null, NaN or empty text, or a list or object with only such values."""
     if isinstance(value, dict | list):
         return all(map(is_empty, value.values() if isinstance(value, dict) else value))
     return is_null(value) or value == ""
 
 
 def without_nulls(value: Any) -> Any:
-    """A JSON value without the null fields of its objects, which Arrow adds where another row has a value."""
+    """Remove null fields from the objects in a JSON value; Arrow adds them if another row has a value."""
     if isinstance(value, dict):
         return {key: without_nulls(item) for key, item in value.items() if not is_null(item)}
     return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def parsed(text: str, column: str) -> Any:
-    """The value of a text that must be JSON.
+    """Parse text as JSON.
 
     Raises:
-        UnusableRow: it is not.
+        UnusableRow: the text is not valid JSON.
     """
     try:
         return json.loads(text)
@@ -82,5 +82,5 @@ def parsed(text: str, column: str) -> Any:
 
 
 def described(value: Any) -> str:
-    """A value as error messages show it."""
+    """Format a value for error messages."""
     return "an empty list" if value == [] else f"{type(value).__name__} {str(value)[:40]!r}"

@@ -61,7 +61,7 @@ def test_one_row_is_scored_selected_and_trained_on(tmp_path, toy_model, rows):
 
 
 def test_no_rows_are_a_user_error(tmp_path, toy_model, rows):
-    with pytest.raises(UserError, match=r"rows\.jsonl: no rows\. Set dataset\.path to a dataset that has some\."):
+    with pytest.raises(UserError, match=r"rows\.jsonl: no rows\. Set dataset\.path to a dataset with rows\."):
         select(tmp_path, toy_model, rows())
 
 

@@ -48,5 +48,5 @@ def test_a_text_repeated_in_every_row_counts_in_full(tmp_path, nested, typed):
     assert (tmp_path / "bomb.parquet").stat().st_size < 3 * MIB
     first = next(batches(tmp_path / "bomb.parquet"))
     assert len(first) * MIB <= BATCH_BYTES
-    with pytest.raises(UserError, match=r"bomb.parquet: .* bytes expand to .* or more, above 200 times the file"):
+    with pytest.raises(UserError, match=r"bomb.parquet: .* bytes expand to .* or more, over 200 times the size"):
         list(batches(tmp_path / "bomb.parquet"))

@@ -90,7 +90,7 @@ def test_a_folder_of_other_splits_only_is_rejected(tmp_path):
     for name in ("train_sft.jsonl", "validation.jsonl"):
         write(tmp_path / name, ADD)
     for split in ("train", "test"):
-        with pytest.raises(UserError, match=rf"dataset\.split={split}: .* but train_sft\.jsonl, validation\.jsonl"):
+        with pytest.raises(UserError, match=rf"dataset\.split={split}: .* only train_sft\.jsonl, validation\.jsonl"):
             local_files(str(tmp_path), split)
     write(tmp_path / "latest.jsonl", ADD)
     assert len(local_files(str(tmp_path), "test")) == 3, "a file that is named for no split may be of any"
