@@ -1,1 +1,1 @@
-"""Answers of models to prompts."""
+"""Generate answers to prompts."""

@@ -1,4 +1,4 @@
-"""Answers of models to prompts: read from the cache, and generated where they are missing."""
+"""Get the answers of models to prompts, from the cache or by generating them."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 
 class _Inputs(NamedTuple):
-    """What a model gets for every prompt, and the cache of its answers."""
+    """The model inputs for all prompts, and the cache of the answers."""
 
-    source: str  # of the model: a path or MODEL@ADDRESS
+    source: str  # where the model is: a path or MODEL@ADDRESS
     tokenizer: Any  # None for an endpoint
-    by_key: dict[str, Any]  # inputs by their digest, so that equal prompts are answered once
-    keys: list[str]  # of all prompts, in order
+    by_key: dict[str, Any]  # inputs by digest, so that identical prompts are answered once
+    keys: list[str]  # digests of the inputs of all prompts, in order
     journal: Journal
 
     def cached(self) -> dict[str, Generation]:
@@ -45,13 +45,13 @@ class _Inputs(NamedTuple):
 def check(
     model: ModelSpec | Endpoint, prompts: Sequence[Prompt], sampling: Sampling, *, cache_dir: Path, dtype: "torch.dtype"
 ) -> int:
-    """Check everything that can be checked before a model is loaded, and count the prompts without a cached answer.
+    """Check what can be checked without loading the model, and return the number of prompts without a cached answer.
 
     An endpoint is only contacted if answers are missing.
 
     Raises:
-        UserError: there is no such model, its context has no room for a prompt, the template does not fit, the endpoint
-            cannot be reached or rejects the key.
+        UserError: the model does not exist, its context has no room for a prompt, the template is unsuitable, or the
+            endpoint cannot be reached or rejects the key.
     """
     inputs = _inputs(model, prompts, sampling, cache_dir, dtype)
     cached = inputs.cached()
@@ -62,7 +62,7 @@ def check(
 
 
 def rejections(model: ModelSpec | Endpoint, prompts: Sequence[Prompt], cache_dir: Path) -> dict[str, UnusableRow]:
-    """Why a model on this machine cannot use prompts, by their ids: its template rejects them, or has no tools."""
+    """Return errors by prompt id for prompts that the template of a local model rejects, or whose tools it lacks."""
     if isinstance(model, Endpoint):
         return {}
     tokenizer, found = load_tokenizer(model, locate(model, cache_dir)), {}
@@ -84,21 +84,21 @@ def answers(
     dtype: "torch.dtype",
     batch_tokens: int,
 ) -> tuple[list[Generation], dict[str, Any]]:
-    """The answer of a model to every prompt, from the cache where possible.
+    """Return a model's answers to all prompts, from the cache where possible.
 
-    The cache key of an answer holds the model's weights and tokenizer (or the endpoint's address and model), the
-    sampling settings, the precision and the text that the model gets. Processes wait for each other's answers.
+    The cache key of an answer includes the model's weights and tokenizer (or the endpoint's address and model), the
+    sampling settings, the precision and the model input. Processes wait for each other's answers.
 
     Args:
-        model: a model on this machine, whose template renders the prompts; or an endpoint, which gets their turns.
-        device, dtype, batch_tokens: of a model on this machine, see `generate`; with many prompts, on every GPU.
+        model: a local model, whose template renders the prompts; or an endpoint, which gets the turns as messages.
+        device, dtype, batch_tokens: settings for a local model, see `generate`; many prompts are split over all GPUs.
 
     Returns:
-        A generation for every prompt, in order; and counts for result.json. `generated_tokens` is None where an
-        endpoint does not report them.
+        A generation for every prompt, in order; and counts for result.json. `generated_tokens` is None if an endpoint
+        does not report it.
 
     Raises:
-        UserError: as `check`; or the model cannot be loaded, or the endpoint fails. Finished answers are cached.
+        UserError: as in `check`, or the model cannot be loaded, or the endpoint fails. Finished answers are cached.
     """
     inputs = _inputs(model, prompts, sampling, cache_dir, dtype)
     started = time.perf_counter()
@@ -167,9 +167,9 @@ def _inputs(
 
 
 def _conversation(example: Example) -> Any:
-    """A prompt as an endpoint gets it: its messages, or an object with them and the tools that it has.
+    """Convert a prompt to the input of an endpoint: its messages, or an object with messages and tools.
 
-    Unlike chat templates, endpoints take the arguments of a call as text, and tools with their type.
+    Unlike chat templates, endpoints expect the arguments of tool calls as text, and tools with their type.
     """
     messages = arguments_as_text(chat_messages(example), ensure_ascii=True)
     if not example.tools:
@@ -179,9 +179,9 @@ def _conversation(example: Example) -> Any:
 
 
 def _rendered(model: ModelSpec, prompt: Prompt, tokenizer: Any) -> Rendered:
-    """The text that a model gets.
+    """Render a prompt with the model's template.
 
-    `render_prompt` takes the turns before the last answer, so the answer to come is added.
+    An empty answer is added, because `render_prompt` renders the turns before the last answer.
     """
     example = prompt.example._replace(turns=(*prompt.example.turns, Turn("assistant", "")))
     return render_prompt(example, resolve_template(model.template, prompt.conversation, tokenizer), tokenizer)
@@ -205,13 +205,13 @@ def _request(
                 given = conversation if isinstance(conversation, dict) else {"messages": conversation}
                 reply = endpoint.complete(client, **given, **parameters)
             except Refused as failure:
-                hint = "remove it from the prompts; if all are refused, change what the server complains about"
+                hint = "remove it from the prompts; if all are refused, fix the settings that the server rejects"
                 raise UserError("prompts", names[index], f"{endpoint.name} refuses it ({failure})", hint) from None
             except RequestFailed as failure:
                 raise endpoint.unavailable(failure) from None
             if reply.text is None:
                 raise endpoint.unavailable(f"{MALFORMED}, for prompt {names[index]}")
-            stopped = reply.finish_reason not in ("length", "content_filter")  # servers have many words for an end
+            stopped = reply.finish_reason not in ("length", "content_filter")  # servers have many names for a stop
             return Generation(reply.text, reply.completion_tokens, stopped, reply.prompt_tokens)
 
         def save_one(index: int, answer: Generation) -> None:
@@ -222,7 +222,7 @@ def _request(
 
 
 def answer_counts(generations: list[Generation]) -> dict[str, Any]:
-    """How many prompts were cut, answers were cut or empty, and tokens generated (None if any count is unknown)."""
+    """Count cut prompts, cut or empty answers, and generated tokens (None if any count is unknown)."""
     tokens = [generation.tokens for generation in generations]
     return {
         "prompts_cut": sum(generation.prompt_cut > 0 for generation in generations),

@@ -1,4 +1,4 @@
-"""Answers of a causal language model of transformers, greedy or sampled, batched by length."""
+"""Generate answers with a causal language model of transformers, greedy or sampled, batched by length."""
 
 # B rows in a batch, T tokens per row (padded on the left), G generated tokens, V vocabulary size
 import hashlib
@@ -20,12 +20,12 @@ from lpsel.errors import UserError
 from lpsel.generation.sampling import Generation, Sampling
 from lpsel.model.copies import Each
 
-WINDOW = 1024  # prompts in memory, and sorted by length together
-ROWS_PER_GPU = 128  # prompts: a process takes longer to start than one GPU to answer fewer
+WINDOW = 1024  # prompts to keep in memory and sort by length
+ROWS_PER_GPU = 128  # prompts; with fewer, starting another process takes longer than it saves
 
 
 class _Batch(NamedTuple):
-    """Prompts to answer together: their indices, their tokens, and the tokens that were cut from each."""
+    """A batch of prompts: their indices, their token ids, and the number of tokens cut from each."""
 
     indices: list[int]
     fed: list[list[int]]
@@ -42,14 +42,14 @@ def generate(
     batch_tokens: int,
     title: str,
 ) -> Iterator[dict[int, Generation]]:
-    """The answers of a model to prompts, batch by batch, by the index of the prompt.
+    """Yield a model's answers batch by batch, as a mapping from the index of the prompt to its answer.
 
-    In float32 an answer does not depend on the other prompts in its batch, sampled or not; in a lower precision a near
-    tie may fall either way. The sampling, penalties and beams in the model's own generation settings are ignored.
+    In float32, greedy and sampled answers do not depend on the other prompts in the batch; in lower precision, a near
+    tie may be decided differently. Sampling, penalties and beams in the model's generation config are ignored.
 
     Args:
         each: `Copies.map` of a causal language model of transformers in evaluation mode.
-        prompts: `total` of them; strings are tokenized with the tokenizer's special tokens.
+        prompts: an iterable of `total` prompts; strings are tokenized with the tokenizer's special tokens.
         batch_tokens: largest batch, in tokens of prompts and answers with padding.
 
     Raises:
@@ -88,7 +88,7 @@ def _limits(max_new_tokens: int, model: Any, tokenizer: Any) -> tuple[int | None
 
 
 def in_order(batches: Iterable[dict[int, Generation]]) -> Iterator[Generation]:
-    """The answers of `generate` in the order of the prompts."""
+    """Yield the answers from `generate` in the order of the prompts."""
     waiting: dict[int, Generation] = {}
     following = 0
     for done in batches:
@@ -99,10 +99,10 @@ def in_order(batches: Iterable[dict[int, Generation]]) -> Iterator[Generation]:
 
 
 def prompt_room(config: Any, max_new_tokens: int) -> int | None:
-    """Tokens of a prompt that a model's context holds before `max_new_tokens` more; None if it has no limit.
+    """Return how many prompt tokens fit into a model's context with `max_new_tokens`; None if it has no limit.
 
     Raises:
-        UserError: it holds none.
+        UserError: there is no room for a prompt.
     """
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if context is None:
@@ -114,7 +114,7 @@ def prompt_room(config: Any, max_new_tokens: int) -> int | None:
 
 
 def stop_ids(tokenizer: Any, config: Any, generation_config: Any) -> list[int]:
-    """Tokens that end an answer: EOS of the tokenizer and the model, and the end of turn of the chat template."""
+    """Return the token ids that end an answer: EOS of tokenizer and model, and the end of turn of the chat template."""
     stops: set[int] = set()
     for holder in (tokenizer, config.get_text_config(), generation_config):
         eos = getattr(holder, "eos_token_id", None)
@@ -125,14 +125,14 @@ def stop_ids(tokenizer: Any, config: Any, generation_config: Any) -> list[int]:
             text = tokenizer.apply_chat_template(turns, tokenize=False)
         _, answer, after = text.rpartition("ANSWER")
         following = tokenizer(after.lstrip(), add_special_tokens=False)["input_ids"] if answer else []
-        # An end of turn in ordinary text has no token of its own.
+        # An end of turn that is ordinary text is not a single token.
         if following and following[0] in tokenizer.added_tokens_decoder:
             stops.add(following[0])
     return sorted(stops)
 
 
 def prompt_ids(tokenizer: Any, prompt: Rendered | str) -> list[int]:
-    """The tokens of a prompt, without the EOS that some tokenizers end every text with; at least one."""
+    """Return the token ids of a prompt, at least one, without the EOS that some tokenizers append."""
     text, special = (prompt, True) if isinstance(prompt, str) else (prompt.text, prompt.add_special_tokens)
     if isinstance(prompt, Rendered) and prompt.controls is not None:
         ids = list(control_tokens(tokenizer).encode(prompt).ids)
@@ -140,12 +140,12 @@ def prompt_ids(tokenizer: Any, prompt: Rendered | str) -> list[int]:
         ids = list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
     eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
     if special and eos is not None and ids[-1:] == [eos] and not text.endswith(tokenizer.eos_token):
-        del ids[-1]  # nothing would follow it
+        del ids[-1]  # the model would generate nothing after it
     return ids or [next((token for token in (bos, eos) if token is not None), 0)]
 
 
 def _last_tokens(ids: list[int], room: int | None, bos: int | None) -> list[int]:
-    """The last `room` tokens, after the BOS if there is one."""
+    """Truncate a prompt to its last `room` tokens, but keep the BOS if there is one."""
     if room is None or len(ids) <= room:
         return ids
     first = ids[:1] if room > 1 and ids[0] == bos else []
@@ -154,20 +154,20 @@ def _last_tokens(ids: list[int], room: int | None, bos: int | None) -> list[int]
 
 @torch.inference_mode()
 def _continue(sampling: Sampling, stops: list[int], model: Any, prompts: list[list[int]]) -> list[list[int]]:
-    """New tokens of every prompt, up to and including the first that ends the answer."""
+    """Generate the new tokens for every prompt, up to and including the first that ends the answer."""
     padding = stops[0] if stops else 0
     rows = [torch.tensor(ids) for ids in prompts]
     input_ids_BT = pad_sequence(rows, batch_first=True, padding_value=padding, padding_side="left")
     attended_BT = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
     greedy = GenerationConfig(
-        do_sample=False,  # _InverseTransform draws samples by leaving one token to choose from
+        do_sample=False,  # _InverseTransform draws samples by masking all other tokens
         max_new_tokens=sampling.max_new_tokens,
         eos_token_id=stops or None,
         pad_token_id=padding,
         use_cache=True,
     )
     own = model.generation_config
-    model.generation_config = GenerationConfig()  # its values would fill in what `greedy` does not set
+    model.generation_config = GenerationConfig()  # otherwise its values would apply where `greedy` sets none
     try:
         output_BT = model.generate(
             input_ids_BT.to(model.device),
@@ -191,16 +191,16 @@ def _processors(prompts: list[list[int]], sampling: Sampling, device: torch.devi
 
 
 def _uniform(ids: list[int], sampling: Sampling) -> torch.Tensor:
-    """A number in [0, 1) for every token of a prompt's answer, shape (G,), from the seed and the prompt only."""
+    """Return a random number in [0, 1) for every token to generate, shape (G,), from the seed and the prompt only."""
     seed = hashlib.sha256(f"{sampling.seed}:{ids}".encode()).digest()[:8]
     generator = torch.Generator().manual_seed(int.from_bytes(seed, "little", signed=True))
     return torch.rand(sampling.max_new_tokens, generator=generator)
 
 
 class _InverseTransform(LogitsProcessor):
-    """Keeps one token per row, drawn by inverse transform sampling from numbers in [0, 1) given in advance.
+    """Keeps one token per row, chosen by inverse transform sampling from random numbers in [0, 1) drawn in advance.
 
-    One number per token and row makes a sample independent of the rest of its batch.
+    With one number per token and row, samples do not depend on the rest of the batch.
     """
 
     def __init__(self, uniform_BG: torch.Tensor) -> None:
@@ -209,7 +209,7 @@ class _InverseTransform(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         cumulative_BV = scores.double().softmax(-1).cumsum(-1)
-        # The numbers are float32, so the product stays below the total, and the token it falls on has a probability.
+        # The numbers are float32, so the product stays below the total, and the chosen token has nonzero probability.
         target_B1 = self.uniform_BG[:, self.g, None].double() * cumulative_BV[:, -1:]
         self.g += 1
         last = scores.shape[-1] - 1  # for NaN logits

@@ -1,4 +1,4 @@
-"""The client for OpenAI-compatible servers: hosted services, vLLM, `transformers serve`, llama.cpp."""
+"""A client for OpenAI-compatible servers: hosted services, vLLM, `transformers serve`, llama.cpp."""
 
 import json
 import logging
@@ -18,10 +18,10 @@ from lpsel.redact import redact, register_secret
 from lpsel.storage import utf8
 
 OPENAI = "https://api.openai.com/v1"
-OPENAI_KEY = "OPENAI_API_KEY"  # the environment variable whose value only OpenAI's own server gets by default
+OPENAI_KEY = "OPENAI_API_KEY"  # environment variable with the key, which by default is only sent to OpenAI's server
 CONNECT_TIMEOUT = 20.0  # seconds
 MAX_REPLY = 16 << 20  # bytes
-MAX_TOKENS = 2**31 - 1  # of a reply; servers may report anything
+MAX_TOKENS = 2**31 - 1  # largest plausible token count of a reply; servers may report anything
 MALFORMED = "not a chat completion"
 NO_ADDRESS = ("is not a web address", "set an address such as http://127.0.0.1:8000/v1")
 ENDPOINT = re.compile(r"(?P<model>.+)@(?P<base_url>https?://.+)")
@@ -34,11 +34,11 @@ Result = TypeVar("Result")
 
 
 class RequestFailed(Exception):
-    """A request failed after all retries; a later one may succeed."""
+    """A request failed after all retries, but a later one may succeed."""
 
 
 class Refused(RequestFailed):
-    """The server refuses this request, and would again."""
+    """The server refused a request and would refuse it again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +55,9 @@ class Reply:
 class Endpoint:
     """A chat model on an OpenAI-compatible server."""
 
-    model: str  # the server's name for it
-    base_url: str  # with the version, such as https://api.openai.com/v1
-    concurrency: int = 8  # requests in flight at a time
+    model: str  # name of the model on the server
+    base_url: str  # address including the version, such as https://api.openai.com/v1
+    concurrency: int = 8  # maximum number of concurrent requests
     option: str = "base_url"  # errors name the address as `option=prefix+base_url`
     prefix: str = ""
     key_env: str | None = None  # environment variable with the API key; None for OPENAI_API_KEY or, elsewhere, no key
@@ -67,9 +67,9 @@ class Endpoint:
 
     @classmethod
     def of(cls, name: str, key_env: str | None = None) -> "Endpoint | None":
-        """The endpoint that `model=MODEL@http(s)://...` names; None for any other name.
+        """Parse `model=MODEL@http(s)://...` as an endpoint; None for any other name.
 
-        OpenAI's own server gets OPENAI_API_KEY, any other the key in `key_env`.
+        OpenAI's server gets OPENAI_API_KEY, and any other server the key in `key_env`.
         """
         match = ENDPOINT.fullmatch(name)
         if match is None:
@@ -82,7 +82,7 @@ class Endpoint:
         check_int("concurrency", self.concurrency, 1)
         try:
             address = urlsplit(self.base_url)
-        except ValueError:  # half an IPv6 address
+        except ValueError:  # incomplete IPv6 address
             raise self.error(*NO_ADDRESS) from None
         if address.scheme not in ("http", "https") or not address.hostname:
             raise self.error(*NO_ADDRESS)
@@ -93,12 +93,12 @@ class Endpoint:
 
     @property
     def host(self) -> str:
-        """Name or address of the server, without its port."""
+        """Host name or IP address of the server, without the port."""
         return urlsplit(self.base_url).hostname or ""
 
     @property
     def key_variable(self) -> str | None:
-        """The environment variable with the key for this server; None if it gets none."""
+        """The environment variable with the key for this server; None if it gets no key."""
         return self.key_env or (OPENAI_KEY if self.host == urlsplit(OPENAI).hostname else None)
 
     @property
@@ -107,25 +107,25 @@ class Endpoint:
 
     @property
     def name(self) -> str:
-        """Of the model, as shown in results."""
+        """Name of the model, as shown in results."""
         return self.model.rstrip("/").rsplit("/", 1)[-1]
 
     def error(self, problem: str, hint: str) -> UserError:
-        """A UserError that names the address."""
+        """Return a UserError that names the address."""
         return UserError(self.option, f"{self.prefix}{self.base_url}", problem, hint)
 
     def unavailable(self, reason: object) -> UserError:
-        """The UserError for a server whose replies cannot be used."""
+        """Return the UserError for a server whose replies cannot be used."""
         hint = f"check that the server is running, serves {self.model} and accepts these settings, then repeat the "
         return self.error(f"no usable reply ({reason})", hint + "command; finished requests are cached")
 
     def connect(self) -> Any:
-        """The openai client, a context manager; a UserError if the key or the address cannot be used."""
+        """Return the openai client, a context manager; raise a UserError if the key or the address is unusable."""
         from openai import DefaultHttpxClient, OpenAI
 
         for name in ("httpx", "httpx2", "openai"):
             logging.getLogger(name).setLevel(logging.WARNING)
-        # The client insists on a key, self-hosted servers do not. A redirect would send prompts to another server.
+        # The client requires a key even if the server does not. A redirect would send prompts to another server.
         key = self._key() or "none"
         http = DefaultHttpxClient(follow_redirects=False, event_hooks={"response": [_limit_size]})
         limits: dict[str, Any] = {"timeout": self.timeout, "max_retries": self.max_retries}
@@ -137,7 +137,7 @@ class Endpoint:
             raise self.error(f"is not a web address ({first_line(error)})", NO_ADDRESS[1]) from None
 
     def _key(self) -> str:
-        """The API key for this server; "" if it gets none."""
+        """Return the API key for this server; "" if it gets no key."""
         name = self.key_variable
         if name is None:
             return ""
@@ -145,7 +145,7 @@ class Endpoint:
         if not key:
             raise self.error(f"needs an API key, and {name} is not set", f"export {name}=KEY")
         if not re.fullmatch("[!-~]+", key):
-            raise UserError(name, problem="contains a character that no API key has", hint=f"export {name}=KEY again")
+            raise UserError(name, problem="contains an invalid character", hint=f"export {name}=KEY again")
         register_secret(key)
         if urlsplit(self.base_url).scheme == "http" and not _is_loopback(self.host):
             message = "The key in %s is sent to %s unencrypted; use https:// if the server supports it"
@@ -164,16 +164,16 @@ class Endpoint:
                 failure = hasty._translated(error)
                 raise failure if isinstance(failure, UserError) else self.unavailable(failure) from None
             except (openai.OpenAIError, ValueError):
-                return  # not every server can list its models
+                return  # not all servers can list their models
 
     def complete(self, client: Any, messages: Sequence[dict[str, str]], **parameters: Any) -> Reply:
-        """Send one chat completion request with the client from `connect`.
+        """Send a chat completion request with the client from `connect`.
 
         The parameter `max_tokens` is sent as `max_completion_tokens` to models that reject the old name.
 
         Raises:
             UserError: the key, the model or the address is wrong.
-            RequestFailed: any other failure.
+            RequestFailed: the request failed for any other reason.
         """
         import openai
 
@@ -184,11 +184,11 @@ class Endpoint:
                 limit = parameters.pop("max_tokens")
                 return self.complete(client, messages, **parameters, max_completion_tokens=limit)
             raise self._translated(error) from None
-        except ValueError:  # the header announces JSON, but the content is something else
+        except ValueError:  # the content type is JSON, but the content is not
             return Reply(None)
 
     def _translated(self, error: Any) -> UserError | RequestFailed:
-        """A UserError for what no further request can fix, RequestFailed for everything else."""
+        """Convert an error to a UserError if no further request can succeed, otherwise to RequestFailed."""
         import openai
 
         if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
@@ -201,7 +201,7 @@ class Endpoint:
             return self.error(problem, "check the model's name and the address, which usually ends in /v1")
         if isinstance(error, openai.APITimeoutError):
             return RequestFailed(f"no reply within {self.timeout:g} s")
-        if type(error.__cause__).__name__ == "ConnectError":  # of httpx: there was no connection
+        if type(error.__cause__).__name__ == "ConnectError":  # from httpx: no connection was made
             hint = "check the address and that the server is running"
             return self.error(f"cannot be reached ({_reason(error)})", hint)
         refused = isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError)
@@ -222,13 +222,13 @@ def _reply(response: Any) -> Reply:
 
 
 def _calls(message: Any) -> str:
-    """The calls of tools in a reply, one per line, as JSON."""
+    """Format the tool calls in a reply as JSON, one per line."""
     functions = (call.function for call in getattr(message, "tool_calls", None) or [])
     return "\n".join(json.dumps({"name": f.name, "arguments": f.arguments}) for f in functions)
 
 
 def _limit_size(response: Any) -> None:
-    """A hook of httpx: reading the response raises an OpenAIError after MAX_REPLY bytes, compressed or not."""
+    """An httpx hook that limits responses to MAX_REPLY bytes, compressed or not; reading more raises an OpenAIError."""
     from openai import OpenAIError
 
     read = response.iter_bytes
@@ -253,7 +253,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _reason(error: Any) -> str:
-    """Why a request failed, as one line without secrets."""
+    """Describe why a request failed, as one line without secrets."""
     status = getattr(error, "status_code", None)
     if status is None:
         return redact(" ".join(str(error.__cause__ or error).split()))[:200] or type(error).__name__
@@ -268,10 +268,10 @@ def run_concurrently(
     save: Callable[[Item, Result], None],
     concurrency: int,
 ) -> None:
-    """Call `ask` for every item in a pool of threads, and `save` with each result as soon as it arrives.
+    """Call `ask` for every item in a thread pool, and `save` with each result as soon as it arrives.
 
-    Calls of `save` do not overlap; a result of None is not saved. After an exception no further item is started, and
-    those in flight, which are paid for, are saved before the exception is raised.
+    Calls of `save` do not overlap; results of None are not saved. After an exception, no further items are started, and
+    the results of pending requests, which are paid for, are saved before the exception is raised.
     """
     lock = Lock()
 

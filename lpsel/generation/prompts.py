@@ -1,4 +1,4 @@
-"""Prompt sets, by name: from a folder, conf/prompt_set, a file, a web address or the Hub."""
+"""Load prompt sets from a folder, conf/prompt_set, a file, a web address or the Hub."""
 
 import hashlib
 import re
@@ -29,35 +29,35 @@ MAX_DOWNLOAD = 256 << 20  # bytes
 class Prompt:
     """A prompt of an evaluation."""
 
-    id: str  # unique in the evaluation
+    id: str  # unique within the evaluation
     prompt_set: str
     example: Example  # the conversation up to the answer
     category: str | None = None
-    reference: str | None = None  # answer
-    conversation: bool = False  # the row is a list of turns, see `resolve_template`
+    reference: str | None = None  # reference answer
+    conversation: bool = False  # whether the row is a list of turns, see `resolve_template`
 
     @property
     def text(self) -> str:
-        """As shown to judges: the instruction with the input below it, or all turns of a conversation."""
+        """The prompt as shown to judges: the instruction with the input below it, or all turns of a conversation."""
         parts = [turn.content for turn in self.example.turns]
         return "\n\n".join([*parts, self.example.input] if self.example.input else parts)
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Where the prompts of a set are.
+    """The location and columns of a prompt set.
 
-    Columns can be nested: `instances.0.input` is the input of the first of the instances. `columns` maps our fields
-    (instruction and input, prompt, or messages) to those of the set, unless they have the names of a known form; an
-    answer is not needed. Without a reference column, an answer in the row is the reference.
+    Columns can be nested: `instances.0.input` is the input of the first instance. `columns` maps our fields
+    (instruction and input, prompt, or messages) to columns, and is only needed if their names match no known form. An
+    answer is not required. Without a reference column, an answer in the row is the reference.
     """
 
     name: str
     path: str  # local file, web address of a file, or Hub id
-    split: str = "train"  # of a Hub dataset
+    split: str = "train"  # split of a Hub dataset
     revision: str | None = None  # branch, tag or commit of a Hub dataset
     columns: dict[str, str] = field(default_factory=dict)
-    id: str = "id"  # this and the next two: columns, used in rows that have them
+    id: str = "id"  # the column, as in the next two fields, used in rows that have it
     category: str = "category"
     reference: str = "reference_output"
 
@@ -70,23 +70,22 @@ def load_prompts(
     folder: Path | None = None,
     unusable: Counter[str] | None = None,
 ) -> list[Prompt]:
-    """The prompts of one or several sets, set by set.
+    """Load the prompts of one or several sets, one set after the other.
 
-    The id of a prompt is the one in its set, or SET/ROW, where rows count from 0. Prompts of different sets with the
-    same id get the name of their set in front.
+    The id of a prompt is taken from its set, or is SET/ROW, with rows counted from 0. If prompts of different sets have
+    the same id, they are prefixed with the name of the set.
 
     Args:
-        names: FOLDER/NAME.jsonl (or another kind of data file), NAME in conf/prompt_set, a file, a web address or a
-            Hub id.
-        limit: take at most this many prompts of every set.
-        cache_dir: for downloaded files.
-        folder: of prompt files, searched first.
+        names: for each set, NAME of a data file in `folder` or conf/prompt_set, a file, a web address or a Hub id.
+        limit: maximum number of prompts per set.
+        cache_dir: folder for downloaded files.
+        folder: folder of prompt files, which is searched first.
         unusable: if given, unusable rows are skipped and counted in it by kind.
 
     Raises:
-        UserError: no such set, file or Hub dataset, a set without prompts or with duplicate ids, sets with the same
-            name.
-        UnusableRow: a row that cannot be used, or a prompt without text, unless such rows are skipped.
+        UserError: a set, file or Hub dataset does not exist; a set has no prompts or duplicate ids; or several sets
+            have the same name.
+        UnusableRow: a row is unusable or has no text, and such rows are not skipped.
     """
     if limit is not None:
         check_int("evaluator.limit", limit, 1, hint="set null to use all prompts")
@@ -101,10 +100,10 @@ def load_prompts(
 
 
 def find_sets(names: str | Sequence[str], folder: Path | None = None) -> list[PromptSet]:
-    """The prompt sets of these names, as in `load_prompts`, without reading them.
+    """Find the prompt sets with these names, as for `load_prompts`, without reading them.
 
     Raises:
-        UserError: no such set or local file, or sets with the same name.
+        UserError: a set or local file does not exist, or several sets have the same name.
     """
     chosen = list(names) if isinstance(names, list | tuple) else [names]
     if not chosen:
@@ -114,23 +113,23 @@ def find_sets(names: str | Sequence[str], folder: Path | None = None) -> list[Pr
     sets = [_find(str(name), folder) for name in chosen]
     for name, count in Counter(prompt_set.name for prompt_set in sets).items():
         if count > 1:
-            raise UserError("prompts", None, f"{count} sets are named {name}", "give every set once and rename files")
+            raise UserError("prompts", None, f"{count} sets are named {name}", "list every set once, and rename files")
     return sets
 
 
 def known_sets(folder: Path | None = None) -> list[str]:
-    """The names of the sets in `folder` and in conf/prompt_set."""
+    """Return the names of the prompt sets in `folder` and conf/prompt_set."""
     return sorted({*_files(folder), *(file.stem for file in (config_dir() / "prompt_set").glob("*.yaml"))})
 
 
 def _files(folder: Path | None) -> dict[str, Path]:
-    """The prompt files in a folder by the names of their sets, the first where several have the same name."""
+    """Return the prompt files in a folder by set name; the first file if several have the same name."""
     files = sorted(folder.iterdir(), reverse=True) if folder is not None else []
     return {_name(str(file)): file for file in files if reader_of(file.name)}
 
 
 def _name(path: str) -> str:
-    """The name of the set in a file, or at a web address or Hub id."""
+    """Return the set name for a file, web address or Hub id."""
     name = _file_name(path) if _is_url(path) else Path(path).name
     return name.split(".")[0] if reader_of(name) else name
 
@@ -191,7 +190,7 @@ def _prompt(prompt_set: PromptSet, number: int, raw: dict[str, Any] | UnusableRo
     forms = forms_of(tuple(row), (*FORMS, *PROMPT_FORMS))
     if not forms:
         hint = "rename a column to instruction (with input), prompt or messages"
-        raise UnusableRow("columns", ", ".join(row), "hold no prompt", hint, kind="an unknown form")
+        raise UnusableRow("columns", ", ".join(row), "contain no prompt", hint, kind="an unknown form")
     form = choose_form(forms, row)
     example, answer = to_example(row, form), ""
     if example.turns and example.turns[-1].role == "assistant":
@@ -216,7 +215,7 @@ def _prompt(prompt_set: PromptSet, number: int, raw: dict[str, Any] | UnusableRo
 
 
 def _value(raw: Mapping[str, Any], column: str) -> Any:
-    """The value of a column, or of one nested in it such as `instances.0.input`; None where there is none."""
+    """Return the value of a column, which may be nested, such as `instances.0.input`; None if it does not exist."""
     if column in raw:
         return raw[column]
     value: Any = raw
@@ -237,7 +236,7 @@ def _file_name(url: str) -> str:
 
 
 def _download(url: str, cache_dir: Path) -> Path:
-    """The file at a web address, downloaded once; errors leave out a query, which may hold a signature."""
+    """Download a file once and return its path; errors omit the query of the address, which may have a signature."""
     name, shown = _file_name(url), url.partition("?")[0]
     if reader_of(name) is None:
         raise UserError("prompts", shown, "unknown kind of file", f"name a file that ends in {ENDINGS}")
@@ -252,7 +251,7 @@ def _download(url: str, cache_dir: Path) -> Path:
             hint = "download it some other way and pass the file, or set prompts_dir to its folder"
             raise UserError("prompts", shown, f"cannot be downloaded ({first_line(error)})", hint) from error
         if len(content) > MAX_DOWNLOAD:
-            hint = "download it, and pass the part of it that you need as a file"
+            hint = "download it, and pass the part that you need as a file"
             raise UserError("prompts", shown, f"has more than {MAX_DOWNLOAD >> 20} MiB", hint)
         write_atomically(file, lambda out: out.write(content))
     return file

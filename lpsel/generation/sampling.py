@@ -1,4 +1,4 @@
-"""How answers are drawn from a model, and what was drawn."""
+"""Sampling settings, and generated answers."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ from lpsel.errors import UserError, check_int, check_number
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn."""
+    """Settings for sampling answers."""
 
     max_new_tokens: int = 256
-    temperature: float = 0.0  # 0 takes the most likely token; otherwise logits are divided by it and sampled
+    temperature: float = 0.0  # 0 for greedy decoding; otherwise logits are divided by it before sampling
     top_p: float = 1.0  # sample only from the most likely tokens that together have this probability (nucleus sampling)
-    seed: int = 42  # the random numbers of an answer depend on it and on the prompt, not on other prompts
+    seed: int = 42  # random numbers depend only on the seed and the prompt, not on other prompts
 
     def __post_init__(self) -> None:
         check_int("evaluator.max_new_tokens", self.max_new_tokens, 1)
@@ -29,17 +29,17 @@ class Sampling:
         return self.temperature == 0
 
     def settings(self) -> dict[str, float]:
-        """What an answer depends on: neither seed nor top_p for greedy answers."""
+        """Return the settings that answers depend on; greedy answers do not depend on seed and top_p."""
         drawn = {} if self.greedy else {"top_p": float(self.top_p), "seed": self.seed}
         return {"max_new_tokens": self.max_new_tokens, "temperature": float(self.temperature), **drawn}
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """The answer of a model to one prompt; counts of tokens are None where an endpoint does not report them."""
+    """A model's answer to a prompt; token counts are None if an endpoint does not report them."""
 
-    text: str  # without the token that ended it and without special tokens
-    tokens: int | None  # generated, including the one that ended it
-    stopped: bool  # by the model, not by max_new_tokens
+    text: str  # without the end token and other special tokens
+    tokens: int | None  # number of generated tokens, including the end token
+    stopped: bool  # whether the model ended the answer, rather than max_new_tokens
     prompt_tokens: int | None
-    prompt_cut: int = 0  # tokens removed from the beginning of the prompt because the context has no room for them
+    prompt_cut: int = 0  # number of tokens cut from the beginning of the prompt to fit the context

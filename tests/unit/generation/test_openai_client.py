@@ -187,7 +187,7 @@ def test_a_key_with_other_characters_is_an_error_without_the_key(monkeypatch, ke
     monkeypatch.setenv("MY_KEY", key)
     with pytest.raises(UserError) as caught:
         Endpoint.of("m@http://127.0.0.1:9/v1", "MY_KEY").connect()
-    assert (caught.value.name, caught.value.problem) == ("MY_KEY", "contains a character that no API key has")
+    assert (caught.value.name, caught.value.problem) == ("MY_KEY", "contains an invalid character")
     assert "wr" not in str(caught.value)
 
 

@@ -157,7 +157,7 @@ def test_a_download_has_a_limited_size(tmp_path, written, load, monkeypatch):
         ([], "", "prompts", "{path} has no prompts"),
         ([{"instruction": " "}], "prompts=own, row 0", "prompt", "has no text"),
         ([{"id": 1, "instruction": "A"}] * 2, "", "prompts", "the id own/1 is not unique"),
-        ([{"question": "Why?"}], "prompts=own, row 0", "columns", "hold no prompt"),
+        ([{"question": "Why?"}], "prompts=own, row 0", "columns", "contain no prompt"),
     ],
 )
 def test_an_invalid_set_is_rejected(load, written, rows, location, name, problem):
