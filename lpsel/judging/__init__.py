@@ -1,1 +1,1 @@
-"""Judges: which of two answers is better."""
+"""Judges decide which of two answers is better."""

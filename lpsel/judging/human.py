@@ -1,4 +1,4 @@
-"""Human evaluation: a page with blinded pairs to vote on, its key, and the votes: outcome of a pair, agreement."""
+"""Human evaluation: write a voting page with blinded pairs and its key, then evaluate votes and their agreement."""
 
 import hashlib
 import json
@@ -33,31 +33,31 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class KeyPair:
-    """What the page hides about a pair."""
+    """The information about a pair that the page hides."""
 
     id: str
-    a: Writer  # of answer A
+    a: Writer  # author of answer A
     prompt_set: str
     category: str | None
     baseline_chars: int
     model_chars: int
-    text: str | None = None  # a digest of the prompt: equal for a prompt that is in several sets
+    text: str | None = None  # a digest of the prompt, to recognize prompts that are in several sets
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
     """Unblinds the votes on a page."""
 
-    page: str  # SHA-256 of the page's content, which its votes carry as well
+    page: str  # SHA-256 of the page's content, which vote files contain as well
     baseline: str
     model: str
     pairs: tuple[KeyPair, ...]  # in the order of the page's data
-    equal: tuple[KeyPair, ...] = ()  # pairs with equal answers, which count as ties and are not on the page
+    equal: tuple[KeyPair, ...] = ()  # pairs of identical answers, which count as ties and are not on the page
 
 
 @dataclass(frozen=True, slots=True)
 class HumanJudge:
-    """Writes a page to vote on instead of judging. conf/judge/human.yaml documents the options."""
+    """Writes a voting page instead of judging. conf/judge/human.yaml documents the options."""
 
     question: str = "Which answer is better?"
     seed: int = 0
@@ -68,10 +68,10 @@ class HumanJudge:
         check_int("judge.seed", self.seed, 0)
 
     def write(self, pairs: Sequence[Pair], folder: Path, *, baseline: str, model: str) -> tuple[Path, Path]:
-        """Write the page and its key into a folder that exists, and return their paths; only the key has the names.
+        """Write the page and its key to an existing folder and return their paths; only the key has the models' names.
 
         Raises:
-            UserError: all answers are equal; or the folder has the key of another page, whose votes would be lost.
+            UserError: all answers are identical, or the folder has the key of another page, whose votes would be lost.
         """
         if all(pair.baseline == pair.model for pair in pairs):
             problem = f"all answers of {model} and {baseline} are equal"
@@ -87,11 +87,11 @@ class HumanJudge:
 
 
 def blinded(pairs: Sequence[Pair], *, question: str, seed: int, baseline: str, model: str) -> tuple[str, Key]:
-    """The page as HTML, and its key.
+    """Return the page as HTML, and its key.
 
-    The page has prompts, answers, the question and the SHA-256 of these, but neither ids nor the seed, which would give
-    the sides away. All texts are in a block of JSON, prompts and answers `rendered`, and the content security policy
-    allows no script but its own.
+    The page contains prompts, answers, the question and their SHA-256, but neither ids nor the seed, which would reveal
+    the models. All texts are in a JSON block, with prompts and answers as HTML (`rendered`), and the content security
+    policy only allows the page's own script.
     """
     equal = [pair for pair in pairs if pair.baseline == pair.model]
     different = [pair for pair in pairs if pair.baseline != pair.model]
@@ -101,7 +101,7 @@ def blinded(pairs: Sequence[Pair], *, question: str, seed: int, baseline: str, m
         stopped_a, stopped_b = pair.stopped if model_is_a else pair.stopped[::-1]
         shown.append({"prompt": rendered(pair.prompt), "a": rendered(a, stopped_a), "b": rendered(b, stopped_b)})
         secrets.append(_key_pair(pair, "model" if model_is_a else "baseline"))
-    # Escaped to ASCII: half a surrogate pair has no UTF-8.
+    # Escaped to ASCII, because half a surrogate pair cannot be encoded as UTF-8.
     page = hashlib.sha256(json.dumps({"question": question, "pairs": shown}, sort_keys=True).encode()).hexdigest()
     key = Key(page, baseline, model, tuple(secrets), tuple(_key_pair(pair, "baseline") for pair in equal))
     data = {"page": page, "question": question, "pairs": shown}
@@ -109,14 +109,14 @@ def blinded(pairs: Sequence[Pair], *, question: str, seed: int, baseline: str, m
 
 
 def rendered(text: str, stopped: bool = True) -> str:
-    """A text as HTML, as its Markdown says; with a note unless the model stopped by itself.
+    """Convert Markdown to HTML, with a note unless the model stopped by itself.
 
-    HTML in the text stays text, and so do links, images, entities and backslashes, so that nothing is requested and
-    formulas are shown as they are written.
+    HTML, links, images, entities and backslashes in the text stay text, so that the page requests nothing and shows
+    formulas as they are written.
     """
     tokens = _MARKDOWN.parse(text)
     for token in tokens:
-        token.attrs.pop("style", None)  # the alignment of tables, which the content security policy forbids
+        token.attrs.pop("style", None)  # table alignment as inline style violates the content security policy
     html = _MARKDOWN.renderer.render(tokens, _MARKDOWN.options, {})
     return html if stopped else html + '<p class="cut">The answer was cut off here.</p>\n'
 
@@ -127,8 +127,8 @@ def _key_pair(pair: Pair, a: Writer) -> KeyPair:
 
 
 def read_key(path: Path) -> Key:
-    """The key that `HumanJudge.write` wrote; a UserError if the file cannot be read or is not a key."""
-    hint = f"give the {KEY} next to the page"
+    """Read a key written by `HumanJudge.write`; raise a UserError if the file cannot be read or is not a key."""
+    hint = f"pass the {KEY} next to the page"
     try:
         value = read_json(path)
         pairs, equal = (tuple(KeyPair(**pair) for pair in value[kind]) for kind in ("pairs", "equal"))
@@ -140,7 +140,7 @@ def read_key(path: Path) -> Key:
 
 
 class Vote(NamedTuple):
-    """A vote of a person on a pair."""
+    """An annotator's vote on a pair."""
 
     annotator: str
     pair: int  # index in the page's data
@@ -149,7 +149,7 @@ class Vote(NamedTuple):
 
 
 class VoteFile(NamedTuple):
-    """The votes of one annotator, downloaded from the page whose content has the SHA-256 `page`."""
+    """The votes of one annotator, downloaded from the page with SHA-256 `page`."""
 
     path: Path
     page: str
@@ -157,8 +157,8 @@ class VoteFile(NamedTuple):
 
 
 def read_votes(path: Path) -> VoteFile:
-    """Read a file that the page downloads; a UserError if it cannot be read or is something else."""
-    hint = "give files downloaded from the page"
+    """Read a vote file downloaded from the page; raise a UserError if it cannot be read or is not a vote file."""
+    hint = "pass files downloaded from the page"
     try:
         value = read_json(path)
         page, name, entries = value["page"], value["annotator"].strip(), value["votes"]
@@ -181,10 +181,10 @@ def _vote(path: Path, name: str, number: int, entry: object) -> Vote:
 
 
 def check_votes(file: VoteFile, key: Key) -> None:
-    """Raise a UserError unless the votes are on the page of the key."""
+    """Raise a UserError unless the votes belong to the page of the key."""
     if file.page != key.page:
         problem = f"has votes on page {file.page[:12]}, but the key is for page {key.page[:12]}"
-        raise UserError(file.path, None, problem, "give votes on one page, and its key")
+        raise UserError(file.path, None, problem, "pass votes on one page and its key")
     for vote in file.votes:
         if vote.pair >= len(key.pairs):
             problem = f"has a vote on pair {vote.pair}, but the page has {len(key.pairs)} pairs"
@@ -192,7 +192,7 @@ def check_votes(file: VoteFile, key: Key) -> None:
 
 
 def last_votes(votes: Sequence[Vote]) -> list[Vote]:
-    """The votes that count: the latest of each person on each pair, and of equally late ones the last in the list."""
+    """Return the latest vote of each annotator on each pair; with equal times, the last in the list."""
     latest: dict[tuple[str, int], Vote] = {}
     for vote in votes:
         earlier = latest.get((vote.annotator, vote.pair))
@@ -202,18 +202,18 @@ def last_votes(votes: Sequence[Vote]) -> list[Vote]:
 
 
 def order(vote: Vote, key: Key) -> Order:
-    """Whose answer was answer A, as the order of a judgement."""
+    """Return the order of the answers on the page, as for a judgement."""
     return "model_first" if key.pairs[vote.pair].a == "model" else "baseline_first"
 
 
 def preference(vote: Vote, key: Key) -> float | None:
-    """1 if the baseline's answer is better, 2 if the model's, 1.5 for a tie, None if skipped."""
+    """Return 1 if the baseline's answer is better, 2 if the model's is, 1.5 for a tie, None if skipped."""
     verdict = {"a": LOSS, "tie": TIE, "b": WIN}.get(vote.choice)
     return None if verdict is None else preference_of(verdict, order(vote, key))
 
 
 def preferences(votes: Sequence[Vote], key: Key) -> tuple[list[str], Floats]:
-    """The annotators of `last_votes` by name, and their preferences, shape (A, N), NaN if skipped or not voted on."""
+    """Return the names of annotators and the preferences of their `last_votes`, (A, N); NaN if skipped or missing."""
     names = sorted({vote.annotator for vote in votes})
     preference_AN = np.full((len(names), len(key.pairs)), np.nan)
     for vote in votes:
@@ -222,7 +222,7 @@ def preferences(votes: Sequence[Vote], key: Key) -> tuple[list[str], Floats]:
 
 
 def majority(preference_AN: Floats) -> Floats:
-    """The most frequent outcome of every pair, shape (N,): a tie if there are several, NaN without votes."""
+    """Return the most frequent outcome of every pair, shape (N,); a tie if there are several, NaN without votes."""
     votes_3N = np.stack([(preference_AN == outcome).sum(axis=0) for outcome in (LOSS, TIE, WIN)])
     most_N = votes_3N.max(axis=0)
     shared_N = (votes_3N == most_N).sum(axis=0) > 1
@@ -231,16 +231,16 @@ def majority(preference_AN: Floats) -> Floats:
 
 
 def mean_preference(preference_AN: Floats) -> Floats:
-    """The mean of all votes on every pair, shape (N,), NaN without votes."""
+    """Return the mean of all votes on every pair, shape (N,); NaN without votes."""
     votes_N = np.isfinite(preference_AN).sum(axis=0)
     return np.divide(np.nansum(preference_AN, axis=0), votes_N, out=np.full(len(votes_N), np.nan), where=votes_N > 0)
 
 
 def krippendorff_alpha(preference_AN: Floats, *, ordinal: bool = False) -> float | None:
-    """Krippendorff's alpha of nominal or ordered values: 1 for full agreement, 0 for agreement by chance.
+    """Compute Krippendorff's alpha for nominal or ordinal values: 1 is full agreement, 0 is agreement by chance.
 
     Krippendorff, Computing Krippendorff's Alpha-Reliability (2011). Only pairs with at least two votes count. None
-    without such pairs, or if all of their votes are equal, where agreement cannot be distinguished from chance.
+    without such pairs, or if all of their votes are equal, since agreement cannot be distinguished from chance then.
     """
     several_AN = preference_AN[:, np.isfinite(preference_AN).sum(axis=0) > 1]
     values_V = np.unique(several_AN[np.isfinite(several_AN)])

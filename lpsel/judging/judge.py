@@ -1,4 +1,4 @@
-"""Pairs of answers, what every judge can do, and asking one: cached verdicts, new ones for the rest, their cost."""
+"""The interface of judges, and judging pairs of answers with cached verdicts and a cost limit."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -23,48 +23,48 @@ CUT_OFF = "cut off"
 NO_REFERENCE = "no reference"
 TOO_LONG = "longer than the judge's context"
 NOT_ASKED = "price cap"
-FINAL = (NO_REFERENCE, TOO_LONG)  # for which asking again is no use
+FINAL = (NO_REFERENCE, TOO_LONG)  # asking again would not help
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two answers to one prompt."""
+    """Two answers to the same prompt."""
 
-    id: str  # of the prompt
+    id: str  # prompt id
     prompt: str
-    baseline: str  # answers
+    baseline: str  # answer of the baseline, and below of the model
     model: str
     prompt_set: str = ""
     category: str | None = None
     reference: str | None = None
-    stopped: tuple[bool, bool] = (True, True)  # the model's answer and the baseline's: not at the token limit
+    stopped: tuple[bool, bool] = (True, True)  # whether the model and the baseline stopped before the token limit
 
     def shown(self, order: Order) -> tuple[str, str]:
-        """The first answer and the second."""
+        """Return the first and the second answer in this order."""
         return (self.baseline, self.model) if order == "baseline_first" else (self.model, self.baseline)
 
 
 def preference_of(verdict: float, order: Order) -> float:
-    """The preference for a verdict on the answers as shown (1: first is better, 2: second), or the other way round."""
+    """Convert a verdict on the answers as shown (1: first is better, 2: second) to a preference, or vice versa."""
     return verdict if order == "baseline_first" else WIN + LOSS - verdict
 
 
 class Judgement(NamedTuple):
     """The judgement of a pair in one order.
 
-    `preference` is 1 if the baseline's answer is better, 2 if the model's is, and 1.5 for a tie, as in AlpacaEval;
-    numbers in between are fractional preferences.
+    As in AlpacaEval, `preference` is 1 if the baseline's answer is better, 2 if the model's is, and 1.5 for a tie;
+    other numbers in between are fractional preferences.
     """
 
-    id: str  # of the pair
+    id: str  # id of the pair
     order: Order
     preference: float | None  # None without a verdict
     raw: str | None = None  # the judge's last reply
-    prompt_tokens: int | None = None  # of all attempts
+    prompt_tokens: int | None = None  # total of all attempts
     completion_tokens: int | None = None
     attempts: int = 1
     failure: str | None = None  # why there is no preference
-    letter_probability: float | None = None  # of A and B together as the next token, where the judge compares them
+    letter_probability: float | None = None  # that the next token is A or B, if the judge compares them
 
 
 Question = tuple[Pair, Order]
@@ -74,26 +74,26 @@ class Judge(Protocol):
     """Decides which of two answers is better.
 
     Attributes:
-        name: shown in results.
-        orders: every pair is judged in each of them.
+        name: name shown in results.
+        orders: the orders in which to show the answers of every pair.
     """
 
     name: str
     orders: Sequence[Order]
 
     def identity(self) -> dict[str, Any]:
-        """Everything except the pair that its verdicts depend on, without secrets."""
+        """Return everything except the pair that verdicts depend on, without secrets."""
 
     def check(self, prompts: Sequence[Prompt] = ()) -> None:
-        """Check the configuration and the prompts before any answer is generated; a UserError if they are unusable."""
+        """Check the configuration and prompts before answers are generated; raise a UserError if they are unusable."""
 
     def cost(self, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
-        """Dollars for a judgement with these tokens; None if a price or a count is unknown."""
+        """Return the cost of a judgement in dollars; None if a price or a token count is unknown."""
 
     def judge(self, questions: Sequence[Question], save: Callable[[Judgement], None]) -> None:
         """Judge pairs and pass each judgement to `save`, which writes it to disk. Calls of `save` do not overlap.
 
-        Questions beyond a price cap are left out.
+        No further questions are asked after a price cap is reached.
 
         Raises:
             UserError: no further question can succeed, for example because the API key is wrong.
@@ -101,27 +101,27 @@ class Judge(Protocol):
 
 
 def check_orders(orders: Sequence[str]) -> None:
-    """Raise a UserError unless `orders` holds one or both orders, once each."""
+    """Raise a UserError unless `orders` contains one or both orders, once each."""
     if not orders or not set(orders) <= set(ORDERS) or len(set(orders)) < len(orders):
         hint = "set [baseline_first], [model_first] or [baseline_first,model_first]"
         raise UserError("judge.orders", list(orders), "must name one or both orders, once each", hint)
 
 
 def judge_pairs(judge: Judge, pairs: Sequence[Pair], cache_dir: Path) -> tuple[list[Judgement], dict[str, Any]]:
-    """Judge every pair in every order of the judge; equal answers are a tie without a question.
+    """Judge every pair in every order of the judge; identical answers are a tie without a question.
 
     Args:
-        judge: its verdicts are cached by its identity and the texts; a question without a verdict is asked again.
-        pairs: with distinct ids.
-        cache_dir: for verdicts.
+        judge: the judge; verdicts are cached by its identity and the texts, and failed questions are asked again.
+        pairs: pairs with distinct ids.
+        cache_dir: folder for cached verdicts.
 
     Returns:
-        A judgement for every pair and order, in the order of the pairs; its failure is "price cap" where the cap left
-        it out. And the ledger: counts, and the tokens and dollars of all verdicts (None where unknown); `unanswered`
-        are the failed ones that a further run asks again, `cost_now` is without cached verdicts, `kept` is the journal.
+        A judgement for every pair and order, in the order of the pairs, with the failure "price cap" if the cap left it
+        out; and a report with counts, tokens and dollars of all verdicts (None if unknown), where `unanswered` counts
+        failures that another run retries, `cost_now` excludes cached verdicts, and `kept` is the path of the journal.
 
     Raises:
-        UserError: no further question can succeed. Verdicts up to then are cached.
+        UserError: no further question can succeed. Earlier verdicts are cached.
     """
     questions = [(pair, order) for pair in pairs for order in judge.orders]
     assert len({pair.id for pair in pairs}) == len(pairs), "ids are distinct"
@@ -159,12 +159,12 @@ def judge_pairs(judge: Judge, pairs: Sequence[Pair], cache_dir: Path) -> tuple[l
 
 
 def question_key(pair: Pair, order: Order) -> str:
-    """The cache key of a question: equal for equal texts shown in the same order, also with the models swapped."""
+    """Return the cache key of a question: the same for the same texts in the same order, whichever model wrote them."""
     return digest([pair.prompt, *pair.shown(order), pair.reference])
 
 
 def _ask_missing(judge: Judge, questions: Sequence[Question], known: dict[str, Judgement], journal: Journal) -> None:
-    """Ask the judge each unknown question once, and add its judgements to `known` and the journal."""
+    """Ask the judge each new question once, and add its judgements to `known` and the journal."""
     missing: dict[str, Question] = {}
     for pair, order in questions:
         if (key := question_key(pair, order)) not in known and pair.baseline != pair.model:
@@ -185,7 +185,7 @@ def _ask_missing(judge: Judge, questions: Sequence[Question], known: dict[str, J
 
 
 def _judgement(pair: Pair, order: Order, known: Judgement | None) -> Judgement:
-    """The judgement of a pair from a known one of the same texts, where baseline and model may be swapped."""
+    """Convert a known judgement of the same texts to one of this pair; baseline and model may be swapped."""
     if known is not None:
         preference = known.preference
         if preference is not None and known.order != order:
@@ -202,7 +202,7 @@ def _sum(values: Sequence[float | None]) -> float | None:
 
 
 def _first_shown_wins(judgements: Sequence[Judgement]) -> float | None:
-    """Percentage of decided judgements that the answer shown first wins: 50 for a judge without position bias."""
+    """Compute the percentage of decided judgements won by the answer shown first; 50 means no position bias."""
     verdicts = [preference_of(j.preference, j.order) for j in judgements if j.preference is not None]
     decided = [verdict < TIE for verdict in verdicts if verdict != TIE]
     return 100 * sum(decided) / len(decided) if decided else None

@@ -1,4 +1,4 @@
-"""A judge on this machine: it prefers the answer whose letter the model finds more likely as the next token."""
+"""A local judge, which prefers the answer whose letter has the higher probability as the next token."""
 
 import json
 import math
@@ -26,25 +26,25 @@ from lpsel.model.spec import ModelSpec
 
 # B questions in a batch, T tokens per question (padded on the right), H hidden size, V vocabulary size
 
-QUESTIONS_PER_GPU = 1024  # a process takes longer to start than one GPU to judge fewer
+QUESTIONS_PER_GPU = 1024  # with fewer, starting another process takes longer than it saves
 
 
 @dataclass
 class HFJudge:
-    """Compares the probabilities of the letters A and B, with or without a space; generates no text.
+    """Compares the next-token probabilities of the letters A and B, with or without a space; generates no text.
 
-    Both probabilities are stored in `raw`: if their sum is small, the model was about to write something else. A
-    question longer than the model's context fails. conf/judge/hf.yaml documents the options.
+    Both probabilities are stored in `raw`; a small sum means that the model would have generated something else.
+    Questions longer than the model's context fail. conf/judge/hf.yaml documents the options.
     """
 
     model: ModelSpec
-    cache_dir: str  # for tiny models
+    cache_dir: str  # folder for tiny models
     prompt: str = "letter"
     accelerator: str = "auto"
     precision: str = "auto"
     batch_tokens: int = 16_384
     orders: Sequence[Order] = ORDERS
-    text: str = field(init=False, repr=False)  # of the prompt file
+    text: str = field(init=False, repr=False)  # content of the prompt file
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, ModelSpec):
@@ -75,7 +75,7 @@ class HFJudge:
         return None
 
     def check(self, prompts: Sequence[Prompt] = ()) -> None:
-        """Check the model, its tokenizer and template, and the tokens of the letters, without loading weights."""
+        """Check the model, its tokenizer and template, and the letter tokens, without loading weights."""
         load_config(self.model, self._path)
         tokenizer = load_tokenizer(self.model, self._path)
         self.token_ids(tokenizer, fill(self.text, "Say hello.", "Hello.", "Hi."))
@@ -111,7 +111,7 @@ class HFJudge:
                 end_if_signaled()
 
     def token_ids(self, tokenizer: Any, question: str) -> list[int]:
-        """The tokens of a question in the model's template; text inside the question never becomes a control token."""
+        """Tokenize a question with the model's template; text in the question never becomes a control token."""
         from lpsel.generation.generate import prompt_ids
 
         example = Example((Turn("user", question.strip()),))  # many chat templates strip it
@@ -129,12 +129,12 @@ def _load(spec: ModelSpec, path: str, precision: str, device: Any) -> Any:
 
 
 def answer_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The tokens for the letter A and those for B, with or without a space; a UserError if there are none."""
+    """Return the token ids of the letters A and B, with or without a space; raise a UserError if there are none."""
     tokens = []
     for letter in "AB":
         encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (letter, f" {letter}")]
         ids = {each[0] for each in encoded if len(each) == 1}
-        bare = tokenizer.convert_tokens_to_ids(letter)  # SentencePiece only encodes A with a space in front
+        bare = tokenizer.convert_tokens_to_ids(letter)  # SentencePiece encodes A with a leading space only
         if bare is not None and bare != tokenizer.unk_token_id:
             ids.add(bare)
         if not ids:
@@ -147,7 +147,7 @@ def answer_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
 def letter_probabilities(
     letters: tuple[list[int], list[int]], model: Any, questions: Sequence[list[int]]
 ) -> list[tuple[float, float]]:
-    """The probability that the next token after each question is one of the first letter's, or of the second's."""
+    """Compute for each question the probabilities that the next token is the first or the second letter."""
     import torch
 
     from lpsel.model.loss import PerSampleLoss
@@ -156,7 +156,7 @@ def letter_probabilities(
     input_ids_BT = torch.tensor([ids + ids[-1:] * (width - len(ids)) for ids in questions], device=model.device)
     last_B = torch.tensor([len(ids) - 1 for ids in questions], device=model.device)
     with torch.inference_mode():
-        # No mask: a causal model never attends to padding on the right.
+        # No mask is needed: a causal model never attends to padding on the right.
         hidden_BTH = model.base_model(input_ids=input_ids_BT, use_cache=False).last_hidden_state
         hidden_BH = hidden_BTH[torch.arange(len(questions), device=model.device), last_B]
         logits_BV = PerSampleLoss(model, packed=False).logits(hidden_BH)

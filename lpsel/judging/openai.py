@@ -13,11 +13,11 @@ from lpsel.judging.prompt import fill, load_prompt
 from lpsel.judging.verdicts import Parser
 from lpsel.redact import redacted
 
-GIVE_UP = 10  # failed questions in a row
-HAS_REPLIED = (None, UNREADABLE, CUT_OFF)  # failures of a question that the server answered
-OWN = ("model", "messages", "stream")  # parameters that every request sets, or that would change its reply
-LIMITS = ("max_tokens", "max_completion_tokens")  # of a reply, in a request
-HIGHER = 4  # factor of the limit after a reply that was cut off
+GIVE_UP = 10  # stop after so many failed questions in a row
+HAS_REPLIED = (None, UNREADABLE, CUT_OFF)  # values of `failure` if the server replied
+OWN = ("model", "messages", "stream")  # parameters that are set for every request, or that would change its reply
+LIMITS = ("max_tokens", "max_completion_tokens")  # parameters that limit the length of a reply
+HIGHER = 4  # factor to raise the limit by after a reply was cut off
 REMINDER = "Your reply did not contain a valid verdict. Reply again and end with the verdict in the requested format."
 
 
@@ -26,7 +26,7 @@ class OpenAIJudge:
     """Asks a chat model, several questions at a time. conf/judge/openai.yaml documents its options."""
 
     model: str
-    parser: Parser  # from a reply to a verdict on the answers as shown
+    parser: Parser  # converts a reply to a verdict on the answers as shown
     prompt: str = "pairwise"
     base_url: str = OPENAI
     key_env: str | None = None
@@ -38,16 +38,16 @@ class OpenAIJudge:
     max_retries: int = 6
     prompt_price: float | None = None
     completion_price: float | None = None
-    max_cost: float | None = None  # for all models of a run, without the questions in flight when it is reached
+    max_cost: float | None = None  # dollars for all models of a run; pending questions when it is reached are extra
     orders: Sequence[Order] = ORDERS
-    text: str = field(init=False, repr=False)  # of the prompt file
+    text: str = field(init=False, repr=False)  # content of the prompt file
     endpoint: Endpoint = field(init=False, repr=False)
     spent: float = field(init=False, default=0.0)  # dollars
 
     def __post_init__(self) -> None:
         if self.model in (None, ""):
-            raise UserError("judge.model", None, "is not set", "set the name that the server has for the model")
-        self.model = str(self.model)  # a name of digits
+            raise UserError("judge.model", None, "is not set", "set it to the name of the model on the server")
+        self.model = str(self.model)  # YAML reads a name of digits as a number
         check_int("judge.attempts", self.attempts, 1)
         check_int("judge.concurrency", self.concurrency, 1)
         check_number("judge.timeout", self.timeout, above=0, hint="set seconds per request")
@@ -57,10 +57,10 @@ class OpenAIJudge:
                 check_number(f"judge.{name}", getattr(self, name), minimum=0)
         if self.max_cost is not None and None in (self.prompt_price, self.completion_price):
             hint = "set judge.prompt_price and judge.completion_price in dollars per million tokens"
-            raise UserError("judge.max_cost", self.max_cost, "needs the price of a token", hint)
+            raise UserError("judge.max_cost", self.max_cost, "needs token prices", hint)
         if not isinstance(self.request, Mapping):
             hint = "set a mapping such as judge.request={temperature: 0}"
-            raise UserError("judge.request", self.request, "must be the parameters of a request", hint)
+            raise UserError("judge.request", self.request, "must be a mapping of request parameters", hint)
         check_orders(self.orders)
         self.endpoint = Endpoint(
             self.model,
@@ -96,7 +96,7 @@ class OpenAIJudge:
         return sum(costs) if len(costs) == len(priced) else None
 
     def check(self, prompts: Sequence[Prompt] = ()) -> None:
-        """Ask the server one short question, with the address, key, model and parameters of the run."""
+        """Send a short test question with the address, key, model and parameters of the run."""
         pair = Pair("check", "Say hello.", "Hello.", "Hi.")
         with self._connect(max_retries=min(self.max_retries, 2)) as client:
             for _ in range(self.attempts):
@@ -125,21 +125,21 @@ class OpenAIJudge:
             run_concurrently(ask, questions, save_and_count, self.concurrency)
 
     def _connect(self, **changes: Any) -> Any:
-        """The client; a UserError for a parameter of `request` that it does not send as such."""
+        """Return the client; raise a UserError if it does not support a parameter in `request`."""
         client = replace(self.endpoint, **changes).connect()
         known = signature(client.chat.completions.create).parameters
         for name in self.request:
             if name in OWN:
-                raise UserError(f"judge.request.{name}", None, "is not for the user to set", "remove it")
+                raise UserError(f"judge.request.{name}", None, "is set by the judge itself", "remove it")
             if name not in known:
-                hint = f"set '+judge.request.extra_body={{{name}:VALUE}}' if the server has it"
+                hint = f"set '+judge.request.extra_body={{{name}:VALUE}}' if the server supports it"
                 raise UserError(f"judge.request.{name}", None, "the openai client has no such parameter", hint)
         return client
 
     def _ask(self, client: Any, pair: Pair, order: Order, attempts: int) -> Judgement:
-        """Ask a question until a reply has a valid verdict, at most `attempts` times; a failed request ends it.
+        """Ask a question until a reply has a valid verdict, up to `attempts` times, or until a request fails.
 
-        A reply that was cut off is requested again with a higher limit, any other with the reminder.
+        After a reply that was cut off, the limit is raised; after any other invalid reply, the reminder is sent.
         """
         question = {"role": "user", "content": fill(self.text, pair.prompt, *pair.shown(order))}
         messages = [question]
@@ -151,7 +151,7 @@ class OpenAIJudge:
                 reply = self.endpoint.complete(client, messages, **request)
             except RequestFailed as failure:
                 if isinstance(failure, Refused) and judgement.failure in HAS_REPLIED:
-                    return judgement  # a longer reply, or the reminder, does not fit into its context
+                    return judgement  # a longer reply or the reminder does not fit into the context
                 return judgement._replace(failure=str(failure))
             judgement = self._read(reply, judgement)
             if judgement.preference is not None:
@@ -164,7 +164,7 @@ class OpenAIJudge:
         return judgement
 
     def _read(self, reply: Reply, judgement: Judgement) -> Judgement:
-        """The judgement with the tokens and the verdict of one more reply."""
+        """Update a judgement with the tokens and the verdict of another reply."""
         if reply.prompt_tokens is not None and reply.completion_tokens is not None:
             judgement = judgement._replace(
                 prompt_tokens=(judgement.prompt_tokens or 0) + reply.prompt_tokens,

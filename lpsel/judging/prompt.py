@@ -1,7 +1,7 @@
-"""The prompt of a judge: a file with places for the request and the answers, which are inserted as data.
+"""Judge prompts: files with placeholders for the prompt and the answers, which are inserted as data.
 
-They are inserted between lines that end in a code, made from the SHA-256 of the texts. No text can contain its own code
-and so end its part early.
+Inserted texts are delimited by lines that end in a nonce, derived from the SHA-256 of the texts. Since no text can
+contain its own nonce, it cannot close its section early.
 """
 
 import re
@@ -13,17 +13,17 @@ from lpsel.storage import digest
 PROMPTS = Path(__file__).parent / "prompts"
 PLACES = ("nonce", "prompt", "first", "second")
 _PLACE = re.compile("{(" + "|".join(PLACES) + ")}")
-# What chat templates write between turns, and a server may parse in the middle of a text: <|im_end|>, </s>, [INST].
+# Tokens that chat templates write between turns, and that a server may parse inside a text: <|im_end|>, </s>, [INST].
 _CONTROL = re.compile(
     r"<(?=[|｜][^<>\s]{1,60}[|｜]>|/?s>|(?:bos|eos|pad|unk)>|(?:start|end)_of_turn>|<SYS>|</SYS>)|\[(?=/?INST\])"
 )
 
 
 def load_prompt(prompt: str) -> str:
-    """The text of a prompt file: the name of one in lpsel/judging/prompts, or a path with a suffix such as .txt.
+    """Load a prompt file: the name of a file in lpsel/judging/prompts, or a path with a suffix such as .txt.
 
     Raises:
-        UserError: it cannot be read, or lacks one of {nonce}, {prompt}, {first} and {second}.
+        UserError: the file cannot be read, or lacks one of {nonce}, {prompt}, {first} and {second}.
     """
     path = Path(prompt).expanduser() if Path(prompt).suffix else PROMPTS / f"{prompt}.txt"
     try:
@@ -40,10 +40,10 @@ def load_prompt(prompt: str) -> str:
 
 
 def fill(template: str, prompt: str, first: str, second: str) -> str:
-    """The template with all places filled at once, so that a place named in a text stays text.
+    """Fill in all placeholders at once, so that a placeholder name inside a text stays text.
 
-    Control tokens of chat templates in the texts get a space after their first character, since a server may take
-    them for the end of the message.
+    Control tokens of chat templates in the texts get a space after their first character, since a server might
+    interpret them as the end of the message.
     """
     texts = {"prompt": prompt, "first": first, "second": second}
     texts = {place: _CONTROL.sub(lambda match: match[0] + " ", text) for place, text in texts.items()}

@@ -1,4 +1,4 @@
-"""How close an answer is to its reference, and a judge by that: no model decides."""
+"""Metrics of similarity between an answer and its reference, and a judge that compares them without a model."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -15,14 +15,14 @@ WORD = re.compile(r"[^\W_]+")
 
 
 def exact_match(output: str, reference: str) -> bool:
-    """Whether both are the same text except for white space around it."""
+    """Return whether both texts are equal except for surrounding white space."""
     return output.strip() == reference.strip()
 
 
 def rouge_l(output: str, reference: str) -> float:
-    """ROUGE-L F1 between 0 and 1, without stemming (Lin 2004, ROUGE, section 3; the rouge-score package).
+    """Compute ROUGE-L F1, between 0 and 1, without stemming (Lin 2004, ROUGE, section 3; the rouge-score package).
 
-    Words are lower-case runs of letters and digits of any script; rouge-score itself only keeps ASCII. Two texts
+    Words are lower-case sequences of letters and digits in any script; rouge-score itself only keeps ASCII. Two texts
     without words, such as punctuation, score 1 if they match and 0 otherwise.
     """
     if not WORD.search(output) and not WORD.search(reference):
@@ -43,11 +43,11 @@ MEASURES = {"rouge_l": rouge_l, "exact_match": exact_match}
 
 @dataclass(frozen=True)
 class ReferenceJudge:
-    """Compares both answers with the prompt's reference; a pair without a reference fails."""
+    """Prefers the answer that is closer to the prompt's reference; pairs without a reference fail."""
 
     measure: str = "rouge_l"  # or exact_match
     name: str = "reference"
-    orders: Sequence[Order] = ("baseline_first",)  # the measures do not depend on it
+    orders: Sequence[Order] = ("baseline_first",)  # the metrics do not depend on the order
 
     def __post_init__(self) -> None:
         check_choice("judge.measure", self.measure, MEASURES)
@@ -56,7 +56,7 @@ class ReferenceJudge:
         return {"judge": "reference", "measure": self.measure}
 
     def check(self, prompts: Sequence[Prompt] = ()) -> None:
-        """Check that there are references."""
+        """Check that at least one prompt has a reference."""
         if prompts and all(prompt.reference is None for prompt in prompts):
             problem = f"none of the {len(prompts)} prompts has a reference answer"
             raise UserError("judge", "reference", problem, "add references, or set judge=openai or judge=hf")

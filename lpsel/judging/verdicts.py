@@ -1,8 +1,8 @@
-"""Verdicts on two answers as they are shown, read from a judge's reply.
+"""Parse verdicts on two answers, in the order shown, from a judge's reply.
 
-A verdict is 1 if the first answer is better, 2 if the second is, 1.5 for a tie, and None if the reply leaves any doubt.
-A marked verdict only counts at the very end of a reply. Others may come before it, where the judge quotes an answer or
-weighs both, if the last one has its own line. A JSON object at the end, also in a code fence, counts as well.
+A verdict is 1 if the first answer is better, 2 if the second is, 1.5 for a tie, and None if the reply is ambiguous. A
+marked verdict such as [[A]] only counts at the very end of a reply. If other marks come before it, for example because
+the judge quotes an answer, it must be on its own line. A JSON object at the end, also in a code fence, counts as well.
 """
 
 import json
@@ -15,9 +15,9 @@ from lpsel.judging.judge import LOSS, TIE, WIN
 Parser = Callable[[str], float | None]
 
 VERDICTS = {"A": LOSS, "B": WIN, "C": TIE, "TIE": TIE}
-KEYS = ("verdict", "winner", "choice", "better", "answer")  # of a JSON object
+KEYS = ("verdict", "winner", "choice", "better", "answer")  # keys of a verdict in a JSON object
 _END = r"[\s.*_`]*\Z"
-_START = r"(?:\A|\n)(?:[^\n\[\]]*:)?[ \t*_`>]*"  # of a line, or `Verdict:`
+_START = r"(?:\A|\n)(?:[^\n\[\]]*:)?[ \t*_`>]*"  # start of a line, or text such as `Verdict:`
 _LETTER = r"\[\[([ABC])\]\]"
 _ONLY_LETTER = re.compile(r"[\s*_`]*([AB])[.*_`)]*[ \t]*(?:\n|\Z)")
 _NUMBER = r"(10(?:\.0+)?|[1-9](?:\.[0-9]+)?)"
@@ -26,21 +26,21 @@ _SCORE = r"\[\[[AB]:[^\]]*\]\]"
 
 
 def pairwise(reply: str) -> float | None:
-    """[[A]], [[B]] or [[C]] at the end, or {"verdict": "A"}; C and tie are a tie."""
+    """Parse [[A]], [[B]] or [[C]] at the end, or {"verdict": "A"}; C or tie means a tie."""
     reply = _without_thoughts(reply)
     match = _last(_LETTER, _LETTER, reply)
     return VERDICTS[match[1]] if match else _chosen(_json(reply))
 
 
 def letter(reply: str) -> float | None:
-    """A or B as the whole first line, for models too small to explain a verdict; the lines after it are ignored."""
+    """Parse A or B as the entire first line, for models too small to explain a verdict; other lines are ignored."""
     reply = _without_thoughts(reply)
     match = _ONLY_LETTER.match(reply)
     return VERDICTS[match[1]] if match else _chosen(_json(reply))
 
 
 def score(reply: str) -> float | None:
-    """[[A: x]] [[B: y]] at the end or {"A": x, "B": y}, from 1 to 10: the higher one is better, equal is a tie."""
+    """Parse scores from 1 to 10, [[A: x]] [[B: y]] at the end or {"A": x, "B": y}; equal scores are a tie."""
     reply = _without_thoughts(reply)
     match = _last(_SCORES, _SCORE, reply)
     given = _json(reply)
@@ -52,7 +52,7 @@ def score(reply: str) -> float | None:
 
 
 def _last(verdict: str, mark: str, reply: str) -> re.Match[str] | None:
-    """The verdict at the end, if it has its own line or no other mark comes before it."""
+    """Match the verdict at the end, if it is on its own line or no different mark comes before it."""
     if match := re.search(_START + verdict + _END, reply):
         return match
     match = re.search(verdict + _END, reply)
@@ -61,7 +61,7 @@ def _last(verdict: str, mark: str, reply: str) -> re.Match[str] | None:
 
 
 def _json(reply: str) -> dict[str, Any]:
-    """The JSON object at the end of a reply, with its keys in lower case; empty without one."""
+    """Return the JSON object at the end of a reply, with keys in lower case; empty if there is none."""
     text = reply.strip().removesuffix("```").rstrip()
     for start in re.finditer("{", text):
         try:
@@ -74,10 +74,10 @@ def _json(reply: str) -> dict[str, Any]:
 
 
 def _chosen(given: dict[str, Any]) -> float | None:
-    """The verdict of a JSON object."""
+    """Return the verdict in a JSON object."""
     return next((VERDICTS.get(str(given[key]).strip(" []").upper()) for key in KEYS if key in given), None)
 
 
 def _without_thoughts(reply: str) -> str:
-    """The reply after the thoughts that some servers include."""
+    """Remove the reasoning that some servers include in a reply."""
     return reply.rpartition("</think>")[2]

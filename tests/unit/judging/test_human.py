@@ -128,9 +128,9 @@ def test_the_configuration():
 def test_a_file_that_is_not_a_key(tmp_path, text):
     path = tmp_path / "key.json"
     path.write_text(text)
-    with pytest.raises(UserError, match=r"key\.json: is not the key of a page. Give the key\.json next to the page\."):
+    with pytest.raises(UserError, match=r"key\.json: is not the key of a page. Pass the key\.json next to the page\."):
         read_key(path)
-    with pytest.raises(UserError, match=r"nowhere/key\.json: cannot be read \(No such file or directory\). Give the"):
+    with pytest.raises(UserError, match=r"nowhere/key\.json: cannot be read \(No such file or directory\). Pass the"):
         read_key(tmp_path / "nowhere" / "key.json")
 
 

@@ -111,9 +111,9 @@ def test_questions_whose_replies_stay_cut_off_do_not_end_the_run(serve, make_jud
     ("name", "message"),
     [
         ("top_k", "the openai client has no such parameter. Set '.judge.request.extra_body={top_k:VALUE}' if "),
-        ("model", "is not for the user to set. Remove it."),
-        ("messages", "is not for the user to set. Remove it."),
-        ("stream", "is not for the user to set. Remove it."),
+        ("model", "is set by the judge itself. Remove it."),
+        ("messages", "is set by the judge itself. Remove it."),
+        ("stream", "is set by the judge itself. Remove it."),
     ],
 )
 @pytest.mark.parametrize("how", ["check", "judge"])
@@ -174,10 +174,10 @@ def test_openais_own_server_needs_a_key(monkeypatch):
         ),
         ({"attempts": 0}, "judge.attempts=0: must be an integer, at least 1"),
         ({"timeout": 0}, "judge.timeout=0: must be a number greater than 0"),
-        ({"max_cost": 5}, "judge.max_cost=5: needs the price of a token. Set judge.prompt_price"),
+        ({"max_cost": 5}, "judge.max_cost=5: needs token prices. Set judge.prompt_price"),
         ({"orders": ["first"]}, r"judge.orders=\['first'\]: must name one or both orders, once each. Set "),
         ({"prompt": "nothing.txt"}, "judge.prompt=nothing.txt: cannot be read"),
-        ({"model": None}, "judge.model: is not set. Set the name that the server has for the model"),
+        ({"model": None}, "judge.model: is not set. Set it to the name of the model on the server"),
         ({"model": ""}, "judge.model: is not set"),
     ],
 )

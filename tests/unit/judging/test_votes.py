@@ -157,10 +157,10 @@ def test_a_file_of_votes(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"annotator": " "}, "is not a file of votes. Give files downloaded from the page."),
-        ({"annotator": None}, "is not a file of votes. Give files downloaded from the page."),
-        ({"votes": {}}, "is not a file of votes. Give files downloaded from the page."),
-        ({"page": 1}, "is not a file of votes. Give files downloaded from the page."),
+        ({"annotator": " "}, "is not a file of votes. Pass files downloaded from the page."),
+        ({"annotator": None}, "is not a file of votes. Pass files downloaded from the page."),
+        ({"votes": {}}, "is not a file of votes. Pass files downloaded from the page."),
+        ({"page": 1}, "is not a file of votes. Pass files downloaded from the page."),
         ({"votes": [3]}, r"vote 1 is damaged \(3\). Download the file again."),
         ({"votes": [{"pair": -1, "vote": "a", "at": "2026-01-01T12:00:00Z"}]}, "vote 1 is damaged"),
         ({"votes": [{"pair": 0, "vote": "c", "at": "2026-01-01T12:00:00Z"}]}, "vote 1 is damaged"),
@@ -168,7 +168,7 @@ def test_a_file_of_votes(tmp_path):
         ({"votes": [{"pair": 0, "vote": "a", "at": "2026-01-01T12:00:00"}]}, "vote 1 is damaged"),
         (
             {"page": "0" * 64},
-            "has votes on page 000000000000, but the key is for page ffffffffffff. Give votes on one page",
+            "has votes on page 000000000000, but the key is for page ffffffffffff. Pass votes on one page",
         ),
         (
             {"votes": [{"pair": 1, "vote": "a", "at": "2026-01-01T12:00:00Z"}]},
@@ -183,7 +183,7 @@ def test_an_unusable_file_is_rejected(tmp_path, changes, message):
 
 
 def test_a_missing_file_and_invalid_json(tmp_path):
-    with pytest.raises(UserError, match=r"cannot be read \(No such file or directory\). Give files downloaded"):
+    with pytest.raises(UserError, match=r"cannot be read \(No such file or directory\). Pass files downloaded"):
         read_votes(tmp_path / "votes.json")
     (tmp_path / "votes.json").write_bytes(b"\xff")
     with pytest.raises(UserError, match="is not a file of votes"):
