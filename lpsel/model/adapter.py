@@ -1,4 +1,4 @@
-"""LoRA and QLoRA: low-rank matrices next to the linear layers are trained, and the model's own weights are frozen."""
+"""LoRA and QLoRA: train low-rank matrices next to the linear layers and freeze the model's own weights."""
 
 import shutil
 import warnings
@@ -18,20 +18,20 @@ ADAPTER = "adapter"
 
 
 def no_adapter() -> None:
-    """adapter=none: all weights are trained."""
+    """Target of adapter=none: train all weights."""
 
 
 @dataclass(frozen=True)
 class Adapter:
     """A low-rank adapter: W x + alpha / rank * B A x instead of W x, with only A and B trained (Hu et al. 2021, 4.1).
 
-    It has no dropout, because the loss of a batch must not depend on how the batch is split.
+    It has no dropout, because the loss of a batch must not depend on how the batch is split into packs.
     """
 
     rank: int = 16
     alpha: float = 32.0
-    target_modules: str | list[str] = ALL_LINEAR  # of the decoder, or a list of layer names such as q_proj
-    quantization: str | None = None  # or nf4: 4 bits per weight, with quantized scales (Dettmers et al. 2023, 3)
+    target_modules: str | list[str] = ALL_LINEAR  # every linear layer of the decoder, or a list of names such as q_proj
+    quantization: str | None = None  # or nf4: 4-bit weights with quantized scales (Dettmers et al. 2023, 3)
     merge: bool = True  # also save the full model with the adapter merged into its weights
 
     def __post_init__(self) -> None:
@@ -51,7 +51,7 @@ class Adapter:
         return "lora" if self.quantization is None else "qlora"
 
     def check(self, strategy: Any) -> None:
-        """Check that the packages are installed and that the trainer's strategy, a name or settings, does not shard."""
+        """Check that the packages are installed and that the trainer's strategy (a name or settings) does not shard."""
         from lpsel.model.fsdp import shards
 
         extra = "lora" if self.quantization is None else "quantized"
@@ -63,14 +63,14 @@ class Adapter:
             raise UserError("adapter", self.method, "does not support trainer=fsdp (sharded weights)", hint)
 
     def load(self, spec: ModelSpec, path: str, precision: str, device: Any) -> "AdaptedModel":
-        """The model with a new adapter, in evaluation mode. B is 0, so that its outputs are unchanged.
+        """Load the model with a new adapter, in evaluation mode. B is 0, so that outputs do not change at first.
 
-        The model's own weights are in float32 with precision 32-true, otherwise in bfloat16; the adapter is in float32
-        except with bf16-true. The seed of the recipe initializes A. 4-bit weights are loaded on `device`, others on the
+        The model's own weights are float32 with precision 32-true and bfloat16 otherwise; the adapter is float32 except
+        with bf16-true. A is initialized from the recipe's seed. 4-bit weights are loaded on `device`, others on the
         CPU.
 
         Raises:
-            UserError: the model cannot be loaded, is already quantized, or lacks the layers named.
+            UserError: the model cannot be loaded, is already quantized, or lacks a layer in `target_modules`.
         """
         import peft
         import torch
@@ -94,7 +94,7 @@ class Adapter:
         return AdaptedModel(self, spec, path, precision, wrapped)
 
     def layers(self, model: Any, spec: ModelSpec) -> dict[str, tuple[int, int]]:
-        """Full name and (inputs, outputs) of each linear layer that gets an adapter."""
+        """Return the full name and the (inputs, outputs) of each linear layer that gets an adapter."""
         from torch import nn
         from transformers.pytorch_utils import Conv1D
 
@@ -120,7 +120,7 @@ class Adapter:
 
 @dataclass(frozen=True)
 class AdaptedModel:
-    """A model with an adapter: `wrapped` is the peft model around the transformers model that `path` contains."""
+    """A model with an adapter: `wrapped` is the PEFT model around the transformers model loaded from `path`."""
 
     adapter: Adapter
     spec: ModelSpec
@@ -130,7 +130,7 @@ class AdaptedModel:
 
     @property
     def model(self) -> Any:
-        """The transformers model with the adapter in its layers."""
+        """The transformers model, with the adapter inside its layers."""
         return self.wrapped.get_base_model()
 
     @property
@@ -138,19 +138,18 @@ class AdaptedModel:
         return sum(p.numel() for p in self.wrapped.parameters() if p.requires_grad)
 
     def save(self, tokenizer: Any, run_dir: Path, model: str) -> None:
-        """Write RUN/adapter in peft's format and, with `merge`, the full model in RUN/`model` with its tokenizer.
+        """Write RUN/adapter in PEFT's format and, with `merge`, the full model with its tokenizer to RUN/`model`.
 
-        Merging loads the model a second time, as stored and not quantized, on the host: 4 bytes per weight, 2 with
-        bf16-true.
+        Merging loads the unquantized model a second time, in host memory: 4 bytes per weight, 2 with bf16-true.
         """
         import peft
         import torch
 
         with folder_atomically(run_dir / ADAPTER) as folder:
-            # No embedding is trained; without this setting, peft would query the Hub to find out.
+            # No embedding is trained. Without this argument, PEFT would query the Hub to find out.
             self.wrapped.save_pretrained(folder, save_embedding_layers=False)
             open_as(folder, peft.utils.CONFIG_NAME)
-        shutil.rmtree(run_dir / model, ignore_errors=True)  # of an earlier run in the same folder
+        shutil.rmtree(run_dir / model, ignore_errors=True)  # left by an earlier run in the same folder
         if not self.adapter.merge:
             return
         base = load_model(self.spec, self.path, torch.bfloat16 if self.precision == "bf16-true" else torch.float32)
@@ -163,7 +162,7 @@ class AdaptedModel:
             open_as(folder, "config.json")
 
     def describe(self, run_dir: Path) -> dict[str, Any]:
-        """The adapter's part of result.json."""
+        """Return the adapter's part of result.json."""
         sizes = {"trainable_parameters": self.trainable_parameters, "folder": str(run_dir / ADAPTER)}
         return {"method": self.adapter.method, **asdict(self.adapter), **sizes}
 
@@ -180,15 +179,15 @@ def _load_in_4_bits(spec: ModelSpec, path: str, dtype: Any, device: Any) -> Any:
     model = load_model(spec, path, dtype, quantization_config=four_bits, device_map={"": device})
     for module in model.modules():
         if isinstance(module, Linear4bit):
-            # In evaluation mode, bitsandbytes would repack the weights for a bfloat16 CPU kernel without a backward
-            # pass, which silently stops the gradients.
+            # In evaluation mode, bitsandbytes would repack the weights for a bfloat16 CPU kernel that has no backward
+            # pass and silently stops gradients.
             module.support_avx512bf16_for_cpu = False
     return model
 
 
 @contextmanager
 def _ignore_peft_warnings() -> Iterator[None]:
-    """Of settings that peft corrects itself, and of its own use of transformers."""
+    """Suppress warnings about settings that PEFT corrects itself and about how PEFT uses transformers."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")

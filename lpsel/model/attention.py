@@ -1,8 +1,7 @@
-"""Attention inside a pack: every segment attends to its prefix and itself, causally, without padding.
+"""Packed attention: every segment of a pack attends causally to its prefix and itself, without padding.
 
-It replaces the attention function of a transformers model (`ALL_ATTENTION_FUNCTIONS`), so that the model itself is
-unchanged. On a GPU, one variable-length flash-attention kernel computes all segments; on a CPU, they are computed one
-after the other.
+It replaces the attention function of a transformers model through `ALL_ATTENTION_FUNCTIONS`; the model's code does not
+change. On a GPU, one variable-length flash-attention call computes all segments; a CPU computes them one by one.
 """
 
 from collections.abc import Sequence
@@ -18,10 +17,10 @@ from transformers import AttentionInterface
 from lpsel.data.packing import MicroBatch, Segment
 from lpsel.model.device import seconds_on_one_thread
 
-# T tokens of a pack, Q queries and K keys of a segment, H query heads, G key heads, D head dimension
+# T tokens in a pack, Q queries and K keys in a segment, H query heads, G key heads, D head dimension
 
 LAYER_TYPES = {"full_attention", "sliding_attention"}
-SHAPE = 32  # tokens in bfloat16 on CPUs, and multiples of it
+SHAPE = 32  # for bfloat16 on CPUs, the number of tokens is padded to a multiple of this
 KNOWN_ARGUMENTS = {"position_ids", "use_cache", "output_attentions", "output_hidden_states", "cache_position"}
 
 
@@ -42,7 +41,7 @@ def can_pack(model: Any) -> bool:
 
 
 class PackedAttention:
-    """The attention function of one model. `batch` is the pack of its next forward and backward pass."""
+    """The attention function of one model. `batch` is the pack for the next forward and backward pass."""
 
     def __init__(self) -> None:
         self.batch: MicroBatch
@@ -69,7 +68,7 @@ class PackedAttention:
         softcap: float | None = None,
         **others: Any,
     ) -> tuple[Tensor, None]:
-        """Attention with the arguments and results of transformers; the result has shape (1, T, H, D)."""
+        """Compute attention with the signature that transformers expects; the result has shape (1, T, H, D)."""
         unknown = [name for name, value in others.items() if value is not None and name not in KNOWN_ARGUMENTS]
         if unknown:
             raise NotImplementedError(f"attention with {', '.join(unknown)}")
@@ -83,10 +82,10 @@ class PackedAttention:
             segments = [*self.batch.shared, *self.batch.rows]
             if (end := segments[-1].stop) < query.shape[1]:
                 segments.append(Segment(end, query.shape[1]))
-            # The backward of a slice fills a tensor of the size of the whole pack; that of `split` is one `cat`.
+            # The backward pass of a slice fills a tensor as large as the whole pack; that of `split` is one `cat`.
             lengths = [s.stop - s.start for s in segments]
             split = list(zip(*(each.split(lengths, dim=1) for each in (query, key, value)), strict=True))
-            precise = torch.promote_types(dtype, torch.float32)  # in which the gradients of a shared prefix add up
+            precise = torch.promote_types(dtype, torch.float32)  # accumulates gradients of a shared prefix
             prefixes = {
                 s.start: [each.to(precise) for each in keys]
                 for s, (_, *keys) in zip(self.batch.shared, split, strict=False)
@@ -106,9 +105,9 @@ class PackedAttention:
         window: int | None,
         softcap: float | None,
     ) -> Tensor:
-        """The result of one segment, shape (H, Q, D).
+        """Compute attention for one segment, shape (H, Q, D).
 
-        `own` is its query, key and value; `prefix` the key and value of its prefix, if it has one.
+        `own` is the segment's query, key and value; `prefix` is the key and value of its prefix, if it has one.
         """
         query_HQD, key_GKD, value_GKD = own
         if prefix:
@@ -130,8 +129,9 @@ class PackedAttention:
         return attended_HQD[:, :queries] if more else attended_HQD
 
     def _mask(self, length: int, window: int | None, query: Tensor) -> Tensor:
-        """What to add to the score of each query and key, by position in the row: 0 where the query attends to the key,
-        otherwise -inf. It has the dtype of `query`, and its shape is (at least length, at least length).
+        """Return the additive mask by position in the row: 0 where a query attends to a key, -inf elsewhere.
+
+        It has the dtype of `query` and a shape of at least (length, length).
         """
         key = window, query.device, query.dtype
         known = self.masks.get(key)
@@ -163,7 +163,7 @@ class PackedAttention:
         return attended_THD
 
     def _seen(self, each_TGD: Tensor, seen_K: Tensor) -> Tensor:
-        """Keys or values in the order in which the kernel reads them: a shared prefix once for every row."""
+        """Gather keys or values in the order the kernel reads them, repeating a shared prefix for every row."""
         if not self.batch.shared:
             return each_TGD.contiguous()
         gathered_KGD: Tensor = _Gather.apply(each_TGD, seen_K)
@@ -172,12 +172,12 @@ class PackedAttention:
 
 @cache
 def _grouped_heads(kernel: Any) -> dict[str, Any]:
-    """The option for fewer key heads than query heads, which the kernel supports without one before torch 2.12."""
+    """Return the argument that allows fewer key heads than query heads; before torch 2.12, none is needed."""
     return {"enable_gqa": True} if "enable_gqa" in signature(kernel).parameters else {}
 
 
 class _Gather(torch.autograd.Function):
-    """`index_select` of the first dimension. Its gradient is summed in float32: many rows can share a prefix."""
+    """`index_select` along the first dimension that sums gradients in float32, since many rows can share a prefix."""
 
     @staticmethod
     def forward(ctx: Any, source: Tensor, index: Tensor) -> Tensor:
@@ -212,9 +212,9 @@ def _products(
 
 @cache
 def fused_is_faster() -> bool:
-    """Whether this CPU computes attention in bfloat16, without gradients, faster in the fused kernel than in products.
+    """Whether bfloat16 attention without gradients is faster in the fused kernel than as matmuls on this CPU.
 
-    With AMX it takes half as long, with AVX-512 up to twice as long; its backward pass takes longer on both.
+    The kernel takes half as long with AMX and up to twice as long with AVX-512; its backward pass is slower on both.
     """
     query = torch.ones(9, 100, 64, dtype=torch.bfloat16)
     key, mask = query[:3], torch.zeros(100, 100, dtype=torch.bfloat16)
@@ -223,7 +223,7 @@ def fused_is_faster() -> bool:
 
 
 def flash_supports(query: Tensor, value: Tensor) -> bool:
-    """Whether PyTorch's flash attention has a kernel for such heads: (H, T, D) and (G, T, D)."""
+    """Whether PyTorch's flash attention supports a query of shape (H, T, D) and a value of shape (G, T, D)."""
     size = query.shape[-1]
     return (
         query.is_cuda
@@ -235,15 +235,15 @@ def flash_supports(query: Tensor, value: Tensor) -> bool:
 
 
 def fill(length: int, tensor: Tensor) -> int:
-    """How many tokens to add to `length` tokens, so that products with `tensor` have few shapes.
+    """Return how many padding tokens to add to `length` tokens, so that matmuls with `tensor` have few shapes.
 
-    For bfloat16, CPUs compile a kernel for every shape of a product, and keep it.
+    For bfloat16, CPUs compile and cache a kernel for every matmul shape.
     """
     compiled = tensor.device.type == "cpu" and autocast_dtype(tensor) == torch.bfloat16
     return -length % SHAPE if compiled else 0
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype in which products with `tensor` are computed."""
+    """Return the dtype in which matmuls with `tensor` are computed."""
     kind = tensor.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype

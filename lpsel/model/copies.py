@@ -1,4 +1,4 @@
-"""Copies of a model on several GPUs, each in a process of its own, which share the batches of an evaluation."""
+"""Split the batches of an evaluation across copies of a model on several GPUs, one process each."""
 
 import multiprocessing
 import os
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 Model = TypeVar("Model")
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
-Each = Callable[[Callable[[Any, Batch], Result], Iterable[Batch]], Iterator[Result]]  # as `Copies.map`
+Each = Callable[[Callable[[Any, Batch], Result], Iterable[Batch]], Iterator[Result]]  # signature of `Copies.map`
 
-AHEAD = 2  # batches per process that are sent before the first of them is done
-PROCESSES = multiprocessing.get_context("forkserver")  # whose processes can use CUDA, unlike forked ones
+AHEAD = 2  # batches queued per process
+PROCESSES = multiprocessing.get_context("forkserver")  # its processes can use CUDA, unlike forked ones
 
 
 def devices_for(device: "torch.device", rows: int, rows_each: int) -> "list[torch.device]":
-    """The devices for so many rows: `device`, or the visible GPUs, one for every `rows_each` rows.
+    """Choose devices for a number of rows: `device`, or one visible GPU for every `rows_each` rows.
 
-    Ranks that a launcher started share the GPUs already.
+    Under a launcher such as torchrun, the ranks already share the GPUs.
     """
     import torch
 
@@ -38,14 +38,14 @@ def devices_for(device: "torch.device", rows: int, rows_each: int) -> "list[torc
 
 
 class Copies(Generic[Model]):
-    """A copy of a model on each of several devices, or with one device the model in this process.
+    """Context manager for a copy of a model on each of several devices; with one device, it is in this process.
 
-    They are freed at the end of the `with` statement. Results do not depend on the number of devices, since the caller
-    makes the batches.
+    The copies are freed when the `with` block ends. Results do not depend on the number of devices, because the caller
+    forms the batches.
 
     Args:
-        load: returns the model on a device. With several devices, it is called when a process gets its first batch,
-            and it and whatever `map` gets and returns are pickled.
+        load: loads the model on a device. With several devices, each process calls it when it gets its first batch;
+            `load` and everything passed to and returned from `map` are pickled.
     """
 
     def __init__(self, load: "Callable[[torch.device], Model]", devices: "Sequence[torch.device]") -> None:
@@ -66,13 +66,13 @@ class Copies(Generic[Model]):
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.pool is not None:
             for process in list(self.pool._processes.values()) if kind else ():
-                process.terminate()  # it may be in the middle of a long batch
+                process.terminate()  # it may be processing a long batch
             self.pool.shutdown(cancel_futures=True)
         self.model = None
         free_memory()
 
     def map(self, function: Callable[[Model, Batch], Result], batches: Iterable[Batch]) -> Iterator[Result]:
-        """`function(model, batch)` of every batch, in their order."""
+        """Yield `function(model, batch)` for every batch, in order."""
         if self.pool is None:
             assert self.model is not None, "outside the with statement"
             for batch in batches:
@@ -87,11 +87,11 @@ class Copies(Generic[Model]):
             yield waiting.popleft().result()
 
 
-# --- in a process of its own
+# --- runs in the worker processes
 
 
 class _Worker:
-    """What this process has: the devices without a process yet, and its own model, once it is loaded."""
+    """State of a worker process: devices not yet taken by a process, and its model once it is loaded."""
 
     free: Any
     model: Any = None

@@ -1,6 +1,6 @@
-"""A model's decoder layers, compiled or checkpointed (Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost).
+"""Compile or checkpoint decoder layers (Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost).
 
-The switch of transformers works only in training mode, and models without dropout train in evaluation mode.
+The checkpointing of transformers works only in training mode, but models without dropout train in evaluation mode.
 """
 
 import logging
@@ -21,23 +21,23 @@ from lpsel.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 
-# Compiled versions of a layer's code, shared by all models of its kind, for passes with and without gradients, several
-# dtypes, a scorer and targets; PyTorch does not compile more.
+# Maximum number of compiled versions of a layer's code. All models of an architecture share them; each combination of
+# gradients on or off, dtype, and scorer or target needs its own.
 RECOMPILE_LIMIT = 64
-# FLOPs on a CPU from which compiled layers save more time than compiling takes: LP_app on about 2,000 Alpaca rows with
-# SmolLM2-135M. Compiling takes about 30 seconds; a training step then takes a tenth (two threads) to a quarter (one
-# thread) less time.
+# FLOPs on a CPU above which compiled layers save more time than compiling takes: LP_app on about 2,000 Alpaca rows with
+# SmolLM2-135M. Compiling takes about 30 seconds; training steps then take 10% (two threads) to 25% (one thread) less
+# time.
 WORTH_COMPILING = 2e14
 
 
 def checkpoint_layers(model: Any) -> None:
-    """Checkpoint every decoder layer in passes with gradients; parameter names do not change."""
+    """Checkpoint every decoder layer in passes with gradients, without changing parameter names."""
     for layer in decoder_layers(model):
         layer.forward = partial(_recomputed, layer, layer.forward)
 
 
 def compile_layers(model: Any) -> None:
-    """Compile every decoder layer, once for packs of any size; attention remains a kernel call."""
+    """Compile every decoder layer once for packs of any size; attention stays a separate kernel call."""
     _keep_compiled_code_private()
     dynamo: Any = torch._dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, RECOMPILE_LIMIT)
@@ -46,7 +46,7 @@ def compile_layers(model: Any) -> None:
 
 
 def compiling_pays(model: Any, tokens: int) -> bool:
-    """Whether compiling a model's layers on this CPU saves time, for forward passes over `tokens` tokens.
+    """Whether compiling a model's layers saves time on this CPU, given forward passes over `tokens` tokens.
 
     A forward and backward pass counts as three forward passes.
     """
@@ -61,8 +61,8 @@ def compiling_pays(model: Any, tokens: int) -> bool:
 def can_compile() -> bool:
     """Whether torch.compile works on this CPU: it needs a C++ compiler and Python's headers.
 
-    PyTorch compiles and loads a program for each of the CPU's instruction sets to see whether the compiler knows it,
-    which takes longer than the trial here. It is left to do so only where the best one does not work at once.
+    To find out which instruction sets the compiler supports, PyTorch compiles and loads a program for each, which takes
+    longer than the test here. PyTorch's check runs only if the best instruction set fails this test.
     """
     from torch._inductor.cpu_vec_isa import supported_vec_isa_list, valid_vec_isa_list
 
@@ -78,7 +78,7 @@ def can_compile() -> bool:
         try:
             torch.compile(torch.exp)(torch.ones(64))
             return True
-        except Exception as error:  # of the compiler, dynamo or inductor
+        except Exception as error:  # from the compiler, dynamo or inductor
             problem = first_line(error)
     log.info("compile=auto: layers are not compiled, since torch.compile fails here (%s)", problem)
     return False
@@ -86,10 +86,10 @@ def can_compile() -> bool:
 
 @cache
 def _keep_compiled_code_private() -> tempfile.TemporaryDirectory[str] | None:
-    """Let PyTorch write compiled code to a folder of this process, unless the user has named one.
+    """Make PyTorch write compiled code to a private temporary folder, unless the user has configured one.
 
-    By default it loads code, and pickles, from a folder in /tmp whose name other users can guess and take, and
-    compiles with headers from there wherever its code is.
+    By default, PyTorch loads code and pickles from a folder in /tmp that other users can predict and create first, and
+    takes precompiled headers from there even if its code is elsewhere.
     """
     from torch._inductor import codecache
 
@@ -103,10 +103,10 @@ def _keep_compiled_code_private() -> tempfile.TemporaryDirectory[str] | None:
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:
-    """The decoder's list of layers: the one with `num_hidden_layers` entries.
+    """Return the decoder's list of layers: the one with `num_hidden_layers` entries.
 
     Raises:
-        UserError: there is no such list.
+        UserError: the decoder has no such list.
     """
     if (found := _find_layers(model)) is not None:
         return found
@@ -118,7 +118,7 @@ def decoder_layers(model: Any) -> nn.ModuleList:
 
 
 def norms_of(layer: nn.Module) -> list[nn.Module]:
-    """The modules of a layer whose own weights are all vectors, which autocast does not round."""
+    """Return the modules of a layer whose own weights are all vectors, which autocast does not cast."""
     own = ((module, [p.dim() for p in module.parameters(recurse=False)]) for module in layer.modules())
     return [module for module, dimensions in own if dimensions and set(dimensions) == {1}]
 
@@ -132,5 +132,5 @@ def _find_layers(model: Any) -> nn.ModuleList | None:
 def _recomputed(layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    # Only dropout, in training mode, draws random numbers.
+    # Only dropout in training mode draws random numbers.
     return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=layer.training, **kwargs)

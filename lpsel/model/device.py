@@ -1,4 +1,4 @@
-"""The device and the precision that a configuration selects on this machine, and how freed memory is reused."""
+"""Resolve device and precision on this machine, choose thread counts, and control how freed memory is reused."""
 
 import ctypes
 import gc
@@ -23,25 +23,25 @@ PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 ALIASES = {"32": "32-true", "bf16": "bf16-mixed"}
 
-# On CPUs: hidden size, and speed of bfloat16 products over float32 ones, from which bf16-mixed with its casts is faster
+# On CPUs, bf16-mixed is faster despite its casts above this hidden size and this speedup of bfloat16 matmuls
 WIDE, FAST_BFLOAT16 = 256, 1.5
-SMALL_MODEL = 10_000_000  # parameters: on its matrices, one thread is faster than several
+SMALL_MODEL = 10_000_000  # parameters; below, one thread is faster than several
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 REUSED_BYTES = 96 * 2**20
-RETURN_SECONDS = 60.0  # of training, after which freed memory is returned: clearing its pages takes about a second
-# Of logits in float32 at a time, a few of which are needed: large enough to keep the device busy. On a GPU, every chunk
-# of a training step also reads and writes the gradient of the head.
+RETURN_SECONDS = 60.0  # of training between returns of freed memory; clearing its pages again takes about a second
+# Size of a chunk of float32 logits, a few of which exist at a time: large enough to keep the device busy. On a GPU,
+# every chunk of a training step also reads and writes the gradient of the head.
 LOGIT_BYTES, GPU_LOGIT_SHARE = 64 * 2**20, 1 / 64
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")  # bytes, or "max"
-CONTAINER_CORES = Path("/sys/fs/cgroup/cpu.max")  # "max", or microseconds of CPU time, per so many microseconds
+CONTAINER_CORES = Path("/sys/fs/cgroup/cpu.max")  # "max" or microseconds of CPU time, and the period in microseconds
 
 
 def resolve_precision(requested: str, accelerator: str, hidden_size: int = 0) -> str:
-    """Lightning's name of the requested precision; `auto` is bf16-mixed where it is faster, otherwise 32-true.
+    """Return Lightning's name for the requested precision; `auto` is bf16-mixed if that is faster, else 32-true.
 
-    It is faster on GPUs that support it, and for models with at least WIDE hidden units on CPUs that multiply bfloat16
-    fast. float16 is not supported: its loss scaling does not work with losses that are summed over micro-batches.
+    It is faster on GPUs with bfloat16 support, and on CPUs with fast bfloat16 matmuls for models with at least WIDE
+    hidden units. float16 is not supported: its loss scaling does not work with losses summed over micro-batches.
     """
     named = ALIASES.get(str(requested), str(requested))
     check_choice("trainer.precision", named, ("auto", *PRECISIONS))
@@ -58,9 +58,9 @@ def resolve_precision(requested: str, accelerator: str, hidden_size: int = 0) ->
 
 @cache
 def bfloat16_speedup() -> float:
-    """How many times as fast this CPU multiplies bfloat16 matrices as float32 ones: about 7 with AMX.
+    """Measure the speedup of bfloat16 over float32 matmuls on this CPU: about 7 with AMX.
 
-    Measured, because names say little: where a library does not use its instructions, a CPU emulates them.
+    CPU flags are not reliable: if a library does not use the CPU's bfloat16 instructions, it emulates them.
     """
     import torch
 
@@ -70,7 +70,7 @@ def bfloat16_speedup() -> float:
 
 
 def seconds_on_one_thread(work: Callable[[], Any]) -> float:
-    """How long `work` takes on one CPU thread: the shortest of ten times, because other processes may be busy."""
+    """Time `work` on one CPU thread: the shortest of ten runs, because other processes may be busy."""
     import torch
 
     threads = torch.get_num_threads()
@@ -81,12 +81,12 @@ def seconds_on_one_thread(work: Callable[[], Any]) -> float:
 
 
 def lightning_precision(precision: str) -> str:
-    """The precision passed to Lightning: its own bf16-true would also round rotary frequencies to bfloat16."""
+    """Return the precision to pass to Lightning, whose bf16-true would also round rotary frequencies to bfloat16."""
     return "32-true" if precision == "bf16-true" else precision
 
 
 def device_of(accelerator: str) -> "torch.device":
-    """The device that a run in one process uses; with `auto` CUDA or the CPU, since Apple's GPUs are untested."""
+    """Return the device for a single-process run. `auto` is CUDA or the CPU; Apple's GPUs are untested."""
     check_choice("trainer.accelerator", accelerator, ACCELERATORS)
     import torch
 
@@ -106,7 +106,7 @@ def device_of(accelerator: str) -> "torch.device":
 
 
 def cuda_problem() -> str:
-    """Why PyTorch cannot use CUDA: no GPU, no or an old driver, or a build without CUDA."""
+    """Explain why PyTorch cannot use CUDA: no GPU, a missing or old driver, or a build without CUDA."""
     import torch
 
     try:
@@ -117,7 +117,7 @@ def cuda_problem() -> str:
 
 
 def warn_of_mixed_gpus(count: int) -> None:
-    """Warn if the first `count` GPUs of this machine are of several kinds."""
+    """Warn if the first `count` GPUs of this machine are different models."""
     import torch
 
     names = sorted({torch.cuda.get_device_name(i) for i in range(count)})
@@ -127,10 +127,10 @@ def warn_of_mixed_gpus(count: int) -> None:
 
 
 def use_one_device(devices: object, job: int) -> None:
-    """Let a process of parallel jobs see one of the visible GPUs, before it uses any. Its later jobs keep that one.
+    """Restrict a worker process of parallel jobs to one visible GPU, before it uses any; its later jobs keep that GPU.
 
     Raises:
-        UserError: `devices`, that of the trainer, asks for several.
+        UserError: `devices`, the trainer's setting, is more than one.
     """
     import torch
 
@@ -143,7 +143,7 @@ def use_one_device(devices: object, job: int) -> None:
 
 
 def total_memory(device: "torch.device") -> int:
-    """Bytes of a GPU, or of this machine's memory, within the limit of a container."""
+    """Return the memory of a GPU, or of this machine within the container's limit, in bytes."""
     import torch
 
     if device.type == "cuda":
@@ -155,17 +155,17 @@ def total_memory(device: "torch.device") -> int:
 
 @cache
 def gpu_memory(device: "torch.device") -> int | None:
-    """Bytes of a CUDA GPU, free or not, so that what depends on it is the same in every run; None for other devices."""
+    """Return a CUDA GPU's total memory in bytes, None for other devices. Free memory would differ from run to run."""
     return total_memory(device) if device.type == "cuda" else None
 
 
 def logit_bytes(gpu: float | None) -> float:
-    """Bytes of the logits that are computed at a time, on a GPU with so much memory or on a CPU."""
+    """Return the size of a chunk of logits in bytes, for a GPU with `gpu` bytes of memory, or for a CPU if None."""
     return LOGIT_BYTES if gpu is None else GPU_LOGIT_SHARE * gpu
 
 
 def free_memory() -> None:
-    """Free the memory of deleted models, before the next one is loaded."""
+    """Free the memory of deleted models before loading the next one."""
     import torch
 
     gc.collect()
@@ -174,10 +174,10 @@ def free_memory() -> None:
 
 
 def choose_threads(parameters: int) -> None:
-    """Compute on CPUs with one thread for a small model, otherwise with one for each core this process may use.
+    """Use one CPU thread for a small model, otherwise one per core that this process may use.
 
-    Threads that wait for each other after every small product are slow, and next to other busy processes very slow
-    (docs/results/benchmarks.md). A user's OMP_NUM_THREADS is left alone.
+    Threads that synchronize after every small matmul are slow, and very slow if other processes keep the CPU busy
+    (docs/results/benchmarks.md). Does nothing if OMP_NUM_THREADS is set.
     """
     import torch
 
@@ -194,16 +194,16 @@ def _threads_at_start() -> int:
 
 
 def _granted(cores: int) -> int:
-    """How many of the cores that PyTorch counts this container may keep busy."""
+    """Limit PyTorch's core count to the CPU quota of this container."""
     allowed = CONTAINER_CORES.read_text().split() if CONTAINER_CORES.is_file() else ["max"]
     return cores if allowed[0] == "max" else min(cores, -(-int(allowed[0]) // int(allowed[1])))
 
 
 def reuse_freed_memory() -> None:
-    """Let glibc keep freed blocks of up to REUSED_BYTES, up to 2 GiB of them, for later allocations.
+    """Make glibc keep freed blocks of up to REUSED_BYTES for later allocations, up to 2 GiB in total.
 
-    By default it returns large blocks to the kernel, which clears every page again: at least a tenth of a pass
-    (docs/results/benchmarks.md).
+    By default, it returns large blocks to the kernel, which must clear every page again. That takes at least a tenth
+    of a pass (docs/results/benchmarks.md).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -212,9 +212,9 @@ def reuse_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Let glibc return the pages of freed blocks to the system, wherever they are.
+    """Make glibc return the pages of all freed blocks to the system.
 
-    In training, blocks of many sizes leave holes that are too small for later ones, and more of them with every step.
+    During training, blocks of many sizes leave more and more holes that are too small for later allocations.
     """
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if malloc_trim is not None:

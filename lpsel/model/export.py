@@ -1,4 +1,4 @@
-"""A trained model as a Hugging Face folder."""
+"""Save a trained model as a Hugging Face folder."""
 
 from pathlib import Path
 from typing import Any
@@ -8,13 +8,13 @@ from lpsel.storage import folder_atomically, open_as
 
 
 def save_model(trainer: Any, module: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a folder that AutoModelForCausalLM and AutoTokenizer load, under a temporary name first.
+    """Atomically write a folder that AutoModelForCausalLM and AutoTokenizer can load.
 
-    All ranks call it: the slices of a sharded model are gathered in the host memory of the main process.
+    All ranks must call this, because sharded weights are gathered in the main process's host memory.
     """
     model = module.language_model
     weights = gather(model) if isinstance(trainer.strategy, ShardedStrategy) else None
-    if trainer.is_global_zero and module.adapted is not None:  # which is never sharded
+    if trainer.is_global_zero and module.adapted is not None:  # adapted models are never sharded
         module.adapted.save(tokenizer, folder.parent, folder.name)
     elif trainer.is_global_zero:
         with folder_atomically(folder) as temporary:
@@ -25,7 +25,7 @@ def save_model(trainer: Any, module: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def gather(model: Any) -> dict[str, Any]:
-    """The full state dict of a sharded model, tied weights as one tensor, on rank 0's CPU; empty on other ranks."""
+    """Gather a sharded model's full state dict on rank 0's CPU, tied weights as one tensor; empty on other ranks."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

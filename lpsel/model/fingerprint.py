@@ -1,4 +1,4 @@
-"""The fingerprint of a model: equal for equal files, wherever they are. Every cache that depends on a model uses it."""
+"""Fingerprint a model by the contents of its files, not their location. All caches that depend on a model use it."""
 
 import hashlib
 from collections.abc import Iterator
@@ -9,21 +9,21 @@ from lpsel.integrity import sha256_once
 from lpsel.storage import digest, read_dict, write_atomically
 
 SUFFIXES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py")
-LARGE = 1 << 20  # bytes from which on the hash of a file is cached
+LARGE = 1 << 20  # bytes; hashes of files of at least this size are cached
 
 
 def model_fingerprint(path: str, revision: str | None = None, cache_dir: Path | None = None) -> str:
-    """The SHA-256 of a local folder's model and tokenizer files, or the id and commit of a Hub model.
+    """Return the SHA-256 of a local folder's model and tokenizer files, or the id and commit of a Hub model.
 
-    Of a sentence-transformers folder, the files of its modules' folders count too, and so do weights in subfolders that
-    an index lists. With `cache_dir`, hashes of large files are shared between processes.
+    It includes the module folders of a sentence-transformers model, and weights in subfolders if an index lists them.
+    With `cache_dir`, processes share the hashes of large files.
 
     Raises:
-        NotOnHub: there is neither such a folder nor such a Hub model.
+        NotOnHub: `path` is neither a folder nor an available Hub model.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        return f"{path}@{hub_config(path, revision).parent.name}"  # snapshot folders are named by the commit
+        return f"{path}@{hub_config(path, revision).parent.name}"  # the snapshot folder is named after the commit
     fingerprint = hashlib.sha256()
     for name in _files(folder):
         fingerprint.update(f"{name}:{_sha256(folder / name, cache_dir)}\n".encode())
@@ -31,16 +31,16 @@ def model_fingerprint(path: str, revision: str | None = None, cache_dir: Path | 
 
 
 class NotOnHub(UserError):
-    """A model that is neither in the local Hub cache nor available from the Hub."""
+    """The model is neither in the local Hub cache nor available from the Hub."""
 
 
 def hub_config(path: str, revision: str | None = None) -> Path:
-    """The config.json of a Hub model, downloaded if it is not in the local Hub cache; raises NotOnHub."""
+    """Return the path of a Hub model's config.json, downloading it if it is not cached; raises NotOnHub."""
     from huggingface_hub import hf_hub_download
 
     try:
         return Path(hf_hub_download(path, "config.json", revision=revision))
-    except Exception as error:  # many kinds, of several libraries
+    except Exception as error:  # of many types, from several libraries
         raise NotOnHub(
             path,
             problem=f"no such folder, and not available from the Hub ({first_line(error)})",

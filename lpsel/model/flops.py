@@ -1,6 +1,6 @@
-"""Floating-point operations of training and recording passes, including attention.
+"""Count the floating-point operations of training and recording passes, including attention.
 
-`lengths` are the tokens of each row and `supervised` its supervised tokens, shape (N,) each.
+`lengths` and `supervised` are the numbers of tokens and of supervised tokens of each row, shape (N,).
 """
 
 import math
@@ -16,29 +16,29 @@ Times = NDArray[np.int64]  # how often each row has been fed, shape (N,)
 
 
 def forward_flops(model: Any, lengths: NDArray[np.int32], supervised: NDArray[np.int32]) -> float:
-    """Floating-point operations of one forward pass over rows, with the output head on supervised tokens only.
+    """Count the operations of one forward pass over rows, with the output head on supervised tokens only.
 
     2 per weight and token for the layers, 2 x 2 x heads x head size x T^2 / 2 per layer for causal attention, 2 x
     hidden x vocabulary per supervised token for the head (Kaplan et al. 2020, table 1, with the head separate). 4-bit
-    weights count like other weights; of experts, those that a token is routed to.
+    weights count like other weights; in mixtures, only the experts that a token is routed to count.
     """
     weights, _, attention = _products(model, lengths, supervised)
     return weights + attention
 
 
 def training_flops(model: Any, lengths: NDArray[np.int32], supervised: NDArray[np.int32]) -> float:
-    """Floating-point operations of one forward and backward pass over rows.
+    """Count the operations of one forward and backward pass over rows.
 
-    For every product, the backward pass has one of the same size for the gradient of the input, and another for the
-    gradient of the weight if the weight is trained: 6 per trained weight and token, 4 per frozen one. Attention needs
-    both. Not counted: recomputation by activation checkpointing, and that a frozen embedding needs no gradient.
+    For every matmul, the backward pass has one of the same size for the gradient of the input, and another for the
+    gradient of the weight if the weight is trained: 6 operations per trained weight and token, 4 per frozen one.
+    Attention needs both. Ignores recomputation by activation checkpointing, and savings from frozen embeddings.
     """
     weights, trainable, attention = _products(model, lengths, supervised)
     return 2 * (weights + attention) + attention + trainable
 
 
 def spent(model: Any, tokens: Tokens, trained_N: Times | int = 0, recorded_N: Times | int = 0) -> dict[str, float]:
-    """Tokens, without padding, and FLOPs of training on rows and recording them as often as given, shape (N,)."""
+    """Count the tokens, without padding, and FLOPs of training on and recording each row a given number of times."""
 
     def rows(times_N: Times | int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         return np.repeat(tokens.lengths, times_N), np.repeat(tokens.response_tokens, times_N)
@@ -50,7 +50,7 @@ def spent(model: Any, tokens: Tokens, trained_N: Times | int = 0, recorded_N: Ti
 
 
 def _products(model: Any, lengths: NDArray[np.int32], supervised: NDArray[np.int32]) -> tuple[float, float, float]:
-    """Operations of a forward pass: products with weights, those of them with trained weights, and attention."""
+    """Count a forward pass's operations: matmuls with all weights, with trained weights only, and attention."""
     config = model.config.get_text_config()
     head = model.get_output_embeddings().weight
     tables = {id(model.get_input_embeddings().weight), id(head)}
@@ -68,13 +68,13 @@ def _products(model: Any, lengths: NDArray[np.int32], supervised: NDArray[np.int
 
 
 def _share(name: str, config: Any) -> float:
-    """Fraction of a parameter that a token is multiplied with: less than 1 for one of a mixture's experts."""
+    """Return the fraction of a parameter that each token uses: below 1 for the experts of a mixture."""
     counts = (getattr(config, names, None) for names in ("num_local_experts", "num_experts", "n_routed_experts"))
     experts = next((count for count in counts if count), None)
     return config.num_experts_per_tok / experts if experts and ".experts." in name else 1.0
 
 
 def _size(parameter: Any) -> int:
-    """The number of weights in a parameter; a 4-bit parameter stores two in each element."""
+    """Return the number of weights in a parameter; 4-bit parameters store two per element."""
     state = getattr(parameter, "quant_state", None)
     return parameter.numel() if state is None else math.prod(state.shape)

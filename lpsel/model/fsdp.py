@@ -1,8 +1,8 @@
-"""FSDP2: every rank stores a slice of the weights, gradients and optimizer states, and gathers a layer to use it.
+"""FSDP2: every rank stores a slice of weights, gradients and optimizer states, and gathers each layer when needed.
 
-The decoder layers are sharded one by one; embeddings, last norm and head belong to the root module, whose forward is
-called. No rank holds a second full copy: all ranks create the model without memory, rank 0 reads the file, and its
-tensors are broadcast one by one, of which each rank stores its slice.
+Decoder layers are sharded one by one; embeddings, final norm and head belong to the root module. No rank needs memory
+for a second full copy: all ranks create the model on the meta device, and rank 0 reads the weights and broadcasts them
+tensor by tensor; each rank keeps only its slices.
 """
 
 import pkgutil
@@ -24,23 +24,23 @@ from lpsel.model.spec import ModelSpec
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Lightning's strategy for FSDP2, over all devices of all nodes.
+    """FSDP2 strategy for Lightning that shards over all devices of all nodes.
 
     Args:
-        cpu_offload: keep weights, gradients and optimizer states on the host, where the optimizer updates them.
-        reshard_after_forward: free a gathered layer after its forward pass, and gather it again in the backward pass.
-        replicate: copies of the model, each sharded over as many devices, for example one on every node (HSDP).
+        cpu_offload: keep weights, gradients and optimizer states in host memory and run the optimizer on the CPU.
+        reshard_after_forward: free a gathered layer after its forward pass and gather it again in the backward pass.
+        replicate: number of model copies, each sharded over an equal number of devices, such as one per node (HSDP).
     """
 
     def __init__(self, cpu_offload: bool = False, reshard_after_forward: bool = True, replicate: int = 1) -> None:
         check_int("trainer.strategy.replicate", replicate, 1)
-        # The gradient norm is then reduced on the host, which NCCL cannot do.
+        # With offloading, the gradient norm is reduced on the host, which NCCL does not support.
         backend = "cpu:gloo,cuda:nccl" if cpu_offload else None
         super().__init__(data_parallel_size=1, tensor_parallel_size=1, process_group_backend=backend)
         self.cpu_offload, self.reshard_after_forward, self.replicate = cpu_offload, reshard_after_forward, replicate
 
     def _configure_launcher(self) -> None:
-        # The first hook that knows the devices, before other processes start.
+        # The first hook in which devices are known; other processes have not started yet.
         if self.cpu_offload and self.root_device.type == "cpu":
             problem, hint = "needs a GPU; everything is on the CPU already", "remove it"
             raise UserError("trainer.strategy.cpu_offload", "true", problem, hint)
@@ -55,28 +55,28 @@ class ShardedStrategy(ModelParallelStrategy):
 
     @property
     def shards(self) -> int:
-        """Devices that share a copy of the model."""
+        """Number of devices that share one copy of the model."""
         return self.num_nodes * self.num_processes // self.replicate
 
     def mesh(self) -> DeviceMesh:
-        """All devices, in one dimension or, with several copies, by copy and slice."""
+        """Create a mesh of all devices: one dimension or, with several copies, (replicate, shard)."""
         sizes = {"shard": self.shards} if self.replicate == 1 else {"replicate": self.replicate, "shard": self.shards}
         return init_device_mesh(self.root_device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
 
     def model_to_device(self) -> None:
-        if not self.cpu_offload:  # with it, load_sharded has placed every tensor
+        if not self.cpu_offload:  # otherwise load_sharded has placed every tensor
             super().model_to_device()
 
 
 def shards(strategy: Any) -> bool:
-    """Whether a strategy, a name or its settings, shards the weights over its devices (FSDP)."""
+    """Whether a strategy (a name or settings) shards weights across devices (FSDP)."""
     if isinstance(strategy, str):
         return "fsdp" in strategy
     return issubclass(pkgutil.resolve_name(strategy["_target_"]), ModelParallelStrategy)
 
 
 def option_of(strategy: Any, name: str, default: Any) -> Any:
-    """An option of a strategy, which is a name or has settings."""
+    """Return an option of a strategy, or `default` if the strategy is a name or does not set the option."""
     return default if isinstance(strategy, str) else strategy.get(name, default)
 
 
@@ -88,14 +88,14 @@ def load_sharded(
     precision: str,
     prepare: Callable[[Any], None],
 ) -> PerSampleLoss:
-    """The sharded model, checked and filled with its weights. All ranks call it together.
+    """Create, check and shard the model, and load its weights. All ranks must call this together.
 
-    bf16-mixed computes as on one device: the matrices of a layer are gathered in bfloat16, to which autocast would
-    round them; norms, embeddings and head in float32, as autocast leaves them. Gradients are reduced in float32.
+    With bf16-mixed, results match those on one device: layer matrices are gathered in bfloat16, autocast's dtype;
+    norms, embeddings and head in float32, as autocast leaves them. Gradients are reduced in float32.
 
     Args:
-        dtype: of the weights that the optimizer updates.
-        prepare: called with the model before it is sharded, for example to freeze parts of it.
+        dtype: dtype of the weights that the optimizer updates.
+        prepare: called with the model before sharding, for example to freeze parts of it.
 
     Raises:
         UserError: on all ranks, if rank 0 cannot load the model.
@@ -104,7 +104,7 @@ def load_sharded(
 
     whole, packed = _whole_on_rank_0(spec, path, strategy)
     config, trusted = load_config(spec, path), spec.trust_remote_code
-    with torch.device("meta"):  # which takes no memory
+    with torch.device("meta"):  # takes no memory
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trusted).eval()
     prepare(model)
     loss = PerSampleLoss(model, packed)
@@ -128,7 +128,7 @@ def load_sharded(
 
 
 def _whole_on_rank_0(spec: ModelSpec, path: str, strategy: ShardedStrategy) -> tuple[Any, bool | None]:
-    """On rank 0 the full model as stored, elsewhere None; and whether it supports packs. A failure ends all ranks.
+    """Load the full model as stored on rank 0, None elsewhere, and whether it supports packs; a failure ends all ranks.
 
     Tensors that need no conversion are memory-mapped, so that the system can drop and reread their pages.
     """
@@ -151,14 +151,14 @@ def _whole_on_rank_0(spec: ModelSpec, path: str, strategy: ShardedStrategy) -> t
 
 
 def _fill(model: Any, whole: Any, strategy: ShardedStrategy) -> None:
-    """Copy the values of rank 0's full model into every slice and buffer."""
+    """Copy the values of rank 0's full model to the slices and buffers of all ranks."""
     model.to_empty(device=torch.device("cpu") if strategy.cpu_offload else strategy.root_device)
     set_model_state_dict(
         model,
         whole.state_dict() if whole is not None else {},
         options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False),
     )
-    # Rotary frequencies, Gemma's embedding scale and the like are not in the file; transformers computes them.
+    # Values such as rotary frequencies and Gemma's embedding scale are not in the file; transformers computes them.
     for tensor in model.state_dict(keep_vars=True).values():
         tensor._is_hf_initialized = True
     model.initialize_weights()

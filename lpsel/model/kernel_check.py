@@ -1,4 +1,4 @@
-"""The attention kernel of a GPU, compared with PyTorch's sdpa in float32 before anything is trained."""
+"""Check a GPU's attention kernel against PyTorch's SDPA in float32 before training starts."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,18 +11,18 @@ from lpsel.data.packing import MicroBatch, Segment, varlen_of
 from lpsel.errors import UserError
 from lpsel.model.attention import PackedAttention, flash_supports
 
-# Relative to the norm. The rounding of one bfloat16 value is at most 2^-9; float32 products may use TF32.
+# Largest error relative to the norm. A bfloat16 value is rounded by at most 2^-9; float32 matmuls may use TF32.
 ROUNDING = {torch.bfloat16: 1e-2, torch.float32: 1e-3}
 WINDOW = 64  # short enough to matter in PACK
 
-# As `lpsel.data.packing` lays packs out: prefixes first, then the rows, then a token that fills it up
+# Laid out like the packs of `lpsel.data.packing`: prefixes, then rows, then a padding token
 _ONE, _TWO = Segment(0, 41), Segment(41, 60)
 _ROWS = [Segment(60 + 30 * i, 90 + 30 * i, *(_ONE if i % 2 else _TWO)[:2]) for i in range(8)]
 PACK = [_ONE, _TWO, *_ROWS, Segment(300, 430), Segment(430, 431)]
 
 
 class Heads(NamedTuple):
-    """Query heads, key heads, and the size of a head."""
+    """Numbers of query and key heads, and the head dimension."""
 
     queries: int
     keys: int
@@ -30,7 +30,7 @@ class Heads(NamedTuple):
 
     @classmethod
     def of(cls, config: Any) -> "Heads":
-        """Those of a transformers configuration."""
+        """Read the heads from a transformers configuration."""
         text = config.get_text_config()
         queries = text.num_attention_heads
         keys = getattr(text, "num_key_value_heads", None) or queries
@@ -38,7 +38,7 @@ class Heads(NamedTuple):
 
 
 def check_kernel(config: Any, dtype: torch.dtype, device: torch.device) -> None:
-    """Compare the attention of a model's heads on `device`, forward and backward, with a window if the model has one.
+    """Check attention with a model's heads on `device`, forward and backward, also with a window if the model has one.
 
     Raises:
         UserError: an error relative to the norm exceeds ROUNDING.
@@ -57,9 +57,9 @@ def check_kernel(config: Any, dtype: torch.dtype, device: torch.device) -> None:
 def attention_errors(
     segments: Sequence[Segment], heads: Heads, window: int | None, dtype: torch.dtype, device: torch.device
 ) -> dict[str, float]:
-    """Errors of the result and of the gradients of query, key and value.
+    """Compute the errors of the result and of the gradients of query, key and value.
 
-    They are relative to the norm of the result and of all gradients together.
+    They are relative to the norm of the result and to the norm of all three gradients, respectively.
     """
     draw = torch.Generator().manual_seed(0)
     tokens = segments[-1].stop
@@ -82,13 +82,13 @@ def attention_errors(
 
 
 def kernel_of(heads: Heads, dtype: torch.dtype, device: torch.device) -> str:
-    """The kernel that computes the attention of such heads: varlen, or segments one after the other."""
+    """Return which kernel computes attention with these heads: `varlen`, or `segments` for one segment at a time."""
     query_HTD = torch.empty(heads.queries, 1, heads.size, dtype=dtype, device=device)
     return "varlen" if flash_supports(query_HTD, query_HTD) else "segments"
 
 
 def _pack_of(segments: Sequence[Segment]) -> MicroBatch:
-    """A pack of segments without labels, for attention alone."""
+    """Create a pack of segments without labels, for attention only."""
     starts = {s.prefix_start for s in segments if s.prefix_stop}
     shared = [s for s in segments if s.start in starts and not s.prefix_stop]
     rows = [s for s in segments if s not in shared]
@@ -98,7 +98,7 @@ def _pack_of(segments: Sequence[Segment]) -> MicroBatch:
 
 
 def _by_sdpa(segments: Sequence[Segment], whole: Sequence[Tensor], window: int | None) -> Tensor:
-    """Attention of one segment after the other, shape (1, T, H, D)."""
+    """Compute attention one segment at a time with SDPA, shape (1, T, H, D)."""
     query, key, value = whole
     parts = []
     for s in segments:

@@ -1,4 +1,4 @@
-"""The LightningModule: an optimizer step over micro-batches, and the per-sample losses of a recording pass."""
+"""LightningModule with optimizer steps over several micro-batches, and recording passes for per-sample losses."""
 
 import logging
 import math
@@ -34,23 +34,23 @@ log = logging.getLogger(__name__)
 class FineTuner(L.LightningModule):
     """Fine-tunes a causal language model on responses.
 
-    The loss of a step is the mean NLL of the whole global batch (`Recipe.reduction`), however the batch is split into
-    packs and ranks. Without dropout, the same holds for the gradient. A step with a loss or gradient that is not finite
-    ends the training before the weights change.
+    The loss of a step is the mean NLL over the whole global batch (`Recipe.reduction`), however the batch is split
+    across packs and ranks. Without dropout, the same holds for the gradient. If the loss or gradient of a step is not
+    finite, training ends before the weights change.
 
     Args:
-        role: scorer or target, the prefix of its metrics.
-        optimizer: called with the parameters and `lr=`.
-        total_steps: horizon of the learning-rate schedule, in optimizer steps.
-        compiled: compile the layers, or `auto`: where it saves time.
-        head: of the loss, see `PerSampleLoss`.
-        measure: what recording passes return of every supervised token, instead of its NLL.
+        role: scorer or target; the prefix of logged metrics.
+        optimizer: factory that takes the parameters and `lr=`.
+        total_steps: length of the learning-rate schedule in optimizer steps.
+        compiled: whether to compile the layers; `auto`: if that saves time.
+        head: implementation of the output head and loss, see `PerSampleLoss`.
+        measure: what recording passes compute for every supervised token instead of its NLL.
 
     Attributes:
-        tokens_ahead: tokens of the forward passes that are to come, for `compiled="auto"`.
-        step_nll: loss of the last optimizer step, over all ranks.
-        signaled: whether a signal had reached some rank by then; equal on all ranks.
-        returned: when freed memory was last returned to the system, on a CPU.
+        tokens_ahead: tokens in the remaining forward passes, used by `compiled="auto"`.
+        step_nll: loss of the last optimizer step over all ranks.
+        signaled: whether any rank had received a signal by then; the same on all ranks.
+        returned: on a CPU, when freed memory was last returned to the system.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class FineTuner(L.LightningModule):
                 model = self.adapted.model if self.adapted else load_model(self.spec, self.path, dtype)
                 self.loss = PerSampleLoss(model, packed=False if self.spec.recipe.dropout else None)
                 check_head(self.loss)
-                compiled = self._compiles(model)  # after the check, so that nothing is compiled for its few tokens
+                compiled = self._compiles(model)  # after check_head, so as not to compile for its few tokens
                 self._prepare(model, compiled)
         if compiled:
             self.loss.compile_nll()
@@ -117,7 +117,7 @@ class FineTuner(L.LightningModule):
             compile_layers(model)
 
     def _compiles(self, model: Any) -> bool:
-        """Whether to compile the model's layers: `auto` does so for long runs of one process on a CPU."""
+        """Whether to compile the model's layers; `auto` does so for long single-process runs on a CPU."""
         if self.compiled != "auto":
             return bool(self.compiled)
         trainer = self.trainer
@@ -129,7 +129,7 @@ class FineTuner(L.LightningModule):
 
     @property
     def language_model(self) -> Any:
-        """The transformers model inside."""
+        """The wrapped transformers model."""
         return self.loss.model
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -145,33 +145,33 @@ class FineTuner(L.LightningModule):
             return
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
-        if self.spec.recipe.dropout:  # the masks of a step are the same when training resumes with it
+        if self.spec.recipe.dropout:  # so that a resumed run draws the same masks in this step
             seed = (self.spec.recipe.seed, self.trainer.global_step, self.trainer.global_rank)
             torch.manual_seed(int(SeedSequence(seed).generate_state(1)[0]))
             self.loss.train()
         model = self.trainer.strategy.model
         total = torch.zeros((), device=self.trainer.strategy.root_device)
         for i, batch in enumerate(step.micro_batches):
-            if isinstance(model, DistributedDataParallel):  # gradients are reduced with the last micro-batch
+            if isinstance(model, DistributedDataParallel):  # reduce gradients only with the last micro-batch
                 model.require_backward_grad_sync = i == len(step.micro_batches) - 1
             # Strategies average gradients over ranks, but the loss is a sum over ranks.
             loss = self.loss(batch, summed=True) * (self.trainer.world_size / step.divisor)
             self.manual_backward(loss)
             total += loss.detach()
         self.loss.eval()
-        # Over the slices of all ranks if the weights are sharded, which Lightning's clipping does not do.
+        # For sharded weights, this norm is over the slices of all ranks; Lightning's clipping does not support that.
         weights = [p for group in optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(weights, self.spec.recipe.max_grad_norm)
         own = torch.stack([total, torch.full_like(total, pending_signal() is not None)])
         of_all: Any = self.trainer.strategy.reduce(own, reduce_op="mean")
-        # The only synchronization with the device in a step. These numbers are equal on all ranks, so all end together.
+        # The only host-device synchronization in a step. All ranks get the same numbers, so they stop together.
         norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).to(total.device)
         self.step_nll, signals, gradient = torch.cat([of_all, norm.float()[None]]).tolist()
         self.signaled = signals > 0
         if not (math.isfinite(self.step_nll) and math.isfinite(gradient)):
             raise self._diverged(step, batch_idx, gradient)
         optimizer.step()
-        # Gradients are views of DDP's buckets, which it would otherwise hold in addition to those of a new step.
+        # Gradients are views of DDP's buckets; DDP would otherwise keep them in addition to those of the next step.
         optimizer.zero_grad(set_to_none=not isinstance(model, DistributedDataParallel))
         scheduler.step()
         if total.device.type == "cpu" and time.monotonic() - self.returned >= RETURN_SECONDS:
@@ -181,22 +181,22 @@ class FineTuner(L.LightningModule):
         self.log_number("learning_rate", scheduler.get_last_lr()[0])
 
     def log_number(self, name: str, value: float) -> None:
-        """Log a number of one optimizer step, without the transfer to the device that Lightning would wait for."""
+        """Log a number for one optimizer step without a blocking transfer to the device."""
         self.log(f"{self.role}/{name}", torch.tensor(float(value)), batch_size=1, on_step=True, on_epoch=False)
 
     def on_train_end(self) -> None:
-        # Lightning would move the optimizer's states to the host.
+        # Lightning's own teardown would move the optimizer states to the host.
         for optimizer in self.trainer.optimizers:
             optimizer.state.clear()
 
     def validation_step(self, batch: MicroBatch, _batch_idx: int) -> Tensor:
-        """Mean NLL of each row, in nats per supervised token, or of `measure`, shape (B,)."""
+        """Compute each row's mean NLL in nats per supervised token, or its mean `measure`, shape (B,)."""
         return per_sample_nll(self.loss(batch, measure=self.measure), batch.row_N, batch.supervised_B)
 
     def _diverged(self, step: OptimizerStep, batch_idx: int, gradient_norm: float) -> UserError:
-        """The error that ends a training whose step is not finite. All ranks call it, before the optimizer step.
+        """Create the error for a non-finite step. All ranks call this before the optimizer step.
 
-        The rows of the batch are fed once more to find those whose own NLL is not finite.
+        The rows of the batch are fed again, to find those whose own NLL is not finite.
         """
         trainer, recipe = self.trainer, self.spec.recipe
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -222,9 +222,9 @@ class FineTuner(L.LightningModule):
 
 
 def learning_rate_factor(recipe: Recipe, total_steps: int, step: int) -> float:
-    """The learning rate of an optimizer step, counted from 0, as a fraction of `recipe.learning_rate`.
+    """Compute the learning rate of an optimizer step, counted from 0, as a fraction of `recipe.learning_rate`.
 
-    As transformers' schedules, whose import takes seconds where PEFT is installed.
+    Same as the schedules in transformers, which take seconds to import if PEFT is installed.
     """
     warmup = round(recipe.warmup * total_steps)
     if step < warmup:

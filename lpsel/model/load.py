@@ -1,4 +1,4 @@
-"""From a ModelSpec to a tokenizer and a model."""
+"""Load the tokenizer and the model that a ModelSpec describes."""
 
 from dataclasses import replace
 from functools import partial
@@ -14,16 +14,16 @@ from lpsel.model.spec import ModelSpec
 from lpsel.storage import read_json
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
-NO_JSON = (ValueError, KeyError, TypeError, AttributeError)  # of reading an unexpected JSON file
+NO_JSON = (ValueError, KeyError, TypeError, AttributeError)  # raised when a JSON file has unexpected contents
 SAVED = "use a folder written by save_pretrained"
 Spec = TypeVar("Spec", bound=ModelSpec)
 
 
 def locate(spec: ModelSpec, cache_dir: Path) -> str:
-    """The folder or Hub id to load from; a tiny model is created first if needed.
+    """Return the folder or Hub id to load from, creating a tiny model first if needed.
 
     Raises:
-        UserError: there is no such folder or Hub model, it is incomplete, or its context is shorter than max_length.
+        UserError: the folder or Hub model does not exist or is incomplete, or its context is shorter than max_length.
     """
     if not spec.path:
         from lpsel.toy.model import make_tiny
@@ -45,7 +45,7 @@ def locate(spec: ModelSpec, cache_dir: Path) -> str:
 
 
 def check_model(spec: ModelSpec, cache_dir: Path) -> None:
-    """`locate` without creating a model."""
+    """Run the checks of `locate` without creating a model."""
     if spec.path:
         locate(spec, cache_dir)
     else:
@@ -78,7 +78,7 @@ def _check_weights(spec: ModelSpec, folder: Path) -> None:
 
 
 def _check_config(spec: ModelSpec, file: Path) -> None:
-    """Check without transformers that a config.json describes a model, with a context that is long enough."""
+    """Check, without importing transformers, that config.json describes a model with a long enough context."""
     try:
         config = read_json(file)
         model_type, decoder = config["model_type"], config.get("text_config") or config
@@ -100,16 +100,16 @@ def _check_context(spec: ModelSpec, context: int) -> None:
 
 
 def load_tokenizer(spec: ModelSpec, path: str) -> Any:
-    """The tokenizer of the model."""
+    """Load the model's tokenizer and check that its vocabulary is not larger than the model's."""
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **_source(spec))
-    except Exception as error:  # the Rust library raises bare ones
+    except Exception as error:  # the Rust library raises plain Exception
         problem = f"its tokenizer cannot be loaded ({first_line(error)})"
         raise UserError(path, problem=problem, hint="use a complete model folder") from error
     vocabulary = getattr(load_config(spec, path).get_text_config(), "vocab_size", None)
-    # Added tokens are not counted: no text contains them, and Gemma 3 has one more than its model.
+    # Added tokens do not count: no text contains them, and Gemma 3 has one more of them than its model has embeddings.
     if vocabulary is not None and tokenizer.vocab_size > vocabulary:
         problem = f"its tokenizer has {tokenizer.vocab_size:,} tokens, its model {vocabulary:,}"
         raise UserError(path, problem=problem, hint="use the model with its own tokenizer")
@@ -117,9 +117,9 @@ def load_tokenizer(spec: ModelSpec, path: str) -> Any:
 
 
 def with_template(spec: Spec, source: Source, cache_dir: Path) -> Spec:
-    """The model with the template that `auto` stands for; loads its tokenizer where that decides.
+    """Resolve `template="auto"`, loading the tokenizer only if the choice depends on it.
 
-    Cache keys, manifests and results hold this one.
+    Cache keys, manifests and results contain the resolved template.
     """
     if spec.template != "auto":
         return spec
@@ -133,7 +133,7 @@ def _source(spec: ModelSpec) -> dict[str, Any]:
 
 
 def load_config(spec: ModelSpec, path: str) -> Any:
-    """The model's configuration, if transformers supports it and rows fit into its context."""
+    """Load the model's configuration, and check that transformers supports it and that rows fit into its context."""
     from transformers import AutoConfig
 
     try:
@@ -150,9 +150,9 @@ def load_config(spec: ModelSpec, path: str) -> Any:
 
 
 def load_model(spec: ModelSpec, path: str, dtype: Any, **options: Any) -> Any:
-    """The causal language model with its weights in `dtype`, in evaluation mode (no dropout).
+    """Load the causal language model with its weights in `dtype`, in evaluation mode (no dropout).
 
-    `options` are passed to from_pretrained, such as quantization and device.
+    `options`, such as quantization and device, are passed to from_pretrained.
     """
     from torch import OutOfMemoryError
     from transformers import AutoModelForCausalLM
@@ -171,7 +171,7 @@ def load_model(spec: ModelSpec, path: str, dtype: Any, **options: Any) -> Any:
         )
     except (OutOfMemoryError, MemoryError):
         raise
-    except Exception as error:  # of transformers, safetensors, PyTorch's unpickler, and code that comes with a model
+    except Exception as error:  # from transformers, safetensors, PyTorch's unpickler or code that comes with a model
         unsafe = "Weights only load failed" in str(error)
         reason = "its pickle contains more than tensors" if unsafe else first_line(error)
         problem = f"cannot be loaded as a causal language model ({reason})"
@@ -181,7 +181,7 @@ def load_model(spec: ModelSpec, path: str, dtype: Any, **options: Any) -> Any:
 
 
 def stored_dtype(spec: ModelSpec, path: str) -> Any:
-    """The dtype of the first weight that is not an 8-bit float or an integer; otherwise `auto`, that of config.json."""
+    """Return the dtype of the first float32, bfloat16 or float16 weight, or `auto` (use config.json) without one."""
     import torch
     from safetensors import SafetensorError, safe_open
     from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
@@ -196,14 +196,14 @@ def stored_dtype(spec: ModelSpec, path: str) -> Any:
         with safe_open(file, framework="pt") as opened:
             dtypes = (opened.get_tensor(name).dtype for name in opened.keys())  # noqa: SIM118, not a dictionary
             return next((dtype for dtype in dtypes if dtype in (torch.float32, torch.bfloat16, torch.float16)), "auto")
-    except SafetensorError:  # loading reports it
+    except SafetensorError:  # reported when the model is loaded
         return "auto"
 
 
 def freeze_other_parts(model: Any) -> None:
-    """Train only the text decoder and the head of a multimodal model.
+    """Freeze everything in a multimodal model except its text decoder and head.
 
-    Text gives the other parts no gradient, and DDP waits for every gradient.
+    The other parts get no gradient from text, but DDP waits for the gradient of every trainable parameter.
     """
     decoder = text_decoder(model)
     if decoder is not model:
@@ -213,5 +213,5 @@ def freeze_other_parts(model: Any) -> None:
 
 
 def text_decoder(model: Any) -> Any:
-    """The part of a multimodal model that text passes through before the head; any other model itself."""
+    """Return the text decoder of a multimodal model; any other model is returned unchanged."""
     return model if model.config is model.config.get_text_config() else model.get_decoder()

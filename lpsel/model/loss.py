@@ -1,6 +1,6 @@
-"""Per-sample loss: the NLL of every supervised token, without logits for other tokens.
+"""Per-sample loss: computes the NLL of every supervised token, and no logits for other tokens.
 
-The head and the loss are computed in chunks, so that the (tokens, vocabulary) tensor never exists.
+Head and loss are computed in chunks, so that the full (tokens, vocabulary) tensor is never materialized.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,23 +16,23 @@ from lpsel.errors import UserError
 from lpsel.model.attention import PackedAttention, autocast_dtype, can_pack, fill
 from lpsel.model.device import gpu_memory, logit_bytes
 
-# B rows of a pack, T tokens of it, N supervised tokens of it, H hidden size, V vocabulary
+# B rows, T tokens and N supervised tokens in a pack, H hidden size, V vocabulary size
 
-CACHE_BYTES = 4 * 2**20  # of float32 numbers that a CPU handles at once, so that they stay in its cache
+CACHE_BYTES = 4 * 2**20  # float32 data that a CPU processes at a time, small enough to stay in its cache
 
-Measure = Callable[[Tensor, Tensor], Tensor]  # of logits (N, V) and labels (N,), shape (N,)
+Measure = Callable[[Tensor, Tensor], Tensor]  # (logits (N, V), labels (N,)) -> values (N,)
 
 
 class PerSampleLoss(nn.Module):
-    """A transformers causal language model that returns the losses of its supervised tokens.
+    """Wraps a transformers causal language model and returns the losses of its supervised tokens.
 
     Works for every architecture whose logits are its output embedding times the last hidden state, scaled or
-    soft-capped as configured; `check_head` compares them with the model's own logits. If the model supports packs
-    (`packed`, by default as `can_pack` finds), it uses `lpsel.model.attention` until `release`.
+    soft-capped as configured; `check_head` compares the result with the model's own logits. Models that support packs
+    (`packed`; None: determined by `can_pack`) use `lpsel.model.attention` until `release` is called.
 
     Attributes:
-        head: what computes head and loss together: `own`, or `liger` for the kernels of Liger (Hsu et al. 2024,
-            arXiv 2410.10989).
+        head: the implementation of output head and loss: `own`, or `liger` for the fused kernels of Liger (Hsu et al.
+            2024, arXiv 2410.10989).
     """
 
     head = "own"
@@ -52,9 +52,9 @@ class PerSampleLoss(nn.Module):
             self.attention.install(model)
 
     def forward(self, batch: MicroBatch, summed: bool = False, measure: Measure | None = None) -> Tensor:
-        """NLL of every supervised token, or `measure`, float32, (N,), without a gradient.
+        """Compute the NLL of every supervised token, or `measure` instead: float32 (N,), without a gradient.
 
-        With `summed`, their sum with the batch's weights, with a gradient.
+        With `summed`, return the sum of the NLLs, weighted with the batch's weights, with a gradient.
         """
         fused = self.head == "liger" and measure is None and len(batch.labels_N) > 0
         if summed:
@@ -78,7 +78,7 @@ class PerSampleLoss(nn.Module):
             return torch.cat([(measure or self.token_nll)(self.logits(h, weights), y) for h, y in chunks])
 
     def hidden(self, batch: MicroBatch) -> Tensor:
-        """The last hidden states that predict a supervised token, shape (N, H)."""
+        """Compute the last hidden states that predict the supervised tokens, shape (N, H)."""
         if self.attention is None:
             return self._hidden_of_padded(batch)
         self.attention.batch = batch
@@ -90,7 +90,7 @@ class PerSampleLoss(nn.Module):
         return hidden_1TH[0].index_select(0, batch.predicts_N)
 
     def _hidden_of_padded(self, batch: MicroBatch) -> Tensor:
-        """Rows padded on the right; without a mask, since a causal model does not attend to the right."""
+        """Run rows padded on the right. They need no mask, since a causal model does not attend to later tokens."""
         whole = [[*range(s.prefix_start, s.prefix_stop), *range(s.start, s.stop)] for s in batch.rows]
         width = max(map(len, whole))
         device = batch.input_ids_T.device
@@ -101,7 +101,7 @@ class PerSampleLoss(nn.Module):
         return hidden_BTH.flatten(0, 1).index_select(0, flat_N)
 
     def logits(self, hidden_NH: Tensor, weights: Sequence[Tensor] | None = None) -> Tensor:
-        """The model's logits for hidden states, shape (N, V), optionally with other weights of the head."""
+        """Compute logits from hidden states, shape (N, V), optionally with other head weights."""
         head = self.model.get_output_embeddings()
         named = dict(head.named_parameters())
         if weights is not None:
@@ -114,11 +114,11 @@ class PerSampleLoss(nn.Module):
         return logits_NV
 
     def compile_nll(self) -> None:
-        """Compute NLLs from logits in compiled code, which takes two thirds of the time on a CPU."""
+        """Compile the computation of NLLs from logits, which then takes two thirds of the time on a CPU."""
         self.token_nll = torch.compile(_nll, dynamic=True)
 
     def _by_liger(self, hidden_NH: Tensor, labels_N: Tensor, reduction: str) -> Tensor:
-        """The NLL of at least one token, or their sum. The gradient of the head is added up in float32."""
+        """Compute NLLs, or their sum, of at least one token. Gradients of the head are accumulated in float32."""
         from liger_kernel.transformers.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyLoss
 
         head = self.model.get_output_embeddings()
@@ -137,7 +137,7 @@ class PerSampleLoss(nn.Module):
 
 
 def token_nll(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
-    """-log softmax(z)_y of every token, in nats, float32, shape (N,)."""
+    """Compute the NLL -log softmax(z)_y of every token in nats, float32, shape (N,)."""
     size = _rows_at_once(logits_NV)
     parts = zip(logits_NV.split(size), labels_N.split(size), strict=True)
     return torch.cat([_nll(z_NV, y_N) for z_NV, y_N in parts])
@@ -148,7 +148,7 @@ def _nll(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
 
 
 class _SummedNLL(torch.autograd.Function):
-    """The sum of the NLLs. Its gradient is computed along with it, chunk by chunk, so that logits are computed once."""
+    """Sums the NLLs and computes the gradient in the same pass over chunks, so that logits are computed only once."""
 
     @staticmethod
     def forward(
@@ -194,19 +194,19 @@ class _SummedNLL(torch.autograd.Function):
 
 
 def _rows_at_once(tensor: Tensor) -> int:
-    """How many rows of logits or weights to handle at once: on a CPU, as many as its cache holds in float32."""
+    """Return how many rows of logits or weights to process at a time: on a CPU, as many as fit its cache in float32."""
     return len(tensor) if tensor.is_cuda else max(1, CACHE_BYTES // (4 * tensor.shape[1:].numel()))
 
 
 def _autocast(weight: Tensor) -> Tensor:
-    """A weight in the dtype in which autocast multiplies it, cast once instead of for every chunk."""
+    """Cast a weight to autocast's dtype, once instead of in every chunk."""
     return weight.to(autocast_dtype(weight)) if weight.is_floating_point() else weight
 
 
 def per_sample_nll(token_nll_N: Tensor, row_N: Tensor, supervised_B: Tensor) -> Tensor:
-    """Mean negative log-likelihood of each row, in nats per supervised token, float32, shape (B,).
+    """Compute the mean negative log-likelihood of each row in nats per supervised token, float32, shape (B,).
 
-    NaN for a row without a supervised token. `row_N` is the row of each of the `supervised_B` tokens of every row.
+    NaN for a row without a supervised token. `row_N` is the row of each token, `supervised_B` the token count per row.
     """
     sums_B = token_nll_N.new_zeros(len(supervised_B)).index_add_(0, row_N, token_nll_N)
     return sums_B / supervised_B
@@ -214,12 +214,12 @@ def per_sample_nll(token_nll_N: Tensor, row_N: Tensor, supervised_B: Tensor) -> 
 
 @torch.no_grad()
 def check_head(loss: PerSampleLoss) -> None:
-    """Compare the logits computed here with the model's own, on two packed rows with a common prefix.
+    """Compare the logits computed here with the model's own on two packed rows with a shared prefix.
 
-    A model whose attention needs unsupported arguments gets padded rows from then on.
+    If the model's attention needs arguments that packing does not support, its rows are padded from then on.
 
     Raises:
-        UserError: the architecture transforms its logits in other ways than scaling and soft-capping.
+        UserError: the architecture transforms its logits in ways other than scaling and soft-capping.
     """
     model = loss.model
     ids_T = torch.arange(16, device=model.device) * 7919 % model.get_output_embeddings().weight.shape[0]
@@ -245,7 +245,7 @@ def check_head(loss: PerSampleLoss) -> None:
 
 
 def _two_rows(ids_T: Tensor) -> MicroBatch:
-    """A pack of two rows: both start with tokens 0 to 5; the first ends with 6 to 10, the second with 11 to 15."""
+    """Create a pack of two rows that share tokens 0 to 5 and continue with tokens 6 to 10 and 11 to 15."""
     shared, rows = (Segment(0, 6),), (Segment(6, 11, 0, 6), Segment(11, 16, 0, 6))
     return MicroBatch(
         input_ids_T=ids_T,

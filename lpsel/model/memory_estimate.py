@@ -1,4 +1,4 @@
-"""Memory of training and recording passes, estimated from the shapes of a model before it is loaded."""
+"""Estimate the memory of training and recording passes from a model's shapes, before loading it."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -21,28 +21,28 @@ from lpsel.model.spec import ModelSpec
 QUANTIZED = 0.5 + 1 / 64 + 4 / 16384  # bytes per weight in NF4 with double quantization
 MOMENTS_8BIT = 2 + 2 * 4 / 256  # bytes per weight: two moments, and a scale per block of 256
 
-# Of a recording pass. On a GPU a share of its memory, because every pack casts, and with FSDP gathers, all weights.
+# For a recording pass. A fraction of a GPU's memory, because every pack casts and, with FSDP, gathers all weights.
 ACTIVATION_BYTES, GPU_ACTIVATION_SHARE = 256 * 2**20, 1 / 20
-A_GPU = 80 * 2**30  # bytes, where the GPU is not known
+A_GPU = 80 * 2**30  # bytes, assumed if the GPU is unknown
 
-# Tokens of the largest pack of training. On a CPU, 2,048 are as fast as 4,096, and take 1.2 GB less for SmolLM2-135M.
+# Tokens in the largest training pack. On a CPU, 2,048 is as fast as 4,096 and takes 1.2 GB less for SmolLM2-135M.
 PACKS = (4096, 2048, 1024, 512)
 
-# Fraction of the memory for training. On a GPU, fragments, the context and what other libraries allocate take the rest;
-# on a host, the tokens, the program and whatever else runs there.
+# Fraction of the memory that training may use. The rest is, on a GPU, for fragmentation, the CUDA context and other
+# libraries; on a host, for the tokens, the program and other processes.
 USABLE = {"cpu": 0.5, "cuda": 0.9, "mps": 0.5}
 
-_counted: dict[Any, tuple[int, int]] = {}  # what `_first_and_more` returns; several jobs of a sweep need it
+_counted: dict[Any, tuple[int, int]] = {}  # cache of `_first_and_more`, shared by the jobs of a sweep
 
 
 class DeviceMemory(NamedTuple):
-    """Bytes on each device."""
+    """Estimated memory in bytes per device."""
 
     states: float  # weights, gradients and optimizer moments; exact except for the allocator's overhead
-    # Of FSDP, the root module, a layer and the next one (or all layers), whole while they are used, their gradients,
-    # and the float32 copy of the gradients that are being reduced.
+    # FSDP only: the gathered root module, the current and the next layer (or all layers), their gradients, and the
+    # float32 copy of gradients during reduction.
     buffers: float
-    activations: float  # of the largest pack, including autocast's copies of the weights
+    activations: float  # for the largest pack, including autocast's copies of the weights
 
     @property
     def total(self) -> float:
@@ -62,11 +62,11 @@ def training_memory(
     layers_stay: bool = False,
     gpu: float | None = A_GPU,
 ) -> DeviceMemory:
-    """The memory for training `model` on each device; docs/explanation/memory.md lists the bytes per weight.
+    """Estimate the memory per device for training `model`; docs/explanation/memory.md lists the bytes per weight.
 
-    `model` is on the meta device. `pack` is the number of tokens of the largest micro-batch, `shards` the number of
-    devices that share one copy, 1 without FSDP, and `layers_stay` that none is freed before the backward pass. `gpu` is
-    the memory of a GPU in bytes, None on a CPU.
+    `model` is on the meta device. `pack` is the number of tokens in the largest micro-batch. `shards` is the number of
+    devices that share one copy of the model (1 without FSDP). With `layers_stay`, gathered layers are kept until the
+    backward pass. `gpu` is the memory of one GPU in bytes, None on a CPU.
     """
     computed = 4 if precision == "32-true" else 2
     stored = 2 if precision == "bf16-true" else 4
@@ -85,7 +85,7 @@ def training_memory(
         root, layer = weights - sum(sizes), max(sizes)
         gathered = sum(sizes) if layers_stay else 2 * layer
         buffers = 2.0 * stored * root + computed * (gathered + 2.0 * layer) + 4.0 * max(root, layer)
-    # Frozen weights, and the matrices that FSDP gathers, are stored as they are multiplied: autocast copies none.
+    # Frozen weights and the matrices that FSDP gathers already have autocast's dtype, so autocast does not copy them.
     mixed = precision == "bf16-mixed"
     dtype = torch.bfloat16 if precision == "bf16-true" or (mixed and adapter is not None) else torch.float32
     matrices = torch.bfloat16 if mixed and shards > 1 else dtype
@@ -94,28 +94,28 @@ def training_memory(
 
 
 def devices_needed(limit: float, estimate: Callable[[int], DeviceMemory]) -> int | None:
-    """The smallest power of two of FSDP devices that need at most `limit` bytes each; None if 1,024 do not suffice."""
+    """Return the smallest power of two of FSDP devices that need at most `limit` bytes each; None if 1,024 do not."""
     return next((n for n in (2**k for k in range(1, 11)) if estimate(n).total <= limit), None)
 
 
 def training_packs(accelerator: str) -> Sequence[int]:
-    """Those of PACKS that `train_tokens=auto` chooses from on such a device, largest first."""
+    """Return the pack sizes that `train_tokens=auto` considers on an accelerator, largest first."""
     return PACKS[1:] if accelerator == "cpu" else PACKS
 
 
 def training_pack(accelerator: str, limit: float, estimate: Callable[[int], DeviceMemory]) -> int:
-    """The largest of `training_packs` whose training needs at most `limit` bytes, the smallest if none does."""
+    """Return the largest of `training_packs` with which training fits into `limit` bytes, or the smallest of all."""
     packs = training_packs(accelerator)
     return next((pack for pack in packs if estimate(pack).total <= limit), packs[-1])
 
 
 def recording_pack(config: Any, precision: str, requested: int, gpu: float | None) -> int:
-    """Tokens of the largest pack of a recording pass: `requested`, or as many as fit into the memory for activations.
+    """Return the largest pack of a recording pass in tokens: `requested`, or fewer if activations take too much memory.
 
-    `gpu` is the memory of a GPU in bytes, None on a CPU.
+    `gpu` is the memory of one GPU in bytes, None on a CPU.
 
-    The activations of a token are largest inside the MLP of a layer: six hidden states and four times the MLP's inner
-    state in the precision of the pass, and the residual stream and its norm in float32.
+    A token's activations peak inside the MLP of a layer: six hidden states and four MLP inner states in the precision
+    of the pass, and the residual stream and its norm in float32.
     """
     hidden, inner = config.get_text_config().hidden_size, _inner_size(config)
     bytes_each = 4 if precision == "32-true" else 2
@@ -125,13 +125,13 @@ def recording_pack(config: Any, precision: str, requested: int, gpu: float | Non
 
 
 def _activations(config: Any, how: "_Pass", pack: int, row: int) -> float:
-    """Bytes that the forward pass of one pack saves for the backward pass, and those of the head.
+    """Count the bytes that the forward pass of one pack saves for the backward pass, plus those of the head.
 
-    Counted in passes through one and two layers, on tensors without memory. Copies of weights that autocast makes are
-    among them. The head saves its gradient and that of the hidden states, and holds a chunk of logits three times.
+    Measured on fake tensors in models with one and two layers, and includes autocast's copies of the weights. The head
+    stores its own gradient and that of the hidden states, and holds a chunk of logits three times.
     """
     one, layer = _first_and_more(config, how, pack, row)
-    if how.checkpointing:  # the tensors of one layer at a time
+    if how.checkpointing:  # one layer at a time is recomputed
         one += _first_and_more(config, how._replace(checkpointing=False), pack, row)[1]
     text = config.get_text_config()
     chunk = min(logit_bytes(how.gpu), 4 * pack * text.vocab_size)
@@ -140,7 +140,7 @@ def _activations(config: Any, how: "_Pass", pack: int, row: int) -> float:
 
 
 def _first_and_more(config: Any, how: "_Pass", pack: int, row: int) -> tuple[int, int]:
-    """Bytes saved with one layer, and those that each further layer adds."""
+    """Count the bytes saved with one layer, and the bytes that each additional layer adds."""
     key = (config.to_json_string(), how, pack, row)
     if key not in _counted:
         one, two = (_saved_bytes(config, how, layers, pack, row) for layers in (1, 2))
@@ -149,7 +149,7 @@ def _first_and_more(config: Any, how: "_Pass", pack: int, row: int) -> tuple[int
 
 
 class _Pass(NamedTuple):
-    """How a forward pass computes: the dtypes of all weights and of a layer's matrices, and where."""
+    """Settings of a forward pass: dtypes of the weights and of a layer's matrices, and the device's memory."""
 
     dtype: torch.dtype
     matrices: torch.dtype
@@ -159,7 +159,7 @@ class _Pass(NamedTuple):
 
 
 def _saved_bytes(config: Any, how: _Pass, layers: int, pack: int, row: int) -> int:
-    """Bytes of the tensors, weights aside, that a model of so many layers saves for rows of `row` tokens."""
+    """Count the bytes that a model with `layers` layers saves for rows of `row` tokens, excluding weights."""
     from transformers import AutoModelForCausalLM
 
     config = deepcopy(config)
@@ -190,7 +190,7 @@ def _saved_bytes(config: Any, how: _Pass, layers: int, pack: int, row: int) -> i
 
 
 class _FloatLikeCuda(TorchFunctionMode):
-    """Computes in float32 what autocast does on CUDA devices and not on CPUs, of the functions of language models."""
+    """Runs functions in float32 that autocast runs in float32 on CUDA but not on CPUs, if language models use them."""
 
     FUNCTIONS = (torch.layer_norm, torch.nn.functional.layer_norm, torch.pow, Tensor.pow, Tensor.__pow__)
 
@@ -201,7 +201,7 @@ class _FloatLikeCuda(TorchFunctionMode):
 
 
 def _round_matrices(model: Any, dtype: torch.dtype) -> None:
-    """Give all weights of the layers but those of norms another dtype."""
+    """Cast all weights in the decoder layers except norms."""
     for layer in decoder_layers(model):
         norms = norms_of(layer)
         for module in layer.modules():
@@ -210,14 +210,14 @@ def _round_matrices(model: Any, dtype: torch.dtype) -> None:
 
 
 def _rows_of(pack: int, row: int) -> MicroBatch:
-    """A pack of rows of `row` tokens, all supervised."""
+    """Create a pack of rows with `row` tokens each, all supervised."""
     rows = [Segment(start, min(start + row, pack)) for start in range(0, pack, row)]
     of_T, of_B = torch.zeros(pack, dtype=torch.int64), torch.zeros(len(rows), dtype=torch.int64)
     return MicroBatch(of_T, of_T, of_T, of_T, of_T, of_B, of_B, (), tuple(rows), pack, varlen_of(rows))
 
 
 def _inner_size(config: Any) -> int:
-    """Values of a token inside the MLP of a layer, under any of its names; by default four hidden states."""
+    """Return the MLP's inner size from any of its names in config.json; by default 4 times the hidden size."""
     text = config.get_text_config()
     names = ("intermediate_size", "ffn_dim", "n_inner")
     return next((size for name in names if (size := getattr(text, name, None))), 4 * text.hidden_size)

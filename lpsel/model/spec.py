@@ -1,4 +1,4 @@
-"""What a configuration defines about a model and its fine-tuning. Imports nothing heavy."""
+"""Settings of a model and its fine-tuning. Imports no heavy libraries."""
 
 from dataclasses import InitVar, dataclass, field
 from typing import Any
@@ -9,25 +9,25 @@ SCHEDULES = ("cosine", "linear", "constant")
 TEMPLATES = ("auto", "alpaca", "chat", "plain")
 REDUCTIONS = ("token", "row", "micro_batch")
 STOPS = ("stable",)
-MIN_STOP_ROWS = 20  # a rank correlation of fewer rows means little
-RELEASED_BATCH = 32  # rows of a step on each GPU in the released training settings: 8 micro-batches of 4
+MIN_STOP_ROWS = 20  # a rank correlation over fewer rows means little
+RELEASED_BATCH = 32  # rows per step and GPU in the released training settings: 8 micro-batches of 4
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is fine-tuned; the defaults are the paper's (released training settings).
+    """Hyperparameters of fine-tuning; the defaults are the paper's (released training settings).
 
     Attributes:
         global_batch: rows per optimizer step, over all devices and micro-batches.
-        learning_rate: its peak, after warm-up.
-        warmup: fraction of all optimizer steps over which the rate rises from 0.
-        schedule: the rate after warm-up: cosine or linear to 0, or constant.
-        reduction: what the loss of a step is a mean over: its supervised tokens, its rows' means, or the means of its
+        learning_rate: peak learning rate, reached after warm-up.
+        warmup: fraction of all optimizer steps over which the learning rate rises from 0.
+        schedule: learning rate after warm-up: cosine or linear decay to 0, or constant.
+        reduction: what the loss of a step averages: its supervised tokens, the means of its rows, or the means of its
             micro-batches of 4 rows, as in the released training, where short answers count more.
-        dropout: train with the dropout in the model's config.json. Rows are then padded and not packed, and the result
-            depends on train_tokens and the number of devices.
-        seed: of the order of the rows, and of dropout.
-        gpus: sets the global_batch of the released settings on this many GPUs, 32 rows on each.
+        dropout: train with the dropout rates in the model's config.json. Rows are then padded instead of packed, and
+            the result depends on train_tokens and the number of devices.
+        seed: seed for the order of the rows and for dropout.
+        gpus: number of GPUs; sets global_batch as in the released settings, 32 rows per GPU.
     """
 
     epochs: int = 3
@@ -62,18 +62,18 @@ class Recipe:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A causal language model, as scorer or as target.
+    """Settings of a causal language model, used as scorer or target.
 
     Attributes:
         path: Hugging Face id or local folder; null for a tiny model that is created when needed.
         revision: branch, tag or commit of a Hub model.
-        template: how a row becomes text: alpaca, chat (the tokenizer's own), plain, or auto, which the dataset decides
-            (`lpsel.model.load.with_template`).
-        max_length: rows are truncated to this many tokens.
+        template: how a row is formatted as text: alpaca, chat (the tokenizer's own template), plain, or auto, which
+            depends on the dataset (`lpsel.model.load.with_template`).
+        max_length: maximum number of tokens per row; longer rows are truncated.
         trust_remote_code: run Python code that comes with the model.
-        bin_weights: load pickled weights (pytorch_model.bin) if there are no safetensors, tensors only.
-        tiny: arguments of `lpsel.toy.model.make_tiny`, used when path is null.
-        architecture: the sizes in config.json, for a dry run that cannot read it; unused otherwise.
+        bin_weights: without safetensors, load pickled weights (pytorch_model.bin), tensors only.
+        tiny: arguments of `lpsel.toy.model.make_tiny`, used if path is null.
+        architecture: the sizes in config.json, used only by dry runs that cannot read that file.
     """
 
     name: str
@@ -99,12 +99,12 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class ScorerSpec(ModelSpec):
-    """A model as scorer, and how much of its recipe's training it gets: docs/guides/stopping.md."""
+    """Settings of a scorer: a model, and options that shorten its training (docs/guides/stopping.md)."""
 
-    train_fraction: float = 1.0  # of the rows with a supervised token, chosen at random, on which it is trained
-    stop: str | None = None  # `stable` ends the training of an epoch once the ranking is; null trains whole epochs
-    stop_bound: float = 0.9  # rank correlation with the previous check from which the ranking is stable
-    stop_rows: int = 256  # chosen at random, whose ranking is checked
+    train_fraction: float = 1.0  # fraction of the rows with a supervised token, drawn at random, to train on
+    stop: str | None = None  # `stable` ends an epoch's training once the ranking is stable; null trains whole epochs
+    stop_bound: float = 0.9  # rank correlation with the previous check at which the ranking counts as stable
+    stop_rows: int = 256  # number of rows, drawn at random, whose ranking is checked
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,7 +119,7 @@ class ScorerSpec(ModelSpec):
         check_int("scorer.stop_rows", self.stop_rows, MIN_STOP_ROWS, what="a number of rows")
 
     def less_training(self) -> dict[str, Any]:
-        """The settings that reduce training to less than every row of every epoch; empty without any."""
+        """Return the settings that shorten training; empty if the scorer trains on every row in every epoch."""
         part = {"train_fraction": self.train_fraction} if self.train_fraction < 1 else {}
         rule = {"rule": self.stop, "bound": self.stop_bound, "rows": self.stop_rows} if self.stop else {}
         return part | ({"stop": rule} if rule else {})
