@@ -1,6 +1,6 @@
-"""Columns that a scorer can record before training in addition to `nll_0`: the entries of `RECORDABLE`.
+"""Registry of the columns that a scorer can record before training in addition to `nll_0`.
 
-N supervised tokens of a batch, T tokens of a row, V vocabulary size
+N supervised tokens in a batch, T tokens in a row, V vocabulary size
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:  # selection rules and dry runs use the registry without torch and tokens
+if TYPE_CHECKING:  # selection rules and dry runs use the registry without torch
     from torch import Tensor
 
     from lpsel.data.tokens import Tokens
@@ -20,20 +20,20 @@ if TYPE_CHECKING:  # selection rules and dry runs use the registry without torch
 
 @dataclass(frozen=True)
 class RecordableColumn:
-    """The mean of a measure over the supervised tokens of a row, from a recording pass of its own."""
+    """The mean of a measure over the supervised tokens of each row, computed in a separate recording pass."""
 
-    measure: Measure | None = None  # of the logits (N, V) and the labels (N,), shape (N,); None for the NLL
+    measure: Measure | None = None  # (logits (N, V), labels (N,)) -> values (N,); None for the NLL
     without_prompt: bool = False  # feed the response without its prompt
 
     def fed(self, tokens: Tokens, bos: int | None) -> Any:
-        """The tokens to feed."""
+        """Return the tokens to feed."""
         return WithoutPrompt(tokens, bos) if self.without_prompt else tokens
 
 
 class WithoutPrompt:
-    """The responses of `Tokens`: the supervised tokens of each row, after BOS where the tokenizer has one.
+    """View of `Tokens` without prompts: each row's supervised tokens, after BOS if the tokenizer has one.
 
-    Without BOS, nothing predicts the first token of a response, and it is not supervised.
+    Without BOS, nothing predicts the first token of a response, so it is not supervised.
     """
 
     def __init__(self, tokens: Tokens, bos: int | None) -> None:
@@ -48,20 +48,20 @@ class WithoutPrompt:
         return len(self.tokens)
 
     def batches(self) -> list[Any]:
-        """No batches to search for shared prefixes: responses have none."""
+        """Return no batches to search for shared prefixes, since responses have none."""
         return []
 
     def input_ids(self, i: int) -> NDArray[np.int32]:
-        """BOS and the response of row i, int32 (T,)."""
+        """Return BOS and the response of row i, int32 (T,)."""
         return np.concatenate([self.bos, self.tokens.input_ids(i)[self.tokens.supervised(i)]])
 
     def supervised(self, i: int) -> NDArray[np.bool_]:
-        """All but the first token, bool (T,)."""
+        """Return the mask of supervised tokens of row i, bool (T,): all but the first token."""
         return np.arange(self.lengths[i]) > 0
 
 
 def error_norm(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
-    """|| softmax(z) - onehot(y) ||_2 of every token, float32 (N,), from 0 to the square root of 2.
+    """Compute || softmax(z) - onehot(y) ||_2 of every token, float32 (N,), from 0 to the square root of 2.
 
     Paul, Ganguli, Dziugaite, Deep Learning on a Data Diet, NeurIPS 2021 (EL2N).
     """

@@ -1,6 +1,6 @@
-"""Less training for a scorer: on a random part of the rows, or until the ranking of a sample of rows is stable.
+"""Shorten a scorer's training: use a random part of the rows, or stop once the ranking of a sample is stable.
 
-S rows of the sample, R of them, W ranks, E recorded passes (0 = before training, then one after each epoch)
+S rows in the sample, R of them with finite scores, W ranks, E recorded passes (0 = before training, then one per epoch)
 """
 
 import logging
@@ -28,24 +28,24 @@ log = logging.getLogger(__name__)
 
 Floats = NDArray[np.float64]
 
-CHECKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of an epoch; docs/results/stopping.md explains why they double
+CHECKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # fractions of an epoch; docs/results/stopping.md explains why they double
 
 
 def check_steps(steps: int) -> list[int]:
-    """The steps of an epoch after which the ranking is checked; never the last one."""
+    """Return the steps of an epoch after which the ranking is checked; never the last step."""
     return sorted({step for fraction in CHECKS if 0 < (step := round(fraction * steps)) < steps})
 
 
 def expected_agreement(correlation: float, rows: int, before: int, now: int, steps: int) -> dict[str, float]:
-    """Estimate Spearman's correlation of the ranking now with the one after the whole epoch, from the last two checks.
+    """Estimate Spearman's correlation between the current ranking and the one after the whole epoch.
 
-    It assumes that each further doubling of the steps changes the ranking as much as the last one did. The interval is
-    that of a correlation of `rows` rows, 95% for all checks together, since training stops at the first that is high:
-    the estimate is optimistic by up to the error of the sample. It does not cover the error of the extrapolation.
+    Extrapolates from the last two checks, assuming that each further doubling of the steps changes the ranking as much
+    as the last one did. The interval covers the sampling error of `rows` rows, at 95% for all checks together: training
+    stops at the first high correlation, so the estimate is optimistic. It does not cover the extrapolation error.
 
     Args:
-        correlation: of the checks after `before` and `now` of `steps` steps.
-        rows: in the sample.
+        correlation: Spearman's correlation between the checks after `before` and `now` of `steps` steps.
+        rows: number of rows in the sample.
 
     Returns:
         `spearman`, `low` and `high`.
@@ -57,7 +57,7 @@ def expected_agreement(correlation: float, rows: int, before: int, now: int, ste
 
 
 def rank_correlation(a_S: Floats, b_S: Floats) -> float:
-    """Spearman's, over the rows that both define; NaN if either is constant."""
+    """Compute Spearman's correlation over the rows that are finite in both; NaN if either is constant."""
     both_S = np.isfinite(a_S) & np.isfinite(b_S)
     a_R, b_R = a_S[both_S], b_S[both_S]
     constant = len(a_R) < 2 or np.ptp(a_R) == 0 or np.ptp(b_R) == 0
@@ -65,10 +65,10 @@ def rank_correlation(a_S: Floats, b_S: Floats) -> float:
 
 
 def random_part(tokens: Tokens, scorer: ScorerSpec) -> NDArray[np.bool_]:
-    """A random part of the rows with a supervised token, the same for the same content, bool (N,).
+    """Draw `scorer.train_fraction` of the rows with a supervised token, depending only on their content, bool (N,).
 
     Raises:
-        UserError: it has no row.
+        UserError: no row is drawn.
     """
     supervised_N = tokens.response_tokens > 0
     count = math.floor(scorer.train_fraction * supervised_N.sum() + 0.5)
@@ -83,20 +83,20 @@ def random_part(tokens: Tokens, scorer: ScorerSpec) -> NDArray[np.bool_]:
 
 @dataclass
 class EpochChecks:
-    """The checks of one epoch, as the manifest has them."""
+    """Results of the checks in one epoch, as stored in the manifest."""
 
     epoch: int  # from 1
-    steps: int  # of the whole epoch
+    steps: int  # in the whole epoch
     checked: list[int] = field(default_factory=list)  # steps after which the ranking was checked
-    correlation: list[float | None] = field(default_factory=list)  # Spearman's with the check before, if defined
+    correlation: list[float | None] = field(default_factory=list)  # Spearman's with the previous check, if defined
     stopped: int | None = None  # step after which training ended early
     expected: dict[str, float] | None = None  # agreement with the whole epoch, from `expected_agreement`
     training: dict[str, float] = field(default_factory=dict)  # tokens and FLOPs of the whole epoch's training
-    saved: dict[str, float] = field(default_factory=dict)  # of the part that was skipped
-    checks: dict[str, float] = field(default_factory=dict)  # of the checks
+    saved: dict[str, float] = field(default_factory=dict)  # tokens and FLOPs of the skipped part
+    checks: dict[str, float] = field(default_factory=dict)  # tokens and FLOPs of the checks
 
     def describe(self, rows: int, bound: float) -> str:
-        """The checks of a sample of `rows` rows in one line."""
+        """Summarize the checks of a sample of `rows` rows in one line."""
         correlations = ", ".join(f"{r:.2f}" for r in self.correlation if r is not None) or "none"
         line = f"epoch {self.epoch}: correlations of successive rankings of {rows:,} rows: {correlations}; "
         cost = f"the checks cost {self.checks['flops'] / self.training['flops']:.0%} of its training"
@@ -111,20 +111,20 @@ class EpochChecks:
 
 
 class StopWhenStable(L.Callback):
-    """Ends an epoch's training when the ranking of a fixed sample by LP_app is stable.
+    """Ends an epoch early once the LP_app ranking of a fixed sample is stable.
 
-    The sample's losses before an epoch come from the recording pass. A check computes them again, on all ranks
-    together, and ranks the rows by LP_app of this epoch so far, (P_{e-1} - P_t) / P_0. All ranks see the same numbers
+    The sample's losses before an epoch come from the recording pass. Each check computes them again, distributed over
+    all ranks, and ranks the rows by LP_app of this epoch so far, (P_{e-1} - P_t) / P_0. All ranks get the same numbers
     and stop together.
 
     Args:
-        title: of the fit, for the log.
-        data: of the fit.
-        rows: in the sample.
-        bound: rank correlation of two successive checks from which the ranking counts as stable.
+        title: name of the fit in the log.
+        data: data module of the fit.
+        rows: size of the sample.
+        bound: rank correlation between two successive checks at which the ranking counts as stable.
 
     Raises:
-        UserError: too few rows to rank.
+        UserError: there are too few rows to rank.
     """
 
     def __init__(self, title: str, data: SubsetDataModule, *, rows: int, bound: float) -> None:
@@ -141,14 +141,14 @@ class StopWhenStable(L.Callback):
 
     @property
     def times_checked(self) -> Times:
-        """How often the checks have fed each row, shape (N,)."""
+        """How many times the checks have fed each row, shape (N,)."""
         times_N = np.zeros(len(self.data.tokens), np.int64)
         times_N[self.sample] = sum(len(epoch.checked) for epoch in self.epochs)
         return times_N
 
     @property
     def rows_trained(self) -> int:
-        """Rows that have been trained on."""
+        """Number of distinct rows that have been trained on."""
         times_N = self.data.times_trained([epoch.stopped or epoch.steps for epoch in self.epochs])
         return int((times_N > 0).sum())
 
@@ -174,7 +174,7 @@ class StopWhenStable(L.Callback):
         self.nll_ES.append(self._gather(trainer))
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if len(self.epochs) == trainer.current_epoch:  # else it resumes
+        if len(self.epochs) == trainer.current_epoch:  # otherwise training resumes within this epoch
             self.epochs.append(EpochChecks(epoch=trainer.current_epoch + 1, steps=self.data.steps_per_epoch))
             self.score_S = None
 
@@ -182,7 +182,7 @@ class StopWhenStable(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: OptimizerStep, batch_idx: int
     ) -> None:
         step = batch_idx + 1
-        if not batch.micro_batches:  # trained before the process resumed
+        if not batch.micro_batches:  # step of an earlier process
             trainer.should_stop = step == self.epochs[-1].stopped
             return
         if step not in self.steps:
@@ -196,11 +196,11 @@ class StopWhenStable(L.Callback):
         if trainer.strategy.reduce_boolean_decision(correlation >= self.bound):
             epoch.stopped, before = step, epoch.checked[-2]
             epoch.expected = expected_agreement(correlation, len(self.sample), before, step, epoch.steps)
-            # Lightning then runs the epoch's recording pass and leaves the epoch.
+            # Lightning then runs the epoch's recording pass and ends the epoch.
             trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        trainer.should_stop = False  # ends this epoch's training, not that of the next
+        trainer.should_stop = False  # it must not end the next epoch
         epoch, data, model = self.epochs[-1], self.data, pl_module.language_model
         skipped_N, sample_N = np.zeros((2, len(data.tokens)), np.int64)
         skipped_N[data.order(epoch.epoch - 1)[(epoch.stopped or epoch.steps) * data.batch_size :]] = 1
@@ -225,7 +225,7 @@ class StopWhenStable(L.Callback):
         self.own_S[position_B[sampled_B]] = nll_B.float().cpu().numpy()[sampled_B]
 
     def _gather(self, trainer: L.Trainer) -> Floats:
-        """The sample's losses, each computed by some rank, on every rank; then resets this rank's own."""
+        """Gather the sample's losses from all ranks, then reset this rank's own."""
         own_S = torch.tensor(self.own_S, dtype=torch.float32, device=trainer.strategy.root_device)
         self.own_S[:] = np.nan
         nll_WS = trainer.strategy.all_gather(own_S).reshape(-1, len(self.sample)).cpu().numpy()

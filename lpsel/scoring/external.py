@@ -1,7 +1,7 @@
-"""Scores in the files of other tools: Bergson's scores folders, DataFlex's selections, samples logged by lm-eval.
+"""Read scores from other tools: Bergson's score folders, DataFlex's selections, samples logged by lm-eval.
 
-They hold numbers to rank by (`selection=score_column`), not recorded losses. What each format means is from the
-tools' public sources.
+These files hold numbers to rank by (`selection=score_column`), not recorded losses. The formats follow the tools'
+public source code.
 
 N rows, Q queries, T tokens
 """
@@ -19,27 +19,27 @@ from lpsel.data.text_files import lines
 from lpsel.errors import UserError, printable_line
 from lpsel.storage import read_json
 
-INFO, SCORES = "info.json", "scores.bin"  # of a folder written by Bergson
-BFLOAT16 = np.dtype("<u2")  # NumPy has none: it is the upper half of a float32
+INFO, SCORES = "info.json", "scores.bin"  # files in a folder written by Bergson
+BFLOAT16 = np.dtype("<u2")  # the upper half of a float32; NumPy has no bfloat16
 TYPES = {"bfloat16": BFLOAT16} | {name: np.dtype(name) for name in ("bool", "float16", "float32", "float64")}
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, OSError)
 
 
 def read_external(path: Path, rows: Callable[[], int]) -> pa.Table | None:
-    """The numeric columns of a file or folder of one of these tools, by row; None for anything else.
+    """Read the numeric columns of a file or folder of one of these tools, by row; None for anything else.
 
-    - Bergson: `score` of the only query, otherwise `score_0`, `score_1`, ... and `score`, their mean. Scores of tokens
-      are summed over each document, since influence adds up. Cells that are not written, and the documents that they
-      are tokens of, are null.
+    - Bergson: `score` for a single query, otherwise `score_0`, `score_1`, ... and their mean, `score`. Token scores are
+      summed over each document, since influence is additive. Unwritten cells, and documents with an unwritten token,
+      are null.
     - DataFlex: the metrics in `step_N.json`, such as `loss`. Rows that were not selected are null.
-    - lm-eval: the metrics in `samples_TASK_TIME.jsonl`; a pair of a sum and a weight is divided. With several filters,
-      columns are named `METRIC,FILTER`. Documents are the rows; those that were not evaluated are null.
+    - lm-eval: the metrics in `samples_TASK_TIME.jsonl`; a (sum, weight) pair becomes their quotient. With several
+      filters, columns are named `METRIC,FILTER`. Each document is a row; documents that were not evaluated are null.
 
     Args:
-        rows: counts those of the dataset, for files that hold only some of them.
+        rows: returns the number of rows in the dataset; called for files that contain only some of them.
 
     Raises:
-        UserError: such a file with unexpected contents.
+        UserError: the file has unexpected contents.
     """
     reader = _reader(path)
     if reader is None:
@@ -55,7 +55,7 @@ def read_external(path: Path, rows: Callable[[], int]) -> pa.Table | None:
 
 
 def is_external(path: Path) -> bool:
-    """Whether a path has the form of one of these tools."""
+    """Whether a path looks like the output of one of these tools."""
     return _reader(path) is not None
 
 
@@ -66,7 +66,7 @@ def _reader(path: Path) -> Any:
 
 
 def _bergson(folder: Path, rows: Callable[[], int]) -> dict[str, NDArray[np.float64]]:
-    """Rows of (score_0, written_0, score_1, ...) in the layout that info.json describes."""
+    """Read rows of (score_0, written_0, score_1, ...) in the layout given by info.json."""
     info = read_json(folder / INFO)
     layout = info["dtype"]
     fields: Any = {**layout, "formats": [TYPES[name] for name in layout["formats"]]}
@@ -89,7 +89,7 @@ def _floats(values: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _dataflex(file: Path, rows: Callable[[], int]) -> dict[str, NDArray[np.float64]]:
-    """{"indices": selected rows, "metric": {name: a value of each}}; or a value of every row of the dataset."""
+    """Read {"indices": selected rows, "metric": {name: a value for each}}, or metrics with a value for every row."""
     step = read_json(file)
     index = np.array(step["indices"], np.int64)
     metrics = {name: np.array(values, np.float64) for name, values in step["metric"].items()}
@@ -123,14 +123,14 @@ def _samples(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _number(value: Any) -> float | None:
-    """A metric's value: a number, or a sum and the weight that it is divided by."""
+    """Convert a metric to a number; a (sum, weight) pair becomes their quotient, anything else None."""
     if isinstance(value, list) and len(value) == 2 and value[1]:
         value = value[0] / value[1]
     return float(value) if isinstance(value, int | float) else None
 
 
 def _placed(index: NDArray[np.int64], values: NDArray[np.float64], rows: int) -> NDArray[np.float64]:
-    """The values at their rows, NaN elsewhere, (N,); of a row drawn several times, the value is the same."""
+    """Place values at their rows, NaN elsewhere, (N,). If a row was drawn several times, its values are equal."""
     if index.min() < 0:
         raise ValueError(f"row {index.min()} is negative")
     placed_N = np.full(max(rows, int(index.max()) + 1), np.nan)

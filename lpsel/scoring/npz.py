@@ -1,4 +1,4 @@
-"""NumPy archives with one array of perplexities per scorer, as the paper released them, and perhaps `cluster`."""
+"""Read NumPy archives in the format released with the paper: perplexities per scorer, and optionally `cluster`."""
 
 import zipfile
 import zlib
@@ -14,12 +14,12 @@ from lpsel.data.size_limits import check_expansion
 from lpsel.errors import UserError, printable_line
 
 SUFFIX = ".npz"
-# What NumPy and zipfile raise for a damaged archive; RuntimeError for an encrypted one.
+# Raised by NumPy and zipfile for a damaged archive; RuntimeError for an encrypted one.
 UNREADABLE = (ValueError, OSError, EOFError, MemoryError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error)
 
 
 def split_npz(name: str) -> tuple[Path, str | None] | None:
-    """`FILE.npz:NAME` as file and scorer, `FILE.npz` as file and None; None for anything else."""
+    """Split `FILE.npz:NAME` into file and scorer, and `FILE.npz` into file and None; None for anything else."""
     if name.endswith(SUFFIX):
         return Path(name).expanduser(), None
     file, colon, scorer = name.rpartition(f"{SUFFIX}:")
@@ -27,20 +27,20 @@ def split_npz(name: str) -> tuple[Path, str | None] | None:
 
 
 def names_in_npz(path: Path) -> list[str]:
-    """The names of the arrays except `cluster`.
+    """List the names of the arrays except `cluster`.
 
     Raises:
-        UserError: no such file, or not an archive.
+        UserError: the file does not exist or is not an archive.
     """
     with open_npz(path) as archive:
         return [name for name in archive.files if name != "cluster"]
 
 
 def read_array(path: Path, name: str) -> Any:
-    """One array.
+    """Read one array.
 
     Raises:
-        UserError: no such file or array, or one that cannot be read without pickle.
+        UserError: the file or array does not exist, or cannot be read without pickle.
     """
     with open_npz(path) as archive:
         if name not in archive.files:
@@ -49,13 +49,13 @@ def read_array(path: Path, name: str) -> Any:
 
 
 def read_npz(file: Path, key: str | None) -> pa.Table:
-    """The perplexities of one scorer, and `cluster` if the archive has it, as a table.
+    """Read one scorer's perplexities, and `cluster` if the archive has it, as a table.
 
     Args:
-        key: the name of the array of perplexities, if the archive has several.
+        key: name of the array of perplexities; required if the archive has several.
 
     Raises:
-        UserError: no such file or array, or one of another type or shape.
+        UserError: the file or array does not exist, or the array has the wrong type or shape.
     """
     with open_npz(file) as archive:
         names = [name for name in archive.files if name != "cluster"]
@@ -80,7 +80,7 @@ def read_npz(file: Path, key: str | None) -> pa.Table:
 
 @contextmanager
 def open_npz(path: Path) -> Iterator[Any]:
-    """An archive of arrays that are readable without pickle; whatever fails while it is open is reported as such."""
+    """Open an archive without allowing pickles; errors while it is open are raised as UserError."""
     if not path.is_file():
         hint = "use a .npz archive of perplexities, with scores_key=SCORER (agreement: FILE.npz:SCORER)"
         raise UserError("scores", path, "no such file", hint)

@@ -27,9 +27,9 @@ from lpsel.scoring.table import ScoreTable, from_arrow
 
 RECORDED = re.compile(r"(nll|ppl)_(0|[1-9][0-9]*)")
 OPTIONAL = ("index", "id", "prompt_tokens", "response_tokens", "truncated", "cluster", "unusable")
-TEXTS = ("string", "large_string", "string_view")  # types, also of the values of a dictionary
+TEXTS = ("string", "large_string", "string_view")  # Arrow types, also as the value type of a dictionary
 MINIMUM = {"nll": (0, "losses"), "ppl": (1, "perplexities")}
-ROUNDING = 1e-3  # by which a record may be below the minimum
+ROUNDING = 1e-3  # how far rounding may put a record below the minimum
 FILES = "use a scores folder, or a .parquet, .csv, .tsv or .npz file"
 
 
@@ -40,24 +40,23 @@ def read_scores(
     clusters: bool = True,
     rows: Callable[[], int] = lambda: 0,
 ) -> ScoreTable:
-    """Read a scores folder, a Parquet or CSV table of scores, or a .npz of perplexities, sorted by its `index`.
+    """Read a scores folder, a Parquet or CSV table of scores, or a .npz of perplexities, sorted by `index`.
 
-    Files of other tools have only `columns` (`lpsel.scoring.external`).
-
-    A table needs the columns nll_0 .. nll_n or ppl_0 .. ppl_n (nll counts where it has both), or one of `columns`.
-    Without `index`, rows count from 0. Without `response_tokens`, a row is taken to have none if its first record is
-    null, or if its NLL is exactly 0 in every record, which is how the paper's released perplexities (all 1) show such
-    rows. A .npz has arrays of perplexities, (E, N) each, and may have `cluster`, (N,).
+    A table needs the columns nll_0 .. nll_n or ppl_0 .. ppl_n (nll takes precedence), or one of `columns`. Without
+    `index`, rows are numbered from 0. Without `response_tokens`, a row counts as having none if its first record is
+    null, or if its NLL is exactly 0 in every record, as in the paper's released perplexities (all 1 for such rows). A
+    .npz contains arrays of perplexities, (E, N) each, and optionally `cluster`, (N,). From files of other tools
+    (`lpsel.scoring.external`), only `columns` are read.
 
     Args:
-        key: the name of the array in a .npz that has several.
-        columns: other columns to read where the table has them; `ppl_X` stands in for `nll_X`.
+        key: name of the array to read if a .npz has several.
+        columns: other columns to read if the table has them; `ppl_X` is used in place of a missing `nll_X`.
         clusters: whether to read the column `cluster`.
-        rows: counts those of the dataset, for files of other tools that hold only some of them.
+        rows: returns the number of rows in the dataset; called for files of other tools that contain only some of them.
 
     Raises:
-        UserError: no such file, no or missing epochs, a column of the wrong type, no such array; a scores folder
-            whose file or rows are not the ones that its manifest describes.
+        UserError: the file or array does not exist, epochs are missing, a column has the wrong type, or the contents of
+            a scores folder do not match its manifest.
     """
     file = Path(str(path)).expanduser()
     ours = file.is_dir() and (file / SCORES_FILE).is_file()
@@ -77,7 +76,7 @@ def read_scores(
 
 
 def cluster_codes(values: Any) -> NDArray[np.int32]:
-    """Clusters as numbers, int32 (N,): integers as they are, other values numbered from 0 in sorted order.
+    """Encode clusters as int32 (N,): integers are kept, other values are numbered from 0 in sorted order.
 
     Args:
         values: a sequence or an Arrow array, without nulls.
@@ -92,7 +91,7 @@ def cluster_codes(values: Any) -> NDArray[np.int32]:
 
 
 def _check_folder(path: str | Path) -> tuple[Path, str | None]:
-    """The file to read, and the fingerprint of its rows where it is that of a scores folder."""
+    """Return the file to read and, for a scores folder, the fingerprint of its rows."""
     file = Path(str(path)).expanduser()
     in_folder = file.is_dir()
     file = file / SCORES_FILE if in_folder else file
@@ -110,10 +109,10 @@ def _check_folder(path: str | Path) -> tuple[Path, str | None]:
 
 
 def read_table(file: Path, columns: Collection[str] = ()) -> pa.Table:
-    """The columns of a Parquet or CSV file that scores can have, and `columns`.
+    """Read the columns of the scores format and `columns` from a Parquet or CSV file.
 
     Raises:
-        UserError: no such file, one that cannot be read, or two columns of one name.
+        UserError: the file does not exist, cannot be read, or has two columns with the same name.
     """
     if not file.is_file():
         raise UserError("scores", file, "no such file", FILES)
@@ -125,7 +124,7 @@ def read_table(file: Path, columns: Collection[str] = ()) -> pa.Table:
         twice = next((name for name in found if found.count(name) > 1), None)
         if twice is not None:
             raise UserError("scores", file, f"has {found.count(twice)} columns {twice}", "keep one of them")
-        return found if set(found).difference(OPTIONAL) else names  # all, for the error
+        return found if set(found).difference(OPTIONAL) else names  # all columns, for the error message
 
     try:
         if (kind := file.suffix.lower()) == ".parquet":
@@ -140,7 +139,7 @@ def read_table(file: Path, columns: Collection[str] = ()) -> pa.Table:
 
             header = next((line for _, line in lines(file) if line.strip()), b"").decode(errors="replace")
             delimiter = delimiter_of(header)
-            several = delimiter in header  # columns: of only one, an empty line is a row
+            several = delimiter in header  # in a file with a single column, an empty line is a row
             parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, ignore_empty_lines=several)
             convert = csv.ConvertOptions(column_types={"id": pa.large_string()})
             table = csv.read_csv(file, parse_options=parse, convert_options=convert)
@@ -168,7 +167,7 @@ def _sorted(scores: ScoreTable, file: Path) -> ScoreTable:
 
 
 class _Columns:
-    """Columns of a table as the arrays of a ScoreTable; errors name the column."""
+    """Converts the columns of a table to the arrays of a ScoreTable, with errors that name the column."""
 
     def __init__(self, table: pa.Table, file: Path) -> None:
         self.table, self.file, self.names = table, file, table.column_names
@@ -203,7 +202,7 @@ class _Columns:
         )
 
     def _unusable(self) -> pa.Array | None:
-        """The kinds of skipped rows, None if there are none. Arrow reads empty cells of a CSV file as empty strings."""
+        """Return the kinds of skipped rows, None if there are none. Empty CSV cells, read as "", count as null."""
         if "unusable" not in self.names or (column := self.table["unusable"]).null_count == len(column):
             return None
         if str(column.type.value_type if pa.types.is_dictionary(column.type) else column.type) not in TEXTS:
@@ -213,7 +212,7 @@ class _Columns:
         return None if kinds.null_count == len(kinds) else kinds
 
     def _recorded(self, optional: bool) -> tuple[str, int]:
-        """The kind of records, nll or ppl, and the number of their columns, which may be 0 if they are optional."""
+        """Return the kind of records, nll or ppl, and the number of their columns; 0 is allowed if `optional`."""
         for kind in ("nll", "ppl"):
             found = sorted(int(m[2]) for name in self.names if (m := RECORDED.fullmatch(name)) and m[1] == kind)
             if found and found != list(range(len(found))):
@@ -242,7 +241,7 @@ class _Columns:
         return records_EN
 
     def _extra(self, name: str) -> NDArray[np.float64] | None:
-        """A column that a rule ranks by, or None; an NLL from its perplexity where the table has only that."""
+        """Return a column that a rule ranks by, or None; `nll_X` is computed from `ppl_X` if it is missing."""
         if name in self.names:
             return self._numbers(name, "numbers, empty where a row has none")
         if (other := _as_perplexity(name)) in self.names:
@@ -268,7 +267,7 @@ class _Columns:
         return values_N.astype(default_N.dtype)
 
     def _valid(self, name: str, is_valid: Callable[[Any], bool], expected: str) -> pa.ChunkedArray | None:
-        """A column without nulls, of a type that `is_valid` accepts, or None where the table has no such column."""
+        """Return a column after checking its type and that it has no nulls, or None if the table does not have it."""
         if name not in self.names:
             return None
         column = self.table[name]
@@ -283,7 +282,7 @@ class _Columns:
 
 
 def _first_text(column: pa.ChunkedArray) -> str:
-    """The first text in a column that is no number, for messages; empty if there is none."""
+    """Describe the first text in a column that is not a number, for messages; empty if there is none."""
     for row, value in enumerate(column.to_pylist() if str(column.type) in TEXTS else ()):
         try:
             float(value or "nan")

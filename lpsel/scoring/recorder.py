@@ -1,4 +1,4 @@
-"""The logging hook: records every row's NLL before training and after each epoch."""
+"""Callback that records every row's NLL before training and after each epoch."""
 
 from typing import Any
 
@@ -15,15 +15,15 @@ BATCHES_PER_PART = 64
 
 
 class NLLRecorder(L.Callback):
-    """Writes what the validation passes over the training set return, by row index.
+    """Writes the per-row results of validation passes over the training set, keyed by row index.
 
-    The pass before training is Lightning's sanity check over all batches (`num_sanity_val_steps=-1`), so that it runs
-    where every strategy allows a forward pass; if nothing is trained, it is a validation run. Each rank writes its own
-    parts: nothing is gathered, and nothing depends on the order or size of batches or the number of ranks. The data
-    module skips the rows that an earlier process has recorded.
+    The pass before training is Lightning's sanity check over all batches (`num_sanity_val_steps=-1`), a point where
+    every strategy allows a forward pass; if nothing is trained, it is a validation run. Each rank writes its own parts
+    without gathering, so results do not depend on batch order, batch size or the number of ranks. The data module skips
+    rows that an earlier process has already recorded.
 
     Args:
-        parts: where to write; a folder that all ranks see.
+        parts: destination, a folder that all ranks can access.
     """
 
     def __init__(self, parts: Parts) -> None:

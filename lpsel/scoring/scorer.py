@@ -1,4 +1,4 @@
-"""Scores of a dataset: from the cache, or by training the scorer and recording the loss of every row."""
+"""Score a dataset: reuse cached scores, or train the scorer and record the loss of every row."""
 
 import logging
 import platform
@@ -58,21 +58,21 @@ OTHER_SCORERS = (
 
 
 def check_scorer(setup: TrainingSetup, scorer: ModelSpec, epochs: int) -> None:
-    """Check a scorer before it is loaded.
+    """Check a scorer before loading it.
 
     Raises:
-        UserError: no such model, or more recorded epochs needed than its recipe has.
+        UserError: the model does not exist, or the selection needs more recorded epochs than its recipe has.
     """
     if epochs > scorer.recipe.epochs:
         problem = f"the selection needs {epochs} recorded epochs"
         hint = "raise it, or choose a rule that needs fewer (selection=lp_app needs 1)"
         raise UserError("scorer.recipe.epochs", scorer.recipe.epochs, problem, hint)
-    _ = setup.device  # raises a UserError if not available
+    _ = setup.device  # raises UserError if the device is not available
     check_available(scorer, setup.cache_dir)
 
 
 def check_available(scorer: ModelSpec, cache_dir: Path, purpose: str = "") -> None:
-    """Raise a UserError with the purpose of a scorer that cannot be loaded; for a Hub model, it lists alternatives."""
+    """Raise a UserError, with the scorer's purpose, if it is not available; for a Hub model, it lists alternatives."""
     try:
         check_model(scorer, cache_dir)
     except NotOnHub as error:
@@ -87,17 +87,17 @@ def scores_for(
     columns: Collection[str] = (),
     trained_on: Source | None = None,
 ) -> Scores:
-    """Scores of `source` with at least `epochs` recorded epochs and `columns`: from the cache, else new ones.
+    """Return scores of `source` with at least `epochs` recorded epochs and `columns`, cached or newly computed.
 
-    With 0 epochs, only the pass before training runs. The recipe's schedule covers its own epochs even where fewer are
-    recorded, so that LP_app's one epoch is the first of the run whose three epochs LP needs.
+    With 0 epochs, only the pass before training runs. The learning-rate schedule always covers all epochs of the
+    recipe, so that the single epoch of LP_app is the first of the three epochs of LP.
 
     Args:
         columns: keys of `lpsel.scoring.columns.RECORDABLE`, recorded before training.
         trained_on: rows to train the scorer on instead of those of `source`.
 
     Raises:
-        UserError: more epochs are needed than the scorer's recipe has, or what training raises.
+        UserError: more epochs are needed than the scorer's recipe has, or training fails.
     """
     check_scorer(setup, scorer, epochs)
     scorer = with_template(scorer, source, setup.cache_dir)
@@ -117,7 +117,7 @@ def scores_for(
             scores = Scores(found, reused=True)
             log.info("Scores: reused from %s", scores.table)
             report_tokens(scorer, scores.manifest())
-            if is_main_process():  # of a process that was killed after writing them
+            if is_main_process():  # remove what a process left that was killed after writing the scores
                 shutil.rmtree(entry.folder / found.name.removeprefix(f"{entry.folder.name}-"), ignore_errors=True)
             return scores
         some = f"{epochs} of the " if epochs < scorer.recipe.epochs else "the "
@@ -130,7 +130,7 @@ def scores_for(
 
 @dataclass
 class _Scoring:
-    """The passes of one scorer over one dataset."""
+    """Runs the passes of one scorer over one dataset."""
 
     setup: TrainingSetup
     scorer: ScorerSpec
@@ -156,7 +156,7 @@ class _Scoring:
         self.parts = Parts(self.entry.folder / recording_name(self.epochs, self.columns))
 
     def run(self) -> Path:
-        """Record, train, and write the scores folder."""
+        """Record, train and write the scores folder."""
         data = self._training_data()
         steps = data.steps_per_epoch * self.scorer.recipe.epochs
         values, costs = {}, []
@@ -193,7 +193,7 @@ class _Scoring:
         return folder
 
     def _less(self, name: str) -> bool:
-        """Whether the scorer is trained less by this setting: with 0 epochs, it is not trained at all."""
+        """Whether this setting shortens the scorer's training; never with 0 epochs, which train nothing."""
         return name in self.entry.key
 
     def _tokenized(self, source: Source) -> Tokens:
@@ -216,7 +216,7 @@ class _Scoring:
         return self.setup.data_module(tokens, self.scorer, mask=mask, record=record, score_tokens=self.score_tokens)
 
     def _record(self, column: str, steps: int) -> tuple[NDArray[np.float64], Cost]:
-        """The values of a column, shape (N,), and the cost of its pass, unless an earlier process has finished it."""
+        """Record a column unless an earlier process has; return its values, shape (N,), and the cost of its pass."""
         parts = Parts(self.parts.folder / column)
         cost_file = parts.folder / "cost.json"
         fed = RECORDABLE[column].fed(self.tokens, self.tokenizer.bos_token_id)
@@ -254,7 +254,7 @@ class _Scoring:
 
 
 def checked_tokens(source: Source, tokenizer: Any, spec: ModelSpec, path: str, cache_dir: Path) -> Tokens:
-    """The tokens of a model's rows, reported, and all of them in its vocabulary."""
+    """Tokenize rows for a model, log a summary, and check that all tokens are in the model's vocabulary."""
     tokens = tokenize(source, tokenizer, spec.template, spec.max_length, cache_dir)
     report_tokens(spec, tokens.counted())
     check_vocabulary(tokens, tokenizer, spec, path)
@@ -262,10 +262,10 @@ def checked_tokens(source: Source, tokenizer: Any, spec: ModelSpec, path: str, c
 
 
 def report_tokens(model: ModelSpec, counted: Mapping[str, Any]) -> None:
-    """Log the prompt of a model's rows, how many its length limit truncates, and how many are unusable.
+    """Log a model's prompt format, and how many rows are truncated to its maximum length or unusable.
 
     Args:
-        counted: as `Tokens.counted` returns it.
+        counted: result of `Tokens.counted`.
     """
     kinds = counted["rows_unusable"]
     unusable = f"; {sum(kinds.values()):,} are unusable and skipped: {listed(kinds)}" if kinds else ""
@@ -288,7 +288,7 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that this package runs from, if there is one."""
+    """Return the commit of the git checkout that this package runs from, if there is one."""
     here = Path(__file__).resolve().parents[2]
     if not (here / "conf" / "base.yaml").is_file():
         return None

@@ -1,4 +1,4 @@
-"""The scores folder, and where it is in the cache: records while passes run, scores.parquet, and manifest.json last."""
+"""Scores folders and their place in the cache: records during passes, then scores.parquet and finally manifest.json."""
 
 import logging
 import shutil
@@ -35,7 +35,7 @@ FORMAT = FORMATS["scores"]
 
 @dataclass(frozen=True)
 class Scores:
-    """A scores folder, and whether an earlier run made it."""
+    """A scores folder, and whether it was created by an earlier run."""
 
     folder: Path
     reused: bool
@@ -57,14 +57,14 @@ def scores_entry(
     precision: str,
     trained_on: Source | None = None,
 ) -> Entry:
-    """The cache entry of scores. Its key is everything they depend on, whichever epochs and columns are recorded.
+    """Return the cache entry of scores; its key is everything they depend on except the recorded epochs and columns.
 
-    Its folder holds the records of unfinished passes; finished scores are next to it (`scores_folder`).
+    The entry's folder holds the records of unfinished passes; finished scores are stored next to it (`scores_folder`).
 
     Args:
-        epochs: recorded; with 0, nothing is trained, and the scorer's `train_fraction` and `stop` do not matter.
+        epochs: recorded epochs; with 0, nothing is trained, so the key ignores `train_fraction` and `stop`.
         weights: fingerprint of the scorer's files.
-        precision: of its passes, not `auto`.
+        precision: resolved precision of the passes, not `auto`.
         trained_on: rows that the scorer is trained on instead of those of `source`.
     """
     key = {
@@ -83,21 +83,21 @@ def scores_entry(
 
 
 def recording_name(epochs: int, columns: Collection[str]) -> str:
-    """The end of a folder's name: what is recorded."""
+    """Return the suffix of a folder name that encodes the recorded epochs and columns."""
     return "+".join([f"e{epochs}", *sorted(columns)])
 
 
 def scores_folder(entry: Entry, epochs: int, columns: Collection[str]) -> Path:
-    """Where finished scores with these epochs and columns go."""
+    """Return the folder for finished scores with these epochs and columns."""
     return entry.folder.with_name(f"{entry.folder.name}-{recording_name(epochs, columns)}")
 
 
 def find_scores(entry: Entry, epochs: int, columns: Collection[str] = ()) -> Path | None:
-    """The complete scores folder with `columns` and the fewest epochs, but at least `epochs`, if any.
+    """Find the complete scores folder with `columns` and the fewest epochs that are at least `epochs`, or None.
 
     Raises:
-        UserError: a folder is damaged, or has another format or key. Scores are expensive: whether to compute them
-            again is the user's decision.
+        UserError: a folder is damaged, or has another format or key. Scores are expensive, so the user decides whether
+            to compute them again.
     """
     found = []
     for file in sorted(entry.folder.parent.glob(f"*{entry.digest}-e*/{MANIFEST}")):
@@ -116,10 +116,10 @@ def find_scores(entry: Entry, epochs: int, columns: Collection[str] = ()) -> Pat
 
 
 class Parts:
-    """Recorded losses on their way into scores.parquet: one small Parquet file per rank and few dozen batches.
+    """Stores recorded losses until scores.parquet is written: a small Parquet file per rank and few dozen batches.
 
-    A thread writes the files while the pass runs; `wait` raises its errors. A process that resumes finds the files of
-    earlier ones and adds its own.
+    A thread writes the files while the pass runs; `wait` raises its errors. A resumed process reads the files of
+    earlier processes and adds its own.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -137,7 +137,7 @@ class Parts:
         shutil.rmtree(self.folder)
 
     def add(self, epoch: int, rank: int, index: ArrayLike, nll: ArrayLike) -> None:
-        """Queue rows for writing: `index` their row numbers (-1: not a row), `nll` in nats per supervised token."""
+        """Queue rows for writing: `index` has row numbers (-1 is ignored), `nll` is in nats per supervised token."""
         path = self.folder / f"epoch{epoch:03d}-rank{rank:05d}-{self.process}-{self.written:06d}.parquet"
         self.written += 1
         rows = np.asarray(index, dtype=np.int64)
@@ -145,19 +145,19 @@ class Parts:
         self.pending.append(self.writer.submit(write_atomically, path, lambda file: _write(table, file)))
 
     def wait(self) -> None:
-        """Return when all queued rows are on disk; raise what writing raised."""
+        """Wait until all queued rows are on disk, and raise any errors from writing them."""
         pending, self.pending = self.pending, []
         for write in pending:
             write.result()
 
     def recorded(self, epoch: int) -> bool:
-        """Whether there are records of an epoch."""
+        """Whether an epoch has any records."""
         return any(self._of(epoch))
 
     def of_epoch(self, epoch: int, rows: int) -> NDArray[np.float64]:
-        """The records of an epoch, shape (rows,), NaN where there is none. Damaged files are skipped with a warning."""
+        """Read an epoch's records, shape (rows,), NaN where missing. Damaged files are skipped with a warning."""
         nll_N = np.full(rows, np.nan)
-        # In reverse: of a row computed twice to keep ranks in step, the first result counts.
+        # In reverse, so that the first result counts if a row was computed twice to keep ranks in step.
         for path in reversed(self._of(epoch)):
             try:
                 part = pq.read_table(path, page_checksum_verification=True)
@@ -168,7 +168,7 @@ class Parts:
         return nll_N
 
     def collect(self, epochs: int, rows: int) -> NDArray[np.float64]:
-        """All records by epoch and row, shape (epochs + 1, rows); NaN where there is none."""
+        """Read all records by epoch and row, shape (epochs + 1, rows), NaN where missing."""
         return np.stack([self.of_epoch(epoch, rows) for epoch in range(epochs + 1)])
 
     def _of(self, epoch: int) -> list[Path]:
@@ -187,16 +187,16 @@ def write_scores(
     columns: Mapping[str, NDArray[np.float64]] | None = None,
     records: Path | None = None,
 ) -> Path:
-    """Write the scores folder of the contract and return the path of its scores.parquet.
+    """Write a scores folder (docs/reference/files.md) and return the path of its scores.parquet.
 
     Args:
         rows: N rows with `ids`, `prompt_tokens`, `response_tokens`, `truncated` and `unusable`, such as
             `lpsel.data.tokens.Tokens`.
-        nll_EN: mean NLL per supervised token, in nats, before training and after each epoch.
-        manifest: what the scores depend on and what they took; the format, the numbers of rows with a record that is
-            not finite and of unusable ones by kind, and the SHA-256 of the file are added.
-        columns: more columns, (N,) each.
-        records: the folder of the `Parts` that the NLLs are from, for messages.
+        nll_EN: mean NLL per supervised token in nats, before training and after each epoch.
+        manifest: what the scores depend on and what they cost. The format, the number of rows with a non-finite record,
+            the numbers of unusable rows by kind, and the file's SHA-256 are added.
+        columns: additional columns, (N,) each.
+        records: the `Parts` folder that the NLLs come from, for error messages.
 
     Raises:
         UserError: a row with supervised tokens has no record.

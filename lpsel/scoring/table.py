@@ -1,13 +1,13 @@
 """The table of scores that selection rules rank by.
 
-N rows, E recorded columns (0 = before training, then one after each epoch), D dimensions of an embedding, Q
-examples of the user's task
+N rows, E recorded columns (0 = before training, then one after each epoch), D embedding dimensions, Q examples of the
+user's task
 
-Missing values, everywhere between the forward pass and `selected`:
+Missing values are handled in the same way everywhere from the forward pass to `selected`:
 - A row without a supervised token has no record: null in files, NaN in arrays. `to_arrow` and `from_arrow` convert.
-- A record that is not a finite number is infinity in files and arrays (`as_records`), so that it is not mistaken for a
-  missing one.
-- A metric that either leaves undefined, or that divides by zero, is NaN.
+- A record that is not finite is stored as infinity in files and arrays (`as_records`), to distinguish it from a missing
+  record.
+- A metric that is undefined for one of these reasons, or because of a division by zero, is NaN.
 """
 
 import logging
@@ -30,40 +30,41 @@ CONTENT_ID = re.compile(r"[0-9a-f]{32}")
 
 
 def as_records(losses: ArrayLike) -> NDArray[np.float64]:
-    """Losses of rows that have one, float64: infinity in place of NaN and of both infinities."""
+    """Convert the losses of rows with a record to float64, with NaN and -inf replaced by inf."""
     return np.nan_to_num(np.asarray(losses, np.float64), nan=np.inf, posinf=np.inf, neginf=np.inf)
 
 
 def to_arrow(values_N: NDArray[np.float64]) -> pa.Array:
-    """A column of numbers, null in place of NaN."""
+    """Convert float64 (N,) to an Arrow column, with null in place of NaN."""
     return pa.array(values_N, pa.float64(), mask=np.isnan(values_N))
 
 
 def from_arrow(column: pa.ChunkedArray) -> NDArray[np.float64]:
-    """A column of numbers as float64 (N,), NaN in place of null."""
+    """Convert an Arrow column of numbers to float64 (N,), with NaN in place of null."""
     return column.cast(pa.float64(), safe=False).to_numpy()  # integers above 2**53 are rounded
 
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """What is known about every row of a dataset.
+    """Scores and other properties of every row of a dataset.
 
     Attributes:
         index: row number in the dataset, int64 (N,).
-        id: content ids, an Arrow array of N strings, or None where there are none. A sequence of str is accepted too.
-        prompt_tokens: tokens of the prompt that are fed, int32 (N,).
-        response_tokens: response tokens that are supervised, int32 (N,).
-        truncated: whether something was cut off, bool (N,).
+        id: content ids, an Arrow array of N strings (or a sequence of str), or None if there are none.
+        prompt_tokens: number of prompt tokens fed to the model, int32 (N,).
+        response_tokens: number of supervised response tokens, int32 (N,).
+        truncated: whether the row was truncated, bool (N,).
         nll: mean NLL per supervised token in nats, float64 (E, N). E is 0 without a scorer.
-        cluster: int32 (N,), or None where rows are not clustered.
-        ppl: perplexities, float64 (E, N), where the file has these instead of NLLs: exp(log(ppl)) can separate rows
-            that tie.
-        tokens_known: False where token counts are placeholders, because the file had none.
+        cluster: cluster of each row, int32 (N,), or None if rows are not clustered.
+        ppl: perplexities, float64 (E, N), if the file contains them instead of NLLs: exp(log(ppl)) can break ties
+            between rows.
+        tokens_known: False if the file has no token counts and those here are placeholders.
         columns: other numbers that a rule ranks by, float64 (N,) each.
-        vectors: embeddings, float32 (N, D), or None where no rule uses them.
-        query_vectors: those of the examples of the user's task, float32 (Q, D).
-        empty_answer: whether the row has no answer but white space, bool (N,), or None where the texts are not known.
-        unusable: the kind of every row that was skipped, an Arrow array of N texts, null for the others; None for none.
+        vectors: embeddings, float32 (N, D), or None if no rule uses them.
+        query_vectors: embeddings of the examples of the user's task, float32 (Q, D).
+        empty_answer: whether the answer is empty or only white space, bool (N,), or None if texts are unavailable.
+        unusable: why each skipped row is unusable, an Arrow array of N strings with null for other rows, or None if all
+            rows are usable.
     """
 
     index: NDArray[np.int64]
@@ -97,26 +98,26 @@ class ScoreTable:
 
     @property
     def epochs(self) -> int:
-        """Recorded epochs, without the pass before training."""
+        """Number of recorded epochs, excluding the pass before training."""
         return max(len(self.nll) - 1, 0)
 
     @property
     def usable(self) -> NDArray[np.bool_]:
-        """Which rows are not unusable, bool (N,)."""
+        """Mask of usable rows, bool (N,)."""
         all_N = np.ones(len(self), np.bool_)
         return all_N if self.unusable is None else self.unusable.is_null().to_numpy(zero_copy_only=False)
 
     @property
     def has_content_ids(self) -> bool:
-        """Whether `id` holds hashes of the rows' contents, not ids of the user's own."""
+        """Whether `id` contains hashes of the rows' contents rather than the user's ids."""
         return self.id is not None and CONTENT_ID.fullmatch(self.id[0].as_py() or "") is not None
 
     def first_epochs(self, epochs: int) -> "ScoreTable":
-        """The same table with the pass before training and at most `epochs` epochs."""
+        """Return the table with the pass before training and at most `epochs` epochs."""
         return replace(self, nll=self.nll[: epochs + 1], ppl=None if self.ppl is None else self.ppl[: epochs + 1])
 
     def take(self, order: NDArray[np.int64]) -> "ScoreTable":
-        """The rows at the positions `order`, in that order."""
+        """Return the rows at positions `order`, in that order."""
         return replace(
             self,
             index=self.index[order],
@@ -134,24 +135,23 @@ class ScoreTable:
         )
 
     def fingerprint(self) -> str | None:
-        """The fingerprint of a dataset with these content ids in this order; None for ids of the user's own."""
+        """Return the fingerprint of a dataset with these content ids in this order, or None for the user's ids."""
         if not self.has_content_ids:
             return None
         same_length = pc.all(pc.equal(pc.binary_length(self.id), len(self.id[0].as_py()))).as_py()
         return fingerprint(self.id.cast(pa.large_string())) if same_length else None
 
     def of_dataset(self, ids: Sequence[str] | pa.Array, name: str) -> "ScoreTable":
-        """The same scores in the order of the dataset and with its content ids.
+        """Return the scores in the order of a dataset, with the dataset's content ids.
 
-        Rows are matched by content id, the first of several with the same content with the first. Ids of the user's
-        own are not compared.
+        Rows are matched by content id; duplicates are matched in order. The user's ids are not compared.
 
         Args:
-            ids: content id of every row of the dataset, in its order.
-            name: of the dataset, for messages.
+            ids: content ids of the dataset's rows, in order.
+            name: name of the dataset, for messages.
 
         Raises:
-            UserError: another number of rows, or a row with another content id.
+            UserError: the number of rows or the content id of a row differs.
         """
         ids = ids if isinstance(ids, pa.Array) else pa.array(ids, pa.large_string())
         scored = self.fingerprint()
