@@ -1,1 +1,1 @@
-"""Scores from the training loops of other frameworks."""
+"""Record scores in the training loops of other frameworks."""

@@ -1,4 +1,4 @@
-"""A callback that writes a scores folder from a run of `transformers.Trainer` or TRL.
+"""Callback for `transformers.Trainer` and TRL that writes a scores folder.
 
 from lpsel.integrations.transformers import ScoresCallback
 
@@ -31,33 +31,33 @@ from lpsel.model.loss import per_sample_nll, token_nll
 from lpsel.output_folder import check_output_folder, mark_output_folder
 from lpsel.scoring.store import Parts, write_scores
 
-# N rows, B rows of a batch, T tokens of a row (padded), P positions of a batch with a label in any row, L labels of it
+# N rows, B rows in a batch, T tokens per row (padded), P positions with a label in any row of a batch, L labels in it
 
 IGNORED = -100
-NAME = "ScoresCallback"  # in errors, and of what it writes
+NAME = "ScoresCallback"  # used in errors and to mark output folders
 TEMPLATE = "the trainer's own"
 
 
 class ScoresCallback(TrainerCallback):
-    """Records the NLL of every training row before training and after each whole epoch, then writes the scores folder.
+    """Records the NLL of every training row before training and after each full epoch, then writes a scores folder.
 
-    The rows are recorded as the trainer feeds them: with its tokens, labels and collator. With several processes, each
-    records its share, and all must see the folder. Sharded weights (FSDP, DeepSpeed) are not supported. A resumed
-    training uses the records of the first one, which are in `FOLDER.parts` until the end. `truncated` is always false,
-    because only the trainer knows whether a row was truncated.
+    Rows are recorded as the trainer feeds them, with its tokens, labels and collator. With several processes, each
+    records its share, and all need access to the folder. Sharded weights (FSDP, DeepSpeed) are not supported. If
+    training is resumed, earlier records are reused; they are kept in `FOLDER.parts` until training ends. `truncated` is
+    always false, because only the trainer knows whether a row was truncated.
 
     Args:
-        folder: becomes the scores folder.
-        rows: the training rows before tokenization, in the same order, in any format that lpsel supports. Their content
-            ids identify the rows in a selection.
-        batch_tokens: largest batch of a recording pass, including padding.
-        bad_rows: skip to record nothing for rows that lpsel cannot use, as `dataset.bad_rows` does; the trainer still
+        folder: the scores folder to write.
+        rows: the training rows before tokenization, in the trainer's order and any format that lpsel supports. Their
+            content ids identify the rows in a selection.
+        batch_tokens: maximum number of tokens in a recording batch, including padding.
+        bad_rows: `skip` records nothing for rows that lpsel cannot use, like `dataset.bad_rows`; the trainer still
             trains on them.
 
     Raises:
         UserError: at the start of training, if the trainer's rows do not correspond to `rows`, or if `folder` or
-            `FOLDER.parts` has files that no earlier ScoresCallback wrote.
-        UnusableRow: at the start of training, a row that lpsel cannot use, with bad_rows=error.
+            `FOLDER.parts` contains files that were not written by a ScoresCallback.
+        UnusableRow: at the start of training, if lpsel cannot use a row and bad_rows=error.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class ScoresCallback(TrainerCallback):
         }
 
     def _columns(self) -> SimpleNamespace:
-        """The columns of the scores folder other than the NLLs, and the tokens fed, shape (N,) each."""
+        """Compute the columns of the scores folder other than NLLs, and the number of tokens fed, shape (N,) each."""
         kinds: dict[int, str] = {}
         self.id_array = id_array(self._digest(number, row, kinds) for number, row in enumerate(self.rows))
         n = len(self.dataset)
@@ -176,7 +176,7 @@ class ScoresCallback(TrainerCallback):
         )
 
     def _digest(self, number: int, row: Mapping[str, Any], kinds: dict[int, str]) -> bytes:
-        """The digest of a row; adds the kind of an unusable one to `kinds`."""
+        """Compute a row's content digest; if the row is unusable, add the reason to `kinds`."""
         try:
             return to_example(row, choose_form(forms_of(tuple(row)), row)).content_digest()
         except UnusableRow as error:
@@ -209,7 +209,7 @@ class ScoresCallback(TrainerCallback):
 
 
 def _per_sample_nll(model: Any, features: dict[str, Tensor]) -> Tensor:
-    """Mean NLL of each row in nats per label, shape (B,); logits are computed only at positions with a label."""
+    """Compute each row's mean NLL in nats per label, shape (B,), with logits only at positions that have a label."""
     labels_BT = features.pop("labels")[:, 1:]
     labeled_BT = labels_BT != IGNORED
     at_P = labeled_BT.any(0).nonzero()[:, 0]

@@ -1,13 +1,13 @@
-"""The state of a training run on disk: weights, optimizer states and progress, without pickle.
+"""Save and load training checkpoints without pickle: trained weights, optimizer states and progress.
 
     step-00000120/
-      rank00000.safetensors   the rows of every tensor that this rank holds
-      rank00000.json          the first of these rows, the shape of the whole tensor, the SHA-256 of the file above
+      rank00000.safetensors   this rank's rows of every tensor
+      rank00000.json          for each tensor, the first row and the full shape; the SHA-256 of the file above
       state.json              progress, learning-rate schedule, state of the callbacks
       checkpoint.json         the SHA-256 of state.json and of every rank*.json; written last
 
-Only trained weights are saved. Each rank writes its own slices and reads those it needs, so training can resume on
-another number of ranks, sharded or not.
+Frozen weights are not saved. Each rank writes its own slices and reads the slices it needs, so training can resume on a
+different number of ranks, sharded or not.
 """
 
 import logging
@@ -33,11 +33,11 @@ log = logging.getLogger(__name__)
 FORMAT = 2
 MANIFEST, STATE, SLICES = "checkpoint.json", "state.json", "rank{:05d}.json"
 WEIGHT = "weight"
-COUNT = 2  # checkpoints on disk: the newest, and the one before in case the newest is damaged
+COUNT = 2  # checkpoints to keep: the newest, and the previous one in case the newest is damaged
 
 
 class Piece(NamedTuple):
-    """The rows of a tensor in one file: those from row `first` on, out of a whole tensor of `shape`."""
+    """The part of a tensor stored in one file: rows from `first` on, of a full tensor with shape `shape`."""
 
     file: Path
     name: str
@@ -46,20 +46,20 @@ class Piece(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one training run, in a folder that every rank sees. All ranks call its methods together."""
+    """Checkpoints of one training run in a folder that all ranks can access. All ranks call its methods together."""
 
     def __init__(self, folder: Path, strategy: Any) -> None:
         self.folder, self.strategy = folder, strategy
         self.rank, self.world = strategy.global_rank, strategy.world_size
 
     def save(self, step: int, model: Any, optimizer: Any | None, progress: dict[str, Any]) -> None:
-        """Write a checkpoint, with `progress` as JSON, and delete all but the newest of the earlier ones.
+        """Write a checkpoint, with `progress` as JSON, after deleting all but the newest of the earlier ones.
 
         Args:
-            optimizer: None where no step follows, so that only the weights are needed.
+            optimizer: None after the last step, when only the weights are needed.
 
         Raises:
-            UserError: the checkpoint cannot be written; earlier ones remain.
+            UserError: the checkpoint cannot be written; the newest earlier one remains.
         """
         folder = self.folder / f"step-{step:08d}"
         if self.rank == 0:
@@ -69,7 +69,7 @@ class Checkpoints:
             folder.mkdir(parents=True)
         self.strategy.barrier("checkpoint folder created")
         numbers, tensors = _state(model, optimizer)
-        writers = max(map(_shards, tensors.values()))  # the first copy, if there are several of a sharded model
+        writers = max(map(_shards, tensors.values()))  # only the first copy of a replicated model
         names = [SLICES.format(rank) for rank in range(writers)]
 
         def finish() -> None:
@@ -81,12 +81,12 @@ class Checkpoints:
 
     @staticmethod
     def size(model: Any, optimizer: Any) -> int:
-        """Bytes of the tensors that this rank holds of a checkpoint."""
+        """Return the size of this rank's part of a checkpoint in bytes."""
         _, tensors = _state(model, optimizer)
         return sum(_own(tensor).nbytes for tensor in tensors.values())
 
     def load(self, model: Any, optimizer: Any) -> dict[str, Any] | None:
-        """Restore model and optimizer from the newest intact checkpoint; its `progress`, or None without one."""
+        """Restore model and optimizer from the newest intact checkpoint; return its `progress`, or None without one."""
         for folder in self.strategy.broadcast(self._complete()):
             loaded, problem = None, "on another rank"
             try:
@@ -102,11 +102,11 @@ class Checkpoints:
         return None
 
     def _complete(self) -> list[Path]:
-        """Checkpoints with a manifest, newest first."""
+        """List the checkpoints with a manifest, newest first."""
         return sorted((file.parent for file in self.folder.glob(f"step-*/{MANIFEST}")), reverse=True)
 
     def _together(self, folder: Path, write: Callable[[], None], writes: bool) -> None:
-        """Call `write` on the ranks that write; if it fails on one, all ranks raise."""
+        """Call `write` on the ranks where `writes` is true; if it fails on any rank, all ranks raise."""
         problem = None
         try:
             if writes:
@@ -124,15 +124,15 @@ class Checkpoints:
 
 
 def _trained(model: Any) -> dict[str, Any]:
-    """The trained weights by name; of sharded weights each rank sees its slice."""
+    """Return the trained weights by name; sharded weights are DTensors with this rank's slice."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            module.reshard()  # a forward pass may have left it gathered
+            module.reshard()  # it may still be gathered after a forward pass
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def _state(model: Any, optimizer: Any | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The optimizer's numbers, and all tensors, both by "KEY WEIGHT"; without an optimizer, the weights."""
+    """Return the optimizer's numbers and all tensors, keyed by "KEY WEIGHT"; without an optimizer, only the weights."""
     numbers: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
     for name, weight in _trained(model).items():
@@ -144,17 +144,17 @@ def _state(model: Any, optimizer: Any | None) -> tuple[dict[str, Any], dict[str,
 
 
 def _own(tensor: Any) -> Tensor:
-    """A tensor, or of a sharded one this rank's slice."""
+    """Return a tensor, or this rank's slice if it is sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _shards(tensor: Any) -> int:
-    """The number of ranks that hold a slice of one copy of a tensor: the last dimension of its mesh."""
+    """Return the number of ranks that share one copy of a tensor: the last dimension of its mesh."""
     return tensor.device_mesh.shape[-1] if isinstance(tensor, DTensor) else 1
 
 
 def _slice_of(tensor: Any) -> tuple[int, int]:
-    """First row of this rank's slice and first row after it; sharded rows are split as by `torch.chunk`."""
+    """Return the first row of this rank's slice and the row after its last; rows are split as by `torch.chunk`."""
     rows = tensor.shape[0] if tensor.dim() else 0
     if not isinstance(tensor, DTensor):
         return 0, rows
@@ -171,7 +171,7 @@ def _write_slices(folder: Path, rank: int, tensors: dict[str, Any]) -> None:
         if sliced or rank == 0:
             part = _own(value).cpu().contiguous()
             storage = part.untyped_storage().data_ptr()
-            # safetensors rejects shared memory, and the states of bitsandbytes share a code book.
+            # safetensors rejects shared memory, but the optimizer states of bitsandbytes share a codebook.
             own[name] = part.clone() if storage in stored else part
             stored.add(storage)
             where[name] = {"first": _slice_of(value)[0], "shape": list(value.shape)}
@@ -183,7 +183,7 @@ def _write_slices(folder: Path, rank: int, tensors: dict[str, Any]) -> None:
 
 
 def _open(folder: Path, rank: int, world: int) -> tuple[dict[str, Any], dict[str, list[Piece]]]:
-    """The state, and the pieces of every tensor in order. The ranks share the work of hashing the tensor files."""
+    """Read the state, and the pieces of every tensor in order. The work of hashing files is split across ranks."""
     hashes = check_format(folder / MANIFEST, FORMAT)["sha256"]
     check_files(folder, hashes)
     pieces = defaultdict(list)
@@ -202,7 +202,7 @@ def _restore(model: Any, optimizer: Any, pieces: dict[str, list[Piece]], numbers
     for full_name, value in (*pieces.items(), *numbers.items()):
         key, _, name = full_name.partition(" ")
         saved[name][key] = value
-    # The step count is on the device only for these optimizers.
+    # Only these optimizers keep the step count on the device.
     on_device = bool(optimizer.defaults.get("fused") or optimizer.defaults.get("capturable"))
     with torch.no_grad():
         for name, weight in _trained(model).items():
@@ -215,7 +215,7 @@ def _restore(model: Any, optimizer: Any, pieces: dict[str, list[Piece]], numbers
 
 
 def _optimizer_state(weight: Any, pieces: list[Piece], on_device: bool) -> Tensor:
-    """A tensor of the optimizer's state: sharded like the weight if it has the weight's shape, whole otherwise."""
+    """Load a tensor of the optimizer's state: sharded like the weight if the shapes are equal, otherwise in full."""
     shape = pieces[0].shape
     if shape != list(weight.shape):
         value = _rows(pieces, 0, shape[0] if shape else 0)
@@ -226,14 +226,14 @@ def _optimizer_state(weight: Any, pieces: list[Piece], on_device: bool) -> Tenso
 
 
 def _fill(tensor: Any, pieces: list[Piece]) -> None:
-    """Copy the saved values into a tensor, or into this rank's slice of it."""
+    """Copy saved values into a tensor, or into this rank's slice of it."""
     if pieces[0].shape != list(tensor.shape):
         raise ValueError(f"a tensor of shape {list(tensor.shape)} was saved with shape {pieces[0].shape}")
     _own(tensor).copy_(_rows(pieces, *_slice_of(tensor)))
 
 
 def _rows(pieces: list[Piece], first: int, stop: int) -> Tensor:
-    """Rows `first` to `stop` of a saved tensor; a tensor without dimensions is returned whole."""
+    """Load rows `first` to `stop` of a saved tensor; scalar tensors are returned as they are."""
     parts: list[Tensor] = []
     for piece in pieces:
         with safe_open(piece.file, "pt") as file:

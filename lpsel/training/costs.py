@@ -1,4 +1,4 @@
-"""What training costs: FLOPs, time and memory of a fit, its throughput, and the ledger of a whole run."""
+"""Measure the cost of training: FLOPs, time, memory and throughput of a fit, and the ledger of a whole run."""
 
 import resource
 import sys
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 PEAK_OF = {"bf16-true": torch.bfloat16, "bf16-mixed": torch.bfloat16}
-# Dense products in bfloat16 per second, by NVIDIA's data sheets, where Lightning has no figure or the one with sparsity
+# Dense bfloat16 FLOP/s from NVIDIA's data sheets, for GPUs where Lightning has no value or the one with sparsity
 HOPPER = {"NVIDIA H200": 989.4e12, "NVIDIA H200 NVL": 835.5e12, "NVIDIA H100 NVL": 835.5e12}
 SPENT = ("tokens", "flops", "device_seconds")
 
@@ -19,14 +19,14 @@ SPENT = ("tokens", "flops", "device_seconds")
 class Cost:
     """The cost of a fit."""
 
-    tokens: int  # fed in training and recording passes over all ranks, without padding
+    tokens: int  # fed in training and recording passes on all ranks, without padding
     flops: float
-    seconds: float  # wall-clock time, including loading the model and earlier processes up to their last checkpoint
+    seconds: float  # wall-clock time, including model loading and earlier processes up to their last checkpoint
     device_seconds: float  # `seconds` times the number of devices
-    peak_memory_bytes: dict[str, int]  # of this process so far, and of its GPU if it has one
+    peak_memory_bytes: dict[str, int]  # so far in this process, on the host and on its GPU if it has one
 
     def __add__(self, other: "Cost") -> "Cost":
-        """The cost of two fits in one process, one after the other."""
+        """Add the costs of two consecutive fits in one process."""
         memory, others = self.peak_memory_bytes, other.peak_memory_bytes
         return Cost(
             tokens=self.tokens + other.tokens,
@@ -38,8 +38,8 @@ class Cost:
 
 
 def peak_memory() -> dict[str, int]:
-    """Peak memory of this process in bytes, on the host and, if there is one, on its GPU."""
-    # ru_maxrss is in kibibytes on Linux, in bytes on macOS.
+    """Return the peak memory of this process in bytes, on the host and on its GPU if there is one."""
+    # ru_maxrss is in KiB on Linux and in bytes on macOS.
     memory = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)}
     if torch.cuda.is_available():
         memory["gpu"] = torch.cuda.max_memory_allocated()
@@ -47,7 +47,7 @@ def peak_memory() -> dict[str, int]:
 
 
 def utilization(flops: float, seconds: float, device: torch.device, devices: int, precision: str) -> dict[str, float]:
-    """Model FLOPs per second and device and, for devices with a known peak, their percentage of it."""
+    """Compute model FLOP/s per device and, for devices with a known peak, model FLOPs utilization in percent."""
     from lightning.fabric.utilities.throughput import get_available_flops
 
     per_second = flops / seconds / devices
@@ -55,7 +55,7 @@ def utilization(flops: float, seconds: float, device: torch.device, devices: int
     dtype = PEAK_OF.get(precision, torch.float32)
     peak = HOPPER.get(torch.cuda.get_device_name(device)) if device.type == "cuda" and dtype != torch.float32 else None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a device that Lightning does not know
+        warnings.simplefilter("ignore")  # Lightning does not know every device
         peak = peak or get_available_flops(device, dtype)
     if peak:
         measured["utilization_percent"] = 100 * per_second / peak
@@ -65,12 +65,12 @@ def utilization(flops: float, seconds: float, device: torch.device, devices: int
 def ledger(
     scoring: Mapping[str, Any] | None, training: Mapping[str, Any], everything: Mapping[str, float], n_total: int
 ) -> dict[str, Any]:
-    """The costs of a run, compared with training on all rows: tokens, FLOPs and device seconds of each part.
+    """Compare the cost of a run with training on all rows: tokens, FLOPs and device seconds of each part.
 
     Reused scores count in full; `scoring` is None for a rule without scores. The device seconds of training on
-    everything are extrapolated from this run by FLOPs. `saved` is negative if more was spent. Selection and training
-    cost less than training on everything below `break_even_pct` percent of its FLOPs, or `break_even_rows_pct` percent
-    of all `n_total` rows if they are as long as the rows of this run.
+    everything are extrapolated from this run's FLOPs. `saved` is negative if the run cost more. Selection plus training
+    break even when the subset takes `break_even_pct` percent of the FLOPs of training on everything, which is
+    `break_even_rows_pct` percent of all `n_total` rows if they are as long as the rows of this run.
     """
     selection = {name: scoring[name] if scoring else 0 for name in SPENT}
     spent = {name: training[name] for name in SPENT}
@@ -90,7 +90,7 @@ def ledger(
 
 
 def describe_ledger(figures: Mapping[str, Any]) -> str:
-    """The ledger in one line."""
+    """Summarize the ledger in one line."""
     share = figures["saved"]["share"]
     outcome = f"{share:.0%} less than" if share >= 0 else f"{-share:.0%} more than"
     limit = "; selecting alone costs as much"

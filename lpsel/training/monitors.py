@@ -1,6 +1,6 @@
-"""Callbacks and checks that report problems of a training run: loss spikes, and tokens the model does not know.
+"""Callbacks and checks that report training problems: loss spikes, unknown tokens and untrained embeddings.
 
-V tokens of the vocabulary, A added tokens in the rows, H hidden size
+V vocabulary size, A added tokens in the rows, H hidden size
 """
 
 import logging
@@ -23,18 +23,18 @@ from lpsel.model.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 
-WINDOW = 32  # previous steps that a step is compared with
+WINDOW = 32  # number of previous steps to compare a step with
 MIN_WINDOW = 8
 DEVIATIONS, FACTOR = 6.0, 1.5  # a spike exceeds both
 MAX_LOGGED, MAX_SAVED = 5, 100  # spikes
 
 
 class LossSpikes(L.Callback):
-    """Counts steps whose loss jumps, and logs the first few.
+    """Counts loss spikes and logs the first few.
 
-    A spike is a step whose mean NLL per supervised token exceeds the median m of the up to 32 previous steps (at least
-    8) by more than six deviations, and exceeds 1.5 m. A deviation is 1.4826 times the median of |NLL - m| over these
-    steps, which equals the standard deviation of a normal distribution.
+    A spike is a step whose mean NLL per supervised token exceeds the median m of the previous 8 to 32 steps by more
+    than six deviations, and also exceeds 1.5 m. A deviation is 1.4826 times the median of |NLL - m| over these steps,
+    which for a normal distribution equals the standard deviation.
     """
 
     def __init__(self, title: str) -> None:
@@ -62,7 +62,7 @@ class LossSpikes(L.Callback):
         self.window.append(nll)
 
     def described(self) -> dict[str, Any]:
-        """For a manifest or result.json."""
+        """Return the counts for a manifest or result.json."""
         return {"count": self.count, "first": self.spikes}
 
     def state_dict(self) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class LossSpikes(L.Callback):
 
 
 def spike(window: Sequence[float], nll: float) -> float | None:
-    """The median of the previous steps if the NLL of a step is a spike (see `LossSpikes`), otherwise None."""
+    """Return the median of the previous steps if a step's NLL is a spike (see `LossSpikes`), otherwise None."""
     if len(window) < MIN_WINDOW:
         return None
     usual = median(window)
@@ -83,7 +83,7 @@ def spike(window: Sequence[float], nll: float) -> float | None:
 
 
 def check_vocabulary(tokens: Tokens, tokenizer: Any, spec: ModelSpec, path: str) -> None:
-    """Check that the model has an embedding for every token of the rows, before it is loaded."""
+    """Check, before loading the model, that it has an embedding for every token in the rows."""
     vocabulary = getattr(load_config(spec, path).get_text_config(), "vocab_size", None)
     if vocabulary is None or used_tokens(tokens).max(initial=0) < vocabulary:
         return
@@ -97,16 +97,16 @@ def check_vocabulary(tokens: Tokens, tokenizer: Any, spec: ModelSpec, path: str)
 
 
 def used_tokens(tokens: Tokens) -> np.ndarray:
-    """The distinct tokens of all rows, in ascending order."""
+    """Return the distinct tokens in all rows, in ascending order."""
     parts = [np.flatnonzero(np.bincount(batch.ids)) for batch in tokens.batches()]
     return np.unique(np.concatenate(parts)) if parts else np.empty(0, np.int64)
 
 
 class UntrainedTokens(L.Callback):
-    """Warns of added tokens in the rows whose embeddings were never trained: all zero, or equal for several tokens.
+    """Warns about added tokens in the rows whose embeddings look untrained: all zero, or equal for several tokens.
 
-    Training continues: the target learns them, but early losses of a scorer on them mean little. Sharded embeddings are
-    not checked. `tokens` are these tokens as text.
+    Training continues: a target learns these tokens, but a scorer's early losses on them mean little. Sharded
+    embeddings are not checked. `tokens` contains the tokens as text.
     """
 
     def __init__(self, title: str, tokens: Tokens, tokenizer: Any) -> None:
@@ -130,7 +130,7 @@ class UntrainedTokens(L.Callback):
 
 
 def untrained(weight_VH: torch.Tensor, used_A: np.ndarray, added: list[int]) -> list[int]:
-    """The used added tokens whose embedding is all zero or equals that of another added token."""
+    """Return the used added tokens whose embedding is all zero or equal to that of another added token."""
     known = [token for token in added if token < len(weight_VH)]
     rows = weight_VH.detach()[torch.tensor(known, dtype=torch.int64, device=weight_VH.device)].float().cpu()
     if not len(rows):

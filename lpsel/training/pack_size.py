@@ -1,4 +1,4 @@
-"""`train_tokens=auto`: packs of training that fit into the memory of this machine."""
+"""Implement `train_tokens=auto`: choose training packs that fit into this machine's memory."""
 
 import logging
 from functools import partial
@@ -20,9 +20,9 @@ log = logging.getLogger(__name__)
 
 
 class PackSize(L.Callback):
-    """Sets `data.train_tokens` before training starts, the same on all ranks.
+    """Sets `data.train_tokens` before training starts, to the same value on all ranks.
 
-    It depends on the memory that the device has, not on what is free, so that a resumed training is the same.
+    It depends on the total memory of the device, not on free memory, so that resumed runs give the same result.
     """
 
     def __init__(self, setup: TrainingSetup, title: str, data: SubsetDataModule) -> None:
@@ -39,7 +39,7 @@ class PackSize(L.Callback):
         try:
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
-        except ValueError:  # not a causal language model, which loading it reports
+        except ValueError:  # not a causal language model; reported when it is loaded
             return
         if model.num_parameters() < SMALL_MODEL:
             return

@@ -1,4 +1,4 @@
-"""Resuming a training run: when checkpoints are saved, and how a new process continues from the newest one."""
+"""Resume training: decide when to save checkpoints, and continue from the newest one in a new process."""
 
 import logging
 import math
@@ -17,36 +17,35 @@ from lpsel.training.checkpoint import Checkpoints
 log = logging.getLogger(__name__)
 
 # With checkpoint_steps=auto:
-SHARE = 0.02  # of the training time, for checkpoints
-FEWEST = 10  # steps between two
-BYTES_PER_SECOND = 500e6  # written and hashed, assumed for the first one; those after it are timed
+SHARE = 0.02  # fraction of the training time to spend on checkpoints
+FEWEST = 10  # minimum number of steps between two checkpoints
+BYTES_PER_SECOND = 500e6  # written and hashed, assumed for the first checkpoint; later ones are timed
 
-RECORDED = 64  # batches of a recording pass between two looks for a signal, for which ranks wait for each other
+RECORDED = 64  # batches of a recording pass between checks for a signal, which synchronize the ranks
 
 
 class Resume(L.Callback):
     """Saves a checkpoint every few steps, and restores the newest one when training starts.
 
-    It must be the last callback, because it saves the state of the others (`Callback.state_dict`). Steps that an
-    earlier process has made come as empty batches. At the end of a recorded epoch, a checkpoint is always saved, so
-    that the recorded losses are those of these weights whichever process computes them; after the last epoch, it holds
-    the weights alone. After a signal, all ranks end together, at the end of a step, or of up to `RECORDED` batches of a
-    recording pass. `every` is the number of steps between checkpoints, or `auto` for as many as keep their share of the
-    time at `SHARE`.
+    It must be the last callback, because it saves the state of the others (`Callback.state_dict`). Steps of an earlier
+    process arrive as empty batches. A checkpoint is always saved at the end of a recorded epoch, so that a resumed
+    process records losses with the same weights; after the last epoch, it contains only weights.
+    After a signal, all ranks stop together, after the current step or after at most `RECORDED` batches of a recording
+    pass. `every` is the number of steps between checkpoints; `auto` limits them to `SHARE` of the training time.
 
     Attributes:
-        stepping: seconds spent on steps in this process, without checkpoints and recording passes.
+        stepping: seconds spent on steps in this process, excluding checkpoints and recording passes.
     """
 
     def __init__(self, title: str, folder: Path, data: SubsetDataModule, every: int | str) -> None:
         self.title, self.folder, self.data = title, folder, data
         self.auto = every == "auto"
         self.every = FEWEST if self.auto else int(every)
-        self.before = {"seconds": 0.0, "device_seconds": 0.0}  # of earlier processes, up to the restored checkpoint
+        self.before = {"seconds": 0.0, "device_seconds": 0.0}  # in earlier processes, up to the restored checkpoint
         self.started = time.monotonic()
         self.since = self.step = 0
-        self.training = self.stepping = 0.0  # `training` is the time of the `since` steps
-        self.took = 0.0  # of the last checkpoint, 0 before there is one
+        self.training = self.stepping = 0.0  # `training` is the time of the last `since` steps
+        self.took = 0.0  # seconds for the last checkpoint, 0 before the first
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.checkpoints = Checkpoints(self.folder, trainer.strategy)
@@ -62,7 +61,7 @@ class Resume(L.Callback):
         loop: Any = trainer.fit_loop
         for progress in (loop.epoch_progress.current, loop.epoch_progress.total):
             progress.ready = progress.started = progress.processed = progress.completed = epoch
-        # `global_step` of Lightning, and the step of its loggers, which also counts this epoch's empty batches.
+        # Lightning's `global_step`, and the step of its loggers, which also counts this epoch's empty batches.
         loop.epoch_loop.manual_optimization.optim_step_progress.total.completed = self.step
         loop.epoch_loop._batches_that_stepped = self.step - state["epoch_step"]
         for callback in _stateful(trainer):
@@ -103,7 +102,7 @@ class Resume(L.Callback):
             raise Interrupted(signal or SIGTERM, "the losses recorded so far are saved", all_ranks=True)
 
     def cost(self, trainer: L.Trainer) -> dict[str, Any]:
-        """Seconds and device seconds so far, including those of earlier processes up to the restored checkpoint."""
+        """Return seconds and device seconds so far, including earlier processes up to the restored checkpoint."""
         seconds = time.monotonic() - self.started
         return {
             "seconds": round(self.before["seconds"] + seconds, 3),
@@ -134,7 +133,7 @@ class Resume(L.Callback):
         self.since, self.training = 0, 0.0
 
     def _interval(self, trainer: L.Trainer, seconds: float) -> int:
-        """Steps between checkpoints of so many seconds, at the duration of the last `since` steps."""
+        """Compute the steps between checkpoints from a checkpoint's duration and that of the last `since` steps."""
         every = max(FEWEST, math.ceil(seconds * self.since / (SHARE * self.training)))
         return trainer.strategy.broadcast(every)  # the ranks measure different times
 

@@ -1,6 +1,6 @@
-"""How one command trains and scores models, whichever model it is: devices, optimizer, memory, tracking.
+"""Training settings that a command shares between scorers and targets: devices, optimizer, memory, tracking.
 
-Imports neither Hydra nor OmegaConf, so that the library also works where they are not installed.
+Does not import Hydra or OmegaConf, so that the library also works without them.
 """
 
 import os
@@ -24,7 +24,7 @@ from lpsel.model.memory_estimate import PACKS
 from lpsel.model.spec import ModelSpec
 from lpsel.tracking.tracker import Tracker
 
-# Arguments of Lightning's Trainer that change what a recipe trains, which no cache and no run folder would know.
+# Arguments of Lightning's Trainer that would change what a recipe trains without being part of any cache key.
 IN_RECIPE = {
     "accumulate_grad_batches", "check_val_every_n_epoch", "fast_dev_run", "gradient_clip_val", "limit_train_batches",
     "limit_val_batches", "max_epochs", "max_steps", "max_time", "min_epochs", "min_steps", "overfit_batches",
@@ -34,19 +34,19 @@ IN_RECIPE = {
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """The part of a command's configuration that defines how models are trained, and where."""
+    """The part of a command's configuration that determines how and where models are trained."""
 
-    trainer: Mapping[str, Any]  # settings of Lightning's Trainer, with the class as `_target_`
-    optimizer: Mapping[str, Any]  # the same of the optimizer
+    trainer: Mapping[str, Any]  # settings of Lightning's Trainer, with its class as `_target_`
+    optimizer: Mapping[str, Any]  # settings of the optimizer, with its class as `_target_`
     activation_checkpointing: bool  # keep only the inputs of each layer for the backward pass
-    compile: bool | str  # run the layers through torch.compile, or `auto`: where it saves time on a CPU
+    compile: bool | str  # torch.compile the layers, or `auto`: if it saves time on a CPU
     train_tokens: int | str  # largest pack of a training step, or `auto` (`lpsel.training.pack_size`)
     score_tokens: int  # largest pack of a recording pass
-    checkpoint_steps: int | str  # optimizer steps from one checkpoint to the next, or `auto`
-    cache_dir: Path  # of tokens, scores and checkpoints
+    checkpoint_steps: int | str  # optimizer steps between checkpoints, or `auto`
+    cache_dir: Path  # for tokens, scores and checkpoints
     run_dir: Path
     tracker: Tracker
-    head: str = "own"  # computes the output head and the loss: `own`, or `liger` on a GPU
+    head: str = "own"  # implementation of output head and loss: `own`, or `liger` on a GPU
 
     def __post_init__(self) -> None:
         check_flag("activation_checkpointing", self.activation_checkpointing)
@@ -57,7 +57,7 @@ class TrainingSetup:
         check_int("score_tokens", self.score_tokens, 1, what="a number of tokens")
         if self.checkpoint_steps != "auto":
             check_int("checkpoint_steps", self.checkpoint_steps, 1, what="auto or a number of optimizer steps")
-        # Raises a UserError if there is no such precision.
+        # Raises UserError for an unknown precision.
         resolve_precision(self.trainer["precision"], self.trainer["accelerator"])
         _check_trainer(self.trainer)
         if self.eight_bits:
@@ -76,7 +76,7 @@ class TrainingSetup:
 
     @classmethod
     def of(cls, config: Any, cache_dir: Path, run_dir: Path, tracker: Tracker) -> "TrainingSetup":
-        """The setup in the configuration of a command, a DictConfig."""
+        """Create the setup from a command's configuration (a DictConfig)."""
         from omegaconf import OmegaConf
 
         check_flag("dry_run", config.dry_run)
@@ -92,16 +92,16 @@ class TrainingSetup:
 
     @property
     def eight_bits(self) -> bool:
-        """Whether the optimizer keeps its moments in 8 bits."""
+        """Whether the optimizer stores its moments in 8 bits."""
         return bool(self.optimizer["_target_"].startswith("bitsandbytes."))
 
     def precision(self, spec: ModelSpec, path: str) -> str:
-        """Of a model's weights and passes, as named by `lpsel.model.device`."""
+        """Resolve the precision of a model's weights and passes, as named in `lpsel.model.device`."""
         hidden_size = load_config(spec, path).get_text_config().hidden_size
         return resolve_precision(self.trainer["precision"], self.trainer["accelerator"], hidden_size)
 
     def data_module(self, tokens: Tokens, spec: ModelSpec, **options: Any) -> SubsetDataModule:
-        """Batches of `tokens` for a model, with more options of SubsetDataModule, such as the mask of selected rows."""
+        """Create a SubsetDataModule for a model; `options` are passed on to it, such as the mask of selected rows."""
         settings: dict[str, Any] = {
             "batch_size": spec.recipe.global_batch,
             "reduction": spec.recipe.reduction,
@@ -112,7 +112,7 @@ class TrainingSetup:
         return SubsetDataModule(tokens, **(settings | options))
 
     def fine_tuner(self, role: str, spec: ModelSpec, path: str, steps: int, **options: Any) -> FineTuner:
-        """The LightningModule that trains a model for `steps` optimizer steps, with more options of FineTuner."""
+        """Create the FineTuner that trains a model for `steps` optimizer steps; `options` are passed on to it."""
         return FineTuner(
             role,
             spec,
@@ -128,7 +128,7 @@ class TrainingSetup:
 
 
 def partial_of(settings: Mapping[str, Any]) -> Callable[..., Any]:
-    """The callable that `_target_` names, with the other settings as keyword arguments."""
+    """Bind the settings as keyword arguments to the callable named by `_target_`."""
     given = {name: _built(value) for name, value in settings.items() if not name.startswith("_")}
     return partial(pkgutil.resolve_name(settings["_target_"]), **given)
 
@@ -151,13 +151,13 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
 
 
 def _check_optimizer(settings: Mapping[str, Any]) -> None:
-    """Create the optimizer for one weight; the recipe has the learning rate."""
+    """Check the settings by creating the optimizer for one weight; the learning rate belongs to the recipe."""
     if "lr" in settings:
         hint = "set model.recipe.learning_rate, and scorer.recipe.learning_rate"
         raise UserError("optimizer.lr", settings["lr"], "is not used", hint)
     try:
         partial_of(settings)([torch.nn.Parameter(torch.zeros(1))], lr=1e-5)
-    except Exception as error:  # PyTorch and bitsandbytes each raise their own
+    except Exception as error:  # PyTorch and bitsandbytes raise various types
         given = ", ".join(f"{name}={value}" for name, value in settings.items() if not name.startswith("_"))
         problem = f"{settings['_target_']} does not accept {given} ({first_line(error)})"
         raise UserError("optimizer", problem=problem, hint="remove the setting that you changed") from error

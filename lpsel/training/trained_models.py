@@ -1,4 +1,4 @@
-"""Reuse of trained models: a sweep uses the model that an earlier run has trained in the same way."""
+"""Reuse trained models: a sweep does not train a model again if an earlier run trained it with the same settings."""
 
 import logging
 import os
@@ -27,7 +27,7 @@ from lpsel.training.setup import TrainingSetup
 log = logging.getLogger(__name__)
 
 MODEL = "model"
-TRAINING = "training.json"  # of an entry: the run folder, the SHA-256 of its model's files, the part of result.json
+TRAINING = "training.json"  # in an entry: the run folder, the SHA-256 of its model files, the part of result.json
 
 
 def training_entry(
@@ -38,7 +38,7 @@ def training_entry(
     ids: pa.LargeStringArray,
     selected_N: NDArray[np.bool_],
 ) -> Entry:
-    """The cache entry for a training: the model, the selected rows in order, and how it is trained."""
+    """Return the cache entry of a training run; its key is the model, the selected rows in order, and all settings."""
     key = {
         "model": model_fingerprint(path, target.revision, setup.cache_dir),
         "rows": fingerprint(ids.filter(pa.array(selected_N))),
@@ -54,18 +54,18 @@ def training_entry(
 
 
 def checkpoints_of(entry: Entry) -> Path:
-    """The folder of a training's checkpoints until its result is on disk."""
+    """Return the folder for a training run's checkpoints, which exist until its result is on disk."""
     return entry.folder / "checkpoints"
 
 
 def trained_once(
     setup: TrainingSetup, entry: Entry, train: Callable[[], dict[str, Any]], *, from_any_run: bool
 ) -> dict[str, Any]:
-    """The part of result.json that `train` returns, from this run or, if possible, from an earlier one.
+    """Reuse the training of an earlier run or call `train`; return the resulting part of result.json.
 
-    The model of an earlier run is linked into this run's folder, so that either folder can be deleted. Of runs that
-    start together, one trains and the others wait for it. Without `from_any_run`, which a sweep sets, the earlier run
-    must be one in the same folder.
+    The files of an earlier run's model are linked into this run's folder, so that either folder can be deleted. If
+    several runs start at the same time, one of them trains and the others wait. Without `from_any_run`, which sweeps
+    set, only an earlier run in the same folder is reused.
     """
     with ExitStack() as lock:
 
@@ -108,7 +108,7 @@ def _reuse(setup: TrainingSetup, earlier: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _find(entry: Entry, run_dir: Path | None) -> dict[str, Any] | None:
-    """The earlier training, in this run folder or any, if its model's files still exist and have not changed."""
+    """Find the earlier training, in any folder or only in `run_dir`, if its model files are unchanged."""
     if entry.find() is None:
         return None
     earlier: dict[str, Any] = read_json(entry.folder / TRAINING)
@@ -127,7 +127,7 @@ def _find(entry: Entry, run_dir: Path | None) -> dict[str, Any] | None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same files in another folder, hard-linked where the file system supports it."""
+    """Hard-link a folder's files into another folder, or copy them if the file system does not support links."""
 
     def link(file: str, new: str) -> None:
         try:

@@ -1,4 +1,4 @@
-"""One call of Lightning's Trainer, for scorers and targets alike."""
+"""Run Lightning's Trainer for a scorer or a target."""
 
 import gc
 import os
@@ -39,26 +39,26 @@ def fit(
     callbacks: Sequence[L.Callback],
     checkpoints: Path,
 ) -> tuple[L.Trainer, Cost]:
-    """Train for `epochs` passes, with a recording pass before and after each if the data module records.
+    """Train for `epochs` epochs; if the data module records, also run a recording pass before training and per epoch.
 
-    With 0 epochs, only the recording pass before training is made. If there is a checkpoint, training resumes from it.
+    With 0 epochs, only the recording pass before training runs. Training resumes from a checkpoint if there is one.
 
     Args:
-        callbacks: may end the training of an epoch before its last step (`trainer.should_stop`). One that records rows
-            between training steps has `times_checked`: how often it has fed each row, shape (N,).
-        checkpoints: folder of this training's checkpoints. The caller removes it once the result is on disk.
+        callbacks: may end an epoch before its last step (`trainer.should_stop`). A callback that records rows between
+            training steps has an attribute `times_checked`: how many times it has fed each row, shape (N,).
+        checkpoints: folder for this training run's checkpoints. The caller removes it once the result is on disk.
 
     Raises:
         Interrupted: a signal ended the training; the completed work is saved.
     """
-    gc.collect()  # the previous model and its trainer reference each other and hold the memory of the device
+    gc.collect()  # the previous model and trainer are a reference cycle that holds device memory
     L.seed_everything(module.spec.recipe.seed, verbose=False)
     module.tokens_ahead = data.tokens_ahead(epochs)
     progress = FitProgress(title, module.role, data)
     resume = Resume(title, checkpoints, data, setup.checkpoint_steps)
     trainer = _trainer(setup, module, data, epochs, [*callbacks, progress, resume, PackSize(setup, title, data)])
     with deferred_signals(), warnings.catch_warnings():
-        # The modules are in evaluation mode on purpose: training steps switch dropout on and off.
+        # Modules are in evaluation mode on purpose: training steps turn dropout on and off.
         warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
         warnings.filterwarnings("ignore", message=".*does not have many workers")
@@ -78,12 +78,12 @@ def fit(
 
 
 def before_training(trainer: L.Trainer) -> bool:
-    """Whether the current pass is the one before training, ahead of a training or on its own."""
+    """Whether the current pass is the recording pass before training, with or without training after it."""
     return trainer.sanity_checking or trainer.state.fn == TrainerFn.VALIDATING
 
 
 def full_training(module: FineTuner, data: SubsetDataModule, epochs: int) -> dict[str, float]:
-    """Tokens and FLOPs of training the same model on every row that has a supervised token."""
+    """Compute the tokens and FLOPs of training the same model on every row that has a supervised token."""
     once = spent(module.language_model, data.tokens, data.supervised.astype("int64"))
     return {name: epochs * number for name, number in once.items()}
 
@@ -128,21 +128,21 @@ def _trainer(
     if setup.device.type == "cuda" and is_main_process():
         warn_of_mixed_gpus(trainer.num_devices)
     if isinstance(trainer.strategy, DDPStrategy):
-        trainer.strategy._ddp_kwargs["gradient_as_bucket_view"] = True  # which are otherwise held twice
-    # Lightning's own handlers would broadcast inside the handler, and save a pickle for SLURM.
+        trainer.strategy._ddp_kwargs["gradient_as_bucket_view"] = True  # otherwise DDP holds gradients twice
+    # Lightning's own signal handlers would broadcast inside the handler and save a pickle under SLURM.
     signals: Any = trainer._signal_connector
     signals.register_signal_handlers = lambda: None
     return trainer
 
 
 class FitProgress(L.Callback):
-    """A progress bar for each training epoch and each recording pass, in this rank's batches, with tokens per second.
+    """Shows a progress bar for each epoch and recording pass, in this rank's batches, with tokens per second.
 
-    The tracking rank also logs tokens per second and the peak memory so far; its tokens count for every rank.
+    The tracking rank also logs tokens per second, extrapolated from its own to all ranks, and the peak memory so far.
 
     Attributes:
-        steps: optimizer steps of each epoch.
-        earlier: those of them that an interrupted process has made.
+        steps: number of optimizer steps in each epoch.
+        earlier: `steps` of an earlier, interrupted process.
     """
 
     def __init__(self, title: str, role: str, data: SubsetDataModule) -> None:
@@ -157,7 +157,7 @@ class FitProgress(L.Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.earlier = state["steps"]
-        self.steps = self.earlier[:-1]  # those of the last epoch are counted again as empty batches
+        self.steps = self.earlier[:-1]  # steps of the last epoch are counted again, as empty batches
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.steps.append(0)
