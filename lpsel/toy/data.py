@@ -1,11 +1,11 @@
-"""Instruction data generated from a seed: no download, answers that can be checked, known difficulty and wrong answers.
+"""Generate instruction data from a seed, with verifiable answers, known difficulty and known wrong answers.
 
-A row is a task, a level from 1 to 5 and a problem of that level. The level is the row's `difficulty`: the size of the
-problem, which grows by one per level (`TASKS`). It orders rows within a task, not across tasks. Tasks belong to topics.
+A row consists of a task, a level from 1 to 5 and a problem of that level. The level is the row's `difficulty`: the size
+of the problem grows by one per level (`TASKS`). It orders rows within a task, not across tasks. Each task has a topic.
 
-Rows are of all tasks and levels alike, or redundant: most are the smallest problems of an easy task per topic (`EASY`).
+Rows are either spread evenly over tasks and levels, or redundant: most are level 1 problems of the tasks in `EASY`.
 
-Problems are split by a hash of their text: a problem of the held_out split is never in the train split, whatever the
+Problems are split by a hash of their text: a problem in the held_out split is never in the train split, whatever the
 seed, the number of rows or the wording of the instruction.
 """
 
@@ -22,7 +22,7 @@ LEVELS = (1, 2, 3, 4, 5)
 SPLITS = ("train", "held_out")
 HELD_OUT_ONE_IN = 8  # problems
 
-# The words are part of the data: changing one changes every number of the embedded run.
+# The words are part of the data: changing one changes every result of the embedded run.
 CATEGORIES = {
     "animals": ("bear", "cat", "dog", "fox", "goat", "hen", "lion", "pig", "wolf", "yak"),
     "colours": ("blue", "green", "gold", "grey", "pink", "red", "teal", "white"),
@@ -36,7 +36,7 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 
 class Draw:
-    """Random choices from `random.Random.random`, the one sequence that Python guarantees across versions."""
+    """Makes random choices with `random.Random.random`, whose sequence is the same in all Python versions."""
 
     def __init__(self, seed: int | str) -> None:
         self._uniform = random.Random(seed).random
@@ -48,11 +48,11 @@ class Draw:
         return items[self.below(len(items))]
 
     def many(self, items: Sequence[T], n: int) -> list[T]:
-        """`n` items, with replacement."""
+        """Draw `n` items with replacement."""
         return [self.one(items) for _ in range(n)]
 
     def distinct(self, items: Sequence[T], n: int) -> list[T]:
-        """`n` items without replacement, in random order (the first steps of a Fisher-Yates shuffle)."""
+        """Draw `n` items without replacement in random order (the first steps of a Fisher-Yates shuffle)."""
         pool = list(items)
         for i in range(n):
             j = i + self.below(len(pool) - i)
@@ -66,12 +66,12 @@ class Problem(NamedTuple):
     about: str = ""  # completes the phrasing, such as the word to count
 
 
-MakeProblem = Callable[[Draw, int], Problem]  # of a size: words, numbers, digits, facts or the words of a period
+MakeProblem = Callable[[Draw, int], Problem]  # takes a size: words, numbers, digits, facts or words per period
 
 
 class Task(NamedTuple):
     problem: MakeProblem
-    smallest: int  # size of a problem of level 1
+    smallest: int  # size of a problem at level 1
     phrasings: tuple[str, ...]
 
 
@@ -180,7 +180,7 @@ def _sort(draw: Draw, size: int) -> Problem:
 
 @_task("add", 3, "Add the numbers.", "Work out the sum.", "What is the total?")
 def _add(draw: Draw, size: int) -> Problem:
-    """`size` is the number of digits of both numbers together."""
+    """Create a sum; `size` is the total number of digits in both numbers."""
     digits = ((size + 1) // 2, size // 2)
     a, b = (10 ** (n - 1) + draw.below(9 * 10 ** (n - 1)) for n in digits)
     return Problem(f"{a} + {b}", str(a + b))
@@ -191,30 +191,30 @@ TOPICS = {
     "facts": ("count", "filter", "lookup", "pattern"),
     "numbers": ("words", "largest", "sort", "add"),
 }
-EASY = ("last", "pattern", "words")  # one of each topic
+EASY = ("last", "pattern", "words")  # one per topic
 
 
 def generate(
     split: str, rows: int, held_out: int, seed: int, wrong: float, redundancy: float = 0.0, levels: int = 5
 ) -> Iterator[dict[str, Any]]:
-    """Generate the rows of one split, the same ones on every machine.
+    """Generate the rows of one split, identical on every machine.
 
     Args:
         split: train or held_out.
-        rows, held_out: rows of the train and of the held_out split.
-        seed: of all random choices; the two splits are independent.
-        wrong: fraction of the train rows, from 0 to 1, whose answer is that of another problem of the same task and
-            level: exactly round(wrong * rows) rows. The held_out split has none.
-        redundancy: fraction of the train rows, from 0 to 1, that are problems of level 1 of the tasks in EASY: exactly
-            round(redundancy * rows) rows, which the others then are not. The held_out split is varied.
-        levels: the highest level, from 1 to 5.
+        rows, held_out: number of rows in the train and held_out split.
+        seed: seed for all random choices; the two splits are independent.
+        wrong: fraction of the train rows, from 0 to 1, that get the answer to another problem of the same task and
+            level: exactly round(wrong * rows) rows. The held_out split has no wrong answers.
+        redundancy: fraction of the train rows, from 0 to 1, that are level 1 problems of the tasks in EASY: exactly
+            round(redundancy * rows) rows; if above 0, no other rows are. The held_out split is not redundant.
+        levels: highest level, from 1 to 5.
 
     Yields:
-        `instruction`, `input` ("" in about a third of the rows, which have it in the instruction), `output`, `task`,
-        `topic`, `difficulty` (1 to 5) and `wrong`. No row occurs twice, and no problem but the easy ones.
+        `instruction`, `input` ("" in about a third of the rows, where it is part of the instruction), `output`, `task`,
+        `topic`, `difficulty` (1 to 5) and `wrong`. Rows are unique, and so are problems except easy ones.
 
     Raises:
-        UserError: an unknown split, a negative number of rows, or a fraction or level out of range.
+        UserError: the split is unknown, a number of rows is negative, or a fraction or level is out of range.
     """
     check_choice("split", split, SPLITS)
     check_int("rows", rows, 0)
@@ -230,7 +230,7 @@ def generate(
 def problems(
     draw: Draw, split: str, tasks: Sequence[str] = tuple(TASKS), levels: Sequence[int] = LEVELS
 ) -> Iterator[tuple[str, int, Problem]]:
-    """Yield (task, level, problem) of one split forever, tasks and levels uniformly; problems may repeat."""
+    """Yield (task, level, problem) of one split forever, with uniform tasks and levels; problems may repeat."""
     while True:
         task, level = draw.one(tasks), draw.one(levels)
         problem = _problem(draw, task, level)
@@ -273,7 +273,7 @@ def _rows(split: str, count: int, seed: int, wrong: float, redundancy: float, le
 def _varied_problems(
     draw: Draw, split: str, levels: Sequence[int], easy_too: bool
 ) -> Iterator[tuple[str, int, Problem]]:
-    """Problems of all tasks, none of them twice."""
+    """Yield problems of all tasks without repetition."""
     seen = set[tuple[str, Problem]]()
     for task, level, problem in problems(draw, split, levels=levels):
         if (task, problem) not in seen and (easy_too or task not in EASY or level > 1):
@@ -282,7 +282,7 @@ def _varied_problems(
 
 
 def _easy_rows(draw: Draw, split: str) -> Iterator[tuple[str, int, Problem, tuple[str, str]]]:
-    """Easy problems with their instruction and input: a problem may occur twice, in other words."""
+    """Yield easy problems with their instruction and input; a problem may repeat with a different wording."""
     seen = set[tuple[str, str]]()
     for task, level, problem in problems(draw, split, EASY, LEVELS[:1]):
         text = _phrase(draw, task, problem)
@@ -292,7 +292,7 @@ def _easy_rows(draw: Draw, split: str) -> Iterator[tuple[str, int, Problem, tupl
 
 
 def _phrase(draw: Draw, task: str, problem: Problem) -> tuple[str, str]:
-    """The instruction and the input; the input is part of the instruction in a third of the rows."""
+    """Return the instruction and the input; in a third of the rows, the input is part of the instruction."""
     instruction = draw.one(TASKS[task].phrasings).format(about=problem.about)
     if draw.below(3):
         return instruction, problem.given

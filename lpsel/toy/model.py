@@ -1,8 +1,8 @@
-"""Tiny Llama models with their own tokenizer, built in about a minute on a CPU without a download.
+"""Create tiny Llama models with their own tokenizer, in about a minute on a CPU without a download.
 
-A model with random weights learns nothing from a few hundred rows, so each model is pre-trained for a short while, like
-a real base model: next-token prediction on formulas that show the skills of `lpsel.toy.data`, such as
-`reverse(red cat)=cat red`, never phrased as instructions and never with a held-out problem.
+A model with random weights learns nothing from a few hundred rows, so each model is briefly pre-trained, like a real
+base model: next-token prediction on formulas that demonstrate the skills of `lpsel.toy.data`, such as
+`reverse(red cat)=cat red`. They are not phrased as instructions and do not contain held-out problems.
 """
 
 # B rows in a batch, T tokens per row (padded), D hidden size
@@ -35,7 +35,7 @@ CHAT_TEMPLATE = (
     "{{ '" + EOS + "\n' if message['role'] == 'assistant' else '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
-# The tokenizer learns its merges from the Alpaca prompt (`lpsel.data.templates`), without and with an input.
+# The tokenizer is trained on text with the Alpaca prompt (`lpsel.data.templates`), without and with an input.
 ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
     "\n\n### Instruction:\n{instruction}\n\n### Response:{output}",
@@ -43,30 +43,30 @@ ALPACA = (
     "Write a response that appropriately completes the request."
     "\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:{output}",
 )
-# How formulas write a problem; the answer follows without a space, as in the Alpaca prompt.
+# How problems are written as formulas; the answer follows without a space, as in the Alpaca prompt.
 FORMULAS = ("{task}({about}{given})=", "## {task} {about}\n{given}\n\n## Answer:")
 SMALLEST = {"layers": 1, "hidden": 2, "heads": 1, "vocabulary": 258, "pretrain_steps": 0}  # 256 bytes, EOS and PAD
-TOKENIZER_ROWS = 4000  # instructions, and as many formulas, that the tokenizer is trained on
+TOKENIZER_ROWS = 4000  # number of instructions, and of formulas, that the tokenizer is trained on
 CONTEXT = 1024
 
 BATCH_SIZE = 48  # formulas per optimizer step
-MUON_LEARNING_RATE = 0.02  # of the weight matrices; warmup, then a cosine decay to 0
-ADAMW_LEARNING_RATE = 3e-3  # of embeddings and norms
+MUON_LEARNING_RATE = 0.02  # for weight matrices; warmup, then cosine decay to 0
+ADAMW_LEARNING_RATE = 3e-3  # for embeddings and norms
 WARMUP_STEPS = 50
-WINDOW = 16  # batches that are sorted by length together
+WINDOW = 16  # number of batches whose rows are sorted by length together
 IGNORED = -100
 
 
 def make_tiny(
     layers: int, hidden: int, heads: int, vocabulary: int, pretrain_steps: int, seed: int, cache_dir: Path
 ) -> Path:
-    """The Hugging Face folder of the tiny model with these arguments, built unless the cache has it.
+    """Return the Hugging Face folder of a tiny model with these arguments, creating it if it is not cached.
 
     Args:
-        layers, hidden, heads: decoder layers, hidden size and attention heads.
-        vocabulary: of the byte-level BPE tokenizer; smaller if the text has no more pairs to merge.
-        pretrain_steps: optimizer steps of BATCH_SIZE formulas each.
-        seed: of the weights and of the text.
+        layers, hidden, heads: number of decoder layers, hidden size and number of attention heads.
+        vocabulary: vocabulary size of the byte-level BPE tokenizer; it is smaller if the text runs out of merges.
+        pretrain_steps: number of optimizer steps, with BATCH_SIZE formulas each.
+        seed: seed for the weights and the text.
 
     Raises:
         UserError: an argument is out of range.
@@ -121,7 +121,7 @@ def formulas(seed: int) -> Iterator[tuple[str, str]]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """One thread: faster than two on matrices this small, and sums do not depend on the number of cores."""
+    """Use one thread, which is faster for such small matrices and gives the same sums on any number of cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -131,7 +131,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _tokenizer(vocabulary: int, seed: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE, which encodes any text; every digit is one token, and no BOS is added."""
+    """Train a byte-level BPE tokenizer, which encodes any text; every digit is one token, and no BOS is added."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -172,9 +172,9 @@ def _initial(layers: int, hidden: int, heads: int, tokenizer: PreTrainedTokenize
 
 
 def _pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: int, seed: int) -> None:
-    """Next-token prediction of the answers and their EOS; the questions are random, with nothing to learn.
+    """Train next-token prediction on answers and their EOS; questions are random, so there is nothing to learn.
 
-    Muon for the weight matrices, AdamW for embeddings and norms.
+    Uses Muon for weight matrices, AdamW for embeddings and norms.
     """
     matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
     others = [model.model.embed_tokens.weight, *(weight for weight in model.model.parameters() if weight.ndim == 1)]
@@ -204,7 +204,7 @@ def _rate_factor(step: int, steps: int) -> float:
 
 
 def _batches(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (ids, labels), both (B, T) and right-padded; rows of similar length, batches in random order."""
+    """Yield (ids, labels), both (B, T) and right-padded, with rows of similar length and batches in random order."""
     text, order = formulas(seed), Draw(f"{seed} order")
     while True:
         questions, answers = zip(*islice(text, WINDOW * BATCH_SIZE), strict=True)
