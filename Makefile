@@ -1,4 +1,4 @@
-# Every target sets up what it needs in .venv.
+# Every target installs what it needs in .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,13 +19,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lpsel needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
-	@$(BIN)/python -m compileall -qq -j 0 -x '/tests/|/transformers/models/|/lm_eval/tasks/|/site-packages/(plotly|pip|nltk|fontTools|setuptools)/' $(VENV)/lib || true  # on all cores, where pip uses one; some files are no Python 3, others are never imported
+	@$(BIN)/python -m compileall -qq -j 0 -x '/tests/|/transformers/models/|/lm_eval/tasks/|/site-packages/(plotly|pip|nltk|fontTools|setuptools)/' $(VENV)/lib || true  # uses all cores, unlike pip; skips files that are not Python 3 or never imported
 	@touch $@
 
-demo: venv ## Score, select, train and evaluate on embedded data; prints one table (2.5 minutes on two cores)
+demo: venv ## Score, select, train and evaluate on embedded data, and print a table (2.5 minutes on two cores)
 	$(BIN)/python examples/demo.py
 
-bench: venv ## Speed and memory compared with the released recipe, lm-eval and Trainer (about 30 minutes; BENCH_ARGS='--rounds 2')
+bench: venv ## Compare speed and memory with the released recipe, lm-eval and Trainer (about 30 minutes; BENCH_ARGS='--rounds 2')
 	$(BIN)/python benchmarks/cpu.py $(BENCH_ARGS)
 	$(BIN)/python benchmarks/memory.py $(BENCH_ARGS)
 	$(BIN)/python benchmarks/loading.py $(BENCH_ARGS)
@@ -39,20 +39,20 @@ lint: venv ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint ## Check style and types, run the tests (PYTEST_ARGS= includes slow ones and real models)
+test: lint ## Check style and types, and run the tests (PYTEST_ARGS= includes slow tests and real models)
 	$(BIN)/python -m pytest --numprocesses=3 --dist=worksteal $(PYTEST_ARGS)
 
-test-torch-free: ## A short test without torch, in build/torch-free (PYTHON=python3.13, CONSTRAINTS=constraints-lowest.txt)
+test-torch-free: ## Run a short test without torch in build/torch-free (PYTHON=python3.13, CONSTRAINTS=constraints-lowest.txt)
 	$(PYTHON) -m venv build/torch-free
 	build/torch-free/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) filelock fsspec hydra-core hypothesis numpy platformdirs pyarrow pytest pytest-timeout rich scikit-learn scipy
 	build/torch-free/bin/python -m pytest -p no:cacheprovider tests/unit/selection --ignore-glob='*published.py' --ignore-glob='*agreement.py' tests/unit/scoring/test_metrics.py tests/unit/test_errors.py tests/unit/test_storage.py tests/unit/test_integrity.py tests/unit/test_console.py tests/unit/test_run_config.py tests/unit/test_structure.py tests/unit/evaluation/test_statistics.py -m "not real"
 
-test-lowest: ## A short test with the lowest versions of constraints-lowest.txt, in build/lowest (downloads 3 GB, since PyPI has no torch 2.11 for CPUs alone: LOWEST_TORCH=2.13.0 takes another)
+test-lowest: ## Run a short test with the versions in constraints-lowest.txt in build/lowest (downloads 3 GB, since PyPI has no CPU-only torch 2.11; LOWEST_TORCH=2.13.0 selects another version)
 	$(PYTHON) -m venv build/lowest
 	build/lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt charset-normalizer hydra-core hypothesis lightning platformdirs pyarrow pytest pytest-timeout rich scikit-learn scipy torch==$(LOWEST_TORCH) transformers zstandard
 	build/lowest/bin/python -m pytest -p no:cacheprovider tests/unit/model/test_attention.py tests/unit/model/test_loss.py tests/unit/model/test_memory_estimate.py tests/unit/training/test_without_hydra.py tests/unit/selection/test_budget.py -m "not real and not slow"
 
-audit: venv build/audit/.installed ## Known vulnerabilities and licenses of the installed packages, according to the package index
+audit: venv build/audit/.installed ## List known vulnerabilities and licenses of the installed packages, according to the package index
 	build/audit/bin/python .ci/audit.py $(VENV)
 
 build/audit/.installed:

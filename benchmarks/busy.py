@@ -1,11 +1,11 @@
-"""Scoring next to processes that keep the CPU busy: how much of its fair share lpsel makes use of.
+"""Measure scoring speed next to busy processes: how much of its fair share of the CPU does lpsel use?
 
     python benchmarks/busy.py --busy 1
 
-A run with T threads on C cores, next to B busy processes, gets C / (T + B) cores a thread if the system is fair. The
-table compares tokens per second with those of the same run alone, and that ratio with the fair one. Contestants:
-lpsel as it is (threads sleep while they wait), threads that spin as libgomp lets them by default, and one thread.
-Rates are those of the recording passes and the training of the scorer, after the model is loaded.
+With fair scheduling, a run with T threads on C cores next to B busy processes gets C / (T + B) cores per thread. The
+table compares tokens per second with the same run alone, and this ratio with the fair one. Contestants: lpsel with its
+defaults (threads sleep while waiting), threads that spin, as is libgomp's default, and one thread. Rates are for the
+scorer's training and recording passes, after the model is loaded.
 """
 
 import json
@@ -64,12 +64,12 @@ def main(argv: list[str] | None = None) -> Path:
 
 
 def fair_share(threads: int, busy: int, cores: int) -> float:
-    """Time that a fair system gives each of `threads` next to `busy` others, as a fraction of that without them."""
+    """Compute the fair CPU time of each of `threads` next to `busy` others, as a fraction of that without them."""
     return min(1, cores / (threads + busy)) / min(1, cores / threads)
 
 
 def score(model: Path, rows: Path, environment: dict[str, str], busy: int) -> Run:
-    """One run of select.py with an empty cache."""
+    """Run select.py once with an empty cache."""
     own = {name: value for name, value in os.environ.items() if name not in SET_BY_USERS}
     own["PYTHONPATH"] = str(HERE.parent)
     with tempfile.TemporaryDirectory() as folder, busy_processes(busy):
@@ -85,7 +85,7 @@ def score(model: Path, rows: Path, environment: dict[str, str], busy: int) -> Ru
 
 @contextmanager
 def busy_processes(count: int) -> Iterator[None]:
-    """Processes of one thread that compute all the time."""
+    """Run single-threaded processes that are always busy."""
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield

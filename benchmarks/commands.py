@@ -1,4 +1,4 @@
-"""Whole commands, as the shell sees them: select.py on 52,002 rows, train.py --help (part of `make bench`).
+"""Time whole commands as run from a shell: select.py on 52,002 rows, train.py --help (part of `make bench`).
 
     python benchmarks/commands.py
 
@@ -76,7 +76,7 @@ def _seconds(command: list[str], work: Path) -> float:
 
 
 def _data(work: Path, rows: int) -> Path:
-    """Instructions and answers of Alpaca's lengths, in words that no two rows share all of."""
+    """Write unique synthetic instructions and answers with Alpaca's lengths."""
     prompt, response = alpaca_lengths(rows)
     shortest = int(prompt.min())
     path = work / "rows.jsonl"

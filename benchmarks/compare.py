@@ -1,4 +1,4 @@
-"""One comparison: lpsel and its contestants on the same rows in the same rounds, as a table and as figures."""
+"""Compare lpsel with its contestants on the same rows in the same rounds; results as a table and as numbers."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -46,7 +46,7 @@ def scorers(
     compiled: bool = False,
     liger: bool = False,
 ) -> dict[str, Callable[..., Run]]:
-    """lpsel, also with compiled layers or Liger's head, and the others: the recipe's loop, lm-eval with batch sizes."""
+    """Create contestants: lpsel, also compiled or with Liger's head, the recipe's loop, lm-eval per batch size."""
     score = partial(ours.score, model, tokens, precision, device=device)
     found: dict[str, Callable[..., Run]] = {LPSEL: score}
     if compiled:
@@ -161,11 +161,11 @@ def compare(
 
 
 def matrix_shape(model: Path) -> tuple[int, int]:
-    """Hidden and intermediate size of a model folder."""
+    """Read the hidden and intermediate size from a model folder."""
     config = json.loads((model / "config.json").read_text())
     return config["hidden_size"], config.get("intermediate_size") or config["ffn_dim"]
 
 
 def nominal_peak(device_name: str) -> float | None:
-    """FLOP/s that the maker states for dense bfloat16 products, of a device with a known name."""
+    """Return the vendor's dense bfloat16 peak in FLOP/s, or None for an unknown device."""
     return next((peak for name, peak in NOMINAL_PEAK.items() if name in device_name), None)

@@ -1,6 +1,6 @@
-"""What lpsel is compared with: the released recipe's loop, lm-eval, transformers' Trainer.
+"""Contestants that lpsel is compared with: the released recipe's loop, lm-eval, transformers' Trainer.
 
-All take the rows' token ids from the same file, so that they work on the very same tokens. Loading is not timed.
+All read token ids from the same file, so that they process the same tokens. Loading is not timed.
 """
 
 import tempfile
@@ -31,9 +31,9 @@ OnReady = Callable[[Any], None]
 def recipe_score(
     model_folder: Path, tokens_folder: Path, precision: str, *, device: str = "cpu", on_ready: OnReady = touch
 ) -> Run:
-    """The released recipe's loop: batches of 4 in data set order, padded, logits of every token, exp(mean) of a row.
+    """Run the released recipe's loop: padded batches of 4 rows in order, logits for all tokens, exp(mean) per row.
 
-    Logits are made float32 before the cross entropy, as the models' own loss in transformers does.
+    Logits are cast to float32 before the cross entropy, as in the loss of transformers models.
     """
     tokens = Tokens(tokens_folder)
     model = _load(model_folder, DTYPES[precision], device).eval()
@@ -66,7 +66,7 @@ def lm_eval_score(
     device: str = "cpu",
     on_ready: OnReady = touch,
 ) -> Run:
-    """lm-eval's loglikelihood of every response after its prompt, from token ids."""
+    """Compute the log-likelihood of every response given its prompt with lm-eval, from token ids."""
     import logging
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -97,7 +97,7 @@ def trainer_train(
     device: str = "cpu",
     on_ready: OnReady = touch,
 ) -> Run:
-    """transformers' Trainer: 4 rows a pass, as many rows a step and steps as lpsel, its own AdamW."""
+    """Train with transformers' Trainer: 4 rows per pass, lpsel's rows per step and number of steps, its own AdamW."""
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     tokens = Tokens(tokens_folder)
@@ -159,7 +159,7 @@ def _load(model_folder: Path, dtype: torch.dtype, device: str) -> Any:
 
 
 def _rows(tokens: Tokens) -> list[int]:
-    """Rows that have something to score, in the order of the data set."""
+    """Return the rows with supervised tokens, in dataset order."""
     return np.flatnonzero(tokens.response_tokens).tolist()
 
 
@@ -169,7 +169,7 @@ def _row(tokens: Tokens, i: int) -> dict[str, Tensor]:
 
 
 def _padded(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """A batch padded on the right, with its attention mask."""
+    """Pad a batch on the right and add its attention mask."""
     pad = torch.nn.utils.rnn.pad_sequence
     ids = [row["input_ids"] for row in rows]
     return {

@@ -1,4 +1,4 @@
-"""Scoring and training on the CPU against the released recipe's loop, lm-eval and transformers' Trainer (`make bench`).
+"""Compare CPU scoring and training with the released recipe's loop, lm-eval and transformers' Trainer (`make bench`).
 
     python benchmarks/cpu.py --model FOLDER --data FILE
 
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> Path:
 
 
 def recording(model: Path, tokens: Path, batch_size: int, options: Any) -> dict[str, Any]:
-    """What recording passes cost beyond their forward passes, in percent of a training run that records."""
+    """Measure the overhead of recording passes beyond forward passes, in percent of a training run that records."""
 
     def run() -> Any:
         return ours.train(model, tokens, "32-true", steps=options.steps, batch_size=batch_size, record=True)

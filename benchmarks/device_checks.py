@@ -1,6 +1,6 @@
-"""The stages of gpu_check.py that compare a device with float32 and time what only training shows.
+"""Stages of gpu_check.py that compare a device with float32 on a CPU, and profile training and checkpoints.
 
-Each returns its figures and the checks that failed, in words.
+Each stage returns its measurements and descriptions of the checks that failed.
 """
 
 import tempfile
@@ -50,11 +50,11 @@ HEADS_OF_LOSS = ("own", "liger") if find_spec("liger_kernel") and torch.cuda.is_
 NLL_LIMITS = {"32-true": AGREEMENT, "bf16-mixed": 0.1}  # nats
 GRADIENT_LIMITS = {"32-true": 1e-3, "bf16-mixed": 5e-2}  # relative to the norm of all gradients
 WARM_UP = 3  # steps and packs before the profiler starts
-GAP = 100e-6  # seconds without work on the device from which a gap is counted
+GAP = 100e-6  # seconds; idle times of the device from this length on are counted
 
 
 def packs() -> dict[str, list[Segment]]:
-    """Packs as `lpsel.data.packing` lays them out: prefixes first, then the rows, then tokens that fill it up."""
+    """Create packs laid out like those of `lpsel.data.packing`: prefixes, then rows, then padding tokens."""
     return {
         "rows": [Segment(0, 130), Segment(130, 131), Segment(131, 300)],
         "a prefix": [Segment(0, 41), Segment(41, 141, 0, 41), Segment(141, 142, 0, 41), Segment(142, 330, 0, 41)],
@@ -64,7 +64,7 @@ def packs() -> dict[str, list[Segment]]:
 
 
 def attention(device: str, tiny: bool) -> Checked:
-    """The attention of packs, forward and backward, against PyTorch's sdpa in float32, one segment at a time."""
+    """Compare attention in packs, forward and backward, with PyTorch's SDPA in float32, one segment at a time."""
     cases, failed = [], []
     place = torch.device(device)
     for (model, heads), window, dtype in product((TINY_HEADS if tiny else HEADS).items(), WINDOWS, ROUNDING):
@@ -81,7 +81,7 @@ def attention(device: str, tiny: bool) -> Checked:
 
 
 def losses_and_gradients(model: Path, tokens: Path, device: str) -> Checked:
-    """Every row's NLL and all gradients of a pack, against the model's own on a CPU in float32, row by row."""
+    """Compare every row's NLL and a pack's gradients with the model's own, row by row on a CPU in float32."""
     rows = Tokens(tokens)
     exact_N, exact_gradients = _row_by_row(model, rows)
     figures: dict[str, Any] = {}
@@ -138,7 +138,7 @@ def _gradients(model: Any) -> dict[str, Tensor]:
 def training_and_recording(
     model: Path, tokens: Path, device: str, steps: int, batch_size: int, score_tokens: int
 ) -> Checked:
-    """Steps of a training and packs of a recording pass, as commands run them, under the profiler."""
+    """Profile training steps and packs of a recording pass as commands run them."""
     rows = Tokens(tokens)
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -193,7 +193,7 @@ def _setup(device: str, folder: Path) -> TrainingSetup:
 
 
 class Watch(L.Callback):
-    """Profiles all steps or packs but the first WARM_UP: how long the device has no work and the host waits for it."""
+    """Profiles steps or packs after the first WARM_UP: how long the device is idle and the host waits for it."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -241,7 +241,7 @@ class Watch(L.Callback):
         self.peak = torch.cuda.max_memory_allocated() if self.device == "cuda" else resident("VmHWM")
 
     def figures(self) -> dict[str, Any]:
-        """Of one step or pack each, except for the longest gap."""
+        """Return measurements per step or pack, and the longest gap."""
         events = self.profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
         kind = torch.autograd.DeviceType.CUDA if self.device == "cuda" else torch.autograd.DeviceType.CPU
         spans = sorted((e.start_ns(), e.start_ns() + e.duration_ns()) for e in events if e.device_type() == kind)
@@ -264,7 +264,7 @@ class Watch(L.Callback):
 
 
 def _gaps(spans: Sequence[tuple[int, int]]) -> list[int]:
-    """Nanoseconds between spans, which are sorted by their start, that no earlier span covers."""
+    """Compute gaps in nanoseconds between spans sorted by start, excluding time covered by earlier spans."""
     gaps, end = [], spans[0][0] if spans else 0
     for start, stop in spans:
         if start > end:
@@ -274,7 +274,7 @@ def _gaps(spans: Sequence[tuple[int, int]]) -> list[int]:
 
 
 def checkpoint(model: Path, tokens: Path, device: str, batch_size: int) -> Checked:
-    """Writing and reading the checkpoint of a training with AdamW's states, and whether it restores the weights."""
+    """Time writing and reading a checkpoint with AdamW's states, and check that it restores the weights."""
     rows = Tokens(tokens)
     with tempfile.TemporaryDirectory() as folder:
         setup = _setup(device, Path(folder))

@@ -1,10 +1,10 @@
-"""Whether one CUDA device computes what lpsel computes elsewhere, and how fast: within 5 minutes, without a network.
+"""Check lpsel's results on one CUDA device and measure its speed, within 5 minutes and without a network.
 
-    python benchmarks/gpu_check.py                 # PYTHONPATH=. before it where lpsel is not installed
+    python benchmarks/gpu_check.py                 # prefix with PYTHONPATH=. if lpsel is not installed
 
-Models have random weights in the published shapes, and rows random ids in Alpaca's lengths. Six stages, each written to
-the JSON file when it ends, so that nothing is lost where a later one fails: the exit status is then 1. `--stages` runs
-some of them, and `--device cpu --tiny` the same code on a CPU with the smallest sizes.
+Models have random weights in published shapes, and rows have random ids with Alpaca's lengths. Each of the six stages
+is written to the JSON file when it ends, so that nothing is lost if a later one fails; the exit status is then 1.
+`--stages` runs some of them, and `--device cpu --tiny` runs the same code on a CPU with the smallest sizes.
 """
 
 import tempfile
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> tuple[Path, int]:
 
 
 def run(stages: "Stages", options: Any, figures: dict[str, Any]) -> tuple[Path, list[str]]:
-    """Run the stages in order; the JSON file and what failed."""
+    """Run the stages in order; return the JSON file and descriptions of what failed."""
     failures: list[str] = []
     for name in options.stages:
         print(f"\n{name}", flush=True)
@@ -73,7 +73,7 @@ def run(stages: "Stages", options: Any, figures: dict[str, Any]) -> tuple[Path, 
 
 
 class Stages:
-    """The six stages: each returns its figures and, in words, the checks that failed."""
+    """The six stages; each returns its measurements and descriptions of the checks that failed."""
 
     def __init__(self, folder: Path, options: Any, done: Mapping[str, Any]) -> None:
         self.folder, self.options, self.done = folder, options, done
@@ -170,7 +170,7 @@ class Stages:
 
 
 def config(name: str) -> Any:
-    """A published shape, or a small one; without dropout, which lpsel does not use either."""
+    """Create a configuration with a published or small shape, without dropout, as in lpsel by default."""
     small: dict[str, Any] = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     llama: dict[str, Any] = {
         "vocab_size": 128_256,
@@ -199,7 +199,7 @@ def config(name: str) -> Any:
 
 
 def end_to_end(scoring: dict[str, Any], training: dict[str, Any]) -> dict[str, float]:
-    """Minutes for a scoring pass, an epoch and a scoring pass over Alpaca, from the rates measured."""
+    """Extrapolate the measured rates to minutes for a scoring pass, an epoch and a scoring pass over Alpaca."""
     tokens = sum(each["contestants"][LPSEL]["rounds"][0].tokens for each in (scoring, training))
     alpaca = ALPACA_ROWS * tokens / (scoring["rows"] + training["rows"])
     minutes = {"tokens": alpaca}

@@ -1,14 +1,14 @@
-"""How the memory of every stage grows with the rows of a data set.
+"""Measure how the memory of every stage grows with the number of rows.
 
     python benchmarks/growth.py                        # 10,000, 100,000 and 1,000,000 rows
     python benchmarks/growth.py --rows 10000 100000
 
-Made-up instructions and answers as JSON lines, each stage in a process of its own: reading and content ids, tokenizing,
-a recording pass of the tiny scorer over 32 tokens a row, embedding by a random BERT, k-means, the whole command
-`lpsel select` on scores, training a tiny target on a random tenth of the rows, and evaluating it on all of them (one
-token of an answer each). A figure is the largest anonymous memory of the process and of those it started (RssAnon of
-Linux: what cannot be dropped and read again from a file, as mapped tokens can), sampled 50 times a second, less what
-the stage's imports alone take. The slope is between the last two sizes.
+Data are synthetic instructions and answers as JSON lines. Each stage runs in its own process: reading and content ids,
+tokenizing, a recording pass of the tiny scorer over 32 tokens per row, embedding with a random BERT, k-means, the whole
+command `lpsel select` on scores, training a tiny target on a random tenth of the rows, and evaluating it on all of them
+(one answer token each). Numbers are the peak anonymous memory of the process and its children (RssAnon on Linux, which
+excludes pages of mapped files such as tokens), sampled 50 times per second, minus the memory of the stage's imports.
+The slope is between the last two sizes.
 """
 
 import argparse
@@ -32,7 +32,7 @@ TINY = {"layers": 1, "hidden": 32, "heads": 2, "vocabulary": 512, "pretrain_step
 
 
 def _tiny(group: str) -> list[str]:
-    """Overrides for a model of the smallest kind as scorer or target."""
+    """Return overrides for the smallest possible model as scorer or target."""
     sizes = (f"{group}.tiny.{name}={value}" for name, value in TINY.items())
     return [f"{group}=tiny", f"{group}.template=plain", f"{group}.max_length={TOKENS}", *sizes]
 
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> Path | None:
 
 
 def _make_models(work: Path) -> None:
-    """The scorer and the embedder, so that no stage makes them."""
+    """Create the scorer and the embedder, so that no stage includes creating them."""
     from lpsel.toy.model import make_tiny
 
     make_tiny(**TINY, cache_dir=work.parent / "cache")
@@ -87,7 +87,7 @@ def _make_models(work: Path) -> None:
 
 
 def _made(work: Path, rows: int) -> Path:
-    """A folder with rows.jsonl, scores.parquet and an embedder."""
+    """Create a folder with rows.jsonl, scores.parquet and an embedder."""
     work.mkdir()
     with (work / "rows.jsonl").open("w") as file:
         for row in range(rows):
@@ -124,7 +124,7 @@ def _peak(stage: str, work: Path) -> int:
 
 
 def _family(pid: int) -> list[int]:
-    """A process and those that it started."""
+    """List a process and its descendants."""
     try:
         children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
@@ -208,7 +208,7 @@ def evaluate(work: Path) -> None:
 
 
 def _embedder(work: Path) -> Path:
-    """A random BERT of 32 dimensions as a sentence-transformers folder, made once."""
+    """Create a random BERT with 32 dimensions as a sentence-transformers folder, once."""
     folder = work.parent / "embedder"
     if folder.is_dir():
         return folder

@@ -1,7 +1,7 @@
-"""What all benchmarks share: interleaved rounds, ratios, agreement, the matrix-product rate, peak memory, tables, JSON.
+"""Shared benchmark code: interleaved rounds, ratios, agreement checks, matmul rate, peak memory, tables, JSON.
 
-A ratio compares two contestants in the same round, so that what else the machine does in the meantime weighs on both;
-its median and range over the rounds are what is printed.
+A ratio compares two contestants in the same round, so that other load on the machine affects both. The median and range
+of the ratios over all rounds are reported.
 """
 
 import argparse
@@ -42,13 +42,13 @@ NOMINAL_PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 
 @dataclass
 class Run:
-    """One contestant in one round.
+    """Result of one contestant in one round.
 
     Attributes:
-        seconds: of the timed part; loading and tokenizing are outside it.
-        tokens: fed, padding aside, the same for all contestants of a comparison.
-        nll: of each row or optimizer step, to check that contestants agree.
-        extra: further figures of this contestant.
+        seconds: duration of the timed part, excluding loading and tokenizing.
+        tokens: tokens fed, excluding padding; the same for all contestants of a comparison.
+        nll: NLL of each row or optimizer step, to check that contestants agree.
+        extra: additional measurements of this contestant.
     """
 
     seconds: float
@@ -66,7 +66,7 @@ Contestant = Callable[..., Run]
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
-    """The command line that every benchmark has."""
+    """Create a parser with the options that all benchmarks share."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder for the JSON files")
@@ -75,7 +75,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 
 
 def quiet_libraries() -> None:
-    """Silence what the contestants and their libraries print, all but errors."""
+    """Silence all output of contestants and their libraries except errors."""
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -87,21 +87,21 @@ def quiet_libraries() -> None:
 
 
 def interleave(contestants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[Any]]:
-    """Every contestant once a round, in an order that is rotated by one from round to round."""
+    """Run every contestant once per round, rotating their order by one from round to round."""
     names = list(contestants)
     results: dict[str, list[Any]] = {name: [] for name in names}
     for number in range(rounds):
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
             print(f"round {number + 1} of {rounds}: {name}", flush=True)
-            gc.collect()  # the last one's model and trainer hold each other, and a device's memory
+            gc.collect()  # the previous model and trainer are a reference cycle that holds device memory
             usual_allocation()
             results[name].append(contestants[name]())
     return results
 
 
 def usual_allocation() -> None:
-    """Undo what lpsel has asked of glibc's malloc in its own run: the thresholds that glibc itself ends up with."""
+    """Restore the malloc thresholds that glibc arrives at by itself, undoing lpsel's settings from its own run."""
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
         library.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
@@ -114,7 +114,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def ratios(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str, float]:
-    """Median and range of the per-round ratios."""
+    """Compute the median and range of the per-round ratios."""
     return spread([a / b for a, b in zip(numerator, denominator, strict=True)])
 
 
@@ -125,10 +125,10 @@ def in_words(ratio: Mapping[str, float]) -> str:
 def check_agreement(
     ours: NDArray[np.float64], theirs: NDArray[np.float64], who: str, limit: float = AGREEMENT
 ) -> float:
-    """The largest difference between the NLL that two contestants computed, in nats.
+    """Return the largest difference between the NLLs of two contestants in nats.
 
     Raises:
-        SystemExit: it is beyond `limit`, so that their speeds must not be compared.
+        SystemExit: it exceeds `limit`, so their speeds are not comparable.
     """
     difference = float(np.abs(ours - theirs).max())
     if not difference <= limit:
@@ -142,7 +142,7 @@ def synchronize(device: str) -> None:
 
 
 def stopwatch(device: str) -> Callable[[], float]:
-    """Start now; gives a function that waits for the device and returns the seconds since then."""
+    """Start a stopwatch; the returned function synchronizes the device and returns the elapsed seconds."""
     synchronize(device)
     started = time.perf_counter()
 
@@ -154,7 +154,7 @@ def stopwatch(device: str) -> Callable[[], float]:
 
 
 def matmul_rate(dtype: torch.dtype, hidden: int, intermediate: int, device: str, repeats: int = 5) -> float:
-    """FLOP/s of plain matrix products: the best of a model's own shape and two large squares, best of `repeats`."""
+    """Measure matmul FLOP/s: the best over a model's shape and two large squares, each the best of `repeats`."""
     shapes = [(4096, hidden, intermediate)]
     if hidden > 64:  # of a model that is more than a toy
         shapes += [(side, side, side) for side in ((4096, 8192) if device == "cuda" else (2048, 4096))]
@@ -171,15 +171,15 @@ def matmul_rate(dtype: torch.dtype, hidden: int, intermediate: int, device: str,
 
 
 def touch(model: Any) -> None:
-    """Read every weight once: weights mapped from a file are in memory only then."""
+    """Read every weight once, since memory-mapped weights are loaded only when they are read."""
     for weight in model.parameters():
         weight.sum()
 
 
 def peak_above_weights(device: str, contestant: Contestant, *args: Any, **kwargs: Any) -> int:
-    """Largest memory of `contestant` above what it had with its weights loaded, in bytes, in a process of its own.
+    """Measure the peak memory of `contestant` in bytes above that with its weights loaded, in a separate process.
 
-    On a CPU resident memory as Linux counts it (VmHWM - VmRSS), on a GPU what PyTorch's allocator handed out.
+    On a CPU, this is resident memory as counted by Linux (VmHWM - VmRSS); on a GPU, memory allocated by PyTorch.
     """
     # A process that has touched CUDA, as some imports do, must not be forked.
     context = multiprocessing.get_context("spawn") if device == "cuda" else imported()
@@ -188,8 +188,7 @@ def peak_above_weights(device: str, contestant: Contestant, *args: Any, **kwargs
 
 
 def imported() -> Any:
-    """How to start processes that have imported everything: once, in one that they are forked from and that does
-    nothing else."""
+    """Return a context that forks processes from a server in which everything is already imported."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["transformers", "lpsel.model.lightning_module", "lm_eval.models.huggingface", "harness"]
@@ -217,14 +216,14 @@ def _measure_peak(device: str, threads: int, contestant: Contestant, args: Any, 
 
 
 def begin_peak() -> int:
-    """This process's resident memory now, in bytes, from which on Linux finds its largest (VmHWM)."""
+    """Reset this process's peak memory (VmHWM) and return its current resident memory in bytes."""
     ctypes.CDLL(None).malloc_trim(0)  # what was freed before would hide what comes
     Path("/proc/self/clear_refs").write_text("5")
     return resident("VmRSS")
 
 
 def end_with_parent() -> None:
-    """End this process when the benchmark is killed, and with it the server that it was forked from."""
+    """End this process when the benchmark is killed, which also ends the server that it was forked from."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "in a process of its own"
     parent.join()
@@ -232,13 +231,13 @@ def end_with_parent() -> None:
 
 
 def resident(name: str) -> int:
-    """Of /proc/self/status, in bytes."""
+    """Read a field of /proc/self/status in bytes."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
     return int(line.split()[1]) * 1024
 
 
 def show(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:
-    """Print a table; its first column is text, all others are figures."""
+    """Print a table; the first column is text, all others are numbers."""
     table = Table(title=title, title_justify="left")
     for place, heading in enumerate(headings):
         table.add_column(heading, justify="right" if place else "left")
@@ -251,7 +250,7 @@ def show(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], not
 
 
 def write(out: Path, name: str, options: argparse.Namespace, device: str, figures: Mapping[str, Any]) -> Path:
-    """Write OUT/NAME.json: machine, versions, options, and the figures with every round's raw numbers."""
+    """Write OUT/NAME.json: machine, versions, options, and results with the raw numbers of every round."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}.json"
     about = {
@@ -269,7 +268,7 @@ def write(out: Path, name: str, options: argparse.Namespace, device: str, figure
 
 
 def _plain(value: Any) -> Any:
-    """Runs as JSON, without the NLL of every row."""
+    """Convert runs to JSON, without the NLL of every row."""
     if isinstance(value, Run):
         figures = {"seconds": value.seconds, "tokens": value.tokens, "tokens_per_second": value.rate, **value.extra}
         return finite(figures)

@@ -1,10 +1,10 @@
-"""Peak host memory of each rank while a model is loaded onto two CPU ranks, by ddp and by fsdp (part of `make bench`).
+"""Measure each rank's peak host memory while loading a model on two CPU ranks with ddp and fsdp (part of `make bench`).
 
     python benchmarks/loading.py --model FOLDER
 
-Without a folder SmolLM2-135M in the folder that LPSEL_TEST_MODELS names is taken, without that a random Llama, once
-stored as it is trained, in float32, and once in bfloat16. Figures are above what a rank has after its imports. What of
-the peak is pages of the file, mapped and not copied, the system can take back; the rest is the rank's own.
+The default model is SmolLM2-135M in the folder LPSEL_TEST_MODELS or, without it, a random Llama, stored in float32 (as
+it is trained) and in bfloat16. Numbers exclude memory after imports. The system can reclaim the part of the peak that
+is memory-mapped pages of the file; the rest is private to the rank.
 """
 
 import os
@@ -71,7 +71,7 @@ def _mib(size: int) -> str:
 
 
 def _stored(model: Path, dtype: torch.dtype, folder: Path) -> Path:
-    """A copy of the model's folder with its weights in this type."""
+    """Copy the model's folder with its weights converted to a dtype."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     AutoModelForCausalLM.from_pretrained(model, dtype=dtype).save_pretrained(folder)
@@ -88,7 +88,7 @@ def _ranks(strategy: str, model: Path) -> list[dict[str, int]]:
 
 
 def _load(strategy: str, model: Path, port: int, rank: int) -> dict[str, int]:
-    """Bytes of this rank above what it had before: the most, of these its own, and what stayed."""
+    """Load the model; return this rank's added memory in bytes: peak, private part of the peak, and what remains."""
     threading.Thread(target=end_with_parent, daemon=True).start()
     quiet_libraries()
     os.environ |= {
@@ -116,7 +116,7 @@ def _load(strategy: str, model: Path, port: int, rank: int) -> dict[str, int]:
 
 @contextmanager
 def _largest_own() -> Iterator[list[int]]:
-    """Bytes that are no pages of a file (RssAnon), 500 times a second, the first from before."""
+    """Sample the bytes that are not file pages (RssAnon) 500 times per second, starting with the value before."""
     seen, done = [resident("RssAnon")], threading.Event()
 
     def look() -> None:

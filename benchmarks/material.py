@@ -1,4 +1,4 @@
-"""Rows and models to measure with where no real ones are given: Alpaca's lengths, random weights."""
+"""Create rows with Alpaca's lengths and models with random weights, for benchmarks without real ones."""
 
 import argparse
 import json
@@ -22,20 +22,20 @@ RESPONSE_TOKENS = (1, 2, 5, 8, 12, 18, 27, 43, 61, 77, 96, 124, 157, 263, 440, 1
 
 
 def smollm2() -> Path | None:
-    """SmolLM2-135M in the folder that LPSEL_TEST_MODELS names, if it is there."""
+    """Return the folder of SmolLM2-135M in LPSEL_TEST_MODELS, or None if it does not exist."""
     folder = Path(os.environ.get("LPSEL_TEST_MODELS", "")) / "smollm2-135m"
     return folder if folder.is_dir() else None
 
 
 def add_options(parser: argparse.ArgumentParser, rows: int) -> None:
-    """The options of a benchmark of whole commands: model, data and number of rows."""
+    """Add the options for benchmarks of whole commands: model, data and number of rows."""
     parser.add_argument("--model", type=existing, default=smollm2())
     parser.add_argument("--data", type=existing, default=ALPACA if ALPACA.is_file() else None)
     parser.add_argument("--rows", type=int, default=rows)
 
 
 def from_options(options: argparse.Namespace, folder: Path) -> tuple[Path, str, Path]:
-    """Rows as `sample` writes them, and their name; and the model, a random Llama where none is given."""
+    """Return rows written by `sample` and their name, and the given model or a random Llama."""
     rows, data = sample(options.data, 40 if options.tiny else options.rows, folder)
     if options.model is not None and not options.tiny:
         return rows, data, options.model
@@ -43,14 +43,14 @@ def from_options(options: argparse.Namespace, folder: Path) -> tuple[Path, str, 
 
 
 def existing(path: str) -> Path:
-    """A path given on the command line."""
+    """Parse a command-line argument that must be an existing path."""
     if not Path(path).exists():
         raise argparse.ArgumentTypeError(f"{path}: not there; give another, or leave it out.")
     return Path(path)
 
 
 def alpaca_lengths(rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Prompt and response tokens of `rows` rows, each drawn from its own percentiles above, shape (rows,) each."""
+    """Draw prompt and response lengths of `rows` rows independently from the percentiles above, shape (rows,) each."""
     draw = np.random.default_rng(0)
     prompt_N, response_N = (
         np.interp(100 * draw.random(rows), PERCENTILES, tokens).round().astype(np.int64)
@@ -60,7 +60,7 @@ def alpaca_lengths(rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def sample(data: Path | None, rows: int, folder: Path) -> tuple[Path, str]:
-    """A file of `rows` rows drawn by a fixed seed, and their name: of `data`, else of the embedded generator."""
+    """Write `rows` rows drawn with a fixed seed from `data` or the embedded generator; return the file and a name."""
     if data is not None:
         source, name = Source(DatasetSpec("data", str(data))), data.name
     else:
@@ -74,7 +74,7 @@ def sample(data: Path | None, rows: int, folder: Path) -> tuple[Path, str]:
 
 
 def random_llama(folder: Path, text: Path, *, layers: int, hidden: int, vocabulary: int) -> Path:
-    """A Llama with random weights, and a byte-level tokenizer learned from the lines of `text`."""
+    """Create a Llama with random weights, and a byte-level tokenizer trained on the lines of `text`."""
     from transformers import LlamaConfig
 
     config = LlamaConfig(
@@ -94,7 +94,7 @@ def random_llama(folder: Path, text: Path, *, layers: int, hidden: int, vocabula
 def random_model(
     folder: Path, config: Any, text: list[str], dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> Path:
-    """A model folder with random weights; its tokenizer needs no more than a few thousand of the vocabulary's ids."""
+    """Create a model folder with random weights and a tokenizer that uses a few thousand ids of the vocabulary."""
     from transformers import AutoModelForCausalLM
 
     byte_tokenizer(text, min(config.vocab_size, 4096)).save_pretrained(folder)
@@ -106,7 +106,7 @@ def random_model(
 
 
 def byte_tokenizer(text: list[str], vocabulary: int) -> Any:
-    """A byte-level tokenizer of transformers, learned from lines of text."""
+    """Train a byte-level transformers tokenizer on lines of text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

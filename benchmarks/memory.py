@@ -1,12 +1,12 @@
-"""Peak memory above the weights when scoring, over token budgets and vocabularies (part of `make bench`).
+"""Measure peak scoring memory above the weights for several token budgets and vocabularies (part of `make bench`).
 
     python benchmarks/memory.py --model FOLDER
 
-Random Llamas of a small hidden size, so that the output head is what counts, and the model given (SmolLM2-135M in the
-folder that LPSEL_TEST_MODELS names). Each figure comes from a process of its own. Weights are bfloat16. Beside it
-stands the released recipe's loop, four rows a batch with the logits of every token. Every budget gets just enough rows
-to fill a pack of the size that lpsel gives it, and budgets that come to the same size are measured once; the loop,
-whose memory depends on its longest batch alone, gets that of the rows that fill 16,384 tokens.
+Models are random Llamas with a small hidden size, so that the output head dominates, and the given model (by default
+SmolLM2-135M in LPSEL_TEST_MODELS). Each number is from a separate process, with bfloat16 weights. For comparison, the
+released recipe's loop runs four rows per batch with logits for every token. Each budget gets just enough rows to fill
+lpsel's pack for it, and budgets with the same pack size are measured once. The loop's memory depends only on its
+longest batch, so it gets the longest batch of the rows that fill 16,384 tokens.
 """
 
 import tempfile
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> Path:
 
 
 def _longest_batch(prompt_N: Lengths, response_N: Lengths) -> tuple[Lengths, Lengths]:
-    """Of the batches that the recipe's loop cuts these rows into, the one with the longest row."""
+    """Return the batch with the longest row among the batches of the recipe's loop."""
     first = int((prompt_N + response_N).argmax()) // contestants.ROWS_A_BATCH * contestants.ROWS_A_BATCH
     batch = slice(first, first + contestants.ROWS_A_BATCH)
     return prompt_N[batch], response_N[batch]

@@ -1,4 +1,4 @@
-"""Time and memory of selection=rds on made-up vectors, compared with sorting all similarities of every example.
+"""Measure time and memory of selection=rds on synthetic vectors, compared with sorting all similarities per example.
 
     python benchmarks/nearest.py                            # 200,000 rows
     python benchmarks/nearest.py --rows 10000000 --alone
@@ -61,7 +61,7 @@ def made_up(rows: int, examples: int, dimensions: int) -> ScoreTable:
 
 
 def sorting(table: ScoreTable, n: int) -> float:
-    """Seconds of sorting all rows by similarity for every example."""
+    """Time sorting all rows by similarity for every example, in seconds."""
     assert table.vectors is not None
     assert table.query_vectors is not None
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""lpsel as a contestant."""
+"""Run lpsel as a benchmark contestant."""
 
 import tempfile
 import time
@@ -37,13 +37,13 @@ LEARNING_RATE = 2e-5
 
 
 def tokens_of(rows: Path, model_folder: Path, cache: Path) -> Tokens:
-    """The rows of a file as the model's tokens, in the paper's template."""
+    """Tokenize the rows of a file for a model with the paper's template."""
     tokenizer = load_tokenizer(spec_of(model_folder), str(model_folder))
     return tokenize(Source(DatasetSpec("benchmark", str(rows))), tokenizer, "alpaca", MAX_LENGTH, cache)
 
 
 def made_up_tokens(prompt_N: NDArray[np.int64], response_N: NDArray[np.int64], vocabulary: int, folder: Path) -> Tokens:
-    """Random token ids in rows of the given lengths, cut to MAX_LENGTH as lpsel cuts rows."""
+    """Create rows of random token ids with the given lengths, truncated to MAX_LENGTH like lpsel's rows."""
     draw = np.random.default_rng(SEED)
     folder.mkdir(parents=True)
     rows = []
@@ -67,16 +67,16 @@ def made_up_tokens(prompt_N: NDArray[np.int64], response_N: NDArray[np.int64], v
 
 
 def order_of(tokens: Tokens) -> NDArray[np.int64]:
-    """Row numbers in the order of the first epoch."""
+    """Return row numbers in the order of the first epoch."""
     order = epoch_order(tokens.ids, SEED, 0)
     return order[tokens.response_tokens[order] > 0]
 
 
 def flops(model_folder: Path, tokens: Tokens, rows: NDArray[np.int64]) -> dict[str, float]:
-    """FLOPs of a forward pass over `rows`.
+    """Compute the FLOPs of a forward pass over `rows`.
 
-    `full` is of every token, with the head on each; `needed` with the head on supervised tokens only, and with a
-    beginning that rows share once, as if they were all in one pack.
+    `full` counts every token, with the head on each; `needed` counts the head on supervised tokens only and shared
+    prefixes once, as if all rows were in one pack.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -93,7 +93,7 @@ def flops(model_folder: Path, tokens: Tokens, rows: NDArray[np.int64]) -> dict[s
 
 
 def largest_pack(model_folder: Path, precision: str, score_tokens: int, device: str) -> int:
-    """Tokens of the largest pack that a recording pass makes where `score_tokens` are asked for."""
+    """Return the size in tokens of the largest pack that a recording pass uses for a given `score_tokens`."""
     config, gpu = load_config(spec_of(model_folder), str(model_folder)), gpu_memory(torch.device(device))
     return recording_pack(config, precision, score_tokens, gpu)
 
@@ -109,15 +109,15 @@ def score(
     head: str = "own",
     on_ready: Callable[[Any], None] = touch,
 ) -> Run:
-    """A recording pass over all rows, records on disk included.
+    """Run a recording pass over all rows, including writing records to disk.
 
     Args:
-        tokens_folder: of the tokenized rows.
-        precision: as `trainer.precision`.
-        score_tokens: as on the command line.
-        compiled: compile the layers, before the clock starts.
-        head: as on the command line.
-        on_ready: called with the model once it is loaded, before the clock starts.
+        tokens_folder: folder of the tokenized rows.
+        precision: same as `trainer.precision`.
+        score_tokens: same as on the command line.
+        compiled: compile the layers before timing starts.
+        head: same as on the command line.
+        on_ready: called with the loaded model before timing starts.
     """
     tokens = Tokens(tokens_folder)
     module = fine_tuner(model_folder, 1, precision, compiled, head)
@@ -153,11 +153,11 @@ def train(
     head: str = "own",
     on_ready: Callable[[Any], None] = touch,
 ) -> Run:
-    """`steps` optimizer steps over the first rows of `order_of`, after one that is not timed: in it, AdamW allocates
-    its moments, and layers are compiled.
+    """Time `steps` optimizer steps on the first rows of `order_of`.
 
-    With `record`, a recording pass over all rows before and after; `extra` then has `whole`, the seconds of everything
-    after loading, `forward`, those inside the passes' forward passes, and `passes`, those of the passes as a whole.
+    The first step is not timed, because in it AdamW allocates its moments and layers are compiled. With `record`, there
+    is a recording pass over all rows before and after training, and `extra` has the seconds of everything after loading
+    (`whole`), of the recording passes (`passes`) and of the forward passes in them (`forward`).
     """
     tokens = Tokens(tokens_folder)
     module = fine_tuner(model_folder, steps + 1, precision, compiled, head)
@@ -185,7 +185,7 @@ def train(
 
 
 def spec_of(model_folder: Path) -> ModelSpec:
-    """A model folder, trained with the benchmarks' recipe."""
+    """Create the ModelSpec of a model folder with the benchmarks' recipe."""
     recipe = Recipe(epochs=1, learning_rate=LEARNING_RATE, warmup=0.0, schedule="constant", seed=SEED)
     return ModelSpec("benchmark", str(model_folder), max_length=MAX_LENGTH, recipe=recipe)
 
@@ -210,7 +210,7 @@ def data_module(tokens: Tokens, batch_size: int, score_tokens: int, record: bool
 
 
 def _trainer(device: str, precision: str, callbacks: list[L.Callback], **options: Any) -> L.Trainer:
-    """Lightning's Trainer as `lpsel.training.trainer` sets it up, without a logger."""
+    """Create Lightning's Trainer as in `lpsel.training.trainer`, without a logger."""
     return L.Trainer(
         accelerator="gpu" if device == "cuda" else "cpu",
         devices=1,
@@ -226,7 +226,7 @@ def _trainer(device: str, precision: str, callbacks: list[L.Callback], **options
 
 
 class _Clock(L.Callback):
-    """Seconds of recording passes, of the forward passes in them, of training, and of everything after loading."""
+    """Times recording passes, the forward passes in them, training, and everything after loading, in seconds."""
 
     def __init__(self, device: str, on_ready: Callable[[Any], None]) -> None:
         self.device, self.on_ready = device, on_ready

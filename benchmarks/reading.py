@@ -1,4 +1,4 @@
-"""CPU time of reading, hashing and tokenizing rows, compared with another commit in the same rounds.
+"""Compare the CPU time of reading, hashing and tokenizing rows with another commit in the same rounds.
 
     git worktree add ../before COMMIT
     python benchmarks/reading.py --old ../before
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> Path:
 
 
 def write_files(folder: Path, data: Path, rows: int) -> str:
-    """Alpaca rows in every kind of file, a conversation for every two of them, and a tokenizer; returns their name."""
+    """Write rows in every file format, a conversation per two rows, and a tokenizer; return the name of the rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     from material import byte_tokenizer, sample
@@ -83,7 +83,7 @@ def write_files(folder: Path, data: Path, rows: int) -> str:
 
 
 class Side:
-    """A process with the lpsel of a checkout."""
+    """A process that imports lpsel from a checkout."""
 
     def __init__(self, checkout: Path, folder: str) -> None:
         environment = {**os.environ, "PYTHONPATH": str(checkout), "TOKENIZERS_PARALLELISM": "false"}
@@ -94,7 +94,7 @@ class Side:
             raise SystemExit(f"lpsel comes from {imported}, not from {checkout}")
 
     def time(self, task: tuple[str, str]) -> tuple[float, Any]:
-        """CPU seconds of a step with a file, and what it gives."""
+        """Run a step on a file; return its CPU seconds and result."""
         assert self._process.stdin is not None
         print(json.dumps(task), file=self._process.stdin, flush=True)
         seconds, result = self._answer()
@@ -111,7 +111,7 @@ class Side:
 
 
 def measure(sides: dict[str, Side], task: tuple[str, str], rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of every round but the first, by side."""
+    """Measure the CPU seconds of every round except the first, by side."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):
         results = []
@@ -125,7 +125,7 @@ def measure(sides: dict[str, Side], task: tuple[str, str], rounds: int) -> dict[
 
 
 def serve(folder: Path) -> None:
-    """Carry out steps for the parent, until its end."""
+    """Run steps for the parent process until it ends."""
     from transformers import AutoTokenizer
 
     import lpsel
@@ -138,7 +138,7 @@ def serve(folder: Path) -> None:
 
 
 def timed(file: Path, step: str, tokenizer: Any) -> tuple[float, Any]:
-    """CPU seconds of a step, and the hash of the ids or the number of tokens or rows."""
+    """Run a step; return its CPU seconds, and the hash of the ids or the number of tokens or rows."""
     try:
         from lpsel.data.dataset import DatasetSpec, Source
     except ImportError:  # of c1e1479

@@ -1,4 +1,4 @@
-"""The tables of docs/results/real-small.md: from finished runs to JSON, and from JSON to Markdown.
+"""Create the tables of docs/results/real-small.md: from finished runs to JSON, and from JSON to Markdown.
 
     python benchmarks/real_small.py collect PART FOLDER...   # docs/results/data/PART.json from the folders of sweeps
     python benchmarks/real_small.py tables                   # the tables of the page from these files
@@ -31,7 +31,7 @@ Rows = dict[str, np.ndarray[Any, Any]]
 
 
 def collect(folders: Sequence[str]) -> dict[str, Any]:
-    """The records of the evaluated runs in folders, one for each training, and one of the untrained model."""
+    """Collect a record for every evaluated training run in the folders, and one for the untrained model."""
     runs = find_runs(folders)
     trained = {Path(run.get("model")).resolve(): run for run in runs.by_command("train")}
     measured: dict[Path, dict[str, Any]] = defaultdict(dict)
@@ -59,7 +59,7 @@ def collect(folders: Sequence[str]) -> dict[str, Any]:
 
 
 def _setting(run: Run) -> tuple[Any, ...]:
-    """What runs share that are compared with random rows."""
+    """Return the settings that must match between a run and its random baseline."""
     return run.target, run.get("seed"), run.pct, run.get("settings", "pct_of")
 
 
@@ -68,13 +68,13 @@ def _order(record: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _rows(file: Path) -> Rows:
-    """What is known about every held-out row, by column; 0 where a row has no value."""
+    """Read the results of every held-out row by column; 0 where a row has no value."""
     written = [json.loads(line) for line in file.read_text().splitlines()]
     return {name: np.array([row.get(name) or 0 for row in written], float) for name in ("nll", "tokens", "rouge_l")}
 
 
 def _difference(ours: Rows, theirs: Rows) -> dict[str, Any]:
-    """Differences to random rows, paired by held-out row, with bootstrap intervals."""
+    """Compute differences to random rows, paired by held-out row, with bootstrap intervals."""
     result = {}
     for metric, weight in SUMS.items():
         weights = np.column_stack([rows[weight] if weight else np.ones_like(rows[metric]) for rows in (ours, theirs)])
@@ -91,7 +91,7 @@ def _named(run: Run) -> dict[str, Any]:
 
 
 def _selected(run: Run) -> dict[str, Any]:
-    """What a rule selected; tokens of one epoch, by the tokenizer of the scorer, or of the target without one."""
+    """Describe a selection; tokens are per epoch with the scorer's tokenizer, or the target's if there is no scorer."""
     rows, mean = {"selected": run.get("n_selected"), "all": run.get("n_total")}, run.get("mean_tokens")
     tokens = {of: round(n * sum(mean[side][of] for side in ("prompt", "response"))) for of, n in rows.items()}
     return _named(run) | {
@@ -105,7 +105,7 @@ def _selected(run: Run) -> dict[str, Any]:
 
 
 def _described(run: Run) -> dict[str, Any]:
-    """What a training was, and what it cost."""
+    """Describe a training run and its cost."""
     ledger = run.get("ledger")
     return _named(run) | {
         "target": run.target,
@@ -117,7 +117,7 @@ def _described(run: Run) -> dict[str, Any]:
 
 
 def tables(part: dict[str, Any]) -> str:
-    """The tables of a part, in Markdown."""
+    """Format the tables of a part in Markdown."""
     others = [record for record in part["records"] if "pct" not in record or record["name"] == ALL]
     groups: dict[tuple[str, float], list[dict[str, Any]]] = defaultdict(list)
     for record in part["records"]:
@@ -190,7 +190,7 @@ def _costs(records: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _by_seed(records: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """The records of each name together if they are enough seeds for an interval, else one by one."""
+    """Group records by name if there are enough seeds for an interval, else yield them one by one."""
     by_name: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for record in records:
         by_name[record["name"]].append(record)
@@ -208,7 +208,7 @@ def _span(group: Sequence[dict[str, Any]], key: str) -> str:
 
 
 def _cell(estimates: Sequence[dict[str, Any]], factor: float, digits: int, sign: str = "") -> str:
-    """One value with its interval over rows, or the mean of several with its t interval over seeds."""
+    """Format one value with its interval over rows, or the mean of several with its t interval over seeds."""
     value, low, high = (estimates[0][name] for name in ("value", "low", "high"))
     if len(estimates) > 1:
         value, low, high = t_interval([estimate["value"] for estimate in estimates])
@@ -216,19 +216,19 @@ def _cell(estimates: Sequence[dict[str, Any]], factor: float, digits: int, sign:
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table."""
+    """Format a table as lines of Markdown."""
     return [f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *lines]]
 
 
 def with_tables(page: str) -> str:
-    """The page with the tables of every part."""
+    """Return the page with the tables of every part inserted."""
     for file in sorted((RESULTS / "data").glob("real-small-*.json")):
         page = between_marks(page, file.stem, tables(json.loads(file.read_text())))
     return page
 
 
 def between_marks(page: str, name: str, text: str) -> str:
-    """The page with a text between `<!-- NAME -->` and `<!-- end -->`."""
+    """Return the page with `text` between `<!-- NAME -->` and `<!-- end -->`."""
     start, end = f"<!-- {name} -->", "<!-- end -->"
     before, after = page.split(start)
     return f"{before}{start}\n{text}\n{end}{after.split(end, 1)[1]}"

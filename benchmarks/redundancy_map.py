@@ -1,4 +1,4 @@
-"""What lp_app_nll gains over random rows, by redundancy, rows in the pool and percentage: figure and table.
+"""Show the gain of lp_app_nll over random rows by redundancy, size of the pool and percentage: figure and table.
 
 lpsel train experiment=redundancy-tiny
 python benchmarks/redundancy_map.py collect FOLDER...   # docs/results/data/redundancy-tiny.json from its folders
@@ -29,7 +29,7 @@ Setting = tuple[float, int, float]  # redundancy, rows in the pool, percentage
 
 
 def collect(folders: Sequence[str]) -> dict[str, Any]:
-    """One record for each trained model that is evaluated."""
+    """Collect one record for each evaluated model."""
     runs = find_runs(folders)
     trained = {Path(run.get("model")).resolve(): run for run in runs.by_command("train")}
     records = []
@@ -52,7 +52,7 @@ def _described(run: Run) -> dict[str, Any]:
 
 
 def gains(records: Sequence[dict[str, Any]], metric: str) -> dict[Setting, list[float]]:
-    """The metric of RULE minus that of random rows, one value for each seed that has both."""
+    """Compute the metric of RULE minus that of random rows, one value for each seed that has both."""
     by_rule: dict[str, dict[tuple[Setting, int], float]] = {"random": {}, RULE: {}}
     for record in records:
         setting = record["redundancy"], record["rows"], record["pct"]
@@ -66,7 +66,7 @@ def gains(records: Sequence[dict[str, Any]], metric: str) -> dict[Setting, list[
 
 @styled
 def figure(records: Sequence[dict[str, Any]]) -> Any:
-    """NLL minus that of random rows against redundancy: a line for each pool and percentage, a dot for each seed."""
+    """Plot NLL minus that of random rows over redundancy: a line per pool and percentage, a dot per seed."""
     drawing, axes = new_axes()
     found = gains(records, "nll")
     lines = sorted({(rows, pct) for _, rows, pct in found})
@@ -84,7 +84,7 @@ def figure(records: Sequence[dict[str, Any]]) -> Any:
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
-    """Mean differences over the seeds with 95% t intervals, in Markdown."""
+    """Format the mean differences over seeds with 95% t intervals in Markdown."""
     nll, exact = gains(records, "nll"), gains(records, "exact_match")
     lines = []
     for (redundancy, rows, pct), values in nll.items():

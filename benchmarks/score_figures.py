@@ -1,4 +1,4 @@
-"""The figures of docs/explanation/what-a-score-measures.md, from the perplexities released with the paper.
+"""Draw the figures of docs/explanation/what-a-score-measures.md from the perplexities released with the paper.
 
     python benchmarks/score_figures.py FOLDER [--out docs/figures]
 
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def defined_scores(folder: Path, dataset: str, scorers: tuple[str, ...]) -> tuple[NDArray[np.float64], Any]:
-    """Scores by rule, scorer and row, (2, S, M), and the loss before training, (S, M), of rows with all of them."""
+    """Read scores by rule, scorer and row, (2, S, M), and losses before training, (S, M), of rows where all exist."""
     tables = [read_scores(folder / f"perplexities_{dataset}.npz", key=scorer) for scorer in scorers]
     scores_RSN = np.array([[learning_percentage(table, rule) for table in tables] for rule in RULES])
     defined_N = np.isfinite(scores_RSN).all(axis=(0, 1)) & np.all([t.response_tokens > 0 for t in tables], axis=0)
@@ -52,7 +52,7 @@ def defined_scores(folder: Path, dataset: str, scorers: tuple[str, ...]) -> tupl
 
 @styled
 def score_and_loss(folder: Path) -> Any:
-    """The mean rank of rows by score, in groups of similar loss before training, of OPT-350M on Alpaca."""
+    """Plot the mean rank by score over groups of similar loss before training, for OPT-350M on Alpaca."""
     scores_RSM, loss_SM = defined_scores(folder, "alpaca", SMALL[:1])
     groups = np.array_split(np.argsort(loss_SM[0], kind="stable"), GROUPS)
     figure, axes = new_axes()
@@ -69,7 +69,7 @@ def score_and_loss(folder: Path) -> Any:
 
 @styled
 def scorer_transfer(folder: Path) -> Any:
-    """The overlap of each scorer's lowest 10% with OPT-13B's, on Dolly; each scorer on the rows defined in both."""
+    """Plot the overlap of each scorer's lowest 10% with OPT-13B's on Dolly, over the rows that both define."""
     figure, axes = new_axes()
     for rule, color in zip(range(len(RULES)), SERIES, strict=False):
         overlap = [

@@ -1,4 +1,4 @@
-"""Time of the whole command `lpsel select scores=FILE` on many rows, compared with the same selection in pandas.
+"""Time the whole command `lpsel select scores=FILE` on many rows, compared with the same selection in pandas.
 
     python benchmarks/selection.py                          # 10,000,000 rows in 200,000 clusters
     python benchmarks/selection.py --rows 52002 --clusters 1000
@@ -83,7 +83,7 @@ def make(folder: Path, rows: int, clusters: int) -> None:
 
 
 def measured(command: list[str]) -> tuple[float, float, int]:
-    """Seconds, CPU seconds of all its processes, and the largest resident memory of one of them in bytes."""
+    """Run a command; return seconds, CPU seconds of all its processes, and the peak resident bytes of one process."""
     started = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None

@@ -1,10 +1,10 @@
-"""LP_app after less training of the scorer, compared with LP_app after the whole epoch.
+"""Compare LP_app after shortened training of the scorer with LP_app after the whole epoch.
 
     python benchmarks/stopping.py MODEL_FOLDER DATA_FILE  # 1,000 rows; the table of docs/results/stopping.md
     python benchmarks/stopping.py MODEL_FOLDER DATA_FILE --rows 200 --cache FOLDER
 
-Each line is one `lpsel select`. Scores that are in the cache are not made again. The seed of the second line is of the
-order of the rows alone: two whole epochs do not rank the rows alike either.
+Each line is one run of `lpsel select`. Cached scores are reused. The second line only has another seed for the order of
+the rows, since two whole epochs do not give the same ranking either.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
 
 
 def show(folders: list[Path]) -> list[dict[str, Any]]:
-    """Print the table; the first folder is what the others are compared with."""
+    """Print the table; the other folders are compared with the first."""
     tables = [pq.read_table(folder / "scores.parquet") for folder in folders]
     manifests = [json.loads((folder / "manifest.json").read_text()) for folder in folders]
     score_SN = np.array([learning_percentage(np.array([t["nll_0"], t["nll_1"]], np.float64), "lp_app") for t in tables])
@@ -101,7 +101,7 @@ def show(folders: list[Path]) -> list[dict[str, Any]]:
 
 
 def _trained(table: Any, manifest: dict[str, Any]) -> NDArray[np.bool_]:
-    """Which rows the scorer has been trained on, bool (N,)."""
+    """Return the mask of rows that the scorer was trained on, bool (N,)."""
     ids, some_N = table["id"].to_pylist(), table["response_tokens"].to_numpy() > 0
     seed, batch = manifest["recipe"]["seed"], manifest["recipe"]["global_batch"]
     if fraction := manifest.get("train_fraction"):

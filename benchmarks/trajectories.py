@@ -1,4 +1,4 @@
-"""Time and memory of selection=s2l on many made-up loss trajectories, compared with mini-batch k-means of all of them.
+"""Measure time and memory of selection=s2l on synthetic loss trajectories, compared with mini-batch k-means of all.
 
     python benchmarks/trajectories.py                       # 1,000,000 rows
     python benchmarks/trajectories.py --rows 10000000 --alone
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def made_up(rows: int) -> ScoreTable:
-    """Losses that fall by up to half in every epoch, or rise by up to a twentieth."""
+    """Create losses that fall by up to 50% or rise by up to 5% in every epoch."""
     rng = np.random.default_rng(0)
     nll = [np.abs(rng.normal(2, 0.5, rows))]
     for _ in range(EPOCHS):
@@ -52,7 +52,7 @@ def made_up(rows: int) -> ScoreTable:
 
 
 def mini_batches(vectors: np.ndarray) -> float:
-    """Seconds of mini-batch k-means of vectors (rows, epochs)."""
+    """Time mini-batch k-means of vectors (rows, epochs), in seconds."""
     from sklearn.cluster import MiniBatchKMeans
 
     started = time.perf_counter()

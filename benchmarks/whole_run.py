@@ -1,4 +1,4 @@
-"""A whole `train.py selection=lp_app` compared with another commit: time, CPU time and peak memory.
+"""Compare a whole run of `train.py selection=lp_app` with another commit: time, CPU time and peak memory.
 
     git worktree add ../before COMMIT
     python benchmarks/whole_run.py --old ../before
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> Path:
 
 
 def whole_run(checkout: Path, overrides: list[str]) -> dict[str, float]:
-    """Seconds, CPU seconds and peak resident bytes of one run of a checkout's train.py."""
+    """Run a checkout's train.py once; return seconds, CPU seconds and peak resident bytes."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "train.py", *overrides, f"hydra.run.dir={folder}/run"]
         environment = {**os.environ, "PYTHONPATH": str(checkout), "LPSEL_CACHE": f"{folder}/cache"}
@@ -71,7 +71,7 @@ def whole_run(checkout: Path, overrides: list[str]) -> dict[str, float]:
 
 
 def parameters(model: Path) -> int:
-    """Number of weights in a model folder's safetensors files."""
+    """Count the weights in a model folder's safetensors files."""
     shapes: list[Any] = []
     for file in model.glob("*.safetensors"):
         with safe_open(file, "numpy") as tensors:

@@ -1,4 +1,4 @@
-"""Prints the tables of docs/results/win-rates.md: length control on 21 AlpacaEval sets, and coverage of intervals.
+"""Print the tables of docs/results/win-rates.md: length control on 21 AlpacaEval sets, and coverage of intervals.
 
 python benchmarks/win_rates.py [FILE [DRAWS]], with FILE the annotations of AlpacaEval sets and their published results
 """
@@ -27,7 +27,7 @@ TIES = (0.0, 0.1)
 
 
 def length_control(entries: list[dict]) -> None:
-    """Each set's win rate, length-controlled ones, and the interval."""
+    """Print each set's win rate, length-controlled win rates and interval."""
     print("| set | judge | win rate | published, length-controlled | minimal | ours | 95% interval |")
     print("|---|---|---|---|---|---|---|")
     distance = []
@@ -47,10 +47,10 @@ def length_control(entries: list[dict]) -> None:
 
 
 def coverage(draws: int) -> None:
-    """How many percent of sets of verdicts have the true win rate inside their 95% interval.
+    """Print the coverage of 95% intervals: the percentage of verdict sets whose interval contains the true win rate.
 
-    Of wins, ties and losses, Wilson's is over their distribution instead of draws. Fractional preferences are drawn
-    from a beta distribution, mostly near 0 and 1 as a judge's are.
+    For wins, ties and losses, Wilson's coverage is computed exactly rather than from draws. Fractional preferences are
+    drawn from a beta distribution, mostly near 0 and 1 like those of a judge.
     """
     print("\n| prompts | win rate | ties | bootstrap | Wilson, shown |\n|---|---|---|---|---|")
     generator = np.random.default_rng(0)
@@ -66,7 +66,7 @@ def coverage(draws: int) -> None:
 
 
 def exact_coverage(prompts: int, rate: float, ties: float) -> float:
-    """Percentage of the verdicts on so many prompts whose score interval contains the rate."""
+    """Compute exactly how often, in percent, the score interval of `prompts` verdicts contains the rate."""
     most_ties = prompts if ties else 0
     counts = np.array(
         [(w, t, prompts - w - t) for w in range(prompts + 1) for t in range(min(most_ties, prompts - w) + 1)]
@@ -81,7 +81,7 @@ def exact_coverage(prompts: int, rate: float, ties: float) -> float:
 
 
 def _covered(preference_DN: np.ndarray, rate: float) -> list[float]:
-    """Percentage of draws in which the bootstrap and the interval that is shown contain the rate."""
+    """Compute the percentages of draws in which the bootstrap and the reported interval contain the rate."""
     inside = np.zeros(2)
     for draw, preference in enumerate(preference_DN):
         found = win_rate(preference, resamples=1000, seed=draw)
@@ -91,7 +91,7 @@ def _covered(preference_DN: np.ndarray, rate: float) -> list[float]:
 
 
 def coverage_of_differences(draws: int) -> None:
-    """Of the difference between two models on the same prompts, half of which are equally hard for both."""
+    """Print coverage for the difference between two models on the same prompts, half of them equally hard for both."""
     print("\n| prompts | won by one, by the other | bootstrap | Agresti-Min, shown |\n|---|---|---|---|")
     generator = np.random.default_rng(0)
     for prompts in FEW_AND_MANY:
@@ -111,7 +111,7 @@ def coverage_of_differences(draws: int) -> None:
 
 
 def coverage_of_sets(draws: int) -> None:
-    """Of the mean of two prompt sets with as many prompts each and the same win rate, without ties."""
+    """Print coverage for the mean over two prompt sets of equal size and win rate, without ties."""
     print("\n| prompts of each set | wins | bootstrap | Wilson |\n|---|---|---|---|")
     generator = np.random.default_rng(0)
     for prompts in FEW_AND_MANY:
@@ -128,7 +128,7 @@ def coverage_of_sets(draws: int) -> None:
 
 
 def coverage_of_correlations(draws: int) -> None:
-    """Of Spearman's correlation of subsets' scores with their results, both normal."""
+    """Print coverage for Spearman's correlation between subsets' scores and their results, both normal."""
     print("\n| subsets | correlation | Bonett-Wright |\n|---|---|---|")
     generator = np.random.default_rng(0)
     for subsets in FEW_AND_MANY:
@@ -142,7 +142,7 @@ def coverage_of_correlations(draws: int) -> None:
 
 
 def coverage_of_rows(draws: int) -> None:
-    """Of held-out rows: NLL per token of rows of 5 to 100 tokens, its difference between models, and ROUGE-L."""
+    """Print coverage on held-out rows of 5 to 100 tokens: NLL per token, its difference between models, ROUGE-L."""
     print("\n| rows | NLL | difference in NLL | ROUGE-L |\n|---|---|---|---|")
     generator = np.random.default_rng(0)
     tokens_all = np.exp(generator.uniform(np.log(5), np.log(100), 200_000)).astype(int)
@@ -164,7 +164,7 @@ def coverage_of_rows(draws: int) -> None:
 
 
 def false_matches(reports: int) -> None:
-    """Reports of six selections at six percentages, all at 48%, in which one "matches" all rows."""
+    """Print how often a report on six selections at six percentages, all at 48%, has one that "matches" all rows."""
     print("\n| prompts | reports with a false match |\n|---|---|")
     generator = np.random.default_rng(0)
     for prompts in FEW_AND_MANY:
@@ -185,7 +185,7 @@ def _point(rule: str, pct: float, value: float, ends: list[float]) -> Point:
 
 
 def coverage_at_equal_length(draws: int) -> None:
-    """The same of the length-controlled win rate, on data that follow its model."""
+    """Print coverage for the length-controlled win rate on data that follow its model."""
     generator = np.random.default_rng(0)
     print("\n| prompts | wins at equal length | length-controlled |\n|---|---|---|")
     for prompts, rate in [(n, rate) for n in FEW_AND_MANY for rate in HIGH]:

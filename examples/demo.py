@@ -1,7 +1,7 @@
-"""The whole pipeline on embedded data: score, select, train, evaluate; one table (`make demo`).
+"""Run the whole pipeline on embedded data: score, select, train, evaluate, and print one table (`make demo`).
 
-The embedded rows are redundant: most are of three easy tasks. A ranking that finds the others beats random rows, its
-inverse loses. The table shows the results whichever way they come out, and demo.json has its numbers.
+The embedded rows are redundant: most belong to three easy tasks. A ranking that finds the other rows beats random
+rows, and its inverse loses. The table shows all results, good or bad; demo.json contains the numbers.
 """
 
 import logging
@@ -49,7 +49,7 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core for each process
     trained = {}
     with ProcessPoolExecutor(2, get_context("spawn"), quiet_libraries) as cores:
-        # The scores of all rules, while the first target is trained
+        # Compute the scores for all rules while the first target is trained
         cores.submit(run, "select", ["selection=lp_app", *SELECTING, *COMMON], folder / "select")
         training = {
             name: cores.submit(run, "train", [*overrides, *SELECTING, *TARGET, *COMMON], folder / f"train-{number}")
@@ -60,7 +60,7 @@ def main() -> None:
             print(f"[{number}/{len(RUNS) + 1}] trained on {name}", flush=True)
     print(f"[{len(RUNS) + 1}/{len(RUNS) + 1}] evaluation on held-out rows", flush=True)
     paths = {name: str(Path(result["model"]).parent) for name, result in trained.items()}
-    paths = {RANDOM: paths[RANDOM], UNTRAINED: "tiny-target", **paths}  # the first is what the others are compared with
+    paths = {RANDOM: paths[RANDOM], UNTRAINED: "tiny-target", **paths}  # the first is the baseline
     evaluating = [f"models=[{','.join(paths.values())}]", "evaluator.max_new_tokens=32"]
     evaluation = run("evaluate", [*evaluating, *COMMON], folder / "evaluate")
 
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def record(name: str, result: dict[str, Any] | None, measured: dict[str, Any]) -> dict[str, Any]:
-    """One model: what it was trained on, its results with 95% bootstrap intervals over rows, and its cost."""
+    """Describe one model: its training data, results with 95% bootstrap intervals over rows, and cost."""
     training, scoring = (result or {}).get("training"), (result or {}).get("scoring")
     return {
         "name": name,
@@ -94,7 +94,7 @@ def interval(estimate: dict[str, Any]) -> dict[str, float]:
 
 
 def comparison(records: list[dict[str, Any]], held_out_rows: int) -> Table:
-    """Held-out quality and cost of every model."""
+    """Create the table of held-out quality and cost for all models."""
     table = Table(title="The same target, trained on all rows and on subsets of one size", title_justify="left")
     table.add_column("trained on")
     for heading in ("rows", "exact match %", "NLL", "selection tokens", "and s", "training tokens", "and s"):
@@ -116,7 +116,7 @@ def comparison(records: list[dict[str, Any]], held_out_rows: int) -> Table:
 
 
 def conclusion(records: list[dict[str, Any]]) -> str:
-    """One line: the selections that beat random rows, and that lose to them, by the paired intervals."""
+    """Summarize in one line which selections beat or lose to random rows, by their paired intervals."""
     subsets = [each for each in records if each["rows"] and each["name"] != RANDOM]
     parts = []
     for key, title in MEASURES.items():

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The main job on real rows with real models: a 135M scorer chooses 40 of 400 Dolly rows, a target learns from them and is
-# compared with itself untrained and with itself on 40 random rows. Minutes on two cores.
+# The pipeline on real data with real models: a 135M scorer selects 40 of 400 Dolly rows, and a target trained on them is
+# compared with the untrained target and with one trained on 40 random rows. Takes minutes on two cores.
 #     examples/dolly.sh MODELS DOLLY OUT
-# MODELS holds smollm2-135m, gemma3-270m and all-minilm-l6-v2 as Hugging Face folders; DOLLY is a file of Dolly's rows.
+# MODELS has smollm2-135m, gemma3-270m and all-minilm-l6-v2 as Hugging Face folders; DOLLY is a file with Dolly's rows.
 set -euo pipefail
 models=$1 dolly=$2 out=$3
 scored="dataset.path=$dolly dataset.limit=400 scorer=smollm2-135m scorer.path=$models/smollm2-135m

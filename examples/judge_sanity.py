@@ -1,9 +1,9 @@
-"""Can a small judge tell a model from the same model with damaged weights? Prints one table.
+"""Test whether a small judge can tell a model from the same model with damaged weights, and print a table.
 
     python examples/judge_sanity.py MODELS PROMPTS OUT
 
-MODELS has smollm2-135m and gemma3-270m as Hugging Face folders, PROMPTS koala.jsonl; OUT gets the runs. The damaged
-model is the baseline. One judge is Gemma-3-270M on this machine, the other SmolLM2-135M behind `transformers serve`.
+MODELS contains smollm2-135m and gemma3-270m as Hugging Face folders, PROMPTS contains koala.jsonl; runs go to OUT. The
+damaged model is the baseline. Judges are Gemma-3-270M on this machine and SmolLM2-135M behind `transformers serve`.
 """
 
 import os
@@ -24,7 +24,7 @@ from lpsel.cli import quiet_libraries
 from lpsel.commands.job import run
 
 PROMPTS = 40
-NOISE = 0.6  # standard deviations of each matrix, added to it
+NOISE = 0.6  # standard deviation of the added noise, relative to that of each matrix
 
 
 def main(models: Path, prompts: Path, out: Path) -> None:
@@ -56,7 +56,7 @@ def main(models: Path, prompts: Path, out: Path) -> None:
 
 
 def damage(model: Path, folder: Path) -> Path:
-    """The model with noise on every matrix, from a fixed seed."""
+    """Save the model with noise added to every matrix, from a fixed seed."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -73,7 +73,7 @@ def damage(model: Path, folder: Path) -> Path:
 
 @contextmanager
 def served(model: Path) -> Iterator[str]:
-    """`transformers serve` on loopback, until the block ends."""
+    """Run `transformers serve` on the loopback interface until the block ends."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
