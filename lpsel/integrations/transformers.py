@@ -159,7 +159,7 @@ class ScoresCallback(TrainerCallback):
             hint = "pass the trainer's rows in their order, and train without packing and filters"
             raise UserError(NAME, problem=problem, hint=hint)
         if len(self.collate([self.dataset[i] for i in range(min(n, 2))])["labels"]) != min(n, 2):
-            raise UserError(NAME, problem="the trainer joins rows", hint="set padding_free=False")
+            raise UserError(NAME, problem="the trainer concatenates rows", hint="set padding_free=False")
         lengths, labels = np.zeros(n, dtype=np.int32), np.zeros(n, dtype=np.int32)
         for i in range(n):
             features = self.collate([self.dataset[i]])

@@ -123,7 +123,7 @@ def warn_of_mixed_gpus(count: int) -> None:
     names = sorted({torch.cuda.get_device_name(i) for i in range(count)})
     if len(names) > 1:
         listed = ", ".join(names)
-        log.warning("The GPUs are of several kinds (%s): the slowest and the smallest one limit all of them", listed)
+        log.warning("The GPUs differ (%s): the slowest one and the one with the least memory limit the others", listed)
 
 
 def use_one_device(devices: object, job: int) -> None:

@@ -216,7 +216,7 @@ class FineTuner(L.LightningModule):
             f"{recipe.learning_rate:g}",
             f"NLL {self.step_nll:g} and gradient norm {gradient_norm:g} in step {trainer.global_step + 1} of training "
             f"the {self.role} (epoch {trainer.current_epoch + 1}, learning rate {rate:g}), rows {_listed(rows_R)}"
-            f"{culprits}. The step was not made and the checkpoint before it remains",
+            f"{culprits}. Weights were not updated, and the last checkpoint remains",
             "lower the learning rate, or remove rows",
         )
 

@@ -49,8 +49,8 @@ def read_external(path: Path, rows: Callable[[], int]) -> pa.Table | None:
         return pa.table({name: pa.array(values_N, from_pandas=True) for name, values_N in columns.items()})
     except UNREADABLE as error:
         tool = {_bergson: "Bergson", _dataflex: "DataFlex", _lm_eval: "lm-eval"}[reader]
-        problem = f"is not as {tool} writes it ({printable_line(error)})"
-        hint = "use a complete file, or write scores of your own as .parquet or .csv"
+        problem = f"is not in the format of {tool} ({printable_line(error)})"
+        hint = "use a complete file, or write your own scores as .parquet or .csv"
         raise UserError("scores", path, problem, hint) from error
 
 
@@ -118,7 +118,7 @@ def _samples(file: Path) -> Iterator[dict[str, Any]]:
         if line.strip():
             sample = json.loads(line)
             if not isinstance(sample["doc_id"], int) or isinstance(sample["doc_id"], bool):
-                raise ValueError(f"doc_id {sample['doc_id']!r} is no number of a row")
+                raise ValueError(f"doc_id {sample['doc_id']!r} is not a row number")
             yield sample
 
 

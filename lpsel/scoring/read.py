@@ -64,7 +64,7 @@ def read_scores(
     if table is None:
         file, fingerprint = _check_folder(path)
     if key is not None and file.suffix != SUFFIX:
-        raise UserError("scores_key", key, f"names an array of a .npz file, {file.name} is not one", "leave it out")
+        raise UserError("scores_key", key, f"names an array of a .npz file, but {file.name} is not one", "remove it")
     if table is None:
         table = read_npz(file, key) if file.suffix == SUFFIX else read_table(file, columns)
     scores = _sorted(_Columns(table, file).scores(columns, clusters), file)

@@ -123,7 +123,7 @@ def scores_for(
         some = f"{epochs} of the " if epochs < scorer.recipe.epochs else "the "
         passes = f"training the scorer for {some}{scorer.recipe.epochs} epochs of its recipe"
         passes = passes if epochs else "running the pass before training"
-        log.info("Scores: none yet of %s by %s with this recipe; %s", source.spec.name, scorer.name, passes)
+        log.info("Scores: none cached for %s by %s with this recipe; %s", source.spec.name, scorer.name, passes)
         scoring = _Scoring(setup, scorer, path, source, trained_on, epochs, sorted(columns), entry)
         return Scores(scoring.run(), reused=False)
 

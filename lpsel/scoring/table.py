@@ -161,7 +161,7 @@ class ScoreTable:
             hint = "score these rows (leave scores= out), or name the dataset that was scored"
             raise UserError("scores", None, f"{found}; dataset {name} has {len(ids)}, index from 0{prints}", hint)
         if not self.has_content_ids:
-            log.info("Scores: without content ids; that row i belongs to row i of dataset %s is taken on trust", name)
+            log.info("Scores: no content ids, so row i is assumed to be row i of dataset %s", name)
             return replace(self, id=ids)
         if self.id.equals(ids):
             return replace(self, id=ids)
@@ -174,9 +174,9 @@ class ScoreTable:
             raise UserError(
                 "scores",
                 None,
-                f"row {row} of dataset {name}, with id {ids[row]}, has none: these are scores of other rows{prints}",
+                f"row {row} of dataset {name}, with id {ids[row]}, has no score: the scores are for other rows{prints}",
                 "score these rows (leave scores= out), name the dataset that was scored, or remove the column id if "
                 "its values are your own",
             )
-        log.info("Scores: in another order than dataset %s; matched by content id", name)
+        log.info("Scores: the order differs from dataset %s; rows are matched by content id", name)
         return replace(self.take(order), index=np.arange(len(self)), id=ids)

@@ -93,7 +93,7 @@ def describe_ledger(figures: Mapping[str, Any]) -> str:
     """Summarize the ledger in one line."""
     share = figures["saved"]["share"]
     outcome = f"{share:.0%} less than" if share >= 0 else f"{-share:.0%} more than"
-    limit = "; selecting alone costs as much"
+    limit = "; selection alone costs as much"
     if figures["selection"]["flops"] == 0:
         limit = ""
     elif figures["break_even_pct"] > 0:

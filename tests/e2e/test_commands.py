@@ -171,7 +171,7 @@ def test_scores_of_other_data_are_rejected(trained, tmp_path, toy_model, instruc
     other.write_text(other.read_text().replace("#23", "#24"))
     overrides = given(tmp_path, toy_model, other, f"scores={trained['scores']}", "cluster=none")
     with pytest.raises(
-        UserError, match=r"scores: row 23 of dataset other, with id \w{32}, has none: these are scores of other rows"
+        UserError, match=r"scores: row 23 of dataset other, with id \w{32}, has no score: the scores are for other rows"
     ):
         run("select", overrides, tmp_path / "runs" / "other")
 

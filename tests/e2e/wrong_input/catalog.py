@@ -304,7 +304,7 @@ TABLES = [
     Case(SCORES + "short.csv", "have 20 rows"),
     Case(SCORES + "long.csv", "have 30 rows"),
     Case(SCORES + "far.csv", "index 10 to 123"),
-    Case(SCORES + "other-ids.parquet", "has none: these are scores of other rows"),
+    Case(SCORES + "other-ids.parquet", "has no score: the scores are for other rows"),
     Case(SCORES + "no-columns.csv", "no column nll_0"),
     Case(SCORES + "no-first.csv", "no nll_0"),
     Case(SCORES + "gap.csv", "no nll_1"),

@@ -229,4 +229,4 @@ def test_gpus_of_several_kinds_are_named(monkeypatch, caplog):
     device.warn_of_mixed_gpus(2)
     assert not caplog.messages
     device.warn_of_mixed_gpus(3)
-    assert caplog.messages[0].startswith("The GPUs are of several kinds (NVIDIA A10G, NVIDIA L4): ")
+    assert caplog.messages[0].startswith("The GPUs differ (NVIDIA A10G, NVIDIA L4): ")

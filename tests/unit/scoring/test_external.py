@@ -130,7 +130,7 @@ def with_objects(folder):
 def test_a_damaged_folder_is_a_user_error(tmp_path, damage):
     folder = write_bergson(tmp_path / "scores", np.ones((3, 1)))
     damage(folder)
-    with pytest.raises(UserError, match="is not as Bergson writes it") as caught:
+    with pytest.raises(UserError, match="is not in the format of Bergson") as caught:
         read_scores(folder, columns=["score"])
     assert (caught.value.name, caught.value.value) == ("scores", folder)
 
@@ -148,7 +148,7 @@ def test_a_damaged_folder_is_a_user_error(tmp_path, damage):
 )
 def test_other_json_is_a_user_error(tmp_path, name, text, tool):
     (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=f"is not as {tool} writes it"):
+    with pytest.raises(UserError, match=f"is not in the format of {tool}"):
         read_scores(tmp_path / name, columns=["loss"])
 
 

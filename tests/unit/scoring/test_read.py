@@ -189,7 +189,7 @@ def test_scores_of_the_data_set_get_its_content_ids(make_table, caplog):
         assert replace(own, id=ids).of_dataset(ids, "mine").id.to_pylist() == ids
         assert "trust" not in caplog.text
         assert own.of_dataset(ids, "mine").id.to_pylist() == ids, "ids of the user's own making are not compared"
-    assert "that row i belongs to row i of dataset mine is taken on trust" in caplog.text
+    assert "row i is assumed to be row i of dataset mine" in caplog.text
 
 
 def test_scores_in_another_order_are_matched_by_content_id(make_table, caplog):
@@ -201,17 +201,17 @@ def test_scores_in_another_order_are_matched_by_content_id(make_table, caplog):
     assert np.asarray(matched.cluster).tolist() == [1, 3, 0, 2]
     assert matched.id.to_pylist() == [a, a, b, c]
     assert matched.index.tolist() == [0, 1, 2, 3]
-    assert "in another order than dataset mine; matched by content id" in caplog.text
+    assert "the order differs from dataset mine; rows are matched by content id" in caplog.text
 
 
 def test_scores_of_other_rows_are_refused(make_table):
     ids = ["0" * 31 + "a", "0" * 31 + "b"]
     table = replace(make_table([[2.0, 3.0]]), id=ids)
     with pytest.raises(
-        UserError, match=f"row 1 of dataset mine, with id {'0' * 31}c, has none: these are scores of other rows"
+        UserError, match=f"row 1 of dataset mine, with id {'0' * 31}c, has no score: the scores are for other rows"
     ):
         table.of_dataset([ids[0], "0" * 31 + "c"], "mine")
-    with pytest.raises(UserError, match=f"row 1 of dataset mine, with id {ids[0]}, has none"):
+    with pytest.raises(UserError, match=f"row 1 of dataset mine, with id {ids[0]}, has no score"):
         table.of_dataset([ids[0]] * 2, "mine")
     with pytest.raises(UserError, match="have 2 rows, index 0 to 1; dataset mine has 1, index from 0"):
         table.of_dataset(ids[:1], "mine")

@@ -39,7 +39,7 @@ def test_a_scorer_more_expensive_than_the_target_never_saves():
     assert figures["break_even_pct"] == 0
     assert figures["saved"]["share"] == pytest.approx(-0.3)
     assert describe_ledger(figures).endswith(
-        "30% more than training on everything (1e+13); selecting alone costs as much"
+        "30% more than training on everything (1e+13); selection alone costs as much"
     )
 
 

@@ -82,7 +82,7 @@ def overrides(model, data, tmp_path, *more):
 
 DIVERGED = re.compile(
     r"NLL (?P<nll>\S+) and gradient norm \S+ in step (?P<step>\d+) of training the (scorer|target) \(epoch 1, learning "
-    r"rate \S+\), rows (?P<rows>[\d, ]+)( \(not finite on their own: (?P<alone>[\d, ]+)\))?\. The step was not made"
+    r"rate \S+\), rows (?P<rows>[\d, ]+)( \(not finite on their own: (?P<alone>[\d, ]+)\))?\. Weights were not updated"
 )
 
 
