@@ -298,7 +298,8 @@ def test_null_clusters_in_scores_are_ignored_with_cluster_none(tmp_path, toy_mod
 
 def test_missing_columns_are_reported_before_the_dataset_is_read(tmp_path, toy_model):
     pq.write_table(pa.table({"nll_0": [1.0], "nll_1": [0.5]}), tmp_path / "scores.parquet")
-    overrides = given(tmp_path, toy_model, tmp_path / "none.jsonl", f"scores={tmp_path}/scores.parquet", "cluster=none")
+    (tmp_path / "half.jsonl").write_text("{")  # an error once it is read
+    overrides = given(tmp_path, toy_model, tmp_path / "half.jsonl", f"scores={tmp_path}/scores.parquet", "cluster=none")
     with pytest.raises(UserError, match="selection=lp: needs 3 recorded epochs, and these scores have 1"):
         run("select", [*overrides, "selection=lp"], tmp_path / "run")
 
