@@ -1,1 +1,1 @@
-"""From scores to a subset, without torch: pure functions of tables, and the clusters that they may need."""
+"""Select a subset from scores: pure functions of tables, without torch."""

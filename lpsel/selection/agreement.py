@@ -1,9 +1,9 @@
-"""How far scorers agree on which rows are hard: rank correlations, and rows that both would select.
+"""Agreement between scorers: rank correlations, and the overlap of the rows that each would select.
 
 N rows, S scorers, P percentages. Low scores are hard; arrays of scores contain no NaN.
 
-The number of lowest rows is that of a selection: pct/100 x rows, rounded half up; ties go to the rows with the lowest
-turn, by content as in a selection (`tie_turns`).
+The number of lowest rows is pct/100 x rows, rounded half up. Ties are broken by content, as in a selection
+(`tie_turns`).
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from scipy.stats import kendalltau, rankdata
 from lpsel.scoring.table import ScoreTable
 from lpsel.selection.budget import Ties, rounded_rows
 
-ROWS_OF_A_CLUSTER = 10  # a rank correlation of fewer rows says little
+ROWS_OF_A_CLUSTER = 10  # fewest rows for a meaningful rank correlation
 ROWS_OF_ALL_PAIRS = 300  # up to here, comparing all pairs of rows at once is faster than scipy
 
 Floats = NDArray[np.float64]
@@ -26,14 +26,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Agreement:
-    """Agreement of every two of S scorers.
+    """Pairwise agreement between S scorers.
 
     Attributes:
         spearman: Spearman's rank correlation, (S, S); NaN for a scorer that gives all rows the same score.
         kendall: Kendall's tau-b, (S, S); NaN as above.
-        common: number of rows among the lowest of both, (P, S, S).
-        lowest: number of lowest rows of each, (P,).
-        chance: the expected fraction in common of two unrelated scorers with the same numbers of ties, (P, S, S).
+        common: number of rows that are among the lowest of both scorers, (P, S, S).
+        lowest: number of lowest rows of each scorer, (P,).
+        chance: expected overlap of two unrelated scorers with the same number of ties, as a fraction, (P, S, S).
         n: number of rows.
     """
 
@@ -46,13 +46,13 @@ class Agreement:
 
     @property
     def share(self) -> Floats:
-        """Fraction of the lowest rows in common, (P, S, S); NaN if there are none."""
+        """Overlap of the lowest rows as a fraction, (P, S, S); NaN without lowest rows."""
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.common / self.lowest[:, None, None]
 
 
 def agreement(scores_SN: Floats, pcts: Sequence[float], turn_N: NDArray[np.int64] | None = None) -> Agreement:
-    """Compare every two scorers; `turn_N` is that of `lowest`."""
+    """Compare every pair of scorers; `turn_N` breaks ties, as in `lowest`."""
     low_PSN = np.array([lowest(scores_SN, pct, turn_N) for pct in pcts]).astype(np.float32)
     return Agreement(
         spearman=spearman(scores_SN),
@@ -65,9 +65,9 @@ def agreement(scores_SN: Floats, pcts: Sequence[float], turn_N: NDArray[np.int64
 
 
 def lowest(scores_SN: Floats, pct: float, turn_N: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
-    """Which rows are in the lowest `pct` % of each scorer, (S, N); none if that is less than half a row.
+    """Mask of the lowest `pct` % of the rows of each scorer, (S, N); all False if that is less than half a row.
 
-    Rows of equal score come in the order of `turn_N`, or of their position.
+    Ties are broken by `turn_N`, or by position without it.
     """
     low_SN = np.zeros(scores_SN.shape, np.bool_)
     order_N = np.arange(scores_SN.shape[1]) if turn_N is None else np.argsort(turn_N)
@@ -77,9 +77,9 @@ def lowest(scores_SN: Floats, pct: float, turn_N: NDArray[np.int64] | None = Non
 
 
 def tie_turns(tables: Sequence[ScoreTable]) -> NDArray[np.int64]:
-    """The turn of every row among rows of equal score, as in a selection, int64 (N,).
+    """Tie-breaking order of the rows, as in a selection, int64 (N,).
 
-    By content, or by row number where no table has content ids.
+    The order is by content, or by row number if no table has content ids.
     """
     ids = next((table.id for table in tables if table.has_content_ids), None)
     rows = np.arange(len(tables[0]))
@@ -89,10 +89,10 @@ def tie_turns(tables: Sequence[ScoreTable]) -> NDArray[np.int64]:
 
 
 def chance(scores_SN: Floats, pct: float) -> Floats:
-    """The fraction of the lowest rows that every two scorers would have in common if they were unrelated, (S, S).
+    """Expected overlap of the lowest rows of every two scorers if they were unrelated, as a fraction, (S, S).
 
-    pct/100 without ties at the cutoff. All scorers take tied rows in the same order, so that even unrelated ones share
-    more of them: all, if they give all rows the same score. NaN if there are no lowest rows.
+    This is pct/100 without ties at the cutoff. All scorers take tied rows in the same order, so ties increase the
+    overlap, up to 1 if all rows have the same score. NaN without lowest rows.
     """
     n = scores_SN.shape[1]
     k = rounded_rows(pct, n)
@@ -101,8 +101,8 @@ def chance(scores_SN: Floats, pct: float) -> Floats:
     cutoff_S1 = np.partition(scores_SN, k - 1, axis=1)[:, k - 1 : k]
     below_S1 = (scores_SN < cutoff_S1).sum(axis=1, keepdims=True)
     tied_S1 = (scores_SN == cutoff_S1).sum(axis=1, keepdims=True)
-    # Of the tied rows, the first k - below are lowest. If a row is tied, so many of the i before it are as well, in the
-    # normal approximation of the hypergeometric distribution.
+    # The first k - below tied rows are lowest. For a tied row at position i, the number of tied rows before it follows
+    # a hypergeometric distribution, approximated by a normal one.
     before_N = np.arange(n) / max(n - 1, 1)
     variance_SN = (tied_S1 - 1) * before_N * (1 - before_N) * (n - tied_S1) / max(n - 2, 1)
     with np.errstate(divide="ignore"):
@@ -113,7 +113,7 @@ def chance(scores_SN: Floats, pct: float) -> Floats:
 
 
 def spearman(scores_SN: Floats) -> Floats:
-    """Spearman's rank correlation of every two scorers, ties at their mean rank, (S, S)."""
+    """Spearman's rank correlation of every two scorers, (S, S); ties get their mean rank."""
     ranks_SN = rankdata(scores_SN, axis=1)
     ranks_SN -= ranks_SN.mean(axis=1, keepdims=True)
     return _cosines(ranks_SN)
@@ -122,7 +122,7 @@ def spearman(scores_SN: Floats) -> Floats:
 def kendall(scores_SN: Floats) -> Floats:
     """Kendall's tau-b of every two scorers, (S, S).
 
-    For few rows: the cosine of the signs of all differences between two rows (Kendall 1945); otherwise scipy.
+    For few rows, the cosine similarity of the signs of all pairwise differences (Kendall 1945); otherwise scipy.
     """
     s, n = scores_SN.shape
     if n <= ROWS_OF_ALL_PAIRS:
@@ -135,7 +135,7 @@ def kendall(scores_SN: Floats) -> Floats:
 
 
 def _cosines(vectors_SK: Floats) -> Floats:
-    """Cosine of the angle of every two vectors, (S, S); NaN for a vector of zeros."""
+    """Cosine similarity of every two vectors, (S, S); NaN for zero vectors."""
     product_SS = vectors_SK @ vectors_SK.T
     length_S = np.sqrt(np.diag(product_SS))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -145,7 +145,7 @@ def _cosines(vectors_SK: Floats) -> Floats:
 def agreement_in_clusters(
     scores_SN: Floats, cluster_N: NDArray[np.int32], pcts: Sequence[float], turn_N: NDArray[np.int64]
 ) -> list[Agreement]:
-    """Compare scorers within every cluster of at least ROWS_OF_A_CLUSTER rows; below 0 means no cluster."""
+    """Compare scorers within every cluster of at least ROWS_OF_A_CLUSTER rows; negative numbers mean no cluster."""
     order_N = np.argsort(cluster_N, kind="stable")
     clusters = np.split(order_N, np.flatnonzero(np.diff(cluster_N[order_N])) + 1)
     return [
@@ -156,9 +156,9 @@ def agreement_in_clusters(
 
 
 def auc(values_N: NDArray[np.int32], selected_N: NDArray[np.bool_]) -> float:
-    """How often a selected row has a larger value than another, ties counted half (Mann and Whitney 1947).
+    """AUC: probability that a selected row has a larger value than another row, ties count half (Mann, Whitney 1947).
 
-    0.5 if the values do not differ; NaN if all rows or none are selected.
+    0.5 if all values are equal; NaN if all rows or none are selected.
     """
     selected = int(selected_N.sum())
     others = len(selected_N) - selected

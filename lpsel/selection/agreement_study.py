@@ -1,4 +1,4 @@
-"""The numbers of the agreement report, from tables of scores of the same rows.
+"""Compute the numbers of the agreement report from tables of scores of the same rows.
 
 N rows, S scorers (tables), M metrics, C clusters, P percentages
 """
@@ -31,16 +31,16 @@ class Study:
 
     names: list[str]
     tables: list[ScoreTable]
-    epochs: int  # recorded epochs that all tables have, the n of the formulas
-    metrics: list[str]  # those that need no more epochs, keys of METRICS
+    epochs: int  # epochs recorded in every table, n in the formulas
+    metrics: list[str]  # keys of METRICS that need at most `epochs` epochs
     pcts: list[float]
     scores: NDArray[np.float64]  # (M, S, N), NaN where undefined
-    turn: NDArray[np.int64]  # the order of rows of equal score, as `tie_turns`, (N,)
+    turn: NDArray[np.int64]  # tie-breaking order of `tie_turns`, (N,)
     defined: NDArray[np.bool_]  # with a supervised token, an answer, and a score by every metric and table, (N,)
-    lowest: NDArray[np.bool_]  # the lowest of these by every metric and table, (M, S, P, N)
+    lowest: NDArray[np.bool_]  # lowest of the defined rows by metric, table and percentage, (M, S, P, N)
     cluster: NDArray[np.int32] | None
-    between: dict[tuple[str, str], Agreement]  # agreement of the scorers by (metric, rows), with rows ALL or DEFINED
-    in_clusters: dict[tuple[str, str], list[Agreement]]  # in every large enough cluster; empty without clusters
+    between: dict[tuple[str, str], Agreement]  # between scorers, by (metric, rows), where rows is ALL or DEFINED
+    in_clusters: dict[tuple[str, str], list[Agreement]]  # for every large enough cluster; empty without clusters
 
     @property
     def named(self) -> list[tuple[str, ScoreTable]]:
@@ -53,7 +53,7 @@ class Study:
         return {DEFINED: self.defined, ALL: np.ones_like(self.defined)}
 
     def filled(self, rows: str) -> NDArray[np.float64]:
-        """Scores of these rows, undefined ones as 0, as in the paper's released selection; (M, S, rows)."""
+        """Scores of these rows, (M, S, rows); undefined scores are 0, as in the paper's released code."""
         return np.nan_to_num(self.scores[:, :, self.rows[rows]], nan=0.0)
 
 
@@ -63,8 +63,8 @@ def study(
     """Compare tables of the same rows.
 
     Raises:
-        UserError: a table without a recorded epoch, fewer than two rows defined in all tables, or a percentage of less
-            than half a row.
+        UserError: a table has no recorded epoch, fewer than two rows are defined in all tables, or a percentage is
+            less than half a row.
     """
     epochs = min(table.epochs for table in tables)
     if epochs < 1:
@@ -99,11 +99,11 @@ def study(
 def numbers(
     study: Study, characters_2N: NDArray[np.int32] | None = None, near: "Sequence[NearDuplicates] | None" = None
 ) -> dict[str, Any]:
-    """A study as plain values for agreement.json, one entry per line of its tables; NaN where undefined.
+    """Convert a study to plain values for agreement.json, one entry per table line; undefined values are NaN.
 
     Args:
-        characters_2N: of the prompt and the response of every row, used where there are no token counts.
-        near: of the lowest rows, in the order of `Study.lowest`.
+        characters_2N: characters of the prompt and the response of every row, used without token counts.
+        near: near-duplicates among the lowest rows, in the order of `Study.lowest`.
     """
     return {
         "n": len(study.defined),
@@ -121,7 +121,7 @@ def numbers(
 
 
 def _notes(study: Study) -> Iterator[str]:
-    """What is left out, and why."""
+    """Explain which comparisons are missing, and why."""
     needed = METRICS["lp"].epochs
     if study.epochs < needed:
         fewest = [name for name, table in study.named if table.epochs == study.epochs]
@@ -171,7 +171,7 @@ def _within(study: Study) -> Iterator[dict[str, Any]]:
 def _compared(
     names: Sequence[str], between: Agreement, pcts: Sequence[float]
 ) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
-    """The positions and the agreement of every two names."""
+    """Positions and agreement of every two names."""
     for a, b in combinations(range(len(names)), 2):
         lowest_P = [
             {
@@ -189,7 +189,7 @@ def _compared(
 
 
 def _pair_in_clusters(clusters: Sequence[Agreement], pcts: Sequence[float], a: int, b: int) -> dict[str, Any]:
-    """Quartiles over the clusters where a figure is defined, and the overlap of all clusters together."""
+    """Quartiles over the clusters in which a value is defined, and the overlap over all clusters."""
     share_CP = np.array([c.share[:, a, b] for c in clusters])
     lowest_P = np.sum([c.lowest for c in clusters], axis=0)
     with np.errstate(invalid="ignore"):
@@ -215,7 +215,7 @@ def _quartiles(values_C: ArrayLike) -> dict[str, float]:
 def _diagnosis(
     study: Study, characters_2N: NDArray[np.int32] | None, near: "Sequence[NearDuplicates] | None"
 ) -> Iterator[dict[str, Any]]:
-    """What every score follows, and what is among its lowest rows, of the rows with a score in every table."""
+    """What each score correlates with, and properties of its lowest rows, over rows with a score in every table."""
     rows, shape = np.flatnonzero(study.defined), study.lowest.shape[:3]
     near_MSP = None if near is None else np.array(near, np.int64).reshape(*shape, 2)
     for s, (name, table) in enumerate(study.named):
@@ -233,7 +233,7 @@ def _diagnosis(
 
 
 def _lowest(low_N: NDArray[np.bool_], table: ScoreTable, defined_N: NDArray[np.bool_]) -> dict[str, Any]:
-    """Known, rising and repeated rows among the lowest and, with token counts, their lengths."""
+    """Numbers of known, rising and repeated rows among the lowest and, with token counts, their lengths."""
     counts = {"rows": int(low_N.sum()), **learned_and_rising(table, low_N), "duplicates": duplicates(table, low_N)}
     if not table.tokens_known:
         return counts

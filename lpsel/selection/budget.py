@@ -1,8 +1,8 @@
-"""How many rows to select, how many from every cluster, and which.
+"""Compute how many rows to select in total and from each cluster, and select the first ones of a ranking.
 
 N rows, M eligible rows, C clusters
 
-Nothing here loops over rows or clusters.
+All functions are vectorized over rows and clusters.
 """
 
 import math
@@ -23,7 +23,7 @@ ROUNDING = 1e-9  # error of float arithmetic, in rows
 
 
 def check_pct(pct: Any) -> float:
-    """The percentage as a float; a UserError unless it is a number in (0, 100]."""
+    """Return the percentage as a float; raises a UserError unless it is in (0, 100]."""
     if not is_number(pct) or not 0 < pct <= 100:
         value = "null" if pct is None else pct
         raise UserError("pct", value, "must be in (0, 100]", "set selection=full to use all rows")
@@ -31,12 +31,12 @@ def check_pct(pct: Any) -> float:
 
 
 def part_of(pct: float, total: int) -> Fraction:
-    """pct/100 x total, exactly: pct counts as the decimal number it is written as."""
+    """Exact value of pct/100 x total, with pct as the decimal number that the user wrote."""
     return Fraction(repr(float(pct))) / 100 * total
 
 
 def rounded_rows(pct: float, n_total: int) -> int:
-    """pct/100 x n_total, rounded half up, exactly."""
+    """pct/100 x n_total, rounded half up in exact arithmetic."""
     return math.floor(part_of(pct, n_total) + Fraction(1, 2))
 
 
@@ -44,7 +44,7 @@ def row_budget(pct: float, n_total: int) -> int:
     """`rounded_rows`, at least 1.
 
     Raises:
-        UserError: not in (0, 100], or less than half a row; the hint has the smallest percentage that gives one row.
+        UserError: pct is not in (0, 100], or is less than half a row; the hint names the smallest valid percentage.
     """
     rows = rounded_rows(check_pct(pct), n_total)
     if rows == 0:
@@ -55,20 +55,20 @@ def row_budget(pct: float, n_total: int) -> int:
 
 
 def _at_least(value: Fraction) -> str:
-    """The shortest decimal of at most four significant digits that is not below `value`."""
+    """Round `value` up to at most four significant digits."""
     exponent = 3 - math.floor(math.log10(value))
     return f"{float(Fraction(math.ceil(value * Fraction(10) ** exponent)) / Fraction(10) ** exponent):.4g}"
 
 
 @dataclass(frozen=True)
 class Ties:
-    """The order of rows with equal keys: by a hash of their content, or by row number where there are no ids."""
+    """Tie-breaking order: by a hash of the content, or by row number without content ids."""
 
     ids: pa.Array | None  # content ids of the N rows, or None
     index: NDArray[np.int64]  # row numbers, int64 (N,)
 
     def sort(self, rows: NDArray[np.int64], group: NDArray[np.int32]) -> NDArray[np.int64]:
-        """Positions of rows, sorted by group and, within it, in the order of ties."""
+        """Sort positions by group and, within a group, in tie-breaking order."""
         index = self.index[rows]
         if self.ids is None:
             return rows[np.lexsort((index, group))]
@@ -77,17 +77,17 @@ class Ties:
 
 @dataclass(frozen=True)
 class Ranked:
-    """M rows sorted by cluster and, within it, from first to last choice."""
+    """M rows sorted by cluster and, within a cluster, from first to last choice."""
 
-    row: NDArray[np.int64]  # the rows' positions, in that order, int64 (M,)
-    cluster: NDArray[np.int64]  # number of every cluster, ascending, int64 (C,)
-    size: NDArray[np.int64]  # number of rows of every cluster, int64 (C,)
-    rank: NDArray[np.int64]  # of each in its cluster, from 0, in the order of `row`, int64 (M,)
-    run: NDArray[np.int32]  # equal for rows of one cluster and key, ascending in the order of `row`, int32 (M,)
+    row: NDArray[np.int64]  # positions of the rows in this order, int64 (M,)
+    cluster: NDArray[np.int64]  # cluster numbers, ascending, int64 (C,)
+    size: NDArray[np.int64]  # number of rows in each cluster, int64 (C,)
+    rank: NDArray[np.int64]  # rank of each row in its cluster, from 0, in the order of `row`, int64 (M,)
+    run: NDArray[np.int32]  # equal for rows with the same cluster and key, ascending, in the order of `row`, (M,)
 
     @property
     def order(self) -> NDArray[np.uint64]:
-        """A hash of every cluster's number, uint64 (C,): which of equal remainders comes first."""
+        """Hash of every cluster number, uint64 (C,), to break ties between equal remainders."""
         return splitmix64(self.cluster.astype(np.uint64) ^ np.uint64(TIES))
 
     def first(self, take_C: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -95,7 +95,7 @@ class Ranked:
         return self.row[self.rank < np.repeat(take_C, self.size)]
 
     def tied_at_cutoff(self, selected_N: NDArray[np.bool_]) -> int:
-        """How many rows have the cluster and key of a selected row and of one that is not selected."""
+        """Number of rows tied at the cutoff: their cluster and key occur in both selected and unselected rows."""
         size = np.bincount(self.run)
         selected = np.bincount(self.run, weights=selected_N[self.row])
         return int(size[(selected > 0) & (selected < size)].sum())
@@ -104,8 +104,8 @@ class Ranked:
 def rank_in_clusters(
     rows_M: NDArray[np.int64], cluster_N: NDArray[np.int32] | None, key_N: NDArray[np.float64], ties: Ties
 ) -> Ranked:
-    """Sort rows by cluster, key ascending, then ties. Without clusters, all rows are in one, number 0."""
-    # One stable sort after another: with millions of rows, faster than np.lexsort.
+    """Sort rows by cluster, key ascending, then tie-breaking order. Without clusters, all are in cluster 0."""
+    # Successive stable sorts are faster than np.lexsort for millions of rows.
     row = rows_M[np.argsort(key_N[rows_M], kind="stable")]
     cluster = np.zeros(len(row), np.int32)
     if cluster_N is not None:
@@ -126,8 +126,8 @@ def rank_in_clusters(
 def exact_shares(size_C: NDArray[np.int64], n: int, order_C: NDArray[np.integer]) -> NDArray[np.int64]:
     """Allocate n rows to clusters in proportion to their size, by largest remainder, int64 (C,).
 
-    Adds up to n, at most size_C, and within one of the exact share. Of equal remainders, the lowest in `order_C` comes
-    first. Integer arithmetic throughout.
+    The result sums to n, is at most size_C, and differs from the exact share by less than one. Equal remainders are
+    ordered by `order_C`. Integer arithmetic throughout.
     """
     total = int(size_C.sum())
     assert 0 <= n <= total < 2**31
@@ -142,10 +142,10 @@ def exact_shares(size_C: NDArray[np.int64], n: int, order_C: NDArray[np.integer]
 def capped_shares(
     weight_C: NDArray[np.float64], size_C: NDArray[np.int64], n: int, order_C: NDArray[np.integer]
 ) -> NDArray[np.int64]:
-    """Allocate n rows to clusters in proportion to positive weights, at most their size, int64 (C,).
+    """Allocate n rows to clusters in proportion to positive weights, capped at their sizes, int64 (C,).
 
-    Water-filling: the excess over a cluster's size goes to the others in proportion to their weights, so that for one
-    level every cluster gets min(size, level x weight). Rounded by largest remainder, ties as in `exact_shares`.
+    Water-filling: the excess over a cluster's size is redistributed in proportion to the weights, so every cluster
+    gets min(size, level x weight) for a common level. Rounded by largest remainder, ties as in `exact_shares`.
     """
     assert 0 <= n <= size_C.sum()
     order = np.argsort(size_C / weight_C, kind="stable")  # clusters in the order in which they fill up
@@ -165,10 +165,10 @@ def capped_shares(
 
 
 def hardness_weights(ranked: Ranked, key_M: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The size of every cluster times its mean hardness, (C,).
+    """Size of every cluster times its mean hardness, (C,).
 
-    A row's hardness is the fraction of all rows that come after it, ties counted half: near 1 for the first to be
-    selected, near 0 for the last, whatever the scale of the scores.
+    A row's hardness is the fraction of all rows that rank after it, ties count half: near 1 for the first row, near 0
+    for the last, independent of the scale of the scores.
 
     Args:
         key_M: keys in the order of `ranked.row`, lowest first.
@@ -179,19 +179,19 @@ def hardness_weights(ranked: Ranked, key_M: NDArray[np.float64]) -> NDArray[np.f
 
 
 def paper_shares(size_C: NDArray[np.int64], pct: float) -> NDArray[np.int64]:
-    """Rows to select from every cluster as in the paper's released selection, int64 (C,).
+    """Number of rows to select from every cluster as in the paper's released code, int64 (C,).
 
-    The first of round(100/pct) near-equal parts of each cluster, so ceil(size / round(100/pct)) rows: 1% of many small
-    clusters is more than 1% of the rows, and 67% or more is all rows.
+    Each cluster is split into round(100/pct) near-equal parts and contributes the first, ceil(size / round(100/pct))
+    rows. So 1% of many small clusters is more than 1% of the rows, and 67% or more selects all rows.
     """
     parts = min(round(100 / pct), int(size_C.max(initial=1)))
     return -(-size_C // parts)
 
 
 def thirds(ranked: Ranked) -> NDArray[np.int8]:
-    """0, 1 or 2: which of three near-equal parts of its cluster a row is in, in the order of `ranked.row`.
+    """Split every cluster into three near-equal parts: 0, 1 or 2 for each row, in the order of `ranked.row`.
 
-    If three does not divide a cluster, the first parts get one more row, as in numpy.array_split.
+    If a cluster's size is not divisible by three, the first parts get one more row, as in numpy.array_split.
     """
     share_C, over_C = np.divmod(ranked.size, PARTS_OF_BUCKETS)
     first_end = np.repeat(share_C + (over_C > 0), ranked.size)

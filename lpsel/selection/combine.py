@@ -1,4 +1,4 @@
-"""selection=combine: a weighted mean of the ranks of several rules and columns.
+"""selection=combine: rank rows by a weighted mean of their ranks under several rules and columns.
 
 N rows, M rows that every part ranks
 """
@@ -16,20 +16,20 @@ from lpsel.scoring.table import ScoreTable
 from lpsel.selection.rules import Ranking, Rule
 from lpsel.selection.spec import SelectionSpec, selection
 
-# Settings that say which rows are selected, which the combined rule has once.
+# Settings of which rows are selected: set once for the combined rule, not for its parts.
 OF_ALL = ("budget", "bucket", "allocation", "length", "pct_of", "duplicates", "known", "rising", "min_response_tokens")
 
 
 def combined_spec(parts: Mapping[str, SelectionSpec], weights: Mapping[str, float], **settings: Any) -> SelectionSpec:
-    """The spec of a rule that ranks by several others and needs what they need.
+    """Build the spec of a rule that combines several others and needs the inputs of all of them.
 
-    The score of a row is the mean of its ranks by all parts, from 0 for the first to 1 for the last, weighted by the
-    absolute weights; a negative weight reverses the order of its part. Rows that a part leaves out or does not rank
-    have no score.
+    The score of a row is the weighted mean of its ranks, from 0 for the first to 1 for the last, with the absolute
+    weights. A negative weight reverses the order of its part. Rows that a part excludes or does not rank have no
+    score.
 
     Raises:
-        UserError: a weight that is 0 or not a number, a rule that picks rows without scoring them, or one with settings
-            of its own.
+        UserError: a weight is 0 or not a number, or a rule picks rows without scoring them or sets options that parts
+            cannot set.
     """
     for name, weight in weights.items():
         if not is_number(weight) or weight == 0:

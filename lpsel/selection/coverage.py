@@ -1,10 +1,10 @@
-"""Rules that pick rows one after another, considering the rows picked before: by embeddings.
+"""Rules that pick rows greedily by their embeddings: each choice depends on the rows picked before.
 
 N rows, M eligible rows, n rows to pick, D dimensions, B rows of a block
 
-Time is O(M n D) for k_center and deita, and O(M^2 D) for facility_location; memory is at most KEPT_BYTES above the
-embeddings. Rows to pick from come in the order of their score and of ties (`budget.Ties`), which decides where rows are
-equally good.
+Time is O(M n D) for k_center and deita, and O(M^2 D) for facility_location; memory is at most KEPT_BYTES in addition
+to the embeddings. Candidates are sorted by score, then by tie-breaking order (`budget.Ties`); equally good rows are
+picked in this order.
 """
 
 import heapq
@@ -17,34 +17,34 @@ from lpsel.scoring.table import ScoreTable
 from lpsel.selection.rules import Ranking, Rule
 
 BLOCK_BYTES = 2**26  # of similarities computed at once
-KEPT_BYTES = 2**30  # of similarities kept; those of more than 16,384 rows are recomputed when needed
-REFRESHED = 32  # bounds that lazy greedy renews at a time, in one matrix product
+KEPT_BYTES = 2**30  # of similarities kept in memory; above 16,384 rows, they are recomputed when needed
+REFRESHED = 32  # bounds that lazy greedy updates at a time, in one matrix product
 
 
 @partial(Rule, picks_rows=True)
 def k_center(table: ScoreTable, *, seed: int) -> Ranking:
-    """Greedy k-center: always the row that is farthest from all picked ones (Sener, Savarese 2018, Algorithm 1).
+    """Greedy k-center: pick the row farthest from all picked rows (Sener, Savarese 2018, Algorithm 1).
 
-    Starts with the row nearest to the mean embedding, since there is no pool of labeled rows to start from.
+    Starts from the row nearest to the mean embedding, since there is no labeled pool.
     """
     return Ranking(None, arbitrary=True, pick=partial(_farthest_first, _vectors(table)))
 
 
 @partial(Rule, picks_rows=True)
 def facility_location(table: ScoreTable, *, seed: int) -> Ranking:
-    """The rows that represent all others: greedy maximum of sum_i max_j max(0, cos(i, j)) over picked j.
+    """Pick rows that represent all others: greedily maximize sum_i max_j max(0, cos(i, j)) over picked j.
 
-    Lazy greedy (Minoux 1978): a gain only shrinks as rows are picked, so that an old one is an upper bound.
+    Lazy greedy (Minoux 1978): gains only decrease as rows are picked, so an old gain is an upper bound.
     """
     return Ranking(None, arbitrary=True, pick=partial(_most_representative, _vectors(table)))
 
 
 @partial(Rule, picks_rows=True)
 def deita(table: ScoreTable, *, seed: int, complexity: str, quality: str, threshold: float | None = None) -> Ranking:
-    """Complexity x quality, highest first, skipping rows similar to a picked one (Liu et al. 2024).
+    """Pick by complexity x quality, highest first, and skip rows similar to a picked row (Liu et al. 2024).
 
-    With a threshold, a row is skipped if its cosine similarity to a picked row reaches it (DEITA's Repr Filter, 0.9
-    there). Where too few rows remain, the skipped ones follow in the order of their score.
+    A row is skipped if its cosine similarity to a picked row reaches the threshold (DEITA's Repr Filter, which uses
+    0.9). If too few rows remain, skipped rows follow in the order of their score.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         score_N = table.columns[complexity] * table.columns[quality]
@@ -71,15 +71,15 @@ def _farthest_first(vectors_ND: NDArray[np.float32], rows_M: NDArray[np.int64], 
     for turn in range(n):
         picked[turn] = row
         np.minimum(nearest_M, distance_to(vectors_MD[row]), out=nearest_M)
-        nearest_M[row] = -np.inf  # picked; other rows with the same content may still be at distance 0
+        nearest_M[row] = -np.inf  # picked; other rows with the same content can have distance 0
         row = int(nearest_M.argmax())
     return rows_M[picked]
 
 
 def _most_representative(vectors_ND: NDArray[np.float32], rows_M: NDArray[np.int64], n: int) -> NDArray[np.int64]:
     similarity = _Similarity(_unit(vectors_ND[rows_M]))
-    covered_M = np.zeros(len(rows_M), np.float32)  # how well each row is represented by the picked ones
-    bounds = [(-gain, row, 0) for row, gain in enumerate(similarity.sums().tolist())]  # gain, row, picked by then
+    covered_M = np.zeros(len(rows_M), np.float32)  # similarity of each row to its best representative
+    bounds = [(-gain, row, 0) for row, gain in enumerate(similarity.sums().tolist())]  # gain, row, picks so far
     heapq.heapify(bounds)
     picked: list[int] = []
     while len(picked) < n:
@@ -98,7 +98,7 @@ def _most_representative(vectors_ND: NDArray[np.float32], rows_M: NDArray[np.int
 
 
 class _Similarity:
-    """max(0, cosine) of some rows with all, (B, M): kept if KEPT_BYTES suffice, otherwise computed on demand."""
+    """max(0, cosine) of a block of rows with all rows, (B, M): kept if it fits in KEPT_BYTES, else recomputed."""
 
     def __init__(self, unit_MD: NDArray[np.float32]) -> None:
         self.unit_MD = unit_MD
@@ -108,7 +108,7 @@ class _Similarity:
         return self._compute(rows_B) if self.kept_MM is None else self.kept_MM[rows_B]
 
     def sums(self) -> NDArray[np.float64]:
-        """The sum over all rows, (M,), in blocks."""
+        """Sum of each row's similarities to all rows, (M,), computed in blocks."""
         m = len(self.unit_MD)
         blocks = np.split(np.arange(m), range(0, m, max(BLOCK_BYTES // (4 * m), 1))[1:])
         return np.concatenate([self(block).sum(axis=1, dtype=np.float64) for block in blocks])

@@ -1,4 +1,4 @@
-"""What a score follows, and what was selected by it: lengths, known, learned and rising rows, duplicates.
+"""Diagnose a selection: what its score correlates with, and how many selected rows are known, rising or duplicates.
 
 N rows, M rows with a score, C clusters, F columns that the score is compared with
 """
@@ -18,19 +18,19 @@ from lpsel.scoring.table import ScoreTable
 from lpsel.selection.agreement import spearman
 from lpsel.selection.select import Selection
 
-MOST_ROWS = 200_000  # of more, a sample is compared: sorting all would take longer than the selection
-STRONG = 0.5  # a correlation from which on there is a warning
-MANY_KNOWN, MANY_RISING, MANY_DUPLICATES, MANY_LEARNED = 0.1, 0.01, 0.01, 0.75  # of the selected rows, likewise
+MOST_ROWS = 200_000  # larger tables are sampled: sorting all rows would take longer than the selection
+STRONG = 0.5  # smallest correlation that causes a warning
+MANY_KNOWN, MANY_RISING, MANY_DUPLICATES, MANY_LEARNED = 0.1, 0.01, 0.01, 0.75  # same, as fractions of selected rows
 
 Lengths = Mapping[str, NDArray[np.int32]]  # by column name
 
 
 def diagnosis(selection: Selection, characters_2N: NDArray[np.int32], near: NearDuplicates) -> dict[str, Any]:
-    """What result.json says about a selection; correlations are None if the scores are arbitrary.
+    """Diagnose a selection for result.json; correlations are None if the scores are arbitrary.
 
     Args:
-        characters_2N: of the prompt and the response of every row, used where there are no token counts.
-        near: of the selected rows, once for every content.
+        characters_2N: characters of the prompt and the response of every row, used without token counts.
+        near: near-duplicates among the selected rows with different content.
     """
     table, selected = selection.spec.used(selection.table), selection.selected
     unit = "tokens" if table.tokens_known else "characters"
@@ -60,9 +60,10 @@ def diagnosis(selection: Selection, characters_2N: NDArray[np.int32], near: Near
 def what_it_follows(
     score_N: NDArray[np.float64], table: ScoreTable, rows: NDArray[np.int64], lengths: Lengths
 ) -> dict[str, Any]:
-    """Spearman's correlation of the score with lengths and `nll_0`, and how far clusters explain its ranks.
+    """Spearman's correlation of the score with lengths and `nll_0`, and the variance of its ranks between clusters.
 
-    Of at most MOST_ROWS of the rows, drawn at random. NaN where a column is constant; a cluster below 0 is none.
+    Computed on a random sample of at most MOST_ROWS rows. NaN if a column is constant. Negative numbers mean no
+    cluster.
 
     Args:
         rows: positions of the rows with a score.
@@ -79,10 +80,10 @@ def what_it_follows(
 
 
 def explained_by_clusters(score_M: NDArray[np.float64], cluster_M: NDArray[np.int32]) -> float:
-    """The fraction of the variance of the score's ranks that lies between clusters, less what chance gives.
+    """Fraction of the variance of the score's ranks that is between clusters, corrected for chance.
 
-    Kelley's epsilon squared (1935): 1 - (1 - eta^2) (M - 1) / (M - C), 0 for unrelated clusters. NaN for one cluster,
-    or one for every row.
+    Kelley's epsilon squared (1935): 1 - (1 - eta^2) (M - 1) / (M - C), 0 for unrelated clusters. NaN if there is one
+    cluster, or one per row.
     """
     _, code_M, size_C = np.unique(cluster_M, return_inverse=True, return_counts=True)
     m, c = len(code_M), len(size_C)
@@ -95,10 +96,10 @@ def explained_by_clusters(score_M: NDArray[np.float64], cluster_M: NDArray[np.in
 
 
 def learned_and_rising(table: ScoreTable, selected_N: NDArray[np.bool_], level: float | None = None) -> dict[str, Any]:
-    """How many selected rows were known before training, are learned after it, or have a rising loss.
+    """Count selected rows that were known before training, were learned in training, or have a rising loss.
 
-    Learned rows have a loss below the median of all rows after training, `known_level`; known ones had one below
-    `level`, by default the same median, before it; `rises` defines rising. None without a recorded epoch.
+    A row is learned if its loss after training is below the median of all rows, `known_level`. It is known if its loss
+    before training is below `level`, by default the same median. `rises` defines rising. None without recorded epochs.
     """
     if not table.epochs:
         return dict.fromkeys(("known", "learned", "known_level", "rising"))
@@ -110,21 +111,21 @@ def learned_and_rising(table: ScoreTable, selected_N: NDArray[np.bool_], level: 
 
 
 def duplicates(table: ScoreTable, selected_N: NDArray[np.bool_]) -> int | None:
-    """How many selected rows have the content of another one, the first of each content aside; None without ids."""
+    """Number of selected rows that repeat the content of an earlier selected row; None without content ids."""
     if table.id is None:
         return None
     return int(selected_N.sum()) - pc.count_distinct(table.id.filter(pa.array(selected_N))).as_py()
 
 
 def clusters_of(cluster: NDArray[np.int32]) -> int:
-    """The number of different clusters; below 0 means no cluster."""
+    """Number of clusters; negative numbers mean no cluster."""
     return pc.count_distinct(pa.array(cluster[cluster >= 0])).as_py()
 
 
 def _warnings(selection: Selection, values: Mapping[str, Any]) -> Iterator[str]:
-    """Sentences about what should not surprise the user, with the option that addresses each and is not set yet."""
+    """Warnings about the selection, each with an option that addresses it and is not set yet."""
     spec, n = selection.spec, selection.n_selected
-    exact = "selection.budget=exact " if spec.budget == "paper" else ""  # which the options below need
+    exact = "selection.budget=exact " if spec.budget == "paper" else ""  # required by the options below
     if selection.n_tied >= n and n < selection.n_eligible and not selection.arbitrary:
         yield (
             f"{selection.n_tied:,} rows are tied at the cutoff, and {n:,} rows are selected: which of the tied ones is "

@@ -23,7 +23,7 @@ DUPLICATE = "duplicate"
 
 
 class Exclusions:
-    """Why rows cannot be selected; the first reason given for a row counts."""
+    """Reasons why rows cannot be selected; the first reason added for a row is kept."""
 
     def __init__(self, n: int) -> None:
         self.code = np.full(n, -1, np.int32)
@@ -42,7 +42,7 @@ class Exclusions:
 
 
 def exclude_texts(table: ScoreTable, spec: SelectionSpec, exclusions: Exclusions) -> None:
-    """Exclude rows that cannot be used and, with budget=exact, those without an answer to learn from."""
+    """Exclude unusable rows and, with budget=exact, empty answers; also rows below min_response_tokens."""
     if table.unusable is not None:
         for kind in table.unusable.drop_null().unique().to_pylist():
             exclusions.add(UNUSABLE + kind, pc.equal(table.unusable, kind).fill_null(False).to_numpy(False))
@@ -55,7 +55,7 @@ def exclude_texts(table: ScoreTable, spec: SelectionSpec, exclusions: Exclusions
 
 
 def repeated(table: ScoreTable, rows_M: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Rows with the same content as an earlier one of `rows_M`, bool (N,)."""
+    """Mask of rows with the same content as an earlier row in `rows_M`, bool (N,)."""
     if table.id is None:
         problem = "these rows have no content ids to compare"
         raise UserError("selection.duplicates", "drop", problem, "set selection.duplicates=keep")

@@ -1,10 +1,10 @@
-"""Hard rows of every length: the response lengths of the selected rows are distributed as those of all eligible rows.
+"""Select hard rows of every length: response lengths of selected rows have the same distribution as of eligible rows.
 
 M eligible rows, C clusters, Q strata of length
 
-A row's rank by score is replaced by its rank among rows of similar length. With clusters, this alone does not preserve
-the lengths, since a cluster's lengths may differ from those of all rows. Every stratum then gets an offset, raised if
-too many of its rows are selected and lowered if too few, until the numbers match: the prices of a transport problem
+A row's rank by score is replaced by its rank among rows of similar length. With clusters, this does not preserve the
+distribution, since clusters differ in length. Every stratum then gets an offset, which is raised if too many of its
+rows are selected and lowered if too few, until the numbers match. The offsets are the prices of a transport problem
 between clusters and strata.
 """
 
@@ -19,9 +19,9 @@ ROUNDS = 60
 
 
 def strata(length_M: NDArray[np.int32], n: int) -> NDArray[np.int32]:
-    """The stratum of length of every row when n are selected, int32 (M,); rows of one length are in one stratum.
+    """Assign every row to a length stratum when n rows are selected, int32 (M,); equal lengths share a stratum.
 
-    n / 10 quantiles of equal size, at least 10 and at most 100; fewer if many rows have the same length.
+    Uses n / 10 quantiles, at least 10 and at most 100; fewer if many rows have the same length.
     """
     lowest, highest = STRATA
     q = min(max(n // ROWS_PER_STRATUM, lowest), highest)
@@ -37,12 +37,13 @@ def matched(
     cluster_N: NDArray[np.int32] | None,
     take_C: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Positions of the selected rows: take_C[c] of every cluster c, and close to the share of every stratum.
+    """Select take_C[c] rows of every cluster c, with close to proportional numbers of every stratum.
 
-    The cluster and stratum of every row are returned as one number, int32 (N,), in ascending order of the clusters.
+    Returns the positions of the selected rows, and one number per row for its cluster and stratum, int32 (N,), in
+    ascending order of the clusters.
 
-    Without clusters, the numbers per stratum are exactly those of the largest remainder. With clusters, the numbers per
-    cluster are exact, and the best of ROUNDS rounds for the strata is returned.
+    Without clusters, the numbers per stratum are exact (largest remainder). With clusters, the numbers per cluster are
+    exact, and those per stratum are the best of ROUNDS rounds.
 
     Args:
         rows_M: positions of the eligible rows.

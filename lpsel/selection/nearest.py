@@ -1,10 +1,10 @@
-"""rds: rows near to examples of the user's own task, which pick them in turn.
+"""rds: examples of the user's task take turns to pick their nearest row.
 
-N rows, M eligible rows, n rows to pick, Q examples, D dimensions, B rows of a tile, k rows kept for every example,
-K keys of which they are found
+N rows, M eligible rows, n rows to pick, Q examples, D dimensions, B rows of a tile, k rows kept per example,
+K keys to choose them from
 
-Similarities are computed in tiles of rows, and only the nearest k rows of every example are kept: memory above the
-vectors is about 2 KEPT keys of 8 bytes and a few tiles.
+Similarities are computed in tiles of rows, and only the k nearest rows of every example are kept. In addition to the
+vectors, this needs memory for about 2 KEPT keys of 8 bytes and a few tiles.
 """
 
 from functools import partial
@@ -16,13 +16,13 @@ from lpsel.scoring.table import ScoreTable
 from lpsel.selection.rules import Ranking, Rule
 
 TILE_BYTES = 2**22  # of similarities computed at once
-KEPT = 2**22  # rows kept for all examples together; more passes over the rows where examples want the same ones
-GRID = 2**20  # steps per unit of similarity; rows are equally near within one step, which is above float32's error
+KEPT = 2**22  # rows kept for all examples together; examples that share nearest rows need more passes
+GRID = 2**20  # steps per unit of similarity; rows within one step are tied, and a step exceeds float32's error
 
 
 @partial(Rule, picks_rows=True, uses_query=True)
 def rds(table: ScoreTable, *, seed: int) -> Ranking:
-    """The rows nearest to examples of the user's task: every example in turn picks its nearest row that is left.
+    """Pick the rows nearest to examples of the user's task: examples take turns to pick their nearest remaining row.
 
     Ivison, Zhang, Brahman, Koh, Dasigi 2025 (RDS+), arXiv 2503.01807: cosine similarity of position-weighted means of a
     model's last hidden states. The score of a row is its similarity to the nearest example.
@@ -41,10 +41,10 @@ def rds(table: ScoreTable, *, seed: int) -> Ranking:
 def round_robin(
     unit_QD: NDArray[np.float32], vectors_ND: NDArray[np.float32], rows_M: NDArray[np.int64], n: int
 ) -> NDArray[np.int64]:
-    """Positions of n rows in the order of choice, (n,): example after example picks its nearest row that is left.
+    """Let examples take turns to pick their nearest remaining row; returns n positions in order of choice, (n,).
 
-    Of equally near rows, the first in `rows_M`. An example whose k nearest rows are all picked needs a new search among
-    the rows that are left.
+    Equally near rows are picked in the order of `rows_M`. Once all k nearest rows of an example are picked, the
+    remaining rows are searched again.
     """
     picked, turn = np.empty(n, np.int64), 0
     left = rows_M
@@ -70,14 +70,14 @@ def round_robin(
 def _nearest(
     unit_QD: NDArray[np.float32], vectors_ND: NDArray[np.float32], rows_M: NDArray[np.int64], k: int
 ) -> list[NDArray[np.uint32]]:
-    """For every example, the k nearest of the rows, nearest first, as positions in `rows_M`.
+    """Find the k nearest rows of every example, nearest first, as positions in `rows_M`.
 
-    A key has the distance in steps of GRID in its upper 32 bits and the position in the lower ones.
+    A key holds the distance in steps of GRID in its upper 32 bits and the position in its lower 32 bits.
     """
     size = _tile_rows(unit_QD)
     keys_QK = np.empty((len(unit_QD), 2 * k + size), np.uint64)
     filled_Q, least_Q = np.zeros(len(unit_QD), np.int64), np.full(len(unit_QD), -np.inf, np.float32)
-    order_M = np.argsort(rows_M)  # vectors are read in the order in which they lie in memory
+    order_M = np.argsort(rows_M)  # read vectors in memory order
     for start in range(0, len(rows_M), size):
         position_B = order_M[start : start + size]
         similarity_QB = unit_QD @ _unit(vectors_ND[rows_M[position_B]]).T
@@ -97,12 +97,12 @@ def _nearest(
 
 
 def _tile_rows(unit_QD: NDArray[np.float32]) -> int:
-    """B: the rows of a tile."""
+    """Number of rows in a tile, B."""
     return max(TILE_BYTES // (4 * max(unit_QD.shape)), 1)
 
 
 def _unit(vectors_MD: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Vectors of length 1; 0 stays 0, and a vector that is not finite becomes NaN."""
+    """Normalize vectors to length 1; zero vectors stay zero, and vectors that are not finite become NaN."""
     norm_M1 = np.linalg.norm(vectors_MD, axis=1, keepdims=True)
     norm_M1[norm_M1 == 0] = 1
     with np.errstate(invalid="ignore"):

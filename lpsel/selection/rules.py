@@ -1,10 +1,10 @@
-"""Selection rules: from a table of scores to one number per row, by which rows are selected.
+"""Selection rules: functions that map a table of scores to one number per row, by which rows are selected.
 
 N rows, M eligible rows
 
-A rule is a function here (or in `coverage`) and a file in conf/selection. It receives the table with at most the epochs
-that its file sets and returns NaN where its score is undefined; clusters, budgets, buckets and rows without supervised
-tokens are up to `select`. docs/reference/rules.md lists the rules with their sources.
+A rule is a function here (or in `coverage`) and a file in conf/selection. It receives the table with at most the
+epochs that its file sets, and returns NaN where its score is undefined. `select` handles clusters, budgets, buckets
+and rows without supervised tokens. docs/reference/rules.md lists the rules with their sources.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,29 +30,29 @@ Pick = Callable[[NDArray[np.int64], int], NDArray[np.int64]]
 class Ranking(NamedTuple):
     """The result of a rule."""
 
-    # Float64 (N,), lowest first; not finite where undefined. None for a rule that picks rows without scoring them: the
-    # score of a row is then the turn in which it was picked.
+    # Float64 (N,), lowest first; not finite where undefined. None for a rule that picks rows without scoring them: a
+    # row's score is then its position in the order of choice.
     score: NDArray[np.float64] | None
     excluded: Mapping[str, NDArray[np.bool_]] = {}  # reason -> bool (N,), rows that the rule itself excludes
     descending: bool = False  # highest first instead
-    unit: bool = False  # the score mostly lies in [0, 1]; scores outside are counted
-    arbitrary: bool = False  # the score orders the rows but says nothing about them
-    # For a rule that picks rows one after another: from the positions of eligible rows in the order of their score,
-    # int64 (M,), and the number to pick, n <= M, to the positions in the order of choice, int64 (n,).
+    unit: bool = False  # the score is usually in [0, 1]; scores outside this range are counted
+    arbitrary: bool = False  # the order of the scores is random or has no meaning
+    # For a greedy rule: a function of the positions of eligible rows in the order of their score, int64 (M,), and the
+    # number to pick, n <= M, that returns positions in the order of choice, int64 (n,).
     pick: Pick | None = None
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule, and what has to be known about it before it runs. Decorates the function."""
+    """Decorator for a rule function, with the properties that must be known before it runs."""
 
     function: Callable[..., Ranking]  # of a table and `seed`; further keyword arguments are options of conf/selection
     picks_rows: bool = False  # the ranking has `pick`
     uses_lengths: bool = False  # the rule ranks by token counts
     uses_query: bool = False  # the rule selects for examples of the user's task
-    takes_all: bool = False  # the rule is for training on everything, rows with an empty answer included
+    takes_all: bool = False  # the rule selects everything, including rows with an empty answer
     uses_group: bool = False  # the rule compares answers to the same prompt
-    epochs: int | None = None  # recorded epochs that its formula needs at least; None if it needs no records
+    epochs: int | None = None  # fewest recorded epochs that the formula needs; None if it needs no scores
 
     def __call__(self, table: ScoreTable, *, seed: int, **options: Any) -> Ranking:
         return self.function(table, seed=seed, **options)
@@ -60,25 +60,25 @@ class Rule:
 
 @partial(Rule, takes_all=True)
 def full(table: ScoreTable, *, seed: int) -> Ranking:
-    """All rows, in no particular order."""
+    """Select all rows, in no particular order."""
     return Ranking(np.zeros(len(table)), arbitrary=True)
 
 
 @Rule
 def random(table: ScoreTable, *, seed: int) -> Ranking:
-    """Uniformly at random; the order depends on the seed and the content of the rows, not on their position."""
+    """Select rows uniformly at random; the order depends on seed and content, not on the position of the rows."""
     return Ranking(random_keys(table.id, table.index, seed), arbitrary=True)
 
 
 @Rule
 def cluster_random(table: ScoreTable, *, seed: int) -> Ranking:
-    """Whole clusters, drawn at random until the budget is filled, with random rows of the last one.
+    """Select whole clusters at random until the budget is filled, and random rows of the last one.
 
-    Clusters come in the order of their first row in the order of `random`. The integer part of the score is the
-    cluster's turn.
+    Clusters are ordered by the first of their rows in the order of `random`. The integer part of the score is the
+    cluster's position in this order.
 
     Raises:
-        UserError: rows are not clustered.
+        UserError: the rows have no clusters.
     """
     if table.cluster is None:
         raise UserError("selection", "cluster_random", "needs clusters, and there are none", "leave out cluster=none")
@@ -117,7 +117,7 @@ def lp_nll(table: ScoreTable, *, seed: int) -> Ranking:
 
 @partial(Rule, epochs=1)
 def lp_app_nll(table: ScoreTable, *, seed: int) -> Ranking:
-    """LP_app(1) of mean NLLs, lowest first: relative to where a row starts, unlike that of perplexities."""
+    """LP_app(1) of mean NLLs, lowest first; unlike LP_app of perplexities, it is relative to the initial loss."""
     return lp_app(table, seed=seed, basis="nll")
 
 
@@ -125,23 +125,23 @@ def lp_app_nll(table: ScoreTable, *, seed: int) -> Ranking:
 def task_lp(table: ScoreTable, *, seed: int) -> Ranking:
     """The relative drop in NLL after training on examples of the user's task, highest first (Yang, He, Cheng 2026).
 
-    (L_0 - L_n) / L_0 with n the last epoch of the table, where only the examples are trained on.
+    (L_0 - L_n) / L_0, where n is the last epoch of the table and the scorer is trained on the examples only.
     """
     return Ranking(metrics.relative_drop(table.nll), descending=True, unit=True)
 
 
 @partial(Rule, uses_lengths=True)
 def longest(table: ScoreTable, *, seed: int) -> Ranking:
-    """The longest responses, in supervised tokens (Zhao, Andriushchenko, Croce, Flammarion 2024)."""
+    """Longest responses first, in supervised tokens (Zhao, Andriushchenko, Croce, Flammarion 2024)."""
     return Ranking(table.response_tokens.astype(np.float64), descending=True)
 
 
 @partial(Rule, epochs=0)
 def perplexity(table: ScoreTable, *, seed: int, band: Band = "high") -> Ranking:
-    """Perplexity before training: the highest, the lowest, or the closest to the median (Marion et al. 2023).
+    """Perplexity before training: highest, lowest, or closest to the median first (Marion et al. 2023).
 
-    For the band mid, the score is the distance of a row's rank from the middle rank of all rows with a supervised
-    token, as a fraction of these rows: 0 for the median and at most 1/2.
+    With band=mid, the score is the distance of a row's rank from the middle rank, as a fraction of the rows with a
+    supervised token: 0 for the median and at most 1/2.
     """
     ppl_N = metrics.perplexity(table.nll[0]) if table.ppl is None else table.ppl[0]
     if band == "mid":
@@ -155,11 +155,11 @@ def perplexity(table: ScoreTable, *, seed: int, band: Band = "high") -> Ranking:
 
 @partial(Rule, uses_group=True, epochs=0)
 def grape(table: ScoreTable, *, seed: int) -> Ranking:
-    """The answer to every prompt that the model finds most likely before training (Zhang, Dai, Peng 2025).
+    """Select the answer to every prompt that the model finds most likely before training (Zhang, Dai, Peng 2025).
 
-    The integer part of the score is the rank of a row's mean NLL among the answers to its prompt, lowest first, from 0,
-    where rows with an empty answer do not count. The fraction is random, by content and seed: which prompts are
-    selected does not depend on how likely their answers are.
+    The integer part of the score is the rank of a row's mean NLL among the answers to its prompt, lowest first, from
+    0; empty answers do not count. The fraction is random, by content and seed, so the choice of prompts does not
+    depend on how likely their answers are.
     """
     answered_N = table.usable & (table.response_tokens > 0) & np.isfinite(table.nll[0])
     if table.empty_answer is not None:
@@ -173,7 +173,7 @@ def grape(table: ScoreTable, *, seed: int) -> Ranking:
 
 @partial(Rule, epochs=0)
 def ifd(table: ScoreTable, *, seed: int) -> Ranking:
-    """Instruction-following difficulty: loss with the prompt over loss without, highest first below 1 (Li et al. 2024).
+    """Instruction-following difficulty: loss with prompt / loss without, highest first below 1 (Li et al. 2024).
 
     Rows at 1 or above, for which the prompt does not help, are excluded.
     """
@@ -198,20 +198,20 @@ def el2n(table: ScoreTable, *, seed: int) -> Ranking:
 
 @partial(Rule, epochs=1)
 def forgetting(table: ScoreTable, *, seed: int) -> Ranking:
-    """The most forgotten rows, by the NLLs of successive recorded passes (after Toneva et al. 2019).
+    """Most forgotten rows first, by the NLLs of successive epochs (after Toneva et al. 2019).
 
-    The integer part of the score counts the rises; the fraction orders equal counts by NLL after the last epoch.
+    The integer part of the score counts increases of the NLL; the fraction orders equal counts by the last NLL.
     """
     return Ranking(metrics.forgetting_events(table.nll), descending=True)
 
 
 @partial(Rule, epochs=1)
 def learning_speed(table: ScoreTable, *, seed: int) -> Ranking:
-    """Slowest learned first, by the NLL curve over the recorded epochs (after Jiang et al. 2021)."""
+    """Slowest to learn first, by the NLL curve over the recorded epochs (after Jiang et al. 2021)."""
     return Ranking(metrics.mean_relative_drop(table.nll), unit=True)
 
 
 @Rule
 def score_column(table: ScoreTable, *, seed: int, column: str, descending: bool = False) -> Ranking:
-    """Any numeric column of the table of scores or of the dataset, lowest or highest first."""
+    """Rank by a numeric column of the scores or the dataset, lowest or highest first."""
     return Ranking(table.columns[column], descending=descending)

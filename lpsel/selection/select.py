@@ -1,4 +1,4 @@
-"""Selecting rows: from a table of scores, a rule and a percentage to the selected rows.
+"""Select rows from a table of scores by a rule and a percentage.
 
 N rows, M eligible rows, C clusters
 """
@@ -38,22 +38,22 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Selection:
-    """The result, one entry per row of the table.
+    """Result of a selection, with one entry per row of the table.
 
     Attributes:
-        spec, pct: how rows were selected, and the percentage.
-        score: float64 (N,), NaN where undefined. The turn of the picked rows for a rule that picks without scores.
+        spec, pct: the rule with its settings, and the percentage.
+        score: float64 (N,), NaN where undefined. The order of choice for a rule that picks rows without scoring them.
         descending: whether high scores are selected first.
-        arbitrary: whether scores say nothing about the rows: a random order, or turns.
-        odd: numbers of rows with an odd score: undefined, and of these with a record that is not finite; for rules with
-            scores in [0, 1], above 1 and below 0. With budget=exact, rows without a supervised token do not count.
-        bucket: index in BUCKETS, int8 (N,), -1 for none; None without buckets.
-        rank: place in the order in which rows of its cluster are selected, int32 (N,), from 1; 0 for rows without one:
-            those that are not eligible or, for a rule that picks rows one after another, not picked.
+        arbitrary: whether the scores are only an order (random, or of choice).
+        odd: numbers of rows with an odd score: undefined, and of these with a record that is not finite; for scores
+            in [0, 1], above 1 and below 0. With budget=exact, rows without a supervised token do not count.
+        bucket: index in BUCKETS, int8 (N,), -1 for no bucket; None without buckets.
+        rank: rank in the row's cluster in the order of selection, int32 (N,), from 1; 0 for rows that are not eligible
+            or, for a rule that picks rows one after another, not picked.
         selected: bool (N,).
         reason: index in `reasons`, int32 (N,), -1 for an eligible row.
         reasons: why rows could not be selected.
-        n_tied: rows that have the score, and cluster, of a selected and of another row, so that ties decided.
+        n_tied: number of rows tied at the cutoff, so that the tie-breaking order decided which of them are selected.
     """
 
     table: ScoreTable
@@ -84,7 +84,7 @@ class Selection:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Numbers of rows that could not be selected, by reason."""
+        """Number of rows that could not be selected, by reason."""
         count = np.bincount(self.reason[self.reason >= 0], minlength=len(self.reasons))
         return dict(zip(self.reasons, count.tolist(), strict=True))
 
@@ -113,7 +113,7 @@ class Selection:
 
 
 class Choice(NamedTuple):
-    """Eligible rows in their order, those that are selected, and their turns in their clusters if a rule picks rows."""
+    """Ranked eligible rows, the selected ones, and their order of choice in each cluster if the rule picks rows."""
 
     ranked: Ranked
     rows: NDArray[np.int64]
@@ -121,26 +121,26 @@ class Choice(NamedTuple):
 
 
 def select(table: ScoreTable, spec: SelectionSpec, pct: float, seed: int) -> Selection:
-    """Select pct percent of the rows, by the rule's score within every cluster, lowest first.
+    """Select pct percent of the rows by the rule's score, lowest first, within every cluster.
 
-    budget=exact selects pct/100 x N rows, rounded half up (all eligible ones if they are fewer), allocated to clusters
-    by largest remainder; rows with an empty answer, without a supervised token, with fewer than min_response_tokens or
-    with an undefined score are not eligible; ties are broken by content and by a hash of the cluster (`Ties`,
-    `Ranked.order`). budget=paper is the released behavior: a ceiling per cluster, an undefined score counts as 0, no
-    row is excluded but unusable ones, which have no text, ties go to the lower index.
+    budget=exact selects pct/100 x N rows, rounded half up (all eligible rows if there are fewer), allocated to clusters
+    by largest remainder. Rows with an empty answer, no supervised token, fewer than min_response_tokens or an undefined
+    score are not eligible. Ties are broken by content and by a hash of the cluster (`Ties`, `Ranked.order`).
+    budget=paper follows the released code: it rounds up per cluster, undefined scores count as 0, only unusable rows,
+    which have no text, are excluded, and ties go to the lower index.
 
-    With a bucket, the score only decides which third of its cluster a row is in. budget=exact then selects at random
-    within the bucket, by content and seed; budget=paper selects the whole bucket.
+    With a bucket, the score only assigns rows to thirds of their cluster. budget=exact then selects at random within
+    the bucket, by content and seed; budget=paper selects the whole bucket.
 
-    allocation=equal allocates the same number to every cluster, allocation=cluster_mean its size times its mean
-    hardness (`hardness_weights`); the excess over a cluster's size goes to the others. length=matched preserves the
+    allocation=equal takes the same number from every cluster; allocation=cluster_mean weights it by size times mean
+    hardness (`hardness_weights`). The excess over a cluster's size goes to the others. length=matched preserves the
     distribution of response lengths (`length_matching`).
 
-    pct_of=tokens counts tokens of prompts and responses in place of rows: as many rows as have at most pct percent of
-    the tokens of all rows, at least one.
+    pct_of=tokens counts tokens of prompts and responses instead of rows: it selects the largest number of rows, at
+    least one, with at most pct percent of all tokens.
 
     Raises:
-        UserError: an invalid percentage, too few epochs, or no eligible row.
+        UserError: the percentage is invalid, there are too few epochs, or no row is eligible.
     """
     pct = spec.percentage(pct, len(table))
     spec.check_records(table)
@@ -204,7 +204,7 @@ def select(table: ScoreTable, spec: SelectionSpec, pct: float, seed: int) -> Sel
 def _checked_scores(
     ranking: Ranking, table: ScoreTable, spec: SelectionSpec, exclusions: Exclusions
 ) -> tuple[Floats, dict[str, int]]:
-    """Scores with undefined ones set to 0 or their rows excluded, as the budget demands, and counts of odd scores."""
+    """Set undefined scores to 0 or exclude their rows, depending on the budget, and count odd scores."""
     if ranking.score is None:
         for reason, excluded in ranking.excluded.items():
             exclusions.add(reason, excluded)
@@ -221,7 +221,7 @@ def _checked_scores(
     else:
         for reason, excluded in ranking.excluded.items():
             exclusions.add(reason, excluded)
-        # NaN stands for a missing record and makes a score undefined like any other.
+        # A NaN is a missing record and makes the score undefined.
         exclusions.add(NOT_FINITE, undefined & np.isinf(table.nll[: (spec.epochs or 0) + 1]).any(axis=0))
         exclusions.add(UNDEFINED, undefined)
     return score, {name: int(rows.sum()) for name, rows in odd.items()}
@@ -230,7 +230,7 @@ def _checked_scores(
 def _bucket(
     score: Floats, cluster: NDArray[np.int32] | None, ties: Ties, wanted: str, exclusions: Exclusions
 ) -> NDArray[np.int8]:
-    """The bucket of every row, int8 (N,); rows of others than `wanted` are excluded."""
+    """Assign every row to a bucket, int8 (N,), and exclude rows that are not in `wanted`."""
     ranked = rank_in_clusters(exclusions.eligible, cluster, score, ties)
     bucket = np.full(len(score), -1, np.int8)
     bucket[ranked.row] = budget.thirds(ranked)
@@ -241,13 +241,13 @@ def _bucket(
 
 
 def _rows_of_tokens(tokens_N: NDArray[np.int32], pct: float, most: int, choose: Callable[[int], Choice]) -> int:
-    """The largest number of rows, 1 to `most`, that have at most pct percent of the tokens of all rows."""
+    """Find the largest number of rows, from 1 to `most`, with at most pct percent of all tokens."""
     limit = math.floor(budget.part_of(pct, int(tokens_N.sum())))
     return max(1, bisect_right(range(1, most + 1), limit, key=lambda n: int(tokens_N[choose(n).rows].sum())))
 
 
 def _rows_per_cluster(ranked: Ranked, spec: SelectionSpec, pct: float, n: int, hardness_N: Floats) -> NDArray[np.int64]:
-    """How many rows to select from every cluster, int64 (C,): n with budget=exact."""
+    """Number of rows to select from every cluster, int64 (C,); they add up to n with budget=exact."""
     if spec.budget == "paper":
         return budget.paper_shares(ranked.size, pct) if spec.bucket is None else ranked.size
     if spec.allocation == "equal":
@@ -259,7 +259,7 @@ def _rows_per_cluster(ranked: Ranked, spec: SelectionSpec, pct: float, n: int, h
 
 
 def _picked(pick: Pick, ranked: Ranked, take_C: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The rows that a rule picks from every cluster, and the turn of each in its cluster."""
+    """Rows that a rule picks from every cluster, and their order of choice within it."""
     clusters = zip(np.split(ranked.row, np.cumsum(ranked.size)[:-1]), take_C.tolist(), strict=True)
     picked = [pick(rows, take) for rows, take in clusters if take]
     return np.concatenate(picked), np.concatenate([np.arange(len(rows)) for rows in picked])

@@ -1,4 +1,4 @@
-"""How rows are selected: what conf/selection sets, checked."""
+"""SelectionSpec: the validated settings of conf/selection."""
 
 import inspect
 from collections.abc import Collection, Mapping, Sequence
@@ -28,28 +28,28 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class SelectionSpec:
-    """A rule and how it is applied.
+    """A selection rule and its settings.
 
     Attributes:
-        epochs: recorded epochs that the rule needs and uses, n of its formula; 0 if the pass before training is enough,
-            None if it needs no scores.
-        bucket: low, mid or high: select only in this third of every cluster, by score; None for no buckets.
+        epochs: number of recorded epochs that the rule uses, n in its formula; 0 if it only uses the scores before
+            training, None if it needs no scores.
+        bucket: low, mid or high: select only from this third of every cluster, by score; None for no buckets.
         pct: overrides the command's percentage.
-        clusters: shared if every cluster contributes a share of the rows, rule if only the rule uses clusters, none.
-        columns: further columns that the rule ranks by: recorded by a scorer (RECORDABLE), or the user's own.
-        scored_by: scorer, or target where the model to train records the scores itself.
-        group: column whose equal values mark answers to the same prompt, for a rule that compares these; `prompt` for
-            the text of the prompt.
-        embedder: embeds the rows, for a rule that uses embeddings; a rule with an option `threshold` uses them only
-            if that is set.
+        clusters: shared if rows are allocated to all clusters, rule if only the rule uses clusters, or none.
+        columns: additional columns that the rule ranks by: recorded by a scorer (RECORDABLE), or user-defined.
+        scored_by: scorer, or target if the target model records the scores itself.
+        group: column that identifies answers to the same prompt, for a rule that compares them; `prompt` for the text
+            of the prompt.
+        embedder: model that embeds the rows, for a rule that uses embeddings; a rule with an option `threshold` uses
+            them only if it is set.
         duplicates: drop to select only the first of several rows with the same content.
-        known: drop to leave out rows whose loss before training is below `known_level`; if that is None, below the
+        known: drop to exclude rows whose loss before training is below `known_level`; if that is None, below the
             median after the last epoch that the rule uses.
-        rising: drop to leave out rows whose loss after any epoch that the rule uses is above that before training.
-        min_response_tokens: rows with fewer supervised tokens are not selected; None for no such limit.
-        allocation: of the rows to clusters: proportional to their sizes, equal, or cluster_mean.
-        length: matched to select from all lengths of responses in proportion.
-        pct_of: what the percentage counts: rows, or tokens of prompts and responses.
+        rising: drop to exclude rows whose loss after any epoch that the rule uses is above the loss before training.
+        min_response_tokens: fewest supervised tokens of a selected row; None for no limit.
+        allocation: how rows are allocated to clusters: proportional to their sizes, equal, or cluster_mean.
+        length: matched to preserve the distribution of response lengths.
+        pct_of: unit of the percentage: rows, or tokens of prompts and responses.
     """
 
     name: str
@@ -116,7 +116,7 @@ class SelectionSpec:
 
     @property
     def uses_clusters(self) -> bool:
-        """Whether clusters can affect the selection: shares do not if all rows are selected."""
+        """Whether clusters can affect the selection; shared clusters do not if all rows are selected."""
         return self.clusters == "rule" or (self.clusters == "shared" and (self.pct != 100 or self.bucket is not None))
 
     @property
@@ -126,48 +126,48 @@ class SelectionSpec:
 
     @property
     def trains_on_query(self) -> bool:
-        """Whether the scores are those of a scorer that is trained on the examples of the user's task only.
+        """Whether the scorer is trained only on the examples of the user's task.
 
-        A rule that compares embeddings of rows and examples needs no such scorer.
+        A rule that compares embeddings of rows and examples needs no scorer.
         """
         return self.rule.uses_query and self.embedder is None and self.epochs is not None
 
     @property
     def relative(self) -> bool:
-        """Whether the score is a relative drop in loss."""
+        """Whether the score is a relative decrease in loss."""
         return self.name in ("lp_nll", "lp_app_nll", "task_lp") or self.options.get("basis") == "nll"
 
     @property
     def settings(self) -> dict[str, Any]:
-        """How the rule is applied, for results."""
+        """Settings of the rule, for results."""
         names = ("epochs", "clusters", "duplicates", "known", "known_level", "rising", "allocation", "length", "pct_of")
         return {name: getattr(self, name) for name in (*names, "min_response_tokens")} | dict(self.options)
 
     @property
     def records(self) -> tuple[str, ...]:
-        """Columns that a scorer has to record for this rule in addition to the NLLs; none if no scorer runs."""
+        """Columns that a scorer must record in addition to the NLLs; empty if no scorer runs."""
         return tuple(name for name in self.columns if self.epochs is not None and name in RECORDABLE)
 
     def option_of(self, column: str) -> str:
-        """The option that names one of `columns`, for messages."""
+        """Option that sets one of `columns`, for messages."""
         names = (
             name for name, value in self.options.items() if column in (value if isinstance(value, dict) else [value])
         )
         return f"selection.{next(names, 'column')}"
 
     def used(self, table: ScoreTable) -> ScoreTable:
-        """The table without epochs after `epochs`, so that a file with more of them selects the same rows."""
+        """The table up to `epochs`, so that additional recorded epochs do not change the selection."""
         return table if self.epochs is None else table.first_epochs(self.epochs)
 
     def rank(self, table: ScoreTable, seed: int) -> Ranking:
-        """The rule's ranking of a table, from as many epochs as `epochs`."""
+        """Rank the rows of a table by the rule, with the first `epochs` epochs."""
         return self.rule(self.used(table), seed=seed, **self.options)
 
     def percentage(self, pct: float, n_total: int) -> float:
-        """The percentage of n_total rows to select when the command's is `pct`.
+        """Percentage of n_total rows to select; `pct` is the command's percentage.
 
         Raises:
-            UserError: not in (0, 100]; less than half a row; with the released buckets, not a third.
+            UserError: it is not in (0, 100], is less than half a row, or is not a third with the paper's buckets.
         """
         pct = check_pct(pct if self.pct is None else self.pct)
         if self.budget == "exact":
@@ -178,7 +178,7 @@ class SelectionSpec:
         return pct
 
     def check_without_clusters(self) -> None:
-        """Raise a UserError for what cluster=none leaves nothing to do."""
+        """Raise a UserError if the rule or a setting needs clusters, for cluster=none."""
         if self.clusters == "rule":
             hint = "leave out cluster=none, or use another rule"
             raise UserError("cluster", "none", f"selection={self.name} needs clusters", hint)
@@ -186,10 +186,10 @@ class SelectionSpec:
         self._allow(problem, "leave it out", allocation=["proportional"])
 
     def check_records(self, table: ScoreTable) -> None:
-        """Check that a table has the records and token counts that the rule needs, except the user's own columns.
+        """Check that a table has the records and token counts that the rule needs, except user-defined columns.
 
         Raises:
-            UserError: too few epochs, or no such recorded column or token counts.
+            UserError: there are too few epochs, or a recorded column or the token counts are missing.
         """
         if self.epochs is not None and (table.epochs < self.epochs or not len(table.nll)):
             problem = "needs nll_0, which these scores lack"
@@ -210,10 +210,10 @@ class SelectionSpec:
 
 
 def selection(*, rule: Any, **settings: Any) -> SelectionSpec:
-    """A SelectionSpec from a configuration node: settings that are not its fields are options of the rule.
+    """Create a SelectionSpec from a configuration node; settings that are not its fields are options of the rule.
 
     Raises:
-        UserError: an option that the rule does not have, or an invalid value.
+        UserError: the rule has no such option, or a value is invalid.
     """
     rule = rule.func if isinstance(rule, partial) else rule
     if settings.get("rising") == "drop" or (settings.get("known") == "drop" and settings.get("known_level") is None):

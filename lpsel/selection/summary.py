@@ -1,4 +1,4 @@
-"""Statistics of a selection, and rows from both ends of its ranking, as result.json has them.
+"""Statistics of a selection and example rows from both ends of its ranking, for result.json.
 
 N rows, M rows with a score
 """
@@ -13,8 +13,8 @@ from lpsel.data.content_ids import counts
 from lpsel.selection.diagnosis import clusters_of
 from lpsel.selection.select import Selection
 
-EXAMPLES = 10  # from each end of the ranking, and at random
-TEXT = 200  # characters of a row's text
+EXAMPLES = 10  # rows from each end of the ranking, and random rows
+TEXT = 200  # maximum characters of a row's text
 
 
 def ends(selection: Selection, seed: int = 0) -> dict[str, NDArray[np.int64]]:
@@ -38,7 +38,7 @@ def ends(selection: Selection, seed: int = 0) -> dict[str, NDArray[np.int64]]:
 def examples(
     selection: Selection, texts: Mapping[int, str], positions: Mapping[str, NDArray[np.int64]]
 ) -> dict[str, list[dict[str, Any]]]:
-    """The rows at `positions`, as `ends` returns them, with the first line of their texts, given by row number."""
+    """Example rows at `positions`, as returned by `ends`, with the first line of their texts (by row number)."""
     table = selection.table
     return {
         name: [
@@ -58,11 +58,11 @@ def examples(
 def summary(selection: Selection, mean_characters: Mapping[str, Any]) -> dict[str, Any]:
     """Statistics of the selected rows and of all rows, named as in result.json.
 
-    Scores are None if they are arbitrary, tokens if the table does not have them. Rows with a cluster below 0 are in no
-    cluster and counted separately.
+    Scores are None if they are arbitrary; tokens are None if the table has no counts. Rows with a negative cluster are
+    in no cluster and are counted separately.
 
     Args:
-        mean_characters: of `prompt` and `response`, each with `selected` and `all`.
+        mean_characters: mean characters of `prompt` and `response`, each with `selected` and `all`.
     """
     table, spec, selected = selection.table, selection.spec, selection.selected
     clusters: dict[str, Any] = dict.fromkeys(["clusters", "clusters_selected", "rows_in_no_cluster"])
@@ -105,7 +105,7 @@ def _first_line(text: str) -> str:
 
 
 def _lowest(key_M: NDArray[np.float64], index_M: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Positions of the EXAMPLES lowest keys, lowest first, ties by `index_M`, without sorting all."""
+    """Positions of the EXAMPLES lowest keys, lowest first, ties by `index_M`, without a full sort."""
     n = min(EXAMPLES, len(key_M))
     if n == 0:
         return np.empty(0, np.int64)

@@ -1,4 +1,4 @@
-"""s2l: rows in equal numbers from clusters of loss trajectories.
+"""s2l: select equally many rows from each cluster of loss trajectories.
 
 N rows, M rows with a trajectory, E recorded columns, n rows to pick, C clusters
 """
@@ -15,17 +15,17 @@ from lpsel.selection.budget import Ties, capped_shares, rank_in_clusters
 from lpsel.selection.rules import Ranking, Rule
 
 NOT_FINITE = "trajectory is not finite"
-MOST_ROWS = 200_000  # that k-means visits in every iteration; the others are assigned to its clusters
+MOST_ROWS = 200_000  # rows used for k-means; others are assigned to the nearest cluster
 BLOCK = 65_536  # trajectories whose distances to all means are computed at once
 
 
 @partial(Rule, picks_rows=True, epochs=1)
 def s2l(table: ScoreTable, *, seed: int, trajectory_clusters: int = 100) -> Ranking:
-    """Rows in equal numbers from clusters of loss trajectories, at random within each.
+    """Select equally many rows from each cluster of loss trajectories, at random within the cluster.
 
     Yang, Mishra, Chiang, Mirzasoleiman, SmallToLarge (S2L), NeurIPS 2024, arXiv 2403.07384, Algorithm 1: k-means on the
-    recorded NLLs, then clusters from the smallest to the largest, each with an equal share of what is left of the
-    budget. Rows are clustered in the order of a hash of their content, so that their order does not matter.
+    recorded NLLs; then clusters from smallest to largest, each with an equal share of the remaining budget. Rows are
+    clustered in the order of a hash of their content, so the result does not depend on their order.
     """
     finite_N = np.isfinite(table.nll.sum(axis=0))
     key_N = random_keys(table.id, table.index, seed)
@@ -41,7 +41,7 @@ def s2l(table: ScoreTable, *, seed: int, trajectory_clusters: int = 100) -> Rank
 def trajectory_clusters_of(nll_ME: NDArray[np.float64], k: int, seed: int) -> NDArray[np.int32]:
     """The k-means cluster of every trajectory, int32 (M,).
 
-    Of more than MOST_ROWS trajectories, the first ones are clustered, and the others join the nearest mean.
+    Only the first MOST_ROWS trajectories are clustered; the others are assigned to the nearest mean.
     """
     first_FE = nll_ME[:MOST_ROWS].astype(np.float32)
     cluster_F = k_means(first_FE, np.ones(len(first_FE), np.int64), k, seed)
@@ -60,7 +60,7 @@ def trajectory_clusters_of(nll_ME: NDArray[np.float64], k: int, seed: int) -> ND
 def equal_shares(
     cluster_N: NDArray[np.int32], key_N: NDArray[np.float64], ties: Ties, rows_M: NDArray[np.int64], n: int
 ) -> NDArray[np.int64]:
-    """The first rows by key of every cluster, the same number of each as far as they have them, (n,).
+    """Select the first rows by key, equally many from every cluster as far as its size allows, (n,).
 
     The rows of the smallest cluster come first.
     """
