@@ -1,8 +1,8 @@
-"""Clusters of rows, so that a selection covers the kinds of instruction in a dataset.
+"""Cluster the rows of a dataset, so that a selection covers all kinds of instructions.
 
 N rows, U different contents, D dimensions
 
-Each class that implements `Clusters` is a choice in conf/cluster.
+Each class that implements `Clusters` has a file in conf/cluster.
 """
 
 import logging
@@ -34,19 +34,19 @@ class Clusters(Protocol):
     """A way to cluster rows."""
 
     def check(self, dataset: DatasetSpec) -> None:
-        """Raise a UserError for what is bound to fail, before a model is loaded."""
+        """Validate the settings before a model is loaded; raises a UserError if `assign` would fail."""
 
     def assign(self, source: Source, cache_dir: Path, seed: int) -> NDArray[np.int32] | None:
-        """The cluster of every row of the source, int32 (N,), -1 for unusable rows; None for no clusters."""
+        """Cluster of every row of the source, int32 (N,), -1 for unusable rows; None for no clusters."""
 
 
 def brings_clusters(table: ScoreTable, clusters: Clusters) -> bool:
-    """Whether the table's own clusters are used: for cluster=auto, if it has any."""
+    """Whether the clusters in the table are used: with cluster=auto, if it has any."""
     return table.cluster is not None and isinstance(clusters, Auto)
 
 
 def with_clusters(table: ScoreTable, clusters: Clusters, source: Source, cache_dir: Path, seed: int) -> ScoreTable:
-    """The table with its own clusters, else those of its rows in the source; without any for cluster=none."""
+    """Add clusters to the table: its own if it has any, else computed from the source; none for cluster=none."""
     if brings_clusters(table, clusters):
         return table
     cluster_N = clusters.assign(source, cache_dir, seed)
@@ -55,7 +55,7 @@ def with_clusters(table: ScoreTable, clusters: Clusters, source: Source, cache_d
 
 @dataclass(frozen=True)
 class NoClusters:
-    """The dataset as a whole."""
+    """No clusters: select from the dataset as a whole."""
 
     def check(self, dataset: DatasetSpec) -> None:
         pass
@@ -66,7 +66,7 @@ class NoClusters:
 
 @dataclass(frozen=True)
 class Column:
-    """One cluster for every value of a column of the source, numbered in sorted order."""
+    """One cluster per value of a column of the source, numbered in sorted order."""
 
     column: str | None = None  # null for the dataset's `cluster_column`
 
@@ -110,9 +110,9 @@ class Column:
 class KMeans:
     """k-means on sentence embeddings (Mekala, Nguyen, Shang 2024: all-MiniLM-L6-v2, seed 42).
 
-    The same rows, embedder and seed give the same clusters in any order of the rows, and a content that occurs twice
-    counts twice. One start by k-means++ (scikit-learn's default for it). Above 200,000 different contents, mini-batch
-    k-means.
+    The result depends on the rows, the embedder and the seed, but not on the order of the rows. Repeated contents count
+    repeatedly. Uses one k-means++ initialization (scikit-learn's default), and mini-batch k-means above 200,000
+    different contents.
     """
 
     n_clusters: int | None = None  # null for one per 50 rows (`clusters_for`); at most the number of contents
@@ -150,7 +150,7 @@ class KMeans:
 
 @dataclass(frozen=True)
 class Auto(KMeans):
-    """The dataset's own cluster column if it names one, else k-means."""
+    """The dataset's `cluster_column` if it is set, else k-means."""
 
     def check(self, dataset: DatasetSpec) -> None:
         self._choice(dataset).check(dataset)
@@ -163,10 +163,10 @@ class Auto(KMeans):
 
 
 def _of_rows(cluster_U: NDArray[np.int32], index_N: NDArray[np.int32]) -> NDArray[np.int32]:
-    """The cluster of every row, int32 (N,), -1 for unusable rows."""
+    """Map clusters of contents to rows, int32 (N,), -1 for unusable rows."""
     return np.where(index_N >= 0, cluster_U[index_N], -1).astype(np.int32)
 
 
 def clusters_for(rows: int) -> int:
-    """One cluster per 50 rows, to one significant digit: the paper's 1,000 for 52,002 rows and 300 for 15,011."""
+    """One cluster per 50 rows, to one significant digit: 1,000 for 52,002 rows and 300 for 15,011, as in the paper."""
     return max(int(float(f"{rows / ROWS_PER_CLUSTER:.0e}")), 1)

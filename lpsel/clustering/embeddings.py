@@ -1,4 +1,4 @@
-"""Sentence embeddings of rows, computed once for every content and embedder.
+"""Sentence embeddings of rows, computed and cached once per content and embedder.
 
 U different contents, D dimensions
 """
@@ -27,12 +27,12 @@ from lpsel.storage import read_dict, write_file
 
 log = logging.getLogger(__name__)
 
-MAX_TOKENS = 256  # of a row; what the paper's embedder reads
-WEIGHTED_TOKENS = 2048  # what RDS+ reads
-BATCH_ROWS = 64  # of MAX_TOKENS tokens; fewer of longer rows
-PART_ROWS = 16_384  # sorted by length together, and stored together
+MAX_TOKENS = 256  # tokens read from a row, as by the paper's embedder
+WEIGHTED_TOKENS = 2048  # tokens read from a row, as by RDS+
+BATCH_ROWS = 64  # rows of MAX_TOKENS tokens in a batch; fewer if rows are longer
+PART_ROWS = 16_384  # rows that are sorted by length and stored together
 BATCHES_PER_GPU = 8  # between two updates of the progress bar
-NAME_DIGITS = 32  # of a SHA-256, in the name of a part
+NAME_DIGITS = 32  # hexadecimal digits of the SHA-256 in the name of a part
 OPTION = "cluster.embedder"
 HINTS = {
     OPTION: "set cluster.embedder=FOLDER (a sentence-transformers model), or cluster=none",
@@ -44,10 +44,10 @@ def check_embedder(embedder: str, option: str = OPTION) -> None:
     """Check that an embedder exists, without loading it.
 
     Args:
-        option: a key of HINTS, the option that names it.
+        option: a key of HINTS, the option that sets the embedder.
 
     Raises:
-        UserError: neither a folder with a model nor a model on the Hub.
+        UserError: it is neither a model folder nor a model on the Hub.
     """
     folder = Path(embedder).expanduser()
     if folder.is_dir():
@@ -65,16 +65,16 @@ def check_embedder(embedder: str, option: str = OPTION) -> None:
 def embed(
     source: Source, embedder: str, cache_dir: Path, weighted: bool = False, option: str = OPTION
 ) -> NDArray[np.float32]:
-    """Embeddings of all different contents of the usable rows, in ascending order of their ids, float32 (U, D).
+    """Embed all different contents of the usable rows, in ascending order of their ids, float32 (U, D).
 
-    They are cached in parts, each named by its SHA-256. A part that has changed is deleted with a warning, and its rows
+    Embeddings are cached in parts, each named by its SHA-256. A damaged part is deleted with a warning, and its rows
     are embedded again.
 
     Args:
-        embedder: a sentence-transformers folder or Hub id, which normalizes or not. It reads 256 tokens of a row.
-        weighted: the mean of the last hidden states with each token's position as its weight, of 2,048 tokens, whatever
-            the embedder's own pooling and chat template (Ivison et al. 2025, RDS+, arXiv 2503.01807).
-        option: a key of HINTS, the option that names the embedder.
+        embedder: a sentence-transformers folder or Hub id, with or without normalization. Reads 256 tokens of a row.
+        weighted: instead of the embedder's own pooling and chat template, average the last hidden states of up to
+            2,048 tokens, weighted by position (Ivison et al. 2025, RDS+, arXiv 2503.01807).
+        option: a key of HINTS, the option that sets the embedder.
 
     Raises:
         UserError: the embedder cannot be loaded, or the cache cannot be written.
@@ -95,7 +95,7 @@ def embed(
 
 
 def embeddings_entry(embedder: str, cache_dir: Path, weighted: bool = False) -> Entry:
-    """The cache entry of an embedder's vectors. Its key is everything that they depend on except the rows."""
+    """Cache entry of an embedder's vectors. Its key holds everything that they depend on except the rows."""
     key: dict[str, Any] = {"embedder": model_fingerprint(embedder, cache_dir=cache_dir), "max_tokens": MAX_TOKENS}
     if weighted:
         key |= {"max_tokens": WEIGHTED_TOKENS, "pooling": "weightedmean", "chat_template": False}
@@ -117,7 +117,7 @@ def _embed_missing(source: Source, missing_N: NDArray[np.bool_], model: Any, fol
 
 @contextmanager
 def _encoder(model: Any, rows: int) -> Iterator[tuple[Callable[[list[str]], Any], int]]:
-    """What embeds texts, with a process on every visible GPU if there are many rows, and how many texts it gets."""
+    """Yield a function that embeds texts, on every visible GPU if there are many rows, and how many to pass at once."""
     size = min(BATCH_ROWS, max(BATCH_ROWS * MAX_TOKENS // model.max_seq_length, 1))
     options = {"batch_size": size, "convert_to_numpy": True, "show_progress_bar": False}
     gpus = _visible_gpus() if rows > PART_ROWS else []
@@ -144,11 +144,11 @@ def _load(embedder: str, weighted: bool, option: str) -> Any:
     verbosity.disable_progress_bar()
     folder = Path(embedder).expanduser()
     level = verbosity.get_verbosity()
-    verbosity.set_verbosity_error()  # else it warns about the head of a language model, which is not used
+    verbosity.set_verbosity_error()  # no warning about the unused head of a language model
     try:
         path = str(folder) if folder.is_dir() else embedder
         model = SentenceTransformer(path, model_kwargs={"use_safetensors": True})
-    except Exception as error:  # transformers, the Hub's client and safetensors each raise their own
+    except Exception as error:  # transformers, the Hub client and safetensors raise different types
         raise UserError(option, embedder, f"cannot be loaded ({first_line(error)})", HINTS[option]) from error
     finally:
         verbosity.set_verbosity(level)
@@ -156,19 +156,19 @@ def _load(embedder: str, weighted: bool, option: str) -> Any:
     most = WEIGHTED_TOKENS if weighted else MAX_TOKENS
     model.max_seq_length = min(model.max_seq_length or most, most)
     tokenizer = getattr(model, "tokenizer", None)
-    if tokenizer is not None and getattr(tokenizer, "pad_token", "") is None:  # padding is masked, whatever it is
+    if tokenizer is not None and getattr(tokenizer, "pad_token", "") is None:  # any token works: padding is masked
         tokenizer.pad_token = tokenizer.eos_token
     if weighted:
         from sentence_transformers.sentence_transformer.modules import Pooling
 
         reader: Any = model[0]
-        reader.modality_config.pop("message", None)  # else a text becomes a user turn in the chat template
+        reader.modality_config.pop("message", None)  # otherwise, the chat template is applied to each text
         model[1] = Pooling(model.get_embedding_dimension(), "weightedmean")
     return model
 
 
 def _parts(source: Source, missing_N: NDArray[np.bool_]) -> Iterator[list[tuple[str, str]]]:
-    """Content id and text of the rows that are missing, in lists of at most PART_ROWS."""
+    """Yield content ids and texts of the missing rows, in lists of at most PART_ROWS."""
     part = []
     for row, missing in zip(source, missing_N, strict=True):
         if missing:
@@ -213,10 +213,10 @@ def _cached_ids(folder: Path) -> pa.Array:
 
 
 def cached_embeddings(folders: Sequence[Path], cache_dir: Path, ids: pa.Array) -> NDArray[np.float32] | None:
-    """Embeddings of rows with these content ids, float32 (N, D), NaN for those without; None if none has one.
+    """Load cached embeddings of rows with these content ids, float32 (N, D); computes nothing.
 
-    Nothing is computed: the vectors are in an entry of the cache among `folders`, or clusters among these were made
-    from them.
+    They come from an embeddings entry in `folders`, or from the one that a clusters entry in `folders` was computed
+    from. Rows without an embedding are NaN; None if no row has one.
     """
     for folder in folders:
         made_from = read_dict(folder / MANIFEST).get("key", {}).get("embeddings")
@@ -233,7 +233,7 @@ def cached_embeddings(folders: Sequence[Path], cache_dir: Path, ids: pa.Array) -
 
 
 def _cached_vectors(folder: Path, ids_U: pa.LargeStringArray) -> NDArray[np.float32] | None:
-    """The vectors of these ids, NaN for those without; None if the folder has none at all."""
+    """Load the vectors of these ids, NaN where missing; None if the folder has none of them."""
     vectors_UD = None
     for part in _read_parts(folder):
         position = pc.index_in(part["id"].cast(pa.large_string()), value_set=ids_U).combine_chunks()

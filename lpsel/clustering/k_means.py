@@ -1,4 +1,4 @@
-"""k-means of vectors that may occur several times, with mini-batches for many rows.
+"""k-means on weighted vectors, with mini-batches for many rows.
 
 U different vectors, D dimensions
 """
@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
 
-MINIBATCH_ABOVE = 200_000  # rows up to which k-means visits all of them in every iteration
+MINIBATCH_ABOVE = 200_000  # number of vectors above which k-means uses mini-batches
 
 
 def k_means(vectors_UD: NDArray[np.float32], count_U: NDArray[np.int64], k: int, seed: int) -> NDArray[np.int32]:
-    """Clusters of vectors that occur count_U times each, int32 (U,), numbered from 0.
+    """Cluster vectors that occur count_U times each; returns int32 (U,), numbered from 0.
 
-    Above MINIBATCH_ABOVE vectors by mini-batches (Sculley 2010), which visit a sample of them in every step.
+    Above MINIBATCH_ABOVE vectors, uses mini-batch k-means (Sculley 2010), which samples vectors in every step.
     """
     from sklearn.cluster import KMeans as Lloyd
     from sklearn.cluster import MiniBatchKMeans
@@ -27,7 +27,7 @@ def k_means(vectors_UD: NDArray[np.float32], count_U: NDArray[np.int64], k: int,
         log.info("Clusters: more than %s rows, so k-means by mini-batches", f"{MINIBATCH_ABOVE:,}")
         kmeans = MiniBatchKMeans(n_clusters=k, n_init=1, random_state=seed, batch_size=max(4 * k, 1024))
     else:
-        # In float64, so that the order in which threads add up their sums does not change the cluster of a row.
+        # float64, so that the order of summation in threads does not change the cluster of a row.
         kmeans = Lloyd(n_clusters=k, n_init=1, random_state=seed)
         vectors_UD = vectors_UD.astype(np.float64)
     with warnings.catch_warnings():

@@ -10,38 +10,38 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-SIMILAR = 0.7  # Jaccard similarity of the sets of word triples from which on two rows are near-duplicates
-MOST_ROWS = 5_000  # of more, a random sample is compared: less than a second
-MOST_PRODUCTS = 2_000_000_000  # pairs of rows with a common triple, over all triples: some 10 s; a sample of more
+SIMILAR = 0.7  # smallest Jaccard similarity of the sets of word triples of near-duplicates
+MOST_ROWS = 5_000  # more rows are sampled, which takes less than a second
+MOST_PRODUCTS = 2_000_000_000  # pairs of rows with a common triple, summed over triples: about 10 s; more are sampled
 BLOCK = 256  # rows compared with all others at once
-HASHES = 2**22  # of triples; rows in which two of them collide seem a little more similar
-# A character of a script without spaces is a word.
+HASHES = 2**22  # hash values of triples; collisions slightly increase the similarity
+# In scripts without spaces, every character is a word.
 WORD = r"[\u3040-\u30ff\u3400-\u9fff]|\w+"
 
 
 class NearDuplicates(NamedTuple):
-    """How many `rows` of those `compared` are near-duplicates of an earlier one of them."""
+    """Number of `rows`, among those `compared`, that are near-duplicates of an earlier row."""
 
     rows: int
     compared: int
 
 
 def sample(rows: NDArray[np.int64], most: int | None = None) -> NDArray[np.int64]:
-    """At most `most` (MOST_ROWS) of the rows, drawn at random."""
+    """Draw at most `most` (default: MOST_ROWS) of the rows at random."""
     most = most or MOST_ROWS
     return rows if len(rows) <= most else np.random.default_rng(0).choice(rows, most, replace=False)
 
 
 def near_duplicates(texts: Sequence[str]) -> NearDuplicates:
-    """Count texts that are near-duplicates of an earlier one, of a random sample where many share long passages."""
+    """Count near-duplicates of an earlier text; uses a random sample if many texts share long passages."""
     return near_duplicates_in(np.ones((1, len(texts)), np.bool_), texts)[0]
 
 
 def near_duplicates_in(groups_GN: NDArray[np.bool_], texts: Sequence[str]) -> list[NearDuplicates]:
-    """`near_duplicates` of the texts that are in each group.
+    """Count near-duplicates among the texts of each group.
 
-    The measure is that of near-duplicates in web data (Broder 1997; Lee et al. 2022, arXiv 2107.06499), the Jaccard
-    similarity of the sets of n-grams: |A and B| / |A or B|. Case and punctuation do not count.
+    Texts are compared by the Jaccard similarity of their sets of n-grams, |A and B| / |A or B|, as for web data
+    (Broder 1997; Lee et al. 2022, arXiv 2107.06499). Case and punctuation are ignored.
     """
     if not texts:
         return [NearDuplicates(0, 0) for _ in groups_GN]
@@ -63,7 +63,7 @@ def near_duplicates_in(groups_GN: NDArray[np.bool_], texts: Sequence[str]) -> li
 
 
 def _triples(texts: Sequence[str]) -> csr_array:
-    """Which hashed triples of words the texts have, 1 or 0, float32 (N, HASHES)."""
+    """Binary indicators of the hashed word triples in each text, float32 (N, HASHES)."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
     vectorizer = HashingVectorizer(

@@ -1,4 +1,4 @@
-"""Tracked artifacts: scores, subsets, models and evaluations, and the names that link the runs which share them."""
+"""Tracked artifacts: scores, subsets, models and evaluations, with names that link the runs that share them."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,14 +10,14 @@ class Artifact:
     """A file or folder that a run created or used."""
 
     kind: str  # scores, subset, model or evaluation
-    name: str  # the same for the same content, so that a tracker can link runs through it
+    name: str  # identifies the content, so that a tracker can link runs through it
     path: Path  # complete, and not modified later
     by_reference: bool = False  # store only the path and checksums, for files that are too large to copy
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
 def scores_artifact(folder: Path, manifest: dict[str, Any]) -> Artifact:
-    """A scores folder of the cache, whose name is the key of its contents."""
+    """A scores folder in the cache, named by the key of its content."""
     return Artifact("scores", f"scores-{folder.name}", folder, metadata=manifest)
 
 
@@ -27,7 +27,7 @@ def subset_artifact(path: Path, sha256: str, metadata: dict[str, Any]) -> Artifa
 
 
 def model_name(run_dir: Path) -> str:
-    """The name of the model that a run trains; result.json has it as `artifact`."""
+    """Name of the model that a run trains, stored in result.json as `artifact`."""
     return f"model-{run_dir.parent.name}-{run_dir.name}"
 
 
@@ -37,5 +37,5 @@ def model_artifact(name: str, folder: Path, training: dict[str, Any] | None = No
 
 
 def evaluation_artifact(path: Path, run_dir: Path) -> Artifact:
-    """An output of an evaluation: its generations or its judgements."""
+    """An output of an evaluation: generations or judgements."""
     return Artifact("evaluation", f"{path.stem}-{run_dir.name}", path)

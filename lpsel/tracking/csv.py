@@ -1,4 +1,4 @@
-"""Metrics as metrics.csv in the run folder (`tracker=csv`)."""
+"""CSV tracker: writes metrics to metrics.csv in the run folder (`tracker=csv`)."""
 
 import csv
 import warnings
@@ -10,7 +10,7 @@ from lpsel.tracking.tracker import Logged, Tracker
 
 
 class CSVTracker(Tracker):
-    """Writes numbers to metrics.csv with Lightning's CSVLogger; result.json has the paths of artifacts."""
+    """Write numbers to metrics.csv with Lightning's CSVLogger; artifacts are listed in result.json."""
 
     enabled = True
 
@@ -40,7 +40,7 @@ class CSVTracker(Tracker):
         self._logger.log_metrics(numbers, self._step)
 
     def _read(self) -> list[tuple[int, dict[str, float]]]:
-        """Step and numbers of every whole line of metrics.csv, of an interrupted run that this one resumes."""
+        """Read steps and numbers from the complete lines of metrics.csv, when an interrupted run is resumed."""
         path = self.run_dir / "metrics.csv"
         if not path.is_file():
             return []

@@ -1,4 +1,4 @@
-"""Lightning's metrics, forwarded to a tracker."""
+"""Lightning logger that forwards metrics to a tracker."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from lpsel.tracking.tracker import Tracker
 
 
 class TrackerLogger(Logger):
-    """A Lightning logger that forwards metrics to a tracker; the tracker records hyperparameters when it starts."""
+    """Forward metrics to a tracker, which records hyperparameters when it starts."""
 
     name = "lpsel"
     version = ""

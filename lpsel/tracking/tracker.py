@@ -1,4 +1,4 @@
-"""The interface of a tracker, and a wrapper whose errors do not stop a run."""
+"""Interface of experiment trackers, and a wrapper that keeps tracking errors from stopping a run."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Distribution:
-    """Numbers to show as a histogram; those that are not finite are left out."""
+    """Numbers to show as a histogram, without those that are not finite."""
 
     values: ArrayLike
 
@@ -33,9 +33,9 @@ Logged = float | Distribution | Rows | Path  # the path of a PNG file, or of an 
 
 
 class Tracker:
-    """A tracker that ignores everything (`tracker=none`), and the interface of the others."""
+    """Interface of all trackers; the base class ignores everything (`tracker=none`)."""
 
-    enabled: bool = False  # whether logged values are stored; if not, a trainer need not compute them
+    enabled: bool = False  # whether logged values are stored; if not, they need not be computed
 
     def start(self, job: str, config: dict[str, Any], run_dir: Path, group: str | None = None) -> None:
         """Start the run of a command ("train", "select", "evaluate") with its configuration.
@@ -50,18 +50,18 @@ class Tracker:
         """Log values; `step` counts optimizer steps from the start of a fit."""
 
     def use_artifact(self, artifact: Artifact) -> None:
-        """Record an input of the run, new or created by an earlier run."""
+        """Record an input of the run, whether new or created by an earlier run."""
 
     def log_artifact(self, artifact: Artifact) -> None:
         """Record an output of the run."""
 
     def finish(self, result: Mapping[str, Any] | None) -> str | None:
-        """End the run with its result, or with None if it failed. Returns a line for the user, if there is one."""
+        """End the run with its result, or with None if it failed. Returns a line for the user, or None."""
         return None
 
 
 class SafeTracker(Tracker):
-    """Another tracker whose errors, once it has started, are logged as a warning, the first of each method."""
+    """Wrap a tracker so that, once it has started, errors are logged as warnings, once per method."""
 
     def __init__(self, tracker: Tracker) -> None:
         self.tracker = tracker

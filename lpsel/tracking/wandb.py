@@ -1,4 +1,4 @@
-"""Weights & Biases: one W&B run per command, with its artifacts and their lineage (`tracker=wandb`)."""
+"""Weights & Biases tracker: one W&B run per command, with its artifacts and their lineage (`tracker=wandb`)."""
 
 import logging
 import netrc
@@ -27,26 +27,26 @@ log = logging.getLogger(__name__)
 MODES = ("online", "offline", "disabled")
 RUN_FILE = Path("wandb") / "lpsel.json"  # in the run folder: the id of its W&B run
 BINS = 64
-CLIPPED = 1  # percent of the values at either end that the outermost bins absorb
-UPLOAD_SECONDS = 1800.0  # how long the end of a run waits for uploads; the rest stays in the run folder
-CONNECT_SECONDS = 15  # for the server's first response; wandb itself retries for a minute and a half
+CLIPPED = 1  # percent of the values at each end that are clipped into the outermost bins
+UPLOAD_SECONDS = 1800.0  # timeout for uploads at the end of a run; the rest stays in the run folder
+CONNECT_SECONDS = 15  # timeout for the server's first response; wandb itself retries for 90 seconds
 STEPS = {"scorer/*": "trainer/global_step", "target/*": "trainer/global_step", "records/*": "records/epoch"}
 
 
 class WandbTracker(Tracker):
-    """Tracks a run with Weights & Biases: offline if there is no account or no server, and without prompts.
+    """Track a run with Weights & Biases; offline without an account or a server, and never prompts for input.
 
-    Artifacts are linked by content: an input is declared with the name and files of the run that created it, which
-    the server recognizes as the same version, so lineage also survives offline runs that are synced later.
+    Artifacts are linked by content: an input is declared with the same name and files as the output that created it,
+    so the server recognizes it as the same version, and lineage is preserved when offline runs are synced later.
 
-    The run folder stores the id of the W&B run, and an unfinished command resumes that run.
+    The id of the W&B run is stored in the run folder, and an unfinished command resumes that run.
 
     Args:
         project, entity, group, tags: as for wandb.init.
-        mode: online, offline, or None for online if there is an account and a server that accepts it.
+        mode: online, offline, or None for online if an account and a server are available.
 
     Raises:
-        UserError: the mode is unknown, or online without an account.
+        UserError: the mode is unknown, or is online without an account.
     """
 
     enabled = True
@@ -94,7 +94,7 @@ class WandbTracker(Tracker):
             "settings": settings,
         }
         self.run = self._init(arguments)
-        sys.excepthook = excepthook  # wandb's prints tracebacks unredacted, with a key that a server sent back
+        sys.excepthook = excepthook  # wandb's hook prints tracebacks unredacted, which can contain a key
         self.directory, self.run_file = Path(self.run.dir).parent, run_dir / RUN_FILE
         for names, step in STEPS.items():
             self.run.define_metric(step, hidden=True)
@@ -102,7 +102,7 @@ class WandbTracker(Tracker):
         self._write_run_file(finished=False)
 
     def _init(self, arguments: dict[str, Any]) -> Any:
-        """A W&B run, offline if the server cannot be reached, unless the user set mode=online."""
+        """Start a W&B run; offline if the server cannot be reached, unless the user set mode=online."""
         import wandb
 
         try:
@@ -131,7 +131,7 @@ class WandbTracker(Tracker):
     def use_artifact(self, artifact: Artifact) -> None:
         self.parents.append(f"{artifact.kind}: {artifact.name}")
         self.run.config.update({"parents": self.parents}, allow_val_change=True)
-        # run.use_artifact does not work offline and waits for the server online; this is the record that it writes.
+        # run.use_artifact fails offline and blocks on the server online; this writes the same record.
         self.run._log_artifact(_wandb_artifact(artifact), is_user_created=True, use_after_commit=True)
 
     def log_artifact(self, artifact: Artifact) -> None:
@@ -150,7 +150,7 @@ class WandbTracker(Tracker):
 
 
 def tracked_run(run_dir: Path) -> dict[str, Any] | None:
-    """Id, project and entity of the W&B run of a run folder; None if there is none."""
+    """Id, project and entity of the W&B run of a run folder, or None."""
     stored = read_dict(run_dir / RUN_FILE)
     return stored if isinstance(stored.get("id"), str) else None
 
@@ -171,7 +171,7 @@ def _server() -> str:
 
 
 def _check_server() -> None:
-    """Raise a ConnectionError unless the server responds, with whatever status."""
+    """Raise a ConnectionError unless the server responds, with any status."""
     try:
         urlopen(_server(), timeout=CONNECT_SECONDS).close()
     except HTTPError:
@@ -183,7 +183,7 @@ def _check_server() -> None:
 
 
 def _to_wandb(value: Logged) -> Any:
-    """A value as wandb logs it; None for a distribution without a finite value."""
+    """Convert a value for wandb; None for a distribution without a finite value."""
     import wandb
 
     if isinstance(value, Rows):
