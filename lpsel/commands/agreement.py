@@ -1,4 +1,4 @@
-"""`agreement`: how far tables of scores agree, as numbers, tables, figures and a page."""
+"""`lpsel agreement`: compare tables of scores, and report their agreement as numbers, figures and an HTML page."""
 
 import argparse
 from collections.abc import Iterable, Sequence
@@ -63,10 +63,10 @@ def run(
     clusters: str | None = None,
     dataset: str | None = None,
 ) -> dict[str, Any]:
-    """Compare tables, write the run folder, and return its result.json and the numbers of agreement.json.
+    """Compare tables of scores and write the run folder; returns its result.json and the contents of agreement.json.
 
     Raises:
-        UserError: a table that cannot be read or has other rows, an invalid percentage, or a folder that cannot be
+        UserError: a table cannot be read or has different rows, a percentage is invalid, or the folder cannot be
             created.
     """
     from lpsel.report.page import agreement_page
@@ -107,7 +107,7 @@ def run(
 
 
 def _clusters(tables: Sequence[Scored], argument: str | None) -> tuple[Any, str | None]:
-    """The clusters of a file, or of the first table with clusters, and the file."""
+    """Clusters from a file, or from the first table that has them, and the path of the file."""
     if argument is not None:
         return read_clusters(argument, tables[0].table.index), argument
     own = ((scored.table.cluster, scored.source) for scored in tables if scored.table.cluster is not None)
@@ -115,7 +115,7 @@ def _clusters(tables: Sequence[Scored], argument: str | None) -> tuple[Any, str 
 
 
 def _write_tables(folder: Path, values: dict[str, Any]) -> list[Path]:
-    """The lists of agreement.json as CSV files."""
+    """Write the lists in agreement.json as CSV files."""
     written = []
     for name in ("tables", "pairs", "within", "diagnosis"):
         if values[name]:
@@ -126,14 +126,14 @@ def _write_tables(folder: Path, values: dict[str, Any]) -> list[Path]:
 
 
 def _flat_entries(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Entries with one level of keys, the same in all, without keys that are always None."""
+    """Flatten entries to one level of keys, the same in all entries, without keys that are always None."""
     flat = [dict(_flat("", entry)) for entry in entries]
     columns = dict.fromkeys(name for entry in flat for name, value in entry.items() if value is not None)
     return [{name: entry.get(name) for name in columns} for entry in flat]
 
 
 def _flat(name: str, value: Any) -> Iterable[tuple[str, Any]]:
-    """Nested values with the path to each as its name, as in lowest_10_share for the list `lowest` by `pct`."""
+    """Yield nested values named by their path, such as lowest_10_share for the list `lowest` by `pct`."""
     if isinstance(value, list):
         value = {f"{part['pct']:g}": {key: v for key, v in part.items() if key != "pct"} for part in value}
     if not isinstance(value, dict):
@@ -153,7 +153,7 @@ def _write_figures(folder: Path, compared: Study) -> list[Path]:
 
 
 def show(values: dict[str, Any]) -> None:
-    """Print a table with every two scorers, over the rows that are defined in all tables."""
+    """Print a table of all pairs of scorers, over the rows that are defined in all tables."""
     undefined = values["n"] - values["n_defined"]
     left_out = f"; {undefined:,} rows without a score or with an empty answer are left out" if undefined else ""
     notes = [f"{values['n_defined']:,} rows{left_out}", *values["notes"]]
@@ -171,7 +171,7 @@ def show(values: dict[str, Any]) -> None:
 
 
 def show_diagnosis(values: dict[str, Any]) -> None:
-    """Print a table of what every score follows, and of what is among its lowest rows."""
+    """Print a table of what each score correlates with, and of properties of its lowest rows."""
     columns = list(dict.fromkeys(name for entry in values["diagnosis"] for name in entry["spearman"]))
     counted = {"known": "known", "rising": "rising", "duplicates": "duplicate", "near_duplicates": "near-duplicate"}
     lowest = [low for entry in values["diagnosis"] for low in entry["lowest"]]

@@ -1,4 +1,4 @@
-"""The tables of scores that `agreement` compares, checked to be of the same rows, their clusters and texts."""
+"""Inputs of `lpsel agreement`: tables of scores of the same rows, with their clusters and texts."""
 
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -21,25 +21,25 @@ from lpsel.scoring.read import MANIFEST, SCORES_FILE, cluster_codes, read_scores
 from lpsel.scoring.table import ScoreTable
 from lpsel.storage import read_dict
 
-MOST_ROWS = 20_000  # whose texts are compared: some seconds
+MOST_ROWS = 20_000  # rows whose texts are compared, which takes a few seconds
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A table of scores."""
+    """A table of scores with its origin."""
 
-    name: str  # of its scorer
+    name: str  # name of the scorer
     argument: str  # as given on the command line
-    origin: str  # the folder or file that distinguishes tables of the same name
+    origin: str  # folder or file that distinguishes tables with the same name
     source: str  # the file
     table: ScoreTable
 
 
 def read_all(arguments: Sequence[str], least: int = 2, columns: Collection[str] = ()) -> list[Scored]:
-    """At least `least` tables with distinct names, and with `columns` where they have them.
+    """Read at least `least` tables of the same rows and give them distinct names.
 
     Raises:
-        UserError: fewer tables, one that cannot be read, or tables of different rows.
+        UserError: there are fewer tables, one cannot be read, or they have different rows.
     """
     tables = [table for argument in arguments for table in _read(argument, columns)]
     if not tables:
@@ -91,7 +91,7 @@ def _check_same_rows(one: Scored, other: Scored) -> None:
 
 
 def _distinct(tables: list[Scored]) -> list[Scored]:
-    """The tables with their origin, and then a number, added to names that are not unique."""
+    """Make names unique by adding the origin and, if that is not enough, a number."""
     for suffix in (lambda table, number: table.origin, lambda table, number: f"#{number}"):
         count, seen = Counter(table.name for table in tables), Counter[str]()
         for i, table in enumerate(tables):
@@ -102,15 +102,15 @@ def _distinct(tables: list[Scored]) -> list[Scored]:
 
 
 def read_clusters(argument: str, index: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Clusters from a file: one for every row, below 0 for none.
+    """Read the cluster of every row from a file; negative numbers mean no cluster.
 
     Args:
-        argument: a Parquet or CSV table with a column `cluster` (and `index`, if rows are in another order), the run
-            folder of a selection, or a NumPy archive with an array `cluster` (or FILE.npz:NAME).
-        index: row numbers of the tables of scores.
+        argument: a Parquet or CSV table with a column `cluster` (and `index`, if rows are in a different order), the
+            run folder of a selection, or a NumPy archive with an array `cluster` (or FILE.npz:NAME).
+        index: row numbers in the tables of scores.
 
     Raises:
-        UserError: no such file or column, or clusters of other rows.
+        UserError: the file or column does not exist, or the clusters are of different rows.
     """
     archive = split_npz(argument)
     file = Path(argument).expanduser()
@@ -140,10 +140,10 @@ def read_clusters(argument: str, index: NDArray[np.int64]) -> NDArray[np.int32]:
 
 
 def with_dataset(tables: Sequence[Scored], dataset: str) -> tuple[list[Scored], Source]:
-    """The tables with the content ids of the rows of a file, and which of these have no answer; and the rows.
+    """Add content ids and empty answers from a dataset to the tables; returns the tables and the dataset.
 
     Raises:
-        UserError: the file cannot be read, or has other rows.
+        UserError: the file cannot be read, or has different rows.
     """
     source = Source(DatasetSpec(Path(dataset).name, dataset, bad_rows="skip"))
     try:
@@ -161,7 +161,7 @@ def with_dataset(tables: Sequence[Scored], dataset: str) -> tuple[list[Scored], 
 
 
 def read_texts(source: Source, low_GN: NDArray[np.bool_]) -> tuple[NDArray[np.int32], list[NearDuplicates]]:
-    """Characters of the prompt and the response of every row, (2, N), and near-duplicates in each group of rows."""
+    """Count characters of every prompt and response, (2, N), and near-duplicates in each group of rows."""
     rows = sample(np.flatnonzero(low_GN.any(axis=0)), MOST_ROWS)
     seen = Seen(np.zeros((2, len(source)), np.int32), frozenset(), frozenset(rows.tolist()))
     for row in source:

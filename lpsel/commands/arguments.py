@@ -1,4 +1,4 @@
-"""Arguments of the commands that take paths and flags."""
+"""Shared argument handling of the commands that take paths and flags."""
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,10 +34,10 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def run_folder(command: str, given: Path | None, inputs: Sequence[str | Path]) -> Path:
-    """Create the folder that `--out` names, or one with the time in its name.
+    """Create the folder named by `--out`, or one named by the current time.
 
     Raises:
-        UserError: it cannot be created, contains one of the files in `inputs`, or is not from the same command.
+        UserError: it cannot be created, contains one of the `inputs`, or was not written by the same command.
     """
     archives = [archive[0] for path in inputs if (archive := split_npz(str(path)))]  # of FILE.npz:NAME
     folder = given or Path("runs") / command / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
@@ -49,7 +49,7 @@ def run_folder(command: str, given: Path | None, inputs: Sequence[str | Path]) -
 
 
 def result_of_run(folder: Path) -> dict[str, Any]:
-    """The result of a finished run of select or train; raises a UserError for another folder."""
+    """Read the result of a finished run of select or train; raises a UserError for any other folder."""
     result = read_result(folder) or {}
     if "scores" not in result:
         hint = "give a folder or file of scores, or the folder of a finished run"
@@ -58,7 +58,7 @@ def result_of_run(folder: Path) -> dict[str, Any]:
 
 
 def scores_of_run(folder: Path, result: Mapping[str, Any]) -> Path:
-    """The scores that a run of select or train used; raises a UserError if there are none."""
+    """Find the scores that a run of select or train used; raises a UserError if there are none."""
     if not isinstance(result["scores"], str):
         raise UserError(folder, None, f"this run used no scores (selection={result.get('rule')})", "give another run")
     if not Path(result["scores"]).exists():
@@ -67,7 +67,7 @@ def scores_of_run(folder: Path, result: Mapping[str, Any]) -> Path:
 
 
 def dataset_of_run(folder: Path, result: Mapping[str, Any], dataset: str | None) -> DatasetSpec:
-    """The dataset that a run read, at its commit, where it is now: in `dataset`, if given."""
+    """Find the dataset that a run read, at the same commit; `dataset` is its new location, if it was moved."""
     try:
         config = read_dict(folder / RUN_CONFIG)["config"]["dataset"]
         spec = DatasetSpec(**{field.name: config[field.name] for field in fields(DatasetSpec) if field.name in config})
@@ -79,13 +79,13 @@ def dataset_of_run(folder: Path, result: Mapping[str, Any], dataset: str | None)
 
 
 def checked_rows(source: Source, ids: Mapping[int, str | None]) -> Iterator[Row]:
-    """The rows of a dataset with these numbers, in ascending order.
+    """Read the rows of a dataset with these numbers, in ascending order, and check their content ids.
 
     Args:
-        ids: of the rows by their number; None, or an id of the user's own, for a row whose content is not known.
+        ids: content ids by row number; None, or a user-defined id, for a row whose content cannot be checked.
 
     Raises:
-        UserError: the dataset cannot be read, or its rows are other ones.
+        UserError: the dataset cannot be read, or its rows are different.
     """
     expected = iter(sorted(ids))
     for row in islice(source, max(ids, default=-1) + 1):
@@ -102,12 +102,12 @@ def checked_rows(source: Source, ids: Mapping[int, str | None]) -> Iterator[Row]
 
 
 def dataset_error(error: UserError) -> UserError:
-    """The error about a dataset that `--dataset` named."""
+    """Rename an error about the dataset to the option `--dataset`."""
     return error.renamed("--dataset") if error.name in ("dataset", "dataset.path") else error
 
 
 def selection_of_run(folder: Path) -> Path:
-    """The selection.parquet of a run folder, unchanged since it was written."""
+    """Path of the selection.parquet in a run folder; checks that it has not changed since it was written."""
     hashes = (read_result(folder) or {}).get("sha256") or {}
     try:
         check_files(folder, {name: hashes[name] for name in [SELECTION] if name in hashes})
@@ -117,7 +117,7 @@ def selection_of_run(folder: Path) -> Path:
 
 
 def selection_table(folder: Path, columns: Sequence[str]) -> pa.Table:
-    """Columns of `selection_of_run`; raises a UserError if it has not all of them."""
+    """Read columns of `selection_of_run`; raises a UserError if one is missing."""
     path = selection_of_run(folder)
     try:
         return pq.read_table(path, columns=list(columns))

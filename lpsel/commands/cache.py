@@ -1,4 +1,4 @@
-"""`cache`: what is cached, with its size, its age and the runs that used it, and the deletion of what is not needed."""
+"""`lpsel cache`: list cache entries with their size, age and the runs that used them, and delete unused ones."""
 
 import re
 import shutil
@@ -21,30 +21,30 @@ from lpsel.config import default_cache
 from lpsel.errors import UserError, check_number
 from lpsel.storage import read_dict
 
-# In the name of everything that commands cache, after a label or before the name of a downloaded file.
+# Part of the name of every cache entry, after a label or before the name of a downloaded file.
 DIGEST = re.compile(r"(?<![0-9a-f])(?:[0-9a-f]{32}(?![0-9a-f])|[0-9a-f]{16}(?=-))")
-# What takes long or costs money to make again; of other kinds, everything that is old is deleted.
+# Kinds that are expensive to recreate; entries of all other kinds are deleted when they are old.
 EXPENSIVE = ("scores", "answers", "verdicts", "trained")
 FILES = ("prompts", "hashes")  # kinds whose entries are files
 DAY = 24 * 60 * 60  # seconds
-LISTED = 2  # runs named in a line
-LARGEST = 15  # entries that fit a screen
+LISTED = 2  # runs listed per entry
+LARGEST = 15  # entries that fit on a screen
 
 
 @dataclass(frozen=True)
 class Cached:
-    """One entry of the cache; finished scores and the records they are made from are one."""
+    """One cache entry; scores and the records that they were computed from count as one."""
 
     kind: str
     name: str
-    paths: tuple[Path, ...]  # its folders or file
+    paths: tuple[Path, ...]  # its folders or its file
     size: int  # in bytes
     days: float  # since its last use
-    runs: tuple[Path, ...]  # folders of finished runs that used it and still exist
+    runs: tuple[Path, ...]  # existing folders of finished runs that used it
 
     @property
     def needed(self) -> bool:
-        """Whether its age does not matter."""
+        """Whether the entry is kept whatever its age."""
         return self.kind in EXPENSIVE and bool(self.runs)
 
 
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> None:
     """Run the command as `lpsel cache ARGUMENTS`.
 
     Raises:
-        UserError: there is no such folder, or a running command uses it.
+        UserError: the folder does not exist, or a running command uses it.
     """
     parser = OneLineParser(
         prog="lpsel cache", description="List what is cached, with its size, its age and the runs that used it."
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def contents(cache_dir: Path) -> list[Cached]:
-    """All entries of a cache, the largest first."""
+    """List all entries of a cache, largest first."""
     users = defaultdict(list)
     for file in _user_files(cache_dir):
         used = read_dict(file)
@@ -111,7 +111,7 @@ def _described(kind: str, paths: Sequence[Path], runs: Sequence[Path]) -> Cached
 
 
 def prune(cache_dir: Path, days: float) -> list[Cached]:
-    """Delete the entries that were last used more than `days` days ago and are not needed, and return them.
+    """Delete entries that were last used more than `days` days ago and are not needed; returns the deleted entries.
 
     Raises:
         UserError: a running command uses the cache.
@@ -127,7 +127,7 @@ def prune(cache_dir: Path, days: float) -> list[Cached]:
 
 
 def table(entries: Sequence[Cached], where: str, most: int) -> Table:
-    """A row for each of the first `most` entries, and the sizes of all by kind."""
+    """Table with a row for each of the first `most` entries, and the total size of each kind."""
     sizes = Counter[str]()
     for entry in entries:
         sizes[entry.kind] += entry.size

@@ -1,7 +1,7 @@
-"""`dry_run=true`: what a job would run, with tokens, FLOPs and memory per GPU, and whether its models fit.
+"""`dry_run=true`: estimate the tokens, FLOPs and GPU memory of a job, and check whether its models fit.
 
-Nothing is trained and no weights are read: a model's shape comes from its config.json, or from `architecture` in
-conf/model where the Hub is not available.
+Nothing is trained and no weights are loaded: a model's shape is read from its config.json, or from `architecture` in
+conf/model if the Hub is not available.
 """
 
 import math
@@ -40,7 +40,7 @@ from lpsel.training.checkpoint import COUNT
 
 
 def print_plan(command: str, config: DictConfig, folder: Path) -> None:
-    """Print the plan of one job; raises a UserError if a model does not fit, or as `planned_work`."""
+    """Print the plan of one job; raises a UserError if a model does not fit, and the errors of `planned_work`."""
     work = planned_work(command, config, folder)
     print_table([(command, work)])
     if command == "evaluate":
@@ -53,15 +53,15 @@ def print_plan(command: str, config: DictConfig, folder: Path) -> None:
 
 
 def memory_problem(work: Iterable[Work]) -> UserError | None:
-    """Of the first model that does not fit."""
+    """Error for the first model that does not fit into memory, or None."""
     return next((UserError(w.model, problem=w.problem, hint=w.hint) for w in work if w.problem), None)
 
 
 def planned_work(command: str, config: DictConfig, folder: Path) -> list[Work] | None:
-    """The models that a job would run, in order; None where its run folder has the result.
+    """List the models that a job would run, in order; None if its run folder has the result.
 
     Raises:
-        UserError: an error in the configuration or the dataset.
+        UserError: the configuration or the dataset is invalid.
     """
     job = Job.of(command, config, folder)
     if job.run_config.finished(folder):
@@ -111,7 +111,7 @@ def _scoring(
 
 
 def _training(job: Job, target: ModelSpec, adapter: Adapter | None, source: Source, pct: float) -> Work:
-    """The selected rows are assumed to be as long as all rows on average."""
+    """Estimate the training, with selected rows as long as the average row."""
     target, model, rows = estimate.with_rows(target, source, job.cache_dir)
     selected = rounded_rows(pct, len(source))
     passes: list[Pass] = [(target.recipe.epochs * selected / len(source), training_flops, rows)]
@@ -123,7 +123,7 @@ def _work(
     config: DictConfig, what: str, spec: ModelSpec, model: ModelShape, rows: int, passes: Sequence[Pass],
     adapter: Adapter | None = None, *, training: bool = True, **about: Any,
 ) -> Work:  # fmt: skip
-    """The work of one model, from all of its passes; `about` are other attributes.
+    """Estimate the work of one model from its passes; `about` are other attributes.
 
     Raises:
         UserError: gpu_memory_gib or gpu_tflops is not a positive number.
@@ -141,7 +141,7 @@ def _work(
 def _memory(
     config: DictConfig, spec: ModelSpec, model: ModelShape, adapter: Adapter | None, training: bool, limit: float | None
 ) -> tuple[float | None, str, str]:
-    """Bytes on each device, None where the model's shape is not known; and the problem and hint if it does not fit."""
+    """Bytes per device (None if the model's shape is unknown), and the problem and hint if it does not fit."""
     usable = math.inf if limit is None else USABLE["cuda"] * limit
     if model.shapes is None:
         return None, "", ""
@@ -181,7 +181,7 @@ def _memory(
 
 
 def _disk(config: DictConfig, model: ModelShape, adapter: Adapter | None) -> float:
-    """Bytes of the checkpoints of one training: weights in float32 and two moments, without those of an adapter."""
+    """Bytes of the checkpoints of a training run: float32 weights and two moments; 0 with an adapter."""
     if model.shapes is None or adapter is not None:
         return 0.0
     moments = 2 if config.optimizer["_target_"].startswith("bitsandbytes.") else 8
@@ -189,11 +189,11 @@ def _disk(config: DictConfig, model: ModelShape, adapter: Adapter | None) -> flo
 
 
 def print_table(jobs: Sequence[tuple[str, Sequence[Work] | None]], experiment: bool = False) -> None:
-    """Print the work of jobs in their order. Scores of an earlier job or in the cache are named and not counted again.
+    """Print the work of jobs in order. Scores from an earlier job or the cache are listed, but not counted again.
 
     Args:
-        jobs: names with their work; None where the job is finished.
-        experiment: an evaluation and a report follow.
+        jobs: names with their work, None for a finished job.
+        experiment: whether an evaluation and a report follow.
     """
     numbers = ("rows", "tokens", "FLOPs", "GiB per GPU")
     table = console.table(("job", "work", *numbers), numbers)
@@ -210,7 +210,7 @@ def print_table(jobs: Sequence[tuple[str, Sequence[Work] | None]], experiment: b
 
 
 def short_names(options: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Names of jobs from the options in their folders' names, without those that all of several jobs share."""
+    """Short names of jobs from the options in their folder names, without options that all jobs share."""
     shared = set.intersection(*map(set, options.values())) if len(options) > 1 else set[str]()
     return {job: " ".join(o for o in own if o not in shared) or " ".join(own) for job, own in options.items()}
 

@@ -1,4 +1,4 @@
-"""`evaluate`: models side by side on held-out rows, by their answers to prompts, or on tasks of a harness."""
+"""`lpsel evaluate`: compare models on held-out rows, by their answers to prompts, or on lm_eval tasks."""
 
 import logging
 from collections import Counter
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Evaluate, and write generations and metrics to the run folder."""
+    """Evaluate the models and write generations and metrics to the run folder."""
     config = job.config
     _check_used(config)
     baseline, names = _names(config)
@@ -65,7 +65,7 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def _check_used(config: DictConfig) -> None:
-    """Raise a UserError for an option that the evaluator does not read, or that verdicts take the place of."""
+    """Raise a UserError for an option that the evaluator does not use, or that imported verdicts replace."""
     given = {key: config[key] for key in ("prompts", "judgements") if config[key] is not None}
     if OmegaConf.to_container(config.judge) != OmegaConf.to_container(choice("judge", "openai")):
         given["judge"] = None
@@ -82,7 +82,7 @@ def _check_used(config: DictConfig) -> None:
 
 
 def _warn_of_toy_rows(evaluator: Any, names: Sequence[str], candidates: Candidates) -> None:
-    """Warn about the first model other than the embedded ones, where the embedded rows are what it is evaluated on."""
+    """Warn if a model other than the embedded ones is evaluated on the embedded toy rows."""
     dataset = getattr(evaluator, "dataset", None)
     if dataset is None or dataset.path is not None:
         return
@@ -95,21 +95,21 @@ def _warn_of_toy_rows(evaluator: Any, names: Sequence[str], candidates: Candidat
 
 
 def candidates_of(config: DictConfig) -> Candidates:
-    """The models and the baseline that a configuration names; raises a UserError if one is none."""
+    """Resolve the models and the baseline in a configuration; raises a UserError if one does not exist."""
     _check_used(config)
     baseline, names = _names(config)
     return _candidates(names, baseline, config)
 
 
 def _names(config: DictConfig) -> tuple[list[str], list[str]]:
-    """The names of the baseline, if any, and of the models; a sweep stands for its runs."""
+    """Names of the baseline, if any, and of the models; a sweep folder is expanded to its runs."""
     models = config.models if isinstance(config.models, list | ListConfig) else [config.models]
     baseline = [] if config.baseline is None else [str(config.baseline)]
     return baseline, [run for name in models if name is not None for run in _runs_of(str(name), config.baseline)]
 
 
 def _runs_of(name: str, baseline: str | None) -> list[str]:
-    """The training runs in the folder of a sweep, without the baseline; other names as they are."""
+    """Expand a sweep folder to its training runs, without the baseline; other names are returned unchanged."""
     folder = Path(name).expanduser()
     if not folder.is_dir() or (folder / "config.json").is_file() or read_result(folder) is not None:
         return [name]
@@ -122,7 +122,7 @@ def _runs_of(name: str, baseline: str | None) -> list[str]:
 
 
 def _candidates(names: Sequence[str], baseline: Sequence[str], config: DictConfig) -> Candidates:
-    """The models; runs that differ only in their seed are named with it."""
+    """Resolve the models, and add the seed to the names of runs that differ only in it."""
     specs = [candidate(name, config) for name in [*names, *baseline]]
     count = Counter(spec.name for spec in specs)
     for number, (name, spec) in enumerate(zip([*names, *baseline], specs, strict=True)):
@@ -133,10 +133,10 @@ def _candidates(names: Sequence[str], baseline: Sequence[str], config: DictConfi
 
 
 def candidate(name: str, config: DictConfig) -> ModelSpec | Endpoint:
-    """The model of `model=NAME`: MODEL@URL, a run folder of train.py, a model folder, a name in conf/model, a Hub id.
+    """Resolve `model=NAME`: MODEL@URL, a run folder of train.py, a model folder, a name in conf/model, or a Hub id.
 
     Raises:
-        UserError: a folder that is neither a finished training run nor a model.
+        UserError: the folder is neither a finished training run nor a model.
     """
     if (endpoint := Endpoint.of(name, config.key_env)) is not None:
         return endpoint
@@ -154,7 +154,7 @@ def candidate(name: str, config: DictConfig) -> ModelSpec | Endpoint:
 
 
 def _trained_model(name: str, folder: Path, trust_remote_code: bool) -> ModelSpec:
-    """The model of a run folder, which may come from someone else: it never turns on trust_remote_code."""
+    """Load the model spec of a run folder, which may be untrusted: it never turns on trust_remote_code."""
     result = read_result(folder) or {}
     try:
         base, merged = result["base_model"], result["model"] is not None
@@ -179,7 +179,7 @@ def _trained_model(name: str, folder: Path, trust_remote_code: bool) -> ModelSpe
 
 
 def _describe_run(result: dict[str, Any]) -> str:
-    """What distinguishes a run in a table: its target, rule, scorer and percentage of the data."""
+    """Describe a run in a table: its target, rule, scorer and percentage of the data."""
     rows = "all" if result["rule"] == "full" else f"{result['pct']:g}%"
     bucket = f" {result['bucket']} bucket" if result.get("bucket") else ""
     adapter = f", {result['adapter']['method']}" if result.get("adapter") else ""

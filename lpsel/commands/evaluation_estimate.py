@@ -1,4 +1,4 @@
-"""The work of evaluations, and their judgments with the price, for dry runs."""
+"""Estimate the work of evaluations, and the number and price of their judgments, for dry runs."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +24,7 @@ from lpsel.model.spec import ModelSpec
 
 
 def evaluation_work(job: Job) -> list[Work]:
-    """The work of every model of `lpsel evaluate` that runs on this machine.
+    """Estimate the work of every model of `lpsel evaluate` that runs on this machine.
 
     Raises:
         UserError: models, rows or prompts are missing, or the evaluator has no estimate.
@@ -48,7 +48,7 @@ def evaluation_work(job: Job) -> list[Work]:
 
 
 def _work(job: Job, spec: ModelSpec, rows: int, passes: list[Pass]) -> Work:
-    """Forward passes of one model, on one device."""
+    """Estimate forward passes of one model on one device."""
     model = estimate.model_shape(spec, job.cache_dir)
     tokens, flops = estimate.cost(model, passes)
     one_device = job.config.copy()
@@ -61,11 +61,11 @@ def _work(job: Job, spec: ModelSpec, rows: int, passes: list[Pass]) -> Work:
 
 
 def judgments(experiment: DictConfig, cache_dir: Path, models: int) -> Iterator[str]:
-    """A line for every evaluation of an experiment whose judge is a server.
+    """Yield a line for every evaluation of an experiment whose judge is an API server.
 
     Args:
-        experiment: with `evaluate`, the overrides of `lpsel evaluate`, or a name for each of several evaluations.
-        models: how many are judged.
+        experiment: its `evaluate` has the overrides of `lpsel evaluate`, or several lists of them by name.
+        models: number of models that are judged.
     """
     for overrides in evaluations(experiment).values():
         with configured("evaluate"):
@@ -74,7 +74,7 @@ def judgments(experiment: DictConfig, cache_dir: Path, models: int) -> Iterator[
 
 
 def judgments_of(evaluator: Any, cache_dir: Path, models: int) -> Iterator[str]:
-    """A line for an evaluator whose judge is a server: judgments of its models, and the highest price."""
+    """Yield a line with the number of judgments and their maximum price, if the judge is an API server."""
     judge = getattr(evaluator, "judge", None)
     if not isinstance(judge, OpenAIJudge) or evaluator.judgements is not None:
         return
@@ -90,10 +90,10 @@ def judgments_of(evaluator: Any, cache_dir: Path, models: int) -> Iterator[str]:
 
 
 def _line(judge: OpenAIJudge, models: int, prompts: int, read: int, written: int | None) -> str:
-    """Counts and the highest price, with answers as long as they may be.
+    """Describe the number of judgments and their maximum price, for answers of maximum length.
 
     Args:
-        read, written: tokens of one model's prompts and replies in one order; None where replies have no limit.
+        read, written: tokens of one model's prompts and replies in one order; None if replies have no limit.
     """
     orders = len(judge.orders)
     questions = models * orders

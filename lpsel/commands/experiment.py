@@ -1,4 +1,4 @@
-"""What follows the jobs of an experiment: an evaluation for each target and seed, and one report of all runs."""
+"""Conclude an experiment: evaluate its runs for each target and seed, and write one report of all runs."""
 
 import json
 import logging
@@ -20,20 +20,22 @@ from lpsel.storage import file_names, read_dict, read_json, write_json
 
 log = logging.getLogger(__name__)
 
-UNTRAINED = ("revision", "template", "max_length", "bin_weights")  # options of a target that it has untrained as well
+UNTRAINED = ("revision", "template", "max_length", "bin_weights")  # options of a target that also apply before training
 
 
 def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
-    """Evaluate the runs and write a report; returns the report's page.
+    """Evaluate the runs and write a report; returns the path of its page.
 
-    Each target and seed is evaluated on its own, next to the untrained target, with the model trained on all rows as
-    the baseline, unless the evaluation sets one. A finished evaluation of the same runs is reused.
+    Each target and seed is evaluated separately, together with the untrained target. The baseline is the model trained
+    on all rows, unless the evaluation sets one. A finished evaluation of the same runs is reused.
 
-    `sweep` is the sweep's configuration with Hydra's node: its `experiment.evaluate` has overrides of `lpsel evaluate`,
-    or a name for each of several evaluations with its overrides. `runs` are folders of finished training runs.
+    Args:
+        sweep: the sweep's configuration with Hydra's node; `experiment.evaluate` has the overrides of `lpsel evaluate`,
+            or several lists of them by name.
+        runs: folders of finished training runs.
 
     Raises:
-        UserError: an evaluation failed; the report is written nevertheless.
+        UserError: an evaluation failed; the report is written anyway.
     """
     results = {run_dir: read_json(run_dir / RESULT) for run_dir in runs}
     groups = grouped(results, lambda run: (str(results[run]["base_model"]["name"]), int(results[run]["seed"])))
@@ -67,7 +69,7 @@ def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
 
 
 def check_evaluations(sweep: DictConfig) -> None:
-    """Raise a UserError for an evaluation with an unknown option or without a required one; Hydra must be running."""
+    """Raise a UserError for an evaluation with unknown or missing options; Hydra must be running."""
     for evaluation in evaluations(sweep.experiment).values() if sweep.get("experiment") else ():
         try:
             check_required(compose("evaluate", _overrides(sweep, evaluation, {"models": ["trained"]})))
@@ -77,16 +79,16 @@ def check_evaluations(sweep: DictConfig) -> None:
 
 
 def evaluations(experiment: DictConfig) -> dict[str, list[str]]:
-    """What follows the name of an evaluation's folder -> its overrides."""
+    """Overrides of each evaluation, by the suffix of its folder name."""
     evaluate: Any = OmegaConf.to_container(experiment.evaluate, resolve=True)
     return {f"-{key}": each for key, each in evaluate.items()} if isinstance(evaluate, dict) else {"": evaluate}
 
 
 def _evaluate(sweep: DictConfig, evaluation: list[str], named: dict[str, Any], folder: Path) -> None:
-    """Evaluate the models and the baseline that are named, also in place of other ones in the folder."""
+    """Evaluate the given models and baseline, and replace an earlier evaluation of others in the folder."""
     overrides = _overrides(sweep, evaluation, named)
     saved = read_dict(folder / RUN_CONFIG)
-    if saved and saved["config"] != saved["config"] | named:  # a job that failed then is finished now
+    if saved and saved["config"] != saved["config"] | named:  # since then, a failed job has finished
         (folder / RESULT).unlink(missing_ok=True)
         write_json(folder / RUN_CONFIG, saved | {"config": saved["config"] | named})
     run("evaluate", overrides, folder, in_sweep=True)

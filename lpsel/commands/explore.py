@@ -1,4 +1,4 @@
-"""`explore`: the rows of a run on one page, as points and texts.
+"""`lpsel explore`: show the rows of a run as points and texts on an HTML page.
 
 N rows of the dataset, S of them on the page, D dimensions of an embedding
 """
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from lpsel.report.explorer import Explorer
 
 COLUMNS = ["index", "id", "selected", "score", "rank", "nll_0", "nll_1", "response_tokens", "cluster", "reason"]
-MOST_TEXT = 2_000  # characters of a text that are read; a page has fewer
-TITLE = b"<title>Rows of "  # of a page that this command may replace
+MOST_TEXT = 2_000  # characters read from each text; the page shows fewer
+TITLE = b"<title>Rows of "  # identifies a page that this command may overwrite
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -47,10 +47,10 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def explore(run: Path, out: Path | None, dataset: str | None, cache_dir: Path) -> tuple[Path, list[str]]:
-    """Write the page of a run, in place of an earlier one; returns its path, and notes on what is missing.
+    """Write or overwrite the page of a run; returns its path, and notes on missing parts.
 
     Raises:
-        UserError: there is no such run, its files have changed, or the page cannot be written.
+        UserError: the run does not exist, its files have changed, or the page cannot be written.
     """
     found = find_run(run.expanduser())
     if found.command not in ("select", "train"):
@@ -68,12 +68,12 @@ def explore(run: Path, out: Path | None, dataset: str | None, cache_dir: Path) -
 
 
 def read_rows(run: Run, dataset: str | None, cache_dir: Path) -> tuple["Explorer", list[str]]:
-    """The rows of a run to show, and notes on what is missing."""
+    """Read the rows of a run to show; returns them with notes on missing parts."""
     from lpsel.clustering.embeddings import cached_embeddings
     from lpsel.report.explorer import MOST_ROWS, SAMPLE, Explorer, fair_sample, map_of
 
     table, notes = selection_table(run.folder, COLUMNS), list[str]()
-    if not run.result["diagnosis"]["spearman"]:  # scores that say nothing about the rows
+    if not run.result["diagnosis"]["spearman"]:  # arbitrary scores
         table = table.drop_columns(["score"])
     n_total, ids = len(table), None if table["id"].null_count else table["id"].combine_chunks().cast(pa.large_string())
     index, selected = (table[name].to_numpy() for name in ("index", "selected"))
@@ -104,10 +104,10 @@ def read_rows(run: Run, dataset: str | None, cache_dir: Path) -> tuple["Explorer
 
 
 def read_texts(source: Source, rows: Sequence[int], ids: pa.Array | None) -> dict[str, pa.Array]:
-    """Prompt, response and characters of the response of rows, in ascending order; empty for unusable ones.
+    """Read the prompt, response and response length in characters of rows, in ascending order; empty if unusable.
 
     Raises:
-        UserError: the dataset cannot be read, or its rows are not those with these content ids.
+        UserError: the dataset cannot be read, or its rows do not have these content ids.
     """
     texts: dict[str, list[Any]] = {"prompt": [], "response": [], "characters": []}
     expected = dict.fromkeys(rows) if ids is None else dict(zip(rows, ids.to_pylist(), strict=True))
@@ -122,12 +122,12 @@ def read_texts(source: Source, rows: Sequence[int], ids: pa.Array | None) -> dic
 
 
 def _joined(parts: Sequence[str], *more: str) -> str:
-    """The beginning of texts, one after another, without lone surrogates."""
+    """Join texts and truncate the result, without lone surrogates."""
     return utf8("\n".join(part.strip()[:MOST_TEXT] for part in [*parts, *more] if part)[:MOST_TEXT])
 
 
 def _check_page(page: Path) -> None:
-    """Raise a UserError for a page that cannot be written, or a file that is no such page."""
+    """Raise a UserError if the page cannot be written, or would overwrite a file of a different kind."""
     check_writable("--out", page.parent)
     if page.is_dir():
         raise UserError("--out", page, "is a folder", "name a file")

@@ -1,4 +1,4 @@
-"""One run of train, select or evaluate: from a composed configuration to result.json in its folder."""
+"""Job: run train, select or evaluate with a composed configuration, and write result.json."""
 
 import logging
 import os
@@ -40,18 +40,18 @@ class Job:
     run_dir: Path
     cache_dir: Path
     tracker: Tracker
-    in_sweep: bool = False  # a model that any earlier run trained in the same way is reused
-    temporary: list[Path] = field(default_factory=list)  # folders that are deleted once the result is written
+    in_sweep: bool = False  # reuse a model that an earlier run trained in the same way
+    temporary: list[Path] = field(default_factory=list)  # folders to delete once the result is written
 
     @classmethod
     def of(cls, command: str, config: DictConfig, run_dir: Path, in_sweep: bool = False) -> "Job":
-        """The job of a composed configuration.
+        """Create the job of a composed configuration.
 
         Raises:
             UserError: a required value is missing, or the cache folder is not writable.
         """
         check_required(config)
-        if (seed := config.get("seed")) is not None:  # before the recipes that take it
+        if (seed := config.get("seed")) is not None:  # before the recipes that use it
             check_int("seed", seed, 0)
         cache_dir = Path(config.cache_dir or default_cache()).expanduser().resolve()
         check_writable("cache_dir", cache_dir)
@@ -60,18 +60,18 @@ class Job:
         return cls(command, config, run_dir.resolve(), cache_dir, tracker, in_sweep)
 
     def training_setup(self) -> "TrainingSetup":
-        """How this command trains models; raises a UserError for an invalid setting."""
+        """Training setup of this command; raises a UserError for an invalid setting."""
         from lpsel.training.setup import TrainingSetup
 
         return TrainingSetup.of(self.config, self.cache_dir, self.run_dir, self.tracker)
 
     @cached_property
     def run_config(self) -> RunConfig:
-        """What the run folder is for, with the inputs as they were when the command started."""
+        """Configuration of the run folder, with the state of the inputs when the command started."""
         return RunConfig.of(self.command, self.config)
 
     def start_tracking(self) -> None:
-        """Start the tracked run; called once the user's input has been validated."""
+        """Start the tracked run; called after the user's input is validated."""
         if is_main_process():
             self.run_config.save(self.run_dir)
         config: Any = redacted(OmegaConf.to_container(self.config, resolve=True))
@@ -103,7 +103,7 @@ class Job:
 
 
 def check_required(config: DictConfig) -> None:
-    """Raise a UserError for a required value that is missing; a judge that is not used may be incomplete."""
+    """Raise a UserError if a required value is missing; an unused judge may be incomplete."""
     pairwise = str(config.get("evaluator", {}).get("_target_", "")).endswith("PairwiseEvaluator")
     for key, value in leaves(OmegaConf.to_container(config, resolve=False)):
         if value == "???" and (pairwise or not key.startswith("judge.")):
@@ -111,7 +111,7 @@ def check_required(config: DictConfig) -> None:
 
 
 def configured(command: str) -> AbstractContextManager[None]:
-    """Within, `compose` reads the configuration of a command."""
+    """Context manager in which `compose` reads the configuration of a command."""
     return initialize_config_dir(str(config_dir()), version_base="1.3", job_name=command)
 
 
@@ -120,12 +120,12 @@ def run(command: str, overrides: Sequence[str], run_dir: Path, in_sweep: bool = 
 
     Args:
         command: train, select or evaluate.
-        overrides: as on the command line, but `models=` instead of evaluate's `model=`.
+        overrides: as on the command line, but with `models=` instead of `model=` for evaluate.
         run_dir: the run folder.
         in_sweep: reuse a finished run in the folder.
 
     Raises:
-        UserError: what the command line would print in one line.
+        UserError: an error that the command line would print in one line.
     """
     with configured(command):
         config = compose(command, overrides=list(overrides))
@@ -137,9 +137,9 @@ def run(command: str, overrides: Sequence[str], run_dir: Path, in_sweep: bool = 
 
 @contextmanager
 def ranks_run(arguments: Sequence[str]) -> Iterator[None]:
-    """Within, the ranks that Lightning starts run `lpsel` with these arguments, not with those of this process.
+    """Context manager in which the ranks that Lightning starts run `lpsel` with these arguments.
 
-    At the end, the process is as before, so that it can run another job.
+    The previous state is restored at the end, so that the process can run another job.
     """
     own, environment = sys.argv[1:], dict(os.environ)
     sys.argv[1:] = arguments

@@ -1,4 +1,4 @@
-"""Which rows are answers to the same prompt."""
+"""Group rows that are answers to the same prompt."""
 
 import logging
 
@@ -12,13 +12,13 @@ log = logging.getLogger(__name__)
 
 
 def prompt_numbers(source: Source, group: str) -> NDArray[np.float64]:
-    """The number of every row's prompt, (N,). A row that is unusable or has no value in the column has its own.
+    """Prompt number of every row, (N,); unique for a row that is unusable or has no value in the column.
 
     Args:
         group: `prompt` for the text of the prompt, all turns before the last answer, or a column of the source.
 
     Raises:
-        UserError: no such column, or no two rows with the same prompt.
+        UserError: the column does not exist, or no two rows have the same prompt.
     """
     numbers: dict[object, int] = {}
     number_N = np.fromiter((numbers.setdefault(_key(row, group), len(numbers)) for row in source), np.float64)

@@ -1,4 +1,4 @@
-"""`publish`: the subset of a run as a dataset folder with a card, and its upload to the Hugging Face Hub."""
+"""`lpsel publish`: write the subset of a run as a dataset folder with a card, and upload it to the Hub."""
 
 import shutil
 from collections.abc import Sequence
@@ -42,9 +42,9 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def publish(run: Path, out: Path | None = None, license: str | None = None) -> Path:
-    """Write the dataset folder: data/train.jsonl or .parquet, selection.parquet, and README.md, the card.
+    """Write a dataset folder with data/train.jsonl or .parquet, selection.parquet and the card, README.md.
 
-    An earlier dataset folder is replaced. The license is that of the source, by default the one in conf/dataset.
+    An earlier dataset folder is replaced. `license` is the license of the source (default: from conf/dataset).
 
     Raises:
         UserError: the run has no intact subset, its license is unknown, or `out` was not written by publish.
@@ -76,7 +76,7 @@ def publish(run: Path, out: Path | None = None, license: str | None = None) -> P
 
 
 def _check(hashes: dict[str, str], *files: Path) -> None:
-    """Raise a UserError unless each file is an output of the run, unchanged: nothing else is copied or uploaded."""
+    """Raise a UserError unless each file is an unchanged output of the run: nothing else is copied or uploaded."""
     for file in files:
         if file.name not in SUBSET_FILES or file.name not in hashes:
             raise UserError(file, problem=f"is not an output of the run with its hash in {RESULT}", hint=AGAIN)
@@ -87,10 +87,10 @@ def _check(hashes: dict[str, str], *files: Path) -> None:
 
 
 def upload(folder: Path, to: str, private: bool) -> str:
-    """Upload a dataset folder to the Hub, to a new dataset if there is none, and return its URL.
+    """Upload a dataset folder to the Hub, creating the dataset if needed; returns its URL.
 
     Raises:
-        UserError: the Hub's response, without the token.
+        UserError: the upload failed; the error has the Hub's response, without the token.
     """
     from httpx import HTTPError
     from huggingface_hub import HfApi
@@ -114,7 +114,7 @@ def upload(folder: Path, to: str, private: bool) -> str:
 
 
 def card(result: dict[str, Any], data: Path, license: str) -> "DatasetCard":
-    """The card of a selection: metadata for the Hub, and a description."""
+    """Create the dataset card of a selection: metadata for the Hub, and a description."""
     from huggingface_hub import DatasetCard, DatasetCardData
 
     source, scorer = result["dataset"], result["scorer"]

@@ -1,4 +1,4 @@
-"""`report`: run folders as one page, with its figures and tables."""
+"""`lpsel report`: write one HTML page about several runs, with figures and tables."""
 
 import shlex
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def report(paths: Sequence[str], out: Path, wandb: bool = False) -> Path:
-    """Write the report in place of an earlier one, and with `wandb` one of W&B; returns the path of the page.
+    """Write or overwrite the report, and with `wandb` also a W&B report; returns the path of the page.
 
     Raises:
         UserError: there is no finished run, or `out` cannot be replaced or written.

@@ -1,4 +1,4 @@
-"""A result.json as pairs of a name and a line of text: for the end of a command, `lpsel show` and dataset cards."""
+"""Summarize result.json as (name, text) pairs, for the end of a command, `lpsel show` and dataset cards."""
 
 from collections.abc import Mapping
 from math import isfinite
@@ -8,7 +8,7 @@ from lpsel.console import shortened
 from lpsel.report.runs import rule_name
 
 Pairs = list[tuple[str, str]]
-TEXT = 40  # characters of an example, which then fits a line of 80
+TEXT = 40  # characters of an example, which then fits on a line of 80
 EXAMPLES = 3  # rows from each end of the ranking
 ODD = {
     "undefined": "undefined",
@@ -19,7 +19,7 @@ ODD = {
 
 
 def statistics(result: Mapping[str, Any]) -> Pairs:
-    """How many rows were selected, their scores and lengths, and which rows were excluded."""
+    """Number of selected rows, their scores and lengths, and the excluded rows."""
     share, requested = f"{_percentage(result):.3g}%", f"{result['pct']:g}%"
     unit = " of the tokens" if _in_tokens(result) else ""
     shares = f"{share}{unit}" if share == requested else f"{share}{unit}, {requested} requested"
@@ -57,7 +57,7 @@ def _in_tokens(result: Mapping[str, Any]) -> bool:
 
 
 def _percentage(result: Mapping[str, Any]) -> float:
-    """The selected percentage of all rows, or of their tokens with `selection.pct_of=tokens`."""
+    """Selected percentage of all rows, or of all tokens with `selection.pct_of=tokens`."""
     selected, total = result["n_selected"], result["n_total"]
     if _in_tokens(result):
         sides = result["mean_tokens"].values()
@@ -67,7 +67,7 @@ def _percentage(result: Mapping[str, Any]) -> float:
 
 
 def diagnosis(found: Mapping[str, Any]) -> Pairs:
-    """What the score follows, what was selected, and warnings with the options that address them."""
+    """What the score correlates with, what was selected, and warnings with the options that address them."""
     pairs = []
     numbers = {**(found["spearman"] or {}), "clusters": found["clusters"]}
     if follows := [f"{name} {value:.2f}" for name, value in numbers.items() if value is not None and isfinite(value)]:
@@ -104,7 +104,7 @@ def selection(result: Mapping[str, Any]) -> Pairs:
 
 
 def scores(result: Mapping[str, Any]) -> Pairs:
-    """Where the scores come from, and the cost of computing them, in this run or an earlier one."""
+    """Origin of the scores, and the cost of computing them, in this run or an earlier one."""
     if not result["scores"]:
         return []
     if result["scoring"] is None:
@@ -117,7 +117,7 @@ def scores(result: Mapping[str, Any]) -> Pairs:
 
 
 def training(result: Mapping[str, Any]) -> Pairs:
-    """What was trained, and the cost."""
+    """The trained model, and the cost of training."""
     from lpsel.training.costs import describe_ledger  # imports Lightning
 
     cost, adapter = result["training"], result["adapter"]

@@ -1,4 +1,4 @@
-"""`rows`: the hardest and easiest rows of a table of scores, or the first of a run without losses, with their texts.
+"""`lpsel rows`: show the hardest and easiest rows of scores, or the first rows of a run without losses, with texts.
 
 N rows, M rows with a value to rank by
 """
@@ -35,8 +35,8 @@ from lpsel.scoring.read import MANIFEST, SCORES_FILE, read_scores
 from lpsel.scoring.table import ScoreTable, from_arrow
 from lpsel.storage import read_json
 
-ROWS = 20  # by default
-RANK = "rank"  # the order of a run without losses
+ROWS = 20  # rows shown by default
+RANK = "rank"  # order of the rows of a run without losses
 COLUMNS = ("index", "id", "selected", RANK, "score", "cluster", "reason", "nll_0", "response_tokens")
 LONGEST = 240  # characters of a text on a terminal
 
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> None:
     """Run the command as `lpsel rows ARGUMENTS`.
 
     Raises:
-        UserError: no scores, an unknown value to rank by, or a dataset with other rows.
+        UserError: there are no scores, the value to rank by is unknown, or the dataset has different rows.
     """
     given = _parser().parse_args(arguments)
     file = Path(given.scores).expanduser()
@@ -81,10 +81,10 @@ class Shown:
     """The rows that can be shown."""
 
     table: ScoreTable
-    by: str  # the value to rank them by, unless another is given
-    dataset: Callable[[], DatasetSpec]  # finds where their texts are
-    chosen: "Chosen | None" = None  # what the run selected; None for scores without a run
-    note: str | None = None  # printed after the rows
+    by: str  # default value to rank by
+    dataset: Callable[[], DatasetSpec]  # finds the dataset with the texts
+    chosen: "Chosen | None" = None  # selection of the run; None for scores without a run
+    note: str | None = None  # line printed after the rows
 
 
 def _of_run(folder: Path, given: argparse.Namespace) -> Shown:
@@ -133,14 +133,14 @@ def _parser() -> OneLineParser:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a run selected."""
+    """The selection of a run."""
 
     rows: Mapping[str, Sequence[Any]]  # columns of selection.parquet by row number
-    counts: Mapping[int | None, int]  # selected rows of every cluster, or all under None where there are none
+    counts: Mapping[int | None, int]  # selected rows of each cluster; under None for all rows without clusters
 
     @classmethod
     def of(cls, ranks: pa.Table, result: Mapping[str, Any]) -> "Chosen":
-        """The selection of a run with this result."""
+        """Read the selection of a run with this result."""
         rows = ranks.select(["selected", "rank", "cluster", "reason"]).to_pydict()
         if result.get("clusters") is None:
             rows["cluster"] = [None] * len(rows["selected"])
@@ -148,7 +148,7 @@ class Chosen:
         return cls(rows, Counter(cluster for cluster, is_selected in selected if is_selected))
 
     def mark(self, row: int) -> str:
-        """Whether a row was selected, and its rank next to the number of rows that were."""
+        """Describe whether a row was selected, its rank, and how many rows were selected."""
         selected, rank, cluster, reason = (self.rows[name][row] for name in ("selected", "rank", "cluster", "reason"))
         if reason is not None:
             return f"not selected: {reason}"
@@ -162,7 +162,7 @@ class Chosen:
 def _lists(
     given: argparse.Namespace, table: ScoreTable, hardest_M: NDArray[np.int64], chosen: Chosen | None, by: str
 ) -> dict[str, NDArray[np.int64]]:
-    """Positions of the rows to show, under the titles of their lists."""
+    """Positions of the rows to show, by the title of their list."""
     if given.row is not None:
         at = {int(index): position for position, index in enumerate(table.index)}
         if unknown := [row for row in given.row if row not in at]:
@@ -187,9 +187,9 @@ def _count(text: str) -> int:
 
 
 def _ranked(table: ScoreTable, by: str) -> tuple[Floats, NDArray[np.int64]]:
-    """The values to rank by, (N,), and the positions of rows with one, hardest first, ties by row number.
+    """Values to rank by, (N,), and the positions of rows that have one, hardest first, ties by row number.
 
-    A high loss is hard, and a low learning percentage. Rows by rank have the score of the run as their value.
+    A row is hard if its loss is high or its learning percentage is low. With by=rank, values are the run's scores.
     """
     if by == RANK and RANK in table.columns:
         rank_N = table.columns[RANK]
@@ -216,7 +216,7 @@ def _numbers(table: ScoreTable, row: int, by: str, value_N: Floats, with_id: boo
 
 
 def _turns(row: Row, longest: int | None) -> Pairs:
-    """A line for each turn of the conversation, or for the reason why the row cannot be used."""
+    """One line per turn of the conversation, or the reason why the row cannot be used."""
     turns = [(turn.role, turn.content) for turn in row.example.turns]
     if row.unusable is not None:
         turns = [("unusable", row.unusable)]
@@ -226,15 +226,15 @@ def _turns(row: Row, longest: int | None) -> Pairs:
 
 
 def _texts(spec: DatasetSpec, table: ScoreTable, rows: Sequence[int]) -> dict[int, Row]:
-    """The rows of the dataset at positions in the table."""
-    source = Source(replace(spec, bad_rows="skip"))  # also rows that need not be shown
+    """Read the rows of the dataset at these positions in the table."""
+    source = Source(replace(spec, bad_rows="skip"))  # unusable rows, even if they are not shown
     position = {int(table.index[row]): row for row in rows}
     ids = {number: None if table.id is None else table.id[row].as_py() for number, row in position.items()}
     return {position[row.index]: row for row in checked_rows(source, ids)}
 
 
 def _without_losses(rows: pa.Table) -> ScoreTable:
-    """Columns of selection.parquet as a table of scores without losses."""
+    """Convert columns of selection.parquet to a table of scores without losses."""
     n = len(rows)
     known, ones_N = not rows["response_tokens"].null_count, np.ones(n, np.int32)
     return ScoreTable(
@@ -250,7 +250,7 @@ def _without_losses(rows: pa.Table) -> ScoreTable:
 
 
 def _dataset_of(file: Path, dataset: str | None) -> DatasetSpec:
-    """The given dataset, or that in the manifest of a scores folder."""
+    """The given dataset, or the one in the manifest of a scores folder."""
     if dataset is not None:
         return DatasetSpec(Path(dataset).name, dataset)
     try:

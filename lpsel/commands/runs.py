@@ -1,4 +1,4 @@
-"""`runs`: run folders as a table, with their settings, key figures and costs."""
+"""`lpsel runs`: list run folders with their settings, key figures and costs."""
 
 import json
 from collections.abc import Sequence
@@ -21,18 +21,18 @@ from lpsel.storage import finite
 
 DEFAULT = ("runs", "multirun")
 COLUMNS = ("run", "rows", "target", "figures", "cost", "folder")
-WIDE_COLUMNS = ("target", "cost")  # omitted on a terminal of fewer than WIDTH characters
+WIDE_COLUMNS = ("target", "cost")  # omitted on terminals narrower than WIDTH characters
 WIDTH = 130
 LABELS = {"win_rate": "win rate", "nll": "NLL"}
 
-Entry = tuple[Path, Run | str, list[Measure]]  # the reason in place of the run in a skipped folder
+Entry = tuple[Path, Run | str, list[Measure]]  # for a skipped folder, the reason instead of the run
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command as `lpsel runs ARGUMENTS`.
 
     Raises:
-        UserError: a folder does not exist, or there is no run in it.
+        UserError: a folder does not exist or contains no run.
     """
     parser = OneLineParser(prog="lpsel runs", description="List run folders with their key figures, the latest last.")
     parser.add_argument("folders", nargs="*", metavar="FOLDER", help="folders that contain runs (runs and multirun)")
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def key_figures(folder: Path) -> tuple[str, str]:
-    """How many rows a finished run used, and its main figure; for a training run, the loss at its end."""
+    """Number of rows that a finished run used, and its key figure; for a training run, the final loss."""
     (run,) = find_runs([folder]).finished
     cells = _cells(run, [] if run.command == "train" else measures(run))
     loss = number(run.get("training", "last_step_nll"))
@@ -65,7 +65,7 @@ def key_figures(folder: Path) -> tuple[str, str]:
 
 
 def _entries(runs: Runs) -> list[Entry]:
-    """Every folder with what was measured of its model or in it, the latest last."""
+    """All run folders with the measurements in them or of their models, latest last."""
 
     def written(entry: Entry) -> tuple[float, str]:
         result = entry[0] / RESULT
@@ -80,7 +80,7 @@ def _entries(runs: Runs) -> list[Entry]:
 
 
 def as_json(folder: Path, run: Run | str, measured: list[Measure]) -> dict[str, Any]:
-    """A run for scripts; `reason` if there is no result."""
+    """Describe a run for scripts, with a `reason` if it has no result."""
     if isinstance(run, str):
         return {"folder": str(folder), "reason": run}
     names = ("model", "metric", "value", "low", "high")
@@ -101,7 +101,7 @@ def as_json(folder: Path, run: Run | str, measured: list[Measure]) -> dict[str, 
 
 
 def table(entries: Sequence[Entry], columns: Sequence[str]) -> Table:
-    """A row for every run, and for every skipped folder with the reason."""
+    """Table with a row for every run, and for every skipped folder with the reason."""
     made = console.table(columns, right=["rows"])
     here = Path.cwd().resolve()
     several_seeds = len({run.get("seed") for _, run, _ in entries if isinstance(run, Run)} - {None}) > 1
@@ -147,7 +147,7 @@ def _evaluated(run: Run) -> str:
 
 
 def _key_figure(measured: list[Measure]) -> str:
-    """The first metric: the value of the evaluated model, which is the last, or the range of more than two models."""
+    """The first metric: its value for the evaluated (last) model, or its range over more than two models."""
     first = [m for m in measured if m.metric == measured[0].metric]
     if len(first) < 3:  # one model, or one and its baseline
         return _figure(first[-1]) if first else ""

@@ -1,4 +1,4 @@
-"""`select`: find or compute scores and clusters, select rows, and write the selection folder."""
+"""`lpsel select`: load or compute scores and clusters, select rows, and write the selection folder."""
 
 import logging
 from collections.abc import Callable
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Ids and scores do not get smaller by compression, which takes longer than writing them.
+# Ids and scores do not compress, and trying takes longer than writing them.
 PARQUET_OPTIONS: dict[str, Any] = {
     "use_dictionary": ["bucket", "reason", "response_tokens"],  # columns with few different values
     "column_encoding": {"index": "DELTA_BINARY_PACKED"},
@@ -41,7 +41,7 @@ PARQUET_OPTIONS: dict[str, Any] = {
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Select rows and write them."""
+    """Select rows and write the subset."""
     inputs = prepare_inputs(job.config, job.cache_dir, job.training_setup, tokens_of=build(job.config.scorer))
     job.start_tracking()
     selection, scores = select_rows(inputs)
@@ -54,7 +54,7 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def select_rows(inputs: Inputs) -> "tuple[Selection, Scores | None]":
-    """Apply the rule to the table of scores; the scores folder is None if no scorer computed it."""
+    """Apply the rule to the table of scores; the second result is None if no scorer computed the scores."""
     table, scores = load_table(inputs)
     return select(table, inputs.spec, inputs.pct, inputs.seed), scores
 
@@ -67,10 +67,10 @@ def write_selection(
     tracker: Tracker,
     track_subset: Callable[[Artifact], None],
 ) -> dict[str, Any]:
-    """Write and track a selection folder, and return its part of result.json.
+    """Write and track a selection folder; returns its part of result.json.
 
     Args:
-        track_subset: log_artifact of the tracker, or use_artifact if the run then trains on the subset.
+        track_subset: the tracker's log_artifact, or use_artifact if the run then trains on the subset.
     """
     source, table_path = inputs.source, run_dir / SELECTION
     write_atomically(table_path, lambda file: pq.write_table(selection.to_arrow(), file, **PARQUET_OPTIONS))
@@ -108,7 +108,7 @@ def write_selection(
 
 
 def _query(inputs: Inputs) -> dict[str, Any] | None:
-    """The examples of the user's task, and how many of them the dataset contains."""
+    """Describe the examples of the user's task, and how many of them the dataset contains."""
     if inputs.query is None:
         return None
     query, found = inputs.query, inputs.query_in_data
@@ -116,7 +116,7 @@ def _query(inputs: Inputs) -> dict[str, Any] | None:
 
 
 def _origin_of(scores: "Scores | None", inputs: Inputs) -> dict[str, Any]:
-    """Where the scores come from, and the cost of computing them, in this run or an earlier one."""
+    """Describe the origin of the scores, and the cost of computing them, in this run or an earlier one."""
     if scores is None:
         return {"scores": inputs.scores_file, "scorer": None, "scores_reused": None, "scoring": None}
     manifest = scores.manifest()
@@ -130,6 +130,6 @@ def _origin_of(scores: "Scores | None", inputs: Inputs) -> dict[str, Any]:
 
 
 def describe_model(spec: ModelSpec) -> dict[str, Any]:
-    """What a later command needs to use the model in the same way."""
+    """Describe a model so that a later command can use it in the same way."""
     names = ("name", "path", "revision", "template", "max_length", "trust_remote_code", "bin_weights")
     return {name: getattr(spec, name) for name in names}

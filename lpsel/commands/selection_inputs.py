@@ -1,4 +1,4 @@
-"""What a selection is made from: the dataset, scores, clusters and embeddings, first checked, then loaded."""
+"""Inputs of a selection: check the dataset, scores, clusters and embeddings, then load them."""
 
 import logging
 import re
@@ -43,26 +43,26 @@ FEW_ROWS = 10
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a selection is made from."""
+    """The checked inputs of a selection."""
 
     source: Source
     spec: SelectionSpec
     pct: float
-    seed: int  # of the selection and of clustering
+    seed: int  # for the selection and for clustering
     clusters: Clusters
     scorer: ScorerSpec
-    setup: "TrainingSetup | None"  # how the scorer is trained; None if the rule needs no scores or they are given
-    query: Source | None  # examples of the user's own task, if there are any
-    query_in_data: int | None  # how many of these are also rows of the dataset
-    prompts: NDArray[np.float64] | None  # number of every row's prompt, (N,), for a rule that compares answers to one
-    given: ScoreTable | None  # scores from a file, `scores_file`
+    setup: "TrainingSetup | None"  # how the scorer is trained; None if no scores are needed or they are given
+    query: Source | None  # examples of the user's task, if any
+    query_in_data: int | None  # number of examples that are also rows of the dataset
+    prompts: NDArray[np.float64] | None  # prompt number of every row, (N,), for a rule that compares answers
+    given: ScoreTable | None  # scores from the file `scores_file`
     scores_file: Path | None
-    tokens_of: ModelSpec  # the model whose tokens decide which rows have a supervised token, if there are no scores
+    tokens_of: ModelSpec  # without scores, its tokenizer decides which rows have a supervised token
     cache_dir: Path
 
     @cached_property
     def numbers(self) -> dict[str, NDArray[np.float64]]:
-        """The columns that the rule ranks by and that the scores do not have, from the dataset, (N,) each."""
+        """Columns that the rule ranks by and the scores lack, read from the dataset, (N,) each."""
         known = self.spec.records if self.given is None else self.given.columns
         if not (names := [name for name in self.spec.columns if name is not None and name not in known]):
             return {}
@@ -71,7 +71,7 @@ class Inputs:
 
     @property
     def embedder_option(self) -> str:
-        """The option that names the rule's embedder: that of the clusters, unless it has one of its own."""
+        """Option that sets the rule's embedder: the clusters' option, unless the rule has one."""
         same = isinstance(self.clusters, KMeans) and self.clusters.embedder == self.spec.embedder
         return "cluster.embedder" if same else "selection.embedder"
 
@@ -79,10 +79,10 @@ class Inputs:
 def prepare_inputs(
     config: DictConfig, cache_dir: Path, make_setup: Callable[[], "TrainingSetup"], tokens_of: ModelSpec
 ) -> Inputs:
-    """Read the configuration, given scores and the dataset, and check them before any model is loaded.
+    """Read and check the configuration, given scores and the dataset, before any model is loaded.
 
     Raises:
-        UserError: an invalid value, or inputs that do not fit the rule or each other.
+        UserError: a value is invalid, or inputs do not match the rule or each other.
     """
     spec: SelectionSpec = build(config.selection)
     clusters: Clusters = build(config.cluster)
@@ -110,14 +110,14 @@ def prepare_inputs(
 
 
 def scoring_model(spec: SelectionSpec, scorer: ScorerSpec, target: ModelSpec) -> ScorerSpec:
-    """The model that records the scores: the scorer, or the target of `train` for a rule that is scored by it."""
+    """The model that records the scores: the scorer, or the target of `train` if the rule requires it."""
     if spec.scored_by == SCORER or isinstance(target, ScorerSpec):
         return scorer
     return ScorerSpec(**{field.name: getattr(target, field.name) for field in fields(target)})
 
 
 def warn_of_toy(option: str, model: ModelSpec, source: Source) -> None:
-    """Warn about an embedded model for rows of the user's own."""
+    """Warn if an embedded toy model is used on the user's data."""
     if model.path is None and source.spec.path is not None and is_main_process():
         problem = "is a toy for the embedded dataset: its results on other rows mean nothing"
         log.warning(
@@ -126,7 +126,7 @@ def warn_of_toy(option: str, model: ModelSpec, source: Source) -> None:
 
 
 def _embedder_path(option: str, value: str, model: ModelSpec, cache_dir: Path) -> str:
-    """A language model as an embedder: sentence-transformers averages its last hidden states."""
+    """Path of a language model to use as an embedder: sentence-transformers averages its last hidden states."""
     if value == TARGET and isinstance(model, ScorerSpec):
         raise UserError(option, value, "`select` has no target", f"set {option}=scorer, or scorer= to the target")
     if model.revision is not None:
@@ -136,10 +136,10 @@ def _embedder_path(option: str, value: str, model: ModelSpec, cache_dir: Path) -
 
 
 def query_source(config: DictConfig, spec: SelectionSpec, scored: bool) -> Source | None:
-    """The examples of the user's task, if any; a rule that does not select for them only reports those in the data.
+    """Examples of the user's task, if any. If the rule does not use them, their overlap with the data is reported.
 
     Raises:
-        UserError: the rule needs examples, unless it has been `scored` before, or they cannot be read.
+        UserError: the rule needs examples and has not been `scored` before, or they cannot be read.
     """
     if config.query.path is None:
         if spec.rule.uses_query and not (scored and spec.trains_on_query):
@@ -155,7 +155,7 @@ def query_source(config: DictConfig, spec: SelectionSpec, scored: bool) -> Sourc
 
 
 def _rows_in(query: Source, source: Source) -> int:
-    """How many of the examples are also rows of the dataset, by content."""
+    """Number of examples that are also rows of the dataset, by content."""
     found = pc.sum(pc.is_in(query.ids, value_set=source.ids)).as_py()
     if found and is_main_process():
         log.warning(
@@ -205,10 +205,10 @@ def _check(inputs: Inputs) -> None:
 
 
 def combined(*, combine: dict[str, float] | None, **settings: Any) -> SelectionSpec:
-    """The spec of selection=combine, from names of rules or of numeric columns, with their weights.
+    """Build the spec of selection=combine from the names of rules or numeric columns, with their weights.
 
     Raises:
-        UserError: no or invalid weights, or a rule that cannot be combined.
+        UserError: weights are missing or invalid, or a rule cannot be combined.
     """
     hint = "set 'selection.combine={lp_app_nll: 1, COLUMN: .5}' with names of rules and of numeric columns"
     if not isinstance(combine, dict) or not combine:
@@ -226,10 +226,10 @@ def _part(name: str, hint: str) -> SelectionSpec:
 
 
 def load_table(inputs: Inputs) -> tuple[ScoreTable, "Scores | None"]:
-    """The table to select from, and the scores folder if a scorer computed it; reuses what is in the cache.
+    """Load or compute the table to select from; the second result is None if no scorer computed it.
 
     Raises:
-        UnusableRow: the scores are those of a run that skipped rows, and this one must not.
+        UnusableRow: the scores are from a run that skipped rows, which this run must not.
     """
     spec, source, scores = inputs.spec, inputs.source, None
     if inputs.given is not None:
@@ -258,7 +258,7 @@ def load_table(inputs: Inputs) -> tuple[ScoreTable, "Scores | None"]:
 
 
 def _vectors(source: Source, embedder: str, inputs: Inputs) -> NDArray[np.float32]:
-    """The embeddings of all rows, (N, D); any for an unusable one."""
+    """Embeddings of all rows, (N, D); arbitrary for unusable rows."""
     vectors_UD = embed(source, embedder, inputs.cache_dir, inputs.spec.rule.uses_query, inputs.embedder_option)
     return vectors_UD[source.contents.position]
 
@@ -277,14 +277,14 @@ def _number(row: Row, name: str, spec: SelectionSpec) -> float:
 
 
 def _table_of_tokens(source: Source, model: ModelSpec, cache_dir: Path) -> ScoreTable:
-    """A table without scores, for a rule that only needs to know which rows have a supervised token."""
+    """Table without scores, for a rule that only needs to know which rows have a supervised token."""
     from lpsel.data.tokens import tokenize
     from lpsel.scoring.scorer import report_tokens
 
     model = with_template(model, source, cache_dir)
     tokenizer = load_tokenizer(model, locate(model, cache_dir))
     tokens = tokenize(source, tokenizer, model.template, model.max_length, cache_dir)
-    if isinstance(model, ScorerSpec):  # those of a target are reported when it is trained
+    if isinstance(model, ScorerSpec):  # a target's are reported when it is trained
         report_tokens(model, tokens.counted())
     counts = (tokens.prompt_tokens, tokens.response_tokens, tokens.truncated)
     nll = np.empty((0, len(tokens)))

@@ -1,4 +1,4 @@
-"""`show`: one run folder, with its settings, results, costs and files."""
+"""`lpsel show`: print the settings, results, costs and files of one run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> None:
     """Run the command as `lpsel show ARGUMENTS`.
 
     Raises:
-        UserError: there is no finished run in the folder.
+        UserError: the folder has no finished run.
     """
     parser = OneLineParser(prog="lpsel show", description="Print one run: its settings, results and costs.")
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder, or the result.json in it")
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def describe(run: Run) -> Pairs:
-    """The run as pairs of a name and a line of text."""
+    """Describe a run as (name, text) pairs."""
     try:
         pairs = [*_settings(run), *_results(run), ("Files", _files(run.folder))]
         return [(name, str(what)) for name, what in pairs]
@@ -43,7 +43,7 @@ def describe(run: Run) -> Pairs:
 
 
 def find_run(folder: Path) -> Run:
-    """The finished run in a folder; raises a UserError if there is none, or several."""
+    """Find the finished run in a folder; raises a UserError if there is none, or more than one."""
     runs = find_runs([folder])
     if len(runs.finished) == 1:
         return runs.finished[0]
@@ -68,7 +68,7 @@ def _settings(run: Run) -> Pairs:
 
 
 def _overrides(file: Path) -> str | None:
-    """The items of Hydra's list as text: parsing YAML from someone else could resolve and expand what it refers to."""
+    """Read Hydra's list of overrides as text: parsing untrusted YAML could resolve and expand references."""
     try:
         with file.open(errors="replace") as opened:
             text = opened.read(MAX_OVERRIDES)
@@ -93,7 +93,7 @@ def _results(run: Run) -> Pairs:
 
 
 def _files(folder: Path) -> str:
-    """The files in a folder with their sizes; for a folder in it, the sum of its files."""
+    """List the files and subfolders of a folder with their sizes."""
     parts = []
     for path in sorted(folder.iterdir()):
         if not path.name.startswith("."):

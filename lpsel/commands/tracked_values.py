@@ -1,4 +1,4 @@
-"""Values that commands log to the tracker: scores, rows, costs and evaluations.
+"""Log scores, rows, costs and evaluations to the tracker.
 
 N rows
 """
@@ -17,11 +17,11 @@ from lpsel.selection.select import Selection
 from lpsel.storage import finite
 from lpsel.tracking.tracker import Distribution, Logged, Rows, Tracker
 
-TEXT_LENGTH = 2000  # characters of a prompt or response in the table of rows
+TEXT_LENGTH = 2000  # maximum characters of a prompt or response in the table of rows
 
 
 def log_scores(tracker: Tracker, table: ScoreTable) -> None:
-    """Histograms of NLL, LP and LP_app by epoch, and the median NLL as a curve."""
+    """Log histograms of NLL, LP and LP_app by epoch, and the median NLL as a curve."""
     if not tracker.enabled:
         return
     for epoch, nll_N in enumerate(table.nll):
@@ -40,11 +40,11 @@ def log_rows(
     positions: Mapping[str, NDArray[np.int64]],
     examples: Mapping[int, Example],
 ) -> None:
-    """Histograms of the scores, and a table of the first, last and some random rows of the ranking.
+    """Log histograms of the scores, and a table of the first, the last and random rows of the ranking.
 
     Args:
-        positions: of the rows in the selection, by group.
-        examples: the rows by row number.
+        positions: positions of the rows in the selection, by group.
+        examples: rows by row number.
     """
     if not tracker.enabled:
         return
@@ -74,7 +74,7 @@ def log_rows(
 
 
 def log_diagnosis(tracker: Tracker, diagnosis: Mapping[str, Any]) -> None:
-    """What the score follows and what was selected, as numbers to compare runs by, and the warnings as a table."""
+    """Log the diagnosis of a selection as numbers, and its warnings as a table."""
     counted = ("clusters", "known", "learned", "rising", "duplicates", "near_duplicates")
     numbers = {f"spearman/{name}": value for name, value in (diagnosis["spearman"] or {}).items()}
     numbers |= {name: diagnosis[name] for name in counted}
@@ -88,7 +88,7 @@ def log_diagnosis(tracker: Tracker, diagnosis: Mapping[str, Any]) -> None:
 
 
 def log_ledger(tracker: Tracker, ledger: Mapping[str, Any]) -> None:
-    """The cost ledger as a table, and as numbers to compare runs by."""
+    """Log the cost ledger as a table and as numbers."""
     parts = ("selection", "training", "total", "everything")
     units = list(ledger[parts[0]])
     values: dict[str, Logged] = {f"ledger/{part}_{unit}": float(ledger[part][unit]) for part in parts for unit in units}
@@ -99,7 +99,7 @@ def log_ledger(tracker: Tracker, ledger: Mapping[str, Any]) -> None:
 
 
 def log_evaluation(tracker: Tracker, result: Mapping[str, Any]) -> None:
-    """Every metric of every model as a table, and as numbers `MODEL/METRIC`, with `/low` and `/high`."""
+    """Log all metrics of all models as a table and as numbers `MODEL/METRIC`, with `/low` and `/high`."""
     rows: list[list[Any]] = []
     values: dict[str, Logged] = {}
     for entry in result.get("models") or [result]:

@@ -1,4 +1,4 @@
-"""`train`: find or compute scores, select a subset, train the target on it, and save a Hugging Face model folder."""
+"""`lpsel train`: load or compute scores, select a subset, train the target on it, and save a Hugging Face model."""
 
 import logging
 from dataclasses import asdict
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Select, train, save. The run folder is a selection folder with the model in it."""
+    """Select rows, train on them, and save the model in the selection folder, which is the run folder."""
     setup = job.training_setup()
     spec: ModelSpec = build(job.config.model)
     adapter: Adapter | None = build(job.config.adapter)
@@ -77,7 +77,7 @@ def train(
     setup: TrainingSetup, spec: ModelSpec, adapter: Adapter | None, path: str, source: Source,
     selected_N: NDArray[np.bool_], checkpoints: Path,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train the target, with weights at `path`, and save it; its part of result.json, on the main process."""
+    """Train the target from the weights at `path` and save it; returns its part of result.json in the main process."""
     from lpsel.model.export import save_model
     from lpsel.scoring.scorer import checked_tokens
     from lpsel.training.monitors import LossSpikes, UntrainedTokens
@@ -111,7 +111,7 @@ def train(
     }
     adapted = module.adapted.describe(setup.run_dir) if module.adapted else None
     saved = folder.is_dir()
-    tracked = folder if saved or adapted is None else Path(adapted["folder"])  # the adapter if only that was saved
+    tracked = folder if saved or adapted is None else Path(adapted["folder"])  # the adapter, if only that was saved
     setup.tracker.log_artifact(model_artifact(name, tracked, training))
     return {
         "model": str(folder) if saved else None,

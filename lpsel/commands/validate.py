@@ -1,6 +1,7 @@
-"""`validate`: does a score predict what a model trained on a subset reaches?
+"""`lpsel validate`: measure whether a score predicts the held-out loss of a model trained on a subset.
 
-Every subset is a run of `train`, by a column of one table of random numbers and scores, and of `evaluate`.
+Each subset is trained on with `train` and measured with `evaluate`. Subsets are selected by columns of one table, which
+holds random numbers and the scores.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,16 +31,16 @@ from lpsel.scoring.metrics import METRICS, learning_percentage
 from lpsel.selection.budget import check_pct
 from lpsel.storage import finite, write_csv, write_file, write_json
 
-FEWEST = 5  # subsets: a rank correlation of fewer says nothing
+FEWEST = 5  # subsets needed for a meaningful rank correlation
 TABLE = "subsets.parquet"
-EVALUATION = ("evaluator.max_new_tokens=0", "evaluator.resamples=100")  # only the NLL is used, without its interval
-SHARED = ("trainer", "tracker", "cache_dir")  # options that train and evaluate have in common
+EVALUATION = ("evaluator.max_new_tokens=0", "evaluator.resamples=100")  # only the NLL is used, not its interval
+SHARED = ("trainer", "tracker", "cache_dir")  # options that are passed to both train and evaluate
 
 Floats = NDArray[np.float64]
 
 
 class Subset(NamedTuple):
-    """The `pct` % of the rows with the lowest, or highest, values of a column of the table."""
+    """The `pct` % of the rows with the lowest or highest values in a column of the table."""
 
     name: str
     column: str
@@ -47,7 +48,7 @@ class Subset(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """How subsets are trained on and measured; `given` are overrides of train, `held_out` those of evaluate."""
+    """Training and evaluation of subsets; `given` are overrides of train, `held_out` overrides of evaluate."""
 
     given: Sequence[str]
     held_out: Sequence[str]
@@ -96,10 +97,10 @@ def main(arguments: Sequence[str]) -> None:
 def run(
     arguments: Sequence[str], metrics: Sequence[str], settings: Settings, run_dir: Path | None = None
 ) -> dict[str, Any]:
-    """Train, evaluate and compare; what is finished in `run_dir` or in the cache is reused.
+    """Train, evaluate and compare; finished work in `run_dir` or the cache is reused.
 
     Raises:
-        UserError: an invalid argument, a table that cannot be read, or what train and evaluate raise.
+        UserError: an argument is invalid, a table cannot be read, or train or evaluate failed.
     """
     tables, scores = _read(arguments, metrics, settings)
     folder = run_folder("validate", run_dir, arguments)
@@ -122,10 +123,10 @@ def run(
 
 
 def plan(arguments: Sequence[str], metrics: Sequence[str], settings: Settings, run_dir: Path | None = None) -> None:
-    """Print what `run` would train, with tokens, FLOPs and memory.
+    """Print the training that `run` would do, with tokens, FLOPs and memory.
 
     Raises:
-        UserError: as `run`, or a model that does not fit into memory.
+        UserError: as in `run`, or a model does not fit into memory.
     """
     from lpsel.commands.dry_run import memory_problem, planned_work, print_table  # imports torch
 
@@ -147,7 +148,7 @@ def plan(arguments: Sequence[str], metrics: Sequence[str], settings: Settings, r
 def _read(
     arguments: Sequence[str], metrics: Sequence[str], settings: Settings
 ) -> tuple[list[Scored], dict[str, Floats]]:
-    """The tables, and every score of their rows, (N,), by the names of both."""
+    """Read the tables, and all scores of their rows, (N,), by table and metric."""
     check_int("--subsets", settings.subsets, FEWEST)
     check_int("--seeds", settings.seeds, 1)
     check_int("--seed", settings.seed, 0)
@@ -157,7 +158,7 @@ def _read(
 
 
 def _score(scored: Scored, metric: str) -> Floats:
-    """A score of every row, (N,), NaN where it has none."""
+    """Score of every row by one metric, (N,), NaN where undefined."""
     table = scored.table
     if metric not in METRICS:
         if metric in table.columns:
@@ -171,7 +172,7 @@ def _score(scored: Scored, metric: str) -> Floats:
 
 
 def _subsets(scores: int, settings: Settings) -> list[Subset]:
-    """The random subsets, and two for every score."""
+    """Random subsets, and the lowest and the highest rows by every score."""
     names = [f"random_{k:03d}" for k in range(1, settings.subsets + 1)]
     ends = [(s, end) for s in range(scores) for end in ("lowest", "highest")]
     by_score = [Subset(f"{end}_{s}", f"score_{s}", end == "highest") for s, end in ends]
@@ -179,7 +180,7 @@ def _subsets(scores: int, settings: Settings) -> list[Subset]:
 
 
 def _write_subsets(file: Path, first: Scored, scores: Mapping[str, Floats], settings: Settings) -> None:
-    """Write the columns that subsets are selected by; rows without a score in some table are in none of them."""
+    """Write the columns that subsets are selected by, NaN for rows that lack a score in at least one table."""
     value_SN = np.array([*scores.values()])
     undefined_N = ~np.isfinite(value_SN).all(axis=0)
     draw_KN = np.random.default_rng(settings.seed).random((settings.subsets, len(undefined_N)))
@@ -189,13 +190,13 @@ def _write_subsets(file: Path, first: Scored, scores: Mapping[str, Floats], sett
     values = {name: pa.array(np.where(undefined_N, np.nan, v), from_pandas=True) for name, v in columns.items()}
     content = BytesIO()
     pq.write_table(pa.table(about | values), content)
-    # An unchanged file keeps its time, by which finished runs know their inputs.
+    # An unchanged file keeps its modification time, which finished runs compare.
     if not file.is_file() or file.read_bytes() != content.getvalue():
         write_file(file, content.getvalue())
 
 
 def _measure(folder: Path, subset: Subset, scores: Mapping[str, Floats], settings: Settings) -> dict[str, Any]:
-    """Train on a subset with every seed, and evaluate: its mean scores, NLL and cost."""
+    """Train on a subset with every seed and evaluate; returns its mean scores, NLL and cost."""
     nll, cost = [], {"trainings": 0, "tokens": 0, "flops": 0.0, "seconds": 0.0}
     for seed in settings.training_seeds:
         place = folder / f"{subset.name}-seed-{seed}"
@@ -219,7 +220,7 @@ def _measure(folder: Path, subset: Subset, scores: Mapping[str, Floats], setting
 
 
 def _selected(selection: str, table: Path) -> NDArray[np.int64]:
-    """Positions in the table of the selected rows; the dataset may have its rows in another order."""
+    """Positions of the selected rows in the table; the dataset may have a different order."""
     ids = pq.read_table(table, columns=["id"])["id"] if "id" in pq.read_schema(table).names else None
     chosen = pq.read_table(selection, columns=["id", "selected"])
     if ids is None or ids.equals(chosen["id"].cast(ids.type)):
@@ -229,7 +230,7 @@ def _selected(selection: str, table: Path) -> NDArray[np.int64]:
 
 
 def _overrides(table: Path, subset: Subset, seed: int, settings: Settings) -> list[str]:
-    """Those of the training on a subset."""
+    """Overrides for training on a subset."""
     return hydra_arguments("train", [
         *settings.given, f"scores={table}", "selection=score_column", f"selection.column={subset.column}",
         f"selection.descending={str(subset.highest).lower()}", "cluster=none", f"pct={settings.pct:g}", f"seed={seed}",
@@ -259,7 +260,7 @@ def _summary(measured: Sequence[dict[str, Any]], scores: Mapping[str, Floats], s
 
 
 def show(result: Mapping[str, Any]) -> None:
-    """Print the correlation of every score, and what its lowest and highest rows lead to."""
+    """Print the correlation of every score with the NLL, and the NLL of its lowest and highest rows."""
     random = result["random_nll"]
     notes = [f"{random['subsets']} random subsets of {result['pct']:g}%: NLL {decimals(random['mean'])}, "
                f"standard deviation {decimals(random['standard_deviation'])}"]  # fmt: skip

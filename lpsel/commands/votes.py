@@ -1,4 +1,4 @@
-"""`lpsel votes`: unblind the votes on pages of human evaluation and compute win rates and agreement."""
+"""`lpsel votes`: unblind votes from human evaluation pages, and compute win rates and annotator agreement."""
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -52,10 +52,10 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def run(given: Sequence[Path], key_path: Path | None = None, run_dir: Path | None = None) -> dict[str, Any]:
-    """Write a run folder with the outcomes, and return result.json with the folder as `run_dir`.
+    """Write a run folder with the outcomes; returns result.json with the folder as `run_dir`.
 
     Raises:
-        UserError: a file is not a file of votes, votes are on another page, there is no key, all pairs are skipped.
+        UserError: a file has no votes, votes are from different pages, there is no key, or all pairs are skipped.
     """
     files = [human.read_votes(path.expanduser()) for path in given]
     key_path = _find_key(files[0], key_path and key_path.expanduser())
@@ -98,13 +98,13 @@ def run(given: Sequence[Path], key_path: Path | None = None, run_dir: Path | Non
 
 
 def _find_key(file: VoteFile, given: Path | None) -> Path:
-    """The key that is given, or the one of the page that the votes are on, recognized by its SHA-256."""
+    """Find the key of the page that the votes are from by its SHA-256, in `given` or the default folders."""
     if given is not None and not given.is_dir():
         return given
     folders = [file.path.parent, *sorted(Path("runs").glob("*/*"))] if given is None else [given]
     for folder in folders:
-        for path in (folder / KEY, *sorted(folder.glob(f"votes/*/{KEY}"))):  # of one model, of each of several
-            with suppress(UserError):  # another kind of file with the same name, or none
+        for path in (folder / KEY, *sorted(folder.glob(f"votes/*/{KEY}"))):  # one model, several models
+            with suppress(UserError):  # no such file, or a different kind of file
                 if read_key(path).page == file.page:
                     return path
     if given is not None and (given / KEY).exists():
@@ -114,7 +114,7 @@ def _find_key(file: VoteFile, given: Path | None) -> Path:
 
 
 def _outcomes(voted: Sequence[int], preference_AN: NDArray[np.float64], key: Key) -> list[dict[str, Any]]:
-    """The rows of outcomes.parquet: pairs with votes, and pairs with equal answers as ties."""
+    """Rows of outcomes.parquet: pairs with votes, and pairs with equal answers as ties."""
     majority_N, mean_N = human.majority(preference_AN), human.mean_preference(preference_AN)
     votes_N = np.isfinite(preference_AN).sum(axis=0)
     outcomes = [(key.pairs[n], majority_N[n], mean_N[n], votes_N[n]) for n in voted]
@@ -159,9 +159,9 @@ def _judgements(votes: Sequence[Vote], counted: set[Vote], key: Key) -> list[dic
 
 
 def _win_rates(outcomes: Sequence[dict[str, Any]], key: Key) -> dict[str, Any]:
-    """Win rates of the majority and of the mean vote, where pairs with votes stand for those without.
+    """Win rates by majority and by mean vote; pairs with votes represent those without.
 
-    Pairs without votes have not failed. A prompt in several sets counts once, except within each set.
+    Pairs without votes do not count as failed. A prompt in several sets counts once overall, and once in each set.
     """
     column = {name: [outcome[name] for outcome in outcomes] for name in outcomes[0]}
     seen = set(column["id"])

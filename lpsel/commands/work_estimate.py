@@ -1,4 +1,4 @@
-"""Sizes of models and lengths of rows for dry runs, from a model's configuration and a sample of the rows."""
+"""Estimate model sizes and row lengths for dry runs, from a model's configuration and a sample of the rows."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 GIB = 2**30
 SAMPLE = 1000  # rows whose lengths represent all rows
-CHARACTERS = 4  # per token, without a tokenizer
-UTILIZATION = 40  # percent of a GPU's peak, for the hours of a plan; measured ones are in docs/results/benchmarks.md
+CHARACTERS = 4  # characters per token, without a tokenizer
+UTILIZATION = 40  # assumed percent of a GPU's peak FLOP/s; docs/results/benchmarks.md has measured values
 COUNTED, SAMPLED = "counted", f"estimated from {SAMPLE:,} rows"
 GUESSED = f"estimated at {CHARACTERS} characters each"
 
@@ -37,7 +37,7 @@ _cache: dict[str, Any] = {}  # models and lengths that several jobs of a sweep s
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A model on the meta device, and its tokenizer; None where they are not available."""
+    """A model on the meta device, and its tokenizer; None if not available."""
 
     shapes: Any
     tokenizer: Any
@@ -45,7 +45,7 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class RowLengths:
-    """Lengths of n rows with a supervised token, int32 (n,), each of which represents `weight` rows."""
+    """Lengths of n rows with a supervised token, int32 (n,); each represents `weight` rows."""
 
     lengths: NDArray[np.int32]
     supervised: NDArray[np.int32]
@@ -54,44 +54,44 @@ class RowLengths:
 
     @property
     def tokens(self) -> float:
-        """Of all rows, in one pass."""
+        """Tokens of all rows in one pass."""
         return self.weight * float(self.lengths.sum(dtype="int64"))
 
     def with_answers(self, longest: int) -> "RowLengths":
-        """As answers of `longest` tokens are generated to their prompts."""
+        """Lengths if the answers are replaced by generated ones of `longest` tokens."""
         lengths = self.lengths - self.supervised + longest
         return replace(self, lengths=lengths, supervised=np.full_like(lengths, longest))
 
     def without_prompts(self, bos: bool) -> "RowLengths":
-        """As the column `nll_0_noprompt` feeds them."""
+        """Lengths as processed for the column `nll_0_noprompt`."""
         lengths = self.supervised + int(bos)
         return replace(self, lengths=lengths, supervised=lengths - 1)
 
 
-Pass = tuple[float, Callable[..., float], RowLengths]  # how many times, FLOPs of one pass, over which rows
+Pass = tuple[float, Callable[..., float], RowLengths]  # number of passes, FLOPs of one pass, rows
 
 
 @dataclass(frozen=True)
 class Work:
-    """The training or recording of one model."""
+    """The training, scoring or evaluation of one model."""
 
     what: str  # score, train or evaluate
     model: str
-    rows: int  # trained on, scored or evaluated on
-    tokens: float  # fed to the model in all passes
+    rows: int  # number of rows trained on, scored or evaluated on
+    tokens: float  # tokens processed in all passes
     lengths: str  # how the tokens were counted
-    flops: float | None  # None where the model's shape is not known
-    bytes: float | None  # on each device; None where the model's shape is not known
-    key: str | None = None  # of scores, everything they depend on; None for others
-    epochs: int = 0  # recorded, of scores
-    columns: tuple[str, ...] = ()  # likewise
-    found: bool = False  # the scores are in the cache
-    hours: float | None = None  # on the GPUs, see `gpu_hours`
-    checkpoints: float = 0.0  # bytes on disk while it is trained
-    model_bytes: float = 0.0  # of the saved model
-    limit: float | None = None  # memory of each device in bytes, None where it is not known
-    problem: str = ""  # of a UserError, why it does not fit into the GPU's memory
-    hint: str = ""  # and how it would
+    flops: float | None  # None if the model's shape is unknown
+    bytes: float | None  # memory per device; None if the model's shape is unknown
+    key: str | None = None  # cache key of scores; None for other work
+    epochs: int = 0  # recorded epochs of scores
+    columns: tuple[str, ...] = ()  # additional recorded columns of scores
+    found: bool = False  # whether the scores are in the cache
+    hours: float | None = None  # GPU time, see `gpu_hours`
+    checkpoints: float = 0.0  # bytes on disk during training
+    model_bytes: float = 0.0  # bytes of the saved model
+    limit: float | None = None  # memory of each device in bytes, None if unknown
+    problem: str = ""  # problem and hint of the UserError if it does not fit into GPU memory
+    hint: str = ""
 
     def covers(self, other: "Work") -> bool:
         """Whether these scores include the other's."""
@@ -100,7 +100,7 @@ class Work:
 
 
 def cost(model: ModelShape, passes: Sequence[Pass]) -> tuple[float, float | None]:
-    """Tokens and FLOPs of passes over rows; FLOPs are None where the model's shape is not known."""
+    """Tokens and FLOPs of passes over rows; FLOPs are None if the model's shape is unknown."""
     tokens = sum(times * rows.tokens for times, _, rows in passes)
     if model.shapes is None:
         return tokens, None
@@ -109,7 +109,7 @@ def cost(model: ModelShape, passes: Sequence[Pass]) -> tuple[float, float | None
 
 
 def gpu_bytes(config: DictConfig) -> float | None:
-    """Memory of a GPU: `gpu_memory_gib`, or that of this machine's first GPU; None without one."""
+    """Memory of a GPU in bytes: `gpu_memory_gib`, or the memory of this machine's first GPU; None without a GPU."""
     if config.gpu_memory_gib is not None:
         check_number("gpu_memory_gib", config.gpu_memory_gib, above=0, hint="set the memory of one GPU in GiB, or null")
         return float(config.gpu_memory_gib) * GIB
@@ -119,7 +119,7 @@ def gpu_bytes(config: DictConfig) -> float | None:
 
 
 def gpu_hours(config: DictConfig, flops: float | None) -> float | None:
-    """Hours on all GPUs together at UTILIZATION percent of `gpu_tflops`; None on a CPU and without FLOPs.
+    """Hours on all GPUs together at UTILIZATION percent of `gpu_tflops`; None on a CPU or if FLOPs are unknown.
 
     Raises:
         UserError: gpu_tflops is not a positive number.
@@ -131,7 +131,7 @@ def gpu_hours(config: DictConfig, flops: float | None) -> float | None:
 
 
 def devices(trainer: DictConfig) -> int:
-    """Devices of all nodes."""
+    """Total number of devices on all nodes."""
     devices = trainer.devices
     if devices in ("auto", -1):
         devices = max(torch.cuda.device_count(), 1)
@@ -139,7 +139,7 @@ def devices(trainer: DictConfig) -> int:
 
 
 def cached(kind: str, key: Any, create: Callable[[], T]) -> T:
-    """What `create` returns, once per process and key."""
+    """Call `create` once per process and key, and return its cached result."""
     name = digest([kind, key])
     if name not in _cache:
         _cache[name] = create()
@@ -147,7 +147,7 @@ def cached(kind: str, key: Any, create: Callable[[], T]) -> T:
 
 
 def model_shape(spec: ModelSpec, cache_dir: Path) -> ModelShape:
-    """The shape and tokenizer of a model, from conf/model, this machine or the Hub. A tiny model is created."""
+    """Shape and tokenizer of a model, from conf/model, this machine or the Hub. A tiny model is created."""
     return cached("model", [asdict(spec), str(cache_dir)], lambda: _look_up(spec, cache_dir))
 
 
@@ -170,7 +170,7 @@ def _look_up(spec: ModelSpec, cache_dir: Path) -> ModelShape:
 
 
 def _go_offline_without_network(spec: ModelSpec, path: str) -> None:
-    """Without a network every request takes half a minute to fail: after the first failure, send no more."""
+    """Stop sending requests after the first failure: without a network, each takes half a minute to fail."""
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -186,7 +186,7 @@ def _go_offline_without_network(spec: ModelSpec, path: str) -> None:
 
 
 def with_rows(spec: M, source: Source, cache_dir: Path) -> tuple[M, ModelShape, RowLengths]:
-    """A model with the template for the rows of a source, its shape, and the lengths of the rows as it sees them."""
+    """Return the model with the template for a source, its shape, and the token lengths of the rows."""
     model = model_shape(spec, cache_dir)
     spec = replace(spec, template=resolve_template(spec.template, holds_conversations(source), model.tokenizer))
     key = [source.fingerprint, spec.template, spec.max_length, spec.path, spec.tiny]
@@ -194,7 +194,7 @@ def with_rows(spec: M, source: Source, cache_dir: Path) -> tuple[M, ModelShape, 
 
 
 def _count(source: Source, spec: ModelSpec, tokenizer: Any, cache_dir: Path) -> RowLengths:
-    """Lengths of all rows where they are in the cache, of a sample elsewhere."""
+    """Lengths of all rows if they are in the cache, otherwise of a sample."""
     tokens = None if tokenizer is None else find_tokens(source, tokenizer, spec.template, spec.max_length, cache_dir)
     if tokens is not None:
         rows = RowLengths(tokens.lengths, tokens.response_tokens, 1.0, COUNTED)
@@ -212,7 +212,7 @@ def _count(source: Source, spec: ModelSpec, tokenizer: Any, cache_dir: Path) -> 
 
 
 def _guess(sample: list[Any], max_length: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Lengths from characters, with the Alpaca prompt whatever the template."""
+    """Estimate lengths from characters, always with the Alpaca prompt."""
     parts = (templates.ALPACA_WITHOUT_INPUT, templates.ALPACA_INSTRUCTION, templates.ALPACA_RESPONSE)
     around = len(templates.BETWEEN.join(parts))
     usable = [row.example.characters() for row in sample if row.unusable is None]
