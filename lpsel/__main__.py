@@ -1,4 +1,4 @@
-"""`python -m lpsel` is the console command."""
+"""Run the console command as `python -m lpsel`."""
 
 from lpsel.cli import console
 

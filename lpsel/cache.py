@@ -1,8 +1,7 @@
-"""One content-addressed cache: an entry is a folder named by the digest of everything that its content depends on.
+"""Content-addressed cache: an entry is a folder named by the digest of everything that its content depends on.
 
 `CACHE_DIR/KIND/[LABEL-]DIGEST/` holds the entry's files and, written last, `manifest.json` with the key, the SHA-256 of
-every file, and what else is recorded about it. Entries that grow line by line (answers of models, verdicts of judges)
-are a `Journal`.
+every file, and other metadata. Entries that grow line by line (model answers, judge verdicts) are a `Journal`.
 """
 
 import fcntl
@@ -27,21 +26,21 @@ from lpsel.storage import digest, file_names, finite, opened, read_dict, sync, w
 
 log = logging.getLogger(__name__)
 
-# Incremented when the same key would give different content.
+# Format versions, incremented when the same key would give different content.
 FORMATS = {
     "answers": 3, "clusters": 3, "embeddings": 3, "scores": 1, "tiny_models": 1, "tokens": 8, "trained": 4,
     "verdicts": 3,
 }  # fmt: skip
 MANIFEST = "manifest.json"
 KEY_DIGITS = 32  # hexadecimal digits of the digest in a folder's name
-USERS = "users"  # folder with a file for every run: the entries that it used
+USERS = "users"  # folder with one file per run that lists the entries it used
 
 _used: set[str] = set()  # digests of the entries that the current run has used
 
 
 @cache
 def warn_if_shared(cache_dir: Path) -> None:
-    """Warn of a cache that others can change: its checks detect accidents, not attacks."""
+    """Warn if other users can change the cache: its checksums detect accidents, not attacks."""
     status = cache_dir.stat()
     foreign = status.st_uid not in (0, os.getuid())
     if foreign or status.st_mode & stat.S_IWOTH:
@@ -51,7 +50,7 @@ def warn_if_shared(cache_dir: Path) -> None:
 
 @contextmanager
 def in_use(cache_dir: Path, run_dir: Path) -> Iterator[None]:
-    """Within, a run uses the cache and nothing is deleted from it; a run that finishes records what it used."""
+    """Context manager for a run that uses the cache: prevents deletion, and records the entries used at the end."""
     with opened(cache_dir) as folder:
         with suppress(OSError):  # a file system without such locks
             fcntl.flock(folder, fcntl.LOCK_SH)  # waits while entries are deleted
@@ -64,7 +63,7 @@ def in_use(cache_dir: Path, run_dir: Path) -> Iterator[None]:
 
 
 def used_by(cache_dir: Path, run_dir: Path) -> list[Path]:
-    """The folders of the entries that a finished run has used and that still exist."""
+    """Folders of the entries that a finished run used and that still exist."""
     used = read_dict(_user_file(cache_dir, run_dir)).get("entries")
     return [folder for entry in used or () for folder in cache_dir.glob(f"*/*{glob.escape(str(entry))}")]
 
@@ -75,7 +74,7 @@ def _user_file(cache_dir: Path, run_dir: Path) -> Path:
 
 @contextmanager
 def exclusive(cache_dir: Path) -> Iterator[None]:
-    """Within, no run uses the cache; raises a UserError if one does now."""
+    """Context manager in which no run can use the cache; raises a UserError if one is using it."""
     with opened(cache_dir) as folder:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -91,12 +90,12 @@ class Entry:
 
     kind: str  # a key of `FORMATS`
     key: Mapping[str, Any]  # everything that the content depends on, without secrets
-    folder: Path  # of the entry
+    folder: Path  # folder of the entry
 
     @classmethod
     def of(cls, cache_dir: Path, kind: str, key: Mapping[str, Any], label: str = "") -> Self:
         """The entry for `key`; `label` makes the folder's name readable and does not identify the entry."""
-        key = json.loads(json.dumps(finite(dict(key))))  # as it is read back from the manifest
+        key = json.loads(json.dumps(finite(dict(key))))  # as read from the manifest
         name = digest({"format": FORMATS[kind], **key})[:KEY_DIGITS]
         if label:
             name = f"{file_names([label])[0]}-{name}"
@@ -104,12 +103,12 @@ class Entry:
 
     @property
     def digest(self) -> str:
-        """The end of the folder's name, which identifies the entry."""
+        """Digest at the end of the folder's name, which identifies the entry."""
         return self.folder.name[-KEY_DIGITS:]
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the entry for this process; other processes wait for it."""
+        """Lock the entry for this process; other processes wait."""
         _used.add(self.digest)
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / "lock")
@@ -124,14 +123,14 @@ class Entry:
             lock.release()
 
     def manifest(self) -> dict[str, Any]:
-        """The manifest; raises `Damaged` if it is missing, has another format or key, or a file has changed."""
+        """Read the manifest; raises `Damaged` if it is missing, its format or key differs, or a file has changed."""
         manifest = unseal(self.folder / MANIFEST, FORMATS[self.kind])
         if manifest.get("key") != self.key:
             raise Damaged(self.folder / MANIFEST, problem="belongs to another entry of the cache")
         return manifest
 
     def find(self) -> dict[str, Any] | None:
-        """The manifest of a complete entry; None without one, or, after a warning, for a damaged one."""
+        """Read the manifest of a complete entry; None if it does not exist or, with a warning, is damaged."""
         if not (self.folder / MANIFEST).exists():
             return None
         try:
@@ -141,21 +140,21 @@ class Entry:
             return None
 
     def commit(self, files: Collection[str], **recorded: Any) -> None:
-        """Write the manifest of finished files in the folder, which completes the entry."""
+        """Complete the entry by writing the manifest of the finished files in its folder."""
         seal(self.folder / MANIFEST, files, {"format": FORMATS[self.kind], "key": self.key, **recorded})
 
 
 @dataclass(frozen=True)
 class Journal(Entry):
-    """An entry that grows line by line; every line carries its own checksum and is on disk when `append` returns."""
+    """An entry that grows line by line; each line has a checksum and is on disk when `append` returns."""
 
     @property
     def path(self) -> Path:
-        """The file, JSON lines; its first line holds the key. Deleting it makes the cache forget the entry."""
+        """Path of the JSON lines file; its first line holds the key. Deleting the file clears the entry."""
         return self.folder / "journal.jsonl"
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """All intact lines in order; damaged ones, such as half a line left by a crash, are skipped with a warning."""
+        """Yield all intact lines in order; damaged lines, such as a partial line after a crash, are skipped."""
         if not self.path.is_file():
             return
         damaged = 0
@@ -172,7 +171,7 @@ class Journal(Entry):
             log.warning("%s: skipped %s damaged lines; their content is requested again", self.path, damaged)
 
     def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Add lines, on disk when this returns. Call it inside `locked`, from one thread at a time."""
+        """Append lines and sync them to disk. Must be called inside `locked`, from one thread at a time."""
         data = b"".join(sealed_line(dict(line)) for line in lines)
         new = not self.path.exists()
         with self.path.open("ab+") as file:
@@ -180,7 +179,7 @@ class Journal(Entry):
                 data = sealed_line({"format": FORMATS[self.kind], "key": self.key}) + data
             else:
                 file.seek(-1, os.SEEK_END)
-                data = data if file.read(1) == b"\n" else b"\n" + data  # after half a line
+                data = data if file.read(1) == b"\n" else b"\n" + data  # after a partial line
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -1,6 +1,6 @@
-"""The commands: `lpsel COMMAND`, and train.py, select.py and evaluate.py next to the package.
+"""Command line entry points: `lpsel COMMAND`, and train.py, select.py and evaluate.py next to the package.
 
-Nothing heavy is imported before a job starts, so that --help and errors are printed at once.
+Heavy imports wait until a job starts, so that --help and errors are printed immediately.
 """
 
 import logging
@@ -21,13 +21,13 @@ from lpsel.distributed import Interrupted, at_end, is_main_process, lost_rank, s
 from lpsel.errors import ReportedByMainProcess, UserError, resource_errors
 from lpsel.redact import printable, protect_output, redact
 
-# Commands with what they do and an example. Hydra configures these:
+# Description and example of each command. Commands configured by Hydra:
 HYDRA_COMMANDS = {
     "train": ("score and select rows as needed, and train a model on them", "model=opt-1.3b selection=lp_app pct=10"),
     "select": ("score rows as needed, and write a subset", "scorer=opt-350m dataset=my.jsonl pct=10"),
     "evaluate": ("compare models on held-out rows or prompts", "model=RUN baseline=facebook/opt-1.3b dataset=dolly"),
 }
-# These take paths and flags: their module in lpsel.commands has `main(arguments)`.
+# Commands that take paths and flags; their module in lpsel.commands defines `main(arguments)`.
 FLAG_COMMANDS = {
     "agreement": ("compare scorers: do they find the same rows hard?", "SCORES_1 SCORES_2"),
     "votes": ("count the votes of human annotators", "votes-ann.json votes-ben.json"),
@@ -43,12 +43,12 @@ FLAG_COMMANDS = {
 COMMANDS = HYDRA_COMMANDS | FLAG_COMMANDS
 NEXT = {"train": "lpsel evaluate model={}", "select": "lpsel rows {} --chosen", "evaluate": "lpsel report {}"}
 COMPLETION = ("-sc", "--shell-completion")
-SECONDS_FOR_MAIN_PROCESS = 5  # to print an error: torchrun ends all ranks when the first one exits
+SECONDS_FOR_MAIN_PROCESS = 5  # time to print an error: torchrun ends all ranks when the first one exits
 
 
 def console() -> None:
-    """The console script `lpsel COMMAND [OVERRIDE ...]`."""
-    # Lightning starts the other ranks with this process's arguments, without the name of the command.
+    """Entry point of the console script `lpsel COMMAND [OVERRIDE ...]`."""
+    # Lightning starts the other ranks with the arguments of this process, without the command name.
     started_as = os.environ.get("LPSEL_COMMAND")
     arguments = sys.argv[1:]
     if arguments and arguments[0] in HYDRA_COMMANDS:
@@ -78,7 +78,7 @@ def _usage() -> str:
 
 
 def _complete(arguments: Sequence[str]) -> None:
-    """Hydra's shell completion, which knows one command only: the line it completes gets the name of ours removed."""
+    """Run Hydra's shell completion, which supports only one command: remove the command name from the line."""
     words = os.environ.get("COMP_LINE", "").split(" ")
     command = next(iter(words[1:]), "")
     if arguments[1:] and arguments[1].startswith("query=") and len(words) < 3:
@@ -89,15 +89,15 @@ def _complete(arguments: Sequence[str]) -> None:
 
 
 def entry_point(script: str) -> None:
-    """Run the command that a script at the root of the repository is named after."""
+    """Run the command with the name of a script at the root of the repository."""
     run(Path(script).stem)
 
 
 def run(command: str, arguments: Sequence[str] | None = None) -> None:
     """Run one command under Hydra.
 
-    The exit status is 0 when the command is done; 2 for a user error, which is one line on standard error, or a
-    traceback with LPSEL_DEBUG=1 in the environment; and 128 plus the signal's number for a signal.
+    The exit status is 0 on success, 2 for a user error, and 128 plus the signal number for a signal. A user error is
+    printed as one line on standard error, or as a traceback if LPSEL_DEBUG=1 is set in the environment.
     """
     import hydra
     from hydra.errors import HydraException
@@ -106,10 +106,10 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
     from lpsel.config import config_dir
     from lpsel.overrides import hydra_arguments
 
-    # Before torch is imported: its threads then sleep while they wait, instead of keeping other processes from running.
+    # Must be set before torch is imported: idle threads then sleep instead of blocking other processes.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not os.environ.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}:
-        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"  # packs of many sizes fragment GPU memory
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"  # batches of many sizes fragment GPU memory
     from lpsel.sweep import SweepCallback
 
     os.environ["LPSEL_COMMAND"] = command
@@ -129,7 +129,7 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
 
 
 def run_flag_command(command: str, arguments: Sequence[str]) -> None:
-    """Run a command with paths and flags; errors end it as in `run`."""
+    """Run a command that takes paths and flags; exit statuses are as in `run`."""
     with _errors_end_command(command):
         quiet_libraries()
         import_module(f"lpsel.commands.{command}").main(arguments)
@@ -137,7 +137,7 @@ def run_flag_command(command: str, arguments: Sequence[str]) -> None:
 
 @contextmanager
 def _errors_end_command(command: str, hydra_errors: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Within, a user error or a signal ends the process with one line on standard error."""
+    """Context manager in which a user error or a signal ends the process with one line on standard error."""
     protect_output()
     user_errors: tuple[type[Exception], ...] = (UserError, *hydra_errors)
     try:
@@ -153,20 +153,20 @@ def _errors_end_command(command: str, hydra_errors: tuple[type[Exception], ...] 
             raise
         print(f"lpsel {command}: {redact(reason)}; run the same command again to resume", file=sys.stderr, flush=True)
         at_end.close()
-        os._exit(1)  # destroying the process group would wait for the rank
+        os._exit(1)  # destroying the process group would wait for the lost rank
     except KeyboardInterrupt:
         print(f"lpsel {command}: interrupted", file=sys.stderr)
         sys.exit(130)
     except Interrupted as end:
         if end.all_ranks and not is_main_process():
-            sys.exit(0)  # with another status, launchers would kill the main process before it has finished
+            sys.exit(0)  # with any other status, launchers would kill the main process before it finishes
         if is_main_process():
             print(f"lpsel {command}: {end}", file=sys.stderr)
         sys.exit(end.status)
 
 
 def _job(command: str, hydra_errors: tuple[type[Exception], ...]) -> Callable[[Any], None]:
-    """The function that Hydra calls with the composed configuration."""
+    """Create the function that Hydra calls with the composed configuration."""
 
     def job(config: Any) -> None:
         from hydra.core.hydra_config import HydraConfig
@@ -180,14 +180,14 @@ def _job(command: str, hydra_errors: tuple[type[Exception], ...]) -> Callable[[A
 
             run_job(command, config, (UserError, *hydra_errors))
         else:
-            with _errors_end_command(command, hydra_errors):  # Hydra would print a line of its own
+            with _errors_end_command(command, hydra_errors):  # otherwise, Hydra would print an additional line
                 _run_job(command, config, Path(hydra.runtime.output_dir))
 
     return job
 
 
 def _check_run_folder(command: str, config: Any) -> None:
-    """Exit if the run folder is rejected or a key would be written, before Hydra writes its configuration and log."""
+    """Exit before Hydra writes files if the run folder is rejected or the configuration contains a key."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -206,7 +206,7 @@ def _check_run_folder(command: str, config: Any) -> None:
     except UserError as error:
         _fail(f"lpsel {command}", error)
     except (OmegaConfBaseException, OSError):
-        return  # the job meets the same error, and reports it
+        return  # the job raises and reports the same error
 
 
 def _run_job(command: str, config: Any, folder: Path) -> None:
@@ -228,7 +228,7 @@ def _run_job(command: str, config: Any, folder: Path) -> None:
 
 
 def _end_sweep(sweep: Any) -> int:
-    """Print the outcomes of a sweep's jobs, evaluate and report an experiment; returns the exit status."""
+    """Print the outcomes of a sweep, evaluate and report if it is an experiment; returns the exit status."""
     from hydra.core.hydra_config import HydraConfig
 
     from lpsel.console import OPEN, end
@@ -238,7 +238,7 @@ def _end_sweep(sweep: Any) -> int:
         return 0
     folder, outcomes = sweep_dir(), read_outcomes(sweep)
     print_outcomes(outcomes, sweep)
-    dry_run = sweep.get("dry_run")  # which evaluates and reports nothing
+    dry_run = sweep.get("dry_run")  # evaluates and reports nothing
     finished = [Path(o.folder) for o in outcomes if o.state in ("done", "found") and not dry_run]
     if finished and sweep.get("experiment"):
         from lpsel.commands.experiment import conclude
@@ -254,19 +254,19 @@ def _end_sweep(sweep: Any) -> int:
 
 @contextmanager
 def closed_pipe_ends_quietly() -> Iterator[None]:
-    """Exit without a message when the reader of standard output has gone, such as `| head`."""
+    """Exit without a message when the reader of standard output closes the pipe, as in `| head`."""
     try:
         try:
             yield
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again at exit
         sys.exit(128 + signal.SIGPIPE)
 
 
 def quiet_libraries() -> None:
-    """Silence what libraries log about themselves, and all log lines of ranks other than the main process."""
+    """Silence log messages of libraries, and all log messages of ranks other than the main process."""
     lightning = ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.distributed")
     for name in (*(f"lightning.{name}" for name in lightning), "httpx", "httpx2", "sentence_transformers", "datasets"):
         logging.getLogger(name).setLevel(logging.WARNING)

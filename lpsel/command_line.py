@@ -1,4 +1,4 @@
-"""Checks of the command line before Hydra sees it, and Hydra's error messages as one-line user errors."""
+"""Check the command line before Hydra parses it, and convert Hydra's errors to one-line user errors."""
 
 import re
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 from lpsel.errors import UserError
 from lpsel.storage import check_writable
 
-# Names of keys as an option, in a mapping or in a header; a reference such as ${oc.env:MY_KEY} is no key.
+# API keys in an option, a mapping or a header; a reference such as ${oc.env:MY_KEY} is not a key.
 SECRET = re.compile(
     r"(?P<name>[\w-]*(?:(?:api|access|secret|private|subscription)[-_]?key|(?:auth|access|bearer|session)[-_]?token|passw(?:or)?d|secret"
     r"|authorization|cookies?)|(?<![\w-])x-[\w-]*(?:auth|key|token)"
@@ -15,11 +15,11 @@ SECRET = re.compile(
     r"['\"]?\s*[:=](?![^,}]*\$\{oc\.env:)",
     re.IGNORECASE,
 )
-# OpenAI and its imitators, Hugging Face, GitHub, GitLab, Groq, xAI, NVIDIA, Perplexity, Google, AWS, JSON Web Tokens
+# OpenAI-style, Hugging Face, GitHub, GitLab, Groq, xAI, NVIDIA, Perplexity, Google, AWS, JSON Web Tokens
 KEY = re.compile(
     r"(?<![A-Za-z0-9])(?P<name>sk-|hf_|gh[pousr]_|github_pat_|glpat-|gsk_|xai-|nvapi-|pplx-|AIza|AKIA|eyJ)(?:[\w-]*[-_])?[A-Za-z0-9]{16,}"
 )
-# A user (several endpoints in a list are no users) or a query, which may hold a signature.
+# A user (but not several endpoints in a list), or a query, which may contain a signature.
 PRIVATE_URL = re.compile(
     r"(?P<scheme>\w+)://(?:[^/?#\s]*@(?!https?://)(?P<host>[^/?#\s,\]]*)|(?P<before>[^/?#\s]+)[^?\s]*\?)"
 )
@@ -40,8 +40,8 @@ def check_arguments(arguments: Sequence[str]) -> None:
     """Check the command line before Hydra writes it to the run folder.
 
     Raises:
-        UserError: it contains a key or password, an option with dashes, an override without a name or a value, or a
-            run folder that is not writable.
+        UserError: it contains a key or password, an option with dashes, or an override without a name or a value, or
+            the run folder is not writable.
     """
     for position, argument in enumerate(arguments):
         if secret := SECRET.search(argument) or KEY.search(argument):
@@ -71,7 +71,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
 
 
 def _meant(name: str, value: str, following: Sequence[str]) -> str:
-    """The override for an option with dashes or without a value, from what follows it; or for a path alone."""
+    """Guess the intended override for an option with dashes, an option without a value, or a single path."""
     after = next((argument.lstrip("=") for argument in following if argument != "="), "")
     value = value or (after if re.fullmatch(r"[^-=][^=]*", after) else "VALUE")
     path = Path(name)
@@ -81,7 +81,7 @@ def _meant(name: str, value: str, following: Sequence[str]) -> str:
 
 
 def hydra_error(error: Exception, command: str) -> UserError:
-    """Hydra's error about a choice, a key or a value, with similar names; other messages unchanged."""
+    """Convert Hydra's error about a choice, a key or a value, and suggest similar names; keep other messages."""
     from lpsel.config import choices, suggestion
     from lpsel.overrides import PATH_GROUPS
 
@@ -108,7 +108,7 @@ def hydra_error(error: Exception, command: str) -> UserError:
 
 
 def _option_names(command: str) -> set[str]:
-    """All keys of a command's configuration, those of groups included."""
+    """All keys of a command's configuration, including keys of its groups."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf

@@ -1,4 +1,4 @@
-"""The configuration files, and how a configuration node becomes the object it describes."""
+"""Find configuration files, and instantiate configuration nodes."""
 
 import os
 import re
@@ -17,19 +17,19 @@ from lpsel.errors import UserError
 
 
 def config_dir() -> Path:
-    """The folder with the configuration files: next to the package in a checkout, inside it in a wheel."""
+    """Folder with the configuration files: next to the package in a checkout, inside it in a wheel."""
     package = Path(__file__).resolve().parent
     return next(folder for folder in (package.parent / "conf", package / "conf") if (folder / "base.yaml").is_file())
 
 
 def choices(group: str) -> list[str]:
-    """The names that `group=` takes, shared bases aside."""
+    """Valid names for `group=`, without shared base files."""
     folder = config_dir() / ("model" if group == "scorer" else group)
     return sorted(file.stem for file in folder.glob("*.yaml") if not file.stem.startswith("_"))
 
 
 def choice(group: str, name: str) -> DictConfig:
-    """The file of a choice, with the files that it is based on, as nothing on the command line changes it."""
+    """Load the file of a choice with its base files, without overrides from the command line."""
     node = OmegaConf.load(config_dir() / group / f"{name}.yaml")
     assert isinstance(node, DictConfig)
     bases = [choice(group, base) for base in node.pop("defaults", []) if base != "_self_"]
@@ -39,13 +39,13 @@ def choice(group: str, name: str) -> DictConfig:
 
 
 def suggestion(name: str, known: Sequence[str]) -> str:
-    """A question to begin a hint with: about names that differ in case and punctuation only, or about close ones."""
+    """Start a hint with "did you mean ...?", if a known name differs only in case and punctuation, or is similar."""
     near = same_letters(name, known) or get_close_matches(name.lower(), known, n=3, cutoff=0.6)
     return f"did you mean {' or '.join(near)}? " if near else ""
 
 
 def same_letters(name: str, known: Sequence[str]) -> list[str]:
-    """The known names that differ from `name` in case and punctuation only."""
+    """Known names that differ from `name` only in case and punctuation."""
 
     def letters(text: str) -> str:
         return "".join(filter(str.isalnum, text.lower()))
@@ -67,16 +67,16 @@ def build(node: DictConfig) -> Any:
 
 
 def default_cache() -> str:
-    """The cache folder of commands without `cache_dir`."""
+    """Default cache folder of commands."""
     from platformdirs import user_cache_dir
 
     return os.environ.get("LPSEL_CACHE") or user_cache_dir("lpsel")
 
 
 def _stem(path: str | Sequence[str]) -> str:
-    """The name of a file, folder, glob or Hub id: `dolly` of data/dolly.jsonl.xz, `data` of data/*.jsonl.
+    """Short name of a file, folder, glob or Hub id: `dolly` for data/dolly.jsonl.xz, `data` for data/*.jsonl.
 
-    Of a list, the name of the first.
+    For a list, the name of the first item.
     """
     first = path if isinstance(path, str) or not path else path[0]
     for part in reversed(Path(str(first)).parts):
@@ -89,7 +89,7 @@ def _stem(path: str | Sequence[str]) -> str:
 
 
 def _names(group: str, placeholder: str) -> str:
-    """The choices of a group as lines of --help."""
+    """Format the choices of a group as lines for --help."""
     text = f"{placeholder}: {', '.join(choices(group))}"
     return textwrap.fill(text, 80, subsequent_indent="  ", break_on_hyphens=False)
 
@@ -97,6 +97,6 @@ def _names(group: str, placeholder: str) -> str:
 OmegaConf.register_new_resolver("lpsel_names", _names, replace=True)
 OmegaConf.register_new_resolver("lpsel_cache", default_cache, replace=True)
 OmegaConf.register_new_resolver("lpsel_stem", _stem, replace=True)
-# Every model can be a scorer.
+# Every model can be used as a scorer.
 for _name in choices("model"):
     ConfigStore.instance().store(name=_name, group="scorer", node={"defaults": [{"/model@_here_": _name}]})

@@ -1,6 +1,6 @@
-"""What a person sees on a terminal: progress of long work, and tables in its width and colors.
+"""Terminal output: progress bars, and tables that use the width and colors of the terminal.
 
-Elsewhere progress is a line a minute and a table is aligned lines without control characters.
+If the output is not a terminal, progress is one line per minute, and tables are aligned lines of plain text.
 """
 
 import shlex
@@ -22,7 +22,7 @@ from lpsel.distributed import is_main_process
 from lpsel.redact import printable, printable_lines, redact
 
 SECONDS_BETWEEN_LINES = 60.0
-OPEN = "open {} in a browser"  # a step after a page, see `end`
+OPEN = "open {} in a browser"  # next step for a page, see `end`
 
 
 class Advance(Protocol):
@@ -35,16 +35,16 @@ class _Rate(ProgressColumn):
 
 
 def _rate(done: float, unit: str, tokens: int, elapsed: float) -> str:
-    """Tokens per second where tokens are counted, units per second elsewhere."""
+    """Format tokens per second if tokens are counted, otherwise units per second."""
     count, counted = (tokens, "tokens") if tokens else (done, unit)
     return f"{count / elapsed:,.0f} {counted}/s" if elapsed > 0 and count else ""
 
 
 @contextmanager
 def track(title: str, total: int, unit: str = "rows") -> Iterator[Advance]:
-    """Show the progress of `total` units of work, with their rate and the time left, in the main process.
+    """Show the progress of `total` units of work, with rate and remaining time, in the main process.
 
-    Yields a function to call with the units just done, the tokens in them, and a short note to show after the bar.
+    Yields a function that takes the number of units just finished, their tokens, and a note to show after the bar.
     """
     console = Console(stderr=True)
     if not is_main_process():
@@ -73,7 +73,7 @@ def track(title: str, total: int, unit: str = "rows") -> Iterator[Advance]:
 
 
 class _Lines:
-    """One line per minute on standard error, none for work that takes less than a minute."""
+    """Progress as one line per minute on standard error; silent if the work takes less than a minute."""
 
     def __init__(self, title: str, total: int, unit: str) -> None:
         self.title, self.total, self.unit = title, total, unit
@@ -100,10 +100,10 @@ def show(table: Table) -> None:
 
 
 def as_text(table: Table) -> str:
-    """A table as text for standard output, without secrets, and with control characters as escapes.
+    """Render a table for standard output, with secrets redacted and control characters escaped.
 
-    On a terminal rich draws it and respects NO_COLOR. Elsewhere every row is one line of any width, so that nothing is
-    cut off and `grep` finds a row.
+    On a terminal, rich draws the table and respects NO_COLOR. Otherwise every row is one line of any width, so that
+    nothing is truncated and `grep` finds a row.
     """
     console = Console()
     for column in table.columns:
@@ -111,7 +111,7 @@ def as_text(table: Table) -> str:
     table.title, table.caption = _inert(table.title), _inert(table.caption)
     if not console.is_terminal:
         return _aligned(table)
-    notes, table.caption = table.caption, None  # which rich would wrap at the width of the table
+    notes, table.caption = table.caption, None  # rich would wrap them at the width of the table
     with console.capture() as captured:
         console.print(table)
         if notes:
@@ -122,7 +122,7 @@ def as_text(table: Table) -> str:
 def table(
     columns: Iterable[str], right: Collection[str] = (), title: str | None = None, notes: Iterable[str] = ()
 ) -> Table:
-    """A table without rows yet; its columns are aligned to the left, those in `right` to the right.
+    """Create an empty table; columns are left-aligned, except those in `right`.
 
     Args:
         notes: lines below the table, without markup.
@@ -136,7 +136,7 @@ def table(
 
 
 def lines(pairs: Iterable[tuple[str, str]], title: str | None = None) -> Table:
-    """A table of names and texts, which are printed without markup."""
+    """Create a table of names and texts, which are printed without markup."""
     table = Table(title=None if title is None else Text(printable(title)), title_justify="left", show_header=False)
     table.box, table.padding = None, (0, 2, 0, 0)
     table.add_column(style="bold", max_width=26, overflow="fold")
@@ -147,10 +147,10 @@ def lines(pairs: Iterable[tuple[str, str]], title: str | None = None) -> Table:
 
 
 def end(next_step: str, written: Path) -> None:
-    """Print the step that usually follows and, as the last line, the path that a command has written.
+    """Print the suggested next step and, as the last line, the path that a command has written.
 
     Args:
-        next_step: a command, or an instruction; `{}` stands for the path, as an argument in the current folder.
+        next_step: a command or an instruction; `{}` is replaced by the path, quoted and relative to the current folder.
     """
     here = Path.cwd().resolve()
     argument = written.relative_to(here) if written.is_relative_to(here) else written
@@ -159,17 +159,17 @@ def end(next_step: str, written: Path) -> None:
 
 
 def decimals(value: float | None) -> str:
-    """Three decimals, or a dash for a missing value."""
+    """Format a value with three decimals, or as a dash if it is missing."""
     return "-" if value is None else f"{value:.3f}"
 
 
 def shortened(text: str, longest: int) -> str:
-    """The text, or its beginning with an ellipsis at the end."""
+    """Truncate a text to `longest` characters, with an ellipsis at the end."""
     return text if len(text) <= longest else f"{text[: longest - 1].rstrip()}…"
 
 
 def _inert(cell: Any) -> Any:
-    """The cell without secrets and control characters, except line ends."""
+    """Redact secrets and escape control characters in a cell, except line ends."""
     shown = "" if cell is None else _text(cell).plain
     inert = printable_lines(redact(shown))
     return cell if inert == shown else Text(inert)

@@ -1,6 +1,6 @@
-"""The processes of one command: their ranks, decisions that all ranks share, and the signals that end them.
+"""Distributed processes of one command: ranks, decisions shared by all ranks, and signal handling.
 
-Every rank runs the whole command. Ranks other than the main one write no results and compute what they need from the
+Every rank runs the whole command. Only the main process writes results; other ranks compute what they need from the
 shared cache.
 """
 
@@ -18,25 +18,25 @@ from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 
-at_end = ExitStack()  # closed when the command ends, in whichever way
-_decisions = itertools.count()  # that ranks have agreed on
+at_end = ExitStack()  # closed when the command ends for any reason
+_decisions = itertools.count()  # number of decisions that ranks have agreed on
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # SLURM can send SIGUSR1 before a job's end
-BEAT, POLL, SILENCE = 10.0, 0.2, 300.0  # seconds between signs of life of rank 0, and without one until others end
+BEAT, POLL, SILENCE = 10.0, 0.2, 300.0  # seconds: heartbeat of rank 0, polling, and timeout without a heartbeat
 LATE = 1800.0  # seconds that rank 0 waits for the others
-# In errors of gloo, NCCL and the store of torch.distributed.
+# Matches errors of gloo, NCCL and the torch.distributed store.
 LOST = re.compile(
     r"Connection (?:closed|reset|refused|was (?:closed|likely closed))|Broken pipe|timed out|wait timeout|"
     r"NCCL (?:error|communicator was aborted)|Socket Timeout|failed to recv|connection was closed",
     re.IGNORECASE,
 )
-SECONDS_TO_INSIST = 3.0  # after which a second Ctrl+C ends at once; torchrun forwards the first one twice
+SECONDS_TO_INSIST = 3.0  # after this time, a second Ctrl+C ends immediately; torchrun forwards the first one twice
 
 
 def rank() -> int:
-    """The rank of this process according to torchrun, SLURM or Lightning; 0 for a single process.
+    """Rank of this process according to torchrun, SLURM or Lightning; 0 for a single process.
 
-    Where Lightning starts the processes of a node, a rank on a node other than the first is only known not to be 0.
+    If Lightning starts the processes of a node, ranks on other nodes than the first are only known to be nonzero.
     """
     for name in ("RANK", "SLURM_PROCID"):
         if name in os.environ:
@@ -50,7 +50,7 @@ def is_main_process() -> bool:
 
 
 def temporary_folder(prefix: str) -> str:
-    """A new folder that is deleted at the end of the command."""
+    """Create a temporary folder that is deleted at the end of the command."""
     return at_end.enter_context(TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True))
 
 
@@ -60,18 +60,18 @@ def started_by_torchrun() -> bool:
 
 
 def started_together() -> bool:
-    """Whether torchrun or srun started all ranks; those that Lightning starts follow the main process."""
+    """Whether torchrun or srun started all ranks together; Lightning starts ranks after the main process."""
     return started_by_torchrun() or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
 
 
 def agree(decide: Callable[[], T]) -> T:
-    """The value that `decide` returns in the main process, on every rank. It may wait for hours for a lock.
+    """Call `decide` in the main process and return its value on every rank. It may wait for hours for a lock.
 
-    Ranks that start together could read a changing cache differently. Ranks that Lightning starts call `decide`
-    themselves: they begin after the main process has decided to train.
+    Ranks that start together could otherwise read a changing cache differently. Ranks started by Lightning call
+    `decide` themselves, since they start after the main process has decided to train.
 
     Raises:
-        RankLost: the main process has not shown for SILENCE seconds that it is alive.
+        RankLost: the main process has not sent a heartbeat for SILENCE seconds.
     """
     if not started_together():
         return decide()
@@ -96,7 +96,7 @@ def agree(decide: Callable[[], T]) -> T:
 
 @contextmanager
 def _beating(store: Any, key: str) -> Iterator[None]:
-    """Within, a thread adds 1 to a number in the store of all ranks again and again."""
+    """Context manager that sends heartbeats: a thread increments a counter in the store of all ranks."""
     ended = threading.Event()
 
     def beat() -> None:
@@ -128,7 +128,7 @@ class RankLost(RuntimeError):
 
 
 def lost_rank(error: BaseException) -> str | None:
-    """Why this rank cannot continue without another one, if that is what a library's error says; else None."""
+    """Return why this rank cannot continue if an error was caused by the loss of another rank, else None."""
     if isinstance(error, RankLost):
         return str(error)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 and not started_together():
@@ -138,7 +138,7 @@ def lost_rank(error: BaseException) -> str | None:
 
 
 def _init_process_group() -> None:
-    """Create the process group that Lightning then uses."""
+    """Create the process group that Lightning will use."""
     import torch
     import torch.distributed as dist
 
@@ -158,11 +158,11 @@ def _init_process_group() -> None:
 
 
 class Interrupted(BaseException):
-    """A signal ends this command. Not an Exception, so that no handler of failures continues after it.
+    """Raised when a signal ends the command. Not an Exception, so that no `except Exception` continues after it.
 
     Attributes:
-        status: exit status, 128 plus the signal's number.
-        all_ranks: whether all ranks end with it.
+        status: exit status, 128 plus the signal number.
+        all_ranks: whether all ranks received the signal.
     """
 
     def __init__(self, number: int, saved: str = "finished work is saved", all_ranks: bool = False) -> None:
@@ -172,7 +172,7 @@ class Interrupted(BaseException):
 
 
 class _Received:
-    """The signal that has arrived, and whether running code raises `Interrupted` itself where it can save."""
+    """The received signal, and whether running code raises `Interrupted` itself once it has saved its work."""
 
     number: int | None = None
     when = 0.0
@@ -180,19 +180,19 @@ class _Received:
 
 
 def pending_signal() -> int | None:
-    """The signal that has arrived within `deferred_signals`, None without one."""
+    """Signal received within `deferred_signals`, or None."""
     return _Received.number
 
 
 def end_if_signaled() -> None:
-    """Within `deferred_signals`, where everything is saved: raises `Interrupted` for a signal that has arrived."""
+    """Raise `Interrupted` if a signal was received; call it within `deferred_signals` when everything is saved."""
     if _Received.number is not None:
         raise Interrupted(_Received.number)
 
 
 @contextmanager
 def signals_interrupt() -> Iterator[None]:
-    """Within, a signal raises `Interrupted`. Signals with a handler of their own (submitit, tests) keep it."""
+    """Context manager in which a signal raises `Interrupted`. Existing handlers (submitit, tests) are kept."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -208,10 +208,10 @@ def signals_interrupt() -> Iterator[None]:
 
 @contextmanager
 def deferred_signals() -> Iterator[None]:
-    """Within, a signal is only noted: the code checks `pending_signal` where it can save, and raises `Interrupted`.
+    """Context manager that defers signals: the code checks `pending_signal` and raises `Interrupted` after saving.
 
     Raises:
-        Interrupted: at the end, for a signal that the code has not handled.
+        Interrupted: at the end, if the code has not handled a signal.
     """
     _Received.deferred = True
     try:

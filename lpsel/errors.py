@@ -1,4 +1,4 @@
-"""The exception for errors that the user can fix, and the validators that raise it."""
+"""UserError, the exception for errors that the user can fix, and validators that raise it."""
 
 import copy
 import errno
@@ -9,21 +9,21 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, TypeGuard
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # also an exhausted quota, and a file at its size limit
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # includes an exceeded quota or file size limit
 NOT_PERMITTED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR}
 
 
 class UserError(ValueError):
-    """An error that the user can fix, as one line: `NAME=VALUE: PROBLEM. HINT.`
+    """An error that the user can fix, formatted as one line: `NAME=VALUE: PROBLEM. HINT.`
 
     Commands print it without a traceback and exit with status 2.
 
     Attributes:
-        name: the option, file or row at fault, such as `pct` or `rows.jsonl, line 3`.
-        value: what the option was set to; None where the name says it all.
+        name: the option, file or row with the error, such as `pct` or `rows.jsonl, line 3`.
+        value: value of the option; None if the name is sufficient.
         problem: what is wrong with it, without a period at the end.
         hint: how to fix it, starting with a verb.
-        location: the file and line the value was read from, printed first.
+        location: file and line that the value was read from, printed first.
     """
 
     def __init__(
@@ -41,21 +41,21 @@ class UserError(ValueError):
         return f"{self.location}: {text}" if self.location else text
 
     def at(self, location: object) -> "UserError":
-        """The same error with the place where the value was read, such as a file and a line."""
+        """Return the same error with the location of the value, such as a file and a line."""
         moved = copy.copy(self)
         moved.location = str(location)
         return moved
 
     def renamed(self, name: str, value: object = None) -> "UserError":
-        """The same error for a command that calls the option by another name."""
+        """Return the same error with a different option name, for a command that uses that name."""
         return UserError(name, self.value if value is None else value, self.problem, self.hint, self.location)
 
 
 class UnusableRow(UserError):
-    """A row that cannot be used: an error, or a row to skip with `dataset.bad_rows=skip`.
+    """A row that cannot be used: it is an error, or skipped with `dataset.bad_rows=skip`.
 
     Attributes:
-        kind: what is wrong, without values of the row, such as `images`: skipped rows are counted by it.
+        kind: type of problem, without values of the row, such as `images`; skipped rows are counted by kind.
     """
 
     def __init__(self, *arguments: Any, kind: str = "", **named: Any) -> None:
@@ -64,7 +64,7 @@ class UnusableRow(UserError):
 
 
 def skipped(error: UnusableRow, location: str, bad_rows: str, option: str = "dataset") -> str:
-    """The kind of a row to skip; with bad_rows=error, raise the error with its location and this option."""
+    """Return the kind of a skipped row; with bad_rows=error, raise the error with its location and this option."""
     if bad_rows == "skip":
         return error.kind
     skip = f"set {option}.bad_rows=skip to leave such rows out"
@@ -90,7 +90,7 @@ def check_flag(name: str, value: object) -> None:
 
 
 def check_int(name: str, value: object, minimum: int, *, what: str = "an integer", hint: str = "") -> None:
-    """Raise a UserError unless `value` is an integer of at least `minimum`; true and false are not integers."""
+    """Raise a UserError unless `value` is an integer >= `minimum`; booleans are not integers."""
     if not is_int(value) or value < minimum:
         raise UserError(name, value, f"must be {what}, at least {minimum}", hint)
 
@@ -98,7 +98,7 @@ def check_int(name: str, value: object, minimum: int, *, what: str = "an integer
 def check_number(
     name: str, value: object, *, minimum: float | None = None, above: float | None = None, hint: str = ""
 ) -> None:
-    """Raise a UserError unless `value` is a finite number, at least `minimum` or greater than `above`."""
+    """Raise a UserError unless `value` is a finite number, >= `minimum` or > `above`."""
     if is_number(value) and (minimum is None or value >= minimum) and (above is None or value > above):
         return
     bound = (
@@ -108,31 +108,31 @@ def check_number(
 
 
 def check_package(package: str, extra: str, name: str, value: object) -> None:
-    """Raise a UserError unless an optional package, which the option `name` needs, is installed."""
+    """Raise a UserError unless the optional package that the option `name` needs is installed."""
     if find_spec(package) is None:
         raise UserError(name, value, f"needs the package {package}", f"run pip install 'lpsel[{extra}]'")
 
 
 def is_int(value: object) -> TypeGuard[int]:
-    """Whether a configuration value is an integer; true and false are not."""
+    """Whether a configuration value is an integer; booleans are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether a value is a number that a float can hold; true, false, NaN and infinity are not."""
+    """Whether a value is a finite number that a float can hold; booleans are not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 @contextmanager
 def resource_errors() -> Iterator[None]:
-    """Turn errors about a full disk, GPU memory, a worker that was killed or permissions into a UserError."""
+    """Convert errors about disk space, GPU memory, killed workers or permissions to a UserError."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
         number, text = getattr(error, "errno", None), str(error)
-        # safetensors, written in Rust, has the number in its text only.
+        # safetensors, written in Rust, has the error number only in its message.
         if number in DISK_FULL or any(f"(os error {full})" in text for full in DISK_FULL):
             hint = "free some space, and run the same command again to resume"
             raise UserError(first_line(error), problem="the disk is full", hint=hint) from error
@@ -150,10 +150,10 @@ def resource_errors() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a library's message, without a period at the end."""
+    """First line of a library's error message, without a final period."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def printable_line(error: BaseException) -> str:
-    """`first_line` of an error that may repeat bytes of a file: at most 200 characters, all of them printable."""
+    """`first_line` of an error that may contain bytes of a file: at most 200 characters, all printable."""
     return "".join(c if c.isprintable() else "?" for c in first_line(error)[:200])

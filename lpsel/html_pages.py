@@ -1,4 +1,4 @@
-"""HTML pages that need no network, from Jinja templates in the folder `templates` of a package."""
+"""Render self-contained HTML pages from Jinja templates in the folder `templates` of a package."""
 
 import base64
 import hashlib
@@ -10,10 +10,10 @@ from markupsafe import Markup
 
 
 def render(package: str, template: str, **values: Any) -> str:
-    """A page. Every text is escaped.
+    """Render a page; all text is escaped.
 
-    A template inserts files next to it with `asset`, and allows scripts and styles by their `sha256` in its content
-    security policy, so that no others run.
+    Templates insert files next to them with `asset`, and only allow scripts and styles whose `sha256` is in the content
+    security policy.
     """
     loader = PackageLoader(package, "templates")
     environment = Environment(

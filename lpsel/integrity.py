@@ -1,6 +1,6 @@
-"""Integrity: manifests with a format and the SHA-256 of each file, and lines with a checksum of their own.
+"""Integrity checks: manifests with a format version and the SHA-256 of each file, and lines with checksums.
 
-What is read is complete and unchanged since it was written; anything else is an error that names the file.
+Files that are incomplete or have changed since they were written raise an error that names the file.
 """
 
 import hashlib
@@ -19,29 +19,29 @@ CHECK_DIGITS = 16
 
 
 class Damaged(UserError):
-    """A file differs from its manifest. The error names the file; the caller adds the hint."""
+    """Raised if a file differs from its manifest. The error names the file; the caller adds the hint."""
 
     def with_hint(self, hint: str) -> UserError:
-        """The error for the user."""
+        """Convert to a UserError with a hint."""
         return UserError(self.name, None, self.problem, hint)
 
 
 def seal(manifest: Path, files: Collection[str], described: dict[str, Any]) -> None:
-    """Write the manifest of finished files in its folder: `described`, and the SHA-256 of each file."""
+    """Write the manifest of the finished files in its folder: `described`, and the SHA-256 of each file."""
     hashes = {name: sha256_of(manifest.parent / name) for name in files}
     write_json(manifest, described | {"sha256": hashes})
 
 
 def unseal(manifest: Path, file_format: int) -> dict[str, Any]:
-    """The contents of a manifest, after comparing its files with their hashes.
+    """Read a manifest and verify the hashes of its files.
 
-    A process hashes each file once, and again if its size, times or inode change.
+    Each process hashes a file only once, unless its size, times or inode change.
 
     Args:
-        file_format: the one this version reads.
+        file_format: the format version that this version of lpsel reads.
 
     Raises:
-        Damaged: the manifest is not readable or has another format; a file is missing or has changed.
+        Damaged: the manifest is not readable or has a different format, or a file is missing or has changed.
     """
     contents = check_format(manifest, file_format)
     hashes = contents.get("sha256")
@@ -52,7 +52,7 @@ def unseal(manifest: Path, file_format: int) -> dict[str, Any]:
 
 
 def check_format(file: Path, file_format: int) -> dict[str, Any]:
-    """The contents of a JSON file; raises `Damaged` if it is not readable or has another format."""
+    """Read a JSON file; raises `Damaged` if it is not readable or has a different format version."""
     try:
         contents = read_json(file)
     except (OSError, ValueError) as error:
@@ -66,7 +66,7 @@ def check_format(file: Path, file_format: int) -> dict[str, Any]:
 
 
 def check_files(folder: Path, hashes: dict[str, str]) -> None:
-    """Raise `Damaged` for the first file in a folder that is missing or does not have its SHA-256."""
+    """Raise `Damaged` for the first file in a folder that is missing or whose SHA-256 differs."""
     for name, expected in hashes.items():
         file = folder / name
         try:
@@ -81,7 +81,7 @@ def check_files(folder: Path, hashes: dict[str, str]) -> None:
 
 
 def sha256_once(file: Path) -> str:
-    """SHA-256 of a file, which is read again only if its size, times or inode have changed."""
+    """SHA-256 of a file, cached until its size, times or inode change."""
     about = file.stat()
     return _sha256(file.resolve(), about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino)
 
@@ -92,12 +92,12 @@ def _sha256(file: Path, *_state: int) -> str:
 
 
 def sealed_line(value: dict[str, Any]) -> bytes:
-    """A line of JSON with a checksum, for `open_line`."""
+    """Encode a value as a line of JSON with a checksum, for `open_line`."""
     return json_line({**value, CHECK: _check(value)})
 
 
 def open_line(line: bytes) -> dict[str, Any]:
-    """The value of a line that `sealed_line` wrote; raises a ValueError if it is incomplete or has changed."""
+    """Decode a line written by `sealed_line`; raises a ValueError if it is incomplete or has changed."""
     value = json.loads(line)
     if not isinstance(value, dict) or value.pop(CHECK, None) != _check(value):
         raise ValueError("has changed since it was written")

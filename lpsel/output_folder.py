@@ -13,9 +13,9 @@ from lpsel.errors import UserError
 from lpsel.run_config import RESULT, RUN_CONFIG, existing_paths
 from lpsel.storage import check_writable, folder_atomically, read_dict, write_json
 
-MARKER = ".lpsel.json"  # in an output folder: the command that wrote it and, where it is replaced as a whole, its files
+MARKER = ".lpsel.json"  # in an output folder: the command that wrote it and, if it is replaced as a whole, its files
 ANOTHER = "name another folder"
-KEPT = "wandb"  # in an output folder: runs of W&B, maybe offline and not synced, that every later output keeps
+KEPT = "wandb"  # W&B runs in an output folder, which may not be synced yet; never deleted
 DESKTOP_FILES = (".DS_Store", "Thumbs.db")
 
 SUBSET_FILES = ("subset.jsonl", "subset.parquet", "selection.parquet")
@@ -32,14 +32,14 @@ RUN_RECORDS = (RESULT, "metrics.csv", "hparams.yaml")
 def output_folder(
     folder: Path, command: str, inputs: Iterable[str | Path] = (), written_later: Iterable[str] = ()
 ) -> Iterator[Path]:
-    """An empty folder to write in, which replaces `folder` at the end and is marked as output of `command`.
+    """Context manager that yields an empty folder, which replaces `folder` at the end and is marked as output.
 
     Args:
         inputs: files and folders that the command reads.
         written_later: names of files that the command adds to the finished folder.
 
     Raises:
-        UserError: as `check_output_folder`; or the folder is not writable.
+        UserError: as in `check_output_folder`, or the folder is not writable.
     """
     check_output_folder(folder, command, inputs)
     check_writable("--out", folder)
@@ -53,16 +53,16 @@ def output_folder(
 def check_output_folder(
     folder: Path, command: str, inputs: Iterable[str | Path] = (), *, replaced: bool = True
 ) -> None:
-    """Reject a folder given with --out, unless it is empty, does not exist, or is earlier output of the same command.
+    """Reject an --out folder, unless it is empty, does not exist, or is earlier output of the same command.
 
     Args:
-        folder: resolved.
+        folder: the resolved path.
         inputs: files and folders that the command reads; the folder must not contain any of them.
-        replaced: everything in the folder is deleted: it must not be the working directory, and must not have files
-            that were added to the output.
+        replaced: whether everything in the folder is deleted: it must not be the working directory, and must not
+            contain files that were added later.
 
     Raises:
-        UserError: names the folder and what is in it.
+        UserError: the folder is rejected; the error says why.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError("--out", folder, "is not a folder", ANOTHER)
@@ -87,7 +87,7 @@ def mark_output_folder(folder: Path, command: str) -> None:
 
 
 def check_run_folder(command: str, config: DictConfig, run_dir: Path) -> None:
-    """Raise a UserError if this run would overwrite an input or anything that no earlier run wrote."""
+    """Raise a UserError if this run would overwrite one of its inputs, or files that no earlier run wrote."""
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     outputs = [run_dir / name for name in (*RUN_OUTPUTS[command], *RUN_RECORDS, RUN_CONFIG)]
     for key, text, path in existing_paths(resolved):
@@ -104,17 +104,17 @@ def check_run_folder(command: str, config: DictConfig, run_dir: Path) -> None:
 
 
 def _files(folder: Path) -> list[str]:
-    """Relative paths of the files and links in a folder, sorted, without those that are kept."""
+    """Sorted relative paths of the files and links in a folder, except those in KEPT."""
     paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     names = sorted(path.relative_to(folder).as_posix() for path in paths if path.name not in (*DESKTOP_FILES, MARKER))
     return [name for name in names if not name.startswith(f"{KEPT}/")]
 
 
 def _links(folder: str, names: list[str]) -> list[str]:
-    """Those of the names in a folder that are links."""
+    """Names in a folder that are links."""
     return [name for name in names if os.path.islink(os.path.join(folder, name))]
 
 
 def _spellings(path: Path) -> tuple[Path, Path]:
-    """The absolute path as given and with links resolved."""
+    """The absolute path, as given and with links resolved."""
     return Path(os.path.abspath(path)), Path(os.path.realpath(path))

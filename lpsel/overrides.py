@@ -1,4 +1,4 @@
-"""The user's overrides as Hydra needs them: paths in place of names, and what an option implies for others."""
+"""Translate the user's overrides for Hydra: accept paths instead of names, and add overrides that they imply."""
 
 import os
 import re
@@ -18,20 +18,20 @@ IN_QUOTES = re.compile(r"'[^']*'|\"[^\"]*\"")
 
 EMBEDDED = {"embedded", "embedded-uniform", "embedded-held-out"}
 TINY_MODELS = {"tiny", "tiny-target"}
-# What goes with a real model, as in the paper, and what scores a dataset of the user's own; unless set otherwise.
+# Defaults for a real model, as in the paper, and for scoring a user's dataset.
 WITH_REAL_MODEL = {"dataset": "alpaca", "scorer": "opt-350m"}
 REAL_SCORER = "smollm2-135m"
 
 
 def hydra_arguments(command: str, arguments: list[str]) -> list[str]:
-    """The user's arguments with paths in place of names, and with the overrides that they imply.
+    """Rewrite the user's arguments for Hydra.
 
-    - `model=X` with a folder or Hub id means `model=local model.path=X`; the same for scorer and dataset. evaluate's
-      `model=` also takes run folders, several of which no config group can, so it becomes `models=`.
+    - `model=X` with a folder or Hub id becomes `model=local model.path=X`; the same for scorer and dataset. evaluate's
+      `model=` also takes several run folders, which a config group cannot, so it becomes `models=`.
     - `model.path=X` alone implies `model=local`, so that the path is not combined with another model's recipe.
-    - A real model implies the paper's dataset and scorer, and a dataset other than the embedded one a real scorer,
-      where none are set. An experiment sets its own.
-    - Of several ranks that start together, only the main one uses the run folder named after the time.
+    - Unless they are set, a real model implies the paper's dataset and scorer, and a dataset other than the embedded
+      one implies a real scorer. An experiment sets its own.
+    - If several ranks start together, only the main process uses the run folder named by the time.
 
     Raises:
         UserError: a sweep mixes names and paths.
@@ -45,7 +45,7 @@ def hydra_arguments(command: str, arguments: list[str]) -> list[str]:
         implied += [f"{g}={name}" for g, name in defaults.items() if g not in given and f"{g}.path" not in given]
     if started_together() and not is_main_process() and "hydra.run.dir" not in given:
         implied += [f"hydra.run.dir={temporary_folder('lpsel-rank-')}", "hydra.output_subdir=null"]
-    # Next to the user's own overrides: argparse takes them from one place only, before or after flags like --multirun.
+    # Next to the user's overrides: argparse expects all of them in one place, before or after flags like --multirun.
     place = next((i for i, a in enumerate(rewritten) if _is_override(a)), len(rewritten))
     return [*rewritten[:place], *implied, *rewritten[place:]]
 
@@ -55,7 +55,7 @@ def _is_override(argument: str) -> bool:
 
 
 def _defaults(command: str, given: dict[str, str]) -> dict[str, str]:
-    """The dataset and scorer that the options given so far imply."""
+    """Dataset and scorer implied by the given options."""
     real_model = "model.path" in given or not set(given.get("model", "tiny").split(",")) <= TINY_MODELS
     if command == "train" and real_model:
         return WITH_REAL_MODEL
@@ -64,7 +64,7 @@ def _defaults(command: str, given: dict[str, str]) -> dict[str, str]:
 
 
 def _rewritten(command: str, override: str) -> list[str]:
-    """An override as one or two that Hydra can read."""
+    """Rewrite an override as one or two that Hydra can parse."""
     key, value = override.split("=", 1)
     if command == "evaluate" and key == "model":
         key = "models"
@@ -76,7 +76,7 @@ def _rewritten(command: str, override: str) -> list[str]:
 
 
 def _choice_or_path(group: str, value: str) -> list[str]:
-    """`group=value`, or `group=local group.path=value` where the values are paths or Hub ids."""
+    """`group=value`, or `group=local group.path=value` if the values are paths or Hub ids."""
     as_path = [f"{group}=local", f"{group}.path={_quoted(value)}"]
     if value.startswith("[") and group == "dataset":
         return as_path
@@ -95,7 +95,7 @@ def _choice_or_path(group: str, value: str) -> list[str]:
 
 
 def _is_path(group: str, name: str) -> bool:
-    """Whether a value that is not a choice is a file, folder, glob or Hub id, rather than a misspelled name."""
+    """Whether a value that is not a choice is a file, folder, glob or Hub id, and not a misspelled name."""
     from lpsel.data.formats import reader_of
 
     like_a_file = group == "dataset" and (reader_of(name) is not None or GLOB.search(name) is not None)
@@ -103,7 +103,7 @@ def _is_path(group: str, name: str) -> bool:
 
 
 def _hub_ids(group: str) -> dict[str, str]:
-    """The names in conf by the Hub ids that they stand for."""
+    """Names in conf by Hub id."""
     from omegaconf import OmegaConf
 
     folder = config_dir() / ("model" if group == "scorer" else group)
@@ -112,7 +112,7 @@ def _hub_ids(group: str) -> dict[str, str]:
 
 
 def _quoted(value: str) -> str:
-    """A value, quoted if Hydra cannot read it: with =, brackets or non-ASCII letters, or with ~, which is expanded."""
+    """Quote a value if Hydra cannot parse it (with =, brackets or non-ASCII letters), and expand ~."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 

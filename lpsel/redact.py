@@ -1,4 +1,4 @@
-"""What is printed, logged or written has no keys and tokens from the environment, and no control characters."""
+"""Remove API keys and tokens in the environment, and control characters, from printed, logged and written text."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import quote, quote_plus
 
-# The word ends there: TOKENIZER_NAME is no secret, and neither is the path in HF_TOKEN_PATH.
+# Matches whole words: TOKENIZER_NAME is not a secret, and neither is the path in HF_TOKEN_PATH.
 SECRET_NAME = re.compile(
     r"(?:key|token|secret|passw(?:or)?d|credential)s?(?![a-z])(?!\w*_(?:path|file|dir|name)$)", re.IGNORECASE
 )
@@ -21,18 +21,18 @@ _registered: set[str] = set()
 
 
 def register_secret(value: str) -> None:
-    """Treat a value as a secret although the name of its variable does not show it."""
+    """Treat a value as a secret even if the name of its variable does not look like one."""
     _registered.add(value)
 
 
 def redact(text: str) -> str:
-    """The text with *** in place of every secret in the environment, also where it is quoted as JSON or in a URL."""
+    """Replace every secret in the environment by ***, including its JSON and URL-quoted forms."""
     pattern = _secrets()
     return pattern.sub("***", text) if pattern else text
 
 
 def redacted(value: Any) -> Any:
-    """A JSON-like value with all its texts redacted."""
+    """Redact all strings in a JSON-like value."""
     pattern = _secrets()
 
     def walk(value: Any) -> Any:
@@ -46,14 +46,14 @@ def redacted(value: Any) -> Any:
 
 
 def _secrets() -> re.Pattern[str] | None:
-    """A pattern of the secrets that the environment has now, None if it has none."""
+    """Pattern that matches the secrets currently in the environment; None without secrets."""
     named = {value for name, value in os.environ.items() if SECRET_NAME.search(name)}
     return _pattern(frozenset(named | _registered))
 
 
 @lru_cache(maxsize=8)
 def _pattern(secrets: frozenset[str]) -> re.Pattern[str] | None:
-    """A pattern of every form in which a secret may appear, the longest first; None without secrets."""
+    """Pattern that matches all quoted forms of the secrets, longest first; None without secrets."""
     forms: set[str] = set()
     for secret in (s for value in secrets if len(s := value.strip()) >= MIN_CHARACTERS):
         forms |= {secret, " ".join(secret.split()), secret.encode("unicode_escape", "surrogatepass").decode()}
@@ -63,23 +63,23 @@ def _pattern(secrets: frozenset[str]) -> re.Pattern[str] | None:
 
 
 def printable(text: str) -> str:
-    r"""The text with control and format characters, line ends and lone surrogates as escapes such as \x1b and \n."""
+    r"""Escape control and format characters, line ends and lone surrogates, as in \x1b and \n."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def printable_lines(text: str) -> str:
-    """`printable` for every line of a text."""
+    """Apply `printable` to every line of a text."""
     return "\n".join(map(printable, text.split("\n")))
 
 
 def protect_output() -> None:
-    """Redact all log records and tracebacks of this process from now on, whoever writes them."""
+    """Redact all log records and tracebacks of this process from now on."""
     logging.setLogRecordFactory(_log_record)
     sys.excepthook = print_traceback
 
 
 def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """A sys.excepthook: a server's message about a request may repeat the key that was sent."""
+    """A sys.excepthook that redacts tracebacks: a server's error message may contain the key that was sent."""
     sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
 
 

@@ -1,4 +1,4 @@
-"""What a run folder is for: the command and configuration it was created with, and the result if it is finished."""
+"""RunConfig: the command and configuration that a run folder was created with, and its result if it is finished."""
 
 import json
 import logging
@@ -22,32 +22,32 @@ log = logging.getLogger(__name__)
 
 RUN_CONFIG = "run_config.json"
 RESULT = "result.json"
-SCORER, TARGET = "scorer", "target"  # as the name of an embedder: the scorer itself, the model to train
+SCORER, TARGET = "scorer", "target"  # names of an embedder: the scorer, or the model to train
 FORMAT = 1  # of result.json; a file without a format has this one
-# Keys that change where and how a run is made, and no result; of the trainer, only the precision changes results.
+# Keys that do not change results; of the trainer's keys, only the precision does.
 NOT_IN_RESULTS = (
     "cache_dir", "tracker", "experiment", "prompts_dir", "train_tokens", "score_tokens", "activation_checkpointing",
     "checkpoint_steps", "compile", "dry_run", "gpu_memory_gib", "gpu_tflops", "key_env",
 )  # fmt: skip
-# Keys of a judge that may change in a folder: they change how many of its verdicts there are.
+# Keys of a judge that may change between runs in a folder: they only affect how many verdicts it has.
 NOT_IN_VERDICTS = re.compile(r"(^|\.)judge\.(attempts|concurrency|key_env|max_cost|max_retries|timeout)$")
-NOT_PATHS = ("name", "_target_")  # keys whose value is never a path, even where a file has the same name
+NOT_PATHS = ("name", "_target_")  # keys whose value is never a path, even if a file has the same name
 SECRET_HEADER = re.compile(f"auth|cookie|{SECRET_NAME.pattern}", re.IGNORECASE)
 FROM_ENVIRONMENT = re.compile(r"\$\{oc\.env:([^,}]+)")
-MAX_DIFFERENCES = 3  # named in a message
+MAX_DIFFERENCES = 3  # differences listed in a message
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A command and everything that its result depends on."""
+    """A command and all settings and inputs that its result depends on."""
 
     command: str  # train, select or evaluate
     config: dict[str, Any]  # resolved, without `NOT_IN_RESULTS` and the cache folder of a judge
-    inputs: dict[str, str] = field(default_factory=dict)  # of the files and folders in it, a digest as `_file_state`
+    inputs: dict[str, str] = field(default_factory=dict)  # `_file_state` of the files and folders in the config
 
     @classmethod
     def of(cls, command: str, config: DictConfig) -> "RunConfig":
-        """The run configuration of a composed configuration."""
+        """Create the run configuration of a composed configuration."""
         check_headers(config)
         register_environment(config)
         resolved: Any = OmegaConf.to_container(config, resolve=True)
@@ -55,27 +55,27 @@ class RunConfig:
         kept = {name: value for name, value in resolved.items() if name not in unused}
         kept["precision"] = resolved["trainer"]["precision"]
         kept = _without_caches(kept)
-        kept = redacted(json.loads(json.dumps(finite(kept))))  # as it is read back from a file
+        kept = redacted(json.loads(json.dumps(finite(kept))))  # as read from a file
         return cls(command, kept, {text: _file_state(path) for _, text, path in existing_paths(kept)})
 
     def digest(self) -> str:
-        """Of the command, the configuration and the state of the inputs: result.json records it as `run`."""
+        """Digest of the command, the configuration and the inputs, stored in result.json as `run`."""
         return digest([self.command, self.config, self.inputs])
 
     def save(self, run_dir: Path) -> None:
-        """Write it to the run folder."""
+        """Write the run configuration to the run folder."""
         write_json(run_dir / RUN_CONFIG, {"command": self.command, "config": self.config, "inputs": self.inputs})
 
     def discard(self, run_dir: Path) -> None:
-        """Remove it from a run folder where a run failed and left nothing else to resume from."""
+        """Delete the run configuration of a failed run if there is nothing else to resume from."""
         others = (path for path in run_dir.iterdir() if path.name not in (RUN_CONFIG, ".hydra", ".lock"))
         if all(path.suffix == ".log" for path in others):
             (run_dir / RUN_CONFIG).unlink(missing_ok=True)
 
     def check(self, run_dir: Path) -> None:
-        """Raise a UserError for a folder that holds a run with another configuration, finished or not."""
+        """Raise a UserError if the folder holds a run with a different configuration, finished or not."""
         saved = read_dict(run_dir / RUN_CONFIG)
-        if not isinstance(saved.get("config"), dict):  # none, or not written by lpsel
+        if not isinstance(saved.get("config"), dict):  # missing, or not written by lpsel
             return
         theirs, ours = {"command": saved.get("command"), **saved["config"]}, {"command": self.command, **self.config}
         if differing := [each for each in _differences(theirs, ours) if not NOT_IN_VERDICTS.search(each[0])]:
@@ -88,9 +88,9 @@ class RunConfig:
             raise UserError(run_dir, problem=problem, hint=hint)
 
     def finished(self, run_dir: Path) -> dict[str, Any] | None:
-        """The result of the same run in this folder; None without one, or where its files or inputs have changed.
+        """Result of the same run in this folder; None if it is not finished, or its files or inputs have changed.
 
-        None as well for an evaluation whose judge has left questions open, which the next run asks again.
+        Also None for an evaluation with missing judgments, which are requested again.
         """
         saved, result = read_dict(run_dir / RUN_CONFIG), read_dict(run_dir / RESULT)
         if not result or (saved.get("command"), saved.get("config")) != (self.command, self.config):
@@ -104,7 +104,7 @@ class RunConfig:
         written = [str(path) for name in ("subset", "selection", "model") if (path := result.get(name))]
         if result.get("format", FORMAT) != FORMAT or not all(Path(path).exists() for path in written):
             return None
-        if result.get("run") != self.digest():  # of an earlier run, whose files this one may have begun to replace
+        if result.get("run") != self.digest():  # an earlier run, whose files may already be partly replaced
             return None
         if unanswered := result.get("unanswered"):
             log.info("Asking the judge again, for %s missing judgments", unanswered)
@@ -118,7 +118,7 @@ class RunConfig:
 
 
 def read_result(run_dir: Path) -> dict[str, Any] | None:
-    """The contents of a run folder's result.json, None if there is none; raises a UserError for another format."""
+    """Read result.json of a run folder, None if there is none; raises a UserError for a different format version."""
     result = read_dict(run_dir / RESULT)
     if (found := result.get("format", FORMAT)) != FORMAT:
         problem = f"has format {printable_line(ValueError(found))}, lpsel {__version__} reads format {FORMAT}"
@@ -127,12 +127,12 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
 
 
 def unused_keys(command: str, config: Any) -> set[str]:
-    """Keys of a configuration that its selection ignores: without scores, or with the target's, it needs no scorer."""
+    """Keys that the selection ignores, such as the scorer if no scores are needed or the target computes them."""
     if command != "train":
         return set()
     rule = config["selection"]
     embeds_with_scorer = SCORER in (rule.get("embedder"), config["cluster"].get("embedder"))
-    dropped = "drop" in (rule.get("known"), rule.get("rising"))  # by recorded losses, with any rule
+    dropped = "drop" in (rule.get("known"), rule.get("rising"))  # uses recorded losses, with any rule
     scored = rule.get("epochs") is not None or bool(rule.get("combine")) or dropped
     unscored = not scored or rule.get("scored_by") == TARGET
     scorer = {"scorer"} if unscored and not embeds_with_scorer else set()
@@ -140,7 +140,7 @@ def unused_keys(command: str, config: Any) -> set[str]:
 
 
 def check_headers(config: DictConfig) -> None:
-    """Raise a UserError for a key in a configuration file, which would be written to the run folder."""
+    """Raise a UserError for an API key in a configuration file, which would be written to the run folder."""
     for key, value in leaves(OmegaConf.to_container(config, resolve=False)):
         sent = key.startswith(("judge.request.extra_headers.", "judge.request.extra_query."))
         if sent and SECRET_HEADER.search(key) and "${" not in str(value):
@@ -149,17 +149,17 @@ def check_headers(config: DictConfig) -> None:
 
 
 def register_environment(config: DictConfig) -> None:
-    """Treat every environment variable whose value is in `judge.request` as a secret: custom headers hold keys."""
+    """Treat environment variables whose values are in `judge.request` as secrets: custom headers can hold keys."""
     written, resolved = ([*leaves(OmegaConf.to_container(config, resolve=resolve))] for resolve in (False, True))
     sent = " ".join(str(value) for key, value in resolved if key.startswith("judge.request."))
-    # Of any key, since a request may refer to a key that refers to a variable.
+    # Check all keys, since a request may refer to a key that refers to a variable.
     for name in {name for _, value in written for name in FROM_ENVIRONMENT.findall(str(value))}:
         if os.environ.get(name, "") in sent:
             register_secret(os.environ.get(name, ""))
 
 
 def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values in a configuration; the items of a list have the key of the list."""
+    """Yield dotted keys and values in a configuration; items of a list have the key of the list."""
     if isinstance(node, dict):
         for name, value in node.items():
             yield from leaves(value, f"{key}.{name}" if key else str(name))
@@ -171,26 +171,26 @@ def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _without_caches(node: Any) -> Any:
-    """A configuration without the keys `cache_dir` in it."""
+    """Remove all `cache_dir` keys from a configuration."""
     if isinstance(node, dict):
         return {name: _without_caches(value) for name, value in node.items() if name != "cache_dir"}
     return node
 
 
 def existing_paths(config: dict[str, Any]) -> Iterator[tuple[str, str, Path]]:
-    """Keys and texts in a configuration that name a file or folder, with its path."""
+    """Yield keys and values in a configuration that name an existing file or folder, with its path."""
     for key, text in leaves(config):
         if key.rpartition(".")[2] in NOT_PATHS:
             continue
-        with suppress(OSError, ValueError, RuntimeError):  # not a name that a file could have, no such user
+        with suppress(OSError, ValueError, RuntimeError):  # not a valid file name, or an unknown user
             if isinstance(text, str) and text and os.path.lexists(path := Path(text).expanduser()):
                 yield key, text, path
 
 
 def _file_state(path: Path) -> str:
-    """A digest of the names, sizes and times of a file, or of the files in a folder and its subfolders.
+    """Digest of the name, size and time of a file, or of all files in a folder and its subfolders.
 
-    Logs and hidden files do not count.
+    Logs and hidden files are ignored.
     """
     paths = [path] if path.is_file() else [*path.glob("[!.]*"), *path.glob("[!.]*/[!.]*")]
     files = [file for file in paths if file.is_file() and file.suffix != ".log"]

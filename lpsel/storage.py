@@ -1,4 +1,4 @@
-"""Atomic writes (a temporary name, a sync to disk, a rename), JSON and hashes."""
+"""Atomic writes (temporary file, sync to disk, rename), JSON and hashes."""
 
 import csv
 import fcntl
@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from lpsel.errors import UserError
 
-TABLE_ROWS = 10_000  # converted at a time
+TABLE_ROWS = 10_000  # rows converted at a time
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
@@ -49,17 +49,17 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 
 def write_file(path: Path, content: bytes | str) -> None:
-    """Write a file atomically; of a text, lone surrogates, which UTF-8 cannot encode, become question marks."""
+    """Write a file atomically; lone surrogates in text, which UTF-8 cannot encode, become question marks."""
     data = content.encode(errors="replace") if isinstance(content, str) else content
     write_atomically(path, lambda file: file.write(data))
 
 
 @contextmanager
 def folder_atomically(path: Path) -> Iterator[Path]:
-    """An empty folder to write to, which replaces `path` once everything in it is on disk.
+    """Context manager that yields an empty folder, which replaces `path` once everything in it is on disk.
 
-    The old folder is renamed first and deleted last, so that nothing is lost before the new one is in place; one that
-    a killed writer has renamed is put back. Callers check first that its contents are not the user's
+    The old folder is renamed first and deleted last, so that nothing is lost before the new one is in place. If a
+    writer was killed in between, the old folder is restored. Callers must check that it contains no files of the user
     (`lpsel.output_folder`).
     """
     unique = secrets.token_hex(4)
@@ -97,21 +97,21 @@ def folder_atomically(path: Path) -> Iterator[Path]:
 
 
 def _remove(folder: Path) -> None:
-    """Delete a folder, or a link to one but not what it points to."""
+    """Delete a folder, or a link to a folder but not its target."""
     if folder.is_symlink():
         folder.unlink()
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _lock(folder: Path) -> int | None:
-    """A descriptor that holds the folder's lock until it is closed; None if the lock is not available."""
+    """Lock a folder; returns a descriptor that holds the lock until it is closed, or None if it is not available."""
     try:
         opened = os.open(folder, os.O_RDONLY)
     except OSError:  # another process has deleted it
         return None
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # held by another process, or a file system without such locks
+    except OSError:  # held by another process, or the file system has no locks
         os.close(opened)
         return None
     return opened
@@ -119,7 +119,7 @@ def _lock(folder: Path) -> int | None:
 
 @contextmanager
 def opened(path: Path) -> Iterator[int]:
-    """A descriptor of a file or folder."""
+    """Open a file or folder, and yield its descriptor."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         yield descriptor
@@ -128,13 +128,13 @@ def opened(path: Path) -> Iterator[int]:
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or the names in a folder, to disk: a rename alone does not survive a power failure."""
+    """Flush a file or a folder's entries to disk: a rename alone does not survive a power failure."""
     with opened(path) as descriptor:
         os.fsync(descriptor)
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file; raises an OSError, or a ValueError if it is not valid or nested too deeply."""
+    """Read a JSON file; raises an OSError, or a ValueError if it is invalid or nested too deeply."""
     try:
         return json.loads(path.read_bytes())
     except RecursionError:
@@ -142,7 +142,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_dict(path: Path) -> dict[str, Any]:
-    """The dict in a JSON file; an empty one if there is no such file or it has other contents."""
+    """Read a dict from a JSON file; empty if the file does not exist or is not a JSON object."""
     try:
         value = read_json(path)
     except PermissionError:
@@ -153,7 +153,7 @@ def read_dict(path: Path) -> dict[str, Any]:
 
 
 def open_as(folder: Path, like: str) -> None:
-    """Give the weights in a folder the permissions of the file `like`: safetensors creates private files."""
+    """Give the weights in a folder the permissions of the file `like`, since safetensors creates private files."""
     for file in folder.glob("*.safetensors"):
         file.chmod((folder / like).stat().st_mode)
 
@@ -170,7 +170,7 @@ def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def write_table(path: Path, rows: Iterable[dict[str, Any]], types: Mapping[str, Any]) -> None:
-    """Write a Parquet file with the columns of the first row, block by block: `types` by name, strings otherwise."""
+    """Write a Parquet file in blocks, with the columns of the first row; columns not in `types` are strings."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -188,9 +188,9 @@ def write_table(path: Path, rows: Iterable[dict[str, Any]], types: Mapping[str, 
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a CSV file with the columns of the first row. No cell is a formula for a spreadsheet.
+    """Write a CSV file with the columns of the first row, safe to open in a spreadsheet.
 
-    A quote before a text prevents that (https://owasp.org/www-community/attacks/CSV_Injection).
+    Text that looks like a formula gets a leading quote (https://owasp.org/www-community/attacks/CSV_Injection).
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]))
@@ -202,7 +202,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def finite(value: Any) -> Any:
-    """The value with None for NaN and infinity, and plain types for NumPy scalars and paths."""
+    """Replace NaN and infinity by None, and NumPy scalars and paths by plain types."""
     if isinstance(value, dict):
         return {str(k): finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -217,17 +217,17 @@ def finite(value: Any) -> Any:
 
 
 def utf8(text: str) -> str:
-    """The text with lone surrogates, which UTF-8 cannot encode, as escapes."""
+    """Escape lone surrogates, which UTF-8 cannot encode."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def json_line(value: Any) -> bytes:
-    """One line of strict JSON in UTF-8."""
+    """Encode a value as one line of strict JSON in UTF-8."""
     return _json(value, default=str) + b"\n"
 
 
 def _json(value: Any, **options: Any) -> bytes:
-    """JSON in UTF-8; lone surrogates, which UTF-8 cannot encode, remain escapes."""
+    """Encode JSON in UTF-8; lone surrogates, which UTF-8 cannot encode, stay escaped."""
     plain = finite(value)
     try:
         return json.dumps(plain, ensure_ascii=False, **options).encode()
@@ -241,12 +241,12 @@ def sha256_of(path: Path) -> str:
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a JSON-like value, equal for equal values on every machine."""
+    """SHA-256 of a JSON-like value, independent of the machine."""
     return hashlib.sha256(_json(value, sort_keys=True)).hexdigest()
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """The names with a number appended to repeated ones, ignoring case."""
+    """Make names unique, ignoring case, by appending a number to repeated ones."""
     taken: set[str] = set()
     unique_names = []
     for name in names:
@@ -260,5 +260,5 @@ def distinct(names: Sequence[str]) -> list[str]:
 
 
 def file_names(names: Sequence[str]) -> list[str]:
-    """Distinct file names, without a suffix, that are safe on every file system."""
+    """Convert names to unique file names, without a suffix, that are valid on every file system."""
     return distinct([re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:100] or "model" for name in names])

@@ -1,7 +1,7 @@
-"""A sweep: the folders of its jobs, running one of them, and their outcomes.
+"""Sweeps: folder names of jobs, running a job, and the outcomes of all jobs.
 
-A finished job is found, a failed one is recorded, and the next one starts. A launcher may run jobs in other processes
-or on other machines, so each job writes its outcome to a file in the sweep's folder.
+Finished jobs are skipped, and failed jobs are recorded without stopping the sweep. A launcher may run jobs in other
+processes or on other machines, so each job writes its outcome to a file in the sweep's folder.
 """
 
 import logging
@@ -39,9 +39,9 @@ log = logging.getLogger(__name__)
 ERROR_FILE = "error.txt"
 TOTAL_FILE = ".total.json"  # number of jobs, in the folder of outcomes
 UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")  # in folder names
-BETWEEN = "__"  # options in the name of a job's folder
+BETWEEN = "__"  # separates options in the name of a job's folder
 GROUP = re.compile("[.@]")  # separates the group of an override from the rest of its key
-MAX_NAME = 100  # characters of a job's folder; file systems allow 255 bytes
+MAX_NAME = 100  # characters in the name of a job's folder; file systems allow 255 bytes
 
 
 @dataclass(frozen=True)
@@ -52,17 +52,17 @@ class Outcome:
     folder: str
     state: str  # done, found (finished before), failed, or planned by a dry run
     reason: str = ""  # why it failed, in one line
-    user_error: bool = False  # whether the user can fix that
-    plan: list[dict[str, Any]] = field(default_factory=list)  # its models, as `work_estimate.Work`
-    selection: str = ""  # its choice of conf/selection
+    user_error: bool = False  # whether the user can fix the failure
+    plan: list[dict[str, Any]] = field(default_factory=list)  # work of its models, as `work_estimate.Work`
+    selection: str = ""  # name in conf/selection
 
 
 class SweepCallback(Callback):
-    """Hydra's callback: stores the configuration of a sweep, which hydra.main does not return."""
+    """Hydra callback that stores the configuration of a sweep, which hydra.main does not return."""
 
     sweep: DictConfig | None = None
-    # Called with the configuration of a single job before Hydra writes anything; Hydra ignores all of its exceptions
-    # but SystemExit.
+    # Called with the configuration of a single job before Hydra writes any files; Hydra ignores all exceptions except
+    # SystemExit.
     before_run: Callable[[DictConfig], None] | None = None
     fail: Callable[[UserError], NoReturn]  # ends the command with an error
 
@@ -76,7 +76,7 @@ class SweepCallback(Callback):
             from lpsel.commands.experiment import check_evaluations
 
             HydraConfig.instance().set_config(config)
-            folder = _outcomes_dir(config)  # resolved here, it is the same for all jobs, whose overrides differ
+            folder = _outcomes_dir(config)  # resolved once, since the overrides differ between jobs
             try:
                 check_headers(config)
                 check_evaluations(config)
@@ -84,19 +84,19 @@ class SweepCallback(Callback):
             except UserError as error:
                 SweepCallback.fail(error.renamed("hydra.sweep.dir") if error.name == "--out" else error)
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(Timeout):  # another call of the same sweep is running: its outcomes stay
+            with suppress(Timeout):  # keep the outcomes if the same sweep is already running
                 at_end.enter_context(FileLock(f"{folder}.lock", timeout=0))
                 shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(exist_ok=True)
             mark_output_folder(folder, "sweep")
             write_json(folder / TOTAL_FILE, {"jobs": _number_of_jobs(config)})
-        if config.get("dry_run"):  # in this process, whatever would start the jobs
+        if config.get("dry_run"):  # runs in this process, with any launcher
             with read_write(config.hydra), open_dict(config.hydra):
                 config.hydra.launcher = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}
 
 
 def _number_of_jobs(config: DictConfig) -> int | None:
-    """How many jobs Hydra's own sweeper starts; None for another sweeper or options that it rejects."""
+    """Number of jobs that Hydra's basic sweeper starts; None for another sweeper or invalid options."""
     if not config.hydra.sweeper["_target_"].endswith("BasicSweeper"):
         return None
     given = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
@@ -109,17 +109,17 @@ def _number_of_jobs(config: DictConfig) -> int | None:
 
 
 def sweep_dir() -> Path:
-    """The folder of the current sweep."""
+    """Folder of the current sweep."""
     return Path(str(HydraConfig.get().sweep.dir)).expanduser().resolve()
 
 
 def _outcomes_dir(config: DictConfig) -> Path:
-    """Where jobs write their outcomes; a dry run has a folder of its own."""
+    """Folder for the outcomes of jobs; a dry run uses a separate one."""
     return sweep_dir() / (".plans" if config.get("dry_run") else ".jobs")
 
 
 def run_job(command: str, config: DictConfig, user_errors: tuple[type[Exception], ...]) -> None:
-    """Run one job of a sweep unless it is finished, and write its outcome; a failure does not end the sweep."""
+    """Run one job of a sweep unless it is finished, and write its outcome; a failure does not stop the sweep."""
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir).resolve()
     outcome = Outcome(int(hydra.job.num), str(folder), "failed", selection=hydra.runtime.choices.get("selection", ""))
@@ -139,7 +139,7 @@ def run_job(command: str, config: DictConfig, user_errors: tuple[type[Exception]
         user_error = isinstance(error, user_errors)
         reason = " ".join(str(error).split()) if user_error else f"{type(error).__name__}: {first_line(error)}"
         outcome = replace(outcome, reason=redact(reason), user_error=user_error)
-        if not config.get("dry_run"):  # which lists every reason once, at the end
+        if not config.get("dry_run"):  # a dry run lists every reason once, at the end
             log.error("Failed: %s", outcome.reason)
         if not user_error:
             write_file(folder / ERROR_FILE, redact(traceback.format_exc()))
@@ -155,7 +155,7 @@ def run_job(command: str, config: DictConfig, user_errors: tuple[type[Exception]
 
 
 def _plan(command: str, config: DictConfig, outcome: Outcome) -> Outcome:
-    """The outcome of a dry run."""
+    """Plan a job of a dry run, and return its outcome."""
     from lpsel.commands.dry_run import memory_problem, planned_work
 
     work = planned_work(command, config, Path(outcome.folder))
@@ -167,7 +167,7 @@ def _plan(command: str, config: DictConfig, outcome: Outcome) -> Outcome:
 
 
 def _run_or_find(command: str, config: DictConfig, folder: Path) -> bool:
-    """Run the job; True where it was finished before."""
+    """Run the job unless it is finished; returns True if it was finished before."""
     job = Job.of(command, config, folder, in_sweep=True)
     lock = FileLock(folder / ".lock")  # two calls of the same sweep, or two jobs with the same configuration
 
@@ -189,7 +189,7 @@ def _run_or_find(command: str, config: DictConfig, folder: Path) -> bool:
 
 @contextmanager
 def _isolated(hydra: Any, config: DictConfig) -> Iterator[None]:
-    """Make the ranks that Lightning starts, with this process's arguments and run folder, run this job only."""
+    """Make the ranks that Lightning starts run only this job, in its run folder."""
     if "joblib" in str(hydra.launcher.get("_target_")):
         use_one_device(config.trainer.devices, int(hydra.job.num))
     with read_write(hydra), open_dict(hydra):
@@ -199,20 +199,20 @@ def _isolated(hydra: Any, config: DictConfig) -> Iterator[None]:
 
 
 def read_outcomes(sweep: DictConfig) -> list[Outcome]:
-    """The outcomes of a sweep's last call, one for each run folder, in the order of the jobs."""
+    """Read the outcomes of the latest call of a sweep, one per run folder, in the order of the jobs."""
     outcomes = _all_outcomes(sweep)
     first = {outcome.folder: outcome for outcome in reversed(outcomes)}
     return [outcome for outcome in outcomes if first[outcome.folder] is outcome]
 
 
 def _all_outcomes(sweep: DictConfig) -> list[Outcome]:
-    """One for each job, also of jobs that share a run folder."""
+    """Read the outcomes of all jobs, including jobs that share a run folder."""
     files = _outcomes_dir(sweep).glob("[!.]*.json")
     return sorted((Outcome(**read_json(file)) for file in files), key=lambda o: o.number)
 
 
 def print_outcomes(outcomes: Sequence[Outcome], sweep: DictConfig) -> None:
-    """Print a table of the jobs' outcomes, or of what they would do in a dry run."""
+    """Print a table of the outcomes of all jobs, or their plans for a dry run."""
     from rich.text import Text
 
     from lpsel import console
@@ -232,7 +232,7 @@ def print_outcomes(outcomes: Sequence[Outcome], sweep: DictConfig) -> None:
 
 
 def _print_plans(outcomes: Sequence[Outcome], sweep: DictConfig) -> None:
-    """Print what the jobs of a dry run would do, with the judgments of an experiment, and every problem once."""
+    """Print the plans of a dry run, the number of judgments of an experiment, and every problem once."""
     from lpsel.commands.dry_run import Work, print_table, short_names
     from lpsel.commands.evaluation_estimate import judgments
 
@@ -241,7 +241,7 @@ def _print_plans(outcomes: Sequence[Outcome], sweep: DictConfig) -> None:
     jobs = [(names[o.folder], None if o.state == "found" else [Work(**w) for w in o.plan]) for o in valid]
     print_table(jobs, "experiment" in sweep)
     if "experiment" in sweep:
-        judged = sum(o.selection != "full" for o in valid)  # which is the baseline
+        judged = sum(o.selection != "full" for o in valid)  # full is the baseline
         for line in judgments(sweep.experiment, Path(sweep.cache_dir).expanduser(), judged):
             print(line)
     times = Counter(names[o.folder] for o in _all_outcomes(sweep))
@@ -252,7 +252,7 @@ def _print_plans(outcomes: Sequence[Outcome], sweep: DictConfig) -> None:
 
 
 def sweep_name(overrides: Any, params: Any) -> str:
-    """The name of a sweep's folder: the swept options and a digest of all overrides, the same at every call."""
+    """Reproducible name of a sweep's folder: the swept options and a digest of all overrides."""
     used = _by_key([*(f"{key}={value}" for key, value in (params or {}).items()), *overrides], {"experiment"})
     swept = [key for key, value in used.items() if "," in value or "range(" in value]
     name = UNSAFE.sub("-", used.get("experiment") or "-".join(swept) or "sweep")
@@ -260,9 +260,9 @@ def sweep_name(overrides: Any, params: Any) -> str:
 
 
 def job_name(overrides: Any, command: str, *, _root_: DictConfig) -> str:
-    """The name of a job's folder in its sweep: the overrides that this job uses.
+    """Name of a job's folder in its sweep: the overrides that the job uses.
 
-    Jobs with the same result share a folder: training on all rows is the same for every percentage.
+    Jobs with the same result share a folder; for example, training on all rows does not depend on the percentage.
     """
     unused = unused_keys(command, _root_)
     used = {key: value for key, value in _by_key(overrides).items() if GROUP.split(key)[0] not in unused}
@@ -274,7 +274,7 @@ def job_name(overrides: Any, command: str, *, _root_: DictConfig) -> str:
 
 
 def _by_key(overrides: Any, kept: Collection[str] = ()) -> dict[str, str]:
-    """Overrides that change results, and those of `kept`, sorted by key; the last one of a key wins, as in Hydra."""
+    """Overrides that change results or are in `kept`, sorted by key; the last value of a key wins, as in Hydra."""
     given = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
     ignored = {*NOT_IN_RESULTS, "trainer"} - {*kept}
     used = [key for key in sorted(given) if key == "trainer.precision" or GROUP.split(key)[0] not in ignored]
