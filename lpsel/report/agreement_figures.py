@@ -1,4 +1,4 @@
-"""Figures of agreement: matrices of one number per pair of scorers, and ranks by one scorer against another.
+"""Agreement figures: heatmaps with one number per pair of scorers, and rank-rank plots.
 
 N rows, S scorers, B bins
 """
@@ -21,8 +21,8 @@ from lpsel.scoring.metrics import METRICS
 from lpsel.selection.agreement_study import DEFINED, Study
 
 NAME_LENGTH = 26
-MOST_NUMBERED = 14  # scorers; numbers in more cells are too small to read
-FEWEST_FOR_DENSITY = 1_000  # rows; fewer are shown as points
+MOST_NUMBERED = 14  # scorers; with more, numbers in cells are too small to read
+FEWEST_FOR_DENSITY = 1_000  # rows; fewer are drawn as points
 TIMES_CHANCE = LogNorm(0.1, 10)
 BINS = 50
 
@@ -30,7 +30,7 @@ Floats = NDArray[np.float64]
 
 
 def agreement_figures(study: Study, metric: str) -> Iterator[tuple[str, str, Figure]]:
-    """File name, title and figure of every matrix, and of the ranks, for the rows with a score in every table."""
+    """Yield file name, title and figure of all heatmaps and ranks, for rows with a score in every table."""
     between = study.between[metric, DEFINED]
     label = METRICS[metric].title
     matrices = [
@@ -50,7 +50,7 @@ def agreement_figures(study: Study, metric: str) -> Iterator[tuple[str, str, Fig
 
 @styled
 def heatmap(names: Sequence[str], values_SS: Floats, title: str) -> Figure:
-    """One number for every pair of scorers; the diagonal is empty."""
+    """Draw one number for every pair of scorers; the diagonal is empty."""
     s = len(names)
     figure = Figure(figsize=(0.62 * s + 0.3, 0.62 * s + 0.3))
     axes = figure.add_subplot()
@@ -72,9 +72,9 @@ def heatmap(names: Sequence[str], values_SS: Floats, title: str) -> Figure:
 
 @styled
 def rank_rank(names: Sequence[str], scores_SN: Floats, pcts: Sequence[float], title: str) -> Figure:
-    """Ranks by one scorer against ranks by another, one panel per pair of scorers."""
+    """Plot ranks by one scorer against ranks by another, with one panel per pair of scorers."""
     pairs = list(combinations(range(len(names)), 2))
-    columns = len(names) - 1 + len(names) % 2  # so that no cell of the grid is empty
+    columns = len(names) - 1 + len(names) % 2  # leaves no cell of the grid empty
     rows = len(pairs) // columns
     ranks_SN = percent_ranks(scores_SN)
     figure = Figure(figsize=(2.1 * columns + 1.0, 2.1 * rows + 0.4), layout="constrained")
@@ -95,12 +95,12 @@ def rank_rank(names: Sequence[str], scores_SN: Floats, pcts: Sequence[float], ti
 
 
 def percent_ranks(scores_SN: Floats) -> Floats:
-    """Ranks from 0 (the lowest score, hardest) to 100, ties at their mean, (S, N)."""
+    """Percentile ranks from 0 (lowest score, hardest) to 100, (S, N); ties get their mean rank."""
     return (rankdata(scores_SN, axis=1) - 0.5) * (100 / scores_SN.shape[1])
 
 
 def _panel(axes: Axes, ranks_a_N: Floats, ranks_b_N: Floats, pcts: Sequence[float]) -> Any:
-    """Draw ranks; returns the image of a density, None for points."""
+    """Draw ranks; returns the image for a density, None for points."""
     axes.set(xlim=(0, 100), ylim=(0, 100), aspect="equal", xticks=[0, 50, 100], yticks=[0, 50, 100])
     n = len(ranks_a_N)
     image = None
@@ -120,21 +120,21 @@ def _panel(axes: Axes, ranks_a_N: Floats, ranks_b_N: Floats, pcts: Sequence[floa
     else:
         axes.scatter(ranks_a_N, ranks_b_N, s=max(2.0, 14 - n / 80), color=SERIES[0], alpha=0.7, linewidths=0)
     for pct in pcts:
-        if pct < 100:  # the square of the rows that both select
+        if pct < 100:  # square with the rows that both scorers select
             color = INK if image is None else "white"
             axes.plot([pct, pct, 0], [0, pct, pct], color=color, linewidth=0.9, linestyle="--")
     return image
 
 
 def text_color(background: Any) -> str:
-    """Black or white, whichever has the higher contrast (relative luminance of WCAG 2.1)."""
+    """Black or white, whichever has the higher contrast (relative luminance, WCAG 2.1)."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in background[:3]]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return "black" if luminance > 0.179 else "white"
 
 
 def decimal(value: float) -> str:
-    """Two decimals without the leading zero: .79, -.05, 1.0."""
+    """Format a value with two decimals and no leading zero: .79, -.05, 1.0."""
     text = f"{value:.2f}"
     return "1.0" if text == "1.00" else text.replace("0.", ".", 1)
 

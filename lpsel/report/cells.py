@@ -1,6 +1,6 @@
-"""Tables as the page shows them: rounded, an interval in the cell of its value, without empty columns.
+"""Format tables for the page: round numbers, merge intervals with their values, and drop empty columns.
 
-CSV files have every column at full precision.
+CSV files contain all columns at full precision.
 """
 
 import re
@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 from lpsel.evaluation.statistics import with_interval
 
-COUNTS = re.compile(r"([\d,]+)(?: to [\d,]+)?")  # a count as text, or the lowest and the highest
-LINKED = ("folder", "evaluation")  # what the first cell of a row links to, in this order; not shown themselves
+COUNTS = re.compile(r"([\d,]+)(?: to [\d,]+)?")  # a count, or a range of counts
+LINKED = ("folder", "evaluation")  # link targets of a row's first cell, in order of preference; not shown
 
 
 class Cell(NamedTuple):
-    """Text, and what the column is sorted by."""
+    """Text of a cell, and its sort key."""
 
     text: str
     value: Any
@@ -22,14 +22,14 @@ class Cell(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """A table of the page: names of columns, whether they are numbers, and rows with the folder that they link to."""
+    """A table on the page: column names, whether they are numeric, and rows with the folder that they link to."""
 
     columns: dict[str, bool]
     rows: list[tuple[str | None, list[Cell]]]
 
 
 def readable(table: Sequence[dict[str, Any]], omit: Sequence[str] = ()) -> Shown:
-    """A table for reading, without columns that are empty, merged into another, or in `omit`."""
+    """Format a table, without columns that are empty, merged into another column, or in `omit`."""
     names = [name for name in table[0] if name not in (*LINKED, *omit) and not _is_end(name, table[0])]
     names = [name for name in names if any(row[name] is not None for row in table)]
     rows = []
@@ -41,7 +41,7 @@ def readable(table: Sequence[dict[str, Any]], omit: Sequence[str] = ()) -> Shown
 
 
 def _is_end(name: str, row: dict[str, Any]) -> bool:
-    """Whether the column is an end of the interval of another one."""
+    """Whether the column is the lower or upper end of another column's interval."""
     base, _, end = name.rpartition(" ")
     return end in ("low", "high") and (base or "value") in row
 
@@ -62,7 +62,7 @@ def _cell(row: dict[str, Any], name: str) -> Cell:
 
 
 def shown(value: Any) -> str:
-    """A value as text: numbers with three or four digits, large ones as powers of ten."""
+    """Format a value: numbers with three or four digits, large numbers in scientific notation."""
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -75,12 +75,12 @@ def shown(value: Any) -> str:
 
 
 def capitalized(text: str) -> str:
-    """The text with its first letter upper-case, the others as they are."""
+    """Capitalize the first letter, and keep the others."""
     return text[:1].upper() + text[1:]
 
 
 def spread(values: Iterable[float], text: Callable[[float], str]) -> str:
-    """The lowest and the highest value, or one where both have the same text: 5 to 10."""
+    """Format a range of values, such as 5 to 10, or a single value if both ends have the same text."""
     ordered = sorted(values)
     return " to ".join(dict.fromkeys([text(ordered[0]), text(ordered[-1])]))
 

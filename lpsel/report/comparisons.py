@@ -1,5 +1,6 @@
-"""Selections compared with random rows and with all rows: differences with intervals, and from which percentage on
-there are none. Pure functions of points.
+"""Compare selections with random rows and with all rows: differences with confidence intervals.
+
+Pure functions of points.
 """
 
 from collections import defaultdict
@@ -15,7 +16,7 @@ from lpsel.report.points import Interval, Point, by_selection, one_value_per_see
 from lpsel.report.runs import Run, grouped, number
 
 EVEN = 50.0  # win rate, in percent
-SAME = 0.02  # relative difference in rows or tokens up to which they count as equal
+SAME = 0.02  # relative tolerance for equal numbers of rows or tokens
 BASELINE, ALL_ROWS = "random", "full"
 
 Basis = Literal["seeds", "rows", "none"]
@@ -26,12 +27,12 @@ BySeed = Mapping[Any, Point]
 class Comparison:
     """A selection minus its reference, at one percentage of the rows."""
 
-    point: Point  # of one of the selection's seeds
+    point: Point  # a point of one seed of the selection
     value: float  # mean over the seeds compared
-    reference: float  # likewise; that of a win rate against random rows is 50%
-    difference: Interval  # with the interval at `level`, None at its ends where there is none
-    basis: Basis  # what the interval covers: seeds (and with them rows), the rows or prompts of one seed, or nothing
-    seeds: int  # how many were compared
+    reference: float  # mean of the reference; 50% for a win rate against random rows
+    difference: Interval  # difference with its interval at the corrected level; ends are None without an interval
+    basis: Basis  # source of variation: seeds (including rows), rows or prompts of one seed, or none
+    seeds: int  # number of seeds compared
 
     @property
     def selection(self) -> tuple[str, float | None]:
@@ -40,12 +41,12 @@ class Comparison:
 
     @property
     def gain(self) -> float:
-        """The difference, positive where the selection is better."""
+        """The difference, positive if the selection is better."""
         return self.difference.value * (1 if self.point.key_metric.better == "higher" else -1)
 
     @property
     def verdict(self) -> int | None:
-        """1 if the selection is better, -1 if it is worse, 0 if the interval includes 0, None without one."""
+        """1 if the selection is better, -1 if it is worse, 0 if the interval includes 0, None without an interval."""
         _, low, high = self.difference
         if low is None or high is None:
             return None
@@ -53,20 +54,20 @@ class Comparison:
 
 
 def at_equal_rows(points: Sequence[Point]) -> list[Comparison]:
-    """Every selection minus random rows: as many of them, with the same target, training and seeds."""
+    """Compare every selection with equally many random rows, for the same target, training and seeds."""
 
     def is_reference(run: Run, other: Run) -> bool:
         a, b = (number(each.get("training", "rows")) for each in (run, other))
-        as_many = a is None or b is None or abs(a - b) <= SAME * max(a, b)  # as far as that is known
+        as_many = a is None or b is None or abs(a - b) <= SAME * max(a, b)  # if known
         return other.rule == BASELINE and other.pct == run.pct and as_many
 
     return _compared_with_runs(points, is_reference)
 
 
 def at_equal_tokens(points: Sequence[Point]) -> list[Comparison]:
-    """Every selection minus random rows with as many training tokens.
+    """Compare every selection with random rows that have equally many training tokens.
 
-    Random rows are interpolated between the percentages of the same seed, in the logarithm of the tokens. Selections
+    Random results are interpolated between percentages of the same seed, in the logarithm of the tokens. Selections
     with more or fewer tokens than all random runs are left out.
     """
     random = [p for p in points if p.run.rule == BASELINE and tokens(p)]
@@ -83,14 +84,14 @@ def at_equal_tokens(points: Sequence[Point]) -> list[Comparison]:
 
 
 def to_all_rows(points: Sequence[Point]) -> list[Comparison]:
-    """Every selection minus training the same target in the same way on all rows."""
+    """Compare every selection with training the same target in the same way on all rows."""
     return _compared_with_runs(points, lambda _, other: other.rule == ALL_ROWS)
 
 
 def differences(points: Sequence[Point]) -> list[Point]:
-    """Points whose value is the NLL minus that of training the same target on all rows, with the same seed if any.
+    """NLL differences from training the same target on all rows, with the same seed if available.
 
-    Only within an evaluation; with a paired interval where that model was its baseline.
+    Differences are only computed within an evaluation, and have a paired interval if that model was its baseline.
     """
     everything = [p for p in points if p.run.rule == ALL_ROWS and p.metric == "nll"]
     full = grouped(everything, lambda p: (p.evaluation.folder, p.run.trained_as))
@@ -106,18 +107,18 @@ def differences(points: Sequence[Point]) -> list[Point]:
 
 
 def smallest_passing(points: Sequence[Point]) -> float | None:
-    """The smallest percentage at which a selection is no worse than all rows, and at all larger ones as well.
+    """Smallest percentage from which on a selection is no worse than training on all rows, or None.
 
-    The interval decides: a win rate against all rows whose lower end is at least 50%, or a paired difference in NLL
-    whose upper end is at most 0. Its level is 95% for all selections together (Bonferroni), since the best of several
-    is reported. The ends are means over seeds, as if seeds had all of their prompts' variation in common.
+    A selection passes if the interval of its win rate against all rows has a lower end of at least 50%, or the interval
+    of its paired NLL difference an upper end of at most 0. The family-wise level is 95% (Bonferroni), since the best of
+    several selections is reported. Ends are averaged over seeds, as if seeds shared all variation of their prompts.
     """
     win_rates = bool(points) and points[0].metric == "win_rate"
     selections = by_selection([p for p in points if _is_to_all_rows(p)] if win_rates else differences(points))
     level = 1 - 0.05 / max(len(selections), 1)
 
     def margin(p: Point) -> float:
-        """By how much the interval passes."""
+        """Margin by which the interval passes; negative if it does not."""
         _, low, high = _widened(p.at, level)
         end = low if win_rates else high
         return -np.inf if end is None else end - EVEN if win_rates else -end
@@ -132,7 +133,7 @@ def smallest_passing(points: Sequence[Point]) -> float | None:
 
 
 def _is_to_all_rows(p: Point) -> bool:
-    """Whether the baseline of a selection's win rate is the same target, trained in the same way on all rows."""
+    """Whether a win rate is against the same target, trained in the same way on all rows."""
     return (
         p.baseline is not None
         and p.baseline.rule == ALL_ROWS
@@ -143,19 +144,19 @@ def _is_to_all_rows(p: Point) -> bool:
 
 
 def tokens(point: Point) -> float | None:
-    """Tokens of training."""
+    """Number of training tokens."""
     return number(point.run.get("training", "tokens"))
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
-    """Mean with its interval: Student's t with n - 1 degrees of freedom."""
+    """Mean and its confidence interval, from Student's t with n - 1 degrees of freedom."""
     mean = float(np.mean(values))
     half = float(t.ppf(0.5 + level / 2, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
     return mean, mean - half, mean + half
 
 
 def _by_selection(points: Sequence[Point], wanted: Callable[[str], bool]) -> list[BySeed]:
-    """The points of every series and percentage by seed."""
+    """Group the points of every series and percentage by seed."""
     seeds: dict[tuple[float, str], dict[Any, Point]] = defaultdict(dict)
     for p in one_value_per_seed(points):
         if wanted(p.run.rule) and p.run.pct is not None:
@@ -164,7 +165,7 @@ def _by_selection(points: Sequence[Point], wanted: Callable[[str], bool]) -> lis
 
 
 def _compared_with_runs(points: Sequence[Point], is_reference: Callable[[Run, Run], bool]) -> list[Comparison]:
-    """Every selection minus the only reference of its target that is trained in the same way."""
+    """Compare every selection with the only reference for its target that is trained in the same way."""
     references = _by_selection(points, lambda rule: rule in (BASELINE, ALL_ROWS))
 
     def is_comparable(run: Run, other: Run) -> bool:
@@ -183,7 +184,7 @@ def _compared(
     reference_of: Callable[[Point, BySeed], BySeed | None],
     is_reference: Callable[[Run, Run], bool] | None = None,
 ) -> list[Comparison]:
-    """Every selection minus its reference; the level of the intervals is 95% for all of them together (Bonferroni)."""
+    """Compare every selection with its reference; intervals have a family-wise level of 95% (Bonferroni)."""
     pairs: list[tuple[BySeed, BySeed | None]] = []
     for ours in _by_selection(points, lambda rule: rule not in (BASELINE, ALL_ROWS)):
         first = next(iter(ours.values()))
@@ -211,9 +212,9 @@ def _comparison(ours: BySeed, theirs: BySeed | None, level: float) -> Comparison
 
 
 def _of_rows(p: Point, q: Point | None) -> Interval:
-    """One point minus another, with a 95% interval over rows: paired where an evaluation has it.
+    """Difference of two points with a 95% interval over rows, paired if an evaluation provides it.
 
-    Elsewhere it is that of two independent values, which is too wide for models measured on the same rows.
+    Otherwise the values are treated as independent, which is conservative for models measured on the same rows.
     """
     if q is None:
         return Interval(p.value - EVEN, *(None if end is None else end - EVEN for end in (p.low, p.high)))
@@ -233,7 +234,7 @@ def _of_rows(p: Point, q: Point | None) -> Interval:
 
 
 def _widened(at: Interval, level: float) -> Interval:
-    """A 95% interval as one at another level, as if the value were normal."""
+    """Convert a 95% interval to another level, assuming a normal distribution."""
     if at.low is None or at.high is None:
         return Interval(at.value)
     wider = float(ndtri(0.5 + level / 2) / ndtri(0.975))
@@ -241,7 +242,7 @@ def _widened(at: Interval, level: float) -> Interval:
 
 
 def _interpolated(curve: Sequence[Point], wanted: float | None) -> Point | None:
-    """A random point at as many tokens; None outside the curve."""
+    """Interpolate a random point at this number of tokens; None outside the range of the curve."""
     if not curve or not wanted:
         return None
     ordered = sorted(curve, key=lambda p: tokens(p) or 0.0)
@@ -254,5 +255,5 @@ def _interpolated(curve: Sequence[Point], wanted: float | None) -> Point | None:
 
     value, low, high = (at([getattr(p, name) for p in ordered]) for name in ("value", "low", "high"))
     assert value is not None
-    run = replace(ordered[0].run, folder=ordered[0].run.folder / "interpolated")  # no evaluation pairs it
+    run = replace(ordered[0].run, folder=ordered[0].run.folder / "interpolated")  # has no paired evaluation
     return replace(ordered[0], value=value, low=low, high=high, run=run, evaluated_as="")

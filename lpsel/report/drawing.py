@@ -1,6 +1,6 @@
-"""Shared style of the figures: the label, color and marker of every series, and figures as files and SVG.
+"""Shared figure style: label, color and marker of each series; saving figures as files and SVG.
 
-Figures are created without pyplot: no shared state, no display.
+Figures are created without pyplot, so there is no global state and no display.
 """
 
 import io
@@ -21,7 +21,7 @@ from lpsel.report.runs import Run, short_labels
 from lpsel.storage import write_file
 
 COLORMAP = "viridis"  # perceptually uniform, readable with color vision deficiencies
-# Okabe and Ito's hues (2008), for color vision deficiencies; the last two darker, for contrast on white.
+# Colorblind-safe palette of Okabe and Ito (2008); the last two are darker, for contrast on white.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#c2619a", "#a67c00", "#3a9bc9")
 DARK_SERIES = ("#4ba3e3", "#f08a3c", "#2fbf94", "#dc8fbe", "#d3a62a", "#6cc3ec")  # the same on a dark page
 MUTED = "#7a828a"
@@ -29,12 +29,12 @@ INK = "#1f2328"
 RESERVED = {"random": MUTED, "full": INK}
 MARKERS = "osD^vP"
 LINES = ("-", "-.", ":", (0, (5, 1)))
-WIDTH = 3.6  # inches, 346 CSS pixels: what a phone shows without scaling
+WIDTH = 3.6  # inches, 346 CSS pixels: the width of a phone without scaling
 SLIDE = (6.4, 3.6)  # inches: 1920 x 1080 pixels
 DPI = 300
-MOST_LABELS = 9  # at lines; more become a legend
+MOST_LABELS = 9  # labels next to lines; more become a legend
 LONGEST_LABEL = 22  # characters
-LABEL_HEIGHT = 0.075  # of the axes
+LABEL_HEIGHT = 0.075  # as a fraction of the axes
 
 # Decorator of functions that create figures.
 styled = matplotlib.rc_context(
@@ -56,7 +56,7 @@ styled = matplotlib.rc_context(
 
 @dataclass(frozen=True)
 class Look:
-    """How a series is drawn: its color is that of its rule; marker and line distinguish series of one rule."""
+    """Style of a series: the color depends on its rule; marker and line distinguish series of the same rule."""
 
     label: str
     color: str
@@ -65,7 +65,7 @@ class Look:
 
 
 def looks(runs: Sequence[Run]) -> dict[str, Look]:
-    """The look of every series. Random rows are gray and all rows black; the other rules have the colors in order."""
+    """Assign a style to every series: gray for random rows, black for all rows, palette colors for other rules."""
     labels = short_labels(runs)
     rule_of = {run.series: run.rule for run in runs}
     rules = {rule: k for k, rule in enumerate(sorted({*rule_of.values()} - {*RESERVED}))}
@@ -82,7 +82,7 @@ def looks(runs: Sequence[Run]) -> dict[str, Look]:
 
 
 def new_axes(width: float = WIDTH, height: float = 2.9) -> tuple[Figure, Axes]:
-    """A figure, sizes in inches, and its only axes."""
+    """Create a figure (sizes in inches) with a single axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
@@ -90,7 +90,7 @@ def new_axes(width: float = WIDTH, height: float = 2.9) -> tuple[Figure, Axes]:
 
 
 def legend(axes: Axes) -> None:
-    """Labels above the axes, in one column if they are long."""
+    """Add a legend above the axes, in one column if labels are long."""
     labels = axes.get_legend_handles_labels()[1]
     columns = 2 if labels and max(map(len, labels)) <= 18 else 1
     axes.figure.legend(frameon=False, loc="outside upper left", ncols=columns, borderaxespad=0.2)
@@ -99,7 +99,7 @@ def legend(axes: Axes) -> None:
 def interval(
     axes: Axes, at: Interval, position: float, color: str, *, alpha: float = 0.7, horizontal: bool = False
 ) -> None:
-    """The line of a confidence interval, if there is one, at a position on the other axis."""
+    """Draw the line of a confidence interval, if any, at a position on the other axis."""
     if at.low is not None and at.high is not None:
         ends, positions = [at.low, at.high], [position, position]
         x, y = (ends, positions) if horizontal else (positions, ends)
@@ -107,7 +107,7 @@ def interval(
 
 
 class Label(NamedTuple):
-    """The text of a line that ends at a point of the data, or with `on_axis` at the right end of the axes."""
+    """Label of a line that ends at a data point or, with `on_axis`, at the right end of the axes."""
 
     text: str
     color: str
@@ -116,7 +116,7 @@ class Label(NamedTuple):
 
 
 def label_lines(axes: Axes, labels: Sequence[Label]) -> None:
-    """Labels to the right of the axes, moved apart and connected with their lines; a legend if they do not fit."""
+    """Place labels to the right of the axes without overlap, connected to their lines; a legend if they do not fit."""
     if len(labels) > MOST_LABELS or any(len(label.text) > LONGEST_LABEL for label in labels):
         for label in labels:
             if label.on_axis:
@@ -142,7 +142,7 @@ def label_lines(axes: Axes, labels: Sequence[Label]) -> None:
 
 
 def _apart(heights: Sequence[float]) -> list[float]:
-    """Increasing heights moved as little as needed for LABEL_HEIGHT between them, inside the axes."""
+    """Move increasing heights as little as possible so that they are LABEL_HEIGHT apart, inside the axes."""
     placed: list[float] = []
     for height in heights:
         placed.append(max(height, placed[-1] + LABEL_HEIGHT if placed else 0.0))
@@ -154,17 +154,17 @@ def _apart(heights: Sequence[float]) -> list[float]:
 
 
 def horizontal_label(axes: Axes, value: float, label: str, color: str) -> None:
-    """Text above a horizontal line, at its right end."""
+    """Write text above a horizontal line, at its right end."""
     at: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "xytext": (-2, 3), "textcoords": "offset points"}
     axes.annotate(label, (1, value), ha="right", color=color, **at)
 
 
 def save_files(figure: Figure, folder: Path, name: str) -> str:
-    """Write a figure at the size of a slide as NAME.svg, NAME.png and NAME.pdf; returns the SVG document."""
-    if figure.get_figwidth() == WIDTH:  # others have a size of their own
+    """Save a figure at slide size as NAME.svg, NAME.png and NAME.pdf; returns the SVG document."""
+    if figure.get_figwidth() == WIDTH:  # other figures set their size
         figure.set_size_inches(SLIDE[0], max(SLIDE[1], figure.get_figheight()))
     document = svg(figure, f"{name} slide")
-    figure.set_layout_engine("none")  # the layout stays
+    figure.set_layout_engine("none")  # keeps the current layout
     write_file(folder / f"{name}.svg", document)
     write_file(folder / f"{name}.pdf", _rendered(figure, "pdf", {"CreationDate": None}))
     save_png(figure, folder / f"{name}.png")
@@ -172,22 +172,22 @@ def save_files(figure: Figure, folder: Path, name: str) -> str:
 
 
 def save_png(figure: Figure, path: Path) -> Path:
-    """Write a figure on white."""
+    """Save a figure as PNG on a white background."""
     write_file(path, _rendered(figure, "png"))
     return path
 
 
 def svg(figure: Figure, name: str) -> str:
-    """A figure as an SVG document with text as text; `name` keeps the ids that it refers to unique on a page."""
+    """Convert a figure to an SVG document that keeps text as text; `name` makes its ids unique on a page."""
     with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
         return _rendered(figure, "svg", {"Date": None}).decode()
 
 
 def _rendered(figure: Figure, kind: str, metadata: dict[str, None] | None = None) -> bytes:
     FigureCanvasAgg(figure)
-    trimmed = "tight" if figure.get_layout_engine() is None else None  # the others fit into their figure
+    trimmed = "tight" if figure.get_layout_engine() is None else None  # layouts already fit the figure
     document = io.BytesIO()
-    # Of characters that the font does not have: SVG leaves them to the fonts of the browser.
+    # Ignores warnings about characters missing from the font: browsers render them with other fonts.
     with warnings.catch_warnings(action="ignore", category=UserWarning):
         figure.savefig(document, format=kind, dpi=DPI, bbox_inches=trimmed, facecolor="white", metadata=metadata)
     return document.getvalue()

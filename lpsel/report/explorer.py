@@ -1,6 +1,6 @@
-"""The explorer: the rows of a run on one page, as points, a searchable list and their texts.
+"""Explorer page: the rows of a run as points and as a searchable list with their texts.
 
-N rows of the dataset, S of them on the page, D dimensions of an embedding
+N rows of the dataset, S rows on the page, D dimensions of an embedding
 """
 
 import base64
@@ -22,44 +22,44 @@ from lpsel.data.random_order import random_keys
 from lpsel.report.drawing import COLORMAP, SERIES
 from lpsel.report.page import render
 
-MOST_BYTES = 7_950_000  # of the page
-MOST_ROWS = 100_000  # on the page; of more, or where they do not fit, it has a sample of SAMPLE
+MOST_BYTES = 7_950_000  # maximum size of the page
+MOST_ROWS = 100_000  # rows on the page; if there are more, or they do not fit, it has a sample of SAMPLE rows
 SAMPLE = 5_000
-TEXT_LENGTHS = (600, 300, 200, 120, 60)  # characters of a prompt and of a response: the first with which all rows fit
-DIGITS = 5  # significant ones of a number
-OUTSIDE = 0.5  # percent of the points at either end of an axis that its initial range leaves out
-MARGIN = 0.03  # of the range, on either side
+TEXT_LENGTHS = (600, 300, 200, 120, 60)  # characters per prompt and response; the first length that fits is used
+DIGITS = 5  # significant digits of numbers
+OUTSIDE = 0.5  # percent of the points at each end of an axis outside its initial range
+MARGIN = 0.03  # margin on each side, as a fraction of the range
 TEXTS = ("prompt", "response")
-RANGES = ("score", "nll_0", "nll_1", "length", "index")  # columns that the page filters by their range
+RANGES = ("score", "nll_0", "nll_1", "length", "index")  # columns with range filters
 
 Axis = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Explorer:
-    """What the page shows."""
+    """Content of the page."""
 
-    name: str  # of the run
-    # The S rows, with the columns `index`, `selected` and, where there are values, `score`, `rank`, `nll_0`, `nll_1`,
-    # `length` (of the response), `cluster`, `reason`, `prompt`, `response`, `x` and `y` (the map)
+    name: str  # name of the run
+    # The S rows, with the columns `index`, `selected` and, if available, `score`, `rank`, `nll_0`, `nll_1`, `length`
+    # (of the response), `cluster`, `reason`, `prompt`, `response`, `x` and `y` (the map).
     rows: pa.Table
-    ids: pa.Array | None  # content ids (S,), None where there are none
+    ids: pa.Array | None  # content ids, (S,), if available
     n_total: int  # N
-    rule: str  # which the score is from
-    unit: str  # of `length`, tokens or characters
-    explained: Sequence[float]  # fraction of the variance of the embeddings along x and y; empty without a map
-    facts: Sequence[tuple[str, str]]  # names and lines of text about the selection
-    warnings: Sequence[str]  # sentences about it
+    rule: str  # rule that computed the score
+    unit: str  # unit of `length`, tokens or characters
+    explained: Sequence[float]  # fraction of the embedding variance along x and y; empty without a map
+    facts: Sequence[tuple[str, str]]  # (name, text) pairs about the selection
+    warnings: Sequence[str]  # warnings about the selection
 
     @property
     def labels(self) -> dict[str, str]:
-        """What the columns are called on the page."""
+        """Labels of the columns on the page."""
         names = {"index": "row", "score": self.rule, "rank": "rank", "nll_0": "NLL before", "nll_1": "NLL after"}
         names |= {"length": f"response {self.unit}", "cluster": "cluster", "reason": "reason"}
         return {name: label for name, label in names.items() if name in self.rows.column_names}
 
     def sample(self, count: int) -> "Explorer":
-        """The same with `fair_sample` of its rows."""
+        """Keep only a `fair_sample` of the rows."""
         index_S, selected_S = (self.rows[name].to_numpy() for name in ("index", "selected"))
         taken = pa.array(fair_sample(selected_S.astype(bool), self.ids, index_S, count))
         return replace(self, rows=self.rows.take(taken), ids=None if self.ids is None else self.ids.take(taken))
@@ -68,10 +68,10 @@ class Explorer:
 def fair_sample(
     selected_N: NDArray[np.bool_], ids: pa.Array | None, index_N: NDArray[np.int64], count: int
 ) -> NDArray[np.int64]:
-    """Positions of `count` rows in ascending order, or of all rows if they are fewer.
+    """Sample positions of `count` rows, or of all rows if there are fewer; in ascending order.
 
-    Selected and other rows are drawn in proportion to their numbers, and at least one of the selected. Within each, the
-    order is random by content (`random_keys`, seed 0): the same for the same rows in any order.
+    Selected and other rows are drawn in proportion to their numbers, with at least one selected row. The sample is
+    random by content (`random_keys`, seed 0), so it does not depend on the order of the rows.
     """
     if len(selected_N) <= count:
         return np.arange(len(selected_N))
@@ -82,9 +82,9 @@ def fair_sample(
 
 
 def map_of(vectors_SD: NDArray[np.float32]) -> tuple[NDArray[np.float64], list[float]]:
-    """The first two principal components, float64 (S, 2), and the fractions of the variance along them.
+    """First two principal components, float64 (S, 2), and the fraction of the variance that each explains.
 
-    NaN for a row whose vector has NaN. Fewer than three different vectors give no map, (S, 0).
+    Rows with NaN in their vector are NaN. With fewer than three different vectors there is no map, (S, 0).
     """
     from sklearn.decomposition import PCA
 
@@ -98,9 +98,9 @@ def map_of(vectors_SD: NDArray[np.float32]) -> tuple[NDArray[np.float64], list[f
 
 
 def explorer_page(explorer: Explorer) -> str:
-    """The page, of at most MOST_BYTES: all rows with texts as long as fit, else a sample of them.
+    """Render a page of at most MOST_BYTES: all rows with texts as long as fit, or a sample.
 
-    Its data and plotly.js are compressed. No text of a row is part of the HTML; the script shows it as text.
+    Data and plotly.js are compressed. Texts of rows are not part of the HTML; the script inserts them as plain text.
     """
     library = get_plotlyjs()
     compressed = _compressed(library.encode())
@@ -127,14 +127,14 @@ def explorer_page(explorer: Explorer) -> str:
 
 
 def _fitting(explorer: Explorer, room: int) -> tuple[str | None, int]:
-    """The compressed data of the page and the length of its texts; None if it would be larger than `room`."""
+    """Compress the page data with the longest texts that fit; returns None for the data if it exceeds `room`."""
     data = page_data(explorer)
     texts = {name: explorer.rows[name].to_pylist() for name in TEXTS if name in explorer.rows.column_names}
     for longest in TEXT_LENGTHS:
         cut = {name: [shortened(text, longest) for text in column] for name, column in texts.items()}
         plain = {**data, "columns": {**data["columns"], **cut}}
         content = json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode()
-        if len(content) <= 2.2 * room:  # texts hardly ever compress to less than a third, 4/9 in base64
+        if len(content) <= 2.2 * room:  # texts rarely compress to less than a third, 4/9 in base64
             packed = _compressed(content)
             if len(packed) <= room:
                 return packed, longest
@@ -142,7 +142,7 @@ def _fitting(explorer: Explorer, room: int) -> tuple[str | None, int]:
 
 
 def page_data(explorer: Explorer) -> dict[str, Any]:
-    """What the script of the page reads, except texts: columns and ids of the rows, labels, views and colors."""
+    """Data for the script of the page, except texts: columns, ids, labels, views and colors."""
     columns: dict[str, list[Any]] = {}
     for name in explorer.rows.column_names:
         if name not in TEXTS:
@@ -151,7 +151,7 @@ def page_data(explorer: Explorer) -> dict[str, Any]:
                 values = [None if value is None else float(f"{value:.{DIGITS}g}") for value in values]
             columns[name] = values
     if explorer.ids is not None:
-        columns["id"] = explorer.ids.to_pylist()  # which exports have
+        columns["id"] = explorer.ids.to_pylist()  # for exports
     colormap = matplotlib.colormaps[COLORMAP]
     score = np.array([value for value in columns.get("score", []) if value is not None])
     return {
@@ -160,13 +160,13 @@ def page_data(explorer: Explorer) -> dict[str, Any]:
         "labels": explorer.labels,
         "views": views(explorer),
         "tenths": np.unique(np.percentile(score, range(10, 100, 10))).tolist() if len(score) else [],
-        "series": len(SERIES),  # colors that the style of the page defines
+        "series": len(SERIES),  # number of colors in the page's style
         "scale": [to_hex(colormap(i)) for i in np.linspace(0.16, 0.92, 10)],
     }
 
 
 def views(explorer: Explorer) -> list[dict[str, Any]]:
-    """The views that the columns allow: NLL, score by length, the map; rows by length if none of these."""
+    """Views that the columns support: NLL, score by length, and the map; only length if there are no others."""
     rows, labels, names = explorer.rows, explorer.labels, set(explorer.rows.column_names)
     views = []
     if {"nll_0", "nll_1"} <= names:
@@ -189,7 +189,7 @@ def views(explorer: Explorer) -> list[dict[str, Any]]:
 
 
 def _axis(rows: pa.Table, column: str, title: str, log: bool = False) -> Axis:
-    """An axis whose range leaves out the percent OUTSIDE of the points at either end."""
+    """Create an axis whose initial range excludes OUTSIDE percent of the points at each end."""
     values = rows[column].drop_null().cast(pa.float64()).to_numpy()
     values = np.log10(np.maximum(values, 1)) if log else values
     low, high = np.percentile(values, [OUTSIDE, 100 - OUTSIDE])
@@ -198,5 +198,5 @@ def _axis(rows: pa.Table, column: str, title: str, log: bool = False) -> Axis:
 
 
 def _compressed(content: bytes) -> str:
-    """zlib's compression of bytes as base64, which the page undoes."""
+    """Compress bytes with zlib and encode them as base64; the page decompresses them."""
     return base64.b64encode(zlib.compress(content, 7)).decode()

@@ -1,6 +1,6 @@
-"""Figures of quality by bucket, scorer, group and task, and of scores, lengths and costs.
+"""Report figures: quality by bucket, scorer, group and task; scores, lengths and costs.
 
-Every function returns None where the runs do not allow its figure.
+Functions return None if the runs lack the data for a figure.
 """
 
 import logging
@@ -40,11 +40,11 @@ from lpsel.scoring.read import read_scores
 
 log = logging.getLogger(__name__)
 
-MOST_UPRIGHT = 9  # bars; the labels of more are rotated
-LONGEST_ROW = 30  # characters of the name of a row, which leave half of the width for its values
-SHADES = {"low": 0.45, "mid": 0.7, "high": 1.0}  # of the color of a rule
+MOST_UPRIGHT = 9  # bars; with more, labels are rotated
+LONGEST_ROW = 30  # characters of a row name, which leaves half of the width for values
+SHADES = {"low": 0.45, "mid": 0.7, "high": 1.0}  # opacity of a rule's color
 SELECTION = "selection.parquet"
-PARTS = ("selection", "training")  # of a ledger
+PARTS = ("selection", "training")  # parts of the cost ledger
 
 
 class Dot(NamedTuple):
@@ -53,12 +53,12 @@ class Dot(NamedTuple):
     row: str
     series: str
     at: Interval
-    color: str | None = None  # otherwise that of its series
+    color: str | None = None  # default: color of its series
 
 
 @styled
 def bucket_figure(points: Sequence[Point], looks: Mapping[str, Look]) -> Figure | None:
-    """Bars per bucket, in groups of one rule, percentage, scorer and target; needs two buckets."""
+    """Bars per bucket, grouped by rule, percentage, scorer and target; needs two buckets."""
     at = defaultdict(list)
     colors = {p.run.rule + p.run.variant: looks[p.run.series].color for p in points}
     several = len({p.run.target for p in points if p.run.bucket}) > 1
@@ -90,7 +90,7 @@ def bucket_figure(points: Sequence[Point], looks: Mapping[str, Look]) -> Figure 
 
 
 def _bar(axes: Axes, x: float, width: float, points: Sequence[Point], color: str, alpha: float, rotation: int) -> None:
-    """The mean of the points with its number, and the interval of each."""
+    """Draw the mean of the points with its value, and the interval of each point."""
     mean = float(np.mean([p.value for p in points]))
     axes.bar(x, mean, width * 0.92, color=color, alpha=alpha)
     top = max([mean, *(p.high for p in points if p.high is not None)])
@@ -102,7 +102,7 @@ def _bar(axes: Axes, x: float, width: float, points: Sequence[Point], color: str
 
 @styled
 def scorer_target_figure(points: Sequence[Point]) -> Figure | None:
-    """The metric of every scorer and target, for the rule, bucket and percentage that most pairs have."""
+    """Heatmap of the metric by scorer and target, for the rule, bucket and percentage that most pairs have."""
     scored = [p for p in points if p.run.scorer != "–" and p.run.pct is not None]
     settings = grouped(scored, lambda p: (p.run.rule + p.run.variant, p.run.bucket or "", p.run.pct or 0.0))
     pairs = {key: grouped(same, lambda p: (p.run.scorer, p.run.target)) for key, same in settings.items()}
@@ -129,7 +129,7 @@ def scorer_target_figure(points: Sequence[Point]) -> Figure | None:
 
 @styled
 def dots_figure(dots: Sequence[Dot], label: str, lines: Sequence[float] = ()) -> Figure | None:
-    """Values with intervals, one row per group or task and one color per model; `lines` are dashed references."""
+    """Dot plot with intervals, one row per group or task and one color per model; `lines` are dashed references."""
     rows = list(dict.fromkeys(d.row for d in dots))
     series = list(dict.fromkeys(d.series for d in dots))
     if not rows:
@@ -154,7 +154,7 @@ def dots_figure(dots: Sequence[Dot], label: str, lines: Sequence[float] = ()) ->
 
 
 def score_agreement_figure(runs: Sequence[Run]) -> Figure | None:
-    """Spearman correlation between the scores that different rules and scorers gave the same rows; needs two."""
+    """Spearman correlation between scores of the same rows by different rules and scorers; needs two."""
     from scipy.stats import spearmanr
 
     scored: dict[str, Any] = {}
@@ -174,7 +174,7 @@ def score_agreement_figure(runs: Sequence[Run]) -> Figure | None:
 
 @styled
 def trajectory_figure(scores: Path) -> Figure | None:
-    """NLL by epoch of the hardest and the easiest tenth by LP_app(1): median and quartiles."""
+    """NLL by epoch of the hardest and easiest tenth of the rows by LP_app(1): median and quartiles."""
     try:
         table = read_scores(scores)
     except UserError:
@@ -200,7 +200,7 @@ def trajectory_figure(scores: Path) -> Figure | None:
 
 @styled
 def length_figure(run: Run, color: str) -> Figure | None:
-    """Response tokens of the selected rows compared with all rows."""
+    """Histogram of response tokens of the selected rows compared with all rows."""
     chosen = _selection(run, ["index", "selected"])
     scores = _columns(Path(str(run.get("scores"))), ["index", "response_tokens"])
     if chosen is None or scores is None or not np.array_equal(chosen["index"], scores["index"]):
@@ -223,7 +223,7 @@ def length_figure(run: Run, color: str) -> Figure | None:
 
 @styled
 def ledger_figure(runs: Sequence[Run], looks: Mapping[str, Look]) -> Figure | None:
-    """FLOPs of scoring and training as a percentage of training on all rows: means over the seeds of a selection."""
+    """FLOPs of scoring and training as a percentage of training on all rows, averaged over seeds."""
     counted = [run for run in runs if run.flops_percent("total") is not None]
     seeds = grouped(counted, lambda run: (run.series, run.pct or 0.0))
     if not seeds:
@@ -237,7 +237,7 @@ def ledger_figure(runs: Sequence[Run], looks: Mapping[str, Look]) -> Figure | No
         numbers = list(dict.fromkeys(str(run.get("seed")) for run in same if run.get("seed") is not None))
         named = f", seed{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}" if numbers else ""
         name = f"{looks[series].label}{f', {pct:g}%' if pct else ''}{named}"
-        axes.text(0, y - 0.27, name, va="bottom")  # next to the bars, names would leave no room for them on a phone
+        axes.text(0, y - 0.27, name, va="bottom")  # above the bars: names beside them would not fit on a phone
     for label, alpha in (("selection", 0.45), ("training", 1.0)):
         axes.barh([0], [0], color=INK, alpha=alpha, label=label)
     axes.axvline(100, color=INK, linestyle="--", linewidth=1)
@@ -249,7 +249,7 @@ def ledger_figure(runs: Sequence[Run], looks: Mapping[str, Look]) -> Figure | No
 
 
 def _selection(run: Run, columns: list[str]) -> dict[str, Any] | None:
-    """Columns of the run's selection.parquet, None where they are missing or the file has changed."""
+    """Read columns of the run's selection.parquet; None if they are missing or the file has changed."""
     try:
         check_files(run.folder, {SELECTION: sha256} if (sha256 := run.get("sha256", SELECTION)) else {})
     except Damaged as damage:
@@ -259,7 +259,7 @@ def _selection(run: Run, columns: list[str]) -> dict[str, Any] | None:
 
 
 def _columns(path: Path, columns: list[str]) -> dict[str, Any] | None:
-    """Columns as arrays, None where the file or a column is missing."""
+    """Read columns as arrays; None if the file or a column is missing."""
     try:
         table = pq.read_table(path, columns=columns)
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Quality against what it costs: FLOPs, percentage of the rows, training tokens. A line per selection."""
+"""Line figures of quality against cost: FLOPs, percentage of the data, or training tokens; one line per selection."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from lpsel.report.points import Point, by_selection, untrained
 from lpsel.report.runs import grouped
 
 MOST_LINES = 8  # selections at a single percentage; more become rows of a dot plot
-LOGARITHMIC = 5  # ratio of the largest to the smallest cost from which on the axis is logarithmic
+LOGARITHMIC = 5  # smallest ratio of the largest to the smallest cost for a logarithmic axis
 POWERS = {1e3: "10³", 1e6: "10⁶", 1e9: "10⁹", 1e12: "10¹²", 1e15: "10¹⁵", 1e18: "10¹⁸", 1e21: "10²¹"}
 
 Looks = Mapping[str, Look]
@@ -24,7 +24,7 @@ CostOf = Callable[[Point], float | None]
 
 
 class Scale(NamedTuple):
-    """The vertical axis: its label, values that all others are compared with, and those of untrained models."""
+    """Vertical axis: its label, reference values, and values of untrained models."""
 
     label: str
     references: Mapping[str, float]
@@ -33,7 +33,7 @@ class Scale(NamedTuple):
 
     @classmethod
     def of(cls, points: Sequence[Point]) -> "Scale":
-        """That of a key metric: the reference is 50%, or the mean over the seeds of training on all rows."""
+        """Scale of a key metric; the reference is 50%, or the mean over seeds of training on all rows."""
         label, is_win_rate = points[0].key_metric.axis_label, points[0].metric == "win_rate"
         if is_win_rate:
             return cls(label, {"50%": EVEN}, untrained(points), is_win_rate)
@@ -47,7 +47,7 @@ DIFFERENCE = Scale("NLL minus that of all rows, nats\n(lower is better)", {"same
 
 
 def cost_figure(points: Sequence[Point], looks: Looks) -> Figure | None:
-    """The metric against the FLOPs of selection and training; dashed: all rows, dotted: the untrained model."""
+    """Metric against the FLOPs of selection and training. Dashed: all rows; dotted: the untrained model."""
     drawn = [p for p in points if p.run.flops]
     if all(p.run.rule == ALL_ROWS for p in drawn):
         return None
@@ -55,7 +55,7 @@ def cost_figure(points: Sequence[Point], looks: Looks) -> Figure | None:
 
 
 def token_figure(points: Sequence[Point], looks: Looks) -> Figure | None:
-    """The metric against the tokens of training: rows of a selection may be longer or shorter than others."""
+    """Metric against training tokens, since selected rows may be longer or shorter than others."""
     drawn = [p for p in points if p.run.pct is not None and tokens(p)]
     if len({tokens(p) for p in drawn}) < 2:
         return None
@@ -63,15 +63,15 @@ def token_figure(points: Sequence[Point], looks: Looks) -> Figure | None:
 
 
 def fraction_figure(points: Sequence[Point], looks: Looks) -> Figure | None:
-    """The metric against the percentage of the data; many selections at a single percentage become rows, best first."""
+    """Metric against the percentage of the data; many selections at one percentage become rows, best first."""
     drawn = [p for p in points if p.run.pct is not None]
     return _by_pct(drawn, Scale.of(points), looks, smallest_passing(points)) if drawn else None
 
 
 def difference_figure(points: Sequence[Point], looks: Looks) -> Figure | None:
-    """The NLL minus that of training on all rows, in the same evaluation, against the percentage of the data.
+    """NLL difference from training on all rows in the same evaluation, against the percentage of the data.
 
-    Rows differ more than models do: NLL intervals overlap where those of the paired difference exclude 0.
+    Rows vary more than models: NLL intervals can overlap even if the interval of the paired difference excludes 0.
     """
     drawn = differences(points)
     return _by_pct(drawn, DIFFERENCE, looks) if drawn else None
@@ -103,7 +103,7 @@ def _by_pct(points: Sequence[Point], scale: Scale, looks: Looks, passing: float 
 
 @styled
 def _by_cost(points: Sequence[Point], scale: Scale, looks: Looks, cost_of: CostOf, label: str) -> Figure:
-    """Values against a cost, in a power of 1,000: from 0, or logarithmic where the costs differ much."""
+    """Plot values against a cost in powers of 1,000, from 0, or on a logarithmic axis if costs differ greatly."""
     figure, axes = new_axes(height=3.1)
     labels = _lines(axes, points, looks, cost_of)
     costs = [cost_of(p) or 0.0 for p in points]
@@ -123,9 +123,9 @@ def _by_cost(points: Sequence[Point], scale: Scale, looks: Looks, cost_of: CostO
 
 
 def _lines(axes: Axes, points: Sequence[Point], looks: Looks, x_of: CostOf) -> list[Label]:
-    """A line for every selection through its means; seeds are faint dots, those of random rows also a band.
+    """Draw a line through the means of every selection; seeds are faint dots, and random rows also get a band.
 
-    The 95% interval of a run is drawn where it is the only seed.
+    The 95% interval of a run is drawn if it is the only seed.
     """
     labels = []
     for series, by_pct in by_selection(points).items():
@@ -149,7 +149,7 @@ def _lines(axes: Axes, points: Sequence[Point], looks: Looks, x_of: CostOf) -> l
 
 
 def _finish(axes: Axes, points: Sequence[Point], labels: list[Label], scale: Scale) -> None:
-    """Reference lines, the range of the values, and labels; an untrained model far from the others is only named."""
+    """Add reference lines, axis limits and labels; an untrained model far from other values is only annotated."""
     ends = [end for p in points for end in p.at if end is not None] + [*scale.references.values()]
     low, high = min(ends), max(ends)
     margin = 0.06 * (high - low) or 0.5
@@ -174,7 +174,7 @@ def _finish(axes: Axes, points: Sequence[Point], labels: list[Label], scale: Sca
 
 
 def _ranked(points: Sequence[Point], looks: Looks, descending: bool) -> list[Dot]:
-    """A row for every selection, the best by the mean of its seeds first, with a dot for every seed."""
+    """One row per selection with a dot per seed, sorted by the mean over seeds, best first."""
     seeds: dict[str, list[Dot]] = defaultdict(list)
     for p in sorted(points, key=lambda p: int(p.run.get("seed") or 0)):
         look = looks[p.run.series]

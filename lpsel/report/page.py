@@ -1,4 +1,4 @@
-"""HTML pages that need no network, from Jinja templates: the report of runs and the agreement of scorers."""
+"""Self-contained HTML pages: the report of runs and the agreement of scorers."""
 
 import os
 from collections import defaultdict
@@ -30,10 +30,10 @@ from lpsel.storage import write_csv, write_file
 
 Drawn = tuple[str, str, Figure | None]  # file name, caption and figure
 
-MOST_OF_A_KIND = 6  # trajectories and length figures: more would hide the other figures
+MOST_OF_A_KIND = 6  # trajectory and length figures; more would crowd out the other figures
 HEADLINE = "quality-1"  # the figure next to the summary
 
-# Sections of the report in order: the names of their figures, and the titles of their tables, which are folded.
+# Sections of the report in order: names of their figures, and titles of their collapsed tables.
 SECTIONS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "Quality": (
         ("quality", "share", "tokens", "difference"),
@@ -50,12 +50,12 @@ SECTIONS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "Lengths of selected rows": (("lengths",), {}),
     "Costs": (("costs",), {"costs": "Ledgers"}),
 }
-OMITTED = {  # columns of a table that the page does not show: CSV files have them
+OMITTED = {  # columns of a table that are only in the CSV files, not on the page
     "results": ("series", "lowest", "highest", "sd"),
     "runs": ("selection FLOPs", "training FLOPs"),
     "evaluations": ("series", "standard error"),
 }
-MOST_OPEN = 12  # rows of a table that is not folded
+MOST_OPEN = 12  # rows of a table that is not collapsed
 SCHEMES = {"light": SERIES, "dark": DARK_SERIES}
 SERIES_NAMES = [f"series-{k}" for k in range(len(SERIES))]
 PAGE_COLORS = dict(
@@ -93,13 +93,13 @@ FORMULAS = {
 
 
 def render(template: str, **values: Any) -> str:
-    """A page from a template of this package, in the colors of the figures."""
+    """Render a page from a template of this package, in the colors of the figures."""
     colors = {f"{name}_colors": dict(zip(SERIES_NAMES, of, strict=True)) for name, of in SCHEMES.items()}
     return html_pages.render("lpsel.report", template, **colors, **values)
 
 
 def write_report(runs: Runs, out: Path, command: str = "lpsel report") -> Path:
-    """Write index.html, figures/ and tables/ to `out`, in place of an earlier report; returns the path of the page."""
+    """Write index.html, figures/ and tables/ to `out`, replacing an earlier report; returns the path of the page."""
     measured = points(runs)
     tables = all_tables(runs, measured)
     with output_folder(out, "report", runs.folders, written_later=[WANDB_SPEC]) as folder:
@@ -148,20 +148,20 @@ def _report_page(
 
 
 def _shown(name: str, table: Table) -> Shown:
-    """A table as the page shows it."""
+    """Format a table for the page."""
     one_evaluation = name == "results" and len({row["against"] for row in table}) == 1
     return readable(table, (*OMITTED.get(name, ()), *(["against"] if one_evaluation else [])))
 
 
 def link(folder: Path, out: Path) -> str:
-    """The URL of a run folder on the page in `out`: relative next to the report, so that both can be moved together."""
+    """URL of a run folder for the page in `out`: relative if they are close, so that both can be moved together."""
     if folder.is_relative_to(out.parent):
         return quote(Path(os.path.relpath(folder, out)).as_posix()) + "/"
     return folder.as_uri()
 
 
 def report_figures(runs: Runs, measured: Sequence[Point], tables: dict[str, Table]) -> Iterator[Drawn]:
-    """Every figure of the report in order; None where the runs do not allow it."""
+    """Yield all figures of the report in order; None if the runs lack the data for a figure."""
     selections = sorted(runs.by_command("train", "select"), key=lambda run: (run.series, run.pct or 0.0))
     style = looks(selections)
     yield from _quality_figures(measured, style)
@@ -181,14 +181,14 @@ def report_figures(runs: Runs, measured: Sequence[Point], tables: dict[str, Tabl
 
 
 def _scored_by(run: Run) -> str:
-    """What scored which rows."""
+    """Describe the scorer and the rows."""
     if run.scorer == "–":
         return Path(str(run.get("scores"))).parent.name
     return f"{run.scorer} on {run.get('dataset', 'name')}"
 
 
 def _first(runs: Sequence[Run], key: Callable[[Run], Any]) -> list[Run]:
-    """The first runs with scores that differ by `key`, at most MOST_OF_A_KIND."""
+    """The first run with scores for each `key`, at most MOST_OF_A_KIND."""
     first: dict[str, Run] = {}
     for run in runs:
         if run.get("scores"):
@@ -208,7 +208,7 @@ def _quality_figures(measured: Sequence[Point], style: dict[str, Look]) -> Itera
 def _dot_figures(
     runs: Runs, table: Table, name: str, row: str, label: str, lines: Sequence[float], style: dict[str, Look]
 ) -> Iterator[Drawn]:
-    """A figure for every evaluation and kind of group or metric in it, which have the same scale."""
+    """Yield a figure for every evaluation and kind of group or metric, since these share a scale."""
     trained = {str(run.folder): trained_models(run, runs) for run in runs.by_command("evaluate", "votes")}
     dots = defaultdict(list)
     for entry in table:
@@ -222,11 +222,11 @@ def _dot_figures(
 
 
 def agreement_page(study: Study, numbers: dict[str, Any]) -> str:
-    """The page of `lpsel agreement`.
+    """Render the page of `lpsel agreement`.
 
     Args:
-        study: the comparison, for its figures.
-        numbers: the same as plain values, None where a statistic is undefined.
+        study: the comparison, for the figures.
+        numbers: the same as plain values, None if a statistic is undefined.
     """
     return render(
         "agreement.html.j2",
@@ -245,7 +245,7 @@ def agreement_page(study: Study, numbers: dict[str, Any]) -> str:
 
 
 def _element(document: str) -> Markup:
-    """The SVG element of an SVG document, with the colors of the page, light or dark, and without its background."""
+    """Extract the SVG element of a document, without its background, and use the page's light or dark colors."""
     document = document.replace("fill: #ffffff", "fill: none", 1)
     for color, variable in PAGE_COLORS.items():
         document = document.replace(color, f"var(--{variable})")

@@ -1,4 +1,4 @@
-"""What evaluations and human votes measured of the models of training runs."""
+"""Collect metrics of trained models from evaluations and human votes."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ WIN_RATE_DETAILS = ("n", "standard_error", "p_value_holm", "flip_rate", "length_
 
 
 class KeyMetric(NamedTuple):
-    """How a metric that selections are compared by is named and shown."""
+    """Display settings of a metric that selections are compared by."""
 
     title: str
     unit: str  # on an axis
@@ -41,7 +41,7 @@ KEY_METRICS = {
 
 
 class Interval(NamedTuple):
-    """A value and its 95% confidence interval, if there is one."""
+    """A value and its 95% confidence interval, if available."""
 
     value: float
     low: float | None = None
@@ -52,10 +52,10 @@ class Interval(NamedTuple):
 class Measure:
     """One metric of one model."""
 
-    model: str  # its name in the evaluation
+    model: str  # name of the model in the evaluation
     metric: str  # win_rate, nll, or a TASK/METRIC of lm_eval
     value: float
-    low: float | None  # ends of the 95% interval, None where there is none
+    low: float | None  # ends of the 95% interval, if available
     high: float | None
 
     @property
@@ -65,16 +65,16 @@ class Measure:
 
 @dataclass(frozen=True)
 class Point(Measure):
-    """A key metric that an evaluation measured of the model of a training run."""
+    """A key metric of a trained model in one evaluation."""
 
     run: Run
     evaluation: Run
-    against: str  # the conditions under which values are comparable: held-out rows, baseline, judge
-    details: dict[str, float | None]  # other statistics of the same comparison, by their names in result.json
-    difference: Interval | None = None  # from the evaluation's baseline, paired by row
-    baseline: Run | None = None  # the training run of that baseline, None for another model
-    evaluated_as: str = ""  # the name of the model in the evaluation
-    # A digest of what values depend on besides the model: rows and tokens, or prompts, answers and judge
+    against: str  # conditions under which values are comparable: held-out rows, baseline, judge
+    details: dict[str, float | None]  # other statistics of the same comparison, by name in result.json
+    difference: Interval | None = None  # difference from the evaluation's baseline, paired by row
+    baseline: Run | None = None  # training run of that baseline, None if it was not trained by lpsel
+    evaluated_as: str = ""  # name of the model in the evaluation
+    # Digest of what values depend on in addition to the model: rows and tokens, or prompts, answers and judge
     conditions: str = ""
 
     @property
@@ -83,9 +83,9 @@ class Point(Measure):
 
 
 def points(runs: Runs) -> list[Point]:
-    """What evaluations and human votes measured of the training runs, matched by the folder of the model.
+    """Collect the key metrics of training runs from evaluations and votes, matched by model folder.
 
-    Win rates come last, those of the most runs at the very end: a run's last point is its key figure.
+    Win rates come last, and among them the ones with the most runs: a run's last point is its key figure.
     """
     matched = []
     for evaluation in runs.by_command("evaluate", "votes"):
@@ -117,7 +117,7 @@ def points(runs: Runs) -> list[Point]:
 
 
 def _told_apart(points: Sequence[Point]) -> list[Point]:
-    """The points, where conditions that have the same description but differ have a digest in it."""
+    """Add a digest to descriptions of conditions that are equal although the conditions differ."""
     described = grouped(points, lambda p: (p.metric, p.against))
     known = {key: {p.conditions for p in same} for key, same in described.items()}
     return [
@@ -127,28 +127,28 @@ def _told_apart(points: Sequence[Point]) -> list[Point]:
 
 
 def comparable(points: Sequence[Point]) -> list[list[Point]]:
-    """The points in groups of one metric and the same conditions, key figures first."""
+    """Group points by metric and conditions, key figures first."""
     return [*reversed(grouped(points, lambda p: (p.metric, p.against)).values())]
 
 
 def one_value_per_seed(points: Sequence[Point]) -> list[Point]:
-    """Comparable points without the selections that have two values for a seed: which of them counts is unknown."""
+    """Remove selections with two values for a seed, since it is unknown which one to use."""
     by_seed = grouped(points, lambda p: (p.run.series, p.run.pct, p.run.get("seed")))
     ambiguous = {(series, pct) for (series, pct, _), same in by_seed.items() if len({p.value for p in same}) > 1}
     return [p for p in points if (p.run.series, p.run.pct) not in ambiguous]
 
 
 def by_selection(points: Sequence[Point]) -> dict[str, dict[float, list[Point]]]:
-    """The points of every series by percentage, the seeds of a selection together."""
+    """Group the points of every series by percentage, with all seeds of a selection together."""
     ordered = sorted(points, key=lambda p: (p.run.series, p.run.pct or 0.0))
     by_series = grouped(ordered, lambda p: p.run.series)
     return {series: grouped(same, lambda p: p.run.pct or 0.0) for series, same in by_series.items()}
 
 
 def trained_models(evaluation: Run, runs: Runs) -> dict[str, Run]:
-    """The training runs of the models of an evaluation, by their names in it."""
+    """Training runs of the models of an evaluation, by model name."""
     training = runs.by_command("train")
-    # Where a run was when it was trained, and evaluated: its folder may have been moved since.
+    # Match the folder at the time of training and evaluation, since it may have been moved.
     then = {Path(path).resolve(): run for run in training if isinstance(path := run.get("model"), str)}
     trained = then | {(run.folder / "model").resolve(): run for run in training}
     folders = {model_name(entry): entry.get("model") for entry in evaluation.models} | _answer_folders(evaluation, runs)
@@ -158,7 +158,7 @@ def trained_models(evaluation: Run, runs: Runs) -> dict[str, Run]:
 
 
 def untrained(points: Sequence[Point]) -> dict[str, float]:
-    """The values that the evaluations of the points measured of untrained targets, by label."""
+    """Values of untrained targets in the evaluations of the points, by label."""
     values: dict[str, float] = {}
     for p in points:
         trained = {other.evaluated_as for other in points if other.evaluation is p.evaluation}
@@ -172,10 +172,10 @@ def untrained(points: Sequence[Point]) -> dict[str, float]:
 
 
 def model_name(entry: dict[str, Any]) -> str:
-    """The name of a model in an evaluation.
+    """Name of a model in an evaluation.
 
     Raises:
-        TypeError: it is no text.
+        TypeError: the name is not a string.
     """
     name = entry.get("name", entry.get("model", "–"))
     if not isinstance(name, str):
@@ -184,13 +184,13 @@ def model_name(entry: dict[str, Any]) -> str:
 
 
 def win_rate_details(entry: dict[str, Any]) -> dict[str, float | None]:
-    """`WIN_RATE_DETAILS` of one model; the p-value as it is where there is only one."""
+    """`WIN_RATE_DETAILS` of one model, with the uncorrected p-value if there is only one."""
     details = {name: number(entry.get(name)) for name in WIN_RATE_DETAILS}
     return details | {"p_value_holm": number(entry.get("p_value_holm", entry.get("p_value")))}
 
 
 def _answer_folders(evaluation: Run, runs: Runs) -> dict[Any, Any]:
-    """The folder of every model that generated answers, by its name in the evaluation."""
+    """Folder of every model that generated answers, by its name in the evaluation."""
     if evaluation.command == "votes":  # the voting page is in the folder of the evaluation that wrote it
         key = Path(str(evaluation.get("key")))
         return next(
@@ -200,7 +200,7 @@ def _answer_folders(evaluation: Run, runs: Runs) -> dict[Any, Any]:
 
 
 def measures(evaluation: Run) -> list[Measure]:
-    """The metrics of all models of an evaluation: the key metric of each, or all of lm_eval's."""
+    """Metrics of all models of an evaluation: the key metric of each model, or all lm_eval metrics."""
     measured = []
     for entry in evaluation.models:
         metrics = metrics_of(entry)
@@ -210,7 +210,7 @@ def measures(evaluation: Run) -> list[Measure]:
 
 
 def metrics_of(entry: dict[str, Any]) -> dict[str, Interval]:
-    """Every metric of one model with its interval; no win rate where the verdicts carry no information."""
+    """All metrics of one model with intervals; no win rate if the verdicts carry no information."""
     if entry.get("informative") is False:
         return {}
     if (rate := number(entry.get("win_rate"))) is not None:

@@ -1,4 +1,4 @@
-"""Tables of quality: what every evaluation measured, and the results of every selection over its seeds."""
+"""Quality tables: metrics from every evaluation, and results of every selection over its seeds."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ SPREAD = ("value", "low", "high", "lowest", "highest", "sd")  # over seeds
 
 
 def point_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
-    """A row per training run and evaluation of it."""
+    """One row per training run and evaluation."""
     known = [name for name in WIN_RATE_DETAILS if any(p.details[name] is not None for p in points)]
     return [
         {
@@ -35,12 +35,11 @@ def point_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
 
 
 def result_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
-    """A row per selection, percentage and metric, key figures first: the mean over the seeds, and the differences from
-    as many random rows and from random rows with as many training tokens. The untrained model follows, where the
-    evaluations have it.
+    """One row per selection, percentage and metric, key figures first, then untrained models.
 
-    The interval is that of the mean (t, n - 1 degrees of freedom), or that of the evaluation where there is one seed.
-    A series with two values for one seed has no mean: which of them counts is unknown.
+    A row has the mean over seeds, and the differences from equally many random rows and from random rows with equally
+    many training tokens. The interval is for the mean (t, n - 1 degrees of freedom), or from the evaluation if there is
+    one seed. A series with two values for one seed has no mean, since it is unknown which one to use.
     """
     rows, labels = [], short_labels([p.run for p in points])
     for group in comparable(points):
@@ -97,12 +96,12 @@ def _spread(points: Sequence[Point]) -> dict[str, float | None]:
 
 
 def _sizes(points: Sequence[Point]) -> dict[str, str | None]:
-    """What equal percentages differ in: rows and tokens of training."""
+    """Training rows and tokens, which can differ at equal percentages."""
     trained = {name: [number(p.run.get("training", name)) for p in points] for name in ("rows", "tokens")}
     return {"rows": _range(trained["rows"]), "training tokens": _range(trained["tokens"])}
 
 
 def _range(values: Sequence[float | None]) -> str | None:
-    """The lowest and the highest of the known values."""
+    """Range of the known values."""
     known = [value for value in values if value is not None]
     return spread(known, "{:,.0f}".format) if known else None

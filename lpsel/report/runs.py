@@ -1,4 +1,4 @@
-"""Run folders.
+"""Find and describe run folders.
 
 Folders without a readable result are kept with the reason, so that a sweep can be reported while it is running.
 """
@@ -15,10 +15,10 @@ from lpsel.run_config import RESULT, RUN_CONFIG, leaves, read_result
 from lpsel.storage import digest, read_dict
 
 NO_SETTINGS = ("seed", "pct", "folder", "trainable_parameters", "commit")  # keys that do not define a series
-TRAINING = ("base_model", "model", "adapter", "optimizer", "precision")  # settings of how a model is trained
-UNNAMED = ("path", "fingerprint", "license", "_target_")  # keys that define a series and are not in its label
+TRAINING = ("base_model", "model", "adapter", "optimizer", "precision")  # keys of training settings
+UNNAMED = ("path", "fingerprint", "license", "_target_")  # keys that define a series but are not in its label
 MOST_NAMED = 3  # settings in a label
-EXPLORER = "explore.html"  # in the folder of a run: the page of lpsel explore
+EXPLORER = "explore.html"  # page of lpsel explore in a run folder
 COMMANDS = ("train", "select", "evaluate", "votes", "agreement")
 
 T = TypeVar("T")
@@ -31,15 +31,15 @@ class Run:
 
     folder: Path
     result: dict[str, Any]
-    variant: str = ""  # settings in which it differs from the runs with the same selection, or the same target
-    conditions: str = ""  # a digest of all that training depends on but the target, the selected rows and the seed
+    variant: str = ""  # settings that differ from other runs with the same selection or target
+    conditions: str = ""  # digest of all training settings except the target, the selected rows and the seed
 
     @property
     def command(self) -> str:
         return str(self.result["command"])
 
     def get(self, *keys: str) -> Any:
-        """The value under nested keys of result.json, None where a key is missing."""
+        """Value of nested keys in result.json, None if a key is missing."""
         return nested(self.result, *keys)
 
     @property
@@ -48,7 +48,7 @@ class Run:
 
     @property
     def pct(self) -> float | None:
-        """The requested percentage of the rows; 100 for selection=full."""
+        """Requested percentage of the data; 100 for selection=full."""
         return 100.0 if self.rule == "full" else number(self.get("pct"))
 
     @property
@@ -57,7 +57,7 @@ class Run:
 
     @property
     def trained_as(self) -> tuple[str, str]:
-        """Equal for runs that differ in the selected rows and the seed only: the target, and how it is trained."""
+        """Target and training settings; equal for runs that differ only in the selected rows and the seed."""
         return self.target, self.conditions
 
     @property
@@ -70,23 +70,23 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The folder's name; for a numbered job of a sweep, with the name of the sweep."""
+        """Name of the folder, prefixed with the sweep's name for a numbered job."""
         return f"{self.folder.parent.name}/{self.folder.name}" if self.folder.name.isdigit() else self.folder.name
 
     @property
     def series(self) -> str:
-        """Everything in which runs differ but the percentage and the seed."""
+        """All settings in which runs differ, except the percentage and the seed."""
         return self.label()
 
     def label(self, *, scorer: bool = True, target: bool = True) -> str:
-        """Rule, bucket, scorer, settings in which other runs with these differ, and target."""
+        """Rule, bucket, scorer, settings that differ from similar runs, and target."""
         bucket = f", {self.bucket}" if self.bucket else ""
         by = f" ({self.scorer})" if scorer and self.scorer != "–" else ""
         return f"{self.rule}{bucket}{by}{self.variant}" + (f" → {self.target}" if target else "")
 
     @property
     def flops(self) -> float | None:
-        """FLOPs of scoring and training, also where scores were reused; for a selection, those of its scores."""
+        """FLOPs of scoring and training, even if scores were reused; for a selection, FLOPs of its scores."""
         return number(self.get("ledger", "total", "flops") or self.get("scoring", "flops"))
 
     @property
@@ -95,13 +95,13 @@ class Run:
         return number(self.get("ledger", "everything", "flops"))
 
     def flops_percent(self, part: str) -> float | None:
-        """FLOPs of a part of the ledger, in percent of `everything`."""
+        """FLOPs of a part of the ledger as a percentage of `everything`."""
         spent = number(self.get("ledger", part, "flops"))
         return None if spent is None or not self.everything else 100 * spent / self.everything
 
     @property
     def seconds(self) -> float | None:
-        """Device seconds of scoring and training; for an evaluation, the seconds of its models."""
+        """Device seconds of scoring and training; for an evaluation, of its models."""
         if self.command != "evaluate":
             return number(self.get("ledger", "total", "device_seconds") or self.get("scoring", "device_seconds"))
         spent = [entry.get("seconds") for entry in [*self.entries("models"), *self.entries("answers")]]
@@ -111,18 +111,18 @@ class Run:
 
     @property
     def models(self) -> list[dict[str, Any]]:
-        """The results of each model of an evaluation."""
+        """Results of each model of an evaluation."""
         return self.entries("models") or [self.result]
 
     def entries(self, key: str) -> list[dict[str, Any]]:
-        """The dictionaries in a list of result.json; empty where there is no list."""
+        """Dictionaries in a list of result.json; empty if there is no list."""
         value = self.get(key)
         return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 
 
 @dataclass
 class Runs:
-    """Finished runs, and other folders with the reason why they are skipped."""
+    """Finished runs, and skipped folders with the reason."""
 
     finished: list[Run] = field(default_factory=list)
     skipped: list[tuple[Path, str]] = field(default_factory=list)
@@ -132,7 +132,7 @@ class Runs:
 
     @property
     def explored(self) -> list[Run]:
-        """The finished runs that have a page of lpsel explore."""
+        """Finished runs with a page of lpsel explore."""
         return [run for run in self.finished if (run.folder / EXPLORER).is_file()]
 
     @property
@@ -141,7 +141,7 @@ class Runs:
 
 
 def find_runs(paths: Sequence[str | Path]) -> Runs:
-    """Read run folders, given by their own path or that of a folder which contains them.
+    """Read run folders, given by their paths or by folders that contain them.
 
     Raises:
         UserError: a path is not a folder.
@@ -158,9 +158,9 @@ def find_runs(paths: Sequence[str | Path]) -> Runs:
 
 
 def with_variants(runs: Sequence[Run]) -> list[Run]:
-    """The runs, where those of one selection and target that differ in other settings have a `variant`.
+    """Set `variant` for runs with the same selection and target that differ in other settings.
 
-    Runs of one target that are trained in different ways have one as well, whatever they select.
+    Runs with the same target and different training settings also get one, whatever they select.
     """
     settings = {run.folder: _settings(run) for run in runs if run.command in ("train", "select")}
     trained = {run.folder: _training(settings[run.folder]) for run in runs if run.command == "train"}
@@ -182,7 +182,7 @@ def with_variants(runs: Sequence[Run]) -> list[Run]:
 
 
 def short_labels(runs: Sequence[Run]) -> dict[str, str]:
-    """A label for every series: the rule, and what else the series differ in."""
+    """Short label for every series: the rule, and other settings in which the series differ."""
     first = {run.series: run for run in runs}
     several_scorers = len({run.scorer for run in first.values()} - {"–"}) > 1
     several_targets = len({run.target for run in first.values()}) > 1
@@ -191,13 +191,13 @@ def short_labels(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def _differing(several: Sequence[dict[str, str]]) -> list[str]:
-    """The keys in which settings differ."""
+    """Keys in which settings differ."""
     keys = dict.fromkeys(key for settings in several for key in settings)
     return [key for key in keys if len({settings.get(key) for settings in several}) > 1]
 
 
 def _variants(group: dict[Path, dict[str, str]], keys: Sequence[str]) -> dict[Path, str]:
-    """The values of these settings as texts, such as `, length=matched`; different texts for different values."""
+    """Format these settings as text, such as `, length=matched`; different values get different texts."""
     values = {folder: [settings.get(key, "–") for key in keys] for folder, settings in group.items()}
     texts = {folder: _variant(dict(zip(keys, of_run, strict=True))) for folder, of_run in values.items()}
     if len(set(texts.values())) < len(set(map(tuple, values.values()))):
@@ -206,19 +206,19 @@ def _variants(group: dict[Path, dict[str, str]], keys: Sequence[str]) -> dict[Pa
 
 
 def _variant(settings: dict[str, str]) -> str:
-    """The first settings that have a name."""
+    """Format the first settings that have a name."""
     parts = [(key.split("."), value) for key, value in settings.items()]
     named = [f"{key[-2] if key[-1] == 'name' else key[-1]}={value}" for key, value in parts if key[-1] not in UNNAMED]
     return "".join(f", {text}" for text in list(dict.fromkeys(named))[:MOST_NAMED])
 
 
 def _training(settings: dict[str, str]) -> dict[str, str]:
-    """The settings that training depends on; of the dataset, its content."""
+    """Settings that training depends on; for the dataset, only its content."""
     return {k: v for k, v in settings.items() if k.split(".")[0] in TRAINING or k == "dataset.fingerprint"}
 
 
 def _settings(run: Run) -> dict[str, str]:
-    """What the result of a run depends on but the percentage and the seed, as text by key."""
+    """Settings that the result of a run depends on, except the percentage and the seed, as text by key."""
     own = {name: run.get(name) for name in ("settings", "budget", "dataset", "base_model", "adapter")}
     configured = read_dict(run.folder / RUN_CONFIG).get("config") or {}
     texts: dict[str, str] = {}
@@ -240,7 +240,7 @@ def _run_folders(top: Path) -> Iterator[Path]:
 
 
 def _read(folder: Path) -> Run | str:
-    """The run in a folder, or the reason why there is none."""
+    """Read the run in a folder; returns the reason if there is none."""
     if not (folder / RESULT).exists():
         return f"not finished: no {RESULT}"
     try:
@@ -255,7 +255,7 @@ def _read(folder: Path) -> Run | str:
 
 
 def rule_name(result: Mapping[str, Any]) -> str:
-    """The rule in a result.json, with the column it reads, or the parts it combines and their weights."""
+    """Rule in a result.json, with its column, or the parts that it combines and their weights."""
     settings = nested(result, "settings")
     parts, column = nested(settings, "combine"), nested(settings, "column")
     if isinstance(parts, dict):
@@ -264,7 +264,7 @@ def rule_name(result: Mapping[str, Any]) -> str:
 
 
 def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
-    """The items by key; both keep their order."""
+    """Group items by key; keys and items keep their order."""
     groups: dict[K, list[T]] = {}
     for item in items:
         groups.setdefault(key(item), []).append(item)
@@ -278,5 +278,5 @@ def nested(value: Any, *keys: str) -> Any:
 
 
 def number(value: Any) -> float | None:
-    """The value as a float if it is a finite number, else None."""
+    """Convert a finite number to a float; None for any other value."""
     return float(value) if is_number(value) else None

@@ -1,4 +1,4 @@
-"""The summary of a report: what was compared, what is better and by how much, at what cost. Pure functions."""
+"""Summarize a report in sentences: what was compared, which selection is better, and at what cost. Pure functions."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from lpsel.report.comparisons import ALL_ROWS, BASELINE, Comparison, at_equal_ro
 from lpsel.report.points import Point, comparable
 from lpsel.report.runs import Run, Runs, grouped, short_labels
 
-MOST = 5  # selections or comparisons that a sentence lists
+MOST = 5  # maximum number of selections or comparisons listed in a sentence
 REFERENCES = {BASELINE: "random rows", ALL_ROWS: "all rows"}
 VERDICTS = {1: "better than random rows", -1: "worse than random rows"}
 UNDECIDED = {
@@ -20,14 +20,14 @@ UNDECIDED = {
 
 
 class Summary(NamedTuple):
-    """The sentence that matters most, and paragraphs: a title with its lines."""
+    """Headline, and paragraphs as titles with lines."""
 
     headline: str
     paragraphs: list[tuple[str, list[str]]]
 
 
 def summarize(runs: Runs, measured: Sequence[Point]) -> Summary:
-    """What can be concluded from the runs, and what cannot."""
+    """Summarize which conclusions the runs support, and which they do not."""
     compared = ("Compared", [_compared(runs, measured)])
     if not measured:
         return Summary(_nothing_measured(runs), [compared])
@@ -81,7 +81,7 @@ def _compared(runs: Runs, measured: Sequence[Point]) -> str:
 
 
 def _measured(p: Point) -> str:
-    """The metric, and what it was measured on."""
+    """Describe the metric and what it was measured on."""
     n, dataset = p.evaluation.get("n"), p.evaluation.get("dataset")
     if p.metric == "nll" and isinstance(n, int) and isinstance(dataset, str):
         return f"{p.key_metric.title} of {n:,} rows of {dataset}"
@@ -89,7 +89,7 @@ def _measured(p: Point) -> str:
 
 
 def _conclusion(measured: Sequence[Point], compared: Sequence[Comparison], labels: dict[str, str]) -> str:
-    """The verdicts on the selections compared with random rows, or why there are none."""
+    """Compare selections with random rows in a sentence, or say why that is not possible."""
     if all(p.run.rule in REFERENCES for p in measured):
         return "No selection is measured, so there is nothing to compare with random rows."
     if not compared:
@@ -98,7 +98,7 @@ def _conclusion(measured: Sequence[Point], compared: Sequence[Comparison], label
 
 
 def _verdicts(compared: Sequence[Comparison], labels: dict[str, str]) -> str:
-    """Which selections are shown to be better or worse than random rows, and for which nothing can be shown."""
+    """List selections that are better or worse than random rows, and those without a significant difference."""
     pcts = {c.point.run.pct or 0.0 for c in compared}
     where = f"at {_pcts([*pcts])} of the rows, " if len(pcts) == 1 else ""
     sentences = []
@@ -114,7 +114,7 @@ def _verdicts(compared: Sequence[Comparison], labels: dict[str, str]) -> str:
 
 
 def _selections(chosen: Sequence[Comparison], labels: dict[str, str], named: bool = True) -> str:
-    """Labels with their percentages, unless these are named before: lp at 5 and 10%, lp_app at 5%."""
+    """List labels, with percentages if `named`, such as: lp at 5 and 10%, lp_app at 5%."""
     by_label = grouped(chosen, lambda c: labels[c.point.run.series])
     pcts = {label: _pcts(sorted(c.point.run.pct or 0.0 for c in of)) for label, of in by_label.items()}
     texts = [f"{label} at {text}" if named else label for label, text in pcts.items()]
@@ -122,7 +122,7 @@ def _selections(chosen: Sequence[Comparison], labels: dict[str, str], named: boo
 
 
 def _differences(compared: Sequence[Comparison], labels: dict[str, str], how: str = "") -> list[str]:
-    """Every difference with its interval, the largest gains first."""
+    """List all differences with intervals, largest gains first."""
     if not compared:
         return []
     ordered = sorted(compared, key=lambda c: -c.gain)
@@ -143,7 +143,7 @@ def _value(c: Comparison, value: float | None = None) -> str:
 
 
 def _change(c: Comparison) -> str:
-    """A difference in words: 0.200 higher (+0.050 to +0.350)."""
+    """Format a difference, such as: 0.200 higher (+0.050 to +0.350)."""
     value, low, high = c.difference
     digits = c.point.key_metric.digits
     text = f"{abs(value):.{digits}f} {'higher' if value > 0 else 'lower'}"
@@ -153,7 +153,7 @@ def _change(c: Comparison) -> str:
 
 
 def _intervals(compared: Sequence[Comparison]) -> list[str]:
-    """What the intervals cover, and what they do not."""
+    """Explain which variation the intervals cover."""
     bases = {c.basis for c in compared}
     together = " for all comparisons of a paragraph together" if len(compared) > 1 else ""
     lines = []
@@ -193,7 +193,7 @@ def _against_all_rows(compared: Sequence[Comparison], labels: dict[str, str]) ->
 
 
 def _costs(key: Sequence[Point], labels: dict[str, str]) -> list[str]:
-    """FLOPs of every selection, as a percentage of those of training on all rows."""
+    """FLOPs of every selection as a percentage of training on all rows."""
     counted = [p.run for p in key if p.run.rule != ALL_ROWS and p.run.everything]
     spent = grouped(counted, lambda run: labels[run.series])
     texts = []
@@ -221,7 +221,7 @@ def _count(n: int, noun: str) -> str:
 
 
 def _listed(items: Sequence[Any], last: str = "and", more: str = "others") -> str:
-    """Items as in a sentence; of many, the first and how many more there are."""
+    """Join items for a sentence; a long list is shortened to the first items and the number of others."""
     texts = [str(item) for item in items]
     if len(texts) > MOST + 1:
         texts = [*texts[:MOST], f"{len(texts) - MOST} {more}"]

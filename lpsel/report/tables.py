@@ -1,4 +1,4 @@
-"""Tables of the report: lists of rows, each a dictionary of columns, None where a value is missing."""
+"""Report tables: lists of rows, each a dictionary by column, with None for missing values."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +35,7 @@ def all_tables(runs: Runs, points: Sequence[Point]) -> dict[str, Table]:
 
 
 def find_readable(paths: Sequence[str | Path]) -> Runs:
-    """`find_runs`, where a run whose result.json has other values than lpsel writes is skipped with the reason."""
+    """`find_runs`, but skips runs whose result.json has invalid values, with the reason."""
     runs = find_runs(paths)
     sound = Runs(skipped=list(runs.skipped))
     for run in runs.finished:
@@ -53,7 +53,7 @@ def find_readable(paths: Sequence[str | Path]) -> Runs:
 
 
 def run_rows(runs: Runs, points: Sequence[Point]) -> Table:
-    """A row per run, with its key figure and its costs."""
+    """One row per run, with its key figure and costs."""
     last_point = {p.run.folder: p for p in points}
     settings = ("target", "scorer", "rule", "bucket", "pct")
     rows = []
@@ -82,7 +82,7 @@ def run_rows(runs: Runs, points: Sequence[Point]) -> Table:
 
 
 def difference_rows(runs: Runs) -> Table:
-    """Paired differences between two models of a pairwise evaluation, in points of the win rate."""
+    """Paired differences between two models of a pairwise evaluation, in percentage points of the win rate."""
     columns = {"difference": "value", "ci_low": "low", "ci_high": "high", "p_value_holm": "p value holm", "n": "n"}
     return [
         {
@@ -99,13 +99,13 @@ def difference_rows(runs: Runs) -> Table:
 
 
 def _seed(runs: Runs, evaluation: Run, model: str) -> Any:
-    """The seed of the training run of a model, None for another model."""
+    """Seed of a model's training run, None if the model was not trained by lpsel."""
     run = trained_models(evaluation, runs).get(model)
     return None if run is None else run.get("seed")
 
 
 def warning_rows(runs: Runs) -> Table:
-    """What limits the conclusions from evaluations and votes."""
+    """Warnings about evaluations and votes that limit the conclusions."""
     return [
         {"text": str(sentence), "evaluation": str(run.folder)}
         for run in runs.by_command("evaluate", "votes")
@@ -114,7 +114,7 @@ def warning_rows(runs: Runs) -> Table:
 
 
 def cost_rows(runs: Runs) -> Table:
-    """The ledger of every training run."""
+    """Cost ledger of every training run."""
     parts = {"scoring": "selection", "training": "training", "all rows": "everything", "saved": "saved"}
     return [
         {
@@ -130,12 +130,12 @@ def cost_rows(runs: Runs) -> Table:
 
 
 def _which(run: Run) -> dict[str, Any]:
-    """What a run of train or select is: its folder's name, rule, bucket, percentage and seed."""
+    """Identify a run of train or select: its folder name, rule, bucket, percentage and seed."""
     return {"run": run.name, **{key: getattr(run, key) for key in ("rule", "bucket", "pct")}, "seed": run.get("seed")}
 
 
 def diagnosis_rows(runs: Runs) -> Table:
-    """What the scores of every selection follow, and what was selected."""
+    """What the scores of every selection correlate with, and what was selected."""
     compared = dict.fromkeys(name for run in runs.finished for name in run.get("diagnosis", "spearman") or {})
     return [
         {
@@ -174,7 +174,7 @@ def example_rows(runs: Runs) -> Table:
 
 
 def group_rows(runs: Runs) -> Table:
-    """Win rates per category and prompt set of every evaluation and vote count."""
+    """Win rates by category and prompt set, for every evaluation and vote count."""
     counts = ("n", "wins", "ties", "losses", "failed")
     return [
         {
@@ -197,7 +197,7 @@ def group_rows(runs: Runs) -> Table:
 
 
 def vote_rows(runs: Runs) -> Table:
-    """The votes of every annotator, and the agreement between annotators."""
+    """Votes of every annotator, and the agreement between annotators."""
     counts = ("votes", "skipped", "replaced", "wins", "ties", "losses")
     return [
         {
@@ -221,7 +221,7 @@ def _win_rate(counted: dict[str, Any]) -> dict[str, float | None]:
 
 
 def harness_rows(runs: Runs) -> Table:
-    """Every metric of lm-evaluation-harness."""
+    """All metrics of lm-evaluation-harness."""
     rows = []
     for run in runs.by_command("evaluate"):
         for entry in run.models if run.get("evaluator") == "lm_eval" else []:

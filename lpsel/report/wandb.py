@@ -1,7 +1,7 @@
-"""The report as a Weights & Biases report, with the figures as panels.
+"""Create a Weights & Biases report with the figures as panels.
 
-A W&B panel shows values that one run has logged, but these figures join training runs with evaluations of them. So a
-run of job type "report" logs the points, the tables and the figures; other panels show the training runs themselves.
+A W&B panel shows values that were logged by one run, but these figures combine training runs and evaluations. So a run
+of job type "report" logs the points, tables and figures; other panels show the training runs themselves.
 """
 
 from collections import Counter
@@ -22,10 +22,10 @@ from lpsel.tracking.tracker import Rows
 from lpsel.tracking.wandb import WandbTracker, tracked_run
 
 SPEC = "wandb-report.json"
-PROJECT = "lpsel"  # if no run is tracked
+PROJECT = "lpsel"  # default if no run is tracked
 PCT = "percentage of the rows"
 FLOPS = "FLOPs of selection and training"
-WIDE, HIGH = 24, 12  # of a panel across the page, in units of the grid
+WIDE, HIGH = 24, 12  # size of a full-width panel, in grid units
 RUN_PANELS = {
     "Training of targets": ("trainer/global_step", "target/nll"),
     "Training of scorers": ("trainer/global_step", "scorer/nll"),
@@ -38,20 +38,20 @@ RUN_PANELS = {
 class Panel:
     """The points of one figure."""
 
-    title: str  # metric, and the conditions under which its values are comparable
-    # By what they are drawn against and their name in W&B: means over seeds, FLOPs or percentage -> metric
+    title: str  # metric, and conditions under which its values are comparable
+    # By horizontal axis and name in W&B: means over seeds, FLOPs or percentage -> metric
     lines: dict[str, dict[str, dict[float, float]]]
-    bars: dict[str, float]  # by the name in W&B, the mean of each bucket, or of each scorer and target
+    bars: dict[str, float]  # mean of each bucket, or of each scorer and target, by name in W&B
 
 
 def write_wandb_report(runs: Runs, out: Path) -> str:
-    """Track the report next to the page in `out`; returns a line for the user.
+    """Track the report in addition to the page in `out`; returns a line for the user.
 
-    With an account the report is saved in the project of the runs. Without one, its run is written offline, and its
-    specification as wandb-report.json.
+    With a W&B account, the report is saved in the project of the runs. Without one, its run is tracked offline, and its
+    specification is written to wandb-report.json.
 
     Raises:
-        UserError: W&B cannot be used with these settings.
+        UserError: W&B does not accept these settings.
     """
     tracked = [stored for run in runs.finished if (stored := tracked_run(run.folder)) is not None]
     projects = Counter((stored["project"], stored["entity"]) for stored in tracked)
@@ -109,7 +109,7 @@ def _save(report: Any) -> str:
 
 
 def panels(measured: Sequence[Point]) -> list[Panel]:
-    """The points of the quality figures by metric and conditions, key figures first."""
+    """Points of the quality figures by metric and conditions, key figures first."""
     made = []
     for k, each in enumerate(comparable([p for p in measured if p.run.pct is not None]), 1):
         if not (group := one_value_per_seed(each)):
@@ -131,7 +131,7 @@ def panels(measured: Sequence[Point]) -> list[Panel]:
 def _blocks(
     run: str, drawn: Sequence[Panel], tables: Sequence[str], pictures: Sequence[str], pages: Sequence[str]
 ) -> list[Any]:
-    """Panels over the run that logged the points, with this id."""
+    """Panels for the run with this id, which logged the points."""
     import wandb_workspaces.reports.v2 as wr
 
     def grid(*panels: Any) -> Any:
@@ -163,7 +163,7 @@ def _blocks(
 
 
 def _run_blocks(runs: Sequence[str]) -> list[Any]:
-    """Panels over the tracked runs with these ids."""
+    """Panels for the tracked runs with these ids."""
     import wandb_workspaces.reports.v2 as wr
 
     half = WIDE // 2
