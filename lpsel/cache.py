@@ -45,7 +45,7 @@ def warn_if_shared(cache_dir: Path) -> None:
     foreign = status.st_uid not in (0, os.getuid())
     if foreign or status.st_mode & stat.S_IWOTH:
         reason = "belongs to another user" if foreign else "can be written to by every user"
-        log.warning("cache_dir=%s: %s, who can change scores and models; use one of your own", cache_dir, reason)
+        log.warning("cache_dir=%s: %s, who can change scores and models; set it to a private folder", cache_dir, reason)
 
 
 @contextmanager

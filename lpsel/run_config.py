@@ -107,7 +107,7 @@ class RunConfig:
         if result.get("run") != self.digest():  # an earlier run, whose files may already be partly replaced
             return None
         if unanswered := result.get("unanswered"):
-            log.info("Asking the judge again, for %s missing judgments", unanswered)
+            log.info("Requesting %s missing judgments again", unanswered)
             return None
         try:
             check_files(run_dir, result.get("sha256") or {})

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> None:
     """Run the command as `lpsel agreement ARGUMENTS`."""
     parser = OneLineParser(
         prog="lpsel agreement",
-        description="How far scorers agree on which rows are hard.",
+        description="Measure how far scorers agree on which rows are hard.",
         epilog="TABLE is a scores folder, a run folder of select or train, a .parquet or .csv table with nll_0.. or "
         "ppl_0.., or FILE.npz:SCORER (FILE.npz for all of its scorers).",
         allow_abbrev=False,

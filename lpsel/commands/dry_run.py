@@ -250,11 +250,11 @@ def _totals(counted: Sequence[Work], experiment: bool) -> str:
     evaluated = any(piece.what == "evaluate" for piece in counted)
     stored = f"Disk: {saved / 1e9:,.1f} GB of models, and up to {checkpoints / 1e9:,.1f} GB of checkpoints in training."
     trained = (
-        "Selected rows count as long as the average row. Memory is weights, gradients, optimizer states and estimated "
-        f"activations; embedding{', evaluation' if experiment else ''} and file access are left out."
+        "Selected rows are assumed to have average length. Memory is weights, gradients, optimizer states and "
+        f"estimated activations; embedding{', evaluation' if experiment else ''} and file access are not included."
     )
     answered = (
-        "Answers count as long as they may be. Generating does not reach this utilization on a GPU. Memory is that of "
+        "Answers are assumed to have maximum length. Generation does not reach this utilization on a GPU. Memory is "
         "the weights in float32."
     )
     return "\n".join(

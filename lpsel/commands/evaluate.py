@@ -89,7 +89,7 @@ def _warn_of_toy_rows(evaluator: Any, names: Sequence[str], candidates: Candidat
     for name, model in zip(names, candidates.all, strict=True):
         base = (read_result(Path(name).expanduser()) or {}).get("base_model")
         if (base["path"] if base else getattr(model, "path", None)) is not None:
-            problem = f"has toy rows for the embedded models: results of {model.name} on them mean nothing"
+            problem = f"has toy rows for the embedded models: results of {model.name} on them are meaningless"
             log.warning("dataset=%s %s. Set dataset=FILE_OR_HUB_ID.", dataset.name, problem)
             return
 

@@ -124,10 +124,10 @@ def _parser() -> OneLineParser:
     parser.add_argument("--hardest", type=_count, metavar="N", help=f"number of the hardest rows ({ROWS})")
     parser.add_argument("--easiest", type=_count, metavar="N", help="number of the easiest rows")
     parser.add_argument("--chosen", action="store_true", help="only rows that the run selected")
-    parser.add_argument("--row", type=_count, nargs="+", metavar="N", help="these rows, with all of their texts")
+    parser.add_argument("--row", type=_count, nargs="+", metavar="N", help="show these rows with their full texts")
     parser.add_argument("--by", metavar="NAME", help="lp, lp_app, lp_nll, lp_app_nll, nll_0, ... (lp_app, else nll_0)")
     parser.add_argument("--dataset", metavar="FILE", help="the dataset, if the scores do not name it")
-    parser.add_argument("--key", metavar="NAME", help="the array of an .npz with several")
+    parser.add_argument("--key", metavar="NAME", help="array of an .npz file with several")
     return parser
 
 

@@ -119,7 +119,7 @@ def scoring_model(spec: SelectionSpec, scorer: ScorerSpec, target: ModelSpec) ->
 def warn_of_toy(option: str, model: ModelSpec, source: Source) -> None:
     """Warn if an embedded toy model is used on the user's data."""
     if model.path is None and source.spec.path is not None and is_main_process():
-        problem = "is a toy for the embedded dataset: its results on other rows mean nothing"
+        problem = "is a toy for the embedded dataset: its results on other rows are meaningless"
         log.warning(
             "%s=%s %s. Set %s=FOLDER_OR_HUB_ID, or another name in conf/model.", option, model.name, problem, option
         )

@@ -77,8 +77,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--metric", default="lp_app", metavar="M[,M...]", help=metric)
     parser.add_argument("--subsets", type=int, default=32, metavar="K", help="number of random subsets (32)")
     parser.add_argument("--pct", type=float, default=10.0, metavar="P", help="percentage of the rows in each (10)")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="trainings of each, averaged (1)")
-    parser.add_argument("--seed", type=int, default=42, metavar="S", help="of the subsets, and the first training (42)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="training runs per subset, averaged (1)")
+    parser.add_argument("--seed", type=int, default=42, metavar="S", help="seed of subsets and first training run (42)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (runs/validate/TIME); resumes in it")
     given = parser.parse_intermixed_args(arguments)
     overrides = [argument for argument in given.scores if "=" in argument]

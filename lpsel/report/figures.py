@@ -237,7 +237,7 @@ def ledger_figure(runs: Sequence[Run], looks: Mapping[str, Look]) -> Figure | No
         numbers = list(dict.fromkeys(str(run.get("seed")) for run in same if run.get("seed") is not None))
         named = f", seed{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}" if numbers else ""
         name = f"{looks[series].label}{f', {pct:g}%' if pct else ''}{named}"
-        axes.text(0, y - 0.27, name, va="bottom")  # above the bars: names beside them would not fit on a phone
+        axes.text(0, y - 0.27, name, va="bottom")  # above the bars, since there is no room next to them on a phone
     for label, alpha in (("selection", 0.45), ("training", 1.0)):
         axes.barh([0], [0], color=INK, alpha=alpha, label=label)
     axes.axvline(100, color=INK, linestyle="--", linewidth=1)

@@ -66,20 +66,20 @@ QUALITY_FIGURES = {
     "quality": (
         line_figures.cost_figure,
         f"{OVER_SEEDS}; a single seed has its 95% interval over prompts or rows. Dashed: training on all rows, or a "
-        "win rate of 50%. The cost includes the scores, also where they were reused.",
+        "win rate of 50%. The cost includes scoring, even if scores were reused.",
     ),
     "share": (
         line_figures.fraction_figure,
-        f"{OVER_SEEDS}. From the dotted percentage on, the intervals of a selection, corrected for the number of "
-        "selections, are no worse than all rows.",
+        f"{OVER_SEEDS}. From the dotted percentage on, a selection is no worse than all rows, with intervals corrected "
+        "for the number of selections.",
     ),
     "tokens": (
         line_figures.token_figure,
-        "The same at equal training tokens: equal percentages of long and of short rows differ in tokens.",
+        "The metric by training tokens: equal percentages of long and short rows have different numbers of tokens.",
     ),
     "difference": (
         line_figures.difference_figure,
-        "Difference from training on all rows; a single seed has the 95% interval of the paired difference, where the "
+        "Difference from training on all rows; a single seed has the 95% interval of the paired difference, if the "
         "baseline of the evaluation was trained on all rows.",
     ),
     "buckets": (figures.bucket_figure, "Means over seeds; lines are the 95% intervals of runs."),
@@ -87,8 +87,8 @@ QUALITY_FIGURES = {
 FORMULAS = {
     "lp": "LP(1) = (P₀ − P₁) / (P₀ − Pₙ), with perplexities P: the fraction of all learning that happens in epoch 1.",
     "lp_app": "LP_app(1) = (P₀ − P₁) / P₀, with perplexities P: the approximation of LP from one epoch.",
-    "lp_nll": "The formula of LP with the mean loss per token (NLL) instead of perplexity.",
-    "lp_app_nll": "The formula of LP_app with the mean loss per token (NLL): the relative drop in loss.",
+    "lp_nll": "LP computed from the mean loss per token (NLL) instead of perplexity.",
+    "lp_app_nll": "LP_app computed from the mean loss per token (NLL): the relative drop in loss.",
 }
 
 
@@ -154,7 +154,7 @@ def _shown(name: str, table: Table) -> Shown:
 
 
 def link(folder: Path, out: Path) -> str:
-    """URL of a run folder for the page in `out`: relative if they are close, so that both can be moved together."""
+    """URL of a run folder for the page in `out`: relative if next to it, so that both can be moved together."""
     if folder.is_relative_to(out.parent):
         return quote(Path(os.path.relpath(folder, out)).as_posix()) + "/"
     return folder.as_uri()
@@ -176,7 +176,7 @@ def report_figures(runs: Runs, measured: Sequence[Point], tables: dict[str, Tabl
     for k, run in enumerate(_first(selections, lambda run: (run.series, run.pct)), 1):
         caption = f"{style[run.series].label}, {run.pct:g}%." if run.pct else f"{style[run.series].label}."
         yield f"lengths-{k}", caption, figures.length_figure(run, style[run.series].color)
-    caption = "FLOPs of selection and training, means over seeds; the distance to the dashed line is saved."
+    caption = "FLOPs of selection and training, means over seeds. The gap to the dashed line is the saving."
     yield "costs", caption, figures.ledger_figure([run for run in selections if run.command == "train"], style)
 
 

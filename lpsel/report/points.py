@@ -148,7 +148,7 @@ def by_selection(points: Sequence[Point]) -> dict[str, dict[float, list[Point]]]
 def trained_models(evaluation: Run, runs: Runs) -> dict[str, Run]:
     """Training runs of the models of an evaluation, by model name."""
     training = runs.by_command("train")
-    # Match the folder at the time of training and evaluation, since it may have been moved.
+    # Match both the folder at the time of training and the current one, since it may have been moved.
     then = {Path(path).resolve(): run for run in training if isinstance(path := run.get("model"), str)}
     trained = then | {(run.folder / "model").resolve(): run for run in training}
     folders = {model_name(entry): entry.get("model") for entry in evaluation.models} | _answer_folders(evaluation, runs)

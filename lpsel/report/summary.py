@@ -52,11 +52,11 @@ def summarize(runs: Runs, measured: Sequence[Point]) -> Summary:
 def _nothing_measured(runs: Runs) -> str:
     if runs.by_command("train"):
         if runs.by_command("evaluate"):
-            return "No evaluation is of a model that was trained here, so nothing can be said about quality."
-        return "No model is evaluated yet, so nothing can be said about quality. Next: lpsel evaluate model=RUNS."
+            return "No model trained in these runs is evaluated, so there are no results on quality."
+        return "No model is evaluated yet, so there are no results on quality. Next: lpsel evaluate model=RUNS."
     if runs.by_command("select"):
-        return "Rows are selected, but no model is trained on them, so nothing can be said about quality."
-    return "Nothing is trained or selected here, so there are no selections to compare."
+        return "Rows are selected, but no model is trained on them, so there are no results on quality."
+    return "These runs select and train nothing, so there are no selections to compare."
 
 
 def _compared(runs: Runs, measured: Sequence[Point]) -> str:
@@ -93,7 +93,7 @@ def _conclusion(measured: Sequence[Point], compared: Sequence[Comparison], label
     if all(p.run.rule in REFERENCES for p in measured):
         return "No selection is measured, so there is nothing to compare with random rows."
     if not compared:
-        return "No random rows were trained on and measured the same way, so whether selecting helps cannot be said."
+        return "No random rows were trained on and measured the same way, so it is unknown whether selection helps."
     return _verdicts(compared, labels)
 
 

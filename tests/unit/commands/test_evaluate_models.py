@@ -64,7 +64,7 @@ def test_a_real_model_on_the_embedded_rows_is_a_warning(few_runs, tmp_path, conf
     trained = str(shutil.copytree(few_runs / "train" / "toy-llama-low", tmp_path / "run"))
     embedded = build(config.evaluator)
     assert "dataset=embedded has toy rows for the embedded models: results of toy-" in warned(trained, embedded)
-    assert "results of opt-350m on them mean nothing. Set dataset=" in warned("facebook/opt-350m", embedded)
+    assert "results of opt-350m on them are meaningless. Set dataset=" in warned("facebook/opt-350m", embedded)
     assert not warned("tiny-target", embedded)
     assert not warned(trained, replace(embedded, dataset=DatasetSpec("mine", path="mine.jsonl")))
     result = json.loads((tmp_path / "run" / "result.json").read_text())
