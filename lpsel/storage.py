@@ -58,9 +58,8 @@ def write_file(path: Path, content: bytes | str) -> None:
 def folder_atomically(path: Path) -> Iterator[Path]:
     """Context manager that yields an empty folder, which replaces `path` once everything in it is on disk.
 
-    The old folder is renamed first and deleted last, so that nothing is lost before the new one is in place. If a
-    writer was killed in between, the old folder is restored. Callers must check that it contains no files of the user
-    (`lpsel.output_folder`).
+    The old folder is renamed first and deleted last, and is restored if a writer was killed in between. Callers must
+    check that it contains no files of the user (`lpsel.output_folder`).
     """
     unique = secrets.token_hex(4)
     temporary, old = (path.with_name(f".{path.name}.{unique}.{ending}") for ending in ("tmp", "old"))

@@ -54,7 +54,7 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def select_rows(inputs: Inputs) -> "tuple[Selection, Scores | None]":
-    """Apply the rule to the table of scores; the second result is None if no scorer computed the scores."""
+    """Apply the rule to the table of scores; returns the selection, and the scores folder if a scorer computed it."""
     table, scores = load_table(inputs)
     return select(table, inputs.spec, inputs.pct, inputs.seed), scores
 

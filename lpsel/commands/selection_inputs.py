@@ -226,7 +226,7 @@ def _part(name: str, hint: str) -> SelectionSpec:
 
 
 def load_table(inputs: Inputs) -> tuple[ScoreTable, "Scores | None"]:
-    """Load or compute the table to select from; the second result is None if no scorer computed it.
+    """Load or compute the table to select from; returns it, and the scores folder if a scorer computed it.
 
     Raises:
         UnusableRow: the scores are from a run that skipped rows, which this run must not.

@@ -1,7 +1,4 @@
-"""Compare selections with random rows and with all rows: differences with confidence intervals.
-
-Pure functions of points.
-"""
+"""Compare selections with random rows and all rows, with confidence intervals. Pure functions of points."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
