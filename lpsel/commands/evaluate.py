@@ -180,8 +180,12 @@ def _trained_model(name: str, folder: Path, trust_remote_code: bool) -> ModelSpe
 
 def _describe_run(result: dict[str, Any]) -> str:
     """Describe a run in a table: its target, rule, scorer and percentage of the data."""
-    rows = "all" if result["rule"] == "full" else f"{result['pct']:g}%"
+    settings = result.get("settings") or {}
+    unit = " of the tokens" if settings.get("pct_of") == "tokens" else ""
+    rows = "all" if result["rule"] == "full" else f"{result['pct']:g}%{unit}"
     bucket = f" {result['bucket']} bucket" if result.get("bucket") else ""
+    length = " of matched length" if settings.get("length") == "matched" else ""
+    known = " without known rows" if settings.get("known") == "drop" else ""
     adapter = f", {result['adapter']['method']}" if result.get("adapter") else ""
     scorer = f" by {result['scorer']['name']}" if result.get("scorer") else ""
-    return f"{result['base_model']['name']}, {rule_name(result)}{bucket}{scorer}, {rows}{adapter}"
+    return f"{result['base_model']['name']}, {rule_name(result)}{bucket}{length}{known}{scorer}, {rows}{adapter}"

@@ -42,6 +42,17 @@ def test_runs_that_differ_only_in_their_seed_are_named_with_it(few_runs, tmp_pat
     assert "seed" not in models.baseline.name
 
 
+def test_runs_that_differ_in_how_they_select_have_different_names(few_runs, tmp_path, config):
+    shutil.copytree(few_runs / "train" / "toy-llama-low", tmp_path / "run")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    settings = result["settings"] | {"length": "matched", "known": "drop", "pct_of": "tokens"}
+    (tmp_path / "run" / "result.json").write_text(json.dumps(result | {"settings": settings}))
+    runs = [str(few_runs / "train" / "toy-llama-low"), str(tmp_path / "run")]
+    plain, changed = (model.name for model in _candidates(runs, [], config).models)
+    assert plain.endswith("lp_app low bucket by toy-llama, 25%")
+    assert changed.endswith("lp_app low bucket of matched length without known rows by toy-llama, 25% of the tokens")
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"pct": "x"}, {"pct": 10**400}, {"pct": [10]}, {"adapter": "lora"}, {"scorer": "x"}, {"base_model": {}}],
