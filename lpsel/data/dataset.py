@@ -26,19 +26,12 @@ NO_CONTENT = Example(())
 
 
 class Row(NamedTuple):
-    """A row of a dataset.
+    """A row of a dataset."""
 
-    Attributes:
-        index: row number, counted from 0 after `dataset.skip` rows.
-        raw: the row as in the source.
-        example: the row as a conversation; without turns if it is unusable.
-        unusable: why the row cannot be used (`UnusableRow.kind`); None if it can.
-    """
-
-    index: int  # type: ignore[assignment]  # shadows tuple.index, which is not used
-    raw: dict[str, Any]
-    example: Example
-    unusable: str | None = None
+    index: int  # type: ignore[assignment]  # counted from 0 after `dataset.skip` rows; shadows tuple.index
+    raw: dict[str, Any]  # the row as in the source
+    example: Example  # the row as a conversation; without turns if it is unusable
+    unusable: str | None = None  # why the row cannot be used (`UnusableRow.kind`)
 
 
 @dataclass(frozen=True)
@@ -108,6 +101,7 @@ class Source:
     def __init__(self, spec: DatasetSpec, option: str = "dataset") -> None:
         self.spec = spec
         self.option = option  # the option that sets the spec, for error messages
+        self._scanned: Scan | None = None
         self._states: dict[Path, tuple[int, ...]] = {}  # `file_state` of each file in the first pass
         mapped = [mapped_form(spec.columns)] if spec.columns else None
         # The forms that match a row's columns; only one with `dataset.columns`.
@@ -183,20 +177,25 @@ class Source:
         part, number = next(islice(numbers, self.spec.skip + index, None))
         return part.at(number)
 
-    @cached_property
+    @property
     def _scan(self) -> "Scan":
-        from lpsel.data.content_ids import counts, listed, scan
+        from lpsel.data.content_ids import scan
 
-        scanned, name = scan(self), self.spec.name
-        if kinds := counts(scanned.unusable):
-            n, skipped = len(scanned.ids), sum(kinds.values())
+        if self._scanned is None:
+            self._scanned = scan(self)
+            self.report_unusable()
+        return self._scanned
+
+    def report_unusable(self) -> None:
+        """Log how many rows are skipped, if the rows have been read; raises a UserError if all are unusable."""
+        from lpsel.data.content_ids import counts, listed
+
+        if self._scanned is not None and (kinds := counts(self._scanned.unusable)):
+            n, skipped, name = len(self), sum(kinds.values()), self.spec.name
             if skipped == n:
                 problem = f"none of {n:,} rows can be used: {listed(kinds)}"
                 raise UserError("dataset", name, problem, "convert them, or use other data")
-            log.info(
-                "Rows: %s of %s rows of %s are unusable and skipped: %s", f"{skipped:,}", f"{n:,}", name, listed(kinds)
-            )
-        return scanned
+            log.info(f"Rows: {skipped:,} of {n:,} rows of {name} are unusable and skipped: {listed(kinds)}")
 
     @property
     def ids(self) -> "pa.LargeStringArray":

@@ -16,7 +16,9 @@ def shared_source(spec: DatasetSpec) -> Source:
     source, key = Source(spec), digest(asdict(spec))
     state = source.state()
     known, known_state = _shared.pop(key, (source, state))
-    _shared[key] = (known if known_state == state else source, state)
+    shared = known if known_state == state else source
+    shared.report_unusable()  # in the log of every job
+    _shared[key] = (shared, state)
     if len(_shared) > SHARED:
         del _shared[next(iter(_shared))]
-    return _shared[key][0]
+    return shared

@@ -175,7 +175,7 @@ def test_the_key_is_found_by_the_hash_of_the_page(votes, key, tmp_path, monkeypa
     assert run([given])["key"] == str(tmp_path / "key.json"), "next to the votes first"
     assert run([given], key.parent)["key"] == str(key), "a run folder stands for its key"
     with pytest.raises(
-        UserError, match=r"Ann\.json: has votes on page \w{12}, but the key is for page \w{12}\. Give votes on"
+        UserError, match=r"Ann\.json: has votes on page \w{12}, but the key is for page \w{12}\. Pass votes on"
     ):
         run([given], other)
     monkeypatch.chdir("/")

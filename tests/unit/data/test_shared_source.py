@@ -74,3 +74,11 @@ def test_jobs_in_one_process_read_their_rows_once(monkeypatch, tmp_path, instruc
     results = [run("select", [*given, f"pct={pct}"], tmp_path / str(pct)) for pct in (10, 20)]
     assert [result["n_selected"] for result in results] == [2, 4]
     assert len(scanned) == 1
+
+
+def test_skipped_rows_are_in_the_log_of_every_job(tmp_path, caplog):
+    path = write(tmp_path / "rows.jsonl", ADD, SAY | {"output": ["a list"]})
+    with caplog.at_level("INFO"):
+        assert len(of(path, bad_rows="skip")) == 2
+        of(path, bad_rows="skip")
+    assert caplog.text.count("1 of 2 rows of rows are unusable and skipped") == 2
