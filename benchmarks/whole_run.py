@@ -58,7 +58,10 @@ def whole_run(checkout: Path, overrides: list[str]) -> dict[str, float]:
     """Run a checkout's train.py once; return seconds, CPU seconds and peak resident bytes."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "train.py", *overrides, f"hydra.run.dir={folder}/run"]
-        environment = {**os.environ, "PYTHONPATH": str(checkout), "LPSEL_CACHE": f"{folder}/cache"}
+        # train.py moves its own folder behind the installed packages, one of which may be another checkout's lpsel.
+        Path(folder, "path").mkdir()
+        Path(folder, "path", "lpsel").symlink_to(checkout / "lpsel")
+        environment = {**os.environ, "PYTHONPATH": f"{folder}/path", "LPSEL_CACHE": f"{folder}/cache"}
         with Path(folder, "log").open("w+") as log:
             started = time.perf_counter()
             process = subprocess.Popen(command, cwd=checkout, env=environment, stdout=log, stderr=log)
