@@ -4,8 +4,8 @@
 
 With fair scheduling, a run with T threads on C cores next to B busy processes gets C / (T + B) cores per thread. The
 table compares tokens per second with the same run alone, and this ratio with the fair one. Contestants: lpsel with its
-defaults (threads sleep while waiting), threads that spin, as is libgomp's default, and one thread. Rates are for the
-scorer's training and recording passes, after the model is loaded.
+defaults (fewer threads while cores are busy), a fixed number of threads that spin while they wait (libgomp's default)
+or sleep, and one thread. Rates are for the scorer's training and recording passes, after the model is loaded.
 """
 
 import json
@@ -23,14 +23,9 @@ from harness import HERE, Run, arguments, in_words, interleave, ratios, show, sp
 from material import add_options, from_options
 from whole_run import parameters
 
-from lpsel.model.device import SMALL_MODEL
+from lpsel.model.threads import SMALL_MODEL
 
-LPSEL, SPINNING, ONE_THREAD = "lpsel", "spinning threads", "one thread"
-ENVIRONMENTS = {
-    LPSEL: {},
-    SPINNING: {"GOMP_SPINCOUNT": "300000"},  # libgomp's own where nothing is set
-    ONE_THREAD: {"OMP_NUM_THREADS": "1"},
-}
+LPSEL, SPINNING, SLEEPING, ONE_THREAD = "lpsel", "spinning threads", "sleeping threads", "one thread"
 SET_BY_USERS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
@@ -41,14 +36,20 @@ def main(argv: list[str] | None = None) -> Path:
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         rows, data, model = from_options(options, Path(folder))
+        threads = 1 if parameters(model) < SMALL_MODEL else torch.get_num_threads()
+        environments = {
+            LPSEL: {},
+            SPINNING: {"OMP_NUM_THREADS": str(threads)},
+            SLEEPING: {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"},
+            ONE_THREAD: {"OMP_NUM_THREADS": "1"},
+        }
         sides = {}
-        for name, environment in ENVIRONMENTS.items():
+        for name, environment in environments.items():
             sides[f"{name}, alone"] = partial(score, model, rows, environment, busy=0)
             sides[f"{name}, next to others"] = partial(score, model, rows, environment, busy=options.busy)
         runs = interleave(sides, options.rounds)
-        threads = 1 if parameters(model) < SMALL_MODEL else torch.get_num_threads()
     table, shares = [], {}
-    for name in ENVIRONMENTS:
+    for name in environments:
         used = 1 if name == ONE_THREAD else threads
         fair = fair_share(used, options.busy, os.cpu_count() or 1)
         alone, next_to = ([run.rate for run in runs[f"{name}, {where}"]] for where in ("alone", "next to others"))

@@ -1,5 +1,6 @@
 """Run lpsel as a benchmark contestant."""
 
+import os
 import tempfile
 import time
 import warnings
@@ -34,6 +35,7 @@ TRAIN_TOKENS = training_packs("cuda" if torch.cuda.is_available() else "cpu")[0]
 SCORE_TOKENS = 16384  # conf/choosing.yaml
 MAX_LENGTH = 512
 LEARNING_RATE = 2e-5
+os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # the same number for every contestant
 
 
 def tokens_of(rows: Path, model_folder: Path, cache: Path) -> Tokens:

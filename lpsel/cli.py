@@ -106,8 +106,7 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
     from lpsel.config import config_dir
     from lpsel.overrides import hydra_arguments
 
-    # Must be set before torch is imported: idle threads then sleep instead of blocking other processes.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Must be set before torch is imported.
     if not os.environ.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}:
         os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"  # batches of many sizes fragment GPU memory
     from lpsel.sweep import SweepCallback

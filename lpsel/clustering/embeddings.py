@@ -21,8 +21,8 @@ from lpsel.console import track
 from lpsel.data.dataset import Source
 from lpsel.errors import UserError, first_line
 from lpsel.integrity import sha256_once
-from lpsel.model.device import choose_threads
 from lpsel.model.fingerprint import hub_config, model_fingerprint
+from lpsel.model.threads import choose_threads
 from lpsel.storage import read_dict, write_file
 
 log = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ def _load(embedder: str, weighted: bool, option: str) -> Any:
         raise UserError(option, embedder, f"cannot be loaded ({first_line(error)})", HINTS[option]) from error
     finally:
         verbosity.set_verbosity(level)
-    choose_threads(sum(weight.numel() for weight in model.parameters()))
+    choose_threads(model[0])
     most = WEIGHTED_TOKENS if weighted else MAX_TOKENS
     model.max_seq_length = min(model.max_seq_length or most, most)
     tokenizer = getattr(model, "tokenizer", None)

@@ -1,4 +1,4 @@
-"""Resolve device and precision on this machine, choose thread counts, and control how freed memory is reused."""
+"""Resolve device and precision on this machine, and control how freed memory is reused."""
 
 import ctypes
 import gc
@@ -25,7 +25,6 @@ ALIASES = {"32": "32-true", "bf16": "bf16-mixed"}
 
 # On CPUs, bf16-mixed is faster despite its casts above this hidden size and this speedup of bfloat16 matmuls
 WIDE, FAST_BFLOAT16 = 256, 1.5
-SMALL_MODEL = 10_000_000  # parameters; below, one thread is faster than several
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 REUSED_BYTES = 96 * 2**20
 RETURN_SECONDS = 60.0  # of training between returns of freed memory; clearing its pages again takes about a second
@@ -34,7 +33,6 @@ RETURN_SECONDS = 60.0  # of training between returns of freed memory; clearing i
 LOGIT_BYTES, GPU_LOGIT_SHARE = 64 * 2**20, 1 / 64
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")  # bytes, or "max"
-CONTAINER_CORES = Path("/sys/fs/cgroup/cpu.max")  # "max" or microseconds of CPU time, and the period in microseconds
 
 
 def resolve_precision(requested: str, accelerator: str, hidden_size: int = 0) -> str:
@@ -171,32 +169,6 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def choose_threads(parameters: int) -> None:
-    """Use one CPU thread for a small model, otherwise one per core that this process may use.
-
-    Threads that synchronize after every small matmul are slow, and very slow if other processes keep the CPU busy
-    (docs/results/benchmarks.md). Does nothing if OMP_NUM_THREADS is set.
-    """
-    import torch
-
-    at_start = _threads_at_start()
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1 if parameters < SMALL_MODEL else _granted(at_start))
-
-
-@cache
-def _threads_at_start() -> int:
-    import torch
-
-    return torch.get_num_threads()
-
-
-def _granted(cores: int) -> int:
-    """Limit PyTorch's core count to the CPU quota of this container."""
-    allowed = CONTAINER_CORES.read_text().split() if CONTAINER_CORES.is_file() else ["max"]
-    return cores if allowed[0] == "max" else min(cores, -(-int(allowed[0]) // int(allowed[1])))
 
 
 def reuse_freed_memory() -> None:

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 from lpsel.data.dataset import Source
 from lpsel.data.templates import holds_conversations, resolve_template
 from lpsel.errors import UserError, first_line
-from lpsel.model.device import choose_threads
 from lpsel.model.fingerprint import hub_config
 from lpsel.model.spec import ModelSpec
+from lpsel.model.threads import choose_threads
 from lpsel.storage import read_json
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
@@ -176,7 +176,7 @@ def load_model(spec: ModelSpec, path: str, dtype: Any, **options: Any) -> Any:
         reason = "its pickle contains more than tensors" if unsafe else first_line(error)
         problem = f"cannot be loaded as a causal language model ({reason})"
         raise UserError(path, problem=problem, hint=f"{SAVED}, or set bin_weights=true for pickled weights") from error
-    choose_threads(model.num_parameters())
+    choose_threads(model.base_model)
     return model.eval()
 
 

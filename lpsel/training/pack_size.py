@@ -9,11 +9,12 @@ import torch
 
 from lpsel.data.datamodule import SubsetDataModule
 from lpsel.distributed import is_main_process
-from lpsel.model.device import SMALL_MODEL, gpu_memory, total_memory
+from lpsel.model.device import gpu_memory, total_memory
 from lpsel.model.fsdp import ShardedStrategy
 from lpsel.model.lightning_module import FineTuner
 from lpsel.model.load import load_config
 from lpsel.model.memory_estimate import USABLE, DeviceMemory, training_memory, training_pack, training_packs
+from lpsel.model.threads import SMALL_MODEL
 from lpsel.training.setup import TrainingSetup
 
 log = logging.getLogger(__name__)

@@ -235,7 +235,7 @@ def test_commands(benchmark):
 def test_busy(benchmark):
     figures = benchmark("busy", "--busy=2")
     assert {name: each["threads"] for name, each in figures["shares"].items()} == dict.fromkeys(
-        ["lpsel", "spinning threads", "one thread"], 1
+        ["lpsel", "spinning threads", "sleeping threads", "one thread"], 1
     )
     assert all(finite(each["share"]) for each in figures["shares"].values())
     assert all(run["tokens"] == figures["runs"]["lpsel, alone"][0]["tokens"] for [run] in figures["runs"].values())

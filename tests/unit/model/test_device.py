@@ -19,7 +19,6 @@ from lpsel.model import device
 from lpsel.model.adapter import Adapter
 from lpsel.model.device import (
     bfloat16_speedup,
-    choose_threads,
     device_of,
     resolve_precision,
     return_freed_memory,
@@ -169,42 +168,6 @@ def test_memory_between_blocks_that_are_in_use_is_returned(as_ranks, tmp_path):
     as_ranks(1, leave_holes)
     before, after = map(int, (tmp_path / "out0").read_text().split())
     assert before - after > 350  # of 400 MiB
-
-
-def test_a_small_model_uses_one_thread_and_a_larger_one_as_many_as_before(monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    before = torch.get_num_threads()
-    try:
-        choose_threads(1_000_000)
-        assert torch.get_num_threads() == 1
-        choose_threads(135_000_000)
-        assert torch.get_num_threads() == before
-    finally:
-        torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize(
-    ("quota", "threads"), [("max 100000", 4), ("50000 100000", 1), ("150000 100000", 2), ("6400000 100000", 4)]
-)
-def test_threads_are_at_most_the_cores_that_a_container_grants(monkeypatch, tmp_path, quota, threads):
-    """`docker run --cpus=1.5` is written as 150,000 microseconds in 100,000."""
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(device, "_threads_at_start", lambda: 4)
-    monkeypatch.setattr(device, "CONTAINER_CORES", tmp_path / "cpu.max")
-    (tmp_path / "cpu.max").write_text(f"{quota}\n")
-    before = torch.get_num_threads()
-    try:
-        choose_threads(135_000_000)
-        assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_omp_num_threads_of_the_user_is_left_alone(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    before = torch.get_num_threads()
-    choose_threads(1_000_000)
-    assert torch.get_num_threads() == before
 
 
 def test_a_gpu_that_pytorch_cannot_use_is_explained(monkeypatch, tmp_path, caplog):
