@@ -89,6 +89,7 @@ def as_json(folder: Path, run: Run | str, measured: list[Measure]) -> dict[str, 
         "command": run.command,
         "rule": run.get("rule"),
         "pct": run.pct,
+        "pct_of": run.pct_of,
         "bucket": run.bucket,
         "seed": run.get("seed"),
         "rows": run.get("n_selected") or run.get("n"),
@@ -121,7 +122,8 @@ def table(entries: Sequence[Entry], columns: Sequence[str]) -> Table:
 def _cells(run: Run, measured: list[Measure]) -> dict[str, str]:
     parts: list[Any] = [run.command, run.get("evaluator")]
     if run.command in ("train", "select"):
-        pct = None if run.pct is None or run.rule == "full" else f"{run.pct:g}%"
+        unit = " of the tokens" if run.pct_of == "tokens" else ""
+        pct = None if run.pct is None or run.rule == "full" else f"{run.pct:g}%{unit}"
         parts = [run.command, run.rule, run.bucket, pct]
     counts = [n for n in (run.get("n_selected"), run.get("n"), run.get("n_total")) if isinstance(n, int)]
     figures = _key_figure(measured)

@@ -52,6 +52,11 @@ class Run:
         return 100.0 if self.rule == "full" else number(self.get("pct"))
 
     @property
+    def pct_of(self) -> str | None:
+        """Unit of the percentage: rows or tokens; None if the run selects no rows."""
+        return None if self.pct is None else self.get("settings", "pct_of") or "rows"
+
+    @property
     def target(self) -> str:
         return str(self.get("base_model", "name") or "–")
 

@@ -47,6 +47,18 @@ def test_scripts_get_numbers(few_runs, capsys):
     assert rows[str(few_runs / "train" / "cut-off")]["reason"] == "not finished: no result.json"
 
 
+def test_a_percentage_of_the_tokens_is_named(few_runs, tmp_path, capsys):
+    folder = tmp_path / "of-tokens"
+    shutil.copytree(few_runs / "train" / "toy-llama-low", folder)
+    result = json.loads((folder / "result.json").read_text())
+    result["settings"]["pct_of"] = "tokens"
+    (folder / "result.json").write_text(json.dumps(result))
+    main([str(folder)])
+    assert "train lp_app low 25% of the tokens" in capsys.readouterr().out
+    main([str(folder), "--json"])
+    assert json.loads(capsys.readouterr().out)["pct_of"] == "tokens"
+
+
 def test_the_table_fits_a_terminal_and_paths_are_wrapped(few_runs, on_a_terminal):
     output = on_a_terminal("-m", "lpsel", "runs", str(few_runs), NO_COLOR="1").decode()
     lines = output.splitlines()
