@@ -18,7 +18,7 @@ from lpsel.commands import work_estimate as estimate
 from lpsel.commands.evaluate import candidates_of
 from lpsel.commands.evaluation_estimate import evaluation_work, judgments_of
 from lpsel.commands.job import Job
-from lpsel.commands.selection_inputs import query_source, scoring_model
+from lpsel.commands.selection_inputs import query_source, read_given_scores, scoring_model
 from lpsel.commands.work_estimate import GIB, UTILIZATION, ModelShape, Pass, Work
 from lpsel.config import build
 from lpsel.data.dataset import Source
@@ -61,7 +61,7 @@ def planned_work(command: str, config: DictConfig, folder: Path) -> list[Work] |
     """List the models that a job would run, in order; None if its run folder has the result.
 
     Raises:
-        UserError: the configuration or the dataset is invalid.
+        UserError: the configuration, the dataset or the given scores are invalid.
     """
     job = Job.of(command, config, folder)
     if job.run_config.finished(folder):
@@ -75,6 +75,7 @@ def planned_work(command: str, config: DictConfig, folder: Path) -> list[Work] |
         adapter.check(config.trainer.strategy)
     source = shared_source(build(config.dataset))
     pct = rule.percentage(config.pct, len(source))
+    read_given_scores(config, rule, source)
     work = []
     if rule.epochs is not None and config.scores is None:
         scorer: ScorerSpec = build(config.scorer)

@@ -89,7 +89,7 @@ def prepare_inputs(
     scorer = scoring_model(spec, build(config.scorer), tokens_of)
     query = query_source(config, spec, config.scores is not None)
     source = shared_source(build(config.dataset))
-    given, scores_file = _given_scores(config, spec, source, with_clusters=isinstance(clusters, Auto))
+    given, scores_file = read_given_scores(config, spec, source)
     in_data = None if query is None else _rows_in(query, source)
     prompts = None if spec.group is None else prompt_numbers(source, spec.group)
     pct = spec.percentage(config.pct, len(source))
@@ -165,16 +165,20 @@ def _rows_in(query: Source, source: Source) -> int:
     return found
 
 
-def _given_scores(
-    config: DictConfig, spec: SelectionSpec, source: Source, with_clusters: bool
-) -> tuple[ScoreTable | None, Path | None]:
+def read_given_scores(config: DictConfig, spec: SelectionSpec, source: Source) -> tuple[ScoreTable | None, Path | None]:
+    """Read `scores=`, the scores of the rows of a dataset; returns them and their file, or None twice.
+
+    Raises:
+        UserError: the file cannot be read, does not match the rows, or lacks something that the rule needs.
+    """
     if config.scores is None and config.scores_key is None:
         return None, None
     if config.scores is None:
         problem, hint = "names an array of scores=FILE.npz, which is not set", "set scores=FILE.npz, or leave it out"
         raise UserError("scores_key", config.scores_key, problem, hint)
     columns = [name for name in spec.columns if name is not None]
-    table = read_scores(config.scores, config.scores_key, columns, clusters=with_clusters, rows=lambda: len(source))
+    clusters = isinstance(build(config.cluster), Auto)
+    table = read_scores(config.scores, config.scores_key, columns, clusters=clusters, rows=lambda: len(source))
     spec.check_records(table)
     path = Path(config.scores).expanduser().resolve()
     file = path / SCORES_FILE

@@ -56,6 +56,18 @@ def test_tokens_and_flops_equal_those_of_the_run(rule, tmp_path, toy_model, inst
     assert scores_there.found
 
 
+def test_given_scores_are_checked(tmp_path, toy_model, instructions):
+    overrides = [*given(tmp_path, toy_model, instructions(rows=12)), "pct=50"]
+    with pytest.raises(UserError, match="no such file"):
+        plan(tmp_path, *overrides, f"scores={tmp_path}/missing.csv")
+    table = tmp_path / "scores.csv"
+    table.write_text("index,nll_0,nll_1\n" + "".join(f"{row},2.0,1.5\n" for row in range(11)))
+    with pytest.raises(UserError, match="have 11 rows"):
+        plan(tmp_path, *overrides, f"scores={table}")
+    table.write_text(table.read_text() + "11,2.0,1.5\n")
+    assert [work.what for work in plan(tmp_path, *overrides, f"scores={table}")] == ["train"]
+
+
 def test_the_rows_to_train_on_are_rounded_as_those_of_the_run(tmp_path, toy_model, instructions):
     """57% of 50 rows is 28.5, which is below that in floats."""
     overrides = [*given(tmp_path, toy_model, instructions(rows=50)), "selection=random", "pct=57"]
