@@ -5,7 +5,7 @@ change. On a GPU, one variable-length flash-attention call computes all segments
 """
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from inspect import signature
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from lpsel.data.packing import MicroBatch, Segment
-from lpsel.model.device import seconds_on_one_thread
+from lpsel.model.device import time_ratio
 
 # T tokens in a pack, Q queries and K keys in a segment, H query heads, G key heads, D head dimension
 
@@ -218,8 +218,8 @@ def fused_is_faster() -> bool:
     """
     query = torch.ones(9, 100, 64, dtype=torch.bfloat16)
     key, mask = query[:3], torch.zeros(100, 100, dtype=torch.bfloat16)
-    fused = seconds_on_one_thread(lambda: _fused(query, key, key, mask, 0.125))
-    return fused < seconds_on_one_thread(lambda: _products(query, key, key, mask, 0.125))
+    fused, products = (partial(kernel, query, key, key, mask, 0.125) for kernel in (_fused, _products))
+    return time_ratio(fused, products) < 1
 
 
 def flash_supports(query: Tensor, value: Tensor) -> bool:

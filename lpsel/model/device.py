@@ -3,11 +3,13 @@
 import ctypes
 import gc
 import logging
+import math
 import os
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from timeit import repeat
+from timeit import timeit
 from typing import TYPE_CHECKING, Any
 
 from lpsel.distributed import started_together
@@ -25,6 +27,7 @@ ALIASES = {"32": "32-true", "bf16": "bf16-mixed"}
 
 # On CPUs, bf16-mixed is faster despite its casts above this hidden size and this speedup of bfloat16 matmuls
 WIDE, FAST_BFLOAT16 = 256, 1.5
+TIMING_SECONDS, LEAST_RUNS = 0.1, 10
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 REUSED_BYTES = 96 * 2**20
 RETURN_SECONDS = 60.0  # of training between returns of freed memory; clearing its pages again takes about a second
@@ -64,18 +67,26 @@ def bfloat16_speedup() -> float:
 
     whole = torch.ones(512, 512)
     half = whole.bfloat16()
-    return seconds_on_one_thread(lambda: whole @ whole) / seconds_on_one_thread(lambda: half @ half)
+    return time_ratio(lambda: whole @ whole, lambda: half @ half)
 
 
-def seconds_on_one_thread(work: Callable[[], Any]) -> float:
-    """Time `work` on one CPU thread: the shortest of ten runs, because other processes may be busy."""
+def time_ratio(first: Callable[[], Any], second: Callable[[], Any]) -> float:
+    """Measure the time of `first` as a multiple of that of `second`, on one CPU thread.
+
+    Both run in turn for TIMING_SECONDS, and the fastest runs count: other processes often interrupt a run, but not all
+    of them. A choice that depends on this must not change from run to run.
+    """
     import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    seconds = min(repeat(work, number=1, repeat=10))
+    fastest = [math.inf, math.inf]
+    end, runs = time.perf_counter() + TIMING_SECONDS, 0
+    while runs < LEAST_RUNS or time.perf_counter() < end:
+        fastest = [min(known, timeit(work, number=1)) for known, work in zip(fastest, (first, second), strict=True)]
+        runs += 1
     torch.set_num_threads(threads)
-    return seconds
+    return fastest[0] / fastest[1]
 
 
 def lightning_precision(precision: str) -> str:

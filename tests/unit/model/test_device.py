@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +24,7 @@ from lpsel.model.device import (
     resolve_precision,
     return_freed_memory,
     reuse_freed_memory,
+    time_ratio,
     use_one_device,
 )
 from lpsel.model.kernel_check import check_kernel
@@ -84,6 +86,13 @@ def test_auto_selects_bfloat16_for_wide_models_on_cpus_that_multiply_it_fast(
 
 def test_the_speed_of_bfloat16_is_measured_once():
     assert bfloat16_speedup() == bfloat16_speedup() > 0
+
+
+def test_interruptions_do_not_change_a_time_ratio(monkeypatch):
+    """A third of the runs of each are interrupted, the first of them at the start."""
+    monkeypatch.setattr(device, "timeit", lambda work, number: work())
+    first, second = cycle([20.0, 1.0, 1.0]), cycle([2.0, 30.0, 2.0])
+    assert time_ratio(lambda: next(first), lambda: next(second)) == 0.5
 
 
 EMULATED = (
