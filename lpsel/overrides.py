@@ -46,8 +46,8 @@ def hydra_arguments(command: str, arguments: list[str]) -> list[str]:
     if started_together() and not is_main_process() and "hydra.run.dir" not in given:
         implied += [f"hydra.run.dir={temporary_folder('lpsel-rank-')}", "hydra.output_subdir=null"]
     # Next to the user's overrides: argparse expects all of them in one place, before or after flags like --multirun.
-    place = next((i for i, a in enumerate(rewritten) if _is_override(a)), len(rewritten))
-    return [*rewritten[:place], *implied, *rewritten[place:]]
+    first = next((i for i, a in enumerate(rewritten) if _is_override(a)), len(rewritten))
+    return [*rewritten[:first], *implied, *rewritten[first:]]
 
 
 def _is_override(argument: str) -> bool:

@@ -97,10 +97,10 @@ def _line(judge: OpenAIJudge, models: int, prompts: int, read: int, written: int
     """
     orders = len(judge.orders)
     questions = models * orders
-    asked = f"{models} models x {prompts:,} prompts x {orders} orders = {questions * prompts:,}"
+    product = f"{models} models x {prompts:,} prompts x {orders} orders = {questions * prompts:,}"
     tokens = f"{questions * read / 1e6:,.1f} M tokens read and"
     if written is None:
-        return f"Judgments: {asked}, {judge.name}, {tokens} replies without a limit: set judge.request.max_tokens."
+        return f"Judgments: {product}, {judge.name}, {tokens} replies without a limit: set judge.request.max_tokens."
     price = judge.cost(questions * read, questions * written)
     costs = f"up to about ${price:,.2f}" if price is not None else "set judge.prompt_price and judge.completion_price"
-    return f"Judgments: {asked}, {judge.name}, {tokens} up to {questions * written / 1e6:,.1f} M written: {costs}."
+    return f"Judgments: {product}, {judge.name}, {tokens} up to {questions * written / 1e6:,.1f} M written: {costs}."

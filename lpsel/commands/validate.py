@@ -134,11 +134,11 @@ def plan(arguments: Sequence[str], metrics: Sequence[str], settings: Settings, r
     folder, jobs = (run_dir or Path("runs/validate")).expanduser().resolve(), []
     for subset in _subsets(len(scores), settings):
         for seed in settings.training_seeds:
-            place = folder / f"{subset.name}-seed-{seed}"
+            subset_folder = folder / f"{subset.name}-seed-{seed}"
             overrides = _overrides(folder / TABLE, subset, seed, settings)
             with configured("train"):
                 config = compose("train", overrides=overrides)
-            jobs.append((place.name, planned_work("train", config, place / "train")))
+            jobs.append((subset_folder.name, planned_work("train", config, subset_folder / "train")))
     print_table(jobs)
     if problem := memory_problem(piece for _, work in jobs for piece in work or ()):
         raise problem
@@ -199,13 +199,15 @@ def _measure(folder: Path, subset: Subset, scores: Mapping[str, Floats], setting
     """Train on a subset with every seed and evaluate; returns its mean scores, NLL and cost."""
     nll, cost = [], {"trainings": 0, "tokens": 0, "flops": 0.0, "seconds": 0.0}
     for seed in settings.training_seeds:
-        place = folder / f"{subset.name}-seed-{seed}"
+        subset_folder = folder / f"{subset.name}-seed-{seed}"
         overrides = _overrides(folder / TABLE, subset, seed, settings)
-        with ranks_run(["train", *overrides, f"hydra.run.dir={place / 'train'}"]):
-            trained = run_job("train", overrides, place / "train", in_sweep=True)
+        with ranks_run(["train", *overrides, f"hydra.run.dir={subset_folder / 'train'}"]):
+            trained = run_job("train", overrides, subset_folder / "train", in_sweep=True)
         shared = [override for override in settings.given if override.split("=")[0].split(".")[0] in SHARED]
-        asked = [*shared, *EVALUATION, *settings.held_out, f"model={place / 'train'}"]
-        evaluated = run_job("evaluate", hydra_arguments("evaluate", asked), place / "evaluate", in_sweep=True)
+        arguments = [*shared, *EVALUATION, *settings.held_out, f"model={subset_folder / 'train'}"]
+        evaluated = run_job(
+            "evaluate", hydra_arguments("evaluate", arguments), subset_folder / "evaluate", in_sweep=True
+        )
         nll.append(evaluated["models"][0]["metrics"]["nll"]["value"])
         if trained["reused_from"] is None:
             cost["trainings"] += 1

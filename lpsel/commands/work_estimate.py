@@ -199,8 +199,8 @@ def _count(source: Source, spec: ModelSpec, tokenizer: Any, cache_dir: Path) -> 
     if tokens is not None:
         rows = RowLengths(tokens.lengths, tokens.response_tokens, 1.0, COUNTED)
     else:
-        wanted = set(np.linspace(0, len(source) - 1, min(SAMPLE, len(source))).round().astype(int).tolist())
-        sample = [row for row in source if row.index in wanted]
+        sampled = set(np.linspace(0, len(source) - 1, min(SAMPLE, len(source))).round().astype(int).tolist())
+        sample = [row for row in source if row.index in sampled]
         if tokenizer is None:
             lengths, supervised = _guess(sample, spec.max_length)
         else:

@@ -116,8 +116,8 @@ def _render(
     if marked and len(marked) == len(answers):
         spans = {i: _trimmed(text, span, tokenizer) for i, span in zip(answers, marked, strict=True)}
     elif not prompt:
-        wanted = [i for i in answers if supervised[i] or messages[i].get("tool_calls")]
-        spans = {i: _answer(text, messages, i, tokenizer, apply) for i in wanted}
+        located = [i for i in answers if supervised[i] or messages[i].get("tool_calls")]
+        spans = {i: _answer(text, messages, i, tokenizer, apply) for i in located}
     _check_tools(text, messages, spans, tokenizer, tools)
     return text, [span for i, span in spans.items() if span and supervised[i]]
 
@@ -198,12 +198,12 @@ def _headers(tokenizer: Any) -> tuple[str, str]:
     """
     question, answer = {"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": "ANSWER"}
     try:
-        asked = apply_template([question], tokenizer, None)
+        prompt = apply_template([question], tokenizer, None)
         opened = apply_template([question], tokenizer, None, add_generation_prompt=True)
         text = apply_template([question, answer], tokenizer, None)
     except UnusableRow:
         return "", ""
-    begin = _common_prefix(asked, opened)
+    begin = _common_prefix(prompt, opened)
     return opened[begin:], opened[begin : _common_prefix(text, opened)]
 
 

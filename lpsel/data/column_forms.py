@@ -94,8 +94,8 @@ def forms_of(columns: Sequence[str], forms: Iterable[Form] | None = None) -> tup
     media = media_columns(columns)
     possible = []
     for form in FORMS if forms is None else forms:
-        wanted = [(field.column, field.column.lower(), field.instead) for field in form.fields]
-        names = [next((spelled[name] for name in each if name in spelled), None) for each in wanted]
+        spellings = [(field.column, field.column.lower(), field.instead) for field in form.fields]
+        names = [next((spelled[name] for name in each if name in spelled), None) for each in spellings]
         pairs = list(zip(form.fields, names, strict=True))
         if all(name is not None or (field.optional and not form.strict) for field, name in pairs):
             fields = tuple(field._replace(column=name) for field, name in pairs if name is not None)
@@ -163,14 +163,14 @@ def to_example(raw: Mapping[str, Any], form: Form) -> Example:
     """
     fields, _, tool_columns, media, others = form
     turns: list[Turn] = []  # list[Turn]() takes longer than parsing a turn
-    extra, asked = "", 0
+    extra, prompt_turns = "", 0
     for _, column, role, may_be_turns, optional, _ in fields:
         value = raw[column]
         if role == "assistant":
-            asked = len(turns)
+            prompt_turns = len(turns)
         if may_be_turns and (not role or isinstance(value, list)):
-            found = turns_of(value, column)
-            turns = _joined(turns, found) if turns else found
+            parsed = turns_of(value, column)
+            turns = _joined(turns, parsed) if turns else parsed
             continue
         text = value if type(value) is str and value.isascii() else text_of(value, column)  # avoids a function call
         if role == "input":
@@ -179,8 +179,8 @@ def to_example(raw: Mapping[str, Any], form: Form) -> Example:
             turns.append(Turn(role, text))
     if media:
         check_no_media(raw, media)
-    if asked > 1:
-        turns = _context(turns[:asked]) + turns[asked:]  # answers in the prompt are not supervised
+    if prompt_turns > 1:
+        turns = _context(turns[:prompt_turns]) + turns[prompt_turns:]  # answers in the prompt are not supervised
     if others and _is_excluded(raw, others):
         turns = _context(turns)
     tools = tuple(tool for column in tool_columns for tool in tools_of(raw[column], column)) if tool_columns else ()

@@ -191,8 +191,8 @@ def _by_column(source: "Source") -> Iterator[Block] | None:
         for number in range(metadata.num_row_groups):
             start, end = end, end + metadata.row_group(number).num_rows
             stop = end if source.stop is None else min(source.stop, end)
-            if wanted := range(max(source.spec.skip, start), stop):
-                groups.append(_Group(path, form, number, range(wanted.start - start, wanted.stop - start)))
+            if rows := range(max(source.spec.skip, start), stop):
+                groups.append(_Group(path, form, number, range(rows.start - start, rows.stop - start)))
     return _blocks(groups)
 
 

@@ -27,14 +27,14 @@ class Seen:
     """Data collected while writing the subset."""
 
     characters: NDArray[np.int32]  # lengths of the prompt and the response of every row, (2, N)
-    wanted: frozenset[int]  # numbers of the rows to return in `rows`, selected or not
+    returned: frozenset[int]  # numbers of the rows to return in `rows`, selected or not
     compared: frozenset[int]  # numbers of the rows to return in `texts`
     rows: dict[int, Example] = field(default_factory=dict)  # by number
     texts: dict[str, str] = field(default_factory=dict)  # both ends of `Example.embedding_text`, by content id
 
     def keep(self, number: int, example: Example) -> None:
         """Add a row to `rows` and `texts` if it was requested."""
-        if number in self.wanted:
+        if number in self.returned:
             self.rows[number] = example
         if number in self.compared:
             text = example.embedding_text()
@@ -49,18 +49,18 @@ class Seen:
 
 
 def write_subset(
-    source: Source, selected: NDArray[np.bool_], folder: Path, wanted: Iterable[int], compared: Iterable[int] = ()
+    source: Source, selected: NDArray[np.bool_], folder: Path, returned: Iterable[int], compared: Iterable[int] = ()
 ) -> tuple[Path, Seen]:
     """Write the selected rows in source order, in one pass.
 
     Args:
         selected: bool (N,).
         folder: folder for subset.jsonl, or for subset.parquet if the source is Parquet files with the same schema.
-        wanted, compared: numbers of rows to return in `Seen.rows` and in `Seen.texts`.
+        returned, compared: numbers of rows to return in `Seen.rows` and in `Seen.texts`.
     """
     is_parquet = _is_parquet(source)
     path = folder / NAMES[is_parquet]
-    seen = Seen(np.zeros((2, len(selected)), np.int32), frozenset(wanted), frozenset(compared))
+    seen = Seen(np.zeros((2, len(selected)), np.int32), frozenset(returned), frozenset(compared))
     write = _write_parquet if is_parquet else _write_lines
     write_atomically(path, lambda file: write(file, source, selected, seen))
     return path, seen
@@ -85,7 +85,7 @@ def _write_lines(file: IO[bytes], source: Source, selected: NDArray[np.bool_], s
 
 def _write_parquet(file: IO[bytes], source: Source, selected: NDArray[np.bool_], seen: Seen) -> None:
     first, last = source.spec.skip, source.spec.skip + len(selected)
-    start, kept = 0, seen.wanted | seen.compared
+    start, kept = 0, seen.returned | seen.compared
     with pq.ParquetWriter(file, pq.read_schema(source.parquet_files[0])) as writer:
         for batch in chain.from_iterable(map(batches, source.parquet_files)):
             end = start + len(batch)

@@ -86,12 +86,12 @@ def model_differences(verdicts: Mapping[str, Verdicts], *, seed: int) -> list[di
     """
     several = list(verdicts.values())
     share = dict(zip(verdicts, by_prompt(several), strict=True))
-    asked = dict(zip(verdicts, by_prompt([without_equal(one) for one in several]), strict=True))
+    unequal = dict(zip(verdicts, by_prompt([without_equal(one) for one in several]), strict=True))
     differences: list[dict[str, Any]] = []
     for first, second in combinations(verdicts, 2):
         difference_N = 100 * (share[first] - share[second])
         unfinished = verdicts[first].unfinished or verdicts[second].unfinished
-        equal_N = np.isnan(asked[first]) & np.isnan(asked[second])  # both answers are identical to the baseline's
+        equal_N = np.isnan(unequal[first]) & np.isnan(unequal[second])  # both answers are identical to the baseline's
         sample = Sample.of(difference_N, equal_N if unfinished else None)
         difference_n = sample.weight * difference_N[sample.rows_N]
         n = len(difference_n)

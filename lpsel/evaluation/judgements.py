@@ -205,10 +205,10 @@ def _collect(rows: list[Row], where: str) -> Verdicts:
             problem = f"{both} for the same prompt, {row['id'][:60]!r}"
             raise UserError("judgements", where, problem, "remove one, or add a column order")
         preference[question] = row["preference"]
-    asked = {i: [preference[i, order] for order in orders if (i, order) in preference] for i in first}
-    if len(orders) == 2 and sum(len(verdicts) == 2 for verdicts in asked.values()) < BOTH_ORDERS * len(first):
+    by_prompt = {i: [preference[i, order] for order in orders if (i, order) in preference] for i in first}
+    if len(orders) == 2 and sum(len(verdicts) == 2 for verdicts in by_prompt.values()) < BOTH_ORDERS * len(first):
         log.warning("%s: each prompt was judged in one order only, so position bias is not corrected", where or judge)
-        preference_NO = np.array([combined(np.array([verdicts], np.float64)) for verdicts in asked.values()])
+        preference_NO = np.array([combined(np.array([verdicts], np.float64)) for verdicts in by_prompt.values()])
     else:
         preference_NO = np.array([[preference.get((i, order)) for order in orders] for i in first], dtype=np.float64)
     column = {field: [row.get(field) for row in first.values()] for field in (*rows[0], "text", "equal")}

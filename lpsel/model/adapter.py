@@ -111,10 +111,10 @@ class Adapter:
             raise UserError("adapter", self.method, f"{spec.name} has no linear layer to adapt", "set adapter=none")
         if isinstance(self.target_modules, str):
             return sizes
-        for wanted in self.target_modules:
-            if wanted not in known:
+        for layer in self.target_modules:
+            if layer not in known:
                 problem = f"{spec.name} has no linear layer of this name"
-                raise UserError("adapter.target_modules", wanted, problem, f"choose from {', '.join(known)}")
+                raise UserError("adapter.target_modules", layer, problem, f"choose from {', '.join(known)}")
         return {name: size for name, size in sizes.items() if name.rsplit(".", 1)[-1] in self.target_modules}
 
 

@@ -152,11 +152,11 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, flo
     return mean, mean - half, mean + half
 
 
-def _by_selection(points: Sequence[Point], wanted: Callable[[str], bool]) -> list[BySeed]:
+def _by_selection(points: Sequence[Point], accepts: Callable[[str], bool]) -> list[BySeed]:
     """Group the points of every series and percentage by seed."""
     seeds: dict[tuple[float, str], dict[Any, Point]] = defaultdict(dict)
     for p in one_value_per_seed(points):
-        if wanted(p.run.rule) and p.run.pct is not None:
+        if accepts(p.run.rule) and p.run.pct is not None:
             seeds[p.run.pct, p.run.series].setdefault(p.run.get("seed"), p)
     return [*seeds.values()]
 
@@ -238,17 +238,17 @@ def _widened(at: Interval, level: float) -> Interval:
     return Interval(at.value, *(at.value + wider * (end - at.value) for end in (at.low, at.high)))
 
 
-def _interpolated(curve: Sequence[Point], wanted: float | None) -> Point | None:
+def _interpolated(curve: Sequence[Point], count: float | None) -> Point | None:
     """Interpolate a random point at this number of tokens; None outside the range of the curve."""
-    if not curve or not wanted:
+    if not curve or not count:
         return None
     ordered = sorted(curve, key=lambda p: tokens(p) or 0.0)
     x = [tokens(p) or 0.0 for p in ordered]
-    if not x[0] * (1 - SAME) <= wanted <= x[-1] * (1 + SAME):
+    if not x[0] * (1 - SAME) <= count <= x[-1] * (1 + SAME):
         return None
 
     def at(values: list[float | None]) -> float | None:
-        return None if None in values else float(np.interp(np.log(wanted), np.log(x), np.array(values, np.float64)))
+        return None if None in values else float(np.interp(np.log(count), np.log(x), np.array(values, np.float64)))
 
     value, low, high = (at([getattr(p, name) for p in ordered]) for name in ("value", "low", "high"))
     assert value is not None

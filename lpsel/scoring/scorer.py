@@ -106,11 +106,11 @@ def scores_for(
     entry = scores_entry(setup, scorer, source, epochs, weights, setup.precision(scorer, path), trained_on)
     if not epochs and (unused := scorer.less_training()):
         log.info("Scorer %s: nothing is trained; ignoring scorer.%s", scorer.name, " and scorer.".join(unused))
-    with ExitStack() as held:
+    with ExitStack() as locks:
 
         def look() -> Path | None:
             if is_main_process():
-                held.enter_context(entry.locked())
+                locks.enter_context(entry.locked())
             return find_scores(entry, epochs, columns)
 
         if found := agree(look):

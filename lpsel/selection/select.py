@@ -228,14 +228,14 @@ def _checked_scores(
 
 
 def _bucket(
-    score: Floats, cluster: NDArray[np.int32] | None, ties: Ties, wanted: str, exclusions: Exclusions
+    score: Floats, cluster: NDArray[np.int32] | None, ties: Ties, kept: str, exclusions: Exclusions
 ) -> NDArray[np.int8]:
-    """Assign every row to a bucket, int8 (N,), and exclude rows that are not in `wanted`."""
+    """Assign every row to a bucket, int8 (N,), and exclude rows that are not in `kept`."""
     ranked = rank_in_clusters(exclusions.eligible, cluster, score, ties)
     bucket = np.full(len(score), -1, np.int8)
     bucket[ranked.row] = budget.thirds(ranked)
     for code, name in enumerate(BUCKETS):
-        if name != wanted:
+        if name != kept:
             exclusions.add(f"in bucket {name}", bucket == code)
     return bucket
 

@@ -147,8 +147,8 @@ def _filter(draw: Draw, size: int) -> Problem:
 def _lookup(draw: Draw, size: int) -> Problem:
     names, things = draw.distinct(NAMES, size), draw.distinct(THINGS, size)
     facts = " ".join(f"{name} has the {thing}." for name, thing in zip(names, things, strict=True))
-    asked = draw.below(size)
-    return Problem(facts, things[asked], names[asked])
+    chosen = draw.below(size)
+    return Problem(facts, things[chosen], names[chosen])
 
 
 @_task(

@@ -127,7 +127,7 @@ def test_the_subset_of_parquet_files_is_parquet_if_their_schemas_are_the_same(tm
         pq.write_table(pa.Table.from_pylist(ROWS[i * 3 : i * 3 + 3], schema), tmp_path / f"{i}.parquet")
     rows = source(tmp_path / "*.parquet", skip=1)
     selected = np.array([True, False, True, False, True])
-    path, seen = write_subset(rows, selected, tmp_path, wanted=[3])
+    path, seen = write_subset(rows, selected, tmp_path, returned=[3])
     assert path.name == f"subset.{name}"
     written = pq.read_table(path).to_pylist() if name == "parquet" else list(map(json.loads, path.open()))
     assert written == [ROWS[1], ROWS[3], ROWS[5]]

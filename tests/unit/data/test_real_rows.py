@@ -336,7 +336,7 @@ def test_maps_and_decimals_of_parquet_are_read(tmp_path):
     for name, expected in (("maps", HELLO), ("decimals", question("Hi", "1.50"))):
         rows_read = source(tmp_path / f"{name}.parquet")
         assert [row.example for row in rows_read] == [expected]
-        write_subset(rows_read, np.array([True]), tmp_path, wanted=[0])
+        write_subset(rows_read, np.array([True]), tmp_path, returned=[0])
         assert pq.read_table(tmp_path / "subset.parquet").equals(pq.read_table(tmp_path / f"{name}.parquet"))
 
 

@@ -18,7 +18,7 @@ from .rows import COLUMNS
 def test_a_parquet_source_gives_a_parquet_subset_of_the_same_types(parquet, tmp_path, skip, limit):
     source = Source(DatasetSpec("rows", path=str(parquet), skip=skip, limit=limit))
     selected = np.arange(len(source)) % 2 == 0
-    path, seen = write_subset(source, selected, tmp_path, wanted=[1, 2])
+    path, seen = write_subset(source, selected, tmp_path, returned=[1, 2])
     assert path == tmp_path / "subset.parquet"
     every = pa.table(COLUMNS)
     assert pq.read_table(path).equals(every.slice(skip, limit).filter(pa.array(selected)))
@@ -29,7 +29,7 @@ def test_a_parquet_source_gives_a_parquet_subset_of_the_same_types(parquet, tmp_
 
 def test_any_other_source_gives_json_lines(lines, tmp_path):
     source = Source(DatasetSpec("rows", path=str(lines)))
-    path, seen = write_subset(source, np.array([False, True, False, True, False]), tmp_path, wanted=[4])
+    path, seen = write_subset(source, np.array([False, True, False, True, False]), tmp_path, returned=[4])
     assert path == tmp_path / "subset.jsonl"
     rows = [json.loads(line) for line in lines.read_text().splitlines()]
     assert [json.loads(line) for line in path.read_bytes().splitlines()] == [rows[1], rows[3]]
@@ -40,7 +40,7 @@ def test_any_other_source_gives_json_lines(lines, tmp_path):
 @pytest.mark.parametrize("form", ["parquet", "lines"])
 def test_characters_of_all_and_of_selected_rows_are_counted(form, tmp_path, request):
     source = Source(DatasetSpec("rows", path=str(request.getfixturevalue(form)), skip=1))
-    _, seen = write_subset(source, np.array([False, False, True, True]), tmp_path, wanted=[])
+    _, seen = write_subset(source, np.array([False, False, True, True]), tmp_path, returned=[])
     # Prompts "x", "", 'Say "\u00fc\u2028\\"' + "y" and "Last" + "z": 1, 0, 10, 5 characters; responses 1, 1, 0, 1.
     assert seen.characters.tolist() == [[1, 0, 10, 5], [1, 1, 0, 1]]
     means = seen.mean_characters(np.array([False, False, True, True]), np.full(4, True))
@@ -53,11 +53,11 @@ def test_characters_of_all_and_of_selected_rows_are_counted(form, tmp_path, requ
 def test_texts_to_compare_are_kept_once_for_every_content(form, tmp_path, request, monkeypatch):
     path = request.getfixturevalue(form)
     source = Source(DatasetSpec("rows", path=str(path)))
-    _, seen = write_subset(source, np.full(len(source), True), tmp_path, wanted=[], compared=[1, 4])
+    _, seen = write_subset(source, np.full(len(source), True), tmp_path, returned=[], compared=[1, 4])
     expected = {row.example.content_id(): row.example.embedding_text() for row in source if row.index in (1, 4)}
     assert (seen.texts, seen.rows) == (expected, {})
     monkeypatch.setattr(subset, "ENDS", 5)
-    _, seen = write_subset(source, np.full(len(source), True), tmp_path, wanted=[], compared=[4])
+    _, seen = write_subset(source, np.full(len(source), True), tmp_path, returned=[], compared=[4])
     assert [*seen.texts.values()] == [f"{text[:5]} {text[-5:]}" for text in [*expected.values()][1:]]
 
 
