@@ -42,8 +42,8 @@ def main(arguments: Sequence[str]) -> None:
     dataset = "the dataset: leaves out empty answers, and counts near-duplicates among the lowest rows"
     parser.add_argument("--dataset", metavar="FILE", help=dataset)
     parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (runs/agreement/TIME)")
-    given = parser.parse_args(arguments)
-    result = run(given.tables, given.out, given.pct, given.clusters, given.dataset)
+    options = parser.parse_args(arguments)
+    result = run(options.tables, options.out, options.pct, options.clusters, options.dataset)
     show(result["numbers"])
     show_diagnosis(result["numbers"])
     console.end(f"open {{}}/{PAGE} in a browser", result["run_dir"])

@@ -66,16 +66,16 @@ def main(arguments: Sequence[str]) -> None:
         "finished run used them",
     )
     parser.add_argument("--dir", type=Path, default=Path(default_cache()), help="the cache (LPSEL_CACHE)")
-    given = parser.parse_args(arguments)
-    cache_dir = given.dir.expanduser().resolve()
+    options = parser.parse_args(arguments)
+    cache_dir = options.dir.expanduser().resolve()
     if not cache_dir.is_dir():
         raise UserError("--dir", cache_dir, "no such folder", "name the cache_dir of your commands")
-    if given.prune is None:
+    if options.prune is None:
         entries, where = contents(cache_dir), "in"
     else:
-        check_number("--prune", given.prune, minimum=0)
-        entries, where = prune(cache_dir, given.prune), "deleted from"
-    console.show(table(entries, f"{where} {cache_dir}", len(entries) if given.all else LARGEST))
+        check_number("--prune", options.prune, minimum=0)
+        entries, where = prune(cache_dir, options.prune), "deleted from"
+    console.show(table(entries, f"{where} {cache_dir}", len(entries) if options.all else LARGEST))
 
 
 def contents(cache_dir: Path) -> list[Cached]:

@@ -39,8 +39,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"the page (RUN/{EXPLORER})")
     parser.add_argument("--dataset", metavar="FILE", help="the dataset, if it was moved after the run")
     parser.add_argument("--cache", type=Path, default=Path(default_cache()), metavar="DIR", help="cache_dir of the run")
-    given = parser.parse_args(arguments)
-    page, notes = explore(given.run, given.out, given.dataset, given.cache)
+    options = parser.parse_args(arguments)
+    page, notes = explore(options.run, options.out, options.dataset, options.cache)
     for note in notes:
         print(printable(redact(note)))
     end(OPEN, page)

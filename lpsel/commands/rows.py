@@ -49,22 +49,22 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         UserError: there are no scores, the value to rank by is unknown, or the dataset has different rows.
     """
-    given = _parser().parse_args(arguments)
-    file = Path(given.scores).expanduser()
+    options = _parser().parse_args(arguments)
+    file = Path(options.scores).expanduser()
     is_run = file.is_dir() and not (file / SCORES_FILE).is_file()
-    shown = _of_run(file, given) if is_run else _of_scores(file, given)
-    table, by = shown.table, given.by or shown.by
-    notes = [] if shown.note is None or given.by is not None else [shown.note]
+    shown = _of_run(file, options) if is_run else _of_scores(file, options)
+    table, by = shown.table, options.by or shown.by
+    notes = [] if shown.note is None or options.by is not None else [shown.note]
     value_N, hardest_M = _ranked(table, by)
-    lists = _lists(given, table, hardest_M, shown.chosen, by)
+    lists = _lists(options, table, hardest_M, shown.chosen, by)
     texts = {}
     try:
         texts = _texts(shown.dataset(), table, np.concatenate([*lists.values()]).tolist())
     except UserError as error:
-        if given.dataset is not None:
+        if options.dataset is not None:
             raise dataset_error(error) from None
         notes.append(f"No texts: {error}")
-    longest = LONGEST if Console().is_terminal and given.row is None else None
+    longest = LONGEST if Console().is_terminal and options.row is None else None
     for title, rows in lists.items():
         pairs = []
         for row in rows.tolist():
@@ -87,13 +87,13 @@ class Shown:
     note: str | None = None  # line printed after the rows
 
 
-def _of_run(folder: Path, given: argparse.Namespace) -> Shown:
+def _of_run(folder: Path, options: argparse.Namespace) -> Shown:
     result = result_of_run(folder)
     ranks = selection_table(folder, COLUMNS)
     rule, chosen = result["rule"], Chosen.of(ranks, result)
-    dataset = partial(dataset_of_run, folder, result, given.dataset)
+    dataset = partial(dataset_of_run, folder, result, options.dataset)
     if losses := not np.isnan(from_arrow(ranks["nll_0"])).all():
-        table = _scores(scores_of_run(folder, result), given.key)
+        table = _scores(scores_of_run(folder, result), options.key)
         if rule in METRICS:
             return Shown(table, rule, dataset, chosen)
         ranks = ranks.take(table.index)
@@ -104,9 +104,9 @@ def _of_run(folder: Path, given: argparse.Namespace) -> Shown:
     return Shown(table, RANK, dataset, chosen, note if losses else f"This run has no losses. {note}")
 
 
-def _of_scores(file: Path, given: argparse.Namespace) -> Shown:
-    table = _scores(file, given.key)
-    return Shown(table, "lp_app" if table.epochs else "nll_0", partial(_dataset_of, file, given.dataset))
+def _of_scores(file: Path, options: argparse.Namespace) -> Shown:
+    table = _scores(file, options.key)
+    return Shown(table, "lp_app" if table.epochs else "nll_0", partial(_dataset_of, file, options.dataset))
 
 
 def _scores(file: Path, key: str | None) -> ScoreTable:
@@ -160,23 +160,23 @@ class Chosen:
 
 
 def _lists(
-    given: argparse.Namespace, table: ScoreTable, hardest_M: NDArray[np.int64], chosen: Chosen | None, by: str
+    options: argparse.Namespace, table: ScoreTable, hardest_M: NDArray[np.int64], chosen: Chosen | None, by: str
 ) -> dict[str, NDArray[np.int64]]:
     """Positions of the rows to show, by the title of their list."""
-    if given.row is not None:
+    if options.row is not None:
         at = {int(index): position for position, index in enumerate(table.index)}
-        if unknown := [row for row in given.row if row not in at]:
+        if unknown := [row for row in options.row if row not in at]:
             raise UserError("--row", unknown[0], f"these scores have rows {min(at)} to {max(at)}", "give one of them")
-        return {"": np.array([at[row] for row in given.row])}
+        return {"": np.array([at[row] for row in options.row])}
     of = f"{len(hardest_M):,} rows"
-    if given.chosen:
+    if options.chosen:
         if chosen is None:
             raise UserError("--chosen", None, "these are scores without a selection", "give a run folder")
         hardest_M = hardest_M[np.array(chosen.rows["selected"])[table.index[hardest_M]]]
         of = f"{len(hardest_M):,} selected rows"
-    hardest = ROWS if given.hardest is None and given.easiest is None else given.hardest or 0
+    hardest = ROWS if options.hardest is None and options.easiest is None else options.hardest or 0
     first, last = ("First", "Last") if by == RANK else ("Hardest", "Easiest")
-    ends = {first: hardest_M[:hardest], last: hardest_M[::-1][: given.easiest or 0]}
+    ends = {first: hardest_M[:hardest], last: hardest_M[::-1][: options.easiest or 0]}
     return {f"{name} {len(rows)} of {of} by {by}": rows for name, rows in ends.items() if len(rows)}
 
 

@@ -48,9 +48,9 @@ class Subset(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """Training and evaluation of subsets; `given` are overrides of train, `held_out` overrides of evaluate."""
+    """Training and evaluation of subsets; `overrides` are for train, `held_out` for evaluate."""
 
-    given: Sequence[str]
+    overrides: Sequence[str]
     held_out: Sequence[str]
     subsets: int = 32
     pct: float = 10.0
@@ -80,16 +80,16 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="training runs per subset, averaged (1)")
     parser.add_argument("--seed", type=int, default=42, metavar="S", help="seed of subsets and first training run (42)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (runs/validate/TIME); resumes in it")
-    given = parser.parse_intermixed_args(arguments)
-    overrides = [argument for argument in given.scores if "=" in argument]
-    tables = [argument for argument in given.scores if "=" not in argument]
-    dataset, *others = given.held_out
+    options = parser.parse_intermixed_args(arguments)
+    overrides = [argument for argument in options.scores if "=" in argument]
+    tables = [argument for argument in options.scores if "=" not in argument]
+    dataset, *others = options.held_out
     measured_on = [dataset if "=" in dataset else f"dataset={dataset}", *others]
-    settings = Settings(overrides, measured_on, given.subsets, given.pct, given.seeds, given.seed)
+    settings = Settings(overrides, measured_on, options.subsets, options.pct, options.seeds, options.seed)
     if "dry_run=true" in map(str.lower, [*overrides, *others]):
-        plan(tables, given.metric.split(","), settings, given.out)
+        plan(tables, options.metric.split(","), settings, options.out)
         return
-    result = run(tables, given.metric.split(","), settings, given.out)
+    result = run(tables, options.metric.split(","), settings, options.out)
     show(result)
     print(result["run_dir"], flush=True)
 
@@ -203,7 +203,7 @@ def _measure(folder: Path, subset: Subset, scores: Mapping[str, Floats], setting
         overrides = _overrides(folder / TABLE, subset, seed, settings)
         with ranks_run(["train", *overrides, f"hydra.run.dir={subset_folder / 'train'}"]):
             trained = run_job("train", overrides, subset_folder / "train", in_sweep=True)
-        shared = [override for override in settings.given if override.split("=")[0].split(".")[0] in SHARED]
+        shared = [override for override in settings.overrides if override.split("=")[0].split(".")[0] in SHARED]
         arguments = [*shared, *EVALUATION, *settings.held_out, f"model={subset_folder / 'train'}"]
         evaluated = run_job(
             "evaluate", hydra_arguments("evaluate", arguments), subset_folder / "evaluate", in_sweep=True
@@ -234,7 +234,7 @@ def _selected(selection: str, table: Path) -> NDArray[np.int64]:
 def _overrides(table: Path, subset: Subset, seed: int, settings: Settings) -> list[str]:
     """Overrides for training on a subset."""
     return hydra_arguments("train", [
-        *settings.given, f"scores={table}", "selection=score_column", f"selection.column={subset.column}",
+        *settings.overrides, f"scores={table}", "selection=score_column", f"selection.column={subset.column}",
         f"selection.descending={str(subset.highest).lower()}", "cluster=none", f"pct={settings.pct:g}", f"seed={seed}",
     ])  # fmt: skip
 

@@ -45,19 +45,19 @@ def main(arguments: Sequence[str]) -> None:
         "--key", type=Path, help=f"the page's {KEY} or its run folder (default: next to the first FILE, or in runs/*/*)"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/votes/TIME)")
-    given = parser.parse_args(arguments)
-    result = run(given.files, given.key, given.out)
+    options = parser.parse_args(arguments)
+    result = run(options.files, options.key, options.out)
     show(result)
     console.end("lpsel report {}", result["run_dir"])
 
 
-def run(given: Sequence[Path], key_path: Path | None = None, run_dir: Path | None = None) -> dict[str, Any]:
+def run(paths: Sequence[Path], key_path: Path | None = None, run_dir: Path | None = None) -> dict[str, Any]:
     """Write a run folder with the outcomes; returns result.json with the folder as `run_dir`.
 
     Raises:
         UserError: a file has no votes, votes are from different pages, there is no key, or all pairs are skipped.
     """
-    files = [human.read_votes(path.expanduser()) for path in given]
+    files = [human.read_votes(path.expanduser()) for path in paths]
     key_path = _find_key(files[0], key_path and key_path.expanduser())
     key = read_key(key_path)
     for file in files:
@@ -65,7 +65,7 @@ def run(given: Sequence[Path], key_path: Path | None = None, run_dir: Path | Non
     votes = list(dict.fromkeys(vote for file in files for vote in file.votes))
     counted = human.last_votes(votes)
     if all(vote.choice == "skip" for vote in counted):
-        raise UserError(given[0], None, "has no votes except skipped pairs", "give files with votes")
+        raise UserError(paths[0], None, "has no votes except skipped pairs", "give files with votes")
 
     folder = run_folder("votes", run_dir, [*(file.path for file in files), key_path])
     names, preference_AN = human.preferences(counted, key)
@@ -97,19 +97,19 @@ def run(given: Sequence[Path], key_path: Path | None = None, run_dir: Path | Non
     return finite(result) | {"run_dir": folder}
 
 
-def _find_key(file: VoteFile, given: Path | None) -> Path:
-    """Find the key of the page that the votes are from by its SHA-256, in `given` or the default folders."""
-    if given is not None and not given.is_dir():
-        return given
-    folders = [file.path.parent, *sorted(Path("runs").glob("*/*"))] if given is None else [given]
+def _find_key(file: VoteFile, key_path: Path | None) -> Path:
+    """Find the key of the page that the votes are from by its SHA-256, in `key_path` or the default folders."""
+    if key_path is not None and not key_path.is_dir():
+        return key_path
+    folders = [file.path.parent, *sorted(Path("runs").glob("*/*"))] if key_path is None else [key_path]
     for folder in folders:
         for path in (folder / KEY, *sorted(folder.glob(f"votes/*/{KEY}"))):  # one model, several models
             with suppress(UserError):  # no such file, or a different kind of file
                 if read_key(path).page == file.page:
                     return path
-    if given is not None and (given / KEY).exists():
-        return given / KEY
-    where = "next to it or in runs/*/*" if given is None else f"in {given}"
+    if key_path is not None and (key_path / KEY).exists():
+        return key_path / KEY
+    where = "next to it or in runs/*/*" if key_path is None else f"in {key_path}"
     raise UserError(file.path, None, f"no {KEY} of its page {where}", "give --key RUN_FOLDER")
 
 
