@@ -97,8 +97,8 @@ class Stages:
 
     def profile(self) -> device_checks.Checked:
         name, rows, steps, pack = ("tiny OPT", 30, 6, 512) if self.tiny else ("OPT-350M", 3000, 30, ours.SCORE_TOKENS)
-        given = (self.model(name), self.tokens(name, rows), self.device)
-        return device_checks.training_and_recording(*given, steps, self.batch_size, pack)
+        inputs = (self.model(name), self.tokens(name, rows), self.device)
+        return device_checks.training_and_recording(*inputs, steps, self.batch_size, pack)
 
     def checkpoint(self) -> device_checks.Checked:
         name = "tiny OPT" if self.tiny else "OPT-350M"
@@ -128,15 +128,15 @@ class Stages:
 
     def _scoring(self, name: str) -> dict[str, Any]:
         rows = self.options.rows
-        given = self.model(name), self.tokens(name, rows), PRECISION, self.device
-        entrants = scorers(*given, recipe=True, liger="liger" in device_checks.HEADS_OF_LOSS)
+        inputs = self.model(name), self.tokens(name, rows), PRECISION, self.device
+        entrants = scorers(*inputs, recipe=True, liger="liger" in device_checks.HEADS_OF_LOSS)
         return self._compare(f"Scoring {rows} rows, {name}", name, entrants)
 
     def _training(self, name: str) -> dict[str, Any]:
         steps, size = self.options.steps, self.batch_size
         tokens = self.tokens(name, (steps + 1) * size)
-        given = self.model(name), tokens, PRECISION, self.device
-        entrants = trainers(*given, steps, size, liger="liger" in device_checks.HEADS_OF_LOSS)
+        inputs = self.model(name), tokens, PRECISION, self.device
+        entrants = trainers(*inputs, steps, size, liger="liger" in device_checks.HEADS_OF_LOSS)
         return self._compare(f"Training, {steps} steps of {size} rows, {name}", name, entrants, steps=steps)
 
     def _compare(

@@ -34,11 +34,11 @@ def main(argv: list[str] | None = None) -> Path:
     parser.add_argument("--old", type=Path, required=True, help="a checkout of the other commit")
     parser.add_argument("--data", type=Path, default=ALPACA, help="Alpaca rows, else the embedded ones")
     parser.add_argument("--rows", type=int, default=10_000)
-    given = parser.parse_args(argv)
+    options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        name = write_files(Path(folder), given.data, 200 if given.tiny else given.rows)
-        sides = {"old": Side(given.old.resolve(), folder), "new": Side(ROOT, folder)}
-        measured = {task: measure(sides, task, given.rounds) for task in product(FILES, STEPS)}
+        name = write_files(Path(folder), options.data, 200 if options.tiny else options.rows)
+        sides = {"old": Side(options.old.resolve(), folder), "new": Side(ROOT, folder)}
+        measured = {task: measure(sides, task, options.rounds) for task in product(FILES, STEPS)}
         for side in sides.values():
             side.end()
     comparisons = [
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> Path:
         for c in comparisons
     ]
     show(f"{name}: fastest CPU seconds", ["", "old", "new", "old / new, median"], table)
-    return write(given.out, "reading", given, "cpu", {"data": name, "comparisons": comparisons})
+    return write(options.out, "reading", options, "cpu", {"data": name, "comparisons": comparisons})
 
 
 def write_files(folder: Path, data: Path, rows: int) -> str:

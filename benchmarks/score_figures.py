@@ -31,13 +31,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Draw the figures of the page on what a score measures.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, default=Path("docs/figures"))
-    given = parser.parse_args(argv)
+    options = parser.parse_args(argv)
     try:
-        drawn = {"score-and-loss": score_and_loss(given.folder), "scorer-transfer": scorer_transfer(given.folder)}
+        drawn = {"score-and-loss": score_and_loss(options.folder), "scorer-transfer": scorer_transfer(options.folder)}
     except UserError as error:
         raise SystemExit(f"The released perplexities are needed: {error}") from None
     for name, figure in drawn.items():
-        path, content = given.out / f"{name}.svg", svg(figure, name).encode()
+        path, content = options.out / f"{name}.svg", svg(figure, name).encode()
         write_atomically(path, lambda file, content=content: file.write(content))
         print(path)
 

@@ -34,11 +34,11 @@ def main(argv: list[str] | None = None) -> Path:
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         rows, data, model = from_options(options, Path(folder))
-        given = ["scorer=smollm2-135m", f"scorer.path={model}", "model=smollm2-135m", f"model.path={model}"]
-        given += ["dataset=alpaca", f"dataset.path={rows}", "selection=lp_app", "pct=10", "tracker=none"]
-        given.append(f"cluster.embedder={options.embedder}" if options.embedder else "cluster=none")
+        overrides = ["scorer=smollm2-135m", f"scorer.path={model}", "model=smollm2-135m", f"model.path={model}"]
+        overrides += ["dataset=alpaca", f"dataset.path={rows}", "selection=lp_app", "pct=10", "tracker=none"]
+        overrides.append(f"cluster.embedder={options.embedder}" if options.embedder else "cluster=none")
         sides = {"old": options.old.resolve(), "new": HERE.parent}
-        runs = interleave({side: partial(whole_run, at, given) for side, at in sides.items()}, options.rounds)
+        runs = interleave({side: partial(whole_run, at, overrides) for side, at in sides.items()}, options.rounds)
         states, count = STATE_BYTES * parameters(model), len(rows.read_text().splitlines())
     measured = {side: {what: [run[what] for run in each] for what in FIGURES} for side, each in runs.items()}
     ratio = {what: ratios(measured["old"][what], measured["new"][what]) for what in FIGURES}
