@@ -152,7 +152,7 @@ def _load(embedder: str, weighted: bool, option: str) -> Any:
         raise UserError(option, embedder, f"cannot be loaded ({first_line(error)})", HINTS[option]) from error
     finally:
         verbosity.set_verbosity(level)
-    choose_threads(model[0])
+    choose_threads(next(model.children(), model))  # `encode` calls the modules, not the model
     most = WEIGHTED_TOKENS if weighted else MAX_TOKENS
     model.max_seq_length = min(model.max_seq_length or most, most)
     tokenizer = getattr(model, "tokenizer", None)

@@ -57,8 +57,11 @@ def memory_problem(work: Iterable[Work]) -> UserError | None:
     return next((UserError(w.model, problem=w.problem, hint=w.hint) for w in work if w.problem), None)
 
 
-def planned_work(command: str, config: DictConfig, folder: Path) -> list[Work] | None:
+def planned_work(command: str, config: DictConfig, folder: Path, *, scores_exist: bool = True) -> list[Work] | None:
     """List the models that a job would run, in order; None if its run folder has the result.
+
+    Args:
+        scores_exist: whether the file `scores=` exists and is checked; otherwise it is written before the job runs.
 
     Raises:
         UserError: the configuration, the dataset or the given scores are invalid.
@@ -75,7 +78,8 @@ def planned_work(command: str, config: DictConfig, folder: Path) -> list[Work] |
         adapter.check(config.trainer.strategy)
     source = shared_source(build(config.dataset))
     pct = rule.percentage(config.pct, len(source))
-    read_given_scores(config, rule, source)
+    if scores_exist:
+        read_given_scores(config, rule, source)
     work = []
     if rule.epochs is not None and config.scores is None:
         scorer: ScorerSpec = build(config.scorer)

@@ -138,7 +138,8 @@ def plan(arguments: Sequence[str], metrics: Sequence[str], settings: Settings, r
             overrides = _overrides(folder / TABLE, subset, seed, settings)
             with configured("train"):
                 config = compose("train", overrides=overrides)
-            jobs.append((subset_folder.name, planned_work("train", config, subset_folder / "train")))
+            work = planned_work("train", config, subset_folder / "train", scores_exist=False)
+            jobs.append((subset_folder.name, work))
     print_table(jobs)
     if problem := memory_problem(piece for _, work in jobs for piece in work or ()):
         raise problem
