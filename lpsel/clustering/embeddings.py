@@ -152,7 +152,8 @@ def _load(embedder: str, weighted: bool, option: str) -> Any:
         raise UserError(option, embedder, f"cannot be loaded ({first_line(error)})", HINTS[option]) from error
     finally:
         verbosity.set_verbosity(level)
-    choose_threads(next(model.children(), model))  # `encode` calls the modules, not the model
+    called = next(model.children(), model)  # `encode` calls the modules, not the model
+    choose_threads(sum(weight.numel() for weight in model.parameters()), called)
     most = WEIGHTED_TOKENS if weighted else MAX_TOKENS
     model.max_seq_length = min(model.max_seq_length or most, most)
     tokenizer = getattr(model, "tokenizer", None)

@@ -176,7 +176,7 @@ def load_model(spec: ModelSpec, path: str, dtype: Any, **options: Any) -> Any:
         reason = "its pickle contains more than tensors" if unsafe else first_line(error)
         problem = f"cannot be loaded as a causal language model ({reason})"
         raise UserError(path, problem=problem, hint=f"{SAVED}, or set bin_weights=true for pickled weights") from error
-    choose_threads(model.base_model)
+    choose_threads(model.num_parameters(), model.base_model)
     return model.eval()
 
 

@@ -16,7 +16,7 @@ CONTAINER_CORES = Path("/sys/fs/cgroup/cpu.max")  # "max" or microseconds of CPU
 TASKS = Path("/proc/self/task")  # Linux; elsewhere, the number of threads does not change
 CHECK_SECONDS = 1.0
 RETRY_SECONDS = 60.0
-LEAST_WAIT = 0.25  # of a core: less is the work of the system
+LEAST_WAIT = 0.25  # of a core; the system's own processes cause less
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Sharing:
         import torch
 
         waited, threads = seconds_without_core(), torch.get_num_threads()
-        missing = int((waited - self.waited) / (now - self.checked) + 1 - LEAST_WAIT)  # cores, rounded up above a wait
+        missing = int((waited - self.waited) / (now - self.checked) + 1 - LEAST_WAIT)  # cores, rounded up
         if missing > 0 and self.contended and threads > 1:
             fewer = max(1, threads - missing)
             torch.set_num_threads(fewer)
@@ -64,27 +64,30 @@ class Sharing:
 _sharing = Sharing()
 
 
-def choose_threads(model: Any) -> None:
+def choose_threads(parameters: int, module: Any) -> None:
     """Use one CPU thread for a small model, otherwise one per core that this process may use and that is free.
 
-    Before every forward pass of `model`, the number of threads is adapted (see `Sharing.check`). Does nothing if
-    OMP_NUM_THREADS is set.
+    Does nothing if OMP_NUM_THREADS is set.
+
+    Args:
+        parameters: number of parameters of the model.
+        module: the part of it that every forward pass calls; before that, the number of threads is adapted
+            (see `Sharing.check`).
     """
     import torch
 
     at_start = _threads_at_start()
     if "OMP_NUM_THREADS" in os.environ:
         return
-    parameters = sum(weight.numel() for weight in model.parameters())
     threads = 1 if parameters < SMALL_MODEL else _granted(at_start)
     torch.set_num_threads(threads)
     _sharing.most = threads if TASKS.is_dir() else 1
     _sharing.checked, _sharing.waited = time.monotonic(), seconds_without_core()
-    model.register_forward_pre_hook(_before_pass)
+    module.register_forward_pre_hook(_before_pass)
 
 
-def _before_pass(model: Any, _: Any) -> None:
-    if next(model.parameters()).device.type == "cpu":
+def _before_pass(module: Any, _: Any) -> None:
+    if next(module.parameters()).device.type == "cpu":
         _sharing.check()
 
 

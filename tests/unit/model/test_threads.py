@@ -11,10 +11,6 @@ from lpsel.model.threads import CHECK_SECONDS, RETRY_SECONDS, Sharing, choose_th
 LINUX = pytest.mark.skipif(not threads.TASKS.is_dir(), reason="needs Linux's /proc")
 
 
-def of_size(parameters):
-    return torch.nn.Linear(parameters, 1, bias=False, device="meta")
-
-
 @pytest.fixture(autouse=True)
 def threads_afterwards(monkeypatch):
     """Restores the number of threads."""
@@ -28,9 +24,9 @@ def test_a_small_model_uses_one_thread_and_a_larger_one_as_many_as_before(monkey
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     before = torch.get_num_threads()
     try:
-        choose_threads(of_size(1_000_000))
+        choose_threads(1_000_000, torch.nn.Linear(1, 1))
         assert torch.get_num_threads() == 1
-        choose_threads(of_size(135_000_000))
+        choose_threads(135_000_000, torch.nn.Linear(1, 1))
         assert torch.get_num_threads() == before
     finally:
         torch.set_num_threads(before)
@@ -47,7 +43,7 @@ def test_threads_are_at_most_the_cores_that_a_container_grants(monkeypatch, tmp_
     (tmp_path / "cpu.max").write_text(f"{quota}\n")
     before = torch.get_num_threads()
     try:
-        choose_threads(of_size(135_000_000))
+        choose_threads(135_000_000, torch.nn.Linear(1, 1))
         assert torch.get_num_threads() == count
     finally:
         torch.set_num_threads(before)
@@ -56,7 +52,7 @@ def test_threads_are_at_most_the_cores_that_a_container_grants(monkeypatch, tmp_
 def test_omp_num_threads_of_the_user_is_left_alone(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     before = torch.get_num_threads()
-    choose_threads(of_size(1_000_000))
+    choose_threads(1_000_000, torch.nn.Linear(1, 1))
     assert torch.get_num_threads() == before
 
 
@@ -113,7 +109,7 @@ from lpsel.model import threads
 threads._threads_at_start = lambda: 2
 threads.SMALL_MODEL = 0
 model = torch.nn.Linear(500, 500)
-threads.choose_threads(model)
+threads.choose_threads(250_000, model)
 end = time.monotonic() + 60
 while torch.get_num_threads() == 2 and time.monotonic() < end:
     model(torch.ones(2000, 500))
@@ -139,9 +135,9 @@ def test_models_on_a_gpu_are_not_checked(monkeypatch):
     monkeypatch.setattr(threads, "_threads_at_start", lambda: 2)
     checks = []
     monkeypatch.setattr(Sharing, "check", lambda self: checks.append(1))
-    choose_threads(on_meta := of_size(1_000_000))
-    on_meta(torch.ones(1, 1_000_000, device="meta"))
+    choose_threads(4, on_meta := torch.nn.Linear(2, 2, device="meta"))
+    on_meta(torch.ones(1, 2, device="meta"))
     assert not checks
-    choose_threads(on_cpu := torch.nn.Linear(2, 2))
+    choose_threads(4, on_cpu := torch.nn.Linear(2, 2))
     on_cpu(torch.ones(1, 2))
     assert checks == [1]
