@@ -4,9 +4,10 @@ import os.path
 import sys
 
 if __name__ == "__main__":
-    # This folder holds select.py and evaluate.py, which must not stand in for the modules of those names.
-    here = os.path.dirname(os.path.abspath(__file__))
-    sys.path[:] = [p for p in sys.path if os.path.abspath(p) != here] + [here]
+    # A checkout's select.py and evaluate.py must not stand in for the modules of those names: this folder goes last,
+    # and the checkout that is installed, if it is another one, leaves the path.
+    sys.path[:] = [p for p in sys.path if not os.path.isfile(os.path.join(p, "select.py"))]
+    sys.path.append(os.path.dirname(os.path.abspath(__file__)))
 
     from lpsel.cli import entry_point
 

@@ -97,3 +97,14 @@ def test_torchrun_starts_an_entry_point_from_the_root(python):
     done = run(python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", "train.py", "--cfg", "job")
     assert done.returncode == 0, done.stderr
     assert "cache_dir:" in done.stdout
+
+
+@pytest.mark.parametrize("script", ["train.py", "select.py", "evaluate.py"])
+def test_an_entry_point_runs_the_code_of_its_own_checkout(python, tmp_path, script):
+    """Also if another checkout, here this one, is the installed one."""
+    for name in (script, "select.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "lpsel").mkdir()
+    (tmp_path / "lpsel" / "__init__.py").touch()
+    (tmp_path / "lpsel" / "cli.py").write_text("def entry_point(script):\n    print('the other checkout')\n")
+    assert run(python, str(tmp_path / script)).stdout == "the other checkout\n"
