@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The pipeline on real data with real models: a 135M scorer selects 40 of 400 Dolly rows, and a target trained on them is
-# compared with the untrained target and with one trained on 40 random rows. Takes minutes on two cores.
+# compared with the untrained target and with one trained on 40 random rows. Takes more than half an hour on two cores.
 #     examples/dolly.sh MODELS DOLLY OUT
 # MODELS has smollm2-135m, gemma3-270m and all-minilm-l6-v2 as Hugging Face folders; DOLLY is a file with Dolly's rows.
 set -euo pipefail
