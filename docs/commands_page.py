@@ -20,13 +20,20 @@ from lpsel.config import config_dir
 PAGE = Path(__file__).parent / "reference" / "commands.md"
 INTRO = """# Commands
 
-`lpsel COMMAND` runs in any folder once the package is installed; in a checkout, `python train.py`, `select.py` and
-`evaluate.py` are the first three. Every command has `--help`. A command that writes files prints their
-path as its last line. The exit status is 0 for success, 2 for an error that you can fix, with a one-line message, 1 for
-any other failure, such as a lost rank, and 128 plus the signal's number after a signal.
+The commands of lpsel with their options; values in parentheses are defaults. In a checkout, `python train.py`,
+`python select.py` and `python evaluate.py` run the first three commands without installation. Every command has `--help`.
+A command that writes files prints their path as its last line.
 
-`train`, `select` and `evaluate` take `OPTION=VALUE`; [configuration](options.md) lists all options. `-m` runs [a
-sweep](../guides/sweeps.md) over values separated by commas. The other commands take paths and flags.
+`train`, `select` and `evaluate` take `OPTION=VALUE`. Their main options are below; [configuration](options.md) explains
+more, and `--cfg job` prints all. `-m` runs [a sweep](../guides/sweeps.md) over values separated by commas. The other
+commands take paths and flags.
+
+| exit status | meaning |
+|---|---|
+| 0 | success |
+| 1 | a failure that you cannot fix in the command, such as a lost rank |
+| 2 | an error that you can fix; the message is one line |
+| 128 + the signal's number | the command was ended by a signal |
 """
 
 
