@@ -21,8 +21,8 @@ PAGE = Path(__file__).parent / "reference" / "commands.md"
 INTRO = """# Commands
 
 The commands of lpsel with their options; values in parentheses are defaults. In a checkout, `python train.py`,
-`python select.py` and `python evaluate.py` run the first three commands without installation. Every command has `--help`.
-A command that writes files prints their path as its last line.
+`python select.py` and `python evaluate.py` run the first three commands without installation. Every command has
+`--help`. A command that writes files prints their path as its last line.
 
 `train`, `select` and `evaluate` take `OPTION=VALUE`. Their main options are below; [configuration](options.md) explains
 more, and `--cfg job` prints all. `-m` runs [a sweep](../guides/sweeps.md) over values separated by commas. The other
