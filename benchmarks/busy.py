@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from harness import HERE, Run, arguments, in_words, interleave, ratios, show, spread, write
+from harness import HERE, Run, arguments, in_words, interleave, ratios, run_command, show, spread, write
 from material import add_options, from_options
 from whole_run import parameters
 
@@ -71,15 +71,12 @@ def fair_share(threads: int, busy: int, cores: int) -> float:
 
 def score(model: Path, rows: Path, environment: dict[str, str], busy: int) -> Run:
     """Run select.py once with an empty cache."""
-    own = {name: value for name, value in os.environ.items() if name not in SET_BY_USERS}
-    own["PYTHONPATH"] = str(HERE.parent)
+    unset = {name: value for name, value in os.environ.items() if name not in SET_BY_USERS}
     with tempfile.TemporaryDirectory() as folder, busy_processes(busy):
-        command = [sys.executable, "select.py", "scorer=smollm2-135m", f"scorer.path={model}", "dataset=alpaca"]
+        command = ["select.py", "scorer=smollm2-135m", f"scorer.path={model}", "dataset=alpaca"]
         command += [f"dataset.path={rows}", "cluster=none", "selection=lp_app", "pct=10", "tracker=none"]
         command += [f"hydra.run.dir={folder}/run", f"cache_dir={folder}/cache"]
-        done = subprocess.run(command, cwd=HERE.parent, env=own | environment, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"select.py failed: {done.stderr[-2000:]}")
+        run_command(command, unset | {"PYTHONPATH": str(HERE.parent)} | environment)
         cost = json.loads(Path(folder, "run", "result.json").read_text())["scoring"]
     return Run(cost["seconds"], cost["tokens"], nll=torch.empty(0).numpy())
 

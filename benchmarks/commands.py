@@ -1,105 +1,109 @@
-"""Time whole commands as run from a shell: select.py on 52,002 rows, train.py --help (part of `make bench`).
+"""Time whole commands as run from a shell: select.py scores=FILE and train.py --help (part of `make bench`).
 
-    python benchmarks/commands.py
+    python benchmarks/commands.py                                      # 52,002 rows in 1,000 clusters
+    python benchmarks/commands.py --rows 10000000 --clusters 200000
 
-`select.py scores=FILE` takes a Parquet table of perplexities with 1,000 clusters and a data set of 52,002 made-up rows,
-and is compared with a pandas script that reads the same two files, ranks within clusters and writes the subset.
+Dataset and scores are synthetic Parquet files: an instruction and an answer of about thirty characters per row, and two
+recorded losses. select.py reads both, computes content ids, selects 10% by LP_app with an exact budget, and writes
+selection.parquet and subset.parquet. pandas does less: it reads only the scores, sorts them by cluster and score, and
+takes the same number of rows from every cluster; it has no ids and writes no subset. Both must select the same rows.
 `train.py --help` is compared with `import torch` alone.
 """
 
-import json
-import os
-import subprocess
-import sys
+import shutil
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from harness import HERE, arguments, in_words, interleave, ratios, show, spread, write
-from material import ALPACA_ROWS, alpaca_lengths
+from harness import arguments, in_words, interleave, ratios, run_command, show, spread, write
+from material import ALPACA_ROWS
 
-ROOT = HERE.parent
-CHARACTERS_A_TOKEN = 4
+ROWS_AT_ONCE = 1_000_000
+PCT = 10
 PANDAS = """
 import sys
-import pandas
-rows = pandas.read_json(sys.argv[1], lines=True)
-scores = pandas.read_parquet(sys.argv[2])
-score = (scores.ppl_0 - scores.ppl_1) / scores.ppl_0
-ranked = scores.assign(score=score).sort_values("score").groupby("cluster", group_keys=False)
-chosen = ranked.apply(lambda cluster: cluster.head(round(len(cluster) / 10))).index.sort_values()
-rows.loc[chosen].to_json(sys.argv[3], orient="records", lines=True, force_ascii=False)
+import numpy as np, pandas as pd
+scores, shares, out = sys.argv[1:]
+table = pd.read_parquet(scores)
+p0, p1 = np.exp(table["nll_0"]), np.exp(table["nll_1"])
+table["score"] = (p0 - p1) / p0
+rank = table.sort_values(["cluster", "score"], kind="stable").groupby("cluster").cumcount()
+take = pd.Series(np.load(shares))
+np.save(out, np.sort(rank.index[rank.to_numpy() < take.loc[table["cluster"].loc[rank.index]].to_numpy()]))
 """
 
 
 def main(argv: list[str] | None = None) -> Path:
-    options = arguments(__doc__).parse_args(argv)
-    rows, clusters = (200, 5) if options.tiny else (ALPACA_ROWS, 1_000)
+    parser = arguments(__doc__)
+    parser.add_argument("--rows", type=int, default=ALPACA_ROWS)
+    parser.add_argument("--clusters", type=int, default=1_000)
+    options = parser.parse_args(argv)
+    rows, clusters = (200, 5) if options.tiny else (options.rows, options.clusters)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        data, scores = _data(work, rows), _scores(work, rows, clusters)
-        select = ["select.py", f"dataset.path={data}", f"scores={scores}", "tracker=none", f"hydra.run.dir={work}/run"]
-        pairs = {
-            f"select.py on {rows:,} rows, {clusters:,} clusters": (
-                select,
-                "the same in pandas",
-                ["-c", PANDAS, str(data), str(scores), f"{work}/subset.jsonl"],
-            ),
-            "train.py --help": (["train.py", "--help"], "import torch", ["-c", "import torch"]),
-        }
-        figures, table = [], []
-        for name, (command, other_name, other) in pairs.items():
-            measured = interleave(
-                {name: partial(_seconds, command, work), other_name: partial(_seconds, other, work)},
-                options.rounds,
-            )
-            ratio = ratios(measured[name], measured[other_name])
-            figures.append({"command": name, "alternative": other_name, "ratio": ratio, "seconds": measured})
-            medians = [f"{spread(measured[which])['median']:.2f}" for which in (name, other_name)]
-            table.append([name, medians[0], f"{other_name}: {medians[1]}", in_words(ratio)])
-    show("Commands, median seconds", ["", "s", "alternative, s", "command/alternative"], table)
-    return write(options.out, "commands", options, "cpu", {"comparisons": figures})
+        write_files(work, rows, clusters)
+        select = f"select.py on {rows:,} rows, {clusters:,} clusters"
+        pairs = [
+            {select: partial(select_by_lpsel, work), "selection in pandas": partial(select_by_pandas, work)},
+            {
+                "train.py --help": partial(run_command, ["train.py", "--help"]),
+                "import torch": partial(run_command, ["-c", "import torch"]),
+            },
+        ]
+        comparisons, table = [], []
+        for pair in pairs:
+            runs = interleave(pair, options.rounds)
+            ratio = ratios(*([run["seconds"] for run in of_side] for of_side in runs.values()))
+            command, alternative = pair
+            comparisons.append({"command": command, "alternative": alternative, "ratio": ratio, "runs": runs})
+            for name, of_side in runs.items():
+                seconds, cpu, peak = (spread([run[what] for run in of_side])["median"] for what in of_side[0])
+                cells = [name, f"{seconds:.2f}", f"{cpu:.2f}", f"{peak / 2**30:.2f}"]
+                table.append([*cells, in_words(ratio) if name == command else ""])
+    show("Commands, medians", ["", "s", "CPU seconds", "peak GiB", "command/alternative, s"], table)
+    return write(options.out, "commands", options, "cpu", {"comparisons": comparisons})
 
 
-def _seconds(command: list[str], work: Path) -> float:
-    environment = {**os.environ, "LPSEL_CACHE": str(work / "cache")}
-    started = time.perf_counter()
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
-    seconds = time.perf_counter() - started
-    if done.returncode:
-        raise SystemExit(f"{command[0]} failed: {done.stderr[-2000:]}")
-    return seconds
+def select_by_lpsel(work: Path) -> dict[str, float]:
+    """Run select.py, and save the number of rows that it selects from every cluster."""
+    for folder in ("run", "cache"):
+        shutil.rmtree(work / folder, ignore_errors=True)
+    settings = [f"dataset.path={work}/rows.parquet", f"scores={work}/scores.parquet", "selection=lp_app", f"pct={PCT}"]
+    folders = [f"hydra.run.dir={work}/run", f"cache_dir={work}/cache"]
+    measured = run_command(["select.py", *settings, *folders, "tracker=none"])
+    table = pq.read_table(work / "run" / "selection.parquet", columns=["cluster", "selected"])
+    cluster, selected = (column.to_numpy() for column in table.columns)
+    np.save(work / "shares.npy", np.bincount(cluster[selected], minlength=cluster.max() + 1))
+    np.save(work / "selected.npy", np.flatnonzero(selected))
+    return measured
 
 
-def _data(work: Path, rows: int) -> Path:
-    """Write unique synthetic instructions and answers with Alpaca's lengths."""
-    prompt, response = alpaca_lengths(rows)
-    shortest = int(prompt.min())
-    path = work / "rows.jsonl"
-    with path.open("w") as file:
-        for number, (asked, said) in enumerate(zip(prompt.tolist(), response.tolist(), strict=True)):
-            words = f"row {number} says " * (CHARACTERS_A_TOKEN * (asked + said) // 14 + 1)
-            cut = CHARACTERS_A_TOKEN * (asked - shortest) + 16
-            row = {"instruction": words[:cut], "input": "", "output": words[: CHARACTERS_A_TOKEN * said]}
-            file.write(json.dumps(row) + "\n")
-    return path
+def select_by_pandas(work: Path) -> dict[str, float]:
+    """Select in pandas, and check that lpsel selected the same rows before."""
+    files = (str(work / name) for name in ("scores.parquet", "shares.npy", "pandas.npy"))
+    measured = run_command(["-c", PANDAS, *files])
+    if not np.array_equal(np.load(work / "pandas.npy"), np.load(work / "selected.npy")):
+        raise SystemExit("select.py and pandas select different rows; nothing compared")
+    return measured
 
 
-def _scores(work: Path, rows: int, clusters: int) -> Path:
-    draw = np.random.default_rng(0)
-    before = np.exp(draw.normal(2.0, 0.5, rows))
-    columns = {
-        "ppl_0": 1 + before,
-        "ppl_1": 1 + before * draw.uniform(0.3, 1.0, rows),
-        "cluster": draw.integers(clusters, size=rows).astype(np.int32),
-    }
-    path = work / "scores.parquet"
-    pq.write_table(pa.table(columns), path)
-    return path
+def write_files(folder: Path, rows: int, clusters: int) -> None:
+    rng = np.random.default_rng(0)
+    schema = pa.schema([("instruction", pa.string()), ("output", pa.string())])
+    with pq.ParquetWriter(folder / "rows.parquet", schema) as writer:
+        for start in range(0, rows, ROWS_AT_ONCE):
+            number = pa.array(np.arange(start, min(start + ROWS_AT_ONCE, rows))).cast(pa.string())
+            texts = (f"{text} " for text in ("What is the name of number", "It is known by the name of"))
+            columns = [pc.binary_join_element_wise(text, number, "") for text in texts]
+            writer.write_table(pa.table(columns, schema=schema))
+    before = np.abs(rng.normal(2, 0.5, rows))
+    after = before * rng.uniform(0.5, 1.05, rows)
+    cluster = rng.integers(0, clusters, rows).astype(np.int32)
+    pq.write_table(pa.table({"nll_0": before, "nll_1": after, "cluster": cluster}), folder / "scores.parquet")
 
 
 if __name__ == "__main__":

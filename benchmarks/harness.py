@@ -13,6 +13,9 @@ import multiprocessing
 import os
 import platform
 import statistics
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -170,6 +173,28 @@ def matmul_rate(dtype: torch.dtype, hidden: int, intermediate: int, device: str,
     return best
 
 
+def run_command(
+    command: Sequence[str], environment: Mapping[str, str] | None = None, checkout: Path = HERE.parent
+) -> dict[str, float]:
+    """Run Python with these arguments in a checkout; return seconds, CPU seconds, and the peak resident bytes.
+
+    CPU seconds are those of all its processes, the peak is that of one of them.
+
+    Args:
+        environment: all environment variables; by default those of this process.
+    """
+    with tempfile.TemporaryFile("w+") as log:
+        started = time.perf_counter()
+        process = subprocess.Popen([sys.executable, *command], cwd=checkout, env=environment, stdout=log, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        if status:
+            log.seek(0)
+            raise SystemExit(f"{command[0]} failed: {log.read()[-2000:]}")
+    cpu_seconds = usage.ru_utime + usage.ru_stime
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_bytes": 1024 * usage.ru_maxrss}
+
+
 def touch(model: Any) -> None:
     """Read every weight once, since memory-mapped weights are loaded only when they are read."""
     for weight in model.parameters():
@@ -239,8 +264,8 @@ def resident(name: str) -> int:
 def show(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:
     """Print a table; the first column is text, all others are numbers."""
     table = Table(title=title, title_justify="left")
-    for place, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if place else "left")
+    for column, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if column else "left")
     for row in rows:
         table.add_row(*row)
     console = Console(width=None if Console().is_terminal else 150)

@@ -9,16 +9,13 @@ minus the weights and AdamW's two moments in float32.
 """
 
 import os
-import subprocess
-import sys
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import HERE, arguments, in_words, interleave, ratios, show, spread, write
+from harness import HERE, arguments, in_words, interleave, ratios, run_command, show, spread, write
 from material import add_options, existing, from_options
 from safetensors import safe_open
 
@@ -38,7 +35,8 @@ def main(argv: list[str] | None = None) -> Path:
         overrides += ["dataset=alpaca", f"dataset.path={rows}", "selection=lp_app", "pct=10", "tracker=none"]
         overrides.append(f"cluster.embedder={options.embedder}" if options.embedder else "cluster=none")
         sides = {"old": options.old.resolve(), "new": HERE.parent}
-        runs = interleave({side: partial(whole_run, at, overrides) for side, at in sides.items()}, options.rounds)
+        contestants = {side: partial(whole_run, checkout, overrides) for side, checkout in sides.items()}
+        runs = interleave(contestants, options.rounds)
         states, count = STATE_BYTES * parameters(model), len(rows.read_text().splitlines())
     measured = {side: {what: [run[what] for run in each] for what in FIGURES} for side, each in runs.items()}
     ratio = {what: ratios(measured["old"][what], measured["new"][what]) for what in FIGURES}
@@ -57,20 +55,11 @@ def main(argv: list[str] | None = None) -> Path:
 def whole_run(checkout: Path, overrides: list[str]) -> dict[str, float]:
     """Run a checkout's train.py once; return seconds, CPU seconds and peak resident bytes."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "train.py", *overrides, f"hydra.run.dir={folder}/run"]
         # train.py moves its own folder behind the installed packages, one of which may be another checkout's lpsel.
         Path(folder, "path").mkdir()
         Path(folder, "path", "lpsel").symlink_to(checkout / "lpsel")
         environment = {**os.environ, "PYTHONPATH": f"{folder}/path", "LPSEL_CACHE": f"{folder}/cache"}
-        with Path(folder, "log").open("w+") as log:
-            started = time.perf_counter()
-            process = subprocess.Popen(command, cwd=checkout, env=environment, stdout=log, stderr=log)
-            _, status, used = os.wait4(process.pid, 0)
-            seconds = time.perf_counter() - started
-            if status:
-                log.seek(0)
-                raise SystemExit(f"train.py of {checkout} failed: {log.read()[-2000:]}")
-    return {"seconds": seconds, "cpu_seconds": used.ru_utime + used.ru_stime, "peak_bytes": 1024 * used.ru_maxrss}
+        return run_command(["train.py", *overrides, f"hydra.run.dir={folder}/run"], environment, checkout)
 
 
 def parameters(model: Path) -> int:

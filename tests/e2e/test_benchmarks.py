@@ -281,28 +281,19 @@ def test_reading_compares_checkouts_that_agree_only(monkeypatch):
         measure({"old": Side("a"), "new": Side("b")}, task, 2)
 
 
-def test_selection(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("options", "alternative"),
+    [
+        (["rds", "--examples=20", "--dimensions=4"], "sorting all similarities takes "),
+        (["s2l"], "MiniBatchKMeans of all trajectories takes "),
+    ],
+)
+def test_rules(monkeypatch, capsys, options, alternative):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    importlib.import_module("selection").main(["--rows=2000", "--clusters=20"])
+    importlib.import_module("rules").main([*options, "--rows=2000"])
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].startswith("2,000 rows, 20 clusters, 10%, exact budget")
-    assert printed[-1].startswith("the same 200 rows; lpsel takes ")
-
-
-def test_nearest(monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    importlib.import_module("nearest").main(["--rows=2000", "--examples=20", "--dimensions=4"])
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[0].startswith("2,000 rows x 4, 20 examples: rds selects 200 in ")
-    assert printed[1].startswith("sorting all similarities ")
-
-
-def test_trajectories(monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    importlib.import_module("trajectories").main(["--rows=2000"])
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[0].startswith("2,000 rows: s2l selects 200 in ")
-    assert printed[1].startswith("MiniBatchKMeans of all trajectories ")
+    assert printed[0].startswith(f"2,000 rows: {options[0]} selects 200 in ")
+    assert printed[1].startswith(alternative)
 
 
 def test_disagreeing_contestants_are_not_compared(monkeypatch):
