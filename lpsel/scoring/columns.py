@@ -23,11 +23,7 @@ class RecordableColumn:
     """The mean of a measure over the supervised tokens of each row, computed in a separate recording pass."""
 
     measure: Measure | None = None  # (logits (N, V), labels (N,)) -> values (N,); None for the NLL
-    without_prompt: bool = False  # feed the response without its prompt
-
-    def fed(self, tokens: Tokens, bos: int | None) -> Any:
-        """Return the tokens to feed."""
-        return WithoutPrompt(tokens, bos) if self.without_prompt else tokens
+    without_prompt: bool = False  # feed the response without its prompt (`WithoutPrompt`)
 
 
 class WithoutPrompt:

@@ -44,11 +44,11 @@ def read_external(path: Path, rows: Callable[[], int]) -> pa.Table | None:
     reader = _reader(path)
     if reader is None:
         return None
+    tool, read = reader
     try:
-        columns = reader(path, rows)
+        columns = read(path, rows)
         return pa.table({name: pa.array(values_N, from_pandas=True) for name, values_N in columns.items()})
     except UNREADABLE as error:
-        tool = {_bergson: "Bergson", _dataflex: "DataFlex", _lm_eval: "lm-eval"}[reader]
         problem = f"is not in the format of {tool} ({printable_line(error)})"
         hint = "use a complete file, or write your own scores as .parquet or .csv"
         raise UserError("scores", path, problem, hint) from error
@@ -59,10 +59,12 @@ def is_external(path: Path) -> bool:
     return _reader(path) is not None
 
 
-def _reader(path: Path) -> Any:
+def _reader(path: Path) -> tuple[str, Any] | None:
+    """Return the name of the tool and the function that reads its output."""
     if path.is_dir():
-        return _bergson if (path / INFO).is_file() and (path / SCORES).is_file() else None
-    return {".json": _dataflex, ".jsonl": _lm_eval}.get(path.suffix) if path.is_file() else None
+        return ("Bergson", _bergson) if (path / INFO).is_file() and (path / SCORES).is_file() else None
+    readers = {".json": ("DataFlex", _dataflex), ".jsonl": ("lm-eval", _lm_eval)}
+    return readers.get(path.suffix) if path.is_file() else None
 
 
 def _bergson(folder: Path, rows: Callable[[], int]) -> dict[str, NDArray[np.float64]]:
@@ -102,15 +104,15 @@ def _dataflex(file: Path, rows: Callable[[], int]) -> dict[str, NDArray[np.float
 def _lm_eval(file: Path, rows: Callable[[], int]) -> dict[str, NDArray[np.float64]]:
     samples = list(_samples(file))
     filters = len({sample["filter"] for sample in samples}) > 1
-    found: dict[str, dict[int, float]] = {}
+    columns: dict[str, dict[int, float]] = {}  # by name and row
     for sample in samples:
         for metric in sample["metrics"]:
             if (value := _number(sample[metric])) is not None:
                 name = f"{metric},{sample['filter']}" if filters else metric
-                found.setdefault(name, {})[sample["doc_id"]] = value
-    if not found:
+                columns.setdefault(name, {})[sample["doc_id"]] = value
+    if not columns:
         raise ValueError("it has no numeric metric")
-    return {name: _placed(np.array([*values]), np.array([*values.values()]), rows()) for name, values in found.items()}
+    return {name: _placed(np.array([*cells]), np.array([*cells.values()]), rows()) for name, cells in columns.items()}
 
 
 def _samples(file: Path) -> Iterator[dict[str, Any]]:

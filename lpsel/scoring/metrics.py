@@ -67,22 +67,20 @@ METRICS = {
 }
 
 
-def learning_percentage(scores: ScoreTable | Floats, metric: str, basis: Basis | None = None, epoch: int = 1) -> Floats:
+def learning_percentage(scores: ScoreTable | Floats, metric: str, epoch: int = 1) -> Floats:
     """Compute the learning percentage of every row, shape (N,): low means hard, NaN where it is undefined.
 
     Args:
         scores: a table of scores, or mean NLLs in nats, (E, N). If the table was read from perplexities, they are used
             directly: exp(log(P)) can break ties between rows.
         metric: a key of `METRICS`.
-        basis: `perplexity` or `nll`, overrides the metric's default.
         epoch: i in the formulas.
     """
     nll_EN, ppl_EN = (scores.nll, scores.ppl) if isinstance(scores, ScoreTable) else (scores, None)
-    if (basis or METRICS[metric].basis) == "nll":
-        records_EN = nll_EN
-    else:
-        records_EN = scaled_perplexity(nll_EN) if ppl_EN is None else ppl_EN
-    return METRICS[metric].formula(records_EN, epoch)
+    formula = METRICS[metric].formula
+    if METRICS[metric].basis == "nll":
+        return formula(nll_EN, epoch)
+    return formula(scaled_perplexity(nll_EN) if ppl_EN is None else ppl_EN, epoch)
 
 
 def perplexity(nll_EN: Floats) -> Floats:

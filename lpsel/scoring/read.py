@@ -59,17 +59,16 @@ def read_scores(
             a scores folder do not match its manifest.
     """
     file = Path(str(path)).expanduser()
-    ours = file.is_dir() and (file / SCORES_FILE).is_file()
-    table, fingerprint = None if ours else read_external(file, rows), None
+    table, expected = None if (file / SCORES_FILE).is_file() else read_external(file, rows), None
     if table is None:
-        file, fingerprint = _check_folder(path)
+        file, expected = _check_folder(path)
     if key is not None and file.suffix != SUFFIX:
         raise UserError("scores_key", key, f"names an array of a .npz file, but {file.name} is not one", "remove it")
     if table is None:
         table = read_npz(file, key) if file.suffix == SUFFIX else read_table(file, columns)
     scores = _sorted(_Columns(table, file).scores(columns, clusters), file)
-    if fingerprint not in (None, found := scores.fingerprint()):
-        prints = f"{str(found)[:12]}, but its {MANIFEST} belongs to rows with {str(fingerprint)[:12]}"
+    if expected not in (None, fingerprint := scores.fingerprint()):
+        prints = f"{str(fingerprint)[:12]}, but its {MANIFEST} belongs to rows with {str(expected)[:12]}"
         hint = f"restore the {MANIFEST} that belongs to it, or score again"
         raise UserError("scores", file, f"its rows have fingerprint {prints}", hint)
     return scores
@@ -119,12 +118,12 @@ def read_table(file: Path, columns: Collection[str] = ()) -> pa.Table:
     file.open("rb").close()  # Arrow's own error would not name the file
     extra = {form for name in columns for form in (name, _as_perplexity(name))}
 
-    def wanted(names: list[str]) -> list[str]:
-        found = [name for name in names if name in OPTIONAL or RECORDED.fullmatch(name) or name in extra]
-        twice = next((name for name in found if found.count(name) > 1), None)
+    def used(names: list[str]) -> list[str]:
+        known = [name for name in names if name in OPTIONAL or RECORDED.fullmatch(name) or name in extra]
+        twice = next((name for name in known if known.count(name) > 1), None)
         if twice is not None:
-            raise UserError("scores", file, f"has {found.count(twice)} columns {twice}", "keep one of them")
-        return found if set(found).difference(OPTIONAL) else names  # all columns, for the error message
+            raise UserError("scores", file, f"has {known.count(twice)} columns {twice}", "keep one of them")
+        return known if set(known).difference(OPTIONAL) else names  # all columns, for the error message
 
     try:
         if (kind := file.suffix.lower()) == ".parquet":
@@ -133,7 +132,7 @@ def read_table(file: Path, columns: Collection[str] = ()) -> pa.Table:
             with pq.ParquetFile(file) as parquet:
                 groups = [parquet.metadata.row_group(i) for i in range(parquet.num_row_groups)]
                 check_expansion(file, sum(group.total_byte_size for group in groups), f"scores={file}")
-                return parquet.read(columns=wanted(parquet.schema_arrow.names))
+                return parquet.read(columns=used(parquet.schema_arrow.names))
         if kind in (".csv", ".tsv"):
             from pyarrow import csv
 
@@ -143,7 +142,7 @@ def read_table(file: Path, columns: Collection[str] = ()) -> pa.Table:
             parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, ignore_empty_lines=several)
             convert = csv.ConvertOptions(column_types={"id": pa.large_string()})
             table = csv.read_csv(file, parse_options=parse, convert_options=convert)
-            return table.select(wanted(table.column_names))
+            return table.select(used(table.column_names))
     except UserError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -179,10 +178,7 @@ class _Columns:
         n = len(self.table)
         supervised_N = ~np.isnan(nll_EN[0]) & (nll_EN != 0).any(axis=0) if epochs else np.ones(n, np.bool_)
         truncated = self._valid("truncated", pa.types.is_boolean, "true or false in every row")
-        no_text = (pa.types.is_nested, pa.types.is_binary, pa.types.is_large_binary)
-        ids = self._valid(
-            "id", lambda type_: not any(is_kind(type_) for is_kind in no_text), "an id in every row, or left out"
-        )
+        ids = self._valid("id", _is_scalar, "an id in every row, or left out")
         cluster = None
         if clusters:
             expected = "a number or a string in every row (or set cluster=none)"
@@ -214,13 +210,13 @@ class _Columns:
     def _recorded(self, optional: bool) -> tuple[str, int]:
         """Return the kind of records, nll or ppl, and the number of their columns; 0 is allowed if `optional`."""
         for kind in ("nll", "ppl"):
-            found = sorted(int(m[2]) for name in self.names if (m := RECORDED.fullmatch(name)) and m[1] == kind)
-            if found and found != list(range(len(found))):
-                missing = next(epoch for epoch in range(found[-1]) if epoch not in found)
-                problem = f"has {kind}_{found[-1]} but no {kind}_{missing}"
+            epochs = sorted(int(m[2]) for name in self.names if (m := RECORDED.fullmatch(name)) and m[1] == kind)
+            if epochs and epochs != list(range(len(epochs))):
+                missing = next(epoch for epoch in range(epochs[-1]) if epoch not in epochs)
+                problem = f"has {kind}_{epochs[-1]} but no {kind}_{missing}"
                 raise UserError("scores", self.file, problem, f"add every epoch, from {kind}_0 (before training) on")
-            if found:
-                return kind, len(found)
+            if epochs:
+                return kind, len(epochs)
         if optional:
             return "nll", 0
         hint = "name the columns nll_0, nll_1, ... (mean NLL in nats before training, after epoch 1, ...) or ppl_0, ..."
@@ -279,6 +275,10 @@ class _Columns:
         column = self.table[name]
         nulls = f" with {column.null_count} empty" if column.null_count else ""
         return UserError("scores", self.file, f"column {name} is {column.type}{nulls}{example}, must be {expected}")
+
+
+def _is_scalar(type_: pa.DataType) -> bool:
+    return not (pa.types.is_nested(type_) or pa.types.is_binary(type_) or pa.types.is_large_binary(type_))
 
 
 def _first_text(column: pa.ChunkedArray) -> str:

@@ -30,7 +30,7 @@ from lpsel.model.fingerprint import NotOnHub, model_fingerprint
 from lpsel.model.load import check_model, load_config, load_tokenizer, locate, with_template
 from lpsel.model.memory_estimate import recording_pack
 from lpsel.model.spec import ModelSpec, ScorerSpec
-from lpsel.scoring.columns import RECORDABLE
+from lpsel.scoring.columns import RECORDABLE, WithoutPrompt
 from lpsel.scoring.early_stopping import StopWhenStable, random_part
 from lpsel.scoring.recorder import NLLRecorder
 from lpsel.scoring.store import (
@@ -108,21 +108,22 @@ def scores_for(
         log.info("Scorer %s: nothing is trained; ignoring scorer.%s", scorer.name, " and scorer.".join(unused))
     with ExitStack() as locks:
 
-        def look() -> Path | None:
+        def find() -> Path | None:
             if is_main_process():
                 locks.enter_context(entry.locked())
             return find_scores(entry, epochs, columns)
 
-        if found := agree(look):
-            scores = Scores(found, reused=True)
+        if folder := agree(find):
+            scores = Scores(folder, reused=True)
             log.info("Scores: reused from %s", scores.table)
             report_tokens(scorer, scores.manifest())
             if is_main_process():  # remove what a process left that was killed after writing the scores
-                shutil.rmtree(entry.folder / found.name.removeprefix(f"{entry.folder.name}-"), ignore_errors=True)
+                shutil.rmtree(entry.folder / folder.name.removeprefix(f"{entry.folder.name}-"), ignore_errors=True)
             return scores
-        some = f"{epochs} of the " if epochs < scorer.recipe.epochs else "the "
-        passes = f"training the scorer for {some}{scorer.recipe.epochs} epochs of its recipe"
-        passes = passes if epochs else "running the pass before training"
+        passes = "running the pass before training"
+        if epochs:
+            some = f"{epochs} of the " if epochs < scorer.recipe.epochs else "the "
+            passes = f"training the scorer for {some}{scorer.recipe.epochs} epochs of its recipe"
         log.info("Scores: none cached for %s by %s with this recipe; %s", source.spec.name, scorer.name, passes)
         scoring = _Scoring(setup, scorer, path, source, trained_on, epochs, sorted(columns), entry)
         return Scores(scoring.run(), reused=False)
@@ -165,7 +166,7 @@ class _Scoring:
             costs.append(cost)
         spikes, untrained = LossSpikes(self.title), UntrainedTokens(self.title, self.tokens, self.tokenizer)
         stop = None
-        if self._less("stop"):
+        if self._shortened_by("stop"):
             stop = StopWhenStable(self.title, data, rows=self.scorer.stop_rows, bound=self.scorer.stop_bound)
         trainer, cost = fit(
             self.setup,
@@ -192,7 +193,7 @@ class _Scoring:
         trainer.strategy.barrier("scores written")
         return folder
 
-    def _less(self, name: str) -> bool:
+    def _shortened_by(self, name: str) -> bool:
         """Whether this setting shortens the scorer's training; never with 0 epochs, which train nothing."""
         return name in self.entry.key
 
@@ -201,7 +202,7 @@ class _Scoring:
 
     def _training_data(self) -> SubsetDataModule:
         if self.joined is None:
-            part = random_part(self.tokens, self.scorer) if self._less("train_fraction") else None
+            part = random_part(self.tokens, self.scorer) if self._shortened_by("train_fraction") else None
             return self._data(self.tokens, part)
         others_N = np.arange(len(self.joined)) >= len(self.tokens)
         data = self._data(self.joined, others_N, ~others_N)
@@ -219,18 +220,17 @@ class _Scoring:
         """Record a column unless an earlier process has; return its values, shape (N,), and the cost of its pass."""
         parts = Parts(self.parts.folder / column)
         cost_file = parts.folder / "cost.json"
-        fed = RECORDABLE[column].fed(self.tokens, self.tokenizer.bos_token_id)
-        values_N = parts.of_epoch(0, len(fed))
-        if cost_file.is_file() and not np.isnan(values_N[fed.response_tokens > 0]).any():
+        recorded, bos = RECORDABLE[column], self.tokenizer.bos_token_id
+        tokens: Any = WithoutPrompt(self.tokens, bos) if recorded.without_prompt else self.tokens
+        values_N = parts.of_epoch(0, len(tokens))
+        if cost_file.is_file() and not np.isnan(values_N[tokens.response_tokens > 0]).any():
             return values_N, Cost(**read_json(cost_file))
-        module = self.setup.fine_tuner("scorer", self.scorer, self.path, steps, measure=RECORDABLE[column].measure)
-        title, hooks = f"Scorer, {column}", [NLLRecorder(parts)]
-        _, cost = fit(
-            self.setup, module, self._data(fed), epochs=0, title=title, callbacks=hooks, checkpoints=parts.folder
-        )
+        module = self.setup.fine_tuner("scorer", self.scorer, self.path, steps, measure=recorded.measure)
+        data, title, callbacks = self._data(tokens), f"Scorer, {column}", [NLLRecorder(parts)]
+        _, cost = fit(self.setup, module, data, epochs=0, title=title, callbacks=callbacks, checkpoints=parts.folder)
         if is_main_process():
             write_json(cost_file, asdict(cost))
-        return parts.of_epoch(0, len(fed)), cost
+        return parts.of_epoch(0, len(tokens)), cost
 
     def _manifest(self, cost: Cost) -> dict[str, Any]:
         scorer, spec = self.scorer, self.source.spec

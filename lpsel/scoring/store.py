@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +89,6 @@ def recording_name(epochs: int, columns: Collection[str]) -> str:
 
 
 def scores_folder(entry: Entry, epochs: int, columns: Collection[str]) -> Path:
-    """Return the folder for finished scores with these epochs and columns."""
     return entry.folder.with_name(f"{entry.folder.name}-{recording_name(epochs, columns)}")
 
 
@@ -99,7 +99,7 @@ def find_scores(entry: Entry, epochs: int, columns: Collection[str] = ()) -> Pat
         UserError: a folder is damaged, or has another format or key. Scores are expensive, so the user decides whether
             to compute them again.
     """
-    found = []
+    complete = []
     for file in sorted(entry.folder.parent.glob(f"*{entry.digest}-e*/{MANIFEST}")):
         try:
             manifest = replace(entry, folder=file.parent).manifest()
@@ -111,8 +111,8 @@ def find_scores(entry: Entry, epochs: int, columns: Collection[str] = ()) -> Pat
         except Damaged as damage:
             raise damage.with_hint(f"delete {file.parent} to compute these scores again") from None
         if recorded >= epochs and set(columns) <= set(extra):
-            found.append((recorded, file.parent))
-    return min(found)[1] if found else None
+            complete.append((recorded, file.parent))
+    return min(complete)[1] if complete else None
 
 
 class Parts:
@@ -142,7 +142,8 @@ class Parts:
         self.written += 1
         rows = np.asarray(index, dtype=np.int64)
         table = pa.table({"index": rows[rows >= 0], "nll": as_records(nll)[rows >= 0]})
-        self.pending.append(self.writer.submit(write_atomically, path, lambda file: _write(table, file)))
+        write = partial(pq.write_table, table, write_page_checksum=True)
+        self.pending.append(self.writer.submit(write_atomically, path, write))
 
     def wait(self) -> None:
         """Wait until all queued rows are on disk, and raise any errors from writing them."""
@@ -151,7 +152,6 @@ class Parts:
             write.result()
 
     def recorded(self, epoch: int) -> bool:
-        """Whether an epoch has any records."""
         return any(self._of(epoch))
 
     def of_epoch(self, epoch: int, rows: int) -> NDArray[np.float64]:
@@ -173,10 +173,6 @@ class Parts:
 
     def _of(self, epoch: int) -> list[Path]:
         return sorted(self.folder.glob(f"epoch{epoch:03d}-*.parquet"))
-
-
-def _write(table: pa.Table, file: Any) -> None:
-    pq.write_table(table, file, write_page_checksum=True)
 
 
 def write_scores(

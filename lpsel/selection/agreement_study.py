@@ -44,12 +44,10 @@ class Study:
 
     @property
     def named(self) -> list[tuple[str, ScoreTable]]:
-        """The tables with their names."""
         return list(zip(self.names, self.tables, strict=True))
 
     @property
     def rows(self) -> dict[str, NDArray[np.bool_]]:
-        """The two sets of rows that are compared."""
         return {DEFINED: self.defined, ALL: np.ones_like(self.defined)}
 
     def filled(self, rows: str) -> NDArray[np.float64]:
@@ -105,13 +103,16 @@ def numbers(
         characters_2N: characters of the prompt and the response of every row, used without token counts.
         near: near-duplicates among the lowest rows, in the order of `Study.lowest`.
     """
+    clusters = None
+    if study.cluster is not None:
+        clusters = {"clusters": clusters_of(study.cluster), "rows_in_none": int((study.cluster < 0).sum())}
     return {
         "n": len(study.defined),
         "n_defined": int(study.defined.sum()),
         "epochs": study.epochs,
         "metrics": study.metrics,
         "pct": study.pcts,
-        "clusters": _clusters(study.cluster),
+        "clusters": clusters,
         "notes": list(_notes(study)),
         "tables": [_table(name, table, study.scores[:, s]) for s, (name, table) in enumerate(study.named)],
         "pairs": list(_pairs(study)),
@@ -132,12 +133,6 @@ def _notes(study: Study) -> Iterator[str]:
         yield "No cluster has enough rows for a comparison of its own."
 
 
-def _clusters(cluster_N: NDArray[np.int32] | None) -> dict[str, Any] | None:
-    if cluster_N is None:
-        return None
-    return {"clusters": clusters_of(cluster_N), "rows_in_none": int((cluster_N < 0).sum())}
-
-
 def _table(name: str, table: ScoreTable, scores_MN: NDArray[np.float64]) -> dict[str, Any]:
     empty_N = table.response_tokens == 0
     return {
@@ -151,7 +146,6 @@ def _table(name: str, table: ScoreTable, scores_MN: NDArray[np.float64]) -> dict
 
 
 def _pairs(study: Study) -> Iterator[dict[str, Any]]:
-    """Agreement of every two tables by one metric."""
     for (metric, rows), between in study.between.items():
         clusters = study.in_clusters.get((metric, rows))
         for (a, b), pair in _compared(study.names, between, study.pcts):
@@ -160,7 +154,6 @@ def _pairs(study: Study) -> Iterator[dict[str, Any]]:
 
 
 def _within(study: Study) -> Iterator[dict[str, Any]]:
-    """Agreement of every two metrics within one table."""
     for rows, mask_N in study.rows.items():
         for name, scores_MN in zip(study.names, study.filled(rows).swapaxes(0, 1), strict=True):
             between = agreement(scores_MN, study.pcts, study.turn[mask_N])

@@ -28,8 +28,6 @@ Pick = Callable[[NDArray[np.int64], int], NDArray[np.int64]]
 
 
 class Ranking(NamedTuple):
-    """The result of a rule."""
-
     # Float64 (N,), lowest first; not finite where undefined. None for a rule that picks rows without scoring them: a
     # row's score is then its position in the order of choice.
     score: NDArray[np.float64] | None
@@ -95,30 +93,30 @@ def cluster_random(table: ScoreTable, *, seed: int) -> Ranking:
 def lp(table: ScoreTable, *, seed: int, basis: metrics.Basis = "perplexity") -> Ranking:
     """LP(1), hardest (lowest) first, over all epochs of the table (Mekala, Nguyen, Shang 2024).
 
-    With basis nll, the same formula on mean NLL.
+    With basis nll, the same as `lp_nll`.
     """
-    return Ranking(metrics.learning_percentage(table, "lp", basis), unit=True)
+    return Ranking(metrics.learning_percentage(table, "lp_nll" if basis == "nll" else "lp"), unit=True)
 
 
 @partial(Rule, epochs=1)
 def lp_app(table: ScoreTable, *, seed: int, basis: metrics.Basis = "perplexity") -> Ranking:
     """LP_app(1), hardest (lowest) first, from one epoch (Mekala, Nguyen, Shang 2024).
 
-    With basis nll, the same formula on mean NLL.
+    With basis nll, the same as `lp_app_nll`.
     """
-    return Ranking(metrics.learning_percentage(table, "lp_app", basis), unit=True)
+    return Ranking(metrics.learning_percentage(table, "lp_app_nll" if basis == "nll" else "lp_app"), unit=True)
 
 
 @partial(Rule, epochs=2)
 def lp_nll(table: ScoreTable, *, seed: int) -> Ranking:
     """LP(1) of mean NLLs (log-perplexities) in place of perplexities, lowest first."""
-    return lp(table, seed=seed, basis="nll")
+    return Ranking(metrics.learning_percentage(table, "lp_nll"), unit=True)
 
 
 @partial(Rule, epochs=1)
 def lp_app_nll(table: ScoreTable, *, seed: int) -> Ranking:
     """LP_app(1) of mean NLLs, lowest first; unlike LP_app of perplexities, it is relative to the initial loss."""
-    return lp_app(table, seed=seed, basis="nll")
+    return Ranking(metrics.learning_percentage(table, "lp_app_nll"), unit=True)
 
 
 @partial(Rule, uses_query=True, epochs=1)

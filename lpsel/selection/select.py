@@ -205,12 +205,14 @@ def _checked_scores(
     ranking: Ranking, table: ScoreTable, spec: SelectionSpec, exclusions: Exclusions
 ) -> tuple[Floats, dict[str, int]]:
     """Set undefined scores to 0 or exclude their rows, depending on the budget, and count odd scores."""
-    if ranking.score is None:
+    counted = exclusions.code < 0
+    if spec.budget == "exact":
         for reason, excluded in ranking.excluded.items():
             exclusions.add(reason, excluded)
+    if ranking.score is None:
         return np.full(len(table), np.nan), {}
     score = np.where(np.isfinite(ranking.score), ranking.score, np.nan)
-    undefined, counted = np.isnan(score), exclusions.code < 0
+    undefined = np.isnan(score)
     odd = {"undefined": undefined & counted}
     if spec.epochs is not None:
         odd["not_finite"] = odd["undefined"] & ~np.isfinite(table.nll[: spec.epochs + 1]).all(axis=0)
@@ -219,8 +221,6 @@ def _checked_scores(
     if spec.budget == "paper":
         score[undefined] = 0.0
     else:
-        for reason, excluded in ranking.excluded.items():
-            exclusions.add(reason, excluded)
         # A NaN is a missing record and makes the score undefined.
         exclusions.add(NOT_FINITE, undefined & np.isinf(table.nll[: (spec.epochs or 0) + 1]).any(axis=0))
         exclusions.add(UNDEFINED, undefined)

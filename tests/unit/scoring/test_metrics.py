@@ -76,4 +76,3 @@ def test_released_perplexities_are_used_as_they_are_and_their_logarithms_for_the
     assert learning_percentage(table, "lp_app").tolist() == [2 / 7, 2 / 7]
     expected = [(math.log(a) - math.log(b)) / (math.log(a) - math.log(c)) for a, b, c in ppl.T]
     assert learning_percentage(table, "lp_nll") == pytest.approx(expected)
-    assert (learning_percentage(table, "lp", "nll") == learning_percentage(table, "lp_nll")).all()
