@@ -220,9 +220,9 @@ def cached_embeddings(folders: Sequence[Path], cache_dir: Path, ids: pa.Array) -
     from. Rows without an embedding are NaN; None if no row has one.
     """
     for folder in folders:
-        made_from = read_dict(folder / MANIFEST).get("key", {}).get("embeddings")
-        if made_from is not None:
-            name = Entry.of(cache_dir, "embeddings", made_from).digest
+        key = read_dict(folder / MANIFEST).get("key", {}).get("embeddings")
+        if key is not None:
+            name = Entry.of(cache_dir, "embeddings", key).digest
             folder = next(iter(cache_dir.glob(f"embeddings/*{name}")), folder)
         if folder.parent.name == "embeddings":
             _delete_damaged(folder)

@@ -162,7 +162,6 @@ class AdaptedModel:
             open_as(folder, "config.json")
 
     def describe(self, run_dir: Path) -> dict[str, Any]:
-        """Return the adapter's part of result.json."""
         sizes = {"trainable_parameters": self.trainable_parameters, "folder": str(run_dir / ADAPTER)}
         return {"method": self.adapter.method, **asdict(self.adapter), **sizes}
 

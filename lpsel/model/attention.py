@@ -50,7 +50,6 @@ class PackedAttention:
         self.masks: dict[tuple[int | None, torch.device, torch.dtype], Tensor] = {}
 
     def install(self, model: Any) -> None:
-        """Use this object as the attention function of `model`."""
         AttentionInterface.register(self.name, self.__call__)
         model.set_attn_implementation(self.name)
 
@@ -91,15 +90,15 @@ class PackedAttention:
                 for s, (_, *keys) in zip(self.batch.shared, split, strict=False)
             }
             parts = [
-                self._segment(own, prefixes[s.prefix_start] if s.prefix_stop else (), scaling, sliding_window, softcap)
-                for s, own in zip(segments, split, strict=True)
+                self._segment(qkv, prefixes[s.prefix_start] if s.prefix_stop else (), scaling, sliding_window, softcap)
+                for s, qkv in zip(segments, split, strict=True)
             ]
             attended_THD = torch.cat(parts, dim=1).transpose(0, 1)
         return attended_THD[None], None
 
     def _segment(
         self,
-        own: tuple[Tensor, Tensor, Tensor],
+        qkv: tuple[Tensor, Tensor, Tensor],
         prefix: Sequence[Tensor],
         scaling: float,
         window: int | None,
@@ -107,9 +106,9 @@ class PackedAttention:
     ) -> Tensor:
         """Compute attention for one segment, shape (H, Q, D).
 
-        `own` is the segment's query, key and value; `prefix` is the key and value of its prefix, if it has one.
+        `qkv` is the segment's query, key and value; `prefix` is the key and value of its prefix, if it has one.
         """
-        query_HQD, key_GKD, value_GKD = own
+        query_HQD, key_GKD, value_GKD = qkv
         if prefix:
             key_GKD, value_GKD = (
                 torch.cat([before.to(after.dtype), after], dim=1)

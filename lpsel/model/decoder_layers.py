@@ -108,8 +108,8 @@ def decoder_layers(model: Any) -> nn.ModuleList:
     Raises:
         UserError: the decoder has no such list.
     """
-    if (found := _find_layers(model)) is not None:
-        return found
+    if (layers := _find_layers(model)) is not None:
+        return layers
     raise UserError(
         model.config.model_type,
         problem=f"has no list of {model.config.get_text_config().num_hidden_layers} decoder layers",
@@ -119,8 +119,7 @@ def decoder_layers(model: Any) -> nn.ModuleList:
 
 def norms_of(layer: nn.Module) -> list[nn.Module]:
     """Return the modules of a layer whose own weights are all vectors, which autocast does not cast."""
-    own = ((module, [p.dim() for p in module.parameters(recurse=False)]) for module in layer.modules())
-    return [module for module, dimensions in own if dimensions and set(dimensions) == {1}]
+    return [module for module in layer.modules() if {p.dim() for p in module.parameters(recurse=False)} == {1}]
 
 
 def _find_layers(model: Any) -> nn.ModuleList | None:

@@ -30,7 +30,6 @@ class Heads(NamedTuple):
 
     @classmethod
     def of(cls, config: Any) -> "Heads":
-        """Read the heads from a transformers configuration."""
         text = config.get_text_config()
         queries = text.num_attention_heads
         keys = getattr(text, "num_key_value_heads", None) or queries
@@ -107,7 +106,7 @@ def _by_sdpa(segments: Sequence[Segment], whole: Sequence[Tensor], window: int |
         mask = position[None] <= position[:, None]
         if window is not None:
             mask &= position[None] > position[:, None] - window
-        own = mask[s.prefix_stop - s.prefix_start :]
+        mask_QK = mask[s.prefix_stop - s.prefix_start :]
         k, v = key.index_select(2, seen), value.index_select(2, seen)
-        parts.append(F.scaled_dot_product_attention(query[:, :, s.start : s.stop], k, v, own, enable_gqa=True))
+        parts.append(F.scaled_dot_product_attention(query[:, :, s.start : s.stop], k, v, mask_QK, enable_gqa=True))
     return torch.cat(parts, dim=2).transpose(1, 2)

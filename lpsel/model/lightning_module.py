@@ -129,7 +129,6 @@ class FineTuner(L.LightningModule):
 
     @property
     def language_model(self) -> Any:
-        """The wrapped transformers model."""
         return self.loss.model
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -162,8 +161,8 @@ class FineTuner(L.LightningModule):
         # For sharded weights, this norm is over the slices of all ranks; Lightning's clipping does not support that.
         weights = [p for group in optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(weights, self.spec.recipe.max_grad_norm)
-        own = torch.stack([total, torch.full_like(total, pending_signal() is not None)])
-        of_all: Any = self.trainer.strategy.reduce(own, reduce_op="mean")
+        of_rank = torch.stack([total, torch.full_like(total, pending_signal() is not None)])
+        of_all: Any = self.trainer.strategy.reduce(of_rank, reduce_op="mean")
         # The only host-device synchronization in a step. All ranks get the same numbers, so they stop together.
         norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).to(total.device)
         self.step_nll, signals, gradient = torch.cat([of_all, norm.float()[None]]).tolist()

@@ -95,8 +95,8 @@ class PerSampleLoss(nn.Module):
         width = max(map(len, whole))
         device = batch.input_ids_T.device
         padded = [row + row[-1:] * (width - len(row)) for row in whole]
-        place_BT = torch.tensor(padded, pin_memory=device.type == "cuda").to(device, non_blocking=True)
-        hidden_BTH = self.model.base_model(input_ids=batch.input_ids_T[place_BT], use_cache=False).last_hidden_state
+        position_BT = torch.tensor(padded, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+        hidden_BTH = self.model.base_model(input_ids=batch.input_ids_T[position_BT], use_cache=False).last_hidden_state
         flat_N = batch.row_N * width + batch.positions_T[batch.predicts_N]
         return hidden_BTH.flatten(0, 1).index_select(0, flat_N)
 
@@ -232,14 +232,14 @@ def check_head(loss: PerSampleLoss) -> None:
         loss.attention = None
         ours_NV = loss.logits(loss.hidden(batch)).float()
     loss.release()
-    own_index_N = batch.row_N * 11 + batch.positions_T[batch.predicts_N]
-    own_NV = model(input_ids=rows, use_cache=False).logits.float().flatten(0, 1)[own_index_N]
+    index_N = batch.row_N * 11 + batch.positions_T[batch.predicts_N]
+    theirs_NV = model(input_ids=rows, use_cache=False).logits.float().flatten(0, 1)[index_N]
     if loss.attention:
         loss.attention.install(model)
     tolerance = 1e-4 if model.dtype == torch.float32 else 5e-2
-    scale = float(own_NV.nan_to_num().abs().max())
-    if not torch.allclose(ours_NV, own_NV, rtol=tolerance, atol=tolerance * scale, equal_nan=True):
-        off = float((ours_NV - own_NV).abs().max())
+    scale = float(theirs_NV.nan_to_num().abs().max())
+    if not torch.allclose(ours_NV, theirs_NV, rtol=tolerance, atol=tolerance * scale, equal_nan=True):
+        off = float((ours_NV - theirs_NV).abs().max())
         problem = f"its logits are not its output embedding times the last hidden state (off by {off:.3g})"
         raise UserError(model.config.model_type, problem=problem, hint="use a model of another architecture")
 

@@ -134,7 +134,7 @@ class StopWhenStable(L.Callback):
             problem = f"{len(self.sample)} rows with a supervised token are too few to rank"
             raise UserError("scorer.stop", "stable", problem, f"set scorer.stop=null below {MIN_STOP_ROWS} rows")
         self.steps = check_steps(data.steps_per_epoch)
-        self.own_S = np.full(len(self.sample), np.nan)
+        self.of_rank_S = np.full(len(self.sample), np.nan)
         self.nll_ES: list[Floats] = []
         self.epochs: list[EpochChecks] = []
         self.score_S: Floats | None = None
@@ -163,7 +163,7 @@ class StopWhenStable(L.Callback):
         self.score_S = None if state["score"] is None else np.array(state["score"], np.float64)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.own_S = self.data.recorded_N[self.sample]
+        self.of_rank_S = self.data.recorded_N[self.sample]
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: MicroBatch, *_: Any
@@ -222,11 +222,11 @@ class StopWhenStable(L.Callback):
         index_B = batch.index_B.numpy()
         position_B = np.searchsorted(self.sample, index_B).clip(max=len(self.sample) - 1)
         sampled_B = self.sample[position_B] == index_B
-        self.own_S[position_B[sampled_B]] = nll_B.float().cpu().numpy()[sampled_B]
+        self.of_rank_S[position_B[sampled_B]] = nll_B.float().cpu().numpy()[sampled_B]
 
     def _gather(self, trainer: L.Trainer) -> Floats:
         """Gather the sample's losses from all ranks, then reset this rank's own."""
-        own_S = torch.tensor(self.own_S, dtype=torch.float32, device=trainer.strategy.root_device)
-        self.own_S[:] = np.nan
-        nll_WS = trainer.strategy.all_gather(own_S).reshape(-1, len(self.sample)).cpu().numpy()
+        of_rank_S = torch.tensor(self.of_rank_S, dtype=torch.float32, device=trainer.strategy.root_device)
+        self.of_rank_S[:] = np.nan
+        nll_WS = trainer.strategy.all_gather(of_rank_S).reshape(-1, len(self.sample)).cpu().numpy()
         return np.fmax.reduce(nll_WS.astype(np.float64), axis=0)

@@ -157,9 +157,9 @@ class ScoreTable:
         scored = self.fingerprint()
         prints = "" if scored is None else f" (fingerprint {scored[:12]}, of {name} {fingerprint(ids)[:12]})"
         if len(self) != len(ids) or self.index[0] != 0 or self.index[-1] != len(ids) - 1:
-            found = f"have {len(self)} rows, index {self.index.min()} to {self.index.max()}"
+            scores = f"have {len(self)} rows, index {self.index.min()} to {self.index.max()}"
             hint = "score these rows (leave scores= out), or name the dataset that was scored"
-            raise UserError("scores", None, f"{found}; dataset {name} has {len(ids)}, index from 0{prints}", hint)
+            raise UserError("scores", None, f"{scores}; dataset {name} has {len(ids)}, index from 0{prints}", hint)
         if not self.has_content_ids:
             log.info("Scores: no content ids, so row i is assumed to be row i of dataset %s", name)
             return replace(self, id=ids)

@@ -37,7 +37,6 @@ class Exclusions:
 
     @property
     def eligible(self) -> NDArray[np.int64]:
-        """Positions of the rows that are not excluded."""
         return np.flatnonzero(self.code < 0)
 
 

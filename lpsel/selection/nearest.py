@@ -92,8 +92,8 @@ def _nearest(
             keys_K = keys_QK[q, : filled_Q[q]]
             keys_K.partition(k - 1)
             filled_Q[q], least_Q[q] = k, 1 - ((keys_K[k - 1] >> np.uint64(32)) + np.uint64(1)) / GRID
-    found = zip(keys_QK, filled_Q, strict=True)
-    return [np.sort(keys_K[:filled])[:k].astype(np.uint32) for keys_K, filled in found]  # the lower 32 bits
+    keys = zip(keys_QK, filled_Q, strict=True)
+    return [np.sort(keys_K[:filled])[:k].astype(np.uint32) for keys_K, filled in keys]  # the lower 32 bits
 
 
 def _tile_rows(unit_QD: NDArray[np.float32]) -> int:

@@ -139,7 +139,6 @@ class SelectionSpec:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Settings of the rule, for results."""
         names = ("epochs", "clusters", "duplicates", "known", "known_level", "rising", "allocation", "length", "pct_of")
         return {name: getattr(self, name) for name in (*names, "min_response_tokens")} | dict(self.options)
 
@@ -160,7 +159,6 @@ class SelectionSpec:
         return table if self.epochs is None else table.first_epochs(self.epochs)
 
     def rank(self, table: ScoreTable, seed: int) -> Ranking:
-        """Rank the rows of a table by the rule, with the first `epochs` epochs."""
         return self.rule(self.used(table), seed=seed, **self.options)
 
     def percentage(self, pct: float, n_total: int) -> float:
@@ -220,10 +218,10 @@ def selection(*, rule: Any, **settings: Any) -> SelectionSpec:
         settings["epochs"] = max(settings.get("epochs") or 0, 1)
     elif settings.get("known") == "drop":
         settings["epochs"] = settings.get("epochs") or 0
-    own = {f.name for f in fields(SelectionSpec)} - {"options"}
+    field_names = {f.name for f in fields(SelectionSpec)} - {"options"}
     settings["columns"] = [_column(name) for name in settings.get("columns", ())]
     settings["group"] = _column(settings.get("group"))
-    options = {name: value for name, value in settings.items() if name not in own}
+    options = {name: value for name, value in settings.items() if name not in field_names}
     parameters, kinds = inspect.signature(rule.function).parameters, get_type_hints(rule.function)
     for name, value in options.items():
         if name not in parameters:
@@ -232,7 +230,7 @@ def selection(*, rule: Any, **settings: Any) -> SelectionSpec:
         _check_option(f"selection.{name}", value, kinds[name])
         if kinds[name] is str:
             options[name] = _column(value)
-    return SelectionSpec(rule=rule, options=options, **{k: v for k, v in settings.items() if k in own})
+    return SelectionSpec(rule=rule, options=options, **{k: v for k, v in settings.items() if k in field_names})
 
 
 def _column(name: Any) -> str | None:

@@ -164,7 +164,7 @@ def _slice_of(tensor: Any) -> tuple[int, int]:
 
 
 def _write_slices(folder: Path, rank: int, tensors: dict[str, Any]) -> None:
-    own: dict[str, Tensor] = {}
+    slices: dict[str, Tensor] = {}
     where, stored = {}, set()
     for name, value in tensors.items():
         sliced = isinstance(value, DTensor)
@@ -172,12 +172,12 @@ def _write_slices(folder: Path, rank: int, tensors: dict[str, Any]) -> None:
             part = _own(value).cpu().contiguous()
             storage = part.untyped_storage().data_ptr()
             # safetensors rejects shared memory, but the optimizer states of bitsandbytes share a codebook.
-            own[name] = part.clone() if storage in stored else part
+            slices[name] = part.clone() if storage in stored else part
             stored.add(storage)
             where[name] = {"first": _slice_of(value)[0], "shape": list(value.shape)}
     described = folder / SLICES.format(rank)
     path = described.with_suffix(".safetensors")
-    save_file(own, path)
+    save_file(slices, path)
     sync(path)
     seal(described, [path.name], {"format": FORMAT, "tensors": where})
 

@@ -17,8 +17,6 @@ SPENT = ("tokens", "flops", "device_seconds")
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of a fit."""
-
     tokens: int  # fed in training and recording passes on all ranks, without padding
     flops: float
     seconds: float  # wall-clock time, including model loading and earlier processes up to their last checkpoint
@@ -90,7 +88,6 @@ def ledger(
 
 
 def describe_ledger(figures: Mapping[str, Any]) -> str:
-    """Summarize the ledger in one line."""
     share = figures["saved"]["share"]
     outcome = f"{share:.0%} less than" if share >= 0 else f"{-share:.0%} more than"
     limit = "; selection alone costs as much"

@@ -62,7 +62,6 @@ class LossSpikes(L.Callback):
         self.window.append(nll)
 
     def described(self) -> dict[str, Any]:
-        """Return the counts for a manifest or result.json."""
         return {"count": self.count, "first": self.spikes}
 
     def state_dict(self) -> dict[str, Any]:

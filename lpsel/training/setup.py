@@ -80,14 +80,13 @@ class TrainingSetup:
         from omegaconf import OmegaConf
 
         check_flag("dry_run", config.dry_run)
-        given: dict[str, Any] = {field.name: config[field.name] for field in fields(cls) if field.name in config}
+        settings: dict[str, Any] = {field.name: config[field.name] for field in fields(cls) if field.name in config}
         for name in ("trainer", "optimizer"):
-            given[name] = OmegaConf.to_container(config[name], resolve=True)
-        return cls(**(given | {"cache_dir": cache_dir, "run_dir": run_dir, "tracker": tracker}))
+            settings[name] = OmegaConf.to_container(config[name], resolve=True)
+        return cls(**(settings | {"cache_dir": cache_dir, "run_dir": run_dir, "tracker": tracker}))
 
     @property
     def device(self) -> torch.device:
-        """The device on which models run."""
         return device_of(self.trainer["accelerator"])
 
     @property
@@ -129,8 +128,8 @@ class TrainingSetup:
 
 def partial_of(settings: Mapping[str, Any]) -> Callable[..., Any]:
     """Bind the settings as keyword arguments to the callable named by `_target_`."""
-    given = {name: _built(value) for name, value in settings.items() if not name.startswith("_")}
-    return partial(pkgutil.resolve_name(settings["_target_"]), **given)
+    arguments = {name: _built(value) for name, value in settings.items() if not name.startswith("_")}
+    return partial(pkgutil.resolve_name(settings["_target_"]), **arguments)
 
 
 def _built(value: Any) -> Any:
@@ -158,6 +157,6 @@ def _check_optimizer(settings: Mapping[str, Any]) -> None:
     try:
         partial_of(settings)([torch.nn.Parameter(torch.zeros(1))], lr=1e-5)
     except Exception as error:  # PyTorch and bitsandbytes raise various types
-        given = ", ".join(f"{name}={value}" for name, value in settings.items() if not name.startswith("_"))
-        problem = f"{settings['_target_']} does not accept {given} ({first_line(error)})"
+        arguments = ", ".join(f"{name}={value}" for name, value in settings.items() if not name.startswith("_"))
+        problem = f"{settings['_target_']} does not accept {arguments} ({first_line(error)})"
         raise UserError("optimizer", problem=problem, hint="remove the setting that you changed") from error
