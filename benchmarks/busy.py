@@ -70,7 +70,6 @@ def fair_share(threads: int, busy: int, cores: int) -> float:
 
 
 def score(model: Path, rows: Path, environment: dict[str, str], busy: int) -> Run:
-    """Run select.py once with an empty cache."""
     unset = {name: value for name, value in os.environ.items() if name not in SET_BY_USERS}
     with tempfile.TemporaryDirectory() as folder, busy_processes(busy):
         command = ["select.py", "scorer=smollm2-135m", f"scorer.path={model}", "dataset=alpaca"]

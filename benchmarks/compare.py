@@ -47,19 +47,14 @@ def scorers(
     liger: bool = False,
 ) -> dict[str, Callable[..., Run]]:
     """Create contestants: lpsel, also compiled or with Liger's head, the recipe's loop, lm-eval per batch size."""
-    score = partial(ours.score, model, tokens, precision, device=device)
-    found: dict[str, Callable[..., Run]] = {LPSEL: score}
-    if compiled:
-        found[COMPILED] = partial(score, compiled=True)
-    if liger:
-        found[LIGER] = partial(score, head="liger")
+    inputs = (model, tokens, precision)
+    entrants = _variants(partial(ours.score, *inputs, device=device), compiled, liger)
     if recipe:
-        found[RECIPE] = partial(contestants.recipe_score, model, tokens, precision, device=device)
+        entrants[RECIPE] = partial(contestants.recipe_score, *inputs, device=device)
     for size in lm_eval if contestants.HAS_LM_EVAL else ():
-        found[f"lm-eval, batch size {size}"] = partial(
-            contestants.lm_eval_score, model, tokens, precision, batch_size=size, device=device
-        )
-    return found
+        score = partial(contestants.lm_eval_score, *inputs, batch_size=size, device=device)
+        entrants[f"lm-eval, batch size {size}"] = score
+    return entrants
 
 
 def trainers(
@@ -72,16 +67,21 @@ def trainers(
     compiled: bool = False,
     liger: bool = False,
 ) -> dict[str, Callable[..., Run]]:
+    inputs = (model, tokens, precision)
     sizes: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "device": device}
-    train = partial(ours.train, model, tokens, precision, **sizes)
-    found: dict[str, Callable[..., Run]] = {LPSEL: train}
-    if compiled:
-        found[COMPILED] = partial(train, compiled=True)
-    if liger:
-        found[LIGER] = partial(train, head="liger")
+    entrants = _variants(partial(ours.train, *inputs, **sizes), compiled, liger)
     if contestants.HAS_TRAINER:
-        found[TRAINER] = partial(contestants.trainer_train, model, tokens, precision, **sizes)
-    return found
+        entrants[TRAINER] = partial(contestants.trainer_train, *inputs, **sizes)
+    return entrants
+
+
+def _variants(lpsel: partial[Run], compiled: bool, liger: bool) -> dict[str, Callable[..., Run]]:
+    variants: dict[str, Callable[..., Run]] = {LPSEL: lpsel}
+    if compiled:
+        variants[COMPILED] = partial(lpsel, compiled=True)
+    if liger:
+        variants[LIGER] = partial(lpsel, head="liger")
+    return variants
 
 
 def compare(
@@ -118,8 +118,9 @@ def compare(
     assert int(tokens.lengths[fed].sum()) == measured[LPSEL][0].tokens, "FLOPs would be counted of other rows"
     spent = {kind: (3 if steps else 1) * count for kind, count in ours.flops(model, tokens, fed).items()}
     figures: dict[str, Any] = {}
-    rows = []
+    table = []
     for name, runs in measured.items():
+        tokens_per_second = spread([run.rate for run in runs])
         speed = ratios([run.rate for run in measured[LPSEL]], [run.rate for run in runs])
         difference = check_agreement(first[LPSEL], first[name], f"{title}: {name}", limit)
         shares = {
@@ -129,28 +130,25 @@ def compare(
         peak = peak_above_weights(device, entrants[name]) if peaks else None
         figures[name] = {
             "ratio": speed,
-            "tokens_per_second": spread([run.rate for run in runs]),
+            "tokens_per_second": tokens_per_second,
             "largest_difference_nats": difference,
             "peak_bytes_above_weights": peak,
             "share_of_matmul": shares,
             "rounds": runs,
         }
-        middle = spread([run.rate for run in runs])["median"]
-        rows.append(
-            [
-                name,
-                f"{middle:,.0f}",
-                *([f"{spread([run.seconds for run in runs])['median'] / steps:.3g}"] if steps else []),
-                "1" if name == LPSEL else in_words(speed),
-                f"{shares['needed']:.0%}",
-                f"{shares['full']:.0%}",
-                *([] if peak is None else [f"{peak / 2**20:,.0f}"]),
-                f"{difference:.1e}",
-            ]
-        )
-    headings = ["", "tokens/s", *(["s/step"] if steps else []), "lpsel/it"]
-    headings += ["of matmul, needed", "of matmul, full", *(["peak MiB above weights"] if peaks else []), "off by, nats"]
-    show(title, headings, rows, [f"matrix products {spread(rate)['median'] / 1e9:,.0f} GFLOP/s"])
+        cells = {
+            "": name,
+            "tokens/s": f"{tokens_per_second['median']:,.0f}",
+            "s/step": f"{spread([run.seconds for run in runs])['median'] / steps:.3g}" if steps else None,
+            "lpsel/it": "1" if name == LPSEL else in_words(speed),
+            "of matmul, needed": f"{shares['needed']:.0%}",
+            "of matmul, full": f"{shares['full']:.0%}",
+            "peak MiB above weights": None if peak is None else f"{peak / 2**20:,.0f}",
+            "off by, nats": f"{difference:.1e}",
+        }
+        table.append({heading: cell for heading, cell in cells.items() if cell is not None})
+    rows = [list(cells.values()) for cells in table]
+    show(title, list(table[0]), rows, [f"matrix products {spread(rate)['median'] / 1e9:,.0f} GFLOP/s"])
     return {
         "title": title,
         "precision": precision,
@@ -161,7 +159,6 @@ def compare(
 
 
 def matrix_shape(model: Path) -> tuple[int, int]:
-    """Read the hidden and intermediate size from a model folder."""
     config = json.loads((model / "config.json").read_text())
     return config["hidden_size"], config.get("intermediate_size") or config["ffn_dim"]
 

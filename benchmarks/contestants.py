@@ -14,6 +14,7 @@ import ours
 import torch
 import torch.nn.functional as F
 from harness import Run, stopwatch, touch
+from material import load
 from torch import Tensor
 
 from lpsel.data.tokens import Tokens
@@ -36,7 +37,7 @@ def recipe_score(
     Logits are cast to float32 before the cross entropy, as in the loss of transformers models.
     """
     tokens = Tokens(tokens_folder)
-    model = _load(model_folder, DTYPES[precision], device).eval()
+    model = load(model_folder, DTYPES[precision], device)
     rows = _rows(tokens)
     on_ready(model)
     perplexities = []
@@ -102,7 +103,7 @@ def trainer_train(
 
     tokens = Tokens(tokens_folder)
     rows = ours.order_of(tokens)[: (steps + 1) * batch_size]
-    model = _load(model_folder, torch.float32, device)
+    model = load(model_folder, device=device)
     losses: list[Tensor] = []
 
     class Recorded(Trainer):
@@ -149,13 +150,6 @@ def trainer_train(
         trainer.train()
     per_step = torch.stack(losses).view(steps + 1, -1).sum(1)
     return Run(timed.took, int(tokens.lengths[rows[batch_size:]].sum()), per_step.double().cpu().numpy())
-
-
-def _load(model_folder: Path, dtype: torch.dtype, device: str) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    model: Any = AutoModelForCausalLM.from_pretrained(model_folder, dtype=dtype)
-    return model.to(device)
 
 
 def _rows(tokens: Tokens) -> list[int]:

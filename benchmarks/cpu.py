@@ -14,7 +14,7 @@ import contestants
 import ours
 from compare import NO_LM_EVAL, NOTES, RECIPE, compare, scorers, trainers
 from harness import arguments, interleave, quiet_libraries, show, spread, write
-from material import ALPACA, existing, random_llama, sample, smollm2
+from material import add_options, random_llama, sample
 
 FULL = {"layers": 8, "hidden": 256, "vocabulary": 49_152}
 TINY = {"layers": 2, "hidden": 32, "vocabulary": 512}
@@ -22,9 +22,7 @@ TINY = {"layers": 2, "hidden": 32, "vocabulary": 512}
 
 def main(argv: list[str] | None = None) -> Path:
     parser = arguments(__doc__)
-    parser.add_argument("--model", type=existing, default=smollm2())
-    parser.add_argument("--data", type=existing, default=ALPACA if ALPACA.is_file() else None)
-    parser.add_argument("--rows", type=int, default=200, help="rows that are scored in every round")
+    add_options(parser, rows=200)
     parser.add_argument("--lm-eval-rows", type=int, default=80, help="fewer for lm-eval, which takes longest")
     parser.add_argument("--training-rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=1, help="optimizer steps per round of training")
@@ -38,7 +36,7 @@ def main(argv: list[str] | None = None) -> Path:
         text, data_name = files[options.rows]
         model = options.model
         if options.tiny or model is None:
-            model = random_llama(work / "model", text, **(TINY if options.tiny else FULL))
+            model = random_llama(work / "model", **(TINY if options.tiny else FULL), text=text)
         tokens = {what: ours.tokens_of(files[rows][0], model, work / "cache").folder for what, rows in counts.items()}
         name = "random Llama" if model.parent == work else model.name
         figures: dict[str, Any] = {"model": name, "data": data_name, "rows": counts, "comparisons": []}

@@ -17,7 +17,8 @@ import numpy as np
 import ours
 import torch
 import torch.nn.functional as F
-from harness import AGREEMENT, begin_peak, resident, stopwatch, synchronize
+from harness import AGREEMENT, begin_peak, peak_memory, stopwatch, synchronize
+from material import load
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -66,14 +67,13 @@ def packs() -> dict[str, list[Segment]]:
 def attention(device: str, tiny: bool) -> Checked:
     """Compare attention in packs, forward and backward, with PyTorch's SDPA in float32, one segment at a time."""
     cases, failed = [], []
-    place = torch.device(device)
+    target = torch.device(device)
     for (model, heads), window, dtype in product((TINY_HEADS if tiny else HEADS).items(), WINDOWS, ROUNDING):
         for name, segments in packs().items():
-            errors = attention_errors(segments, heads, window, dtype, place)
+            errors = attention_errors(segments, heads, window, dtype, target)
             case = {"heads": model, "window": window, "pack": name, "dtype": str(dtype)}
-            cases.append(
-                case | errors | {"kernel": kernel_of(heads, dtype, place), "worst": float(np.max([*errors.values()]))}
-            )
+            worst = float(np.max([*errors.values()]))
+            cases.append(case | errors | {"kernel": kernel_of(heads, dtype, target), "worst": worst})
             if not all(error <= ROUNDING[dtype] for error in errors.values()):  # also NaN
                 failed.append(f"attention of {', '.join(map(str, case.values()))}: {errors}")
     worst = {str(t): float(np.max([c["worst"] for c in cases if c["dtype"] == str(t)])) for t in ROUNDING}
@@ -99,7 +99,7 @@ def losses_and_gradients(model: Path, tokens: Path, device: str) -> Checked:
 
 
 def _row_by_row(folder: Path, tokens: Tokens) -> tuple[np.ndarray, dict[str, Tensor]]:
-    model = _load(folder)
+    model = load(folder)
     nll = []
     for i in range(len(tokens)):
         ids_1T = torch.tensor(tokens.input_ids(i), dtype=torch.int64)[None]
@@ -114,7 +114,7 @@ def _row_by_row(folder: Path, tokens: Tokens) -> tuple[np.ndarray, dict[str, Ten
 def _packed(
     folder: Path, tokens: Tokens, precision: str, device: str, head: str
 ) -> tuple[np.ndarray, dict[str, Tensor]]:
-    loss = PerSampleLoss(_load(folder).to(device)).eval()
+    loss = PerSampleLoss(load(folder, device=device)).eval()
     check_head(loss)
     loss.head = head
     data = ours.data_module(tokens, len(tokens), ours.SCORE_TOKENS, record=True)
@@ -123,12 +123,6 @@ def _packed(
         nll_B = per_sample_nll(loss(batch), batch.row_N, batch.supervised_B)
         (loss(batch, summed=True) / len(batch.labels_N)).backward()
     return nll_B.double().cpu().numpy(), _gradients(loss.model)
-
-
-def _load(folder: Path) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def _gradients(model: Any) -> dict[str, Tensor]:
@@ -160,7 +154,7 @@ def training_and_recording(
             fit(setup, module, data, epochs=epochs, title=name, callbacks=[*recorder, watch], checkpoints=checkpoints)
             figures[name] = watch.figures()
         whole = training_memory(
-            _load(model).to("meta"),
+            load(model).to("meta"),
             spec,
             precision=precision,
             eight_bits=False,
@@ -202,43 +196,23 @@ class Watch(L.Callback):
         self.done = 0
         self.loaded = 0
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self._begin()
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self._begin()
+    def on_fit_start(self, *_: Any) -> None:
+        self.loaded = begin_peak(self.device)
 
     def on_train_batch_end(self, *_: Any) -> None:
-        self._count()
-
-    def on_validation_batch_end(self, *_: Any) -> None:
-        self._count()
-
-    def on_train_end(self, *_: Any) -> None:
-        self._end()
-
-    def on_validation_end(self, *_: Any) -> None:
-        self._end()
-
-    def _begin(self) -> None:
-        if self.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            self.loaded = torch.cuda.memory_allocated()
-        else:
-            self.loaded = begin_peak()
-
-    def _count(self) -> None:
         self.done += 1
         if self.done == WARM_UP:
             synchronize(self.device)
             self.profiler.start()
             self.began = time.perf_counter()
 
-    def _end(self) -> None:
+    def on_train_end(self, *_: Any) -> None:
         synchronize(self.device)
         self.seconds = time.perf_counter() - self.began
         self.profiler.stop()
-        self.peak = torch.cuda.max_memory_allocated() if self.device == "cuda" else resident("VmHWM")
+        self.peak = peak_memory(self.device)
+
+    on_validation_start, on_validation_batch_end, on_validation_end = on_fit_start, on_train_batch_end, on_train_end
 
     def figures(self) -> dict[str, Any]:
         """Return measurements per step or pack, and the longest gap."""

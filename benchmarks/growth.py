@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from harness import arguments, show, write
+from harness import arguments, resident, show, write
 
 ROWS = (10_000, 100_000, 1_000_000)
 CLUSTERS = 1_000
@@ -56,19 +56,19 @@ def main(argv: list[str] | None = None) -> Path | None:
         sizes = [200, 400]
     with tempfile.TemporaryDirectory() as folder:
         peaks: dict[str, list[int]] = {name: [] for name in options.stages}
-        empty = _made(Path(folder) / "few", 64)
+        empty = _write_files(Path(folder) / "few", 64)
         _make_models(empty)
         base = {name: _peak(name, empty) for name in options.stages}
         for rows in sizes:
-            work = _made(Path(folder) / str(rows), rows)
+            work = _write_files(Path(folder) / str(rows), rows)
             for name in options.stages:
                 peaks[name].append(max(_peak(name, work) - base[name], 0))
                 print(f"{rows:,} rows: {name}, {peaks[name][-1] / 2**20:,.1f} MiB", flush=True)
     figures, table = [], []
-    for name, found in peaks.items():
-        slope = (found[-1] - found[-2]) / (sizes[-1] - sizes[-2]) if len(sizes) > 1 else None
-        figures.append({"stage": name, "imports": base[name], "rows": sizes, "bytes": found, "bytes_a_row": slope})
-        cells = [f"{peak / 2**20:,.0f}" for peak in found]
+    for name, above in peaks.items():
+        slope = (above[-1] - above[-2]) / (sizes[-1] - sizes[-2]) if len(sizes) > 1 else None
+        figures.append({"stage": name, "imports": base[name], "rows": sizes, "bytes": above, "bytes_a_row": slope})
+        cells = [f"{peak / 2**20:,.0f}" for peak in above]
         table.append([name, f"{base[name] / 2**20:,.0f}", *cells, "" if slope is None else f"{slope:,.0f}"])
     show(
         "Largest anonymous memory above that of 64 rows, MiB",
@@ -86,7 +86,7 @@ def _make_models(work: Path) -> None:
     _embedder(work)
 
 
-def _made(work: Path, rows: int) -> Path:
+def _write_files(work: Path, rows: int) -> Path:
     """Create a folder with rows.jsonl, scores.parquet and an embedder."""
     work.mkdir()
     with (work / "rows.jsonl").open("w") as file:
@@ -113,13 +113,13 @@ def _peak(stage: str, work: Path) -> int:
     }
     command = [sys.executable, __file__, "--stage", stage, "--work", str(work)]
     peak = 0
-    with (work / "said").open("w") as said:
-        process = subprocess.Popen(command, env=environment, cwd=work, stdout=subprocess.DEVNULL, stderr=said)
+    with (work / "errors").open("w") as errors:
+        process = subprocess.Popen(command, env=environment, cwd=work, stdout=subprocess.DEVNULL, stderr=errors)
         while process.poll() is None:
             peak = max(peak, sum(map(_anonymous, _family(process.pid))))
             time.sleep(SECONDS_BETWEEN_LOOKS)
     if process.returncode:
-        sys.exit(f"{stage} failed: {(work / 'said').read_text()[-2000:]}")
+        sys.exit(f"{stage} failed: {(work / 'errors').read_text()[-2000:]}")
     return peak
 
 
@@ -134,17 +134,15 @@ def _family(pid: int) -> list[int]:
 
 def _anonymous(pid: int) -> int:
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return resident("RssAnon", pid)
     except OSError:  # it has just ended
         return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), 0)
 
 
-def _select(work: Path, name: str, *overrides: str) -> None:
+def _run(command: str, work: Path, name: str, *overrides: str) -> None:
     from lpsel.cli import run
 
-    shared = [f"dataset.path={work}/rows.jsonl", "tracker=none", f"hydra.run.dir={work}/{name}"]
-    run("select", [*shared, "cluster=none", "pct=10", *SCORER, *overrides])
+    run(command, [f"dataset.path={work}/rows.jsonl", "tracker=none", f"hydra.run.dir={work}/{name}", *overrides])
 
 
 def _source(work: Path):
@@ -173,14 +171,13 @@ def tokenize_rows(work: Path) -> None:
 
 
 def record(work: Path) -> None:
-    _select(work, "recorded", "selection=perplexity")
+    _run("select", work, "recorded", "cluster=none", "selection=perplexity", "pct=10", *SCORER)
 
 
 def embed(work: Path) -> None:
     from lpsel.clustering.embeddings import embed as embed_rows
 
-    embedder = _embedder(work)
-    embed_rows(_source(work), str(embedder), work.parent / "cache")
+    embed_rows(_source(work), str(_embedder(work)), work.parent / "cache")
 
 
 def cluster(work: Path) -> None:
@@ -190,21 +187,17 @@ def cluster(work: Path) -> None:
 
 
 def select(work: Path) -> None:
-    _select(work, "selected", "selection=lp_app", f"scores={work}/scores.parquet", "cluster=auto")
+    _run("select", work, "selected", "selection=lp_app", "pct=10", f"scores={work}/scores.parquet", *SCORER)
 
 
 def train(work: Path) -> None:
-    from lpsel.cli import run
-
-    shared = [f"dataset.path={work}/rows.jsonl", "tracker=none", f"hydra.run.dir={work}/trained"]
-    run("train", [*shared, "cluster=none", "selection=random", "pct=10", "model.recipe.epochs=1", *_tiny("model")])
+    settings = ("cluster=none", "selection=random", "pct=10", "model.recipe.epochs=1")
+    _run("train", work, "trained", *settings, *_tiny("model"))
 
 
 def evaluate(work: Path) -> None:
-    from lpsel.cli import run
-
-    shared = [f"dataset.path={work}/rows.jsonl", "tracker=none", f"hydra.run.dir={work}/evaluated"]
-    run("evaluate", [*shared, f"model={work}/trained", "evaluator.max_new_tokens=1", "evaluator.resamples=100"])
+    settings = (f"model={work}/trained", "evaluator.max_new_tokens=1", "evaluator.resamples=100")
+    _run("evaluate", work, "evaluated", *settings)
 
 
 def _embedder(work: Path) -> Path:
@@ -219,7 +212,7 @@ def _embedder(work: Path) -> Path:
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     alphabet = ["[PAD]", "[UNK]", *(chr(code) for code in range(33, 127))]
-    backend = Tokenizer(models.WordLevel({word: place for place, word in enumerate(alphabet)}, unk_token="[UNK]"))
+    backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(alphabet)}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     torch.manual_seed(0)
     config = BertConfig(

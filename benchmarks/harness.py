@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from lpsel.model.copies import end_with_parent
 from lpsel.model.device import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 from lpsel.storage import finite
 
@@ -61,7 +62,6 @@ class Run:
 
     @property
     def rate(self) -> float:
-        """Tokens per second."""
         return self.tokens / self.seconds
 
 
@@ -117,7 +117,6 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def ratios(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str, float]:
-    """Compute the median and range of the per-round ratios."""
     return spread([a / b for a, b in zip(numerator, denominator, strict=True)])
 
 
@@ -230,35 +229,30 @@ def _measure_peak(device: str, threads: int, contestant: Contestant, args: Any, 
     def on_ready(model: Any) -> None:
         nonlocal loaded
         touch(model)
-        if device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            loaded = torch.cuda.memory_allocated()
-        else:
-            loaded = begin_peak()
+        loaded = begin_peak(device)
 
     contestant(*args, **kwargs, on_ready=on_ready)
-    return (torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")) - loaded
+    return peak_memory(device) - loaded
 
 
-def begin_peak() -> int:
-    """Reset this process's peak memory (VmHWM) and return its current resident memory in bytes."""
+def begin_peak(device: str = "cpu") -> int:
+    """Reset the peak and return the current memory in bytes: of PyTorch's allocator on a GPU, otherwise resident."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
     ctypes.CDLL(None).malloc_trim(0)  # what was freed before would hide what comes
     Path("/proc/self/clear_refs").write_text("5")
     return resident("VmRSS")
 
 
-def end_with_parent() -> None:
-    """End this process when the benchmark is killed, which also ends the server that it was forked from."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "in a process of its own"
-    parent.join()
-    os._exit(1)
+def peak_memory(device: str) -> int:
+    return torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")
 
 
-def resident(name: str) -> int:
-    """Read a field of /proc/self/status in bytes."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
-    return int(line.split()[1]) * 1024
+def resident(name: str, pid: int | str = "self") -> int:
+    """Read a field of /proc/PID/status in bytes, 0 if it has none."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
 
 
 def show(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:

@@ -21,9 +21,10 @@ from typing import Any
 import lightning as L
 import ours
 import torch
-from harness import arguments, begin_peak, end_with_parent, imported, quiet_libraries, resident, show, write
+from harness import arguments, begin_peak, imported, quiet_libraries, resident, show, write
 from material import existing, random_llama, smollm2
 
+from lpsel.model.copies import end_with_parent
 from lpsel.model.fsdp import ShardedStrategy
 from lpsel.model.lightning_module import FineTuner
 
@@ -39,9 +40,7 @@ def main(argv: list[str] | None = None) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         model = options.model
         if options.tiny or model is None:
-            text = Path(folder) / "text"
-            text.write_text("A tokenizer is not needed here.")
-            model = random_llama(Path(folder) / "random Llama", text, layers=8, hidden=512, vocabulary=2048)
+            model = random_llama(Path(folder) / "random Llama", layers=8, hidden=512, vocabulary=2048)
         figures = []
         for stored in (torch.float32, torch.bfloat16):
             copy = _stored(model, stored, Path(folder) / str(stored))
@@ -107,9 +106,9 @@ def _load(strategy: str, model: Path, port: int, rank: int) -> dict[str, int]:
     trainer.strategy.connect(module)
     trainer.strategy.setup_environment()
     before = begin_peak()
-    with _largest_own() as own:
+    with _largest_own() as sampled:
         module.configure_model()
-    memory = {"peak": resident("VmHWM") - before, "own": max(own) - own[0], "kept": resident("VmRSS") - before}
+    memory = {"peak": resident("VmHWM") - before, "own": max(sampled) - sampled[0], "kept": resident("VmRSS") - before}
     torch.distributed.destroy_process_group()
     return memory
 

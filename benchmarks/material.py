@@ -28,10 +28,10 @@ def smollm2() -> Path | None:
 
 
 def add_options(parser: argparse.ArgumentParser, rows: int) -> None:
-    """Add the options for benchmarks of whole commands: model, data and number of rows."""
+    """Add the options of benchmarks on real rows: model, data and number of rows."""
     parser.add_argument("--model", type=existing, default=smollm2())
     parser.add_argument("--data", type=existing, default=ALPACA if ALPACA.is_file() else None)
-    parser.add_argument("--rows", type=int, default=rows)
+    parser.add_argument("--rows", type=int, default=rows, help="rows that are scored in every round")
 
 
 def from_options(options: argparse.Namespace, folder: Path) -> tuple[Path, str, Path]:
@@ -39,7 +39,7 @@ def from_options(options: argparse.Namespace, folder: Path) -> tuple[Path, str, 
     rows, data = sample(options.data, 40 if options.tiny else options.rows, folder)
     if options.model is not None and not options.tiny:
         return rows, data, options.model
-    return rows, data, random_llama(folder / "model", rows, layers=2, hidden=32, vocabulary=512)
+    return rows, data, random_llama(folder / "model", layers=2, hidden=32, vocabulary=512, text=rows)
 
 
 def existing(path: str) -> Path:
@@ -64,8 +64,8 @@ def sample(data: Path | None, rows: int, folder: Path) -> tuple[Path, str]:
     if data is not None:
         source, name = Source(DatasetSpec("data", str(data))), data.name
     else:
-        made = {"rows": 10 * rows, "held_out": 0, "seed": 0, "wrong": 0.0}
-        source, name = Source(DatasetSpec("embedded", synthetic=made)), "embedded synthetic rows"
+        settings = {"rows": 10 * rows, "held_out": 0, "seed": 0, "wrong": 0.0}
+        source, name = Source(DatasetSpec("embedded", synthetic=settings)), "embedded synthetic rows"
     raw = [row.raw for row in source]
     chosen = np.random.default_rng(0).permutation(len(raw))[:rows]
     path = folder / f"rows-{rows}.jsonl"
@@ -73,8 +73,15 @@ def sample(data: Path | None, rows: int, folder: Path) -> tuple[Path, str]:
     return path, name
 
 
-def random_llama(folder: Path, text: Path, *, layers: int, hidden: int, vocabulary: int) -> Path:
-    """Create a Llama with random weights, and a byte-level tokenizer trained on the lines of `text`."""
+def load(folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    return model.to(device)
+
+
+def random_llama(folder: Path, *, layers: int, hidden: int, vocabulary: int, text: Path | None = None) -> Path:
+    """Create a Llama with random weights, and a byte-level tokenizer, trained on the lines of `text` if it is used."""
     from transformers import LlamaConfig
 
     config = LlamaConfig(
@@ -88,7 +95,7 @@ def random_llama(folder: Path, text: Path, *, layers: int, hidden: int, vocabula
         bos_token_id=None,
         eos_token_id=0,
     )
-    return random_model(folder, config, text.read_text().splitlines())
+    return random_model(folder, config, text.read_text().splitlines() if text else ["The tokenizer is not used."])
 
 
 def random_model(
@@ -106,7 +113,6 @@ def random_model(
 
 
 def byte_tokenizer(text: list[str], vocabulary: int) -> Any:
-    """Train a byte-level transformers tokenizer on lines of text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

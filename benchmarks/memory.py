@@ -35,11 +35,9 @@ def main(argv: list[str] | None = None) -> Path:
     vocabularies, budgets = ((512,), (512, 1024)) if options.tiny else (VOCABULARIES, BUDGETS)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        text = work / "text"
-        text.write_text("A tokenizer is not needed here: the rows are random ids.")
         folders = {
             f"random Llama, vocabulary {size:,}": random_llama(
-                work / f"vocabulary-{size}", text, layers=2, hidden=64, vocabulary=size
+                work / f"vocabulary-{size}", layers=2, hidden=64, vocabulary=size
             )
             for size in vocabularies
         }

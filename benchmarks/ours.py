@@ -187,7 +187,6 @@ def train(
 
 
 def spec_of(model_folder: Path) -> ModelSpec:
-    """Create the ModelSpec of a model folder with the benchmarks' recipe."""
     recipe = Recipe(epochs=1, learning_rate=LEARNING_RATE, warmup=0.0, schedule="constant", seed=SEED)
     return ModelSpec("benchmark", str(model_folder), max_length=MAX_LENGTH, recipe=recipe)
 

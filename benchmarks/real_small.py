@@ -54,8 +54,9 @@ def collect(folders: Sequence[str]) -> dict[str, Any]:
             records.append(_described(run) | {"held_out": measured[model], "minus_random": minus_random or None})
     chosen = {digest(each): each for each in map(_selected, runs.by_command("train", "select"))}
     once = {_order(record): record for record in records}  # the pieces of a part may each have the random rows
-    found = {"selections": sorted(chosen.values(), key=_order), "records": [once[key] for key in sorted(once)]}
-    return finite({"unfinished": len(trained.keys() - complete)} | found)
+    selections, records = sorted(chosen.values(), key=_order), [once[key] for key in sorted(once)]
+    unfinished = len(trained.keys() - complete)
+    return finite({"unfinished": unfinished, "selections": selections, "records": records})
 
 
 def _setting(run: Run) -> tuple[Any, ...]:
@@ -105,7 +106,6 @@ def _selected(run: Run) -> dict[str, Any]:
 
 
 def _described(run: Run) -> dict[str, Any]:
-    """Describe a training run and its cost."""
     ledger = run.get("ledger")
     return _named(run) | {
         "target": run.target,
@@ -117,21 +117,20 @@ def _described(run: Run) -> dict[str, Any]:
 
 
 def tables(part: dict[str, Any]) -> str:
-    """Format the tables of a part in Markdown."""
     others = [record for record in part["records"] if "pct" not in record or record["name"] == ALL]
     groups: dict[tuple[str, float], list[dict[str, Any]]] = defaultdict(list)
     for record in part["records"]:
         if record not in others:
             groups[record["pct_of"], record["pct"]].append(record)
-    own, other = part["dataset"], next(name for name in ("alpaca", "dolly") if name != part["dataset"])
+    dataset, other = part["dataset"], next(name for name in ("alpaca", "dolly") if name != part["dataset"])
     columns = [
-        (f"NLL, {own}", own, "nll", 1),
+        (f"NLL, {dataset}", dataset, "nll", 1),
         (f"NLL, {other}", other, "nll", 1),
         ("ROUGE-L %", "answers", "rouge_l", 100),
     ]
     text = ["**Selected rows**", "", *_selections(part["selections"]), ""]
     for (pct_of, pct), records in sorted(groups.items()):
-        text += [f"**{pct:g}% of the {pct_of}**", "", *_table([*others, *records], columns, own), ""]
+        text += [f"**{pct:g}% of the {pct_of}**", "", *_table([*others, *records], columns, dataset), ""]
     if groups:
         text += ["**Cost**", "", *_costs(part["records"])]
     return "\n".join(text).rstrip()
@@ -158,7 +157,9 @@ def _budget(record: dict[str, Any]) -> str:
     return record["name"] if record["name"] == ALL else f"{record['name']}, {record['pct']:g}% of {record['pct_of']}"
 
 
-def _table(records: Sequence[dict[str, Any]], columns: Sequence[tuple[str, str, str, float]], own: str) -> list[str]:
+def _table(
+    records: Sequence[dict[str, Any]], columns: Sequence[tuple[str, str, str, float]], dataset: str
+) -> list[str]:
     head = ["trained on", "seeds", "rows", "tokens"]
     for title, *_ in columns:
         head += [title, "minus random"]
@@ -170,7 +171,7 @@ def _table(records: Sequence[dict[str, Any]], columns: Sequence[tuple[str, str, 
             cells.append(_cell([record["held_out"][kind][metric] for record in group], factor, digits))
             compared = [record["minus_random"][kind][metric] for record in group if record.get("minus_random")]
             cells.append(_cell(compared, factor, digits, "+") if compared else "")
-        cells.append(_cell([record["held_out"][own]["bits_per_byte"] for record in group], 1, 3))
+        cells.append(_cell([record["held_out"][dataset]["bits_per_byte"] for record in group], 1, 3))
         lines.append(cells)
     return markdown([*head, "bits per byte"], lines)
 
@@ -216,12 +217,10 @@ def _cell(estimates: Sequence[dict[str, Any]], factor: float, digits: int, sign:
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    """Format a table as lines of Markdown."""
     return [f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *lines]]
 
 
 def with_tables(page: str) -> str:
-    """Return the page with the tables of every part inserted."""
     for file in sorted((RESULTS / "data").glob("real-small-*.json")):
         page = between_marks(page, file.stem, tables(json.loads(file.read_text())))
     return page
@@ -240,9 +239,9 @@ def main(argv: Sequence[str]) -> None:
             file = RESULTS / "data" / f"{part}.json"
             about = json.loads(file.read_text())["about"] if file.exists() else {}
             dataset = "alpaca" if part.endswith("alpaca") else "dolly"
-            found = {"part": part, "dataset": dataset, "about": about} | collect(folders)
+            content = {"part": part, "dataset": dataset, "about": about} | collect(folders)
             file.parent.mkdir(exist_ok=True)
-            file.write_text(json.dumps(found, indent=1) + "\n")
+            file.write_text(json.dumps(content, indent=1) + "\n")
         case ["tables"]:
             PAGE.write_text(with_tables(PAGE.read_text()))
         case _:

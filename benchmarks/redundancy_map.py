@@ -57,21 +57,21 @@ def gains(records: Sequence[dict[str, Any]], metric: str) -> dict[Setting, list[
     for record in records:
         setting = record["redundancy"], record["rows"], record["pct"]
         by_rule[record["rule"]][setting, record["seed"]] = record[metric]
-    found: dict[Setting, list[float]] = {}
+    differences: dict[Setting, list[float]] = {}
     for (setting, seed), value in sorted(by_rule[RULE].items()):
         if (setting, seed) in by_rule["random"]:
-            found.setdefault(setting, []).append(value - by_rule["random"][setting, seed])
-    return found
+            differences.setdefault(setting, []).append(value - by_rule["random"][setting, seed])
+    return differences
 
 
 @styled
 def figure(records: Sequence[dict[str, Any]]) -> Any:
     """Plot NLL minus that of random rows over redundancy: a line per pool and percentage, a dot per seed."""
     drawing, axes = new_axes()
-    found = gains(records, "nll")
-    lines = sorted({(rows, pct) for _, rows, pct in found})
+    differences = gains(records, "nll")
+    lines = sorted({(rows, pct) for _, rows, pct in differences})
     for (rows, pct), color in zip(lines, SERIES, strict=False):
-        points = [(100 * s[0], values) for s, values in found.items() if s[1:] == (rows, pct)]
+        points = [(100 * s[0], values) for s, values in differences.items() if s[1:] == (rows, pct)]
         label = f"{pct:g}% of {rows:,}"
         axes.plot([x for x, _ in points], [np.mean(values) for _, values in points], color=color, label=label)
         for x, values in points:

@@ -79,8 +79,8 @@ def scorer_transfer(folder: Path) -> Any:
         axes.plot(range(len(SMALL)), overlap, "o-", color=color, markersize=4, linewidth=1.2,
                   label=METRICS[RULES[rule]].title)  # fmt: skip
         for x, value in enumerate(overlap):
-            place = (0, 5 if rule else -13)  # above the upper line, below the lower one
-            axes.annotate(f"{value:.2f}", (x, value), xytext=place, textcoords="offset points", ha="center")
+            offset = (0, 5 if rule else -13)  # above the upper line, below the lower one
+            axes.annotate(f"{value:.2f}", (x, value), xytext=offset, textcoords="offset points", ha="center")
     axes.axhline(0.1, color=MUTED, linewidth=1, linestyle="--")
     axes.annotate("chance", (len(SMALL) - 1, 0.1), xytext=(0, 3), textcoords="offset points", ha="right", color=MUTED)
     axes.set(

@@ -42,17 +42,17 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--precision", default="bf16-true")
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--also", nargs="*", default=[], help="overrides of all runs")
-    asked = parser.parse_args(argv)
-    for path in (asked.model, asked.data):
+    options = parser.parse_args(argv)
+    for path in (options.model, options.data):
         if not path.exists():
             print(f"{path} is not there: nothing to measure. Give a model folder and a data file.")
             return []
     with tempfile.TemporaryDirectory() as work:
         common = [
-            "scorer=local", f"scorer.path={asked.model}", "dataset=local", f"dataset.path={asked.data}",
-            f"dataset.limit={asked.rows}", f"cache_dir={asked.cache or work}", "selection=lp_app", "cluster=none",
-            f"trainer.precision={asked.precision}", f"scorer.recipe.seed={SEED}", f"scorer.recipe.global_batch={BATCH}",
-            "tracker=none", *asked.also,
+            "scorer=local", f"scorer.path={options.model}", "dataset=local", f"dataset.path={options.data}",
+            f"dataset.limit={options.rows}", f"cache_dir={options.cache or work}", "selection=lp_app", "cluster=none",
+            f"trainer.precision={options.precision}", f"scorer.recipe.seed={SEED}",
+            f"scorer.recipe.global_batch={BATCH}", "tracker=none", *options.also,
         ]  # fmt: skip
         folders = []
         for i, overrides in enumerate(SETTINGS.values()):

@@ -63,7 +63,6 @@ def whole_run(checkout: Path, overrides: list[str]) -> dict[str, float]:
 
 
 def parameters(model: Path) -> int:
-    """Count the weights in a model folder's safetensors files."""
     shapes: list[Any] = []
     for file in model.glob("*.safetensors"):
         with safe_open(file, "numpy") as tensors:

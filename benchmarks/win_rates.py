@@ -34,13 +34,13 @@ def length_control(entries: list[dict]) -> None:
     for entry in entries:
         published = entry["published"]
         verdicts = entry["preference"], entry["model_chars"], entry["baseline_chars"]
-        found = length_controlled_win_rate(*verdicts, seed=1)
-        distance.append(abs(found.value - published["length_controlled_winrate"]))
+        ours = length_controlled_win_rate(*verdicts, seed=1)
+        distance.append(abs(ours.value - published["length_controlled_winrate"]))
         judge = "GPT-4" if entry["annotator"] == "alpaca_eval_gpt4" else "GPT-4 Turbo, fractional"
         print(
             f"| {entry['model']} | {judge} | {published['win_rate']:.2f} | "
-            f"{published['length_controlled_winrate']:.2f} | {minimal_win_rate(*verdicts):.2f} | {found.value:.2f} | "
-            f"{found.low:.2f} to {found.high:.2f} |",
+            f"{published['length_controlled_winrate']:.2f} | {minimal_win_rate(*verdicts):.2f} | {ours.value:.2f} | "
+            f"{ours.low:.2f} to {ours.high:.2f} |",
             flush=True,
         )
     print(f"\nDistance to the published figure: median {np.median(distance):.2f}, largest {max(distance):.2f} points.")
@@ -84,8 +84,8 @@ def _covered(preference_DN: np.ndarray, rate: float) -> list[float]:
     """Compute the percentages of draws in which the bootstrap and the reported interval contain the rate."""
     inside = np.zeros(2)
     for draw, preference in enumerate(preference_DN):
-        found = win_rate(preference, resamples=1000, seed=draw)
-        ends = (found.ci_low, found.ci_high), shown_interval(asdict(found))
+        rates = win_rate(preference, resamples=1000, seed=draw)
+        ends = (rates.ci_low, rates.ci_high), shown_interval(asdict(rates))
         inside += [low <= 100 * rate <= high for low, high in ends]
     return list(100 * inside / len(preference_DN))
 
@@ -98,8 +98,8 @@ def coverage_of_differences(draws: int) -> None:
         for rates in ((0.5, 0.45), (0.8, 0.7), (0.95, 0.9)):
             inside = np.zeros(2)
             for draw in range(draws):
-                first, own = generator.random((2, prompts))
-                second = np.where(generator.random(prompts) < 0.5, first, own)
+                first, independent = generator.random((2, prompts))
+                second = np.where(generator.random(prompts) < 0.5, first, independent)
                 difference = 100.0 * (first < rates[0]) - 100.0 * (second < rates[1])
                 ends = [
                     bootstrap_means(difference[:, None], resamples=500, seed=draw).estimate(0)[1:],
@@ -136,8 +136,8 @@ def coverage_of_correlations(draws: int) -> None:
             of_normal = 2 * np.sin(np.pi * correlation / 6)  # the Pearson correlation with this rank correlation
             first, second = generator.normal(size=(2, draws, subsets))
             second = of_normal * first + np.sqrt(1 - of_normal**2) * second
-            found = [rank_correlation(*pair) for pair in zip(first, second, strict=True)]
-            inside = sum(each.low <= correlation <= each.high for each in found)
+            correlations = [rank_correlation(*pair) for pair in zip(first, second, strict=True)]
+            inside = sum(each.low <= correlation <= each.high for each in correlations)
             print(f"| {subsets} | {correlation:g} | {100 * inside / draws:.1f} |", flush=True)
 
 
@@ -157,8 +157,8 @@ def coverage_of_rows(draws: int) -> None:
             other = nll + tokens * generator.normal(0.05, 0.3, rows)
             close = generator.beta(0.5, 1, rows)
             columns = np.column_stack([nll, other, close]), np.column_stack([tokens, tokens, np.ones(rows)])
-            found = bootstrap_ratios(*columns, resamples=500, seed=draw)
-            estimates = found.estimate(0), found.difference(1, 0), found.estimate(2)
+            means = bootstrap_ratios(*columns, resamples=500, seed=draw)
+            estimates = means.estimate(0), means.difference(1, 0), means.estimate(2)
             inside += [e.low <= each <= e.high for e, each in zip(estimates, (true, 0.05, 1 / 3), strict=True)]
         print(f"| {rows} | " + " | ".join(f"{100 * share:.1f}" for share in inside / draws) + " |", flush=True)
 
@@ -195,8 +195,8 @@ def coverage_at_equal_length(draws: int) -> None:
             model = np.maximum(1, baseline + generator.normal(150, 400, prompts).astype(int))
             shorter = (baseline - model).astype(float)
             wins = generator.random(prompts) < expit(theta + phi * np.tanh(shorter / shorter.std(ddof=1)))
-            found = length_controlled_win_rate(np.where(wins, 2.0, 1.0), model, baseline, resamples=500, seed=draw)
-            inside += found.low <= 100 * rate <= found.high
+            controlled = length_controlled_win_rate(np.where(wins, 2.0, 1.0), model, baseline, resamples=500, seed=draw)
+            inside += controlled.low <= 100 * rate <= controlled.high
         print(f"| {prompts} | {100 * rate:g}% | {100 * inside / draws:.1f} |", flush=True)
 
 

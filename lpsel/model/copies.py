@@ -100,10 +100,11 @@ class _Worker:
 def _start(free: Any) -> None:
     _Worker.free = free
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C reaches every process; the main one ends the others
-    Thread(target=_end_with_parent, daemon=True).start()
+    Thread(target=end_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """End this process when its parent ends, even if that is killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

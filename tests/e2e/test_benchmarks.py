@@ -42,7 +42,7 @@ def finite(ratio):
 
 @pytest.mark.slow
 def test_cpu(benchmark, monkeypatch, tmp_path):
-    monkeypatch.setattr(importlib.import_module("cpu"), "ALPACA", tmp_path / "none")
+    monkeypatch.setattr(importlib.import_module("material"), "ALPACA", tmp_path / "none")
     figures = benchmark("cpu", "--rows=8", "--lm-eval-rows=8", "--steps=1")
     assert figures["data"] == "embedded synthetic rows"
     scored, trained = figures["comparisons"][:2], figures["comparisons"][-2:]
