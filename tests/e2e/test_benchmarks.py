@@ -256,31 +256,6 @@ def test_whole_run(benchmark):
     assert 0 < figures["state_bytes"] < figures["runs"]["new"][0]["peak_bytes"]
 
 
-@pytest.mark.slow
-def test_reading(benchmark):
-    figures = benchmark("reading", "--old", str(ROOT))
-    steps = [(row["file"], row["step"]) for row in figures["comparisons"]]
-    assert len(set(steps)) == len(steps) == 12
-    assert all(finite(row["ratio"]) for row in figures["comparisons"])
-
-
-def test_reading_compares_checkouts_that_agree_only(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    measure = importlib.import_module("reading").measure
-
-    class Side:
-        def __init__(self, result):
-            self.result = result
-
-        def time(self, task):
-            return 0.5, self.result
-
-    task = ("rows.csv", "hash")
-    assert measure({"old": Side("a"), "new": Side("a")}, task, 2) == {"old": [0.5, 0.5], "new": [0.5, 0.5]}
-    with pytest.raises(SystemExit, match="the two sides differ"):
-        measure({"old": Side("a"), "new": Side("b")}, task, 2)
-
-
 @pytest.mark.parametrize(
     ("options", "alternative"),
     [
