@@ -27,6 +27,7 @@ from lpsel.storage import finite, write_json, write_table
 
 JUDGEMENTS = "judgements.parquet"
 OUTCOMES = "outcomes.parquet"
+OF_PROMPT = ("prompt_set", "category", "text")  # columns of both tables that describe the prompt
 COLUMN_TYPES = {
     "preference": "float64", "mean_preference": "float64", "votes": "int32", "counted": "bool",
     "at": pa.timestamp("ms", "UTC"), "model_chars": "int64", "baseline_chars": "int64",
@@ -128,11 +129,7 @@ def _outcomes(voted: Sequence[int], preference_AN: NDArray[np.float64], key: Key
             "judge": "people",
             "model": key.model,
             "baseline": key.baseline,
-            "model_chars": pair.model_chars,
-            "baseline_chars": pair.baseline_chars,
-            "prompt_set": pair.prompt_set,
-            "category": pair.category,
-            "text": pair.text,
+            **{name: getattr(pair, name) for name in ("model_chars", "baseline_chars", *OF_PROMPT)},
         }
         for pair, preference, mean, votes in outcomes
     ]
@@ -150,9 +147,7 @@ def _judgements(votes: Sequence[Vote], counted: set[Vote], key: Key) -> list[dic
             "annotator": vote.annotator,
             "at": vote.at,
             "counted": vote in counted,
-            "prompt_set": key.pairs[vote.pair].prompt_set,
-            "category": key.pairs[vote.pair].category,
-            "text": key.pairs[vote.pair].text,
+            **{name: getattr(key.pairs[vote.pair], name) for name in OF_PROMPT},
         }
         for vote in votes
     ]
@@ -163,45 +158,46 @@ def _win_rates(outcomes: Sequence[dict[str, Any]], key: Key) -> dict[str, Any]:
 
     Pairs without votes do not count as failed. A prompt in several sets counts once overall, and once in each set.
     """
-    column = {name: [outcome[name] for outcome in outcomes] for name in outcomes[0]}
-    seen = set(column["id"])
-    unseen = [pair for pair in key.pairs if pair.id not in seen]
-    missing = [None] * len(unseen)
-    text_N = [*column["text"], *(pair.text for pair in unseen)]
-    once = list({i if text is None else text: i for i, text in reversed([*enumerate(text_N)])}.values())
-    equal_N = np.isin([*column["id"], *missing], [pair.id for pair in key.equal])
+    voted = {outcome["id"] for outcome in outcomes}
+    unvoted = [
+        dict.fromkeys(outcomes[0]) | {name: getattr(pair, name) for name in ("id", *OF_PROMPT)}
+        for pair in key.pairs
+        if pair.id not in voted
+    ]
+    rows = [*outcomes, *unvoted]
+    column_N = {name: [row[name] for row in rows] for name in outcomes[0]}
+    equal_N = np.isin(column_N["id"], [pair.id for pair in key.equal])
     by_majority = pairwise_metrics(
-        [*column["preference"], *missing],
-        model_chars_N=np.array([*column["model_chars"], *missing], np.float64),
-        baseline_chars_N=np.array([*column["baseline_chars"], *missing], np.float64),
+        column_N["preference"],
+        model_chars_N=column_N["model_chars"],
+        baseline_chars_N=column_N["baseline_chars"],
         equal_N=equal_N,
         unfinished=True,
-        text_N=text_N,
-        category_N=[*column["category"], *(pair.category for pair in unseen)],
-        prompt_set_N=[*column["prompt_set"], *(pair.prompt_set for pair in unseen)],
+        text_N=column_N["text"],
+        category_N=column_N["category"],
+        prompt_set_N=column_N["prompt_set"],
     )
-    mean_N = np.array([*column["mean_preference"], *missing], np.float64)
+    # The first row of every text.
+    once = list({n if row["text"] is None else row["text"]: n for n, row in reversed([*enumerate(rows)])}.values())
+    mean_N = np.array(column_N["mean_preference"], np.float64)
     by_mean = asdict(win_rate(mean_N[once], equal_N=equal_N[once]))
-    unseen_once = [unseen[i - len(outcomes)] for i in once if i >= len(outcomes)]
+    unvoted_once = [rows[n] for n in once if n >= len(outcomes)]
     for counted in (by_majority, by_mean):
-        counted["failed"] -= len(unseen_once)
-    for groups, group_of in (
-        (by_majority["by_category"], [pair.category for pair in unseen_once]),
-        (by_majority["by_prompt_set"], [pair.prompt_set for pair in unseen]),
-    ):
-        for name in filter(None, group_of):
-            groups[name]["failed"] -= 1
+        counted["failed"] -= len(unvoted_once)
+    for column, pairs in (("category", unvoted_once), ("prompt_set", unvoted)):
+        for name in filter(None, (pair[column] for pair in pairs)):
+            by_majority[f"by_{column}"][name]["failed"] -= 1
     return {**by_majority, **describe_problems(by_majority), "mean_of_votes": by_mean}
 
 
 def _annotator(name: str, votes: Iterable[Vote], counted: Iterable[Vote], key: Key) -> dict[str, Any]:
-    own = [vote for vote in counted if vote.annotator == name]
+    last = [vote for vote in counted if vote.annotator == name]
     return {
         "name": name,
-        "votes": len(own),
-        "skipped": sum(vote.choice == "skip" for vote in own),
-        "replaced": sum(vote.annotator == name for vote in votes) - len(own),
-        **asdict(win_rate(np.array([human.preference(vote, key) for vote in own], np.float64))),
+        "votes": len(last),
+        "skipped": sum(vote.choice == "skip" for vote in last),
+        "replaced": sum(vote.annotator == name for vote in votes) - len(last),
+        **asdict(win_rate(np.array([human.preference(vote, key) for vote in last], np.float64))),
     }
 
 
