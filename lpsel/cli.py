@@ -7,19 +7,17 @@ import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from lpsel import __version__
-from lpsel.command_line import check_arguments, hydra_error
+from lpsel.command_line import check_arguments, fail, hydra_error
 from lpsel.distributed import Interrupted, at_end, is_main_process, lost_rank, signals_interrupt
-from lpsel.errors import ReportedByMainProcess, UserError, resource_errors
-from lpsel.redact import printable, protect_output, redact
+from lpsel.errors import UserError, resource_errors
+from lpsel.redact import protect_output, redact
 
 # Description and example of each command. Commands configured by Hydra:
 HYDRA_COMMANDS = {
@@ -43,7 +41,6 @@ FLAG_COMMANDS = {
 COMMANDS = HYDRA_COMMANDS | FLAG_COMMANDS
 NEXT = {"train": "lpsel evaluate model={}", "select": "lpsel rows {} --chosen", "evaluate": "lpsel report {}"}
 COMPLETION = ("-sc", "--shell-completion")
-SECONDS_FOR_MAIN_PROCESS = 5  # time to print an error: torchrun ends all ranks when the first one exits
 
 
 def console() -> None:
@@ -67,7 +64,7 @@ def console() -> None:
         from lpsel.config import suggestion
 
         hint = f"{suggestion(arguments[0], list(COMMANDS))}Use one of {', '.join(COMMANDS)}"
-        _fail("lpsel", UserError(arguments[0], problem="unknown command", hint=hint))
+        fail("lpsel", UserError(arguments[0], problem="unknown command", hint=hint))
 
 
 def _usage() -> str:
@@ -113,14 +110,12 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
 
     os.environ["LPSEL_COMMAND"] = command
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises exceptions instead of printing them
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     hydra_errors = (HydraException, OmegaConfBaseException)
     with _errors_end_command(command, hydra_errors), signals_interrupt(), at_end:
-        check_arguments(given)
-        sys.argv[1:] = hydra_arguments(command, given)
-        SweepCallback.fail = partial(_fail, f"lpsel {command}")
+        check_arguments(arguments)
+        sys.argv[1:] = hydra_arguments(command, arguments)
         SweepCallback.sweep = None
-        SweepCallback.before_run = None if os.environ.get("LPSEL_DEBUG") else partial(_check_run_folder, command)
         start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)
         start(_job(command, hydra_errors))()
         if SweepCallback.sweep is not None:
@@ -145,7 +140,7 @@ def _errors_end_command(command: str, hydra_errors: tuple[type[Exception], ...] 
     except user_errors as error:
         if os.environ.get("LPSEL_DEBUG"):
             raise
-        _fail(f"lpsel {command}", error if isinstance(error, UserError) else hydra_error(error, command))
+        fail(f"lpsel {command}", error if isinstance(error, UserError) else hydra_error(error, command))
     except Exception as error:
         reason = None if os.environ.get("LPSEL_DEBUG") else lost_rank(error)
         if reason is None:
@@ -183,29 +178,6 @@ def _job(command: str, hydra_errors: tuple[type[Exception], ...]) -> Callable[[A
                 _run_job(command, config, Path(hydra.runtime.output_dir))
 
     return job
-
-
-def _check_run_folder(command: str, config: Any) -> None:
-    """Exit before Hydra writes files if the run folder is rejected or the configuration contains a key."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    from lpsel.output_folder import check_run_folder
-    from lpsel.run_config import RunConfig, check_headers
-
-    if not is_main_process() or config.get("dry_run"):
-        return
-    try:
-        check_headers(config)
-        folder = Path(str(config.hydra.run.dir)).expanduser().resolve()
-        if folder.is_dir():
-            own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-            RunConfig.of(command, own).check(folder)
-            check_run_folder(command, own, folder)
-    except UserError as error:
-        _fail(f"lpsel {command}", error)
-    except (OmegaConfBaseException, OSError):
-        return  # the job raises and reports the same error
 
 
 def _run_job(command: str, config: Any, folder: Path) -> None:
@@ -273,11 +245,3 @@ def quiet_libraries() -> None:
     logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)  # one line per retry
     if not is_main_process():
         logging.disable(logging.INFO)
-
-
-def _fail(prog: str, error: Exception) -> NoReturn:
-    if isinstance(error, ReportedByMainProcess):
-        time.sleep(SECONDS_FOR_MAIN_PROCESS)
-    else:
-        print(f"{prog}: {printable(redact(' '.join(str(error).split())))}", file=sys.stderr)
-    sys.exit(2)

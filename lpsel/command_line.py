@@ -1,10 +1,16 @@
-"""Check the command line before Hydra parses it, and convert Hydra's errors to one-line user errors."""
+"""Check the command line and the run folder before Hydra writes files, and end a command with a one-line error."""
 
 import re
+import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, NoReturn
 
-from lpsel.errors import UserError
+from lpsel.distributed import is_main_process
+from lpsel.errors import ReportedByMainProcess, UserError
+from lpsel.redact import printable, redact
 from lpsel.storage import check_writable
 
 # API keys in an option, a mapping or a header; a reference such as ${oc.env:MY_KEY} is not a key.
@@ -27,6 +33,7 @@ NO_CHOICE = re.compile(r"Could not find '(?P<group>[^']+)/(?P<name>[^'/]*)'")
 NO_KEY = re.compile(r"Could not override '(?P<key>[^']+)'")
 AMBIGUOUS = re.compile(r"Ambiguous value for argument '(?P<key>[^=']+)=(?P<value>.*)'")
 MAX_LISTED = 20  # choices listed in a message
+SECONDS_FOR_MAIN_PROCESS = 5  # time to print an error: torchrun ends all ranks when the first one exits
 FLAGS_WITH_VALUE = (
     "--cfg", "-c", "--package", "-p", "--shell-completion", "-sc", "--config-path", "-cp", "--config-name", "-cn",
     "--config-dir", "-cd", "--experimental-rerun", "--info", "-i",
@@ -78,6 +85,34 @@ def _meant(name: str, value: str, following: Sequence[str]) -> str:
     if "/" in name or path.exists():
         return f"{'model' if path.is_dir() else 'dataset'}={name}"
     return f"{name.lstrip('-').replace('-', '_')}={value}"
+
+
+def check_run(command: str, config: Any) -> None:
+    """Raise a UserError before Hydra writes files if the run folder is rejected or the configuration contains a key."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from lpsel.output_folder import check_run_folder
+    from lpsel.run_config import RunConfig, check_headers
+
+    if not is_main_process() or config.get("dry_run"):
+        return
+    with suppress(OmegaConfBaseException, OSError):  # the job raises and reports the same error
+        check_headers(config)
+        folder = Path(str(config.hydra.run.dir)).expanduser().resolve()
+        if folder.is_dir():
+            job_config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+            RunConfig.of(command, job_config).check(folder)
+            check_run_folder(command, job_config, folder)
+
+
+def fail(prog: str, error: Exception) -> NoReturn:
+    """Print an error in one line, and exit; ranks whose error the main process prints wait for it."""
+    if isinstance(error, ReportedByMainProcess):
+        time.sleep(SECONDS_FOR_MAIN_PROCESS)
+    else:
+        print(f"{prog}: {printable(redact(' '.join(str(error).split())))}", file=sys.stderr)
+    sys.exit(2)
 
 
 def hydra_error(error: Exception, command: str) -> UserError:

@@ -12,11 +12,11 @@ import shutil
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
@@ -25,6 +25,7 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from lpsel.command_line import check_run, fail
 from lpsel.commands.job import Job, ranks_run
 from lpsel.distributed import agree, at_end, is_main_process
 from lpsel.errors import UserError, first_line, resource_errors
@@ -58,17 +59,20 @@ class Outcome:
 
 
 class SweepCallback(Callback):
-    """Hydra callback that stores the configuration of a sweep, which hydra.main does not return."""
+    """Checks a run or sweep before Hydra writes files, and stores the sweep, which hydra.main does not return.
+
+    Hydra ignores all exceptions except SystemExit.
+    """
 
     sweep: DictConfig | None = None
-    # Called with the configuration of a single job before Hydra writes any files; Hydra ignores all exceptions except
-    # SystemExit.
-    before_run: Callable[[DictConfig], None] | None = None
-    fail: Callable[[UserError], NoReturn]  # ends the command with an error
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        if SweepCallback.before_run is not None:
-            SweepCallback.before_run(config)
+        command = os.environ["LPSEL_COMMAND"]
+        try:
+            check_run(command, config)
+        except UserError as error:
+            if not os.environ.get("LPSEL_DEBUG"):  # the job raises the same error
+                fail(f"lpsel {command}", error)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         SweepCallback.sweep = config
@@ -82,7 +86,8 @@ class SweepCallback(Callback):
                 check_evaluations(config)
                 check_output_folder(folder, "sweep", replaced=False)
             except UserError as error:
-                SweepCallback.fail(error.renamed("hydra.sweep.dir") if error.name == "--out" else error)
+                error = error.renamed("hydra.sweep.dir") if error.name == "--out" else error
+                fail(f"lpsel {os.environ['LPSEL_COMMAND']}", error)
             folder.parent.mkdir(parents=True, exist_ok=True)
             with suppress(Timeout):  # keep the outcomes if the same sweep is already running
                 at_end.enter_context(FileLock(f"{folder}.lock", timeout=0))

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from lpsel import cli, distributed
-from lpsel.cli import run as command_line
+from lpsel import cli, command_line, distributed
+from lpsel.cli import run as run_command
 from lpsel.commands.job import run
 from lpsel.errors import UserError
 from tests.fixtures.processes import torchrun
@@ -31,9 +31,9 @@ def srun(rank, world, port):
 
 
 def from_command_line(command, *overrides):
-    cli.SECONDS_FOR_MAIN_PROCESS = 0.1
+    command_line.SECONDS_FOR_MAIN_PROCESS = 0.1
     sys.argv = [command]
-    command_line(command, list(overrides))
+    run_command(command, list(overrides))
 
 
 def given(model, data, cache):
