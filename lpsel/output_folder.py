@@ -37,9 +37,6 @@ def output_folder(
     Args:
         inputs: files and folders that the command reads.
         written_later: names of files that the command adds to the finished folder.
-
-    Raises:
-        UserError: as in `check_output_folder`, or the folder is not writable.
     """
     check_output_folder(folder, command, inputs)
     check_writable("--out", folder)
@@ -60,9 +57,6 @@ def check_output_folder(
         inputs: files and folders that the command reads; the folder must not contain any of them.
         replaced: whether everything in the folder is deleted: it must not be the working directory, and must not
             contain files that were added later.
-
-    Raises:
-        UserError: the folder is rejected; the error says why.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError("--out", folder, "is not a folder", ANOTHER)

@@ -24,7 +24,6 @@ PAGE = "agreement.html"
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command as `lpsel agreement ARGUMENTS`."""
     parser = OneLineParser(
         prog="lpsel agreement",
         description="Measure how far scorers agree on which rows are hard.",
@@ -63,12 +62,7 @@ def run(
     clusters: str | None = None,
     dataset: str | None = None,
 ) -> dict[str, Any]:
-    """Compare tables of scores and write the run folder; returns its result.json and the contents of agreement.json.
-
-    Raises:
-        UserError: a table cannot be read or has different rows, a percentage is invalid, or the folder cannot be
-            created.
-    """
+    """Compare tables of scores and write the run folder; returns its result.json and the contents of agreement.json."""
     from lpsel.report.page import agreement_page
 
     pcts = sorted({check_pct(pct) for pct in pcts})

@@ -36,11 +36,7 @@ class Scored:
 
 
 def read_all(arguments: Sequence[str], least: int = 2, columns: Collection[str] = ()) -> list[Scored]:
-    """Read at least `least` tables of the same rows and give them distinct names.
-
-    Raises:
-        UserError: there are fewer tables, one cannot be read, or they have different rows.
-    """
+    """Read at least `least` tables of the same rows and give them distinct names."""
     tables = [table for argument in arguments for table in _read(argument, columns)]
     if not tables:
         raise UserError("SCORES", None, "no scores given", "name a scores folder or file")
@@ -108,9 +104,6 @@ def read_clusters(argument: str, index: NDArray[np.int64]) -> NDArray[np.int32]:
         argument: a Parquet or CSV table with a column `cluster` (and `index`, if rows are in a different order), the
             run folder of a selection, or a NumPy archive with an array `cluster` (or FILE.npz:NAME).
         index: row numbers in the tables of scores.
-
-    Raises:
-        UserError: the file or column does not exist, or the clusters are of different rows.
     """
     archive = split_npz(argument)
     file = Path(argument).expanduser()
@@ -140,11 +133,7 @@ def read_clusters(argument: str, index: NDArray[np.int64]) -> NDArray[np.int32]:
 
 
 def with_dataset(tables: Sequence[Scored], dataset: str) -> tuple[list[Scored], Source]:
-    """Add content ids and empty answers from a dataset to the tables; returns the tables and the dataset.
-
-    Raises:
-        UserError: the file cannot be read, or has different rows.
-    """
+    """Add content ids and empty answers from a dataset to the tables; returns the tables and the dataset."""
     source = Source(DatasetSpec(Path(dataset).name, dataset, bad_rows="skip"))
     try:
         empty_N, ids = source.empty_answer, source.ids

@@ -34,11 +34,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def run_folder(command: str, given: Path | None, inputs: Sequence[str | Path]) -> Path:
-    """Create the folder named by `--out`, or one named by the current time.
-
-    Raises:
-        UserError: it cannot be created, contains one of the `inputs`, or was not written by the same command.
-    """
+    """Create the folder named by `--out`, or one named by the current time; it must contain none of the `inputs`."""
     archives = [archive[0] for path in inputs if (archive := split_npz(str(path)))]  # of FILE.npz:NAME
     folder = given or Path("runs") / command / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     folder = folder.expanduser().resolve()
@@ -83,9 +79,6 @@ def checked_rows(source: Source, ids: Mapping[int, str | None]) -> Iterator[Row]
 
     Args:
         ids: content ids by row number; None, or a user-defined id, for a row whose content cannot be checked.
-
-    Raises:
-        UserError: the dataset cannot be read, or its rows are different.
     """
     expected = iter(sorted(ids))
     for row in islice(source, max(ids, default=-1) + 1):

@@ -49,11 +49,6 @@ class Cached:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command as `lpsel cache ARGUMENTS`.
-
-    Raises:
-        UserError: the folder does not exist, or a running command uses it.
-    """
     parser = OneLineParser(
         prog="lpsel cache", description="List what is cached, with its size, its age and the runs that used it."
     )
@@ -111,11 +106,7 @@ def _described(kind: str, paths: Sequence[Path], runs: Sequence[Path]) -> Cached
 
 
 def prune(cache_dir: Path, days: float) -> list[Cached]:
-    """Delete entries that were last used more than `days` days ago and are not needed; returns the deleted entries.
-
-    Raises:
-        UserError: a running command uses the cache.
-    """
+    """Delete entries that were last used more than `days` days ago and are not needed; returns the deleted entries."""
     with exclusive(cache_dir):
         old = [entry for entry in contents(cache_dir) if entry.days > days and not entry.needed]
         for path in (path for entry in old for path in entry.paths):

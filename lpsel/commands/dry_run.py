@@ -62,9 +62,6 @@ def planned_work(command: str, config: DictConfig, folder: Path, *, scores_exist
 
     Args:
         scores_exist: whether the file `scores=` exists and is checked; otherwise it is written before the job runs.
-
-    Raises:
-        UserError: the configuration, the dataset or the given scores are invalid.
     """
     job = Job.of(command, config, folder)
     if job.run_config.finished(folder):
@@ -128,11 +125,7 @@ def _work(
     config: DictConfig, what: str, spec: ModelSpec, model: ModelShape, rows: int, passes: Sequence[Pass],
     adapter: Adapter | None = None, *, training: bool = True, **about: Any,
 ) -> Work:  # fmt: skip
-    """Estimate the work of one model from its passes; `about` are other attributes.
-
-    Raises:
-        UserError: gpu_memory_gib or gpu_tflops is not a positive number.
-    """
+    """Estimate the work of one model from its passes; `about` are other attributes."""
     tokens, flops = estimate.cost(model, passes)
     limit = estimate.gpu_bytes(config)
     size, problem, hint = _memory(config, spec, model, adapter, training, limit)

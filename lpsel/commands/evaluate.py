@@ -133,11 +133,7 @@ def _candidates(names: Sequence[str], baseline: Sequence[str], config: DictConfi
 
 
 def candidate(name: str, config: DictConfig) -> ModelSpec | Endpoint:
-    """Resolve `model=NAME`: MODEL@URL, a run folder of train.py, a model folder, a name in conf/model, or a Hub id.
-
-    Raises:
-        UserError: the folder is neither a finished training run nor a model.
-    """
+    """Resolve `model=NAME`: MODEL@URL, a run folder of train.py, a model folder, a name in conf/model, or a Hub id."""
     if (endpoint := Endpoint.of(name, config.key_env)) is not None:
         return endpoint
     folder = Path(name).expanduser()

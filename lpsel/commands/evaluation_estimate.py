@@ -24,11 +24,7 @@ from lpsel.model.spec import ModelSpec
 
 
 def evaluation_work(job: Job) -> list[Work]:
-    """Estimate the work of every model of `lpsel evaluate` that runs on this machine.
-
-    Raises:
-        UserError: models, rows or prompts are missing, or the evaluator has no estimate.
-    """
+    """Estimate the work of every model of `lpsel evaluate` that runs on this machine."""
     evaluator, candidates = build(job.config.evaluator), candidates_of(job.config)
     evaluator.check(candidates)
     local = [model for model in candidates.all if isinstance(model, ModelSpec)]

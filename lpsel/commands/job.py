@@ -45,11 +45,7 @@ class Job:
 
     @classmethod
     def of(cls, command: str, config: DictConfig, run_dir: Path, in_sweep: bool = False) -> "Job":
-        """Create the job of a composed configuration.
-
-        Raises:
-            UserError: a required value is missing, or the cache folder is not writable.
-        """
+        """Create the job of a composed configuration."""
         check_required(config)
         if (seed := config.get("seed")) is not None:  # before the recipes that use it
             check_int("seed", seed, 0)

@@ -16,9 +16,6 @@ def prompt_numbers(source: Source, group: str) -> NDArray[np.float64]:
 
     Args:
         group: `prompt` for the text of the prompt, all turns before the last answer, or a column of the source.
-
-    Raises:
-        UserError: the column does not exist, or no two rows have the same prompt.
     """
     numbers: dict[object, int] = {}
     number_N = np.fromiter((numbers.setdefault(_key(row, group), len(numbers)) for row in source), np.float64)

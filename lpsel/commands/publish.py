@@ -23,7 +23,6 @@ AGAIN = "select again"
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command as `lpsel publish ARGUMENTS`."""
     parser = OneLineParser(
         prog="lpsel publish",
         description="Write the subset of a run as a dataset folder with a card; upload it with --to.",

@@ -11,7 +11,6 @@ from lpsel.output_folder import check_output_folder
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command as `lpsel report ARGUMENTS`."""
     parser = OneLineParser(
         prog="lpsel report",
         description="Write an HTML page about runs, with its figures (PNG, SVG, PDF) and tables (CSV).",
@@ -24,11 +23,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def report(paths: Sequence[str], out: Path, wandb: bool = False) -> Path:
-    """Write or overwrite the report, and with `wandb` also a W&B report; returns the path of the page.
-
-    Raises:
-        UserError: there is no finished run, or `out` cannot be replaced or written.
-    """
+    """Write or overwrite the report, and with `wandb` also a W&B report; returns the path of the page."""
     out = out.expanduser().resolve()
     check_output_folder(out, "report", paths)
     from lpsel.report.runs import COMMANDS

@@ -44,11 +44,6 @@ Floats = NDArray[np.float64]
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command as `lpsel rows ARGUMENTS`.
-
-    Raises:
-        UserError: there are no scores, the value to rank by is unknown, or the dataset has different rows.
-    """
     options = _parser().parse_args(arguments)
     file = Path(options.scores).expanduser()
     is_run = file.is_dir() and not (file / SCORES_FILE).is_file()

@@ -29,11 +29,6 @@ Entry = tuple[Path, Run | str, list[Measure]]  # for a skipped folder, the reaso
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command as `lpsel runs ARGUMENTS`.
-
-    Raises:
-        UserError: a folder does not exist or contains no run.
-    """
     parser = OneLineParser(prog="lpsel runs", description="List run folders with their key figures, the latest last.")
     parser.add_argument("folders", nargs="*", metavar="FOLDER", help="folders that contain runs (runs and multirun)")
     parser.add_argument("--json", action="store_true", help="print a JSON object per run, one per line")

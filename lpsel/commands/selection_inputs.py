@@ -79,11 +79,7 @@ class Inputs:
 def prepare_inputs(
     config: DictConfig, cache_dir: Path, make_setup: Callable[[], "TrainingSetup"], tokens_of: ModelSpec
 ) -> Inputs:
-    """Read and check the configuration, given scores and the dataset, before any model is loaded.
-
-    Raises:
-        UserError: a value is invalid, or inputs do not match the rule or each other.
-    """
+    """Read and check the configuration, given scores and the dataset, before any model is loaded."""
     spec: SelectionSpec = build(config.selection)
     clusters: Clusters = build(config.cluster)
     scorer = scoring_model(spec, build(config.scorer), tokens_of)
@@ -209,11 +205,7 @@ def _check(inputs: Inputs) -> None:
 
 
 def combined(*, combine: dict[str, float] | None, **settings: Any) -> SelectionSpec:
-    """Build the spec of selection=combine from the names of rules or numeric columns, with their weights.
-
-    Raises:
-        UserError: weights are missing or invalid, or a rule cannot be combined.
-    """
+    """Build the spec of selection=combine from the names of rules or numeric columns, with their weights."""
     hint = "set 'selection.combine={lp_app_nll: 1, COLUMN: .5}' with names of rules and of numeric columns"
     if not isinstance(combine, dict) or not combine:
         raise UserError("selection.combine", combine, "needs rules or columns with their weights", hint)

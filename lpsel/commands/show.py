@@ -20,11 +20,6 @@ SETTINGS = ("seed", "baseline", "limit", "num_fewshot")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command as `lpsel show ARGUMENTS`.
-
-    Raises:
-        UserError: the folder has no finished run.
-    """
     parser = OneLineParser(prog="lpsel show", description="Print one run: its settings, results and costs.")
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder, or the result.json in it")
     path = parser.parse_args(arguments).run

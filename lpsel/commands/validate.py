@@ -63,7 +63,6 @@ class Settings(NamedTuple):
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command as `lpsel validate ARGUMENTS`."""
     parser = OneLineParser(
         prog="lpsel validate",
         description="Train a model on random subsets, and correlate their mean score with its held-out loss.",
@@ -97,11 +96,7 @@ def main(arguments: Sequence[str]) -> None:
 def run(
     arguments: Sequence[str], metrics: Sequence[str], settings: Settings, run_dir: Path | None = None
 ) -> dict[str, Any]:
-    """Train, evaluate and compare; finished work in `run_dir` or the cache is reused.
-
-    Raises:
-        UserError: an argument is invalid, a table cannot be read, or train or evaluate failed.
-    """
+    """Train, evaluate and compare; finished work in `run_dir` or the cache is reused."""
     tables, scores = _read(arguments, metrics, settings)
     folder = run_folder("validate", run_dir, arguments)
     _write_subsets(folder / TABLE, tables[0], scores, settings)
@@ -123,11 +118,7 @@ def run(
 
 
 def plan(arguments: Sequence[str], metrics: Sequence[str], settings: Settings, run_dir: Path | None = None) -> None:
-    """Print the training that `run` would do, with tokens, FLOPs and memory.
-
-    Raises:
-        UserError: as in `run`, or a model does not fit into memory.
-    """
+    """Print the training that `run` would do, with tokens, FLOPs and memory."""
     from lpsel.commands.dry_run import memory_problem, planned_work, print_table  # imports torch
 
     _, scores = _read(arguments, metrics, settings)

@@ -35,7 +35,6 @@ COLUMN_TYPES = {
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command as `lpsel votes ARGUMENTS`."""
     parser = OneLineParser(
         prog="lpsel votes",
         description="Unblind the votes on the page of judge=human, and compute win rates and agreement.",
@@ -53,11 +52,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def run(paths: Sequence[Path], key_path: Path | None = None, run_dir: Path | None = None) -> dict[str, Any]:
-    """Write a run folder with the outcomes; returns result.json with the folder as `run_dir`.
-
-    Raises:
-        UserError: a file has no votes, votes are from different pages, there is no key, or all pairs are skipped.
-    """
+    """Write a run folder with the outcomes; returns result.json with the folder as `run_dir`."""
     files = [human.read_votes(path.expanduser()) for path in paths]
     key_path = _find_key(files[0], key_path and key_path.expanduser())
     key = read_key(key_path)

@@ -119,11 +119,7 @@ def gpu_bytes(config: DictConfig) -> float | None:
 
 
 def gpu_hours(config: DictConfig, flops: float | None) -> float | None:
-    """Hours on all GPUs together at UTILIZATION percent of `gpu_tflops`; None on a CPU or if FLOPs are unknown.
-
-    Raises:
-        UserError: gpu_tflops is not a positive number.
-    """
+    """Hours on all GPUs together at UTILIZATION percent of `gpu_tflops`; None on a CPU or if FLOPs are unknown."""
     check_number("gpu_tflops", config.gpu_tflops, above=0, hint="set the peak of one GPU in TFLOP/s")
     if flops is None or config.trainer.accelerator == "cpu":
         return None

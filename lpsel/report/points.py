@@ -172,11 +172,7 @@ def untrained(points: Sequence[Point]) -> dict[str, float]:
 
 
 def model_name(entry: dict[str, Any]) -> str:
-    """Name of a model in an evaluation.
-
-    Raises:
-        TypeError: the name is not a string.
-    """
+    """Name of a model in an evaluation; raises a TypeError if it is not a string."""
     name = entry.get("name", entry.get("model", "–"))
     if not isinstance(name, str):
         raise TypeError(f"the name of a model is {name!r}")
