@@ -33,7 +33,6 @@ TITLE = b"<title>Rows of "  # identifies a page that this command may overwrite
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command as `lpsel explore ARGUMENTS`."""
     parser = OneLineParser(prog="lpsel explore", description="Write an HTML page with the rows of a run.")
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder of select or train")
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"the page (RUN/{EXPLORER})")
@@ -47,11 +46,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def explore(run: Path, out: Path | None, dataset: str | None, cache_dir: Path) -> tuple[Path, list[str]]:
-    """Write or overwrite the page of a run; returns its path, and notes on missing parts.
-
-    Raises:
-        UserError: the run does not exist, its files have changed, or the page cannot be written.
-    """
+    """Write or overwrite the page of a run; returns its path, and notes on missing parts."""
     found = find_run(run.expanduser())
     if found.command not in ("select", "train"):
         raise UserError(run, None, f"is a run of {found.command}", "give a run of select or train")
@@ -76,9 +71,7 @@ def read_rows(run: Run, dataset: str | None, cache_dir: Path) -> tuple["Explorer
     if not run.result["diagnosis"]["spearman"]:  # arbitrary scores
         table = table.drop_columns(["score"])
     n_total, ids = len(table), None if table["id"].null_count else table["id"].combine_chunks().cast(pa.large_string())
-    index, selected = (table[name].to_numpy() for name in ("index", "selected"))
-    rows = pa.array(fair_sample(selected, ids, index, n_total if n_total <= MOST_ROWS else SAMPLE))
-    table, ids = table.take(rows), None if ids is None else ids.take(rows)
+    table, ids = fair_sample(table, ids, n_total if n_total <= MOST_ROWS else SAMPLE)
     columns = {name: table[name] for name in table.column_names if name != "id"}
     columns["length"], unit = columns.pop("response_tokens"), "tokens"
     try:
@@ -104,11 +97,7 @@ def read_rows(run: Run, dataset: str | None, cache_dir: Path) -> tuple["Explorer
 
 
 def read_texts(source: Source, rows: Sequence[int], ids: pa.Array | None) -> dict[str, pa.Array]:
-    """Read the prompt, response and response length in characters of rows, in ascending order; empty if unusable.
-
-    Raises:
-        UserError: the dataset cannot be read, or its rows do not have these content ids.
-    """
+    """Read the prompt, response and response length in characters of rows, in ascending order; empty if unusable."""
     texts: dict[str, list[Any]] = {"prompt": [], "response": [], "characters": []}
     expected = dict.fromkeys(rows) if ids is None else dict(zip(rows, ids.to_pylist(), strict=True))
     for row in checked_rows(source, expected):

@@ -60,25 +60,24 @@ class Explorer:
 
     def sample(self, count: int) -> "Explorer":
         """Keep only a `fair_sample` of the rows."""
-        index_S, selected_S = (self.rows[name].to_numpy() for name in ("index", "selected"))
-        taken = pa.array(fair_sample(selected_S.astype(bool), self.ids, index_S, count))
-        return replace(self, rows=self.rows.take(taken), ids=None if self.ids is None else self.ids.take(taken))
+        rows, ids = fair_sample(self.rows, self.ids, count)
+        return replace(self, rows=rows, ids=ids)
 
 
-def fair_sample(
-    selected_N: NDArray[np.bool_], ids: pa.Array | None, index_N: NDArray[np.int64], count: int
-) -> NDArray[np.int64]:
-    """Sample positions of `count` rows, or of all rows if there are fewer; in ascending order.
+def fair_sample(rows: pa.Table, ids: pa.Array | None, count: int) -> tuple[pa.Table, pa.Array | None]:
+    """Sample `count` rows and their ids, or all if there are fewer, in the same order.
 
     Selected and other rows are drawn in proportion to their numbers, with at least one selected row. The sample is
     random by content (`random_keys`, seed 0), so it does not depend on the order of the rows.
     """
-    if len(selected_N) <= count:
-        return np.arange(len(selected_N))
-    order_N = np.argsort(random_keys(ids, index_N, seed=0), kind="stable")
+    if len(rows) <= count:
+        return rows, ids
+    selected_N = rows["selected"].to_numpy().astype(bool)
+    order_N = np.argsort(random_keys(ids, rows["index"].to_numpy(), seed=0), kind="stable")
     selected, others = order_N[selected_N[order_N]], order_N[~selected_N[order_N]]
     n_selected = max(round(count * selected_N.mean()), min(len(selected), 1))
-    return np.sort(np.concatenate([selected[:n_selected], others[: count - n_selected]]))
+    taken = pa.array(np.sort(np.concatenate([selected[:n_selected], others[: count - n_selected]])))
+    return rows.take(taken), None if ids is None else ids.take(taken)
 
 
 def map_of(vectors_SD: NDArray[np.float32]) -> tuple[NDArray[np.float64], list[float]]:

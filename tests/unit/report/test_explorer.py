@@ -33,7 +33,10 @@ def of_columns(**columns):
 def test_a_sample_has_the_share_of_selected_rows():
     selected = np.zeros(52_002, bool)
     selected[np.random.default_rng(0).choice(52_002, 5_200, replace=False)] = True
-    rows = fair_sample(selected, ids_of(52_002), np.arange(52_002), 5_000)
+    table = pa.table({"index": np.arange(52_002), "selected": selected})
+    sample, ids = fair_sample(table, ids_of(52_002), 5_000)
+    rows = sample["index"].to_numpy()
+    assert ids.equals(ids_of(52_002).take(pa.array(rows)))
     assert len(np.unique(rows)) == 5_000
     assert selected[rows].sum() == 500
     assert np.array_equal(rows, np.sort(rows))
@@ -45,9 +48,12 @@ def test_a_sample_has_the_share_of_selected_rows():
 def test_a_sample_does_not_depend_on_the_order_of_rows_and_has_a_selected_one(n, count, random):
     selected = np.array([random.random() < 0.1 for _ in range(n)])
     order = np.array(random.sample(range(n), n))
-    rows = fair_sample(selected, ids_of(n), np.arange(n), count)
-    shuffled = fair_sample(selected[order], ids_of(n).take(pa.array(order)), order, count)
-    assert sorted(order[shuffled]) == rows.tolist()
+    table = pa.table({"index": np.arange(n), "selected": selected})
+    rows, shuffled = (
+        fair_sample(table.take(positions), ids_of(n).take(positions), count)[0]["index"].to_numpy()
+        for positions in (pa.array(np.arange(n)), pa.array(order))
+    )
+    assert sorted(shuffled) == rows.tolist()
     assert len(rows) == min(n, count)
     assert selected[rows].any() == selected.any()
 
