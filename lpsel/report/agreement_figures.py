@@ -82,8 +82,7 @@ def rank_rank(names: Sequence[str], scores_SN: Floats, pcts: Sequence[float], ti
     image = None
     for axes, (a, b) in zip(grid.flat, pairs, strict=True):
         image = _panel(axes, ranks_SN[a], ranks_SN[b], pcts)
-        axes.set_xlabel(_shortened(names[a]))
-        axes.set_ylabel(_shortened(names[b]))
+        axes.set(xlabel=_shortened(names[a]), ylabel=_shortened(names[b]))
     if image is not None:
         bar: Any = figure.colorbar(image, ax=grid, shrink=0.9, aspect=12 * rows)
         bar.set_ticks([0.1, 0.3, 1, 3, 10], labels=["≤ 0.1", "0.3", "1", "3", "≥ 10"])

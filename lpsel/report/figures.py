@@ -94,8 +94,8 @@ def _bar(axes: Axes, x: float, width: float, points: Sequence[Point], color: str
     mean = float(np.mean([p.value for p in points]))
     axes.bar(x, mean, width * 0.92, color=color, alpha=alpha)
     top = max([mean, *(p.high for p in points if p.high is not None)])
-    at: dict[str, Any] = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center", "va": "bottom"}
-    axes.annotate(f"{mean:.3g}", (x, top), rotation=rotation, **at)
+    label = f"{mean:.3g}"
+    axes.annotate(label, (x, top), (0, 2), textcoords="offset points", ha="center", va="bottom", rotation=rotation)
     for p in points:
         interval(axes, p.at, x, INK, alpha=1)
 
@@ -122,8 +122,7 @@ def scorer_target_figure(points: Sequence[Point]) -> Figure | None:
     axes.imshow(np.ma.masked_invalid(means), cmap=COLORMAP, aspect="auto")
     axes.set_xticks(range(len(targets)), targets)
     axes.set_yticks(range(len(scorers)), scorers)
-    axes.set_xlabel(f"target; {rule}{f', {bucket}' if bucket else ''}, {pct:g}%")
-    axes.set_ylabel("scorer")
+    axes.set(xlabel=f"target; {rule}{f', {bucket}' if bucket else ''}, {pct:g}%", ylabel="scorer")
     return figure
 
 
@@ -147,8 +146,7 @@ def dots_figure(dots: Sequence[Dot], label: str, lines: Sequence[float] = ()) ->
     for line in lines:
         axes.axvline(line, color=MUTED, linewidth=1, linestyle="--")
     axes.set_yticks(range(len(rows)), [shortened(row, LONGEST_ROW) for row in rows])
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlabel(label)
+    axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=label)
     legend(axes)
     return figure
 
@@ -191,9 +189,7 @@ def trajectory_figure(scores: Path) -> Figure | None:
         low, median, high = np.nanpercentile(table.nll[:, rows], [25, 50, 75], axis=1)
         axes.fill_between(epochs, low, high, color=color, alpha=0.2, linewidth=0)
         axes.plot(epochs, median, line, marker="o", markersize=4, color=color, label=f"{name} tenth")
-    axes.set_xticks(epochs)
-    axes.set_xlabel("epochs of the scorer")
-    axes.set_ylabel("NLL, nats per token")
+    axes.set(xticks=epochs, xlabel="epochs of the scorer", ylabel="NLL, nats per token")
     legend(axes)
     return figure
 
@@ -215,8 +211,7 @@ def length_figure(run: Run, color: str) -> Figure | None:
         percent = np.full(len(lengths), 100 / len(lengths))
         clipped = np.clip(lengths, 0, top)
         axes.hist(clipped, bins, weights=percent, histtype="step", linewidth=1.6, color=edge, label=label)
-    axes.set_xlabel("response tokens")
-    axes.set_ylabel("rows, %")
+    axes.set(xlabel="response tokens", ylabel="rows, %")
     legend(axes)
     return figure
 
@@ -241,9 +236,7 @@ def ledger_figure(runs: Sequence[Run], looks: Mapping[str, Look]) -> Figure | No
     for label, alpha in (("selection", 0.45), ("training", 1.0)):
         axes.barh([0], [0], color=INK, alpha=alpha, label=label)
     axes.axvline(100, color=INK, linestyle="--", linewidth=1)
-    axes.set_yticks([])
-    axes.set_ylim(len(seeds) - 0.7, -0.9)
-    axes.set_xlabel("FLOPs, % of training on all rows")
+    axes.set(yticks=[], ylim=(len(seeds) - 0.7, -0.9), xlabel="FLOPs, % of training on all rows")
     legend(axes)
     return figure
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from lpsel.report.comparisons import ALL_ROWS, BASELINE, EVEN, differences, smallest_passing, tokens
 from lpsel.report.drawing import INK, MUTED, Label, Look, interval, label_lines, new_axes, styled
@@ -87,12 +87,9 @@ def _by_pct(points: Sequence[Point], scale: Scale, looks: Looks, passing: float 
     figure, axes = new_axes(height=3.1)
     labels = _lines(axes, points, looks, lambda p: p.run.pct)
     ticks = sorted({p.run.pct for p in points if p.run.pct})
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xlim(min(ticks) / 1.3, max(ticks) * 1.3)
-    axes.set_xlabel("percentage of the rows")
+    axes.set(xscale="log", xlim=(min(ticks) / 1.3, max(ticks) * 1.3), xlabel="percentage of the rows")
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
     if passing is not None:
         axes.axvline(passing, color=MUTED, linewidth=0.8, linestyle=":")
         at: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "xytext": (3, -10), "textcoords": "offset points"}

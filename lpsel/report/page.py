@@ -15,7 +15,7 @@ from lpsel import __version__, html_pages
 from lpsel.output_folder import output_folder
 from lpsel.report import figures, line_figures
 from lpsel.report.agreement_figures import agreement_figures
-from lpsel.report.cells import Shown, capitalized, readable
+from lpsel.report.cells import capitalized, readable
 from lpsel.report.comparisons import EVEN
 from lpsel.report.drawing import DARK_SERIES, INK, MUTED, SERIES, SLIDE, Look, looks, save_files, svg
 from lpsel.report.points import KEY_METRICS, Interval, Point, comparable, one_value_per_seed, points, trained_models
@@ -50,7 +50,7 @@ SECTIONS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "Lengths of selected rows": (("lengths",), {}),
     "Costs": (("costs",), {"costs": "Ledgers"}),
 }
-OMITTED = {  # columns of a table that are only in the CSV files, not on the page
+OMITTED: dict[str, tuple[str, ...]] = {  # columns of a table that are only in the CSV files, not on the page
     "results": ("series", "lowest", "highest", "sd"),
     "runs": ("selection FLOPs", "training FLOPs"),
     "evaluations": ("series", "standard error"),
@@ -122,7 +122,10 @@ def write_report(runs: Runs, out: Path, command: str = "lpsel report") -> Path:
 def _report_page(
     runs: Runs, summary: Summary, tables: dict[str, Table], drawn: list[dict[str, Any]], out: Path, command: str
 ) -> str:
-    shown = {name: _shown(name, table) for name, table in tables.items() if table}
+    omitted = dict(OMITTED)
+    if len({row["against"] for row in tables["results"]}) == 1:
+        omitted["results"] += ("against",)
+    shown = {name: readable(table, omitted.get(name, ())) for name, table in tables.items() if table}
     others = [figure for figure in drawn if figure["name"] != HEADLINE]
     sections = [
         (
@@ -145,12 +148,6 @@ def _report_page(
         link=lambda folder: link(Path(folder), out),
         explorers=[(run.name, link(run.folder, out).rstrip("/") + f"/{EXPLORER}") for run in runs.explored],
     )
-
-
-def _shown(name: str, table: Table) -> Shown:
-    """Format a table for the page."""
-    one_evaluation = name == "results" and len({row["against"] for row in table}) == 1
-    return readable(table, (*OMITTED.get(name, ()), *(["against"] if one_evaluation else [])))
 
 
 def link(folder: Path, out: Path) -> str:
@@ -222,12 +219,7 @@ def _dot_figures(
 
 
 def agreement_page(study: Study, numbers: dict[str, Any]) -> str:
-    """Render the page of `lpsel agreement`.
-
-    Args:
-        study: the comparison, for the figures.
-        numbers: the same as plain values, None if a statistic is undefined.
-    """
+    """Render the page of `lpsel agreement`; `numbers` has the study as plain values, None for undefined statistics."""
     return render(
         "agreement.html.j2",
         numbers=numbers,

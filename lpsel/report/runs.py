@@ -4,7 +4,6 @@ Folders without a readable result are kept with the reason, so that a sweep can 
 """
 
 import os
-from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -146,11 +145,7 @@ class Runs:
 
 
 def find_runs(paths: Sequence[str | Path]) -> Runs:
-    """Read run folders, given by their paths or by folders that contain them.
-
-    Raises:
-        UserError: a path is not a folder.
-    """
+    """Read run folders, given by their paths or by folders that contain them."""
     folders: dict[Path, None] = {}
     for path in paths:
         top = Path(path).expanduser()
@@ -167,19 +162,15 @@ def with_variants(runs: Sequence[Run]) -> list[Run]:
 
     Runs with the same target and different training settings also get one, whatever they select.
     """
-    settings = {run.folder: _settings(run) for run in runs if run.command in ("train", "select")}
-    trained = {run.folder: _training(settings[run.folder]) for run in runs if run.command == "train"}
-    series: dict[tuple[str, str], dict[Path, dict[str, str]]] = defaultdict(dict)
-    targets: dict[str, list[dict[str, str]]] = defaultdict(list)
-    for run in runs:
-        if run.folder in settings:
-            series[run.series, run.target][run.folder] = settings[run.folder]
-        if run.folder in trained:
-            targets[run.target].append(trained[run.folder])
+    selecting = [run for run in runs if run.command in ("train", "select")]
+    settings = {run.folder: _settings(run) for run in selecting}
+    trained = {run.folder: _training(settings[run.folder]) for run in selecting if run.command == "train"}
+    targets = grouped((run for run in selecting if run.folder in trained), lambda run: run.target)
     variants: dict[Path, str] = {}
-    for (_, target), group in series.items():
-        differing = [*_differing([*group.values()]), *_differing(targets[target])]
-        variants |= _variants(group, list(dict.fromkeys(differing)))
+    for (_, target), same in grouped(selecting, lambda run: (run.series, run.target)).items():
+        group = {run.folder: settings[run.folder] for run in same}
+        of_target = [trained[run.folder] for run in targets.get(target, [])]
+        variants |= _variants(group, list(dict.fromkeys([*_differing([*group.values()]), *_differing(of_target)])))
     conditions = {folder: digest(of_run)[:8] for folder, of_run in trained.items()}
     return [
         replace(run, variant=variants.get(run.folder, ""), conditions=conditions.get(run.folder, "")) for run in runs
@@ -224,10 +215,10 @@ def _training(settings: dict[str, str]) -> dict[str, str]:
 
 def _settings(run: Run) -> dict[str, str]:
     """Settings that the result of a run depends on, except the percentage and the seed, as text by key."""
-    own = {name: run.get(name) for name in ("settings", "budget", "dataset", "base_model", "adapter")}
+    of_result = {name: run.get(name) for name in ("settings", "budget", "dataset", "base_model", "adapter")}
     configured = read_dict(run.folder / RUN_CONFIG).get("config") or {}
     texts: dict[str, str] = {}
-    for key, value in [*leaves(own), *leaves(configured)]:
+    for key, value in [*leaves(of_result), *leaves(configured)]:
         if value is not None and key.rpartition(".")[2] not in NO_SETTINGS:
             texts[key] = f"{texts[key]} {value}" if key in texts else str(value)
     return texts
