@@ -67,7 +67,6 @@ def build(node: DictConfig) -> Any:
 
 
 def default_cache() -> str:
-    """Default cache folder of commands."""
     from platformdirs import user_cache_dir
 
     return os.environ.get("LPSEL_CACHE") or user_cache_dir("lpsel")

@@ -127,12 +127,12 @@ def table(
     Args:
         notes: lines below the table, without markup.
     """
-    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left")
-    made.caption, made.caption_justify = Text("\n".join(notes)), "left"
-    made.title = None if title is None else Text(title)
+    created = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left")
+    created.caption, created.caption_justify = Text("\n".join(notes)), "left"
+    created.title = None if title is None else Text(title)
     for name in columns:
-        made.add_column(Text(name), justify="right" if name in right else "left", overflow="fold")
-    return made
+        created.add_column(Text(name), justify="right" if name in right else "left", overflow="fold")
+    return created
 
 
 def lines(pairs: Iterable[tuple[str, str]], title: str | None = None) -> Table:
@@ -179,16 +179,16 @@ def _aligned(table: Table) -> str:
     columns = [[_plain(c.header) if table.show_header else "", *map(_plain, c.cells)] for c in table.columns]
     right = [c.justify == "right" for c in table.columns]
     widths = [max(map(cell_len, column)) for column in columns]
-    made = [_plain(table.title)] if table.title else []
+    text_lines = [_plain(table.title)] if table.title else []
     for row in list(zip(*columns, strict=True))[0 if table.show_header else 1 :]:
         cells = (
             " " * (width - cell_len(cell)) + cell if to_right else cell + " " * (width - cell_len(cell))
             for cell, width, to_right in zip(row, widths, right, strict=True)
         )
-        made.append("  ".join(cells).rstrip())
+        text_lines.append("  ".join(cells).rstrip())
     if table.caption:
-        made.append(_plain(table.caption, "\n"))
-    return "\n".join(made)
+        text_lines.append(_plain(table.caption, "\n"))
+    return "\n".join(text_lines)
 
 
 def _plain(cell: RenderableType, line_end: str = " ") -> str:

@@ -133,8 +133,8 @@ def lost_rank(error: BaseException) -> str | None:
         return str(error)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 and not started_together():
         return None
-    found = LOST.search(str(error)) if isinstance(error, RuntimeError) else None
-    return f"another rank has ended or does not respond ({found[0]})" if found else None
+    match = LOST.search(str(error)) if isinstance(error, RuntimeError) else None
+    return f"another rank has ended or does not respond ({match[0]})" if match else None
 
 
 def _init_process_group() -> None:

@@ -22,7 +22,6 @@ class Damaged(UserError):
     """Raised if a file differs from its manifest. The error names the file; the caller adds the hint."""
 
     def with_hint(self, hint: str) -> UserError:
-        """Convert to a UserError with a hint."""
         return UserError(self.name, None, self.problem, hint)
 
 
@@ -58,9 +57,9 @@ def check_format(file: Path, file_format: int) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or printable_line(error)
         raise Damaged(file, problem=f"not readable ({reason})") from None
-    found = contents.get("format") if isinstance(contents, dict) else None
-    if found != file_format or isinstance(found, bool):
-        named = "no format" if found is None else f"format {printable_line(ValueError(found))}"
+    actual = contents.get("format") if isinstance(contents, dict) else None
+    if actual != file_format or isinstance(actual, bool):
+        named = "no format" if actual is None else f"format {printable_line(ValueError(actual))}"
         raise Damaged(file, problem=f"has {named}, lpsel {__version__} reads format {file_format}")
     return contents
 
@@ -70,13 +69,13 @@ def check_files(folder: Path, hashes: dict[str, str]) -> None:
     for name, expected in hashes.items():
         file = folder / name
         try:
-            found = sha256_once(file)
+            actual = sha256_once(file)
         except FileNotFoundError:
             raise Damaged(file, problem="no longer exists") from None
         except OSError as error:
             raise Damaged(file, problem=f"not readable ({error.strerror})") from None
-        if found != expected:
-            hashes_differ = f"SHA-256 {found[:12]}, was {str(expected)[:12]}"
+        if actual != expected:
+            hashes_differ = f"SHA-256 {actual[:12]}, was {str(expected)[:12]}"
             raise Damaged(file, problem=f"has changed since it was written ({hashes_differ})")
 
 

@@ -37,13 +37,13 @@ def hydra_arguments(command: str, arguments: list[str]) -> list[str]:
         UserError: a sweep mixes names and paths.
     """
     rewritten = [part for a in arguments for part in (_rewritten(command, a) if _is_override(a) else [a])]
-    given = dict(a.split("=", 1) for a in rewritten if _is_override(a))
+    values = dict(a.split("=", 1) for a in rewritten if _is_override(a))
     groups = PATH_GROUPS[command]
-    implied = [f"{group}=local" for group in groups if f"{group}.path" in given and group not in given]
-    if command != "evaluate" and "experiment" not in given:
-        defaults = _defaults(command, given)
-        implied += [f"{g}={name}" for g, name in defaults.items() if g not in given and f"{g}.path" not in given]
-    if started_together() and not is_main_process() and "hydra.run.dir" not in given:
+    implied = [f"{group}=local" for group in groups if f"{group}.path" in values and group not in values]
+    if command != "evaluate" and "experiment" not in values:
+        defaults = _defaults(command, values)
+        implied += [f"{g}={name}" for g, name in defaults.items() if g not in values and f"{g}.path" not in values]
+    if started_together() and not is_main_process() and "hydra.run.dir" not in values:
         implied += [f"hydra.run.dir={temporary_folder('lpsel-rank-')}", "hydra.output_subdir=null"]
     # Next to the user's overrides: argparse expects all of them in one place, before or after flags like --multirun.
     first = next((i for i, a in enumerate(rewritten) if _is_override(a)), len(rewritten))
@@ -54,13 +54,13 @@ def _is_override(argument: str) -> bool:
     return "=" in argument and not argument.startswith("-")
 
 
-def _defaults(command: str, given: dict[str, str]) -> dict[str, str]:
+def _defaults(command: str, values: dict[str, str]) -> dict[str, str]:
     """Dataset and scorer implied by the given options."""
-    real_model = "model.path" in given or not set(given.get("model", "tiny").split(",")) <= TINY_MODELS
+    real_model = "model.path" in values or not set(values.get("model", "tiny").split(",")) <= TINY_MODELS
     if command == "train" and real_model:
         return WITH_REAL_MODEL
-    own_data = "dataset.path" in given or not set(given.get("dataset", "embedded").split(",")) <= EMBEDDED
-    return {"scorer": REAL_SCORER} if own_data and "scores" not in given else {}
+    own_data = "dataset.path" in values or not set(values.get("dataset", "embedded").split(",")) <= EMBEDDED
+    return {"scorer": REAL_SCORER} if own_data and "scores" not in values else {}
 
 
 def _rewritten(command: str, override: str) -> list[str]:

@@ -47,23 +47,21 @@ class RunConfig:
 
     @classmethod
     def of(cls, command: str, config: DictConfig) -> "RunConfig":
-        """Create the run configuration of a composed configuration."""
         check_headers(config)
         register_environment(config)
         resolved: Any = OmegaConf.to_container(config, resolve=True)
         unused = {*NOT_IN_RESULTS, "trainer", *unused_keys(command, resolved)}
-        kept = {name: value for name, value in resolved.items() if name not in unused}
-        kept["precision"] = resolved["trainer"]["precision"]
-        kept = _without_caches(kept)
-        kept = redacted(json.loads(json.dumps(finite(kept))))  # as read from a file
-        return cls(command, kept, {text: _file_state(path) for _, text, path in existing_paths(kept)})
+        settings = {name: value for name, value in resolved.items() if name not in unused}
+        settings["precision"] = resolved["trainer"]["precision"]
+        settings = _without_caches(settings)
+        settings = redacted(json.loads(json.dumps(finite(settings))))  # as read from a file
+        return cls(command, settings, {text: _file_state(path) for _, text, path in existing_paths(settings)})
 
     def digest(self) -> str:
         """Digest of the command, the configuration and the inputs, stored in result.json as `run`."""
         return digest([self.command, self.config, self.inputs])
 
     def save(self, run_dir: Path) -> None:
-        """Write the run configuration to the run folder."""
         write_json(run_dir / RUN_CONFIG, {"command": self.command, "config": self.config, "inputs": self.inputs})
 
     def discard(self, run_dir: Path) -> None:
@@ -120,8 +118,8 @@ class RunConfig:
 def read_result(run_dir: Path) -> dict[str, Any] | None:
     """Read result.json of a run folder, None if there is none; raises a UserError for a different format version."""
     result = read_dict(run_dir / RESULT)
-    if (found := result.get("format", FORMAT)) != FORMAT:
-        problem = f"has format {printable_line(ValueError(found))}, lpsel {__version__} reads format {FORMAT}"
+    if (file_format := result.get("format", FORMAT)) != FORMAT:
+        problem = f"has format {printable_line(ValueError(file_format))}, lpsel {__version__} reads format {FORMAT}"
         raise UserError(run_dir / RESULT, problem=problem, hint="use the version of lpsel that wrote it")
     return result or None
 

@@ -104,9 +104,9 @@ def _number_of_jobs(config: DictConfig) -> int | None:
     """Number of jobs that Hydra's basic sweeper starts; None for another sweeper or invalid options."""
     if not config.hydra.sweeper["_target_"].endswith("BasicSweeper"):
         return None
-    given = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     try:
-        parsed = OverridesParser.create().parse_overrides([*given, *config.hydra.overrides.task])
+        parsed = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
         swept = [o for o in {o.get_key_element(): o for o in parsed}.values() if o.is_sweep_override()]
         return math.prod(len(list(o.sweep_string_iterator())) for o in swept)
     except HydraException:
@@ -136,8 +136,8 @@ def run_job(command: str, config: DictConfig, user_errors: tuple[type[Exception]
                 total = read_json(_outcomes_dir(config) / TOTAL_FILE)["jobs"]
                 log.info("Job %s%s: %s", outcome.number + 1, f" of {total}" if total else "", folder.name)
             with _isolated(hydra, config), resource_errors():
-                found = _run_or_find(command, config, folder)
-            outcome = replace(outcome, state="found" if found else "done")
+                finished_before = _run_or_find(command, config, folder)
+            outcome = replace(outcome, state="found" if finished_before else "done")
             if is_main_process():
                 print(folder, flush=True)
     except Exception as error:
@@ -160,7 +160,6 @@ def run_job(command: str, config: DictConfig, user_errors: tuple[type[Exception]
 
 
 def _plan(command: str, config: DictConfig, outcome: Outcome) -> Outcome:
-    """Plan a job of a dry run, and return its outcome."""
     from lpsel.commands.dry_run import memory_problem, planned_work
 
     work = planned_work(command, config, Path(outcome.folder))
@@ -278,12 +277,12 @@ def job_name(overrides: Any, command: str, *, _root_: DictConfig) -> str:
     return f"{name[: MAX_NAME - 9]}-{digest(used)[:8]}"
 
 
-def _by_key(overrides: Any, kept: Collection[str] = ()) -> dict[str, str]:
-    """Overrides that change results or are in `kept`, sorted by key; the last value of a key wins, as in Hydra."""
-    given = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
-    ignored = {*NOT_IN_RESULTS, "trainer"} - {*kept}
-    used = [key for key in sorted(given) if key == "trainer.precision" or GROUP.split(key)[0] not in ignored]
-    return {key: given[key] for key in used}
+def _by_key(overrides: Any, also: Collection[str] = ()) -> dict[str, str]:
+    """Overrides that change results or are in `also`, sorted by key; the last value of a key wins, as in Hydra."""
+    values = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
+    ignored = {*NOT_IN_RESULTS, "trainer"} - {*also}
+    used = [key for key in sorted(values) if key == "trainer.precision" or GROUP.split(key)[0] not in ignored]
+    return {key: values[key] for key in used}
 
 
 OmegaConf.register_new_resolver("lpsel_sweep", sweep_name, use_cache=True, replace=True)

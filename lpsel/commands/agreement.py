@@ -104,12 +104,11 @@ def _clusters(tables: Sequence[Scored], argument: str | None) -> tuple[Any, str 
     """Clusters from a file, or from the first table that has them, and the path of the file."""
     if argument is not None:
         return read_clusters(argument, tables[0].table.index), argument
-    own = ((scored.table.cluster, scored.source) for scored in tables if scored.table.cluster is not None)
-    return next(own, (None, None))
+    with_clusters = ((scored.table.cluster, scored.source) for scored in tables if scored.table.cluster is not None)
+    return next(with_clusters, (None, None))
 
 
 def _write_tables(folder: Path, values: dict[str, Any]) -> list[Path]:
-    """Write the lists in agreement.json as CSV files."""
     written = []
     for name in ("tables", "pairs", "within", "diagnosis"):
         if values[name]:

@@ -139,14 +139,14 @@ def with_dataset(tables: Sequence[Scored], dataset: str) -> tuple[list[Scored], 
         empty_N, ids = source.empty_answer, source.ids
     except UserError as error:
         raise dataset_error(error) from None
-    found = []
+    completed = []
     for scored in tables:
         try:
             table = scored.table.of_dataset(ids, source.spec.name)
         except UserError as error:
             raise error.renamed(scored.argument) from None
-        found.append(replace(scored, table=replace(table, empty_answer=empty_N)))
-    return found, source
+        completed.append(replace(scored, table=replace(table, empty_answer=empty_N)))
+    return completed, source
 
 
 def read_texts(source: Source, low_GN: NDArray[np.bool_]) -> tuple[NDArray[np.int32], list[NearDuplicates]]:

@@ -33,10 +33,10 @@ class OneLineParser(argparse.ArgumentParser):
         raise UserError(name.removeprefix("argument "), problem=problem or "invalid", hint=f"see {self.prog} --help")
 
 
-def run_folder(command: str, given: Path | None, inputs: Sequence[str | Path]) -> Path:
+def run_folder(command: str, out: Path | None, inputs: Sequence[str | Path]) -> Path:
     """Create the folder named by `--out`, or one named by the current time; it must contain none of the `inputs`."""
     archives = [archive[0] for path in inputs if (archive := split_npz(str(path)))]  # of FILE.npz:NAME
-    folder = given or Path("runs") / command / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+    folder = out or Path("runs") / command / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     folder = folder.expanduser().resolve()
     check_output_folder(folder, command, [*inputs, *archives], replaced=False)
     check_writable("--out", folder)
@@ -83,8 +83,8 @@ def checked_rows(source: Source, ids: Mapping[int, str | None]) -> Iterator[Row]
     expected = iter(sorted(ids))
     for row in islice(source, max(ids, default=-1) + 1):
         if row.index in ids:
-            own = row.example.content_id() if row.unusable is None else raw_digest(row.raw).hex()
-            if ids[row.index] != own and CONTENT_ID.fullmatch(ids[row.index] or ""):
+            content_id = row.example.content_id() if row.unusable is None else raw_digest(row.raw).hex()
+            if ids[row.index] != content_id and CONTENT_ID.fullmatch(ids[row.index] or ""):
                 break
             next(expected)
             yield row

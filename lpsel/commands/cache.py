@@ -85,8 +85,8 @@ def contents(cache_dir: Path) -> list[Cached]:
     for kind in (*FORMATS, *FILES):
         paths: dict[str, list[Path]] = defaultdict(list)
         for path in sorted((cache_dir / kind).glob("[!.]*")):
-            if found := DIGEST.search(path.name):  # the folder may contain files of the user
-                paths[found[0]].append(path)
+            if match := DIGEST.search(path.name):  # the folder may contain files of the user
+                paths[match[0]].append(path)
         entries += [_described(kind, folders, users[entry]) for entry, folders in paths.items()]
     return sorted(entries, key=lambda entry: entry.size, reverse=True)
 
@@ -127,12 +127,12 @@ def table(entries: Sequence[Cached], where: str, most: int) -> Table:
         notes.insert(0, ", ".join(f"{kind} {decimal(size)}" for kind, size in sizes.most_common()))
     if len(entries) > most:
         notes.insert(0, f"... and {len(entries) - most:,} smaller entries: add --all to list them")
-    made = console.table(("kind", "entry", "size", "last used", "used by"), ("size", "last used"), notes=notes)
+    listing = console.table(("kind", "entry", "size", "last used", "used by"), ("size", "last used"), notes=notes)
     for entry in entries[:most]:
         age = f"{entry.days:.0f} days ago" if entry.days >= 1 else "today"
         name, used_by = (Text(t, no_wrap=True, overflow="ellipsis") for t in (entry.name, _names(entry.runs)))
-        made.add_row(entry.kind, name, decimal(entry.size), age, used_by)
-    return made
+        listing.add_row(entry.kind, name, decimal(entry.size), age, used_by)
+    return listing
 
 
 def _names(runs: Sequence[Path]) -> str:

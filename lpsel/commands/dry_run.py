@@ -104,11 +104,11 @@ def _scoring(
         path = locate(scorer, job.cache_dir)
         weights = model_fingerprint(path, scorer.revision, job.cache_dir)
         entry = entry_of(weights=weights, precision=setup.precision(scorer, path))
-        found = find_scores(entry, epochs, columns) is not None
+        in_cache = find_scores(entry, epochs, columns) is not None
     except UserError:  # a model that is not on this machine has no scores on it
         weights = f"{scorer.path}@{scorer.revision}"
-        entry, found = entry_of(weights=weights, precision=setup.trainer["precision"]), False
-    about: dict[str, Any] = {"key": entry.digest, "epochs": epochs, "columns": columns, "found": found}
+        entry, in_cache = entry_of(weights=weights, precision=setup.trainer["precision"]), False
+    about: dict[str, Any] = {"key": entry.digest, "epochs": epochs, "columns": columns, "in_cache": in_cache}
     return _work(job.config, "score", scorer, model, len(source), passes, training=epochs > 0, **about)
 
 
@@ -201,7 +201,7 @@ def print_table(jobs: Sequence[tuple[str, Sequence[Work] | None]], experiment: b
             table.add_row(Text(name), "finished before" if work is None else "no model to run")
         for number, piece in enumerate(work or ()):
             table.add_row(Text("" if number else name), *_cells(piece, counted))
-            if not piece.found and not any(other.covers(piece) for other in counted):
+            if not piece.in_cache and not any(other.covers(piece) for other in counted):
                 counted.append(piece)
     table.caption = Text(_totals(counted, experiment))
     console.show(table)
@@ -210,12 +210,12 @@ def print_table(jobs: Sequence[tuple[str, Sequence[Work] | None]], experiment: b
 def short_names(options: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """Short names of jobs from the options in their folder names, without options that all jobs share."""
     shared = set.intersection(*map(set, options.values())) if len(options) > 1 else set[str]()
-    return {job: " ".join(o for o in own if o not in shared) or " ".join(own) for job, own in options.items()}
+    return {job: " ".join(o for o in parts if o not in shared) or " ".join(parts) for job, parts in options.items()}
 
 
 def _cells(piece: Work, earlier: Sequence[Work]) -> list[str]:
     name = piece.model
-    if piece.found:
+    if piece.in_cache:
         return [f"scores of {name}, in the cache"]
     if any(other.covers(piece) for other in earlier):
         return [f"scores of {name}, as above"]

@@ -45,19 +45,21 @@ def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
         full = [member for member in members if results[member]["rule"] == "full"]
         others = [member for member in members if member not in full]
         configs = [read_json(member / RUN_CONFIG)["config"]["model"] for member in members]
-        trusted = any(model["trust_remote_code"] is True for model in configs)  # set by the user, for this sweep
+        # Set by the user, for this sweep.
+        trust = ["trust_remote_code=true"] if any(model["trust_remote_code"] is True for model in configs) else []
         target = results[members[0]]["base_model"]
         untrained = target["path"] or target["name"]
         options = [f"{key}={json.dumps(target[key])}" for key in UNTRAINED if target.get(key) is not None]
         for suffix, evaluation in evaluations(sweep.experiment).items():
-            own = next((o.partition("=")[2].strip("\"'") for o in evaluation if o.startswith("baseline=")), None)
+            baseline = next((o.partition("=")[2].strip("\"'") for o in evaluation if o.startswith("baseline=")), None)
             named: dict[str, Any] = {"models": [str(member) for member in members]}
-            if own is None:
+            if baseline is None:
                 named["models"] = [untrained, *map(str, others or full)]
                 named["baseline"] = str(full[0]) if full and others else None
-            given = [*(["trust_remote_code=true"] if trusted else []), *(options if own in (None, untrained) else [])]
+            if baseline in (None, untrained):
+                evaluation = [*options, *evaluation]
             try:
-                _evaluate(sweep, [*given, *evaluation], named, folder / f"{name}{suffix}")
+                _evaluate(sweep, [*trust, *evaluation], named, folder / f"{name}{suffix}")
             except UserError as error:
                 log.error("Not evaluated: %s", error)
                 failed = error

@@ -45,17 +45,17 @@ def main(arguments: Sequence[str]) -> None:
     end(OPEN, page)
 
 
-def explore(run: Path, out: Path | None, dataset: str | None, cache_dir: Path) -> tuple[Path, list[str]]:
+def explore(folder: Path, out: Path | None, dataset: str | None, cache_dir: Path) -> tuple[Path, list[str]]:
     """Write or overwrite the page of a run; returns its path, and notes on missing parts."""
-    found = find_run(run.expanduser())
-    if found.command not in ("select", "train"):
-        raise UserError(run, None, f"is a run of {found.command}", "give a run of select or train")
-    page = found.folder / EXPLORER if out is None else out.expanduser().resolve()
+    run = find_run(folder.expanduser())
+    if run.command not in ("select", "train"):
+        raise UserError(folder, None, f"is a run of {run.command}", "give a run of select or train")
+    page = run.folder / EXPLORER if out is None else out.expanduser().resolve()
     _check_page(page)
     try:
-        explorer, notes = read_rows(found, dataset, cache_dir.expanduser().resolve())
+        explorer, notes = read_rows(run, dataset, cache_dir.expanduser().resolve())
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(found.folder / RESULT, None, f"is not complete ({error})", "select again") from None
+        raise UserError(run.folder / RESULT, None, f"is not complete ({error})", "select again") from None
     from lpsel.report.explorer import explorer_page
 
     write_file(page, explorer_page(explorer))

@@ -45,7 +45,6 @@ class Job:
 
     @classmethod
     def of(cls, command: str, config: DictConfig, run_dir: Path, in_sweep: bool = False) -> "Job":
-        """Create the job of a composed configuration."""
         check_required(config)
         if (seed := config.get("seed")) is not None:  # before the recipes that use it
             check_int("seed", seed, 0)
@@ -137,12 +136,12 @@ def ranks_run(arguments: Sequence[str]) -> Iterator[None]:
 
     The previous state is restored at the end, so that the process can run another job.
     """
-    own, environment = sys.argv[1:], dict(os.environ)
+    arguments_before, environment = sys.argv[1:], dict(os.environ)
     sys.argv[1:] = arguments
     try:
         yield
     finally:
-        sys.argv[1:] = own
+        sys.argv[1:] = arguments_before
         if not started_together():
             os.environ.clear()
             os.environ.update(environment)

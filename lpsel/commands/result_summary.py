@@ -66,24 +66,24 @@ def _percentage(result: Mapping[str, Any]) -> float:
     return 100 * selected / total
 
 
-def diagnosis(found: Mapping[str, Any]) -> Pairs:
+def diagnosis(diagnosed: Mapping[str, Any]) -> Pairs:
     """What the score correlates with, what was selected, and warnings with the options that address them."""
     pairs = []
-    numbers = {**(found["spearman"] or {}), "clusters": found["clusters"]}
+    numbers = {**(diagnosed["spearman"] or {}), "clusters": diagnosed["clusters"]}
     if follows := [f"{name} {value:.2f}" for name, value in numbers.items() if value is not None and isfinite(value)]:
         pairs.append(("Score follows", ", ".join(follows) + " (Spearman; clusters: part of the variance of ranks)"))
-    median = found["median_response"]
+    median = diagnosed["median_response"]
     lengths = f"{median['selected']:,.0f} {median['unit']} (all: {median['all']:,.0f})"
     counts = {
-        "known before training": found["known"],
-        "learned by the scorer": found["learned"],
-        "with rising loss": found["rising"],
-        "duplicates": found["duplicates"],
-        f"near-duplicates among {found['near_duplicates_among']:,}": found["near_duplicates"],
+        "known before training": diagnosed["known"],
+        "learned by the scorer": diagnosed["learned"],
+        "with rising loss": diagnosed["rising"],
+        "duplicates": diagnosed["duplicates"],
+        f"near-duplicates among {diagnosed['near_duplicates_among']:,}": diagnosed["near_duplicates"],
     }
     counted = [f"{count:,} {what}" for what, count in counts.items() if count is not None]
     pairs.append(("Selected rows", ", ".join([f"median response {lengths}", *counted])))
-    return [*pairs, *(("Warning", warning) for warning in found["warnings"])]
+    return [*pairs, *(("Warning", warning) for warning in diagnosed["warnings"])]
 
 
 def selection(result: Mapping[str, Any]) -> Pairs:

@@ -135,7 +135,6 @@ class Chosen:
 
     @classmethod
     def of(cls, ranks: pa.Table, result: Mapping[str, Any]) -> "Chosen":
-        """Read the selection of a run with this result."""
         rows = ranks.select(["selected", "rank", "cluster", "reason"]).to_pydict()
         if result.get("clusters") is None:
             rows["cluster"] = [None] * len(rows["selected"])

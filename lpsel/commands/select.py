@@ -41,7 +41,6 @@ PARQUET_OPTIONS: dict[str, Any] = {
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Select rows and write the subset."""
     inputs = prepare_inputs(job.config, job.cache_dir, job.training_setup, tokens_of=build(job.config.scorer))
     job.start_tracking()
     selection, scores = select_rows(inputs)
@@ -111,8 +110,8 @@ def _query(inputs: Inputs) -> dict[str, Any] | None:
     """Describe the examples of the user's task, and how many of them the dataset contains."""
     if inputs.query is None:
         return None
-    query, found = inputs.query, inputs.query_in_data
-    return {"path": query.spec.path, "rows": len(query), "fingerprint": query.fingerprint, "rows_in_data": found}
+    query, overlap = inputs.query, inputs.query_in_data
+    return {"path": query.spec.path, "rows": len(query), "fingerprint": query.fingerprint, "rows_in_data": overlap}
 
 
 def _origin_of(scores: "Scores | None", inputs: Inputs) -> dict[str, Any]:

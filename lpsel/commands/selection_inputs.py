@@ -55,7 +55,7 @@ class Inputs:
     query: Source | None  # examples of the user's task, if any
     query_in_data: int | None  # number of examples that are also rows of the dataset
     prompts: NDArray[np.float64] | None  # prompt number of every row, (N,), for a rule that compares answers
-    given: ScoreTable | None  # scores from the file `scores_file`
+    scores: ScoreTable | None  # from the file `scores_file`
     scores_file: Path | None
     tokens_of: ModelSpec  # without scores, its tokenizer decides which rows have a supervised token
     cache_dir: Path
@@ -63,7 +63,7 @@ class Inputs:
     @cached_property
     def numbers(self) -> dict[str, NDArray[np.float64]]:
         """Columns that the rule ranks by and the scores lack, read from the dataset, (N,) each."""
-        known = self.spec.records if self.given is None else self.given.columns
+        known = self.spec.records if self.scores is None else self.scores.columns
         if not (names := [name for name in self.spec.columns if name is not None and name not in known]):
             return {}
         numbers = np.fromiter((_number(row, name, self.spec) for row in self.source for name in names), np.float64)
@@ -85,7 +85,7 @@ def prepare_inputs(
     scorer = scoring_model(spec, build(config.scorer), tokens_of)
     query = query_source(config, spec, config.scores is not None)
     source = shared_source(build(config.dataset))
-    given, scores_file = read_given_scores(config, spec, source)
+    scores, scores_file = read_given_scores(config, spec, source)
     in_data = None if query is None else _rows_in(query, source)
     prompts = None if spec.group is None else prompt_numbers(source, spec.group)
     pct = spec.percentage(config.pct, len(source))
@@ -94,9 +94,11 @@ def prepare_inputs(
         spec = replace(spec, embedder=_embedder_path("selection.embedder", spec.embedder, model, cache_dir))
     if isinstance(clusters, KMeans) and clusters.embedder == SCORER:
         clusters = replace(clusters, embedder=_embedder_path("cluster.embedder", SCORER, scorer, cache_dir))
-    setup = make_setup() if given is None and spec.epochs is not None else None
-    found = (setup, query, in_data, prompts, given, scores_file, tokens_of, cache_dir)
-    inputs = Inputs(source, spec, pct, config.seed, clusters, scorer, *found)
+    setup = make_setup() if scores is None and spec.epochs is not None else None
+    inputs = Inputs(
+        source, spec, pct, config.seed, clusters, scorer, setup, query, in_data, prompts, scores, scores_file,
+        tokens_of, cache_dir,
+    )  # fmt: skip
     _check(inputs)
     if pct < 100 and (rows := rounded_rows(pct, len(source))) < FEW_ROWS:
         log.warning("pct=%g of %d rows is only %s", pct, len(source), "1 row" if rows == 1 else f"{rows} rows")
@@ -152,13 +154,13 @@ def query_source(config: DictConfig, spec: SelectionSpec, scored: bool) -> Sourc
 
 def _rows_in(query: Source, source: Source) -> int:
     """Number of examples that are also rows of the dataset, by content."""
-    found = pc.sum(pc.is_in(query.ids, value_set=source.ids)).as_py()
-    if found and is_main_process():
+    overlap = pc.sum(pc.is_in(query.ids, value_set=source.ids)).as_py()
+    if overlap and is_main_process():
         log.warning(
             "%s of %s rows of query.path are also rows of dataset %s (leakage): do not evaluate on them.",
-            f"{found:,}", f"{len(query):,}", source.spec.name,
+            f"{overlap:,}", f"{len(query):,}", source.spec.name,
         )  # fmt: skip
-    return found
+    return overlap
 
 
 def read_given_scores(config: DictConfig, spec: SelectionSpec, source: Source) -> tuple[ScoreTable | None, Path | None]:
@@ -185,7 +187,7 @@ def _check(inputs: Inputs) -> None:
     spec = inputs.spec
     if isinstance(inputs.clusters, NoClusters):
         spec.check_without_clusters()
-    elif spec.uses_clusters and (inputs.given is None or not brings_clusters(inputs.given, inputs.clusters)):
+    elif spec.uses_clusters and (inputs.scores is None or not brings_clusters(inputs.scores, inputs.clusters)):
         inputs.clusters.check(inputs.source.spec)
     _ = inputs.numbers
     if spec.needs_vectors and spec.embedder is not None:
@@ -197,7 +199,7 @@ def _check(inputs: Inputs) -> None:
         if spec.trains_on_query and (less := inputs.scorer.less_training()):
             problem, hint = f"selection={spec.name} trains on all rows of query.path", "leave it out"
             raise UserError(f"scorer.{next(iter(less))}", problem=problem, hint=hint)
-    elif inputs.given is None and isinstance(inputs.tokens_of, ScorerSpec):
+    elif inputs.scores is None and isinstance(inputs.tokens_of, ScorerSpec):
         from lpsel.scoring.scorer import check_available
 
         purpose = "; its tokenizer finds the rows that have no token to train on"
@@ -228,8 +230,8 @@ def load_table(inputs: Inputs) -> tuple[ScoreTable, "Scores | None"]:
         UnusableRow: the scores are from a run that skipped rows, which this run must not.
     """
     spec, source, scores = inputs.spec, inputs.source, None
-    if inputs.given is not None:
-        table = inputs.given
+    if inputs.scores is not None:
+        table = inputs.scores
     elif inputs.setup is not None and spec.epochs is not None:
         from lpsel.scoring.scorer import scores_for
 

@@ -121,7 +121,6 @@ def log_evaluation(tracker: Tracker, result: Mapping[str, Any]) -> None:
 
 
 def _texts(example: Example) -> tuple[str, str]:
-    """The prompt and the response, shortened."""
     response = [turn.content for turn in example.turns if turn.role == "assistant"]
     prompt = [turn.content for turn in example.turns if turn.role != "assistant"]
     prompt += [example.input] if example.input else []

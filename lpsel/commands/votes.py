@@ -15,6 +15,7 @@ from lpsel import console
 from lpsel.commands.arguments import OneLineParser, run_folder
 from lpsel.errors import UserError
 from lpsel.evaluation.comparison import describe_problems
+from lpsel.evaluation.judgements import JUDGEMENTS
 from lpsel.evaluation.statistics import with_interval
 from lpsel.evaluation.win_rate import pairwise_metrics, shown_interval, win_rate
 from lpsel.judging import human
@@ -25,7 +26,6 @@ from lpsel.storage import finite, write_json, write_table
 
 # A annotators, N pairs
 
-JUDGEMENTS = "judgements.parquet"
 OUTCOMES = "outcomes.parquet"
 OF_PROMPT = ("prompt_set", "category", "text")  # columns of both tables that describe the prompt
 COLUMN_TYPES = {

@@ -85,7 +85,7 @@ class Work:
     key: str | None = None  # cache key of scores; None for other work
     epochs: int = 0  # recorded epochs of scores
     columns: tuple[str, ...] = ()  # additional recorded columns of scores
-    found: bool = False  # whether the scores are in the cache
+    in_cache: bool = False  # whether the scores are in the cache
     hours: float | None = None  # GPU time, see `gpu_hours`
     checkpoints: float = 0.0  # bytes on disk during training
     model_bytes: float = 0.0  # bytes of the saved model

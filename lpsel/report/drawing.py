@@ -70,15 +70,15 @@ def looks(runs: Sequence[Run]) -> dict[str, Look]:
     rule_of = {run.series: run.rule for run in runs}
     rules = {rule: k for k, rule in enumerate(sorted({*rule_of.values()} - {*RESERVED}))}
     seen: Counter[str] = Counter()
-    made = {}
+    styles = {}
     for series in sorted(labels):
         rule = rule_of[series]
         k = rules.get(rule, 0)
         i, seen[rule] = seen[rule], seen[rule] + 1
         color = RESERVED.get(rule, SERIES[k % len(SERIES)])
         marker = MARKERS[(k + k // len(SERIES) + i) % len(MARKERS)]
-        made[series] = Look(labels[series], color, marker, LINES[i % len(LINES)])
-    return made
+        styles[series] = Look(labels[series], color, marker, LINES[i % len(LINES)])
+    return styles
 
 
 def new_axes(width: float = WIDTH, height: float = 2.9) -> tuple[Figure, Axes]:

@@ -143,7 +143,7 @@ def _report_page(
         headline=[figure for figure in drawn if figure["name"] == HEADLINE],
         tables=shown,
         sections=[section for section in sections if section[1] or section[2]],
-        made={"date": date.today().isoformat(), "command": command, "version": __version__},
+        origin={"date": date.today().isoformat(), "command": command, "version": __version__},
         most_open=MOST_OPEN,
         link=lambda folder: link(Path(folder), out),
         explorers=[(run.name, link(run.folder, out).rstrip("/") + f"/{EXPLORER}") for run in runs.explored],
@@ -178,7 +178,6 @@ def report_figures(runs: Runs, measured: Sequence[Point], tables: dict[str, Tabl
 
 
 def _scored_by(run: Run) -> str:
-    """Describe the scorer and the rows."""
     if run.scorer == "–":
         return Path(str(run.get("scores"))).parent.name
     return f"{run.scorer} on {run.get('dataset', 'name')}"

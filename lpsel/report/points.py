@@ -111,12 +111,12 @@ def points(runs: Runs) -> list[Point]:
                 conditions=digest([entry.get(key, evaluation.get(key)) for key in CONDITIONS])[:8],
             )
             matched.append(point)
-    matched = _told_apart(matched)
+    matched = _with_distinct_conditions(matched)
     size = Counter((p.metric, p.against) for p in matched)
     return sorted(matched, key=lambda p: (p.metric == "win_rate", size[p.metric, p.against]))
 
 
-def _told_apart(points: Sequence[Point]) -> list[Point]:
+def _with_distinct_conditions(points: Sequence[Point]) -> list[Point]:
     """Add a digest to descriptions of conditions that are equal although the conditions differ."""
     described = grouped(points, lambda p: (p.metric, p.against))
     known = {key: {p.conditions for p in same} for key, same in described.items()}

@@ -102,6 +102,5 @@ def _sizes(points: Sequence[Point]) -> dict[str, str | None]:
 
 
 def _range(values: Sequence[float | None]) -> str | None:
-    """Range of the known values."""
     known = [value for value in values if value is not None]
     return spread(known, "{:,.0f}".format) if known else None

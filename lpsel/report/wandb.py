@@ -110,7 +110,7 @@ def _save(report: Any) -> str:
 
 def panels(measured: Sequence[Point]) -> list[Panel]:
     """Points of the quality figures by metric and conditions, key figures first."""
-    made = []
+    drawn = []
     for k, each in enumerate(comparable([p for p in measured if p.run.pct is not None]), 1):
         if not (group := one_value_per_seed(each)):
             continue
@@ -124,8 +124,8 @@ def panels(measured: Sequence[Point]) -> list[Panel]:
             run = next(iter(by_pct.values()))[0].run
             if run.bucket or run.scorer != "–":
                 panel.bars.update({f"bars {k}/{series}, {pct:g}%": mean for pct, mean in means.items()})
-        made.append(panel)
-    return made
+        drawn.append(panel)
+    return drawn
 
 
 def _blocks(
@@ -167,13 +167,13 @@ def _run_blocks(runs: Sequence[str]) -> list[Any]:
     import wandb_workspaces.reports.v2 as wr
 
     half = WIDE // 2
-    made: list[Any] = [
+    drawn: list[Any] = [
         wr.LinePlot(title=title, x=x, y=[y], layout=wr.Layout(x=half * (i % 2), y=HIGH * (i // 2), w=half, h=HIGH))
         for i, (title, (x, y)) in enumerate(RUN_PANELS.items())
     ]
     spent: list[Any] = ["ledger/selection_flops", "ledger/training_flops", "ledger/everything_flops"]
-    made.append(wr.BarPlot(title="FLOPs", metrics=spent, layout=wr.Layout(y=2 * HIGH, w=WIDE, h=HIGH)))
-    made.append(wr.RunComparer(diff_only="split", layout=wr.Layout(y=3 * HIGH, w=WIDE, h=HIGH)))
+    drawn.append(wr.BarPlot(title="FLOPs", metrics=spent, layout=wr.Layout(y=2 * HIGH, w=WIDE, h=HIGH)))
+    drawn.append(wr.RunComparer(diff_only="split", layout=wr.Layout(y=3 * HIGH, w=WIDE, h=HIGH)))
     ids = ", ".join(f"'{run}'" for run in runs)
     runset = wr.Runset(name="runs", filters=f"Metric('ID') in [{ids}]")
-    return [wr.H2("Runs"), wr.PanelGrid(runsets=[runset], panels=made)]
+    return [wr.H2("Runs"), wr.PanelGrid(runsets=[runset], panels=drawn)]
