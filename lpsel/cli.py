@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lpsel import __version__
-from lpsel.command_line import check_arguments, fail, hydra_error
+from lpsel.command_line import as_user_error, check_arguments, fail, is_user_error
 from lpsel.distributed import Interrupted, at_end, is_main_process, lost_rank, signals_interrupt
 from lpsel.errors import UserError, resource_errors
 from lpsel.redact import protect_output, redact
@@ -97,8 +97,6 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
     printed as one line on standard error, or as a traceback if LPSEL_DEBUG=1 is set in the environment.
     """
     import hydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
     from lpsel.config import config_dir
     from lpsel.overrides import hydra_arguments
@@ -111,13 +109,12 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
     os.environ["LPSEL_COMMAND"] = command
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises exceptions instead of printing them
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    hydra_errors = (HydraException, OmegaConfBaseException)
-    with _errors_end_command(command, hydra_errors), signals_interrupt(), at_end:
+    with _errors_end_command(command), signals_interrupt(), at_end:
         check_arguments(arguments)
         sys.argv[1:] = hydra_arguments(command, arguments)
         SweepCallback.sweep = None
         start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)
-        start(_job(command, hydra_errors))()
+        start(_job(command))()
         if SweepCallback.sweep is not None:
             sys.exit(_end_sweep(SweepCallback.sweep))
 
@@ -130,20 +127,18 @@ def run_flag_command(command: str, arguments: Sequence[str]) -> None:
 
 
 @contextmanager
-def _errors_end_command(command: str, hydra_errors: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+def _errors_end_command(command: str) -> Iterator[None]:
     """Context manager in which a user error or a signal ends the process with one line on standard error."""
     protect_output()
-    user_errors: tuple[type[Exception], ...] = (UserError, *hydra_errors)
     try:
         with closed_pipe_ends_quietly(), resource_errors():
             yield
-    except user_errors as error:
+    except Exception as error:
         if os.environ.get("LPSEL_DEBUG"):
             raise
-        fail(f"lpsel {command}", error if isinstance(error, UserError) else hydra_error(error, command))
-    except Exception as error:
-        reason = None if os.environ.get("LPSEL_DEBUG") else lost_rank(error)
-        if reason is None:
+        if is_user_error(error):
+            fail(f"lpsel {command}", as_user_error(error, command))
+        if (reason := lost_rank(error)) is None:
             raise
         print(f"lpsel {command}: {redact(reason)}; run the same command again to resume", file=sys.stderr, flush=True)
         at_end.close()
@@ -159,7 +154,7 @@ def _errors_end_command(command: str, hydra_errors: tuple[type[Exception], ...] 
         sys.exit(end.status)
 
 
-def _job(command: str, hydra_errors: tuple[type[Exception], ...]) -> Callable[[Any], None]:
+def _job(command: str) -> Callable[[Any], None]:
     """Create the function that Hydra calls with the composed configuration."""
 
     def job(config: Any) -> None:
@@ -172,9 +167,9 @@ def _job(command: str, hydra_errors: tuple[type[Exception], ...]) -> Callable[[A
         if hydra.mode == RunMode.MULTIRUN:
             from lpsel.sweep import run_job
 
-            run_job(command, config, (UserError, *hydra_errors))
+            run_job(command, config)
         else:
-            with _errors_end_command(command, hydra_errors):  # otherwise, Hydra would print an additional line
+            with _errors_end_command(command):  # otherwise, Hydra would print an additional line
                 _run_job(command, config, Path(hydra.runtime.output_dir))
 
     return job

@@ -115,11 +115,22 @@ def fail(prog: str, error: Exception) -> NoReturn:
     sys.exit(2)
 
 
-def hydra_error(error: Exception, command: str) -> UserError:
+def is_user_error(error: Exception) -> bool:
+    """Whether the user can fix an error; errors of Hydra and OmegaConf are about options."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    return isinstance(error, UserError | HydraException | OmegaConfBaseException)
+
+
+def as_user_error(error: Exception, command: str) -> UserError:
     """Convert Hydra's error about a choice, a key or a value, and suggest similar names; keep other messages."""
     from lpsel.config import choices, suggestion
     from lpsel.overrides import PATH_GROUPS
 
+    if isinstance(error, UserError):
+        return error
+    command = command if command in PATH_GROUPS else "train"  # whose options `lpsel validate` takes
     message = str(error)
     if choice := NO_CHOICE.search(message):
         group, name = choice["group"], choice["name"]

@@ -25,7 +25,7 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from lpsel.command_line import check_run, fail
+from lpsel.command_line import check_run, fail, is_user_error
 from lpsel.commands.job import Job, ranks_run
 from lpsel.distributed import agree, at_end, is_main_process
 from lpsel.errors import UserError, first_line, resource_errors
@@ -123,7 +123,7 @@ def _outcomes_dir(config: DictConfig) -> Path:
     return sweep_dir() / (".plans" if config.get("dry_run") else ".jobs")
 
 
-def run_job(command: str, config: DictConfig, user_errors: tuple[type[Exception], ...]) -> None:
+def run_job(command: str, config: DictConfig) -> None:
     """Run one job of a sweep unless it is finished, and write its outcome; a failure does not stop the sweep."""
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir).resolve()
@@ -141,7 +141,7 @@ def run_job(command: str, config: DictConfig, user_errors: tuple[type[Exception]
             if is_main_process():
                 print(folder, flush=True)
     except Exception as error:
-        user_error = isinstance(error, user_errors)
+        user_error = is_user_error(error)
         reason = " ".join(str(error).split()) if user_error else f"{type(error).__name__}: {first_line(error)}"
         outcome = replace(outcome, reason=redact(reason), user_error=user_error)
         if not config.get("dry_run"):  # a dry run lists every reason once, at the end

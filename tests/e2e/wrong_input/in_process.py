@@ -29,15 +29,12 @@ def console(words):
 
 def job(words):
     """What Hydra calls with the configuration that `lpsel WORD...` describes; the last word is the run folder."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
     from lpsel import cli
     from lpsel.commands.job import configured
     from lpsel.overrides import hydra_arguments
 
     command, *overrides, folder = words
-    with cli._errors_end_command(command, (HydraException, OmegaConfBaseException)), configured(command):
+    with cli._errors_end_command(command), configured(command):
         config = compose(command, hydra_arguments(command, overrides))
         Path(folder := folder.removeprefix("hydra.run.dir=")).mkdir()
         cli._run_job(command, config, Path(folder))
