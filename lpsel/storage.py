@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain, islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -249,10 +249,8 @@ def distinct(names: Sequence[str]) -> list[str]:
     taken: set[str] = set()
     unique_names = []
     for name in names:
-        unique, count = name, 1
-        while unique.lower() in taken:
-            count += 1
-            unique = f"{name}-{count}"
+        candidates = chain([name], (f"{name}-{number}" for number in count(2)))
+        unique = next(candidate for candidate in candidates if candidate.lower() not in taken)
         taken.add(unique.lower())
         unique_names.append(unique)
     return unique_names

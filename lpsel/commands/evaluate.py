@@ -66,18 +66,18 @@ def run(job: Job) -> dict[str, Any]:
 
 def _check_used(config: DictConfig) -> None:
     """Raise a UserError for an option that the evaluator does not use, or that imported verdicts replace."""
-    given = {key: config[key] for key in ("prompts", "judgements") if config[key] is not None}
+    set_options = {key: config[key] for key in ("prompts", "judgements") if config[key] is not None}
     if OmegaConf.to_container(config.judge) != OmegaConf.to_container(choice("judge", "openai")):
-        given["judge"] = None
+        set_options["judge"] = None
     options, target = str(OmegaConf.to_container(config.evaluator)), config.evaluator["_target_"]
     files = {name: (config_dir() / "evaluator" / f"{name}.yaml").read_text() for name in choices("evaluator")}
     name = next((name for name, file in files.items() if target in file), target)
-    for key, value in given.items():
+    for key, value in set_options.items():
         if f"${{{key}}}" not in options:
             raise UserError(key, value, f"evaluator={name} does not use it", "leave it out, or set evaluator=pairwise")
-    if given.pop("judgements", None) is not None:
-        given |= {key: value for key, value in (("model", config.models), ("baseline", config.baseline)) if value}
-        for key, value in given.items():
+    if set_options.pop("judgements", None) is not None:
+        set_options |= {key: value for key, value in (("model", config.models), ("baseline", config.baseline)) if value}
+        for key, value in set_options.items():
             raise UserError(key, value, f"evaluator={name} does not use it with judgements=", "leave one of them out")
 
 

@@ -45,10 +45,10 @@ def main(arguments: Sequence[str]) -> None:
     else:
         terminal = Console()
         narrow = terminal.is_terminal and terminal.width < WIDTH
-        made = table(entries, [column for column in COLUMNS if not (narrow and column in WIDE_COLUMNS)])
-        folders = made.columns[-1]
+        listing = table(entries, [column for column in COLUMNS if not (narrow and column in WIDE_COLUMNS)])
+        folders = listing.columns[-1]
         folders.no_wrap = max(len(str(folder)) for folder in folders.cells) <= terminal.width // 2
-        console.show(made)
+        console.show(listing)
 
 
 def key_figures(folder: Path) -> tuple[str, str]:
@@ -98,7 +98,7 @@ def as_json(folder: Path, run: Run | str, measured: list[Measure]) -> dict[str, 
 
 def table(entries: Sequence[Entry], columns: Sequence[str]) -> Table:
     """Table with a row for every run, and for every skipped folder with the reason."""
-    made = console.table(columns, right=["rows"])
+    listing = console.table(columns, right=["rows"])
     here = Path.cwd().resolve()
     several_seeds = len({run.get("seed") for _, run, _ in entries if isinstance(run, Run)} - {None}) > 1
     for folder, run, measured in entries:
@@ -110,8 +110,8 @@ def table(entries: Sequence[Entry], columns: Sequence[str]) -> Table:
             cells = {"run": next((log.stem for log in folder.glob("*.log")), ""), "figures": run}
         below = folder.is_relative_to(here) and folder != here
         cells["folder"] = str(folder.relative_to(here) if below else folder)
-        made.add_row(*(Text(cells.get(column, "")) for column in columns))
-    return made
+        listing.add_row(*(Text(cells.get(column, "")) for column in columns))
+    return listing
 
 
 def _cells(run: Run, measured: list[Measure]) -> dict[str, str]:

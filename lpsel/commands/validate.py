@@ -219,8 +219,8 @@ def _selected(selection: str, table: Path) -> NDArray[np.int64]:
     chosen = pq.read_table(selection, columns=["id", "selected"])
     if ids is None or ids.equals(chosen["id"].cast(ids.type)):
         return np.flatnonzero(chosen["selected"].to_numpy())
-    found = pc.index_in(chosen["id"].filter(chosen["selected"]).cast(ids.type), value_set=ids.combine_chunks())
-    return found.to_numpy().astype(np.int64)
+    positions = pc.index_in(chosen["id"].filter(chosen["selected"]).cast(ids.type), value_set=ids.combine_chunks())
+    return positions.to_numpy().astype(np.int64)
 
 
 def _overrides(table: Path, subset: Subset, seed: int, settings: Settings) -> list[str]:

@@ -111,7 +111,8 @@ def smallest_passing(points: Sequence[Point]) -> float | None:
     several selections is reported. Ends are averaged over seeds, as if seeds shared all variation of their prompts.
     """
     win_rates = bool(points) and points[0].metric == "win_rate"
-    selections = by_selection([p for p in points if _is_to_all_rows(p)] if win_rates else differences(points))
+    to_all = [p for p in points if p.run.rule != ALL_ROWS and p.run.pct is not None and _against_all_rows(p)]
+    selections = by_selection(to_all if win_rates else differences(points))
     level = 1 - 0.05 / max(len(selections), 1)
 
     def margin(p: Point) -> float:
@@ -129,15 +130,9 @@ def smallest_passing(points: Sequence[Point]) -> float | None:
     return min(passing, default=None)
 
 
-def _is_to_all_rows(p: Point) -> bool:
+def _against_all_rows(p: Point) -> bool:
     """Whether a win rate is against the same target, trained in the same way on all rows."""
-    return (
-        p.baseline is not None
-        and p.baseline.rule == ALL_ROWS
-        and p.baseline.trained_as == p.run.trained_as
-        and p.run.rule != ALL_ROWS
-        and p.run.pct is not None
-    )
+    return p.baseline is not None and (p.baseline.rule, p.baseline.trained_as) == (ALL_ROWS, p.run.trained_as)
 
 
 def tokens(point: Point) -> float | None:

@@ -32,8 +32,6 @@ MARGIN = 0.03  # margin on each side, as a fraction of the range
 TEXTS = ("prompt", "response")
 RANGES = ("score", "nll_0", "nll_1", "length", "index")  # columns with range filters
 
-Axis = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class Explorer:
@@ -187,7 +185,7 @@ def views(explorer: Explorer) -> list[dict[str, Any]]:
     return views
 
 
-def _axis(rows: pa.Table, column: str, title: str, log: bool = False) -> Axis:
+def _axis(rows: pa.Table, column: str, title: str, log: bool = False) -> dict[str, Any]:
     """Create an axis whose initial range excludes OUTSIDE percent of the points at each end."""
     values = rows[column].drop_null().cast(pa.float64()).to_numpy()
     values = np.log10(np.maximum(values, 1)) if log else values

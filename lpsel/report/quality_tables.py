@@ -97,8 +97,8 @@ def _spread(points: Sequence[Point]) -> dict[str, float | None]:
 
 def _sizes(points: Sequence[Point]) -> dict[str, str | None]:
     """Training rows and tokens, which can differ at equal percentages."""
-    trained = {name: [number(p.run.get("training", name)) for p in points] for name in ("rows", "tokens")}
-    return {"rows": _range(trained["rows"]), "training tokens": _range(trained["tokens"])}
+    columns = {"rows": "rows", "training tokens": "tokens"}
+    return {name: _range([number(p.run.get("training", key)) for p in points]) for name, key in columns.items()}
 
 
 def _range(values: Sequence[float | None]) -> str | None:

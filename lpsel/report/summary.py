@@ -12,10 +12,11 @@ from lpsel.report.runs import Run, Runs, grouped, short_labels
 
 MOST = 5  # maximum number of selections or comparisons listed in a sentence
 REFERENCES = {BASELINE: "random rows", ALL_ROWS: "all rows"}
-VERDICTS = {1: "better than random rows", -1: "worse than random rows"}
-UNDECIDED = {
-    0: "no difference from random rows can be shown",
-    None: "nothing can be concluded without an interval",
+VERDICTS = {
+    1: "{selections} {verb} better than random rows",
+    -1: "{selections} {verb} worse than random rows",
+    0: "for {selections}, no difference from random rows can be shown",
+    None: "for {selections}, nothing can be concluded without an interval",
 }
 
 
@@ -102,13 +103,10 @@ def _verdicts(compared: Sequence[Comparison], labels: dict[str, str]) -> str:
     pcts = {c.point.run.pct or 0.0 for c in compared}
     where = f"at {_pcts([*pcts])} of the rows, " if len(pcts) == 1 else ""
     sentences = []
-    for verdict, words in VERDICTS.items():
+    for verdict, sentence in VERDICTS.items():
         if chosen := [c for c in compared if c.verdict == verdict]:
             verb = "is" if len({c.point.run.series for c in chosen}) == 1 else "are"
-            sentences.append(f"{_selections(chosen, labels, named=not where)} {verb} {words}")
-    for open_verdict, words in UNDECIDED.items():
-        if chosen := [c for c in compared if c.verdict == open_verdict]:
-            sentences.append(f"for {_selections(chosen, labels, named=not where)}, {words}")
+            sentences.append(sentence.format(selections=_selections(chosen, labels, named=not where), verb=verb))
     text = f"{where}{'; '.join(sentences)}."
     return capitalized(text) if where or text.startswith("for ") else text
 
