@@ -53,7 +53,7 @@ def test_tokens_and_flops_equal_those_of_the_run(rule, tmp_path, toy_model, inst
     assert work["score"].flops == pytest.approx(result["scoring"]["flops"])
     assert plan(tmp_path, *overrides) is None, "finished before"
     scores_there = plan(tmp_path / "another", *overrides)[0]
-    assert scores_there.found
+    assert scores_there.in_cache
 
 
 def test_given_scores_are_checked(tmp_path, toy_model, instructions):
