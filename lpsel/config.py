@@ -30,11 +30,9 @@ def choices(group: str) -> list[str]:
 
 def choice(group: str, name: str) -> DictConfig:
     """Load the file of a choice with its base files, without overrides from the command line."""
-    node = OmegaConf.load(config_dir() / group / f"{name}.yaml")
-    assert isinstance(node, DictConfig)
+    node: Any = OmegaConf.load(config_dir() / group / f"{name}.yaml")
     bases = [choice(group, base) for base in node.pop("defaults", []) if base != "_self_"]
-    merged = OmegaConf.merge(*bases, node)
-    assert isinstance(merged, DictConfig)
+    merged: Any = OmegaConf.merge(*bases, node)
     return merged
 
 
