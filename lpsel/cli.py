@@ -27,16 +27,19 @@ HYDRA_COMMANDS = {
 }
 # Commands that take paths and flags; their module in lpsel.commands defines `main(arguments)`.
 FLAG_COMMANDS = {
-    "agreement": ("compare scorers: do they find the same rows hard?", "SCORES_1 SCORES_2"),
+    "agreement": ("compare scorers: do they rank the same rows as hard?", "SCORES_1 SCORES_2"),
     "votes": ("count the votes of human annotators", "votes-ann.json votes-ben.json"),
     "publish": ("write a subset as a dataset with a card, for the Hub", "RUN --out my-subset"),
     "report": ("summarize runs on one page, with figures and tables", "RUN_1 RUN_2"),
     "runs": ("list run folders with their key figures", "--json"),
     "show": ("show one run folder", "RUN"),
-    "rows": ("show the hardest and easiest rows of scores", "RUN --hardest 5"),
-    "explore": ("open the rows of a run as points and texts, on one page", "RUN"),
-    "validate": ("does a score predict results? Train on random subsets", "SCORES model=opt-125m --held-out dolly"),
-    "cache": ("show what is cached, and delete what no run uses", "--prune 90"),
+    "rows": ("show the hardest and easiest rows of a run or scores", "RUN --hardest 5"),
+    "explore": ("write a page to plot, search and filter the rows of a run", "RUN"),
+    "validate": (
+        "measure whether a score predicts results, by training on random subsets",
+        "SCORES model=opt-125m --held-out dolly",
+    ),
+    "cache": ("list what is cached, and delete old entries", "--prune 90"),
 }
 COMMANDS = HYDRA_COMMANDS | FLAG_COMMANDS
 NEXT = {"train": "lpsel evaluate model={}", "select": "lpsel rows {} --chosen", "evaluate": "lpsel report {}"}

@@ -26,7 +26,7 @@ PAGE = "agreement.html"
 def main(arguments: Sequence[str]) -> None:
     parser = OneLineParser(
         prog="lpsel agreement",
-        description="Measure how far scorers agree on which rows are hard.",
+        description="Measure how well scorers agree on which rows are hard.",
         epilog="TABLE is a scores folder, a run folder of select or train, a .parquet or .csv table with nll_0.. or "
         "ppl_0.., or FILE.npz:SCORER (FILE.npz for all of its scorers).",
         allow_abbrev=False,
@@ -36,7 +36,9 @@ def main(arguments: Sequence[str]) -> None:
         "--pct", type=_percentages, default="10", metavar="P[,P...]", help="percentages of lowest rows to compare (10)"
     )
     parser.add_argument(
-        "--clusters", metavar="FILE", help="table or FILE.npz with a cluster for every row (default: those of a table)"
+        "--clusters",
+        metavar="FILE",
+        help="table or FILE.npz with a cluster for every row (default: the first table's that has them)",
     )
     dataset = "the dataset: leaves out empty answers, and counts near-duplicates among the lowest rows"
     parser.add_argument("--dataset", metavar="FILE", help=dataset)
@@ -171,7 +173,7 @@ def show_diagnosis(values: dict[str, Any]) -> None:
     counted = {name: title for name, title in counted.items() if any(low.get(name) is not None for low in lowest)}
     titles = [f"Spearman with {name}" for name in columns] + ["between clusters"] * bool(values["clusters"])
     titles += [f"{', '.join(counted.values())} in lowest {pct:g}%" for pct in values["pct"]]
-    notes = ["What the scores follow, and rows among the lowest"]
+    notes = ["What the scores correlate with, and rows among the lowest"]
     table = console.table(["metric", "scorer", *titles], titles, notes=notes)
     for entry in sorted(values["diagnosis"], key=lambda entry: values["metrics"].index(entry["metric"])):
         numbers = [entry["spearman"].get(name) for name in columns]

@@ -41,7 +41,7 @@ def read_all(arguments: Sequence[str], least: int = 2, columns: Collection[str] 
     if not tables:
         raise UserError("SCORES", None, "no scores given", "name a scores folder or file")
     if len(tables) < least:
-        raise UserError(" ".join(arguments), None, "is only one table", "give two or more to compare")
+        raise UserError(" ".join(arguments), None, "only one table", "pass two or more to compare")
     for other in tables[1:]:
         _check_same_rows(tables[0], other)
     return _distinct(tables)
@@ -83,7 +83,7 @@ def _check_same_rows(one: Scored, other: Scored) -> None:
         row = pc.index(pc.not_equal(a.id, b.id), True).as_py()
         problem = f"row {a.index[row]} has id {b.id[row]}, and in {one.argument} {a.id[row]}"
     if problem is not None:
-        raise UserError(other.argument, None, problem, "give scores of the same rows")
+        raise UserError(other.argument, None, problem, "pass scores of the same rows")
 
 
 def _distinct(tables: list[Scored]) -> list[Scored]:
@@ -117,7 +117,7 @@ def read_clusters(argument: str, index: NDArray[np.int64]) -> NDArray[np.int32]:
     except UserError as error:
         raise error.renamed("--clusters", argument) from None
     if "cluster" not in columns.column_names:
-        raise UserError("--clusters", argument, "has no column cluster", "give a table with that column")
+        raise UserError("--clusters", argument, "has no column cluster", "pass a table with that column")
     same_rows = len(columns) == len(index)
     if "index" in columns.column_names and not columns["index"].null_count:
         columns = columns.sort_by("index")
@@ -128,7 +128,7 @@ def read_clusters(argument: str, index: NDArray[np.int64]) -> NDArray[np.int32]:
         raise UserError("--clusters", argument, problem, "use -1 for rows in no cluster")
     if not same_rows:
         problem = f"has clusters of {len(cluster):,} rows, and the tables have {len(index):,}"
-        raise UserError("--clusters", argument, problem, "give a cluster for each row of the tables")
+        raise UserError("--clusters", argument, problem, "pass a cluster for each row of the tables")
     return cluster_codes(cluster)
 
 

@@ -48,7 +48,7 @@ def result_of_run(folder: Path) -> dict[str, Any]:
     """Read the result of a finished run of select or train; raises a UserError for any other folder."""
     result = read_result(folder) or {}
     if "scores" not in result:
-        hint = "give a folder or file of scores, or the folder of a finished run"
+        hint = "pass a folder or file of scores, or the folder of a finished run"
         raise UserError(folder, None, "neither a scores folder nor a finished run of select or train", hint)
     return result
 
@@ -56,9 +56,9 @@ def result_of_run(folder: Path) -> dict[str, Any]:
 def scores_of_run(folder: Path, result: Mapping[str, Any]) -> Path:
     """Find the scores that a run of select or train used; raises a UserError if there are none."""
     if not isinstance(result["scores"], str):
-        raise UserError(folder, None, f"this run used no scores (selection={result.get('rule')})", "give another run")
+        raise UserError(folder, None, f"this run used no scores (selection={result.get('rule')})", "pass another run")
     if not Path(result["scores"]).exists():
-        raise UserError(folder, None, f"its scores {result['scores']} no longer exist", "give another run")
+        raise UserError(folder, None, f"its scores {result['scores']} no longer exist", "pass another run")
     return Path(result["scores"])
 
 

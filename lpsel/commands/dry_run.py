@@ -193,12 +193,12 @@ def print_table(jobs: Sequence[tuple[str, Sequence[Work] | None]], experiment: b
         jobs: names with their work, None for a finished job.
         experiment: whether an evaluation and a report follow.
     """
-    numbers = ("rows", "tokens", "FLOPs", "GiB per GPU")
+    numbers = ("rows", "tokens", "FLOPs", "GiB per device")
     table = console.table(("job", "work", *numbers), numbers)
     counted: list[Work] = []
     for name, work in jobs:
         if not work:
-            table.add_row(Text(name), "finished before" if work is None else "no model to run")
+            table.add_row(Text(name), "already finished" if work is None else "no model to run")
         for number, piece in enumerate(work or ()):
             table.add_row(Text("" if number else name), *_cells(piece, counted))
             if not piece.in_cache and not any(other.covers(piece) for other in counted):

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = OneLineParser(prog="lpsel explore", description="Write an HTML page with the rows of a run.")
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder of select or train")
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"the page (RUN/{EXPLORER})")
-    parser.add_argument("--dataset", metavar="FILE", help="the dataset, if it was moved after the run")
+    parser.add_argument("--dataset", metavar="FILE", help="the dataset, if it was moved since the run")
     parser.add_argument("--cache", type=Path, default=Path(default_cache()), metavar="DIR", help="cache_dir of the run")
     options = parser.parse_args(arguments)
     page, notes = explore(options.run, options.out, options.dataset, options.cache)

@@ -30,9 +30,11 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder of select or train")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the dataset folder (RUN/dataset)")
-    parser.add_argument("--license", metavar="ID", help="license of the source, as on the Hub: cc-by-sa-3.0")
-    parser.add_argument("--to", metavar="OWNER/NAME", help="upload to this dataset of the Hub (HF_TOKEN)")
-    parser.add_argument("--public", action="store_true", help="make a dataset that --to creates public")
+    parser.add_argument(
+        "--license", metavar="ID", help="license of the source as a Hub identifier, such as cc-by-sa-3.0"
+    )
+    parser.add_argument("--to", metavar="OWNER/NAME", help="upload to this Hub dataset; needs HF_TOKEN")
+    parser.add_argument("--public", action="store_true", help="make the dataset public if --to creates it")
     options = parser.parse_args(arguments)
     folder = publish(options.run, options.out, options.license)
     if options.to:

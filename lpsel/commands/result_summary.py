@@ -71,7 +71,7 @@ def diagnosis(diagnosed: Mapping[str, Any]) -> Pairs:
     pairs = []
     numbers = {**(diagnosed["spearman"] or {}), "clusters": diagnosed["clusters"]}
     if follows := [f"{name} {value:.2f}" for name, value in numbers.items() if value is not None and isfinite(value)]:
-        pairs.append(("Score follows", ", ".join(follows) + " (Spearman; clusters: part of the variance of ranks)"))
+        pairs.append(("Score correlates", ", ".join(follows) + " (Spearman; clusters: fraction of rank variance)"))
     median = diagnosed["median_response"]
     lengths = f"{median['selected']:,.0f} {median['unit']} (all: {median['all']:,.0f})"
     counts = {

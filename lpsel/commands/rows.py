@@ -120,9 +120,11 @@ def _parser() -> OneLineParser:
     parser.add_argument("--easiest", type=_count, metavar="N", help="number of the easiest rows")
     parser.add_argument("--chosen", action="store_true", help="only rows that the run selected")
     parser.add_argument("--row", type=_count, nargs="+", metavar="N", help="show these rows with their full texts")
-    parser.add_argument("--by", metavar="NAME", help="lp, lp_app, lp_nll, lp_app_nll, nll_0, ... (lp_app, else nll_0)")
+    parser.add_argument(
+        "--by", metavar="NAME", help="rank by lp, lp_app, ... or a column such as nll_0 (lp_app; nll_0 without epochs)"
+    )
     parser.add_argument("--dataset", metavar="FILE", help="the dataset, if the scores do not name it")
-    parser.add_argument("--key", metavar="NAME", help="array of an .npz file with several")
+    parser.add_argument("--key", metavar="NAME", help="name of the array in an .npz file with several")
     return parser
 
 
@@ -160,12 +162,12 @@ def _lists(
     if options.row is not None:
         at = {int(index): position for position, index in enumerate(table.index)}
         if unknown := [row for row in options.row if row not in at]:
-            raise UserError("--row", unknown[0], f"these scores have rows {min(at)} to {max(at)}", "give one of them")
+            raise UserError("--row", unknown[0], f"these scores have rows {min(at)} to {max(at)}", "pass one of them")
         return {"": np.array([at[row] for row in options.row])}
     of = f"{len(hardest_M):,} rows"
     if options.chosen:
         if chosen is None:
-            raise UserError("--chosen", None, "these are scores without a selection", "give a run folder")
+            raise UserError("--chosen", None, "these are scores without a selection", "pass a run folder")
         hardest_M = hardest_M[np.array(chosen.rows["selected"])[table.index[hardest_M]]]
         of = f"{len(hardest_M):,} selected rows"
     hardest = ROWS if options.hardest is None and options.easiest is None else options.hardest or 0
@@ -193,7 +195,7 @@ def _ranked(table: ScoreTable, by: str) -> tuple[Floats, NDArray[np.int64]]:
     choices = [name for name, metric in METRICS.items() if table.epochs >= metric.epochs] + losses
     if by not in choices:
         problem = f"these scores have {', '.join(choices or table.columns) or 'no recorded loss'}"
-        raise UserError("--by", by, problem, "choose one of them" if choices else "give other scores")
+        raise UserError("--by", by, problem, "choose one of them" if choices else "pass other scores")
     value_N = learning_percentage(table, by) if by in METRICS else table.nll[losses.index(by)]
     key_N = value_N if by in METRICS else -value_N
     rows_M = np.flatnonzero(np.isfinite(value_N) & (table.response_tokens > 0))

@@ -142,7 +142,9 @@ def query_source(config: DictConfig, spec: SelectionSpec, scored: bool) -> Sourc
     if config.query.path is None:
         if spec.rule.uses_query and not (scored and spec.trains_on_query):
             problem = f"selection={spec.name} needs examples of your task"
-            raise UserError("query.path", "null", problem, "set query.path=FILE, in any form that dataset.path takes")
+            raise UserError(
+                "query.path", "null", problem, "set query.path=FILE, in any format that dataset.path accepts"
+            )
         return None
     try:
         query = Source(build(config.query), "query")

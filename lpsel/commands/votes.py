@@ -42,9 +42,9 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="votes downloaded from the page")
     parser.add_argument(
-        "--key", type=Path, help=f"the page's {KEY} or its run folder (default: next to the first FILE, or in runs/*/*)"
+        "--key", type=Path, help=f"the page's {KEY} or its run folder (next to the first FILE, or in runs/*/*)"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/votes/TIME)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (runs/votes/TIME)")
     options = parser.parse_args(arguments)
     result = run(options.files, options.key, options.out)
     show(result)
@@ -61,7 +61,7 @@ def run(paths: Sequence[Path], key_path: Path | None = None, run_dir: Path | Non
     votes = list(dict.fromkeys(vote for file in files for vote in file.votes))
     counted = human.last_votes(votes)
     if all(vote.choice == "skip" for vote in counted):
-        raise UserError(paths[0], None, "has no votes except skipped pairs", "give files with votes")
+        raise UserError(paths[0], None, "has no votes except skipped pairs", "pass files with votes")
 
     folder = run_folder("votes", run_dir, [*(file.path for file in files), key_path])
     names, preference_AN = human.preferences(counted, key)
@@ -106,7 +106,7 @@ def _find_key(file: VoteFile, key_path: Path | None) -> Path:
     if key_path is not None and (key_path / KEY).exists():
         return key_path / KEY
     where = "next to it or in runs/*/*" if key_path is None else f"in {key_path}"
-    raise UserError(file.path, None, f"no {KEY} of its page {where}", "give --key RUN_FOLDER")
+    raise UserError(file.path, None, f"no {KEY} of its page {where}", "pass --key RUN_FOLDER")
 
 
 def _outcomes(voted: Sequence[int], preference_AN: NDArray[np.float64], key: Key) -> list[dict[str, Any]]:

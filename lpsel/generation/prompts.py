@@ -142,7 +142,7 @@ def _find(name: str, folder: Path | None) -> PromptSet:
         return build(cast(DictConfig, OmegaConf.load(configured)))
     exists, readable = Path(name).expanduser().exists(), reader_of(name) is not None
     if exists and not readable:
-        raise UserError("prompts", name, "unknown kind of file", f"name a file that ends in {ENDINGS}")
+        raise UserError("prompts", name, "unknown file extension", f"use a file that ends in {ENDINGS}")
     if not exists and readable and not _is_url(name):
         raise UserError("prompts", name, "no such file", "check the path")
     if not exists and "/" not in name:
@@ -239,7 +239,7 @@ def _download(url: str, cache_dir: Path) -> Path:
     """Download a file once and return its path; errors omit the query of the address, which may have a signature."""
     name, shown = _file_name(url), url.partition("?")[0]
     if reader_of(name) is None:
-        raise UserError("prompts", shown, "unknown kind of file", f"name a file that ends in {ENDINGS}")
+        raise UserError("prompts", shown, "unknown file extension", f"use a file that ends in {ENDINGS}")
     file = cache_dir / "prompts" / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,7 @@ def hub_config(path: str, revision: str | None = None) -> Path:
         raise NotOnHub(
             path,
             problem=f"no such folder, and not available from the Hub ({first_line(error)})",
-            hint="give a model folder or a Hugging Face id, and set HF_TOKEN in the environment for a gated model",
+            hint="set a model folder or a Hugging Face id, and set HF_TOKEN in the environment for a gated model",
         ) from error
 
 

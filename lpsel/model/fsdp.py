@@ -45,8 +45,8 @@ class ShardedStrategy(ModelParallelStrategy):
             problem, hint = "needs a GPU; everything is on the CPU already", "remove it"
             raise UserError("trainer.strategy.cpu_offload", "true", problem, hint)
         if (devices := self.num_nodes * self.num_processes) % self.replicate:
-            problem = f"{devices} devices do not divide into as many copies"
-            raise UserError("trainer.strategy.replicate", self.replicate, problem, f"set a divisor of {devices}")
+            problem, hint = f"is not a divisor of the number of devices, {devices}", "set one, or 1 for a single copy"
+            raise UserError("trainer.strategy.replicate", self.replicate, problem, hint)
         super()._configure_launcher()
 
     def setup_environment(self) -> None:

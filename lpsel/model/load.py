@@ -39,7 +39,7 @@ def locate(spec: ModelSpec, cache_dir: Path) -> str:
         _check_config(spec, path / "config.json")
         return str(path)
     if path.is_absolute() or spec.path.startswith((".", "~")) or spec.path.count("/") > 1:
-        raise UserError(spec.path, problem="no such folder", hint="give a model folder or a Hugging Face id")
+        raise UserError(spec.path, problem="no such folder", hint="set a model folder or a Hugging Face id")
     _check_config(spec, hub_config(spec.path, spec.revision))
     return spec.path
 

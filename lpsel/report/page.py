@@ -45,7 +45,7 @@ SECTIONS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "Human evaluation": ((), {"votes": "Annotators"}),
     "lm-evaluation-harness": (("harness",), {"harness": "Tasks"}),
     "Agreement of scores": (("agreement",), {}),
-    "What the scores follow": ((), {"diagnosis": "Spearman correlations, and counts of selected rows"}),
+    "What the scores correlate with": ((), {"diagnosis": "Spearman correlations, and counts of selected rows"}),
     "Hard and easy rows": (("trajectory",), {"examples": "Rows of each ranking: first, last and random"}),
     "Lengths of selected rows": (("lengths",), {}),
     "Costs": (("costs",), {"costs": "Ledgers"}),

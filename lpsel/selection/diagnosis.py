@@ -142,15 +142,15 @@ def _warnings(selection: Selection, values: Mapping[str, Any]) -> Iterator[str]:
     by_length = correlations.get(f"response_{median['unit']}", 0.0)
     if abs(by_length) >= STRONG and spec.length != "matched" and not spec.rule.uses_lengths:
         yield (
-            f"The score follows the length of responses (Spearman {by_length:.2f}): the median is "
+            f"The score correlates with the length of responses (Spearman {by_length:.2f}): the median is "
             f"{median['selected']:,.0f} {median['unit']} for the selected rows and {median['all']:,.0f} for all rows. "
             f"{exact}selection.length=matched compares rows of similar length."
         )
     by_loss = correlations.get("nll_0", 0.0) * (-1 if selection.descending else 1)
     if by_loss >= STRONG and not spec.relative:
         yield (
-            f"The score follows the loss before training (Spearman {by_loss:.2f}): rows that the base model already "
-            "knows are selected as hard. selection=lp_app_nll ranks by the relative drop in loss."
+            f"The score correlates with the loss before training (Spearman {by_loss:.2f}): rows that the base model "
+            "already knows are selected as hard. selection=lp_app_nll ranks by the relative drop in loss."
         )
     learned, late = values["learned"] or 0, None if spec.relative else "selection=lp_app_nll"
     late = "selection.bucket=low" if spec.bucket in ("mid", "high") else late

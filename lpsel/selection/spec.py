@@ -81,7 +81,7 @@ class SelectionSpec:
         needed = self.rule.epochs
         if self.epochs is not None or needed is not None:
             without = "set selection.epochs=null for a rule without scores"
-            hint = without if needed is None else f"leave it out: selection={self.name} needs that many"
+            hint = without if needed is None else f"leave it out: selection={self.name} sets it"
             check_int("selection.epochs", self.epochs, needed or 0, hint=hint)
         if self.known_level is not None:
             check_number("selection.known_level", self.known_level, hint="set it to null for the median after training")
@@ -172,7 +172,7 @@ class SelectionSpec:
             row_budget(pct, n_total)
         elif self.bucket is not None and round(100 / pct) != PARTS_OF_BUCKETS:
             hint = "set pct=33, or selection.budget=exact for smaller subsets"
-            raise UserError("pct", f"{pct:g}", "the released buckets are whole thirds", hint)
+            raise UserError("pct", f"{pct:g}", "the released buckets are thirds of a cluster", hint)
         return pct
 
     def check_without_clusters(self) -> None:

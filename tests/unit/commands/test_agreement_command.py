@@ -190,7 +190,7 @@ def test_tables_of_other_rows_are_refused(scores, tmp_path, other, message):
 
 
 def test_one_table_and_a_folder_without_scores_are_refused(scores, tmp_path):
-    with pytest.raises(UserError, match="a: is only one table"):
+    with pytest.raises(UserError, match="a: only one table"):
         run([str(scores("a"))], tmp_path / "out")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: neither a scores folder nor a finished run of select or train"):
@@ -319,7 +319,7 @@ def test_the_command_ends_with_its_run_folder(scores, tmp_path, monkeypatch, cap
     folder = next((tmp_path / "runs" / "agreement").iterdir())
     assert out[-1] == str(folder)
     assert any("lowest 25%" in line for line in out)
-    assert any("What the scores follow" in line for line in out)
+    assert any("What the scores correlate with" in line for line in out)
     assert any("b has 1: LP_app only." in line for line in out)
     assert strict(folder / "result.json")["pct"] == [10, 25]
 

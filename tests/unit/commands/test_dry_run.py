@@ -51,7 +51,7 @@ def test_tokens_and_flops_equal_those_of_the_run(rule, tmp_path, toy_model, inst
         return
     assert work["score"].tokens == result["scoring"]["tokens"]
     assert work["score"].flops == pytest.approx(result["scoring"]["flops"])
-    assert plan(tmp_path, *overrides) is None, "finished before"
+    assert plan(tmp_path, *overrides) is None, "already finished"
     scores_there = plan(tmp_path / "another", *overrides)[0]
     assert scores_there.in_cache
 
@@ -143,7 +143,7 @@ def test_shared_scores_are_counted_once(capsys):
         "b scores of small, as above",
         "train large 10 2 M unknown unknown",
         "c score with small, 0 epochs 100 1 M 1e+12 1.0",
-        "d finished before",
+        "d already finished",
         "e no model to run",
     ]
     assert "Total: 6 M tokens, at least 2e+12 FLOPs." in said

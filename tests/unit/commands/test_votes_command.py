@@ -120,7 +120,7 @@ def test_pairs_skipped_by_all_have_failed_and_pairs_without_votes_have_not(votes
     result = run([votes("Ann", "ws"), votes("Bob", "ws")], key, tmp_path / "out")
     assert [result[k] for k in ("n", "failed", "pairs_without_votes")] == [1, 1, 2]
     assert (result["ci_low"], result["standard_error"]) == (None, None), "one pair has no spread"
-    with pytest.raises(UserError, match=r"Ann\.json: has no votes except skipped pairs. Give files with votes\."):
+    with pytest.raises(UserError, match=r"Ann\.json: has no votes except skipped pairs. Pass files with votes\."):
         run([votes("Ann", "ss")], key, tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
@@ -181,7 +181,7 @@ def test_the_key_is_found_by_the_hash_of_the_page(votes, key, tmp_path, monkeypa
     monkeypatch.chdir("/")
     (tmp_path / "key.json").unlink()
     with pytest.raises(
-        UserError, match=r"no key\.json of its page next to it or in runs/\*/\*. Give --key RUN_FOLDER\."
+        UserError, match=r"no key\.json of its page next to it or in runs/\*/\*. Pass --key RUN_FOLDER\."
     ):
         run([given])
 
@@ -196,7 +196,7 @@ def test_the_key_of_one_of_several_models_is_found(votes, key, tmp_path, monkeyp
     key.unlink()
     assert run([given])["key"] == run([given], key.parent)["key"] == str(folder / "key.json")
     (folder / "key.json").unlink()
-    with pytest.raises(UserError, match=r"Ann\.json: no key\.json of its page in .*now\. Give --key RUN_FOLDER\."):
+    with pytest.raises(UserError, match=r"Ann\.json: no key\.json of its page in .*now\. Pass --key RUN_FOLDER\."):
         run([given], key.parent)
 
 

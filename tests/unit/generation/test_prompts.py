@@ -222,4 +222,4 @@ def test_unknown_sets_and_files_are_rejected(tmp_path, load, written):
     assert rejected(["house", "house"], folder=mine)[2] == "2 sets are named house"
     assert rejected("house", 0, folder=mine)[:3] == ("evaluator.limit", 0, "must be an integer, at least 1")
     assert rejected([])[:3] == ("prompts", "[]", "has no prompt set")
-    assert rejected(str(mine))[:3] == ("prompts", str(mine), "unknown kind of file")
+    assert rejected(str(mine))[:3] == ("prompts", str(mine), "unknown file extension")

@@ -1,4 +1,4 @@
-"""What a selection's score follows: by hand, by scipy, and on the released records."""
+"""What a selection's score correlates with: by hand, by scipy, and on the released records."""
 
 import json
 import lzma
@@ -49,8 +49,8 @@ def test_correlations_counts_and_medians_by_hand(table, make_spec):
     assert (found["known"], found["learned"], found["known_level"]) == (0, 1, pytest.approx(4))
     assert (found["rising"], found["duplicates"]) == (0, 0)
     assert found["warnings"] == [
-        "The score follows the length of responses (Spearman -1.00): the median is 52 tokens for the selected rows and "
-        "6 for all rows. selection.length=matched compares rows of similar length."
+        "The score correlates with the length of responses (Spearman -1.00): the median is 52 tokens for the selected "
+        "rows and 6 for all rows. selection.length=matched compares rows of similar length."
     ]
 
 
@@ -215,7 +215,7 @@ def test_a_sample_of_many_rows_is_close_to_all(make_table, make_spec, monkeypatc
 
 def test_the_summary_has_a_line_for_each(table, make_spec):
     pairs = dict(as_pairs(diagnosis(select(table, make_spec("lp_app_nll"), 20, 0), NO_CHARACTERS)))
-    assert pairs["Score follows"].startswith("response_tokens -1.00, nll_0 -1.00, clusters 0.73 (Spearman;")
+    assert pairs["Score correlates"].startswith("response_tokens -1.00, nll_0 -1.00, clusters 0.73 (Spearman;")
     assert pairs["Selected rows"] == (
         "median response 52 tokens (all: 6), 0 known before training, 1 learned by the scorer, 0 with rising loss, "
         "0 duplicates, 0 near-duplicates among 0"

@@ -161,7 +161,7 @@ def test_the_command_reads_such_a_table_and_summarizes_its_selection(shared_data
     rows += "; 472 rows are tied at the cutoff"  # mostly at 0, as undefined scores count
     assert pairs[0] == ("Selection lp", rows)
     assert list(dict.fromkeys(name for name, _ in pairs if name))[1:] == [
-        "Scores", "Mean characters", "Odd scores", "Score follows", "Selected rows", "Warning", "First in ranking",
+        "Scores", "Mean characters", "Odd scores", "Score correlates", "Selected rows", "Warning", "First in ranking",
         "Last in ranking",
     ]  # fmt: skip
     rows = [what for _, what in pairs if ": " in what and "  row " in what]
