@@ -102,8 +102,7 @@ def forms_of(columns: Sequence[str], forms: Iterable[Form] | None = None) -> tup
             with_turns = any(field.turns for field in fields)
             names_of_tools = ("tools", "functions") if with_turns else ("tools",)
             tools = tuple(spelled[name] for name in names_of_tools if name in spelled)
-            may_be_unwanted = any(field.name == "completion" for field in fields)
-            telling = ("history", "weight", "train", *(["label"] if may_be_unwanted else []))
+            telling = ("history", "weight", "train", "kto_tag", *(["label"] if with_turns else []))
             others = tuple(spelled[name] for name in telling if name in spelled)
             possible.append(Form(fields, form.strict, tools, media, others))
     return tuple(possible)
@@ -181,7 +180,7 @@ def to_example(raw: Mapping[str, Any], form: Form) -> Example:
         check_no_media(raw, media)
     if prompt_turns > 1:
         turns = _context(turns[:prompt_turns]) + turns[prompt_turns:]  # answers in the prompt are not supervised
-    if others and _is_excluded(raw, others):
+    if others and _is_excluded(raw, others, has_completion=prompt_turns > 0):
         turns = _context(turns)
     tools = tuple(tool for column in tool_columns for tool in tools_of(raw[column], column)) if tool_columns else ()
     return Example(tuple(turns), extra, tools)
@@ -199,8 +198,11 @@ def _context(turns: list[Turn]) -> list[Turn]:
     return [turn._replace(supervised=turn.role != "assistant") for turn in turns]
 
 
-def _is_excluded(raw: Mapping[str, Any], columns: Iterable[str]) -> bool:
+def _is_excluded(raw: Mapping[str, Any], columns: Iterable[str], has_completion: bool) -> bool:
     """Return whether `weight: 0` or `train: false` excludes a row from training.
+
+    Args:
+        has_completion: whether `label: 0` is TRL's mark of an undesirable completion; next to messages, only false is.
 
     Raises:
         UnusableRow: the row has earlier turns (LLaMA-Factory), or an answer labeled as undesirable (KTO).
@@ -209,7 +211,9 @@ def _is_excluded(raw: Mapping[str, Any], columns: Iterable[str]) -> bool:
     if not is_empty(values.get("history")):
         problem, hint = "has earlier turns", "write the conversation as messages"
         raise UnusableRow("column history", None, problem, hint, kind="earlier turns in a column")
-    if values.get("label") is False:
-        problem, hint = "false marks an undesirable answer", "remove the row or the column"
-        raise UnusableRow("column label", None, problem, hint, kind="an answer that is not wanted")
+    for column in ("label", "kto_tag"):
+        mark = values.get(column)
+        if mark is False or (mark == 0 and (has_completion or column == "kto_tag")):
+            problem, hint = f"{text_of(mark, column)} marks an undesirable answer", "remove the row or the column"
+            raise UnusableRow(f"column {column}", None, problem, hint, kind="an answer that is not wanted")
     return values.get("weight") == 0 or values.get("train") == 0

@@ -153,6 +153,10 @@ USABLE = {
     "a conversation not to train on": ({**answer(content="Hello"), "train": False}, answered(supervised=False)),
     "a row with another weight": ({"instruction": "Hi", "output": "Hello", "weight": 2.5, "train": None}, HELLO),
     "a wanted answer": ({"prompt": "Hi", "completion": "Hello", "label": True}, HELLO),
+    "a wanted answer, labeled by a number": ({"prompt": "Hi", "completion": "Hello", "label": 1}, HELLO),
+    "a wanted conversation": ({**answer(content="Hello"), "kto_tag": True, "label": None}, HELLO),
+    "a conversation of class 0": ({**answer(content="Hello"), "label": 0}, HELLO),
+    "an instruction of class 0": ({"instruction": "Hi", "output": "Hello", "label": 0}, HELLO),
     "no images": ({**answer(content="Hello"), "images": [], "image": None}, HELLO),
     "an image of which nothing is there": ({**answer(content="Hello"), "image": {"bytes": None, "path": None}}, HELLO),
     "tools next to an instruction": (
@@ -196,9 +200,16 @@ def test_marks_are_text_in_csv(tmp_path, column):
     assert [row.example.turns[1].supervised for row in source(path)] == list(marks.values())
     assert example(answer(content="Hello", weight="0.0", train="True"), tmp_path) == answered(supervised=False)
     assert example(answer(content="Hello", loss="False"), tmp_path) == answered(supervised=False)
-    path.write_text("prompt,completion,label\nHi,Hello,True\nHi,Hello,False\nHi,Hello,3\n")
-    kinds = [row.unusable for row in source(path, bad_rows="skip")]
-    assert kinds == [None, "an answer that is not wanted", None]
+    labels = {"True": True, "False": False, "1": True, "0": False, "1.0": True, "0.0": False, "": True, "3": True}
+    path.write_text("prompt,completion,label\n" + "".join(f"Hi,Hello,{label}\n" for label in labels))
+    assert [row.unusable is None for row in source(path, bad_rows="skip")] == list(labels.values())
+
+
+def test_an_undesirable_label_of_parquet_is_an_error(tmp_path):
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"prompt": ["a", "b"], "completion": ["c", "d"], "label": [1, 0]}), path)
+    with pytest.raises(UnusableRow, match=r"row 2: column label: 0 marks an undesirable answer\. Remove the row"):
+        _ = source(path).ids
 
 
 SYSTEM, HI, HELLO_TURN = {"role": "system", "content": "Be."}, *chat(("user", "Hi"), ("assistant", "Hello"))["messages"]
@@ -240,7 +251,13 @@ UNUSABLE = {
         chat(("user", "a"), ("assistant", -float("inf"))),
     ],
     "earlier turns in a column": [{**ADD, "history": [["Hi", "Hello"]]}],
-    "an answer that is not wanted": [{"prompt": "a", "completion": "b", "label": False}],
+    "an answer that is not wanted": [
+        *({"prompt": "a", "completion": "b", "label": label} for label in (False, 0, 0.0, "0", "False")),
+        {"prompt": [HI], "completion": [HELLO_TURN], "Label": 0},
+        {**answer(content="Hello"), "label": False},
+        {"instruction": "a", "output": "b", "kto_tag": False},
+        {**answer(content="Hello"), "kto_tag": 0},
+    ],
     "a turn to train on in part": [answer(content="ab", train_detail=[{"begin_offset": 0, "end_offset": 0}])],
     "an object as text": [{"instruction": {"a": 1}, "output": "b"}, chat(("user", {"text": "a"}))],
     "half a surrogate pair": [
