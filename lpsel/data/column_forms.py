@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from lpsel.data.column_guess import SYSTEMS, unknown_form
 from lpsel.data.example import Example as Example
 from lpsel.data.example import Turn as Turn
-from lpsel.data.turns import check_no_media, media_columns, tools_of, turns_of
+from lpsel.data.turns import check_no_media, media_columns, tools_of, turns_of, written_turns
 from lpsel.data.values import is_empty, mark_of, text_of
 from lpsel.errors import UnusableRow, UserError
 
@@ -148,7 +148,11 @@ def mapped_form(columns: Mapping[str, str]) -> Form:
 
 def is_conversation(raw: Mapping[str, Any], form: Form) -> bool:
     """Return whether a row is a list of turns, rather than an instruction and its answer."""
-    return any(field.turns and (not field.role or isinstance(raw[field.column], list)) for field in form.fields)
+    for field in form.fields:
+        value = raw[field.column] if field.turns else None
+        if isinstance(written_turns(value, field.column) if field.role == "user" else value, list):
+            return True
+    return any(not field.role for field in form.fields)
 
 
 def to_example(raw: Mapping[str, Any], form: Form) -> Example:
@@ -162,11 +166,14 @@ def to_example(raw: Mapping[str, Any], form: Form) -> Example:
     """
     fields, _, tool_columns, media, others = form
     turns: list[Turn] = []  # list[Turn]() takes longer than parsing a turn
-    extra, prompt_turns = "", 0
+    extra, prompt_turns, in_text = "", 0, False
     for _, column, role, may_be_turns, optional, _ in fields:
         value = raw[column]
         if role == "assistant":
             prompt_turns = len(turns)
+        if may_be_turns and (prompt_turns == 0 or in_text):  # a completion may be JSON text if the prompt is
+            value = written_turns(raw[column], column)
+            in_text = value is not raw[column]
         if may_be_turns and (not role or isinstance(value, list)):
             parsed = turns_of(value, column)
             turns = _joined(turns, parsed) if turns else parsed

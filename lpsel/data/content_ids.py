@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from lpsel.data.column_forms import Form
 from lpsel.data.example import ANSWERED, EMPTY_ANSWERS, ID_BYTES
 from lpsel.data.parquet import batches
+from lpsel.data.turns import LIST_OF_OBJECTS
 
 if TYPE_CHECKING:
     from lpsel.data.dataset import Source
@@ -68,7 +69,10 @@ class Contents(NamedTuple):
 def scan(source: "Source") -> Scan:
     """Read a source once and compute its content ids."""
     unusable: dict[int, str] = {}
-    blocks = list(_by_column(source) or _by_row(source, unusable))
+    columns = list(_by_column(source) or [None])
+    blocks = [block for block in columns if block is not None]
+    if len(blocks) < len(columns):
+        blocks = list(_by_row(source, unusable))
     answers_N = np.frombuffer(b"".join(block.answers for block in blocks), np.uint8)
     return Scan(id_array(block.digests for block in blocks), answers_N, kinds_array(unusable, len(answers_N)))
 
@@ -175,8 +179,11 @@ class _Group(NamedTuple):
     rows: range
 
 
-def _by_column(source: "Source") -> Iterator[Block] | None:
-    """Return the rows of Parquet files with text columns, read by column, one block per row group; otherwise None."""
+def _by_column(source: "Source") -> Iterator[Block | None] | None:
+    """Return the rows of Parquet files with text columns, read by column, one block per row group; otherwise None.
+
+    A block is None if a prompt in it may be a list of turns as text.
+    """
     import pyarrow.parquet as pq
 
     if not source.parquet_files:
@@ -196,7 +203,7 @@ def _by_column(source: "Source") -> Iterator[Block] | None:
     return _blocks(groups)
 
 
-def _blocks(groups: list[_Group]) -> Iterator[Block]:
+def _blocks(groups: list[_Group]) -> Iterator[Block | None]:
     workers = min(os.cpu_count() or 1, len(groups), MAX_WORKERS)
     if sum(len(group.rows) for group in groups) < ROWS_WORTH_WORKERS or workers == 1:
         yield from map(_block, groups)
@@ -205,15 +212,18 @@ def _blocks(groups: list[_Group]) -> Iterator[Block]:
         yield from pool.map(_block, groups)
 
 
-def _block(group: _Group) -> Block:
+def _block(group: _Group) -> Block | None:
     path, form, number, rows = group
     sha256, start, digests, answers = hashlib.sha256, 0, [], []
     columns = list(dict.fromkeys(field.column for field in form.fields))
+    prompts = [field.column for field in form.fields if field.turns and field.role == "user"]
     for batch in batches(path, columns=columns, groups=[number]):
         taken = range(max(rows.start - start, 0), min(rows.stop - start, len(batch)))
         start += len(batch)
         if taken:
             part = batch.slice(taken.start, len(taken))
+            if any(pc.any(pc.match_substring_regex(part.column(name), LIST_OF_OBJECTS)).as_py() for name in prompts):
+                return None
             answers.append(_answers(part, form).tobytes())
             contents = _contents(part, form)
             ends = np.frombuffer(contents.buffers()[1], np.int64)[: len(contents) + 1].tolist()

@@ -20,6 +20,9 @@ CALLING_ROLES = ("function_call", "tool_call", "tool_calls")  # roles of assista
 ROLES = {**PLAIN_ROLES, **dict.fromkeys(CALLING_ROLES, "assistant")}
 FIELDS = ("name", "reasoning_content", "thinking", "tool_call_id")  # fields that are passed to chat templates unchanged
 TEXT_PARTS = {"text", "input_text", "output_text"}
+LIST_OF_OBJECTS = r"^[ \t\r\n]*\[[ \t\r\n]*\{"  # how a list of turns begins in text
+PYTHON_LIST = re.compile(r"\s*\[\s*\{\s*'(role|content|from|value)'\s*:.*\}\s*\]\s*", re.DOTALL)
+KEYS_OF_TURNS = ({"role", "content"}, {"role", "tool_calls"}, {"from", "value"})
 MEDIA = re.compile(r"(image|audio|video)s?(_(url|path|file|name|base64|bytes|data)s?)?")
 MEDIA_KINDS = {"image": "images", "audio": "audio", "video": "video"}
 
@@ -39,6 +42,29 @@ def turns_of(value: Any, column: str) -> list[Turn]:
         hint = "remove the row or map another column"
         raise UnusableRow(f"column {column}", None, problem, hint, kind="no turns")
     return [_turn(message, column) for message in value]
+
+
+def written_turns(value: Any, column: str) -> Any:
+    """Return the turns in a prompt or completion that is a JSON list of turns as text, as in CSV, or else the value.
+
+    Raises:
+        UnusableRow: the text is a list of turns in Python's notation, which pandas writes to CSV.
+    """
+    if type(value) is not str or not re.match(LIST_OF_OBJECTS, value):
+        return value
+    try:
+        turns = json.loads(value)
+    except (ValueError, RecursionError):
+        if PYTHON_LIST.fullmatch(value):
+            problem, hint = "has turns in Python's notation", "write them as JSON, with json.dumps"
+            raise UnusableRow(f"column {column}", None, problem, hint, kind="turns in Python's notation") from None
+        return value
+    for turn in turns:
+        if not isinstance(turn, dict) or not any(keys <= turn.keys() for keys in KEYS_OF_TURNS):
+            return value
+        if str(turn.get("role") or turn.get("from")).strip().lower() not in ROLES:
+            return value
+    return turns
 
 
 def tools_of(value: Any, column: str) -> tuple[Mapping[str, Any], ...]:

@@ -1,14 +1,18 @@
 """Rows of every form become the same examples; content ids depend on the content only."""
 
+import csv
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lpsel.data.column_forms import PROMPT_FORMS, choose_form, forms_of, to_example
 from lpsel.data.example import Example, Turn
-from lpsel.errors import UserError
+from lpsel.data.templates import holds_conversations
+from lpsel.errors import UnusableRow, UserError
 
 from .rows import ADD, SAY, example, question, source, write
 
@@ -53,6 +57,63 @@ def test_prompt_and_completion_as_text_or_as_messages(tmp_path):
         "completion": [{"role": "assistant", "content": "5"}],
     }
     assert example(sides, tmp_path) == Example((Turn("system", "Add."), *question("2, 3", "5").turns))
+
+
+WRITTEN = {
+    "prompt": [{"role": "System", "content": "Add."}, {"role": "user", "content": "2, 3"}],
+    "completion": [{"from": "gpt", "value": "5"}],
+}
+
+
+def test_a_prompt_and_a_completion_may_be_lists_of_turns_as_text(tmp_path):
+    """CSV has no lists; in Parquet, rows are read by column unless a prompt begins like a list."""
+    expected = Example((Turn("system", "Add."), *question("2, 3", "5").turns))
+    row = {name: json.dumps(turns, indent=1) for name, turns in WRITTEN.items()}
+    plain = {"prompt": '[{"a": 1}]', "completion": row["completion"]}
+    with open(tmp_path / "rows.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
+        writer.writeheader()
+        writer.writerows([row, plain])
+    pq.write_table(pa.Table.from_pylist([row, plain]), tmp_path / "rows.parquet")
+    write(tmp_path / "lists.jsonl", WRITTEN, plain)
+    sources = [source(tmp_path / name) for name in ("rows.csv", "rows.parquet", "lists.jsonl")]
+    for rows in sources:
+        assert [each.example for each in rows] == [expected, question(*plain.values())]
+        assert rows.ids.to_pylist() == [expected.content_id(), question(*plain.values()).content_id()]
+    assert [holds_conversations(rows) for rows in sources] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion"),
+    [
+        ("Summarize.", json.dumps(WRITTEN["completion"])),
+        (json.dumps(WRITTEN["prompt"]) + " Summarize.", "5"),
+        ('[{"role": "manager", "content": "Ada"}]', "5"),
+        ("[]", "[{"),
+        ("[2, 3]", "5"),
+        ("[{'role': 'user'}] is a list. {'a': [1]}", "5"),
+    ],
+)
+def test_other_text_that_looks_like_a_list_stays_text(tmp_path, prompt, completion):
+    row = {"prompt": prompt, "completion": completion}
+    assert example(row, tmp_path) == question(prompt, completion)
+    assert not holds_conversations(source(write(tmp_path / "rows.jsonl", row)))
+
+
+def test_a_list_prompt_has_a_plain_completion(tmp_path):
+    turns, text = question("2, 3", "5").turns, json.dumps(WRITTEN["completion"])
+    row = {"prompt": json.dumps(WRITTEN["prompt"]), "completion": "5"}
+    assert example(row, tmp_path) == Example((Turn("system", "Add."), *turns))
+    row = {"prompt": WRITTEN["prompt"], "completion": text}
+    assert example(row, tmp_path).last_answer() == text, "JSON has lists, so this is text"
+
+
+@pytest.mark.parametrize("separator", [", ", "\n "])
+def test_turns_in_pythons_notation_are_unusable(tmp_path, separator):
+    """pandas writes lists and NumPy arrays to CSV like this."""
+    row = {"prompt": f"[{separator.join(map(str, WRITTEN['prompt']))}]", "completion": str(WRITTEN["completion"])}
+    with pytest.raises(UnusableRow, match=r"column prompt: has turns in Python's notation\. Write them as"):
+        example(row, tmp_path)
 
 
 def test_columns_map_other_names(tmp_path):
