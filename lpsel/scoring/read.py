@@ -13,12 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lpsel.data.formats import delimiter_of
 from lpsel.data.size_limits import check_expansion
-from lpsel.data.text_files import lines
 from lpsel.errors import UserError, printable_line
 from lpsel.integrity import Damaged, unseal
 from lpsel.redact import printable
+from lpsel.scoring.csv_scores import read_csv
 from lpsel.scoring.external import read_external
 from lpsel.scoring.npz import SUFFIX, read_npz
 from lpsel.scoring.store import FORMAT, MANIFEST
@@ -52,7 +51,8 @@ def read_scores(
         key: name of the array to read if a .npz has several.
         columns: other columns to read if the table has them; `ppl_X` is used in place of a missing `nll_X`.
         clusters: whether to read the column `cluster`.
-        rows: returns the number of rows in the dataset; called for files of other tools that contain only some of them.
+        rows: returns the number of rows in the dataset, 0 if unknown; called for files of other tools that contain only
+            some of them, and for a single CSV column that ends with empty lines, which may be rows without a value.
 
     Raises:
         UserError: the file or array does not exist, epochs are missing, a column has the wrong type, or the contents of
@@ -65,7 +65,7 @@ def read_scores(
     if key is not None and file.suffix != SUFFIX:
         raise UserError("scores_key", key, f"names an array of a .npz file, but {file.name} is not one", "remove it")
     if table is None:
-        table = read_npz(file, key) if file.suffix == SUFFIX else read_table(file, columns)
+        table = read_npz(file, key) if file.suffix == SUFFIX else read_table(file, columns, rows)
     scores = _sorted(_Columns(table, file).scores(columns, clusters), file)
     if expected not in (None, fingerprint := scores.fingerprint()):
         prints = f"{str(fingerprint)[:12]}, but its {MANIFEST} belongs to rows with {str(expected)[:12]}"
@@ -107,8 +107,8 @@ def _check_folder(path: str | Path) -> tuple[Path, str | None]:
         raise UserError("scores", damage.name, damage.problem, hint) from None
 
 
-def read_table(file: Path, columns: Collection[str] = ()) -> pa.Table:
-    """Read the columns of the scores format and `columns` from a Parquet or CSV file.
+def read_table(file: Path, columns: Collection[str] = (), rows: Callable[[], int] = lambda: 0) -> pa.Table:
+    """Read the columns of the scores format and `columns` from a Parquet or CSV file; `rows` as in `read_scores`.
 
     Raises:
         UserError: the file does not exist, cannot be read, or has two columns with the same name.
@@ -134,14 +134,7 @@ def read_table(file: Path, columns: Collection[str] = ()) -> pa.Table:
                 check_expansion(file, sum(group.total_byte_size for group in groups), f"scores={file}")
                 return parquet.read(columns=used(parquet.schema_arrow.names))
         if kind in (".csv", ".tsv"):
-            from pyarrow import csv
-
-            header = next((line for _, line in lines(file) if line.strip()), b"").decode(errors="replace")
-            delimiter = delimiter_of(header)
-            several = delimiter in header  # in a file with a single column, an empty line is a row
-            parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, ignore_empty_lines=several)
-            convert = csv.ConvertOptions(column_types={"id": pa.large_string()})
-            table = csv.read_csv(file, parse_options=parse, convert_options=convert)
+            table = read_csv(file, rows)
             return table.select(used(table.column_names))
     except UserError:
         raise

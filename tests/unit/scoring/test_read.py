@@ -265,6 +265,15 @@ def test_an_empty_line_of_a_single_column_is_a_row_without_a_value(tmp_path, tex
     assert read_scores(file, columns=["gain"]).columns["gain"] == pytest.approx([1, math.nan, 2], nan_ok=True)
 
 
+@pytest.mark.parametrize("end", ["\n", "\n\n\n", "\r\n"])
+def test_empty_lines_at_the_end_of_a_single_column_are_rows_only_if_the_dataset_has_them(tmp_path, end):
+    file = tmp_path / "scores.csv"
+    file.write_bytes(f"gain\n1\n2\n{end}".encode())
+    for rows, expected in ((2, [1, 2]), (3, [1, 2, math.nan]), (1, [1, 2])):
+        gain = read_scores(file, columns=["gain"], rows=lambda rows=rows: rows).columns["gain"]
+        assert gain == pytest.approx(expected, nan_ok=True)
+
+
 @pytest.mark.parametrize(("name", "delimiter"), [("scores.csv", ","), ("SCORES.CSV", ";"), ("scores.tsv", "\t")])
 def test_a_csv_file_may_have_the_texts_of_the_rows_and_another_delimiter(tmp_path, name, delimiter):
     file, text = tmp_path / name, "a line\nand, " * 300
