@@ -48,12 +48,7 @@ def render_chat(example: Example, tokenizer: Any, prompt: bool = False) -> Rende
         messages, tools = _hidden(messages, tools, controls, base)
     supervised = [turn.supervised for turn in example.turns]
     with time_limit(tokenizer):
-        try:
-            text, spans = _render(messages, tools, tokenizer, prompt, supervised)
-        except UnusableRow:
-            if (with_text := arguments_as_text(messages)) == messages:
-                raise
-            text, spans = _render(with_text, tools, tokenizer, prompt, supervised)
+        text, spans = _render_calls(messages, tools, tokenizer, prompt, supervised)
     if base is None:
         return Rendered(text, spans, append_eos=False, add_special_tokens=False)
     written, shown = controls.find(text), controls.show(text, base)
@@ -99,6 +94,29 @@ def _mapped(value: Any, function: Callable[[str], Any]) -> Any:
     if isinstance(value, dict):
         return {key: _mapped(item, function) for key, item in value.items()}
     return [_mapped(item, function) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _render_calls(
+    messages: Messages, tools: Tools, tokenizer: Any, prompt: bool, supervised: list[bool]
+) -> tuple[str, list[Span]]:
+    """Call `_render`, with the arguments of tool calls as objects, or as JSON text for templates that expect text.
+
+    Such templates reject objects, or write them in Python's notation.
+    """
+    with_text = arguments_as_text(messages)
+    try:
+        rendered = _render(messages, tools, tokenizer, prompt, supervised)
+    except UnusableRow:
+        if with_text == messages:
+            raise
+        return _render(with_text, tools, tokenizer, prompt, supervised)
+    calls = (call for message in messages for call in message.get("tool_calls", ()))
+    python = [str(arguments) for call in calls if (arguments := call["function"].get("arguments"))]
+    if any(notation in rendered[0] for notation in python) and with_text != messages:
+        again = _render(with_text, tools, tokenizer, prompt, supervised)
+        if any(again[0].count(notation) < rendered[0].count(notation) for notation in python):
+            return again
+    return rendered
 
 
 def _render(

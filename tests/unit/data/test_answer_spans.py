@@ -7,6 +7,7 @@ from lpsel.data.control_tokens import control_tokens
 from lpsel.data.dataset import Row
 from lpsel.data.templates import render
 from lpsel.data.tokens import _encoded
+from lpsel.data.turns import turns_of
 from lpsel.errors import UnusableRow
 from tests.fixtures.chat_templates import chat_tokenizer
 
@@ -172,10 +173,17 @@ def test_text_next_to_a_call_that_a_template_leaves_out_is_counted():
     assert not encoded(turns, with_template(NO_END), tools=TOOLS).text_omitted
 
 
-def test_arguments_are_json_where_a_template_joins_them_with_text():
-    template = NO_END.replace("call.function.name", "call.function.name + ' ' + call.function.arguments")
-    call, answer = answers(template, QUESTION, called(), RESULT, said("Dry."))
+@pytest.mark.parametrize("sign", ["+", "~"], ids=["rejects an object", "writes an object in Python's notation"])
+@pytest.mark.parametrize("arguments", [{"city": "Rome"}, '{"city": "Rome"}'])
+def test_arguments_are_json_where_a_template_joins_them_with_text(sign, arguments):
+    template = NO_END.replace("call.function.name", f"call.function.name {sign} ' ' {sign} call.function.arguments")
+    call = {"id": "1", "function": {"name": "weather", "arguments": arguments}}
+    calling = turns_of([{"role": "assistant", "tool_calls": [call]}], "messages")
+    call, answer = answers(template, QUESTION, *calling, RESULT, said("Dry."))
     assert call.removesuffix("<|start_header_id|>") == '<tool_call>weather {"city": "Rome"}</tool_call>'
     assert answer == "Dry."
+    asked = Turn("user", "Why {'city': 'Rome'}?")
+    with_json = NO_END.replace("call.function.name", "call.function.name ~ call.function.arguments | tojson")
+    assert answers(with_json, asked, *calling, RESULT)[0].startswith('<tool_call>weather{"city": "Rome"}</tool_call>')
     with pytest.raises(UnusableRow, match="rejects a conversation of user, assistant"):
         render(Example((QUESTION, called())), "chat", with_template(template + "{{ raise_exception('No.') }}"))
