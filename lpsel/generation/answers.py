@@ -4,11 +4,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lpsel.cache import Journal
 from lpsel.console import track
+from lpsel.data.apply_template import Messages
 from lpsel.data.chat_template import arguments_as_text, chat_messages
 from lpsel.data.column_forms import Example, Turn
 from lpsel.data.control_tokens import Rendered
@@ -169,13 +171,32 @@ def _inputs(
 def _conversation(example: Example) -> Any:
     """Convert a prompt to the input of an endpoint: its messages, or an object with messages and tools.
 
-    Unlike chat templates, endpoints expect the arguments of tool calls as text, and tools with their type.
+    Unlike chat templates, endpoints expect the arguments of tool calls as text, tools with their type, and an id of
+    every call.
     """
-    messages = arguments_as_text(chat_messages(example), ensure_ascii=True)
+    messages = _with_call_ids(arguments_as_text(chat_messages(example), ensure_ascii=True))
     if not example.tools:
         return messages
     tools = [tool if "function" in tool else {"type": "function", "function": tool} for tool in example.tools]
     return {"messages": messages, "tools": tools}
+
+
+def _with_call_ids(messages: Messages) -> Messages:
+    """Add missing ids to tool calls, and to their results in the same order."""
+    numbered, unanswered = count(1), list[str]()
+    completed: Messages = []
+    for message in messages:
+        if calls := message.get("tool_calls"):
+            calls = [call if call.get("id") else {**call, "id": f"call_{next(numbered)}"} for call in calls]
+            unanswered = [call["id"] for call in calls]
+            message = {**message, "tool_calls": calls}
+        elif message["role"] == "tool":
+            if message.get("tool_call_id") in unanswered:
+                unanswered.remove(message["tool_call_id"])
+            elif unanswered and not message.get("tool_call_id"):
+                message = {**message, "tool_call_id": unanswered.pop(0)}
+        completed.append(message)
+    return completed
 
 
 def _rendered(model: ModelSpec, prompt: Prompt, tokenizer: Any) -> Rendered:

@@ -105,6 +105,34 @@ def test_tools_and_calls_are_sent_as_the_protocol_has_them_and_answered_with_a_c
     assert (again["reused"], len(server())) == (1, 1)
 
 
+def test_calls_without_ids_are_sent_with_ids_and_arguments_as_text(tmp_path, server):
+    """Of ShareGPT and OpenAI's old format; servers refuse a call without an id, and a result without that of a call."""
+
+    def calls(*cities):
+        return [{"function": {"name": "weather", "arguments": json.dumps({"city": city})}} for city in cities]
+
+    turns = [
+        {"role": "user", "content": "Is it warm?"},
+        {"role": "assistant", "content": None, "tool_calls": calls("Bonn", "Rome")},
+        *({"role": "tool", "content": degrees} for degrees in ("12", "30")),
+        {"role": "assistant", "content": None, "function_call": {"name": "weather", "arguments": {"city": "Oslo"}}},
+        {"role": "function", "name": "weather", "content": "3"},
+        {"role": "tool", "content": "?"},
+    ]
+    path = tmp_path / "own.jsonl"
+    path.write_text(json.dumps({"messages": turns}))
+    answers(
+        Endpoint.of(f"m@{server.url}"), load_prompts(str(path), cache_dir=tmp_path), FOUR, cache_dir=tmp_path, **HOW
+    )
+    (request,) = server()
+    sent = [call for message in request["messages"] for call in message.get("tool_calls", ())]
+    assert [(call["id"], call["function"]["arguments"]) for call in sent] == [
+        ("call_1", '{"city": "Bonn"}'), ("call_2", '{"city": "Rome"}'), ("call_3", '{"city": "Oslo"}')
+    ]  # fmt: skip
+    results = [message.get("tool_call_id") for message in request["messages"] if message["role"] == "tool"]
+    assert results == ["call_1", "call_2", "call_3", None]
+
+
 def test_samples_carry_their_settings(tmp_path, server):
     answers(Endpoint.of(f"m@{server.url}"), prompts_of("a"), Sampling(4, 0.7, 0.9, seed=3), cache_dir=tmp_path, **HOW)
     (request,) = server()
