@@ -18,6 +18,7 @@ from lpsel.commands import work_estimate as estimate
 from lpsel.commands.evaluate import candidates_of
 from lpsel.commands.evaluation_estimate import evaluation_work, judgments_of
 from lpsel.commands.job import Job
+from lpsel.commands.row_checks import check_rows
 from lpsel.commands.selection_inputs import query_source, read_given_scores, scoring_model
 from lpsel.commands.work_estimate import GIB, UTILIZATION, ModelShape, Pass, Work
 from lpsel.config import build
@@ -62,6 +63,9 @@ def planned_work(command: str, config: DictConfig, folder: Path, *, scores_exist
 
     Args:
         scores_exist: whether the file `scores=` exists and is checked; otherwise it is written before the job runs.
+
+    Raises:
+        UserError: the configuration, the dataset, the examples of the task or the given scores are invalid.
     """
     job = Job.of(command, config, folder)
     if job.run_config.finished(folder):
@@ -75,14 +79,17 @@ def planned_work(command: str, config: DictConfig, folder: Path, *, scores_exist
         adapter.check(config.trainer.strategy)
     source = shared_source(build(config.dataset))
     pct = rule.percentage(config.pct, len(source))
+    query = None
     if scores_exist:
-        read_given_scores(config, rule, source)
+        query = query_source(config, rule, config.scores is not None)
+        given, _ = read_given_scores(config, rule, source)
+        check_rows(rule, build(config.cluster), source, given)
     work = []
     if rule.epochs is not None and config.scores is None:
         scorer: ScorerSpec = build(config.scorer)
         scorer = scoring_model(rule, scorer, build(config.model)) if command == "train" else scorer
-        query = query_source(config, rule, scored=False) if rule.trains_on_query else None
-        work.append(_scoring(job, scorer, source, query, rule.epochs, rule.records))
+        trained_on = query if rule.trains_on_query else None
+        work.append(_scoring(job, scorer, source, trained_on, rule.epochs, rule.records))
     if command == "train":
         work.append(_training(job, build(config.model), adapter, source, pct))
     return work

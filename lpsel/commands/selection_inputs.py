@@ -16,9 +16,10 @@ from omegaconf import DictConfig
 from lpsel.clustering.clusters import Auto, Clusters, KMeans, NoClusters, brings_clusters, with_clusters
 from lpsel.clustering.embeddings import check_embedder, embed
 from lpsel.commands.prompt_groups import prompt_numbers
+from lpsel.commands.row_checks import numeric_columns
 from lpsel.config import build, choice, choices
 from lpsel.data.content_ids import first_kinds
-from lpsel.data.dataset import Row, Source
+from lpsel.data.dataset import Source
 from lpsel.data.shared_source import shared_source
 from lpsel.distributed import is_main_process
 from lpsel.errors import UserError
@@ -63,11 +64,7 @@ class Inputs:
     @cached_property
     def numbers(self) -> dict[str, NDArray[np.float64]]:
         """Columns that the rule ranks by and the scores lack, read from the dataset, (N,) each."""
-        known = self.spec.records if self.scores is None else self.scores.columns
-        if not (names := [name for name in self.spec.columns if name is not None and name not in known]):
-            return {}
-        numbers = np.fromiter((_number(row, name, self.spec) for row in self.source for name in names), np.float64)
-        return dict(zip(names, numbers.reshape(-1, len(names)).T, strict=True))
+        return numeric_columns(self.source, self.spec, self.scores)
 
     @property
     def embedder_option(self) -> str:
@@ -261,19 +258,6 @@ def _vectors(source: Source, embedder: str, inputs: Inputs) -> NDArray[np.float3
     """Embeddings of all rows, (N, D); arbitrary for unusable rows."""
     vectors_UD = embed(source, embedder, inputs.cache_dir, inputs.spec.rule.uses_query, inputs.embedder_option)
     return vectors_UD[source.contents.position]
-
-
-def _number(row: Row, name: str, spec: SelectionSpec) -> float:
-    if row.unusable is not None:
-        return float("nan")
-    problem = f"neither in scores= nor in row {row.index} of the dataset, which has {', '.join(map(str, row.raw))}"
-    if name in row.raw:
-        value = row.raw[name]
-        try:
-            return float("nan") if value is None or value == "" else float(value)
-        except (TypeError, ValueError, OverflowError):
-            problem = f"row {row.index} has {str(value)[:40]!r}"
-    raise UserError(spec.option_of(name), name, problem, "name a numeric column (selection=combine: or a rule)")
 
 
 def _table_of_tokens(source: Source, model: ModelSpec, cache_dir: Path) -> ScoreTable:

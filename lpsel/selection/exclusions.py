@@ -39,6 +39,12 @@ class Exclusions:
     def eligible(self) -> NDArray[np.int64]:
         return np.flatnonzero(self.code < 0)
 
+    def check(self, name: str) -> None:
+        """Raise a UserError if the rule of this name can select no row."""
+        if not len(self.eligible):
+            problem = f"none of {len(self.code)} rows can be selected ({', '.join(self.reasons)})"
+            raise UserError("selection", name, problem, "use other data or scores")
+
 
 def exclude_texts(table: ScoreTable, spec: SelectionSpec, exclusions: Exclusions) -> None:
     """Exclude unusable rows and, with budget=exact, empty answers; also rows below min_response_tokens."""

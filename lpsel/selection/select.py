@@ -14,7 +14,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lpsel.data.random_order import random_keys
-from lpsel.errors import UserError
 from lpsel.scoring.metrics import known_level, rises
 from lpsel.scoring.table import ScoreTable, to_arrow
 from lpsel.selection import budget
@@ -166,10 +165,8 @@ def select(table: ScoreTable, spec: SelectionSpec, pct: float, seed: int) -> Sel
     if spec.duplicates == "drop":
         exclusions.add(DUPLICATE, repeated(table, exclusions.eligible))
 
+    exclusions.check(spec.name)
     eligible = exclusions.eligible
-    if not len(eligible):
-        problem = f"none of {len(table)} rows can be selected ({', '.join(exclusions.reasons)})"
-        raise UserError("selection", spec.name, problem, "use other data or scores")
     in_clusters = rank_in_clusters(eligible, cluster, key, ties)
 
     def choose(n: int) -> Choice:

@@ -1,5 +1,6 @@
 """Dry runs compared with what the runs then report, and models that do not fit."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -66,6 +67,54 @@ def test_given_scores_are_checked(tmp_path, toy_model, instructions):
         plan(tmp_path, *overrides, f"scores={table}")
     table.write_text(table.read_text() + "11,2.0,1.5\n")
     assert [work.what for work in plan(tmp_path, *overrides, f"scores={table}")] == ["train"]
+
+
+ADD = {"instruction": "Add.", "input": "2, 3", "output": "5"}
+TASK = "selection=task_lp query.path"
+UNFIT = {
+    "no known columns": ([{"a": "x", "b": "y"}], "", "columns a, b: not a known form"),
+    "no usable row": ([{"a": "x"}], "dataset.bad_rows=skip", "none of 4 rows can be used: an unknown form (4)"),
+    "no answers": (
+        [{"messages": [{"role": "user", "content": "Hi"}]}],
+        "",
+        "none of 4 rows can be selected (no superv",
+    ),
+    "empty answers": ([{"prompt": "a", "completion": ""}], "selection=random", "rows can be selected (empty answer)"),
+    "no column to rank by": (
+        [ADD],
+        "selection=score_column selection.column=gain",
+        "selection.column=gain: neither in",
+    ),
+    "no column of clusters": ([ADD], "selection=random cluster=column", "dataset rows has no cluster_column"),
+    "no column of prompts": (
+        [ADD],
+        "selection=grape selection.group=problem",
+        "selection.group=problem: row 0 has only",
+    ),
+    "no examples": ([ADD], f"{TASK}=missing.jsonl", "query.path=missing.jsonl: no such file"),
+    "examples without known columns": ([ADD], f"{TASK}=QUERY", "columns a, b: not a known form"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+@pytest.mark.parametrize("command", ["train", "select"])
+def test_a_dry_run_ends_with_the_error_of_the_run_if_the_rows_are_unfit(case, command, tmp_path, toy_model):
+    rows, options, message = UNFIT[case]
+    data, query = tmp_path / "rows.jsonl", tmp_path / "query.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in 4 * rows))
+    query.write_text('{"a": "x", "b": "y"}')
+    overrides = {name: value for name, _, value in (each.partition("=") for each in given(tmp_path, toy_model, data))}
+    options = f"selection=full pct=50 {options}".replace("QUERY", str(query)).split()
+    overrides |= {name: value for name, _, value in (each.partition("=") for each in options)}
+    overrides = [f"{name}={value}" for name, value in overrides.items()]
+    if command == "select":
+        overrides = [override for override in overrides if not override.startswith("model")]
+    with pytest.raises(UserError) as planned:
+        plan(tmp_path, *overrides, command=command)
+    with pytest.raises(UserError) as ended:
+        run(command, overrides, tmp_path / "run")
+    assert message in str(planned.value)
+    assert str(ended.value) == str(planned.value)
 
 
 def test_the_rows_to_train_on_are_rounded_as_those_of_the_run(tmp_path, toy_model, instructions):

@@ -1,0 +1,62 @@
+"""Numeric columns of the rows, and what can be checked in the rows without a model, for dry runs."""
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lpsel.clustering.clusters import Auto, Clusters, Column, NoClusters, brings_clusters
+from lpsel.commands.prompt_groups import prompt_numbers
+from lpsel.data.dataset import Row, Source
+from lpsel.errors import UserError
+from lpsel.scoring.table import ScoreTable
+from lpsel.selection.exclusions import Exclusions, exclude_texts
+from lpsel.selection.spec import SelectionSpec
+
+
+def check_rows(spec: SelectionSpec, clusters: Clusters, source: Source, scores: ScoreTable | None) -> None:
+    """Raise the UserError of a run whose rows lack a column or are all without an answer; models are not needed.
+
+    Args:
+        scores: those from a file, if there are any, which may have clusters and columns of their own.
+    """
+    if spec.group is not None:
+        prompt_numbers(source, spec.group)
+    by_column = isinstance(clusters, Column) or (isinstance(clusters, Auto) and source.spec.cluster_column is not None)
+    if isinstance(clusters, NoClusters):
+        spec.check_without_clusters()
+    elif by_column and spec.uses_clusters and (scores is None or not brings_clusters(scores, clusters)):
+        clusters.check(source.spec)
+    numeric_columns(source, spec, scores)
+    n = len(source)
+    tokens = (np.zeros(n, np.int32), np.where(source.no_answer, 0, 1), np.zeros(n, np.bool_))
+    texts = ScoreTable(np.arange(n), source.ids, *tokens, nll=np.empty((0, n)), unusable=source.unusable)
+    exclusions = Exclusions(n)
+    exclude_texts(replace(texts, empty_answer=source.empty_answer), replace(spec, min_response_tokens=None), exclusions)
+    exclusions.check(spec.name)
+
+
+def numeric_columns(source: Source, spec: SelectionSpec, scores: ScoreTable | None) -> dict[str, NDArray[np.float64]]:
+    """Return the columns that a rule ranks by and the scores lack, read from the rows, (N,) each.
+
+    Raises:
+        UserError: a row does not have a number in such a column.
+    """
+    known = spec.records if scores is None else scores.columns
+    if not (names := [name for name in spec.columns if name is not None and name not in known]):
+        return {}
+    numbers = np.fromiter((_number(row, name, spec) for row in source for name in names), np.float64)
+    return dict(zip(names, numbers.reshape(-1, len(names)).T, strict=True))
+
+
+def _number(row: Row, name: str, spec: SelectionSpec) -> float:
+    if row.unusable is not None:
+        return float("nan")
+    problem = f"neither in scores= nor in row {row.index} of the dataset, which has {', '.join(map(str, row.raw))}"
+    if name in row.raw:
+        value = row.raw[name]
+        try:
+            return float("nan") if value is None or value == "" else float(value)
+        except (TypeError, ValueError, OverflowError):
+            problem = f"row {row.index} has {str(value)[:40]!r}"
+    raise UserError(spec.option_of(name), name, problem, "name a numeric column (selection=combine: or a rule)")
