@@ -10,6 +10,7 @@ from lpsel.errors import UserError, first_line
 
 NUMBER = r"(((?<!\d)|[-_. ])\d+([-_. ]of[-_. ]\d+)?(-[0-9a-f]{16})?)?"  # of a shard of a split
 EXTENSION = r"\.[a-z]+(\.(xz|gz|zst))?"
+METADATA = ("dataset_info.json", "dataset_infos.json", "state.json")  # of the Hub, LLaMA-Factory and save_to_disk
 SPLITS = re.compile(r"(?<![a-z])(train|test|validation|valid|val|dev|eval)(?![a-z])")
 
 
@@ -85,6 +86,8 @@ def _files(text: str, split: str) -> list[Path]:
         files = _readable(names)
         if not files:
             hint = f"name a file that ends in {ENDINGS}, or a glob such as '{text}/**/*.jsonl'"
+            if any(entry.suffix == ".arrow" for entry in names):
+                hint = "write it with Dataset.to_parquet instead of save_to_disk"
             raise UserError("dataset.path", text, "is a folder without data files", hint)
         return _of_split(files, split, text)
     if path.exists():
@@ -118,4 +121,6 @@ def _of_split(files: list[Path], split: str, folder: str) -> list[Path]:
 
 
 def _readable(paths: Sequence[Path]) -> list[Path]:
-    return [path for path in paths if path.is_file() and reader_of(path.name) is not None]
+    """Return the data files in a folder or of a glob, without files that describe a dataset."""
+    files = (path for path in paths if path.is_file() and path.name not in METADATA)
+    return [path for path in files if reader_of(path.name) is not None]

@@ -109,6 +109,20 @@ def test_a_file_that_changes_or_disappears_between_two_passes_is_rejected(folder
         list(rows)
 
 
+def test_files_that_describe_a_dataset_are_not_read_from_folders(tmp_path):
+    """Of LLaMA-Factory, the Hub's cache and `save_to_disk`; a file that is named is read."""
+    write(tmp_path / "rows.jsonl", ADD)
+    for name in ("dataset_info.json", "dataset_infos.json", "state.json"):
+        (tmp_path / name).write_text("[{}]")
+    assert len(source(tmp_path)) == len(source(tmp_path / "*.json*")) == 1
+    assert len(list(source(tmp_path / "state.json").raw_rows())) == 1
+    (tmp_path / "rows.jsonl").rename(tmp_path / "data-00000-of-00001.arrow")
+    with pytest.raises(
+        UserError, match=r"without data files\. Write it with Dataset\.to_parquet instead of save_to_disk"
+    ):
+        list(source(tmp_path))
+
+
 def test_paths_without_files_are_rejected(tmp_path, tmp_path_factory):
     with pytest.raises(UserError, match="no such file"):
         list(several(write(tmp_path / "rows.jsonl", ADD), "org/name"))
