@@ -11,12 +11,19 @@ from typing import Any, NamedTuple
 from lpsel.data.size_limits import VALUE_BYTES, check_expansion, too_long
 from lpsel.data.text_files import CHUNK_BYTES, COMPRESSIONS, chunks, lines, not_utf8
 from lpsel.errors import UnusableRow, UserError, first_line
+from lpsel.redact import printable
 
 PARQUET_ROWS = 256  # rows converted to dictionaries at a time
 DECODER = json.JSONDecoder()
 NOT_SPACE = re.compile(r"[^ \t\n\r]")
 LONGEST_SYMBOL = 16  # maximum characters of a JSON token that a chunk can split, such as -Infinity or an escape
 DELIMITERS = ",;\t|"  # CSV delimiters to detect
+BEGINNINGS = {  # hints for the first line of a file that is not in JSON lines
+    b"[": "name the file .json if it is one list",
+    b"[{": "name the file .json if it is one list",
+    b"{": "write every object in one line, as with `jq -c .`",
+}
+EXCEL = re.compile(r"sep=(.)\s*", re.IGNORECASE)  # a first line with the delimiter
 QUOTED = re.compile(r'"[^"]*("|$)')
 
 
@@ -77,25 +84,28 @@ def _json_lines(path: Path, split: str) -> Iterator[Numbered]:
         except UnicodeDecodeError as error:
             yield Numbered(number, not_utf8(path, number, error))
         except (ValueError, RecursionError) as error:  # ValueError: also a number with thousands of digits
-            problem = f"not a valid JSON object ({first_line(error)})"
-            is_list = number == 1 and line[:2] in (b"[", b"[{")
-            hint = "name the file .json if it is one list" if is_list else "fix or remove the line"
+            problem, hint = f"not a valid JSON object ({first_line(error)})", "fix or remove the line"
+            if number == 1:
+                hint = BEGINNINGS.get(line[:2], hint)
             yield Numbered(number, UnusableRow(f"{path}, line {number}", None, problem, hint, kind="invalid JSON"))
         else:
-            yield Numbered(number, row if type(row) is dict else _no_object(row, f"{path}, line {number}"))
+            yield Numbered(number, row if type(row) is dict else _no_object(row, f"{path}, line {number}", number == 1))
 
 
 def _csv(path: Path, split: str) -> Iterator[Numbered]:
     csv.field_size_limit(VALUE_BYTES)
     faults: list[UnusableRow] = []  # errors in lines of the current row
     texts = _texts(path, faults)
-    first: list[str] = []  # leading blank lines and the header
+    first: list[str] = []  # blank lines, and the header
+    separator = None
     while not "".join(first[-1:]).strip() and (text := next(texts, "")):
+        if separator is None and (separator := EXCEL.fullmatch(text)):
+            text = "\n"
         first.append(text)
     if faults:
         raise faults[0]
     begins = 1
-    delimiter = delimiter_of("".join(first[-1:]))
+    delimiter = separator[1] if separator else delimiter_of("".join(first[-1:]))
     try:
         reader = csv.reader(chain(first, texts), strict=True, delimiter=delimiter)
         header = next((fields for fields in reader if "".join(fields).strip()), [])
@@ -114,6 +124,9 @@ def _csv(path: Path, split: str) -> Iterator[Numbered]:
                 yield Numbered(begins, UnusableRow(f"{path}, line {begins}", None, problem, hint, kind=kind))
             begins = reader.line_num + 1
     except csv.Error as error:
+        if "\r" in "".join(first[-1:]).rstrip("\r\n"):
+            problem, hint = "its lines end with a carriage return only", "convert the file: tr '\\r' '\\n'"
+            raise UserError(path, None, problem, hint) from None
         raise UserError(f"{path}, line {begins}", None, f"not valid CSV ({error})", "fix or remove the row") from None
 
 
@@ -164,13 +177,14 @@ def _json(path: Path, split: str) -> Iterator[Numbered]:
     if text.skip("["):
         yield from text.rows()
     elif text.skip("{"):
-        found = False
+        found, lists = False, list[str]()
         for _ in text.items("}"):
             name = text.value()
             text.expect(":")
             if not text.skip("["):
                 text.value()
             elif found or name not in {"data", split}:
+                lists.append(str(name))
                 for _ in text.items("]"):
                     text.value()
             else:
@@ -178,7 +192,13 @@ def _json(path: Path, split: str) -> Iterator[Numbered]:
                 yield from text.rows()
         if not found:
             problem = f"no list named {' or '.join(sorted({'data', split}))}"
-            raise UserError(path, None, problem, "name the file .jsonl if it has one object per line")
+            hint = "name the file .jsonl if it has one object per line"
+            if lists and text.skip(""):  # the object is the entire file
+                problem, hint = (
+                    f"{problem}, only {printable(', '.join(lists))}",
+                    f"set dataset.split to the list of rows, or {hint}",
+                )
+            raise UserError(path, None, problem, hint)
     else:
         raise UserError(path, None, 'must be a list of objects, or {"data": [...]}', "write it as JSON lines")
     text.expect("")
@@ -262,9 +282,10 @@ class _JsonText:
         return bool(chunks)
 
 
-def _no_object(row: Any, location: str) -> UnusableRow:
+def _no_object(row: Any, location: str, may_be_file: bool = False) -> UnusableRow:
     problem = f"a row must be a JSON object, found a {type(row).__name__}"
-    hint = 'write it as {"instruction": ..., "output": ...}'
+    is_file = may_be_file and isinstance(row, list)
+    hint = BEGINNINGS[b"["] if is_file else 'write it as {"instruction": ..., "output": ...}'
     return UnusableRow(location, None, problem, hint, kind="a row that is not an object")
 
 

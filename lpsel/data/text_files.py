@@ -18,6 +18,13 @@ from lpsel.errors import UnusableRow, UserError, first_line
 CHUNK_BYTES = 1 << 18
 HEAD_BYTES = 4096  # bytes to detect UTF-16 and UTF-32 from
 CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
+MAGIC = {  # extensions, and how the content of such files begins
+    ".gz": b"\x1f\x8b\x08",
+    ".xz": b"\xfd7zXZ\x00",
+    ".zst": b"\x28\xb5\x2f\xfd",
+    ".zip": b"PK\x03\x04",
+    ".parquet": b"PAR1\x15",
+}
 WIDE = {"UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)}
 
 
@@ -58,7 +65,7 @@ def _pieces(path: Path, reader: Callable[[IO[bytes]], Callable[[], bytes]]) -> I
         try:
             for piece in iter(reader(decompressed(packed) if decompressed else packed), b""):
                 if not total:
-                    _check_not_wide(path, piece)
+                    _check_text(path, piece)
                 total += len(piece)
                 if decompressed:
                     check_expansion(path, total)
@@ -96,8 +103,11 @@ def _is_text(content: bytes, encoding: str) -> bool:
         return False
 
 
-def _check_not_wide(path: Path, beginning: bytes) -> None:
-    """Reject a file in UTF-16 or UTF-32, detected from its first line or block."""
+def _check_text(path: Path, beginning: bytes) -> None:
+    """Reject a binary file, or one in UTF-16 or UTF-32, detected from its first line or block."""
+    if kind := next((kind for kind, magic in MAGIC.items() if beginning.startswith(magic)), None):
+        hint = f"name it {path.name}{kind}" if kind in COMPRESSIONS else f"its name should end in {kind}"
+        raise UserError(path, None, f"not text, but the content of a {kind} file", hint)
     head = beginning[: min(len(beginning), HEAD_BYTES) // 2 * 2]
     name = next((name for name, marks in WIDE.items() if head.startswith(marks)), None)
     if name is None and 4 * head.count(0) > len(head):  # every second byte of ASCII

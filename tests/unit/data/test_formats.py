@@ -87,6 +87,14 @@ INVALID = {
         "rows.jsonl, line 2: not a valid JSON",
     ),
     "a list for a row": ("rows.jsonl", "[1]\n", "line 1: a row must be a JSON object"),
+    "a list called .jsonl": ("rows.jsonl", f"[{json.dumps(ADD)}]", r"Name the file \.json if it is one list"),
+    "an object in several lines": ("rows.jsonl", json.dumps(ADD, indent=1), r"Write every object in one line"),
+    "a list with another name": (
+        "rows.json",
+        json.dumps({"n": [], "rows": [ADD]}),
+        r"no list named data or train, only n, rows",
+    ),
+    "old line ends": ("rows.csv", "instruction,output\ra,b\r", "rows.csv: its lines end with a carriage return only"),
     "half a JSON list": ("rows.json", "[\n" + json.dumps(ADD) + ",\n{", "rows.json, row 2: not valid JSON"),
     "JSON without commas": ("rows.json", f"[{json.dumps(ADD)}\n{json.dumps(ADD)}]", "row 2: not valid JSON"),
     "JSON list not closed": ("rows.json", f"[{json.dumps(ADD)}", "row 2: not valid JSON"),
@@ -105,6 +113,34 @@ INVALID = {
     "not Parquet": ("rows.parquet", "x", "not readable as Parquet"),
     "not gzip": ("rows.jsonl.gz", "x", "cannot be read to the end"),
 }
+
+
+@pytest.mark.parametrize(
+    ("name", "compress", "hint"),
+    [
+        ("rows.jsonl", gzip.compress, "Name it rows.jsonl.gz"),
+        ("rows.json", lzma.compress, "Name it rows.json.xz"),
+        ("rows.csv.gz", lambda content: gzip.compress(gzip.compress(content)), "Name it rows.csv.gz.gz"),
+        ("rows.csv", lambda _: b"PK\x03\x04 docs", "its name should end in .zip"),
+        ("rows.json", lambda _: b"PAR1\x15\x04", "its name should end in .parquet"),
+    ],
+)
+def test_a_binary_file_with_the_name_of_a_text_file_is_rejected(tmp_path, name, compress, hint):
+    (tmp_path / name).write_bytes(compress(b"instruction,output\na,b\n"))
+    with pytest.raises(UserError, match=rf"(?i)not text, but the content of a \.\w+ file\. {hint}"):
+        list(source(tmp_path / name))
+
+
+@pytest.mark.parametrize("first", ["sep=,\n", "SEP=,\r\n\n"])
+def test_the_first_line_of_excel_names_the_delimiter(tmp_path, first):
+    (tmp_path / "rows.csv").write_bytes(f'\ufeff{first}instruction,output;x\n"a;b",c\nd\n'.encode())
+    rows = source(tmp_path / "rows.csv", columns={"instruction": "instruction", "output": "output;x"})
+    line = 4 + first.count("\n\n")
+    with pytest.raises(
+        UserError, match=rf"line {line}: 1 fields, but the header has 2\. Quote fields that contain ','"
+    ):
+        list(rows)
+    assert next(iter(rows)).raw == {"instruction": "a;b", "output;x": "c"}
 
 
 @pytest.mark.parametrize("case", INVALID)
