@@ -24,6 +24,11 @@ Messages = list[dict[str, Any]]
 Tools = list[Any] | None
 
 
+def kind_without_tools(template: str) -> str:
+    """Return the kind of rows that are unusable because a template does not support tools."""
+    return "the chat template has no tools" if template == "chat" else f"tools with template={template}"
+
+
 def template_of(tokenizer: Any, tools: Tools) -> str:
     """Return the chat template with a fixed date."""
     if not getattr(tokenizer, "chat_template", None):

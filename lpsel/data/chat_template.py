@@ -8,7 +8,15 @@ from functools import lru_cache, partial
 from itertools import count
 from typing import Any
 
-from lpsel.data.apply_template import Messages, Tools, apply_marked, apply_template, template_of, time_limit
+from lpsel.data.apply_template import (
+    Messages,
+    Tools,
+    apply_marked,
+    apply_template,
+    kind_without_tools,
+    template_of,
+    time_limit,
+)
 from lpsel.data.column_forms import Example, Turn
 from lpsel.data.control_tokens import ControlTokens, Rendered, Span, control_tokens
 from lpsel.errors import UnusableRow
@@ -205,7 +213,7 @@ def _check_tools(text: str, messages: Messages, spans: dict[int, Span | None], t
             missing = missing if content in text or quoted in text else "results of tools"
     if missing:
         name, hint = f"chat template of {tokenizer.name_or_path}", "use a model whose chat template supports tools"
-        raise UnusableRow(name, None, f"does not support {missing}", hint, kind="the chat template has no tools")
+        raise UnusableRow(name, None, f"does not support {missing}", hint, kind=kind_without_tools("chat"))
 
 
 @lru_cache(maxsize=8)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from lpsel.data.apply_template import SAME_DATE
+from lpsel.data.apply_template import SAME_DATE, kind_without_tools
 from lpsel.data.chat_template import BETWEEN, render_chat, with_input
 from lpsel.data.column_forms import Example, Turn, choose_form, is_conversation
 from lpsel.data.control_tokens import Rendered, Span, control_tokens
@@ -94,7 +94,7 @@ def _render(example: Example, template: str, tokenizer: Any) -> Rendered:
         return render_chat(example, tokenizer)
     if example.tools or any(turn.role == "tool" or "tool_calls" in turn.fields for turn in example.turns):
         hint = "set template=chat for a model whose chat template supports tools, or remove the row"
-        raise UnusableRow("template", template, "does not support tools", hint, kind=f"tools with template={template}")
+        raise UnusableRow("template", template, "does not support tools", hint, kind=kind_without_tools(template))
     if template == "alpaca":
         return _join(example.turns, _alpaca_sections(example), BETWEEN + ALPACA_RESPONSE, tokenizer)
     return _join(example.turns, (turn.content for turn in with_input(example)), "", tokenizer)

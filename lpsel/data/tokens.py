@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from lpsel.cache import Entry
 from lpsel.console import track
+from lpsel.data.apply_template import kind_without_tools
 from lpsel.data.content_ids import counts, listed
 from lpsel.data.control_tokens import Rendered, control_tokens
 from lpsel.data.dataset import Row, Source
@@ -147,7 +148,10 @@ def tokenize(source: Source, tokenizer: Any, template: str, max_length: int, cac
     source.check_skipped(tokens.unusable)
     if sum((kinds := counts(tokens.unusable)).values()) == len(tokens):
         problem = f"template={template} can use none of {len(tokens):,} rows: {listed(kinds)}"
-        raise UserError("dataset", source.spec.name, problem, "set template=alpaca, or use other data")
+        hint = "set template=alpaca, or use other data" if template == "chat" else "use other data"
+        if kind_without_tools(template) in kinds:
+            hint = "set template=chat and a model whose chat template supports tools, or use other data"
+        raise UserError("dataset", source.spec.name, problem, hint)
     if omitted := int(tokens.text_omitted.sum()):
         log.warning("template=%s leaves out reasoning or turns of %s of %s rows", template, omitted, len(tokens))
     return tokens

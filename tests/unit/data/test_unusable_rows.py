@@ -15,6 +15,7 @@ from lpsel.data.dataset import Source
 from lpsel.data.templates import render
 from lpsel.data.tokens import count_tokens, tokenize
 from lpsel.errors import UnusableRow, UserError
+from tests.fixtures.chat_templates import chat_tokenizer
 
 from .rows import ADD, SAY, question, source, write
 
@@ -189,6 +190,16 @@ def test_a_template_that_rejects_every_row_is_an_error(tmp_path, make_tokenizer,
     with pytest.raises(UserError) as caught:
         tokenize(source(path, bad_rows="skip"), make_tokenizer(), "plain", 64, tmp_path)
     assert caught.value.problem == "template=plain can use none of 2 rows: template rejects roles (2)"
+    assert caught.value.hint == "use other data"
+
+
+@pytest.mark.parametrize("template", ["alpaca", "chat"])
+def test_rows_with_tools_need_a_chat_template_that_supports_them(tmp_path, template):
+    tokenizer = chat_tokenizer("bytes", "chatml")
+    path = write(tmp_path / "rows.jsonl", {**ADD, "tools": [{"name": "add"}]})
+    with pytest.raises(UserError) as caught:
+        tokenize(source(path, bad_rows="skip"), tokenizer, template, 64, tmp_path)
+    assert caught.value.hint == "set template=chat and a model whose chat template supports tools, or use other data"
 
 
 def test_skipped_rows_count_as_no_tokens_in_an_estimate(odd, make_tokenizer):
