@@ -171,8 +171,8 @@ def to_example(raw: Mapping[str, Any], form: Form) -> Example:
         value = raw[column]
         if role == "assistant":
             prompt_turns = len(turns)
-        if may_be_turns and (prompt_turns == 0 or in_text):  # a completion may be JSON text if the prompt is
-            value = written_turns(raw[column], column)
+        if may_be_turns and type(value) is str and (prompt_turns == 0 or in_text):  # a completion only if the prompt is
+            value = written_turns(value, column)
             in_text = value is not raw[column]
         if may_be_turns and (not role or isinstance(value, list)):
             parsed = turns_of(value, column)

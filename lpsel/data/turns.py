@@ -21,6 +21,7 @@ ROLES = {**PLAIN_ROLES, **dict.fromkeys(CALLING_ROLES, "assistant")}
 FIELDS = ("name", "reasoning_content", "thinking", "tool_call_id")  # fields that are passed to chat templates unchanged
 TEXT_PARTS = {"text", "input_text", "output_text"}
 LIST_OF_OBJECTS = r"^[ \t\r\n]*\[[ \t\r\n]*\{"  # how a list of turns begins in text
+BEGINS_LIST = re.compile(LIST_OF_OBJECTS).match
 PYTHON_LIST = re.compile(r"\s*\[\s*\{\s*'(role|content|from|value)'\s*:.*\}\s*\]\s*", re.DOTALL)
 KEYS_OF_TURNS = ({"role", "content"}, {"role", "tool_calls"}, {"from", "value"})
 MEDIA = re.compile(r"(image|audio|video)s?(_(url|path|file|name|base64|bytes|data)s?)?")
@@ -50,7 +51,7 @@ def written_turns(value: Any, column: str) -> Any:
     Raises:
         UnusableRow: the text is a list of turns in Python's notation, which pandas writes to CSV.
     """
-    if type(value) is not str or not re.match(LIST_OF_OBJECTS, value):
+    if type(value) is not str or not BEGINS_LIST(value):
         return value
     try:
         turns = json.loads(value)
