@@ -77,6 +77,14 @@ def test_a_list_of_turns_is_a_conversation(load, written):
     assert not load(written([question], "instructions.jsonl"))[0].conversation
 
 
+def test_a_prompt_may_be_a_list_of_turns_as_text_and_have_a_label(load, written):
+    """The label of a prompt without an answer is not one of KTO."""
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+    (prompt,) = load(written([{"prompt": json.dumps(turns), "label": False}]))
+    assert prompt.example.turns == (Turn("system", "Be brief."), Turn("user", "Why?"))
+    assert prompt.conversation
+
+
 def test_duplicate_ids_of_two_sets_are_prefixed_with_the_set(load, written):
     rows = [{"id": 1, "instruction": "A"}, {"id": 2, "instruction": "B"}]
     prompts = load([written(rows, "one.jsonl"), written([*rows[:1], {"id": 3, "instruction": "C"}], "two.jsonl")])
