@@ -107,6 +107,7 @@ def _check_text(path: Path, beginning: bytes) -> None:
     """Reject a binary file, or one in UTF-16 or UTF-32, detected from its first line or block."""
     if kind := next((kind for kind, magic in MAGIC.items() if beginning.startswith(magic)), None):
         hint = f"name it {path.name}{kind}" if kind in COMPRESSIONS else f"its name should end in {kind}"
+        hint = "decompress it first" if path.suffix.lower() in COMPRESSIONS else hint
         raise UserError(path, None, f"not text, but the content of a {kind} file", hint)
     head = beginning[: min(len(beginning), HEAD_BYTES) // 2 * 2]
     name = next((name for name, marks in WIDE.items() if head.startswith(marks)), None)

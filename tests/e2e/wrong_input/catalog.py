@@ -226,9 +226,9 @@ ROWS = [
             ("binary.csv", 1),
             ("latin1.csv", 2),
             ("utf16.csv", 1),
-            ("gzip-in-gzip.jsonl.gz", 1),
         ]
     ],
+    Case(DATA + "gzip-in-gzip.jsonl.gz", "gzip-in-gzip.jsonl.gz: not text"),
     *[
         Case(DATA + name, name)
         for name in (

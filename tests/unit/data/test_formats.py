@@ -120,7 +120,7 @@ INVALID = {
     [
         ("rows.jsonl", gzip.compress, "Name it rows.jsonl.gz"),
         ("rows.json", lzma.compress, "Name it rows.json.xz"),
-        ("rows.csv.gz", lambda content: gzip.compress(gzip.compress(content)), "Name it rows.csv.gz.gz"),
+        ("rows.csv.gz", lambda content: gzip.compress(gzip.compress(content)), "Decompress it first"),
         ("rows.csv", lambda _: b"PK\x03\x04 docs", "its name should end in .zip"),
         ("rows.json", lambda _: b"PAR1\x15\x04", "its name should end in .parquet"),
     ],
