@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -47,6 +48,9 @@ class LmEvalEvaluator:
         for name, minimum in (("num_fewshot", 0), ("limit", 1), ("batch_size", 1)):
             if getattr(self, name) is not None:
                 check_int(f"evaluator.{name}", getattr(self, name), minimum)
+        several = isinstance(self.tasks, Sequence) and all(isinstance(task, str) for task in self.tasks)
+        if self.tasks is not None and not several:
+            raise UserError("tasks", self.tasks, "must be names of tasks", "set tasks=[hellaswag,arc_easy]")
         if self.include_path is not None and not Path(self.include_path).expanduser().is_dir():
             raise UserError("evaluator.include_path", self.include_path, "no such folder", "set a folder of task files")
 
@@ -74,7 +78,7 @@ class LmEvalEvaluator:
 
         Raises:
             UserError: a task is unknown or its data cannot be read, or a model has no chat template; raised before any
-                model is loaded.
+                model is loaded. Or the code of a task fails on a model's answers.
         """
         for name in ("lm_eval", "evaluate"):
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -146,7 +150,7 @@ class LmEvalEvaluator:
             try:
                 loaded = manager.load([task])["tasks"]
             except Exception as error:  # the code of a task can raise anything
-                return UserError("tasks", task, f"cannot be loaded ({first_line(error)})", "check its file and data")
+                return UserError("tasks", task, f"cannot be loaded ({_cause(error)})", "check its file and data")
             if any(getattr(each, "UNSAFE_CODE", False) for each in loaded.values()):
                 hint = "evaluate this task with lm_eval itself, in a sandbox"
                 return UserError("tasks", task, "runs code that the model writes", hint)
@@ -159,18 +163,45 @@ class LmEvalEvaluator:
         from lm_eval.models.huggingface import HFLM
 
         model: Any = load_model(spec, path, context.dtype).to(context.device)
-        return simple_evaluate(
-            HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=self.batch_size),
-            tasks=self.task_names,
-            num_fewshot=self.num_fewshot,
-            limit=self.limit,
-            apply_chat_template=chat,
-            task_manager=manager,
-            random_seed=self.seed,
-            numpy_random_seed=self.seed,
-            torch_random_seed=self.seed,
-            fewshot_random_seed=self.seed,
-        )
+        try:
+            return simple_evaluate(
+                HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=self.batch_size),
+                tasks=self.task_names,
+                num_fewshot=self.num_fewshot,
+                limit=self.limit,
+                apply_chat_template=chat,
+                task_manager=manager,
+                random_seed=self.seed,
+                numpy_random_seed=self.seed,
+                torch_random_seed=self.seed,
+                fewshot_random_seed=self.seed,
+            )
+        except Exception as error:
+            if (task := _failed_task(error)) is None:  # the model or the harness
+                raise
+            hint = "check its few-shot examples, metrics and functions"
+            raise UserError("tasks", task, f"cannot be evaluated ({_cause(error)})", hint) from error
+
+
+def _failed_task(error: Exception) -> str | None:
+    """Return the name of the task whose code or settings raised an error in `simple_evaluate`; None if none did."""
+    from lm_eval.api.task import Task
+
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for frame in reversed(frames):
+        # While the model runs, the harness's loop over tasks has ended, but its variable still holds the last one.
+        if frame.f_code.co_name == "evaluate" and frame is not frames[-1]:
+            continue
+        for value in map(frame.f_locals.get, ("self", "task")):
+            if isinstance(value, Task):
+                return str(value.task_name)
+    return None
+
+
+def _cause(error: Exception) -> str:
+    """Describe an error by its type and message, which is often only a key or a number."""
+    name, line = type(error).__name__, first_line(error)
+    return name if line in (name, "None") else f"{name}: {line}"
 
 
 def metrics_of(

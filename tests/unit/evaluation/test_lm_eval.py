@@ -2,6 +2,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -188,7 +189,49 @@ def test_errors_are_raised_before_a_model_is_loaded(toy_model, tasks, tmp_path, 
             )
 
 
+@installed
+@pytest.mark.parametrize(
+    ("lines", "cause"),
+    [
+        ("process_results: !function code.without_reference", "KeyError: 'reference'"),
+        ("process_results: !function code.with_text", "TypeError: unsupported operand.*"),
+        ("process_results: !function code.without_names", "AttributeError: 'list' object.*"),
+        ("num_fewshot: 50", "ValueError: Sample larger than population.*"),
+    ],
+)
+def test_an_error_in_a_task_names_the_task_and_the_cause(lines, cause, toy_model, tasks, tmp_path):
+    (tasks / "code.py").write_text(
+        "def without_reference(row, results):\n    return {'acc': row['reference']}\n\n\n"
+        "def with_text(row, results):\n    return {'acc': 'high'}\n\n\n"
+        "def without_names(row, results):\n    return [1.0]\n"
+    )
+    with (tasks / "choice.yaml").open("a") as file:
+        file.write(f"{lines}\n")
+    evaluator = LmEvalEvaluator(["my_choice", "my_free"], include_path=str(tasks), limit=2)
+    with pytest.raises(UserError) as error:
+        run(evaluator, [ModelSpec("toy", str(toy_model), max_length=128)], tmp_path)
+    message = (
+        rf"tasks=my_choice: cannot be evaluated \({cause}\)\. Check its few-shot examples, metrics and functions\."
+    )
+    assert re.fullmatch(message, str(error.value))
+
+
+@installed
+def test_an_error_in_the_model_is_not_blamed_on_a_task(toy_model, tasks, tmp_path, monkeypatch):
+    from transformers import LlamaForCausalLM
+
+    def fail(*_, **__):
+        raise RuntimeError("model failed")
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", fail)
+    with pytest.raises(RuntimeError, match=r"^model failed$"):
+        run(LmEvalEvaluator(["my_choice"], include_path=str(tasks)), [ModelSpec("toy", str(toy_model))], tmp_path)
+
+
 def test_invalid_settings_are_rejected(tmp_path):
+    for tasks in (5, [5], {"hellaswag": 1}):
+        with pytest.raises(UserError, match=r"^tasks=.*: must be names of tasks\. Set tasks=\[hellaswag,arc_easy\]\.$"):
+            LmEvalEvaluator(tasks)
     with pytest.raises(UserError, match=r"^evaluator\.limit=0: must be an integer, at least 1\.$"):
         LmEvalEvaluator(["x"], limit=0)
     with pytest.raises(UserError, match=r"^evaluator\.include_path=.*gone: no such folder"):
