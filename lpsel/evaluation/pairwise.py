@@ -18,7 +18,7 @@ from lpsel.generation.answers import answers, check, rejections
 from lpsel.generation.prompts import Prompt, find_sets, load_prompts
 from lpsel.generation.sampling import Generation, Sampling
 from lpsel.judging.human import HumanJudge
-from lpsel.judging.judge import Judge, Judgement, Pair, judge_pairs
+from lpsel.judging.judge import Judge, Judgement, Pair, judge_pairs, question_key
 from lpsel.storage import digest, distinct, file_names, finite, write_lines
 
 log = logging.getLogger(__name__)
@@ -168,19 +168,26 @@ class PairwiseEvaluator:
         self, judge: Judge, pairs: dict[str, list[Pair]], answers: list[dict[str, Any]], context: EvaluationContext
     ) -> dict[str, Any]:
         verdicts, reports = {}, []
+        asked: dict[tuple[str, str | None], Judgement] = {}
         for name, of_model in pairs.items():
             judgements, report = judge_pairs(judge, of_model, context.cache_dir)
+            pair_of = {pair.id: pair for pair in of_model}
+            for judgement in judgements:
+                # Models with the same answer share its verdict, but a failed question is asked again for each of them.
+                failed_for = name if judgement.preference is None else None
+                asked[question_key(pair_of[judgement.id], judgement.order), failed_for] = judgement
             names = {"model": name, "baseline": answers[0]["name"], "judge": judge.name}
             [verdicts[name]] = group(_judged_rows(of_model, judgements, names))
             reports.append(report)
         compared = self._compare(verdicts, context.folder, answers)
         for model, report in zip(compared["models"], reports, strict=True):
             model["judging"] = report
-        costs = [report["cost"] for report in reports if report["cost"] is not None]
+        costs = [judge.cost(each.prompt_tokens, each.completion_tokens) for each in asked.values()]
+        known_costs = [cost for cost in costs if cost is not None]
         return {
             **compared["models"][0],
             "judge": judge.identity() | {"name": judge.name},
-            "cost": sum(costs) if costs else None,
+            "cost": sum(known_costs) if known_costs else None,
             "unanswered": sum(report["unanswered"] for report in reports),
             **compared,
             "judgements": context.folder / JUDGEMENTS,

@@ -174,6 +174,20 @@ def test_a_sweep_asks_the_judge_again_for_missing_verdicts_only(given, toy_model
         evaluate("[[B]]", "judge.model=other")
 
 
+def test_the_cost_counts_verdicts_that_models_share_once(given, toy_model, second_model, tmp_path, monkeypatch):
+    """Two models with the same answers; 10 + 1 tokens at $1 and $5 a million are $0.000015 a question."""
+    twin = shutil.copytree(second_model, tmp_path / "twin")
+    models = [f"models=[{second_model},{twin}]", f"baseline={toy_model}"]
+    judge = ["judge=openai", "judge.base_url=http://127.0.0.1:9/v1", "judge.attempts=1", "judge.concurrency=1"]
+    prices = ["judge.prompt_price=1", "judge.completion_price=5"]
+    # 4 prompts in both orders: an unreadable reply is asked for again by the second model, a verdict is shared
+    for reply, questions in (("I cannot tell.", 16), ("[[A]]", 8)):
+        monkeypatch.setattr(Endpoint, "complete", lambda *_, reply=reply, **__: Reply(reply, "stop", 10, 1))
+        result = run("evaluate", [*given, *models, *judge, *prices], tmp_path / f"run-{questions}")
+        assert result["cost"] == pytest.approx(15e-6 * questions)
+        assert [model["judging"]["cost"] for model in result["models"]] == [pytest.approx(15e-6 * 8)] * 2
+
+
 def test_human_judges_get_a_page(given, toy_model, second_model, tmp_path):
     models = [f"models={second_model}", f"baseline={toy_model}", "judge=human"]
     result = run("evaluate", [*given, *models], tmp_path / "run")
