@@ -16,7 +16,7 @@ from lpsel import __version__
 from lpsel.errors import UserError, printable_line
 from lpsel.integrity import Damaged, check_files
 from lpsel.redact import SECRET_NAME, redacted, register_secret
-from lpsel.storage import digest, finite, read_dict, write_json
+from lpsel.storage import digest, finite, read_dict, sha256_of, write_json
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ NOT_IN_VERDICTS = re.compile(r"(^|\.)judge\.(attempts|concurrency|key_env|max_co
 NOT_PATHS = ("name", "_target_")  # keys whose value is never a path, even if a file has the same name
 SECRET_HEADER = re.compile(f"auth|cookie|{SECRET_NAME.pattern}", re.IGNORECASE)
 FROM_ENVIRONMENT = re.compile(r"\$\{oc\.env:([^,}]+)")
+MAX_HASHED = 32 << 20  # bytes of an input that are hashed at every start, in about a tenth of a second
 MAX_DIFFERENCES = 3  # differences listed in a message
 
 
@@ -186,14 +187,18 @@ def existing_paths(config: dict[str, Any]) -> Iterator[tuple[str, str, Path]]:
 
 
 def _file_state(path: Path) -> str:
-    """Digest of the name, size and time of a file, or of all files in a folder and its subfolders.
+    """Digest of the name and content of a file, or of all files in a folder and its subfolders.
 
-    Logs and hidden files are ignored.
+    If they are large or unreadable, of their names, sizes and times. In folders, logs, HTML pages and hidden files are
+    ignored.
     """
     paths = [path] if path.is_file() else [*path.glob("[!.]*"), *path.glob("[!.]*/[!.]*")]
-    files = [file for file in paths if file.is_file() and file.suffix != ".log"]
-    stats = sorted((str(file.relative_to(path.parent)), file.stat()) for file in files)
-    return digest([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+    files = [file for file in paths if file.is_file() and (file.suffix not in (".log", ".html") or file == path)]
+    stats = sorted((str(file.relative_to(path.parent)), file, file.stat()) for file in files)
+    if sum(stat.st_size for *_, stat in stats) <= MAX_HASHED:
+        with suppress(OSError):
+            return digest([(name, sha256_of(file)) for name, file, _ in stats])
+    return digest([(name, stat.st_size, stat.st_mtime_ns) for name, _, stat in stats])
 
 
 def _differences(theirs: Any, ours: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:

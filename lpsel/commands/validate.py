@@ -182,7 +182,7 @@ def _write_subsets(file: Path, first: Scored, scores: Mapping[str, Floats], sett
     values = {name: pa.array(np.where(undefined_N, np.nan, v), from_pandas=True) for name, v in columns.items()}
     content = BytesIO()
     pq.write_table(pa.table(about | values), content)
-    # An unchanged file keeps its modification time, which finished runs compare.
+    # An unchanged file keeps its modification time, which finished runs compare if it is large.
     if not file.is_file() or file.read_bytes() != content.getvalue():
         write_file(file, content.getvalue())
 

@@ -1,12 +1,14 @@
 """A run folder belongs to one configuration."""
 
+import os
+
 import pytest
 from hydra import compose
 from omegaconf import OmegaConf
 
 from lpsel.commands.job import configured
 from lpsel.errors import UserError
-from lpsel.run_config import RunConfig, unused_keys
+from lpsel.run_config import MAX_HASHED, RunConfig, unused_keys
 from lpsel.storage import write_json
 
 
@@ -82,6 +84,7 @@ def test_files_named_in_the_configuration_are_part_of_it(tmp_path):
     first = {"n": 1, "run": run_config().digest()}
     write_json(folder / "result.json", first)
     (model / "train.log").write_text("Done before")
+    (model / "explore.html").write_text("")
     (model / ".hydra").mkdir()
     (model / ".hydra" / "config.yaml").write_text("")
     assert run_config().finished(folder) == first
@@ -94,6 +97,33 @@ def test_files_named_in_the_configuration_are_part_of_it(tmp_path):
     rows.write_text("{}\n{}")
     assert run_config().finished(folder) is None
     run_config().check(folder)  # the folder is still for this configuration
+
+
+def test_a_small_input_is_compared_by_content_and_a_large_one_by_size_and_time(tmp_path):
+    def changed(how):
+        before = [RunConfig.of("evaluate", config).inputs[str(path)] for path in paths]
+        for path in paths:
+            how(path)
+        after = [RunConfig.of("evaluate", config).inputs[str(path)] for path in paths]
+        return [old != new for old, new in zip(before, after, strict=True)]
+
+    def copy(path):
+        os.utime(path, ns=(1, 1))
+
+    def replace_in_place(path):
+        stat = path.stat()
+        with path.open("r+b") as file:
+            file.write(b"?")
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+    paths = [tmp_path / "small.jsonl", tmp_path / "large.jsonl"]
+    config = OmegaConf.create({"paths": [*map(str, paths)], "trainer": {"precision": "auto"}})
+    for path, size in zip(paths, (MAX_HASHED, MAX_HASHED + 1), strict=True):
+        with path.open("wb") as file:
+            file.truncate(size)
+    assert changed(copy) == [False, True]
+    assert changed(replace_in_place) == [True, False]
+    assert changed(lambda path: path.write_bytes(b"{}")) == [True, True]
 
 
 @pytest.mark.parametrize(
