@@ -171,10 +171,11 @@ def _judge_problems(metrics: Mapping[str, Any], letter_probability: float | None
 def _too_few(metrics: Mapping[str, Any]) -> Iterator[str]:
     n, failed = metrics["n"], metrics["failed"]
     if failed > MANY * (n + failed):
-        yield f"{failed:,} of {n + failed:,} prompts have no verdict in every order."
+        yield f"{failed:,} of {n + failed:,} prompts lack a verdict in at least one order."
     if metrics["repeated"]:
         total = n + failed + metrics["repeated"]
-        yield f"{total:,} prompts have {n + failed:,} distinct texts: the prompt sets overlap. Each text counts once."
+        reason = ": the prompt sets overlap" if len(metrics["by_prompt_set"] or ()) > 1 else ""
+        yield f"{total:,} prompts have {n + failed:,} distinct texts{reason}. Each text counts once."
     if n == 1:
         yield "A single verdict has no interval and does not generalize to other prompts."
     low, high = shown_interval(metrics)

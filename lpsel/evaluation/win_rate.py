@@ -151,7 +151,7 @@ def pairwise_metrics(
         model_chars_N, baseline_chars_N: lengths of the answers in characters; None or NaN where unknown.
         equal_N: whether both answers are identical, and were therefore not judged.
         unfinished: whether prompts without a verdict have not been judged yet, see `Sample`.
-        text_N: digests of the prompt texts. A text in several prompt sets counts once overall, and once in each set.
+        text_N: digests of the prompt texts. A text that is repeated counts once overall, and once in each prompt set.
         category_N, prompt_set_N: category and prompt set of each prompt.
         resamples, seed: settings of the bootstrap over prompts.
 
@@ -175,7 +175,7 @@ def pairwise_metrics(
     sample = Sample.of(preference_N[first_N], tied_N[first_N])
     verdicts = np.where(sample.rows_N, preference_N[first_N], np.nan), model_chars_N[first_N], baseline_chars_N[first_N]
     controlled = sample.estimate(length_controlled_win_rate(*verdicts, **draws))
-    sets = _groups(prompt_set_N)
+    sets = {name: _distinct(rows, texts) for name, rows in _groups(prompt_set_N).items()}
     of_categories = {name: [i for i in rows if first_N[i]] for name, rows in _groups(category_N).items()}
     return {
         **asdict(win_rate(preference_N[first_N], equal_N=tied_N[first_N], **draws)),
@@ -210,6 +210,11 @@ def _texts(text_N: Sequence[str | None] | None, rows: int) -> tuple[NDArray[np.i
     first_N = np.zeros(rows, bool)
     first_N[np.unique(texts, return_index=True)[1]] = True
     return np.array(texts, np.int64), first_N
+
+
+def _distinct(rows: list[int], texts: NDArray[np.int64]) -> list[int]:
+    """Return the first of the rows with each text."""
+    return [rows[i] for i in np.sort(np.unique(texts[rows], return_index=True)[1])]
 
 
 def _groups(group_N: Sequence[str | None] | None) -> dict[str, list[int]]:

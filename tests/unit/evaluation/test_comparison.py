@@ -199,16 +199,18 @@ def test_too_few_prompts_are_reported_with_the_number_to_use():
     _, text = problems(metrics_of([2, 1] * 15))
     assert "33 to 67%, is too wide to show which model is better: about 340 prompts" in text
     assert problems(metrics_of([2] * 30)) == (True, "")
-    assert "20 of 100 prompts have no verdict in every order." in problems(metrics_of([2] * 80 + [None] * 20))[1]
+    assert "20 of 100 prompts lack a verdict in at least one order." in problems(metrics_of([2] * 80 + [None] * 20))[1]
 
 
 def test_overlapping_prompt_sets_and_few_lengths_are_reported():
     text = [str(i % 60) for i in range(100)]
-    metrics = pairwise_metrics(
-        [2, 2] * 50, model_chars_N=np.arange(100), baseline_chars_N=np.full(100, 40), text_N=text, resamples=100
-    )
-    sentences = describe_problems(metrics)["warnings"]
-    assert sentences == [
-        "100 prompts have 60 distinct texts: the prompt sets overlap. Each text counts once.",
-        "The length-controlled win rate of 60 prompts is unreliable: use at least 100.",
-    ]
+    for sets, reason in ((["a"] * 60 + ["b"] * 40, ": the prompt sets overlap"), (["a"] * 100, "")):
+        metrics = pairwise_metrics(
+            [2, 2] * 50, model_chars_N=np.arange(100), baseline_chars_N=np.full(100, 40), text_N=text,
+            prompt_set_N=sets, resamples=100,
+        )  # fmt: skip
+        sentences = describe_problems(metrics)["warnings"]
+        assert sentences == [
+            f"100 prompts have 60 distinct texts{reason}. Each text counts once.",
+            "The length-controlled win rate of 60 prompts is unreliable: use at least 100.",
+        ]

@@ -263,6 +263,18 @@ def test_equal_verdicts_have_an_interval_with_room():
     assert shown_interval({"n": 100, "win_rate": 60.0, "ci_low": 50.0, "ci_high": 70.0}) == (50, 70), "another tool's"
 
 
+def test_a_prompt_that_is_repeated_in_a_set_counts_once_in_it():
+    """Prompt x wins and is in set a twice, y loses: 50%, not 67%; set b has x only."""
+    metrics = pairwise_metrics(
+        [2, 2, 1, 2], model_chars_N=[1] * 4, baseline_chars_N=[1] * 4, text_N=["x", "x", "y", "x"],
+        prompt_set_N=["a", "a", "a", "b"], resamples=100,
+    )  # fmt: skip
+    assert (metrics["n"], metrics["win_rate"], metrics["repeated"]) == (2, 50, 2)
+    rates = {name: (of_set["n"], of_set["win_rate"]) for name, of_set in metrics["by_prompt_set"].items()}
+    assert rates == {"a": (2, 50), "b": (1, 100)}
+    assert metrics["mean_of_prompt_sets"]["win_rate"] == pytest.approx(75)
+
+
 def test_groups_and_the_mean_of_prompt_sets():
     # set a: 2 wins; set b: 1 win, 3 losses, 1 prompt without a verdict
     metrics = metrics_of(
