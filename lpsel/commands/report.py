@@ -26,13 +26,16 @@ def report(paths: Sequence[str], out: Path, wandb: bool = False) -> Path:
     """Write or overwrite the report, and with `wandb` also a W&B report; returns the path of the page."""
     out = out.expanduser().resolve()
     check_output_folder(out, "report", paths)
-    from lpsel.report.runs import COMMANDS
+    from lpsel.report.runs import REPORTED, Runs
     from lpsel.report.tables import find_readable
 
-    runs = find_readable(paths)
+    readable = find_readable(paths)
+    reason = "reports leave out validations; print it with `lpsel show`"
+    left_out = [(run.folder, reason) for run in readable.by_command("validate")]
+    runs = Runs(readable.by_command(*REPORTED), [*readable.skipped, *left_out])
     if not runs.finished:
         reason = "; ".join(reason for _, reason in runs.skipped[:1]) or "no result.json in it"
-        hint = f"name run folders of {', '.join(COMMANDS)}"
+        hint = f"name run folders of {', '.join(REPORTED)}"
         raise UserError(" ".join(paths), problem=f"no finished run ({reason})", hint=hint)
     if wandb:
         check_package("wandb_workspaces", "wandb-report", "--wandb", None)

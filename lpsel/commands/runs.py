@@ -23,7 +23,7 @@ DEFAULT = ("runs", "multirun")
 COLUMNS = ("run", "rows", "target", "figures", "cost", "folder")
 WIDE_COLUMNS = ("target", "cost")  # omitted on terminals narrower than WIDTH characters
 WIDTH = 130
-LABELS = {"win_rate": "win rate", "nll": "NLL"}
+LABELS = {"win_rate": "win rate", "nll": "NLL", "spearman": "Spearman"}
 
 Entry = tuple[Path, Run | str, list[Measure]]  # for a skipped folder, the reason instead of the run
 
@@ -121,9 +121,11 @@ def _cells(run: Run, measured: list[Measure]) -> dict[str, str]:
         pct = None if run.pct is None or run.rule == "full" else f"{run.pct:g}%{unit}"
         parts = [run.command, run.rule, run.bucket, pct]
     counts = [n for n in (run.get("n_selected"), run.get("n"), run.get("n_total")) if isinstance(n, int)]
-    figures = _key_figure(measured)
+    figures = _key_figure(measured, "scores" if run.command == "validate" else "models")
     if run.command == "train":
         figures = _figure(measured[-1]) if measured else "not evaluated"
+    elif run.command == "validate" and not measured:
+        figures = "Spearman not defined"
     elif run.command == "agreement":
         figures = f"{len(scorers) if isinstance(scorers := run.get('scorers'), list) else 0} scorers"
     flops = f"{run.flops:.2g} FLOPs" if run.flops else ""
@@ -143,14 +145,14 @@ def _evaluated(run: Run) -> str:
     return f"{len(names)} models" if len(names) > 1 else str(name)
 
 
-def _key_figure(measured: list[Measure]) -> str:
+def _key_figure(measured: list[Measure], unit: str) -> str:
     """The first metric: its value for the evaluated (last) model, or its range over more than two models."""
     first = [m for m in measured if m.metric == measured[0].metric]
-    if len(first) < 3:  # one model, or one and its baseline
+    if len(first) < (3 if unit == "models" else 2):  # one model, or one and its baseline
         return _figure(first[-1]) if first else ""
     values = [m.value for m in first]
     label = LABELS.get(first[0].metric, first[0].metric)
-    return f"{label} {min(values):.4g} to {max(values):.4g} of {len(first)} models"
+    return f"{label} {min(values):.4g} to {max(values):.4g} of {len(first)} {unit}"
 
 
 def _figure(m: Measure) -> str:

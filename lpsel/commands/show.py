@@ -7,7 +7,7 @@ from rich.filesize import decimal
 
 from lpsel.commands import result_summary
 from lpsel.commands.arguments import OneLineParser
-from lpsel.console import lines, show
+from lpsel.console import decimals, lines, show
 from lpsel.errors import UserError
 from lpsel.evaluation.statistics import with_interval
 from lpsel.report.points import measures
@@ -78,6 +78,8 @@ def _results(run: Run) -> Pairs:
         return [*pairs, *result_summary.training(run.result)] if run.command == "train" else pairs
     if run.command == "agreement":
         return [("Scorers", ", ".join(map(str, run.get("scorers") or []))), ("Page", str(run.get("page")))]
+    if run.command == "validate":
+        return _validation(run)
     pairs = [(m.model, f"{m.metric} {with_interval(*m.at, '#.4g')}") for m in measures(run)]
     pairs += [("Warning", str(sentence)) for sentence in run.get("warnings") or []]
     if (alpha := number(run.get("agreement", "krippendorff_alpha"))) is not None:
@@ -85,6 +87,17 @@ def _results(run: Run) -> Pairs:
     for person in run.entries("annotators"):
         pairs.append((str(person.get("name")), f"{person.get('votes')} votes, {person.get('skipped')} skipped"))
     return [*pairs, ("Cost", f"{run.seconds:,.1f} s")] if run.seconds else pairs
+
+
+def _validation(run: Run) -> Pairs:
+    random, cost = run.result["random_nll"], run.result["cost"]
+    nll = f"NLL {decimals(random['mean'])}, standard deviation {decimals(random['standard_deviation'])}"
+    pairs = [("Random subsets", f"{random['subsets']} of {run.pct:g}%: {nll}")]
+    for entry in run.entries("scores"):
+        ends = ", ".join(f"{decimals(entry[f'nll_{end}'])} of the {end} rows" for end in ("lowest", "highest"))
+        pairs.append((str(entry["score"]), f"Spearman: {entry['conclusion']} NLL {ends}."))
+    spent = f"{cost['trainings']} trainings, {cost['tokens']:,} tokens, {cost['flops']:.3g} FLOPs"
+    return [*pairs, ("Cost", f"{spent}, {cost['seconds']:,.1f} s")]
 
 
 def _files(folder: Path) -> str:

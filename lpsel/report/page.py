@@ -19,7 +19,7 @@ from lpsel.report.cells import capitalized, readable
 from lpsel.report.comparisons import EVEN
 from lpsel.report.drawing import DARK_SERIES, INK, MUTED, SERIES, SLIDE, Look, looks, save_files, svg
 from lpsel.report.points import KEY_METRICS, Interval, Point, comparable, one_value_per_seed, points, trained_models
-from lpsel.report.runs import COMMANDS, EXPLORER, Run, Runs
+from lpsel.report.runs import EXPLORER, REPORTED, Run, Runs
 from lpsel.report.summary import Summary, summarize
 from lpsel.report.tables import Table, all_tables
 from lpsel.report.wandb import SPEC as WANDB_SPEC
@@ -138,7 +138,7 @@ def _report_page(
     return render(
         "report.html.j2",
         runs=runs,
-        commands=[command for command in COMMANDS if runs.by_command(command)],
+        commands=[command for command in REPORTED if runs.by_command(command)],
         summary=summary,
         headline=[figure for figure in drawn if figure["name"] == HEADLINE],
         tables=shown,

@@ -196,7 +196,16 @@ def _answer_folders(evaluation: Run, runs: Runs) -> dict[Any, Any]:
 
 
 def measures(evaluation: Run) -> list[Measure]:
-    """Metrics of all models of an evaluation: the key metric of each model, or all lm_eval metrics."""
+    """Metrics of all models of an evaluation: the key metric of each model, or all lm_eval metrics.
+
+    For a validation, the correlation of each score with the NLL, if it is defined.
+    """
+    if evaluation.command == "validate":
+        scores = evaluation.entries("scores")
+        known = [(str(e.get("score")), at, e) for e in scores if (at := number(e.get("spearman"))) is not None]
+        return [
+            Measure(score, "spearman", at, number(e.get("ci_low")), number(e.get("ci_high"))) for score, at, e in known
+        ]
     measured = []
     for entry in evaluation.models:
         metrics = metrics_of(entry)

@@ -18,7 +18,8 @@ TRAINING = ("base_model", "model", "adapter", "optimizer", "precision")  # keys 
 UNNAMED = ("path", "fingerprint", "license", "_target_")  # keys that define a series but are not in its label
 MOST_NAMED = 3  # settings in a label
 EXPLORER = "explore.html"  # page of lpsel explore in a run folder
-COMMANDS = ("train", "select", "evaluate", "votes", "agreement")
+REPORTED = ("train", "select", "evaluate", "votes", "agreement")  # commands whose runs a report includes
+COMMANDS = (*REPORTED, "validate")
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
@@ -91,7 +92,8 @@ class Run:
     @property
     def flops(self) -> float | None:
         """FLOPs of scoring and training, even if scores were reused; for a selection, FLOPs of its scores."""
-        return number(self.get("ledger", "total", "flops") or self.get("scoring", "flops"))
+        kinds = (("ledger", "total"), ("scoring",), ("cost",))  # the last one of a validation
+        return number(next(filter(None, (self.get(*kind, "flops") for kind in kinds)), None))
 
     @property
     def everything(self) -> float | None:
@@ -106,6 +108,8 @@ class Run:
     @property
     def seconds(self) -> float | None:
         """Device seconds of scoring and training; for an evaluation, of its models."""
+        if self.command == "validate":
+            return number(self.get("cost", "seconds"))
         if self.command != "evaluate":
             return number(self.get("ledger", "total", "device_seconds") or self.get("scoring", "device_seconds"))
         spent = [entry.get("seconds") for entry in [*self.entries("models"), *self.entries("answers")]]

@@ -1,5 +1,6 @@
 """lpsel validate: subsets of equal size are trained on, evaluated, and compared with their mean scores."""
 
+import html
 import json
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lpsel.commands import validate
+from lpsel.commands import runs, show, validate
+from lpsel.commands.report import report
 from lpsel.errors import UserError
 
 ROWS = 40
@@ -55,6 +57,33 @@ def held_out_nll(folder, held_out):
     return total / count
 
 
+def check_other_commands(tmp_path, score, result, capsys):
+    """`lpsel show` and `lpsel runs` have the correlations; `lpsel report` names the command that prints them."""
+    folder = tmp_path / "out"
+    show.main([str(folder)])
+    shown = capsys.readouterr().out
+    assert shown.split("\n")[0].split() == ["validate", str(folder)]
+    text = " ".join(shown.split())
+    assert f"mine lp_app_nll Spearman: {score['conclusion']} NLL {score['nll_lowest']:.3f} of the lowest rows" in text
+    assert f"Random subsets 5 of 20%: NLL {result['random_nll']['mean']:.3f}, standard deviation" in text
+    assert "Cost 7 trainings," in text
+    runs.main([str(folder)])
+    line = capsys.readouterr().out.splitlines()[1]
+    low, high = sorted([score["spearman"], -score["spearman"]])
+    assert line.startswith("validate")
+    assert f"Spearman {low:.4g} to {high:.4g} of 2 scores" in line
+    runs.main([str(folder), "--json"])
+    row = json.loads(capsys.readouterr().out)
+    assert (row["command"], row["flops"]) == ("validate", result["cost"]["flops"])
+    figure = {"model": score["score"], "metric": "spearman", "value": score["spearman"]}
+    assert row["figures"][0] == figure | {"low": score["ci_low"], "high": score["ci_high"]}
+    reason = r"reports leave out validations; print it with `lpsel show`"
+    with pytest.raises(UserError, match=rf"out: no finished run \({reason}\)\. Name run folders of train, select, "):
+        report([str(folder)], tmp_path / "report")
+    page = report([str(folder / "random_001-seed-42"), str(folder)], tmp_path / "report")
+    assert html.unescape(page.read_text()).count(reason) == 1
+
+
 def test_subsets_are_trained_on_once_and_compared(tmp_path, scores, given, capsys):
     settings = validate.Settings(*given, subsets=5, pct=20)
     result = validate.run([scores], ["lp_app_nll", "other"], settings, tmp_path / "out")
@@ -75,6 +104,7 @@ def test_subsets_are_trained_on_once_and_compared(tmp_path, scores, given, capsy
     assert json.loads((tmp_path / "out" / "result.json").read_text())["scores"] == result["scores"]
     validate.show(result)
     assert "5 random subsets of 20%" in capsys.readouterr().out
+    check_other_commands(tmp_path, first, result, capsys)
 
     trained = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.safetensors")}
     again = validate.run([scores], ["lp_app_nll", "other"], settings, tmp_path / "out")
