@@ -176,7 +176,7 @@ def _too_few(metrics: Mapping[str, Any]) -> Iterator[str]:
         total = n + failed + metrics["repeated"]
         reason = ": the prompt sets overlap" if len(metrics["by_prompt_set"] or ()) > 1 else ""
         yield f"{total:,} prompts have {n + failed:,} distinct texts{reason}. Each text counts once."
-    if n == 1:
+    if metrics["win_rate"] is not None and metrics["ci_low"] is None:  # other prompts may have identical answers
         yield "A single verdict has no interval and does not generalize to other prompts."
     low, high = shown_interval(metrics)
     if low is not None and high is not None and low < 50 < high and high - low > 2 * WIDE:

@@ -157,6 +157,10 @@ def test_a_judge_that_says_tie_to_everything_carries_no_information():
 
 def test_a_single_verdict_is_reported():
     sentence = "A single verdict has no interval and does not generalize to other prompts."
+    # two prompts with identical answers count as ties, but only one of the two others has been judged
+    unfinished = metrics_of([1, 1.5, 1.5, None], equal_N=[False, True, True, False], unfinished=True)
+    assert (unfinished["n"], unfinished["win_rate"], unfinished["ci_low"]) == (3, 25, None)
+    assert sentence in describe_problems(unfinished)["warnings"]
     assert describe_problems(metrics_of([[2, 2]])) == {"warnings": [sentence], "informative": True}
 
 
