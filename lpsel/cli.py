@@ -43,6 +43,7 @@ FLAG_COMMANDS = {
 }
 COMMANDS = HYDRA_COMMANDS | FLAG_COMMANDS
 NEXT = {"train": "lpsel evaluate model={}", "select": "lpsel rows {} --chosen", "evaluate": "lpsel report {}"}
+VOTES = "lpsel votes FILE... --key {}"  # the next command after an evaluation that wrote a voting page
 COMPLETION = ("-sc", "--shell-completion")
 
 
@@ -193,7 +194,7 @@ def _run_job(command: str, config: Any, folder: Path) -> None:
     if is_main_process():
         if command == "evaluate":
             show(build(config.evaluator).table(result))
-        end(NEXT[command], started.run_dir)
+        end(VOTES if result.get("key") else NEXT[command], started.run_dir)
 
 
 def _end_sweep(sweep: Any) -> int:

@@ -13,6 +13,7 @@ from lpsel import console
 from lpsel.commands.arguments import OneLineParser
 from lpsel.errors import UserError
 from lpsel.evaluation.statistics import with_interval
+from lpsel.evaluation.tables import NO_INFORMATION
 from lpsel.report.points import Measure, measures, points
 from lpsel.report.runs import Run, Runs, find_runs, number
 from lpsel.report.tables import find_readable
@@ -126,6 +127,10 @@ def _cells(run: Run, measured: list[Measure]) -> dict[str, str]:
         figures = _figure(measured[-1]) if measured else "not evaluated"
     elif run.command == "validate" and not measured:
         figures = "Spearman not defined"
+    elif any(model.get("informative") is False for model in run.models) and not measured:
+        figures = NO_INFORMATION
+    elif run.command == "evaluate" and run.get("page"):
+        figures = "voting page"
     elif run.command == "agreement":
         figures = f"{len(scorers) if isinstance(scorers := run.get('scorers'), list) else 0} scorers"
     flops = f"{run.flops:.2g} FLOPs" if run.flops else ""

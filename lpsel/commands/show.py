@@ -81,6 +81,7 @@ def _results(run: Run) -> Pairs:
     if run.command == "validate":
         return _validation(run)
     pairs = [(m.model, f"{m.metric} {with_interval(*m.at, '#.4g')}") for m in measures(run)]
+    pairs += [("Voting page", str(model["page"])) for model in run.entries("models") if "page" in model]
     pairs += [("Warning", str(sentence)) for sentence in run.get("warnings") or []]
     if (alpha := number(run.get("agreement", "krippendorff_alpha"))) is not None:
         pairs.append(("Krippendorff's alpha", f"{alpha:.3f}"))

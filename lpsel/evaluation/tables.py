@@ -65,7 +65,7 @@ def pairwise_table(result: dict[str, Any]) -> Table:
     For human judges, the table lists the voting pages instead.
     """
     if "win_rate" not in result:
-        pages = console.table(("model", "voting page"), notes=["Then run: lpsel votes FILE..."])
+        pages = console.table(("model", "voting page"))
         for model in result["models"]:
             pages.add_row(escape(model["name"]), escape(str(model["page"])))
         return pages

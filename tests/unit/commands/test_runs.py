@@ -47,6 +47,20 @@ def test_scripts_get_numbers(few_runs, capsys):
     assert rows[str(few_runs / "train" / "cut-off")]["reason"] == "not finished: no result.json"
 
 
+def test_an_evaluation_without_information_and_a_voting_page_are_named(tmp_path, capsys):
+    verdicts = [f"{i},{order},{preference}" for i in range(9) for order, preference in (("a", 1), ("b", 2))]
+    (tmp_path / "verdicts.csv").write_text("id,order,preference\n" + "\n".join(verdicts))
+    judged = ["evaluator=pairwise", f"judgements={tmp_path}/verdicts.csv", "tracker=none", f"cache_dir={tmp_path}"]
+    run("evaluate", judged, tmp_path / "flips")
+    (tmp_path / "page").mkdir()
+    people = {"command": "evaluate", "evaluator": "pairwise", "page": "annotate.html", "models": [{"name": "m"}]}
+    (tmp_path / "page" / "result.json").write_text(json.dumps(people))
+    main([str(tmp_path)])
+    _, flips, page = capsys.readouterr().out.splitlines()
+    assert flips.split()[:6] == ["evaluate", "pairwise", "9", "model", "no", "information"]
+    assert page.split()[:5] == ["evaluate", "pairwise", "m", "voting", "page"]
+
+
 def test_a_percentage_of_the_tokens_is_named(few_runs, tmp_path, capsys):
     folder = tmp_path / "of-tokens"
     shutil.copytree(few_runs / "train" / "toy-llama-low", folder)

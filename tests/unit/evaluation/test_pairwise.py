@@ -10,14 +10,18 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from hydra import compose
 from rich.console import Console
 
-from lpsel.commands.job import Job, run
+from lpsel import cli
+from lpsel.commands.job import Job, configured, run
+from lpsel.commands.show import describe
 from lpsel.errors import UnusableRow, UserError
 from lpsel.evaluation.tables import pairwise_table
 from lpsel.generation.openai_client import Endpoint, Reply
 from lpsel.report.points import measures
 from lpsel.report.runs import Run
+from lpsel.storage import read_json
 
 PROMPTS = [
     {"id": f"p{i}", "instruction": f"Say {word}.", "category": category, "reference_output": word}
@@ -188,9 +192,16 @@ def test_the_cost_counts_verdicts_that_models_share_once(given, toy_model, secon
         assert [model["judging"]["cost"] for model in result["models"]] == [pytest.approx(15e-6 * 8)] * 2
 
 
-def test_human_judges_get_a_page(given, toy_model, second_model, tmp_path):
+def test_human_judges_get_a_page(given, toy_model, second_model, tmp_path, capsys):
     models = [f"models={second_model}", f"baseline={toy_model}", "judge=human"]
-    result = run("evaluate", [*given, *models], tmp_path / "run")
+    with configured("evaluate"):
+        config = compose("evaluate", overrides=[*given, *models])
+    (tmp_path / "run").mkdir()
+    cli._run_job("evaluate", config, tmp_path / "run")
+    *_, following, folder = capsys.readouterr().out.splitlines()
+    assert (following, folder) == (f"Next: lpsel votes FILE... --key {tmp_path}/run", f"{tmp_path}/run")
+    result = read_json(tmp_path / "run" / "result.json")
+    assert ("Voting page", result["page"]) in describe(Run(tmp_path / "run", result))
     assert Path(result["page"]).is_file()
     assert Path(result["key"]).parent == tmp_path / "run"
     assert "win_rate" not in result
