@@ -161,11 +161,13 @@ class FineTuner(L.LightningModule):
         # For sharded weights, this norm is over the slices of all ranks; Lightning's clipping does not support that.
         weights = [p for group in optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(weights, self.spec.recipe.max_grad_norm)
-        of_rank = torch.stack([total, torch.full_like(total, pending_signal() is not None)])
-        of_all: Any = self.trainer.strategy.reduce(of_rank, reduce_op="mean")
+        mean = torch.stack([total, torch.full_like(total, pending_signal() is not None)])
+        if (world := self.trainer.world_size) > 1:
+            torch.distributed.all_reduce(mean)  # Lightning's `reduce` would wait for the device and all ranks first
+            mean /= world
         # The only host-device synchronization in a step. All ranks get the same numbers, so they stop together.
         norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).to(total.device)
-        self.step_nll, signals, gradient = torch.cat([of_all, norm.float()[None]]).tolist()
+        self.step_nll, signals, gradient = torch.cat([mean, norm.float()[None]]).tolist()
         self.signaled = signals > 0
         if not (math.isfinite(self.step_nll) and math.isfinite(gradient)):
             raise self._diverged(step, batch_idx, gradient)

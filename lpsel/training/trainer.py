@@ -132,6 +132,9 @@ def _trainer(
     # Lightning's own signal handlers would broadcast inside the handler and save a pickle under SLURM.
     signals: Any = trainer._signal_connector
     signals.register_signal_handlers = lambda: None
+    # With several ranks, its check for signals before a step would wait until the device has finished the last one.
+    loop: Any = trainer.fit_loop.epoch_loop
+    loop._broadcast_sigterm_tensor = lambda: None
     return trainer
 
 
