@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lpsel.model.fsdp import ShardedStrategy
+from lpsel.model.fsdp import ShardedStrategy, reshard
 from lpsel.storage import folder_atomically, open_as
 
 
@@ -13,6 +13,7 @@ def save_model(trainer: Any, module: Any, tokenizer: Any, folder: Path) -> None:
     All ranks must call this, because sharded weights are gathered in the main process's host memory.
     """
     model = module.language_model
+    reshard(module.loss)
     weights = gather(model) if isinstance(trainer.strategy, ShardedStrategy) else None
     if trainer.is_global_zero and module.adapted is not None:  # adapted models are never sharded
         module.adapted.save(tokenizer, folder.parent, folder.name)

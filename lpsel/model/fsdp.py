@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from lpsel.errors import ReportedByMainProcess, UserError, check_int, first_line
 from lpsel.model.decoder_layers import decoder_layers, norms_of
@@ -80,6 +80,13 @@ def option_of(strategy: Any, name: str, default: Any) -> Any:
     return default if isinstance(strategy, str) else strategy.get(name, default)
 
 
+def reshard(loss: PerSampleLoss) -> None:
+    """Free the weights that are still gathered after a pass, so that `parameters` returns slices."""
+    for module in loss.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def load_sharded(
     spec: ModelSpec,
     path: str,
@@ -122,7 +129,8 @@ def load_sharded(
             shard(layer, mp_policy=rounded)
         else:
             shard(layer)
-    shard(loss)
+    # The backward pass starts in the root module, and recording passes do not change weights: it stays gathered.
+    shard(loss, reshard_after_forward=False)
     _fill(model, whole, strategy)
     return loss
 

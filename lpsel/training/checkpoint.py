@@ -21,7 +21,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from lpsel.errors import ReportedByMainProcess, UserError, first_line
@@ -46,7 +45,10 @@ class Piece(NamedTuple):
 
 
 class Checkpoints:
-    """Checkpoints of one training run in a folder that all ranks can access. All ranks call its methods together."""
+    """Checkpoints of one training run in a folder that all ranks can access. All ranks call its methods together.
+
+    The weights of a sharded model must be slices (`lpsel.model.fsdp.reshard`).
+    """
 
     def __init__(self, folder: Path, strategy: Any) -> None:
         self.folder, self.strategy = folder, strategy
@@ -125,9 +127,6 @@ class Checkpoints:
 
 def _trained(model: Any) -> dict[str, Any]:
     """Return the trained weights by name; sharded weights are DTensors with this rank's slice."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()  # it may still be gathered after a forward pass
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 

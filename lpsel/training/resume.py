@@ -12,6 +12,7 @@ import lightning as L
 from lpsel.data.datamodule import SubsetDataModule
 from lpsel.data.packing import MicroBatch, OptimizerStep
 from lpsel.distributed import Interrupted, pending_signal
+from lpsel.model.fsdp import reshard
 from lpsel.training.checkpoint import Checkpoints
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class Resume(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.checkpoints = Checkpoints(self.folder, trainer.strategy)
+        reshard(pl_module.loss)  # the recording pass before training has gathered weights
         state = self.checkpoints.load(pl_module.language_model, trainer.optimizers[0])
         if state is None:
             return
@@ -82,6 +84,7 @@ class Resume(L.Callback):
         self.training, self.stepping = self.training + seconds, self.stepping + seconds
         self.step, self.since = self.step + 1, self.since + 1
         if self.auto and not self.took and self.since == FEWEST:
+            reshard(pl_module.loss)
             size = self.checkpoints.size(pl_module.language_model, trainer.optimizers[0])
             self.every = self._interval(trainer, size / BYTES_PER_SECOND)
         epoch_ends = batch_idx + 1 == self.data.steps_per_epoch or trainer.should_stop
@@ -111,6 +114,7 @@ class Resume(L.Callback):
 
     def _save(self, trainer: L.Trainer, pl_module: Any, epoch_step: int) -> None:
         began = time.monotonic()
+        reshard(pl_module.loss)  # another callback may have run a recording pass
         progress = {
             "epoch": trainer.current_epoch,
             "epoch_step": epoch_step,

@@ -1,10 +1,11 @@
-"""Training on several ranks: what they exchange."""
+"""Training on several ranks: what they exchange, and what a checkpoint contains."""
 
 import json
 from collections import Counter
 
 import lightning as L
 import pytest
+import torch
 from fixtures.configurations import compose
 from hydra import initialize_config_dir
 from torch.profiler import ProfilerActivity, profile
@@ -68,3 +69,27 @@ def test_ranks_exchange_gradients_and_the_loss_in_a_step_and_nothing_while_they_
     as_ranks(2, train_and_count, tmp_path / "run", toy_model, instructions(rows=20), *ddp)
     exchanged = json.loads((tmp_path / "run" / "exchanged.json").read_text())
     assert exchanged == {"batch": {}, "step": {"gloo:all_reduce": 2}}  # one bucket of gradients, and the loss
+
+
+class RecordsAfterSteps(L.Callback):
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        with torch.no_grad():
+            for batch in trainer.datamodule.recording():
+                trainer.strategy.validation_step(batch, 0)
+
+
+def train_and_record(folder, *arguments):
+    train(folder, *arguments[:2], RecordsAfterSteps(), "checkpoint_steps=1", *arguments[2:])
+
+
+def test_a_checkpoint_after_a_recording_pass_contains_the_moments_of_all_slices(
+    tmp_path, toy_model, instructions, as_ranks
+):
+    """The pass leaves the root module gathered, whose parameters are then not those of the optimizer."""
+    fsdp = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    (tmp_path / "run").mkdir()
+    as_ranks(2, train_and_record, tmp_path / "run", toy_model, instructions(rows=20), *fsdp)
+    tensors = json.loads((tmp_path / "run/checkpoints/step-00000004/rank00001.json").read_text())["tensors"]
+    names = {key: {name.split()[1] for name in tensors if name.startswith(key)} for key in ("weight", "exp_avg ")}
+    assert names["weight"] == names["exp_avg "]
+    assert "model.embed_tokens.weight" in names["weight"]
