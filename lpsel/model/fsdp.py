@@ -64,8 +64,12 @@ class ShardedStrategy(ModelParallelStrategy):
         return init_device_mesh(self.root_device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
 
     def model_to_device(self) -> None:
-        if not self.cpu_offload:  # otherwise load_sharded has placed every tensor
+        if not self.cpu_offload:
             super().model_to_device()
+            return
+        assert self.model is not None
+        for buffer in self.model.buffers():  # only weights stay on the host
+            buffer.data = buffer.data.to(self.root_device)
 
 
 def shards(strategy: Any) -> bool:
