@@ -190,6 +190,10 @@ class FineTuner(L.LightningModule):
         for optimizer in self.trainer.optimizers:
             optimizer.state.clear()
 
+    def cpu(self) -> "FineTuner":
+        """Leave the weights on a GPU after training: Lightning's teardown would copy them to the host on every rank."""
+        return super().cpu() if self.device.type == "cpu" else self
+
     def validation_step(self, batch: MicroBatch, _batch_idx: int) -> Tensor:
         """Compute each row's mean NLL in nats per supervised token, or its mean `measure`, shape (B,)."""
         return per_sample_nll(self.loss(batch, measure=self.measure), batch.row_N, batch.supervised_B)

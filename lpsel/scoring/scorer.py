@@ -25,7 +25,7 @@ from lpsel.data.templates import template_hash
 from lpsel.data.tokens import Tokens, tokenize, tokenizer_hash
 from lpsel.distributed import agree, is_main_process
 from lpsel.errors import UserError
-from lpsel.model.device import gpu_memory
+from lpsel.model.device import free_memory, gpu_memory
 from lpsel.model.fingerprint import NotOnHub, model_fingerprint
 from lpsel.model.load import check_model, load_config, load_tokenizer, locate, with_template
 from lpsel.model.memory_estimate import recording_pack
@@ -125,8 +125,9 @@ def scores_for(
             some = f"{epochs} of the " if epochs < scorer.recipe.epochs else "the "
             passes = f"training the scorer for {some}{scorer.recipe.epochs} epochs of its recipe"
         log.info("Scores: none cached for %s by %s with this recipe; %s", source.spec.name, scorer.name, passes)
-        scoring = _Scoring(setup, scorer, path, source, trained_on, epochs, sorted(columns), entry)
-        return Scores(scoring.run(), reused=False)
+        folder = _Scoring(setup, scorer, path, source, trained_on, epochs, sorted(columns), entry).run()
+        free_memory()  # of the scorer, which is still on its GPU
+        return Scores(folder, reused=False)
 
 
 @dataclass
