@@ -135,6 +135,7 @@ class StopWhenStable(L.Callback):
             raise UserError("scorer.stop", "stable", problem, f"set scorer.stop=null below {MIN_STOP_ROWS} rows")
         self.steps = check_steps(data.steps_per_epoch)
         self.of_rank_S = np.full(len(self.sample), np.nan)
+        self.recorded: list[tuple[Tensor, Tensor]] = []  # row numbers and losses of this rank's batches
         self.nll_ES: list[Floats] = []
         self.epochs: list[EpochChecks] = []
         self.score_S: Floats | None = None
@@ -168,7 +169,7 @@ class StopWhenStable(L.Callback):
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: MicroBatch, *_: Any
     ) -> None:
-        self._add(batch, outputs)
+        self.recorded.append((batch.index_B, outputs))
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.nll_ES.append(self._gather(trainer))
@@ -215,17 +216,17 @@ class StopWhenStable(L.Callback):
         with torch.no_grad():
             for i, batch in enumerate(self.data.recording(self.sample)):
                 nll_B: Any = strategy.validation_step(strategy.batch_to_device(batch), i)
-                self._add(batch, nll_B)
+                self.recorded.append((batch.index_B, nll_B))
         return self._gather(trainer)
-
-    def _add(self, batch: MicroBatch, nll_B: Tensor) -> None:
-        index_B = batch.index_B.numpy()
-        position_B = np.searchsorted(self.sample, index_B).clip(max=len(self.sample) - 1)
-        sampled_B = self.sample[position_B] == index_B
-        self.of_rank_S[position_B[sampled_B]] = nll_B.float().cpu().numpy()[sampled_B]
 
     def _gather(self, trainer: L.Trainer) -> Floats:
         """Gather the sample's losses from all ranks, then reset this rank's own."""
+        if self.recorded:  # one transfer for all batches, since each waits for the device
+            index_R, nll_R = (torch.cat(parts).cpu().numpy() for parts in zip(*self.recorded, strict=True))
+            position_R = np.searchsorted(self.sample, index_R).clip(max=len(self.sample) - 1)
+            sampled_R = self.sample[position_R] == index_R
+            self.of_rank_S[position_R[sampled_R]] = nll_R[sampled_R]
+            self.recorded.clear()
         of_rank_S = torch.tensor(self.of_rank_S, dtype=torch.float32, device=trainer.strategy.root_device)
         self.of_rank_S[:] = np.nan
         nll_WS = trainer.strategy.all_gather(of_rank_S).reshape(-1, len(self.sample)).cpu().numpy()
