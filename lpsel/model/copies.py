@@ -113,5 +113,10 @@ def end_with_parent() -> None:
 
 def _call(load: Callable[[Any], Any], function: Callable[[Any, Any], Any], batch: Any) -> Any:
     if _Worker.model is None:
-        _Worker.model = load(_Worker.free.get())
+        device = _Worker.free.get()
+        if str(device).startswith("cuda"):  # otherwise, every process would also use some memory of the first GPU
+            import torch
+
+            torch.cuda.set_device(device)
+        _Worker.model = load(device)
     return function(_Worker.model, batch)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -88,3 +89,13 @@ def test_ranks_of_a_launcher_use_one_gpu_each(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     assert devices_for(torch.device("cuda"), 10_000, 128) == [torch.device("cuda")]
+
+
+def test_a_process_uses_the_gpu_of_its_copy_by_default(monkeypatch):
+    """Otherwise, each process would also allocate memory on the first GPU, and Triton would start kernels there."""
+    gpu, chosen = torch.device("cuda", 3), []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(copies._Worker, "free", SimpleNamespace(get=lambda: gpu), raising=False)
+    monkeypatch.setattr(copies._Worker, "model", None)
+    assert copies._call(str, lambda model, batch: model + batch, "!") == "cuda:3!"
+    assert chosen == [gpu]
