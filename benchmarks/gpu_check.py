@@ -7,6 +7,7 @@ is written to the JSON file when it ends, so that nothing is lost if a later one
 `--stages` runs some of them, and `--device cpu --tiny` runs the same code on a CPU with the smallest sizes.
 """
 
+import os
 import tempfile
 import time
 import traceback
@@ -14,6 +15,10 @@ from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
+
+from lpsel.model.device import allocator_settings
+
+os.environ.update(allocator_settings())  # as on the command line, before torch is imported
 
 import contestants
 import device_checks

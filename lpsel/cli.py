@@ -103,11 +103,10 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
     import hydra
 
     from lpsel.config import config_dir
+    from lpsel.model.device import allocator_settings
     from lpsel.overrides import hydra_arguments
 
-    # Must be set before torch is imported.
-    if not os.environ.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}:
-        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"  # batches of many sizes fragment GPU memory
+    os.environ.update(allocator_settings())
     from lpsel.sweep import SweepCallback
 
     os.environ["LPSEL_COMMAND"] = command

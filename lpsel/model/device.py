@@ -38,6 +38,15 @@ NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")  # bytes, or "max"
 
 
+def allocator_settings() -> dict[str, str]:
+    """Return environment variables for PyTorch's GPU allocator, unless the user has configured it.
+
+    Batches of many sizes would otherwise fragment GPU memory. They must be set before torch is imported.
+    """
+    configured = os.environ.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}
+    return {} if configured else {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+
+
 def resolve_precision(requested: str, accelerator: str, hidden_size: int = 0) -> str:
     """Return Lightning's name for the requested precision; `auto` is bf16-mixed if that is faster, else 32-true.
 
