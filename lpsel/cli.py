@@ -15,7 +15,16 @@ from typing import Any
 
 from lpsel import __version__
 from lpsel.command_line import as_user_error, check_arguments, fail, is_user_error
-from lpsel.distributed import Interrupted, at_end, is_main_process, lost_rank, signals_interrupt
+from lpsel.distributed import (
+    Interrupted,
+    at_end,
+    connected,
+    end_with_main_process,
+    exit_rank,
+    is_main_process,
+    lost_rank,
+    signals_interrupt,
+)
 from lpsel.errors import UserError, resource_errors
 from lpsel.redact import protect_output, redact
 
@@ -107,6 +116,7 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
     from lpsel.overrides import hydra_arguments
 
     os.environ.update(allocator_settings())
+    end_with_main_process()
     from lpsel.sweep import SweepCallback
 
     os.environ["LPSEL_COMMAND"] = command
@@ -137,15 +147,16 @@ def _errors_end_command(command: str) -> Iterator[None]:
         with closed_pipe_ends_quietly(), resource_errors():
             yield
     except Exception as error:
-        if os.environ.get("LPSEL_DEBUG"):
+        if not os.environ.get("LPSEL_DEBUG"):
+            if is_user_error(error):
+                fail(f"lpsel {command}", as_user_error(error, command))
+            if reason := lost_rank(error):
+                print(f"lpsel {command}: {redact(reason)}; run the same command again to resume", file=sys.stderr)
+                exit_rank(1)
+        if not connected():
             raise
-        if is_user_error(error):
-            fail(f"lpsel {command}", as_user_error(error, command))
-        if (reason := lost_rank(error)) is None:
-            raise
-        print(f"lpsel {command}: {redact(reason)}; run the same command again to resume", file=sys.stderr, flush=True)
-        at_end.close()
-        os._exit(1)  # destroying the process group would wait for the lost rank
+        sys.excepthook(type(error), error, error.__traceback__)
+        exit_rank(1)
     except KeyboardInterrupt:
         print(f"lpsel {command}: interrupted", file=sys.stderr)
         sys.exit(130)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lpsel.distributed import is_main_process
+from lpsel.distributed import exit_rank, is_main_process
 from lpsel.errors import ReportedByMainProcess, UserError
 from lpsel.redact import printable, redact
 from lpsel.storage import check_writable
@@ -112,7 +112,7 @@ def fail(prog: str, error: Exception) -> NoReturn:
         time.sleep(SECONDS_FOR_MAIN_PROCESS)
     else:
         print(f"{prog}: {printable(redact(' '.join(str(error).split())))}", file=sys.stderr)
-    sys.exit(2)
+    exit_rank(2)
 
 
 def is_user_error(error: Exception) -> bool:

@@ -8,13 +8,14 @@ import itertools
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -24,6 +25,7 @@ _decisions = itertools.count()  # number of decisions that ranks have agreed on
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # SLURM can send SIGUSR1 before a job's end
 BEAT, POLL, SILENCE = 10.0, 0.2, 300.0  # seconds: heartbeat of rank 0, polling, and timeout without a heartbeat
 LATE = 1800.0  # seconds that rank 0 waits for the others
+GRACE = 10.0  # seconds for a rank to end by itself after the main process that started it
 # Matches errors of gloo, NCCL and the torch.distributed store.
 LOST = re.compile(
     r"Connection (?:closed|reset|refused|was (?:closed|likely closed))|Broken pipe|timed out|wait timeout|"
@@ -135,6 +137,41 @@ def lost_rank(error: BaseException) -> str | None:
         return None
     match = LOST.search(str(error)) if isinstance(error, RuntimeError) else None
     return f"another rank has ended or does not respond ({match[0]})" if match else None
+
+
+def connected() -> bool:
+    """Whether this process is one of several ranks that can communicate."""
+    dist = sys.modules.get("torch.distributed")
+    return dist is not None and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def exit_rank(status: int) -> NoReturn:
+    """Exit; a rank does so without Python's exit handlers, since NCCL's would wait for ranks that go on."""
+    if connected():
+        at_end.close()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def end_with_main_process() -> None:
+    """End this rank soon after the main process if Lightning started it. With NCCL, it would wait until a timeout.
+
+    torchrun and srun end all ranks of a node together.
+    """
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0 or started_together():
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(POLL)
+        time.sleep(GRACE)
+        at_end.close()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _init_process_group() -> None:

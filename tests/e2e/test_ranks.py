@@ -1,5 +1,6 @@
 """Commands on several ranks: started by srun, with an error on the main rank only, and as SLURM jobs."""
 
+import atexit
 import csv
 import json
 import os
@@ -118,6 +119,49 @@ def test_a_rank_that_is_killed_ends_the_others_with_one_line(tmp_path, toy_model
     line = the_line(tmp_path, 0)
     assert line.startswith("lpsel train: another rank has ended or does not respond (")
     assert line.endswith("run the same command again to resume")
+
+
+def fail_on_rank_0(error, *overrides):
+    from lpsel.model.lightning_module import FineTuner
+
+    step = FineTuner.training_step
+
+    def failing(self, batch, i):
+        if self.trainer.global_rank == 0 and i == 1:
+            raise {"user": UserError("disk", "full", "no space"), "other": ValueError("a bug")}[error]
+        return step(self, batch, i)
+
+    FineTuner.training_step = failing
+    atexit.register(print, "exit handlers")  # NCCL's waits for ranks that have not failed
+    try:
+        from_command_line("train", *overrides)
+    finally:
+        atexit._run_exitfuncs()  # a process of multiprocessing does not call them
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("error", "status"), [("user", 2), pytest.param("other", 1, marks=pytest.mark.slow)])
+def test_a_rank_with_an_error_does_not_wait_for_the_others(tmp_path, toy_model, instructions, as_ranks, error, status):
+    common = given(toy_model, instructions(rows=24), tmp_path / "cache")
+    devices = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "selection=full"]
+    options = [*common, *devices, "model.recipe.global_batch=4", f"hydra.run.dir={tmp_path}/run"]
+    assert as_ranks(2, fail_on_rank_0, error, *options, may_fail=True) == [status, 1]
+    line = "lpsel train: disk=full: no space" if error == "user" else "ValueError: a bug"
+    assert line in (tmp_path / "err0").read_text()
+    assert "exit handlers" not in (tmp_path / "out0").read_text()
+
+
+def test_a_rank_that_lightning_started_ends_soon_after_the_main_process():
+    rank = (
+        "import time; from lpsel import distributed; distributed.GRACE = 0.1; distributed.end_with_main_process(); "
+        "print('started', flush=True); time.sleep(600)"
+    )
+    main = f"import os, subprocess, sys; subprocess.run([sys.executable, '-c', {rank!r}])"
+    quiet = {"PYTHONPATH": str(Path(cli.__file__).parents[1]), "LOCAL_RANK": "1"}
+    with subprocess.Popen([sys.executable, "-c", main], stdout=subprocess.PIPE, env=os.environ | quiet) as process:
+        assert process.stdout.readline() == b"started\n"
+        process.kill()
+        assert process.stdout.read() == b"", "until the rank ends"
 
 
 def evaluate_and_kill_rank_1(*overrides):
