@@ -11,7 +11,6 @@ import ours
 import torch
 from harness import (
     AGREEMENT,
-    NOMINAL_PEAK,
     Run,
     check_agreement,
     in_words,
@@ -161,8 +160,3 @@ def compare(
 def matrix_shape(model: Path) -> tuple[int, int]:
     config = json.loads((model / "config.json").read_text())
     return config["hidden_size"], config.get("intermediate_size") or config["ffn_dim"]
-
-
-def nominal_peak(device_name: str) -> float | None:
-    """Return the vendor's dense bfloat16 peak in FLOP/s, or None for an unknown device."""
-    return next((peak for name, peak in NOMINAL_PEAK.items() if name in device_name), None)

@@ -24,10 +24,12 @@ import contestants
 import device_checks
 import ours
 import torch
-from compare import LPSEL, NOTES, RECIPE, TRAINER, compare, nominal_peak, scorers, trainers
+from compare import LPSEL, NOTES, RECIPE, TRAINER, compare, scorers, trainers
 from harness import arguments, quiet_libraries, show, write
 from material import ALPACA_ROWS, alpaca_lengths, random_model
 from transformers import LlamaConfig, OPTConfig
+
+from lpsel.training.costs import peak_flops
 
 STAGES = ("attention", "losses", "profile", "checkpoint", "rates", "projection")
 MODELS = ("OPT-350M", "OPT-1.3B", "Llama-1B")
@@ -155,8 +157,8 @@ class Stages:
         except Exception as error:  # such as too little memory for padding, or a library of the Trainer
             self.others_failed.append(f"{title}, with others: {type(error).__name__}: {error}")
             measured = measure(title, {LPSEL: entrants[LPSEL]})
-        peak = nominal_peak(torch.cuda.get_device_name()) if self.device == "cuda" else None
-        if peak:
+        device = torch.device(self.device)
+        if device.type == "cuda" and (peak := peak_flops(device, torch.bfloat16)):
             rates = measured["matmul_flops_per_second"]
             share = measured["contestants"][LPSEL]["share_of_matmul"]["needed"] * sorted(rates)[len(rates) // 2] / peak
             measured["utilization_of_nominal_peak"] = share

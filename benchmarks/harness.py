@@ -40,8 +40,6 @@ HERE = Path(__file__).resolve().parent
 PACKAGES = ("lpsel", "torch", "lightning", "transformers", "accelerate", "lm-eval", "numpy", "pandas")
 AGREEMENT = 1e-3  # nats; in float32, contestants that differ by more do not compute the same thing
 FAST_BFLOAT16 = {"amx_bf16", "avx512_bf16", "bf16"}  # as Linux names what x86 and Arm CPUs multiply bfloat16 with
-# Dense bfloat16 products of the SXM boards, from NVIDIA's data sheets, FLOP/s
-NOMINAL_PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 
 
 @dataclass

@@ -44,18 +44,23 @@ def peak_memory() -> dict[str, int]:
     return memory
 
 
-def utilization(flops: float, seconds: float, device: torch.device, devices: int, precision: str) -> dict[str, float]:
-    """Compute model FLOP/s per device and, for devices with a known peak, model FLOPs utilization in percent."""
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Return the peak FLOP/s of a device for dense matmuls, or None if it is unknown."""
     from lightning.fabric.utilities.throughput import get_available_flops
 
-    per_second = flops / seconds / devices
-    measured = {"flops_per_second_per_device": per_second}
-    dtype = PEAK_OF.get(precision, torch.float32)
-    peak = HOPPER.get(torch.cuda.get_device_name(device)) if device.type == "cuda" and dtype != torch.float32 else None
+    hopper = None
+    if device.type == "cuda" and dtype != torch.float32:
+        hopper = HOPPER.get(torch.cuda.get_device_name(device))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning does not know every device
-        peak = peak or get_available_flops(device, dtype)
-    if peak:
+        return hopper or get_available_flops(device, dtype)
+
+
+def utilization(flops: float, seconds: float, device: torch.device, devices: int, precision: str) -> dict[str, float]:
+    """Compute model FLOP/s per device and, for devices with a known peak, model FLOPs utilization in percent."""
+    per_second = flops / seconds / devices
+    measured = {"flops_per_second_per_device": per_second}
+    if peak := peak_flops(device, PEAK_OF.get(precision, torch.float32)):
         measured["utilization_percent"] = 100 * per_second / peak
     return measured
 
