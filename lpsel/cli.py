@@ -45,7 +45,7 @@ FLAG_COMMANDS = {
     "rows": ("show the hardest and easiest rows of a run or scores", "RUN --hardest 5"),
     "explore": ("write a page to plot, search and filter the rows of a run", "RUN"),
     "validate": (
-        "measure whether a score predicts results, by training on random subsets",
+        "measure whether a score predicts results, with random subsets",
         "SCORES model=opt-125m --held-out dolly",
     ),
     "cache": ("list what is cached, and delete old entries", "--prune 90"),

@@ -59,7 +59,8 @@ def read_scores(
             a scores folder do not match its manifest.
     """
     file = Path(str(path)).expanduser()
-    table, expected = None if (file / SCORES_FILE).is_file() else read_external(file, rows), None
+    own_format = file.is_dir() and (file / SCORES_FILE).is_file()
+    table, expected = None if own_format else read_external(file, rows), None
     if table is None:
         file, expected = _check_folder(path)
     if key is not None and file.suffix != SUFFIX:

@@ -459,7 +459,7 @@ FURTHER = [
     Case("validate scores/good.csv model=nowhere dry_run=true --held-out good.jsonl", "model=nowhere"),
     Case("validate scores/good.csv trainr=cpu dry_run=true --held-out good.jsonl", "trainr"),
     Case("agreement", "TABLE"),
-    Case("agreement scores/good.csv", "scores/good.csv: is only one table"),
+    Case("agreement scores/good.csv", "scores/good.csv: only one table"),
     Case(AGREE + "nowhere.csv", "nowhere.csv"),
     Case(AGREE + "scores/short.csv", "has 20 rows"),
     Case(AGREE + "scores/far.csv", "has index 10"),
