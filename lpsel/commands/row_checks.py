@@ -59,4 +59,6 @@ def _number(row: Row, name: str, spec: SelectionSpec) -> float:
             return float("nan") if value is None or value == "" else float(value)
         except (TypeError, ValueError, OverflowError):
             problem = f"row {row.index} has {str(value)[:40]!r}"
-    raise UserError(spec.option_of(name), name, problem, "name a numeric column (selection=combine: or a rule)")
+    option = spec.option_of(name)
+    hint = "name a numeric column" + (" or a rule" if option == "selection.combine" else "")
+    raise UserError(option, name, problem, hint)

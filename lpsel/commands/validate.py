@@ -65,8 +65,8 @@ class Settings(NamedTuple):
 def main(arguments: Sequence[str]) -> None:
     parser = OneLineParser(
         prog="lpsel validate",
-        description="Train a model on random subsets, and correlate their mean score with its held-out loss.",
-        epilog="SCORES are as for lpsel agreement. Options with = are those of lpsel train (model=, dataset=, ...).",
+        description="Train a model on random subsets, and correlate each subset's mean score with its held-out loss.",
+        epilog="SCORES as in lpsel agreement. NAME=VALUE sets an option of lpsel train (model=, dataset=, ...).",
         allow_abbrev=False,
     )
     parser.add_argument("scores", nargs="+", metavar="SCORES", help="scores of the dataset, or NAME=VALUE for train")
@@ -78,7 +78,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--pct", type=float, default=10.0, metavar="P", help="percentage of the rows in each (10)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="training runs per subset, averaged (1)")
     parser.add_argument("--seed", type=int, default=42, metavar="S", help="seed of subsets and first training run (42)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (runs/validate/TIME); resumes in it")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="run folder (runs/validate/TIME); an unfinished validation resumes"
+    )
     options = parser.parse_intermixed_args(arguments)
     overrides = [argument for argument in options.scores if "=" in argument]
     tables = [argument for argument in options.scores if "=" not in argument]

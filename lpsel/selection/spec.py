@@ -92,7 +92,9 @@ class SelectionSpec:
             hint = "set selection.min_response_tokens=null for no limit"
             check_int("selection.min_response_tokens", self.min_response_tokens, 1, hint=hint)
         if None in self.columns:
-            hint = "set selection.column=NAME (deita: complexity and quality), a number in the scores or dataset"
+            hint = (
+                "set selection.column=NAME, a numeric column of the scores or dataset (deita: complexity and quality)"
+            )
             raise UserError("selection", self.name, "needs a column to rank by", hint)
         if self.rule.uses_group and self.group is None:
             problem, hint = f"selection={self.name} compares the answers to a prompt", "set it to prompt or to a column"
