@@ -43,6 +43,7 @@ UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")  # in folder names
 BETWEEN = "__"  # separates options in the name of a job's folder
 GROUP = re.compile("[.@]")  # separates the group of an override from the rest of its key
 MAX_NAME = 100  # characters in the name of a job's folder; file systems allow 255 bytes
+FIRST = ("pct", "seed", "selection")  # options that a name keeps if it is too long for all options
 
 
 @dataclass(frozen=True)
@@ -271,10 +272,11 @@ def job_name(overrides: Any, command: str, *, _root_: DictConfig) -> str:
     unused = unused_keys(command, _root_)
     used = {key: value for key, value in _by_key(overrides).items() if GROUP.split(key)[0] not in unused}
     full = BETWEEN.join(f"{key}-{value}" for key, value in used.items())
-    name = UNSAFE.sub("-", BETWEEN.join(f"{key}-{value.rsplit('/', 1)[-1]}" for key, value in used.items()))
-    if name == full and len(name) <= MAX_NAME and not any(BETWEEN in value for value in used.values()):
-        return name or "job"
-    return f"{name[: MAX_NAME - 9]}-{digest(used)[:8]}"
+    if not UNSAFE.search(full) and len(full) <= MAX_NAME and not any(BETWEEN in value for value in used.values()):
+        return full or "job"
+    keys = sorted(used, key=lambda key: key not in FIRST)
+    name = UNSAFE.sub("-", BETWEEN.join(f"{key}-{used[key].rsplit('/', 1)[-1]}" for key in keys))
+    return f"{name[: MAX_NAME - 10]}{BETWEEN}{digest(used)[:8]}"
 
 
 def _by_key(overrides: Any, also: Collection[str] = ()) -> dict[str, str]:

@@ -151,6 +151,15 @@ def test_a_job_is_named_after_the_options_it_uses(rule, overrides, name):
     assert job_name(overrides, "train", _root_={"selection": rule, "cluster": {}}) == name
 
 
+def test_a_name_that_is_too_long_keeps_rule_percentage_and_seed():
+    rule = {"selection": {"epochs": 1, "pct": None}, "cluster": {}}
+    long = [f"model.path=/models/{'m' * 60}", f"scorer.path=/models/{'s' * 60}", "selection=lp_app", "seed=2", "pct=5"]
+    name = job_name(long, "train", _root_=rule)
+    assert re.fullmatch(r"pct-5__seed-2__selection-lp_app__model.path-m+__[0-9a-f]{8}", name)
+    assert len(name) <= 100
+    assert job_name([*long[:2], "selection=lp", *long[3:]], "train", _root_=rule) != name
+
+
 def test_options_with_the_separator_of_names_do_not_make_two_jobs_one():
     rule = {"selection": {"epochs": None, "pct": None}, "cluster": {}}
     names = {job_name([f"seed={seed}", *more], "train", _root_=rule) for seed, more in (("1__x-2", []), ("1", ["x=2"]))}
