@@ -219,7 +219,7 @@ def _end_sweep(sweep: Any) -> int:
     folder, outcomes = sweep_dir(), read_outcomes(sweep)
     print_outcomes(outcomes, sweep)
     dry_run = sweep.get("dry_run")  # evaluates and reports nothing
-    finished = [Path(o.folder) for o in outcomes if o.state in ("done", "found") and not dry_run]
+    finished = [Path(o.folder) for o in outcomes if o.state in ("done", "already finished") and not dry_run]
     if finished and sweep.get("experiment"):
         from lpsel.commands.experiment import conclude
 

@@ -52,7 +52,7 @@ class Outcome:
 
     number: int
     folder: str
-    state: str  # done, found (finished before), failed, or planned by a dry run
+    state: str  # done, already finished, failed, or planned by a dry run
     reason: str = ""  # why it failed, in one line
     user_error: bool = False  # whether the user can fix the failure
     plan: list[dict[str, Any]] = field(default_factory=list)  # work of its models, as `work_estimate.Work`
@@ -137,8 +137,8 @@ def run_job(command: str, config: DictConfig) -> None:
                 total = read_json(_outcomes_dir(config) / TOTAL_FILE)["jobs"]
                 log.info("Job %s%s: %s", outcome.number + 1, f" of {total}" if total else "", folder.name)
             with _isolated(hydra, config), resource_errors():
-                finished_before = _run_or_find(command, config, folder)
-            outcome = replace(outcome, state="found" if finished_before else "done")
+                was_finished = _run_or_find(command, config, folder)
+            outcome = replace(outcome, state="already finished" if was_finished else "done")
             if is_main_process():
                 print(folder, flush=True)
     except Exception as error:
@@ -165,14 +165,14 @@ def _plan(command: str, config: DictConfig, outcome: Outcome) -> Outcome:
 
     work = planned_work(command, config, Path(outcome.folder))
     if work is None:
-        return replace(outcome, state="found")
+        return replace(outcome, state="already finished")
     reason = str(memory_problem(work) or "")
     state = "failed" if reason else "planned"
     return replace(outcome, state=state, reason=reason, user_error=True, plan=[asdict(piece) for piece in work])
 
 
 def _run_or_find(command: str, config: DictConfig, folder: Path) -> bool:
-    """Run the job unless it is finished; returns True if it was finished before."""
+    """Run the job unless it is finished; return whether it was already finished."""
     job = Job.of(command, config, folder, in_sweep=True)
     lock = FileLock(folder / ".lock")  # two calls of the same sweep, or two jobs with the same configuration
 
@@ -183,7 +183,7 @@ def _run_or_find(command: str, config: DictConfig, folder: Path) -> bool:
 
     try:
         if agree(finished):
-            log.info("Finished before")
+            log.info("Already finished")
             return True
         (folder / ERROR_FILE).unlink(missing_ok=True)
         job.run()
@@ -243,7 +243,7 @@ def _print_plans(outcomes: Sequence[Outcome], sweep: DictConfig) -> None:
 
     names = short_names({o.folder: Path(o.folder).name.split(BETWEEN) for o in outcomes})
     valid = [o for o in outcomes if o.state != "failed" or o.plan]
-    jobs = [(names[o.folder], None if o.state == "found" else [Work(**w) for w in o.plan]) for o in valid]
+    jobs = [(names[o.folder], None if o.state == "already finished" else [Work(**w) for w in o.plan]) for o in valid]
     print_table(jobs, "experiment" in sweep)
     if "experiment" in sweep:
         judged = sum(o.selection != "full" for o in valid)  # full is the baseline

@@ -82,8 +82,8 @@ def planned_work(command: str, config: DictConfig, folder: Path, *, scores_exist
     query = None
     if scores_exist:
         query = query_source(config, rule, config.scores is not None)
-        given, _ = read_given_scores(config, rule, source)
-        check_rows(rule, build(config.cluster), source, given)
+        scores, _ = read_given_scores(config, rule, source)
+        check_rows(rule, build(config.cluster), source, scores)
     work = []
     if rule.epochs is not None and config.scores is None:
         scorer: ScorerSpec = build(config.scorer)

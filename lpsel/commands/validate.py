@@ -20,9 +20,11 @@ from rich.markup import escape
 from lpsel import console
 from lpsel.commands.agreement_inputs import Scored, read_all
 from lpsel.commands.arguments import OneLineParser, run_folder
-from lpsel.commands.job import configured, ranks_run
+from lpsel.commands.job import check_required, configured, ranks_run
 from lpsel.commands.job import run as run_job
+from lpsel.config import build, choice
 from lpsel.console import decimals
+from lpsel.data.shared_source import shared_source
 from lpsel.errors import UserError, check_int
 from lpsel.evaluation.subset_validation import bootstrap_interval, conclusion, conclusive, rank_correlation
 from lpsel.overrides import hydra_arguments
@@ -100,12 +102,15 @@ def run(
 ) -> dict[str, Any]:
     """Train, evaluate and compare; finished work in `run_dir` or the cache is reused."""
     tables, scores = _read(arguments, metrics, settings)
+    _check_held_out(settings)
     folder = run_folder("validate", run_dir, arguments)
     _write_subsets(folder / TABLE, tables[0], scores, settings)
     measured = [_measure(folder, subset, scores, settings) for subset in _subsets(len(scores), settings)]
     result = {
         "command": "validate",
         "sources": [scored.source for scored in tables],
+        "train": list(settings.overrides),
+        "evaluate": list(settings.held_out),
         "pct": settings.pct,
         "seeds": settings.seeds,
         "seed": settings.seed,
@@ -124,6 +129,7 @@ def plan(arguments: Sequence[str], metrics: Sequence[str], settings: Settings, r
     from lpsel.commands.dry_run import memory_problem, planned_work, print_table  # imports torch
 
     _, scores = _read(arguments, metrics, settings)
+    _check_held_out(settings)
     folder, jobs = (run_dir or Path("runs/validate")).expanduser().resolve(), []
     for subset in _subsets(len(scores), settings):
         for seed in settings.training_seeds:
@@ -165,6 +171,16 @@ def _score(scored: Scored, metric: str) -> Floats:
     return np.where(table.response_tokens > 0, learning_percentage(table, metric), np.nan)
 
 
+def _check_held_out(settings: Settings) -> None:
+    """Raise a UserError for held-out rows or options of evaluate that cannot be used, before any model is trained."""
+    with configured("evaluate"):
+        config = compose("evaluate", overrides=_evaluation(Path("model"), settings))
+    check_required(config)
+    if (evaluator := config.evaluator["_target_"]) != choice("evaluator", "reference")["_target_"]:
+        raise UserError("evaluator", evaluator, "does not measure the NLL", "leave it out of --held-out")
+    shared_source(build(config.evaluator).dataset)
+
+
 def _subsets(scores: int, settings: Settings) -> list[Subset]:
     """Random subsets, and the lowest and the highest rows by every score."""
     names = [f"random_{k:03d}" for k in range(1, settings.subsets + 1)]
@@ -197,11 +213,8 @@ def _measure(folder: Path, subset: Subset, scores: Mapping[str, Floats], setting
         overrides = _overrides(folder / TABLE, subset, seed, settings)
         with ranks_run(["train", *overrides, f"hydra.run.dir={subset_folder / 'train'}"]):
             trained = run_job("train", overrides, subset_folder / "train", in_sweep=True)
-        shared = [override for override in settings.overrides if override.split("=")[0].split(".")[0] in SHARED]
-        arguments = [*shared, *EVALUATION, *settings.held_out, f"model={subset_folder / 'train'}"]
-        evaluated = run_job(
-            "evaluate", hydra_arguments("evaluate", arguments), subset_folder / "evaluate", in_sweep=True
-        )
+        arguments = _evaluation(subset_folder / "train", settings)
+        evaluated = run_job("evaluate", arguments, subset_folder / "evaluate", in_sweep=True)
         nll.append(evaluated["models"][0]["metrics"]["nll"]["value"])
         if trained["reused_from"] is None:
             cost["trainings"] += 1
@@ -231,6 +244,12 @@ def _overrides(table: Path, subset: Subset, seed: int, settings: Settings) -> li
         *settings.overrides, f"scores={table}", "selection=score_column", f"selection.column={subset.column}",
         f"selection.descending={str(subset.highest).lower()}", "cluster=none", f"pct={settings.pct:g}", f"seed={seed}",
     ])  # fmt: skip
+
+
+def _evaluation(trained: Path, settings: Settings) -> list[str]:
+    """Overrides for evaluating a trained model on the held-out rows."""
+    shared = [override for override in settings.overrides if override.split("=")[0].split(".")[0] in SHARED]
+    return hydra_arguments("evaluate", [*shared, *EVALUATION, *settings.held_out, f"model={trained}"])
 
 
 def _summary(measured: Sequence[dict[str, Any]], scores: Mapping[str, Floats], subsets: int) -> dict[str, Any]:

@@ -65,9 +65,9 @@ class _EpochPlan(Sampler):
         lengths, budget, split = data.packing(data.train_tokens)
         plan = training_plan(order, lengths, data.batch_size, budget, data.rank, data.world, split)
         weight_N, divisors = token_weights(order, supervised, data.batch_size, data.reduction)
-        made_epoch, made = data.made
+        done_epoch, done_steps = data.completed
         for i, (micro_batches, divisor) in enumerate(zip(plan, divisors, strict=True)):
-            if self.epoch == made_epoch and i < made:
+            if self.epoch == done_epoch and i < done_steps:
                 yield [], None, 0
             else:
                 yield micro_batches, weight_N, divisor
@@ -88,7 +88,7 @@ class SubsetDataModule(L.LightningDataModule):
         reduction: what the loss of a step is averaged over, see `lpsel.data.batching.token_weights`.
 
     Attributes:
-        made: an epoch and the number of its steps completed before resuming; these steps are empty.
+        completed: an epoch and the number of its steps completed before resuming; these steps are empty.
         recorded_N: losses that an interrupted recording pass has already recorded, NaN elsewhere, (N,). Complete rounds
             are skipped; the others are repeated with the same batches, and so give the same losses.
     """
@@ -114,7 +114,7 @@ class SubsetDataModule(L.LightningDataModule):
         self.record = record is not False
         self.to_record = self.supervised & record
         self.reduction = reduction
-        self.made = (0, 0)
+        self.completed = (0, 0)
         self.recorded_N = np.full(len(tokens), np.nan)
 
     @cached_property
@@ -192,6 +192,6 @@ class SubsetDataModule(L.LightningDataModule):
 
     def recording(self, rows: Rows | None = None, sampler: Sampler | None = None) -> DataLoader:
         """Return a loader of this rank's batches of a pass over `rows`, those to record by default."""
-        own: Any = [batches[self.rank] for batches in self.rounds(rows)]
+        batches_of_rank: Any = [batches[self.rank] for batches in self.rounds(rows)]
         pack: Any = self.pack  # takes row numbers, not a list of samples
-        return DataLoader(own, sampler=sampler, batch_size=None, collate_fn=pack, pin_memory=self.on_gpu)
+        return DataLoader(batches_of_rank, sampler=sampler, batch_size=None, collate_fn=pack, pin_memory=self.on_gpu)

@@ -208,12 +208,12 @@ class ReferenceEvaluator:
     ) -> Iterator[dict[str, Any]]:
         """Generate an answer for every row, yield the rows to write, and update `measured` and `answered`."""
         rows, to_answer = tee(inputs.prompts())
-        given = inputs.tokenizer, (prompt for _, prompt in to_answer), len(inputs.rows)
+        arguments = inputs.tokenizer, (prompt for _, prompt in to_answer), len(inputs.rows)
         answers: Iterable[Generation | None] = repeat(None, len(inputs.rows))
         if self.max_new_tokens:
             sampling, title = Sampling(self.max_new_tokens), f"Answers, {inputs.name}"
             answers = in_order(
-                generate(with_own_attention(copies), *given, sampling, batch_tokens=self.batch_tokens, title=title)
+                generate(with_own_attention(copies), *arguments, sampling, batch_tokens=self.batch_tokens, title=title)
             )
         for i, ((example, prompt), answer) in enumerate(zip(rows, answers, strict=True)):
             row, reference = inputs.rows[i], example.last_answer()

@@ -168,21 +168,21 @@ class PairwiseEvaluator:
         self, judge: Judge, pairs: dict[str, list[Pair]], answers: list[dict[str, Any]], context: EvaluationContext
     ) -> dict[str, Any]:
         verdicts, reports = {}, []
-        asked: dict[tuple[str, str | None], Judgement] = {}
+        by_question: dict[tuple[str, str | None], Judgement] = {}
         for name, of_model in pairs.items():
             judgements, report = judge_pairs(judge, of_model, context.cache_dir)
             pair_of = {pair.id: pair for pair in of_model}
             for judgement in judgements:
                 # Models with the same answer share its verdict, but a failed question is asked again for each of them.
                 failed_for = name if judgement.preference is None else None
-                asked[question_key(pair_of[judgement.id], judgement.order), failed_for] = judgement
+                by_question[question_key(pair_of[judgement.id], judgement.order), failed_for] = judgement
             names = {"model": name, "baseline": answers[0]["name"], "judge": judge.name}
             [verdicts[name]] = group(_judged_rows(of_model, judgements, names))
             reports.append(report)
         compared = self._compare(verdicts, context.folder, answers)
         for model, report in zip(compared["models"], reports, strict=True):
             model["judging"] = report
-        costs = [judge.cost(each.prompt_tokens, each.completion_tokens) for each in asked.values()]
+        costs = [judge.cost(each.prompt_tokens, each.completion_tokens) for each in by_question.values()]
         known_costs = [cost for cost in costs if cost is not None]
         return {
             **compared["models"][0],

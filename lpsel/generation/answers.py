@@ -121,10 +121,10 @@ def answers(
         elif unanswered and isinstance(model, ModelSpec):
             from lpsel.generation.generate import ROWS_PER_GPU, generate
 
-            given, title = (inputs.tokenizer, unanswered, len(unanswered), sampling), f"Answers, {model.name}"
+            arguments, title = (inputs.tokenizer, unanswered, len(unanswered), sampling), f"Answers, {model.name}"
             devices = devices_for(device, len(unanswered), ROWS_PER_GPU)
             with Copies(partial(_load, model, inputs.source, dtype), devices) as copies, deferred_signals():
-                for done in generate(copies.map, *given, batch_tokens=batch_tokens, title=title):
+                for done in generate(copies.map, *arguments, batch_tokens=batch_tokens, title=title):
                     save(done)
                     end_if_signaled()
     generations = [known[key] for key in inputs.keys]
@@ -223,8 +223,8 @@ def _request(
         def ask(index: int) -> Generation:
             try:
                 conversation = conversations[index]
-                given = conversation if isinstance(conversation, dict) else {"messages": conversation}
-                reply = endpoint.complete(client, **given, **parameters)
+                request = conversation if isinstance(conversation, dict) else {"messages": conversation}
+                reply = endpoint.complete(client, **request, **parameters)
             except Refused as failure:
                 hint = "remove it from the prompts; if all are refused, fix the settings that the server rejects"
                 raise UserError("prompts", names[index], f"{endpoint.name} refuses it ({failure})", hint) from None

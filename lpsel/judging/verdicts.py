@@ -43,8 +43,8 @@ def score(reply: str) -> float | None:
     """Parse scores from 1 to 10, [[A: x]] [[B: y]] at the end or {"A": x, "B": y}; equal scores are a tie."""
     reply = _without_thoughts(reply)
     match = _last(_SCORES, _SCORE, reply)
-    given = _json(reply)
-    scores = match.groups() if match else [str(given.get(name)) for name in "ab"]
+    fields = _json(reply)
+    scores = match.groups() if match else [str(fields.get(name)) for name in "ab"]
     if not all(re.fullmatch(_NUMBER, text) for text in scores):
         return None
     first, second = map(float, scores)
@@ -73,9 +73,9 @@ def _json(reply: str) -> dict[str, Any]:
     return {}
 
 
-def _chosen(given: dict[str, Any]) -> float | None:
+def _chosen(fields: dict[str, Any]) -> float | None:
     """Return the verdict in a JSON object."""
-    return next((VERDICTS.get(str(given[key]).strip(" []").upper()) for key in KEYS if key in given), None)
+    return next((VERDICTS.get(str(fields[key]).strip(" []").upper()) for key in KEYS if key in fields), None)
 
 
 def _without_thoughts(reply: str) -> str:

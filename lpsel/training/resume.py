@@ -59,7 +59,7 @@ class Resume(L.Callback):
         for group, rate in zip(trainer.optimizers[0].param_groups, scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
         epoch, self.step, self.before = state["epoch"], state["step"], state["cost"]
-        self.data.made = (epoch, state["epoch_step"])
+        self.data.completed = (epoch, state["epoch_step"])
         loop: Any = trainer.fit_loop
         for progress in (loop.epoch_progress.current, loop.epoch_progress.total):
             progress.ready = progress.started = progress.processed = progress.completed = epoch

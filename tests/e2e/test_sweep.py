@@ -68,7 +68,7 @@ def test_a_failed_job_does_not_stop_the_others_and_a_second_call_retries_it(swee
 
     instructions(rows=9, name="b.jsonl")
     sweep(*overrides, command="select")
-    assert Counter(outcomes(tmp_path).values()) == {"found": 2, "done": 2}
+    assert Counter(outcomes(tmp_path).values()) == {"already finished": 2, "done": 2}
     assert {job: (tmp_path / "sweep" / job / "result.json").stat().st_mtime_ns for job in first} == written
     assert len(results(tmp_path)) == 4
 

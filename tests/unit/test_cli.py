@@ -237,7 +237,7 @@ def ended(tmp_path, monkeypatch):
 
     def end(folder, **config):
         (tmp_path / folder).mkdir()
-        for number, state in enumerate(("found", "planned")):
+        for number, state in enumerate(("already finished", "planned")):
             outcome = sweep.Outcome(number, str(tmp_path / f"job-{number}"), state)
             (tmp_path / folder / f"{number}.json").write_text(json.dumps(asdict(outcome)))
         concluded = []

@@ -101,7 +101,8 @@ def test_subsets_are_trained_on_once_and_compared(tmp_path, scores, given, capsy
     order = np.argsort(np.argsort(means)), np.argsort(np.argsort([m["nll"] for m in random]))
     assert first["spearman"] == pytest.approx(np.corrcoef(*order)[0, 1])
     assert first["random_above_lowest"] == sum(m["nll"] > first["nll_lowest"] for m in random)
-    assert json.loads((tmp_path / "out" / "result.json").read_text())["scores"] == result["scores"]
+    written = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (written["scores"], written["train"], written["evaluate"]) == (result["scores"], *given)
     validate.show(result)
     assert "5 random subsets of 20%" in capsys.readouterr().out
     check_other_commands(tmp_path, first, result, capsys)
@@ -217,6 +218,23 @@ def test_a_real_model_is_validated_on_real_rows(real_models, shared_data, tmp_pa
 def test_errors_come_before_any_training(tmp_path, scores, metrics, changed, name):
     with pytest.raises(UserError) as caught:
         validate.run([scores], metrics, validate.Settings([], [], **changed), tmp_path / "out")
+    assert caught.value.name == name
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", [validate.run, validate.plan])
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [
+        ("dataset=missing.jsonl", "dataset.path"),
+        ("evaluator=pairwise", "evaluator"),
+        ("dataset.bad_rows=1", "dataset.bad_rows"),
+    ],
+)
+def test_errors_in_held_out_options_come_before_any_training(tmp_path, scores, given, command, option, name):
+    train, held_out = given
+    with pytest.raises(UserError) as caught:
+        command([scores], ["lp_app_nll"], validate.Settings(train, [*held_out, option], 5, 20), tmp_path / "out")
     assert caught.value.name == name
     assert not (tmp_path / "out").exists()
 
