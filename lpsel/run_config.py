@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 RUN_CONFIG = "run_config.json"
 RESULT = "result.json"
+PUBLISHED = "dataset"  # folder in a run folder that `lpsel publish` writes
 SCORER, TARGET = "scorer", "target"  # names of an embedder: the scorer, or the model to train
 FORMAT = 1  # of result.json; a file without a format has this one
 # Keys that do not change results; of the trainer's keys, only the precision does.
@@ -190,10 +191,13 @@ def _file_state(path: Path) -> str:
     """Digest of the name and content of a file, or of all files in a folder and its subfolders.
 
     If they are large or unreadable, of their names, sizes and times. In folders, logs, HTML pages and hidden files are
-    ignored.
+    ignored; in run folders, also the published dataset.
     """
-    paths = [path] if path.is_file() else [*path.glob("[!.]*"), *path.glob("[!.]*/[!.]*")]
-    files = [file for file in paths if file.is_file() and (file.suffix not in (".log", ".html") or file == path)]
+    folders = [] if path.is_file() else [path, *(folder for folder in path.glob("[!.]*") if folder.is_dir())]
+    if (path / RESULT).is_file():
+        folders = [folder for folder in folders if folder.name != PUBLISHED or folder == path]
+    paths = [file for folder in folders for file in folder.glob("[!.]*") if file.suffix not in (".log", ".html")]
+    files = [path] if path.is_file() else [file for file in paths if file.is_file()]
     stats = sorted((str(file.relative_to(path.parent)), file, file.stat()) for file in files)
     if sum(stat.st_size for *_, stat in stats) <= MAX_HASHED:
         with suppress(OSError):

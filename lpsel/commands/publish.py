@@ -12,7 +12,7 @@ from lpsel.data.paths import is_hub_id
 from lpsel.errors import UserError, first_line
 from lpsel.integrity import Damaged, check_files
 from lpsel.output_folder import MARKER, SUBSET_FILES, output_folder
-from lpsel.run_config import RESULT, read_result
+from lpsel.run_config import PUBLISHED, RESULT, read_result
 
 if TYPE_CHECKING:
     from huggingface_hub import DatasetCard
@@ -62,7 +62,7 @@ def publish(run: Path, out: Path | None = None, license: str | None = None) -> P
     _check(result.get("sha256") or {}, subset, selection)
     if not license:
         raise UserError(f"dataset {name}", problem="its license is unknown", hint="set --license ID")
-    folder = (out or run / "dataset").expanduser().resolve()
+    folder = (out or run / PUBLISHED).expanduser().resolve()
     with output_folder(folder, "publish", (run, subset, selection)) as temporary:
         data = temporary / "data" / f"train{subset.suffix}"
         data.parent.mkdir()

@@ -78,6 +78,7 @@ def test_files_named_in_the_configuration_are_part_of_it(tmp_path):
     rows.write_text("{}")
     (model / "model").mkdir(parents=True)
     (model / "model" / "config.json").write_text("{}")
+    (model / "result.json").write_text("{}")
     folder = tmp_path / "evaluated"
     folder.mkdir()
     run_config().save(folder)
@@ -87,6 +88,8 @@ def test_files_named_in_the_configuration_are_part_of_it(tmp_path):
     (model / "explore.html").write_text("")
     (model / ".hydra").mkdir()
     (model / ".hydra" / "config.yaml").write_text("")
+    (model / "dataset").mkdir()  # by `lpsel publish`
+    (model / "dataset" / "README.md").write_text("")
     assert run_config().finished(folder) == first
     (model / "model" / "config.json").write_text("{ }")
     assert run_config().finished(folder) is None
