@@ -4,6 +4,7 @@
     python benchmarks/real_small.py tables                   # the tables of the page from these files
 
 PART is an experiment, such as real-small-alpaca. Training runs that are not evaluated on everything are left out.
+Earlier records in the file stay unless the folders have the same rule, budget and seed.
 """
 
 import json
@@ -57,6 +58,15 @@ def collect(folders: Sequence[str]) -> dict[str, Any]:
     selections, records = sorted(chosen.values(), key=_order), [once[key] for key in sorted(once)]
     unfinished = len(trained.keys() - complete)
     return finite({"unfinished": unfinished, "selections": selections, "records": records})
+
+
+def joined(earlier: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Add the earlier selections and records that the new ones do not replace."""
+    lists = {}
+    for name in ("selections", "records"):
+        by_setting = {_order(each): each for each in [*earlier.get(name, []), *new[name]]}
+        lists[name] = [by_setting[setting] for setting in sorted(by_setting)]
+    return new | lists
 
 
 def _setting(run: Run) -> tuple[Any, ...]:
@@ -237,9 +247,9 @@ def main(argv: Sequence[str]) -> None:
     match argv:
         case ["collect", part, *folders] if folders:
             file = RESULTS / "data" / f"{part}.json"
-            about = json.loads(file.read_text())["about"] if file.exists() else {}
+            earlier = json.loads(file.read_text()) if file.exists() else {"about": {}}
             dataset = "alpaca" if part.endswith("alpaca") else "dolly"
-            content = {"part": part, "dataset": dataset, "about": about} | collect(folders)
+            content = {"part": part, "dataset": dataset, "about": earlier["about"]} | joined(earlier, collect(folders))
             file.parent.mkdir(exist_ok=True)
             file.write_text(json.dumps(content, indent=1) + "\n")
         case ["tables"]:

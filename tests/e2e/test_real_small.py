@@ -86,6 +86,27 @@ def test_means_over_three_seeds_have_t_intervals():
     assert real_small._cell(three, 1, 3, "+") == "+2.000 [-0.484, +4.484]"
 
 
+def test_collected_records_replace_only_those_of_the_same_rule_budget_and_seed():
+    def records(*settings):
+        return [
+            {"name": name, "pct": 20.0, "pct_of": "rows", "seed": seed, "value": value}
+            for name, seed, value in settings
+        ]
+
+    earlier = {
+        "about": {},
+        "selections": records(("lp_app", 1, 0)),
+        "records": records(("lp_app", 1, 0), ("random", 1, 1)),
+    }
+    new = {"unfinished": 0, "selections": [], "records": records(("random", 2, 2), ("random", 1, 3))}
+    assert real_small.joined(earlier, new) == {
+        "unfinished": 0,
+        "selections": records(("lp_app", 1, 0)),
+        "records": records(("lp_app", 1, 0), ("random", 1, 3), ("random", 2, 2)),
+    }
+    assert real_small.joined({"about": {}}, new)["records"] == records(("random", 1, 3), ("random", 2, 2))
+
+
 def test_tables_come_from_the_json_files(tmp_path, monkeypatch):
     def record(name, seed, rows, nll, minus=None):
         estimate = {"value": nll, "low": nll - 1, "high": nll + 1}
