@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lpsel.cache import used_by
 from lpsel.commands.arguments import OneLineParser, checked_rows, dataset_error, dataset_of_run, selection_table
@@ -90,6 +91,7 @@ def read_rows(run: Run, dataset: str | None, cache_dir: Path) -> tuple["Explorer
     if not explained:
         notes.append(f"No map: {cache_dir} has no embeddings that this run used")
     columns |= {name: to_arrow(values_S) for name, values_S in zip(("x", "y"), map_S2.T, strict=False)}
+    columns = {name: _without_infinity(values) for name, values in columns.items()}
     known = {name: values for name, values in columns.items() if values.null_count < len(values)}
     facts = statistics(run.result)
     numbers = (n_total, run.rule, unit, explained)
@@ -108,6 +110,11 @@ def read_texts(source: Source, rows: Sequence[int], ids: pa.Array | None) -> dic
         texts["response"].append(_joined([turn.content for turn in response]))
         texts["characters"].append(example.characters()[1])
     return {name: pa.array(values) for name, values in texts.items()}
+
+
+def _without_infinity(values: Any) -> Any:
+    """Replace infinite numbers of an Arrow column by null: they have no place in a plot and no form in JSON."""
+    return pc.if_else(pc.is_inf(values), None, values) if pa.types.is_floating(values.type) else values
 
 
 def _joined(parts: Sequence[str], *more: str) -> str:

@@ -22,7 +22,11 @@ from lpsel.storage import write_json
 def data_of(page):
     """The data on a page, as its script reads it."""
     packed = re.search(r'<script type="text/plain" id="data">([^<]*)</script>', page.read_text())[1]
-    return json.loads(zlib.decompress(base64.b64decode(packed)))
+
+    def invalid(constant):
+        raise AssertionError(f"JSON.parse rejects {constant}")
+
+    return json.loads(zlib.decompress(base64.b64decode(packed)), parse_constant=invalid)
 
 
 @pytest.fixture
@@ -135,3 +139,19 @@ def test_other_folders_are_errors_and_runs_of_train_are_none(copied, tmp_path):
         else:
             with pytest.raises(UserError, match=r"copy: is a run of evaluate\. Give a run of select or train"):
                 explore(copied, None, None, tmp_path)
+
+
+def test_a_row_with_an_infinite_loss_is_listed_and_in_no_plot(explorable, tmp_path):
+    lines = (explorable.parent / "scores.csv").read_text().splitlines()
+    lines[8] = "inf,2.0,1"  # row 7
+    (tmp_path / "scores.csv").write_text("\n".join(lines))
+    overrides = [
+        "dataset=local", f"dataset.path={explorable.parent}/rows.jsonl", f"scores={tmp_path}/scores.csv",
+        "selection=lp_app_nll", "tracker=none", f"cache_dir={tmp_path}/cache", "cluster=none",
+    ]  # fmt: skip
+    run("select", overrides, tmp_path / "run")
+    assert pq.read_table(tmp_path / "run" / "selection.parquet")["nll_0"][7].as_py() == np.inf
+    page, _ = explore(tmp_path / "run", None, None, tmp_path / "cache")
+    data = data_of(page)
+    assert (data["columns"]["index"][7], data["columns"]["nll_0"][7]) == (7, None)
+    assert np.isfinite([end for view in data["views"] for axis in "xy" for end in view[axis]["range"]]).all()
