@@ -15,6 +15,7 @@ from lpsel.report.runs import Run, grouped, number
 EVEN = 50.0  # win rate, in percent
 SAME = 0.02  # relative tolerance for equal numbers of rows or tokens
 BASELINE, ALL_ROWS = "random", "full"
+INTERPOLATED = "interpolated"  # folder name of a point between two runs, which has no paired evaluation
 
 Basis = Literal["seeds", "rows", "none"]
 BySeed = Mapping[Any, Point]
@@ -30,6 +31,7 @@ class Comparison:
     difference: Interval  # difference with its interval at the corrected level; ends are None without an interval
     basis: Basis  # source of variation: seeds (including rows), rows or prompts of one seed, or none
     seeds: int  # number of seeds compared
+    interpolated: bool  # whether a reference is interpolated between runs
 
     @property
     def selection(self) -> tuple[str, float | None]:
@@ -55,7 +57,7 @@ def at_equal_rows(points: Sequence[Point]) -> list[Comparison]:
 
     def is_reference(run: Run, other: Run) -> bool:
         a, b = (number(each.get("training", "rows")) for each in (run, other))
-        as_many = a is None or b is None or abs(a - b) <= SAME * max(a, b)  # if known
+        as_many = a is None or b is None or _same(a, b)  # if known
         return other.rule == BASELINE and other.pct == run.pct and as_many
 
     return _compared_with_runs(points, is_reference)
@@ -64,8 +66,8 @@ def at_equal_rows(points: Sequence[Point]) -> list[Comparison]:
 def at_equal_tokens(points: Sequence[Point]) -> list[Comparison]:
     """Compare every selection with random rows that have equally many training tokens.
 
-    Random results are interpolated between percentages of the same seed, in the logarithm of the tokens. Selections
-    with more or fewer tokens than all random runs are left out.
+    Without a random run of the same seed with as many tokens, its results are interpolated between percentages, in the
+    logarithm of the tokens. Selections with more or fewer tokens than all random runs are left out.
     """
     random = [p for p in points if p.run.rule == BASELINE and tokens(p)]
     curves = grouped(random, lambda p: (p.run.trained_as, p.run.get("seed")))
@@ -77,7 +79,12 @@ def at_equal_tokens(points: Sequence[Point]) -> list[Comparison]:
             if (point := _interpolated(curves.get((first.run.trained_as, seed), []), tokens(p))) is not None
         }
 
-    return _compared(points, reference_of)
+    def is_reference(run: Run, other: Run) -> bool:
+        a, b = (number(each.get("training", "tokens")) for each in (run, other))
+        as_many = a is not None and b is not None and _same(a, b)
+        return other.rule == BASELINE and other.trained_as == run.trained_as and as_many
+
+    return _compared(points, reference_of, is_reference)
 
 
 def to_all_rows(points: Sequence[Point]) -> list[Comparison]:
@@ -174,13 +181,13 @@ def _compared_with_runs(points: Sequence[Point], is_reference: Callable[[Run, Ru
 def _compared(
     points: Sequence[Point],
     reference_of: Callable[[Point, BySeed], BySeed | None],
-    is_reference: Callable[[Run, Run], bool] | None = None,
+    is_reference: Callable[[Run, Run], bool],
 ) -> list[Comparison]:
     """Compare every selection with its reference; intervals have a family-wise level of 95% (Bonferroni)."""
     pairs: list[tuple[BySeed, BySeed | None]] = []
     for ours in _by_selection(points, lambda rule: rule not in (BASELINE, ALL_ROWS)):
         first = next(iter(ours.values()))
-        if first.metric == "win_rate" and is_reference and first.baseline and is_reference(first.run, first.baseline):
+        if first.metric == "win_rate" and first.baseline and is_reference(first.run, first.baseline):
             pairs.append((ours, None))  # the win rate itself is the comparison
         elif theirs := reference_of(first, ours):
             pairs.append((ours, theirs))
@@ -195,12 +202,13 @@ def _comparison(ours: BySeed, theirs: BySeed | None, level: float) -> Comparison
         mine = [ours[seed].value for seed in common]
         reference = [EVEN if theirs is None else theirs[seed].value for seed in common]
         at = Interval(*t_interval(np.subtract(mine, reference).tolist(), level))
-        return Comparison(first, float(np.mean(mine)), float(np.mean(reference)), at, "seeds", len(common))
+        between = theirs is not None and any(_is_interpolated(theirs[seed]) for seed in common)
+        return Comparison(first, float(np.mean(mine)), float(np.mean(reference)), at, "seeds", len(common), between)
     p = ours[common[0]] if common else first
     q = None if theirs is None else theirs[common[0]] if common else next(iter(theirs.values()))
     at = _widened(_of_rows(p, q), level)
     basis: Basis = "none" if at.low is None else "rows"
-    return Comparison(p, p.value, EVEN if q is None else q.value, at, basis, 1)
+    return Comparison(p, p.value, EVEN if q is None else q.value, at, basis, 1, q is not None and _is_interpolated(q))
 
 
 def _of_rows(p: Point, q: Point | None) -> Interval:
@@ -234,12 +242,15 @@ def _widened(at: Interval, level: float) -> Interval:
 
 
 def _interpolated(curve: Sequence[Point], count: float | None) -> Point | None:
-    """Interpolate a random point at this number of tokens; None outside the range of the curve."""
+    """The random point with this number of tokens, interpolated if necessary; None outside the range of the curve."""
     if not curve or not count:
         return None
+    nearest = min(curve, key=lambda p: abs((tokens(p) or 0.0) - count))
+    if _same(tokens(nearest) or 0.0, count):
+        return nearest
     ordered = sorted(curve, key=lambda p: tokens(p) or 0.0)
     x = [tokens(p) or 0.0 for p in ordered]
-    if not x[0] * (1 - SAME) <= count <= x[-1] * (1 + SAME):
+    if not x[0] <= count <= x[-1]:
         return None
 
     def at(values: list[float | None]) -> float | None:
@@ -247,5 +258,14 @@ def _interpolated(curve: Sequence[Point], count: float | None) -> Point | None:
 
     value, low, high = (at([getattr(p, name) for p in ordered]) for name in ("value", "low", "high"))
     assert value is not None
-    run = replace(ordered[0].run, folder=ordered[0].run.folder / "interpolated")  # has no paired evaluation
+    run = replace(ordered[0].run, folder=ordered[0].run.folder / INTERPOLATED)
     return replace(ordered[0], value=value, low=low, high=high, run=run, evaluated_as="")
+
+
+def _is_interpolated(point: Point) -> bool:
+    return point.run.folder.name == INTERPOLATED
+
+
+def _same(a: float, b: float) -> bool:
+    """Whether two numbers of rows or tokens are equal within the tolerance."""
+    return abs(a - b) <= SAME * max(a, b)

@@ -13,7 +13,7 @@ from lpsel.report.comparisons import ALL_ROWS, BASELINE, EVEN, differences, smal
 from lpsel.report.drawing import INK, MUTED, Label, Look, interval, label_lines, new_axes, styled
 from lpsel.report.figures import Dot, dots_figure
 from lpsel.report.points import Point, by_selection, untrained
-from lpsel.report.runs import grouped
+from lpsel.report.runs import grouped, pct_unit
 
 MOST_LINES = 8  # selections at a single percentage; more become rows of a dot plot
 LOGARITHMIC = 5  # smallest ratio of the largest to the smallest cost for a logarithmic axis
@@ -87,7 +87,11 @@ def _by_pct(points: Sequence[Point], scale: Scale, looks: Looks, passing: float 
     figure, axes = new_axes(height=3.1)
     labels = _lines(axes, points, looks, lambda p: p.run.pct)
     ticks = sorted({p.run.pct for p in points if p.run.pct})
-    axes.set(xscale="log", xlim=(min(ticks) / 1.3, max(ticks) * 1.3), xlabel="percentage of the rows")
+    axes.set(
+        xscale="log",
+        xlim=(min(ticks) / 1.3, max(ticks) * 1.3),
+        xlabel=f"percentage of the {pct_unit(p.run for p in points)}",
+    )
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_xticks([], minor=True)
     if passing is not None:

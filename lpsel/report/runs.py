@@ -190,6 +190,12 @@ def short_labels(runs: Sequence[Run]) -> dict[str, str]:
     return labels if len({*labels.values()}) == len(labels) else {series: series for series in labels}
 
 
+def pct_unit(runs: Iterable[Run]) -> str:
+    """Unit of the percentages of selections: rows, tokens, or both if they differ."""
+    units = {run.pct_of for run in runs if run.rule != "full"} - {None}
+    return " or ".join(sorted(map(str, units))) or "rows"
+
+
 def _differing(several: Sequence[dict[str, str]]) -> list[str]:
     """Keys in which settings differ."""
     keys = dict.fromkeys(key for settings in several for key in settings)

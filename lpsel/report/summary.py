@@ -8,16 +8,17 @@ import numpy as np
 from lpsel.report.cells import capitalized, shown, spread
 from lpsel.report.comparisons import ALL_ROWS, BASELINE, Comparison, at_equal_rows, at_equal_tokens, to_all_rows
 from lpsel.report.points import Point, comparable
-from lpsel.report.runs import Run, Runs, grouped, short_labels
+from lpsel.report.runs import Run, Runs, grouped, pct_unit, short_labels
 
 MOST = 5  # maximum number of selections or comparisons listed in a sentence
 REFERENCES = {BASELINE: "random rows", ALL_ROWS: "all rows"}
 VERDICTS = {
-    1: "{selections} {verb} better than random rows",
-    -1: "{selections} {verb} worse than random rows",
-    0: "for {selections}, no difference from random rows can be shown",
+    1: "{selections} {verb} better than {reference}",
+    -1: "{selections} {verb} worse than {reference}",
+    0: "for {selections}, no difference from {reference} can be shown",
     None: "for {selections}, nothing can be concluded without an interval",
 }
+AT_TOKENS = "random rows with as many training tokens"
 
 
 class Summary(NamedTuple):
@@ -43,11 +44,14 @@ def summarize(runs: Runs, measured: Sequence[Point]) -> Summary:
         ("Cost", _costs(key, labels)),
         ("Intervals", _intervals([*rows, *at_tokens, *all_rows])),
         *(
-            (f"By {of[0].key_metric.title}, {of[0].against}", [_conclusion(of, at_equal_rows(of), labels)])
+            (
+                f"By {of[0].key_metric.title}, {of[0].against}",
+                [_conclusion(of, at_equal_rows(of), at_equal_tokens(of), labels)],
+            )
             for of in others[:2]
         ),
     ]
-    return Summary(_conclusion(key, rows, labels), [(title, lines) for title, lines in paragraphs if lines])
+    return Summary(_conclusion(key, rows, at_tokens, labels), [(title, lines) for title, lines in paragraphs if lines])
 
 
 def _nothing_measured(runs: Runs) -> str:
@@ -73,7 +77,7 @@ def _compared(runs: Runs, measured: Sequence[Point]) -> str:
     targets = sorted({run.target for run in selections if run.command == "train"})
     text = _listed([*rules, *compared], more="other rules")
     text += f" on {_listed(data)}" if data else ""
-    text += f", {_pcts(pcts)} of the rows" if pcts else ""
+    text += f", {_pcts(pcts)} of the {pct_unit(selections)}" if pcts else ""
     text += f", {_count(len(seeds), 'seed')}" if seeds else ""
     text += f"; trained: {_listed(targets)}" if targets else ""
     if measured:
@@ -89,24 +93,28 @@ def _measured(p: Point) -> str:
     return f"{p.key_metric.title} {p.against}"
 
 
-def _conclusion(measured: Sequence[Point], compared: Sequence[Comparison], labels: dict[str, str]) -> str:
-    """Compare selections with random rows in a sentence, or say why that is not possible."""
+def _conclusion(
+    measured: Sequence[Point], rows: Sequence[Comparison], at_tokens: Sequence[Comparison], labels: dict[str, str]
+) -> str:
+    """Compare selections with equally many random rows or tokens in a sentence, or say why that is not possible."""
     if all(p.run.rule in REFERENCES for p in measured):
         return "No selection is measured, so there is nothing to compare with random rows."
-    if not compared:
+    if not rows and not at_tokens:
         return "No random rows were trained on and measured the same way, so it is unknown whether selection helps."
-    return _verdicts(compared, labels)
+    return _verdicts(rows, labels) if rows else _verdicts(at_tokens, labels, AT_TOKENS)
 
 
-def _verdicts(compared: Sequence[Comparison], labels: dict[str, str]) -> str:
+def _verdicts(compared: Sequence[Comparison], labels: dict[str, str], reference: str = REFERENCES[BASELINE]) -> str:
     """List selections that are better or worse than random rows, and those without a significant difference."""
     pcts = {c.point.run.pct or 0.0 for c in compared}
-    where = f"at {_pcts([*pcts])} of the rows, " if len(pcts) == 1 else ""
+    unit = pct_unit(c.point.run for c in compared)
+    where = f"at {_pcts([*pcts])} of the {unit}, " if len(pcts) == 1 else ""
     sentences = []
     for verdict, sentence in VERDICTS.items():
         if chosen := [c for c in compared if c.verdict == verdict]:
             verb = "is" if len({c.point.run.series for c in chosen}) == 1 else "are"
-            sentences.append(sentence.format(selections=_selections(chosen, labels, named=not where), verb=verb))
+            selections = _selections(chosen, labels, named=not where)
+            sentences.append(sentence.format(selections=selections, verb=verb, reference=reference))
     text = f"{where}{'; '.join(sentences)}."
     return capitalized(text) if where or text.startswith("for ") else text
 
@@ -171,7 +179,7 @@ def _at_tokens(compared: Sequence[Comparison], rows: Sequence[Comparison], label
     lines = [f"{_selections(missing, labels)}: no random rows have as many training tokens."] if missing else []
     if not compared:
         return lines
-    how = ", random rows interpolated between their percentages"
+    how = ", random rows interpolated between their percentages" if any(c.interpolated for c in compared) else ""
     return [_verdicts(compared, labels), *_differences(compared, labels, how), *lines]
 
 

@@ -23,7 +23,7 @@ from lpsel.tracking.wandb import WandbTracker, tracked_run
 
 SPEC = "wandb-report.json"
 PROJECT = "lpsel"  # default if no run is tracked
-PCT = "percentage of the rows"
+PCT = "percentage of the data"
 FLOPS = "FLOPs of selection and training"
 WIDE, HIGH = 24, 12  # size of a full-width panel, in grid units
 RUN_PANELS = {

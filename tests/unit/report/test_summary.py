@@ -8,6 +8,8 @@ import pytest
 from scipy.stats import ttest_rel
 
 from lpsel.report.comparisons import at_equal_rows, at_equal_tokens, to_all_rows
+from lpsel.report.drawing import looks
+from lpsel.report.line_figures import fraction_figure
 from lpsel.report.points import Interval, Point
 from lpsel.report.runs import Run, Runs
 from lpsel.report.summary import summarize
@@ -201,3 +203,42 @@ def test_percentages_are_named_where_they_differ():
     assert summary_of(*measured).headline == (
         "lp at 10% is better than random rows; for lp at 25%, no difference from random rows can be shown."
     )
+
+
+def of_tokens(p, rows):
+    """The point of a selection of a percentage of the tokens."""
+    p.run.result["settings"] = {"pct_of": "tokens"}
+    p.run.result["training"]["rows"] = rows
+    return p
+
+
+def test_percentages_of_the_tokens_are_compared_at_equal_tokens():
+    """lp selects 50 long rows, and random 100; they have 9,990 and 10,000 tokens. Random rows were the baseline."""
+    q = of_tokens(point(3.0, rule="random"), rows=100)
+    p = replace(of_tokens(point(2.95, tokens=9990), rows=50), baseline=q.run)
+    p = replace(p, difference=Interval(-0.05, -0.08, -0.02))
+    (compared,) = at_equal_tokens([p, q])
+    assert compared.difference == pytest.approx((-0.05, -0.08, -0.02)), "the paired difference of the evaluation"
+    assert at_equal_rows([p, q]) == []
+    summary = summary_of(p, q)
+    assert summary.headline == "At 10% of the tokens, lp is better than random rows with as many training tokens."
+    text = text_of(summary)
+    assert text["Compared"].startswith("lp and random rows on alpaca (1,000 rows), 10% of the tokens, 1 seed")
+    assert text["At equal training tokens"] == (
+        "At 10% of the tokens, lp is better than random rows. Held-out NLL in nats, lower is better: lp at 10%: 2.950 "
+        "against 3.000, 0.050 lower (−0.080 to −0.020)"
+    )
+    (axes,) = fraction_figure([p, q], looks([p.run, q.run])).axes
+    assert axes.get_xlabel() == "percentage of the tokens"
+    both = summary_of(p, q, point(2.9, rule="ifd"))
+    assert "10% of the rows or tokens" in text_of(both)["Compared"]
+
+
+def test_a_win_rate_against_random_rows_with_as_many_tokens_is_the_comparison_at_equal_tokens():
+    baseline = of_tokens(point(0, rule="random"), rows=100).run
+    p = replace(of_tokens(point(58.1, 4, metric="win_rate", tokens=9990), rows=50), baseline=baseline)
+    summary = summary_of(p)
+    assert summary.headline == "At 10% of the tokens, lp is better than random rows with as many training tokens."
+    assert "lp at 10%: 58.1 against 50.0, 8.1 higher (+4.1 to +12.1)" in text_of(summary)["At equal training tokens"]
+    fewer = replace(p, baseline=replace(baseline, result=baseline.result | {"training": {"rows": 100, "tokens": 5000}}))
+    assert summary_of(fewer).headline.startswith("No random rows were trained on and measured the same way")
