@@ -2,21 +2,31 @@
 
 import csv
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
 from lpsel.tracking.tracker import Logged, Tracker
 
+Row = tuple[int, dict[str, float]]  # step, and numbers by name
+
+SHARED = {"epoch"}  # names that Lightning adds to the numbers of every fit
+
 
 class CSVTracker(Tracker):
-    """Write numbers to metrics.csv with Lightning's CSVLogger; artifacts are listed in result.json."""
+    """Write numbers to metrics.csv with Lightning's CSVLogger; artifacts are listed in result.json.
+
+    A resumed run keeps the rows of the interrupted one, except those that it logs again: when it logs a number for the
+    first time, earlier rows with this number are deleted, for optimizer steps from this step on.
+    """
 
     enabled = True
 
     def __init__(self) -> None:
         self._logger: Any = None
         self._step = 0  # the last one
+        self._earlier: list[Row] = []  # rows of an interrupted run, at the top of the file
+        self._logged = SHARED  # names of the numbers that this process has logged
 
     def start(self, job: str, config: dict[str, Any], run_dir: Path, group: str | None = None) -> None:
         self.run_dir = run_dir
@@ -26,21 +36,33 @@ class CSVTracker(Tracker):
         if not numbers:
             return
         if self._logger is None:
-            from lightning.pytorch.loggers import CSVLogger
-
-            # Steps after the checkpoint that training resumes from are repeated.
-            earlier = [(at, row) for at, row in self._read() if step is None or at < step or not row.keys() & numbers]
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Experiment logs directory .* is not empty")
-                self._logger = CSVLogger(self.run_dir, name="", version="", flush_logs_every_n_steps=1)
-                _ = self._logger.experiment  # which deletes metrics.csv
-            for self._step, row in earlier:
-                self._logger.log_metrics(row, self._step)
+            self._earlier = self._read()
+        first = numbers.keys() - self._logged
+        if first or self._logger is None:
+            self._logged = self._logged | first
+            self._drop(first, step)
         self._step = self._step if step is None else step
         self._logger.log_metrics(numbers, self._step)
 
-    def _read(self) -> list[tuple[int, dict[str, float]]]:
-        """Read steps and numbers from the complete lines of metrics.csv, when an interrupted run is resumed."""
+    def _drop(self, names: Set[str], step: int | None) -> None:
+        """Delete earlier rows with one of these names, from this step on."""
+        kept = [(at, row) for at, row in self._earlier if not row.keys() & names or (step is not None and at < step)]
+        if self._logger is None or len(kept) < len(self._earlier):
+            self._rewrite([*kept, *self._read()[len(self._earlier) :]])
+            self._earlier = kept
+
+    def _rewrite(self, rows: list[Row]) -> None:
+        from lightning.pytorch.loggers import CSVLogger
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Experiment logs directory .* is not empty")
+            self._logger = CSVLogger(self.run_dir, name="", version="", flush_logs_every_n_steps=1)
+            _ = self._logger.experiment  # which deletes metrics.csv
+        for self._step, row in rows:
+            self._logger.log_metrics(row, self._step)
+
+    def _read(self) -> list[Row]:
+        """Read steps and numbers from the complete lines of metrics.csv."""
         path = self.run_dir / "metrics.csv"
         if not path.is_file():
             return []
