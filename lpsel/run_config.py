@@ -4,9 +4,10 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,10 @@ class RunConfig:
         settings["precision"] = resolved["trainer"]["precision"]
         settings = _without_caches(settings)
         settings = redacted(json.loads(json.dumps(finite(settings))))  # as read from a file
-        return cls(command, settings, {text: _file_state(path) for _, text, path in existing_paths(settings)})
+        paths: dict[str, dict[Path, None]] = {}  # without repetitions, in order
+        for _, text, path in existing_paths(settings):
+            paths.setdefault(text, {})[path] = None
+        return cls(command, settings, {text: _file_state(of_text) for text, of_text in paths.items()})
 
     def digest(self) -> str:
         """Digest of the command, the configuration and the inputs, stored in result.json as `run`."""
@@ -101,7 +105,9 @@ class RunConfig:
             changed = (name for name, state in self.inputs.items() if known.get(name) != state)
             log.warning("%s has changed since the last run; running again", next(changed, "An input"))
             return None
-        written = [str(path) for name in ("subset", "selection", "model") if (path := result.get(name))]
+        adapter = result.get("adapter")
+        model = result.get("model") or (isinstance(adapter, dict) and adapter.get("folder"))
+        written = [str(path) for path in (result.get("subset"), result.get("selection"), model) if path]
         if result.get("format", FORMAT) != FORMAT or not all(Path(path).exists() for path in written):
             return None
         if result.get("run") != self.digest():  # an earlier run, whose files may already be partly replaced
@@ -178,31 +184,46 @@ def _without_caches(node: Any) -> Any:
 
 
 def existing_paths(config: dict[str, Any]) -> Iterator[tuple[str, str, Path]]:
-    """Yield keys and values in a configuration that name an existing file or folder, with its path."""
+    """Yield keys and values in a configuration that name existing files or folders, with the path of each.
+
+    A glob, such as data/*.jsonl, names several.
+    """
     for key, text in leaves(config):
         if key.rpartition(".")[2] in NOT_PATHS:
             continue
         with suppress(OSError, ValueError, RuntimeError):  # not a valid file name, or an unknown user
-            if isinstance(text, str) and text and os.path.lexists(path := Path(text).expanduser()):
+            if not isinstance(text, str) or not text:
+                continue
+            path = Path(text).expanduser()
+            if os.path.lexists(path):
                 yield key, text, path
+            elif has_magic(text) and key.rpartition(".")[2] == "path":
+                yield from ((key, text, Path(name)) for name in sorted(glob(str(path), recursive=True)))
 
 
-def _file_state(path: Path) -> str:
-    """Digest of the name and content of a file, or of all files in a folder and its subfolders.
+def _file_state(paths: Iterable[Path]) -> str:
+    """Digest of the names and contents of files, and of all files in folders and their subfolders.
 
     If they are large or unreadable, of their names, sizes and times. In folders, logs, HTML pages and hidden files are
     ignored; in run folders, also the published dataset.
     """
-    folders = [] if path.is_file() else [path, *(folder for folder in path.glob("[!.]*") if folder.is_dir())]
-    if (path / RESULT).is_file():
-        folders = [folder for folder in folders if folder.name != PUBLISHED or folder == path]
-    paths = [file for folder in folders for file in folder.glob("[!.]*") if file.suffix not in (".log", ".html")]
-    files = [path] if path.is_file() else [file for file in paths if file.is_file()]
-    stats = sorted((str(file.relative_to(path.parent)), file, file.stat()) for file in files)
+    files = [(str(file.relative_to(path.parent)), file) for path in paths for file in sorted(_files(path), key=str)]
+    stats = [(name, file, file.stat()) for name, file in files]
     if sum(stat.st_size for *_, stat in stats) <= MAX_HASHED:
         with suppress(OSError):
             return digest([(name, sha256_of(file)) for name, file, _ in stats])
     return digest([(name, stat.st_size, stat.st_mtime_ns) for name, _, stat in stats])
+
+
+def _files(path: Path) -> list[Path]:
+    """The file, or the files in the folder and its subfolders."""
+    if path.is_file():
+        return [path]
+    folders = [path, *(folder for folder in path.glob("[!.]*") if folder.is_dir())]
+    if (path / RESULT).is_file():
+        folders = [folder for folder in folders if folder.name != PUBLISHED or folder == path]
+    files = (file for folder in folders for file in folder.glob("[!.]*") if file.suffix not in (".log", ".html"))
+    return [file for file in files if file.is_file()]
 
 
 def _differences(theirs: Any, ours: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -188,3 +188,33 @@ def test_what_other_runs_leave_in_the_cache_and_files_named_like_a_choice_are_no
         (tmp_path / name).mkdir(exist_ok=True)
     assert made() == before
     assert str(cache) not in str(before.config)
+
+
+def test_the_files_that_a_glob_matches_are_inputs(tmp_path):
+    def inputs():
+        config = {"dataset": {"path": f"{tmp_path}/*.jsonl"}, "trainer": {"precision": "auto"}}
+        config["evaluator"] = {"dataset": config["dataset"]}
+        return RunConfig.of("evaluate", OmegaConf.create(config)).inputs
+
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"name": "{name}"}}')
+    states = [inputs()]
+    assert states[0].keys() == {f"{tmp_path}/*.jsonl"}
+    (tmp_path / "b.jsonl").write_text("{}")
+    states.append(inputs())
+    (tmp_path / "c.jsonl").write_text("{}")
+    states.append(inputs())
+    (tmp_path / "notes.txt").write_text("")
+    assert inputs() == states[2]
+    assert states[0] != states[1] != states[2]
+
+
+def test_a_run_whose_unmerged_adapter_is_gone_is_not_finished(tmp_path):
+    ours = RunConfig("train", {"pct": 5})
+    ours.save(tmp_path)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    write_json(tmp_path / "result.json", {"model": None, "adapter": {"folder": str(adapter)}, "run": ours.digest()})
+    assert ours.finished(tmp_path) is not None
+    adapter.rmdir()
+    assert ours.finished(tmp_path) is None
