@@ -204,10 +204,13 @@ def _isolated(hydra: Any, config: DictConfig) -> Iterator[None]:
 
 
 def read_outcomes(sweep: DictConfig) -> list[Outcome]:
-    """Read the outcomes of the latest call of a sweep, one per run folder, in the order of the jobs."""
-    outcomes = _all_outcomes(sweep)
-    first = {outcome.folder: outcome for outcome in reversed(outcomes)}
-    return [outcome for outcome in outcomes if first[outcome.folder] is outcome]
+    """Read the outcomes of the latest call of a sweep, one per run folder: the first that did not fail, if any."""
+    by_folder: dict[str, Outcome] = {}
+    for outcome in _all_outcomes(sweep):
+        known = by_folder.get(outcome.folder)
+        if known is None or (known.state == "failed" and outcome.state != "failed"):
+            by_folder[outcome.folder] = outcome
+    return [*by_folder.values()]
 
 
 def _all_outcomes(sweep: DictConfig) -> list[Outcome]:

@@ -6,7 +6,8 @@ from hydra.core.hydra_config import HydraConfig
 
 from lpsel.commands.job import configured
 from lpsel.distributed import at_end
-from lpsel.sweep import SweepCallback
+from lpsel.storage import write_json
+from lpsel.sweep import SweepCallback, read_outcomes
 
 
 @pytest.fixture
@@ -33,3 +34,10 @@ def test_a_second_call_of_a_running_sweep_keeps_the_outcomes_of_the_first(start)
     at_end.close()
     start()
     assert not outcome.exists(), "the first call has ended"
+
+
+def test_a_folder_of_repeated_jobs_is_finished_if_one_of_them_is(start):
+    folder = start()
+    for number, (run, state) in enumerate([("a", "failed"), ("b", "failed"), ("a", "done"), ("a", "already finished")]):
+        write_json(folder / f"{number}.json", {"number": number, "folder": run, "state": state})
+    assert [(o.folder, o.state) for o in read_outcomes(SweepCallback.sweep)] == [("a", "done"), ("b", "failed")]
