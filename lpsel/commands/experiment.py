@@ -43,7 +43,7 @@ def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
     names = file_names([f"evaluate-{target}-seed-{seed}" for target, seed in groups])
     for name, members in zip(names, groups.values(), strict=True):
         full = [member for member in members if results[member]["rule"] == "full"]
-        others = [member for member in members if member not in full]
+        all_rows = full[0] if 0 < len(full) < len(members) else None
         configs = [read_json(member / RUN_CONFIG)["config"]["model"] for member in members]
         # Set by the user, for this sweep.
         trust = ["trust_remote_code=true"] if any(model["trust_remote_code"] is True for model in configs) else []
@@ -54,8 +54,8 @@ def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
             baseline = next((o.partition("=")[2].strip("\"'") for o in evaluation if o.startswith("baseline=")), None)
             named: dict[str, Any] = {"models": [str(member) for member in members]}
             if baseline is None:
-                named["models"] = [untrained, *map(str, others or full)]
-                named["baseline"] = str(full[0]) if full and others else None
+                named["models"] = [untrained, *(str(member) for member in members if member != all_rows)]
+                named["baseline"] = None if all_rows is None else str(all_rows)
             if baseline in (None, untrained):
                 evaluation = [*options, *evaluation]
             try:

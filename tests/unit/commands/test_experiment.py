@@ -18,13 +18,13 @@ from lpsel.run_config import RunConfig
 def evaluated(tmp_path, monkeypatch):
     """The overrides of what `conclude` evaluates, of two rules and all rows for each target."""
 
-    def conclude(evaluate, targets, tracker=(), **base_model):
+    def conclude(evaluate, targets, tracker=(), group=None, **base_model):
         runs, calls = [], []
         for name, path in targets:
             for rule in ("full", "random", "lp"):
                 runs.append(tmp_path / f"{name}-{rule}")
                 runs[-1].mkdir()
-                result = {"base_model": {"name": name, "path": path, **base_model}, "seed": 1, "rule": rule}
+                result = {"base_model": {"name": group or name, "path": path, **base_model}, "seed": 1, "rule": rule}
                 config = {"config": {"model": {"trust_remote_code": False}}}
                 (runs[-1] / "result.json").write_text(json.dumps(result))
                 (runs[-1] / "run_config.json").write_text(json.dumps(config))
@@ -61,6 +61,15 @@ def test_an_experiment_with_a_baseline_of_its_own_compares_with_that(evaluated, 
     baseline, *models = named(found)
     assert baseline == "baseline=facebook/opt-13b"
     assert models == [f'models=["{tmp_path}/opt-13b-full","{tmp_path}/opt-13b-random","{tmp_path}/opt-13b-lp"]']
+
+
+def test_targets_trained_on_all_rows_in_several_ways_are_all_evaluated(evaluated, tmp_path):
+    """A sweep of the learning rate: a name stands twice in the runs of a target."""
+    (found,) = evaluated(["evaluator=pairwise"], [("a", None), ("b", None)], group="t")
+    models, baseline = named(found)
+    assert baseline == f'baseline="{tmp_path}/a-full"'
+    runs = ("a-random", "a-lp", "b-full", "b-random", "b-lp")
+    assert models == "models=[" + ",".join(['"t"', *(f'"{tmp_path}/{run}"' for run in runs)]) + "]"
 
 
 OPT = {"revision": "main", "template": "alpaca", "max_length": 256, "bin_weights": True}
