@@ -53,9 +53,10 @@ class Checkpoints:
     def __init__(self, folder: Path, strategy: Any) -> None:
         self.folder, self.strategy = folder, strategy
         self.rank, self.world = strategy.global_rank, strategy.world_size
+        self.intact: Path | None = None  # the newest checkpoint that was loaded or saved
 
     def save(self, step: int, model: Any, optimizer: Any | None, progress: dict[str, Any]) -> None:
-        """Write a checkpoint, with `progress` as JSON, after deleting all but the newest of the earlier ones.
+        """Write a checkpoint, with `progress` as JSON, after deleting all earlier ones except the newest intact one.
 
         Args:
             optimizer: None after the last step, when only the weights are needed.
@@ -65,7 +66,9 @@ class Checkpoints:
         """
         folder = self.folder / f"step-{step:08d}"
         if self.rank == 0:
-            for old in self._complete()[COUNT - 1 :]:
+            complete = self._complete()
+            kept = self.intact if self.intact in complete else next(iter(complete), None)
+            for old in (path for path in complete if path != kept):
                 shutil.rmtree(old)
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
@@ -80,6 +83,7 @@ class Checkpoints:
 
         self._together(folder, lambda: _write_slices(folder, self.rank, tensors), self.rank < writers)
         self._together(folder, finish, self.rank == 0)
+        self.intact = folder
 
     @staticmethod
     def size(model: Any, optimizer: Any) -> int:
@@ -99,6 +103,7 @@ class Checkpoints:
                 assert loaded is not None
                 state, pieces = loaded
                 _restore(model, optimizer, pieces, state["optimizer"])
+                self.intact = folder
                 return state
             log.warning("Checkpoint %s is damaged (%s) and is not used", folder, problem)
         return None
