@@ -21,8 +21,9 @@ from lpsel.config import default_cache
 from lpsel.errors import UserError, check_number
 from lpsel.storage import read_dict
 
-# Part of the name of every cache entry, after a label or before the name of a downloaded file.
-DIGEST = re.compile(r"(?<![0-9a-f])(?:[0-9a-f]{32}(?![0-9a-f])|[0-9a-f]{16}(?=-))")
+DIGEST = re.compile("[0-9a-f]{32}")
+FOLDER = re.compile(rf"(?:.*-)?({DIGEST.pattern})(?:-e\d.*)?")  # [LABEL-]DIGEST and, for scores, what was recorded
+FILE = re.compile(rf"({DIGEST.pattern}|[0-9a-f]{{16}}(?=-.)).*")  # a downloaded file has its name after the digest
 # Kinds that are expensive to recreate; entries of all other kinds are deleted when they are old.
 EXPENSIVE = ("scores", "answers", "verdicts", "trained")
 FILES = ("prompts", "hashes")  # kinds whose entries are files
@@ -82,11 +83,11 @@ def contents(cache_dir: Path) -> list[Cached]:
             for entry in used.get("entries") or ():
                 users[entry].append(run)
     entries = []
-    for kind in (*FORMATS, *FILES):
+    for kind, name in {**dict.fromkeys(FORMATS, FOLDER), **dict.fromkeys(FILES, FILE)}.items():
         paths: dict[str, list[Path]] = defaultdict(list)
         for path in sorted((cache_dir / kind).glob("[!.]*")):
-            if match := DIGEST.search(path.name):  # the folder may contain files of the user
-                paths[match[0]].append(path)
+            if match := name.fullmatch(path.name):  # the folder may contain files of the user
+                paths[match[1]].append(path)
         entries += [_described(kind, folders, users[entry]) for entry, folders in paths.items()]
     return sorted(entries, key=lambda entry: entry.size, reverse=True)
 

@@ -180,3 +180,18 @@ def test_wrong_arguments_are_user_errors(tmp_path, monkeypatch, arguments, name)
     with pytest.raises(UserError) as caught:
         main(arguments)
     assert caught.value.name == arguments[0]
+
+
+def test_names_of_models_and_files_that_look_like_digests_do_not_hide_the_runs_that_used_an_entry(tmp_path):
+    """A file named after its MD5, and a run folder whose name has 16 hexadecimal digits."""
+    labels = ("tiny-0cc175b9c0f1b6a831c399e269772661", "run-0123456789abcdef-alpaca")
+    entries = [Entry.of(tmp_path, "scores", {"n": n}, label=label) for n, label in enumerate(labels)]
+    with in_use(tmp_path, tmp_path):
+        for entry in entries:
+            with entry.locked():
+                entry.folder.with_name(f"{entry.folder.name}-e1").mkdir()
+    listed = [entry for entry in contents(tmp_path) if entry.kind == "scores"]
+    assert sorted(entry.paths[0].name for entry in listed) == sorted(entry.folder.name for entry in entries)
+    assert [entry.runs for entry in listed] == [(tmp_path,), (tmp_path,)]
+    assert [len(entry.paths) for entry in listed] == [2, 2]
+    assert prune(tmp_path, days=0) == []
