@@ -118,6 +118,7 @@ class Entry:
             log.info("Waiting for another process that writes %s", self.folder)
             lock.acquire()
         try:
+            os.utime(self.folder / "lock")  # when the entry was last used, for `lpsel cache`
             yield
         finally:
             lock.release()

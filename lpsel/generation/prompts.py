@@ -254,4 +254,5 @@ def _download(url: str, cache_dir: Path) -> Path:
             hint = "download it, and pass the part that you need as a file"
             raise UserError("prompts", shown, f"has more than {MAX_DOWNLOAD >> 20} MiB", hint)
         write_atomically(file, lambda out: out.write(content))
+    file.touch()  # when it was last used, for `lpsel cache`
     return file

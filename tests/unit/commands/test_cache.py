@@ -195,3 +195,14 @@ def test_names_of_models_and_files_that_look_like_digests_do_not_hide_the_runs_t
     assert [entry.runs for entry in listed] == [(tmp_path,), (tmp_path,)]
     assert [len(entry.paths) for entry in listed] == [2, 2]
     assert prune(tmp_path, days=0) == []
+
+
+def test_an_entry_that_is_found_again_was_used_today(tmp_path):
+    entry = Entry.of(tmp_path, "tokens", {"rows": "r"})
+    for _ in range(2):
+        with entry.locked():
+            pass
+        assert by_kind(tmp_path)["tokens"].days < 1
+        for path in (entry.folder, *entry.folder.iterdir()):
+            os.utime(path, (time.time() - 10 * DAY,) * 2)
+    assert by_kind(tmp_path)["tokens"].days == pytest.approx(10, abs=0.01)

@@ -2,6 +2,7 @@ import functools
 import gzip
 import http.server
 import json
+import os
 import sys
 import threading
 import types
@@ -138,7 +139,10 @@ def test_a_web_address_is_downloaded_once(tmp_path, written, load):
         with pytest.raises(UserError, match=r"near.jsonl: cannot be downloaded \(HTTP Error 404: .*\). Download it"):
             load(f"{address}/near.jsonl?sig=abc")
         server.shutdown()
+    (file,) = tmp_path.rglob("*-far.jsonl")
+    os.utime(file, (0, 0))
     (again,) = load(f"{address}/far.jsonl")
+    assert file.stat().st_mtime > 0, "last used now"
     assert (again.id, again.prompt_set) == ("x", "far")
 
 
