@@ -5,6 +5,7 @@ import netrc
 import os
 import re
 import secrets
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -145,7 +146,7 @@ class WandbTracker(Tracker):
         self._write_run_file(finished=result is not None)
         self.run.finish(exit_code=0 if result is not None else 1)
         if self.mode == "offline":
-            return f"Tracked offline; to upload: wandb sync {self.directory}"
+            return f"Tracked offline; to upload: wandb sync {shlex.quote(str(self.directory))}"
         return f"Tracked at {self.run.url}" if self.run.url else None
 
 

@@ -33,7 +33,7 @@ def sync(server, *folders):
 
 def test_wandb_sync_reads_config_metrics_tables_artifacts_and_parents(tmp_path, wandb_server, monkeypatch):
     monkeypatch.setenv("SOME_TOKEN", "very-secret-value")
-    run_dir = tmp_path / "runs" / "first"
+    run_dir = tmp_path / "my runs" / "first"
     run_dir.mkdir(parents=True)
     scores = tmp_path / "scores.parquet"
     scores.write_bytes(b"not really Parquet")
@@ -46,7 +46,7 @@ def test_wandb_sync_reads_config_metrics_tables_artifacts_and_parents(tmp_path, 
     tracker.log_artifact(Artifact("subset", "subset-def", scores, metadata={"rows": 4}))
     line = tracker.finish({"n_selected": 4, "bad": float("nan"), "rows_unusable": {"images": 2}})
     (folder,) = (run_dir / "wandb").glob("offline-run-*")
-    assert line == f"Tracked offline; to upload: wandb sync {folder}"
+    assert line == f"Tracked offline; to upload: wandb sync '{folder}'", "which a shell reads as one path"
 
     sync(wandb_server, folder)
     first, *_, last = wandb_server.operations["UpsertBucket"]
