@@ -88,20 +88,20 @@ def difference_rows(runs: Runs) -> Table:
         {
             "model": str(pair["models"][0]),
             "minus": str(pair["models"][1]),
-            "seed": _seed(runs, run, str(pair["models"][0])),
+            "seed": seeds.get(str(pair["models"][0])),
             **{column: number(pair.get(name)) for name, column in columns.items()},
             "evaluation": str(run.folder),
         }
         for run in runs.by_command("evaluate")
+        for seeds in [_seeds(runs, run)]
         for pair in run.entries("comparisons")
         if pair.get("n")
     ]
 
 
-def _seed(runs: Runs, evaluation: Run, model: str) -> Any:
-    """Seed of a model's training run, None if the model was not trained by lpsel."""
-    run = trained_models(evaluation, runs).get(model)
-    return None if run is None else run.get("seed")
+def _seeds(runs: Runs, evaluation: Run) -> dict[str, Any]:
+    """Seeds of the training runs of an evaluation's models, by model; without models that lpsel did not train."""
+    return {model: run.get("seed") for model, run in trained_models(evaluation, runs).items()}
 
 
 def warning_rows(runs: Runs) -> Table:
@@ -179,7 +179,7 @@ def group_rows(runs: Runs) -> Table:
     return [
         {
             "model": model_name(entry),
-            "seed": _seed(runs, run, model_name(entry)),
+            "seed": seeds.get(model_name(entry)),
             "against": str(run.get("baseline") or "–"),
             "kind": kind,
             "group": str(name),
@@ -188,6 +188,7 @@ def group_rows(runs: Runs) -> Table:
             "evaluation": str(run.folder),
         }
         for run in runs.by_command("evaluate", "votes")
+        for seeds in [_seeds(runs, run)]
         for kind, key in (("category", "by_category"), ("prompt set", "by_prompt_set"))
         for entry in run.models
         if entry.get("informative") is not False
@@ -224,11 +225,12 @@ def harness_rows(runs: Runs) -> Table:
     """All metrics of lm-evaluation-harness."""
     rows = []
     for run in runs.by_command("evaluate"):
+        seeds = _seeds(runs, run)
         for entry in run.models if run.get("evaluator") == "lm_eval" else []:
             name = model_name(entry)
             for metric, at in metrics_of(entry).items():
                 task, _, kind = metric.partition("/")
                 count = entry.get("tasks", {}).get(task, {}).get("rows")
-                row = {"model": name, "seed": _seed(runs, run, name), "task": task, "kind": kind, "rows": count}
+                row = {"model": name, "seed": seeds.get(name), "task": task, "kind": kind, "rows": count}
                 rows.append(row | at._asdict() | {"evaluation": str(run.folder)})
     return rows

@@ -96,3 +96,15 @@ def test_comparisons_and_warnings_of_evaluations(sweep):
     assert [row[name] for name in names] == ["lp", "random", 4, 1, 7, 0.02, 90]
     assert [row["text"] for row in tables.warning_rows(runs)] == ["The judge carries no information."]
     assert {p.run.folder.name for p in points(runs)} == {"1", "2", "3"}
+
+
+def test_seeds_of_many_models_are_looked_up_once_per_evaluation(sweep, monkeypatch):
+    """Each lookup resolves the folders of all runs, and 60 models have 1,770 pairs."""
+    pairs = [{"models": [str(sweep / name / "model"), "b"], "n": 9, "difference": 1} for name in "01"] * 20
+    path = sweep / "e0" / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"comparisons": pairs}))
+    runs, lookup, calls = find_runs([sweep]), tables.trained_models, []
+    monkeypatch.setattr(tables, "trained_models", lambda *given: calls.append(given) or lookup(*given))
+    rows = tables.difference_rows(runs)
+    assert [row["seed"] for row in rows] == [1, None] * 20, "e0 evaluates only the first"
+    assert len(calls) == len(runs.by_command("evaluate")) == 4
