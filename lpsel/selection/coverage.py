@@ -58,7 +58,9 @@ def _vectors(table: ScoreTable) -> NDArray[np.float32]:
     return table.vectors
 
 
-def _farthest_first(vectors_ND: NDArray[np.float32], rows_M: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+def _farthest_first(
+    vectors_ND: NDArray[np.float32], rows_M: NDArray[np.int64], n: int, _before: int
+) -> NDArray[np.int64]:
     vectors_MD = vectors_ND[rows_M]
     square_M = np.einsum("md,md->m", vectors_MD, vectors_MD)
 
@@ -76,7 +78,9 @@ def _farthest_first(vectors_ND: NDArray[np.float32], rows_M: NDArray[np.int64], 
     return rows_M[picked]
 
 
-def _most_representative(vectors_ND: NDArray[np.float32], rows_M: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+def _most_representative(
+    vectors_ND: NDArray[np.float32], rows_M: NDArray[np.int64], n: int, _before: int
+) -> NDArray[np.int64]:
     similarity = _Similarity(_unit(vectors_ND[rows_M]))
     covered_M = np.zeros(len(rows_M), np.float32)  # similarity of each row to its best representative
     bounds = [(-gain, row, 0) for row, gain in enumerate(similarity.sums().tolist())]  # gain, row, picks so far
@@ -119,7 +123,7 @@ class _Similarity:
 
 
 def _best_and_different(
-    vectors_ND: NDArray[np.float32] | None, threshold: float | None, rows_M: NDArray[np.int64], n: int
+    vectors_ND: NDArray[np.float32] | None, threshold: float | None, rows_M: NDArray[np.int64], n: int, _before: int
 ) -> NDArray[np.int64]:
     if threshold is None or vectors_ND is None:
         return rows_M[:n]

@@ -39,12 +39,13 @@ def rds(table: ScoreTable, *, seed: int) -> Ranking:
 
 
 def round_robin(
-    unit_QD: NDArray[np.float32], vectors_ND: NDArray[np.float32], rows_M: NDArray[np.int64], n: int
+    unit_QD: NDArray[np.float32], vectors_ND: NDArray[np.float32], rows_M: NDArray[np.int64], n: int, before: int = 0
 ) -> NDArray[np.int64]:
     """Let examples take turns to pick their nearest remaining row; returns n positions in order of choice, (n,).
 
     Equally near rows are picked in the order of `rows_M`. Once all k nearest rows of an example are picked, the
-    remaining rows are searched again.
+    remaining rows are searched again. Turns continue after those of the `before` rows picked from other parts of the
+    data, so that all examples pick equally many rows.
     """
     picked, turn = np.empty(n, np.int64), 0
     left = rows_M
@@ -53,7 +54,7 @@ def round_robin(
         nearest_Qk = _nearest(unit_QD, vectors_ND, left, k)
         taken, depth_Q = np.zeros(len(left), np.bool_), [0] * len(unit_QD)
         while turn < n:
-            example = turn % len(unit_QD)
+            example = (before + turn) % len(unit_QD)
             nearest_k, depth = nearest_Qk[example], depth_Q[example]
             while depth < k and taken[nearest_k[depth]]:
                 depth += 1

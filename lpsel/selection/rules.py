@@ -24,7 +24,7 @@ from lpsel.selection.budget import Ties, rank_in_clusters
 Band = Literal["high", "low", "mid"]
 PROMPT = "same prompt"  # the column that numbers the prompts of a table
 
-Pick = Callable[[NDArray[np.int64], int], NDArray[np.int64]]
+Pick = Callable[[NDArray[np.int64], int, int], NDArray[np.int64]]
 
 
 class Ranking(NamedTuple):
@@ -35,8 +35,9 @@ class Ranking(NamedTuple):
     descending: bool = False  # highest first instead
     unit: bool = False  # the score is usually in [0, 1]; scores outside this range are counted
     arbitrary: bool = False  # the order of the scores is random or has no meaning
-    # For a greedy rule: a function of the positions of eligible rows in the order of their score, int64 (M,), and the
-    # number to pick, n <= M, that returns positions in the order of choice, int64 (n,).
+    # For a greedy rule: a function of the positions of eligible rows in the order of their score, int64 (M,), of the
+    # number to pick, n <= M, and of the number picked before, from other clusters or lengths. It returns positions in
+    # the order of choice, int64 (n,).
     pick: Pick | None = None
 
 

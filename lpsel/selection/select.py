@@ -257,8 +257,9 @@ def _rows_per_cluster(ranked: Ranked, spec: SelectionSpec, pct: float, n: int, h
 
 def _picked(pick: Pick, ranked: Ranked, take_C: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows that a rule picks from every cluster, and their order of choice within it."""
-    clusters = zip(np.split(ranked.row, np.cumsum(ranked.size)[:-1]), take_C.tolist(), strict=True)
-    picked = [pick(rows, take) for rows, take in clusters if take]
+    of_clusters, before_C = np.split(ranked.row, np.cumsum(ranked.size)[:-1]), np.cumsum(take_C) - take_C
+    clusters = zip(of_clusters, take_C.tolist(), before_C.tolist(), strict=True)
+    picked = [pick(rows, take, before) for rows, take, before in clusters if take]
     return np.concatenate(picked), np.concatenate([np.arange(len(rows)) for rows in picked])
 
 

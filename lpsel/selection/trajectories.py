@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpsel.clustering.k_means import k_means
-from lpsel.data.random_order import random_keys
+from lpsel.data.random_order import random_keys, splitmix64
 from lpsel.scoring.table import ScoreTable
 from lpsel.selection.budget import Ties, capped_shares, rank_in_clusters
 from lpsel.selection.rules import Ranking, Rule
@@ -58,14 +58,21 @@ def trajectory_clusters_of(nll_ME: NDArray[np.float64], k: int, seed: int) -> ND
 
 
 def equal_shares(
-    cluster_N: NDArray[np.int32], key_N: NDArray[np.float64], ties: Ties, rows_M: NDArray[np.int64], n: int
+    cluster_N: NDArray[np.int32],
+    key_N: NDArray[np.float64],
+    ties: Ties,
+    rows_M: NDArray[np.int64],
+    n: int,
+    before: int = 0,
 ) -> NDArray[np.int64]:
     """Select the first rows by key, equally many from every cluster as far as its size allows, (n,).
 
-    The rows of the smallest cluster come first.
+    The rows of the smallest cluster come first. Ties between equal remainders are broken in an order that depends on
+    `before`, the number of rows picked from other parts of the data, so that these do not all favor the same clusters.
     """
     ranked = rank_in_clusters(rows_M, cluster_N, key_N, ties)
-    take_C = capped_shares(np.ones(len(ranked.size)), ranked.size, n, ranked.order)
+    order_C = splitmix64(ranked.order + np.uint64(before)) if before else ranked.order
+    take_C = capped_shares(np.ones(len(ranked.size)), ranked.size, n, order_C)
     picked = ranked.rank < np.repeat(take_C, ranked.size)
     size_M = np.repeat(ranked.size, ranked.size)
     return ranked.row[picked][np.argsort(size_M[picked], kind="stable")]

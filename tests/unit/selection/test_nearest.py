@@ -94,6 +94,18 @@ def test_every_cluster_and_length_contributes_its_share_exactly(make_table, make
     assert np.abs(in_cluster - np.bincount(table.cluster) / 10).max() < 1
 
 
+@pytest.mark.parametrize("fields", [{"length": "matched"}, {"clusters": "shared"}])
+def test_examples_pick_equally_often_where_few_rows_come_from_every_length_or_cluster(make_table, make_spec, fields):
+    # 50 examples and 100 rows, from 10 lengths or 100 clusters, each of which has rows near every example.
+    vectors = np.tile(np.eye(50, dtype=np.float32), (100, 1))
+    copies = np.repeat(np.arange(100), 50)
+    table = make_table(
+        [[2.0] * 5000], cluster=copies, response_tokens=copies % 10 + 1, vectors=vectors, query_vectors=vectors[:50]
+    )
+    selected = select(table, spec_of(make_spec, **fields), 2, 0).selected
+    assert np.bincount(np.flatnonzero(selected) % 50, minlength=50).tolist() == [2] * 50
+
+
 def test_rows_whose_vector_is_not_a_number_are_left_out(make_table, make_spec):
     vectors = angles(0, 1, 2, 3)
     vectors[0, 1] = np.nan

@@ -64,6 +64,19 @@ def test_every_kind_of_trajectory_contributes_equally(make_table, make_spec):
     assert len({tuple(select(three_kinds(make_table), spec_of(make_spec), 45, s).selected) for s in range(5)}) == 5
 
 
+@pytest.mark.parametrize("fields", [{"length": "matched"}, {"clusters": "shared"}])
+def test_every_kind_contributes_where_few_rows_come_from_every_length_or_cluster(make_table, make_spec, fields):
+    # 50 kinds of constant loss and 400 rows: 40 from each of 10 lengths, or 4 from each of 100 clusters. With the same
+    # kinds in every part, at most 40 or 4 would contribute; by chance, a kind has 8 rows with a deviation below 3.
+    kind, copies = np.tile(np.arange(50), 100), np.repeat(np.arange(100), 50)
+    nll = np.tile(1.0 + kind, (4, 1))
+    table = make_table(np.exp(nll), cluster=copies, response_tokens=copies % 10 + 1)
+    spec = make_spec("s2l", **{"clusters": "none", "trajectory_clusters": 50, **fields})
+    count = np.bincount(kind[select(table, spec, 8, 0).selected], minlength=50)
+    assert count.sum() == 400
+    assert 1 <= count.min() <= count.max() <= 20
+
+
 def test_trajectories_that_are_not_finite_are_left_out_with_a_reason(make_table, make_spec):
     table = three_kinds(make_table, response_tokens=[1] * 99 + [0])
     nll = table.nll.copy()
