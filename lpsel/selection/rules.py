@@ -177,15 +177,17 @@ def ifd(table: ScoreTable, *, seed: int) -> Ranking:
     Rows at 1 or above, for which the prompt does not help, are excluded.
     """
     nll_N, alone_N = table.nll[0], table.columns["nll_0_noprompt"]
-    ratio_N = np.divide(nll_N, alone_N, out=np.full(len(table), np.nan), where=alone_N > 0)
+    defined_N = np.isfinite(nll_N) & np.isfinite(alone_N) & (alone_N > 0)
+    ratio_N = np.divide(nll_N, alone_N, out=np.full(len(table), np.nan), where=defined_N)
     return Ranking(ratio_N, {"IFD of 1 or more": ratio_N >= 1}, descending=True)
 
 
 @partial(Rule, epochs=0)
 def superfilter(table: ScoreTable, *, seed: int) -> Ranking:
     """IFD of a small model as a ratio of perplexities, highest first below 1 (Superfiltering, Li et al. 2024)."""
+    nll_N, alone_N = table.nll[0], table.columns["nll_0_noprompt"]
     with np.errstate(over="ignore", invalid="ignore"):
-        ratio_N = np.exp(table.nll[0] - table.columns["nll_0_noprompt"])
+        ratio_N = np.where(np.isfinite(nll_N) & np.isfinite(alone_N), np.exp(nll_N - alone_N), np.nan)
     return Ranking(ratio_N, {"IFD of 1 or more": ratio_N >= 1}, descending=True)
 
 

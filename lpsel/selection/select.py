@@ -219,7 +219,8 @@ def _checked_scores(
         score[undefined] = 0.0
     else:
         # A NaN is a missing record and makes the score undefined.
-        exclusions.add(NOT_FINITE, undefined & np.isinf(table.nll[: (spec.epochs or 0) + 1]).any(axis=0))
+        records = [*table.nll[: (spec.epochs or 0) + 1], *(table.columns[name] for name in spec.records)]
+        exclusions.add(NOT_FINITE, undefined & np.any([np.isinf(record_N) for record_N in records], axis=0))
         exclusions.add(UNDEFINED, undefined)
     return score, {name: int(rows.sum()) for name, rows in odd.items()}
 

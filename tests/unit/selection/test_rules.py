@@ -134,6 +134,17 @@ def test_superfilter_is_the_ratio_of_perplexities(make_table, make_spec):
     assert ranking(table, make_spec("ifd", columns=["nll_0_noprompt"])) == [2, 0, 3]
 
 
+@pytest.mark.parametrize("name", ["ifd", "superfilter"])
+def test_ratios_of_losses_that_are_not_finite_are_not_scores(make_table, make_spec, name):
+    # 2/4 is the only ratio; without the check, 3 / infinity would be 0, and infinity / 4 "1 or more".
+    alone = np.array([4.0, np.inf, 4.0, np.inf, np.nan])
+    table = make_table([np.exp([2.0, 3.0, np.inf, np.inf, 2.0])], columns={"nll_0_noprompt": alone})
+    selection = select(table, make_spec(name, columns=["nll_0_noprompt"]), 100, 0)
+    assert np.isfinite(selection.score).tolist() == [True, False, False, False, False]
+    assert selection.selected.tolist() == [True, False, False, False, False]
+    assert selection.counts == {"nll is not finite": 3, "score is undefined": 1}
+
+
 def test_el2n_takes_the_largest_errors(make_table, make_spec):
     table = make_table([[2.0] * 5], response_tokens=TOKENS, columns={"el2n_0": np.array([0.1, 1.4, np.nan, 0.7, 2])})
     spec = make_spec("el2n", columns=["el2n_0"])
