@@ -254,10 +254,17 @@ def _labels(tokens: Tokens, i: int) -> NDArray[np.int32]:
 
 
 def response_bytes(example: Example, tokens: Tokens, i: int, tokenizer: Any) -> int:
-    """Count the UTF-8 bytes of the assistant turns in row i; if truncated, of its remaining supervised tokens."""
+    """Count the UTF-8 bytes of the supervised assistant turns in row i.
+
+    If the row is truncated, or the template writes more than their contents, such as tool calls or reasoning, the bytes
+    are those of the row's supervised tokens.
+    """
     if tokens.response_tokens[i] == 0:
         return 0
-    whole = sum(len(turn.content.encode()) for turn in example.turns if turn.role == "assistant")
-    if not tokens.truncated[i]:
+    answers = [turn for turn in example.turns if turn.role == "assistant" and turn.supervised]
+    whole = sum(len(turn.content.encode()) for turn in answers)
+    more_than_content = any(turn.fields for turn in answers)
+    if not tokens.truncated[i] and not more_than_content:
         return whole
-    return min(whole, len(tokenizer.decode(_labels(tokens, i).tolist(), skip_special_tokens=True).encode()))
+    written = len(tokenizer.decode(_labels(tokens, i).tolist(), skip_special_tokens=True).encode())
+    return written if more_than_content else min(whole, written)

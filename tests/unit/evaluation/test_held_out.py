@@ -8,6 +8,7 @@ import shutil
 import weakref
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -493,3 +494,24 @@ def test_response_bytes_exclude_template_and_prompt(byte_tokenizer, tmp_path):
     short = tokenize(source, byte_tokenizer, "plain", 4, tmp_path / "cache")
     assert short.response_tokens[3] == 0
     assert response_bytes(examples[3], short, 3, byte_tokenizer) == 0
+
+
+def test_response_bytes_are_those_of_supervised_turns_and_of_the_calls_that_they_write(byte_tokenizer, tmp_path):
+    turns = [
+        ("user", "a", {}),
+        ("assistant", "not trained on", {"weight": 0}),
+        ("user", "b", {}),
+        ("assistant", "ü", {}),
+    ]
+    rows = [{"messages": [{"role": role, "content": text, **weight} for role, text, weight in turns]}]
+    source = source_of(tmp_path, rows)
+    [example] = [row.example for row in source]
+    of_rows = tokenize(source, byte_tokenizer, "plain", 100, tmp_path / "cache")
+    assert response_bytes(example, of_rows, 0, byte_tokenizer) == 2  # ü
+    # The content is empty; the template writes a call, 8 bytes, and the end of the turn.
+    call = Turn("assistant", "", fields={"tool_calls": [{"function": {"name": "f", "arguments": {}}}]})
+    ids = np.array([*byte_tokenizer("call f()").input_ids, byte_tokenizer.eos_token_id])
+    written = SimpleNamespace(
+        response_tokens=[len(ids)], truncated=[False], input_ids=lambda _: ids, supervised=lambda _: ids >= 0
+    )
+    assert response_bytes(Example((Turn("user", "a"), call)), written, 0, byte_tokenizer) == 8
