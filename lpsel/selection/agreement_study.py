@@ -217,8 +217,9 @@ def _diagnosis(
         lengths = {} if sides is None else {f"response_{unit}": sides[1], f"prompt_{unit}": sides[0]}
         clustered = replace(table, cluster=study.cluster)
         for m, metric in enumerate(study.metrics):
+            used = table.first_epochs(1 if METRICS[metric].epochs == 1 else study.epochs)  # by the formula
             follows = what_it_follows(study.scores[m, s], clustered, rows, lengths)
-            low = [{"pct": pct, **_lowest(low_N, table, study.defined)}
+            low = [{"pct": pct, **_lowest(low_N, used, study.defined)}
                    for pct, low_N in zip(study.pcts, study.lowest[m, s], strict=True)]  # fmt: skip
             for entry, counted in zip(low, () if near_MSP is None else near_MSP[m, s].tolist(), strict=False):
                 entry["near_duplicates"], entry["near_duplicates_among"] = counted

@@ -21,7 +21,7 @@ from lpsel.scoring.read import read_scores
 from lpsel.selection import agreement as module
 from lpsel.selection.agreement import agreement, agreement_in_clusters, auc, kendall, lowest, spearman, tie_turns
 from lpsel.selection.agreement_study import ALL, DEFINED, numbers, study
-from lpsel.selection.diagnosis import what_it_follows
+from lpsel.selection.diagnosis import learned_and_rising, what_it_follows
 from lpsel.selection.select import select
 
 OPT = ("opt-350m", "opt-1.3b", "opt-2.7b", "opt-6.7b")
@@ -201,7 +201,23 @@ def test_scores_are_compared_with_lengths_losses_and_clusters(make_table):
     assert entry["clusters"] == pytest.approx(2 / 3)
     first, three = entry["lowest"]
     assert (first["auc"], first["mean_tokens"], first["mean_tokens_all"]) == (1, 50, 30)
-    assert [(low["rows"], low["known"], low["rising"]) for low in (first, three)] == [(1, 0, 0), (3, 0, 1)]
+    assert [(low["rows"], low["known"], low["rising"]) for low in (first, three)] == [(1, 0, 0), (3, 0, 0)]
+    # LP uses the second epoch as well, after which the loss of row 2 is above the first; its LP, -3, is the lowest.
+    by_lp = next(entry for entry in numbers(made)["diagnosis"] if entry["metric"] == "lp")["lowest"]
+    assert [(low["rows"], low["known"], low["rising"]) for low in by_lp] == [(1, 0, 1), (3, 0, 1)]
+
+
+def test_known_and_rising_rows_are_those_of_a_selection_whatever_else_a_table_records(make_table, make_spec):
+    # The median NLL after epoch 1 is log 5.9, the mean of log 3.9 and log 9: row 0 starts below. After epoch 2, it is
+    # log 2, below which no row starts, and row 0 is above its start.
+    ppl = [[4.0, 10, 10, 20, 20, 20], [3.9, 9, 9, 1, 1, 9], [9.0, 2, 2, 2, 2, 2]]
+    short, long = make_table(ppl[:2]), make_table(ppl)
+    compared = numbers(study(["short", "long"], [short, long], [50]))["diagnosis"]
+    counts = [[entry["lowest"][0][name] for name in ("rows", "known", "rising")] for entry in compared]
+    assert {entry["metric"] for entry in compared} == {"lp_app", "lp_app_nll"}
+    assert counts == [[3, 1, 0]] * 4
+    selection = select(long, make_spec("lp_app"), 50, 0)
+    assert learned_and_rising(selection.spec.used(long), selection.selected)["known"] == 1
 
 
 @pytest.fixture
