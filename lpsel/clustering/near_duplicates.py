@@ -15,8 +15,8 @@ MOST_ROWS = 5_000  # more rows are sampled, which takes less than a second
 MOST_PRODUCTS = 2_000_000_000  # pairs of rows with a common triple, summed over triples: about 10 s; more are sampled
 BLOCK = 256  # rows compared with all others at once
 HASHES = 2**22  # hash values of triples; collisions slightly increase the similarity
-# In scripts without spaces, every character is a word.
-WORD = r"[\u3040-\u30ff\u3400-\u9fff]|\w+"
+WITHOUT_SPACES = r"\u3040-\u30ff\u3400-\u9fff"  # Chinese and Japanese characters, each of which is a word
+WORD = rf"[{WITHOUT_SPACES}]|[^\W{WITHOUT_SPACES}]+"
 
 
 class NearDuplicates(NamedTuple):

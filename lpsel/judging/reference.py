@@ -7,11 +7,12 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
+from lpsel.clustering.near_duplicates import WITHOUT_SPACES
 from lpsel.errors import UserError, check_choice
 from lpsel.generation.prompts import Prompt
 from lpsel.judging.judge import LOSS, NO_REFERENCE, TIE, WIN, Judgement, Order, Pair
 
-WORD = re.compile(r"[^\W_]+")
+WORD = re.compile(rf"[{WITHOUT_SPACES}]|[^\W_{WITHOUT_SPACES}]+")
 
 
 def exact_match(output: str, reference: str) -> bool:
@@ -22,8 +23,9 @@ def exact_match(output: str, reference: str) -> bool:
 def rouge_l(output: str, reference: str) -> float:
     """Compute ROUGE-L F1, between 0 and 1, without stemming (Lin 2004, ROUGE, section 3; the rouge-score package).
 
-    Words are lower-case sequences of letters and digits in any script; rouge-score itself only keeps ASCII. Two texts
-    without words, such as punctuation, score 1 if they match and 0 otherwise.
+    Words are lower-case sequences of letters and digits in any script, and single characters in Chinese and Japanese,
+    which have no spaces; rouge-score itself only keeps ASCII. Two texts without words, such as punctuation, score 1 if
+    they match and 0 otherwise.
     """
     if not WORD.search(output) and not WORD.search(reference):
         return float(exact_match(output, reference))

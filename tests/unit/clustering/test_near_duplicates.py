@@ -31,6 +31,7 @@ def first(n):
         ([first(12), first(12).upper().replace(" ", ", ")], 1),
         ([first(2), first(2), ""], 0),  # no triple
         ([CHINESE, CHINESE[:-1]], 1),
+        (["Python" + CHINESE, "Python" + CHINESE[:-1]], 1),  # 9 of 10: a character after a letter is also a word
         ([first(12)], 0),
         ([], 0),
     ],

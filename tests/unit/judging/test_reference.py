@@ -23,6 +23,14 @@ def test_rouge_l_reads_every_script():
     assert rouge_l("Köln", "Kiel") == 0.0
 
 
+def test_rouge_l_compares_characters_where_a_script_has_no_spaces():
+    # "The capital of China is Beijing" in two orders: 5 of 8 characters, "China's capital", are a common subsequence.
+    capital, is_, beijing = "\u4e2d\u56fd\u7684\u9996\u90fd", "\u662f", "\u5317\u4eac"
+    assert rouge_l(capital + is_ + beijing, beijing + is_ + capital) == 5 / 8
+    # "GPT" and 2 characters against "GPT" and 3: precision 1, recall 3/4.
+    assert rouge_l("GPT\u6a21\u578b", "gpt\u6a21\u578b\u597d") == pytest.approx(6 / 7)
+
+
 @pytest.mark.parametrize(
     ("output", "reference", "expected"), [("", "", 1), ("", "a", 0), ("a", "", 0), ("+", "+", 1), ("+", "-", 0)]
 )
