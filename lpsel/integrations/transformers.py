@@ -42,9 +42,9 @@ class ScoresCallback(TrainerCallback):
     """Records the NLL of every training row before training and after each full epoch, then writes a scores folder.
 
     Rows are recorded as the trainer feeds them, with its tokens, labels and collator. With several processes, each
-    records its share, and all need access to the folder. Sharded weights (FSDP, DeepSpeed) are not supported. If
-    training is resumed, earlier records are reused; they are kept in `FOLDER.parts` until training ends. `truncated` is
-    always false, because only the trainer knows whether a row was truncated.
+    records its share, and all need access to the folder. Sharded weights (FSDP, DeepSpeed) and encoder-decoder models
+    are not supported. If training is resumed, earlier records are reused; they are kept in `FOLDER.parts` until
+    training ends. `truncated` is always false, because only the trainer knows whether a row was truncated.
 
     Args:
         folder: the scores folder to write.
@@ -55,8 +55,8 @@ class ScoresCallback(TrainerCallback):
             trains on them.
 
     Raises:
-        UserError: at the start of training, if the trainer's rows do not correspond to `rows`, or if `folder` or
-            `FOLDER.parts` contains files that were not written by a ScoresCallback.
+        UserError: at the start of training, if the trainer is not supported, if its rows are not `rows`, or if `folder`
+            or `FOLDER.parts` contains files that were not written by a ScoresCallback.
         UnusableRow: at the start of training, if lpsel cannot use a row and bad_rows=error.
     """
 
@@ -77,9 +77,7 @@ class ScoresCallback(TrainerCallback):
         self.epochs = 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
-        if args.fsdp or args.deepspeed:
-            problem = "does not support sharded weights (fsdp, deepspeed)"
-            raise UserError(NAME, problem=problem, hint="score with lpsel itself")
+        _check_trainer(args, kw["model"])
         for output in (self.folder, self.parts.folder):
             try:
                 check_output_folder(output, NAME, replaced=False)
@@ -152,13 +150,21 @@ class ScoresCallback(TrainerCallback):
     def _columns(self) -> SimpleNamespace:
         """Compute the columns of the scores folder other than NLLs, and the number of tokens fed, shape (N,) each."""
         kinds: dict[int, str] = {}
+        try:
+            n = len(self.dataset)
+        except TypeError:
+            problem, hint = "cannot number the rows of a streamed dataset", "load it without streaming"
+            raise UserError(NAME, problem=problem, hint=hint) from None
+        batch = self._label_rows(min(n, 2))
         self.id_array = id_array(self._digest(number, row, kinds) for number, row in enumerate(self.rows))
-        n = len(self.dataset)
         if n != len(self.id_array):
             problem = f"got {len(self.id_array)} rows, but the trainer has {n}"
-            hint = "pass the trainer's rows in their order, and train without packing and filters"
+            hint = (
+                "pass the trainer's rows in their order, and train without packing and filters; TRL drops rows whose "
+                "answer is cut off by max_length"
+            )
             raise UserError(NAME, problem=problem, hint=hint)
-        if len(self.collate([self.dataset[i] for i in range(min(n, 2))])["labels"]) != min(n, 2):
+        if batch != min(n, 2):
             raise UserError(NAME, problem="the trainer concatenates rows", hint="set padding_free=False")
         lengths, labels = np.zeros(n, dtype=np.int32), np.zeros(n, dtype=np.int32)
         for i in range(n):
@@ -175,13 +181,25 @@ class ScoresCallback(TrainerCallback):
             unusable=kinds_array(kinds, n),
         )
 
+    def _label_rows(self, size: int) -> int:
+        """Return how many rows of labels a batch of `size` rows has; raise a UserError if it has no labels."""
+        features = self.collate([self.dataset[i] for i in range(size)])
+        labels = features.get("labels") if isinstance(features, Mapping) else None
+        if not isinstance(labels, Tensor) or labels.dim() != 2:
+            problem = "the trainer's batches have no labels of tokens"
+            raise UserError(NAME, problem=problem, hint="use a trainer of causal language models, such as SFTTrainer")
+        return len(labels)
+
     def _digest(self, number: int, row: Mapping[str, Any], kinds: dict[int, str]) -> bytes:
         """Compute a row's content digest; if the row is unusable, add the reason to `kinds`."""
+        forms = forms_of(tuple(row))
         try:
-            return to_example(row, choose_form(forms_of(tuple(row)), row)).content_digest()
+            return to_example(row, choose_form(forms, row)).content_digest()
         except UnusableRow as error:
             if self.bad_rows == "error":
-                hint = "pass bad_rows='skip' to record nothing for such rows"
+                skip = "pass bad_rows='skip' to record nothing for such rows"
+                rename = "pass rows with messages, prompt and completion, or instruction and output"
+                hint = skip if forms else rename
                 raise UnusableRow(error.name, None, error.problem, hint, f"row {number}", kind=error.kind) from None
             kinds[number] = error.kind
             return raw_digest(row)
@@ -206,6 +224,19 @@ class ScoresCallback(TrainerCallback):
         self.parts.wait()
         args.distributed_state.wait_for_everyone()
         self.seconds += time.monotonic() - started
+
+
+def _check_trainer(args: TrainingArguments, model: Any) -> None:
+    """Raise a UserError for a trainer whose losses cannot be recorded, or not for the right rows."""
+    if args.fsdp or args.deepspeed:
+        problem = "does not support sharded weights (fsdp, deepspeed)"
+        raise UserError(NAME, problem=problem, hint="score with lpsel itself")
+    if getattr(args, "shuffle_dataset", False):  # of TRL
+        problem = "does not know the order of the rows with shuffle_dataset=True"
+        raise UserError(NAME, problem=problem, hint="leave it out: the trainer shuffles the rows in every epoch anyway")
+    if getattr(model.config, "is_encoder_decoder", False):
+        problem = f"does not support encoder-decoder models ({type(model).__name__})"
+        raise UserError(NAME, problem=problem, hint="use a causal language model")
 
 
 def _per_sample_nll(model: Any, features: dict[str, Tensor]) -> Tensor:

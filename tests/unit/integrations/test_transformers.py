@@ -249,3 +249,72 @@ def test_its_own_folder_is_written_again(model_and_tokenizer, tmp_path):
         trainer_of(model, tokenizer, tmp_path / "trained", ScoresCallback(tmp_path / "scores", ROWS)).train()
     assert (tmp_path / "scores" / SCORES).is_file()
     assert not (tmp_path / "scores.parts").exists()
+
+
+@pytest.mark.parametrize(
+    ("problem", "rows"),
+    [
+        ("the trainer's batches have no labels of tokens", [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 9),
+        ("not a known form", [{"question": "a", "answer": "b"}] * 9),
+    ],
+)
+def test_rows_that_have_no_loss_or_no_known_columns_are_rejected(model_and_tokenizer, tmp_path, problem, rows):
+    from lpsel.integrations.transformers import ScoresCallback
+
+    model, tokenizer = model_and_tokenizer
+    callback = ScoresCallback(tmp_path / "scores", rows)
+    trainer = trainer_of(model, tokenizer, tmp_path, callback)
+    if "chosen" in rows[0]:  # as the collators of trainers for preferences
+        trainer.data_collator = lambda features: {
+            "input_ids": torch.tensor([row["input_ids"][:2] for row in features]),
+            "completion_mask": torch.ones(len(features), 2),
+        }
+    with pytest.raises(UserError) as caught:
+        trainer.train()
+    assert caught.value.problem == problem
+    assert "bad_rows" not in caught.value.hint, "all rows would be left out"
+
+
+def test_streamed_rows_are_rejected(model_and_tokenizer, tmp_path):
+    from datasets import Dataset
+
+    from lpsel.integrations.transformers import ScoresCallback
+
+    model, tokenizer = model_and_tokenizer
+    rows = Dataset.from_list(tokenized(tokenizer)).to_iterable_dataset()
+    callback = ScoresCallback(tmp_path / "scores", ROWS)
+    with pytest.raises(UserError, match="ScoresCallback: cannot number the rows of a streamed dataset"):
+        trainer_of(model, tokenizer, tmp_path, callback, rows, max_steps=3).train()
+
+
+def test_an_encoder_decoder_model_is_rejected(model_and_tokenizer, tmp_path):
+    """Its labels are not shifted, so that other losses would be recorded."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    from lpsel.integrations.transformers import ScoresCallback
+
+    _, tokenizer = model_and_tokenizer
+    shape = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    model = T5ForConditionalGeneration(
+        T5Config(vocab_size=len(tokenizer), decoder_start_token_id=tokenizer.eos_token_id, **shape)
+    )
+    callback = ScoresCallback(tmp_path / "scores", ROWS)
+    with pytest.raises(UserError, match="does not support encoder-decoder models"):
+        trainer_of(model, tokenizer, tmp_path, callback).train()
+
+
+def test_a_trl_run_that_shuffles_its_rows_beforehand_is_rejected(model_and_tokenizer, tmp_path):
+    """Its rows have another order, so that every loss would be recorded for another row."""
+    pytest.importorskip("trl", reason="trl is not installed: pip install 'lpsel[dev]'")
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    from lpsel.integrations.transformers import ScoresCallback
+
+    model, tokenizer = model_and_tokenizer
+    rows = Dataset.from_list(ROWS)
+    config = SFTConfig(str(tmp_path), shuffle_dataset=True, max_length=None, bf16=False, **QUIET)
+    callback = ScoresCallback(tmp_path / "scores", rows)
+    trainer = SFTTrainer(model, args=config, train_dataset=rows, processing_class=tokenizer, callbacks=[callback])
+    with pytest.raises(UserError, match="does not know the order of the rows with shuffle_dataset=True"):
+        trainer.train()
