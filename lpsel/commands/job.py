@@ -111,16 +111,18 @@ def configured(command: str) -> AbstractContextManager[None]:
 
 
 def run(command: str, overrides: Sequence[str], run_dir: Path, in_sweep: bool = False) -> dict[str, Any]:
-    """Run a command from Python, as `lpsel COMMAND OVERRIDE...` does from a shell, and return its result.
+    """Run a command from Python, and return its result.
 
     Args:
         command: train, select or evaluate.
-        overrides: as on the command line, but with `models=` instead of `model=` for evaluate.
+        overrides: options as on the command line, without its shortcuts: a path or Hub id is `dataset=local
+            dataset.path=PATH` (also for model and scorer), evaluate takes `models=` instead of `model=`, and no scorer
+            or dataset is implied.
         run_dir: the run folder.
         in_sweep: reuse a finished run in the folder.
 
     Raises:
-        UserError: an error that the command line would print in one line.
+        UserError: an error that the user can fix, except those of Hydra about unknown options or choices.
     """
     with configured(command):
         config = compose(command, overrides=list(overrides))
