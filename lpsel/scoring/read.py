@@ -173,8 +173,8 @@ class _Columns:
         supervised_N = ~np.isnan(nll_EN[0]) & (nll_EN != 0).any(axis=0) if epochs else np.ones(n, np.bool_)
         truncated = self._valid("truncated", pa.types.is_boolean, "true or false in every row")
         ids = self._valid("id", _is_scalar, "an id in every row, or left out")
-        cluster = None
-        if clusters:
+        cluster = None  # also if all are null, as in the selection.parquet of a run without clusters
+        if clusters and "cluster" in self.names and self.table["cluster"].null_count < n:
             expected = "a number or a string in every row (or set cluster=none)"
             cluster = self._valid("cluster", lambda type_: not pa.types.is_nested(type_), expected)
         return ScoreTable(

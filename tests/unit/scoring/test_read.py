@@ -141,6 +141,11 @@ def test_text_clusters_are_numbered_in_sorted_order(save):
     assert np.asarray(table.cluster).tolist() == [2, 0, 2, 1]
 
 
+def test_a_table_of_a_run_without_clusters_has_none(save):
+    cluster = pa.array([None, None], pa.int32())  # as in selection.parquet
+    assert read_scores(save({"nll_0": [1.0, 2.0], "cluster": cluster})).cluster is None
+
+
 def test_clusters_that_nobody_wants_are_not_looked_at(save):
     file = save({"nll_0": [1.0, 2.0], "cluster": [4, None]})
     assert read_scores(file, clusters=False).cluster is None
