@@ -9,8 +9,13 @@ from lpsel.errors import UnusableRow
 from lpsel.redact import printable
 
 SYSTEMS = ("system", "system_prompt", "system_message")
-PROMPTS = ("prompt", "instruction", "question", "query", "problem", "request", "user", "human", "task", "input")
-ANSWERS = ("completion", "output", "answer", "response", "chosen", "reply", "solution", "target", "assistant", "gpt")
+PROMPTS = (
+    "prompt", "instruction", "question", "query", "problem", "request", "user", "human", "task", "input", "inputs",
+)  # fmt: skip
+ANSWERS = (
+    "completion", "output", "answer", "response", "chosen", "reply", "solution", "target", "targets",
+    "assistant", "gpt",
+)  # fmt: skip
 CONTEXTS = ("input", "context", "passage", "document")
 
 

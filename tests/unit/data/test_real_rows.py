@@ -413,6 +413,7 @@ def test_a_system_column_in_parquet_has_the_ids_of_json_lines(tmp_path):
             '{instruction: question, input: context, output: "best answer"}',
         ),
         (("input", "output"), "{prompt: input, completion: output}"),
+        (("inputs", "targets"), "{prompt: inputs, completion: targets}"),
         (
             ("system_prompt", "question", "response"),
             "{system: system_prompt, prompt: question, completion: response}",
