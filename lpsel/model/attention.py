@@ -4,7 +4,6 @@ It replaces the attention function of a transformers model through `ALL_ATTENTIO
 change. On a GPU, one variable-length flash-attention call computes all segments; a CPU computes them one by one.
 """
 
-from collections.abc import Sequence
 from functools import cache, partial
 from inspect import signature
 from typing import Any
@@ -17,10 +16,10 @@ from transformers import AttentionInterface
 from lpsel.data.packing import MicroBatch, Segment
 from lpsel.model.device import time_ratio
 
-# T tokens in a pack, Q queries and K keys in a segment, H query heads, G key heads, D head dimension
+# T tokens in a pack, Q queries and K keys in a segment, H query heads, G key heads, R = H / G, D head dimension
 
 LAYER_TYPES = {"full_attention", "sliding_attention"}
-SHAPE = 32  # for bfloat16 on CPUs, the number of tokens is padded to a multiple of this
+TOKEN_MULTIPLE = 32  # for bfloat16 on CPUs, segments and packs are padded to a multiple of this many tokens
 KNOWN_ARGUMENTS = {"position_ids", "use_cache", "output_attentions", "output_hidden_states", "cache_position"}
 
 
@@ -41,7 +40,13 @@ def can_pack(model: Any) -> bool:
 
 
 class PackedAttention:
-    """The attention function of one model. `batch` is the pack for the next forward and backward pass."""
+    """The attention function of one model.
+
+    Attributes:
+        batch: the pack for the next forward and backward pass.
+        flash: whether the variable-length kernel supports a query and a value; replaced in memory estimates.
+        masks: the largest mask so far, by window, device and dtype.
+    """
 
     def __init__(self) -> None:
         self.batch: MicroBatch
@@ -72,51 +77,61 @@ class PackedAttention:
         if unknown:
             raise NotImplementedError(f"attention with {', '.join(unknown)}")
         dtype = autocast_dtype(value_1GTD)
-        query, key, value = (each[0].to(dtype) for each in (query_1HTD, key_1GTD, value_1GTD))
+        query_HTD, key_GTD, value_GTD = (tensor[0].to(dtype) for tensor in (query_1HTD, key_1GTD, value_1GTD))
         if scaling is None:
-            scaling = query.shape[-1] ** -0.5
-        if softcap is None and self.flash(query, value):
-            attended_THD = self._on_gpu(query, key, value, scaling, sliding_window)
+            scaling = query_HTD.shape[-1] ** -0.5
+        if softcap is None and self.flash(query_HTD, value_GTD):
+            attended_THD = self._on_gpu(query_HTD, key_GTD, value_GTD, scaling, sliding_window)
         else:
-            segments = [*self.batch.shared, *self.batch.rows]
-            if (end := segments[-1].stop) < query.shape[1]:
-                segments.append(Segment(end, query.shape[1]))
-            # The backward pass of a slice fills a tensor as large as the whole pack; that of `split` is one `cat`.
-            lengths = [s.stop - s.start for s in segments]
-            split = list(zip(*(each.split(lengths, dim=1) for each in (query, key, value)), strict=True))
-            precise = torch.promote_types(dtype, torch.float32)  # accumulates gradients of a shared prefix
-            prefixes = {
-                s.start: [each.to(precise) for each in keys]
-                for s, (_, *keys) in zip(self.batch.shared, split, strict=False)
-            }
-            parts = [
-                self._segment(qkv, prefixes[s.prefix_start] if s.prefix_stop else (), scaling, sliding_window, softcap)
-                for s, qkv in zip(segments, split, strict=True)
-            ]
-            attended_THD = torch.cat(parts, dim=1).transpose(0, 1)
+            attended_THD = self._by_segment(query_HTD, key_GTD, value_GTD, scaling, sliding_window, softcap)
         return attended_THD[None], None
 
-    def _segment(
+    def _by_segment(
         self,
-        qkv: tuple[Tensor, Tensor, Tensor],
-        prefix: Sequence[Tensor],
+        query_HTD: Tensor,
+        key_GTD: Tensor,
+        value_GTD: Tensor,
         scaling: float,
         window: int | None,
         softcap: float | None,
     ) -> Tensor:
-        """Compute attention for one segment, shape (H, Q, D).
+        """Compute attention one segment at a time, shape (T, H, D)."""
+        tokens, segments = query_HTD.shape[1], [*self.batch.shared, *self.batch.rows]
+        if segments[-1].stop < tokens:
+            segments.append(Segment(segments[-1].stop, tokens))  # padding
+        # The backward pass of a slice fills a tensor as large as the whole pack; that of `split` is one `cat`.
+        lengths = [s.stop - s.start for s in segments]
+        queries, keys, values = (tensor.split(lengths, dim=1) for tensor in (query_HTD, key_GTD, value_GTD))
+        dtype = query_HTD.dtype
+        precise = torch.promote_types(dtype, torch.float32)  # accumulates gradients of a shared prefix
+        prefixes = {
+            prefix.start: (key.to(precise), value.to(precise))
+            for prefix, key, value in zip(self.batch.shared, keys, values, strict=False)  # the first segments
+        }
+        parts = []
+        for s, query_HQD, key_GKD, value_GKD in zip(segments, queries, keys, values, strict=True):
+            if s.prefix_stop:
+                prefix_key, prefix_value = prefixes[s.prefix_start]
+                key_GKD = torch.cat([prefix_key.to(dtype), key_GKD], dim=1)
+                value_GKD = torch.cat([prefix_value.to(dtype), value_GKD], dim=1)
+            parts.append(self._segment(query_HQD, key_GKD, value_GKD, scaling, window, softcap))
+        return torch.cat(parts, dim=1).transpose(0, 1)
 
-        `qkv` is the segment's query, key and value; `prefix` is the key and value of its prefix, if it has one.
-        """
-        query_HQD, key_GKD, value_GKD = qkv
-        if prefix:
-            key_GKD, value_GKD = (
-                torch.cat([before.to(after.dtype), after], dim=1)
-                for before, after in zip(prefix, (key_GKD, value_GKD), strict=True)
-            )
+    def _segment(
+        self,
+        query_HQD: Tensor,
+        key_GKD: Tensor,
+        value_GKD: Tensor,
+        scaling: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """Compute attention of the last Q of K tokens to all K tokens, shape (H, Q, D)."""
         queries = query_HQD.shape[1]
-        if more := fill(key_GKD.shape[1], query_HQD):
-            query_HQD, key_GKD, value_GKD = (F.pad(part, (0, 0, 0, more)) for part in (query_HQD, key_GKD, value_GKD))
+        if padding := padding_tokens(key_GKD.shape[1], query_HQD):
+            query_HQD, key_GKD, value_GKD = (
+                F.pad(tensor, (0, 0, 0, padding)) for tensor in (query_HQD, key_GKD, value_GKD)
+            )
         length = key_GKD.shape[1]
         mask_QK = self._mask(length, window, query_HQD)[length - query_HQD.shape[1] : length, :length]
         if softcap is None and (
@@ -125,32 +140,33 @@ class PackedAttention:
             attended_HQD = _fused(query_HQD, key_GKD, value_GKD, mask_QK, scaling)
         else:
             attended_HQD = _products(query_HQD, key_GKD, value_GKD, mask_QK, scaling, softcap)
-        return attended_HQD[:, :queries] if more else attended_HQD
+        return attended_HQD[:, :queries] if padding else attended_HQD
 
     def _mask(self, length: int, window: int | None, query: Tensor) -> Tensor:
         """Return the additive mask by position in the row: 0 where a query attends to a key, -inf elsewhere.
 
         It has the dtype of `query` and a shape of at least (length, length).
         """
-        key = window, query.device, query.dtype
-        known = self.masks.get(key)
-        if known is None or len(known) < length:
+        settings = window, query.device, query.dtype
+        mask = self.masks.get(settings)
+        if mask is None or len(mask) < length:
             seen = torch.ones(length, length, dtype=torch.bool, device=query.device).tril_()
             if window is not None:
                 seen.triu_(1 - window)
-            known = torch.zeros_like(seen, dtype=query.dtype).masked_fill_(~seen, float("-inf"))
-            self.masks[key] = known
-        return known
+            mask = torch.zeros_like(seen, dtype=query.dtype).masked_fill_(~seen, float("-inf"))
+            self.masks[settings] = mask
+        return mask
 
     def _on_gpu(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
+        """Compute attention of all segments with one call of the variable-length kernel, shape (T, H, D)."""
         from torch.nn.attention.varlen import varlen_attn
 
         varlen = self.batch.varlen
         assert varlen is not None, "the pack was made for a CPU"
         attended_THD: Any = varlen_attn(
             query.transpose(0, 1).contiguous(),
-            self._seen(key.transpose(0, 1), varlen.seen_K),
-            self._seen(value.transpose(0, 1), varlen.seen_K),
+            self._gather(key.transpose(0, 1), varlen.seen_K),
+            self._gather(value.transpose(0, 1), varlen.seen_K),
             varlen.query_ends_S1,
             varlen.key_ends_S1,
             varlen.longest_query,
@@ -161,11 +177,11 @@ class PackedAttention:
         )
         return attended_THD
 
-    def _seen(self, each_TGD: Tensor, seen_K: Tensor) -> Tensor:
+    def _gather(self, tensor_TGD: Tensor, seen_K: Tensor) -> Tensor:
         """Gather keys or values in the order the kernel reads them, repeating a shared prefix for every row."""
         if not self.batch.shared:
-            return each_TGD.contiguous()
-        gathered_KGD: Tensor = _Gather.apply(each_TGD, seen_K)
+            return tensor_TGD.contiguous()
+        gathered_KGD: Tensor = _Gather.apply(tensor_TGD, seen_K)
         return gathered_KGD
 
 
@@ -205,8 +221,8 @@ def _products(
     if softcap is not None:
         score_GQK = softcap * torch.tanh(score_GQK / softcap)
     score_GRQK = score_GQK.view(groups, heads // groups, queries, length)
-    share_GRQK = torch.softmax(score_GRQK + mask_QK, dim=-1)
-    return torch.bmm(share_GRQK.view_as(score_GQK), value_GKD).view(heads, queries, -1)
+    weight_GRQK = torch.softmax(score_GRQK + mask_QK, dim=-1)
+    return torch.bmm(weight_GRQK.view_as(score_GQK), value_GKD).view(heads, queries, -1)
 
 
 @cache
@@ -233,13 +249,13 @@ def flash_supports(query: Tensor, value: Tensor) -> bool:
     )
 
 
-def fill(length: int, tensor: Tensor) -> int:
+def padding_tokens(length: int, tensor: Tensor) -> int:
     """Return how many padding tokens to add to `length` tokens, so that matmuls with `tensor` have few shapes.
 
     For bfloat16, CPUs compile and cache a kernel for every matmul shape.
     """
     compiled = tensor.device.type == "cpu" and autocast_dtype(tensor) == torch.bfloat16
-    return -length % SHAPE if compiled else 0
+    return -length % TOKEN_MULTIPLE if compiled else 0
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype:

@@ -11,6 +11,8 @@ from lpsel.data.packing import MicroBatch, Segment, varlen_of
 from lpsel.errors import UserError
 from lpsel.model.attention import PackedAttention, flash_supports
 
+# T tokens in a pack, Q queries and K keys in a segment, H query heads, G key heads, D head dimension
+
 # Largest error relative to the norm. A bfloat16 value is rounded by at most 2^-9; float32 matmuls may use TF32.
 ROUNDING = {torch.bfloat16: 1e-2, torch.float32: 1e-3}
 WINDOW = 64  # short enough to matter in PACK
@@ -60,24 +62,25 @@ def attention_errors(
 
     They are relative to the norm of the result and to the norm of all three gradients, respectively.
     """
-    draw = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     tokens = segments[-1].stop
-    leaves = [
-        torch.randn(1, count, tokens, heads.size, generator=draw).to(device, dtype).requires_grad_()
+    inputs = [
+        torch.randn(1, count, tokens, heads.size, generator=generator).to(device, dtype).requires_grad_()
         for count in (heads.queries, heads.keys, heads.keys)
     ]
-    exact = [leaf.detach().float().requires_grad_() for leaf in leaves]
+    exact_inputs = [tensor.detach().float().requires_grad_() for tensor in inputs]
     packed = PackedAttention()
     packed.batch = _pack_of(segments).to(device)
-    result_1THD, _ = packed(nn.Module(), *leaves, None, sliding_window=window)
-    outer = torch.randn(result_1THD.shape, generator=draw).to(device, dtype)
-    reference_1THD = _by_sdpa(segments, exact, window)
-    gradients = torch.autograd.grad(result_1THD, leaves, outer, materialize_grads=True)
-    expected = torch.autograd.grad(reference_1THD, exact, outer.float())
+    result_1THD, _ = packed(nn.Module(), *inputs, None, sliding_window=window)
+    outer = torch.randn(result_1THD.shape, generator=generator).to(device, dtype)
+    reference_1THD = _by_sdpa(segments, window, *exact_inputs)
+    gradients = torch.autograd.grad(result_1THD, inputs, outer, materialize_grads=True)
+    expected = torch.autograd.grad(reference_1THD, exact_inputs, outer.float())
     norm = torch.cat([gradient.flatten() for gradient in expected]).norm()
-    errors = [(ours - theirs).norm() / norm for ours, theirs in zip(gradients, expected, strict=True)]
-    errors.insert(0, (result_1THD - reference_1THD).norm() / reference_1THD.norm())
-    return dict(zip(("result", "query", "key", "value"), torch.stack(errors).tolist(), strict=True))
+    result_error = (result_1THD - reference_1THD).norm() / reference_1THD.norm()
+    gradient_errors = [(gradient - exact).norm() / norm for gradient, exact in zip(gradients, expected, strict=True)]
+    errors = torch.stack([result_error, *gradient_errors]).tolist()
+    return dict(zip(("result", "query", "key", "value"), errors, strict=True))
 
 
 def kernel_of(heads: Heads, dtype: torch.dtype, device: torch.device) -> str:
@@ -91,22 +94,35 @@ def _pack_of(segments: Sequence[Segment]) -> MicroBatch:
     starts = {s.prefix_start for s in segments if s.prefix_stop}
     shared = [s for s in segments if s.start in starts and not s.prefix_stop]
     rows = [s for s in segments if s not in shared]
-    nothing = torch.empty(0, dtype=torch.int64)
-    seven = (nothing, nothing, nothing, nothing, nothing, nothing, nothing)
-    return MicroBatch(*seven, tuple(shared), tuple(rows), 0, varlen_of([*shared, *rows]))
+    empty = torch.empty(0, dtype=torch.int64)
+    return MicroBatch(
+        input_ids_T=empty,
+        positions_T=empty,
+        predicts_N=empty,
+        labels_N=empty,
+        row_N=empty,
+        supervised_B=empty,
+        index_B=empty,
+        shared=tuple(shared),
+        rows=tuple(rows),
+        tokens=0,
+        varlen=varlen_of([*shared, *rows]),
+    )
 
 
-def _by_sdpa(segments: Sequence[Segment], whole: Sequence[Tensor], window: int | None) -> Tensor:
+def _by_sdpa(
+    segments: Sequence[Segment], window: int | None, query_1HTD: Tensor, key_1GTD: Tensor, value_1GTD: Tensor
+) -> Tensor:
     """Compute attention one segment at a time with SDPA, shape (1, T, H, D)."""
-    query, key, value = whole
     parts = []
     for s in segments:
-        seen = torch.tensor([*range(s.prefix_start, s.prefix_stop), *range(s.start, s.stop)], device=query.device)
-        position = torch.arange(len(seen), device=query.device)
+        seen = torch.tensor([*range(s.prefix_start, s.prefix_stop), *range(s.start, s.stop)], device=query_1HTD.device)
+        position = torch.arange(len(seen), device=seen.device)
         mask = position[None] <= position[:, None]
         if window is not None:
             mask &= position[None] > position[:, None] - window
         mask_QK = mask[s.prefix_stop - s.prefix_start :]
-        k, v = key.index_select(2, seen), value.index_select(2, seen)
-        parts.append(F.scaled_dot_product_attention(query[:, :, s.start : s.stop], k, v, mask_QK, enable_gqa=True))
+        query_1HQD = query_1HTD[:, :, s.start : s.stop]
+        key_1GKD, value_1GKD = key_1GTD.index_select(2, seen), value_1GTD.index_select(2, seen)
+        parts.append(F.scaled_dot_product_attention(query_1HQD, key_1GKD, value_1GKD, mask_QK, enable_gqa=True))
     return torch.cat(parts, dim=2).transpose(1, 2)

@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from lpsel.data.packing import MicroBatch, Segment, varlen_of
 from lpsel.errors import UserError
-from lpsel.model.attention import PackedAttention, autocast_dtype, can_pack, fill
+from lpsel.model.attention import PackedAttention, autocast_dtype, can_pack, padding_tokens
 from lpsel.model.device import gpu_memory, logit_bytes
 
 # B rows, T tokens and N supervised tokens in a pack, H hidden size, V vocabulary size
@@ -73,17 +73,18 @@ class PerSampleLoss(nn.Module):
             if fused:
                 return self._by_liger(hidden_NH, batch.labels_N, "none")
             weights = [_autocast(weight) for weight in self.model.get_output_embeddings().parameters()]
-            size = self._chunk(hidden_NH)
+            compute, size = measure or self.token_nll, self._chunk(hidden_NH)
             chunks = zip(hidden_NH.split(size), batch.labels_N.split(size), strict=True)
-            return torch.cat([(measure or self.token_nll)(self.logits(h, weights), y) for h, y in chunks])
+            return torch.cat([compute(self.logits(hidden, weights), labels) for hidden, labels in chunks])
 
     def hidden(self, batch: MicroBatch) -> Tensor:
         """Compute the last hidden states that predict the supervised tokens, shape (N, H)."""
         if self.attention is None:
             return self._hidden_of_padded(batch)
         self.attention.batch = batch
-        more = fill(len(batch.input_ids_T), self.model.get_input_embeddings().weight)
-        ids_1T, positions_1T = (F.pad(each, (0, more))[None] for each in (batch.input_ids_T, batch.positions_T))
+        padding = padding_tokens(len(batch.input_ids_T), self.model.get_input_embeddings().weight)
+        ids_1T = F.pad(batch.input_ids_T, (0, padding))[None]
+        positions_1T = F.pad(batch.positions_T, (0, padding))[None]
         hidden_1TH = self.model.base_model(
             input_ids=ids_1T, position_ids=positions_1T, use_cache=False
         ).last_hidden_state
@@ -164,7 +165,7 @@ class _SummedNLL(torch.autograd.Function):
         used = [_autocast(weight).detach().requires_grad_(weight.requires_grad) for weight in weights]
         trained = [weight for weight in used if weight.requires_grad]
         hidden_gradient = torch.empty_like(hidden_NH)
-        gradients: list[Tensor] = []
+        weight_gradients: list[Tensor] = []
         total = torch.zeros((), device=hidden_NH.device)
         for start in range(0, len(hidden_NH), chunk):
             part = slice(start, start + chunk)
@@ -172,25 +173,34 @@ class _SummedNLL(torch.autograd.Function):
                 hidden = hidden_NH[part].detach().requires_grad_()
                 nll_N = token_nll(logits(hidden, used), labels_N[part])
                 nll = (nll_N if weight_N is None else nll_N * weight_N[part]).sum()
-                of_hidden, *of_weights = torch.autograd.grad(nll, [hidden, *trained])
-            hidden_gradient[part] = of_hidden
-            for gradient, more in zip(gradients, of_weights, strict=False):
-                size = _rows_at_once(gradient)
-                for rows, more_of_rows in zip(gradient.split(size), more.split(size), strict=True):
-                    rows += more_of_rows
-            gradients = gradients or [first.float() for first in of_weights]
+                hidden_gradient[part], *chunk_gradients = torch.autograd.grad(nll, [hidden, *trained])
+            if weight_gradients:
+                for gradient, chunk_gradient in zip(weight_gradients, chunk_gradients, strict=True):
+                    _add(gradient, chunk_gradient)
+            else:
+                weight_gradients = [gradient.float() for gradient in chunk_gradients]
             total += nll.detach()
-        gradients = gradients or [torch.zeros_like(weight, dtype=torch.float32) for weight in trained]  # no token
-        ctx.save_for_backward(hidden_gradient, *gradients)
+        if not len(hidden_NH):
+            weight_gradients = [torch.zeros_like(weight, dtype=torch.float32) for weight in trained]
+        ctx.save_for_backward(hidden_gradient, *weight_gradients)
         ctx.weights = [(weight.requires_grad, weight.dtype) for weight in weights]
         return total
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> Any:
-        hidden_gradient, *gradients = ctx.saved_tensors
-        trained = iter(gradients)
-        of_weights = [next(trained).mul_(outer[0]).to(dtype) if needed else None for needed, dtype in ctx.weights]
-        return hidden_gradient.mul_(outer[0]), None, None, None, None, None, *of_weights
+        hidden_gradient, *trained_gradients = ctx.saved_tensors
+        remaining = iter(trained_gradients)
+        weight_gradients = [
+            next(remaining).mul_(outer[0]).to(dtype) if trained else None for trained, dtype in ctx.weights
+        ]
+        return hidden_gradient.mul_(outer[0]), None, None, None, None, None, *weight_gradients
+
+
+def _add(total: Tensor, addend: Tensor) -> None:
+    """Add to `total` in place, in slices that fit the cache of a CPU."""
+    size = _rows_at_once(total)
+    for total_slice, addend_slice in zip(total.split(size), addend.split(size), strict=True):
+        total_slice += addend_slice
 
 
 def _rows_at_once(tensor: Tensor) -> int:
@@ -226,20 +236,20 @@ def check_head(loss: PerSampleLoss) -> None:
     rows = torch.stack([ids_T[:11], torch.cat([ids_T[:6], ids_T[11:]])])
     batch = _two_rows(ids_T)
     try:
-        ours_NV = loss.logits(loss.hidden(batch)).float()
+        logits_NV = loss.logits(loss.hidden(batch)).float()
     except NotImplementedError:
         loss.release()
         loss.attention = None
-        ours_NV = loss.logits(loss.hidden(batch)).float()
+        logits_NV = loss.logits(loss.hidden(batch)).float()
     loss.release()
     index_N = batch.row_N * 11 + batch.positions_T[batch.predicts_N]
-    theirs_NV = model(input_ids=rows, use_cache=False).logits.float().flatten(0, 1)[index_N]
+    reference_NV = model(input_ids=rows, use_cache=False).logits.float().flatten(0, 1)[index_N]
     if loss.attention:
         loss.attention.install(model)
     tolerance = 1e-4 if model.dtype == torch.float32 else 5e-2
-    scale = float(theirs_NV.nan_to_num().abs().max())
-    if not torch.allclose(ours_NV, theirs_NV, rtol=tolerance, atol=tolerance * scale, equal_nan=True):
-        off = float((ours_NV - theirs_NV).abs().max())
+    scale = float(reference_NV.nan_to_num().abs().max())
+    if not torch.allclose(logits_NV, reference_NV, rtol=tolerance, atol=tolerance * scale, equal_nan=True):
+        off = float((logits_NV - reference_NV).abs().max())
         problem = f"its logits are not its output embedding times the last hidden state (off by {off:.3g})"
         raise UserError(model.config.model_type, problem=problem, hint="use a model of another architecture")
 

@@ -91,7 +91,7 @@ def test_products_in_bfloat16_have_few_shapes_on_a_cpu(make_model, monkeypatch, 
     kind = "mistral" if changes else "llama"
     seen, gradients = {}, {}
     for size in (1, 32):
-        monkeypatch.setattr(attention, "SHAPE", size)
+        monkeypatch.setattr(attention, "TOKEN_MULTIPLE", size)
         made = make_model(kind, **changes)
         with Shapes() as shapes, torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
             gradients[size], _ = gradient(made, 100, 1, shared=True)
