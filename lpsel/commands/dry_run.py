@@ -31,7 +31,7 @@ from lpsel.model.fingerprint import model_fingerprint
 from lpsel.model.flops import forward_flops, training_flops
 from lpsel.model.fsdp import option_of, shards
 from lpsel.model.load import locate
-from lpsel.model.memory_estimate import A_GPU, USABLE, DeviceMemory, devices_needed, training_memory, training_pack
+from lpsel.model.memory_estimate import GPU_BYTES, USABLE, DeviceMemory, devices_needed, training_memory, training_pack
 from lpsel.model.spec import ModelSpec, ScorerSpec
 from lpsel.scoring.columns import RECORDABLE
 from lpsel.scoring.store import find_scores, scores_entry
@@ -169,7 +169,7 @@ def _memory(
             pack=pack,
             shards=shards_per_copy,
             layers_stay=not option_of(strategy, "reshard_after_forward", True),
-            gpu=A_GPU if limit is None else limit,
+            gpu=GPU_BYTES if limit is None else limit,
         )
 
     strategy, pack = config.trainer.strategy, config.train_tokens

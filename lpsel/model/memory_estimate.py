@@ -23,7 +23,7 @@ MOMENTS_8BIT = 2 + 2 * 4 / 256  # bytes per weight: two moments, and a scale per
 
 # For a recording pass. A fraction of a GPU's memory, because every pack casts and, with FSDP, gathers all weights.
 ACTIVATION_BYTES, GPU_ACTIVATION_SHARE = 256 * 2**20, 1 / 20
-A_GPU = 80 * 2**30  # bytes, assumed if the GPU is unknown
+GPU_BYTES = 80 * 2**30  # memory assumed if the GPU is unknown
 
 # Tokens in the largest training pack. On a CPU, 2,048 is as fast as 4,096 and takes 1.2 GB less for SmolLM2-135M.
 PACKS = (4096, 2048, 1024, 512)
@@ -32,7 +32,7 @@ PACKS = (4096, 2048, 1024, 512)
 # libraries; on a host, for the tokens, the program and other processes.
 USABLE = {"cpu": 0.5, "cuda": 0.9, "mps": 0.5}
 
-_counted: dict[Any, tuple[int, int]] = {}  # cache of `_first_and_more`, shared by the jobs of a sweep
+_counted: dict[Any, tuple[int, int]] = {}  # cache of `_bytes_of_layers`, shared by the jobs of a sweep
 
 
 class DeviceMemory(NamedTuple):
@@ -60,7 +60,7 @@ def training_memory(
     pack: int,
     shards: int,
     layers_stay: bool = False,
-    gpu: float | None = A_GPU,
+    gpu: float | None = GPU_BYTES,
 ) -> DeviceMemory:
     """Estimate the memory per device for training `model`; docs/explanation/memory.md lists the bytes per weight.
 
@@ -70,7 +70,8 @@ def training_memory(
     """
     computed = 4 if precision == "32-true" else 2
     stored = 2 if precision == "bf16-true" else 4
-    trained = stored + stored + (MOMENTS_8BIT if eight_bits else 2 * stored)  # weight, gradient, two moments
+    moments = MOMENTS_8BIT if eight_bits else 2 * stored
+    trained = stored + stored + moments  # a weight, its gradient and its moments
     weights = _size(model)
     if adapter is None:
         states = trained * weights / shards
@@ -89,13 +90,14 @@ def training_memory(
     mixed = precision == "bf16-mixed"
     dtype = torch.bfloat16 if precision == "bf16-true" or (mixed and adapter is not None) else torch.float32
     matrices = torch.bfloat16 if mixed and shards > 1 else dtype
-    how = _Pass(dtype, matrices, mixed, checkpointing, gpu)
-    return DeviceMemory(states, buffers, _activations(model.config, how, pack, min(spec.max_length, pack)))
+    settings = _Pass(dtype, matrices, mixed, checkpointing, gpu)
+    return DeviceMemory(states, buffers, _activations(model.config, settings, pack, min(spec.max_length, pack)))
 
 
 def devices_needed(limit: float, estimate: Callable[[int], DeviceMemory]) -> int | None:
     """Return the smallest power of two of FSDP devices that need at most `limit` bytes each; None if 1,024 do not."""
-    return next((n for n in (2**k for k in range(1, 11)) if estimate(n).total <= limit), None)
+    powers = (2**k for k in range(1, 11))
+    return next((devices for devices in powers if estimate(devices).total <= limit), None)
 
 
 def training_packs(accelerator: str) -> Sequence[int]:
@@ -124,27 +126,30 @@ def recording_pack(config: Any, precision: str, requested: int, gpu: float | Non
     return max(1, min(requested, int(available // bytes_per_token)))
 
 
-def _activations(config: Any, how: "_Pass", pack: int, row: int) -> float:
+def _activations(config: Any, settings: "_Pass", pack: int, row: int) -> float:
     """Count the bytes that the forward pass of one pack saves for the backward pass, plus those of the head.
 
     Measured on fake tensors in models with one and two layers, and includes autocast's copies of the weights. The head
     stores its own gradient and that of the hidden states, and holds a chunk of logits three times.
     """
-    one, layer = _first_and_more(config, how, pack, row)
-    if how.checkpointing:  # one layer at a time is recomputed
-        one += _first_and_more(config, how._replace(checkpointing=False), pack, row)[1]
+    one_layer, added_layer = _bytes_of_layers(config, settings, pack, row)
     text = config.get_text_config()
-    chunk = min(logit_bytes(how.gpu), 4 * pack * text.vocab_size)
+    layers = one_layer + (text.num_hidden_layers - 1) * added_layer
+    if settings.checkpointing:  # one layer at a time is recomputed
+        _, recomputed = _bytes_of_layers(config, settings._replace(checkpointing=False), pack, row)
+        layers += recomputed
+    chunk = min(logit_bytes(settings.gpu), 4 * pack * text.vocab_size)
     head = 4 * text.hidden_size * (text.vocab_size + pack) + 3 * chunk
-    return float(one + (text.num_hidden_layers - 1) * layer + head)
+    return float(layers + head)
 
 
-def _first_and_more(config: Any, how: "_Pass", pack: int, row: int) -> tuple[int, int]:
+def _bytes_of_layers(config: Any, settings: "_Pass", pack: int, row: int) -> tuple[int, int]:
     """Count the bytes saved with one layer, and the bytes that each additional layer adds."""
-    key = (config.to_json_string(), how, pack, row)
+    key = (config.to_json_string(), settings, pack, row)
     if key not in _counted:
-        one, two = (_saved_bytes(config, how, layers, pack, row) for layers in (1, 2))
-        _counted[key] = one, two - one
+        one_layer = _saved_bytes(config, settings, 1, pack, row)
+        two_layers = _saved_bytes(config, settings, 2, pack, row)
+        _counted[key] = one_layer, two_layers - one_layer
     return _counted[key]
 
 
@@ -158,7 +163,7 @@ class _Pass(NamedTuple):
     gpu: float | None
 
 
-def _saved_bytes(config: Any, how: _Pass, layers: int, pack: int, row: int) -> int:
+def _saved_bytes(config: Any, settings: _Pass, layers: int, pack: int, row: int) -> int:
     """Count the bytes that a model with `layers` layers saves for rows of `row` tokens, excluding weights."""
     from transformers import AutoModelForCausalLM
 
@@ -171,17 +176,17 @@ def _saved_bytes(config: Any, how: _Pass, layers: int, pack: int, row: int) -> i
         return tensor
 
     with FakeTensorMode():
-        model = AutoModelForCausalLM.from_config(config, dtype=how.dtype).eval()
-        if how.matrices != how.dtype:
-            _round_matrices(model, how.matrices)
-        if how.checkpointing:
+        model = AutoModelForCausalLM.from_config(config, dtype=settings.dtype).eval()
+        if settings.matrices != settings.dtype:
+            _round_matrices(model, settings.matrices)
+        if settings.checkpointing:
             checkpoint_layers(model)
         loss = PerSampleLoss(model)
         if loss.attention:
-            loss.attention.flash = lambda query, value: how.gpu is not None
+            loss.attention.flash = lambda query, value: settings.gpu is not None
         hooks = torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor)
-        as_a_gpu = _FloatLikeCuda() if how.gpu is not None and how.autocast else nullcontext()
-        with torch.autocast("cpu", torch.bfloat16, enabled=how.autocast, cache_enabled=False), as_a_gpu, hooks:
+        as_a_gpu = _FloatLikeCuda() if settings.gpu is not None and settings.autocast else nullcontext()
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings.autocast, cache_enabled=False), as_a_gpu, hooks:
             hidden_NH = loss.hidden(_rows_of(pack, row))
         loss.release()
         weights = {weight.untyped_storage()._cdata for weight in model.parameters()}
@@ -205,22 +210,35 @@ def _round_matrices(model: Any, dtype: torch.dtype) -> None:
     for layer in decoder_layers(model):
         norms = norms_of(layer)
         for module in layer.modules():
-            for name, weight in [] if module in norms else list(module.named_parameters(recurse=False)):
-                setattr(module, name, torch.nn.Parameter(weight.detach().to(dtype)))
+            if module not in norms:
+                for name, weight in list(module.named_parameters(recurse=False)):
+                    setattr(module, name, torch.nn.Parameter(weight.detach().to(dtype)))
 
 
 def _rows_of(pack: int, row: int) -> MicroBatch:
     """Create a pack of rows with `row` tokens each, all supervised."""
     rows = [Segment(start, min(start + row, pack)) for start in range(0, pack, row)]
-    of_T, of_B = torch.zeros(pack, dtype=torch.int64), torch.zeros(len(rows), dtype=torch.int64)
-    return MicroBatch(of_T, of_T, of_T, of_T, of_T, of_B, of_B, (), tuple(rows), pack, varlen_of(rows))
+    zero_T, zero_B = torch.zeros(pack, dtype=torch.int64), torch.zeros(len(rows), dtype=torch.int64)
+    return MicroBatch(
+        input_ids_T=zero_T,
+        positions_T=zero_T,
+        predicts_N=zero_T,
+        labels_N=zero_T,
+        row_N=zero_T,
+        supervised_B=zero_B,
+        index_B=zero_B,
+        shared=(),
+        rows=tuple(rows),
+        tokens=pack,
+        varlen=varlen_of(rows),
+    )
 
 
 def _inner_size(config: Any) -> int:
     """Return the MLP's inner size from any of its names in config.json; by default 4 times the hidden size."""
     text = config.get_text_config()
-    names = ("intermediate_size", "ffn_dim", "n_inner")
-    return next((size for name in names if (size := getattr(text, name, None))), 4 * text.hidden_size)
+    sizes = (getattr(text, name, None) for name in ("intermediate_size", "ffn_dim", "n_inner"))
+    return next(filter(None, sizes), 4 * text.hidden_size)
 
 
 def _size(module: Any) -> int:
