@@ -33,11 +33,11 @@ def training_flops(model: Any, lengths: NDArray[np.int32], supervised: NDArray[n
     gradient of the weight if the weight is trained: 6 operations per trained weight and token, 4 per frozen one.
     Attention needs both. Ignores recomputation by activation checkpointing, and savings from frozen embeddings.
     """
-    weights, trainable, attention = _products(model, lengths, supervised)
-    return 2 * (weights + attention) + attention + trainable
+    weights, trained_weights, attention = _products(model, lengths, supervised)
+    return 2 * (weights + attention) + attention + trained_weights
 
 
-def spent(model: Any, tokens: Tokens, trained_N: Times | int = 0, recorded_N: Times | int = 0) -> dict[str, float]:
+def count_work(model: Any, tokens: Tokens, trained_N: Times | int = 0, recorded_N: Times | int = 0) -> dict[str, float]:
     """Count the tokens, without padding, and FLOPs of training on and recording each row a given number of times."""
 
     def rows(times_N: Times | int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -53,25 +53,32 @@ def _products(model: Any, lengths: NDArray[np.int32], supervised: NDArray[np.int
     """Count a forward pass's operations: matmuls with all weights, with trained weights only, and attention."""
     config = model.config.get_text_config()
     head = model.get_output_embeddings().weight
-    tables = {id(model.get_input_embeddings().weight), id(head)}
-    layers = [(p, _share(name, config)) for name, p in text_decoder(model).named_parameters() if id(p) not in tables]
+    embeddings = {id(model.get_input_embeddings().weight), id(head)}
+    layers = [
+        (_size(parameter) * _used_fraction(name, config), parameter.requires_grad)
+        for name, parameter in text_decoder(model).named_parameters()
+        if id(parameter) not in embeddings
+    ]
+    used = sum(size for size, _ in layers)  # weights that each token uses
+    trained = sum(size for size, is_trained in layers if is_trained)
     length = lengths.astype(np.float64)
     per_token = 2.0 * length.sum()
     per_label = 2.0 * supervised.sum(dtype=np.float64)
-    weights = per_token * sum(_size(p) * share for p, share in layers) + per_label * _size(head)
-    trained = sum(_size(p) * share for p, share in layers if p.requires_grad)
-    trainable = per_token * trained + per_label * _size(head) * head.requires_grad
+    all_weights = per_token * used + per_label * _size(head)
+    trained_weights = per_token * trained + per_label * _size(head) * head.requires_grad
     heads = config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
     attention = 2 * config.num_hidden_layers * width * (length**2).sum()
-    return float(weights), float(trainable), float(attention)
+    return float(all_weights), float(trained_weights), float(attention)
 
 
-def _share(name: str, config: Any) -> float:
+def _used_fraction(name: str, config: Any) -> float:
     """Return the fraction of a parameter that each token uses: below 1 for the experts of a mixture."""
-    counts = (getattr(config, names, None) for names in ("num_local_experts", "num_experts", "n_routed_experts"))
-    experts = next((count for count in counts if count), None)
-    return config.num_experts_per_tok / experts if experts and ".experts." in name else 1.0
+    if ".experts." not in name:
+        return 1.0
+    counts = (getattr(config, key, None) for key in ("num_local_experts", "num_experts", "n_routed_experts"))
+    experts = next(filter(None, counts), None)
+    return config.num_experts_per_tok / experts if experts else 1.0
 
 
 def _size(parameter: Any) -> int:

@@ -20,7 +20,7 @@ from lpsel.data.packing import MicroBatch, OptimizerStep
 from lpsel.data.random_order import PART, SAMPLE, random_rows
 from lpsel.data.tokens import Tokens
 from lpsel.errors import UserError
-from lpsel.model.flops import Times, spent
+from lpsel.model.flops import Times, count_work
 from lpsel.model.spec import MIN_STOP_ROWS, ScorerSpec
 from lpsel.scoring.metrics import correlation_interval, learning_percentage
 
@@ -206,9 +206,9 @@ class StopWhenStable(L.Callback):
         skipped_N, sample_N = np.zeros((2, len(data.tokens)), np.int64)
         skipped_N[data.order(epoch.epoch - 1)[(epoch.stopped or epoch.steps) * data.batch_size :]] = 1
         sample_N[self.sample] = len(epoch.checked)
-        epoch.training = spent(model, data.tokens, data.trained.astype(np.int64))
-        epoch.saved = spent(model, data.tokens, skipped_N)
-        epoch.checks = spent(model, data.tokens, recorded_N=sample_N)
+        epoch.training = count_work(model, data.tokens, data.trained.astype(np.int64))
+        epoch.saved = count_work(model, data.tokens, skipped_N)
+        epoch.checks = count_work(model, data.tokens, recorded_N=sample_N)
         log.info("%s: %s", self.title, epoch.describe(len(self.sample), self.bound))
 
     def _record_sample(self, trainer: L.Trainer) -> Floats:

@@ -20,7 +20,7 @@ from lpsel.data.packing import MicroBatch, OptimizerStep
 from lpsel.distributed import deferred_signals, is_main_process, started_together
 from lpsel.errors import ReportedByMainProcess, UserError, first_line
 from lpsel.model.device import lightning_precision, warn_of_mixed_gpus
-from lpsel.model.flops import spent
+from lpsel.model.flops import count_work
 from lpsel.model.lightning_module import FineTuner
 from lpsel.tracking.logger import TrackerLogger
 from lpsel.training.costs import Cost, peak_memory, utilization
@@ -68,12 +68,12 @@ def fit(
             trainer.validate(module, datamodule=data, verbose=False)
     model, trained_N = module.language_model, data.times_trained(progress.steps)
     if setup.tracker.enabled and resume.stepping:
-        flops = spent(model, data.tokens, trained_N - data.times_trained(progress.earlier))["flops"]
+        flops = count_work(model, data.tokens, trained_N - data.times_trained(progress.earlier))["flops"]
         busy = utilization(flops, resume.stepping, trainer.strategy.root_device, trainer.world_size, module.precision)
         setup.tracker.log({f"{module.role}/{name}": value for name, value in busy.items()}, trainer.global_step)
     recorded_N = data.to_record * (epochs + 1)
     recorded_N = recorded_N + sum(getattr(callback, "times_checked", 0) for callback in callbacks)
-    work: dict[str, Any] = spent(model, data.tokens, trained_N, recorded_N)
+    work: dict[str, Any] = count_work(model, data.tokens, trained_N, recorded_N)
     return trainer, Cost(**work, **resume.cost(trainer), peak_memory_bytes=peak_memory())
 
 
@@ -84,7 +84,7 @@ def before_training(trainer: L.Trainer) -> bool:
 
 def full_training(module: FineTuner, data: SubsetDataModule, epochs: int) -> dict[str, float]:
     """Compute the tokens and FLOPs of training the same model on every row that has a supervised token."""
-    once = spent(module.language_model, data.tokens, data.supervised.astype("int64"))
+    once = count_work(module.language_model, data.tokens, data.supervised.astype("int64"))
     return {name: epochs * number for name, number in once.items()}
 
 
