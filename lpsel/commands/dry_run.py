@@ -37,7 +37,7 @@ from lpsel.scoring.columns import RECORDABLE
 from lpsel.scoring.store import find_scores, scores_entry
 from lpsel.selection.budget import rounded_rows
 from lpsel.selection.spec import SelectionSpec
-from lpsel.training.checkpoint import COUNT
+from lpsel.training.checkpoint import CHECKPOINTS_KEPT
 
 
 def print_plan(command: str, config: DictConfig, folder: Path) -> None:
@@ -190,7 +190,7 @@ def _disk(config: DictConfig, model: ModelShape, adapter: Adapter | None) -> flo
     if model.shapes is None or adapter is not None:
         return 0.0
     moments = 2 if config.optimizer["_target_"].startswith("bitsandbytes.") else 8
-    return float(COUNT * (4 + moments) * model.shapes.num_parameters())
+    return float(CHECKPOINTS_KEPT * (4 + moments) * model.shapes.num_parameters())
 
 
 def print_table(jobs: Sequence[tuple[str, Sequence[Work] | None]], experiment: bool = False) -> None:

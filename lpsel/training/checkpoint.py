@@ -11,6 +11,7 @@ different number of ranks, sharded or not.
 """
 
 import logging
+import math
 import shutil
 from collections import defaultdict
 from collections.abc import Callable
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 FORMAT = 2
 MANIFEST, STATE, SLICES = "checkpoint.json", "state.json", "rank{:05d}.json"
 WEIGHT = "weight"
-COUNT = 2  # checkpoints to keep: the newest, and the previous one in case the newest is damaged
+CHECKPOINTS_KEPT = 2  # the newest, and the previous one in case the newest is damaged
 
 
 class Piece(NamedTuple):
@@ -68,8 +69,9 @@ class Checkpoints:
         if self.rank == 0:
             complete = self._complete()
             kept = self.intact if self.intact in complete else next(iter(complete), None)
-            for old in (path for path in complete if path != kept):
-                shutil.rmtree(old)
+            for old in complete:
+                if old != kept:
+                    shutil.rmtree(old)
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         self.strategy.barrier("checkpoint folder created")
@@ -77,19 +79,24 @@ class Checkpoints:
         writers = max(map(_shards, tensors.values()))  # only the first copy of a replicated model
         names = [SLICES.format(rank) for rank in range(writers)]
 
-        def finish() -> None:
-            write_json(folder / STATE, {"optimizer": numbers, **progress})
-            seal(folder / MANIFEST, [STATE, *names], {"format": FORMAT})
+        def write_slices() -> None:
+            if self.rank < writers:
+                _write_slices(folder, self.rank, tensors)
 
-        self._together(folder, lambda: _write_slices(folder, self.rank, tensors), self.rank < writers)
-        self._together(folder, finish, self.rank == 0)
+        def finish() -> None:
+            if self.rank == 0:
+                write_json(folder / STATE, {"optimizer": numbers, **progress})
+                seal(folder / MANIFEST, [STATE, *names], {"format": FORMAT})
+
+        self._write_together(folder, write_slices)
+        self._write_together(folder, finish)
         self.intact = folder
 
     @staticmethod
     def size(model: Any, optimizer: Any) -> int:
         """Return the size of this rank's part of a checkpoint in bytes."""
         _, tensors = _state(model, optimizer)
-        return sum(_own(tensor).nbytes for tensor in tensors.values())
+        return sum(_local(tensor).nbytes for tensor in tensors.values())
 
     def load(self, model: Any, optimizer: Any) -> dict[str, Any] | None:
         """Restore model and optimizer from the newest intact checkpoint; return its `progress`, or None without one."""
@@ -112,22 +119,21 @@ class Checkpoints:
         """List the checkpoints with a manifest, newest first."""
         return sorted((file.parent for file in self.folder.glob(f"step-*/{MANIFEST}")), reverse=True)
 
-    def _together(self, folder: Path, write: Callable[[], None], writes: bool) -> None:
-        """Call `write` on the ranks where `writes` is true; if it fails on any rank, all ranks raise."""
-        problem = None
+    def _write_together(self, folder: Path, write: Callable[[], None]) -> None:
+        """Call `write` on all ranks; if it fails on any rank, all ranks raise."""
+        failure = None
         try:
-            if writes:
-                write()
+            write()
         except (OSError, SafetensorError) as error:
-            problem = error
-        if self.strategy.reduce_boolean_decision(problem is None):
+            failure = error
+        if self.strategy.reduce_boolean_decision(failure is None):
             return
         if self.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
-        if problem is None:
+        if failure is None:
             raise ReportedByMainProcess(folder, problem="another rank could not write its part of the checkpoint")
         hint = "free some disk space and run the same command again, which resumes from the previous checkpoint"
-        raise UserError(folder, None, f"the checkpoint cannot be written ({first_line(problem)})", hint) from problem
+        raise UserError(folder, None, f"the checkpoint cannot be written ({first_line(failure)})", hint) from failure
 
 
 def _trained(model: Any) -> dict[str, Any]:
@@ -143,11 +149,14 @@ def _state(model: Any, optimizer: Any | None) -> tuple[dict[str, Any], dict[str,
         tensors[f"{WEIGHT} {name}"] = weight.detach()
         state = optimizer.state.get(weight, {}) if optimizer else {}
         for key, value in state.items():
-            (tensors if isinstance(value, Tensor) else numbers)[f"{key} {name}"] = value
+            if isinstance(value, Tensor):
+                tensors[f"{key} {name}"] = value
+            else:
+                numbers[f"{key} {name}"] = value
     return numbers, tensors
 
 
-def _own(tensor: Any) -> Tensor:
+def _local(tensor: Any) -> Tensor:
     """Return a tensor, or this rank's slice if it is sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
@@ -162,28 +171,30 @@ def _slice_of(tensor: Any) -> tuple[int, int]:
     rows = tensor.shape[0] if tensor.dim() else 0
     if not isinstance(tensor, DTensor):
         return 0, rows
-    each = -(-rows // _shards(tensor))
-    first = min(each * tensor.device_mesh.get_local_rank(tensor.device_mesh.ndim - 1), rows)
-    return first, min(first + each, rows)
+    mesh = tensor.device_mesh
+    rows_per_rank = math.ceil(rows / _shards(tensor))
+    first = min(rows_per_rank * mesh.get_local_rank(mesh.ndim - 1), rows)
+    return first, min(first + rows_per_rank, rows)
 
 
 def _write_slices(folder: Path, rank: int, tensors: dict[str, Any]) -> None:
+    """Write a rank's slices of sharded tensors and, on rank 0, the other tensors; then their description."""
     slices: dict[str, Tensor] = {}
-    where, stored = {}, set()
+    positions, storages = {}, set()
     for name, value in tensors.items():
-        sliced = isinstance(value, DTensor)
-        if sliced or rank == 0:
-            part = _own(value).cpu().contiguous()
+        if isinstance(value, DTensor) or rank == 0:
+            part = _local(value).cpu().contiguous()
             storage = part.untyped_storage().data_ptr()
             # safetensors rejects shared memory, but the optimizer states of bitsandbytes share a codebook.
-            slices[name] = part.clone() if storage in stored else part
-            stored.add(storage)
-            where[name] = {"first": _slice_of(value)[0], "shape": list(value.shape)}
-    described = folder / SLICES.format(rank)
-    path = described.with_suffix(".safetensors")
+            slices[name] = part.clone() if storage in storages else part
+            storages.add(storage)
+            first, _ = _slice_of(value)
+            positions[name] = {"first": first, "shape": list(value.shape)}
+    description = folder / SLICES.format(rank)
+    path = description.with_suffix(".safetensors")
     save_file(slices, path)
     sync(path)
-    seal(described, [path.name], {"format": FORMAT, "tensors": where})
+    seal(description, [path.name], {"format": FORMAT, "tensors": positions})
 
 
 def _open(folder: Path, rank: int, world: int) -> tuple[dict[str, Any], dict[str, list[Piece]]]:
@@ -192,17 +203,18 @@ def _open(folder: Path, rank: int, world: int) -> tuple[dict[str, Any], dict[str
     check_files(folder, hashes)
     pieces = defaultdict(list)
     for i, name in enumerate(sorted(hashes.keys() - {STATE})):
-        described = read_json(folder / name)
+        description = read_json(folder / name)
         if i % world == rank:
-            check_files(folder, described["sha256"])
+            check_files(folder, description["sha256"])
         file = (folder / name).with_suffix(".safetensors")
-        for tensor, where in described["tensors"].items():
-            pieces[tensor].append(Piece(file, tensor, where["first"], where["shape"]))
+        for tensor, position in description["tensors"].items():
+            pieces[tensor].append(Piece(file, tensor, position["first"], position["shape"]))
     return read_json(folder / STATE), pieces
 
 
 def _restore(model: Any, optimizer: Any, pieces: dict[str, list[Piece]], numbers: dict[str, Any]) -> None:
-    saved: dict[str, dict[str, Any]] = defaultdict(dict)
+    """Load the weights and the optimizer's states; `pieces` and `numbers` are keyed by "KEY WEIGHT", see `_state`."""
+    saved: dict[str, dict[str, Any]] = defaultdict(dict)  # by weight and key
     for full_name, value in (*pieces.items(), *numbers.items()):
         key, _, name = full_name.partition(" ")
         saved[name][key] = value
@@ -233,18 +245,21 @@ def _fill(tensor: Any, pieces: list[Piece]) -> None:
     """Copy saved values into a tensor, or into this rank's slice of it."""
     if pieces[0].shape != list(tensor.shape):
         raise ValueError(f"a tensor of shape {list(tensor.shape)} was saved with shape {pieces[0].shape}")
-    _own(tensor).copy_(_rows(pieces, *_slice_of(tensor)))
+    _local(tensor).copy_(_rows(pieces, *_slice_of(tensor)))
 
 
 def _rows(pieces: list[Piece], first: int, stop: int) -> Tensor:
-    """Load rows `first` to `stop` of a saved tensor; scalar tensors are returned as they are."""
+    """Load rows `first` to `stop` of a saved tensor, possibly none; scalar tensors are returned as they are."""
     parts: list[Tensor] = []
     for piece in pieces:
         with safe_open(piece.file, "pt") as file:
             if not piece.shape:
                 return file.get_tensor(piece.name)
             saved = file.get_slice(piece.name)
-            begin, end = piece.first, piece.first + saved.get_shape()[0]
-            if max(first, begin) < min(stop, end) or (first == stop and not parts):
-                parts.append(saved[max(first - begin, 0) : max(min(stop, end) - begin, 0)])
+            begin = max(first - piece.first, 0)
+            end = min(stop - piece.first, saved.get_shape()[0])
+            if begin < end:
+                parts.append(saved[begin:end])
+            elif first == stop and not parts:  # an empty tensor of the right dtype
+                parts.append(saved[:0])
     return torch.cat(parts)
