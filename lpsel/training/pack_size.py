@@ -27,12 +27,12 @@ class PackSize(L.Callback):
     """
 
     def __init__(self, setup: TrainingSetup, title: str, data: SubsetDataModule) -> None:
-        self.of_run, self.title, self.data = setup, title, data
+        self.settings, self.title, self.data = setup, title, data  # `setup` is a method of callbacks
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, FineTuner)
         spec = pl_module.spec
-        if self.of_run.train_tokens != "auto" or stage != "fit" or spec.tiny or spec.recipe.dropout:
+        if self.settings.train_tokens != "auto" or stage != "fit" or spec.tiny or spec.recipe.dropout:
             return
         from transformers import AutoModelForCausalLM
 
@@ -51,8 +51,8 @@ class PackSize(L.Callback):
         self.data.train_tokens = pack
         if pack < training_packs(device.type)[0] and is_main_process():
             needed, gib = estimate(pack).total / 2**30, memory / 2**30
-            how = f"training needs about {needed:.1f} of {gib:.1f} GiB"
-            log.info("%s: packs of %s tokens, with which %s (train_tokens=auto)", self.title, f"{pack:,}", how)
+            message = "%s: packs of %s tokens, with which training needs about %.1f of %.1f GiB (train_tokens=auto)"
+            log.info(message, self.title, f"{pack:,}", needed, gib)
 
     def _estimate(self, model: Any, trainer: L.Trainer, module: FineTuner, pack: int) -> DeviceMemory:
         strategy: Any = trainer.strategy
@@ -60,7 +60,7 @@ class PackSize(L.Callback):
             model,
             module.spec,
             precision=module.precision,
-            eight_bits=self.of_run.eight_bits,
+            eight_bits=self.settings.eight_bits,
             adapter=module.adapter,
             checkpointing=module.activation_checkpointing,
             pack=pack,

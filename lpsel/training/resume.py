@@ -18,11 +18,11 @@ from lpsel.training.checkpoint import Checkpoints
 log = logging.getLogger(__name__)
 
 # With checkpoint_steps=auto:
-SHARE = 0.02  # fraction of the training time to spend on checkpoints
-FEWEST = 10  # minimum number of steps between two checkpoints
+TIME_FRACTION = 0.02  # fraction of the training time to spend on checkpoints
+MIN_STEPS = 10  # minimum number of steps between two checkpoints
 BYTES_PER_SECOND = 500e6  # written and hashed, assumed for the first checkpoint; later ones are timed
 
-RECORDED = 64  # batches of a recording pass between checks for a signal, which synchronize the ranks
+BATCHES_BETWEEN_CHECKS = 64  # batches of a recording pass between checks for a signal, which synchronize the ranks
 
 
 class Resume(L.Callback):
@@ -31,22 +31,27 @@ class Resume(L.Callback):
     It must be the last callback, because it saves the state of the others (`Callback.state_dict`). Steps of an earlier
     process arrive as empty batches. A checkpoint is always saved at the end of a recorded epoch, so that a resumed
     process records losses with the same weights; after the last epoch, it contains only weights.
-    After a signal, all ranks stop together, after the current step or after at most `RECORDED` batches of a recording
-    pass. `every` is the number of steps between checkpoints; `auto` limits them to `SHARE` of the training time.
+    After a signal, all ranks stop together, after the current step or after at most BATCHES_BETWEEN_CHECKS batches of a
+    recording pass. `every` is the number of steps between checkpoints; `auto` limits the time spent on checkpoints to
+    TIME_FRACTION of the training time.
 
     Attributes:
-        stepping: seconds spent on steps in this process, excluding checkpoints and recording passes.
+        step: optimizer steps in all processes.
+        step_seconds: time spent on steps in this process, excluding checkpoints and recording passes.
+        steps_since_save: steps since the last checkpoint or the start.
+        seconds_since_save: time spent on these steps.
+        save_seconds: time spent on the last checkpoint; 0 before the first.
+        earlier_cost: `cost` of earlier processes, up to the restored checkpoint.
     """
 
     def __init__(self, title: str, folder: Path, data: SubsetDataModule, every: int | str) -> None:
         self.title, self.folder, self.data = title, folder, data
         self.auto = every == "auto"
-        self.every = FEWEST if self.auto else int(every)
-        self.before = {"seconds": 0.0, "device_seconds": 0.0}  # in earlier processes, up to the restored checkpoint
+        self.every = MIN_STEPS if self.auto else int(every)
+        self.earlier_cost = {"seconds": 0.0, "device_seconds": 0.0}
         self.started = time.monotonic()
-        self.since = self.step = 0
-        self.training = self.stepping = 0.0  # `training` is the time of the last `since` steps
-        self.took = 0.0  # seconds for the last checkpoint, 0 before the first
+        self.step = self.steps_since_save = 0
+        self.step_seconds = self.seconds_since_save = self.save_seconds = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.checkpoints = Checkpoints(self.folder, trainer.strategy)
@@ -58,7 +63,7 @@ class Resume(L.Callback):
         scheduler.load_state_dict(state["scheduler"])
         for group, rate in zip(trainer.optimizers[0].param_groups, scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
-        epoch, self.step, self.before = state["epoch"], state["step"], state["cost"]
+        epoch, self.step, self.earlier_cost = state["epoch"], state["step"], state["cost"]
         self.data.completed = (epoch, state["epoch_step"])
         loop: Any = trainer.fit_loop
         for progress in (loop.epoch_progress.current, loop.epoch_progress.total):
@@ -73,32 +78,34 @@ class Resume(L.Callback):
         log.info("%s: resumes after step %s of epoch %s", self.title, state["epoch_step"], epoch + 1)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self.last = time.monotonic()
+        self.step_started = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: OptimizerStep, batch_idx: int
     ) -> None:
         if not batch.micro_batches:
             return
-        seconds = time.monotonic() - self.last
-        self.training, self.stepping = self.training + seconds, self.stepping + seconds
-        self.step, self.since = self.step + 1, self.since + 1
-        if self.auto and not self.took and self.since == FEWEST:
+        seconds = time.monotonic() - self.step_started
+        self.step += 1
+        self.step_seconds += seconds
+        self.steps_since_save += 1
+        self.seconds_since_save += seconds
+        if self.auto and not self.save_seconds and self.steps_since_save == MIN_STEPS:
             reshard(pl_module.loss)
             size = self.checkpoints.size(pl_module.language_model, trainer.optimizers[0])
             self.every = self._interval(trainer, size / BYTES_PER_SECOND)
         epoch_ends = batch_idx + 1 == self.data.steps_per_epoch or trainer.should_stop
-        if pl_module.signaled or self.since >= self.every or (epoch_ends and self.data.record):
+        if pl_module.signaled or self.steps_since_save >= self.every or (epoch_ends and self.data.record):
             self._save(trainer, pl_module, batch_idx + 1)
         if pl_module.signaled:
             saved = f"saved after step {batch_idx + 1} of epoch {trainer.current_epoch + 1}"
             raise Interrupted(pending_signal() or SIGTERM, saved, all_ranks=True)
-        self.last = time.monotonic()
+        self.step_started = time.monotonic()
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: MicroBatch, batch_idx: int, *_: Any
     ) -> None:
-        if trainer.world_size > 1 and (batch_idx + 1) % RECORDED:
+        if trainer.world_size > 1 and (batch_idx + 1) % BATCHES_BETWEEN_CHECKS:
             return
         signal = pending_signal()
         if trainer.strategy.reduce_boolean_decision(signal is not None, all=False):
@@ -108,12 +115,12 @@ class Resume(L.Callback):
         """Return seconds and device seconds so far, including earlier processes up to the restored checkpoint."""
         seconds = time.monotonic() - self.started
         return {
-            "seconds": round(self.before["seconds"] + seconds, 3),
-            "device_seconds": round(self.before["device_seconds"] + seconds * trainer.world_size, 3),
+            "seconds": round(self.earlier_cost["seconds"] + seconds, 3),
+            "device_seconds": round(self.earlier_cost["device_seconds"] + seconds * trainer.world_size, 3),
         }
 
     def _save(self, trainer: L.Trainer, pl_module: Any, epoch_step: int) -> None:
-        began = time.monotonic()
+        save_started = time.monotonic()
         reshard(pl_module.loss)  # another callback may have run a recording pass
         progress = {
             "epoch": trainer.current_epoch,
@@ -127,19 +134,19 @@ class Resume(L.Callback):
         finished = trainer.current_epoch + 1 == trainer.max_epochs and epoch_step == self.data.steps_per_epoch
         optimizer = None if finished else trainer.optimizers[0]
         self.checkpoints.save(self.step, pl_module.language_model, optimizer, progress)
-        self.took = time.monotonic() - began
+        self.save_seconds = time.monotonic() - save_started
         if self.auto and not finished:
-            every = self._interval(trainer, self.took)
+            every = self._interval(trainer, self.save_seconds)
             if not self.every / 2 <= every <= self.every * 2:
                 message = "%s: a checkpoint takes %.1f s; saving one every %s steps in %s"
-                log.info(message, self.title, self.took, every, self.folder)
+                log.info(message, self.title, self.save_seconds, every, self.folder)
             self.every = every
-        self.since, self.training = 0, 0.0
+        self.steps_since_save, self.seconds_since_save = 0, 0.0
 
-    def _interval(self, trainer: L.Trainer, seconds: float) -> int:
-        """Compute the steps between checkpoints from a checkpoint's duration and that of the last `since` steps."""
-        every = max(FEWEST, math.ceil(seconds * self.since / (SHARE * self.training)))
-        return trainer.strategy.broadcast(every)  # the ranks measure different times
+    def _interval(self, trainer: L.Trainer, save_seconds: float) -> int:
+        """Compute the number of steps between checkpoints from the times of a checkpoint and of the last steps."""
+        steps = math.ceil(save_seconds * self.steps_since_save / (TIME_FRACTION * self.seconds_since_save))
+        return trainer.strategy.broadcast(max(MIN_STEPS, steps))  # the ranks measure different times
 
 
 def _stateful(trainer: Any) -> list[L.Callback]:

@@ -48,6 +48,9 @@ def fit(
             training steps has an attribute `times_checked`: how many times it has fed each row, shape (N,).
         checkpoints: folder for this training run's checkpoints. The caller removes it once the result is on disk.
 
+    Returns:
+        The trainer, and the cost of this and of earlier, interrupted processes.
+
     Raises:
         Interrupted: a signal ended the training; the completed work is saved.
     """
@@ -67,12 +70,13 @@ def fit(
         else:
             trainer.validate(module, datamodule=data, verbose=False)
     model, trained_N = module.language_model, data.times_trained(progress.steps)
-    if setup.tracker.enabled and resume.stepping:
-        flops = count_work(model, data.tokens, trained_N - data.times_trained(progress.earlier))["flops"]
-        busy = utilization(flops, resume.stepping, trainer.strategy.root_device, trainer.world_size, module.precision)
-        setup.tracker.log({f"{module.role}/{name}": value for name, value in busy.items()}, trainer.global_step)
-    recorded_N = data.to_record * (epochs + 1)
-    recorded_N = recorded_N + sum(getattr(callback, "times_checked", 0) for callback in callbacks)
+    if setup.tracker.enabled and resume.step_seconds:
+        flops = count_work(model, data.tokens, trained_N - data.times_trained(progress.earlier_steps))["flops"]
+        device = trainer.strategy.root_device
+        measured = utilization(flops, resume.step_seconds, device, trainer.world_size, module.precision)
+        setup.tracker.log({f"{module.role}/{name}": value for name, value in measured.items()}, trainer.global_step)
+    checked_N = sum(getattr(callback, "times_checked", 0) for callback in callbacks)
+    recorded_N = data.to_record * (epochs + 1) + checked_N
     work: dict[str, Any] = count_work(model, data.tokens, trained_N, recorded_N)
     return trainer, Cost(**work, **resume.cost(trainer), peak_memory_bytes=peak_memory())
 
@@ -119,7 +123,8 @@ def _trainer(
         problem, hint = f"not possible {others} ({first_line(error)})", "change one of them, or set trainer=cpu"
         raise UserError("trainer.accelerator", settings["accelerator"], problem, hint) from error
     if started_together() and trainer.world_size not in (1, trainer.num_devices * trainer.num_nodes):
-        raise (UserError if is_main_process() else ReportedByMainProcess)(
+        error_type = UserError if is_main_process() else ReportedByMainProcess
+        raise error_type(
             f"trainer.num_nodes={trainer.num_nodes} trainer.devices",
             trainer.num_devices,
             f"{trainer.world_size} ranks were started",
@@ -145,7 +150,7 @@ class FitProgress(L.Callback):
 
     Attributes:
         steps: number of optimizer steps in each epoch.
-        earlier: `steps` of an earlier, interrupted process.
+        earlier_steps: `steps` of an earlier, interrupted process.
     """
 
     def __init__(self, title: str, role: str, data: SubsetDataModule) -> None:
@@ -153,14 +158,14 @@ class FitProgress(L.Callback):
         self.bar = ExitStack()
         self.advance: Advance
         self.steps: list[int] = []
-        self.earlier: list[int] = []
+        self.earlier_steps: list[int] = []
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.earlier = state["steps"]
-        self.steps = self.earlier[:-1]  # steps of the last epoch are counted again, as empty batches
+        self.earlier_steps = state["steps"]
+        self.steps = self.earlier_steps[:-1]  # steps of the last epoch are counted again, as empty batches
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.steps.append(0)
