@@ -30,6 +30,8 @@ from lpsel.model.spec import ModelSpec, Recipe
 
 log = logging.getLogger(__name__)
 
+# B rows in a micro-batch, R rows in a global batch
+
 
 class FineTuner(L.LightningModule):
     """Fine-tunes a causal language model on responses.
@@ -40,8 +42,13 @@ class FineTuner(L.LightningModule):
 
     Args:
         role: scorer or target; the prefix of logged metrics.
+        spec: settings of the model and of its fine-tuning.
+        path: folder or Hub id to load the model from, see `lpsel.model.load.locate`.
         optimizer: factory that takes the parameters and `lr=`.
         total_steps: length of the learning-rate schedule in optimizer steps.
+        precision: 32-true, bf16-mixed or bf16-true, see `lpsel.model.device.resolve_precision`.
+        adapter: adapter to train instead of the model's own weights.
+        activation_checkpointing: whether to keep only the inputs of each layer for the backward pass.
         compiled: whether to compile the layers; `auto`: if that saves time.
         head: implementation of the output head and loss, see `PerSampleLoss`.
         measure: what recording passes compute for every supervised token instead of its NLL.
@@ -50,7 +57,7 @@ class FineTuner(L.LightningModule):
         tokens_ahead: tokens in the remaining forward passes, used by `compiled="auto"`.
         step_nll: loss of the last optimizer step over all ranks.
         signaled: whether any rank had received a signal by then; the same on all ranks.
-        returned: on a CPU, when freed memory was last returned to the system.
+        memory_returned: on a CPU, when freed memory was last returned to the system.
     """
 
     def __init__(
@@ -78,7 +85,7 @@ class FineTuner(L.LightningModule):
         self.loss: PerSampleLoss  # set by configure_model
         self.step_nll, self.signaled = math.nan, False
         self.tokens_ahead = 0
-        self.returned = time.monotonic()
+        self.memory_returned = time.monotonic()
 
     def configure_model(self) -> None:
         if hasattr(self, "loss"):
@@ -120,12 +127,12 @@ class FineTuner(L.LightningModule):
         """Whether to compile the model's layers; `auto` does so for long single-process runs on a CPU."""
         if self.compiled != "auto":
             return bool(self.compiled)
-        trainer = self.trainer
-        tried = trainer.strategy.root_device.type == "cpu" and trainer.world_size == 1 and self.adapter is None
-        pays = bool(tried and self.loss.attention and compiling_pays(model, self.tokens_ahead))
-        if pays:
-            log.info("Compiling the layers of %s %s (compile=false turns this off)", self.role, self.spec.name)
-        return pays
+        on_one_cpu = self.trainer.strategy.root_device.type == "cpu" and self.trainer.world_size == 1
+        supported = on_one_cpu and self.adapter is None and self.loss.attention is not None
+        if not (supported and compiling_pays(model, self.tokens_ahead)):
+            return False
+        log.info("Compiling the layers of %s %s (compile=false turns this off)", self.role, self.spec.name)
+        return True
 
     @property
     def language_model(self) -> Any:
@@ -144,42 +151,57 @@ class FineTuner(L.LightningModule):
             return
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
+        rank_loss = self._accumulate_gradients(step)
+        # For sharded weights, this norm is over the slices of all ranks; Lightning's clipping does not support that.
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(weights, self.spec.recipe.max_grad_norm)
+        gradient_norm = self._reduce_over_ranks(rank_loss, norm)
+        if not (math.isfinite(self.step_nll) and math.isfinite(gradient_norm)):
+            raise self._diverged(step, batch_idx, gradient_norm)
+        optimizer.step()
+        # Gradients are views of DDP's buckets; DDP would otherwise keep them in addition to those of the next step.
+        is_ddp = isinstance(self.trainer.strategy.model, DistributedDataParallel)
+        optimizer.zero_grad(set_to_none=not is_ddp)
+        scheduler.step()
+        if rank_loss.device.type == "cpu" and time.monotonic() - self.memory_returned >= RETURN_SECONDS:
+            return_freed_memory()
+            self.memory_returned = time.monotonic()
+        self.log_number("nll", self.step_nll)
+        self.log_number("learning_rate", scheduler.get_last_lr()[0])
+
+    def _accumulate_gradients(self, step: OptimizerStep) -> Tensor:
+        """Accumulate the gradients of this rank's micro-batches; returns the sum of their losses."""
         if self.spec.recipe.dropout:  # so that a resumed run draws the same masks in this step
             seed = (self.spec.recipe.seed, self.trainer.global_step, self.trainer.global_rank)
             torch.manual_seed(int(SeedSequence(seed).generate_state(1)[0]))
             self.loss.train()
         model = self.trainer.strategy.model
-        total = torch.zeros((), device=self.trainer.strategy.root_device)
+        rank_loss = torch.zeros((), device=self.trainer.strategy.root_device)
         for i, batch in enumerate(step.micro_batches):
             if isinstance(model, DistributedDataParallel):  # reduce gradients only with the last micro-batch
                 model.require_backward_grad_sync = i == len(step.micro_batches) - 1
             # Strategies average gradients over ranks, but the loss is a sum over ranks.
             loss = self.loss(batch, summed=True) * (self.trainer.world_size / step.divisor)
             self.manual_backward(loss)
-            total += loss.detach()
+            rank_loss += loss.detach()
         self.loss.eval()
-        # For sharded weights, this norm is over the slices of all ranks; Lightning's clipping does not support that.
-        weights = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(weights, self.spec.recipe.max_grad_norm)
-        mean = torch.stack([total, torch.full_like(total, pending_signal() is not None)])
+        return rank_loss
+
+    def _reduce_over_ranks(self, rank_loss: Tensor, gradient_norm: Tensor) -> float:
+        """Set `step_nll` and `signaled`, and return the gradient norm; all are the same on all ranks.
+
+        This is the only host-device synchronization in a step.
+        """
+        mean = torch.stack([rank_loss, torch.full_like(rank_loss, pending_signal() is not None)])
         if (world := self.trainer.world_size) > 1:
             torch.distributed.all_reduce(mean)  # Lightning's `reduce` would wait for the device and all ranks first
             mean /= world
-        # The only host-device synchronization in a step. All ranks get the same numbers, so they stop together.
-        norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).to(total.device)
-        self.step_nll, signals, gradient = torch.cat([mean, norm.float()[None]]).tolist()
+        if isinstance(gradient_norm, DTensor):
+            gradient_norm = gradient_norm.full_tensor()
+        numbers = torch.cat([mean, gradient_norm.to(rank_loss.device).float()[None]])
+        self.step_nll, signals, norm = numbers.tolist()
         self.signaled = signals > 0
-        if not (math.isfinite(self.step_nll) and math.isfinite(gradient)):
-            raise self._diverged(step, batch_idx, gradient)
-        optimizer.step()
-        # Gradients are views of DDP's buckets; DDP would otherwise keep them in addition to those of the next step.
-        optimizer.zero_grad(set_to_none=not isinstance(model, DistributedDataParallel))
-        scheduler.step()
-        if total.device.type == "cpu" and time.monotonic() - self.returned >= RETURN_SECONDS:
-            return_freed_memory()
-            self.returned = time.monotonic()
-        self.log_number("nll", self.step_nll)
-        self.log_number("learning_rate", scheduler.get_last_lr()[0])
+        return norm
 
     def log_number(self, name: str, value: float) -> None:
         """Log a number for one optimizer step without a blocking transfer to the device."""
@@ -206,22 +228,23 @@ class FineTuner(L.LightningModule):
         trainer, recipe = self.trainer, self.spec.recipe
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         rows_R: Rows = data.order(trainer.current_epoch)[batch_idx * data.batch_size :][: data.batch_size]
-        bad_R = torch.zeros(len(rows_R))
+        not_finite_R = torch.zeros(len(rows_R))
         with torch.no_grad():
             for batch in step.micro_batches:
                 finite_B = self.validation_step(batch, 0).isfinite().cpu()
-                bad_R[torch.isin(torch.from_numpy(rows_R), batch.index_B[~finite_B])] = 1
-        reduced: Any = trainer.strategy.reduce(bad_R.to(trainer.strategy.root_device), reduce_op="sum")
-        alone = rows_R[reduced.cpu().numpy() > 0]
-        culprits = f" (not finite on their own: {_listed(alone)})" if 0 < len(alone) < len(rows_R) else ""
+                not_finite_R[torch.isin(torch.from_numpy(rows_R), batch.index_B[~finite_B])] = 1
+        count_R: Any = trainer.strategy.reduce(not_finite_R.to(trainer.strategy.root_device), reduce_op="sum")
+        culprits = rows_R[count_R.cpu().numpy() > 0]
+        named = f" (not finite on their own: {_listed(culprits)})" if 0 < len(culprits) < len(rows_R) else ""
         rate = trainer.optimizers[0].param_groups[0]["lr"]
-        key = "model" if self.role == "target" else self.role
-        return (UserError if is_main_process() else ReportedByMainProcess)(
-            f"{key}.recipe.learning_rate",
+        group = "model" if self.role == "target" else self.role
+        error_type = UserError if is_main_process() else ReportedByMainProcess
+        return error_type(
+            f"{group}.recipe.learning_rate",
             f"{recipe.learning_rate:g}",
             f"NLL {self.step_nll:g} and gradient norm {gradient_norm:g} in step {trainer.global_step + 1} of training "
             f"the {self.role} (epoch {trainer.current_epoch + 1}, learning rate {rate:g}), rows {_listed(rows_R)}"
-            f"{culprits}. Weights were not updated, and the last checkpoint remains",
+            f"{named}. Weights were not updated, and the last checkpoint remains",
             "lower the learning rate, or remove rows",
         )
 
