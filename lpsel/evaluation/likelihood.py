@@ -16,7 +16,7 @@ from lpsel.data.batching import Rows, packed
 from lpsel.data.packing import collate
 from lpsel.data.shared_prefixes import Prefixes, find_prefixes
 from lpsel.data.tokens import Tokens
-from lpsel.model.copies import Copies, Each
+from lpsel.model.copies import Copies, MapBatches
 from lpsel.model.device import reuse_freed_memory
 from lpsel.model.load import load_model
 from lpsel.model.loss import PerSampleLoss, check_head
@@ -82,7 +82,7 @@ def _sums(special: Sequence[int], loaded: Loaded, packs: list[Rows]) -> list[Sum
     return sums
 
 
-def with_own_attention(copies: Copies[Loaded]) -> Each:
+def with_own_attention(copies: Copies[Loaded]) -> MapBatches:
     """Return `copies.map` for functions that take the transformers model, with its original attention."""
     return lambda function, batches: copies.map(partial(_released, function), batches)
 

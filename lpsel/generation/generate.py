@@ -18,22 +18,22 @@ from lpsel.data.batching import padded
 from lpsel.data.control_tokens import Rendered, control_tokens
 from lpsel.errors import UserError
 from lpsel.generation.sampling import Generation, Sampling
-from lpsel.model.copies import Each
+from lpsel.model.copies import MapBatches
 
 WINDOW = 1024  # prompts to keep in memory and sort by length
 ROWS_PER_GPU = 128  # prompts; with fewer, starting another process takes longer than it saves
 
 
-class _Batch(NamedTuple):
-    """A batch of prompts: their indices, their token ids, and the number of tokens cut from each."""
+class _Input(NamedTuple):
+    """A tokenized prompt."""
 
-    indices: list[int]
-    fed: list[list[int]]
-    cut: list[int]
+    number: int  # of the prompt
+    ids: list[int]  # token ids, truncated to the context
+    cut: int  # number of tokens cut from the beginning
 
 
 def generate(
-    each: Each,
+    map_batches: MapBatches,
     tokenizer: Any,
     prompts: Iterable[Rendered | str],
     total: int,
@@ -48,54 +48,59 @@ def generate(
     tie may be decided differently. Sampling, penalties and beams in the model's generation config are ignored.
 
     Args:
-        each: `Copies.map` of a causal language model of transformers in evaluation mode.
+        map_batches: `Copies.map` of a causal language model of transformers in evaluation mode.
         prompts: an iterable of `total` prompts; strings are tokenized with the tokenizer's special tokens.
         batch_tokens: largest batch, in tokens of prompts and answers with padding.
 
     Raises:
         UserError: max_new_tokens leaves no room for a prompt in the model's context.
     """
-    ((room, stops),) = each(partial(_limits, sampling.max_new_tokens), [tokenizer])
-    batches, to_answer = tee(_batches(tokenizer, prompts, room, sampling.max_new_tokens, batch_tokens))
-    answered = each(partial(_continue, sampling, stops), (batch.fed for batch in to_answer))
+    ((room, stops),) = map_batches(partial(_limits, sampling.max_new_tokens), [tokenizer])
+    batches, model_inputs = tee(_batches(tokenizer, prompts, room, sampling.max_new_tokens, batch_tokens))
+    outputs = map_batches(
+        partial(_continue, sampling, stops), ([prompt.ids for prompt in batch] for batch in model_inputs)
+    )
     with track(title, total=total) as advance:
-        for batch, new in zip(batches, answered, strict=True):
-            done = {}
-            for i, fed, cut, ids in zip(*batch, new, strict=True):
+        for batch, output in zip(batches, outputs, strict=True):
+            answers = {}
+            for prompt, ids in zip(batch, output, strict=True):
                 stopped = bool(ids) and ids[-1] in stops
                 text = tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=True)
-                done[i] = Generation(text, len(ids), stopped, len(fed), cut)
-            yield done
-            advance(len(done), tokens=sum(map(len, new)))
+                answers[prompt.number] = Generation(text, len(ids), stopped, len(prompt.ids), prompt.cut)
+            yield answers
+            advance(len(answers), tokens=sum(map(len, output)))
 
 
 def _batches(
     tokenizer: Any, prompts: Iterable[Rendered | str], room: int | None, max_new_tokens: int, batch_tokens: int
-) -> Iterator[_Batch]:
-    prompts, first = iter(prompts), 0
-    while some := list(islice(prompts, WINDOW)):
-        ids = [prompt_ids(tokenizer, prompt) for prompt in some]
-        fed = [_last_tokens(each, room, tokenizer.bos_token_id) for each in ids]
-        lengths = np.array([len(each) + max_new_tokens for each in fed], dtype=np.int32)
-        for rows in padded(np.arange(len(fed)), lengths, batch_tokens):
-            cut = [len(ids[i]) - len(fed[i]) for i in rows]
-            yield _Batch((first + rows).tolist(), [fed[i] for i in rows], cut)
-        first += len(fed)
+) -> Iterator[list[_Input]]:
+    """Tokenize WINDOW prompts at a time, and yield them in batches of similar length."""
+    numbered = enumerate(prompts)
+    while window := list(islice(numbered, WINDOW)):
+        inputs = []
+        for number, prompt in window:
+            ids = prompt_ids(tokenizer, prompt)
+            fitting = _last_tokens(ids, room, tokenizer.bos_token_id)
+            inputs.append(_Input(number, fitting, len(ids) - len(fitting)))
+        lengths = np.array([len(prompt.ids) + max_new_tokens for prompt in inputs], dtype=np.int32)
+        for rows in padded(np.arange(len(inputs)), lengths, batch_tokens):
+            yield [inputs[row] for row in rows]
 
 
 def _limits(max_new_tokens: int, model: Any, tokenizer: Any) -> tuple[int | None, list[int]]:
+    """Return the room for prompts and the ids that end an answer, from the model and its tokenizer."""
     return prompt_room(model.config, max_new_tokens), stop_ids(tokenizer, model.config, model.generation_config)
 
 
 def in_order(batches: Iterable[dict[int, Generation]]) -> Iterator[Generation]:
     """Yield the answers from `generate` in the order of the prompts."""
     waiting: dict[int, Generation] = {}
-    following = 0
-    for done in batches:
-        waiting |= done
-        while following in waiting:
-            yield waiting.pop(following)
-            following += 1
+    next_index = 0
+    for answers in batches:
+        waiting |= answers
+        while next_index in waiting:
+            yield waiting.pop(next_index)
+            next_index += 1
 
 
 def prompt_room(config: Any, max_new_tokens: int) -> int | None:
@@ -133,7 +138,10 @@ def stop_ids(tokenizer: Any, config: Any, generation_config: Any) -> list[int]:
 
 def prompt_ids(tokenizer: Any, prompt: Rendered | str) -> list[int]:
     """Return the token ids of a prompt, at least one, without the EOS that some tokenizers append."""
-    text, special = (prompt, True) if isinstance(prompt, str) else (prompt.text, prompt.add_special_tokens)
+    if isinstance(prompt, str):
+        text, special = prompt, True
+    else:
+        text, special = prompt.text, prompt.add_special_tokens
     if isinstance(prompt, Rendered) and prompt.controls is not None:
         ids = list(control_tokens(tokenizer).encode(prompt).ids)
     else:
@@ -166,7 +174,7 @@ def _continue(sampling: Sampling, stops: list[int], model: Any, prompts: list[li
         pad_token_id=padding,
         use_cache=True,
     )
-    own = model.generation_config
+    saved_config = model.generation_config
     model.generation_config = GenerationConfig()  # otherwise its values would apply where `greedy` sets none
     try:
         output_BT = model.generate(
@@ -176,18 +184,24 @@ def _continue(sampling: Sampling, stops: list[int], model: Any, prompts: list[li
             logits_processor=_processors(prompts, sampling, model.device),
         )
     finally:
-        model.generation_config = own
+        model.generation_config = saved_config
     new_BG = output_BT[:, input_ids_BT.shape[1] :].tolist()
-    ends = [next((g for g, token in enumerate(new_G) if token in stops), len(new_G)) for new_G in new_BG]
-    return [new_G[: end + 1] for new_G, end in zip(new_BG, ends, strict=True)]
+    return [_up_to_stop(new_G, stops) for new_G in new_BG]
+
+
+def _up_to_stop(ids: list[int], stops: list[int]) -> list[int]:
+    end = next((position for position, token in enumerate(ids) if token in stops), len(ids))
+    return ids[: end + 1]
 
 
 def _processors(prompts: list[list[int]], sampling: Sampling, device: torch.device) -> list[LogitsProcessor]:
     if sampling.greedy:
         return []
+    processors: list[LogitsProcessor] = [TemperatureLogitsWarper(float(sampling.temperature))]
+    if sampling.top_p < 1:
+        processors.append(TopPLogitsWarper(sampling.top_p))
     uniform_BG = torch.stack([_uniform(ids, sampling) for ids in prompts]).to(device)
-    nucleus = [TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else []
-    return [TemperatureLogitsWarper(float(sampling.temperature)), *nucleus, _InverseTransform(uniform_BG)]
+    return [*processors, _InverseTransform(uniform_BG)]
 
 
 def _uniform(ids: list[int], sampling: Sampling) -> torch.Tensor:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Model = TypeVar("Model")
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
-Each = Callable[[Callable[[Any, Batch], Result], Iterable[Batch]], Iterator[Result]]  # signature of `Copies.map`
+MapBatches = Callable[[Callable[[Any, Batch], Result], Iterable[Batch]], Iterator[Result]]  # signature of `Copies.map`
 
 AHEAD = 2  # batches queued per process
 PROCESSES = multiprocessing.get_context("forkserver")  # its processes can use CUDA, unlike forked ones
@@ -55,18 +55,19 @@ class Copies(Generic[Model]):
 
     def __enter__(self) -> "Copies[Model]":
         if len(self.devices) > 1:
-            free = PROCESSES.SimpleQueue()
+            unused = PROCESSES.SimpleQueue()
             for device in self.devices:
-                free.put(device)
-            self.pool = ProcessPoolExecutor(len(self.devices), PROCESSES, _start, (free,))
+                unused.put(device)
+            self.pool = ProcessPoolExecutor(len(self.devices), PROCESSES, _start, (unused,))
         else:
             self.model = self.load(self.devices[0])
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.pool is not None:
-            for process in list(self.pool._processes.values()) if kind else ():
-                process.terminate()  # it may be processing a long batch
+            if kind is not None:
+                for process in list(self.pool._processes.values()):
+                    process.terminate()  # it may be processing a long batch
             self.pool.shutdown(cancel_futures=True)
         self.model = None
         free_memory()
@@ -91,14 +92,14 @@ class Copies(Generic[Model]):
 
 
 class _Worker:
-    """State of a worker process: devices not yet taken by a process, and its model once it is loaded."""
+    """State of a worker process: a queue of devices that no process uses yet, and its model once it is loaded."""
 
-    free: Any
+    unused_devices: Any
     model: Any = None
 
 
-def _start(free: Any) -> None:
-    _Worker.free = free
+def _start(unused_devices: Any) -> None:
+    _Worker.unused_devices = unused_devices
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C reaches every process; the main one ends the others
     Thread(target=end_with_parent, daemon=True).start()
 
@@ -113,7 +114,7 @@ def end_with_parent() -> None:
 
 def _call(load: Callable[[Any], Any], function: Callable[[Any, Any], Any], batch: Any) -> Any:
     if _Worker.model is None:
-        device = _Worker.free.get()
+        device = _Worker.unused_devices.get()
         if str(device).startswith("cuda"):  # otherwise, every process would also use some memory of the first GPU
             import torch
 

@@ -95,7 +95,7 @@ def test_a_process_uses_the_gpu_of_its_copy_by_default(monkeypatch):
     """Otherwise, each process would also allocate memory on the first GPU, and Triton would start kernels there."""
     gpu, chosen = torch.device("cuda", 3), []
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.setattr(copies._Worker, "free", SimpleNamespace(get=lambda: gpu), raising=False)
+    monkeypatch.setattr(copies._Worker, "unused_devices", SimpleNamespace(get=lambda: gpu), raising=False)
     monkeypatch.setattr(copies._Worker, "model", None)
     assert copies._call(str, lambda model, batch: model + batch, "!") == "cuda:3!"
     assert chosen == [gpu]
