@@ -67,13 +67,14 @@ def rejections(model: ModelSpec | Endpoint, prompts: Sequence[Prompt], cache_dir
     """Return errors by prompt id for prompts that the template of a local model rejects, or whose tools it lacks."""
     if isinstance(model, Endpoint):
         return {}
-    tokenizer, found = load_tokenizer(model, locate(model, cache_dir)), {}
+    tokenizer = load_tokenizer(model, locate(model, cache_dir))
+    errors = {}
     for prompt in prompts:
         try:
             _rendered(model, prompt, tokenizer)
         except UnusableRow as error:
-            found[prompt.id] = error
-    return found
+            errors[prompt.id] = error
+    return errors
 
 
 def answers(
@@ -109,23 +110,31 @@ def answers(
         reused = sum(key in known for key in inputs.keys)
         missing = [key for key in inputs.by_key if key not in known]
 
-        def save(done: dict[int, Generation]) -> None:
-            new = {missing[i]: answer for i, answer in done.items()}
+        def save(answered: dict[int, Generation]) -> None:
+            new = {missing[i]: answer for i, answer in answered.items()}
             inputs.journal.append({"key": key, **asdict(answer)} for key, answer in new.items())
             known.update(new)
 
         unanswered = [inputs.by_key[key] for key in missing]
         if unanswered and isinstance(model, Endpoint):
-            name_of = dict(zip(inputs.keys, (prompt.id for prompt in prompts), strict=True))
-            _request(model, unanswered, [name_of[key] for key in missing], sampling, save)
+            prompt_ids = dict(zip(inputs.keys, (prompt.id for prompt in prompts), strict=True))
+            _request(model, unanswered, [prompt_ids[key] for key in missing], sampling, save)
         elif unanswered and isinstance(model, ModelSpec):
             from lpsel.generation.generate import ROWS_PER_GPU, generate
 
-            arguments, title = (inputs.tokenizer, unanswered, len(unanswered), sampling), f"Answers, {model.name}"
+            load = partial(_load, model, inputs.source, dtype)
             devices = devices_for(device, len(unanswered), ROWS_PER_GPU)
-            with Copies(partial(_load, model, inputs.source, dtype), devices) as copies, deferred_signals():
-                for done in generate(copies.map, *arguments, batch_tokens=batch_tokens, title=title):
-                    save(done)
+            with Copies(load, devices) as copies, deferred_signals():
+                for answered in generate(
+                    copies.map,
+                    inputs.tokenizer,
+                    unanswered,
+                    len(unanswered),
+                    sampling,
+                    batch_tokens=batch_tokens,
+                    title=f"Answers, {model.name}",
+                ):
+                    save(answered)
                     end_if_signaled()
     generations = [known[key] for key in inputs.keys]
     return generations, {
@@ -161,11 +170,18 @@ def _inputs(
         inputs = [_rendered(model, prompt, tokenizer) for prompt in prompts]
         fingerprint = model_fingerprint(source, model.revision, cache_dir)
         depends_on = {"model": fingerprint, "dtype": str(dtype).removeprefix("torch.")}
-    keys = [
-        digest(each[: 4 if each.controls is None else 5] if isinstance(each, Rendered) else each) for each in inputs
-    ]
+    keys = [_key(model_input) for model_input in inputs]
     journal = Journal.of(cache_dir, "answers", depends_on | sampling.settings())
     return _Inputs(source, tokenizer, dict(zip(keys, inputs, strict=True)), keys, journal)
+
+
+def _key(model_input: Any) -> str:
+    """Return the digest of a conversation, or of the fields of a rendered prompt that determine its tokens."""
+    if not isinstance(model_input, Rendered):
+        return digest(model_input)
+    fields: list[Any] = [model_input.text, model_input.supervised]
+    fields += [model_input.append_eos, model_input.add_special_tokens]
+    return digest(fields if model_input.controls is None else [*fields, model_input.controls])
 
 
 def _conversation(example: Example) -> Any:
@@ -183,11 +199,12 @@ def _conversation(example: Example) -> Any:
 
 def _with_call_ids(messages: Messages) -> Messages:
     """Add missing ids to tool calls, and to their results in the same order."""
-    numbered, unanswered = count(1), list[str]()
+    numbers = count(1)
+    unanswered: list[str] = []  # ids of calls without a result
     completed: Messages = []
     for message in messages:
         if calls := message.get("tool_calls"):
-            calls = [call if call.get("id") else {**call, "id": f"call_{next(numbered)}"} for call in calls]
+            calls = [call if call.get("id") else {**call, "id": f"call_{next(numbers)}"} for call in calls]
             unanswered = [call["id"] for call in calls]
             message = {**message, "tool_calls": calls}
         elif message["role"] == "tool":

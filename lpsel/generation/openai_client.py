@@ -156,12 +156,12 @@ class Endpoint:
         """Raise a UserError unless the server can be reached and accepts the key; costs no tokens."""
         import openai
 
-        hasty = replace(self, timeout=CONNECT_TIMEOUT, max_retries=1)
-        with hasty.connect() as client:
+        quick = replace(self, timeout=CONNECT_TIMEOUT, max_retries=1)
+        with quick.connect() as client:
             try:
                 client.models.list()
             except (openai.AuthenticationError, openai.PermissionDeniedError, openai.APIConnectionError) as error:
-                failure = hasty._translated(error)
+                failure = quick._as_failure(error)
                 raise failure if isinstance(failure, UserError) else self.unavailable(failure) from None
             except (openai.OpenAIError, ValueError):
                 return  # not all servers can list their models
@@ -180,14 +180,15 @@ class Endpoint:
         try:
             return _reply(client.chat.completions.create(model=self.model, messages=messages, **parameters))
         except openai.OpenAIError as error:
-            if isinstance(error, openai.BadRequestError) and error.param == "max_tokens" and "max_tokens" in parameters:
+            rejects_name = isinstance(error, openai.BadRequestError) and error.param == "max_tokens"
+            if rejects_name and "max_tokens" in parameters:
                 limit = parameters.pop("max_tokens")
                 return self.complete(client, messages, **parameters, max_completion_tokens=limit)
-            raise self._translated(error) from None
+            raise self._as_failure(error) from None
         except ValueError:  # the content type is JSON, but the content is not
             return Reply(None)
 
-    def _translated(self, error: Any) -> UserError | RequestFailed:
+    def _as_failure(self, error: Any) -> UserError | RequestFailed:
         """Convert an error to a UserError if no further request can succeed, otherwise to RequestFailed."""
         import openai
 
@@ -204,8 +205,9 @@ class Endpoint:
         if type(error.__cause__).__name__ == "ConnectError":  # from httpx: no connection was made
             hint = "check the address and that the server is running"
             return self.error(f"cannot be reached ({_reason(error)})", hint)
-        refused = isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError)
-        return (Refused if refused else RequestFailed)(_reason(error))
+        if isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError):
+            return Refused(_reason(error))
+        return RequestFailed(_reason(error))
 
 
 def _reply(response: Any) -> Reply:
