@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-PEAK_OF = {"bf16-true": torch.bfloat16, "bf16-mixed": torch.bfloat16}
+MATMUL_DTYPES = {"bf16-true": torch.bfloat16, "bf16-mixed": torch.bfloat16, "32-true": torch.float32}
 # Dense bfloat16 FLOP/s from NVIDIA's data sheets, for GPUs where Lightning has no value or the one with sparsity
 HOPPER = {"NVIDIA H200": 989.4e12, "NVIDIA H200 NVL": 835.5e12, "NVIDIA H100 NVL": 835.5e12}
 SPENT = ("tokens", "flops", "device_seconds")
@@ -48,19 +48,20 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """Return the peak FLOP/s of a device for dense matmuls, or None if it is unknown."""
     from lightning.fabric.utilities.throughput import get_available_flops
 
-    hopper = None
     if device.type == "cuda" and dtype != torch.float32:
-        hopper = HOPPER.get(torch.cuda.get_device_name(device))
+        name = torch.cuda.get_device_name(device)
+        if name in HOPPER:
+            return HOPPER[name]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning does not know every device
-        return hopper or get_available_flops(device, dtype)
+        return get_available_flops(device, dtype)
 
 
 def utilization(flops: float, seconds: float, device: torch.device, devices: int, precision: str) -> dict[str, float]:
     """Compute model FLOP/s per device and, for devices with a known peak, model FLOPs utilization in percent."""
     per_second = flops / seconds / devices
     measured = {"flops_per_second_per_device": per_second}
-    if peak := peak_flops(device, PEAK_OF.get(precision, torch.float32)):
+    if peak := peak_flops(device, MATMUL_DTYPES[precision]):
         measured["utilization_percent"] = 100 * per_second / peak
     return measured
 
@@ -92,16 +93,19 @@ def ledger(
     }
 
 
-def describe_ledger(figures: Mapping[str, Any]) -> str:
-    share = figures["saved"]["share"]
-    outcome = f"{share:.0%} less than" if share >= 0 else f"{-share:.0%} more than"
-    limit = "; selection alone costs as much"
-    if figures["selection"]["flops"] == 0:
-        limit = ""
-    elif figures["break_even_pct"] > 0:
-        limit = f"; breaks even at {figures['break_even_pct']:.0f}% of these FLOPs, "
-        limit += f"which is {figures['break_even_rows_pct']:.0f}% of all rows at the mean length of the selected ones"
+def describe_ledger(costs: Mapping[str, Any]) -> str:
+    """Describe the result of `ledger` in one line."""
+    selection, training, everything = (costs[part]["flops"] for part in ("selection", "training", "everything"))
+    saved, break_even_pct = costs["saved"]["share"], costs["break_even_pct"]
+    difference = f"{saved:.0%} less than" if saved >= 0 else f"{-saved:.0%} more than"
+    if selection == 0:
+        break_even = ""
+    elif break_even_pct > 0:
+        rows = f"{costs['break_even_rows_pct']:.0f}% of all rows at the mean length of the selected ones"
+        break_even = f"; breaks even at {break_even_pct:.0f}% of these FLOPs, which is {rows}"
+    else:
+        break_even = "; selection alone costs as much"
     return (
-        f"{figures['selection']['flops']:.3g} FLOPs to select, {figures['training']['flops']:.3g} to train: "
-        f"{outcome} training on everything ({figures['everything']['flops']:.3g}){limit}"
+        f"{selection:.3g} FLOPs to select, {training:.3g} to train: "
+        f"{difference} training on everything ({everything:.3g}){break_even}"
     )

@@ -51,14 +51,14 @@ class LossSpikes(L.Callback):
 
     def add(self, step: int, nll: float) -> None:
         """Check the loss of a step, counted from 1."""
-        usual = spike(list(self.window), nll)
-        if usual is not None:
+        usual_nll = spike(list(self.window), nll)
+        if usual_nll is not None:
             self.count += 1
             if self.count <= MAX_LOGGED and is_main_process():
                 last = "; further spikes are only counted" if self.count == MAX_LOGGED else ""
-                log.warning("%s: loss spike in step %s, NLL %.3f after %.3f%s", self.title, step, nll, usual, last)
+                log.warning("%s: loss spike in step %s, NLL %.3f after %.3f%s", self.title, step, nll, usual_nll, last)
             if self.count <= MAX_SAVED:
-                self.spikes.append({"step": step, "nll": nll, "median": usual})
+                self.spikes.append({"step": step, "nll": nll, "median": usual_nll})
         self.window.append(nll)
 
     def described(self) -> dict[str, Any]:
@@ -73,12 +73,13 @@ class LossSpikes(L.Callback):
 
 
 def spike(window: Sequence[float], nll: float) -> float | None:
-    """Return the median of the previous steps if a step's NLL is a spike (see `LossSpikes`), otherwise None."""
+    """Return the median NLL of the previous steps if a step's NLL is a spike (see `LossSpikes`), otherwise None."""
     if len(window) < MIN_WINDOW:
         return None
-    usual = median(window)
-    deviation = 1.4826 * median(abs(value - usual) for value in window)
-    return usual if nll > max(usual + DEVIATIONS * deviation, FACTOR * usual) else None
+    center = median(window)
+    deviation = 1.4826 * median(abs(value - center) for value in window)
+    is_spike = nll > max(center + DEVIATIONS * deviation, FACTOR * center)
+    return center if is_spike else None
 
 
 def check_vocabulary(tokens: Tokens, tokenizer: Any, spec: ModelSpec, path: str) -> None:
@@ -129,11 +130,18 @@ class UntrainedTokens(L.Callback):
 
 
 def untrained(weight_VH: torch.Tensor, used_A: np.ndarray, added: list[int]) -> list[int]:
-    """Return the used added tokens whose embedding is all zero or equal to that of another added token."""
+    """Return the used added tokens whose embedding is all zero or equal to that of another added token.
+
+    Args:
+        weight_VH: the input embeddings.
+        used_A: tokens that the tokenizer added and the rows contain.
+        added: all tokens that the tokenizer added.
+    """
     known = [token for token in added if token < len(weight_VH)]
-    rows = weight_VH.detach()[torch.tensor(known, dtype=torch.int64, device=weight_VH.device)].float().cpu()
-    if not len(rows):
+    embeddings = weight_VH.detach()[torch.tensor(known, dtype=torch.int64, device=weight_VH.device)].float().cpu()
+    if not known:
         return []
-    _, group, count = torch.unique(rows, dim=0, return_inverse=True, return_counts=True)
-    suspect = (rows == 0).all(dim=1) | (count[group] > 1)
-    return sorted({token for token, flag in zip(known, suspect.tolist(), strict=True) if flag} & set(used_A.tolist()))
+    _, group, count = torch.unique(embeddings, dim=0, return_inverse=True, return_counts=True)
+    suspect = (embeddings == 0).all(dim=1) | (count[group] > 1)
+    suspects = [token for token, is_suspect in zip(known, suspect.tolist(), strict=True) if is_suspect]
+    return sorted(set(suspects) & set(used_A.tolist()))

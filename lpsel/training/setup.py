@@ -128,14 +128,19 @@ class TrainingSetup:
 
 def partial_of(settings: Mapping[str, Any]) -> Callable[..., Any]:
     """Bind the settings as keyword arguments to the callable named by `_target_`."""
-    arguments = {name: _built(value) for name, value in settings.items() if not name.startswith("_")}
+    arguments = {name: _instantiate(value) for name, value in settings.items() if not name.startswith("_")}
     return partial(pkgutil.resolve_name(settings["_target_"]), **arguments)
 
 
-def _built(value: Any) -> Any:
+def _instantiate(value: Any) -> Any:
+    """Create the objects described by mappings with a `_target_` in a setting, at any depth."""
+    if isinstance(value, Mapping) and "_target_" in value:
+        return partial_of(value)()
     if isinstance(value, Mapping):
-        return partial_of(value)() if "_target_" in value else {name: _built(part) for name, part in value.items()}
-    return [_built(part) for part in value] if isinstance(value, list) else value
+        return {name: _instantiate(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_instantiate(part) for part in value]
+    return value
 
 
 def _check_trainer(trainer: Mapping[str, Any]) -> None:
@@ -144,8 +149,9 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
         raise UserError(f"trainer.{changed[0]}", trainer[changed[0]], "changes what the recipe trains", hint)
     check_int("trainer.num_nodes", trainer["num_nodes"], 1, what="a number of machines")
     devices = trainer["devices"]
-    listed = isinstance(devices, Sequence) and not isinstance(devices, str)
-    if not (listed or devices in ("auto", -1) or (is_int(devices) and devices >= 1)):
+    is_list = isinstance(devices, Sequence) and not isinstance(devices, str)
+    is_count = is_int(devices) and devices >= 1
+    if not (is_list or is_count or devices in ("auto", -1)):
         raise UserError("trainer.devices", devices, "must be auto, a number of devices (at least 1), or a list of them")
 
 

@@ -67,29 +67,33 @@ def trained_once(
     several runs start at the same time, one of them trains and the others wait. Without `from_any_run`, which sweeps
     set, only an earlier run in the same folder is reused.
     """
-    with ExitStack() as lock:
+    with ExitStack() as stack:
 
-        def find() -> dict[str, Any] | None:
+        def lock_and_find() -> dict[str, Any] | None:
             if is_main_process():
-                lock.enter_context(entry.locked())
+                stack.enter_context(entry.locked())
             return _find(entry, None if from_any_run else setup.run_dir)
 
-        earlier = agree(find)
+        earlier = agree(lock_and_find)
         if earlier is not None:
             return _reuse(setup, earlier) if is_main_process() else {}
         result = train()
         if not is_main_process():
             return {}
-        files = {}
-        for folder in (setup.run_dir / MODEL, setup.run_dir / ADAPTER):
-            if folder.is_dir():
-                files[folder.name] = {file.name: sha256_of(file) for file in sorted(folder.iterdir()) if file.is_file()}
-        write_json(entry.folder / TRAINING, {"run": str(setup.run_dir), "files": files, "result": result})
-        entry.commit([TRAINING])
+        _record(setup.run_dir, entry, result)
         return result | {"reused_from": None}
 
 
+def _record(run_dir: Path, entry: Entry, result: Mapping[str, Any]) -> None:
+    """Record a finished training with the hashes of its model files."""
+    folders = [folder for folder in (run_dir / MODEL, run_dir / ADAPTER) if folder.is_dir()]
+    files = {folder.name: {file.name: sha256_of(file) for file in sorted(_files(folder))} for folder in folders}
+    write_json(entry.folder / TRAINING, {"run": str(run_dir), "files": files, "result": result})
+    entry.commit([TRAINING])
+
+
 def _reuse(setup: TrainingSetup, earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """Link the model of an earlier run into this run's folder, and return that run's result with the new paths."""
     run, result = Path(earlier["run"]), earlier["result"]
     same_run = run == setup.run_dir
     if not same_run:
@@ -103,7 +107,10 @@ def _reuse(setup: TrainingSetup, earlier: Mapping[str, Any]) -> dict[str, Any]:
         result["adapter"]["folder"] = str(setup.run_dir / ADAPTER)
     folder = next(run / name for name in earlier["files"])
     model = model_artifact(result["artifact"], folder, result["training"])
-    (setup.tracker.log_artifact if same_run else setup.tracker.use_artifact)(model)
+    if same_run:
+        setup.tracker.log_artifact(model)
+    else:
+        setup.tracker.use_artifact(model)
     return result
 
 
@@ -113,17 +120,23 @@ def _find(entry: Entry, run_dir: Path | None) -> dict[str, Any] | None:
         return None
     earlier: dict[str, Any] = read_json(entry.folder / TRAINING)
     run, files = Path(earlier["run"]), earlier["files"]
-    if run_dir not in (None, run) or not files or not all((run / name).is_dir() for name in files):
+    is_right_run = run_dir is None or run_dir == run
+    exists = bool(files) and all((run / name).is_dir() for name in files)
+    if not (is_right_run and exists):
         return None
     try:
         for name, hashes in files.items():
             check_files(run / name, hashes)
-            if added := {file.name for file in (run / name).iterdir() if file.is_file()} - hashes.keys():
+            if added := {file.name for file in _files(run / name)} - hashes.keys():
                 raise Damaged(run / name / min(added), problem="was added after training")
     except Damaged as damage:
         log.warning("Target: %s Training it again.", damage)
         return None
     return earlier
+
+
+def _files(folder: Path) -> list[Path]:
+    return [file for file in folder.iterdir() if file.is_file()]
 
 
 def _link(source: Path, target: Path) -> None:
