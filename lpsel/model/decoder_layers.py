@@ -66,15 +66,16 @@ def can_compile() -> bool:
     """
     from torch._inductor.cpu_vec_isa import supported_vec_isa_list, valid_vec_isa_list
 
-    checked: list[Any] = [valid_vec_isa_list, *(type(each).__bool__ for each in supported_vec_isa_list)]
+    caches: list[Any] = [valid_vec_isa_list, *(type(isa).__bool__ for isa in supported_vec_isa_list)]
     _keep_compiled_code_private()
     cpp: Any = torch._inductor.config.cpp
-    chosen = cpp.vec_isa_ok
-    for trusted in (True, None) if chosen is None else (chosen,):  # None: PyTorch checks every instruction set
-        cpp.vec_isa_ok = trusted
-        for check in checked:
-            if hasattr(check, "cache_clear"):
-                check.cache_clear()
+    # True skips PyTorch's check of every instruction set, None runs it; a user's choice is kept.
+    settings = [True, None] if cpp.vec_isa_ok is None else [cpp.vec_isa_ok]
+    for setting in settings:
+        cpp.vec_isa_ok = setting
+        for cached in caches:
+            if hasattr(cached, "cache_clear"):
+                cached.cache_clear()
         try:
             torch.compile(torch.exp)(torch.ones(64))
             return True
@@ -108,13 +109,14 @@ def decoder_layers(model: Any) -> nn.ModuleList:
     Raises:
         UserError: the decoder has no such list.
     """
-    if (layers := _find_layers(model)) is not None:
-        return layers
-    raise UserError(
-        model.config.model_type,
-        problem=f"has no list of {model.config.get_text_config().num_hidden_layers} decoder layers",
-        hint="do not use trainer=fsdp, activation_checkpointing=true or compile=true with this model",
-    )
+    layers = _find_layers(model)
+    if layers is None:
+        raise UserError(
+            model.config.model_type,
+            problem=f"has no list of {model.config.get_text_config().num_hidden_layers} decoder layers",
+            hint="do not use trainer=fsdp, activation_checkpointing=true or compile=true with this model",
+        )
+    return layers
 
 
 def norms_of(layer: nn.Module) -> list[nn.Module]:
@@ -123,9 +125,11 @@ def norms_of(layer: nn.Module) -> list[nn.Module]:
 
 
 def _find_layers(model: Any) -> nn.ModuleList | None:
-    layers = model.config.get_text_config().num_hidden_layers
-    lists = (module for module in model.get_decoder().modules() if isinstance(module, nn.ModuleList))
-    return next((each for each in lists if len(each) == layers), None)
+    count = model.config.get_text_config().num_hidden_layers
+    for module in model.get_decoder().modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    return None
 
 
 def _recomputed(layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

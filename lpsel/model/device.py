@@ -53,10 +53,10 @@ def resolve_precision(requested: str, accelerator: str, hidden_size: int = 0) ->
     It is faster on GPUs with bfloat16 support, and on CPUs with fast bfloat16 matmuls for models with at least WIDE
     hidden units. float16 is not supported: its loss scaling does not work with losses summed over micro-batches.
     """
-    named = ALIASES.get(str(requested), str(requested))
-    check_choice("trainer.precision", named, ("auto", *PRECISIONS))
-    if named != "auto":
-        return named
+    precision = ALIASES.get(str(requested), str(requested))
+    check_choice("trainer.precision", precision, ("auto", *PRECISIONS))
+    if precision != "auto":
+        return precision
     import torch
 
     if accelerator != "cpu" and torch.cuda.is_available():
@@ -74,9 +74,9 @@ def bfloat16_speedup() -> float:
     """
     import torch
 
-    whole = torch.ones(512, 512)
-    half = whole.bfloat16()
-    return time_ratio(lambda: whole @ whole, lambda: half @ half)
+    float32 = torch.ones(512, 512)
+    bfloat16 = float32.bfloat16()
+    return time_ratio(lambda: float32 @ float32, lambda: bfloat16 @ bfloat16)
 
 
 def time_ratio(first: Callable[[], Any], second: Callable[[], Any]) -> float:
@@ -89,13 +89,14 @@ def time_ratio(first: Callable[[], Any], second: Callable[[], Any]) -> float:
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    fastest = [math.inf, math.inf]
+    first_seconds = second_seconds = math.inf
     end, runs = time.perf_counter() + TIMING_SECONDS, 0
     while runs < LEAST_RUNS or time.perf_counter() < end:
-        fastest = [min(known, timeit(work, number=1)) for known, work in zip(fastest, (first, second), strict=True)]
+        first_seconds = min(first_seconds, timeit(first, number=1))
+        second_seconds = min(second_seconds, timeit(second, number=1))
         runs += 1
     torch.set_num_threads(threads)
-    return fastest[0] / fastest[1]
+    return first_seconds / second_seconds
 
 
 def lightning_precision(precision: str) -> str:
@@ -166,9 +167,9 @@ def total_memory(device: "torch.device") -> int:
 
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    allowed = CONTAINER_LIMIT.read_text().strip() if CONTAINER_LIMIT.is_file() else ""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(machine, int(allowed)) if allowed.isdigit() else machine
+    limit = CONTAINER_LIMIT.read_text().strip() if CONTAINER_LIMIT.is_file() else "max"
+    return min(machine, int(limit)) if limit.isdigit() else machine
 
 
 @cache

@@ -14,7 +14,7 @@ def save_model(trainer: Any, module: Any, tokenizer: Any, folder: Path) -> None:
     """
     model = module.language_model
     reshard(module.loss)
-    weights = gather(model) if isinstance(trainer.strategy, ShardedStrategy) else None
+    weights = _gather(model) if isinstance(trainer.strategy, ShardedStrategy) else None
     if trainer.is_global_zero and module.adapted is not None:  # adapted models are never sharded
         module.adapted.save(tokenizer, folder.parent, folder.name)
     elif trainer.is_global_zero:
@@ -25,14 +25,14 @@ def save_model(trainer: Any, module: Any, tokenizer: Any, folder: Path) -> None:
     trainer.strategy.barrier("model saved")
 
 
-def gather(model: Any) -> dict[str, Any]:
+def _gather(model: Any) -> dict[str, Any]:
     """Gather a sharded model's full state dict on rank 0's CPU, tied weights as one tensor; empty on other ranks."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    first: dict[int, str] = {}
+    first_names: dict[int, str] = {}  # of tied parameters, which have several names
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        twin = first.setdefault(id(parameter), name)
+        first_name = first_names.setdefault(id(parameter), name)
         if name in weights:
-            weights[name] = weights[twin]
+            weights[name] = weights[first_name]
     return weights

@@ -49,12 +49,17 @@ def hub_config(path: str, revision: str | None = None) -> Path:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    nested = (folder / "modules.json").is_file()
-    shards = [read_dict(index).get("weight_map") for index in folder.glob("*.index.json")]
-    listed = {folder / str(name) for shard in shards if isinstance(shard, dict) for name in shard.values()}
-    for file in sorted({*(folder.rglob("*") if nested else folder.iterdir()), *listed}):
+    """Yield the names of the files that determine a model, relative to its folder, in order."""
+    is_sentence_transformer = (folder / "modules.json").is_file()
+    files = set(folder.rglob("*") if is_sentence_transformer else folder.iterdir())
+    for index in folder.glob("*.index.json"):
+        weight_map = read_dict(index).get("weight_map")
+        if isinstance(weight_map, dict):
+            files.update(folder / str(name) for name in weight_map.values())
+    for file in sorted(files):
         name = file.relative_to(folder)
-        if file.suffix in SUFFIXES and file.is_file() and not any(part.startswith(".") for part in name.parts[:-1]):
+        in_hidden_folder = any(part.startswith(".") for part in name.parts[:-1])
+        if file.suffix in SUFFIXES and file.is_file() and not in_hidden_folder:
             yield name.as_posix()
 
 

@@ -113,7 +113,7 @@ def load_sharded(
     """
     from transformers import AutoModelForCausalLM
 
-    whole, packed = _whole_on_rank_0(spec, path, strategy)
+    full_model, packed = _load_on_rank_0(spec, path, strategy)
     config, trusted = load_config(spec, path), spec.trust_remote_code
     with torch.device("meta"):  # takes no memory
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trusted).eval()
@@ -125,33 +125,36 @@ def load_sharded(
         reshard_after_forward=strategy.reshard_after_forward,
         offload_policy=CPUOffloadPolicy() if strategy.cpu_offload else OffloadPolicy(),
     )
-    rounded = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    in_bfloat16 = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     for layer in decoder_layers(model):
         if precision == "bf16-mixed":
             if norms := norms_of(layer):
                 shard(norms)
-            shard(layer, mp_policy=rounded)
+            shard(layer, mp_policy=in_bfloat16)
         else:
             shard(layer)
     # The backward pass starts in the root module, and recording passes do not change weights: it stays gathered.
     shard(loss, reshard_after_forward=False)
-    _fill(model, whole, strategy)
+    _fill(model, full_model, strategy)
     return loss
 
 
-def _whole_on_rank_0(spec: ModelSpec, path: str, strategy: ShardedStrategy) -> tuple[Any, bool | None]:
-    """Load the full model as stored on rank 0, None elsewhere, and whether it supports packs; a failure ends all ranks.
+def _load_on_rank_0(spec: ModelSpec, path: str, strategy: ShardedStrategy) -> tuple[Any, bool | None]:
+    """Load and check the full model as stored on rank 0; returns it (None on other ranks), and whether it uses packs.
 
     Tensors that need no conversion are memory-mapped, so that the system can drop and reread their pages.
+
+    Raises:
+        UserError: on all ranks, if rank 0 cannot load the model.
     """
-    whole, packed, failure = None, None, None
+    full_model, packed, failure = None, None, None
     if strategy.is_global_zero:
         try:
-            whole = load_model(spec, path, stored_dtype(spec, path))
-            loss = PerSampleLoss(whole, packed=False if spec.recipe.dropout else None)
+            full_model = load_model(spec, path, stored_dtype(spec, path))
+            loss = PerSampleLoss(full_model, packed=False if spec.recipe.dropout else None)
             check_head(loss)
             packed = loss.attention is not None
-            decoder_layers(whole)
+            decoder_layers(full_model)
         except Exception as error:
             failure = error
     problem, packed = strategy.broadcast((None if failure is None else first_line(failure), packed))
@@ -159,15 +162,15 @@ def _whole_on_rank_0(spec: ModelSpec, path: str, strategy: ShardedStrategy) -> t
         raise failure
     if problem is not None:
         raise ReportedByMainProcess(path, problem=problem)
-    return whole, packed
+    return full_model, packed
 
 
-def _fill(model: Any, whole: Any, strategy: ShardedStrategy) -> None:
+def _fill(model: Any, full_model: Any, strategy: ShardedStrategy) -> None:
     """Copy the values of rank 0's full model to the slices and buffers of all ranks."""
     model.to_empty(device=torch.device("cpu") if strategy.cpu_offload else strategy.root_device)
     set_model_state_dict(
         model,
-        whole.state_dict() if whole is not None else {},
+        full_model.state_dict() if full_model is not None else {},
         options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False),
     )
     # Values such as rotary frequencies and Gemma's embedding scale are not in the file; transformers computes them.
@@ -175,6 +178,6 @@ def _fill(model: Any, whole: Any, strategy: ShardedStrategy) -> None:
         tensor._is_hf_initialized = True
     model.initialize_weights()
     model.tie_weights()
-    if whole is not None and hasattr(whole, "generation_config"):
-        model.generation_config = whole.generation_config
+    if full_model is not None and hasattr(full_model, "generation_config"):
+        model.generation_config = full_model.generation_config
     assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())), "a tensor has no memory"

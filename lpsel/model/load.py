@@ -14,8 +14,8 @@ from lpsel.model.threads import choose_threads
 from lpsel.storage import read_json
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
-NO_JSON = (ValueError, KeyError, TypeError, AttributeError)  # raised when a JSON file has unexpected contents
-SAVED = "use a folder written by save_pretrained"
+UNEXPECTED_JSON = (ValueError, KeyError, TypeError, AttributeError)  # raised when a JSON file has unexpected contents
+SAVED_HINT = "use a folder written by save_pretrained"
 Spec = TypeVar("Spec", bound=ModelSpec)
 
 
@@ -32,10 +32,10 @@ def locate(spec: ModelSpec, cache_dir: Path) -> str:
     path = Path(spec.path).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UserError(spec.path, problem="has no config.json", hint=SAVED)
+            raise UserError(spec.path, problem="has no config.json", hint=SAVED_HINT)
         _check_weights(spec, path)
         if not any((path / name).is_file() for name in TOKENIZERS):
-            raise UserError(spec.path, problem=f"has no tokenizer ({TOKENIZERS[0]})", hint=SAVED)
+            raise UserError(spec.path, problem=f"has no tokenizer ({TOKENIZERS[0]})", hint=SAVED_HINT)
         _check_config(spec, path / "config.json")
         return str(path)
     if path.is_absolute() or spec.path.startswith((".", "~")) or spec.path.count("/") > 1:
@@ -61,7 +61,7 @@ def _check_weights(spec: ModelSpec, folder: Path) -> None:
     if index.is_file():
         try:
             named = sorted(set(read_json(index)["weight_map"].values()))
-        except NO_JSON:
+        except UNEXPECTED_JSON:
             raise UserError(index, problem="not an index of weights", hint=hint) from None
         missing = [name for name in named if not (folder / str(name)).is_file()]
         if missing:
@@ -70,7 +70,7 @@ def _check_weights(spec: ModelSpec, folder: Path) -> None:
         return
     pickled = sorted(folder.glob("*.bin"))
     if not pickled:
-        raise UserError(spec.path, problem="has no weights (*.safetensors)", hint=SAVED)
+        raise UserError(spec.path, problem="has no weights (*.safetensors)", hint=SAVED_HINT)
     if not spec.bin_weights:
         options = "model.bin_weights=true (scorer.bin_weights, or bin_weights for evaluate)"
         hint = f"save them as safetensors, or set {options} if you trust their source"
@@ -83,8 +83,8 @@ def _check_config(spec: ModelSpec, file: Path) -> None:
         config = read_json(file)
         model_type, decoder = config["model_type"], config.get("text_config") or config
         context = decoder.get("max_position_embeddings")
-    except NO_JSON:
-        raise UserError(spec.path, problem="its config.json has no model_type", hint=SAVED) from None
+    except UNEXPECTED_JSON:
+        raise UserError(spec.path, problem="its config.json has no model_type", hint=SAVED_HINT) from None
     if not isinstance(model_type, str):
         problem = f"model_type {model_type!r} in its config.json is not a name"
         raise UserError(spec.path, problem=problem, hint="use a model supported by transformers")
@@ -104,7 +104,7 @@ def load_tokenizer(spec: ModelSpec, path: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **_source(spec))
+        tokenizer = AutoTokenizer.from_pretrained(path, **_hub_options(spec))
     except Exception as error:  # the Rust library raises plain Exception
         problem = f"its tokenizer cannot be loaded ({first_line(error)})"
         raise UserError(path, problem=problem, hint="use a complete model folder") from error
@@ -128,7 +128,7 @@ def with_template(spec: Spec, source: Source, cache_dir: Path) -> Spec:
     return replace(spec, template=resolve_template(spec.template, conversations, tokenizer))
 
 
-def _source(spec: ModelSpec) -> dict[str, Any]:
+def _hub_options(spec: ModelSpec) -> dict[str, Any]:
     return {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
 
 
@@ -137,7 +137,7 @@ def load_config(spec: ModelSpec, path: str) -> Any:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(path, **_source(spec))
+        config = AutoConfig.from_pretrained(path, **_hub_options(spec))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"its config.json cannot be used ({first_line(error)})"
         trusted = "set trust_remote_code=true if you trust the code that comes with it"
@@ -166,7 +166,7 @@ def load_model(spec: ModelSpec, path: str, dtype: Any, **options: Any) -> Any:
             dtype=dtype,
             use_safetensors=None if spec.bin_weights else True,
             weights_only=True,
-            **_source(spec),
+            **_hub_options(spec),
             **options,
         )
     except (OutOfMemoryError, MemoryError):
@@ -175,7 +175,9 @@ def load_model(spec: ModelSpec, path: str, dtype: Any, **options: Any) -> Any:
         unsafe = "Weights only load failed" in str(error)
         reason = "its pickle contains more than tensors" if unsafe else first_line(error)
         problem = f"cannot be loaded as a causal language model ({reason})"
-        raise UserError(path, problem=problem, hint=f"{SAVED}, or set bin_weights=true for pickled weights") from error
+        raise UserError(
+            path, problem=problem, hint=f"{SAVED_HINT}, or set bin_weights=true for pickled weights"
+        ) from error
     choose_threads(model.num_parameters(), model.base_model)
     return model.eval()
 
@@ -194,10 +196,13 @@ def stored_dtype(spec: ModelSpec, path: str) -> Any:
         return "auto"
     try:
         with safe_open(file, framework="pt") as opened:
-            dtypes = (opened.get_tensor(name).dtype for name in opened.keys())  # noqa: SIM118, not a dictionary
-            return next((dtype for dtype in dtypes if dtype in (torch.float32, torch.bfloat16, torch.float16)), "auto")
+            for name in opened.keys():  # noqa: SIM118, not a dictionary
+                dtype = opened.get_tensor(name).dtype
+                if dtype in (torch.float32, torch.bfloat16, torch.float16):
+                    return dtype
     except SafetensorError:  # reported when the model is loaded
-        return "auto"
+        pass
+    return "auto"
 
 
 def freeze_other_parts(model: Any) -> None:

@@ -120,6 +120,9 @@ class ScorerSpec(ModelSpec):
 
     def less_training(self) -> dict[str, Any]:
         """Return the settings that shorten training; empty if the scorer trains on every row in every epoch."""
-        part = {"train_fraction": self.train_fraction} if self.train_fraction < 1 else {}
-        rule = {"rule": self.stop, "bound": self.stop_bound, "rows": self.stop_rows} if self.stop else {}
-        return part | ({"stop": rule} if rule else {})
+        settings: dict[str, Any] = {}
+        if self.train_fraction < 1:
+            settings["train_fraction"] = self.train_fraction
+        if self.stop:
+            settings["stop"] = {"rule": self.stop, "bound": self.stop_bound, "rows": self.stop_rows}
+        return settings

@@ -1,6 +1,7 @@
 """Choose the number of CPU threads, and use fewer while other processes compete for the cores."""
 
 import logging
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ CONTAINER_CORES = Path("/sys/fs/cgroup/cpu.max")  # "max" or microseconds of CPU
 TASKS = Path("/proc/self/task")  # Linux; elsewhere, the number of threads does not change
 CHECK_SECONDS = 1.0
 RETRY_SECONDS = 60.0
-LEAST_WAIT = 0.25  # of a core; the system's own processes cause less
+LEAST_WAIT = 0.25  # waiting threads that count as one missing core; the system's own processes cause less
 
 
 @dataclass
@@ -26,9 +27,9 @@ class Sharing:
     Attributes:
         most: threads to use while cores are free; 1 if the number stays as it is.
         checked: time of the last check, in seconds.
-        waited: seconds for which the threads of this process had been ready to run by then, without a core.
-        contended: whether they waited before the last check.
-        retry: when to use all threads again.
+        waited: `seconds_without_core` at the last check.
+        contended: whether threads waited for a core before the last check.
+        retry: time at which to use all threads again, in seconds.
     """
 
     most: int = 1
@@ -50,15 +51,16 @@ class Sharing:
         import torch
 
         waited, threads = seconds_without_core(), torch.get_num_threads()
-        missing = int((waited - self.waited) / (now - self.checked) + 1 - LEAST_WAIT)  # cores, rounded up
-        if missing > 0 and self.contended and threads > 1:
-            fewer = max(1, threads - missing)
+        waiting_threads = (waited - self.waited) / (now - self.checked)  # on average since the last check
+        missing_cores = int(waiting_threads + 1 - LEAST_WAIT)
+        if missing_cores > 0 and self.contended and threads > 1:
+            fewer = max(1, threads - missing_cores)
             torch.set_num_threads(fewer)
             _log_once("Other processes use the CPU: %d instead of %d threads, until cores are free", fewer, self.most)
             self.retry = now + RETRY_SECONDS
         elif threads < self.most and now >= self.retry:
             torch.set_num_threads(self.most)
-        self.checked, self.waited, self.contended = now, waited, missing > 0
+        self.checked, self.waited, self.contended = now, waited, missing_cores > 0
 
 
 _sharing = Sharing()
@@ -76,10 +78,10 @@ def choose_threads(parameters: int, module: Any) -> None:
     """
     import torch
 
-    at_start = _threads_at_start()
+    cores = _threads_at_start()
     if "OMP_NUM_THREADS" in os.environ:
         return
-    threads = 1 if parameters < SMALL_MODEL else _granted(at_start)
+    threads = 1 if parameters < SMALL_MODEL else _within_quota(cores)
     torch.set_num_threads(threads)
     _sharing.most = threads if TASKS.is_dir() else 1
     _sharing.checked, _sharing.waited = time.monotonic(), seconds_without_core()
@@ -109,7 +111,9 @@ def _threads_at_start() -> int:
     return torch.get_num_threads()
 
 
-def _granted(cores: int) -> int:
-    """Limit PyTorch's core count to the CPU quota of this container."""
-    allowed = CONTAINER_CORES.read_text().split() if CONTAINER_CORES.is_file() else ["max"]
-    return cores if allowed[0] == "max" else min(cores, -(-int(allowed[0]) // int(allowed[1])))
+def _within_quota(cores: int) -> int:
+    """Limit a number of cores to the CPU quota of this container, rounded up."""
+    if not CONTAINER_CORES.is_file():
+        return cores
+    quota, _, period = CONTAINER_CORES.read_text().partition(" ")
+    return cores if quota.strip() == "max" else min(cores, math.ceil(int(quota) / int(period)))
