@@ -199,12 +199,12 @@ def _run_job(command: str, config: Any, folder: Path) -> None:
     from lpsel.config import build
     from lpsel.console import end, show
 
-    started = Job.of(command, config, folder)
-    result = started.run()
+    job = Job.of(command, config, folder)
+    result = job.run()
     if is_main_process():
         if command == "evaluate":
             show(build(config.evaluator).table(result))
-        end(VOTES if result.get("key") else NEXT[command], started.run_dir)
+        end(VOTES if result.get("key") else NEXT[command], job.run_dir)
 
 
 def _end_sweep(sweep: Any) -> int:
@@ -218,8 +218,9 @@ def _end_sweep(sweep: Any) -> int:
         return 0
     folder, outcomes = sweep_dir(), read_outcomes(sweep)
     print_outcomes(outcomes, sweep)
-    dry_run = sweep.get("dry_run")  # evaluates and reports nothing
-    finished = [Path(o.folder) for o in outcomes if o.state in ("done", "already finished") and not dry_run]
+    finished = [Path(outcome.folder) for outcome in outcomes if outcome.state in ("done", "already finished")]
+    if sweep.get("dry_run"):
+        finished = []
     if finished and sweep.get("experiment"):
         from lpsel.commands.experiment import conclude
 
@@ -229,7 +230,9 @@ def _end_sweep(sweep: Any) -> int:
     else:
         print(folder, flush=True)
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
-    return 0 if not failed else 2 if all(outcome.user_error for outcome in failed) else 1
+    if not failed:
+        return 0
+    return 2 if all(outcome.user_error for outcome in failed) else 1
 
 
 @contextmanager

@@ -64,26 +64,29 @@ def check_arguments(arguments: Sequence[str]) -> None:
                 hint="remove it; keys are read from the environment",
             )
         name, equals, value = argument.partition("=")
-        with_dashes = name.startswith("-") and name not in HYDRA_FLAGS
-        follows_flag = arguments[position - 1 : position] and arguments[position - 1] in FLAGS_WITH_VALUE
-        if with_dashes or not (equals or follows_flag or argument.startswith(("-", "~"))):
-            meant = _meant(name, value, arguments[position + 1 :])
-            check_arguments([meant])
-            problem = "options have no dashes" if with_dashes else "options are NAME=VALUE"
-            raise UserError(name, problem=problem, hint=f"use {meant}")
+        has_dashes = name.startswith("-") and name not in HYDRA_FLAGS
+        is_value_of_flag = position > 0 and arguments[position - 1] in FLAGS_WITH_VALUE
+        is_accepted = bool(equals) or is_value_of_flag or argument.startswith(("-", "~"))
+        if has_dashes or not is_accepted:
+            intended = _guess_override(name, value, arguments[position + 1 :])
+            check_arguments([intended])
+            problem = "options have no dashes" if has_dashes else "options are NAME=VALUE"
+            raise UserError(name, problem=problem, hint=f"use {intended}")
         if argument.startswith("="):
             raise UserError(argument, problem="has no name before the =", hint="use NAME=VALUE")
         if name == "hydra.run.dir" and "${" not in value and "--cfg" not in arguments:
             check_writable(name, Path(value.strip("'\"")).expanduser())  # Hydra removes quotes as well
 
 
-def _meant(name: str, value: str, following: Sequence[str]) -> str:
+def _guess_override(name: str, value: str, following: Sequence[str]) -> str:
     """Guess the intended override for an option with dashes, an option without a value, or a single path."""
-    after = next((argument.lstrip("=") for argument in following if argument != "="), "")
-    value = value or (after if re.fullmatch(r"[^-=][^=]*", after) else "VALUE")
     path = Path(name)
     if "/" in name or path.exists():
         return f"{'model' if path.is_dir() else 'dataset'}={name}"
+    if not value:
+        next_argument = next((argument.lstrip("=") for argument in following if argument != "="), "")
+        is_value = re.fullmatch(r"[^-=][^=]*", next_argument)
+        value = next_argument if is_value else "VALUE"
     return f"{name.lstrip('-').replace('-', '_')}={value}"
 
 
@@ -132,19 +135,19 @@ def as_user_error(error: Exception, command: str) -> UserError:
         return error
     command = command if command in PATH_GROUPS else "train"  # whose options `lpsel validate` takes
     message = str(error)
-    if choice := NO_CHOICE.search(message):
-        group, name = choice["group"], choice["name"]
+    see_help = f"See lpsel {command} --help"
+    if match := NO_CHOICE.search(message):
+        group, name = match["group"], match["name"]
         known = choices(group.rsplit("/", 1)[-1].partition("@")[0])
-        listed = 0 < len(known) <= MAX_LISTED
-        available = f"Use one of {', '.join(known)}" if listed else f"See lpsel {command} --help"
+        available = f"Use one of {', '.join(known)}" if 0 < len(known) <= MAX_LISTED else see_help
         if group in PATH_GROUPS[command]:
             available += f", or set {group}.path={name} for a Hub id"
         return UserError(group, name, "unknown choice", suggestion(name, known) + available)
-    if key := NO_KEY.search(message):
-        hint = suggestion(key["key"], sorted(_option_names(command))) + f"See lpsel {command} --help"
-        return UserError(key["key"], problem="unknown option", hint=hint)
-    if several := AMBIGUOUS.search(message):
-        name, value = several["key"], several["value"]
+    if match := NO_KEY.search(message):
+        hint = suggestion(match["key"], sorted(_option_names(command))) + see_help
+        return UserError(match["key"], problem="unknown option", hint=hint)
+    if match := AMBIGUOUS.search(message):
+        name, value = match["key"], match["value"]
         hint = f"use -m {name}={value} for one run each, or {name}=[{value}] for a list"
         return UserError(name, value, "several values", hint)
     if "See https://hydra.cc" in message:

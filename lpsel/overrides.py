@@ -36,17 +36,20 @@ def hydra_arguments(command: str, arguments: list[str]) -> list[str]:
     Raises:
         UserError: a sweep mixes names and paths.
     """
-    rewritten = [part for a in arguments for part in (_rewritten(command, a) if _is_override(a) else [a])]
-    values = dict(a.split("=", 1) for a in rewritten if _is_override(a))
+    rewritten: list[str] = []
+    for argument in arguments:
+        rewritten += _rewrite(command, argument) if _is_override(argument) else [argument]
+    values = dict(argument.split("=", 1) for argument in rewritten if _is_override(argument))
     groups = PATH_GROUPS[command]
     implied = [f"{group}=local" for group in groups if f"{group}.path" in values and group not in values]
     if command != "evaluate" and "experiment" not in values:
-        defaults = _defaults(command, values)
-        implied += [f"{g}={name}" for g, name in defaults.items() if g not in values and f"{g}.path" not in values]
+        for group, name in _defaults(command, values).items():
+            if group not in values and f"{group}.path" not in values:
+                implied.append(f"{group}={name}")
     if started_together() and not is_main_process() and "hydra.run.dir" not in values:
         implied += [f"hydra.run.dir={temporary_folder('lpsel-rank-')}", "hydra.output_subdir=null"]
     # Next to the user's overrides: argparse expects all of them in one place, before or after flags like --multirun.
-    first = next((i for i, a in enumerate(rewritten) if _is_override(a)), len(rewritten))
+    first = next((i for i, argument in enumerate(rewritten) if _is_override(argument)), len(rewritten))
     return [*rewritten[:first], *implied, *rewritten[first:]]
 
 
@@ -56,21 +59,23 @@ def _is_override(argument: str) -> bool:
 
 def _defaults(command: str, values: dict[str, str]) -> dict[str, str]:
     """Dataset and scorer implied by the given options."""
-    real_model = "model.path" in values or not set(values.get("model", "tiny").split(",")) <= TINY_MODELS
-    if command == "train" and real_model:
+    models = set(values.get("model", "tiny").split(","))
+    has_real_model = "model.path" in values or bool(models - TINY_MODELS)
+    if command == "train" and has_real_model:
         return WITH_REAL_MODEL
-    own_data = "dataset.path" in values or not set(values.get("dataset", "embedded").split(",")) <= EMBEDDED
-    return {"scorer": REAL_SCORER} if own_data and "scores" not in values else {}
+    datasets = set(values.get("dataset", "embedded").split(","))
+    has_own_data = "dataset.path" in values or bool(datasets - EMBEDDED)
+    return {"scorer": REAL_SCORER} if has_own_data and "scores" not in values else {}
 
 
-def _rewritten(command: str, override: str) -> list[str]:
+def _rewrite(command: str, override: str) -> list[str]:
     """Rewrite an override as one or two that Hydra can parse."""
     key, value = override.split("=", 1)
     if command == "evaluate" and key == "model":
-        key = "models"
-    elif key in PERCENTAGES:
-        value = PERCENT.sub("", value)
-    elif key in PATH_GROUPS[command] and not HYDRA_SYNTAX.match(value):
+        return [f"models={_quoted(value)}"]
+    if key in PERCENTAGES:
+        return [f"{key}={_quoted(PERCENT.sub('', value))}"]
+    if key in PATH_GROUPS[command] and not HYDRA_SYNTAX.match(value):
         return _choice_or_path(key, value)
     return [f"{key}={_quoted(value)}"]
 
@@ -80,15 +85,15 @@ def _choice_or_path(group: str, value: str) -> list[str]:
     as_path = [f"{group}=local", f"{group}.path={_quoted(value)}"]
     if value.startswith("[") and group == "dataset":
         return as_path
-    known = {name: name for name in choices(group)}
-    single = os.path.lexists(value) or IN_QUOTES.fullmatch(value)
-    names = [value] if single else [name.strip() for name in value.split(",")]
-    if any("/" in name for name in names):
-        known |= {path: name for path, name in _hub_ids(group).items() if not Path(path).exists()}
-    paths = [name for name in names if name not in known and _is_path(group, name.strip("'\""))]
+    is_single = os.path.lexists(value) or IN_QUOTES.fullmatch(value)
+    parts = [value] if is_single else [part.strip() for part in value.split(",")]
+    choice_of = {name: name for name in choices(group)}
+    if any("/" in part for part in parts):
+        choice_of |= {path: name for path, name in _names_by_path(group).items() if not Path(path).exists()}
+    paths = [part for part in parts if part not in choice_of and _is_path(group, part.strip("'\""))]
     if not paths:
-        return [f"{group}={','.join(known.get(name, name) for name in names)}"]
-    if len(paths) < len(names):
+        return [f"{group}={','.join(choice_of.get(part, part) for part in parts)}"]
+    if len(paths) < len(parts):
         hint = f"run one sweep over names, and one over {group}.path"
         raise UserError(group, value, f"{', '.join(paths)} is a path, the others are names", hint)
     return as_path
@@ -102,13 +107,16 @@ def _is_path(group: str, name: str) -> bool:
     return "/" in name or name.startswith((".", "~")) or like_a_file or os.path.lexists(name)
 
 
-def _hub_ids(group: str) -> dict[str, str]:
-    """Names in conf by Hub id."""
+def _names_by_path(group: str) -> dict[str, str]:
+    """Names in conf by the path or Hub id that they stand for."""
     from omegaconf import OmegaConf
 
     folder = config_dir() / ("model" if group == "scorer" else group)
-    files = {name: OmegaConf.load(folder / f"{name}.yaml") for name in choices(group) if name != "local"}
-    return {path: name for name, file in files.items() if (path := OmegaConf.select(file, "path"))}
+    names = {}
+    for name in choices(group):
+        if name != "local" and (path := OmegaConf.select(OmegaConf.load(folder / f"{name}.yaml"), "path")):
+            names[path] = name
+    return names
 
 
 def _quoted(value: str) -> str:
