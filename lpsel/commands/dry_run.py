@@ -6,9 +6,9 @@ conf/model if the Hub is not available.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 from rich.text import Text
@@ -98,13 +98,24 @@ def planned_work(command: str, config: DictConfig, folder: Path, *, scores_exist
 def _scoring(
     job: Job, scorer: ScorerSpec, source: Source, query: Source | None, epochs: int, columns: tuple[str, ...]
 ) -> Work:
+    """Estimate the training and the recording passes of a scorer.
+
+    Args:
+        query: examples of the task, if the scorer is trained on these instead of the rows of `source`.
+        columns: additional columns to record.
+    """
     scorer, model, rows = estimate.with_rows(scorer, source, job.cache_dir)
-    bos = getattr(model.tokenizer, "bos_token_id", None) is not None
-    trained = rows if query is None else estimate.with_rows(scorer, query, job.cache_dir)[2]
-    passes: list[Pass] = [(epochs * scorer.train_fraction, training_flops, trained), (1 + epochs, forward_flops, rows)]
+    trained_rows = rows
+    if query is not None:
+        _, _, trained_rows = estimate.with_rows(scorer, query, job.cache_dir)
+    passes = [
+        Pass(epochs * scorer.train_fraction, training_flops, trained_rows),
+        Pass(1 + epochs, forward_flops, rows),
+    ]
+    has_bos = getattr(model.tokenizer, "bos_token_id", None) is not None
     for column in columns:
-        fed = rows.without_prompts(bos) if RECORDABLE[column].without_prompt else rows
-        passes.append((1, forward_flops, fed))
+        recorded_rows = rows.without_prompts(has_bos) if RECORDABLE[column].without_prompt else rows
+        passes.append(Pass(1, forward_flops, recorded_rows))
     setup = job.training_setup()
     entry_of = partial(scores_entry, setup, scorer, source, epochs, trained_on=query)
     try:
@@ -115,31 +126,31 @@ def _scoring(
     except UserError:  # a model that is not on this machine has no scores on it
         weights = f"{scorer.path}@{scorer.revision}"
         entry, in_cache = entry_of(weights=weights, precision=setup.trainer["precision"]), False
-    about: dict[str, Any] = {"key": entry.digest, "epochs": epochs, "columns": columns, "in_cache": in_cache}
-    return _work(job.config, "score", scorer, model, len(source), passes, training=epochs > 0, **about)
+    work = _work(job.config, "score", scorer, model, len(source), passes, training=epochs > 0)
+    return replace(work, key=entry.digest, epochs=epochs, columns=columns, in_cache=in_cache)
 
 
 def _training(job: Job, target: ModelSpec, adapter: Adapter | None, source: Source, pct: float) -> Work:
     """Estimate the training, with selected rows as long as the average row."""
     target, model, rows = estimate.with_rows(target, source, job.cache_dir)
     selected = rounded_rows(pct, len(source))
-    passes: list[Pass] = [(target.recipe.epochs * selected / len(source), training_flops, rows)]
+    passes = [Pass(target.recipe.epochs * selected / len(source), training_flops, rows)]
     saved = 0.0 if model.shapes is None else 4.0 * model.shapes.num_parameters()
-    return _work(job.config, "train", target, model, selected, passes, adapter, model_bytes=saved)
+    return replace(_work(job.config, "train", target, model, selected, passes, adapter), model_bytes=saved)
 
 
 def _work(
     config: DictConfig, what: str, spec: ModelSpec, model: ModelShape, rows: int, passes: Sequence[Pass],
-    adapter: Adapter | None = None, *, training: bool = True, **about: Any,
+    adapter: Adapter | None = None, *, training: bool = True,
 ) -> Work:  # fmt: skip
-    """Estimate the work of one model from its passes; `about` are other attributes."""
+    """Estimate the work of one model from its passes."""
     tokens, flops = estimate.cost(model, passes)
     limit = estimate.gpu_bytes(config)
     size, problem, hint = _memory(config, spec, model, adapter, training, limit)
     checkpoints = _disk(config, model, adapter) if training else 0.0
     return Work(
-        what, spec.name, rows, tokens, passes[-1][2].counted, flops, size, problem=problem, hint=hint, limit=limit,
-        hours=estimate.gpu_hours(config, flops), checkpoints=checkpoints, **about,
+        what, spec.name, rows, tokens, passes[-1].rows.counted, flops, size, problem=problem, hint=hint, limit=limit,
+        hours=estimate.gpu_hours(config, flops), checkpoints=checkpoints,
     )  # fmt: skip
 
 
@@ -147,13 +158,14 @@ def _memory(
     config: DictConfig, spec: ModelSpec, model: ModelShape, adapter: Adapter | None, training: bool, limit: float | None
 ) -> tuple[float | None, str, str]:
     """Bytes per device (None if the model's shape is unknown), and the problem and hint if it does not fit."""
-    usable = math.inf if limit is None else USABLE["cuda"] * limit
     if model.shapes is None:
         return None, "", ""
-    precision, accelerator = config.trainer.precision, config.trainer.accelerator
-    automatic = precision == "auto" and config.gpu_memory_gib is not None
-    hidden_size = model.shapes.config.get_text_config().hidden_size
-    precision = "bf16-mixed" if automatic else resolve_precision(precision, accelerator, hidden_size)
+    precision, accelerator, strategy = config.trainer.precision, config.trainer.accelerator, config.trainer.strategy
+    if precision == "auto" and config.gpu_memory_gib is not None:
+        precision = "bf16-mixed"  # of the GPU that the user describes
+    else:
+        hidden_size = model.shapes.config.get_text_config().hidden_size
+        precision = resolve_precision(precision, accelerator, hidden_size)
 
     def memory(shards_per_copy: int, pack: int) -> DeviceMemory:
         if not training:
@@ -172,14 +184,16 @@ def _memory(
             gpu=GPU_BYTES if limit is None else limit,
         )
 
-    strategy, pack = config.trainer.strategy, config.train_tokens
-    shared = estimate.devices(config.trainer) // option_of(strategy, "replicate", 1) if shards(strategy) else 1
+    usable = math.inf if limit is None else USABLE["cuda"] * limit
+    shards_per_copy, pack = 1, config.train_tokens
+    if shards(strategy):
+        shards_per_copy = estimate.devices(config.trainer) // option_of(strategy, "replicate", 1)
     if pack == "auto":
-        pack = training_pack(config.trainer.accelerator, usable, lambda pack: memory(shared, pack))
-    needed = memory(shared, pack).total
+        pack = training_pack(accelerator, usable, lambda tokens: memory(shards_per_copy, tokens))
+    needed = memory(shards_per_copy, pack).total
     if limit is None or needed <= usable:
         return needed, "", ""
-    enough = devices_needed(usable, lambda shared: memory(shared, pack))
+    enough = devices_needed(usable, lambda devices: memory(devices, pack))
     option = f"trainer=fsdp trainer.devices={enough}" if enough else "adapter=qlora"
     problem = f"needs {needed / GIB:.0f} GiB on each GPU, which has {limit / GIB:.0f}, a tenth of it in reserve"
     return needed, problem, f"set {option}; docs/guides/memory.md lists more options"
@@ -190,7 +204,8 @@ def _disk(config: DictConfig, model: ModelShape, adapter: Adapter | None) -> flo
     if model.shapes is None or adapter is not None:
         return 0.0
     moments = 2 if config.optimizer["_target_"].startswith("bitsandbytes.") else 8
-    return float(CHECKPOINTS_KEPT * (4 + moments) * model.shapes.num_parameters())
+    bytes_per_weight = 4 + moments
+    return float(CHECKPOINTS_KEPT * bytes_per_weight * model.shapes.num_parameters())
 
 
 def print_table(jobs: Sequence[tuple[str, Sequence[Work] | None]], experiment: bool = False) -> None:
@@ -244,34 +259,37 @@ def _gib(piece: Work) -> str:
 
 
 def _totals(counted: Sequence[Work], experiment: bool) -> str:
-    known = [piece.flops for piece in counted if piece.flops is not None]
-    at_least = "at least " if len(known) < len(counted) else ""
+    """Describe the total work, and what the estimates assume and leave out, one sentence or more per line."""
+    flops = [piece.flops for piece in counted if piece.flops is not None]
+    at_least = "at least " if len(flops) < len(counted) else ""
+    lines = [f"Total: {_short(sum(piece.tokens for piece in counted))} tokens, {at_least}{sum(flops):.3g} FLOPs."]
     hours = [piece.hours for piece in counted if piece.hours is not None]
-    time = f"{sum(hours):,.1f}" if at_least or sum(hours) >= 0.05 else "less than 0.1"
-    saved, checkpoints = sum(p.model_bytes for p in counted), max((p.checkpoints for p in counted), default=0.0)
-    models: dict[str, set[str]] = {}
+    if hours:
+        total = f"{sum(hours):,.1f}" if at_least or sum(hours) >= 0.05 else "less than 0.1"
+        lines.append(f"{at_least}{total} hours at {UTILIZATION}% of gpu_tflops.".capitalize())
+    models: dict[str, set[str]] = {}  # by how their tokens were counted
     for piece in counted:
         models.setdefault(piece.lengths, set()).add(piece.model)
-    evaluated = any(piece.what == "evaluate" for piece in counted)
-    stored = f"Disk: {saved / 1e9:,.1f} GB of models, and up to {checkpoints / 1e9:,.1f} GB of checkpoints in training."
-    trained = (
-        "Selected rows are assumed to have average length. Memory is weights, gradients, optimizer states and "
-        f"estimated activations; embedding{', evaluation' if experiment else ''} and file access are not included."
-    )
-    answered = (
-        "Answers are assumed to have maximum length. Generation does not reach this utilization on a GPU. Memory is "
-        "the weights in float32."
-    )
-    return "\n".join(
-        [
-            f"Total: {_short(sum(piece.tokens for piece in counted))} tokens, {at_least}{sum(known):.3g} FLOPs.",
-            *([f"{at_least}{time} hours at {UTILIZATION}% of gpu_tflops.".capitalize()] if hours else []),
-            *(f"Tokens {counted}: {', '.join(sorted(names))}." for counted, names in models.items()),
-            *([answered] if evaluated else [stored, trained]),
-        ]
-    )
+    lines += [f"Tokens {how}: {', '.join(sorted(names))}." for how, names in models.items()]
+    if any(piece.what == "evaluate" for piece in counted):
+        lines.append(
+            "Answers are assumed to have maximum length. Generation does not reach this utilization on a GPU. Memory "
+            "is the weights in float32."
+        )
+    else:
+        saved = sum(piece.model_bytes for piece in counted) / 1e9
+        checkpoints = max((piece.checkpoints for piece in counted), default=0.0) / 1e9
+        lines.append(f"Disk: {saved:,.1f} GB of models, and up to {checkpoints:,.1f} GB of checkpoints in training.")
+        lines.append(
+            "Selected rows are assumed to have average length. Memory is weights, gradients, optimizer states and "
+            f"estimated activations; embedding{', evaluation' if experiment else ''} and file access are not included."
+        )
+    return "\n".join(lines)
 
 
 def _short(count: float) -> str:
-    unit, size = next(((u, n) for u, n in ((" G", 1e9), (" M", 1e6), (" k", 1e3)) if count >= n), ("", 1.0))
-    return f"{count / size:.3g}{unit}"
+    """Format a count with three digits and a unit."""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return f"{count:.3g}"

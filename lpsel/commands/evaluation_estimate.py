@@ -32,14 +32,16 @@ def evaluation_work(job: Job) -> list[Work]:
         prompts = [] if evaluator.prompts is None else evaluator.read_prompts(job.cache_dir)[0]
         lengths = np.array([len(prompt.text) // CHARACTERS + 1 for prompt in prompts], np.int32)
         rows = RowLengths(lengths, np.zeros_like(lengths), 1.0, GUESSED).with_answers(evaluator.max_new_tokens)
-        return [_work(job, spec, len(prompts), [(1, forward_flops, rows)]) for spec in local]
+        return [_work(job, spec, len(prompts), [Pass(1, forward_flops, rows)]) for spec in local]
     if not isinstance(evaluator, ReferenceEvaluator):
         raise UserError("dry_run", True, "evaluator=lm_eval has no estimate", "leave it out")
     source, work = shared_source(evaluator.dataset), []
     for spec in local:
-        rows = estimate.with_rows(spec, source, job.cache_dir)[2]
-        answers = [(1, forward_flops, rows.with_answers(evaluator.max_new_tokens))] if evaluator.max_new_tokens else []
-        work.append(_work(job, spec, len(source), [(1, forward_flops, rows), *answers]))
+        _, _, rows = estimate.with_rows(spec, source, job.cache_dir)
+        passes = [Pass(1, forward_flops, rows)]
+        if evaluator.max_new_tokens:
+            passes.append(Pass(1, forward_flops, rows.with_answers(evaluator.max_new_tokens)))
+        work.append(_work(job, spec, len(source), passes))
     return work
 
 
@@ -51,7 +53,7 @@ def _work(job: Job, spec: ModelSpec, rows: int, passes: list[Pass]) -> Work:
     one_device.trainer.devices = one_device.trainer.num_nodes = 1
     stored = None if model.shapes is None else 4.0 * model.shapes.num_parameters()
     return Work(
-        "evaluate", spec.name, rows, tokens, passes[0][2].counted, flops, stored,
+        "evaluate", spec.name, rows, tokens, passes[0].rows.counted, flops, stored,
         hours=estimate.gpu_hours(one_device, flops), limit=estimate.gpu_bytes(job.config),
     )  # fmt: skip
 
@@ -81,8 +83,9 @@ def judgments_of(evaluator: Any, cache_dir: Path, models: int) -> Iterator[str]:
         return
     read = sum(len(prompt.text) for prompt in prompts) / CHARACTERS
     read += len(prompts) * (len(judge.text) / CHARACTERS + 2 * evaluator.max_new_tokens)
-    limit = next((limit for name in LIMITS if (limit := judge.request.get(name))), None)
-    yield _line(judge, models, len(prompts), int(read), None if limit is None else len(prompts) * limit)
+    reply_limit = next(filter(None, map(judge.request.get, LIMITS)), None)
+    written = None if reply_limit is None else len(prompts) * reply_limit
+    yield _line(judge, models, len(prompts), int(read), written)
 
 
 def _line(judge: OpenAIJudge, models: int, prompts: int, read: int, written: int | None) -> str:

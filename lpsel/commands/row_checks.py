@@ -23,16 +23,25 @@ def check_rows(spec: SelectionSpec, clusters: Clusters, source: Source, scores: 
     if spec.group is not None:
         prompt_numbers(source, spec.group)
     by_column = isinstance(clusters, Column) or (isinstance(clusters, Auto) and source.spec.cluster_column is not None)
+    given_clusters = scores is not None and brings_clusters(scores, clusters)
     if isinstance(clusters, NoClusters):
         spec.check_without_clusters()
-    elif by_column and spec.uses_clusters and (scores is None or not brings_clusters(scores, clusters)):
+    elif by_column and spec.uses_clusters and not given_clusters:
         clusters.check(source.spec)
     numeric_columns(source, spec, scores)
     n = len(source)
-    tokens = (np.zeros(n, np.int32), np.where(source.no_answer, 0, 1), np.zeros(n, np.bool_))
-    texts = ScoreTable(np.arange(n), source.ids, *tokens, nll=np.empty((0, n)), unusable=source.unusable)
+    texts = ScoreTable(
+        np.arange(n),
+        source.ids,
+        prompt_tokens=np.zeros(n, np.int32),
+        response_tokens=np.where(source.no_answer, 0, 1),
+        truncated=np.zeros(n, np.bool_),
+        nll=np.empty((0, n)),
+        unusable=source.unusable,
+        empty_answer=source.empty_answer,
+    )
     exclusions = Exclusions(n)
-    exclude_texts(replace(texts, empty_answer=source.empty_answer), replace(spec, min_response_tokens=None), exclusions)
+    exclude_texts(texts, replace(spec, min_response_tokens=None), exclusions)
     exclusions.check(spec.name)
 
 
@@ -43,7 +52,8 @@ def numeric_columns(source: Source, spec: SelectionSpec, scores: ScoreTable | No
         UserError: a row does not have a number in such a column.
     """
     known = spec.records if scores is None else scores.columns
-    if not (names := [name for name in spec.columns if name is not None and name not in known]):
+    names = [name for name in spec.columns if name is not None and name not in known]
+    if not names:
         return {}
     numbers = np.fromiter((_number(row, name, spec) for row in source for name in names), np.float64)
     return dict(zip(names, numbers.reshape(-1, len(names)).T, strict=True))

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lpsel.data import templates
-from lpsel.data.dataset import Source
+from lpsel.data.dataset import Row, Source
 from lpsel.data.templates import holds_conversations, resolve_template
 from lpsel.data.tokens import count_tokens, find_tokens
 from lpsel.errors import UserError, check_number
@@ -68,7 +68,12 @@ class RowLengths:
         return replace(self, lengths=lengths, supervised=lengths - 1)
 
 
-Pass = tuple[float, Callable[..., float], RowLengths]  # number of passes, FLOPs of one pass, rows
+class Pass(NamedTuple):
+    """Passes of a model over rows."""
+
+    times: float  # number of passes
+    flops: Callable[..., float]  # `forward_flops` or `training_flops`
+    rows: RowLengths
 
 
 @dataclass(frozen=True)
@@ -104,8 +109,8 @@ def cost(model: ModelShape, passes: Sequence[Pass]) -> tuple[float, float | None
     tokens = sum(times * rows.tokens for times, _, rows in passes)
     if model.shapes is None:
         return tokens, None
-    costs = (times * rows.weight * flops(model.shapes, rows.lengths, rows.supervised) for times, flops, rows in passes)
-    return tokens, sum(costs)
+    flops = (p.times * p.rows.weight * p.flops(model.shapes, p.rows.lengths, p.rows.supervised) for p in passes)
+    return tokens, sum(flops)
 
 
 def gpu_bytes(config: DictConfig) -> float | None:
@@ -128,10 +133,12 @@ def gpu_hours(config: DictConfig, flops: float | None) -> float | None:
 
 def devices(trainer: DictConfig) -> int:
     """Total number of devices on all nodes."""
-    devices = trainer.devices
-    if devices in ("auto", -1):
-        devices = max(torch.cuda.device_count(), 1)
-    return trainer.num_nodes * (devices if isinstance(devices, int) else len(devices))
+    per_node = trainer.devices
+    if per_node in ("auto", -1):
+        per_node = max(torch.cuda.device_count(), 1)
+    elif not isinstance(per_node, int):
+        per_node = len(per_node)
+    return trainer.num_nodes * per_node
 
 
 def cached(kind: str, key: Any, create: Callable[[], T]) -> T:
@@ -199,20 +206,22 @@ def _count(source: Source, spec: ModelSpec, tokenizer: Any, cache_dir: Path) -> 
         sample = [row for row in source if row.index in sampled]
         if tokenizer is None:
             lengths, supervised = _guess(sample, spec.max_length)
+            counted = GUESSED
         else:
             lengths, supervised = count_tokens(source, sample, tokenizer, spec.template, spec.max_length)
-        counted = GUESSED if tokenizer is None else SAMPLED if len(sample) < len(source) else COUNTED
+            counted = SAMPLED if len(sample) < len(source) else COUNTED
         rows = RowLengths(lengths, supervised, len(source) / len(sample), counted)
-    some = rows.supervised > 0
-    return replace(rows, lengths=rows.lengths[some], supervised=rows.supervised[some])
+    trained = rows.supervised > 0
+    return replace(rows, lengths=rows.lengths[trained], supervised=rows.supervised[trained])
 
 
-def _guess(sample: list[Any], max_length: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Estimate lengths from characters, always with the Alpaca prompt."""
+def _guess(sample: list[Row], max_length: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Estimate the total and the supervised tokens of rows from characters, always with the Alpaca prompt."""
     parts = (templates.ALPACA_WITHOUT_INPUT, templates.ALPACA_INSTRUCTION, templates.ALPACA_RESPONSE)
-    around = len(templates.BETWEEN.join(parts))
+    template_characters = len(templates.BETWEEN.join(parts))
     usable = [row.example.characters() for row in sample if row.unusable is None]
     prompts, responses = np.array(usable).reshape(-1, 2).T
-    lengths = np.minimum((prompts + responses + around) // CHARACTERS + 1, max_length)
-    supervised = np.maximum(lengths - (prompts + around) // CHARACTERS, 0)
+    prompts = prompts + template_characters
+    lengths = np.minimum((prompts + responses) // CHARACTERS + 1, max_length)
+    supervised = np.maximum(lengths - prompts // CHARACTERS, 0)
     return lengths.astype(np.int32), supervised.astype(np.int32)
