@@ -21,6 +21,8 @@ from lpsel.storage import finite, write_csv, write_file, write_json
 
 NUMBERS = "agreement.json"
 PAGE = "agreement.html"
+# Properties that are counted among the lowest rows, with their titles
+COUNTED = {"known": "known", "rising": "rising", "duplicates": "duplicate", "near_duplicates": "near-duplicate"}
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -68,7 +70,8 @@ def run(
     from lpsel.report.page import agreement_page
 
     pcts = sorted({check_pct(pct) for pct in pcts})
-    tables, source = read_all(arguments), None
+    tables = read_all(arguments)
+    source = None
     if dataset is not None:
         tables, source = with_dataset(tables, dataset)
     cluster_N, cluster_source = _clusters(tables, clusters)
@@ -106,8 +109,10 @@ def _clusters(tables: Sequence[Scored], argument: str | None) -> tuple[Any, str 
     """Clusters from a file, or from the first table that has them, and the path of the file."""
     if argument is not None:
         return read_clusters(argument, tables[0].table.index), argument
-    with_clusters = ((scored.table.cluster, scored.source) for scored in tables if scored.table.cluster is not None)
-    return next(with_clusters, (None, None))
+    for scored in tables:
+        if scored.table.cluster is not None:
+            return scored.table.cluster, scored.source
+    return None, None
 
 
 def _write_tables(folder: Path, values: dict[str, Any]) -> list[Path]:
@@ -122,18 +127,25 @@ def _write_tables(folder: Path, values: dict[str, Any]) -> list[Path]:
 
 def _flat_entries(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Flatten entries to one level of keys, the same in all entries, without keys that are always None."""
-    flat = [dict(_flat("", entry)) for entry in entries]
+    flat = [_flat(entry) for entry in entries]
     columns = dict.fromkeys(name for entry in flat for name, value in entry.items() if value is not None)
     return [{name: entry.get(name) for name in columns} for entry in flat]
 
 
-def _flat(name: str, value: Any) -> Iterable[tuple[str, Any]]:
-    """Yield nested values named by their path, such as lowest_10_share for the list `lowest` by `pct`."""
-    if isinstance(value, list):
-        value = {f"{part['pct']:g}": {key: v for key, v in part.items() if key != "pct"} for part in value}
-    if not isinstance(value, dict):
-        return [(name, value)]
-    return [pair for key, part in value.items() for pair in _flat(f"{name}_{key}" if name else key, part)]
+def _flat(entry: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Name nested values by their path, such as lowest_10_share for `share` in the list `lowest`, where `pct` is 10."""
+    flat: dict[str, Any] = {}
+    for key, value in entry.items():
+        name = prefix + key
+        if isinstance(value, list):
+            for part in value:
+                numbers = {column: number for column, number in part.items() if column != "pct"}
+                flat |= _flat(numbers, f"{name}_{part['pct']:g}_")
+        elif isinstance(value, dict):
+            flat |= _flat(value, f"{name}_")
+        else:
+            flat[name] = value
+    return flat
 
 
 def _write_figures(folder: Path, compared: Study) -> list[Path]:
@@ -167,23 +179,26 @@ def show(values: dict[str, Any]) -> None:
 
 def show_diagnosis(values: dict[str, Any]) -> None:
     """Print a table of what each score correlates with, and of properties of its lowest rows."""
+    entries = sorted(values["diagnosis"], key=lambda entry: values["metrics"].index(entry["metric"]))
     columns = list(dict.fromkeys(name for entry in values["diagnosis"] for name in entry["spearman"]))
-    counted = {"known": "known", "rising": "rising", "duplicates": "duplicate", "near_duplicates": "near-duplicate"}
-    lowest = [low for entry in values["diagnosis"] for low in entry["lowest"]]
-    counted = {name: title for name, title in counted.items() if any(low.get(name) is not None for low in lowest)}
-    titles = [f"Spearman with {name}" for name in columns] + ["between clusters"] * bool(values["clusters"])
-    titles += [f"{', '.join(counted.values())} in lowest {pct:g}%" for pct in values["pct"]]
+    lowest = [low for entry in entries for low in entry["lowest"]]
+    counted = [name for name in COUNTED if any(low.get(name) is not None for low in lowest)]
+    titles = [f"Spearman with {name}" for name in columns]
+    if values["clusters"]:
+        titles.append("between clusters")
+    titles += [f"{', '.join(COUNTED[name] for name in counted)} in lowest {pct:g}%" for pct in values["pct"]]
     notes = ["What the scores correlate with, and rows among the lowest"]
     table = console.table(["metric", "scorer", *titles], titles, notes=notes)
-    for entry in sorted(values["diagnosis"], key=lambda entry: values["metrics"].index(entry["metric"])):
+    for entry in entries:
         numbers = [entry["spearman"].get(name) for name in columns]
-        numbers += [entry["clusters"]] * bool(values["clusters"])
-        counts = (
-            f"{', '.join(_count(low.get(name)) for name in counted)} of {low['rows']:,}" for low in entry["lowest"]
-        )
+        if values["clusters"]:
+            numbers.append(entry["clusters"])
+        counts = [_counts(low, counted) for low in entry["lowest"]]
         table.add_row(METRICS[entry["metric"]].title, escape(entry["table"]), *map(decimals, numbers), *counts)
     console.show(table)
 
 
-def _count(number: int | None) -> str:
-    return "-" if number is None else f"{number:,}"
+def _counts(low: dict[str, Any], names: Sequence[str]) -> str:
+    """Format the counts of some properties among the lowest rows."""
+    counts = (low.get(name) for name in names)
+    return f"{', '.join('-' if count is None else f'{count:,}' for count in counts)} of {low['rows']:,}"

@@ -88,13 +88,15 @@ def _check_same_rows(one: Scored, other: Scored) -> None:
 
 def _distinct(tables: list[Scored]) -> list[Scored]:
     """Make names unique by adding the origin and, if that is not enough, a number."""
-    for suffix in (lambda table, number: table.origin, lambda table, number: f"#{number}"):
-        count, seen = Counter(table.name for table in tables), Counter[str]()
-        for i, table in enumerate(tables):
-            seen[table.name] += 1
-            if count[table.name] > 1:
-                tables[i] = replace(table, name=f"{table.name} ({suffix(table, seen[table.name])})")
-    return tables
+    count = Counter(table.name for table in tables)
+    tables = [replace(t, name=f"{t.name} ({t.origin})") if count[t.name] > 1 else t for t in tables]
+    count = Counter(table.name for table in tables)
+    distinct, numbers = [], Counter[str]()
+    for table in tables:
+        numbers[table.name] += 1
+        name = f"{table.name} (#{numbers[table.name]})" if count[table.name] > 1 else table.name
+        distinct.append(replace(table, name=name))
+    return distinct
 
 
 def read_clusters(argument: str, index: NDArray[np.int64]) -> NDArray[np.int32]:
@@ -150,13 +152,19 @@ def with_dataset(tables: Sequence[Scored], dataset: str) -> tuple[list[Scored], 
 
 
 def read_texts(source: Source, low_GN: NDArray[np.bool_]) -> tuple[NDArray[np.int32], list[NearDuplicates]]:
-    """Count characters of every prompt and response, (2, N), and near-duplicates in each group of rows."""
+    """Count characters of every prompt and response, (2, N), and near-duplicates in each group of rows.
+
+    Args:
+        low_GN: the rows of every group. At most MOST_ROWS of them, drawn at random, are compared.
+    """
     rows = sample(np.flatnonzero(low_GN.any(axis=0)), MOST_ROWS)
     seen = Seen(np.zeros((2, len(source)), np.int32), frozenset(), frozenset(rows.tolist()))
     for row in source:
         seen.characters[:, row.index] = row.example.characters()
         seen.keep(row.index, row.example)
+    # Rows with the same content have the same text; other rows get a number after the last text.
+    n_texts = len(seen.texts)
     text_N = pc.index_in(source.ids, value_set=pa.array([*seen.texts], pa.large_string()))
-    text_N = text_N.fill_null(len(seen.texts)).to_numpy()
-    groups_GN = np.array([np.bincount(text_N[low_N], minlength=len(seen.texts) + 1) > 0 for low_N in low_GN])
-    return seen.characters, near_duplicates_in(groups_GN[:, :-1], [*seen.texts.values()])
+    text_N = text_N.fill_null(n_texts).to_numpy()
+    has_text_GT = np.array([np.bincount(text_N[low_N], minlength=n_texts + 1) > 0 for low_N in low_GN])[:, :n_texts]
+    return seen.characters, near_duplicates_in(has_text_GT, [*seen.texts.values()])
