@@ -52,7 +52,8 @@ def run(job: Job) -> dict[str, Any]:
     if candidates.all:
         log.info("Evaluating %s", "; ".join(model.name for model in candidates.all))
     job.start_tracking()
-    for folder in (Path(name).expanduser() for name in dict.fromkeys([*baseline, *names])):
+    for name in dict.fromkeys([*baseline, *names]):
+        folder = Path(name).expanduser()
         artifact = (read_result(folder) or {}).get("artifact")
         if artifact is not None:
             job.tracker.use_artifact(model_artifact(artifact, folder / "model"))
@@ -66,19 +67,30 @@ def run(job: Job) -> dict[str, Any]:
 
 def _check_used(config: DictConfig) -> None:
     """Raise a UserError for an option that the evaluator does not use, or that imported verdicts replace."""
-    set_options = {key: config[key] for key in ("prompts", "judgements") if config[key] is not None}
+    given = {key: config[key] for key in ("prompts", "judgements") if config[key] is not None}
     if OmegaConf.to_container(config.judge) != OmegaConf.to_container(choice("judge", "openai")):
-        set_options["judge"] = None
-    options, target = str(OmegaConf.to_container(config.evaluator)), config.evaluator["_target_"]
-    files = {name: (config_dir() / "evaluator" / f"{name}.yaml").read_text() for name in choices("evaluator")}
-    name = next((name for name, file in files.items() if target in file), target)
-    for key, value in set_options.items():
-        if f"${{{key}}}" not in options:
-            raise UserError(key, value, f"evaluator={name} does not use it", "leave it out, or set evaluator=pairwise")
-    if set_options.pop("judgements", None) is not None:
-        set_options |= {key: value for key, value in (("model", config.models), ("baseline", config.baseline)) if value}
-        for key, value in set_options.items():
-            raise UserError(key, value, f"evaluator={name} does not use it with judgements=", "leave one of them out")
+        given["judge"] = None  # a mapping, which the error leaves out
+    evaluator = _evaluator_name(config)
+    used = str(OmegaConf.to_container(config.evaluator))  # refers to options as ${NAME}
+    for key, value in given.items():
+        if f"${{{key}}}" not in used:
+            hint = "leave it out, or set evaluator=pairwise"
+            raise UserError(key, value, f"evaluator={evaluator} does not use it", hint)
+    if given.pop("judgements", None) is not None:
+        given |= {key: value for key, value in (("model", config.models), ("baseline", config.baseline)) if value}
+        if given:
+            key, value = next(iter(given.items()))
+            problem = f"evaluator={evaluator} does not use it with judgements="
+            raise UserError(key, value, problem, "leave one of them out")
+
+
+def _evaluator_name(config: DictConfig) -> str:
+    """Name of the evaluator in conf/evaluator, or its class if it has none."""
+    target: str = config.evaluator["_target_"]
+    for name in choices("evaluator"):
+        if target in (config_dir() / "evaluator" / f"{name}.yaml").read_text():
+            return name
+    return target
 
 
 def _warn_of_toy_rows(evaluator: Any, names: Sequence[str], candidates: Candidates) -> None:
@@ -88,7 +100,8 @@ def _warn_of_toy_rows(evaluator: Any, names: Sequence[str], candidates: Candidat
         return
     for name, model in zip(names, candidates.all, strict=True):
         base = (read_result(Path(name).expanduser()) or {}).get("base_model")
-        if (base["path"] if base else getattr(model, "path", None)) is not None:
+        path = base["path"] if base else getattr(model, "path", None)
+        if path is not None:
             problem = f"has toy rows for the embedded models: results of {model.name} on them are meaningless"
             log.warning("dataset=%s %s. Set dataset=FILE_OR_HUB_ID.", dataset.name, problem)
             return
@@ -129,7 +142,7 @@ def _candidates(names: Sequence[str], baseline: Sequence[str], config: DictConfi
         seed = (read_result(Path(name).expanduser()) or {}).get("seed")
         if count[spec.name] > 1 and seed is not None and isinstance(spec, ModelSpec):
             specs[number] = replace(spec, name=f"{spec.name}, seed {seed}")
-    return Candidates(tuple(specs[: len(names)]), *specs[len(names) :])
+    return Candidates(tuple(specs[: len(names)]), specs[-1] if baseline else None)
 
 
 def candidate(name: str, config: DictConfig) -> ModelSpec | Endpoint:

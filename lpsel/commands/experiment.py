@@ -44,22 +44,24 @@ def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
     for name, members in zip(names, groups.values(), strict=True):
         full = [member for member in members if results[member]["rule"] == "full"]
         all_rows = full[0] if 0 < len(full) < len(members) else None
-        configs = [read_json(member / RUN_CONFIG)["config"]["model"] for member in members]
-        # Set by the user, for this sweep.
-        trust = ["trust_remote_code=true"] if any(model["trust_remote_code"] is True for model in configs) else []
         target = results[members[0]]["base_model"]
         untrained = target["path"] or target["name"]
         options = [f"{key}={json.dumps(target[key])}" for key in UNTRAINED if target.get(key) is not None]
-        for suffix, evaluation in evaluations(sweep.experiment).items():
-            baseline = next((o.partition("=")[2].strip("\"'") for o in evaluation if o.startswith("baseline=")), None)
-            named: dict[str, Any] = {"models": [str(member) for member in members]}
+        trust = ["trust_remote_code=true"] if _trust_remote_code(members) else []
+        for suffix, overrides in evaluations(sweep.experiment).items():
+            baseline = _baseline_in(overrides)
+            named: dict[str, Any]
             if baseline is None:
-                named["models"] = [untrained, *(str(member) for member in members if member != all_rows)]
-                named["baseline"] = None if all_rows is None else str(all_rows)
+                named = {
+                    "models": [untrained, *(str(member) for member in members if member != all_rows)],
+                    "baseline": None if all_rows is None else str(all_rows),
+                }
+            else:
+                named = {"models": [str(member) for member in members]}
             if baseline in (None, untrained):
-                evaluation = [*options, *evaluation]
+                overrides = [*options, *overrides]
             try:
-                _evaluate(sweep, [*trust, *evaluation], named, folder / f"{name}{suffix}")
+                _evaluate(sweep, [*trust, *overrides], named, folder / f"{name}{suffix}")
             except UserError as error:
                 log.error("Not evaluated: %s", error)
                 failed = error
@@ -68,6 +70,20 @@ def conclude(sweep: DictConfig, folder: Path, runs: Sequence[Path]) -> Path:
         log.error("The report has what was evaluated: %s. Run the same command again to resume.", page)
         raise failed
     return page
+
+
+def _trust_remote_code(runs: Sequence[Path]) -> bool:
+    """Whether the user trusted the code of the trained model in any of these runs, which belong to the same sweep."""
+    models = [read_json(run_dir / RUN_CONFIG)["config"]["model"] for run_dir in runs]
+    return any(model["trust_remote_code"] is True for model in models)
+
+
+def _baseline_in(overrides: Sequence[str]) -> str | None:
+    """The baseline that overrides set, or None."""
+    for override in overrides:
+        if override.startswith("baseline="):
+            return override.removeprefix("baseline=").strip("\"'")
+    return None
 
 
 def check_evaluations(sweep: DictConfig) -> None:
@@ -83,7 +99,9 @@ def check_evaluations(sweep: DictConfig) -> None:
 def evaluations(experiment: DictConfig) -> dict[str, list[str]]:
     """Overrides of each evaluation, by the suffix of its folder name."""
     evaluate: Any = OmegaConf.to_container(experiment.evaluate, resolve=True)
-    return {f"-{key}": each for key, each in evaluate.items()} if isinstance(evaluate, dict) else {"": evaluate}
+    if not isinstance(evaluate, dict):
+        return {"": evaluate}
+    return {f"-{name}": overrides for name, overrides in evaluate.items()}
 
 
 def _evaluate(sweep: DictConfig, evaluation: list[str], named: dict[str, Any], folder: Path) -> None:

@@ -87,12 +87,13 @@ def main(arguments: Sequence[str]) -> None:
     overrides = [argument for argument in options.scores if "=" in argument]
     tables = [argument for argument in options.scores if "=" not in argument]
     dataset, *others = options.held_out
-    measured_on = [dataset if "=" in dataset else f"dataset={dataset}", *others]
-    settings = Settings(overrides, measured_on, options.subsets, options.pct, options.seeds, options.seed)
-    if "dry_run=true" in map(str.lower, [*overrides, *others]):
-        plan(tables, options.metric.split(","), settings, options.out)
+    held_out_overrides = [dataset if "=" in dataset else f"dataset={dataset}", *others]
+    settings = Settings(overrides, held_out_overrides, options.subsets, options.pct, options.seeds, options.seed)
+    metrics = options.metric.split(",")
+    if any(override.lower() == "dry_run=true" for override in [*overrides, *others]):
+        plan(tables, metrics, settings, options.out)
         return
-    result = run(tables, options.metric.split(","), settings, options.out)
+    result = run(tables, metrics, settings, options.out)
     show(result)
     print(result["run_dir"], flush=True)
 
@@ -183,10 +184,16 @@ def _check_held_out(settings: Settings) -> None:
 
 def _subsets(scores: int, settings: Settings) -> list[Subset]:
     """Random subsets, and the lowest and the highest rows by every score."""
-    names = [f"random_{k:03d}" for k in range(1, settings.subsets + 1)]
-    ends = [(s, end) for s in range(scores) for end in ("lowest", "highest")]
-    by_score = [Subset(f"{end}_{s}", f"score_{s}", end == "highest") for s, end in ends]
-    return [*(Subset(name, name) for name in names), *by_score]
+    subsets = [Subset(name, name) for name in _random_columns(settings)]
+    for s in range(scores):
+        subsets.append(Subset(f"lowest_{s}", f"score_{s}"))
+        subsets.append(Subset(f"highest_{s}", f"score_{s}", highest=True))
+    return subsets
+
+
+def _random_columns(settings: Settings) -> list[str]:
+    """Names of the columns with random numbers."""
+    return [f"random_{k:03d}" for k in range(1, settings.subsets + 1)]
 
 
 def _write_subsets(file: Path, first: Scored, scores: Mapping[str, Floats], settings: Settings) -> None:
@@ -194,12 +201,15 @@ def _write_subsets(file: Path, first: Scored, scores: Mapping[str, Floats], sett
     value_SN = np.array([*scores.values()])
     undefined_N = ~np.isfinite(value_SN).all(axis=0)
     draw_KN = np.random.default_rng(settings.seed).random((settings.subsets, len(undefined_N)))
-    columns = dict(zip((subset.column for subset in _subsets(0, settings)), draw_KN, strict=True))
-    columns |= {f"score_{s}": value_N for s, value_N in enumerate(value_SN)}
-    about = {"index": first.table.index} | ({"id": first.table.id} if first.table.has_content_ids else {})
-    values = {name: pa.array(np.where(undefined_N, np.nan, v), from_pandas=True) for name, v in columns.items()}
+    numbers = dict(zip(_random_columns(settings), draw_KN, strict=True))
+    numbers |= {f"score_{s}": value_N for s, value_N in enumerate(value_SN)}
+    columns: dict[str, Any] = {"index": first.table.index}
+    if first.table.has_content_ids:
+        columns["id"] = first.table.id
+    for name, number_N in numbers.items():
+        columns[name] = pa.array(np.where(undefined_N, np.nan, number_N), from_pandas=True)
     content = BytesIO()
-    pq.write_table(pa.table(about | values), content)
+    pq.write_table(pa.table(columns), content)
     # An unchanged file keeps its modification time, which finished runs compare if it is large.
     if not file.is_file() or file.read_bytes() != content.getvalue():
         write_file(file, content.getvalue())
@@ -207,7 +217,7 @@ def _write_subsets(file: Path, first: Scored, scores: Mapping[str, Floats], sett
 
 def _measure(folder: Path, subset: Subset, scores: Mapping[str, Floats], settings: Settings) -> dict[str, Any]:
     """Train on a subset with every seed and evaluate; returns its mean scores, NLL and cost."""
-    nll, cost = [], {"trainings": 0, "tokens": 0, "flops": 0.0, "seconds": 0.0}
+    nlls, cost = [], {"trainings": 0, "tokens": 0, "flops": 0.0, "seconds": 0.0}
     for seed in settings.training_seeds:
         subset_folder = folder / f"{subset.name}-seed-{seed}"
         overrides = _overrides(folder / TABLE, subset, seed, settings)
@@ -215,17 +225,15 @@ def _measure(folder: Path, subset: Subset, scores: Mapping[str, Floats], setting
             trained = run_job("train", overrides, subset_folder / "train", in_sweep=True)
         arguments = _evaluation(subset_folder / "train", settings)
         evaluated = run_job("evaluate", arguments, subset_folder / "evaluate", in_sweep=True)
-        nll.append(evaluated["models"][0]["metrics"]["nll"]["value"])
+        nlls.append(evaluated["models"][0]["metrics"]["nll"]["value"])
         if trained["reused_from"] is None:
             cost["trainings"] += 1
             for name in ("tokens", "flops", "seconds"):
                 cost[name] += trained["training"][name]
     rows = _selected(trained["selection"], folder / TABLE)
     means = {name: float(score_N[rows].mean()) for name, score_N in scores.items()}
-    defined = [value for value in nll if value is not None]
-    mean = float(np.mean(defined)) if len(defined) == len(nll) else None
-    return {"name": subset.name, "rows": len(rows), "nll": mean, "nll_of_seeds": nll, "mean_score": means,
-            "cost": cost}  # fmt: skip
+    nll = None if None in nlls else float(np.mean(nlls))
+    return {"name": subset.name, "rows": len(rows), "nll": nll, "nll_of_seeds": nlls, "mean_score": means, "cost": cost}
 
 
 def _selected(selection: str, table: Path) -> NDArray[np.int64]:
@@ -253,13 +261,14 @@ def _evaluation(trained: Path, settings: Settings) -> list[str]:
 
 
 def _summary(measured: Sequence[dict[str, Any]], scores: Mapping[str, Floats], subsets: int) -> dict[str, Any]:
-    random, ends = measured[:subsets], {m["name"]: m for m in measured[subsets:]}
+    """Correlate the mean scores of the random subsets, which are the first ones measured, with their NLL."""
+    random, nll = measured[:subsets], {m["name"]: m["nll"] for m in measured}
     nll_K = np.array([np.nan if m["nll"] is None else m["nll"] for m in random])
     compared = []
     for s, name in enumerate(scores):
         mean_K = [m["mean_score"][name] for m in random]
         correlation, bootstrap = rank_correlation(mean_K, nll_K), bootstrap_interval(mean_K, nll_K)
-        lowest, highest = (ends[f"{end}_{s}"]["nll"] for end in ("lowest", "highest"))
+        lowest, highest = nll[f"lowest_{s}"], nll[f"highest_{s}"]
         compared.append({
             "score": name,
             "spearman": correlation.value, "ci_low": correlation.low, "ci_high": correlation.high,

@@ -172,17 +172,25 @@ def _win_rates(outcomes: Sequence[dict[str, Any]], key: Key) -> dict[str, Any]:
         category_N=column_N["category"],
         prompt_set_N=column_N["prompt_set"],
     )
-    # The first row of every text.
-    once = list({n if row["text"] is None else row["text"]: n for n, row in reversed([*enumerate(rows)])}.values())
+    distinct = _distinct_texts(column_N["text"])
     mean_N = np.array(column_N["mean_preference"], np.float64)
-    by_mean = asdict(win_rate(mean_N[once], equal_N=equal_N[once]))
-    unvoted_once = [rows[n] for n in once if n >= len(outcomes)]
+    by_mean = asdict(win_rate(mean_N[distinct], equal_N=equal_N[distinct]))
+    unvoted_texts = [rows[n] for n in distinct if n >= len(outcomes)]
     for counted in (by_majority, by_mean):
-        counted["failed"] -= len(unvoted_once)
-    for column, pairs in (("category", unvoted_once), ("prompt_set", unvoted)):
-        for name in filter(None, (pair[column] for pair in pairs)):
-            by_majority[f"by_{column}"][name]["failed"] -= 1
+        counted["failed"] -= len(unvoted_texts)
+    for column, uncounted in (("category", unvoted_texts), ("prompt_set", unvoted)):
+        for row in uncounted:
+            if row[column]:
+                by_majority[f"by_{column}"][row[column]]["failed"] -= 1
     return {**by_majority, **describe_problems(by_majority), "mean_of_votes": by_mean}
+
+
+def _distinct_texts(text_N: Sequence[str | None]) -> list[int]:
+    """Positions of the first row of every text, latest texts first; every unknown text counts as distinct."""
+    first: dict[str | int, int] = {}
+    for n, text in reversed([*enumerate(text_N)]):
+        first[n if text is None else text] = n
+    return list(first.values())
 
 
 def _annotator(name: str, votes: Iterable[Vote], counted: Iterable[Vote], key: Key) -> dict[str, Any]:
