@@ -80,17 +80,18 @@ def checked_rows(source: Source, ids: Mapping[int, str | None]) -> Iterator[Row]
     Args:
         ids: content ids by row number; None, or a user-defined id, for a row whose content cannot be checked.
     """
-    expected = iter(sorted(ids))
+    missing = set(ids)
     for row in islice(source, max(ids, default=-1) + 1):
         if row.index in ids:
             content_id = row.example.content_id() if row.unusable is None else raw_digest(row.raw).hex()
-            if ids[row.index] != content_id and CONTENT_ID.fullmatch(ids[row.index] or ""):
+            expected_id = ids[row.index] or ""
+            if CONTENT_ID.fullmatch(expected_id) and expected_id != content_id:
                 break
-            next(expected)
+            missing.remove(row.index)
             yield row
-    if (number := next(expected, None)) is not None:
+    if missing:
         hint = "give the dataset of these scores with --dataset FILE"
-        problem = f"row {number} is not the row that was scored"
+        problem = f"row {min(missing)} is not the row that was scored"
         raise UserError("dataset", source.spec.path or source.spec.name, problem, hint)
 
 

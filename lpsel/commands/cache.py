@@ -76,19 +76,20 @@ def main(arguments: Sequence[str]) -> None:
 
 def contents(cache_dir: Path) -> list[Cached]:
     """List all entries of a cache, largest first."""
-    users = defaultdict(list)
+    runs_by_entry = defaultdict(list)  # keys here and below are digests
     for file in _user_files(cache_dir):
         used = read_dict(file)
-        if (run := Path(str(used.get("run")))).is_dir():
-            for entry in used.get("entries") or ():
-                users[entry].append(run)
+        run = Path(str(used.get("run")))
+        if run.is_dir():
+            for digest in used.get("entries") or ():
+                runs_by_entry[digest].append(run)
     entries = []
     for kind, name in {**dict.fromkeys(FORMATS, FOLDER), **dict.fromkeys(FILES, FILE)}.items():
-        paths: dict[str, list[Path]] = defaultdict(list)
+        paths_by_entry: dict[str, list[Path]] = defaultdict(list)
         for path in sorted((cache_dir / kind).glob("[!.]*")):
             if match := name.fullmatch(path.name):  # the folder may contain files of the user
-                paths[match[1]].append(path)
-        entries += [_described(kind, folders, users[entry]) for entry, folders in paths.items()]
+                paths_by_entry[match[1]].append(path)
+        entries += [_describe(kind, paths, runs_by_entry[digest]) for digest, paths in paths_by_entry.items()]
     return sorted(entries, key=lambda entry: entry.size, reverse=True)
 
 
@@ -96,12 +97,14 @@ def _user_files(cache_dir: Path) -> list[Path]:
     return [file for file in (cache_dir / USERS).glob("*.json") if DIGEST.fullmatch(file.stem)]
 
 
-def _described(kind: str, paths: Sequence[Path], runs: Sequence[Path]) -> Cached:
+def _describe(kind: str, paths: Sequence[Path], runs: Sequence[Path]) -> Cached:
     stats = []
-    for file in (file for path in paths for file in (path, *path.rglob("*"))):
-        with suppress(FileNotFoundError):  # of a running command
-            stats.append(file.stat())
-    days = (time.time() - max((stat.st_mtime for stat in stats), default=time.time())) / DAY
+    for path in paths:
+        for file in (path, *path.rglob("*")):
+            with suppress(FileNotFoundError):  # a running command has deleted it
+                stats.append(file.stat())
+    now = time.time()
+    days = (now - max((stat.st_mtime for stat in stats), default=now)) / DAY
     size = sum(stat.st_size for stat in stats if S_ISREG(stat.st_mode))
     return Cached(kind, paths[0].name, tuple(paths), size, days, tuple(sorted(runs)))
 
@@ -110,8 +113,12 @@ def prune(cache_dir: Path, days: float) -> list[Cached]:
     """Delete entries that were last used more than `days` days ago and are not needed; returns the deleted entries."""
     with exclusive(cache_dir):
         old = [entry for entry in contents(cache_dir) if entry.days > days and not entry.needed]
-        for path in (path for entry in old for path in entry.paths):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for entry in old:
+            for path in entry.paths:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
         for file in _user_files(cache_dir):
             if not Path(str(read_dict(file).get("run"))).is_dir():
                 file.unlink()
@@ -131,12 +138,16 @@ def table(entries: Sequence[Cached], where: str, most: int) -> Table:
     listing = console.table(("kind", "entry", "size", "last used", "used by"), ("size", "last used"), notes=notes)
     for entry in entries[:most]:
         age = f"{entry.days:.0f} days ago" if entry.days >= 1 else "today"
-        name, used_by = (Text(t, no_wrap=True, overflow="ellipsis") for t in (entry.name, _names(entry.runs)))
-        listing.add_row(entry.kind, name, decimal(entry.size), age, used_by)
+        listing.add_row(entry.kind, _one_line(entry.name), decimal(entry.size), age, _one_line(_names(entry.runs)))
     return listing
 
 
+def _one_line(text: str) -> Text:
+    return Text(text, no_wrap=True, overflow="ellipsis")
+
+
 def _names(runs: Sequence[Path]) -> str:
+    """Names of the first runs, relative to the current folder, and the number of the others."""
     here = Path.cwd()
     names = [str(run.relative_to(here) if run.is_relative_to(here) else run) for run in runs[:LISTED]]
     more = [f"{len(runs) - LISTED} more"] if len(runs) > LISTED else []

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -68,10 +67,12 @@ def read_rows(run: Run, dataset: str | None, cache_dir: Path) -> tuple["Explorer
     from lpsel.clustering.embeddings import cached_embeddings
     from lpsel.report.explorer import MOST_ROWS, SAMPLE, Explorer, fair_sample, map_of
 
-    table, notes = selection_table(run.folder, COLUMNS), list[str]()
+    notes: list[str] = []
+    table = selection_table(run.folder, COLUMNS)
     if not run.result["diagnosis"]["spearman"]:  # arbitrary scores
         table = table.drop_columns(["score"])
-    n_total, ids = len(table), None if table["id"].null_count else table["id"].combine_chunks().cast(pa.large_string())
+    n_total = len(table)
+    ids = None if table["id"].null_count else table["id"].combine_chunks().cast(pa.large_string())
     table, ids = fair_sample(table, ids, n_total if n_total <= MOST_ROWS else SAMPLE)
     columns = {name: table[name] for name in table.column_names if name != "id"}
     columns["length"], unit = columns.pop("response_tokens"), "tokens"
@@ -86,16 +87,28 @@ def read_rows(run: Run, dataset: str | None, cache_dir: Path) -> tuple["Explorer
         columns |= texts
         if columns["length"].null_count:
             columns["length"], unit = characters, "characters"
+    explained: list[float] = []
     vectors_SD = None if ids is None else cached_embeddings(used_by(cache_dir, run.folder), cache_dir, ids)
-    map_S2, explained = (np.empty((0, 0)), []) if vectors_SD is None else map_of(vectors_SD)
-    if not explained:
+    if vectors_SD is not None:
+        map_S2, explained = map_of(vectors_SD)
+    if explained:
+        columns |= {"x": to_arrow(map_S2[:, 0]), "y": to_arrow(map_S2[:, 1])}
+    else:
         notes.append(f"No map: {cache_dir} has no embeddings that this run used")
-    columns |= {name: to_arrow(values_S) for name, values_S in zip(("x", "y"), map_S2.T, strict=False)}
     columns = {name: _without_infinity(values) for name, values in columns.items()}
     known = {name: values for name, values in columns.items() if values.null_count < len(values)}
-    facts = statistics(run.result)
-    numbers = (n_total, run.rule, unit, explained)
-    return Explorer(run.name, pa.table(known), ids, *numbers, facts, run.get("diagnosis", "warnings")), notes
+    explorer = Explorer(
+        name=run.name,
+        rows=pa.table(known),
+        ids=ids,
+        n_total=n_total,
+        rule=run.rule,
+        unit=unit,
+        explained=explained,
+        facts=statistics(run.result),
+        warnings=run.get("diagnosis", "warnings"),
+    )
+    return explorer, notes
 
 
 def read_texts(source: Source, rows: Sequence[int], ids: pa.Array | None) -> dict[str, pa.Array]:

@@ -20,17 +20,7 @@ ODD = {
 
 def statistics(result: Mapping[str, Any]) -> Pairs:
     """Number of selected rows, their scores and lengths, and the excluded rows."""
-    share, requested = f"{_percentage(result):.3g}%", f"{result['pct']:g}%"
-    unit = " of the tokens" if _in_tokens(result) else ""
-    shares = f"{share}{unit}" if share == requested else f"{share}{unit}, {requested} requested"
-    rows = f"{result['n_selected']:,} of {result['n_total']:,} rows ({shares}, budget {result['budget']})"
-    if result["clusters"] is not None:
-        rows += f", from {result['clusters_selected']:,} of {result['clusters']:,} clusters"
-        if (outside := result["rows_in_no_cluster"])["all"]:
-            rows += f" and {outside['selected']:,} of {outside['all']:,} rows without a cluster"
-    if tied := result.get("n_tied"):
-        rows += f"; {tied:,} rows are tied at the cutoff"
-    pairs = [(f"Selection {rule_name(result)}", rows)]
+    pairs = [(f"Selection {rule_name(result)}", _selected_rows(result))]
     ranges = [
         f"{name} {scores['lowest']:.4g} to {scores['highest']:.4g}, mean {scores['mean']:.4g}"
         for name, scores in result["score"].items()
@@ -47,9 +37,26 @@ def statistics(result: Mapping[str, Any]) -> Pairs:
         rows = f"{query['rows']:,} rows of {query['path']}, {query['rows_in_data']:,} also in the data"
         pairs.append(("Query", rows))
     if odd := [f"{count:,} {ODD[name]}" for name, count in result["odd_scores"].items() if count]:
-        as_0 = result["budget"] == "paper" and result["odd_scores"]["undefined"]
-        pairs.append(("Odd scores", ", ".join(odd) + ("; undefined scores count as 0" if as_0 else "")))
+        count_as_0 = result["budget"] == "paper" and result["odd_scores"]["undefined"]
+        pairs.append(("Odd scores", ", ".join(odd) + ("; undefined scores count as 0" if count_as_0 else "")))
     return [*pairs, *diagnosis(result["diagnosis"])] if result.get("diagnosis") else pairs
+
+
+def _selected_rows(result: Mapping[str, Any]) -> str:
+    """Number and percentage of the selected rows, clusters they are from, and ties at the cutoff."""
+    percentage, requested = f"{_percentage(result):.3g}%", f"{result['pct']:g}%"
+    share = percentage + (" of the tokens" if _in_tokens(result) else "")
+    if percentage != requested:
+        share += f", {requested} requested"
+    text = f"{result['n_selected']:,} of {result['n_total']:,} rows ({share}, budget {result['budget']})"
+    if result["clusters"] is not None:
+        text += f", from {result['clusters_selected']:,} of {result['clusters']:,} clusters"
+        unclustered = result["rows_in_no_cluster"]
+        if unclustered["all"]:
+            text += f" and {unclustered['selected']:,} of {unclustered['all']:,} rows without a cluster"
+    if result.get("n_tied"):
+        text += f"; {result['n_tied']:,} rows are tied at the cutoff"
+    return text
 
 
 def _in_tokens(result: Mapping[str, Any]) -> bool:
@@ -70,8 +77,9 @@ def diagnosis(diagnosed: Mapping[str, Any]) -> Pairs:
     """What the score correlates with, what was selected, and warnings with the options that address them."""
     pairs = []
     numbers = {**(diagnosed["spearman"] or {}), "clusters": diagnosed["clusters"]}
-    if follows := [f"{name} {value:.2f}" for name, value in numbers.items() if value is not None and isfinite(value)]:
-        pairs.append(("Score correlates", ", ".join(follows) + " (Spearman; clusters: fraction of rank variance)"))
+    known = [f"{name} {value:.2f}" for name, value in numbers.items() if value is not None and isfinite(value)]
+    if known:
+        pairs.append(("Score correlates", ", ".join(known) + " (Spearman; clusters: fraction of rank variance)"))
     median = diagnosed["median_response"]
     lengths = f"{median['selected']:,.0f} {median['unit']} (all: {median['all']:,.0f})"
     counts = {
@@ -91,15 +99,13 @@ def selection(result: Mapping[str, Any]) -> Pairs:
     pairs = statistics(result)
     if result["score"]["all"] is None:
         return pairs
-    listed: set[int] = set()
-    for end in ("first", "last"):
-        # In a small dataset, the first rows are also the last.
-        rows = result["examples"][end][:EXAMPLES] if end == "first" else result["examples"][end][-EXAMPLES:]
-        rows = [row for row in rows if row["index"] not in listed]
-        listed |= {row["index"] for row in rows}
-        for row in rows:
-            name = f"{end.capitalize()} in ranking" if row is rows[0] else ""
-            pairs.append((name, f"{row['score']:.4g}  row {row['index']}: {shortened(row['text'], TEXT)}"))
+    first, last = result["examples"]["first"][:EXAMPLES], result["examples"]["last"][-EXAMPLES:]
+    listed = {row["index"] for row in first}  # in a small dataset, the first rows are also the last
+    last = [row for row in last if row["index"] not in listed]
+    for name, rows in (("First in ranking", first), ("Last in ranking", last)):
+        for number, row in enumerate(rows):
+            text = f"{row['score']:.4g}  row {row['index']}: {shortened(row['text'], TEXT)}"
+            pairs.append((name if number == 0 else "", text))
     return pairs
 
 

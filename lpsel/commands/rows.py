@@ -63,9 +63,11 @@ def main(arguments: Sequence[str]) -> None:
     for title, rows in lists.items():
         pairs = []
         for row in rows.tolist():
-            mark = [] if shown.chosen is None else [("", shown.chosen.mark(int(table.index[row])))]
-            numbers = _numbers(table, row, by, value_N, with_id=row not in texts)
-            pairs += [numbers, *mark, *(_turns(texts[row], longest) if row in texts else ())]
+            pairs.append(_numbers(table, row, by, value_N, with_id=row not in texts))
+            if shown.chosen is not None:
+                pairs.append(("", shown.chosen.mark(int(table.index[row]))))
+            if row in texts:
+                pairs += _turns(texts[row], longest)
         show(lines(pairs, title=title))
     for note in notes:
         print(printable(redact(note)))
@@ -87,16 +89,16 @@ def _of_run(folder: Path, options: argparse.Namespace) -> Shown:
     ranks = selection_table(folder, COLUMNS)
     rule, chosen = result["rule"], Chosen.of(ranks, result)
     dataset = partial(dataset_of_run, folder, result, options.dataset)
-    if losses := not np.isnan(from_arrow(ranks["nll_0"])).all():
-        table = _scores(scores_of_run(folder, result), options.key)
-        if rule in METRICS:
-            return Shown(table, rule, dataset, chosen)
-        ranks = ranks.take(table.index)
-        table = replace(table, columns={name: from_arrow(ranks[name]) for name in (RANK, "score")})
-    else:
-        table = _without_losses(ranks)
     note = f"The rows are in the order in which selection={rule} selects them."
-    return Shown(table, RANK, dataset, chosen, note if losses else f"This run has no losses. {note}")
+    has_losses = not np.isnan(from_arrow(ranks["nll_0"])).all()
+    if not has_losses:
+        return Shown(_without_losses(ranks), RANK, dataset, chosen, f"This run has no losses. {note}")
+    table = _scores(scores_of_run(folder, result), options.key)
+    if rule in METRICS:
+        return Shown(table, rule, dataset, chosen)
+    ranks = ranks.take(table.index)
+    table = replace(table, columns={name: from_arrow(ranks[name]) for name in (RANK, "score")})
+    return Shown(table, RANK, dataset, chosen, note)
 
 
 def _of_scores(file: Path, options: argparse.Namespace) -> Shown:
@@ -148,11 +150,15 @@ class Chosen:
         selected, rank, cluster, reason = (self.rows[name][row] for name in ("selected", "rank", "cluster", "reason"))
         if reason is not None:
             return f"not selected: {reason}"
-        group = "" if cluster is None else f" in cluster {cluster}" if cluster >= 0 else " without a cluster"
+        mark = "selected" if selected else "not selected"
+        if rank is None:
+            return mark
         count = self.counts.get(cluster, 0)
         rows = "1 row is" if count == 1 else f"{count:,} rows are"
-        ranked = "" if rank is None else f", rank {rank:,}; {rows} selected{group}"
-        return f"{'selected' if selected else 'not selected'}{ranked}"
+        group = ""
+        if cluster is not None:
+            group = f" in cluster {cluster}" if cluster >= 0 else " without a cluster"
+        return f"{mark}, rank {rank:,}; {rows} selected{group}"
 
 
 def _lists(
@@ -160,20 +166,25 @@ def _lists(
 ) -> dict[str, NDArray[np.int64]]:
     """Positions of the rows to show, by the title of their list."""
     if options.row is not None:
-        at = {int(index): position for position, index in enumerate(table.index)}
-        if unknown := [row for row in options.row if row not in at]:
-            raise UserError("--row", unknown[0], f"these scores have rows {min(at)} to {max(at)}", "pass one of them")
-        return {"": np.array([at[row] for row in options.row])}
-    of = f"{len(hardest_M):,} rows"
+        positions = {int(index): position for position, index in enumerate(table.index)}
+        if unknown := [row for row in options.row if row not in positions]:
+            problem = f"these scores have rows {min(positions)} to {max(positions)}"
+            raise UserError("--row", unknown[0], problem, "pass one of them")
+        return {"": np.array([positions[row] for row in options.row])}
+    kind = "rows"
     if options.chosen:
         if chosen is None:
             raise UserError("--chosen", None, "these are scores without a selection", "pass a run folder")
-        hardest_M = hardest_M[np.array(chosen.rows["selected"])[table.index[hardest_M]]]
-        of = f"{len(hardest_M):,} selected rows"
-    hardest = ROWS if options.hardest is None and options.easiest is None else options.hardest or 0
+        is_selected_M = np.array(chosen.rows["selected"])[table.index[hardest_M]]
+        hardest_M = hardest_M[is_selected_M]
+        kind = "selected rows"
+    hardest, easiest = options.hardest or 0, options.easiest or 0
+    if options.hardest is None and options.easiest is None:
+        hardest = ROWS
     first, last = ("First", "Last") if by == RANK else ("Hardest", "Easiest")
-    ends = {first: hardest_M[:hardest], last: hardest_M[::-1][: options.easiest or 0]}
-    return {f"{name} {len(rows)} of {of} by {by}": rows for name, rows in ends.items() if len(rows)}
+    ends = {first: hardest_M[:hardest], last: hardest_M[::-1][:easiest]}
+    ranked = f"{len(hardest_M):,} {kind} by {by}"
+    return {f"{name} {len(rows)} of {ranked}": rows for name, rows in ends.items() if len(rows)}
 
 
 def _count(text: str) -> int:

@@ -47,8 +47,8 @@ def main(arguments: Sequence[str]) -> None:
         terminal = Console()
         narrow = terminal.is_terminal and terminal.width < WIDTH
         listing = table(entries, [column for column in COLUMNS if not (narrow and column in WIDE_COLUMNS)])
-        folders = listing.columns[-1]
-        folders.no_wrap = max(len(str(folder)) for folder in folders.cells) <= terminal.width // 2
+        folder_column = listing.columns[-1]
+        folder_column.no_wrap = max(len(str(cell)) for cell in folder_column.cells) <= terminal.width // 2
         console.show(listing)
 
 
@@ -122,26 +122,31 @@ def _cells(run: Run, measured: list[Measure]) -> dict[str, str]:
         pct = None if run.pct is None or run.rule == "full" else f"{run.pct:g}%{unit}"
         parts = [run.command, run.rule, run.bucket, pct]
     counts = [n for n in (run.get("n_selected"), run.get("n"), run.get("n_total")) if isinstance(n, int)]
-    figures = _key_figure(measured, "scores" if run.command == "validate" else "models")
-    if run.command == "train":
-        figures = _figure(measured[-1]) if measured else "not evaluated"
-    elif run.command == "validate" and not measured:
-        figures = "Spearman not defined"
-    elif any(model.get("informative") is False for model in run.models) and not measured:
-        figures = NO_INFORMATION
-    elif run.command == "evaluate" and run.get("page"):
-        figures = "voting page"
-    elif run.command == "agreement":
-        figures = f"{len(scorers) if isinstance(scorers := run.get('scorers'), list) else 0} scorers"
     flops = f"{run.flops:.2g} FLOPs" if run.flops else ""
-    seconds = f"{run.seconds:,.{int(run.seconds < 10)}f} s" if run.seconds else ""
+    seconds = f"{run.seconds:,.{1 if run.seconds < 10 else 0}f} s" if run.seconds else ""
     return {
         "run": " ".join(str(part) for part in parts if part),
         "rows": f"{counts[0]:,}" if counts else "",
         "target": run.target if run.command == "train" else _evaluated(run),
-        "figures": figures,
+        "figures": _figures(run, measured),
         "cost": ", ".join(part for part in (flops, seconds) if part),
     }
+
+
+def _figures(run: Run, measured: list[Measure]) -> str:
+    """Key figures of a run, or why it has none."""
+    if run.command == "train":
+        return _figure(measured[-1]) if measured else "not evaluated"
+    if run.command == "validate":
+        return _key_figure(measured, "scores") if measured else "Spearman not defined"
+    if any(model.get("informative") is False for model in run.models) and not measured:
+        return NO_INFORMATION
+    if run.command == "evaluate" and run.get("page"):
+        return "voting page"
+    if run.command == "agreement":
+        scorers = run.get("scorers")
+        return f"{len(scorers) if isinstance(scorers, list) else 0} scorers"
+    return _key_figure(measured, "models")
 
 
 def _evaluated(run: Run) -> str:
@@ -152,12 +157,14 @@ def _evaluated(run: Run) -> str:
 
 def _key_figure(measured: list[Measure], unit: str) -> str:
     """The first metric: its value for the evaluated (last) model, or its range over more than two models."""
-    first = [m for m in measured if m.metric == measured[0].metric]
-    if len(first) < (3 if unit == "models" else 2):  # one model, or one and its baseline
-        return _figure(first[-1]) if first else ""
-    values = [m.value for m in first]
-    label = LABELS.get(first[0].metric, first[0].metric)
-    return f"{label} {min(values):.4g} to {max(values):.4g} of {len(first)} {unit}"
+    if not measured:
+        return ""
+    metric = measured[0].metric
+    of_metric = [m for m in measured if m.metric == metric]
+    if len(of_metric) < (3 if unit == "models" else 2):  # one model, or one and its baseline
+        return _figure(of_metric[-1])
+    values = [m.value for m in of_metric]
+    return f"{LABELS.get(metric, metric)} {min(values):.4g} to {max(values):.4g} of {len(values)} {unit}"
 
 
 def _figure(m: Measure) -> str:

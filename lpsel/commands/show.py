@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.filesize import decimal
 
@@ -50,16 +51,24 @@ def find_run(folder: Path) -> Run:
 
 
 def _settings(run: Run) -> Pairs:
-    data, prompts = run.get("dataset"), run.get("prompts")
-    if isinstance(data, dict):
-        data = f"{data.get('name')}{f' ({path})' if (path := data.get('path')) else ''}"
     settings = {
         "overrides": _overrides(run.folder / ".hydra" / "overrides.yaml"),
-        "data": data or (" and ".join(map(str, prompts)) if isinstance(prompts, list) else prompts),
+        "data": _data(run),
         "judge": run.get("judge", "name") or run.get("judge", "kind"),
         **{name: run.get(name) for name in SETTINGS},
     }
     return [(name.capitalize(), str(value)) for name, value in settings.items() if isinstance(value, str | int)]
+
+
+def _data(run: Run) -> Any:
+    """Describe the dataset or the prompt sets of a run."""
+    dataset, prompts = run.get("dataset"), run.get("prompts")
+    if isinstance(dataset, dict):
+        path = dataset.get("path")
+        return f"{dataset.get('name')} ({path})" if path else str(dataset.get("name"))
+    if dataset:
+        return dataset
+    return " and ".join(map(str, prompts)) if isinstance(prompts, list) else prompts
 
 
 def _overrides(file: Path) -> str | None:
