@@ -94,7 +94,7 @@ def write_selection(
     return {
         **statistics,
         "diagnosis": diagnosed,
-        "examples": examples(selection, {row: shown.instruction() for row, shown in seen.rows.items()}, positions),
+        "examples": examples(selection, {row: example.instruction() for row, example in seen.rows.items()}, positions),
         "bucket": inputs.spec.bucket,
         "subset": subset_path,
         "selection": table_path,

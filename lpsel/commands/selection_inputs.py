@@ -83,7 +83,7 @@ def prepare_inputs(
     query = query_source(config, spec, config.scores is not None)
     source = shared_source(build(config.dataset))
     scores, scores_file = read_given_scores(config, spec, source)
-    in_data = None if query is None else _rows_in(query, source)
+    query_in_data = None if query is None else _rows_in(query, source)
     prompts = None if spec.group is None else prompt_numbers(source, spec.group)
     pct = spec.percentage(config.pct, len(source))
     if spec.embedder in (SCORER, TARGET):
@@ -93,9 +93,21 @@ def prepare_inputs(
         clusters = replace(clusters, embedder=_embedder_path("cluster.embedder", SCORER, scorer, cache_dir))
     setup = make_setup() if scores is None and spec.epochs is not None else None
     inputs = Inputs(
-        source, spec, pct, config.seed, clusters, scorer, setup, query, in_data, prompts, scores, scores_file,
-        tokens_of, cache_dir,
-    )  # fmt: skip
+        source=source,
+        spec=spec,
+        pct=pct,
+        seed=config.seed,
+        clusters=clusters,
+        scorer=scorer,
+        setup=setup,
+        query=query,
+        query_in_data=query_in_data,
+        prompts=prompts,
+        scores=scores,
+        scores_file=scores_file,
+        tokens_of=tokens_of,
+        cache_dir=cache_dir,
+    )
     _check(inputs)
     if pct < 100 and (rows := rounded_rows(pct, len(source))) < FEW_ROWS:
         log.warning("pct=%g of %d rows is only %s", pct, len(source), "1 row" if rows == 1 else f"{rows} rows")
@@ -145,7 +157,7 @@ def query_source(config: DictConfig, spec: SelectionSpec, scored: bool) -> Sourc
         return None
     try:
         query = Source(build(config.query), "query")
-        _ = query.ids
+        _ = query.ids  # reads and checks the rows
     except UserError as error:
         raise error.renamed(re.sub(r"^dataset\b", "query", error.name)) from error
     return query
@@ -168,9 +180,9 @@ def read_given_scores(config: DictConfig, spec: SelectionSpec, source: Source) -
     Raises:
         UserError: the file cannot be read, does not match the rows, or lacks something that the rule needs.
     """
-    if config.scores is None and config.scores_key is None:
-        return None, None
     if config.scores is None:
+        if config.scores_key is None:
+            return None, None
         problem, hint = "names an array of scores=FILE.npz, which is not set", "set scores=FILE.npz, or leave it out"
         raise UserError("scores_key", config.scores_key, problem, hint)
     columns = [name for name in spec.columns if name is not None]
@@ -183,12 +195,14 @@ def read_given_scores(config: DictConfig, spec: SelectionSpec, source: Source) -
 
 
 def _check(inputs: Inputs) -> None:
+    """Raise a UserError for clusters, columns, embedders or scorers that the rule needs and cannot use."""
     spec = inputs.spec
+    given_clusters = inputs.scores is not None and brings_clusters(inputs.scores, inputs.clusters)
     if isinstance(inputs.clusters, NoClusters):
         spec.check_without_clusters()
-    elif spec.uses_clusters and (inputs.scores is None or not brings_clusters(inputs.scores, inputs.clusters)):
+    elif spec.uses_clusters and not given_clusters:
         inputs.clusters.check(inputs.source.spec)
-    _ = inputs.numbers
+    _ = inputs.numbers  # reads and checks the columns
     if spec.needs_vectors and spec.embedder is not None:
         check_embedder(spec.embedder, inputs.embedder_option)
     if inputs.setup is not None and spec.epochs is not None:

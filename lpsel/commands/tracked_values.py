@@ -49,22 +49,22 @@ def log_rows(
     if not tracker.enabled:
         return
     table = selection.table
-    rows = [
-        [
-            group,
-            table.index[position],
-            selection.score[position],
-            selection.selected[position],
-            None if table.cluster is None else table.cluster[position],
-            table.response_tokens[position] if table.tokens_known else None,
-            *table.nll[:, position],
-            *_texts(examples[int(table.index[position])]),
-        ]
-        for group, of_group in positions.items()
-        for position in of_group
-    ]
     columns = ["rows", "index", "score", "chosen", "cluster", "response tokens"]
     columns += [*(f"nll_{epoch}" for epoch in range(len(table.nll))), "prompt", "response"]
+    rows = []
+    for group, group_positions in positions.items():
+        for position in group_positions:
+            row = [
+                group,
+                table.index[position],
+                selection.score[position],
+                selection.selected[position],
+                None if table.cluster is None else table.cluster[position],
+                table.response_tokens[position] if table.tokens_known else None,
+                *table.nll[:, position],
+                *_texts(examples[int(table.index[position])]),
+            ]
+            rows.append(row)
     values: dict[str, Logged] = {
         "rows": Rows(columns, finite(rows)),
         f"scores/{selection.spec.name}": Distribution(selection.score),
@@ -121,6 +121,7 @@ def log_evaluation(tracker: Tracker, result: Mapping[str, Any]) -> None:
 
 
 def _texts(example: Example) -> tuple[str, str]:
+    """Return the prompt and the response of a row, truncated."""
     response = [turn.content for turn in example.turns if turn.role == "assistant"]
     prompt = [turn.content for turn in example.turns if turn.role != "assistant"]
     prompt += [example.input] if example.input else []

@@ -68,8 +68,8 @@ def run(job: Job) -> dict[str, Any]:
         return {}
     result["ledger"] = ledger(result["scoring"], result["training"], result.pop("full_training"), result["n_total"])
     log_ledger(job.tracker, result["ledger"])
-    parts = (result_summary.selection, result_summary.scores, result_summary.training)
-    log.info(as_text(lines(pair for part in parts for pair in part(result))))
+    pairs = [*result_summary.selection(result), *result_summary.scores(result), *result_summary.training(result)]
+    log.info(as_text(lines(pairs)))
     return result
 
 
