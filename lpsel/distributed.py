@@ -23,11 +23,13 @@ at_end = ExitStack()  # closed when the command ends for any reason
 _decisions = itertools.count()  # number of decisions that ranks have agreed on
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # SLURM can send SIGUSR1 before a job's end
-BEAT, POLL, SILENCE = 10.0, 0.2, 300.0  # seconds: heartbeat of rank 0, polling, and timeout without a heartbeat
-LATE = 1800.0  # seconds that rank 0 waits for the others
-GRACE = 10.0  # seconds for a rank to end by itself after the main process that started it
+HEARTBEAT_SECONDS = 10.0  # between heartbeats of rank 0
+HEARTBEAT_TIMEOUT = 300.0  # seconds without a heartbeat after which rank 0 is lost
+BROADCAST_TIMEOUT = 1800.0  # seconds that rank 0 waits for the others
+POLL_SECONDS = 0.2
+GRACE_SECONDS = 10.0  # for a rank to end by itself after the main process that started it
 # Matches errors of gloo, NCCL and the torch.distributed store.
-LOST = re.compile(
+LOST_CONNECTION = re.compile(
     r"Connection (?:closed|reset|refused|was (?:closed|likely closed))|Broken pipe|timed out|wait timeout|"
     r"NCCL (?:error|communicator was aborted)|Socket Timeout|failed to recv|connection was closed",
     re.IGNORECASE,
@@ -73,7 +75,7 @@ def agree(decide: Callable[[], T]) -> T:
     `decide` themselves, since they start after the main process has decided to train.
 
     Raises:
-        RankLost: the main process has not sent a heartbeat for SILENCE seconds.
+        RankLost: the main process has not sent a heartbeat for HEARTBEAT_TIMEOUT seconds.
     """
     if not started_together():
         return decide()
@@ -83,27 +85,28 @@ def agree(decide: Callable[[], T]) -> T:
     if not dist.is_initialized():
         _init_process_group()
     store, number = dist.distributed_c10d._get_default_store(), next(_decisions)
-    box: list[Any] = [None]
+    heartbeats, decided = f"lpsel/beat/{number}", f"lpsel/decided/{number}"  # keys in the store of all ranks
+    values: list[Any] = [None]
     if is_main_process():
-        with _beating(store, f"lpsel/beat/{number}"):
-            box[0] = decide()
-        store.set(f"lpsel/decided/{number}", "")
+        with _send_heartbeats(store, heartbeats):
+            values = [decide()]
+        store.set(decided, "")
     else:
-        _wait_for_main(store, f"lpsel/beat/{number}", f"lpsel/decided/{number}")
-    quick = dist.new_group(backend="gloo", timeout=timedelta(seconds=LATE))
-    dist.broadcast_object_list(box, src=0, group=quick, device=torch.device("cpu"))
-    dist.destroy_process_group(quick)
-    return cast(T, box[0])
+        _wait_for_main_process(store, heartbeats, decided)
+    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=BROADCAST_TIMEOUT))
+    dist.broadcast_object_list(values, src=0, group=group, device=torch.device("cpu"))
+    dist.destroy_process_group(group)
+    return cast(T, values[0])
 
 
 @contextmanager
-def _beating(store: Any, key: str) -> Iterator[None]:
-    """Context manager that sends heartbeats: a thread increments a counter in the store of all ranks."""
+def _send_heartbeats(store: Any, key: str) -> Iterator[None]:
+    """Context manager in which a thread increments a counter in the store of all ranks."""
     ended = threading.Event()
 
     def beat() -> None:
         with suppress(RuntimeError):  # the store has ended, and with it all ranks
-            while not ended.wait(BEAT):
+            while not ended.wait(HEARTBEAT_SECONDS):
                 store.add(key, 1)
 
     thread = threading.Thread(target=beat, daemon=True)
@@ -115,14 +118,16 @@ def _beating(store: Any, key: str) -> Iterator[None]:
         thread.join()
 
 
-def _wait_for_main(store: Any, beat: str, decided: str) -> None:
-    beats, changed = -1, time.monotonic()
+def _wait_for_main_process(store: Any, heartbeats: str, decided: str) -> None:
+    """Wait until the key `decided` is set; raises RankLost if the counter `heartbeats` stops."""
+    last_count, last_change = -1, time.monotonic()
     while not store.check([decided]):
-        if (now := store.add(beat, 0)) != beats:
-            beats, changed = now, time.monotonic()
-        elif time.monotonic() - changed > SILENCE:
-            raise RankLost(f"rank 0 has not responded for {SILENCE:.0f} s")
-        time.sleep(POLL)
+        count = store.add(heartbeats, 0)
+        if count != last_count:
+            last_count, last_change = count, time.monotonic()
+        elif time.monotonic() - last_change > HEARTBEAT_TIMEOUT:
+            raise RankLost(f"rank 0 has not responded for {HEARTBEAT_TIMEOUT:.0f} s")
+        time.sleep(POLL_SECONDS)
 
 
 class RankLost(RuntimeError):
@@ -135,7 +140,7 @@ def lost_rank(error: BaseException) -> str | None:
         return str(error)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 and not started_together():
         return None
-    match = LOST.search(str(error)) if isinstance(error, RuntimeError) else None
+    match = LOST_CONNECTION.search(str(error)) if isinstance(error, RuntimeError) else None
     return f"another rank has ended or does not respond ({match[0]})" if match else None
 
 
@@ -146,7 +151,7 @@ def connected() -> bool:
 
 
 def exit_rank(status: int) -> NoReturn:
-    """Exit; a rank does so without Python's exit handlers, since NCCL's would wait for ranks that go on."""
+    """Exit; a rank does so without Python's exit handlers, since NCCL's would wait for ranks that still run."""
     if connected():
         at_end.close()
         sys.stdout.flush()
@@ -166,8 +171,8 @@ def end_with_main_process() -> None:
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(POLL)
-        time.sleep(GRACE)
+            time.sleep(POLL_SECONDS)
+        time.sleep(GRACE_SECONDS)
         at_end.close()
         os._exit(1)
 
@@ -209,10 +214,10 @@ class Interrupted(BaseException):
 
 
 class _Received:
-    """The received signal, and whether running code raises `Interrupted` itself once it has saved its work."""
+    """The received signal, its time, and whether running code raises `Interrupted` itself after saving its work."""
 
     number: int | None = None
-    when = 0.0
+    time = 0.0
     deferred = False
 
 
@@ -233,13 +238,14 @@ def signals_interrupt() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    free = (signal.SIG_DFL, signal.default_int_handler)
-    before = {number: signal.signal(number, _handle) for number in SIGNALS if signal.getsignal(number) in free}
+    default_handlers = (signal.SIG_DFL, signal.default_int_handler)
+    unhandled = [number for number in SIGNALS if signal.getsignal(number) in default_handlers]
+    previous_handlers = {number: signal.signal(number, _handle) for number in unhandled}
     try:
         yield
     finally:
         _Received.number = None
-        for number, handler in before.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)
 
 
@@ -261,9 +267,9 @@ def deferred_signals() -> Iterator[None]:
 def _handle(number: int, _frame: Any) -> None:
     now = time.monotonic()
     if _Received.number is None:
-        _Received.number, _Received.when = number, now
+        _Received.number, _Received.time = number, now
         if not _Received.deferred:
             raise Interrupted(number)
-    elif number == signal.SIGINT and now - _Received.when > SECONDS_TO_INSIST:
-        _Received.when = now
+    elif number == signal.SIGINT and now - _Received.time > SECONDS_TO_INSIST:
+        _Received.time = now
         raise Interrupted(number)

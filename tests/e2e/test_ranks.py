@@ -153,8 +153,8 @@ def test_a_rank_with_an_error_does_not_wait_for_the_others(tmp_path, toy_model, 
 
 def test_a_rank_that_lightning_started_ends_soon_after_the_main_process():
     rank = (
-        "import time; from lpsel import distributed; distributed.GRACE = 0.1; distributed.end_with_main_process(); "
-        "print('started', flush=True); time.sleep(600)"
+        "import time; from lpsel import distributed; distributed.GRACE_SECONDS = 0.1; "
+        "distributed.end_with_main_process(); print('started', flush=True); time.sleep(600)"
     )
     main = f"import os, subprocess, sys; subprocess.run([sys.executable, '-c', {rank!r}])"
     quiet = {"PYTHONPATH": str(Path(cli.__file__).parents[1]), "LOCAL_RANK": "1"}
@@ -188,7 +188,8 @@ def test_ranks_evaluate_alone_and_do_not_wait_for_one_that_is_killed(tmp_path, t
 
 
 def agree_while_rank_0_waits(seconds, beat):
-    distributed.BEAT, distributed.SILENCE, distributed.LATE = beat, 3.0, 3.0
+    distributed.HEARTBEAT_SECONDS = beat
+    distributed.HEARTBEAT_TIMEOUT = distributed.BROADCAST_TIMEOUT = 3.0
 
     def decide():
         time.sleep(seconds)
