@@ -2,10 +2,10 @@
 
 import json
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from functools import lru_cache, partial
-from itertools import count
+from itertools import count, dropwhile
 from typing import Any
 
 from lpsel.data.apply_template import (
@@ -50,7 +50,8 @@ def render_chat(example: Example, tokenizer: Any, prompt: bool = False) -> Rende
     messages, tools = chat_messages(example), list(example.tools) or None
     base = None
     texts = [message["content"] for message in messages]
-    _mapped([[message for message in messages if len(message) > 2], tools], texts.append)
+    with_fields = [message for message in messages if len(message) > 2]  # more than role and content
+    texts += _strings([with_fields, tools])
     if any(map(controls.find, texts)):
         base = controls.base("".join(texts))
         messages, tools = _hidden(messages, tools, controls, base)
@@ -59,9 +60,10 @@ def render_chat(example: Example, tokenizer: Any, prompt: bool = False) -> Rende
         text, spans = _render_calls(messages, tools, tokenizer, prompt, supervised)
     if base is None:
         return Rendered(text, spans, append_eos=False, add_special_tokens=False)
-    written, shown = controls.find(text), controls.show(text, base)
-    differ = written != controls.find(shown)
-    return Rendered(shown, spans, append_eos=False, add_special_tokens=False, controls=written if differ else None)
+    written = controls.find(text)  # by the template: those of the row are hidden
+    text = controls.show(text, base)
+    all_written = written == controls.find(text)
+    return Rendered(text, spans, append_eos=False, add_special_tokens=False, controls=None if all_written else written)
 
 
 def arguments_as_text(messages: Messages, ensure_ascii: bool = False) -> Messages:
@@ -73,12 +75,12 @@ def arguments_as_text(messages: Messages, ensure_ascii: bool = False) -> Message
         text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=ensure_ascii)
         return {**call, "function": {**function, "arguments": text}}
 
-    return [
-        {**message, "tool_calls": [as_text(call) for call in message["tool_calls"]]}
-        if "tool_calls" in message
-        else message
-        for message in messages
-    ]
+    converted = []
+    for message in messages:
+        if "tool_calls" in message:
+            message = {**message, "tool_calls": [as_text(call) for call in message["tool_calls"]]}
+        converted.append(message)
+    return converted
 
 
 def _hidden(messages: Messages, tools: Tools, controls: ControlTokens, base: int) -> tuple[Messages, Tools]:
@@ -104,6 +106,15 @@ def _mapped(value: Any, function: Callable[[str], Any]) -> Any:
     return [_mapped(item, function) for item in value] if isinstance(value, list | tuple) else value
 
 
+def _strings(value: Any) -> Iterator[str]:
+    """Yield every string in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)
+
+
 def _render_calls(
     messages: Messages, tools: Tools, tokenizer: Any, prompt: bool, supervised: list[bool]
 ) -> tuple[str, list[Span]]:
@@ -111,20 +122,22 @@ def _render_calls(
 
     Such templates reject objects, or write them in Python's notation.
     """
+    render = partial(_render, tools=tools, tokenizer=tokenizer, prompt=prompt, supervised=supervised)
     with_text = arguments_as_text(messages)
+    if with_text == messages:  # no calls, or only arguments that are text already
+        return render(messages)
     try:
-        rendered = _render(messages, tools, tokenizer, prompt, supervised)
+        text, spans = render(messages)
     except UnusableRow:
-        if with_text == messages:
-            raise
-        return _render(with_text, tools, tokenizer, prompt, supervised)
-    calls = (call for message in messages for call in message.get("tool_calls", ()))
-    python = [str(arguments) for call in calls if (arguments := call["function"].get("arguments"))]
-    if any(notation in rendered[0] for notation in python) and with_text != messages:
-        again = _render(with_text, tools, tokenizer, prompt, supervised)
-        if any(again[0].count(notation) < rendered[0].count(notation) for notation in python):
-            return again
-    return rendered
+        return render(with_text)
+    functions = [call["function"] for message in messages for call in message.get("tool_calls", ())]
+    in_python = [str(function["arguments"]) for function in functions if function.get("arguments")]
+    if any(notation in text for notation in in_python):
+        json_text, json_spans = render(with_text)
+        # Otherwise, the notation is not from the template, but from another turn that mentions it.
+        if any(json_text.count(notation) < text.count(notation) for notation in in_python):
+            return json_text, json_spans
+    return text, spans
 
 
 def _render(
@@ -142,59 +155,64 @@ def _render(
     if marked and len(marked) == len(answers):
         spans = {i: _trimmed(text, span, tokenizer) for i, span in zip(answers, marked, strict=True)}
     elif not prompt:
-        located = [i for i in answers if supervised[i] or messages[i].get("tool_calls")]
-        spans = {i: _answer(text, messages, i, tokenizer, apply) for i in located}
+        needed = [i for i in answers if supervised[i] or messages[i].get("tool_calls")]  # calls for `_check_tools`
+        spans = {i: _locate_answer(text, messages, i, tokenizer, apply) for i in needed}
     _check_tools(text, messages, spans, tokenizer, tools)
     return text, [span for i, span in spans.items() if span and supervised[i]]
 
 
-def _answer(text: str, messages: Messages, i: int, tokenizer: Any, apply: Callable[..., str]) -> Span | None:
+def _locate_answer(text: str, messages: Messages, i: int, tokenizer: Any, apply: Callable[..., str]) -> Span | None:
     """Locate the answer of turn i: its content, reasoning and tool calls, and the token that ends it.
 
     The conversation is rendered again with the turn replaced by a sentinel. Text that both renderings share before and
     after the sentinel is not part of the answer; the rest is, whatever the template strips, adds or drops elsewhere. If
     the turn has tool calls, their results are omitted from both, since templates may reject them after the sentinel.
+
+    Returns:
+        The span of the answer in `text`; None if the template drops the turn.
     """
-    sentinel = next(sentinel for n in count(1) if (sentinel := "\ue3a7" + n * "\uf1c2" + "\ue3a7") not in text)
-    bare = [*messages[:i], {"role": "assistant", "content": sentinel}]
-    written, begin = text, 0
+    sentinels = ("\ue3a7" + n * "\uf1c2" + "\ue3a7" for n in count(1))
+    sentinel = next(candidate for candidate in sentinels if candidate not in text)
+    with_sentinel = [*messages[:i], {"role": "assistant", "content": sentinel}]
+    later = messages[i + 1 :]
+    earliest = 0
     if messages[i].get("tool_calls"):
-        written, replaced = (_without_results(turns, messages, apply) for turns in (messages[: i + 1], bare))
+        original = _without_results(messages[: i + 1], later, apply)
+        replaced = _without_results(with_sentinel, later, apply)
         with suppress(UnusableRow):
-            begin = _common_prefix(text, apply(messages[:i], add_generation_prompt=True))
+            earliest = _common_prefix(text, apply(messages[:i], add_generation_prompt=True))
     else:
-        replaced = apply(bare + messages[i + 1 :])
-    before, found, rest = replaced.partition(sentinel)
-    if not found:  # the template drops this turn
+        original, replaced = text, apply(with_sentinel + later)
+    if sentinel not in replaced:
         return None
-    start, header = _common_prefix(text, before), _headers(tokenizer)[-1]
+    before, after = replaced.partition(sentinel)[0], replaced.rpartition(sentinel)[2]
+    start = _common_prefix(text, before)
+    _, header = _headers(tokenizer)
     if start < len(before) and header in text[:start]:  # reasoning or a call follows the header
-        start = max(begin, _after_header(text, text.rindex(header, 0, start), tokenizer))
-    rest = rest.rpartition(sentinel)[2]
-    after = rest[_end_of_turn(rest, 0, tokenizer) :]
-    end = len(written) - _common_prefix(written[::-1], after[::-1])
-    return start, max(start, min(end, _common_prefix(text, written)))
+        start = max(earliest, _after_header(text, text.rindex(header, 0, start), tokenizer))
+    after = after[_end_of_turn(after, 0, tokenizer) :]
+    end = len(original) - _common_prefix(original[::-1], after[::-1])
+    return start, max(start, min(end, _common_prefix(text, original)))
 
 
-def _without_results(beginning: Messages, messages: Messages, apply: Callable[..., str]) -> str:
-    """Render the beginning of a conversation and the turns after it, without the results of its last tool calls."""
-    following = messages[len(beginning) :]
-    answer, question = (
-        next((k for k, message in enumerate(following) if message["role"] not in skipped), len(following))
-        for skipped in (("tool",), ("tool", "assistant"))
-    )
+def _without_results(beginning: Messages, later: Messages, apply: Callable[..., str]) -> str:
+    """Render the beginning of a conversation and the later turns, without the results of its last tool calls."""
+    later = list(dropwhile(lambda message: message["role"] == "tool", later))
     try:
-        return apply(beginning + following[answer:])
+        return apply(beginning + later)
     except UnusableRow:  # an answer follows another one
-        return apply(beginning + following[question:])
+        return apply(beginning + list(dropwhile(lambda message: message["role"] in ("tool", "assistant"), later)))
 
 
 def _trimmed(text: str, span: Span, tokenizer: Any) -> Span:
     """Trim a span that a template marks for training: remove the header and white space after the end token."""
-    start, end = _after_header(text, span[0], tokenizer), span[1]
-    written = control_tokens(tokenizer).find(text[start:end])
-    if written and not text[start + written[-1][1] : end].strip():
-        return start, start + written[-1][1]
+    begin, end = span
+    start = _after_header(text, begin, tokenizer)
+    controls = control_tokens(tokenizer).find(text[start:end])
+    if controls:
+        end_of_last = start + controls[-1][1]
+        if not text[end_of_last:end].strip():
+            return start, end_of_last
     return start, _end_of_turn(text, end, tokenizer)
 
 
@@ -205,12 +223,13 @@ def _check_tools(text: str, messages: Messages, spans: dict[int, Span | None], t
         if message.get("tool_calls"):
             start, end = spans.get(i) or (0, 0)
             written = text[start:end].replace(message["content"].strip(), "", 1)
-            names = [call["function"]["name"] for call in message["tool_calls"]]
-            missing = missing if all(name in written for name in names) else "tool calls"
+            if not all(call["function"]["name"] in written for call in message["tool_calls"]):
+                missing = "tool calls"
         elif message["role"] == "tool":
             content = message["content"].strip()
             quoted = json.dumps(content, ensure_ascii=False)[1:-1]
-            missing = missing if content in text or quoted in text else "results of tools"
+            if content not in text and quoted not in text:
+                missing = "results of tools"
     if missing:
         name, hint = f"chat template of {tokenizer.name_or_path}", "use a model whose chat template supports tools"
         raise UnusableRow(name, None, f"does not support {missing}", hint, kind=kind_without_tools("chat"))
@@ -235,14 +254,20 @@ def _headers(tokenizer: Any) -> tuple[str, str]:
 
 def _after_header(text: str, begin: int, tokenizer: Any) -> int:
     """Return where the header of the answer at `begin` ends; `begin` if there is no header."""
-    return begin + next((len(header) for header in _headers(tokenizer) if text.startswith(header, begin)), 0)
+    for header in _headers(tokenizer):
+        if text.startswith(header, begin):
+            return begin + len(header)
+    return begin
 
 
 def _common_prefix(text: str, other: str) -> int:
     """Return the length of the common prefix."""
-    if text.startswith(other):
+    if text.startswith(other):  # much faster than the loop
         return len(other)
-    return next((n for n, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), len(text))
+    for n, (a, b) in enumerate(zip(text, other, strict=False)):
+        if a != b:
+            return n
+    return len(text)
 
 
 def _end_of_turn(text: str, end: int, tokenizer: Any) -> int:
