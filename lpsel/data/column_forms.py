@@ -23,7 +23,7 @@ class Field(NamedTuple):
         role: role of the turn that the text becomes; "input" for Alpaca's extra input; empty for a list of turns.
         turns: whether the column may contain a list of turns.
         optional: whether the column may be missing, null or empty.
-        instead: column to use if `column` is missing, since data sets mix the column names of Alpaca and Dolly.
+        fallback: column to use if `column` is missing, since data sets mix the column names of Alpaca and Dolly.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Field(NamedTuple):
     role: str
     turns: bool = False
     optional: bool = False
-    instead: str | None = None
+    fallback: str | None = None
 
 
 class Form(NamedTuple):
@@ -41,14 +41,14 @@ class Form(NamedTuple):
         strict: whether optional columns must exist as well.
         tools: columns with the tools of a conversation.
         media: columns that must be empty: images, audio, video.
-        others: columns that may exclude the row from training or make it unusable (`_is_excluded`).
+        exclusions: columns that may exclude the row from training or make it unusable (`_is_excluded`).
     """
 
     fields: tuple[Field, ...]
     strict: bool = False
     tools: tuple[str, ...] = ()
     media: tuple[str, ...] = ()
-    others: tuple[str, ...] = ()
+    exclusions: tuple[str, ...] = ()
 
 
 SYSTEM = Field("system", "system", "system", optional=True)
@@ -66,7 +66,7 @@ FORMS = (
         (
             SYSTEM,
             Field("instruction", "instruction", "user"),
-            Field("input", "input", "input", optional=True, instead="context"),
+            Field("input", "input", "input", optional=True, fallback="context"),
             Field("output", "output", "assistant"),
         )
     ),
@@ -74,13 +74,13 @@ FORMS = (
         (
             SYSTEM,
             Field("instruction", "instruction", "user"),
-            Field("input", "context", "input", optional=True, instead="input"),
+            Field("input", "context", "input", optional=True, fallback="input"),
             Field("output", "response", "assistant"),
         )
     ),
 )
 # The same forms without their answers, for prompts.
-PROMPT_FORMS = tuple(Form(tuple(f for f in form.fields if f.role != "assistant")) for form in FORMS)
+PROMPT_FORMS = tuple(Form(tuple(field for field in form.fields if field.role != "assistant")) for form in FORMS)
 
 
 def forms_of(columns: Sequence[str], forms: Iterable[Form] | None = None) -> tuple[Form, ...]:
@@ -88,25 +88,42 @@ def forms_of(columns: Sequence[str], forms: Iterable[Form] | None = None) -> tup
 
     Missing optional columns are removed from a form unless it is `strict`.
     """
+    # Exact names take precedence, then the first column with the name in other letters.
     spelled = {name.strip().lower(): name for name in reversed(columns)} | {name: name for name in columns}
-    if system := next((name for name in SYSTEMS if name in spelled), None):
+    system = next((name for name in SYSTEMS if name in spelled), None)
+    if system is not None:
         spelled.setdefault("system", spelled[system])
     media = media_columns(columns)
-    possible = []
-    for form in FORMS if forms is None else forms:
-        spellings = [(field.column, field.column.lower(), field.instead) for field in form.fields]
-        names = [next((spelled[name] for name in each if name in spelled), None) for each in spellings]
-        pairs = list(zip(form.fields, names, strict=True))
-        if all(name is not None or (field.optional and not form.strict) for field, name in pairs):
-            fields = tuple(field._replace(column=name) for field, name in pairs if name is not None)
-            with_turns = any(field.turns for field in fields)
-            names_of_tools = ("tools", "functions") if with_turns else ("tools",)
-            tools = tuple(spelled[name] for name in names_of_tools if name in spelled)
-            has_answers = any(field.name in ("messages", "conversations", "completion") for field in fields)
-            telling = ("history", "weight", "train", "kto_tag", *(["label"] if has_answers else []))
-            others = tuple(spelled[name] for name in telling if name in spelled)
-            possible.append(Form(fields, form.strict, tools, media, others))
-    return tuple(possible)
+    matches = (_match(form, spelled, media) for form in (FORMS if forms is None else forms))
+    return tuple(form for form in matches if form is not None)
+
+
+def _match(form: Form, spelled: dict[str, str], media: tuple[str, ...]) -> Form | None:
+    """Return the form with the columns of a row; None if a column is missing.
+
+    Args:
+        spelled: columns as spelled in the row, by name.
+        media: columns that must be empty.
+    """
+    fields = []
+    for field in form.fields:
+        names = (field.column, field.column.lower(), field.fallback)
+        column = next((spelled[name] for name in names if name in spelled), None)
+        if column is not None:
+            fields.append(field._replace(column=column))
+        elif form.strict or not field.optional:
+            return None
+    tools = ["tools", "functions"] if any(field.turns for field in fields) else ["tools"]
+    exclusions = ["history", "weight", "train", "kto_tag"]
+    if any(field.name in ("messages", "conversations", "completion") for field in fields):
+        exclusions.append("label")
+    return Form(
+        tuple(fields),
+        form.strict,
+        tools=tuple(spelled[name] for name in tools if name in spelled),
+        media=media,
+        exclusions=tuple(spelled[name] for name in exclusions if name in spelled),
+    )
 
 
 def choose_form(
@@ -140,9 +157,14 @@ def mapped_form(columns: Mapping[str, str]) -> Form:
     hint = "set it as in dataset.columns={instruction: question, output: answer}"
     if isinstance(columns, Mapping) and None not in columns.values():
         for form in FORMS:
-            if {f.name for f in form.fields if not f.optional} <= columns.keys() <= {f.name for f in form.fields}:
-                chosen = [f for f in form.fields if f.name in columns]
-                return Form(tuple(f._replace(column=str(columns[f.name]), instead=None) for f in chosen), strict=True)
+            required = {field.name for field in form.fields if not field.optional}
+            if required <= columns.keys() <= {field.name for field in form.fields}:
+                fields = [
+                    field._replace(column=str(columns[field.name]), fallback=None)
+                    for field in form.fields
+                    if field.name in columns
+                ]
+                return Form(tuple(fields), strict=True)
     problem = "must map instruction and output (and input), prompt and completion, messages, or conversations"
     raise UserError("dataset.columns", columns, problem, hint)
 
@@ -150,10 +172,14 @@ def mapped_form(columns: Mapping[str, str]) -> Form:
 def is_conversation(raw: Mapping[str, Any], form: Form) -> bool:
     """Return whether a row is a list of turns, rather than an instruction and its answer."""
     for field in form.fields:
-        value = raw[field.column] if field.turns else None
-        if isinstance(written_turns(value, field.column) if field.role == "user" else value, list):
+        if not field.role:  # messages or conversations
             return True
-    return any(not field.role for field in form.fields)
+        value = raw[field.column] if field.turns else None
+        if field.role == "user":
+            value = written_turns(value, field.column)
+        if isinstance(value, list):
+            return True
+    return False
 
 
 def to_example(raw: Mapping[str, Any], form: Form) -> Example:
@@ -165,19 +191,20 @@ def to_example(raw: Mapping[str, Any], form: Form) -> Example:
     Raises:
         UnusableRow: a column contains something other than text or turns.
     """
-    fields, _, tool_columns, media, others = form
+    fields, _, tool_columns, media, exclusions = form
     turns: list[Turn] = []  # list[Turn]() takes longer than parsing a turn
-    extra, prompt_turns, in_text = "", 0, False
+    extra, prompt_turns, prompt_is_json = "", 0, False
     for _, column, role, may_be_turns, optional, _ in fields:
         value = raw[column]
         if role == "assistant":
             prompt_turns = len(turns)
-        if may_be_turns and type(value) is str and (prompt_turns == 0 or in_text):  # a completion only if the prompt is
+        # A list of turns may be JSON text, as in CSV; a completion only if the prompt is, too.
+        if may_be_turns and type(value) is str and (prompt_turns == 0 or prompt_is_json):
             value = written_turns(value, column)
-            in_text = value is not raw[column]
+            prompt_is_json = value is not raw[column]
         if may_be_turns and (not role or isinstance(value, list)):
             parsed = turns_of(value, column)
-            turns = _joined(turns, parsed) if turns else parsed
+            turns = _join_turns(turns, parsed) if turns else parsed
             continue
         text = value if type(value) is str and value.isascii() else text_of(value, column)  # avoids a function call
         if role == "input":
@@ -188,17 +215,18 @@ def to_example(raw: Mapping[str, Any], form: Form) -> Example:
         check_no_media(raw, media)
     if prompt_turns > 1:
         turns = _context(turns[:prompt_turns]) + turns[prompt_turns:]  # answers in the prompt are not supervised
-    if others and _is_excluded(raw, others, has_completion=prompt_turns > 0):
+    if exclusions and _is_excluded(raw, exclusions, has_completion=prompt_turns > 0):
         turns = _context(turns)
     tools = tuple(tool for column in tool_columns for tool in tools_of(raw[column], column)) if tool_columns else ()
     return Example(tuple(turns), extra, tools)
 
 
-def _joined(turns: list[Turn], found: list[Turn]) -> list[Turn]:
+def _join_turns(turns: list[Turn], following: list[Turn]) -> list[Turn]:
     """Join the turns of two columns; the second may repeat all or the last of the turns in the first."""
-    lengths = range(min(len(turns), len(found)), 0, -1)
-    repeated = (n for n in lengths if turns[-n:] == found[:n] and found[n - 1].role != "assistant")
-    return turns + found[next(repeated, 0) :]
+    for n in range(min(len(turns), len(following)), 0, -1):
+        if turns[-n:] == following[:n] and following[n - 1].role != "assistant":
+            return turns + following[n:]
+    return turns + following
 
 
 def _context(turns: list[Turn]) -> list[Turn]:

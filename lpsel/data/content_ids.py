@@ -69,9 +69,8 @@ class Contents(NamedTuple):
 def scan(source: "Source") -> Scan:
     """Read a source once and compute its content ids."""
     unusable: dict[int, str] = {}
-    columns = list(_by_column(source) or [None])
-    blocks = [block for block in columns if block is not None]
-    if len(blocks) < len(columns):
+    blocks = _by_column(source)
+    if blocks is None:
         blocks = list(_by_row(source, unusable))
     answers_N = np.frombuffer(b"".join(block.answers for block in blocks), np.uint8)
     return Scan(id_array(block.digests for block in blocks), answers_N, kinds_array(unusable, len(answers_N)))
@@ -98,8 +97,8 @@ def counts(unusable: pa.Array | None) -> dict[str, int]:
     """Count unusable rows by kind, most frequent first."""
     if unusable is None:
         return {}
-    found = [(pair["values"], pair["counts"]) for pair in pc.value_counts(unusable.drop_null()).to_pylist()]
-    return dict(sorted(found, key=lambda pair: (-pair[1], pair[0])))
+    rows = {item["values"]: item["counts"] for item in pc.value_counts(unusable.drop_null()).to_pylist()}
+    return dict(sorted(rows.items(), key=lambda item: (-item[1], item[0])))
 
 
 def listed(kinds: Mapping[str, int]) -> str:
@@ -125,9 +124,11 @@ def fingerprint(ids: pa.LargeStringArray) -> str:
 
 def contents_of(ids: pa.Array, unusable: pa.Array | None = None) -> Contents:
     """Find the distinct contents among the ids of N rows; unusable rows are excluded."""
-    encoded = (ids if unusable is None else pc.if_else(unusable.is_null(), ids, None)).dictionary_encode()
+    if unusable is not None:
+        ids = pc.if_else(unusable.is_null(), ids, None)
+    encoded = ids.dictionary_encode()
     order_U = pc.sort_indices(encoded.dictionary)
-    position_U = np.full(len(order_U) + 1, -1, np.int32)  # the last entry is for unusable rows
+    position_U = np.full(len(order_U) + 1, -1, np.int32)  # the index of unusable rows, -1, reads the last entry
     position_U[order_U.to_numpy()] = np.arange(len(order_U))
     return Contents(encoded.dictionary.take(order_U), position_U[encoded.indices.fill_null(-1).to_numpy()])
 
@@ -135,11 +136,13 @@ def contents_of(ids: pa.Array, unusable: pa.Array | None = None) -> Contents:
 def text_form(source: "Source", schema: pa.Schema) -> Form | None:
     """Return the form of a Parquet file's rows if there is only one, and its columns are all text; otherwise None."""
     forms = source.forms(tuple(schema.names))
-    if len(forms) != 1 or forms[0].tools or forms[0].media or forms[0].others or source.spec.system != "keep":
+    if len(forms) != 1 or source.spec.system != "keep":
+        return None
+    form = forms[0]
+    if form.tools or form.media or form.exclusions:
         return None
     texts = (pa.string(), pa.large_string())
-    all_texts = all(f.role and schema.field(f.column).type in texts for f in forms[0].fields)
-    return forms[0] if all_texts else None
+    return form if all(field.role and schema.field(field.column).type in texts for field in form.fields) else None
 
 
 def _by_row(source: "Source", unusable: dict[int, str]) -> Iterator[Block]:
@@ -179,11 +182,24 @@ class _Group(NamedTuple):
     rows: range
 
 
-def _by_column(source: "Source") -> Iterator[Block | None] | None:
-    """Return the rows of Parquet files with text columns, read by column, one block per row group; otherwise None.
+def _by_column(source: "Source") -> list[Block] | None:
+    """Read Parquet files with text columns by column, one block per row group.
 
-    A block is None if a prompt in it may be a list of turns as text.
+    Returns None for other sources, and if a prompt may be a list of turns as text: these are read by row.
     """
+    groups = _row_groups(source)
+    if groups is None:
+        return None
+    blocks: list[Block] = []
+    for block in _blocks(groups):
+        if block is None:
+            return None
+        blocks.append(block)
+    return blocks
+
+
+def _row_groups(source: "Source") -> list[_Group] | None:
+    """List the row groups with rows of the source; None unless all files are Parquet with text columns."""
     import pyarrow.parquet as pq
 
     if not source.parquet_files:
@@ -193,17 +209,19 @@ def _by_column(source: "Source") -> Iterator[Block | None] | None:
     for path in source.parquet_files:
         with pq.ParquetFile(path) as file:
             schema, metadata = file.schema_arrow, file.metadata
-        if (form := text_form(source, schema)) is None:
+        form = text_form(source, schema)
+        if form is None:
             return None
         for number in range(metadata.num_row_groups):
             start, end = end, end + metadata.row_group(number).num_rows
-            stop = end if source.stop is None else min(source.stop, end)
-            if rows := range(max(source.spec.skip, start), stop):
-                groups.append(_Group(path, form, number, range(rows.start - start, rows.stop - start)))
-    return _blocks(groups)
+            first, stop = max(source.spec.skip, start), end if source.stop is None else min(source.stop, end)
+            if first < stop:
+                groups.append(_Group(path, form, number, range(first - start, stop - start)))
+    return groups
 
 
 def _blocks(groups: list[_Group]) -> Iterator[Block | None]:
+    """Yield `_block` of every group, computed by worker processes if there are many rows."""
     workers = min(os.cpu_count() or 1, len(groups), MAX_WORKERS)
     if sum(len(group.rows) for group in groups) < ROWS_WORTH_WORKERS or workers == 1:
         yield from map(_block, groups)
@@ -213,53 +231,61 @@ def _blocks(groups: list[_Group]) -> Iterator[Block | None]:
 
 
 def _block(group: _Group) -> Block | None:
+    """Compute the block of a row group; None if a prompt may be a list of turns as text."""
     path, form, number, rows = group
-    sha256, start, digests, answers = hashlib.sha256, 0, [], []
+    digests, answers = list[bytes](), list[bytes]()
     columns = list(dict.fromkeys(field.column for field in form.fields))
     prompts = [field.column for field in form.fields if field.turns and field.role == "user"]
+    start = 0
     for batch in batches(path, columns=columns, groups=[number]):
-        taken = range(max(rows.start - start, 0), min(rows.stop - start, len(batch)))
+        first, stop = max(rows.start - start, 0), min(rows.stop - start, len(batch))
         start += len(batch)
-        if taken:
-            part = batch.slice(taken.start, len(taken))
-            if any(pc.any(pc.match_substring_regex(part.column(name), LIST_OF_OBJECTS)).as_py() for name in prompts):
-                return None
-            answers.append(_answers(part, form).tobytes())
-            contents = _contents(part, form)
-            ends = np.frombuffer(contents.buffers()[1], np.int64)[: len(contents) + 1].tolist()
-            data = memoryview(contents.buffers()[2])
-            digests.append(b"".join([sha256(data[a:b]).digest()[:ID_BYTES] for a, b in pairwise(ends)]))
+        if first >= stop:
+            continue
+        part = batch.slice(first, stop - first)
+        if any(pc.any(pc.match_substring_regex(part.column(name), LIST_OF_OBJECTS)).as_py() for name in prompts):
+            return None
+        digests.append(_digests(_contents(part, form)))
+        answers.append(_answers(part, form).tobytes())
     return Block(b"".join(digests), b"".join(answers))
+
+
+def _digests(contents: pa.LargeStringArray) -> bytes:
+    """Return the concatenated digests of contents."""
+    sha256 = hashlib.sha256
+    ends = np.frombuffer(contents.buffers()[1], np.int64)[: len(contents) + 1].tolist()
+    data = memoryview(contents.buffers()[2])
+    return b"".join([sha256(data[start:end]).digest()[:ID_BYTES] for start, end in pairwise(ends)])
 
 
 def _answers(batch: pa.RecordBatch, form: Form) -> NDArray[np.uint8]:
     """Compute `Example.answers` of every row."""
     answers = [batch.column(field.column) for field in form.fields if field.role == "assistant"]
-    written = [pc.match_substring_regex(texts, f"[^{WHITE_SPACE}]").fill_null(False) for texts in answers]
-    answered = np.logical_or.reduce([texts.to_numpy(zero_copy_only=False) for texts in written])
+    has_text = [pc.match_substring_regex(texts, f"[^{WHITE_SPACE}]").fill_null(False) for texts in answers]
+    answered = np.logical_or.reduce([column.to_numpy(zero_copy_only=False) for column in has_text])
     return np.where(answered, ANSWERED, EMPTY_ANSWERS).astype(np.uint8)
 
 
 def _contents(batch: pa.RecordBatch, form: Form) -> pa.LargeStringArray:
     """Build the JSON that `Example.content_digest` hashes, for every row."""
-    extra, turns = _large(""), []
+    extra: pa.Array | str = ""
+    turns = []
     for field in form.fields:
         text = _quoted(batch.column(field.column))
         if field.role == "input":
             extra = text
             continue
-        turn = _joined(_large(f'["{field.role}","'), text, _large('"]'), _large(""))
+        turn = _concatenate(f'["{field.role}","', text, '"]')
         turns.append(pc.if_else(pc.equal(text, ""), None, turn) if field.optional else turn)
-    all_turns = pc.binary_join_element_wise(*turns, _large(","), null_handling="skip")
-    return _joined(_large('{"input":"'), extra, _large('","turns":['), all_turns, _large("]}"), _large(""))
+    all_turns = pc.binary_join_element_wise(*turns, pa.scalar(",", pa.large_string()), null_handling="skip")
+    return _concatenate('{"input":"', extra, '","turns":[', all_turns, "]}")
 
 
-def _large(text: str) -> pa.Scalar:
-    return pa.scalar(text, pa.large_string())
-
-
-def _joined(*parts: pa.Array | pa.Scalar) -> pa.LargeStringArray:
-    return pc.binary_join_element_wise(*parts)
+def _concatenate(*parts: pa.Array | str) -> pa.LargeStringArray:
+    """Concatenate columns and constant texts row by row."""
+    separator = ""
+    texts = [pa.scalar(part, pa.large_string()) if isinstance(part, str) else part for part in (*parts, separator)]
+    return pc.binary_join_element_wise(*texts)
 
 
 def _quoted(texts: pa.Array) -> pa.Array:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
-from itertools import chain, count, islice
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -108,23 +108,17 @@ class Source:
         self.forms: Callable[[tuple[str, ...]], tuple[Form, ...]] = lru_cache(256)(partial(forms_of, forms=mapped))
 
     def __iter__(self) -> Iterator[Row]:
-        index, parts = -1, list[Part]()
-
-        def rows() -> Iterator[Iterator[Numbered]]:
-            for part in self._parts():
-                parts.append(part)
-                yield part.rows
-
-        for index, (number, raw) in enumerate(islice(chain.from_iterable(rows()), self.spec.skip, self.stop)):
+        index = -1
+        for index, (part, number, raw) in enumerate(self._located_rows()):
             if isinstance(raw, UnusableRow):
                 yield Row(index, {}, NO_CONTENT, self.skipped(raw, ""))
                 continue
             try:
                 example, unusable = self._example(raw), None
             except UnusableRow as error:
-                example, unusable = NO_CONTENT, self.skipped(error, parts[-1].at(number))
+                example, unusable = NO_CONTENT, self.skipped(error, part.at(number))
             except UserError as error:
-                raise error.at(parts[-1].at(number)) from None
+                raise error.at(part.at(number)) from None
             yield Row(index, raw, example, unusable)
         if index < 0:
             after = f" after dataset.skip={self.spec.skip}" if self.spec.skip else ""
@@ -132,8 +126,12 @@ class Source:
 
     def raw_rows(self) -> Iterator[dict[str, Any] | UnusableRow]:
         """Return the rows as in the source without interpreting columns; for an invalid line, its error."""
-        rows = chain.from_iterable(part.rows for part in self._parts())
-        return (raw for _, raw in islice(rows, self.spec.skip, self.stop))
+        return (raw for _, _, raw in self._located_rows())
+
+    def _located_rows(self) -> Iterator[tuple[Part, int, dict[str, Any] | UnusableRow]]:
+        """Return the rows after `skip` and up to `limit`, each with its file and its number in the file."""
+        rows = ((part, number, raw) for part in self._parts() for number, raw in part.rows)
+        return islice(rows, self.spec.skip, self.stop)
 
     @property
     def stop(self) -> int | None:
@@ -149,12 +147,14 @@ class Source:
             return NO_CONTENT
 
     def _example(self, raw: dict[str, Any]) -> Example:
-        spec, forms = self.spec, self.forms(tuple(raw))
-        example = to_example(raw, forms[0] if len(forms) == 1 else choose_form(forms, raw, spec.columns, self.option))
-        if (column := spec.cluster_column) is not None and str(column) not in raw:
+        forms = self.forms(tuple(raw))
+        form = forms[0] if len(forms) == 1 else choose_form(forms, raw, self.spec.columns, self.option)
+        example = to_example(raw, form)
+        column = self.spec.cluster_column
+        if column is not None and str(column) not in raw:
             problem = f"no such column, the row has {', '.join(raw) or 'none'}"
             raise UserError("dataset.cluster_column", column, problem, "name one of these, or null")
-        return example if spec.system == "keep" else merge_system(example)
+        return example if self.spec.system == "keep" else merge_system(example)
 
     def skipped(self, error: UnusableRow, location: str) -> str:
         """Apply `lpsel.errors.skipped` with the settings of this dataset."""
@@ -173,8 +173,7 @@ class Source:
 
     def location(self, index: int) -> str:
         """Return the file and line of a row, for error messages."""
-        numbers = ((part, number) for part in self._parts() for number, _ in part.rows)
-        part, number = next(islice(numbers, self.spec.skip + index, None))
+        part, number, _ = next(islice(self._located_rows(), index, None))
         return part.at(number)
 
     @property
@@ -190,12 +189,14 @@ class Source:
         """Log how many rows are skipped, if the rows have been read; raises a UserError if all are unusable."""
         from lpsel.data.content_ids import counts, listed
 
-        if self._scanned is not None and (kinds := counts(self._scanned.unusable)):
-            n, skipped, name = len(self), sum(kinds.values()), self.spec.name
-            if skipped == n:
-                problem = f"none of {n:,} rows can be used: {listed(kinds)}"
-                raise UserError("dataset", name, problem, "convert them, or use other data")
-            log.info(f"Rows: {skipped:,} of {n:,} rows of {name} are unusable and skipped: {listed(kinds)}")
+        kinds = {} if self._scanned is None else counts(self._scanned.unusable)
+        if not kinds:
+            return
+        n, unusable, name = len(self), sum(kinds.values()), self.spec.name
+        if unusable == n:
+            problem = f"none of {n:,} rows can be used: {listed(kinds)}"
+            raise UserError("dataset", name, problem, "convert them, or use other data")
+        log.info(f"Rows: {unusable:,} of {n:,} rows of {name} are unusable and skipped: {listed(kinds)}")
 
     @property
     def ids(self) -> "pa.LargeStringArray":
@@ -266,9 +267,8 @@ class Source:
         if spec.path is None:
             from lpsel.toy.data import generate
 
-            yield Part(
-                self._location, "row", map(Numbered, count(1), generate(split=spec.split, **(spec.synthetic or {})))
-            )
+            rows = generate(split=spec.split, **(spec.synthetic or {}))
+            yield Part(self._location, "row", map(Numbered, count(1), rows))
         elif not self.files:
             yield Part(self._location, "row", map(Numbered, count(1), self._hub_rows()))
         for path in self.files:

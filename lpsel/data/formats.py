@@ -4,7 +4,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +18,8 @@ DECODER = json.JSONDecoder()
 NOT_SPACE = re.compile(r"[^ \t\n\r]")
 LONGEST_SYMBOL = 16  # maximum characters of a JSON token that a chunk can split, such as -Infinity or an escape
 DELIMITERS = ",;\t|"  # CSV delimiters to detect
-BEGINNINGS = {  # hints for the first line of a file that is not in JSON lines
-    b"[": "name the file .json if it is one list",
-    b"[{": "name the file .json if it is one list",
-    b"{": "write every object in one line, as with `jq -c .`",
-}
+ONE_LIST = "name the file .json if it is one list"
+HINT_BY_BEGINNING = {b"[": ONE_LIST, b"[{": ONE_LIST, b"{": "write every object in one line, as with `jq -c .`"}
 EXCEL = re.compile(r"sep=(.)\s*", re.IGNORECASE)  # a first line with the delimiter
 QUOTED = re.compile(r'"[^"]*("|$)')
 
@@ -86,7 +83,7 @@ def _json_lines(path: Path, split: str) -> Iterator[Numbered]:
         except (ValueError, RecursionError) as error:  # ValueError: also a number with thousands of digits
             problem, hint = f"not a valid JSON object ({first_line(error)})", "fix or remove the line"
             if number == 1:
-                hint = BEGINNINGS.get(line[:2], hint)
+                hint = HINT_BY_BEGINNING.get(line[:2], hint)
             yield Numbered(number, UnusableRow(f"{path}, line {number}", None, problem, hint, kind="invalid JSON"))
         else:
             yield Numbered(number, row if type(row) is dict else _no_object(row, f"{path}, line {number}", number == 1))
@@ -94,40 +91,42 @@ def _json_lines(path: Path, split: str) -> Iterator[Numbered]:
 
 def _csv(path: Path, split: str) -> Iterator[Numbered]:
     csv.field_size_limit(VALUE_BYTES)
-    faults: list[UnusableRow] = []  # errors in lines of the current row
-    texts = _texts(path, faults)
-    first: list[str] = []  # blank lines, and the header
-    separator = None
-    while not "".join(first[-1:]).strip() and (text := next(texts, "")):
-        if separator is None and (separator := EXCEL.fullmatch(text)):
-            text = "\n"
-        first.append(text)
-    if faults:
-        raise faults[0]
-    begins = 1
-    delimiter = separator[1] if separator else delimiter_of("".join(first[-1:]))
+    errors: list[UnusableRow] = []  # in lines of the current row
+    texts = _texts(path, errors)
+    beginning: list[str] = []  # blank lines, and the first line of the header
+    delimiter, first_text = "", ""
+    for first_text in texts:
+        if not delimiter and (separator := EXCEL.fullmatch(first_text)):
+            delimiter, first_text = separator[1], "\n"
+        beginning.append(first_text)
+        if first_text.strip():
+            break
+    if errors:
+        raise errors[0]
+    delimiter = delimiter or delimiter_of(first_text)
+    line = 1  # where the current row begins
     try:
-        reader = csv.reader(chain(first, texts), strict=True, delimiter=delimiter)
+        reader = csv.reader(chain(beginning, texts), strict=True, delimiter=delimiter)
         header = next((fields for fields in reader if "".join(fields).strip()), [])
         _check_columns(header, path)
-        begins, width = reader.line_num + 1, len(header)
+        line, width = reader.line_num + 1, len(header)
         for fields in reader:
-            if faults:
-                yield Numbered(begins, faults[0])
-                faults.clear()
+            if errors:
+                yield Numbered(line, errors[0])
+                errors.clear()
             elif len(fields) == width:
-                yield Numbered(begins, dict(zip(header, fields, strict=True)))
+                yield Numbered(line, dict(zip(header, fields, strict=True)))
             elif len(fields) > 1 or "".join(fields).strip():  # not a blank line
                 problem = f"{len(fields)} fields, but the header has {width}"
                 hint = f"quote fields that contain {delimiter!r} or line breaks"
                 kind = "fields unlike the header's"
-                yield Numbered(begins, UnusableRow(f"{path}, line {begins}", None, problem, hint, kind=kind))
-            begins = reader.line_num + 1
+                yield Numbered(line, UnusableRow(f"{path}, line {line}", None, problem, hint, kind=kind))
+            line = reader.line_num + 1
     except csv.Error as error:
-        if "\r" in "".join(first[-1:]).rstrip("\r\n"):
+        if "\r" in first_text.rstrip("\r\n"):
             problem, hint = "its lines end with a carriage return only", "convert the file: tr '\\r' '\\n'"
             raise UserError(path, None, problem, hint) from None
-        raise UserError(f"{path}, line {begins}", None, f"not valid CSV ({error})", "fix or remove the row") from None
+        raise UserError(f"{path}, line {line}", None, f"not valid CSV ({error})", "fix or remove the row") from None
 
 
 def delimiter_of(header: str) -> str:
@@ -135,15 +134,14 @@ def delimiter_of(header: str) -> str:
     return max(DELIMITERS, key=QUOTED.sub("", header).count)
 
 
-def _texts(path: Path, faults: list[UnusableRow]) -> Iterator[str]:
-    """Yield the lines of a file; add an error to `faults` for lines that are not UTF-8."""
+def _texts(path: Path, errors: list[UnusableRow]) -> Iterator[str]:
+    """Yield the lines of a file; add an error to `errors` for lines that are not UTF-8."""
     for number, line in lines(path):
         try:
-            text = line.decode()
+            yield line.decode()
         except UnicodeDecodeError as error:
-            faults.append(not_utf8(path, number, error))
-            text = line.decode(errors="replace")
-        yield text
+            errors.append(not_utf8(path, number, error))
+            yield line.decode(errors="replace")
 
 
 def _parquet(path: Path, split: str) -> Iterator[Numbered]:
@@ -151,7 +149,7 @@ def _parquet(path: Path, split: str) -> Iterator[Numbered]:
 
     from lpsel.data.parquet import batches, dictionaries, parquet_errors
 
-    number = 0
+    numbers = count(1)
     path.open("rb").close()  # Arrow's error would not name the file
     with parquet_errors(path):
         with pq.ParquetFile(path) as file:
@@ -161,8 +159,7 @@ def _parquet(path: Path, split: str) -> Iterator[Numbered]:
         for batch in batches(path):
             for start in range(0, len(batch), PARQUET_ROWS):
                 for row in dictionaries(batch.slice(start, PARQUET_ROWS)):
-                    number += 1
-                    yield Numbered(number, row)
+                    yield Numbered(next(numbers), row)
 
 
 def _check_columns(names: Sequence[str], path: Path) -> None:
@@ -177,31 +174,34 @@ def _json(path: Path, split: str) -> Iterator[Numbered]:
     if text.skip("["):
         yield from text.rows()
     elif text.skip("{"):
-        found, lists = False, list[str]()
-        for _ in text.items("}"):
-            name = text.value()
-            text.expect(":")
-            if not text.skip("["):
-                text.value()
-            elif found or name not in {"data", split}:
-                lists.append(str(name))
-                for _ in text.items("]"):
-                    text.value()
-            else:
-                found = True
-                yield from text.rows()
-        if not found:
-            problem = f"no list named {' or '.join(sorted({'data', split}))}"
-            hint = "name the file .jsonl if it has one object per line"
-            if lists and text.skip(""):  # the object is the entire file
-                problem, hint = (
-                    f"{problem}, only {printable(', '.join(lists))}",
-                    f"set dataset.split to the list of rows, or {hint}",
-                )
-            raise UserError(path, None, problem, hint)
+        yield from _rows_in_object(text, {"data", split})
     else:
         raise UserError(path, None, 'must be a list of objects, or {"data": [...]}', "write it as JSON lines")
     text.expect("")
+
+
+def _rows_in_object(text: "_JsonText", names: set[str]) -> Iterator[Numbered]:
+    """Yield the rows of the first list with one of the names; raise a UserError if there is none."""
+    found, other_lists = False, list[str]()
+    for _ in text.items("}"):
+        name = text.value()
+        text.expect(":")
+        if not text.skip("["):
+            text.value()
+        elif found or name not in names:
+            other_lists.append(str(name))
+            for _ in text.items("]"):
+                text.value()
+        else:
+            found = True
+            yield from text.rows()
+    if not found:
+        problem = f"no list named {' or '.join(sorted(names))}"
+        hint = "name the file .jsonl if it has one object per line"
+        if other_lists and text.skip(""):  # the object is the entire file
+            problem += f", only {printable(', '.join(other_lists))}"
+            hint = f"set dataset.split to the list of rows, or {hint}"
+        raise UserError(text.path, None, problem, hint)
 
 
 class _JsonText:
@@ -285,7 +285,7 @@ class _JsonText:
 def _no_object(row: Any, location: str, may_be_file: bool = False) -> UnusableRow:
     problem = f"a row must be a JSON object, found a {type(row).__name__}"
     is_file = may_be_file and isinstance(row, list)
-    hint = BEGINNINGS[b"["] if is_file else 'write it as {"instruction": ..., "output": ...}'
+    hint = ONE_LIST if is_file else 'write it as {"instruction": ..., "output": ...}'
     return UnusableRow(location, None, problem, hint, kind="a row that is not an object")
 
 

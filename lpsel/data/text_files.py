@@ -7,6 +7,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import IO
 
@@ -34,7 +35,7 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
     Raises:
         UserError: the file is damaged, a decompression bomb, in UTF-16 or UTF-32, or has a line of more than 64 MiB.
     """
-    for number, line in enumerate(_pieces(path, lambda file: partial(file.readline, VALUE_BYTES + 1)), start=1):
+    for number, line in enumerate(_pieces(path, methodcaller("readline", VALUE_BYTES + 1)), start=1):
         if len(line) > VALUE_BYTES:
             raise too_long(f"{path}, line {number}")
         yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
@@ -49,7 +50,7 @@ def chunks(path: Path) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     line = 1
     try:
-        for block in _pieces(path, lambda file: partial(file.read, CHUNK_BYTES)):
+        for block in _pieces(path, methodcaller("read", CHUNK_BYTES)):
             text = decoder.decode(block)
             line += text.count("\n")
             yield text
@@ -58,16 +59,18 @@ def chunks(path: Path) -> Iterator[str]:
         raise not_utf8(path, line + error.object[: error.start].count(b"\n"), error) from None
 
 
-def _pieces(path: Path, reader: Callable[[IO[bytes]], Callable[[], bytes]]) -> Iterator[bytes]:
-    """Yield what a reader of the decompressed content returns, until that is empty."""
-    decompressed, total = COMPRESSIONS.get(path.suffix.lower()), 0
+def _pieces(path: Path, read: Callable[[IO[bytes]], bytes]) -> Iterator[bytes]:
+    """Yield what `read` returns for the decompressed file, until that is empty."""
+    decompress = COMPRESSIONS.get(path.suffix.lower())
+    total = 0
     with path.open("rb") as packed:
         try:
-            for piece in iter(reader(decompressed(packed) if decompressed else packed), b""):
+            content = decompress(packed) if decompress else packed
+            for piece in iter(partial(read, content), b""):
                 if not total:
                     _check_text(path, piece)
                 total += len(piece)
-                if decompressed:
+                if decompress:
                     check_expansion(path, total)
                 yield piece
         except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
@@ -77,8 +80,8 @@ def _pieces(path: Path, reader: Callable[[IO[bytes]], Callable[[], bytes]]) -> I
 
 def not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> UnusableRow:
     """Return the error for a line that is not UTF-8, with the encoding that it probably has."""
-    start, end = error.object.rfind(b"\n", 0, error.start) + 1, error.object.find(b"\n", error.start)
-    encoding = _encoding(error.object[start : end if end > 0 else None])
+    start = error.object.rfind(b"\n", 0, error.start) + 1
+    encoding = _encoding(error.object[start:].partition(b"\n")[0])
     problem = f"not UTF-8 ({error.reason})" + (f", but valid as {encoding}" if encoding else "")
     hint = f"convert the file: iconv -f {encoding or 'ENCODING'} -t UTF-8"
     return UnusableRow(f"{path}, line {line}", None, problem, hint, kind="not UTF-8")
@@ -105,18 +108,27 @@ def _is_text(content: bytes, encoding: str) -> bool:
 
 def _check_text(path: Path, beginning: bytes) -> None:
     """Reject a binary file, or one in UTF-16 or UTF-32, detected from its first line or block."""
-    if kind := next((kind for kind, magic in MAGIC.items() if beginning.startswith(magic)), None):
-        hint = f"name it {path.name}{kind}" if kind in COMPRESSIONS else f"its name should end in {kind}"
-        hint = "decompress it first" if path.suffix.lower() in COMPRESSIONS else hint
-        raise UserError(path, None, f"not text, but the content of a {kind} file", hint)
-    head = beginning[: min(len(beginning), HEAD_BYTES) // 2 * 2]
-    name = next((name for name, marks in WIDE.items() if head.startswith(marks)), None)
-    if name is None and 4 * head.count(0) > len(head):  # every second byte of ASCII
+    for kind, magic in MAGIC.items():
+        if beginning.startswith(magic):
+            hint = f"name it {path.name}{kind}" if kind in COMPRESSIONS else f"its name should end in {kind}"
+            if path.suffix.lower() in COMPRESSIONS:
+                hint = "decompress it first"
+            raise UserError(path, None, f"not text, but the content of a {kind} file", hint)
+    encoding = _wide_encoding(beginning[: min(len(beginning), HEAD_BYTES) // 2 * 2])
+    if encoding is not None:
+        hint = f"convert the file: iconv -f {encoding} -t UTF-8"
+        raise UserError(f"{path}, line 1", None, f"not UTF-8, but {encoding}", hint)
+
+
+def _wide_encoding(head: bytes) -> str | None:
+    """Detect UTF-16 and UTF-32 from an even number of bytes; None for other encodings."""
+    for encoding, marks in WIDE.items():
+        if head.startswith(marks):
+            return encoding
+    if 4 * head.count(0) > len(head):  # every second byte of ASCII
         likely = "UTF-16LE" if head[1::2].count(0) > head[::2].count(0) else "UTF-16BE"
-        name = likely if _is_text(head, likely) else None
-    if name is not None:
-        hint = f"convert the file: iconv -f {name} -t UTF-8"
-        raise UserError(f"{path}, line 1", None, f"not UTF-8, but {name}", hint)
+        return likely if _is_text(head, likely) else None
+    return None
 
 
 def _zstandard(packed: IO[bytes]) -> IO[bytes]:

@@ -115,7 +115,8 @@ def _turn(message: Any, column: str) -> Turn:
 
 def _turn_with_fields(message: Mapping[str, Any], column: str) -> Turn:
     fields = _fields(message, column)
-    role_key, content_key = (_key(message, *keys) for keys in (("role", "from"), ("content", "value")))
+    role_key = _key(message, "role", "from")
+    content_key = _key(message, "content", "value")
     if role_key is None or (content_key is None and "tool_calls" not in fields):
         problem = "every turn must have role and content, or from and value"
         raise _unusable(column, problem, "a turn without role or content")
@@ -137,12 +138,13 @@ def _turn_with_fields(message: Mapping[str, Any], column: str) -> Turn:
 def _key(message: Mapping[str, Any], *keys: str) -> str | None:
     """Return the first key with a value, otherwise the first key in the message."""
     present = [key for key in keys if key in message]
-    return next((key for key in present if not is_null(message[key])), present[0] if present else None)
+    with_value = [key for key in present if not is_null(message[key])]
+    return next(iter(with_value + present), None)
 
 
 def _content(value: Any, column: str) -> str:
     """Return the text of a turn; a list of parts is joined."""
-    return text_of(value, column) if not isinstance(value, list) else "".join(_part(part, column) for part in value)
+    return "".join(_part(part, column) for part in value) if isinstance(value, list) else text_of(value, column)
 
 
 def _part(part: Any, column: str) -> str:
@@ -174,15 +176,26 @@ def _fields(message: Mapping[str, Any], column: str) -> dict[str, Any]:
         raise _unusable(f"{column}.refusal", "a refusal without content is not an answer", "a refusal without content")
     if message.get("train_detail"):
         raise _unusable(f"{column}.train_detail", "parts of a turn cannot be excluded", "a turn to train on in part")
-    fields: dict[str, Any] = {key: field for key in FIELDS if (field := text_of(message.get(key), f"{column}.{key}"))}
-    if isinstance(reasoning := message.get("reasoning"), str) and reasoning:  # as in vLLM and OpenRouter
+    texts = {key: text_of(message.get(key), f"{column}.{key}") for key in FIELDS}
+    fields: dict[str, Any] = {key: text for key, text in texts.items() if text}
+    reasoning = message.get("reasoning")
+    if isinstance(reasoning, str) and reasoning:  # as in vLLM and OpenRouter
         fields = {"reasoning_content": reasoning, **fields}
-    calls = message.get("tool_calls")
-    calls = parsed(calls, f"{column}.tool_calls") if isinstance(calls, str) and calls else calls
+    calls = _tool_calls(message, column)
+    return {**fields, "tool_calls": calls} if calls else fields
+
+
+def _tool_calls(message: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
+    """Parse the calls in `tool_calls` and in `function_call`, its older form; either may be JSON text."""
+    calls, function_call = message.get("tool_calls"), message.get("function_call")
+    if isinstance(calls, str) and calls:
+        calls = parsed(calls, f"{column}.tool_calls")
     calls = [] if is_empty(calls) else _list(calls)
-    if not is_empty(legacy := message.get("function_call")):
-        calls = [*calls, parsed(legacy, f"{column}.function_call") if isinstance(legacy, str) else legacy]
-    return {**fields, "tool_calls": [_call(call, f"{column}.tool_calls") for call in calls]} if calls else fields
+    if not is_empty(function_call):
+        if isinstance(function_call, str):
+            function_call = parsed(function_call, f"{column}.function_call")
+        calls = [*calls, function_call]
+    return [_call(call, f"{column}.tool_calls") for call in calls]
 
 
 def _calls_in(text: str, column: str) -> list[dict[str, Any]]:
