@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -17,19 +17,25 @@ from lpsel.data.random_order import epoch_order
 from lpsel.data.shared_prefixes import Prefixes, find_prefixes
 from lpsel.data.tokens import Tokens
 
-Weights = NDArray[np.float32] | None
+
+class _StepPlan(NamedTuple):
+    """This rank's part of an optimizer step, before collating."""
+
+    micro_batches: list[Rows]
+    weight_N: NDArray[np.float32] | None  # token weight of each row of the dataset, see `token_weights`
+    divisor: int
 
 
 class _Steps(Dataset[OptimizerStep]):
     def __init__(self, data: "SubsetDataModule") -> None:
         self.data = data
 
-    def __getitem__(self, plan: tuple[list[Rows], Weights, int]) -> OptimizerStep:
-        micro_batches, weight_N, divisor = plan
-        packs = [self.data.pack(m) for m in micro_batches]
-        if weight_N is not None:
-            packs = [replace(p, weight_N=torch.from_numpy(weight_N)[p.index_B][p.row_N]) for p in packs]
-        return OptimizerStep(packs, divisor)
+    def __getitem__(self, plan: _StepPlan) -> OptimizerStep:
+        packs = [self.data.pack(rows) for rows in plan.micro_batches]
+        if plan.weight_N is not None:
+            weight_N = torch.from_numpy(plan.weight_N)
+            packs = [replace(pack, weight_N=weight_N[pack.index_B][pack.row_N]) for pack in packs]
+        return OptimizerStep(packs, plan.divisor)
 
 
 class _Unrecorded(Sampler):
@@ -58,19 +64,19 @@ class _EpochPlan(Sampler):
     def __len__(self) -> int:
         return self.data.steps_per_epoch
 
-    def __iter__(self) -> Iterator[tuple[list[Rows], Weights, int]]:
+    def __iter__(self) -> Iterator[_StepPlan]:
         data = self.data
         order = data.order(self.epoch)
-        supervised = data.tokens.response_tokens.astype(np.int64)
+        supervised_N = data.tokens.response_tokens.astype(np.int64)
         lengths, budget, split = data.packing(data.train_tokens)
         plan = training_plan(order, lengths, data.batch_size, budget, data.rank, data.world, split)
-        weight_N, divisors = token_weights(order, supervised, data.batch_size, data.reduction)
+        weight_N, divisors = token_weights(order, supervised_N, data.batch_size, data.reduction)
         done_epoch, done_steps = data.completed
-        for i, (micro_batches, divisor) in enumerate(zip(plan, divisors, strict=True)):
-            if self.epoch == done_epoch and i < done_steps:
-                yield [], None, 0
+        for step, (micro_batches, divisor) in enumerate(zip(plan, divisors, strict=True)):
+            if self.epoch == done_epoch and step < done_steps:
+                yield _StepPlan([], None, 0)
             else:
-                yield micro_batches, weight_N, divisor
+                yield _StepPlan(micro_batches, weight_N, divisor)
 
 
 class SubsetDataModule(L.LightningDataModule):

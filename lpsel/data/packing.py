@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lpsel.data.batching import Rows
@@ -26,6 +27,14 @@ class Segment(NamedTuple):
     stop: int
     prefix_start: int = 0
     prefix_stop: int = 0
+
+    @property
+    def length(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def prefix_length(self) -> int:
+        return self.prefix_stop - self.prefix_start
 
 
 @dataclass(frozen=True)
@@ -57,11 +66,11 @@ class MicroBatch:
     weight_N: Tensor | None = None  # weight of each supervised token in the loss of a step; None for equal weights
 
     def to(self, device: torch.device) -> "MicroBatch":
-        moved = _each(self, lambda tensor: tensor.to(device, non_blocking=True))
+        moved = _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
         return replace(moved, index_B=self.index_B)
 
     def pin_memory(self) -> "MicroBatch":
-        return replace(_each(self, Tensor.pin_memory), index_B=self.index_B)
+        return replace(_map_tensors(self, Tensor.pin_memory), index_B=self.index_B)
 
 
 class OptimizerStep(NamedTuple):
@@ -71,15 +80,16 @@ class OptimizerStep(NamedTuple):
     divisor: int  # the loss is the weighted sum of NLLs over all ranks and micro-batches, divided by this
 
 
-def _each(holder: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def _map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Apply a function to every tensor of a MicroBatch or Varlen."""
     changed: dict[str, Any] = {}
-    for field in fields(holder):
-        value = getattr(holder, field.name)
+    for field in fields(batch):
+        value = getattr(batch, field.name)
         if isinstance(value, Tensor):
-            changed[field.name] = change(value)
+            changed[field.name] = function(value)
         elif isinstance(value, Varlen):
-            changed[field.name] = _each(value, change)
-    return replace(holder, **changed)
+            changed[field.name] = _map_tensors(value, function)
+    return replace(batch, **changed)
 
 
 def collate(tokens: Tokens, rows: Rows, prefixes: Prefixes | None = None, *, varlen: bool = False) -> MicroBatch:
@@ -90,66 +100,76 @@ def collate(tokens: Tokens, rows: Rows, prefixes: Prefixes | None = None, *, var
         varlen: whether to set `MicroBatch.varlen`.
     """
     if len(rows) == 0:
-        pieces, labels = [np.zeros(2, dtype=np.int32)], [np.zeros(2, dtype=bool)]
-        shared, segments = list[Segment](), [Segment(0, 2)]
-        rows, fed = np.array([-1]), 0
+        layout = _Layout([np.zeros(2, dtype=np.int32)], [np.zeros(2, dtype=bool)], [], [Segment(0, 2)])
+        rows, total_length = np.array([-1]), 0
     else:
-        pieces, labels, shared, segments = _lay_out(tokens, rows, prefixes)
-        fed = int(tokens.lengths[rows].sum(dtype=np.int64))
-    input_ids_T = np.concatenate(pieces)
-    position_T = np.concatenate(
-        [np.arange(s.stop - s.start) + (s.prefix_stop - s.prefix_start) for s in (*shared, *segments)]
-    )
-    within = [np.flatnonzero(mask) for mask in labels]
-    label_N = np.concatenate([s.start + inside for s, inside in zip(segments, within, strict=True)])
-    predicts = [
-        np.where(inside > 0, s.start + inside - 1, s.prefix_stop - 1)
-        for s, inside in zip(segments, within, strict=True)
-    ]
-    supervised_B = np.array([len(inside) for inside in within])
+        layout = _lay_out(tokens, rows, prefixes)
+        total_length = int(tokens.lengths[rows].sum(dtype=np.int64))
+    segments = [*layout.shared, *layout.rows]
+    input_ids_T = np.concatenate(layout.ids)
+    positions_T = np.concatenate([segment.prefix_length + np.arange(segment.length) for segment in segments])
+    labels, predicts = [], []  # positions in the pack
+    for segment, supervised in zip(layout.rows, layout.supervised, strict=True):
+        label = np.flatnonzero(supervised)
+        labels.append(segment.start + label)
+        # The last token of the prefix predicts the first token after it.
+        predicts.append(np.where(label > 0, segment.start + label - 1, segment.prefix_stop - 1))
+    supervised_B = np.array([len(positions) for positions in labels])
     return MicroBatch(
         input_ids_T=torch.from_numpy(input_ids_T.astype(np.int64)),
-        positions_T=torch.from_numpy(position_T),
+        positions_T=torch.from_numpy(positions_T),
         predicts_N=torch.from_numpy(np.concatenate(predicts)),
-        labels_N=torch.from_numpy(input_ids_T[label_N].astype(np.int64)),
+        labels_N=torch.from_numpy(input_ids_T[np.concatenate(labels)].astype(np.int64)),
         row_N=torch.from_numpy(np.repeat(np.arange(len(rows)), supervised_B)),
         supervised_B=torch.from_numpy(supervised_B),
         index_B=torch.from_numpy(np.asarray(rows, dtype=np.int64)),
-        shared=tuple(shared),
-        rows=tuple(segments),
-        tokens=fed,
-        varlen=varlen_of([*shared, *segments]) if varlen else None,
+        shared=tuple(layout.shared),
+        rows=tuple(layout.rows),
+        tokens=total_length,
+        varlen=varlen_of(segments) if varlen else None,
     )
 
 
-def _lay_out(tokens: Tokens, rows: Rows, prefixes: Prefixes | None) -> tuple[list, list, list, list]:
-    pieces, labels, shared, segments = [], [], [], []
+class _Layout(NamedTuple):
+    """The segments of a pack, and their contents."""
+
+    ids: list[NDArray[np.int32]]  # token ids of every segment, shared prefixes first
+    supervised: list[NDArray[np.bool_]]  # which tokens of each row's segment are labels
+    shared: list[Segment]
+    rows: list[Segment]
+
+
+def _lay_out(tokens: Tokens, rows: Rows, prefixes: Prefixes | None) -> _Layout:
+    """Lay out the prefixes that the rows share, then the rest of every row."""
+    layout = _Layout([], [], [], [])
     groups = prefixes.group_N[rows] if prefixes else np.zeros(len(rows), dtype=np.int16)
-    segment_of = {0: Segment(0, 0)}
+    prefix_of_group = {0: Segment(0, 0)}
     end = 0
     for group in np.unique(groups[groups > 0]).tolist():
         assert prefixes is not None
         ids = prefixes.ids[group]
-        segment_of[group] = Segment(end, end + len(ids))
-        shared.append(segment_of[group])
-        pieces.append(ids)
+        prefix_of_group[group] = Segment(end, end + len(ids))
+        layout.shared.append(prefix_of_group[group])
+        layout.ids.append(ids)
         end += len(ids)
     for i, group in zip(rows.tolist(), groups.tolist(), strict=True):
-        prefix = segment_of[group]
-        skipped = prefix.stop - prefix.start
-        ids = tokens.input_ids(i)[skipped:]
-        segments.append(Segment(end, end + len(ids), prefix.start, prefix.stop))
-        pieces.append(ids)
-        labels.append(tokens.supervised(i)[skipped:])
+        prefix = prefix_of_group[group]
+        ids = tokens.input_ids(i)[prefix.length :]
+        layout.rows.append(Segment(end, end + len(ids), prefix.start, prefix.stop))
+        layout.ids.append(ids)
+        layout.supervised.append(tokens.supervised(i)[prefix.length :])
         end += len(ids)
-    return pieces, labels, shared, segments
+    return layout
 
 
 def varlen_of(segments: list[Segment]) -> Varlen:
     """Convert the segments of a pack, in order, for variable-length attention kernels."""
-    queries = np.array([s.stop - s.start for s in segments])
-    keys = queries + np.array([s.prefix_stop - s.prefix_start for s in segments])
-    seen = [part for s in segments for part in (np.arange(s.prefix_start, s.prefix_stop), np.arange(s.start, s.stop))]
+    queries = np.array([segment.length for segment in segments])
+    keys = queries + np.array([segment.prefix_length for segment in segments])
+    seen = []
+    for segment in segments:
+        seen.append(np.arange(segment.prefix_start, segment.prefix_stop))
+        seen.append(np.arange(segment.start, segment.stop))
     return Varlen(
         seen_K=torch.from_numpy(np.concatenate(seen)),
         query_ends_S1=torch.from_numpy(np.cumulative_sum(queries, dtype=np.int32, include_initial=True)),

@@ -64,7 +64,7 @@ def random_keys(ids: Ids | None, index: NDArray[np.int64], seed: int) -> NDArray
     else:
         strings = (ids if isinstance(ids, pa.Array) else pa.array(ids, pa.string())).cast(pa.large_string())
         _absorb_strings(state, strings)
-        _absorb_turns(state, index)
+        _absorb_ranks(state, index)
     return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
@@ -79,18 +79,18 @@ def _absorb_strings(state: NDArray[np.uint64], strings: pa.LargeStringArray) -> 
             block[:] = np.where(8 * i < block_length, _absorb(block, word), block)
 
 
-def _absorb_turns(state: NDArray[np.uint64], index: NDArray[np.int64]) -> None:
+def _absorb_ranks(state: NDArray[np.uint64], index: NDArray[np.int64]) -> None:
     """Mix the rank of each row among rows with the same state into its state, in place; the first is unchanged."""
     ordered = np.sort(state)
     repeated = ordered[1:][ordered[1:] == ordered[:-1]]
     if not len(repeated):
         return
     rows = np.flatnonzero(np.isin(state, repeated))
-    rows = rows[np.lexsort((index[rows], state[rows]))]
+    rows = rows[np.lexsort((index[rows], state[rows]))]  # rows with the same state are adjacent
     start = np.flatnonzero(np.diff(state[rows], prepend=state[rows[0]] ^ np.uint64(1)))
-    turn = np.arange(len(rows)) - np.repeat(start, np.diff(start, append=len(rows)))
-    later = rows[turn > 0]
-    state[later] = _absorb(state[later], turn[turn > 0].astype(np.uint64))
+    rank = np.arange(len(rows)) - np.repeat(start, np.diff(start, append=len(rows)))
+    later = rows[rank > 0]
+    state[later] = _absorb(state[later], rank[rank > 0].astype(np.uint64))
 
 
 def _absorb(state: NDArray[np.uint64], word: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from lpsel.data.tokens import Tokens
 
+# N rows, R rows of a batch, W tokens at the beginning of a row
 LONGEST = 256  # maximum tokens of a prefix
 SHORTEST = 8  # minimum tokens; shorter prefixes save less than they cost
 ROWS_PER_PACK = 16  # expected rows per pack: a prefix must save more tokens than it adds to every pack
@@ -23,38 +24,38 @@ class Prefixes:
     length_N: NDArray[np.int32]  # length of each row's prefix, which has no supervised token and is not the whole row
 
 
-def find_prefixes(tokens: Tokens, most: int | None = None) -> Prefixes:
+def find_prefixes(tokens: Tokens, max_tokens: int | None = None) -> Prefixes:
     """Find prefixes in a sample of the rows, then assign them to all rows that begin with them.
 
     Args:
-        most: maximum total tokens of all prefixes; those that save the most tokens are kept. None for no limit.
+        max_tokens: maximum total tokens of all prefixes; those that save the most tokens are kept. None for no limit.
     """
-    every = max(1, len(tokens) // SAMPLE)
-    sample = [heads[::every].copy() for heads, _ in _heads(tokens) if len(heads)]  # a view would keep the batch
+    step = max(1, len(tokens) // SAMPLE)
+    sample = [heads[::step].copy() for heads, _ in _heads(tokens) if len(heads)]  # a view would keep the batch
     ids = [np.empty(0, dtype=np.int32)]
     if sample:
         ids += sorted(_shared(np.concatenate(sample)), key=len)
-    prefixes = _assigned(tokens, ids)
-    if most is None or sum(map(len, ids)) <= most:
+    prefixes = _assign(tokens, ids)
+    if max_tokens is None or sum(map(len, ids)) <= max_tokens:
         return prefixes
-    rows = np.bincount(prefixes.group_N, minlength=len(ids))
+    saved = np.bincount(prefixes.group_N, minlength=len(ids)) * [len(prefix) for prefix in ids]
     kept, total = [0], 0
-    for number in sorted(range(1, len(ids)), key=lambda number: -rows[number] * len(ids[number])):
-        if total + len(ids[number]) <= most:
-            kept.append(number)
-            total += len(ids[number])
-    return _assigned(tokens, [ids[number] for number in sorted(kept)])
+    for group in (1 + np.argsort(-saved[1:], kind="stable")).tolist():
+        if total + len(ids[group]) <= max_tokens:
+            kept.append(group)
+            total += len(ids[group])
+    return _assign(tokens, [ids[group] for group in sorted(kept)])
 
 
-def _assigned(tokens: Tokens, ids: list[NDArray[np.int32]]) -> Prefixes:
-    """Assign to each row the longest prefix that it begins with."""
+def _assign(tokens: Tokens, ids: list[NDArray[np.int32]]) -> Prefixes:
+    """Assign to each row the longest prefix that it begins with; `ids` is sorted by length."""
     group_N = np.zeros(len(tokens), dtype=np.int16)
     start = 0
     for heads_RW, free_R in _heads(tokens):
-        part = group_N[start : start + len(heads_RW)]
-        for number, prefix in enumerate(ids[1:], start=1):
-            begins = (heads_RW[:, : len(prefix)] == prefix).all(axis=1)
-            part[begins & (free_R >= len(prefix))] = number
+        group_R = group_N[start : start + len(heads_RW)]  # a view
+        for group, prefix in enumerate(ids[1:], start=1):
+            matches_R = (heads_RW[:, : len(prefix)] == prefix).all(axis=1)
+            group_R[matches_R & (free_R >= len(prefix))] = group
         start += len(heads_RW)
     return Prefixes(ids, group_N, np.array([len(prefix) for prefix in ids], dtype=np.int32)[group_N])
 
@@ -68,25 +69,29 @@ def _heads(tokens: Tokens) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64
         index_RW = np.where(inside_RW, batch.id_offsets[:-1, None] + column_W, 0)
         heads_RW = np.where(inside_RW, batch.ids[index_RW] if len(batch.ids) else 0, -1).astype(np.int32)
         free_R = lengths.astype(np.int64) - 1
-        labelled = np.diff(batch.span_offsets) > 0
-        first_label = batch.spans[batch.span_offsets[:-1][labelled]]
-        free_R[labelled] = np.minimum(free_R[labelled], first_label)
+        labeled_R = np.diff(batch.span_offsets) > 0
+        first_label = batch.spans[batch.span_offsets[:-1][labeled_R]]
+        free_R[labeled_R] = np.minimum(free_R[labeled_R], first_label)
         yield heads_RW, free_R
 
 
 def _shared(heads_RW: NDArray[np.int32], total: int | None = None, parent: int = 0) -> list[NDArray[np.int32]]:
-    """Return the prefixes worth sharing among rows that already share a prefix of `parent` tokens."""
+    """Return the prefixes worth sharing among rows that already share a prefix of `parent` tokens.
+
+    Args:
+        total: number of rows in the sample; by default, these are all.
+    """
     total = total or len(heads_RW)
     differs_W = (heads_RW != heads_RW[0]).any(axis=0)
     common = int(differs_W.argmax()) if differs_W.any() else heads_RW.shape[1]
-    common = min(common, int((heads_RW[0] >= 0).sum()))
-    expected = ROWS_PER_PACK * len(heads_RW) / total  # expected rows per pack with this prefix
-    found = []
-    if common >= SHORTEST and expected * (common - parent) > common:
-        found, parent = [heads_RW[0, :common].copy()], common
+    common = min(common, int((heads_RW[0] >= 0).sum()))  # without padding
+    rows_per_pack = ROWS_PER_PACK * len(heads_RW) / total
+    prefixes = []
+    if common >= SHORTEST and rows_per_pack * (common - parent) > common:
+        prefixes, parent = [heads_RW[0, :common].copy()], common
     if common < heads_RW.shape[1]:
-        following, counts = np.unique(heads_RW[:, common], return_counts=True)
-        for token, count in zip(following, counts, strict=True):
+        next_tokens, counts = np.unique(heads_RW[:, common], return_counts=True)
+        for token, count in zip(next_tokens, counts, strict=True):
             if token >= 0 and ROWS_PER_PACK * count / total >= 2:
-                found += _shared(heads_RW[heads_RW[:, common] == token], total, parent)
-    return found
+                prefixes += _shared(heads_RW[heads_RW[:, common] == token], total, parent)
+    return prefixes
