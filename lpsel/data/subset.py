@@ -19,7 +19,6 @@ from lpsel.data.parquet import batches, dictionaries
 from lpsel.storage import json_line, write_atomically
 
 ENDS = 2_000  # characters to compare at each end of a longer text
-NAMES = {False: "subset.jsonl", True: "subset.parquet"}  # by whether the source is a Parquet file
 
 
 @dataclass
@@ -59,9 +58,9 @@ def write_subset(
         returned, compared: numbers of rows to return in `Seen.rows` and in `Seen.texts`.
     """
     is_parquet = _is_parquet(source)
-    path = folder / NAMES[is_parquet]
-    seen = Seen(np.zeros((2, len(selected)), np.int32), frozenset(returned), frozenset(compared))
+    path = folder / ("subset.parquet" if is_parquet else "subset.jsonl")
     write = _write_parquet if is_parquet else _write_lines
+    seen = Seen(np.zeros((2, len(selected)), np.int32), frozenset(returned), frozenset(compared))
     write_atomically(path, lambda file: write(file, source, selected, seen))
     return path, seen
 
@@ -74,31 +73,33 @@ def _is_parquet(source: Source) -> bool:
 
 def _write_lines(file: IO[bytes], source: Source, selected: NDArray[np.bool_], seen: Seen) -> None:
     def lines() -> Iterator[bytes]:
-        for position, ((index, raw, example, _), chosen) in enumerate(zip(source, selected.tolist(), strict=True)):
-            seen.characters[:, position] = example.characters()
-            seen.keep(index, example)
-            if chosen:
-                yield json_line(raw)
+        for row, is_selected in zip(source, selected.tolist(), strict=True):
+            seen.characters[:, row.index] = row.example.characters()
+            seen.keep(row.index, row.example)
+            if is_selected:
+                yield json_line(row.raw)
 
     file.writelines(lines())
 
 
 def _write_parquet(file: IO[bytes], source: Source, selected: NDArray[np.bool_], seen: Seen) -> None:
-    first, last = source.spec.skip, source.spec.skip + len(selected)
-    start, kept = 0, seen.returned | seen.compared
+    requested = seen.returned | seen.compared
+    offset = -source.spec.skip  # row number of the first row of a batch; negative before the first row of the source
     with pq.ParquetWriter(file, pq.read_schema(source.parquet_files[0])) as writer:
         for batch in chain.from_iterable(map(batches, source.parquet_files)):
-            end = start + len(batch)
-            if taken := range(max(first, start), min(last, end)):
-                part, rows = batch.slice(taken[0] - start, len(taken)), slice(taken[0] - first, taken[-1] + 1 - first)
-                seen.characters[:, rows] = _characters(source, part)
-                if len(chosen := part.filter(pa.array(selected[rows]))):
-                    writer.write_batch(chosen)
-                for row in kept:
-                    if row + first in taken:
-                        seen.keep(row, source.example(dictionaries(part.slice(row + first - taken[0], 1))[0]))
-            start = end
-            if start >= last:
+            start, stop = max(offset, 0), min(offset + len(batch), len(selected))
+            if start < stop:
+                part = batch.slice(start - offset, stop - start)
+                seen.characters[:, start:stop] = _characters(source, part)
+                selected_part = part.filter(pa.array(selected[start:stop]))
+                if len(selected_part):
+                    writer.write_batch(selected_part)
+                for row in requested:
+                    if start <= row < stop:
+                        raw = dictionaries(part.slice(row - start, 1))[0]
+                        seen.keep(row, source.example(raw))
+            offset += len(batch)
+            if offset >= len(selected):
                 break
 
 
@@ -108,7 +109,7 @@ def _characters(source: Source, batch: pa.RecordBatch) -> NDArray[np.int32]:
     if form is None:
         return np.array([source.example(raw).characters() for raw in dictionaries(batch)], np.int32).T
     characters = np.zeros((2, len(batch)), np.int32)
-    for part in form.fields:
-        length = pc.utf8_length(batch.column(part.column)).fill_null(0)
-        characters[int(part.role == "assistant")] += length.to_numpy(zero_copy_only=False).astype(np.int32)
+    for text in form.fields:
+        length = pc.utf8_length(batch.column(text.column)).fill_null(0)
+        characters[int(text.role == "assistant")] += length.to_numpy(zero_copy_only=False).astype(np.int32)
     return characters
