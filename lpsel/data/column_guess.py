@@ -29,7 +29,8 @@ def unknown_form(
         return UnusableRow(f"column {missing}", None, problem, f"see {option}.columns", kind="a missing column")
     problem = "not a known form"
     hint = f"map your columns, as in '{option}.columns={{instruction: COLUMN, output: COLUMN}}'"
-    if guess := _guess(raw):
+    guess = _guess(raw)
+    if guess:
         pairs = ", ".join(f"{field}: {_quoted(column)}" for field, column in guess.items())
         hint = f"if that is their meaning, set '{option}.columns={{{pairs}}}'"
     elif len(raw) == 1 and _named(PROMPTS, list(raw)) is None:
@@ -53,18 +54,18 @@ def _guess(raw: Mapping[str, Any]) -> dict[str, str]:
     if prompt is None or answer is None:
         return {}
     context = _named(CONTEXTS, [column for column in columns if column not in (prompt, answer)])
-    system = next(({"system": column} for column in columns if column.lower() in SYSTEMS), {})
+    system = [column for column in columns if column.lower() in SYSTEMS]
+    guess = {"system": system[0]} if system else {}
     if context is None:
-        return {**system, "prompt": prompt, "completion": answer}
-    return {**system, "instruction": prompt, "input": context, "output": answer}
+        return {**guess, "prompt": prompt, "completion": answer}
+    return {**guess, "instruction": prompt, "input": context, "output": answer}
 
 
 def _named(names: Iterable[str], columns: Sequence[str]) -> str | None:
     """Return the first column with one of the names, or else with one as part of its name, such as `best_answer`."""
-    words = {column: re.split(r"[^a-z]+", column.lower()) for column in columns}
-    exact = (column for name in names for column in columns if column.lower() == name)
-    partial = (column for name in names for column in columns if name in words[column])
-    return next(exact, next(partial, None))
+    exact = [column for name in names for column in columns if column.lower() == name]
+    partial = [column for name in names for column in columns if name in re.split(r"[^a-z]+", column.lower())]
+    return next(iter(exact + partial), None)
 
 
 def _is_conversation(value: Any) -> bool:

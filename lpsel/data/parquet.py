@@ -42,13 +42,15 @@ def batches(
     with parquet_errors(path), pq.ParquetFile(path) as file:
         columns_of_file = map(file.schema.column, range(len(file.schema)))
         texts = [column.path for column in columns_of_file if column.physical_type == "BYTE_ARRAY"]
-        with pq.ParquetFile(path, read_dictionary=texts) as coded:
+        # Reading the texts of one row as a dictionary reveals how long those of other rows can be.
+        with pq.ParquetFile(path, read_dictionary=texts) as with_dictionaries:
             for group in range(file.num_row_groups) if groups is None else groups:
-                first = next(coded.iter_batches(batch_size=1, row_groups=[group], columns=columns), None)
-                if first is None:
+                first_row = next(with_dictionaries.iter_batches(1, row_groups=[group], columns=columns), None)
+                if first_row is None:
                     continue
                 metadata = file.metadata.row_group(group)
-                row_bytes = max(metadata.total_byte_size // metadata.num_rows, *map(_longest, first.columns), 1)
+                mean_bytes = metadata.total_byte_size // metadata.num_rows
+                row_bytes = max(mean_bytes, *map(_longest, first_row.columns), 1)
                 rows = min(max(BATCH_BYTES // row_bytes, 1), MAX_ROWS)
                 for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=columns):
                     total += sum(map(_expanded, batch.columns))

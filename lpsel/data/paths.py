@@ -26,14 +26,14 @@ def local_files(paths: str | Sequence[str], split: str) -> list[Path]:
     if isinstance(paths, str):
         return _files(paths, split)
     if not paths or not all(isinstance(path, str) for path in paths):
-        raise UserError(
-            "dataset.path", paths, "must be a path or a list of paths", "set dataset.path=[a.jsonl,b.jsonl]"
-        )
+        hint = "set dataset.path=[a.jsonl,b.jsonl]"
+        raise UserError("dataset.path", paths, "must be a path or a list of paths", hint)
     files = []
     for path in paths:
-        if not (found := _files(path, split)):
+        files_of_path = _files(path, split)
+        if not files_of_path:
             raise UserError("dataset.path", path, "no such file", "name local files, or a single Hub id")
-        files += found
+        files += files_of_path
     return files
 
 
@@ -46,14 +46,17 @@ def absolute(path: str | list[str] | None) -> str | list[str] | None:
 
 def is_hub_id(path: object) -> bool:
     """Return whether a path names a dataset on the Hub rather than local files."""
-    local = not isinstance(path, str) or has_magic(path) or reader_of(path) is not None
-    return not local and not Path(str(path)).expanduser().exists()
+    if not isinstance(path, str) or has_magic(path) or reader_of(path) is not None:
+        return False
+    return not Path(path).expanduser().exists()
 
 
 def file_state(path: Path) -> tuple[int, ...] | None:
     """Return size, modification time and inode of a file, to detect changes; None if it does not exist."""
-    about = path.stat() if path.exists() else None
-    return about and (about.st_size, about.st_mtime_ns, about.st_ino)
+    if not path.exists():
+        return None
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
 def hub_commit(path: str, revision: str | None) -> str | None:
@@ -109,15 +112,14 @@ def _of_split(files: list[Path], split: str, folder: str) -> list[Path]:
     For train, these are train.jsonl, my_train.jsonl, train_00.jsonl and train-00000-of-00001.parquet (also with a hash
     added by the Hub), but not train_sft.jsonl, which is a different split.
     """
-    named = re.compile(rf"(.*[^a-z0-9])?{re.escape(split.lower())}{NUMBER}{EXTENSION}")
-    found = [file for file in files if named.fullmatch(file.name.lower())]
-    if not found and all(SPLITS.search(file.name.lower()) for file in files):
+    named_after_split = re.compile(rf"(.*[^a-z0-9])?{re.escape(split.lower())}{NUMBER}{EXTENSION}")
+    matching = [file for file in files if named_after_split.fullmatch(file.name.lower())]
+    if not matching and all(SPLITS.search(file.name.lower()) for file in files):
         names = ", ".join(file.name for file in files[:3])
         problem = f"{folder} has no file for this split, only {names}{', ...' if len(files) > 3 else ''}"
-        raise UserError(
-            "dataset.split", split, problem, "set it to a split that files are named after, or list the files"
-        )
-    return found or files
+        hint = "set it to a split that files are named after, or list the files"
+        raise UserError("dataset.split", split, problem, hint)
+    return matching or files
 
 
 def _readable(paths: Sequence[Path]) -> list[Path]:

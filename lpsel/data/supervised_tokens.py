@@ -17,8 +17,13 @@ class Encoded(NamedTuple):
     unusable: str | None = None  # why the row has no tokens
 
 
-def truncated(encoding: Any, rendered: Rendered, eos: int, max_length: int) -> Encoded:
-    """Find the tokens of the supervised spans, add EOS, then truncate."""
+def supervise_and_truncate(encoding: Any, rendered: Rendered, eos: int, max_length: int) -> Encoded:
+    """Find the tokens of the supervised spans, add EOS, then truncate to `max_length` tokens.
+
+    Args:
+        encoding: an encoding of the tokenizers library, with offsets in `rendered.text`.
+        eos: id of the EOS token.
+    """
     ids, offsets = encoding.ids, encoding.offsets
     end_of_text = len(ids)
     while end_of_text and offsets[end_of_text - 1] == (0, 0):  # added by the tokenizer itself
@@ -30,14 +35,14 @@ def truncated(encoding: Any, rendered: Rendered, eos: int, max_length: int) -> E
             ids = [*ids, eos]
         # The last answer includes its EOS.
         spans[-1] = (min(spans[-1][0], len(ids) - 1), len(ids))
-    inside: list[Span] = []
-    free = 1  # the first token is never predicted, and a token that belongs to two answers counts once
-    for first, last in spans:
-        first, last = max(first, free), min(last, max_length)
-        if first < last:
-            inside.append((first, last))
-            free = last
-    return Encoded(ids[:max_length], inside, len(ids) > max_length, rendered.text_omitted)
+    supervised: list[Span] = []
+    first_free = 1  # the first token is never predicted, and a token that belongs to two answers counts once
+    for start, stop in spans:
+        start, stop = max(start, first_free), min(stop, max_length)
+        if start < stop:
+            supervised.append((start, stop))
+            first_free = stop
+    return Encoded(ids[:max_length], supervised, len(ids) > max_length, rendered.text_omitted)
 
 
 def _tokens_after_prompt(offsets: list[Span], start: int, end: int, end_of_text: int) -> Span:
@@ -47,13 +52,14 @@ def _tokens_after_prompt(offsets: list[Span], start: int, end: int, end_of_text:
     the prompt has when tokenized separately, which includes that token.
     """
     first = bisect_left(offsets, (start,), 0, end_of_text)
-    last = bisect_left(offsets, (end,), first, end_of_text)
-    while first < last and offsets[first][0] == offsets[first][1]:
+    stop = bisect_left(offsets, (end,), first, end_of_text)
+    while first < stop and offsets[first][0] == offsets[first][1]:  # a token without text
         first += 1
-    return first, last
+    return first, stop
 
 
 def _tokens_of_answer(offsets: list[Span], start: int, end: int, end_of_text: int) -> Span:
     """Return the tokens that overlap an answer, including a first token that starts with the template's space."""
     first = bisect_right(offsets, start, 0, end_of_text, key=itemgetter(1))
-    return first, bisect_left(offsets, (end,), first, end_of_text) if start < end else first
+    stop = bisect_left(offsets, (end,), first, end_of_text) if start < end else first
+    return first, stop

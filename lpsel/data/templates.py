@@ -56,11 +56,11 @@ def render(example: Example, template: str, tokenizer: Any) -> Rendered:
     """
     check_choice("template", template, ("alpaca", "chat", "plain"))
     rendered = _render(example, template, tokenizer)
-    omitted = any(text.strip() not in rendered.text for text in _must_be_written(example))
+    omitted = any(text.strip() not in rendered.text for text in _often_omitted(example))
     return rendered._replace(text_omitted=True) if omitted else rendered
 
 
-def _must_be_written(example: Example) -> Iterator[str]:
+def _often_omitted(example: Example) -> Iterator[str]:
     """Yield texts that some chat templates leave out: reasoning, questions, and text next to tool calls."""
     for role, content, _, fields in example.turns:
         if fields:
@@ -71,12 +71,12 @@ def _must_be_written(example: Example) -> Iterator[str]:
 
 def render_prompt(example: Example, template: str, tokenizer: Any) -> Rendered:
     """Render the prompt to generate from: all turns before the last answer, and the beginning of the answer."""
-    before = example.prompt()
+    prompt = example.prompt()
     if template == "chat":
-        return render_chat(before, tokenizer, prompt=True)
+        return render_chat(prompt, tokenizer, prompt=True)
     # Add an empty answer to get the text that the template writes before an answer.
-    opened = render(before._replace(turns=(*before.turns, Turn("assistant", ""))), template, tokenizer)
-    return opened._replace(supervised=[], append_eos=False)
+    with_answer = prompt._replace(turns=(*prompt.turns, Turn("assistant", "")))
+    return render(with_answer, template, tokenizer)._replace(supervised=[], append_eos=False)
 
 
 def template_hash(template: str, tokenizer: Any) -> str:
@@ -108,7 +108,8 @@ def _join(turns: tuple[Turn, ...], sections: Iterable[str], before_answer: str, 
     """
     text, eos = "", tokenizer.eos_token
     answers: list[Span] = []
-    ends: list[Span] = []
+    supervised: list[Span] = []
+    eos_spans: list[Span] = []
     for i, (turn, section) in enumerate(zip(turns, sections, strict=True)):
         if turn.role != "assistant":
             text += section
@@ -117,24 +118,26 @@ def _join(turns: tuple[Turn, ...], sections: Iterable[str], before_answer: str, 
         start = len(text)
         text += section
         if i < len(turns) - 1:
-            ends.append((len(text), len(text) + len(eos)))
+            eos_spans.append((len(text), len(text) + len(eos)))
             text += eos
         answers.append((start, len(text)))
-    trained = [turn.supervised for turn in turns if turn.role == "assistant"]
+        if turn.supervised:
+            supervised.append(answers[-1])
     controls = control_tokens(tokenizer)
-    found = controls.find(text)
-    written = [
-        (begin, end)
-        for begin, end in found
-        if (begin, end) in ends
-        or (text[begin:end] in controls.tags and any(start <= begin < stop for start, stop in answers))
-    ]
+    spans = controls.find(text)
+
+    def is_control(begin: int, end: int) -> bool:
+        """Return whether a string is a control token: an EOS added above, or a tag such as <think> in an answer."""
+        in_answer = any(start <= begin < stop for start, stop in answers)
+        return (begin, end) in eos_spans or (text[begin:end] in controls.tags and in_answer)
+
+    control_spans = [span for span in spans if is_control(*span)]
     return Rendered(
         text,
-        supervised=[span for span, supervised in zip(answers, trained, strict=True) if supervised],
+        supervised,
         append_eos=turns[-1].role == "assistant" and turns[-1].supervised,
         add_special_tokens=True,
-        controls=None if found == written else written,
+        controls=None if control_spans == spans else control_spans,
     )
 
 

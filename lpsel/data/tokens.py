@@ -19,7 +19,7 @@ from lpsel.data.apply_template import kind_without_tools
 from lpsel.data.content_ids import counts, listed
 from lpsel.data.control_tokens import Rendered, control_tokens
 from lpsel.data.dataset import Row, Source
-from lpsel.data.supervised_tokens import Encoded, truncated
+from lpsel.data.supervised_tokens import Encoded, supervise_and_truncate
 from lpsel.data.templates import render, template_hash
 from lpsel.errors import UnusableRow, UserError
 from lpsel.storage import write_atomically
@@ -102,8 +102,7 @@ class Tokens:
 
     def input_ids(self, i: int) -> np.ndarray:
         """Return the tokens of row i, int32 (T,), as a read-only view of the file."""
-        number, row = divmod(i, ROWS_PER_BATCH)
-        batch = self._batches[number]
+        batch, row = self._batch_of(i)
         return batch.ids[batch.id_offsets[row] : batch.id_offsets[row + 1]]
 
     def batches(self) -> list[Batch]:
@@ -112,13 +111,17 @@ class Tokens:
 
     def supervised(self, i: int) -> np.ndarray:
         """Return which tokens of row i are labels, bool (T,); t - 1 predicts label t, so token 0 is never one."""
-        number, row = divmod(i, ROWS_PER_BATCH)
-        batch = self._batches[number]
+        batch, row = self._batch_of(i)
         mask_T = np.zeros(batch.id_offsets[row + 1] - batch.id_offsets[row], dtype=np.bool_)
         spans = batch.spans[batch.span_offsets[row] : batch.span_offsets[row + 1]]
-        for first, end in spans.reshape(-1, 2):
-            mask_T[first:end] = True
+        for start, stop in spans.reshape(-1, 2):
+            mask_T[start:stop] = True
         return mask_T
+
+    def _batch_of(self, i: int) -> tuple[Batch, int]:
+        """Return the batch with row i, and the number of the row in it."""
+        number, row = divmod(i, ROWS_PER_BATCH)
+        return self._batches[number], row
 
 
 def tokenize(source: Source, tokenizer: Any, template: str, max_length: int, cache_dir: Path) -> Tokens:
@@ -146,15 +149,22 @@ def tokenize(source: Source, tokenizer: Any, template: str, max_length: int, cac
             entry.commit([DATA], rows=len(source))
     tokens = Tokens(entry.folder, reused)
     source.check_skipped(tokens.unusable)
-    if sum((kinds := counts(tokens.unusable)).values()) == len(tokens):
+    _check_any_usable(tokens, source.spec.name, template)
+    omitted = int(tokens.text_omitted.sum())
+    if omitted:
+        log.warning("template=%s leaves out reasoning or turns of %s of %s rows", template, omitted, len(tokens))
+    return tokens
+
+
+def _check_any_usable(tokens: Tokens, dataset: str, template: str) -> None:
+    """Raise a UserError if all rows are unusable."""
+    kinds = counts(tokens.unusable)
+    if sum(kinds.values()) == len(tokens):
         problem = f"template={template} can use none of {len(tokens):,} rows: {listed(kinds)}"
         hint = "set template=alpaca, or use other data" if template == "chat" else "use other data"
         if kind_without_tools(template) in kinds:
             hint = "set template=chat and a model whose chat template supports tools, or use other data"
-        raise UserError("dataset", source.spec.name, problem, hint)
-    if omitted := int(tokens.text_omitted.sum()):
-        log.warning("template=%s leaves out reasoning or turns of %s of %s rows", template, omitted, len(tokens))
-    return tokens
+        raise UserError("dataset", dataset, problem, hint)
 
 
 def find_tokens(source: Source, tokenizer: Any, template: str, max_length: int, cache_dir: Path) -> Tokens | None:
@@ -211,29 +221,30 @@ def _encoded(source: Source, rows: Iterable[Row], tokenizer: Any, template: str,
     controls = control_tokens(tokenizer)
     backend = controls.backend()
 
-    def encode(texts: list[Rendered | str]) -> Iterator[Encoded]:
-        usable = [text for text in texts if isinstance(text, Rendered)]
-        whole = [text.text if text.controls is None else "" for text in usable]
-        special = bool(usable) and usable[0].add_special_tokens
-        encodings = iter(backend.encode_batch(whole, add_special_tokens=special))
-        for text in texts:
-            if isinstance(text, str):
-                yield Encoded([], [], truncated=False, unusable=text)
+    def encode(batch: list[Rendered | str]) -> Iterator[Encoded]:
+        usable = [row for row in batch if isinstance(row, Rendered)]
+        texts = [row.text if row.controls is None else "" for row in usable]  # those with controls are encoded below
+        special = bool(usable) and usable[0].add_special_tokens  # depends on the template, so is the same for all rows
+        encodings = iter(backend.encode_batch(texts, add_special_tokens=special))
+        for row in batch:
+            if isinstance(row, str):
+                yield Encoded([], [], truncated=False, unusable=row)
                 continue
             encoding = next(encodings)
-            encoding = encoding if text.controls is None else controls.encode(text)
-            yield truncated(encoding, text, tokenizer.eos_token_id, max_length)
+            if row.controls is not None:
+                encoding = controls.encode(row)
+            yield supervise_and_truncate(encoding, row, tokenizer.eos_token_id, max_length)
 
-    texts: list[Rendered | str] = []
+    batch: list[Rendered | str] = []
     characters = 0
     for row in rows:
-        text = _render(source, row, template, tokenizer)
-        texts.append(text)
-        characters += len(text.text) if isinstance(text, Rendered) else 0
-        if len(texts) == ROWS_PER_BATCH or characters >= MAX_CHARACTERS:
-            yield from encode(texts)
-            texts, characters = [], 0
-    yield from encode(texts)
+        rendered = _render(source, row, template, tokenizer)
+        batch.append(rendered)
+        characters += len(rendered.text) if isinstance(rendered, Rendered) else 0
+        if len(batch) == ROWS_PER_BATCH or characters >= MAX_CHARACTERS:
+            yield from encode(batch)
+            batch, characters = [], 0
+    yield from encode(batch)
 
 
 def _render(source: Source, row: Row, template: str, tokenizer: Any) -> Rendered | str:
@@ -265,9 +276,9 @@ def _record_batch(row_ids: pa.StringArray, rows: list[Encoded]) -> pa.RecordBatc
 
 
 def _response_tokens(rows: list[Encoded]) -> np.ndarray:
-    return np.array([sum(last - first for first, last in row.spans) for row in rows], dtype=np.int32)
+    return np.array([sum(stop - start for start, stop in row.spans) for row in rows], dtype=np.int32)
 
 
 def _views(batch: pa.RecordBatch) -> Batch:
     ids, spans = batch.column("input_ids"), batch.column("supervised_spans")
-    return Batch(*(part.to_numpy() for lists in (ids, spans) for part in (lists.values, lists.offsets)))
+    return Batch(ids.values.to_numpy(), ids.offsets.to_numpy(), spans.values.to_numpy(), spans.offsets.to_numpy())
