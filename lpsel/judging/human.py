@@ -95,17 +95,18 @@ def blinded(pairs: Sequence[Pair], *, question: str, seed: int, baseline: str, m
     """
     equal = [pair for pair in pairs if pair.baseline == pair.model]
     different = [pair for pair in pairs if pair.baseline != pair.model]
-    shown, secrets = [], []
-    for pair, model_is_a in zip(different, np.random.default_rng(seed).integers(0, 2, len(different)), strict=True):
-        a, b = pair.shown("model_first" if model_is_a else "baseline_first")
-        stopped_a, stopped_b = pair.stopped if model_is_a else pair.stopped[::-1]
+    model_is_a = np.random.default_rng(seed).integers(0, 2, len(different)).astype(bool)
+    shown, key_pairs = [], []
+    for pair, swapped in zip(different, model_is_a, strict=True):
+        a, b = pair.shown("model_first" if swapped else "baseline_first")
+        stopped_a, stopped_b = pair.stopped if swapped else pair.stopped[::-1]
         shown.append({"prompt": rendered(pair.prompt), "a": rendered(a, stopped_a), "b": rendered(b, stopped_b)})
-        secrets.append(_key_pair(pair, "model" if model_is_a else "baseline"))
+        key_pairs.append(_key_pair(pair, "model" if swapped else "baseline"))
+    content = {"question": question, "pairs": shown}
     # Escaped to ASCII, because half a surrogate pair cannot be encoded as UTF-8.
-    page = hashlib.sha256(json.dumps({"question": question, "pairs": shown}, sort_keys=True).encode()).hexdigest()
-    key = Key(page, baseline, model, tuple(secrets), tuple(_key_pair(pair, "baseline") for pair in equal))
-    data = {"page": page, "question": question, "pairs": shown}
-    return render("lpsel.judging", "annotate.html.j2", data=data), key
+    page = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    key = Key(page, baseline, model, tuple(key_pairs), tuple(_key_pair(pair, "baseline") for pair in equal))
+    return render("lpsel.judging", "annotate.html.j2", data={"page": page, **content}), key
 
 
 def rendered(text: str, stopped: bool = True) -> str:
@@ -122,8 +123,15 @@ def rendered(text: str, stopped: bool = True) -> str:
 
 
 def _key_pair(pair: Pair, a: Writer) -> KeyPair:
-    chars = len(pair.baseline), len(pair.model)
-    return KeyPair(pair.id, a, pair.prompt_set, pair.category, *chars, digest(pair.prompt)[:16])
+    return KeyPair(
+        pair.id,
+        a,
+        pair.prompt_set,
+        pair.category,
+        baseline_chars=len(pair.baseline),
+        model_chars=len(pair.model),
+        text=digest(pair.prompt)[:16],
+    )
 
 
 def read_key(path: Path) -> Key:
@@ -131,7 +139,8 @@ def read_key(path: Path) -> Key:
     hint = f"pass the {KEY} next to the page"
     try:
         value = read_json(path)
-        pairs, equal = (tuple(KeyPair(**pair) for pair in value[kind]) for kind in ("pairs", "equal"))
+        pairs = tuple(KeyPair(**pair) for pair in value["pairs"])
+        equal = tuple(KeyPair(**pair) for pair in value["equal"])
         return Key(value["page"], value["baseline"], value["model"], pairs, equal)
     except OSError as error:
         raise UserError("--key", path, f"cannot be read ({error.strerror})", hint) from error
@@ -223,10 +232,11 @@ def preferences(votes: Sequence[Vote], key: Key) -> tuple[list[str], Floats]:
 
 def majority(preference_AN: Floats) -> Floats:
     """Return the most frequent outcome of every pair, shape (N,); a tie if there are several, NaN without votes."""
-    votes_3N = np.stack([(preference_AN == outcome).sum(axis=0) for outcome in (LOSS, TIE, WIN)])
+    outcomes = np.array([LOSS, TIE, WIN])
+    votes_3N = np.stack([(preference_AN == outcome).sum(axis=0) for outcome in outcomes])
     most_N = votes_3N.max(axis=0)
-    shared_N = (votes_3N == most_N).sum(axis=0) > 1
-    outcome_N = np.where(shared_N, TIE, np.array([LOSS, TIE, WIN])[votes_3N.argmax(axis=0)])
+    several_N = (votes_3N == most_N).sum(axis=0) > 1
+    outcome_N = np.where(several_N, TIE, outcomes[votes_3N.argmax(axis=0)])
     return np.where(most_N > 0, outcome_N, np.nan)
 
 
@@ -247,9 +257,13 @@ def krippendorff_alpha(preference_AN: Floats, *, ordinal: bool = False) -> float
     if len(values_V) < 2:
         return None
     count_VN = np.array([(several_AN == value).sum(axis=0) for value in values_V], np.float64)
-    count_V, share_VN = count_VN.sum(axis=1), count_VN / (count_VN.sum(axis=0) - 1)
+    count_V = count_VN.sum(axis=1)
+    share_VN = count_VN / (count_VN.sum(axis=0) - 1)
     coincidence_VV = share_VN @ count_VN.T - np.diag(share_VN.sum(axis=1))
-    rank_V = np.cumsum(count_V) - count_V / 2 if ordinal else np.arange(len(values_V))
-    distance_VV = (rank_V[:, None] - rank_V) ** 2 if ordinal else (rank_V[:, None] != rank_V).astype(np.float64)
+    if ordinal:
+        rank_V = np.cumsum(count_V) - count_V / 2
+        distance_VV = (rank_V[:, None] - rank_V) ** 2
+    else:
+        distance_VV = 1 - np.eye(len(values_V))
     expected = (np.outer(count_V, count_V) * distance_VV).sum()
     return float(1 - (count_V.sum() - 1) * (coincidence_VV * distance_VV).sum() / expected)

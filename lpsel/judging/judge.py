@@ -49,6 +49,13 @@ def preference_of(verdict: float, order: Order) -> float:
     return verdict if order == "baseline_first" else WIN + LOSS - verdict
 
 
+def higher_score_wins(first: float, second: float) -> float:
+    """Return the verdict on two answers with these scores; equal scores are a tie."""
+    if first == second:
+        return TIE
+    return LOSS if first > second else WIN
+
+
 class Judgement(NamedTuple):
     """The judgement of a pair in one order.
 
@@ -127,10 +134,7 @@ def judge_pairs(judge: Judge, pairs: Sequence[Pair], cache_dir: Path) -> tuple[l
     assert len({pair.id for pair in pairs}) == len(pairs), "ids are distinct"
     journal = Journal.of(cache_dir, "verdicts", judge.identity(), label=judge.name)
     with journal.locked():
-        keys = {question_key(pair, order) for pair, order in questions}
-        lines = (line for line in journal.read() if line["question"] in keys)
-        known = {line.pop("question"): Judgement(**line) for line in lines}
-        known = {key: judgement for key, judgement in known.items() if judgement.preference is not None}
+        known = _cached(journal, questions)
         reused = len(known)
         _ask_missing(judge, questions, known, journal)
     judgements = [_judgement(pair, order, known.get(question_key(pair, order))) for pair, order in questions]
@@ -148,10 +152,10 @@ def judge_pairs(judge: Judge, pairs: Sequence[Pair], cache_dir: Path) -> tuple[l
         "reused": reused,
         "failed": sum(judgement.preference is None for judgement in judgements),
         "unanswered": sum(j.preference is None and j.failure not in FINAL for j in judgements),
-        "prompt_tokens": _sum([judgement.prompt_tokens for judgement in known.values()]),
-        "completion_tokens": _sum([judgement.completion_tokens for judgement in known.values()]),
-        "cost": _sum(costs),
-        "cost_now": _sum(costs[reused:]),
+        "prompt_tokens": _sum_known([judgement.prompt_tokens for judgement in known.values()]),
+        "completion_tokens": _sum_known([judgement.completion_tokens for judgement in known.values()]),
+        "cost": _sum_known(costs),
+        "cost_now": _sum_known(costs[reused:]),
         "first_shown_wins": _first_shown_wins(judgements),
         "stopped_by_cap": left_out > 0,
         "kept": str(journal.path),
@@ -163,11 +167,23 @@ def question_key(pair: Pair, order: Order) -> str:
     return digest([pair.prompt, *pair.shown(order), pair.reference])
 
 
+def _cached(journal: Journal, questions: Sequence[Question]) -> dict[str, Judgement]:
+    """Read the judgements of questions by `question_key`; failed ones are left out, so that they are asked again."""
+    keys = {question_key(pair, order) for pair, order in questions}
+    judgements: dict[str, Judgement] = {}
+    for line in journal.read():
+        key = line.pop("question")
+        if key in keys:
+            judgements[key] = Judgement(**line)
+    return {key: judgement for key, judgement in judgements.items() if judgement.preference is not None}
+
+
 def _ask_missing(judge: Judge, questions: Sequence[Question], known: dict[str, Judgement], journal: Journal) -> None:
     """Ask the judge each new question once, and add its judgements to `known` and the journal."""
     missing: dict[str, Question] = {}
     for pair, order in questions:
-        if (key := question_key(pair, order)) not in known and pair.baseline != pair.model:
+        key = question_key(pair, order)
+        if key not in known and pair.baseline != pair.model:
             missing.setdefault(key, (pair, order))
     if not missing:
         return
@@ -186,17 +202,17 @@ def _ask_missing(judge: Judge, questions: Sequence[Question], known: dict[str, J
 
 def _judgement(pair: Pair, order: Order, known: Judgement | None) -> Judgement:
     """Convert a known judgement of the same texts to one of this pair; baseline and model may be swapped."""
-    if known is not None:
-        preference = known.preference
-        if preference is not None and known.order != order:
-            preference = WIN + LOSS - preference
-        return known._replace(id=pair.id, order=order, preference=preference)
-    if pair.baseline == pair.model:
-        return Judgement(pair.id, order, TIE, attempts=0)
-    return Judgement(pair.id, order, None, attempts=0, failure=NOT_ASKED)
+    if known is None:
+        if pair.baseline == pair.model:
+            return Judgement(pair.id, order, TIE, attempts=0)
+        return Judgement(pair.id, order, None, attempts=0, failure=NOT_ASKED)
+    preference = known.preference
+    if preference is not None and known.order != order:
+        preference = WIN + LOSS - preference
+    return known._replace(id=pair.id, order=order, preference=preference)
 
 
-def _sum(values: Sequence[float | None]) -> float | None:
+def _sum_known(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) if known else None
 
@@ -204,5 +220,5 @@ def _sum(values: Sequence[float | None]) -> float | None:
 def _first_shown_wins(judgements: Sequence[Judgement]) -> float | None:
     """Compute the percentage of decided judgements won by the answer shown first; 50 means no position bias."""
     verdicts = [preference_of(j.preference, j.order) for j in judgements if j.preference is not None]
-    decided = [verdict < TIE for verdict in verdicts if verdict != TIE]
-    return 100 * sum(decided) / len(decided) if decided else None
+    first_wins = [verdict < TIE for verdict in verdicts if verdict != TIE]
+    return 100 * sum(first_wins) / len(first_wins) if first_wins else None

@@ -16,7 +16,16 @@ from lpsel.data.templates import render_prompt
 from lpsel.distributed import deferred_signals, end_if_signaled
 from lpsel.errors import UserError, check_int
 from lpsel.generation.prompts import Prompt
-from lpsel.judging.judge import LOSS, ORDERS, TIE, TOO_LONG, WIN, Judgement, Order, Pair, check_orders, preference_of
+from lpsel.judging.judge import (
+    ORDERS,
+    TOO_LONG,
+    Judgement,
+    Order,
+    Pair,
+    check_orders,
+    higher_score_wins,
+    preference_of,
+)
 from lpsel.judging.prompt import fill, load_prompt
 from lpsel.model.copies import Copies, devices_for
 from lpsel.model.device import device_of, resolve_precision
@@ -104,10 +113,16 @@ class HFJudge:
             for batch, probabilities in zip(batches, judged, strict=True):
                 for i, (first, second) in zip(batch.tolist(), probabilities, strict=True):
                     pair, order = questions[i]
-                    verdict = TIE if first == second else LOSS if first > second else WIN
-                    raw = json.dumps({"A": first, "B": second})
-                    judgement = Judgement(pair.id, order, preference_of(verdict, order), raw, len(ids[i]), 0)
-                    save(judgement._replace(letter_probability=first + second))
+                    judgement = Judgement(
+                        pair.id,
+                        order,
+                        preference_of(higher_score_wins(first, second), order),
+                        raw=json.dumps({"A": first, "B": second}),
+                        prompt_tokens=len(ids[i]),
+                        completion_tokens=0,
+                        letter_probability=first + second,
+                    )
+                    save(judgement)
                 end_if_signaled()
 
     def token_ids(self, tokenizer: Any, question: str) -> list[int]:
@@ -130,18 +145,22 @@ def _load(spec: ModelSpec, path: str, precision: str, device: Any) -> Any:
 
 def answer_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
     """Return the token ids of the letters A and B, with or without a space; raise a UserError if there are none."""
-    tokens = []
-    for letter in "AB":
-        encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (letter, f" {letter}")]
-        ids = {each[0] for each in encoded if len(each) == 1}
-        bare = tokenizer.convert_tokens_to_ids(letter)  # SentencePiece encodes A with a leading space only
-        if bare is not None and bare != tokenizer.unk_token_id:
-            ids.add(bare)
-        if not ids:
-            problem = f"its tokenizer has no token for the letter {letter}"
-            raise UserError("judge.model", tokenizer.name_or_path, problem, "choose another model")
-        tokens.append(sorted(ids))
-    return tokens[0], tokens[1]
+    return _letter_tokens(tokenizer, "A"), _letter_tokens(tokenizer, "B")
+
+
+def _letter_tokens(tokenizer: Any, letter: str) -> list[int]:
+    ids = set[int]()
+    for text in (letter, f" {letter}"):
+        encoded = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(encoded) == 1:
+            ids.update(encoded)
+    without_space = tokenizer.convert_tokens_to_ids(letter)  # SentencePiece only encodes letters with a leading space
+    if without_space is not None and without_space != tokenizer.unk_token_id:
+        ids.add(without_space)
+    if not ids:
+        problem = f"its tokenizer has no token for the letter {letter}"
+        raise UserError("judge.model", tokenizer.name_or_path, problem, "choose another model")
+    return sorted(ids)
 
 
 def letter_probabilities(
@@ -152,8 +171,8 @@ def letter_probabilities(
 
     from lpsel.model.loss import PerSampleLoss
 
-    width = max(map(len, questions))
-    input_ids_BT = torch.tensor([ids + ids[-1:] * (width - len(ids)) for ids in questions], device=model.device)
+    longest = max(map(len, questions))
+    input_ids_BT = torch.tensor([ids + ids[-1:] * (longest - len(ids)) for ids in questions], device=model.device)
     last_B = torch.tensor([len(ids) - 1 for ids in questions], device=model.device)
     with torch.inference_mode():
         # No mask is needed: a causal model never attends to padding on the right.

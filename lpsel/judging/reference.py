@@ -10,7 +10,7 @@ from typing import Any
 from lpsel.clustering.near_duplicates import WITHOUT_SPACES
 from lpsel.errors import UserError, check_choice
 from lpsel.generation.prompts import Prompt
-from lpsel.judging.judge import LOSS, NO_REFERENCE, TIE, WIN, Judgement, Order, Pair
+from lpsel.judging.judge import NO_REFERENCE, Judgement, Order, Pair, higher_score_wins
 
 WORD = re.compile(rf"[{WITHOUT_SPACES}]|[^\W_{WITHOUT_SPACES}]+")
 
@@ -73,4 +73,4 @@ class ReferenceJudge:
                 save(Judgement(pair.id, order, None, failure=NO_REFERENCE))
                 continue
             baseline, model = measure(pair.baseline, pair.reference), measure(pair.model, pair.reference)
-            save(Judgement(pair.id, order, TIE if baseline == model else LOSS if baseline > model else WIN))
+            save(Judgement(pair.id, order, higher_score_wins(baseline, model)))

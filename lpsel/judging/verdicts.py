@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from lpsel.judging.judge import LOSS, TIE, WIN
+from lpsel.judging.judge import LOSS, TIE, WIN, higher_score_wins
 
 Parser = Callable[[str], float | None]
 
@@ -43,21 +43,31 @@ def score(reply: str) -> float | None:
     """Parse scores from 1 to 10, [[A: x]] [[B: y]] at the end or {"A": x, "B": y}; equal scores are a tie."""
     reply = _without_thoughts(reply)
     match = _last(_SCORES, _SCORE, reply)
-    fields = _json(reply)
-    scores = match.groups() if match else [str(fields.get(name)) for name in "ab"]
-    if not all(re.fullmatch(_NUMBER, text) for text in scores):
+    if match:
+        first, second = match.groups()
+    else:
+        fields = _json(reply)
+        first, second = str(fields.get("a")), str(fields.get("b"))
+    if not re.fullmatch(_NUMBER, first) or not re.fullmatch(_NUMBER, second):
         return None
-    first, second = map(float, scores)
-    return TIE if first == second else LOSS if first > second else WIN
+    return higher_score_wins(float(first), float(second))
 
 
 def _last(verdict: str, mark: str, reply: str) -> re.Match[str] | None:
-    """Match the verdict at the end, if it is on its own line or no different mark comes before it."""
-    if match := re.search(_START + verdict + _END, reply):
+    """Match the verdict at the end, if it is on its own line or no different mark comes before it.
+
+    Args:
+        verdict: pattern of a verdict, which may consist of several marks.
+        mark: pattern of a single mark.
+    """
+    match = re.search(_START + verdict + _END, reply)
+    if match:
         return match
     match = re.search(verdict + _END, reply)
-    same = match and {*re.findall(mark, reply[: match.start()])} <= {*re.findall(mark, match[0])}
-    return match if same else None
+    if match is None:
+        return None
+    earlier_marks = set(re.findall(mark, reply[: match.start()]))
+    return match if earlier_marks <= set(re.findall(mark, match[0])) else None
 
 
 def _json(reply: str) -> dict[str, Any]:
@@ -69,13 +79,16 @@ def _json(reply: str) -> dict[str, Any]:
         except (ValueError, RecursionError):
             continue
         if end == len(text):
-            return {str(name).lower(): each for name, each in value.items()}
+            return {str(name).lower(): item for name, item in value.items()}
     return {}
 
 
 def _chosen(fields: dict[str, Any]) -> float | None:
     """Return the verdict in a JSON object."""
-    return next((VERDICTS.get(str(fields[key]).strip(" []").upper()) for key in KEYS if key in fields), None)
+    for key in KEYS:
+        if key in fields:
+            return VERDICTS.get(str(fields[key]).strip(" []").upper())
+    return None
 
 
 def _without_thoughts(reply: str) -> str:
