@@ -78,14 +78,15 @@ class Column:
 
     def assign(self, source: Source, cache_dir: Path, seed: int) -> NDArray[np.int32]:
         name = self._name(source.spec)
-        codes: dict[Any, int] = {}  # in the order of first occurrence
+        codes: dict[Any, int] = {}  # values numbered by their first occurrence
         code_N = np.fromiter((self._code(row, name, codes) for row in source), np.int32)
-        ordered = sorted(codes, key=lambda value: (type(value).__name__, value))
-        rank = np.empty(len(ordered), np.int32)
-        rank[[codes[value] for value in ordered]] = np.arange(len(ordered))
-        return _of_rows(rank, code_N)
+        values = sorted(codes, key=lambda value: (type(value).__name__, value))
+        cluster_of_code = np.empty(len(values), np.int32)
+        cluster_of_code[[codes[value] for value in values]] = np.arange(len(values))
+        return _clusters_of_rows(cluster_of_code, code_N)
 
     def _code(self, row: Row, name: str, codes: dict[Any, int]) -> int:
+        """Return the code of a row's value, -1 for an unusable row; add new values to `codes`."""
         return -1 if row.unusable is not None else codes.setdefault(self._value(row, name), len(codes))
 
     def _value(self, row: Row, name: str) -> Any:
@@ -139,13 +140,13 @@ class KMeans:
         with entry.locked():
             if entry.find():
                 log.info("Clusters: %s, reused from %s", f"{k:,}", file)
-                return _of_rows(np.load(file, allow_pickle=False), index_N)
+                return _clusters_of_rows(np.load(file, allow_pickle=False), index_N)
             vectors_UD = embed(source, self.embedder, cache_dir)
             log.info("Clusters: k-means of %s rows into %s", f"{len(index_N):,}", f"{k:,}")
             cluster_U = k_means(vectors_UD, np.bincount(index_N[index_N >= 0]), k, seed)
             write_atomically(file, lambda opened: np.save(opened, cluster_U, allow_pickle=False))
             entry.commit([FILE])
-        return _of_rows(cluster_U, index_N)
+        return _clusters_of_rows(cluster_U, index_N)
 
 
 @dataclass(frozen=True)
@@ -162,8 +163,8 @@ class Auto(KMeans):
         return KMeans(self.n_clusters, self.embedder) if dataset.cluster_column is None else Column()
 
 
-def _of_rows(cluster_U: NDArray[np.int32], index_N: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Map clusters of contents to rows, int32 (N,), -1 for unusable rows."""
+def _clusters_of_rows(cluster_U: NDArray[np.int32], index_N: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Look up the cluster of every row's content, int32 (N,); an index of -1, an unusable row, stays -1."""
     return np.where(index_N >= 0, cluster_U[index_N], -1).astype(np.int32)
 
 

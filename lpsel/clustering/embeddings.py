@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -81,7 +81,9 @@ def embed(
     """
     entry = embeddings_entry(embedder, cache_dir, weighted)
     ids_U, index_N = source.contents
-    first_U = np.flatnonzero(index_N >= 0)[np.unique(index_N[index_N >= 0], return_index=True)[1]]
+    usable = np.flatnonzero(index_N >= 0)
+    _, first = np.unique(index_N[usable], return_index=True)
+    first_U = usable[first]  # the first row with each content
     with entry.locked():
         _delete_damaged(entry.folder)
         cached_U = pc.is_in(ids_U, value_set=_cached_ids(entry.folder)).to_numpy(zero_copy_only=False)
@@ -103,16 +105,17 @@ def embeddings_entry(embedder: str, cache_dir: Path, weighted: bool = False) -> 
 
 
 def _embed_missing(source: Source, missing_N: NDArray[np.bool_], model: Any, folder: Path) -> None:
+    """Embed the missing rows and write them to the cache in parts."""
     rows = int(missing_N.sum())
-    with track("Embedding", total=rows, unit="rows") as advance, _encoder(model, rows) as (encode, step):
+    with track("Embedding", total=rows, unit="rows") as advance, _encoder(model, rows) as (encode, rows_per_call):
         for part in _parts(source, missing_N):
-            part.sort(key=lambda row: (len(row[1]), row[0]), reverse=True)
+            part.sort(key=lambda row: (len(row.text), row.id), reverse=True)
             vectors = []
-            for start in range(0, len(part), step):
-                texts = [text for _, text in part[start : start + step]]
+            for start in range(0, len(part), rows_per_call):
+                texts = [row.text for row in part[start : start + rows_per_call]]
                 vectors.append(np.asarray(encode(texts), np.float32))
                 advance(len(texts))
-            _write(folder, [id_ for id_, _ in part], np.concatenate(vectors))
+            _write(folder, [row.id for row in part], np.concatenate(vectors))
 
 
 @contextmanager
@@ -138,24 +141,12 @@ def _visible_gpus() -> list[str]:
 
 
 def _load(embedder: str, weighted: bool, option: str) -> Any:
-    from sentence_transformers import SentenceTransformer
-    from transformers.utils import logging as verbosity
-
-    verbosity.disable_progress_bar()
-    folder = Path(embedder).expanduser()
-    level = verbosity.get_verbosity()
-    verbosity.set_verbosity_error()  # no warning about the unused head of a language model
-    try:
-        path = str(folder) if folder.is_dir() else embedder
-        model = SentenceTransformer(path, model_kwargs={"use_safetensors": True})
-    except Exception as error:  # transformers, the Hub client and safetensors raise different types
-        raise UserError(option, embedder, f"cannot be loaded ({first_line(error)})", HINTS[option]) from error
-    finally:
-        verbosity.set_verbosity(level)
+    """Load an embedder and set its maximum length and, if `weighted`, its pooling."""
+    model = _load_sentence_transformer(embedder, option)
     called = next(model.children(), model)  # `encode` calls the modules, not the model
     choose_threads(sum(weight.numel() for weight in model.parameters()), called)
-    most = WEIGHTED_TOKENS if weighted else MAX_TOKENS
-    model.max_seq_length = min(model.max_seq_length or most, most)
+    max_tokens = WEIGHTED_TOKENS if weighted else MAX_TOKENS
+    model.max_seq_length = min(model.max_seq_length or max_tokens, max_tokens)
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is not None and getattr(tokenizer, "pad_token", "") is None:  # any token works: padding is masked
         tokenizer.pad_token = tokenizer.eos_token
@@ -168,12 +159,36 @@ def _load(embedder: str, weighted: bool, option: str) -> Any:
     return model
 
 
-def _parts(source: Source, missing_N: NDArray[np.bool_]) -> Iterator[list[tuple[str, str]]]:
-    """Yield content ids and texts of the missing rows, in lists of at most PART_ROWS."""
+def _load_sentence_transformer(embedder: str, option: str) -> Any:
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging as verbosity
+
+    verbosity.disable_progress_bar()
+    folder = Path(embedder).expanduser()
+    level = verbosity.get_verbosity()
+    verbosity.set_verbosity_error()  # no warning about the unused head of a language model
+    try:
+        path = str(folder) if folder.is_dir() else embedder
+        return SentenceTransformer(path, model_kwargs={"use_safetensors": True})
+    except Exception as error:  # transformers, the Hub client and safetensors raise different types
+        raise UserError(option, embedder, f"cannot be loaded ({first_line(error)})", HINTS[option]) from error
+    finally:
+        verbosity.set_verbosity(level)
+
+
+class _Text(NamedTuple):
+    """The text of a row to embed, and the row's content id."""
+
+    id: str
+    text: str
+
+
+def _parts(source: Source, missing_N: NDArray[np.bool_]) -> Iterator[list[_Text]]:
+    """Yield the texts of the missing rows, in lists of at most PART_ROWS."""
     part = []
     for row, missing in zip(source, missing_N, strict=True):
         if missing:
-            part.append((row.example.content_id(), row.example.embedding_text()))
+            part.append(_Text(row.example.content_id(), row.example.embedding_text()))
         if len(part) == PART_ROWS:
             yield part
             part = []
@@ -219,18 +234,24 @@ def cached_embeddings(folders: Sequence[Path], cache_dir: Path, ids: pa.Array) -
     They come from an embeddings entry in `folders`, or from the one that a clusters entry in `folders` was computed
     from. Rows without an embedding are NaN; None if no row has one.
     """
+    ids_U = pc.unique(ids)
     for folder in folders:
-        key = read_dict(folder / MANIFEST).get("key", {}).get("embeddings")
-        if key is not None:
-            name = Entry.of(cache_dir, "embeddings", key).digest
-            folder = next(iter(cache_dir.glob(f"embeddings/*{name}")), folder)
+        folder = _embeddings_of_clusters(folder, cache_dir) or folder
         if folder.parent.name == "embeddings":
             _delete_damaged(folder)
-            ids_U = pc.unique(ids)
             vectors_UD = _cached_vectors(folder, ids_U)
             if vectors_UD is not None and np.isfinite(vectors_UD).any():
                 return vectors_UD[pc.index_in(ids, value_set=ids_U).to_numpy(zero_copy_only=False)]
     return None
+
+
+def _embeddings_of_clusters(folder: Path, cache_dir: Path) -> Path | None:
+    """Return the folder of the embeddings that a clusters entry was computed from; None for other folders."""
+    key = read_dict(folder / MANIFEST).get("key", {}).get("embeddings")
+    if key is None:
+        return None
+    name = Entry.of(cache_dir, "embeddings", key).digest
+    return next(iter(cache_dir.glob(f"embeddings/*{name}")), None)
 
 
 def _cached_vectors(folder: Path, ids_U: pa.LargeStringArray) -> NDArray[np.float32] | None:

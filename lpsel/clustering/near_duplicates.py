@@ -47,16 +47,20 @@ def near_duplicates_in(groups_GN: NDArray[np.bool_], texts: Sequence[str]) -> li
         return [NearDuplicates(0, 0) for _ in groups_GN]
     hashed = _triples(texts)
     rows_F = np.bincount(hashed.indices, minlength=HASHES)
-    size_N, triples_NF = np.diff(hashed.indptr), hashed[:, np.flatnonzero(rows_F > 1)]
-    if (products := (rows_F.astype(np.float64) ** 2).sum()) > MOST_PRODUCTS:
+    size_N = np.diff(hashed.indptr)  # different triples of each text
+    triples_NF = hashed[:, np.flatnonzero(rows_F > 1)]
+    products = (rows_F.astype(np.float64) ** 2).sum()
+    if products > MOST_PRODUCTS:
         n = int(len(texts) * np.sqrt(MOST_PRODUCTS / products))
         rows = np.sort(np.random.default_rng(0).choice(len(texts), n, replace=False))
         size_N, triples_NF, groups_GN = size_N[rows], triples_NF[rows], groups_GN[:, rows]
-    by_triple_FN, count_G = triples_NF.T.tocsr(), np.zeros(len(groups_GN), np.int64)
+    triples_FN = triples_NF.T.tocsr()
+    count_G = np.zeros(len(groups_GN), np.int64)
     for start in range(0, len(size_N), BLOCK):
-        common = (triples_NF[start : start + BLOCK] @ by_triple_FN).tocoo()
-        row, other = common.row + start, common.col
-        similar = (common.data >= SIMILAR * (size_N[row] + size_N[other] - common.data)) & (other < row)
+        shared = (triples_NF[start : start + BLOCK] @ triples_FN).tocoo()  # number of triples that two texts share
+        row, other = shared.row + start, shared.col
+        union = size_N[row] + size_N[other] - shared.data
+        similar = (shared.data >= SIMILAR * union) & (other < row)
         row, other = row[similar], other[similar]
         count_G += [len(np.unique(row[group_N[row] & group_N[other]])) for group_N in groups_GN]
     return list(map(NearDuplicates, count_G.tolist(), groups_GN.sum(axis=1).tolist()))

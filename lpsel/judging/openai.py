@@ -13,11 +13,11 @@ from lpsel.judging.prompt import fill, load_prompt
 from lpsel.judging.verdicts import Parser
 from lpsel.redact import redacted
 
-GIVE_UP = 10  # stop after so many failed questions in a row
+MAX_FAILURES = 10  # failed questions in a row after which to stop
 HAS_REPLIED = (None, UNREADABLE, CUT_OFF)  # values of `failure` if the server replied
-OWN = ("model", "messages", "stream")  # parameters that are set for every request, or that would change its reply
+RESERVED = ("model", "messages", "stream")  # parameters that the judge sets, or that change the form of the reply
 LIMITS = ("max_tokens", "max_completion_tokens")  # parameters that limit the length of a reply
-HIGHER = 4  # factor to raise the limit by after a reply was cut off
+LIMIT_FACTOR = 4  # raises the limit after a reply was cut off
 REMINDER = "Your reply did not contain a valid verdict. Reply again and end with the verdict in the requested format."
 
 
@@ -91,9 +91,11 @@ class OpenAIJudge:
         }
 
     def cost(self, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
-        priced = ((prompt_tokens, self.prompt_price), (completion_tokens, self.completion_price))
-        costs = [tokens * price / 1e6 for tokens, price in priced if tokens is not None and price is not None]
-        return sum(costs) if len(costs) == len(priced) else None
+        if prompt_tokens is None or completion_tokens is None:
+            return None
+        if self.prompt_price is None or self.completion_price is None:
+            return None
+        return prompt_tokens * self.prompt_price / 1e6 + completion_tokens * self.completion_price / 1e6
 
     def check(self, prompts: Sequence[Prompt] = ()) -> None:
         """Send a short test question with the address, key, model and parameters of the run."""
@@ -102,23 +104,26 @@ class OpenAIJudge:
             for _ in range(self.attempts):
                 judgement = self._ask(client, pair, "baseline_first", attempts=1)
                 if judgement.failure in HAS_REPLIED:
-                    return self._check_tokens(judgement)
+                    self._check_cost_is_known(judgement)
+                    return
         raise self.endpoint.unavailable(judgement.failure)
 
     def judge(self, questions: Sequence[tuple[Pair, Order]], save: Callable[[Judgement], None]) -> None:
         failures = 0  # in a row
 
         def ask(question: tuple[Pair, Order]) -> Judgement | None:
-            exhausted = self.max_cost is not None and self.spent >= self.max_cost
-            return None if exhausted else self._ask(client, *question, self.attempts)
+            if self.max_cost is not None and self.spent >= self.max_cost:
+                return None
+            pair, order = question
+            return self._ask(client, pair, order, self.attempts)
 
         def save_and_count(question: tuple[Pair, Order], judgement: Judgement) -> None:
             nonlocal failures
             save(judgement)
-            self._check_tokens(judgement)
+            self._check_cost_is_known(judgement)
             self.spent += self.cost(judgement.prompt_tokens, judgement.completion_tokens) or 0.0
             failures = 0 if judgement.failure in HAS_REPLIED else failures + 1
-            if failures >= GIVE_UP:
+            if failures >= MAX_FAILURES:
                 raise self.endpoint.unavailable(f"{judgement.failure}, {failures} times in a row")
 
         with self._connect() as client:
@@ -129,7 +134,7 @@ class OpenAIJudge:
         client = replace(self.endpoint, **changes).connect()
         known = signature(client.chat.completions.create).parameters
         for name in self.request:
-            if name in OWN:
+            if name in RESERVED:
                 raise UserError(f"judge.request.{name}", None, "is set by the judge itself", "remove it")
             if name not in known:
                 hint = f"set '+judge.request.extra_body={{{name}:VALUE}}' if the server supports it"
@@ -157,7 +162,7 @@ class OpenAIJudge:
             if judgement.preference is not None:
                 return judgement
             if judgement.failure == CUT_OFF:
-                request |= {name: HIGHER * request[name] for name in LIMITS if request.get(name)}
+                request |= {name: LIMIT_FACTOR * request[name] for name in LIMITS if request.get(name)}
             elif reply.text and reply.text.strip():
                 reminder = {"role": "user", "content": self.reminder}
                 messages = [question, {"role": "assistant", "content": reply.text}, reminder]
@@ -179,7 +184,8 @@ class OpenAIJudge:
             return judgement._replace(failure=CUT_OFF if reply.finish_reason == "length" else UNREADABLE)
         return judgement._replace(failure=None, preference=preference_of(verdict, judgement.order))
 
-    def _check_tokens(self, judgement: Judgement) -> None:
+    def _check_cost_is_known(self, judgement: Judgement) -> None:
+        """Raise a UserError if `max_cost` is set, but the server does not report the tokens of a reply."""
         cost = self.cost(judgement.prompt_tokens, judgement.completion_tokens)
         if self.max_cost is not None and judgement.raw is not None and cost is None:
             problem = f"cannot be checked because {self.base_url} does not report tokens"

@@ -11,8 +11,8 @@ from lpsel.errors import UserError
 from lpsel.storage import digest
 
 PROMPTS = Path(__file__).parent / "prompts"
-PLACES = ("nonce", "prompt", "first", "second")
-_PLACE = re.compile("{(" + "|".join(PLACES) + ")}")
+PLACEHOLDERS = ("nonce", "prompt", "first", "second")
+_PLACEHOLDER = re.compile("{(" + "|".join(PLACEHOLDERS) + ")}")
 # Tokens that chat templates write between turns, and that a server may parse inside a text: <|im_end|>, </s>, [INST].
 _CONTROL = re.compile(
     r"<(?=[|｜][^<>\s]{1,60}[|｜]>|/?s>|(?:bos|eos|pad|unk)>|(?:start|end)_of_turn>|<SYS>|</SYS>)|\[(?=/?INST\])"
@@ -32,7 +32,7 @@ def load_prompt(prompt: str) -> str:
         names = ", ".join(sorted(file.stem for file in PROMPTS.glob("*.txt")))
         problem = f"cannot be read ({type(error).__name__})"
         raise UserError("judge.prompt", prompt, problem, f"set {names} or the path of a UTF-8 file") from error
-    missing = [f"{{{place}}}" for place in PLACES if f"{{{place}}}" not in text]
+    missing = [f"{{{name}}}" for name in PLACEHOLDERS if f"{{{name}}}" not in text]
     if missing:
         hint = "add {prompt}, {first} and {second}, each between lines that end in {nonce}"
         raise UserError("judge.prompt", prompt, f"has no {', '.join(missing)}", hint)
@@ -46,8 +46,9 @@ def fill(template: str, prompt: str, first: str, second: str) -> str:
     interpret them as the end of the message.
     """
     texts = {"prompt": prompt, "first": first, "second": second}
-    texts = {place: _CONTROL.sub(lambda match: match[0] + " ", text) for place, text in texts.items()}
+    texts = {name: _CONTROL.sub(lambda match: match[0] + " ", text) for name, text in texts.items()}
     nonce = digest(texts)[:16]
     while any(nonce in text for text in texts.values()):
         nonce = digest(nonce)[:16]
-    return _PLACE.sub(lambda match: (texts | {"nonce": nonce})[match[1]], template)
+    values = {**texts, "nonce": nonce}
+    return _PLACEHOLDER.sub(lambda match: values[match[1]], template)
