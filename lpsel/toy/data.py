@@ -44,6 +44,10 @@ class Draw:
     def below(self, n: int) -> int:
         return int(self._uniform() * n)
 
+    def number(self, digits: int) -> int:
+        smallest = 10 ** (digits - 1)
+        return smallest + self.below(9 * smallest)
+
     def one(self, items: Sequence[T]) -> T:
         return items[self.below(len(items))]
 
@@ -67,6 +71,7 @@ class Problem(NamedTuple):
 
 
 MakeProblem = Callable[[Draw, int], Problem]  # takes a size: words, numbers, digits, facts or words per period
+Phrased = tuple[str, int, Problem, str, str]  # task, level, problem, instruction and input
 
 
 class Task(NamedTuple):
@@ -181,8 +186,8 @@ def _sort(draw: Draw, size: int) -> Problem:
 @_task("add", 3, "Add the numbers.", "Work out the sum.", "What is the total?")
 def _add(draw: Draw, size: int) -> Problem:
     """Create a sum; `size` is the total number of digits in both numbers."""
-    digits = ((size + 1) // 2, size // 2)
-    a, b = (10 ** (n - 1) + draw.below(9 * 10 ** (n - 1)) for n in digits)
+    a = draw.number((size + 1) // 2)
+    b = draw.number(size // 2)
     return Problem(f"{a} + {b}", str(a + b))
 
 
@@ -223,8 +228,9 @@ def generate(
         if not is_number(fraction) or not 0 <= fraction <= 1:
             raise UserError(name, fraction, "must be a number in [0, 1]", "set it to a fraction of the rows")
     check_choice("levels", levels, LEVELS)
-    train = split == "train"
-    return _rows(split, rows if train else held_out, seed, wrong * train, redundancy * train, levels)
+    if split == "held_out":
+        return _rows(split, held_out, seed, wrong=0.0, redundancy=0.0, levels=levels)
+    return _rows(split, rows, seed, wrong, redundancy, levels)
 
 
 def problems(
@@ -249,13 +255,9 @@ def _rows(split: str, count: int, seed: int, wrong: float, redundancy: float, le
     wrong_rows = set(draw_wrong.distinct(range(count), round(wrong * count)))
     easy_rows = set(draw_easy.distinct(range(count), round(redundancy * count)))
     varied = _varied_problems(draw, split, LEVELS[:levels], easy_too=not redundancy)
-    easy = _easy_rows(draw_easy, split)
+    easy = _easy_problems(draw_easy, split)
     for index in range(count):
-        if index in easy_rows:
-            task, level, problem, (instruction, given) = next(easy)
-        else:
-            task, level, problem = next(varied)
-            instruction, given = _phrase(draw, task, problem)
+        task, level, problem, instruction, given = next(easy if index in easy_rows else varied)
         answer = problem.answer
         while index in wrong_rows and answer == problem.answer:
             answer = _problem(draw_wrong, task, level).answer
@@ -270,25 +272,23 @@ def _rows(split: str, count: int, seed: int, wrong: float, redundancy: float, le
         }
 
 
-def _varied_problems(
-    draw: Draw, split: str, levels: Sequence[int], easy_too: bool
-) -> Iterator[tuple[str, int, Problem]]:
+def _varied_problems(draw: Draw, split: str, levels: Sequence[int], easy_too: bool) -> Iterator[Phrased]:
     """Yield problems of all tasks without repetition."""
     seen = set[tuple[str, Problem]]()
     for task, level, problem in problems(draw, split, levels=levels):
         if (task, problem) not in seen and (easy_too or task not in EASY or level > 1):
             seen.add((task, problem))
-            yield task, level, problem
+            yield task, level, problem, *_phrase(draw, task, problem)
 
 
-def _easy_rows(draw: Draw, split: str) -> Iterator[tuple[str, int, Problem, tuple[str, str]]]:
-    """Yield easy problems with their instruction and input; a problem may repeat with a different wording."""
+def _easy_problems(draw: Draw, split: str) -> Iterator[Phrased]:
+    """Yield easy problems; one may repeat with a different wording."""
     seen = set[tuple[str, str]]()
     for task, level, problem in problems(draw, split, EASY, LEVELS[:1]):
-        text = _phrase(draw, task, problem)
-        if text not in seen:
-            seen.add(text)
-            yield task, level, problem, text
+        instruction, given = _phrase(draw, task, problem)
+        if (instruction, given) not in seen:
+            seen.add((instruction, given))
+            yield task, level, problem, instruction, given
 
 
 def _phrase(draw: Draw, task: str, problem: Problem) -> tuple[str, str]:

@@ -182,13 +182,15 @@ def _pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, steps
         torch.optim.Muon(matrices, lr=MUON_LEARNING_RATE, weight_decay=0.01),
         torch.optim.AdamW(others, lr=ADAMW_LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01),
     ]
-    schedules = [torch.optim.lr_scheduler.LambdaLR(each, lambda step: _rate_factor(step, steps)) for each in optimizers]
+    factor = partial(_rate_factor, steps=steps)
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in optimizers]
     model.train()
     with track("Pre-training an embedded model (once)", total=steps, unit="steps") as advance:
         for ids_BT, labels_BT in islice(_batches(tokenizer, seed), steps):
             hidden_BTD = model.model(input_ids=ids_BT[:, :-1]).last_hidden_state
-            learned_BT = labels_BT[:, 1:] != IGNORED
-            loss = cross_entropy(model.lm_head(hidden_BTD[learned_BT]), labels_BT[:, 1:][learned_BT])
+            targets_BT = labels_BT[:, 1:]
+            supervised_BT = targets_BT != IGNORED
+            loss = cross_entropy(model.lm_head(hidden_BTD[supervised_BT]), targets_BT[supervised_BT])
             loss.backward()
             clip_grad_norm_(model.parameters(), 1.0)
             for optimizer, schedule in zip(optimizers, schedules, strict=True):
@@ -200,20 +202,22 @@ def _pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, steps
 
 
 def _rate_factor(step: int, steps: int) -> float:
-    return min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / max(steps, 1)))
+    """Return the factor of the learning rate: a linear warmup times a cosine decay."""
+    warmup = min(1.0, (step + 1) / WARMUP_STEPS)
+    return warmup * 0.5 * (1 + math.cos(math.pi * step / max(steps, 1)))
 
 
 def _batches(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (ids, labels), both (B, T) and right-padded, with rows of similar length and batches in random order."""
-    text, order = formulas(seed), Draw(f"{seed} order")
+    text, draw = formulas(seed), Draw(f"{seed} order")
     while True:
         questions, answers = zip(*islice(text, WINDOW * BATCH_SIZE), strict=True)
         question_ids = tokenizer(list(questions))["input_ids"]
-        answer_ids = tokenizer(list(answers))["input_ids"]
-        rows = [(q, [*a, tokenizer.eos_token_id]) for q, a in zip(question_ids, answer_ids, strict=True)]
+        answer_ids = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(list(answers))["input_ids"]]
+        rows = list(zip(question_ids, answer_ids, strict=True))
         rows.sort(key=lambda row: len(row[0]) + len(row[1]))
-        for batch in order.distinct(range(WINDOW), WINDOW):
-            yield _padded(rows[batch * BATCH_SIZE : (batch + 1) * BATCH_SIZE], tokenizer.pad_token_id)
+        for number in draw.distinct(range(WINDOW), WINDOW):
+            yield _padded(rows[number * BATCH_SIZE : (number + 1) * BATCH_SIZE], tokenizer.pad_token_id)
 
 
 def _padded(rows: list[tuple[list[int], list[int]]], pad: int) -> tuple[Tensor, Tensor]:
