@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -31,7 +32,8 @@ from lpsel.model.loss import per_sample_nll, token_nll
 from lpsel.output_folder import check_output_folder, mark_output_folder
 from lpsel.scoring.store import Parts, write_scores
 
-# N rows, B rows in a batch, T tokens per row (padded), P positions with a label in any row of a batch, L labels in it
+# N rows, E passes that record losses, B rows in a batch, T tokens per row (padded), P positions with a label in any row
+# of a batch, L labels in it, V vocabulary size
 
 IGNORED = -100
 NAME = "ScoresCallback"  # used in errors and to mark output folders
@@ -149,14 +151,14 @@ class ScoresCallback(TrainerCallback):
 
     def _columns(self) -> SimpleNamespace:
         """Compute the columns of the scores folder other than NLLs, and the number of tokens fed, shape (N,) each."""
-        kinds: dict[int, str] = {}
         try:
             n = len(self.dataset)
         except TypeError:
             problem, hint = "cannot number the rows of a streamed dataset", "load it without streaming"
             raise UserError(NAME, problem=problem, hint=hint) from None
-        batch = self._label_rows(min(n, 2))
-        self.id_array = id_array(self._digest(number, row, kinds) for number, row in enumerate(self.rows))
+        label_rows = self._label_rows(min(n, 2))
+        unusable: dict[int, str] = {}
+        self.id_array = id_array(self._digest(number, row, unusable) for number, row in enumerate(self.rows))
         if n != len(self.id_array):
             problem = f"got {len(self.id_array)} rows, but the trainer has {n}"
             hint = (
@@ -164,22 +166,28 @@ class ScoresCallback(TrainerCallback):
                 "answer is cut off by max_length"
             )
             raise UserError(NAME, problem=problem, hint=hint)
-        if batch != min(n, 2):
+        if label_rows != min(n, 2):
             raise UserError(NAME, problem="the trainer concatenates rows", hint="set padding_free=False")
-        lengths, labels = np.zeros(n, dtype=np.int32), np.zeros(n, dtype=np.int32)
+        length_N, labels_N = self._count_tokens(n)
+        length_N[list(unusable)] = labels_N[list(unusable)] = 0
+        return SimpleNamespace(
+            ids=self.id_array.cast(pa.string()),
+            lengths=length_N,
+            prompt_tokens=length_N - labels_N,
+            response_tokens=labels_N,
+            truncated=np.zeros(n, dtype=np.bool_),
+            unusable=kinds_array(unusable, n),
+        )
+
+    def _count_tokens(self, n: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Count the tokens fed and the labels of every row, shape (N,) each."""
+        length_N, labels_N = np.zeros((2, n), dtype=np.int32)
         for i in range(n):
             features = self.collate([self.dataset[i]])
             fed_T = features.get("attention_mask", torch.ones_like(features["input_ids"]))[0]
-            lengths[i], labels[i] = int(fed_T.sum()), int((features["labels"][0, 1:] != IGNORED).sum())
-        lengths[list(kinds)] = labels[list(kinds)] = 0
-        return SimpleNamespace(
-            ids=self.id_array.cast(pa.string()),
-            lengths=lengths,
-            prompt_tokens=lengths - labels,
-            response_tokens=labels,
-            truncated=np.zeros(n, dtype=np.bool_),
-            unusable=kinds_array(kinds, n),
-        )
+            length_N[i] = int(fed_T.sum())
+            labels_N[i] = int((features["labels"][0, 1:] != IGNORED).sum())
+        return length_N, labels_N
 
     def _label_rows(self, size: int) -> int:
         """Return how many rows of labels a batch of `size` rows has; raise a UserError if it has no labels."""
@@ -190,8 +198,8 @@ class ScoresCallback(TrainerCallback):
             raise UserError(NAME, problem=problem, hint="use a trainer of causal language models, such as SFTTrainer")
         return len(labels)
 
-    def _digest(self, number: int, row: Mapping[str, Any], kinds: dict[int, str]) -> bytes:
-        """Compute a row's content digest; if the row is unusable, add the reason to `kinds`."""
+    def _digest(self, number: int, row: Mapping[str, Any], unusable: dict[int, str]) -> bytes:
+        """Compute a row's content digest; if the row is unusable, add the kind of problem to `unusable`."""
         forms = forms_of(tuple(row))
         try:
             return to_example(row, choose_form(forms, row)).content_digest()
@@ -201,11 +209,12 @@ class ScoresCallback(TrainerCallback):
                 rename = "pass rows with messages, prompt and completion, or instruction and output"
                 hint = skip if forms else rename
                 raise UnusableRow(error.name, None, error.problem, hint, f"row {number}", kind=error.kind) from None
-            kinds[number] = error.kind
+            unusable[number] = error.kind
             return raw_digest(row)
 
     @torch.no_grad()
     def _record(self, epoch: int, args: TrainingArguments, model: Any) -> None:
+        """Record the losses of this process's share of the rows, without changing the mode of any module."""
         started = time.monotonic()
         supervised = np.flatnonzero(self.columns.response_tokens > 0)
         batches = padded(supervised, self.columns.lengths, self.batch_tokens)[args.process_index :: args.world_size]
@@ -242,11 +251,13 @@ def _check_trainer(args: TrainingArguments, model: Any) -> None:
 def _per_sample_nll(model: Any, features: dict[str, Tensor]) -> Tensor:
     """Compute each row's mean NLL in nats per label, shape (B,), with logits only at positions that have a label."""
     labels_BT = features.pop("labels")[:, 1:]
-    labeled_BT = labels_BT != IGNORED
-    at_P = labeled_BT.any(0).nonzero()[:, 0]
-    partial = "logits_to_keep" in inspect.signature(model.forward).parameters
-    logits = model(**features, use_cache=False, **({"logits_to_keep": at_P} if partial else {})).logits
-    logits_BPV = logits if partial else logits[:, at_P]
-    row_L, position_L = labeled_BT[:, at_P].nonzero(as_tuple=True)
-    nll_L = token_nll(logits_BPV[row_L, position_L], labels_BT[:, at_P][row_L, position_L])
-    return per_sample_nll(nll_L, row_L, labeled_BT.sum(1))
+    supervised_BT = labels_BT != IGNORED
+    positions_P = supervised_BT.any(0).nonzero()[:, 0]
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        logits_BPV = model(**features, use_cache=False, logits_to_keep=positions_P).logits
+    else:
+        logits_BPV = model(**features, use_cache=False).logits[:, positions_P]
+    labels_BP, supervised_BP = labels_BT[:, positions_P], supervised_BT[:, positions_P]
+    row_L, position_L = supervised_BP.nonzero(as_tuple=True)
+    nll_L = token_nll(logits_BPV[row_L, position_L], labels_BP[row_L, position_L])
+    return per_sample_nll(nll_L, row_L, supervised_BT.sum(1))

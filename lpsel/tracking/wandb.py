@@ -79,15 +79,18 @@ class WandbTracker(Tracker):
 
         excepthook = sys.excepthook
         settings = wandb.Settings(silent=True, console="off", finish_timeout=UPLOAD_SECONDS)
-        settings.save_code, settings.disable_git, settings.disable_code = False, True, True
+        settings.save_code = False
+        settings.disable_git = True
+        settings.disable_code = True
         earlier = tracked_run(run_dir)
+        resumed = earlier if earlier and not earlier.get("finished") else None
         arguments: dict[str, Any] = {
             "project": self.project,
             "entity": self.entity,
             "group": self.group or group,
             "tags": [job, *self.tags],
             "job_type": job,
-            "id": earlier["id"] if earlier and not earlier.get("finished") else secrets.token_hex(8),
+            "id": resumed["id"] if resumed else secrets.token_hex(8),
             "resume": "allow",
             "name": run_dir.name,
             "config": redacted(config),
@@ -126,8 +129,11 @@ class WandbTracker(Tracker):
         write_json(self.run_file, {"id": self.run.id, "project": self.project, "entity": entity, "finished": finished})
 
     def log(self, values: Mapping[str, Logged], step: int | None = None) -> None:
-        converted = {name: new for name, value in values.items() if (new := _to_wandb(value)) is not None}
-        self.run.log(converted if step is None else converted | {"trainer/global_step": step})
+        converted = {name: _to_wandb(value) for name, value in values.items()}
+        logged = {name: value for name, value in converted.items() if value is not None}
+        if step is not None:
+            logged["trainer/global_step"] = step
+        self.run.log(logged)
 
     def use_artifact(self, artifact: Artifact) -> None:
         self.parents.append(f"{artifact.kind}: {artifact.name}")
@@ -151,7 +157,7 @@ class WandbTracker(Tracker):
 
 
 def tracked_run(run_dir: Path) -> dict[str, Any] | None:
-    """Id, project and entity of the W&B run of a run folder, or None."""
+    """Return id, project, entity and `finished` of the W&B run of a run folder; None without one."""
     stored = read_dict(run_dir / RUN_FILE)
     return stored if isinstance(stored.get("id"), str) else None
 
