@@ -41,13 +41,12 @@ def test_the_names_of_alpaca_and_dolly_may_be_mixed(tmp_path):
 
 
 def test_messages_and_sharegpt_are_the_same_conversation(tmp_path):
-    said = (Turn("system", "Be brief."), Turn("user", "Hi"), Turn("assistant", "Ho"))
-    messages = [{"role": role, "content": content} for role, content, *_ in said]
-    conversations = [
-        {"from": name, "value": turn.content} for name, turn in zip(("system", "human", "gpt"), said, strict=True)
-    ]
-    assert example({"messages": messages}, tmp_path) == Example(said)
-    assert example({"conversations": conversations, "id": 3}, tmp_path) == Example(said)
+    turns = (Turn("system", "Be brief."), Turn("user", "Hi"), Turn("assistant", "Ho"))
+    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+    names = ("system", "human", "gpt")
+    conversations = [{"from": name, "value": turn.content} for name, turn in zip(names, turns, strict=True)]
+    assert example({"messages": messages}, tmp_path) == Example(turns)
+    assert example({"conversations": conversations, "id": 3}, tmp_path) == Example(turns)
 
 
 def test_prompt_and_completion_as_text_or_as_messages(tmp_path):
@@ -68,17 +67,17 @@ WRITTEN = {
 def test_a_prompt_and_a_completion_may_be_lists_of_turns_as_text(tmp_path):
     """CSV has no lists; in Parquet, rows are read by column unless a prompt begins like a list."""
     expected = Example((Turn("system", "Add."), *question("2, 3", "5").turns))
-    row = {name: json.dumps(turns, indent=1) for name, turns in WRITTEN.items()}
-    plain = {"prompt": '[{"a": 1}]', "completion": row["completion"]}
+    as_text = {name: json.dumps(turns, indent=1) for name, turns in WRITTEN.items()}
+    plain = {"prompt": '[{"a": 1}]', "completion": as_text["completion"]}
     with open(tmp_path / "rows.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, list(row))
+        writer = csv.DictWriter(file, list(as_text))
         writer.writeheader()
-        writer.writerows([row, plain])
-    pq.write_table(pa.Table.from_pylist([row, plain]), tmp_path / "rows.parquet")
+        writer.writerows([as_text, plain])
+    pq.write_table(pa.Table.from_pylist([as_text, plain]), tmp_path / "rows.parquet")
     write(tmp_path / "lists.jsonl", WRITTEN, plain)
     sources = [source(tmp_path / name) for name in ("rows.csv", "rows.parquet", "lists.jsonl")]
     for rows in sources:
-        assert [each.example for each in rows] == [expected, question(*plain.values())]
+        assert [row.example for row in rows] == [expected, question(*plain.values())]
         assert rows.ids.to_pylist() == [expected.content_id(), question(*plain.values()).content_id()]
     assert [holds_conversations(rows) for rows in sources] == [True] * 3
 

@@ -28,9 +28,9 @@ def test_ids_of_a_parquet_file_equal_those_of_json_lines(parquet, lines, skip, l
 @given(st.lists(st.tuples(st.text(), st.text(), st.none() | st.text()), min_size=1, max_size=5))
 def test_ids_by_column_equal_ids_by_row_for_any_text(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("rows") / "rows.parquet"
-    asked, answered, extra = zip(*rows, strict=True)
+    questions, answers, extra = zip(*rows, strict=True)
     schema = pa.schema([(name, pa.string()) for name in ("q", "a", "i")])
-    pq.write_table(pa.table({"q": asked, "a": answered, "i": extra}, schema=schema), path)
+    pq.write_table(pa.table({"q": questions, "a": answers, "i": extra}, schema=schema), path)
     source = Source(DatasetSpec("rows", path=str(path), columns={"instruction": "q", "output": "a", "input": "i"}))
     assert source.ids.to_pylist() == [row.example.content_id() for row in source]
 

@@ -64,8 +64,8 @@ def test_a_key_depends_on_the_content_and_not_on_the_position():
 
 
 def test_a_slice_of_ids_has_the_keys_of_its_rows():
-    some = pa.array(["é", "row-0", "row-1", "row-2", "row-3", "row-4"]).slice(1)
-    assert (random_keys(some, INDEX[:5], 5) == random_keys(IDS[:5], INDEX[:5], 5)).all()
+    ids = pa.array(["é", "row-0", "row-1", "row-2", "row-3", "row-4"]).slice(1)
+    assert (random_keys(ids, INDEX[:5], 5) == random_keys(IDS[:5], INDEX[:5], 5)).all()
 
 
 def test_a_key_does_not_depend_on_the_length_of_other_ids():

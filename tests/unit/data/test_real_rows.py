@@ -232,16 +232,16 @@ def test_a_completion_that_repeats_the_prompt_has_it_once(tmp_path, prompt, chos
 
 
 def test_answers_in_a_prompt_are_context(tmp_path):
-    asked = [HI, HELLO_TURN, HI]
+    prompt = [HI, HELLO_TURN, HI]
     context = (Turn("user", "Hi"), Turn("assistant", "Hello", False), Turn("user", "Hi"))
-    for completion in ("Hello", [HELLO_TURN], [*asked, HELLO_TURN]):
-        read = example({"prompt": asked, "completion": completion}, tmp_path)
+    for completion in ("Hello", [HELLO_TURN], [*prompt, HELLO_TURN]):
+        read = example({"prompt": prompt, "completion": completion}, tmp_path)
         assert read == Example((*context, Turn("assistant", "Hello")))
     assert example({"prompt": [HI, HELLO_TURN], "completion": [HELLO_TURN]}, tmp_path).turns[1:] == (
         Turn("assistant", "Hello", False),
         Turn("assistant", "Hello"),
     )
-    assert all(turn.supervised for turn in example({"messages": [*asked, HELLO_TURN]}, tmp_path).turns)
+    assert all(turn.supervised for turn in example({"messages": [*prompt, HELLO_TURN]}, tmp_path).turns)
 
 
 UNUSABLE = {
@@ -436,8 +436,8 @@ def test_a_chosen_conversation_is_mapped_to_messages(tmp_path):
 
 
 def test_a_prompt_and_a_chosen_answer_as_turns_are_mapped_to_both(tmp_path):
-    said, hello = answer(content="Hello")["messages"]
-    row = {"prompt": [said], "chosen": [hello], "rejected": [{**hello, "content": "Go"}]}
+    greeting, hello = answer(content="Hello")["messages"]
+    row = {"prompt": [greeting], "chosen": [hello], "rejected": [{**hello, "content": "Go"}]}
     with pytest.raises(UnusableRow, match=r"'dataset\.columns=\{prompt: prompt, completion: chosen\}'"):
         example(row, tmp_path)
     assert example(row, tmp_path, columns={"prompt": "prompt", "completion": "chosen"}) == HELLO
@@ -460,9 +460,9 @@ def test_a_system_turn_is_merged_into_the_user_turn_after_it(tmp_path):
     merged = source(path, system="merge")
     assert next(iter(merged)).example == question("Be brief.\n\nHi", "Hello")
     assert merged.fingerprint != source(path).fingerprint
-    alone = write(tmp_path / "alone.jsonl", chat(("system", "Be brief."), ("assistant", "Hello")))
+    without_user = write(tmp_path / "without_user.jsonl", chat(("system", "Be brief."), ("assistant", "Hello")))
     with pytest.raises(UnusableRow) as caught:
-        list(source(alone, system="merge"))
+        list(source(without_user, system="merge"))
     assert caught.value.kind == "a system turn without a user turn"
     with pytest.raises(UserError, match=r"dataset\.system=drop: must be one of keep, merge"):
         source(path, system="drop")

@@ -22,12 +22,12 @@ class Rows:
 
     def batches(self):
         for part in (self.rows[:3], self.rows[3:]):
-            spans = [[first, len(ids)] for ids, first in part]
+            spans = [(first, len(ids)) for ids, first in part]  # one of two numbers per row
             yield Batch(
-                np.array([token for ids, _ in part for token in ids], dtype=np.int32),
-                np.cumsum([0, *(len(ids) for ids, _ in part)]),
-                np.array([end for span in spans for end in span], dtype=np.int32),
-                np.cumsum([0, *(len(span) for span in spans)]),
+                ids=np.array([token for ids, _ in part for token in ids], dtype=np.int32),
+                id_offsets=np.cumsum([0] + [len(ids) for ids, _ in part]),
+                spans=np.array(spans, dtype=np.int32).reshape(-1),
+                span_offsets=2 * np.arange(len(part) + 1),
             )
 
     def input_ids(self, i):
@@ -41,10 +41,10 @@ class Rows:
 def test_two_preambles_are_found_without_the_instructions_after_them():
     with_input, without = [1, 2, 3, *range(10, 20)], [1, 2, 3, *range(30, 50)]
     rows = Rows([([*(with_input if i % 2 else without), 90 + i, 80, 81, 82], 25 - 10 * (i % 2)) for i in range(10)])
-    found = find_prefixes(rows)
-    assert [ids.tolist() for ids in found.ids] == [[], with_input, without]
-    assert found.group_N.tolist() == [2, 1] * 5
-    assert found.length_N.tolist() == [23, 13] * 5
+    prefixes = find_prefixes(rows)
+    assert [ids.tolist() for ids in prefixes.ids] == [[], with_input, without]
+    assert prefixes.group_N.tolist() == [2, 1] * 5
+    assert prefixes.length_N.tolist() == [23, 13] * 5
 
 
 def test_a_prefix_ends_before_the_first_label():
@@ -76,8 +76,8 @@ def test_every_row_is_in_its_pack_once_and_complete(drawn):
     beginnings = [[], list(range(SHORTEST)), list(range(100, 120))]
     rows = Rows([([*beginnings[b], *([7 + i] * own), *([3] * said)], 1) for i, (b, own, said) in enumerate(drawn)])
     rows.rows = [(ids, max(1, len(ids) - said)) for (ids, _), (_, _, said) in zip(rows.rows, drawn, strict=True)]
-    found = find_prefixes(rows)
-    batch = collate(rows, np.arange(len(rows)), found, varlen=True)
+    prefixes = find_prefixes(rows)
+    batch = collate(rows, np.arange(len(rows)), prefixes, varlen=True)
     for i, segment in enumerate(batch.rows):
         seen = [*range(segment.prefix_start, segment.prefix_stop), *range(segment.start, segment.stop)]
         assert batch.input_ids_T[seen].tolist() == rows.rows[i][0]

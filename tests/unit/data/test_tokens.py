@@ -113,9 +113,10 @@ def test_a_conversation_written_once_per_answer_has_one_turn_of_it_in_each_row(m
     """What docs/explanation/design.md suggests in place of a record of every turn."""
     contents = ["One?", "1", "Two?", "22", "Three?", "333"]
     turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
-    copies = [
-        [turn | {"weight": int(i == kept)} if i % 2 else turn for i, turn in enumerate(turns)] for kept in (1, 3, 5)
-    ]
+    copies = []
+    for trained in (1, 3, 5):
+        weights = {i: {"weight": int(i == trained)} for i in (1, 3, 5)}
+        copies.append([turn | weights.get(i, {}) for i, turn in enumerate(turns)])
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in [turns, *copies]))
     source = Source(DatasetSpec("t", path=str(path)))

@@ -23,8 +23,8 @@ def every_second(rows, tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     lines = ["ppl_0,ppl_1", *(f"10,{9 if n % 2 else 2}" for n in range(8))]
     (tmp_path / "scores.csv").write_text("\n".join(lines) + "\n")
-    given = ["dataset=local", f"dataset.path={tmp_path}/rows.jsonl", f"scores={tmp_path}/scores.csv", "tracker=none"]
-    return run("select", [*given, "cluster=none", "pct=50"], tmp_path / "run")["subset"], rows[1::2]
+    settings = ["dataset=local", f"dataset.path={tmp_path}/rows.jsonl", f"scores={tmp_path}/scores.csv", "tracker=none"]
+    return run("select", [*settings, "cluster=none", "pct=50"], tmp_path / "run")["subset"], rows[1::2]
 
 
 def test_datasets_reads_it(subset):
@@ -186,9 +186,8 @@ def test_trl_trains_on_it(subset, toy_model, tmp_path):
     quiet = {"report_to": "none", "save_strategy": "no", "use_cpu": True, "bf16": False}
     trainer = SFTTrainer(str(toy_model), args=SFTConfig(str(tmp_path), num_train_epochs=1, **quiet), train_dataset=rows)
     trainer.train()
-    assert [trainer.processing_class.decode(row["input_ids"]) for row in trainer.train_dataset] == [
-        row["prompt"] + row["completion"] + "<eos>" for row in chosen
-    ]
+    for fed, row in zip(trainer.train_dataset, chosen, strict=True):
+        assert trainer.processing_class.decode(fed["input_ids"]) == row["prompt"] + row["completion"] + "<eos>"
 
 
 def test_trl_trains_on_the_turns_of_chats(toy_model, tmp_path):
@@ -198,8 +197,13 @@ def test_trl_trains_on_the_turns_of_chats(toy_model, tmp_path):
     from trl import SFTConfig, SFTTrainer
 
     chats = [
-        {"messages": [{"role": role, "content": text} for role, text in zip(("user", "assistant"), of, strict=True)]}
-        for of in ((row["prompt"], row["completion"]) for row in PAIRS)
+        {
+            "messages": [
+                {"role": "user", "content": row["prompt"]},
+                {"role": "assistant", "content": row["completion"]},
+            ]
+        }
+        for row in PAIRS
     ]
     path, chosen = every_second(chats, tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(toy_model)
@@ -212,7 +216,6 @@ def test_trl_trains_on_the_turns_of_chats(toy_model, tmp_path):
         processing_class=tokenizer,
     )
     trainer.train()
-    assert [tokenizer.decode(row["input_ids"]) for row in trainer.train_dataset] == [
-        f"u:{user['content']}<eos>a:{assistant['content']}<eos>"
-        for user, assistant in (row["messages"] for row in chosen)
-    ]
+    for fed, row in zip(trainer.train_dataset, chosen, strict=True):
+        user, assistant = row["messages"]
+        assert tokenizer.decode(fed["input_ids"]) == f"u:{user['content']}<eos>a:{assistant['content']}<eos>"

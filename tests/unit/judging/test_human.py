@@ -24,8 +24,8 @@ def shown(html):
     return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)[1])
 
 
-def make(some, seed=0, question="Which?"):
-    return blinded(some, question=question, seed=seed, baseline="opt-125m", model="opt-350m")
+def make(pairs, seed=0, question="Which?"):
+    return blinded(pairs, question=question, seed=seed, baseline="opt-125m", model="opt-350m")
 
 
 @given(
@@ -34,12 +34,12 @@ def make(some, seed=0, question="Which?"):
     st.integers(0, 99),
 )
 def test_the_page_holds_every_text_and_the_key_its_model(texts, question, seed):
-    some = [Pair(str(i), *three) for i, three in enumerate(texts)]
-    html, key = make(some, seed, question)
+    drawn = [Pair(str(i), prompt, baseline, model) for i, (prompt, baseline, model) in enumerate(texts)]
+    html, key = make(drawn, seed, question)
     data = shown(html)
-    asked = [pair for pair in some if pair.baseline != pair.model]
-    assert (data["question"], len(data["pairs"])) == (question, len(asked))
-    for pair, on_page, secret in zip(asked, data["pairs"], key.pairs, strict=True):
+    different = [pair for pair in drawn if pair.baseline != pair.model]
+    assert (data["question"], len(data["pairs"])) == (question, len(different))
+    for pair, on_page, secret in zip(different, data["pairs"], key.pairs, strict=True):
         sides = ("a", "b") if secret.a == "model" else ("b", "a")
         texts = (on_page["prompt"], *(on_page[side] for side in sides))
         assert texts == tuple(map(rendered, (pair.prompt, pair.model, pair.baseline)))

@@ -102,8 +102,8 @@ def test_a_reply_that_is_cut_off_is_requested_again_with_a_higher_limit(serve, m
 def test_questions_whose_replies_stay_cut_off_do_not_end_the_run(serve, make_judge, tmp_path):
     server, pairs = serve("--only", "long", "--context", "30"), [Pair(f"p{i}", "Q", "x", f"{i}") for i in range(12)]
     judge = make_judge(server.url, orders=["baseline_first"], request={"max_tokens": 10})
-    found, ledger = judge_pairs(judge, pairs, tmp_path)  # 40 tokens are refused
-    assert {(each.failure, each.attempts, each.completion_tokens) for each in found} == {(CUT_OFF, 2, 10)}
+    judgements, ledger = judge_pairs(judge, pairs, tmp_path)  # 40 tokens are refused
+    assert {(j.failure, j.attempts, j.completion_tokens) for j in judgements} == {(CUT_OFF, 2, 10)}
     assert ledger["unanswered"] == 12
 
 

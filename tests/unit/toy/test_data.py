@@ -29,17 +29,18 @@ def question(row: Row) -> tuple[str, str]:
     if row["input"]:
         return row["instruction"], row["input"]
     end = ": " if ": " in row["instruction"] else "? "
-    asked, given = row["instruction"].split(end, 1)
-    return asked + end.strip(), given
+    instruction, given = row["instruction"].split(end, 1)
+    return instruction + end.strip(), given
 
 
 def about(row: Row) -> str:
     """The word that fills the placeholder of the phrasing."""
-    asked = question(row)[0].strip(".?:").split()
+    words = question(row)[0].strip(".?:").split()
     for phrasing in TASKS[row["task"]].phrasings:
-        words = phrasing.strip(".?").split()
-        if len(words) == len(asked) and all(w in (a, "{about}") for w, a in zip(words, asked, strict=True)):
-            return asked[words.index("{about}")]
+        template = phrasing.strip(".?").split()
+        position = template.index("{about}")
+        if len(words) == len(template) and template == [*words[:position], "{about}", *words[position + 1 :]]:
+            return words[position]
     raise AssertionError(f"no phrasing of {row['task']} gives {row['instruction']}")
 
 

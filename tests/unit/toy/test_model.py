@@ -117,10 +117,11 @@ def test_pre_training_lowers_the_loss_on_new_formulas(cache: Path) -> None:
         model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
         losses = []
         for question, answer in islice(formulas(seed=9), 30):
-            asked, said = (tokenizer(text, return_tensors="pt")["input_ids"] for text in (question, answer))
-            ids = torch.cat([asked, said], dim=1)
+            question_ids = tokenizer(question, return_tensors="pt")["input_ids"]
+            answer_ids = tokenizer(answer, return_tensors="pt")["input_ids"]
+            ids = torch.cat([question_ids, answer_ids], dim=1)
             labels = ids.clone()
-            labels[:, : asked.shape[1]] = -100
+            labels[:, : question_ids.shape[1]] = -100
             with torch.no_grad():
                 losses.append(model(input_ids=ids, labels=labels).loss)
         return float(torch.stack(losses).mean())
