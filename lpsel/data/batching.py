@@ -92,10 +92,10 @@ def training_plan(
     """
     steps = []
     for start in range(0, len(order), batch_size):
-        window = _longest_first(order[start : start + batch_size], lengths)
-        position = np.arange(len(window)) % (2 * world)
-        dealt_to = np.where(position < world, position, 2 * world - 1 - position)
-        shares = [split(window[dealt_to == r], lengths, budget) for r in range(world)]
-        passes = max(len(share) for share in shares)
-        steps.append(shares[rank] + [NO_ROWS] * (passes - len(shares[rank])))
+        rows = _longest_first(order[start : start + batch_size], lengths)
+        position = np.arange(len(rows)) % (2 * world)
+        rank_of_row = np.where(position < world, position, 2 * world - 1 - position)  # 0, 1, ..., 1, 0, 0, 1, ...
+        micro_batches = [split(rows[rank_of_row == other], lengths, budget) for other in range(world)]
+        empty = max(map(len, micro_batches)) - len(micro_batches[rank])
+        steps.append(micro_batches[rank] + [NO_ROWS] * empty)
     return steps

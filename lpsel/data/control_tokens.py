@@ -53,21 +53,27 @@ class ControlTokens:
         self.tags = opening | {f"{text[0]}/{text[1:]}" for text in opening}
         self._numbers = {text: number for number, text in enumerate(self.texts)}
         self._lengths = sorted({len(text) for text in self.texts}, reverse=True)
-        first = {text[0] for text in self.texts}
-        self._first = re.compile(f"[{re.escape(''.join(sorted(first)))}]" if first else "(?!)")
+        first_characters = "".join(sorted({text[0] for text in self.texts}))
+        self._first_character = re.compile(f"[{re.escape(first_characters)}]" if first_characters else "(?!)")
         self._backends: dict[int, Any] = {}
 
     def end(self, text: str, begin: int) -> int | None:
         """Return the end of the longest control token that begins at `begin`; None if there is none."""
-        tokens = (text[begin : begin + n] for n in self._lengths)  # shorter than n at the end of the text
-        return next((begin + len(token) for token in tokens if token in self._numbers), None)
+        for length in self._lengths:  # longest first
+            token = text[begin : begin + length]  # shorter at the end of the text
+            if token in self._numbers:
+                return begin + len(token)
+        return None
 
     def find(self, text: str) -> list[Span]:
         """Return the spans of control tokens in a text, as the tokenizer finds them."""
         spans: list[Span] = []
-        for match in self._first.finditer(text):
+        for match in self._first_character.finditer(text):
             begin = match.start()
-            if (not spans or begin >= spans[-1][1]) and (end := self.end(text, begin)):
+            if spans and begin < spans[-1][1]:  # inside the previous token
+                continue
+            end = self.end(text, begin)
+            if end is not None:
                 spans.append((begin, end))
         return spans
 
@@ -75,7 +81,7 @@ class ControlTokens:
         """Find a range of consecutive characters not in `text`, one per control token; return its first character."""
         used = sorted({ord(character) for character in text if ord(character) in STAND_INS})
         edges = [STAND_INS.start - 1, *used, STAND_INS.stop]
-        return next(a + 1 for a, b in pairwise(edges) if b - a > len(self.texts))
+        return next(before + 1 for before, after in pairwise(edges) if after - before > len(self.texts))
 
     def hide(self, text: str, spans: Iterable[Span], base: int) -> str:
         """Replace control tokens with stand-ins: runs of one character that are as long as the token."""
@@ -105,7 +111,7 @@ class ControlTokens:
         return self._backends[base].encode(text, add_special_tokens=rendered.add_special_tokens)
 
     def backend(self) -> Any:
-        """A copy of the tokenizer's backend without truncation and padding, with offsets that include leading spaces.
+        """Copy the tokenizer's backend without truncation and padding, with offsets that include leading spaces.
 
         Byte-level tokenizers such as GPT-2's exclude the space of ` foo` from its offsets (trim_offsets). A token that
         begins in the prompt would seem to begin in the answer, and a single space would have an empty span.
@@ -132,7 +138,10 @@ _control_tokens = lru_cache(maxsize=8)(ControlTokens)
 
 
 def _renamed(backend: Any, names: dict[str, str]) -> Any:
-    """Copy a backend and rename tokens; their ids stay the same."""
+    """Copy a backend and rename tokens; their ids stay the same.
+
+    Merges that involve a renamed token are removed, because their tokens no longer exist.
+    """
     from tokenizers import Tokenizer
 
     state = json.loads(backend.to_str())

@@ -194,7 +194,7 @@ class SubsetDataModule(L.LightningDataModule):
     def rounds_left(self) -> list[int]:
         """Return the rounds of the next recording pass with rows that are not recorded yet."""
         missing_N = np.isnan(self.recorded_N)
-        return [i for i, batches in enumerate(self.rounds()) if any(missing_N[rows].any() for rows in batches)]
+        return [i for i, batches in enumerate(self.rounds()) if missing_N[np.concatenate(batches)].any()]
 
     def recording(self, rows: Rows | None = None, sampler: Sampler | None = None) -> DataLoader:
         """Return a loader of this rank's batches of a pass over `rows`, those to record by default."""

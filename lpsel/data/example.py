@@ -52,7 +52,7 @@ class Example(NamedTuple):
 
     def prompt(self) -> "Example":
         """Return the conversation up to its last answer, or all of it if it has no answer."""
-        answers = [number for number, turn in enumerate(self.turns) if turn.role == "assistant"]
+        answers = [i for i, turn in enumerate(self.turns) if turn.role == "assistant"]
         return self._replace(turns=self.turns[: answers[-1]]) if answers else self
 
     def instruction(self) -> str:
@@ -88,9 +88,8 @@ class Example(NamedTuple):
 
         As in the code released with the paper. In longer conversations, the turns of a role are joined by a space.
         """
-        instruction, output = (
-            " ".join(turn.content.strip() for turn in self.turns if turn.role == role) for role in ("user", "assistant")
-        )
+        instruction = " ".join(turn.content.strip() for turn in self.turns if turn.role == "user")
+        output = " ".join(turn.content.strip() for turn in self.turns if turn.role == "assistant")
         return f"Instruction: {instruction} {self.input.strip()} Response: {output}"
 
 

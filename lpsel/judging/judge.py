@@ -143,7 +143,7 @@ def judge_pairs(judge: Judge, pairs: Sequence[Pair], cache_dir: Path) -> tuple[l
         message = "Reached judge.max_cost: %s of %s judgements are missing. Run again with a higher limit to add them."
         log.warning(message, f"{left_out:,}", f"{len(judgements):,}")
     costs = [judge.cost(judgement.prompt_tokens, judgement.completion_tokens) for judgement in known.values()]
-    return judgements, {
+    report = {
         "judge": judge.name,
         "identity": judge.identity(),
         "judgements": len(judgements),
@@ -160,6 +160,7 @@ def judge_pairs(judge: Judge, pairs: Sequence[Pair], cache_dir: Path) -> tuple[l
         "stopped_by_cap": left_out > 0,
         "kept": str(journal.path),
     }
+    return judgements, report
 
 
 def question_key(pair: Pair, order: Order) -> str:

@@ -22,5 +22,5 @@ class TrackerLogger(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         self.tracker.log(metrics, step)
 
-    def log_hyperparams(self, *arguments: Any, **named: Any) -> None:
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         pass
