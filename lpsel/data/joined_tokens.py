@@ -1,8 +1,6 @@
 """Concatenate the tokens of two datasets: rows to record, and other rows to train on."""
 
 # N rows in both datasets, T tokens of a row
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -15,7 +13,7 @@ class JoinedTokens:
 
     def __init__(self, first: Tokens, second: Tokens) -> None:
         self.first, self.second = first, second
-        self.ids = pa.concat_arrays([tokens.ids for tokens in (first, second)])
+        self.ids = pa.concat_arrays([first.ids, second.ids])
         self.lengths = np.concatenate([first.lengths, second.lengths])
         self.response_tokens = np.concatenate([first.response_tokens, second.response_tokens])
 
@@ -36,5 +34,6 @@ class JoinedTokens:
         tokens, row = self._at(i)
         return tokens.supervised(row)
 
-    def _at(self, i: int) -> tuple[Any, int]:
+    def _at(self, i: int) -> tuple[Tokens, int]:
+        """Return the dataset of row i, and the number of the row in it."""
         return (self.first, i) if i < len(self.first) else (self.second, i - len(self.first))

@@ -21,7 +21,7 @@ from lpsel.judging.judge import (
     TOO_LONG,
     Judgement,
     Order,
-    Pair,
+    Question,
     check_orders,
     higher_score_wins,
     preference_of,
@@ -92,7 +92,7 @@ class HFJudge:
         device_of(self.accelerator)
         resolve_precision(self.precision, self.accelerator)
 
-    def judge(self, questions: Sequence[tuple[Pair, Order]], save: Callable[[Judgement], None]) -> None:
+    def judge(self, questions: Sequence[Question], save: Callable[[Judgement], None]) -> None:
         tokenizer = load_tokenizer(self.model, self._path)
         letters = answer_tokens(tokenizer)
         config = load_config(self.model, self._path).get_text_config()

@@ -8,7 +8,17 @@ from typing import Any
 from lpsel.errors import UserError, check_int, check_number
 from lpsel.generation.openai_client import MALFORMED, OPENAI, Endpoint, Refused, Reply, RequestFailed, run_concurrently
 from lpsel.generation.prompts import Prompt
-from lpsel.judging.judge import CUT_OFF, ORDERS, UNREADABLE, Judgement, Order, Pair, check_orders, preference_of
+from lpsel.judging.judge import (
+    CUT_OFF,
+    ORDERS,
+    UNREADABLE,
+    Judgement,
+    Order,
+    Pair,
+    Question,
+    check_orders,
+    preference_of,
+)
 from lpsel.judging.prompt import fill, load_prompt
 from lpsel.judging.verdicts import Parser
 from lpsel.redact import redacted
@@ -108,16 +118,16 @@ class OpenAIJudge:
                     return
         raise self.endpoint.unavailable(judgement.failure)
 
-    def judge(self, questions: Sequence[tuple[Pair, Order]], save: Callable[[Judgement], None]) -> None:
+    def judge(self, questions: Sequence[Question], save: Callable[[Judgement], None]) -> None:
         failures = 0  # in a row
 
-        def ask(question: tuple[Pair, Order]) -> Judgement | None:
+        def ask(question: Question) -> Judgement | None:
             if self.max_cost is not None and self.spent >= self.max_cost:
                 return None
             pair, order = question
             return self._ask(client, pair, order, self.attempts)
 
-        def save_and_count(question: tuple[Pair, Order], judgement: Judgement) -> None:
+        def save_and_count(question: Question, judgement: Judgement) -> None:
             nonlocal failures
             save(judgement)
             self._check_cost_is_known(judgement)

@@ -10,7 +10,7 @@ from typing import Any
 from lpsel.clustering.near_duplicates import WITHOUT_SPACES
 from lpsel.errors import UserError, check_choice
 from lpsel.generation.prompts import Prompt
-from lpsel.judging.judge import NO_REFERENCE, Judgement, Order, Pair, higher_score_wins
+from lpsel.judging.judge import NO_REFERENCE, Judgement, Order, Question, higher_score_wins
 
 WORD = re.compile(rf"[{WITHOUT_SPACES}]|[^\W_{WITHOUT_SPACES}]+")
 
@@ -66,7 +66,7 @@ class ReferenceJudge:
     def cost(self, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
         return None
 
-    def judge(self, questions: Sequence[tuple[Pair, Order]], save: Callable[[Judgement], None]) -> None:
+    def judge(self, questions: Sequence[Question], save: Callable[[Judgement], None]) -> None:
         measure = MEASURES[self.measure]
         for pair, order in questions:
             if pair.reference is None:
