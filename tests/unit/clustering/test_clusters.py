@@ -112,13 +112,16 @@ def test_kmeans_finds_the_kinds(source, encoder, tmp_path):
 
 def test_skipped_rows_are_neither_embedded_nor_in_a_cluster(source, encoder, tmp_path):
     folder, seen = encoder
-    alone = KMeans(3, folder).assign(source(range(30)), tmp_path / "alone", 0)
+    without_skipped = KMeans(3, folder).assign(source(range(30)), tmp_path / "without_skipped", 0)
     texts = seen.copy()
     with_odd = source(range(30), bad_rows="skip")
     lines = Path(with_odd.spec.path).read_text().splitlines()
     lines[10:10] = ['{"instruction": "add", "output": ["a"], "kind": "add"}', "{"]
     Path(with_odd.spec.path).write_text("\n".join(["[1]", *lines]))
-    for clusters, expected in ((KMeans(3, folder), alone.tolist()), (Column("kind"), [i % 3 for i in range(30)])):
+    for clusters, expected in (
+        (KMeans(3, folder), without_skipped.tolist()),
+        (Column("kind"), [i % 3 for i in range(30)]),
+    ):
         cluster = clusters.assign(with_odd, tmp_path / "odd", 0)
         assert cluster[[0, 11, 12]].tolist() == [-1, -1, -1]
         assert np.delete(cluster, [0, 11, 12]).tolist() == expected

@@ -42,16 +42,16 @@ def test_texts_that_share_seven_tenths_of_their_word_triples_are_near_duplicates
 
 def by_sets(texts):
     """Texts with an earlier one at a Jaccard similarity of at least .7, from Python's sets."""
-    found, with_triple, sizes = 0, {}, []
+    count, with_triple, sizes = 0, {}, []
     for number, text in enumerate(texts):
         words = re.findall(r"\w+", text.lower())
         triples = set(zip(words, words[1:], words[2:], strict=False))
         common = Counter(other for triple in triples for other in with_triple.get(triple, ()))
-        found += any(10 * c >= 7 * (len(triples) + sizes[other] - c) for other, c in common.items())
+        count += any(10 * n >= 7 * (len(triples) + sizes[other] - n) for other, n in common.items())
         sizes.append(len(triples))
         for triple in triples:
             with_triple.setdefault(triple, []).append(number)
-    return found
+    return count
 
 
 def test_counts_equal_those_of_sets_over_several_blocks():

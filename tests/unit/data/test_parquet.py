@@ -25,16 +25,16 @@ def test_batches_are_the_table(tmp_path):
     )
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=3)
     assert pa.Table.from_batches(batches(tmp_path / "t.parquet")) == table
-    some = pa.Table.from_batches(batches(tmp_path / "t.parquet", columns=["n"], groups=[1, 3]))
-    assert some["n"].to_pylist() == [3, 4, 5, 9]
+    part = pa.Table.from_batches(batches(tmp_path / "t.parquet", columns=["n"], groups=[1, 3]))
+    assert part["n"].to_pylist() == [3, 4, 5, 9]
 
 
 def test_long_rows_are_read_in_small_batches(tmp_path):
     noise = np.random.default_rng(0).integers(97, 123, (80, MIB), np.uint8)
     pq.write_table(pa.table({"text": [row.tobytes().decode() for row in noise]}), tmp_path / "t.parquet")
-    found = list(batches(tmp_path / "t.parquet"))
-    assert sum(map(len, found)) == 80
-    assert max(batch.nbytes for batch in found) < 1.1 * BATCH_BYTES
+    parts = list(batches(tmp_path / "t.parquet"))
+    assert sum(map(len, parts)) == 80
+    assert max(batch.nbytes for batch in parts) < 1.1 * BATCH_BYTES
 
 
 @pytest.mark.parametrize("typed", [False, True])

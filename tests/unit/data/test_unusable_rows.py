@@ -102,12 +102,12 @@ TEXTS = st.text() | st.text(alphabet=" \t\n\r\x0b\x1c\x85\xa0\u1680\u2003\u2028\
 @given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=6))
 def test_empty_answers_are_those_without_text_after_stripping(tmp_path_factory, rows):
     folder = tmp_path_factory.mktemp("rows")
-    columns = {"instruction": [asked for asked, _ in rows], "output": [answered for _, answered in rows]}
+    columns = {"instruction": [instruction for instruction, _ in rows], "output": [output for _, output in rows]}
     schema = pa.schema([(name, pa.string()) for name in columns])
     pq.write_table(pa.table(columns, schema=schema), folder / "rows.parquet")
-    lines = [json.dumps({"instruction": asked, "output": answered}) + "\n" for asked, answered in rows]
+    lines = [json.dumps({"instruction": instruction, "output": output}) + "\n" for instruction, output in rows]
     (folder / "rows.jsonl").write_text("".join(lines))
-    expected = [not (answered or "").strip() for _, answered in rows]
+    expected = [not (output or "").strip() for _, output in rows]
     for name in ("rows.parquet", "rows.jsonl"):
         assert source(folder / name).empty_answer.tolist() == expected
 

@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 USAGE = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
 MIX = {"429": 10, "500": 8, "slow": 2, "cut": 4, "not json": 5, "html": 3, "empty": 5, "two verdicts": 6, "odd": 4}
 lock = threading.Lock()
-asked = {}
+requests_per_question = {}
 
 
 def completion(content, finish_reason="stop"):
@@ -42,8 +42,8 @@ class Handler(BaseHTTPRequestHandler):
         text = body["messages"][0]["content"]
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
         with lock:
-            asked[key] = asked.get(key, 0) + 1
-            dice = random.Random(f"{options.seed} {key} {asked[key]}")
+            requests_per_question[key] = requests_per_question.get(key, 0) + 1
+            dice = random.Random(f"{options.seed} {key} {requests_per_question[key]}")
         kinds = [*MIX, "good"]
         weights = [*MIX.values(), 53] if options.misbehave else [0] * len(MIX) + [1]
         kind = dice.choices(kinds, weights)[0]

@@ -204,11 +204,11 @@ def test_damaged_lines_are_asked_again(serve, make_pairs, make_judge, tmp_path, 
 def test_questions_without_a_verdict_are_asked_again(serve, make_pairs, make_judge, tmp_path, kind, requests, failure):
     broken = serve("--only", kind)
     # In a run: max_retries of a failed request, attempts of an unreadable reply. Then the next run.
-    for asked in (1, 2):
+    for run in (1, 2):
         judgements, ledger = judge_pairs(make_judge(broken.url, max_retries=1, attempts=3), make_pairs(3), tmp_path)
         assert {judgement.failure for judgement in judgements} == {failure}
         assert (ledger["failed"], ledger["unanswered"], ledger["asked"], ledger["reused"]) == (6, 6, 6, 0)
-        assert len(broken.requests()) == 6 * requests * asked
+        assert len(broken.requests()) == 6 * requests * run
 
 
 def test_flips_are_verdicts_and_not_asked_again(serve, make_pairs, make_judge, tmp_path):

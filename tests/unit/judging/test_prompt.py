@@ -24,7 +24,7 @@ def test_an_answer_cannot_end_its_part_of_the_prompt(name):
     nonces = {nonce for _, _, nonce in FENCE.findall(sent)} - {"0123456789abcdef"}
     assert len(nonces) == 1
     nonce = nonces.pop()
-    places = [(kind, what) for kind, what, found in FENCE.findall(sent) if found == nonce]
+    places = [(kind, what) for kind, what, code in FENCE.findall(sent) if code == nonce]
     assert places == [(kind, what) for what in ("REQUEST", "ANSWER A", "ANSWER B") for kind in ("BEGIN", "END")]
     inside = re.search(f"^BEGIN ANSWER A {nonce}\n(.*)\nEND ANSWER A {nonce}$", sent, re.MULTILINE | re.DOTALL)[1]
     assert inside == ATTACK.replace("<|", "< |").replace("</s><", "< /s>< ").replace("[INST]", "[ INST]")

@@ -54,8 +54,10 @@ def nominal_alpha(value_AN):
 
 
 def test_the_preference_of_a_vote():
-    said = {(choice, a): preference(vote("Ann", 0, choice), key(a)) for choice in "ab" for a in ("model", "baseline")}
-    assert said == {("a", "model"): 2, ("b", "model"): 1, ("a", "baseline"): 1, ("b", "baseline"): 2}
+    preference_by_choice = {
+        (choice, a): preference(vote("Ann", 0, choice), key(a)) for choice in "ab" for a in ("model", "baseline")
+    }
+    assert preference_by_choice == {("a", "model"): 2, ("b", "model"): 1, ("a", "baseline"): 1, ("b", "baseline"): 2}
     assert preference(vote("Ann", 0, "tie"), key("model")) == 1.5
     assert preference(vote("Ann", 0, "skip"), key("model")) is None
 

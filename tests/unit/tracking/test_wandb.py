@@ -53,7 +53,7 @@ def test_wandb_sync_reads_config_metrics_tables_artifacts_and_parents(tmp_path, 
     assert (first["project"], first["groupName"], first["jobType"]) == ("lpsel", "tests", "select")
     assert (first["displayName"], first["name"]) == ("first", tracked_run(run_dir)["id"])
     assert first["tags"] == ["select", "one"]
-    config = {name: of["value"] for name, of in json.loads(last["config"]).items()}
+    config = {name: entry["value"] for name, entry in json.loads(last["config"]).items()}
     assert config["pct"] == 10
     assert config["judge"] == {"url": "http://***@host"}
     assert config["parents"] == ["scores: scores-abc"]
@@ -69,10 +69,13 @@ def test_wandb_sync_reads_config_metrics_tables_artifacts_and_parents(tmp_path, 
     (kept,) = [body for path, body in wandb_server.uploads.items() if path.endswith(".table.json")]
     assert json.loads(kept)["data"] == [[1, "<b>"], [None, "two"]]
 
-    made = {of["input"]["artifactCollectionName"]: of["input"] for of in wandb_server.operations["CreateArtifact"]}
+    made = {
+        operation["input"]["artifactCollectionName"]: operation["input"]
+        for operation in wandb_server.operations["CreateArtifact"]
+    }
     assert made["subset-def"]["artifactTypeName"] == "subset"
     assert json.loads(made["subset-def"]["metadata"]) == {"rows": 4}
-    (used,) = [of["input"] for of in wandb_server.operations["UseArtifact"]]
+    (used,) = [operation["input"] for operation in wandb_server.operations["UseArtifact"]]
     parent = made["scores-abc"]
     answered = wandb_server.answer("CreateArtifact", {"input": parent})["createArtifact"]["artifact"]["id"]
     assert (used["artifactID"], used["runName"]) == (answered, first["name"])
@@ -110,9 +113,9 @@ def test_with_an_account_a_run_is_online_and_has_the_same_parents(tmp_path, wand
     tracker.log_artifact(Artifact("subset", "subset-def", scores))
     assert tracker.finish({}) == f"Tracked at {wandb_server.url}/somebody/lpsel/runs/{tracker.run.id}"
     assert tracked_run(tmp_path) == {"id": tracker.run.id, "project": "lpsel", "entity": "somebody", "finished": True}
-    made = [of["input"]["artifactCollectionName"] for of in wandb_server.operations["CreateArtifact"]]
+    made = [operation["input"]["artifactCollectionName"] for operation in wandb_server.operations["CreateArtifact"]]
     assert {"scores-abc", "subset-def"} <= set(made)
-    assert [of["input"]["runName"] for of in wandb_server.operations["UseArtifact"]] == [tracker.run.id]
+    assert [operation["input"]["runName"] for operation in wandb_server.operations["UseArtifact"]] == [tracker.run.id]
     assert wandb_server.exit_codes == {tracker.run.id: 0}
 
 
