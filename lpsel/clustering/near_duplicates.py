@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from lpsel.data.values import WITHOUT_SPACES
+
 SIMILAR = 0.7  # smallest Jaccard similarity of the sets of word triples of near-duplicates
 MOST_ROWS = 5_000  # more rows are sampled, which takes less than a second
 MOST_PRODUCTS = 2_000_000_000  # pairs of rows with a common triple, summed over triples: about 10 s; more are sampled
 BLOCK = 256  # rows compared with all others at once
 HASHES = 2**22  # hash values of triples; collisions slightly increase the similarity
-WITHOUT_SPACES = r"\u3040-\u30ff\u3400-\u9fff"  # Chinese and Japanese characters, each of which is a word
 WORD = rf"[{WITHOUT_SPACES}]|[^\W{WITHOUT_SPACES}]+"
 
 

@@ -33,6 +33,8 @@ def unknown_form(
     if guess:
         pairs = ", ".join(f"{field}: {_quoted(column)}" for field, column in guess.items())
         hint = f"if that is their meaning, set '{option}.columns={{{pairs}}}'"
+    elif nested := [name for name, value in raw.items() if isinstance(value, dict)]:
+        hint = f"write the prompt and the answer as columns, not in an object such as {printable(nested[0])}"
     elif len(raw) == 1 and _named(PROMPTS, list(raw)) is None:
         problem = "the prompt and the answer must be separate"
         hint = "write them as two columns, such as prompt and completion, or as messages"
@@ -45,7 +47,7 @@ def _names(raw: Mapping[str, Any]) -> str:
 
 def _guess(raw: Mapping[str, Any]) -> dict[str, str]:
     """Guess a mapping from our fields to columns; empty if there is no good guess."""
-    columns = [column for column in raw if "reject" not in column.lower()]
+    columns = [name for name, value in raw.items() if "reject" not in name.lower() and not isinstance(value, dict)]
     for column in columns:
         if _is_conversation(raw[column]):
             return {"messages": column}

@@ -8,6 +8,7 @@ from typing import Any
 from lpsel.errors import UnusableRow, first_line
 
 MARKS = {"0": 0, "0.0": 0, "1": 1, "1.0": 1, "false": False, "true": True}
+WITHOUT_SPACES = r"\u3040-\u30ff\u3400-\u9fff"  # Chinese and Japanese characters, each of which is a word
 KINDS = {"list": "a list as text", "dict": "an object as text"}
 
 

@@ -7,7 +7,7 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
-from lpsel.clustering.near_duplicates import WITHOUT_SPACES
+from lpsel.data.values import WITHOUT_SPACES
 from lpsel.errors import UserError, check_choice
 from lpsel.generation.prompts import Prompt
 from lpsel.judging.judge import NO_REFERENCE, Judgement, Order, Question, higher_score_wins

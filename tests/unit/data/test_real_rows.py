@@ -435,6 +435,14 @@ def test_a_chosen_conversation_is_mapped_to_messages(tmp_path):
     assert example(row, tmp_path, columns={"messages": "chosen"}) == HELLO
 
 
+def test_columns_of_objects_are_not_mapped(tmp_path):
+    turns = answer(content="Hello")["messages"]
+    row = {"input": {"messages": turns[:1]}, "preferred_output": turns[1:], "non_preferred_output": turns[1:]}
+    hint = "write the prompt and the answer as columns, not in an object such as input"
+    with pytest.raises(UnusableRow, match=f"not a known form. .*{hint[1:]}"):  # OpenAI's preference pairs
+        example(row, tmp_path)
+
+
 def test_a_prompt_and_a_chosen_answer_as_turns_are_mapped_to_both(tmp_path):
     greeting, hello = answer(content="Hello")["messages"]
     row = {"prompt": [greeting], "chosen": [hello], "rejected": [{**hello, "content": "Go"}]}
