@@ -18,7 +18,7 @@ BASELINE, ALL_ROWS = "random", "full"
 INTERPOLATED = "interpolated"  # folder name of a point between two runs, which has no paired evaluation
 
 Basis = Literal["seeds", "rows", "none"]
-BySeed = Mapping[Any, Point]
+BySeed = Mapping[Any, Point]  # the points of one selection, by seed; not empty
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ def at_equal_rows(points: Sequence[Point]) -> list[Comparison]:
     """Compare every selection with equally many random rows, for the same target, training and seeds."""
 
     def is_reference(run: Run, other: Run) -> bool:
-        a, b = (number(each.get("training", "rows")) for each in (run, other))
-        as_many = a is None or b is None or _same(a, b)  # if known
-        return other.rule == BASELINE and other.pct == run.pct and as_many
+        rows, other_rows = number(run.get("training", "rows")), number(other.get("training", "rows"))
+        same_rows = rows is None or other_rows is None or _same(rows, other_rows)
+        return other.rule == BASELINE and other.pct == run.pct and same_rows
 
     return _compared_with_runs(points, is_reference)
 
@@ -69,20 +69,20 @@ def at_equal_tokens(points: Sequence[Point]) -> list[Comparison]:
     Without a random run of the same seed with as many tokens, its results are interpolated between percentages, in the
     logarithm of the tokens. Selections with more or fewer tokens than all random runs are left out.
     """
-    random = [p for p in points if p.run.rule == BASELINE and tokens(p)]
+    random = [p for p in points if p.run.rule == BASELINE and tokens(p.run)]
     curves = grouped(random, lambda p: (p.run.trained_as, p.run.get("seed")))
 
-    def reference_of(first: Point, ours: BySeed) -> BySeed:
-        return {
-            seed: point
-            for seed, p in ours.items()
-            if (point := _interpolated(curves.get((first.run.trained_as, seed), []), tokens(p))) is not None
+    def reference_of(selection: BySeed) -> BySeed:
+        trained_as = _first(selection).run.trained_as
+        references = {
+            seed: _interpolated(curves.get((trained_as, seed), []), tokens(p.run)) for seed, p in selection.items()
         }
+        return {seed: reference for seed, reference in references.items() if reference is not None}
 
     def is_reference(run: Run, other: Run) -> bool:
-        a, b = (number(each.get("training", "tokens")) for each in (run, other))
-        as_many = a is not None and b is not None and _same(a, b)
-        return other.rule == BASELINE and other.trained_as == run.trained_as and as_many
+        count, other_count = tokens(run), tokens(other)
+        same_tokens = count is not None and other_count is not None and _same(count, other_count)
+        return other.rule == BASELINE and other.trained_as == run.trained_as and same_tokens
 
     return _compared(points, reference_of, is_reference)
 
@@ -97,15 +97,16 @@ def differences(points: Sequence[Point]) -> list[Point]:
 
     Differences are only computed within an evaluation, and have a paired interval if that model was its baseline.
     """
-    everything = [p for p in points if p.run.rule == ALL_ROWS and p.metric == "nll"]
-    full = grouped(everything, lambda p: (p.evaluation.folder, p.run.trained_as))
+    trained_on_all = [p for p in points if p.run.rule == ALL_ROWS and p.metric == "nll"]
+    references = grouped(trained_on_all, lambda p: (p.evaluation.folder, p.run.trained_as))
     differing = []
     for p in points:
-        candidates = full.get((p.evaluation.folder, p.run.trained_as), [])
+        candidates = references.get((p.evaluation.folder, p.run.trained_as), [])
         if not candidates or p.run.rule == ALL_ROWS or p.run.pct is None:
             continue
-        all_rows = next((each for each in candidates if each.run.get("seed") == p.run.get("seed")), candidates[0])
-        paired = p.difference if all_rows.difference is None else None
+        same_seed = [other for other in candidates if other.run.get("seed") == p.run.get("seed")]
+        all_rows = (same_seed or candidates)[0]
+        paired = p.difference if all_rows.difference is None else None  # the baseline has no difference from itself
         differing.append(replace(p, **(paired or Interval(p.value - all_rows.value))._asdict()))
     return differing
 
@@ -117,16 +118,18 @@ def smallest_passing(points: Sequence[Point]) -> float | None:
     of its paired NLL difference an upper end of at most 0. The family-wise level is 95% (Bonferroni), since the best of
     several selections is reported. Ends are averaged over seeds, as if seeds shared all variation of their prompts.
     """
-    win_rates = bool(points) and points[0].metric == "win_rate"
-    to_all = [p for p in points if p.run.rule != ALL_ROWS and p.run.pct is not None and _against_all_rows(p)]
-    selections = by_selection(to_all if win_rates else differences(points))
+    are_win_rates = bool(points) and points[0].metric == "win_rate"
+    against_all = [p for p in points if p.run.rule != ALL_ROWS and p.run.pct is not None and _against_all_rows(p)]
+    selections = by_selection(against_all if are_win_rates else differences(points))
     level = 1 - 0.05 / max(len(selections), 1)
 
     def margin(p: Point) -> float:
         """Margin by which the interval passes; negative if it does not."""
-        _, low, high = _widened(p.at, level)
-        end = low if win_rates else high
-        return -np.inf if end is None else end - EVEN if win_rates else -end
+        at = _widened(p.at, level)
+        end = at.low if are_win_rates else at.high
+        if end is None:
+            return -np.inf
+        return end - EVEN if are_win_rates else -end
 
     passing = []
     for by_pct in selections.values():
@@ -142,9 +145,9 @@ def _against_all_rows(p: Point) -> bool:
     return p.baseline is not None and (p.baseline.rule, p.baseline.trained_as) == (ALL_ROWS, p.run.trained_as)
 
 
-def tokens(point: Point) -> float | None:
+def tokens(run: Run) -> float | None:
     """Number of training tokens."""
-    return number(point.run.get("training", "tokens"))
+    return number(run.get("training", "tokens"))
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
@@ -170,67 +173,81 @@ def _compared_with_runs(points: Sequence[Point], is_reference: Callable[[Run, Ru
     def is_comparable(run: Run, other: Run) -> bool:
         return run.trained_as == other.trained_as and is_reference(run, other)
 
-    def reference_of(first: Point, _: BySeed) -> BySeed | None:
-        candidates = [seeds for seeds in references if is_comparable(first.run, next(iter(seeds.values())).run)]
-        same = [seeds for seeds in candidates if next(iter(seeds.values())).run.variant == first.run.variant]
-        return next(iter(same or candidates), None) if len(same or candidates) == 1 else None
+    def reference_of(selection: BySeed) -> BySeed | None:
+        run = _first(selection).run
+        candidates = [reference for reference in references if is_comparable(run, _first(reference).run)]
+        same_variant = [reference for reference in candidates if _first(reference).run.variant == run.variant]
+        candidates = same_variant or candidates
+        return candidates[0] if len(candidates) == 1 else None
 
     return _compared(points, reference_of, is_comparable)
 
 
 def _compared(
     points: Sequence[Point],
-    reference_of: Callable[[Point, BySeed], BySeed | None],
+    reference_of: Callable[[BySeed], BySeed | None],
     is_reference: Callable[[Run, Run], bool],
 ) -> list[Comparison]:
     """Compare every selection with its reference; intervals have a family-wise level of 95% (Bonferroni)."""
     pairs: list[tuple[BySeed, BySeed | None]] = []
-    for ours in _by_selection(points, lambda rule: rule not in (BASELINE, ALL_ROWS)):
-        first = next(iter(ours.values()))
+    for selection in _by_selection(points, lambda rule: rule not in (BASELINE, ALL_ROWS)):
+        first = _first(selection)
         if first.metric == "win_rate" and first.baseline and is_reference(first.run, first.baseline):
-            pairs.append((ours, None))  # the win rate itself is the comparison
-        elif theirs := reference_of(first, ours):
-            pairs.append((ours, theirs))
+            pairs.append((selection, None))  # the win rate itself is the comparison
+        elif reference := reference_of(selection):
+            pairs.append((selection, reference))
     level = 1 - 0.05 / max(len(pairs), 1)
-    return [_comparison(ours, theirs, level) for ours, theirs in pairs]
+    return [_comparison(selection, reference, level) for selection, reference in pairs]
 
 
-def _comparison(ours: BySeed, theirs: BySeed | None, level: float) -> Comparison:
-    first = next(iter(ours.values()))
-    common = list(ours) if theirs is None else [seed for seed in ours if seed in theirs]
-    if len(common) > 1:
-        mine = [ours[seed].value for seed in common]
-        reference = [EVEN if theirs is None else theirs[seed].value for seed in common]
-        at = Interval(*t_interval(np.subtract(mine, reference).tolist(), level))
-        between = theirs is not None and any(_is_interpolated(theirs[seed]) for seed in common)
-        return Comparison(first, float(np.mean(mine)), float(np.mean(reference)), at, "seeds", len(common), between)
-    p = ours[common[0]] if common else first
-    q = None if theirs is None else theirs[common[0]] if common else next(iter(theirs.values()))
-    at = _widened(_of_rows(p, q), level)
-    basis: Basis = "none" if at.low is None else "rows"
-    return Comparison(p, p.value, EVEN if q is None else q.value, at, basis, 1, q is not None and _is_interpolated(q))
+def _comparison(selection: BySeed, reference: BySeed | None, level: float) -> Comparison:
+    """Compare over the common seeds or, with fewer than two, over rows. Without a reference, compare with 50%."""
+    common = [seed for seed in selection if reference is None or seed in reference]
+    points = [selection[seed] for seed in common] or [_first(selection)]
+    others = [] if reference is None else [reference[seed] for seed in common] or [_first(reference)]
+    values = [p.value for p in points]
+    references = [p.value for p in others] or [EVEN] * len(points)
+    if len(points) > 1:
+        difference = Interval(*t_interval(np.subtract(values, references).tolist(), level))
+        basis: Basis = "seeds"
+    else:
+        difference = _widened(_difference_over_rows(points[0], others[0] if others else None), level)
+        basis = "none" if difference.low is None else "rows"
+    value, reference_value = float(np.mean(values)), float(np.mean(references))
+    interpolated = any(_is_interpolated(p) for p in others)
+    return Comparison(points[0], value, reference_value, difference, basis, len(points), interpolated)
 
 
-def _of_rows(p: Point, q: Point | None) -> Interval:
-    """Difference of two points with a 95% interval over rows, paired if an evaluation provides it.
+def _difference_over_rows(p: Point, reference: Point | None) -> Interval:
+    """Difference from a reference, or from 50%, with a 95% interval over rows, paired if an evaluation provides it.
 
     Otherwise the values are treated as independent, which is conservative for models measured on the same rows.
     """
-    if q is None:
+    if reference is None:
         return Interval(p.value - EVEN, *(None if end is None else end - EVEN for end in (p.low, p.high)))
-    if p.difference is not None and p.baseline is not None and p.baseline.folder == q.run.folder:
+    if p.difference is not None and p.baseline is not None and p.baseline.folder == reference.run.folder:
         return p.difference
-    for sign, a, b in ((1, p, q), (-1, q, p)):
-        for pair in p.evaluation.entries("comparisons") if p.evaluation.folder == q.evaluation.folder else []:
-            if pair.get("models") == [a.evaluated_as, b.evaluated_as] and pair.get("n"):
-                at = [number(pair.get(name)) for name in ("difference", "ci_low", "ci_high")]
-                value, *ends = (None if end is None else sign * end for end in at)
-                return Interval(value or 0.0, *(ends if sign == 1 else reversed(ends)))
-    value = p.value - q.value
-    if p.low is None or p.high is None or q.low is None or q.high is None:
+    if p.evaluation.folder == reference.evaluation.folder:
+        if (paired := _paired_difference(p.evaluation, p.evaluated_as, reference.evaluated_as)) is not None:
+            return paired
+        if (reverse := _paired_difference(p.evaluation, reference.evaluated_as, p.evaluated_as)) is not None:
+            value, low, high = (None if end is None else -end for end in reverse)
+            return Interval(value or 0.0, low=high, high=low)
+    value = p.value - reference.value
+    if p.low is None or p.high is None or reference.low is None or reference.high is None:
         return Interval(value)
-    below, above = np.hypot(p.value - p.low, q.high - q.value), np.hypot(p.high - p.value, q.value - q.low)
-    return Interval(value, value - float(below), value + float(above))
+    below = float(np.hypot(p.value - p.low, reference.high - reference.value))
+    above = float(np.hypot(p.high - p.value, reference.value - reference.low))
+    return Interval(value, value - below, value + above)
+
+
+def _paired_difference(evaluation: Run, model: str, minus: str) -> Interval | None:
+    """Paired difference of two models from the comparisons of an evaluation; None if it did not compare them so."""
+    for pair in evaluation.entries("comparisons"):
+        if pair.get("models") == [model, minus] and pair.get("n"):
+            value, low, high = (number(pair.get(name)) for name in ("difference", "ci_low", "ci_high"))
+            return Interval(value or 0.0, low, high)
+    return None
 
 
 def _widened(at: Interval, level: float) -> Interval:
@@ -245,21 +262,32 @@ def _interpolated(curve: Sequence[Point], count: float | None) -> Point | None:
     """The random point with this number of tokens, interpolated if necessary; None outside the range of the curve."""
     if not curve or not count:
         return None
-    nearest = min(curve, key=lambda p: abs((tokens(p) or 0.0) - count))
-    if _same(tokens(nearest) or 0.0, count):
+
+    def tokens_of(p: Point) -> float:
+        return tokens(p.run) or 0.0
+
+    nearest = min(curve, key=lambda p: abs(tokens_of(p) - count))
+    if _same(tokens_of(nearest), count):
         return nearest
-    ordered = sorted(curve, key=lambda p: tokens(p) or 0.0)
-    x = [tokens(p) or 0.0 for p in ordered]
-    if not x[0] <= count <= x[-1]:
+    ordered = sorted(curve, key=tokens_of)
+    counts = [tokens_of(p) for p in ordered]
+    if not counts[0] <= count <= counts[-1]:
         return None
 
-    def at(values: list[float | None]) -> float | None:
-        return None if None in values else float(np.interp(np.log(count), np.log(x), np.array(values, np.float64)))
+    def interpolate(values: Sequence[float | None]) -> float | None:
+        if None in values:
+            return None
+        return float(np.interp(np.log(count), np.log(counts), np.array(values, np.float64)))
 
-    value, low, high = (at([getattr(p, name) for p in ordered]) for name in ("value", "low", "high"))
+    value = interpolate([p.value for p in ordered])
     assert value is not None
+    low, high = interpolate([p.low for p in ordered]), interpolate([p.high for p in ordered])
     run = replace(ordered[0].run, folder=ordered[0].run.folder / INTERPOLATED)
     return replace(ordered[0], value=value, low=low, high=high, run=run, evaluated_as="")
+
+
+def _first(by_seed: BySeed) -> Point:
+    return next(iter(by_seed.values()))
 
 
 def _is_interpolated(point: Point) -> bool:

@@ -34,13 +34,15 @@ class Scale(NamedTuple):
     @classmethod
     def of(cls, points: Sequence[Point]) -> "Scale":
         """Scale of a key metric; the reference is 50%, or the mean over seeds of training on all rows."""
-        label, is_win_rate = points[0].key_metric.axis_label, points[0].metric == "win_rate"
-        if is_win_rate:
-            return cls(label, {"50%": EVEN}, untrained(points), is_win_rate)
-        full = grouped((p for p in points if p.run.rule == ALL_ROWS), lambda p: p.run.target + p.run.variant)
-        means = {model: float(np.mean([p.value for p in seeds])) for model, seeds in full.items()}
-        named = {"all rows" if len(full) == 1 else f"all rows, {model}": mean for model, mean in means.items()}
-        return cls(label, named, untrained(points))
+        label = points[0].key_metric.axis_label
+        if points[0].metric == "win_rate":
+            return cls(label, {"50%": EVEN}, untrained(points), is_win_rate=True)
+        by_model = grouped((p for p in points if p.run.rule == ALL_ROWS), lambda p: p.run.target + p.run.variant)
+        references = {}
+        for model, seeds in by_model.items():
+            name = "all rows" if len(by_model) == 1 else f"all rows, {model}"
+            references[name] = float(np.mean([p.value for p in seeds]))
+        return cls(label, references, untrained(points))
 
 
 DIFFERENCE = Scale("NLL minus that of all rows, nats\n(lower is better)", {"same as all rows": 0.0})
@@ -56,10 +58,10 @@ def cost_figure(points: Sequence[Point], looks: Looks) -> Figure | None:
 
 def token_figure(points: Sequence[Point], looks: Looks) -> Figure | None:
     """Metric against training tokens, since selected rows may be longer or shorter than others."""
-    drawn = [p for p in points if p.run.pct is not None and tokens(p)]
-    if len({tokens(p) for p in drawn}) < 2:
+    drawn = [p for p in points if p.run.pct is not None and tokens(p.run)]
+    if len({tokens(p.run) for p in drawn}) < 2:
         return None
-    return _by_cost(drawn, Scale.of(points), looks, tokens, "training tokens")
+    return _by_cost(drawn, Scale.of(points), looks, lambda p: tokens(p.run), "training tokens")
 
 
 def fraction_figure(points: Sequence[Point], looks: Looks) -> Figure | None:
@@ -131,17 +133,18 @@ def _lines(axes: Axes, points: Sequence[Point], looks: Looks, x_of: CostOf) -> l
     labels = []
     for series, by_pct in by_selection(points).items():
         look, rule = looks[series], next(iter(by_pct.values()))[0].run.rule
-        seeds = [[p.value for p in same] for same in by_pct.values()]
-        costs = [[x_of(p) or np.nan for p in same] for same in by_pct.values()]
-        x, y = ([float(np.mean(of)) for of in each] for each in (costs, seeds))
+        # By percentage and seed.
+        costs = [[x_of(p) or np.nan for p in seeds] for seeds in by_pct.values()]
+        values = [[p.value for p in seeds] for seeds in by_pct.values()]
+        x, y = [float(np.mean(of_seeds)) for of_seeds in costs], [float(np.mean(of_seeds)) for of_seeds in values]
         if rule == BASELINE:
-            low, high = [min(of) for of in seeds], [max(of) for of in seeds]
-            axes.fill_between(x, low, high, color=look.color, alpha=0.25, linewidth=0)
-        for cost, dots, (only, *others) in zip(costs, seeds, by_pct.values(), strict=True):
-            if others:
-                axes.plot(cost, dots, look.marker, color=look.color, markersize=3.5, alpha=0.35, markeredgewidth=0)
+            axes.fill_between(x, [*map(min, values)], [*map(max, values)], color=look.color, alpha=0.25, linewidth=0)
+        for seeds, seed_costs, seed_values in zip(by_pct.values(), costs, values, strict=True):
+            if len(seeds) > 1:
+                axes.plot(seed_costs, seed_values, look.marker, color=look.color, markersize=3.5, alpha=0.35,
+                          markeredgewidth=0)  # fmt: skip
             else:
-                interval(axes, only.at, cost[0], look.color, alpha=0.45)
+                interval(axes, seeds[0].at, seed_costs[0], look.color, alpha=0.45)
         axes.plot(x, y, color=look.color, linewidth=1.7, linestyle=look.line, marker=look.marker, markersize=5.5,
                   label=look.label)  # fmt: skip
         if rule != ALL_ROWS:
