@@ -1,7 +1,7 @@
 """Collect metrics of trained models from evaluations and human votes."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,8 +94,9 @@ def points(runs: Runs) -> list[Point]:
         for entry in evaluation.models:
             name = model_name(entry)
             metrics = metrics_of(entry)
-            metric = next((metric for metric in KEY_METRICS if metric in metrics), None)
-            if metric is None or (run := trained.get(name)) is None:
+            metric = _key_metric(metrics)
+            run = trained.get(name)
+            if metric is None or run is None:
                 continue
             point = Point(
                 run.name,
@@ -118,10 +119,11 @@ def points(runs: Runs) -> list[Point]:
 
 def _with_distinct_conditions(points: Sequence[Point]) -> list[Point]:
     """Add a digest to descriptions of conditions that are equal although the conditions differ."""
-    described = grouped(points, lambda p: (p.metric, p.against))
-    known = {key: {p.conditions for p in same} for key, same in described.items()}
+    conditions = defaultdict(set)
+    for p in points:
+        conditions[p.metric, p.against].add(p.conditions)
     return [
-        replace(p, against=f"{p.against}, settings {p.conditions}") if len(known[p.metric, p.against]) > 1 else p
+        p if len(conditions[p.metric, p.against]) == 1 else replace(p, against=f"{p.against}, settings {p.conditions}")
         for p in points
     ]
 
@@ -149,12 +151,17 @@ def trained_models(evaluation: Run, runs: Runs) -> dict[str, Run]:
     """Training runs of the models of an evaluation, by model name."""
     training = runs.by_command("train")
     # Match both the folder at the time of training and the current one, since it may have been moved.
-    then = {Path(path).resolve(): run for run in training if isinstance(path := run.get("model"), str)}
-    trained = then | {(run.folder / "model").resolve(): run for run in training}
-    folders = {model_name(entry): entry.get("model") for entry in evaluation.models} | _answer_folders(evaluation, runs)
-    models = {name: Path(f).expanduser().resolve() for name, f in folders.items() if isinstance(f, str)}
-    matched = {name: trained.get(model) or trained.get(model / "model") for name, model in models.items()}
-    return {str(name): run for name, run in matched.items() if run is not None}
+    run_of_model = {Path(path).resolve(): run for run in training if isinstance(path := run.get("model"), str)}
+    run_of_model |= {(run.folder / "model").resolve(): run for run in training}
+    paths = {model_name(entry): entry.get("model") for entry in evaluation.models} | _answer_folders(evaluation, runs)
+    trained = {}
+    for name, path in paths.items():
+        if isinstance(path, str):
+            model = Path(path).expanduser().resolve()  # a model folder, or a run folder that contains it
+            run = run_of_model.get(model) or run_of_model.get(model / "model")
+            if run is not None:
+                trained[str(name)] = run
+    return trained
 
 
 def untrained(points: Sequence[Point]) -> dict[str, float]:
@@ -162,11 +169,11 @@ def untrained(points: Sequence[Point]) -> dict[str, float]:
     values: dict[str, float] = {}
     for p in points:
         trained = {other.evaluated_as for other in points if other.evaluation is p.evaluation}
+        path = p.run.get("base_model", "path")
         for entry in p.evaluation.models:
-            at = metrics_of(entry).get(p.metric)
-            path = p.run.get("base_model", "path")
-            is_target = model_name(entry) == p.run.target or (path is not None and entry.get("model") == path)
-            if at is not None and is_target and model_name(entry) not in trained:
+            name, at = model_name(entry), metrics_of(entry).get(p.metric)
+            is_target = name == p.run.target or (path is not None and entry.get("model") == path)
+            if at is not None and is_target and name not in trained:
                 values[p.run.target] = at.value
     return {"untrained" if len(values) == 1 else f"{name}, untrained": value for name, value in values.items()}
 
@@ -189,9 +196,10 @@ def _answer_folders(evaluation: Run, runs: Runs) -> dict[Any, Any]:
     """Folder of every model that generated answers, by its name in the evaluation."""
     if evaluation.command == "votes":  # the voting page is in the folder of the evaluation that wrote it
         key = Path(str(evaluation.get("key")))
-        return next(
-            (_answer_folders(run, runs) for run in runs.by_command("evaluate") if run.folder in key.parents), {}
-        )
+        for run in runs.by_command("evaluate"):
+            if run.folder in key.parents:
+                return _answer_folders(run, runs)
+        return {}
     return {answer.get("name"): answer.get("model") for answer in evaluation.entries("answers")}
 
 
@@ -201,17 +209,24 @@ def measures(evaluation: Run) -> list[Measure]:
     For a validation, the correlation of each score with the NLL, if it is defined.
     """
     if evaluation.command == "validate":
-        scores = evaluation.entries("scores")
-        known = [(str(e.get("score")), at, e) for e in scores if (at := number(e.get("spearman"))) is not None]
-        return [
-            Measure(score, "spearman", at, number(e.get("ci_low")), number(e.get("ci_high"))) for score, at, e in known
-        ]
+        correlations = []
+        for entry in evaluation.entries("scores"):
+            value, low, high = (number(entry.get(key)) for key in ("spearman", "ci_low", "ci_high"))
+            if value is not None:
+                correlations.append(Measure(str(entry.get("score")), "spearman", value, low, high))
+        return correlations
     measured = []
     for entry in evaluation.models:
         metrics = metrics_of(entry)
-        key = next((metric for metric in KEY_METRICS if metric in metrics), None)
-        measured += [Measure(model_name(entry), metric, *at) for metric, at in metrics.items() if key in (None, metric)]
+        key_metric = _key_metric(metrics)
+        names = metrics if key_metric is None else [key_metric]
+        measured += [Measure(model_name(entry), metric, *metrics[metric]) for metric in names]
     return measured
+
+
+def _key_metric(metrics: Container[str]) -> str | None:
+    """The key metric among the metrics of a model, None if there is none."""
+    return next((metric for metric in KEY_METRICS if metric in metrics), None)
 
 
 def metrics_of(entry: dict[str, Any]) -> dict[str, Interval]:
@@ -226,11 +241,14 @@ def metrics_of(entry: dict[str, Any]) -> dict[str, Interval]:
 
 
 def _interval(statistic: Any) -> Interval | None:
+    """Convert a statistic of result.json, a dictionary with `value`, `low` and `high`; None without a value."""
     value, low, high = (number(nested(statistic, key)) for key in ("value", "low", "high"))
     return None if value is None else Interval(value, low, high)
 
 
 def _against(evaluation: Run, entry: dict[str, Any], metric: str) -> str:
+    """Describe what a model was compared with, or measured on, such as: on alpaca-test, rows 500."""
+
     def text(key: str) -> str | None:
         value = entry.get(key, evaluation.get(key))
         if isinstance(value, dict):
@@ -245,4 +263,4 @@ def _against(evaluation: Run, entry: dict[str, Any], metric: str) -> str:
         parts["prompts"] = f"{judged:.0f}" if judged else None
     else:
         parts = {"on": text("dataset"), "rows": text("n")}
-    return ", ".join(f"{word} {value}" for word, value in parts.items() if value)
+    return ", ".join(f"{name} {value}" for name, value in parts.items() if value)

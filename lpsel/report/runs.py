@@ -92,8 +92,10 @@ class Run:
     @property
     def flops(self) -> float | None:
         """FLOPs of scoring and training, even if scores were reused; for a selection, FLOPs of its scores."""
-        kinds = (("ledger", "total"), ("scoring",), ("cost",))  # the last one of a validation
-        return number(next(filter(None, (self.get(*kind, "flops") for kind in kinds)), None))
+        for keys in (("ledger", "total"), ("scoring",), ("cost",)):  # of lpsel train, select and validate
+            if flops := self.get(*keys, "flops"):
+                return number(flops)
+        return None
 
     @property
     def everything(self) -> float | None:
@@ -112,9 +114,11 @@ class Run:
             return number(self.get("cost", "seconds"))
         if self.command != "evaluate":
             return number(self.get("ledger", "total", "device_seconds") or self.get("scoring", "device_seconds"))
-        spent = [entry.get("seconds") for entry in [*self.entries("models"), *self.entries("answers")]]
-        parts = [number(part) for s in spent for part in (s.values() if isinstance(s, dict) else [s])]
-        known = [part for part in parts if part is not None]
+        spent: list[float | None] = []
+        for entry in [*self.entries("models"), *self.entries("answers")]:
+            seconds = entry.get("seconds")  # a number, or numbers by part of the work
+            spent += map(number, seconds.values() if isinstance(seconds, dict) else [seconds])
+        known = [seconds for seconds in spent if seconds is not None]
         return sum(known) if known else None
 
     @property
@@ -168,14 +172,15 @@ def with_variants(runs: Sequence[Run]) -> list[Run]:
     """
     selecting = [run for run in runs if run.command in ("train", "select")]
     settings = {run.folder: _settings(run) for run in selecting}
-    trained = {run.folder: _training(settings[run.folder]) for run in selecting if run.command == "train"}
-    targets = grouped((run for run in selecting if run.folder in trained), lambda run: run.target)
+    training_settings = {run.folder: _training(settings[run.folder]) for run in selecting if run.command == "train"}
+    by_target = grouped((run for run in selecting if run.command == "train"), lambda run: run.target)
     variants: dict[Path, str] = {}
     for (_, target), same in grouped(selecting, lambda run: (run.series, run.target)).items():
         group = {run.folder: settings[run.folder] for run in same}
-        of_target = [trained[run.folder] for run in targets.get(target, [])]
-        variants |= _variants(group, list(dict.fromkeys([*_differing([*group.values()]), *_differing(of_target)])))
-    conditions = {folder: digest(of_run)[:8] for folder, of_run in trained.items()}
+        of_target = [training_settings[run.folder] for run in by_target.get(target, [])]
+        keys = [*_differing([*group.values()]), *_differing(of_target)]
+        variants |= _variants(group, list(dict.fromkeys(keys)))
+    conditions = {folder: digest(values)[:8] for folder, values in training_settings.items()}
     return [
         replace(run, variant=variants.get(run.folder, ""), conditions=conditions.get(run.folder, "")) for run in runs
     ]
@@ -196,26 +201,30 @@ def pct_unit(runs: Iterable[Run]) -> str:
     return " or ".join(sorted(map(str, units))) or "rows"
 
 
-def _differing(several: Sequence[dict[str, str]]) -> list[str]:
-    """Keys in which settings differ."""
-    keys = dict.fromkeys(key for settings in several for key in settings)
-    return [key for key in keys if len({settings.get(key) for settings in several}) > 1]
+def _differing(settings_of_runs: Sequence[dict[str, str]]) -> list[str]:
+    """Keys in which the settings of runs differ."""
+    keys = dict.fromkeys(key for settings in settings_of_runs for key in settings)
+    return [key for key in keys if len({settings.get(key) for settings in settings_of_runs}) > 1]
 
 
 def _variants(group: dict[Path, dict[str, str]], keys: Sequence[str]) -> dict[Path, str]:
-    """Format these settings as text, such as `, length=matched`; different values get different texts."""
+    """Format the settings `keys` of each run as text, such as `, length=matched`; different values differ in text."""
     values = {folder: [settings.get(key, "–") for key in keys] for folder, settings in group.items()}
-    texts = {folder: _variant(dict(zip(keys, of_run, strict=True))) for folder, of_run in values.items()}
+    texts = {folder: _variant(zip(keys, of_run, strict=True)) for folder, of_run in values.items()}
     if len(set(texts.values())) < len(set(map(tuple, values.values()))):
         return {folder: f"{text}, #{digest(values[folder])[:4]}" for folder, text in texts.items()}
     return texts
 
 
-def _variant(settings: dict[str, str]) -> str:
-    """Format the first settings that have a name."""
-    parts = [(key.split("."), value) for key, value in settings.items()]
-    named = [f"{key[-2] if key[-1] == 'name' else key[-1]}={value}" for key, value in parts if key[-1] not in UNNAMED]
-    return "".join(f", {text}" for text in list(dict.fromkeys(named))[:MOST_NAMED])
+def _variant(settings: Iterable[tuple[str, str]]) -> str:
+    """Format the first settings that labels name: `scorer.name` by its parent, other keys by their last part."""
+    texts: dict[str, None] = {}  # without repetitions, in order
+    for key, value in settings:
+        parts = key.split(".")
+        if parts[-1] not in UNNAMED:
+            name = parts[-2] if parts[-1] == "name" else parts[-1]
+            texts[f", {name}={value}"] = None
+    return "".join([*texts][:MOST_NAMED])
 
 
 def _training(settings: dict[str, str]) -> dict[str, str]:
@@ -235,14 +244,16 @@ def _settings(run: Run) -> dict[str, str]:
 
 
 def _run_folders(top: Path) -> Iterator[Path]:
+    """Yield run folders in `top`, without their subfolders; `top` itself also if it only has other files."""
+
     def fail(error: OSError) -> NoReturn:
         raise error
 
-    for folder, inside, files in os.walk(top, onerror=fail):
-        if RESULT in files or RUN_CONFIG in files or (Path(folder) == top and files and not inside):
-            inside.clear()
+    for folder, subfolders, files in os.walk(top, onerror=fail):
+        if RESULT in files or RUN_CONFIG in files or (Path(folder) == top and files and not subfolders):
+            subfolders.clear()
             yield Path(folder)
-        inside[:] = sorted(name for name in inside if not name.startswith("."))
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
 
 
 def _read(folder: Path) -> Run | str:
@@ -278,6 +289,7 @@ def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
 
 
 def nested(value: Any, *keys: str) -> Any:
+    """Value of nested keys, None if a key is missing or its parent is not a dictionary."""
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value
