@@ -47,8 +47,9 @@ def _is_end(name: str, row: dict[str, Any]) -> bool:
 
 
 def _cell(row: dict[str, Any], name: str) -> Cell:
+    """Format a column of a row, with its interval if there is one; a count in text is sorted by its number."""
     value = row[name]
-    prefix = "" if name == "value" else f"{name} "
+    prefix = "" if name == "value" else f"{name} "  # of the columns with the ends of the interval
     low, high = row.get(f"{prefix}low"), row.get(f"{prefix}high")
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     is_rate = "%" in name or (row.get("metric") == "win_rate" and f"{prefix}low" in row)
@@ -86,4 +87,7 @@ def spread(values: Iterable[float], text: Callable[[float], str]) -> str:
 
 
 def _decimals(size: float) -> int:
-    return 3 if size < 10 else 1 if size < 1000 else 0
+    """Number of decimals that leaves three or four digits of a number of this size."""
+    if size < 10:
+        return 3
+    return 1 if size < 1000 else 0

@@ -43,51 +43,59 @@ def result_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
     """
     rows, labels = [], short_labels([p.run for p in points])
     for group in comparable(points):
-        by_name = {"minus random": at_equal_rows(group), "minus random, equal tokens": at_equal_tokens(group)}
-        compared = {name: {c.selection: c.difference for c in several} for name, several in by_name.items()}
+        from_rows = {c.selection: c.difference for c in at_equal_rows(group)}
+        from_tokens = {c.selection: c.difference for c in at_equal_tokens(group)}
         for series, by_pct in by_selection(group).items():
             for pct, same in by_pct.items():
-                differences = {name: of.get((series, pct)) for name, of in compared.items()}
+                differences = {
+                    "minus random": from_rows.get((series, pct)),
+                    "minus random, equal tokens": from_tokens.get((series, pct)),
+                }
                 rows.append(_result(labels[series], same, differences))
-        known = {"metric": group[0].metric, "against": group[0].against}
         for label, value in untrained(group).items():
-            rows.append(dict.fromkeys(rows[-1]) | known | {"selection": label, "value": value})
+            empty = dict.fromkeys(rows[-1])
+            known = {"metric": group[0].metric, "against": group[0].against, "selection": label, "value": value}
+            rows.append(empty | known)
     return rows
 
 
 def _result(label: str, same: Sequence[Point], differences: Mapping[str, Interval | None]) -> dict[str, Any]:
+    """Row of one selection, from its points of all seeds and its differences from random rows by column name."""
     by_seed = grouped(same, lambda p: p.run.get("seed"))
-    first = [several[0] for several in by_seed.values()]
-    p = first[0]
-    doubled = [seed for seed, several in by_seed.items() if len({each.value for each in several}) > 1]
-    ours, everything = _mean([each.run.flops for each in first]), _mean([each.run.everything for each in first])
+    one_per_seed = [seed_points[0] for seed_points in by_seed.values()]
+    p = one_per_seed[0]
+    ambiguous = [seed for seed, seed_points in by_seed.items() if len({q.value for q in seed_points}) > 1]
+    flops = _mean([q.run.flops for q in one_per_seed])
+    flops_of_all_rows = _mean([q.run.everything for q in one_per_seed])
+    difference_columns: dict[str, float | None] = {}
+    for name, at in differences.items():
+        value, low, high = at or (None, None, None)
+        difference_columns |= {name: value, f"{name} low": low, f"{name} high": high}
     return {
         "selection": label,
         "series": p.run.series,
         "pct": p.run.pct,
         "seeds": ", ".join(str(seed) for seed in sorted(by_seed, key=str) if seed is not None),
-        **_sizes(first),
+        **_sizes(one_per_seed),
         "metric": p.metric,
-        "n": _range([each.details["n"] for each in first]),
-        **(dict.fromkeys(SPREAD) if doubled else _spread(first)),
-        **{
-            f"{name}{end}": value
-            for name, at in differences.items()
-            for end, value in zip(("", " low", " high"), at or (None, None, None), strict=True)
-        },
-        "total FLOPs": ours,
-        "FLOPs, % of all rows": 100 * ours / everything if ours and everything else None,
-        "problem": f"two values for seed {doubled[0]}" if doubled else None,
+        "n": _range([q.details["n"] for q in one_per_seed]),
+        **(dict.fromkeys(SPREAD) if ambiguous else _spread(one_per_seed)),
+        **difference_columns,
+        "total FLOPs": flops,
+        "FLOPs, % of all rows": 100 * flops / flops_of_all_rows if flops and flops_of_all_rows else None,
+        "problem": f"two values for seed {ambiguous[0]}" if ambiguous else None,
         "against": p.against,
     }
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
+    """Mean of the values that are known and not 0; None if there are none."""
     known = [value for value in values if value]
     return float(np.mean(known)) if known else None
 
 
 def _spread(points: Sequence[Point]) -> dict[str, float | None]:
+    """Columns `SPREAD` of a selection with one point per seed."""
     values = [p.value for p in points]
     if len(values) == 1:
         return dict.fromkeys(SPREAD) | points[0].at._asdict()
@@ -102,5 +110,6 @@ def _sizes(points: Sequence[Point]) -> dict[str, str | None]:
 
 
 def _range(values: Sequence[float | None]) -> str | None:
+    """Format counts as a number or a range; None if none is known."""
     known = [value for value in values if value is not None]
     return spread(known, "{:,.0f}".format) if known else None

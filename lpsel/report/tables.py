@@ -84,19 +84,16 @@ def run_rows(runs: Runs, points: Sequence[Point]) -> Table:
 def difference_rows(runs: Runs) -> Table:
     """Paired differences between two models of a pairwise evaluation, in percentage points of the win rate."""
     columns = {"difference": "value", "ci_low": "low", "ci_high": "high", "p_value_holm": "p value holm", "n": "n"}
-    return [
-        {
-            "model": str(pair["models"][0]),
-            "minus": str(pair["models"][1]),
-            "seed": seeds.get(str(pair["models"][0])),
-            **{column: number(pair.get(name)) for name, column in columns.items()},
-            "evaluation": str(run.folder),
-        }
-        for run in runs.by_command("evaluate")
-        for seeds in [_seeds(runs, run)]
-        for pair in run.entries("comparisons")
-        if pair.get("n")
-    ]
+    rows = []
+    for run in runs.by_command("evaluate"):
+        seeds = _seeds(runs, run)
+        for pair in run.entries("comparisons"):
+            if pair.get("n"):
+                model, minus = str(pair["models"][0]), str(pair["models"][1])
+                numbers = {column: number(pair.get(name)) for name, column in columns.items()}
+                row = {"model": model, "minus": minus, "seed": seeds.get(model)}
+                rows.append(row | numbers | {"evaluation": str(run.folder)})
+    return rows
 
 
 def _seeds(runs: Runs, evaluation: Run) -> dict[str, Any]:
@@ -176,25 +173,27 @@ def example_rows(runs: Runs) -> Table:
 def group_rows(runs: Runs) -> Table:
     """Win rates by category and prompt set, for every evaluation and vote count."""
     counts = ("n", "wins", "ties", "losses", "failed")
-    return [
-        {
-            "model": model_name(entry),
-            "seed": seeds.get(model_name(entry)),
-            "against": str(run.get("baseline") or "–"),
-            "kind": kind,
-            "group": str(name),
-            **{count: group.get(count) for count in counts},
-            **_win_rate(group),
-            "evaluation": str(run.folder),
-        }
-        for run in runs.by_command("evaluate", "votes")
-        for seeds in [_seeds(runs, run)]
-        for kind, key in (("category", "by_category"), ("prompt set", "by_prompt_set"))
-        for entry in run.models
-        if entry.get("informative") is not False
-        for name, group in (entry.get(key) or {}).items()
-        if number(group.get("win_rate")) is not None
-    ]
+    rows = []
+    for run in runs.by_command("evaluate", "votes"):
+        seeds = _seeds(runs, run)
+        informative = [entry for entry in run.models if entry.get("informative") is not False]
+        for kind, key in (("category", "by_category"), ("prompt set", "by_prompt_set")):
+            for entry in informative:
+                for name, group in (entry.get(key) or {}).items():
+                    if number(group.get("win_rate")) is None:
+                        continue
+                    row = {
+                        "model": model_name(entry),
+                        "seed": seeds.get(model_name(entry)),
+                        "against": str(run.get("baseline") or "–"),
+                        "kind": kind,
+                        "group": str(name),
+                        **{count: group.get(count) for count in counts},
+                        **_win_rate(group),
+                        "evaluation": str(run.folder),
+                    }
+                    rows.append(row)
+    return rows
 
 
 def vote_rows(runs: Runs) -> Table:
@@ -217,6 +216,7 @@ def vote_rows(runs: Runs) -> Table:
 
 
 def _win_rate(counted: dict[str, Any]) -> dict[str, float | None]:
+    """Columns with the win rate of counted verdicts and its interval."""
     low, high = shown_interval(counted)
     return {"value": number(counted.get("win_rate")), "low": number(low), "high": number(high)}
 
@@ -225,8 +225,10 @@ def harness_rows(runs: Runs) -> Table:
     """All metrics of lm-evaluation-harness."""
     rows = []
     for run in runs.by_command("evaluate"):
+        if run.get("evaluator") != "lm_eval":
+            continue
         seeds = _seeds(runs, run)
-        for entry in run.models if run.get("evaluator") == "lm_eval" else []:
+        for entry in run.models:
             name = model_name(entry)
             for metric, at in metrics_of(entry).items():
                 task, _, kind = metric.partition("/")
