@@ -1,11 +1,12 @@
 """Self-contained HTML pages: the report of runs and the agreement of scorers."""
 
 import os
+import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from markupsafe import Markup
@@ -19,7 +20,7 @@ from lpsel.report.cells import capitalized, readable
 from lpsel.report.comparisons import EVEN
 from lpsel.report.drawing import DARK_SERIES, INK, MUTED, SERIES, SLIDE, Look, looks, save_files, svg
 from lpsel.report.points import KEY_METRICS, Interval, Point, comparable, one_value_per_seed, points, trained_models
-from lpsel.report.runs import EXPLORER, REPORTED, Run, Runs
+from lpsel.report.runs import EXPLORER, REPORTED, Run, Runs, grouped
 from lpsel.report.summary import Summary, summarize
 from lpsel.report.tables import Table, all_tables
 from lpsel.report.wandb import SPEC as WANDB_SPEC
@@ -33,23 +34,32 @@ Drawn = tuple[str, str, Figure | None]  # file name, caption and figure
 MOST_OF_A_KIND = 6  # trajectory and length figures; more would crowd out the other figures
 HEADLINE = "quality-1"  # the figure next to the summary
 
-# Sections of the report in order: names of their figures, and titles of their collapsed tables.
-SECTIONS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
-    "Quality": (
+
+class Section(NamedTuple):
+    """A section of the report: names of its figures without a number, and titles of its collapsed tables by name."""
+
+    title: str
+    figures: tuple[str, ...] = ()
+    tables: Mapping[str, str] = {}
+
+
+SECTIONS = (
+    Section(
+        "Quality",
         ("quality", "share", "tokens", "difference"),
         {"differences": "Differences between models", "evaluations": "All evaluations"},
     ),
-    "Buckets": (("buckets",), {}),
-    "Scorer and target": (("scorers",), {}),
-    "Categories and prompt sets": (("groups",), {"groups": "Win rates"}),
-    "Human evaluation": ((), {"votes": "Annotators"}),
-    "lm-evaluation-harness": (("harness",), {"harness": "Tasks"}),
-    "Agreement of scores": (("agreement",), {}),
-    "What the scores correlate with": ((), {"diagnosis": "Spearman correlations, and counts of selected rows"}),
-    "Hard and easy rows": (("trajectory",), {"examples": "Rows of each ranking: first, last and random"}),
-    "Lengths of selected rows": (("lengths",), {}),
-    "Costs": (("costs",), {"costs": "Ledgers"}),
-}
+    Section("Buckets", ("buckets",)),
+    Section("Scorer and target", ("scorers",)),
+    Section("Categories and prompt sets", ("groups",), {"groups": "Win rates"}),
+    Section("Human evaluation", (), {"votes": "Annotators"}),
+    Section("lm-evaluation-harness", ("harness",), {"harness": "Tasks"}),
+    Section("Agreement of scores", ("agreement",)),
+    Section("What the scores correlate with", (), {"diagnosis": "Spearman correlations, and counts of selected rows"}),
+    Section("Hard and easy rows", ("trajectory",), {"examples": "Rows of each ranking: first, last and random"}),
+    Section("Lengths of selected rows", ("lengths",)),
+    Section("Costs", ("costs",), {"costs": "Ledgers"}),
+)
 OMITTED: dict[str, tuple[str, ...]] = {  # columns of a table that are only in the CSV files, not on the page
     "results": ("series", "lowest", "highest", "sd"),
     "runs": ("selection FLOPs", "training FLOPs"),
@@ -58,9 +68,8 @@ OMITTED: dict[str, tuple[str, ...]] = {  # columns of a table that are only in t
 MOST_OPEN = 12  # rows of a table that is not collapsed
 SCHEMES = {"light": SERIES, "dark": DARK_SERIES}
 SERIES_NAMES = [f"series-{k}" for k in range(len(SERIES))]
-PAGE_COLORS = dict(
-    zip((*SERIES, INK, MUTED), (*SERIES_NAMES, "ink", "quiet"), strict=True)
-)  # and the CSS variables that replace them
+# Colors of figures, and the CSS variables that replace them on the page.
+PAGE_COLORS = dict(zip(SERIES, SERIES_NAMES, strict=True)) | {INK: "ink", MUTED: "quiet"}
 OVER_SEEDS = "Lines connect means over seeds, faint dots are seeds, the gray band is the range of random rows"
 QUALITY_FIGURES = {
     "quality": (
@@ -94,7 +103,7 @@ FORMULAS = {
 
 def render(template: str, **values: Any) -> str:
     """Render a page from a template of this package, in the colors of the figures."""
-    colors = {f"{name}_colors": dict(zip(SERIES_NAMES, of, strict=True)) for name, of in SCHEMES.items()}
+    colors = {f"{name}_colors": dict(zip(SERIES_NAMES, colors, strict=True)) for name, colors in SCHEMES.items()}
     return html_pages.render("lpsel.report", template, **colors, **values)
 
 
@@ -122,19 +131,21 @@ def write_report(runs: Runs, out: Path, command: str = "lpsel report") -> Path:
 def _report_page(
     runs: Runs, summary: Summary, tables: dict[str, Table], drawn: list[dict[str, Any]], out: Path, command: str
 ) -> str:
+    """Render the page; `drawn` has the SVG elements, names and captions of the figures."""
     omitted = dict(OMITTED)
     if len({row["against"] for row in tables["results"]}) == 1:
         omitted["results"] += ("against",)
     shown = {name: readable(table, omitted.get(name, ())) for name, table in tables.items() if table}
-    others = [figure for figure in drawn if figure["name"] != HEADLINE]
-    sections = [
-        (
-            title,
-            [figure for figure in others if figure["name"].rpartition("-")[0] in kinds or figure["name"] in kinds],
-            [(name, shown[table]) for table, name in names.items() if table in shown],
-        )
-        for title, (kinds, names) in SECTIONS.items()
-    ]
+    sections = []
+    for section in SECTIONS:
+        section_figures = [
+            figure
+            for figure in drawn
+            if figure["name"] != HEADLINE and re.sub(r"-\d+$", "", figure["name"]) in section.figures
+        ]
+        section_tables = [(title, shown[name]) for name, title in section.tables.items() if name in shown]
+        if section_figures or section_tables:
+            sections.append((section.title, section_figures, section_tables))
     return render(
         "report.html.j2",
         runs=runs,
@@ -142,7 +153,7 @@ def _report_page(
         summary=summary,
         headline=[figure for figure in drawn if figure["name"] == HEADLINE],
         tables=shown,
-        sections=[section for section in sections if section[1] or section[2]],
+        sections=sections,
         origin={"date": date.today().isoformat(), "command": command, "version": __version__},
         most_open=MOST_OPEN,
         link=lambda folder: link(Path(folder), out),
@@ -185,20 +196,18 @@ def _scored_by(run: Run) -> str:
 
 def _first(runs: Sequence[Run], key: Callable[[Run], Any]) -> list[Run]:
     """The first run with scores for each `key`, at most MOST_OF_A_KIND."""
-    first: dict[str, Run] = {}
-    for run in runs:
-        if run.get("scores"):
-            first.setdefault(str(key(run)), run)
-    return list(first.values())[:MOST_OF_A_KIND]
+    by_key = grouped((run for run in runs if run.get("scores")), lambda run: str(key(run)))
+    return [same[0] for same in by_key.values()][:MOST_OF_A_KIND]
 
 
 def _quality_figures(measured: Sequence[Point], style: dict[str, Look]) -> Iterator[Drawn]:
+    """Yield the figures of every metric and its conditions."""
     for k, group in enumerate(comparable(measured), 1):
-        about = f"{capitalized(group[0].key_metric.title)} {group[0].against}."
-        if drawn := one_value_per_seed(group):
+        metric = f"{capitalized(group[0].key_metric.title)} {group[0].against}."
+        if unambiguous := one_value_per_seed(group):
             for name, (draw, caption) in QUALITY_FIGURES.items():
-                yield f"{name}-{k}", f"{about} {caption}", draw(drawn, style)
-            yield f"scorers-{k}", f"{about} Means over seeds.", figures.scorer_target_figure(drawn)
+                yield f"{name}-{k}", f"{metric} {caption}", draw(unambiguous, style)
+            yield f"scorers-{k}", f"{metric} Means over seeds.", figures.scorer_target_figure(unambiguous)
 
 
 def _dot_figures(
@@ -228,7 +237,7 @@ def agreement_page(study: Study, numbers: dict[str, Any]) -> str:
             metric: [(title, _element(svg(figure, name))) for name, title, figure in agreement_figures(study, metric)]
             for metric in study.metrics
         },
-        pairs=lambda metric, rows: [p for p in numbers["pairs"] if (p["metric"], p["rows"]) == (metric, rows)],
+        pairs=lambda metric, rows: [p for p in numbers["pairs"] if p["metric"] == metric and p["rows"] == rows],
         all_rows=ALL,
         defined=DEFINED,
         rows_of_a_cluster=ROWS_OF_A_CLUSTER,

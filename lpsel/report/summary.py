@@ -36,6 +36,7 @@ def summarize(runs: Runs, measured: Sequence[Point]) -> Summary:
     labels = short_labels([p.run for p in measured])
     key, *others = comparable(measured)
     rows, at_tokens, all_rows = at_equal_rows(key), at_equal_tokens(key), to_all_rows(key)
+    conclusion = _conclusion(key, rows, at_tokens, labels)
     paragraphs = [
         compared,
         ("At equal rows", _differences(rows, labels)),
@@ -43,15 +44,11 @@ def summarize(runs: Runs, measured: Sequence[Point]) -> Summary:
         ("Against all rows", _against_all_rows(all_rows, labels)),
         ("Cost", _costs(key, labels)),
         ("Intervals", _intervals([*rows, *at_tokens, *all_rows])),
-        *(
-            (
-                f"By {of[0].key_metric.title}, {of[0].against}",
-                [_conclusion(of, at_equal_rows(of), at_equal_tokens(of), labels)],
-            )
-            for of in others[:2]
-        ),
     ]
-    return Summary(_conclusion(key, rows, at_tokens, labels), [(title, lines) for title, lines in paragraphs if lines])
+    for other in others[:2]:
+        title = f"By {other[0].key_metric.title}, {other[0].against}"
+        paragraphs.append((title, [_conclusion(other, at_equal_rows(other), at_equal_tokens(other), labels)]))
+    return Summary(conclusion, [(title, lines) for title, lines in paragraphs if lines])
 
 
 def _nothing_measured(runs: Runs) -> str:
@@ -65,21 +62,26 @@ def _nothing_measured(runs: Runs) -> str:
 
 
 def _compared(runs: Runs, measured: Sequence[Point]) -> str:
+    """List the rules, datasets, percentages, seeds and targets of the runs, and what was measured."""
     selections = runs.by_command("train", "select")
     if not selections:
         return f"{_count(len(runs.finished), 'run')}: {_listed(sorted({run.command for run in runs.finished}))}."
     rules = list(dict.fromkeys(run.rule for run in selections if run.rule not in REFERENCES))
-    compared = [name for rule, name in REFERENCES.items() if any(run.rule == rule for run in selections)]
+    references = [name for rule, name in REFERENCES.items() if any(run.rule == rule for run in selections)]
     pcts = sorted({run.pct for run in selections if run.pct is not None and run.rule != ALL_ROWS})
     seeds = {run.get("seed") for run in selections} - {None}
     sizes = {(r.get("dataset", "name"), r.get("n_total")) for r in selections if isinstance(r.get("n_total"), int)}
-    data = [f"{name} ({size:,} rows)" for name, size in sorted(sizes, key=str)]
+    datasets = [f"{name} ({size:,} rows)" for name, size in sorted(sizes, key=str)]
     targets = sorted({run.target for run in selections if run.command == "train"})
-    text = _listed([*rules, *compared], more="other rules")
-    text += f" on {_listed(data)}" if data else ""
-    text += f", {_pcts(pcts)} of the {pct_unit(selections)}" if pcts else ""
-    text += f", {_count(len(seeds), 'seed')}" if seeds else ""
-    text += f"; trained: {_listed(targets)}" if targets else ""
+    text = _listed([*rules, *references], more="other rules")
+    if datasets:
+        text += f" on {_listed(datasets)}"
+    if pcts:
+        text += f", {_pcts(pcts)} of the {pct_unit(selections)}"
+    if seeds:
+        text += f", {_count(len(seeds), 'seed')}"
+    if targets:
+        text += f"; trained: {_listed(targets)}"
     if measured:
         text += f"; measured: {_measured(measured[-1])}"
     return f"{text}."
@@ -113,39 +115,44 @@ def _verdicts(compared: Sequence[Comparison], labels: dict[str, str], reference:
     for verdict, sentence in VERDICTS.items():
         if chosen := [c for c in compared if c.verdict == verdict]:
             verb = "is" if len({c.point.run.series for c in chosen}) == 1 else "are"
-            selections = _selections(chosen, labels, named=not where)
+            selections = _selections(chosen, labels, with_pcts=not where)
             sentences.append(sentence.format(selections=selections, verb=verb, reference=reference))
     text = f"{where}{'; '.join(sentences)}."
     return capitalized(text) if where or text.startswith("for ") else text
 
 
-def _selections(chosen: Sequence[Comparison], labels: dict[str, str], named: bool = True) -> str:
-    """List labels, with percentages if `named`, such as: lp at 5 and 10%, lp_app at 5%."""
+def _selections(chosen: Sequence[Comparison], labels: dict[str, str], with_pcts: bool = True) -> str:
+    """List labels, such as: lp at 5 and 10%, lp_app at 5%."""
     by_label = grouped(chosen, lambda c: labels[c.point.run.series])
-    pcts = {label: _pcts(sorted(c.point.run.pct or 0.0 for c in of)) for label, of in by_label.items()}
-    texts = [f"{label} at {text}" if named else label for label, text in pcts.items()]
+    texts = []
+    for label, same in by_label.items():
+        pcts = _pcts(sorted(c.point.run.pct or 0.0 for c in same))
+        texts.append(f"{label} at {pcts}" if with_pcts else label)
     return _listed(texts, more="other selections")
 
 
 def _differences(compared: Sequence[Comparison], labels: dict[str, str], how: str = "") -> list[str]:
-    """List all differences with intervals, largest gains first."""
+    """List the largest gains with intervals; `how` adds to the first line how the references were determined."""
     if not compared:
         return []
     ordered = sorted(compared, key=lambda c: -c.gain)
     metric = compared[0].point.key_metric
-    return [
-        f"{capitalized(metric.title)} in {metric.unit_name}, {metric.better} is better{how}:",
-        *(f"{_at(c, labels)}: {_value(c)} against {_value(c, c.reference)}, {_change(c)}" for c in ordered[:MOST]),
-        *([f"{_count(len(ordered) - MOST, 'more comparison')} in the table of results."] if ordered[MOST:] else []),
-    ]
+    lines = [f"{capitalized(metric.title)} in {metric.unit_name}, {metric.better} is better{how}:"]
+    lines += [f"{_at(c, labels)}: {_values(c)}, {_change(c)}" for c in ordered[:MOST]]
+    if len(ordered) > MOST:
+        lines.append(f"{_count(len(ordered) - MOST, 'more comparison')} in the table of results.")
+    return lines
 
 
 def _at(c: Comparison, labels: dict[str, str]) -> str:
+    """Name a selection, such as: lp at 5%."""
     return f"{labels[c.point.run.series]} at {c.point.run.pct:g}%"
 
 
-def _value(c: Comparison, value: float | None = None) -> str:
-    return f"{c.value if value is None else value:.{c.point.key_metric.digits}f}"
+def _values(c: Comparison) -> str:
+    """Format both values, such as: 2.500 against 3.000."""
+    digits = c.point.key_metric.digits
+    return f"{c.value:.{digits}f} against {c.reference:.{digits}f}"
 
 
 def _change(c: Comparison) -> str:
@@ -194,8 +201,7 @@ def _against_all_rows(compared: Sequence[Comparison], labels: dict[str, str]) ->
     ]
     if all(c.verdict == -1 for c in compared):
         lines = ["All selections are worse than all rows."]
-    value = f"{_at(best, labels)} has the best mean: {_value(best)} against {_value(best, best.reference)}"
-    return [*lines, f"{value}, {_change(best)}."]
+    return [*lines, f"{_at(best, labels)} has the best mean: {_values(best)}, {_change(best)}."]
 
 
 def _costs(key: Sequence[Point], labels: dict[str, str]) -> list[str]:

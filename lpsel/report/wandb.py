@@ -65,10 +65,10 @@ def write_wandb_report(runs: Runs, out: Path) -> str:
     tracker = WandbTracker(project, entity)
     tracker.start("report", {"runs": [str(run.folder) for run in runs.finished]}, out)
     for panel in drawn:
-        for against, lines in panel.lines.items():
+        for axis, lines in panel.lines.items():
             for name, means in lines.items():
                 for x, mean in means.items():
-                    tracker.log({against: x, name: mean})
+                    tracker.log({axis: x, name: mean})
         tracker.log(panel.bars)
     tracker.log({name: Rows(list(rows[0]), [list(row.values()) for row in rows]) for name, rows in tables.items()})
     tracker.log(pictures)
@@ -99,6 +99,7 @@ def write_wandb_report(runs: Runs, out: Path) -> str:
 
 
 def _save(report: Any) -> str:
+    """Save the report on the W&B server; returns its URL."""
     import wandb
 
     try:
@@ -111,16 +112,20 @@ def _save(report: Any) -> str:
 def panels(measured: Sequence[Point]) -> list[Panel]:
     """Points of the quality figures by metric and conditions, key figures first."""
     drawn = []
-    for k, each in enumerate(comparable([p for p in measured if p.run.pct is not None]), 1):
-        if not (group := one_value_per_seed(each)):
+    for k, group in enumerate(comparable([p for p in measured if p.run.pct is not None]), 1):
+        group = one_value_per_seed(group)
+        if not group:
             continue
         panel = Panel(f"{group[0].key_metric.label}; {group[0].against}", {FLOPS: {}, PCT: {}}, {})
         for series, by_pct in by_selection(group).items():
-            means = {pct: float(np.mean([p.value for p in same])) for pct, same in by_pct.items()}
-            flops = {pct: [p.run.flops for p in same if p.run.flops] for pct, same in by_pct.items()}
+            means = {pct: float(np.mean([p.value for p in seeds])) for pct, seeds in by_pct.items()}
             panel.lines[PCT][f"quality {k}/{series}"] = means
-            if costs := {float(np.mean(of)): means[pct] for pct, of in flops.items() if of}:
-                panel.lines[FLOPS][f"cost {k}/{series}"] = costs
+            means_by_flops = {}
+            for pct, seeds in by_pct.items():
+                if flops := [p.run.flops for p in seeds if p.run.flops]:
+                    means_by_flops[float(np.mean(flops))] = means[pct]
+            if means_by_flops:
+                panel.lines[FLOPS][f"cost {k}/{series}"] = means_by_flops
             run = next(iter(by_pct.values()))[0].run
             if run.bucket or run.scorer != "–":
                 panel.bars.update({f"bars {k}/{series}, {pct:g}%": mean for pct, mean in means.items()})
@@ -140,16 +145,15 @@ def _blocks(
 
     blocks: list[Any] = []
     for panel in drawn:
-        size = {"w": WIDE, "h": HIGH}
-        shown: list[Any] = [
-            wr.LinePlot(title=panel.title, x=x, y=[*lines], log_x=True, title_x=x, layout=wr.Layout(y=i * HIGH, **size))
-            for i, (x, lines) in enumerate(panel.lines.items())
-            if lines
-        ]
+        plots: list[Any] = []
+        for i, (x, lines) in enumerate(panel.lines.items()):
+            if lines:
+                layout = wr.Layout(y=i * HIGH, w=WIDE, h=HIGH)
+                plots.append(wr.LinePlot(title=panel.title, x=x, y=[*lines], log_x=True, title_x=x, layout=layout))
         if len(panel.bars) > 1:
-            bars = wr.BarPlot(title=panel.title, metrics=[*panel.bars], layout=wr.Layout(y=2 * HIGH, **size))
-            shown.append(bars)
-        blocks += [wr.H2(panel.title), grid(*shown)]
+            layout = wr.Layout(y=2 * HIGH, w=WIDE, h=HIGH)
+            plots.append(wr.BarPlot(title=panel.title, metrics=[*panel.bars], layout=layout))
+        blocks += [wr.H2(panel.title), grid(*plots)]
     gallery = wr.MediaBrowser(media_keys=list(pictures), num_columns=2, layout=wr.Layout(w=WIDE, h=2 * HIGH))
     blocks += [wr.H2("Figures drawn by lpsel"), grid(gallery)]
     if pages:
