@@ -33,16 +33,15 @@ def agreement_figures(study: Study, metric: str) -> Iterator[tuple[str, str, Fig
     """Yield file name, title and figure of all heatmaps and ranks, for rows with a score in every table."""
     between = study.between[metric, DEFINED]
     label = METRICS[metric].title
-    matrices = [
-        ("spearman", f"{label}: Spearman", between.spearman),
-        ("kendall", f"{label}: Kendall tau-b", between.kendall),
-    ]
-    for p, pct in enumerate(study.pcts):
-        chance = between.chance[p][~np.eye(len(study.names), dtype=bool)]
-        title = f"{label}: overlap of the lowest {pct:g}%\n(chance {spread(chance, '{:.2f}'.format)})"
-        matrices.append((f"lowest-{pct:g}", title, between.share[p]))
-    for name, title, values_SS in matrices:
-        yield f"heatmap-{metric}-{name}", title, heatmap(study.names, values_SS, title)
+    title = f"{label}: Spearman"
+    yield f"heatmap-{metric}-spearman", title, heatmap(study.names, between.spearman, title)
+    title = f"{label}: Kendall tau-b"
+    yield f"heatmap-{metric}-kendall", title, heatmap(study.names, between.kendall, title)
+    other_scorers_SS = ~np.eye(len(study.names), dtype=bool)
+    for pct, share_SS, chance_SS in zip(study.pcts, between.share, between.chance, strict=True):
+        chance = spread(chance_SS[other_scorers_SS], "{:.2f}".format)
+        title = f"{label}: overlap of the lowest {pct:g}%\n(chance {chance})"
+        yield f"heatmap-{metric}-lowest-{pct:g}", title, heatmap(study.names, share_SS, title)
     title = f"{label}: percentile ranks, 0 the hardest"
     scores_SN = study.filled(DEFINED)[study.metrics.index(metric)]
     yield f"rank-rank-{metric}", title, rank_rank(study.names, scores_SN, study.pcts, title)

@@ -68,13 +68,13 @@ def looks(runs: Sequence[Run]) -> dict[str, Look]:
     """Assign a style to every series: gray for random rows, black for all rows, palette colors for other rules."""
     labels = short_labels(runs)
     rule_of = {run.series: run.rule for run in runs}
-    rules = {rule: k for k, rule in enumerate(sorted({*rule_of.values()} - {*RESERVED}))}
-    seen: Counter[str] = Counter()
+    number_of = {rule: k for k, rule in enumerate(sorted({*rule_of.values()} - {*RESERVED}))}
+    series_of_rule: Counter[str] = Counter()  # number of series that already have a style
     styles = {}
     for series in sorted(labels):
         rule = rule_of[series]
-        k = rules.get(rule, 0)
-        i, seen[rule] = seen[rule], seen[rule] + 1
+        k, i = number_of.get(rule, 0), series_of_rule[rule]
+        series_of_rule[rule] += 1
         color = RESERVED.get(rule, SERIES[k % len(SERIES)])
         marker = MARKERS[(k + k // len(SERIES) + i) % len(MARKERS)]
         styles[series] = Look(labels[series], color, marker, LINES[i % len(LINES)])

@@ -102,11 +102,11 @@ def explorer_page(explorer: Explorer) -> str:
     library = get_plotlyjs()
     compressed = _compressed(library.encode())
     room = MOST_BYTES - len(compressed) - 100_000
-    packed, longest, shown = None, 0, explorer
-    for shown in (explorer, explorer.sample(SAMPLE)):
+    shown = explorer
+    packed, longest = _fitting(shown, room)
+    if packed is None:
+        shown = explorer.sample(SAMPLE)
         packed, longest = _fitting(shown, room)
-        if packed is not None:
-            break
     assert packed is not None  # SAMPLE rows of the shortest texts always fit
     table, labels = shown.rows, shown.labels
     return render(
@@ -167,20 +167,19 @@ def views(explorer: Explorer) -> list[dict[str, Any]]:
     rows, labels, names = explorer.rows, explorer.labels, set(explorer.rows.column_names)
     views = []
     if {"nll_0", "nll_1"} <= names:
-        titles = ("NLL before training, nats per token", "NLL after one epoch, nats per token")
-        x, y = (_axis(rows, name, title) for name, title in zip(("nll_0", "nll_1"), titles, strict=True))
+        x = _axis(rows, "nll_0", "NLL before training, nats per token")
+        y = _axis(rows, "nll_1", "NLL after one epoch, nats per token")
         views.append({"name": "NLL before and after", "x": x, "y": y, "diagonal": True})
-    by_length = {"score", "length"} if views or "score" in names else {"length"}
-    if by_length <= names:
-        x = _axis(rows, "length", labels["length"], log=True)
-        vertical = "score" if "score" in by_length else "index"
-        name = "Score and length" if vertical == "score" else "Length"
-        views.append({"name": name, "x": x, "y": _axis(rows, vertical, labels[vertical])})
+    if {"score", "length"} <= names:
+        x, y = _axis(rows, "length", labels["length"], log=True), _axis(rows, "score", labels["score"])
+        views.append({"name": "Score and length", "x": x, "y": y})
+    elif "length" in names and "score" not in names and not views:
+        x, y = _axis(rows, "length", labels["length"], log=True), _axis(rows, "index", labels["index"])
+        views.append({"name": "Length", "x": x, "y": y})
     if {"x", "y"} <= names:
-        parts = zip(("x", "y"), ("first", "second"), explorer.explained, strict=True)
-        x, y = (
-            _axis(rows, name, f"{which} principal component, {part:.0%} of variance") for name, which, part in parts
-        )
+        x_part, y_part = explorer.explained
+        x = _axis(rows, "x", f"first principal component, {x_part:.0%} of variance")
+        y = _axis(rows, "y", f"second principal component, {y_part:.0%} of variance")
         views.append({"name": "Map", "x": x, "y": y})
     return views
 

@@ -42,9 +42,8 @@ log = logging.getLogger(__name__)
 
 MOST_UPRIGHT = 9  # bars; with more, labels are rotated
 LONGEST_ROW = 30  # characters of a row name, which leaves half of the width for values
-SHADES = {"low": 0.45, "mid": 0.7, "high": 1.0}  # opacity of a rule's color
+SHADES = {"low": 0.45, "mid": 0.7, "high": 1.0}  # buckets in order, and the opacity of a rule's color for each
 SELECTION = "selection.parquet"
-PARTS = ("selection", "training")  # parts of the cost ledger
 
 
 class Dot(NamedTuple):
@@ -59,15 +58,16 @@ class Dot(NamedTuple):
 @styled
 def bucket_figure(points: Sequence[Point], looks: Mapping[str, Look]) -> Figure | None:
     """Bars per bucket, grouped by rule, percentage, scorer and target; needs two buckets."""
-    at = defaultdict(list)
+    seeds = defaultdict(list)  # points by group, which is (rule, percentage, models), and bucket
     colors = {p.run.rule + p.run.variant: looks[p.run.series].color for p in points}
-    several = len({p.run.target for p in points if p.run.bucket}) > 1
+    several_targets = len({p.run.target for p in points if p.run.bucket}) > 1
     for p in points:
         if p.run.bucket and p.run.pct is not None:
-            models = f"{p.run.scorer} → {p.run.target}" if several else p.run.scorer
-            at[(p.run.rule + p.run.variant, p.run.pct, models), p.run.bucket].append(p)
-    groups = sorted({group for group, _ in at})
-    buckets = [bucket for bucket in ("low", "mid", "high") if bucket in {bucket for _, bucket in at}]
+            models = f"{p.run.scorer} → {p.run.target}" if several_targets else p.run.scorer
+            seeds[(p.run.rule + p.run.variant, p.run.pct, models), p.run.bucket].append(p)
+    groups = sorted({group for group, _ in seeds})
+    measured_buckets = {bucket for _, bucket in seeds}
+    buckets = [bucket for bucket in SHADES if bucket in measured_buckets]
     if len(buckets) < 2:
         return None
     width = 0.8 / len(buckets)
@@ -77,8 +77,8 @@ def bucket_figure(points: Sequence[Point], looks: Mapping[str, Look]) -> Figure 
         axes.bar([0], [0], color=INK, alpha=SHADES[bucket], label=f"{bucket} bucket")
         for g, group in enumerate(groups):
             x = g + (k - (len(buckets) - 1) / 2) * width
-            if bars := at.get((group, bucket)):
-                _bar(axes, x, width, bars, colors[group[0]], SHADES[bucket], rotation)
+            if (group, bucket) in seeds:
+                _bar(axes, x, width, seeds[group, bucket], colors[group[0]], SHADES[bucket], rotation)
     if points[0].metric == "win_rate":
         axes.axhline(EVEN, color=MUTED, linewidth=1, linestyle="--", zorder=1)
         horizontal_label(axes, EVEN, "50%", MUTED)
@@ -105,24 +105,25 @@ def scorer_target_figure(points: Sequence[Point]) -> Figure | None:
     """Heatmap of the metric by scorer and target, for the rule, bucket and percentage that most pairs have."""
     scored = [p for p in points if p.run.scorer != "–" and p.run.pct is not None]
     settings = grouped(scored, lambda p: (p.run.rule + p.run.variant, p.run.bucket or "", p.run.pct or 0.0))
-    pairs = {key: grouped(same, lambda p: (p.run.scorer, p.run.target)) for key, same in settings.items()}
-    if not pairs:
+    by_setting = {key: grouped(same, lambda p: (p.run.scorer, p.run.target)) for key, same in settings.items()}
+    if not by_setting:
         return None
-    rule, bucket, pct = most = max(pairs, key=lambda key: (len(pairs[key]), key))
-    scorers, targets = (sorted(set(names)) for names in zip(*pairs[most], strict=True))
+    (rule, bucket, pct), pairs = max(by_setting.items(), key=lambda item: (len(item[1]), item[0]))
+    scorers, targets = sorted({scorer for scorer, _ in pairs}), sorted({target for _, target in pairs})
     if len(scorers) < 2:
         return None
     figure, axes = new_axes(max(WIDTH, 1.1 * len(targets) + 1), 0.45 * len(scorers) + 0.9)
     means = np.full((len(scorers), len(targets)), np.nan)
     box = {"facecolor": INK, "edgecolor": "none", "alpha": 0.6, "pad": 2}
-    for (scorer, target), seeds in pairs[most].items():
-        a, b = scorers.index(scorer), targets.index(target)
-        means[a, b] = np.mean([p.value for p in seeds])
-        axes.text(b, a, f"{means[a, b]:.2f}", ha="center", va="center", color="white", bbox=box)
+    for (scorer, target), seeds in pairs.items():
+        row, column = scorers.index(scorer), targets.index(target)
+        means[row, column] = np.mean([p.value for p in seeds])
+        axes.text(column, row, f"{means[row, column]:.2f}", ha="center", va="center", color="white", bbox=box)
     axes.imshow(np.ma.masked_invalid(means), cmap=COLORMAP, aspect="auto")
     axes.set_xticks(range(len(targets)), targets)
     axes.set_yticks(range(len(scorers)), scorers)
-    axes.set(xlabel=f"target; {rule}{f', {bucket}' if bucket else ''}, {pct:g}%", ylabel="scorer")
+    setting = ", ".join(filter(None, [rule, bucket, f"{pct:g}%"]))
+    axes.set(xlabel=f"target; {setting}", ylabel="scorer")
     return figure
 
 
@@ -136,13 +137,15 @@ def dots_figure(dots: Sequence[Dot], label: str, lines: Sequence[float] = ()) ->
     step = 0.8 / len(series)
     figure, axes = new_axes(height=max(0.3, 0.15 * len(series)) * len(rows) + 0.5 + 0.2 * len(series))
     for k, name in enumerate(series):
-        marker, shown = MARKERS[k % len(MARKERS)], [d for d in dots if d.series == name]
-        colors = [d.color or SERIES[k % len(SERIES)] for d in shown]
-        for d, color in zip(shown, colors, strict=True):
-            y = rows.index(d.row) + (k - (len(series) - 1) / 2) * step
-            interval(axes, d.at, y, color, horizontal=True)
-            axes.plot([d.at.value], [y], marker, color=color, markersize=4.5)
-        axes.plot([], [], marker, color=colors[0] if len({*colors}) == 1 else INK, markersize=4.5, label=name)
+        marker, colors = MARKERS[k % len(MARKERS)], set()
+        for d in dots:
+            if d.series == name:
+                color = d.color or SERIES[k % len(SERIES)]
+                y = rows.index(d.row) + (k - (len(series) - 1) / 2) * step
+                interval(axes, d.at, y, color, horizontal=True)
+                axes.plot([d.at.value], [y], marker, color=color, markersize=4.5)
+                colors.add(color)
+        axes.plot([], [], marker, color=colors.pop() if len(colors) == 1 else INK, markersize=4.5, label=name)
     for line in lines:
         axes.axvline(line, color=MUTED, linewidth=1, linestyle="--")
     axes.set_yticks(range(len(rows)), [shortened(row, LONGEST_ROW) for row in rows])
@@ -225,14 +228,19 @@ def ledger_figure(runs: Sequence[Run], looks: Mapping[str, Look]) -> Figure | No
         return None
     figure, axes = new_axes(height=0.42 * len(seeds) + 0.9)
     for y, ((series, pct), same) in enumerate(sorted(seeds.items())):
-        scoring, training = (float(np.mean([run.flops_percent(part) or 0.0 for run in same])) for part in PARTS)
+        scoring = float(np.mean([run.flops_percent("selection") or 0.0 for run in same]))
+        training = float(np.mean([run.flops_percent("training") or 0.0 for run in same]))
         color = looks[series].color
         axes.barh(y, scoring, color=color, alpha=0.45, height=0.4)
         axes.barh(y, training, left=scoring, color=color, height=0.4)
-        numbers = list(dict.fromkeys(str(run.get("seed")) for run in same if run.get("seed") is not None))
-        named = f", seed{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}" if numbers else ""
-        name = f"{looks[series].label}{f', {pct:g}%' if pct else ''}{named}"
-        axes.text(0, y - 0.27, name, va="bottom")  # above the bars, since there is no room next to them on a phone
+        name = [looks[series].label]
+        if pct:
+            name.append(f"{pct:g}%")
+        if numbers := list(dict.fromkeys(str(run.get("seed")) for run in same if run.get("seed") is not None)):
+            name.append(f"{'seeds' if len(numbers) > 1 else 'seed'} {', '.join(numbers)}")
+        axes.text(
+            0, y - 0.27, ", ".join(name), va="bottom"
+        )  # above the bars, since there is no room next to them on a phone
     for label, alpha in (("selection", 0.45), ("training", 1.0)):
         axes.barh([0], [0], color=INK, alpha=alpha, label=label)
     axes.axvline(100, color=INK, linestyle="--", linewidth=1)
@@ -243,8 +251,10 @@ def ledger_figure(runs: Sequence[Run], looks: Mapping[str, Look]) -> Figure | No
 
 def _selection(run: Run, columns: list[str]) -> dict[str, Any] | None:
     """Read columns of the run's selection.parquet; None if they are missing or the file has changed."""
+    sha256 = run.get("sha256", SELECTION)
     try:
-        check_files(run.folder, {SELECTION: sha256} if (sha256 := run.get("sha256", SELECTION)) else {})
+        if sha256:
+            check_files(run.folder, {SELECTION: sha256})
     except Damaged as damage:
         log.warning("%s It is left out of the figures.", damage)
         return None
