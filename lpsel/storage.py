@@ -61,15 +61,9 @@ def folder_atomically(path: Path) -> Iterator[Path]:
     The old folder is renamed first and deleted last, and is restored if a writer was killed in between. Callers must
     check that it contains no files of the user (`lpsel.output_folder`).
     """
+    _recover(path)
     unique = secrets.token_hex(4)
-    temporary, old = (path.with_name(f".{path.name}.{unique}.{ending}") for ending in ("tmp", "old"))
-    for abandoned in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.*"):
-        if abandoned.suffix in (".tmp", ".old") and (lock := _lock(abandoned)) is not None:  # its writer was killed
-            if abandoned.suffix == ".old" and not os.path.lexists(path):
-                abandoned.replace(path)
-            else:
-                _remove(abandoned)
-            os.close(lock)
+    temporary, old = path.with_name(f".{path.name}.{unique}.tmp"), path.with_name(f".{path.name}.{unique}.old")
     temporary.mkdir(parents=True)
     locks = [_lock(temporary)]
     try:
@@ -95,6 +89,21 @@ def folder_atomically(path: Path) -> Iterator[Path]:
                 os.close(lock)
 
 
+def _recover(path: Path) -> None:
+    """Restore `path` from the folder that a killed writer renamed, if any, and delete what killed writers left."""
+    for abandoned in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.*"):
+        if abandoned.suffix not in (".tmp", ".old"):
+            continue
+        lock = _lock(abandoned)
+        if lock is None:  # its writer is still running
+            continue
+        if abandoned.suffix == ".old" and not os.path.lexists(path):
+            abandoned.replace(path)
+        else:
+            _remove(abandoned)
+        os.close(lock)
+
+
 def _remove(folder: Path) -> None:
     """Delete a folder, or a link to a folder but not its target."""
     if folder.is_symlink():
@@ -105,15 +114,15 @@ def _remove(folder: Path) -> None:
 def _lock(folder: Path) -> int | None:
     """Lock a folder; returns a descriptor that holds the lock until it is closed, or None if it is not available."""
     try:
-        opened = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(folder, os.O_RDONLY)
     except OSError:  # another process has deleted it
         return None
     try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:  # held by another process, or the file system has no locks
-        os.close(opened)
+        os.close(descriptor)
         return None
-    return opened
+    return descriptor
 
 
 @contextmanager
@@ -173,14 +182,14 @@ def write_table(path: Path, rows: Iterable[dict[str, Any]], types: Mapping[str, 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    left = iter(rows)
-    first = next(left)
-    left = chain([first], left)
+    remaining = iter(rows)
+    first = next(remaining)
+    remaining = chain([first], remaining)
     schema = pa.schema([(name, types.get(name, "string")) for name in first])
 
     def write(file: IO[bytes]) -> None:
         with pq.ParquetWriter(file, schema) as writer:
-            while block := list(islice(left, TABLE_ROWS)):
+            while block := list(islice(remaining, TABLE_ROWS)):
                 writer.write_table(pa.Table.from_pylist(finite(block), schema=schema))
 
     write_atomically(path, write)
