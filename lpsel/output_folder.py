@@ -61,8 +61,9 @@ def check_output_folder(
     if folder.exists() and not folder.is_dir():
         raise UserError("--out", folder, "is not a folder", ANOTHER)
     for _, _, path in existing_paths({"inputs": list(map(str, inputs))}):
-        if inside := next((p for p in _spellings(path) if p.is_relative_to(folder)), None):
-            raise UserError("--out", folder, f"contains {inside}, which this command reads", ANOTHER)
+        for spelling in _spellings(path):
+            if spelling.is_relative_to(folder):
+                raise UserError("--out", folder, f"contains {spelling}, which this command reads", ANOTHER)
     if replaced and Path.cwd().is_relative_to(folder):
         raise UserError("--out", folder, "contains the working directory", ANOTHER)
     if not folder.is_dir() or not any(folder.iterdir()):
@@ -70,7 +71,9 @@ def check_output_folder(
     marker = read_dict(folder / MARKER)
     if marker.get("command") != command:
         raise UserError("--out", folder, f"is not empty and was not written by lpsel {command}", ANOTHER)
-    if replaced and (added := sorted({*_files(folder)} - {*(marker.get("files") or ())})):
+    if not replaced:
+        return
+    if added := sorted({*_files(folder)} - {*(marker.get("files") or ())}):
         problem = f"{added[0]} in it was not written by lpsel {command}"
         raise UserError("--out", folder, problem, f"move it, or {ANOTHER}")
 
@@ -84,9 +87,10 @@ def check_run_folder(command: str, config: DictConfig, run_dir: Path) -> None:
     """Raise a UserError if this run would overwrite one of its inputs, or files that no earlier run wrote."""
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     outputs = [run_dir / name for name in (*RUN_OUTPUTS[command], *RUN_RECORDS, RUN_CONFIG)]
+    existing_outputs = [output for output in outputs if os.path.lexists(output)]
     for key, text, path in existing_paths(resolved):
-        for output in outputs:
-            if os.path.lexists(output) and any(p.is_relative_to(output) for p in _spellings(path)):
+        for output in existing_outputs:
+            if any(spelling.is_relative_to(output) for spelling in _spellings(path)):
                 problem = f"the output of this run would replace it ({output})"
                 raise UserError(key, text, problem, "name another hydra.run.dir")
     if any(read_dict(run_dir / record).get("command") == command for record in (RUN_CONFIG, RESULT)):

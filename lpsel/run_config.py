@@ -58,10 +58,10 @@ class RunConfig:
         settings["precision"] = resolved["trainer"]["precision"]
         settings = _without_caches(settings)
         settings = redacted(json.loads(json.dumps(finite(settings))))  # as read from a file
-        paths: dict[str, dict[Path, None]] = {}  # without repetitions, in order
+        files: dict[str, dict[Path, None]] = {}  # paths of every value, without repetitions, in order
         for _, text, path in existing_paths(settings):
-            paths.setdefault(text, {})[path] = None
-        return cls(command, settings, {text: _file_state(of_text) for text, of_text in paths.items()})
+            files.setdefault(text, {})[path] = None
+        return cls(command, settings, {text: _file_state(paths) for text, paths in files.items()})
 
     def digest(self) -> str:
         """Digest of the command, the configuration and the inputs, stored in result.json as `run`."""
@@ -81,15 +81,20 @@ class RunConfig:
         saved = read_dict(run_dir / RUN_CONFIG)
         if not isinstance(saved.get("config"), dict):  # missing, or not written by lpsel
             return
-        theirs, ours = {"command": saved.get("command"), **saved["config"]}, {"command": self.command, **self.config}
-        if differing := [each for each in _differences(theirs, ours) if not NOT_IN_VERDICTS.search(each[0])]:
-            state = "a" if (run_dir / RESULT).is_file() else "an unfinished"
-            named = differing[:MAX_DIFFERENCES]
-            has, requested = (", ".join(f"{key}={pair[i]}" for key, *pair in named) for i in (0, 1))
-            more = f" and {len(differing) - len(named)} more" if len(differing) > len(named) else ""
-            problem = f"holds {state} run with {has}; this one has {requested}{more}"
-            hint = "set another hydra.run.dir (in a sweep, hydra.sweep.dir), or delete the folder"
-            raise UserError(run_dir, problem=problem, hint=hint)
+        differences = _differences(
+            {"command": saved.get("command"), **saved["config"]}, {"command": self.command, **self.config}
+        )
+        differing = [(key, old, new) for key, old, new in differences if not NOT_IN_VERDICTS.search(key)]
+        if not differing:
+            return
+        state = "a" if (run_dir / RESULT).is_file() else "an unfinished"
+        existing = ", ".join(f"{key}={old}" for key, old, _ in differing[:MAX_DIFFERENCES])
+        requested = ", ".join(f"{key}={new}" for key, _, new in differing[:MAX_DIFFERENCES])
+        if len(differing) > MAX_DIFFERENCES:
+            requested += f" and {len(differing) - MAX_DIFFERENCES} more"
+        problem = f"holds {state} run with {existing}; this one has {requested}"
+        hint = "set another hydra.run.dir (in a sweep, hydra.sweep.dir), or delete the folder"
+        raise UserError(run_dir, problem=problem, hint=hint)
 
     def finished(self, run_dir: Path) -> dict[str, Any] | None:
         """Result of the same run in this folder; None if it is not finished, or its files or inputs have changed.
@@ -99,16 +104,17 @@ class RunConfig:
         saved, result = read_dict(run_dir / RUN_CONFIG), read_dict(run_dir / RESULT)
         if not result or (saved.get("command"), saved.get("config")) != (self.command, self.config):
             return None
-        inputs = saved.get("inputs")
-        if inputs != self.inputs:
-            known = inputs if isinstance(inputs, dict) else {}
+        saved_inputs = saved.get("inputs")
+        if saved_inputs != self.inputs:
+            known = saved_inputs if isinstance(saved_inputs, dict) else {}
             changed = (name for name, state in self.inputs.items() if known.get(name) != state)
             log.warning("%s has changed since the last run; running again", next(changed, "An input"))
             return None
+        outputs = [result.get("subset"), result.get("selection"), result.get("model")]
         adapter = result.get("adapter")
-        model = result.get("model") or (isinstance(adapter, dict) and adapter.get("folder"))
-        written = [str(path) for path in (result.get("subset"), result.get("selection"), model) if path]
-        if result.get("format", FORMAT) != FORMAT or not all(Path(path).exists() for path in written):
+        if not result.get("model") and isinstance(adapter, dict):
+            outputs.append(adapter.get("folder"))
+        if result.get("format", FORMAT) != FORMAT or not all(Path(str(path)).exists() for path in outputs if path):
             return None
         if result.get("run") != self.digest():  # an earlier run, whose files may already be partly replaced
             return None
@@ -137,12 +143,16 @@ def unused_keys(command: str, config: Any) -> set[str]:
     if command != "train":
         return set()
     rule = config["selection"]
+    drops_by_loss = "drop" in (rule.get("known"), rule.get("rising"))  # by the recorded losses, with any rule
+    needs_scores = rule.get("epochs") is not None or bool(rule.get("combine")) or drops_by_loss
+    scores_with_scorer = needs_scores and rule.get("scored_by") != TARGET
     embeds_with_scorer = SCORER in (rule.get("embedder"), config["cluster"].get("embedder"))
-    dropped = "drop" in (rule.get("known"), rule.get("rising"))  # uses recorded losses, with any rule
-    scored = rule.get("epochs") is not None or bool(rule.get("combine")) or dropped
-    unscored = not scored or rule.get("scored_by") == TARGET
-    scorer = {"scorer"} if unscored and not embeds_with_scorer else set()
-    return scorer | ({"pct"} if rule.get("pct") is not None else set())
+    unused = set()
+    if not scores_with_scorer and not embeds_with_scorer:
+        unused.add("scorer")
+    if rule.get("pct") is not None:
+        unused.add("pct")
+    return unused
 
 
 def check_headers(config: DictConfig) -> None:
@@ -156,12 +166,14 @@ def check_headers(config: DictConfig) -> None:
 
 def register_environment(config: DictConfig) -> None:
     """Treat environment variables whose values are in `judge.request` as secrets: custom headers can hold keys."""
-    written, resolved = ([*leaves(OmegaConf.to_container(config, resolve=resolve))] for resolve in (False, True))
-    sent = " ".join(str(value) for key, value in resolved if key.startswith("judge.request."))
+    resolved = leaves(OmegaConf.to_container(config, resolve=True))
+    request = " ".join(str(value) for key, value in resolved if key.startswith("judge.request."))
     # Check all keys, since a request may refer to a key that refers to a variable.
-    for name in {name for _, value in written for name in FROM_ENVIRONMENT.findall(str(value))}:
-        if os.environ.get(name, "") in sent:
-            register_secret(os.environ.get(name, ""))
+    for _, value in leaves(OmegaConf.to_container(config, resolve=False)):
+        for name in FROM_ENVIRONMENT.findall(str(value)):
+            secret = os.environ.get(name, "")
+            if secret in request:
+                register_secret(secret)
 
 
 def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
@@ -189,16 +201,15 @@ def existing_paths(config: dict[str, Any]) -> Iterator[tuple[str, str, Path]]:
     A glob, such as data/*.jsonl, names several.
     """
     for key, text in leaves(config):
-        if key.rpartition(".")[2] in NOT_PATHS:
+        name = key.rpartition(".")[2]
+        if name in NOT_PATHS or not isinstance(text, str) or not text:
             continue
         with suppress(OSError, ValueError, RuntimeError):  # not a valid file name, or an unknown user
-            if not isinstance(text, str) or not text:
-                continue
             path = Path(text).expanduser()
             if os.path.lexists(path):
                 yield key, text, path
-            elif has_magic(text) and key.rpartition(".")[2] == "path":
-                yield from ((key, text, Path(name)) for name in sorted(glob(str(path), recursive=True)))
+            elif has_magic(text) and name == "path":
+                yield from ((key, text, Path(match)) for match in sorted(glob(str(path), recursive=True)))
 
 
 def _file_state(paths: Iterable[Path]) -> str:
@@ -208,11 +219,11 @@ def _file_state(paths: Iterable[Path]) -> str:
     ignored; in run folders, also the published dataset.
     """
     files = [(str(file.relative_to(path.parent)), file) for path in paths for file in sorted(_files(path), key=str)]
-    stats = [(name, file, file.stat()) for name, file in files]
-    if sum(stat.st_size for *_, stat in stats) <= MAX_HASHED:
+    stats = [(name, file.stat()) for name, file in files]
+    if sum(stat.st_size for _, stat in stats) <= MAX_HASHED:
         with suppress(OSError):
-            return digest([(name, sha256_of(file)) for name, file, _ in stats])
-    return digest([(name, stat.st_size, stat.st_mtime_ns) for name, _, stat in stats])
+            return digest([(name, sha256_of(file)) for name, file in files])
+    return digest([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
 
 
 def _files(path: Path) -> list[Path]:
@@ -226,9 +237,10 @@ def _files(path: Path) -> list[Path]:
     return [file for file in files if file.is_file()]
 
 
-def _differences(theirs: Any, ours: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        for name in dict.fromkeys([*ours, *theirs]):
-            yield from _differences(theirs.get(name), ours.get(name), f"{key}.{name}" if key else name)
-    elif theirs != ours:
-        yield key, "null" if theirs is None else theirs, "null" if ours is None else ours
+def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield dotted keys in which two configurations differ, with the old and the new value as in YAML."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in dict.fromkeys([*new, *old]):
+            yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+    elif old != new:
+        yield key, "null" if old is None else old, "null" if new is None else new
