@@ -24,7 +24,7 @@ class CSVTracker(Tracker):
 
     def __init__(self) -> None:
         self._logger: Any = None
-        self._step = 0  # the last one
+        self._step = 0  # step of the last row
         self._earlier: list[Row] = []  # rows of an interrupted run, at the top of the file
         self._logged = SHARED  # names of the numbers that this process has logged
 
@@ -37,21 +37,27 @@ class CSVTracker(Tracker):
             return
         if self._logger is None:
             self._earlier = self._read()
-        first = numbers.keys() - self._logged
-        if first or self._logger is None:
-            self._logged = self._logged | first
-            self._drop(first, step)
+        new_names = numbers.keys() - self._logged
+        if new_names or self._logger is None:
+            self._logged = self._logged | new_names
+            self._drop(new_names, step)
         self._step = self._step if step is None else step
         self._logger.log_metrics(numbers, self._step)
 
     def _drop(self, names: Set[str], step: int | None) -> None:
         """Delete earlier rows with one of these names, from this step on."""
-        kept = [(at, row) for at, row in self._earlier if not row.keys() & names or (step is not None and at < step)]
+
+        def is_repeated(row_step: int, row: dict[str, float]) -> bool:
+            return bool(row.keys() & names) and (step is None or row_step >= step)
+
+        kept = [(row_step, row) for row_step, row in self._earlier if not is_repeated(row_step, row)]
         if self._logger is None or len(kept) < len(self._earlier):
-            self._rewrite([*kept, *self._read()[len(self._earlier) :]])
+            rows_of_this_process = self._read()[len(self._earlier) :]
+            self._rewrite([*kept, *rows_of_this_process])
             self._earlier = kept
 
     def _rewrite(self, rows: list[Row]) -> None:
+        """Write these rows to a new metrics.csv, and keep its logger for further rows."""
         from lightning.pytorch.loggers import CSVLogger
 
         with warnings.catch_warnings():
