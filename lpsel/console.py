@@ -176,16 +176,20 @@ def _inert(cell: Any) -> Any:
 
 
 def _aligned(table: Table) -> str:
-    columns = [[_plain(c.header) if table.show_header else "", *map(_plain, c.cells)] for c in table.columns]
-    right = [c.justify == "right" for c in table.columns]
-    widths = [max(map(cell_len, column)) for column in columns]
+    """Format a table as plain text: its title, one line per row with aligned columns, and its caption."""
+    columns = []
+    for column in table.columns:
+        cells = [_plain(cell) for cell in (column.header, *column.cells)]
+        if not table.show_header:
+            del cells[0]
+        width = max(map(cell_len, cells), default=0)
+        padding = [" " * (width - cell_len(cell)) for cell in cells]
+        if column.justify == "right":
+            columns.append([space + cell for cell, space in zip(cells, padding, strict=True)])
+        else:
+            columns.append([cell + space for cell, space in zip(cells, padding, strict=True)])
     text_lines = [_plain(table.title)] if table.title else []
-    for row in list(zip(*columns, strict=True))[0 if table.show_header else 1 :]:
-        cells = (
-            " " * (width - cell_len(cell)) + cell if to_right else cell + " " * (width - cell_len(cell))
-            for cell, width, to_right in zip(row, widths, right, strict=True)
-        )
-        text_lines.append("  ".join(cells).rstrip())
+    text_lines += ["  ".join(row).rstrip() for row in zip(*columns, strict=True)]
     if table.caption:
         text_lines.append(_plain(table.caption, "\n"))
     return "\n".join(text_lines)

@@ -101,9 +101,11 @@ def check_number(
     """Raise a UserError unless `value` is a finite number, >= `minimum` or > `above`."""
     if is_number(value) and (minimum is None or value >= minimum) and (above is None or value > above):
         return
-    bound = (
-        f", at least {minimum:g}" if minimum is not None else f" greater than {above:g}" if above is not None else ""
-    )
+    bound = ""
+    if minimum is not None:
+        bound = f", at least {minimum:g}"
+    elif above is not None:
+        bound = f" greater than {above:g}"
     raise UserError(name, value, f"must be a number{bound}", hint)
 
 

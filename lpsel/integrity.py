@@ -59,8 +59,8 @@ def check_format(file: Path, file_format: int) -> dict[str, Any]:
         raise Damaged(file, problem=f"not readable ({reason})") from None
     actual = contents.get("format") if isinstance(contents, dict) else None
     if actual != file_format or isinstance(actual, bool):
-        named = "no format" if actual is None else f"format {printable_line(ValueError(actual))}"
-        raise Damaged(file, problem=f"has {named}, lpsel {__version__} reads format {file_format}")
+        described = "no format" if actual is None else f"format {printable_line(ValueError(actual))}"
+        raise Damaged(file, problem=f"has {described}, lpsel {__version__} reads format {file_format}")
     return contents
 
 
@@ -81,8 +81,8 @@ def check_files(folder: Path, hashes: dict[str, str]) -> None:
 
 def sha256_once(file: Path) -> str:
     """SHA-256 of a file, cached until its size, times or inode change."""
-    about = file.stat()
-    return _sha256(file.resolve(), about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino)
+    stat = file.stat()
+    return _sha256(file.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
 @lru_cache(maxsize=1024)
@@ -92,16 +92,16 @@ def _sha256(file: Path, *_state: int) -> str:
 
 def sealed_line(value: dict[str, Any]) -> bytes:
     """Encode a value as a line of JSON with a checksum, for `open_line`."""
-    return json_line({**value, CHECK: _check(value)})
+    return json_line({**value, CHECK: _checksum(value)})
 
 
 def open_line(line: bytes) -> dict[str, Any]:
     """Decode a line written by `sealed_line`; raises a ValueError if it is incomplete or has changed."""
     value = json.loads(line)
-    if not isinstance(value, dict) or value.pop(CHECK, None) != _check(value):
+    if not isinstance(value, dict) or value.pop(CHECK, None) != _checksum(value):
         raise ValueError("has changed since it was written")
     return value
 
 
-def _check(value: dict[str, Any]) -> str:
+def _checksum(value: dict[str, Any]) -> str:
     return hashlib.sha256(json_line(value)).hexdigest()[:CHECK_DIGITS]

@@ -55,7 +55,9 @@ def _secrets() -> re.Pattern[str] | None:
 def _pattern(secrets: frozenset[str]) -> re.Pattern[str] | None:
     """Pattern that matches all quoted forms of the secrets, longest first; None without secrets."""
     forms: set[str] = set()
-    for secret in (s for value in secrets if len(s := value.strip()) >= MIN_CHARACTERS):
+    for secret in map(str.strip, secrets):
+        if len(secret) < MIN_CHARACTERS:
+            continue
         forms |= {secret, " ".join(secret.split()), secret.encode("unicode_escape", "surrogatepass").decode()}
         forms |= {json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
         forms |= {quote(secret, "", errors="replace"), quote_plus(secret, errors="replace")}

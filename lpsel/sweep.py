@@ -108,8 +108,9 @@ def _number_of_jobs(config: DictConfig) -> int | None:
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     try:
         parsed = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
-        swept = [o for o in {o.get_key_element(): o for o in parsed}.values() if o.is_sweep_override()]
-        return math.prod(len(list(o.sweep_string_iterator())) for o in swept)
+        last_by_key = {override.get_key_element(): override for override in parsed}
+        swept = [override for override in last_by_key.values() if override.is_sweep_override()]
+        return math.prod(len(list(override.sweep_string_iterator())) for override in swept)
     except HydraException:
         return None
 
@@ -161,6 +162,7 @@ def run_job(command: str, config: DictConfig) -> None:
 
 
 def _plan(command: str, config: DictConfig, outcome: Outcome) -> Outcome:
+    """Outcome of a dry run: planned, already finished, or failed if its models do not fit into memory."""
     from lpsel.commands.dry_run import memory_problem, planned_work
 
     work = planned_work(command, config, Path(outcome.folder))
@@ -246,7 +248,10 @@ def _print_plans(outcomes: Sequence[Outcome], sweep: DictConfig) -> None:
 
     names = short_names({o.folder: Path(o.folder).name.split(BETWEEN) for o in outcomes})
     valid = [o for o in outcomes if o.state != "failed" or o.plan]
-    jobs = [(names[o.folder], None if o.state == "already finished" else [Work(**w) for w in o.plan]) for o in valid]
+    jobs = []
+    for outcome in valid:
+        work = None if outcome.state == "already finished" else [Work(**piece) for piece in outcome.plan]
+        jobs.append((names[outcome.folder], work))
     print_table(jobs, "experiment" in sweep)
     if "experiment" in sweep:
         judged = sum(o.selection != "full" for o in valid)  # full is the baseline
@@ -274,18 +279,19 @@ def job_name(overrides: Any, command: str, *, _root_: DictConfig) -> str:
     """
     unused = unused_keys(command, _root_)
     used = {key: value for key, value in _by_key(overrides).items() if GROUP.split(key)[0] not in unused}
-    full = BETWEEN.join(f"{key}-{value}" for key, value in used.items())
-    if not UNSAFE.search(full) and len(full) <= MAX_NAME and not any(BETWEEN in value for value in used.values()):
-        return full or "job"
-    keys = sorted(used, key=lambda key: key not in FIRST)
-    name = UNSAFE.sub("-", BETWEEN.join(f"{key}-{used[key].rsplit('/', 1)[-1]}" for key in keys))
-    return f"{name[: MAX_NAME - 10]}{BETWEEN}{digest(used)[:8]}"
+    name = BETWEEN.join(f"{key}-{value}" for key, value in used.items())
+    is_safe = not UNSAFE.search(name) and not any(BETWEEN in value for value in used.values())
+    if is_safe and len(name) <= MAX_NAME:
+        return name or "job"
+    ordered = sorted(used.items(), key=lambda item: item[0] not in FIRST)
+    short = BETWEEN.join(f"{key}-{value.rpartition('/')[2]}" for key, value in ordered)
+    return f"{UNSAFE.sub('-', short)[: MAX_NAME - 10]}{BETWEEN}{digest(used)[:8]}"
 
 
-def _by_key(overrides: Any, also: Collection[str] = ()) -> dict[str, str]:
-    """Overrides that change results or are in `also`, sorted by key; the last value of a key wins, as in Hydra."""
+def _by_key(overrides: Any, included: Collection[str] = ()) -> dict[str, str]:
+    """Overrides that change results or are in `included`, sorted by key; the last value of a key wins, as in Hydra."""
     values = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
-    ignored = {*NOT_IN_RESULTS, "trainer"} - {*also}
+    ignored = {*NOT_IN_RESULTS, "trainer"} - {*included}
     used = [key for key in sorted(values) if key == "trainer.precision" or GROUP.split(key)[0] not in ignored]
     return {key: values[key] for key in used}
 
