@@ -158,19 +158,20 @@ def score_agreement_figure(runs: Sequence[Run]) -> Figure | None:
     """Spearman correlation between scores of the same rows by different rules and scorers; needs two."""
     from scipy.stats import spearmanr
 
-    scored: dict[str, Any] = {}
+    scores: dict[str, Any] = {}  # (N,) by rule and scorer
     for run in runs:
-        name = run.rule + ("" if run.scorer == "–" else f", {run.scorer}")
+        name = run.rule if run.scorer == "–" else f"{run.rule}, {run.scorer}"
         same_data = run.get("dataset", "fingerprint") == runs[0].get("dataset", "fingerprint")
-        if name in scored or run.get("scores") is None or not same_data:
-            continue
-        if (table := _selection(run, ["index", "score"])) is not None:
-            scored[name] = table["score"]
-    if len(scored) < 2 or len({len(score_N) for score_N in scored.values()}) > 1:
+        if name not in scores and same_data and run.get("scores") is not None:
+            table = _selection(run, ["index", "score"])
+            if table is not None:
+                scores[name] = table["score"]
+    if len(scores) < 2 or len({len(score_N) for score_N in scores.values()}) > 1:
         return None
-    scores = scored.values()
-    correlations = [[spearmanr(a_N, b_N, nan_policy="omit").statistic for b_N in scores] for a_N in scores]
-    return heatmap(list(scored), np.array(correlations), "")
+    correlations = [
+        [spearmanr(a_N, b_N, nan_policy="omit").statistic for b_N in scores.values()] for a_N in scores.values()
+    ]
+    return heatmap(list(scores), np.array(correlations), "")
 
 
 @styled

@@ -66,7 +66,7 @@ def _result(label: str, same: Sequence[Point], differences: Mapping[str, Interva
     p = one_per_seed[0]
     ambiguous = [seed for seed, seed_points in by_seed.items() if len({q.value for q in seed_points}) > 1]
     flops = _mean([q.run.flops for q in one_per_seed])
-    flops_of_all_rows = _mean([q.run.everything for q in one_per_seed])
+    flops_of_all_rows = _mean([q.run.flops_of_all_rows for q in one_per_seed])
     difference_columns: dict[str, float | None] = {}
     for name, at in differences.items():
         value, low, high = at or (None, None, None)

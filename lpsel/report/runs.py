@@ -98,14 +98,14 @@ class Run:
         return None
 
     @property
-    def everything(self) -> float | None:
+    def flops_of_all_rows(self) -> float | None:
         """FLOPs of training on all rows."""
         return number(self.get("ledger", "everything", "flops"))
 
     def flops_percent(self, part: str) -> float | None:
-        """FLOPs of a part of the ledger as a percentage of `everything`."""
-        spent = number(self.get("ledger", part, "flops"))
-        return None if spent is None or not self.everything else 100 * spent / self.everything
+        """FLOPs of a part of the ledger as a percentage of training on all rows."""
+        spent, all_rows = number(self.get("ledger", part, "flops")), self.flops_of_all_rows
+        return None if spent is None or not all_rows else 100 * spent / all_rows
 
     @property
     def seconds(self) -> float | None:

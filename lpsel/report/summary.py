@@ -10,7 +10,7 @@ from lpsel.report.comparisons import ALL_ROWS, BASELINE, Comparison, at_equal_ro
 from lpsel.report.points import Point, comparable
 from lpsel.report.runs import Run, Runs, grouped, pct_unit, short_labels
 
-MOST = 5  # maximum number of selections or comparisons listed in a sentence
+MOST = 5  # selections or comparisons listed in a sentence
 REFERENCES = {BASELINE: "random rows", ALL_ROWS: "all rows"}
 VERDICTS = {
     1: "{selections} {verb} better than {reference}",
@@ -181,8 +181,9 @@ def _intervals(compared: Sequence[Comparison]) -> list[str]:
 
 
 def _at_tokens(compared: Sequence[Comparison], rows: Sequence[Comparison], labels: dict[str, str]) -> list[str]:
-    known = {c.selection for c in compared}
-    missing = [c for c in rows if c.selection not in known]
+    """Compare at equal tokens, and list the selections that are only compared at equal rows."""
+    selections = {c.selection for c in compared}
+    missing = [c for c in rows if c.selection not in selections]
     lines = [f"{_selections(missing, labels)}: no random rows have as many training tokens."] if missing else []
     if not compared:
         return lines
@@ -204,19 +205,18 @@ def _against_all_rows(compared: Sequence[Comparison], labels: dict[str, str]) ->
     return [*lines, f"{_at(best, labels)} has the best mean: {_values(best)}, {_change(best)}."]
 
 
-def _costs(key: Sequence[Point], labels: dict[str, str]) -> list[str]:
+def _costs(measured: Sequence[Point], labels: dict[str, str]) -> list[str]:
     """FLOPs of every selection as a percentage of training on all rows."""
-    counted = [p.run for p in key if p.run.rule != ALL_ROWS and p.run.everything]
-    spent = grouped(counted, lambda run: labels[run.series])
+    counted = [p.run for p in measured if p.run.rule != ALL_ROWS and p.run.flops_of_all_rows]
+    by_label = grouped(counted, lambda run: labels[run.series])
     texts = []
-    for label, runs in list(spent.items())[:MOST]:
+    for label, runs in list(by_label.items())[:MOST]:
         scoring, total = (_percent(runs, part) for part in ("selection", "total"))
-        of_scoring = "" if scoring == "0" else f" ({scoring}% for selecting)"
-        texts.append(f"{label} {total}%{of_scoring}")
+        texts.append(f"{label} {total}%" if scoring == "0" else f"{label} {total}% ({scoring}% for selecting)")
     if not texts:
         return []
-    everything = shown(float(np.mean([p.run.everything for p in key if p.run.everything])))
-    return [f"FLOPs of selection and training, of training on all rows ({everything}): {'; '.join(texts)}."]
+    all_rows = shown(float(np.mean([p.run.flops_of_all_rows for p in measured if p.run.flops_of_all_rows])))
+    return [f"FLOPs of selection and training, of training on all rows ({all_rows}): {'; '.join(texts)}."]
 
 
 def _percent(runs: Sequence[Run], part: str) -> str:
