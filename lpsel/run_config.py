@@ -230,9 +230,9 @@ def _files(path: Path) -> list[Path]:
     """The file, or the files in the folder and its subfolders."""
     if path.is_file():
         return [path]
-    folders = [path, *(folder for folder in path.glob("[!.]*") if folder.is_dir())]
-    if (path / RESULT).is_file():
-        folders = [folder for folder in folders if folder.name != PUBLISHED or folder == path]
+    inside = list(path.glob("[!.]*"))  # none if the folder cannot be read
+    ignored = PUBLISHED if any(each.name == RESULT for each in inside) else ""
+    folders = [path, *(folder for folder in inside if folder.name != ignored and folder.is_dir())]
     files = (file for folder in folders for file in folder.glob("[!.]*") if file.suffix not in (".log", ".html"))
     return [file for file in files if file.is_file()]
 
