@@ -1,6 +1,6 @@
 """Metrics of models on the same held-out rows, and paired differences between models. Pure functions."""
 
-# N rows, R resamples
+# N rows, R resamples, K columns of the bootstrap
 
 import math
 from collections.abc import Sequence
@@ -20,6 +20,8 @@ from lpsel.evaluation.statistics import (
 )
 
 METRICS = ("nll", "bits_per_byte", "exact_match", "rouge_l")
+
+Fraction = tuple[NDArray[Any], NDArray[Any]]  # numerator and denominator of a metric for every row, (N,) each
 
 
 class RowMetrics(NamedTuple):
@@ -51,55 +53,66 @@ def compare_rows(
         rows) and `p_value_holm`, corrected for the number of models and metrics. exp of the difference in NLL is the
         ratio of perplexities. Intervals are percentile bootstrap, but Wilson's and `paired_interval` for exact matches.
     """
-    first, own = measured[0], len(metrics)
-    every = np.ones(len(first.tokens), bool)
-    columns: list[tuple[NDArray[Any], NDArray[Any]]] = []
-    for m in measured:
-        columns += _columns(m, every, every)[:own]
-    shared = [(m.labels == first.labels, m.response_bytes == first.response_bytes) for m in measured]
-    for m, same in zip(measured, shared, strict=True):
-        columns += [*_columns(m, *same)[:own], *_columns(first, *same)[:own]]
-    numerator_NK, denominator_NK = (np.column_stack(side) for side in zip(*columns, strict=True))
+    baseline = measured[0]
+    all_N = np.ones(len(baseline.tokens), bool)
+    columns: dict[tuple[str, int, str], Fraction] = {}  # by (what is averaged, position of the model, metric)
+    for i, model in enumerate(measured):
+        fractions = _fractions(model, all_N, all_N)
+        columns |= {("all rows", i, metric): fractions[metric] for metric in metrics}
+    for i, model in enumerate(measured):
+        same_tokens_N = model.labels == baseline.labels
+        same_text_N = model.response_bytes == baseline.response_bytes
+        for side, compared in (("model", model), ("baseline", baseline)):
+            fractions = _fractions(compared, same_tokens_N, same_text_N)
+            columns |= {(side, i, metric): fractions[metric] for metric in metrics}
+    column_of = {key: k for k, key in enumerate(columns)}
+    numerator_NK = np.column_stack([numerator_N for numerator_N, _ in columns.values()])
+    denominator_NK = np.column_stack([denominator_N for _, denominator_N in columns.values()])
     ratios = bootstrap_ratios(numerator_NK, denominator_NK, resamples=resamples, seed=seed)
+
+    def difference(i: int, metric: str) -> dict[str, Any]:
+        k, k_baseline = column_of["model", i, metric], column_of["baseline", i, metric]
+        by_row_N = numerator_NK[:, k] - numerator_NK[:, k_baseline]
+        estimate = ratios.difference(k, k_baseline)
+        if metric == "exact_match" and estimate.low is not None:
+            estimate = Estimate(estimate.value, *paired_interval(by_row_N, 1))
+        p_value = None if estimate.low is None else sign_flip_test(by_row_N, seed=seed)
+        return estimate._asdict() | {"rows": int(ratios.rows_K[k]), "p_value": p_value}
+
     results: list[dict[str, Any]] = []
-    for i in range(len(measured)):
-        values = {metric: ratios.estimate(own * i + j) for j, metric in enumerate(metrics)}
+    for i, model in enumerate(measured):
+        estimates = {metric: ratios.estimate(column_of["all rows", i, metric]) for metric in metrics}
         if "exact_match" in metrics:
-            values["exact_match"] = _proportion(measured[i].exact_match)
-        values = {"nll": values["nll"], "perplexity": exponential(values["nll"]), **values}
-        difference: dict[str, dict[str, Any]] = {}
-        for j, metric in enumerate(metrics) if i else ():
-            k = own * (len(measured) + 2 * i) + j
-            by_row_N = numerator_NK[:, k] - numerator_NK[:, k + own]
-            estimate = ratios.difference(k, k + own)
-            if metric == "exact_match" and estimate.low is not None:
-                estimate = Estimate(estimate.value, *paired_interval(by_row_N, 1))
-            p_value = None if estimate.low is None else sign_flip_test(by_row_N, seed=seed)
-            difference[metric] = estimate._asdict() | {"rows": int(ratios.rows_K[k]), "p_value": p_value}
-        by_metric = {name: each._asdict() for name, each in values.items()}
-        results.append({"metrics": by_metric, "difference": difference if i else None})
-    add_holm([each for result in results[1:] for each in result["difference"].values()])
+            estimates["exact_match"] = _proportion(model.exact_match)
+        estimates = {"nll": estimates["nll"], "perplexity": exponential(estimates["nll"]), **estimates}
+        results.append(
+            {
+                "metrics": {metric: estimate._asdict() for metric, estimate in estimates.items()},
+                "difference": {metric: difference(i, metric) for metric in metrics} if i > 0 else None,
+            }
+        )
+    add_holm([test for result in results[1:] for test in result["difference"].values()])
     return results
 
 
 def _proportion(value_N: NDArray[np.float64]) -> Estimate:
     """Return the mean of zeros and ones with Wilson's interval, which needs more than one value."""
     n = len(value_N)
-    return Estimate(float(value_N.mean()), *(wilson(float(value_N.sum()), n) if n > 1 else (None, None)))
+    low, high = wilson(float(value_N.sum()), n) if n > 1 else (None, None)
+    return Estimate(float(value_N.mean()), low, high)
 
 
-def _columns(
-    m: RowMetrics, same_tokens_N: NDArray[np.bool_], same_text_N: NDArray[np.bool_]
-) -> list[tuple[NDArray[Any], NDArray[Any]]]:
-    """Return numerator and denominator of each of METRICS, with 0 for rows that are excluded."""
-    one_N = np.ones(len(m.tokens))
-
-    def counted(value_N: NDArray[Any], rows_N: NDArray[np.bool_]) -> NDArray[Any]:
-        return np.where(rows_N, value_N, 0)
-
-    return [
-        (counted(m.nll, same_tokens_N), counted(m.tokens, same_tokens_N)),
-        (counted(m.text_nll / math.log(2), same_text_N), counted(m.response_bytes, same_text_N)),
-        (m.exact_match, one_N),
-        (m.rouge_l, one_N),
-    ]
+def _fractions(
+    model: RowMetrics, same_tokens_N: NDArray[np.bool_], same_text_N: NDArray[np.bool_]
+) -> dict[str, Fraction]:
+    """Return each of METRICS as a fraction per row, 0 / 0 in the rows that the masks exclude from likelihoods."""
+    one_N = np.ones(len(model.tokens))
+    return {
+        "nll": (np.where(same_tokens_N, model.nll, 0), np.where(same_tokens_N, model.tokens, 0)),
+        "bits_per_byte": (
+            np.where(same_text_N, model.text_nll / math.log(2), 0),
+            np.where(same_text_N, model.response_bytes, 0),
+        ),
+        "exact_match": (model.exact_match, one_N),
+        "rouge_l": (model.rouge_l, one_N),
+    }
