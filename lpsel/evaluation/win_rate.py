@@ -7,7 +7,7 @@ docs/reference/metrics.md has the formulas, and `lpsel.evaluation.judgements` th
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -104,21 +104,26 @@ def win_rate(
     if n == 0:
         return WinRate(**counts)
     rate = 100 * float(share_n.mean())
-    low, high = bootstrap_means(100 * share_n[:, None], resamples=resamples, seed=seed).estimate(0)[1:]
-    if low is not None and high is not None:  # resampled means of equal verdicts differ by rounding errors
-        low, high = sample.all_prompts(min(low, rate)), sample.all_prompts(max(high, rate))
-    score = [sample.all_prompts(100 * end) for end in score_interval(share_n)] if n > 1 else [None, None]
-    return WinRate(
+    only_win_rate = WinRate(
         **counts,
         win_rate=sample.all_prompts(rate),
-        standard_error=sample.weight * 100 * float(share_n.std(ddof=1)) / math.sqrt(n) if n > 1 else None,
-        ci_low=low,
-        ci_high=high,
         discrete_win_rate=sample.all_prompts(100 * (wins + ties / 2) / n),
-        wilson_low=score[0],
-        wilson_high=score[1],
         p_value=sign_flip_test(share_n - 0.5, seed=seed),
         winning_score=1 + sample.weight * (wins - losses) / n,
+    )
+    if n == 1:
+        return only_win_rate
+    _, low, high = bootstrap_means(100 * share_n[:, None], resamples=resamples, seed=seed).estimate(0)
+    assert low is not None
+    assert high is not None
+    wilson_low, wilson_high = score_interval(share_n)
+    return replace(
+        only_win_rate,
+        standard_error=sample.weight * 100 * float(share_n.std(ddof=1)) / math.sqrt(n),
+        ci_low=sample.all_prompts(min(low, rate)),  # resampled means of equal verdicts differ by rounding errors
+        ci_high=sample.all_prompts(max(high, rate)),
+        wilson_low=sample.all_prompts(100 * wilson_low),
+        wilson_high=sample.all_prompts(100 * wilson_high),
     )
 
 
@@ -169,29 +174,34 @@ def pairwise_metrics(
     model_chars_N = np.asarray(model_chars_N, dtype=np.float64)
     baseline_chars_N = np.asarray(baseline_chars_N, dtype=np.float64)
     equal_N = np.zeros(len(preference_N), bool) if equal_N is None else np.asarray(equal_N, dtype=bool)
-    tied_N = equal_N & unfinished
-    texts, first_N = _texts(text_N, len(preference_N))
+    tied_N = equal_N & unfinished  # ties that do not count like judged prompts, see `Sample`
     draws: dict[str, int] = {"resamples": resamples, "seed": seed}
-    sample = Sample.of(preference_N[first_N], tied_N[first_N])
-    verdicts = np.where(sample.rows_N, preference_N[first_N], np.nan), model_chars_N[first_N], baseline_chars_N[first_N]
-    controlled = sample.estimate(length_controlled_win_rate(*verdicts, **draws))
-    sets = {name: _distinct(rows, texts) for name, rows in _groups(prompt_set_N).items()}
-    of_categories = {name: [i for i in rows if first_N[i]] for name, rows in _groups(category_N).items()}
+
+    code_N, first_N = _text_codes(text_N, len(preference_N))
+    preference_T, tied_T = preference_N[first_N], tied_N[first_N]
+    chars_2T = model_chars_N[first_N], baseline_chars_N[first_N]
+    sample = Sample.of(preference_T, tied_T)
+    sampled_T = np.where(sample.rows_N, preference_T, np.nan)
+    controlled = sample.estimate(length_controlled_win_rate(sampled_T, *chars_2T, **draws))
+    minimal = sample.estimate(Estimate(minimal_win_rate(sampled_T, *chars_2T), None, None))
+
+    prompt_sets = {name: _first_of_each_text(rows, code_N) for name, rows in _groups(prompt_set_N).items()}
+    categories = {name: [i for i in rows if first_N[i]] for name, rows in _groups(category_N).items()}
     return {
-        **asdict(win_rate(preference_N[first_N], equal_N=tied_N[first_N], **draws)),
+        **asdict(win_rate(preference_T, equal_N=tied_T, **draws)),
         "repeated": int((~first_N).sum()),
         "equal": int((equal_N & first_N).sum()),
         "flip_rate": flip_rate(preference_NO[first_N & ~equal_N]),
         "model_mean_chars": _mean(model_chars_N),
         "baseline_mean_chars": _mean(baseline_chars_N),
-        "longer_wins": longer_wins(preference_N[first_N], model_chars_N[first_N], baseline_chars_N[first_N]),
+        "longer_wins": longer_wins(preference_T, *chars_2T),
         "length_controlled_win_rate": controlled.value,
         "length_controlled_ci_low": controlled.low,
         "length_controlled_ci_high": controlled.high,
-        "length_controlled_minimal": sample.estimate(Estimate(minimal_win_rate(*verdicts), None, None)).value,
-        "by_category": _by_group(of_categories, preference_N, tied_N, draws),
-        "by_prompt_set": _by_group(sets, preference_N, tied_N, draws),
-        "mean_of_prompt_sets": _mean_of_sets(list(sets.values()), texts, preference_N, tied_N, draws),
+        "length_controlled_minimal": minimal.value,
+        "by_category": _by_group(categories, preference_N, tied_N, draws),
+        "by_prompt_set": _by_group(prompt_sets, preference_N, tied_N, draws),
+        "mean_of_prompt_sets": _mean_of_sets(list(prompt_sets.values()), code_N, preference_N, tied_N, draws),
     }
 
 
@@ -201,20 +211,19 @@ def shown_interval(counted: Mapping[str, Any]) -> tuple[float | None, float | No
     return counted.get(f"{kind}_low"), counted.get(f"{kind}_high")
 
 
-def _texts(text_N: Sequence[str | None] | None, rows: int) -> tuple[NDArray[np.int64], Bools]:
-    """Number the distinct texts, and mark their first occurrences; every unknown text counts as distinct."""
-    number: dict[Any, int] = {}
-    texts = [
-        number.setdefault(i if text is None else text, len(number)) for i, text in enumerate(text_N or [None] * rows)
-    ]
+def _text_codes(text_N: Sequence[str | None] | None, rows: int) -> tuple[NDArray[np.int64], Bools]:
+    """Number the distinct texts from 0, in order, and mark their first occurrences; an unknown text is distinct."""
+    code_of: dict[Any, int] = {}  # by text, or by position where the text is unknown
+    texts = [i if text is None else text for i, text in enumerate(text_N or [None] * rows)]
+    code_N = np.array([code_of.setdefault(text, len(code_of)) for text in texts], np.int64)
     first_N = np.zeros(rows, bool)
-    first_N[np.unique(texts, return_index=True)[1]] = True
-    return np.array(texts, np.int64), first_N
+    first_N[np.unique(code_N, return_index=True)[1]] = True
+    return code_N, first_N
 
 
-def _distinct(rows: list[int], texts: NDArray[np.int64]) -> list[int]:
-    """Return the first of the rows with each text."""
-    return [rows[i] for i in np.sort(np.unique(texts[rows], return_index=True)[1])]
+def _first_of_each_text(rows: list[int], code_N: NDArray[np.int64]) -> list[int]:
+    _, first = np.unique(code_N[rows], return_index=True)
+    return [rows[i] for i in np.sort(first)]
 
 
 def _groups(group_N: Sequence[str | None] | None) -> dict[str, list[int]]:
@@ -229,39 +238,49 @@ def _groups(group_N: Sequence[str | None] | None) -> dict[str, list[int]]:
 def _by_group(
     groups: dict[str, list[int]], preference_N: Floats, equal_N: Bools, draws: dict[str, int]
 ) -> dict[str, dict[str, Any]] | None:
-    by_group = {
-        name: asdict(win_rate(preference_N[rows], equal_N=equal_N[rows], **draws)) for name, rows in groups.items()
-    }
-    return {name: {key: rate[key] for key in GROUP_METRICS} for name, rate in by_group.items()} or None
+    by_group = {}
+    for name, rows in groups.items():
+        metrics = asdict(win_rate(preference_N[rows], equal_N=equal_N[rows], **draws))
+        by_group[name] = {metric: metrics[metric] for metric in GROUP_METRICS}
+    return by_group or None
 
 
 def _mean_of_sets(
-    sets: list[list[int]], texts: NDArray[np.int64], preference_N: Floats, equal_N: Bools, draws: dict[str, int]
+    sets: list[list[int]], code_N: NDArray[np.int64], preference_N: Floats, equal_N: Bools, draws: dict[str, int]
 ) -> dict[str, float | None] | None:
     """Compute the unweighted mean of the win rates of the prompt sets; None if a set is empty.
 
     The bootstrap draws texts with their verdicts in all sets, because sets that share prompts are not independent.
+
+    Args:
+        sets: positions of the prompts of each set.
+        code_N: number of each prompt's text, from `_text_codes`.
     """
     samples = [Sample.of(preference_N[rows], equal_N[rows]) for rows in sets]
     if not sets or not all(sample.rows_N.any() for sample in samples):
         return None
     won_TS, judged_TS = np.zeros((2, len(preference_N), len(sets)))
     for s, (rows, sample) in enumerate(zip(sets, samples, strict=True)):
-        used = np.array(rows)[sample.rows_N]
-        np.add.at(won_TS[:, s], texts[used], preference_N[used] - 1)
-        np.add.at(judged_TS[:, s], texts[used], 1)
+        sampled = np.array(rows)[sample.rows_N]
+        np.add.at(won_TS[:, s], code_N[sampled], preference_N[sampled] - 1)
+        np.add.at(judged_TS[:, s], code_N[sampled], 1)
     occurs_T = judged_TS.any(axis=1)
     rates = bootstrap_ratios(100 * won_TS[occurs_T], judged_TS[occurs_T], **draws)
-    weight_S = np.array([sample.weight for sample in samples])
-    value, resampled_R = (
-        (weight_S * rate + (1 - weight_S) * 50).mean(axis=-1) for rate in (rates.value_K, rates.resampled_RK)
-    )
+    weight_S = np.array([sample.weight for sample in samples])  # the other prompts of a set are ties, see `Sample`
+    value = (weight_S * rates.value_K + (1 - weight_S) * 50).mean()
+    resampled_R = (weight_S * rates.resampled_RK + (1 - weight_S) * 50).mean(axis=-1)
     mean = interval(float(value), resampled_R, int(occurs_T.sum()))
     share_S = weight_S / judged_TS.sum(axis=0)
-    weight_t, won_t = ((counts_TS @ share_S)[occurs_T] for counts_TS in (judged_TS, won_TS))
-    judged = weight_S.mean()
-    ends = [judged * 100 * end + (1 - judged) * 50 for end in score_interval(won_t / weight_t, weight_t)]
-    return dict(zip(("win_rate", "ci_low", "ci_high", "wilson_low", "wilson_high"), [*mean, *ends], strict=True))
+    weight_t, won_t = (judged_TS @ share_S)[occurs_T], (won_TS @ share_S)[occurs_T]
+    low, high = score_interval(won_t / weight_t, weight_t)
+    weight = weight_S.mean()
+    return {
+        "win_rate": mean.value,
+        "ci_low": mean.low,
+        "ci_high": mean.high,
+        "wilson_low": weight * 100 * low + (1 - weight) * 50,
+        "wilson_high": weight * 100 * high + (1 - weight) * 50,
+    }
 
 
 def _mean(chars_N: Floats) -> float | None:
