@@ -16,8 +16,9 @@ With few prompts, wins or losses, bootstrap resamples vary too little (docs/resu
 profile likelihood interval over phi (Venzon and Moolgavkar 1988).
 """
 
-# n judged prompts, R resamples, 2 coefficients: theta and phi
+# N prompts, n judged prompts, U distinct ones, R resamples, 2 coefficients: theta and phi
 
+import math
 import warnings
 
 import numpy as np
@@ -78,38 +79,52 @@ def length_controlled_win_rate(
     if len(share_n) < FEWEST:
         return UNDEFINED
     if not features_n2[:, 1].any():
-        return Estimate(*(100 * float(rate) for rate in (share_n.mean(), *score_interval(share_n))))
+        low, high = score_interval(share_n)
+        return Estimate(100 * float(share_n.mean()), 100 * low, 100 * high)
     distinct_U3, times_U = distinct_rows(np.column_stack([features_n2, share_n]))
-    inputs = distinct_U3[:, :2], distinct_U3[:, 2]
-    [coefficients_2] = refit(*inputs, times_U[None].astype(np.float64), np.zeros(2))
+    features_U2, share_U = distinct_U3[:, :2], distinct_U3[:, 2]
+    [coefficients_2] = refit(features_U2, share_U, times_U[None].astype(np.float64), start_2=np.zeros(2))
+    theta = float(coefficients_2[0])
+    value = 100 * float(expit(theta))
     if len(share_n) < FEW or min(share_n.sum(), (1 - share_n).sum()) < RARE:
-        low, high = likelihood_interval(features_n2[:, 1], share_n, float(coefficients_2[0]))
-        return Estimate(*(100 * float(expit(theta)) for theta in (coefficients_2[0], low, high)))
-    refitted = [refit(*inputs, counts_RU, coefficients_2) for counts_RU in draws(times_U, resamples, seed)]
-    theta_R = np.concatenate(refitted)[:, 0]
-    return interval(100 * float(expit(coefficients_2[0])), 100 * expit(theta_R), len(share_n))
+        low, high = likelihood_interval(features_n2[:, 1], share_n, theta)
+        return Estimate(value, 100 * float(expit(low)), 100 * float(expit(high)))
+    counts_of_blocks = draws(times_U, resamples, seed)
+    coefficients_R2 = np.concatenate(
+        [refit(features_U2, share_U, counts, coefficients_2) for counts in counts_of_blocks]
+    )
+    return interval(value, 100 * expit(coefficients_R2[:, 0]), len(share_n))
 
 
 def likelihood_interval(shorter_n: Floats, share_n: Floats, theta: float) -> tuple[float, float]:
     """Compute the 95% profile likelihood interval of theta, given its estimate.
 
     The likelihood ratio statistic is compared with chi squared. Bounds beyond BOUND, as with only wins, are infinite.
+
+    Args:
+        shorter_n: scaled difference in length, positive if the model's answer is shorter.
+        share_n: preference - 1, from 0 to 1.
     """
 
-    def deviance(at: float) -> float:
+    def deviance(theta: float) -> float:
+        """-2 log likelihood, minimized over phi."""
+
         def loss(phi: float) -> float:
-            logit_n = at + phi * shorter_n
+            logit_n = theta + phi * shorter_n
             return float((np.logaddexp(0, logit_n) - share_n * logit_n).sum())
 
         return 2 * float(minimize_scalar(loss, bounds=(-BOUND, BOUND), method="bounded").fun)
 
-    theta = min(max(theta, -BOUND), BOUND)
-    limit = deviance(theta) + float(chdtri(1, 1 - LEVEL))
-    ends = [-np.inf, np.inf]
-    for i, far in enumerate((-BOUND, BOUND)):
-        if far != theta and deviance(far) > limit:
-            ends[i] = brentq(lambda at: deviance(at) - limit, theta, far, xtol=1e-4)
-    return ends[0], ends[1]
+    estimate = min(max(theta, -BOUND), BOUND)
+    limit = deviance(estimate) + float(chdtri(1, 1 - LEVEL))
+
+    def bound(farthest: float) -> float:
+        """Where the deviance reaches the limit between the estimate and `farthest`, or infinity of the same sign."""
+        if farthest == estimate or not deviance(farthest) > limit:
+            return math.copysign(math.inf, farthest)
+        return brentq(lambda theta: deviance(theta) - limit, estimate, farthest, xtol=1e-4)
+
+    return bound(-BOUND), bound(BOUND)
 
 
 def minimal_win_rate(preference_N: ArrayLike, model_chars_N: ArrayLike, baseline_chars_N: ArrayLike) -> float | None:
@@ -119,13 +134,14 @@ def minimal_win_rate(preference_N: ArrayLike, model_chars_N: ArrayLike, baseline
         return None
     if not features_n2[:, 1].any():
         return 100 * float(share_n.mean())
-    return 100 * float(expit(fit(features_n2, share_n)[0][0]))
+    coefficients_2, _ = fit(features_n2, share_n)
+    return 100 * float(expit(coefficients_2[0]))
 
 
 def _inputs(preference_N: ArrayLike, model_chars_N: ArrayLike, baseline_chars_N: ArrayLike) -> tuple[Floats, Floats]:
     """Return (1, scaled length difference), shape (n, 2), and preference - 1, shape (n,), of prompts with both.
 
-    There are no prompts if all differences are equal but not 0: effects of length and model cannot be separated.
+    n is 0 if all differences are equal but not 0: effects of length and model cannot be separated.
     """
     preference_N = as_preferences(preference_N)
     shorter_N = np.asarray(baseline_chars_N, dtype=np.float64) - np.asarray(model_chars_N, dtype=np.float64)
@@ -177,18 +193,21 @@ def refit(features_n2: Floats, share_n: Floats, counts_Rn: Floats, start_2: Floa
     penalty = 1 / STRENGTHS[-1]
     coefficients_R2 = np.tile(start_2, (len(counts_Rn), 1))
     products_n4 = (features_n2[:, :, None] * features_n2[:, None, :]).reshape(-1, 4)
-    left = np.arange(len(counts_Rn))
+    active = np.arange(len(counts_Rn))  # resamples that have not converged
     for _ in range(ITERATIONS):
-        current, counts = coefficients_R2[left], counts_Rn[left]
+        current, counts = coefficients_R2[active], counts_Rn[active]
         p_Rn = expit(current @ features_n2.T)
         gradient = (counts * (p_Rn - share_n)) @ features_n2
         curvature = ((counts * (p_Rn * (1 - p_Rn))) @ products_n4).reshape(-1, 2, 2) + RIDGE * np.eye(2)
+        # The sign that a coefficient may have after this step; 0 if it stays at 0.
         sign = np.where(current != 0, np.sign(current), -np.sign(gradient) * (np.abs(gradient) > penalty))
-        curvature[sign[:, 0] * sign[:, 1] == 0] *= np.eye(2)
-        step = np.linalg.solve(curvature, ((gradient + penalty * sign) * (sign != 0))[..., None])[..., 0]
+        stays = sign == 0
+        curvature[stays.any(axis=1)] *= np.eye(2)  # the other coefficient is fitted alone
+        penalized = np.where(stays, 0.0, gradient + penalty * sign)
+        step = np.linalg.solve(curvature, penalized[..., None])[..., 0]
         moved = current - np.clip(step, -LARGEST_STEP, LARGEST_STEP)
-        coefficients_R2[left] = np.where(moved * sign > 0, moved, 0.0)
-        left = left[np.abs(step).max(axis=1) > TOLERANCE]
-        if not len(left):
+        coefficients_R2[active] = np.where(moved * sign > 0, moved, 0.0)
+        active = active[np.abs(step).max(axis=1) > TOLERANCE]
+        if not len(active):
             break
     return coefficients_R2
