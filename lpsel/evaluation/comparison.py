@@ -35,45 +35,49 @@ def compare(
         number of models of the judge), and the `warnings` and `informative` of `describe_problems`. `comparisons`: the
         `model_differences` between all informative models of a judge. `warnings`: those of all models.
     """
-    metrics = {
-        name: pairwise_metrics(
-            each.preference_NO,
-            model_chars_N=each.model_chars_N,
-            baseline_chars_N=each.baseline_chars_N,
-            equal_N=each.equal_N,
-            unfinished=each.unfinished,
-            text_N=each.text_N,
-            category_N=each.category_N,
-            prompt_set_N=each.prompt_set_N,
+    metrics: dict[str, dict[str, Any]] = {}
+    names_by_judge: dict[str, list[str]] = {}
+    for name, of_model in verdicts.items():
+        metrics[name] = pairwise_metrics(
+            of_model.preference_NO,
+            model_chars_N=of_model.model_chars_N,
+            baseline_chars_N=of_model.baseline_chars_N,
+            equal_N=of_model.equal_N,
+            unfinished=of_model.unfinished,
+            text_N=of_model.text_N,
+            category_N=of_model.category_N,
+            prompt_set_N=of_model.prompt_set_N,
             resamples=resamples,
             seed=seed,
         )
-        for name, each in verdicts.items()
-    }
-    judges: dict[str, list[str]] = {}
-    for name, each in verdicts.items():
-        judges.setdefault(each.judge, []).append(name)
-    for names in judges.values():
+        names_by_judge.setdefault(of_model.judge, []).append(name)
+    for names in names_by_judge.values():
         add_holm([metrics[name] for name in names])
     models = []
-    for name, of_model in metrics.items():
-        generated = [report for report in answers if report["name"] in (name, answers[0]["name"])]
-        judged = verdicts[name]
+    for name, of_model in verdicts.items():
         problems = describe_problems(
-            of_model, letter_probability=judged.letter_probability, only_order=judged.only_order, answers=generated
+            metrics[name],
+            letter_probability=of_model.letter_probability,
+            only_order=of_model.only_order,
+            answers=[report for report in answers if report["name"] in (name, answers[0]["name"])],
         )
-        models.append({"name": name, **of_model, **problems})
+        models.append({"name": name, **metrics[name], **problems})
     informative = {model["name"] for model in models if model["informative"]}
     comparisons = []
-    for names in judges.values():
+    for names in names_by_judge.values():
         comparisons += model_differences({name: verdicts[name] for name in names if name in informative}, seed=seed)
-    by_sentence: dict[str, list[str]] = {}
+    return {"models": models, "comparisons": comparisons, "warnings": _merged_warnings(models)}
+
+
+def _merged_warnings(models: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return each distinct warning once, after the names of its models if there are several models."""
+    names_by_warning: dict[str, list[str]] = {}
     for model in models:
-        for sentence in model["warnings"]:
-            by_sentence.setdefault(sentence, []).append(model["name"])
-    several = len(models) > 1
-    warnings = [f"{'; '.join(names)}: {text}" if several else text for text, names in by_sentence.items()]
-    return {"models": models, "comparisons": comparisons, "warnings": warnings}
+        for warning in model["warnings"]:
+            names_by_warning.setdefault(warning, []).append(model["name"])
+    if len(models) <= 1:
+        return list(names_by_warning)
+    return [f"{'; '.join(names)}: {warning}" for warning, names in names_by_warning.items()]
 
 
 def model_differences(verdicts: Mapping[str, Verdicts], *, seed: int) -> list[dict[str, Any]]:
@@ -84,14 +88,13 @@ def model_differences(verdicts: Mapping[str, Verdicts], *, seed: int) -> list[di
         and `ci_high` (95%, `paired_interval`), `p_value` (sign-flip test) and `p_value_holm`, corrected for the number
         of comparisons. Values are None without such prompts; the interval also needs more than one.
     """
-    several = list(verdicts.values())
-    share = dict(zip(verdicts, by_prompt(several), strict=True))
-    unequal = dict(zip(verdicts, by_prompt([without_equal(one) for one in several]), strict=True))
+    preference = dict(zip(verdicts, by_prompt(list(verdicts.values())), strict=True))
+    judged = dict(zip(verdicts, by_prompt([without_equal(of_model) for of_model in verdicts.values()]), strict=True))
     differences: list[dict[str, Any]] = []
     for first, second in combinations(verdicts, 2):
-        difference_N = 100 * (share[first] - share[second])
+        difference_N = 100 * (preference[first] - preference[second])
         unfinished = verdicts[first].unfinished or verdicts[second].unfinished
-        equal_N = np.isnan(unequal[first]) & np.isnan(unequal[second])  # both answers are identical to the baseline's
+        equal_N = np.isnan(judged[first]) & np.isnan(judged[second])  # both answers are identical to the baseline's
         sample = Sample.of(difference_N, equal_N if unfinished else None)
         difference_n = sample.weight * difference_N[sample.rows_N]
         n = len(difference_n)
@@ -136,16 +139,16 @@ def describe_problems(
             f"All pairs were shown to the judge in one order, {only_order}: any position bias of the judge affects "
             "the win rate. Set judge.orders=[baseline_first,model_first]."
         )
-    for of_model in answers:
-        for counted, problem, fix in (
+    for report in answers:
+        for key, problem, fix in (
             ("answers_cut", "are cut off", "Raise evaluator.max_new_tokens"),
             ("answers_empty", "are empty", "Check the model and its template"),
         ):
-            fraction = of_model[counted] / max(of_model["prompts"], 1)
-            sentence = (
-                f"{of_model[counted]:,} of {of_model['prompts']:,} answers of {of_model['name']} {problem}. {fix}."
-            )
-            (fatal if fraction > MOST else minor if fraction > MANY else []).append(sentence)
+            count, prompts = report[key], report["prompts"]
+            fraction = count / max(prompts, 1)
+            if fraction > MANY:
+                warnings = fatal if fraction > MOST else minor
+                warnings.append(f"{count:,} of {prompts:,} answers of {report['name']} {problem}. {fix}.")
     return {"warnings": [*fatal, *minor, *_too_few(metrics)], "informative": not fatal}
 
 

@@ -61,9 +61,10 @@ def read_judgements(files: str | Path | Sequence[str | Path]) -> list[Verdicts]:
         problem = f"contains two baselines, {baselines[0]} and {baselines[1]}"
         raise UserError("judgements", where, problem, "use one file per baseline")
     verdicts = group(rows, where)
-    for each in verdicts:
-        if np.isnan(combined(each.preference_NO)).all():
-            problem = f"none of {len(each.ids):,} prompts has a verdict on {each.model or 'the model'} in both orders"
+    for of_model in verdicts:
+        if np.isnan(combined(of_model.preference_NO)).all():
+            model = of_model.model or "the model"
+            problem = f"none of {len(of_model.ids):,} prompts has a verdict on {model} in both orders"
             raise UserError("judgements", where, problem, "use a file with complete verdicts")
     return verdicts
 
@@ -88,22 +89,29 @@ def _read(path: Path) -> list[Row]:
         if column is None:
             columns = ", ".join(row)[:60] or "nothing"
             raise UserError(location, None, f"no column preference or verdict, only {columns}", CODES)
-        verdict: Row = {field: _text(row, *columns) for field, columns in TEXTS.items()}
-        verdict |= {field: verdict[field] or None for field in OPTIONAL}
-        if anonymous:
-            verdict["id"] = str(i)
-        if not verdict["id"]:
-            raise UserError(location, None, "no id and no instruction", "add one of them to every row")
         values.append((column, row[column]))
-        outputs = [row.get(output) for output in ANSWERS.values()]
-        equal = outputs[0] == outputs[1] if all(isinstance(text, str) for text in outputs) else _boolean(row, "equal")
-        rows.append(verdict | {field: _chars(row, field, output, location) for field, output in ANSWERS.items()})
-        rows[-1]["equal"] = bool(equal)
+        rows.append(_without_preference(row, str(i) if anonymous else "", location))
     for row, preference in zip(rows, _preferences(values, path), strict=True):
         row["preference"] = preference
     if all(row["preference"] is None for row in rows):
         raise UserError("judgements", path, f"{len(rows)} rows, none with a verdict", "use a file with verdicts")
     return rows
+
+
+def _without_preference(row: Row, new_id: str, location: str) -> Row:
+    """Convert a row of the file to a verdict without its preference; `new_id`, if not empty, replaces the row's id."""
+    verdict: Row = {field: _text(row, *columns) for field, columns in TEXTS.items()}
+    verdict |= {field: verdict[field] or None for field in OPTIONAL}
+    verdict["id"] = new_id or verdict["id"]
+    if not verdict["id"]:
+        raise UserError(location, None, "no id and no instruction", "add one of them to every row")
+    verdict |= {field: _chars(row, field, output, location) for field, output in ANSWERS.items()}
+    model_answer, baseline_answer = (row.get(output) for output in ANSWERS.values())
+    if isinstance(model_answer, str) and isinstance(baseline_answer, str):
+        verdict["equal"] = model_answer == baseline_answer
+    else:
+        verdict["equal"] = bool(_boolean(row, "equal"))
+    return verdict
 
 
 def _preferences(values: Sequence[tuple[str, Any]], path: Path) -> list[float | None]:
@@ -118,17 +126,19 @@ def _preferences(values: Sequence[tuple[str, Any]], path: Path) -> list[float | 
         numbers = [number + 1 for number in numbers]
     elif known == {0, 1}:
         log.warning("%s: contains only 0 (read as tie) and 1 (read as baseline win). %s", path, CODES.capitalize())
-    valid = [math.isnan(number) or number == 0 or LOSS <= number <= WIN for number in numbers]
-    invalid = [i for i, is_valid in enumerate(valid) if not is_valid]
+    invalid = [i for i, number in enumerate(numbers) if not math.isnan(number) and not _is_preference(number)]
     if invalid:
         column, value = values[invalid[0]]
         first = f"starting with {column} {value!r:.60} in row {invalid[0] + 1}"
         if len(invalid) == len(values):
             raise UserError("judgements", path, f"no valid verdict, {first}", CODES)
         log.warning("%s: %d invalid verdicts count as failed, %s", path, len(invalid), first)
-    return [
-        number if is_valid and not math.isnan(number) else None for number, is_valid in zip(numbers, valid, strict=True)
-    ]
+    return [number if _is_preference(number) else None for number in numbers]
+
+
+def _is_preference(number: float) -> bool:
+    """Whether a number codes a preference, see `CODES`; NaN does not."""
+    return number == 0 or LOSS <= number <= WIN
 
 
 def _number(value: Any) -> float:

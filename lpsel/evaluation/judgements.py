@@ -4,12 +4,12 @@ Preferences are coded as in AlpacaEval: 1 if the first answer (the baseline's) i
 model's) is, 1.5 or 0 for a tie, numbers between 1 and 2 for fractional preferences, NaN if not judged.
 """
 
-# N prompts, O orders in which the two answers were shown
+# N prompts, O orders in which the two answers were shown, U distinct prompts of several models or judges
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
@@ -153,39 +153,45 @@ def group(rows: Iterable[Row], where: str = "") -> list[Verdicts]:
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["model"], row["judge"]), []).append(row)
-    return [_collect(own, where) for own in groups.values()]
+    return [_collect(rows_of_group, where) for rows_of_group in groups.values()]
 
 
-def aligned(several: Sequence[Verdicts]) -> dict[str, Floats]:
+def aligned(verdicts: Sequence[Verdicts]) -> dict[str, Floats]:
     """Align the judges' preferences for one model: by judge, a value for every prompt that any judged, or NaN."""
-    judged = by_prompt([without_equal(one) for one in several])
-    return {one.judge: preference_N for one, preference_N in zip(several, judged, strict=True)}
+    judges = [of_judge.judge for of_judge in verdicts]
+    return dict(zip(judges, by_prompt([without_equal(of_judge) for of_judge in verdicts]), strict=True))
 
 
-def without_equal(one: Verdicts) -> Verdicts:
+def without_equal(verdicts: Verdicts) -> Verdicts:
     """Set the preferences for identical answers, which were not judged, to NaN."""
-    return replace(one, preference_NO=np.where(one.equal_N[:, None], np.nan, one.preference_NO))
+    return replace(verdicts, preference_NO=np.where(verdicts.equal_N[:, None], np.nan, verdicts.preference_NO))
 
 
-def by_prompt(several: Sequence[Verdicts]) -> list[Floats]:
-    """Align preferences: in each result, a value for every distinct prompt of all `several`, or NaN."""
-    prompts = [[text or i for i, text in zip(one.ids, one.text_N, strict=True)] for one in several]
-    index = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompt for own in prompts for prompt in own))}
+def by_prompt(verdicts: Sequence[Verdicts]) -> list[Floats]:
+    """Align preferences by prompt: for each of `verdicts`, a value for every distinct prompt of all, or NaN, (U,) each.
+
+    Prompts are the same if their texts are, or their ids where a text is unknown. The first verdict on a prompt counts,
+    as in `pairwise_metrics`.
+    """
+    prompts = [[text or i for i, text in zip(table.ids, table.text_N, strict=True)] for table in verdicts]
+    distinct_prompts = dict.fromkeys(chain.from_iterable(prompts))
+    position_of = {prompt: position for position, prompt in enumerate(distinct_prompts)}
     preferences = []
-    for one, own in zip(several, prompts, strict=True):
-        preferences.append(np.full(len(index), np.nan))
-        # Assigned in reverse, so that the first verdict on a text counts, as in `pairwise_metrics`.
-        preferences[-1][[index[prompt] for prompt in own][::-1]] = combined(one.preference_NO)[::-1]
+    for table, prompts_of_table in zip(verdicts, prompts, strict=True):
+        positions = [position_of[prompt] for prompt in prompts_of_table]
+        preference_U = np.full(len(position_of), np.nan)
+        preference_U[positions[::-1]] = combined(table.preference_NO)[::-1]  # reversed: the first one overwrites others
+        preferences.append(preference_U)
     return preferences
 
 
 def write_judgements(path: Path, verdicts: Sequence[Verdicts]) -> None:
     """Write a Parquet table for `read_judgements`, with an additional column `verdict` (win, tie or loss)."""
-    rows = [row for each in verdicts for row in each.rows]
+    rows = [row for table in verdicts for row in table.rows]
     sign_N = np.sign(as_preferences([row["preference"] for row in rows]) - TIE)
-    words = ({**row, "verdict": VERDICTS.get(sign)} for row, sign in zip(rows, sign_N, strict=True))
+    with_verdicts = ({**row, "verdict": VERDICTS.get(sign)} for row, sign in zip(rows, sign_N, strict=True))
     types = dict.fromkeys(FLOATS, "float64") | dict.fromkeys(INTEGERS, "int64") | {"equal": "bool"}
-    write_table(path, words, types)
+    write_table(path, with_verdicts, types)
 
 
 def _collect(rows: list[Row], where: str) -> Verdicts:
@@ -195,28 +201,30 @@ def _collect(rows: list[Row], where: str) -> Verdicts:
     if len(orders) > 2:
         problem = f"{len(orders)} values in column order ({', '.join(orders)})"
         raise UserError("judgements", where, problem, "use one value for each of the two orders")
-    first: dict[str, Row] = {}
-    preference: dict[tuple[str, str], float | None] = {}
+    first_row: dict[str, Row] = {}  # by prompt id
+    preferences: dict[str, dict[str, float | None]] = {}  # by prompt id and order
     for row in rows:
-        first.setdefault(row["id"], row)
-        question = row["id"], row["order"]
-        if question in preference:
+        first_row.setdefault(row["id"], row)
+        by_order = preferences.setdefault(row["id"], {})
+        if row["order"] in by_order:
             both = f"two verdicts by {judge or 'the judge'} on {model or 'the model'}"
             problem = f"{both} for the same prompt, {row['id'][:60]!r}"
             raise UserError("judgements", where, problem, "remove one, or add a column order")
-        preference[question] = row["preference"]
-    by_prompt = {i: [preference[i, order] for order in orders if (i, order) in preference] for i in first}
-    if len(orders) == 2 and sum(len(verdicts) == 2 for verdicts in by_prompt.values()) < BOTH_ORDERS * len(first):
+        by_order[row["order"]] = row["preference"]
+    in_both_orders = sum(len(by_order) == 2 for by_order in preferences.values())
+    if len(orders) == 2 and in_both_orders < BOTH_ORDERS * len(preferences):
         log.warning("%s: each prompt was judged in one order only, so position bias is not corrected", where or judge)
-        preference_NO = np.array([combined(np.array([verdicts], np.float64)) for verdicts in by_prompt.values()])
+        judged = [[by_order[order] for order in orders if order in by_order] for by_order in preferences.values()]
+        preference_NO = np.array([combined(np.array([verdicts], np.float64)) for verdicts in judged])
     else:
-        preference_NO = np.array([[preference.get((i, order)) for order in orders] for i in first], dtype=np.float64)
-    column = {field: [row.get(field) for row in first.values()] for field in (*rows[0], "text", "equal")}
+        judged = [[by_order.get(order) for order in orders] for by_order in preferences.values()]
+        preference_NO = np.array(judged, dtype=np.float64)
+    column = {field: [row.get(field) for row in first_row.values()] for field in (*rows[0], "text", "equal")}
     return Verdicts(
         model=model,
         judge=judge,
         baseline=baseline,
-        ids=list(first),
+        ids=list(first_row),
         preference_NO=preference_NO,
         model_chars_N=np.array(column["model_chars"], dtype=np.float64),
         baseline_chars_N=np.array(column["baseline_chars"], dtype=np.float64),

@@ -99,12 +99,10 @@ class PairwiseEvaluator:
         prompts, unusable = self._prompts(candidates, context.cache_dir)
         names = distinct([model.name for model in candidates.all])
         generations, reports = self._generate(candidates, names, prompts, context)
+        baseline_answers = generations[0]
         pairs = {
-            name: [
-                Pair(p.id, p.text, b.text, m.text, p.prompt_set, p.category, p.reference, (m.stopped, b.stopped))
-                for p, b, m in zip(prompts, generations[0], of_model, strict=True)
-            ]
-            for name, of_model in zip(names[1:], generations[1:], strict=True)
+            name: list(map(_pair, prompts, baseline_answers, model_answers))
+            for name, model_answers in zip(names[1:], generations[1:], strict=True)
         }
         if isinstance(self.judge, HumanJudge):
             judged = _write_pages(self.judge, pairs, names[0], context.folder)
@@ -127,9 +125,15 @@ class PairwiseEvaluator:
     def read_prompts(self, cache_dir: Path) -> tuple[list[Prompt], Counter[str]]:
         """Return the prompts and the number of unusable ones by kind; raise a UserError if a set is not found."""
         assert self.prompts is not None, "checked"
-        folder, unusable = self._prompts_folder, Counter[str]()
-        counted = unusable if self.bad_rows == "skip" else None
-        return load_prompts(self.prompts, self.limit, cache_dir=cache_dir, folder=folder, unusable=counted), unusable
+        unusable = Counter[str]()
+        prompts = load_prompts(
+            self.prompts,
+            self.limit,
+            cache_dir=cache_dir,
+            folder=self._prompts_folder,
+            unusable=unusable if self.bad_rows == "skip" else None,
+        )
+        return prompts, unusable
 
     def _prompts(self, candidates: Candidates, cache_dir: Path) -> tuple[list[Prompt], Counter[str]]:
         """Return the prompts that all models can use, and the number of unusable ones by kind."""
@@ -156,11 +160,11 @@ class PairwiseEvaluator:
             self.judge.check(prompts)  # before paying for answers that could not be judged
         generations, reports = [], []
         for name, file, model in zip(names, generation_files(names, context.folder), candidates.all, strict=True):
-            of_model, report = answers(
+            model_answers, report = answers(
                 model, prompts, self.sampling, device=context.device, batch_tokens=self.batch_tokens, **cached
             )
-            write_lines(context.folder / file, map(_generation_row, prompts, of_model))
-            generations.append(of_model)
+            write_lines(context.folder / file, map(_generation_row, prompts, model_answers))
+            generations.append(model_answers)
             reports.append({**report, "name": name, "generations": file})
         return generations, reports
 
@@ -168,21 +172,21 @@ class PairwiseEvaluator:
         self, judge: Judge, pairs: dict[str, list[Pair]], answers: list[dict[str, Any]], context: EvaluationContext
     ) -> dict[str, Any]:
         verdicts, reports = {}, []
-        by_question: dict[tuple[str, str | None], Judgement] = {}
-        for name, of_model in pairs.items():
-            judgements, report = judge_pairs(judge, of_model, context.cache_dir)
-            pair_of = {pair.id: pair for pair in of_model}
+        paid: dict[tuple[str, str | None], Judgement] = {}
+        for name, model_pairs in pairs.items():
+            judgements, report = judge_pairs(judge, model_pairs, context.cache_dir)
+            pair_of = {pair.id: pair for pair in model_pairs}
             for judgement in judgements:
                 # Models with the same answer share its verdict, but a failed question is asked again for each of them.
                 failed_for = name if judgement.preference is None else None
-                by_question[question_key(pair_of[judgement.id], judgement.order), failed_for] = judgement
+                paid[question_key(pair_of[judgement.id], judgement.order), failed_for] = judgement
             names = {"model": name, "baseline": answers[0]["name"], "judge": judge.name}
-            [verdicts[name]] = group(_judged_rows(of_model, judgements, names))
+            [verdicts[name]] = group(_judged_rows(model_pairs, judgements, names))
             reports.append(report)
         compared = self._compare(verdicts, context.folder, answers)
         for model, report in zip(compared["models"], reports, strict=True):
             model["judging"] = report
-        costs = [judge.cost(each.prompt_tokens, each.completion_tokens) for each in by_question.values()]
+        costs = [judge.cost(judgement.prompt_tokens, judgement.completion_tokens) for judgement in paid.values()]
         known_costs = [cost for cost in costs if cost is not None]
         return {
             **compared["models"][0],
@@ -194,13 +198,15 @@ class PairwiseEvaluator:
         }
 
     def _count_imported(self, imported: list[Verdicts], folder: Path) -> dict[str, Any]:
-        names = distinct([", ".join(filter(None, (each.model or "model", each.judge))) for each in imported])
-        compared = self._compare(dict(zip(names, imported, strict=True)), folder)
+        names: list[str] = []
         by_model: dict[str, list[Verdicts]] = {}
-        for each in imported:
-            by_model.setdefault(each.model, []).append(each)
+        for verdicts in imported:
+            model = verdicts.model or "model"
+            names.append(f"{model}, {verdicts.judge}" if verdicts.judge else model)
+            by_model.setdefault(verdicts.model, []).append(verdicts)
+        compared = self._compare(dict(zip(distinct(names), imported, strict=True)), folder)
         files = self.judgements if isinstance(self.judgements, list) else [self.judgements]
-        judges = ", ".join(dict.fromkeys(each.judge for each in imported if each.judge))
+        judges = ", ".join(dict.fromkeys(verdicts.judge for verdicts in imported if verdicts.judge))
         return {
             "evaluator": "pairwise",
             "baseline": imported[0].baseline or "baseline",
@@ -209,7 +215,7 @@ class PairwiseEvaluator:
             "imported": [Path(str(file)).expanduser().resolve() for file in files],
             **compared,
             "judges": {
-                model: judges_agreement(aligned(several)) for model, several in by_model.items() if len(several) > 1
+                model: judges_agreement(aligned(by_judge)) for model, by_judge in by_model.items() if len(by_judge) > 1
             },
             "judgements": folder / JUDGEMENTS,
         }
@@ -223,6 +229,19 @@ class PairwiseEvaluator:
         for sentence in compared["warnings"]:
             log.warning("%s", sentence)
         return compared
+
+
+def _pair(prompt: Prompt, baseline: Generation, model: Generation) -> Pair:
+    return Pair(
+        id=prompt.id,
+        prompt=prompt.text,
+        baseline=baseline.text,
+        model=model.text,
+        prompt_set=prompt.prompt_set,
+        category=prompt.category,
+        reference=prompt.reference,
+        stopped=(model.stopped, baseline.stopped),
+    )
 
 
 def _generation_row(prompt: Prompt, answer: Generation) -> dict[str, Any]:
@@ -240,10 +259,10 @@ def _generation_row(prompt: Prompt, answer: Generation) -> dict[str, Any]:
 def _write_pages(judge: HumanJudge, pairs: dict[str, list[Pair]], baseline: str, folder: Path) -> dict[str, Any]:
     """Write a voting page for every model."""
     pages = []
-    for (name, of_model), file in zip(pairs.items(), file_names(list(pairs)), strict=True):
+    for (name, model_pairs), file in zip(pairs.items(), file_names(list(pairs)), strict=True):
         page_folder = folder if len(pairs) == 1 else folder / "votes" / file
         page_folder.mkdir(parents=True, exist_ok=True)
-        page, key = judge.write(of_model, page_folder, baseline=baseline, model=name)
+        page, key = judge.write(model_pairs, page_folder, baseline=baseline, model=name)
         log.info("Vote on %s, then run: lpsel votes FILE... --key %s", page, key)
         pages.append({"name": name, "page": page, "key": key})
     return {"judge": {"kind": "people"}, "models": pages, "page": pages[0]["page"], "key": pages[0]["key"]}
