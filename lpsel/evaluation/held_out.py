@@ -1,6 +1,6 @@
 """Evaluate models on held-out rows: likelihood of reference responses, and similarity of generated answers to them."""
 
-# N rows
+# N rows to evaluate on; arrays of `reference_nll` have an entry for every row of the source
 
 import logging
 import time
@@ -8,8 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial, reduce
-from itertools import chain, repeat, tee
-from operator import or_
+from itertools import repeat, tee
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,16 +129,18 @@ class ReferenceEvaluator:
         if not len(rows):
             raise UserError("dataset", source.spec.name, "no row can be used by all models", "set another template")
         inputs = [model._replace(rows=rows) for model in prepared]
-        for _ in chain.from_iterable(model.prompts() for model in inputs):  # raises if a template rejects a prompt
-            pass
+        for model in inputs:
+            for _ in model.prompts():  # raises if a template rejects a prompt
+                pass
         measured, reports = [], []
         for model, file in zip(inputs, generation_files(names, context.folder), strict=True):
-            of_model, report = self._evaluate_model(model, file, context)
-            measured.append(of_model)
+            row_metrics, report = self._evaluate_model(model, file, context)
+            measured.append(row_metrics)
             reports.append(report)
             if len(inputs) > 2:
                 log.info("Evaluated %s (%d of %d)", model.name, len(reports), len(inputs))
         metrics = METRICS if self.max_new_tokens else METRICS[: METRICS.index("exact_match")]
+        compared = compare_rows(measured, self.resamples, self.seed, metrics)
         return finite(
             {
                 "evaluator": "reference",
@@ -152,7 +153,7 @@ class ReferenceEvaluator:
                 "max_new_tokens": self.max_new_tokens,
                 "resamples": self.resamples,
                 "seed": self.seed,
-                "models": list(map(or_, reports, compare_rows(measured, self.resamples, self.seed, metrics))),
+                "models": [report | result for report, result in zip(reports, compared, strict=True)],
             }
         )
 
@@ -178,8 +179,8 @@ class ReferenceEvaluator:
         with Copies(partial(Loaded.of, spec, inputs.path, dtype, inputs.tokens.folder), devices) as copies:
             loaded = time.perf_counter()
             at_once = PACKS if device.type == "cuda" else 1
-            nll = reference_nll(copies, inputs.tokens, largest, title, special, at_once)
-            measured = _without_answers(inputs, *nll)
+            nll_N, text_nll_N = reference_nll(copies, inputs.tokens, largest, title, special, at_once)
+            measured = _without_answers(inputs, nll_N, text_nll_N)
             scored = time.perf_counter()
             answered: Counter[str] = Counter()
             write_lines(context.folder / file, self._answer(copies, inputs, measured, answered))
@@ -207,15 +208,20 @@ class ReferenceEvaluator:
         self, copies: Copies[Loaded], inputs: Inputs, measured: RowMetrics, answered: Counter[str]
     ) -> Iterator[dict[str, Any]]:
         """Generate an answer for every row, yield the rows to write, and update `measured` and `answered`."""
-        rows, to_answer = tee(inputs.prompts())
-        arguments = inputs.tokenizer, (prompt for _, prompt in to_answer), len(inputs.rows)
+        examples, to_answer = tee(inputs.prompts())
         answers: Iterable[Generation | None] = repeat(None, len(inputs.rows))
         if self.max_new_tokens:
-            sampling, title = Sampling(self.max_new_tokens), f"Answers, {inputs.name}"
-            answers = in_order(
-                generate(with_own_attention(copies), *arguments, sampling, batch_tokens=self.batch_tokens, title=title)
+            generations = generate(
+                with_own_attention(copies),
+                inputs.tokenizer,
+                (prompt for _, prompt in to_answer),
+                len(inputs.rows),
+                Sampling(self.max_new_tokens),
+                batch_tokens=self.batch_tokens,
+                title=f"Answers, {inputs.name}",
             )
-        for i, ((example, prompt), answer) in enumerate(zip(rows, answers, strict=True)):
+            answers = in_order(generations)
+        for i, ((example, prompt), answer) in enumerate(zip(examples, answers, strict=True)):
             row, reference = inputs.rows[i], example.last_answer()
             measured.response_bytes[i] = response_bytes(example, inputs.tokens, row, inputs.tokenizer)
             written = {
@@ -235,7 +241,7 @@ class ReferenceEvaluator:
 
 
 def _without_answers(inputs: Inputs, nll: NDArray[np.float64], text_nll: NDArray[np.float64]) -> RowMetrics:
-    """Return the metrics that do not need generated answers; the others are 0."""
+    """Return the metrics that are known before answers are generated; `_answer` sets the others, which are 0 here."""
     rows, tokenizer = inputs.rows, tokenizer_hash(inputs.tokenizer)
     return RowMetrics(
         nll=nll[rows],

@@ -1,9 +1,10 @@
 """Likelihood of the responses of held-out rows, on one or several devices."""
 
-# N rows, B rows of a pack
+# N rows, B rows of a pack, S supervised tokens of a pack
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,25 +61,28 @@ def reference_nll(
     supervised = np.flatnonzero(tokens.response_tokens > 0)
     packs = packed(supervised, tokens.lengths, batch_tokens)
     groups = [packs[first : first + at_once] for first in range(0, len(packs), at_once)]
+    sums = chain.from_iterable(copies.map(partial(_sums, special), groups))
     with track(title, total=len(supervised), unit="rows") as advance:
-        for group, sums in zip(groups, copies.map(partial(_sums, special), groups), strict=True):
-            for rows, of_pack in zip(group, sums, strict=True):
-                nll_N[rows], text_nll_N[rows] = of_pack
-                advance(len(rows), tokens=int(tokens.lengths[rows].sum()))
+        for rows, (nll_B, text_nll_B) in zip(packs, sums, strict=True):
+            nll_N[rows], text_nll_N[rows] = nll_B, text_nll_B
+            advance(len(rows), tokens=int(tokens.lengths[rows].sum()))
     return nll_N, text_nll_N
 
 
 @torch.inference_mode()
 def _sums(special: Sequence[int], loaded: Loaded, packs: list[Rows]) -> list[Sums]:
+    """Compute the sums of each pack; in two loops, so that a GPU computes all packs before the first transfer."""
     device = loaded.loss.model.device
     batches = [collate(loaded.tokens, rows, loaded.prefixes, varlen=device.type == "cuda") for rows in packs]
     losses = [loaded.loss(batch.to(device)) for batch in batches]
     sums = []
     for batch, loss in zip(batches, losses, strict=True):
-        nll_N, row_N, rows = loss.cpu().double().numpy(), batch.row_N.numpy(), len(batch.supervised_B)
-        is_text_N = ~np.isin(batch.labels_N.numpy(), special)
-        text_B = np.bincount(row_N[is_text_N], weights=nll_N[is_text_N], minlength=rows)
-        sums.append((np.bincount(row_N, weights=nll_N, minlength=rows), text_B))
+        nll_S, row_S = loss.cpu().double().numpy(), batch.row_N.numpy()
+        is_text_S = ~np.isin(batch.labels_N.numpy(), special)
+        rows = len(batch.supervised_B)
+        nll_B = np.bincount(row_S, weights=nll_S, minlength=rows)
+        text_nll_B = np.bincount(row_S[is_text_S], weights=nll_S[is_text_S], minlength=rows)
+        sums.append((nll_B, text_nll_B))
     return sums
 
 

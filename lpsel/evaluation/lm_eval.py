@@ -134,15 +134,15 @@ class LmEvalEvaluator:
 
         folder = None if self.include_path is None else str(Path(self.include_path).expanduser())
         # Listing the harness's thousands of tasks takes seconds, so task files of the user are tried first.
-        own = TaskManager(include_path=folder, include_defaults=False)
-        if self._task_error(own) is None:
-            return own
-        every = TaskManager(include_path=folder)
-        if error := self._task_error(every):
-            raise error
-        return every
+        manager = TaskManager(include_path=folder, include_defaults=False)
+        if self._task_error(manager) is not None:
+            manager = TaskManager(include_path=folder)
+            if error := self._task_error(manager):
+                raise error
+        return manager
 
     def _task_error(self, manager: Any) -> UserError | None:
+        """Return why a requested task cannot be evaluated, or None if all can."""
         for task in self.task_names:
             if not manager.match_tasks([task]) and not Path(task).is_file():
                 hint = "run `lm_eval ls tasks` for a list, or set evaluator.include_path=FOLDER"
@@ -151,7 +151,7 @@ class LmEvalEvaluator:
                 loaded = manager.load([task])["tasks"]
             except Exception as error:  # the code of a task can raise anything
                 return UserError("tasks", task, f"cannot be loaded ({_cause(error)})", "check its file and data")
-            if any(getattr(each, "UNSAFE_CODE", False) for each in loaded.values()):
+            if any(getattr(subtask, "UNSAFE_CODE", False) for subtask in loaded.values()):
                 hint = "evaluate this task with lm_eval itself, in a sandbox"
                 return UserError("tasks", task, "runs code that the model writes", hint)
         return None
@@ -177,7 +177,8 @@ class LmEvalEvaluator:
                 fewshot_random_seed=self.seed,
             )
         except Exception as error:
-            if (task := _failed_task(error)) is None:  # the model or the harness
+            task = _failed_task(error)
+            if task is None:  # the model or the harness failed
                 raise
             hint = "check its few-shot examples, metrics and functions"
             raise UserError("tasks", task, f"cannot be evaluated ({_cause(error)})", hint) from error
@@ -213,24 +214,25 @@ def metrics_of(
     """
     metrics = {}
     for task, values in results.items():
-        for key, value in values.items():
-            metric, _, name = key.partition(",")
-            if not name or metric.endswith("_stderr") or _number(value) is None:
+        rows = samples.get(task, {}).get("effective", 0)
+        for key, reported in values.items():
+            metric, _, filter_name = key.partition(",")
+            value = _number(reported)
+            if not filter_name or metric.endswith("_stderr") or value is None:
                 continue
-            at, error = _number(value), _number(values.get(f"{metric}_stderr,{name}"))
-            low, high = _interval(at, error, samples.get(task, {}).get("effective", 0))
-            metrics[f"{task}/{metric}" if name == "none" else f"{task}/{metric},{name}"] = {
-                "value": at, "standard_error": error, "low": low, "high": high,
-            }  # fmt: skip
+            error = _number(values.get(f"{metric}_stderr,{filter_name}"))
+            low, high = _interval(value, error, rows)
+            name = f"{task}/{metric}" if filter_name == "none" else f"{task}/{key}"
+            metrics[name] = {"value": value, "standard_error": error, "low": low, "high": high}
     return metrics
 
 
-def _interval(value: float | None, error: float | None, rows: int) -> tuple[float | None, float | None]:
+def _interval(value: float, error: float | None, rows: int) -> tuple[float | None, float | None]:
     """Compute Wilson's interval if the standard error is that of a proportion, otherwise value ± 1.96 standard errors.
 
     For a proportion, the harness computes the variance as p (1 - p) / (n - 1).
     """
-    if value is None or error is None:
+    if error is None:
         return None, None
     if rows > 1 and 0 <= value <= 1 and math.isclose(error**2 * (rows - 1), value * (1 - value), abs_tol=1e-9):
         return wilson(value * rows, rows)
