@@ -40,8 +40,9 @@ def reference_table(result: dict[str, Any]) -> Table:
             f"* The paired difference to {result['baseline']} is significant: p < 0.05 with Holm's correction "
             "for models and metrics (sign-flip test)."
         )
-        if partial := {model["difference"]["nll"]["rows"] for model in models[1:]} - {models[0]["rows"]}:
-            notes.append(f"Differences in NLL use only the {min(partial):,} rows with the same supervised tokens.")
+        compared = min(model["difference"]["nll"]["rows"] for model in models[1:])
+        if compared != models[0]["rows"]:
+            notes.append(f"Differences in NLL use only the {compared:,} rows with the same supervised tokens.")
     if tokenizers_differ:
         notes.append("Tokenizers differ: compare bits/byte, not NLL or perplexity.")
     notes += _unusable(result)
@@ -51,10 +52,10 @@ def reference_table(result: dict[str, Any]) -> Table:
         for title, metric, factor, digits in REFERENCE_COLUMNS:
             if metric not in model["metrics"] or (metric == "bits_per_byte" and not tokenizers_differ):
                 continue  # no answers were generated, or NLL is comparable
-            estimate = (model["metrics"][metric][part] for part in ("value", "low", "high"))
-            value, low, high = (None if part is None else part * factor for part in estimate)
+            estimate = model["metrics"][metric]
+            scaled = {part: None if value is None else value * factor for part, value in estimate.items()}
             star = "*" if _differs(model, metric) else ""
-            cells[title] = with_interval(value, low, high, f".{digits}f", f"{star}\n")
+            cells[title] = with_interval(**scaled, form=f".{digits}f", separator=f"{star}\n")
         rows.append(cells)
     return _table(rows, notes)
 
@@ -83,25 +84,29 @@ def pairwise_table(result: dict[str, Any]) -> Table:
     notes += result["warnings"] + _unusable(result)
     for name, pairs in (result.get("judges") or {}).items():
         notes += [_agreement(name, pair) for pair in pairs if pair["n"]]
-    rows = []
-    for model in result["models"]:
-        p_value, lengths = model["p_value_holm"], [model["model_mean_chars"], model["baseline_mean_chars"]]
-        mean_length = "-" if None in lengths else f"{lengths[0]:,.0f}\n(baseline {lengths[1]:,.0f})"
-        value, low, high = (model[f"length_controlled_{part}"] for part in ("win_rate", "ci_low", "ci_high"))
-        controlled = with_interval(value, low, high, separator="\n")
-        rate = with_interval(model["win_rate"], *shown_interval(model), separator="\n")
-        rows.append(
-            {
-                "model": model["name"],
-                **{name: f"{model[name]:,}" for name in ("wins", "ties", "losses", "failed")},
-                "win rate (%)": rate if model["informative"] else NO_INFORMATION,
-                "p-value": "-" if p_value is None else f"{p_value:.2g}",
-                "flip rate (%)": with_interval(model["flip_rate"], None, None),
-                "length-controlled win rate (%)": controlled if model["informative"] else NO_INFORMATION,
-                "mean length (characters)": mean_length,
-            }
-        )
-    return _table(rows, notes)
+    return _table([_pairwise_row(model) for model in result["models"]], notes)
+
+
+def _pairwise_row(model: dict[str, Any]) -> dict[str, str]:
+    """Format the results of one model against the baseline as cells by column title."""
+    p_value, chars, baseline_chars = model["p_value_holm"], model["model_mean_chars"], model["baseline_mean_chars"]
+    unknown = chars is None or baseline_chars is None
+    rate = with_interval(model["win_rate"], *shown_interval(model), separator="\n")
+    controlled = with_interval(
+        model["length_controlled_win_rate"],
+        model["length_controlled_ci_low"],
+        model["length_controlled_ci_high"],
+        separator="\n",
+    )
+    return {
+        "model": model["name"],
+        **{count: f"{model[count]:,}" for count in ("wins", "ties", "losses", "failed")},
+        "win rate (%)": rate if model["informative"] else NO_INFORMATION,
+        "p-value": "-" if p_value is None else f"{p_value:.2g}",
+        "flip rate (%)": with_interval(model["flip_rate"], None, None),
+        "length-controlled win rate (%)": controlled if model["informative"] else NO_INFORMATION,
+        "mean length (characters)": "-" if unknown else f"{chars:,.0f}\n(baseline {baseline_chars:,.0f})",
+    }
 
 
 def _unusable(result: dict[str, Any]) -> list[str]:
