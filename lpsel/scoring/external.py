@@ -68,20 +68,25 @@ def _reader(path: Path) -> tuple[str, Any] | None:
 
 
 def _bergson(folder: Path, rows: Callable[[], int]) -> dict[str, NDArray[np.float64]]:
-    """Read rows of (score_0, written_0, score_1, ...) in the layout given by info.json."""
+    """Read rows of (score_0, written_0, score_1, ...) in the layout given by info.json.
+
+    Each row is a document, or a token if `attribute_tokens` is set; offsets.npy then has where each document starts,
+    and the total.
+    """
     info = read_json(folder / INFO)
     layout = info["dtype"]
     fields: Any = {**layout, "formats": [TYPES[name] for name in layout["formats"]]}
     stored = np.memmap(folder / SCORES, dtype=np.dtype(fields), mode="r", shape=(info["num_rows"],))
-    score_QT = [_floats(stored[f"score_{q}"]) for q in range(info["num_scores"])]
-    score_QT = [np.where(stored[f"written_{q}"], score_T, np.nan) for q, score_T in enumerate(score_QT)]
+    score_QN = [
+        np.where(stored[f"written_{q}"], _floats(stored[f"score_{q}"]), np.nan) for q in range(info["num_scores"])
+    ]
     if info.get("attribute_tokens"):
-        ends = np.load(folder / "offsets.npy", allow_pickle=False)
-        items = len(ends) - 1
-        item_T = np.repeat(np.arange(items), np.diff(ends))
-        score_QT = [_floats(np.bincount(item_T, score_T, items)) for score_T in score_QT]
-    columns = {f"score_{q}": score_N for q, score_N in enumerate(score_QT)} if len(score_QT) > 1 else {}
-    return columns | {"score": np.mean(score_QT, axis=0)}
+        offsets = np.load(folder / "offsets.npy", allow_pickle=False)
+        n = len(offsets) - 1
+        document_T = np.repeat(np.arange(n), np.diff(offsets))
+        score_QN = [_floats(np.bincount(document_T, score_T, n)) for score_T in score_QN]
+    columns = {f"score_{q}": score_N for q, score_N in enumerate(score_QN)} if len(score_QN) > 1 else {}
+    return columns | {"score": np.mean(score_QN, axis=0)}
 
 
 def _floats(values: NDArray[Any]) -> NDArray[np.float64]:
@@ -97,22 +102,29 @@ def _dataflex(file: Path, rows: Callable[[], int]) -> dict[str, NDArray[np.float
     metrics = {name: np.array(values, np.float64) for name, values in step["metric"].items()}
     if not metrics:
         raise ValueError("it has no metric")
-    return {name: values if len(values) != len(index) else _placed(index, values, rows())
-            for name, values in metrics.items()}  # fmt: skip
+    for name, values in metrics.items():
+        if len(values) == len(index):
+            metrics[name] = _placed(index, values, rows())
+    return metrics
 
 
 def _lm_eval(file: Path, rows: Callable[[], int]) -> dict[str, NDArray[np.float64]]:
+    """Read one JSON object per line, with `doc_id`, `filter`, the names of its `metrics`, and a value for each."""
     samples = list(_samples(file))
-    filters = len({sample["filter"] for sample in samples}) > 1
+    several_filters = len({sample["filter"] for sample in samples}) > 1
     columns: dict[str, dict[int, float]] = {}  # by name and row
     for sample in samples:
         for metric in sample["metrics"]:
-            if (value := _number(sample[metric])) is not None:
-                name = f"{metric},{sample['filter']}" if filters else metric
+            value = _number(sample[metric])
+            if value is not None:
+                name = f"{metric},{sample['filter']}" if several_filters else metric
                 columns.setdefault(name, {})[sample["doc_id"]] = value
     if not columns:
         raise ValueError("it has no numeric metric")
-    return {name: _placed(np.array([*cells]), np.array([*cells.values()]), rows()) for name, cells in columns.items()}
+    return {
+        name: _placed(np.array(list(value_of)), np.array(list(value_of.values())), rows())
+        for name, value_of in columns.items()
+    }
 
 
 def _samples(file: Path) -> Iterator[dict[str, Any]]:

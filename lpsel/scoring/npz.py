@@ -33,7 +33,7 @@ def names_in_npz(path: Path) -> list[str]:
         UserError: the file does not exist or is not an archive.
     """
     with open_npz(path) as archive:
-        return [name for name in archive.files if name != "cluster"]
+        return _scorers(archive)
 
 
 def read_array(path: Path, name: str) -> Any:
@@ -58,7 +58,7 @@ def read_npz(file: Path, key: str | None) -> pa.Table:
         UserError: the file or array does not exist, or the array has the wrong type or shape.
     """
     with open_npz(file) as archive:
-        names = [name for name in archive.files if name != "cluster"]
+        names = _scorers(archive)
         listed = ", ".join(names) or "none"
         if key is None and len(names) != 1:
             raise UserError("scores", file, f"has the arrays {listed}", "set scores_key=NAME to choose one")
@@ -76,6 +76,10 @@ def read_npz(file: Path, key: str | None) -> pa.Table:
             raise UserError("scores", file, f"cluster has shape {cluster.shape}, must be ({ppl_EN.shape[1]},)")
         columns["cluster"] = cluster
     return pa.table(columns)
+
+
+def _scorers(archive: Any) -> list[str]:
+    return [name for name in archive.files if name != "cluster"]
 
 
 @contextmanager

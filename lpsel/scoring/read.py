@@ -59,8 +59,9 @@ def read_scores(
             a scores folder do not match its manifest.
     """
     file = Path(str(path)).expanduser()
-    own_format = file.is_dir() and (file / SCORES_FILE).is_file()
-    table, expected = None if own_format else read_external(file, rows), None
+    is_scores_folder = file.is_dir() and (file / SCORES_FILE).is_file()
+    table = None if is_scores_folder else read_external(file, rows)
+    expected = None  # fingerprint of the rows
     if table is None:
         file, expected = _check_folder(path)
     if key is not None and file.suffix != SUFFIX:
@@ -68,10 +69,10 @@ def read_scores(
     if table is None:
         table = read_npz(file, key) if file.suffix == SUFFIX else read_table(file, columns, rows)
     scores = _sorted(_Columns(table, file).scores(columns, clusters), file)
-    if expected not in (None, fingerprint := scores.fingerprint()):
-        prints = f"{str(fingerprint)[:12]}, but its {MANIFEST} belongs to rows with {str(expected)[:12]}"
+    if expected is not None and (actual := scores.fingerprint()) != expected:
+        fingerprints = f"{str(actual)[:12]}, but its {MANIFEST} belongs to rows with {str(expected)[:12]}"
         hint = f"restore the {MANIFEST} that belongs to it, or score again"
-        raise UserError("scores", file, f"its rows have fingerprint {prints}", hint)
+        raise UserError("scores", file, f"its rows have fingerprint {fingerprints}", hint)
     return scores
 
 
@@ -117,31 +118,33 @@ def read_table(file: Path, columns: Collection[str] = (), rows: Callable[[], int
     if not file.is_file():
         raise UserError("scores", file, "no such file", FILES)
     file.open("rb").close()  # Arrow's own error would not name the file
-    extra = {form for name in columns for form in (name, _as_perplexity(name))}
-
-    def used(names: list[str]) -> list[str]:
-        known = [name for name in names if name in OPTIONAL or RECORDED.fullmatch(name) or name in extra]
-        twice = next((name for name in known if known.count(name) > 1), None)
-        if twice is not None:
-            raise UserError("scores", file, f"has {known.count(twice)} columns {twice}", "keep one of them")
-        return known if set(known).difference(OPTIONAL) else names  # all columns, for the error message
-
+    suffix = file.suffix.lower()
     try:
-        if (kind := file.suffix.lower()) == ".parquet":
+        if suffix == ".parquet":
             import pyarrow.parquet as pq
 
             with pq.ParquetFile(file) as parquet:
                 groups = [parquet.metadata.row_group(i) for i in range(parquet.num_row_groups)]
                 check_expansion(file, sum(group.total_byte_size for group in groups), f"scores={file}")
-                return parquet.read(columns=used(parquet.schema_arrow.names))
-        if kind in (".csv", ".tsv"):
+                return parquet.read(columns=_used_columns(parquet.schema_arrow.names, columns, file))
+        if suffix in (".csv", ".tsv"):
             table = read_csv(file, rows)
-            return table.select(used(table.column_names))
+            return table.select(_used_columns(table.column_names, columns, file))
     except UserError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError("scores", file, f"cannot be read ({printable_line(error)})", "use a complete file") from error
     raise UserError("scores", file, "unknown file type", FILES)
+
+
+def _used_columns(names: list[str], columns: Collection[str], file: Path) -> list[str]:
+    """Return those of a file's columns that are in the scores format or `columns`; all names if none has scores."""
+    requested = {*columns, *map(_as_perplexity, columns)}
+    used = [name for name in names if name in OPTIONAL or RECORDED.fullmatch(name) or name in requested]
+    for name in used:
+        if used.count(name) > 1:
+            raise UserError("scores", file, f"has {used.count(name)} columns {name}", "keep one of them")
+    return used if set(used).difference(OPTIONAL) else names  # all names, for the error message
 
 
 def _as_perplexity(name: str) -> str:
@@ -166,11 +169,11 @@ class _Columns:
         self.table, self.file, self.names = table, file, table.column_names
 
     def scores(self, columns: Collection[str], clusters: bool) -> ScoreTable:
-        kind, epochs = self._recorded(optional=any(name in columns for name in self.names))
-        records_EN = self._records(kind, epochs)
+        kind, n_records = self._recorded(optional=any(name in columns for name in self.names))
+        records_EN = self._records(kind, n_records)
         nll_EN = np.log(records_EN) if kind == "ppl" else records_EN
         n = len(self.table)
-        supervised_N = ~np.isnan(nll_EN[0]) & (nll_EN != 0).any(axis=0) if epochs else np.ones(n, np.bool_)
+        supervised_N = ~np.isnan(nll_EN[0]) & (nll_EN != 0).any(axis=0) if n_records else np.ones(n, np.bool_)
         truncated = self._valid("truncated", pa.types.is_boolean, "true or false in every row")
         ids = self._valid("id", _is_scalar, "an id in every row, or left out")
         cluster = None  # also if all are null, as in the selection.parquet of a run without clusters
@@ -187,15 +190,17 @@ class _Columns:
             cluster=None if cluster is None else cluster_codes(_one_array(cluster)),
             ppl=records_EN if kind == "ppl" else None,
             tokens_known={"prompt_tokens", "response_tokens"} <= set(self.names),
-            columns={name: column for name in columns if (column := self._extra(name)) is not None},
+            columns={name: column for name in columns if (column := self._requested(name)) is not None},
             unusable=self._unusable(),
         )
 
     def _unusable(self) -> pa.Array | None:
         """Return the kinds of skipped rows, None if there are none. Empty CSV cells, read as "", count as null."""
-        if "unusable" not in self.names or (column := self.table["unusable"]).null_count == len(column):
+        column = self.table["unusable"] if "unusable" in self.names else None
+        if column is None or column.null_count == len(column):
             return None
-        if str(column.type.value_type if pa.types.is_dictionary(column.type) else column.type) not in TEXTS:
+        value_type = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        if str(value_type) not in TEXTS:
             raise self._wrong("unusable", "a string where a row cannot be used, else empty")
         texts = _one_array(column.cast(pa.string()))
         kinds = pc.if_else(pc.equal(texts, ""), None, texts)
@@ -203,8 +208,9 @@ class _Columns:
 
     def _recorded(self, optional: bool) -> tuple[str, int]:
         """Return the kind of records, nll or ppl, and the number of their columns; 0 is allowed if `optional`."""
+        matches = [match for match in map(RECORDED.fullmatch, self.names) if match]
         for kind in ("nll", "ppl"):
-            epochs = sorted(int(m[2]) for name in self.names if (m := RECORDED.fullmatch(name)) and m[1] == kind)
+            epochs = sorted(int(match[2]) for match in matches if match[1] == kind)
             if epochs and epochs != list(range(len(epochs))):
                 missing = next(epoch for epoch in range(epochs[-1]) if epoch not in epochs)
                 problem = f"has {kind}_{epochs[-1]} but no {kind}_{missing}"
@@ -218,25 +224,27 @@ class _Columns:
             hint += f", or set selection=score_column selection.column=NAME, of {printable(', '.join(others))}"
         raise UserError("scores", self.file, "has no column nll_0 (or ppl_0)", hint)
 
-    def _records(self, kind: str, epochs: int) -> NDArray[np.float64]:
-        records_EN = np.empty((epochs, len(self.table)))
-        for epoch in range(epochs):
+    def _records(self, kind: str, n_records: int) -> NDArray[np.float64]:
+        records_EN = np.empty((n_records, len(self.table)))
+        for epoch in range(n_records):
             records_EN[epoch] = self._numbers(f"{kind}_{epoch}", "numbers, empty where a row has no supervised token")
-        minimum, records = MINIMUM[kind]
-        if (low_EN := records_EN < minimum - ROUNDING).any():
-            epoch, row = np.argwhere(low_EN)[0]
-            problem = f"{kind}_{epoch} of row {row} is {records_EN[epoch, row]}, {records} are {minimum} or more"
+        minimum, plural = MINIMUM[kind]
+        too_low = np.argwhere(records_EN < minimum - ROUNDING)
+        if len(too_low):
+            epoch, row = too_low[0]
+            problem = f"{kind}_{epoch} of row {row} is {records_EN[epoch, row]}, {plural} are {minimum} or more"
             hint = "negate log-likelihoods, and leave a cell empty where a row has no supervised token"
             raise UserError("scores", self.file, problem, hint)
         return records_EN
 
-    def _extra(self, name: str) -> NDArray[np.float64] | None:
+    def _requested(self, name: str) -> NDArray[np.float64] | None:
         """Return a column that a rule ranks by, or None; `nll_X` is computed from `ppl_X` if it is missing."""
         if name in self.names:
             return self._numbers(name, "numbers, empty where a row has none")
-        if (other := _as_perplexity(name)) in self.names:
+        perplexity = _as_perplexity(name)
+        if perplexity in self.names:
             with np.errstate(divide="ignore", invalid="ignore"):
-                return np.log(self._numbers(other, "perplexities, empty where a row has none"))
+                return np.log(self._numbers(perplexity, "perplexities, empty where a row has none"))
         return None
 
     def _numbers(self, name: str, expected: str) -> NDArray[np.float64]:

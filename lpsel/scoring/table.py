@@ -86,9 +86,10 @@ class ScoreTable:
         if self.id is not None and not isinstance(self.id, pa.Array):
             object.__setattr__(self, "id", pa.array(self.id, pa.large_string()))
         n = len(self.index)
-        columns = (self.prompt_tokens, self.response_tokens, self.truncated, self.id, self.cluster, self.vectors)
-        of_text = (self.empty_answer, self.unusable)
-        assert all(len(column) == n for column in (*columns, *of_text, *self.columns.values()) if column is not None)
+        required = (self.prompt_tokens, self.response_tokens, self.truncated, *self.columns.values())
+        optional = (self.id, self.cluster, self.vectors, self.empty_answer, self.unusable)
+        assert all(len(column) == n for column in required)
+        assert all(column is None or len(column) == n for column in optional)
         assert self.nll.ndim == 2
         assert self.nll.shape[1] == n
         assert self.ppl is None or self.ppl.shape == self.nll.shape
@@ -165,7 +166,7 @@ class ScoreTable:
             return replace(self, id=ids)
         if self.id.equals(ids):
             return replace(self, id=ids)
-        order = np.empty(len(self), np.int64)
+        order = np.empty(len(self), np.int64)  # position in this table of each row of the dataset
         order[pc.sort_indices(ids).to_numpy()] = pc.sort_indices(self.id).to_numpy()
         differs = pc.not_equal(self.id.take(pa.array(order)), ids)
         if pc.any(differs).as_py():
