@@ -1,6 +1,7 @@
 """Shorten a scorer's training: use a random part of the rows, or stop once the ranking of a sample is stable.
 
-S rows in the sample, R of them with finite scores, W ranks, E recorded passes (0 = before training, then one per epoch)
+S rows in the sample, F of them with finite scores, R rows that this rank has recorded, W ranks, E recorded passes
+(0 = before training, then one per epoch)
 """
 
 import logging
@@ -33,7 +34,8 @@ CHECKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # fractions of an epoch; docs/results/st
 
 def check_steps(steps: int) -> list[int]:
     """Return the steps of an epoch after which the ranking is checked; never the last step."""
-    return sorted({step for fraction in CHECKS if 0 < (step := round(fraction * steps)) < steps})
+    rounded = {round(fraction * steps) for fraction in CHECKS}
+    return sorted(step for step in rounded if 0 < step < steps)
 
 
 def expected_agreement(correlation: float, rows: int, before: int, now: int, steps: int) -> dict[str, float]:
@@ -58,10 +60,11 @@ def expected_agreement(correlation: float, rows: int, before: int, now: int, ste
 
 def rank_correlation(a_S: Floats, b_S: Floats) -> float:
     """Compute Spearman's correlation over the rows that are finite in both; NaN if either is constant."""
-    both_S = np.isfinite(a_S) & np.isfinite(b_S)
-    a_R, b_R = a_S[both_S], b_S[both_S]
-    constant = len(a_R) < 2 or np.ptp(a_R) == 0 or np.ptp(b_R) == 0
-    return math.nan if constant else float(spearmanr(a_R, b_R).statistic)
+    finite_S = np.isfinite(a_S) & np.isfinite(b_S)
+    a_F, b_F = a_S[finite_S], b_S[finite_S]
+    if len(a_F) < 2 or np.ptp(a_F) == 0 or np.ptp(b_F) == 0:
+        return math.nan
+    return float(spearmanr(a_F, b_F).statistic)
 
 
 def random_part(tokens: Tokens, scorer: ScorerSpec) -> NDArray[np.bool_]:
@@ -134,7 +137,7 @@ class StopWhenStable(L.Callback):
             problem = f"{len(self.sample)} rows with a supervised token are too few to rank"
             raise UserError("scorer.stop", "stable", problem, f"set scorer.stop=null below {MIN_STOP_ROWS} rows")
         self.steps = check_steps(data.steps_per_epoch)
-        self.of_rank_S = np.full(len(self.sample), np.nan)
+        self.of_rank_S = np.full(len(self.sample), np.nan)  # losses of the sample in a pass; NaN for other ranks' rows
         self.recorded: list[tuple[Tensor, Tensor]] = []  # row numbers and losses of this rank's batches
         self.nll_ES: list[Floats] = []
         self.epochs: list[EpochChecks] = []
@@ -195,23 +198,27 @@ class StopWhenStable(L.Callback):
         epoch.checked.append(step)
         epoch.correlation.append(correlation if math.isfinite(correlation) else None)
         if trainer.strategy.reduce_boolean_decision(correlation >= self.bound):
-            epoch.stopped, before = step, epoch.checked[-2]
-            epoch.expected = expected_agreement(correlation, len(self.sample), before, step, epoch.steps)
+            epoch.stopped = step
+            step_before = epoch.checked[-2]
+            epoch.expected = expected_agreement(correlation, len(self.sample), step_before, step, epoch.steps)
             # Lightning then runs the epoch's recording pass and ends the epoch.
             trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         trainer.should_stop = False  # it must not end the next epoch
         epoch, data, model = self.epochs[-1], self.data, pl_module.language_model
-        skipped_N, sample_N = np.zeros((2, len(data.tokens)), np.int64)
-        skipped_N[data.order(epoch.epoch - 1)[(epoch.stopped or epoch.steps) * data.batch_size :]] = 1
-        sample_N[self.sample] = len(epoch.checked)
+        rows_trained = (epoch.stopped or epoch.steps) * data.batch_size
+        skipped_N = np.zeros(len(data.tokens), np.int64)
+        skipped_N[data.order(epoch.epoch - 1)[rows_trained:]] = 1
+        checked_N = np.zeros(len(data.tokens), np.int64)
+        checked_N[self.sample] = len(epoch.checked)
         epoch.training = count_work(model, data.tokens, data.trained.astype(np.int64))
         epoch.saved = count_work(model, data.tokens, skipped_N)
-        epoch.checks = count_work(model, data.tokens, recorded_N=sample_N)
+        epoch.checks = count_work(model, data.tokens, recorded_N=checked_N)
         log.info("%s: %s", self.title, epoch.describe(len(self.sample), self.bound))
 
     def _record_sample(self, trainer: L.Trainer) -> Floats:
+        """Compute the sample's losses with the current weights, (S,)."""
         strategy = trainer.strategy
         with torch.no_grad():
             for i, batch in enumerate(self.data.recording(self.sample)):
@@ -220,14 +227,16 @@ class StopWhenStable(L.Callback):
         return self._gather(trainer)
 
     def _gather(self, trainer: L.Trainer) -> Floats:
-        """Gather the sample's losses from all ranks, then reset this rank's own."""
-        if self.recorded:  # one transfer for all batches, since each waits for the device
-            index_R, nll_R = (torch.cat(parts).cpu().numpy() for parts in zip(*self.recorded, strict=True))
+        """Gather the sample's losses from all ranks, (S,), then reset this rank's own."""
+        if self.recorded:
+            indices, losses = zip(*self.recorded, strict=True)
+            # One transfer for all batches, since each waits for the device.
+            index_R, nll_R = torch.cat(indices).cpu().numpy(), torch.cat(losses).cpu().numpy()
             position_R = np.searchsorted(self.sample, index_R).clip(max=len(self.sample) - 1)
-            sampled_R = self.sample[position_R] == index_R
-            self.of_rank_S[position_R[sampled_R]] = nll_R[sampled_R]
+            in_sample_R = self.sample[position_R] == index_R
+            self.of_rank_S[position_R[in_sample_R]] = nll_R[in_sample_R]
             self.recorded.clear()
         of_rank_S = torch.tensor(self.of_rank_S, dtype=torch.float32, device=trainer.strategy.root_device)
         self.of_rank_S[:] = np.nan
         nll_WS = trainer.strategy.all_gather(of_rank_S).reshape(-1, len(self.sample)).cpu().numpy()
-        return np.fmax.reduce(nll_WS.astype(np.float64), axis=0)
+        return np.fmax.reduce(nll_WS.astype(np.float64), axis=0)  # ignores the NaN of ranks without the row

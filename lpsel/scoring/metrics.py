@@ -26,7 +26,7 @@ LARGEST_EXPONENT = 700.0  # exp of it is still a float64
 def lp(records_EN: Floats, epoch: int = 1) -> Floats:
     """Compute LP(i) = (P_{i-1} - P_i) / (P_0 - P_n) with i = `epoch` and n the last column, shape (N,).
 
-    The share of the scorer's total improvement on a row in n epochs that happens in epoch i; low means hard. Mostly in
+    The fraction of the scorer's total improvement on a row in n epochs due to epoch i; low means hard. Mostly in
     [0, 1], but perplexity may rise in between. NaN if P_0 = P_n or a record is not finite.
     """
     with np.errstate(invalid="ignore"):
@@ -76,11 +76,13 @@ def learning_percentage(scores: ScoreTable | Floats, metric: str, epoch: int = 1
         metric: a key of `METRICS`.
         epoch: i in the formulas.
     """
-    nll_EN, ppl_EN = (scores.nll, scores.ppl) if isinstance(scores, ScoreTable) else (scores, None)
+    nll_EN = scores.nll if isinstance(scores, ScoreTable) else scores
     formula = METRICS[metric].formula
     if METRICS[metric].basis == "nll":
         return formula(nll_EN, epoch)
-    return formula(scaled_perplexity(nll_EN) if ppl_EN is None else ppl_EN, epoch)
+    if isinstance(scores, ScoreTable) and scores.ppl is not None:
+        return formula(scores.ppl, epoch)
+    return formula(scaled_perplexity(nll_EN), epoch)
 
 
 def perplexity(nll_EN: Floats) -> Floats:
@@ -162,12 +164,12 @@ def _quotient(numerator_N: Floats, denominator_N: Floats, records_EN: Floats) ->
     return np.where(np.isfinite(quotient_N), quotient_N, np.nan)
 
 
-def correlation_interval(correlation: float, rows: int, several: int = 1) -> tuple[float, float]:
+def correlation_interval(correlation: float, rows: int, candidates: int = 1) -> tuple[float, float]:
     """Compute the 95% interval of Spearman's correlation over more than three rows with Fisher's transform.
 
     Bonett and Wright, Psychometrika 65, 2000; docs/results/win-rates.md reports its coverage. If the correlation was
-    chosen from `several` by its value, the level holds for all of them jointly (Bonferroni).
+    chosen from several `candidates` by its value, the level holds for all of them jointly (Bonferroni).
     """
     z = math.atanh(max(min(correlation, 1 - 1e-9), 1e-9 - 1))
-    error = NormalDist().inv_cdf(1 - 0.025 / several) * math.sqrt((1 + correlation**2 / 2) / (rows - 3))
+    error = NormalDist().inv_cdf(1 - 0.025 / candidates) * math.sqrt((1 + correlation**2 / 2) / (rows - 3))
     return math.tanh(z - error), math.tanh(z + error)

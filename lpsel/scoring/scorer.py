@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning import Callback
 from numpy.typing import NDArray
 
 from lpsel import __version__
@@ -113,17 +114,17 @@ def scores_for(
                 locks.enter_context(entry.locked())
             return find_scores(entry, epochs, columns)
 
-        if folder := agree(find):
+        folder = agree(find)
+        if folder is not None:
             scores = Scores(folder, reused=True)
             log.info("Scores: reused from %s", scores.table)
             report_tokens(scorer, scores.manifest())
             if is_main_process():  # remove what a process left that was killed after writing the scores
                 shutil.rmtree(entry.folder / folder.name.removeprefix(f"{entry.folder.name}-"), ignore_errors=True)
             return scores
-        passes = "running the pass before training"
-        if epochs:
-            some = f"{epochs} of the " if epochs < scorer.recipe.epochs else "the "
-            passes = f"training the scorer for {some}{scorer.recipe.epochs} epochs of its recipe"
+        part = f"{epochs} of the" if epochs < scorer.recipe.epochs else "the"
+        training = f"training the scorer for {part} {scorer.recipe.epochs} epochs of its recipe"
+        passes = training if epochs else "running the pass before training"
         log.info("Scores: none cached for %s by %s with this recipe; %s", source.spec.name, scorer.name, passes)
         folder = _Scoring(setup, scorer, path, source, trained_on, epochs, sorted(columns), entry).run()
         free_memory()  # of the scorer, which is still on its GPU
@@ -147,8 +148,8 @@ class _Scoring:
         self.title = f"Scorer {self.scorer.name}"
         self.tokenizer = load_tokenizer(self.scorer, self.path)
         self.tokens = self._tokenized(self.source)
-        others = None if self.trained_on is None else self._tokenized(self.trained_on)
-        self.joined = None if others is None else JoinedTokens(self.tokens, others)
+        trained_on = None if self.trained_on is None else self._tokenized(self.trained_on)
+        self.joined = None if trained_on is None else JoinedTokens(self.tokens, trained_on)
         if not self.tokens.response_tokens.any():
             problem = f"no row of {self.source.spec.name} keeps a supervised token"
             raise UserError("scorer.max_length", self.scorer.max_length, problem, "raise it")
@@ -166,27 +167,31 @@ class _Scoring:
             values[column], cost = self._record(column, steps)
             costs.append(cost)
         spikes, untrained = LossSpikes(self.title), UntrainedTokens(self.title, self.tokens, self.tokenizer)
+        callbacks: list[Callback] = [NLLRecorder(self.parts), spikes, untrained]
         stop = None
         if self._shortened_by("stop"):
             stop = StopWhenStable(self.title, data, rows=self.scorer.stop_rows, bound=self.scorer.stop_bound)
+            callbacks.append(stop)
         trainer, cost = fit(
             self.setup,
             self.setup.fine_tuner("scorer", self.scorer, self.path, steps),
             data,
             epochs=self.epochs,
             title=self.title,
-            callbacks=[NLLRecorder(self.parts), spikes, untrained, *([stop] if stop else [])],
+            callbacks=callbacks,
             checkpoints=self.parts.folder / "checkpoints",
         )
         folder = scores_folder(self.entry, self.epochs, self.columns)
         if trainer.is_global_zero:
             manifest = self._manifest(sum(costs, start=cost)) | {
-                "rows_trained": stop.rows_trained if stop else int(data.trained.sum()) if self.epochs else 0,
+                "rows_trained": int(data.trained.sum()) if self.epochs else 0,
                 "loss_spikes": spikes.described(),
                 "untrained_tokens": untrained.tokens,
                 "world_size": trainer.world_size,
-                **({"checked_epochs": [asdict(epoch) for epoch in stop.epochs]} if stop else {}),
             }
+            if stop is not None:
+                manifest["rows_trained"] = stop.rows_trained
+                manifest["checked_epochs"] = [asdict(epoch) for epoch in stop.epochs]
             nll_EN = self.parts.collect(self.epochs, len(self.tokens))
             write_scores(folder, self.tokens, nll_EN, manifest, values, self.parts.folder)
             self.parts.remove()
@@ -202,11 +207,12 @@ class _Scoring:
         return checked_tokens(source, self.tokenizer, self.scorer, self.path, self.setup.cache_dir)
 
     def _training_data(self) -> SubsetDataModule:
+        """Train and record all rows; or train on `train_fraction` of them, or on those of `trained_on` only."""
         if self.joined is None:
-            part = random_part(self.tokens, self.scorer) if self._shortened_by("train_fraction") else None
-            return self._data(self.tokens, part)
-        others_N = np.arange(len(self.joined)) >= len(self.tokens)
-        data = self._data(self.joined, others_N, ~others_N)
+            train_N = random_part(self.tokens, self.scorer) if self._shortened_by("train_fraction") else None
+            return self._data(self.tokens, train_N)
+        trained_on_N = np.arange(len(self.joined)) >= len(self.tokens)
+        data = self._data(self.joined, mask=trained_on_N, record=~trained_on_N)
         if not data.steps_per_epoch:
             problem, hint = "no row of query.path keeps a supervised token", "raise it, or add answers to these rows"
             raise UserError("scorer.max_length", self.scorer.max_length, problem, hint)
@@ -268,19 +274,13 @@ def report_tokens(model: ModelSpec, counted: Mapping[str, Any]) -> None:
     Args:
         counted: result of `Tokens.counted`.
     """
-    kinds = counted["rows_unusable"]
+    kinds, truncated, rows = counted["rows_unusable"], counted["rows_truncated"], counted["rows"]
     unusable = f"; {sum(kinds.values()):,} are unusable and skipped: {listed(kinds)}" if kinds else ""
-    log.info(
-        "Tokens for %s: %s; %s of %s rows (%.1f%%) are truncated to %s tokens, %s keep no supervised token%s",
-        model.name,
-        PROMPTS[model.template],
-        f"{counted['rows_truncated']:,}",
-        f"{counted['rows']:,}",
-        100 * counted["rows_truncated"] / counted["rows"],
-        model.max_length,
-        f"{counted['rows_without_supervised_token']:,}",
-        unusable,
+    summary = (
+        f"{truncated:,} of {rows:,} rows ({100 * truncated / rows:.1f}%) are truncated to {model.max_length} tokens, "
+        f"{counted['rows_without_supervised_token']:,} keep no supervised token{unusable}"
     )
+    log.info("Tokens for %s: %s; %s", model.name, PROMPTS[model.template], summary)
 
 
 def versions() -> dict[str, str]:
