@@ -17,7 +17,9 @@ from lpsel.selection.rules import Ranking, Rule
 from lpsel.selection.spec import SelectionSpec, selection
 
 # Settings of which rows are selected: set once for the combined rule, not for its parts.
-OF_ALL = ("budget", "bucket", "allocation", "length", "pct_of", "duplicates", "known", "rising", "min_response_tokens")
+SHARED_SETTINGS = (
+    "budget", "bucket", "allocation", "length", "pct_of", "duplicates", "known", "rising", "min_response_tokens",
+)  # fmt: skip
 
 
 def combined_spec(parts: Mapping[str, SelectionSpec], weights: Mapping[str, float], **settings: Any) -> SelectionSpec:
@@ -39,28 +41,35 @@ def combined_spec(parts: Mapping[str, SelectionSpec], weights: Mapping[str, floa
             raise UserError("selection.combine", name, problem, hint)
         if parts[name].rule.uses_query or parts[name].group is not None:
             raise UserError("selection.combine", name, "cannot be combined", "combine rules that only need scores")
-        for setting in OF_ALL:
-            if (value := getattr(parts[name], setting)) != getattr(SelectionSpec, setting):
+        for setting in SHARED_SETTINGS:
+            value, default = getattr(parts[name], setting), getattr(SelectionSpec, setting)
+            if value != default:
                 problem = f"sets selection.{setting}={value}, which parts cannot"
                 hint = f"combine a rule that does not, and set selection.{setting} for all parts"
                 raise UserError("selection.combine", name, problem, hint)
 
-    def mean_rank(table: ScoreTable, *, seed: int, combine: Mapping[str, float]) -> Ranking:
-        rankings = {name: part.rank(table, seed) for name, part in parts.items()}
-        excluded = {reason: rows for ranking in rankings.values() for reason, rows in ranking.excluded.items()}
-        keys = {name: _lowest_first(ranking) for name, ranking in rankings.items()}
-        ranked_N = np.all([np.isfinite(key_N) for key_N in keys.values()], axis=0)
-        ranked_N &= ~np.any([np.zeros(len(table), np.bool_), *excluded.values()], axis=0) & (table.response_tokens > 0)
-        mean_M = np.zeros(int(ranked_N.sum()))
+    def weighted_mean_rank(table: ScoreTable, *, seed: int, combine: Mapping[str, float]) -> Ranking:
+        keys: dict[str, NDArray[np.float64]] = {}
+        excluded: dict[str, NDArray[np.bool_]] = {}
+        ranked_N = table.response_tokens > 0
+        for name, part in parts.items():
+            ranking = part.rank(table, seed)
+            keys[name] = _lowest_first(ranking)
+            excluded |= ranking.excluded
+            ranked_N &= np.isfinite(keys[name])
+        for excluded_N in excluded.values():
+            ranked_N &= ~excluded_N
+        m = int(ranked_N.sum())
+        sum_M = np.zeros(m)
         for name, key_N in keys.items():
-            rank_M = mid_ranks(key_N[ranked_N]) / max(len(mean_M) - 1, 1)
-            mean_M += abs(combine[name]) * (rank_M if combine[name] > 0 else 1 - rank_M)
+            rank_M = mid_ranks(key_N[ranked_N]) / max(m - 1, 1)
+            sum_M += abs(combine[name]) * (rank_M if combine[name] > 0 else 1 - rank_M)
         score_N = np.full(len(table), np.nan)
-        score_N[ranked_N] = mean_M / sum(map(abs, combine.values()))
+        score_N[ranked_N] = sum_M / sum(map(abs, combine.values()))
         return Ranking(score_N, excluded)
 
     columns = dict.fromkeys(column for part in parts.values() for column in part.columns)
-    rule = Rule(mean_rank, uses_lengths=any(part.rule.uses_lengths for part in parts.values()))
+    rule = Rule(weighted_mean_rank, uses_lengths=any(part.rule.uses_lengths for part in parts.values()))
     spec = selection(rule=rule, combine=dict(weights), **settings | {"columns": list(columns)})
     epochs = [part.epochs for part in (*parts.values(), spec) if part.epochs is not None]
     return replace(spec, epochs=max(epochs, default=None))

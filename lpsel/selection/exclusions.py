@@ -64,8 +64,9 @@ def repeated(table: ScoreTable, rows_M: NDArray[np.int64]) -> NDArray[np.bool_]:
     if table.id is None:
         problem = "these rows have no content ids to compare"
         raise UserError("selection.duplicates", "drop", problem, "set selection.duplicates=keep")
-    code_M = table.id.dictionary_encode().indices.to_numpy()[rows_M]
+    code_M = table.id.dictionary_encode().indices.to_numpy()[rows_M]  # equal for equal content
     order_M = np.lexsort((table.index[rows_M], code_M))
+    same_as_previous = np.diff(code_M[order_M]) == 0
     repeated_N = np.zeros(len(table), np.bool_)
-    repeated_N[rows_M[order_M[1:][np.diff(code_M[order_M]) == 0]]] = True
+    repeated_N[rows_M[order_M[1:][same_as_previous]]] = True
     return repeated_N

@@ -1,6 +1,6 @@
 """Selection rules: functions that map a table of scores to one number per row, by which rows are selected.
 
-N rows, M eligible rows
+N rows, M eligible or ranked rows, C clusters
 
 A rule is a function here (or in `coverage`) and a file in conf/selection. It receives the table with at most the
 epochs that its file sets, and returns NaN where its score is undefined. `select` handles clusters, budgets, buckets
@@ -33,7 +33,7 @@ class Ranking(NamedTuple):
     score: NDArray[np.float64] | None
     excluded: Mapping[str, NDArray[np.bool_]] = {}  # reason -> bool (N,), rows that the rule itself excludes
     descending: bool = False  # highest first instead
-    unit: bool = False  # the score is usually in [0, 1]; scores outside this range are counted
+    in_unit_interval: bool = False  # scores are usually in [0, 1]; those outside are counted
     arbitrary: bool = False  # the order of the scores is random or has no meaning
     # For a greedy rule: a function of the positions of eligible rows in the order of their score, int64 (M,), of the
     # number to pick, n <= M, and of the number picked before, from other clusters or lengths. It returns positions in
@@ -81,13 +81,13 @@ def cluster_random(table: ScoreTable, *, seed: int) -> Ranking:
     """
     if table.cluster is None:
         raise UserError("selection", "cluster_random", "needs clusters, and there are none", "leave out cluster=none")
-    key = random_keys(table.id, table.index, seed)
-    clusters, code = np.unique(table.cluster, return_inverse=True)
-    first = np.ones(len(clusters))
-    np.minimum.at(first, code, key)
-    turn = np.empty(len(clusters))
-    turn[np.argsort(first, kind="stable")] = np.arange(len(clusters))
-    return Ranking(turn[code] + key, arbitrary=True)
+    key_N = random_keys(table.id, table.index, seed)
+    clusters, code_N = np.unique(table.cluster, return_inverse=True)
+    first_key_C = np.ones(len(clusters))
+    np.minimum.at(first_key_C, code_N, key_N)
+    position_C = np.empty(len(clusters))
+    position_C[np.argsort(first_key_C, kind="stable")] = np.arange(len(clusters))
+    return Ranking(position_C[code_N] + key_N, arbitrary=True)
 
 
 @partial(Rule, epochs=2)
@@ -96,7 +96,8 @@ def lp(table: ScoreTable, *, seed: int, basis: metrics.Basis = "perplexity") -> 
 
     With basis nll, the same as `lp_nll`.
     """
-    return Ranking(metrics.learning_percentage(table, "lp_nll" if basis == "nll" else "lp"), unit=True)
+    metric = "lp_nll" if basis == "nll" else "lp"
+    return Ranking(metrics.learning_percentage(table, metric), in_unit_interval=True)
 
 
 @partial(Rule, epochs=1)
@@ -105,19 +106,20 @@ def lp_app(table: ScoreTable, *, seed: int, basis: metrics.Basis = "perplexity")
 
     With basis nll, the same as `lp_app_nll`.
     """
-    return Ranking(metrics.learning_percentage(table, "lp_app_nll" if basis == "nll" else "lp_app"), unit=True)
+    metric = "lp_app_nll" if basis == "nll" else "lp_app"
+    return Ranking(metrics.learning_percentage(table, metric), in_unit_interval=True)
 
 
 @partial(Rule, epochs=2)
 def lp_nll(table: ScoreTable, *, seed: int) -> Ranking:
     """LP(1) of mean NLLs (log-perplexities) in place of perplexities, lowest first."""
-    return Ranking(metrics.learning_percentage(table, "lp_nll"), unit=True)
+    return Ranking(metrics.learning_percentage(table, "lp_nll"), in_unit_interval=True)
 
 
 @partial(Rule, epochs=1)
 def lp_app_nll(table: ScoreTable, *, seed: int) -> Ranking:
     """LP_app(1) of mean NLLs, lowest first; unlike LP_app of perplexities, it is relative to the initial loss."""
-    return Ranking(metrics.learning_percentage(table, "lp_app_nll"), unit=True)
+    return Ranking(metrics.learning_percentage(table, "lp_app_nll"), in_unit_interval=True)
 
 
 @partial(Rule, uses_query=True, epochs=1)
@@ -126,7 +128,7 @@ def task_lp(table: ScoreTable, *, seed: int) -> Ranking:
 
     (L_0 - L_n) / L_0, where n is the last epoch of the table and the scorer is trained on the examples only.
     """
-    return Ranking(metrics.relative_drop(table.nll), descending=True, unit=True)
+    return Ranking(metrics.relative_drop(table.nll), descending=True, in_unit_interval=True)
 
 
 @partial(Rule, uses_lengths=True)
@@ -143,13 +145,14 @@ def perplexity(table: ScoreTable, *, seed: int, band: Band = "high") -> Ranking:
     supervised token: 0 for the median and at most 1/2.
     """
     ppl_N = metrics.perplexity(table.nll[0]) if table.ppl is None else table.ppl[0]
-    if band == "mid":
-        ranked = np.isfinite(ppl_N) & (table.response_tokens > 0)
-        distance = np.full(len(ppl_N), np.nan)
-        rank = metrics.mid_ranks(ppl_N[ranked])
-        distance[ranked] = np.abs(rank - (len(rank) - 1) / 2) / max(len(rank), 1)
-        return Ranking(distance)
-    return Ranking(ppl_N, descending=band == "high")
+    if band != "mid":
+        return Ranking(ppl_N, descending=band == "high")
+    ranked_N = np.isfinite(ppl_N) & (table.response_tokens > 0)
+    rank_M = metrics.mid_ranks(ppl_N[ranked_N])
+    m = len(rank_M)
+    distance_N = np.full(len(ppl_N), np.nan)
+    distance_N[ranked_N] = np.abs(rank_M - (m - 1) / 2) / max(m, 1)
+    return Ranking(distance_N)
 
 
 @partial(Rule, uses_group=True, epochs=0)
@@ -176,18 +179,18 @@ def ifd(table: ScoreTable, *, seed: int) -> Ranking:
 
     Rows at 1 or above, for which the prompt does not help, are excluded.
     """
-    nll_N, alone_N = table.nll[0], table.columns["nll_0_noprompt"]
-    defined_N = np.isfinite(nll_N) & np.isfinite(alone_N) & (alone_N > 0)
-    ratio_N = np.divide(nll_N, alone_N, out=np.full(len(table), np.nan), where=defined_N)
+    nll_N, noprompt_N = table.nll[0], table.columns["nll_0_noprompt"]
+    defined_N = np.isfinite(nll_N) & np.isfinite(noprompt_N) & (noprompt_N > 0)
+    ratio_N = np.divide(nll_N, noprompt_N, out=np.full(len(table), np.nan), where=defined_N)
     return Ranking(ratio_N, {"IFD of 1 or more": ratio_N >= 1}, descending=True)
 
 
 @partial(Rule, epochs=0)
 def superfilter(table: ScoreTable, *, seed: int) -> Ranking:
     """IFD of a small model as a ratio of perplexities, highest first below 1 (Superfiltering, Li et al. 2024)."""
-    nll_N, alone_N = table.nll[0], table.columns["nll_0_noprompt"]
+    nll_N, noprompt_N = table.nll[0], table.columns["nll_0_noprompt"]
     with np.errstate(over="ignore", invalid="ignore"):
-        ratio_N = np.where(np.isfinite(nll_N) & np.isfinite(alone_N), np.exp(nll_N - alone_N), np.nan)
+        ratio_N = np.where(np.isfinite(nll_N) & np.isfinite(noprompt_N), np.exp(nll_N - noprompt_N), np.nan)
     return Ranking(ratio_N, {"IFD of 1 or more": ratio_N >= 1}, descending=True)
 
 
@@ -209,7 +212,7 @@ def forgetting(table: ScoreTable, *, seed: int) -> Ranking:
 @partial(Rule, epochs=1)
 def learning_speed(table: ScoreTable, *, seed: int) -> Ranking:
     """Slowest to learn first, by the NLL curve over the recorded epochs (after Jiang et al. 2021)."""
-    return Ranking(metrics.mean_relative_drop(table.nll), unit=True)
+    return Ranking(metrics.mean_relative_drop(table.nll), in_unit_interval=True)
 
 
 @Rule

@@ -112,11 +112,11 @@ class Selection:
 
 
 class Choice(NamedTuple):
-    """Ranked eligible rows, the selected ones, and their order of choice in each cluster if the rule picks rows."""
+    """The rows that are selected if their number is given."""
 
-    ranked: Ranked
-    rows: NDArray[np.int64]
-    turn: NDArray[np.int64] | None = None
+    ranked: Ranked  # all eligible rows, by cluster, or by cluster and length
+    rows: NDArray[np.int64]  # positions of the selected rows, int64 (n,)
+    turn: NDArray[np.int64] | None = None  # their order of choice in each cluster, from 0, if the rule picks rows
 
 
 def select(table: ScoreTable, spec: SelectionSpec, pct: float, seed: int) -> Selection:
@@ -144,19 +144,13 @@ def select(table: ScoreTable, spec: SelectionSpec, pct: float, seed: int) -> Sel
     pct = spec.percentage(pct, len(table))
     spec.check_records(table)
     cluster = table.cluster if spec.clusters == "shared" else None
-    exclusions, supervised = Exclusions(len(table)), table.response_tokens > 0
+    exclusions = Exclusions(len(table))
     exclude_texts(table, spec, exclusions)
     ranking = spec.rank(table, seed)
     score, odd = _checked_scores(ranking, table, spec, exclusions)
-    nll = spec.used(table).nll
-    if spec.known == "drop":
-        level = spec.known_level
-        exclusions.add(KNOWN, nll[0] < (known_level(nll, supervised) if level is None else level))
-    if spec.rising == "drop":
-        exclusions.add(RISING, rises(nll))
-    key = hardness = -score if ranking.descending else score
-    if ranking.score is None:
-        key = np.zeros(len(table))
+    _exclude_known_and_rising(table, spec, exclusions)
+    lowest_first = -score if ranking.descending else score
+    key = lowest_first if ranking.score is not None else np.zeros(len(table))
     ties = Ties(table.id if spec.budget == "exact" else None, table.index)
     bucket = None
     if spec.bucket is not None:
@@ -170,19 +164,23 @@ def select(table: ScoreTable, spec: SelectionSpec, pct: float, seed: int) -> Sel
     in_clusters = rank_in_clusters(eligible, cluster, key, ties)
 
     def choose(n: int) -> Choice:
-        ranked, take_C = in_clusters, _rows_per_cluster(in_clusters, spec, pct, n, hardness)
+        ranked = in_clusters
+        take_C = _rows_per_cluster(ranked, spec, pct, n, lowest_first)
         if spec.length == "matched":  # from here on, clusters are divided by length
             rows, cell = matched(eligible, key, table.response_tokens, ties, cluster, take_C)
             ranked = rank_in_clusters(eligible, cell, key, ties)
             take_C = np.bincount(np.searchsorted(ranked.cluster, cell[rows]), minlength=len(ranked.cluster))
         if ranking.pick is None:
             return Choice(ranked, ranked.first(take_C))
-        return Choice(ranked, *_picked(ranking.pick, ranked, take_C))
+        rows, turn = _picked(ranking.pick, ranked, take_C)
+        return Choice(ranked, rows, turn)
 
     if spec.pct_of == "tokens":
         n = _rows_of_tokens(table.prompt_tokens + table.response_tokens, pct, len(eligible), choose)
+    elif spec.budget == "exact":
+        n = min(budget.row_budget(pct, len(table)), len(eligible))
     else:
-        n = min(budget.row_budget(pct, len(table)), len(eligible)) if spec.budget == "exact" else 0
+        n = 0  # not used: paper_shares computes the number in each cluster
     ranked, rows, turn = choose(n)
     selected, rank = np.zeros(len(table), np.bool_), np.zeros(len(table), np.int32)
     selected[rows] = True
@@ -191,11 +189,31 @@ def select(table: ScoreTable, spec: SelectionSpec, pct: float, seed: int) -> Sel
     else:
         rank[rows] = turn + 1
     if ranking.score is None:
-        score[rows], n_tied = turn, 0
-    else:
-        n_tied = ranked.tied_at_cutoff(selected)
-    order, reasons = (ranking.descending, ranking.arbitrary), tuple(exclusions.reasons)
-    return Selection(table, spec, pct, score, *order, odd, bucket, rank, selected, exclusions.code, reasons, n_tied)
+        score[rows] = turn
+    return Selection(
+        table=table,
+        spec=spec,
+        pct=pct,
+        score=score,
+        descending=ranking.descending,
+        arbitrary=ranking.arbitrary,
+        odd=odd,
+        bucket=bucket,
+        rank=rank,
+        selected=selected,
+        reason=exclusions.code,
+        reasons=tuple(exclusions.reasons),
+        n_tied=0 if ranking.score is None else ranked.tied_at_cutoff(selected),
+    )
+
+
+def _exclude_known_and_rising(table: ScoreTable, spec: SelectionSpec, exclusions: Exclusions) -> None:
+    nll_EN = spec.used(table).nll
+    if spec.known == "drop":
+        level = known_level(nll_EN, table.response_tokens > 0) if spec.known_level is None else spec.known_level
+        exclusions.add(KNOWN, nll_EN[0] < level)
+    if spec.rising == "drop":
+        exclusions.add(RISING, rises(nll_EN))
 
 
 def _checked_scores(
@@ -213,7 +231,7 @@ def _checked_scores(
     odd = {"undefined": undefined & counted}
     if spec.epochs is not None:
         odd["not_finite"] = odd["undefined"] & ~np.isfinite(table.nll[: spec.epochs + 1]).all(axis=0)
-    if ranking.unit:
+    if ranking.in_unit_interval:
         odd |= {"above_1": (score > 1) & counted, "below_0": (score < 0) & counted}
     if spec.budget == "paper":
         score[undefined] = 0.0
@@ -239,29 +257,42 @@ def _bucket(
 
 
 def _rows_of_tokens(tokens_N: NDArray[np.int32], pct: float, most: int, choose: Callable[[int], Choice]) -> int:
-    """Find the largest number of rows, from 1 to `most`, with at most pct percent of all tokens."""
+    """Find the largest number of rows, from 1 to `most`, with at most pct percent of all tokens, by binary search."""
     limit = math.floor(budget.part_of(pct, int(tokens_N.sum())))
-    return max(1, bisect_right(range(1, most + 1), limit, key=lambda n: int(tokens_N[choose(n).rows].sum())))
+
+    def tokens_of(n: int) -> int:
+        return int(tokens_N[choose(n).rows].sum())
+
+    return max(1, bisect_right(range(1, most + 1), limit, key=tokens_of))
 
 
-def _rows_per_cluster(ranked: Ranked, spec: SelectionSpec, pct: float, n: int, hardness_N: Floats) -> NDArray[np.int64]:
-    """Number of rows to select from every cluster, int64 (C,); they add up to n with budget=exact."""
+def _rows_per_cluster(ranked: Ranked, spec: SelectionSpec, pct: float, n: int, key_N: Floats) -> NDArray[np.int64]:
+    """Number of rows to select from every cluster, int64 (C,); they add up to n with budget=exact.
+
+    Args:
+        key_N: scores, lowest first, by which allocation=cluster_mean weights clusters.
+    """
     if spec.budget == "paper":
         return budget.paper_shares(ranked.size, pct) if spec.bucket is None else ranked.size
     if spec.allocation == "equal":
         return budget.capped_shares(np.ones(len(ranked.size)), ranked.size, n, ranked.order)
     if spec.allocation == "cluster_mean":
-        weight_C = budget.hardness_weights(ranked, hardness_N[ranked.row])
+        weight_C = budget.hardness_weights(ranked, key_N[ranked.row])
         return budget.capped_shares(weight_C, ranked.size, n, ranked.order)
     return budget.exact_shares(ranked.size, n, ranked.order)
 
 
 def _picked(pick: Pick, ranked: Ranked, take_C: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows that a rule picks from every cluster, and their order of choice within it."""
-    of_clusters, before_C = np.split(ranked.row, np.cumsum(ranked.size)[:-1]), np.cumsum(take_C) - take_C
-    clusters = zip(of_clusters, take_C.tolist(), before_C.tolist(), strict=True)
-    picked = [pick(rows, take, before) for rows, take, before in clusters if take]
-    return np.concatenate(picked), np.concatenate([np.arange(len(rows)) for rows in picked])
+    """Rows that a rule picks from every cluster, and their order of choice within it, from 0; int64 (n,) each."""
+    end_C = np.cumsum(ranked.size)
+    picked_before_C = np.cumsum(take_C) - take_C
+    picked, turn = [], []
+    for c, take in enumerate(take_C.tolist()):
+        if take > 0:
+            rows = ranked.row[end_C[c] - ranked.size[c] : end_C[c]]
+            picked.append(pick(rows, take, int(picked_before_C[c])))
+            turn.append(np.arange(take))
+    return np.concatenate(picked), np.concatenate(turn)
 
 
 def _texts(codes: NDArray[np.signedinteger], texts: tuple[str, ...]) -> pa.Array:
