@@ -56,8 +56,8 @@ def row_budget(pct: float, n_total: int) -> int:
 
 def _at_least(value: Fraction) -> str:
     """Round `value` up to at most four significant digits."""
-    exponent = 3 - math.floor(math.log10(value))
-    return f"{float(Fraction(math.ceil(value * Fraction(10) ** exponent)) / Fraction(10) ** exponent):.4g}"
+    scale = Fraction(10) ** (3 - math.floor(math.log10(value)))
+    return f"{float(math.ceil(value * scale) / scale):.4g}"
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ class Ties:
         index = self.index[rows]
         if self.ids is None:
             return rows[np.lexsort((index, group))]
-        return rows[np.lexsort((index, random_keys(self.ids.take(pa.array(rows)), index, TIES), group))]
+        hashes = random_keys(self.ids.take(pa.array(rows)), index, TIES)
+        return rows[np.lexsort((index, hashes, group))]
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Ranked:
 
     @property
     def order(self) -> NDArray[np.uint64]:
-        """Hash of every cluster number, uint64 (C,), to break ties between equal remainders."""
+        """Hash of every cluster number, uint64 (C,): the order in which clusters with equal remainders get a row."""
         return splitmix64(self.cluster.astype(np.uint64) ^ np.uint64(TIES))
 
     def first(self, take_C: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -111,16 +112,22 @@ def rank_in_clusters(
     if cluster_N is not None:
         row = row[np.argsort(cluster_N[row], kind="stable")]
         cluster = cluster_N[row]
-    new_cluster = np.diff(cluster, prepend=cluster[:1] - 1) != 0
+    starts_cluster = np.diff(cluster, prepend=cluster[:1] - 1) != 0
     key = key_N[row]
-    new_run = new_cluster | (np.diff(key, prepend=key[:1]) != 0)
-    run = np.cumsum(new_run, dtype=np.int32) - 1
-    tied = ~new_run
-    tied[:-1] |= ~new_run[1:]
+    starts_run = starts_cluster | (np.diff(key, prepend=key[:1]) != 0)
+    run = np.cumsum(starts_run, dtype=np.int32) - 1
+    tied = ~starts_run
+    tied[:-1] |= ~starts_run[1:]  # the first row of a run of several
     row[tied] = ties.sort(row[tied], run[tied])
-    start = np.flatnonzero(new_cluster)
+    start = np.flatnonzero(starts_cluster)
     size = np.diff(start, append=len(row))
-    return Ranked(row, cluster[start].astype(np.int64), size, np.arange(len(row)) - np.repeat(start, size), run)
+    return Ranked(
+        row=row,
+        cluster=cluster[start].astype(np.int64),
+        size=size,
+        rank=np.arange(len(row)) - np.repeat(start, size),
+        run=run,
+    )
 
 
 def exact_shares(size_C: NDArray[np.int64], n: int, order_C: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -150,13 +157,16 @@ def capped_shares(
     assert 0 <= n <= size_C.sum()
     order = np.argsort(size_C / weight_C, kind="stable")  # clusters in the order in which they fill up
     size, weight = size_C[order], weight_C[order]
-    open_weight = np.cumsum(weight[::-1])[::-1]
-    level = (n - (np.cumsum(size) - size)) / open_weight
-    full = int((level * weight >= size).argmin()) if (level * weight < size).any() else len(size)
+    # levels[i] is the common level if exactly the first i clusters of the order are full.
+    rows_in_full = np.cumsum(size) - size
+    weight_of_others = np.cumsum(weight[::-1])[::-1]
+    levels = (n - rows_in_full) / weight_of_others
+    has_room = levels * weight < size
     quota_C = size_C.astype(np.float64)
-    if full < len(size):
-        still_open = order[full:]
-        quota_C[still_open] = np.minimum(level[full] * weight_C[still_open], size_C[still_open])
+    if has_room.any():
+        n_full = int(has_room.argmax())
+        others = order[n_full:]
+        quota_C[others] = np.minimum(levels[n_full] * weight_C[others], size_C[others])
     take_C = np.floor(quota_C + ROUNDING).astype(np.int64)
     remainder_C = np.where(take_C < size_C, np.round(quota_C - take_C, 9), -1.0)
     left = n - int(take_C.sum())

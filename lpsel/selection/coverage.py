@@ -61,42 +61,48 @@ def _vectors(table: ScoreTable) -> NDArray[np.float32]:
 def _farthest_first(
     vectors_ND: NDArray[np.float32], rows_M: NDArray[np.int64], n: int, _before: int
 ) -> NDArray[np.int64]:
+    """Pick n of the eligible rows in `rows_M`; returns their positions in order of choice, int64 (n,)."""
     vectors_MD = vectors_ND[rows_M]
     square_M = np.einsum("md,md->m", vectors_MD, vectors_MD)
 
-    def distance_to(center_D: NDArray[np.float32]) -> NDArray[np.float32]:
+    def squared_distance_to(center_D: NDArray[np.float32]) -> NDArray[np.float32]:
         return square_M - 2 * (vectors_MD @ center_D) + center_D @ center_D
 
     picked = np.empty(n, np.int64)
-    nearest_M = np.full(len(rows_M), np.inf, np.float32)
-    row = int(distance_to(vectors_MD.mean(axis=0)).argmin())
+    to_nearest_picked_M = np.full(len(rows_M), np.inf, np.float32)
+    row = int(squared_distance_to(vectors_MD.mean(axis=0)).argmin())
     for turn in range(n):
         picked[turn] = row
-        np.minimum(nearest_M, distance_to(vectors_MD[row]), out=nearest_M)
-        nearest_M[row] = -np.inf  # picked; other rows with the same content can have distance 0
-        row = int(nearest_M.argmax())
+        np.minimum(to_nearest_picked_M, squared_distance_to(vectors_MD[row]), out=to_nearest_picked_M)
+        to_nearest_picked_M[row] = -np.inf  # picked; other rows with the same content can have distance 0
+        row = int(to_nearest_picked_M.argmax())
     return rows_M[picked]
 
 
 def _most_representative(
     vectors_ND: NDArray[np.float32], rows_M: NDArray[np.int64], n: int, _before: int
 ) -> NDArray[np.int64]:
+    """Pick n of the eligible rows in `rows_M`; returns their positions in order of choice, int64 (n,)."""
     similarity = _Similarity(_unit(vectors_ND[rows_M]))
     covered_M = np.zeros(len(rows_M), np.float32)  # similarity of each row to its best representative
-    bounds = [(-gain, row, 0) for row, gain in enumerate(similarity.sums().tolist())]  # gain, row, picks so far
+    # Bounds of gains, largest first: (-gain, row, number of rows that were picked when the gain was computed).
+    bounds = [(-gain, row, 0) for row, gain in enumerate(similarity.sums().tolist())]
     heapq.heapify(bounds)
     picked: list[int] = []
     while len(picked) < n:
-        if bounds[0][2] == len(picked):
-            picked.append(heapq.heappop(bounds)[1])
-            np.maximum(covered_M, similarity(np.array(picked[-1:]))[0], out=covered_M)
+        _, row, n_picked = bounds[0]
+        if n_picked == len(picked):  # an exact gain, and the largest bound
+            heapq.heappop(bounds)
+            picked.append(row)
+            np.maximum(covered_M, similarity(np.array([row]))[0], out=covered_M)
             continue
-        stale: list[int] = []
-        while bounds and len(stale) < REFRESHED and bounds[0][2] < len(picked):
-            stale.append(heapq.heappop(bounds)[1])
-        gain_BM = similarity(np.array(stale)) - covered_M
+        outdated: list[int] = []
+        while bounds and len(outdated) < REFRESHED and bounds[0][2] < len(picked):
+            _, row, _ = heapq.heappop(bounds)
+            outdated.append(row)
+        gain_BM = similarity(np.array(outdated)) - covered_M
         gain_B = np.maximum(gain_BM, 0, out=gain_BM).sum(axis=1, dtype=np.float64)
-        for row, gain in zip(stale, gain_B.tolist(), strict=True):
+        for row, gain in zip(outdated, gain_B.tolist(), strict=True):
             heapq.heappush(bounds, (-gain, row, len(picked)))
     return rows_M[picked]
 
@@ -114,8 +120,9 @@ class _Similarity:
     def sums(self) -> NDArray[np.float64]:
         """Sum of each row's similarities to all rows, (M,), computed in blocks."""
         m = len(self.unit_MD)
-        blocks = np.split(np.arange(m), range(0, m, max(BLOCK_BYTES // (4 * m), 1))[1:])
-        return np.concatenate([self(block).sum(axis=1, dtype=np.float64) for block in blocks])
+        block_rows = max(BLOCK_BYTES // (4 * m), 1)
+        blocks = [np.arange(start, min(start + block_rows, m)) for start in range(0, m, block_rows)]
+        return np.concatenate([self(rows_B).sum(axis=1, dtype=np.float64) for rows_B in blocks])
 
     def _compute(self, rows_B: NDArray[np.int64]) -> NDArray[np.float32]:
         cosine_BM = self.unit_MD[rows_B] @ self.unit_MD.T
@@ -125,23 +132,25 @@ class _Similarity:
 def _best_and_different(
     vectors_ND: NDArray[np.float32] | None, threshold: float | None, rows_M: NDArray[np.int64], n: int, _before: int
 ) -> NDArray[np.int64]:
+    """Pick n of the eligible rows in `rows_M`; returns their positions in order of choice, int64 (n,)."""
     if threshold is None or vectors_ND is None:
         return rows_M[:n]
     unit_MD = _unit(vectors_ND[rows_M])
     picked: list[int] = []
     skipped: list[int] = []
-    picked_KD = np.empty((n, unit_MD.shape[1]), np.float32)
+    picked_nD = np.empty((n, unit_MD.shape[1]), np.float32)
     for row, vector_D in enumerate(unit_MD):
         if len(picked) == n:
             break
-        if len(picked) and (picked_KD[: len(picked)] @ vector_D).max() >= threshold:
+        if picked and (picked_nD[: len(picked)] @ vector_D).max() >= threshold:
             skipped.append(row)
-            continue
-        picked_KD[len(picked)] = vector_D
-        picked.append(row)
+        else:
+            picked_nD[len(picked)] = vector_D
+            picked.append(row)
     return rows_M[(picked + skipped)[:n]]
 
 
 def _unit(vectors_MD: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Normalize vectors to length 1; zero vectors stay zero, and vectors with a NaN become zero."""
     norm_M1 = np.linalg.norm(vectors_MD, axis=1, keepdims=True)
     return np.divide(vectors_MD, norm_M1, out=np.zeros_like(vectors_MD), where=norm_M1 > 0)

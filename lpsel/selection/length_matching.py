@@ -11,7 +11,7 @@ between clusters and strata.
 import numpy as np
 from numpy.typing import NDArray
 
-from lpsel.selection.budget import Ranked, Ties, exact_shares, rank_in_clusters
+from lpsel.selection.budget import Ties, exact_shares, rank_in_clusters
 
 STRATA = (10, 100)  # quantiles of length: at least deciles, more if ROWS_PER_STRATUM rows of each can be selected
 ROWS_PER_STRATUM = 10
@@ -48,6 +48,7 @@ def matched(
     Args:
         rows_M: positions of the eligible rows.
         key_N: lowest first.
+        length_N: response lengths in tokens.
         take_C: in ascending order of the clusters.
     """
     n = int(take_C.sum())
@@ -58,22 +59,23 @@ def matched(
     if cluster_N is None:
         return by_length.first(quota_Q), stratum_N
 
-    order_N = np.zeros(len(key_N), np.int64)
-    order_N[ties.sort(rows_M, np.zeros(len(rows_M), np.int32))] = np.arange(len(rows_M))
-    ties = Ties(None, order_N)  # hashed once, not in every round
-    rank_N = np.full(len(key_N), np.nan)
+    # Contents are hashed once, not in every round.
+    tie_order_N = np.zeros(len(key_N), np.int64)
+    tie_order_N[ties.sort(rows_M, np.zeros(len(rows_M), np.int32))] = np.arange(len(rows_M))
+    ties = Ties(None, tie_order_N)
+    rank_N = np.full(len(key_N), np.nan)  # rank among rows of the same stratum, from 0 to 1
     rank_N[by_length.row] = (by_length.rank + 0.5) / np.repeat(by_length.size, by_length.size)
-    price_Q = np.zeros(len(quota_Q))
-    best, fewest = by_length.row[:0], n + 1
-    for turn in range(ROUNDS):
-        ranked: Ranked = rank_in_clusters(rows_M, cluster_N, rank_N + price_Q[stratum_N], ties)
+    offset_Q = np.zeros(len(quota_Q))
+    best_rows, fewest_misplaced = by_length.row[:0], n + 1
+    for step in range(ROUNDS):
+        ranked = rank_in_clusters(rows_M, cluster_N, rank_N + offset_Q[stratum_N], ties)
         rows = ranked.first(take_C)
         excess_Q = np.bincount(stratum_N[rows], minlength=len(quota_Q)) - quota_Q
         misplaced = int(np.abs(excess_Q).sum()) // 2
-        if misplaced < fewest:
-            best, fewest = rows, misplaced
+        if misplaced < fewest_misplaced:
+            best_rows, fewest_misplaced = rows, misplaced
         if misplaced == 0:
             break
-        price_Q += 2 * n / len(rows_M) * excess_Q / np.maximum(quota_Q, 1) / (1 + turn / 5)
+        offset_Q += 2 * n / len(rows_M) * excess_Q / np.maximum(quota_Q, 1) / (1 + step / 5)  # ever smaller steps
     numbered_N = np.unique(cluster_N, return_inverse=True)[1].astype(np.int32)  # a column can have any numbers
-    return best, numbered_N * np.int32(STRATA[1]) + stratum_N
+    return best_rows, numbered_N * np.int32(STRATA[1]) + stratum_N

@@ -30,11 +30,13 @@ def rds(table: ScoreTable, *, seed: int) -> Ranking:
     assert table.vectors is not None
     assert table.query_vectors is not None
     unit_QD = _unit(table.query_vectors)
-    score_N, size = np.empty(len(table)), _tile_rows(unit_QD)
-    for start in range(0, len(table), size):
-        tile_BD = table.vectors[start : start + size]
+    tile_rows = _tile_rows(unit_QD)
+    score_N = np.empty(len(table))
+    for start in range(0, len(table), tile_rows):
+        tile_BD = table.vectors[start : start + tile_rows]
         norm_B = np.linalg.norm(tile_BD.astype(np.float64), axis=1)  # in float32, many different rows would tie
-        score_N[start : start + size] = (unit_QD @ tile_BD.T).max(axis=0) / np.where(norm_B == 0, 1, norm_B)
+        norm_B[norm_B == 0] = 1
+        score_N[start : start + tile_rows] = (unit_QD @ tile_BD.T).max(axis=0) / norm_B
     return Ranking(score_N, descending=True, pick=partial(round_robin, unit_QD, table.vectors))
 
 
@@ -47,24 +49,28 @@ def round_robin(
     remaining rows are searched again. Turns continue after those of the `before` rows picked from other parts of the
     data, so that all examples pick equally many rows.
     """
-    picked, turn = np.empty(n, np.int64), 0
-    left = rows_M
+    n_examples = len(unit_QD)
+    picked = np.empty(n, np.int64)
+    turn = 0
+    remaining = rows_M
     while turn < n:
-        k = min(n - turn, max(KEPT // len(unit_QD), 1))
-        nearest_Qk = _nearest(unit_QD, vectors_ND, left, k)
-        taken, depth_Q = np.zeros(len(left), np.bool_), [0] * len(unit_QD)
+        k = min(n - turn, max(KEPT // n_examples, 1))
+        nearest_Qk = _nearest(unit_QD, vectors_ND, remaining, k)
+        taken = np.zeros(len(remaining), np.bool_)
+        n_passed = [0] * n_examples  # nearest rows of each example that are known to be taken
         while turn < n:
-            example = (before + turn) % len(unit_QD)
-            nearest_k, depth = nearest_Qk[example], depth_Q[example]
-            while depth < k and taken[nearest_k[depth]]:
-                depth += 1
-            depth_Q[example] = depth
-            if depth == k:
+            example = (before + turn) % n_examples
+            nearest_k, next_k = nearest_Qk[example], n_passed[example]
+            while next_k < k and taken[nearest_k[next_k]]:
+                next_k += 1
+            n_passed[example] = next_k
+            if next_k == k:
                 break
-            taken[nearest_k[depth]] = True
-            picked[turn] = left[nearest_k[depth]]
+            row = nearest_k[next_k]
+            taken[row] = True
+            picked[turn] = remaining[row]
             turn += 1
-        left = left[~taken]
+        remaining = remaining[~taken]
     return picked
 
 
@@ -73,28 +79,33 @@ def _nearest(
 ) -> list[NDArray[np.uint32]]:
     """Find the k nearest rows of every example, nearest first, as positions in `rows_M`.
 
-    A key holds the distance in steps of GRID in its upper 32 bits and the position in its lower 32 bits.
+    A key holds the distance in steps of GRID in its upper 32 bits and the position in its lower 32 bits, so the k
+    smallest keys are the nearest rows. The keys of an example are reduced to its k smallest whenever there are 2 k of
+    them; from then on, only rows at least as similar as the last one are added.
     """
-    size = _tile_rows(unit_QD)
-    keys_QK = np.empty((len(unit_QD), 2 * k + size), np.uint64)
-    filled_Q, least_Q = np.zeros(len(unit_QD), np.int64), np.full(len(unit_QD), -np.inf, np.float32)
+    n_examples, tile_rows = len(unit_QD), _tile_rows(unit_QD)
+    keys_QK = np.empty((n_examples, 2 * k + tile_rows), np.uint64)
+    filled_Q = np.zeros(n_examples, np.int64)  # number of keys of each example
+    threshold_Q = np.full(n_examples, -np.inf, np.float32)  # smallest similarity of a row that can be among the k
     order_M = np.argsort(rows_M)  # read vectors in memory order
-    for start in range(0, len(rows_M), size):
-        position_B = order_M[start : start + size]
+    for start in range(0, len(rows_M), tile_rows):
+        position_B = order_M[start : start + tile_rows]
         similarity_QB = unit_QD @ _unit(vectors_ND[rows_M[position_B]]).T
-        near = np.flatnonzero(similarity_QB >= least_Q[:, None])
-        example, row = np.divmod(near, len(position_B))
+        near = np.flatnonzero(similarity_QB >= threshold_Q[:, None])
+        example, column = np.divmod(near, len(position_B))  # sorted by example
         steps = np.rint((1 - similarity_QB.ravel()[near]).clip(min=0) * GRID).astype(np.uint64)
-        count_Q = np.bincount(example, minlength=len(unit_QD))
-        turn = np.arange(len(near)) - (np.cumsum(count_Q) - count_Q)[example]
-        keys_QK[example, filled_Q[example] + turn] = steps << np.uint64(32) | position_B[row].astype(np.uint64)
+        count_Q = np.bincount(example, minlength=n_examples)
+        rank_in_example = np.arange(len(example)) - (np.cumsum(count_Q) - count_Q)[example]
+        keys = steps << np.uint64(32) | position_B[column].astype(np.uint64)
+        keys_QK[example, filled_Q[example] + rank_in_example] = keys
         filled_Q += count_Q
         for q in np.flatnonzero(filled_Q >= 2 * k):
             keys_K = keys_QK[q, : filled_Q[q]]
             keys_K.partition(k - 1)
-            filled_Q[q], least_Q[q] = k, 1 - ((keys_K[k - 1] >> np.uint64(32)) + np.uint64(1)) / GRID
-    keys = zip(keys_QK, filled_Q, strict=True)
-    return [np.sort(keys_K[:filled])[:k].astype(np.uint32) for keys_K, filled in keys]  # the lower 32 bits
+            filled_Q[q] = k
+            threshold_Q[q] = 1 - ((keys_K[k - 1] >> np.uint64(32)) + np.uint64(1)) / GRID
+    smallest = (np.sort(keys_K[:filled])[:k] for keys_K, filled in zip(keys_QK, filled_Q, strict=True))
+    return [keys_k.astype(np.uint32) for keys_k in smallest]  # the lower 32 bits
 
 
 def _tile_rows(unit_QD: NDArray[np.float32]) -> int:

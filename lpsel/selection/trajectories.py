@@ -1,6 +1,7 @@
 """s2l: select equally many rows from each cluster of loss trajectories.
 
-N rows, M rows with a trajectory, E recorded columns, n rows to pick, C clusters
+N rows, M rows with a trajectory, F of them used for k-means, B of a block, E recorded columns, n rows to pick,
+C clusters
 """
 
 from functools import partial
@@ -47,14 +48,17 @@ def trajectory_clusters_of(nll_ME: NDArray[np.float64], k: int, seed: int) -> ND
     cluster_F = k_means(first_FE, np.ones(len(first_FE), np.int64), k, seed)
     if len(nll_ME) == len(first_FE):
         return cluster_F
-    size_C = np.bincount(cluster_F, minlength=k)
-    sum_EC = np.array([np.bincount(cluster_F, weights=column_F, minlength=k) for column_F in first_FE.T])
-    mean_CE = (sum_EC[:, size_C > 0] / size_C[size_C > 0]).T
-    number_C = np.flatnonzero(size_C).astype(np.int32)
+    size_C = np.bincount(cluster_F)
+    used = np.flatnonzero(size_C).astype(np.int32)  # k-means can leave clusters empty
+    sum_EC = np.array([np.bincount(cluster_F, weights=nll_F) for nll_F in first_FE.T])
+    mean_CE = (sum_EC[:, used] / size_C[used]).T
     square_C = (mean_CE**2).sum(axis=1)
-    blocks = np.split(nll_ME[MOST_ROWS:], range(BLOCK, len(nll_ME) - MOST_ROWS, BLOCK))
-    others = [number_C[(square_C - 2 * block @ mean_CE.T).argmin(axis=1)] for block in blocks]
-    return np.concatenate([cluster_F, *others])
+    clusters = [cluster_F]
+    for start in range(MOST_ROWS, len(nll_ME), BLOCK):
+        block_BE = nll_ME[start : start + BLOCK]
+        distance_BC = square_C - 2 * block_BE @ mean_CE.T  # squared, without the square of the trajectory
+        clusters.append(used[distance_BC.argmin(axis=1)])
+    return np.concatenate(clusters)
 
 
 def equal_shares(
@@ -73,6 +77,5 @@ def equal_shares(
     ranked = rank_in_clusters(rows_M, cluster_N, key_N, ties)
     order_C = splitmix64(ranked.order + np.uint64(before)) if before else ranked.order
     take_C = capped_shares(np.ones(len(ranked.size)), ranked.size, n, order_C)
-    picked = ranked.rank < np.repeat(take_C, ranked.size)
-    size_M = np.repeat(ranked.size, ranked.size)
-    return ranked.row[picked][np.argsort(size_M[picked], kind="stable")]
+    size_n = np.repeat(ranked.size, take_C)  # of the clusters of the selected rows
+    return ranked.first(take_C)[np.argsort(size_n, kind="stable")]
