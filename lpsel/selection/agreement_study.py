@@ -1,6 +1,6 @@
 """Compute the numbers of the agreement report from tables of scores of the same rows.
 
-N rows, S scorers (tables), M metrics, C clusters, P percentages
+N rows, R of them compared, S scorers (tables), M metrics, C clusters, P percentages
 """
 
 import math
@@ -17,7 +17,7 @@ from lpsel.scoring.metrics import METRICS, learning_percentage
 from lpsel.scoring.table import ScoreTable
 from lpsel.selection.agreement import Agreement, agreement, agreement_in_clusters, auc, lowest, tie_turns
 from lpsel.selection.budget import row_budget
-from lpsel.selection.diagnosis import clusters_of, duplicates, learned_and_rising, what_it_follows
+from lpsel.selection.diagnosis import count_clusters, duplicates, learned_and_rising, score_correlations
 
 if TYPE_CHECKING:
     from lpsel.clustering.near_duplicates import NearDuplicates
@@ -43,15 +43,16 @@ class Study:
     in_clusters: dict[tuple[str, str], list[Agreement]]  # for every large enough cluster; empty without clusters
 
     @property
-    def named(self) -> list[tuple[str, ScoreTable]]:
+    def named_tables(self) -> list[tuple[str, ScoreTable]]:
         return list(zip(self.names, self.tables, strict=True))
 
     @property
     def rows(self) -> dict[str, NDArray[np.bool_]]:
+        """Masks of the rows that are compared, (N,), by DEFINED or ALL."""
         return {DEFINED: self.defined, ALL: np.ones_like(self.defined)}
 
     def filled(self, rows: str) -> NDArray[np.float64]:
-        """Scores of these rows, (M, S, rows); undefined scores are 0, as in the paper's released code."""
+        """Scores of the rows ALL or DEFINED, (M, S, R); undefined scores are 0, as in the paper's released code."""
         return np.nan_to_num(self.scores[:, :, self.rows[rows]], nan=0.0)
 
 
@@ -80,11 +81,23 @@ def study(
         row_budget(pct, int(defined_N.sum()))
     turn_N = tie_turns(tables)
     low_MSPN = np.zeros((len(metrics), len(tables), len(pcts), len(turn_N)), np.bool_)
-    for p, pct in enumerate(pcts):
-        low_MSR = [lowest(scores_SN[:, defined_N], pct, turn_N[defined_N]) for scores_SN in scores_MSN]
-        low_MSPN[:, :, p, defined_N] = low_MSR
-    known = (list(pcts), scores_MSN, turn_N, defined_N, low_MSPN, cluster)
-    result = Study(list(names), list(tables), epochs, metrics, *known, {}, {})
+    for m, scores_SN in enumerate(scores_MSN):
+        for p, pct in enumerate(pcts):
+            low_MSPN[m][:, p, defined_N] = lowest(scores_SN[:, defined_N], pct, turn_N[defined_N])
+    result = Study(
+        names=list(names),
+        tables=list(tables),
+        epochs=epochs,
+        metrics=metrics,
+        pcts=list(pcts),
+        scores=scores_MSN,
+        turn=turn_N,
+        defined=defined_N,
+        lowest=low_MSPN,
+        cluster=cluster,
+        between={},
+        in_clusters={},
+    )
     for rows, mask_N in result.rows.items():
         for metric, scores_SN in zip(metrics, result.filled(rows), strict=True):
             turn_R = turn_N[mask_N]
@@ -105,7 +118,7 @@ def numbers(
     """
     clusters = None
     if study.cluster is not None:
-        clusters = {"clusters": clusters_of(study.cluster), "rows_in_none": int((study.cluster < 0).sum())}
+        clusters = {"clusters": count_clusters(study.cluster), "rows_in_none": int((study.cluster < 0).sum())}
     return {
         "n": len(study.defined),
         "n_defined": int(study.defined.sum()),
@@ -114,7 +127,7 @@ def numbers(
         "pct": study.pcts,
         "clusters": clusters,
         "notes": list(_notes(study)),
-        "tables": [_table(name, table, study.scores[:, s]) for s, (name, table) in enumerate(study.named)],
+        "tables": [_table(name, table, study.scores[:, s]) for s, (name, table) in enumerate(study.named_tables)],
         "pairs": list(_pairs(study)),
         "within": list(_within(study)),
         "diagnosis": list(_diagnosis(study, characters_2N, near)),
@@ -125,7 +138,7 @@ def _notes(study: Study) -> Iterator[str]:
     """Explain which comparisons are missing, and why."""
     needed = METRICS["lp"].epochs
     if study.epochs < needed:
-        fewest = [name for name, table in study.named if table.epochs == study.epochs]
+        fewest = [name for name, table in study.named_tables if table.epochs == study.epochs]
         yield f"LP needs at least {needed} recorded epochs and {', '.join(fewest)} has 1: LP_app only."
     elif len({table.epochs for table in study.tables}) > 1:
         yield f"LP is computed over {study.epochs} epochs, which all tables have."
@@ -146,27 +159,32 @@ def _table(name: str, table: ScoreTable, scores_MN: NDArray[np.float64]) -> dict
 
 
 def _pairs(study: Study) -> Iterator[dict[str, Any]]:
+    """Agreement of every two tables by the same metric."""
     for (metric, rows), between in study.between.items():
         clusters = study.in_clusters.get((metric, rows))
-        for (a, b), pair in _compared(study.names, between, study.pcts):
+        for a, b in combinations(range(len(study.names)), 2):
             in_clusters = _pair_in_clusters(clusters, study.pcts, a, b) if clusters else None
+            pair = _pair(study.names, between, study.pcts, a, b)
             yield {"metric": metric, "rows": rows, **pair, "in_clusters": in_clusters}
 
 
 def _within(study: Study) -> Iterator[dict[str, Any]]:
+    """Agreement of every two metrics of the same table."""
     for rows, mask_N in study.rows.items():
         for name, scores_MN in zip(study.names, study.filled(rows).swapaxes(0, 1), strict=True):
             between = agreement(scores_MN, study.pcts, study.turn[mask_N])
-            for _, pair in _compared(study.metrics, between, study.pcts):
-                yield {"table": name, "rows": rows, **pair}
+            for a, b in combinations(range(len(study.metrics)), 2):
+                yield {"table": name, "rows": rows, **_pair(study.metrics, between, study.pcts, a, b)}
 
 
-def _compared(
-    names: Sequence[str], between: Agreement, pcts: Sequence[float]
-) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
-    """Positions and agreement of every two names."""
-    for a, b in combinations(range(len(names)), 2):
-        lowest_P = [
+def _pair(names: Sequence[str], between: Agreement, pcts: Sequence[float], a: int, b: int) -> dict[str, Any]:
+    return {
+        "n": between.n,
+        "a": names[a],
+        "b": names[b],
+        "spearman": float(between.spearman[a, b]),
+        "kendall_tau_b": float(between.kendall[a, b]),
+        "lowest": [
             {
                 "pct": pct,
                 "rows": int(between.lowest[p]),
@@ -175,10 +193,8 @@ def _compared(
                 "chance": float(between.chance[p, a, b]),
             }
             for p, pct in enumerate(pcts)
-        ]
-        spearman, kendall = float(between.spearman[a, b]), float(between.kendall[a, b])
-        entry = {"n": between.n, "a": names[a], "b": names[b], "spearman": spearman, "kendall_tau_b": kendall}
-        yield (a, b), entry | {"lowest": lowest_P}
+        ],
+    }
 
 
 def _pair_in_clusters(clusters: Sequence[Agreement], pcts: Sequence[float], a: int, b: int) -> dict[str, Any]:
@@ -209,21 +225,24 @@ def _diagnosis(
     study: Study, characters_2N: NDArray[np.int32] | None, near: "Sequence[NearDuplicates] | None"
 ) -> Iterator[dict[str, Any]]:
     """What each score correlates with, and properties of its lowest rows, over rows with a score in every table."""
-    rows, shape = np.flatnonzero(study.defined), study.lowest.shape[:3]
-    near_MSP = None if near is None else np.array(near, np.int64).reshape(*shape, 2)
-    for s, (name, table) in enumerate(study.named):
+    rows = np.flatnonzero(study.defined)
+    n_metrics, n_tables, n_pcts, _ = study.lowest.shape
+    near_MSP2 = None if near is None else np.array(near, np.int64).reshape(n_metrics, n_tables, n_pcts, 2).tolist()
+    for s, (name, table) in enumerate(study.named_tables):
         unit = "tokens" if table.tokens_known else "characters"
         sides = (table.prompt_tokens, table.response_tokens) if table.tokens_known else characters_2N
         lengths = {} if sides is None else {f"response_{unit}": sides[1], f"prompt_{unit}": sides[0]}
         clustered = replace(table, cluster=study.cluster)
         for m, metric in enumerate(study.metrics):
             used = table.first_epochs(1 if METRICS[metric].epochs == 1 else study.epochs)  # by the formula
-            follows = what_it_follows(study.scores[m, s], clustered, rows, lengths)
-            low = [{"pct": pct, **_lowest(low_N, used, study.defined)}
-                   for pct, low_N in zip(study.pcts, study.lowest[m, s], strict=True)]  # fmt: skip
-            for entry, counted in zip(low, () if near_MSP is None else near_MSP[m, s].tolist(), strict=False):
-                entry["near_duplicates"], entry["near_duplicates_among"] = counted
-            yield {"table": name, "metric": metric, "n": len(rows), **follows, "lowest": low}
+            correlations = score_correlations(study.scores[m, s], clustered, rows, lengths)
+            lowest_P = []
+            for p, pct in enumerate(study.pcts):
+                properties = {"pct": pct, **_lowest(study.lowest[m, s, p], used, study.defined)}
+                if near_MSP2 is not None:
+                    properties["near_duplicates"], properties["near_duplicates_among"] = near_MSP2[m][s][p]
+                lowest_P.append(properties)
+            yield {"table": name, "metric": metric, "n": len(rows), **correlations, "lowest": lowest_P}
 
 
 def _lowest(low_N: NDArray[np.bool_], table: ScoreTable, defined_N: NDArray[np.bool_]) -> dict[str, Any]:
@@ -232,5 +251,8 @@ def _lowest(low_N: NDArray[np.bool_], table: ScoreTable, defined_N: NDArray[np.b
     if not table.tokens_known:
         return counts
     length_N = table.response_tokens
-    means = {"mean_tokens": float(length_N[low_N].mean()), "mean_tokens_all": float(length_N[defined_N].mean())}
-    return counts | {"auc": auc(length_N[defined_N], low_N[defined_N])} | means
+    return counts | {
+        "auc": auc(length_N[defined_N], low_N[defined_N]),
+        "mean_tokens": float(length_N[low_N].mean()),
+        "mean_tokens_all": float(length_N[defined_N].mean()),
+    }

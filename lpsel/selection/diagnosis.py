@@ -37,13 +37,13 @@ def diagnosis(selection: Selection, characters_2N: NDArray[np.int32], near: Near
     prompt_N, response_N = (table.prompt_tokens, table.response_tokens) if table.tokens_known else characters_2N
     scored = selection.reason < 0 if selection.bucket is None else selection.bucket >= 0
     rows = np.flatnonzero(scored & ~np.isnan(selection.score) & (table.response_tokens > 0))
-    follows: dict[str, Any] = {"spearman": None, "clusters": None}
+    correlations: dict[str, Any] = {"spearman": None, "clusters": None}
     if not selection.arbitrary:
         lengths = {f"response_{unit}": response_N, f"prompt_{unit}": prompt_N}
-        follows = what_it_follows(selection.score, table, rows, lengths)
+        correlations = score_correlations(selection.score, table, rows, lengths)
     values = {
         "rows": len(rows),
-        **follows,
+        **correlations,
         "median_response": {
             "unit": unit,
             "selected": float(np.median(response_N[selected])),
@@ -57,7 +57,7 @@ def diagnosis(selection: Selection, characters_2N: NDArray[np.int32], near: Near
     return values | {"warnings": list(_warnings(selection, values))}
 
 
-def what_it_follows(
+def score_correlations(
     score_N: NDArray[np.float64], table: ScoreTable, rows: NDArray[np.int64], lengths: Lengths
 ) -> dict[str, Any]:
     """Spearman's correlation of the score with lengths and `nll_0`, and the variance of its ranks between clusters.
@@ -67,11 +67,17 @@ def what_it_follows(
 
     Args:
         rows: positions of the rows with a score.
+
+    Returns:
+        `spearman`, by column, and `clusters`, the `explained_by_clusters`; None without clusters.
     """
     if len(rows) > MOST_ROWS:
         rows = np.random.default_rng(0).choice(rows, MOST_ROWS, replace=False)
-    columns = dict(lengths) | ({"nll_0": table.nll[0]} if len(table.nll) else {})
-    correlations = spearman(np.array([score_N[rows], *(column[rows] for column in columns.values())]))[0, 1:]
+    columns: dict[str, NDArray[Any]] = dict(lengths)
+    if len(table.nll):
+        columns["nll_0"] = table.nll[0]
+    score_and_columns = np.array([score_N[rows], *(column_N[rows] for column_N in columns.values())])
+    correlations = spearman(score_and_columns)[0, 1:]
     clusters = None
     if table.cluster is not None:
         inside = rows[table.cluster[rows] >= 0]
@@ -117,7 +123,7 @@ def duplicates(table: ScoreTable, selected_N: NDArray[np.bool_]) -> int | None:
     return int(selected_N.sum()) - pc.count_distinct(table.id.filter(pa.array(selected_N))).as_py()
 
 
-def clusters_of(cluster: NDArray[np.int32]) -> int:
+def count_clusters(cluster: NDArray[np.int32]) -> int:
     """Number of clusters; negative numbers mean no cluster."""
     return pc.count_distinct(pa.array(cluster[cluster >= 0])).as_py()
 
@@ -132,10 +138,11 @@ def _warnings(selection: Selection, values: Mapping[str, Any]) -> Iterator[str]:
             "arbitrary, by a hash of their content. Another selection= or more recorded epochs may rank them."
         )
     if selection.table.cluster is not None and spec.clusters == "shared":
-        chosen = clusters_of(selection.table.cluster[selection.selected])
-        if n < (clusters := clusters_of(selection.table.cluster)):
+        clusters = count_clusters(selection.table.cluster)
+        if n < clusters:
+            empty = clusters - count_clusters(selection.table.cluster[selection.selected])
             yield (
-                f"{clusters - chosen:,} of {clusters:,} clusters have no selected row, since only {n:,} rows are "
+                f"{empty:,} of {clusters:,} clusters have no selected row, since only {n:,} rows are "
                 "selected. Set a smaller cluster.n_clusters, or a larger pct."
             )
     correlations, median = values["spearman"] or {}, values["median_response"]
@@ -152,22 +159,26 @@ def _warnings(selection: Selection, values: Mapping[str, Any]) -> Iterator[str]:
             f"The score correlates with the loss before training (Spearman {by_loss:.2f}): rows that the base model "
             "already knows are selected as hard. selection=lp_app_nll ranks by the relative drop in loss."
         )
-    learned, late = values["learned"] or 0, None if spec.relative else "selection=lp_app_nll"
-    late = "selection.bucket=low" if spec.bucket in ("mid", "high") else late
-    if learned >= MANY_LEARNED * n and late and not selection.arbitrary:
+    option = None  # that selects rows that are learned late
+    if spec.bucket in ("mid", "high"):
+        option = "selection.bucket=low"
+    elif not spec.relative:
+        option = "selection=lp_app_nll"
+    learned = values["learned"] or 0
+    if learned >= MANY_LEARNED * n and option and not selection.arbitrary:
         yield (
             f"{learned:,} of {n:,} selected rows have a loss below the median of all rows after training: the scorer "
-            f"learns them early, and a target needs few of them. {late} selects rows that are learned late."
+            f"learns them early, and a target needs few of them. {option} selects rows that are learned late."
         )
-    before = f"had a loss below {values['known_level'] or 0:.3g} before training, the median after it"
-    counted = {
-        "known": (MANY_KNOWN, before),
-        "rising": (MANY_RISING, "have a loss that rose above its initial value in training, often a sign of noise"),
-        "duplicates": (MANY_DUPLICATES, "have the same content as another selected row"),
-    }
-    for name, (many, what) in counted.items():
-        if (values[name] or 0) >= many * n:
-            yield f"{values[name]:,} of {n:,} selected rows {what}. {exact}selection.{name}=drop leaves them out."
+    known = f"had a loss below {values['known_level'] or 0:.3g} before training, the median after it"
+    for name, many, property_of_rows in (
+        ("known", MANY_KNOWN, known),
+        ("rising", MANY_RISING, "have a loss that rose above its initial value in training, often a sign of noise"),
+        ("duplicates", MANY_DUPLICATES, "have the same content as another selected row"),
+    ):
+        count = values[name] or 0
+        if count >= many * n:
+            yield f"{count:,} of {n:,} selected rows {property_of_rows}. {exact}selection.{name}=drop leaves them out."
     similar, among = values["near_duplicates"], values["near_duplicates_among"]
     if similar and similar >= MANY_DUPLICATES * among and not spec.rule.picks_rows:
         sampled = " (a random sample)" if among < n - (values["duplicates"] or 0) else ""

@@ -1,6 +1,6 @@
 """Statistics of a selection and example rows from both ends of its ranking, for result.json.
 
-N rows, M rows with a score
+N rows, M rows with a score, n selected rows
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpsel.data.content_ids import counts
-from lpsel.selection.diagnosis import clusters_of
+from lpsel.selection.diagnosis import count_clusters
 from lpsel.selection.select import Selection
 
 EXAMPLES = 10  # rows from each end of the ranking, and random rows
@@ -23,15 +23,16 @@ def ends(selection: Selection, seed: int = 0) -> dict[str, NDArray[np.int64]]:
     All are in the ranking's order; rows that are not eligible or have no score are left out.
     """
     rows_M = np.flatnonzero((selection.reason < 0) & ~np.isnan(selection.score))
-    sign = -1 if selection.descending else 1
-    key_M = sign * selection.score[rows_M]
-    # Of tied rows, the selected ones come first.
-    index_M = selection.table.index[rows_M] + selection.n_total * ~selection.selected[rows_M]
-    some = np.random.default_rng(seed).choice(len(rows_M), min(EXAMPLES, len(rows_M)), replace=False)
+    score_M = selection.score[rows_M]
+    key_M = -score_M if selection.descending else score_M
+    # Of tied rows, the selected ones come first, then those with the lower row number.
+    tie_order_M = selection.table.index[rows_M] + selection.n_total * ~selection.selected[rows_M]
+    sample = np.random.default_rng(seed).choice(len(rows_M), min(EXAMPLES, len(rows_M)), replace=False)
+    sample = sample[np.lexsort((tie_order_M[sample], key_M[sample]))]
     return {
-        "first": rows_M[_lowest(key_M, index_M)],
-        "last": rows_M[_lowest(-key_M, -index_M)][::-1],
-        "random": rows_M[some[np.lexsort((index_M[some], key_M[some]))]],
+        "first": rows_M[_lowest(key_M, tie_order_M)],
+        "last": rows_M[_lowest(-key_M, -tie_order_M)][::-1],
+        "random": rows_M[sample],
     }
 
 
@@ -66,11 +67,12 @@ def summary(selection: Selection, mean_characters: Mapping[str, Any]) -> dict[st
     """
     table, spec, selected = selection.table, selection.spec, selection.selected
     clusters: dict[str, Any] = dict.fromkeys(["clusters", "clusters_selected", "rows_in_no_cluster"])
-    if (cluster := table.cluster) is not None:
+    if table.cluster is not None:
+        cluster_N, cluster_n = table.cluster, table.cluster[selected]
         clusters = {
-            "clusters": clusters_of(cluster),
-            "clusters_selected": clusters_of(cluster[selected]),
-            "rows_in_no_cluster": {"selected": int((cluster[selected] < 0).sum()), "all": int((cluster < 0).sum())},
+            "clusters": count_clusters(cluster_N),
+            "clusters_selected": count_clusters(cluster_n),
+            "rows_in_no_cluster": {"selected": int((cluster_n < 0).sum()), "all": int((cluster_N < 0).sum())},
         }
     scored = ~np.isnan(selection.score) & (not selection.arbitrary)
     tokens = {"prompt": table.prompt_tokens, "response": table.response_tokens}
@@ -104,16 +106,17 @@ def _first_line(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in line)
 
 
-def _lowest(key_M: NDArray[np.float64], index_M: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Positions of the EXAMPLES lowest keys, lowest first, ties by `index_M`, without a full sort."""
+def _lowest(key_M: NDArray[np.float64], tie_order_M: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Positions of the EXAMPLES lowest keys, lowest first, ties by `tie_order_M`, without a full sort."""
     n = min(EXAMPLES, len(key_M))
     if n == 0:
         return np.empty(0, np.int64)
-    highest = np.partition(key_M, n - 1)[n - 1]
-    below, ties = np.flatnonzero(key_M < highest), np.flatnonzero(key_M == highest)
-    ties = ties[np.argpartition(index_M[ties], n - len(below) - 1)[: n - len(below)]]
-    lowest = np.concatenate([below, ties])
-    return lowest[np.lexsort((index_M[lowest], key_M[lowest]))]
+    cutoff = np.partition(key_M, n - 1)[n - 1]
+    below, tied = np.flatnonzero(key_M < cutoff), np.flatnonzero(key_M == cutoff)
+    n_tied = n - len(below)  # rows at the cutoff to return
+    tied = tied[np.argpartition(tie_order_M[tied], n_tied - 1)[:n_tied]]
+    lowest = np.concatenate([below, tied])
+    return lowest[np.lexsort((tie_order_M[lowest], key_M[lowest]))]
 
 
 def _range(score: NDArray[np.float64]) -> dict[str, float] | None:

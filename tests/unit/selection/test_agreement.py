@@ -21,7 +21,7 @@ from lpsel.scoring.read import read_scores
 from lpsel.selection import agreement as module
 from lpsel.selection.agreement import agreement, agreement_in_clusters, auc, kendall, lowest, spearman, tie_turns
 from lpsel.selection.agreement_study import ALL, DEFINED, numbers, study
-from lpsel.selection.diagnosis import learned_and_rising, what_it_follows
+from lpsel.selection.diagnosis import learned_and_rising, score_correlations
 from lpsel.selection.select import select
 
 OPT = ("opt-350m", "opt-1.3b", "opt-2.7b", "opt-6.7b")
@@ -349,7 +349,7 @@ def test_scores_of_seven_scorers_follow_loss_and_length_as_published(shared_data
         table = read_scores(shared_data.folder / f"perplexities_{dataset}.npz", name)
         score_N = learning_percentage(table, metric)
         rows = np.flatnonzero(np.isfinite(score_N) & (table.response_tokens > 0) & (words_N > 0))
-        found.append(what_it_follows(score_N, table, rows, {"words": words_N})["spearman"])
+        found.append(score_correlations(score_N, table, rows, {"words": words_N})["spearman"])
     for column, bounds in (("nll_0", loss), ("words", words)):
         values = [entry[column] for entry in found]
         assert (len(values), f"{min(values):.2f}", f"{max(values):.2f}") == (7, *bounds)
