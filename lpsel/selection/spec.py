@@ -78,11 +78,12 @@ class SelectionSpec:
             check_choice(f"selection.{name}", getattr(self, name), choices)
         if self.bucket is not None:
             check_choice("selection.bucket", self.bucket, BUCKETS, "set selection.bucket=null for no buckets")
-        needed = self.rule.epochs
-        if self.epochs is not None or needed is not None:
-            without = "set selection.epochs=null for a rule without scores"
-            hint = without if needed is None else f"leave it out: selection={self.name} sets it"
-            check_int("selection.epochs", self.epochs, needed or 0, hint=hint)
+        if self.rule.epochs is not None:
+            hint = f"leave it out: selection={self.name} sets it"
+            check_int("selection.epochs", self.epochs, self.rule.epochs, hint=hint)
+        elif self.epochs is not None:
+            hint = "set selection.epochs=null for a rule without scores"
+            check_int("selection.epochs", self.epochs, 0, hint=hint)
         if self.known_level is not None:
             check_number("selection.known_level", self.known_level, hint="set it to null for the median after training")
             if self.known == "keep":
@@ -97,34 +98,40 @@ class SelectionSpec:
             )
             raise UserError("selection", self.name, "needs a column to rank by", hint)
         if self.rule.uses_group and self.group is None:
-            problem, hint = f"selection={self.name} compares the answers to a prompt", "set it to prompt or to a column"
-            raise UserError("selection.group", "null", problem, hint)
+            problem = f"selection={self.name} compares the answers to a prompt"
+            raise UserError("selection.group", "null", problem, "set it to prompt or to a column")
         if self.budget == "paper":
             problem, hint = "is not part of the released method", "set selection.budget=exact"
-            self._allow(problem, hint, allocation=["proportional"], length=["none"], min_response_tokens=[None])
-            self._allow(problem, hint, pct_of=["rows"], duplicates=["keep"], known=["keep"], rising=["keep"])
+            self._require(problem, hint, allocation=["proportional"], length=["none"], min_response_tokens=[None])
+            self._require(problem, hint, pct_of=["rows"], duplicates=["keep"], known=["keep"], rising=["keep"])
         if self.clusters != "shared":
             problem = f"needs selection.clusters=shared; selection={self.name} does not allocate rows to clusters"
-            self._allow(problem, "leave it out", allocation=["proportional"])
+            self._require(problem, "leave it out", allocation=["proportional"])
         if self.rule.picks_rows:
             problem = f"needs a score for every row; selection={self.name} picks rows one after another"
             allowed: dict[str, Collection[str | None]] = {"budget": ["exact"], "bucket": [None]}
-            self._allow(problem, "leave it out", **allowed, allocation=["proportional", "equal"])
+            self._require(problem, "leave it out", **allowed, allocation=["proportional", "equal"])
 
-    def _allow(self, problem: str, hint: str, **allowed: Collection[str | None]) -> None:
+    def _require(self, problem: str, hint: str, **allowed: Collection[str | None]) -> None:
+        """Raise a UserError with `problem` and `hint` if one of these settings is not among its allowed values."""
         for name, values in allowed.items():
-            if (value := getattr(self, name)) not in values:
+            value = getattr(self, name)
+            if value not in values:
                 raise UserError(f"selection.{name}", value, problem, hint)
 
     @property
     def uses_clusters(self) -> bool:
         """Whether clusters can affect the selection; shared clusters do not if all rows are selected."""
-        return self.clusters == "rule" or (self.clusters == "shared" and (self.pct != 100 or self.bucket is not None))
+        if self.clusters == "shared":
+            return self.pct != 100 or self.bucket is not None
+        return self.clusters == "rule"
 
     @property
     def needs_vectors(self) -> bool:
         """Whether the rule uses embeddings."""
-        return self.embedder is not None and self.options.get("threshold", 0) is not None
+        if self.embedder is None:
+            return False
+        return "threshold" not in self.options or self.options["threshold"] is not None
 
     @property
     def trains_on_query(self) -> bool:
@@ -151,10 +158,10 @@ class SelectionSpec:
 
     def option_of(self, column: str) -> str:
         """Option that sets one of `columns`, for messages."""
-        names = (
-            name for name, value in self.options.items() if column in (value if isinstance(value, dict) else [value])
-        )
-        return f"selection.{next(names, 'column')}"
+        for name, value in self.options.items():
+            if column == value or (isinstance(value, dict) and column in value):
+                return f"selection.{name}"
+        return "selection.column"
 
     def used(self, table: ScoreTable) -> ScoreTable:
         """The table up to `epochs`, so that additional recorded epochs do not change the selection."""
@@ -183,7 +190,7 @@ class SelectionSpec:
             hint = "leave out cluster=none, or use another rule"
             raise UserError("cluster", "none", f"selection={self.name} needs clusters", hint)
         problem = "allocates rows to clusters, and cluster=none has none"
-        self._allow(problem, "leave it out", allocation=["proportional"])
+        self._require(problem, "leave it out", allocation=["proportional"])
 
     def check_records(self, table: ScoreTable) -> None:
         """Check that a table has the records and token counts that the rule needs, except user-defined columns.
@@ -206,7 +213,7 @@ class SelectionSpec:
             problem, hint = "these scores have no token counts", "add the columns prompt_tokens and response_tokens"
             if self.rule.uses_lengths:
                 raise UserError("selection", self.name, problem, hint)
-            self._allow(problem, hint, length=["none"], pct_of=["rows"], min_response_tokens=[None])
+            self._require(problem, hint, length=["none"], pct_of=["rows"], min_response_tokens=[None])
 
 
 def selection(*, rule: Any, **settings: Any) -> SelectionSpec:
@@ -216,23 +223,25 @@ def selection(*, rule: Any, **settings: Any) -> SelectionSpec:
         UserError: the rule has no such option, or a value is invalid.
     """
     rule = rule.func if isinstance(rule, partial) else rule
-    if settings.get("rising") == "drop" or (settings.get("known") == "drop" and settings.get("known_level") is None):
+    drops_known, drops_rising = settings.get("known") == "drop", settings.get("rising") == "drop"
+    if drops_rising or (drops_known and settings.get("known_level") is None):  # needs losses after an epoch
         settings["epochs"] = max(settings.get("epochs") or 0, 1)
-    elif settings.get("known") == "drop":
+    elif drops_known:  # needs losses before training
         settings["epochs"] = settings.get("epochs") or 0
-    field_names = {f.name for f in fields(SelectionSpec)} - {"options"}
     settings["columns"] = [_column(name) for name in settings.get("columns", ())]
     settings["group"] = _column(settings.get("group"))
+    field_names = {f.name for f in fields(SelectionSpec)} - {"options"}
+    of_spec = {name: value for name, value in settings.items() if name in field_names}
     options = {name: value for name, value in settings.items() if name not in field_names}
-    parameters, kinds = inspect.signature(rule.function).parameters, get_type_hints(rule.function)
+    parameters, types = inspect.signature(rule.function).parameters, get_type_hints(rule.function)
     for name, value in options.items():
         if name not in parameters:
             problem = f"selection={settings['name']} has no such option"
             raise UserError(f"selection.{name}", value, problem, "leave it out")
-        _check_option(f"selection.{name}", value, kinds[name])
-        if kinds[name] is str:
+        _check_option(f"selection.{name}", value, types[name])
+        if types[name] is str:
             options[name] = _column(value)
-    return SelectionSpec(rule=rule, options=options, **{k: v for k, v in settings.items() if k in field_names})
+    return SelectionSpec(rule=rule, options=options, **of_spec)
 
 
 def _column(name: Any) -> str | None:
@@ -240,12 +249,13 @@ def _column(name: Any) -> str | None:
     return None if name is None else str(name)
 
 
-def _check_option(name: str, value: Any, kind: Any) -> None:
-    if get_origin(kind) is Literal:
-        check_choice(name, value, get_args(kind))
-    elif kind is bool:
+def _check_option(name: str, value: Any, type_: Any) -> None:
+    """Check an option by the type hint of the rule's parameter."""
+    if get_origin(type_) is Literal:
+        check_choice(name, value, get_args(type_))
+    elif type_ is bool:
         check_flag(name, value)
-    elif kind is int:
+    elif type_ is int:
         check_int(name, value, 1)
-    elif kind == (float | None) and value is not None:
+    elif type_ == (float | None) and value is not None:
         check_number(name, value, hint=f"set {name}=null to turn it off")
