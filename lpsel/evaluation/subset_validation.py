@@ -33,10 +33,11 @@ def bootstrap_interval(score_K: ArrayLike, result_K: ArrayLike, *, seed: int = 0
     estimate = rank_correlation(score_K, result_K)
     if estimate.value is None:
         return UNDEFINED
-    k = len(np.asarray(score_K))
+    score_K, result_K = np.asarray(score_K), np.asarray(result_K)
+    k = len(score_K)
     draw_RK = np.random.default_rng(seed).integers(k, size=(RESAMPLES, k))
-    ranks_RK = [rankdata(np.asarray(side)[draw_RK], axis=1) - (k + 1) / 2 for side in (score_K, result_K)]
-    a_RK, b_RK = ranks_RK
+    a_RK = rankdata(score_K[draw_RK], axis=1) - (k + 1) / 2  # ranks, centered
+    b_RK = rankdata(result_K[draw_RK], axis=1) - (k + 1) / 2
     with np.errstate(invalid="ignore"):  # undefined where all drawn subsets have the same score or result
         resampled_R = (a_RK * b_RK).sum(axis=1) / np.sqrt((a_RK**2).sum(axis=1) * (b_RK**2).sum(axis=1))
     return interval(estimate.value, resampled_R, k)
@@ -51,8 +52,10 @@ def conclusion(correlation: Estimate, subsets: int) -> str:
     """Summarize the correlation between the mean score and NLL of subsets in one sentence."""
     if correlation.value is None or correlation.low is None or correlation.high is None:
         return "Not defined: a subset has no NLL, or all have the same mean score or the same NLL."
-    found = f"{correlation.value:.2f} (95% interval {correlation.low:.2f} to {correlation.high:.2f})"
+    estimate = f"{correlation.value:.2f} (95% interval {correlation.low:.2f} to {correlation.high:.2f})"
     if not conclusive(correlation):
-        return f"{found}: too wide for a conclusion from {subsets} subsets, it contains 0. Raise --subsets or --seeds."
-    which = "lower" if correlation.value > 0 else "higher"
-    return f"{found}: subsets with lower scores lead to a {which} NLL."
+        return (
+            f"{estimate}: too wide for a conclusion from {subsets} subsets, it contains 0. Raise --subsets or --seeds."
+        )
+    lower_or_higher = "lower" if correlation.value > 0 else "higher"
+    return f"{estimate}: subsets with lower scores lead to a {lower_or_higher} NLL."

@@ -22,13 +22,15 @@ def read_csv(file: Path, rows: Callable[[], int]) -> pa.Table:
     """
     header = next((line for _, line in lines(file) if line.strip()), b"").decode(errors="replace")
     delimiter = delimiter_of(header)
-    several = delimiter in header
-    parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, ignore_empty_lines=several)
+    single_column = delimiter not in header
+    parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, ignore_empty_lines=not single_column)
     convert = csv.ConvertOptions(column_types={"id": pa.large_string()})
     table = csv.read_csv(file, parse_options=parse, convert_options=convert)
-    empty = 0 if several else _empty_lines_at_end(file)
-    n = rows() if empty else 0
-    return table.slice(0, max(n, len(table) - empty)) if n else table
+    n_empty = _empty_lines_at_end(file) if single_column else 0
+    n_rows = rows() if n_empty else 0
+    if n_rows == 0:
+        return table
+    return table.slice(0, max(n_rows, len(table) - n_empty))
 
 
 def _empty_lines_at_end(file: Path) -> int:
