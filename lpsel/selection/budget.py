@@ -141,9 +141,7 @@ def exact_shares(size_C: NDArray[np.int64], n: int, order_C: NDArray[np.integer]
     if total == 0:
         return np.zeros_like(size_C)
     take_C, remainder_C = np.divmod(size_C * n, total)
-    left = n - int(take_C.sum())
-    take_C[np.lexsort((order_C, -remainder_C))[:left]] += 1
-    return take_C
+    return _round_up_largest_remainders(take_C, remainder_C, n, order_C)
 
 
 def capped_shares(
@@ -168,9 +166,17 @@ def capped_shares(
         others = order[n_full:]
         quota_C[others] = np.minimum(levels[n_full] * weight_C[others], size_C[others])
     take_C = np.floor(quota_C + ROUNDING).astype(np.int64)
-    remainder_C = np.where(take_C < size_C, np.round(quota_C - take_C, 9), -1.0)
-    left = n - int(take_C.sum())
-    take_C[np.lexsort((order_C, -remainder_C))[:left]] += 1
+    remainder_C = np.where(take_C < size_C, np.round(quota_C - take_C, 9), -1.0)  # full clusters come last
+    return _round_up_largest_remainders(take_C, remainder_C, n, order_C)
+
+
+def _round_up_largest_remainders(
+    take_C: NDArray[np.int64], remainder_C: NDArray[Any], n: int, order_C: NDArray[np.integer]
+) -> NDArray[np.int64]:
+    """Add 1 to the shares with the largest remainders so that they sum to n; `order_C` orders equal remainders."""
+    missing = n - int(take_C.sum())
+    rounded_up = np.lexsort((order_C, -remainder_C))[:missing]
+    take_C[rounded_up] += 1
     return take_C
 
 
