@@ -120,11 +120,11 @@ def _preferences(values: Sequence[tuple[str, Any]], path: Path) -> list[float | 
     Fractions below 1 imply that the file uses a scale from 0 (the baseline) to 1 (the model).
     """
     numbers = [_number(value) for _, value in values]
-    known = {number for number in numbers if math.isfinite(number)}
-    if any(0 < number < 1 for number in known) and max(known) <= 1:
+    finite = {number for number in numbers if math.isfinite(number)}
+    if any(0 < number < 1 for number in finite) and max(finite) <= 1:
         log.info("%s: preferences from 0 (the baseline) to 1 (the model)", path)
         numbers = [number + 1 for number in numbers]
-    elif known == {0, 1}:
+    elif finite == {0, 1}:
         log.warning("%s: contains only 0 (read as tie) and 1 (read as baseline win). %s", path, CODES.capitalize())
     invalid = [i for i, number in enumerate(numbers) if not math.isnan(number) and not _is_preference(number)]
     if invalid:
@@ -179,10 +179,11 @@ def _chars(row: Row, column: str, output: str, location: str) -> float | None:
 
 def _fill_in(field: str, rows: list[Row], where: str) -> None:
     """Fill in a field in rows that leave it out, if all other rows have the same value."""
-    known = list(dict.fromkeys(row[field] for row in rows if row[field]))
-    unnamed = [row for row in rows if not row[field]]
-    if unnamed and len(known) > 1:
-        problem = f"some rows have no {field}, and others have {known[0]} or {known[1]}"
+    values = list(dict.fromkeys(row[field] for row in rows if row[field]))
+    rows_without = [row for row in rows if not row[field]]
+    if rows_without and len(values) > 1:
+        problem = f"some rows have no {field}, and others have {values[0]} or {values[1]}"
         raise UserError("judgements", where, problem, f"add the {field} to every row")
-    for row in unnamed if known else ():
-        row[field] = known[0]
+    if values:
+        for row in rows_without:
+            row[field] = values[0]

@@ -89,8 +89,9 @@ def judges_agreement(preference_N: Mapping[str, ArrayLike]) -> list[dict[str, An
     from sklearn.metrics import cohen_kappa_score
 
     def kappa(a: Floats, b: Floats, weights: str | None) -> float | None:
-        several = len(np.unique([a, b])) > 1
-        return float(cohen_kappa_score(a, b, labels=[-1, 0, 1], weights=weights)) if several else None
+        if len(np.unique([a, b])) < 2:
+            return None
+        return float(cohen_kappa_score(a, b, labels=[-1, 0, 1], weights=weights))
 
     verdict_N = {judge: np.sign(as_preferences(values) - TIE) for judge, values in preference_N.items()}
     pairs = []

@@ -48,8 +48,8 @@ class LmEvalEvaluator:
         for name, minimum in (("num_fewshot", 0), ("limit", 1), ("batch_size", 1)):
             if getattr(self, name) is not None:
                 check_int(f"evaluator.{name}", getattr(self, name), minimum)
-        several = isinstance(self.tasks, Sequence) and all(isinstance(task, str) for task in self.tasks)
-        if self.tasks is not None and not several:
+        are_names = isinstance(self.tasks, Sequence) and all(isinstance(task, str) for task in self.tasks)
+        if self.tasks is not None and not are_names:
             raise UserError("tasks", self.tasks, "must be names of tasks", "set tasks=[hellaswag,arc_easy]")
         if self.include_path is not None and not Path(self.include_path).expanduser().is_dir():
             raise UserError("evaluator.include_path", self.include_path, "no such folder", "set a folder of task files")
