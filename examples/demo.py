@@ -4,6 +4,7 @@ The embedded rows are redundant: most belong to three easy tasks. A ranking that
 rows, and its inverse loses. The table shows all results, good or bad; demo.json contains the numbers.
 """
 
+import argparse
 import logging
 import os
 import time
@@ -42,6 +43,7 @@ MEASURES = {"nll": "NLL", "exact_match": "Exact match"}
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()  # --help
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     quiet_libraries()
     started = time.monotonic()
