@@ -231,7 +231,7 @@ def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     inside = list(path.glob("[!.]*"))  # none if the folder cannot be read
-    ignored = PUBLISHED if any(each.name == RESULT for each in inside) else ""
+    ignored = PUBLISHED if any(entry.name == RESULT for entry in inside) else ""
     folders = [path, *(folder for folder in inside if folder.name != ignored and folder.is_dir())]
     files = (file for folder in folders for file in folder.glob("[!.]*") if file.suffix not in (".log", ".html"))
     return [file for file in files if file.is_file()]
