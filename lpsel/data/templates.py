@@ -63,6 +63,8 @@ def render(example: Example, template: str, tokenizer: Any) -> Rendered:
 def _often_omitted(example: Example) -> Iterator[str]:
     """Yield texts that some chat templates leave out: reasoning, questions, and text next to tool calls."""
     for role, content, _, fields in example.turns:
+        if role == "assistant" and "</think>" in content:  # DeepSeek R1's template may write the opening tag itself
+            yield content.partition("</think>")[0].rpartition("<think>")[2]
         if fields:
             yield from (fields[key] for key in ("reasoning_content", "thinking") if key in fields)
         if (role != "assistant" and role != "tool") or "tool_calls" in fields:

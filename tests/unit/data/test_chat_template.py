@@ -194,6 +194,8 @@ def test_qwen_3_supervises_thoughts_where_it_writes_them():
     assert answers(chat("a", thought), tokenizer) == [f"{thought}<|im_end|>"]
     assert answers(chat("a", thought, "b", "5"), tokenizer) == ["ok<|im_end|>", "5<|im_end|>"]
     assert answers(chat("a", "5", "b", thought), tokenizer) == ["5<|im_end|>", f"{thought}<|im_end|>"]
+    assert encode(chat("a", thought, "b", "5"), tokenizer).text_omitted
+    assert not encode(chat("a", "5", "b", thought), tokenizer).text_omitted
     assert answers(chat("a", "5"), tokenizer) == ["5<|im_end|>"], "not the empty thought of the template"
     encoded = encode(chat("a <think>", thought), tokenizer)
     assert encoded.ids.count(tokenizer.convert_tokens_to_ids("<think>")) == 1, "the one in the question is text"

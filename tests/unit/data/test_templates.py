@@ -141,6 +141,15 @@ def test_a_template_that_cuts_thoughts_from_history(make_tokenizer):
     assert with_thought == ["5<|im_end|>", "5+1\n</think>\n\n6.<|im_end|>"]
 
 
+@pytest.mark.parametrize("answer", ["<think>\n2+3\n</think>\n\n5", "2+3\n</think>\n\n5"])
+def test_thoughts_in_an_answer_are_counted_if_the_template_drops_them(make_tokenizer, answer):
+    like_deepseek_r1 = "{% for m in messages %}{{ m.content.split('</think>')[-1] }}</s>{% endfor %}"
+    example = Example((ASK, Turn("assistant", answer)))
+    assert render(example, "chat", make_tokenizer(chat_template=like_deepseek_r1)).text_omitted
+    assert not render(example, "chat", make_tokenizer(chat_template=CHATML)).text_omitted
+    assert not render(example, "alpaca", make_tokenizer()).text_omitted
+
+
 def test_a_template_that_leaves_turns_out(make_tokenizer):
     last_only = "{{ messages[-2]['content'] }}:{{ messages[-1]['content'] }}"
     rendered = render(LONG, "chat", make_tokenizer(chat_template=last_only))
