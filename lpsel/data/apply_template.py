@@ -19,6 +19,7 @@ SAME_DATE = (
     + " }}{%- endmacro -%}"
 )
 REMOVE = "remove the row or set template=alpaca"
+MERGE = "set dataset.system=merge if it rejects system turns, or template=alpaca, or remove the row"
 LONGEST = 60.0  # seconds of this process's CPU time for one conversation, which takes about a millisecond
 Messages = list[dict[str, Any]]
 Tools = list[Any] | None
@@ -77,10 +78,10 @@ def _rejection(messages: Messages, tokenizer: Any) -> Iterator[None]:
     try:
         yield
     except (TemplateError, TypeError, ValueError, LookupError) as error:
-        roles = ", ".join(message["role"] for message in messages)
-        problem = f"rejects a conversation of {roles}: {first_line(error)}"
-        name = f"chat template of {tokenizer.name_or_path}"
-        raise UnusableRow(name, None, problem, REMOVE, kind="the chat template rejects it") from None
+        roles = [message["role"] for message in messages]
+        problem = f"rejects a conversation of {', '.join(roles)}: {first_line(error)}"
+        name, hint = f"chat template of {tokenizer.name_or_path}", MERGE if "system" in roles else REMOVE
+        raise UnusableRow(name, None, problem, hint, kind="the chat template rejects it") from None
 
 
 @contextmanager

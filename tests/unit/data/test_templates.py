@@ -176,8 +176,14 @@ def test_a_tokenizer_without_chat_template_is_rejected(make_tokenizer):
 
 def test_a_conversation_that_the_template_rejects_is_reported(make_tokenizer):
     rejecting = "{{ raise_exception('System role not supported') }}"
-    with pytest.raises(UserError, match=r"of hand-made: rejects .* system, user, .*: System role not supported\. "):
+    with pytest.raises(
+        UserError, match=r"of hand-made: rejects .* system, user, .*: System role not supported\. "
+    ) as caught:
         render(LONG, "chat", make_tokenizer(chat_template=rejecting))
+    assert caught.value.hint.startswith("set dataset.system=merge")
+    with pytest.raises(UserError, match="a conversation of user, assistant") as caught:
+        render(SHORT, "chat", make_tokenizer(chat_template=rejecting))
+    assert "system" not in caught.value.hint
 
 
 # --- identity
