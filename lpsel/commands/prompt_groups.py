@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpsel.data.dataset import Row, Source
+from lpsel.data.values import is_empty
 from lpsel.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -36,4 +37,4 @@ def _key(row: Row, group: str) -> object:
         problem = f"row {row.index} has only {', '.join(map(str, row.raw))}"
         raise UserError("selection.group", group, problem, "name a column of every row, or prompt")
     value = row.raw[group]
-    return ("row", row.index) if value is None else str(value)
+    return ("row", row.index) if is_empty(value) else str(value)
