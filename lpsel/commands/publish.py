@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     folder = publish(options.run, options.out, options.license)
     if options.to:
         print(upload(folder, options.to, private=not options.public), flush=True)
-    console.end("use it as dataset={}" if options.to else "upload it with --to OWNER/NAME", folder)
+    console.end("use it as dataset={}/data" if options.to else "upload it with --to OWNER/NAME", folder)
 
 
 def publish(run: Path, out: Path | None = None, license: str | None = None) -> Path:

@@ -150,6 +150,7 @@ def uploaded(hub, selected, token):
 def test_an_upload_sends_the_folder_to_a_private_dataset(hub, selected):
     done = uploaded(hub, selected, "hf_right")
     assert done.stdout.splitlines()[0] == f"http://127.0.0.1:{hub.server_port}/datasets/ann/half", done.stderr
+    assert done.stdout.splitlines()[1:] == [f"Next: use it as dataset={selected}/dataset/data", f"{selected}/dataset"]
     created = json.loads(next(body for path, _, body in hub.requests if path == "/api/repos/create"))
     assert (created["type"], created["visibility"]) == ("dataset", "private")
     commit = next(body for path, _, body in hub.requests if "/commit/" in path)
