@@ -66,9 +66,10 @@ def write_subset(
 
 
 def _is_parquet(source: Source) -> bool:
-    """Return whether the source is Parquet files with the same schema."""
+    """Return whether the source is Parquet files with the same schema, which Arrow can filter (no string views)."""
     schemas = [pq.read_schema(file) for file in source.parquet_files]
-    return bool(schemas) and all(schemas[0].equals(other) for other in schemas)
+    same = bool(schemas) and all(schemas[0].equals(other) for other in schemas)
+    return same and "_view" not in str(schemas[0].types)
 
 
 def _write_lines(file: IO[bytes], source: Source, selected: NDArray[np.bool_], seen: Seen) -> None:

@@ -37,6 +37,14 @@ def test_any_other_source_gives_json_lines(lines, tmp_path):
     assert seen.rows[4].instruction() == "Last"
 
 
+def test_string_views_which_arrow_cannot_filter_give_json_lines(tmp_path):
+    texts = pa.array(["a", "b"], pa.string_view())
+    pq.write_table(pa.table({"instruction": texts, "output": texts}), tmp_path / "views.parquet")
+    source = Source(DatasetSpec("rows", path=str(tmp_path / "views.parquet")))
+    path, _ = write_subset(source, np.array([False, True]), tmp_path, returned=[])
+    assert (path.name, json.loads(path.read_bytes())) == ("subset.jsonl", {"instruction": "b", "output": "b"})
+
+
 @pytest.mark.parametrize("form", ["parquet", "lines"])
 def test_characters_of_all_and_of_selected_rows_are_counted(form, tmp_path, request):
     source = Source(DatasetSpec("rows", path=str(request.getfixturevalue(form)), skip=1))
