@@ -116,7 +116,7 @@ def _match(form: Form, spelled: dict[str, str], media: tuple[str, ...]) -> Form 
     tools = ["tools", "functions"] if any(field.turns for field in fields) else ["tools"]
     exclusions = ["history", "weight", "train", "kto_tag"]
     if any(field.name in ("messages", "conversations", "completion") for field in fields):
-        exclusions.append("label")
+        exclusions += ["label", "chosen"]
     return Form(
         tuple(fields),
         form.strict,
@@ -241,12 +241,16 @@ def _is_excluded(raw: Mapping[str, Any], columns: Iterable[str], has_completion:
         has_completion: whether `label: 0` is TRL's mark of an undesirable completion; next to messages, only false is.
 
     Raises:
-        UnusableRow: the row has earlier turns (LLaMA-Factory), or an answer labeled as undesirable (KTO).
+        UnusableRow: the row has earlier turns or a preferred answer in columns of their own (LLaMA-Factory), or an
+            answer labeled as undesirable (KTO).
     """
     values = {column.strip().lower(): mark_of(raw[column]) for column in columns}
     if not is_empty(values.get("history")):
         problem, hint = "has earlier turns", "write the conversation as messages"
         raise UnusableRow("column history", None, problem, hint, kind="earlier turns in a column")
+    if isinstance(values.get("chosen"), dict):
+        problem, hint = "is the last answer of the conversation", "add it to the conversation as a turn"
+        raise UnusableRow("column chosen", None, problem, hint, kind="an answer outside the conversation")
     for column in ("label", "kto_tag"):
         mark = values.get(column)
         if mark is False or (mark == 0 and (has_completion or column == "kto_tag")):

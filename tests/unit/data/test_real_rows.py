@@ -250,6 +250,9 @@ UNUSABLE = {
         {"instruction": "a", "output": float("inf")},
         chat(("user", "a"), ("assistant", -float("inf"))),
     ],
+    "an answer outside the conversation": [
+        {"conversations": [HI, HELLO_TURN, HI], "chosen": {"from": "gpt", "value": "Ho"}, "rejected": HELLO_TURN},
+    ],
     "earlier turns in a column": [{**ADD, "history": [["Hi", "Hello"]]}],
     "an answer that is not wanted": [
         *({"prompt": "a", "completion": "b", "label": label} for label in (False, 0, 0.0, "0", "False")),
