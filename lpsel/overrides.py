@@ -75,7 +75,7 @@ def _rewrite(command: str, override: str) -> list[str]:
         return [f"models={_quoted(value)}"]
     if key in PERCENTAGES:
         return [f"{key}={_quoted(PERCENT.sub('', value))}"]
-    if key in PATH_GROUPS[command] and not HYDRA_SYNTAX.match(value):
+    if key in PATH_GROUPS[command] and (os.path.lexists(value) or not HYDRA_SYNTAX.match(value)):
         return _choice_or_path(key, value)
     return [f"{key}={_quoted(value)}"]
 

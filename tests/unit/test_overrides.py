@@ -37,6 +37,11 @@ def test_the_name_of_a_data_file_or_a_glob_is_a_path(path):
     ).items()
 
 
+def test_an_existing_file_may_look_like_a_function(empty_folder):
+    (empty_folder / "rows(1).jsonl").touch()
+    assert values(hydra_arguments("select", ["dataset=rows(1).jsonl"]))["dataset.path"] == "rows(1).jsonl"
+
+
 def test_a_folder_in_the_working_directory_is_a_path_unless_a_choice_has_its_name(empty_folder):
     for name in ("mine", "alpaca"):
         (empty_folder / name).mkdir()
