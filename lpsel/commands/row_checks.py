@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lpsel.clustering.clusters import Auto, Clusters, Column, NoClusters, brings_clusters
@@ -43,6 +45,24 @@ def check_rows(spec: SelectionSpec, clusters: Clusters, source: Source, scores: 
     exclusions = Exclusions(n)
     exclude_texts(texts, replace(spec, min_response_tokens=None), exclusions)
     exclusions.check(spec.name)
+
+
+def check_own_ids(scores: ScoreTable, source: Source) -> None:
+    """Raise a UserError if the scores have the ids of the dataset's column `id`, but in a different order."""
+    if scores.id is None or scores.has_content_ids:
+        return
+    raws = source.raw_rows()
+    own_ids = pa.array([str(raw["id"]) if isinstance(raw, dict) and "id" in raw else None for raw in raws], pa.string())
+    ids = scores.id.cast(pa.string())
+    if own_ids.equals(ids) or not _sorted(own_ids).equals(_sorted(ids)):
+        return
+    row = pc.index(pc.not_equal(own_ids, ids), True).as_py()
+    problem = f"row {row} has id {ids[row]}, but row {row} of dataset {source.spec.name} has {own_ids[row]}"
+    raise UserError("scores", None, problem, "sort the scores like the dataset, or add the row numbers as column index")
+
+
+def _sorted(ids: pa.Array) -> pa.Array:
+    return ids.take(pc.sort_indices(ids))
 
 
 def numeric_columns(source: Source, spec: SelectionSpec, scores: ScoreTable | None) -> dict[str, NDArray[np.float64]]:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from lpsel.clustering.clusters import Auto, Clusters, KMeans, NoClusters, brings_clusters, with_clusters
 from lpsel.clustering.embeddings import check_embedder, embed
 from lpsel.commands.prompt_groups import prompt_numbers
-from lpsel.commands.row_checks import numeric_columns
+from lpsel.commands.row_checks import check_own_ids, numeric_columns
 from lpsel.config import build, choice, choices
 from lpsel.data.content_ids import first_kinds
 from lpsel.data.dataset import Source
@@ -189,6 +189,7 @@ def read_given_scores(config: DictConfig, spec: SelectionSpec, source: Source) -
     clusters = isinstance(build(config.cluster), Auto)
     table = read_scores(config.scores, config.scores_key, columns, clusters=clusters, rows=lambda: len(source))
     spec.check_records(table)
+    check_own_ids(table, source)
     path = Path(config.scores).expanduser().resolve()
     file = path / SCORES_FILE
     return table.of_dataset(source.ids, source.spec.name), file if file.is_file() else path

@@ -47,3 +47,15 @@ def test_rows_without_an_answer_to_train_on_are_not_selected_by_scores_without_t
     selection = pq.read_table(result["selection"])
     assert selection["selected"].to_pylist() == [False, True, False, True]
     assert selection["reason"].to_pylist() == ["no supervised token", None, "no supervised token", None]
+
+
+@pytest.mark.parametrize("ids", [["b", "a"], ["9", "8"], ["a", "b"]])
+def test_scores_with_the_ids_of_the_rows_in_another_order_are_rejected(select, tmp_path, ids):
+    rows = [{"id": id, "instruction": "Add.", "output": id} for id in ("a", "b")]
+    (tmp_path / "scores.csv").write_text(f"id,reward\n{ids[0]},1\n{ids[1]},2\n")
+    ranked = ["selection=score_column", "selection.column=reward", "cluster=none", f"scores={tmp_path}/scores.csv"]
+    if ids == ["b", "a"]:
+        with pytest.raises(UserError, match="row 0 has id b, but row 0 of dataset rows has a"):
+            select(rows, *ranked)
+    else:  # in the same order, or numbers of the user's own
+        assert pq.read_table(select(rows, *ranked)["selection"])["selected"].to_pylist() == [True, False]
