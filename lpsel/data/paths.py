@@ -48,7 +48,8 @@ def is_hub_id(path: object) -> bool:
     """Return whether a path names a dataset on the Hub rather than local files."""
     if not isinstance(path, str) or has_magic(path) or reader_of(path) is not None:
         return False
-    return not Path(path).expanduser().exists()
+    local = Path(path).expanduser()
+    return not (local.is_absolute() or local.exists())  # an absolute path stays local if its folder is deleted
 
 
 def file_state(path: Path) -> tuple[int, ...] | None:

@@ -89,6 +89,13 @@ def test_a_run_can_be_moved_before_it_is_published(selected, tmp_path):
     assert (publish(moved, license="mit") / "data" / "train.jsonl").is_file()
 
 
+def test_the_card_does_not_name_a_local_folder_that_was_deleted(selected, tmp_path):
+    result = json.loads((selected / "result.json").read_text())
+    result["dataset"]["path"] = f"{tmp_path}/deleted"
+    (selected / "result.json").write_text(json.dumps(result))
+    assert "deleted" not in (publish(selected, license="mit") / "README.md").read_text()
+
+
 class Hub(BaseHTTPRequestHandler):
     """The part of the Hub's API that an upload of small files uses; records requests."""
 

@@ -170,4 +170,5 @@ def test_paths_in_manifests_are_absolute(tmp_path, monkeypatch):
     assert absolute(["rows.jsonl", "*.csv"]) == [str(tmp_path / "rows.jsonl"), str(tmp_path / "*.csv")]
     assert absolute(".") == str(tmp_path)
     assert absolute("org/name") == "org/name"
-    assert [is_hub_id(path) for path in ("org/name", "rows.jsonl", "*.csv", ".", None, ["a"])] == [True, *[False] * 5]
+    paths = ("org/name", "rows.jsonl", "*.csv", ".", None, ["a"], "/org/deleted", "~/deleted")
+    assert [is_hub_id(path) for path in paths] == [True, *[False] * 7]
