@@ -8,7 +8,8 @@ from typing import Any
 from lpsel.errors import UnusableRow, first_line
 
 MARKS = {"0": 0, "0.0": 0, "1": 1, "1.0": 1, "false": False, "true": True}
-WITHOUT_SPACES = r"\u3040-\u30ff\u3400-\u9fff"  # Chinese and Japanese characters, each of which is a word
+# Thai, Lao, Burmese, Khmer, Japanese and Chinese characters, each of which is a word; part of a regular expression
+WITHOUT_SPACES = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
 KINDS = {"list": "a list as text", "dict": "an object as text"}
 
 

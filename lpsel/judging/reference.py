@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
+from unicodedata import category
 
 from lpsel.data.values import WITHOUT_SPACES
 from lpsel.errors import UserError, check_choice
 from lpsel.generation.prompts import Prompt
 from lpsel.judging.judge import NO_REFERENCE, Judgement, Order, Question, higher_score_wins
 
-WORD = re.compile(rf"[{WITHOUT_SPACES}]|[^\W_{WITHOUT_SPACES}]+")
+VERSION = 3  # of the measures, incremented when a value changes, so that cached verdicts are not reused
+WORD = re.compile(rf"[{WITHOUT_SPACES}]|[^\W_{WITHOUT_SPACES}][^\s{WITHOUT_SPACES}]*")
 
 
 def exact_match(output: str, reference: str) -> bool:
@@ -23,21 +25,28 @@ def exact_match(output: str, reference: str) -> bool:
 def rouge_l(output: str, reference: str) -> float:
     """Compute ROUGE-L F1, between 0 and 1, without stemming (Lin 2004, ROUGE, section 3; the rouge-score package).
 
-    Words are lower-case sequences of letters and digits in any script, and single characters in Chinese and Japanese,
-    which have no spaces; rouge-score itself only keeps ASCII. Two texts without words, such as punctuation, score 1 if
-    they match and 0 otherwise.
+    Words are those of `words`; rouge-score itself only keeps ASCII. Two texts without words, such as punctuation,
+    score 1 if they match and 0 otherwise.
     """
-    if not WORD.search(output) and not WORD.search(reference):
+    if not any(map(str.isalnum, output + reference)):
         return float(exact_match(output, reference))
     return float(_scorer().score(target=reference, prediction=output)["rougeL"].fmeasure)
+
+
+def words(text: str) -> list[str]:
+    """Split a text into lower-case words: letters and digits of any script, with their vowel signs and accents.
+
+    In scripts without spaces between words, such as Chinese and Thai, every character is a word.
+    """
+    separated = (c if c.isalnum() or category(c).startswith("M") else " " for c in text.lower())
+    return WORD.findall("".join(separated))
 
 
 @cache
 def _scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    words = SimpleNamespace(tokenize=lambda text: WORD.findall(text.lower()))
-    return RougeScorer(["rougeL"], tokenizer=words)
+    return RougeScorer(["rougeL"], tokenizer=SimpleNamespace(tokenize=words))
 
 
 MEASURES = {"rouge_l": rouge_l, "exact_match": exact_match}
@@ -55,7 +64,7 @@ class ReferenceJudge:
         check_choice("judge.measure", self.measure, MEASURES)
 
     def identity(self) -> dict[str, Any]:
-        return {"judge": "reference", "measure": self.measure}
+        return {"judge": "reference", "measure": self.measure, "version": VERSION}
 
     def check(self, prompts: Sequence[Prompt] = ()) -> None:
         """Check that at least one prompt has a reference."""

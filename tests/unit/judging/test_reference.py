@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from lpsel.judging.reference import exact_match, rouge_l
+from lpsel.judging.reference import exact_match, rouge_l, words
 
 
 def test_exact_match_only_ignores_white_space_around_the_text():
@@ -29,6 +29,22 @@ def test_rouge_l_compares_characters_where_a_script_has_no_spaces():
     assert rouge_l(capital + is_ + beijing, beijing + is_ + capital) == 5 / 8
     # "GPT" and 2 characters against "GPT" and 3: precision 1, recall 3/4.
     assert rouge_l("GPT\u6a21\u578b", "gpt\u6a21\u578b\u597d") == pytest.approx(6 / 7)
+
+
+def test_vowel_signs_and_accents_belong_to_their_word():
+    assert words("\u0915\u0940 \u0915\u093f\u0924\u093e\u092c") == [
+        "\u0915\u0940",
+        "\u0915\u093f\u0924\u093e\u092c",
+    ]  # Hindi: ki kitab
+    assert rouge_l("\u0915\u0940", "\u0915\u093e") == 0.0, "ki and ka differ in the vowel sign"
+    assert words("Cafe\u0301s \u0130zmir") == ["cafe\u0301s", "i\u0307zmir"]  # lower() adds the dot as an accent
+    assert words("I \u2764\ufe0f it") == ["i", "it"], "a mark of a symbol is no word"
+
+
+def test_thai_is_compared_by_characters_with_vowel_signs():
+    # "fish" and "crow", 3 and 2 characters, share the last vowel: precision 1/3, recall 1/2.
+    assert rouge_l("\u0e1b\u0e25\u0e32", "\u0e01\u0e32") == pytest.approx(0.4)
+    assert len(words("\u0e17\u0e35\u0e48")) == 3, "a consonant with a vowel sign and a tone mark"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ import pytest
 from lpsel.data.column_forms import Example, Turn
 from lpsel.errors import UserError
 from lpsel.generation.prompts import Prompt
+from lpsel.judging import reference
 from lpsel.judging.judge import NO_REFERENCE, Pair, judge_pairs
 from lpsel.judging.reference import ReferenceJudge
 
@@ -27,6 +28,14 @@ def test_the_answer_closer_to_the_reference_wins(tmp_path):
     assert ledger["reused"] == 3
     exact, _ = judge_pairs(ReferenceJudge("exact_match"), pairs[:3], tmp_path)
     assert [j.preference for j in exact] == [1.5, 2.0, 1.5]
+
+
+def test_verdicts_of_an_earlier_version_of_the_measures_are_not_reused(tmp_path, monkeypatch):
+    pairs = [Pair("a", "Q", "the cat", "a dog", reference="The cat sat.")]
+    monkeypatch.setattr(reference, "VERSION", reference.VERSION - 1)
+    judge_pairs(ReferenceJudge(), pairs, tmp_path)
+    monkeypatch.undo()
+    assert judge_pairs(ReferenceJudge(), pairs, tmp_path)[1]["reused"] == 0
 
 
 def test_prompts_without_references_are_rejected():
