@@ -172,22 +172,23 @@ def _win_rates(outcomes: Sequence[dict[str, Any]], key: Key) -> dict[str, Any]:
         category_N=column_N["category"],
         prompt_set_N=column_N["prompt_set"],
     )
-    distinct = _distinct_texts(column_N["text"])
+    distinct = _distinct(column_N["text"])
+    texts_of_sets = zip(column_N["prompt_set"], column_N["text"], strict=True)
+    distinct_in_sets = _distinct([text and (name, text) for name, text in texts_of_sets])
     mean_N = np.array(column_N["mean_preference"], np.float64)
     by_mean = asdict(win_rate(mean_N[distinct], equal_N=equal_N[distinct]))
-    unvoted_texts = [rows[n] for n in distinct if n >= len(outcomes)]
     for counted in (by_majority, by_mean):
-        counted["failed"] -= len(unvoted_texts)
-    for column, uncounted in (("category", unvoted_texts), ("prompt_set", unvoted)):
-        for row in uncounted:
-            if row[column]:
-                by_majority[f"by_{column}"][row[column]]["failed"] -= 1
+        counted["failed"] -= sum(n >= len(outcomes) for n in distinct)
+    for column, positions in (("category", distinct), ("prompt_set", distinct_in_sets)):
+        for n in positions:
+            if n >= len(outcomes) and rows[n][column]:
+                by_majority[f"by_{column}"][rows[n][column]]["failed"] -= 1
     return {**by_majority, **describe_problems(by_majority), "mean_of_votes": by_mean}
 
 
-def _distinct_texts(text_N: Sequence[str | None]) -> list[int]:
+def _distinct(text_N: Sequence[Any]) -> list[int]:
     """Positions of the first row of every text, latest texts first; every unknown text counts as distinct."""
-    first: dict[str | int, int] = {}
+    first: dict[Any, int] = {}
     for n, text in reversed([*enumerate(text_N)]):
         first[n if text is None else text] = n
     return list(first.values())

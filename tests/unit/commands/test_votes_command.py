@@ -224,3 +224,14 @@ def test_prompts_count_once_and_pairs_without_votes_have_failed_in_no_group(tmp_
         del pair["text"]
     key.write_text(json.dumps(old))
     assert run([tmp_path / "ann.json"], key, tmp_path / "old")["n"] == 6, "a key that has no texts"
+
+
+def test_a_prompt_that_occurs_twice_in_a_set_is_not_subtracted_twice(tmp_path):
+    pairs = [Pair(f"p{i}", prompt, "old", "new", "vicuna", "qa") for i, prompt in enumerate(["a", "a", "b", "c", "c"])]
+    key = HumanJudge().write(pairs, tmp_path, baseline="b", model="m")[1]
+    page = read_key(key).page
+    votes = [{"pair": pair, "vote": "tie", "at": "2026-01-01T12:00:00Z"} for pair in (0, 2)]
+    (tmp_path / "ann.json").write_text(json.dumps({"page": page, "annotator": "Ann", "votes": votes}))
+    result = run([tmp_path / "ann.json"], key, tmp_path / "out")
+    for counted in (result, result["by_prompt_set"]["vicuna"], result["by_category"]["qa"]):
+        assert (counted["n"], counted["failed"]) == (2, 0)
