@@ -133,8 +133,13 @@ class LmEvalEvaluator:
         from lm_eval.tasks import TaskManager
 
         folder = None if self.include_path is None else str(Path(self.include_path).expanduser())
-        # Listing the harness's thousands of tasks takes seconds, so task files of the user are tried first.
-        manager = TaskManager(include_path=folder, include_defaults=False)
+        try:
+            # Listing the harness's thousands of tasks takes seconds, so task files of the user are tried first.
+            manager = TaskManager(include_path=folder, include_defaults=False)
+        except Exception as failure:  # one of the folder's files, requested or not
+            problem = f"a task file in it cannot be read ({_cause(failure)})"
+            hint = "check that the names of all tasks and groups are text"
+            raise UserError("evaluator.include_path", self.include_path, problem, hint) from failure
         if self._task_error(manager) is not None:
             manager = TaskManager(include_path=folder)
             if error := self._task_error(manager):
@@ -154,6 +159,9 @@ class LmEvalEvaluator:
             if any(getattr(subtask, "UNSAFE_CODE", False) for subtask in loaded.values()):
                 hint = "evaluate this task with lm_eval itself, in a sandbox"
                 return UserError("tasks", task, "runs code that the model writes", hint)
+            for name in filter(None, map(_ignored_metric, loaded.values())):
+                hint = "return its values from process_results: !function, or remove it"
+                return UserError("tasks", task, f"lm_eval ignores its metric {name}, which is a function", hint)
         return None
 
     def _run(
@@ -182,6 +190,14 @@ class LmEvalEvaluator:
                 raise
             hint = "check its few-shot examples, metrics and functions"
             raise UserError("tasks", task, f"cannot be evaluated ({_cause(error)})", hint) from error
+
+
+def _ignored_metric(task: Any) -> str | None:
+    """Return the name of a function in the task's metrics; the harness only calls them on generated answers."""
+    if task.OUTPUT_TYPE == "generate_until" or task.config.process_results is not None:
+        return None
+    metrics = [entry.get("metric") for entry in task.config.metric_list or ()]
+    return next((metric.__name__ for metric in metrics if callable(metric)), None)
 
 
 def _failed_task(error: Exception) -> str | None:

@@ -217,6 +217,31 @@ def test_an_error_in_a_task_names_the_task_and_the_cause(lines, cause, toy_model
 
 
 @installed
+def test_a_function_as_metric_that_the_harness_ignores_is_an_error(tasks, tmp_path):
+    (tasks / "code.py").write_text("def length(items):\n    return 1.0\n\n\ndef values(row, results):\n    return {}\n")
+    metric = "  - metric: !function code.length\n    aggregation: mean\n    higher_is_better: true\n"
+    for file in ("choice.yaml", "free.yaml"):
+        text = (tasks / file).read_text()
+        (tasks / file).write_text(text.replace("metric_list:\n", "metric_list:\n" + metric))
+    evaluator = LmEvalEvaluator(["my_free", "my_choice"], include_path=str(tasks))
+    message = r"^tasks=my_choice: lm_eval ignores its metric length, which is a function\. Return its values from"
+    with pytest.raises(UserError, match=message):
+        evaluator._task_manager()
+    with (tasks / "choice.yaml").open("a") as file:
+        file.write("process_results: !function code.values\n")
+    evaluator._task_manager()
+
+
+@installed
+def test_a_task_file_that_breaks_the_list_of_tasks_is_an_error(tasks):
+    (tasks / "other.yaml").write_text("task: 5\ndataset_path: json\n")
+    with pytest.raises(
+        UserError, match=r"^evaluator\.include_path=.*tasks: a task file in it cannot be read \(TypeError"
+    ):
+        LmEvalEvaluator(["my_choice"], include_path=str(tasks))._task_manager()
+
+
+@installed
 def test_an_error_in_the_model_is_not_blamed_on_a_task(toy_model, tasks, tmp_path, monkeypatch):
     from transformers import LlamaForCausalLM
 
