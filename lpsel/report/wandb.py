@@ -17,7 +17,7 @@ from lpsel.report.points import Point, by_selection, comparable, one_value_per_s
 from lpsel.report.runs import EXPLORER, Runs
 from lpsel.report.summary import summarize
 from lpsel.report.tables import all_tables
-from lpsel.storage import write_file
+from lpsel.storage import distinct, write_file
 from lpsel.tracking.tracker import Rows
 from lpsel.tracking.wandb import WandbTracker, tracked_run
 
@@ -60,7 +60,7 @@ def write_wandb_report(runs: Runs, out: Path) -> str:
     drawn = panels(measured)
     tables = {f"table/{name}": rows for name, rows in all_tables(runs, measured).items() if rows}
     pictures = {f"figure/{path.stem}": path for path in sorted((out / "figures").glob("*.png"))}
-    pages = {f"explorer/{run.name}": run.folder / EXPLORER for run in runs.explored}
+    pages = explorer_pages(runs)
 
     tracker = WandbTracker(project, entity)
     tracker.start("report", {"runs": [str(run.folder) for run in runs.finished]}, out)
@@ -107,6 +107,12 @@ def _save(report: Any) -> str:
     except wandb.errors.Error as error:
         problem = f"the W&B report cannot be saved ({first_line(error)}), but the page is written"
         raise UserError("--wandb", problem=problem, hint="check the connection and the account") from error
+
+
+def explorer_pages(runs: Runs) -> dict[str, Path]:
+    """Pages of lpsel explore by name in W&B; the names of folders with the same name get a number."""
+    names = distinct([run.name for run in runs.explored])
+    return {f"explorer/{name}": run.folder / EXPLORER for name, run in zip(names, runs.explored, strict=True)}
 
 
 def panels(measured: Sequence[Point]) -> list[Panel]:

@@ -11,8 +11,8 @@ import pytest
 from lpsel.commands.report import report
 from lpsel.errors import UserError
 from lpsel.report.points import points
-from lpsel.report.runs import find_runs
-from lpsel.report.wandb import FLOPS, PCT, panels
+from lpsel.report.runs import Run, Runs, find_runs
+from lpsel.report.wandb import FLOPS, PCT, explorer_pages, panels
 
 pytest.importorskip("wandb_workspaces", reason="wandb_workspaces is not installed: pip install 'lpsel[wandb-report]'")
 
@@ -26,6 +26,16 @@ def test_curves_and_bars_are_means_of_the_points(few_runs):
     assert panel.lines[PCT]["quality 1/full → toy-llama"].keys() == {100.0}
     assert panel.lines[FLOPS][f"cost 1/{low.run.series}"] == {low.run.flops: low.value}
     assert panel.bars == {f"bars 1/{p.run.series}, 25%": p.value for p in measured if p.run.bucket}
+
+
+def test_run_folders_with_the_same_name_keep_their_explorer_pages(tmp_path):
+    folders = [tmp_path / name for name in ("a/full", "b/full", "b/other")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "explore.html").touch()
+    runs = Runs([Run(folder, {"command": "train"}) for folder in folders])
+    pages = [folder / "explore.html" for folder in folders]
+    assert explorer_pages(runs) == dict(zip(["explorer/full", "explorer/full-2", "explorer/other"], pages, strict=True))
 
 
 @pytest.mark.slow
