@@ -16,7 +16,7 @@ from lpsel.evaluation.win_rate import Sample, pairwise_metrics, shown_interval
 WIDE = 10.0  # half-width of an interval, in points, above which it is too wide
 AIM = 5.0  # half-width, in points, that the recommended number of prompts gives
 LEAST_PROBABILITY = 0.1  # minimum probability that the judge's next token is A or B
-MANY = 0.1  # fraction of failed prompts, or of cut or empty answers, above which there is a warning
+MANY = 0.1  # fraction of failed or cut prompts, or of cut or empty answers, above which there is a warning
 MOST = 0.5  # fraction of cut or empty answers, or of flips, above which a result is uninformative
 
 
@@ -149,6 +149,11 @@ def describe_problems(
             if fraction > MANY:
                 warnings = fatal if fraction > MOST else minor
                 warnings.append(f"{count:,} of {prompts:,} answers of {report['name']} {problem}. {fix}.")
+        if report["prompts_cut"] > MANY * report["prompts"]:
+            minor.append(
+                f"{report['prompts_cut']:,} of {report['prompts']:,} prompts do not fit into the context of "
+                f"{report['name']}, which did not see their beginning. Lower evaluator.max_new_tokens."
+            )
     return {"warnings": [*fatal, *minor, *_too_few(metrics)], "informative": not fatal}
 
 

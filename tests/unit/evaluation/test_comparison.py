@@ -186,16 +186,22 @@ def test_pairs_shown_in_one_order_are_reported():
     assert of_two["warnings"][0].startswith("m, 10%, seed 1; m, 10%, seed 2: The judge carries no information")
 
 
-def test_cut_and_empty_answers_are_reported():
+def test_cut_prompts_and_cut_or_empty_answers_are_reported():
     metrics = metrics_of([2, 1] * 200)
-    few = {"name": "m", "prompts": 100, "answers_cut": 10, "answers_empty": 0}
+    few = {"name": "m", "prompts": 100, "prompts_cut": 10, "answers_cut": 10, "answers_empty": 0}
     assert problems(metrics, answers=[few]) == (True, "")
-    some = {"name": "m", "prompts": 100, "answers_cut": 40, "answers_empty": 0}
+    some = {"name": "m", "prompts": 100, "prompts_cut": 0, "answers_cut": 40, "answers_empty": 0}
     assert problems(metrics, answers=[some]) == (
         True, "40 of 100 answers of m are cut off. Raise evaluator.max_new_tokens.",
     )  # fmt: skip
-    most = {"name": "m", "prompts": 100, "answers_cut": 0, "answers_empty": 60}
+    most = {"name": "m", "prompts": 100, "prompts_cut": 0, "answers_cut": 0, "answers_empty": 60}
     assert problems(metrics, answers=[most])[0] is False
+    prompts = {"name": "m", "prompts": 100, "prompts_cut": 60, "answers_cut": 0, "answers_empty": 0}
+    assert problems(metrics, answers=[prompts]) == (
+        True,
+        "60 of 100 prompts do not fit into the context of m, which did not see their beginning. "
+        "Lower evaluator.max_new_tokens.",
+    )
 
 
 def test_too_few_prompts_are_reported_with_the_number_to_use():
