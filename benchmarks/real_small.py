@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lpsel.evaluation.statistics import bootstrap_ratios
-from lpsel.report.comparisons import t_interval
+from lpsel.evaluation.statistics import bootstrap_ratios, t_interval, with_interval
 from lpsel.report.runs import Run, find_runs
 from lpsel.storage import digest, finite
 
@@ -223,7 +222,8 @@ def _cell(estimates: Sequence[dict[str, Any]], factor: float, digits: int, sign:
     value, low, high = (estimates[0][name] for name in ("value", "low", "high"))
     if len(estimates) > 1:
         value, low, high = t_interval([estimate["value"] for estimate in estimates])
-    return f"{factor * value:{sign}.{digits}f} [{factor * low:{sign}.{digits}f}, {factor * high:{sign}.{digits}f}]"
+    scaled = (None if number is None else factor * number for number in (value, low, high))
+    return with_interval(*scaled, form=f"{sign}.{digits}f")
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:

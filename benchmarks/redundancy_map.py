@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from real_small import RESULTS, between_marks, markdown
 
-from lpsel.report.comparisons import t_interval
+from lpsel.evaluation.statistics import t_interval, with_interval
 from lpsel.report.drawing import MUTED, SERIES, legend, new_axes, styled, svg
 from lpsel.report.runs import Run, find_runs
 from lpsel.run_config import RUN_CONFIG
@@ -90,8 +90,8 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     for (redundancy, rows, pct), values in nll.items():
         points = [100 * value for value in exact[redundancy, rows, pct]]
         cells = [
-            f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
-            for digits, (mean, low, high) in ((2, t_interval(values)), (1, t_interval(points)))
+            with_interval(*t_interval(values), form="+.2f"),
+            with_interval(*t_interval(points), form="+.1f"),
         ]
         lines.append([f"{redundancy:.0%}", f"{rows:,}", f"{pct:g}%", *cells])
     head = ["redundant", "rows", "selected", "NLL minus random", "exact match minus random, points"]

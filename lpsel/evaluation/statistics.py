@@ -196,6 +196,18 @@ def paired_interval(difference_N: ArrayLike, largest: float) -> tuple[float, flo
     return max(-largest, mean - half), min(largest, mean + half)
 
 
+def t_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float | None, float | None]:
+    """Compute the mean of several values and its confidence interval, from Student's t with n - 1 degrees of freedom.
+
+    Equal values have no interval: rates of few prompts are often equal by chance, which does not make them certain.
+    """
+    mean = float(np.mean(values))
+    if np.ptp(values) < SAME_SIZE:
+        return mean, None, None
+    half = float(stdtrit(len(values) - 1, 0.5 + level / 2) * np.std(values, ddof=1)) / len(values) ** 0.5
+    return mean, mean - half, mean + half
+
+
 def sign_test(wins: int, losses: int) -> float:
     """Compute the two-sided p-value of the exact sign test (Dixon and Mood 1946); 1 without wins and losses."""
     return min(1.0, 2 * float(bdtr(min(wins, losses), wins + losses, 0.5)))

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import numpy as np
 from scipy.special import ndtri
-from scipy.stats import t
 
+from lpsel.evaluation.statistics import t_interval
 from lpsel.report.points import Interval, Point, by_selection, one_value_per_seed
 from lpsel.report.runs import Run, grouped, number
 
@@ -32,6 +32,7 @@ class Comparison:
     basis: Basis  # source of variation: seeds (including rows), rows or prompts of one seed, or none
     seeds: int  # number of seeds compared
     interpolated: bool  # whether a reference is interpolated between runs
+    one_baseline: bool = False  # whether several seeds are compared with the same run by win rates
 
     @property
     def selection(self) -> tuple[str, float | None]:
@@ -150,13 +151,6 @@ def tokens(run: Run) -> float | None:
     return number(run.get("training", "tokens"))
 
 
-def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
-    """Mean and its confidence interval, from Student's t with n - 1 degrees of freedom."""
-    mean = float(np.mean(values))
-    half = float(t.ppf(0.5 + level / 2, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
-    return mean, mean - half, mean + half
-
-
 def _by_selection(points: Sequence[Point], accepts: Callable[[str], bool]) -> list[BySeed]:
     """Group the points of every series and percentage by seed."""
     seeds: dict[tuple[float, str], dict[Any, Point]] = defaultdict(dict)
@@ -207,15 +201,16 @@ def _comparison(selection: BySeed, reference: BySeed | None, level: float) -> Co
     others = [] if reference is None else [reference[seed] for seed in common] or [_first(reference)]
     values = [p.value for p in points]
     references = [p.value for p in others] or [EVEN] * len(points)
-    if len(points) > 1:
+    several = len(points) > 1
+    if several:
         difference = Interval(*t_interval(np.subtract(values, references).tolist(), level))
-        basis: Basis = "seeds"
     else:
         difference = _widened(_difference_over_rows(points[0], others[0] if others else None), level)
-        basis = "none" if difference.low is None else "rows"
+    basis: Basis = "none" if difference.low is None else "seeds" if several else "rows"
     value, reference_value = float(np.mean(values)), float(np.mean(references))
     interpolated = any(_is_interpolated(p) for p in others)
-    return Comparison(points[0], value, reference_value, difference, basis, len(points), interpolated)
+    one_baseline = several and not others and len({p.baseline.folder for p in points if p.baseline}) == 1
+    return Comparison(points[0], value, reference_value, difference, basis, len(points), interpolated, one_baseline)
 
 
 def _difference_over_rows(p: Point, reference: Point | None) -> Interval:

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from lpsel.evaluation.statistics import t_interval
 from lpsel.report.cells import spread
-from lpsel.report.comparisons import at_equal_rows, at_equal_tokens, t_interval
+from lpsel.report.comparisons import at_equal_rows, at_equal_tokens
 from lpsel.report.points import WIN_RATE_DETAILS, Interval, Point, by_selection, comparable, untrained
 from lpsel.report.runs import grouped, number, short_labels
 

@@ -170,9 +170,13 @@ def _intervals(compared: Sequence[Comparison]) -> list[str]:
     bases = {c.basis for c in compared}
     together = " for all comparisons of a paragraph together" if len(compared) > 1 else ""
     lines = []
-    if "seeds" in bases:
-        seeds = sorted({c.seeds for c in compared if c.basis == "seeds"})
-        lines.append(f"95%{together}; t intervals over {_listed([str(n) for n in seeds], 'or')} seeds, paired by seed.")
+    over_seeds = [c for c in compared if c.basis == "seeds"]
+    if over_seeds:
+        seeds = _listed([str(n) for n in sorted({c.seeds for c in over_seeds})], "or")
+        paired = "" if all(c.one_baseline for c in over_seeds) else ", paired by seed"
+        lines.append(f"95%{together}; t intervals over {seeds} seeds{paired}.")
+    if any(c.one_baseline for c in over_seeds):
+        lines.append("Win rates of all seeds are against one run: against another seed of it, they may differ.")
     if "rows" in bases:
         lines.append(f"95%{together}; of one seed, over the rows or prompts measured: another seed may differ.")
     if "none" in bases:

@@ -11,6 +11,7 @@ from lpsel.report.comparisons import at_equal_rows, at_equal_tokens, to_all_rows
 from lpsel.report.drawing import looks
 from lpsel.report.line_figures import fraction_figure
 from lpsel.report.points import Interval, Point
+from lpsel.report.quality_tables import result_rows
 from lpsel.report.runs import Run, Runs
 from lpsel.report.summary import summarize
 
@@ -108,6 +109,28 @@ def test_a_win_rate_against_random_rows_is_the_comparison_itself():
     assert "lp at 10%: 58.1 against 50.0, 8.1 higher (+4.1 to +12.1)" in text_of(summary_of(p))["At equal rows"]
     near = replace(point(52, 4, metric="win_rate"), baseline=training_run("random"))
     assert summary_of(near).headline == "At 10% of the rows, for lp, no difference from random rows can be shown."
+
+
+def test_equal_differences_of_few_prompts_allow_no_conclusion():
+    # 20 prompts: both seeds gain 5 points by chance, which has no spread
+    measured = [point(50.0 + gain + seed, 20, "win_rate", seed=seed, rule=rule)
+                for rule, gain in (("lp", 5.0), ("random", 0.0)) for seed in (1, 2)]  # fmt: skip
+    (compared,) = at_equal_rows(measured)
+    assert (compared.difference, compared.basis, compared.verdict) == ((5.0, None, None), "none", None)
+    assert summary_of(*measured).headline == "At 10% of the rows, for lp, nothing can be concluded without an interval."
+    (row,) = result_rows([point(55.0, seed=1), point(55.0, seed=2)])
+    assert (row["value"], row["low"], row["high"], row["sd"]) == (55.0, None, None, 0.0)
+
+
+def test_win_rates_of_several_seeds_against_one_run_are_not_paired_by_seed():
+    measured = [point(value, 4, "win_rate", seed=seed) for seed, value in enumerate([58, 60, 59])]
+    one = [replace(p, baseline=training_run("random")) for p in measured]
+    assert text_of(summary_of(*one))["Intervals"].endswith(
+        "; t intervals over 3 seeds. Win rates of all seeds are against one run: against another seed of it, they may "
+        "differ."
+    )
+    of_each = [replace(p, baseline=training_run("random", seed=seed)) for seed, p in enumerate(measured)]
+    assert text_of(summary_of(*of_each))["Intervals"].endswith("; t intervals over 3 seeds, paired by seed.")
 
 
 def test_a_win_rate_against_fewer_random_rows_is_no_comparison_at_equal_rows():
