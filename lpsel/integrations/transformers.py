@@ -94,25 +94,35 @@ class ScoresCallback(TrainerCallback):
                 mark_output_folder(self.parts.folder, NAME)
             args.distributed_state.wait_for_everyone()
             self._record(0, args, kw["model"])
-        elif not self.parts.recorded(0):
-            problem = f"has no records from before training, which resumes at step {state.global_step}"
-            raise UserError(self.parts.folder, problem=problem, hint="train again without resuming")
         else:
-            self.epochs = int(state.epoch or 0)
+            self._resume(args, state, kw["model"])
+
+    def _resume(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
+        """Keep the records up to the checkpoint; record its epoch, with the same weights, if that was interrupted."""
+        full_epoch = _full_epoch(state)
+        self.epochs = int(state.epoch or 0) if full_epoch is None else full_epoch
+        if args.process_index == 0:
+            self.parts.discard_after(self.epochs)
+        args.distributed_state.wait_for_everyone()
+        nll_EN, supervised_N = self.parts.collect(self.epochs, len(self.id_array)), self.columns.response_tokens > 0
+        incomplete = np.flatnonzero((np.isnan(nll_EN) & supervised_N).any(axis=1)).tolist()
+        args.distributed_state.wait_for_everyone()
+        if incomplete not in ([], [full_epoch]):
+            when = f"after epoch {incomplete[0]}" if incomplete[0] else "before training"
+            problem = f"has no or incomplete records from {when}, and training resumes at step {state.global_step}"
+            raise UserError(self.parts.folder, problem=problem, hint="train again without resuming")
+        if incomplete:
+            self._record(self.epochs, args, model)
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
-        epoch = state.epoch or 0.0
-        if abs(epoch - round(epoch)) < 1e-6:  # max_steps may end training within an epoch
-            self.epochs = round(epoch)
-            self._record(self.epochs, args, kw["model"])
+        epoch = _full_epoch(state)
+        if epoch is not None:  # max_steps may end training within an epoch
+            self.epochs = epoch
+            self._record(epoch, args, kw["model"])
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
         if args.process_index:
             return
-        missing = [epoch for epoch in range(self.epochs + 1) if not self.parts.recorded(epoch)]
-        if missing:
-            problem = f"has no records of epoch {missing[0]}"
-            raise UserError(self.parts.folder, problem=problem, hint="train again without resuming")
         nll_EN = self.parts.collect(self.epochs, len(self.id_array))
         self.folder.mkdir(parents=True, exist_ok=True)
         mark_output_folder(self.folder, NAME)
@@ -233,6 +243,12 @@ class ScoresCallback(TrainerCallback):
         self.parts.wait()
         args.distributed_state.wait_for_everyone()
         self.seconds += time.monotonic() - started
+
+
+def _full_epoch(state: TrainerState) -> int | None:
+    """Return the number of epochs trained so far, or None within an epoch."""
+    epoch = state.epoch or 0.0
+    return round(epoch) if abs(epoch - round(epoch)) < 1e-6 else None
 
 
 def _check_trainer(args: TrainingArguments, model: Any) -> None:

@@ -151,8 +151,11 @@ class Parts:
         for write in pending:
             write.result()
 
-    def recorded(self, epoch: int) -> bool:
-        return any(self._of(epoch))
+    def discard_after(self, epoch: int) -> None:
+        """Delete the records of later epochs."""
+        kept = {path for earlier in range(epoch + 1) for path in self._of(earlier)}
+        for path in {*self.folder.glob("epoch*.parquet")} - kept:
+            path.unlink()
 
     def of_epoch(self, epoch: int, rows: int) -> NDArray[np.float64]:
         """Read an epoch's records, shape (rows,), NaN where missing. Damaged files are skipped with a warning."""

@@ -43,7 +43,7 @@ def trainer_of(model, tokenizer, folder, callback, rows=None, **arguments):
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
     arguments = TrainingArguments(
-        str(folder), num_train_epochs=2, per_device_train_batch_size=3, learning_rate=1e-2, **QUIET, **arguments
+        str(folder), num_train_epochs=2, per_device_train_batch_size=3, learning_rate=1e-2, **QUIET | arguments
     )
     return Trainer(
         model,
@@ -169,8 +169,44 @@ def test_a_resumed_training_keeps_the_records_from_before_it(model_and_tokenizer
     after = [own_nll(model.eval(), **row) for row in rows[:-1]]
     assert table["nll_2"].to_pylist()[:-1] == pytest.approx(after, rel=1e-5)
     resumed = str(tmp_path / "out" / "checkpoint-3")
-    with pytest.raises(UserError, match=r"other\.parts: has no records from before training, .* at step 3\."):
+    with pytest.raises(
+        UserError, match=r"other\.parts: has no or incomplete records from before training, .* at step 3\."
+    ):
         trainer(ScoresCallback(tmp_path / "other", ROWS)).train(resume_from_checkpoint=resumed)
+
+
+@pytest.mark.parametrize("killed_in_epoch", [1, 2])
+def test_a_training_killed_while_recording_an_epoch_resumes_and_records_it(
+    model_and_tokenizer, tmp_path, killed_in_epoch
+):
+    """The trainer saves the last step of training, and here every third, before an epoch is recorded."""
+    from lpsel.integrations.transformers import ScoresCallback
+
+    class Killed(ScoresCallback):
+        def _record(self, epoch, args, model):
+            super()._record(epoch, args, model)
+            if epoch == killed_in_epoch:
+                max(self.parts.folder.glob(f"epoch00{epoch}-*")).unlink()
+                raise InterruptedError
+
+    model, tokenizer = model_and_tokenizer
+    saving = {"save_strategy": "steps", "save_steps": 3}
+
+    def trainer(callback, folder):
+        return trainer_of(model, tokenizer, tmp_path / folder, callback, **saving)
+
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    trainer(ScoresCallback(tmp_path / "whole", ROWS, batch_tokens=64), "whole").train()
+    model.load_state_dict(weights)
+    with pytest.raises(InterruptedError):
+        trainer(Killed(tmp_path / "scores", ROWS, batch_tokens=64), "killed").train()
+    later = tmp_path / "scores.parts" / f"epoch00{killed_in_epoch + 1}-of-an-abandoned-process.parquet"
+    later.write_bytes(b"")
+    trainer(ScoresCallback(tmp_path / "scores", ROWS), "killed").train(resume_from_checkpoint=True)
+    whole, resumed = (pq.read_table(tmp_path / name / SCORES).to_pandas() for name in ("whole", "scores"))
+    assert list(resumed.columns) == list(whole.columns)
+    for epoch in range(3):
+        assert resumed[f"nll_{epoch}"].tolist() == pytest.approx(whole[f"nll_{epoch}"].tolist(), rel=1e-5, nan_ok=True)
 
 
 def test_rows_that_are_not_the_trainers_are_rejected(model_and_tokenizer, tmp_path):
