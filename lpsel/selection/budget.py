@@ -200,7 +200,7 @@ def paper_shares(size_C: NDArray[np.int64], pct: float) -> NDArray[np.int64]:
     Each cluster is split into round(100/pct) near-equal parts and contributes the first, ceil(size / round(100/pct))
     rows. So 1% of many small clusters is more than 1% of the rows, and 67% or more selects all rows.
     """
-    parts = min(round(100 / pct), int(size_C.max(initial=1)))
+    parts = round(min(100 / pct, float(size_C.max(initial=1))))  # 100 / pct may be infinite
     return -(-size_C // parts)
 
 

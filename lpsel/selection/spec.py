@@ -179,7 +179,7 @@ class SelectionSpec:
         pct = check_pct(pct if self.pct is None else self.pct)
         if self.budget == "exact":
             row_budget(pct, n_total)
-        elif self.bucket is not None and round(100 / pct) != PARTS_OF_BUCKETS:
+        elif self.bucket is not None and round(min(100 / pct, 100)) != PARTS_OF_BUCKETS:
             hint = "set pct=33, or selection.budget=exact for smaller subsets"
             raise UserError("pct", f"{pct:g}", "the released buckets are thirds of a cluster", hint)
         return pct

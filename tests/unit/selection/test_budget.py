@@ -115,8 +115,9 @@ def test_paper_shares_jump_between_a_third_a_half_and_all(pct, parts):
     assert paper_shares(np.array([60]), pct).tolist() == [60 // parts]
 
 
-def test_a_tiny_percentage_is_one_row_of_every_cluster():
-    assert paper_shares(np.array([1, 7]), 1e-300).tolist() == [1, 1]
+@pytest.mark.parametrize("pct", [1e-300, 5e-324])
+def test_a_tiny_percentage_is_one_row_of_every_cluster(pct):
+    assert paper_shares(np.array([1, 7]), pct).tolist() == [1, 1]
 
 
 @given(sizes, shares)

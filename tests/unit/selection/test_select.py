@@ -162,6 +162,8 @@ def test_the_papers_buckets_are_whole_thirds(table, make_spec):
     names = {"low": [1, 3, 5, 9], "mid": [2, 6, 7, 8], "high": [0, 4]}
     for name, rows in names.items():
         assert chosen(select(table, make_spec("lp_app", budget="paper", bucket=name), 33, 0)) == rows
+    with pytest.raises(UserError, match="pct=1e-310: the released buckets are thirds of a cluster"):
+        make_spec("lp_app", budget="paper", bucket="low").percentage(1e-310, 10)
     with pytest.raises(UserError, match="pct=10: the released buckets are thirds of a cluster"):
         select(table, make_spec("lp_app", budget="paper", bucket="low"), 10, 0)
 
