@@ -1,4 +1,4 @@
-"""Sweeps: folder names of jobs, running a job, and the outcomes of all jobs.
+"""Sweeps: running a job, and the outcomes of all jobs.
 
 Finished jobs are skipped, and failed jobs are recorded without stopping the sweep. A launcher may run jobs in other
 processes or on other machines, so each job writes its outcome to a file in the sweep's folder.
@@ -7,13 +7,12 @@ processes or on other machines, so each job writes its outcome to a file in the 
 import logging
 import math
 import os
-import re
 import shutil
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, open_dict, read_write
 
 from lpsel.command_line import check_run, fail, is_user_error
 from lpsel.commands.job import Job, ranks_run
@@ -32,18 +31,14 @@ from lpsel.errors import UserError, first_line, resource_errors
 from lpsel.model.device import use_one_device
 from lpsel.output_folder import check_output_folder, mark_output_folder
 from lpsel.redact import printable, redact
-from lpsel.run_config import NOT_IN_RESULTS, check_headers, unused_keys
-from lpsel.storage import digest, read_json, write_file, write_json
+from lpsel.run_config import check_headers
+from lpsel.storage import read_dict, read_json, write_file, write_json
+from lpsel.sweep_names import BETWEEN, sweep_name
 
 log = logging.getLogger(__name__)
 
 ERROR_FILE = "error.txt"
-TOTAL_FILE = ".total.json"  # number of jobs, in the folder of outcomes
-UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")  # in folder names
-BETWEEN = "__"  # separates options in the name of a job's folder
-GROUP = re.compile("[.@]")  # separates the group of an override from the rest of its key
-MAX_NAME = 100  # characters in the name of a job's folder; file systems allow 255 bytes
-FIRST = ("pct", "seed", "selection")  # options that a name keeps if it is too long for all options
+SWEEP_FILE = ".sweep.json"  # name of the sweep and number of jobs, in the folder of outcomes
 
 
 @dataclass(frozen=True)
@@ -90,12 +85,19 @@ class SweepCallback(Callback):
                 error = error.renamed("hydra.sweep.dir") if error.name == "--out" else error
                 fail(f"lpsel {os.environ['LPSEL_COMMAND']}", error)
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(Timeout):  # keep the outcomes if the same sweep is already running
+            name = sweep_name(config.hydra.overrides.task, config.hydra.sweeper.get("params"))
+            try:
                 at_end.enter_context(FileLock(f"{folder}.lock", timeout=0))
                 shutil.rmtree(folder, ignore_errors=True)
+            except Timeout:  # keep the outcomes if the same sweep is already running
+                if (running := read_dict(folder / SWEEP_FILE).get("sweep", name)) != name:
+                    problem, hint = f"another sweep is running in it ({running})", "wait, or name another folder"
+                    fail(
+                        f"lpsel {os.environ['LPSEL_COMMAND']}", UserError("hydra.sweep.dir", sweep_dir(), problem, hint)
+                    )
             folder.mkdir(exist_ok=True)
             mark_output_folder(folder, "sweep")
-            write_json(folder / TOTAL_FILE, {"jobs": _number_of_jobs(config)})
+            write_json(folder / SWEEP_FILE, {"sweep": name, "jobs": _number_of_jobs(config)})
         if config.get("dry_run"):  # runs in this process, with any launcher
             with read_write(config.hydra), open_dict(config.hydra):
                 config.hydra.launcher = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}
@@ -135,7 +137,7 @@ def run_job(command: str, config: DictConfig) -> None:
             outcome = _plan(command, config, outcome)
         else:
             if is_main_process():
-                total = read_json(_outcomes_dir(config) / TOTAL_FILE)["jobs"]
+                total = read_json(_outcomes_dir(config) / SWEEP_FILE)["jobs"]
                 log.info("Job %s%s: %s", outcome.number + 1, f" of {total}" if total else "", folder.name)
             with _isolated(hydra, config), resource_errors():
                 was_finished = _run_or_find(command, config, folder)
@@ -262,39 +264,3 @@ def _print_plans(outcomes: Sequence[Outcome], sweep: DictConfig) -> None:
         print(f"Repeated jobs, which run once: {', '.join(repeated)}.")
     for reason in dict.fromkeys(o.reason for o in outcomes if o.reason):
         print(printable(redact(reason)), file=sys.stderr)
-
-
-def sweep_name(overrides: Any, params: Any) -> str:
-    """Reproducible name of a sweep's folder: the swept options and a digest of all overrides."""
-    used = _by_key([*(f"{key}={value}" for key, value in (params or {}).items()), *overrides], {"experiment"})
-    swept = [key for key, value in used.items() if "," in value or "range(" in value]
-    name = UNSAFE.sub("-", used.get("experiment") or "-".join(swept) or "sweep")
-    return f"{name[:60]}-{digest(used)[:8]}"
-
-
-def job_name(overrides: Any, command: str, *, _root_: DictConfig) -> str:
-    """Name of a job's folder in its sweep: the overrides that the job uses.
-
-    Jobs with the same result share a folder; for example, training on all rows does not depend on the percentage.
-    """
-    unused = unused_keys(command, _root_)
-    used = {key: value for key, value in _by_key(overrides).items() if GROUP.split(key)[0] not in unused}
-    name = BETWEEN.join(f"{key}-{value}" for key, value in used.items())
-    is_safe = not UNSAFE.search(name) and not any(BETWEEN in value for value in used.values())
-    if is_safe and len(name) <= MAX_NAME:
-        return name or "job"
-    ordered = sorted(used.items(), key=lambda item: item[0] not in FIRST)
-    short = BETWEEN.join(f"{key}-{value.rpartition('/')[2]}" for key, value in ordered)
-    return f"{UNSAFE.sub('-', short)[: MAX_NAME - 10]}{BETWEEN}{digest(used)[:8]}"
-
-
-def _by_key(overrides: Any, included: Collection[str] = ()) -> dict[str, str]:
-    """Overrides that change results or are in `included`, sorted by key; the last value of a key wins, as in Hydra."""
-    values = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
-    ignored = {*NOT_IN_RESULTS, "trainer"} - {*included}
-    used = [key for key in sorted(values) if key == "trainer.precision" or GROUP.split(key)[0] not in ignored]
-    return {key: values[key] for key in used}
-
-
-OmegaConf.register_new_resolver("lpsel_sweep", sweep_name, use_cache=True, replace=True)
-OmegaConf.register_new_resolver("lpsel_job", job_name, replace=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lpsel.commands.job import run
-from lpsel.sweep import job_name, sweep_name
+from lpsel.sweep_names import job_name, sweep_name
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -32,7 +32,7 @@ STAGES = (
     ("integrations",),
     ("overrides",),
     ("commands",),
-    ("command_line", "sweep"),
+    ("command_line", "sweep", "sweep_names"),
     ("cli",),
     ("__main__",),
 )

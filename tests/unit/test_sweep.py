@@ -3,6 +3,7 @@
 import pytest
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import read_write
 
 from lpsel.commands.job import configured
 from lpsel.distributed import at_end
@@ -18,7 +19,9 @@ def start(tmp_path, monkeypatch):
     with configured("train"):
         config = compose("train", overrides=[f"hydra.sweep.dir={tmp_path}/sweep"], return_hydra_config=True)
 
-    def begin():
+    def begin(*overrides):
+        with read_write(config.hydra):
+            config.hydra.overrides.task = list(overrides)
         SweepCallback().on_multirun_start(config)
         return tmp_path / "sweep" / ".jobs"
 
@@ -34,6 +37,21 @@ def test_a_second_call_of_a_running_sweep_keeps_the_outcomes_of_the_first(start)
     at_end.close()
     start()
     assert not outcome.exists(), "the first call has ended"
+
+
+def test_another_sweep_is_rejected_while_one_is_running_in_the_folder(start, tmp_path, capsys, monkeypatch):
+    """Their jobs have the same numbers, so they would overwrite each other's outcomes."""
+    monkeypatch.setenv("LPSEL_COMMAND", "train")
+    outcome = start("pct=5,10") / "0.json"
+    outcome.write_text("{}")
+    start("pct=5,10", "trainer=cpu")
+    with pytest.raises(SystemExit):
+        start("pct=20,30")
+    assert f"hydra.sweep.dir={tmp_path}/sweep: another sweep is running in it (pct-" in capsys.readouterr().err
+    assert outcome.exists()
+    at_end.close()
+    start("pct=20,30")
+    assert not outcome.exists()
 
 
 def test_a_folder_of_repeated_jobs_is_finished_if_one_of_them_is(start):
