@@ -152,7 +152,8 @@ class WandbTracker(Tracker):
         self._write_run_file(finished=result is not None)
         self.run.finish(exit_code=0 if result is not None else 1)
         if self.mode == "offline":
-            return f"Tracked offline; to upload: wandb sync {shlex.quote(str(self.directory))}"
+            folders = sorted(self.directory.parent.glob(f"offline-run-*-{self.run.id}"))  # one for each process
+            return f"Tracked offline; to upload: wandb sync {shlex.join(map(str, folders))}"
         return f"Tracked at {self.run.url}" if self.run.url else None
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -86,15 +87,17 @@ def test_wandb_sync_reads_config_metrics_tables_artifacts_and_parents(tmp_path, 
 
 
 def test_an_unfinished_command_resumes_its_wandb_run(tmp_path, wandb_server):
-    folders = []
+    folders, lines = [], []
     for result, nll in ((None, 3.0), ({}, 2.0), ({}, 1.0)):
         tracker = WandbTracker(project="lpsel")
         tracker.start("train", {}, tmp_path)
         tracker.log({"target/nll": nll}, step=int(3 - nll))
-        tracker.finish(result)
+        lines.append(tracker.finish(result))
         folders.append(tracker.directory)
         time.sleep(1)  # W&B names a folder by the second
     first, second, third = folders
+    uploaded = ([first], [first, second], [third])
+    assert lines == [f"Tracked offline; to upload: wandb sync {shlex.join(map(str, every))}" for every in uploaded]
     assert first.name.split("-")[-1] == second.name.split("-")[-1], "the first did not finish"
     assert third.name.split("-")[-1] != first.name.split("-")[-1], "the second did"
     sync(wandb_server, first, second, third)
