@@ -19,7 +19,7 @@ from lpsel.commands.evaluate import candidates_of
 from lpsel.commands.evaluation_estimate import evaluation_work, judgments_of
 from lpsel.commands.job import Job
 from lpsel.commands.row_checks import check_rows
-from lpsel.commands.selection_inputs import query_source, read_given_scores, scoring_model
+from lpsel.commands.selection_inputs import check_recipe, query_source, read_given_scores, scoring_model
 from lpsel.commands.work_estimate import GIB, UTILIZATION, ModelShape, Pass, Work
 from lpsel.config import build
 from lpsel.data.dataset import Source
@@ -35,7 +35,6 @@ from lpsel.model.memory_estimate import GPU_BYTES, USABLE, DeviceMemory, devices
 from lpsel.model.spec import ModelSpec, ScorerSpec
 from lpsel.scoring.columns import RECORDABLE
 from lpsel.scoring.store import find_scores, scores_entry
-from lpsel.selection.budget import rounded_rows
 from lpsel.selection.spec import SelectionSpec
 from lpsel.training.checkpoint import CHECKPOINTS_KEPT
 
@@ -88,10 +87,11 @@ def planned_work(command: str, config: DictConfig, folder: Path, *, scores_exist
     if rule.epochs is not None and config.scores is None:
         scorer: ScorerSpec = build(config.scorer)
         scorer = scoring_model(rule, scorer, build(config.model)) if command == "train" else scorer
+        check_recipe(rule, scorer)
         trained_on = query if rule.trains_on_query else None
         work.append(_scoring(job, scorer, source, trained_on, rule.epochs, rule.records))
     if command == "train":
-        work.append(_training(job, build(config.model), adapter, source, pct))
+        work.append(_training(job, build(config.model), adapter, source, rule.planned_rows(pct, len(source))))
     return work
 
 
@@ -130,10 +130,9 @@ def _scoring(
     return replace(work, key=entry.digest, epochs=epochs, columns=columns, in_cache=in_cache)
 
 
-def _training(job: Job, target: ModelSpec, adapter: Adapter | None, source: Source, pct: float) -> Work:
+def _training(job: Job, target: ModelSpec, adapter: Adapter | None, source: Source, selected: int) -> Work:
     """Estimate the training, with selected rows as long as the average row."""
     target, model, rows = estimate.with_rows(target, source, job.cache_dir)
-    selected = rounded_rows(pct, len(source))
     passes = [Pass(target.recipe.epochs * selected / len(source), training_flops, rows)]
     saved = 0.0 if model.shapes is None else 4.0 * model.shapes.num_parameters()
     return replace(_work(job.config, "train", target, model, selected, passes, adapter), model_bytes=saved)

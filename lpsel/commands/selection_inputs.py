@@ -123,6 +123,14 @@ def scoring_model(spec: SelectionSpec, scorer: ScorerSpec, target: ModelSpec) ->
     return ScorerSpec(**{field.name: getattr(target, field.name) for field in fields(target)})
 
 
+def check_recipe(spec: SelectionSpec, scorer: ScorerSpec) -> None:
+    """Raise a UserError if the scorer's training is too short for a rule, or shortened where it must not."""
+    scorer.check_epochs(spec.epochs or 0)
+    if spec.trains_on_query and (less := scorer.less_training()):
+        problem, hint = f"selection={spec.name} trains on all rows of query.path", "leave it out"
+        raise UserError(f"scorer.{next(iter(less))}", problem=problem, hint=hint)
+
+
 def warn_of_toy(option: str, model: ModelSpec, source: Source) -> None:
     """Warn if an embedded toy model is used on the user's data."""
     if model.path is None and source.spec.path is not None and is_main_process():
@@ -209,10 +217,8 @@ def _check(inputs: Inputs) -> None:
     if inputs.setup is not None and spec.epochs is not None:
         from lpsel.scoring.scorer import check_scorer
 
+        check_recipe(spec, inputs.scorer)
         check_scorer(inputs.setup, inputs.scorer, spec.epochs)
-        if spec.trains_on_query and (less := inputs.scorer.less_training()):
-            problem, hint = f"selection={spec.name} trains on all rows of query.path", "leave it out"
-            raise UserError(f"scorer.{next(iter(less))}", problem=problem, hint=hint)
     elif inputs.scores is None and isinstance(inputs.tokens_of, ScorerSpec):
         from lpsel.scoring.scorer import check_available
 

@@ -118,6 +118,13 @@ class ScorerSpec(ModelSpec):
             raise UserError("scorer.stop_bound", self.stop_bound, "must be a rank correlation, less than 1")
         check_int("scorer.stop_rows", self.stop_rows, MIN_STOP_ROWS, what="a number of rows")
 
+    def check_epochs(self, epochs: int) -> None:
+        """Raise a UserError if a selection needs more recorded epochs than the recipe has."""
+        if epochs > self.recipe.epochs:
+            problem = f"the selection needs {epochs} recorded epochs"
+            hint = "raise it, or choose a rule that needs fewer (selection=lp_app needs 1)"
+            raise UserError("scorer.recipe.epochs", self.recipe.epochs, problem, hint)
+
     def less_training(self) -> dict[str, Any]:
         """Return the settings that shorten training; empty if the scorer trains on every row in every epoch."""
         settings: dict[str, Any] = {}

@@ -58,16 +58,13 @@ OTHER_SCORERS = (
 )
 
 
-def check_scorer(setup: TrainingSetup, scorer: ModelSpec, epochs: int) -> None:
+def check_scorer(setup: TrainingSetup, scorer: ScorerSpec, epochs: int) -> None:
     """Check a scorer before loading it.
 
     Raises:
         UserError: the model does not exist, or the selection needs more recorded epochs than its recipe has.
     """
-    if epochs > scorer.recipe.epochs:
-        problem = f"the selection needs {epochs} recorded epochs"
-        hint = "raise it, or choose a rule that needs fewer (selection=lp_app needs 1)"
-        raise UserError("scorer.recipe.epochs", scorer.recipe.epochs, problem, hint)
+    scorer.check_epochs(epochs)
     _ = setup.device  # raises UserError if the device is not available
     check_available(scorer, setup.cache_dir)
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from lpsel.errors import UserError, check_choice, check_flag, check_int, check_number
 from lpsel.scoring.columns import RECORDABLE
 from lpsel.scoring.table import ScoreTable
-from lpsel.selection.budget import PARTS_OF_BUCKETS, check_pct, row_budget
+from lpsel.selection.budget import PARTS_OF_BUCKETS, check_pct, paper_shares, rounded_rows, row_budget
 from lpsel.selection.rules import Ranking, Rule
 
 BUCKETS = ("low", "mid", "high")
@@ -183,6 +185,10 @@ class SelectionSpec:
             hint = "set pct=33, or selection.budget=exact for smaller subsets"
             raise UserError("pct", f"{pct:g}", "the released buckets are thirds of a cluster", hint)
         return pct
+
+    def planned_rows(self, pct: float, n_total: int) -> int:
+        """Number of rows that `pct` selects from one cluster of n_total eligible rows, for estimates."""
+        return rounded_rows(pct, n_total) if self.budget == "exact" else int(paper_shares(np.array([n_total]), pct)[0])
 
     def check_without_clusters(self) -> None:
         """Raise a UserError if the rule or a setting needs clusters, for cluster=none."""

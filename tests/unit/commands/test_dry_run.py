@@ -91,6 +91,12 @@ UNFIT = {
         "selection=grape selection.group=problem",
         "selection.group=problem: row 0 has only",
     ),
+    "too few epochs": ([ADD], "selection=lp", "scorer.recipe.epochs=2: the selection needs 3 recorded epochs"),
+    "fewer examples": (
+        [ADD],
+        f"{TASK}=QUERY query.columns={{prompt:a,completion:b}} scorer.train_fraction=.5",
+        "scorer.train_fraction: selection=task_lp trains on all rows of query.path",
+    ),
     "no examples": ([ADD], f"{TASK}=missing.jsonl", "query.path=missing.jsonl: no such file"),
     "examples without known columns": ([ADD], f"{TASK}=QUERY", "columns a, b: not a known form"),
 }
@@ -118,9 +124,11 @@ def test_a_dry_run_ends_with_the_error_of_the_run_if_the_rows_are_unfit(case, co
 
 
 def test_the_rows_to_train_on_are_rounded_as_those_of_the_run(tmp_path, toy_model, instructions):
-    """57% of 50 rows is 28.5, which is below that in floats."""
+    """57% of 50 rows is 28.5, which is below that in floats; the released code selects 1 of round(100/57) parts."""
     overrides = [*given(tmp_path, toy_model, instructions(rows=50)), "selection=random", "pct=57"]
     assert plan(tmp_path, *overrides)[0].rows == 29
+    assert plan(tmp_path, *overrides, "selection.budget=paper")[0].rows == 25
+    assert plan(tmp_path, *overrides, "selection.budget=paper", "pct=67")[0].rows == 50
 
 
 def test_lengths_of_many_rows_are_estimated_from_a_sample(tmp_path, toy_model, instructions, monkeypatch):
