@@ -9,6 +9,7 @@ trainer.train()
 """
 
 import inspect
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,9 @@ from lpsel.model.flops import forward_flops, training_flops
 from lpsel.model.loss import per_sample_nll, token_nll
 from lpsel.output_folder import check_output_folder, mark_output_folder
 from lpsel.scoring.store import Parts, write_scores
+from lpsel.selection.agreement import spearman
+
+log = logging.getLogger(__name__)
 
 # N rows, E passes that record losses, B rows in a batch, T tokens per row (padded), P positions with a label in any row
 # of a batch, L labels in it, V vocabulary size
@@ -38,6 +42,7 @@ from lpsel.scoring.store import Parts, write_scores
 IGNORED = -100
 NAME = "ScoresCallback"  # used in errors and to mark output folders
 TEMPLATE = "the trainer's own"
+FEW_ROWS, UNRELATED = 20, 0.3  # a lower rank correlation of lengths means another order; not checked for fewer rows
 
 
 class ScoresCallback(TrainerCallback):
@@ -168,7 +173,9 @@ class ScoresCallback(TrainerCallback):
             raise UserError(NAME, problem=problem, hint=hint) from None
         label_rows = self._label_rows(min(n, 2))
         unusable: dict[int, str] = {}
-        self.id_array = id_array(self._digest(number, row, unusable) for number, row in enumerate(self.rows))
+        characters: list[int] = []
+        digests = (self._digest(number, row, unusable, characters) for number, row in enumerate(self.rows))
+        self.id_array = id_array(digests)
         if n != len(self.id_array):
             problem = f"got {len(self.id_array)} rows, but the trainer has {n}"
             hint = (
@@ -180,6 +187,13 @@ class ScoresCallback(TrainerCallback):
             raise UserError(NAME, problem="the trainer concatenates rows", hint="set padding_free=False")
         length_N, labels_N = self._count_tokens(n)
         length_N[list(unusable)] = labels_N[list(unusable)] = 0
+        correlation = spearman(np.array([characters, length_N], np.float64))[0, 1]
+        if n >= FEW_ROWS and correlation < UNRELATED:
+            log.warning(
+                "%s: the lengths of the rows and of the trainer's rows have rank correlation %.2f. Unless most are "
+                "truncated, the rows are not in the trainer's order, and losses are recorded for other rows.",
+                NAME, correlation,
+            )  # fmt: skip
         return SimpleNamespace(
             ids=self.id_array.cast(pa.string()),
             lengths=length_N,
@@ -208,11 +222,14 @@ class ScoresCallback(TrainerCallback):
             raise UserError(NAME, problem=problem, hint="use a trainer of causal language models, such as SFTTrainer")
         return len(labels)
 
-    def _digest(self, number: int, row: Mapping[str, Any], unusable: dict[int, str]) -> bytes:
-        """Compute a row's content digest; if the row is unusable, add the kind of problem to `unusable`."""
+    def _digest(self, number: int, row: Mapping[str, Any], unusable: dict[int, str], characters: list[int]) -> bytes:
+        """Compute a row's content digest; add its length to `characters` and, if it is unusable, why to `unusable`."""
         forms = forms_of(tuple(row))
+        characters.append(0)
         try:
-            return to_example(row, choose_form(forms, row)).content_digest()
+            example = to_example(row, choose_form(forms, row))
+            characters[-1] = sum(example.characters())
+            return example.content_digest()
         except UnusableRow as error:
             if self.bad_rows == "error":
                 skip = "pass bad_rows='skip' to record nothing for such rows"

@@ -209,6 +209,19 @@ def test_a_training_killed_while_recording_an_epoch_resumes_and_records_it(
         assert resumed[f"nll_{epoch}"].tolist() == pytest.approx(whole[f"nll_{epoch}"].tolist(), rel=1e-5, nan_ok=True)
 
 
+@pytest.mark.parametrize("same_order", [True, False])
+def test_rows_in_another_order_than_the_trainers_are_reported(model_and_tokenizer, tmp_path, caplog, same_order):
+    from lpsel.integrations.transformers import ScoresCallback
+
+    model, tokenizer = model_and_tokenizer
+    texts = [{"prompt": "Count.", "completion": " 1" * (7 * i % 31)} for i in range(31)]
+    rows = [tokenizer(row["prompt"] + row["completion"]) for row in texts]
+    rows = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in rows]
+    callback = ScoresCallback(tmp_path / "scores", texts if same_order else [*texts[2:], *texts[:2]])
+    trainer_of(model, tokenizer, tmp_path, callback, rows, max_steps=1).train()
+    assert ("losses are recorded for other rows" in caplog.text) is not same_order
+
+
 def test_rows_that_are_not_the_trainers_are_rejected(model_and_tokenizer, tmp_path):
     from lpsel.integrations.transformers import ScoresCallback
 
