@@ -4,6 +4,7 @@ Finished jobs are skipped, and failed jobs are recorded without stopping the swe
 processes or on other machines, so each job writes its outcome to a file in the sweep's folder.
 """
 
+import fcntl
 import logging
 import math
 import os
@@ -17,7 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -32,7 +33,7 @@ from lpsel.model.device import use_one_device
 from lpsel.output_folder import check_output_folder, mark_output_folder
 from lpsel.redact import printable, redact
 from lpsel.run_config import check_headers
-from lpsel.storage import read_dict, read_json, write_file, write_json
+from lpsel.storage import opened, read_dict, read_json, write_file, write_json
 from lpsel.sweep_names import BETWEEN, sweep_name
 
 log = logging.getLogger(__name__)
@@ -81,26 +82,38 @@ class SweepCallback(Callback):
                 check_headers(config)
                 check_evaluations(config)
                 check_output_folder(folder, "sweep", replaced=False)
+                _prepare(folder, config)
             except UserError as error:
                 error = error.renamed("hydra.sweep.dir") if error.name == "--out" else error
                 fail(f"lpsel {os.environ['LPSEL_COMMAND']}", error)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            name = sweep_name(config.hydra.overrides.task, config.hydra.sweeper.get("params"))
-            try:
-                at_end.enter_context(FileLock(f"{folder}.lock", timeout=0))
-                shutil.rmtree(folder, ignore_errors=True)
-            except Timeout:  # keep the outcomes if the same sweep is already running
-                if (running := read_dict(folder / SWEEP_FILE).get("sweep", name)) != name:
-                    problem, hint = f"another sweep is running in it ({running})", "wait, or name another folder"
-                    fail(
-                        f"lpsel {os.environ['LPSEL_COMMAND']}", UserError("hydra.sweep.dir", sweep_dir(), problem, hint)
-                    )
-            folder.mkdir(exist_ok=True)
-            mark_output_folder(folder, "sweep")
-            write_json(folder / SWEEP_FILE, {"sweep": name, "jobs": _number_of_jobs(config)})
         if config.get("dry_run"):  # runs in this process, with any launcher
             with read_write(config.hydra), open_dict(config.hydra):
                 config.hydra.launcher = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}
+
+
+def _prepare(folder: Path, config: DictConfig) -> None:
+    """Create or clear the folder of outcomes; several calls of the same sweep that run at once share it.
+
+    Raises:
+        UserError: another sweep is running in it, whose jobs have the same numbers.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock_file = Path(f"{folder}.lock")
+    lock_file.touch()
+    lock = at_end.enter_context(opened(lock_file))
+    name = sweep_name(config.hydra.overrides.task, config.hydra.sweeper.get("params"))
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except BlockingIOError:
+        fcntl.flock(lock, fcntl.LOCK_SH)  # waits until the other call has written the file
+        if (running := read_dict(folder / SWEEP_FILE).get("sweep", name)) != name:
+            problem, hint = f"another sweep is running in it ({running})", "wait, or name another folder"
+            raise UserError("hydra.sweep.dir", sweep_dir(), problem, hint) from None
+    folder.mkdir(exist_ok=True)
+    mark_output_folder(folder, "sweep")
+    write_json(folder / SWEEP_FILE, {"sweep": name, "jobs": _number_of_jobs(config)})
+    fcntl.flock(lock, fcntl.LOCK_SH)
 
 
 def _number_of_jobs(config: DictConfig) -> int | None:

@@ -44,11 +44,13 @@ def test_another_sweep_is_rejected_while_one_is_running_in_the_folder(start, tmp
     monkeypatch.setenv("LPSEL_COMMAND", "train")
     outcome = start("pct=5,10") / "0.json"
     outcome.write_text("{}")
+    first = at_end.pop_all()
     start("pct=5,10", "trainer=cpu")
+    first.close()
     with pytest.raises(SystemExit):
         start("pct=20,30")
     assert f"hydra.sweep.dir={tmp_path}/sweep: another sweep is running in it (pct-" in capsys.readouterr().err
-    assert outcome.exists()
+    assert outcome.exists(), "the second call of the first sweep is still running"
     at_end.close()
     start("pct=20,30")
     assert not outcome.exists()
