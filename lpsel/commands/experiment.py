@@ -87,8 +87,12 @@ def _baseline_in(overrides: Sequence[str]) -> str | None:
 
 
 def check_evaluations(sweep: DictConfig) -> None:
-    """Raise a UserError for an evaluation with unknown or missing options; Hydra must be running."""
-    for evaluation in evaluations(sweep.experiment).values() if sweep.get("experiment") else ():
+    """Raise a UserError for an evaluation that cannot run after the jobs; Hydra must be running."""
+    if not sweep.get("experiment"):
+        return
+    if OmegaConf.select(sweep, "adapter.merge") is False:
+        raise UserError("adapter.merge", "false", "an experiment evaluates the merged models", "leave it out")
+    for evaluation in evaluations(sweep.experiment).values():
         try:
             check_required(compose("evaluate", _overrides(sweep, evaluation, {"models": ["trained"]})))
         except (HydraException, OmegaConfBaseException) as error:

@@ -139,3 +139,11 @@ def test_an_evaluation_that_cannot_run_is_found_before_the_jobs(evaluation, name
         experiment.check_evaluations(OmegaConf.create(node))
     assert caught.value.name == name
     assert caught.value.problem.startswith(problem)
+
+
+def test_an_experiment_with_adapters_that_are_not_merged_is_rejected_before_the_jobs():
+    node = {"adapter": {"merge": False}, "experiment": {"name": "e", "evaluate": ["evaluator=pairwise"]}}
+    with pytest.raises(UserError) as caught:
+        experiment.check_evaluations(OmegaConf.create(node))
+    assert (caught.value.name, caught.value.value) == ("adapter.merge", "false")
+    experiment.check_evaluations(OmegaConf.create({"adapter": {"merge": False}}))
