@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lpsel.clustering.clusters import Auto, Clusters, KMeans, NoClusters, brings_clusters, with_clusters
 from lpsel.clustering.embeddings import check_embedder, embed
@@ -156,6 +156,8 @@ def query_source(config: DictConfig, spec: SelectionSpec, scored: bool) -> Sourc
     Raises:
         UserError: the rule needs examples and has not been `scored` before, or they cannot be read.
     """
+    if not OmegaConf.is_config(config.query):
+        raise UserError("query", config.query, "query is a group of options", f"set query.path={config.query}")
     if config.query.path is None:
         if spec.rule.uses_query and not (scored and spec.trains_on_query):
             problem = f"selection={spec.name} needs examples of your task"
@@ -168,6 +170,8 @@ def query_source(config: DictConfig, spec: SelectionSpec, scored: bool) -> Sourc
         _ = query.ids  # reads and checks the rows
     except UserError as error:
         raise error.renamed(re.sub(r"^dataset\b", "query", error.name)) from error
+    if not spec.rule.uses_query and is_main_process():
+        log.warning("selection=%s does not use the examples in query.path; rds and task_lp do.", spec.name)
     return query
 
 

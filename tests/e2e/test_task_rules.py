@@ -124,6 +124,15 @@ def test_task_lp_selects_the_largest_relative_drops_after_training_on_the_exampl
     assert without["n_selected"] == 12, "recorded scores need no examples"
 
 
+def test_a_rule_that_does_not_use_the_examples_says_so(select, caplog):
+    warning = "does not use the examples in query.path"
+    select("random", "selection=random", select.query)
+    assert f"selection=random {warning}; rds and task_lp do." in caplog.text
+    caplog.clear()
+    select("rds", "selection=rds", select.query)
+    assert warning not in caplog.text
+
+
 def select_and_kill(overrides, run_dir):
     """`select`, whose last rank ends by SIGKILL at its first training step or when it stores its first embeddings."""
 

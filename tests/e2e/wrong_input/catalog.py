@@ -165,6 +165,7 @@ RANGES = [
     Case("select selection=combine 'selection.combine={lp_apq: 1}'", "selection.combine=lp_apq"),
     Case("select selection=combine 'selection.combine={task_lp: 1}'", "selection.combine=task_lp"),
     Case("select selection=rds", "query.path"),
+    Case("select selection=rds query=good.jsonl", "query=good.jsonl"),
     Case("select selection=rds query.path=questions.jsonl", "'query.columns={"),
     Case("select selection=task_lp", "query.path"),
     Case("select selection=task_lp query.path=nowhere.jsonl", "query.path=nowhere.jsonl"),
