@@ -1,4 +1,4 @@
-"""Inputs of `lpsel agreement`: tables of scores of the same rows, with their clusters and texts."""
+"""Inputs of `lpsel agreement` and `validate`: tables of scores of the same rows, with their clusters and texts."""
 
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -16,6 +16,7 @@ from lpsel.data.dataset import DatasetSpec, Source
 from lpsel.data.subset import Seen
 from lpsel.errors import UserError
 from lpsel.scoring.external import is_external
+from lpsel.scoring.metrics import METRICS, learning_percentage
 from lpsel.scoring.npz import names_in_npz, read_array, split_npz
 from lpsel.scoring.read import MANIFEST, SCORES_FILE, cluster_codes, read_scores, read_table
 from lpsel.scoring.table import ScoreTable
@@ -69,6 +70,20 @@ def _read_table(argument: str, file: Path, columns: Collection[str]) -> Scored:
     if file.name == SCORES_FILE:
         name = read_dict(file.with_name(MANIFEST)).get("scorer", file.parent.name)
     return Scored(name, argument, file.parent.name, str(file), table)
+
+
+def score_of(scored: Scored, metric: str) -> NDArray[np.float64]:
+    """Score of every row by one metric, (N,), NaN where undefined."""
+    table = scored.table
+    if metric not in METRICS:
+        if metric in table.columns:
+            return table.columns[metric]
+        hint = f"use one of {', '.join(METRICS)}, or a column of the scores"
+        raise UserError("--metric", metric, f"{scored.argument} has no such column", hint)
+    if table.epochs < METRICS[metric].epochs:
+        problem = f"needs {METRICS[metric].epochs} recorded epochs, {scored.argument} has {table.epochs}"
+        raise UserError("--metric", metric, problem, "use another metric or other scores")
+    return np.where(table.response_tokens > 0, learning_percentage(table, metric), np.nan)
 
 
 def _check_same_rows(one: Scored, other: Scored) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rich.markup import escape
 
 from lpsel import console
-from lpsel.commands.agreement_inputs import Scored, read_all
+from lpsel.commands.agreement_inputs import Scored, read_all, score_of
 from lpsel.commands.arguments import OneLineParser, run_folder
 from lpsel.commands.job import check_required, configured, ranks_run
 from lpsel.commands.job import run as run_job
@@ -29,7 +29,7 @@ from lpsel.errors import UserError, check_int
 from lpsel.evaluation.subset_validation import bootstrap_interval, conclusion, conclusive, rank_correlation
 from lpsel.overrides import hydra_arguments
 from lpsel.run_config import RESULT
-from lpsel.scoring.metrics import METRICS, learning_percentage
+from lpsel.scoring.metrics import METRICS
 from lpsel.selection.budget import check_pct
 from lpsel.storage import finite, write_csv, write_file, write_json
 
@@ -87,6 +87,9 @@ def main(arguments: Sequence[str]) -> None:
     overrides = [argument for argument in options.scores if "=" in argument]
     tables = [argument for argument in options.scores if "=" not in argument]
     dataset, *others = options.held_out
+    for name, _, value in (option.partition("=") for option in others):
+        if name in ("model", "dataset"):
+            raise UserError(name, value, "comes after --held-out", "move options of lpsel train before --held-out")
     held_out_overrides = [dataset if "=" in dataset else f"dataset={dataset}", *others]
     settings = Settings(overrides, held_out_overrides, options.subsets, options.pct, options.seeds, options.seed)
     metrics = options.metric.split(",")
@@ -155,21 +158,7 @@ def _read(
     check_int("--seed", settings.seed, 0)
     check_pct(settings.pct)
     tables = read_all(arguments, least=1, columns=[name for name in metrics if name not in METRICS])
-    return tables, {f"{t.name} {name}": _score(t, name) for t in tables for name in metrics}
-
-
-def _score(scored: Scored, metric: str) -> Floats:
-    """Score of every row by one metric, (N,), NaN where undefined."""
-    table = scored.table
-    if metric not in METRICS:
-        if metric in table.columns:
-            return table.columns[metric]
-        hint = f"use one of {', '.join(METRICS)}, or a column of the scores"
-        raise UserError("--metric", metric, f"{scored.argument} has no such column", hint)
-    if table.epochs < METRICS[metric].epochs:
-        problem = f"needs {METRICS[metric].epochs} recorded epochs, {scored.argument} has {table.epochs}"
-        raise UserError("--metric", metric, problem, "use another metric or other scores")
-    return np.where(table.response_tokens > 0, learning_percentage(table, metric), np.nan)
+    return tables, {f"{t.name} {name}": score_of(t, name) for t in tables for name in metrics}
 
 
 def _check_held_out(settings: Settings) -> None:

@@ -457,6 +457,8 @@ FURTHER = [
     Case("validate scores/good.csv --held-out good.jsonl --subsets 2", "--subsets=2"),
     Case("validate scores/good.csv --held-out good.jsonl --metric loss", "--metric=loss"),
     Case("validate model=opt-125m --held-out good.jsonl", "SCORES"),
+    Case("validate scores/good.csv --held-out good.jsonl model=opt-125m", "model=opt-125m"),
+    Case("validate scores/good.csv --held-out dolly dataset=good.jsonl", "dataset=good.jsonl"),
     Case("validate scores/good.csv model=nowhere dry_run=true --held-out good.jsonl", "model=nowhere"),
     Case("validate scores/good.csv trainr=cpu dry_run=true --held-out good.jsonl", "trainr"),
     Case("agreement", "TABLE"),
