@@ -10,7 +10,7 @@ from typing import Any
 from rich.markup import escape
 
 from lpsel import console
-from lpsel.commands.agreement_inputs import Scored, read_all, read_clusters, read_texts, with_dataset
+from lpsel.commands.agreement_inputs import Scored, read_all, read_clusters, read_texts, same_scores, with_dataset
 from lpsel.commands.arguments import OneLineParser, run_folder
 from lpsel.console import decimals
 from lpsel.run_config import RESULT
@@ -80,6 +80,7 @@ def run(
     folder = run_folder("agreement", run_dir, [*arguments, *filter(None, [clusters, dataset])])
     texts = () if source is None else read_texts(source, compared.lowest.reshape(-1, len(compared.defined)))
     values = finite({"command": "agreement"} | numbers(compared, *texts))
+    values["notes"] += same_scores(tables)
     for table, scored in zip(values["tables"], tables, strict=True):
         table["source"] = scored.source
     if values["clusters"]:

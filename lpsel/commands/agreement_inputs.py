@@ -114,6 +114,15 @@ def _distinct(tables: list[Scored]) -> list[Scored]:
     return distinct
 
 
+def same_scores(tables: Sequence[Scored]) -> list[str]:
+    """Notes on tables that come from the same file, such as runs of two rules with the same scorer."""
+    names: dict[str, list[str]] = {}
+    for scored in tables:
+        names.setdefault(scored.source, []).append(scored.name)
+    explanation = "are the same scores: agreement compares scorers, not the rows that two rules select."
+    return [f"{' and '.join(group)} {explanation}" for group in names.values() if len(group) > 1]
+
+
 def read_clusters(argument: str, index: NDArray[np.int64]) -> NDArray[np.int32]:
     """Read the cluster of every row from a file; negative numbers mean no cluster.
 
@@ -124,7 +133,8 @@ def read_clusters(argument: str, index: NDArray[np.int64]) -> NDArray[np.int32]:
     """
     archive = split_npz(argument)
     file = Path(argument).expanduser()
-    if file.is_dir():
+    is_run = file.is_dir()
+    if is_run:
         file = selection_of_run(file)
     try:
         if archive:
@@ -140,6 +150,10 @@ def read_clusters(argument: str, index: NDArray[np.int64]) -> NDArray[np.int32]:
         columns = columns.sort_by("index")
         same_rows = np.array_equal(columns["index"].to_numpy(), index)
     cluster = columns["cluster"].combine_chunks()
+    if is_run and cluster.null_count == len(cluster):
+        raise UserError("--clusters", argument, "this run used no clusters", "pass another run or a file of clusters")
+    if is_run:
+        cluster = cluster.fill_null(-1)  # of unusable rows
     if cluster.null_count:
         problem = f"{cluster.null_count:,} rows have an empty cluster"
         raise UserError("--clusters", argument, problem, "use -1 for rows in no cluster")

@@ -16,6 +16,7 @@ from scipy.stats import spearmanr
 
 from lpsel.commands.agreement import main, run, show_diagnosis
 from lpsel.commands.agreement_inputs import read_all, read_clusters
+from lpsel.commands.arguments import SELECTION
 from lpsel.errors import UserError
 from lpsel.integrity import seal
 from lpsel.storage import write_json
@@ -206,6 +207,27 @@ def test_clusters_of_a_run_that_have_changed_are_refused(tmp_path):
     pq.write_table(pa.table({"index": np.arange(N), "cluster": np.arange(N) % 2}), run_folder / "selection.parquet")
     with pytest.raises(UserError, match=r"selection\.parquet: has changed since it was written .*\. Select again\."):
         read_clusters(str(run_folder), np.arange(N))
+
+
+def test_unusable_rows_of_a_run_are_in_no_cluster(tmp_path):
+    def clusters(values):
+        pq.write_table(pa.table({"index": [0, 1, 2], "cluster": pa.array(values, pa.int32())}), tmp_path / SELECTION)
+        seal(tmp_path / "result.json", [SELECTION], {})
+        return read_clusters(str(tmp_path), np.arange(3)).tolist()
+
+    assert clusters([4, None, 2]) == [4, -1, 2]
+    with pytest.raises(UserError, match="this run used no clusters"):
+        clusters([None, None, None])
+
+
+def test_a_note_names_tables_that_are_the_same_scores(scores, tmp_path):
+    a, b = str(scores("a")), str(scores("b", seed=1))
+    notes = run([a, b, a], tmp_path / "out")["numbers"]["notes"]
+    assert [note for note in notes if "same scores" in note] == [
+        "a (a) (#1) and a (a) (#2) are the same scores: agreement compares scorers, not the rows that two rules select."
+    ]
+    assert "are the same scores" in (tmp_path / "out" / "agreement.html").read_text()
+    assert not any("same scores" in note for note in run([a, b], tmp_path / "two")["numbers"]["notes"])
 
 
 def test_clusters_come_from_a_file_or_a_table(scores, tmp_path):
