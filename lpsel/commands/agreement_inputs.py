@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lpsel.clustering.near_duplicates import NearDuplicates, near_duplicates_in, sample
 from lpsel.commands.arguments import dataset_error, result_of_run, scores_of_run, selection_of_run
+from lpsel.commands.row_checks import check_own_ids
 from lpsel.data.dataset import DatasetSpec, Source
 from lpsel.data.subset import Seen
 from lpsel.errors import UserError
@@ -173,6 +174,7 @@ def with_dataset(tables: Sequence[Scored], dataset: str) -> tuple[list[Scored], 
     completed = []
     for scored in tables:
         try:
+            check_own_ids(scored.table, source)
             table = scored.table.of_dataset(ids, source.spec.name)
         except UserError as error:
             raise error.renamed(scored.argument) from None

@@ -322,6 +322,15 @@ def test_a_dataset_with_other_rows_is_refused(texts, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_tables_in_another_order_than_the_dataset_are_refused(tmp_path):
+    rows = [{"id": id, "instruction": "Add.", "output": id} for id in "abc"]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("one", "other"):
+        (tmp_path / f"{name}.csv").write_text("id,nll_0,nll_1\nc,3,1\nb,3,2\na,2,1\n")
+    with pytest.raises(UserError, match=r"row 0 has id c, but row 0 of dataset rows\.jsonl has a"):
+        run([f"{tmp_path}/one.csv", f"{tmp_path}/other.csv"], tmp_path / "out", dataset=f"{tmp_path}/rows.jsonl")
+
+
 def test_alpacas_released_perplexities_have_the_published_agreement_and_diagnosis(shared_data, tmp_path):
     tables = [f"{shared_data}/perplexities_alpaca.npz:{name}" for name in ("opt-350m", "opt-13b")]
     values = run(tables, tmp_path / "out", dataset=f"{shared_data}/alpaca.jsonl.xz")["numbers"]
