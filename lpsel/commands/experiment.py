@@ -86,12 +86,17 @@ def _baseline_in(overrides: Sequence[str]) -> str | None:
     return None
 
 
+def check_merged(train: DictConfig) -> None:
+    """Raise a UserError if a training is to save only its adapter, which cannot be evaluated."""
+    if OmegaConf.select(train, "adapter.merge") is False:
+        raise UserError("adapter.merge", "false", "the merged models are evaluated", "leave it out")
+
+
 def check_evaluations(sweep: DictConfig) -> None:
     """Raise a UserError for an evaluation that cannot run after the jobs; Hydra must be running."""
     if not sweep.get("experiment"):
         return
-    if OmegaConf.select(sweep, "adapter.merge") is False:
-        raise UserError("adapter.merge", "false", "an experiment evaluates the merged models", "leave it out")
+    check_merged(sweep)
     for evaluation in evaluations(sweep.experiment).values():
         try:
             check_required(compose("evaluate", _overrides(sweep, evaluation, {"models": ["trained"]})))

@@ -20,6 +20,7 @@ from rich.markup import escape
 from lpsel import console
 from lpsel.commands.agreement_inputs import Scored, read_all, score_of
 from lpsel.commands.arguments import OneLineParser, run_folder
+from lpsel.commands.experiment import check_merged
 from lpsel.commands.job import check_required, configured, ranks_run
 from lpsel.commands.job import run as run_job
 from lpsel.config import build, choice
@@ -106,7 +107,7 @@ def run(
 ) -> dict[str, Any]:
     """Train, evaluate and compare; finished work in `run_dir` or the cache is reused."""
     tables, scores = _read(arguments, metrics, settings)
-    _check_held_out(settings)
+    _check_evaluation(settings)
     folder = run_folder("validate", run_dir, arguments)
     _write_subsets(folder / TABLE, tables[0], scores, settings)
     measured = [_measure(folder, subset, scores, settings) for subset in _subsets(len(scores), settings)]
@@ -133,7 +134,7 @@ def plan(arguments: Sequence[str], metrics: Sequence[str], settings: Settings, r
     from lpsel.commands.dry_run import memory_problem, planned_work, print_table  # imports torch
 
     _, scores = _read(arguments, metrics, settings)
-    _check_held_out(settings)
+    _check_evaluation(settings)
     folder, jobs = (run_dir or Path("runs/validate")).expanduser().resolve(), []
     for subset in _subsets(len(scores), settings):
         for seed in settings.training_seeds:
@@ -156,13 +157,15 @@ def _read(
     check_int("--subsets", settings.subsets, FEWEST)
     check_int("--seeds", settings.seeds, 1)
     check_int("--seed", settings.seed, 0)
-    check_pct(settings.pct)
+    check_pct(settings.pct, "--pct", "set the percentage of rows in each subset")
     tables = read_all(arguments, least=1, columns=[name for name in metrics if name not in METRICS])
     return tables, {f"{t.name} {name}": score_of(t, name) for t in tables for name in metrics}
 
 
-def _check_held_out(settings: Settings) -> None:
-    """Raise a UserError for held-out rows or options of evaluate that cannot be used, before any model is trained."""
+def _check_evaluation(settings: Settings) -> None:
+    """Raise a UserError for held-out rows or options that cannot be used, before any model is trained."""
+    with configured("train"):
+        check_merged(compose("train", overrides=hydra_arguments("train", [*settings.overrides])))
     with configured("evaluate"):
         config = compose("evaluate", overrides=_evaluation(Path("model"), settings))
     check_required(config)

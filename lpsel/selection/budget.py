@@ -22,11 +22,10 @@ PARTS_OF_BUCKETS = 3
 ROUNDING = 1e-9  # error of float arithmetic, in rows
 
 
-def check_pct(pct: Any) -> float:
+def check_pct(pct: Any, name: str = "pct", hint: str = "set selection=full to use all rows") -> float:
     """Return the percentage as a float; raises a UserError unless it is in (0, 100]."""
     if not is_number(pct) or not 0 < pct <= 100:
-        value = "null" if pct is None else pct
-        raise UserError("pct", value, "must be in (0, 100]", "set selection=full to use all rows")
+        raise UserError(name, "null" if pct is None else pct, "must be in (0, 100]", hint)
     return float(pct)
 
 

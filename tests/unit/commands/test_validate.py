@@ -212,7 +212,7 @@ def test_a_real_model_is_validated_on_real_rows(real_models, shared_data, tmp_pa
         (["lp_app"], {"seeds": 0}, "--seeds"),
         (["lp"], {}, "--metric"),
         (["loss"], {}, "--metric"),
-        (["lp_app"], {"pct": 0}, "pct"),
+        (["lp_app"], {"pct": 0}, "--pct"),
     ],
 )
 def test_errors_come_before_any_training(tmp_path, scores, metrics, changed, name):
@@ -236,6 +236,15 @@ def test_errors_in_held_out_options_come_before_any_training(tmp_path, scores, g
     with pytest.raises(UserError) as caught:
         command([scores], ["lp_app_nll"], validate.Settings(train, [*held_out, option], 5, 20), tmp_path / "out")
     assert caught.value.name == name
+    assert not (tmp_path / "out").exists()
+
+
+def test_adapters_that_are_not_merged_are_rejected_before_any_training(tmp_path, scores, given):
+    train, held_out = given
+    settings = validate.Settings([*train, "adapter=lora", "adapter.merge=false"], held_out, 5, 20)
+    with pytest.raises(UserError) as caught:
+        validate.run([scores], ["lp_app_nll"], settings, tmp_path / "out")
+    assert (caught.value.name, caught.value.value) == ("adapter.merge", "false")
     assert not (tmp_path / "out").exists()
 
 
