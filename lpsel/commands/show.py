@@ -95,7 +95,7 @@ def _results(run: Run) -> Pairs:
     if (alpha := number(run.get("agreement", "krippendorff_alpha"))) is not None:
         pairs.append(("Krippendorff's alpha", f"{alpha:.3f}"))
     for person in run.entries("annotators"):
-        pairs.append((str(person.get("name")), f"{person.get('votes')} votes, {person.get('skipped')} skipped"))
+        pairs.append((str(person.get("name")), f"{person.get('votes')} pairs, {person.get('skipped')} of them skipped"))
     return [*pairs, ("Cost", f"{run.seconds:,.1f} s")] if run.seconds else pairs
 
 

@@ -159,7 +159,8 @@ def _change(c: Comparison) -> str:
     """Format a difference, such as: 0.200 higher (+0.050 to +0.350)."""
     value, low, high = c.difference
     digits = c.point.key_metric.digits
-    text = f"{abs(value):.{digits}f} {'higher' if value > 0 else 'lower'}"
+    size = f"{abs(value):.{digits}f}"
+    text = f"{size} {'higher' if value > 0 else 'lower'}" if float(size) else "no difference"
     if low is None or high is None:
         return text
     return f"{text} ({low:+.{digits}f} to {high:+.{digits}f})".replace("-", "−")

@@ -48,6 +48,11 @@ def test_without_a_selection_there_is_nothing_to_compare():
     assert summary_of(point(2.5)).headline.startswith("No random rows were trained on and measured the same way")
 
 
+def test_equal_values_are_neither_higher_nor_lower():
+    summary = summary_of(point(3.0, scoring=13), point(3.0, rule="random"))
+    assert "3.000 against 3.000, no difference (−0.141 to +0.141)" in text_of(summary)["At equal rows"]
+
+
 def test_a_rule_that_beats_random_rows_with_one_seed():
     summary = summary_of(point(2.5, scoring=13), point(3.0, rule="random"))
     assert summary.headline == "At 10% of the rows, lp is better than random rows."
