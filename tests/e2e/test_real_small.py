@@ -120,7 +120,7 @@ def test_tables_come_from_the_json_files(tmp_path, monkeypatch):
             "cost": {"selection": spent, "training": spent, "everything": {"flops": 8e12}},
         }  # fmt: skip
 
-    records = [record("random", seed, 300, 2.0) for seed in (1, 2, 3)]
+    records = [record("random", seed, 300, nll) for seed, nll in ((1, 1.9), (2, 2.0), (3, 2.1))]
     records += [record("lp_app", seed, 300, nll, nll - 2) for seed, nll in ((1, 2.25), (2, 2.5))]
     monkeypatch.setattr(real_small, "RESULTS", tmp_path)
     (tmp_path / "data").mkdir()
@@ -136,7 +136,8 @@ def test_tables_come_from_the_json_files(tmp_path, monkeypatch):
     assert page.endswith("<!-- end -->\nb\n")
     assert "old" not in page
     assert "| lp_app, 20% of tokens | 1 | 150 | 9,000 | 20.0 | 80.5 | 12 | -0.50 |  |" in page
-    assert "| random | 1, 2, 3 | 300 | 3,000 | 2.000 [2.000, 2.000] |  |" in page, "one line, t over seeds"
+    # 2 ± 4.303 x 0.1 / sqrt(3): Student's t with 2 degrees of freedom
+    assert "| random | 1, 2, 3 | 300 | 3,000 | 2.000 [1.752, 2.248] |  |" in page, "one line, t over seeds"
     assert "| lp_app | 1 | 300 | 3,000 | 2.250 [1.250, 3.250] | +0.250 [-0.250, +0.750] |" in page, "over rows"
     assert "| lp_app, 20% of rows | 2 | 1.00e+12 | 1.00e+12 | 25 | 60 | 60 |" in page
 
