@@ -69,7 +69,7 @@ def run(
     """Compare tables of scores and write the run folder; returns its result.json and the contents of agreement.json."""
     from lpsel.report.page import agreement_page
 
-    pcts = sorted({check_pct(pct, "--pct", "set percentages of lowest rows to compare") for pct in pcts})
+    pcts = sorted({check_pct(pct, "--pct", "set the percentage of lowest rows to compare") for pct in pcts})
     tables = read_all(arguments)
     source = None
     if dataset is not None:
