@@ -13,6 +13,7 @@ from urllib.request import urlopen
 from omegaconf import DictConfig, OmegaConf
 
 from lpsel.config import build, config_dir
+from lpsel.data.chat_template import with_input
 from lpsel.data.column_forms import FORMS, PROMPT_FORMS, choose_form, forms_of, is_conversation, to_example
 from lpsel.data.content_ids import listed
 from lpsel.data.dataset import DatasetSpec, Source
@@ -38,9 +39,13 @@ class Prompt:
 
     @property
     def text(self) -> str:
-        """The prompt as shown to judges: the instruction with the input below it, or all turns of a conversation."""
-        parts = [turn.content for turn in self.example.turns]
-        return "\n\n".join([*parts, self.example.input] if self.example.input else parts)
+        """The prompt as shown to judges: the instruction with the input below it, or all turns of a conversation.
+
+        If the conversation has earlier answers, every turn begins with the role of its speaker.
+        """
+        turns = with_input(self.example)
+        names_shown = any(turn.role == "assistant" for turn in turns)
+        return "\n\n".join(f"{turn.role.title()}: {turn.content}" if names_shown else turn.content for turn in turns)
 
 
 @dataclass(frozen=True)
@@ -209,7 +214,7 @@ def _prompt(prompt_set: PromptSet, number: int, raw: dict[str, Any] | UnusableRo
         reference=text(prompt_set.reference) or answer or None,
         conversation=is_conversation(row, form),
     )
-    if not prompt.text.strip():
+    if not any(turn.content.strip() for turn in with_input(example)):
         raise UnusableRow("prompt", None, "has no text", "add text or remove the row", kind="a prompt without text")
     return prompt
 

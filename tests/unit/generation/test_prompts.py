@@ -86,6 +86,15 @@ def test_a_prompt_may_be_a_list_of_turns_as_text_and_have_a_label(load, written)
     assert prompt.conversation
 
 
+def test_a_prompt_with_earlier_answers_names_the_speakers_to_judges(load, written):
+    turns = [("system", "Be brief."), ("user", "Why?"), ("assistant", "Because."), ("user", "And then?")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    (prompt,) = load(written([{"messages": messages}]))
+    assert prompt.text == "System: Be brief.\n\nUser: Why?\n\nAssistant: Because.\n\nUser: And then?"
+    (single,) = load(written([{"messages": messages[:2]}]))
+    assert single.text == "Be brief.\n\nWhy?"
+
+
 def test_duplicate_ids_of_two_sets_are_prefixed_with_the_set(load, written):
     rows = [{"id": 1, "instruction": "A"}, {"id": 2, "instruction": "B"}]
     prompts = load([written(rows, "one.jsonl"), written([*rows[:1], {"id": 3, "instruction": "C"}], "two.jsonl")])
