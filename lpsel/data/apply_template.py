@@ -4,7 +4,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any, cast
 
 from lpsel.data.control_tokens import Span
@@ -90,7 +89,11 @@ def time_limit(tokenizer: Any) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _stop_at_timer()
+
+    def stop(*_: object) -> None:
+        raise TimeoutError
+
+    signal.signal(signal.SIGVTALRM, stop)
     try:
         signal.setitimer(signal.ITIMER_VIRTUAL, LONGEST)
         yield
@@ -99,13 +102,3 @@ def time_limit(tokenizer: Any) -> Iterator[None]:
         raise UserError(name, problem=problem, hint="set template=alpaca, or use another model") from None
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-
-
-@cache
-def _stop_at_timer() -> None:
-    """Install a signal handler that raises a TimeoutError when the timer of `time_limit` expires."""
-
-    def stop(*_: object) -> None:
-        raise TimeoutError
-
-    signal.signal(signal.SIGVTALRM, stop)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import lru_cache, partial
 from itertools import count, dropwhile
@@ -49,9 +49,8 @@ def render_chat(example: Example, tokenizer: Any, prompt: bool = False) -> Rende
     controls = control_tokens(tokenizer)
     messages, tools = chat_messages(example), list(example.tools) or None
     base = None
-    texts = [message["content"] for message in messages]
-    with_fields = [message for message in messages if len(message) > 2]  # more than role and content
-    texts += _strings([with_fields, tools])
+    texts: list[str] = []
+    _mapped([messages, tools], texts.append)
     if any(map(controls.find, texts)):
         base = controls.base("".join(texts))
         messages, tools = _hidden(messages, tools, controls, base)
@@ -104,15 +103,6 @@ def _mapped(value: Any, function: Callable[[str], Any]) -> Any:
     if isinstance(value, dict):
         return {key: _mapped(item, function) for key, item in value.items()}
     return [_mapped(item, function) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """Yield every string in a JSON value."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list | tuple):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _strings(item)
 
 
 def _render_calls(
