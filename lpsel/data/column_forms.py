@@ -52,32 +52,21 @@ class Form(NamedTuple):
 
 
 SYSTEM = Field("system", "system", "system", optional=True)
+MESSAGES = Field("messages", "messages", "", turns=True)
+CONVERSATIONS = Field("conversations", "conversations", "", turns=True)
+PROMPT = Field("prompt", "prompt", "user", turns=True)
+COMPLETION = Field("completion", "completion", "assistant", turns=True)
+INSTRUCTION = Field("instruction", "instruction", "user")
+INPUT = Field("input", "input", "input", optional=True, fallback="context")
+OUTPUT = Field("output", "output", "assistant")
+CONTEXT = INPUT._replace(column="context", fallback="input")  # in Dolly
+RESPONSE = OUTPUT._replace(column="response")
 FORMS = (
-    Form((SYSTEM, Field("messages", "messages", "", turns=True))),
-    Form((SYSTEM, Field("conversations", "conversations", "", turns=True))),
-    Form(
-        (
-            SYSTEM,
-            Field("prompt", "prompt", "user", turns=True),
-            Field("completion", "completion", "assistant", turns=True),
-        )
-    ),
-    Form(
-        (
-            SYSTEM,
-            Field("instruction", "instruction", "user"),
-            Field("input", "input", "input", optional=True, fallback="context"),
-            Field("output", "output", "assistant"),
-        )
-    ),
-    Form(  # Dolly
-        (
-            SYSTEM,
-            Field("instruction", "instruction", "user"),
-            Field("input", "context", "input", optional=True, fallback="input"),
-            Field("output", "response", "assistant"),
-        )
-    ),
+    Form((SYSTEM, MESSAGES)),
+    Form((SYSTEM, CONVERSATIONS)),
+    Form((SYSTEM, PROMPT, COMPLETION)),
+    Form((SYSTEM, INSTRUCTION, INPUT, OUTPUT)),
+    Form((SYSTEM, INSTRUCTION, CONTEXT, RESPONSE)),
 )
 # The same forms without their answers, for prompts.
 PROMPT_FORMS = tuple(Form(tuple(field for field in form.fields if field.role != "assistant")) for form in FORMS)
@@ -99,12 +88,7 @@ def forms_of(columns: Sequence[str], forms: Iterable[Form] | None = None) -> tup
 
 
 def _match(form: Form, spelled: dict[str, str], media: tuple[str, ...]) -> Form | None:
-    """Return the form with the columns of a row; None if a column is missing.
-
-    Args:
-        spelled: columns as spelled in the row, by name.
-        media: columns that must be empty.
-    """
+    """Return the form with the columns of a row, `spelled` by name; None if a column is missing."""
     fields = []
     for field in form.fields:
         names = (field.column, field.column.lower(), field.fallback)
