@@ -1,6 +1,6 @@
 """Write the selected rows as in the source: to JSON lines, or to Parquet if the source is Parquet."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -67,20 +67,16 @@ def write_subset(
 
 def _is_parquet(source: Source) -> bool:
     """Return whether the source is Parquet files with the same schema, which Arrow can filter (no string views)."""
-    schemas = [pq.read_schema(file) for file in source.parquet_files]
-    same = bool(schemas) and all(schemas[0].equals(other) for other in schemas)
-    return same and "_view" not in str(schemas[0].types)
+    schemas = {pq.read_schema(file).remove_metadata() for file in source.parquet_files}
+    return len(schemas) == 1 and "_view" not in str(schemas.pop().types)
 
 
 def _write_lines(file: IO[bytes], source: Source, selected: NDArray[np.bool_], seen: Seen) -> None:
-    def lines() -> Iterator[bytes]:
-        for row, is_selected in zip(source, selected.tolist(), strict=True):
-            seen.characters[:, row.index] = row.example.characters()
-            seen.keep(row.index, row.example)
-            if is_selected:
-                yield json_line(row.raw)
-
-    file.writelines(lines())
+    for row, is_selected in zip(source, selected.tolist(), strict=True):
+        seen.characters[:, row.index] = row.example.characters()
+        seen.keep(row.index, row.example)
+        if is_selected:
+            file.write(json_line(row.raw))
 
 
 def _write_parquet(file: IO[bytes], source: Source, selected: NDArray[np.bool_], seen: Seen) -> None:
