@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lpsel.data.column_forms import Form
@@ -69,9 +70,7 @@ class Contents(NamedTuple):
 def scan(source: "Source") -> Scan:
     """Read a source once and compute its content ids."""
     unusable: dict[int, str] = {}
-    blocks = _by_column(source)
-    if blocks is None:
-        blocks = list(_by_row(source, unusable))
+    blocks = _by_column(source) or list(_by_row(source, unusable))
     answers_N = np.frombuffer(b"".join(block.answers for block in blocks), np.uint8)
     return Scan(id_array(block.digests for block in blocks), answers_N, kinds_array(unusable, len(answers_N)))
 
@@ -182,28 +181,20 @@ class _Group(NamedTuple):
     rows: range
 
 
-def _by_column(source: "Source") -> list[Block] | None:
+def _by_column(source: "Source") -> list[Block]:
     """Read Parquet files with text columns by column, one block per row group.
 
-    Returns None for other sources, and if a prompt may be a list of turns as text: these are read by row.
+    Returns no blocks for other sources, and if a prompt may be a list of turns as text: these are read by row.
     """
-    groups = _row_groups(source)
-    if groups is None:
-        return None
-    blocks: list[Block] = []
-    for block in _blocks(groups):
-        if block is None:
-            return None
-        blocks.append(block)
-    return blocks
+    blocks = list(_blocks(_row_groups(source)))
+    by_column = [block for block in blocks if block is not None]
+    return by_column if len(by_column) == len(blocks) else []
 
 
-def _row_groups(source: "Source") -> list[_Group] | None:
-    """List the row groups with rows of the source; None unless all files are Parquet with text columns."""
-    import pyarrow.parquet as pq
-
+def _row_groups(source: "Source") -> list[_Group]:
+    """List the row groups with rows of the source; empty unless all files are Parquet with text columns."""
     if not source.parquet_files:
-        return None
+        return []
     next(iter(source))  # checks the file and its form
     groups, end = list[_Group](), 0
     for path in source.parquet_files:
@@ -211,7 +202,7 @@ def _row_groups(source: "Source") -> list[_Group] | None:
             schema, metadata = file.schema_arrow, file.metadata
         form = text_form(source, schema)
         if form is None:
-            return None
+            return []
         for number in range(metadata.num_row_groups):
             start, end = end, end + metadata.row_group(number).num_rows
             first, stop = max(source.spec.skip, start), end if source.stop is None else min(source.stop, end)
@@ -260,10 +251,9 @@ def _digests(contents: pa.LargeStringArray) -> bytes:
 
 def _answers(batch: pa.RecordBatch, form: Form) -> NDArray[np.uint8]:
     """Compute `Example.answers` of every row."""
-    answers = [batch.column(field.column) for field in form.fields if field.role == "assistant"]
-    has_text = [pc.match_substring_regex(texts, f"[^{WHITE_SPACE}]").fill_null(False) for texts in answers]
-    answered = np.logical_or.reduce([column.to_numpy(zero_copy_only=False) for column in has_text])
-    return np.where(answered, ANSWERED, EMPTY_ANSWERS).astype(np.uint8)
+    answer = next(field.column for field in form.fields if field.role == "assistant")  # the only one
+    has_text = pc.match_substring_regex(batch.column(answer), f"[^{WHITE_SPACE}]").fill_null(False)
+    return np.where(has_text.to_numpy(zero_copy_only=False), ANSWERED, EMPTY_ANSWERS).astype(np.uint8)
 
 
 def _contents(batch: pa.RecordBatch, form: Form) -> pa.LargeStringArray:
