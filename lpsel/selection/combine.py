@@ -54,7 +54,8 @@ def combined_spec(parts: Mapping[str, SelectionSpec], weights: Mapping[str, floa
         ranked_N = table.response_tokens > 0
         for name, part in parts.items():
             ranking = part.rank(table, seed)
-            keys[name] = _lowest_first(ranking)
+            assert ranking.score is not None  # the rule does not pick rows
+            keys[name] = -ranking.score if ranking.descending else ranking.score
             excluded |= ranking.excluded
             ranked_N &= np.isfinite(keys[name])
         for excluded_N in excluded.values():
@@ -73,8 +74,3 @@ def combined_spec(parts: Mapping[str, SelectionSpec], weights: Mapping[str, floa
     spec = selection(rule=rule, combine=dict(weights), **settings | {"columns": list(columns)})
     epochs = [part.epochs for part in (*parts.values(), spec) if part.epochs is not None]
     return replace(spec, epochs=max(epochs, default=None))
-
-
-def _lowest_first(ranking: Ranking) -> NDArray[np.float64]:
-    assert ranking.score is not None
-    return -ranking.score if ranking.descending else ranking.score

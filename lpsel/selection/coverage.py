@@ -4,7 +4,7 @@ N rows, M eligible rows, n rows to pick, D dimensions, B rows of a block
 
 Time is O(M n D) for k_center and deita, and O(M^2 D) for facility_location; memory is at most KEPT_BYTES in addition
 to the embeddings. Candidates are sorted by score, then by tie-breaking order (`budget.Ties`); equally good rows are
-picked in this order.
+picked in this order. The private functions that end in `rows_M, n, _before` are a `rules.Pick` each.
 """
 
 import heapq
@@ -61,7 +61,6 @@ def _vectors(table: ScoreTable) -> NDArray[np.float32]:
 def _farthest_first(
     vectors_ND: NDArray[np.float32], rows_M: NDArray[np.int64], n: int, _before: int
 ) -> NDArray[np.int64]:
-    """Pick n of the eligible rows in `rows_M`; returns their positions in order of choice, int64 (n,)."""
     vectors_MD = vectors_ND[rows_M]
     square_M = np.einsum("md,md->m", vectors_MD, vectors_MD)
 
@@ -82,7 +81,6 @@ def _farthest_first(
 def _most_representative(
     vectors_ND: NDArray[np.float32], rows_M: NDArray[np.int64], n: int, _before: int
 ) -> NDArray[np.int64]:
-    """Pick n of the eligible rows in `rows_M`; returns their positions in order of choice, int64 (n,)."""
     similarity = _Similarity(_unit(vectors_ND[rows_M]))
     covered_M = np.zeros(len(rows_M), np.float32)  # similarity of each row to its best representative
     # Bounds of gains, largest first: (-gain, row, number of rows that were picked when the gain was computed).
@@ -132,7 +130,6 @@ class _Similarity:
 def _best_and_different(
     vectors_ND: NDArray[np.float32] | None, threshold: float | None, rows_M: NDArray[np.int64], n: int, _before: int
 ) -> NDArray[np.int64]:
-    """Pick n of the eligible rows in `rows_M`; returns their positions in order of choice, int64 (n,)."""
     if threshold is None or vectors_ND is None:
         return rows_M[:n]
     unit_MD = _unit(vectors_ND[rows_M])

@@ -107,16 +107,12 @@ def _first_line(text: str) -> str:
 
 
 def _lowest(key_M: NDArray[np.float64], tie_order_M: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Positions of the EXAMPLES lowest keys, lowest first, ties by `tie_order_M`, without a full sort."""
-    n = min(EXAMPLES, len(key_M))
-    if n == 0:
-        return np.empty(0, np.int64)
-    cutoff = np.partition(key_M, n - 1)[n - 1]
-    below, tied = np.flatnonzero(key_M < cutoff), np.flatnonzero(key_M == cutoff)
-    n_tied = n - len(below)  # rows at the cutoff to return
-    tied = tied[np.argpartition(tie_order_M[tied], n_tied - 1)[:n_tied]]
-    lowest = np.concatenate([below, tied])
-    return lowest[np.lexsort((tie_order_M[lowest], key_M[lowest]))]
+    """Positions of the EXAMPLES lowest keys, lowest first, ties by `tie_order_M`, without sorting all rows."""
+    if len(key_M) > EXAMPLES:
+        rows = np.flatnonzero(key_M <= np.partition(key_M, EXAMPLES - 1)[EXAMPLES - 1])
+    else:
+        rows = np.arange(len(key_M))
+    return rows[np.lexsort((tie_order_M[rows], key_M[rows]))][:EXAMPLES]
 
 
 def _range(score: NDArray[np.float64]) -> dict[str, float] | None:
