@@ -1,7 +1,6 @@
 """s2l: select equally many rows from each cluster of loss trajectories.
 
-N rows, M rows with a trajectory, F of them used for k-means, B of a block, E recorded columns, n rows to pick,
-C clusters
+N rows, M rows with a trajectory, F of them used for k-means, E recorded columns, n rows to pick, C clusters
 """
 
 from functools import partial
@@ -17,7 +16,6 @@ from lpsel.selection.rules import Ranking, Rule
 
 NOT_FINITE = "trajectory is not finite"
 MOST_ROWS = 200_000  # rows used for k-means; others are assigned to the nearest cluster
-BLOCK = 65_536  # trajectories whose distances to all means are computed at once
 
 
 @partial(Rule, picks_rows=True, epochs=1)
@@ -48,17 +46,13 @@ def trajectory_clusters_of(nll_ME: NDArray[np.float64], k: int, seed: int) -> ND
     cluster_F = k_means(first_FE, np.ones(len(first_FE), np.int64), k, seed)
     if len(nll_ME) == len(first_FE):
         return cluster_F
+    from sklearn.metrics import pairwise_distances_argmin
+
     size_C = np.bincount(cluster_F)
     used = np.flatnonzero(size_C).astype(np.int32)  # k-means can leave clusters empty
     sum_EC = np.array([np.bincount(cluster_F, weights=nll_F) for nll_F in first_FE.T])
     mean_CE = (sum_EC[:, used] / size_C[used]).T
-    square_C = (mean_CE**2).sum(axis=1)
-    clusters = [cluster_F]
-    for start in range(MOST_ROWS, len(nll_ME), BLOCK):
-        block_BE = nll_ME[start : start + BLOCK]
-        distance_BC = square_C - 2 * block_BE @ mean_CE.T  # squared, without the square of the trajectory
-        clusters.append(used[distance_BC.argmin(axis=1)])
-    return np.concatenate(clusters)
+    return np.concatenate([cluster_F, used[pairwise_distances_argmin(nll_ME[MOST_ROWS:], mean_CE)]])
 
 
 def equal_shares(

@@ -98,7 +98,6 @@ def test_the_order_of_rows_does_not_change_the_trajectory_clusters(make_table, m
 def test_of_many_trajectories_some_are_clustered_and_the_others_join_the_nearest_mean(monkeypatch):
     nll = np.random.default_rng(5).random((2_000, 4))
     monkeypatch.setattr(module, "MOST_ROWS", 500)
-    monkeypatch.setattr(module, "BLOCK", 300)
     cluster = trajectory_clusters_of(nll, 7, seed=0)
     assert (cluster[:500] == trajectory_clusters_of(nll[:500], 7, seed=0)).all()
     means = np.array([nll[:500][cluster[:500] == c].mean(axis=0) for c in range(7)])
