@@ -177,8 +177,6 @@ def _load_sentence_transformer(embedder: str, option: str) -> Any:
 
 
 class _Text(NamedTuple):
-    """The text of a row to embed, and the row's content id."""
-
     id: str
     text: str
 

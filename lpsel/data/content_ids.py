@@ -242,7 +242,6 @@ def _block(group: _Group) -> Block | None:
 
 
 def _digests(contents: pa.LargeStringArray) -> bytes:
-    """Return the concatenated digests of contents."""
     sha256 = hashlib.sha256
     ends = np.frombuffer(contents.buffers()[1], np.int64)[: len(contents) + 1].tolist()
     data = memoryview(contents.buffers()[2])

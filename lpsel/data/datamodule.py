@@ -140,7 +140,6 @@ class SubsetDataModule(L.LightningDataModule):
         return own_lengths, max(1, budget - sum(map(len, self.prefixes.ids))), packed
 
     def pack(self, rows: Rows) -> MicroBatch:
-        """Collate `rows` into a pack."""
         return collate(self.tokens, rows, self.prefixes, varlen=self.on_gpu)
 
     def order(self, epoch: int) -> Rows:
@@ -176,7 +175,6 @@ class SubsetDataModule(L.LightningDataModule):
 
     @property
     def on_gpu(self) -> bool:
-        """Whether batches are computed on a GPU."""
         return self.trainer.strategy.root_device.type == "cuda" if self.trainer else torch.cuda.is_available()
 
     def train_dataloader(self) -> DataLoader:

@@ -42,7 +42,6 @@ class Part(NamedTuple):
     rows: Iterator[Numbered]
 
     def at(self, number: int) -> str:
-        """Return the location of a row, for error messages."""
         return f"{self.location}, {self.unit} {number}"
 
 
@@ -238,7 +237,6 @@ class _JsonText:
             raise self._invalid(f"Expecting {symbol!r}" if symbol else "Extra data")
 
     def value(self) -> Any:
-        """Decode and return the next value."""
         self._next()
         while True:
             try:

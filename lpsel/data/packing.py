@@ -81,7 +81,6 @@ class OptimizerStep(NamedTuple):
 
 
 def _map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Apply a function to every tensor of a MicroBatch or Varlen."""
     changed: dict[str, Any] = {}
     for field in fields(batch):
         value = getattr(batch, field.name)

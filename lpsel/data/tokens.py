@@ -4,6 +4,7 @@
 import hashlib
 import json
 import logging
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain, islice
@@ -26,7 +27,7 @@ from lpsel.storage import write_atomically
 
 log = logging.getLogger(__name__)
 
-ROWS_PER_BATCH = 1024  # in every record batch but the last: row i is in batch i // ROWS_PER_BATCH
+ROWS_PER_BATCH = 1024  # of the file and of a call of the tokenizer
 MAX_CHARACTERS = 1 << 20  # per call of the tokenizer, which needs a few hundred bytes per token
 DATA = "tokens.arrow"
 SCHEMA = pa.schema(
@@ -69,8 +70,13 @@ class Tokens:
     def __init__(self, folder: Path, reused: bool = True) -> None:
         self.folder = folder
         self.reused = reused
-        self._table = pa.ipc.open_file(pa.memory_map(str(folder / DATA))).read_all()
-        self._batches = [_views(batch) for batch in self._table.to_batches()]
+        self._read(pa.ipc.open_file(pa.memory_map(str(folder / DATA))).read_all())
+
+    def _read(self, table: pa.Table) -> None:
+        self._table = table
+        batches = table.to_batches()
+        self._batches = [_views(batch) for batch in batches]
+        self._first_rows = np.cumsum([0, *map(len, batches)]).tolist()  # of every batch
         self.prompt_tokens = self._table["prompt_tokens"].to_numpy()
         self.response_tokens = self._table["response_tokens"].to_numpy()
         self.truncated = self._table["truncated"].to_numpy()
@@ -84,7 +90,6 @@ class Tokens:
 
     @cached_property
     def ids(self) -> pa.StringArray:
-        """The content id of every row."""
         return self._table["id"].combine_chunks()
 
     def counted(self) -> dict[str, Any]:
@@ -106,7 +111,7 @@ class Tokens:
         return batch.ids[batch.id_offsets[row] : batch.id_offsets[row + 1]]
 
     def batches(self) -> list[Batch]:
-        """Return the list columns of all rows, in order, with `ROWS_PER_BATCH` rows in each batch but the last."""
+        """Return the list columns of all rows, in order."""
         return self._batches
 
     def supervised(self, i: int) -> np.ndarray:
@@ -120,8 +125,15 @@ class Tokens:
 
     def _batch_of(self, i: int) -> tuple[Batch, int]:
         """Return the batch with row i, and the number of the row in it."""
-        number, row = divmod(i, ROWS_PER_BATCH)
-        return self._batches[number], row
+        number = bisect_right(self._first_rows, i) - 1
+        return self._batches[number], i - self._first_rows[number]
+
+
+class JoinedTokens(Tokens):
+    """The rows of `first`, such as rows to record, then those of `second`, such as other rows to train on."""
+
+    def __init__(self, first: Tokens, second: Tokens) -> None:
+        self._read(pa.concat_tables([first._table, second._table]))
 
 
 def tokenize(source: Source, tokenizer: Any, template: str, max_length: int, cache_dir: Path) -> Tokens:
@@ -157,7 +169,6 @@ def tokenize(source: Source, tokenizer: Any, template: str, max_length: int, cac
 
 
 def _check_any_usable(tokens: Tokens, dataset: str, template: str) -> None:
-    """Raise a UserError if all rows are unusable."""
     kinds = counts(tokens.unusable)
     if sum(kinds.values()) == len(tokens):
         problem = f"template={template} can use none of {len(tokens):,} rows: {listed(kinds)}"

@@ -20,10 +20,9 @@ from lpsel.cache import Entry
 from lpsel.data.content_ids import listed
 from lpsel.data.datamodule import SubsetDataModule
 from lpsel.data.dataset import Source
-from lpsel.data.joined_tokens import JoinedTokens
 from lpsel.data.paths import absolute
 from lpsel.data.templates import template_hash
-from lpsel.data.tokens import Tokens, tokenize, tokenizer_hash
+from lpsel.data.tokens import JoinedTokens, Tokens, tokenize, tokenizer_hash
 from lpsel.distributed import agree, is_main_process
 from lpsel.errors import UserError
 from lpsel.model.device import free_memory, gpu_memory

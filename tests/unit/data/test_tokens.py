@@ -9,7 +9,7 @@ import pytest
 
 from lpsel.data.dataset import DatasetSpec, Source
 from lpsel.data.templates import render, render_prompt
-from lpsel.data.tokens import ROWS_PER_BATCH, tokenize
+from lpsel.data.tokens import ROWS_PER_BATCH, JoinedTokens, tokenize
 from lpsel.errors import UserError, resource_errors
 
 from .conftest import CHATML
@@ -132,10 +132,15 @@ def test_rows_beyond_one_record_batch_keep_their_order(make_tokenizer, source, t
     rows = [(f"{n}=", "x" * (n % 3)) for n in range(ROWS_PER_BATCH + 5)]
     data = source(*rows)
     tokens = tokenize(data, tokenizer, "plain", 64, tmp_path)
+    joined = JoinedTokens(tokens, tokens)
     assert tokens.ids.to_pylist() == data.ids.to_pylist()
     for i in (0, 1, ROWS_PER_BATCH - 1, ROWS_PER_BATCH, ROWS_PER_BATCH + 4):
         assert "".join(fed(tokens, tokenizer, i)) == "".join(rows[i]) + "</s>"
         assert tokens.supervised(i).sum() == tokens.response_tokens[i] == len(rows[i][1]) + 1
+        assert joined.input_ids(len(rows) + i).tolist() == tokens.input_ids(i).tolist()
+        assert joined.supervised(len(rows) + i).tolist() == tokens.supervised(i).tolist()
+    assert joined.ids.to_pylist() == 2 * tokens.ids.to_pylist()
+    assert joined.lengths.tolist() == 2 * tokens.lengths.tolist()
 
 
 def test_tokens_are_computed_once_and_memory_mapped(make_tokenizer, source, tmp_path):
