@@ -186,9 +186,12 @@ def _by_column(source: "Source") -> list[Block]:
 
     Returns no blocks for other sources, and if a prompt may be a list of turns as text: these are read by row.
     """
-    blocks = list(_blocks(_row_groups(source)))
-    by_column = [block for block in blocks if block is not None]
-    return by_column if len(by_column) == len(blocks) else []
+    blocks: list[Block] = []
+    for block in _blocks(_row_groups(source)):
+        if block is None:
+            return []
+        blocks.append(block)
+    return blocks
 
 
 def _row_groups(source: "Source") -> list[_Group]:
