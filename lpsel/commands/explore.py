@@ -72,9 +72,11 @@ def read_rows(run: Run, dataset: str | None, cache_dir: Path) -> tuple["Explorer
     if not run.result["diagnosis"]["spearman"]:  # arbitrary scores
         table = table.drop_columns(["score"])
     n_total = len(table)
-    ids = None if table["id"].null_count else table["id"].combine_chunks().cast(pa.large_string())
-    table, ids = fair_sample(table, ids, n_total if n_total <= MOST_ROWS else SAMPLE)
-    columns = {name: table[name] for name in table.column_names if name != "id"}
+    if table["id"].null_count:
+        table = table.drop_columns(["id"])
+    table = fair_sample(table, n_total if n_total <= MOST_ROWS else SAMPLE)
+    columns = {name: table[name] for name in table.column_names}
+    ids = columns["id"].combine_chunks().cast(pa.large_string()) if "id" in columns else None
     columns["length"], unit = columns.pop("response_tokens"), "tokens"
     try:
         texts = read_texts(Source(dataset_of_run(run.folder, run.result, dataset)), table["index"].to_pylist(), ids)
@@ -100,7 +102,6 @@ def read_rows(run: Run, dataset: str | None, cache_dir: Path) -> tuple["Explorer
     explorer = Explorer(
         name=run.name,
         rows=pa.table(known),
-        ids=ids,
         n_total=n_total,
         rule=run.rule,
         unit=unit,

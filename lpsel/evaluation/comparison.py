@@ -88,8 +88,8 @@ def model_differences(verdicts: Mapping[str, Verdicts], *, seed: int) -> list[di
         and `ci_high` (95%, `paired_interval`), `p_value` (sign-flip test) and `p_value_holm`, corrected for the number
         of comparisons. Values are None without such prompts; the interval also needs more than one.
     """
-    preference = dict(zip(verdicts, by_prompt(list(verdicts.values())), strict=True))
-    judged = dict(zip(verdicts, by_prompt([without_equal(of_model) for of_model in verdicts.values()]), strict=True))
+    preference = by_prompt(verdicts)
+    judged = by_prompt({name: without_equal(of_model) for name, of_model in verdicts.items()})
     differences: list[dict[str, Any]] = []
     for first, second in combinations(verdicts, 2):
         difference_N = 100 * (preference[first] - preference[second])

@@ -159,8 +159,7 @@ def group(rows: Iterable[Row], where: str = "") -> list[Verdicts]:
 
 def aligned(verdicts: Sequence[Verdicts]) -> dict[str, Floats]:
     """Align the judges' preferences for one model: by judge, a value for every prompt that any judged, or NaN."""
-    judges = [of_judge.judge for of_judge in verdicts]
-    return dict(zip(judges, by_prompt([without_equal(of_judge) for of_judge in verdicts]), strict=True))
+    return by_prompt({of_judge.judge: without_equal(of_judge) for of_judge in verdicts})
 
 
 def without_equal(verdicts: Verdicts) -> Verdicts:
@@ -168,21 +167,21 @@ def without_equal(verdicts: Verdicts) -> Verdicts:
     return replace(verdicts, preference_NO=np.where(verdicts.equal_N[:, None], np.nan, verdicts.preference_NO))
 
 
-def by_prompt(verdicts: Sequence[Verdicts]) -> list[Floats]:
+def by_prompt(verdicts: Mapping[str, Verdicts]) -> dict[str, Floats]:
     """Align preferences by prompt: for each of `verdicts`, a value for every distinct prompt of all, or NaN, (U,) each.
 
     Prompts are the same if their texts are, or their ids where a text is unknown. The first verdict on a prompt counts,
     as in `pairwise_metrics`.
     """
-    prompts = [[text or i for i, text in zip(table.ids, table.text_N, strict=True)] for table in verdicts]
-    distinct_prompts = dict.fromkeys(chain.from_iterable(prompts))
-    position_of = {prompt: position for position, prompt in enumerate(distinct_prompts)}
-    preferences = []
-    for table, prompts_of_table in zip(verdicts, prompts, strict=True):
-        positions = [position_of[prompt] for prompt in prompts_of_table]
+    prompts = {name: [text or i for i, text in zip(v.ids, v.text_N, strict=True)] for name, v in verdicts.items()}
+    position_of = {prompt: u for u, prompt in enumerate(dict.fromkeys(chain.from_iterable(prompts.values())))}
+    preferences = {}
+    for name, prompts_N in prompts.items():
+        positions = [position_of[prompt] for prompt in prompts_N]
         preference_U = np.full(len(position_of), np.nan)
-        preference_U[positions[::-1]] = combined(table.preference_NO)[::-1]  # reversed: the first one overwrites others
-        preferences.append(preference_U)
+        # Reversed, so that the first verdict on a prompt overwrites the others.
+        preference_U[positions[::-1]] = combined(verdicts[name].preference_NO)[::-1]
+        preferences[name] = preference_U
     return preferences
 
 

@@ -38,10 +38,9 @@ class Explorer:
     """Content of the page."""
 
     name: str  # name of the run
-    # The S rows, with the columns `index`, `selected` and, if available, `score`, `rank`, `nll_0`, `nll_1`, `length`
-    # (of the response), `cluster`, `reason`, `prompt`, `response`, `x` and `y` (the map).
+    # The S rows, with the columns `index`, `selected` and, if available, `id`, `score`, `rank`, `nll_0`, `nll_1`,
+    # `length` (of the response), `cluster`, `reason`, `prompt`, `response`, `x` and `y` (the map).
     rows: pa.Table
-    ids: pa.Array | None  # content ids, (S,), if available
     n_total: int  # N
     rule: str  # rule that computed the score
     unit: str  # unit of `length`, tokens or characters
@@ -56,26 +55,21 @@ class Explorer:
         names |= {"length": f"response {self.unit}", "cluster": "cluster", "reason": "reason"}
         return {name: label for name, label in names.items() if name in self.rows.column_names}
 
-    def sample(self, count: int) -> "Explorer":
-        """Keep only a `fair_sample` of the rows."""
-        rows, ids = fair_sample(self.rows, self.ids, count)
-        return replace(self, rows=rows, ids=ids)
 
-
-def fair_sample(rows: pa.Table, ids: pa.Array | None, count: int) -> tuple[pa.Table, pa.Array | None]:
-    """Sample `count` rows and their ids, or all if there are fewer, in the same order.
+def fair_sample(rows: pa.Table, count: int) -> pa.Table:
+    """Sample `count` rows, or all if there are fewer, in the same order.
 
     Selected and other rows are drawn in proportion to their numbers, with at least one selected row. The sample is
     random by content (`random_keys`, seed 0), so it does not depend on the order of the rows.
     """
     if len(rows) <= count:
-        return rows, ids
+        return rows
     selected_N = rows["selected"].to_numpy().astype(bool)
+    ids = rows["id"].combine_chunks() if "id" in rows.column_names else None
     order_N = np.argsort(random_keys(ids, rows["index"].to_numpy(), seed=0), kind="stable")
     selected, others = order_N[selected_N[order_N]], order_N[~selected_N[order_N]]
     n_selected = max(round(count * selected_N.mean()), min(len(selected), 1))
-    taken = pa.array(np.sort(np.concatenate([selected[:n_selected], others[: count - n_selected]])))
-    return rows.take(taken), None if ids is None else ids.take(taken)
+    return rows.take(pa.array(np.sort(np.concatenate([selected[:n_selected], others[: count - n_selected]]))))
 
 
 def map_of(vectors_SD: NDArray[np.float32]) -> tuple[NDArray[np.float64], list[float]]:
@@ -102,16 +96,15 @@ def explorer_page(explorer: Explorer) -> str:
     library = get_plotlyjs()
     compressed = _compressed(library.encode())
     room = MOST_BYTES - len(compressed) - 100_000
-    shown = explorer
-    packed, longest = _fitting(shown, room)
+    packed, longest = _fitting(explorer, room)
     if packed is None:
-        shown = explorer.sample(SAMPLE)
-        packed, longest = _fitting(shown, room)
+        explorer = replace(explorer, rows=fair_sample(explorer.rows, SAMPLE))
+        packed, longest = _fitting(explorer, room)
     assert packed is not None  # SAMPLE rows of the shortest texts always fit
-    table, labels = shown.rows, shown.labels
+    table, labels = explorer.rows, explorer.labels
     return render(
         "explorer.html.j2",
-        explorer=shown,
+        explorer=explorer,
         labels=labels,
         ranges=[name for name in RANGES if name in labels],
         reasons=table["reason"].unique().drop_null().to_pylist() if "reason" in labels else [],
@@ -139,7 +132,7 @@ def _fitting(explorer: Explorer, room: int) -> tuple[str | None, int]:
 
 
 def page_data(explorer: Explorer) -> dict[str, Any]:
-    """Data for the script of the page, except texts: columns, ids, labels, views and colors."""
+    """Data for the script of the page, except texts: columns, labels, views and colors."""
     columns: dict[str, list[Any]] = {}
     for name in explorer.rows.column_names:
         if name not in TEXTS:
@@ -147,8 +140,6 @@ def page_data(explorer: Explorer) -> dict[str, Any]:
             if pa.types.is_floating(explorer.rows[name].type):
                 values = [None if value is None else float(f"{value:.{DIGITS}g}") for value in values]
             columns[name] = values
-    if explorer.ids is not None:
-        columns["id"] = explorer.ids.to_pylist()  # for exports
     colormap = matplotlib.colormaps[COLORMAP]
     score = np.array([value for value in columns.get("score", []) if value is not None])
     return {

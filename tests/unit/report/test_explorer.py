@@ -26,17 +26,18 @@ def ids_of(n):
 
 def of_columns(**columns):
     n = len(next(iter(columns.values())))
-    rows = pa.table({"index": pa.array(range(n)), "selected": pa.array([i < 3 for i in range(n)]), **columns})
-    return Explorer("run", rows, ids_of(n), n, "lp_app", "tokens", [], [], [])
+    selected = pa.array([i < 3 for i in range(n)])
+    rows = pa.table({"index": pa.array(range(n)), "id": ids_of(n), "selected": selected, **columns})
+    return Explorer("run", rows, n, "lp_app", "tokens", [], [], [])
 
 
 def test_a_sample_has_the_share_of_selected_rows():
     selected = np.zeros(52_002, bool)
     selected[np.random.default_rng(0).choice(52_002, 5_200, replace=False)] = True
-    table = pa.table({"index": np.arange(52_002), "selected": selected})
-    sample, ids = fair_sample(table, ids_of(52_002), 5_000)
+    table = pa.table({"index": np.arange(52_002), "id": ids_of(52_002), "selected": selected})
+    sample = fair_sample(table, 5_000)
     rows = sample["index"].to_numpy()
-    assert ids.equals(ids_of(52_002).take(pa.array(rows)))
+    assert sample["id"].combine_chunks().equals(ids_of(52_002).take(pa.array(rows)))
     assert len(np.unique(rows)) == 5_000
     assert selected[rows].sum() == 500
     assert np.array_equal(rows, np.sort(rows))
@@ -48,9 +49,9 @@ def test_a_sample_has_the_share_of_selected_rows():
 def test_a_sample_does_not_depend_on_the_order_of_rows_and_has_a_selected_one(n, count, random):
     selected = np.array([random.random() < 0.1 for _ in range(n)])
     order = np.array(random.sample(range(n), n))
-    table = pa.table({"index": np.arange(n), "selected": selected})
+    table = pa.table({"index": np.arange(n), "id": ids_of(n), "selected": selected})
     rows, shuffled = (
-        fair_sample(table.take(positions), ids_of(n).take(positions), count)[0]["index"].to_numpy()
+        fair_sample(table.take(positions), count)["index"].to_numpy()
         for positions in (pa.array(np.arange(n)), pa.array(order))
     )
     assert sorted(shuffled) == rows.tolist()
